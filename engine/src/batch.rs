@@ -1,0 +1,161 @@
+//! A batch: the ops of one gateway worker for one shard, sealed once and then immutable.
+//!
+//! The worker makes the bytes and their sum; the primary (before ordering), each backup and
+//! recovery check the sum; the same bytes go through the wire into every log. Nobody on the way
+//! re-encodes them, so a batch that is sent again is the same batch to the last bit.
+//!
+//! `sum` = xxh3-64 of the payload as sent, seeded with xxh3-64 of the table fields, so a payload
+//! can't be taken for another shard's, session's or number's.
+
+use bytes::Bytes;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use crate::codec::{Malformed, Reader, put_bytes, put_varint};
+use crate::ids::{Bseq, Revision, SessionId, Slots};
+
+/// A batch is closed at this many ops …
+pub const BATCH_OPS_MAX: usize = 4096;
+/// … or at this many bytes of encoded ops.
+pub const BATCH_BYTES_MAX: usize = 256 * 1024;
+/// What a request with a token may need for its part of one shard.
+pub const BATCH_BYTES_LIMIT: usize = 12 * 1024 * 1024;
+
+/// How the payload is packed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Codec {
+    Raw = 0,
+    /// LZ4 block with its length in front.
+    Lz4 = 1,
+}
+
+/// A sealed batch: one row of a frame's table, and its slice.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Batch {
+    /// The shard, by its range, so that after a split its children know their part.
+    pub slots: Slots,
+    pub session: SessionId,
+    pub bseq: Bseq,
+    /// The lowest number of this session and shard without an answer from apply: results below it
+    /// may be dropped.
+    pub answered_below: Bseq,
+    pub codec: u8,
+    pub sum: u64,
+    /// The ops, packed as `codec` says.
+    pub payload: Bytes,
+}
+
+impl Batch {
+    /// Seals `payload` under the given number.
+    pub fn seal(
+        slots: Slots,
+        session: SessionId,
+        bseq: Bseq,
+        answered_below: Bseq,
+        codec: Codec,
+        payload: Bytes,
+    ) -> Self {
+        let codec = codec as u8;
+        let mut batch = Self { slots, session, bseq, answered_below, codec, sum: 0, payload };
+        batch.sum = batch.computed_sum();
+        batch
+    }
+
+    /// The bytes are the ones that the worker sealed.
+    pub fn is_intact(&self) -> bool {
+        self.sum == self.computed_sum()
+    }
+
+    fn computed_sum(&self) -> u64 {
+        let mut fields = [0u8; 41];
+        fields[0..2].copy_from_slice(&self.slots.lo.to_le_bytes());
+        fields[2..4].copy_from_slice(&self.slots.hi.to_le_bytes());
+        fields[4..8].copy_from_slice(&self.session.0.incarnation.to_le_bytes());
+        fields[8..16].copy_from_slice(&self.session.0.revision.to_le_bytes());
+        fields[16..24].copy_from_slice(&self.bseq.0.to_le_bytes());
+        fields[24..32].copy_from_slice(&self.answered_below.0.to_le_bytes());
+        fields[32] = self.codec;
+        fields[33..41].copy_from_slice(&(self.payload.len() as u64).to_le_bytes());
+        xxh3_64_with_seed(&self.payload, xxh3_64(&fields))
+    }
+
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.slots.lo.to_be_bytes());
+        out.extend_from_slice(&self.slots.hi.to_be_bytes());
+        put_session(out, self.session);
+        put_varint(out, self.bseq.0);
+        put_varint(out, self.answered_below.0);
+        out.push(self.codec);
+        out.extend_from_slice(&self.sum.to_le_bytes());
+        put_bytes(out, &self.payload);
+    }
+
+    /// Reads the fields; whether the bytes are intact is asked of [`Batch::is_intact`].
+    pub fn decode(from: &mut Reader) -> Result<Self, Malformed> {
+        Ok(Self {
+            slots: Slots { lo: from.u16_be("batch slots")?, hi: from.u16_be("batch slots")? },
+            session: session(from)?,
+            bseq: Bseq(from.varint("batch number")?),
+            answered_below: Bseq(from.varint("answered below")?),
+            codec: from.u8("batch codec")?,
+            sum: from.u64_le("batch sum")?,
+            payload: from.bytes("batch payload")?,
+        })
+    }
+}
+
+pub fn put_session(out: &mut Vec<u8>, session: SessionId) {
+    put_revision(out, session.0);
+}
+
+pub fn session(from: &mut Reader) -> Result<SessionId, Malformed> {
+    Ok(SessionId(revision(from)?))
+}
+
+pub fn put_revision(out: &mut Vec<u8>, revision: Revision) {
+    put_varint(out, u64::from(revision.incarnation));
+    put_varint(out, revision.revision);
+}
+
+pub fn revision(from: &mut Reader) -> Result<Revision, Malformed> {
+    Ok(Revision {
+        incarnation: from.varint_u32("incarnation")?,
+        revision: from.varint("revision")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch() -> Batch {
+        Batch::seal(
+            Slots { lo: 16, hi: 31 },
+            SessionId(Revision { incarnation: 1, revision: 7 }),
+            Bseq(3),
+            Bseq(3),
+            Codec::Raw,
+            Bytes::from_static(b"ops"),
+        )
+    }
+
+    #[test]
+    fn round_trips() {
+        let mut out = Vec::new();
+        batch().encode(&mut out);
+        let mut reader = Reader::new(out.into());
+        assert_eq!(Batch::decode(&mut reader), Ok(batch()));
+        assert!(reader.is_empty());
+    }
+
+    /// Each field that says where the ops belong is under the sum.
+    #[test]
+    fn a_batch_changed_anywhere_is_not_intact() {
+        assert!(batch().is_intact());
+        assert!(!Batch { slots: Slots { lo: 17, hi: 31 }, ..batch() }.is_intact());
+        assert!(!Batch { session: SessionId::default(), ..batch() }.is_intact());
+        assert!(!Batch { bseq: Bseq(4), ..batch() }.is_intact());
+        assert!(!Batch { answered_below: Bseq(2), ..batch() }.is_intact());
+        assert!(!Batch { codec: 1, ..batch() }.is_intact());
+        assert!(!Batch { payload: Bytes::from_static(b"opt"), ..batch() }.is_intact());
+    }
+}

@@ -1,0 +1,195 @@
+//! Reading and writing bytes: varints, fixed integers and lengths, checked.
+//!
+//! Everything that is read came from a disk or a socket, so nothing here panics on any input: a
+//! short or overlong value is [`Malformed`]. Varints are LEB128 and must be minimal, so that equal
+//! values have equal bytes (checksums and golden files rely on it).
+
+use bytes::Bytes;
+
+/// The bytes are not what the format says. `what` names the field for the log.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Malformed(pub &'static str);
+
+impl std::fmt::Display for Malformed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "malformed {}", self.0)
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+pub fn put_varint(out: &mut Vec<u8>, value: u64) {
+    put_varint_u128(out, u128::from(value));
+}
+
+pub fn put_varint_u128(out: &mut Vec<u8>, mut value: u128) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// Zigzag, so that small negative numbers are short too.
+pub fn put_varint_i128(out: &mut Vec<u8>, value: i128) {
+    put_varint_u128(out, ((value << 1) ^ (value >> 127)) as u128);
+}
+
+/// A length and the bytes.
+pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+/// Takes values off the front of a byte string. Byte strings that it returns share memory with the
+/// input.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    rest: Bytes,
+}
+
+impl Reader {
+    pub fn new(bytes: Bytes) -> Self {
+        Self { rest: bytes }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    pub fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// The next `len` bytes.
+    pub fn take(&mut self, len: usize, what: &'static str) -> Result<Bytes, Malformed> {
+        if self.rest.len() < len {
+            return Err(Malformed(what));
+        }
+        Ok(self.rest.split_to(len))
+    }
+
+    fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], Malformed> {
+        let head = self.rest.get(..N).ok_or(Malformed(what))?;
+        let array = head.try_into().map_err(|_| Malformed(what))?;
+        bytes::Buf::advance(&mut self.rest, N);
+        Ok(array)
+    }
+
+    pub fn u8(&mut self, what: &'static str) -> Result<u8, Malformed> {
+        Ok(self.array::<1>(what)?[0])
+    }
+
+    pub fn u16_be(&mut self, what: &'static str) -> Result<u16, Malformed> {
+        Ok(u16::from_be_bytes(self.array(what)?))
+    }
+
+    pub fn u32_le(&mut self, what: &'static str) -> Result<u32, Malformed> {
+        Ok(u32::from_le_bytes(self.array(what)?))
+    }
+
+    pub fn u64_le(&mut self, what: &'static str) -> Result<u64, Malformed> {
+        Ok(u64::from_le_bytes(self.array(what)?))
+    }
+
+    pub fn u128_le(&mut self, what: &'static str) -> Result<u128, Malformed> {
+        Ok(u128::from_le_bytes(self.array(what)?))
+    }
+
+    pub fn varint(&mut self, what: &'static str) -> Result<u64, Malformed> {
+        u64::try_from(self.varint_u128(what)?).map_err(|_| Malformed(what))
+    }
+
+    pub fn varint_u32(&mut self, what: &'static str) -> Result<u32, Malformed> {
+        u32::try_from(self.varint_u128(what)?).map_err(|_| Malformed(what))
+    }
+
+    pub fn varint_u128(&mut self, what: &'static str) -> Result<u128, Malformed> {
+        let mut value = 0u128;
+        for at in 0..19 {
+            let byte = *self.rest.get(at).ok_or(Malformed(what))?;
+            let bits = u128::from(byte & 0x7f);
+            let overflows = at == 18 && byte > 0x03;
+            let overlong = at > 0 && byte == 0;
+            if overflows || overlong {
+                return Err(Malformed(what));
+            }
+            value |= bits << (7 * at);
+            if byte & 0x80 == 0 {
+                bytes::Buf::advance(&mut self.rest, at + 1);
+                return Ok(value);
+            }
+        }
+        Err(Malformed(what))
+    }
+
+    pub fn varint_i128(&mut self, what: &'static str) -> Result<i128, Malformed> {
+        let raw = self.varint_u128(what)?;
+        Ok((raw >> 1) as i128 ^ -((raw & 1) as i128))
+    }
+
+    /// A length and that many bytes.
+    pub fn bytes(&mut self, what: &'static str) -> Result<Bytes, Malformed> {
+        let len = usize::try_from(self.varint(what)?).map_err(|_| Malformed(what))?;
+        self.take(len, what)
+    }
+
+    /// A count of things that take at least one byte each: never more than there are bytes, so a
+    /// damaged count can't make the caller reserve memory for it.
+    pub fn count(&mut self, what: &'static str) -> Result<usize, Malformed> {
+        let count = usize::try_from(self.varint(what)?).map_err(|_| Malformed(what))?;
+        if count > self.rest.len() {
+            return Err(Malformed(what));
+        }
+        Ok(count)
+    }
+
+    /// Everything has been read.
+    pub fn finish(self, what: &'static str) -> Result<(), Malformed> {
+        if self.rest.is_empty() { Ok(()) } else { Err(Malformed(what)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn round_trip(value: i128) {
+        let mut out = Vec::new();
+        put_varint_i128(&mut out, value);
+        let mut reader = Reader::new(out.into());
+        assert_eq!(reader.varint_i128("value"), Ok(value));
+        assert_eq!(reader.finish("end"), Ok(()));
+    }
+
+    #[test]
+    fn signed_varints_round_trip() {
+        for value in [0, 1, -1, 63, 64, -64, -65, i128::MAX, i128::MIN, i128::from(i64::MIN)] {
+            round_trip(value);
+        }
+    }
+
+    #[track_caller]
+    fn refused(bytes: &'static [u8]) {
+        assert_eq!(Reader::new(Bytes::from_static(bytes)).varint_u128("x"), Err(Malformed("x")));
+    }
+
+    #[test]
+    fn a_cut_varint_is_refused() {
+        refused(&[]);
+        refused(&[0x80]);
+    }
+
+    #[test]
+    fn an_overlong_varint_is_refused() {
+        refused(&[0x80, 0x00]);
+        refused(&[0xff; 19]);
+    }
+
+    #[test]
+    fn a_count_beyond_the_bytes_is_refused() {
+        let mut reader = Reader::new(Bytes::from_static(&[200, 1, 0]));
+        assert_eq!(reader.count("rows"), Err(Malformed("rows")));
+    }
+}

@@ -1,0 +1,217 @@
+//! What processes say to each other. The `proto` crate carries these over gRPC; the simulator
+//! carries them as they are.
+//!
+//! A connection between nodes has a direction: the dialling node speaks as primary and asks, the
+//! accepting node answers. Two nodes that lead shards for each other hold two connections.
+
+use crate::batch::Batch;
+use crate::config::ShardConfig;
+use crate::entry::{Entry, Position};
+use crate::ids::{Bseq, CopyNo, Epoch, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId, TimeMs};
+use crate::key::CounterKey;
+
+// ---- gateway worker → storage node -------------------------------------------------------------
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum GatewayMessage {
+    /// What one worker sends one node in one turn. `message` counts up from 1 per connection.
+    Frame { message: u64, batches: Vec<Batch> },
+    /// Linearizable reads. `id` is the gateway's own, unique per connection. All keys of one read
+    /// lie in `slots`.
+    Read { id: u64, slots: Slots, keys: Vec<CounterKey> },
+}
+
+/// Storage node → gateway worker. Every answer names its send in full, so that it settles that
+/// send and no other.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum NodeReply {
+    Answer {
+        message: u64,
+        slots: Slots,
+        session: SessionId,
+        bseq: Bseq,
+        answer: Answer,
+    },
+    Read {
+        id: u64,
+        result: Result<ReadResult, Refusal>,
+    },
+    /// Told to every connected gateway when it changes, and on connecting.
+    ShardState {
+        slots: Slots,
+        state: ShardAvailability,
+    },
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ReadResult {
+    /// In the order of the keys asked for.
+    pub values: Vec<i128>,
+    /// The shard's own time.
+    pub time: TimeMs,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ShardAvailability {
+    Open,
+    /// At the floor with a silent member, or a new primary whose barrier does not commit.
+    Frozen,
+}
+
+/// What became of one send of one batch.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Answer {
+    /// Applied, now or when it was sent before. `values[i]` answers the i-th op that asks for one.
+    Applied { values: Vec<i128>, time: TimeMs },
+    /// Applied before, and the worker has said that it knows the result.
+    AnsweredBefore,
+    /// Intact, but not to be read: decided, no effect.
+    Malformed,
+    /// This send had no effect: its number does not follow the last one, or there is no row.
+    NoEffect,
+    /// This send had no effect: the session was collected.
+    Expired,
+    /// Not ordered by this node.
+    Refused(Refusal),
+}
+
+/// Why a node did not take something. Definite for this send, and for no other.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Refusal {
+    /// This node does not lead the shard. What it knows of who does.
+    NotPrimary(Option<Box<ShardConfig>>),
+    /// No such shard on this node.
+    NoSuchShard,
+    Frozen,
+    Overloaded,
+    NoSpace,
+    TooLarge,
+    /// The sum does not match: damaged on the way.
+    Damaged,
+}
+
+// ---- node → node --------------------------------------------------------------------------------
+
+/// Dialling node → accepting node.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ToFollower {
+    /// First on every connection. The accepting end closes it unless `to` is itself.
+    Hello { from: StoreBoot, to: StoreBoot },
+    /// Entries for any number of shards. `n` counts up from 1 per connection.
+    Append { n: u64, slices: Vec<Slice> },
+    /// Every 100 ms: liveness of the pair, and the commits that moved since.
+    Heartbeat { sent: u64, commits: Vec<(ShardId, Epoch, Seq)> },
+    /// Has any of these shards promised a higher epoch?
+    ReadIndex { round: u64, shards: Vec<(ShardId, Epoch)> },
+    /// A whole copy of a shard is on its way (as a stream of its own); see `engine::replica::learner`.
+    Snapshot { transfer: u64, shard: ShardId, epoch: Epoch, copy: CopyNo },
+}
+
+/// Part of one message for one shard.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Slice {
+    pub shard: ShardId,
+    pub slots: Slots,
+    pub epoch: Epoch,
+    /// The follower's copy that this speaks to.
+    pub copy: CopyNo,
+    /// The entries follow this position.
+    pub prev: Position,
+    pub commit: Seq,
+    /// Ends the skipping that a reject began.
+    pub resume: bool,
+    pub entries: Vec<Entry>,
+}
+
+/// Accepting node → dialling node.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum FromFollower {
+    /// First on every connection: who this is, and the number of each copy it holds.
+    Welcome { from: StoreBoot, copies: Vec<(ShardId, CopyNo)> },
+    /// A copy was deleted, created or installed: said before anything else about the shard.
+    Copy { shard: ShardId, copy: CopyNo },
+    /// Every slice of messages ≤ `n` that was neither rejected nor skipped is durable.
+    Ack { n: u64 },
+    /// Said before the ack of message `n`. Later slices of the shard are skipped until a resume.
+    Reject { n: u64, shard: ShardId, reason: Reject },
+    /// Answers a heartbeat: echoes `sent`; age of the last successful fsync.
+    Alive { sent: u64, fsync_age_ms: u64 },
+    /// Those of the asked shards that have promised more.
+    ReadIndex { round: u64, newer: Vec<(ShardId, Epoch)> },
+    /// What became of a snapshot.
+    Snapshot { transfer: u64, shard: ShardId, installed: bool },
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Reject {
+    /// The follower obeys a newer primary.
+    StaleEpoch {
+        promised: Epoch,
+    },
+    /// `prev` is not in the follower's log. Where its log can be joined: the end of each epoch
+    /// above what it has applied, newest first, and lastly what it has applied.
+    Mismatch {
+        ends: Vec<(Epoch, Seq)>,
+        applied: Position,
+    },
+    /// The slice speaks to another copy.
+    WrongCopy {
+        copy: CopyNo,
+    },
+    /// The follower is stopped for this shard (damage, unknown entry) and needs a new copy.
+    Stopped,
+    NoSpace,
+}
+
+// ---- coordinator ⇄ node -------------------------------------------------------------------------
+
+/// Asked of a node by the coordinator.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum NodeQuery {
+    /// Are you this process, and does your disk answer?
+    Probe { to: StoreBoot },
+    /// Where do the logs of these shards end?
+    Gather { shards: Vec<ShardId> },
+    /// Hand this shard over: stop ordering, so that `to` loses nothing by being promoted.
+    StepDown { shard: ShardId, epoch: Epoch },
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum NodeQueryReply {
+    Probe {
+        from: StoreBoot,
+        fsync_age_ms: u64,
+    },
+    Gather {
+        from: StoreBoot,
+        ends: Vec<ShardEnd>,
+    },
+    /// The shard has stopped ordering and its log ends here, or the node does not lead it.
+    StepDown {
+        shard: ShardId,
+        end: Option<(Epoch, Seq)>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ShardEnd {
+    pub shard: ShardId,
+    pub promised: Epoch,
+    /// Epoch and seq of the last entry in the log.
+    pub last: (Epoch, Seq),
+    pub applied: Seq,
+    /// The copy was damaged, or made empty at an epoch above 1 and has acknowledged no barrier
+    /// since: promote it only if nobody else is there.
+    pub unfit: bool,
+}
+
+/// What a node, unasked, tells the coordinator: hints, on change and every second.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Report {
+    /// Peers that are silent, seen from here.
+    pub silent: Vec<StoreId>,
+    /// Shards led here that are frozen, and the members that do not answer.
+    pub frozen: Vec<(ShardId, Vec<StoreId>)>,
+    /// Shards led here whose primary asks to be replaced: it hears neither peers nor etcd.
+    pub resigned: Vec<ShardId>,
+}

@@ -1,0 +1,1 @@
+//! Rows of the state: keys, values, and the shard record.
