@@ -97,7 +97,6 @@ impl Node {
                 }
             };
             let (entry, decoded) = (&held.entry, &held.decoded);
-            self.pending_bytes = self.pending_bytes.saturating_sub(entry.size());
             let answer = apply::apply(&mut replica.state, &mut self.tables, entry, decoded, loaded);
             let batch = match &entry.body {
                 crate::entry::Body::Ops(batch) => Some((batch.slots, batch.session, batch.bseq)),

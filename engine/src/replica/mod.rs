@@ -20,15 +20,23 @@ pub mod log;
 pub mod primary;
 pub mod reconcile;
 
+use std::collections::VecDeque;
+
 use crate::apply::{self, ShardState};
 use crate::entry::{Body, Entry, Position};
 use crate::ids::{CopyNo, Epoch, Seq, ShardId, Slots};
+use crate::message::DigestPoint;
 use crate::node::turn::Turn;
 use crate::node::{RecoveredReplica, ReplicaView};
 use crate::planted::Planted;
 use crate::store::log::Record;
 use log::ReplicaLog;
 use primary::Primary;
+
+/// A digest is kept at every seq that this divides …
+const DIGEST_EVERY: u64 = 1_024;
+/// … and this many of them.
+const POINTS_MAX: usize = 64;
 
 /// One store's part in one shard. It exists, with its promise, for as long as the store does; the
 /// copy may come and go.
@@ -55,6 +63,8 @@ pub struct Replica {
     pub stopped: Option<&'static str>,
     /// Damaged, or made empty at an epoch above 1 and no barrier applied since.
     pub unfit: bool,
+    /// Digests at every 1,024th seq and at barriers, newest last.
+    pub points: VecDeque<DigestPoint>,
     /// A staged snapshot waits for the tables to hold nothing of this copy.
     pub installing: Option<u64>,
     pub role: Role,
@@ -83,6 +93,7 @@ impl Replica {
             flushed: Seq(0),
             stopped: None,
             unfit: false,
+            points: VecDeque::new(),
             installing: None,
             role: Role::Follower,
         }
@@ -110,6 +121,7 @@ impl Replica {
         self.commit = state.applied.seq;
         self.flushed = state.applied.seq;
         self.matched = Seq(0);
+        self.points.clear();
         self.state = state;
     }
 
@@ -216,9 +228,27 @@ impl Replica {
 
     /// The entry at `seq` has been applied.
     pub fn on_applied(&mut self, seq: Seq) {
+        self.log.on_applied(seq);
         let is_barrier = |body: &Body| matches!(body, Body::Barrier);
-        if self.log.get(seq).is_some_and(|held| is_barrier(&held.entry.body)) {
+        let barrier = self.log.get(seq).is_some_and(|held| is_barrier(&held.entry.body));
+        if barrier {
             self.unfit = false;
+        }
+        if barrier || seq.0.is_multiple_of(DIGEST_EVERY) {
+            if self.points.len() == POINTS_MAX {
+                self.points.pop_front();
+            }
+            self.points.push_back(self.digest());
+        }
+    }
+
+    /// What the state amounts to now.
+    pub fn digest(&self) -> DigestPoint {
+        DigestPoint {
+            shard: self.shard,
+            seq: self.state.applied.seq,
+            counters: self.state.counter_digest,
+            sessions: self.state.sessions.digest(),
         }
     }
 
