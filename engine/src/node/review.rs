@@ -126,8 +126,9 @@ impl Node {
     fn removable(&self, replica: &Replica, added: usize) -> BTreeSet<StoreId> {
         let Some(primary) = replica.primary() else { return BTreeSet::new() };
         let record = &primary.record;
-        let lost =
-            |store: &StoreId| primary.followers.get(store).is_some_and(|follower| follower.short);
+        let lost = |store: &StoreId| {
+            primary.followers.get(store).is_some_and(|follower| follower.short || follower.full)
+        };
         let others = || record.isr.iter().filter(|&&store| store != self.me.store);
         let mut remove: Vec<_> = others().copied().filter(lost).collect();
         if self.may_eject() {
