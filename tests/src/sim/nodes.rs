@@ -27,7 +27,6 @@ pub struct NodeHost {
     pub life: u32,
     pub disk: Disk,
     boot: Boot,
-    nonce: u64,
     /// How far its wall clock is off, in milliseconds.
     skew_ms: u64,
     phase: Phase,
@@ -42,6 +41,8 @@ enum Phase {
 /// How far a start has come.
 struct Booting {
     call: Option<u64>,
+    /// What this process has tried to write into its store's record.
+    claim: Option<u64>,
     lease: Option<u64>,
 }
 
@@ -91,7 +92,6 @@ impl NodeHost {
             life: 0,
             disk: Disk::default(),
             boot: Boot(0),
-            nonce: 0,
             skew_ms: core.rng.below(2_000),
             phase: Phase::Down,
         }
@@ -130,7 +130,7 @@ impl NodeHost {
             return;
         }
         self.life += 1;
-        self.phase = Phase::Booting(Booting { call: None, lease: None });
+        self.phase = Phase::Booting(Booting { call: None, claim: None, lease: None });
         let took = core.rng.between(1_000, 30_000);
         core.tell_after(took, self.process(), Told::Disk(DiskDone::Recovered));
     }
@@ -183,15 +183,16 @@ impl NodeHost {
                     // The process before this one may live: wait for its lease to end.
                     None
                 } else {
-                    let (boot, at) = claimed(record.as_ref());
-                    if boot == self.boot && self.nonce == nonce(record.as_ref()) && boot.0 > 0 {
+                    let (boot, nonce, at) = claimed(record.as_ref());
+                    if booting.claim == Some(nonce) {
+                        self.boot = boot;
                         Some(core.etcd(me, Call::Grant { ttl: core.plan.lease_ttl }))
                     } else {
-                        self.boot = Boot(boot.0 + 1);
-                        self.nonce = core.rng.next();
+                        let nonce = core.rng.next();
+                        booting.claim = Some(nonce);
                         let value = Value::Store {
-                            me: StoreBoot { store: self.store, boot: self.boot },
-                            nonce: self.nonce,
+                            me: StoreBoot { store: self.store, boot: Boot(boot.0 + 1) },
+                            nonce,
                             status: StoreStatus::Active,
                         };
                         let compares = vec![Compare::Modified(Key::Store(self.store), at)];
@@ -265,18 +266,13 @@ impl NodeHost {
     }
 }
 
-/// The boot number and version of a store's record.
-fn claimed(record: Option<&Versioned>) -> (Boot, u64) {
+/// The boot number, nonce and version of a store's record.
+fn claimed(record: Option<&Versioned>) -> (Boot, u64, u64) {
     match record {
-        Some(Versioned { value: Value::Store { me, .. }, modified, .. }) => (me.boot, *modified),
-        _ => (Boot(0), 0),
-    }
-}
-
-fn nonce(record: Option<&Versioned>) -> u64 {
-    match record {
-        Some(Versioned { value: Value::Store { nonce, .. }, .. }) => *nonce,
-        _ => 0,
+        Some(Versioned { value: Value::Store { me, nonce, .. }, modified, .. }) => {
+            (me.boot, *nonce, *modified)
+        }
+        _ => (Boot(0), 0, 0),
     }
 }
 

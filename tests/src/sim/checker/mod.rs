@@ -31,5 +31,7 @@ pub fn judge(history: &History) -> Vec<Violation> {
     twice::check(history, &mut violations);
     refused::check(history, &mut violations);
     linearizable::check(history, &mut violations);
+    // One of each tells enough.
+    violations.dedup_by_key(|violation| violation.promise);
     violations
 }
