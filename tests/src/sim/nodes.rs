@@ -301,6 +301,8 @@ struct Driver<'a> {
 impl Driver<'_> {
     fn told(&mut self, core: &mut Core, told: Told) {
         match told {
+            // A nearer deadline has taken this one's place.
+            Told::Wake if self.running.wake_at != Some(core.now) => {}
             Told::Wake => {
                 let now = self.now(core);
                 self.running.wake_at = None;
