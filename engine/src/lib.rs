@@ -22,6 +22,7 @@ pub mod ids;
 pub mod key;
 pub mod message;
 pub mod ops;
+pub mod planted;
 pub mod records;
 
 // The state a shard's log builds, and where it is kept.

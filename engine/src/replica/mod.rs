@@ -1,1 +1,253 @@
-//! One replica of one shard: its roles (being written).
+//! One replica of one shard: its copy, its promise and its role.
+//!
+//! ```text
+//!            Config names this process            a higher epoch, or another primary
+//!   follower ────────────────────────▶ primary ────────────────────────────────────▶ follower
+//! ```
+//!
+//! A follower (member of the in-sync set or learner alike) obeys the primary of the highest epoch
+//! it has heard of: [`backup`]. A primary orders entries, counts acknowledgements and changes the
+//! in-sync set: [`primary`]. Where two logs part, [`reconcile`] finds it.
+//!
+//! Invariants:
+//!   - `promised` never goes down, not even when the copy goes;
+//!   - `applied ≤ commit`, and applied entries are fsynced here;
+//!   - nothing at or below `applied` is ever truncated;
+//!   - a process begins as primary at most once per epoch.
+
+pub mod backup;
+pub mod log;
+pub mod primary;
+pub mod reconcile;
+
+use crate::apply::{self, ShardState};
+use crate::entry::{Body, Entry, Position};
+use crate::ids::{CopyNo, Epoch, Seq, ShardId, Slots};
+use crate::node::turn::Turn;
+use crate::node::{RecoveredReplica, ReplicaView};
+use crate::planted::Planted;
+use crate::store::log::Record;
+use log::ReplicaLog;
+use primary::Primary;
+
+/// One store's part in one shard. It exists, with its promise, for as long as the store does; the
+/// copy may come and go.
+#[derive(Debug)]
+pub struct Replica {
+    pub shard: ShardId,
+    pub slots: Slots,
+    /// The number of the present copy, or of the last one.
+    pub copy: CopyNo,
+    /// There is a copy.
+    pub exists: bool,
+    pub promised: Epoch,
+    /// The highest epoch that this process has begun as primary.
+    pub begun: Epoch,
+    pub log: ReplicaLog,
+    pub state: ShardState,
+    /// The highest seq known to be committed.
+    pub commit: Seq,
+    /// The last seq that messages of the promised epoch have shown to be in the primary's log.
+    pub matched: Seq,
+    /// Applied and in the state on disk.
+    pub flushed: Seq,
+    /// Damage, or an entry of a newer build: nothing more is taken or applied.
+    pub stopped: Option<&'static str>,
+    /// Damaged, or made empty at an epoch above 1 and no barrier applied since.
+    pub unfit: bool,
+    /// A staged snapshot waits for the tables to hold nothing of this copy.
+    pub installing: Option<u64>,
+    pub role: Role,
+}
+
+#[derive(Debug)]
+pub enum Role {
+    Follower,
+    Primary(Box<Primary>),
+}
+
+impl Replica {
+    /// A replica without a copy.
+    pub fn empty(shard: ShardId, slots: Slots) -> Self {
+        Self {
+            shard,
+            slots,
+            copy: CopyNo(0),
+            exists: false,
+            promised: Epoch(0),
+            begun: Epoch(0),
+            log: ReplicaLog::from(Position::default()),
+            state: ShardState { slots, ..ShardState::default() },
+            commit: Seq(0),
+            matched: Seq(0),
+            flushed: Seq(0),
+            stopped: None,
+            unfit: false,
+            installing: None,
+            role: Role::Follower,
+        }
+    }
+
+    /// What recovery found. All of it was rewritten and fsynced by then.
+    pub fn recover(found: RecoveredReplica) -> Self {
+        let mut replica = Self::empty(found.shard, found.slots);
+        replica.copy = found.copy;
+        replica.promised = found.promised;
+        let Some(content) = found.content else { return replica };
+        replica.exists = true;
+        replica.unfit = content.suspect;
+        replica.stopped = content.suspect.then_some("damage found at start");
+        replica.begin_content(content.state);
+        for entry in content.entries {
+            replica.hold(entry);
+        }
+        replica.log.on_durable(replica.log.last().seq);
+        replica
+    }
+
+    fn begin_content(&mut self, state: ShardState) {
+        self.log = ReplicaLog::from(state.applied);
+        self.commit = state.applied.seq;
+        self.flushed = state.applied.seq;
+        self.matched = Seq(0);
+        self.state = state;
+    }
+
+    /// Takes an entry into memory. One that a newer build wrote stops the shard.
+    fn hold(&mut self, entry: Entry) {
+        let decoded = match apply::decode(&entry) {
+            Ok(decoded) => decoded,
+            Err(unknown) => {
+                self.stopped = Some(unknown.0);
+                apply::Decoded::NoOps
+            }
+        };
+        self.log.append(entry, decoded);
+    }
+
+    /// Writes an entry to the log.
+    pub fn append(&mut self, turn: &mut Turn<'_>, entry: Entry) {
+        turn.write(Record::Append { shard: self.shard, entry: entry.clone() });
+        self.hold(entry);
+    }
+
+    fn truncate(&mut self, turn: &mut Turn<'_>, after: Seq) {
+        assert!(after >= self.state.applied.seq, "applied entries are never truncated");
+        turn.write(Record::Truncate { shard: self.shard, after });
+        self.log.truncate(after);
+        self.matched = self.matched.min(after);
+    }
+
+    /// Obeys no epoch below this one from now on. What follows waits for the fsync that holds it:
+    /// acknowledgements speak of a group, and this record comes before them in it.
+    pub fn promise(&mut self, turn: &mut Turn<'_>, epoch: Epoch) {
+        assert!(epoch > self.promised, "promises only rise");
+        self.promised = epoch;
+        self.matched = Seq(0);
+        self.role = Role::Follower;
+        if !turn.planted(Planted::SkipPromiseFsync) {
+            turn.write(Record::Promise { shard: self.shard, epoch });
+        }
+        if turn.planted(Planted::TruncateToCommitHint) && self.log.last().seq > self.commit {
+            self.truncate(turn, self.commit.max(self.state.applied.seq));
+        }
+    }
+
+    /// Makes an empty copy. `fit`: the shard is new, so empty is all there is to hold.
+    pub fn create(&mut self, turn: &mut Turn<'_>, slots: Slots, fit: bool) {
+        assert!(!self.exists, "a copy is made where there is none");
+        self.slots = slots;
+        self.begin_copy(turn, ShardState { slots, ..ShardState::default() });
+        self.unfit = !fit;
+    }
+
+    /// Goes on with an installed snapshot in place of what was here.
+    pub fn install(&mut self, turn: &mut Turn<'_>, state: ShardState) {
+        self.begin_copy(turn, state);
+        self.unfit = false;
+    }
+
+    fn begin_copy(&mut self, turn: &mut Turn<'_>, state: ShardState) {
+        self.copy = CopyNo(self.copy.0 + 1);
+        self.exists = true;
+        self.stopped = None;
+        self.installing = None;
+        turn.write(Record::Copy {
+            shard: self.shard,
+            slots: self.slots,
+            copy: self.copy,
+            base: state.applied,
+        });
+        self.begin_content(state);
+    }
+
+    /// Deletes the copy. Its number and the promise stay.
+    pub fn drop_copy(&mut self, turn: &mut Turn<'_>) {
+        turn.write(Record::Drop { shard: self.shard, copy: self.copy });
+        self.exists = false;
+        self.begin_content(ShardState { slots: self.slots, ..ShardState::default() });
+        self.role = Role::Follower;
+        self.stopped = None;
+        self.installing = None;
+        self.unfit = false;
+    }
+
+    pub fn primary(&self) -> Option<&Primary> {
+        match &self.role {
+            Role::Primary(primary) => Some(primary),
+            Role::Follower => None,
+        }
+    }
+
+    pub fn primary_mut(&mut self) -> Option<&mut Primary> {
+        match &mut self.role {
+            Role::Primary(primary) => Some(primary),
+            Role::Follower => None,
+        }
+    }
+
+    /// The next entry to apply, if it is committed and fsynced here.
+    pub fn next_to_apply(&self) -> Option<Seq> {
+        let next = self.state.applied.seq.next();
+        let ready = next <= self.commit && next <= self.log.durable();
+        (self.exists && self.stopped.is_none() && self.installing.is_none() && ready)
+            .then_some(next)
+    }
+
+    /// The entry at `seq` has been applied.
+    pub fn on_applied(&mut self, seq: Seq) {
+        let is_barrier = |body: &Body| matches!(body, Body::Barrier);
+        if self.log.get(seq).is_some_and(|held| is_barrier(&held.entry.body)) {
+            self.unfit = false;
+        }
+    }
+
+    /// For status and for the simulator's oracles.
+    pub fn view(&self) -> ReplicaView<'_> {
+        ReplicaView {
+            shard: self.shard,
+            copy: self.copy,
+            exists: self.exists,
+            promised: self.promised,
+            last: self.log.last(),
+            durable: self.log.durable(),
+            commit: self.commit,
+            state: &self.state,
+            unfit: self.unfit,
+            stopped: self.stopped,
+            primary: self.primary(),
+        }
+    }
+
+    /// What holds at the end of every event.
+    pub fn check_invariants(&self) {
+        let applied = self.state.applied.seq;
+        assert!(applied <= self.commit, "applied is committed");
+        assert!(applied <= self.log.durable(), "applied is fsynced here");
+        assert!(self.log.base().seq <= applied, "what is not applied is in memory");
+        assert!(self.log.durable() <= self.log.last().seq, "durable is written");
+        if let Some(primary) = self.primary() {
+            assert!(primary.epoch == self.promised, "a primary leads in the epoch it promised");
+        }
+    }
+}

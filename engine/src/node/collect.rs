@@ -1,0 +1,86 @@
+//! Dropping the rows of sessions that are gone (DESIGN §7).
+//!
+//! A session is gone when its `gateway/` key is, but a key may vanish and its worker live on, so a
+//! row is kept until this process has seen its session absent for a while. No clock decides
+//! correctness: dropping too early costs the worker an "expired", never a double count.
+
+use std::collections::BTreeMap;
+
+use crate::entry::Body;
+use crate::ids::{Now, Revision, SessionId, ShardId};
+use crate::node::{Effect, Node};
+use crate::planted::Planted;
+
+#[derive(Debug)]
+pub(super) struct Collecting {
+    next: Now,
+    /// Since when this process has seen a session absent.
+    absent_since: BTreeMap<SessionId, Now>,
+}
+
+impl Collecting {
+    pub(super) fn new(now: Now, every_ms: u64) -> Self {
+        Self { next: now.plus_ms(every_ms), absent_since: BTreeMap::new() }
+    }
+}
+
+impl Node {
+    pub(super) fn collect_if_due(&mut self, effects: &mut Vec<Effect>) {
+        if self.now >= self.collecting.next {
+            self.collecting.next = self.now.plus_ms(self.settings.collect_every_ms);
+            effects.push(Effect::ListSessions);
+        }
+    }
+
+    /// `at` and `alive` come from one linearizable read: ids above `at` are unknown to it, hence
+    /// alive.
+    pub(super) fn on_sessions_listed(
+        &mut self,
+        at: Revision,
+        alive: Vec<SessionId>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let now = self.now;
+        let led: Vec<_> = self
+            .replicas
+            .values()
+            .filter(|replica| replica.primary().is_some_and(|primary| primary.active))
+            .map(|replica| replica.shard)
+            .collect();
+        let rows = led.iter().flat_map(|shard| self.replicas[shard].state.sessions.rows.keys());
+        let absent: BTreeMap<_, _> = rows
+            .filter(|id| id.0 <= at && !alive.contains(id))
+            .map(|&id| (id, *self.collecting.absent_since.get(&id).unwrap_or(&now)))
+            .collect();
+        self.collecting.absent_since = absent;
+        for shard in led {
+            self.collect_shard(shard, at, &alive, effects);
+        }
+    }
+
+    fn collect_shard(
+        &mut self,
+        shard: ShardId,
+        at: Revision,
+        alive: &[SessionId],
+        effects: &mut Vec<Effect>,
+    ) {
+        let grace = self.settings.collect_every_ms;
+        let rows = &self.replicas[&shard].state.sessions.rows;
+        let is_gone = |id: &SessionId| {
+            let absent = self.collecting.absent_since.get(id);
+            absent.is_some_and(|&since| self.now.ms_since(since) >= grace)
+        };
+        let kept = |id: &&SessionId| id.0 <= at && !is_gone(id) && !alive.contains(id);
+        let mut l: Vec<_> = alive.iter().chain(rows.keys().filter(kept)).copied().collect();
+        l.sort();
+        let mut drops = rows.keys().any(is_gone);
+        if Planted::CollectWithoutL.is_in(self.settings.planted) {
+            l.clear();
+            drops = !rows.is_empty();
+        }
+        if drops {
+            self.order(shard, Body::Collect { r: at, l }, effects);
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! From the log into the table, and from the table into the state.
+//!
+//! ```text
+//!   Durable ──▶ commit moves ──▶ apply ──▶ active table ──freeze──▶ Flush ──▶ Ingested
+//!                                  ▲
+//!                     Load ──▶ Loaded (ops that ask for a value)
+//! ```
+//!
+//! A loaded value is added to the tables as they are when the entry is applied. That is right as
+//! long as no ingest has come between: an ingest moves table content below the value that was
+//! loaded. So every load remembers how many ingests there had been, and is repeated if there was
+//! another.
+
+use std::collections::BTreeMap;
+
+use crate::apply::{self, Loaded};
+use crate::ids::{CopyNo, Now, Seq, ShardId, StoreId};
+use crate::key::CounterKey;
+use crate::message::NodeReply;
+use crate::node::{Effect, Node, TrimMark, turn_of};
+use crate::replica::Replica;
+use crate::replica::log::Loading;
+use crate::replica::primary::Feed;
+
+/// What a load is for.
+#[derive(Debug)]
+pub(super) struct LoadFor {
+    keys: Vec<CounterKey>,
+    purpose: Purpose,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Purpose {
+    Entry { shard: ShardId, seq: Seq },
+    Read { read: u64 },
+}
+
+/// The flush under way, and what is waiting for one.
+#[derive(Debug, Default)]
+pub(super) struct Flushing {
+    /// The number of the last flush begun.
+    last: u64,
+    under_way: Option<UnderWay>,
+    /// When something was first applied that is not in a flush yet.
+    unflushed_since: Option<Now>,
+    /// Flush although it is not due.
+    wanted: bool,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    flush: u64,
+    shards: Vec<(ShardId, CopyNo, Seq)>,
+}
+
+impl Node {
+    pub(super) fn on_durable(&mut self, group: u64, effects: &mut Vec<Effect>) {
+        for (shard, seq) in self.groups.on_durable(group, self.now) {
+            if let Some(replica) = self.replicas.get_mut(&shard) {
+                replica.log.on_durable(seq);
+                self.dirty.insert(shard);
+            }
+        }
+        self.pay_acks(effects);
+    }
+
+    /// Moves a shard's commit, then applies what is committed.
+    pub(super) fn advance(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+        let (me, min, planted) = (self.me.store, self.min_in_sync(), self.settings.planted);
+        let Some(replica) = self.replicas.get_mut(&shard) else { return };
+        let durable = replica.log.durable();
+        if let Some(primary) = replica.primary_mut()
+            && let Some(seq) = primary.committable(me, durable, min, planted)
+        {
+            if !primary.active {
+                primary.active = true;
+                self.to_review.insert(shard);
+            }
+            replica.commit = replica.commit.max(seq);
+        }
+        self.apply_committed(shard, effects);
+    }
+
+    fn apply_committed(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+        loop {
+            let Some(replica) = self.replicas.get_mut(&shard) else { return };
+            let Some(seq) = replica.next_to_apply() else { break };
+            let Some(held) = replica.log.get(seq) else { break };
+            let none = Loaded::new();
+            let loaded = match &held.loading {
+                Loading::Ready { values, snapshot } if *snapshot == self.snapshot => values,
+                Loading::Asked { .. } => break,
+                _ if apply::needs(&held.decoded).is_empty() => &none,
+                _ => {
+                    self.load_for_entry(shard, seq, effects);
+                    break;
+                }
+            };
+            let (entry, decoded) = (&held.entry, &held.decoded);
+            self.pending_bytes = self.pending_bytes.saturating_sub(entry.size());
+            let answer = apply::apply(&mut replica.state, &mut self.tables, entry, decoded, loaded);
+            let batch = match &entry.body {
+                crate::entry::Body::Ops(batch) => Some((batch.slots, batch.session, batch.bseq)),
+                _ => None,
+            };
+            replica.on_applied(seq);
+            self.flushing.unflushed_since.get_or_insert(self.now);
+            let waiting = replica.primary_mut().and_then(|primary| primary.waiting.remove(&seq));
+            if let Some((((conn, message), answer), (slots, session, bseq))) =
+                waiting.zip(answer).zip(batch)
+            {
+                let reply = NodeReply::Answer { message, slots, session, bseq, answer };
+                effects.push(Effect::Gateway { conn, reply });
+            }
+        }
+        let bytes_max = self.settings.log_memory_bytes;
+        if let Some(replica) = self.replicas.get_mut(&shard) {
+            replica.log.shrink(replica.state.applied.seq, bytes_max);
+        }
+    }
+
+    // ---- loads ---------------------------------------------------------------------------------
+
+    /// Asks for what the entries from `from` on will need, while they wait for their commit.
+    pub(super) fn prefetch(&mut self, shard: ShardId, from: Seq, effects: &mut Vec<Effect>) {
+        let mut seq = from;
+        while let Some(held) = self.replicas.get(&shard).and_then(|replica| replica.log.get(seq)) {
+            if held.loading == Loading::NotAsked && !apply::needs(&held.decoded).is_empty() {
+                self.load_for_entry(shard, seq, effects);
+            }
+            seq = seq.next();
+        }
+    }
+
+    fn load_for_entry(&mut self, shard: ShardId, seq: Seq, effects: &mut Vec<Effect>) {
+        let (load, snapshot) = (self.fresh_id(), self.snapshot);
+        let Some(replica) = self.replicas.get_mut(&shard) else { return };
+        let Some(held) = replica.log.get_mut(seq) else { return };
+        held.loading = Loading::Asked { load, snapshot };
+        let keys = apply::needs(&held.decoded);
+        let purpose = Purpose::Entry { shard, seq };
+        self.loads.insert(load, LoadFor { keys: keys.clone(), purpose });
+        effects.push(Effect::Load { load, keys });
+    }
+
+    pub(super) fn load_for_read(
+        &mut self,
+        read: u64,
+        keys: Vec<CounterKey>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let load = self.fresh_id();
+        let purpose = Purpose::Read { read };
+        self.loads.insert(load, LoadFor { keys: keys.clone(), purpose });
+        effects.push(Effect::Load { load, keys });
+    }
+
+    pub(super) fn on_loaded(
+        &mut self,
+        load: u64,
+        values: Vec<Option<i128>>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(asked) = self.loads.remove(&load) else { return };
+        let pairs = asked.keys.into_iter().zip(values);
+        let values: BTreeMap<_, _> = pairs.map(|(key, value)| (key, value.unwrap_or(0))).collect();
+        match asked.purpose {
+            Purpose::Read { read } => self.on_read_loaded(read, values, effects),
+            Purpose::Entry { shard, seq } => {
+                let Some(replica) = self.replicas.get_mut(&shard) else { return };
+                let Some(held) = replica.log.get_mut(seq) else { return };
+                match held.loading {
+                    Loading::Asked { load: asked, snapshot } if asked == load => {
+                        held.loading = Loading::Ready { values, snapshot };
+                        self.dirty.insert(shard);
+                    }
+                    _ => {} // The entry was cut, and another stands in its place.
+                }
+            }
+        }
+    }
+
+    // ---- flushing ------------------------------------------------------------------------------
+
+    /// Begins a flush if the table is full or old enough, or one is wanted, and none is under way.
+    pub(super) fn flush_if_due(&mut self, effects: &mut Vec<Effect>) {
+        let Some(since) = self.flushing.unflushed_since else {
+            self.flushing.wanted = false;
+            return;
+        };
+        let due = self.flushing.wanted
+            || self.now.ms_since(since) >= self.settings.flush_after_ms
+            || self.tables.active.bytes() >= self.settings.table_bytes_max;
+        if due && self.flushing.under_way.is_none() {
+            self.begin_flush(effects);
+        }
+    }
+
+    fn begin_flush(&mut self, effects: &mut Vec<Effect>) {
+        self.flushing.last += 1;
+        self.flushing.wanted = false;
+        self.flushing.unflushed_since = None;
+        let flush = self.flushing.last;
+        let active = std::mem::take(&mut self.tables.active);
+        let table = std::sync::Arc::new(active.freeze());
+        self.tables.frozen = Some(table.clone());
+        let (mut shards, mut marks) = (Vec::new(), Vec::new());
+        for replica in self.replicas.values().filter(|replica| replica.exists) {
+            if replica.state.applied.seq > replica.flushed {
+                shards.push((replica.copy, replica.state.clone()));
+                marks.push((replica.shard, replica.copy, replica.state.applied.seq));
+            }
+        }
+        self.flushing.under_way = Some(UnderWay { flush, shards: marks });
+        effects.push(Effect::Flush { flush, table, shards });
+    }
+
+    /// The next flush holds everything that is in the tables now: its number. None if they and the
+    /// state hold the same.
+    pub(super) fn want_flush(&mut self) -> Option<u64> {
+        if self.flushing.unflushed_since.is_some() {
+            self.flushing.wanted = true;
+            return Some(self.flushing.last + 1);
+        }
+        self.flushing.under_way.as_ref().map(|under_way| under_way.flush)
+    }
+
+    pub(super) fn on_ingested(&mut self, flush: u64, effects: &mut Vec<Effect>) {
+        let Some(done) = self.flushing.under_way.take_if(|under_way| under_way.flush == flush)
+        else {
+            return;
+        };
+        self.tables.frozen = None;
+        self.snapshot += 1;
+        for (shard, copy, seq) in done.shards {
+            let Some(replica) = self.replicas.get_mut(&shard) else { continue };
+            if replica.exists && replica.copy == copy {
+                replica.flushed = replica.flushed.max(seq);
+            }
+        }
+        self.after_flush(flush, effects);
+        self.trim(effects);
+        self.flush_if_due(effects);
+    }
+
+    fn trim(&self, effects: &mut Vec<Effect>) {
+        let existing = self.replicas.values().filter(|replica| replica.exists);
+        let shards = existing.map(|replica| self.trim_mark(replica)).collect();
+        effects.push(Effect::Trim { shards });
+    }
+
+    fn trim_mark(&self, replica: &Replica) -> TrimMark {
+        let mut wanted_above = replica.flushed;
+        if let Some(primary) = replica.primary() {
+            for follower in primary.followers.values() {
+                let fed_otherwise =
+                    matches!(follower.feed, Feed::NeedsSnapshot | Feed::Snapshot { .. });
+                if !fed_otherwise {
+                    wanted_above = wanted_above.min(follower.acked);
+                }
+            }
+            let absent =
+                |store: &StoreId| *store != self.me.store && !primary.followers.contains_key(store);
+            if primary.record.target.iter().any(absent) {
+                wanted_above = Seq(0); // It may come back and go on from its log.
+            }
+        }
+        if let Some(pin) = self.transfers.pin(replica.shard) {
+            wanted_above = wanted_above.min(pin);
+        }
+        TrimMark { shard: replica.shard, flushed: replica.flushed, wanted_above }
+    }
+
+    /// Makes an empty copy where etcd says that this store is to hold one.
+    pub(super) fn create_copy(&mut self, shard: ShardId, fit: bool, effects: &mut Vec<Effect>) {
+        let Some((record, _)) = self.records.get(&shard) else { return };
+        let slots = record.slots;
+        if self.transfers.is_dropping(shard) {
+            return; // Rows of the last copy are still on their way out.
+        }
+        let replica = self.replicas.entry(shard).or_insert_with(|| Replica::empty(shard, slots));
+        if replica.exists {
+            return;
+        }
+        if replica.copy != CopyNo(0) {
+            effects.push(Effect::DropRows { shard, slots });
+        }
+        replica.create(&mut turn_of!(self, effects), slots, fit);
+        self.announce_copy(shard, effects);
+    }
+}

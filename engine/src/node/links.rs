@@ -1,0 +1,196 @@
+//! Connections between nodes, both ends: numbering, acknowledging, skipping.
+//!
+//! One message carries slices of any number of shards; one cumulative number acknowledges them.
+//! `Ack{n}` speaks for every slice of messages ≤ n that was neither rejected nor skipped, which is
+//! why a reject is always sent before the ack of its message.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::ids::{CopyNo, Epoch, Now, Seq, ShardId, StoreBoot};
+
+/// Most bytes of entries under way on one connection.
+pub const WINDOW_BYTES: usize = 16 << 20;
+/// Most bytes of entries in one message (its limit on the wire is 16 MiB).
+pub const MESSAGE_BYTES: usize = 4 << 20;
+
+/// A connection that this node has dialled, to feed a follower.
+#[derive(Debug)]
+pub struct Dialled {
+    pub peer: StoreBoot,
+    /// The peer has said who it is: it is the one that was dialled.
+    pub welcome: bool,
+    /// The number of each copy that the peer holds.
+    pub copies: BTreeMap<ShardId, CopyNo>,
+    n: u64,
+    unacked: VecDeque<Sent>,
+    bytes: usize,
+    /// The commits that it has been told.
+    pub commits_told: BTreeMap<ShardId, (Epoch, Seq)>,
+}
+
+#[derive(Debug)]
+struct Sent {
+    n: u64,
+    at: Now,
+    bytes: usize,
+    slices: Vec<SentSlice>,
+}
+
+/// What the ack of a slice will say.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SentSlice {
+    pub shard: ShardId,
+    pub epoch: Epoch,
+    pub copy: CopyNo,
+    /// The last seq in it, or the one it follows if it is empty.
+    pub upto: Seq,
+}
+
+impl Dialled {
+    pub fn new(peer: StoreBoot) -> Self {
+        Self {
+            peer,
+            welcome: false,
+            copies: BTreeMap::new(),
+            n: 0,
+            unacked: VecDeque::new(),
+            bytes: 0,
+            commits_told: BTreeMap::new(),
+        }
+    }
+
+    /// Bytes that may be sent before an ack comes.
+    pub fn room(&self) -> usize {
+        WINDOW_BYTES.saturating_sub(self.bytes)
+    }
+
+    /// Numbers a message that leaves now.
+    pub fn sent(&mut self, now: Now, bytes: usize, slices: Vec<SentSlice>) -> u64 {
+        self.n += 1;
+        self.bytes += bytes;
+        self.unacked.push_back(Sent { n: self.n, at: now, bytes, slices });
+        self.n
+    }
+
+    /// Messages ≤ `n` are durable: the slices that this acknowledges.
+    pub fn acked(&mut self, n: u64) -> Vec<SentSlice> {
+        let mut slices = Vec::new();
+        while let Some(sent) = self.unacked.pop_front_if(|sent| sent.n <= n) {
+            self.bytes -= sent.bytes;
+            slices.extend(sent.slices);
+        }
+        slices
+    }
+
+    /// The shard's slices from message `n` on were rejected or skipped. False if the message is
+    /// not known (an ack of it has come before: the peer breaks the protocol).
+    pub fn rejected(&mut self, n: u64, shard: ShardId) -> bool {
+        let mut known = false;
+        for sent in self.unacked.iter_mut().filter(|sent| sent.n >= n) {
+            known |= sent.n == n && sent.slices.iter().any(|slice| slice.shard == shard);
+            sent.slices.retain(|slice| slice.shard != shard);
+        }
+        known
+    }
+
+    /// When the oldest message without an ack was sent.
+    pub fn owed_since(&self) -> Option<Now> {
+        self.unacked.front().map(|sent| sent.at)
+    }
+}
+
+/// A connection that a primary has made to this node.
+#[derive(Debug, Default)]
+pub struct Accepted {
+    /// Who it is, once it has said so.
+    pub peer: Option<StoreBoot>,
+    last_n: u64,
+    /// Shards that were rejected, until the primary resumes them.
+    pub skipping: BTreeSet<ShardId>,
+    /// Messages to acknowledge once the group is durable: (message, group).
+    acks: VecDeque<(u64, u64)>,
+    /// Snapshots announced: transfer → (shard, epoch, copy it is to replace).
+    pub announced: BTreeMap<u64, (ShardId, Epoch, CopyNo)>,
+}
+
+impl Accepted {
+    /// False for a message that was handled before.
+    pub fn is_new(&mut self, n: u64) -> bool {
+        let new = n > self.last_n;
+        self.last_n = self.last_n.max(n);
+        new
+    }
+
+    /// Message `n` may be acknowledged once `group` is durable.
+    pub fn owe(&mut self, n: u64, group: u64) {
+        self.acks.push_back((n, group));
+    }
+
+    pub fn owes_nothing(&self) -> bool {
+        self.acks.is_empty()
+    }
+
+    /// The number to acknowledge now that `group` is durable.
+    pub fn payable(&mut self, group: u64) -> Option<u64> {
+        let mut n = None;
+        while let Some(ack) = self.acks.pop_front_if(|ack| ack.1 <= group) {
+            n = Some(ack.0);
+        }
+        n
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slice(shard: u16, upto: u64) -> SentSlice {
+        SentSlice { shard: ShardId(shard), epoch: Epoch(1), copy: CopyNo(1), upto: Seq(upto) }
+    }
+
+    fn sent(messages: &[&[SentSlice]]) -> Dialled {
+        let mut link = Dialled::new(StoreBoot::default());
+        for slices in messages {
+            link.sent(Now(0), 10, slices.to_vec());
+        }
+        link
+    }
+
+    #[test]
+    fn an_ack_is_cumulative() {
+        let mut link = sent(&[&[slice(1, 5)], &[slice(1, 6), slice(2, 3)], &[slice(1, 7)]]);
+        assert_eq!(link.acked(2), [slice(1, 5), slice(1, 6), slice(2, 3)]);
+        assert_eq!(link.acked(2), []);
+        assert_eq!(link.room(), WINDOW_BYTES - 10);
+    }
+
+    /// The ack of message 2 must not speak for the slice rejected in it, nor for what was skipped
+    /// after it; what was taken before counts.
+    #[test]
+    fn a_reject_takes_the_shard_out_of_its_message_and_all_later_ones() {
+        let mut link = sent(&[&[slice(1, 5)], &[slice(1, 6), slice(2, 3)], &[slice(1, 7)]]);
+        assert!(link.rejected(2, ShardId(1)));
+        assert_eq!(link.acked(3), [slice(1, 5), slice(2, 3)]);
+        assert!(!link.rejected(2, ShardId(1)));
+    }
+
+    #[test]
+    fn acks_wait_for_their_group() {
+        let mut link = Accepted::default();
+        link.owe(1, 4);
+        link.owe(2, 5);
+        link.owe(3, 5);
+        assert_eq!(link.payable(3), None);
+        assert_eq!(link.payable(4), Some(1));
+        assert_eq!(link.payable(5), Some(3));
+        assert!(link.owes_nothing());
+    }
+
+    #[test]
+    fn a_message_is_handled_once() {
+        let mut link = Accepted::default();
+        assert!(link.is_new(1));
+        assert!(!link.is_new(1));
+        assert!(link.is_new(2));
+    }
+}

@@ -1,0 +1,665 @@
+//! All replicas of one storage node: frames in, groups out, peer health, reads.
+//!
+//! ```text
+//!   driver                                     node machine
+//!   ──────                                     ────────────
+//!   sockets   ── Frame, Read, Peer ─────────▶  orders, checks, counts acks
+//!   log file  ◀── Write … Write, Sync{g} ────  everything since the last Sync is group g
+//!             ── Durable{g} ────────────────▶  commit moves, entries apply to the table
+//!   state     ◀── Load, Flush ───────────────
+//!             ── Loaded, Ingested ──────────▶
+//!   etcd      ◀── Propose, ReadConfig, … ────
+//!             ── Config, Proposed, … ───────▶
+//! ```
+//!
+//! **The promise to drivers:** perform `Write` and `Sync` in the order given; perform everything
+//! else whenever you like, with two exceptions. Begin a `Load` before the next event is handled: it
+//! reads the state as it is now. And the four that change the state (`Flush`, `InstallSnapshot`,
+//! `DropRows`, and the reading of `SendSnapshot`) happen in the order given. An acknowledgement
+//! waits inside the machine until the fsync that it speaks of has come back as an event.
+//!
+//! The rooms: [`writes`] takes batches; [`peers`] feeds followers and follows primaries; [`disk`]
+//! moves commits into the table and the table into the state; [`records`] takes what etcd says;
+//! [`review`] decides about the in-sync set; [`reads`] proves reads current; [`snapshots`] moves
+//! whole copies; [`collect`] drops dead sessions; [`queries`] answers the coordinator.
+pub mod health;
+pub mod links;
+pub mod turn;
+
+mod collect;
+mod disk;
+mod peers;
+mod queries;
+mod reads;
+mod records;
+mod review;
+mod snapshots;
+mod writes;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::apply::ShardState;
+use crate::config::ShardConfig;
+use crate::entry::{Entry, Position};
+use crate::ids::{
+    Boot, Conn, CopyNo, Epoch, Now, Revision, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId,
+    TimeMs,
+};
+use crate::key::CounterKey;
+use crate::message::{
+    FromFollower, GatewayMessage, NodeQuery, NodeQueryReply, NodeReply, Report, ToFollower,
+};
+use crate::planted::Planted;
+use crate::replica::Replica;
+use crate::replica::primary::Primary;
+use crate::store::log::Record;
+use crate::store::table::{Frozen, Tables};
+
+/// Everything that can happen to a node.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The wall clock, told at least every 100 ms. It moves shard time and decides nothing else.
+    WallClock(TimeMs),
+    /// The time given by `next_deadline` has come.
+    Tick,
+
+    // -- gateways
+    GatewayConnected {
+        conn: Conn,
+    },
+    Gateway {
+        conn: Conn,
+        message: GatewayMessage,
+    },
+    GatewayGone {
+        conn: Conn,
+    },
+
+    // -- peers
+    /// This node dialled a peer and the connection stands.
+    Dialled {
+        conn: Conn,
+        peer: StoreBoot,
+    },
+    /// A peer dialled this node.
+    Accepted {
+        conn: Conn,
+    },
+    FromFollower {
+        conn: Conn,
+        message: FromFollower,
+    },
+    ToFollower {
+        conn: Conn,
+        message: ToFollower,
+    },
+    Closed {
+        conn: Conn,
+    },
+    /// After a reset the peer's address refused two connections 50 ms apart: the process is gone.
+    PeerRefused {
+        store: StoreId,
+    },
+
+    // -- coordinator
+    Query {
+        query: u64,
+        message: NodeQuery,
+    },
+
+    // -- disk
+    /// Group `group` and all before it are fsynced.
+    Durable {
+        group: u64,
+    },
+    /// Answers `Load`: the values in the state, in the order of the keys.
+    Loaded {
+        load: u64,
+        values: Vec<Option<i128>>,
+    },
+    /// Answers `ReadLog`: entries from `from` on, contiguous; empty if the log no longer holds them.
+    LogRead {
+        shard: ShardId,
+        from: Seq,
+        entries: Vec<Entry>,
+    },
+    /// The flush is in the state, in one step: loads begun from now on see it.
+    Ingested {
+        flush: u64,
+    },
+    /// The disk is nearly full, or no longer.
+    DiskFull(bool),
+
+    // -- snapshots
+    /// All of a copy has been staged here, checksums good. `state` is as of its `applied`.
+    SnapshotStaged {
+        conn: Conn,
+        transfer: u64,
+        state: Box<ShardState>,
+    },
+    /// The staged copy was ingested, in one step with its shard record.
+    SnapshotInstalled {
+        conn: Conn,
+        transfer: u64,
+    },
+    /// The outgoing transfer can't go on.
+    SnapshotFailed {
+        transfer: u64,
+    },
+
+    // -- etcd
+    /// A shard's record, as a watch or a read has seen it. `linearizable`: by a linearizable read
+    /// begun after it was asked for by `ReadConfig`.
+    Config {
+        config: ShardConfig,
+        mod_revision: u64,
+        linearizable: bool,
+    },
+    /// The `node/` keys there are: process, and the key's create_revision.
+    Peers(Vec<(StoreBoot, u64)>),
+    /// What became of a proposal.
+    Proposed {
+        proposal: u64,
+        outcome: CasOutcome,
+    },
+    /// Answers `CheckEtcd`: the records as a linearizable read begun after it saw them; none if
+    /// etcd did not answer.
+    EtcdChecked {
+        check: u64,
+        configs: Option<Vec<ShardConfig>>,
+    },
+    /// Etcd has confirmed this node's lease.
+    LeaseConfirmed,
+    /// Answers `ListSessions`: the ids alive, and the header revision of the same read.
+    SessionsListed {
+        at: Revision,
+        alive: Vec<SessionId>,
+    },
+}
+
+/// How a compare-and-set ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum CasOutcome {
+    /// It took effect, and this is the record's new mod_revision.
+    Done { mod_revision: u64 },
+    /// It did not, and never will.
+    Failed,
+    /// The answer was lost: it may have taken effect, or may yet.
+    Unknown,
+}
+
+/// Everything a node can ask of its driver.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    // -- disk: writing effects, in the order given
+    Write(Record),
+    /// What was written since the last `Sync` is group `group`: one log record, one fsync.
+    Sync {
+        group: u64,
+    },
+
+    // -- disk: reading
+    Load {
+        load: u64,
+        keys: Vec<CounterKey>,
+    },
+    ReadLog {
+        shard: ShardId,
+        from: Seq,
+        bytes_max: usize,
+    },
+    /// Write table and shard records as sorted files and ingest them in one call.
+    Flush {
+        flush: u64,
+        table: Arc<Frozen>,
+        shards: Vec<(CopyNo, ShardState)>,
+    },
+    /// Segments may go as far as this allows.
+    Trim {
+        shards: Vec<TrimMark>,
+    },
+
+    // -- sockets
+    ToFollower {
+        conn: Conn,
+        message: ToFollower,
+    },
+    FromFollower {
+        conn: Conn,
+        message: FromFollower,
+    },
+    Gateway {
+        conn: Conn,
+        reply: NodeReply,
+    },
+    Close {
+        conn: Conn,
+    },
+    QueryReply {
+        query: u64,
+        reply: NodeQueryReply,
+    },
+    Report(Report),
+
+    // -- snapshots
+    /// Send the copy, as it stands in the state, to the follower on this connection.
+    SendSnapshot {
+        conn: Conn,
+        transfer: u64,
+        shard: ShardId,
+        slots: Slots,
+    },
+    /// Ingest the staged copy under this number, in one step: range delete, rows, shard record.
+    InstallSnapshot {
+        conn: Conn,
+        transfer: u64,
+        copy: CopyNo,
+        state: Box<ShardState>,
+    },
+    /// Forget what was staged.
+    DiscardSnapshot {
+        conn: Conn,
+        transfer: u64,
+    },
+    /// Remove the rows of a deleted copy.
+    DropRows {
+        shard: ShardId,
+        slots: Slots,
+    },
+
+    // -- etcd
+    /// Read the shard's record linearizably.
+    ReadConfig {
+        shard: ShardId,
+    },
+    /// Write `config` if the record is still at `expect`, and, where a candidate is named, if its
+    /// `node/` key still has this create_revision. Never retried by the driver.
+    Propose {
+        proposal: u64,
+        expect: u64,
+        config: ShardConfig,
+        candidate: Option<(StoreId, u64)>,
+    },
+    CheckEtcd {
+        check: u64,
+        shards: Vec<ShardId>,
+    },
+    ListSessions,
+
+    /// The process must end: a newer boot of this store runs, or what is on disk can't be trusted.
+    Exit(ExitReason),
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ExitReason {
+    /// Exit code 4.
+    NewerBoot(StoreBoot),
+    /// Exit code 5.
+    Disk(String),
+}
+
+/// What recovery found of one shard.
+#[derive(Clone, Debug)]
+pub struct RecoveredReplica {
+    pub shard: ShardId,
+    pub slots: Slots,
+    pub promised: Epoch,
+    /// The number of the present copy, or of the last one if there is none.
+    pub copy: CopyNo,
+    /// None: no copy, only a promise.
+    pub content: Option<RecoveredContent>,
+}
+
+#[derive(Clone, Debug)]
+pub struct RecoveredContent {
+    pub state: ShardState,
+    /// Entries above `state.applied`, contiguous.
+    pub entries: Vec<Entry>,
+    /// Something about the copy is wrong: not promotable, to be re-seeded.
+    pub suspect: bool,
+}
+
+/// How far a shard's log has been taken care of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct TrimMark {
+    pub shard: ShardId,
+    /// Entries up to here are in the state. Above it nothing may go, ever.
+    pub flushed: Seq,
+    /// Above it somebody may still ask for the log; they do without if the log grows too large.
+    pub wanted_above: Seq,
+}
+
+/// What is tuned, and what a test makes small.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// No commit with fewer members than this.
+    pub min_in_sync: usize,
+    /// A peer that says nothing for this long is silent.
+    pub silent_after_ms: u64,
+    pub heartbeat_ms: u64,
+    /// A new primary whose barrier is not committed by then is frozen.
+    pub frozen_after_ms: u64,
+    /// A peer that has not answered a read-index round by then is done without, if etcd can be
+    /// asked instead …
+    pub read_index_ms: u64,
+    /// … which happens no more often than this.
+    pub etcd_check_every_ms: u64,
+    /// A read that could not be proved current by then is refused.
+    pub read_give_up_ms: u64,
+    /// Applied entries of one shard kept in memory for followers that lag.
+    pub log_memory_bytes: usize,
+    /// Ordered and not yet applied, of all shards; beyond it batches are refused.
+    pub pending_bytes_max: usize,
+    /// The active table is frozen at this size …
+    pub table_bytes_max: usize,
+    /// … or this long after its first change.
+    pub flush_after_ms: u64,
+    /// How often a primary looks for dead sessions, and how long one must be seen absent.
+    pub collect_every_ms: u64,
+    /// An idle disk is asked for an fsync this often.
+    pub disk_probe_every_ms: u64,
+    pub planted: Option<Planted>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            min_in_sync: 2,
+            silent_after_ms: 1_000,
+            heartbeat_ms: 100,
+            frozen_after_ms: 1_000,
+            read_index_ms: 30,
+            etcd_check_every_ms: 100,
+            read_give_up_ms: 5_000,
+            log_memory_bytes: 8 << 20,
+            pending_bytes_max: 256 << 20,
+            table_bytes_max: 64 << 20,
+            flush_after_ms: 30_000,
+            collect_every_ms: 600_000,
+            disk_probe_every_ms: 200,
+            planted: None,
+        }
+    }
+}
+
+/// What is to be seen of a replica: for status, and for the simulator's oracles.
+#[derive(Debug)]
+pub struct ReplicaView<'a> {
+    pub shard: ShardId,
+    pub copy: CopyNo,
+    pub exists: bool,
+    pub promised: Epoch,
+    pub last: Position,
+    pub durable: Seq,
+    pub commit: Seq,
+    pub state: &'a ShardState,
+    pub unfit: bool,
+    pub stopped: Option<&'static str>,
+    pub primary: Option<&'a Primary>,
+}
+
+/// A process that stood still for this long blames itself for what it missed.
+const GAP_MS: u64 = 500;
+/// Follower states, proposals and health are looked at this often, and on every change.
+const REVIEW_EVERY_MS: u64 = 50;
+
+/// All replicas of one storage node.
+#[derive(Debug)]
+pub struct Node {
+    settings: Settings,
+    me: StoreBoot,
+    now: Now,
+    wall: TimeMs,
+    next_review: Now,
+    next_heartbeat: Now,
+    next_report: Now,
+    reported: Report,
+
+    replicas: BTreeMap<ShardId, Replica>,
+    /// The newest record of each shard that was seen, and its mod_revision.
+    records: BTreeMap<ShardId, (ShardConfig, u64)>,
+    /// The `node/` keys: boot and create_revision.
+    peers: BTreeMap<StoreId, (Boot, u64)>,
+
+    groups: turn::Groups,
+    tables: Tables,
+    /// How many ingests there have been: a value loaded before one is not added to the tables of
+    /// after it.
+    snapshot: u64,
+    flushing: disk::Flushing,
+    disk_full: bool,
+    loads: BTreeMap<u64, disk::LoadFor>,
+
+    dialled: BTreeMap<Conn, links::Dialled>,
+    dialled_to: BTreeMap<StoreId, Conn>,
+    accepted: BTreeMap<Conn, links::Accepted>,
+    health: health::Health,
+    backoff: review::Backoff,
+
+    gateways: BTreeMap<Conn, u64>,
+    reads: reads::Reads,
+    transfers: snapshots::Transfers,
+    collecting: collect::Collecting,
+
+    /// Shards whose commit may have moved.
+    dirty: BTreeSet<ShardId>,
+    /// Shards whose in-sync set may have to change.
+    to_review: BTreeSet<ShardId>,
+    /// Followers with something to send.
+    to_send: BTreeSet<(StoreId, ShardId)>,
+    /// Proposals under way.
+    proposals: BTreeMap<u64, ShardId>,
+    next_id: u64,
+    /// Ordered and not yet applied.
+    pending_bytes: usize,
+    durability_violations: u64,
+}
+
+/// The fields a replica may touch, borrowed apart from the replicas themselves.
+macro_rules! turn_of {
+    ($node:expr, $effects:expr) => {
+        $crate::node::turn::Turn {
+            now: $node.now,
+            me: $node.me,
+            settings: &$node.settings,
+            disk_full: $node.disk_full,
+            groups: &mut $node.groups,
+            effects: $effects,
+        }
+    };
+}
+use turn_of;
+
+impl Node {
+    /// A node as it starts, with what recovery found and the number of its first group. It leads
+    /// nothing, whatever etcd says: a process is primary only of epochs that name its own boot.
+    pub fn new(
+        settings: Settings,
+        me: StoreBoot,
+        now: Now,
+        next_group: u64,
+        recovered: Vec<RecoveredReplica>,
+    ) -> Self {
+        let replicas =
+            recovered.into_iter().map(|found| (found.shard, Replica::recover(found))).collect();
+        Self {
+            me,
+            now,
+            wall: TimeMs(0),
+            next_review: now,
+            next_heartbeat: now,
+            next_report: now,
+            reported: Report::default(),
+            replicas,
+            records: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            groups: turn::Groups::new(next_group, now),
+            tables: Tables::default(),
+            snapshot: 0,
+            flushing: disk::Flushing::default(),
+            disk_full: false,
+            loads: BTreeMap::new(),
+            dialled: BTreeMap::new(),
+            dialled_to: BTreeMap::new(),
+            accepted: BTreeMap::new(),
+            health: health::Health::default(),
+            backoff: review::Backoff::default(),
+            gateways: BTreeMap::new(),
+            reads: reads::Reads::default(),
+            transfers: snapshots::Transfers::default(),
+            collecting: collect::Collecting::new(now, settings.collect_every_ms),
+            dirty: BTreeSet::new(),
+            to_review: BTreeSet::new(),
+            to_send: BTreeSet::new(),
+            proposals: BTreeMap::new(),
+            next_id: 1,
+            pending_bytes: 0,
+            durability_violations: 0,
+            settings,
+        }
+    }
+
+    /// Handles one event; what is to be done about it is added to `effects`.
+    pub fn handle(&mut self, now: Now, event: Event, effects: &mut Vec<Effect>) {
+        if now.ms_since(self.now) > GAP_MS {
+            self.health.forgive(now);
+        }
+        self.now = self.now.max(now);
+        self.dispatch(event, effects);
+        if self.now >= self.next_review {
+            self.next_review = self.now.plus_ms(REVIEW_EVERY_MS);
+            self.on_time(effects);
+        }
+        self.settle(effects);
+    }
+
+    /// When to call `handle` with `Event::Tick`, if nothing else happens before.
+    pub fn next_deadline(&self) -> Option<Now> {
+        let deadlines = [Some(self.next_review), self.reads.deadline()];
+        deadlines.into_iter().flatten().min()
+    }
+
+    fn dispatch(&mut self, event: Event, effects: &mut Vec<Effect>) {
+        match event {
+            Event::WallClock(time) => self.wall = time,
+            Event::Tick => {}
+
+            Event::GatewayConnected { conn } => self.on_gateway_connected(conn, effects),
+            Event::Gateway { conn, message } => self.on_gateway(conn, message, effects),
+            Event::GatewayGone { conn } => self.on_gateway_gone(conn),
+
+            Event::Dialled { conn, peer } => self.on_dialled(conn, peer, effects),
+            Event::Accepted { conn } => {
+                self.accepted.insert(conn, links::Accepted::default());
+            }
+            Event::FromFollower { conn, message } => self.on_from_follower(conn, message, effects),
+            Event::ToFollower { conn, message } => self.on_to_follower(conn, message, effects),
+            Event::Closed { conn } => self.on_closed(conn),
+            Event::PeerRefused { store } => self.on_peer_refused(store),
+
+            Event::Query { query, message } => self.on_query(query, message, effects),
+
+            Event::Durable { group } => self.on_durable(group, effects),
+            Event::Loaded { load, values } => self.on_loaded(load, values, effects),
+            Event::LogRead { shard, from, entries } => {
+                self.on_log_read(shard, from, entries, effects);
+            }
+            Event::Ingested { flush } => self.on_ingested(flush, effects),
+            Event::DiskFull(full) => self.disk_full = full,
+
+            Event::SnapshotStaged { conn, transfer, state } => {
+                self.on_snapshot_staged(conn, transfer, *state, effects);
+            }
+            Event::SnapshotInstalled { conn, transfer } => {
+                self.on_snapshot_installed(conn, transfer, effects);
+            }
+            Event::SnapshotFailed { transfer } => self.on_snapshot_failed(transfer),
+
+            Event::Config { config, mod_revision, linearizable } => {
+                self.on_record(config, mod_revision, linearizable, effects);
+            }
+            Event::Peers(peers) => self.on_peers(peers, effects),
+            Event::Proposed { proposal, outcome } => self.on_proposed(proposal, outcome, effects),
+            Event::EtcdChecked { check, configs } => {
+                self.on_etcd_checked(check, configs, effects);
+            }
+            Event::LeaseConfirmed => self.health.etcd_heard(self.now),
+            Event::SessionsListed { at, alive } => self.on_sessions_listed(at, alive, effects),
+        }
+    }
+
+    /// What is due by the clock.
+    fn on_time(&mut self, effects: &mut Vec<Effect>) {
+        if self.now >= self.next_heartbeat {
+            self.next_heartbeat = self.now.plus_ms(self.settings.heartbeat_ms);
+            self.send_heartbeats(effects);
+        }
+        if self.groups.fsync_age_ms(self.now) >= self.settings.disk_probe_every_ms {
+            self.groups.probe(self.now, effects);
+        }
+        self.note_debts();
+        self.retry_snapshots();
+        let led = self.replicas.iter().filter(|(_, replica)| replica.primary().is_some());
+        self.to_review.extend(led.map(|(&shard, _)| shard));
+        self.flush_if_due(effects);
+        self.collect_if_due(effects);
+        self.report(effects);
+    }
+
+    /// Follows up on what the event has changed, until nothing more follows.
+    fn settle(&mut self, effects: &mut Vec<Effect>) {
+        loop {
+            while let Some(shard) = self.dirty.pop_first() {
+                self.advance(shard, effects);
+            }
+            let Some(shard) = self.to_review.pop_first() else { break };
+            self.review(shard, effects);
+        }
+        self.advance_reads(effects);
+        self.send_slices(effects);
+        self.groups.sync_if_idle(self.now, effects);
+        self.pay_acks(effects);
+    }
+
+    /// A number that this process has not used before.
+    fn fresh_id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+
+    fn min_in_sync(&self) -> usize {
+        self.settings.min_in_sync
+    }
+
+    fn is_silent(&self, store: StoreId) -> bool {
+        self.health.is_silent(store, self.now, self.settings.silent_after_ms)
+    }
+
+    // ---- for status, and for the simulator's oracles ------------------------------------------
+
+    pub fn me(&self) -> StoreBoot {
+        self.me
+    }
+
+    /// Every replica there is.
+    pub fn replicas(&self) -> impl Iterator<Item = ReplicaView<'_>> {
+        self.replicas.values().map(Replica::view)
+    }
+
+    /// The tables, as reads see them now.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// In-sync members that had lost what they had acknowledged.
+    pub fn durability_violations(&self) -> u64 {
+        self.durability_violations
+    }
+
+    /// Panics if something that must hold does not. The simulator asks after every event.
+    pub fn check_invariants(&self) {
+        self.replicas.values().for_each(Replica::check_invariants);
+    }
+}

@@ -1,0 +1,616 @@
+//! Feeding followers, and following primaries.
+//!
+//! A node dials every peer to feed it, and is dialled by every peer to be fed: two connections a
+//! pair. On each, what comes first is who speaks; only then does anything count.
+
+use crate::entry::{Body, Entry};
+use crate::ids::{Conn, CopyNo, Epoch, Seq, ShardId, StoreBoot, StoreId};
+use crate::message::{FromFollower, Reject, Slice, ToFollower};
+use crate::node::links::{Dialled, MESSAGE_BYTES, SentSlice};
+use crate::node::{Effect, Node, turn_of};
+use crate::planted::Planted;
+use crate::replica::Replica;
+use crate::replica::backup::NotTaken;
+use crate::replica::primary::Feed;
+use crate::replica::reconcile::join_point;
+
+/// Read from the log on disk for a follower that lags, at a time.
+const READ_LOG_BYTES: usize = 1 << 20;
+
+// ---- the dialling end: this node feeds ---------------------------------------------------------
+
+impl Node {
+    pub(super) fn on_dialled(&mut self, conn: Conn, peer: StoreBoot, effects: &mut Vec<Effect>) {
+        self.dialled.insert(conn, Dialled::new(peer));
+        let message = ToFollower::Hello { from: self.me, to: peer };
+        effects.push(Effect::ToFollower { conn, message });
+    }
+
+    pub(super) fn on_from_follower(
+        &mut self,
+        conn: Conn,
+        message: FromFollower,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(link) = self.dialled.get_mut(&conn) else { return };
+        let peer = link.peer;
+        if let FromFollower::Welcome { from, copies } = message {
+            if from != peer || link.welcome {
+                self.close(conn, effects);
+                return;
+            }
+            link.welcome = true;
+            link.copies = copies.into_iter().collect();
+            self.on_welcome(conn, peer, effects);
+            return;
+        }
+        if !link.welcome {
+            self.close(conn, effects);
+            return;
+        }
+        self.health.heard(peer.store, self.now);
+        match message {
+            FromFollower::Welcome { .. } => {}
+            FromFollower::Copy { shard, copy } => {
+                link.rejected(0, shard);
+                link.copies.remove(&shard);
+                if copy == CopyNo(0) {
+                    self.cut_feed(peer.store, shard);
+                } else {
+                    link.copies.insert(shard, copy);
+                    self.open_feed(peer, shard, copy);
+                }
+            }
+            FromFollower::Ack { n } => {
+                let slices = link.acked(n);
+                let owed = link.owed_since();
+                self.health.owes(peer.store, owed);
+                slices.into_iter().for_each(|slice| self.on_acked(peer, slice));
+            }
+            FromFollower::Reject { n, shard, reason } => {
+                if link.rejected(n, shard) {
+                    self.on_reject(peer, shard, reason, effects);
+                }
+            }
+            FromFollower::Alive { sent: _, fsync_age_ms } => {
+                self.health.said_fsync_age(peer.store, fsync_age_ms);
+            }
+            FromFollower::ReadIndex { round, newer } => {
+                for &(shard, epoch) in &newer {
+                    self.step_down_below(shard, epoch);
+                }
+                self.on_read_index_answer(peer.store, round, &newer, effects);
+            }
+            FromFollower::Snapshot { transfer, shard: _, installed } => {
+                self.on_snapshot_answer(transfer, installed);
+            }
+        }
+    }
+
+    fn on_welcome(&mut self, conn: Conn, peer: StoreBoot, effects: &mut Vec<Effect>) {
+        if let Some(older) = self.dialled_to.insert(peer.store, conn)
+            && older != conn
+        {
+            self.close(older, effects);
+            self.dialled_to.insert(peer.store, conn);
+        }
+        self.health.heard(peer.store, self.now);
+        self.health.owes(peer.store, None);
+        self.cut_feeds(peer.store);
+        let Some(link) = self.dialled.get(&conn) else { return };
+        for (shard, copy) in link.copies.clone() {
+            self.open_feed(peer, shard, copy);
+        }
+    }
+
+    fn cut_feeds(&mut self, store: StoreId) {
+        for (&shard, replica) in &mut self.replicas {
+            let follower = replica.primary_mut().and_then(|p| p.followers.get_mut(&store));
+            if let Some(follower) = follower {
+                follower.feed = Feed::Cut;
+                self.to_review.insert(shard);
+            }
+        }
+    }
+
+    /// Feeds this follower on its present connection, from where this node's log ends: it says so
+    /// if it can't be joined there. Acknowledgements of another process or copy no longer count.
+    fn open_feed(&mut self, peer: StoreBoot, shard: ShardId, copy: CopyNo) {
+        let Some(replica) = self.replicas.get_mut(&shard) else { return };
+        let last = replica.log.last().seq;
+        let Some(primary) = replica.primary_mut() else { return };
+        let Some(follower) = primary.followers.get_mut(&peer.store) else { return };
+        if (follower.boot, follower.copy) != (peer.boot, copy) {
+            (follower.boot, follower.copy, follower.acked) = (peer.boot, copy, Seq(0));
+        }
+        follower.next = last.next();
+        follower.tried = None;
+        follower.feed = Feed::Streaming { opening: true };
+        self.to_send.insert((peer.store, shard));
+        self.to_review.insert(shard);
+    }
+
+    fn cut_feed(&mut self, store: StoreId, shard: ShardId) {
+        if let Some(follower) = self.follower_mut(store, shard) {
+            follower.feed = Feed::Cut;
+        }
+    }
+
+    /// Opens the feeds of a shard that this node has begun to lead, or that has new followers.
+    pub(super) fn open_feeds(&mut self, shard: ShardId) {
+        let Some(primary) = self.replicas.get(&shard).and_then(Replica::primary) else { return };
+        let cut = |store: &&StoreId| primary.followers[store].feed == Feed::Cut;
+        let stores: Vec<_> = primary.followers.keys().filter(cut).copied().collect();
+        for store in stores {
+            self.health.expect(store, self.now);
+            let conn = self.dialled_to.get(&store);
+            let Some(link) = conn.and_then(|conn| self.dialled.get(conn)) else { continue };
+            let peer = link.peer;
+            if let Some(&copy) = link.copies.get(&shard) {
+                self.open_feed(peer, shard, copy);
+            }
+        }
+    }
+
+    fn on_acked(&mut self, peer: StoreBoot, slice: SentSlice) {
+        let shard = slice.shard;
+        let Some(replica) = self.replicas.get_mut(&shard) else { return };
+        let commit = replica.commit;
+        let Some(primary) = replica.primary_mut() else { return };
+        let Some(follower) = primary.followers.get_mut(&peer.store) else { return };
+        let counts = primary.epoch == slice.epoch
+            && (follower.boot, follower.copy) == (peer.boot, slice.copy);
+        if !counts {
+            return;
+        }
+        follower.acked = follower.acked.max(slice.upto);
+        let counted = primary.record.isr.contains(&peer.store)
+            && !primary.record.tainted.contains(&peer.store);
+        if follower.short && !counted && follower.acked >= commit.max(primary.barrier) {
+            follower.short = false;
+        }
+        self.dirty.insert(shard);
+        if primary.record.learners.contains(&peer.store) || primary.frozen {
+            self.to_review.insert(shard);
+        }
+        self.to_send.insert((peer.store, shard));
+    }
+
+    fn on_reject(
+        &mut self,
+        peer: StoreBoot,
+        shard: ShardId,
+        reason: Reject,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(replica) = self.replicas.get_mut(&shard) else { return };
+        if let Reject::StaleEpoch { promised } = reason {
+            if self.step_down_below(shard, promised) {
+                effects.push(Effect::ReadConfig { shard });
+            }
+            return;
+        }
+        let commit = replica.commit;
+        let joined = match &reason {
+            Reject::Mismatch { ends, applied } => join_point(&replica.log, ends, *applied),
+            _ => Seq(0),
+        };
+        let Some(primary) = replica.primary_mut() else { return };
+        let counted = primary.record.isr.contains(&peer.store)
+            && !primary.record.tainted.contains(&peer.store);
+        let Some(follower) = primary.followers.get_mut(&peer.store) else { return };
+        let mut lost = false;
+        match reason {
+            Reject::Mismatch { applied, .. } => {
+                // Tried there before: the epochs agree, the chain does not. What the follower has
+                // applied is the last resort.
+                let from = if follower.tried == Some(joined) { applied.seq } else { joined };
+                follower.tried = Some(joined);
+                follower.next = from.next();
+                follower.feed = Feed::Streaming { opening: true };
+                lost = counted && joined < commit;
+            }
+            Reject::WrongCopy { copy: CopyNo(0) } => follower.feed = Feed::Cut,
+            Reject::WrongCopy { copy } => self.open_feed(peer, shard, copy),
+            Reject::Stopped => {
+                follower.feed = Feed::NeedsSnapshot;
+                lost = counted;
+            }
+            Reject::NoSpace | Reject::StaleEpoch { .. } => follower.feed = Feed::Cut,
+        }
+        if lost {
+            self.on_lost(peer.store, shard);
+        }
+        self.to_review.insert(shard);
+        self.to_send.insert((peer.store, shard));
+    }
+
+    /// An in-sync member does not hold what it has acknowledged: its disk lost it. It is taken out
+    /// of the in-sync set (or marked there, at the floor) and filled anew.
+    fn on_lost(&mut self, store: StoreId, shard: ShardId) {
+        let Some(follower) = self.follower_mut(store, shard) else { return };
+        if !follower.short {
+            follower.short = true;
+            follower.acked = Seq(0);
+            self.durability_violations += 1;
+        }
+    }
+
+    pub(super) fn follower_mut(
+        &mut self,
+        store: StoreId,
+        shard: ShardId,
+    ) -> Option<&mut crate::replica::primary::Follower> {
+        self.replicas.get_mut(&shard)?.primary_mut()?.followers.get_mut(&store)
+    }
+
+    /// A higher epoch was heard of: this node leads the shard no longer.
+    pub(super) fn step_down_below(&mut self, shard: ShardId, epoch: Epoch) -> bool {
+        let Some(replica) = self.replicas.get_mut(&shard) else { return false };
+        let deposed = replica.primary().is_some_and(|primary| primary.epoch < epoch);
+        if deposed {
+            replica.role = crate::replica::Role::Follower;
+            self.dirty.insert(shard);
+        }
+        deposed
+    }
+
+    /// Sends what there is to send: all shards of one follower in one message.
+    pub(super) fn send_slices(&mut self, effects: &mut Vec<Effect>) {
+        let mut todo = std::mem::take(&mut self.to_send);
+        while let Some(&(store, _)) = todo.first() {
+            let rest = todo.split_off(&(StoreId(store.0.saturating_add(1)), ShardId(0)));
+            let shards = todo.into_iter().map(|(_, shard)| shard).collect();
+            todo = rest;
+            self.send_to(store, shards, effects);
+        }
+    }
+
+    fn send_to(&mut self, store: StoreId, shards: Vec<ShardId>, effects: &mut Vec<Effect>) {
+        let Some(&conn) = self.dialled_to.get(&store) else { return };
+        let Some(mut room) = self.dialled.get(&conn).map(Dialled::room) else { return };
+        room = room.min(MESSAGE_BYTES);
+        let (mut slices, mut sent, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for shard in shards {
+            if bytes >= room {
+                self.to_send.insert((store, shard)); // The next ack makes room.
+                continue;
+            }
+            let Some(slice) = self.next_slice(store, shard, room - bytes, effects) else {
+                continue;
+            };
+            bytes += slice.entries.iter().map(Entry::size).sum::<usize>() + 32;
+            sent.push(SentSlice {
+                shard,
+                epoch: slice.epoch,
+                copy: slice.copy,
+                upto: slice.entries.last().map_or(slice.prev.seq, |entry| entry.seq),
+            });
+            slices.push(slice);
+        }
+        if slices.is_empty() {
+            return;
+        }
+        let Some(link) = self.dialled.get_mut(&conn) else { return };
+        for slice in &slices {
+            link.commits_told.insert(slice.shard, (slice.epoch, slice.commit));
+        }
+        let n = link.sent(self.now, bytes, sent);
+        let message = ToFollower::Append { n, slices };
+        effects.push(Effect::ToFollower { conn, message });
+    }
+
+    fn next_slice(
+        &mut self,
+        store: StoreId,
+        shard: ShardId,
+        bytes_max: usize,
+        effects: &mut Vec<Effect>,
+    ) -> Option<Slice> {
+        let replica = self.replicas.get_mut(&shard)?;
+        let (slots, commit) = (replica.slots, replica.commit);
+        let (base, last) = (replica.log.base().seq, replica.log.last().seq);
+        let crate::replica::Role::Primary(primary) = &mut replica.role else { return None };
+        let (epoch, active) = (primary.epoch, primary.active);
+        let follower = primary.followers.get_mut(&store)?;
+        let opening = match follower.feed {
+            Feed::Streaming { opening } => opening,
+            Feed::NeedsSnapshot => {
+                self.begin_snapshot(store, shard, effects);
+                return None;
+            }
+            _ => return None,
+        };
+        if !opening && follower.next > last {
+            return None;
+        }
+        let prev = follower.next.prev();
+        if prev < base {
+            // Reading begins one earlier, for the position that the entries follow.
+            let from = Seq(prev.0.max(1));
+            follower.feed = Feed::Reading { from };
+            effects.push(Effect::ReadLog { shard, from, bytes_max: READ_LOG_BYTES });
+            return None;
+        }
+        let prev = replica.log.position(prev)?;
+        let entries = replica.log.slice(follower.next, bytes_max);
+        follower.next = entries.last().map_or(follower.next, |entry| entry.seq.next());
+        follower.feed = Feed::Streaming { opening: false };
+        if follower.next <= last {
+            self.to_send.insert((store, shard));
+        }
+        // Until its barrier is committed a primary announces no commit.
+        let commit = if active { commit } else { Seq(0) };
+        let copy = follower.copy;
+        Some(Slice { shard, slots, epoch, copy, prev, commit, resume: opening, entries })
+    }
+
+    /// Older entries have come from the log on disk: sent as they are, if they still fit.
+    pub(super) fn on_log_read(
+        &mut self,
+        shard: ShardId,
+        from: Seq,
+        entries: Vec<Entry>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(replica) = self.replicas.get_mut(&shard) else { return };
+        let base = replica.log.base();
+        let Some(primary) = replica.primary_mut() else { return };
+        let waiting = Feed::Reading { from };
+        let stores: Vec<_> = primary
+            .followers
+            .iter()
+            .filter(|(_, follower)| follower.feed == waiting)
+            .map(|(&store, _)| store)
+            .collect();
+        // What the disk gave must be the log that this replica has: contiguous, intact, and
+        // chained up to what is in memory if it reaches that far.
+        let intact = |entry: &Entry| match &entry.body {
+            Body::Ops(batch) => batch.is_intact(),
+            _ => true,
+        };
+        let starts = entries.first().is_some_and(|entry| entry.seq == from);
+        let chained =
+            entries.windows(2).all(|pair| pair[1].follows(pair[0].position()) && intact(&pair[1]));
+        let meets = entries
+            .iter()
+            .find(|entry| entry.seq == base.seq)
+            .is_none_or(|entry| entry.chain == base.chain);
+        for store in stores {
+            let Some(follower) = self.follower_mut(store, shard) else { continue };
+            if starts && chained && meets {
+                self.send_read(store, shard, &entries, effects);
+            } else {
+                follower.feed = Feed::NeedsSnapshot;
+            }
+            self.to_send.insert((store, shard));
+        }
+    }
+
+    fn send_read(
+        &mut self,
+        store: StoreId,
+        shard: ShardId,
+        entries: &[Entry],
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(&conn) = self.dialled_to.get(&store) else { return };
+        let Some(replica) = self.replicas.get_mut(&shard) else { return };
+        let (slots, commit, base) = (replica.slots, replica.commit, replica.log.base().seq);
+        let crate::replica::Role::Primary(primary) = &mut replica.role else { return };
+        let (epoch, active) = (primary.epoch, primary.active);
+        let Some(follower) = primary.followers.get_mut(&store) else { return };
+        let wanted = |entry: &&Entry| entry.seq >= follower.next && entry.seq <= base;
+        let sending: Vec<_> = entries.iter().filter(wanted).cloned().collect();
+        let before = follower.next.prev();
+        let prev = match entries.iter().find(|entry| entry.seq == before) {
+            Some(entry) => entry.position(),
+            None if before == Seq(0) => crate::entry::Position::default(),
+            None => {
+                follower.feed = Feed::NeedsSnapshot;
+                return;
+            }
+        };
+        let Some(link) = self.dialled.get_mut(&conn) else { return };
+        let upto = sending.last().map_or(prev.seq, |entry| entry.seq);
+        follower.next = upto.next();
+        follower.feed = Feed::Streaming { opening: false };
+        let bytes = sending.iter().map(Entry::size).sum();
+        let copy = follower.copy;
+        let n = link.sent(self.now, bytes, vec![SentSlice { shard, epoch, copy, upto }]);
+        let commit = if active { commit } else { Seq(0) };
+        let slice =
+            Slice { shard, slots, epoch, copy, prev, commit, resume: true, entries: sending };
+        let message = ToFollower::Append { n, slices: vec![slice] };
+        effects.push(Effect::ToFollower { conn, message });
+    }
+
+    /// Tells every follower that this node is alive, and the commits that have moved.
+    pub(super) fn send_heartbeats(&mut self, effects: &mut Vec<Effect>) {
+        for (&conn, link) in self.dialled.iter_mut().filter(|(_, link)| link.welcome) {
+            let mut commits = Vec::new();
+            for (&shard, replica) in &self.replicas {
+                let Some(primary) = replica.primary().filter(|primary| primary.active) else {
+                    continue;
+                };
+                let told = (primary.epoch, replica.commit);
+                let follows = primary.followers.contains_key(&link.peer.store);
+                if follows && link.commits_told.insert(shard, told) != Some(told) {
+                    commits.push((shard, primary.epoch, replica.commit));
+                }
+            }
+            let message = ToFollower::Heartbeat { sent: self.now.0, commits };
+            effects.push(Effect::ToFollower { conn, message });
+        }
+    }
+
+    /// How long each follower has owed an ack.
+    pub(super) fn note_debts(&mut self) {
+        for link in self.dialled.values().filter(|link| link.welcome) {
+            self.health.owes(link.peer.store, link.owed_since());
+        }
+    }
+}
+
+// ---- the accepting end: this node follows ------------------------------------------------------
+
+impl Node {
+    pub(super) fn on_to_follower(
+        &mut self,
+        conn: Conn,
+        message: ToFollower,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(link) = self.accepted.get_mut(&conn) else { return };
+        if let ToFollower::Hello { from, to } = message {
+            let outdated = self.peers.get(&from.store).is_some_and(|&(boot, _)| from.boot < boot);
+            if to != self.me || link.peer.is_some() || outdated {
+                self.close(conn, effects);
+                return;
+            }
+            link.peer = Some(from);
+            self.health.heard(from.store, self.now);
+            let held = self.replicas.iter().filter(|(_, replica)| replica.exists);
+            let copies = held.map(|(&shard, replica)| (shard, replica.copy)).collect();
+            let message = FromFollower::Welcome { from: self.me, copies };
+            effects.push(Effect::FromFollower { conn, message });
+            return;
+        }
+        let Some(peer) = link.peer else {
+            self.close(conn, effects);
+            return;
+        };
+        self.health.heard(peer.store, self.now);
+        match message {
+            ToFollower::Hello { .. } => {}
+            ToFollower::Append { n, slices } => self.on_append(conn, n, slices, effects),
+            ToFollower::Heartbeat { sent, commits } => {
+                for (shard, epoch, commit) in commits {
+                    let replica = self.replicas.get_mut(&shard);
+                    if let Some(replica) = replica.filter(|replica| replica.promised == epoch) {
+                        replica.hear_commit(commit);
+                        self.dirty.insert(shard);
+                    }
+                }
+                let fsync_age_ms = self.groups.fsync_age_ms(self.now);
+                let message = FromFollower::Alive { sent, fsync_age_ms };
+                effects.push(Effect::FromFollower { conn, message });
+            }
+            ToFollower::ReadIndex { round, shards } => {
+                let promised = |shard| self.replicas.get(shard).map(|replica| replica.promised);
+                let newer = shards
+                    .iter()
+                    .filter_map(|(shard, epoch)| {
+                        Some((*shard, promised(shard)?)).filter(|p| p.1 > *epoch)
+                    })
+                    .collect();
+                let message = FromFollower::ReadIndex { round, newer };
+                effects.push(Effect::FromFollower { conn, message });
+            }
+            ToFollower::Snapshot { transfer, shard, epoch, copy } => {
+                link.announced.insert(transfer, (shard, epoch, copy));
+            }
+        }
+    }
+
+    fn on_append(&mut self, conn: Conn, n: u64, slices: Vec<Slice>, effects: &mut Vec<Effect>) {
+        let Some(link) = self.accepted.get_mut(&conn) else { return };
+        if !link.is_new(n) {
+            return;
+        }
+        for slice in slices {
+            let shard = slice.shard;
+            let Some(link) = self.accepted.get_mut(&conn) else { return };
+            if slice.resume {
+                link.skipping.remove(&shard);
+            } else if link.skipping.contains(&shard) {
+                continue;
+            }
+            match self.take_slice(&slice, effects) {
+                Ok(()) => {}
+                Err(NotTaken::Reject(reason)) => {
+                    let Some(link) = self.accepted.get_mut(&conn) else { return };
+                    link.skipping.insert(shard);
+                    let message = FromFollower::Reject { n, shard, reason };
+                    effects.push(Effect::FromFollower { conn, message });
+                }
+                Err(NotTaken::Damaged) => {
+                    self.close(conn, effects);
+                    return;
+                }
+            }
+            self.dirty.insert(shard);
+        }
+        let mut group = self.groups.covering().unwrap_or(0);
+        if Planted::AckBeforeBackupFsync.is_in(self.settings.planted) {
+            group = 0;
+        }
+        let Some(link) = self.accepted.get_mut(&conn) else { return };
+        link.owe(n, group);
+    }
+
+    fn take_slice(&mut self, slice: &Slice, effects: &mut Vec<Effect>) -> Result<(), NotTaken> {
+        let Some(replica) = self.replicas.get_mut(&slice.shard) else {
+            return Err(Reject::WrongCopy { copy: CopyNo(0) }.into());
+        };
+        let last = replica.log.last().seq;
+        replica.accept(&mut turn_of!(self, effects), slice)?;
+        let new = replica.log.last().seq;
+        if new > last {
+            self.prefetch(slice.shard, last.next(), effects);
+        }
+        Ok(())
+    }
+
+    /// Acknowledges every message whose group is durable.
+    pub(super) fn pay_acks(&mut self, effects: &mut Vec<Effect>) {
+        let durable = self.groups.durable();
+        for (&conn, link) in &mut self.accepted {
+            if let Some(n) = link.payable(durable) {
+                let message = FromFollower::Ack { n };
+                effects.push(Effect::FromFollower { conn, message });
+            }
+        }
+    }
+
+    /// A copy has come, gone or been replaced: every primary hears it before anything else about
+    /// the shard.
+    pub(super) fn announce_copy(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+        let Some(replica) = self.replicas.get(&shard) else { return };
+        let copy = if replica.exists { replica.copy } else { CopyNo(0) };
+        for (&conn, link) in self.accepted.iter_mut().filter(|(_, link)| link.peer.is_some()) {
+            link.skipping.remove(&shard);
+            effects
+                .push(Effect::FromFollower { conn, message: FromFollower::Copy { shard, copy } });
+        }
+    }
+}
+
+// ---- both ends -----------------------------------------------------------------------------------
+
+impl Node {
+    pub(super) fn close(&mut self, conn: Conn, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Close { conn });
+        self.on_closed(conn);
+    }
+
+    /// Nothing more comes from this connection. What was sent on it may have arrived or not.
+    pub(super) fn on_closed(&mut self, conn: Conn) {
+        self.accepted.remove(&conn);
+        let Some(link) = self.dialled.remove(&conn) else { return };
+        let store = link.peer.store;
+        self.health.owes(store, None);
+        self.drop_transfers(conn);
+        if self.dialled_to.get(&store) != Some(&conn) {
+            return;
+        }
+        self.dialled_to.remove(&store);
+        self.cut_feeds(store);
+    }
+
+    pub(super) fn on_peer_refused(&mut self, store: StoreId) {
+        self.health.refused(store);
+        let led = self.replicas.iter().filter(|(_, replica)| replica.primary().is_some());
+        self.to_review.extend(led.map(|(&shard, _)| shard));
+    }
+}

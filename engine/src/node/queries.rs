@@ -1,0 +1,52 @@
+//! What the coordinator asks of a node.
+
+use crate::ids::ShardId;
+use crate::message::{NodeQuery, NodeQueryReply, ShardEnd};
+use crate::node::{Effect, Node};
+use crate::replica::Replica;
+
+/// How long a primary stops ordering for a hand-over before it goes on by itself.
+const STEP_DOWN_MS: u64 = 2_000;
+
+impl Node {
+    pub(super) fn on_query(&mut self, query: u64, message: NodeQuery, effects: &mut Vec<Effect>) {
+        let reply = match message {
+            NodeQuery::Probe { to: _ } => NodeQueryReply::Probe {
+                from: self.me,
+                fsync_age_ms: self.groups.fsync_age_ms(self.now),
+            },
+            NodeQuery::Gather { shards } => NodeQueryReply::Gather {
+                from: self.me,
+                ends: shards.into_iter().filter_map(|shard| self.end_of(shard)).collect(),
+            },
+            NodeQuery::StepDown { shard, epoch } => {
+                let until = self.now.plus_ms(STEP_DOWN_MS);
+                let replica = self.replicas.get_mut(&shard);
+                let end = replica.and_then(|replica| {
+                    let last = replica.log.last();
+                    let primary = replica.primary_mut().filter(|p| p.epoch == epoch)?;
+                    primary.stepping_down = Some(until);
+                    Some((last.epoch, last.seq))
+                });
+                NodeQueryReply::StepDown { shard, end }
+            }
+        };
+        effects.push(Effect::QueryReply { query, reply });
+    }
+
+    fn end_of(&self, shard: ShardId) -> Option<ShardEnd> {
+        let replica = self.replicas.get(&shard).filter(|replica| replica.exists)?;
+        let last = replica.log.last();
+        Some(ShardEnd {
+            shard,
+            promised: replica.promised,
+            last: (last.epoch, last.seq),
+            applied: replica.state.applied.seq,
+            unfit: is_unfit(replica),
+        })
+    }
+}
+
+fn is_unfit(replica: &Replica) -> bool {
+    replica.unfit || replica.stopped.is_some() || replica.installing.is_some()
+}

@@ -1,0 +1,168 @@
+//! What etcd says of the shards: who leads, who is in sync, what this store is to hold.
+//!
+//! A record seen by a watch may be outdated, and that is harmless: a primary that begins late can't
+//! fill its in-sync set, and whoever reads a higher version follows it. Only the deletion of a copy
+//! waits for a linearizable read.
+
+use crate::config::ShardConfig;
+use crate::entry::Body;
+use crate::ids::{Boot, Epoch, Seq, ShardId, StoreBoot};
+use crate::message::ShardAvailability;
+use crate::node::{CasOutcome, Effect, ExitReason, Node, turn_of};
+use crate::planted::Planted;
+use crate::replica::primary::Primary;
+use crate::replica::{Replica, Role};
+
+impl Node {
+    pub(super) fn on_record(
+        &mut self,
+        record: ShardConfig,
+        mod_revision: u64,
+        linearizable: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        let shard = record.shard();
+        let known = self.records.get(&shard).map(|(known, _)| (known.epoch, known.version));
+        if known.is_some_and(|known| (record.epoch, record.version) < known) {
+            return;
+        }
+        let is_new = known != Some((record.epoch, record.version));
+        self.records.insert(shard, (record.clone(), mod_revision));
+        if is_new {
+            self.follow_record(&record, mod_revision);
+        }
+        self.hold_what_is_asked(&record, linearizable, effects);
+        self.to_review.insert(shard);
+        self.dirty.insert(shard);
+    }
+
+    fn follow_record(&mut self, record: &ShardConfig, mod_revision: u64) {
+        let shard = record.shard();
+        let (now, me) = (self.now, self.me);
+        if let Some(replica) = self.replicas.get_mut(&shard)
+            && let Some(primary) = replica.primary_mut()
+        {
+            if record.epoch != primary.epoch || record.primary != me {
+                // Never adopted under the old epoch, even if it names this store again.
+                replica.role = Role::Follower;
+            } else {
+                primary.read_record(record.clone(), mod_revision, now);
+                self.open_feeds(shard);
+            }
+        }
+    }
+
+    /// Copies are made where etcd wants them, and go where it does not; the one who is named
+    /// primary begins.
+    pub(super) fn hold_what_is_asked(
+        &mut self,
+        record: &ShardConfig,
+        linearizable: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        let (shard, store) = (record.shard(), self.me.store);
+        let exists = self.replicas.get(&shard).is_some_and(|replica| replica.exists);
+        let in_sync = record.isr.contains(&store);
+        let wanted = in_sync || record.learners.contains(&store);
+        if wanted && !exists {
+            // At epoch 1 the shard is new, and empty is all there is to hold.
+            self.create_copy(shard, record.epoch == Epoch(1) && in_sync, effects);
+        }
+        if !wanted && exists && !record.target.contains(&store) {
+            if linearizable {
+                self.drop_copy(shard, effects);
+            } else {
+                effects.push(Effect::ReadConfig { shard });
+            }
+        }
+        if record.primary == self.me {
+            self.begin(shard, effects);
+        }
+    }
+
+    /// Becomes primary: promise, then a barrier on top of its whole log. Both are in the log before
+    /// anything is counted, and nothing is served before the barrier is committed.
+    fn begin(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+        let Some((record, mod_revision)) = self.records.get(&shard).cloned() else { return };
+        let now = self.now;
+        let Some(replica) = self.replicas.get_mut(&shard) else { return };
+        let epoch = record.epoch;
+        let may_begin = replica.exists
+            && replica.installing.is_none()
+            && replica.begun < epoch
+            && replica.promised <= epoch;
+        if !may_begin {
+            return;
+        }
+        if replica.promised < epoch {
+            replica.promise(&mut turn_of!(self, effects), epoch);
+        }
+        replica.begun = epoch;
+        if replica.unfit {
+            replica.stopped = None; // Named all the same: it is the best there is.
+        }
+        let mut barrier = replica.log.last().seq.next();
+        let skip = Planted::SkipBarrier.is_in(self.settings.planted);
+        if skip {
+            barrier = Seq(0);
+        }
+        let mut primary = Primary::new(record, mod_revision, barrier, now);
+        primary.active = skip;
+        replica.role = Role::Primary(Box::new(primary));
+        if !skip {
+            self.order(shard, Body::Barrier, effects);
+        }
+        self.open_feeds(shard);
+        self.dirty.insert(shard);
+        self.to_review.insert(shard);
+    }
+
+    pub(super) fn on_peers(&mut self, peers: Vec<(StoreBoot, u64)>, effects: &mut Vec<Effect>) {
+        self.peers =
+            peers.iter().map(|(peer, revision)| (peer.store, (peer.boot, *revision))).collect();
+        let newest = self.peers.get(&self.me.store).map_or(Boot(0), |(boot, _)| *boot);
+        if newest > self.me.boot {
+            let newer = StoreBoot { store: self.me.store, boot: newest };
+            effects.push(Effect::Exit(ExitReason::NewerBoot(newer)));
+        }
+    }
+
+    /// A proposal has an outcome, or its answer was lost. Only a record with a higher version
+    /// settles anything: a failed compare does not, since an earlier proposal of this very primary
+    /// may be what moved the version.
+    pub(super) fn on_proposed(&mut self, id: u64, outcome: CasOutcome, effects: &mut Vec<Effect>) {
+        let Some(shard) = self.proposals.remove(&id) else { return };
+        let retry_at = self.now.plus_ms(100);
+        let Some(primary) = self.replicas.get_mut(&shard).and_then(Replica::primary_mut) else {
+            return;
+        };
+        let Some(proposal) = primary.proposals.iter_mut().find(|proposal| proposal.id == id) else {
+            return;
+        };
+        proposal.pending = false;
+        primary.propose_after = retry_at;
+        match outcome {
+            CasOutcome::Done { mod_revision } => {
+                let config = proposal.config.clone();
+                self.on_record(config, mod_revision, false, effects);
+            }
+            CasOutcome::Failed | CasOutcome::Unknown => {
+                effects.push(Effect::ReadConfig { shard });
+            }
+        }
+    }
+
+    /// Tells every gateway whether the shard takes writes.
+    pub(super) fn tell_gateways(&self, shard: ShardId, effects: &mut Vec<Effect>) {
+        let Some(replica) = self.replicas.get(&shard) else { return };
+        let Some(primary) = replica.primary() else { return };
+        let state = match primary.frozen {
+            true => ShardAvailability::Frozen,
+            false => ShardAvailability::Open,
+        };
+        for &conn in self.gateways.keys() {
+            let reply = crate::message::NodeReply::ShardState { slots: replica.slots, state };
+            effects.push(Effect::Gateway { conn, reply });
+        }
+    }
+}

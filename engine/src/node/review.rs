@@ -1,0 +1,252 @@
+//! What a primary does about its in-sync set: eject the silent, add the caught up, swap at the
+//! floor, freeze where none of it is possible.
+//!
+//! Decided for a whole node pair at once (silence is the peer's, not the shard's), written shard by
+//! shard. All of it is hints and compare-and-set: a wrong suspicion costs an ejection, never data.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ids::{Boot, Now, ShardId, StoreId};
+use crate::message::Report;
+use crate::node::{Effect, Node};
+use crate::replica::Replica;
+use crate::replica::primary::Proposal;
+
+/// A peer that was ejected waits before it is added again: 1, 2, 4 … 60 s for the same process,
+/// forgotten once it has stayed in sync for a minute. A new process waits for nothing.
+#[derive(Debug, Default)]
+pub(super) struct Backoff {
+    ejected: BTreeMap<StoreId, Ejected>,
+}
+
+#[derive(Debug)]
+struct Ejected {
+    boot: Boot,
+    wait_ms: u64,
+    at: Now,
+}
+
+const WAIT_MS_MIN: u64 = 1_000;
+const WAIT_MS_MAX: u64 = 60_000;
+
+impl Backoff {
+    fn on_ejected(&mut self, store: StoreId, boot: Boot, now: Now) {
+        let before = self.ejected.get(&store);
+        let wait_ms = match before {
+            // Every shard ejects the peer in the same moment: that is one ejection.
+            Some(before) if before.boot == boot && now.ms_since(before.at) < before.wait_ms => {
+                before.wait_ms
+            }
+            Some(before) if before.boot == boot && now.ms_since(before.at) < 2 * WAIT_MS_MAX => {
+                (2 * before.wait_ms).min(WAIT_MS_MAX)
+            }
+            _ => WAIT_MS_MIN,
+        };
+        self.ejected.insert(store, Ejected { boot, wait_ms, at: now });
+    }
+
+    fn may_return(&self, store: StoreId, boot: Boot, now: Now) -> bool {
+        self.ejected.get(&store).is_none_or(|ejected| {
+            ejected.boot != boot || now.ms_since(ejected.at) >= ejected.wait_ms
+        })
+    }
+}
+
+impl Node {
+    /// Looks at one shard that this node leads.
+    pub(super) fn review(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+        self.review_step_down(shard);
+        self.review_frozen(shard, effects);
+        self.review_isr(shard, effects);
+    }
+
+    /// The coordinator asked for a hand-over, but nobody was named: go on.
+    fn review_step_down(&mut self, shard: ShardId) {
+        let now = self.now;
+        if let Some(primary) = self.replicas.get_mut(&shard).and_then(Replica::primary_mut) {
+            primary.stepping_down = primary.stepping_down.filter(|&until| now < until);
+        }
+    }
+
+    fn review_frozen(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+        let Some(primary) = self.replicas.get(&shard).and_then(Replica::primary) else { return };
+        let others = || primary.record.isr.iter().filter(|&&store| store != self.me.store);
+        let at_floor = primary.record.isr.len() <= self.min_in_sync();
+        let silent = others().any(|&store| self.is_silent(store));
+        let stuck =
+            !primary.active && self.now.ms_since(primary.began) >= self.settings.frozen_after_ms;
+        let frozen = at_floor && silent || stuck;
+        if frozen == primary.frozen {
+            return;
+        }
+        if let Some(primary) = self.replicas.get_mut(&shard).and_then(Replica::primary_mut) {
+            primary.frozen = frozen;
+        }
+        self.tell_gateways(shard, effects);
+        self.next_report = self.now;
+    }
+
+    fn review_isr(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+        let Some(replica) = self.replicas.get(&shard) else { return };
+        let Some(primary) = replica.primary() else { return };
+        if primary.is_pending() || self.now < primary.propose_after {
+            return;
+        }
+        let add = self.addable(replica);
+        let remove = self.removable(replica, add.len());
+        let taint = self.taintable(replica, &remove);
+        // A proposal whose outcome is unknown is settled by a newer version, even without change.
+        let nothing = add.is_empty() && remove.is_empty() && taint.is_empty();
+        if nothing && !primary.is_unsettled() {
+            return;
+        }
+        self.propose(shard, &add, &remove, &taint, effects);
+    }
+
+    /// Learners that are caught up, and tainted members that have been filled again.
+    fn addable(&self, replica: &Replica) -> BTreeSet<StoreId> {
+        let Some(primary) = replica.primary() else { return BTreeSet::new() };
+        let record = &primary.record;
+        let candidates = record.learners.iter().chain(&record.tainted);
+        let ready = |store: &StoreId| {
+            let follower = &primary.followers.get(store);
+            let known = self.peers.get(store);
+            follower.zip(known).is_some_and(|(follower, (boot, _))| {
+                follower.boot == *boot
+                    && !self.is_silent(*store)
+                    && primary.is_caught_up(*store, replica.commit, self.settings.planted)
+                    && self.backoff.may_return(*store, *boot, self.now)
+            })
+        };
+        // One at a time: the compare names one candidate's key.
+        candidates.copied().find(ready).into_iter().collect()
+    }
+
+    /// Silent members and those that lost data, as many as the floor allows.
+    fn removable(&self, replica: &Replica, added: usize) -> BTreeSet<StoreId> {
+        let Some(primary) = replica.primary() else { return BTreeSet::new() };
+        let record = &primary.record;
+        let lost =
+            |store: &StoreId| primary.followers.get(store).is_some_and(|follower| follower.short);
+        let others = || record.isr.iter().filter(|&&store| store != self.me.store);
+        let mut remove: Vec<_> = others().copied().filter(lost).collect();
+        if self.may_eject() {
+            remove.extend(others().filter(|&store| self.is_silent(*store) && !lost(store)));
+        }
+        let room = (record.isr.len() + added).saturating_sub(self.min_in_sync());
+        remove.truncate(room);
+        remove.into_iter().collect()
+    }
+
+    /// Members that lost data and have to stay, since the set is at the floor: not promotable.
+    fn taintable(&self, replica: &Replica, removed: &BTreeSet<StoreId>) -> BTreeSet<StoreId> {
+        let Some(primary) = replica.primary() else { return BTreeSet::new() };
+        let record = &primary.record;
+        let lost = |store: &&StoreId| {
+            let follower = primary.followers.get(store);
+            follower.is_some_and(|follower| follower.short) && !record.tainted.contains(store)
+        };
+        record.isr.iter().filter(lost).copied().filter(|store| !removed.contains(store)).collect()
+    }
+
+    /// This node is well itself, and somebody hears it: else the silence is its own.
+    fn may_eject(&self) -> bool {
+        let well = self.groups.waiting_ms(self.now) < self.settings.silent_after_ms / 2;
+        well && self.health.hears_anybody(self.now, self.settings.silent_after_ms)
+    }
+
+    fn propose(
+        &mut self,
+        shard: ShardId,
+        add: &BTreeSet<StoreId>,
+        remove: &BTreeSet<StoreId>,
+        taint: &BTreeSet<StoreId>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let id = self.fresh_id();
+        let candidate = add.first().and_then(|store| {
+            let (_, key_revision) = self.peers.get(store)?;
+            Some((*store, *key_revision))
+        });
+        for &store in remove {
+            if let Some(&(boot, _)) = self.peers.get(&store) {
+                self.backoff.on_ejected(store, boot, self.now);
+            }
+        }
+        let now = self.now;
+        let Some(primary) = self.replicas.get_mut(&shard).and_then(Replica::primary_mut) else {
+            return;
+        };
+        let mut config = primary.changed(add, remove);
+        for &store in taint {
+            crate::config::insert(&mut config.tainted, store);
+        }
+        // Counted first, proposed second.
+        let base = primary.record.version;
+        primary.proposals.push(Proposal { id, base, config: config.clone(), pending: true });
+        primary.propose_after = now;
+        let expect = primary.mod_revision;
+        self.proposals.insert(id, shard);
+        effects.push(Effect::Propose { proposal: id, expect, config, candidate });
+    }
+
+    /// Tells the coordinator, on change and every second, what it can't see from etcd.
+    pub(super) fn report(&mut self, effects: &mut Vec<Effect>) {
+        let mut report = Report {
+            silent: self.health.silent(self.now, self.settings.silent_after_ms),
+            ..Report::default()
+        };
+        for replica in self.replicas.values() {
+            let Some(primary) = replica.primary() else { continue };
+            let others = || primary.record.isr.iter().filter(|&&store| store != self.me.store);
+            if primary.frozen {
+                let silent = others().filter(|&&store| self.is_silent(store)).copied().collect();
+                report.frozen.push((replica.shard, silent));
+            }
+            let alone = others().count() > 0 && others().all(|&store| self.is_silent(store));
+            if alone && !self.health.hears_anybody(self.now, self.settings.silent_after_ms) {
+                report.resigned.push(replica.shard);
+            }
+        }
+        if report == self.reported && self.now < self.next_report {
+            return;
+        }
+        self.next_report = self.now.plus_ms(1_000);
+        self.reported = report.clone();
+        effects.push(Effect::Report(report));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: StoreId = StoreId(1);
+
+    #[track_caller]
+    fn check(ejected_s: &[u64], returns_s: u64) {
+        let mut backoff = Backoff::default();
+        let second = |s: u64| Now(s * 1_000_000);
+        ejected_s.iter().for_each(|&s| backoff.on_ejected(A, Boot(1), second(s)));
+        assert!(!backoff.may_return(A, Boot(1), Now(returns_s * 1_000_000 - 1)));
+        assert!(backoff.may_return(A, Boot(1), second(returns_s)));
+        assert!(backoff.may_return(A, Boot(2), second(0)));
+    }
+
+    #[test]
+    fn waits_double_for_the_same_process() {
+        check(&[10], 11);
+        check(&[10, 12], 14);
+        check(&[10, 12, 20], 24);
+    }
+
+    #[test]
+    fn many_shards_ejecting_at_once_are_one_ejection() {
+        check(&[10, 10, 10], 11);
+    }
+
+    #[test]
+    fn a_long_good_time_is_forgiven() {
+        check(&[10, 12, 500], 501);
+    }
+}

@@ -1,0 +1,220 @@
+//! What a replica may touch while it handles an event: the log being written, and the effects.
+//!
+//! Groups: everything written since the last `Sync` belongs to the next group; a group is one log
+//! record and one fsync. While one is under way the next gathers, so the fsync itself is what
+//! makes groups large under load and small at rest.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::ids::{Now, Seq, ShardId, StoreBoot};
+use crate::node::{Effect, Settings};
+use crate::planted::Planted;
+use crate::store::log::Record;
+
+/// A group is closed at this many bytes, even if the one before it is still being written.
+const GROUP_BYTES_MAX: usize = 1 << 20;
+
+/// The outputs of one event.
+pub struct Turn<'a> {
+    pub now: Now,
+    pub me: StoreBoot,
+    pub settings: &'a Settings,
+    pub disk_full: bool,
+    pub groups: &'a mut Groups,
+    pub effects: &'a mut Vec<Effect>,
+}
+
+impl Turn<'_> {
+    /// Writes a record into the group being gathered.
+    pub fn write(&mut self, record: Record) {
+        self.groups.note(&record);
+        self.effects.push(Effect::Write(record));
+        if self.groups.gathered_bytes >= GROUP_BYTES_MAX {
+            self.groups.close(self.now, self.effects);
+        }
+    }
+
+    pub fn planted(&self, bug: Planted) -> bool {
+        bug.is_in(self.settings.planted)
+    }
+}
+
+/// How far each shard's log reaches in one group.
+type Marks = BTreeMap<ShardId, (CopyMark, Seq)>;
+
+/// How many copies have begun or ended here: entries count only while no other copy has begun.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct CopyMark(pub u64);
+
+#[derive(Debug)]
+pub struct Groups {
+    /// The number of the group being gathered.
+    next: u64,
+    gathered: Marks,
+    gathered_records: usize,
+    gathered_bytes: usize,
+    in_flight: VecDeque<InFlight>,
+    durable: u64,
+    /// When an fsync last came back.
+    pub last_durable: Now,
+    copies: BTreeMap<ShardId, CopyMark>,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    group: u64,
+    since: Now,
+    marks: Marks,
+}
+
+impl Groups {
+    /// Numbers go on from `next`.
+    pub fn new(next: u64, now: Now) -> Self {
+        Self {
+            next,
+            gathered: Marks::new(),
+            gathered_records: 0,
+            gathered_bytes: 0,
+            in_flight: VecDeque::new(),
+            durable: next.saturating_sub(1),
+            last_durable: now,
+            copies: BTreeMap::new(),
+        }
+    }
+
+    fn note(&mut self, record: &Record) {
+        self.gathered_records += 1;
+        self.gathered_bytes += 32;
+        match record {
+            Record::Append { shard, entry } => {
+                self.gathered_bytes += entry.size();
+                let mark = self.copies.get(shard).copied().unwrap_or_default();
+                self.gathered.insert(*shard, (mark, entry.seq));
+            }
+            Record::Truncate { shard, after } => {
+                // What was cut and written again may lie in a group that is still under way.
+                let in_flight = self.in_flight.iter_mut().map(|group| &mut group.marks);
+                for marks in in_flight.chain([&mut self.gathered]) {
+                    if let Some((_, seq)) = marks.get_mut(shard) {
+                        *seq = (*seq).min(*after);
+                    }
+                }
+            }
+            Record::Copy { shard, .. } | Record::Drop { shard, .. } => {
+                self.copies.entry(*shard).or_default().0 += 1;
+            }
+            _ => {}
+        }
+    }
+
+    /// The group whose fsync makes everything written so far durable; none if it all is.
+    pub fn covering(&self) -> Option<u64> {
+        if self.gathered_records > 0 {
+            return Some(self.next);
+        }
+        self.in_flight.back().map(|group| group.group)
+    }
+
+    /// Begins the next fsync if there is something to write and none is under way.
+    pub fn sync_if_idle(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if self.in_flight.is_empty() && self.gathered_records > 0 {
+            self.close(now, effects);
+        }
+    }
+
+    /// An fsync of nothing, to know that the disk still answers.
+    pub fn probe(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if self.in_flight.is_empty() {
+            self.close(now, effects);
+        }
+    }
+
+    fn close(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let group = self.next;
+        self.next += 1;
+        let marks = std::mem::take(&mut self.gathered);
+        self.gathered_records = 0;
+        self.gathered_bytes = 0;
+        self.in_flight.push_back(InFlight { group, since: now, marks });
+        effects.push(Effect::Sync { group });
+    }
+
+    /// Group `group` and all before it are durable: how far each shard's present copy reaches.
+    pub fn on_durable(&mut self, group: u64, now: Now) -> Vec<(ShardId, Seq)> {
+        self.last_durable = now;
+        self.durable = self.durable.max(group);
+        let mut reached = Vec::new();
+        while let Some(done) = self.in_flight.pop_front_if(|first| first.group <= group) {
+            let present = |shard: &ShardId| self.copies.get(shard).copied().unwrap_or_default();
+            let current = done.marks.iter().filter(|(shard, (mark, _))| present(shard) == *mark);
+            reached.extend(current.map(|(&shard, &(_, seq))| (shard, seq)));
+        }
+        reached
+    }
+
+    /// The last group that is durable.
+    pub fn durable(&self) -> u64 {
+        self.durable
+    }
+
+    /// How long the oldest fsync under way has been waited for, in milliseconds.
+    pub fn waiting_ms(&self, now: Now) -> u64 {
+        self.in_flight.front().map_or(0, |group| now.ms_since(group.since))
+    }
+
+    /// How long ago an fsync last came back, in milliseconds.
+    pub fn fsync_age_ms(&self, now: Now) -> u64 {
+        now.ms_since(self.last_durable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::{Body, Entry, Position};
+    use crate::ids::{CopyNo, Epoch, Slots, TimeMs};
+
+    fn append(seq: u64) -> Record {
+        let at = Position { seq: Seq(seq - 1), ..Position::default() };
+        let entry = Entry::after(at, Epoch(1), TimeMs(0), Body::Barrier);
+        Record::Append { shard: ShardId(0), entry }
+    }
+
+    fn groups(records: &[Record]) -> Groups {
+        let mut groups = Groups::new(1, Now(0));
+        records.iter().for_each(|record| groups.note(record));
+        groups
+    }
+
+    #[test]
+    fn what_is_written_during_an_fsync_waits_for_the_next() {
+        let mut groups = groups(&[append(1)]);
+        let mut effects = Vec::new();
+        groups.sync_if_idle(Now(0), &mut effects);
+        groups.note(&append(2));
+        groups.sync_if_idle(Now(0), &mut effects);
+        assert_eq!(effects.len(), 1);
+        assert_eq!(groups.covering(), Some(2));
+        assert_eq!(groups.on_durable(1, Now(5)), [(ShardId(0), Seq(1))]);
+    }
+
+    /// Seq 2 was cut while its fsync was under way, and another 2 waits: the first one's fsync
+    /// must not make the second one durable.
+    #[test]
+    fn a_cut_reaches_the_group_under_way() {
+        let mut groups = groups(&[append(1), append(2)]);
+        groups.sync_if_idle(Now(0), &mut Vec::new());
+        groups.note(&Record::Truncate { shard: ShardId(0), after: Seq(1) });
+        groups.note(&append(2));
+        assert_eq!(groups.on_durable(1, Now(5)), [(ShardId(0), Seq(1))]);
+    }
+
+    #[test]
+    fn a_new_copy_is_not_made_durable_by_the_old_ones_fsync() {
+        let mut groups = groups(&[append(1)]);
+        groups.sync_if_idle(Now(0), &mut Vec::new());
+        let base = Position::default();
+        groups.note(&Record::Copy { shard: ShardId(0), slots: Slots::ALL, copy: CopyNo(2), base });
+        assert_eq!(groups.on_durable(1, Now(5)), []);
+    }
+}

@@ -1,0 +1,141 @@
+//! Batches from gateways: checked, then ordered, or refused before ordering.
+//!
+//! A refusal is definite for its send alone. Once a batch is ordered it is answered from apply or
+//! not at all: a primary that steps down says nothing about what it has ordered, since that may
+//! still be committed.
+
+use crate::batch::{BATCH_BYTES_LIMIT, Batch};
+use crate::entry::{Body, Entry};
+use crate::ids::{Conn, ShardId};
+use crate::message::{Answer, GatewayMessage, NodeReply, Refusal, ShardAvailability};
+use crate::node::{Effect, Node, turn_of};
+use crate::replica::Replica;
+
+impl Node {
+    pub(super) fn on_gateway_connected(&mut self, conn: Conn, effects: &mut Vec<Effect>) {
+        self.gateways.insert(conn, 0);
+        for replica in self.replicas.values() {
+            if replica.primary().is_some_and(|primary| primary.frozen) {
+                let state = ShardAvailability::Frozen;
+                let reply = NodeReply::ShardState { slots: replica.slots, state };
+                effects.push(Effect::Gateway { conn, reply });
+            }
+        }
+    }
+
+    pub(super) fn on_gateway_gone(&mut self, conn: Conn) {
+        self.gateways.remove(&conn);
+        self.reads.forget(conn);
+        for primary in self.replicas.values_mut().filter_map(Replica::primary_mut) {
+            primary.waiting.retain(|_, (waiting, _)| *waiting != conn);
+        }
+    }
+
+    pub(super) fn on_gateway(
+        &mut self,
+        conn: Conn,
+        message: GatewayMessage,
+        effects: &mut Vec<Effect>,
+    ) {
+        // Nothing from a closed connection is handled.
+        let Some(last) = self.gateways.get_mut(&conn) else { return };
+        match message {
+            GatewayMessage::Frame { message, batches } => {
+                // Each message at most once, whatever the transport repeats.
+                if message <= *last {
+                    return;
+                }
+                *last = message;
+                for batch in batches {
+                    self.on_batch(conn, message, batch, effects);
+                }
+            }
+            GatewayMessage::Read { id, slots, keys } => {
+                self.on_read(conn, id, slots, keys, effects);
+            }
+        }
+    }
+
+    fn on_batch(&mut self, conn: Conn, message: u64, batch: Batch, effects: &mut Vec<Effect>) {
+        if let Err(refusal) = self.may_order(&batch) {
+            let (slots, session, bseq) = (batch.slots, batch.session, batch.bseq);
+            let answer = Answer::Refused(refusal);
+            let reply = NodeReply::Answer { message, slots, session, bseq, answer };
+            effects.push(Effect::Gateway { conn, reply });
+            return;
+        }
+        let shard = batch.slots.shard();
+        let seq = self.order(shard, Body::Ops(batch), effects);
+        let primary = self.replicas.get_mut(&shard).and_then(Replica::primary_mut);
+        if let Some((primary, seq)) = primary.zip(seq) {
+            primary.waiting.insert(seq, (conn, message));
+        }
+    }
+
+    /// Everything that can be said before ordering.
+    fn may_order(&self, batch: &Batch) -> Result<(), Refusal> {
+        let shard = batch.slots.shard();
+        let Some(replica) = self.replicas.get(&shard) else {
+            return Err(self.refer(shard).unwrap_or(Refusal::NoSuchShard));
+        };
+        let Some(primary) = replica.primary() else {
+            return Err(self.refer(shard).unwrap_or(Refusal::NotPrimary(None)));
+        };
+        if replica.slots != batch.slots {
+            return Err(Refusal::NoSuchShard);
+        }
+        if batch.payload.len() > BATCH_BYTES_LIMIT {
+            return Err(Refusal::TooLarge);
+        }
+        if !batch.is_intact() {
+            return Err(Refusal::Damaged);
+        }
+        if primary.stepping_down.is_some() || replica.stopped.is_some() {
+            return Err(Refusal::NotPrimary(None));
+        }
+        if primary.frozen {
+            return Err(Refusal::Frozen);
+        }
+        if self.disk_full {
+            return Err(Refusal::NoSpace);
+        }
+        if self.is_overloaded() {
+            return Err(Refusal::Overloaded);
+        }
+        Ok(())
+    }
+
+    fn is_overloaded(&self) -> bool {
+        let tables_full = self.tables.frozen.is_some()
+            && self.tables.active.bytes() >= self.settings.table_bytes_max;
+        tables_full || self.pending_bytes >= self.settings.pending_bytes_max
+    }
+
+    /// Who leads the shard, as far as this node knows.
+    pub(super) fn refer(&self, shard: ShardId) -> Option<Refusal> {
+        let (record, _) = self.records.get(&shard)?;
+        Some(Refusal::NotPrimary(Some(Box::new(record.clone()))))
+    }
+
+    /// Gives `body` the next seq of a shard that this node leads.
+    pub(super) fn order(
+        &mut self,
+        shard: ShardId,
+        body: Body,
+        effects: &mut Vec<Effect>,
+    ) -> Option<crate::ids::Seq> {
+        let (now, wall) = (self.now, self.wall);
+        let replica = self.replicas.get_mut(&shard)?;
+        let previous = replica.log.last();
+        let primary = replica.primary_mut()?;
+        let time = primary.next_time(previous.time, wall, now);
+        let entry = Entry::after(previous, primary.epoch, time, body);
+        let seq = entry.seq;
+        self.to_send.extend(primary.followers.keys().map(|&store| (store, shard)));
+        self.pending_bytes += entry.size();
+        replica.append(&mut turn_of!(self, effects), entry);
+        self.dirty.insert(shard);
+        self.prefetch(shard, seq, effects);
+        Some(seq)
+    }
+}

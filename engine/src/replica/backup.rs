@@ -1,0 +1,131 @@
+//! A follower takes what the primary of its promised epoch sends (DESIGN §6, rules 8, 11 and 12).
+//!
+//! Picture a primary that was paused for a minute: it wakes up, still believes that it leads, and
+//! sends its backups a batch. By then they have promised a higher epoch and refuse, so it can't
+//! collect the acknowledgements it needs. No clock is involved.
+//!
+//! A follower cuts its log only where an entry of that primary contradicts its own, never on a
+//! bare number, and in the same group as what replaces it. It acknowledges what the messages of
+//! this epoch have shown to match, not its whole log: an old tail beyond that may be anybody's.
+
+use crate::entry::{Body, Entry, Position};
+use crate::ids::{CopyNo, Seq};
+use crate::message::{Reject, Slice};
+use crate::node::turn::Turn;
+use crate::replica::Replica;
+
+/// Why a slice was not taken.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum NotTaken {
+    /// Say so to the primary.
+    Reject(Reject),
+    /// The bytes were damaged on the way: the connection is not to be trusted.
+    Damaged,
+}
+
+impl From<Reject> for NotTaken {
+    fn from(reject: Reject) -> Self {
+        Self::Reject(reject)
+    }
+}
+
+impl Replica {
+    /// Takes a slice: checks its epoch, copy and place, and writes what is new of it.
+    pub fn accept(&mut self, turn: &mut Turn<'_>, slice: &Slice) -> Result<(), NotTaken> {
+        if slice.epoch < self.promised {
+            return Err(Reject::StaleEpoch { promised: self.promised }.into());
+        }
+        if !self.exists {
+            return Err(Reject::WrongCopy { copy: CopyNo(0) }.into());
+        }
+        if slice.copy != self.copy {
+            return Err(Reject::WrongCopy { copy: self.copy }.into());
+        }
+        if slice.epoch > self.promised {
+            self.promise(turn, slice.epoch);
+        } else if self.primary().is_some() {
+            // Two primaries of one epoch: the other one can't be what it says.
+            return Err(Reject::StaleEpoch { promised: self.promised }.into());
+        }
+        if self.stopped.is_some() || self.installing.is_some() {
+            return Err(Reject::Stopped.into());
+        }
+        if turn.disk_full && !slice.entries.is_empty() {
+            return Err(Reject::NoSpace.into());
+        }
+        let matched = self.join(turn, slice)?;
+        self.matched = self.matched.max(matched);
+        self.hear_commit(slice.commit);
+        Ok(())
+    }
+
+    /// The primary has announced a commit.
+    pub fn hear_commit(&mut self, announced: Seq) {
+        self.commit = self.commit.max(announced.min(self.matched));
+    }
+
+    /// Writes what is new of the slice; returns the last seq that it shows to match.
+    fn join(&mut self, turn: &mut Turn<'_>, slice: &Slice) -> Result<Seq, NotTaken> {
+        let mut at = self.starting_point(slice)?;
+        for entry in &slice.entries {
+            if entry.seq <= at.seq {
+                continue;
+            }
+            match self.log.position(entry.seq) {
+                Some(own) if own.chain == entry.chain => {}
+                Some(_) if entry.seq <= self.state.applied.seq => return Err(self.contradicted()),
+                Some(_) => {
+                    check(entry, at)?;
+                    self.truncate(turn, entry.seq.prev());
+                    self.append(turn, entry.clone());
+                }
+                None => {
+                    check(entry, at)?;
+                    self.append(turn, entry.clone());
+                }
+            }
+            at = entry.position();
+        }
+        Ok(at.seq)
+    }
+
+    /// Where both logs are known to agree: at `prev`, or at the oldest position in memory if the
+    /// slice begins below it (it was sent again, and all of that is applied here).
+    fn starting_point(&mut self, slice: &Slice) -> Result<Position, NotTaken> {
+        let base = self.log.base();
+        if slice.prev.seq < base.seq {
+            return match slice.entries.iter().find(|entry| entry.seq == base.seq) {
+                Some(entry) if entry.chain == base.chain => Ok(base),
+                Some(_) => Err(self.contradicted()),
+                None => Ok(slice.entries.last().map_or(slice.prev, Entry::position)),
+            };
+        }
+        match self.log.position(slice.prev.seq) {
+            Some(own) if own.chain == slice.prev.chain => Ok(own),
+            Some(_) if slice.prev.seq <= self.state.applied.seq => Err(self.contradicted()),
+            _ => Err(self.mismatch().into()),
+        }
+    }
+
+    fn mismatch(&self) -> Reject {
+        let applied = self.state.applied;
+        Reject::Mismatch { ends: self.log.ends_above(applied.seq), applied }
+    }
+
+    /// What is applied here is not in the log of a primary: one of the two disks lost or changed
+    /// what was committed. This copy stops; nothing of it is cut.
+    fn contradicted(&mut self) -> NotTaken {
+        self.stopped = Some("the primary's log contradicts an applied entry");
+        self.unfit = true;
+        Reject::Stopped.into()
+    }
+}
+
+/// The entry really follows `at`, and its bytes are the ones that were sealed.
+fn check(entry: &Entry, at: Position) -> Result<(), NotTaken> {
+    let intact = match &entry.body {
+        Body::Ops(batch) => batch.is_intact(),
+        _ => true,
+    };
+    if intact && entry.follows(at) { Ok(()) } else { Err(NotTaken::Damaged) }
+}

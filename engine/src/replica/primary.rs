@@ -1,0 +1,383 @@
+//! What a primary knows: its epoch, the in-sync set as far as it is settled, and each follower.
+//!
+//! The in-sync set stands in etcd, and a compare-and-set whose answer was lost may still take
+//! effect. So a primary counts *M*, the maximal set: the `isr` of the newest record of its epoch
+//! that it has read, plus every addition it has proposed against that version. A member leaves M
+//! only by reading a record with a higher version (DESIGN §6, rules 1 to 6).
+//!
+//! ```text
+//!   propose +C ──▶ M = {A,B,C} ──▶ answer lost ──▶ M = {A,B,C} ──▶ read version 8 ──▶ M = isr of 8
+//! ```
+//!
+//! Acknowledging with {A,B} after the lost answer would be wrong: the addition may have happened,
+//! C may be promoted, and C lacks what only A and B hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::config::{self, ShardConfig};
+use crate::ids::{Boot, Conn, CopyNo, Epoch, Now, Seq, StoreId, TimeMs, Version};
+use crate::planted::Planted;
+
+#[derive(Debug)]
+pub struct Primary {
+    pub epoch: Epoch,
+    /// The first entry of this epoch. Once it is committed the primary serves.
+    pub barrier: Seq,
+    pub active: bool,
+    /// The newest record of this epoch that was read, and its mod_revision.
+    pub record: ShardConfig,
+    pub mod_revision: u64,
+    /// Everything proposed against `record` so far.
+    pub proposals: Vec<Proposal>,
+    /// No other proposal before this moment: one is under way, or one has just failed.
+    pub propose_after: Now,
+    pub followers: BTreeMap<StoreId, Follower>,
+    /// Who is to be answered once the entry at this seq is applied: connection and message.
+    pub waiting: BTreeMap<Seq, (Conn, u64)>,
+    pub began: Now,
+    /// Writes are refused and gateways told so.
+    pub frozen: bool,
+    /// Ordering stopped at the coordinator's wish, until this moment.
+    pub stepping_down: Option<Now>,
+    clock: ShardClock,
+}
+
+/// A change of the in-sync set, asked of etcd.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Proposal {
+    pub id: u64,
+    pub base: Version,
+    pub config: ShardConfig,
+    /// The answer has not come yet. Afterwards the record is read until its version has moved.
+    pub pending: bool,
+}
+
+/// What the primary knows of one follower.
+#[derive(Clone, Debug)]
+pub struct Follower {
+    /// Whose acknowledgements count: the process and the copy it shook hands with.
+    pub boot: Boot,
+    pub copy: CopyNo,
+    /// The highest seq that this copy has acknowledged in this epoch.
+    pub acked: Seq,
+    /// The next seq to send.
+    pub next: Seq,
+    pub feed: Feed,
+    /// It lacked what it had acknowledged: out of the in-sync set, and filled anew.
+    pub short: bool,
+    /// Where its log was last tried to be joined to this one.
+    pub tried: Option<Seq>,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Feed {
+    /// No connection, or it has no copy yet.
+    Cut,
+    /// Entries are sent as they come. `opening`: the next slice is sent even without entries, and
+    /// ends the skipping.
+    Streaming {
+        opening: bool,
+    },
+    /// Older entries are being read from the log on disk.
+    Reading {
+        from: Seq,
+    },
+    /// It needs a whole copy.
+    NeedsSnapshot,
+    Snapshot {
+        transfer: u64,
+    },
+}
+
+impl Follower {
+    fn new() -> Self {
+        Self {
+            boot: Boot(0),
+            copy: CopyNo(0),
+            acked: Seq(0),
+            next: Seq(0),
+            feed: Feed::Cut,
+            short: false,
+            tried: None,
+        }
+    }
+}
+
+impl Primary {
+    pub fn new(record: ShardConfig, mod_revision: u64, barrier: Seq, now: Now) -> Self {
+        let mut primary = Self {
+            epoch: record.epoch,
+            barrier,
+            active: false,
+            record,
+            mod_revision,
+            proposals: Vec::new(),
+            propose_after: now,
+            followers: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            began: now,
+            frozen: false,
+            stepping_down: None,
+            clock: ShardClock::new(now),
+        };
+        primary.match_followers();
+        primary
+    }
+
+    /// *M*: whose fsync every commit waits for.
+    pub fn members(&self, planted: Option<Planted>) -> BTreeSet<StoreId> {
+        let mut members: BTreeSet<_> = self.record.isr.iter().copied().collect();
+        for proposal in &self.proposals {
+            members.extend(&proposal.config.isr);
+        }
+        if Planted::CountUnsettledRemoval.is_in(planted)
+            && let Some(newest) = self.proposals.last()
+        {
+            members.retain(|member| newest.config.isr.contains(member));
+        }
+        members
+    }
+
+    /// The highest seq that is durable on all of M, if M is large enough to commit at all. Below
+    /// the barrier nothing is committed by this primary, whoever has acknowledged it.
+    pub fn committable(
+        &self,
+        me: StoreId,
+        durable: Seq,
+        min_in_sync: usize,
+        planted: Option<Planted>,
+    ) -> Option<Seq> {
+        let members = self.members(planted);
+        if members.len() < min_in_sync {
+            return None;
+        }
+        let acked = |store: &StoreId| match self.followers.get(store) {
+            _ if *store == me => durable,
+            Some(follower) => follower.acked,
+            None => Seq(0),
+        };
+        let seq = members.iter().map(acked).min()?;
+        (seq >= self.barrier).then_some(seq)
+    }
+
+    /// Reads a record of this epoch with a higher version: it settles all that was proposed
+    /// against the older one, since their compare can no longer succeed.
+    pub fn read_record(&mut self, record: ShardConfig, mod_revision: u64, now: Now) {
+        assert!(record.epoch == self.epoch, "a record of another epoch is never adopted");
+        assert!(record.version > self.record.version, "M shrinks only by a higher version");
+        self.record = record;
+        self.mod_revision = mod_revision;
+        self.proposals.clear();
+        self.propose_after = now;
+        self.match_followers();
+    }
+
+    /// Feeds exactly the members of M and the learners.
+    pub fn match_followers(&mut self) {
+        let mut wanted = self.members(None);
+        wanted.extend(&self.record.learners);
+        wanted.remove(&self.record.primary.store);
+        self.followers.retain(|store, _| wanted.contains(store));
+        for store in wanted {
+            self.followers.entry(store).or_insert_with(Follower::new);
+        }
+    }
+
+    /// The record with these changes to the in-sync set.
+    pub fn changed(&self, add: &BTreeSet<StoreId>, remove: &BTreeSet<StoreId>) -> ShardConfig {
+        let mut next = self.record.clone();
+        next.version = Version(next.version.0 + 1);
+        for &store in remove {
+            config::remove(&mut next.isr, store);
+            config::remove(&mut next.tainted, store);
+        }
+        for &store in add {
+            config::insert(&mut next.isr, store);
+            config::remove(&mut next.learners, store);
+            config::remove(&mut next.tainted, store);
+        }
+        next
+    }
+
+    /// A learner that may be added: its present copy has acknowledged, in this epoch, all that is
+    /// committed and the barrier. The commit alone would not do: below the barrier the primary
+    /// does not know yet what its predecessors have committed.
+    pub fn is_caught_up(&self, store: StoreId, commit: Seq, planted: Option<Planted>) -> bool {
+        let mut needed = commit.max(self.barrier);
+        if Planted::LearnerAtCommitHint.is_in(planted) {
+            needed = commit;
+        }
+        let feeds = |feed: &Feed| matches!(feed, Feed::Streaming { opening: false });
+        self.followers.get(&store).is_some_and(|follower| {
+            follower.acked >= needed && feeds(&follower.feed) && !follower.short
+        })
+    }
+
+    /// A proposal is under way or its outcome unknown.
+    pub fn is_unsettled(&self) -> bool {
+        !self.proposals.is_empty()
+    }
+
+    pub fn is_pending(&self) -> bool {
+        self.proposals.iter().any(|proposal| proposal.pending)
+    }
+
+    /// The time of the next entry.
+    pub fn next_time(&mut self, previous: TimeMs, wall: TimeMs, now: Now) -> TimeMs {
+        self.clock.next(previous, wall, now)
+    }
+}
+
+/// Moves shard time towards the wall clock: never backwards, and forwards by at most twice the
+/// monotonic time that has really passed, plus one second in all per office. So a clock that
+/// jumps can halve an idempotency window at worst, and an outage only lengthens it.
+#[derive(Debug)]
+struct ShardClock {
+    asked: Now,
+    spare_ms: u64,
+}
+
+impl ShardClock {
+    fn new(now: Now) -> Self {
+        Self { asked: now, spare_ms: 1_000 }
+    }
+
+    fn next(&mut self, previous: TimeMs, wall: TimeMs, now: Now) -> TimeMs {
+        if previous == TimeMs(0) {
+            return wall; // The shard's first entry: there is no window yet to protect.
+        }
+        let passed = 2 * now.ms_since(self.asked);
+        let wanted = wall.0.saturating_sub(previous.0);
+        let step = wanted.min(passed + self.spare_ms);
+        if step > 0 {
+            self.spare_ms -= step.saturating_sub(passed);
+            self.asked = now;
+        }
+        TimeMs(previous.0 + step)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::StoreBoot;
+
+    const A: StoreId = StoreId(1);
+    const B: StoreId = StoreId(2);
+    const C: StoreId = StoreId(3);
+
+    /// A leads epoch 5 with {A, B} in sync and C learning; its barrier is at 10.
+    fn primary() -> Primary {
+        let record = ShardConfig {
+            epoch: Epoch(5),
+            version: Version(7),
+            primary: StoreBoot { store: A, boot: Boot(1) },
+            isr: vec![A, B],
+            learners: vec![C],
+            ..ShardConfig::default()
+        };
+        Primary::new(record, 70, Seq(10), Now(0))
+    }
+
+    fn ack(primary: &mut Primary, store: StoreId, seq: u64) {
+        let follower = primary.followers.get_mut(&store).unwrap();
+        follower.acked = Seq(seq);
+        follower.feed = Feed::Streaming { opening: false };
+    }
+
+    #[track_caller]
+    fn check(primary: &Primary, durable: u64, want: Option<u64>) {
+        assert_eq!(primary.committable(A, Seq(durable), 2, None), want.map(Seq));
+    }
+
+    #[test]
+    fn commits_what_every_member_has() {
+        let mut primary = primary();
+        check(&primary, 12, None);
+        ack(&mut primary, B, 11);
+        check(&primary, 12, Some(11));
+        check(&primary, 10, Some(10));
+        check(&primary, 9, None);
+    }
+
+    #[test]
+    fn nothing_is_committed_below_the_barrier() {
+        let mut primary = primary();
+        ack(&mut primary, B, 9);
+        check(&primary, 12, None);
+    }
+
+    fn propose(primary: &mut Primary, add: &[StoreId], remove: &[StoreId]) {
+        let add = add.iter().copied().collect();
+        let remove = remove.iter().copied().collect();
+        let config = primary.changed(&add, &remove);
+        let base = primary.record.version;
+        primary.proposals.push(Proposal { id: 1, base, config, pending: false });
+        primary.match_followers();
+    }
+
+    #[test]
+    fn an_unsettled_addition_counts_and_an_unsettled_removal_still_does() {
+        let mut primary = primary();
+        ack(&mut primary, B, 12);
+        ack(&mut primary, C, 11);
+        propose(&mut primary, &[C], &[B]);
+        check(&primary, 12, Some(11));
+        ack(&mut primary, B, 10);
+        check(&primary, 12, Some(10));
+    }
+
+    #[test]
+    fn two_proposals_of_unknown_outcome_keep_all_their_additions() {
+        let mut primary = primary();
+        ack(&mut primary, B, 12);
+        propose(&mut primary, &[C], &[]);
+        propose(&mut primary, &[], &[]);
+        check(&primary, 12, None);
+        assert_eq!(primary.members(None), BTreeSet::from([A, B, C]));
+    }
+
+    #[test]
+    fn a_higher_version_settles() {
+        let mut primary = primary();
+        propose(&mut primary, &[C], &[]);
+        let read = primary.changed(&BTreeSet::new(), &BTreeSet::new());
+        primary.read_record(read, 80, Now(5));
+        assert_eq!(primary.members(None), BTreeSet::from([A, B]));
+        assert!(!primary.is_unsettled());
+    }
+
+    #[test]
+    fn a_learner_is_caught_up_at_the_barrier_not_at_an_older_commit() {
+        let mut primary = primary();
+        ack(&mut primary, C, 9);
+        assert!(!primary.is_caught_up(C, Seq(3), None));
+        ack(&mut primary, C, 10);
+        assert!(primary.is_caught_up(C, Seq(3), None));
+        assert!(!primary.is_caught_up(C, Seq(11), None));
+    }
+
+    #[test]
+    fn adding_takes_a_store_out_of_the_learners_and_clears_its_taint() {
+        let mut primary = primary();
+        primary.record.tainted = vec![C];
+        let next = primary.changed(&BTreeSet::from([C]), &BTreeSet::from([B]));
+        assert_eq!(next.isr, [A, C]);
+        assert_eq!(next.learners, []);
+        assert_eq!(next.tainted, []);
+        assert_eq!(next.version, Version(8));
+    }
+
+    #[test]
+    fn shard_time_follows_a_sane_clock_and_resists_a_jump() {
+        let mut clock = ShardClock::new(Now(0));
+        let ms = |ms: u64| Now(ms * 1000);
+        assert_eq!(clock.next(TimeMs(1_000), TimeMs(1_010), ms(10)), TimeMs(1_010));
+        // The wall clock jumps an hour ahead: one spare second, once, and then twice real time.
+        let jumped = TimeMs(3_600_000);
+        assert_eq!(clock.next(TimeMs(1_010), jumped, ms(10)), TimeMs(2_010));
+        assert_eq!(clock.next(TimeMs(2_010), jumped, ms(20)), TimeMs(2_030));
+        // It jumps back: shard time stands still.
+        assert_eq!(clock.next(TimeMs(2_030), TimeMs(0), ms(30)), TimeMs(2_030));
+    }
+}
