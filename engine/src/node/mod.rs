@@ -143,6 +143,10 @@ pub enum Event {
         conn: Conn,
         transfer: u64,
     },
+    /// Answers `DropRows`: loads begun from now on see none of them.
+    RowsDropped {
+        shard: ShardId,
+    },
     /// The outgoing transfer can't go on.
     SnapshotFailed {
         transfer: u64,
@@ -571,6 +575,7 @@ impl Node {
             Event::SnapshotInstalled { conn, transfer } => {
                 self.on_snapshot_installed(conn, transfer, effects);
             }
+            Event::RowsDropped { shard } => self.on_rows_dropped(shard, effects),
             Event::SnapshotFailed { transfer } => self.on_snapshot_failed(transfer),
 
             Event::Config { config, mod_revision, linearizable } => {

@@ -52,7 +52,7 @@ impl Node {
         match message {
             FromFollower::Welcome { .. } => {}
             FromFollower::Copy { shard, copy } => {
-                link.rejected(0, shard);
+                link.forget(shard);
                 link.copies.remove(&shard);
                 if copy == CopyNo(0) {
                     self.cut_feed(peer.store, shard);
@@ -293,6 +293,7 @@ impl Node {
                 epoch: slice.epoch,
                 copy: slice.copy,
                 upto: slice.entries.last().map_or(slice.prev.seq, |entry| entry.seq),
+                resume: slice.resume,
             });
             slices.push(slice);
         }
@@ -425,7 +426,8 @@ impl Node {
         follower.feed = Feed::Streaming { opening: false };
         let bytes = sending.iter().map(Entry::size).sum();
         let copy = follower.copy;
-        let n = link.sent(self.now, bytes, vec![SentSlice { shard, epoch, copy, upto }]);
+        let n =
+            link.sent(self.now, bytes, vec![SentSlice { shard, epoch, copy, upto, resume: true }]);
         let commit = if active { commit } else { Seq(0) };
         let slice =
             Slice { shard, slots, epoch, copy, prev, commit, resume: true, entries: sending };

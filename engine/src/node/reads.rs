@@ -71,6 +71,13 @@ impl Reads {
         round.into_iter().chain(check).min()
     }
 
+    /// Whoever asked is gone: so is what was to prove it.
+    fn nobody_waits(&mut self) {
+        self.unproven.clear();
+        self.for_etcd.clear();
+        self.round = None;
+    }
+
     /// The connection is gone, and with it whoever asked.
     pub(super) fn forget(&mut self, conn: Conn) {
         self.waiting.retain(|_, read| read.conn != conn);
@@ -124,7 +131,10 @@ impl Node {
         if replica.slots != slots || keys.iter().any(|key| !slots.contains(key.slot())) {
             return Err(Refusal::NoSuchShard);
         }
-        if !primary.active || replica.stopped.is_some() {
+        // A value captured before the barrier is applied may lack what a former primary has
+        // acknowledged. (Seed 16: apply waited for a load.)
+        let applied = replica.state.applied.seq >= primary.barrier;
+        if !primary.active || !applied || replica.stopped.is_some() {
             return Err(if primary.frozen { Refusal::Frozen } else { Refusal::NotPrimary(None) });
         }
         if self.reads.waiting.len() >= WAITING_MAX {
@@ -159,7 +169,8 @@ impl Node {
 
     /// Begins what can begin: a round for what was captured, an etcd read for what no round proved.
     pub(super) fn advance_reads(&mut self, effects: &mut Vec<Effect>) {
-        if self.reads.waiting.is_empty() && self.reads.round.is_none() {
+        if self.reads.waiting.is_empty() {
+            self.reads.nobody_waits();
             return;
         }
         self.close_late_round(effects);

@@ -49,6 +49,8 @@ pub struct Replica {
     /// There is a copy.
     pub exists: bool,
     pub promised: Epoch,
+    /// The state holds no rows of a former copy.
+    pub clean: bool,
     /// The highest epoch that this process has begun as primary.
     pub begun: Epoch,
     pub log: ReplicaLog,
@@ -84,6 +86,7 @@ impl Replica {
             slots,
             copy: CopyNo(0),
             exists: false,
+            clean: true,
             promised: Epoch(0),
             begun: Epoch(0),
             log: ReplicaLog::from(Position::default()),
@@ -104,6 +107,7 @@ impl Replica {
         let mut replica = Self::empty(found.shard, found.slots);
         replica.copy = found.copy;
         replica.promised = found.promised;
+        replica.clean = found.copy == CopyNo(0);
         let Some(content) = found.content else { return replica };
         replica.exists = true;
         replica.unfit = content.suspect;
@@ -168,6 +172,7 @@ impl Replica {
     /// Makes an empty copy. `fit`: the shard is new, so empty is all there is to hold.
     pub fn create(&mut self, turn: &mut Turn<'_>, slots: Slots, fit: bool) {
         assert!(!self.exists, "a copy is made where there is none");
+        assert!(self.clean, "and where nothing of a former one is left");
         self.slots = slots;
         self.begin_copy(turn, ShardState { slots, ..ShardState::default() });
         self.unfit = !fit;
@@ -182,6 +187,7 @@ impl Replica {
     fn begin_copy(&mut self, turn: &mut Turn<'_>, state: ShardState) {
         self.copy = CopyNo(self.copy.0 + 1);
         self.exists = true;
+        self.clean = false;
         self.stopped = None;
         self.installing = None;
         turn.write(Record::Copy {

@@ -168,7 +168,9 @@ impl NodeHost {
                 booting.call = None;
                 core.tell_after(TOCK, me, Told::Tock);
             }
-            Told::Etcd { call, reply } if booting.call == Some(call) => self.boot_reply(core, reply),
+            Told::Etcd { call, reply } if booting.call == Some(call) => {
+                self.boot_reply(core, reply)
+            }
             _ => {}
         }
     }
@@ -456,6 +458,9 @@ impl Driver<'_> {
             }
             DiskDone::Ingest { id } => match self.disk.ingest(core, self.process, id) {
                 Some(Ingest::Flush { flush, .. }) => self.handle(core, Event::Ingested { flush }),
+                Some(Ingest::Drop { shard, .. }) => {
+                    self.handle(core, Event::RowsDropped { shard });
+                }
                 Some(Ingest::Install { conn, transfer, .. }) => {
                     self.handle(core, Event::SnapshotInstalled { conn, transfer });
                 }
@@ -468,7 +473,7 @@ impl Driver<'_> {
                         None => self.handle(core, Event::SnapshotFailed { transfer }),
                     }
                 }
-                Some(Ingest::Drop { .. }) | None => {}
+                None => {}
             },
         }
     }
@@ -584,9 +589,8 @@ impl Driver<'_> {
 
     fn keep_alive(&mut self, core: &mut Core) {
         let disk_answers = self.disk.stalled_until <= core.now;
-        let asked = |asked: &Asked| {
-            matches!(asked, Asked::KeepAlive | Asked::Grant | Asked::Register)
-        };
+        let asked =
+            |asked: &Asked| matches!(asked, Asked::KeepAlive | Asked::Grant | Asked::Register);
         if !disk_answers || self.running.calls.values().any(asked) {
             return;
         }
