@@ -592,7 +592,7 @@ mod tests {
         let frozen = table.freeze();
         let rows: Vec<_> = rows(&frozen, &shards).collect();
         assert!(rows.windows(2).all(|two| two[0].0 < two[1].0));
-        let mut want = std::collections::BTreeMap::new();
+        let mut want = BTreeMap::new();
         for (n, name) in names.iter().enumerate() {
             let slot = key::slot_of(key::hash(name));
             let change = match n % 4 {
