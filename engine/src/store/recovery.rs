@@ -403,6 +403,27 @@ mod tests {
         assert!(plan.replicas[0].content.as_ref().unwrap().suspect);
     }
 
+    /// What proved the damage is cut or trimmed away; the restatement still says so, until the copy
+    /// is replaced.
+    #[test]
+    fn suspicion_outlives_its_proof() {
+        let all = entries(2);
+        let mut segments = log(vec![vec![copy(1, Position::default())], appends(&all), vec![]]);
+        // In the second group's body; the third group's header says that it was durable.
+        let at = segments[&1].windows(4).rposition(|four| four == *b"dkg\x01").unwrap() - 1;
+        segments.get_mut(&1).unwrap()[at] ^= 1;
+        let plan = recover(vec![], &segments);
+        assert!(plan.is_damaged());
+        let replaced = vec![copy(2, all[1].position())];
+        let mut resume = plan.resume;
+        resume.shards.get_mut(&SHARD).unwrap().held.as_mut().unwrap().last = Seq(0);
+        let later = recover(vec![], &log_after(resume.clone(), vec![vec![]]));
+        assert_eq!(short(&later), (1, 0, Some((0, vec![], true)), 0));
+        let state = state(2, all[1].position());
+        let replaced = recover(state, &log_after(resume, vec![vec![], replaced]));
+        assert_eq!(short(&replaced), (2, 1, Some((2, vec![], false)), 0));
+    }
+
     /// One flipped bit in any durable group: no copy may be trusted, none panics.
     #[test]
     fn damage_anywhere_makes_every_copy_suspect() {
