@@ -17,10 +17,11 @@ use crate::apply::{self, Loaded};
 use crate::ids::{CopyNo, Now, Seq, ShardId, StoreId};
 use crate::key::CounterKey;
 use crate::message::NodeReply;
-use crate::node::{Effect, Node, TrimMark, turn_of};
+use crate::node::{Effect, Node, turn_of};
 use crate::replica::Replica;
 use crate::replica::log::Loading;
 use crate::replica::primary::Feed;
+use crate::store::log::index::Needed;
 
 /// What a load is for.
 #[derive(Debug)]
@@ -244,30 +245,30 @@ impl Node {
 
     fn trim(&self, effects: &mut Vec<Effect>) {
         let existing = self.replicas.values().filter(|replica| replica.exists);
-        let shards = existing.map(|replica| self.trim_mark(replica)).collect();
+        let shards = existing.map(|replica| self.needed(replica)).collect();
         effects.push(Effect::Trim { shards });
     }
 
-    fn trim_mark(&self, replica: &Replica) -> TrimMark {
-        let mut wanted_above = replica.flushed;
+    fn needed(&self, replica: &Replica) -> Needed {
+        let mut members = replica.flushed;
         if let Some(primary) = replica.primary() {
             for follower in primary.followers.values() {
                 let fed_otherwise =
                     matches!(follower.feed, Feed::NeedsSnapshot | Feed::Snapshot { .. });
                 if !fed_otherwise {
-                    wanted_above = wanted_above.min(follower.acked);
+                    members = members.min(follower.acked);
                 }
             }
             let absent =
                 |store: &StoreId| *store != self.me.store && !primary.followers.contains_key(store);
             if primary.record.target.iter().any(absent) {
-                wanted_above = Seq(0); // It may come back and go on from its log.
+                members = Seq(0); // It may come back and go on from its log.
             }
         }
         if let Some(pin) = self.transfers.pin(replica.shard) {
-            wanted_above = wanted_above.min(pin);
+            members = members.min(pin);
         }
-        TrimMark { shard: replica.shard, flushed: replica.flushed, wanted_above }
+        Needed { shard: replica.shard, flushed: replica.flushed, members }
     }
 
     /// Makes an empty copy where etcd says that this store is to hold one.

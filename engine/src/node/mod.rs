@@ -57,6 +57,7 @@ use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::primary::Primary;
 use crate::store::log::Record;
+use crate::store::log::index::Needed;
 use crate::store::table::{Frozen, Tables};
 
 /// Everything that can happen to a node.
@@ -224,7 +225,7 @@ pub enum Effect {
     },
     /// Segments may go as far as this allows.
     Trim {
-        shards: Vec<TrimMark>,
+        shards: Vec<Needed>,
     },
 
     // -- sockets
@@ -325,16 +326,6 @@ pub struct RecoveredContent {
     pub entries: Vec<Entry>,
     /// Something about the copy is wrong: not promotable, to be re-seeded.
     pub suspect: bool,
-}
-
-/// How far a shard's log has been taken care of.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct TrimMark {
-    pub shard: ShardId,
-    /// Entries up to here are in the state. Above it nothing may go, ever.
-    pub flushed: Seq,
-    /// Above it somebody may still ask for the log; they do without if the log grows too large.
-    pub wanted_above: Seq,
 }
 
 /// What is tuned, and what a test makes small.

@@ -1,1 +1,625 @@
-//! Rows of the state: keys, values, and the shard record.
+//! Rows of the state: keys, values, merges and the shard record. Final: they are on disk.
+//!
+//! ```text
+//!   1 | slot(2) | namespace 0 key   a counter
+//!   2 | slot(2) | H128              an idempotency record
+//!   3 | slot_lo(2)                  a shard record
+//! ```
+//!
+//! Integers in keys are big-endian, so a shard is three contiguous ranges. A counter's row is a
+//! *value* or an *operand* (a delta to be merged); they carry different tags, so neither is ever
+//! taken for the other. Merging is total: it never panics, and bytes that it does not understand
+//! are told as [`Malformed`], never folded into a number. The driver turns that into a failed merge,
+//! which RocksDB reports as corruption to whoever reads the row, which ends the process.
+//!
+//! A counter of 0 needs no row: an absent one reads as 0. But only an *absolute* 0 may become a
+//! delete; a *delta* of 0 changes nothing and is left out.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::apply::ShardState;
+use crate::batch::{put_revision, put_session, revision, session};
+use crate::codec::{Malformed, Reader, put_bytes, put_varint, put_varint_i128};
+use crate::digest;
+use crate::entry::Position;
+use crate::ids::{Bseq, Chain, CopyNo, Epoch, Seq, ShardId, Slot, Slots, TimeMs};
+use crate::key::CounterKey;
+use crate::sessions::{BatchResult, Collection, Row, Sessions};
+use crate::store::table::{Cell, Frozen};
+
+const KIND_COUNTER: u8 = 1;
+const KIND_IDEMPOTENCY: u8 = 2;
+const KIND_SHARD: u8 = 3;
+
+const TAG_VALUE: u8 = 1;
+const TAG_OPERAND: u8 = 2;
+/// An expiry (unix milliseconds, varint) follows the number. Nothing sets it yet.
+const FLAG_EXPIRY: u8 = 0x10;
+
+const SHARD_FORMAT: u8 = 1;
+const IDEMPOTENCY_FORMAT: u8 = 1;
+
+// ---- keys
+
+/// Key of a counter's row. `name` is `namespace ‖ 0 ‖ key`.
+pub fn counter_key(slot: Slot, name: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(3 + name.len());
+    out.push(KIND_COUNTER);
+    out.extend_from_slice(&slot.0.to_be_bytes());
+    out.extend_from_slice(name);
+    out
+}
+
+/// Key of an idempotency record: the slot of the counter, or of a batch part its shard's first.
+pub fn idempotency_key(slot: Slot, hash: u128) -> Vec<u8> {
+    let mut out = vec![KIND_IDEMPOTENCY];
+    out.extend_from_slice(&slot.0.to_be_bytes());
+    out.extend_from_slice(&hash.to_be_bytes());
+    out
+}
+
+/// Key of a shard's record.
+pub fn shard_key(shard: ShardId) -> Vec<u8> {
+    let mut out = vec![KIND_SHARD];
+    out.extend_from_slice(&shard.0.to_be_bytes());
+    out
+}
+
+/// What a key of the state names.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum RowKey {
+    Counter { slot: Slot, counter: CounterKey },
+    Idempotency { slot: Slot, hash: u128 },
+    Shard(ShardId),
+}
+
+impl RowKey {
+    /// Reads a key, checked to the last byte: also that a counter lies at its own slot.
+    pub fn decode(key: &[u8]) -> Result<Self, Malformed> {
+        let mut from = Reader::new(Bytes::copy_from_slice(key));
+        let kind = from.u8("row kind")?;
+        let number = from.u16_be("row slot")?;
+        match kind {
+            KIND_COUNTER => {
+                let name = from.take(from.remaining(), "row name")?;
+                let counter = CounterKey::from_name(name).map_err(|_| Malformed("row name"))?;
+                let slot = Slot(number);
+                if counter.slot() != slot {
+                    return Err(Malformed("row slot"));
+                }
+                Ok(Self::Counter { slot, counter })
+            }
+            KIND_IDEMPOTENCY => {
+                let hash = from.take(16, "row hash")?;
+                from.finish("row key")?;
+                let hash = hash.as_ref().try_into().map_err(|_| Malformed("row hash"))?;
+                Ok(Self::Idempotency { slot: Slot(number), hash: u128::from_be_bytes(hash) })
+            }
+            KIND_SHARD => {
+                from.finish("row key")?;
+                Ok(Self::Shard(ShardId(number)))
+            }
+            _ => Err(Malformed("row kind")),
+        }
+    }
+}
+
+/// First key, and the first key that is no longer of it.
+pub type KeyRange = (Vec<u8>, Vec<u8>);
+
+/// Everything a shard owns: its counters, its idempotency records, its record. To iterate for a
+/// snapshot, or to delete by range.
+pub fn ranges(slots: Slots) -> [KeyRange; 3] {
+    [KIND_COUNTER, KIND_IDEMPOTENCY, KIND_SHARD].map(|kind| {
+        let [lo, lo_low] = slots.lo.to_be_bytes();
+        let end = match slots.hi.checked_add(1) {
+            Some(end) => {
+                let [high, low] = end.to_be_bytes();
+                vec![kind, high, low]
+            }
+            // No slot follows the last: the next kind does.
+            None => vec![kind + 1],
+        };
+        (vec![kind, lo, lo_low], end)
+    })
+}
+
+// ---- counters
+
+/// A counter's row that stands for itself.
+pub fn counter_value(value: i128) -> Vec<u8> {
+    number(TAG_VALUE, value)
+}
+
+/// A counter's row that is to be added to what lies below.
+pub fn counter_operand(delta: i128) -> Vec<u8> {
+    number(TAG_OPERAND, delta)
+}
+
+fn number(tag: u8, number: i128) -> Vec<u8> {
+    let mut out = Vec::with_capacity(6);
+    out.push(tag);
+    put_varint_i128(&mut out, number);
+    out
+}
+
+/// Reads a counter's value.
+pub fn decode_counter(bytes: &[u8]) -> Result<i128, Malformed> {
+    decode_number(bytes, TAG_VALUE, "counter value")
+}
+
+fn decode_number(bytes: &[u8], tag: u8, what: &'static str) -> Result<i128, Malformed> {
+    let mut from = Reader::new(Bytes::copy_from_slice(bytes));
+    let head = from.u8(what)?;
+    if head & !FLAG_EXPIRY != tag {
+        return Err(Malformed(what));
+    }
+    let number = from.varint_i128(what)?;
+    if head & FLAG_EXPIRY != 0 {
+        // A build that knows expiry wrote it. To fold it away would make a counter live for ever.
+        return Err(Malformed("counter expiry: a newer build wrote it"));
+    }
+    from.finish(what)?;
+    Ok(number)
+}
+
+/// What RocksDB's *full* merge gives: the value of `existing` (none is 0) and all operands on it.
+pub fn merge<'a>(
+    existing: Option<&[u8]>,
+    operands: impl IntoIterator<Item = &'a [u8]>,
+) -> Result<Vec<u8>, Malformed> {
+    let base = existing.map_or(Ok(0), decode_counter)?;
+    Ok(counter_value(fold(base, operands)?))
+}
+
+/// What RocksDB's *partial* merge gives: one operand in place of several, nothing known below.
+pub fn merge_operands<'a>(
+    operands: impl IntoIterator<Item = &'a [u8]>,
+) -> Result<Vec<u8>, Malformed> {
+    Ok(counter_operand(fold(0, operands)?))
+}
+
+fn fold<'a>(base: i128, operands: impl IntoIterator<Item = &'a [u8]>) -> Result<i128, Malformed> {
+    operands.into_iter().try_fold(base, |sum, operand| {
+        Ok(sum.wrapping_add(decode_number(operand, TAG_OPERAND, "counter operand")?))
+    })
+}
+
+// ---- idempotency records
+
+/// What was done under a client's token. `result` is for whoever applies it to read.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct IdempotencyRecord {
+    pub bucket: u64,
+    pub fingerprint: u128,
+    pub result: Bytes,
+}
+
+impl IdempotencyRecord {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![IDEMPOTENCY_FORMAT];
+        put_varint(&mut out, self.bucket);
+        out.extend_from_slice(&self.fingerprint.to_le_bytes());
+        put_bytes(&mut out, &self.result);
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut from = Reader::new(Bytes::copy_from_slice(bytes));
+        if from.u8("idempotency format")? != IDEMPOTENCY_FORMAT {
+            return Err(Malformed("idempotency format"));
+        }
+        let record = Self {
+            bucket: from.varint("idempotency bucket")?,
+            fingerprint: from.u128_le("idempotency fingerprint")?,
+            result: from.bytes("idempotency result")?,
+        };
+        from.finish("idempotency record")?;
+        Ok(record)
+    }
+}
+
+// ---- shard records
+
+/// A shard's record, for the copy of this number.
+pub fn encode_shard(copy: CopyNo, state: &ShardState) -> Vec<u8> {
+    let mut out = vec![SHARD_FORMAT];
+    put_varint(&mut out, copy.0);
+    put_slots(&mut out, state.slots);
+    put_position(&mut out, state.applied);
+    out.extend_from_slice(&state.counter_digest.to_le_bytes());
+    put_sessions(&mut out, &state.sessions);
+    // Live idempotency buckets: none yet.
+    put_varint(&mut out, 0);
+    out
+}
+
+pub fn decode_shard(bytes: &[u8]) -> Result<(CopyNo, ShardState), Malformed> {
+    let mut from = Reader::new(Bytes::copy_from_slice(bytes));
+    if from.u8("shard format")? != SHARD_FORMAT {
+        return Err(Malformed("shard format"));
+    }
+    let copy = CopyNo(from.varint("copy number")?);
+    let state = ShardState {
+        slots: slots(&mut from)?,
+        applied: position(&mut from)?,
+        counter_digest: from.u128_le("counter digest")?,
+        sessions: sessions(&mut from)?,
+    };
+    if from.varint("idempotency buckets")? != 0 {
+        return Err(Malformed("idempotency buckets"));
+    }
+    from.finish("shard record")?;
+    Ok((copy, state))
+}
+
+pub(super) fn put_slots(out: &mut Vec<u8>, slots: Slots) {
+    out.extend_from_slice(&slots.lo.to_be_bytes());
+    out.extend_from_slice(&slots.hi.to_be_bytes());
+}
+
+pub(super) fn slots(from: &mut Reader) -> Result<Slots, Malformed> {
+    let slots = Slots { lo: from.u16_be("slots")?, hi: from.u16_be("slots")? };
+    if slots.lo <= slots.hi { Ok(slots) } else { Err(Malformed("slots")) }
+}
+
+pub(super) fn put_position(out: &mut Vec<u8>, position: Position) {
+    put_varint(out, position.epoch.0);
+    put_varint(out, position.seq.0);
+    out.extend_from_slice(&position.chain.0.to_le_bytes());
+    put_varint(out, position.time.0);
+}
+
+pub(super) fn position(from: &mut Reader) -> Result<Position, Malformed> {
+    let position = Position {
+        epoch: Epoch(from.varint("position epoch")?),
+        seq: Seq(from.varint("position seq")?),
+        chain: Chain(from.u64_le("position chain")?),
+        time: TimeMs(from.varint("position time")?),
+    };
+    // A position must have a next one: whoever asks for it is not to overflow.
+    if position.seq.0 == u64::MAX { Err(Malformed("position seq")) } else { Ok(position) }
+}
+
+fn put_sessions(out: &mut Vec<u8>, sessions: &Sessions) {
+    put_revision(out, sessions.collection.r);
+    put_varint(out, sessions.collection.l.len() as u64);
+    for &id in &sessions.collection.l {
+        put_session(out, id);
+    }
+    put_varint(out, sessions.rows.len() as u64);
+    for (&id, row) in &sessions.rows {
+        put_session(out, id);
+        put_varint(out, row.last.0);
+        put_varint(out, row.answered_below.0);
+        put_varint(out, row.results.len() as u64);
+        for (&bseq, result) in &row.results {
+            put_varint(out, bseq.0);
+            put_result(out, result);
+        }
+    }
+}
+
+fn sessions(from: &mut Reader) -> Result<Sessions, Malformed> {
+    let r = revision(from)?;
+    let count = from.count("collected sessions")?;
+    let l = (0..count).map(|_| session(from)).collect::<Result<_, _>>()?;
+    let count = from.count("session rows")?;
+    let rows = (0..count)
+        .map(|_| Ok((session(from)?, row(from)?)))
+        .collect::<Result<BTreeMap<_, _>, Malformed>>()?;
+    if rows.len() != count {
+        return Err(Malformed("session rows"));
+    }
+    Ok(Sessions { collection: Collection { r, l }, rows })
+}
+
+fn row(from: &mut Reader) -> Result<Row, Malformed> {
+    let last = Bseq(from.varint("row last")?);
+    let answered_below = Bseq(from.varint("row answered below")?);
+    let count = from.count("row results")?;
+    let results = (0..count)
+        .map(|_| Ok((Bseq(from.varint("result number")?), result(from)?)))
+        .collect::<Result<_, Malformed>>()?;
+    Ok(Row { last, answered_below, results })
+}
+
+fn put_result(out: &mut Vec<u8>, result: &BatchResult) {
+    match result {
+        BatchResult::Applied { values } => {
+            out.push(0);
+            put_varint(out, values.len() as u64);
+            for &value in values {
+                put_varint_i128(out, value);
+            }
+        }
+        BatchResult::Malformed => out.push(1),
+    }
+}
+
+fn result(from: &mut Reader) -> Result<BatchResult, Malformed> {
+    match from.u8("result kind")? {
+        0 => {
+            let count = from.count("result values")?;
+            let values = (0..count).map(|_| from.varint_i128("result value"));
+            Ok(BatchResult::Applied { values: values.collect::<Result<_, _>>()? })
+        }
+        1 => Ok(BatchResult::Malformed),
+        _ => Err(Malformed("result kind")),
+    }
+}
+
+// ---- a flush
+
+/// One row of a flush's file.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Change {
+    Put(Vec<u8>),
+    Merge(Vec<u8>),
+    Delete,
+}
+
+/// The rows of one flush, in key order: what one sorted file holds. Counters of no given shard are
+/// left out: their copy was dropped while they lay in the table.
+pub fn rows<'a>(
+    frozen: &'a Frozen,
+    shards: &'a [(CopyNo, ShardState)],
+) -> impl Iterator<Item = (Vec<u8>, Change)> + 'a {
+    let owned = |slot: Slot| shards.iter().any(|(_, state)| state.slots.contains(slot));
+    let mut known = None;
+    let counters = frozen
+        .sorted()
+        .filter(move |&(slot, _, _)| {
+            // Sorted by slot, so the answer for the slot before is nearly always the one asked for.
+            match known {
+                Some((asked, answer)) if asked == slot => answer,
+                _ => {
+                    let answer = owned(slot);
+                    known = Some((slot, answer));
+                    answer
+                }
+            }
+        })
+        .filter_map(|(slot, name, cell)| Some((counter_key(slot, name), change(cell)?)));
+    let mut records: Vec<_> = shards.iter().collect();
+    records.sort_by_key(|(_, state)| state.slots.lo);
+    let records = records.into_iter().map(|(copy, state)| {
+        (shard_key(state.slots.shard()), Change::Put(encode_shard(*copy, state)))
+    });
+    counters.chain(records)
+}
+
+fn change(cell: Cell) -> Option<Change> {
+    match cell {
+        Cell::Delta(0) => None,
+        Cell::Delta(delta) => Some(Change::Merge(counter_operand(delta))),
+        Cell::Absolute(0) => Some(Change::Delete),
+        Cell::Absolute(value) => Some(Change::Put(counter_value(value))),
+    }
+}
+
+/// The digest of these counter rows (key, merged value), as the scrubber recomputes it from disk.
+pub fn scrub<'a>(rows: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Result<u128, Malformed> {
+    rows.into_iter().try_fold(0u128, |sum, (key, value)| {
+        let RowKey::Counter { counter, .. } = RowKey::decode(key)? else {
+            return Err(Malformed("counter row"));
+        };
+        let share = digest::share(digest::weight(counter.name()), decode_counter(value)?);
+        Ok(sum.wrapping_add(share))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Revision, SessionId};
+    use crate::key;
+    use crate::store::table::Table;
+    use crate::store::testing::Random;
+
+    #[track_caller]
+    fn check_merge(existing: Option<i128>, operands: &[i128], want: i128) {
+        let existing = existing.map(counter_value);
+        let operands: Vec<_> = operands.iter().copied().map(counter_operand).collect();
+        let got = merge(existing.as_deref(), operands.iter().map(Vec::as_slice));
+        assert_eq!(got, Ok(counter_value(want)));
+    }
+
+    #[test]
+    fn merging_adds() {
+        check_merge(None, &[], 0);
+        check_merge(None, &[5, -7], -2);
+        check_merge(Some(10), &[5], 15);
+        check_merge(Some(i128::MAX), &[1], i128::MIN);
+    }
+
+    /// However a compaction groups the operands, the value is the same.
+    #[test]
+    fn merging_is_associative() {
+        let mut random = Random::new(5);
+        for _ in 0..500 {
+            let number = |random: &mut Random| i128::from(random.next() as i64) << random.below(64);
+            let base = counter_value(number(&mut random));
+            let operands: Vec<_> = (0..5).map(|_| counter_operand(number(&mut random))).collect();
+            let slices: Vec<_> = operands.iter().map(Vec::as_slice).collect();
+            let all = merge(Some(&base), slices.iter().copied()).unwrap();
+            let (early, late) = slices.split_at(random.below(6) as usize);
+            let early = merge_operands(early.iter().copied()).unwrap();
+            let late = merge_operands(late.iter().copied()).unwrap();
+            assert_eq!(merge(Some(&base), [&early[..], &late[..]]), Ok(all));
+        }
+    }
+
+    #[track_caller]
+    fn check_corrupt(existing: Option<&[u8]>, operands: &[&[u8]]) {
+        assert!(merge(existing, operands.iter().copied()).is_err());
+    }
+
+    #[test]
+    fn what_is_not_understood_is_never_folded() {
+        check_corrupt(Some(&[]), &[]);
+        check_corrupt(None, &[&[]]);
+        check_corrupt(None, &[&[TAG_OPERAND]]);
+        check_corrupt(None, &[&[TAG_OPERAND, 2, 0]]);
+        check_corrupt(None, &[&counter_value(1)]);
+        check_corrupt(Some(&counter_operand(1)), &[]);
+        check_corrupt(Some(&[TAG_VALUE | FLAG_EXPIRY, 2, 9]), &[]);
+        check_corrupt(Some(&[0x21, 2]), &[]);
+    }
+
+    /// Golden: these bytes are in databases on disk.
+    #[test]
+    fn keys_and_counters_never_change() {
+        assert_eq!(counter_key(Slot(0x0102), b"ns\0k"), *b"\x01\x01\x02ns\0k");
+        let hash = idempotency_key(Slot(3), 7);
+        assert_eq!(hash, [&[2, 0, 3][..], &[0; 15], &[7]].concat());
+        assert_eq!(shard_key(ShardId(0xfffe)), [3, 0xff, 0xfe]);
+        assert_eq!(counter_value(300), [1, 0xd8, 0x04]);
+        assert_eq!(counter_operand(-1), [2, 1]);
+        let record =
+            IdempotencyRecord { bucket: 1, fingerprint: 2, result: Bytes::from_static(b"r") };
+        let want = [&[1, 1, 2][..], &[0; 15], &[1, b'r']].concat();
+        assert_eq!(record.encode(), want);
+        assert_eq!(IdempotencyRecord::decode(&want), Ok(record));
+    }
+
+    fn full_state() -> ShardState {
+        let session = |revision| SessionId(Revision { incarnation: 1, revision });
+        let row = |result| Row {
+            last: Bseq(4),
+            answered_below: Bseq(4),
+            results: [(Bseq(4), result)].into(),
+        };
+        let applied =
+            Position { epoch: Epoch(2), seq: Seq(9), chain: Chain(0x0807), time: TimeMs(77) };
+        let collection =
+            Collection { r: Revision { incarnation: 1, revision: 8 }, l: [session(5)].into() };
+        let rows = [
+            (session(5), row(BatchResult::Applied { values: vec![-1, 300] })),
+            (session(9), row(BatchResult::Malformed)),
+        ];
+        ShardState {
+            slots: Slots { lo: 16, hi: 31 },
+            applied,
+            counter_digest: 3,
+            sessions: Sessions { collection, rows: rows.into() },
+        }
+    }
+
+    /// Golden, field by field.
+    #[test]
+    fn the_shard_record_never_changes() {
+        let want = [
+            &[1, 6][..],                         // format, copy
+            &[0, 16, 0, 31],                     // slots
+            &[2, 9, 7, 8, 0, 0, 0, 0, 0, 0, 77], // applied
+            &[3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            &[1, 8, 1, 1, 5],                      // collection
+            &[2],                                  // rows
+            &[1, 5, 4, 4, 1, 4, 0, 2, 1, 0xd8, 4], // a row, its values
+            &[1, 9, 4, 4, 1, 4, 1],                // a row, malformed
+            &[0],                                  // buckets
+        ]
+        .concat();
+        assert_eq!(encode_shard(CopyNo(6), &full_state()), want);
+        assert_eq!(decode_shard(&want), Ok((CopyNo(6), full_state())));
+    }
+
+    #[test]
+    fn a_cut_or_altered_shard_record_never_panics() {
+        let whole = encode_shard(CopyNo(6), &full_state());
+        for at in 0..whole.len() {
+            assert!(decode_shard(&whole[..at]).is_err(), "cut at {at}");
+            for bit in 0..8 {
+                let mut altered = whole.clone();
+                altered[at] ^= 1 << bit;
+                let _ = decode_shard(&altered);
+            }
+        }
+    }
+
+    #[test]
+    fn the_ranges_hold_the_shard_and_nothing_else() {
+        for slots in
+            [Slots { lo: 0, hi: 7 }, Slots { lo: 256, hi: 511 }, Slots { lo: 9, hi: u16::MAX }]
+        {
+            for slot in [0, 7, 8, 9, 255, 256, 511, 512, u16::MAX] {
+                let keys = [
+                    counter_key(Slot(slot), b"zz\0\xff"),
+                    idempotency_key(Slot(slot), u128::MAX),
+                    shard_key(ShardId(slot)),
+                ];
+                for (key, (begin, end)) in keys.iter().zip(ranges(slots)) {
+                    let inside = begin <= *key && *key < end;
+                    assert_eq!(inside, slots.contains(Slot(slot)), "{slots:?} {slot} {key:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn keys_read_back_and_a_misplaced_counter_is_refused() {
+        let counter = CounterKey::new(b"ns", b"k").unwrap();
+        let slot = counter.slot();
+        let row = counter_key(slot, counter.name());
+        assert_eq!(RowKey::decode(&row), Ok(RowKey::Counter { slot, counter: counter.clone() }));
+        let misplaced = counter_key(Slot(slot.0 ^ 1), counter.name());
+        assert_eq!(RowKey::decode(&misplaced), Err(Malformed("row slot")));
+        assert_eq!(
+            RowKey::decode(&idempotency_key(Slot(1), 5)),
+            Ok(RowKey::Idempotency { slot: Slot(1), hash: 5 })
+        );
+        assert_eq!(RowKey::decode(&shard_key(ShardId(4))), Ok(RowKey::Shard(ShardId(4))));
+        assert_eq!(RowKey::decode(&[9, 0, 0]), Err(Malformed("row kind")));
+    }
+
+    #[test]
+    fn a_flush_is_sorted_and_leaves_out_what_no_shard_owns() {
+        let mut table = Table::new();
+        let names: Vec<_> = (0..200).map(|n| format!("ns\0{n}").into_bytes()).collect();
+        for (n, name) in names.iter().enumerate() {
+            match n % 4 {
+                0 => table.add(name, key::hash(name), 5),
+                1 => table.add(name, key::hash(name), 0),
+                2 => table.set(name, key::hash(name), 0),
+                _ => table.set(name, key::hash(name), 9),
+            }
+        }
+        let slots = Slots { lo: 0, hi: 0x7fff };
+        let shards = [(CopyNo(1), ShardState { slots, ..ShardState::default() })];
+        let frozen = table.freeze();
+        let rows: Vec<_> = rows(&frozen, &shards).collect();
+        assert!(rows.windows(2).all(|two| two[0].0 < two[1].0));
+        let mut want = BTreeMap::new();
+        for (n, name) in names.iter().enumerate() {
+            let slot = key::slot_of(key::hash(name));
+            let change = match n % 4 {
+                0 => Change::Merge(counter_operand(5)),
+                1 => continue,
+                2 => Change::Delete,
+                _ => Change::Put(counter_value(9)),
+            };
+            if slots.contains(slot) {
+                want.insert(counter_key(slot, name), change);
+            }
+        }
+        want.insert(shard_key(ShardId(0)), Change::Put(encode_shard(CopyNo(1), &shards[0].1)));
+        assert_eq!(rows, want.into_iter().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_scrubber_finds_the_digest() {
+        let row = |key: &str, value| {
+            let counter = CounterKey::new(b"ns", key.as_bytes()).unwrap();
+            (counter_key(counter.slot(), counter.name()), counter_value(value))
+        };
+        let rows = [row("a", 5), row("b", -3), row("c", 0)];
+        let got = scrub(rows.iter().map(|(key, value)| (&key[..], &value[..])));
+        let weigh = |name: &[u8], value| digest::share(digest::weight(name), value);
+        assert_eq!(got, Ok(weigh(b"ns\0a", 5).wrapping_add(weigh(b"ns\0b", -3))));
+        let bad = [(&rows[0].0[..], &[9u8, 9][..])];
+        assert!(scrub(bad).is_err());
+    }
+}

@@ -12,8 +12,9 @@ use engine::apply::ShardState;
 use engine::entry::Entry;
 use engine::ids::{Conn, CopyNo, Seq, ShardId, Slots};
 use engine::key::CounterKey;
-use engine::node::{RecoveredReplica, TrimMark};
+use engine::node::RecoveredReplica;
 use engine::store::log::Record;
+use engine::store::log::index::Needed;
 use engine::store::table::Frozen;
 
 use super::core::{Core, Process, Told};
@@ -130,7 +131,7 @@ impl Disk {
         core.tell_after(took, me, Told::Disk(DiskDone::LogRead { shard, from, entries }));
     }
 
-    pub fn trim(&mut self, marks: &[TrimMark]) {
+    pub fn trim(&mut self, marks: &[Needed]) {
         self.log.trim(marks);
     }
 

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use engine::apply::ShardState;
 use engine::entry::{Entry, Position};
 use engine::ids::{CopyNo, Epoch, Seq, ShardId, Slots};
-use engine::node::{RecoveredContent, RecoveredReplica, TrimMark};
+use engine::node::{RecoveredContent, RecoveredReplica};
 use engine::store::log::Record;
+use engine::store::log::index::Needed;
 use engine::store::table::Frozen;
 
 use super::journal::Journal;
@@ -64,7 +65,7 @@ impl Log {
         replica.entries.range(from..).take_while(fits).map(|(_, entry)| entry.clone()).collect()
     }
 
-    pub fn trim(&mut self, _marks: &[TrimMark]) {}
+    pub fn trim(&mut self, _marks: &[Needed]) {}
 
     pub fn crash(&mut self, rng: &mut Rng, power_lost: bool) {
         self.open.clear();
@@ -124,7 +125,7 @@ impl Replica {
                 self.base = None;
                 self.entries.clear();
             }
-            Record::Identity(_) => {}
+            Record::Identity(_) | Record::Shard { .. } => {}
         }
     }
 
@@ -153,16 +154,17 @@ fn shard_of(record: &Record) -> ShardId {
         | Record::Truncate { shard, .. }
         | Record::Promise { shard, .. }
         | Record::Copy { shard, .. }
-        | Record::Drop { shard, .. } => *shard,
+        | Record::Drop { shard, .. }
+        | Record::Shard { shard, .. } => *shard,
         Record::Identity(_) => ShardId(u16::MAX),
     }
 }
 
 /// A flush's rows into the state.
 pub fn flush(rows: &mut BTreeMap<(u16, Vec<u8>), i128>, table: &Frozen) {
-    for (name, cell) in table.cells() {
+    for (_, name, cell) in table.sorted() {
         let slot = engine::key::slot_of(engine::key::hash(name));
         let row = rows.entry((slot.0, name.to_vec())).or_default();
-        *row = cell.over(*row);
+        *row = cell.value(Some(*row));
     }
 }

@@ -1,0 +1,469 @@
+//! Reading segments back, and telling a torn tail from damage.
+//!
+//! A write that was under way when the machine died may be there in part, or in any order of its
+//! sectors, or not at all. That is a torn tail: nobody was told of it, so it is cut. The same bad
+//! bytes further up are damage: something acknowledged is gone. The rule that tells them apart:
+//!
+//! > A bad or missing group *n* is a torn tail unless a later header, itself good, says
+//! > `synced_through` ≥ *n*.
+//!
+//! It holds across segments, so after a bad group the scanner goes on looking, at every byte, through
+//! all segments that follow; what it finds meanwhile is in *doubt*, and is handed out or dropped
+//! once the question is settled. After damage it goes on with the next good group, so that promises
+//! (which only rise) are not forgotten; the gap shows in each shard's chain.
+//!
+//! The bytes are given one segment after the other, oldest first, so a gigabyte of log needs the
+//! memory of one segment. No input makes it panic.
+
+use bytes::Bytes;
+
+use crate::codec::Reader;
+use crate::store::log::group::{
+    GROUP_HEADER_BYTES, GroupHeader, Owner, SEGMENT_HEADER_BYTES, SegmentHeader, body_at,
+    header_at, next_magic,
+};
+use crate::store::log::{Record, Unreadable};
+
+/// A good group and where it lies.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Group {
+    pub segment: u64,
+    pub offset: usize,
+    /// Header included.
+    pub len: usize,
+    pub number: u64,
+    pub records: Vec<Record>,
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// Something that was durable can't be read any more.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Damage {
+    pub segment: u64,
+    pub offset: usize,
+    pub why: &'static str,
+}
+
+/// A place in the log.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Place {
+    pub segment: u64,
+    pub offset: usize,
+}
+
+/// What was found, once all segments were given.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Scanned {
+    /// Whose log it is; none if no segment has a good header.
+    pub owner: Option<Owner>,
+    /// The number of the next group to be written.
+    pub next_group: u64,
+    /// The number of the next segment to be made.
+    pub next_segment: u64,
+    /// Where the good part ends.
+    pub end: Option<Place>,
+    /// A torn tail was cut.
+    pub torn: bool,
+    pub damage: Vec<Damage>,
+}
+
+/// What is to become of a segment's file before anything new is acknowledged.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Clean {
+    Keep,
+    /// Written anew with exactly these bytes and fsynced: the page cache may show what the disk
+    /// does not hold.
+    Rewrite(Bytes),
+    Delete,
+}
+
+impl Scanned {
+    /// The clean form of a segment after an unclean exit. To be done in this order: note a damaged
+    /// store as suspect in etcd (cutting may remove what proves it), rewrite, then delete, *newest
+    /// first*, so that a crash in between leaves no gap.
+    pub fn clean(&self, segment: u64, bytes: &Bytes) -> Clean {
+        match self.end {
+            Some(end) if segment < end.segment => Clean::Keep,
+            Some(end) if segment == end.segment => {
+                Clean::Rewrite(bytes.slice(..end.offset.min(bytes.len())))
+            }
+            _ => Clean::Delete,
+        }
+    }
+}
+
+/// Takes the segments of a log, oldest first.
+#[derive(Debug, Default)]
+pub struct Scanner {
+    owner: Option<Owner>,
+    last_segment: Option<u64>,
+    /// The number of the group that must come next, once known.
+    expected: Option<u64>,
+    end: Option<Place>,
+    doubt: Option<Doubt>,
+    damage: Vec<Damage>,
+}
+
+/// Group `number` is bad or missing, and it is not yet known what that means.
+#[derive(Debug)]
+struct Doubt {
+    place: Place,
+    number: u64,
+    /// Good groups after it, and where the last of them ends.
+    held: Vec<Group>,
+}
+
+impl Scanner {
+    /// `owner`: of any segment whose header is good ([`SegmentHeader::decode`]). Without it the
+    /// segments before the first good header can't be read, since the sums depend on it.
+    pub fn new(owner: Option<Owner>) -> Self {
+        Self { owner, ..Self::default() }
+    }
+
+    /// Takes the next segment and hands out the groups that are certain by now, in order.
+    pub fn segment(&mut self, segment: u64, bytes: &Bytes) -> Vec<Group> {
+        let mut out = Vec::new();
+        if let Some(last) = self.last_segment
+            && last.checked_add(1) != Some(segment)
+        {
+            self.hurt(Place { segment, offset: 0 }, "segments before it are missing");
+        }
+        self.last_segment = Some(segment);
+        self.begin(segment, bytes);
+        let Some(owner) = self.owner else {
+            return out;
+        };
+        let mut at = SEGMENT_HEADER_BYTES;
+        while bytes.get(at..).is_some_and(|rest| rest.iter().any(|&byte| byte != 0)) {
+            at = self.step(owner, segment, bytes, at, &mut out);
+        }
+        out
+    }
+
+    /// All segments were given.
+    pub fn finish(self) -> Scanned {
+        Scanned {
+            owner: self.owner,
+            next_group: self.expected.unwrap_or(1),
+            next_segment: self.end.map_or(1, |end| end.segment.saturating_add(1)),
+            end: self.end,
+            torn: self.doubt.is_some(),
+            damage: self.damage,
+        }
+    }
+
+    /// Looks at the segment's header.
+    fn begin(&mut self, segment: u64, bytes: &Bytes) {
+        let place = Place { segment, offset: 0 };
+        let header = SegmentHeader::decode(bytes)
+            .ok()
+            .filter(|header| header.segment == segment)
+            .filter(|header| self.owner.is_none_or(|owner| owner == header.owner));
+        if let Some(header) = header {
+            self.owner = Some(header.owner);
+            let expected = *self.expected.get_or_insert(header.first_group);
+            if header.first_group != expected {
+                self.suspect(place, expected);
+            }
+            if self.doubt.is_none() {
+                self.end = Some(Place { segment, offset: SEGMENT_HEADER_BYTES });
+            }
+            return;
+        }
+        // The header is durable before the first group is written, so bytes after it prove damage.
+        let used =
+            bytes.get(SEGMENT_HEADER_BYTES..).is_some_and(|rest| rest.iter().any(|&b| b != 0));
+        if !used {
+            // Made, never used: torn, unless something later proves the opposite.
+            self.suspect(place, self.expected.unwrap_or(1));
+        } else {
+            self.hurt(place, "segment header");
+            if self.doubt.is_some() {
+                return;
+            }
+            self.end = Some(Place { segment, offset: SEGMENT_HEADER_BYTES });
+        }
+    }
+
+    /// Reads what is at `at`; says where to go on.
+    fn step(
+        &mut self,
+        owner: Owner,
+        segment: u64,
+        bytes: &Bytes,
+        at: usize,
+        out: &mut Vec<Group>,
+    ) -> usize {
+        let place = Place { segment, offset: at };
+        let beyond = |from: usize| next_magic(bytes, from).unwrap_or(bytes.len());
+        let Some(header) = header_at(owner, segment, bytes, at) else {
+            self.suspect(place, self.expected.unwrap_or(0));
+            return beyond(at + 1);
+        };
+        let expected = *self.expected.get_or_insert(header.number);
+        if header.number < expected {
+            self.suspect(place, expected);
+            return beyond(at + 1);
+        }
+        if header.number > expected {
+            self.suspect(place, expected);
+        }
+        self.settle(header, out);
+        let Some(body) = body_at(owner, segment, bytes, at, header) else {
+            self.suspect(place, header.number);
+            return beyond(at + 1);
+        };
+        let group = read_group(place, header, body);
+        let next = at + group.len;
+        // The very group that seemed to be missing: something lies before it that is no group.
+        let found = |doubt: &mut Doubt| doubt.number == group.number && doubt.held.is_empty();
+        if let Some(doubt) = self.doubt.take_if(found) {
+            self.hurt(doubt.place, "bytes between groups");
+        }
+        match &mut self.doubt {
+            None => self.accept(group, out),
+            Some(doubt) if doubt.held.last().is_none_or(|last| last.number < group.number) => {
+                doubt.held.push(group);
+            }
+            Some(_) => {}
+        }
+        next
+    }
+
+    /// A good header may prove that the group in doubt was durable.
+    fn settle(&mut self, header: GroupHeader, out: &mut Vec<Group>) {
+        let proves = |doubt: &mut Doubt| {
+            header.number > doubt.number && header.synced_through >= doubt.number
+        };
+        if let Some(doubt) = self.doubt.take_if(proves) {
+            self.hurt(doubt.place, "a durable group is bad");
+            for group in doubt.held {
+                self.accept(group, out);
+            }
+            // Whatever else is missing up to here belongs to the same damage.
+            self.expected = Some(header.number);
+        }
+    }
+
+    fn accept(&mut self, group: Group, out: &mut Vec<Group>) {
+        self.expected = Some(group.number.saturating_add(1));
+        self.end = Some(Place { segment: group.segment, offset: group.offset + group.len });
+        out.push(group);
+    }
+
+    /// Group `number` is bad or missing at `place`, for a reason yet to be found.
+    fn suspect(&mut self, place: Place, number: u64) {
+        self.doubt.get_or_insert(Doubt { place, number, held: Vec::new() });
+    }
+
+    fn hurt(&mut self, place: Place, why: &'static str) {
+        self.damage.push(Damage { segment: place.segment, offset: place.offset, why });
+    }
+}
+
+/// The records of a good group. They share a copy of its body, so that an entry kept for long does
+/// not keep its whole segment in memory.
+fn read_group(place: Place, header: GroupHeader, body: &[u8]) -> Group {
+    let mut group = Group {
+        segment: place.segment,
+        offset: place.offset,
+        len: GROUP_HEADER_BYTES + body.len(),
+        number: header.number,
+        records: Vec::new(),
+        unreadable: Vec::new(),
+    };
+    let mut from = Reader::new(Bytes::copy_from_slice(body));
+    while !from.is_empty() {
+        match Record::decode(&mut from) {
+            Ok(Ok(record)) => group.records.push(record),
+            Ok(Err(unreadable)) => group.unreadable.push(unreadable),
+            Err(malformed) => {
+                group.unreadable.push(Unreadable { shard: None, why: malformed.0 });
+                break;
+            }
+        }
+    }
+    group
+}
+
+/// The groups of a piece of one segment, as [`crate::store::log::index`] names pieces. Stops at the
+/// first that is not good.
+pub fn groups(owner: Owner, segment: u64, offset: usize, bytes: &[u8]) -> Vec<Group> {
+    let mut out = Vec::new();
+    let mut at = 0;
+    while let Some(header) = header_at(owner, segment, bytes, at)
+        && let Some(body) = body_at(owner, segment, bytes, at, header)
+    {
+        let mut group = read_group(Place { segment, offset: at }, header, body);
+        at += group.len;
+        group.offset += offset;
+        out.push(group);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::testing::{Segments, random_log};
+
+    fn scan(segments: &Segments) -> (Vec<Group>, Scanned) {
+        let header = |bytes: &Vec<u8>| SegmentHeader::decode(&Bytes::copy_from_slice(bytes)).ok();
+        let owner = segments.values().find_map(header).map(|header| header.owner);
+        let mut scanner = Scanner::new(owner);
+        let mut out = Vec::new();
+        for (&segment, bytes) in segments {
+            out.extend(scanner.segment(segment, &Bytes::copy_from_slice(bytes)));
+        }
+        (out, scanner.finish())
+    }
+
+    /// Where group `n` of the intact log ends, and in which segment.
+    fn ends(groups: &[Group]) -> Vec<(u64, usize)> {
+        groups.iter().map(|group| (group.segment, group.offset + group.len)).collect()
+    }
+
+    #[test]
+    fn an_intact_log_reads_back() {
+        for seed in 0..20 {
+            let log = random_log(seed, 12, 500);
+            let (groups, scanned) = scan(&log.segments);
+            let records: Vec<_> = groups.iter().map(|group| group.records.clone()).collect();
+            assert_eq!(without_restatements(&records), log.groups, "seed {seed}");
+            assert!(scanned.damage.is_empty());
+            assert!(!scanned.torn);
+            assert_eq!(scanned.next_group, 13);
+        }
+    }
+
+    fn without_restatements(groups: &[Vec<Record>]) -> Vec<Vec<Record>> {
+        let written =
+            |record: &&Record| !matches!(record, Record::Shard { .. } | Record::Identity(_));
+        groups.iter().map(|group| group.iter().filter(written).cloned().collect()).collect()
+    }
+
+    /// What a power cut leaves: everything up to a point, nothing after it. The groups that are
+    /// whole come back, and nothing is called damage.
+    #[test]
+    fn a_cut_anywhere_gives_the_longest_prefix() {
+        for seed in 0..6 {
+            let log = random_log(seed, 8, 500);
+            let (intact, _) = scan(&log.segments);
+            for (&segment, bytes) in &log.segments {
+                for at in SEGMENT_HEADER_BYTES..bytes.len() {
+                    let mut cut = log.segments.clone();
+                    cut.retain(|&number, _| number <= segment);
+                    cut.get_mut(&segment).unwrap()[at..].fill(0);
+                    let (groups, scanned) = scan(&cut);
+                    let whole = ends(&intact).iter().filter(|end| **end <= (segment, at)).count();
+                    // The bytes after the last one of a group may be zeros anyway.
+                    assert!(groups.len() >= whole, "seed {seed} segment {segment} at {at}");
+                    assert_eq!(groups[..], intact[..groups.len()]);
+                    assert_eq!(scanned.damage, []);
+                    assert_eq!(scanned.next_group, groups.len() as u64 + 1);
+                    check_clean(&cut, &scanned, &groups);
+                }
+            }
+        }
+    }
+
+    /// The cleaned segments read the same, with nothing left to cut.
+    #[track_caller]
+    fn check_clean(segments: &Segments, scanned: &Scanned, groups: &[Group]) {
+        let mut clean = Segments::new();
+        for (&segment, bytes) in segments {
+            let bytes = Bytes::copy_from_slice(bytes);
+            match scanned.clean(segment, &bytes) {
+                Clean::Keep => clean.insert(segment, bytes.to_vec()),
+                Clean::Rewrite(bytes) => clean.insert(segment, bytes.to_vec()),
+                Clean::Delete => None,
+            };
+        }
+        let (again, rescanned) = scan(&clean);
+        assert_eq!(again, groups);
+        assert!(!rescanned.torn);
+        assert_eq!(rescanned.next_segment, scanned.next_segment);
+        assert_eq!(rescanned.next_group, scanned.next_group);
+    }
+
+    /// One wrong bit anywhere in a group that a later header calls durable is reported. In the last
+    /// group it looks like a torn tail. It never changes what a group says.
+    #[test]
+    fn a_flip_in_a_durable_group_is_damage() {
+        for seed in 0..6 {
+            let log = random_log(seed, 8, 500);
+            let (intact, _) = scan(&log.segments);
+            let last = intact.last().unwrap();
+            for (&segment, bytes) in &log.segments {
+                for at in 0..bytes.len() {
+                    let mut flipped = log.segments.clone();
+                    flipped.get_mut(&segment).unwrap()[at] ^= 1 << (at % 8);
+                    let (groups, scanned) = scan(&flipped);
+                    let context = format!("seed {seed} segment {segment} at {at}");
+                    assert!(groups.iter().all(|group| intact.contains(group)), "{context}");
+                    let in_last_or_after = (segment, at) >= (last.segment, last.offset);
+                    if in_last_or_after {
+                        assert!(scanned.torn && scanned.damage.is_empty(), "{context}");
+                        assert!(groups.len() + 1 >= intact.len(), "{context}");
+                    } else {
+                        assert!(!scanned.damage.is_empty(), "{context}");
+                        assert!(groups.len() + 2 > intact.len(), "{context}: more than it is gone");
+                    }
+                }
+            }
+        }
+    }
+
+    /// A segment in the middle, or the tail of one, is simply not there.
+    #[test]
+    fn a_missing_piece_is_damage() {
+        let log = random_log(3, 12, 500);
+        let middle = *log.segments.keys().nth(1).unwrap();
+        let mut lost = log.segments.clone();
+        lost.remove(&middle);
+        assert!(!scan(&lost).1.damage.is_empty());
+        let mut zeroed = log.segments.clone();
+        zeroed.get_mut(&middle).unwrap()[SEGMENT_HEADER_BYTES..].fill(0);
+        assert!(!scan(&zeroed).1.damage.is_empty());
+    }
+
+    /// Sectors of two unsynced groups reached the disk in the wrong order.
+    #[test]
+    fn a_good_group_after_a_torn_one_is_cut_with_it() {
+        let log = random_log(4, 8, 1 << 20);
+        let mut segments = log.segments.clone();
+        let (intact, _) = scan(&segments);
+        let owner = scan(&segments).1.owner.unwrap();
+        let (seventh, eighth) = (&intact[6], &intact[7]);
+        let bytes = segments.get_mut(&seventh.segment).unwrap();
+        // The eighth group was written while the seventh's fsync had not come back.
+        let header = header_at(owner, eighth.segment, bytes, eighth.offset).unwrap();
+        let body = body_at(owner, eighth.segment, bytes, eighth.offset, header).unwrap().to_vec();
+        let again = crate::store::log::group::encode_group(owner, eighth.segment, 8, 6, &body);
+        bytes[eighth.offset..eighth.offset + again.len()].copy_from_slice(&again);
+        bytes[seventh.offset + 20] ^= 1;
+        let (groups, scanned) = scan(&segments);
+        assert_eq!(groups, intact[..6]);
+        assert_eq!(scanned.damage, []);
+        assert!(scanned.torn);
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic() {
+        let mut random = crate::store::testing::Random::new(9);
+        for round in 0..300 {
+            let mut log = random_log(round, 6, 400).segments;
+            for bytes in log.values_mut() {
+                for _ in 0..1 + random.below(20) {
+                    let at = random.below(bytes.len() as u64) as usize;
+                    match random.below(3) {
+                        0 => bytes[at] = random.next() as u8,
+                        1 => bytes.truncate(at + 1),
+                        _ => bytes.insert(at, random.next() as u8),
+                    }
+                }
+            }
+            let _ = scan(&log);
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! From the node's `Write` and `Sync` effects to the bytes of groups and segments.
+//!
+//! The driver hands every record to [`Writer::write`] and, on `Sync`, gets the bytes to write and
+//! where. It keeps three promises:
+//! - A new segment's file exists at its full size, with its header, then zeros, and is fsynced (its
+//!   folder too), before a group is written into it. (A damaged header is thereby never a torn one.)
+//! - Groups are written and fsynced in order; the next group is written after the fsync of the one
+//!   before it.
+//! - Each finished fsync is told ([`Writer::durable`]), so that later headers bear witness to it.
+//!
+//! The writer follows each shard's small state by looking at the records that pass, and begins each
+//! segment with a restatement of it, in the same group as what the node wrote. The restatement says
+//! how things stood *before* that group, so the group reads in order.
+
+use std::collections::BTreeMap;
+
+use crate::ids::ShardId;
+use crate::store::log::group::{
+    GROUP_HEADER_BYTES, Owner, SEGMENT_HEADER_BYTES, SegmentHeader, encode_group,
+};
+use crate::store::log::index::Index;
+use crate::store::log::{Identity, Record, SmallState};
+
+/// What the log writer begins with: all of it comes from recovery.
+#[derive(Clone, Debug, Default)]
+pub struct Resume {
+    pub owner: Owner,
+    pub identity: Option<Identity>,
+    pub next_group: u64,
+    pub next_segment: u64,
+    pub shards: BTreeMap<ShardId, SmallState>,
+    pub index: Index,
+}
+
+/// What to write for one group.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Output {
+    /// Make this segment first: its header; zeros follow up to [`Output::segment_bytes`].
+    pub new_segment: Option<[u8; SEGMENT_HEADER_BYTES]>,
+    pub segment: u64,
+    /// The size to preallocate: never less than header and group.
+    pub segment_bytes: usize,
+    pub offset: usize,
+    pub bytes: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub struct Writer {
+    owner: Owner,
+    segment_bytes: usize,
+    /// None until the first group of this run: each run begins a segment of its own.
+    open: Option<Open>,
+    next_segment: u64,
+    next_group: u64,
+    synced_through: u64,
+    pending: Vec<Record>,
+    pending_bytes: Vec<u8>,
+    shards: BTreeMap<ShardId, SmallState>,
+    identity: Option<Identity>,
+    /// How things stood before the group that is being gathered, where it changed them.
+    shards_before: BTreeMap<ShardId, Option<SmallState>>,
+    identity_before: Option<Option<Identity>>,
+    index: Index,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    segment: u64,
+    offset: usize,
+    size: usize,
+}
+
+impl Writer {
+    /// A writer that begins a new segment with its first group.
+    pub fn new(resume: Resume, segment_bytes: usize) -> Self {
+        Self {
+            owner: resume.owner,
+            segment_bytes,
+            open: None,
+            next_segment: resume.next_segment.max(1),
+            next_group: resume.next_group.max(1),
+            synced_through: resume.next_group.saturating_sub(1),
+            pending: Vec::new(),
+            pending_bytes: Vec::new(),
+            shards: resume.shards,
+            identity: resume.identity,
+            shards_before: BTreeMap::new(),
+            identity_before: None,
+            index: resume.index,
+        }
+    }
+
+    /// Adds a record to the group that is being gathered.
+    pub fn write(&mut self, record: Record) {
+        record.encode(&mut self.pending_bytes);
+        match (&record, record.shard()) {
+            (Record::Identity(identity), _) => {
+                let before = self.identity.replace(identity.clone());
+                self.identity_before.get_or_insert(before);
+            }
+            (_, Some(shard)) => {
+                let before = self.shards.get(&shard).copied();
+                self.shards_before.entry(shard).or_insert(before);
+                self.shards.entry(shard).or_default().observe(&record);
+            }
+            (_, None) => {}
+        }
+        self.pending.push(record);
+    }
+
+    /// Bytes gathered since the last group.
+    pub fn pending_bytes(&self) -> usize {
+        self.pending_bytes.len()
+    }
+
+    /// Closes the group. `number` is the node's, and must be the next: anything else is a bug.
+    pub fn sync(&mut self, number: u64) -> Output {
+        assert_eq!(number, self.next_group, "groups are numbered without a gap");
+        self.next_group += 1;
+        let body = std::mem::take(&mut self.pending_bytes);
+        let fits = |open: &Open| open.offset + GROUP_HEADER_BYTES + body.len() <= open.size;
+        let (open, new_segment, body) = match self.open.filter(fits) {
+            Some(open) => (open, None, body),
+            None => {
+                let mut restated = self.restatement();
+                restated.extend_from_slice(&body);
+                let (open, header) = self.roll(number, restated.len());
+                (open, Some(header), restated)
+            }
+        };
+        let bytes = encode_group(self.owner, open.segment, number, self.synced_through, &body);
+        self.index.begin(open.segment, open.offset, bytes.len(), number);
+        for record in std::mem::take(&mut self.pending) {
+            self.index.record(open.segment, &record);
+        }
+        self.shards_before.clear();
+        self.identity_before = None;
+        self.open = Some(Open { offset: open.offset + bytes.len(), ..open });
+        Output {
+            new_segment,
+            segment: open.segment,
+            segment_bytes: open.size,
+            offset: open.offset,
+            bytes,
+        }
+    }
+
+    /// Group `group` and all before it are fsynced.
+    pub fn durable(&mut self, group: u64) {
+        self.synced_through = self.synced_through.max(group);
+    }
+
+    pub fn synced_through(&self) -> u64 {
+        self.synced_through
+    }
+
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    pub fn index_mut(&mut self) -> &mut Index {
+        &mut self.index
+    }
+
+    /// The number of the segment to come: its file may be filled with zeros ahead of time.
+    pub fn next_segment(&self) -> u64 {
+        self.next_segment
+    }
+
+    pub fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    fn roll(&mut self, first_group: u64, body: usize) -> (Open, [u8; SEGMENT_HEADER_BYTES]) {
+        let segment = self.next_segment;
+        self.next_segment += 1;
+        let size = self.segment_bytes.max(SEGMENT_HEADER_BYTES + GROUP_HEADER_BYTES + body);
+        let header = SegmentHeader { owner: self.owner, segment, first_group };
+        (Open { segment, offset: SEGMENT_HEADER_BYTES, size }, header.encode())
+    }
+
+    /// Identity and small states as before the group that is being closed.
+    fn restatement(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let identity = self.identity_before.as_ref().unwrap_or(&self.identity);
+        if let Some(identity) = identity {
+            Record::Identity(identity.clone()).encode(&mut out);
+        }
+        for (&shard, &now) in &self.shards {
+            let before = self.shards_before.get(&shard).copied().unwrap_or(Some(now));
+            if let Some(small) = before {
+                Record::Shard { shard, small }.encode(&mut out);
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::Position;
+    use crate::ids::{CopyNo, Epoch, Seq, Slots};
+    use crate::store::log::Held;
+    use crate::store::log::scan::Scanner;
+
+    const SHARD: ShardId = ShardId(16);
+
+    fn promise(epoch: u64) -> Record {
+        Record::Promise { shard: SHARD, epoch: Epoch(epoch) }
+    }
+
+    fn copy(number: u64) -> Record {
+        let base = Position { seq: Seq(4), ..Position::default() };
+        Record::Copy { shard: SHARD, slots: Slots { lo: 16, hi: 31 }, copy: CopyNo(number), base }
+    }
+
+    fn small(promised: u64, copy: u64, held: bool) -> Record {
+        let base = Position { seq: Seq(4), ..Position::default() };
+        let held = held.then_some(Held { slots: Slots { lo: 16, hi: 31 }, base, last: Seq(4) });
+        let small =
+            SmallState { promised: Epoch(promised), copy: CopyNo(copy), suspect: false, held };
+        Record::Shard { shard: SHARD, small }
+    }
+
+    /// What the groups hold when each begins a segment of its own.
+    #[track_caller]
+    fn check(groups: Vec<Vec<Record>>, want: Vec<Vec<Record>>) {
+        let mut writer = Writer::new(Resume::default(), 0);
+        let mut scanner = Scanner::new(None);
+        let mut got = Vec::new();
+        for (number, group) in (1..).zip(groups) {
+            for record in group {
+                writer.write(record);
+            }
+            let output = writer.sync(number);
+            let mut bytes = output.new_segment.expect("too small for two").to_vec();
+            bytes.extend_from_slice(&output.bytes);
+            let found = scanner.segment(output.segment, &bytes.into());
+            got.extend(found.into_iter().map(|group| group.records));
+        }
+        assert_eq!(got, want);
+    }
+
+    /// Each segment begins with how things stood before its first group, not after.
+    #[test]
+    fn a_segment_restates_what_was_before_it() {
+        check(
+            vec![vec![promise(3)], vec![copy(1), promise(5)], vec![]],
+            vec![
+                vec![promise(3)],
+                vec![small(3, 0, false), copy(1), promise(5)],
+                vec![small(5, 1, true)],
+            ],
+        );
+    }
+
+    #[test]
+    fn a_group_larger_than_a_segment_gets_one_of_its_own() {
+        let mut writer = Writer::new(Resume::default(), 100);
+        writer.write(copy(1));
+        writer.write(copy(2));
+        writer.write(copy(3));
+        let output = writer.sync(1);
+        assert_eq!(output.segment_bytes, output.offset + output.bytes.len());
+    }
+
+    #[test]
+    #[should_panic(expected = "without a gap")]
+    fn a_group_out_of_turn_is_a_bug() {
+        Writer::new(Resume::default(), 100).sync(2);
+    }
+
+    /// Golden: a whole segment, byte by byte. These bytes are on disks.
+    #[test]
+    fn the_bytes_never_change() {
+        let owner = Owner { cluster: 0x0102, store: crate::ids::StoreId(0x0304) };
+        let mut writer = Writer::new(Resume { owner, ..Resume::default() }, 1 << 10);
+        let entry = crate::entry::Entry::after(
+            Position { seq: Seq(4), ..Position::default() },
+            Epoch(1),
+            crate::ids::TimeMs(300),
+            crate::entry::Body::Barrier,
+        );
+        let identity = Identity {
+            cluster: 0x0102,
+            store: crate::ids::StoreId(0x0304),
+            boot: crate::ids::Boot(1),
+            nonce: 5,
+            previous_nonce: 6,
+            kernel_boot: 7,
+        };
+        writer.write(Record::Identity(identity));
+        writer.write(promise(3));
+        writer.write(copy(1));
+        let first = writer.sync(1);
+        writer.durable(1);
+        writer.write(Record::Append { shard: SHARD, entry });
+        writer.write(Record::Truncate { shard: SHARD, after: Seq(4) });
+        writer.write(Record::Drop { shard: SHARD, copy: CopyNo(2) });
+        writer.write(small(3, 1, true));
+        let second = writer.sync(2);
+        let mut bytes = first.new_segment.unwrap().to_vec();
+        bytes.extend_from_slice(&first.bytes);
+        bytes.extend_from_slice(&second.bytes);
+        let hex = |line: &[u8]| line.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let lines: Vec<_> = bytes.chunks(32).map(hex).collect();
+        let golden: Vec<_> = include_str!("../golden/segment.hex").lines().collect();
+        assert_eq!(lines, golden);
+        let mut scanner = Scanner::new(None);
+        let groups = scanner.segment(1, &bytes.into());
+        assert_eq!(groups.iter().map(|group| group.records.len()).collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(scanner.finish().damage, []);
+    }
+}

@@ -1,0 +1,441 @@
+//! The recovery plan: what the state and the log, read together, say a store holds.
+//!
+//! The state has a shard record per copy (as of some applied entry); the log has what came after,
+//! the promises and the copy numbers. They were written at different moments, so they may disagree,
+//! and each disagreement means something:
+//!
+//! | copy number | meaning |
+//! |---|---|
+//! | state = log | replay the log above `applied` |
+//! | state > log | crash between installing a snapshot and the log's `Copy`: what the log holds is void |
+//! | state < log, copy began empty | the state's rows are of a former copy: to be removed |
+//! | state < log, copy began higher | the installed state is gone: damage |
+//! | log says dropped | the rows are to be removed |
+//!
+//! Whatever happens to copies, a promise is never forgotten. A copy is *suspect* when its entries do
+//! not chain from `applied` to where the log says it reached, or when anything durable anywhere in
+//! the log is damaged.
+
+use std::collections::BTreeMap;
+
+use crate::apply::ShardState;
+use crate::entry::{Body, Entry};
+use crate::ids::{CopyNo, Seq, ShardId, Slots};
+use crate::node::{RecoveredContent, RecoveredReplica};
+use crate::store::log::index::Index;
+use crate::store::log::scan::{Damage, Group, Scanned};
+use crate::store::log::writer::Resume;
+use crate::store::log::{Held, Identity, Record, SmallState, Unreadable};
+
+/// Takes the groups of the log, in order.
+#[derive(Debug, Default)]
+pub struct Recovery {
+    state: BTreeMap<ShardId, (CopyNo, ShardState)>,
+    shards: BTreeMap<ShardId, Found>,
+    identity: Option<Identity>,
+    index: Index,
+    unreadable: Vec<Unreadable>,
+}
+
+/// What the log says of one shard so far.
+#[derive(Debug, Default)]
+struct Found {
+    small: SmallState,
+    /// Of the present copy, above what the state has.
+    entries: BTreeMap<Seq, Entry>,
+    /// The log is not what an honest store writes, or part of it can't be read.
+    contradicted: bool,
+}
+
+/// What a store holds, and what is wrong with it.
+#[derive(Debug)]
+pub struct Plan {
+    pub replicas: Vec<RecoveredReplica>,
+    /// None on a new disk. None *with* damage is a store that no longer knows who it is: it must
+    /// not start as a new one.
+    pub identity: Option<Identity>,
+    /// What the log writer goes on with.
+    pub resume: Resume,
+    /// Rows of former copies that are still in the state: to be removed before anything else.
+    pub stale_rows: Vec<Slots>,
+    pub damage: Vec<Damage>,
+    pub unreadable: Vec<Unreadable>,
+}
+
+impl Plan {
+    /// The store as a whole is suspect.
+    pub fn is_damaged(&self) -> bool {
+        !self.damage.is_empty() || !self.unreadable.is_empty()
+    }
+}
+
+impl Recovery {
+    /// `state`: the shard records found in it.
+    pub fn new(state: Vec<(CopyNo, ShardState)>) -> Self {
+        let by_shard = |record: (CopyNo, ShardState)| (record.1.slots.shard(), record);
+        Self { state: state.into_iter().map(by_shard).collect(), ..Self::default() }
+    }
+
+    /// Takes the next group.
+    pub fn group(&mut self, group: Group) {
+        self.index.group(&group);
+        self.unreadable.extend(group.unreadable);
+        for record in group.records {
+            match (record.shard(), record) {
+                (_, Record::Identity(identity)) => self.identity = Some(identity),
+                (Some(shard), record) => {
+                    let state = self.state.get(&shard);
+                    self.shards.entry(shard).or_default().record(state, record);
+                }
+                (None, _) => {}
+            }
+        }
+    }
+
+    /// All groups were given.
+    pub fn finish(mut self, scanned: Scanned) -> Plan {
+        let damaged =
+            !scanned.damage.is_empty() || self.unreadable.iter().any(|one| one.shard.is_none());
+        let mut plan = Plan {
+            replicas: Vec::new(),
+            identity: self.identity.clone(),
+            resume: Resume {
+                owner: scanned.owner.unwrap_or_default(),
+                identity: self.identity,
+                next_group: scanned.next_group,
+                next_segment: scanned.next_segment,
+                shards: BTreeMap::new(),
+                index: self.index,
+            },
+            stale_rows: Vec::new(),
+            damage: scanned.damage,
+            unreadable: self.unreadable,
+        };
+        for (&shard, (_, state)) in &self.state {
+            self.shards.entry(shard).or_insert_with(|| Found {
+                // Nobody writes rows of a shard without having promised: the log lost it.
+                contradicted: true,
+                small: SmallState { promised: state.applied.epoch, ..SmallState::default() },
+                ..Found::default()
+            });
+        }
+        for (shard, mut found) in self.shards {
+            let unreadable = plan.unreadable.iter().any(|one| one.shard == Some(shard));
+            found.contradicted |= damaged || unreadable;
+            found.finish(shard, self.state.remove(&shard), &mut plan);
+        }
+        plan
+    }
+}
+
+impl Found {
+    fn record(&mut self, state: Option<&(CopyNo, ShardState)>, record: Record) {
+        let copy = self.small.copy;
+        // Entries without a copy: what began it is gone.
+        self.contradicted |= matches!(record, Record::Append { .. }) && self.small.held.is_none();
+        self.small.observe(&record);
+        match record {
+            Record::Append { entry, .. } => {
+                let flushed = match state {
+                    Some((of, _)) if *of > copy => Seq(u64::MAX),
+                    Some((of, state)) if *of == copy => state.applied.seq,
+                    _ => Seq(0),
+                };
+                if entry.seq > flushed && self.small.held.is_some() {
+                    self.entries.insert(entry.seq, entry);
+                }
+            }
+            Record::Truncate { after, .. } => {
+                self.entries.split_off(&Seq(after.0.saturating_add(1)));
+            }
+            Record::Copy { .. } | Record::Drop { .. } => {
+                self.entries.clear();
+                self.contradicted = false;
+            }
+            // A restatement is what the store went on with, so it decides: after a recovery it may
+            // name an installed copy whose `Copy` was never written.
+            Record::Shard { small, .. } => {
+                if small.copy != copy {
+                    self.entries.clear();
+                }
+                self.contradicted |= small.suspect;
+            }
+            Record::Promise { .. } | Record::Identity(_) => {}
+        }
+    }
+
+    fn finish(mut self, shard: ShardId, state: Option<(CopyNo, ShardState)>, plan: &mut Plan) {
+        let state_copy = state.as_ref().map(|(copy, _)| *copy);
+        let slots = state.as_ref().map(|(_, state)| state.slots);
+        let newer = state_copy.is_some_and(|copy| copy > self.small.copy);
+        let same = state_copy == Some(self.small.copy);
+        let content = match (state, self.small.held) {
+            (Some((copy, state)), _) if newer => {
+                let held =
+                    Held { slots: state.slots, base: state.applied, last: state.applied.seq };
+                self.small.copy = copy;
+                self.small.held = Some(held);
+                Some(self.replay(state))
+            }
+            (Some((_, state)), Some(_)) if same => Some(self.replay(state)),
+            (_, Some(held)) => {
+                plan.stale_rows.extend(slots);
+                self.contradicted |= held.base.seq > Seq(0);
+                Some(self.replay(ShardState { slots: held.slots, ..ShardState::default() }))
+            }
+            (_, None) => {
+                plan.stale_rows.extend(slots);
+                None
+            }
+        };
+        if let Some(content) = &content {
+            let last = content.entries.last().map_or(content.state.applied, Entry::position);
+            self.small.promised = self.small.promised.max(last.epoch);
+        }
+        let own = Slots { lo: shard.0, hi: shard.0 };
+        plan.resume.shards.insert(shard, self.small);
+        plan.replicas.push(RecoveredReplica {
+            shard,
+            slots: self.small.held.map(|held| held.slots).or(slots).unwrap_or(own),
+            promised: self.small.promised,
+            copy: self.small.copy,
+            content,
+        });
+    }
+
+    /// The entries that chain onto the state; suspect if that is not all of them.
+    fn replay(&mut self, state: ShardState) -> RecoveredContent {
+        let mut suspect = self.contradicted;
+        let mut at = state.applied;
+        let mut entries = Vec::new();
+        for (_, entry) in std::mem::take(&mut self.entries) {
+            let intact = !matches!(&entry.body, Body::Ops(batch) if !batch.is_intact());
+            if !intact || !entry.follows(at) {
+                suspect = true;
+                break;
+            }
+            at = entry.position();
+            entries.push(entry);
+        }
+        // Short: what it acknowledged is gone. Long: the log lost what the state has.
+        suspect |= self.small.held.is_none_or(|held| at.seq != held.last);
+        self.small.suspect = suspect;
+        RecoveredContent { state, entries, suspect }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::entry::Position;
+    use crate::ids::{Epoch, TimeMs};
+    use crate::store::log::scan::Scanner;
+    use crate::store::log::writer::Writer;
+    use crate::store::testing::{Segments, random_log};
+
+    const SHARD: ShardId = ShardId(16);
+    const SLOTS: Slots = Slots { lo: 16, hi: 31 };
+
+    fn recover(state: Vec<(CopyNo, ShardState)>, segments: &Segments) -> Plan {
+        let mut scanner = Scanner::new(None);
+        let mut recovery = Recovery::new(state);
+        for (&segment, bytes) in segments {
+            for group in scanner.segment(segment, &Bytes::copy_from_slice(bytes)) {
+                recovery.group(group);
+            }
+        }
+        recovery.finish(scanner.finish())
+    }
+
+    /// A log of these groups, in one segment.
+    fn log(groups: Vec<Vec<Record>>) -> Segments {
+        log_after(Resume::default(), groups)
+    }
+
+    fn log_after(resume: Resume, groups: Vec<Vec<Record>>) -> Segments {
+        let first = resume.next_group.max(1);
+        let mut writer = Writer::new(resume, 1 << 16);
+        let mut segments = Segments::new();
+        for (number, group) in (first..).zip(groups) {
+            for record in group {
+                writer.write(record);
+            }
+            crate::store::testing::put(&mut segments, writer.sync(number));
+            writer.durable(number);
+        }
+        segments
+    }
+
+    /// Entries 1, 2, 3 … of epoch 1.
+    fn entries(count: usize) -> Vec<Entry> {
+        let mut at = Position::default();
+        (0..count)
+            .map(|bucket| {
+                let body = Body::Expire { bucket: bucket as u64 };
+                let entry = Entry::after(at, Epoch(1), TimeMs(7), body);
+                at = entry.position();
+                entry
+            })
+            .collect()
+    }
+
+    fn appends(entries: &[Entry]) -> Vec<Record> {
+        entries.iter().map(|entry| Record::Append { shard: SHARD, entry: entry.clone() }).collect()
+    }
+
+    fn copy(number: u64, base: Position) -> Record {
+        Record::Copy { shard: SHARD, slots: SLOTS, copy: CopyNo(number), base }
+    }
+
+    fn promise(epoch: u64) -> Record {
+        Record::Promise { shard: SHARD, epoch: Epoch(epoch) }
+    }
+
+    fn state(copy: u64, applied: Position) -> Vec<(CopyNo, ShardState)> {
+        vec![(CopyNo(copy), ShardState { slots: SLOTS, applied, ..ShardState::default() })]
+    }
+
+    /// (copy, promised, applied, seqs of the entries, suspect), and stale rows.
+    type Short = (u64, u64, Option<(u64, Vec<u64>, bool)>, usize);
+
+    #[track_caller]
+    fn check(state: Vec<(CopyNo, ShardState)>, groups: Vec<Vec<Record>>, want: Short) {
+        let plan = recover(state.clone(), &log(groups.clone()));
+        assert_eq!(short(&plan), want);
+        // And once more after the restart has restated it all, its older segments gone.
+        let entries = groups.into_iter().flatten();
+        let carried = entries.filter(|record| matches!(record, Record::Append { .. }));
+        let kept: Vec<_> = carried
+            .filter(|record| match (record, &plan.replicas[0].content) {
+                (Record::Append { entry, .. }, Some(content)) => content.entries.contains(entry),
+                _ => false,
+            })
+            .collect();
+        let again = recover(state, &log_after(plan.resume, vec![vec![], kept]));
+        assert_eq!(short(&again), want, "after a restart");
+    }
+
+    fn short(plan: &Plan) -> Short {
+        let replica = &plan.replicas[0];
+        let content = replica.content.as_ref().map(|content| {
+            let seqs = content.entries.iter().map(|entry| entry.seq.0).collect();
+            (content.state.applied.seq.0, seqs, content.suspect)
+        });
+        (replica.copy.0, replica.promised.0, content, plan.stale_rows.len())
+    }
+
+    #[test]
+    fn the_log_is_replayed_above_what_the_state_has() {
+        let all = entries(4);
+        let groups = vec![vec![promise(3), copy(1, Position::default())], appends(&all)];
+        check(vec![], groups.clone(), (1, 3, Some((0, vec![1, 2, 3, 4], false)), 0));
+        check(state(1, all[1].position()), groups, (1, 3, Some((2, vec![3, 4], false)), 0));
+    }
+
+    #[test]
+    fn what_was_written_again_wins() {
+        let all = entries(4);
+        let other = Entry::after(all[1].position(), Epoch(2), TimeMs(8), Body::Barrier);
+        let rewritten = vec![
+            Record::Truncate { shard: SHARD, after: Seq(2) },
+            Record::Append { shard: SHARD, entry: other },
+        ];
+        let groups = vec![vec![copy(1, Position::default())], appends(&all), rewritten];
+        check(state(1, all[1].position()), groups, (1, 2, Some((2, vec![3], false)), 0));
+    }
+
+    #[test]
+    fn a_carried_entry_changes_nothing() {
+        let all = entries(3);
+        let groups = vec![vec![copy(1, Position::default())], appends(&all), appends(&all[1..2])];
+        check(vec![], groups, (1, 1, Some((0, vec![1, 2, 3], false)), 0));
+    }
+
+    #[test]
+    fn a_snapshot_ingested_but_not_yet_logged_voids_the_log() {
+        let all = entries(4);
+        let groups = vec![vec![copy(1, Position::default())], appends(&all)];
+        check(state(2, all[1].position()), groups, (2, 1, Some((2, vec![], false)), 0));
+    }
+
+    #[test]
+    fn a_dropped_copy_leaves_number_and_promise() {
+        let drop = Record::Drop { shard: SHARD, copy: CopyNo(2) };
+        let groups = vec![vec![promise(5), copy(1, Position::default())], vec![drop]];
+        check(vec![], groups.clone(), (2, 5, None, 0));
+        check(state(1, Position::default()), groups, (2, 5, None, 1));
+    }
+
+    #[test]
+    fn a_copy_that_began_empty_does_not_inherit_rows() {
+        let all = entries(2);
+        let groups = vec![vec![copy(3, Position::default())], appends(&all)];
+        check(state(1, all[1].position()), groups, (3, 1, Some((0, vec![1, 2], false)), 1));
+    }
+
+    #[test]
+    fn an_installed_copy_without_its_state_is_suspect() {
+        let base = entries(2)[1].position();
+        check(vec![], vec![vec![copy(3, base)]], (3, 0, Some((0, vec![], true)), 0));
+    }
+
+    #[test]
+    fn a_gap_makes_the_copy_suspect() {
+        let all = entries(4);
+        let broken = [&all[..1], &all[2..]].concat();
+        let groups = vec![vec![copy(1, Position::default())], appends(&broken)];
+        check(vec![], groups, (1, 1, Some((0, vec![1], true)), 0));
+    }
+
+    #[test]
+    fn a_log_behind_the_state_is_suspect() {
+        let all = entries(4);
+        let groups = vec![vec![copy(1, Position::default())], appends(&all[..2])];
+        check(state(1, all[3].position()), groups, (1, 1, Some((4, vec![], true)), 0));
+    }
+
+    #[test]
+    fn a_state_without_a_log_is_suspect() {
+        let at = entries(2)[1].position();
+        let plan = recover(state(1, at), &Segments::new());
+        assert!(plan.replicas[0].content.as_ref().unwrap().suspect);
+    }
+
+    /// What proved the damage is cut or trimmed away; the restatement still says so, until the copy
+    /// is replaced.
+    #[test]
+    fn suspicion_outlives_its_proof() {
+        let all = entries(2);
+        let mut segments = log(vec![vec![copy(1, Position::default())], appends(&all), vec![]]);
+        // In the second group's body; the third group's header says that it was durable.
+        let at = segments[&1].windows(4).rposition(|four| four == *b"dkg\x01").unwrap() - 1;
+        segments.get_mut(&1).unwrap()[at] ^= 1;
+        let plan = recover(vec![], &segments);
+        assert!(plan.is_damaged());
+        let replaced = vec![copy(2, all[1].position())];
+        let mut resume = plan.resume;
+        resume.shards.get_mut(&SHARD).unwrap().held.as_mut().unwrap().last = Seq(0);
+        let later = recover(vec![], &log_after(resume.clone(), vec![vec![]]));
+        assert_eq!(short(&later), (1, 0, Some((0, vec![], true)), 0));
+        let state = state(2, all[1].position());
+        let replaced = recover(state, &log_after(resume, vec![vec![], replaced]));
+        assert_eq!(short(&replaced), (2, 1, Some((2, vec![], false)), 0));
+    }
+
+    /// One flipped bit in any durable group: no copy may be trusted, none panics.
+    #[test]
+    fn damage_anywhere_makes_every_copy_suspect() {
+        let log = random_log(1, 8, 500);
+        let segment = *log.segments.keys().next().unwrap();
+        for at in 64..log.segments[&segment].len() {
+            let mut flipped = log.segments.clone();
+            flipped.get_mut(&segment).unwrap()[at] ^= 4;
+            let plan = recover(vec![], &flipped);
+            assert!(plan.is_damaged(), "at {at}");
+            let contents = plan.replicas.iter().filter_map(|replica| replica.content.as_ref());
+            assert!(contents.into_iter().all(|content| content.suspect), "at {at}");
+        }
+    }
+}
