@@ -19,6 +19,9 @@ use engine::store::table::Frozen;
 use super::core::{Core, Process, Told};
 use super::log::Log;
 
+/// Counters by name, with their values.
+pub type Rows = Vec<(Vec<u8>, i128)>;
+
 /// A disk tells its process that something is done.
 #[derive(Debug)]
 pub enum DiskDone {
@@ -52,7 +55,7 @@ pub enum Ingest {
         conn: Conn,
         transfer: u64,
         copy: CopyNo,
-        rows: Vec<(Vec<u8>, i128)>,
+        rows: Rows,
         state: Box<ShardState>,
     },
     Drop {
@@ -193,11 +196,7 @@ impl Disk {
     }
 
     /// The rows of a shard and its record, as they stand.
-    pub fn snapshot(
-        &self,
-        shard: ShardId,
-        slots: Slots,
-    ) -> Option<(Vec<(Vec<u8>, i128)>, ShardState)> {
+    pub fn snapshot(&self, shard: ShardId, slots: Slots) -> Option<(Rows, ShardState)> {
         let (_, state) = self.records.get(&shard)?;
         let rows = self.rows.range((slots.lo, Vec::new())..);
         let rows = rows.take_while(|((slot, _), _)| *slot <= slots.hi);

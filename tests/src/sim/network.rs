@@ -29,7 +29,7 @@ pub enum Wire {
     Rows {
         transfer: u64,
         shard: ShardId,
-        rows: Vec<(Vec<u8>, i128)>,
+        rows: super::disk::Rows,
         state: Box<ShardState>,
     },
 }
@@ -107,7 +107,7 @@ fn conn(link: u64, side: Side) -> Conn {
 }
 
 fn link_of(conn: Conn) -> (u64, Side) {
-    (conn.0 / 2, if conn.0 % 2 == 0 { Side::Dialler } else { Side::Acceptor })
+    (conn.0 / 2, if conn.0.is_multiple_of(2) { Side::Dialler } else { Side::Acceptor })
 }
 
 impl Network {
