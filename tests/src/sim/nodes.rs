@@ -458,6 +458,9 @@ impl Driver<'_> {
             }
             DiskDone::Ingest { id } => match self.disk.ingest(core, self.process, id) {
                 Some(Ingest::Flush { flush, .. }) => self.handle(core, Event::Ingested { flush }),
+                Some(Ingest::Drop { shard, .. }) => {
+                    self.handle(core, Event::RowsDropped { shard });
+                }
                 Some(Ingest::Install { conn, transfer, .. }) => {
                     self.handle(core, Event::SnapshotInstalled { conn, transfer });
                 }
@@ -470,7 +473,7 @@ impl Driver<'_> {
                         None => self.handle(core, Event::SnapshotFailed { transfer }),
                     }
                 }
-                Some(Ingest::Drop { .. }) | None => {}
+                None => {}
             },
         }
     }
