@@ -1,7 +1,8 @@
 //! Who answers: kept per node pair, never per shard.
 //!
-//! A peer is *silent* when for a second nothing came from it, or it has owed an ack for a second,
-//! or it says that its disk has not answered for a second; or at once when its address refused two
+//! A peer is *silent* when for a second nothing came from it, or no connection to it could be made
+//! (it may still reach this node: then it is heard, and yet can't be fed), or it has owed an ack for
+//! a second, or it says that its disk has not answered for a second; or at once when its address refused two
 //! connections after a reset (a killed process). Silence is the reason to eject, never a proof of
 //! death: whatever the silent peer still does is fenced by epochs.
 
@@ -13,6 +14,8 @@ use crate::ids::{Now, StoreId};
 pub struct Health {
     heard: BTreeMap<StoreId, Now>,
     owes_since: BTreeMap<StoreId, Now>,
+    /// There is no connection to it.
+    cut_since: BTreeMap<StoreId, Now>,
     /// What a peer said of its disk: age of its last fsync, in milliseconds.
     fsync_age_ms: BTreeMap<StoreId, u64>,
     refused: BTreeSet<StoreId>,
@@ -48,6 +51,16 @@ impl Health {
         self.heard.entry(store).or_insert(now);
     }
 
+    /// There is no connection by which to feed the peer.
+    pub fn cut(&mut self, store: StoreId, now: Now) {
+        self.cut_since.entry(store).or_insert(now);
+    }
+
+    /// There is one again.
+    pub fn joined(&mut self, store: StoreId) {
+        self.cut_since.remove(&store);
+    }
+
     pub fn etcd_heard(&mut self, now: Now) {
         self.etcd_heard = Some(now);
     }
@@ -56,6 +69,7 @@ impl Health {
     pub fn forgive(&mut self, now: Now) {
         self.heard.values_mut().for_each(|heard| *heard = now);
         self.owes_since.values_mut().for_each(|since| *since = now);
+        self.cut_since.values_mut().for_each(|since| *since = now);
     }
 
     pub fn is_silent(&self, store: StoreId, now: Now, silent_after_ms: u64) -> bool {
@@ -66,6 +80,7 @@ impl Health {
         self.refused.contains(&store)
             || long(self.heard.get(&store))
             || long(self.owes_since.get(&store))
+            || long(self.cut_since.get(&store))
             || stalled
     }
 
@@ -97,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_has_four_reasons() {
+    fn silence_has_five_reasons() {
         check(|health| health.heard(A, Now(0)), 999, false);
         check(|health| health.heard(A, Now(0)), 1000, true);
         let owes = |health: &mut Health| {
@@ -106,6 +121,13 @@ mod tests {
         };
         check(owes, 999, false);
         check(owes, 1000, true);
+        // A peer that reaches this node, but is not reached by it (seed 18576).
+        let cut = |health: &mut Health| {
+            health.cut(A, Now(0));
+            health.heard(A, Now(900_000));
+        };
+        check(cut, 999, false);
+        check(cut, 1000, true);
         let stalled = |health: &mut Health| {
             health.heard(A, Now(0));
             health.said_fsync_age(A, 1000);

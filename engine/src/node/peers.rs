@@ -97,6 +97,7 @@ impl Node {
         }
         self.health.heard(peer.store, self.now);
         self.health.owes(peer.store, None);
+        self.health.joined(peer.store);
         self.cut_feeds(peer.store);
         let Some(link) = self.dialled.get(&conn) else { return };
         for (shard, copy) in link.copies.clone() {
@@ -145,6 +146,9 @@ impl Node {
         for store in stores {
             self.health.expect(store, self.now);
             let conn = self.dialled_to.get(&store);
+            if conn.is_none() {
+                self.health.cut(store, self.now);
+            }
             let Some(link) = conn.and_then(|conn| self.dialled.get(conn)) else { continue };
             let peer = link.peer;
             if let Some(&copy) = link.copies.get(&shard) {
@@ -660,6 +664,7 @@ impl Node {
             return;
         }
         self.dialled_to.remove(&store);
+        self.health.cut(store, self.now);
         self.cut_feeds(store);
     }
 
