@@ -214,7 +214,7 @@ impl Core {
     }
 
     /// The next happening, with the clock moved to it.
-    pub fn next(&mut self) -> Option<Happening> {
+    pub fn pop(&mut self) -> Option<Happening> {
         let Reverse((at, number, slot)) = self.heap.pop()?;
         self.now = at;
         self.step += 1;

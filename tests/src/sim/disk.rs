@@ -20,6 +20,9 @@ use engine::store::table::Frozen;
 use super::core::{Core, Process, Told};
 use super::log::Log;
 
+/// Counters by name, with their values.
+pub type Rows = Vec<(Vec<u8>, i128)>;
+
 /// A disk tells its process that something is done.
 #[derive(Debug)]
 pub enum DiskDone {
@@ -53,7 +56,7 @@ pub enum Ingest {
         conn: Conn,
         transfer: u64,
         copy: CopyNo,
-        rows: Vec<(Vec<u8>, i128)>,
+        rows: Rows,
         state: Box<ShardState>,
     },
     Drop {
@@ -194,11 +197,7 @@ impl Disk {
     }
 
     /// The rows of a shard and its record, as they stand.
-    pub fn snapshot(
-        &self,
-        shard: ShardId,
-        slots: Slots,
-    ) -> Option<(Vec<(Vec<u8>, i128)>, ShardState)> {
+    pub fn snapshot(&self, shard: ShardId, slots: Slots) -> Option<(Rows, ShardState)> {
         let (_, state) = self.records.get(&shard)?;
         let rows = self.rows.range((slots.lo, Vec::new())..);
         let rows = rows.take_while(|((slot, _), _)| *slot <= slots.hi);

@@ -82,7 +82,7 @@ impl GatewayHost {
     pub fn start(&mut self, core: &mut Core) {
         if self.is_down() {
             self.life += 1;
-            self.running = Some(Running { nonce: core.rng.next(), ..Running::default() });
+            self.running = Some(Running { nonce: core.rng.word(), ..Running::default() });
             core.etcd_watch(self.process());
             core.tell_after(1, self.process(), Told::Tock);
         }
@@ -195,7 +195,7 @@ impl Driver<'_> {
                 self.running.session = Some(session_id(revision));
                 self.running.last_alive = core.now;
             }
-            Reply::Txn { .. } => self.running.nonce = core.rng.next(),
+            Reply::Txn { .. } => self.running.nonce = core.rng.word(),
             Reply::Kept(alive) => {
                 self.running.last_alive = core.now;
                 if !alive {

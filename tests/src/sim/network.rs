@@ -29,7 +29,7 @@ pub enum Wire {
     Rows {
         transfer: u64,
         shard: ShardId,
-        rows: Vec<(Vec<u8>, i128)>,
+        rows: super::disk::Rows,
         state: Box<ShardState>,
     },
 }
@@ -67,6 +67,8 @@ struct Link {
     to: Place,
     acceptor: Option<Process>,
     stage: Stage,
+    /// When the dialler learns that the link stands: it hears of nothing on it before.
+    dialled_at: u64,
     /// Per side: this end has not yet learnt that the link is dead.
     open: [bool; 2],
     /// Per receiving side: nothing arrives from here on.
@@ -107,7 +109,7 @@ fn conn(link: u64, side: Side) -> Conn {
 }
 
 fn link_of(conn: Conn) -> (u64, Side) {
-    (conn.0 / 2, if conn.0 % 2 == 0 { Side::Dialler } else { Side::Acceptor })
+    (conn.0 / 2, if conn.0.is_multiple_of(2) { Side::Dialler } else { Side::Acceptor })
 }
 
 impl Network {
@@ -139,6 +141,7 @@ impl Core {
             to,
             acceptor: None,
             stage: Stage::Dialling,
+            dialled_at: 0,
             open: [true, false],
             open_until: [u64::MAX; 2],
             last: [0; 2],
@@ -170,6 +173,7 @@ impl Core {
         link.open = [true, true];
         // What the acceptor says at once arrives after the dialler knows that the link stands.
         link.last[Side::Dialler.index()] = at;
+        link.dialled_at = at;
         let dialler = link.dialler;
         let told = Told::Dialled { dial: id, conn: conn(id, Side::Dialler) };
         self.at(at, Happening::Tell(dialler, told));
@@ -262,6 +266,7 @@ impl Core {
     fn die(&mut self, id: u64, side: Side, at: u64) {
         if let Some(link) = self.net.links.get_mut(&id) {
             link.stage = Stage::Dead;
+            let at = if side == Side::Dialler { at.max(link.dialled_at) } else { at };
             self.at(at, Happening::Close { link: id, side });
         }
     }
@@ -330,7 +335,9 @@ impl Core {
     }
 
     pub fn link_timeout(&mut self, id: u64) {
-        let Some(link) = self.net.links.get(&id) else { return };
+        // A dial ends by its own time-out.
+        let standing = |link: &&Link| link.stage == Stage::Standing;
+        let Some(link) = self.net.links.get(&id).filter(standing) else { return };
         let (a, b) = (link.dialler.place, link.to);
         if self.net.is_blocked(a, b) || self.net.is_blocked(b, a) {
             self.cut(id);

@@ -11,7 +11,7 @@ use engine::node::{CasOutcome, Effect, Event, Node};
 use engine::records::StoreStatus;
 
 use super::core::{Core, Place, Process, Told};
-use super::disk::{Disk, DiskDone, Ingest};
+use super::disk::{Disk, DiskDone, Ingest, Rows};
 use super::etcd::{Call, Compare, Key, Reply, Value, Versioned, WatchEvent, Write};
 use super::network::Wire;
 
@@ -61,7 +61,7 @@ struct Running {
     lease: Option<u64>,
     queries: BTreeMap<u64, (Process, u64)>,
     query: u64,
-    staged: BTreeMap<(Conn, u64), Vec<(Vec<u8>, i128)>>,
+    staged: BTreeMap<(Conn, u64), Rows>,
 }
 
 /// A store that this node has heard of.
@@ -190,7 +190,7 @@ impl NodeHost {
                         self.boot = boot;
                         Some(core.etcd(me, Call::Grant { ttl: core.plan.lease_ttl }))
                     } else {
-                        let nonce = core.rng.next();
+                        let nonce = core.rng.word();
                         booting.claim = Some(nonce);
                         let value = Value::Store {
                             me: StoreBoot { store: self.store, boot: Boot(boot.0 + 1) },

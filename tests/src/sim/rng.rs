@@ -14,10 +14,10 @@ impl Rng {
 
     /// A stream of its own: what is drawn from it does not move the others.
     pub fn fork(&mut self) -> Self {
-        Self(self.next())
+        Self(self.word())
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -28,7 +28,7 @@ impl Rng {
     /// 0 ≤ result < n. The bias is below 2⁻⁴⁰ for the small n used here.
     pub fn below(&mut self, n: u64) -> u64 {
         assert!(n > 0, "a choice among nothing");
-        self.next() % n
+        self.word() % n
     }
 
     /// lo ≤ result ≤ hi.
@@ -63,6 +63,6 @@ mod tests {
     #[test]
     fn the_stream_never_changes() {
         let mut rng = Rng::new(1);
-        assert_eq!([rng.next(), rng.next()], [0x910a_2dec_8902_5cc1, 0xbeeb_8da1_658e_ec67],);
+        assert_eq!([rng.word(), rng.word()], [0x910a_2dec_8902_5cc1, 0xbeeb_8da1_658e_ec67],);
     }
 }

@@ -103,7 +103,7 @@ impl World {
                 return violations;
             }
             self.advance();
-            let Some(happening) = self.core.next() else {
+            let Some(happening) = self.core.pop() else {
                 return vec![heals::violation("nothing happens any more".into())];
             };
             self.take(happening);
