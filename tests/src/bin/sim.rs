@@ -13,7 +13,8 @@ use std::time::{Duration, Instant, SystemTime};
 use engine::planted::Planted;
 use tests::sim::{Report, run};
 
-const USAGE: &str = "sim [--seed N | --minutes M | --seeds N] [--from N] [--planted NAME] [--quiet]";
+const USAGE: &str =
+    "sim [--seed N | --minutes M | --seeds N] [--from N] [--planted NAME] [--quiet]";
 
 struct Args {
     seed: Option<u64>,

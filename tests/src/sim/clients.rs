@@ -44,8 +44,10 @@ const FINAL: usize = usize::MAX;
 impl Clients {
     pub fn new(core: &mut Core) -> Self {
         let mut history = History::default();
-        let digits = (0..core.plan.digit_counters).map(|_| history.new_counter(Use::Digits)).collect();
-        let mixed = (0..core.plan.mixed_counters).map(|_| history.new_counter(Use::Mixed)).collect();
+        let digits =
+            (0..core.plan.digit_counters).map(|_| history.new_counter(Use::Digits)).collect();
+        let mixed =
+            (0..core.plan.mixed_counters).map(|_| history.new_counter(Use::Mixed)).collect();
         for client in 0..core.plan.clients {
             let first = core.rng.between(200_000, 400_000);
             core.after(first, Happening::Client { client });

@@ -97,8 +97,8 @@ type Alive = BTreeMap<StoreId, StoreBoot>;
 
 fn promote(core: &mut Core, config: &ShardConfig, alive: &Alive) -> Option<ShardConfig> {
     let lives = alive.get(&config.primary.store) == Some(&config.primary);
-    let spurious = core.now < core.plan.faults_until
-        && core.rng.below(1_000) < core.plan.spurious_permille;
+    let spurious =
+        core.now < core.plan.faults_until && core.rng.below(1_000) < core.plan.spurious_permille;
     if lives && !spurious {
         return None;
     }

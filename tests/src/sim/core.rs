@@ -47,18 +47,50 @@ pub enum Told {
     Redial,
     Disk(DiskDone),
     // -- network
-    Accepted { conn: Conn, from: Place },
-    Dialled { dial: u64, conn: Conn },
-    DialFailed { dial: u64, refused: bool },
-    Received { conn: Conn, wire: Wire },
-    Closed { conn: Conn },
-    Query { from: Process, query: u64, message: NodeQuery },
-    QueryReply { query: u64, reply: NodeQueryReply },
-    QueryFailed { query: u64, refused: bool },
-    Report { from: Process, report: Report },
+    Accepted {
+        conn: Conn,
+        from: Place,
+    },
+    Dialled {
+        dial: u64,
+        conn: Conn,
+    },
+    DialFailed {
+        dial: u64,
+        refused: bool,
+    },
+    Received {
+        conn: Conn,
+        wire: Wire,
+    },
+    Closed {
+        conn: Conn,
+    },
+    Query {
+        from: Process,
+        query: u64,
+        message: NodeQuery,
+    },
+    QueryReply {
+        query: u64,
+        reply: NodeQueryReply,
+    },
+    QueryFailed {
+        query: u64,
+        refused: bool,
+    },
+    Report {
+        from: Process,
+        report: Report,
+    },
     // -- etcd
-    Etcd { call: u64, reply: Reply },
-    EtcdTimeout { call: u64 },
+    Etcd {
+        call: u64,
+        reply: Reply,
+    },
+    EtcdTimeout {
+        call: u64,
+    },
     Watched(Vec<WatchEvent>),
     // -- clients
     Request(Request),
@@ -69,23 +101,64 @@ pub enum Told {
 pub enum Happening {
     Tell(Process, Told),
     /// As `Tell`, to whatever life runs there when it comes.
-    Query { to: Place, from: Process, query: u64, message: NodeQuery },
-    Report { to: Place, from: Process, report: Report },
-    Request { to: Place, request: Request },
-    DialArrives { link: u64 },
-    DialEnds { link: u64, refused: bool },
-    Deliver { link: u64, to: Side, wire: Wire },
-    Drain { link: u64, to: Side },
-    Close { link: u64, side: Side },
-    LinkTimeout { link: u64 },
-    EtcdArrives { from: Process, number: u64, call: Call },
-    EtcdWatch { watcher: usize },
+    Query {
+        to: Place,
+        from: Process,
+        query: u64,
+        message: NodeQuery,
+    },
+    Report {
+        to: Place,
+        from: Process,
+        report: Report,
+    },
+    Request {
+        to: Place,
+        request: Request,
+    },
+    DialArrives {
+        link: u64,
+    },
+    DialEnds {
+        link: u64,
+        refused: bool,
+    },
+    Deliver {
+        link: u64,
+        to: Side,
+        wire: Wire,
+    },
+    Drain {
+        link: u64,
+        to: Side,
+    },
+    Close {
+        link: u64,
+        side: Side,
+    },
+    LinkTimeout {
+        link: u64,
+    },
+    EtcdArrives {
+        from: Process,
+        number: u64,
+        call: Call,
+    },
+    EtcdWatch {
+        watcher: usize,
+    },
     EtcdLeases,
     Answered(Answered),
-    Client { client: usize },
+    Client {
+        client: usize,
+    },
     Fault,
-    FaultEnds { fault: u64 },
-    Restart { place: Place },
+    FaultEnds {
+        fault: u64,
+    },
+    Restart {
+        place: Place,
+    },
 }
 
 /// See the module.

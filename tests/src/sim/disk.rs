@@ -23,16 +23,31 @@ use super::log::Log;
 #[derive(Debug)]
 pub enum DiskDone {
     Recovered,
-    Synced { group: u64 },
-    Loaded { load: u64, values: Vec<Option<i128>> },
-    LogRead { shard: ShardId, from: Seq, entries: Vec<Entry> },
+    Synced {
+        group: u64,
+    },
+    Loaded {
+        load: u64,
+        values: Vec<Option<i128>>,
+    },
+    LogRead {
+        shard: ShardId,
+        from: Seq,
+        entries: Vec<Entry>,
+    },
     /// An ingest is to be performed now.
-    Ingest { id: u64 },
+    Ingest {
+        id: u64,
+    },
 }
 
 /// What an ingest will do to the state.
 pub enum Ingest {
-    Flush { flush: u64, table: Arc<Frozen>, shards: Vec<(CopyNo, ShardState)> },
+    Flush {
+        flush: u64,
+        table: Arc<Frozen>,
+        shards: Vec<(CopyNo, ShardState)>,
+    },
     Install {
         conn: Conn,
         transfer: u64,
@@ -40,9 +55,17 @@ pub enum Ingest {
         rows: Vec<(Vec<u8>, i128)>,
         state: Box<ShardState>,
     },
-    Drop { shard: ShardId, slots: Slots },
+    Drop {
+        shard: ShardId,
+        slots: Slots,
+    },
     /// Not a change, but it reads the state in its turn.
-    Snapshot { conn: Conn, transfer: u64, shard: ShardId, slots: Slots },
+    Snapshot {
+        conn: Conn,
+        transfer: u64,
+        shard: ShardId,
+        slots: Slots,
+    },
 }
 
 #[derive(Default)]
@@ -170,7 +193,11 @@ impl Disk {
     }
 
     /// The rows of a shard and its record, as they stand.
-    pub fn snapshot(&self, shard: ShardId, slots: Slots) -> Option<(Vec<(Vec<u8>, i128)>, ShardState)> {
+    pub fn snapshot(
+        &self,
+        shard: ShardId,
+        slots: Slots,
+    ) -> Option<(Vec<(Vec<u8>, i128)>, ShardState)> {
         let (_, state) = self.records.get(&shard)?;
         let rows = self.rows.range((slots.lo, Vec::new())..);
         let rows = rows.take_while(|((slot, _), _)| *slot <= slots.hi);

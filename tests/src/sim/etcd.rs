@@ -61,18 +61,37 @@ pub enum Call {
     Read(Vec<Key>),
     /// Everything there is, in one linearizable read.
     List,
-    Txn { compares: Vec<Compare>, writes: Vec<Write> },
-    Grant { ttl: u64 },
-    KeepAlive { lease: u64 },
-    Revoke { lease: u64 },
+    Txn {
+        compares: Vec<Compare>,
+        writes: Vec<Write>,
+    },
+    Grant {
+        ttl: u64,
+    },
+    KeepAlive {
+        lease: u64,
+    },
+    Revoke {
+        lease: u64,
+    },
 }
 
 #[derive(Clone, Debug)]
 pub enum Reply {
-    Read { keys: Vec<(Key, Option<Versioned>)> },
-    List { revision: u64, all: Vec<(Key, Versioned)> },
-    Txn { done: bool, revision: u64 },
-    Granted { lease: u64 },
+    Read {
+        keys: Vec<(Key, Option<Versioned>)>,
+    },
+    List {
+        revision: u64,
+        all: Vec<(Key, Versioned)>,
+    },
+    Txn {
+        done: bool,
+        revision: u64,
+    },
+    Granted {
+        lease: u64,
+    },
     /// False: there is no such lease.
     Kept(bool),
 }
@@ -207,7 +226,8 @@ impl Etcd {
         if self.leases.remove(&lease).is_none() {
             return;
         }
-        let attached = |(&key, value): (&Key, &Versioned)| (value.lease == Some(lease)).then_some(key);
+        let attached =
+            |(&key, value): (&Key, &Versioned)| (value.lease == Some(lease)).then_some(key);
         let keys: Vec<Key> = self.keys.iter().filter_map(attached).collect();
         if !keys.is_empty() {
             self.revision += 1;
@@ -319,8 +339,9 @@ impl Core {
 
     fn etcd_changed(&mut self, before: usize) {
         for at in before..self.etcd.history.len() {
-            if let WatchEvent { value: Some(Versioned { value: Value::Shard(config), .. }), .. } =
-                &self.etcd.history[at]
+            if let WatchEvent {
+                value: Some(Versioned { value: Value::Shard(config), .. }), ..
+            } = &self.etcd.history[at]
             {
                 self.oracle.record_written(config);
             }

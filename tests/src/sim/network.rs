@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use engine::apply::ShardState;
 use engine::ids::{Conn, ShardId};
-use engine::message::{FromFollower, GatewayMessage, NodeQuery, NodeQueryReply, NodeReply, Report, ToFollower};
+use engine::message::{
+    FromFollower, GatewayMessage, NodeQuery, NodeQueryReply, NodeReply, Report, ToFollower,
+};
 
 use super::core::{Core, Happening, Place, Process, Told};
 
@@ -24,7 +26,12 @@ pub enum Wire {
     ToNode(GatewayMessage),
     ToGateway(NodeReply),
     /// The rows of a copy, in a stream of their own beside the link.
-    Rows { transfer: u64, shard: ShardId, rows: Vec<(Vec<u8>, i128)>, state: Box<ShardState> },
+    Rows {
+        transfer: u64,
+        shard: ShardId,
+        rows: Vec<(Vec<u8>, i128)>,
+        state: Box<ShardState>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

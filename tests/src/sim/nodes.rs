@@ -168,7 +168,9 @@ impl NodeHost {
                 booting.call = None;
                 core.tell_after(TOCK, me, Told::Tock);
             }
-            Told::Etcd { call, reply } if booting.call == Some(call) => self.boot_reply(core, reply),
+            Told::Etcd { call, reply } if booting.call == Some(call) => {
+                self.boot_reply(core, reply)
+            }
             _ => {}
         }
     }
@@ -584,9 +586,8 @@ impl Driver<'_> {
 
     fn keep_alive(&mut self, core: &mut Core) {
         let disk_answers = self.disk.stalled_until <= core.now;
-        let asked = |asked: &Asked| {
-            matches!(asked, Asked::KeepAlive | Asked::Grant | Asked::Register)
-        };
+        let asked =
+            |asked: &Asked| matches!(asked, Asked::KeepAlive | Asked::Grant | Asked::Register);
         if !disk_answers || self.running.calls.values().any(asked) {
             return;
         }

@@ -63,9 +63,6 @@ mod tests {
     #[test]
     fn the_stream_never_changes() {
         let mut rng = Rng::new(1);
-        assert_eq!(
-            [rng.next(), rng.next()],
-            [0x910a_2dec_8902_5cc1, 0xbeeb_8da1_658e_ec67],
-        );
+        assert_eq!([rng.next(), rng.next()], [0x910a_2dec_8902_5cc1, 0xbeeb_8da1_658e_ec67],);
     }
 }

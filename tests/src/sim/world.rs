@@ -143,16 +143,14 @@ impl World {
         let core = &mut self.core;
         match happening {
             Happening::Tell(to, told) => self.tell(to, told),
-            Happening::Query { to, from, query, message } => {
-                match self.listening(to) {
-                    Some(process) => self.tell(process, Told::Query { from, query, message }),
-                    None => {
-                        let delay = self.core.delay();
-                        let told = Told::QueryFailed { query, refused: true };
-                        self.core.tell_after(delay, from, told);
-                    }
+            Happening::Query { to, from, query, message } => match self.listening(to) {
+                Some(process) => self.tell(process, Told::Query { from, query, message }),
+                None => {
+                    let delay = self.core.delay();
+                    let told = Told::QueryFailed { query, refused: true };
+                    self.core.tell_after(delay, from, told);
                 }
-            }
+            },
             Happening::Report { to, from, report } => {
                 if let Some(process) = self.listening(to) {
                     self.tell(process, Told::Report { from, report });

@@ -74,9 +74,9 @@ fn before_its_adds(history: &History, counter: usize, seen: &[Seen<'_>]) -> Opti
         let Some(first) = seen.iter().find(|value| bit != 0 && value.set & bit == bit) else {
             continue;
         };
-        let needed = history.of(counter).filter(|other| {
-            other.applied().is_some_and(|(answered, _)| answered < add.asked)
-        });
+        let needed = history
+            .of(counter)
+            .filter(|other| other.applied().is_some_and(|(answered, _)| answered < add.asked));
         let needed: u64 = needed.map(|other| digits::bit(other.ask)).sum();
         if needed & !first.set != 0 {
             return Some(format!(
@@ -142,9 +142,8 @@ fn search(history: &History, counter: usize) -> Option<String> {
             }
         }
     }
-    let told = |op: &&super::super::history::Op| {
-        format!("{:?} [{}..{:?}]", op.ask, op.asked, op.answer)
-    };
+    let told =
+        |op: &&super::super::history::Op| format!("{:?} [{}..{:?}]", op.ask, op.asked, op.answer);
     Some(format!("no order explains {}", ops.iter().map(told).collect::<Vec<_>>().join(", ")))
 }
 

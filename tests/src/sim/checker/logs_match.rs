@@ -29,7 +29,8 @@ impl LogsMatch {
         let this = (at.epoch, at.chain);
         let known = *self.applied.entry((shard, at.seq)).or_insert(this);
         if known != this {
-            let detail = format!("shard {shard}: {:?} applied as {known:?} and as {this:?}", at.seq);
+            let detail =
+                format!("shard {shard}: {:?} applied as {known:?} and as {this:?}", at.seq);
             violations.push(Violation { promise: PROMISE, detail });
         }
     }
