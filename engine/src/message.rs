@@ -134,12 +134,22 @@ pub enum FromFollower {
     Ack { n: u64 },
     /// Said before the ack of message `n`. Later slices of the shard are skipped until a resume.
     Reject { n: u64, shard: ShardId, reason: Reject },
-    /// Answers a heartbeat: echoes `sent`; age of the last successful fsync.
-    Alive { sent: u64, fsync_age_ms: u64 },
+    /// Answers a heartbeat: echoes `sent`; age of the last successful fsync; newest digests of the
+    /// shards that the asker leads, where they are new.
+    Alive { sent: u64, fsync_age_ms: u64, digests: Vec<DigestPoint> },
     /// Those of the asked shards that have promised more.
     ReadIndex { round: u64, newer: Vec<(ShardId, Epoch)> },
     /// What became of a snapshot.
     Snapshot { transfer: u64, shard: ShardId, installed: bool },
+}
+
+/// What a replica's state amounts to at one seq: equal on all replicas at equal seq.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct DigestPoint {
+    pub shard: ShardId,
+    pub seq: Seq,
+    pub counters: u128,
+    pub sessions: u128,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -174,6 +184,8 @@ pub enum NodeQuery {
     Gather { shards: Vec<ShardId> },
     /// Hand this shard over: stop ordering, so that `to` loses nothing by being promoted.
     StepDown { shard: ShardId, epoch: Epoch },
+    /// What is there to be seen of this node's replicas?
+    Status,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -190,6 +202,37 @@ pub enum NodeQueryReply {
     StepDown {
         shard: ShardId,
         end: Option<(Epoch, Seq)>,
+    },
+    Status {
+        from: StoreBoot,
+        replicas: Vec<ReplicaStatus>,
+    },
+}
+
+/// One replica, for people to look at.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ReplicaStatus {
+    pub shard: ShardId,
+    pub promised: Epoch,
+    pub last: Seq,
+    pub applied: Seq,
+    /// The newest digest there is.
+    pub digest: DigestPoint,
+    pub role: RoleStatus,
+    /// Why nothing more is taken, if so.
+    pub stopped: Option<String>,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum RoleStatus {
+    Follower,
+    /// Leads in this epoch. `open`: its barrier is committed and it takes writes. `silent`:
+    /// members of the in-sync set that do not answer.
+    Primary {
+        epoch: Epoch,
+        open: bool,
+        silent: Vec<StoreId>,
+        digest_mismatches: u64,
     },
 }
 

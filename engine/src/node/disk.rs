@@ -97,7 +97,6 @@ impl Node {
                 }
             };
             let (entry, decoded) = (&held.entry, &held.decoded);
-            self.pending_bytes = self.pending_bytes.saturating_sub(entry.size());
             let answer = apply::apply(&mut replica.state, &mut self.tables, entry, decoded, loaded);
             let batch = match &entry.body {
                 crate::entry::Body::Ops(batch) => Some((batch.slots, batch.session, batch.bseq)),
@@ -275,15 +274,13 @@ impl Node {
     pub(super) fn create_copy(&mut self, shard: ShardId, fit: bool, effects: &mut Vec<Effect>) {
         let Some((record, _)) = self.records.get(&shard) else { return };
         let slots = record.slots;
-        if self.transfers.is_dropping(shard) {
-            return; // Rows of the last copy are still on their way out.
-        }
         let replica = self.replicas.entry(shard).or_insert_with(|| Replica::empty(shard, slots));
         if replica.exists {
             return;
         }
-        if replica.copy != CopyNo(0) {
-            effects.push(Effect::DropRows { shard, slots });
+        if !replica.clean {
+            self.drop_rows(shard, effects); // It is made once they are gone.
+            return;
         }
         replica.create(&mut turn_of!(self, effects), slots, fit);
         self.announce_copy(shard, effects);

@@ -143,6 +143,10 @@ pub enum Event {
         conn: Conn,
         transfer: u64,
     },
+    /// Answers `DropRows`: loads begun from now on see none of them.
+    RowsDropped {
+        shard: ShardId,
+    },
     /// The outgoing transfer can't go on.
     SnapshotFailed {
         transfer: u64,
@@ -451,8 +455,6 @@ pub struct Node {
     /// Proposals under way.
     proposals: BTreeMap<u64, ShardId>,
     next_id: u64,
-    /// Ordered and not yet applied.
-    pending_bytes: usize,
     durability_violations: u64,
 }
 
@@ -514,7 +516,6 @@ impl Node {
             to_send: BTreeSet::new(),
             proposals: BTreeMap::new(),
             next_id: 1,
-            pending_bytes: 0,
             durability_violations: 0,
             settings,
         }
@@ -574,6 +575,7 @@ impl Node {
             Event::SnapshotInstalled { conn, transfer } => {
                 self.on_snapshot_installed(conn, transfer, effects);
             }
+            Event::RowsDropped { shard } => self.on_rows_dropped(shard, effects),
             Event::SnapshotFailed { transfer } => self.on_snapshot_failed(transfer),
 
             Event::Config { config, mod_revision, linearizable } => {
@@ -656,6 +658,12 @@ impl Node {
     /// In-sync members that had lost what they had acknowledged.
     pub fn durability_violations(&self) -> u64 {
         self.durability_violations
+    }
+
+    /// Digests of followers that differed from this node's own at the same seq.
+    pub fn digest_mismatches(&self) -> u64 {
+        let led = self.replicas.values().filter_map(Replica::primary);
+        led.map(|primary| primary.digest_mismatches).sum()
     }
 
     /// Panics if something that must hold does not. The simulator asks after every event.

@@ -5,7 +5,7 @@
 
 use crate::entry::{Body, Entry};
 use crate::ids::{Conn, CopyNo, Epoch, Seq, ShardId, StoreBoot, StoreId};
-use crate::message::{FromFollower, Reject, Slice, ToFollower};
+use crate::message::{DigestPoint, FromFollower, Reject, Slice, ToFollower};
 use crate::node::links::{Dialled, MESSAGE_BYTES, SentSlice};
 use crate::node::{Effect, Node, turn_of};
 use crate::planted::Planted;
@@ -52,7 +52,7 @@ impl Node {
         match message {
             FromFollower::Welcome { .. } => {}
             FromFollower::Copy { shard, copy } => {
-                link.rejected(0, shard);
+                link.forget(shard);
                 link.copies.remove(&shard);
                 if copy == CopyNo(0) {
                     self.cut_feed(peer.store, shard);
@@ -72,8 +72,9 @@ impl Node {
                     self.on_reject(peer, shard, reason, effects);
                 }
             }
-            FromFollower::Alive { sent: _, fsync_age_ms } => {
+            FromFollower::Alive { sent: _, fsync_age_ms, digests } => {
                 self.health.said_fsync_age(peer.store, fsync_age_ms);
+                digests.into_iter().for_each(|theirs| self.compare_digests(peer.store, theirs));
             }
             FromFollower::ReadIndex { round, newer } => {
                 for &(shard, epoch) in &newer {
@@ -164,6 +165,7 @@ impl Node {
             return;
         }
         follower.acked = follower.acked.max(slice.upto);
+        follower.full = false;
         let counted = primary.record.isr.contains(&peer.store)
             && !primary.record.tainted.contains(&peer.store);
         if follower.short && !counted && follower.acked >= commit.max(primary.barrier) {
@@ -212,11 +214,17 @@ impl Node {
             }
             Reject::WrongCopy { copy: CopyNo(0) } => follower.feed = Feed::Cut,
             Reject::WrongCopy { copy } => self.open_feed(peer, shard, copy),
+            // Said by what was on its way before the snapshot began.
+            Reject::Stopped if matches!(follower.feed, Feed::Snapshot { .. }) => {}
             Reject::Stopped => {
                 follower.feed = Feed::NeedsSnapshot;
                 lost = counted;
             }
-            Reject::NoSpace | Reject::StaleEpoch { .. } => follower.feed = Feed::Cut,
+            Reject::NoSpace => {
+                follower.full = true;
+                follower.feed = Feed::Cut;
+            }
+            Reject::StaleEpoch { .. } => {}
         }
         if lost {
             self.on_lost(peer.store, shard);
@@ -285,6 +293,7 @@ impl Node {
                 epoch: slice.epoch,
                 copy: slice.copy,
                 upto: slice.entries.last().map_or(slice.prev.seq, |entry| entry.seq),
+                resume: slice.resume,
             });
             slices.push(slice);
         }
@@ -417,7 +426,8 @@ impl Node {
         follower.feed = Feed::Streaming { opening: false };
         let bytes = sending.iter().map(Entry::size).sum();
         let copy = follower.copy;
-        let n = link.sent(self.now, bytes, vec![SentSlice { shard, epoch, copy, upto }]);
+        let n =
+            link.sent(self.now, bytes, vec![SentSlice { shard, epoch, copy, upto, resume: true }]);
         let commit = if active { commit } else { Seq(0) };
         let slice =
             Slice { shard, slots, epoch, copy, prev, commit, resume: true, entries: sending };
@@ -427,6 +437,7 @@ impl Node {
 
     /// Tells every follower that this node is alive, and the commits that have moved.
     pub(super) fn send_heartbeats(&mut self, effects: &mut Vec<Effect>) {
+        self.try_full_again();
         for (&conn, link) in self.dialled.iter_mut().filter(|(_, link)| link.welcome) {
             let mut commits = Vec::new();
             for (&shard, replica) in &self.replicas {
@@ -441,6 +452,40 @@ impl Node {
             }
             let message = ToFollower::Heartbeat { sent: self.now.0, commits };
             effects.push(Effect::ToFollower { conn, message });
+        }
+    }
+
+    /// The same log must have made the same state.
+    fn compare_digests(&mut self, store: StoreId, theirs: DigestPoint) {
+        let Some(replica) = self.replicas.get_mut(&theirs.shard) else { return };
+        let own = replica.points.iter().find(|point| point.seq == theirs.seq).copied();
+        let Some(primary) = replica.primary_mut() else { return };
+        let Some(follower) = primary.followers.get_mut(&store) else { return };
+        let Some(own) = own.filter(|_| follower.compared < theirs.seq) else { return };
+        follower.compared = theirs.seq;
+        if own != theirs {
+            primary.digest_mismatches += 1;
+        }
+    }
+
+    /// Followers that refused for want of space are tried again.
+    fn try_full_again(&mut self) {
+        let full = |replica: &Replica| {
+            let primary = replica.primary()?;
+            let full: Vec<_> =
+                primary.followers.iter().filter(|(_, f)| f.full).map(|(&store, _)| store).collect();
+            Some((replica.shard, full))
+        };
+        let full: Vec<_> = self.replicas.values().filter_map(full).collect();
+        for (shard, stores) in full {
+            for store in stores {
+                let conn = self.dialled_to.get(&store);
+                let Some(link) = conn.and_then(|conn| self.dialled.get(conn)) else { continue };
+                let peer = link.peer;
+                if let Some(&copy) = link.copies.get(&shard) {
+                    self.open_feed(peer, shard, copy);
+                }
+            }
         }
     }
 
@@ -493,7 +538,8 @@ impl Node {
                     }
                 }
                 let fsync_age_ms = self.groups.fsync_age_ms(self.now);
-                let message = FromFollower::Alive { sent, fsync_age_ms };
+                let digests = self.new_digests(conn);
+                let message = FromFollower::Alive { sent, fsync_age_ms, digests };
                 effects.push(Effect::FromFollower { conn, message });
             }
             ToFollower::ReadIndex { round, shards } => {
@@ -511,6 +557,15 @@ impl Node {
                 link.announced.insert(transfer, (shard, epoch, copy));
             }
         }
+    }
+
+    /// The newest digest of each shard followed, where this connection has not been told it.
+    fn new_digests(&mut self, conn: Conn) -> Vec<DigestPoint> {
+        let Some(link) = self.accepted.get_mut(&conn) else { return Vec::new() };
+        let followed = self.replicas.values().filter(|replica| replica.primary().is_none());
+        let newest = followed.filter_map(|replica| replica.points.back().copied());
+        let told = &mut link.digests_told;
+        newest.filter(|point| told.insert(point.shard, point.seq) != Some(point.seq)).collect()
     }
 
     fn on_append(&mut self, conn: Conn, n: u64, slices: Vec<Slice>, effects: &mut Vec<Effect>) {

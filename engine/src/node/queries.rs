@@ -1,9 +1,10 @@
 //! What the coordinator asks of a node.
 
-use crate::ids::ShardId;
-use crate::message::{NodeQuery, NodeQueryReply, ShardEnd};
+use crate::ids::{ShardId, StoreId};
+use crate::message::{NodeQuery, NodeQueryReply, ReplicaStatus, RoleStatus, ShardEnd};
 use crate::node::{Effect, Node};
 use crate::replica::Replica;
+use crate::replica::primary::Primary;
 
 /// How long a primary stops ordering for a hand-over before it goes on by itself.
 const STEP_DOWN_MS: u64 = 2_000;
@@ -30,6 +31,15 @@ impl Node {
                 });
                 NodeQueryReply::StepDown { shard, end }
             }
+            NodeQuery::Status => NodeQueryReply::Status {
+                from: self.me,
+                replicas: self
+                    .replicas
+                    .values()
+                    .filter(|replica| replica.exists)
+                    .map(|replica| self.status_of(replica))
+                    .collect(),
+            },
         };
         effects.push(Effect::QueryReply { query, reply });
     }
@@ -44,6 +54,32 @@ impl Node {
             applied: replica.state.applied.seq,
             unfit: is_unfit(replica),
         })
+    }
+
+    fn status_of(&self, replica: &Replica) -> ReplicaStatus {
+        let role = match replica.primary() {
+            None => RoleStatus::Follower,
+            Some(primary) => RoleStatus::Primary {
+                epoch: primary.epoch,
+                open: primary.active && !primary.frozen,
+                silent: self.silent_members(primary),
+                digest_mismatches: primary.digest_mismatches,
+            },
+        };
+        ReplicaStatus {
+            shard: replica.shard,
+            promised: replica.promised,
+            last: replica.log.last().seq,
+            applied: replica.state.applied.seq,
+            digest: replica.digest(),
+            role,
+            stopped: replica.stopped.map(str::to_owned),
+        }
+    }
+
+    pub(super) fn silent_members(&self, primary: &Primary) -> Vec<StoreId> {
+        let others = primary.record.isr.iter().filter(|&&store| store != self.me.store);
+        others.filter(|&&store| self.is_silent(store)).copied().collect()
     }
 }
 

@@ -126,8 +126,9 @@ impl Node {
     fn removable(&self, replica: &Replica, added: usize) -> BTreeSet<StoreId> {
         let Some(primary) = replica.primary() else { return BTreeSet::new() };
         let record = &primary.record;
-        let lost =
-            |store: &StoreId| primary.followers.get(store).is_some_and(|follower| follower.short);
+        let lost = |store: &StoreId| {
+            primary.followers.get(store).is_some_and(|follower| follower.short || follower.full)
+        };
         let others = || record.isr.iter().filter(|&&store| store != self.me.store);
         let mut remove: Vec<_> = others().copied().filter(lost).collect();
         if self.may_eject() {
@@ -181,8 +182,9 @@ impl Node {
         for &store in taint {
             crate::config::insert(&mut config.tainted, store);
         }
-        // Counted first, proposed second.
+        // Counted first, proposed second. The same proposal made again needs no second place.
         let base = primary.record.version;
+        primary.proposals.retain(|earlier| earlier.pending || earlier.config != config);
         primary.proposals.push(Proposal { id, base, config: config.clone(), pending: true });
         primary.propose_after = now;
         let expect = primary.mod_revision;
@@ -200,8 +202,7 @@ impl Node {
             let Some(primary) = replica.primary() else { continue };
             let others = || primary.record.isr.iter().filter(|&&store| store != self.me.store);
             if primary.frozen {
-                let silent = others().filter(|&&store| self.is_silent(store)).copied().collect();
-                report.frozen.push((replica.shard, silent));
+                report.frozen.push((replica.shard, self.silent_members(primary)));
             }
             let alone = others().count() > 0 && others().all(|&store| self.is_silent(store));
             if alone && !self.health.hears_anybody(self.now, self.settings.silent_after_ms) {

@@ -22,8 +22,8 @@ pub(super) struct Transfers {
     outgoing: BTreeMap<u64, Outgoing>,
     /// Staged copies that wait for a flush, or are being ingested.
     incoming: BTreeMap<(Conn, u64), Incoming>,
-    /// Deleted copies whose rows go after this flush.
-    dropping: BTreeMap<ShardId, u64>,
+    /// Deleted copies whose rows go after this flush; none: they are going.
+    dropping: BTreeMap<ShardId, Option<u64>>,
 }
 
 #[derive(Debug)]
@@ -47,10 +47,6 @@ impl Transfers {
     /// Above it the log is needed by a copy on its way.
     pub(super) fn pin(&self, shard: ShardId) -> Option<Seq> {
         self.outgoing.values().filter(|out| out.shard == shard).map(|out| out.pin).min()
-    }
-
-    pub(super) fn is_dropping(&self, shard: ShardId) -> bool {
-        self.dropping.contains_key(&shard)
     }
 }
 
@@ -206,14 +202,35 @@ impl Node {
         if replica.installing.is_some() || !replica.exists {
             return; // Being replaced right now: the next look will find it.
         }
-        let slots = replica.slots;
         replica.drop_copy(&mut turn_of!(self, effects));
         self.announce_copy(shard, effects);
         match after_flush {
-            None => effects.push(Effect::DropRows { shard, slots }),
+            None => self.drop_rows(shard, effects),
             Some(flush) => {
-                self.transfers.dropping.insert(shard, flush);
+                self.transfers.dropping.insert(shard, Some(flush));
             }
+        }
+    }
+
+    /// Removes what a former copy has left in the state, unless that is under way.
+    pub(super) fn drop_rows(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+        let Some(slots) = self.replicas.get(&shard).map(|replica| replica.slots) else { return };
+        if let std::collections::btree_map::Entry::Vacant(place) =
+            self.transfers.dropping.entry(shard)
+        {
+            place.insert(None);
+            effects.push(Effect::DropRows { shard, slots });
+        }
+    }
+
+    /// The shard's place is clean: if etcd wants a copy here again meanwhile, it is made now.
+    pub(super) fn on_rows_dropped(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+        self.transfers.dropping.remove(&shard);
+        if let Some(replica) = self.replicas.get_mut(&shard) {
+            replica.clean = true;
+        }
+        if let Some((record, _)) = self.records.get(&shard).cloned() {
+            self.hold_what_is_asked(&record, false, effects);
         }
     }
 
@@ -232,18 +249,12 @@ impl Node {
             .transfers
             .dropping
             .iter()
-            .filter(|&(_, &after)| after <= flush)
+            .filter(|&(_, &after)| due(after))
             .map(|(&shard, _)| shard)
             .collect();
         for shard in dropped {
             self.transfers.dropping.remove(&shard);
-            let Some(slots) = self.replicas.get(&shard).map(|replica| replica.slots) else {
-                continue;
-            };
-            effects.push(Effect::DropRows { shard, slots });
-            if let Some((record, _)) = self.records.get(&shard).cloned() {
-                self.hold_what_is_asked(&record, false, effects); // Wanted again, meanwhile.
-            }
+            self.drop_rows(shard, effects);
         }
     }
 }

@@ -46,8 +46,9 @@ impl Node {
                     return;
                 }
                 *last = message;
+                let overloaded = self.is_overloaded();
                 for batch in batches {
-                    self.on_batch(conn, message, batch, effects);
+                    self.on_batch(conn, message, batch, overloaded, effects);
                 }
             }
             GatewayMessage::Read { id, slots, keys } => {
@@ -56,8 +57,15 @@ impl Node {
         }
     }
 
-    fn on_batch(&mut self, conn: Conn, message: u64, batch: Batch, effects: &mut Vec<Effect>) {
-        if let Err(refusal) = self.may_order(&batch) {
+    fn on_batch(
+        &mut self,
+        conn: Conn,
+        message: u64,
+        batch: Batch,
+        overloaded: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Err(refusal) = self.may_order(&batch, overloaded) {
             let (slots, session, bseq) = (batch.slots, batch.session, batch.bseq);
             let answer = Answer::Refused(refusal);
             let reply = NodeReply::Answer { message, slots, session, bseq, answer };
@@ -73,7 +81,7 @@ impl Node {
     }
 
     /// Everything that can be said before ordering.
-    fn may_order(&self, batch: &Batch) -> Result<(), Refusal> {
+    fn may_order(&self, batch: &Batch, overloaded: bool) -> Result<(), Refusal> {
         let shard = batch.slots.shard();
         let Some(replica) = self.replicas.get(&shard) else {
             return Err(self.refer(shard).unwrap_or(Refusal::NoSuchShard));
@@ -99,7 +107,7 @@ impl Node {
         if self.disk_full {
             return Err(Refusal::NoSpace);
         }
-        if self.is_overloaded() {
+        if overloaded {
             return Err(Refusal::Overloaded);
         }
         Ok(())
@@ -108,7 +116,8 @@ impl Node {
     fn is_overloaded(&self) -> bool {
         let tables_full = self.tables.frozen.is_some()
             && self.tables.active.bytes() >= self.settings.table_bytes_max;
-        tables_full || self.pending_bytes >= self.settings.pending_bytes_max
+        let pending: usize = self.replicas.values().map(|r| r.log.pending_bytes()).sum();
+        tables_full || pending >= self.settings.pending_bytes_max
     }
 
     /// Who leads the shard, as far as this node knows.
@@ -132,7 +141,6 @@ impl Node {
         let entry = Entry::after(previous, primary.epoch, time, body);
         let seq = entry.seq;
         self.to_send.extend(primary.followers.keys().map(|&store| (store, shard)));
-        self.pending_bytes += entry.size();
         replica.append(&mut turn_of!(self, effects), entry);
         self.dirty.insert(shard);
         self.prefetch(shard, seq, effects);

@@ -42,6 +42,8 @@ pub struct ReplicaLog {
     base: Position,
     entries: VecDeque<Held>,
     bytes: usize,
+    /// Bytes of the entries that are not applied.
+    pending_bytes: usize,
     durable: Seq,
     /// First seq of each epoch from `base` on (the base itself stands for what lies below),
     /// ascending.
@@ -52,7 +54,14 @@ impl ReplicaLog {
     /// A log whose last entry, not in memory, is at `base`, durable.
     pub fn from(base: Position) -> Self {
         let epochs = if base.seq == Seq(0) { vec![] } else { vec![(base.epoch, base.seq)] };
-        Self { base, entries: VecDeque::new(), bytes: 0, durable: base.seq, epochs }
+        Self {
+            base,
+            entries: VecDeque::new(),
+            bytes: 0,
+            pending_bytes: 0,
+            durable: base.seq,
+            epochs,
+        }
     }
 
     pub fn base(&self) -> Position {
@@ -68,22 +77,32 @@ impl ReplicaLog {
         self.durable
     }
 
-    pub fn bytes(&self) -> usize {
-        self.bytes
+    /// Bytes of the entries that are not applied.
+    pub fn pending_bytes(&self) -> usize {
+        self.pending_bytes
+    }
+
+    /// The entry has been applied.
+    pub fn on_applied(&mut self, seq: Seq) {
+        if let Some(held) = self.get(seq) {
+            self.pending_bytes -= held.entry.size();
+        }
     }
 
     pub fn append(&mut self, entry: Entry, decoded: Decoded) {
         self.bytes += entry.size();
+        self.pending_bytes += entry.size();
         if self.epoch_at(entry.seq.prev()) != Some(entry.epoch) {
             self.epochs.push((entry.epoch, entry.seq));
         }
         self.entries.push_back(Held { entry, decoded, loading: Loading::NotAsked });
     }
 
-    /// Drops every entry above `after`.
+    /// Drops every entry above `after`; none of them is applied.
     pub fn truncate(&mut self, after: Seq) {
         while let Some(held) = self.entries.pop_back_if(|held| held.entry.seq > after) {
             self.bytes -= held.entry.size();
+            self.pending_bytes -= held.entry.size();
         }
         self.durable = self.durable.min(after);
         self.epochs.retain(|&(_, first)| first <= after);

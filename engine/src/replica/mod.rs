@@ -20,15 +20,23 @@ pub mod log;
 pub mod primary;
 pub mod reconcile;
 
+use std::collections::VecDeque;
+
 use crate::apply::{self, ShardState};
 use crate::entry::{Body, Entry, Position};
 use crate::ids::{CopyNo, Epoch, Seq, ShardId, Slots};
+use crate::message::DigestPoint;
 use crate::node::turn::Turn;
 use crate::node::{RecoveredReplica, ReplicaView};
 use crate::planted::Planted;
 use crate::store::log::Record;
 use log::ReplicaLog;
 use primary::Primary;
+
+/// A digest is kept at every seq that this divides …
+const DIGEST_EVERY: u64 = 1_024;
+/// … and this many of them.
+const POINTS_MAX: usize = 64;
 
 /// One store's part in one shard. It exists, with its promise, for as long as the store does; the
 /// copy may come and go.
@@ -41,6 +49,8 @@ pub struct Replica {
     /// There is a copy.
     pub exists: bool,
     pub promised: Epoch,
+    /// The state holds no rows of a former copy.
+    pub clean: bool,
     /// The highest epoch that this process has begun as primary.
     pub begun: Epoch,
     pub log: ReplicaLog,
@@ -55,6 +65,8 @@ pub struct Replica {
     pub stopped: Option<&'static str>,
     /// Damaged, or made empty at an epoch above 1 and no barrier applied since.
     pub unfit: bool,
+    /// Digests at every 1,024th seq and at barriers, newest last.
+    pub points: VecDeque<DigestPoint>,
     /// A staged snapshot waits for the tables to hold nothing of this copy.
     pub installing: Option<u64>,
     pub role: Role,
@@ -74,6 +86,7 @@ impl Replica {
             slots,
             copy: CopyNo(0),
             exists: false,
+            clean: true,
             promised: Epoch(0),
             begun: Epoch(0),
             log: ReplicaLog::from(Position::default()),
@@ -83,6 +96,7 @@ impl Replica {
             flushed: Seq(0),
             stopped: None,
             unfit: false,
+            points: VecDeque::new(),
             installing: None,
             role: Role::Follower,
         }
@@ -93,6 +107,7 @@ impl Replica {
         let mut replica = Self::empty(found.shard, found.slots);
         replica.copy = found.copy;
         replica.promised = found.promised;
+        replica.clean = found.copy == CopyNo(0);
         let Some(content) = found.content else { return replica };
         replica.exists = true;
         replica.unfit = content.suspect;
@@ -110,6 +125,7 @@ impl Replica {
         self.commit = state.applied.seq;
         self.flushed = state.applied.seq;
         self.matched = Seq(0);
+        self.points.clear();
         self.state = state;
     }
 
@@ -156,6 +172,7 @@ impl Replica {
     /// Makes an empty copy. `fit`: the shard is new, so empty is all there is to hold.
     pub fn create(&mut self, turn: &mut Turn<'_>, slots: Slots, fit: bool) {
         assert!(!self.exists, "a copy is made where there is none");
+        assert!(self.clean, "and where nothing of a former one is left");
         self.slots = slots;
         self.begin_copy(turn, ShardState { slots, ..ShardState::default() });
         self.unfit = !fit;
@@ -170,6 +187,7 @@ impl Replica {
     fn begin_copy(&mut self, turn: &mut Turn<'_>, state: ShardState) {
         self.copy = CopyNo(self.copy.0 + 1);
         self.exists = true;
+        self.clean = false;
         self.stopped = None;
         self.installing = None;
         turn.write(Record::Copy {
@@ -216,9 +234,27 @@ impl Replica {
 
     /// The entry at `seq` has been applied.
     pub fn on_applied(&mut self, seq: Seq) {
+        self.log.on_applied(seq);
         let is_barrier = |body: &Body| matches!(body, Body::Barrier);
-        if self.log.get(seq).is_some_and(|held| is_barrier(&held.entry.body)) {
+        let barrier = self.log.get(seq).is_some_and(|held| is_barrier(&held.entry.body));
+        if barrier {
             self.unfit = false;
+        }
+        if barrier || seq.0.is_multiple_of(DIGEST_EVERY) {
+            if self.points.len() == POINTS_MAX {
+                self.points.pop_front();
+            }
+            self.points.push_back(self.digest());
+        }
+    }
+
+    /// What the state amounts to now.
+    pub fn digest(&self) -> DigestPoint {
+        DigestPoint {
+            shard: self.shard,
+            seq: self.state.applied.seq,
+            counters: self.state.counter_digest,
+            sessions: self.state.sessions.digest(),
         }
     }
 

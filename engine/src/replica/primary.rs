@@ -39,6 +39,8 @@ pub struct Primary {
     pub frozen: bool,
     /// Ordering stopped at the coordinator's wish, until this moment.
     pub stepping_down: Option<Now>,
+    /// Digests of followers that differed from its own.
+    pub digest_mismatches: u64,
     clock: ShardClock,
 }
 
@@ -65,6 +67,10 @@ pub struct Follower {
     pub feed: Feed,
     /// It lacked what it had acknowledged: out of the in-sync set, and filled anew.
     pub short: bool,
+    /// Its disk is full: it takes nothing.
+    pub full: bool,
+    /// The newest digest that was compared.
+    pub compared: Seq,
     /// Where its log was last tried to be joined to this one.
     pub tried: Option<Seq>,
 }
@@ -98,6 +104,8 @@ impl Follower {
             next: Seq(0),
             feed: Feed::Cut,
             short: false,
+            full: false,
+            compared: Seq(0),
             tried: None,
         }
     }
@@ -118,6 +126,7 @@ impl Primary {
             began: now,
             frozen: false,
             stepping_down: None,
+            digest_mismatches: 0,
             clock: ShardClock::new(now),
         };
         primary.match_followers();

@@ -55,6 +55,12 @@ impl Table {
 #[derive(Debug)]
 pub struct Frozen(Table);
 
+impl Frozen {
+    pub fn cells(&self) -> impl Iterator<Item = (&[u8], Cell)> {
+        self.0.cells.iter().map(|(name, &cell)| (name.as_slice(), cell))
+    }
+}
+
 /// Active over frozen: what has not reached the state yet.
 #[derive(Debug, Default)]
 pub struct Tables {

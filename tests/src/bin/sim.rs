@@ -1,0 +1,187 @@
+//! `sim --seed N` replays one seed with its event log; `sim --minutes M` explores fresh ones.
+//!
+//! Exit code 0: every promise held; 1: lines `FAILED seed=N promise=…` name what did not; 2: usage.
+//! The last line is JSON.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant, SystemTime};
+
+use engine::planted::Planted;
+use tests::sim::{Report, run};
+
+const USAGE: &str =
+    "sim [--seed N | --minutes M | --seeds N] [--from N] [--planted NAME] [--quiet]";
+
+struct Args {
+    seed: Option<u64>,
+    /// Explore for so long …
+    time: Option<Duration>,
+    /// … or so many counted seeds.
+    seeds: u64,
+    from: u64,
+    planted: Option<Planted>,
+    quiet: bool,
+}
+
+fn main() -> ExitCode {
+    let args = match parse(std::env::args().skip(1)) {
+        Ok(args) => args,
+        Err(wrong) => {
+            let _closed = writeln!(std::io::stderr(), "{wrong}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    let mut total = Total::default();
+    match args.seed {
+        Some(seed) => {
+            let out: Option<Box<dyn Write + Send>> = if args.quiet {
+                None
+            } else {
+                Some(Box::new(std::io::BufWriter::new(std::io::stdout())))
+            };
+            total.add(&run(seed, args.planted, out));
+        }
+        None => explore(&args, &mut total),
+    }
+    say(&total.json());
+    if total.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn parse(args: impl Iterator<Item = String>) -> Result<Args, String> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let mut parsed = Args {
+        seed: None,
+        time: None,
+        seeds: u64::MAX,
+        from: now.as_secs() << 20,
+        planted: None,
+        quiet: false,
+    };
+    let mut args = args;
+    while let Some(name) = args.next() {
+        if name == "--quiet" {
+            parsed.quiet = true;
+            continue;
+        }
+        let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;
+        let number = || value.parse::<u64>().map_err(|_| format!("{name}: not a number: {value}"));
+        match name.as_str() {
+            "--seed" => parsed.seed = Some(number()?),
+            "--seeds" => parsed.seeds = number()?,
+            "--from" => parsed.from = number()?,
+            "--minutes" => {
+                let minutes = value.parse::<f64>().map_err(|_| format!("{name}: {value}"))?;
+                parsed.time = Some(Duration::from_secs_f64(minutes * 60.0));
+            }
+            "--planted" => {
+                let all = Planted::ALL;
+                let found = all.into_iter().find(|bug| format!("{bug:?}") == value);
+                parsed.planted = Some(found.ok_or_else(|| format!("one of {all:?}"))?);
+            }
+            _ => return Err(format!("unknown option {name}")),
+        }
+    }
+    if parsed.planted.is_some() && !cfg!(feature = "planted-bugs") {
+        return Err("--planted needs a build with the feature planted-bugs".into());
+    }
+    if parsed.seed.is_none() && parsed.time.is_none() && parsed.seeds == u64::MAX {
+        return Err("say what to run".into());
+    }
+    Ok(parsed)
+}
+
+/// Fresh seeds on every core. Seeds are independent, so threads change nothing in any of them.
+fn explore(args: &Args, total: &mut Total) {
+    let next = AtomicU64::new(args.from);
+    let counted = AtomicU64::new(0);
+    let ends = args.time.map(|time| Instant::now() + time);
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let (reports, received) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            let (reports, next, counted) = (reports.clone(), &next, &counted);
+            scope.spawn(move || {
+                while counted.load(Ordering::Relaxed) < args.seeds
+                    && ends.is_none_or(|ends| Instant::now() < ends)
+                {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    let report = run(seed, args.planted, None);
+                    counted.fetch_add(u64::from(report.counts()), Ordering::Relaxed);
+                    if reports.send(report).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(reports);
+        for report in received {
+            if !args.quiet {
+                say(&line(&report));
+            }
+            total.add(&report);
+        }
+    });
+}
+
+fn line(report: &Report) -> String {
+    let Report { seed, steps, acknowledged, unknown, refused, hash, faults, .. } = report;
+    let counts = if report.counts() { "" } else { " (does not count)" };
+    format!(
+        "seed={seed} acknowledged={acknowledged} unknown={unknown} refused={refused} \
+         steps={steps} hash={hash:016x} faults={faults:?}{counts}"
+    )
+}
+
+#[derive(Default)]
+struct Total {
+    seeds: u64,
+    counted: u64,
+    steps: u64,
+    ops: u64,
+    faults: BTreeMap<String, u64>,
+    failed: Vec<u64>,
+}
+
+impl Total {
+    fn add(&mut self, report: &Report) {
+        self.seeds += 1;
+        self.counted += u64::from(report.counts());
+        self.steps += report.steps;
+        self.ops += report.acknowledged;
+        for (kind, n) in &report.faults {
+            *self.faults.entry(kind.clone()).or_default() += n;
+        }
+        for violation in &report.violations {
+            say(&format!(
+                "FAILED seed={} promise={} {}",
+                report.seed, violation.promise, violation.detail
+            ));
+        }
+        if !report.violations.is_empty() {
+            self.failed.push(report.seed);
+        }
+    }
+
+    fn json(&self) -> String {
+        let faults: Vec<String> =
+            self.faults.iter().map(|(kind, n)| format!("\"{kind}\":{n}")).collect();
+        format!(
+            "{{\"seeds\":{},\"counted\":{},\"steps\":{},\"ops\":{},\"faults\":{{{}}},\"failed\":{:?}}}",
+            self.seeds,
+            self.counted,
+            self.steps,
+            self.ops,
+            faults.join(","),
+            self.failed,
+        )
+    }
+}
+
+fn say(line: &str) {
+    // A closed pipe is the reader's business; the exit code still tells.
+    let _closed = writeln!(std::io::stdout(), "{line}");
+}

@@ -1,0 +1,24 @@
+//! Digests agree: equal seq, equal counters.
+
+use std::collections::BTreeMap;
+
+use engine::apply::ShardState;
+use engine::ids::{Seq, ShardId};
+
+use super::Violation;
+
+#[derive(Default)]
+pub struct Digests {
+    at: BTreeMap<(ShardId, Seq), u128>,
+}
+
+impl Digests {
+    pub fn applied(&mut self, shard: ShardId, state: &ShardState, violations: &mut Vec<Violation>) {
+        let seq = state.applied.seq;
+        let known = *self.at.entry((shard, seq)).or_insert(state.counter_digest);
+        if known != state.counter_digest {
+            let detail = format!("shard {shard} at {seq:?}: two digests");
+            violations.push(Violation { promise: "digests", detail });
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! When all faults are over, everything is answered and the in-sync replicas become equal.
+
+use engine::config::ShardConfig;
+use engine::node::Node;
+
+use super::Violation;
+
+const PROMISE: &str = "heals";
+
+/// What still keeps a shard from being whole, if anything: every in-sync member holds what the
+/// primary has committed.
+pub fn unfinished<'a>(
+    config: &ShardConfig,
+    node: impl Fn(engine::ids::StoreId) -> Option<&'a Node>,
+) -> Option<String> {
+    let shard = config.shard();
+    let view = |store| node(store)?.replicas().find(|view| view.shard == shard);
+    let Some(primary) = view(config.primary.store) else {
+        return Some(format!("shard {shard}: the primary {:?} is not there", config.primary));
+    };
+    let want = primary.last.seq;
+    for &store in &config.isr {
+        let Some(replica) = view(store) else {
+            return Some(format!("shard {shard}: {store:?} has no replica"));
+        };
+        if replica.state.applied.seq != want {
+            let at = replica.state.applied.seq;
+            return Some(format!("shard {shard}: {store:?} applied {at:?} of {want:?}"));
+        }
+    }
+    None
+}
+
+pub fn violation(detail: String) -> Violation {
+    Violation { promise: PROMISE, detail }
+}

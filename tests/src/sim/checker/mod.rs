@@ -1,0 +1,37 @@
+//! The promises, one file each, and what breaking one looks like.
+//!
+//! Some are watched from inside while a run goes on ([`one_primary`], [`logs_match`], [`digests`],
+//! [`session_rows`]); the others judge, at the end, what clients asked and were told. Those know
+//! nothing of replicas or logs, so they can't share a mistake with what they check.
+
+pub mod digests;
+pub mod digits;
+pub mod heals;
+pub mod linearizable;
+pub mod logs_match;
+pub mod lost;
+pub mod one_primary;
+pub mod refused;
+pub mod session_rows;
+pub mod twice;
+
+use super::history::History;
+
+/// A broken promise.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Violation {
+    pub promise: &'static str,
+    pub detail: String,
+}
+
+/// Everything that a client could complain about.
+pub fn judge(history: &History) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    lost::check(history, &mut violations);
+    twice::check(history, &mut violations);
+    refused::check(history, &mut violations);
+    linearizable::check(history, &mut violations);
+    // One of each tells enough.
+    violations.dedup_by_key(|violation| violation.promise);
+    violations
+}

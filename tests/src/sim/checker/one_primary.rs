@@ -1,0 +1,41 @@
+//! At most one process leads a shard in an epoch, and it is the one that etcd's record names.
+
+use std::collections::BTreeMap;
+
+use engine::config::ShardConfig;
+use engine::ids::{Epoch, ShardId, StoreBoot};
+
+use super::Violation;
+
+const PROMISE: &str = "one-primary";
+
+#[derive(Default)]
+pub struct OnePrimary {
+    assigned: BTreeMap<(ShardId, Epoch), StoreBoot>,
+}
+
+impl OnePrimary {
+    /// A record was written.
+    pub fn assigned(&mut self, config: &ShardConfig, violations: &mut Vec<Violation>) {
+        let claim = (config.shard(), config.epoch);
+        let named = *self.assigned.entry(claim).or_insert(config.primary);
+        if named != config.primary {
+            let detail = format!("{claim:?} was given to {named:?} and to {:?}", config.primary);
+            violations.push(Violation { promise: PROMISE, detail });
+        }
+    }
+
+    /// A process acts as primary.
+    pub fn leads(
+        &mut self,
+        claim: (ShardId, Epoch),
+        me: StoreBoot,
+        violations: &mut Vec<Violation>,
+    ) {
+        let named = self.assigned.get(&claim);
+        if named != Some(&me) {
+            let detail = format!("{me:?} leads {claim:?}, which was given to {named:?}");
+            violations.push(Violation { promise: PROMISE, detail });
+        }
+    }
+}

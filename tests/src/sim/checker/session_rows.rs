@@ -1,0 +1,43 @@
+//! Session rows agree: equal seq, equal rows and collection, so that every replica would judge a
+//! duplicate alike.
+
+use std::collections::BTreeMap;
+
+use engine::apply::ShardState;
+use engine::ids::{Seq, ShardId};
+
+use super::super::journal::Journal;
+use super::Violation;
+
+#[derive(Default)]
+pub struct SessionRows {
+    at: BTreeMap<(ShardId, Seq), u64>,
+}
+
+impl SessionRows {
+    pub fn applied(&mut self, shard: ShardId, state: &ShardState, violations: &mut Vec<Violation>) {
+        let hash = hash(state);
+        let known = *self.at.entry((shard, state.applied.seq)).or_insert(hash);
+        if known != hash {
+            let detail = format!("shard {shard} at {:?}: {:?}", state.applied.seq, state.sessions);
+            violations.push(Violation { promise: "session-rows", detail });
+        }
+    }
+}
+
+fn hash(state: &ShardState) -> u64 {
+    let mut hash = Journal::new(None);
+    hash.mix(state.sessions.collection.r.revision);
+    for id in &state.sessions.collection.l {
+        hash.mix(id.0.revision);
+    }
+    for (id, row) in &state.sessions.rows {
+        hash.mix(id.0.revision);
+        hash.mix(row.last.0);
+        hash.mix(row.answered_below.0);
+        for bseq in row.results.keys() {
+            hash.mix(bseq.0);
+        }
+    }
+    hash.hash()
+}

@@ -1,0 +1,171 @@
+//! The workload: clients that count, read and wait, each with one operation out.
+
+use engine::key::CounterKey;
+
+use super::core::{Core, Happening, Place};
+use super::history::{Ask, DIGITS_MAX, History, MIXED_MAX, Outcome, Use};
+
+/// An operation on its way to a gateway.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub id: usize,
+    pub counter: CounterKey,
+    pub ask: Ask,
+    /// Virtual time at which the gateway answers whatever it knows.
+    pub deadline: u64,
+}
+
+/// The answer on its way back.
+#[derive(Clone, Copy, Debug)]
+pub struct Answered {
+    pub id: usize,
+    pub outcome: Outcome,
+}
+
+pub struct Clients {
+    pub history: History,
+    /// The counters in use.
+    digits: Vec<usize>,
+    mixed: Vec<usize>,
+    /// The client that waits for an operation.
+    waiting: std::collections::BTreeMap<usize, usize>,
+    finals: Finals,
+}
+
+/// The reads at the end: each counter until it answers.
+#[derive(Default)]
+struct Finals {
+    begun: bool,
+    left: std::collections::BTreeSet<usize>,
+}
+
+const FINAL: usize = usize::MAX;
+
+impl Clients {
+    pub fn new(core: &mut Core) -> Self {
+        let mut history = History::default();
+        let digits =
+            (0..core.plan.digit_counters).map(|_| history.new_counter(Use::Digits)).collect();
+        let mixed =
+            (0..core.plan.mixed_counters).map(|_| history.new_counter(Use::Mixed)).collect();
+        for client in 0..core.plan.clients {
+            let first = core.rng.between(200_000, 400_000);
+            core.after(first, Happening::Client { client });
+        }
+        let waiting = std::collections::BTreeMap::new();
+        Self { history, digits, mixed, waiting, finals: Finals::default() }
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// A client asks for something.
+    pub fn ask(&mut self, core: &mut Core, client: usize) {
+        if client == FINAL || core.now >= core.plan.load_until {
+            return;
+        }
+        let (counter, ask) = self.choose(core);
+        let patience = core.rng.between(100_000, 1_500_000);
+        self.send(core, client, counter, ask, patience);
+    }
+
+    fn choose(&mut self, core: &mut Core) -> (usize, Ask) {
+        if !self.mixed.is_empty() && core.rng.percent(12) {
+            let at = core.rng.index(self.mixed.len());
+            if self.worn(self.mixed[at]) {
+                self.mixed[at] = self.history.new_counter(Use::Mixed);
+            }
+            let delta = 1 << core.rng.below(12);
+            let ask = match core.rng.below(10) {
+                0..3 => Ask::Add { delta },
+                3..6 => Ask::AddReturning { delta: -delta },
+                6..8 => Ask::Delete,
+                _ => Ask::Read,
+            };
+            return (self.mixed[at], ask);
+        }
+        // A hot one, and the rest alike.
+        let hot = core.rng.percent(30);
+        let at = if hot { 0 } else { core.rng.index(self.digits.len()) };
+        if self.history.counters[self.digits[at]].adds >= DIGITS_MAX {
+            self.digits[at] = self.history.new_counter(Use::Digits);
+        }
+        let counter = self.digits[at];
+        if core.rng.percent(core.plan.reads_percent) {
+            return (counter, Ask::Read);
+        }
+        let adds = &mut self.history.counters[counter].adds;
+        let delta = 1i64 << (2 * *adds);
+        *adds += 1;
+        let returning = core.rng.percent(15);
+        (counter, if returning { Ask::AddReturning { delta } } else { Ask::Add { delta } })
+    }
+
+    /// Enough operations for the search, or too many of unknown outcome.
+    fn worn(&self, counter: usize) -> bool {
+        let ops = &self.history.counters[counter].ops;
+        let unknown = ops.iter().filter(|&&id| self.history.ops[id].applied().is_none()).count();
+        ops.len() >= MIXED_MAX || unknown >= 7
+    }
+
+    fn send(&mut self, core: &mut Core, client: usize, counter: usize, ask: Ask, patience: u64) {
+        let id = self.history.ask(core.step, counter, ask);
+        self.waiting.insert(id, client);
+        let delay = core.delay();
+        let request = Request {
+            id,
+            counter: self.history.counters[counter].key.clone(),
+            ask,
+            deadline: core.now + delay + patience,
+        };
+        let to = Place::Gateway(core.rng.below(u64::from(core.plan.gateways)) as u8);
+        core.after(delay, Happening::Request { to, request });
+        // A gateway that forgets a client is told so here: nobody waits for ever.
+        let answered = Answered { id, outcome: Outcome::Unknown };
+        core.after(patience + 2_000_000, Happening::Answered(answered));
+    }
+
+    pub fn answered(&mut self, core: &mut Core, answered: Answered) {
+        let Some(client) = self.waiting.remove(&answered.id) else { return };
+        core.journal.note(core.now, || {
+            let op = &self.history.ops[answered.id];
+            let key = &self.history.counters[op.counter].key;
+            format!("client: {:?} of {key:?}: {:?}", op.ask, answered.outcome)
+        });
+        self.history.answer(core.step, answered.id, answered.outcome);
+        if client != FINAL {
+            let think = core.rng.between(0, core.plan.think * 2);
+            core.after(think, Happening::Client { client });
+            return;
+        }
+        let counter = self.history.ops[answered.id].counter;
+        if matches!(answered.outcome, Outcome::Applied(_)) {
+            self.finals.left.remove(&counter);
+        } else {
+            self.send(core, FINAL, counter, Ask::Read, 1_000_000);
+        }
+    }
+
+    /// Reads every counter, each until it answers.
+    pub fn read_all(&mut self, core: &mut Core) {
+        self.finals.begun = true;
+        for counter in 0..self.history.counters.len() {
+            self.finals.left.insert(counter);
+            self.send(core, FINAL, counter, Ask::Read, 1_000_000);
+        }
+    }
+
+    /// All operations are answered and all final reads done.
+    pub fn is_done(&self) -> bool {
+        self.finals.begun && self.waiting.is_empty() && self.finals.left.is_empty()
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    pub fn left(&self) -> usize {
+        self.finals.left.len() + self.waiting.len()
+    }
+}

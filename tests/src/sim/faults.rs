@@ -1,0 +1,242 @@
+//! What goes wrong, when, and when it is over.
+
+use std::collections::BTreeMap;
+
+use super::core::{Core, Happening, Place};
+use super::etcd::Health;
+use super::world::World;
+
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Kind {
+    /// A node's process is killed; what it wrote survives.
+    NodeKill,
+    /// A node's machine loses power; what it had not fsynced is torn.
+    NodePower,
+    /// Every node loses power at once.
+    AllPower,
+    GatewayKill,
+    CoordinatorKill,
+    /// Connections die.
+    Cut,
+    /// Some processes do not hear each other.
+    Partition,
+    /// One direction between two processes is blocked.
+    OneWay,
+    SlowDisk,
+    StalledDisk,
+    /// Etcd stands still, and goes on.
+    EtcdStop,
+    /// Etcd is gone for a while.
+    EtcdDead,
+    /// All leases vanish though every process is well.
+    LeaseWipe,
+}
+
+impl Kind {
+    pub const ALL: [Self; 13] = [
+        Self::NodeKill,
+        Self::NodePower,
+        Self::AllPower,
+        Self::GatewayKill,
+        Self::CoordinatorKill,
+        Self::Cut,
+        Self::Partition,
+        Self::OneWay,
+        Self::SlowDisk,
+        Self::StalledDisk,
+        Self::EtcdStop,
+        Self::EtcdDead,
+        Self::LeaseWipe,
+    ];
+}
+
+/// What has happened, and what is still to be undone.
+#[derive(Default)]
+pub struct Faults {
+    pub counts: BTreeMap<Kind, u64>,
+    /// Faults that struck while no operation was in flight.
+    pub idle: u64,
+    next: u64,
+    running: BTreeMap<u64, Undo>,
+}
+
+enum Undo {
+    Unblock(Vec<(Place, Place)>),
+    Disk(usize),
+    Etcd,
+}
+
+impl World {
+    pub fn fault(&mut self) {
+        if self.core.now >= self.core.plan.faults_until {
+            return;
+        }
+        let every = self.core.plan.fault_every;
+        let next = self.core.rng.between(every / 2, every * 3 / 2);
+        self.core.after(next, Happening::Fault);
+        let kinds = self.core.plan.faults.clone();
+        let Some(kind) = self.core.rng.pick(&kinds) else { return };
+        *self.faults.counts.entry(kind).or_default() += 1;
+        if self.clients.in_flight() == 0 {
+            self.faults.idle += 1;
+        }
+        self.core.journal.note(self.core.now, || format!("fault: {kind:?}"));
+        self.strike(kind);
+    }
+
+    fn strike(&mut self, kind: Kind) {
+        match kind {
+            Kind::NodeKill | Kind::NodePower => {
+                let node = self.core.rng.index(self.nodes.len());
+                self.crash_node(node, kind == Kind::NodePower);
+            }
+            Kind::AllPower => {
+                for node in 0..self.nodes.len() {
+                    self.crash_node(node, true);
+                }
+            }
+            Kind::GatewayKill => {
+                let at = self.core.rng.index(self.gateways.len());
+                self.gateways[at].crash(&mut self.core);
+                let place = self.gateways[at].place;
+                self.restart_later(place, 1_000_000);
+            }
+            Kind::CoordinatorKill => {
+                let at = self.core.rng.index(self.coordinators.len());
+                self.coordinators[at].crash(&mut self.core);
+                let place = self.coordinators[at].place;
+                self.restart_later(place, 1_000_000);
+            }
+            Kind::Cut => {
+                let standing = self.core.net.standing();
+                for _ in 0..self.core.rng.between(1, 4) {
+                    if let Some(link) = self.core.rng.pick(&standing) {
+                        self.core.cut(link);
+                    }
+                }
+            }
+            Kind::Partition => self.partition(),
+            Kind::OneWay => {
+                let pair = (self.any_place(), self.any_place());
+                if pair.0 != pair.1 {
+                    self.block_for(vec![pair]);
+                }
+            }
+            Kind::SlowDisk => {
+                let node = self.core.rng.index(self.nodes.len());
+                self.nodes[node].disk.slowness = self.core.rng.between(5, 100);
+                self.end_later(Undo::Disk(node));
+            }
+            Kind::StalledDisk => {
+                let node = self.core.rng.index(self.nodes.len());
+                let until = self.core.now + self.core.rng.between(100_000, 2_500_000);
+                self.nodes[node].disk.stalled_until = until;
+            }
+            Kind::EtcdStop => {
+                self.core.etcd.health = Health::Stopped;
+                self.end_later(Undo::Etcd);
+            }
+            Kind::EtcdDead => {
+                self.core.etcd.health = Health::Dead;
+                self.end_later(Undo::Etcd);
+            }
+            Kind::LeaseWipe => self.core.etcd_wipe_leases(),
+        }
+    }
+
+    fn crash_node(&mut self, node: usize, power_lost: bool) {
+        self.nodes[node].crash(&mut self.core, power_lost);
+        let place = self.nodes[node].place;
+        self.restart_later(place, 2_000_000);
+    }
+
+    fn restart_later(&mut self, place: Place, within: u64) {
+        let after = self.core.rng.between(1_000, within);
+        self.core.after(after, Happening::Restart { place });
+    }
+
+    fn any_place(&mut self) -> Place {
+        let nodes = self.nodes.len() as u64;
+        let gateways = self.gateways.len() as u64;
+        match self.core.rng.below(nodes + gateways + 1) {
+            at if at < nodes => Place::Node(at as u8),
+            at if at < nodes + gateways => Place::Gateway((at - nodes) as u8),
+            _ => Place::Etcd,
+        }
+    }
+
+    /// Splits everything in two, or cuts one off from some of the others.
+    fn partition(&mut self) {
+        let nodes = (0..self.nodes.len()).map(|at| Place::Node(at as u8));
+        let gateways = (0..self.gateways.len()).map(|at| Place::Gateway(at as u8));
+        let coordinators = (0..self.coordinators.len()).map(|at| Place::Coordinator(at as u8));
+        let all: Vec<Place> =
+            nodes.chain(gateways).chain(coordinators).chain([Place::Etcd]).collect();
+        let one = self.core.rng.pick(&all).expect("there are nodes");
+        let splits = self.core.rng.percent(50);
+        let mut left: Vec<Place> = Vec::new();
+        for &place in &all {
+            if place == one || (splits && self.core.rng.percent(40)) {
+                left.push(place);
+            }
+        }
+        let mut pairs = Vec::new();
+        for &a in &left {
+            for &b in &all {
+                if !left.contains(&b) && (splits || self.core.rng.percent(60)) {
+                    pairs.extend([(a, b), (b, a)]);
+                }
+            }
+        }
+        self.block_for(pairs);
+    }
+
+    fn block_for(&mut self, pairs: Vec<(Place, Place)>) {
+        for &(from, to) in &pairs {
+            self.core.block(from, to);
+        }
+        self.end_later(Undo::Unblock(pairs));
+    }
+
+    fn end_later(&mut self, undo: Undo) {
+        self.faults.next += 1;
+        let fault = self.faults.next;
+        self.faults.running.insert(fault, undo);
+        let after = self.core.rng.between(50_000, 3_000_000);
+        self.core.after(after, Happening::FaultEnds { fault });
+    }
+
+    pub fn fault_ends(&mut self, fault: u64) {
+        let Some(undo) = self.faults.running.remove(&fault) else { return };
+        match undo {
+            Undo::Unblock(pairs) => {
+                for (from, to) in pairs {
+                    self.core.unblock(from, to);
+                }
+            }
+            Undo::Disk(node) => self.nodes[node].disk.slowness = 1,
+            Undo::Etcd => self.core.etcd_resume(),
+        }
+    }
+
+    /// Everything works again.
+    pub fn heal(&mut self) {
+        self.core.journal.note(self.core.now, || "all faults are over".into());
+        for fault in self.faults.running.keys().copied().collect::<Vec<_>>() {
+            self.fault_ends(fault);
+        }
+        self.core.unblock_all();
+        for node in &mut self.nodes {
+            node.disk.slowness = 1;
+            node.disk.stalled_until = 0;
+        }
+        self.start_all();
+    }
+}
+
+impl Core {
+    /// Whether faults still strike.
+    pub fn is_faulty(&self) -> bool {
+        self.now < self.plan.faults_until
+    }
+}

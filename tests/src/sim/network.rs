@@ -1,0 +1,396 @@
+//! Connections: in order and at most once within one, anything at all between two.
+//!
+//! A connection is a link with two ends. Each end learns of its death at a time of its own, and a
+//! message is lost only by that death: always a suffix of what was sent, never one from the middle.
+//! A blocked direction keeps what is sent (as TCP does) until it opens or the link dies. A restarted
+//! process, or the next dial, gets a fresh link, and so a fresh [`Conn`] at each end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use engine::apply::ShardState;
+use engine::ids::{Conn, ShardId};
+use engine::message::{
+    FromFollower, GatewayMessage, NodeQuery, NodeQueryReply, NodeReply, Report, ToFollower,
+};
+
+use super::core::{Core, Happening, Place, Process, Told};
+
+/// A process asks again, or gives a silent link up, after so long.
+const DIAL_TIMEOUT: u64 = 300_000;
+
+/// What travels on a link.
+#[derive(Debug)]
+pub enum Wire {
+    ToFollower(ToFollower),
+    FromFollower(FromFollower),
+    ToNode(GatewayMessage),
+    ToGateway(NodeReply),
+    /// The rows of a copy, in a stream of their own beside the link.
+    Rows {
+        transfer: u64,
+        shard: ShardId,
+        rows: Vec<(Vec<u8>, i128)>,
+        state: Box<ShardState>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Side {
+    Dialler,
+    Acceptor,
+}
+
+impl Side {
+    fn other(self) -> Self {
+        match self {
+            Self::Dialler => Self::Acceptor,
+            Self::Acceptor => Self::Dialler,
+        }
+    }
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// Who dials whom.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Stage {
+    Dialling,
+    Standing,
+    Dead,
+}
+
+#[derive(Debug)]
+struct Link {
+    dialler: Process,
+    to: Place,
+    acceptor: Option<Process>,
+    stage: Stage,
+    /// Per side: this end has not yet learnt that the link is dead.
+    open: [bool; 2],
+    /// Per receiving side: nothing arrives from here on.
+    open_until: [u64; 2],
+    /// Per receiving side: the last arrival, so that the next is not before it.
+    last: [u64; 2],
+    /// Per receiving side: sent while the direction was blocked.
+    stuck: [Vec<Wire>; 2],
+}
+
+impl Link {
+    fn place(&self, side: Side) -> Place {
+        match side {
+            Side::Dialler => self.dialler.place,
+            Side::Acceptor => self.to,
+        }
+    }
+
+    fn process(&self, side: Side) -> Option<Process> {
+        match side {
+            Side::Dialler => Some(self.dialler),
+            Side::Acceptor => self.acceptor,
+        }
+    }
+}
+
+/// All links, and the directions that are blocked.
+#[derive(Default)]
+pub struct Network {
+    links: BTreeMap<u64, Link>,
+    next: u64,
+    blocked: BTreeSet<(Place, Place)>,
+}
+
+/// The number of a link's end, as its process knows it.
+fn conn(link: u64, side: Side) -> Conn {
+    Conn(link * 2 + side.index() as u64)
+}
+
+fn link_of(conn: Conn) -> (u64, Side) {
+    (conn.0 / 2, if conn.0 % 2 == 0 { Side::Dialler } else { Side::Acceptor })
+}
+
+impl Network {
+    pub fn is_blocked(&self, from: Place, to: Place) -> bool {
+        !self.blocked.is_empty() && self.blocked.contains(&(from, to))
+    }
+
+    pub fn block(&mut self, from: Place, to: Place) {
+        self.blocked.insert((from, to));
+    }
+
+    /// Links that stand, for a fault to choose from.
+    pub fn standing(&self) -> Vec<u64> {
+        self.links
+            .iter()
+            .filter(|(_, link)| link.stage == Stage::Standing)
+            .map(|(&id, _)| id)
+            .collect()
+    }
+}
+
+impl Core {
+    /// Begins a connection. The answer is `Dialled` or `DialFailed` under the returned number.
+    pub fn dial(&mut self, dialler: Process, to: Place) -> u64 {
+        let id = self.net.next;
+        self.net.next += 1;
+        let link = Link {
+            dialler,
+            to,
+            acceptor: None,
+            stage: Stage::Dialling,
+            open: [true, false],
+            open_until: [u64::MAX; 2],
+            last: [0; 2],
+            stuck: [Vec::new(), Vec::new()],
+        };
+        self.net.links.insert(id, link);
+        let delay = self.delay();
+        self.after(delay, Happening::DialArrives { link: id });
+        id
+    }
+
+    /// `running`: the process there now, if one listens.
+    pub fn dial_arrives(&mut self, id: u64, running: Option<Process>) -> Option<(Process, Told)> {
+        let link = self.net.links.get_mut(&id)?;
+        let (from, to) = (link.dialler.place, link.to);
+        if self.net.is_blocked(from, to) || self.net.is_blocked(to, from) {
+            self.after(DIAL_TIMEOUT, Happening::DialEnds { link: id, refused: false });
+            return None;
+        }
+        let delay = self.delay();
+        let Some(acceptor) = running else {
+            self.after(delay, Happening::DialEnds { link: id, refused: true });
+            return None;
+        };
+        let at = self.now + delay;
+        let link = self.net.links.get_mut(&id).expect("looked up above");
+        link.acceptor = Some(acceptor);
+        link.stage = Stage::Standing;
+        link.open = [true, true];
+        // What the acceptor says at once arrives after the dialler knows that the link stands.
+        link.last[Side::Dialler.index()] = at;
+        let dialler = link.dialler;
+        let told = Told::Dialled { dial: id, conn: conn(id, Side::Dialler) };
+        self.at(at, Happening::Tell(dialler, told));
+        Some((acceptor, Told::Accepted { conn: conn(id, Side::Acceptor), from }))
+    }
+
+    pub fn dial_ends(&mut self, id: u64, refused: bool) -> Option<(Process, Told)> {
+        let link = self.net.links.remove(&id)?;
+        Some((link.dialler, Told::DialFailed { dial: id, refused }))
+    }
+
+    /// Sends on one end. Nothing happens if this end has already learnt of the link's death.
+    pub fn send(&mut self, from: Conn, wire: Wire) {
+        let (id, side) = link_of(from);
+        let to = side.other();
+        let delay = self.delay();
+        let now = self.now;
+        let Some(link) = self.net.links.get_mut(&id) else { return };
+        if !link.open[side.index()] {
+            return;
+        }
+        let beside = matches!(wire, Wire::Rows { .. });
+        let at = if beside { now + delay } else { (now + delay).max(link.last[to.index()]) };
+        link.last[to.index()] = link.last[to.index()].max(at);
+        self.at(at, Happening::Deliver { link: id, to, wire });
+    }
+
+    /// A message arrives, unless the link is dead at that end or its direction blocked.
+    pub fn deliver(&mut self, id: u64, to: Side, wire: Wire) -> Option<(Process, Told)> {
+        let link = self.net.links.get_mut(&id)?;
+        if !link.open[to.index()] || self.now >= link.open_until[to.index()] {
+            return None;
+        }
+        let stuck = &mut link.stuck[to.index()];
+        // What has queued up goes first, also when the direction is open again.
+        let waits = !stuck.is_empty();
+        if waits || self.net.blocked.contains(&(link.place(to.other()), link.place(to))) {
+            self.net.links.get_mut(&id)?.stuck[to.index()].push(wire);
+            return None;
+        }
+        Some((link.process(to)?, Told::Received { conn: conn(id, to), wire }))
+    }
+
+    /// What was stuck flows on, in order.
+    pub fn drain(&mut self, id: u64, to: Side) -> Vec<(Process, Told)> {
+        let Some(link) = self.net.links.get_mut(&id) else { return Vec::new() };
+        if self.net.blocked.contains(&(link.place(to.other()), link.place(to))) {
+            return Vec::new();
+        }
+        let wires = std::mem::take(&mut link.stuck[to.index()]);
+        let live = link.open[to.index()] && self.now < link.open_until[to.index()];
+        let Some(process) = link.process(to).filter(|_| live) else { return Vec::new() };
+        let told = |wire| (process, Told::Received { conn: conn(id, to), wire });
+        wires.into_iter().map(told).collect()
+    }
+
+    /// The process at this end closes it. What it has sent still arrives, or part of it.
+    pub fn close(&mut self, end: Conn) {
+        let (id, side) = link_of(end);
+        let Some(link) = self.net.links.get_mut(&id) else { return };
+        link.open[side.index()] = false;
+        let other = side.other();
+        if !link.open[other.index()] {
+            self.net.links.remove(&id);
+            return;
+        }
+        let fin = link.last[other.index()];
+        let delay = self.delay();
+        let at = if self.rng.percent(50) { fin.max(self.now + delay) } else { self.now + delay };
+        self.die(id, other, at);
+    }
+
+    /// The link dies. Each end learns it at its own time; one may take a time-out to do so.
+    pub fn cut(&mut self, id: u64) {
+        let slow = self.rng.below(4);
+        for (at, side) in [Side::Dialler, Side::Acceptor].into_iter().enumerate() {
+            let delay = self.delay();
+            let late = if slow == at as u64 { self.rng.between(100_000, 1_500_000) } else { 0 };
+            let closes = self.now + delay + late;
+            let lost = self.rng.between(0, delay);
+            let now = self.now;
+            if let Some(link) = self.net.links.get_mut(&id) {
+                let until = &mut link.open_until[side.index()];
+                *until = (*until).min(now + lost);
+            }
+            self.die(id, side, closes);
+        }
+    }
+
+    fn die(&mut self, id: u64, side: Side, at: u64) {
+        if let Some(link) = self.net.links.get_mut(&id) {
+            link.stage = Stage::Dead;
+            self.at(at, Happening::Close { link: id, side });
+        }
+    }
+
+    /// This end learns that its link is dead.
+    pub fn closed(&mut self, id: u64, side: Side) -> Option<(Process, Told)> {
+        let link = self.net.links.get_mut(&id)?;
+        if !std::mem::take(&mut link.open[side.index()]) {
+            return None;
+        }
+        let process = link.process(side);
+        if !link.open[side.other().index()] {
+            self.net.links.remove(&id);
+        }
+        Some((process?, Told::Closed { conn: conn(id, side) }))
+    }
+
+    /// All links of a process that is gone. If its machine still runs, the others are reset at
+    /// once; else they learn it by a time-out.
+    pub fn process_died(&mut self, process: Process, machine_runs: bool) {
+        let ids: Vec<u64> = self.net.links.keys().copied().collect();
+        for id in ids {
+            let Some(link) = self.net.links.get_mut(&id) else { continue };
+            let side = if link.dialler == process {
+                Side::Dialler
+            } else if link.acceptor == Some(process) {
+                Side::Acceptor
+            } else {
+                continue;
+            };
+            let dialling = link.stage == Stage::Dialling;
+            link.open[side.index()] = false;
+            let other = side.other();
+            if dialling || !link.open[other.index()] {
+                self.net.links.remove(&id);
+                continue;
+            }
+            let delay = self.delay();
+            let lost = self.rng.between(0, delay);
+            let now = self.now;
+            let link = self.net.links.get_mut(&id).expect("looked up above");
+            let until = &mut link.open_until[other.index()];
+            *until = (*until).min(now + lost);
+            let late = if machine_runs { 0 } else { self.rng.between(500_000, 2_000_000) };
+            self.die(id, other, now + delay + late);
+        }
+    }
+
+    /// Blocks one direction. Links across it hang, and are given up after a while.
+    pub fn block(&mut self, from: Place, to: Place) {
+        self.net.block(from, to);
+        let crossing: Vec<u64> = self
+            .net
+            .links
+            .iter()
+            .filter(|(_, link)| {
+                let ends = (link.dialler.place, link.to);
+                ends == (from, to) || ends == (to, from)
+            })
+            .map(|(&id, _)| id)
+            .collect();
+        for link in crossing {
+            let after = self.rng.between(200_000, 3_000_000);
+            self.after(after, Happening::LinkTimeout { link });
+        }
+    }
+
+    pub fn link_timeout(&mut self, id: u64) {
+        let Some(link) = self.net.links.get(&id) else { return };
+        let (a, b) = (link.dialler.place, link.to);
+        if self.net.is_blocked(a, b) || self.net.is_blocked(b, a) {
+            self.cut(id);
+        }
+    }
+
+    /// Opens a direction again; what was stuck flows on, in order.
+    pub fn unblock(&mut self, from: Place, to_place: Place) {
+        self.net.blocked.remove(&(from, to_place));
+        let ids: Vec<u64> = self.net.links.keys().copied().collect();
+        for id in ids {
+            for to in [Side::Dialler, Side::Acceptor] {
+                let Some(link) = self.net.links.get(&id) else { continue };
+                let direction = (link.place(to.other()), link.place(to));
+                if direction == (from, to_place) && !link.stuck[to.index()].is_empty() {
+                    let delay = self.delay();
+                    self.after(delay, Happening::Drain { link: id, to });
+                }
+            }
+        }
+    }
+
+    pub fn unblock_all(&mut self) {
+        for (from, to) in self.net.blocked.clone() {
+            self.unblock(from, to);
+        }
+    }
+
+    // ---- single questions, without a link ------------------------------------------------------
+
+    pub fn query(&mut self, from: Process, to: Place, query: u64, message: NodeQuery) {
+        if self.net.is_blocked(from.place, to) {
+            return;
+        }
+        let delay = self.delay();
+        self.after(delay, Happening::Query { to, from, query, message });
+    }
+
+    /// To every coordinator: only the leading one listens.
+    pub fn report(&mut self, from: Process, report: &Report) {
+        for index in 0..self.plan.coordinators {
+            let to = Place::Coordinator(index);
+            if !self.net.is_blocked(from.place, to) {
+                let delay = self.delay();
+                self.after(delay, Happening::Report { to, from, report: report.clone() });
+            }
+        }
+    }
+
+    pub fn query_reply(&mut self, from: Place, to: Process, query: u64, reply: NodeQueryReply) {
+        if self.net.is_blocked(from, to.place) {
+            return;
+        }
+        let delay = self.delay();
+        self.tell_after(delay, to, Told::QueryReply { query, reply });
+    }
+}
+
+impl Core {
+    pub fn dialled_place(&self, link: u64) -> Option<Place> {
+        Some(self.net.links.get(&link)?.to)
+    }
+}

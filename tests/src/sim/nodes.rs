@@ -1,0 +1,718 @@
+//! A storage node: the engine's node machine, driven as production drives it.
+//!
+//! Like every driver it decides nothing about replication. It performs effects in order, dials
+//! every store it has heard of, keeps its lease alive while its disk answers, and tells the machine
+//! what etcd says. A start waits until the key of the process before it is gone (DESIGN §6).
+
+use std::collections::BTreeMap;
+
+use engine::ids::{Boot, Conn, Now, Revision, SessionId, StoreBoot, StoreId, TimeMs};
+use engine::node::{CasOutcome, Effect, Event, Node};
+use engine::records::StoreStatus;
+
+use super::core::{Core, Place, Process, Told};
+use super::disk::{Disk, DiskDone, Ingest};
+use super::etcd::{Call, Compare, Key, Reply, Value, Versioned, WatchEvent, Write};
+use super::network::Wire;
+
+const TOCK: u64 = 100_000;
+const WALL_CLOCK_START: u64 = 1_700_000_000_000;
+/// A refused dial is tried again after this, and then it is no accident.
+const REDIAL: u64 = 50_000;
+
+/// A place for a storage node: its disk outlives its processes.
+pub struct NodeHost {
+    pub place: Place,
+    pub store: StoreId,
+    pub life: u32,
+    pub disk: Disk,
+    boot: Boot,
+    /// How far its wall clock is off, in milliseconds.
+    skew_ms: u64,
+    phase: Phase,
+}
+
+enum Phase {
+    Down,
+    Booting(Booting),
+    Up(Box<Running>),
+}
+
+/// How far a start has come.
+struct Booting {
+    call: Option<u64>,
+    /// What this process has tried to write into its store's record.
+    claim: Option<u64>,
+    lease: Option<u64>,
+}
+
+struct Running {
+    machine: Node,
+    me: StoreBoot,
+    started: u64,
+    wake_at: Option<u64>,
+    effects: Vec<Effect>,
+    /// Connections that stand; those that this node dialled name their peer.
+    conns: BTreeMap<Conn, Option<StoreId>>,
+    gateways: BTreeMap<Conn, ()>,
+    peers: BTreeMap<StoreId, Peer>,
+    keys: BTreeMap<StoreId, (StoreBoot, u64)>,
+    calls: BTreeMap<u64, Asked>,
+    lease: Option<u64>,
+    queries: BTreeMap<u64, (Process, u64)>,
+    query: u64,
+    staged: BTreeMap<(Conn, u64), Vec<(Vec<u8>, i128)>>,
+}
+
+/// A store that this node has heard of.
+struct Peer {
+    me: StoreBoot,
+    dial: Option<u64>,
+    conn: Option<Conn>,
+    refused: u32,
+    next_dial: u64,
+}
+
+/// Why etcd was asked.
+enum Asked {
+    Config,
+    Propose(u64),
+    Check(u64),
+    Sessions,
+    KeepAlive,
+    Grant,
+    Register,
+}
+
+impl NodeHost {
+    pub fn new(index: u8, core: &mut Core) -> Self {
+        Self {
+            place: Place::Node(index),
+            store: store_id(index),
+            life: 0,
+            disk: Disk::default(),
+            boot: Boot(0),
+            skew_ms: core.rng.below(2_000),
+            phase: Phase::Down,
+        }
+    }
+
+    pub fn process(&self) -> Process {
+        Process { place: self.place, life: self.life }
+    }
+
+    /// The process, if it listens.
+    pub fn listening(&self) -> Option<Process> {
+        matches!(self.phase, Phase::Up(_)).then(|| self.process())
+    }
+
+    pub fn is_down(&self) -> bool {
+        matches!(self.phase, Phase::Down)
+    }
+
+    pub fn machine(&self) -> Option<&Node> {
+        match &self.phase {
+            Phase::Up(running) => Some(&running.machine),
+            _ => None,
+        }
+    }
+
+    /// Shows the oracle what the machine holds.
+    pub fn look(&self, core: &mut Core) {
+        if let Phase::Up(running) = &self.phase {
+            running.machine.check_invariants();
+            core.oracle.look(running.me, &running.machine);
+        }
+    }
+
+    pub fn start(&mut self, core: &mut Core) {
+        if !self.is_down() {
+            return;
+        }
+        self.life += 1;
+        self.phase = Phase::Booting(Booting { call: None, claim: None, lease: None });
+        let took = core.rng.between(1_000, 30_000);
+        core.tell_after(took, self.process(), Told::Disk(DiskDone::Recovered));
+    }
+
+    pub fn crash(&mut self, core: &mut Core, power_lost: bool) {
+        if self.is_down() {
+            return;
+        }
+        self.phase = Phase::Down;
+        core.process_died(self.process(), !power_lost);
+        core.etcd_unwatch(self.process());
+        self.disk.crash(core, power_lost);
+        core.oracle.crashed(self.store);
+    }
+
+    pub fn on(&mut self, core: &mut Core, told: Told) {
+        match &mut self.phase {
+            Phase::Down => {}
+            Phase::Booting(_) => self.boot(core, told),
+            Phase::Up(_) => self.run(core, told),
+        }
+    }
+
+    // ---- starting ------------------------------------------------------------------------------
+
+    fn boot(&mut self, core: &mut Core, told: Told) {
+        let me = self.process();
+        let Phase::Booting(booting) = &mut self.phase else { return };
+        match told {
+            Told::Disk(DiskDone::Recovered) | Told::Tock => {
+                let keys = vec![Key::Store(self.store), Key::Node(self.store)];
+                booting.call = Some(core.etcd(me, Call::Read(keys)));
+            }
+            Told::EtcdTimeout { call } if booting.call == Some(call) => {
+                booting.call = None;
+                core.tell_after(TOCK, me, Told::Tock);
+            }
+            Told::Etcd { call, reply } if booting.call == Some(call) => {
+                self.boot_reply(core, reply)
+            }
+            _ => {}
+        }
+    }
+
+    fn boot_reply(&mut self, core: &mut Core, reply: Reply) {
+        let me = self.process();
+        let Phase::Booting(booting) = &mut self.phase else { return };
+        booting.call = match reply {
+            Reply::Read { keys } => {
+                let [(_, record), (_, running)] = &keys[..] else { return };
+                if running.is_some() {
+                    // The process before this one may live: wait for its lease to end.
+                    None
+                } else {
+                    let (boot, nonce, at) = claimed(record.as_ref());
+                    if booting.claim == Some(nonce) {
+                        self.boot = boot;
+                        Some(core.etcd(me, Call::Grant { ttl: core.plan.lease_ttl }))
+                    } else {
+                        let nonce = core.rng.next();
+                        booting.claim = Some(nonce);
+                        let value = Value::Store {
+                            me: StoreBoot { store: self.store, boot: Boot(boot.0 + 1) },
+                            nonce,
+                            status: StoreStatus::Active,
+                        };
+                        let compares = vec![Compare::Modified(Key::Store(self.store), at)];
+                        let writes = vec![Write::Put(Key::Store(self.store), value, None)];
+                        Some(core.etcd(me, Call::Txn { compares, writes }))
+                    }
+                }
+            }
+            Reply::Granted { lease } => {
+                booting.lease = Some(lease);
+                let value = Value::Node(StoreBoot { store: self.store, boot: self.boot });
+                let compares = vec![Compare::Created(Key::Node(self.store), 0)];
+                let writes = vec![Write::Put(Key::Node(self.store), value, Some(lease))];
+                Some(core.etcd(me, Call::Txn { compares, writes }))
+            }
+            Reply::Txn { done, .. } => match booting.lease {
+                Some(lease) if done => return self.up(core, lease),
+                // The claim stands, or it does not: reading it again tells.
+                _ => {
+                    booting.lease = None;
+                    let keys = vec![Key::Store(self.store), Key::Node(self.store)];
+                    Some(core.etcd(me, Call::Read(keys)))
+                }
+            },
+            _ => None,
+        };
+        if booting.call.is_none() {
+            core.tell_after(TOCK, me, Told::Tock);
+        }
+    }
+
+    fn up(&mut self, core: &mut Core, lease: u64) {
+        let me = StoreBoot { store: self.store, boot: self.boot };
+        let recovered = self.disk.recover();
+        core.journal.note(core.now, || format!("{me:?} starts with {recovered:?}"));
+        let settings = core.plan.node.clone();
+        let next_group = self.disk.next_group();
+        let machine = Node::new(settings, me, Now(0), next_group, recovered);
+        self.phase = Phase::Up(Box::new(Running {
+            machine,
+            me,
+            started: core.now,
+            wake_at: None,
+            effects: Vec::new(),
+            conns: BTreeMap::new(),
+            gateways: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            lease: Some(lease),
+            queries: BTreeMap::new(),
+            query: 0,
+            staged: BTreeMap::new(),
+        }));
+        core.etcd_watch(self.process());
+        self.run(core, Told::Tock);
+    }
+
+    // ---- running -------------------------------------------------------------------------------
+
+    fn run(&mut self, core: &mut Core, told: Told) {
+        let process = self.process();
+        let Phase::Up(running) = &mut self.phase else { return };
+        let mut driver = Driver { process, skew_ms: self.skew_ms, disk: &mut self.disk, running };
+        driver.told(core, told);
+        if driver.running.exits() {
+            let store = self.store;
+            core.oracle.exited(core.now, store);
+            self.crash(core, false);
+        }
+    }
+}
+
+/// The boot number, nonce and version of a store's record.
+fn claimed(record: Option<&Versioned>) -> (Boot, u64, u64) {
+    match record {
+        Some(Versioned { value: Value::Store { me, nonce, .. }, modified, .. }) => {
+            (me.boot, *nonce, *modified)
+        }
+        _ => (Boot(0), 0, 0),
+    }
+}
+
+pub fn store_id(index: u8) -> StoreId {
+    StoreId(0xA0 + u128::from(index))
+}
+
+pub fn place_of(store: StoreId) -> Place {
+    Place::Node((store.0 - 0xA0) as u8)
+}
+
+impl Running {
+    fn exits(&self) -> bool {
+        self.effects.iter().any(|effect| matches!(effect, Effect::Exit(_)))
+    }
+}
+
+/// One turn of a running node.
+struct Driver<'a> {
+    process: Process,
+    skew_ms: u64,
+    disk: &'a mut Disk,
+    running: &'a mut Running,
+}
+
+impl Driver<'_> {
+    fn told(&mut self, core: &mut Core, told: Told) {
+        match told {
+            // A nearer deadline has taken this one's place.
+            Told::Wake if self.running.wake_at != Some(core.now) => {}
+            Told::Wake => {
+                let now = self.now(core);
+                self.running.wake_at = None;
+                if self.running.machine.next_deadline().is_some_and(|at| at <= now) {
+                    self.handle(core, Event::Tick);
+                } else {
+                    self.schedule(core);
+                }
+            }
+            Told::Tock => self.tock(core),
+            Told::Redial => self.dial_all(core),
+            Told::Disk(done) => self.disk_done(core, done),
+            Told::Accepted { conn, from } => self.accepted(core, conn, from),
+            Told::Dialled { dial, conn } => self.dialled(core, dial, conn),
+            Told::DialFailed { dial, refused } => self.dial_failed(core, dial, refused),
+            Told::Received { conn, wire } => self.received(core, conn, wire),
+            Told::Closed { conn } => self.closed(core, conn),
+            Told::Query { from, query, message } => {
+                self.running.query += 1;
+                let local = self.running.query;
+                self.running.queries.insert(local, (from, query));
+                self.handle(core, Event::Query { query: local, message });
+            }
+            Told::Etcd { call, reply } => {
+                if let Some(asked) = self.running.calls.remove(&call) {
+                    self.etcd_reply(core, asked, reply);
+                }
+            }
+            Told::EtcdTimeout { call } => {
+                if let Some(asked) = self.running.calls.remove(&call) {
+                    self.etcd_timeout(core, asked);
+                }
+            }
+            Told::Watched(events) => self.watched(core, events),
+            other => unreachable!("a node is not told {other:?}"),
+        }
+    }
+
+    fn now(&self, core: &Core) -> Now {
+        Now(core.now - self.running.started)
+    }
+
+    fn handle(&mut self, core: &mut Core, event: Event) {
+        if self.running.exits() {
+            return;
+        }
+        let me = self.running.me;
+        core.journal.note(core.now, || format!("{me:?} <- {event:?}"));
+        let now = self.now(core);
+        core.oracle.event(me, &event);
+        let mut effects = std::mem::take(&mut self.running.effects);
+        self.running.machine.handle(now, event, &mut effects);
+        for effect in effects.drain(..) {
+            core.journal.note(core.now, || format!("{me:?} -> {effect:?}"));
+            core.oracle.effect(core.now, me, &effect);
+            if matches!(effect, Effect::Exit(_)) {
+                self.running.effects.push(effect);
+                return;
+            }
+            self.perform(core, effect);
+        }
+        self.running.effects = effects;
+        self.schedule(core);
+    }
+
+    fn schedule(&mut self, core: &mut Core) {
+        let Some(deadline) = self.running.machine.next_deadline() else { return };
+        let at = (deadline.0.saturating_add(self.running.started)).max(core.now + 1);
+        if self.running.wake_at.is_none_or(|wake| at < wake) {
+            self.running.wake_at = Some(at);
+            core.tell_after(at - core.now, self.process, Told::Wake);
+        }
+    }
+
+    fn perform(&mut self, core: &mut Core, effect: Effect) {
+        let me = self.process;
+        match effect {
+            Effect::Write(record) => self.disk.write(core, record),
+            Effect::Sync { group } => self.disk.sync(core, me, group),
+            Effect::Load { load, keys } => self.disk.load(core, me, load, &keys),
+            Effect::ReadLog { shard, from, bytes_max } => {
+                self.disk.read_log(core, me, shard, from, bytes_max);
+            }
+            Effect::Flush { flush, table, shards } => {
+                self.disk.begin_ingest(core, me, Ingest::Flush { flush, table, shards });
+            }
+            Effect::Trim { shards } => self.disk.trim(&shards),
+            Effect::ToFollower { conn, message } => core.send(conn, Wire::ToFollower(message)),
+            Effect::FromFollower { conn, message } => core.send(conn, Wire::FromFollower(message)),
+            Effect::Gateway { conn, reply } => core.send(conn, Wire::ToGateway(reply)),
+            Effect::Close { conn } => self.close(core, conn),
+            Effect::QueryReply { query, reply } => {
+                if let Some((to, number)) = self.running.queries.remove(&query) {
+                    core.query_reply(me.place, to, number, reply);
+                }
+            }
+            Effect::Report(report) => core.report(me, &report),
+            Effect::SendSnapshot { conn, transfer, shard, slots } => {
+                let ask = Ingest::Snapshot { conn, transfer, shard, slots };
+                self.disk.begin_ingest(core, me, ask);
+            }
+            Effect::InstallSnapshot { conn, transfer, copy, state } => {
+                let rows = self.running.staged.remove(&(conn, transfer)).unwrap_or_default();
+                let install = Ingest::Install { conn, transfer, copy, rows, state };
+                self.disk.begin_ingest(core, me, install);
+            }
+            Effect::DiscardSnapshot { conn, transfer } => {
+                self.running.staged.remove(&(conn, transfer));
+            }
+            Effect::DropRows { shard, slots } => {
+                self.disk.begin_ingest(core, me, Ingest::Drop { shard, slots });
+            }
+            Effect::ReadConfig { shard } => {
+                let call = core.etcd(me, Call::Read(vec![Key::Shard(shard)]));
+                self.running.calls.insert(call, Asked::Config);
+            }
+            Effect::Propose { proposal, expect, config, candidate } => {
+                let key = Key::Shard(config.shard());
+                let mut compares = vec![Compare::Modified(key, expect)];
+                let created = |(store, at)| Compare::Created(Key::Node(store), at);
+                compares.extend(candidate.map(created));
+                let writes = vec![Write::Put(key, Value::Shard(config), None)];
+                let call = core.etcd(me, Call::Txn { compares, writes });
+                self.running.calls.insert(call, Asked::Propose(proposal));
+            }
+            Effect::CheckEtcd { check, shards } => {
+                let keys = shards.into_iter().map(Key::Shard).collect();
+                let call = core.etcd(me, Call::Read(keys));
+                self.running.calls.insert(call, Asked::Check(check));
+            }
+            Effect::ListSessions => {
+                let call = core.etcd(me, Call::List);
+                self.running.calls.insert(call, Asked::Sessions);
+            }
+            Effect::Exit(_) => unreachable!("the caller stops at it"),
+        }
+    }
+
+    // ---- disk ----------------------------------------------------------------------------------
+
+    fn disk_done(&mut self, core: &mut Core, done: DiskDone) {
+        match done {
+            DiskDone::Recovered => {}
+            DiskDone::Synced { group } => {
+                self.disk.synced(core, self.process, group);
+                self.handle(core, Event::Durable { group });
+            }
+            DiskDone::Loaded { load, values } => self.handle(core, Event::Loaded { load, values }),
+            DiskDone::LogRead { shard, from, entries } => {
+                self.handle(core, Event::LogRead { shard, from, entries });
+            }
+            DiskDone::Ingest { id } => match self.disk.ingest(core, self.process, id) {
+                Some(Ingest::Flush { flush, .. }) => self.handle(core, Event::Ingested { flush }),
+                Some(Ingest::Drop { shard, .. }) => {
+                    self.handle(core, Event::RowsDropped { shard });
+                }
+                Some(Ingest::Install { conn, transfer, .. }) => {
+                    self.handle(core, Event::SnapshotInstalled { conn, transfer });
+                }
+                Some(Ingest::Snapshot { conn, transfer, shard, slots }) => {
+                    match self.disk.snapshot(shard, slots) {
+                        Some((rows, state)) => {
+                            let state = Box::new(state);
+                            core.send(conn, Wire::Rows { transfer, shard, rows, state });
+                        }
+                        None => self.handle(core, Event::SnapshotFailed { transfer }),
+                    }
+                }
+                None => {}
+            },
+        }
+    }
+
+    // ---- connections ---------------------------------------------------------------------------
+
+    fn tock(&mut self, core: &mut Core) {
+        core.tell_after(TOCK, self.process, Told::Tock);
+        let wall = WALL_CLOCK_START + core.now / 1_000 + self.skew_ms;
+        self.handle(core, Event::WallClock(TimeMs(wall)));
+        if self.running.exits() {
+            return;
+        }
+        self.dial_all(core);
+        self.keep_alive(core);
+    }
+
+    fn dial_all(&mut self, core: &mut Core) {
+        for peer in self.running.peers.values_mut() {
+            let idle = peer.dial.is_none() && peer.conn.is_none();
+            if idle && peer.next_dial <= core.now {
+                peer.dial = Some(core.dial(self.process, place_of(peer.me.store)));
+            }
+        }
+    }
+
+    fn accepted(&mut self, core: &mut Core, conn: Conn, from: Place) {
+        if matches!(from, Place::Gateway(_)) {
+            self.running.gateways.insert(conn, ());
+            self.handle(core, Event::GatewayConnected { conn });
+        } else {
+            self.running.conns.insert(conn, None);
+            self.handle(core, Event::Accepted { conn });
+        }
+    }
+
+    fn dialled(&mut self, core: &mut Core, dial: u64, conn: Conn) {
+        let peers = &mut self.running.peers;
+        let Some(peer) = peers.values_mut().find(|peer| peer.dial == Some(dial)) else {
+            return core.close(conn);
+        };
+        peer.dial = None;
+        peer.conn = Some(conn);
+        peer.refused = 0;
+        let peer = peer.me;
+        self.running.conns.insert(conn, Some(peer.store));
+        self.handle(core, Event::Dialled { conn, peer });
+    }
+
+    fn dial_failed(&mut self, core: &mut Core, dial: u64, refused: bool) {
+        let peers = &mut self.running.peers;
+        let Some(peer) = peers.values_mut().find(|peer| peer.dial == Some(dial)) else { return };
+        peer.dial = None;
+        peer.refused = if refused { peer.refused + 1 } else { 0 };
+        peer.next_dial = core.now + REDIAL;
+        if peer.refused == 1 {
+            // The second try follows at once: two refusals tell a dead process.
+            core.tell_after(REDIAL, self.process, Told::Redial);
+        }
+        if peer.refused == 2 {
+            let store = peer.me.store;
+            self.handle(core, Event::PeerRefused { store });
+        }
+    }
+
+    fn received(&mut self, core: &mut Core, conn: Conn, wire: Wire) {
+        let known = self.running.conns.contains_key(&conn);
+        if !known && !self.running.gateways.contains_key(&conn) {
+            return;
+        }
+        let event = match wire {
+            Wire::ToFollower(message) => Event::ToFollower { conn, message },
+            Wire::FromFollower(message) => Event::FromFollower { conn, message },
+            Wire::ToNode(message) => Event::Gateway { conn, message },
+            Wire::Rows { transfer, rows, state, .. } => {
+                self.running.staged.insert((conn, transfer), rows);
+                Event::SnapshotStaged { conn, transfer, state }
+            }
+            Wire::ToGateway(_) => unreachable!("only gateways are sent replies"),
+        };
+        self.handle(core, event);
+    }
+
+    fn close(&mut self, core: &mut Core, conn: Conn) {
+        core.close(conn);
+        self.forget(core, conn);
+    }
+
+    fn closed(&mut self, core: &mut Core, conn: Conn) {
+        if self.running.gateways.remove(&conn).is_some() {
+            return self.handle(core, Event::GatewayGone { conn });
+        }
+        if self.running.conns.contains_key(&conn) {
+            self.forget(core, conn);
+            self.handle(core, Event::Closed { conn });
+        }
+    }
+
+    fn forget(&mut self, core: &mut Core, conn: Conn) {
+        self.running.gateways.remove(&conn);
+        let Some(Some(store)) = self.running.conns.remove(&conn) else { return };
+        if let Some(peer) = self.running.peers.get_mut(&store)
+            && peer.conn == Some(conn)
+        {
+            peer.conn = None;
+            peer.refused = 0;
+            peer.next_dial = core.now;
+            core.tell_after(1_000, self.process, Told::Redial);
+        }
+    }
+
+    // ---- etcd ----------------------------------------------------------------------------------
+
+    fn keep_alive(&mut self, core: &mut Core) {
+        let disk_answers = self.disk.stalled_until <= core.now;
+        let asked =
+            |asked: &Asked| matches!(asked, Asked::KeepAlive | Asked::Grant | Asked::Register);
+        if !disk_answers || self.running.calls.values().any(asked) {
+            return;
+        }
+        let (call, asked) = match self.running.lease {
+            Some(lease) => (Call::KeepAlive { lease }, Asked::KeepAlive),
+            None => (Call::Grant { ttl: core.plan.lease_ttl }, Asked::Grant),
+        };
+        let call = core.etcd(self.process, call);
+        self.running.calls.insert(call, asked);
+    }
+
+    fn etcd_reply(&mut self, core: &mut Core, asked: Asked, reply: Reply) {
+        match (asked, reply) {
+            (Asked::Config, Reply::Read { keys }) => {
+                for (_, record) in keys {
+                    self.config(core, record, true);
+                }
+            }
+            (Asked::Propose(proposal), Reply::Txn { done, revision }) => {
+                let outcome = match done {
+                    true => CasOutcome::Done { mod_revision: revision },
+                    false => CasOutcome::Failed,
+                };
+                self.handle(core, Event::Proposed { proposal, outcome });
+            }
+            (Asked::Check(check), Reply::Read { keys }) => {
+                let config = |(_, record): (Key, Option<Versioned>)| match record?.value {
+                    Value::Shard(config) => Some(config),
+                    _ => None,
+                };
+                let configs = Some(keys.into_iter().filter_map(config).collect());
+                self.handle(core, Event::EtcdChecked { check, configs });
+            }
+            (Asked::Sessions, Reply::List { revision, all }) => {
+                let session = |(key, value): (Key, Versioned)| {
+                    matches!(key, Key::Gateway(_)).then_some(session_id(value.created))
+                };
+                let alive = all.into_iter().filter_map(session).collect();
+                let at = Revision { incarnation: 1, revision };
+                self.handle(core, Event::SessionsListed { at, alive });
+            }
+            (Asked::KeepAlive, Reply::Kept(true)) => self.handle(core, Event::LeaseConfirmed),
+            (Asked::KeepAlive, Reply::Kept(false)) => self.running.lease = None,
+            (Asked::Grant, Reply::Granted { lease }) => {
+                self.running.lease = Some(lease);
+                let key = Key::Node(self.running.me.store);
+                let value = Value::Node(self.running.me);
+                let compares = vec![Compare::Created(key, 0)];
+                let writes = vec![Write::Put(key, value, Some(lease))];
+                let call = core.etcd(self.process, Call::Txn { compares, writes });
+                self.running.calls.insert(call, Asked::Register);
+            }
+            // The key of the lease before still stands, or this one is gone again: start over.
+            (Asked::Register, Reply::Txn { done: false, .. }) => self.running.lease = None,
+            (_, _) => {}
+        }
+    }
+
+    fn etcd_timeout(&mut self, core: &mut Core, asked: Asked) {
+        match asked {
+            Asked::Config | Asked::Sessions | Asked::KeepAlive => {}
+            Asked::Propose(proposal) => {
+                self.handle(core, Event::Proposed { proposal, outcome: CasOutcome::Unknown });
+            }
+            Asked::Check(check) => self.handle(core, Event::EtcdChecked { check, configs: None }),
+            Asked::Grant | Asked::Register => self.running.lease = None,
+        }
+    }
+
+    fn config(&mut self, core: &mut Core, record: Option<Versioned>, linearizable: bool) {
+        if let Some(Versioned { value: Value::Shard(config), modified, .. }) = record {
+            self.handle(core, Event::Config { config, mod_revision: modified, linearizable });
+        }
+    }
+
+    fn watched(&mut self, core: &mut Core, events: Vec<WatchEvent>) {
+        let mut peers_changed = false;
+        for WatchEvent { key, value } in events {
+            match (key, value) {
+                (Key::Shard(_), record) => self.config(core, record, false),
+                (Key::Node(store), Some(Versioned { value: Value::Node(me), created, .. })) => {
+                    peers_changed = true;
+                    self.running.keys.insert(store, (me, created));
+                    self.meet(core, me);
+                }
+                (Key::Node(store), _) => {
+                    peers_changed = true;
+                    self.running.keys.remove(&store);
+                }
+                _ => {}
+            }
+            if self.running.exits() {
+                return;
+            }
+        }
+        if peers_changed {
+            let peers = self.running.keys.values().copied().collect();
+            self.handle(core, Event::Peers(peers));
+            self.dial_all(core);
+        }
+    }
+
+    /// Hears of a store's process; an older one of the same store is no longer of interest.
+    fn meet(&mut self, core: &mut Core, me: StoreBoot) {
+        if me.store == self.running.me.store {
+            return;
+        }
+        let known = self.running.peers.get(&me.store);
+        if known.is_some_and(|peer| peer.me.boot >= me.boot) {
+            return;
+        }
+        let old = known.and_then(|peer| peer.conn);
+        let peer = Peer { me, dial: None, conn: None, refused: 0, next_dial: core.now };
+        self.running.peers.insert(me.store, peer);
+        if let Some(conn) = old {
+            core.close(conn);
+            self.running.conns.remove(&conn);
+            self.handle(core, Event::Closed { conn });
+        }
+    }
+}
+
+pub fn session_id(created: u64) -> SessionId {
+    SessionId(Revision { incarnation: 1, revision: created })
+}

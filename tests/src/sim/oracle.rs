@@ -1,0 +1,81 @@
+//! Sees everything while a run goes on, and asks the checkers that watch the cluster from inside.
+
+use std::collections::BTreeMap;
+
+use engine::config::ShardConfig;
+use engine::ids::{ShardId, StoreBoot, StoreId};
+use engine::message::ToFollower;
+use engine::node::{Effect, Event, Node};
+use engine::store::log::Record;
+
+use super::checker::Violation;
+use super::checker::digests::Digests;
+use super::checker::logs_match::LogsMatch;
+use super::checker::one_primary::OnePrimary;
+use super::checker::session_rows::SessionRows;
+
+#[derive(Default)]
+pub struct Oracle {
+    pub violations: Vec<Violation>,
+    one_primary: OnePrimary,
+    logs: LogsMatch,
+    digests: Digests,
+    sessions: SessionRows,
+    /// The last position looked at, so that nothing is looked at twice.
+    seen: BTreeMap<(StoreId, ShardId), (u64, u64)>,
+}
+
+impl Oracle {
+    pub fn event(&mut self, _me: StoreBoot, _event: &Event) {}
+
+    pub fn effect(&mut self, now: u64, me: StoreBoot, effect: &Effect) {
+        match effect {
+            Effect::Write(Record::Append { shard, entry }) => {
+                self.logs.written(*shard, entry, &mut self.violations);
+            }
+            Effect::ToFollower { message: ToFollower::Append { slices, .. }, .. } => {
+                for slice in slices {
+                    let claim = (slice.shard, slice.epoch);
+                    self.one_primary.leads(claim, me, &mut self.violations);
+                }
+            }
+            Effect::Exit(reason) => {
+                let detail = format!("{me:?} ended itself at {now}: {reason:?}");
+                self.violations.push(Violation { promise: "heals", detail });
+            }
+            _ => {}
+        }
+    }
+
+    /// After every event of a node.
+    pub fn look(&mut self, me: StoreBoot, node: &Node) {
+        for view in node.replicas() {
+            let applied = view.state.applied;
+            let primary = view.primary.map_or(0, |primary| primary.epoch.0);
+            let mark = (applied.seq.0, primary);
+            let seen = self.seen.insert((me.store, view.shard), mark);
+            if seen == Some(mark) || !view.exists {
+                continue;
+            }
+            if let Some(primary) = view.primary {
+                let claim = (view.shard, primary.epoch);
+                self.one_primary.leads(claim, me, &mut self.violations);
+            }
+            self.logs.applied(view.shard, applied, &mut self.violations);
+            self.digests.applied(view.shard, view.state, &mut self.violations);
+            self.sessions.applied(view.shard, view.state, &mut self.violations);
+            if let Some(why) = view.stopped {
+                let detail = format!("{me:?} stopped shard {}: {why}", view.shard);
+                self.violations.push(Violation { promise: "heals", detail });
+            }
+        }
+    }
+
+    pub fn crashed(&mut self, _store: StoreId) {}
+
+    pub fn exited(&mut self, _now: u64, _store: StoreId) {}
+
+    pub fn record_written(&mut self, config: &ShardConfig) {
+        self.one_primary.assigned(config, &mut self.violations);
+    }
+}

@@ -1,0 +1,112 @@
+//! What a seed decides before its run begins: sizes, speeds, and which faults it may suffer.
+//!
+//! Swarm testing: every seed draws a subset of the faults and its own tuning, because a run with
+//! everything at once rarely gets deep into any one of them.
+
+use engine::ids::{Slot, Slots};
+use engine::node::Settings;
+use engine::planted::Planted;
+
+use super::faults::Kind;
+use super::rng::Rng;
+
+/// Times are in virtual microseconds.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub planted: Option<Planted>,
+    pub nodes: u8,
+    pub gateways: u8,
+    pub coordinators: u8,
+    pub shards: u16,
+    pub replicas: usize,
+    pub min_in_sync: usize,
+
+    pub clients: usize,
+    pub think: u64,
+    pub digit_counters: usize,
+    pub mixed_counters: usize,
+    pub reads_percent: u64,
+
+    pub network_delay: u64,
+    pub jitter: bool,
+    pub fsync: u64,
+    pub slow_etcd: bool,
+    pub lease_ttl: u64,
+
+    pub faults: Vec<Kind>,
+    pub fault_every: u64,
+    /// The coordinator promotes for no reason, one time in so many thousand looks.
+    pub spurious_permille: u64,
+    pub faults_until: u64,
+    pub load_until: u64,
+    /// By then everything must be answered.
+    pub heals_by: u64,
+
+    pub node: Settings,
+}
+
+impl Plan {
+    pub fn from_seed(seed: u64, planted: Option<Planted>, rng: &mut Rng) -> Self {
+        let mut faults: Vec<Kind> = Kind::ALL.to_vec();
+        rng.shuffle(&mut faults);
+        faults.truncate(rng.between(2, 6) as usize);
+        let faults_until = rng.between(2_500_000, 5_000_000);
+        let silent_after_ms = rng.between(200, 1_000);
+        Self {
+            seed,
+            planted,
+            nodes: 5,
+            gateways: rng.between(1, 3) as u8,
+            coordinators: 1,
+            shards: rng.between(1, 3) as u16,
+            replicas: 3,
+            min_in_sync: 2,
+
+            clients: rng.between(4, 12) as usize,
+            think: rng.between(5_000, 30_000),
+            digit_counters: rng.between(2, 8) as usize,
+            mixed_counters: rng.between(1, 3) as usize,
+            reads_percent: rng.between(10, 60),
+
+            network_delay: rng.between(100, 1_000),
+            jitter: rng.percent(50),
+            fsync: rng.between(100, 3_000),
+            slow_etcd: rng.percent(40),
+            lease_ttl: rng.between(500_000, 2_000_000),
+
+            faults,
+            fault_every: rng.between(100_000, 800_000),
+            spurious_permille: if rng.percent(50) { rng.between(1, 40) } else { 0 },
+            faults_until,
+            load_until: faults_until + 500_000,
+            heals_by: faults_until + 60_000_000,
+
+            node: Settings {
+                min_in_sync: 2,
+                silent_after_ms,
+                heartbeat_ms: (silent_after_ms / 10).max(20),
+                frozen_after_ms: rng.between(200, 1_000),
+                log_memory_bytes: rng.between(1, 64) as usize * 1024,
+                table_bytes_max: if rng.percent(50) { 512 } else { 64 << 20 },
+                flush_after_ms: rng.between(50, 2_000),
+                collect_every_ms: rng.between(300, 3_000),
+                planted,
+                ..Settings::default()
+            },
+        }
+    }
+
+    pub fn slots(&self, index: u16) -> Slots {
+        let edge = |index: u32| index * 65_536 / u32::from(self.shards);
+        let (lo, hi) = (edge(u32::from(index)), edge(u32::from(index) + 1) - 1);
+        Slots { lo: lo as u16, hi: hi as u16 }
+    }
+
+    pub fn shard_of(&self, slot: Slot) -> Slots {
+        (0..self.shards)
+            .map(|index| self.slots(index))
+            .find(|slots| slots.contains(slot))
+            .expect("the shards cover every slot")
+    }
+}

@@ -1,0 +1,260 @@
+//! One run: all processes, the clients, the faults, and the loop that takes what happens next.
+
+use engine::config::ShardConfig;
+use engine::ids::{Boot, Epoch, StoreBoot, Version};
+
+use super::checker::{self, Violation, heals};
+use super::clients::{Answered, Clients};
+use super::coordinators::CoordinatorHost;
+use super::core::{Core, Happening, Place, Process, Told};
+use super::etcd::{Key, Value, Write};
+use super::faults::Faults;
+use super::gateways::GatewayHost;
+use super::history::Outcome;
+use super::journal::Journal;
+use super::nodes::{NodeHost, store_id};
+use super::plan::Plan;
+use super::rng::Rng;
+
+/// A healthy run takes about a tenth of it.
+const STEPS_MAX: u64 = 3_000_000;
+
+pub struct World {
+    pub core: Core,
+    pub nodes: Vec<NodeHost>,
+    pub gateways: Vec<GatewayHost>,
+    pub coordinators: Vec<CoordinatorHost>,
+    pub clients: Clients,
+    pub faults: Faults,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Stage {
+    Faulty,
+    Healed,
+    Reading,
+}
+
+impl World {
+    pub fn new(plan: Plan, mut rng: Rng, journal: Journal) -> Self {
+        let workload = rng.fork();
+        let mut core = Core::new(plan, workload, journal);
+        let nodes = (0..core.plan.nodes).map(|at| NodeHost::new(at, &mut core)).collect();
+        let gateways = (0..core.plan.gateways).map(GatewayHost::new).collect();
+        let coordinators = (0..core.plan.coordinators).map(CoordinatorHost::new).collect();
+        let clients = Clients::new(&mut core);
+        let faults = Faults::default();
+        let stage = Stage::Faulty;
+        let mut world = Self { core, nodes, gateways, coordinators, clients, faults, stage };
+        world.place_shards();
+        world.start_all();
+        world.core.at(500_000, Happening::Fault);
+        world
+    }
+
+    /// The first records: every store starts with boot 1.
+    fn place_shards(&mut self) {
+        let mut writes = Vec::new();
+        for index in 0..self.core.plan.shards {
+            let mut stores: Vec<_> = (0..self.core.plan.nodes).map(store_id).collect();
+            self.core.rng.shuffle(&mut stores);
+            stores.truncate(self.core.plan.replicas);
+            let primary = StoreBoot { store: stores[0], boot: Boot(1) };
+            stores.sort();
+            let config = ShardConfig {
+                slots: self.core.plan.slots(index),
+                epoch: Epoch(1),
+                version: Version(1),
+                primary,
+                isr: stores.clone(),
+                target: stores,
+                ..ShardConfig::default()
+            };
+            self.core.oracle.record_written(&config);
+            let key = Key::Shard(config.shard());
+            writes.push(Write::Put(key, Value::Shard(config), None));
+        }
+        self.core.etcd.write(writes);
+    }
+
+    pub fn start_all(&mut self) {
+        for node in &mut self.nodes {
+            node.start(&mut self.core);
+        }
+        for gateway in &mut self.gateways {
+            gateway.start(&mut self.core);
+        }
+        for coordinator in &mut self.coordinators {
+            coordinator.start(&mut self.core);
+        }
+    }
+
+    /// Runs to the end. What is broken is in the returned list, at most once per promise.
+    pub fn run(&mut self) -> Vec<Violation> {
+        while self.core.oracle.violations.is_empty() {
+            if self.is_over() {
+                let violations = checker::judge(&self.clients.history);
+                return violations;
+            }
+            if self.core.now > self.core.plan.heals_by || self.core.step > STEPS_MAX {
+                let mut violations = checker::judge(&self.clients.history);
+                violations.push(heals::violation(self.unfinished()));
+                return violations;
+            }
+            self.advance();
+            let Some(happening) = self.core.next() else {
+                return vec![heals::violation("nothing happens any more".into())];
+            };
+            self.take(happening);
+        }
+        std::mem::take(&mut self.core.oracle.violations)
+    }
+
+    /// From faults to healing to the final reads.
+    fn advance(&mut self) {
+        if self.stage == Stage::Faulty && self.core.now >= self.core.plan.faults_until {
+            self.stage = Stage::Healed;
+            self.heal();
+        }
+        let loaded = self.core.now >= self.core.plan.load_until;
+        if self.stage == Stage::Healed && loaded && self.clients.is_idle() {
+            self.stage = Stage::Reading;
+            self.clients.read_all(&mut self.core);
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.stage == Stage::Reading && self.clients.is_done() && self.unequal().is_none()
+    }
+
+    /// Some shard whose replicas are not equal yet.
+    fn unequal(&self) -> Option<String> {
+        let node = |store| self.nodes.iter().find(|node| node.store == store)?.machine();
+        self.core.etcd.shards().find_map(|(config, _)| heals::unfinished(config, node))
+    }
+
+    fn unfinished(&self) -> String {
+        let waits = format!("{} operations and final reads are unanswered", self.clients.left());
+        self.unequal().map_or(waits.clone(), |unequal| format!("{unequal}; {waits}"))
+    }
+
+    fn take(&mut self, happening: Happening) {
+        let core = &mut self.core;
+        match happening {
+            Happening::Tell(to, told) => self.tell(to, told),
+            Happening::Query { to, from, query, message } => match self.listening(to) {
+                Some(process) => self.tell(process, Told::Query { from, query, message }),
+                None => {
+                    let delay = self.core.delay();
+                    let told = Told::QueryFailed { query, refused: true };
+                    self.core.tell_after(delay, from, told);
+                }
+            },
+            Happening::Report { to, from, report } => {
+                if let Some(process) = self.listening(to) {
+                    self.tell(process, Told::Report { from, report });
+                }
+            }
+            Happening::Request { to, request } => match self.listening(to) {
+                Some(process) => self.tell(process, Told::Request(request)),
+                None => {
+                    let answered = Answered { id: request.id, outcome: Outcome::NotApplied };
+                    self.clients.answered(&mut self.core, answered);
+                }
+            },
+            Happening::DialArrives { link } => {
+                let to = core.dialled_place(link);
+                let running = to.and_then(|to| self.listening(to));
+                let told = self.core.dial_arrives(link, running);
+                self.tell_some(told);
+            }
+            Happening::DialEnds { link, refused } => {
+                let told = core.dial_ends(link, refused);
+                self.tell_some(told);
+            }
+            Happening::Deliver { link, to, wire } => {
+                let told = core.deliver(link, to, wire);
+                self.tell_some(told);
+            }
+            Happening::Drain { link, to } => {
+                for (process, told) in core.drain(link, to) {
+                    self.tell(process, told);
+                }
+            }
+            Happening::Close { link, side } => {
+                let told = core.closed(link, side);
+                self.tell_some(told);
+            }
+            Happening::LinkTimeout { link } => core.link_timeout(link),
+            Happening::EtcdArrives { from, number, call } => core.etcd_arrives(from, number, call),
+            Happening::EtcdWatch { watcher } => {
+                let told = core.etcd_watched(watcher);
+                self.tell_some(told);
+            }
+            Happening::EtcdLeases => core.etcd_leases(),
+            Happening::Answered(answered) => self.clients.answered(core, answered),
+            Happening::Client { client } => self.clients.ask(core, client),
+            Happening::Fault => self.fault(),
+            Happening::FaultEnds { fault } => self.fault_ends(fault),
+            Happening::Restart { place } => self.restart(place),
+        }
+    }
+
+    fn tell_some(&mut self, told: Option<(Process, Told)>) {
+        if let Some((process, told)) = told {
+            self.tell(process, told);
+        }
+    }
+
+    /// Tells a process, unless that life of it is over.
+    fn tell(&mut self, to: Process, told: Told) {
+        let core = &mut self.core;
+        match to.place {
+            Place::Node(at) => {
+                let node = &mut self.nodes[at as usize];
+                if node.life == to.life {
+                    node.on(core, told);
+                    node.look(core);
+                }
+            }
+            Place::Gateway(at) => {
+                let gateway = &mut self.gateways[at as usize];
+                if gateway.life == to.life {
+                    gateway.on(core, told);
+                }
+            }
+            Place::Coordinator(at) => {
+                let coordinator = &mut self.coordinators[at as usize];
+                if coordinator.life == to.life {
+                    coordinator.on(core, told);
+                }
+            }
+            Place::Etcd => unreachable!("etcd is asked, not told"),
+        }
+    }
+
+    fn listening(&self, place: Place) -> Option<Process> {
+        match place {
+            Place::Node(at) => self.nodes[at as usize].listening(),
+            Place::Gateway(at) => {
+                let gateway = &self.gateways[at as usize];
+                (!gateway.is_down()).then(|| gateway.process())
+            }
+            Place::Coordinator(at) => {
+                let coordinator = &self.coordinators[at as usize];
+                (!coordinator.is_down()).then(|| coordinator.process())
+            }
+            Place::Etcd => None,
+        }
+    }
+
+    fn restart(&mut self, place: Place) {
+        match place {
+            Place::Node(at) => self.nodes[at as usize].start(&mut self.core),
+            Place::Gateway(at) => self.gateways[at as usize].start(&mut self.core),
+            Place::Coordinator(at) => self.coordinators[at as usize].start(&mut self.core),
+            Place::Etcd => {}
+        }
+    }
+}
