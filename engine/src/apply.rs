@@ -133,7 +133,7 @@ fn run(
         let hash = key::hash(name);
         let before = || {
             let base = loaded.get(&op.counter).copied().unwrap_or(0);
-            tables.cell(name, hash).map_or(base, |cell| cell.over(base))
+            tables.cell(name, hash).map_or(base, |cell| cell.value(Some(base)))
         };
         match op.kind {
             OpKind::Add { delta } => {

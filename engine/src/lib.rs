@@ -27,6 +27,7 @@ pub mod records;
 
 // The state a shard's log builds, and where it is kept.
 pub mod apply;
+pub mod digest;
 pub mod sessions;
 pub mod store;
 

@@ -325,7 +325,7 @@ impl Node {
         }
         let value = |(key, cell): (&CounterKey, &Option<Cell>)| {
             let below = base.get(key).copied().unwrap_or(0);
-            cell.map_or(below, |cell| cell.over(below))
+            cell.map_or(below, |cell| cell.value(Some(below)))
         };
         let values = waiting.keys.iter().zip(&waiting.cells).map(value).collect();
         let result = Ok(ReadResult { values, time: waiting.time });

@@ -1,0 +1,248 @@
+//! Which bytes of the log hold which entries: what may be deleted, and where to read.
+//!
+//! Each segment is cut into blocks of about a megabyte; a block knows, per shard, the ranges of seqs
+//! whose *latest* writing of the *present* copy it holds at most. A truncation, a new copy or a drop
+//! takes ranges away, so a range that is left is what a reader wants. (A carried entry is in two
+//! blocks; both hold the same.)
+//!
+//! What a newcomer gets wrong: only the *oldest* segments may go, without a gap, and only once the
+//! first group of the next one is durable: it restates what the deleted ones said of promises,
+//! copies and identity.
+
+use std::collections::BTreeMap;
+
+use crate::entry::Entry;
+use crate::ids::{Seq, ShardId};
+use crate::store::log::Record;
+use crate::store::log::group::{Owner, SEGMENT_HEADER_BYTES};
+use crate::store::log::scan::{Group, groups};
+
+/// A block is closed at this size: what a reader reads at least.
+const BLOCK_BYTES: usize = 1024 * 1024;
+
+/// Where entries of one shard are: `len` bytes of a segment's file from `offset` on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Piece {
+    pub segment: u64,
+    pub offset: usize,
+    pub len: usize,
+    /// Only entries from here …
+    pub from: Seq,
+    /// … to here are meant; others in it are outdated.
+    pub to: Seq,
+}
+
+/// How much of a shard's log is still needed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Needed {
+    pub shard: ShardId,
+    /// Up to here the shard's changes are flushed.
+    pub flushed: Seq,
+    /// Up to here they are durable on every member and learner.
+    pub members: Seq,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Index {
+    segments: BTreeMap<u64, Vec<Block>>,
+    /// First group of each segment.
+    first_group: BTreeMap<u64, u64>,
+}
+
+#[derive(Clone, Debug)]
+struct Block {
+    offset: usize,
+    len: usize,
+    ranges: BTreeMap<ShardId, Vec<(Seq, Seq)>>,
+}
+
+impl Block {
+    fn end(&self) -> usize {
+        self.offset + self.len
+    }
+}
+
+impl Index {
+    /// Notes a group found by recovery.
+    pub fn group(&mut self, group: &Group) {
+        self.begin(group.segment, group.offset, group.len, group.number);
+        for record in &group.records {
+            self.record(group.segment, record);
+        }
+    }
+
+    /// A group begins here; its records follow.
+    pub fn begin(&mut self, segment: u64, offset: usize, len: usize, group: u64) {
+        self.first_group.entry(segment).or_insert(group);
+        let blocks = self.segments.entry(segment).or_default();
+        match blocks.last_mut() {
+            Some(block) if block.len < BLOCK_BYTES && block.end() == offset => block.len += len,
+            _ => blocks.push(Block { offset, len, ranges: BTreeMap::new() }),
+        }
+    }
+
+    /// A record of the group last begun.
+    pub fn record(&mut self, segment: u64, record: &Record) {
+        match record {
+            Record::Append { shard, entry } => self.append(segment, *shard, entry.seq),
+            Record::Truncate { shard, after } => self.forget(*shard, *after),
+            Record::Copy { shard, .. } | Record::Drop { shard, .. } => self.forget(*shard, Seq(0)),
+            Record::Promise { .. } | Record::Identity(_) | Record::Shard { .. } => {}
+        }
+    }
+
+    fn append(&mut self, segment: u64, shard: ShardId, seq: Seq) {
+        let Some(block) = self.segments.get_mut(&segment).and_then(|blocks| blocks.last_mut())
+        else {
+            return;
+        };
+        let ranges = block.ranges.entry(shard).or_default();
+        if ranges.iter().any(|&(min, max)| min <= seq && seq <= max) {
+            return;
+        }
+        match ranges.last_mut() {
+            Some((_, max)) if max.0.checked_add(1) == Some(seq.0) => *max = seq,
+            _ => ranges.push((seq, seq)),
+        }
+    }
+
+    /// Entries of the shard above `after` are void.
+    fn forget(&mut self, shard: ShardId, after: Seq) {
+        for block in self.segments.values_mut().flatten() {
+            let Some(ranges) = block.ranges.get_mut(&shard) else { continue };
+            ranges.retain_mut(|(min, max)| {
+                *max = (*max).min(after);
+                *min <= after
+            });
+            if ranges.is_empty() {
+                block.ranges.remove(&shard);
+            }
+        }
+    }
+
+    /// Bytes in use, by all segments.
+    pub fn bytes(&self) -> usize {
+        let ends = self.segments.values().filter_map(|blocks| blocks.last());
+        ends.map(Block::end).sum()
+    }
+
+    /// The segments that may be deleted, oldest first. Within `log_keep_bytes` entries are kept for
+    /// members that lack them; beyond, only for this store's own recovery. A shard that `needed`
+    /// does not name is needed whole. `durable`: the last group known durable.
+    pub fn trimmable(&self, needed: &[Needed], log_keep_bytes: usize, durable: u64) -> Vec<u64> {
+        let mut bytes = self.bytes();
+        let mut out = Vec::new();
+        let mut segments = self.segments.iter().peekable();
+        while let Some((&segment, blocks)) = segments.next() {
+            let Some((next, _)) = segments.peek() else { break };
+            let restated = self.first_group.get(next).is_some_and(|&first| first <= durable);
+            let for_members = bytes <= log_keep_bytes;
+            if !restated || !needless(blocks, needed, for_members) {
+                break;
+            }
+            bytes -= blocks.last().map_or(SEGMENT_HEADER_BYTES, Block::end);
+            out.push(segment);
+        }
+        out
+    }
+
+    /// Shards whose unflushed entries in the oldest segment alone keep it: what is to be carried.
+    pub fn keeps_oldest(&self, needed: &[Needed]) -> Vec<(ShardId, Seq, Seq)> {
+        let Some(blocks) = self.segments.values().next().filter(|_| self.segments.len() > 1) else {
+            return Vec::new();
+        };
+        let mut out = Vec::new();
+        for (&shard, ranges) in blocks.iter().flat_map(|block| &block.ranges) {
+            let flushed =
+                needed.iter().find(|one| one.shard == shard).map_or(Seq(0), |one| one.flushed);
+            for &(min, max) in ranges.iter().filter(|(_, max)| *max > flushed) {
+                out.push((shard, min.max(flushed.next()), max));
+            }
+        }
+        out
+    }
+
+    /// The segment's file is gone.
+    pub fn deleted(&mut self, segment: u64) {
+        self.segments.remove(&segment);
+        self.first_group.remove(&segment);
+    }
+
+    /// Where the shard's entries from `from` on are, in order and without a gap: at least one piece
+    /// if the log holds `from`, and no more once they take `bytes_max`.
+    pub fn read(&self, shard: ShardId, from: Seq, bytes_max: usize) -> Vec<Piece> {
+        let mut out: Vec<Piece> = Vec::new();
+        let mut bytes = 0;
+        let mut next = from;
+        while out.is_empty() || bytes < bytes_max {
+            let Some(piece) = self.piece(shard, next) else { break };
+            bytes += piece.len;
+            next = Seq(piece.to.0.saturating_add(1));
+            out.push(piece);
+        }
+        out
+    }
+
+    /// The latest block that holds `seq`, and how far it goes.
+    fn piece(&self, shard: ShardId, seq: Seq) -> Option<Piece> {
+        let blocks =
+            self.segments.iter().rev().flat_map(|(&segment, blocks)| {
+                blocks.iter().rev().map(move |block| (segment, block))
+            });
+        blocks.into_iter().find_map(|(segment, block)| {
+            let ranges = block.ranges.get(&shard)?;
+            let &(_, to) = ranges.iter().find(|(min, max)| *min <= seq && seq <= *max)?;
+            Some(Piece { segment, offset: block.offset, len: block.len, from: seq, to })
+        })
+    }
+}
+
+fn needless(blocks: &[Block], needed: &[Needed], for_members: bool) -> bool {
+    blocks.iter().flat_map(|block| &block.ranges).all(|(&shard, ranges)| {
+        needed.iter().find(|one| one.shard == shard).is_some_and(|one| {
+            let keep = if for_members { one.flushed.min(one.members) } else { one.flushed };
+            ranges.iter().all(|&(_, max)| max <= keep)
+        })
+    })
+}
+
+/// The entries of the shard in the bytes of one piece, in order, until they take `bytes_max` (but at
+/// least one). Within the piece the last group that holds a position wins.
+pub fn scan_entries(
+    owner: Owner,
+    piece: Piece,
+    bytes: &[u8],
+    shard: ShardId,
+    bytes_max: usize,
+) -> Vec<Entry> {
+    let mut latest = BTreeMap::new();
+    for group in groups(owner, piece.segment, piece.offset, bytes) {
+        for record in group.records {
+            match record {
+                Record::Append { shard: of, entry } if of == shard => {
+                    latest.insert(entry.seq, entry);
+                }
+                Record::Truncate { shard: of, after } if of == shard => {
+                    latest.split_off(&Seq(after.0.saturating_add(1)));
+                }
+                Record::Copy { shard: of, .. } | Record::Drop { shard: of, .. } if of == shard => {
+                    latest.clear();
+                }
+                _ => {}
+            }
+        }
+    }
+    let mut taken = 0;
+    let mut next = piece.from;
+    let mut out = Vec::new();
+    for (seq, entry) in latest.into_iter().skip_while(|(seq, _)| *seq < piece.from) {
+        let full = !out.is_empty() && taken + entry.size() > bytes_max;
+        if full || seq > piece.to || seq != next {
+            break;
+        }
+        taken += entry.size();
+        next = Seq(seq.0.saturating_add(1));
+        out.push(entry);
+    }
+    out
+}
