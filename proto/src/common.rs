@@ -4,6 +4,7 @@ use engine::entry::Position;
 use engine::ids::{
     Boot, Chain, Epoch, Revision, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId, TimeMs,
 };
+use engine::message::DigestPoint;
 
 use crate::Invalid;
 use crate::wire;
@@ -123,6 +124,32 @@ impl TryFrom<wire::ShardEpoch> for (ShardId, Epoch) {
 
     fn try_from(from: wire::ShardEpoch) -> Result<Self, Invalid> {
         Ok((shard_of(from.shard)?, Epoch(from.epoch)))
+    }
+}
+
+impl From<DigestPoint> for wire::DigestPoint {
+    fn from(from: DigestPoint) -> Self {
+        Self {
+            shard: u32::from(from.shard.0),
+            seq: from.seq.0,
+            counters_high: (from.counters >> 64) as u64,
+            counters_low: from.counters as u64,
+            sessions_high: (from.sessions >> 64) as u64,
+            sessions_low: from.sessions as u64,
+        }
+    }
+}
+
+impl TryFrom<wire::DigestPoint> for DigestPoint {
+    type Error = Invalid;
+
+    fn try_from(from: wire::DigestPoint) -> Result<Self, Invalid> {
+        Ok(Self {
+            shard: shard_of(from.shard)?,
+            seq: Seq(from.seq),
+            counters: joined(from.counters_high, from.counters_low),
+            sessions: joined(from.sessions_high, from.sessions_low),
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Coordinator ⇄ storage node.
 
 use engine::ids::{Epoch, Seq, ShardId, StoreBoot};
-use engine::message::{NodeQuery, NodeQueryReply, Report, ShardEnd};
+use engine::message::{NodeQuery, NodeQueryReply, ReplicaStatus, Report, RoleStatus, ShardEnd};
 
 use crate::Invalid;
 use crate::common::{all, boot_of, each, shard_of, store_of};
@@ -18,6 +18,7 @@ impl wire::NodeQuery {
                 shard: u32::from(shard.0),
                 epoch: epoch.0,
             }),
+            NodeQuery::Status => node_query::Kind::Status(wire::Empty {}),
         };
         Self { open: Some(wire::Open::new(cluster, 0)), kind: Some(kind) }
     }
@@ -31,6 +32,7 @@ pub fn query_of(from: wire::NodeQuery) -> Result<NodeQuery, Invalid> {
         node_query::Kind::StepDown(step) => {
             NodeQuery::StepDown { shard: shard_of(step.shard)?, epoch: Epoch(step.epoch) }
         }
+        node_query::Kind::Status(_) => NodeQuery::Status,
     })
 }
 
@@ -53,6 +55,10 @@ impl From<NodeQueryReply> for wire::NodeQueryReply {
                     .map(|(epoch, seq)| wire::step_down_reply::End { epoch: epoch.0, seq: seq.0 });
                 Kind::StepDown(wire::StepDownReply { shard: u32::from(shard.0), end })
             }
+            NodeQueryReply::Status { from, replicas } => Kind::Status(wire::StatusReply {
+                from: Some(from.into()),
+                replicas: each(replicas),
+            }),
         };
         Self { kind: Some(kind) }
     }
@@ -74,6 +80,10 @@ impl TryFrom<wire::NodeQueryReply> for NodeQueryReply {
             Kind::StepDown(step) => Self::StepDown {
                 shard: shard_of(step.shard)?,
                 end: step.end.map(|end| (Epoch(end.epoch), Seq(end.seq))),
+            },
+            Kind::Status(status) => Self::Status {
+                from: boot_of("status.from", status.from)?,
+                replicas: all(status.replicas)?,
             },
         })
     }
@@ -102,6 +112,48 @@ impl TryFrom<wire::ShardEnd> for ShardEnd {
             last: (Epoch(from.last_epoch), Seq(from.last_seq)),
             applied: Seq(from.applied),
             unfit: from.unfit,
+        })
+    }
+}
+
+impl From<ReplicaStatus> for wire::ReplicaStatus {
+    fn from(from: ReplicaStatus) -> Self {
+        let primary = match from.role {
+            RoleStatus::Follower => None,
+            RoleStatus::Primary { epoch, open, silent, digest_mismatches } => {
+                let epoch = epoch.0;
+                Some(wire::PrimaryStatus { epoch, open, silent: each(silent), digest_mismatches })
+            }
+        };
+        Self {
+            shard: u32::from(from.shard.0),
+            promised: from.promised.0,
+            last: from.last.0,
+            applied: from.applied.0,
+            digest: Some(from.digest.into()),
+            primary,
+            stopped: from.stopped,
+        }
+    }
+}
+
+impl TryFrom<wire::ReplicaStatus> for ReplicaStatus {
+    type Error = Invalid;
+
+    fn try_from(from: wire::ReplicaStatus) -> Result<Self, Invalid> {
+        Ok(Self {
+            shard: shard_of(from.shard)?,
+            promised: Epoch(from.promised),
+            last: Seq(from.last),
+            applied: Seq(from.applied),
+            digest: from.digest.ok_or(Invalid::Missing("status.digest"))?.try_into()?,
+            role: from.primary.map_or(RoleStatus::Follower, |primary| RoleStatus::Primary {
+                epoch: Epoch(primary.epoch),
+                open: primary.open,
+                silent: primary.silent.into_iter().map(store_of).collect(),
+                digest_mismatches: primary.digest_mismatches,
+            }),
+            stopped: from.stopped,
         })
     }
 }

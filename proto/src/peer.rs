@@ -152,8 +152,8 @@ impl From<FromFollower> for wire::FromFollower {
                 shard: u32::from(shard.0),
                 reason: Some(reason.into()),
             }),
-            FromFollower::Alive { sent, fsync_age_ms } => {
-                Kind::Alive(wire::Alive { sent, fsync_age_ms })
+            FromFollower::Alive { sent, fsync_age_ms, digests } => {
+                Kind::Alive(wire::Alive { sent, fsync_age_ms, digests: each(digests) })
             }
             FromFollower::ReadIndex { round, newer } => {
                 Kind::ReadIndex(wire::ReadIndexAnswer { round, newer: each(newer) })
@@ -190,9 +190,11 @@ impl TryFrom<wire::FromFollower> for FromFollower {
                 shard: shard_of(reject.shard)?,
                 reason: reject.reason.ok_or(Invalid::Missing("reject.reason"))?.try_into()?,
             },
-            Kind::Alive(alive) => {
-                Self::Alive { sent: alive.sent, fsync_age_ms: alive.fsync_age_ms }
-            }
+            Kind::Alive(alive) => Self::Alive {
+                sent: alive.sent,
+                fsync_age_ms: alive.fsync_age_ms,
+                digests: all(alive.digests)?,
+            },
             Kind::ReadIndex(answer) => {
                 Self::ReadIndex { round: answer.round, newer: all(answer.newer)? }
             }

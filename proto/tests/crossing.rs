@@ -13,8 +13,9 @@ use engine::ids::{
 };
 use engine::key::CounterKey;
 use engine::message::{
-    Answer, FromFollower, GatewayMessage, NodeQuery, NodeQueryReply, NodeReply, ReadResult,
-    Refusal, Reject, Report, ShardAvailability, ShardEnd, Slice, ToFollower,
+    Answer, DigestPoint, FromFollower, GatewayMessage, NodeQuery, NodeQueryReply, NodeReply,
+    ReadResult, Refusal, Reject, ReplicaStatus, Report, RoleStatus, ShardAvailability, ShardEnd,
+    Slice, ToFollower,
 };
 use prost::Message;
 use proto::wire;
@@ -235,7 +236,11 @@ impl Random {
                     _ => Reject::NoSpace,
                 },
             },
-            4 => FromFollower::Alive { sent: self.number(), fsync_age_ms: self.number() },
+            4 => FromFollower::Alive {
+                sent: self.number(),
+                fsync_age_ms: self.number(),
+                digests: self.list(Self::digest),
+            },
             5 => FromFollower::ReadIndex {
                 round: self.number(),
                 newer: self.list(|r| (r.shard(), Epoch(r.number()))),
@@ -249,15 +254,49 @@ impl Random {
     }
 
     fn query(&mut self) -> NodeQuery {
-        match self.below(3) {
-            0 => NodeQuery::Probe { to: self.boot() },
+        match self.below(4) {
+            0 => NodeQuery::Status,
+            3 => NodeQuery::Probe { to: self.boot() },
             1 => NodeQuery::Gather { shards: self.list(Self::shard) },
             _ => NodeQuery::StepDown { shard: self.shard(), epoch: Epoch(self.number()) },
         }
     }
 
+    fn digest(&mut self) -> DigestPoint {
+        DigestPoint {
+            shard: self.shard(),
+            seq: Seq(self.number()),
+            counters: self.i128() as u128,
+            sessions: self.i128() as u128,
+        }
+    }
+
+    fn replica_status(&mut self) -> ReplicaStatus {
+        ReplicaStatus {
+            shard: self.shard(),
+            promised: Epoch(self.number()),
+            last: Seq(self.number()),
+            applied: Seq(self.number()),
+            digest: self.digest(),
+            role: match self.flag() {
+                true => RoleStatus::Follower,
+                false => RoleStatus::Primary {
+                    epoch: Epoch(self.number()),
+                    open: self.flag(),
+                    silent: self.list(Self::store),
+                    digest_mismatches: self.number(),
+                },
+            },
+            stopped: self.flag().then(|| self.number().to_string()),
+        }
+    }
+
     fn query_reply(&mut self) -> NodeQueryReply {
-        match self.below(4) {
+        match self.below(5) {
+            4 => NodeQueryReply::Status {
+                from: self.boot(),
+                replicas: self.list(Self::replica_status),
+            },
             0 => NodeQueryReply::Probe { from: self.boot(), fsync_age_ms: self.number() },
             1 => NodeQueryReply::Gather {
                 from: self.boot(),
