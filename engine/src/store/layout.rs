@@ -273,12 +273,14 @@ pub(super) fn put_position(out: &mut Vec<u8>, position: Position) {
 }
 
 pub(super) fn position(from: &mut Reader) -> Result<Position, Malformed> {
-    Ok(Position {
+    let position = Position {
         epoch: Epoch(from.varint("position epoch")?),
         seq: Seq(from.varint("position seq")?),
         chain: Chain(from.u64_le("position chain")?),
         time: TimeMs(from.varint("position time")?),
-    })
+    };
+    // A position must have a next one: whoever asks for it is not to overflow.
+    if position.seq.0 == u64::MAX { Err(Malformed("position seq")) } else { Ok(position) }
 }
 
 fn put_sessions(out: &mut Vec<u8>, sessions: &Sessions) {
@@ -407,4 +409,217 @@ pub fn scrub<'a>(rows: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Result
         let share = digest::share(digest::weight(counter.name()), decode_counter(value)?);
         Ok(sum.wrapping_add(share))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Revision, SessionId};
+    use crate::key;
+    use crate::store::table::Table;
+    use crate::store::testing::Random;
+
+    #[track_caller]
+    fn check_merge(existing: Option<i128>, operands: &[i128], want: i128) {
+        let existing = existing.map(counter_value);
+        let operands: Vec<_> = operands.iter().copied().map(counter_operand).collect();
+        let got = merge(existing.as_deref(), operands.iter().map(Vec::as_slice));
+        assert_eq!(got, Ok(counter_value(want)));
+    }
+
+    #[test]
+    fn merging_adds() {
+        check_merge(None, &[], 0);
+        check_merge(None, &[5, -7], -2);
+        check_merge(Some(10), &[5], 15);
+        check_merge(Some(i128::MAX), &[1], i128::MIN);
+    }
+
+    /// However a compaction groups the operands, the value is the same.
+    #[test]
+    fn merging_is_associative() {
+        let mut random = Random::new(5);
+        for _ in 0..500 {
+            let number = |random: &mut Random| i128::from(random.next() as i64) << random.below(64);
+            let base = counter_value(number(&mut random));
+            let operands: Vec<_> = (0..5).map(|_| counter_operand(number(&mut random))).collect();
+            let slices: Vec<_> = operands.iter().map(Vec::as_slice).collect();
+            let all = merge(Some(&base), slices.iter().copied()).unwrap();
+            let (early, late) = slices.split_at(random.below(6) as usize);
+            let early = merge_operands(early.iter().copied()).unwrap();
+            let late = merge_operands(late.iter().copied()).unwrap();
+            assert_eq!(merge(Some(&base), [&early[..], &late[..]]), Ok(all));
+        }
+    }
+
+    #[track_caller]
+    fn check_corrupt(existing: Option<&[u8]>, operands: &[&[u8]]) {
+        assert!(merge(existing, operands.iter().copied()).is_err());
+    }
+
+    #[test]
+    fn what_is_not_understood_is_never_folded() {
+        check_corrupt(Some(&[]), &[]);
+        check_corrupt(None, &[&[]]);
+        check_corrupt(None, &[&[TAG_OPERAND]]);
+        check_corrupt(None, &[&[TAG_OPERAND, 2, 0]]);
+        check_corrupt(None, &[&counter_value(1)]);
+        check_corrupt(Some(&counter_operand(1)), &[]);
+        check_corrupt(Some(&[TAG_VALUE | FLAG_EXPIRY, 2, 9]), &[]);
+        check_corrupt(Some(&[0x21, 2]), &[]);
+    }
+
+    /// Golden: these bytes are in databases on disk.
+    #[test]
+    fn keys_and_counters_never_change() {
+        assert_eq!(counter_key(Slot(0x0102), b"ns\0k"), *b"\x01\x01\x02ns\0k");
+        let hash = idempotency_key(Slot(3), 7);
+        assert_eq!(hash, [&[2, 0, 3][..], &[0; 15], &[7]].concat());
+        assert_eq!(shard_key(ShardId(0xfffe)), [3, 0xff, 0xfe]);
+        assert_eq!(counter_value(300), [1, 0xd8, 0x04]);
+        assert_eq!(counter_operand(-1), [2, 1]);
+        let record =
+            IdempotencyRecord { bucket: 1, fingerprint: 2, result: Bytes::from_static(b"r") };
+        let want = [&[1, 1, 2][..], &[0; 15], &[1, b'r']].concat();
+        assert_eq!(record.encode(), want);
+        assert_eq!(IdempotencyRecord::decode(&want), Ok(record));
+    }
+
+    fn full_state() -> ShardState {
+        let session = |revision| SessionId(Revision { incarnation: 1, revision });
+        let row = |result| Row {
+            last: Bseq(4),
+            answered_below: Bseq(4),
+            results: [(Bseq(4), result)].into(),
+        };
+        let applied =
+            Position { epoch: Epoch(2), seq: Seq(9), chain: Chain(0x0807), time: TimeMs(77) };
+        let collection =
+            Collection { r: Revision { incarnation: 1, revision: 8 }, l: [session(5)].into() };
+        let rows = [
+            (session(5), row(BatchResult::Applied { values: vec![-1, 300] })),
+            (session(9), row(BatchResult::Malformed)),
+        ];
+        ShardState {
+            slots: Slots { lo: 16, hi: 31 },
+            applied,
+            counter_digest: 3,
+            sessions: Sessions { collection, rows: rows.into() },
+        }
+    }
+
+    /// Golden, field by field.
+    #[test]
+    fn the_shard_record_never_changes() {
+        let want = [
+            &[1, 6][..],                         // format, copy
+            &[0, 16, 0, 31],                     // slots
+            &[2, 9, 7, 8, 0, 0, 0, 0, 0, 0, 77], // applied
+            &[3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            &[1, 8, 1, 1, 5],                      // collection
+            &[2],                                  // rows
+            &[1, 5, 4, 4, 1, 4, 0, 2, 1, 0xd8, 4], // a row, its values
+            &[1, 9, 4, 4, 1, 4, 1],                // a row, malformed
+            &[0],                                  // buckets
+        ]
+        .concat();
+        assert_eq!(encode_shard(CopyNo(6), &full_state()), want);
+        assert_eq!(decode_shard(&want), Ok((CopyNo(6), full_state())));
+    }
+
+    #[test]
+    fn a_cut_or_altered_shard_record_never_panics() {
+        let whole = encode_shard(CopyNo(6), &full_state());
+        for at in 0..whole.len() {
+            assert!(decode_shard(&whole[..at]).is_err(), "cut at {at}");
+            for bit in 0..8 {
+                let mut altered = whole.clone();
+                altered[at] ^= 1 << bit;
+                let _ = decode_shard(&altered);
+            }
+        }
+    }
+
+    #[test]
+    fn the_ranges_hold_the_shard_and_nothing_else() {
+        for slots in
+            [Slots { lo: 0, hi: 7 }, Slots { lo: 256, hi: 511 }, Slots { lo: 9, hi: u16::MAX }]
+        {
+            for slot in [0, 7, 8, 9, 255, 256, 511, 512, u16::MAX] {
+                let keys = [
+                    counter_key(Slot(slot), b"zz\0\xff"),
+                    idempotency_key(Slot(slot), u128::MAX),
+                    shard_key(ShardId(slot)),
+                ];
+                for (key, (begin, end)) in keys.iter().zip(ranges(slots)) {
+                    let inside = begin <= *key && *key < end;
+                    assert_eq!(inside, slots.contains(Slot(slot)), "{slots:?} {slot} {key:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn keys_read_back_and_a_misplaced_counter_is_refused() {
+        let counter = CounterKey::new(b"ns", b"k").unwrap();
+        let slot = counter.slot();
+        let row = counter_key(slot, counter.name());
+        assert_eq!(RowKey::decode(&row), Ok(RowKey::Counter { slot, counter: counter.clone() }));
+        let misplaced = counter_key(Slot(slot.0 ^ 1), counter.name());
+        assert_eq!(RowKey::decode(&misplaced), Err(Malformed("row slot")));
+        assert_eq!(
+            RowKey::decode(&idempotency_key(Slot(1), 5)),
+            Ok(RowKey::Idempotency { slot: Slot(1), hash: 5 })
+        );
+        assert_eq!(RowKey::decode(&shard_key(ShardId(4))), Ok(RowKey::Shard(ShardId(4))));
+        assert_eq!(RowKey::decode(&[9, 0, 0]), Err(Malformed("row kind")));
+    }
+
+    #[test]
+    fn a_flush_is_sorted_and_leaves_out_what_no_shard_owns() {
+        let mut table = Table::new();
+        let names: Vec<_> = (0..200).map(|n| format!("ns\0{n}").into_bytes()).collect();
+        for (n, name) in names.iter().enumerate() {
+            match n % 4 {
+                0 => table.add(name, key::hash(name), 5),
+                1 => table.add(name, key::hash(name), 0),
+                2 => table.set(name, key::hash(name), 0),
+                _ => table.set(name, key::hash(name), 9),
+            }
+        }
+        let slots = Slots { lo: 0, hi: 0x7fff };
+        let shards = [(CopyNo(1), ShardState { slots, ..ShardState::default() })];
+        let frozen = table.freeze();
+        let rows: Vec<_> = rows(&frozen, &shards).collect();
+        assert!(rows.windows(2).all(|two| two[0].0 < two[1].0));
+        let mut want = BTreeMap::new();
+        for (n, name) in names.iter().enumerate() {
+            let slot = key::slot_of(key::hash(name));
+            let change = match n % 4 {
+                0 => Change::Merge(counter_operand(5)),
+                1 => continue,
+                2 => Change::Delete,
+                _ => Change::Put(counter_value(9)),
+            };
+            if slots.contains(slot) {
+                want.insert(counter_key(slot, name), change);
+            }
+        }
+        want.insert(shard_key(ShardId(0)), Change::Put(encode_shard(CopyNo(1), &shards[0].1)));
+        assert_eq!(rows, want.into_iter().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_scrubber_finds_the_digest() {
+        let row = |key: &str, value| {
+            let counter = CounterKey::new(b"ns", key.as_bytes()).unwrap();
+            (counter_key(counter.slot(), counter.name()), counter_value(value))
+        };
+        let rows = [row("a", 5), row("b", -3), row("c", 0)];
+        let got = scrub(rows.iter().map(|(key, value)| (&key[..], &value[..])));
+        let weigh = |name: &[u8], value| digest::share(digest::weight(name), value);
+        assert_eq!(got, Ok(weigh(b"ns\0a", 5).wrapping_add(weigh(b"ns\0b", -3))));
+        let bad = [(&rows[0].0[..], &[9u8, 9][..])];
+        assert!(scrub(bad).is_err());
+    }
 }

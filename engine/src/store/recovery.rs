@@ -51,6 +51,8 @@ struct Found {
 #[derive(Debug)]
 pub struct Plan {
     pub replicas: Vec<RecoveredReplica>,
+    /// None on a new disk. None *with* damage is a store that no longer knows who it is: it must
+    /// not start as a new one.
     pub identity: Option<Identity>,
     /// What the log writer goes on with.
     pub resume: Resume,
@@ -219,5 +221,221 @@ impl Found {
         suspect |= self.small.held.is_none_or(|held| at.seq != held.last);
         self.small.suspect = suspect;
         RecoveredContent { state, entries, suspect }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::entry::Position;
+    use crate::ids::{Epoch, TimeMs};
+    use crate::store::log::scan::Scanner;
+    use crate::store::log::writer::Writer;
+    use crate::store::testing::{Segments, random_log};
+
+    const SHARD: ShardId = ShardId(16);
+    const SLOTS: Slots = Slots { lo: 16, hi: 31 };
+
+    fn recover(state: Vec<(CopyNo, ShardState)>, segments: &Segments) -> Plan {
+        let mut scanner = Scanner::new(None);
+        let mut recovery = Recovery::new(state);
+        for (&segment, bytes) in segments {
+            for group in scanner.segment(segment, &Bytes::copy_from_slice(bytes)) {
+                recovery.group(group);
+            }
+        }
+        recovery.finish(scanner.finish())
+    }
+
+    /// A log of these groups, in one segment.
+    fn log(groups: Vec<Vec<Record>>) -> Segments {
+        log_after(Resume::default(), groups)
+    }
+
+    fn log_after(resume: Resume, groups: Vec<Vec<Record>>) -> Segments {
+        let first = resume.next_group.max(1);
+        let mut writer = Writer::new(resume, 1 << 16);
+        let mut segments = Segments::new();
+        for (number, group) in (first..).zip(groups) {
+            for record in group {
+                writer.write(record);
+            }
+            crate::store::testing::put(&mut segments, writer.sync(number));
+            writer.durable(number);
+        }
+        segments
+    }
+
+    /// Entries 1, 2, 3 … of epoch 1.
+    fn entries(count: usize) -> Vec<Entry> {
+        let mut at = Position::default();
+        (0..count)
+            .map(|bucket| {
+                let body = Body::Expire { bucket: bucket as u64 };
+                let entry = Entry::after(at, Epoch(1), TimeMs(7), body);
+                at = entry.position();
+                entry
+            })
+            .collect()
+    }
+
+    fn appends(entries: &[Entry]) -> Vec<Record> {
+        entries.iter().map(|entry| Record::Append { shard: SHARD, entry: entry.clone() }).collect()
+    }
+
+    fn copy(number: u64, base: Position) -> Record {
+        Record::Copy { shard: SHARD, slots: SLOTS, copy: CopyNo(number), base }
+    }
+
+    fn promise(epoch: u64) -> Record {
+        Record::Promise { shard: SHARD, epoch: Epoch(epoch) }
+    }
+
+    fn state(copy: u64, applied: Position) -> Vec<(CopyNo, ShardState)> {
+        vec![(CopyNo(copy), ShardState { slots: SLOTS, applied, ..ShardState::default() })]
+    }
+
+    /// (copy, promised, applied, seqs of the entries, suspect), and stale rows.
+    type Short = (u64, u64, Option<(u64, Vec<u64>, bool)>, usize);
+
+    #[track_caller]
+    fn check(state: Vec<(CopyNo, ShardState)>, groups: Vec<Vec<Record>>, want: Short) {
+        let plan = recover(state.clone(), &log(groups.clone()));
+        assert_eq!(short(&plan), want);
+        // And once more after the restart has restated it all, its older segments gone.
+        let entries = groups.into_iter().flatten();
+        let carried = entries.filter(|record| matches!(record, Record::Append { .. }));
+        let kept: Vec<_> = carried
+            .filter(|record| match (record, &plan.replicas[0].content) {
+                (Record::Append { entry, .. }, Some(content)) => content.entries.contains(entry),
+                _ => false,
+            })
+            .collect();
+        let again = recover(state, &log_after(plan.resume, vec![vec![], kept]));
+        assert_eq!(short(&again), want, "after a restart");
+    }
+
+    fn short(plan: &Plan) -> Short {
+        let replica = &plan.replicas[0];
+        let content = replica.content.as_ref().map(|content| {
+            let seqs = content.entries.iter().map(|entry| entry.seq.0).collect();
+            (content.state.applied.seq.0, seqs, content.suspect)
+        });
+        (replica.copy.0, replica.promised.0, content, plan.stale_rows.len())
+    }
+
+    #[test]
+    fn the_log_is_replayed_above_what_the_state_has() {
+        let all = entries(4);
+        let groups = vec![vec![promise(3), copy(1, Position::default())], appends(&all)];
+        check(vec![], groups.clone(), (1, 3, Some((0, vec![1, 2, 3, 4], false)), 0));
+        check(state(1, all[1].position()), groups, (1, 3, Some((2, vec![3, 4], false)), 0));
+    }
+
+    #[test]
+    fn what_was_written_again_wins() {
+        let all = entries(4);
+        let other = Entry::after(all[1].position(), Epoch(2), TimeMs(8), Body::Barrier);
+        let rewritten = vec![
+            Record::Truncate { shard: SHARD, after: Seq(2) },
+            Record::Append { shard: SHARD, entry: other },
+        ];
+        let groups = vec![vec![copy(1, Position::default())], appends(&all), rewritten];
+        check(state(1, all[1].position()), groups, (1, 2, Some((2, vec![3], false)), 0));
+    }
+
+    #[test]
+    fn a_carried_entry_changes_nothing() {
+        let all = entries(3);
+        let groups = vec![vec![copy(1, Position::default())], appends(&all), appends(&all[1..2])];
+        check(vec![], groups, (1, 1, Some((0, vec![1, 2, 3], false)), 0));
+    }
+
+    #[test]
+    fn a_snapshot_ingested_but_not_yet_logged_voids_the_log() {
+        let all = entries(4);
+        let groups = vec![vec![copy(1, Position::default())], appends(&all)];
+        check(state(2, all[1].position()), groups, (2, 1, Some((2, vec![], false)), 0));
+    }
+
+    #[test]
+    fn a_dropped_copy_leaves_number_and_promise() {
+        let drop = Record::Drop { shard: SHARD, copy: CopyNo(2) };
+        let groups = vec![vec![promise(5), copy(1, Position::default())], vec![drop]];
+        check(vec![], groups.clone(), (2, 5, None, 0));
+        check(state(1, Position::default()), groups, (2, 5, None, 1));
+    }
+
+    #[test]
+    fn a_copy_that_began_empty_does_not_inherit_rows() {
+        let all = entries(2);
+        let groups = vec![vec![copy(3, Position::default())], appends(&all)];
+        check(state(1, all[1].position()), groups, (3, 1, Some((0, vec![1, 2], false)), 1));
+    }
+
+    #[test]
+    fn an_installed_copy_without_its_state_is_suspect() {
+        let base = entries(2)[1].position();
+        check(vec![], vec![vec![copy(3, base)]], (3, 0, Some((0, vec![], true)), 0));
+    }
+
+    #[test]
+    fn a_gap_makes_the_copy_suspect() {
+        let all = entries(4);
+        let broken = [&all[..1], &all[2..]].concat();
+        let groups = vec![vec![copy(1, Position::default())], appends(&broken)];
+        check(vec![], groups, (1, 1, Some((0, vec![1], true)), 0));
+    }
+
+    #[test]
+    fn a_log_behind_the_state_is_suspect() {
+        let all = entries(4);
+        let groups = vec![vec![copy(1, Position::default())], appends(&all[..2])];
+        check(state(1, all[3].position()), groups, (1, 1, Some((4, vec![], true)), 0));
+    }
+
+    #[test]
+    fn a_state_without_a_log_is_suspect() {
+        let at = entries(2)[1].position();
+        let plan = recover(state(1, at), &Segments::new());
+        assert!(plan.replicas[0].content.as_ref().unwrap().suspect);
+    }
+
+    /// What proved the damage is cut or trimmed away; the restatement still says so, until the copy
+    /// is replaced.
+    #[test]
+    fn suspicion_outlives_its_proof() {
+        let all = entries(2);
+        let mut segments = log(vec![vec![copy(1, Position::default())], appends(&all), vec![]]);
+        // In the second group's body; the third group's header says that it was durable.
+        let at = segments[&1].windows(4).rposition(|four| four == *b"dkg\x01").unwrap() - 1;
+        segments.get_mut(&1).unwrap()[at] ^= 1;
+        let plan = recover(vec![], &segments);
+        assert!(plan.is_damaged());
+        let replaced = vec![copy(2, all[1].position())];
+        let mut resume = plan.resume;
+        resume.shards.get_mut(&SHARD).unwrap().held.as_mut().unwrap().last = Seq(0);
+        let later = recover(vec![], &log_after(resume.clone(), vec![vec![]]));
+        assert_eq!(short(&later), (1, 0, Some((0, vec![], true)), 0));
+        let state = state(2, all[1].position());
+        let replaced = recover(state, &log_after(resume, vec![vec![], replaced]));
+        assert_eq!(short(&replaced), (2, 1, Some((2, vec![], false)), 0));
+    }
+
+    /// One flipped bit in any durable group: no copy may be trusted, none panics.
+    #[test]
+    fn damage_anywhere_makes_every_copy_suspect() {
+        let log = random_log(1, 8, 500);
+        let segment = *log.segments.keys().next().unwrap();
+        for at in 64..log.segments[&segment].len() {
+            let mut flipped = log.segments.clone();
+            flipped.get_mut(&segment).unwrap()[at] ^= 4;
+            let plan = recover(vec![], &flipped);
+            assert!(plan.is_damaged(), "at {at}");
+            let contents = plan.replicas.iter().filter_map(|replica| replica.content.as_ref());
+            assert!(contents.into_iter().all(|content| content.suspect), "at {at}");
+        }
     }
 }

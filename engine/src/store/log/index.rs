@@ -2,8 +2,8 @@
 //!
 //! Each segment is cut into blocks of about a megabyte; a block knows, per shard, the ranges of seqs
 //! whose *latest* writing of the *present* copy it holds at most. A truncation, a new copy or a drop
-//! takes ranges away, so a range that is left is what a reader wants. (A carried entry is in two
-//! blocks; both hold the same.)
+//! takes ranges away, and so does carrying an entry into a newer segment: a range that is left is what
+//! a reader wants, and what keeps its segment.
 //!
 //! What a newcomer gets wrong: only the *oldest* segments may go, without a gap, and only once the
 //! first group of the next one is durable: it restates what the deleted ones said of promises,
@@ -47,6 +47,8 @@ pub struct Index {
     segments: BTreeMap<u64, Vec<Block>>,
     /// First group of each segment.
     first_group: BTreeMap<u64, u64>,
+    /// The highest seq of each shard: what comes at or below it was written again.
+    last: BTreeMap<ShardId, Seq>,
 }
 
 #[derive(Clone, Debug)]
@@ -92,6 +94,11 @@ impl Index {
     }
 
     fn append(&mut self, segment: u64, shard: ShardId, seq: Seq) {
+        if self.last.get(&shard).is_some_and(|&last| seq <= last) {
+            self.carried(segment, shard, seq);
+        }
+        let last = self.last.entry(shard).or_default();
+        *last = seq.max(*last);
         let Some(block) = self.segments.get_mut(&segment).and_then(|blocks| blocks.last_mut())
         else {
             return;
@@ -106,8 +113,30 @@ impl Index {
         }
     }
 
+    /// The entry was written again: older blocks no longer hold it.
+    fn carried(&mut self, segment: u64, shard: ShardId, seq: Seq) {
+        for (_, blocks) in self.segments.range_mut(..segment) {
+            for block in blocks {
+                let Some(ranges) = block.ranges.get_mut(&shard) else { continue };
+                let without = ranges.iter().flat_map(|&(min, max)| {
+                    if seq < min || max < seq {
+                        return [(min, max), (Seq(1), Seq(0))];
+                    }
+                    [(min, seq.prev()), (Seq(seq.0.saturating_add(1)), max)]
+                });
+                *ranges = without.filter(|(min, max)| min <= max).collect();
+                if ranges.is_empty() {
+                    block.ranges.remove(&shard);
+                }
+            }
+        }
+    }
+
     /// Entries of the shard above `after` are void.
     fn forget(&mut self, shard: ShardId, after: Seq) {
+        if let Some(last) = self.last.get_mut(&shard) {
+            *last = after.min(*last);
+        }
         for block in self.segments.values_mut().flatten() {
             let Some(ranges) = block.ranges.get_mut(&shard) else { continue };
             ranges.retain_mut(|(min, max)| {
@@ -245,4 +274,136 @@ pub fn scan_entries(
         out.push(entry);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::log::writer::{Resume, Writer};
+    use crate::store::testing::{Segments, put, random_log};
+
+    fn index_of(seed: u64) -> (Index, Segments, BTreeMap<ShardId, BTreeMap<Seq, Entry>>) {
+        let log = random_log(seed, 40, 700);
+        let mut index = Index::default();
+        let mut scanner = crate::store::log::scan::Scanner::new(None);
+        for (&segment, bytes) in &log.segments {
+            for group in scanner.segment(segment, &bytes.clone().into()) {
+                index.group(&group);
+            }
+        }
+        let mut want: BTreeMap<ShardId, BTreeMap<Seq, Entry>> = BTreeMap::new();
+        for record in log.groups.into_iter().flatten() {
+            match record {
+                Record::Append { shard, entry } => {
+                    want.entry(shard).or_default().insert(entry.seq, entry);
+                }
+                Record::Truncate { shard, after } => {
+                    want.entry(shard).or_default().split_off(&after.next());
+                }
+                _ => {}
+            }
+        }
+        (index, log.segments, want)
+    }
+
+    /// From every seq on, a reader gets the latest entries, in order, without a gap.
+    #[test]
+    fn reads_give_the_latest_entries() {
+        for seed in 0..30 {
+            let (index, segments, want) = index_of(seed);
+            let owner = Owner { cluster: 1, store: crate::ids::StoreId(2) };
+            for (&shard, entries) in &want {
+                for &from in entries.keys() {
+                    let mut got = Vec::new();
+                    for piece in index.read(shard, from, usize::MAX) {
+                        let bytes = &segments[&piece.segment];
+                        let bytes = &bytes[piece.offset..piece.offset + piece.len];
+                        got.extend(scan_entries(owner, piece, bytes, shard, usize::MAX));
+                    }
+                    let want: Vec<_> = entries.range(from..).map(|(_, one)| one.clone()).collect();
+                    assert_eq!(got, want, "seed {seed} {shard} from {from:?}");
+                }
+                let beyond = Seq(entries.len() as u64 + 1);
+                assert_eq!(index.read(shard, beyond, 1), []);
+            }
+        }
+    }
+
+    fn needed(shard: u16, flushed: u64, members: u64) -> Needed {
+        Needed { shard: ShardId(shard), flushed: Seq(flushed), members: Seq(members) }
+    }
+
+    /// Shard 1 has entries 1..=3 in segments 1..=3, one each; shard 2 has entry 1 in segment 2.
+    fn three_segments() -> Index {
+        let mut index = Index::default();
+        for segment in 1..=3 {
+            index.begin(segment, SEGMENT_HEADER_BYTES, 100, segment * 10);
+            index.append(segment, ShardId(1), Seq(segment));
+        }
+        index.append(2, ShardId(2), Seq(1));
+        index
+    }
+
+    #[track_caller]
+    fn check(keep: &[Needed], log_keep_bytes: usize, durable: u64, want: &[u64]) {
+        assert_eq!(three_segments().trimmable(keep, log_keep_bytes, durable), want);
+    }
+
+    #[test]
+    fn only_what_nobody_needs_goes() {
+        let all = usize::MAX;
+        check(&[needed(1, 9, 9), needed(2, 9, 9)], all, 99, &[1, 2]);
+        check(&[needed(1, 9, 1), needed(2, 9, 9)], all, 99, &[1]);
+        check(&[needed(1, 1, 9), needed(2, 9, 9)], all, 99, &[1]);
+        check(&[needed(1, 9, 9), needed(2, 0, 9)], all, 99, &[1]);
+        check(&[needed(1, 9, 9)], all, 99, &[1]);
+        check(&[needed(1, 0, 9), needed(2, 9, 9)], all, 99, &[]);
+    }
+
+    #[test]
+    fn what_a_segment_says_must_be_restated_durably_first() {
+        let keep = [needed(1, 9, 9), needed(2, 9, 9)];
+        check(&keep, usize::MAX, 29, &[1]);
+        check(&keep, usize::MAX, 19, &[]);
+    }
+
+    /// Three segments of 164 bytes: beyond 400 the members' needs give way, one segment's worth.
+    #[test]
+    fn beyond_the_limit_only_the_store_itself_counts() {
+        check(&[needed(1, 9, 0), needed(2, 9, 0)], 400, 99, &[1]);
+        check(&[needed(1, 0, 0), needed(2, 9, 0)], 0, 99, &[]);
+    }
+
+    #[test]
+    fn what_keeps_the_oldest_segment_is_named() {
+        let index = three_segments();
+        assert_eq!(index.keeps_oldest(&[needed(1, 0, 0)]), [(ShardId(1), Seq(1), Seq(1))]);
+        assert_eq!(index.keeps_oldest(&[needed(1, 1, 0)]), []);
+    }
+
+    /// A carried entry no longer keeps the segment that it came from.
+    #[test]
+    fn a_carried_entry_lets_its_segment_go() {
+        let mut index = three_segments();
+        index.append(3, ShardId(1), Seq(1));
+        assert_eq!(index.trimmable(&[needed(1, 0, 0), needed(2, 9, 9)], 0, 99), [1]);
+    }
+
+    #[test]
+    fn the_writer_keeps_the_index() {
+        let mut writer = Writer::new(Resume::default(), 1 << 16);
+        let mut segments = Segments::new();
+        let entry = Entry::after(
+            crate::entry::Position::default(),
+            crate::ids::Epoch(1),
+            crate::ids::TimeMs(1),
+            crate::entry::Body::Barrier,
+        );
+        writer.write(Record::Append { shard: ShardId(1), entry: entry.clone() });
+        put(&mut segments, writer.sync(1));
+        let piece = writer.index().read(ShardId(1), Seq(1), 1)[0];
+        let bytes = &segments[&piece.segment][piece.offset..piece.offset + piece.len];
+        let got = scan_entries(writer.owner(), piece, bytes, ShardId(1), 1);
+        assert_eq!(got, [entry]);
+    }
 }

@@ -162,6 +162,11 @@ impl Writer {
         &mut self.index
     }
 
+    /// The number of the segment to come: its file may be filled with zeros ahead of time.
+    pub fn next_segment(&self) -> u64 {
+        self.next_segment
+    }
+
     pub fn owner(&self) -> Owner {
         self.owner
     }
@@ -188,5 +193,123 @@ impl Writer {
             }
         }
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::Position;
+    use crate::ids::{CopyNo, Epoch, Seq, Slots};
+    use crate::store::log::Held;
+    use crate::store::log::scan::Scanner;
+
+    const SHARD: ShardId = ShardId(16);
+
+    fn promise(epoch: u64) -> Record {
+        Record::Promise { shard: SHARD, epoch: Epoch(epoch) }
+    }
+
+    fn copy(number: u64) -> Record {
+        let base = Position { seq: Seq(4), ..Position::default() };
+        Record::Copy { shard: SHARD, slots: Slots { lo: 16, hi: 31 }, copy: CopyNo(number), base }
+    }
+
+    fn small(promised: u64, copy: u64, held: bool) -> Record {
+        let base = Position { seq: Seq(4), ..Position::default() };
+        let held = held.then_some(Held { slots: Slots { lo: 16, hi: 31 }, base, last: Seq(4) });
+        let small =
+            SmallState { promised: Epoch(promised), copy: CopyNo(copy), suspect: false, held };
+        Record::Shard { shard: SHARD, small }
+    }
+
+    /// What the groups hold when each begins a segment of its own.
+    #[track_caller]
+    fn check(groups: Vec<Vec<Record>>, want: Vec<Vec<Record>>) {
+        let mut writer = Writer::new(Resume::default(), 0);
+        let mut scanner = Scanner::new(None);
+        let mut got = Vec::new();
+        for (number, group) in (1..).zip(groups) {
+            for record in group {
+                writer.write(record);
+            }
+            let output = writer.sync(number);
+            let mut bytes = output.new_segment.expect("too small for two").to_vec();
+            bytes.extend_from_slice(&output.bytes);
+            let found = scanner.segment(output.segment, &bytes.into());
+            got.extend(found.into_iter().map(|group| group.records));
+        }
+        assert_eq!(got, want);
+    }
+
+    /// Each segment begins with how things stood before its first group, not after.
+    #[test]
+    fn a_segment_restates_what_was_before_it() {
+        check(
+            vec![vec![promise(3)], vec![copy(1), promise(5)], vec![]],
+            vec![
+                vec![promise(3)],
+                vec![small(3, 0, false), copy(1), promise(5)],
+                vec![small(5, 1, true)],
+            ],
+        );
+    }
+
+    #[test]
+    fn a_group_larger_than_a_segment_gets_one_of_its_own() {
+        let mut writer = Writer::new(Resume::default(), 100);
+        writer.write(copy(1));
+        writer.write(copy(2));
+        writer.write(copy(3));
+        let output = writer.sync(1);
+        assert_eq!(output.segment_bytes, output.offset + output.bytes.len());
+    }
+
+    #[test]
+    #[should_panic(expected = "without a gap")]
+    fn a_group_out_of_turn_is_a_bug() {
+        Writer::new(Resume::default(), 100).sync(2);
+    }
+
+    /// Golden: a whole segment, byte by byte. These bytes are on disks.
+    #[test]
+    fn the_bytes_never_change() {
+        let owner = Owner { cluster: 0x0102, store: crate::ids::StoreId(0x0304) };
+        let mut writer = Writer::new(Resume { owner, ..Resume::default() }, 1 << 10);
+        let entry = crate::entry::Entry::after(
+            Position { seq: Seq(4), ..Position::default() },
+            Epoch(1),
+            crate::ids::TimeMs(300),
+            crate::entry::Body::Barrier,
+        );
+        let identity = Identity {
+            cluster: 0x0102,
+            store: crate::ids::StoreId(0x0304),
+            boot: crate::ids::Boot(1),
+            nonce: 5,
+            previous_nonce: 6,
+            kernel_boot: 7,
+        };
+        writer.write(Record::Identity(identity));
+        writer.write(promise(3));
+        writer.write(copy(1));
+        let first = writer.sync(1);
+        writer.durable(1);
+        writer.write(Record::Append { shard: SHARD, entry });
+        writer.write(Record::Truncate { shard: SHARD, after: Seq(4) });
+        writer.write(Record::Drop { shard: SHARD, copy: CopyNo(2) });
+        writer.write(small(3, 1, true));
+        let second = writer.sync(2);
+        let mut bytes = first.new_segment.unwrap().to_vec();
+        bytes.extend_from_slice(&first.bytes);
+        bytes.extend_from_slice(&second.bytes);
+        let hex = |line: &[u8]| line.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let lines: Vec<_> = bytes.chunks(32).map(hex).collect();
+        let golden: Vec<_> = include_str!("../golden/segment.hex").lines().collect();
+        assert_eq!(lines, golden);
+        let mut scanner = Scanner::new(None);
+        let groups = scanner.segment(1, &bytes.into());
+        assert_eq!(groups.iter().map(|group| group.records.len()).collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(scanner.finish().damage, []);
     }
 }
