@@ -410,40 +410,4 @@ mod tests {
         }
         assert_eq!(table.bytes(), bytes);
     }
-
-    /// `cargo test --profile ci -p engine table_speed -- --ignored --nocapture`
-    #[test]
-    #[ignore = "a measurement"]
-    #[allow(clippy::print_stderr, clippy::disallowed_methods, clippy::disallowed_types)]
-    fn table_speed() {
-        let mut random = Random::new(1);
-        for counters in [1u64, 1_000_000, 4_000_000] {
-            let names: Vec<_> = (0..counters).map(|number| name(number, false)).collect();
-            let hashed: Vec<_> = names.iter().map(|name| key::hash(name)).collect();
-            // In the order of use, as the names of a batch are: only the table's misses count.
-            let picks: Vec<([u8; 12], usize, u128)> = (0..4_000_000)
-                .map(|_| {
-                    let pick = random.below(counters) as usize;
-                    let mut name = [0; 12];
-                    name[..names[pick].len().min(12)]
-                        .copy_from_slice(&names[pick][..names[pick].len().min(12)]);
-                    (name, names[pick].len().min(12), hashed[pick])
-                })
-                .collect();
-            let mut table = Table::with_capacity(counters as usize);
-            for (name, &hash) in names.iter().zip(&hashed) {
-                table.add(name, hash, 1);
-            }
-            let begun = std::time::Instant::now();
-            for (name, len, hash) in &picks {
-                table.add(&name[..*len], *hash, 1);
-            }
-            let add = begun.elapsed().as_nanos() as usize / picks.len();
-            let begun = std::time::Instant::now();
-            let frozen = table.freeze();
-            let rows = frozen.sorted().count();
-            let sort = begun.elapsed().as_nanos() as usize / rows;
-            eprintln!("{counters} counters: add {add} ns, sorting {sort} ns per counter");
-        }
-    }
 }

@@ -1,0 +1,193 @@
+//! Coordinator ⇄ storage node.
+
+use engine::ids::{Epoch, Seq, ShardId, StoreBoot};
+use engine::message::{NodeQuery, NodeQueryReply, ReplicaStatus, Report, RoleStatus, ShardEnd};
+
+use crate::Invalid;
+use crate::common::{all, boot_of, each, shard_of, store_of};
+use crate::wire::{self, node_query, node_query_reply};
+
+impl wire::NodeQuery {
+    pub fn new(cluster: u128, query: NodeQuery) -> Self {
+        let kind = match query {
+            NodeQuery::Probe { to } => node_query::Kind::Probe(to.into()),
+            NodeQuery::Gather { shards } => node_query::Kind::Gather(wire::Gather {
+                shards: shards.into_iter().map(|shard| u32::from(shard.0)).collect(),
+            }),
+            NodeQuery::StepDown { shard, epoch } => node_query::Kind::StepDown(wire::StepDown {
+                shard: u32::from(shard.0),
+                epoch: epoch.0,
+            }),
+            NodeQuery::Status => node_query::Kind::Status(wire::Empty {}),
+        };
+        Self { open: Some(wire::Open::new(cluster, 0)), kind: Some(kind) }
+    }
+}
+
+/// What is asked. The request's `open` is accepted first, by the server.
+pub fn query_of(from: wire::NodeQuery) -> Result<NodeQuery, Invalid> {
+    Ok(match from.kind.ok_or(Invalid::Missing("node_query.kind"))? {
+        node_query::Kind::Probe(to) => NodeQuery::Probe { to: to.into() },
+        node_query::Kind::Gather(gather) => NodeQuery::Gather { shards: shards_of(gather.shards)? },
+        node_query::Kind::StepDown(step) => {
+            NodeQuery::StepDown { shard: shard_of(step.shard)?, epoch: Epoch(step.epoch) }
+        }
+        node_query::Kind::Status(_) => NodeQuery::Status,
+    })
+}
+
+fn shards_of(shards: Vec<u32>) -> Result<Vec<ShardId>, Invalid> {
+    shards.into_iter().map(shard_of).collect()
+}
+
+impl From<NodeQueryReply> for wire::NodeQueryReply {
+    fn from(from: NodeQueryReply) -> Self {
+        use node_query_reply::Kind;
+        let kind = match from {
+            NodeQueryReply::Probe { from, fsync_age_ms } => {
+                Kind::Probe(wire::ProbeReply { from: Some(from.into()), fsync_age_ms })
+            }
+            NodeQueryReply::Gather { from, ends } => {
+                Kind::Gather(wire::GatherReply { from: Some(from.into()), ends: each(ends) })
+            }
+            NodeQueryReply::StepDown { shard, end } => {
+                let end = end
+                    .map(|(epoch, seq)| wire::step_down_reply::End { epoch: epoch.0, seq: seq.0 });
+                Kind::StepDown(wire::StepDownReply { shard: u32::from(shard.0), end })
+            }
+            NodeQueryReply::Status { from, replicas } => Kind::Status(wire::StatusReply {
+                from: Some(from.into()),
+                replicas: each(replicas),
+            }),
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+impl TryFrom<wire::NodeQueryReply> for NodeQueryReply {
+    type Error = Invalid;
+
+    fn try_from(from: wire::NodeQueryReply) -> Result<Self, Invalid> {
+        use node_query_reply::Kind;
+        Ok(match from.kind.ok_or(Invalid::Missing("node_query_reply.kind"))? {
+            Kind::Probe(probe) => Self::Probe {
+                from: boot_of("probe.from", probe.from)?,
+                fsync_age_ms: probe.fsync_age_ms,
+            },
+            Kind::Gather(gather) => {
+                Self::Gather { from: boot_of("gather.from", gather.from)?, ends: all(gather.ends)? }
+            }
+            Kind::StepDown(step) => Self::StepDown {
+                shard: shard_of(step.shard)?,
+                end: step.end.map(|end| (Epoch(end.epoch), Seq(end.seq))),
+            },
+            Kind::Status(status) => Self::Status {
+                from: boot_of("status.from", status.from)?,
+                replicas: all(status.replicas)?,
+            },
+        })
+    }
+}
+
+impl From<ShardEnd> for wire::ShardEnd {
+    fn from(from: ShardEnd) -> Self {
+        Self {
+            shard: u32::from(from.shard.0),
+            promised: from.promised.0,
+            last_epoch: from.last.0.0,
+            last_seq: from.last.1.0,
+            applied: from.applied.0,
+            unfit: from.unfit,
+        }
+    }
+}
+
+impl TryFrom<wire::ShardEnd> for ShardEnd {
+    type Error = Invalid;
+
+    fn try_from(from: wire::ShardEnd) -> Result<Self, Invalid> {
+        Ok(Self {
+            shard: shard_of(from.shard)?,
+            promised: Epoch(from.promised),
+            last: (Epoch(from.last_epoch), Seq(from.last_seq)),
+            applied: Seq(from.applied),
+            unfit: from.unfit,
+        })
+    }
+}
+
+impl From<ReplicaStatus> for wire::ReplicaStatus {
+    fn from(from: ReplicaStatus) -> Self {
+        let primary = match from.role {
+            RoleStatus::Follower => None,
+            RoleStatus::Primary { epoch, open, silent, digest_mismatches } => {
+                let epoch = epoch.0;
+                Some(wire::PrimaryStatus { epoch, open, silent: each(silent), digest_mismatches })
+            }
+        };
+        Self {
+            shard: u32::from(from.shard.0),
+            promised: from.promised.0,
+            last: from.last.0,
+            applied: from.applied.0,
+            digest: Some(from.digest.into()),
+            primary,
+            stopped: from.stopped,
+        }
+    }
+}
+
+impl TryFrom<wire::ReplicaStatus> for ReplicaStatus {
+    type Error = Invalid;
+
+    fn try_from(from: wire::ReplicaStatus) -> Result<Self, Invalid> {
+        Ok(Self {
+            shard: shard_of(from.shard)?,
+            promised: Epoch(from.promised),
+            last: Seq(from.last),
+            applied: Seq(from.applied),
+            digest: from.digest.ok_or(Invalid::Missing("status.digest"))?.try_into()?,
+            role: from.primary.map_or(RoleStatus::Follower, |primary| RoleStatus::Primary {
+                epoch: Epoch(primary.epoch),
+                open: primary.open,
+                silent: primary.silent.into_iter().map(store_of).collect(),
+                digest_mismatches: primary.digest_mismatches,
+            }),
+            stopped: from.stopped,
+        })
+    }
+}
+
+impl wire::NodeReport {
+    /// `from`: none when a gateway says it.
+    pub fn new(cluster: u128, from: Option<StoreBoot>, report: Report) -> Self {
+        let frozen = report.frozen.into_iter();
+        Self {
+            open: Some(wire::Open::new(cluster, 0)),
+            from: from.map(wire::StoreBoot::from),
+            silent: each(report.silent),
+            frozen: frozen
+                .map(|(shard, silent)| wire::FrozenShard {
+                    shard: u32::from(shard.0),
+                    silent: each(silent),
+                })
+                .collect(),
+            resigned: report.resigned.into_iter().map(|shard| u32::from(shard.0)).collect(),
+        }
+    }
+}
+
+impl TryFrom<wire::NodeReport> for Report {
+    type Error = Invalid;
+
+    fn try_from(from: wire::NodeReport) -> Result<Self, Invalid> {
+        let frozen = |frozen: wire::FrozenShard| {
+            Ok((shard_of(frozen.shard)?, frozen.silent.into_iter().map(store_of).collect()))
+        };
+        Ok(Self {
+            silent: from.silent.into_iter().map(store_of).collect(),
+            frozen: from.frozen.into_iter().map(frozen).collect::<Result<_, Invalid>>()?,
+            resigned: shards_of(from.resigned)?,
+        })
+    }
+}

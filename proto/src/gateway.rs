@@ -1,0 +1,228 @@
+//! Gateway worker ⇄ storage node.
+
+use bytes::Bytes;
+use engine::batch::Batch;
+use engine::codec::{Reader, put_varint_i128};
+use engine::config::ShardConfig;
+use engine::ids::{Bseq, TimeMs};
+use engine::key::CounterKey;
+use engine::message::{Answer, GatewayMessage, NodeReply, ReadResult, Refusal, ShardAvailability};
+
+use crate::Invalid;
+use crate::common::slots_of;
+use crate::wire::{self, answer, read_reply, refusal, to_gateway, to_node};
+
+impl From<GatewayMessage> for wire::ToNode {
+    fn from(from: GatewayMessage) -> Self {
+        let kind = match from {
+            GatewayMessage::Frame { message, batches } => {
+                to_node::Kind::Frame(wire::Frame { message, batches: batches_out(&batches) })
+            }
+            GatewayMessage::Read { id, slots, keys } => to_node::Kind::Read(wire::Read {
+                id,
+                slots: Some(slots.into()),
+                names: keys.into_iter().map(CounterKey::into_name).collect(),
+            }),
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+impl TryFrom<wire::ToNode> for GatewayMessage {
+    type Error = Invalid;
+
+    fn try_from(from: wire::ToNode) -> Result<Self, Invalid> {
+        match from.kind.ok_or(Invalid::Missing("to_node.kind"))? {
+            to_node::Kind::Open(_) => Err(Invalid::Open),
+            to_node::Kind::Frame(frame) => {
+                Ok(Self::Frame { message: frame.message, batches: batches_in(frame.batches)? })
+            }
+            to_node::Kind::Read(read) => {
+                let keys = read.names.into_iter().map(CounterKey::from_name);
+                Ok(Self::Read {
+                    id: read.id,
+                    slots: slots_of(read.slots)?,
+                    keys: keys
+                        .collect::<Result<_, _>>()
+                        .map_err(|_| Invalid::Range("read.names"))?,
+                })
+            }
+        }
+    }
+}
+
+fn batches_out(batches: &[Batch]) -> Bytes {
+    // The header of a batch takes at most 65 bytes.
+    let size = batches.iter().map(|batch| batch.payload.len() + 65).sum();
+    let mut out = Vec::with_capacity(size);
+    for batch in batches {
+        batch.encode(&mut out);
+    }
+    out.into()
+}
+
+fn batches_in(bytes: Bytes) -> Result<Vec<Batch>, Invalid> {
+    let mut from = Reader::new(bytes);
+    let mut batches = Vec::new();
+    while !from.is_empty() {
+        let batch = Batch::decode(&mut from)
+            .map_err(|why| Invalid::Malformed { field: "frame.batches", why })?;
+        if batch.slots.lo > batch.slots.hi {
+            return Err(Invalid::Range("batch.slots"));
+        }
+        batches.push(batch);
+    }
+    Ok(batches)
+}
+
+impl From<NodeReply> for wire::ToGateway {
+    fn from(from: NodeReply) -> Self {
+        let kind = match from {
+            NodeReply::Answer { message, slots, session, bseq, answer } => {
+                to_gateway::Kind::Answer(wire::Answer {
+                    message,
+                    slots: Some(slots.into()),
+                    session: Some(session.into()),
+                    bseq: bseq.0,
+                    kind: Some(answer.into()),
+                })
+            }
+            NodeReply::Read { id, result } => {
+                let kind = match result {
+                    Ok(read) => read_reply::Kind::Values(applied_out(&read.values, read.time)),
+                    Err(refusal) => read_reply::Kind::Refused(refusal.into()),
+                };
+                to_gateway::Kind::Read(wire::ReadReply { id, kind: Some(kind) })
+            }
+            NodeReply::ShardState { slots, state } => {
+                to_gateway::Kind::ShardState(wire::ShardState {
+                    slots: Some(slots.into()),
+                    frozen: state == ShardAvailability::Frozen,
+                })
+            }
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+impl TryFrom<wire::ToGateway> for NodeReply {
+    type Error = Invalid;
+
+    fn try_from(from: wire::ToGateway) -> Result<Self, Invalid> {
+        match from.kind.ok_or(Invalid::Missing("to_gateway.kind"))? {
+            to_gateway::Kind::Answer(answer) => Ok(Self::Answer {
+                message: answer.message,
+                slots: slots_of(answer.slots)?,
+                session: answer.session.ok_or(Invalid::Missing("answer.session"))?.into(),
+                bseq: Bseq(answer.bseq),
+                answer: answer.kind.ok_or(Invalid::Missing("answer.kind"))?.try_into()?,
+            }),
+            to_gateway::Kind::Read(read) => {
+                let result = match read.kind.ok_or(Invalid::Missing("read_reply.kind"))? {
+                    read_reply::Kind::Values(values) => {
+                        let (values, time) = applied_in(values)?;
+                        Ok(ReadResult { values, time })
+                    }
+                    read_reply::Kind::Refused(refused) => Err(refused.try_into()?),
+                };
+                Ok(Self::Read { id: read.id, result })
+            }
+            to_gateway::Kind::ShardState(shard) => Ok(Self::ShardState {
+                slots: slots_of(shard.slots)?,
+                state: match shard.frozen {
+                    true => ShardAvailability::Frozen,
+                    false => ShardAvailability::Open,
+                },
+            }),
+        }
+    }
+}
+
+impl From<Answer> for answer::Kind {
+    fn from(from: Answer) -> Self {
+        match from {
+            Answer::Applied { values, time } => Self::Applied(applied_out(&values, time)),
+            Answer::AnsweredBefore => Self::AnsweredBefore(wire::Empty {}),
+            Answer::Malformed => Self::Malformed(wire::Empty {}),
+            Answer::NoEffect => Self::NoEffect(wire::Empty {}),
+            Answer::Expired => Self::Expired(wire::Empty {}),
+            Answer::Refused(refusal) => Self::Refused(refusal.into()),
+        }
+    }
+}
+
+impl TryFrom<answer::Kind> for Answer {
+    type Error = Invalid;
+
+    fn try_from(from: answer::Kind) -> Result<Self, Invalid> {
+        Ok(match from {
+            answer::Kind::Applied(applied) => {
+                let (values, time) = applied_in(applied)?;
+                Self::Applied { values, time }
+            }
+            answer::Kind::AnsweredBefore(_) => Self::AnsweredBefore,
+            answer::Kind::Malformed(_) => Self::Malformed,
+            answer::Kind::NoEffect(_) => Self::NoEffect,
+            answer::Kind::Expired(_) => Self::Expired,
+            answer::Kind::Refused(refusal) => Self::Refused(refusal.try_into()?),
+        })
+    }
+}
+
+fn applied_out(values: &[i128], time: TimeMs) -> wire::Applied {
+    let mut out = Vec::with_capacity(4 * values.len());
+    for &value in values {
+        put_varint_i128(&mut out, value);
+    }
+    wire::Applied { values: out.into(), time_ms: time.0 }
+}
+
+fn applied_in(applied: wire::Applied) -> Result<(Vec<i128>, TimeMs), Invalid> {
+    let mut from = Reader::new(applied.values);
+    let mut values = Vec::new();
+    while !from.is_empty() {
+        let value = from.varint_i128("value");
+        values.push(value.map_err(|why| Invalid::Malformed { field: "applied.values", why })?);
+    }
+    Ok((values, TimeMs(applied.time_ms)))
+}
+
+impl From<Refusal> for wire::Refusal {
+    fn from(from: Refusal) -> Self {
+        let empty = wire::Empty {};
+        let kind = match from {
+            Refusal::NotPrimary(config) => {
+                let config = config.map(|config| config.encode().into()).unwrap_or_default();
+                refusal::Kind::NotPrimary(wire::NotPrimary { config })
+            }
+            Refusal::NoSuchShard => refusal::Kind::NoSuchShard(empty),
+            Refusal::Frozen => refusal::Kind::Frozen(empty),
+            Refusal::Overloaded => refusal::Kind::Overloaded(empty),
+            Refusal::NoSpace => refusal::Kind::NoSpace(empty),
+            Refusal::TooLarge => refusal::Kind::TooLarge(empty),
+            Refusal::Damaged => refusal::Kind::Damaged(empty),
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+impl TryFrom<wire::Refusal> for Refusal {
+    type Error = Invalid;
+
+    fn try_from(from: wire::Refusal) -> Result<Self, Invalid> {
+        Ok(match from.kind.ok_or(Invalid::Missing("refusal.kind"))? {
+            refusal::Kind::NotPrimary(not) if not.config.is_empty() => Self::NotPrimary(None),
+            refusal::Kind::NotPrimary(not) => {
+                let config = ShardConfig::decode(&not.config)
+                    .map_err(|why| Invalid::Malformed { field: "not_primary.config", why })?;
+                Self::NotPrimary(Some(Box::new(config)))
+            }
+            refusal::Kind::NoSuchShard(_) => Self::NoSuchShard,
+            refusal::Kind::Frozen(_) => Self::Frozen,
+            refusal::Kind::Overloaded(_) => Self::Overloaded,
+            refusal::Kind::NoSpace(_) => Self::NoSpace,
+            refusal::Kind::TooLarge(_) => Self::TooLarge,
+            refusal::Kind::Damaged(_) => Self::Damaged,
+        })
+    }
+}

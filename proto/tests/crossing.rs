@@ -1,0 +1,514 @@
+//! Every message crosses the wire and comes out as it went in; damaged ones are refused, never
+//! panic; the message limit holds in both directions on a real connection.
+
+use std::fmt::Debug;
+
+use bytes::Bytes;
+use engine::batch::{Batch, Codec};
+use engine::config::ShardConfig;
+use engine::entry::{Body, Entry, Position};
+use engine::ids::{
+    Boot, Bseq, Chain, CopyNo, Epoch, Revision, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId,
+    TimeMs, Version,
+};
+use engine::key::CounterKey;
+use engine::message::{
+    Answer, DigestPoint, FromFollower, GatewayMessage, NodeQuery, NodeQueryReply, NodeReply,
+    ReadResult, Refusal, Reject, ReplicaStatus, Report, RoleStatus, ShardAvailability, ShardEnd,
+    Slice, ToFollower,
+};
+use prost::Message;
+use proto::wire;
+
+/// Splitmix64: small, and the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.u64() % end
+    }
+
+    /// Of any size: small ones and the largest are as likely as those between.
+    fn number(&mut self) -> u64 {
+        self.u64() >> self.below(65).min(63)
+    }
+
+    fn u16(&mut self) -> u16 {
+        self.number() as u16
+    }
+
+    fn flag(&mut self) -> bool {
+        self.below(2) == 1
+    }
+
+    fn i128(&mut self) -> i128 {
+        let raw = u128::from(self.u64()) << 64 | u128::from(self.u64());
+        (raw as i128) >> self.below(128)
+    }
+
+    fn list<T>(&mut self, make: impl Fn(&mut Self) -> T) -> Vec<T> {
+        (0..self.below(5)).map(|_| make(self)).collect()
+    }
+
+    fn bytes(&mut self) -> Bytes {
+        self.list(|r| r.u64() as u8).into()
+    }
+
+    fn shard(&mut self) -> ShardId {
+        ShardId(self.u16())
+    }
+
+    fn slots(&mut self) -> Slots {
+        let (a, b) = (self.u16(), self.u16());
+        Slots { lo: a.min(b), hi: a.max(b) }
+    }
+
+    fn store(&mut self) -> StoreId {
+        StoreId(u128::from(self.number()) << 64 | u128::from(self.number()))
+    }
+
+    fn boot(&mut self) -> StoreBoot {
+        StoreBoot { store: self.store(), boot: Boot(self.number()) }
+    }
+
+    fn session(&mut self) -> SessionId {
+        SessionId(Revision { incarnation: self.number() as u32, revision: self.number() })
+    }
+
+    fn position(&mut self) -> Position {
+        Position {
+            epoch: Epoch(self.number()),
+            seq: Seq(self.number() >> 1),
+            chain: Chain(self.u64()),
+            time: TimeMs(self.number()),
+        }
+    }
+
+    fn batch(&mut self) -> Batch {
+        let codec = if self.flag() { Codec::Raw } else { Codec::Lz4 };
+        let (bseq, below) = (Bseq(self.number()), Bseq(self.number()));
+        Batch::seal(self.slots(), self.session(), bseq, below, codec, self.bytes())
+    }
+
+    fn entry(&mut self) -> Entry {
+        let body = match self.below(5) {
+            0 => Body::Ops(self.batch()),
+            1 => Body::Barrier,
+            2 => Body::Collect { r: self.session().0, l: self.list(Self::session) },
+            3 => Body::Expire { bucket: self.number() },
+            _ => Body::Split { at: self.u16() },
+        };
+        Entry::after(self.position(), Epoch(self.number()), TimeMs(self.number()), body)
+    }
+
+    fn config(&mut self) -> ShardConfig {
+        ShardConfig {
+            slots: self.slots(),
+            epoch: Epoch(self.number()),
+            version: Version(self.number()),
+            primary: self.boot(),
+            isr: self.list(Self::store),
+            learners: self.list(Self::store),
+            target: self.list(Self::store),
+            tainted: self.list(Self::store),
+        }
+    }
+
+    fn refusal(&mut self) -> Refusal {
+        match self.below(8) {
+            0 => Refusal::NotPrimary(None),
+            1 => Refusal::NotPrimary(Some(Box::new(self.config()))),
+            2 => Refusal::NoSuchShard,
+            3 => Refusal::Frozen,
+            4 => Refusal::Overloaded,
+            5 => Refusal::NoSpace,
+            6 => Refusal::TooLarge,
+            _ => Refusal::Damaged,
+        }
+    }
+
+    fn gateway_message(&mut self) -> GatewayMessage {
+        if self.flag() {
+            return GatewayMessage::Frame {
+                message: self.number(),
+                batches: self.list(Self::batch),
+            };
+        }
+        let key = |r: &mut Self| CounterKey::new(b"likes", &r.u64().to_le_bytes()).unwrap();
+        GatewayMessage::Read { id: self.number(), slots: self.slots(), keys: self.list(key) }
+    }
+
+    fn node_reply(&mut self) -> NodeReply {
+        match self.below(4) {
+            0 => {
+                let result = ReadResult { values: self.list(Self::i128), time: TimeMs(self.u64()) };
+                NodeReply::Read { id: self.number(), result: Ok(result) }
+            }
+            1 => NodeReply::Read { id: self.number(), result: Err(self.refusal()) },
+            2 => NodeReply::ShardState {
+                slots: self.slots(),
+                state: match self.flag() {
+                    true => ShardAvailability::Frozen,
+                    false => ShardAvailability::Open,
+                },
+            },
+            _ => NodeReply::Answer {
+                message: self.number(),
+                slots: self.slots(),
+                session: self.session(),
+                bseq: Bseq(self.number()),
+                answer: match self.below(6) {
+                    0 => Answer::Applied {
+                        values: self.list(Self::i128),
+                        time: TimeMs(self.number()),
+                    },
+                    1 => Answer::AnsweredBefore,
+                    2 => Answer::Malformed,
+                    3 => Answer::NoEffect,
+                    4 => Answer::Expired,
+                    _ => Answer::Refused(self.refusal()),
+                },
+            },
+        }
+    }
+
+    fn slice(&mut self) -> Slice {
+        Slice {
+            shard: self.shard(),
+            slots: self.slots(),
+            epoch: Epoch(self.number()),
+            copy: CopyNo(self.number()),
+            prev: self.position(),
+            commit: Seq(self.number()),
+            resume: self.flag(),
+            entries: self.list(Self::entry),
+        }
+    }
+
+    fn dialler_message(&mut self) -> ToFollower {
+        match self.below(5) {
+            0 => ToFollower::Hello { from: self.boot(), to: self.boot() },
+            1 => ToFollower::Append { n: self.number(), slices: self.list(Self::slice) },
+            2 => ToFollower::Heartbeat {
+                sent: self.number(),
+                commits: self.list(|r| (r.shard(), Epoch(r.number()), Seq(r.number()))),
+            },
+            3 => ToFollower::ReadIndex {
+                round: self.number(),
+                shards: self.list(|r| (r.shard(), Epoch(r.number()))),
+            },
+            _ => ToFollower::Snapshot {
+                transfer: self.number(),
+                shard: self.shard(),
+                epoch: Epoch(self.number()),
+                copy: CopyNo(self.number()),
+            },
+        }
+    }
+
+    fn acceptor_message(&mut self) -> FromFollower {
+        match self.below(7) {
+            0 => FromFollower::Welcome {
+                from: self.boot(),
+                copies: self.list(|r| (r.shard(), CopyNo(r.number()))),
+            },
+            1 => FromFollower::Copy { shard: self.shard(), copy: CopyNo(self.number()) },
+            2 => FromFollower::Ack { n: self.number() },
+            3 => FromFollower::Reject {
+                n: self.number(),
+                shard: self.shard(),
+                reason: match self.below(5) {
+                    0 => Reject::StaleEpoch { promised: Epoch(self.number()) },
+                    1 => Reject::Mismatch {
+                        ends: self.list(|r| (Epoch(r.number()), Seq(r.number()))),
+                        applied: self.position(),
+                    },
+                    2 => Reject::WrongCopy { copy: CopyNo(self.number()) },
+                    3 => Reject::Stopped,
+                    _ => Reject::NoSpace,
+                },
+            },
+            4 => FromFollower::Alive {
+                sent: self.number(),
+                fsync_age_ms: self.number(),
+                digests: self.list(Self::digest),
+            },
+            5 => FromFollower::ReadIndex {
+                round: self.number(),
+                newer: self.list(|r| (r.shard(), Epoch(r.number()))),
+            },
+            _ => FromFollower::Snapshot {
+                transfer: self.number(),
+                shard: self.shard(),
+                installed: self.flag(),
+            },
+        }
+    }
+
+    fn query(&mut self) -> NodeQuery {
+        match self.below(4) {
+            0 => NodeQuery::Status,
+            3 => NodeQuery::Probe { to: self.boot() },
+            1 => NodeQuery::Gather { shards: self.list(Self::shard) },
+            _ => NodeQuery::StepDown { shard: self.shard(), epoch: Epoch(self.number()) },
+        }
+    }
+
+    fn digest(&mut self) -> DigestPoint {
+        DigestPoint {
+            shard: self.shard(),
+            seq: Seq(self.number()),
+            counters: self.i128() as u128,
+            sessions: self.i128() as u128,
+        }
+    }
+
+    fn replica_status(&mut self) -> ReplicaStatus {
+        ReplicaStatus {
+            shard: self.shard(),
+            promised: Epoch(self.number()),
+            last: Seq(self.number()),
+            applied: Seq(self.number()),
+            digest: self.digest(),
+            role: match self.flag() {
+                true => RoleStatus::Follower,
+                false => RoleStatus::Primary {
+                    epoch: Epoch(self.number()),
+                    open: self.flag(),
+                    silent: self.list(Self::store),
+                    digest_mismatches: self.number(),
+                },
+            },
+            stopped: self.flag().then(|| self.number().to_string()),
+        }
+    }
+
+    fn query_reply(&mut self) -> NodeQueryReply {
+        match self.below(5) {
+            4 => NodeQueryReply::Status {
+                from: self.boot(),
+                replicas: self.list(Self::replica_status),
+            },
+            0 => NodeQueryReply::Probe { from: self.boot(), fsync_age_ms: self.number() },
+            1 => NodeQueryReply::Gather {
+                from: self.boot(),
+                ends: self.list(|r| ShardEnd {
+                    shard: r.shard(),
+                    promised: Epoch(r.number()),
+                    last: (Epoch(r.number()), Seq(r.number())),
+                    applied: Seq(r.number()),
+                    unfit: r.flag(),
+                }),
+            },
+            2 => NodeQueryReply::StepDown { shard: self.shard(), end: None },
+            _ => {
+                let end = Some((Epoch(self.number()), Seq(self.number())));
+                NodeQueryReply::StepDown { shard: self.shard(), end }
+            }
+        }
+    }
+
+    fn report(&mut self) -> Report {
+        Report {
+            silent: self.list(Self::store),
+            frozen: self.list(|r| (r.shard(), r.list(Self::store))),
+            resigned: self.list(Self::shard),
+        }
+    }
+}
+
+const ROUNDS: u64 = 3_000;
+
+/// Makes random values; each must come back equal, and with any byte damaged or the end cut off
+/// must either be refused or give some value: it must not panic.
+#[track_caller]
+fn check<T, W>(
+    make: impl Fn(&mut Random) -> T,
+    out: impl Fn(T) -> W,
+    back: impl Fn(W) -> Result<T, proto::Invalid>,
+) where
+    T: Clone + Debug + PartialEq,
+    W: Message + Default,
+{
+    let mut random = Random(1);
+    for round in 0..ROUNDS {
+        let value = make(&mut random);
+        let bytes = out(value.clone()).encode_to_vec();
+        let arrived = W::decode(Bytes::from(bytes.clone())).expect("what was encoded decodes");
+        assert_eq!(back(arrived), Ok(value), "round {round}");
+
+        let mut damaged = bytes;
+        if !damaged.is_empty() {
+            let at = random.below(damaged.len() as u64) as usize;
+            damaged[at] ^= 1 << random.below(8);
+            damaged.truncate(damaged.len() - random.below(3).min(damaged.len() as u64) as usize);
+        }
+        if let Ok(arrived) = W::decode(Bytes::from(damaged)) {
+            // Either outcome is right: prost may have read another, valid message.
+            let _ = back(arrived);
+        }
+    }
+}
+
+#[test]
+fn gateway_messages_cross() {
+    check(Random::gateway_message, wire::ToNode::from, GatewayMessage::try_from);
+}
+
+#[test]
+fn node_replies_cross() {
+    check(Random::node_reply, wire::ToGateway::from, NodeReply::try_from);
+}
+
+#[test]
+fn messages_to_followers_cross() {
+    check(Random::dialler_message, wire::ToFollower::from, ToFollower::try_from);
+}
+
+#[test]
+fn messages_from_followers_cross() {
+    check(Random::acceptor_message, wire::FromFollower::from, FromFollower::try_from);
+}
+
+#[test]
+fn queries_cross() {
+    check(Random::query, |query| wire::NodeQuery::new(7, query), proto::query_of);
+}
+
+#[test]
+fn query_replies_cross() {
+    check(Random::query_reply, wire::NodeQueryReply::from, NodeQueryReply::try_from);
+}
+
+#[test]
+fn reports_cross() {
+    check(Random::report, |report| wire::NodeReport::new(7, None, report), Report::try_from);
+}
+
+/// The ops of a batch are not copied when they come in: they are a slice of the message.
+#[test]
+fn a_payload_is_a_slice_of_the_message() {
+    let payload = Bytes::from(vec![9; 1000]);
+    let batch =
+        Batch::seal(Slots::ALL, SessionId::default(), Bseq(1), Bseq(1), Codec::Raw, payload);
+    let message = GatewayMessage::Frame { message: 1, batches: vec![batch] };
+    let bytes = Bytes::from(wire::ToNode::from(message).encode_to_vec());
+    let within = bytes.as_ptr_range();
+    let arrived = wire::ToNode::decode(bytes.clone()).unwrap().try_into().unwrap();
+    let GatewayMessage::Frame { batches, .. } = arrived else { panic!("a frame went out") };
+    assert!(within.contains(&batches[0].payload.as_ptr()));
+    assert!(batches[0].is_intact());
+}
+
+#[test]
+fn a_kind_of_a_newer_build_is_named() {
+    // Field 99, a varint: no kind that this build knows.
+    let newer: &[u8] = &[0x98, 0x06, 0x01];
+    let arrived = wire::ToFollower::decode(newer).unwrap();
+    let refused = ToFollower::try_from(arrived).unwrap_err();
+    assert_eq!(refused, proto::Invalid::Missing("to_follower.kind"));
+    assert!(refused.to_string().contains("unknown to this build"));
+}
+
+#[test]
+fn an_entry_kind_of_a_newer_build_is_named() {
+    let slice = wire::Slice {
+        slots: Some(Slots::ALL.into()),
+        prev: Some(Position::default().into()),
+        entries: Bytes::from_static(&[77, 0, 0]),
+        ..wire::Slice::default()
+    };
+    assert_eq!(Slice::try_from(slice), Err(proto::Invalid::EntryKind(77)));
+}
+
+mod limits {
+    use super::*;
+    use proto::{MESSAGE_BYTES_MAX, limited};
+    use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+    use tonic::{Code, Request, Response, Status, Streaming};
+    use wire::gateway_client::GatewayClient;
+    use wire::gateway_server::{Gateway, GatewayServer};
+
+    /// Answers a read with one value per byte of its names: so the answer can be made large.
+    struct Echo;
+
+    #[tonic::async_trait]
+    impl Gateway for Echo {
+        type SessionStream = ReceiverStream<Result<wire::ToGateway, Status>>;
+
+        async fn session(
+            &self,
+            request: Request<Streaming<wire::ToNode>>,
+        ) -> Result<Response<Self::SessionStream>, Status> {
+            let mut messages = request.into_inner();
+            let (send, receive) = tokio::sync::mpsc::channel(1);
+            tokio::spawn(async move {
+                while let Some(message) = messages.message().await.transpose() {
+                    let reply = message.map(|message| {
+                        let values = match message.kind {
+                            Some(wire::to_node::Kind::Frame(frame)) => frame.batches,
+                            _ => Bytes::from(vec![0; MESSAGE_BYTES_MAX]),
+                        };
+                        let applied = wire::Applied { values, time_ms: 0 };
+                        let kind = wire::read_reply::Kind::Values(applied);
+                        let read = wire::ReadReply { id: 1, kind: Some(kind) };
+                        wire::ToGateway { kind: Some(wire::to_gateway::Kind::Read(read)) }
+                    });
+                    let failed = reply.is_err();
+                    if send.send(reply).await.is_err() || failed {
+                        return;
+                    }
+                }
+            });
+            Ok(Response::new(ReceiverStream::new(receive)))
+        }
+    }
+
+    /// Sends one message; gives what came back.
+    async fn exchange(message: wire::ToNode) -> Result<wire::ToGateway, Status> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tonic::transport::Server::builder()
+            .add_service(limited!(GatewayServer::new(Echo)))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        let server = tokio::spawn(server);
+        let client = GatewayClient::connect(format!("http://{address}")).await.unwrap();
+        let mut client = limited!(client);
+        let mut replies = client.session(tokio_stream::once(message)).await?.into_inner();
+        let reply = replies.message().await?;
+        server.abort();
+        reply.ok_or(Status::cancelled("the stream ended without a reply"))
+    }
+
+    fn frame(bytes: usize) -> wire::ToNode {
+        let frame = wire::Frame { message: 1, batches: vec![0; bytes].into() };
+        wire::ToNode { kind: Some(wire::to_node::Kind::Frame(frame)) }
+    }
+
+    #[tokio::test]
+    async fn the_largest_batch_crosses_both_ways() {
+        let bytes = engine::batch::BATCH_BYTES_LIMIT + 100;
+        let reply = exchange(frame(bytes)).await.expect("it fits");
+        assert!(reply.encoded_len() > bytes);
+    }
+
+    #[tokio::test]
+    async fn a_larger_message_does_not_leave_the_server() {
+        let refused = exchange(wire::ToNode { kind: None }).await.unwrap_err();
+        assert_eq!(refused.code(), Code::OutOfRange);
+    }
+
+    #[tokio::test]
+    async fn a_larger_message_does_not_leave_the_client() {
+        // The stream is reset; what the caller then sees differs, but nothing crosses.
+        assert!(exchange(frame(MESSAGE_BYTES_MAX)).await.is_err());
+    }
+}

@@ -1,0 +1,36 @@
+//! What a disk can do to us. All of it ends the process: after a failed fsync, ingest or checksum
+//! nobody knows what is on the disk, and going on would acknowledge what may not be there.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Exit code 5, but for [`DiskError::Locked`] and [`DiskError::Foreign`] (4: not ours to use).
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    #[error("{action} {path}: {why}")]
+    Io { action: &'static str, path: PathBuf, why: io::Error },
+    #[error("state: {0}")]
+    State(#[from] rocksdb::Error),
+    #[error("state: row {key}: {why}")]
+    Row { key: String, why: engine::codec::Malformed },
+    #[error("the {0} thread ended")]
+    Thread(&'static str),
+    #[error("{0} is in use by another process")]
+    Locked(PathBuf),
+    #[error("{0}: {1}")]
+    Foreign(PathBuf, &'static str),
+}
+
+impl DiskError {
+    /// The code the process exits with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Locked(_) | Self::Foreign(..) => 4,
+            _ => 5,
+        }
+    }
+}
+
+pub(crate) fn context(action: &'static str, path: &Path, why: io::Error) -> DiskError {
+    DiskError::Io { action, path: path.to_owned(), why }
+}

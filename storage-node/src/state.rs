@@ -1,0 +1,332 @@
+//! The state: one RocksDB that changes only by ingesting sorted files.
+//!
+//! Nothing is ever written through its memtable, so it needs no write-ahead log: a change is a file
+//! that was fsynced, and one MANIFEST record that names it. A crash leaves either all of one
+//! [`State::ingest`] or nothing of it.
+//!
+//! **A [`View`] is the state as the node machine knows it.** It is a RocksDB snapshot, made right
+//! after an ingest, and handed to the loop together with the event that tells of it. Loads read the
+//! view, never the database: a load that saw an ingest before the machine has heard of it would
+//! count the flushed changes twice, once from the file and once from the table.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use engine::apply::ShardState;
+use engine::codec::Malformed;
+use engine::ids::{CopyNo, ShardId, Slots};
+use engine::key::CounterKey;
+use engine::store::layout::{self, Change};
+use rocksdb::{
+    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, DataBlockIndexType, Env,
+    IngestExternalFileOptions, MergeOperands, Options, ReadOptions, SnapshotWithThreadMode,
+    SstFileWriter,
+};
+use self_cell::self_cell;
+
+use crate::error::{DiskError, context};
+
+/// A file of a flush or a copy is closed at this size.
+const FILE_BYTES: u64 = 64 << 20;
+
+/// What the state may use.
+#[derive(Clone, Copy, Debug)]
+pub struct StateSettings {
+    /// For blocks, indexes and filters: all of it in one cache.
+    pub cache_bytes: usize,
+    /// Table readers live outside the cache; each open file costs some kilobytes.
+    pub open_files_max: i32,
+}
+
+impl Default for StateSettings {
+    fn default() -> Self {
+        Self { cache_bytes: 64 << 20, open_files_max: 2_000 }
+    }
+}
+
+pub struct State {
+    db: Arc<DB>,
+    options: Options,
+    /// Files not ingested yet. What is here at a start never was, and goes.
+    folder: PathBuf,
+    next_file: AtomicU64,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "State({:?})", self.folder)
+    }
+}
+
+impl State {
+    /// `path`: the database; beside it lies the folder of files to be ingested.
+    pub fn open(path: &Path, settings: StateSettings) -> Result<Self, DiskError> {
+        let folder = path.with_extension("files");
+        if folder.exists() {
+            fs::remove_dir_all(&folder).map_err(|why| context("remove", &folder, why))?;
+        }
+        fs::create_dir_all(&folder).map_err(|why| context("make", &folder, why))?;
+        let options = options(settings)?;
+        let db = Arc::new(DB::open(&options, path)?);
+        Ok(Self { db, options, folder, next_file: AtomicU64::new(0) })
+    }
+
+    /// The state as it is now.
+    pub fn view(&self) -> View {
+        View::new(self.db.clone(), |db| db.snapshot())
+    }
+
+    /// Writes the rows of a flush and ingests them in one call.
+    pub fn flush(
+        &self,
+        table: &engine::store::table::Frozen,
+        shards: &[(CopyNo, ShardState)],
+    ) -> Result<(), DiskError> {
+        let mut files = Files::new(self);
+        for (key, change) in layout::rows(table, shards) {
+            files.add(&key, &change)?;
+        }
+        let files = files.finish()?;
+        self.ingest(files)
+    }
+
+    /// Removes all rows of a shard.
+    pub fn drop_rows(&self, slots: Slots) -> Result<(), DiskError> {
+        let file = self.range_deletes(slots)?;
+        self.ingest(vec![file])
+    }
+
+    /// Puts a staged copy in the place of whatever the shard had, with its record: all or nothing.
+    pub fn install(
+        &self,
+        staged: Vec<PathBuf>,
+        copy: CopyNo,
+        state: &ShardState,
+    ) -> Result<(), DiskError> {
+        // Files ingested in one call take effect in this order.
+        let mut files = vec![self.range_deletes(state.slots)?];
+        files.extend(staged);
+        let mut record = Files::new(self);
+        let key = layout::shard_key(state.slots.shard());
+        record.add(&key, &Change::Put(layout::encode_shard(copy, state)))?;
+        files.extend(record.finish()?);
+        self.ingest(files)
+    }
+
+    /// Files for rows that come in ascending order, not ingested yet.
+    pub fn files(&self) -> Files<'_> {
+        Files::new(self)
+    }
+
+    fn range_deletes(&self, slots: Slots) -> Result<PathBuf, DiskError> {
+        let path = self.fresh_path();
+        let mut writer = SstFileWriter::create(&self.options);
+        writer.open(&path)?;
+        for (begin, end) in layout::ranges(slots) {
+            writer.delete_range(begin, end)?;
+        }
+        writer.finish()?;
+        Ok(path)
+    }
+
+    fn ingest(&self, files: Vec<PathBuf>) -> Result<(), DiskError> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        let mut options = IngestExternalFileOptions::default();
+        options.set_move_files(true);
+        // There is nothing in a memtable. Should there ever be, fail rather than flush it.
+        options.set_allow_blocking_flush(false);
+        Ok(self.db.ingest_external_file_opts(&options, files)?)
+    }
+
+    fn fresh_path(&self) -> PathBuf {
+        let number = self.next_file.fetch_add(1, Ordering::Relaxed);
+        self.folder.join(format!("{number}.sst"))
+    }
+}
+
+/// Sorted files being written, each fsynced when it is full.
+pub struct Files<'a> {
+    state: &'a State,
+    writer: Option<(SstFileWriter<'a>, PathBuf)>,
+    done: Vec<PathBuf>,
+}
+
+impl<'a> Files<'a> {
+    fn new(state: &'a State) -> Self {
+        Self { state, writer: None, done: Vec::new() }
+    }
+
+    /// Adds a row; its key is above all before it.
+    pub fn add(&mut self, key: &[u8], change: &Change) -> Result<(), DiskError> {
+        if self.writer.is_none() {
+            let path = self.state.fresh_path();
+            let writer = SstFileWriter::create(&self.state.options);
+            writer.open(&path)?;
+            self.writer = Some((writer, path));
+        }
+        let (writer, _) = self.writer.as_mut().expect("made above");
+        match change {
+            Change::Put(value) => writer.put(key, value)?,
+            Change::Merge(operand) => writer.merge(key, operand)?,
+            Change::Delete => writer.delete(key)?,
+        }
+        if writer.file_size() >= FILE_BYTES {
+            self.close()?;
+        }
+        Ok(())
+    }
+
+    /// All files, in order; none if there were no rows.
+    pub fn finish(mut self) -> Result<Vec<PathBuf>, DiskError> {
+        self.close()?;
+        Ok(self.done)
+    }
+
+    fn close(&mut self) -> Result<(), DiskError> {
+        if let Some((mut writer, path)) = self.writer.take() {
+            writer.finish()?;
+            self.done.push(path);
+        }
+        Ok(())
+    }
+}
+
+type Snapshot<'a> = SnapshotWithThreadMode<'a, DB>;
+
+self_cell!(
+    /// The state at one moment.
+    pub struct View {
+        owner: Arc<DB>,
+
+        #[covariant]
+        dependent: Snapshot,
+    }
+);
+
+impl std::fmt::Debug for View {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "View({})", self.borrow_dependent().sequence_number())
+    }
+}
+
+impl View {
+    /// The values of these counters, in order; none where there is no row.
+    pub fn values(&self, keys: &[CounterKey]) -> Result<Vec<Option<i128>>, DiskError> {
+        let rows: Vec<Vec<u8>> =
+            keys.iter().map(|key| layout::counter_key(key.slot(), key.name())).collect();
+        let found = self.borrow_dependent().multi_get(&rows);
+        let value = |(key, found): (&Vec<u8>, Result<Option<Vec<u8>>, rocksdb::Error>)| match found?
+        {
+            None => Ok(None),
+            Some(bytes) => {
+                Ok(Some(layout::decode_counter(&bytes).map_err(|why| row_error(key, why))?))
+            }
+        };
+        rows.iter().zip(found).map(value).collect()
+    }
+
+    /// The shard's record, as bytes.
+    pub fn shard_record(&self, shard: ShardId) -> Result<Option<Vec<u8>>, DiskError> {
+        Ok(self.borrow_dependent().get(layout::shard_key(shard))?)
+    }
+
+    /// Every shard record there is.
+    pub fn shards(&self) -> Result<Vec<(CopyNo, ShardState)>, DiskError> {
+        let [_, _, records] = layout::ranges(Slots::ALL);
+        let mut shards = Vec::new();
+        self.scan(records, |key, value| {
+            shards.push(layout::decode_shard(value).map_err(|why| row_error(key, why))?);
+            Ok(true)
+        })?;
+        Ok(shards)
+    }
+
+    /// Every row that a shard owns, but for its record, in order. `each` says whether to go on.
+    pub fn rows(
+        &self,
+        slots: Slots,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<bool, DiskError>,
+    ) -> Result<(), DiskError> {
+        let [counters, tokens, _] = layout::ranges(slots);
+        self.scan(counters, &mut each)?;
+        self.scan(tokens, &mut each)
+    }
+
+    fn scan(
+        &self,
+        (begin, end): layout::KeyRange,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<bool, DiskError>,
+    ) -> Result<(), DiskError> {
+        let mut read = ReadOptions::default();
+        read.set_iterate_upper_bound(end);
+        // A copy on its way must not push out what readers need.
+        read.fill_cache(false);
+        let mut rows = self.borrow_dependent().raw_iterator_opt(read);
+        rows.seek(begin);
+        while let Some((key, value)) = rows.item() {
+            if !each(key, value)? {
+                return Ok(());
+            }
+            rows.next();
+        }
+        Ok(rows.status()?)
+    }
+}
+
+fn row_error(key: &[u8], why: Malformed) -> DiskError {
+    DiskError::Row { key: key.escape_ascii().to_string(), why }
+}
+
+fn options(settings: StateSettings) -> Result<Options, DiskError> {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&Cache::new_lru_cache(settings.cache_bytes));
+    table.set_block_size(16 << 10);
+    table.set_metadata_block_size(4 << 10);
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_cache_index_and_filter_blocks_with_high_priority(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_pin_top_level_index_and_filter(true);
+    table.set_hybrid_ribbon_filter(10.0, 1);
+    table.set_data_block_index_type(DataBlockIndexType::BinaryAndHash);
+
+    let mut env = Env::new()?;
+    env.lower_thread_pool_cpu_priority();
+
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.set_env(&env);
+    options.set_block_based_table_factory(&table);
+    options.set_compression_type(DBCompressionType::Lz4);
+    // Reads mostly hit: no filter for the last level, which holds nine rows in ten.
+    options.set_optimize_filters_for_hits(true);
+    options.set_level_compaction_dynamic_level_bytes(true);
+    options.set_max_open_files(settings.open_files_max);
+    options.set_max_background_jobs(2);
+    options.set_bytes_per_sync(1 << 20);
+    // Never filled: every change is an ingested file.
+    options.set_write_buffer_size(64 << 10);
+    options.set_keep_log_file_num(2);
+    options.set_max_log_file_size(4 << 20);
+    options.set_stats_dump_period_sec(0);
+    options.set_merge_operator("dkc counter 1", full_merge, partial_merge);
+    Ok(options)
+}
+
+/// Total: bytes that are no counter's give none, which RocksDB reports as corruption.
+fn full_merge(_key: &[u8], existing: Option<&[u8]>, operands: &MergeOperands) -> Option<Vec<u8>> {
+    layout::merge(existing, operands).ok()
+}
+
+fn partial_merge(
+    _key: &[u8],
+    _existing: Option<&[u8]>,
+    operands: &MergeOperands,
+) -> Option<Vec<u8>> {
+    layout::merge_operands(operands).ok()
+}

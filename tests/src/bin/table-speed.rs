@@ -1,0 +1,45 @@
+//! Measures the counter table: nanoseconds per add, and per counter sorted for a flush.
+//!
+//! `cargo run --profile ci -p tests --bin table-speed`
+
+use std::io::Write;
+use std::time::Instant;
+
+use engine::key;
+use engine::store::table::Table;
+use tests::sim::rng::Rng;
+
+const ADDS: usize = 4_000_000;
+
+fn main() -> std::io::Result<()> {
+    let mut out = std::io::stdout();
+    for counters in [1, 1_000_000, 4_000_000] {
+        let (add, sort) = measure(counters);
+        writeln!(out, "{counters} counters: add {add} ns, sorting {sort} ns per counter")?;
+    }
+    Ok(())
+}
+
+fn measure(counters: usize) -> (u128, u128) {
+    let mut random = Rng::new(1);
+    let names: Vec<_> = (0..counters).map(|number| format!("ns\0{number:08}")).collect();
+    // In the order of use, as the names of a batch are: only the table's own misses count.
+    let picked = |_| {
+        let name = names[random.below(counters as u64) as usize].as_bytes();
+        let name: [u8; 11] = name.try_into().expect("a name of eleven bytes");
+        (name, key::hash(&name))
+    };
+    let picks: Vec<_> = (0..ADDS).map(picked).collect();
+    let mut table = Table::with_capacity(counters);
+    for name in &names {
+        table.add(name.as_bytes(), key::hash(name.as_bytes()), 1);
+    }
+    let begun = Instant::now();
+    for (name, hash) in &picks {
+        table.add(name, *hash, 1);
+    }
+    let add = begun.elapsed().as_nanos() / ADDS as u128;
+    let begun = Instant::now();
+    let rows = table.freeze().sorted().count();
+    (add, begun.elapsed().as_nanos() / rows as u128)
+}
