@@ -6,6 +6,7 @@
 //! `cargo test --profile ci -p tests --features planted-bugs --test sim`.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 #[cfg(feature = "planted-bugs")]
@@ -69,7 +70,11 @@ fn every_promise_holds_over_a_thousand_counted_seeds() {
         }
     }
     let acknowledged: u64 = reports.iter().map(|report| report.acknowledged).sum();
-    println!("{} seeds, {acknowledged} operations acknowledged, faults {faults:?}", reports.len());
+    let seeds = reports.len();
+    let _closed = writeln!(
+        std::io::stdout(),
+        "{seeds} seeds, {acknowledged} operations acknowledged, faults {faults:?}"
+    );
     assert_eq!(violations(&reports), Vec::<String>::new());
     assert!(acknowledged > 200 * COUNTED_MIN, "too little was asked of the cluster");
     assert!(faults.len() >= 13, "a kind of fault never struck: {faults:?}");

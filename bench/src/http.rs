@@ -1,0 +1,508 @@
+//! One HTTP/1.1 connection that knows whether a request may have had an effect.
+//!
+//! A newcomer would retry after any error. That counts twice: an error after the first byte of a
+//! request left this process says nothing about what the server did with it. So there are two
+//! errors, and only one of them is safe to retry:
+//!
+//! - [`CallError::NotSent`]: the connection could not be made, or was found closed before a byte
+//!   was written. Nothing happened.
+//! - [`CallError::Unanswered`]: a byte was written and no complete answer came back. Unknown.
+//!
+//! An answer counts only when it is complete by its own framing (`Content-Length` or chunked); a
+//! body that ends with the connection can't be told from one cut off, and is taken for cut off.
+//! One request is out at a time; after any error, or `Connection: close`, the connection is dropped.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// How long connecting may take. Nothing was sent by then, so another address is tried safely.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// The longest head of an answer. A gateway's are below 1 KiB; more is not a gateway.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+/// The longest body. The largest, 100,000 failed items with keys of 1 KiB in base64, is 170 MiB.
+const BODY_BYTES_MAX: usize = 256 << 20;
+const READ_BYTES: usize = 16 << 10;
+
+/// Where a server listens: `http://host:port`, and nothing else.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Url {
+    /// `host:port`, as `TcpStream::connect` and the `Host` header want it.
+    authority: String,
+}
+
+impl Url {
+    /// From `http://host[:port][/]`. The reason why not is for the user.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let Some(rest) = text.strip_prefix("http://") else {
+            return Err(format!("{text:?} does not begin with http://"));
+        };
+        let host = rest.strip_suffix('/').unwrap_or(rest);
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
+        if host.is_empty() || !host.bytes().all(plain) {
+            return Err(format!("{text:?} is not http://HOST:PORT"));
+        }
+        let after_host = &host[host.rfind(']').map_or(0, |at| at + 1)..];
+        match after_host.rsplit_once(':') {
+            None => Ok(Self { authority: format!("{host}:80") }),
+            Some((_, port)) if port.parse::<u16>().is_ok_and(|port| port > 0) => {
+                Ok(Self { authority: host.to_owned() })
+            }
+            Some(_) => Err(format!("{text:?} has no port from 1 to 65535")),
+        }
+    }
+
+    /// `host:port`
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "http://{}", self.authority)
+    }
+}
+
+/// A request, as bytes ready to leave.
+///
+/// Made once and sent many times by the load generator, whose own CPU is part of what it measures.
+#[derive(Clone, Debug)]
+pub struct Request {
+    bytes: Vec<u8>,
+}
+
+impl Request {
+    /// `path` must already be percent-encoded. `deadline` becomes `Request-Timeout-Ms`.
+    pub fn get(url: &Url, path: &str, deadline: Duration) -> Self {
+        Self { bytes: head("GET", url, path, deadline).into_bytes() }.ended()
+    }
+
+    /// With a JSON body; an empty one is sent as no body.
+    pub fn post(url: &Url, path: &str, deadline: Duration, json: &[u8]) -> Self {
+        let mut head = head("POST", url, path, deadline);
+        head.push_str("Content-Type: application/json\r\n");
+        head.push_str(&format!("Content-Length: {}\r\n", json.len()));
+        let mut request = Self { bytes: head.into_bytes() }.ended();
+        request.bytes.extend_from_slice(json);
+        request
+    }
+
+    /// How many bytes leave.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn ended(mut self) -> Self {
+        self.bytes.extend_from_slice(b"\r\n");
+        self
+    }
+}
+
+fn head(method: &str, url: &Url, path: &str, deadline: Duration) -> String {
+    let (authority, deadline) = (url.authority(), deadline.as_millis());
+    format!("{method} {path} HTTP/1.1\r\nHost: {authority}\r\nRequest-Timeout-Ms: {deadline}\r\n")
+}
+
+/// A complete answer.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Response {
+    pub status: u16,
+    /// `Retry-After`, when it was whole seconds.
+    pub retry_after: Option<Duration>,
+    pub body: Vec<u8>,
+}
+
+/// Why there is no answer, and so what may be done next.
+#[derive(Debug)]
+pub enum CallError {
+    /// No byte of the request left this process: nothing happened, send it again anywhere.
+    NotSent(io::Error),
+    /// At least one byte left and no complete answer came: it may or may not have had its effect.
+    Unanswered(io::Error),
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotSent(error) => write!(formatter, "not sent: {error}"),
+            Self::Unanswered(error) => write!(formatter, "sent, but no answer: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for CallError {}
+
+/// A connection to one server, made when first needed and again after it broke.
+#[derive(Debug)]
+pub struct Connection {
+    url: Url,
+    stream: Option<TcpStream>,
+    /// What was read and not yet understood. Empty between calls.
+    input: Vec<u8>,
+}
+
+impl Connection {
+    pub fn new(url: Url) -> Self {
+        Self { url, stream: None, input: Vec::new() }
+    }
+
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// Sends `request` and waits for its answer, no longer than `within`.
+    pub async fn call(
+        &mut self,
+        request: &Request,
+        within: Duration,
+    ) -> Result<Response, CallError> {
+        let deadline = Instant::now() + within;
+        // Taken out, and put back only after a whole answer: whatever ends this call early,
+        // a dropped future included, a half-used connection is never used again.
+        let mut stream = match self.stream.take() {
+            Some(stream) if is_quiet(&stream) => stream,
+            _ => connect(&self.url).await.map_err(CallError::NotSent)?,
+        };
+        self.input.clear();
+        send(&mut stream, &request.bytes, deadline).await?;
+        let answer = timeout_at(deadline, self.receive(&mut stream)).await;
+        let (response, stays) = answer
+            .map_err(|_| CallError::Unanswered(io::ErrorKind::TimedOut.into()))?
+            .map_err(CallError::Unanswered)?;
+        if stays && self.input.is_empty() {
+            self.stream = Some(stream);
+        }
+        Ok(response)
+    }
+
+    async fn receive(&mut self, stream: &mut TcpStream) -> io::Result<(Response, bool)> {
+        loop {
+            let head = loop {
+                if let Some(head) = parse_head(&mut self.input)? {
+                    break head;
+                }
+                if self.input.len() > HEAD_BYTES_MAX {
+                    return Err(invalid("the head of the answer does not end"));
+                }
+                read_more(stream, &mut self.input).await?;
+            };
+            // 100 Continue and its like come before the answer and are none.
+            if head.status < 200 {
+                continue;
+            }
+            let body = match head.body {
+                BodyLength::Bytes(length) => self.receive_sized(stream, length).await?,
+                BodyLength::Chunked => self.receive_chunked(stream).await?,
+            };
+            let Head { status, retry_after, stays, .. } = head;
+            return Ok((Response { status, retry_after, body }, stays));
+        }
+    }
+
+    async fn receive_sized(&mut self, stream: &mut TcpStream, bytes: usize) -> io::Result<Vec<u8>> {
+        if bytes > BODY_BYTES_MAX {
+            return Err(invalid("the answer is too long"));
+        }
+        while self.input.len() < bytes {
+            read_more(stream, &mut self.input).await?;
+        }
+        let rest = self.input.split_off(bytes);
+        Ok(std::mem::replace(&mut self.input, rest))
+    }
+
+    async fn receive_chunked(&mut self, stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+        let mut body = Vec::new();
+        loop {
+            let line = self.receive_line(stream).await?;
+            let digits = line.split(|&byte| byte == b';').next().unwrap_or_default();
+            let length = std::str::from_utf8(digits)
+                .ok()
+                .and_then(|text| usize::from_str_radix(text.trim(), 16).ok())
+                .ok_or_else(|| invalid("a chunk without a length"))?;
+            if length == 0 {
+                // Trailers, then an empty line.
+                while !self.receive_line(stream).await?.is_empty() {}
+                return Ok(body);
+            }
+            if length > BODY_BYTES_MAX - body.len() {
+                return Err(invalid("the answer is too long"));
+            }
+            body.append(&mut self.receive_sized(stream, length).await?);
+            if !self.receive_line(stream).await?.is_empty() {
+                return Err(invalid("a chunk longer than it said"));
+            }
+        }
+    }
+
+    async fn receive_line(&mut self, stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+        loop {
+            if let Some(end) = self.input.windows(2).position(|pair| pair == b"\r\n") {
+                let rest = self.input.split_off(end + 2);
+                let mut line = std::mem::replace(&mut self.input, rest);
+                line.truncate(end);
+                return Ok(line);
+            }
+            if self.input.len() > HEAD_BYTES_MAX {
+                return Err(invalid("a line of the answer does not end"));
+            }
+            read_more(stream, &mut self.input).await?;
+        }
+    }
+}
+
+async fn connect(url: &Url) -> io::Result<TcpStream> {
+    let stream = timeout(CONNECT_WITHIN, TcpStream::connect(url.authority()))
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no connection within 2 s"))??;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Whether a connection kept from the last call can still carry one. A server that closed it while
+/// it was idle is seen here, while nothing was sent; later it would be an unknown outcome.
+fn is_quiet(stream: &TcpStream) -> bool {
+    let mut byte = [0];
+    matches!(stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+async fn send(stream: &mut TcpStream, bytes: &[u8], deadline: Instant) -> Result<(), CallError> {
+    let mut sent = 0;
+    while sent < bytes.len() {
+        let wrote = timeout_at(deadline, stream.write(&bytes[sent..]))
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        match wrote {
+            Ok(0) => return Err(broken(sent, io::ErrorKind::WriteZero.into())),
+            Ok(count) => sent += count,
+            Err(error) => return Err(broken(sent, error)),
+        }
+    }
+    Ok(())
+}
+
+fn broken(sent: usize, error: io::Error) -> CallError {
+    if sent == 0 { CallError::NotSent(error) } else { CallError::Unanswered(error) }
+}
+
+async fn read_more(stream: &mut TcpStream, input: &mut Vec<u8>) -> io::Result<()> {
+    input.reserve(READ_BYTES);
+    match stream.read_buf(input).await? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(()),
+    }
+}
+
+struct Head {
+    status: u16,
+    retry_after: Option<Duration>,
+    body: BodyLength,
+    stays: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum BodyLength {
+    Bytes(usize),
+    Chunked,
+}
+
+/// Takes a head off the front of `input`, or `None` while it is not all there.
+fn parse_head(input: &mut Vec<u8>) -> io::Result<Option<Head>> {
+    let Some(end) = input.windows(4).position(|four| four == b"\r\n\r\n") else {
+        return Ok(None);
+    };
+    let rest = input.split_off(end + 4);
+    let bytes = std::mem::replace(input, rest);
+    let text = std::str::from_utf8(&bytes[..end]).map_err(|_| invalid("a head that is no text"))?;
+    let mut lines = text.split("\r\n");
+    let status = lines.next().and_then(parse_status).ok_or_else(|| invalid("no status line"))?;
+    let mut head = Head { status, retry_after: None, body: BodyLength::Bytes(0), stays: true };
+    // These have no body, whatever their headers say (RFC 9112 §6.3).
+    let bodiless = status < 200 || status == 204 || status == 304;
+    let mut framed = bodiless;
+    for line in lines {
+        let (name, value) = line.split_once(':').ok_or_else(|| invalid("a header without ':'"))?;
+        let value = value.trim();
+        match name.to_ascii_lowercase().as_str() {
+            "content-length" if !bodiless && head.body != BodyLength::Chunked => {
+                let length = value.parse().map_err(|_| invalid("a Content-Length of no number"))?;
+                head.body = BodyLength::Bytes(length);
+                framed = true;
+            }
+            "transfer-encoding" if !bodiless => {
+                if !value.eq_ignore_ascii_case("chunked") {
+                    return Err(invalid("a Transfer-Encoding other than chunked"));
+                }
+                head.body = BodyLength::Chunked;
+                framed = true;
+            }
+            "connection" if value.eq_ignore_ascii_case("close") => head.stays = false,
+            "retry-after" => head.retry_after = value.parse().ok().map(Duration::from_secs),
+            _ => {}
+        }
+    }
+    if !framed {
+        return Err(invalid("an answer whose end can't be told from a broken connection"));
+    }
+    Ok(Some(head))
+}
+
+fn parse_status(line: &str) -> Option<u16> {
+    let rest = line.strip_prefix("HTTP/1.1 ").or_else(|| line.strip_prefix("HTTP/1.0 "))?;
+    rest.get(..3)?.parse().ok()
+}
+
+fn invalid(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// A path segment: every byte that is not unreserved, percent-encoded, `/` included.
+pub fn percent_encode(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for &byte in bytes {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    const WITHIN: Duration = Duration::from_secs(5);
+
+    /// Plays `turns` to whoever connects: each is said after one read, then the connection closes.
+    async fn serve(turns: Vec<&'static str>) -> Url {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            for turn in turns {
+                let mut bytes = [0; 4096];
+                assert!(stream.read(&mut bytes).await.unwrap() > 0);
+                stream.write_all(turn.as_bytes()).await.unwrap();
+            }
+        });
+        url
+    }
+
+    #[track_caller]
+    fn check(turn: &'static str, want: &str) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let got = runtime.block_on(async {
+            let url = serve(vec![turn]).await;
+            let request = Request::get(&url, "/", WITHIN);
+            match Connection::new(url).call(&request, WITHIN).await {
+                Ok(response) => format!(
+                    "{} {} {:?}",
+                    response.status,
+                    String::from_utf8(response.body).unwrap(),
+                    response.retry_after.map(|wait| wait.as_secs())
+                ),
+                Err(CallError::NotSent(_)) => "not sent".to_owned(),
+                Err(CallError::Unanswered(error)) => format!("unanswered {:?}", error.kind()),
+            }
+        });
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn only_a_whole_answer_is_one() {
+        check("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "200 hi None");
+        check("HTTP/1.1 503 X\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n", "503  Some(7)");
+        check("HTTP/1.1 204 No\r\n\r\n", "204  None");
+        check(
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na",
+            "200 a None",
+        );
+        check(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nhi\r\nA\r\n0123456789\r\n0\r\nT: u\r\n\r\n",
+            "200 hi0123456789 None",
+        );
+        check("", "unanswered UnexpectedEof");
+        check("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi", "unanswered UnexpectedEof");
+        check("HTTP/1.1 200 OK\r\nContent-Le", "unanswered UnexpectedEof");
+        check(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n",
+            "unanswered UnexpectedEof",
+        );
+        check(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi!\r\n0\r\n\r\n",
+            "unanswered InvalidData",
+        );
+        // Ends with the connection: whole, or cut off? Nobody knows.
+        check("HTTP/1.1 200 OK\r\n\r\nhi", "unanswered InvalidData");
+        check("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", "unanswered InvalidData");
+        check("SSH-2.0-OpenSSH\r\n\r\n", "unanswered InvalidData");
+    }
+
+    #[tokio::test]
+    async fn a_refused_connection_sent_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        drop(listener);
+        let request = Request::get(&url, "/", WITHIN);
+        let got = Connection::new(url).call(&request, WITHIN).await;
+        assert!(matches!(got, Err(CallError::NotSent(_))), "{got:?}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_serves_many_calls() {
+        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
+        let url = serve(vec![answer, answer]).await;
+        let request = Request::post(&url, "/", WITHIN, b"{}");
+        let mut connection = Connection::new(url);
+        for _ in 0..2 {
+            assert_eq!(connection.call(&request, WITHIN).await.unwrap().body, b"hi");
+        }
+        // The server closed it, and listens no more.
+        let third = connection.call(&request, WITHIN).await;
+        assert!(third.is_err(), "{third:?}");
+    }
+
+    #[tokio::test]
+    async fn silence_ends_at_the_deadline() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let request = Request::get(&url, "/", WITHIN);
+        let got = Connection::new(url).call(&request, Duration::from_millis(50)).await;
+        assert!(
+            matches!(&got, Err(CallError::Unanswered(error)) if error.kind() == io::ErrorKind::TimedOut),
+            "{got:?}"
+        );
+    }
+
+    #[test]
+    fn urls() {
+        #[track_caller]
+        fn check(text: &str, want: Option<&str>) {
+            assert_eq!(Url::parse(text).ok().as_ref().map(Url::authority), want, "{text}");
+        }
+        check("http://127.0.0.1:8080", Some("127.0.0.1:8080"));
+        check("http://127.0.0.1:8080/", Some("127.0.0.1:8080"));
+        check("http://counter", Some("counter:80"));
+        check("http://[::1]:8080", Some("[::1]:8080"));
+        check("http://[::1]", Some("[::1]:80"));
+        check("https://counter", None);
+        check("http://", None);
+        check("http://a/b", None);
+        check("http://a\r\nX: y", None);
+        check("http://a:0", None);
+        check("http://a:70000", None);
+        check("localhost:8080", None);
+    }
+
+    #[test]
+    fn path_segments() {
+        assert_eq!(percent_encode(b"a/b c.%\xff~"), "a%2Fb%20c.%25%FF~");
+    }
+}

@@ -1,0 +1,270 @@
+//! What a gateway's answer means for the increments that were asked for (DESIGN §12).
+//!
+//! A newcomer would go by the status code. The `outcome` in the body decides: only an answer that
+//! says `not-applied` in so many words may be retried. Anything that can't be understood, from a
+//! proxy's 502 to counts that don't add up, is unknown: guessing could count twice.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bench::http::Response;
+use serde::{Deserialize, Serialize};
+
+/// Why something was not done, and whether it may have been.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Refusal {
+    /// Nothing happened, and nothing would if it were asked again.
+    Never(String),
+    /// Nothing happened; it may work later, not before `after`.
+    Later { why: String, after: Option<Duration> },
+    /// It may or may not have happened.
+    Unknown(String),
+}
+
+impl Refusal {
+    pub(crate) fn why(&self) -> &str {
+        match self {
+            Self::Never(why) | Self::Later { why, .. } | Self::Unknown(why) => why,
+        }
+    }
+}
+
+/// An error answer, or one failed item of a batch.
+#[derive(Debug, Default, Deserialize)]
+struct Problem {
+    #[serde(default, rename = "type")]
+    kind: String,
+    #[serde(default)]
+    outcome: String,
+    #[serde(default)]
+    detail: Option<String>,
+    #[serde(default)]
+    title: Option<String>,
+}
+
+impl Problem {
+    /// The last part of the problem's URI.
+    fn kind(&self) -> &str {
+        self.kind.rsplit('/').next().unwrap_or_default()
+    }
+
+    fn why(&self) -> String {
+        let text = self.detail.as_deref().or(self.title.as_deref()).unwrap_or_default();
+        match (self.kind(), text) {
+            ("", "") => "no reason given".to_owned(),
+            (kind, "") => kind.to_owned(),
+            ("", text) => text.to_owned(),
+            (kind, text) => format!("{kind}: {text}"),
+        }
+    }
+
+    fn refusal(&self, mends: bool, after: Option<Duration>) -> Refusal {
+        match self.outcome.as_str() {
+            "not-applied" if mends => Refusal::Later { why: self.why(), after },
+            "not-applied" => Refusal::Never(self.why()),
+            _ => Refusal::Unknown(self.why()),
+        }
+    }
+}
+
+/// What an answer other than 200 says about everything that was asked.
+pub(crate) fn refusal(response: &Response) -> Refusal {
+    let Ok(problem) = serde_json::from_slice::<Problem>(&response.body) else {
+        return Refusal::Unknown(format!("status {} without a reason", response.status));
+    };
+    problem.refusal(matches!(response.status, 429 | 503), response.retry_after)
+}
+
+#[derive(Debug, Deserialize)]
+struct BatchAnswer {
+    applied: u64,
+    failed: Vec<FailedItem>,
+}
+
+#[derive(Debug, Deserialize)]
+struct FailedItem {
+    index: usize,
+    #[serde(flatten)]
+    problem: Problem,
+}
+
+/// What a batch of `items` came to: the items that were not applied, each with its reason.
+/// Every other item was.
+pub(crate) fn failed_items(
+    response: &Response,
+    items: usize,
+) -> Result<Vec<(usize, Refusal)>, Refusal> {
+    if response.status != 200 {
+        return Err(refusal(response));
+    }
+    let answer: BatchAnswer = serde_json::from_slice(&response.body)
+        .map_err(|error| Refusal::Unknown(format!("an answer that can't be read: {error}")))?;
+    let mut seen = vec![false; items];
+    let mut failed = Vec::with_capacity(answer.failed.len());
+    for item in &answer.failed {
+        match seen.get_mut(item.index) {
+            Some(seen) if !*seen => *seen = true,
+            _ => return Err(Refusal::Unknown(format!("item {} makes no sense", item.index))),
+        }
+        let mends = !matches!(item.problem.kind(), "bad-input" | "too-large" | "token-reused");
+        failed.push((item.index, item.problem.refusal(mends, None)));
+    }
+    if answer.applied != (items - failed.len()) as u64 {
+        let (applied, failed) = (answer.applied, failed.len());
+        let why = format!("{applied} applied and {failed} failed of {items} do not add up");
+        return Err(Refusal::Unknown(why));
+    }
+    Ok(failed)
+}
+
+/// A key in JSON: text when its bytes are UTF-8, else base64.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) enum KeyField {
+    #[serde(rename = "key")]
+    Text(String),
+    #[serde(rename = "key_base64")]
+    Base64(String),
+}
+
+impl KeyField {
+    pub(crate) fn new(key: &[u8]) -> Self {
+        match std::str::from_utf8(key) {
+            Ok(text) => Self::Text(text.to_owned()),
+            Err(_) => Self::Base64(BASE64.encode(key)),
+        }
+    }
+}
+
+/// Appends a key as a JSON member, `"key":"…"` or `"key_base64":"…"`.
+///
+/// By hand because this runs once for every key of a count: no allocation, and for plain text one
+/// copy.
+pub(crate) fn write_key_field(key: &[u8], json: &mut Vec<u8>) {
+    match std::str::from_utf8(key) {
+        Ok(text) => {
+            json.extend_from_slice(b"\"key\":");
+            serde_json::to_writer(json, text).expect("a Vec takes every byte");
+        }
+        Err(_) => {
+            json.extend_from_slice(b"\"key_base64\":\"");
+            json.extend_from_slice(BASE64.encode(key).as_bytes());
+            json.push(b'"');
+        }
+    }
+}
+
+/// One counter as a gateway tells it.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Counter {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_base64: Option<String>,
+    pub(crate) value: i128,
+}
+
+/// The body of an answer that carries a value.
+pub(crate) fn parse<'a, T: Deserialize<'a>>(response: &'a Response) -> Result<T, Refusal> {
+    if response.status != 200 {
+        return Err(refusal(response));
+    }
+    serde_json::from_slice(&response.body)
+        .map_err(|error| Refusal::Unknown(format!("an answer that can't be read: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response(status: u16, body: &str) -> Response {
+        Response { status, retry_after: None, body: body.as_bytes().to_vec() }
+    }
+
+    #[track_caller]
+    fn check(status: u16, body: &str, want: Result<Vec<(usize, Refusal)>, Refusal>) {
+        assert_eq!(failed_items(&response(status, body), 3), want);
+    }
+
+    fn unknown(why: &str) -> Refusal {
+        Refusal::Unknown(why.to_owned())
+    }
+
+    fn later(why: &str) -> Refusal {
+        Refusal::Later { why: why.to_owned(), after: None }
+    }
+
+    #[test]
+    fn batches() {
+        check(200, r#"{"accepted":3,"applied":3,"failed":[]}"#, Ok(vec![]));
+        check(
+            200,
+            r#"{"accepted":2,"applied":1,"failed":[
+                {"index":2,"key":"c","type":"https://dkc/problems/frozen","outcome":"not-applied","detail":"shard 3"},
+                {"index":0,"key":"a","type":"deadline","outcome":"unknown"}]}"#,
+            Ok(vec![(2, later("frozen: shard 3")), (0, unknown("deadline"))]),
+        );
+        check(
+            200,
+            r#"{"accepted":2,"applied":2,"failed":[{"index":1,"type":"x/bad-input","outcome":"not-applied"}]}"#,
+            Ok(vec![(1, Refusal::Never("bad-input".to_owned()))]),
+        );
+    }
+
+    #[test]
+    fn whole_answers() {
+        let body = r#"{"type":"x/no-primary","title":"No primary","outcome":"not-applied"}"#;
+        check(503, body, Err(later("no-primary: No primary")));
+        check(429, body, Err(later("no-primary: No primary")));
+        check(400, body, Err(Refusal::Never("no-primary: No primary".to_owned())));
+        check(504, r#"{"type":"x/deadline","outcome":"unknown"}"#, Err(unknown("deadline")));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_unknown() {
+        let reason = "status 503 without a reason";
+        check(503, "<html>", Err(unknown(reason)));
+        check(503, r#"{"type":"x/frozen"}"#, Err(unknown("frozen")));
+        check(502, "{}", Err(unknown("no reason given")));
+        check(
+            200,
+            r#"{"applied":2,"failed":[]}"#,
+            Err(unknown("2 applied and 0 failed of 3 do not add up")),
+        );
+        let item = r#"{"index":1,"outcome":"not-applied"}"#;
+        check(
+            200,
+            &format!(r#"{{"applied":1,"failed":[{item},{item}]}}"#),
+            Err(unknown("item 1 makes no sense")),
+        );
+        check(
+            200,
+            r#"{"applied":2,"failed":[{"index":3,"outcome":"not-applied"}]}"#,
+            Err(unknown("item 3 makes no sense")),
+        );
+        assert!(matches!(failed_items(&response(200, "{"), 3), Err(Refusal::Unknown(_))));
+    }
+
+    #[test]
+    fn keys() {
+        #[track_caller]
+        fn check(key: &[u8], want: &str) {
+            let mut json = Vec::new();
+            write_key_field(key, &mut json);
+            assert_eq!(std::str::from_utf8(&json), Ok(want));
+            let field = serde_json::to_string(&KeyField::new(key)).unwrap();
+            assert_eq!(field, format!("{{{want}}}"));
+        }
+        check(b"word", r#""key":"word""#);
+        check(b"a\t5", r#""key":"a\t5""#);
+        check("\u{1f980}\"\\\n\0".as_bytes(), "\"key\":\"\u{1f980}\\\"\\\\\\n\\u0000\"");
+        check(b"\xff\x00", r#""key_base64":"/wA=""#);
+    }
+
+    #[test]
+    fn values_beyond_64_bits() {
+        let big = i128::MAX;
+        let response = response(200, &format!(r#"{{"key":"a","value":{big}}}"#));
+        assert_eq!(parse::<Counter>(&response).unwrap().value, big);
+    }
+}

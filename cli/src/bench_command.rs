@@ -1,0 +1,183 @@
+//! `dkc bench`: a closed loop on a running cluster, with what it cost each role.
+//!
+//! No number stands alone: batch size, clients, keys and replicas stand beside it, and so does the
+//! CPU of the generator, which shares the machine with what it measures. Fsync is not an option of
+//! this service, so its mode is stated, not asked: an answer comes after fsync on every in-sync
+//! replica.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::Context;
+use bench::cpu::{Sample, Watched};
+use bench::load::{self, Load, Measured};
+use serde::Serialize;
+
+use crate::answer::parse;
+use crate::client::{self, DEADLINE, Gateways, ServerArgs};
+use crate::dev::cluster_file;
+use crate::exit::Exit;
+use crate::output;
+use crate::status::Cluster;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Clients, each with a connection and one request at a time
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    clients: u32,
+    /// Increments in each request; 1 uses the single-increment endpoint
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    batch: u32,
+    /// How many different keys
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    keys: u64,
+    /// Seconds measured
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
+    /// Seconds before that, not measured
+    #[arg(long, default_value_t = 2)]
+    warm_up: u64,
+    /// Namespace to count in
+    #[arg(long, default_value = "bench", value_parser = client::namespace)]
+    namespace: String,
+    /// `cluster.json` of a local cluster, for the CPU of its roles
+    #[arg(long, value_name = "FILE")]
+    cluster_json: Option<PathBuf>,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    increments_per_second: f64,
+    requests_per_second: f64,
+    p50_ms: Option<f64>,
+    p99_ms: Option<f64>,
+    clients: u32,
+    batch: u32,
+    keys: u64,
+    /// The in-sync replicas of each shard: the smallest and largest set when the run began.
+    replicas: [usize; 2],
+    nodes: usize,
+    fsync: &'static str,
+    loop_kind: &'static str,
+    #[serde(flatten)]
+    measured: Measured,
+    /// CPU microseconds per increment; `null` for a role that lost or gained a process meanwhile.
+    cpu_micros_per_increment: BTreeMap<String, Option<f64>>,
+    /// CPUs kept busy.
+    cpus_busy: BTreeMap<String, Option<f64>>,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
+    let answer = Gateways::new(&args.server.urls).read("/v1/cluster", None, DEADLINE).await;
+    let cluster: Cluster = match answer.and_then(|response| parse(&response)) {
+        Ok(cluster) => cluster,
+        Err(refusal) => {
+            output::note(&format!("no gateway answers: {}", refusal.why()));
+            return Ok(Exit::Failed);
+        }
+    };
+    let watched = watched(&args)?;
+    let load = Load {
+        urls: args.server.urls.clone(),
+        namespace: args.namespace.clone(),
+        clients: args.clients as usize,
+        batch: args.batch as usize,
+        keys: args.keys,
+        warm_up: Duration::from_secs(args.warm_up),
+        measured: Duration::from_secs(args.seconds),
+    };
+    let samples = Mutex::new(Vec::new());
+    let sample = || samples.lock().expect("no panic holds it").push(Sample::take(&watched));
+    let measured = load::run(&load, sample, sample).await;
+    let samples = samples.into_inner().expect("no panic holds it");
+    let cpu = samples[1].since(&samples[0], &watched);
+    let report = report(&args, &cluster, measured, &cpu);
+    if args.server.json {
+        output::json(&report)?;
+    } else {
+        say(&report)?;
+    }
+    Ok(if report.measured.errors > 0 { Exit::Failed } else { Exit::Done })
+}
+
+fn watched(args: &Args) -> anyhow::Result<Vec<Watched>> {
+    let mut watched = vec![Watched { role: "generator".to_owned(), pid: std::process::id() }];
+    if let Some(path) = &args.cluster_json {
+        let cluster = cluster_file::read(path).with_context(|| path.display().to_string())?;
+        for process in cluster.processes {
+            watched.push(Watched { role: process.spec.role.name().to_owned(), pid: process.pid });
+        }
+    }
+    Ok(watched)
+}
+
+fn report(
+    args: &Args,
+    cluster: &Cluster,
+    measured: Measured,
+    cpu: &BTreeMap<String, Option<Duration>>,
+) -> Report {
+    let sizes = || cluster.shards.iter().map(|shard| shard.isr.len());
+    let millis =
+        |share| measured.latencies.quantile(share).map(|latency| latency.as_secs_f64() * 1e3);
+    let per = |divisor: f64, scale: f64| {
+        cpu.iter()
+            .map(|(role, cost)| {
+                let share = cost.filter(|_| divisor > 0.0);
+                (role.clone(), share.map(|cost| cost.as_secs_f64() * scale / divisor))
+            })
+            .collect()
+    };
+    Report {
+        increments_per_second: measured.increments as f64 / measured.seconds,
+        requests_per_second: measured.requests as f64 / measured.seconds,
+        p50_ms: millis(0.5),
+        p99_ms: millis(0.99),
+        clients: args.clients,
+        batch: args.batch,
+        keys: args.keys,
+        replicas: [sizes().min().unwrap_or(0), sizes().max().unwrap_or(0)],
+        nodes: cluster.nodes.len(),
+        fsync: "on every in-sync replica, before the answer",
+        loop_kind: "closed",
+        cpu_micros_per_increment: per(measured.increments as f64, 1e6),
+        cpus_busy: per(measured.seconds, 1.0),
+        measured,
+    }
+}
+
+fn say(report: &Report) -> anyhow::Result<()> {
+    let Report { clients, batch, keys, replicas: [least, most], nodes, fsync, .. } = report;
+    let replicas = if least == most { least.to_string() } else { format!("{least} to {most}") };
+    let millis =
+        |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2} ms"));
+    output::result(&format!(
+        "{:.0} increments/s ({:.0} requests/s), p50 {}, p99 {}",
+        report.increments_per_second,
+        report.requests_per_second,
+        millis(report.p50_ms),
+        millis(report.p99_ms)
+    ))?;
+    output::result(&format!(
+        "batch {batch}, {clients} clients (closed loop), {keys} keys, {nodes} nodes, {replicas} in-sync replicas, fsync {fsync}, {:.1} s",
+        report.measured.seconds
+    ))?;
+    for (role, busy) in &report.cpus_busy {
+        let each = report.cpu_micros_per_increment.get(role).copied().flatten();
+        let figures = match (busy, each) {
+            (Some(busy), Some(each)) => format!("{busy:.2} CPUs, {each:.2} µs per increment"),
+            (Some(busy), None) => format!("{busy:.2} CPUs"),
+            (None, _) => "unknown: a process came or went".to_owned(),
+        };
+        output::result(&format!("cpu {role}: {figures}"))?;
+    }
+    if report.measured.errors > 0 {
+        let example = report.measured.error.as_deref().unwrap_or_default();
+        output::note(&format!("{} requests failed, such as: {example}", report.measured.errors));
+    }
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! `dkc incr` and `dkc get`: single counters from a shell.
+//!
+//! `incr` sends once and says what became of it. Retrying is left to whoever called it: only they
+//! know whether counting twice or not at all is worse when the outcome is unknown (exit code 3).
+
+use std::ffi::OsString;
+
+use bench::http::percent_encode;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::answer::{Counter, KeyField, Refusal, parse};
+use crate::client::{self, DEADLINE, Gateways, ServerArgs};
+use crate::exit::Exit;
+use crate::output;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct IncrArgs {
+    /// Namespace of the counter
+    #[arg(value_name = "NS", value_parser = client::namespace)]
+    namespace: String,
+    /// The counter's key, any bytes
+    key: OsString,
+    /// What to add; may be negative
+    #[arg(default_value_t = 1, allow_negative_numbers = true)]
+    delta: i64,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct GetArgs {
+    /// Namespace of the counters
+    #[arg(value_name = "NS", value_parser = client::namespace)]
+    namespace: String,
+    /// The counters' keys, any bytes
+    #[arg(required = true, value_name = "KEY")]
+    keys: Vec<OsString>,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Counters {
+    counters: Vec<Counter>,
+}
+
+/// `dkc incr NS KEY [DELTA]`: prints the new value.
+pub(crate) async fn incr(args: IncrArgs) -> anyhow::Result<Exit> {
+    let key = match client::key(args.key) {
+        Ok(key) => key,
+        Err(why) => return usage(&why),
+    };
+    let path = format!("/v1/counters/{}/{}/increment", args.namespace, percent_encode(&key));
+    let body = json!({ "delta": args.delta, "return": "value" }).to_string();
+    let mut gateways = Gateways::new(&args.server.urls);
+    let answer = gateways.write(&path, body.as_bytes(), DEADLINE).await;
+    match answer.and_then(|response| parse::<Counter>(&response)) {
+        Ok(counter) if args.server.json => {
+            let key = KeyField::new(&key);
+            let (namespace, delta) = (&args.namespace, args.delta);
+            let outcome = Applied { namespace, key, applied: delta, value: counter.value };
+            output::json(&outcome)?;
+            Ok(Exit::Done)
+        }
+        Ok(counter) => output::result(&counter.value.to_string()).map(|()| Exit::Done),
+        Err(refusal) => refused(&refusal, args.server.json),
+    }
+}
+
+#[derive(Serialize)]
+struct Applied<'a> {
+    namespace: &'a str,
+    #[serde(flatten)]
+    key: KeyField,
+    applied: i64,
+    value: i128,
+}
+
+/// `dkc get NS KEY…`: prints the value, or a line `key<TAB>value` for each of several.
+pub(crate) async fn get(args: GetArgs) -> anyhow::Result<Exit> {
+    let keys: Result<Vec<_>, _> = args.keys.into_iter().map(client::key).collect();
+    let keys = match keys {
+        Ok(keys) => keys,
+        Err(why) => return usage(&why),
+    };
+    // Plain strings where possible: the form the contract shows.
+    let names: Vec<_> = keys
+        .iter()
+        .map(|key| match KeyField::new(key) {
+            KeyField::Text(text) => json!(text),
+            base64 => json!(base64),
+        })
+        .collect();
+    let path = format!("/v1/counters/{}/get", args.namespace);
+    let body = json!({ "keys": names }).to_string();
+    let answer =
+        Gateways::new(&args.server.urls).read(&path, Some(body.as_bytes()), DEADLINE).await;
+    let counters = match answer.and_then(|response| parse::<Counters>(&response)) {
+        Ok(answer) if answer.counters.len() == keys.len() => answer.counters,
+        Ok(_) => return refused(&nothing("an answer with another number of counters"), false),
+        // A read that fails has changed nothing, whatever the answer looked like.
+        Err(refusal) => return refused(&nothing(refusal.why()), args.server.json),
+    };
+    if args.server.json {
+        output::json(&json!({ "namespace": args.namespace, "counters": counters }))?;
+    } else if let [counter] = &counters[..] {
+        output::result(&counter.value.to_string())?;
+    } else {
+        for (key, counter) in keys.iter().zip(&counters) {
+            output::result(&format!("{}\t{}", String::from_utf8_lossy(key), counter.value))?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn nothing(why: &str) -> Refusal {
+    Refusal::Later { why: why.to_owned(), after: None }
+}
+
+fn usage(why: &str) -> anyhow::Result<Exit> {
+    output::note(&format!("error: {why}"));
+    Ok(Exit::Usage)
+}
+
+/// Says why it was not done, or that nobody knows.
+fn refused(refusal: &Refusal, as_json: bool) -> anyhow::Result<Exit> {
+    let (outcome, exit) = match refusal {
+        Refusal::Unknown(_) => ("unknown", Exit::Unknown),
+        Refusal::Never(_) | Refusal::Later { .. } => ("not-applied", Exit::Failed),
+    };
+    if as_json {
+        output::json(&json!({ "outcome": outcome, "detail": refusal.why() }))?;
+    } else {
+        output::note(&format!("{outcome}: {}", refusal.why()));
+    }
+    Ok(exit)
+}

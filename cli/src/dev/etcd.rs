@@ -1,0 +1,54 @@
+//! Which etcd to run: `$ETCD`, else the one `./run` unpacked, else the one in `PATH`, if it is new
+//! enough.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The first that is there and at least 3.5; otherwise what was tried.
+pub(crate) fn find() -> Result<String, String> {
+    let named = std::env::var_os("ETCD").map(PathBuf::from);
+    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    let candidates = match named {
+        Some(named) => vec![named],
+        None => vec![home.join(".cache/dkc/etcd-3.5/usr/bin/etcd"), PathBuf::from("etcd")],
+    };
+    let mut tried = Vec::new();
+    for path in candidates {
+        match check(&path) {
+            Ok(()) => return Ok(path.display().to_string()),
+            Err(why) => tried.push(format!("{}: {why}", path.display())),
+        }
+    }
+    let tried = tried.join("; ");
+    Err(format!("no etcd 3.5 or newer ({tried}). ./run installs one; $ETCD names another"))
+}
+
+fn check(path: &Path) -> Result<(), String> {
+    let said = Command::new(path).arg("--version").output().map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&said.stdout);
+    match version(&text) {
+        Some(version) if version >= (3, 5) => Ok(()),
+        Some((major, minor)) => Err(format!("it is {major}.{minor}")),
+        None => Err("it does not say its version".to_owned()),
+    }
+}
+
+/// From `etcd Version: 3.5.16`.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let number = text.lines().find_map(|line| line.strip_prefix("etcd Version:"))?;
+    let mut parts = number.trim().split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions() {
+        assert_eq!(version("etcd Version: 3.5.16\nGit SHA: x\n"), Some((3, 5)));
+        assert_eq!(version("etcd Version: 3.4.23\n"), Some((3, 4)));
+        assert_eq!(version("something else"), None);
+        assert!((3, 10) > (3, 5));
+    }
+}

@@ -1,0 +1,300 @@
+//! The client commands, as a user runs them, against a gateway that fails in every way it may.
+//!
+//! What is promised: every line is either known to be counted exactly once, known not to be
+//! counted, or listed as unknown. So for every key `known ≤ count ≤ known + unknown`.
+
+mod fake;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::TcpListener;
+use std::process::{Command, Output, Stdio};
+
+use fake::{FakeGateway, Fate};
+use serde_json::Value;
+
+fn dkc(args: &[&str], urls: &str, input: &[u8]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_dkc"))
+        .args(args)
+        .args(["--url", urls])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    // It may end without reading everything.
+    let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    output
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// Words that repeat: a few often, most rarely.
+fn words(lines: u64) -> Vec<String> {
+    let mut state = 88_172_645_463_325_252_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    (0..lines).map(|_| format!("word-{}", next() % (1 + next() % 400))).collect()
+}
+
+/// Counts `lines` words with gateways that fail as `decide` says; checks the promise for every
+/// word and returns (exit code, report).
+#[track_caller]
+fn count(lines: u64, decide: impl Fn(u64) -> Fate + Send + Sync + 'static) -> (i32, Value) {
+    let gateway = FakeGateway::start(decide);
+    let other = FakeGateway::sharing(gateway.state.clone(), |_| Fate::Apply);
+    let words = words(lines);
+    let input = words.join("\n");
+    let urls = format!("{},{}", gateway.url(), other.url());
+    let args = ["count", "words", "--json", "--batch", "50", "--in-flight", "4"];
+    let output = dkc(&args, &urls, input.as_bytes());
+    let report = json(&output);
+    let listed = |heap: &str| -> Vec<bool> {
+        let mut lines = vec![false; words.len()];
+        for range in report[heap].as_array().unwrap() {
+            let at = |end: &str| range[end].as_u64().unwrap() as usize;
+            for line in &mut lines[at("first_line") - 1..at("last_line")] {
+                assert!(!*line, "a line is listed twice");
+                *line = true;
+            }
+        }
+        lines
+    };
+    let (unknown, not_applied, failed) =
+        (listed("unknown"), listed("not_applied"), listed("failed"));
+    let mut bounds: BTreeMap<&str, (i128, i128)> = BTreeMap::new();
+    let mut known = 0;
+    for (index, word) in words.iter().enumerate() {
+        let (least, most) = bounds.entry(word).or_default();
+        match (unknown[index], not_applied[index] || failed[index]) {
+            (false, false) => {
+                *least += 1;
+                *most += 1;
+                known += 1;
+            }
+            (true, false) => *most += 1,
+            (false, true) => {}
+            (true, true) => panic!("line {} is in two heaps", index + 1),
+        }
+    }
+    assert_eq!(report["applied"], known, "what it says it counted is what it does not list");
+    let state = gateway.state.lock().unwrap();
+    for (word, (least, most)) in bounds {
+        let counted = state.counters.get(word).copied().unwrap_or(0);
+        assert!((least..=most).contains(&counted), "{word}: {least} ≤ {counted} ≤ {most}");
+    }
+    for head in &state.heads {
+        assert!(head.to_ascii_lowercase().contains("request-timeout-ms: 60000"), "{head}");
+    }
+    (code(&output), report)
+}
+
+#[test]
+fn a_healthy_cluster_counts_everything() {
+    let (code, report) = count(5000, |_| Fate::Apply);
+    assert_eq!((code, &report["applied"], &report["complete"]), (0, &5000.into(), &true.into()));
+}
+
+#[test]
+fn refusals_are_sent_again_until_applied() {
+    let (code, report) = count(3000, |number| match number % 4 {
+        0 => Fate::Refuse(503),
+        1 => Fate::Refuse(429),
+        _ => Fate::Apply,
+    });
+    assert_eq!((code, &report["applied"]), (0, &3000.into()));
+    assert!(report["retries"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn unknown_lines_are_listed_and_never_sent_again() {
+    #[track_caller]
+    fn check(fate: Fate) {
+        let (code, report) =
+            count(2000, move |number| if number == 3 { fate } else { Fate::Apply });
+        assert_eq!(code, 3, "{fate:?}: {report}");
+        // One batch of 50 lines, and only that one.
+        let ranges = report["unknown"].as_array().unwrap();
+        assert_eq!(ranges.len(), 1, "{fate:?}: {report}");
+        let at = |end: &str| ranges[0][end].as_u64().unwrap();
+        assert_eq!(at("last_line") - at("first_line"), 49, "{fate:?}: {report}");
+        assert_eq!(report["applied"], 1950, "{fate:?}: {report}");
+    }
+    check(Fate::Deadline { counted: true });
+    check(Fate::Deadline { counted: false });
+    check(Fate::Drop { counted: true });
+    check(Fate::Drop { counted: false });
+    check(Fate::Cut);
+    check(Fate::Proxy);
+}
+
+#[test]
+fn items_are_told_apart() {
+    let (code, report) =
+        count(2000, |number| if number % 5 == 1 { Fate::Parts } else { Fate::Apply });
+    assert_eq!(code, 3);
+    assert!(report["unknown"].as_array().unwrap().len() > 1);
+    assert_eq!(report["not_applied"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn everything_at_once() {
+    let (code, _) = count(20_000, |number| match number % 11 {
+        0 => Fate::Refuse(503),
+        1 => Fate::Deadline { counted: number % 2 == 0 },
+        2 => Fate::Drop { counted: number % 2 == 0 },
+        3 => Fate::Cut,
+        4 => Fate::Parts,
+        5 => Fate::Proxy,
+        _ => Fate::Apply,
+    });
+    assert_eq!(code, 3);
+}
+
+#[test]
+fn a_gateway_that_is_gone_is_passed_over() {
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap();
+    let gone_url = format!("http://{}", gone.local_addr().unwrap());
+    drop(gone);
+    let gateway = FakeGateway::start(|_| Fate::Apply);
+    let output =
+        dkc(&["count", "words", "--json"], &format!("{gone_url},{}", gateway.url()), b"a\nb\na");
+    assert_eq!((code(&output), &json(&output)["applied"]), (0, &3.into()));
+    assert_eq!(gateway.state.lock().unwrap().counters["a"], 2);
+
+    let output = dkc(&["count", "words", "--json", "--give-up", "1"], &gone_url, b"a\nb\n");
+    let report = json(&output);
+    assert_eq!((code(&output), &report["not_applied"][0]["last_line"]), (1, &2.into()));
+}
+
+#[test]
+fn bad_lines_fail_alone() {
+    let gateway = FakeGateway::start(|_| Fate::BadInput);
+    let long = "x".repeat(1025);
+    let input = format!("a\nbad-1\n\n{long}\nbad-1\na\t7\n");
+    let output = dkc(&["count", "words", "--json"], &gateway.url(), input.as_bytes());
+    let report = json(&output);
+    assert_eq!(code(&output), 1);
+    assert_eq!((&report["applied"], &report["skipped"]), (&2.into(), &1.into()));
+    let failed = report["failed"].to_string();
+    assert_eq!(failed, r#"[{"first_line":2,"last_line":2},{"first_line":4,"last_line":5}]"#);
+    let state = gateway.state.lock().unwrap();
+    assert_eq!(state.counters["a\t7"], 1, "a TAB and a number are part of the key");
+}
+
+#[test]
+fn bytes_that_are_no_text_are_keys_too() {
+    let gateway = FakeGateway::start(|_| Fate::Apply);
+    let output = dkc(&["count", "words"], &gateway.url(), b"\xff\n\xff\n");
+    assert_eq!(code(&output), 0, "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("counted 2 of 2 lines"));
+    assert_eq!(gateway.state.lock().unwrap().counters["base64:/w=="], 2);
+}
+
+#[test]
+fn single_counters() {
+    let gateway = FakeGateway::start(|_| Fate::Apply);
+    let url = gateway.url();
+    let said = |args: &[&str]| String::from_utf8(dkc(args, &url, b"").stdout).unwrap();
+    assert_eq!(said(&["incr", "words", "k"]), "1\n");
+    assert_eq!(said(&["incr", "words", "k", "41"]), "42\n");
+    assert_eq!(said(&["incr", "words", "k", "-2"]), "40\n");
+    assert_eq!(said(&["get", "words", "k"]), "40\n");
+    assert_eq!(said(&["get", "words", "k", "other"]), "k\t40\nother\t0\n");
+    let told = json(&dkc(&["incr", "words", "k", "--json"], &url, b""));
+    assert_eq!(told.to_string(), r#"{"applied":1,"key":"k","namespace":"words","value":41}"#);
+    // The key is one path segment, whatever is in it.
+    assert_eq!(said(&["incr", "words", "a/b c"]), "1\n");
+    assert_eq!(gateway.state.lock().unwrap().counters["a%2Fb%20c"], 1);
+}
+
+#[test]
+fn exit_codes() {
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap();
+    let gone_url = format!("http://{}", gone.local_addr().unwrap());
+    drop(gone);
+    #[track_caller]
+    fn check(args: &[&str], url: &str, want: i32) {
+        let output = dkc(args, url, b"");
+        assert_eq!(code(&output), want, "{args:?}: {output:?}");
+    }
+    check(&["incr", "words", "k"], &gone_url, 1);
+    check(&["get", "words", "k"], &gone_url, 1);
+    check(&["status"], &gone_url, 1);
+    check(&["incr", "Words", "k"], &gone_url, 2);
+    check(&["incr", "words", ""], &gone_url, 2);
+    check(&["incr", "words", "k", "9223372036854775808"], &gone_url, 2);
+    check(&["count", "words", "/no/such/file"], &gone_url, 2);
+    check(&["status"], "ftp://x", 2);
+    // An answer that never comes after the request has left: unknown.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let deaf = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut reader = std::io::BufReader::new(stream.unwrap());
+            fake::http::read_request(&mut reader);
+        }
+    });
+    check(&["incr", "words", "k"], &deaf, 3);
+    check(&["get", "words", "k"], &deaf, 1);
+}
+
+#[test]
+fn status_says_what_is_not_open_and_why() {
+    let gateway = FakeGateway::start(|_| Fate::Apply);
+    let text = String::from_utf8(dkc(&["status"], &gateway.url(), b"").stdout).unwrap();
+    assert!(text.contains("1 of 2 shards open"), "{text}");
+    assert!(text.contains("node-2 is not registered"), "{text}");
+    let told = json(&dkc(&["status", "--json"], &gateway.url(), b""));
+    assert_eq!(told["cluster"], "fake");
+    assert_eq!(told["summary"]["not_open"][0]["id"], 1);
+    assert_eq!(told["summary"]["in_sync_min"], 1);
+}
+
+#[test]
+fn bench_counts_what_it_says() {
+    let gateway = FakeGateway::start(|_| Fate::Apply);
+    let url = gateway.url();
+    for batch in ["1", "100"] {
+        let args = [
+            "bench",
+            "--json",
+            "--clients",
+            "4",
+            "--seconds",
+            "1",
+            "--warm-up",
+            "0",
+            "--batch",
+            batch,
+            "--keys",
+            "50",
+        ];
+        let before: i128 = gateway.state.lock().unwrap().counters.values().sum();
+        let report = json(&dkc(&args, &url, b""));
+        let after: i128 = gateway.state.lock().unwrap().counters.values().sum();
+        let said = i128::from(report["increments"].as_u64().unwrap());
+        let batch: i128 = batch.parse().unwrap();
+        assert_eq!(report["errors"], 0, "{report}");
+        assert!(said > 0, "{report}");
+        // What went before and after the measured second was counted too.
+        let counted = after - before;
+        assert!(counted >= said, "{counted} {report}");
+        assert!(counted <= said * 2 + 8 * batch, "{counted} {report}");
+        assert!(report["cpus_busy"]["generator"].as_f64().is_some(), "{report}");
+    }
+}

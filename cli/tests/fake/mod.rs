@@ -1,0 +1,238 @@
+//! A gateway that isn't one: it counts in a map, and answers as it is told to.
+//!
+//! It speaks DESIGN §12 over plain sockets, with none of our own client code in it, and can do to a
+//! request what a failing cluster can: refuse it, lose the answer after or before counting, cut the
+//! answer in half, fail single items.
+
+pub(crate) mod http;
+
+use std::collections::BTreeMap;
+use std::io::{BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+
+use self::http::{answer, read_request};
+
+/// What the gateway does with a batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Fate {
+    Apply,
+    /// 503 or 429, nothing counted.
+    Refuse(u16),
+    /// 504, counted or not.
+    Deadline {
+        counted: bool,
+    },
+    /// The connection closes without an answer.
+    Drop {
+        counted: bool,
+    },
+    /// The connection closes in the middle of the answer, after counting.
+    Cut,
+    /// Every third item is not applied, every fifth unknown (the tenth is counted all the same).
+    Parts,
+    /// Items whose key begins with `bad` are bad input.
+    BadInput,
+    /// A proxy's answer, nothing counted.
+    Proxy,
+}
+
+/// Decides the fate of the next batch.
+type Decide = Arc<dyn Fn() -> Fate + Send + Sync>;
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) counters: BTreeMap<String, i128>,
+    pub(crate) heads: Vec<String>,
+}
+
+pub(crate) struct FakeGateway {
+    pub(crate) address: SocketAddr,
+    pub(crate) state: Arc<Mutex<State>>,
+}
+
+impl FakeGateway {
+    /// `decide` is given the number of the batch at this gateway, from 0.
+    pub(crate) fn start(decide: impl Fn(u64) -> Fate + Send + Sync + 'static) -> Self {
+        let state = Arc::default();
+        Self::sharing(state, decide)
+    }
+
+    /// Another gateway of the same cluster.
+    pub(crate) fn sharing(
+        state: Arc<Mutex<State>>,
+        decide: impl Fn(u64) -> Fate + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = state.clone();
+        let batches = AtomicU64::new(0);
+        let decide: Decide = Arc::new(move || decide(batches.fetch_add(1, Ordering::Relaxed)));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (shared, decide) = (shared.clone(), decide.clone());
+                // Ends with its connection, however that ends.
+                std::thread::spawn(move || serve(stream.unwrap(), &shared, &decide));
+            }
+        });
+        Self { address, state }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+fn problem(status: u16, kind: &str, outcome: &str) -> Vec<u8> {
+    answer(status, &json!({ "type": format!("/problems/{kind}"), "outcome": outcome }).to_string())
+}
+
+fn serve(stream: TcpStream, state: &Mutex<State>, decide: &Decide) -> Option<()> {
+    let mut reader = BufReader::new(stream.try_clone().ok()?);
+    let mut stream = stream;
+    loop {
+        let (first, head, body) = read_request(&mut reader)?;
+        let mut words = first.split(' ');
+        let (method, path) = (words.next()?, words.next()?);
+        let parts: Vec<_> = path.split('/').skip(1).collect();
+        match (method, &parts[..]) {
+            ("POST", ["v1", "counters", _, "increment"]) => {
+                let bytes = increment_batch(&body, head, state, decide)?;
+                let cut = bytes.1;
+                stream.write_all(&bytes.0).ok()?;
+                if cut {
+                    return None;
+                }
+            }
+            ("POST", ["v1", "counters", namespace, key, "increment"]) => {
+                let told: Value = serde_json::from_slice(&body).unwrap_or(json!({}));
+                let delta = told["delta"].as_i64().unwrap_or(1);
+                let mut state = state.lock().unwrap();
+                let value = state.counters.entry((*key).to_owned()).or_default();
+                *value += i128::from(delta);
+                let text = format!(
+                    "{{\"namespace\":\"{namespace}\",\"key\":\"x\",\"applied\":{delta},\"value\":{value}}}"
+                );
+                stream.write_all(&answer(200, &text)).ok()?;
+            }
+            ("POST", ["v1", "counters", _, "get"]) => {
+                let told: Value = serde_json::from_slice(&body).unwrap();
+                let state = state.lock().unwrap();
+                let counters: Vec<_> = told["keys"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|key| {
+                        let name = name_of(key);
+                        let value = state.counters.get(&name).copied().unwrap_or(0);
+                        let name = json!(name);
+                        format!("{{\"key\":{name},\"value\":{value}}}")
+                    })
+                    .collect();
+                let text = format!("{{\"counters\":[{}]}}", counters.join(","));
+                stream.write_all(&answer(200, &text)).ok()?;
+            }
+            ("GET", ["v1", "cluster"]) => {
+                let cluster = json!({
+                    "cluster": "fake",
+                    "nodes": [{"name": "node-1", "state": "up", "boot": 1, "address": "a", "zone": ""}],
+                    "shards": [
+                        {"id": 0, "state": "open", "epoch": 1, "primary": "node-1", "isr": ["node-1"]},
+                        {"id": 1, "state": "frozen", "epoch": 1, "primary": "node-1",
+                         "isr": ["node-1", "node-2"]}]
+                });
+                stream.write_all(&answer(200, &cluster.to_string())).ok()?;
+            }
+            _ => stream.write_all(&problem(404, "not-found", "not-applied")).ok()?,
+        }
+    }
+}
+
+/// The name under which the map keeps a key: base64 keys keep their base64, marked.
+fn name_of(item: &Value) -> String {
+    match (item.as_str(), item["key"].as_str(), item["key_base64"].as_str()) {
+        (Some(key), ..) | (_, Some(key), _) => key.to_owned(),
+        (_, _, Some(base64)) => format!("base64:{base64}"),
+        _ => panic!("an item without a key: {item}"),
+    }
+}
+
+/// The answer, and whether the connection ends after it.
+fn increment_batch(
+    body: &[u8],
+    head: String,
+    state: &Mutex<State>,
+    decide: &Decide,
+) -> Option<(Vec<u8>, bool)> {
+    let told: Value = serde_json::from_slice(body).unwrap();
+    let items = told["increments"].as_array().unwrap();
+    let mut state = state.lock().unwrap();
+    state.heads.push(head);
+    let mut count = |index: usize| {
+        let delta = items[index]["delta"].as_i64().unwrap();
+        *state.counters.entry(name_of(&items[index])).or_default() += i128::from(delta);
+    };
+    let all = 0..items.len();
+    let applied = |applied: usize, failed: Vec<Value>| {
+        let accepted = items.len();
+        let body = json!({ "accepted": accepted, "applied": applied, "failed": failed });
+        answer(200, &body.to_string())
+    };
+    let fail = |index: usize, kind: &str, outcome: &str| json!({ "index": index, "type": kind, "outcome": outcome });
+    match decide() {
+        Fate::Apply => {
+            all.for_each(count);
+            Some((applied(items.len(), vec![]), false))
+        }
+        Fate::Refuse(status) => Some((problem(status, "frozen", "not-applied"), false)),
+        Fate::Deadline { counted } => {
+            if counted {
+                all.for_each(count);
+            }
+            Some((problem(504, "deadline", "unknown"), false))
+        }
+        Fate::Drop { counted } => {
+            if counted {
+                all.for_each(count);
+            }
+            None
+        }
+        Fate::Cut => {
+            all.for_each(count);
+            let mut bytes = applied(items.len(), vec![]);
+            bytes.truncate(bytes.len() - 3);
+            Some((bytes, true))
+        }
+        Fate::Parts => {
+            let mut failed = Vec::new();
+            for index in all {
+                match index {
+                    _ if index % 3 == 0 => failed.push(fail(index, "/frozen", "not-applied")),
+                    _ if index % 5 == 0 => {
+                        failed.push(fail(index, "/deadline", "unknown"));
+                        if index % 10 == 0 {
+                            count(index);
+                        }
+                    }
+                    _ => count(index),
+                }
+            }
+            Some((applied(items.len() - failed.len(), failed), false))
+        }
+        Fate::BadInput => {
+            let mut failed = Vec::new();
+            for index in all {
+                if name_of(&items[index]).starts_with("bad") {
+                    failed.push(fail(index, "/bad-input", "not-applied"));
+                } else {
+                    count(index);
+                }
+            }
+            Some((applied(items.len() - failed.len(), failed), false))
+        }
+        Fate::Proxy => Some((answer(502, "<html>bad gateway</html>"), false)),
+    }
+}

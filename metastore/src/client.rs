@@ -1,0 +1,249 @@
+//! The connection to etcd: the version check, and typed linearizable reads.
+//!
+//! Every call has a deadline, since a stopped etcd keeps a connection open and says nothing. Every read is linearizable:
+//! a serializable one may be arbitrarily old (trap T40), and everything here is read in order to act on it.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::codec::Malformed;
+use etcd_client::{Client, ConnectOptions, GetOptions, KeyValue, ResponseHeader};
+use tracing::warn;
+
+use crate::{Error, Record};
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `host:port` or `http://host:port` of each etcd member.
+    pub endpoints: Vec<String>,
+    /// The cluster's name: all its keys lie below `/dkc/{cluster}/`.
+    pub cluster: String,
+    /// How long a call may take. An etcd member that lost its leader needs about 1 s to find another one.
+    pub call_timeout: Duration,
+}
+
+impl Settings {
+    pub fn new(endpoints: Vec<String>, cluster: &str) -> Self {
+        Self { endpoints, cluster: cluster.to_owned(), call_timeout: Duration::from_secs(2) }
+    }
+}
+
+/// A record with its place in etcd's history.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kept<R: Record> {
+    pub id: R::Id,
+    pub record: R,
+    /// Revision at which the key was made; a key deleted and made again has a new one.
+    pub created: u64,
+    /// Revision of its last change: what a compare-and-set compares.
+    pub modified: u64,
+    /// The lease that it lives by; 0 is none.
+    pub lease: i64,
+}
+
+/// Everything of one kind at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listed<R: Record> {
+    pub all: Vec<Kept<R>>,
+    /// etcd's revision at that moment.
+    pub revision: u64,
+}
+
+/// One cluster's part of an etcd. Cheap to clone; clones share the connections.
+#[derive(Clone)]
+pub struct Metastore {
+    client: Client,
+    prefix: Arc<str>,
+    call_timeout: Duration,
+}
+
+impl Metastore {
+    /// Connects, and refuses an etcd that is too old. A transient error means "not reachable now": a starting process
+    /// says so and tries again.
+    pub async fn connect(settings: &Settings) -> Result<Self, Error> {
+        let store = Self::open(settings).await?;
+        store.check_version().await?;
+        Ok(store)
+    }
+
+    /// Makes the client without asking etcd anything.
+    async fn open(settings: &Settings) -> Result<Self, Error> {
+        assert!(!settings.cluster.contains('/'), "a cluster's name is one part of a key");
+        let options = ConnectOptions::new()
+            .with_connect_timeout(Duration::from_secs(1))
+            // Finds out about a member that vanished without a word. etcd takes pings closer than 5 s, or without
+            // a call under way, for an attack and closes the connection.
+            .with_keep_alive(Duration::from_secs(6), Duration::from_secs(3))
+            .with_keep_alive_while_idle(false)
+            // A member cut off from its leader says so instead of keeping us waiting.
+            .with_require_leader(true);
+        let client = Client::connect(&settings.endpoints, Some(options))
+            .await
+            .map_err(|error| Error::from_client("connecting", error))?;
+        let prefix = format!("/dkc/{}/", settings.cluster).into();
+        Ok(Self { client, prefix, call_timeout: settings.call_timeout })
+    }
+
+    async fn check_version(&self) -> Result<(), Error> {
+        let mut maintenance = self.client.maintenance_client();
+        let status = self.call("status", maintenance.status()).await?;
+        match judge_version(status.version()) {
+            Verdict::Good => Ok(()),
+            Verdict::Old => {
+                warn!(
+                    version = status.version(),
+                    "etcd below 3.5.6 can lose consistency in a crash"
+                );
+                Ok(())
+            }
+            Verdict::TooOld => Err(Error::TooOld { found: status.version().to_owned() }),
+        }
+    }
+
+    /// One record, read linearizably.
+    pub async fn get<R: Record>(&self, id: &R::Id) -> Result<Option<Kept<R>>, Error> {
+        Ok(self.get_at(id).await?.0)
+    }
+
+    /// One record, and etcd's revision when it was read.
+    pub(crate) async fn get_at<R: Record>(
+        &self,
+        id: &R::Id,
+    ) -> Result<(Option<Kept<R>>, u64), Error> {
+        let mut kv = self.client.kv_client();
+        let reply = self.call("get", kv.get(self.key::<R>(id), None)).await?;
+        let kept = reply.kvs().first().map(|kv| self.read::<R>(kv)).transpose()?;
+        Ok((kept, revision(reply.header())?))
+    }
+
+    /// Every record of one kind, read linearizably in one step. One malformed record fails the whole list: a list that
+    /// silently lacks somebody is worse than none.
+    pub async fn list<R: Record>(&self) -> Result<Listed<R>, Error> {
+        let mut kv = self.client.kv_client();
+        let options = GetOptions::new().with_prefix();
+        let reply = self.call("list", kv.get(self.folder::<R>(), Some(options))).await?;
+        let all = reply.kvs().iter().map(|kv| self.read::<R>(kv)).collect::<Result<_, _>>()?;
+        Ok(Listed { all, revision: revision(reply.header())? })
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    pub(crate) fn folder<R: Record>(&self) -> String {
+        format!("{}{}", self.prefix, R::FOLDER)
+    }
+
+    pub(crate) fn key<R: Record>(&self, id: &R::Id) -> String {
+        format!("{}{}{}", self.prefix, R::FOLDER, R::name(id))
+    }
+
+    /// Which record a key names.
+    pub(crate) fn id_of<R: Record>(&self, key: &[u8]) -> Result<R::Id, Error> {
+        let folder = self.folder::<R>();
+        let name = key.strip_prefix(folder.as_bytes()).and_then(|name| str::from_utf8(name).ok());
+        name.and_then(R::id).ok_or_else(|| malformed(key, Malformed("key")))
+    }
+
+    pub(crate) fn read<R: Record>(&self, kv: &KeyValue) -> Result<Kept<R>, Error> {
+        let id = self.id_of::<R>(kv.key())?;
+        let record = R::decode(kv.value()).map_err(|error| malformed(kv.key(), error))?;
+        if !record.belongs_at(&id) {
+            return Err(malformed(kv.key(), Malformed("record of another key")));
+        }
+        let created = positive(kv.create_revision());
+        Ok(Kept { id, record, created, modified: positive(kv.mod_revision()), lease: kv.lease() })
+    }
+
+    /// Waits for an answer, but not for ever.
+    pub(crate) async fn call<T>(
+        &self,
+        what: &'static str,
+        answer: impl Future<Output = Result<T, etcd_client::Error>>,
+    ) -> Result<T, Error> {
+        self.call_within(self.call_timeout, what, answer).await
+    }
+
+    pub(crate) async fn call_within<T>(
+        &self,
+        limit: Duration,
+        what: &'static str,
+        answer: impl Future<Output = Result<T, etcd_client::Error>>,
+    ) -> Result<T, Error> {
+        match tokio::time::timeout(limit, answer).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(Error::from_client(what, error)),
+            Err(_) => Err(Error::NoAnswer { what, why: format!("none in {limit:?}") }),
+        }
+    }
+}
+
+fn malformed(key: &[u8], malformed: Malformed) -> Error {
+    Error::Malformed { key: String::from_utf8_lossy(key).into_owned(), malformed }
+}
+
+/// etcd's revisions are signed on the wire and never negative.
+pub(crate) fn positive(revision: i64) -> u64 {
+    u64::try_from(revision).unwrap_or(0)
+}
+
+/// The revision that a read was made at. An answer without one can't be placed in history, so it is no answer.
+pub(crate) fn revision(header: Option<&ResponseHeader>) -> Result<u64, Error> {
+    match header.map(|header| positive(header.revision())) {
+        Some(revision) if revision > 0 => Ok(revision),
+        _ => Err(Error::NoAnswer { what: "a read", why: "the answer names no revision".into() }),
+    }
+}
+
+#[derive(Debug, Eq, PartialEq)]
+enum Verdict {
+    Good,
+    /// Works, with bugs that etcd's makers warn of (trap T9).
+    Old,
+    TooOld,
+}
+
+fn judge_version(version: &str) -> Verdict {
+    // "3.6.0-rc.1" is a 3.6.0 here.
+    let release = version.split('-').next().unwrap_or(version);
+    let mut parts = release.split('.').map(|part| part.parse::<u32>().ok());
+    let mut next = || parts.next().flatten();
+    match (next(), next(), next()) {
+        (Some(major), Some(minor), patch) => match (major, minor, patch.unwrap_or(0)) {
+            good if good >= (3, 5, 6) => Verdict::Good,
+            old if old >= (3, 5, 0) => Verdict::Old,
+            _ => Verdict::TooOld,
+        },
+        // What does not even say its version is not what we were made for.
+        _ => Verdict::TooOld,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(given: &str, want: Verdict) {
+        assert_eq!(judge_version(given), want, "{given}");
+    }
+
+    #[test]
+    fn versions_are_judged() {
+        check("3.4.23", Verdict::TooOld);
+        check("3.5.0", Verdict::Old);
+        check("3.5.5", Verdict::Old);
+        check("3.5.6", Verdict::Good);
+        check("3.5.16", Verdict::Good);
+        check("3.6.0-rc.1", Verdict::Good);
+        check("4.0", Verdict::Good);
+        check("2.3.8", Verdict::TooOld);
+        check("", Verdict::TooOld);
+        check("unknown", Verdict::TooOld);
+    }
+}

@@ -1,0 +1,29 @@
+#!/bin/sh
+# Writes a corpus of real words, one a line, to FILE: every licence and changelog this machine has,
+# repeated until it has LINES lines.
+#
+#   tests/corpus.sh FILE [LINES]
+set -eu
+
+file=$1
+lines=${2:-5000000}
+export LC_ALL=C
+
+# A word is what stands between blanks and control characters; Unicode and stray bytes stay in it.
+# What is longer than a key may be (1024 bytes) is no word.
+text() {
+    find /usr/share/common-licenses -type f -exec cat {} +
+    find /usr/share/doc -type f -iname 'changelog*' ! -name '*.gz' -exec cat {} +
+    find /usr/share/doc -type f -iname 'changelog*.gz' -exec zcat {} +
+}
+
+text | tr -s '[:space:][:cntrl:]' '\n' | awk 'length($0) > 0 && length($0) <= 1024' > "$file.once"
+once=$(wc -l < "$file.once")
+if [ "$once" -eq 0 ]; then
+    echo "no text under /usr/share/common-licenses and /usr/share/doc" >&2
+    exit 1
+fi
+repeats=$(((lines + once - 1) / once))
+for _ in $(seq "$repeats"); do cat "$file.once"; done | head -n "$lines" > "$file"
+rm "$file.once"
+echo "$file: $(wc -l < "$file") lines, $once of them before it repeats" >&2

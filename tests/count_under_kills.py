@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Runs `dkc count words` and kills the cluster's processes under it, one after the other.
+
+    count_under_kills.py --folder DIR --replicas N [--gateway]
+
+DIR holds `data` (of a running `dkc dev`) and `words` (the corpus); the count's report goes to DIR/report.
+Each storage node, then each coordinator, is killed with SIGKILL by its pid in cluster.json, started again
+by its argv after a few seconds, and the next is killed once `dkc status --json` shows every in-sync set
+full again. With --gateway the second gateway is killed too.
+
+The kills must happen during the count: after the first one the input is held back (a pipe, paced), so
+that the last kill is over before the last line is given away. The first, which with --gateway is the
+gateway's, comes at full speed: its death must find requests in flight, or nothing would be unknown. Exits 0 if the count ended as it should, else 1 and says why.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+DKC = os.environ.get("DKC", "dkc")
+DOWN_SECONDS = float(os.environ.get("DOWN_SECONDS", "3"))
+FULL_WITHIN = 120
+# Lines per second while kills go on, so that every kill hits a busy count.
+PACE = int(os.environ.get("PACE", "50000"))
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", required=True)
+    parser.add_argument("--replicas", type=int, required=True)
+    parser.add_argument("--gateway", action="store_true")
+    args = parser.parse_args()
+    data = os.path.join(args.folder, "data")
+    gateways = ["http://" + p["addresses"]["http"] for p in processes(data, "gateway")]
+    url = ",".join(gateways)
+    victims = processes(data, "storage-node") + processes(data, "coordinator")
+    wait_until_full(url, args.replicas)
+
+    with open(os.path.join(args.folder, "report"), "wb") as report:
+        count = subprocess.Popen(
+            [DKC, "count", "words", "-", "--url", url, "--json", "--batch", "1000"],
+            stdin=subprocess.PIPE,
+            stdout=report,
+        )
+    feeder = Feeder(os.path.join(args.folder, "words"), count.stdin)
+    feeder.start()
+    # More than fits the pipe and the count's queue: requests are in flight from here on.
+    feeder.wait_for(100_000)
+    try:
+        if args.gateway:
+            kill_and_restart(data, processes(data, "gateway")[1], feeder)
+        for victim in victims:
+            kill_and_restart(data, victim, feeder)
+            wait_until_full(url, args.replicas)
+    finally:
+        feeder.free()
+    code = count.wait()
+    feeder.join()
+    want = 3 if args.gateway else 0
+    if code != want:
+        with open(os.path.join(args.folder, "report")) as report:
+            print(report.read()[:2000], file=sys.stderr)
+        sys.exit(f"dkc count ended with {code}, not {want}")
+    if feeder.given_at_last_kill >= feeder.total:
+        sys.exit("the input was used up before the last kill: use more LINES or a smaller PACE")
+    print(f"dkc count ended with {code} after {len(victims) + args.gateway} kills")
+
+
+class Feeder(threading.Thread):
+    """Gives the corpus to the count: as fast as it is taken, but paced from the first kill to the last."""
+
+    def __init__(self, path, pipe):
+        super().__init__(daemon=True)
+        self.path, self.pipe = path, pipe
+        self.given, self.total, self.given_at_last_kill = 0, 0, 0
+        self.paced_from = None  # (lines given, time) at the first kill
+        self.freed = threading.Event()
+        with open(path, "rb") as file:
+            self.total = sum(1 for _ in file)
+
+    def run(self):
+        try:
+            with open(self.path, "rb") as file:
+                while lines := file.readlines(64 << 10):
+                    self.pipe.write(b"".join(lines))
+                    self.given += len(lines)
+                    if self.paced_from is None:
+                        continue
+                    lines_then, begun = self.paced_from
+                    ahead = (self.given - lines_then) / PACE - (time.monotonic() - begun)
+                    if ahead > 0:
+                        self.freed.wait(ahead)
+            self.pipe.close()
+        except BrokenPipeError:
+            pass  # The count ended early; its exit code says why.
+
+    def wait_for(self, lines):
+        while self.given < min(lines, self.total) and self.is_alive():
+            time.sleep(0.01)
+
+    def note_kill(self):
+        self.given_at_last_kill = self.given
+        self.paced_from = self.paced_from or (self.given, time.monotonic())
+
+    def free(self):
+        self.freed.set()
+
+
+def kill_and_restart(data, victim, feeder):
+    # Its pid may be another by now.
+    pid = next(p["pid"] for p in processes(data, victim["role"]) if p["name"] == victim["name"])
+    os.kill(pid, signal.SIGKILL)
+    feeder.note_kill()
+    print(f"killed {victim['name']} (pid {pid}) after {feeder.given} lines", flush=True)
+    time.sleep(DOWN_SECONDS)
+    log = open(os.path.join(data, "logs", victim["name"] + ".log"), "ab")
+    # Not our child for long: `dkc dev` adopts and stops it.
+    subprocess.Popen(victim["argv"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    deadline = time.monotonic() + 10
+    while victim["name"] not in [p["name"] for p in processes(data, victim["role"])]:
+        if time.monotonic() > deadline:
+            sys.exit(f"{victim['name']} does not start again")
+        time.sleep(0.05)
+
+
+def processes(data, role):
+    with open(os.path.join(data, "cluster.json")) as file:
+        return [p for p in json.load(file)["processes"] if p["role"] == role]
+
+
+def wait_until_full(url, replicas):
+    deadline = time.monotonic() + FULL_WITHIN
+    while True:
+        said = subprocess.run([DKC, "status", "--json", "--url", url], capture_output=True, check=False)
+        if said.returncode == 0:
+            summary = json.loads(said.stdout)["summary"]
+            if summary["shards"] > 0 and summary["shards_open"] == summary["shards"]:
+                if summary["in_sync_min"] >= replicas:
+                    return
+        if time.monotonic() > deadline:
+            sys.exit(f"not every in-sync set is full within {FULL_WITHIN} s: {said.stdout[:1000]}")
+        time.sleep(0.2)
+
+
+main()
