@@ -36,12 +36,14 @@ pub enum Kind {
     Stopping,
     /// The request's time is over.
     Deadline,
+    /// The session under which it was sent ended before it was decided.
+    SessionLost,
     /// A bug of ours.
     Internal,
 }
 
 impl Kind {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::BadInput,
         Self::NotFound,
         Self::MethodNotAllowed,
@@ -55,6 +57,7 @@ impl Kind {
         Self::NoSpace,
         Self::Stopping,
         Self::Deadline,
+        Self::SessionLost,
         Self::Internal,
     ];
 
@@ -74,6 +77,7 @@ impl Kind {
             Self::NoSpace => "no-space",
             Self::Stopping => "stopping",
             Self::Deadline => "deadline",
+            Self::SessionLost => "session-lost",
             Self::Internal => "internal",
         }
     }
@@ -93,6 +97,7 @@ impl Kind {
             Self::NoSpace => "No space",
             Self::Stopping => "Gateway stopping",
             Self::Deadline => "Deadline passed",
+            Self::SessionLost => "Session lost",
             Self::Internal => "Internal error",
         }
     }
@@ -111,15 +116,9 @@ impl Kind {
             | Self::NoSession
             | Self::NoSpace
             | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Deadline => StatusCode::GATEWAY_TIMEOUT,
+            Self::Deadline | Self::SessionLost => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
-    }
-
-    /// It may work when tried again: such an answer carries `Retry-After`.
-    pub fn mends(self) -> bool {
-        let status = self.status();
-        status == StatusCode::TOO_MANY_REQUESTS || status == StatusCode::SERVICE_UNAVAILABLE
     }
 }
 
@@ -144,6 +143,8 @@ impl Outcome {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Problem {
     pub kind: Kind,
+    /// The kind's, but for reads that are turned away: those are 503 whatever the reason.
+    pub status: StatusCode,
     pub outcome: Outcome,
     /// What of the request is to blame: a field of the body, a part of the URL or a header.
     pub field: Option<Cow<'static, str>>,
@@ -156,7 +157,13 @@ impl Problem {
     /// With no effect, now or ever.
     pub fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
         let outcome = Outcome::NotApplied;
-        Self { kind, outcome, field: None, detail: detail.into(), allow: None }
+        let status = kind.status();
+        Self { kind, status, outcome, field: None, detail: detail.into(), allow: None }
+    }
+
+    /// It may work when tried again: such an answer carries `Retry-After`.
+    pub fn mends(&self) -> bool {
+        matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
     }
 
     pub fn unknown(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
@@ -194,10 +201,12 @@ mod tests {
             ("no-space", 503),
             ("stopping", 503),
             ("deadline", 504),
+            ("session-lost", 504),
             ("internal", 500),
         ];
         assert_eq!(got, want);
-        let mends: Vec<_> = Kind::ALL.iter().filter(|kind| kind.mends()).collect();
+        let mends: Vec<_> =
+            Kind::ALL.into_iter().filter(|&kind| Problem::new(kind, "").mends()).collect();
         assert_eq!(mends.len(), 6, "{mends:?}");
     }
 }

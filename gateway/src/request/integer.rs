@@ -2,7 +2,7 @@
 
 /// Why some bytes are no delta.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum NotInteger {
+pub(crate) enum NotInteger {
     /// Not of that form at all.
     Form,
     /// Of that form, and too large or too small.
@@ -10,7 +10,7 @@ pub enum NotInteger {
 }
 
 impl NotInteger {
-    pub fn detail(self) -> &'static str {
+    pub(crate) fn detail(self) -> &'static str {
         match self {
             Self::Form => "is no whole number",
             Self::Range => {
@@ -21,7 +21,7 @@ impl NotInteger {
 }
 
 /// Reads one. Rust's own parser takes the same form.
-pub fn integer(bytes: &[u8]) -> Result<i64, NotInteger> {
+pub(crate) fn integer(bytes: &[u8]) -> Result<i64, NotInteger> {
     use std::num::IntErrorKind::{NegOverflow, PosOverflow};
     let text = str::from_utf8(bytes).map_err(|_| NotInteger::Form)?;
     text.parse::<i64>().map_err(|error| match error.kind() {

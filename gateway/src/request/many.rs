@@ -1,19 +1,11 @@
 //! Bodies of many items: JSON, a JSON object per line, or plain lines.
 
 use engine::key::CounterKey;
+use engine::ops::{Op, OpKind};
 
 use super::json::{self, Item, Wrong};
 use super::{BodyType, ITEMS_MAX, NotInteger, integer, name_problem};
 use crate::problem::{Kind, Problem};
-
-/// One increment out of many.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Add {
-    /// Its place among the items, from 0.
-    pub index: u32,
-    pub counter: CounterKey,
-    pub delta: i64,
-}
 
 /// An item that makes no sense, or was not applied.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -27,13 +19,17 @@ pub struct FailedItem {
 /// The items of one request, sorted into those that were understood and those that were not.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Batch {
-    pub adds: Vec<Add>,
+    /// What was understood, in order.
+    pub ops: Vec<Op>,
+    /// The place of each of them among the items, from 0.
+    pub indexes: Vec<u32>,
+    /// What was not, in order.
     pub failed: Vec<FailedItem>,
 }
 
 impl Batch {
     fn items(&self) -> usize {
-        self.adds.len() + self.failed.len()
+        self.ops.len() + self.failed.len()
     }
 
     fn index(&self) -> u32 {
@@ -43,7 +39,11 @@ impl Batch {
     fn add(&mut self, namespace: &str, key: &[u8], delta: i64) {
         let index = self.index();
         match CounterKey::new(namespace.as_bytes(), key) {
-            Ok(counter) => self.adds.push(Add { index, counter, delta }),
+            Ok(counter) => {
+                let kind = OpKind::Add { delta: i128::from(delta) };
+                self.ops.push(Op { counter, kind });
+                self.indexes.push(index);
+            }
             Err(error) => {
                 let problem = name_problem(error, key.len());
                 // Too long to be worth repeating, or empty.
@@ -61,15 +61,13 @@ impl Batch {
         let key = item.key.as_deref();
         match (&item.wrong, key) {
             (Some(wrong), _) => self.fail(key, wrong.clone()),
-            (None, Some(_)) if item.bare => self.fail(key, missing("delta", "an item is an object")),
+            (None, Some(_)) if item.bare => {
+                self.fail(key, Wrong::new("key", "an item is an object with \"key\" and \"delta\""));
+            }
             (None, Some(key)) => self.add(namespace, key, item.delta.unwrap_or(1)),
-            (None, None) => self.fail(None, missing("key", "is missing")),
+            (None, None) => self.fail(None, Wrong::new("key", "is missing")),
         }
     }
-}
-
-fn missing(field: &'static str, detail: &'static str) -> Wrong {
-    Wrong::new(field, detail)
 }
 
 /// The items of a batch of increments. An error means that nothing can be understood, and nothing is applied.

@@ -19,10 +19,10 @@ use engine::key::{CounterKey, KeyError};
 use hyper::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName};
 use hyper::http::request::Parts;
 
-pub use self::integer::{NotInteger, integer};
-pub use self::many::{Add, Batch, FailedItem, increments, keys};
+pub use self::many::{Batch, FailedItem, increments, keys};
 pub use self::target::{IncrementQuery, Page, Route};
 
+use self::integer::{NotInteger, integer};
 use crate::problem::{Kind, Problem};
 
 /// The longest URL, in bytes.
