@@ -60,6 +60,11 @@ impl ShardMap {
         self.shards.get(index).filter(|known| known.slots.contains(slot)).map(|_| index)
     }
 
+    /// The shard at a place that [`ShardMap::index_of`] gave.
+    pub fn at(&self, index: usize) -> &ShardConfig {
+        &self.shards[index]
+    }
+
     /// The shard with this name, if it is known.
     pub fn get(&self, shard: ShardId) -> Option<&ShardConfig> {
         self.of_slot(Slot(shard.0)).filter(|known| known.shard() == shard)

@@ -24,14 +24,37 @@
 //! dissolved, and its number is free for other bytes. A closed connection or a time-out answers
 //! nothing.
 
-mod outcome;
+//! The rooms: [`writes`] splits and admits requests; [`queue`] holds one shard's operations;
+//! [`seal`] makes a batch of them; [`sends`] ends the turn; [`answers`] is the table of DESIGN §11;
+//! [`undecided`] knows whether a batch is definite; [`requests`] and [`reads`] know who waits.
 
+mod answers;
+mod outcome;
+mod queue;
+mod reads;
+mod requests;
+mod seal;
+mod sends;
+mod undecided;
+mod writes;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use self::queue::Queue;
+use self::reads::Reads;
+use self::requests::Requests;
+use self::seal::Sealer;
+use self::writes::Splitter;
 use crate::config::ShardConfig;
-use crate::ids::{Conn, Now, SessionId, StoreBoot, StoreId};
+use crate::ids::{Conn, Now, SessionId, ShardId, StoreBoot, StoreId};
 use crate::key::CounterKey;
 use crate::message::{GatewayMessage, NodeReply, Report};
 use crate::ops::Op;
 use crate::planted::Planted;
+use crate::router::{Router, Window};
 use crate::shard_map::ShardMap;
 
 pub use outcome::{Failure, Outcome, WriteResult};
@@ -185,23 +208,106 @@ pub const REFUSAL_REASONS: [&str; 9] = [
     "order",
 ];
 
+impl Counts {
+    fn refused(&mut self, reason: &str) {
+        if let Some(at) = REFUSAL_REASONS.iter().position(|&known| known == reason) {
+            self.refusals[at] += 1;
+        }
+    }
+}
+
+/// What is to be looked at when its time comes. One that has become needless does no harm.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Timer {
+    Shard(ShardId),
+    Lane(Conn),
+}
+
 /// One gateway worker. See the module.
 #[derive(Debug)]
 pub struct Worker {
+    settings: Settings,
+    now: Now,
+    stopping: bool,
+    last_request: u64,
+
     map: ShardMap,
+    router: Router,
+    /// The session whose key stands.
+    session: Option<SessionId>,
+    /// The session for new batches: the last one whose key stood, unless it was given up.
+    present: Option<SessionId>,
+    abandoned: Option<SessionId>,
+
+    queues: BTreeMap<ShardId, Queue>,
+    requests: Requests,
+    reads: Reads,
+    /// What all operations cost that wait or are out.
+    bytes: usize,
+
+    /// Shards and lanes that something has happened to since the last turn ended.
+    due: BTreeSet<ShardId>,
+    touched: BTreeSet<Conn>,
+    timers: BTreeSet<(Now, Timer)>,
+
+    splitter: Splitter,
+    sealer: Sealer,
+    counts: Counts,
 }
 
 impl Worker {
-    pub fn new(_settings: Settings) -> Self {
-        Self { map: ShardMap::default() }
+    pub fn new(settings: Settings) -> Self {
+        let window = Window { messages: settings.window, us: settings.window_us };
+        Self {
+            settings,
+            now: Now(0),
+            stopping: false,
+            last_request: 0,
+            map: ShardMap::default(),
+            router: Router::default(),
+            session: None,
+            present: None,
+            abandoned: None,
+            queues: BTreeMap::new(),
+            requests: Requests::default(),
+            reads: Reads::new(window),
+            bytes: 0,
+            due: BTreeSet::new(),
+            touched: BTreeSet::new(),
+            timers: BTreeSet::new(),
+            splitter: Splitter::default(),
+            sealer: Sealer::default(),
+            counts: Counts::default(),
+        }
     }
 
-    pub fn handle(&mut self, _now: Now, _event: Event, _effects: &mut Vec<Effect>) {}
+    pub fn handle(&mut self, now: Now, event: Event, effects: &mut Vec<Effect>) {
+        self.now = now;
+        match event {
+            Event::Write { request, ops, deadline } => {
+                self.on_write(request, ops, deadline, effects);
+            }
+            Event::Read { request, keys, deadline } => {
+                self.on_read(request, keys, deadline, effects);
+            }
+            Event::Session(session) => self.on_session(session),
+            Event::Config(config) => self.learn(config),
+            Event::Connected { conn, node } => self.on_connected(conn, node),
+            Event::Closed { conn } => self.on_closed(conn),
+            Event::DialRefused { store } => self.on_dial_refused(store, effects),
+            Event::Reply { conn, reply } => self.on_reply(conn, reply, effects),
+            Event::TurnEnded => self.on_turn_ended(effects),
+            Event::Stop => self.stopping = true,
+        }
+    }
 
     /// When to give it [`Event::TurnEnded`] although nothing has happened.
     pub fn next_deadline(&self) -> Option<Now> {
-        None
+        let timers = self.timers.first().map(|&(at, _)| at);
+        [self.requests.deadline(), self.reads.deadline(), timers].into_iter().flatten().min()
     }
+
+    // ---- what can be asked of it ---------------------------------------------------------------
 
     /// What this worker knows of the shards.
     pub fn map(&self) -> &ShardMap {
@@ -210,35 +316,131 @@ impl Worker {
 
     /// The session whose key stands in etcd.
     pub fn session(&self) -> Option<SessionId> {
-        None
+        self.session
     }
 
     /// Why `/readyz` is not 200 yet, if so: the first of map, session, connections.
     pub fn not_ready(&self) -> Option<NotReady> {
-        Some(NotReady::Map)
+        if self.stopping {
+            return Some(NotReady::Stopping);
+        }
+        if !self.map.is_complete() {
+            return Some(NotReady::Map);
+        }
+        if self.session.is_none() {
+            return Some(NotReady::Session);
+        }
+        self.unconnected().first().copied().map(NotReady::Primary)
     }
 
     /// Primaries in the map without a connection to that very process: to be dialled.
     pub fn unconnected(&self) -> Vec<StoreBoot> {
-        Vec::new()
+        let mut primaries = self.map.primaries();
+        primaries.retain(|&primary| self.router.to(primary).is_none());
+        primaries
     }
 
     /// No request waits and no batch is undecided.
     pub fn is_idle(&self) -> bool {
-        true
+        let undecided = self.queues.values().any(|queue| queue.undecided.is_some());
+        self.requests() == 0 && !undecided
     }
 
     /// Requests without an answer.
     pub fn requests(&self) -> usize {
-        0
+        self.requests.len() + self.reads.len()
     }
 
-    /// Bytes of operations held, queued and undecided.
+    /// Bytes of operations held, waiting and undecided.
     pub fn bytes(&self) -> usize {
-        0
+        self.bytes
     }
 
     pub fn counts(&self) -> Counts {
-        Counts::default()
+        self.counts
+    }
+
+    // ---- requests ------------------------------------------------------------------------------
+
+    fn on_read(
+        &mut self,
+        request: u64,
+        keys: Vec<CounterKey>,
+        deadline: Now,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.counts_up(request);
+        let refused = if self.stopping {
+            Some(Failure::Stopping)
+        } else {
+            let full = self.reads.keys() >= self.settings.read_keys_max;
+            full.then_some(Failure::QueueFull)
+        };
+        match refused {
+            Some(failure) => effects.push(Effect::ReadDone { request, result: Err(failure) }),
+            None => self.reads.begin(request, keys, deadline, &self.map, effects),
+        }
+    }
+
+    /// Parts are kept in the order of their requests.
+    fn counts_up(&mut self, request: u64) {
+        assert!(request > self.last_request, "the driver numbers requests upwards");
+        self.last_request = request;
+    }
+
+    // ---- etcd ----------------------------------------------------------------------------------
+
+    fn on_session(&mut self, session: Option<SessionId>) {
+        self.session = session;
+        if session.is_none() || session == self.abandoned {
+            return;
+        }
+        self.present = session;
+        self.due.extend(self.queues.keys());
+    }
+
+    /// Takes a shard's record, from etcd or from a refusal.
+    fn learn(&mut self, config: ShardConfig) {
+        if !self.map.learn(config.clone()) {
+            return;
+        }
+        let shard = config.shard();
+        if let Some(queue) = self.queues.get_mut(&shard) {
+            queue.retry_at = Now(0);
+            queue.refusals = 0;
+            self.due.insert(shard);
+        }
+        self.reads.moved(&config, self.router.to(config.primary));
+    }
+
+    // ---- connections ---------------------------------------------------------------------------
+
+    fn on_connected(&mut self, conn: Conn, node: StoreBoot) {
+        self.router.connected(conn, node);
+        let led = self.map.iter().filter(|config| config.primary == node);
+        let shards: Vec<ShardId> = led.map(ShardConfig::shard).collect();
+        self.due.extend(&shards);
+        self.reads.connected(shards);
+    }
+
+    fn on_closed(&mut self, conn: Conn) {
+        if self.router.closed(conn).is_none() {
+            return;
+        }
+        for (&shard, queue) in &mut self.queues {
+            let cut = queue.undecided.as_mut().is_some_and(|undecided| undecided.closed(conn));
+            let was_in_line = queue.in_line.take_if(|lane| *lane == conn).is_some();
+            if cut || was_in_line {
+                self.due.insert(shard);
+            }
+        }
+        self.reads.closed(conn);
+    }
+
+    /// The coordinator asks the store itself before it believes it.
+    fn on_dial_refused(&mut self, store: StoreId, effects: &mut Vec<Effect>) {
+        if self.map.iter().any(|config| config.primary.store == store) {
+            effects.push(Effect::Report(Report { silent: vec![store], ..Report::default() }));
+        }
     }
 }
