@@ -43,11 +43,14 @@ fn told(failure: Failure) -> (Kind, &'static str) {
             Kind::Frozen,
             "the counter's shard has too few replicas that answer: it takes no writes until one returns",
         ),
-        Failure::Overloaded => (Kind::Overloaded, "the node that leads the counter's shard is overloaded"),
-        Failure::QueueFull => (Kind::Overloaded, "too much waits in this gateway already"),
-        Failure::Slow => {
-            (Kind::Overloaded, "the deadline passed while it waited in this gateway; it was not sent")
+        Failure::Overloaded => {
+            (Kind::Overloaded, "the node that leads the counter's shard is overloaded")
         }
+        Failure::QueueFull => (Kind::Overloaded, "too much waits in this gateway already"),
+        Failure::Slow => (
+            Kind::Overloaded,
+            "the deadline passed while it waited in this gateway; it was not sent",
+        ),
         Failure::NoSpace => {
             (Kind::NoSpace, "the disk of a node that holds the counter's shard is nearly full")
         }

@@ -14,9 +14,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use engine::batcher::{Effect, Event, Failure, Settings, WriteResult, Worker as Machine};
+use engine::batcher::{Effect, Event, Failure, Settings, Worker as Machine, WriteResult};
 use engine::ids::Now;
 use engine::key::CounterKey;
+use engine::message::{Answer, NodeReply};
 use engine::ops::Op;
 use slab::Slab;
 use tokio::time::{Instant as TokioInstant, Sleep, sleep_until};
@@ -129,7 +130,7 @@ impl Lanes {
         let request = slots.count << SLOT_BITS | slot as u64;
         entry.insert(Slot { request, state: State::Waiting(None) });
         self.push(event(request));
-        Some(Asked { lanes: self.clone(), slot })
+        Some(Asked { lanes: self.clone(), slot: Some(slot) })
     }
 
     fn done(&self, request: u64, done: Done) {
@@ -166,29 +167,30 @@ impl Lanes {
 /// Waits for the machine's answer to one request.
 struct Asked {
     lanes: Rc<Lanes>,
-    slot: usize,
+    /// None: answered, and given back.
+    slot: Option<usize>,
 }
 
 impl Future for Asked {
     type Output = Done;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
-        let mut slots = self.lanes.slots.borrow_mut();
-        let state = &mut slots.slots[self.slot].state;
-        match state {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
+        let slot = self.slot.expect("not polled after it was answered");
+        let lanes = self.lanes.clone();
+        let slots = &mut lanes.slots.borrow_mut().slots;
+        match &mut slots[slot].state {
             State::Waiting(Some(waker)) if waker.will_wake(cx.waker()) => Poll::Pending,
             State::Waiting(waker) => {
                 *waker = Some(cx.waker().clone());
                 Poll::Pending
             }
-            // The slot itself is given back when this is dropped.
-            State::Done(_) => match std::mem::replace(state, State::Waiting(None)) {
-                State::Done(done) => {
-                    slots.slots[self.slot].request = 0;
-                    Poll::Ready(done)
+            State::Done(_) => {
+                self.slot = None;
+                match slots.remove(slot).state {
+                    State::Done(done) => Poll::Ready(done),
+                    State::Waiting(_) | State::Unheard => unreachable!("it was just looked at"),
                 }
-                State::Waiting(_) | State::Unheard => unreachable!("it was just looked at"),
-            },
+            }
             State::Unheard => unreachable!("only a dropped future leaves that behind"),
         }
     }
@@ -196,13 +198,15 @@ impl Future for Asked {
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        let mut slots = self.lanes.slots.borrow_mut();
-        let slot = &mut slots.slots[self.slot];
-        let answered = slot.request == 0 || matches!(slot.state, State::Done(_));
-        if answered {
-            slots.slots.remove(self.slot);
-        } else {
-            slot.state = State::Unheard;
+        let Some(slot) = self.slot else {
+            return;
+        };
+        let slots = &mut self.lanes.slots.borrow_mut().slots;
+        match slots[slot].state {
+            State::Done(_) => {
+                slots.remove(slot);
+            }
+            State::Waiting(_) | State::Unheard => slots[slot].state = State::Unheard,
         }
     }
 }
@@ -238,8 +242,8 @@ impl Timer {
 pub(crate) trait World {
     /// Anything but an answer to a request.
     fn perform(&self, effect: Effect);
-    /// A turn has ended.
-    fn look(&self, machine: &Machine);
+    /// A turn has ended. `surroundings_changed`: it was not only about requests and their answers.
+    fn look(&self, machine: &Machine, surroundings_changed: bool);
 }
 
 /// Gives the machine its turns, until dropped.
@@ -258,7 +262,9 @@ pub(crate) async fn turns(
         poll_fn(|cx| lanes.poll_turn(cx, timer.as_mut())).await;
         std::mem::swap(&mut events, &mut *lanes.events.borrow_mut());
         let now = lanes.now();
+        let mut surroundings_changed = false;
         for event in events.drain(..) {
+            surroundings_changed |= is_of_the_surroundings(&event);
             machine.handle(now, event, &mut effects);
         }
         machine.handle(now, Event::TurnEnded, &mut effects);
@@ -270,6 +276,19 @@ pub(crate) async fn turns(
             }
         }
         lanes.full.set(machine.bytes() >= settings.worker_bytes_max);
-        world.look(&machine);
+        world.look(&machine, surroundings_changed);
+    }
+}
+
+fn is_of_the_surroundings(event: &Event) -> bool {
+    match event {
+        Event::Write { .. } | Event::Read { .. } | Event::TurnEnded => false,
+        // A refusal may carry a newer record of the shard.
+        Event::Reply { reply, .. } => matches!(
+            reply,
+            NodeReply::Answer { answer: Answer::Refused(_), .. }
+                | NodeReply::Read { result: Err(_), .. }
+        ),
+        _ => true,
     }
 }

@@ -111,11 +111,9 @@ impl Kind {
             Self::UrlTooLong => StatusCode::URI_TOO_LONG,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
-            Self::Frozen
-            | Self::NoPrimary
-            | Self::NoSession
-            | Self::NoSpace
-            | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Frozen | Self::NoPrimary | Self::NoSession | Self::NoSpace | Self::Stopping => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Deadline | Self::SessionLost => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }

@@ -310,7 +310,10 @@ mod tests {
         let big = i128::MAX;
         let about = About::new(&counter(b"k"), false);
         check(about.value(big, None), &format!(r#"{{"namespace":"ns","key":"k","value":{big}}}"#));
-        check_plain(About::new(&counter(b"k"), true).value(i128::MIN, None), &i128::MIN.to_string());
+        check_plain(
+            About::new(&counter(b"k"), true).value(i128::MIN, None),
+            &i128::MIN.to_string(),
+        );
     }
 
     #[test]
@@ -361,7 +364,10 @@ mod tests {
         let bad = [failed(0, b"a", Problem::bad_input("delta", "x"))];
         let (status, _, body) = text(batch(1, &bad));
         assert_eq!(status, 400);
-        assert!(body.contains(r#""accepted":0,"applied":0,"failed":[{"index":0,"key":"a","#), "{body}");
+        assert!(
+            body.contains(r#""accepted":0,"applied":0,"failed":[{"index":0,"key":"a","#),
+            "{body}"
+        );
     }
 
     #[test]

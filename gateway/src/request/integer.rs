@@ -51,7 +51,9 @@ mod tests {
         check("9223372036854775808", Err(NotInteger::Range));
         check("-9223372036854775809", Err(NotInteger::Range));
         check("99999999999999999999999999999999", Err(NotInteger::Range));
-        for form in ["", "+", "-", "--5", "+-5", "5.0", "1e3", " 5", "5 ", "0x5", "1_000", "\u{665}"] {
+        for form in
+            ["", "+", "-", "--5", "+-5", "5.0", "1e3", " 5", "5 ", "0x5", "1_000", "\u{665}"]
+        {
             check(form, Err(NotInteger::Form));
         }
     }

@@ -10,10 +10,10 @@ use std::fmt;
 
 use base64::Engine;
 use base64::alphabet;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use base64::engine::DecodePaddingMode;
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
 
 use super::NotInteger;
@@ -54,20 +54,24 @@ pub(super) struct IncrementBody {
 
 pub(super) fn increment_body(body: &[u8]) -> Result<IncrementBody, Problem> {
     let mut told = IncrementBody::default();
-    let wrong = read(body, "body", Object(|name: &str, value: Value<'_>| match name {
-        "delta" if told.delta.is_none() => {
-            told.delta = Some(value.integer("delta")?);
-            Ok(())
-        }
-        "return" if !told.returning => match value {
-            Value::Text(text) if text == "value" => {
-                told.returning = true;
+    let wrong = read(
+        body,
+        "body",
+        Object(|name: &str, value: Value<'_>| match name {
+            "delta" if told.delta.is_none() => {
+                told.delta = Some(value.integer("delta")?);
                 Ok(())
             }
-            _ => Err(Wrong::new("return", "can only be \"value\"")),
-        },
-        _ => Err(unexpected(name)),
-    }))?;
+            "return" if !told.returning => match value {
+                Value::Text(text) if text == "value" => {
+                    told.returning = true;
+                    Ok(())
+                }
+                _ => Err(Wrong::new("return", "can only be \"value\"")),
+            },
+            _ => Err(unexpected(name)),
+        }),
+    )?;
     wrong.map_or(Ok(told), |wrong| Err(wrong.problem()))
 }
 
@@ -131,9 +135,7 @@ pub(super) struct Item<'a> {
 impl<'a> Item<'a> {
     fn take(&mut self, name: &str, value: Value<'a>) -> Result<(), Wrong> {
         match name {
-            "key" | "key_base64" if self.key.is_some() => {
-                Err(Wrong::new("key", "is there twice"))
-            }
+            "key" | "key_base64" if self.key.is_some() => Err(Wrong::new("key", "is there twice")),
             "key" => {
                 let Value::Text(text) = value else {
                     return Err(Wrong::new("key", "is no string"));

@@ -62,7 +62,10 @@ impl Batch {
         match (&item.wrong, key) {
             (Some(wrong), _) => self.fail(key, wrong.clone()),
             (None, Some(_)) if item.bare => {
-                self.fail(key, Wrong::new("key", "an item is an object with \"key\" and \"delta\""));
+                self.fail(
+                    key,
+                    Wrong::new("key", "an item is an object with \"key\" and \"delta\""),
+                );
             }
             (None, Some(key)) => self.add(namespace, key, item.delta.unwrap_or(1)),
             (None, None) => self.fail(None, Wrong::new("key", "is missing")),

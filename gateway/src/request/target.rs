@@ -14,15 +14,27 @@ use crate::problem::{Kind, Problem};
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Route {
     /// `POST /v1/counters/{ns}/{key}/increment`
-    Increment { counter: CounterKey, query: IncrementQuery },
+    Increment {
+        counter: CounterKey,
+        query: IncrementQuery,
+    },
     /// `POST /v1/counters/{ns}/increment`
-    IncrementMany { namespace: String },
+    IncrementMany {
+        namespace: String,
+    },
     /// `GET /v1/counters/{ns}/{key}`. `bounded_ms`: a value that is at most so old will do.
-    Get { counter: CounterKey, bounded_ms: Option<u64> },
+    Get {
+        counter: CounterKey,
+        bounded_ms: Option<u64>,
+    },
     /// `POST /v1/counters/{ns}/get`
-    GetMany { namespace: String },
+    GetMany {
+        namespace: String,
+    },
     /// `DELETE /v1/counters/{ns}/{key}`
-    Delete { counter: CounterKey },
+    Delete {
+        counter: CounterKey,
+    },
     Page(Page),
 }
 
@@ -209,9 +221,7 @@ fn consistency(query: &str) -> Result<Option<u64>, Problem> {
         "consistency" => match value {
             b"linearizable" => Ok(once(&mut bounded, false)),
             b"bounded" => Ok(once(&mut bounded, true)),
-            _ => {
-                Err(Problem::bad_input("consistency", "is \"linearizable\" or \"bounded\""))
-            }
+            _ => Err(Problem::bad_input("consistency", "is \"linearizable\" or \"bounded\"")),
         },
         "max_staleness_ms" => match integer(value) {
             Ok(ms @ 0..) => Ok(once(&mut max_ms, ms.unsigned_abs())),

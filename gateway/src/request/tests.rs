@@ -56,7 +56,9 @@ fn paths() {
     routed("GET /metrics", Route::Page(Page::Metrics));
     routed("HEAD /v1/cluster", Route::Page(Page::Cluster));
     routed("GET http://host:1/v1/counters/ns/k", get(b"k"));
-    for path in ["/", "/v1", "/v1/counters", "/v1/counters/", "/v1/counters/ns", "/v2/counters/ns/k"] {
+    for path in
+        ["/", "/v1", "/v1/counters", "/v1/counters/", "/v1/counters/ns", "/v2/counters/ns/k"]
+    {
         refused(&format!("GET {path}"), 404, "");
     }
     refused("POST /v1/counters/ns/a/b/increment", 404, "");
@@ -165,10 +167,7 @@ fn consistency() {
     #[track_caller]
     fn check(query: &str, want: Option<u64>) {
         let counter = named("ns", b"k");
-        routed(
-            &format!("GET /v1/counters/ns/k?{query}"),
-            Route::Get { counter, bounded_ms: want },
-        );
+        routed(&format!("GET /v1/counters/ns/k?{query}"), Route::Get { counter, bounded_ms: want });
     }
     check("consistency=linearizable", None);
     check("consistency=bounded&max_staleness_ms=250", Some(250));
@@ -216,9 +215,11 @@ fn deadlines() {
 /// It must not be taken for a request that has none: whoever sends it relies on it.
 #[test]
 fn a_token_is_refused_until_it_is_supported() {
-    for target in
-        ["POST /v1/counters/ns/k/increment", "POST /v1/counters/ns/increment", "DELETE /v1/counters/ns/k"]
-    {
+    for target in [
+        "POST /v1/counters/ns/k/increment",
+        "POST /v1/counters/ns/increment",
+        "DELETE /v1/counters/ns/k",
+    ] {
         refused(&format!("{target}\nIdempotency-Key: \"a\""), 400, "Idempotency-Key");
     }
     routed("GET /v1/counters/ns/k\nIdempotency-Key: \"a\"", get(b"k"));
@@ -239,7 +240,8 @@ fn media_types() {
     check("increment", "Content-Type: text/plain;charset=UTF-8", Ok(BodyType::Text));
     check("increment", "Content-Type: text/plain\nContent-Encoding: identity", Ok(BodyType::Text));
     for target in ["increment", "k/increment", "get"] {
-        for media in ["application/xml", "text/html", "text/plainer", "json", "multipart/form-data"] {
+        for media in ["application/xml", "text/html", "text/plainer", "json", "multipart/form-data"]
+        {
             check(target, &format!("Content-Type: {media}"), Err(415));
         }
         check(target, "Content-Type: application/json\nContent-Encoding: gzip", Err(415));
@@ -296,8 +298,18 @@ fn single_increments() {
     check(r#"{"return": "value", "delta": 9223372036854775807}"#, Ok((i64::MAX, true)));
     check(r#"{"\u0064elta": -0}"#, Ok((0, false)));
     for delta in [
-        "9223372036854775808", "-9223372036854775809", "1e400", "123456789012345678901234567890", "1.0", "1.5",
-        "1e3", "\"5\"", "null", "true", "[5]", "{\"a\":[{}]}",
+        "9223372036854775808",
+        "-9223372036854775809",
+        "1e400",
+        "123456789012345678901234567890",
+        "1.0",
+        "1.5",
+        "1e3",
+        "\"5\"",
+        "null",
+        "true",
+        "[5]",
+        "{\"a\":[{}]}",
     ] {
         // No number at all in the sense of JSON's reader, so there is no field yet.
         let field = if delta == "1e400" { "body" } else { "delta" };
@@ -307,11 +319,16 @@ fn single_increments() {
     check(r#"{"dleta":5}"#, Err("dleta"));
     check(r#"{"return":"values"}"#, Err("return"));
     check(r#"{"return":null}"#, Err("return"));
-    for body in ["[]", "5", "\"x\"", "null", "{", "{}{}", "{} x", "delta=5", "{\"delta\":5", "\u{feff}{}"] {
+    for body in
+        ["[]", "5", "\"x\"", "null", "{", "{}{}", "{} x", "delta=5", "{\"delta\":5", "\u{feff}{}"]
+    {
         check(body, Err("body"));
     }
     check(&format!("{{\"a\":{}", "[".repeat(100_000)), Err("body"));
-    assert_eq!(increment(BodyType::Json, b"{\"delta\":5\xff}", none).unwrap_err().kind, Kind::BadInput);
+    assert_eq!(
+        increment(BodyType::Json, b"{\"delta\":5\xff}", none).unwrap_err().kind,
+        Kind::BadInput
+    );
 }
 
 #[test]
@@ -393,13 +410,15 @@ fn json_batches() {
         read_many(BodyType::Json, body.as_bytes(), want);
     }
     check(r#"{"increments":[]}"#, Ok(&[]));
-    check(r#"{"increments":[{"key":"a","delta":5},{"delta":-1,"key":"b"},{"key":"c"}]}"#, Ok(&[
-        "0 a 5", "1 b -1", "2 c 1",
-    ]));
+    check(
+        r#"{"increments":[{"key":"a","delta":5},{"delta":-1,"key":"b"},{"key":"c"}]}"#,
+        Ok(&["0 a 5", "1 b -1", "2 c 1"]),
+    );
     check(r#"{"increments":[{"key":"\u00e9\n\u0000"}]}"#, Ok(&["0 \\xc3\\xa9\\n\\x00 1"]));
-    check(r#"{"increments":[{"key_base64":"/wA="},{"key_base64":"/wA"}]}"#, Ok(&[
-        "0 \\xff\\x00 1", "1 \\xff\\x00 1",
-    ]));
+    check(
+        r#"{"increments":[{"key_base64":"/wA="},{"key_base64":"/wA"}]}"#,
+        Ok(&["0 \\xff\\x00 1", "1 \\xff\\x00 1"]),
+    );
     // Each of these fails alone.
     check(
         r#"{"increments":[{"key":"a"},{},5,"b",null,[1,[2]],true,1.5,{"key":5},{"key":""},{"key":"a","delta":"5"},
@@ -407,9 +426,28 @@ fn json_batches() {
            {"key":"a","key":"b"},{"key":"a","key_base64":"YQ=="},{"key_base64":"?"},{"key_base64":7},
            {"key":"a","delta":null},{"key":"a","delta":1,"delta":1},{"key":{"key":"a"}},{"key":"z"}]}"#,
         Ok(&[
-            "0 a 1", "1 key", "2 key", "3 key", "4 key", "5 key", "6 key", "7 key", "8 key", "9 key", "10 delta",
-            "11 delta", "12 delta", "13 detla", "14 key", "15 key", "16 key_base64", "17 key_base64", "18 delta",
-            "19 delta", "20 key", "21 z 1",
+            "0 a 1",
+            "1 key",
+            "2 key",
+            "3 key",
+            "4 key",
+            "5 key",
+            "6 key",
+            "7 key",
+            "8 key",
+            "9 key",
+            "10 delta",
+            "11 delta",
+            "12 delta",
+            "13 detla",
+            "14 key",
+            "15 key",
+            "16 key_base64",
+            "17 key_base64",
+            "18 delta",
+            "19 delta",
+            "20 key",
+            "21 z 1",
         ]),
     );
     // These can't be read at all.
@@ -436,9 +474,10 @@ fn ndjson_lines() {
     }
     check("", &[]);
     check("{\"key\":\"a\"}\n \r\n{\"key\":\"b\",\"delta\":2}", &["0 a 1", "1 b 2"]);
-    check("{\"key\":\"a\"}\n{\"key\":\n{\"key\":\"c\"} {}\n{\"key\":\"d\"}\r\n", &[
-        "0 a 1", "1 body", "2 body", "3 d 1",
-    ]);
+    check(
+        "{\"key\":\"a\"}\n{\"key\":\n{\"key\":\"c\"} {}\n{\"key\":\"d\"}\r\n",
+        &["0 a 1", "1 body", "2 body", "3 d 1"],
+    );
 }
 
 #[test]
@@ -462,9 +501,10 @@ fn lists_of_keys() {
         assert_eq!(got, want.map_err(str::to_owned), "{body}");
     }
     check(r#"{"keys":[]}"#, Ok(&[]));
-    check(r#"{"keys":["a","b\n",{"key":"c"},{"key_base64":"/wA="},"a"]}"#, Ok(&[
-        b"a", b"b\n", b"c", b"\xff\0", b"a",
-    ]));
+    check(
+        r#"{"keys":["a","b\n",{"key":"c"},{"key_base64":"/wA="},"a"]}"#,
+        Ok(&[b"a", b"b\n", b"c", b"\xff\0", b"a"]),
+    );
     check(r#"{"keys":["a",""]}"#, Err("keys[1].key"));
     check(r#"{"keys":["a",5,""]}"#, Err("keys[1].key"));
     check(r#"{"keys":[{"key":"a","delta":1}]}"#, Err("keys[0].delta"));
