@@ -4,11 +4,12 @@
 //!
 //! - `half_close` is on: whoever closes their sending side after the request, as `nc` does, still gets the answer. It
 //!   also saves a read per request, since hyper need not look for the end of the connection while it waits.
-//! - `pipeline_flush` is on: answers to requests that came together leave together. Bodies are small or bounded.
+//! - `pipeline_flush` is off: while anything unread is in its buffer it flushes nothing, so what is no HTTP would be met
+//!   with silence instead of a 400.
 //! - A refused request's body is read and dropped, within bounds, before the answer is given: a socket that is closed
 //!   with bytes unread is reset, and the client would never see why it was refused.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -35,6 +36,7 @@ use tracing::debug;
 
 use crate::failure;
 use crate::lanes::Lanes;
+use crate::linger::Gentle;
 use crate::metrics::{Counters, Operation};
 use crate::problem::{Kind, Problem};
 use crate::request::{self, BODY_BYTES_MAX, Batch, BodyType, FailedItem, Head, Page, Route};
@@ -50,6 +52,8 @@ const IDLE: Duration = Duration::from_secs(75);
 /// So much of a refused body is still read, to be able to say why.
 const DRAIN_BYTES_MAX: usize = 32 << 20;
 const DRAIN_WITHIN: Duration = Duration::from_secs(2);
+/// Bodies that one worker holds at a time, in bytes. Beyond, new ones are refused before they are read on.
+const BODIES_BYTES_MAX: usize = 256 << 20;
 
 /// What the requests of one worker need.
 pub(crate) struct Front {
@@ -60,6 +64,8 @@ pub(crate) struct Front {
     pub(crate) board: status::Board,
     /// Connections that are open, each with its task, and whether they are to end.
     connections: RefCell<Connections>,
+    /// Bytes of the bodies that are held.
+    bodies: Cell<usize>,
 }
 
 #[derive(Default)]
@@ -78,8 +84,8 @@ impl Front {
         counters: Arc<Counters>,
         board: status::Board,
     ) -> Rc<Self> {
-        let connections = RefCell::default();
-        Rc::new(Self { lanes, health, metrics, counters, board, connections })
+        let (connections, bodies) = Default::default();
+        Rc::new(Self { lanes, health, metrics, counters, board, connections, bodies })
     }
 
     /// Serves one connection to its end.
@@ -91,12 +97,11 @@ impl Front {
         });
         let connection = http1::Builder::new()
             .half_close(true)
-            .pipeline_flush(true)
             .max_buf_size(READ_BYTES_MAX)
             .max_headers(HEADERS_MAX)
             .timer(TokioTimer::new())
             .header_read_timeout(IDLE)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Gentle::new(stream)), service);
         let mut connection = pin!(connection);
         let mut told = false;
         let served = poll_fn(|cx| {
@@ -176,8 +181,8 @@ impl Front {
         }
         match route {
             Route::Increment { counter, query } => {
-                let body = read(body, deadline).await?;
-                let asked = request::increment(body_type, &body, query)?;
+                let body = self.read(body, deadline).await?;
+                let asked = request::increment(body_type, &body.bytes, query)?;
                 let about = About::new(&counter, plain);
                 let delta = i128::from(asked.delta);
                 let kind = match asked.returning {
@@ -205,8 +210,8 @@ impl Front {
                 Ok(about.value(value, bounded_ms.map(|_| 0)))
             }
             Route::GetMany { namespace } => {
-                let body = read(body, deadline).await?;
-                let keys = request::keys(&namespace, &body)?;
+                let body = self.read(body, deadline).await?;
+                let keys = request::keys(&namespace, &body.bytes)?;
                 if keys.is_empty() {
                     return Ok(response::values(&[], &[]));
                 }
@@ -218,8 +223,8 @@ impl Front {
                 Ok(response::values(&keys, &values))
             }
             Route::IncrementMany { namespace } => {
-                let body = read(body, deadline).await?;
-                self.write_many(&namespace, body_type, &body, deadline).await
+                let body = self.read(body, deadline).await?;
+                self.write_many(&namespace, body_type, &body.bytes, deadline).await
             }
             Route::Page(page) => Ok(self.page(page).await),
         }
@@ -310,27 +315,68 @@ impl Deadline {
     }
 }
 
-/// The whole body. What comes too late or is too large had no effect.
-async fn read(body: &mut Incoming, deadline: &Deadline) -> Result<Bytes, Problem> {
-    if body.is_end_stream() {
-        return Ok(Bytes::new());
+/// A whole body, counted for as long as it is held.
+struct Held<'a> {
+    bytes: Bytes,
+    counted: Counted<'a>,
+}
+
+struct Counted<'a> {
+    all: &'a Cell<usize>,
+    mine: usize,
+}
+
+impl Counted<'_> {
+    fn add(&mut self, bytes: usize) -> Result<(), Problem> {
+        if self.mine + bytes > BODY_BYTES_MAX {
+            return Err(request::body_too_large());
+        }
+        if self.all.get() + bytes > BODIES_BYTES_MAX {
+            let detail = "this gateway holds too many large bodies already";
+            return Err(Problem::new(Kind::Overloaded, detail));
+        }
+        self.mine += bytes;
+        self.all.set(self.all.get() + bytes);
+        Ok(())
     }
-    if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
-        return Err(request::body_too_large());
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.all.set(self.all.get() - self.mine);
     }
-    match tokio::time::timeout_at(deadline.instant.into(), collect(body)).await {
-        Ok(read) => read,
-        Err(_) => {
-            let detail = "the body did not come in whole before the deadline";
-            Err(Problem::bad_input("body", detail))
+}
+
+impl Front {
+    /// The whole body. What comes too late or is too large had no effect.
+    async fn read(&self, body: &mut Incoming, deadline: &Deadline) -> Result<Held<'_>, Problem> {
+        let counted = Counted { all: &self.bodies, mine: 0 };
+        let mut held = Held { bytes: Bytes::new(), counted };
+        if body.is_end_stream() {
+            return Ok(held);
+        }
+        if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+            return Err(request::body_too_large());
+        }
+        let collected = collect(body, &mut held.counted);
+        match tokio::time::timeout_at(deadline.instant.into(), collected).await {
+            Ok(bytes) => {
+                held.bytes = bytes?;
+                Ok(held)
+            }
+            Err(_) => {
+                let detail = "the body did not come in whole before the deadline";
+                Err(Problem::bad_input("body", detail))
+            }
         }
     }
 }
 
-async fn collect(body: &mut Incoming) -> Result<Bytes, Problem> {
+async fn collect(body: &mut Incoming, counted: &mut Counted<'_>) -> Result<Bytes, Problem> {
     let Some(first) = data(body).await? else {
         return Ok(Bytes::new());
     };
+    counted.add(first.len())?;
     // Most bodies come in one piece, which is taken as it is.
     let Some(second) = data(body).await? else {
         return Ok(first);
@@ -340,9 +386,7 @@ async fn collect(body: &mut Incoming) -> Result<Bytes, Problem> {
     all.extend_from_slice(&first);
     let mut next = Some(second);
     while let Some(piece) = next {
-        if all.len() + piece.len() > BODY_BYTES_MAX {
-            return Err(request::body_too_large());
-        }
+        counted.add(piece.len())?;
         all.extend_from_slice(&piece);
         next = data(body).await?;
     }

@@ -14,6 +14,7 @@ mod directory;
 mod failure;
 mod http;
 mod lanes;
+mod linger;
 mod links;
 mod metrics;
 mod process;

@@ -116,7 +116,8 @@ impl Links {
         let conn = Conn(self.conns.get());
         self.senders.borrow_mut().insert(conn, to);
         let node = StoreBoot { store, boot: target.boot };
-        info!(%store, address = target.address, boot = target.boot.0, "connected");
+        let name = self.directory.borrow().name(store);
+        info!(node = name, address = target.address, boot = target.boot.0, "connected");
         self.lanes.push(Event::Connected { conn, node });
         let mut directory = self.directory.clone();
         let why = loop {
@@ -140,7 +141,7 @@ impl Links {
                 Err(status) => break status.message().to_owned(),
             }
         };
-        warn!(%store, address = target.address, why, "connection lost");
+        warn!(node = name, address = target.address, why, "connection lost");
         self.senders.borrow_mut().remove(&conn);
         self.lanes.push(Event::Closed { conn });
     }

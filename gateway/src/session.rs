@@ -52,7 +52,8 @@ impl Sessions {
                 // Only a storage node is superseded; and a task that has failed is made again.
                 Some(LeaseEvent::Superseded { .. }) | None => {
                     warn!("the lease's task has ended, beginning another");
-                    return self.renew().await;
+                    self.lease = self.hold();
+                    return self.none();
                 }
             }
         }
@@ -64,13 +65,13 @@ impl Sessions {
         if !self.present.contains(&Some(session)) {
             return Vec::new();
         }
-        self.renew().await
-    }
-
-    async fn renew(&mut self) -> Vec<Changed> {
-        let lease = hold(&self.store, &self.address, self.ttl_s, self.present.len());
+        let lease = self.hold();
         std::mem::replace(&mut self.lease, lease).stop().await;
         self.none()
+    }
+
+    fn hold(&self) -> Lease {
+        hold(&self.store, &self.address, self.ttl_s, self.present.len())
     }
 
     fn none(&mut self) -> Vec<Changed> {

@@ -67,20 +67,24 @@ impl Client {
         self.send(&[text.as_bytes(), body].concat());
     }
 
+    #[track_caller]
     pub(crate) fn call(&mut self, line: &str, headers: &[&str], body: &[u8]) -> Answer {
         self.request(line, headers, body);
         self.answer(line.starts_with("HEAD "))
     }
 
+    #[track_caller]
     pub(crate) fn get(&mut self, path: &str) -> Answer {
         self.call(&format!("GET {path}"), &[], b"")
     }
 
+    #[track_caller]
     pub(crate) fn post(&mut self, path: &str, body: &str) -> Answer {
         self.call(&format!("POST {path}"), &[], body.as_bytes())
     }
 
     /// The next answer.
+    #[track_caller]
     pub(crate) fn answer(&mut self, bodiless: bool) -> Answer {
         let end = loop {
             if let Some(end) = self.input.windows(4).position(|four| four == b"\r\n\r\n") {

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::client::{Answer, Client};
 use crate::cluster::{Cluster, promote, register, unregister, until};
-use crate::node::{Mood, Node};
+use crate::node::Mood;
 
 const SHORT: &str = "Request-Timeout-Ms: 200";
 
@@ -62,7 +62,8 @@ fn a_frozen_shard_refuses_at_once_and_reads_on() {
     let node = &cluster.nodes[0];
     node.announce(Slots::ALL, ShardAvailability::Frozen);
     until("the gateway has heard", || increment(&mut client, &[SHORT]).status == 503);
-    let (sent, applied) = (node.state().batches, node.value("ns", b"k"));
+    let sent = node.state().batches;
+    let applied = node.value("ns", b"k");
     let began = Instant::now();
     said(&increment(&mut client, &[]), (503, "frozen", "not-applied"));
     assert!(began.elapsed() < Duration::from_secs(2), "it waited for its deadline");
@@ -175,15 +176,16 @@ fn a_node_starts_again() {
     let mut client = cluster.client();
     assert_eq!(increment(&mut client, &[]).status, 200);
     let store = cluster.store();
-    let (id, address) = (cluster.nodes[0].me.store, cluster.nodes[0].address);
+    let id = cluster.nodes[0].me.store;
     cluster.nodes[0].kill();
     cluster.block_on(unregister(&store, id));
     until("the gateway has noticed", || client.get("/readyz").status == 503);
-    cluster.nodes[0] = Node::start(1, 2, address, vec![Slots::ALL]);
+    let again = cluster.nodes[0].again(2);
+    cluster.nodes[0] = again;
     cluster.block_on(async {
         register(&store, &cluster.nodes[0]).await;
         promote(&store, ShardId(0), &cluster.nodes[0]).await;
     });
     assert_eq!(increment(&mut client, &[]).status, 200);
-    assert_eq!(cluster.nodes[0].value("ns", b"k"), 1);
+    assert_eq!(cluster.nodes[0].value("ns", b"k"), 2);
 }

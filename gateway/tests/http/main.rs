@@ -9,4 +9,5 @@ mod node;
 mod contract;
 mod failures;
 mod life;
+mod speed;
 mod wire;

@@ -80,18 +80,33 @@ impl Node {
             held: Vec::new(),
             streams: Vec::new(),
         };
-        let shared = Shared { me, shards, state: Arc::new(Mutex::new(state)) };
+        Self::run(at, Shared { me, shards, state: Arc::new(Mutex::new(state)) })
+    }
+
+    /// The next run of the same store, on the same address, with what the one before had on its disk.
+    pub(crate) fn again(&self, boot: u64) -> Self {
+        let me = StoreBoot { boot: Boot(boot), ..self.me };
+        Self::run(self.address, Shared { me, ..self.shared.clone() })
+    }
+
+    fn run(at: SocketAddr, shared: Shared) -> Self {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind(at)).unwrap();
+        let listener = runtime.block_on(async {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.set_reuseaddr(true).unwrap();
+            socket.bind(at).unwrap();
+            socket.listen(64).unwrap()
+        });
         let address = listener.local_addr().unwrap();
-        let _in = runtime.enter();
+        let entered = runtime.enter();
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let server = Server::builder()
             .add_service(proto::limited!(GatewayServer::new(shared.clone())))
             .add_service(ControlServer::new(shared.clone()));
         runtime.spawn(server.serve_with_incoming(incoming));
-        Self { me, address, shared, runtime: Some(runtime) }
+        drop(entered);
+        Self { me: shared.me, address, shared, runtime: Some(runtime) }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

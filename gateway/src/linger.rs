@@ -1,0 +1,95 @@
+//! A socket that is closed gently.
+//!
+//! A socket closed with bytes unread is reset by the kernel, and a reset throws away what the other side has not read
+//! yet: a client that sent too much would find its connection broken instead of the answer that says so. So after the
+//! last answer the sending side is closed first, and what still comes is dropped for a moment.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+
+/// How long the other side has, to read and to close.
+const LINGER: Duration = Duration::from_millis(500);
+const LINGER_BYTES_MAX: usize = 1 << 20;
+
+pub(crate) struct Gentle {
+    stream: TcpStream,
+    /// Since our side was closed: until when, and how much has been dropped.
+    closing: Option<(Pin<Box<Sleep>>, usize)>,
+    /// The other side has closed its own: nothing is on its way.
+    ended: bool,
+}
+
+impl Gentle {
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self { stream, closing: None, ended: false }
+    }
+}
+
+impl AsyncRead for Gentle {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if let Poll::Ready(Ok(())) = read {
+            self.ended = buffer.filled().len() == before;
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Gentle {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, closing, ended } = self.get_mut();
+        if closing.is_none() {
+            std::task::ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+        }
+        let (timer, dropped) = closing.get_or_insert_with(|| (Box::pin(sleep(LINGER)), 0));
+        let mut bytes = [0; 16 << 10];
+        while !*ended && *dropped < LINGER_BYTES_MAX {
+            let mut buffer = ReadBuf::new(&mut bytes);
+            match Pin::new(&mut *stream).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) => {
+                    *ended = buffer.filled().is_empty();
+                    *dropped += buffer.filled().len();
+                }
+                // Reset by the other side: nothing to wait for either.
+                Poll::Ready(Err(_)) => break,
+                Poll::Pending => return timer.as_mut().poll(cx).map(Ok),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
