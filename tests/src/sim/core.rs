@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use engine::ids::{Conn, Now};
+use engine::ids::{Conn, Now, StoreBoot};
 use engine::message::{NodeQuery, NodeQueryReply, Report};
 
 use super::clients::{Answered, Request};
@@ -54,6 +54,8 @@ pub enum Told {
     Dialled {
         dial: u64,
         conn: Conn,
+        /// Who answers there, as its handshake says; none if it is no storage node.
+        peer: Option<StoreBoot>,
     },
     DialFailed {
         dial: u64,
