@@ -122,8 +122,8 @@ fn recover(log: &LogFolder, state: &State, mark: &DamageMark) -> Result<Recovere
     clean(log, &segments, &scanned)?;
     for slots in &plan.stale_rows {
         state.drop_rows(*slots)?;
+        kill::point("open.dropped-stale");
     }
-    kill::point("open.dropped-stale");
     Ok(Recovered { replicas: plan.replicas, resume: plan.resume, damage })
 }
 
