@@ -18,7 +18,7 @@ use engine::message::{NodeQuery, NodeQueryReply};
 use engine::node::Event;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::disk::{Done, Stager};
+use crate::disk::DiskEvent;
 use crate::exit::Exit;
 use crate::outbox::Outbox;
 
@@ -28,15 +28,13 @@ pub enum Told {
     /// From etcd, or about a peer: never held back.
     Event(Event),
     /// From a disk thread.
-    Disk(Done),
+    Disk(DiskEvent),
     /// From a socket. What it takes of the intake is given back when this is dropped.
     Received(Event, OwnedSemaphorePermit),
     /// A connection stands; what is to be sent on it goes here. Said before anything else about it.
     Opened { conn: Conn, outbox: Outbox },
     /// Somebody asks.
     Query { message: NodeQuery, reply: oneshot::Sender<NodeQueryReply> },
-    /// A copy of a shard comes in: where are its rows to go?
-    Stage { conn: Conn, transfer: u64, reply: oneshot::Sender<Stager> },
     /// Take no more work, make durable what is under way, and end.
     Stop,
     /// End at once.

@@ -29,6 +29,7 @@ use tracing::{debug, info};
 
 use crate::inbox::{Inbox, Told};
 use crate::outbox::{Closed, Outbox};
+use crate::snapshot_files::Staging;
 use crate::peers::{CONNECTION_WINDOW, PING_EVERY, PING_TIMEOUT, STREAM_WINDOW};
 
 /// Whoever opens a stream says first who it is, and says so at once.
@@ -45,6 +46,8 @@ pub struct Services {
     pub me: StoreBoot,
     pub cluster: u128,
     pub links: Links,
+    /// Where copies that come in are kept.
+    pub staging: Staging,
 }
 
 /// Serves until dropped.
