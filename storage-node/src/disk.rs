@@ -334,10 +334,7 @@ impl Disk {
 
     /// The shard as it stands in the state, after all changes asked for before. None if the state
     /// has no record of it; an error if the disk has failed.
-    pub fn snapshot_reader(
-        &self,
-        slots: Slots,
-    ) -> oneshot::Receiver<Option<SnapshotReader>> {
+    pub fn snapshot_reader(&self, slots: Slots) -> oneshot::Receiver<Option<SnapshotReader>> {
         let (send, reader) = oneshot::channel();
         let (state, alarm) = (self.state.clone(), self.alarm.clone());
         self.state_jobs.run(move || {

@@ -46,11 +46,7 @@ pub enum Sent {
 }
 
 impl SnapshotReader {
-    pub(crate) fn open(
-        view: View,
-        slots: Slots,
-        alarm: Alarm,
-    ) -> Result<Option<Self>, DiskError> {
+    pub(crate) fn open(view: View, slots: Slots, alarm: Alarm) -> Result<Option<Self>, DiskError> {
         let record = view.shard_record(slots.shard())?;
         Ok(record.map(|record| Self { view, slots, record: record.into(), alarm }))
     }
@@ -206,10 +202,8 @@ impl Stager {
     fn check(&mut self, key: &[u8], value: &[u8]) -> Result<(), Malformed> {
         let slot = match RowKey::decode(key)? {
             RowKey::Counter { slot, counter } => {
-                let share = digest::share(
-                    digest::weight(counter.name()),
-                    layout::decode_counter(value)?,
-                );
+                let share =
+                    digest::share(digest::weight(counter.name()), layout::decode_counter(value)?);
                 self.digest = self.digest.wrapping_add(share);
                 slot
             }
@@ -219,7 +213,11 @@ impl Stager {
             }
             RowKey::Shard(_) => return Err(Malformed("shard record among rows")),
         };
-        if self.shard.slots.contains(slot) { Ok(()) } else { Err(Malformed("row of another shard")) }
+        if self.shard.slots.contains(slot) {
+            Ok(())
+        } else {
+            Err(Malformed("row of another shard"))
+        }
     }
 
     fn or_alarm<T>(&self, result: Result<T, DiskError>) -> Result<T, NotStaged> {

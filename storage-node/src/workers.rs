@@ -25,11 +25,7 @@ impl Alarm {
     }
 
     /// Runs what a thread does; an error or a panic in it rings.
-    pub(crate) fn guard(
-        &self,
-        name: &'static str,
-        body: impl FnOnce() -> Result<(), DiskError>,
-    ) {
+    pub(crate) fn guard(&self, name: &'static str, body: impl FnOnce() -> Result<(), DiskError>) {
         struct OnPanic<'a>(&'a Alarm, &'static str);
         impl Drop for OnPanic<'_> {
             fn drop(&mut self) {
