@@ -118,7 +118,6 @@ fn transient<T>(error: Error, what: &str) -> Result<Option<T>, Exit> {
 }
 
 /// One start of one store.
-#[derive(Debug)]
 pub struct Start<'a> {
     pub options: &'a Options,
     pub metastore: &'a Metastore,
@@ -147,22 +146,30 @@ impl Start<'_> {
         self.check_name(store).await?;
         let mut ours: Vec<u128> = known.iter().flat_map(|k| [k.nonce, k.previous_nonce]).collect();
         let mut claim: Option<Claim> = None;
-        let mut listener = None;
+        let mut bound = None;
         loop {
             let record = self.await_turn(store).await?;
             if let (Some(claim), Some(kept)) = (claim, &record)
                 && kept.record.nonce == claim.nonce
-                && let Some((listener, address)) = listener.take()
+                && let Some((listener, address)) = bound
             {
-                return Ok(self.stands(store, claim, kept, disk, opened, listener, address));
+                let suspect = kept.record.status == StoreStatus::Suspect;
+                if suspect {
+                    disk.disk.suspicion_noted();
+                }
+                info!(%store, boot = claim.boot.0, address, suspect, "identity claimed");
+                let me = StoreBoot { store, boot: claim.boot };
+                let guard = BootGuard { store, boot: claim.boot, nonce: claim.nonce };
+                return Ok(Booted { me, guard, listener, address, suspect });
             }
             self.check_record(store, known, &ours, record.as_ref()).await?;
-            if listener.is_none() {
-                // Before the boot number is used up, and only now: nobody may take us for the run before.
-                listener = Some(self.listen().await?);
-            }
+            // Before the boot number is used up, and only now: nobody may take us for the run before.
+            let (_, address) = match &mut bound {
+                Some(bound) => bound,
+                none => none.insert(self.listen().await?),
+            };
             let previous = record.as_ref().map(|kept| kept.record.nonce);
-            let claim = match claim {
+            let made = match claim {
                 Some(claim) if claim.previous == previous => claim,
                 // A claim of a run before this one took effect late: the log must name its nonce too.
                 earlier => {
@@ -172,11 +179,11 @@ impl Start<'_> {
                     let made = Claim { boot: Boot(local.max(etcd).0 + 1), nonce, previous };
                     self.log(store, made, disk, opened)?;
                     ours.push(nonce);
-                    *claim.insert(made)
+                    made
                 }
             };
-            let address = listener.as_ref().map_or("", |(_, address)| address);
-            self.claim(store, claim, record, address, opened).await?;
+            claim = Some(made);
+            self.claim(store, made, record, address, opened).await?;
         }
     }
 
@@ -361,33 +368,8 @@ impl Start<'_> {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn stands(
-        &self,
-        store: StoreId,
-        claim: Claim,
-        kept: &Kept<StoreRecord>,
-        disk: &OpenDisk,
-        opened: &Opened,
-        listener: TcpListener,
-        address: String,
-    ) -> Booted {
-        let suspect = kept.record.status == StoreStatus::Suspect;
-        if suspect {
-            disk.disk.suspicion_noted();
-            warn!(%store, damage = opened.damage.join("; "), "this store is suspect: its copies are to be filled anew");
-        }
-        info!(%store, boot = claim.boot.0, address, "identity claimed");
-        let me = StoreBoot { store, boot: claim.boot };
-        let guard = BootGuard { store, boot: claim.boot, nonce: claim.nonce };
-        Booted { me, guard, listener, address, suspect }
-    }
-
     /// Reads from etcd, however long it is away.
-    async fn read<T>(
-        &self,
-        attempt: impl AsyncFn() -> Result<T, Error>,
-    ) -> Result<T, Exit> {
+    async fn read<T>(&self, attempt: impl AsyncFn() -> Result<T, Error>) -> Result<T, Exit> {
         loop {
             match attempt().await {
                 Ok(found) => {
@@ -540,7 +522,9 @@ mod tests {
         // TTL 10, renewed every 2 s.
         check(60_000, |ms| Some((10_000 - ms % 2_000) / 1_000), Some(10_000..30_000));
         // An etcd that changed its leader after a second prolongs the lease once.
-        let prolonged = |ms: u64| if ms < 1_000 { dying(ms) } else { (ms < 4_000).then(|| (4_000 - ms) / 1_000) };
+        let prolonged = |ms: u64| {
+            if ms < 1_000 { dying(ms) } else { (ms < 4_000).then(|| (4_000 - ms) / 1_000) }
+        };
         check(5_000, prolonged, None);
     }
 }

@@ -276,7 +276,10 @@ impl Followed {
         if self.etcd.went_back.swap(true, Ordering::AcqRel) {
             return;
         }
-        error!(was, now, "etcd's history went back: it is not followed any more; see `dkc recover-etcd`");
+        error!(
+            was,
+            now, "etcd's history went back: it is not followed any more; see `dkc recover-etcd`"
+        );
         self.health.not_ready("etcd-went-back");
     }
 }

@@ -55,8 +55,7 @@ impl Inbox {
     pub fn new(intake_bytes: usize) -> (Self, mpsc::Receiver<Told>) {
         let (told, receiver) = mpsc::channel();
         let intake = || Intake::new(intake_bytes);
-        let inbox =
-            Self { told, conns: Arc::default(), gateways: intake(), peers: intake() };
+        let inbox = Self { told, conns: Arc::default(), gateways: intake(), peers: intake() };
         (inbox, receiver)
     }
 

@@ -278,20 +278,21 @@ impl NodeLoop {
 
     /// Something from a socket: not heard any more if the connection was closed here.
     fn received(&mut self, event: Event) {
-        let conn = match &event {
-            Event::Gateway { conn, message } => {
-                if let GatewayMessage::Frame { message, batches } = message {
-                    self.metrics.batches_came(batches.len());
-                    self.arrivals.came(*conn, *message, batches.len(), self.now);
-                }
-                *conn
-            }
-            Event::FromFollower { conn, .. } | Event::ToFollower { conn, .. } => *conn,
-            _ => return self.handle(event),
+        let (Event::Gateway { conn, .. }
+        | Event::FromFollower { conn, .. }
+        | Event::ToFollower { conn, .. }) = &event
+        else {
+            return self.handle(event);
         };
-        if self.outboxes.is_open(conn) {
-            self.handle(event);
+        if !self.outboxes.is_open(*conn) {
+            return;
         }
+        if let Event::Gateway { conn, message: GatewayMessage::Frame { message, batches } } = &event
+        {
+            self.metrics.batches_came(batches.len());
+            self.arrivals.came(*conn, *message, batches.len(), self.now);
+        }
+        self.handle(event);
     }
 
     /// Hands an event to the machine and does what it wants, and so on for what breaks while that is done.
@@ -319,7 +320,9 @@ impl NodeLoop {
                 self.disk.sync(group);
             }
             Effect::Load { load, keys } => self.disk.load(load, keys),
-            Effect::ReadLog { shard, from, bytes_max } => self.disk.read_log(shard, from, bytes_max),
+            Effect::ReadLog { shard, from, bytes_max } => {
+                self.disk.read_log(shard, from, bytes_max)
+            }
             Effect::Flush { flush, table, shards } => self.disk.flush(flush, table, shards),
             Effect::Trim { shards } => self.disk.trim(shards),
 
@@ -355,7 +358,9 @@ impl NodeLoop {
             Effect::InstallSnapshot { conn, transfer, copy, state } => {
                 self.disk.install_snapshot(conn, transfer, copy, state);
             }
-            Effect::DiscardSnapshot { conn, transfer } => self.disk.discard_snapshot(conn, transfer),
+            Effect::DiscardSnapshot { conn, transfer } => {
+                self.disk.discard_snapshot(conn, transfer)
+            }
             Effect::DropRows { shard, slots } => self.disk.drop_rows(shard, slots),
 
             Effect::ReadConfig { shard } => self.etcd.perform(Wish::ReadConfig { shard }),

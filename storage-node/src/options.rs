@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use engine::node::Settings;
 use engine::records::Meta;
 
+use crate::disk::MemoryPlan;
 use crate::exit::Exit;
 
 /// Below this nothing useful fits: two tables, a cache and a message of the largest size.
@@ -98,33 +99,31 @@ impl Options {
         self.host.clone().unwrap_or_else(|| own().trim().to_owned())
     }
 
-    /// The machine's settings. The budget goes in eighths: two tables (one being flushed), the block cache, what is
-    /// ordered and not applied, recent log, and what has been received and not handled; the rest is for the buffers
-    /// of sockets and for what the allocator holds back.
+    /// How the memory is shared out.
+    pub fn memory_plan(&self) -> MemoryPlan {
+        MemoryPlan::of(self.memory())
+    }
+
+    /// The machine's settings.
     pub fn node_settings(&self, meta: &Meta) -> Settings {
-        let eighth = self.eighth();
+        let plan = self.memory_plan();
         Settings {
             min_in_sync: usize::from(meta.min_in_sync),
             flush_after_ms: self.flush_after_ms,
-            table_bytes_max: eighth,
-            pending_bytes_max: eighth,
-            log_memory_bytes: (eighth / meta.shards.max(1) as usize).clamp(64 << 10, 8 << 20),
+            table_bytes_max: plan.table_bytes_max,
+            pending_bytes_max: plan.pending_bytes_max,
+            log_memory_bytes: plan.log_memory_bytes,
             ..Settings::default()
         }
-    }
-
-    /// For RocksDB's blocks.
-    pub fn cache_bytes(&self) -> usize {
-        self.eighth()
     }
 
     /// For what gateways have sent and the loop has not handled yet; the same again for peers.
     pub fn intake_bytes(&self) -> usize {
         // Two messages of the largest size, lest one wait for space that never comes.
-        (self.eighth() / 2).max(2 * proto::MESSAGE_BYTES_MAX)
+        (self.memory() / 16).max(2 * proto::MESSAGE_BYTES_MAX)
     }
 
-    fn eighth(&self) -> usize {
-        usize::try_from(self.memory_bytes / 8).unwrap_or(usize::MAX)
+    fn memory(&self) -> usize {
+        usize::try_from(self.memory_bytes).unwrap_or(usize::MAX)
     }
 }

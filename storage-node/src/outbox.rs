@@ -59,10 +59,7 @@ impl Outbox {
         (Self::Accepted(queue), receiver, closed)
     }
 
-    pub fn dialled(
-        peer: StoreBoot,
-        address: String,
-    ) -> (Self, mpsc::Receiver<ToFollower>, Closed) {
+    pub fn dialled(peer: StoreBoot, address: String) -> (Self, mpsc::Receiver<ToFollower>, Closed) {
         let (queue, receiver, closed) = queue(PEER_MESSAGES_MAX);
         (Self::Dialled { queue, peer, address }, receiver, closed)
     }

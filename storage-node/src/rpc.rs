@@ -29,8 +29,8 @@ use tracing::{debug, info};
 
 use crate::inbox::{Inbox, Told};
 use crate::outbox::{Closed, Outbox};
-use crate::snapshot_files::Staging;
 use crate::peers::{CONNECTION_WINDOW, PING_EVERY, PING_TIMEOUT, STREAM_WINDOW};
+use crate::snapshot_files::Staging;
 
 /// Whoever opens a stream says first who it is, and says so at once.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
