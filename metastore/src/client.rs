@@ -8,16 +8,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::codec::Malformed;
-use etcd_client::{Client, ConnectOptions, GetOptions, KeyValue, ResponseHeader};
+use etcd_client::{
+    Client, ConnectOptions, GetOptions, KeyValue, KvClient, ResponseHeader, WatchClient,
+};
 use tracing::warn;
 
 use crate::{Error, Record};
+
+/// The most that one answer may hold. All 65,536 shards that there could be, with every list of theirs full, need about
+/// 30 MiB; tonic's own limit of 4 MiB would make a cluster of 15,000 shards unreadable.
+const REPLY_BYTES_MAX: usize = 64 << 20;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// `host:port` or `http://host:port` of each etcd member.
     pub endpoints: Vec<String>,
-    /// The cluster's name: all its keys lie below `/dkc/{cluster}/`.
+    /// The cluster's name: all its keys lie below `/dkc/{cluster}/`. 1 to 64 of `a-z A-Z 0-9 _ . -`.
     pub cluster: String,
     /// How long a call may take. An etcd member that lost its leader needs about 1 s to find another one.
     pub call_timeout: Duration,
@@ -69,7 +75,7 @@ impl Metastore {
 
     /// Makes the client without asking etcd anything.
     async fn open(settings: &Settings) -> Result<Self, Error> {
-        assert!(!settings.cluster.contains('/'), "a cluster's name is one part of a key");
+        check_name(&settings.cluster)?;
         let options = ConnectOptions::new()
             .with_connect_timeout(Duration::from_secs(1))
             // Finds out about a member that vanished without a word. etcd takes pings closer than 5 s, or without
@@ -111,7 +117,7 @@ impl Metastore {
         &self,
         id: &R::Id,
     ) -> Result<(Option<Kept<R>>, u64), Error> {
-        let mut kv = self.client.kv_client();
+        let mut kv = self.kv();
         let reply = self.call("get", kv.get(self.key::<R>(id), None)).await?;
         let kept = reply.kvs().first().map(|kv| self.read::<R>(kv)).transpose()?;
         Ok((kept, revision(reply.header())?))
@@ -120,15 +126,31 @@ impl Metastore {
     /// Every record of one kind, read linearizably in one step. One malformed record fails the whole list: a list that
     /// silently lacks somebody is worse than none.
     pub async fn list<R: Record>(&self) -> Result<Listed<R>, Error> {
-        let mut kv = self.client.kv_client();
+        let mut kv = self.kv();
         let options = GetOptions::new().with_prefix();
         let reply = self.call("list", kv.get(self.folder::<R>(), Some(options))).await?;
         let all = reply.kvs().iter().map(|kv| self.read::<R>(kv)).collect::<Result<_, _>>()?;
         Ok(Listed { all, revision: revision(reply.header())? })
     }
 
+    /// How long a lease has still to live; none if it is gone. A process whose key stands by it renews it if, seen
+    /// twice, this has risen. etcd tells whole seconds.
+    pub async fn lease_left(&self, lease: i64) -> Result<Option<Duration>, Error> {
+        let mut leases = self.client.lease_client();
+        let left = self.call("lease time to live", leases.time_to_live(lease, None)).await?;
+        Ok(u64::try_from(left.ttl()).ok().map(Duration::from_secs))
+    }
+
     pub(crate) fn client(&self) -> &Client {
         &self.client
+    }
+
+    pub(crate) fn kv(&self) -> KvClient {
+        self.client.kv_client().max_decoding_message_size(REPLY_BYTES_MAX)
+    }
+
+    pub(crate) fn watcher(&self) -> WatchClient {
+        self.client.watch_client().max_decoding_message_size(REPLY_BYTES_MAX)
     }
 
     pub(crate) fn prefix(&self) -> &str {
@@ -181,6 +203,16 @@ impl Metastore {
             Err(_) => Err(Error::NoAnswer { what, why: format!("none in {limit:?}") }),
         }
     }
+}
+
+/// A slash would put one cluster's keys among another's.
+fn check_name(cluster: &str) -> Result<(), Error> {
+    let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    if (1..=64).contains(&cluster.len()) && cluster.bytes().all(fine) {
+        return Ok(());
+    }
+    let why = "1 to 64 letters, digits, '_', '.' or '-' are allowed".into();
+    Err(Error::Refused { what: "the cluster's name", why })
 }
 
 fn malformed(key: &[u8], malformed: Malformed) -> Error {
@@ -245,5 +277,15 @@ mod tests {
         check("2.3.8", Verdict::TooOld);
         check("", Verdict::TooOld);
         check("unknown", Verdict::TooOld);
+    }
+
+    #[test]
+    fn names_are_one_part_of_a_key() {
+        for fine in ["dkc", "a", "Eu-West_1.b"] {
+            assert!(check_name(fine).is_ok(), "{fine}");
+        }
+        for wrong in ["", "a/b", "a b", "ä", &"x".repeat(65)] {
+            assert!(check_name(wrong).is_err(), "{wrong}");
+        }
     }
 }
