@@ -196,3 +196,181 @@ fn is_refused(status: &Status) -> bool {
 async fn tell(told: mpsc::Sender<Told>, event: Event) {
     let _nobody_listens = told.send(Told::Event(event)).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use engine::ids::{Boot, Seq};
+    use engine::message::ShardEnd;
+    use proto::wire::control_server::{Control, ControlServer};
+    use tokio::net::TcpListener;
+    use tokio::runtime::Runtime;
+    use tokio::time::Instant;
+    use tonic::transport::Server;
+    use tonic::transport::server::TcpIncoming;
+    use tonic::{Request, Response};
+
+    use super::*;
+
+    const CLUSTER: u128 = 7;
+    const NODE: StoreBoot = StoreBoot { store: StoreId(1), boot: Boot(1) };
+
+    /// A node that answers, or says nothing at all.
+    struct Node {
+        cluster: u128,
+        me: StoreBoot,
+        answers: bool,
+    }
+
+    #[tonic::async_trait]
+    impl Control for Node {
+        async fn query(
+            &self,
+            request: Request<wire::NodeQuery>,
+        ) -> Result<Response<wire::NodeQueryReply>, Status> {
+            let request = request.into_inner();
+            wire::Open::accept_required(request.open.as_ref(), self.cluster)?;
+            if !self.answers {
+                std::future::pending::<()>().await;
+            }
+            let from = self.me;
+            let reply = match proto::query_of(request)? {
+                NodeQuery::Probe { .. } => NodeQueryReply::Probe { from, fsync_age_ms: 3 },
+                NodeQuery::Gather { shards } => {
+                    let ends = shards.into_iter().map(|shard| ShardEnd {
+                        shard,
+                        promised: Epoch(1),
+                        last: (Epoch(1), Seq(5)),
+                        applied: Seq(5),
+                        unfit: false,
+                    });
+                    NodeQueryReply::Gather { from, ends: ends.collect() }
+                }
+                NodeQuery::StepDown { shard, epoch } => {
+                    NodeQueryReply::StepDown { shard, end: Some((epoch, Seq(5))) }
+                }
+                NodeQuery::Status => NodeQueryReply::Status { from, replicas: Vec::new() },
+            };
+            Ok(Response::new(reply.into()))
+        }
+    }
+
+    /// A process: shut down, its sockets are closed as a killed one's are.
+    fn run(node: Node, at: SocketAddr) -> (Runtime, SocketAddr) {
+        let runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = { runtime }.worker_threads(1).enable_all().build().expect("a runtime");
+        let listener = std::net::TcpListener::bind(at).expect("a free port");
+        listener.set_nonblocking(true).expect("a socket");
+        let at = listener.local_addr().expect("it is bound");
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).expect("a socket");
+            let service = ControlServer::new(node);
+            Server::builder()
+                .add_service(service)
+                .serve_with_incoming(TcpIncoming::from(listener))
+                .await
+        });
+        (runtime, at)
+    }
+
+    fn anywhere() -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 0))
+    }
+
+    fn well() -> Node {
+        Node { cluster: CLUSTER, me: NODE, answers: true }
+    }
+
+    struct Asker {
+        nodes: Nodes,
+        inbox: mpsc::Receiver<Told>,
+        at: String,
+    }
+
+    impl Asker {
+        fn new(at: SocketAddr) -> Self {
+            let (told, inbox) = mpsc::channel(8);
+            Self { nodes: Nodes::new(told), inbox, at: at.to_string() }
+        }
+
+        async fn answer(&mut self) -> Event {
+            let limit = Duration::from_secs(5);
+            let told = tokio::time::timeout(limit, self.inbox.recv()).await;
+            match told.expect("an answer").expect("a sender lives") {
+                Told::Event(event) => event,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        async fn probe(&mut self) -> ProbeResult {
+            let asked = Asked { to: NODE, address: Some(&self.at), cluster: CLUSTER };
+            self.nodes.probe(asked, 9);
+            match self.answer().await {
+                Event::Probed { probe: 9, result } => result,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_that_went_is_refused_and_its_successor_is_seen() {
+        let (runtime, at) = run(well(), anywhere());
+        let mut asker = Asker::new(at);
+        assert_eq!(asker.probe().await, ProbeResult::Alive { from: NODE, fsync_age_ms: 3 });
+        runtime.shutdown_background();
+        // Known without waiting for the limit, also over the connection that stood. (Shutting down takes a moment.)
+        let asked = Instant::now();
+        while asker.probe().await != ProbeResult::Refused {
+            assert!(asked.elapsed() < Duration::from_secs(5), "never refused");
+        }
+        let asked = Instant::now();
+        assert_eq!(asker.probe().await, ProbeResult::Refused);
+        assert!(asked.elapsed() < PROBE_LIMIT, "{:?}", asked.elapsed());
+
+        let newer = StoreBoot { boot: Boot(2), ..NODE };
+        let (runtime, _) = run(Node { me: newer, ..well() }, at);
+        assert_eq!(asker.probe().await, ProbeResult::Alive { from: newer, fsync_age_ms: 3 });
+        runtime.shutdown_background();
+    }
+
+    #[tokio::test]
+    async fn silence_is_told_in_time_and_is_not_refusal() {
+        let (silent, at) = run(Node { answers: false, ..well() }, anywhere());
+        let asked = Instant::now();
+        assert_eq!(Asker::new(at).probe().await, ProbeResult::Silent);
+        assert!(asked.elapsed() >= PROBE_LIMIT, "{:?}", asked.elapsed());
+        silent.shutdown_background();
+        // Who answers for another cluster is nobody of ours.
+        let (other, at) = run(Node { cluster: CLUSTER + 1, ..well() }, anywhere());
+        assert_eq!(Asker::new(at).probe().await, ProbeResult::Silent);
+        other.shutdown_background();
+    }
+
+    #[tokio::test]
+    async fn every_question_is_answered_also_when_nobody_can_be_asked() {
+        let (runtime, at) = run(well(), anywhere());
+        let (to, shard) = (NODE, ShardId(4));
+        let mut asker = Asker::new(at);
+        for (address, known) in [(Some(at.to_string()), true), (None, false)] {
+            let asked = || Asked { to, address: address.as_deref(), cluster: CLUSTER };
+            asker.nodes.gather(asked(), 1, vec![shard]);
+            let event = asker.answer().await;
+            let Event::Gathered { gather: 1, store, ends } = event else { panic!("{event:?}") };
+            assert_eq!(store, to.store);
+            assert_eq!(ends.map(|ends| ends[0].last), known.then_some((Epoch(1), Seq(5))));
+            asker.nodes.step_down(asked(), shard, Epoch(1));
+            let event = asker.answer().await;
+            let Event::SteppedDown { end, .. } = event else { panic!("{event:?}") };
+            assert_eq!(end, known.then_some((Epoch(1), Seq(5))));
+        }
+        // Where a log of another process of that store ends is no answer.
+        let to = StoreBoot { boot: Boot(2), ..NODE };
+        let address = at.to_string();
+        let asked = Asked { to, address: Some(&address), cluster: CLUSTER };
+        asker.nodes.gather(asked, 2, vec![shard]);
+        let event = asker.answer().await;
+        assert!(matches!(event, Event::Gathered { gather: 2, ends: None, .. }), "{event:?}");
+        runtime.shutdown_background();
+    }
+}

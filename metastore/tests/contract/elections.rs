@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use metastore::{Candidate, Election, Leadership, LeaseSettings, Metastore, Outcome};
 
-use crate::{at_version, connect, shard, start, within};
+use crate::{at_version, connect, raw, shard, start, within};
 
 const TTL_S: u32 = 1;
 
@@ -101,9 +101,9 @@ async fn what_a_deposed_leader_still_sends_has_no_effect_and_it_learns_of_it() {
     let mut old = stand(&etcd.endpoint(), 0).await;
     let term = leads(&mut old).await;
     // The lease vanishes, as if it had been asleep.
-    let key = etcd.raw().await.get("/dkc/test/coordinator", None).await.expect("etcd answers");
+    let key = raw(&etcd).await.get("/dkc/test/coordinator", None).await.expect("etcd answers");
     let lease = key.kvs()[0].lease();
-    etcd.raw().await.lease_revoke(lease).await.expect("etcd answers");
+    raw(&etcd).await.lease_revoke(lease).await.expect("etcd answers");
 
     let newer = at_version(shard(5), 2);
     let late = store.cas_shards([(&newer, revision)], term).await.expect("an answer");

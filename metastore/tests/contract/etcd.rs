@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use engine::records::Meta;
+use metastore::{Metastore, Settings};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -87,11 +89,10 @@ impl Etcd {
     }
 
     async fn answers(&self) -> bool {
-        let Ok(mut client) = etcd_client::Client::connect([self.endpoint()], None).await else {
-            return false;
-        };
-        let asking = client.get("health", None);
-        matches!(tokio::time::timeout(Duration::from_secs(1), asking).await, Ok(Ok(_)))
+        let settings = Settings::new(vec![self.endpoint()], "is-it-there");
+        let Ok(store) = Metastore::connect(&settings).await else { return false };
+        // It has a leader, too.
+        store.get::<Meta>(&()).await.is_ok()
     }
 
     /// kill -9.
@@ -116,11 +117,6 @@ impl Etcd {
         self.kill();
         self.generation += 1;
         self.run().await;
-    }
-
-    /// etcd's own client, for what the metastore rightly does not offer.
-    pub(crate) async fn raw(&self) -> etcd_client::Client {
-        etcd_client::Client::connect([self.endpoint()], None).await.expect("an endpoint")
     }
 
     fn signal(&self, signal: Signal) {

@@ -9,7 +9,7 @@ use engine::records::{GatewayRecord, NodeRecord, StoreRecord};
 use metastore::{BootGuard, HeldKey, Lease, LeaseEvent, LeaseSettings, Metastore, Outcome};
 
 use crate::etcd::Etcd;
-use crate::{connect, gateway_record, node_record, start, store_record, within};
+use crate::{connect, gateway_record, node_record, raw, start, store_record, within};
 
 const STORE: StoreId = StoreId(9);
 
@@ -150,7 +150,7 @@ async fn a_key_that_vanished_under_a_living_lease_is_made_again() {
     let mut lease = store.hold(vec![gateway(1)], settings);
     let before = registered(&mut lease).await;
     let key = format!("/dkc/test/gateway/{:032x}", 1);
-    etcd.raw().await.delete(key, None).await.expect("etcd answers");
+    raw(&etcd).await.delete(key, None).await.expect("etcd answers");
     assert_eq!(news(&mut lease).await, Some(LeaseEvent::Lost));
     let after = registered(&mut lease).await;
     assert!(after > before);

@@ -29,6 +29,11 @@ async fn start() -> (Etcd, Metastore) {
     (etcd, store)
 }
 
+/// etcd's own client, for what the metastore rightly does not offer.
+async fn raw(etcd: &Etcd) -> etcd_client::Client {
+    etcd_client::Client::connect([etcd.endpoint()], None).await.expect("an endpoint")
+}
+
 /// Waits, but fails instead of hanging.
 #[track_caller]
 fn within<T>(seconds: u64, what: impl Future<Output = T>) -> impl Future<Output = T> {

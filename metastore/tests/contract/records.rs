@@ -8,7 +8,7 @@ use engine::records::{GatewayRecord, Meta, NodeRecord, StoreRecord};
 use metastore::{Candidate, DrainIntent, Error, Metastore, Outcome, Record, Settings};
 
 use crate::etcd::free_port;
-use crate::{gateway_record, node_record, shard, start, store_record, within};
+use crate::{gateway_record, node_record, raw, shard, start, store_record, within};
 
 /// Written, read alone and read in a list.
 async fn round_trip<R: Record>(store: &Metastore, id: R::Id, record: R) {
@@ -73,7 +73,7 @@ async fn what_cannot_be_read_fails_the_list_and_names_the_key() {
         ("/dkc/test/gateway/me", &b"\x01"[..]),
         ("/dkc/test/store/00000000000000000000000000000001", b"\xff newer"),
     ] {
-        etcd.raw().await.put(key, value, None).await.expect("etcd answers");
+        raw(&etcd).await.put(key, value, None).await.expect("etcd answers");
     }
     let error = store.list::<GatewayRecord>().await.expect_err("a key that does not parse");
     assert!(matches!(&error, Error::Malformed { key, .. } if key == "/dkc/test/gateway/me"));
@@ -82,7 +82,7 @@ async fn what_cannot_be_read_fails_the_list_and_names_the_key() {
     assert!(matches!(error, Error::Malformed { .. }));
     // A record that was copied to another key says so itself.
     let copied = shard(5).encode();
-    etcd.raw().await.put("/dkc/test/shard/6", copied, None).await.expect("etcd answers");
+    raw(&etcd).await.put("/dkc/test/shard/6", copied, None).await.expect("etcd answers");
     let error = store.get::<ShardConfig>(&ShardId(6)).await.expect_err("shard 5 at key 6");
     assert!(matches!(error, Error::Malformed { .. }));
 }

@@ -9,7 +9,7 @@ use etcd_client::CompactionOptions;
 use metastore::{Broken, Change, Listed, Metastore, Outcome, Watch, WatchEvent, WatchSettings};
 
 use crate::etcd::{Etcd, Relay};
-use crate::{at_version, connect, gateway_record, shard, start, within};
+use crate::{at_version, connect, gateway_record, raw, shard, start, within};
 
 async fn next<R: metastore::Record>(watch: &mut Watch<R>) -> WatchEvent<R> {
     within(15, watch.next()).await.expect("it goes on")
@@ -80,7 +80,7 @@ async fn a_broken_stream_is_followed_by_a_list_that_lacks_nothing() {
     let last = make(&direct, 4).await;
     let everything = CompactionOptions::new().with_physical();
     let newest = i64::try_from(last).expect("a small number");
-    etcd.raw().await.compact(newest, Some(everything)).await.expect("etcd answers");
+    raw(&etcd).await.compact(newest, Some(everything)).await.expect("etcd answers");
     relay.mend();
     let listed = next_list(&mut watch).await;
     let ids: Vec<u16> = listed.all.iter().map(|kept| kept.id.0).collect();
@@ -134,7 +134,7 @@ async fn history_that_is_compacted_away_is_told_and_the_rest_is_heard() {
     make(&store, 2).await;
     let last = make(&store, 3).await;
     let newest = i64::try_from(last).expect("a small number");
-    etcd.raw().await.compact(newest, None).await.expect("etcd answers");
+    raw(&etcd).await.compact(newest, None).await.expect("etcd answers");
     let silent_after = WatchSettings::default().silent_after;
     let mut gone = store.changes::<ShardConfig>(first, silent_after).await.expect("a stream");
     let broken = within(5, gone.next()).await;
