@@ -33,13 +33,26 @@
 
 pub mod story;
 
+mod choice;
+mod health;
+mod office;
+mod promotion;
+mod records;
+mod reports;
+mod upkeep;
+
+#[cfg(test)]
+mod tests;
+
 use crate::config::ShardConfig;
 use crate::ids::{Epoch, Now, Seq, ShardId, StoreBoot, StoreId};
 use crate::message::{Report, ShardEnd};
 use crate::node::CasOutcome;
 use crate::records::{Meta, NodeRecord, StoreRecord};
 
-pub use story::Story;
+use office::Office;
+
+pub use story::{Story, Waits};
 
 /// A value with its place in etcd's history.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -95,7 +108,7 @@ pub enum Event {
     // -- nodes
     /// Answers `Probe`.
     Probed { probe: u64, result: ProbeResult },
-    /// Answers `Gather`; none if the node did not answer.
+    /// Answers `Gather`; none if that very process did not answer.
     Gathered { gather: u64, store: StoreId, ends: Option<Vec<ShardEnd>> },
     /// Answers `StepDown`: where the log ends that orders no more; none if the node does not lead
     /// the shard, or did not answer.
@@ -152,6 +165,8 @@ pub enum Writes {
 
 /// etcd takes 128 operations per transaction; one compares the term.
 pub const SHARDS_PER_TXN: usize = 127;
+
+// ---- settings ----------------------------------------------------------------------------------
 
 /// What the cluster is asked to be. The first leading coordinator writes it into `meta`; afterwards
 /// what is given must agree.
@@ -215,31 +230,131 @@ impl Default for Settings {
     }
 }
 
+/// How a cluster is made where nothing is said.
+const SHARDS: u32 = 24;
+const REPLICAS: u8 = 3;
+const MIN_IN_SYNC: u8 = 2;
+
+impl Flags {
+    /// Whether a cluster can be like this; if not, why.
+    pub fn check(&self) -> Result<(), String> {
+        let shards = self.shards.unwrap_or(SHARDS);
+        let replicas = self.replicas.unwrap_or(REPLICAS);
+        let min_in_sync = self.min_in_sync.unwrap_or(MIN_IN_SYNC.min(replicas));
+        if !(1..=1 << 16).contains(&shards) {
+            return Err(format!("--shards {shards}: give 1 to 65536"));
+        }
+        if replicas == 0 {
+            return Err("--replicas 0: give at least 1".into());
+        }
+        if !(1..=replicas).contains(&min_in_sync) {
+            return Err(format!("--min-in-sync {min_in_sync}: give 1 to --replicas ({replicas})"));
+        }
+        Ok(())
+    }
+
+    /// In what the cluster differs from what is asked for, if it does.
+    pub fn difference(&self, meta: &Meta) -> Option<String> {
+        let says = |flag: &str, asked: Option<u32>, is: u32| {
+            let differs = asked.filter(|&asked| asked != is)?;
+            Some(format!("{flag} is {differs}, but this cluster was made with {is}"))
+        };
+        says("--shards", self.shards, meta.shards)
+            .or_else(|| says("--replicas", self.replicas.map(u32::from), meta.replicas.into()))
+            .or_else(|| {
+                says("--min-in-sync", self.min_in_sync.map(u32::from), meta.min_in_sync.into())
+            })
+    }
+}
+
+impl Settings {
+    /// The record of a cluster that is made now.
+    fn meta(&self) -> Meta {
+        let replicas = self.flags.replicas.unwrap_or(REPLICAS);
+        Meta {
+            cluster: self.new_cluster,
+            shards: self.flags.shards.unwrap_or(SHARDS),
+            replicas,
+            min_in_sync: self.flags.min_in_sync.unwrap_or(MIN_IN_SYNC.min(replicas)),
+            hash: 1,
+            incarnation: 1,
+            idempotency_window_ms: self.idempotency_window_ms,
+        }
+    }
+}
+
+// ---- the machine -------------------------------------------------------------------------------
+
 /// The machine. See the module.
 #[derive(Debug)]
 pub struct Coordinator {
     settings: Settings,
+    now: Now,
+    /// Numbers of probes, lists, gathers and proposals: never used twice, whatever the term, so an
+    /// answer from a former one is nobody's.
+    next_id: u64,
+    /// What this process does while it leads.
+    office: Option<Office>,
+}
+
+/// What one call of `handle` works with.
+struct Turn<'a> {
+    now: Now,
+    settings: &'a Settings,
+    next_id: &'a mut u64,
+    effects: &'a mut Vec<Effect>,
+}
+
+impl Turn<'_> {
+    fn fresh_id(&mut self) -> u64 {
+        *self.next_id += 1;
+        *self.next_id
+    }
+
+    fn tell(&mut self, story: Story) {
+        self.effects.push(Effect::Story(story));
+    }
 }
 
 impl Coordinator {
     pub fn new(settings: Settings) -> Self {
-        Self { settings }
+        Self { settings, now: Now(0), next_id: 0, office: None }
     }
 
-    pub fn handle(&mut self, _now: Now, _event: Event, _effects: &mut Vec<Effect>) {}
+    pub fn handle(&mut self, now: Now, event: Event, effects: &mut Vec<Effect>) {
+        self.now = self.now.max(now);
+        let mut turn =
+            Turn { now: self.now, settings: &self.settings, next_id: &mut self.next_id, effects };
+        match event {
+            Event::Elected { term } => {
+                if self.office.as_ref().is_none_or(|office| office.term() != term) {
+                    self.office = Some(Office::new(term, &mut turn));
+                }
+            }
+            Event::Deposed => self.office = None,
+            event => {
+                if let Some(office) = &mut self.office {
+                    office.on(&mut turn, event);
+                }
+            }
+        }
+        if let Some(office) = &mut self.office {
+            office.review(&mut turn);
+        }
+    }
 
     /// When to call again with `Tick`, if nothing happens before.
     pub fn next_deadline(&self) -> Option<Now> {
-        None
+        Some(self.office.as_ref()?.next_deadline(&self.settings))
     }
 
     /// Whether this process leads and has read everything.
     pub fn is_leading(&self) -> bool {
-        false
+        self.office.as_ref().is_some_and(Office::is_listed)
     }
 
     /// What the first placing waits for, if it does: for `/readyz` and `dkc status`.
-    pub fn waits_for(&self) -> Option<story::Waits> {
-        None
+    pub fn waits_for(&self) -> Option<Waits> {
+        self.office.as_ref()?.waits_for()
     }
 }
