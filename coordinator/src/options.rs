@@ -77,46 +77,24 @@ impl Options {
                 "--expect-nodes {expected}: --replicas {replicas} need at least as many nodes"
             ));
         }
-        match (self.min_in_sync, self.replicas) {
-            (Some(min_in_sync), Some(replicas)) if min_in_sync > replicas => usage(format!(
-                "--min-in-sync {min_in_sync}: no more than --replicas {replicas} can be in sync"
-            )),
-            _ => Ok(()),
-        }
+        self.flags().check().map_err(Exit::Usage)
+    }
+
+    fn flags(&self) -> Flags {
+        Flags { shards: self.shards, replicas: self.replicas, min_in_sync: self.min_in_sync }
     }
 
     /// How the cluster that stands in etcd differs from what was asked for, if it does.
     pub fn difference(&self, meta: &Meta) -> Option<String> {
-        let differ = |flag: &str, asked: Option<u32>, is: u32| match asked {
-            Some(asked) if asked != is => Some(format!("--{flag} {asked}, but it has {is}")),
-            _ => None,
-        };
-        let differences: Vec<String> = [
-            differ("shards", self.shards, meta.shards),
-            differ("replicas", self.replicas.map(u32::from), u32::from(meta.replicas)),
-            differ("min-in-sync", self.min_in_sync.map(u32::from), u32::from(meta.min_in_sync)),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
-        if differences.is_empty() {
-            return None;
-        }
-        Some(format!(
-            "the cluster {:?} was made with other settings: {}. Leave these flags out to accept what it has",
-            self.cluster,
-            differences.join("; ")
-        ))
+        let difference = self.flags().difference(meta)?;
+        let cluster = &self.cluster;
+        Some(format!("cluster {cluster:?}: {difference}; leave the flag out to accept what it has"))
     }
 
     /// The machine's settings.
     pub(crate) fn settings(&self, new_cluster: u128) -> Settings {
         Settings {
-            flags: Flags {
-                shards: self.shards,
-                replicas: self.replicas,
-                min_in_sync: self.min_in_sync,
-            },
+            flags: self.flags(),
             new_cluster,
             expect_nodes: self.expect_nodes,
             rebuild_delay_ms: self.rebuild_delay.saturating_mul(1_000),
@@ -199,10 +177,8 @@ mod tests {
     fn a_cluster_made_otherwise_is_named() {
         differs("", None);
         differs("--shards 24 --replicas 3 --min-in-sync 2", None);
-        differs("--shards 12", Some("--shards 12, but it has 24"));
-        differs(
-            "--replicas 5 --min-in-sync 1",
-            Some("--replicas 5, but it has 3; --min-in-sync 1, but it has 2"),
-        );
+        differs("--shards 12", Some("--shards is 12, but this cluster was made with 24"));
+        differs("--replicas 5", Some("--replicas is 5"));
+        differs("--min-in-sync 1", Some("--min-in-sync is 1"));
     }
 }
