@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use engine::codec::Malformed;
@@ -57,23 +58,36 @@ pub struct Listed<R: Record> {
 }
 
 /// One cluster's part of an etcd. Cheap to clone; clones share the connections.
+///
+/// One member is asked for everything until it gives no answer; then it is the next one's turn. (The client library
+/// would spread calls over all members, and with one of three down every third call would fail; a transaction that
+/// fails so is [`Unknown`](crate::Outcome::Unknown) and costs a settling.)
 #[derive(Clone)]
 pub struct Metastore {
-    client: Client,
+    /// A client for each member.
+    members: Arc<[Client]>,
+    /// Whose turn it is.
+    turn: Arc<AtomicUsize>,
     prefix: Arc<str>,
     call_timeout: Duration,
 }
 
 impl Metastore {
     /// Connects, and refuses an etcd that is too old. A transient error means "not reachable now": a starting process
-    /// says so and tries again.
+    /// says so and tries again. The connections belong to the runtime that this is called on.
     pub async fn connect(settings: &Settings) -> Result<Self, Error> {
         let store = Self::open(settings).await?;
-        store.check_version().await?;
-        Ok(store)
+        let mut checked = store.check_version().await;
+        for _ in 1..store.members.len() {
+            match checked {
+                Err(ref error) if error.is_transient() => checked = store.check_version().await,
+                _ => break,
+            }
+        }
+        checked.map(|()| store)
     }
 
-    /// Makes the client without asking etcd anything.
+    /// Makes the clients without asking etcd anything.
     async fn open(settings: &Settings) -> Result<Self, Error> {
         check_name(&settings.cluster)?;
         let options = ConnectOptions::new()
@@ -84,15 +98,24 @@ impl Metastore {
             .with_keep_alive_while_idle(false)
             // A member cut off from its leader says so instead of keeping us waiting.
             .with_require_leader(true);
-        let client = Client::connect(&settings.endpoints, Some(options))
-            .await
-            .map_err(|error| Error::from_client("connecting", error))?;
+        let mut members = Vec::new();
+        for endpoint in &settings.endpoints {
+            let connecting = Client::connect([endpoint], Some(options.clone())).await;
+            members.push(connecting.map_err(|error| Error::from_client("connecting", error))?);
+        }
+        if members.is_empty() {
+            let why = "none is named".into();
+            return Err(Error::Refused { what: "etcd's addresses", why });
+        }
+        // Not all processes at the same member.
+        let turn = Arc::new(AtomicUsize::new(fastrand::usize(..members.len())));
         let prefix = format!("/dkc/{}/", settings.cluster).into();
-        Ok(Self { client, prefix, call_timeout: settings.call_timeout })
+        let call_timeout = settings.call_timeout;
+        Ok(Self { members: members.into(), turn, prefix, call_timeout })
     }
 
     async fn check_version(&self) -> Result<(), Error> {
-        let mut maintenance = self.client.maintenance_client();
+        let mut maintenance = self.client().maintenance_client();
         let status = self.call("status", maintenance.status()).await?;
         match judge_version(status.version()) {
             Verdict::Good => Ok(()),
@@ -133,24 +156,16 @@ impl Metastore {
         Ok(Listed { all, revision: revision(reply.header())? })
     }
 
-    /// How long a lease has still to live; none if it is gone. A process whose key stands by it renews it if, seen
-    /// twice, this has risen. etcd tells whole seconds.
-    pub async fn lease_left(&self, lease: i64) -> Result<Option<Duration>, Error> {
-        let mut leases = self.client.lease_client();
-        let left = self.call("lease time to live", leases.time_to_live(lease, None)).await?;
-        Ok(u64::try_from(left.ttl()).ok().map(Duration::from_secs))
-    }
-
     pub(crate) fn client(&self) -> &Client {
-        &self.client
+        &self.members[self.turn.load(Ordering::Relaxed) % self.members.len()]
     }
 
     pub(crate) fn kv(&self) -> KvClient {
-        self.client.kv_client().max_decoding_message_size(REPLY_BYTES_MAX)
+        self.client().kv_client().max_decoding_message_size(REPLY_BYTES_MAX)
     }
 
     pub(crate) fn watcher(&self) -> WatchClient {
-        self.client.watch_client().max_decoding_message_size(REPLY_BYTES_MAX)
+        self.client().watch_client().max_decoding_message_size(REPLY_BYTES_MAX)
     }
 
     pub(crate) fn prefix(&self) -> &str {
@@ -197,11 +212,18 @@ impl Metastore {
         what: &'static str,
         answer: impl Future<Output = Result<T, etcd_client::Error>>,
     ) -> Result<T, Error> {
-        match tokio::time::timeout(limit, answer).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(Error::from_client(what, error)),
+        let turn = self.turn.load(Ordering::Relaxed);
+        let answer = match tokio::time::timeout(limit, answer).await {
+            Ok(answer) => answer.map_err(|error| Error::from_client(what, error)),
             Err(_) => Err(Error::NoAnswer { what, why: format!("none in {limit:?}") }),
+        };
+        if answer.as_ref().is_err_and(Error::is_transient) {
+            // Many calls may have failed at this member; it is passed on once.
+            let next = turn.wrapping_add(1);
+            let _moved =
+                self.turn.compare_exchange(turn, next, Ordering::Relaxed, Ordering::Relaxed);
         }
+        answer
     }
 }
 

@@ -159,6 +159,29 @@ impl Metastore {
     }
 }
 
+/// How long a lease lives on if nobody renews it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct LeaseLeft {
+    /// Rounded down to whole seconds, as etcd tells it.
+    pub left: Duration,
+    pub granted: Duration,
+}
+
+impl Metastore {
+    /// How long a lease has left: for whoever waits for another process's key to go. None: it is gone.
+    pub async fn lease_left(&self, lease: i64) -> Result<Option<LeaseLeft>, Error> {
+        let mut leases = self.client().lease_client();
+        let asked = self.call("lease time to live", leases.time_to_live(lease, None)).await?;
+        // etcd says -1 of a lease that it does not know.
+        let Ok(left) = u64::try_from(asked.ttl()) else { return Ok(None) };
+        let granted = u64::try_from(asked.granted_ttl()).unwrap_or(left);
+        Ok(Some(LeaseLeft {
+            left: Duration::from_secs(left),
+            granted: Duration::from_secs(granted),
+        }))
+    }
+}
+
 /// The task behind a [`Lease`].
 struct Holder {
     store: Metastore,
