@@ -50,14 +50,15 @@ enum Command {
 fn main() -> ExitCode {
     // clap ends with 2 on wrong usage and 0 on --help, as DESIGN §13 wants.
     let cli = Cli::parse();
-    // The roles belong here, before this runtime: they bring runtimes of their own.
     let ended = match cli.command {
+        // The roles belong here: they bring runtimes of their own and end with their own code.
         Command::Guard => dev::guard::run(),
-        command => tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .map_err(Into::into)
-            .and_then(|runtime| runtime.block_on(run(command))),
+        Command::Bench(args) => bench_command::run(args),
+        Command::Dev(args) => block_on(dev::run(args)),
+        Command::Count(args) => block_on(count::run(args)),
+        Command::Incr(args) => block_on(counters::incr(args)),
+        Command::Get(args) => block_on(counters::get(args)),
+        Command::Status(args) => block_on(status::run(args)),
     };
     ended
         .unwrap_or_else(|error| {
@@ -67,14 +68,7 @@ fn main() -> ExitCode {
         .into()
 }
 
-async fn run(command: Command) -> anyhow::Result<Exit> {
-    match command {
-        Command::Dev(args) => dev::run(args).await,
-        Command::Count(args) => count::run(args).await,
-        Command::Incr(args) => counters::incr(args).await,
-        Command::Get(args) => counters::get(args).await,
-        Command::Status(args) => status::run(args).await,
-        Command::Bench(args) => bench_command::run(args).await,
-        Command::Guard => unreachable!("handled without a runtime"),
-    }
+/// One thread is enough for every command: what they do is wait for answers.
+fn block_on(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
 }
