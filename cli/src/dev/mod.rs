@@ -156,7 +156,8 @@ async fn supervise(
     supervisor: &mut Supervisor,
 ) -> anyhow::Result<Exit> {
     let etcd = match &args.etcd {
-        Some(etcd) => etcd.clone(),
+        // The roles take `host:port`; what people copy has a scheme.
+        Some(endpoints) => endpoints.replace("http://", ""),
         None => {
             let found = match etcd::find() {
                 Ok(found) => found,
@@ -166,13 +167,14 @@ async fn supervise(
                 }
             };
             let spec = settings.etcd(&found, folder);
-            let url = format!("http://{}", spec.addresses["grpc"]);
+            let address = spec.addresses["grpc"].clone();
             supervisor.start(spec).context("starting etcd")?;
-            let healthy = tokio::spawn(ready::etcd(parse_url(&url)?));
+            let url = parse_url(&format!("http://{address}"))?;
+            let healthy = tokio::spawn(ready::etcd(url));
             if let Some(exit) = watch_until(supervisor, healthy).await? {
                 return Ok(exit);
             }
-            url
+            address
         }
     };
     for spec in settings.roles(&program.display().to_string(), folder, &etcd, &args.extra) {
