@@ -126,9 +126,9 @@ pub enum Effect {
     ReadDone { request: u64, result: Result<Vec<i128>, Failure> },
     /// A hint for the coordinator: it asks the store itself before it acts.
     Report(Report),
-    /// A node answered "out of order", which no correct run shows. The session is used for no new
-    /// batch: make a new key, and tell it by `Session`. Log it as an error, and count it as
-    /// `dkc_refusals_total{reason="order"}`.
+    /// A shard has collected the session, or a node answered "out of order", which no correct run
+    /// shows (`counts` tells which). Make a new key for this worker, and tell it by `Session`; the
+    /// old key may go when its lease does.
     AbandonSession(SessionId),
 }
 

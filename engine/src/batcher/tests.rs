@@ -433,7 +433,10 @@ fn overloaded_is_told_at_once_if_definite_and_tried_again_after_50_ms() {
 fn expired_and_definite_is_batched_again_in_the_present_session() {
     let (mut story, sent) = Story::with_batch_out();
     // Nothing more is sent in the expired one, however long the new one takes.
-    story.turn([answer(1, 1, &sent, Answer::Expired), write(2, &[add("b", 1)])], &[]);
+    story.turn(
+        [answer(1, 1, &sent, Answer::Expired), write(2, &[add("b", 1)])],
+        &[Effect::AbandonSession(session(7))],
+    );
     let anew = batch_of(ALL, 9, 1, &[add("a", 1), add("b", 1)]);
     story.turn([Event::Session(Some(session(9)))], &[frame(1, 2, &[anew.clone()])]);
     story.turn([answer(1, 2, &anew, applied(&[]))], &[wrote(1), wrote(2)]);
@@ -588,7 +591,8 @@ fn what_was_never_sent_is_not_applied_at_its_deadline() {
     assert_eq!(story.worker.bytes(), 0);
     // Without a session that the shard still takes.
     let (mut story, sent) = Story::with_batch_out();
-    story.turn([answer(1, 1, &sent, Answer::Expired)], &[]);
+    let abandon = Effect::AbandonSession(session(7));
+    story.turn([answer(1, 1, &sent, Answer::Expired)], &[abandon]);
     story.wakes_at_ms(5_000, &[failed(1, &[(0, Failure::NoSession)])]);
     // After refusals all of which were definite.
     let (mut story, sent) = Story::with_batch_out();

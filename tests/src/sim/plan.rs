@@ -69,8 +69,8 @@ impl Plan {
             replicas: 3,
             min_in_sync: 2,
 
-            clients: rng.between(4, 12) as usize,
-            think: rng.between(5_000, 30_000),
+            clients: rng.between(6, 16) as usize,
+            think: rng.between(2_000, 20_000),
             digit_counters: rng.between(2, 8) as usize,
             mixed_counters: rng.between(1, 3) as usize,
             reads_percent: rng.between(10, 60),
