@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use engine::apply::ShardState;
-use engine::ids::{Conn, ShardId};
+use engine::ids::{Conn, ShardId, StoreBoot};
 use engine::message::{
     FromFollower, GatewayMessage, NodeQuery, NodeQueryReply, NodeReply, Report, ToFollower,
 };
@@ -377,12 +377,12 @@ impl Core {
     }
 
     /// To every coordinator: only the leading one listens.
-    pub fn report(&mut self, from: Process, report: &Report) {
+    pub fn report(&mut self, from: Process, me: StoreBoot, report: &Report) {
         for index in 0..self.plan.coordinators {
             let to = Place::Coordinator(index);
             if !self.net.is_blocked(from.place, to) {
                 let delay = self.delay();
-                self.after(delay, Happening::Report { to, from, report: report.clone() });
+                self.after(delay, Happening::Report { to, from: me, report: report.clone() });
             }
         }
     }
