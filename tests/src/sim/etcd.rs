@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use engine::config::ShardConfig;
 use engine::ids::{SessionId, ShardId, StoreBoot, StoreId};
-use engine::records::StoreStatus;
+use engine::records::{Meta, StoreStatus};
 
 use super::core::{Core, Happening, Place, Process, Told};
 
@@ -18,6 +18,7 @@ const CALL_TIMEOUT: u64 = 400_000;
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Key {
+    Meta,
     Coordinator,
     Store(StoreId),
     Node(StoreId),
@@ -27,6 +28,7 @@ pub enum Key {
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Value {
+    Meta(Meta),
     Coordinator { place: u8 },
     Store { me: StoreBoot, nonce: u64, status: StoreStatus },
     Node(StoreBoot),
