@@ -61,8 +61,9 @@ pub fn run(options: Options) -> u8 {
             exit.code()
         }
     };
-    // Tasks that hang must not keep the process.
-    runtime.shutdown_background();
+    // Waited for: tasks hold the state too, and RocksDB aborts a process that closes it while `exit` runs. What hangs is
+    // left behind after a while.
+    runtime.shutdown_timeout(STOP_STEP_TIMEOUT);
     code
 }
 
@@ -224,27 +225,21 @@ async fn run_node(
         metastore.hold(vec![HeldKey::node(&record, guard)], lease_settings(&options, &pulse));
     let lease = Registration::supervise(lease, inbox.clone(), health.clone());
 
-    let end = tokio::select! {
-        end = &mut ended => Some(end),
-        () = stop => None,
+    let order = tokio::select! {
+        end = &mut ended => return finish(end, lease, &metastore, guard).await,
+        () = stop => Told::Stop,
         served = server => {
             let why = match served {
                 Ok(Ok(())) => "it ended".to_owned(),
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
-            return Err(Exit::Failed(format!("the gRPC server failed: {why}")));
+            Told::Exit(Exit::Failed(format!("the gRPC server failed: {why}")))
         }
     };
-    let end = match end {
-        Some(end) => end,
-        None => {
-            health.not_ready("stopping");
-            inbox.tell(Told::Stop);
-            ended.await
-        }
-    };
-    finish(end, lease, &metastore, guard).await
+    health.not_ready("stopping");
+    inbox.tell(order);
+    finish(ended.await, lease, &metastore, guard).await
 }
 
 /// The machine, with what recovery found.

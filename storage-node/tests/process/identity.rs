@@ -104,7 +104,7 @@ async fn a_name_is_one_store() {
     other.refuses(4, "choose another --name").await;
     node.kill();
     // Dead: the newcomer takes the name.
-    let mut newcomer = cluster.spawn_with("a", &cluster.folder("newer"), &[]);
+    let newcomer = cluster.spawn_with("a", &cluster.folder("newer"), &[]);
     newcomer.until_ready_says(200, "ok").await;
 }
 

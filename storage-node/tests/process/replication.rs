@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use engine::config;
-use engine::message::RoleStatus;
+use engine::message::{Answer, Refusal, RoleStatus};
 use rustix::process::Signal;
 
 use crate::harness::{Cluster, Node};
@@ -37,16 +37,19 @@ async fn a_promoted_backup_has_everything_and_counts_nothing_twice() {
     a.kill();
     cluster.promote(&b).await;
     worker.reconnect(&b).await;
-    // Two must be in sync and one is there: its barrier can't be committed, so it takes nothing and reads nothing.
+    // Two must be in sync and one is there: its barrier can't be committed. What it takes it does not answer, it reads
+    // nothing, and after a second it says that it is frozen.
     worker.next_batch();
-    let answer = worker.send_add("likes", 1).await;
-    assert!(matches!(answer, engine::message::Answer::Refused(_)), "{answer:?}");
-    assert!(worker.try_read("likes").await.is_err());
+    let posted = worker.post_add("likes", 1);
+    worker.until_frozen().await;
+    assert_eq!(worker.try_read("likes").await, Err(Refusal::Frozen));
+    worker.next_batch();
+    assert_eq!(worker.send_add("likes", 1).await, Answer::Refused(Refusal::Frozen));
 
     let a = cluster.node("a").await;
-    worker.reconnect(&b).await;
-    assert_eq!(worker.add_again("likes", 1).await, 101);
-    assert_eq!(worker.read("likes").await, 101);
+    assert_eq!(worker.answer_to(posted).await, Some(101));
+    assert_eq!(worker.add_again("likes", 1).await, 102);
+    assert_eq!(worker.read("likes").await, 102);
     caught_up(&a, &b).await;
 }
 

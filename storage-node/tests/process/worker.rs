@@ -5,7 +5,7 @@ use std::time::Duration;
 use engine::batch::{Batch, Codec};
 use engine::ids::{Bseq, Revision, SessionId, Slots};
 use engine::key::CounterKey;
-use engine::message::{Answer, GatewayMessage, NodeReply, ReadResult, Refusal};
+use engine::message::{Answer, GatewayMessage, NodeReply, ReadResult, Refusal, ShardAvailability};
 use engine::ops::{self, Op, OpKind};
 use proto::wire;
 use proto::wire::gateway_client::GatewayClient;
@@ -83,6 +83,32 @@ impl Worker {
         let frame = GatewayMessage::Frame { message: self.message, batches: vec![batch] };
         self.send.send(frame.into()).expect("the stream stands");
         self.message
+    }
+
+    /// Waits until the shard is said to be frozen; no batch is answered before.
+    pub(crate) async fn until_frozen(&mut self) {
+        loop {
+            match self.reply().await {
+                NodeReply::ShardState { state: ShardAvailability::Frozen, .. } => return,
+                NodeReply::Answer { answer, .. } => panic!("{answer:?}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// The value that a message posted before is answered with; none if it had no effect.
+    pub(crate) async fn answer_to(&mut self, posted: u64) -> Option<i128> {
+        loop {
+            match self.reply().await {
+                NodeReply::Answer { message, answer, .. } if message == posted => {
+                    return match answer {
+                        Answer::Applied { values, .. } => Some(values[0]),
+                        _ => None,
+                    };
+                }
+                _ => {}
+            }
+        }
     }
 
     pub(crate) fn next_batch(&mut self) {
