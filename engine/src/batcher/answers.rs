@@ -80,7 +80,12 @@ impl Worker {
 
     fn on_answer(&mut self, shard: ShardId, send: Send, answer: Answer, effects: &mut Vec<Effect>) {
         match answer {
-            Answer::Applied { values, .. } => self.applied(shard, &values, effects),
+            Answer::Applied { values, .. } => {
+                if let Some(lane) = self.router.lane_mut(send.conn) {
+                    lane.forget_frozen(shard, self.now);
+                }
+                self.applied(shard, &values, effects);
+            }
             Answer::Malformed => self.decided(shard, Failure::Malformed, effects),
             Answer::AnsweredBefore => self.decided(shard, Failure::ResultGone, effects),
             Answer::NoEffect => self.out_of_order(shard, effects),

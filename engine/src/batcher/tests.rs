@@ -687,6 +687,22 @@ fn queued_operations_are_refused_when_the_shard_freezes() {
     story.at_ms(1_000).turn([write(6, &[add("b", 1)])], &[frame(1, 2, &[next])]);
 }
 
+/// Found with two of three real nodes dead: a second after they froze, their shards let operations in
+/// again, to wait for their deadline behind a batch that nobody could answer.
+#[test]
+fn a_frozen_shard_refuses_for_as_long_as_a_batch_is_out_there() {
+    let (mut story, sent) = Story::with_batch_out();
+    story.turn([state(1, ShardAvailability::Frozen)], &[]);
+    let frozen = [(0, Failure::Frozen)];
+    story.at_ms(1_500).turn([write(2, &[add("b", 1)])], &[failed(2, &frozen)]);
+    story.at_ms(4_000).turn([write(3, &[add("b", 1)])], &[failed(3, &frozen)]);
+    // The word that it is open was lost, but here is an answer.
+    story.turn([answer(1, 1, &sent, applied(&[]))], &[wrote(1)]);
+    let next = batch(2, &[add("b", 1)]);
+    story.turn([write(4, &[add("b", 1)])], &[frame(1, 2, &[next])]);
+    story.turn([write(5, &[add("b", 1)])], &[]);
+}
+
 #[test]
 fn a_full_queue_refuses_and_an_empty_one_never_does() {
     let settings = Settings { queue_bytes_max: 1, ..Settings::default() };
