@@ -46,19 +46,28 @@ const STALE: &str = "open.dropped-stale";
 #[test]
 #[cfg_attr(not(feature = "kill-points"), ignore = "needs --features storage-node/kill-points")]
 fn nothing_is_lost_or_doubled_wherever_the_process_dies() {
-    let folder = tempfile::tempdir().unwrap();
+    let mut folder = tempfile::tempdir().unwrap();
+    // What a failed run leaves is there to be looked at.
+    folder.disable_cleanup(true);
+    say(&format!("in {}", folder.path().display()));
     let began = Instant::now();
-    let mut run = 0;
+    let mut run = 1;
+    // The first start has nothing to rewrite.
+    verify(folder.path(), run);
     let mut reached = Vec::new();
     for (number, death) in deaths().into_iter().enumerate() {
         run += 1;
+        let at = Instant::now();
         assert!(dies(folder.path(), run, death), "{death:?} was never reached");
+        say(&format!("{death:?} after {} ms", at.elapsed().as_millis()));
         reached.push(death.0);
         if number % 2 == 1 {
             torn::tear(folder.path(), run);
         }
         run += 1;
+        let at = Instant::now();
         verify(folder.path(), run);
+        say(&format!("   verified in {} ms", at.elapsed().as_millis()));
     }
     // The rows go right after the log says so, or only after a flush: it takes a few tries to die
     // in between.
@@ -76,6 +85,7 @@ fn nothing_is_lost_or_doubled_wherever_the_process_dies() {
         assert!(reached.contains(point), "{point} was never reached");
     }
     let seconds = began.elapsed().as_secs();
+    folder.disable_cleanup(false);
     say(&format!("died {} times, at all of {} points, in {seconds} s", run / 2, POINTS.len()));
 }
 
