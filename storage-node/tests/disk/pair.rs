@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use engine::apply::ShardState;
 use engine::config::ShardConfig;
 use engine::ids::{Boot, Conn, Epoch, Now, ShardId, Slots, StoreBoot, StoreId, TimeMs, Version};
-use engine::message::{FromFollower, GatewayMessage, NodeReply, ToFollower};
+use engine::message::{GatewayMessage, NodeReply};
 use engine::node::{CasOutcome, Effect, Event, Node, RecoveredReplica, ReplicaView, Settings};
 use engine::replica::primary::Primary;
 use engine::store::log::{Identity, Record};
@@ -445,8 +445,12 @@ impl Pair {
                 self.transfer(store, conn, transfer, slots);
             }
 
-            Effect::ToFollower { conn, message } => self.to_follower(store, conn, message),
-            Effect::FromFollower { conn, message } => self.from_follower(store, conn, message),
+            Effect::ToFollower { conn, message } => {
+                self.wires.push_back((1 - store, Event::ToFollower { conn, message }));
+            }
+            Effect::FromFollower { conn, message } => {
+                self.wires.push_back((1 - store, Event::FromFollower { conn, message }));
+            }
             Effect::Gateway { reply, .. } => self.replies.push(reply),
             Effect::Close { conn } => panic!("store {store} closes {conn:?}"),
             Effect::Report(_) | Effect::QueryReply { .. } => {}
@@ -467,14 +471,6 @@ impl Pair {
             Effect::ListSessions => unreachable!("not within a test"),
             Effect::Exit(reason) => panic!("store {store} exits: {reason:?}"),
         }
-    }
-
-    fn to_follower(&mut self, store: usize, conn: Conn, message: ToFollower) {
-        self.wires.push_back((1 - store, Event::ToFollower { conn, message }));
-    }
-
-    fn from_follower(&mut self, store: usize, conn: Conn, message: FromFollower) {
-        self.wires.push_back((1 - store, Event::FromFollower { conn, message }));
     }
 
     fn propose(&mut self, store: usize, proposal: u64, expect: u64, config: ShardConfig) {
