@@ -251,6 +251,7 @@ impl Start<'_> {
                 return Err(running("it answers a probe"));
             }
             let left = self.read(async || self.metastore.lease_left(key.lease).await).await?;
+            let left = left.map(|left| left.left);
             if renewals.seen(key.lease, left, Instant::now()) {
                 return Err(running("its lease is renewed"));
             }
