@@ -5,9 +5,9 @@
 //! them one by one in the order of (time, number): there is no other order, hence no other run.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 
-use engine::ids::{Conn, Now};
+use engine::ids::{Conn, Now, StoreBoot};
 use engine::message::{NodeQuery, NodeQueryReply, Report};
 
 use super::clients::{Answered, Request};
@@ -25,6 +25,8 @@ pub enum Place {
     Node(u8),
     Gateway(u8),
     Coordinator(u8),
+    /// A second coordinator, that acts at random.
+    Chaos,
     Etcd,
 }
 
@@ -54,6 +56,8 @@ pub enum Told {
     Dialled {
         dial: u64,
         conn: Conn,
+        /// Who answers there, as its handshake says; none if it is no storage node.
+        peer: Option<StoreBoot>,
     },
     DialFailed {
         dial: u64,
@@ -80,7 +84,7 @@ pub enum Told {
         refused: bool,
     },
     Report {
-        from: Process,
+        from: StoreBoot,
         report: Report,
     },
     // -- etcd
@@ -109,7 +113,7 @@ pub enum Happening {
     },
     Report {
         to: Place,
-        from: Process,
+        from: StoreBoot,
         report: Report,
     },
     Request {
@@ -171,6 +175,8 @@ pub struct Core {
     pub net: Network,
     pub etcd: Etcd,
     pub oracle: Oracle,
+    /// What coordinators have told, by kind.
+    pub stories: BTreeMap<&'static str, u64>,
     heap: BinaryHeap<Reverse<(u64, u64, usize)>>,
     slab: Vec<Option<Happening>>,
     free: Vec<usize>,
@@ -187,6 +193,7 @@ impl Core {
             net: Network::default(),
             etcd: Etcd::default(),
             oracle: Oracle::default(),
+            stories: BTreeMap::new(),
             plan,
             heap: BinaryHeap::new(),
             slab: Vec::new(),

@@ -15,6 +15,7 @@
 //! counts only with enough acknowledged operations, and if some were in flight at every fault; and
 //! the planted bugs show that the checkers would notice.
 
+pub mod chaos;
 pub mod checker;
 pub mod clients;
 pub mod coordinators;

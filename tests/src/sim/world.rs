@@ -3,6 +3,7 @@
 use engine::config::ShardConfig;
 use engine::ids::{Boot, Epoch, StoreBoot, Version};
 
+use super::chaos::ChaosHost;
 use super::checker::{self, Violation, heals};
 use super::clients::{Answered, Clients};
 use super::coordinators::CoordinatorHost;
@@ -24,6 +25,7 @@ pub struct World {
     pub nodes: Vec<NodeHost>,
     pub gateways: Vec<GatewayHost>,
     pub coordinators: Vec<CoordinatorHost>,
+    pub chaos: ChaosHost,
     pub clients: Clients,
     pub faults: Faults,
     stage: Stage,
@@ -46,8 +48,11 @@ impl World {
         let clients = Clients::new(&mut core);
         let faults = Faults::default();
         let stage = Stage::Faulty;
-        let mut world = Self { core, nodes, gateways, coordinators, clients, faults, stage };
-        world.place_shards();
+        let chaos = ChaosHost::new();
+        let mut world = Self { core, nodes, gateways, coordinators, chaos, clients, faults, stage };
+        if !world.core.plan.bootstraps {
+            world.place_shards();
+        }
         world.start_all();
         world.core.at(500_000, Happening::Fault);
         world
@@ -87,6 +92,9 @@ impl World {
         }
         for coordinator in &mut self.coordinators {
             coordinator.start(&mut self.core);
+        }
+        if self.core.plan.chaos {
+            self.chaos.start(&mut self.core);
         }
     }
 
@@ -165,7 +173,7 @@ impl World {
             },
             Happening::DialArrives { link } => {
                 let to = core.dialled_place(link);
-                let running = to.and_then(|to| self.listening(to));
+                let running = to.and_then(|to| Some((self.listening(to)?, self.says_it_is(to))));
                 let told = self.core.dial_arrives(link, running);
                 self.tell_some(told);
             }
@@ -230,6 +238,8 @@ impl World {
                     coordinator.on(core, told);
                 }
             }
+            Place::Chaos if self.chaos.life == to.life => self.chaos.on(core, told),
+            Place::Chaos => {}
             Place::Etcd => unreachable!("etcd is asked, not told"),
         }
     }
@@ -245,7 +255,14 @@ impl World {
                 let coordinator = &self.coordinators[at as usize];
                 (!coordinator.is_down()).then(|| coordinator.process())
             }
-            Place::Etcd => None,
+            Place::Chaos | Place::Etcd => None,
+        }
+    }
+
+    fn says_it_is(&self, place: Place) -> Option<StoreBoot> {
+        match place {
+            Place::Node(at) => self.nodes[at as usize].me(),
+            _ => None,
         }
     }
 
@@ -254,7 +271,7 @@ impl World {
             Place::Node(at) => self.nodes[at as usize].start(&mut self.core),
             Place::Gateway(at) => self.gateways[at as usize].start(&mut self.core),
             Place::Coordinator(at) => self.coordinators[at as usize].start(&mut self.core),
-            Place::Etcd => {}
+            Place::Chaos | Place::Etcd => {}
         }
     }
 }
