@@ -111,12 +111,18 @@ impl World {
                 return violations;
             }
             self.advance();
-            let Some(happening) = self.core.pop() else {
+            if self.step().is_none() {
                 return vec![heals::violation("nothing happens any more".into())];
-            };
-            self.take(happening);
+            }
         }
         std::mem::take(&mut self.core.oracle.violations)
+    }
+
+    /// Takes what happens next.
+    pub fn step(&mut self) -> Option<()> {
+        let happening = self.core.pop()?;
+        self.take(happening);
+        Some(())
     }
 
     /// From faults to healing to the final reads.
