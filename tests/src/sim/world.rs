@@ -48,7 +48,7 @@ impl World {
         let clients = Clients::new(&mut core);
         let faults = Faults::default();
         let stage = Stage::Faulty;
-        let chaos = ChaosHost::new();
+        let chaos = ChaosHost::default();
         let mut world = Self { core, nodes, gateways, coordinators, chaos, clients, faults, stage };
         if !world.core.plan.bootstraps {
             world.place_shards();
