@@ -65,13 +65,18 @@ pub fn begin() -> Vec<u8> {
 
 /// Adds one op to a payload.
 pub fn put(out: &mut Vec<u8>, op: &Op) {
-    let (kind, delta) = match op.kind {
+    put_named(out, &op.counter, op.kind);
+}
+
+/// The same, for ops that were merged: the counter of one, the kind of all.
+pub fn put_named(out: &mut Vec<u8>, counter: &CounterKey, kind: OpKind) {
+    let (kind, delta) = match kind {
         OpKind::Add { delta } => (KIND_ADD, Some(delta)),
         OpKind::AddReturning { delta } => (KIND_ADD_RETURNING, Some(delta)),
         OpKind::Delete => (KIND_DELETE, None),
     };
     out.push(kind);
-    put_bytes(out, op.counter.name());
+    put_bytes(out, counter.name());
     if let Some(delta) = delta {
         put_varint_i128(out, delta);
     }

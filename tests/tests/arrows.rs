@@ -12,11 +12,13 @@ use serde_json::Value;
 /// Each crate of ours and which of ours it may use, in any role (normal, build or dev).
 const ARROWS: &[(&str, &[&str])] = &[
     ("engine", &[]),
+    // Logs, health, metrics: knows nothing of counters.
+    ("telemetry", &[]),
     ("proto", &["engine"]),
     ("metastore", &["engine"]),
-    ("gateway", &["engine", "metastore", "proto"]),
-    ("storage-node", &["engine", "metastore", "proto"]),
-    ("coordinator", &["engine", "metastore", "proto"]),
+    ("gateway", &["engine", "metastore", "proto", "telemetry"]),
+    ("storage-node", &["engine", "metastore", "proto", "telemetry"]),
+    ("coordinator", &["engine", "metastore", "proto", "telemetry"]),
     // Measures from outside, as any client would.
     ("bench", &[]),
     ("cli", &["bench", "coordinator", "engine", "gateway", "metastore", "proto", "storage-node"]),

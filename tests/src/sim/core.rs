@@ -56,6 +56,8 @@ pub enum Told {
     Dialled {
         dial: u64,
         conn: Conn,
+        /// Who answers there, as its handshake says; none if it is no storage node.
+        peer: Option<StoreBoot>,
     },
     DialFailed {
         dial: u64,

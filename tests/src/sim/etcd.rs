@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use engine::config::ShardConfig;
-use engine::ids::{ShardId, StoreBoot, StoreId};
+use engine::ids::{SessionId, ShardId, StoreBoot, StoreId};
 use engine::records::{Meta, StoreStatus};
 
 use super::core::{Core, Happening, Place, Process, Told};
@@ -143,6 +143,14 @@ pub struct Etcd {
 impl Etcd {
     pub fn get(&self, key: Key) -> Option<&Versioned> {
         self.keys.get(&key)
+    }
+
+    /// The key that makes this session stands, and so has always stood since.
+    pub fn has_session(&self, session: SessionId) -> bool {
+        let made = |(key, value): (&Key, &Versioned)| {
+            matches!(key, Key::Gateway(_)) && value.created == session.0.revision
+        };
+        self.keys.iter().any(made)
     }
 
     pub fn shards(&self) -> impl Iterator<Item = (&ShardConfig, u64)> {

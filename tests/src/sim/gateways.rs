@@ -1,23 +1,27 @@
-//! A gateway with one worker. For now a worker of the simulator's own, as plain as the session rules
-//! allow: one undecided batch per shard, sent again, same bytes, until it is decided.
+//! A gateway: the engine's worker machine, driven as production drives it, one worker to a process.
+//!
+//! Like every driver it decides nothing: it keeps the worker's key in etcd alive, dials every node
+//! it has heard of, and tells the machine. What comes during one turn of the driver is handled
+//! together: some operations become one request, and all travel when the turn ends.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 
-use engine::batch::{Batch, Codec};
-use engine::config::ShardConfig;
-use engine::ids::{Bseq, Conn, SessionId, ShardId, StoreBoot, StoreId};
-use engine::message::{Answer, GatewayMessage, NodeReply, Refusal};
-use engine::ops::{Op, OpKind, encode};
+use engine::batcher::{Effect, Event, Failure, Outcome as Known, Worker};
+use engine::ids::{Conn, SessionId, StoreBoot, StoreId};
+use engine::message::{Answer, NodeReply};
+use engine::ops::{Op, OpKind};
 
+use super::checker::{Violation, answers};
 use super::clients::{Answered, Request};
-use super::core::{Core, Happening, Place, Process, Told};
+use super::core::{Core, Happening, Place, Process, Told, since};
 use super::etcd::{Call, Compare, Key, Reply, Value, Versioned, WatchEvent, Write};
 use super::history::{Ask, Outcome};
 use super::network::Wire;
 use super::nodes::{place_of, session_id};
 
 const TOCK: u64 = 20_000;
-const OPS_MAX: usize = 64;
+/// Of the lease's time to live, which is at least 500 ms.
+const KEEP_ALIVE: u64 = 150_000;
 
 pub struct GatewayHost {
     pub place: Place,
@@ -25,45 +29,34 @@ pub struct GatewayHost {
     running: Option<Running>,
 }
 
-#[derive(Default)]
 struct Running {
+    worker: Worker,
+    started: u64,
+    effects: Vec<Effect>,
+    wake_at: Option<u64>,
+    peers: BTreeMap<StoreId, Peer>,
+
+    // -- etcd
     nonce: u64,
     lease: Option<u64>,
     session: Option<SessionId>,
     call: Option<u64>,
-    last_alive: u64,
-    nodes: BTreeMap<StoreId, Node>,
-    map: BTreeMap<ShardId, ShardConfig>,
-    lanes: BTreeMap<ShardId, Lane>,
-    reads: BTreeMap<u64, (Request, Option<Conn>)>,
-    next_read: u64,
+    next_call: u64,
+
+    // -- clients
+    /// What has come since the last turn ended.
+    gathered: Vec<Request>,
+    /// What each request to the machine is made of.
+    asked: BTreeMap<u64, Vec<Request>>,
+    last_request: u64,
 }
 
+/// A node that this gateway has heard of.
 #[derive(Default)]
-struct Node {
-    me: StoreBoot,
+struct Peer {
     dial: Option<u64>,
-    conn: Option<Conn>,
-    messages: u64,
-}
-
-#[derive(Default)]
-struct Lane {
-    queue: VecDeque<Request>,
-    last: Bseq,
-    answered_below: Bseq,
-    out: Option<Out>,
-}
-
-/// The undecided batch.
-struct Out {
-    batch: Batch,
-    requests: Vec<Option<Request>>,
-    /// Sends without an answer on a connection that stands.
-    open: BTreeSet<(Conn, u64)>,
-    sends: u64,
-    refused: u64,
-    next_send: u64,
+    conn: Option<(Conn, StoreBoot)>,
+    next_dial: u64,
 }
 
 impl GatewayHost {
@@ -80,24 +73,35 @@ impl GatewayHost {
     }
 
     pub fn start(&mut self, core: &mut Core) {
-        if self.is_down() {
-            self.life += 1;
-            self.running = Some(Running { nonce: core.rng.word(), ..Running::default() });
-            core.etcd_watch(self.process());
-            core.tell_after(1, self.process(), Told::Tock);
+        if !self.is_down() {
+            return;
         }
+        self.life += 1;
+        self.running = Some(Running {
+            worker: Worker::new(core.plan.gateway.clone()),
+            started: core.now,
+            effects: Vec::new(),
+            wake_at: None,
+            peers: BTreeMap::new(),
+            nonce: core.rng.word(),
+            lease: None,
+            session: None,
+            call: None,
+            next_call: 0,
+            gathered: Vec::new(),
+            asked: BTreeMap::new(),
+            last_request: 0,
+        });
+        core.etcd_watch(self.process());
+        core.tell_after(1, self.process(), Told::Tock);
     }
 
     pub fn crash(&mut self, core: &mut Core) {
         let Some(running) = self.running.take() else { return };
         core.process_died(self.process(), true);
         core.etcd_unwatch(self.process());
-        let queued = running.lanes.into_values().flat_map(|lane| {
-            let out = lane.out.into_iter().flat_map(|out| out.requests.into_iter().flatten());
-            lane.queue.into_iter().chain(out.collect::<Vec<_>>())
-        });
-        let reads = running.reads.into_values().map(|(request, _)| request);
-        for request in queued.chain(reads).collect::<Vec<_>>() {
+        let asked = running.asked.into_values().flatten();
+        for request in running.gathered.into_iter().chain(asked) {
             let answered = Answered { id: request.id, outcome: Outcome::Unknown };
             core.after(1_000, Happening::Answered(answered));
         }
@@ -119,26 +123,17 @@ struct Driver<'a> {
 impl Driver<'_> {
     fn told(&mut self, core: &mut Core, told: Told) {
         match told {
+            // A nearer one has taken its place.
+            Told::Wake if self.running.wake_at != Some(core.now) => {}
+            Told::Wake => self.end_turn(core),
             Told::Tock => self.tock(core),
-            Told::Dialled { dial, conn } => {
-                let mut nodes = self.running.nodes.values_mut();
-                match nodes.find(|node| node.dial == Some(dial)) {
-                    Some(node) => {
-                        node.dial = None;
-                        node.conn = Some(conn);
-                        node.messages = 0;
-                    }
-                    None => core.close(conn),
-                }
+            Told::Dialled { dial, conn, peer } => self.dialled(core, dial, conn, peer),
+            Told::DialFailed { dial, refused } => self.dial_failed(core, dial, refused),
+            Told::Closed { conn } => self.closed(core, conn),
+            Told::Received { conn, wire: Wire::ToGateway(reply) } => {
+                self.watch_over(core, &reply);
+                self.handle(core, Event::Reply { conn, reply });
             }
-            Told::DialFailed { dial, .. } => {
-                let mut nodes = self.running.nodes.values_mut();
-                if let Some(node) = nodes.find(|node| node.dial == Some(dial)) {
-                    node.dial = None;
-                }
-            }
-            Told::Closed { conn } => self.closed(conn),
-            Told::Received { conn, wire: Wire::ToGateway(reply) } => self.reply(core, conn, reply),
             Told::Etcd { call, reply } if self.running.call == Some(call) => {
                 self.running.call = None;
                 self.etcd(core, reply);
@@ -146,34 +141,158 @@ impl Driver<'_> {
             Told::EtcdTimeout { call } if self.running.call == Some(call) => {
                 self.running.call = None;
             }
-            Told::Watched(events) => self.watched(events),
-            Told::Request(request) => self.request(core, request),
+            Told::Watched(events) => self.watched(core, events),
+            Told::Request(request) => {
+                self.running.gathered.push(request);
+                self.turn_ends_soon(core);
+            }
             _ => {}
         }
     }
 
-    fn tock(&mut self, core: &mut Core) {
-        core.tell_after(TOCK, self.process, Told::Tock);
-        self.session(core);
-        for (&store, node) in &mut self.running.nodes {
-            if node.conn.is_none() && node.dial.is_none() {
-                node.dial = Some(core.dial(self.process, place_of(store)));
-            }
-        }
-        self.deadlines(core);
-        let shards: Vec<ShardId> = self.running.lanes.keys().copied().collect();
-        for shard in shards {
-            self.pump(core, shard);
-        }
-        let idle = |(_, (_, conn)): &(&u64, &(Request, Option<Conn>))| conn.is_none();
-        let ids: Vec<u64> = self.running.reads.iter().filter(idle).map(|(&id, _)| id).collect();
-        for id in ids {
-            self.send_read(core, id);
+    // ---- turns ---------------------------------------------------------------------------------
+
+    fn handle(&mut self, core: &mut Core, event: Event) {
+        self.machine(core, event);
+        self.turn_ends_soon(core);
+    }
+
+    fn machine(&mut self, core: &mut Core, event: Event) {
+        let me = self.process;
+        core.journal.note(core.now, || format!("{me:?} <- {event:?}"));
+        let now = since(self.running.started, core.now);
+        self.running.worker.handle(now, event, &mut self.running.effects);
+    }
+
+    /// The turn ends when the driver has handled what came: at a time of its own.
+    fn turn_ends_soon(&mut self, core: &mut Core) {
+        let turn = core.plan.turn;
+        let after = core.rng.between(1, turn + 1);
+        self.wake_at(core, core.now + after);
+    }
+
+    fn wake_at(&mut self, core: &mut Core, at: u64) {
+        let at = at.max(core.now + 1);
+        if self.running.wake_at.is_none_or(|wake| at < wake) {
+            self.running.wake_at = Some(at);
+            core.tell_after(at - core.now, self.process, Told::Wake);
         }
     }
 
-    fn session(&mut self, core: &mut Core) {
-        if self.running.call.is_some() || core.now < self.running.last_alive + 300_000 {
+    fn end_turn(&mut self, core: &mut Core) {
+        self.running.wake_at = None;
+        self.ask(core);
+        self.machine(core, Event::TurnEnded);
+        for effect in std::mem::take(&mut self.running.effects) {
+            let me = self.process;
+            core.journal.note(core.now, || format!("{me:?} -> {effect:?}"));
+            self.perform(core, effect);
+        }
+        if let Some(deadline) = self.running.worker.next_deadline() {
+            self.wake_at(core, self.running.started + deadline.0);
+        }
+    }
+
+    fn perform(&mut self, core: &mut Core, effect: Effect) {
+        match effect {
+            Effect::Send { conn, message } => core.send(conn, Wire::ToNode(message)),
+            Effect::Wrote { request, result } => {
+                let asked = self.asked(core, request);
+                let ops: Vec<Op> = asked.iter().filter_map(op).collect();
+                let violations = &mut core.oracle.violations;
+                let outcomes = answers::outcomes(&ops, &result, violations).unwrap_or_default();
+                for (request, outcome) in asked.iter().zip(outcomes) {
+                    answer(core, request, outcome.map_or_else(known, Outcome::Applied));
+                }
+            }
+            Effect::ReadDone { request, result } => {
+                let asked = self.asked(core, request);
+                for (at, request) in asked.iter().enumerate() {
+                    let value = result.as_ref().ok().map(|values| values[at]);
+                    let done = value.map(|value| Outcome::Applied(Some(value)));
+                    answer(core, request, done.unwrap_or(Outcome::NotApplied));
+                }
+            }
+            Effect::Report(report) => core.report(self.process, &report),
+            // Another key: the old one ends with its lease.
+            Effect::AbandonSession(_) => {
+                self.running.lease = None;
+                self.running.session = None;
+                self.running.nonce = core.rng.word();
+                self.running.next_call = core.now;
+            }
+        }
+    }
+
+    /// What no correct cluster says.
+    fn watch_over(&mut self, core: &mut Core, reply: &NodeReply) {
+        let NodeReply::Answer { session, answer, .. } = reply else { return };
+        let wrong = match answer {
+            Answer::NoEffect => "is out of order",
+            Answer::Expired if core.etcd.has_session(*session) => "expired while its key stands",
+            _ => return,
+        };
+        let detail = format!("{:?}: {session:?} {wrong}", self.process);
+        core.oracle.violations.push(Violation { promise: "answers", detail });
+    }
+
+    // ---- clients -------------------------------------------------------------------------------
+
+    /// Asks the machine for what has come, some of it in one request.
+    fn ask(&mut self, core: &mut Core) {
+        let gathered = std::mem::take(&mut self.running.gathered);
+        let (reads, writes): (Vec<_>, Vec<_>) =
+            gathered.into_iter().partition(|request| request.ask == Ask::Read);
+        for kind in [reads, writes] {
+            let mut request: Vec<Request> = Vec::new();
+            for asked in kind {
+                if !request.is_empty() && !core.rng.percent(core.plan.joined_percent) {
+                    self.begin(core, std::mem::take(&mut request));
+                }
+                request.push(asked);
+            }
+            if !request.is_empty() {
+                self.begin(core, request);
+            }
+        }
+    }
+
+    fn begin(&mut self, core: &mut Core, asked: Vec<Request>) {
+        let deadline = asked.iter().map(|asked| asked.deadline).min().unwrap_or(core.now);
+        let deadline = since(self.running.started, deadline.max(core.now));
+        self.running.last_request += 1;
+        let request = self.running.last_request;
+        let ops: Vec<Op> = asked.iter().filter_map(op).collect();
+        let event = if ops.is_empty() {
+            let keys = asked.iter().map(|asked| asked.counter.clone()).collect();
+            Event::Read { request, keys, deadline }
+        } else {
+            Event::Write { request, ops, deadline }
+        };
+        self.running.asked.insert(request, asked);
+        self.machine(core, event);
+    }
+
+    /// What the answered request is made of. It is answered once.
+    fn asked(&mut self, core: &mut Core, request: u64) -> Vec<Request> {
+        self.running.asked.remove(&request).unwrap_or_else(|| {
+            let detail = format!("request {request} was answered twice");
+            core.oracle.violations.push(Violation { promise: "answers", detail });
+            Vec::new()
+        })
+    }
+
+    // ---- etcd ----------------------------------------------------------------------------------
+
+    fn tock(&mut self, core: &mut Core) {
+        core.tell_after(TOCK, self.process, Told::Tock);
+        self.register(core);
+        self.dial_all(core);
+    }
+
+    /// A lease, the key under it, and keeping it alive: the one of these that comes next.
+    fn register(&mut self, core: &mut Core) {
+        if self.running.call.is_some() || core.now < self.running.next_call {
             return;
         }
         let call = match (self.running.lease, self.running.session) {
@@ -193,231 +312,109 @@ impl Driver<'_> {
             Reply::Granted { lease } => self.running.lease = Some(lease),
             Reply::Txn { done: true, revision } => {
                 self.running.session = Some(session_id(revision));
-                self.running.last_alive = core.now;
+                self.running.next_call = core.now + KEEP_ALIVE;
+                self.handle(core, Event::Session(self.running.session));
             }
-            Reply::Txn { .. } => self.running.nonce = core.rng.word(),
-            Reply::Kept(alive) => {
-                self.running.last_alive = core.now;
-                if !alive {
-                    self.running.lease = None;
+            // The key is there already, made by a call whose answer was lost: its revision is not
+            // known, so it is nobody's. Or the lease has ended.
+            Reply::Txn { .. } => {
+                self.running.nonce = core.rng.word();
+                self.running.lease = None;
+            }
+            Reply::Kept(true) => self.running.next_call = core.now + KEEP_ALIVE,
+            Reply::Kept(false) => {
+                self.running.lease = None;
+                self.running.nonce = core.rng.word();
+                if self.running.session.take().is_some() {
+                    self.handle(core, Event::Session(None));
                 }
             }
-            _ => {}
+            Reply::Read { .. } | Reply::List { .. } => {}
         }
     }
 
-    fn watched(&mut self, events: Vec<WatchEvent>) {
+    fn watched(&mut self, core: &mut Core, events: Vec<WatchEvent>) {
         for WatchEvent { value, .. } in events {
             match value {
-                Some(Versioned { value: Value::Shard(config), .. }) => self.learn(config),
+                Some(Versioned { value: Value::Shard(config), .. }) => {
+                    self.handle(core, Event::Config(config));
+                }
                 Some(Versioned { value: Value::Node(me), .. }) => {
-                    self.running.nodes.entry(me.store).or_default().me = me;
+                    self.running.peers.entry(me.store).or_default();
                 }
                 _ => {}
             }
         }
     }
 
-    fn learn(&mut self, config: ShardConfig) {
-        let known = self.running.map.get(&config.shard());
-        if known.is_none_or(|known| known.version < config.version) {
-            self.running.map.insert(config.shard(), config);
-        }
-    }
+    // ---- connections ---------------------------------------------------------------------------
 
-    // ---- requests ------------------------------------------------------------------------------
-
-    fn request(&mut self, core: &mut Core, request: Request) {
-        if request.ask == Ask::Read {
-            self.running.next_read += 1;
-            let id = self.running.next_read;
-            self.running.reads.insert(id, (request, None));
-            return self.send_read(core, id);
-        }
-        let shard = core.plan.shard_of(request.counter.slot()).shard();
-        self.running.lanes.entry(shard).or_default().queue.push_back(request);
-        self.pump(core, shard);
-    }
-
-    fn answer(core: &mut Core, request: &Request, outcome: Outcome) {
-        let delay = core.delay();
-        core.after(delay, Happening::Answered(Answered { id: request.id, outcome }));
-    }
-
-    fn deadlines(&mut self, core: &mut Core) {
-        let late = |request: &Request| request.deadline <= core.now;
-        let mut ended = Vec::new();
-        for lane in self.running.lanes.values_mut() {
-            let (over, left) = lane.queue.drain(..).partition::<Vec<_>, _>(late);
-            lane.queue = left.into();
-            ended.extend(over.into_iter().map(|request| (request, Outcome::NotApplied)));
-            for slot in lane.out.iter_mut().flat_map(|out| &mut out.requests) {
-                if slot.as_ref().is_some_and(late) {
-                    ended.extend(slot.take().map(|request| (request, Outcome::Unknown)));
-                }
-            }
-        }
-        let over = self.running.reads.iter().filter(|(_, (request, _))| late(request));
-        for id in over.map(|(&id, _)| id).collect::<Vec<_>>() {
-            let (request, _) = self.running.reads.remove(&id).expect("listed above");
-            ended.push((request, Outcome::NotApplied));
-        }
-        for (request, outcome) in ended {
-            Self::answer(core, &request, outcome);
-        }
-    }
-
-    fn primary(&self, shard: ShardId) -> Option<(StoreId, Conn)> {
-        let primary = self.running.map.get(&shard)?.primary;
-        let node = self.running.nodes.get(&primary.store)?;
-        Some((primary.store, node.conn?))
-    }
-
-    fn pump(&mut self, core: &mut Core, shard: ShardId) {
-        let Some(session) = self.running.session else { return };
-        let Some((store, conn)) = self.primary(shard) else { return };
-        let slots = self.running.map[&shard].slots;
-        let lane = self.running.lanes.entry(shard).or_default();
-        if lane.out.is_none() {
-            if lane.queue.is_empty() {
-                return;
-            }
-            let take = lane.queue.len().min(OPS_MAX);
-            let requests: Vec<Request> = lane.queue.drain(..take).collect();
-            let ops: Vec<Op> = requests.iter().map(op).collect();
-            let bseq = lane.last.next();
-            lane.last = bseq;
-            let below = if lane.answered_below.0 == 0 { Bseq(1) } else { lane.answered_below };
-            let batch = Batch::seal(slots, session, bseq, below, Codec::Raw, encode(&ops));
-            lane.out = Some(Out {
-                batch,
-                requests: requests.into_iter().map(Some).collect(),
-                open: BTreeSet::new(),
-                sends: 0,
-                refused: 0,
-                next_send: 0,
-            });
-        }
-        let Some(out) = lane.out.as_mut() else { return };
-        if out.open.iter().any(|&(open, _)| open == conn) || core.now < out.next_send {
-            return;
-        }
-        let node = self.running.nodes.get_mut(&store).expect("it is the primary's");
-        node.messages += 1;
-        let message = node.messages;
-        out.open.insert((conn, message));
-        out.sends += 1;
-        let frame = GatewayMessage::Frame { message, batches: vec![out.batch.clone()] };
-        core.send(conn, Wire::ToNode(frame));
-    }
-
-    fn reply(&mut self, core: &mut Core, conn: Conn, reply: NodeReply) {
-        match reply {
-            NodeReply::Answer { message, slots, session, bseq, answer } => {
-                let shard = slots.shard();
-                let Some(lane) = self.running.lanes.get_mut(&shard) else { return };
-                let Some(out) = lane.out.as_mut() else { return };
-                let this = (out.batch.session, out.batch.bseq) == (session, bseq);
-                if !this || !out.open.remove(&(conn, message)) {
-                    return;
-                }
-                self.answered(core, shard, answer);
-                self.pump(core, shard);
-            }
-            NodeReply::Read { id, result } => {
-                let Some((request, _)) = self.running.reads.get_mut(&id) else { return };
-                match result {
-                    Ok(found) => {
-                        let value = found.values.first().copied();
-                        let request = request.clone();
-                        self.running.reads.remove(&id);
-                        Self::answer(core, &request, Outcome::Applied(value));
-                    }
-                    Err(refusal) => {
-                        self.running.reads.get_mut(&id).expect("looked up above").1 = None;
-                        if let Refusal::NotPrimary(Some(config)) = refusal {
-                            self.learn(*config);
-                        }
-                    }
-                }
-            }
-            NodeReply::ShardState { .. } => {}
-        }
-    }
-
-    fn answered(&mut self, core: &mut Core, shard: ShardId, answer: Answer) {
-        let lane = self.running.lanes.get_mut(&shard).expect("its batch was answered");
-        let out = lane.out.as_mut().expect("its batch was answered");
-        match answer {
-            Answer::Applied { values, .. } => {
-                let out = lane.out.take().expect("looked up above");
-                lane.answered_below = out.batch.bseq.next();
-                let mut values = values.into_iter();
-                let ops = engine::ops::decode_batch(&out.batch).expect("we made it");
-                for (slot, op) in out.requests.iter().zip(ops) {
-                    let value = if op.kind.needs_value() { values.next() } else { None };
-                    if let Some(request) = slot {
-                        Self::answer(core, request, Outcome::Applied(value));
-                    }
-                }
-            }
-            Answer::AnsweredBefore | Answer::Malformed | Answer::Expired => {
-                let out = lane.out.take().expect("looked up above");
-                for request in out.requests.iter().flatten() {
-                    Self::answer(core, request, Outcome::Unknown);
-                }
-            }
-            Answer::NoEffect | Answer::Refused(_) => {
-                out.refused += 1;
-                let definite = out.refused == out.sends;
-                out.next_send = core.now + core.rng.between(5_000, 40_000);
-                if definite && core.rng.percent(40) {
-                    let out = lane.out.take().expect("looked up above");
-                    lane.last = Bseq(out.batch.bseq.0 - 1);
-                    for request in out.requests.iter().flatten() {
-                        Self::answer(core, request, Outcome::NotApplied);
-                    }
-                }
-                if let Answer::Refused(Refusal::NotPrimary(Some(config))) = answer {
-                    self.learn(*config);
-                }
+    fn dial_all(&mut self, core: &mut Core) {
+        let wanted = self.running.worker.unconnected();
+        for (&store, peer) in &mut self.running.peers {
+            // A later process of that store leads: the connection is to one that is gone, although
+            // nobody has said so.
+            let newer = |&(_, boot): &(Conn, StoreBoot)| {
+                wanted.iter().any(|wanted| wanted.store == store && wanted.boot > boot.boot)
+            };
+            let lacks = peer.conn.as_ref().is_none_or(newer);
+            if lacks && peer.dial.is_none() && peer.next_dial <= core.now {
+                peer.dial = Some(core.dial(self.process, place_of(store)));
             }
         }
     }
 
-    fn send_read(&mut self, core: &mut Core, id: u64) {
-        let request = &self.running.reads[&id].0;
-        let slots = core.plan.shard_of(request.counter.slot());
-        let keys = vec![request.counter.clone()];
-        if let Some((_, conn)) = self.primary(slots.shard()) {
-            core.send(conn, Wire::ToNode(GatewayMessage::Read { id, slots, keys }));
-            self.running.reads.get_mut(&id).expect("looked up above").1 = Some(conn);
+    fn dialled(&mut self, core: &mut Core, dial: u64, conn: Conn, node: Option<StoreBoot>) {
+        let mut peers = self.running.peers.values_mut();
+        let peer = peers.find(|peer| peer.dial == Some(dial));
+        let Some((peer, node)) = peer.zip(node) else { return core.close(conn) };
+        peer.dial = None;
+        let old = peer.conn.replace((conn, node));
+        self.handle(core, Event::Connected { conn, node });
+        if let Some((old, _)) = old {
+            core.close(old);
+            self.handle(core, Event::Closed { conn: old });
         }
     }
 
-    fn closed(&mut self, conn: Conn) {
-        for node in self.running.nodes.values_mut() {
-            if node.conn == Some(conn) {
-                node.conn = None;
-            }
+    fn dial_failed(&mut self, core: &mut Core, dial: u64, refused: bool) {
+        let next_dial = core.now + core.rng.between(1, 100_000);
+        let mut peers = self.running.peers.iter_mut();
+        let Some((&store, peer)) = peers.find(|(_, peer)| peer.dial == Some(dial)) else { return };
+        peer.dial = None;
+        peer.next_dial = next_dial;
+        if refused {
+            self.handle(core, Event::DialRefused { store });
         }
-        for out in self.running.lanes.values_mut().filter_map(|lane| lane.out.as_mut()) {
-            out.open.retain(|&(open, _)| open != conn);
+    }
+
+    fn closed(&mut self, core: &mut Core, conn: Conn) {
+        for peer in self.running.peers.values_mut() {
+            peer.conn.take_if(|(standing, _)| *standing == conn);
         }
-        for (_, sent) in self.running.reads.values_mut() {
-            if *sent == Some(conn) {
-                *sent = None;
-            }
-        }
+        self.handle(core, Event::Closed { conn });
     }
 }
 
-fn op(request: &Request) -> Op {
+fn answer(core: &mut Core, request: &Request, outcome: Outcome) {
+    let delay = core.delay();
+    core.after(delay, Happening::Answered(Answered { id: request.id, outcome }));
+}
+
+fn known(failure: Failure) -> Outcome {
+    match failure.outcome() {
+        Known::NotApplied => Outcome::NotApplied,
+        Known::Unknown => Outcome::Unknown,
+    }
+}
+
+/// None: it is a read.
+fn op(request: &Request) -> Option<Op> {
     let kind = match request.ask {
         Ask::Add { delta } => OpKind::Add { delta: delta.into() },
         Ask::AddReturning { delta } => OpKind::AddReturning { delta: delta.into() },
         Ask::Delete => OpKind::Delete,
-        Ask::Read => unreachable!("reads are not batched"),
+        Ask::Read => return None,
     };
-    Op { counter: request.counter.clone(), kind }
+    Some(Op { counter: request.counter.clone(), kind })
 }

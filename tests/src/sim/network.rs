@@ -153,8 +153,12 @@ impl Core {
         id
     }
 
-    /// `running`: the process there now, if one listens.
-    pub fn dial_arrives(&mut self, id: u64, running: Option<Process>) -> Option<(Process, Told)> {
+    /// `running`: the process there now, if one listens, and what it says it is.
+    pub fn dial_arrives(
+        &mut self,
+        id: u64,
+        running: Option<(Process, Option<StoreBoot>)>,
+    ) -> Option<(Process, Told)> {
         let link = self.net.links.get_mut(&id)?;
         let (from, to) = (link.dialler.place, link.to);
         if self.net.is_blocked(from, to) || self.net.is_blocked(to, from) {
@@ -162,7 +166,7 @@ impl Core {
             return None;
         }
         let delay = self.delay();
-        let Some(acceptor) = running else {
+        let Some((acceptor, peer)) = running else {
             self.after(delay, Happening::DialEnds { link: id, refused: true });
             return None;
         };
@@ -175,7 +179,7 @@ impl Core {
         link.last[Side::Dialler.index()] = at;
         link.dialled_at = at;
         let dialler = link.dialler;
-        let told = Told::Dialled { dial: id, conn: conn(id, Side::Dialler) };
+        let told = Told::Dialled { dial: id, conn: conn(id, Side::Dialler), peer };
         self.at(at, Happening::Tell(dialler, told));
         Some((acceptor, Told::Accepted { conn: conn(id, Side::Acceptor), from }))
     }

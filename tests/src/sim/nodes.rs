@@ -106,6 +106,14 @@ impl NodeHost {
         matches!(self.phase, Phase::Up(_)).then(|| self.process())
     }
 
+    /// What it says it is, when it listens.
+    pub fn me(&self) -> Option<StoreBoot> {
+        match &self.phase {
+            Phase::Up(running) => Some(running.me),
+            _ => None,
+        }
+    }
+
     pub fn is_down(&self) -> bool {
         matches!(self.phase, Phase::Down)
     }
@@ -318,7 +326,7 @@ impl Driver<'_> {
             Told::Redial => self.dial_all(core),
             Told::Disk(done) => self.disk_done(core, done),
             Told::Accepted { conn, from } => self.accepted(core, conn, from),
-            Told::Dialled { dial, conn } => self.dialled(core, dial, conn),
+            Told::Dialled { dial, conn, .. } => self.dialled(core, dial, conn),
             Told::DialFailed { dial, refused } => self.dial_failed(core, dial, refused),
             Told::Received { conn, wire } => self.received(core, conn, wire),
             Told::Closed { conn } => self.closed(core, conn),

@@ -3,6 +3,7 @@
 //! Swarm testing: every seed draws a subset of the faults and its own tuning, because a run with
 //! everything at once rarely gets deep into any one of them.
 
+use engine::batcher;
 use engine::coordinator::Flags;
 use engine::ids::{Slot, Slots};
 use engine::node::Settings;
@@ -49,6 +50,11 @@ pub struct Plan {
     pub heals_by: u64,
 
     pub node: Settings,
+    pub gateway: batcher::Settings,
+    /// A gateway's turn takes up to so long: what comes meanwhile travels together.
+    pub turn: u64,
+    /// Of the operations that a gateway takes in one turn, how many join the request before them.
+    pub joined_percent: u64,
     pub coordinator: engine::coordinator::Settings,
 }
 
@@ -71,8 +77,8 @@ impl Plan {
             replicas: 3,
             min_in_sync: 2,
 
-            clients: rng.between(4, 12) as usize,
-            think: rng.between(5_000, 30_000),
+            clients: rng.between(6, 16) as usize,
+            think: rng.between(2_000, 20_000),
             digit_counters: rng.between(2, 8) as usize,
             mixed_counters: rng.between(1, 3) as usize,
             reads_percent: rng.between(10, 60),
@@ -104,6 +110,18 @@ impl Plan {
                 planted,
                 ..Settings::default()
             },
+            gateway: batcher::Settings {
+                linger_us: if rng.percent(30) { rng.between(1, 5_000) } else { 0 },
+                window: rng.between(1, 3) as usize,
+                // Room for a handful of operations, or for all.
+                queue_bytes_max: if rng.percent(20) { 400 } else { 16 << 20 },
+                worker_bytes_max: if rng.percent(20) { 1_000 } else { 128 << 20 },
+                lane_bytes_max: if rng.percent(20) { 20 } else { 16 << 20 },
+                planted,
+                ..batcher::Settings::default()
+            },
+            turn: rng.between(1, 2_000),
+            joined_percent: rng.below(80),
             coordinator: engine::coordinator::Settings {
                 flags: Flags {
                     shards: Some(shards.into()),

@@ -179,7 +179,7 @@ impl World {
             },
             Happening::DialArrives { link } => {
                 let to = core.dialled_place(link);
-                let running = to.and_then(|to| self.listening(to));
+                let running = to.and_then(|to| Some((self.listening(to)?, self.says_it_is(to))));
                 let told = self.core.dial_arrives(link, running);
                 self.tell_some(told);
             }
@@ -262,6 +262,13 @@ impl World {
                 (!coordinator.is_down()).then(|| coordinator.process())
             }
             Place::Chaos | Place::Etcd => None,
+        }
+    }
+
+    fn says_it_is(&self, place: Place) -> Option<StoreBoot> {
+        match place {
+            Place::Node(at) => self.nodes[at as usize].me(),
+            _ => None,
         }
     }
 

@@ -1,9 +1,10 @@
 //! The promises, one file each, and what breaking one looks like.
 //!
 //! Some are watched from inside while a run goes on ([`one_primary`], [`logs_match`], [`digests`],
-//! [`session_rows`]); the others judge, at the end, what clients asked and were told. Those know
+//! [`session_rows`], [`answers`]); the others judge, at the end, what clients asked and were told. Those know
 //! nothing of replicas or logs, so they can't share a mistake with what they check.
 
+pub mod answers;
 pub mod digests;
 pub mod digits;
 pub mod heals;

@@ -1,0 +1,276 @@
+//! What a node says of a batch, row by row of the table in DESIGN §11.
+//!
+//! An answer settles one send. Only an answer from apply decides the batch. After any other, the
+//! question is whether the batch is definite (see [`undecided`](super::undecided)): a definite batch
+//! is dissolved at once, so its number is free and its operations are back where they were before it
+//! was sealed; what the table says of *them* is all that the rows differ in.
+
+use super::outcome::Failure;
+use super::undecided::{Send, Undecided};
+use super::{Effect, Worker};
+use crate::ids::{Bseq, Conn, SessionId, ShardId, Slots};
+use crate::message::{Answer, NodeReply, Refusal, ShardAvailability};
+
+/// A refusal that asks for another primary: so far apart while the config stays the same …
+const REFUSED_MS: u64 = 10;
+/// … doubled each time up to this.
+const REFUSED_MS_MAX: u64 = 200;
+/// After "overloaded" and "no space".
+const OVERLOADED_MS: u64 = 50;
+/// A word that a shard is frozen is believed for so long, unless it is taken back.
+const FROZEN_MS: u64 = 1_000;
+
+/// How long to wait after so many refusals in a row.
+pub(super) fn backoff_ms(refusals: u32) -> u64 {
+    (REFUSED_MS << refusals.saturating_sub(1).min(10)).min(REFUSED_MS_MAX)
+}
+
+/// What a definite batch means for its operations.
+enum Then {
+    /// They wait: to be sent to another primary, or under another session.
+    Wait,
+    Fail(Failure),
+}
+
+impl Worker {
+    pub(super) fn on_reply(&mut self, conn: Conn, reply: NodeReply, effects: &mut Vec<Effect>) {
+        // Nothing from a closed connection is handled.
+        if self.router.lane(conn).is_none() {
+            return;
+        }
+        match reply {
+            NodeReply::Answer { message, slots, session, bseq, answer } => {
+                let send = self.settled(conn, message, slots, (session, bseq));
+                if let Some(send) = send {
+                    self.on_answer(slots.shard(), send, answer, effects);
+                }
+            }
+            NodeReply::ShardState { slots, state } => {
+                self.note_state(conn, slots.shard(), state);
+            }
+            NodeReply::Read { id, result } => {
+                if let Some(config) = self.reads.answered(self.now, conn, id, result, effects) {
+                    self.learn(config);
+                }
+            }
+        }
+    }
+
+    /// The send that the answer names, if it is one of the undecided batch and was open.
+    fn settled(
+        &mut self,
+        conn: Conn,
+        message: u64,
+        slots: Slots,
+        number: (SessionId, Bseq),
+    ) -> Option<Send> {
+        let lane = self.router.lane_mut(conn)?;
+        lane.answered(message);
+        self.touched.insert(conn);
+        let undecided = self.queues.get_mut(&slots.shard())?.undecided.as_mut()?;
+        let batch = &undecided.batch;
+        if batch.slots != slots || (batch.session, batch.bseq) != number {
+            return None;
+        }
+        let send = undecided.answered(conn, message)?;
+        lane.bytes -= undecided.batch.payload.len();
+        self.due.insert(slots.shard());
+        Some(send)
+    }
+
+    fn on_answer(&mut self, shard: ShardId, send: Send, answer: Answer, effects: &mut Vec<Effect>) {
+        match answer {
+            Answer::Applied { values, .. } => self.applied(shard, &values, effects),
+            Answer::Malformed => self.decided(shard, Failure::Malformed, effects),
+            Answer::AnsweredBefore => self.decided(shard, Failure::ResultGone, effects),
+            Answer::NoEffect => self.out_of_order(shard, effects),
+            Answer::Expired => self.expired(shard, effects),
+            Answer::Refused(refusal) => self.refused(shard, send, refusal, effects),
+        }
+    }
+
+    // ---- decided -------------------------------------------------------------------------------
+
+    fn applied(&mut self, shard: ShardId, values: &[i128], effects: &mut Vec<Effect>) {
+        let Some(undecided) = self.take_decided(shard) else { return };
+        let Some(answers) = undecided.values(values) else {
+            // Applied, but the values are nonsense: nobody is told a wrong number.
+            return self.fail_all(&undecided, Failure::ResultGone, effects);
+        };
+        for (request, index, value) in answers {
+            self.requests.value(request, index, value);
+        }
+        for part in &undecided.parts {
+            self.requests.applied(part, effects);
+        }
+    }
+
+    fn decided(&mut self, shard: ShardId, failure: Failure, effects: &mut Vec<Effect>) {
+        if let Some(undecided) = self.take_decided(shard) {
+            self.fail_all(&undecided, failure, effects);
+        }
+    }
+
+    /// Its number is used up.
+    fn take_decided(&mut self, shard: ShardId) -> Option<Undecided> {
+        let undecided = self.take_undecided(shard)?;
+        let queue = self.queues.get_mut(&shard)?;
+        queue.decided(&undecided.batch);
+        queue.refusals = 0;
+        Some(undecided)
+    }
+
+    // ---- this send had no effect ---------------------------------------------------------------
+
+    /// A bug: with one batch out at a time, its number always follows. The whole session is at odds
+    /// with what some shard knows of it, so no shard is sent anything new in it.
+    fn out_of_order(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+        let Some(undecided) = self.end_session(shard, "order", effects) else { return };
+        if self.present == Some(undecided.batch.session) {
+            self.present = None;
+        }
+        self.fail_all(&undecided, Failure::SessionAbandoned, effects);
+    }
+
+    /// The key was gone for long. Other shards may still know the session: they go on with it until
+    /// there is another.
+    fn expired(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+        let Some(undecided) = self.end_session(shard, "expired", effects) else { return };
+        if undecided.is_definite() {
+            self.dissolve(shard, undecided, Then::Wait, effects);
+        } else {
+            self.fail_all(&undecided, Failure::SessionExpired, effects);
+        }
+    }
+
+    /// Nothing more is sent to the shard in the session of the batch that is out. Takes the batch,
+    /// and asks for another session if it was the present one.
+    fn end_session(
+        &mut self,
+        shard: ShardId,
+        reason: &'static str,
+        effects: &mut Vec<Effect>,
+    ) -> Option<Undecided> {
+        self.counts.refused(reason);
+        let undecided = self.take_undecided(shard)?;
+        let session = Some(undecided.batch.session);
+        self.queues.get_mut(&shard)?.ended = session;
+        if self.present == session && self.abandoned != session {
+            self.abandoned = session;
+            effects.push(Effect::AbandonSession(undecided.batch.session));
+        }
+        Some(undecided)
+    }
+
+    fn refused(&mut self, shard: ShardId, send: Send, refusal: Refusal, effects: &mut Vec<Effect>) {
+        self.counts.refused(reason(&refusal));
+        let then = match &refusal {
+            Refusal::NotPrimary(_) | Refusal::NoSuchShard | Refusal::Damaged => Then::Wait,
+            Refusal::Frozen => Then::Fail(Failure::Frozen),
+            Refusal::Overloaded => Then::Fail(Failure::Overloaded),
+            Refusal::NoSpace => Then::Fail(Failure::NoSpace),
+            Refusal::TooLarge => Then::Fail(Failure::TooLarge),
+        };
+        self.hold_back(shard, send, &refusal);
+        let queue = self.queues.get_mut(&shard);
+        let definite = queue.and_then(|q| q.undecided.as_ref()).is_some_and(|u| u.is_definite());
+        if definite && let Some(undecided) = self.take_undecided(shard) {
+            self.dissolve(shard, undecided, then, effects);
+        }
+        if let Refusal::NotPrimary(Some(config)) = refusal {
+            self.learn(*config);
+        }
+    }
+
+    /// When the shard is to be tried again. An answer to an earlier send, from a node that was
+    /// primary once, holds nothing back.
+    fn hold_back(&mut self, shard: ShardId, send: Send, refusal: &Refusal) {
+        let Some(queue) = self.queues.get_mut(&shard) else { return };
+        if !queue.undecided.as_ref().is_some_and(|undecided| undecided.is_last(send)) {
+            return;
+        }
+        let after_ms = match refusal {
+            Refusal::NotPrimary(_) | Refusal::NoSuchShard | Refusal::Damaged => {
+                queue.refusals += 1;
+                backoff_ms(queue.refusals)
+            }
+            Refusal::Overloaded | Refusal::NoSpace | Refusal::TooLarge => OVERLOADED_MS,
+            Refusal::Frozen => 0,
+        };
+        queue.retry_at = self.now.plus_ms(after_ms);
+        let state = match refusal {
+            Refusal::Frozen => ShardAvailability::Frozen,
+            _ => ShardAvailability::Open,
+        };
+        self.note_state(send.conn, shard, state);
+    }
+
+    /// Back to where it was before it was sealed. Operations whose client has been told something
+    /// already are not sent again.
+    fn dissolve(
+        &mut self,
+        shard: ShardId,
+        undecided: Undecided,
+        then: Then,
+        effects: &mut Vec<Effect>,
+    ) {
+        match then {
+            Then::Fail(failure) => self.fail_all(&undecided, failure, effects),
+            Then::Wait => {
+                let mut parts = undecided.parts;
+                parts.retain(|part| self.requests.is_open(part.request));
+                self.bytes += parts.iter().map(|part| part.bytes).sum::<usize>();
+                if let Some(queue) = self.queues.get_mut(&shard) {
+                    queue.push_front(parts);
+                }
+            }
+        }
+    }
+
+    // ---- helpers -------------------------------------------------------------------------------
+
+    /// Takes the batch away from its shard: nothing of it is sent any more.
+    fn take_undecided(&mut self, shard: ShardId) -> Option<Undecided> {
+        let undecided = self.queues.get_mut(&shard)?.undecided.take()?;
+        self.bytes -= undecided.bytes();
+        for conn in undecided.open_on() {
+            if let Some(lane) = self.router.lane_mut(conn) {
+                lane.bytes -= undecided.batch.payload.len();
+                self.touched.insert(conn);
+            }
+        }
+        Some(undecided)
+    }
+
+    pub(super) fn fail_all(
+        &mut self,
+        undecided: &Undecided,
+        failure: Failure,
+        effects: &mut Vec<Effect>,
+    ) {
+        for part in &undecided.parts {
+            self.requests.part_failed(part, failure, effects);
+        }
+    }
+
+    fn note_state(&mut self, conn: Conn, shard: ShardId, state: ShardAvailability) {
+        let Some(lane) = self.router.lane_mut(conn) else { return };
+        match state {
+            ShardAvailability::Frozen => lane.froze(shard, self.now.plus_ms(FROZEN_MS)),
+            ShardAvailability::Open => lane.opened(shard),
+        }
+        self.due.insert(shard);
+    }
+}
+
+fn reason(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::NotPrimary(_) => "not-primary",
+        Refusal::NoSuchShard => "no-such-shard",
+        Refusal::Frozen => "frozen",
+        Refusal::Overloaded => "overloaded",
+        Refusal::NoSpace => "no-space",
+        Refusal::TooLarge => "too-large",
+        Refusal::Damaged => "damaged",
+    }
+}

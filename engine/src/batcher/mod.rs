@@ -1,0 +1,446 @@
+//! One gateway worker: operations in, batches out, each decided exactly once.
+//!
+//! ```text
+//!   driver                                         worker machine
+//!   ──────                                         ──────────────
+//!   HTTP      ── Write{request}, Read{request} ──▶  split by shard, queued
+//!             ── TurnEnded ───────────────────────▶  sealed, packed into frames
+//!   sockets   ◀── Send{conn, Frame | Read} ────────
+//!             ── Reply{conn} ─────────────────────▶  decided, refused, or still open
+//!   HTTP      ◀── Wrote{request}, ReadDone ────────
+//!   etcd      ── Session, Config ─────────────────▶
+//! ```
+//!
+//! **How to drive it.** Wait until something has happened or `next_deadline` has come. Give the
+//! machine every event that is ready, one by one; then give it [`Event::TurnEnded`], once, and
+//! perform the effects in the order given. Nothing is sent and no deadline is looked at before the
+//! turn ends: that is what lets a thousand requests that were ready together travel in one frame.
+//! A `TurnEnded` too many is harmless, one too few delays everything.
+//!
+//! **What a newcomer would get wrong.** A batch that was sent once is immutable: the same bytes
+//! under the same number are sent again, to whoever is primary, until it is decided, whatever its
+//! clients have been told meanwhile. "Not applied" may be said of a sent operation only if *every*
+//! send of its batch was answered, and none with an effect: then the batch is *definite*, is
+//! dissolved, and its number is free for other bytes. A closed connection or a time-out answers
+//! nothing.
+
+//! The rooms: [`writes`] splits and admits requests; [`queue`] holds one shard's operations;
+//! [`seal`] makes a batch of them; [`sends`] ends the turn; [`answers`] is the table of DESIGN §11;
+//! [`undecided`] knows whether a batch is definite; [`requests`] and [`reads`] know who waits.
+
+mod answers;
+mod outcome;
+mod queue;
+mod reads;
+mod requests;
+mod seal;
+mod sends;
+mod undecided;
+mod writes;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use self::queue::Queue;
+use self::reads::Reads;
+use self::requests::Requests;
+use self::seal::Sealer;
+use self::writes::Splitter;
+use crate::config::ShardConfig;
+use crate::ids::{Conn, Now, SessionId, ShardId, StoreBoot, StoreId};
+use crate::key::CounterKey;
+use crate::message::{GatewayMessage, NodeReply, Report};
+use crate::ops::Op;
+use crate::planted::Planted;
+use crate::router::{Router, Window};
+use crate::shard_map::ShardMap;
+
+pub use outcome::{Failure, Outcome, WriteResult};
+
+/// Everything that can happen to a worker.
+#[derive(Clone, Debug)]
+pub enum Event {
+    // -- HTTP
+    /// One request: 1 to 100,000 operations on counters of any shards. Answered by one `Wrote`, by
+    /// the end of the turn in which `deadline` passes. `request` is the driver's own number; it
+    /// counts up and is never used twice, for writes and reads together.
+    Write {
+        request: u64,
+        ops: Vec<Op>,
+        deadline: Now,
+    },
+    /// A linearizable read of any counters. Answered by one `ReadDone`.
+    Read {
+        request: u64,
+        keys: Vec<CounterKey>,
+        deadline: Now,
+    },
+
+    // -- etcd
+    /// This worker's key in etcd was created (the id is its create_revision), or is gone. Losing it
+    /// ends nothing: the worker goes on with the old session until there is a new one, and then
+    /// changes over shard by shard, each as soon as it has no undecided batch.
+    Session(Option<SessionId>),
+    /// A shard's record, as a watch or a list has shown it. Any order, any number of times.
+    Config(ShardConfig),
+
+    // -- sockets
+    /// A connection to this process stands (its handshake named it). A later one to the same store
+    /// takes the place of an earlier one, which the driver closes in its own time.
+    Connected {
+        conn: Conn,
+        node: StoreBoot,
+    },
+    /// Nothing more will come from it. What was sent and not answered stays unanswered for ever.
+    Closed {
+        conn: Conn,
+    },
+    /// The store's address refused a connection, or reset one and refused the next: the process is
+    /// gone, if the machine can believe it.
+    DialRefused {
+        store: StoreId,
+    },
+    Reply {
+        conn: Conn,
+        reply: NodeReply,
+    },
+
+    /// All that was ready has been handled, or the time given by `next_deadline` has come.
+    TurnEnded,
+    /// A graceful stop: requests from now on are refused; what is queued and undecided goes on. The
+    /// driver ends when [`Worker::is_idle`], or when it has no more patience.
+    Stop,
+}
+
+/// Everything a worker can ask of its driver.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Effect {
+    /// In order per connection. If it can't be sent, the connection is closed and told so.
+    Send { conn: Conn, message: GatewayMessage },
+    /// Every operation of the request is decided, or its deadline has passed.
+    Wrote { request: u64, result: WriteResult },
+    /// The values, in the order of the keys; or why there are none. A read that fails has no
+    /// effect, whatever the reason.
+    ReadDone { request: u64, result: Result<Vec<i128>, Failure> },
+    /// A hint for the coordinator: it asks the store itself before it acts.
+    Report(Report),
+    /// A shard has collected the session, or a node answered "out of order", which no correct run
+    /// shows (`counts` tells which). Make a new key for this worker, and tell it by `Session`; the
+    /// old key may go when its lease does.
+    AbandonSession(SessionId),
+}
+
+/// What is tuned, and what a test makes small.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// A queue waits this long for company before it is sent. 0: only for the end of the turn.
+    pub linger_us: u64,
+    /// So many messages to one node may be without an answer …
+    pub window: usize,
+    /// … and one that is older than this no longer counts.
+    pub window_us: u64,
+    /// Operations of one shard waiting, in bytes; at or above it new ones are refused. One request
+    /// may go beyond it, since a request is never refused by an empty queue.
+    pub queue_bytes_max: usize,
+    /// The same for all shards together, undecided batches included.
+    pub worker_bytes_max: usize,
+    /// Payloads of undecided batches on the way to one node.
+    pub lane_bytes_max: usize,
+    /// Reads waiting, in keys; at or above it new ones are refused.
+    pub read_keys_max: usize,
+    pub planted: Option<Planted>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            linger_us: 0,
+            window: 2,
+            window_us: 5_000,
+            queue_bytes_max: 16 << 20,
+            worker_bytes_max: 128 << 20,
+            lane_bytes_max: 16 << 20,
+            read_keys_max: 200_000,
+            planted: None,
+        }
+    }
+}
+
+/// What `/readyz` waits for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NotReady {
+    /// Some slots have no shard yet.
+    Map,
+    /// No session: etcd has not answered, or the key is gone and not made again.
+    Session,
+    /// No connection to this primary.
+    Primary(StoreBoot),
+    Stopping,
+}
+
+/// How often what happened, since the start: for metrics.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    /// Batches sealed.
+    pub batches: u64,
+    /// Sends of batches, the first of each included.
+    pub sends: u64,
+    /// Operations put into batches, before adds of one key became one.
+    pub ops: u64,
+    /// The same after it.
+    pub ops_sent: u64,
+    /// Answers `Refused`, by reason, in the order of [`REFUSAL_REASONS`].
+    pub refusals: [u64; REFUSAL_REASONS.len()],
+}
+
+/// The labels of `dkc_refusals_total` as a gateway counts them.
+pub const REFUSAL_REASONS: [&str; 9] = [
+    "not-primary",
+    "no-such-shard",
+    "frozen",
+    "overloaded",
+    "no-space",
+    "too-large",
+    "damaged",
+    "expired",
+    "order",
+];
+
+impl Counts {
+    fn refused(&mut self, reason: &str) {
+        if let Some(at) = REFUSAL_REASONS.iter().position(|&known| known == reason) {
+            self.refusals[at] += 1;
+        }
+    }
+}
+
+/// What is to be looked at when its time comes. One that has become needless does no harm.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Timer {
+    Shard(ShardId),
+    Lane(Conn),
+}
+
+/// One gateway worker. See the module.
+#[derive(Debug)]
+pub struct Worker {
+    settings: Settings,
+    now: Now,
+    stopping: bool,
+    last_request: u64,
+
+    map: ShardMap,
+    router: Router,
+    /// The session whose key stands.
+    session: Option<SessionId>,
+    /// The session for new batches: the last one whose key stood, unless it was given up.
+    present: Option<SessionId>,
+    abandoned: Option<SessionId>,
+
+    queues: BTreeMap<ShardId, Queue>,
+    requests: Requests,
+    reads: Reads,
+    /// What all operations cost that wait or are out.
+    bytes: usize,
+
+    /// Shards and lanes that something has happened to since the last turn ended.
+    due: BTreeSet<ShardId>,
+    touched: BTreeSet<Conn>,
+    timers: BTreeSet<(Now, Timer)>,
+
+    splitter: Splitter,
+    sealer: Sealer,
+    counts: Counts,
+}
+
+impl Worker {
+    pub fn new(settings: Settings) -> Self {
+        let window = Window { messages: settings.window, us: settings.window_us };
+        Self {
+            settings,
+            now: Now(0),
+            stopping: false,
+            last_request: 0,
+            map: ShardMap::default(),
+            router: Router::default(),
+            session: None,
+            present: None,
+            abandoned: None,
+            queues: BTreeMap::new(),
+            requests: Requests::default(),
+            reads: Reads::new(window),
+            bytes: 0,
+            due: BTreeSet::new(),
+            touched: BTreeSet::new(),
+            timers: BTreeSet::new(),
+            splitter: Splitter::default(),
+            sealer: Sealer::default(),
+            counts: Counts::default(),
+        }
+    }
+
+    pub fn handle(&mut self, now: Now, event: Event, effects: &mut Vec<Effect>) {
+        self.now = now;
+        match event {
+            Event::Write { request, ops, deadline } => {
+                self.on_write(request, ops, deadline, effects);
+            }
+            Event::Read { request, keys, deadline } => {
+                self.on_read(request, keys, deadline, effects);
+            }
+            Event::Session(session) => self.on_session(session),
+            Event::Config(config) => self.learn(config),
+            Event::Connected { conn, node } => self.on_connected(conn, node),
+            Event::Closed { conn } => self.on_closed(conn),
+            Event::DialRefused { store } => self.on_dial_refused(store, effects),
+            Event::Reply { conn, reply } => self.on_reply(conn, reply, effects),
+            Event::TurnEnded => self.on_turn_ended(effects),
+            Event::Stop => self.stopping = true,
+        }
+    }
+
+    /// When to give it [`Event::TurnEnded`] although nothing has happened.
+    pub fn next_deadline(&self) -> Option<Now> {
+        let timers = self.timers.first().map(|&(at, _)| at);
+        [self.requests.deadline(), self.reads.deadline(), timers].into_iter().flatten().min()
+    }
+
+    // ---- what can be asked of it ---------------------------------------------------------------
+
+    /// What this worker knows of the shards.
+    pub fn map(&self) -> &ShardMap {
+        &self.map
+    }
+
+    /// The session whose key stands in etcd.
+    pub fn session(&self) -> Option<SessionId> {
+        self.session
+    }
+
+    /// Why `/readyz` is not 200 yet, if so: the first of map, session, connections.
+    pub fn not_ready(&self) -> Option<NotReady> {
+        if self.stopping {
+            return Some(NotReady::Stopping);
+        }
+        if !self.map.is_complete() {
+            return Some(NotReady::Map);
+        }
+        if self.session.is_none() {
+            return Some(NotReady::Session);
+        }
+        self.unconnected().first().copied().map(NotReady::Primary)
+    }
+
+    /// Primaries in the map without a connection to that very process: to be dialled.
+    pub fn unconnected(&self) -> Vec<StoreBoot> {
+        let mut primaries = self.map.primaries();
+        primaries.retain(|&primary| self.router.to(primary).is_none());
+        primaries
+    }
+
+    /// No request waits and no batch is undecided.
+    pub fn is_idle(&self) -> bool {
+        let undecided = self.queues.values().any(|queue| queue.undecided.is_some());
+        self.requests() == 0 && !undecided
+    }
+
+    /// Requests without an answer.
+    pub fn requests(&self) -> usize {
+        self.requests.len() + self.reads.len()
+    }
+
+    /// Bytes of operations held, waiting and undecided.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    // ---- requests ------------------------------------------------------------------------------
+
+    fn on_read(
+        &mut self,
+        request: u64,
+        keys: Vec<CounterKey>,
+        deadline: Now,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.counts_up(request);
+        let refused = if self.stopping {
+            Some(Failure::Stopping)
+        } else {
+            let full = self.reads.keys() >= self.settings.read_keys_max;
+            full.then_some(Failure::QueueFull)
+        };
+        match refused {
+            Some(failure) => effects.push(Effect::ReadDone { request, result: Err(failure) }),
+            None => self.reads.begin(request, keys, deadline, &self.map, effects),
+        }
+    }
+
+    /// Parts are kept in the order of their requests.
+    fn counts_up(&mut self, request: u64) {
+        assert!(request > self.last_request, "the driver numbers requests upwards");
+        self.last_request = request;
+    }
+
+    // ---- etcd ----------------------------------------------------------------------------------
+
+    fn on_session(&mut self, session: Option<SessionId>) {
+        self.session = session;
+        if session.is_none() || session == self.abandoned {
+            return;
+        }
+        self.present = session;
+        self.due.extend(self.queues.keys());
+    }
+
+    /// Takes a shard's record, from etcd or from a refusal.
+    fn learn(&mut self, config: ShardConfig) {
+        if !self.map.learn(config.clone()) {
+            return;
+        }
+        let shard = config.shard();
+        if let Some(queue) = self.queues.get_mut(&shard) {
+            queue.retry_at = Now(0);
+            queue.refusals = 0;
+            self.due.insert(shard);
+        }
+        self.reads.moved(&config, self.router.to(config.primary));
+    }
+
+    // ---- connections ---------------------------------------------------------------------------
+
+    fn on_connected(&mut self, conn: Conn, node: StoreBoot) {
+        self.router.connected(conn, node);
+        let led = self.map.iter().filter(|config| config.primary == node);
+        let shards: Vec<ShardId> = led.map(ShardConfig::shard).collect();
+        self.due.extend(&shards);
+        self.reads.connected(shards);
+    }
+
+    fn on_closed(&mut self, conn: Conn) {
+        if self.router.closed(conn).is_none() {
+            return;
+        }
+        for (&shard, queue) in &mut self.queues {
+            let cut = queue.undecided.as_mut().is_some_and(|undecided| undecided.closed(conn));
+            let was_in_line = queue.in_line.take_if(|lane| *lane == conn).is_some();
+            if cut || was_in_line {
+                self.due.insert(shard);
+            }
+        }
+        self.reads.closed(conn);
+    }
+
+    /// The coordinator asks the store itself before it believes it.
+    fn on_dial_refused(&mut self, store: StoreId, effects: &mut Vec<Effect>) {
+        if self.map.iter().any(|config| config.primary.store == store) {
+            effects.push(Effect::Report(Report { silent: vec![store], ..Report::default() }));
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The operations of one shard: those that wait, and the batch that is out.
+//!
+//! What one request asks of one shard is one *part*. Parts wait in the order of their requests, and
+//! a batch takes them from the front; a dissolved batch puts them back there. So the parts of
+//! batch and queue together are always in the order of their requests.
+
+use std::collections::VecDeque;
+
+use super::seal::Sealer;
+use super::undecided::Undecided;
+use crate::batch::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Batch, Codec};
+use crate::ids::{Bseq, Conn, Now, SessionId, Slots};
+use crate::ops::Op;
+
+/// An operation on its way.
+#[derive(Clone, Debug)]
+pub(super) struct QueuedOp {
+    pub op: Op,
+    /// The upper half of the counter's hash: its top bits are the slot.
+    pub hash: u64,
+    /// Its place in the request.
+    pub index: u32,
+    /// Its place in the batch: that of the op that it was merged into.
+    pub entry: u32,
+}
+
+impl QueuedOp {
+    /// What it costs to keep.
+    pub(super) fn bytes(&self) -> usize {
+        size_of::<Self>() + self.op.counter.name().len()
+    }
+}
+
+/// What one request asks of one shard, or the rest of it.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    pub request: u64,
+    pub ops: Vec<QueuedOp>,
+    pub bytes: usize,
+}
+
+impl Part {
+    pub(super) fn new(request: u64, ops: Vec<QueuedOp>) -> Self {
+        let bytes = ops.iter().map(QueuedOp::bytes).sum();
+        Self { request, ops, bytes }
+    }
+
+    /// Keeps the first `len` operations and returns the rest.
+    pub(super) fn split_off(&mut self, len: usize) -> Self {
+        let rest = Self::new(self.request, self.ops.split_off(len));
+        self.bytes -= rest.bytes;
+        rest
+    }
+}
+
+/// The parts of a request in a list that is in the order of the requests.
+pub(super) fn range_of(parts: &VecDeque<Part>, request: u64) -> std::ops::Range<usize> {
+    let first = parts.partition_point(|part| part.request < request);
+    let count = parts.iter().skip(first).take_while(|part| part.request == request).count();
+    first..first + count
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Queue {
+    /// The range that the shard had when the queue was made: batches are sealed for it.
+    pub slots: Slots,
+    pub waiting: VecDeque<Part>,
+    pub waiting_ops: usize,
+    pub waiting_bytes: usize,
+    /// When the first of those that wait came.
+    pub since: Now,
+    pub undecided: Option<Undecided>,
+    /// The session of the last batch, and its last number that was decided.
+    numbering: (SessionId, Bseq),
+    /// A session that the shard has collected, or that was given up: no new batch is made in it.
+    pub ended: Option<SessionId>,
+    /// Nothing is sent before.
+    pub retry_at: Now,
+    /// Refusals in a row under one and the same config.
+    pub refusals: u32,
+    /// The lane in whose line the shard stands.
+    pub in_line: Option<Conn>,
+}
+
+impl Queue {
+    pub(super) fn new(slots: Slots) -> Self {
+        Self {
+            slots,
+            waiting: VecDeque::new(),
+            waiting_ops: 0,
+            waiting_bytes: 0,
+            since: Now(0),
+            undecided: None,
+            numbering: (SessionId::default(), Bseq(0)),
+            ended: None,
+            retry_at: Now(0),
+            refusals: 0,
+            in_line: None,
+        }
+    }
+
+    pub(super) fn push(&mut self, now: Now, part: Part) {
+        if self.waiting.is_empty() {
+            self.since = now;
+        }
+        self.waiting_ops += part.ops.len();
+        self.waiting_bytes += part.bytes;
+        self.waiting.push_back(part);
+    }
+
+    /// Adds one operation where the parts of its request are, or would be.
+    pub(super) fn insert(&mut self, now: Now, request: u64, queued: QueuedOp) {
+        if self.waiting.is_empty() {
+            self.since = now;
+        }
+        self.waiting_ops += 1;
+        self.waiting_bytes += queued.bytes();
+        let range = range_of(&self.waiting, request);
+        if range.is_empty() {
+            self.waiting.insert(range.start, Part::new(request, vec![queued]));
+            return;
+        }
+        let part = &mut self.waiting[range.end - 1];
+        part.bytes += queued.bytes();
+        part.ops.push(queued);
+    }
+
+    /// Puts the parts of a dissolved batch back where they came from.
+    pub(super) fn push_front(&mut self, parts: VecDeque<Part>) {
+        for part in parts.into_iter().rev() {
+            self.waiting_ops += part.ops.len();
+            self.waiting_bytes += part.bytes;
+            self.waiting.push_front(part);
+        }
+        self.since = Now(0);
+    }
+
+    /// Takes out everything that waits.
+    pub(super) fn take_waiting(&mut self) -> VecDeque<Part> {
+        self.waiting_ops = 0;
+        self.waiting_bytes = 0;
+        std::mem::take(&mut self.waiting)
+    }
+
+    /// Takes out what waits of one request.
+    pub(super) fn take_request(&mut self, request: u64) -> Vec<Part> {
+        let range = range_of(&self.waiting, request);
+        let parts: Vec<Part> = self.waiting.drain(range).collect();
+        for part in &parts {
+            self.waiting_ops -= part.ops.len();
+            self.waiting_bytes -= part.bytes;
+        }
+        parts
+    }
+
+    /// Enough for a batch that nobody need wait for.
+    pub(super) fn fills_a_batch(&self) -> bool {
+        self.waiting_ops >= BATCH_OPS_MAX || self.waiting_bytes >= BATCH_BYTES_MAX
+    }
+
+    /// Makes a batch of what waits. Its number follows the last one that was decided: a number that
+    /// a refusal has freed is used again.
+    pub(super) fn seal(&mut self, session: SessionId, sealer: &mut Sealer) -> &Undecided {
+        assert!(self.undecided.is_none(), "one batch is undecided at a time");
+        let sealed = sealer.seal(&mut self.waiting, self.waiting_ops);
+        for part in &sealed.parts {
+            self.waiting_ops -= part.ops.len();
+            self.waiting_bytes -= part.bytes;
+        }
+        if self.numbering.0 != session {
+            self.numbering = (session, Bseq(0));
+        }
+        let bseq = self.numbering.1.next();
+        // All numbers below were answered by apply: one batch is undecided at a time.
+        let (slots, below) = (self.slots, bseq);
+        let batch = Batch::seal(slots, session, bseq, below, Codec::Raw, sealed.payload);
+        self.undecided.insert(Undecided::new(batch, sealed.parts, sealed.entries, sealed.values))
+    }
+
+    /// The batch that was out has been decided by apply.
+    pub(super) fn decided(&mut self, batch: &Batch) {
+        assert_eq!(self.numbering.0, batch.session, "the batch was sealed under it");
+        assert_eq!(self.numbering.1.next(), batch.bseq, "its number follows the last");
+        self.numbering = (batch.session, batch.bseq);
+    }
+}

@@ -1,0 +1,292 @@
+//! Waiting operations become the bytes of one batch; adds of one counter become one op.
+//!
+//! Merging is invisible. All adds that became one op are applied at one moment, as if in the order
+//! of their requests; whoever asked for a value gets the final one minus what was added after them.
+//! An add is merged only into the *last* op of its counter in the batch, so never across a delete.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::queue::Part;
+use crate::batch::{BATCH_BYTES_MAX, BATCH_OPS_MAX};
+use crate::ops::{self, OpKind};
+
+/// Results of one batch are kept by every replica until they are acknowledged: 64 KiB at most,
+/// of values of up to 19 bytes.
+const BATCH_VALUES_MAX: usize = 64 * 1024 / 19;
+/// An op's kind, the length of its name, and the longest delta.
+const OP_BYTES_MAX: usize = 1 + 2 + 19;
+
+/// What a batch is made of.
+pub(super) struct Sealed {
+    pub payload: Bytes,
+    pub parts: VecDeque<Part>,
+    /// Ops in the payload.
+    pub entries: usize,
+    /// How many of them ask for a value.
+    pub values: usize,
+}
+
+/// Memory that is used anew for every batch: an index by hash, with open addressing.
+#[derive(Debug, Default)]
+pub(super) struct Sealer {
+    /// One more than the place in `entries` of a counter's last op; 0 where there is none. A power
+    /// of two, at least twice as many places as there are entries.
+    index: Vec<u32>,
+    entries: Vec<Entry>,
+}
+
+/// One op of the payload. `part` and `op` say where the first one that it is made of stands.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    part: usize,
+    op: usize,
+    hash: u64,
+    kind: OpKind,
+}
+
+/// How far a batch has grown.
+#[derive(Clone, Copy, Debug, Default)]
+struct Size {
+    bytes: usize,
+    values: usize,
+}
+
+impl Sealer {
+    /// Takes as many operations from the front as fit into one batch: at least one, if there is
+    /// one, since no single operation is too large. `ops`: how many there are.
+    pub(super) fn seal(&mut self, waiting: &mut VecDeque<Part>, ops: usize) -> Sealed {
+        let places = (ops.clamp(8, BATCH_OPS_MAX) * 2).next_power_of_two();
+        self.index.clear();
+        self.index.resize(places, 0);
+        self.entries.clear();
+        let mut parts = VecDeque::new();
+        let mut size = Size::default();
+        while let Some(part) = waiting.pop_front() {
+            parts.push_back(part);
+            let taken = self.take(&mut parts, &mut size);
+            let part = parts.back_mut().expect("pushed above");
+            if taken < part.ops.len() {
+                let rest = part.split_off(taken);
+                if taken == 0 {
+                    parts.pop_back();
+                }
+                waiting.push_front(rest);
+                break;
+            }
+        }
+        let payload = self.encode(&parts, size.bytes);
+        Sealed { payload, parts, entries: self.entries.len(), values: size.values }
+    }
+
+    /// Takes the operations of the last part, as far as they fit. How many did?
+    fn take(&mut self, parts: &mut VecDeque<Part>, size: &mut Size) -> usize {
+        let part = parts.len() - 1;
+        for op in 0..parts[part].ops.len() {
+            match self.place(parts, part, op, size) {
+                Some(entry) => parts[part].ops[op].entry = entry as u32,
+                None => return op,
+            }
+        }
+        parts[part].ops.len()
+    }
+
+    /// Where in the batch the operation goes; none if it does not fit.
+    fn place(
+        &mut self,
+        parts: &VecDeque<Part>,
+        part: usize,
+        op: usize,
+        size: &mut Size,
+    ) -> Option<usize> {
+        let queued = &parts[part].ops[op];
+        let kind = queued.op.kind;
+        let mask = self.index.len() - 1;
+        let mut at = queued.hash as usize & mask;
+        while let Some(last) = (self.index[at] as usize).checked_sub(1) {
+            let entry = &mut self.entries[last];
+            let same = entry.hash == queued.hash
+                && parts[entry.part].ops[entry.op].op.counter == queued.op.counter;
+            if same {
+                let Some(merged) = merge(entry.kind, kind) else { break };
+                let asks_now = merged.needs_value() && !entry.kind.needs_value();
+                if asks_now && size.values == BATCH_VALUES_MAX {
+                    return None;
+                }
+                size.values += usize::from(asks_now);
+                entry.kind = merged;
+                return Some(last);
+            }
+            at = (at + 1) & mask;
+        }
+        let grown = Size {
+            bytes: size.bytes + OP_BYTES_MAX + queued.op.counter.name().len(),
+            values: size.values + usize::from(kind.needs_value()),
+        };
+        let full = self.entries.len() == BATCH_OPS_MAX
+            || grown.bytes > BATCH_BYTES_MAX
+            || grown.values > BATCH_VALUES_MAX;
+        if full {
+            return None;
+        }
+        *size = grown;
+        self.entries.push(Entry { part, op, hash: queued.hash, kind });
+        self.index[at] = self.entries.len() as u32;
+        Some(self.entries.len() - 1)
+    }
+
+    fn encode(&self, parts: &VecDeque<Part>, bytes_max: usize) -> Bytes {
+        let mut payload = ops::begin();
+        payload.reserve(bytes_max);
+        for entry in &self.entries {
+            let counter = &parts[entry.part].ops[entry.op].op.counter;
+            ops::put_named(&mut payload, counter, entry.kind);
+        }
+        payload.into()
+    }
+}
+
+/// Two ops of one counter as one, if they can be.
+fn merge(first: OpKind, second: OpKind) -> Option<OpKind> {
+    use OpKind::{Add, AddReturning, Delete};
+    let (a, b) = match (first, second) {
+        (Delete, _) | (_, Delete) => return None,
+        (Add { delta: a } | AddReturning { delta: a }, Add { delta: b })
+        | (Add { delta: a } | AddReturning { delta: a }, AddReturning { delta: b }) => (a, b),
+    };
+    let delta = a.checked_add(b)?;
+    let returning = first.needs_value() || second.needs_value();
+    Some(if returning { AddReturning { delta } } else { Add { delta } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Batch;
+    use crate::key::{self, CounterKey};
+    use crate::ops::Op;
+
+    use super::super::queue::QueuedOp;
+
+    fn counter(name: &str) -> CounterKey {
+        CounterKey::new(b"n", name.as_bytes()).expect("a short plain name")
+    }
+
+    fn part(request: u64, ops: &[(&str, OpKind)]) -> Part {
+        let queued = |(index, &(name, kind)): (usize, &(&str, OpKind))| QueuedOp {
+            op: Op { counter: counter(name), kind },
+            hash: (key::hash(counter(name).name()) >> 64) as u64,
+            index: index as u32,
+            entry: 0,
+        };
+        Part::new(request, ops.iter().enumerate().map(queued).collect())
+    }
+
+    fn add(delta: i128) -> OpKind {
+        OpKind::Add { delta }
+    }
+
+    fn returning(delta: i128) -> OpKind {
+        OpKind::AddReturning { delta }
+    }
+
+    fn seal(waiting: &mut VecDeque<Part>) -> Sealed {
+        let ops = waiting.iter().map(|part| part.ops.len()).sum();
+        Sealer::default().seal(waiting, ops)
+    }
+
+    fn decoded(payload: Bytes) -> Vec<Op> {
+        ops::decode(payload).expect("it was just encoded")
+    }
+
+    /// These parts become these ops.
+    #[track_caller]
+    fn check(parts: &[&[(&str, OpKind)]], want: &[(&str, OpKind)]) {
+        let mut waiting = parts.iter().zip(1..).map(|(ops, at)| part(at, ops)).collect();
+        let sealed = seal(&mut waiting);
+        let want: Vec<Op> =
+            want.iter().map(|&(name, kind)| Op { counter: counter(name), kind }).collect();
+        assert_eq!(sealed.entries, want.len());
+        assert_eq!(sealed.values, want.iter().filter(|op| op.kind.needs_value()).count());
+        assert_eq!(decoded(sealed.payload), want);
+        assert!(waiting.is_empty());
+    }
+
+    #[test]
+    fn adds_of_one_counter_become_one() {
+        check(&[&[("a", add(1)), ("b", add(2)), ("a", add(3))]], &[("a", add(4)), ("b", add(2))]);
+        check(&[&[("a", add(1))], &[("a", add(-3))]], &[("a", add(-2))]);
+    }
+
+    #[test]
+    fn one_that_asks_for_a_value_makes_all_ask() {
+        check(&[&[("a", add(1)), ("a", returning(2)), ("a", add(4))]], &[("a", returning(7))]);
+    }
+
+    #[test]
+    fn nothing_is_merged_across_a_delete() {
+        check(
+            &[&[("a", add(1)), ("a", OpKind::Delete), ("a", add(2)), ("a", add(3))]],
+            &[("a", add(1)), ("a", OpKind::Delete), ("a", add(5))],
+        );
+        check(
+            &[&[("a", OpKind::Delete), ("a", OpKind::Delete)]],
+            &[("a", OpKind::Delete), ("a", OpKind::Delete)],
+        );
+    }
+
+    #[test]
+    fn a_sum_that_would_overflow_is_left_in_two() {
+        check(&[&[("a", add(i128::MAX)), ("a", add(1))]], &[("a", add(i128::MAX)), ("a", add(1))]);
+    }
+
+    /// What does not fit stays in front, in order, and what fits is at most what a node takes.
+    #[test]
+    fn a_batch_is_closed_at_its_limits() {
+        let names: Vec<String> = (0..BATCH_OPS_MAX + 10).map(|n| n.to_string()).collect();
+        let ops: Vec<_> = names.iter().map(|name| (name.as_str(), add(1))).collect();
+        let mut waiting = VecDeque::from([part(1, &ops[..100]), part(2, &ops[100..])]);
+        let sealed = seal(&mut waiting);
+        assert_eq!((sealed.entries, sealed.parts.len()), (BATCH_OPS_MAX, 2));
+        assert_eq!(waiting.len(), 1);
+        assert_eq!((waiting[0].request, waiting[0].ops.len()), (2, 10));
+        assert_eq!(waiting[0].ops[0].op.counter, counter(&names[BATCH_OPS_MAX]));
+        let bytes: usize = waiting[0].ops.iter().map(QueuedOp::bytes).sum();
+        assert_eq!(waiting[0].bytes, bytes);
+
+        let long = "k".repeat(1_000);
+        let names: Vec<String> = (0..400).map(|n| format!("{long}{n}")).collect();
+        let ops: Vec<_> = names.iter().map(|name| (name.as_str(), add(1))).collect();
+        let mut waiting = VecDeque::from([part(1, &ops)]);
+        let sealed = seal(&mut waiting);
+        assert!(sealed.payload.len() <= BATCH_BYTES_MAX);
+        assert!(sealed.payload.len() > BATCH_BYTES_MAX * 9 / 10);
+        assert_eq!(sealed.entries + waiting[0].ops.len(), 400);
+    }
+
+    /// A part that begins where a batch ends leaves no empty part behind in it.
+    #[test]
+    fn values_are_limited_too() {
+        let names: Vec<String> = (0..BATCH_VALUES_MAX).map(|n| n.to_string()).collect();
+        let ops: Vec<_> = names.iter().map(|name| (name.as_str(), returning(1))).collect();
+        let mut waiting = VecDeque::from([part(1, &ops), part(2, &[("more", returning(1))])]);
+        let sealed = seal(&mut waiting);
+        assert_eq!((sealed.values, sealed.parts.len()), (BATCH_VALUES_MAX, 1));
+        assert_eq!(waiting.len(), 1);
+    }
+
+    /// The counters' hashes collide: names decide.
+    #[test]
+    fn equal_hashes_are_not_equal_counters() {
+        let mut ops = part(1, &[("a", add(1)), ("b", add(2)), ("a", add(4))]);
+        ops.ops.iter_mut().for_each(|op| op.hash = 7);
+        let sealed = seal(&mut VecDeque::from([ops]));
+        let want = [("a", add(5)), ("b", add(2))];
+        let want: Vec<Op> = want.map(|(name, kind)| Op { counter: counter(name), kind }).into();
+        assert_eq!(decoded(sealed.payload), want);
+    }
+
+    /// A batch as large as its limits allow goes into one message with room to spare.
+    const _: () = assert!(BATCH_BYTES_MAX + size_of::<Batch>() < 16 << 20);
+}

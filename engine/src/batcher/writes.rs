@@ -1,0 +1,155 @@
+//! A write request comes in: split by shard, admitted or refused, queued.
+
+use super::outcome::{Failure, WriteResult};
+use super::queue::{Part, Queue, QueuedOp};
+use super::requests::Request;
+use super::{Effect, Worker};
+use crate::ids::{Now, ShardId, Slot};
+use crate::key;
+use crate::ops::Op;
+use crate::shard_map::ShardMap;
+
+/// Memory that is used anew for every request. All empty in between.
+#[derive(Debug, Default)]
+pub(super) struct Splitter {
+    /// Per operation: the upper half of its hash, and the place of its shard in the map.
+    placed: Vec<(u64, u32)>,
+    /// Per shard of the map: how many of the operations are its own.
+    counts: Vec<u32>,
+    parts: Vec<Vec<QueuedOp>>,
+    /// Shards that have any, in the order in which they came up.
+    touched: Vec<u32>,
+}
+
+const NOWHERE: u32 = u32::MAX;
+
+impl Splitter {
+    /// The operations of each shard, in the order of the request, and the indexes of those that
+    /// belong to no known shard. Hashes every name once: the hash is kept with the operation.
+    fn split(&mut self, map: &ShardMap, ops: Vec<Op>) -> (Vec<(u32, Vec<QueuedOp>)>, Vec<u32>) {
+        self.counts.resize(map.iter().len(), 0);
+        self.parts.resize_with(map.iter().len(), Vec::new);
+        for op in &ops {
+            let hash = (key::hash(op.counter.name()) >> 64) as u64;
+            let place = map.index_of(slot_of(hash)).map_or(NOWHERE, |at| at as u32);
+            self.placed.push((hash, place));
+            let Some(count) = self.counts.get_mut(place as usize) else { continue };
+            if *count == 0 {
+                self.touched.push(place);
+            }
+            *count += 1;
+        }
+        for &place in &self.touched {
+            let place = place as usize;
+            self.parts[place].reserve_exact(self.counts[place] as usize);
+            self.counts[place] = 0;
+        }
+        let mut nowhere = Vec::new();
+        for (index, (op, (hash, place))) in (0u32..).zip(ops.into_iter().zip(self.placed.drain(..)))
+        {
+            match self.parts.get_mut(place as usize) {
+                Some(part) => part.push(QueuedOp { op, hash, index, entry: 0 }),
+                None => nowhere.push(index),
+            }
+        }
+        let parts = &mut self.parts;
+        let taken = |place: u32| (place, std::mem::take(&mut parts[place as usize]));
+        (self.touched.drain(..).map(taken).collect(), nowhere)
+    }
+}
+
+/// The slot, from the upper half of the hash.
+fn slot_of(hash: u64) -> Slot {
+    Slot((hash >> 48) as u16)
+}
+
+impl Worker {
+    pub(super) fn on_write(
+        &mut self,
+        request: u64,
+        ops: Vec<Op>,
+        deadline: Now,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.counts_up(request);
+        let mut open =
+            Request { deadline, undecided: 0, shards: Vec::new(), result: WriteResult::default() };
+        let refused = if self.stopping {
+            Some(Failure::Stopping)
+        } else {
+            self.present.is_none().then_some(Failure::NoSession)
+        };
+        if let Some(failure) = refused {
+            open.result.failed = (0..ops.len() as u32).map(|index| (index, failure)).collect();
+            return self.requests.begin(request, open, effects);
+        }
+        let (parts, nowhere) = self.splitter.split(&self.map, ops);
+        open.result.failed.extend(nowhere.into_iter().map(|index| (index, Failure::NoShard)));
+        for (place, ops) in parts {
+            let part = Part::new(request, ops);
+            let slots = self.map.at(place as usize).slots;
+            match self.admits(slots.shard()) {
+                Ok(()) => {
+                    open.undecided += part.ops.len();
+                    open.shards.push(slots.shard());
+                    self.bytes += part.bytes;
+                    let queue =
+                        self.queues.entry(slots.shard()).or_insert_with(|| Queue::new(slots));
+                    queue.push(self.now, part);
+                    self.due.insert(slots.shard());
+                }
+                Err(failure) => {
+                    let indexes = part.ops.iter().map(|queued| queued.index);
+                    open.result.failed.extend(indexes.map(|index| (index, failure)));
+                }
+            }
+        }
+        self.requests.begin(request, open, effects);
+    }
+
+    /// Whether new operations of the shard may wait at all.
+    fn admits(&self, shard: ShardId) -> Result<(), Failure> {
+        if self.frozen_until(shard).is_some() {
+            return Err(Failure::Frozen);
+        }
+        let waiting = self.queues.get(&shard).map_or(0, |queue| queue.waiting_bytes);
+        // When all together are too much, those that hold more than their share give way: one
+        // shard without a primary must not shut out the others.
+        let share = self.settings.worker_bytes_max / self.queues.len().max(1);
+        let full = waiting >= self.settings.queue_bytes_max
+            || self.bytes >= self.settings.worker_bytes_max && waiting >= share;
+        if full { Err(Failure::QueueFull) } else { Ok(()) }
+    }
+
+    /// The map has another range for the shard than its queue was made for: what waits is sorted
+    /// anew. What is out stays as it is, and is settled under its old range.
+    pub(super) fn reroute(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+        let Some(known) = self.map.get(shard).map(|config| config.slots) else { return };
+        let Some(queue) = self.queues.get_mut(&shard) else { return };
+        if queue.slots == known || queue.undecided.is_some() {
+            return;
+        }
+        let waiting = queue.take_waiting();
+        queue.slots = known;
+        for part in waiting {
+            self.bytes -= part.bytes;
+            for queued in part.ops {
+                self.route_again(part.request, queued, effects);
+            }
+        }
+    }
+
+    fn route_again(&mut self, request: u64, queued: QueuedOp, effects: &mut Vec<Effect>) {
+        let slots = self.map.of_slot(slot_of(queued.hash)).map(|config| config.slots);
+        let Some(slots) = slots else {
+            let index = std::iter::once(queued.index);
+            return self.requests.failed(request, index, Failure::NoShard, effects);
+        };
+        let shard = slots.shard();
+        self.requests.went_to(request, shard);
+        let queue = self.queues.entry(shard).or_insert_with(|| Queue::new(slots));
+        self.bytes += queued.bytes();
+        queue.insert(self.now, request, queued);
+        self.due.insert(shard);
+    }
+}

@@ -1,0 +1,111 @@
+//! Why the machine did not do something → the problem that its client is told.
+
+use engine::batcher::{Failure, Outcome as Decided};
+
+use crate::problem::{Kind, Outcome, Problem};
+
+/// Of a write.
+pub fn of_write(failure: Failure) -> Problem {
+    let (kind, detail) = told(failure);
+    match failure.outcome() {
+        Decided::NotApplied => Problem::new(kind, detail),
+        Decided::Unknown => Problem::unknown(kind, detail),
+    }
+}
+
+/// Of a read: it changed nothing, so the outcome is never unknown, and its status is 503 or 504.
+pub fn of_read(failure: Failure) -> Problem {
+    let problem = match failure {
+        Failure::Deadline | Failure::Slow => {
+            Problem::new(Kind::Deadline, "no answer came before the deadline")
+        }
+        failure => Problem { outcome: Outcome::NotApplied, ..of_write(failure) },
+    };
+    match problem.kind {
+        Kind::Overloaded | Kind::TooLarge => {
+            let status = hyper::StatusCode::SERVICE_UNAVAILABLE;
+            Problem { status, ..problem }
+        }
+        _ => problem,
+    }
+}
+
+fn told(failure: Failure) -> (Kind, &'static str) {
+    match failure {
+        Failure::NoShard => (Kind::NoPrimary, "the cluster has no shard for this counter yet"),
+        Failure::NoSession => {
+            (Kind::NoSession, "this gateway has not registered with etcd yet, or etcd is away")
+        }
+        Failure::NoPrimary => {
+            (Kind::NoPrimary, "no node that leads the counter's shard could be reached in time")
+        }
+        Failure::Frozen => (
+            Kind::Frozen,
+            "the counter's shard has too few replicas that answer: it takes no writes until one returns",
+        ),
+        Failure::Overloaded => {
+            (Kind::Overloaded, "the node that leads the counter's shard is overloaded")
+        }
+        Failure::QueueFull => (Kind::Overloaded, "too much waits in this gateway already"),
+        Failure::Slow => (
+            Kind::Overloaded,
+            "the deadline passed while it waited in this gateway; it was not sent",
+        ),
+        Failure::NoSpace => {
+            (Kind::NoSpace, "the disk of a node that holds the counter's shard is nearly full")
+        }
+        Failure::TooLarge => (Kind::TooLarge, "more bytes than a node takes in one piece"),
+        Failure::Stopping => (Kind::Stopping, "this gateway is being stopped: ask another one"),
+        Failure::Malformed => (Kind::Internal, "the replicas could not read what was sent: a bug"),
+        Failure::Deadline => (
+            Kind::Deadline,
+            "the deadline passed after it was sent: it may have been applied, or may be yet",
+        ),
+        Failure::SessionExpired | Failure::SessionAbandoned => (
+            Kind::SessionLost,
+            "the gateway's session ended before an answer came: it may have been applied",
+        ),
+        Failure::ResultGone => {
+            (Kind::SessionLost, "it was applied earlier, and its result is no longer known")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// status, kind, outcome
+    type Told = (u16, &'static str, &'static str);
+
+    fn said(problem: &Problem) -> Told {
+        (problem.status.as_u16(), problem.kind.name(), problem.outcome.name())
+    }
+
+    #[track_caller]
+    fn check(failure: Failure, write: Told, read: Told) {
+        assert_eq!(said(&of_write(failure)), write, "write {failure:?}");
+        assert_eq!(said(&of_read(failure)), read, "read {failure:?}");
+    }
+
+    #[test]
+    fn failures() {
+        const NOT: &str = "not-applied";
+        let both = |failure, told| check(failure, told, told);
+        both(Failure::NoShard, (503, "no-primary", NOT));
+        both(Failure::NoSession, (503, "no-session", NOT));
+        both(Failure::NoPrimary, (503, "no-primary", NOT));
+        both(Failure::Frozen, (503, "frozen", NOT));
+        both(Failure::NoSpace, (503, "no-space", NOT));
+        both(Failure::Stopping, (503, "stopping", NOT));
+        both(Failure::Malformed, (500, "internal", NOT));
+        check(Failure::Overloaded, (429, "overloaded", NOT), (503, "overloaded", NOT));
+        check(Failure::QueueFull, (429, "overloaded", NOT), (503, "overloaded", NOT));
+        check(Failure::TooLarge, (413, "too-large", NOT), (503, "too-large", NOT));
+        check(Failure::Slow, (429, "overloaded", NOT), (504, "deadline", NOT));
+        check(Failure::Deadline, (504, "deadline", "unknown"), (504, "deadline", NOT));
+        for failure in [Failure::SessionExpired, Failure::SessionAbandoned, Failure::ResultGone] {
+            check(failure, (504, "session-lost", "unknown"), (504, "session-lost", NOT));
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! Sockets → requests → answers: hyper at the edge of one worker.
+//!
+//! Settings that a newcomer would change:
+//!
+//! - `half_close` is on: whoever closes their sending side after the request, as `nc` does, still gets the answer. It
+//!   also saves a read per request, since hyper need not look for the end of the connection while it waits.
+//! - `pipeline_flush` is on: answers to requests that came together leave together. Bodies are small or bounded.
+//! - A refused request's body is read and dropped, within bounds, before the answer is given: a socket that is closed
+//!   with bytes unread is reset, and the client would never see why it was refused.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use engine::batcher::WriteResult;
+use engine::ids::Now;
+use engine::ops::{Op, OpKind};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use hyper::header::EXPECT;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use slab::Slab;
+use telemetry::{Health, Metrics};
+use tokio::net::TcpStream;
+use tracing::debug;
+
+use crate::failure;
+use crate::lanes::Lanes;
+use crate::metrics::{Counters, Operation};
+use crate::problem::{Kind, Problem};
+use crate::request::{self, BODY_BYTES_MAX, Batch, BodyType, FailedItem, Head, Page, Route};
+use crate::response::{self, About, Response};
+use crate::status;
+
+/// The largest head of a request, and what is read from a socket at once. Above the longest URL that hyper takes, so
+/// that a URL too long is told from headers too large.
+const READ_BYTES_MAX: usize = 256 * 1024;
+const HEADERS_MAX: usize = 64;
+/// How long a connection may say nothing, or take for a request's head.
+const IDLE: Duration = Duration::from_secs(75);
+/// So much of a refused body is still read, to be able to say why.
+const DRAIN_BYTES_MAX: usize = 32 << 20;
+const DRAIN_WITHIN: Duration = Duration::from_secs(2);
+
+/// What the requests of one worker need.
+pub(crate) struct Front {
+    pub(crate) lanes: Rc<Lanes>,
+    pub(crate) health: Health,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) board: status::Board,
+    /// Connections that are open, each with its task, and whether they are to end.
+    connections: RefCell<Connections>,
+}
+
+#[derive(Default)]
+struct Connections {
+    open: Slab<Option<Waker>>,
+    stopping: bool,
+    /// Waits until all are closed.
+    closed: Option<Waker>,
+}
+
+impl Front {
+    pub(crate) fn new(
+        lanes: Rc<Lanes>,
+        health: Health,
+        metrics: Arc<Metrics>,
+        counters: Arc<Counters>,
+        board: status::Board,
+    ) -> Rc<Self> {
+        let connections = RefCell::default();
+        Rc::new(Self { lanes, health, metrics, counters, board, connections })
+    }
+
+    /// Serves one connection to its end.
+    pub(crate) async fn serve(self: Rc<Self>, stream: TcpStream) {
+        let open = Open::new(self.clone());
+        let service = service_fn(|request| {
+            let front = self.clone();
+            async move { Ok::<_, Infallible>(front.answer(request).await) }
+        });
+        let connection = http1::Builder::new()
+            .half_close(true)
+            .pipeline_flush(true)
+            .max_buf_size(READ_BYTES_MAX)
+            .max_headers(HEADERS_MAX)
+            .timer(TokioTimer::new())
+            .header_read_timeout(IDLE)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = pin!(connection);
+        let mut told = false;
+        let served = poll_fn(|cx| {
+            if !told && open.is_to_end(cx.waker()) {
+                told = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            connection.as_mut().poll(cx)
+        });
+        if let Err(error) = served.await {
+            debug!(%error, "connection ended");
+        }
+    }
+
+    /// Every connection ends after the request that it has under way.
+    pub(crate) fn stop(&self) {
+        let mut connections = self.connections.borrow_mut();
+        connections.stopping = true;
+        for (_, waker) in &mut connections.open {
+            if let Some(waker) = waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Waits until no connection is open.
+    pub(crate) async fn closed(&self) {
+        poll_fn(|cx| {
+            let mut connections = self.connections.borrow_mut();
+            if connections.open.is_empty() {
+                return Poll::Ready(());
+            }
+            connections.closed = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response {
+        let (parts, mut body) = request.into_parts();
+        let head = request::head(&parts);
+        let operation = head.as_ref().map_or(Operation::None, |head| Operation::of(&head.route));
+        let timeout = head.as_ref().map_or(DRAIN_WITHIN, |head| head.timeout);
+        let deadline = Deadline::after(&self.lanes, timeout);
+        let answered = match head {
+            Ok(head) => self.respond(head, &mut body, &deadline).await,
+            Err(problem) => Err(problem),
+        };
+        let response = match answered {
+            Ok(response) => response,
+            Err(problem) => {
+                // Who waits to be told to go on has not sent it yet.
+                if !body.is_end_stream() && !parts.headers.contains_key(EXPECT) {
+                    drain(&mut body, deadline.instant).await;
+                }
+                response::problem(&problem)
+            }
+        };
+        self.counters.request(operation, response.status().as_u16());
+        response
+    }
+
+    async fn respond(
+        &self,
+        head: Head,
+        body: &mut Incoming,
+        deadline: &Deadline,
+    ) -> Result<Response, Problem> {
+        let Head { route, body: body_type, plain, .. } = head;
+        if !matches!(route, Route::Page(_)) && self.lanes.is_full() {
+            let detail = "too much waits in this gateway already";
+            let status = match route.writes() {
+                true => Kind::Overloaded.status(),
+                false => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            return Err(Problem { status, ..Problem::new(Kind::Overloaded, detail) });
+        }
+        match route {
+            Route::Increment { counter, query } => {
+                let body = read(body, deadline).await?;
+                let asked = request::increment(body_type, &body, query)?;
+                let about = About::new(&counter, plain);
+                let delta = i128::from(asked.delta);
+                let kind = match asked.returning {
+                    true => OpKind::AddReturning { delta },
+                    false => OpKind::Add { delta },
+                };
+                let value = self.write_one(Op { counter, kind }, deadline).await?;
+                if asked.returning && value.is_none() {
+                    return Err(no_value());
+                }
+                Ok(about.incremented(asked.delta, value))
+            }
+            Route::Delete { counter } => {
+                let about = About::deleted(&counter, plain);
+                let op = Op { counter, kind: OpKind::Delete };
+                let value = self.write_one(op, deadline).await?;
+                Ok(about.value(value.ok_or_else(no_value)?, None))
+            }
+            Route::Get { counter, bounded_ms } => {
+                let about = About::new(&counter, plain);
+                let values = self.lanes.read(vec![counter], deadline.at).await;
+                let values = values.map_err(failure::of_read)?;
+                let &value = values.first().ok_or_else(no_value)?;
+                // The primary is asked, whose answer is as of now: within every bound.
+                Ok(about.value(value, bounded_ms.map(|_| 0)))
+            }
+            Route::GetMany { namespace } => {
+                let body = read(body, deadline).await?;
+                let keys = request::keys(&namespace, &body)?;
+                if keys.is_empty() {
+                    return Ok(response::values(&[], &[]));
+                }
+                let values = self.lanes.read(keys.clone(), deadline.at).await;
+                let values = values.map_err(failure::of_read)?;
+                if values.len() != keys.len() {
+                    return Err(no_value());
+                }
+                Ok(response::values(&keys, &values))
+            }
+            Route::IncrementMany { namespace } => {
+                let body = read(body, deadline).await?;
+                self.write_many(&namespace, body_type, &body, deadline).await
+            }
+            Route::Page(page) => Ok(self.page(page).await),
+        }
+    }
+
+    /// The value that came back, if one was asked for.
+    async fn write_one(&self, op: Op, deadline: &Deadline) -> Result<Option<i128>, Problem> {
+        let WriteResult { values, failed } = self.lanes.write(vec![op], deadline.at).await;
+        match failed.first() {
+            Some(&(_, failure)) => Err(failure::of_write(failure)),
+            None => Ok(values.first().map(|&(_, value)| value)),
+        }
+    }
+
+    async fn write_many(
+        &self,
+        namespace: &str,
+        body_type: BodyType,
+        body: &[u8],
+        deadline: &Deadline,
+    ) -> Result<Response, Problem> {
+        let Batch { ops, indexes, mut failed } = request::increments(namespace, body_type, body)?;
+        let items = ops.len() + failed.len();
+        if ops.is_empty() {
+            return Ok(response::batch(items, &failed));
+        }
+        let result = self.lanes.write(ops, deadline.at).await;
+        if result.failed.is_empty() {
+            return Ok(response::batch(items, &failed));
+        }
+        let not_done = result.failed.into_iter().map(|(op, failure)| FailedItem {
+            index: indexes[op as usize],
+            key: None,
+            problem: failure::of_write(failure),
+        });
+        failed.extend(not_done);
+        failed.sort_by_key(|item| item.index);
+        if response::only_reason(items, &failed).is_none() {
+            name(&mut failed, namespace, body_type, body);
+        }
+        Ok(response::batch(items, &failed))
+    }
+
+    async fn page(&self, page: Page) -> Response {
+        let path = match page {
+            Page::Livez => "/livez",
+            Page::Readyz => "/readyz",
+            Page::Metrics => "/metrics",
+            Page::Cluster => {
+                let body = self.board.cluster().await;
+                return response::page(StatusCode::OK, "application/json", body);
+            }
+        };
+        match telemetry::page(path, &self.health, &self.metrics) {
+            Some(page) => response::page(page.status, page.content_type, page.body.into_bytes()),
+            None => response::problem(&Problem::new(Kind::Internal, "a page of ours is missing")),
+        }
+    }
+}
+
+/// The machine answered with fewer values than were asked for.
+fn no_value() -> Problem {
+    Problem::unknown(Kind::Internal, "an answer without the value that was asked for: a bug")
+}
+
+/// Gives failed items their keys. The operations have gone to the machine, and failing is rare: the body is read again.
+fn name(failed: &mut [FailedItem], namespace: &str, body_type: BodyType, body: &[u8]) {
+    let Ok(again) = request::increments(namespace, body_type, body) else {
+        return;
+    };
+    for item in failed.iter_mut().filter(|item| item.key.is_none()) {
+        if let Ok(op) = again.indexes.binary_search(&item.index) {
+            item.key = Some(again.ops[op].counter.key().to_vec());
+        }
+    }
+}
+
+/// When a request is over, on both clocks.
+struct Deadline {
+    at: Now,
+    instant: Instant,
+}
+
+impl Deadline {
+    fn after(lanes: &Lanes, timeout: Duration) -> Self {
+        let at = Now(lanes.now().0 + timeout.as_micros() as u64);
+        Self { at, instant: Instant::now() + timeout }
+    }
+}
+
+/// The whole body. What comes too late or is too large had no effect.
+async fn read(body: &mut Incoming, deadline: &Deadline) -> Result<Bytes, Problem> {
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
+    if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return Err(request::body_too_large());
+    }
+    match tokio::time::timeout_at(deadline.instant.into(), collect(body)).await {
+        Ok(read) => read,
+        Err(_) => {
+            let detail = "the body did not come in whole before the deadline";
+            Err(Problem::bad_input("body", detail))
+        }
+    }
+}
+
+async fn collect(body: &mut Incoming) -> Result<Bytes, Problem> {
+    let Some(first) = data(body).await? else {
+        return Ok(Bytes::new());
+    };
+    // Most bodies come in one piece, which is taken as it is.
+    let Some(second) = data(body).await? else {
+        return Ok(first);
+    };
+    let expected = first.len() + second.len() + body.size_hint().lower() as usize;
+    let mut all = BytesMut::with_capacity(expected.min(BODY_BYTES_MAX));
+    all.extend_from_slice(&first);
+    let mut next = Some(second);
+    while let Some(piece) = next {
+        if all.len() + piece.len() > BODY_BYTES_MAX {
+            return Err(request::body_too_large());
+        }
+        all.extend_from_slice(&piece);
+        next = data(body).await?;
+    }
+    Ok(all.freeze())
+}
+
+/// The next piece of a body.
+async fn data(body: &mut Incoming) -> Result<Option<Bytes>, Problem> {
+    loop {
+        match body.frame().await {
+            None => return Ok(None),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => return Ok(Some(data)),
+                // Trailers say nothing that we know.
+                Err(_) => {}
+            },
+            Some(Err(error)) => {
+                return Err(Problem::bad_input("body", format!("can't be read: {error}")));
+            }
+        }
+    }
+}
+
+/// Reads the rest of a body and drops it, within bounds of size and time.
+async fn drain(body: &mut Incoming, until: Instant) {
+    let rest = async {
+        let mut bytes = 0;
+        while bytes < DRAIN_BYTES_MAX {
+            match data(body).await {
+                Ok(Some(piece)) => bytes += piece.len(),
+                Ok(None) | Err(_) => break,
+            }
+        }
+    };
+    let until = until.min(Instant::now() + DRAIN_WITHIN);
+    let _cut = tokio::time::timeout_at(until.into(), rest).await;
+}
+
+/// A connection's place in the list of open ones.
+struct Open {
+    front: Rc<Front>,
+    place: usize,
+}
+
+impl Open {
+    fn new(front: Rc<Front>) -> Self {
+        let place = front.connections.borrow_mut().open.insert(None);
+        front.counters.connections.inc();
+        Self { front, place }
+    }
+
+    /// Whether the connection is to end. If not, the task is woken when it is.
+    fn is_to_end(&self, waker: &Waker) -> bool {
+        let mut connections = self.front.connections.borrow_mut();
+        if connections.stopping {
+            return true;
+        }
+        let kept = &mut connections.open[self.place];
+        if !kept.as_ref().is_some_and(|kept| kept.will_wake(waker)) {
+            *kept = Some(waker.clone());
+        }
+        false
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let mut connections = self.front.connections.borrow_mut();
+        connections.open.remove(self.place);
+        self.front.counters.connections.dec();
+        if connections.open.is_empty()
+            && let Some(waker) = connections.closed.take()
+        {
+            waker.wake();
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! `GET /v1/cluster`: what etcd says, and what the nodes themselves say of their replicas.
+//!
+//! A node is *up* when it answers, not when its key stands in etcd: a key outlives its process by the lease, and a
+//! process its key by any outage of etcd. The page is put together by one task, for everybody who waits for it at once:
+//! whoever asks gets a page that was begun after they asked, and a thousand who ask cost one.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use engine::config::ShardConfig;
+use engine::ids::{ShardId, StoreBoot, StoreId};
+use engine::message::{NodeQuery, NodeQueryReply, ReplicaStatus, RoleStatus};
+use engine::records::{StoreRecord, StoreStatus};
+use proto::wire;
+use proto::wire::control_client::ControlClient;
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tracing::debug;
+
+use crate::directory::Directory;
+use crate::links::endpoint;
+
+/// How long a node may take to tell how it is.
+const ASK_WITHIN: Duration = Duration::from_millis(500);
+
+/// Where the page is asked for.
+#[derive(Clone)]
+pub(crate) struct Board(mpsc::UnboundedSender<oneshot::Sender<Vec<u8>>>);
+
+impl Board {
+    /// The board, and the task that fills it.
+    pub(crate) fn new(
+        cluster: String,
+        directory: watch::Receiver<Directory>,
+    ) -> (Self, impl Future<Output = ()>) {
+        let (sender, mut waiting) = mpsc::unbounded_channel::<oneshot::Sender<Vec<u8>>>();
+        let task = async move {
+            while let Some(first) = waiting.recv().await {
+                let mut askers = vec![first];
+                while let Ok(next) = waiting.try_recv() {
+                    askers.push(next);
+                }
+                let known = directory.borrow().clone();
+                let told = ask_all(&known).await;
+                let page = page(&cluster, &known, &told);
+                let body = serde_json::to_vec(&page).expect("a page of plain values");
+                for asker in askers {
+                    // One who has gone meanwhile needs no page.
+                    let _gone = asker.send(body.clone());
+                }
+            }
+        };
+        (Self(sender), task)
+    }
+
+    pub(crate) async fn cluster(&self) -> Vec<u8> {
+        let (sender, page) = oneshot::channel();
+        let asked = self.0.send(sender);
+        match (asked, page.await) {
+            (Ok(()), Ok(page)) => page,
+            // The process is ending.
+            _ => b"{}".to_vec(),
+        }
+    }
+}
+
+/// What each node that answered said of its replicas, and which run of its store it is.
+type Told = BTreeMap<StoreId, (StoreBoot, BTreeMap<ShardId, ReplicaStatus>)>;
+
+async fn ask_all(known: &Directory) -> Told {
+    let Some(cluster) = known.meta.as_ref().map(|meta| meta.cluster) else {
+        return Told::new();
+    };
+    let mut asking = JoinSet::new();
+    for (store, kept) in known.members() {
+        let node = known.nodes.get(&store).map(|node| &node.address);
+        let address = node.unwrap_or(&kept.address).clone();
+        asking.spawn(async move {
+            let told = tokio::time::timeout(ASK_WITHIN, ask(cluster, &address)).await;
+            match told {
+                Ok(Ok((from, replicas))) if from.store == store => Some((store, (from, replicas))),
+                Ok(Ok(_)) => None,
+                Ok(Err(why)) => {
+                    debug!(%store, address, why, "no status");
+                    None
+                }
+                Err(_) => {
+                    debug!(%store, address, "no status in time");
+                    None
+                }
+            }
+        });
+    }
+    let mut told = Told::new();
+    while let Some(answered) = asking.join_next().await {
+        told.extend(answered.ok().flatten());
+    }
+    told
+}
+
+async fn ask(
+    cluster: u128,
+    address: &str,
+) -> Result<(StoreBoot, BTreeMap<ShardId, ReplicaStatus>), String> {
+    let endpoint = endpoint(address).map_err(|error| error.to_string())?;
+    let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
+    let mut client = proto::limited!(ControlClient::new(channel));
+    let query = wire::NodeQuery::new(cluster, NodeQuery::Status);
+    let reply = client.query(query).await.map_err(|status| status.message().to_owned())?;
+    match NodeQueryReply::try_from(reply.into_inner()) {
+        Ok(NodeQueryReply::Status { from, replicas }) => {
+            Ok((from, replicas.into_iter().map(|replica| (replica.shard, replica)).collect()))
+        }
+        Ok(_) => Err("it answered another question".to_owned()),
+        Err(invalid) => Err(invalid.to_string()),
+    }
+}
+
+#[derive(Serialize)]
+struct Page<'a> {
+    cluster: &'a str,
+    incarnation: Option<u32>,
+    nodes: Vec<Node<'a>>,
+    shards: Vec<Shard>,
+    /// Why nothing is placed yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting_for: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Node<'a> {
+    name: &'a str,
+    uuid: String,
+    boot: u64,
+    zone: &'a str,
+    address: &'a str,
+    state: &'static str,
+}
+
+#[derive(Serialize)]
+struct Shard {
+    id: u16,
+    slots: [u16; 2],
+    epoch: u64,
+    version: u64,
+    state: &'static str,
+    primary: String,
+    isr: Vec<String>,
+    learners: Vec<String>,
+    replicas: Vec<Replica>,
+    digests_agree: bool,
+}
+
+#[derive(Serialize)]
+struct Replica {
+    node: String,
+    last: u64,
+    applied: u64,
+    /// Over the counters, 32 hexadecimal digits.
+    digest: String,
+    digest_at: u64,
+}
+
+fn page<'a>(cluster: &'a str, known: &'a Directory, told: &Told) -> Page<'a> {
+    let nodes = known.members().map(|(store, kept)| node(known, told, store, kept)).collect();
+    Page {
+        cluster,
+        incarnation: known.meta.as_ref().map(|meta| meta.incarnation),
+        nodes,
+        shards: known.shards.values().map(|config| shard(known, told, config)).collect(),
+        waiting_for: known.waiting_for(),
+    }
+}
+
+fn node<'a>(known: &'a Directory, told: &Told, store: StoreId, kept: &'a StoreRecord) -> Node<'a> {
+    let state = match (told.contains_key(&store), kept.status) {
+        (false, _) => "down",
+        (true, StoreStatus::Suspect) => "suspect",
+        (true, StoreStatus::Draining) => "draining",
+        (true, _) if known.draining.contains(&store) => "draining",
+        (true, _) => "up",
+    };
+    let address = known.nodes.get(&store).map_or(&kept.address, |node| &node.address);
+    let StoreRecord { name, zone, .. } = kept;
+    Node { name, uuid: store.to_string(), boot: kept.boot.0, zone, address, state }
+}
+
+fn shard(known: &Directory, told: &Told, config: &ShardConfig) -> Shard {
+    let names = |stores: &[StoreId]| stores.iter().map(|&store| known.name(store)).collect();
+    let of = |store: StoreId| told.get(&store)?.1.get(&config.shard());
+    let members = config.isr.iter().chain(&config.learners);
+    let statuses: Vec<_> =
+        members.filter_map(|&store| Some((known.name(store), of(store)?))).collect();
+    // Only what that very run of the store says of that very epoch counts as leading.
+    let primary = told.get(&config.primary.store).filter(|(from, _)| *from == config.primary);
+    let leads = primary.and_then(|(_, replicas)| match replicas.get(&config.shard())?.role {
+        RoleStatus::Primary { epoch, open, .. } if epoch == config.epoch => Some(open),
+        _ => None,
+    });
+    let state = match leads {
+        Some(true) => "open",
+        Some(false) => "frozen",
+        None => "no-primary",
+    };
+    Shard {
+        id: config.shard().0,
+        slots: [config.slots.lo, config.slots.hi],
+        epoch: config.epoch.0,
+        version: config.version.0,
+        state,
+        primary: known.name(config.primary.store),
+        isr: names(&config.isr),
+        learners: names(&config.learners),
+        digests_agree: digests_agree(statuses.iter().map(|(_, status)| *status)),
+        replicas: statuses.into_iter().map(|(node, status)| replica(node, status)).collect(),
+    }
+}
+
+fn replica(node: String, status: &ReplicaStatus) -> Replica {
+    Replica {
+        node,
+        last: status.last.0,
+        applied: status.applied.0,
+        digest: format!("{:032x}", status.digest.counters),
+        digest_at: status.digest.seq.0,
+    }
+}
+
+/// Digests of different moments can't be compared, so those say nothing.
+fn digests_agree<'a>(replicas: impl Iterator<Item = &'a ReplicaStatus>) -> bool {
+    let mut at = BTreeMap::new();
+    replicas.fold(true, |agree, replica| {
+        let digest = replica.digest;
+        let first = *at.entry(digest.seq).or_insert(digest.counters);
+        agree && first == digest.counters
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::ids::{Boot, Epoch, Seq, Slots, Version};
+    use engine::message::DigestPoint;
+    use engine::records::{Meta, NodeRecord};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn store(name: &str, boot: u64, status: StoreStatus) -> StoreRecord {
+        let (address, zone) = (format!("{name}:1"), "a".to_owned());
+        let boot = Boot(boot);
+        StoreRecord { name: name.into(), address, zone, host: "h".into(), boot, nonce: 1, status }
+    }
+
+    /// Three nodes and one shard, led by node-1 in epoch 3.
+    fn known() -> Directory {
+        let boot = StoreBoot { store: StoreId(1), boot: Boot(2) };
+        let config = ShardConfig {
+            slots: Slots { lo: 0, hi: 65_535 },
+            epoch: Epoch(3),
+            version: Version(9),
+            primary: boot,
+            isr: vec![StoreId(1), StoreId(2)],
+            learners: vec![StoreId(3)],
+            ..ShardConfig::default()
+        };
+        let node = NodeRecord {
+            boot: Boot(2),
+            address: "elsewhere:1".into(),
+            capacity: 1,
+            versions: (1, 1),
+        };
+        Directory {
+            meta: Some(Meta {
+                cluster: 7,
+                shards: 1,
+                replicas: 3,
+                min_in_sync: 2,
+                hash: 1,
+                incarnation: 4,
+                idempotency_window_ms: 1,
+            }),
+            stores: BTreeMap::from([
+                (StoreId(1), store("node-1", 2, StoreStatus::Active)),
+                (StoreId(2), store("node-2", 1, StoreStatus::Active)),
+                (StoreId(3), store("node-3", 1, StoreStatus::Suspect)),
+                (StoreId(4), store("node-4", 1, StoreStatus::Lost)),
+            ]),
+            nodes: BTreeMap::from([(StoreId(1), node)]),
+            shards: BTreeMap::from([(ShardId(0), config)]),
+            coordinator: None,
+            draining: [StoreId(2)].into(),
+        }
+    }
+
+    fn status(seq: u64, counters: u128, role: RoleStatus) -> ReplicaStatus {
+        ReplicaStatus {
+            shard: ShardId(0),
+            promised: Epoch(3),
+            last: Seq(seq + 1),
+            applied: Seq(seq),
+            digest: DigestPoint { shard: ShardId(0), seq: Seq(seq), counters, sessions: 0 },
+            role,
+            stopped: None,
+        }
+    }
+
+    fn told(replicas: Vec<(u128, u64, ReplicaStatus)>) -> Told {
+        let one = |(store, boot, status): (u128, u64, ReplicaStatus)| {
+            let store = StoreId(store);
+            let from = StoreBoot { store, boot: Boot(boot) };
+            (store, (from, BTreeMap::from([(ShardId(0), status)])))
+        };
+        replicas.into_iter().map(one).collect()
+    }
+
+    fn leads(epoch: u64, open: bool) -> RoleStatus {
+        let silent = Vec::new();
+        RoleStatus::Primary { epoch: Epoch(epoch), open, silent, digest_mismatches: 0 }
+    }
+
+    fn json_of(told: &Told) -> Value {
+        serde_json::to_value(page("dkc", &known(), told)).unwrap()
+    }
+
+    #[test]
+    fn the_page_is_as_the_contract_says() {
+        let told = told(vec![
+            (1, 2, status(9, 0xab, leads(3, true))),
+            (2, 1, status(9, 0xab, RoleStatus::Follower)),
+            (3, 1, status(5, 1, RoleStatus::Follower)),
+        ]);
+        let digest = |digits: &str| format!("{digits:0>32}");
+        let want = json!({
+            "cluster": "dkc", "incarnation": 4,
+            "nodes": [
+                {"name": "node-1", "uuid": digest("1"), "boot": 2, "zone": "a", "address": "elsewhere:1", "state": "up"},
+                {"name": "node-2", "uuid": digest("2"), "boot": 1, "zone": "a", "address": "node-2:1", "state": "draining"},
+                {"name": "node-3", "uuid": digest("3"), "boot": 1, "zone": "a", "address": "node-3:1", "state": "suspect"}],
+            "shards": [{"id": 0, "slots": [0, 65535], "epoch": 3, "version": 9, "state": "open", "primary": "node-1",
+                "isr": ["node-1", "node-2"], "learners": ["node-3"], "digests_agree": true, "replicas": [
+                    {"node": "node-1", "last": 10, "applied": 9, "digest": digest("ab"), "digest_at": 9},
+                    {"node": "node-2", "last": 10, "applied": 9, "digest": digest("ab"), "digest_at": 9},
+                    {"node": "node-3", "last": 6, "applied": 5, "digest": digest("1"), "digest_at": 5}]}],
+        });
+        assert_eq!(json_of(&told), want);
+    }
+
+    #[test]
+    fn only_the_primary_of_this_epoch_and_boot_opens_a_shard() {
+        #[track_caller]
+        fn check(told: &Told, want: &str) {
+            assert_eq!(json_of(told)["shards"][0]["state"], want);
+        }
+        let one = |boot, role| told(vec![(1, boot, status(9, 1, role))]);
+        check(&one(2, leads(3, true)), "open");
+        check(&one(2, leads(3, false)), "frozen");
+        check(&one(2, leads(2, true)), "no-primary");
+        check(&one(2, RoleStatus::Follower), "no-primary");
+        check(&one(3, leads(3, true)), "no-primary");
+        check(&Told::new(), "no-primary");
+        let down = json_of(&Told::new());
+        assert!(down["nodes"].as_array().unwrap().iter().all(|node| node["state"] == "down"));
+    }
+
+    #[test]
+    fn digests_of_one_moment_are_compared() {
+        #[track_caller]
+        fn check(replicas: &[(u64, u128)], want: bool) {
+            let replicas = (1..).zip(replicas);
+            let replicas = replicas.map(|(store, &(seq, digest))| {
+                (store, 1, status(seq, digest, RoleStatus::Follower))
+            });
+            assert_eq!(json_of(&told(replicas.collect()))["shards"][0]["digests_agree"], want);
+        }
+        check(&[(9, 1), (9, 1), (9, 1)], true);
+        check(&[(9, 1), (8, 2), (9, 1)], true);
+        check(&[(9, 1), (8, 2), (9, 3)], false);
+        check(&[(9, 1), (8, 2), (8, 3)], false);
+        check(&[], true);
+    }
+
+    #[test]
+    fn before_anything_is_placed_it_says_what_it_waits_for() {
+        let known = Directory { shards: BTreeMap::new(), ..known() };
+        let page = serde_json::to_value(page("dkc", &known, &Told::new())).unwrap();
+        assert_eq!(page["waiting_for"], "1 of 3 nodes");
+        assert_eq!(page["shards"], json!([]));
+    }
+}

@@ -1,0 +1,205 @@
+//! A real etcd of a test's own, which can be stopped, frozen and replaced; and a relay that loses its answers.
+//!
+//! It elects within 0.1 s instead of 1 s, so that it grants leases of 1 s (etcd's least is 1.5 × its election time,
+//! rounded up). Used by the coordinator's tests too.
+#![allow(dead_code, reason = "each test binary that includes this uses a part of it")]
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use engine::records::Meta;
+use metastore::{Metastore, Settings};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+pub(crate) struct Etcd {
+    folder: tempfile::TempDir,
+    port: u16,
+    peer_port: u16,
+    election_ms: u32,
+    /// Raised when a new, empty history takes the place of the old one.
+    generation: u32,
+    child: Option<Child>,
+}
+
+impl Etcd {
+    pub(crate) async fn start() -> Self {
+        Self::start_electing_within(100).await
+    }
+
+    pub(crate) async fn start_electing_within(election_ms: u32) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (port, peer_port) = (free_port(), free_port());
+        let mut etcd = Self { folder, port, peer_port, election_ms, generation: 0, child: None };
+        // Between choosing a port and etcd's taking it, another test may have taken it.
+        while !etcd.try_run().await {
+            (etcd.port, etcd.peer_port) = (free_port(), free_port());
+        }
+        etcd
+    }
+
+    pub(crate) fn endpoint(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Starts it again, on the same port and data.
+    pub(crate) async fn run(&mut self) {
+        let began = Instant::now();
+        while !self.try_run().await {
+            assert!(began.elapsed() < Duration::from_secs(20), "etcd does not start again");
+        }
+    }
+
+    async fn try_run(&mut self) -> bool {
+        assert!(self.child.is_none(), "it is running");
+        let etcd = std::env::var_os("ETCD").filter(|path| !path.is_empty());
+        let etcd = etcd.expect("$ETCD names the binary: source scripts/env first");
+        let client = format!("http://127.0.0.1:{}", self.port);
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let data = self.folder.path().join(format!("data-{}", self.generation));
+        let child = Command::new(etcd)
+            .arg("--data-dir")
+            .arg(data)
+            .args(["--name", "one", "--log-level", "fatal", "--unsafe-no-fsync"])
+            .args(["--heartbeat-interval", &(self.election_ms / 10).to_string()])
+            .args(["--election-timeout", &self.election_ms.to_string()])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("one={peer}")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("etcd starts");
+        self.child = Some(child);
+        while !self.answers().await {
+            let child = self.child.as_mut().expect("set above");
+            if child.try_wait().expect("our own child").is_some() {
+                self.child = None;
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        true
+    }
+
+    async fn answers(&self) -> bool {
+        let settings = Settings::new(vec![self.endpoint()], "is-it-there");
+        let Ok(store) = Metastore::connect(&settings).await else { return false };
+        // It has a leader, too.
+        store.get::<Meta>(&()).await.is_ok()
+    }
+
+    /// kill -9.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("our own child");
+            child.wait().expect("our own child");
+        }
+    }
+
+    /// SIGSTOP: connections stay and nothing answers.
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub(crate) fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Another history, which begins anew, on the same port.
+    pub(crate) async fn replace_by_empty(&mut self) {
+        self.kill();
+        self.generation += 1;
+        self.run().await;
+    }
+
+    fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("it is running");
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process id");
+        kill_process(pid, signal).expect("our own child");
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("it is bound").port()
+}
+
+/// Passes bytes on between a client and an etcd, and can stop passing the answers on.
+pub(crate) struct Relay {
+    port: u16,
+    deaf: Arc<AtomicBool>,
+    /// Every connection ends when this changes.
+    cut: watch::Sender<u32>,
+}
+
+impl Relay {
+    pub(crate) async fn start(to: String) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("it is bound").port();
+        let deaf = Arc::new(AtomicBool::new(false));
+        let (cut, cuts) = watch::channel(0);
+        let swallows = Arc::clone(&deaf);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (to, deaf, mut cuts) = (to.clone(), Arc::clone(&swallows), cuts.clone());
+                cuts.mark_unchanged();
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = pass(client, to, deaf) => {}
+                        _ = cuts.changed() => {}
+                    }
+                });
+            }
+        });
+        Self { port, deaf, cut }
+    }
+
+    pub(crate) fn endpoint(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// From now on what is asked arrives and what is answered does not.
+    pub(crate) fn lose_answers(&self) {
+        self.deaf.store(true, Ordering::SeqCst);
+    }
+
+    /// Cuts every connection; new ones work.
+    pub(crate) fn mend(&self) {
+        self.deaf.store(false, Ordering::SeqCst);
+        self.cut.send_modify(|cuts| *cuts += 1);
+    }
+}
+
+async fn pass(client: TcpStream, to: String, deaf: Arc<AtomicBool>) {
+    let Ok(etcd) = TcpStream::connect(to).await else { return };
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_etcd, mut to_etcd) = etcd.into_split();
+    let asked = async {
+        let _ended = tokio::io::copy(&mut from_client, &mut to_etcd).await;
+    };
+    let answered = async {
+        let mut bytes = vec![0; 64 << 10];
+        while let Ok(count @ 1..) = from_etcd.read(&mut bytes).await {
+            if !deaf.load(Ordering::SeqCst) && to_client.write_all(&bytes[..count]).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = asked => {}
+        () = answered => {}
+    }
+}
