@@ -173,10 +173,9 @@ impl Start<'_> {
                 Some(claim) if claim.previous == previous => claim,
                 // A claim of a run before this one took effect late: the log must name its nonce too.
                 earlier => {
-                    let local = known.map_or(Boot(0), |identity| identity.boot);
-                    let etcd = record.as_ref().map_or(Boot(0), |kept| kept.record.boot);
+                    let boot = next_boot(known, record.as_ref().map(|kept| &kept.record));
                     let nonce = earlier.map_or_else(random, |claim| Ok(claim.nonce))?;
-                    let made = Claim { boot: Boot(local.max(etcd).0 + 1), nonce, previous };
+                    let made = Claim { boot, nonce, previous };
                     self.log(store, made, disk, opened)?;
                     ours.push(nonce);
                     made
@@ -251,7 +250,7 @@ impl Start<'_> {
                 return Err(running("it answers a probe"));
             }
             let left = self.read(async || self.metastore.lease_left(key.lease).await).await?;
-            if renewals.seen(key.lease, left, Instant::now()) {
+            if renewals.seen(key.lease, left.map(|lease| lease.left), Instant::now()) {
                 return Err(running("its lease is renewed"));
             }
             sleep(TRY_EVERY).await;
@@ -390,6 +389,13 @@ impl Start<'_> {
     }
 }
 
+/// The number of this boot: above every one that etcd may have heard of. As long as etcd has no record it is 1, however
+/// often a first start has ended before it came to etcd: so a log with a higher number means that there was a record.
+fn next_boot(known: Option<&Identity>, record: Option<&StoreRecord>) -> Boot {
+    let local = known.map_or(Boot(0), |identity| identity.boot);
+    record.map_or(Boot(1), |record| Boot(record.boot.max(local).0 + 1))
+}
+
 /// Who answers there, if anybody of this cluster does.
 async fn ask_who(cluster: u128, address: &str) -> Option<StoreBoot> {
     let channel = crate::peers::endpoint(address).ok()?.connect().await.ok()?;
@@ -495,6 +501,39 @@ fn random() -> Result<u128, Exit> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn boot_numbers_rise_from_the_first_record_on() {
+        #[track_caller]
+        fn check(local: Option<u64>, etcd: Option<u64>, want: u64) {
+            let identity = |boot| Identity {
+                cluster: 1,
+                store: StoreId(1),
+                boot: Boot(boot),
+                nonce: 1,
+                previous_nonce: 1,
+                kernel_boot: 1,
+            };
+            let record = |boot| StoreRecord {
+                name: "a".into(),
+                address: "a:1".into(),
+                zone: String::new(),
+                host: String::new(),
+                boot: Boot(boot),
+                nonce: 1,
+                status: StoreStatus::Active,
+            };
+            let (known, kept) = (local.map(identity), etcd.map(record));
+            assert_eq!(next_boot(known.as_ref(), kept.as_ref()), Boot(want));
+        }
+        check(None, None, 1);
+        // Its first start ended between log and etcd, and so did the second: still no reason to refuse the third.
+        check(Some(1), None, 1);
+        check(Some(1), Some(1), 2);
+        // A later start ended there.
+        check(Some(6), Some(5), 7);
+        check(Some(5), Some(5), 6);
+    }
 
     /// Looks at a lease every 100 ms; `left` says what etcd tells at that time (in ms), none that the key is gone.
     #[track_caller]

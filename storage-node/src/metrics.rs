@@ -26,12 +26,14 @@ pub struct NodeMetrics {
     lag_entries: Family<Labels, Gauge>,
     epoch: Family<Labels, Gauge>,
     frozen_shards: Gauge,
-    digest_mismatches: Gauge,
-    durability_violations: Gauge,
+    digest_mismatches: Counter,
+    durability_violations: Counter,
     connections_closed_full: Counter,
     /// Labels that were set last time, so that those of a shard that moved away go.
     shown: BTreeSet<Labels>,
     shown_lags: BTreeSet<Labels>,
+    mismatches_seen: u64,
+    violations_seen: u64,
 }
 
 /// From 50 µs, doubling, to 1.6 s.
@@ -50,11 +52,13 @@ impl Default for NodeMetrics {
             lag_entries: Family::default(),
             epoch: Family::default(),
             frozen_shards: Gauge::default(),
-            digest_mismatches: Gauge::default(),
-            durability_violations: Gauge::default(),
+            digest_mismatches: Counter::default(),
+            durability_violations: Counter::default(),
             connections_closed_full: Counter::default(),
             shown: BTreeSet::new(),
             shown_lags: BTreeSet::new(),
+            mismatches_seen: 0,
+            violations_seen: 0,
         }
     }
 }
@@ -82,14 +86,13 @@ impl NodeMetrics {
         );
         r.register("epoch", "Epoch of each shard led here", self.epoch.clone());
         r.register("frozen_shards", "Frozen shards led here", self.frozen_shards.clone());
-        // Read off the machine, so gauges that only rise; the names are those of counters.
         r.register(
-            "digest_mismatches_total",
+            "digest_mismatches",
             "Followers whose state differed at the same position",
             self.digest_mismatches.clone(),
         );
         r.register(
-            "durability_violations_total",
+            "durability_violations",
             "Members that had lost what they had acknowledged",
             self.durability_violations.clone(),
         );
@@ -168,9 +171,15 @@ impl NodeMetrics {
         }
         (self.shown, self.shown_lags) = (shown, shown_lags);
         self.frozen_shards.set(frozen);
-        self.digest_mismatches.set(i64_of(node.digest_mismatches()));
-        self.durability_violations.set(i64_of(node.durability_violations()));
+        raise(&self.digest_mismatches, &mut self.mismatches_seen, node.digest_mismatches());
+        raise(&self.durability_violations, &mut self.violations_seen, node.durability_violations());
     }
+}
+
+/// The machine counts by itself, and forgets what shards counted that it leads no longer.
+fn raise(counter: &Counter, seen: &mut u64, now: u64) {
+    counter.inc_by(now.saturating_sub(*seen));
+    *seen = now;
 }
 
 fn i64_of(number: u64) -> i64 {

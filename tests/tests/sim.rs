@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 #[cfg(feature = "planted-bugs")]
 use engine::planted::Planted;
+use tests::sim::failover::{self, Death};
 use tests::sim::{Report, run};
 
 /// At least so many seeds must count: enough acknowledged, and something in flight at every fault.
@@ -67,15 +68,41 @@ fn every_promise_holds_over_a_thousand_counted_seeds() {
             *faults.entry(kind).or_default() += count;
         }
     }
+    let mut stories: BTreeMap<&str, u64> = BTreeMap::new();
+    for (&kind, count) in reports.iter().flat_map(|report| &report.stories) {
+        *stories.entry(kind).or_default() += count;
+    }
     let acknowledged: u64 = reports.iter().map(|report| report.acknowledged).sum();
     let seeds = reports.len();
     let _closed = writeln!(
         std::io::stdout(),
-        "{seeds} seeds, {acknowledged} operations acknowledged, faults {faults:?}"
+        "{seeds} seeds, {acknowledged} operations acknowledged, faults {faults:?}, coordinators {stories:?}"
     );
     assert_eq!(violations(&reports), Vec::<String>::new());
     assert!(acknowledged > 200 * COUNTED_MIN, "too little was asked of the cluster");
+    for kind in ["placed", "promoted", "removed", "recruited", "released", "guarded"] {
+        assert!(stories.contains_key(kind), "no coordinator ever {kind}: {stories:?}");
+    }
     assert!(faults.len() >= 13, "a kind of fault never struck: {faults:?}");
+}
+
+/// The worst shard of each run, in virtual milliseconds: detection, promotion, barrier.
+fn worst_gaps(death: Death) -> Vec<u64> {
+    let gap = |seed| failover::worst_gap_ms(seed, death).expect("every shard opens again");
+    let mut gaps: Vec<u64> = (1..=20).map(gap).collect();
+    gaps.sort();
+    let _closed = writeln!(std::io::stdout(), "{death:?}: worst shard of 20 runs {gaps:?} ms");
+    gaps
+}
+
+#[test]
+fn a_killed_node_is_replaced_within_half_a_second() {
+    assert!(worst_gaps(Death::Killed)[19] < 500);
+}
+
+#[test]
+fn a_silent_node_is_replaced_within_its_lease_and_half_a_second() {
+    assert!(worst_gaps(Death::Silent)[19] < 2_500);
 }
 
 #[test]
