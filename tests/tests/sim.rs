@@ -17,7 +17,7 @@ use tests::sim::{Report, run};
 /// At least so many seeds must count: enough acknowledged, and something in flight at every fault.
 const COUNTED_MIN: u64 = 1_000;
 
-/// Per planted bug a seed that shows it; `-`: none of 20,000 did (see `docs/reliability.md`). After a
+/// Per planted bug the first seed that shows it; `-`: none was found (see `docs/reliability.md`). After a
 /// change of what a seed means, record them anew:
 /// `cargo run --profile ci -p tests --features planted-bugs --bin sim -- --record tests/tests/planted-seeds`
 #[cfg(feature = "planted-bugs")]
@@ -25,9 +25,10 @@ const RECORDED: &str = include_str!("planted-seeds");
 
 /// So many of the planted bugs are known to be found: fewer means that the simulator sees less.
 #[cfg(feature = "planted-bugs")]
-const FOUND_MIN: usize = 7;
+const FOUND_MIN: usize = 8;
 
-/// Seeds that once showed a bug, now mended: the stories are in `docs/reliability.md`.
+/// Seeds that once showed a bug, now mended: the stories are in `docs/reliability.md`. With the
+/// engine's own gateway in the simulator the run behind each number is another one.
 const REGRESSIONS: [u64; 12] = [16, 35, 63, 114, 195, 260, 360, 3651, 14521, 18576, 23588, 30675];
 
 /// Runs seeds on both cores until enough of them count.

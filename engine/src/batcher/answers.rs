@@ -237,6 +237,7 @@ impl Worker {
     /// Takes the batch away from its shard: nothing of it is sent any more.
     fn take_undecided(&mut self, shard: ShardId) -> Option<Undecided> {
         let undecided = self.queues.get_mut(&shard)?.undecided.take()?;
+        self.undecided -= 1;
         self.bytes -= undecided.bytes();
         for conn in undecided.open_on() {
             if let Some(lane) = self.router.lane_mut(conn) {

@@ -214,6 +214,7 @@ impl Worker {
         let queue = self.queues.get_mut(&shard)?;
         if queue.undecided.is_none() {
             let sealed = queue.seal(self.present?, &mut self.sealer);
+            self.undecided += 1;
             self.counts.batches += 1;
             self.counts.ops += sealed.parts.iter().map(|part| part.ops.len() as u64).sum::<u64>();
             self.counts.ops_sent += sealed.entries() as u64;
