@@ -80,11 +80,14 @@ impl SnapshotReader {
 
 // ---- the receiving end ---------------------------------------------------------------------------
 
+/// Files of copies that came whole, by connection and transfer.
+type Staged = BTreeMap<(Conn, u64), Vec<PathBuf>>;
+
 /// Where copies are kept until the machine says what becomes of them.
 #[derive(Clone, Debug)]
 pub struct Staging {
     state: Arc<State>,
-    staged: Arc<Mutex<BTreeMap<(Conn, u64), Vec<PathBuf>>>>,
+    staged: Arc<Mutex<Staged>>,
     alarm: Alarm,
 }
 

@@ -13,10 +13,10 @@ use crate::pair::{Pair, SHARDS};
 /// Batches of one shard under way at once.
 const UNDER_WAY_MAX: usize = 4;
 const OPS: usize = 24;
-/// Counters that are added to at one time.
-const WINDOW: u32 = 150;
+/// Counters of one shard that are added to at one time.
+const WINDOW: usize = 70;
 
-pub struct Client {
+pub(crate) struct Client {
     session: SessionId,
     random: u64,
     /// The first counter that may take more adds.
@@ -24,7 +24,7 @@ pub struct Client {
     message: [u64; 2],
     lanes: [Lane; 2],
     /// Batches answered.
-    pub answered: u64,
+    pub(crate) answered: u64,
 }
 
 #[derive(Default)]
@@ -35,7 +35,7 @@ struct Lane {
 
 impl Client {
     /// `session`: never used before on these stores.
-    pub fn new(session: u64) -> Self {
+    pub(crate) fn new(session: u64) -> Self {
         Self {
             session: SessionId(Revision { incarnation: 1, revision: session }),
             random: session.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
@@ -54,12 +54,12 @@ impl Client {
         (self.random >> 33) as u32 % end
     }
 
-    pub fn under_way(&self) -> usize {
+    pub(crate) fn under_way(&self) -> usize {
         self.lanes.iter().map(|lane| lane.under_way.len()).sum()
     }
 
     /// Sends what may be sent, and takes the answers that came.
-    pub fn pump(&mut self, pair: &mut Pair) {
+    pub(crate) fn pump(&mut self, pair: &mut Pair) {
         self.take_answers(pair);
         for shard in 0..2 {
             if pair.is_active(shard) && self.lanes[shard].under_way.len() < UNDER_WAY_MAX {
@@ -69,23 +69,21 @@ impl Client {
     }
 
     fn send(&mut self, pair: &mut Pair, shard: usize) {
-        let is_full = |counter: u32| {
-            pair.ledger.counters.get(&counter).is_some_and(|counter| counter.next_add().is_none())
+        let next_add = |counter: u32| {
+            let known = pair.ledger.counters.get(&counter).copied().unwrap_or_default();
+            known.next_add()
         };
-        while is_full(self.first) {
+        while next_add(self.first).is_none() {
             self.first += 1;
         }
+        let here = |&counter: &u32| SHARDS[shard].contains(counter_key(counter).slot());
+        let open =
+            (self.first..).filter(here).filter_map(|counter| Some((counter, next_add(counter)?)));
+        let mut open: Vec<(u32, u32)> = open.take(WINDOW).collect();
         let mut adds = Vec::new();
         let mut ops = Vec::new();
         while ops.len() < OPS {
-            let counter = self.first + self.below(WINDOW);
-            let key = counter_key(counter);
-            let known = pair.ledger.counters.get(&counter).copied().unwrap_or_default();
-            let Some(add) = known.next_add() else { continue };
-            let twice = adds.iter().any(|&(other, _)| other == counter);
-            if twice || !SHARDS[shard].contains(key.slot()) {
-                continue;
-            }
+            let (counter, add) = open.swap_remove(self.below(open.len() as u32) as usize);
             let delta = delta(add);
             // Some ask for the value, so that loads go on beside flushes.
             let kind = match self.below(8) {
@@ -93,7 +91,7 @@ impl Client {
                 _ => OpKind::Add { delta },
             };
             adds.push((counter, add));
-            ops.push(Op { counter: key, kind });
+            ops.push(Op { counter: counter_key(counter), kind });
         }
         pair.ledger.say("sent", &adds);
         let lane = &mut self.lanes[shard];
@@ -124,7 +122,7 @@ impl Client {
     }
 
     /// Reads every counter there is, and compares.
-    pub fn read_all(&mut self, pair: &mut Pair) {
+    pub(crate) fn read_all(&mut self, pair: &mut Pair) {
         assert_eq!(self.under_way(), 0, "nothing is under way");
         let counters: Vec<u32> = pair.ledger.counters.keys().copied().collect();
         for (shard, slots) in SHARDS.into_iter().enumerate() {

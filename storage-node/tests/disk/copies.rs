@@ -21,6 +21,8 @@ fn open() -> (tempfile::TempDir, Bench) {
     (folder, bench)
 }
 
+type Rows = Vec<(Bytes, Bytes)>;
+
 fn row(name: &str, value: i128) -> (Bytes, Bytes) {
     let counter = counter(name);
     let key = layout::counter_key(counter.slot(), counter.name());
@@ -28,7 +30,7 @@ fn row(name: &str, value: i128) -> (Bytes, Bytes) {
 }
 
 /// Rows in the order of their keys.
-fn rows(counters: &[(&str, i128)]) -> Vec<(Bytes, Bytes)> {
+fn rows(counters: &[(&str, i128)]) -> Rows {
     let mut rows: Vec<_> = counters.iter().map(|&(name, value)| row(name, value)).collect();
     rows.sort();
     rows
@@ -93,12 +95,12 @@ fn a_copy_that_can_not_be_the_senders_state_is_refused() {
     let begun = bench.disk.staging().begin(CONN, TRANSFER, half, b"\x09");
     refused(begun.map(drop), "shard format");
 
-    let stage = |rows: Vec<(Bytes, Bytes)>| {
+    let stage = |rows: Rows| {
         let mut stager = begin(&bench, &counters);
         stager.rows(&rows)?;
         stager.finish().map(drop)
     };
-    let with = |change: &dyn Fn(&mut Vec<(Bytes, Bytes)>)| {
+    let with = |change: &dyn Fn(&mut Rows)| {
         let mut rows = rows(&counters);
         change(&mut rows);
         stage(rows)

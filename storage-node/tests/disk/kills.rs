@@ -7,7 +7,6 @@
 //!            reads every counter, recomputes every digest from the rows … and sends the next child
 //! ```
 
-use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
@@ -16,6 +15,7 @@ use std::time::{Duration, Instant};
 use storage_node::kill::POINTS;
 
 use crate::client::Client;
+use crate::ledger::Ledger;
 use crate::pair::Pair;
 use crate::torn;
 
@@ -27,7 +27,7 @@ const SIGKILL: i32 = 9;
 /// A point, the how manieth time it is reached, and for one how long after.
 type Death = (&'static str, u64, u64);
 
-fn deaths() -> Vec<Death> {
+fn plan() -> Vec<Death> {
     let mut deaths = Vec::new();
     for times in [1, 2, 7] {
         // At most twice per start, or per child.
@@ -46,13 +46,21 @@ const STALE: &str = "open.dropped-stale";
 #[test]
 #[cfg_attr(not(feature = "kill-points"), ignore = "needs --features storage-node/kill-points")]
 fn nothing_is_lost_or_doubled_wherever_the_process_dies() {
-    let folder = tempfile::tempdir().unwrap();
+    let mut folder = tempfile::tempdir().unwrap();
+    // What a failed run leaves is there to be looked at.
+    folder.disable_cleanup(true);
+    say(&format!("in {}", folder.path().display()));
     let began = Instant::now();
-    let mut run = 0;
+    let mut run = 1;
+    // The first start has nothing to rewrite.
+    verify(folder.path(), run);
+    let mut deaths = 0u64;
     let mut reached = Vec::new();
-    for (number, death) in deaths().into_iter().enumerate() {
+    for (number, death) in plan().into_iter().enumerate() {
         run += 1;
+        say(&format!("{death:?}"));
         assert!(dies(folder.path(), run, death), "{death:?} was never reached");
+        deaths += 1;
         reached.push(death.0);
         if number % 2 == 1 {
             torn::tear(folder.path(), run);
@@ -66,6 +74,7 @@ fn nothing_is_lost_or_doubled_wherever_the_process_dies() {
         run += 2;
         assert!(dies(folder.path(), run - 1, ("drop.begun", 1, 0)), "no copy was dropped");
         let stale = dies(folder.path(), run, (STALE, 1, 0));
+        deaths += 1 + u64::from(stale);
         run += 1;
         verify(folder.path(), run);
         stale
@@ -76,12 +85,23 @@ fn nothing_is_lost_or_doubled_wherever_the_process_dies() {
         assert!(reached.contains(point), "{point} was never reached");
     }
     let seconds = began.elapsed().as_secs();
-    say(&format!("died {} times, at all of {} points, in {seconds} s", run / 2, POINTS.len()));
+    folder.disable_cleanup(false);
+    let ledger = Ledger::open(&folder.path().join("ledger"));
+    let there: u32 = ledger.counters.values().map(|counter| counter.there.count_ones()).sum();
+    let gone: u32 = ledger.counters.values().map(|counter| counter.gone.count_ones()).sum();
+    say(&format!(
+        "died {deaths} times, at all of {} points; {there} adds are there, {gone} were never \
+         acknowledged and are not; {seconds} s",
+        POINTS.len()
+    ));
+    assert!(there > 10_000, "too little was counted to tell anything");
+    assert!(gone > 100, "too few adds were under way at a death");
 }
 
-/// A line of the test's output, past the capture: this is what the run amounts to.
+/// A line of the test's output: what the run amounts to, and where it was when it failed.
+#[expect(clippy::print_stdout, reason = "it is the test's output")]
 fn say(line: &str) {
-    writeln!(std::io::stdout(), "kill loop: {line}").unwrap();
+    println!("kill loop: {line}");
 }
 
 /// Lets a child die. False if it ended by itself.

@@ -12,44 +12,44 @@ use std::path::Path;
 use engine::key::CounterKey;
 
 /// The last add that a counter takes: 4^60 leaves room in an i128.
-pub const ADDS_MAX: u32 = 60;
+pub(crate) const ADDS_MAX: u32 = 60;
 
-pub struct Ledger {
+pub(crate) struct Ledger {
     file: File,
-    pub counters: BTreeMap<u32, Counter>,
+    pub(crate) counters: BTreeMap<u32, Counter>,
     /// The last group of each store that was told to be durable.
-    pub durable: [u64; 2],
+    pub(crate) durable: [u64; 2],
 }
 
 /// Bit i speaks of the i-th add.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Counter {
-    pub sent: u64,
+pub(crate) struct Counter {
+    pub(crate) sent: u64,
     /// Acknowledged, or seen by a read: it must be there for ever.
-    pub there: u64,
+    pub(crate) there: u64,
     /// Seen to be missing by a read after its session had ended: it must never come back.
-    pub gone: u64,
+    pub(crate) gone: u64,
 }
 
 impl Counter {
-    pub fn next_add(&self) -> Option<u32> {
+    pub(crate) fn next_add(&self) -> Option<u32> {
         let next = 64 - self.sent.leading_zeros();
         (next < ADDS_MAX).then_some(next)
     }
 }
 
-pub fn counter_key(counter: u32) -> CounterKey {
+pub(crate) fn counter_key(counter: u32) -> CounterKey {
     // Some names are too long for a line of the table.
     let tail = if counter.is_multiple_of(7) { "-a-long-name".repeat(4) } else { String::new() };
     CounterKey::new(b"ns", format!("{counter}{tail}").as_bytes()).unwrap()
 }
 
-pub fn delta(add: u32) -> i128 {
+pub(crate) fn delta(add: u32) -> i128 {
     1 << (2 * add)
 }
 
 impl Ledger {
-    pub fn open(path: &Path) -> Self {
+    pub(crate) fn open(path: &Path) -> Self {
         let text = fs::read_to_string(path).unwrap_or_default();
         let file = OpenOptions::new().create(true).append(true).open(path).unwrap();
         let mut ledger = Self { file, counters: BTreeMap::new(), durable: [0; 2] };
@@ -80,7 +80,7 @@ impl Ledger {
     }
 
     /// Writes what happened to these adds, in one step.
-    pub fn say(&mut self, word: &str, adds: &[(u32, u32)]) {
+    pub(crate) fn say(&mut self, word: &str, adds: &[(u32, u32)]) {
         let line = |&(counter, add): &(u32, u32)| format!("{word} {counter} {}\n", 1u64 << add);
         let text: String = adds.iter().map(line).collect();
         self.write(&text);
@@ -89,13 +89,13 @@ impl Ledger {
         }
     }
 
-    pub fn durable(&mut self, store: usize, group: u64) {
+    pub(crate) fn durable(&mut self, store: usize, group: u64) {
         self.write(&format!("durable {store} {group}\n"));
         self.durable[store] = group;
     }
 
     /// Compares what a read gave, once nothing is under way any more. What was unknown is known now.
-    pub fn check(&mut self, counter: u32, value: i128) {
+    pub(crate) fn check(&mut self, counter: u32, value: i128) {
         let known = self.counters[&counter];
         let mut seen = 0u64;
         for add in 0..64 {

@@ -15,25 +15,25 @@ use storage_node::error::DiskError;
 use crate::pair::{next_identity, settings, store_id};
 use crate::torn;
 
-pub const SHARD: ShardId = ShardId(0);
+pub(crate) const SHARD: ShardId = ShardId(0);
 
 /// A disk whose identity is written, and what it tells.
-pub struct Bench {
-    pub disk: Disk,
-    pub opened: Opened,
-    pub events: Receiver<Result<DiskEvent, DiskError>>,
+pub(crate) struct Bench {
+    pub(crate) disk: Disk,
+    pub(crate) opened: Opened,
+    pub(crate) events: Receiver<Result<DiskEvent, DiskError>>,
     /// Each change of fullness that was told.
-    pub full: Vec<bool>,
+    pub(crate) full: Vec<bool>,
     next_group: u64,
-    pub last: Position,
+    pub(crate) last: Position,
 }
 
 impl Bench {
-    pub fn open(folder: &Path) -> Result<Self, DiskError> {
+    pub(crate) fn open(folder: &Path) -> Result<Self, DiskError> {
         Self::with(settings(folder))
     }
 
-    pub fn with(settings: DiskSettings) -> Result<Self, DiskError> {
+    pub(crate) fn with(settings: DiskSettings) -> Result<Self, DiskError> {
         let (events, told) = mpsc::channel();
         let failures = events.clone();
         let (disk, opened) = Disk::open(
@@ -50,12 +50,12 @@ impl Bench {
     }
 
     /// What the disk tells next, unopened.
-    pub fn told(&mut self) -> Result<DiskEvent, DiskError> {
+    pub(crate) fn told(&mut self) -> Result<DiskEvent, DiskError> {
         self.events.recv_timeout(Duration::from_secs(30)).expect("in time")
     }
 
     /// The next event, accepted; what it says of fullness is noted.
-    pub fn event(&mut self) -> Event {
+    pub(crate) fn event(&mut self) -> Event {
         loop {
             let told = self.told().expect("no failure");
             match self.disk.accept(told) {
@@ -66,7 +66,7 @@ impl Bench {
     }
 
     /// Writes a group and waits until it is durable.
-    pub fn group(&mut self, records: Vec<Record>) {
+    pub(crate) fn group(&mut self, records: Vec<Record>) {
         let group = self.next_group;
         self.next_group += 1;
         for record in records {
@@ -76,7 +76,7 @@ impl Bench {
         assert!(matches!(self.event(), Event::Durable { group: durable } if durable == group));
     }
 
-    pub fn begin_copy(&mut self) {
+    pub(crate) fn begin_copy(&mut self) {
         let base = Position::default();
         self.group(vec![
             Record::Promise { shard: SHARD, epoch: Epoch(1) },
@@ -85,14 +85,14 @@ impl Bench {
     }
 
     /// Entries in a group each; `bytes` of each are padding.
-    pub fn append(&mut self, count: u64, bytes: usize) {
+    pub(crate) fn append(&mut self, count: u64, bytes: usize) {
         for _ in 0..count {
             let record = self.next_entry(bytes);
             self.group(vec![record]);
         }
     }
 
-    pub fn next_entry(&mut self, bytes: usize) -> Record {
+    pub(crate) fn next_entry(&mut self, bytes: usize) -> Record {
         let body = match bytes {
             0 => Body::Barrier,
             _ => Body::Ops(engine::batch::Batch::seal(

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use engine::apply::ShardState;
 use engine::config::ShardConfig;
 use engine::ids::{Boot, Conn, Epoch, Now, ShardId, Slots, StoreBoot, StoreId, TimeMs, Version};
-use engine::message::{FromFollower, GatewayMessage, NodeReply, ToFollower};
-use engine::node::{CasOutcome, Effect, Event, Node, ReplicaView, Settings};
+use engine::message::{GatewayMessage, NodeReply};
+use engine::node::{CasOutcome, Effect, Event, Node, RecoveredReplica, ReplicaView, Settings};
+use engine::replica::primary::Primary;
 use engine::store::log::{Identity, Record};
 use proto::wire;
 use storage_node::disk::{Disk, DiskEvent, DiskSettings, MemoryPlan, Opened};
@@ -24,15 +25,16 @@ use storage_node::snapshot_files::{NotStaged, Sent, SnapshotReader, Staging};
 
 use crate::ledger::Ledger;
 
-pub const CLUSTER: u128 = 77;
-pub const GATEWAY: Conn = Conn(20);
+pub(crate) const CLUSTER: u128 = 77;
+pub(crate) const GATEWAY: Conn = Conn(20);
 /// Two shards, so that tables, groups and ingests hold changes of both.
-pub const SHARDS: [Slots; 2] = [Slots { lo: 0, hi: 0x7fff }, Slots { lo: 0x8000, hi: u16::MAX }];
+pub(crate) const SHARDS: [Slots; 2] =
+    [Slots { lo: 0, hi: 0x7fff }, Slots { lo: 0x8000, hi: u16::MAX }];
 
 const FASTER: u64 = 10;
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub fn settings(folder: &Path) -> DiskSettings {
+pub(crate) fn settings(folder: &Path) -> DiskSettings {
     let plan = MemoryPlan::of(32 << 20);
     DiskSettings {
         segment_bytes: 16 << 10,
@@ -43,12 +45,12 @@ pub fn settings(folder: &Path) -> DiskSettings {
     }
 }
 
-pub fn store_id(index: usize) -> StoreId {
+pub(crate) fn store_id(index: usize) -> StoreId {
     StoreId(index as u128 + 1)
 }
 
 /// The identity of the next boot.
-pub fn next_identity(opened: &Opened, store: StoreId) -> Identity {
+pub(crate) fn next_identity(opened: &Opened, store: StoreId) -> Identity {
     let before = opened.identity.as_ref();
     let boot = Boot(before.map_or(0, |identity| identity.boot.0) + 1);
     let nonce = u128::from(boot.0) << 8 | store.0;
@@ -75,20 +77,20 @@ struct Store {
     disk: Disk,
 }
 
-pub struct Pair {
+pub(crate) struct Pair {
     folder: PathBuf,
-    pub ledger: Ledger,
+    pub(crate) ledger: Ledger,
     stores: Vec<Store>,
     etcd: Etcd,
     started: Instant,
     told: Receiver<Told>,
     tell: Sender<Told>,
     wires: VecDeque<(usize, Event)>,
-    pub replies: Vec<NodeReply>,
+    pub(crate) replies: Vec<NodeReply>,
     transfers: Vec<JoinHandle<()>>,
     /// Snapshots installed and copies dropped.
-    pub installed: u64,
-    pub dropped: u64,
+    pub(crate) installed: u64,
+    pub(crate) dropped: u64,
 }
 
 /// The shards' records, in a file that survives the process.
@@ -135,7 +137,7 @@ fn index_of(shard: ShardId) -> usize {
 
 impl Pair {
     /// Starts both stores, makes one primary per shard as the coordinator would, and connects them.
-    pub fn start(folder: &Path) -> Self {
+    pub(crate) fn start(folder: &Path) -> Self {
         let (tell, told) = mpsc::channel();
         let mut pair = Self {
             folder: folder.to_owned(),
@@ -160,7 +162,7 @@ impl Pair {
         pair
     }
 
-    pub fn store_folder(&self, index: usize) -> PathBuf {
+    pub(crate) fn store_folder(&self, index: usize) -> PathBuf {
         self.folder.join(format!("store-{index}"))
     }
 
@@ -172,7 +174,12 @@ impl Pair {
             move |error| drop(failures.send(Told::Failed(index, error))),
         )
         .unwrap();
-        assert!(!opened.is_suspect(), "store {index}: {opened:?}");
+        let suspect = |replica: &&RecoveredReplica| {
+            replica.content.as_ref().is_some_and(|content| content.suspect)
+        };
+        let suspects: Vec<_> =
+            opened.replicas.iter().filter(suspect).map(|replica| replica.shard).collect();
+        assert!(!opened.is_suspect(), "store {index}: {suspects:?} {:?}", opened.damage);
         let identity = next_identity(&opened, store_id(index));
         let me = StoreBoot { store: identity.store, boot: identity.boot };
         disk.write(Record::Identity(identity));
@@ -180,7 +187,10 @@ impl Pair {
         loop {
             match self.told.recv_timeout(PATIENCE).unwrap() {
                 Told::Disk(from, told) if from == index => match disk.accept(told) {
-                    Event::Durable { group } if group == opened.next_group => break,
+                    Event::Durable { group } if group == opened.next_group => {
+                        self.ledger.durable(index, group);
+                        break;
+                    }
                     Event::DiskFull(_) => {}
                     other => panic!("{other:?} before the first group is durable"),
                 },
@@ -196,6 +206,7 @@ impl Pair {
         let settings = Settings {
             min_in_sync: 1,
             silent_after_ms: 600_000,
+            read_give_up_ms: 600_000,
             flush_after_ms: 300,
             log_memory_bytes: 4 << 10,
             collect_every_ms: u64::MAX,
@@ -254,7 +265,7 @@ impl Pair {
             let view = store.node.replicas().find(|view| view.shard == config.shard());
             let view = view.expect("a member has a copy");
             assert!(view.exists && !view.unfit, "a member's copy is whole: {view:?}");
-            let turn = store.me.boot.0 + store.me.store.0 + index as u64;
+            let turn = store.me.boot.0 + store.me.store.0 as u64 + index as u64;
             (view.last.epoch, view.last.seq, turn % 2)
         };
         members.max_by_key(end).expect("the set is never empty").me
@@ -270,35 +281,36 @@ impl Pair {
 
     // ---- what a test asks ----------------------------------------------------------------------
 
-    pub fn config(&self, shard: usize) -> &ShardConfig {
+    pub(crate) fn config(&self, shard: usize) -> &ShardConfig {
         &self.etcd.shards[shard].0
     }
 
-    pub fn primary(&self, shard: usize) -> usize {
+    pub(crate) fn primary(&self, shard: usize) -> usize {
         let primary = self.config(shard).primary;
         self.stores.iter().position(|store| store.me == primary).unwrap()
     }
 
-    pub fn view(&self, store: usize, shard: usize) -> Option<ReplicaView<'_>> {
+    pub(crate) fn view(&self, store: usize, shard: usize) -> Option<ReplicaView<'_>> {
         self.stores[store].node.replicas().find(|view| view.shard == SHARDS[shard].shard())
     }
 
-    /// The shard's primary has committed its barrier.
-    pub fn is_active(&self, shard: usize) -> bool {
-        let view = self.view(self.primary(shard), shard);
-        view.and_then(|view| view.primary).is_some_and(|primary| primary.active)
+    /// The shard's primary has committed its barrier, and applied it.
+    pub(crate) fn is_active(&self, shard: usize) -> bool {
+        let Some(view) = self.view(self.primary(shard), shard) else { return false };
+        let open = |primary: &Primary| primary.active && view.state.applied.seq >= primary.barrier;
+        view.primary.is_some_and(open)
     }
 
-    pub fn digest_mismatches(&self) -> u64 {
+    pub(crate) fn digest_mismatches(&self) -> u64 {
         self.stores.iter().map(|store| store.node.digest_mismatches()).sum()
     }
 
-    pub fn durability_violations(&self) -> u64 {
+    pub(crate) fn durability_violations(&self) -> u64 {
         self.stores.iter().map(|store| store.node.durability_violations()).sum()
     }
 
     /// The number of the oldest segment of this store's log.
-    pub fn oldest_segment(&self, store: usize) -> u64 {
+    pub(crate) fn oldest_segment(&self, store: usize) -> u64 {
         let names = fs::read_dir(self.store_folder(store).join("log")).unwrap();
         let number = |name: String| name.strip_suffix(".log")?.parse().ok();
         let numbers = names
@@ -306,13 +318,13 @@ impl Pair {
         numbers.min().expect("a log has a segment")
     }
 
-    pub fn ask(&mut self, shard: usize, message: GatewayMessage) {
+    pub(crate) fn ask(&mut self, shard: usize, message: GatewayMessage) {
         let primary = self.primary(shard);
         self.handle(primary, Event::Gateway { conn: GATEWAY, message });
     }
 
     /// The coordinator takes the other store out of the shard.
-    pub fn remove_backup(&mut self, shard: usize) {
+    pub(crate) fn remove_backup(&mut self, shard: usize) {
         let primary = self.config(shard).primary.store;
         let config = ShardConfig {
             version: Version(self.config(shard).version.0 + 1),
@@ -325,7 +337,7 @@ impl Pair {
     }
 
     /// The coordinator has the other store filled again.
-    pub fn add_learner(&mut self, shard: usize) {
+    pub(crate) fn add_learner(&mut self, shard: usize) {
         let learner = store_id(1 - self.primary(shard));
         let config = ShardConfig {
             version: Version(self.config(shard).version.0 + 1),
@@ -338,7 +350,7 @@ impl Pair {
 
     /// What a copy of the shard read out of this store's state would be: every row checked, and the
     /// digest of all of them compared with the shard's record. False if there is no record yet.
-    pub fn check_rows(&mut self, store: usize, shard: usize) -> bool {
+    pub(crate) fn check_rows(&mut self, store: usize, shard: usize) -> bool {
         let disk = &self.stores[store].disk;
         let reader = disk.snapshot_reader(SHARDS[shard]);
         let Some(reader) = reader.blocking_recv().unwrap() else { return false };
@@ -351,7 +363,7 @@ impl Pair {
     // ---- the loop ------------------------------------------------------------------------------
 
     #[track_caller]
-    pub fn until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
+    pub(crate) fn until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
         let began = Instant::now();
         while !done(self) {
             assert!(began.elapsed() < PATIENCE, "waited for {what}");
@@ -360,7 +372,7 @@ impl Pair {
     }
 
     /// Handles what there is; waits a moment if there is nothing.
-    pub fn turn(&mut self) {
+    pub(crate) fn turn(&mut self) {
         while let Some((store, event)) = self.wires.pop_front() {
             self.handle(store, event);
         }
@@ -433,8 +445,12 @@ impl Pair {
                 self.transfer(store, conn, transfer, slots);
             }
 
-            Effect::ToFollower { conn, message } => self.to_follower(store, conn, message),
-            Effect::FromFollower { conn, message } => self.from_follower(store, conn, message),
+            Effect::ToFollower { conn, message } => {
+                self.wires.push_back((1 - store, Event::ToFollower { conn, message }));
+            }
+            Effect::FromFollower { conn, message } => {
+                self.wires.push_back((1 - store, Event::FromFollower { conn, message }));
+            }
             Effect::Gateway { reply, .. } => self.replies.push(reply),
             Effect::Close { conn } => panic!("store {store} closes {conn:?}"),
             Effect::Report(_) | Effect::QueryReply { .. } => {}
@@ -455,14 +471,6 @@ impl Pair {
             Effect::ListSessions => unreachable!("not within a test"),
             Effect::Exit(reason) => panic!("store {store} exits: {reason:?}"),
         }
-    }
-
-    fn to_follower(&mut self, store: usize, conn: Conn, message: ToFollower) {
-        self.wires.push_back((1 - store, Event::ToFollower { conn, message }));
-    }
-
-    fn from_follower(&mut self, store: usize, conn: Conn, message: FromFollower) {
-        self.wires.push_back((1 - store, Event::FromFollower { conn, message }));
     }
 
     fn propose(&mut self, store: usize, proposal: u64, expect: u64, config: ShardConfig) {

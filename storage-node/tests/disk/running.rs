@@ -18,12 +18,12 @@ use crate::opening::{Bench, SHARD};
 use crate::pair::settings;
 use crate::torn;
 
-pub fn counter(name: &str) -> CounterKey {
+pub(crate) fn counter(name: &str) -> CounterKey {
     CounterKey::new(b"ns", name.as_bytes()).unwrap()
 }
 
 /// A table that adds to these counters, and the shard's state as of seq `seq` if they began at 0.
-pub fn flush_of(seq: u64, adds: &[(&str, i128)]) -> (std::sync::Arc<Frozen>, ShardState) {
+pub(crate) fn flush_of(seq: u64, adds: &[(&str, i128)]) -> (std::sync::Arc<Frozen>, ShardState) {
     let mut table = Table::new();
     let mut state = ShardState { slots: Slots::ALL, ..ShardState::default() };
     state.applied = Position { epoch: Epoch(1), seq: Seq(seq), ..Position::default() };
@@ -36,12 +36,12 @@ pub fn flush_of(seq: u64, adds: &[(&str, i128)]) -> (std::sync::Arc<Frozen>, Sha
     (table.freeze().into(), state)
 }
 
-pub fn flush(bench: &mut Bench, number: u64, adds: &[(&str, i128)]) {
+pub(crate) fn flush(bench: &mut Bench, number: u64, adds: &[(&str, i128)]) {
     let (table, state) = flush_of(number, adds);
     bench.disk.flush(number, table, vec![(CopyNo(1), state)]);
 }
 
-pub fn load(bench: &mut Bench, name: &str) -> Option<i128> {
+pub(crate) fn load(bench: &mut Bench, name: &str) -> Option<i128> {
     bench.disk.load(9, vec![counter(name)]);
     loop {
         if let Event::Loaded { load: 9, values } = bench.event() {
@@ -162,13 +162,15 @@ fn sst(folder: &Path) -> std::path::PathBuf {
 #[test]
 fn a_changed_byte_in_the_state_ends_the_process() {
     let (folder, mut bench) = open();
-    let names: Vec<String> = (0..500).map(|number| format!("counter-{number}")).collect();
+    // Many blocks: the first and the last are read, and cached, by the ingest.
+    let names: Vec<String> = (0..20_000).map(|number| format!("counter-{number}")).collect();
     let adds: Vec<(&str, i128)> = names.iter().map(|name| (name.as_str(), 1)).collect();
     flush(&mut bench, 1, &adds);
     bench.event();
     let path = sst(folder.path());
     let mut bytes = fs::read(&path).unwrap();
-    bytes[100] ^= 1;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
     fs::write(&path, bytes).unwrap();
     bench.disk.load(1, names.iter().map(|name| counter(name)).collect());
     let failed = bench.told().expect_err("a failure");
