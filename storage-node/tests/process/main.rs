@@ -4,6 +4,7 @@
 //! A node is this very test binary, started again to run [`node_process`] alone: what is tested is
 //! `storage_node::run`, with nothing around it.
 
+mod damage;
 mod etcd;
 mod harness;
 mod identity;

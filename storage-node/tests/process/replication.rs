@@ -10,7 +10,7 @@ use crate::harness::{Cluster, Node};
 use crate::worker::Worker;
 
 /// Waits until the node's replica has applied all that the other one has.
-async fn caught_up(node: &Node, with: &Node) {
+pub(crate) async fn caught_up(node: &Node, with: &Node) {
     let began = Instant::now();
     loop {
         let (own, other) = (node.replica().await, with.replica().await);

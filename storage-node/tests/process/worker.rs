@@ -139,6 +139,14 @@ impl Worker {
         }
     }
 
+    /// Asks, and never looks at the answer. False: the stream has ended.
+    pub(crate) fn post_read(&mut self, key: &str) -> bool {
+        self.reads += 1;
+        let read =
+            GatewayMessage::Read { id: self.reads, slots: Slots::ALL, keys: vec![counter(key)] };
+        self.send.send(read.into()).is_ok()
+    }
+
     async fn reply(&mut self) -> NodeReply {
         self.try_reply().await.expect("the stream stands")
     }
