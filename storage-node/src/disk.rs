@@ -18,7 +18,7 @@
 use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use engine::apply::ShardState;
@@ -155,8 +155,8 @@ impl Tell {
     }
 
     #[cfg(test)]
-    pub(crate) fn to_channel() -> (Self, std::sync::mpsc::Receiver<Event>) {
-        let (send, events) = std::sync::mpsc::channel();
+    pub(crate) fn to_channel() -> (Self, mpsc::Receiver<Event>) {
+        let (send, events) = mpsc::channel();
         let tell = move |told: DiskEvent| send.send(told.event).expect("the test listens");
         (Self(Arc::new(tell)), events)
     }
@@ -167,6 +167,8 @@ impl Tell {
 pub struct Disk {
     /// Of the group being gathered.
     records: Vec<Record>,
+    /// Who waits for that group to be durable.
+    waiting: Vec<mpsc::Sender<()>>,
     view: Arc<View>,
     tell: Tell,
     alarm: Alarm,
@@ -225,6 +227,7 @@ impl Disk {
         let state = Arc::new(found.state);
         let disk = Self {
             records: Vec::new(),
+            waiting: Vec::new(),
             view: Arc::new(state.view()),
             tell,
             staging: Staging::new(state.clone(), alarm.clone()),
@@ -259,6 +262,19 @@ impl Disk {
     pub fn sync(&mut self, group: u64) {
         let records = std::mem::take(&mut self.records);
         self.log.run(LogJob::Group { number: group, records });
+        for waiting in self.waiting.drain(..) {
+            self.log.run(LogJob::Tell(waiting));
+        }
+    }
+
+    /// Comes to an answer once everything written so far is durable; to an error if that never will.
+    fn durable_to_here(&mut self) -> mpsc::Receiver<()> {
+        let (reached, answer) = mpsc::channel();
+        match self.records.is_empty() {
+            true => self.log.run(LogJob::Tell(reached)),
+            false => self.waiting.push(reached),
+        }
+        answer
     }
 
     /// [`Event::LogRead`] follows, with what the log holds of the groups synced so far.
@@ -303,10 +319,21 @@ impl Disk {
     }
 
     /// Removes a shard's rows. [`Event::RowsDropped`] follows.
-    pub fn drop_rows(&self, shard: ShardId, slots: Slots) {
-        self.change(Event::RowsDropped { shard }, move |state| {
+    ///
+    /// The log says first, durably, that their copy is gone. A crash between the two would else
+    /// look as if the state had lost a copy that the log still knows: a suspect store, for nothing.
+    pub fn drop_rows(&mut self, shard: ShardId, slots: Slots) {
+        let durable = self.durable_to_here();
+        let (state, tell) = (self.state.clone(), self.tell.clone());
+        self.state_jobs.run(move || {
+            // No answer: the log has failed, or all of this ends.
+            if durable.recv().is_err() {
+                return Ok(());
+            }
             kill::point("drop.begun");
-            state.drop_rows(slots)
+            state.drop_rows(slots)?;
+            changed(&state, &tell, Event::RowsDropped { shard });
+            Ok(())
         });
     }
 
@@ -370,9 +397,13 @@ impl Disk {
         let (state, tell) = (self.state.clone(), self.tell.clone());
         self.state_jobs.run(move || {
             change(&state)?;
-            kill::point("state.changed");
-            tell.with_view(done, state.view());
+            changed(&state, &tell, done);
             Ok(())
         });
     }
+}
+
+fn changed(state: &State, tell: &Tell, done: Event) {
+    kill::point("state.changed");
+    tell.with_view(done, state.view());
 }

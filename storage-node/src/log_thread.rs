@@ -28,9 +28,18 @@ use crate::space::Fullness;
 use crate::workers::{Alarm, Workers, join, spawn};
 
 pub(crate) enum LogJob {
-    Group { number: u64, records: Vec<Record> },
-    Read { shard: ShardId, from: Seq, bytes_max: usize },
+    Group {
+        number: u64,
+        records: Vec<Record>,
+    },
+    Read {
+        shard: ShardId,
+        from: Seq,
+        bytes_max: usize,
+    },
     Trim(Vec<Needed>),
+    /// All groups before it are durable: says so.
+    Tell(mpsc::Sender<()>),
 }
 
 /// The loop's end of it.
@@ -131,6 +140,8 @@ impl Log {
                 LogJob::Group { number, records } => self.group(number, records)?,
                 LogJob::Read { shard, from, bytes_max } => self.read(shard, from, bytes_max),
                 LogJob::Trim(needed) => self.trim(&needed),
+                // Nobody waits any more if all of this ends.
+                LogJob::Tell(waiting) => drop(waiting.send(())),
             }
         }
         Ok(())

@@ -219,6 +219,27 @@ fn a_failed_group_is_the_last() {
     assert!(bench.events.try_recv().is_err(), "told after the end");
 }
 
+/// Else a crash between the two would look as if the state had lost a copy that the log still knows.
+/// The kill loop, on a busy machine, died there.
+#[test]
+fn rows_are_dropped_only_once_the_log_says_durably_that_their_copy_is_gone() {
+    let (_folder, mut bench) = open();
+    bench.begin_copy();
+    flush(&mut bench, 1, &[("a", 5)]);
+    bench.event();
+    bench.disk.write(engine::store::log::Record::Drop { shard: SHARD, copy: CopyNo(1) });
+    bench.disk.drop_rows(SHARD, Slots::ALL);
+    // Time for it to go wrong.
+    for _ in 0..20 {
+        assert_eq!(load(&mut bench, "a"), Some(5));
+    }
+    bench.disk.sync(3);
+    assert!(matches!(bench.event(), Event::Durable { group: 3 }));
+    assert!(matches!(bench.event(), Event::RowsDropped { shard: SHARD }));
+    bench.disk.drop_rows(SHARD, Slots::ALL);
+    assert!(matches!(bench.event(), Event::RowsDropped { shard: SHARD }), "nothing to wait for");
+}
+
 #[test]
 fn stale_rows_of_a_dropped_copy_are_gone_after_a_start() {
     let (folder, mut bench) = open();
