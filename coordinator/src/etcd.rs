@@ -109,10 +109,10 @@ impl Etcd {
         let mut shards = self.metastore.watch::<ShardConfig>(settings());
         loop {
             let told = tokio::select! {
-                told = next(&mut metas, |_, one| one.map(Change::Meta)) => told,
-                told = next(&mut stores, |id, one| Some(Change::Store(id, one))) => told,
-                told = next(&mut nodes, |id, one| Some(Change::Node(id, one))) => told,
-                told = next(&mut shards, |id, one| Some(Change::Shard(id, one))) => told,
+                told = next_meta(&mut metas) => told,
+                told = next(&mut stores, Change::Store) => told,
+                told = next(&mut nodes, Change::Node) => told,
+                told = next(&mut shards, Change::Shard) => told,
             };
             let ends = matches!(told, None | Some(Told::WentBack { .. }));
             if let Some(told) = told
@@ -161,7 +161,7 @@ impl Etcd {
 /// The next event of one watch, in the machine's words. None: the watch has ended.
 async fn next<R: Record>(
     watch: &mut Watch<R>,
-    change: impl Fn(R::Id, Option<coordinator::Kept<R>>) -> Option<Change>,
+    change: impl Fn(R::Id, Option<coordinator::Kept<R>>) -> Change,
 ) -> Option<Told> {
     let (revision, change) = match watch.next().await? {
         // Somebody may have gone in the meantime, which no list says: the machine reads everything itself.
@@ -170,8 +170,25 @@ async fn next<R: Record>(
         WatchEvent::Deleted { id, revision } => (revision, change(id, None)),
         WatchEvent::WentBack { was, now } => return Some(Told::WentBack { was, now }),
     };
-    let event = change.map_or(Event::WatchBroke, |change| Event::Changed { revision, change });
-    Some(Told::Event(event))
+    Some(Told::Event(Event::Changed { revision, change }))
+}
+
+/// The cluster's settings are never deleted, so a list of them is as good as a change. A standby, whose machine reads
+/// nothing, learns from it whether it agrees with the cluster.
+async fn next_meta(watch: &mut Watch<Meta>) -> Option<Told> {
+    match watch.next().await? {
+        WatchEvent::All(listed) => Some(match listed.all.into_iter().next() {
+            Some(one) => meta_changed(one),
+            None => Told::Event(Event::WatchBroke),
+        }),
+        WatchEvent::Changed(one) => Some(meta_changed(one)),
+        WatchEvent::Deleted { .. } => Some(Told::Event(Event::WatchBroke)),
+        WatchEvent::WentBack { was, now } => Some(Told::WentBack { was, now }),
+    }
+}
+
+fn meta_changed(one: metastore::Kept<Meta>) -> Told {
+    Told::Event(Event::Changed { revision: one.modified, change: Change::Meta(kept(one)) })
 }
 
 fn kept<R: Record>(one: metastore::Kept<R>) -> coordinator::Kept<R> {

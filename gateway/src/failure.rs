@@ -5,7 +5,7 @@ use engine::batcher::{Failure, Outcome as Decided};
 use crate::problem::{Kind, Outcome, Problem};
 
 /// Of a write.
-pub fn of_write(failure: Failure) -> Problem {
+pub(crate) fn of_write(failure: Failure) -> Problem {
     let (kind, detail) = told(failure);
     match failure.outcome() {
         Decided::NotApplied => Problem::new(kind, detail),
@@ -14,7 +14,7 @@ pub fn of_write(failure: Failure) -> Problem {
 }
 
 /// Of a read: it changed nothing, so the outcome is never unknown, and its status is 503 or 504.
-pub fn of_read(failure: Failure) -> Problem {
+pub(crate) fn of_read(failure: Failure) -> Problem {
     let problem = match failure {
         Failure::Deadline | Failure::Slow => {
             Problem::new(Kind::Deadline, "no answer came before the deadline")

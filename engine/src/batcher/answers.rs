@@ -80,7 +80,12 @@ impl Worker {
 
     fn on_answer(&mut self, shard: ShardId, send: Send, answer: Answer, effects: &mut Vec<Effect>) {
         match answer {
-            Answer::Applied { values, .. } => self.applied(shard, &values, effects),
+            Answer::Applied { values, .. } => {
+                if let Some(lane) = self.router.lane_mut(send.conn) {
+                    lane.forget_frozen(shard, self.now);
+                }
+                self.applied(shard, &values, effects);
+            }
             Answer::Malformed => self.decided(shard, Failure::Malformed, effects),
             Answer::AnsweredBefore => self.decided(shard, Failure::ResultGone, effects),
             Answer::NoEffect => self.out_of_order(shard, effects),
@@ -232,6 +237,7 @@ impl Worker {
     /// Takes the batch away from its shard: nothing of it is sent any more.
     fn take_undecided(&mut self, shard: ShardId) -> Option<Undecided> {
         let undecided = self.queues.get_mut(&shard)?.undecided.take()?;
+        self.undecided -= 1;
         self.bytes -= undecided.bytes();
         for conn in undecided.open_on() {
             if let Some(lane) = self.router.lane_mut(conn) {

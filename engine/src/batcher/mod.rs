@@ -242,6 +242,8 @@ pub struct Worker {
     queues: BTreeMap<ShardId, Queue>,
     requests: Requests,
     reads: Reads,
+    /// How many batches are out.
+    undecided: usize,
     /// What all operations cost that wait or are out.
     bytes: usize,
 
@@ -271,6 +273,7 @@ impl Worker {
             queues: BTreeMap::new(),
             requests: Requests::default(),
             reads: Reads::new(window),
+            undecided: 0,
             bytes: 0,
             due: BTreeSet::new(),
             touched: BTreeSet::new(),
@@ -342,8 +345,7 @@ impl Worker {
 
     /// No request waits and no batch is undecided.
     pub fn is_idle(&self) -> bool {
-        let undecided = self.queues.values().any(|queue| queue.undecided.is_some());
-        self.requests() == 0 && !undecided
+        self.requests() == 0 && self.undecided == 0
     }
 
     /// Requests without an answer.

@@ -112,10 +112,10 @@ fn the_log_is_read_back_until_it_is_trimmed() {
     bench.append(30, 2_000);
     assert_eq!(read_log(&mut bench, 1, usize::MAX), (1..=30).collect::<Vec<_>>());
     assert_eq!(read_log(&mut bench, 4, 1), [4]);
-    assert_eq!(read_log(&mut bench, 31, usize::MAX), []);
+    assert_eq!(read_log(&mut bench, 31, usize::MAX), Vec::<u64>::new());
     let before = torn::segments(folder.path()).len();
     bench.disk.trim(needed(30, 12));
-    assert_eq!(read_log(&mut bench, 1, usize::MAX), []);
+    assert_eq!(read_log(&mut bench, 1, usize::MAX), Vec::<u64>::new());
     assert_eq!(read_log(&mut bench, 13, usize::MAX), (13..=30).collect::<Vec<_>>());
     let after = torn::segments(folder.path()).len();
     assert!(after < before && after > 1, "{before} segments, then {after}");
@@ -133,7 +133,7 @@ fn a_log_that_can_not_shrink_refuses_until_it_can() {
     let mut bench = Bench::with(small).unwrap();
     bench.begin_copy();
     bench.append(30, 2_000);
-    assert_eq!(bench.full, []);
+    assert_eq!(bench.full, Vec::<bool>::new());
     bench.append(30, 2_000);
     assert_eq!(bench.full, [true]);
     bench.disk.trim(needed(60, 60));

@@ -14,17 +14,20 @@ use super::etcd::{Call, Compare, Key, Reply, Value, Write};
 
 const TOCK: u64 = 50_000;
 
+#[derive(Debug)]
 pub struct ChaosHost {
     pub place: Place,
     pub life: u32,
     running: Option<Option<u64>>,
 }
 
-impl ChaosHost {
-    pub fn new() -> Self {
+impl Default for ChaosHost {
+    fn default() -> Self {
         Self { place: Place::Chaos, life: 0, running: None }
     }
+}
 
+impl ChaosHost {
     pub fn process(&self) -> Process {
         Process { place: self.place, life: self.life }
     }

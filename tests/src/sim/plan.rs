@@ -141,6 +141,36 @@ impl Plan {
         }
     }
 
+    /// A well-run cluster under load, with the settings that are shipped: for measuring.
+    pub fn quiet(seed: u64, rng: &mut Rng) -> Self {
+        let plan = Self::from_seed(seed, None, rng);
+        let shards = 12;
+        let flags = Flags { shards: Some(shards.into()), ..plan.coordinator.flags };
+        Self {
+            gateways: 2,
+            coordinators: 2,
+            shards,
+            network_delay: 300,
+            jitter: false,
+            fsync: 500,
+            slow_etcd: false,
+            lease_ttl: 2_000_000,
+            faults: vec![],
+            chaos: false,
+            bootstraps: true,
+            faults_until: u64::MAX,
+            load_until: u64::MAX,
+            heals_by: u64::MAX,
+            node: Settings::default(),
+            coordinator: engine::coordinator::Settings {
+                flags,
+                expect_nodes: Some(plan.nodes.into()),
+                ..engine::coordinator::Settings::default()
+            },
+            ..plan
+        }
+    }
+
     pub fn slots(&self, index: u16) -> Slots {
         let edge = |index: u32| index * 65_536 / u32::from(self.shards);
         let (lo, hi) = (edge(u32::from(index)), edge(u32::from(index) + 1) - 1);

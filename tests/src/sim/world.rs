@@ -48,7 +48,7 @@ impl World {
         let clients = Clients::new(&mut core);
         let faults = Faults::default();
         let stage = Stage::Faulty;
-        let chaos = ChaosHost::new();
+        let chaos = ChaosHost::default();
         let mut world = Self { core, nodes, gateways, coordinators, chaos, clients, faults, stage };
         if !world.core.plan.bootstraps {
             world.place_shards();
@@ -111,12 +111,18 @@ impl World {
                 return violations;
             }
             self.advance();
-            let Some(happening) = self.core.pop() else {
+            if self.step().is_none() {
                 return vec![heals::violation("nothing happens any more".into())];
-            };
-            self.take(happening);
+            }
         }
         std::mem::take(&mut self.core.oracle.violations)
+    }
+
+    /// Takes what happens next.
+    pub fn step(&mut self) -> Option<()> {
+        let happening = self.core.pop()?;
+        self.take(happening);
+        Some(())
     }
 
     /// From faults to healing to the final reads.

@@ -12,9 +12,21 @@ use tests::cluster::{Cluster, Process, until};
 
 use crate::{SOON, check_filled, fill};
 
-/// As small as they may be, so that seconds of writing do what days do.
-const SMALL: [&str; 7] =
-    ["--", "--log-keep-bytes", "65536", "--segment-bytes", "65536", "--flush-after-ms", "200"];
+/// As small as they may be, so that seconds of writing do what days do. Few shards, since each may
+/// keep a part of its log in memory, from which a copy could be caught up without the file.
+const SMALL: [&str; 11] = [
+    "--shards",
+    "2",
+    "--",
+    "--log-keep-bytes",
+    "65536",
+    "--segment-bytes",
+    "65536",
+    "--flush-after-ms",
+    "200",
+    "--memory-bytes",
+    "134217728",
+];
 /// Exit code of a store that is refused.
 const REFUSED: i32 = 4;
 /// A store may wait for the lease of its last run to end before it knows.

@@ -265,6 +265,36 @@ async fn a_standby_takes_over_when_the_leader_dies_and_finishes_its_work() {
     assert_eq!(leader.record.address, cluster.coordinator.address());
 }
 
+/// It does not know yet that another leads: whatever it still sends compares its own term.
+#[tokio::test]
+async fn a_leader_that_was_deposed_without_knowing_changes_nothing() {
+    let mut cluster = Cluster::placed().await;
+    let before = cluster.shards().await;
+    let longest = cluster.fill_logs(&before);
+    let old = cluster.store.get::<Candidate>(&()).await.expect("a read").expect("one leads");
+    let gone = cluster.store.delete::<Candidate>(&(), old.modified).await;
+    assert!(matches!(gone.expect("an answer"), Outcome::Done { .. }));
+    let usurper = Candidate { address: "127.0.0.1:1".into() };
+    let made = cluster.store.create(&(), &usurper).await.expect("an answer");
+    let Outcome::Done { revision } = made else { panic!("{made:?}") };
+
+    cluster.nodes.get_mut(&1).expect("node 1").kill();
+    let tries = async {
+        loop {
+            let (_, metrics) = cluster.coordinator.page("/metrics").await.expect("it listens");
+            if metrics.contains("dkc_proposals_total{outcome=\"failed\"}") {
+                return;
+            }
+        }
+    };
+    within(10, tries).await;
+    assert_eq!(cluster.shards().await, before);
+    let gone = cluster.store.delete::<Candidate>(&(), revision).await;
+    assert!(matches!(gone.expect("an answer"), Outcome::Done { .. }));
+    // It finds its own key gone when it looks, every 10 s, and leads under a new term.
+    cluster.fails_over_from_1(&before, &longest).await;
+}
+
 #[tokio::test]
 async fn a_leader_that_is_asked_to_stop_is_followed_at_once() {
     let mut cluster = Cluster::placed().await;

@@ -1,0 +1,231 @@
+//! A cluster of a test's own: a real etcd with hand-written records, nodes that only pretend, and a real gateway.
+
+use std::net::SocketAddr;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use engine::config::ShardConfig;
+use engine::ids::{Epoch, ShardId, Slots, StoreId, Version};
+use engine::key::CounterKey;
+use engine::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
+use engine::shard_map::ranges;
+use gateway::{Fatal, Options};
+use metastore::{Metastore, Settings};
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+
+use crate::client::Client;
+use crate::etcd::Etcd;
+use crate::node::{CLUSTER, Node};
+
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) gateway: Option<Gateway>,
+    pub(crate) etcd: Etcd,
+    runtime: Runtime,
+}
+
+pub(crate) struct Gateway {
+    pub(crate) address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<Result<(), Fatal>>,
+}
+
+pub(crate) fn options(etcd: String) -> Options {
+    Options {
+        name: "gateway-1".into(),
+        etcd: vec![etcd],
+        cluster: "test".into(),
+        http: SocketAddr::from(([127, 0, 0, 1], 0)),
+        metrics: None,
+        workers: Some(2),
+        lease_ttl: 1,
+        linger_us: 0,
+    }
+}
+
+impl Gateway {
+    pub(crate) fn start(options: Options) -> Self {
+        let (told, address) = mpsc::channel();
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let stopped = async {
+                let _dropped = stopped.await;
+            };
+            runtime.block_on(gateway::serve(
+                options,
+                |address| told.send(address).unwrap(),
+                stopped,
+            ))
+        });
+        let address = address.recv_timeout(Duration::from_secs(10)).expect("it listens");
+        Self { address, stop, thread }
+    }
+
+    /// Asks it to stop; the thread ends when it has.
+    pub(crate) fn stop(self) -> JoinHandle<Result<(), Fatal>> {
+        let _ended = self.stop.send(());
+        self.thread
+    }
+}
+
+impl Cluster {
+    /// One shard per node, and a gateway that is ready.
+    pub(crate) fn start(nodes: usize) -> Self {
+        let mut cluster = Self::without_gateway(nodes);
+        cluster.start_gateway();
+        cluster.ready();
+        cluster
+    }
+
+    pub(crate) fn without_gateway(count: usize) -> Self {
+        let mut cluster = Self::empty();
+        let shards: Vec<_> = ranges(count as u32).collect();
+        let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        cluster.nodes = (1..)
+            .zip(&shards)
+            .map(|(store, &slots)| Node::start(store, 1, anywhere, vec![slots]))
+            .collect();
+        let store = cluster.store();
+        cluster.runtime.block_on(async {
+            store.create(&(), &meta(count as u32)).await.unwrap();
+            for (node, slots) in cluster.nodes.iter().zip(shards) {
+                register(&store, node).await;
+                store.create(&slots.shard(), &led_by(node, slots)).await.unwrap();
+            }
+        });
+        cluster
+    }
+
+    /// An etcd without anything in it.
+    pub(crate) fn empty() -> Self {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).enable_all().build().unwrap();
+        let etcd = runtime.block_on(Etcd::start());
+        Self { nodes: Vec::new(), gateway: None, etcd, runtime }
+    }
+
+    pub(crate) fn store(&self) -> Metastore {
+        let settings = Settings::new(vec![self.etcd.endpoint()], "test");
+        self.runtime.block_on(Metastore::connect(&settings)).unwrap()
+    }
+
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    pub(crate) fn etcd_runs(&mut self) {
+        self.runtime.block_on(self.etcd.run());
+    }
+
+    pub(crate) fn start_gateway(&mut self) {
+        self.gateway = Some(Gateway::start(options(self.etcd.endpoint())));
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.gateway.as_ref().unwrap().address
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::new(self.address())
+    }
+
+    pub(crate) fn ready(&self) {
+        let mut client = self.client();
+        until("the gateway is ready", || client.get("/readyz").status == 200);
+    }
+
+    /// A key whose counter the given node leads.
+    pub(crate) fn key_of(&self, node: usize, tag: &str) -> String {
+        let slots = ranges(self.nodes.len() as u32).nth(node).unwrap();
+        let at = |number: u32| format!("{tag}{number}");
+        let is_there =
+            |key: &String| slots.contains(CounterKey::new(b"ns", key.as_bytes()).unwrap().slot());
+        (0..).map(at).find(is_there).unwrap()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(gateway) = self.gateway.take() {
+            let stopped = gateway.stop().join();
+            // A test that has failed already says so itself.
+            if !std::thread::panicking() {
+                stopped.expect("it does not panic").expect("it stops in order");
+            }
+        }
+    }
+}
+
+/// Looks again and again, for a while.
+#[track_caller]
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub(crate) fn meta(shards: u32) -> Meta {
+    Meta {
+        cluster: CLUSTER,
+        shards,
+        replicas: 1,
+        min_in_sync: 1,
+        hash: 1,
+        incarnation: 1,
+        idempotency_window_ms: 3_600_000,
+    }
+}
+
+pub(crate) async fn register(store: &Metastore, node: &Node) {
+    let record = StoreRecord {
+        name: format!("node-{}", node.me.store.0),
+        address: node.address.to_string(),
+        zone: "z".into(),
+        host: "h".into(),
+        boot: node.me.boot,
+        nonce: 1,
+        status: StoreStatus::Active,
+    };
+    match store.get::<StoreRecord>(&node.me.store).await.unwrap() {
+        None => store.create(&node.me.store, &record).await.unwrap(),
+        Some(kept) => store.replace(&node.me.store, &record, kept.modified).await.unwrap(),
+    };
+    let record = NodeRecord {
+        boot: node.me.boot,
+        address: node.address.to_string(),
+        capacity: 1,
+        versions: (1, 1),
+    };
+    store.create(&node.me.store, &record).await.unwrap();
+}
+
+pub(crate) async fn unregister(store: &Metastore, node: StoreId) {
+    let kept = store.get::<NodeRecord>(&node).await.unwrap().unwrap();
+    store.delete::<NodeRecord>(&node, kept.modified).await.unwrap();
+}
+
+pub(crate) fn led_by(node: &Node, slots: Slots) -> ShardConfig {
+    ShardConfig {
+        slots,
+        epoch: Epoch(1),
+        version: Version(1),
+        primary: node.me,
+        isr: vec![node.me.store],
+        ..ShardConfig::default()
+    }
+}
+
+/// Gives a shard to a node, as a coordinator would.
+pub(crate) async fn promote(store: &Metastore, shard: ShardId, node: &Node) {
+    let kept = store.get::<ShardConfig>(&shard).await.unwrap().unwrap();
+    let epoch = Epoch(kept.record.epoch.0 + 1);
+    let version = Version(kept.record.version.0 + 1);
+    let config = ShardConfig { epoch, version, ..led_by(node, kept.record.slots) };
+    store.replace(&shard, &config, kept.modified).await.unwrap();
+}

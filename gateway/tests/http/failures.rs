@@ -1,0 +1,189 @@
+//! What is said when a cluster can't do what is asked, and what was done all the same.
+
+use std::time::{Duration, Instant};
+
+use engine::ids::{ShardId, Slots};
+use engine::message::{Refusal, ShardAvailability};
+use serde_json::json;
+
+use crate::client::{Answer, Client};
+use crate::cluster::{Cluster, promote, register, unregister, until};
+use crate::node::{Mood, Node};
+
+const SHORT: &str = "Request-Timeout-Ms: 200";
+
+#[track_caller]
+fn said(answer: &Answer, want: (u16, &str, &str)) {
+    let (status, kind, outcome) = want;
+    assert_eq!((answer.status, answer.kind().as_str()), (status, kind), "{answer:?}");
+    assert_eq!(answer.outcome(), outcome);
+    let retry = matches!(status, 429 | 503).then_some("1");
+    assert_eq!(answer.headers.get("retry-after").map(String::as_str), retry);
+}
+
+fn increment(client: &mut Client, headers: &[&str]) -> Answer {
+    client.call("POST /v1/counters/ns/k/increment", headers, b"")
+}
+
+fn read(client: &mut Client, headers: &[&str]) -> Answer {
+    client.call("GET /v1/counters/ns/k", headers, b"")
+}
+
+/// Nothing of what a node refuses is applied, and everything works again when it does not.
+#[test]
+fn a_node_that_refuses() {
+    let cluster = Cluster::start(1);
+    let mut client = cluster.client();
+    let node = &cluster.nodes[0];
+    let mut check = |refusal: Refusal, write: (u16, &str), reading: (u16, &str)| {
+        node.set_mood(Mood::Refuses(refusal));
+        said(&increment(&mut client, &[SHORT]), (write.0, write.1, "not-applied"));
+        said(&read(&mut client, &[SHORT]), (reading.0, reading.1, "not-applied"));
+        let batch = r#"{"increments":[{"key":"k"},{"key":"k"}]}"#;
+        let answer = client.call("POST /v1/counters/ns/increment", &[SHORT], batch.as_bytes());
+        said(&answer, (write.0, write.1, "not-applied"));
+        let get = client.call("POST /v1/counters/ns/get", &[SHORT], br#"{"keys":["k"]}"#);
+        said(&get, (reading.0, reading.1, "not-applied"));
+    };
+    check(Refusal::Overloaded, (429, "overloaded"), (503, "overloaded"));
+    check(Refusal::NoSpace, (503, "no-space"), (503, "no-space"));
+    check(Refusal::Frozen, (503, "frozen"), (503, "frozen"));
+    node.set_mood(Mood::Serves);
+    node.announce(Slots::ALL, ShardAvailability::Open);
+    until("the shard is open again", || increment(&mut client, &[]).status == 200);
+    let value = node.value("ns", b"k");
+    assert_eq!(value, 1, "something that was refused was applied");
+}
+
+#[test]
+fn a_frozen_shard_refuses_at_once_and_reads_on() {
+    let cluster = Cluster::start(1);
+    let mut client = cluster.client();
+    let node = &cluster.nodes[0];
+    node.announce(Slots::ALL, ShardAvailability::Frozen);
+    until("the gateway has heard", || increment(&mut client, &[SHORT]).status == 503);
+    let (sent, applied) = (node.state().batches, node.value("ns", b"k"));
+    let began = Instant::now();
+    said(&increment(&mut client, &[]), (503, "frozen", "not-applied"));
+    assert!(began.elapsed() < Duration::from_secs(2), "it waited for its deadline");
+    assert_eq!(node.state().batches, sent, "it was sent all the same");
+    // The node decides about reads.
+    assert_eq!(read(&mut client, &[]).json()["value"], json!(i64::try_from(applied).unwrap()));
+    node.announce(Slots::ALL, ShardAvailability::Open);
+    until("the gateway has heard", || increment(&mut client, &[SHORT]).status == 200);
+}
+
+/// The batch of the example that this contract is about: one item's failure never hides another's success.
+#[test]
+fn a_batch_may_fail_in_part() {
+    let cluster = Cluster::start(2);
+    let mut client = cluster.client();
+    let (here, there) = (cluster.key_of(0, "a"), cluster.key_of(1, "b"));
+    cluster.nodes[1].set_mood(Mood::Refuses(Refusal::NoSpace));
+    let items = json!({"increments": [{"key": there}, {"key": here, "delta": 4}, {"key": 5}, {"key": there}]});
+    let path = "/v1/counters/ns/increment";
+    let answer = client.post(path, &items.to_string());
+    assert_eq!(answer.status, 200);
+    let told = answer.json();
+    assert_eq!((&told["accepted"], &told["applied"]), (&json!(3), &json!(1)));
+    let failed: Vec<_> = told["failed"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| {
+            let kind = item["type"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+            (item["index"].as_u64().unwrap(), item["key"].as_str().map(str::to_owned), kind)
+        })
+        .collect();
+    let space = |index| (index, Some(there.clone()), "no-space".to_owned());
+    assert_eq!(failed, [space(0), (2, None, "bad-input".to_owned()), space(3)]);
+    assert_eq!(cluster.nodes[0].value("ns", here.as_bytes()), 4);
+    assert_eq!(cluster.nodes[1].value("ns", there.as_bytes()), 0);
+    // All of them, for one reason.
+    let items = json!({"increments": [{"key": there}, {"key": there}]});
+    said(&client.post(path, &items.to_string()), (503, "no-space", "not-applied"));
+}
+
+#[test]
+fn a_node_that_says_nothing() {
+    let cluster = Cluster::start(1);
+    let mut client = cluster.client();
+    cluster.nodes[0].set_mood(Mood::Swallows);
+    let began = Instant::now();
+    said(&increment(&mut client, &[SHORT]), (504, "deadline", "unknown"));
+    assert!(began.elapsed() >= Duration::from_millis(200));
+    said(&read(&mut client, &[SHORT]), (504, "deadline", "not-applied"));
+    let items = br#"{"increments":[{"key":"a"},{"key":"b"}]}"#;
+    let answer = client.call("POST /v1/counters/ns/increment", &[SHORT], items);
+    // Queued behind the batch that is undecided: never sent, so surely not applied.
+    assert_eq!(answer.outcome(), "not-applied", "{answer:?}");
+    cluster.nodes[0].set_mood(Mood::Serves);
+    cluster.nodes[0].cut();
+    until("the batch is sent again", || cluster.nodes[0].value("ns", b"k") == 1);
+    assert_eq!(increment(&mut client, &[]).status, 200);
+    assert_eq!(cluster.nodes[0].value("ns", b"k"), 2);
+}
+
+/// It was applied, its answer was lost, it was sent again: the client never notices.
+#[test]
+fn a_lost_answer_counts_once() {
+    let cluster = Cluster::start(1);
+    let node = &cluster.nodes[0];
+    let mut client = cluster.client();
+    node.set_mood(Mood::Holds);
+    client.request("POST /v1/counters/ns/k/increment", &[], br#"{"delta":5,"return":"value"}"#);
+    until("it is applied", || node.value("ns", b"k") == 5);
+    node.state().mood = Mood::Serves;
+    node.cut();
+    assert_eq!(client.answer(false).json()["value"], 5);
+    assert_eq!(node.value("ns", b"k"), 5);
+    assert_eq!(node.state().batches, 2);
+}
+
+#[test]
+fn nobody_leads_the_shard() {
+    let mut cluster = Cluster::start(2);
+    let (here, there) = (cluster.key_of(0, "a"), cluster.key_of(1, "b"));
+    cluster.nodes[1].kill();
+    let mut client = cluster.client();
+    until("the gateway has noticed", || client.get("/readyz").status == 503);
+    assert_eq!(client.get("/readyz").body, "connection to node-2\n");
+    let path = format!("/v1/counters/ns/{there}");
+    let answer = client.call(&format!("POST {path}/increment"), &[SHORT], b"");
+    said(&answer, (503, "no-primary", "not-applied"));
+    let answer = client.call(&format!("GET {path}"), &[SHORT], b"");
+    assert!(matches!(answer.status, 503 | 504), "{answer:?}");
+    assert_eq!(answer.outcome(), "not-applied");
+    // The other shard does not care.
+    assert_eq!(client.post(&format!("/v1/counters/ns/{here}/increment"), "").status, 200);
+    let told = client.get("/v1/cluster").json();
+    assert_eq!(told["nodes"][1]["state"], "down");
+    assert_eq!(told["shards"][1]["state"], "no-primary");
+    // A coordinator gives the shard to the other node: what waits goes there.
+    client.request(&format!("POST {path}/increment"), &[], b"");
+    let store = cluster.store();
+    cluster.block_on(promote(&store, ShardId(32_768), &cluster.nodes[0]));
+    assert_eq!(client.answer(false).status, 200);
+    assert_eq!(cluster.nodes[0].value("ns", there.as_bytes()), 1);
+    until("all primaries can be reached", || client.get("/readyz").status == 200);
+}
+
+/// Another boot of the same store on the same port is another process, and is connected to as such.
+#[test]
+fn a_node_starts_again() {
+    let mut cluster = Cluster::start(1);
+    let mut client = cluster.client();
+    assert_eq!(increment(&mut client, &[]).status, 200);
+    let store = cluster.store();
+    let (id, address) = (cluster.nodes[0].me.store, cluster.nodes[0].address);
+    cluster.nodes[0].kill();
+    cluster.block_on(unregister(&store, id));
+    until("the gateway has noticed", || client.get("/readyz").status == 503);
+    cluster.nodes[0] = Node::start(1, 2, address, vec![Slots::ALL]);
+    cluster.block_on(async {
+        register(&store, &cluster.nodes[0]).await;
+        promote(&store, ShardId(0), &cluster.nodes[0]).await;
+    });
+    assert_eq!(increment(&mut client, &[]).status, 200);
+    assert_eq!(cluster.nodes[0].value("ns", b"k"), 1);
+}

@@ -1,0 +1,199 @@
+//! Starting, losing etcd, stopping.
+
+use std::net::TcpStream;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use engine::ids::StoreId;
+use engine::message::Report;
+use engine::records::GatewayRecord;
+use metastore::Candidate;
+use proto::wire;
+use proto::wire::reports_server::{Reports, ReportsServer};
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+
+use crate::client::Client;
+use crate::cluster::{Cluster, Gateway, led_by, meta, options, register, until};
+use crate::node::{Mood, Node};
+use engine::ids::Slots;
+
+const INCREMENT: &str = "POST /v1/counters/ns/k/increment";
+
+/// It listens from the start, says what it waits for, and refuses clearly meanwhile.
+#[test]
+fn what_a_starting_gateway_waits_for() {
+    let mut cluster = Cluster::empty();
+    cluster.etcd.kill();
+    cluster.start_gateway();
+    let mut client = cluster.client();
+    #[track_caller]
+    fn waits_for(client: &mut Client, reason: &str) {
+        let said = |client: &mut Client| {
+            let answer = client.get("/readyz");
+            (answer.status, answer.body)
+        };
+        until(reason, || said(client) == (503, format!("{reason}\n")));
+        let answer = client.call(INCREMENT, &["Request-Timeout-Ms: 100"], b"");
+        assert_eq!((answer.status, answer.outcome().as_str()), (503, "not-applied"), "{answer:?}");
+        assert_eq!(answer.headers["retry-after"], "1");
+        let answer = client.call("GET /v1/counters/ns/k", &["Request-Timeout-Ms: 100"], b"");
+        assert_eq!((answer.status, answer.outcome().as_str()), (503, "not-applied"), "{answer:?}");
+        assert_eq!(client.get("/livez").status, 200);
+        assert_eq!(client.get("/v1/cluster").status, 200);
+    }
+    waits_for(&mut client, "etcd");
+    cluster.etcd_runs();
+    waits_for(&mut client, "meta");
+    let store = cluster.store();
+    cluster.block_on(store.create(&(), &meta(1))).unwrap();
+    waits_for(&mut client, "map: 0 of 1 nodes");
+    assert_eq!(client.get("/v1/cluster").json()["waiting_for"], "0 of 1 nodes");
+    let node = Node::start(1, 1, ([127, 0, 0, 1], 0).into(), vec![Slots::ALL]);
+    cluster.block_on(register(&store, &node));
+    waits_for(&mut client, "map: shards to be placed");
+    cluster.block_on(store.create(&engine::ids::ShardId(0), &led_by(&node, Slots::ALL))).unwrap();
+    until("it is ready", || client.get("/readyz").status == 200);
+    assert_eq!(client.call(INCREMENT, &[], b"").status, 200);
+}
+
+#[test]
+fn without_etcd_it_serves_on() {
+    let mut cluster = Cluster::start(2);
+    let mut client = cluster.client();
+    cluster.etcd.kill();
+    let began = Instant::now();
+    // Longer than the lease lives.
+    while began.elapsed() < Duration::from_secs(3) {
+        assert_eq!(client.call(INCREMENT, &[], b"").status, 200);
+        assert_eq!(client.get("/v1/counters/ns/k").status, 200);
+        assert_eq!(client.get("/readyz").status, 200);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let told = client.get("/v1/cluster").json();
+    assert_eq!(told["nodes"][0]["state"], "up", "it answers, whatever etcd thinks");
+    let store = {
+        cluster.etcd_runs();
+        cluster.store()
+    };
+    // The lease may have run out: then every worker has a new key, and a new session.
+    until("both workers are registered", || {
+        cluster.block_on(store.list::<GatewayRecord>()).unwrap().all.len() == 2
+    });
+    until("it is ready", || client.get("/readyz").status == 200);
+    assert_eq!(client.call(INCREMENT, &[], b"").status, 200);
+}
+
+#[test]
+fn a_lost_lease_means_new_sessions_and_nothing_else() {
+    let cluster = Cluster::start(1);
+    let store = cluster.store();
+    let mut client = cluster.client();
+    let keys = || cluster.block_on(store.list::<GatewayRecord>()).unwrap().all;
+    let before = keys();
+    let workers: Vec<_> = before.iter().map(|kept| kept.record.worker).collect();
+    assert_eq!(before.len(), 2);
+    assert!(workers.contains(&0) && workers.contains(&1), "{workers:?}");
+    assert!(before.iter().all(|kept| kept.record.address == cluster.address().to_string()));
+    for kept in &before {
+        cluster.block_on(store.delete::<GatewayRecord>(&kept.id, kept.modified)).unwrap();
+    }
+    until("new keys are there", || {
+        let now = keys();
+        let newer = |created| before.iter().all(|kept| kept.created < created);
+        now.len() == 2 && now.iter().all(|kept| newer(kept.created))
+    });
+    for _ in 0..20 {
+        assert_eq!(client.call(INCREMENT, &[], b"").status, 200);
+    }
+    assert_eq!(cluster.nodes[0].value("ns", b"k"), 20);
+}
+
+#[test]
+fn a_graceful_stop_finishes_what_is_under_way() {
+    let mut cluster = Cluster::start(1);
+    let store = cluster.store();
+    cluster.nodes[0].set_mood(Mood::Holds);
+    let (mut client, mut idle) = (cluster.client(), cluster.client());
+    assert_eq!(idle.get("/livez").status, 200);
+    client.request(INCREMENT, &[], b"{\"delta\":3}");
+    until("it is under way", || cluster.nodes[0].value("ns", b"k") == 3);
+    let address = cluster.address();
+    let stopped = cluster.gateway.take().unwrap().stop();
+    assert!(idle.is_closed(), "an idle connection stays open");
+    until("nobody is let in any more", || TcpStream::connect(address).is_err());
+    assert!(!stopped.is_finished());
+    cluster.nodes[0].set_mood(Mood::Serves);
+    assert_eq!(client.answer(false).json()["applied"], 3);
+    assert!(client.is_closed());
+    stopped.join().unwrap().unwrap();
+    let left = cluster.block_on(store.list::<GatewayRecord>()).unwrap().all;
+    assert_eq!(left.len(), 0, "the lease was not given back");
+}
+
+/// What can't be finished is not waited for beyond 10 s; here its own deadline ends it.
+#[test]
+fn a_stop_does_not_wait_for_a_dead_node() {
+    let mut cluster = Cluster::start(1);
+    cluster.nodes[0].set_mood(Mood::Swallows);
+    let mut client = cluster.client();
+    client.request(INCREMENT, &["Request-Timeout-Ms: 300"], b"");
+    until("it was sent", || cluster.nodes[0].state().batches > 0);
+    let began = Instant::now();
+    let stopped = cluster.gateway.take().unwrap().stop();
+    let answer = client.answer(false);
+    assert_eq!((answer.status, answer.outcome().as_str()), (504, "unknown"));
+    stopped.join().unwrap().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn a_port_that_is_taken_is_a_setting_to_be_changed() {
+    let cluster = Cluster::empty();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let http = taken.local_addr().unwrap();
+    let options = gateway::Options { http, ..options(cluster.etcd.endpoint()) };
+    let served = cluster.block_on(gateway::serve(options, |_| {}, std::future::pending()));
+    let fatal = served.unwrap_err();
+    assert_eq!(fatal.exit_code(), 2);
+    assert!(fatal.to_string().contains(&http.to_string()), "{fatal}");
+}
+
+#[derive(Clone, Default)]
+struct Coordinator(Arc<Mutex<Vec<Report>>>);
+
+#[tonic::async_trait]
+impl Reports for Coordinator {
+    async fn report(
+        &self,
+        request: Request<wire::NodeReport>,
+    ) -> Result<Response<wire::Empty>, Status> {
+        let report = request.into_inner();
+        assert_eq!(report.from, None);
+        self.0.lock().unwrap().push(report.try_into()?);
+        Ok(Response::new(wire::Empty {}))
+    }
+}
+
+/// So that a failover need not wait for a lease to run out.
+#[test]
+fn a_refused_connection_is_reported() {
+    let mut cluster = Cluster::without_gateway(2);
+    let coordinator = Coordinator::default();
+    let store = cluster.store();
+    cluster.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        store.create(&(), &Candidate { address }).await.unwrap();
+        let server = Server::builder().add_service(ReportsServer::new(coordinator.clone()));
+        tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+    });
+    cluster.gateway = Some(Gateway::start(options(cluster.etcd.endpoint())));
+    cluster.ready();
+    assert!(coordinator.0.lock().unwrap().is_empty());
+    cluster.nodes[1].kill();
+    until("it is reported", || !coordinator.0.lock().unwrap().is_empty());
+    let reports = coordinator.0.lock().unwrap().clone();
+    assert!(reports.iter().all(|report| report.silent == [StoreId(2)]), "{reports:?}");
+}

@@ -1,0 +1,277 @@
+//! A storage node that isn't one: it counts in a map, and answers as its mood is.
+//!
+//! It keeps the one promise that a gateway's exactness rests on: a batch counts once per (session, shard, number),
+//! however often it is sent.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use engine::batch::Batch;
+use engine::ids::{Boot, Bseq, Epoch, SessionId, ShardId, Slots, StoreBoot, StoreId, TimeMs};
+use engine::message::{
+    Answer, DigestPoint, GatewayMessage, NodeQueryReply, NodeReply, ReadResult, Refusal,
+    ReplicaStatus, RoleStatus, ShardAvailability,
+};
+use engine::ops::{self, OpKind};
+use proto::wire;
+use proto::wire::control_server::{Control, ControlServer};
+use proto::wire::gateway_server::{Gateway, GatewayServer};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+
+pub(crate) const CLUSTER: u128 = 0xc0ffee;
+
+/// What a node does with what it is sent.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Mood {
+    Serves,
+    Refuses(Refusal),
+    /// It takes everything, does nothing and says nothing.
+    Swallows,
+    /// It does everything, and says so only when its mood changes.
+    Holds,
+}
+
+type Answers = mpsc::UnboundedSender<Result<wire::ToGateway, Status>>;
+
+pub(crate) struct State {
+    pub(crate) counters: BTreeMap<Vec<u8>, i128>,
+    pub(crate) mood: Mood,
+    /// Moods of single shards, by the first slot; they go before the node's.
+    pub(crate) moods: BTreeMap<u16, Mood>,
+    /// Sends of batches that have come in.
+    pub(crate) batches: u64,
+    rows: BTreeMap<(SessionId, u16), (Bseq, Answer)>,
+    held: Vec<(Answers, NodeReply)>,
+    /// Streams of gateways.
+    streams: Vec<Answers>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Shared {
+    me: StoreBoot,
+    shards: Vec<Slots>,
+    state: Arc<Mutex<State>>,
+}
+
+pub(crate) struct Node {
+    pub(crate) me: StoreBoot,
+    pub(crate) address: SocketAddr,
+    shared: Shared,
+    runtime: Option<Runtime>,
+}
+
+impl Node {
+    /// `shards`: what it says that it leads.
+    pub(crate) fn start(store: u128, boot: u64, at: SocketAddr, shards: Vec<Slots>) -> Self {
+        let me = StoreBoot { store: StoreId(store), boot: Boot(boot) };
+        let state = State {
+            counters: BTreeMap::new(),
+            mood: Mood::Serves,
+            moods: BTreeMap::new(),
+            batches: 0,
+            rows: BTreeMap::new(),
+            held: Vec::new(),
+            streams: Vec::new(),
+        };
+        let shared = Shared { me, shards, state: Arc::new(Mutex::new(state)) };
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind(at)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let _in = runtime.enter();
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let server = Server::builder()
+            .add_service(proto::limited!(GatewayServer::new(shared.clone())))
+            .add_service(ControlServer::new(shared.clone()));
+        runtime.spawn(server.serve_with_incoming(incoming));
+        Self { me, address, shared, runtime: Some(runtime) }
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap()
+    }
+
+    /// What was held goes out first.
+    pub(crate) fn set_mood(&self, mood: Mood) {
+        let mut state = self.state();
+        for (to, reply) in std::mem::take(&mut state.held) {
+            let _gone = to.send(Ok(reply.into()));
+        }
+        state.mood = mood;
+    }
+
+    /// Tells every gateway how a shard is.
+    pub(crate) fn announce(&self, slots: Slots, availability: ShardAvailability) {
+        let state = self.state();
+        for to in &state.streams {
+            let told = NodeReply::ShardState { slots, state: availability };
+            let _gone = to.send(Ok(told.into()));
+        }
+    }
+
+    /// Ends every gateway's stream; they may come back.
+    pub(crate) fn cut(&self) {
+        let mut state = self.state();
+        state.held.clear();
+        for to in state.streams.drain(..) {
+            let _gone = to.send(Err(Status::unavailable("cut")));
+        }
+    }
+
+    pub(crate) fn value(&self, namespace: &str, key: &[u8]) -> i128 {
+        let name = [namespace.as_bytes(), b"\0", key].concat();
+        self.state().counters.get(&name).copied().unwrap_or(0)
+    }
+
+    /// kill -9.
+    pub(crate) fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl State {
+    fn mood_of(&self, slots: Slots) -> Mood {
+        self.moods.get(&slots.lo).unwrap_or(&self.mood).clone()
+    }
+
+    fn handle(&mut self, message: GatewayMessage, to: &Answers) {
+        match message {
+            GatewayMessage::Frame { message, batches } => {
+                for batch in batches {
+                    self.batches += 1;
+                    assert!(batch.is_intact());
+                    let mood = self.mood_of(batch.slots);
+                    let answer = match &mood {
+                        Mood::Swallows => continue,
+                        Mood::Refuses(refusal) => Answer::Refused(refusal.clone()),
+                        Mood::Serves | Mood::Holds => self.apply(&batch),
+                    };
+                    let Batch { slots, session, bseq, .. } = batch;
+                    let reply = NodeReply::Answer { message, slots, session, bseq, answer };
+                    self.reply(to, reply, mood == Mood::Holds);
+                }
+            }
+            GatewayMessage::Read { id, slots, keys } => {
+                let mood = self.mood_of(slots);
+                let value = |name: &[u8]| self.counters.get(name).copied().unwrap_or(0);
+                let result = match &mood {
+                    Mood::Swallows => return,
+                    Mood::Refuses(refusal) => Err(refusal.clone()),
+                    Mood::Serves | Mood::Holds => Ok(ReadResult {
+                        values: keys.iter().map(|key| value(key.name())).collect(),
+                        time: TimeMs(1),
+                    }),
+                };
+                self.reply(to, NodeReply::Read { id, result }, mood == Mood::Holds);
+            }
+        }
+    }
+
+    fn reply(&mut self, to: &Answers, reply: NodeReply, hold: bool) {
+        if hold {
+            self.held.push((to.clone(), reply));
+        } else {
+            let _gone = to.send(Ok(reply.into()));
+        }
+    }
+
+    fn apply(&mut self, batch: &Batch) -> Answer {
+        let row = (batch.session, batch.slots.lo);
+        let last = self.rows.get(&row).map_or(Bseq(0), |(last, _)| *last);
+        if batch.bseq == last {
+            return self.rows[&row].1.clone();
+        }
+        if batch.bseq != last.next() {
+            return Answer::NoEffect;
+        }
+        let mut values = Vec::new();
+        for op in ops::decode_batch(batch).unwrap() {
+            let value = self.counters.entry(op.counter.name().to_vec()).or_default();
+            match op.kind {
+                OpKind::Add { delta } => *value += delta,
+                OpKind::AddReturning { delta } => {
+                    *value += delta;
+                    values.push(*value);
+                }
+                OpKind::Delete => values.push(std::mem::take(value)),
+            }
+        }
+        let answer = Answer::Applied { values, time: TimeMs(1) };
+        self.rows.insert(row, (batch.bseq, answer.clone()));
+        answer
+    }
+}
+
+type Replies = Pin<Box<UnboundedReceiverStream<Result<wire::ToGateway, Status>>>>;
+
+#[tonic::async_trait]
+impl Gateway for Shared {
+    type SessionStream = Replies;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<wire::ToNode>>,
+    ) -> Result<Response<Replies>, Status> {
+        let mut from = request.into_inner();
+        let (to, replies) = mpsc::unbounded_channel();
+        let shared = self.clone();
+        tokio::spawn(async move {
+            let first = from.message().await.unwrap().expect("it opens");
+            if let Err(refused) = first.accept(CLUSTER) {
+                let _gone = to.send(Err(refused.into()));
+                return;
+            }
+            shared.state.lock().unwrap().streams.push(to.clone());
+            while let Ok(Some(message)) = from.message().await {
+                let message = GatewayMessage::try_from(message).unwrap();
+                shared.state.lock().unwrap().handle(message, &to);
+            }
+        });
+        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(replies))))
+    }
+}
+
+#[tonic::async_trait]
+impl Control for Shared {
+    async fn query(
+        &self,
+        _: Request<wire::NodeQuery>,
+    ) -> Result<Response<wire::NodeQueryReply>, Status> {
+        let status = |slots: &Slots| ReplicaStatus {
+            shard: slots.shard(),
+            promised: Epoch(1),
+            last: engine::ids::Seq(7),
+            applied: engine::ids::Seq(6),
+            digest: DigestPoint {
+                shard: ShardId(slots.lo),
+                seq: engine::ids::Seq(6),
+                counters: 0xab,
+                sessions: 0,
+            },
+            role: RoleStatus::Primary {
+                epoch: Epoch(1),
+                open: true,
+                silent: vec![],
+                digest_mismatches: 0,
+            },
+            stopped: None,
+        };
+        let replicas = self.shards.iter().map(status).collect();
+        Ok(Response::new(NodeQueryReply::Status { from: self.me, replicas }.into()))
+    }
+}

@@ -1,0 +1,169 @@
+//! What clients do to a connection.
+
+use std::time::{Duration, Instant};
+
+use crate::cluster::{Cluster, until};
+
+const INCREMENT: &str = "POST /v1/counters/ns/k/increment";
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let cluster = Cluster::start(2);
+    let mut client = cluster.client();
+    let one = format!(
+        "{INCREMENT} HTTP/1.1\r\nHost: x\r\nContent-Length: 18\r\n\r\n{{\"return\":\"value\"}}"
+    );
+    client.send(one.repeat(50).as_bytes());
+    for value in 1..=50 {
+        assert_eq!(client.answer(false).json()["value"], value);
+    }
+}
+
+#[test]
+fn http_1_0() {
+    let cluster = Cluster::start(1);
+    let mut client = cluster.client();
+    client.send(format!("{INCREMENT} HTTP/1.0\r\n\r\n").as_bytes());
+    assert_eq!(client.answer(false).status, 200);
+    assert!(client.is_closed());
+    let mut client = cluster.client();
+    client.send(b"GET /v1/counters/ns/k HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    assert_eq!(client.answer(false).json()["value"], 1);
+    assert_eq!(client.get("/livez").status, 200);
+}
+
+#[test]
+fn chunked_bodies() {
+    let cluster = Cluster::start(1);
+    let mut client = cluster.client();
+    let head = format!("{INCREMENT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+    client.send(head.as_bytes());
+    for piece in ["5;x=y\r\n{\"del\r\n", "4\r\nta\":\r\n", "2\r\n7}\r\n", "0\r\nTrailer: t\r\n\r\n"]
+    {
+        client.send(piece.as_bytes());
+    }
+    assert_eq!(client.answer(false).json()["applied"], 7);
+    client.send(head.as_bytes());
+    client.send(b"0\r\n\r\n");
+    assert_eq!(client.answer(false).json()["applied"], 1);
+    // Too large, and nothing says so beforehand.
+    let batch =
+        "POST /v1/counters/ns/increment HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n";
+    client.send(format!("{batch}Transfer-Encoding: chunked\r\n\r\n").as_bytes());
+    let piece = [b"100000\r\n".as_slice(), &vec![b'x'; 1 << 20], b"\r\n"].concat();
+    for _ in 0..9 {
+        client.send(&piece);
+    }
+    client.send(b"0\r\n\r\n");
+    assert_eq!(client.answer(false).status, 413);
+    assert_eq!(client.get("/v1/counters/ns/k").json()["value"], 8);
+    // No chunk at all.
+    client.send(head.as_bytes());
+    client.send(b"zz\r\n");
+    assert_eq!(client.answer(false).status, 400);
+    assert!(client.is_closed());
+}
+
+#[test]
+fn who_waits_to_be_told_is_told_to_go_on() {
+    let cluster = Cluster::start(1);
+    let mut client = cluster.client();
+    let head = format!("{INCREMENT} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n");
+    client.send(format!("{head}Content-Length: 11\r\n\r\n").as_bytes());
+    assert_eq!(client.answer(false).status, 100);
+    client.send(b"{\"delta\":3}");
+    assert_eq!(client.answer(false).json()["applied"], 3);
+    // Or to save the trouble.
+    client.send(format!("{head}Content-Length: 9000000\r\n\r\n").as_bytes());
+    assert_eq!(client.answer(false).status, 413);
+}
+
+#[test]
+fn half_sent_requests_change_nothing() {
+    let cluster = Cluster::start(1);
+    // Gone in the middle of the body.
+    let mut client = cluster.client();
+    client.send(
+        format!("{INCREMENT} HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{{\"delta\"")
+            .as_bytes(),
+    );
+    drop(client);
+    // Silent in the middle of the body.
+    let mut client = cluster.client();
+    let began = Instant::now();
+    let head = format!(
+        "{INCREMENT} HTTP/1.1\r\nHost: x\r\nRequest-Timeout-Ms: 100\r\nContent-Length: 11\r\n\r\n"
+    );
+    client.send(format!("{head}{{\"del").as_bytes());
+    let answer = client.answer(false);
+    assert_eq!((answer.status, answer.outcome().as_str()), (400, "not-applied"));
+    assert_eq!(answer.json()["field"], "body");
+    assert!(began.elapsed() >= Duration::from_millis(100));
+    assert!(client.is_closed(), "the rest of a body would be taken for a request");
+    assert_eq!(cluster.client().get("/v1/counters/ns/k").json()["value"], 0);
+}
+
+#[test]
+fn slow_requests_are_waited_for() {
+    let cluster = Cluster::start(1);
+    let mut client = cluster.client();
+    let text =
+        format!("{INCREMENT} HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{{\"delta\":3}}");
+    for byte in text.as_bytes() {
+        client.send(&[*byte]);
+    }
+    assert_eq!(client.answer(false).json()["applied"], 3);
+}
+
+/// As `printf … | nc` does.
+#[test]
+fn who_has_nothing_more_to_say_still_gets_the_answer() {
+    let cluster = Cluster::start(1);
+    let mut client = cluster.client();
+    client.request(INCREMENT, &[], b"{\"delta\":3}");
+    client.end_sending();
+    assert_eq!(client.answer(false).json()["applied"], 3);
+    assert!(client.is_closed());
+}
+
+#[test]
+fn what_is_no_http_is_refused() {
+    let cluster = Cluster::start(1);
+    #[track_caller]
+    fn check(cluster: &Cluster, text: &str, want: u16) {
+        let mut client = cluster.client();
+        client.send(text.as_bytes());
+        assert_eq!(client.answer(false).status, want, "{}", &text[..text.len().min(60)]);
+    }
+    check(&cluster, "nonsense\r\n\r\n", 400);
+    check(&cluster, &format!("{INCREMENT} HTTP/1.1\r\nContent-Length: x\r\n\r\n"), 400);
+    check(
+        &cluster,
+        &format!("{INCREMENT} HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"),
+        400,
+    );
+    // Long beyond what is looked at closely, and beyond what is read.
+    check(&cluster, &format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(20_000)), 414);
+    check(&cluster, &format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(100_000)), 414);
+    check(&cluster, &format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(300_000)), 431);
+    check(&cluster, &format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(200)), 431);
+    assert_eq!(cluster.client().get("/v1/counters/ns/k").json()["value"], 0);
+}
+
+#[test]
+fn many_connections_are_shared_out() {
+    let cluster = Cluster::start(2);
+    let mut clients: Vec<_> = (0..100).map(|_| cluster.client()).collect();
+    for client in &mut clients {
+        client.request(INCREMENT, &[], b"");
+    }
+    for client in &mut clients {
+        assert_eq!(client.answer(false).status, 200);
+    }
+    let mut last = clients.pop().unwrap();
+    drop(clients);
+    assert_eq!(last.get("/v1/counters/ns/k").json()["value"], 100);
+    until("the others are seen to be gone", || {
+        last.get("/metrics").body.contains("dkc_connections 1\n")
+    });
+}
