@@ -14,14 +14,17 @@ use engine::ids::{Boot, Epoch, ShardId, StoreBoot, StoreId, Version};
 use engine::records::{Meta, StoreRecord, StoreStatus};
 use metastore::{Candidate, Metastore, Outcome, Settings};
 
+use coordinator::Options;
 use etcd::Etcd;
 use node::Node;
 use process::{Process, flags};
 
 const CLUSTER: &str = "test";
-/// etcd's least for an election within 0.1 s.
-const TTL_S: u32 = 1;
+/// Of the nodes; a coordinator's is 1 s.
+const TTL_S: u32 = 2;
 const TTL: Duration = Duration::from_secs(TTL_S as u64);
+/// What a machine that builds and tests other things meanwhile may add to a time that is promised.
+const BUSY: Duration = Duration::from_secs(2);
 
 /// Waits, but fails instead of hanging.
 #[track_caller]
@@ -43,13 +46,18 @@ struct Cluster {
 impl Cluster {
     /// Three nodes, twelve shards, one coordinator, everything placed.
     async fn placed() -> Self {
+        Self::placed_on_leases_of(TTL_S).await
+    }
+
+    async fn placed_on_leases_of(ttl_s: u32) -> Self {
         let etcd = Etcd::start().await;
         let settings = Settings::new(vec![etcd.endpoint()], CLUSTER);
         let store = Metastore::connect(&settings).await.expect("etcd answers");
         let coordinator = Process::start(flags(&etcd.endpoint(), 1));
         let mut cluster = Self { etcd, store, nodes: BTreeMap::new(), coordinator };
         for number in 1..=3 {
-            cluster.add(number).await;
+            let node = Node::start(cluster.etcd.endpoint(), number, ttl_s).await;
+            cluster.nodes.insert(number, node);
         }
         cluster.shards_are(|shards| shards.len() == 12).await;
         cluster.coordinator.says((200, "ok")).await;
@@ -156,17 +164,17 @@ async fn shards_are_placed_once_the_expected_nodes_are_there() {
     assert_eq!((meta.record.shards, meta.record.replicas, meta.record.min_in_sync), (12, 3, 2));
 }
 
-/// A process that is gone is known by its refused connections, before its lease runs out.
+/// A process that is gone is known by its refused connections, long before its lease runs out.
 #[tokio::test]
 async fn the_shards_of_a_killed_node_go_to_the_longest_logs() {
-    let mut cluster = Cluster::placed().await;
+    let mut cluster = Cluster::placed_on_leases_of(60).await;
     let before = cluster.shards().await;
     let longest = cluster.fill_logs(&before);
     let killed = Instant::now();
     cluster.nodes.get_mut(&1).expect("node 1").kill();
     cluster.fails_over_from_1(&before, &longest).await;
     let took = killed.elapsed();
-    assert!(took < Duration::from_millis(900), "before the lease runs out, but took {took:?}");
+    assert!(took < Duration::from_millis(500) + BUSY, "took {took:?}");
     let (_, metrics) = cluster.coordinator.page("/metrics").await.expect("it listens");
     assert!(metrics.contains("dkc_promotions_total 4"), "{metrics}");
     assert!(metrics.contains("dkc_node_deaths_total{cause=\"refused\"} 1"), "{metrics}");
@@ -184,13 +192,13 @@ async fn the_shards_of_a_silent_node_go_when_its_lease_is_gone() {
     node.lose_lease();
     cluster.fails_over_from_1(&before, &longest).await;
     let took = silent.elapsed();
-    assert!(took < TTL + Duration::from_secs(1), "took {took:?}");
+    assert!(took < TTL + Duration::from_secs(1) + BUSY, "took {took:?}");
 }
 
 /// Its lease lives, but a peer misses it too.
 #[tokio::test]
 async fn the_shards_of_a_silent_node_go_when_a_peer_reports_it() {
-    let cluster = Cluster::placed().await;
+    let cluster = Cluster::placed_on_leases_of(60).await;
     let before = cluster.shards().await;
     let longest = cluster.fill_logs(&before);
     cluster.nodes[&1].fall_silent();
@@ -260,7 +268,8 @@ async fn a_standby_takes_over_when_the_leader_dies_and_finishes_its_work() {
     cluster.coordinator = standby;
     cluster.fails_over_from_1(&before, &longest).await;
     let took = died.elapsed();
-    assert!(took < TTL + Duration::from_millis(1_500), "took {took:?}");
+    // The coordinator's own time to live, and what an election and a promotion may take.
+    assert!(took < Duration::from_millis(1_000 + 1_000 + 500) + BUSY, "took {took:?}");
     let leader = cluster.store.get::<Candidate>(&()).await.expect("a read").expect("one leads");
     assert_eq!(leader.record.address, cluster.coordinator.address());
 }
@@ -297,24 +306,28 @@ async fn a_leader_that_was_deposed_without_knowing_changes_nothing() {
 
 #[tokio::test]
 async fn a_leader_that_is_asked_to_stop_is_followed_at_once() {
-    let mut cluster = Cluster::placed().await;
-    let standby = Process::start(flags(&cluster.etcd.endpoint(), 2));
+    let etcd = Etcd::start().await;
+    let settings = Settings::new(vec![etcd.endpoint()], CLUSTER);
+    let store = Metastore::connect(&settings).await.expect("etcd answers");
+    // Were the lease not given back, it would live for long.
+    let leader = Process::start(Options { lease_ttl: 60, ..flags(&etcd.endpoint(), 1) });
+    leader.says((503, "0 of 3 nodes")).await;
+    let standby = Process::start(flags(&etcd.endpoint(), 2));
     standby.says((200, "ok")).await;
     let address = standby.address();
-    let leader = std::mem::replace(&mut cluster.coordinator, standby);
     let asked = Instant::now();
     within(5, leader.stop()).await.expect("exit code 0");
     let follows = async {
         loop {
-            let leader = cluster.store.get::<Candidate>(&()).await.expect("a read");
+            let leader = store.get::<Candidate>(&()).await.expect("a read");
             if leader.is_some_and(|leader| leader.record.address == address) {
                 return;
             }
         }
     };
     within(5, follows).await;
-    assert!(asked.elapsed() < Duration::from_millis(900), "{:?}", asked.elapsed());
-    cluster.coordinator.says((200, "ok")).await;
+    assert!(asked.elapsed() < BUSY, "{:?}", asked.elapsed());
+    standby.says((503, "0 of 3 nodes")).await;
 }
 
 #[tokio::test]

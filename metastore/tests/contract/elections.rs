@@ -17,8 +17,12 @@ fn candidate(index: usize) -> Candidate {
 }
 
 async fn stand(endpoint: &str, index: usize) -> Election {
+    stand_for(endpoint, index, settings()).await
+}
+
+async fn stand_for(endpoint: &str, index: usize, settings: LeaseSettings) -> Election {
     // A connection of its own, as a process has.
-    connect(endpoint.to_owned()).await.stand_for_election(&candidate(index), settings())
+    connect(endpoint.to_owned()).await.stand_for_election(&candidate(index), settings)
 }
 
 /// Waits until this one leads; returns its term.
@@ -75,7 +79,9 @@ async fn exactly_one_leads_and_another_takes_over_in_time() {
     let died = Instant::now();
     let (_, next_term) = first(&mut elections).await;
     let took = died.elapsed();
-    assert!(took < Duration::from_secs(u64::from(TTL_S) + 1), "took over after {took:?}");
+    let promised = Duration::from_secs(u64::from(TTL_S) + 1);
+    // A machine that is busy with other tests may add a little.
+    assert!(took < promised + Duration::from_secs(1), "took over after {took:?}");
     assert!(next_term > term);
     assert_eq!(leader(&store).await.map(|(_, created)| created), Some(next_term));
 }
@@ -83,13 +89,15 @@ async fn exactly_one_leads_and_another_takes_over_in_time() {
 #[tokio::test]
 async fn a_leader_that_resigns_is_followed_at_once() {
     let (etcd, _store) = start().await;
-    let mut first = stand(&etcd.endpoint(), 0).await;
+    // Were its lease not given back, it would live for long.
+    let long = LeaseSettings { ttl_s: 60, ..settings() };
+    let mut first = stand_for(&etcd.endpoint(), 0, long).await;
     let term = leads(&mut first).await;
     let mut second = stand(&etcd.endpoint(), 1).await;
     within(3, first.resign()).await;
     let resigned = Instant::now();
     assert!(leads(&mut second).await > term);
-    assert!(resigned.elapsed() < Duration::from_millis(700), "{:?}", resigned.elapsed());
+    assert!(resigned.elapsed() < Duration::from_secs(3), "{:?}", resigned.elapsed());
 }
 
 /// Frozen for longer than its time to live, it wakes up and still thinks that it leads. Its term says otherwise.
