@@ -2,7 +2,7 @@
 //!
 //! The i-th add to a counter has delta 4^i, so a value read shows exactly which adds it holds, and
 //! one that was applied twice shows as a digit above 1. The ledger is a file written as things
-//! happen, so it survives the process; each line is one write.
+//! happen, so it survives the process; each line is one write, which a kill may cut short.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -52,9 +52,11 @@ impl Ledger {
     pub(crate) fn open(path: &Path) -> Self {
         let text = fs::read_to_string(path).unwrap_or_default();
         let file = OpenOptions::new().create(true).append(true).open(path).unwrap();
+        // The process may have died in the middle of the last line: the next one must not go on from it.
+        let whole = text.rfind('\n').map_or(0, |at| at + 1);
+        file.set_len(whole as u64).unwrap();
         let mut ledger = Self { file, counters: BTreeMap::new(), durable: [0; 2] };
-        // The process may have died in the middle of the last line.
-        for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+        for line in text[..whole].lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
             let number = |at: usize| words[at].parse::<u64>().unwrap();
             match words[0] {
