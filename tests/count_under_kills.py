@@ -8,9 +8,10 @@ Each storage node, then each coordinator, is killed with SIGKILL by its pid in c
 by its argv after a few seconds, and the next is killed once `dkc status --json` shows every in-sync set
 full again. With --gateway the second gateway is killed too.
 
-The kills must happen during the count: after the first one the input is held back (a pipe, paced), so
-that the last kill is over before the last line is given away. The first, which with --gateway is the
-gateway's, comes at full speed: its death must find requests in flight, or nothing would be unknown. Exits 0 if the count ended as it should, else 1 and says why.
+The kills must happen during the count. The first one comes at full speed (with --gateway it is the
+gateway's, whose death must find requests in flight, or nothing would be unknown); from then on the input
+is paced by PACE, so that the last kill is over before the last line is given away. Exits 0 if the count
+ended as it should, else 1 and says why.
 """
 
 import argparse
@@ -86,7 +87,8 @@ class Feeder(threading.Thread):
     def run(self):
         try:
             with open(self.path, "rb") as file:
-                while lines := file.readlines(64 << 10):
+                # Paced, it is a trickle and no series of floods: some line is always under way.
+                while lines := file.readlines(64 << 10 if self.paced_from is None else 2 << 10):
                     self.pipe.write(b"".join(lines))
                     self.given += len(lines)
                     if self.paced_from is None:

@@ -13,10 +13,10 @@
 //! One request is out at a time; after any error, or `Connection: close`, the connection is dropped.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -68,9 +68,24 @@ impl fmt::Display for Url {
     }
 }
 
+/// How a body is written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Media {
+    Json,
+    /// Lines.
+    Text,
+}
+
+impl Media {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Text => "text/plain",
+        }
+    }
+}
+
 /// A request, as bytes ready to leave.
-///
-/// Made once and sent many times by the load generator, whose own CPU is part of what it measures.
 #[derive(Clone, Debug)]
 pub struct Request {
     bytes: Vec<u8>,
@@ -79,33 +94,31 @@ pub struct Request {
 impl Request {
     /// `path` must already be percent-encoded. `deadline` becomes `Request-Timeout-Ms`.
     pub fn get(url: &Url, path: &str, deadline: Duration) -> Self {
-        Self { bytes: head("GET", url, path, deadline).into_bytes() }.ended()
+        let mut bytes = head("GET", url, path, deadline, 0);
+        bytes.extend_from_slice(b"\r\n");
+        Self { bytes }
     }
 
-    /// With a JSON body; an empty one is sent as no body.
-    pub fn post(url: &Url, path: &str, deadline: Duration, json: &[u8]) -> Self {
-        let mut head = head("POST", url, path, deadline);
-        head.push_str("Content-Type: application/json\r\n");
-        head.push_str(&format!("Content-Length: {}\r\n", json.len()));
-        let mut request = Self { bytes: head.into_bytes() }.ended();
-        request.bytes.extend_from_slice(json);
-        request
-    }
-
-    /// How many bytes leave.
-    pub fn size(&self) -> usize {
-        self.bytes.len()
-    }
-
-    fn ended(mut self) -> Self {
-        self.bytes.extend_from_slice(b"\r\n");
-        self
+    pub fn post(url: &Url, path: &str, deadline: Duration, media: Media, body: &[u8]) -> Self {
+        let mut bytes = head("POST", url, path, deadline, body.len());
+        let (media, length) = (media.name(), body.len());
+        write!(bytes, "Content-Type: {media}\r\nContent-Length: {length}\r\n\r\n")
+            .expect("a Vec takes every byte");
+        bytes.extend_from_slice(body);
+        Self { bytes }
     }
 }
 
-fn head(method: &str, url: &Url, path: &str, deadline: Duration) -> String {
+fn head(method: &str, url: &Url, path: &str, deadline: Duration, body_bytes: usize) -> Vec<u8> {
+    // Room for the rest of the head, so that one allocation is enough.
+    let mut bytes = Vec::with_capacity(path.len() + body_bytes + 256);
     let (authority, deadline) = (url.authority(), deadline.as_millis());
-    format!("{method} {path} HTTP/1.1\r\nHost: {authority}\r\nRequest-Timeout-Ms: {deadline}\r\n")
+    write!(
+        bytes,
+        "{method} {path} HTTP/1.1\r\nHost: {authority}\r\nRequest-Timeout-Ms: {deadline}\r\n"
+    )
+    .expect("a Vec takes every byte");
+    bytes
 }
 
 /// A complete answer.
@@ -169,7 +182,7 @@ impl Connection {
             _ => connect(&self.url).await.map_err(CallError::NotSent)?,
         };
         self.input.clear();
-        send(&mut stream, &request.bytes, deadline).await?;
+        send(&stream, &request.bytes, deadline).await?;
         let answer = timeout_at(deadline, self.receive(&mut stream)).await;
         let (response, stays) = answer
             .map_err(|_| CallError::Unanswered(io::ErrorKind::TimedOut.into()))?
@@ -183,7 +196,8 @@ impl Connection {
     async fn receive(&mut self, stream: &mut TcpStream) -> io::Result<(Response, bool)> {
         loop {
             let head = loop {
-                if let Some(head) = parse_head(&mut self.input)? {
+                if let Some((head, bytes)) = parse_head(&self.input)? {
+                    self.input.drain(..bytes);
                     break head;
                 }
                 if self.input.len() > HEAD_BYTES_MAX {
@@ -195,28 +209,38 @@ impl Connection {
             if head.status < 200 {
                 continue;
             }
-            let body = match head.body {
-                BodyLength::Bytes(length) => self.receive_sized(stream, length).await?,
-                BodyLength::Chunked => self.receive_chunked(stream).await?,
-            };
+            let mut body = Vec::new();
+            match head.body {
+                BodyLength::Bytes(bytes) => self.receive_sized(stream, bytes, &mut body).await?,
+                BodyLength::Chunked => self.receive_chunked(stream, &mut body).await?,
+            }
             let Head { status, retry_after, stays, .. } = head;
             return Ok((Response { status, retry_after, body }, stays));
         }
     }
 
-    async fn receive_sized(&mut self, stream: &mut TcpStream, bytes: usize) -> io::Result<Vec<u8>> {
-        if bytes > BODY_BYTES_MAX {
+    async fn receive_sized(
+        &mut self,
+        stream: &mut TcpStream,
+        bytes: usize,
+        body: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        if bytes > BODY_BYTES_MAX - body.len() {
             return Err(invalid("the answer is too long"));
         }
         while self.input.len() < bytes {
             read_more(stream, &mut self.input).await?;
         }
-        let rest = self.input.split_off(bytes);
-        Ok(std::mem::replace(&mut self.input, rest))
+        body.extend_from_slice(&self.input[..bytes]);
+        self.input.drain(..bytes);
+        Ok(())
     }
 
-    async fn receive_chunked(&mut self, stream: &mut TcpStream) -> io::Result<Vec<u8>> {
-        let mut body = Vec::new();
+    async fn receive_chunked(
+        &mut self,
+        stream: &mut TcpStream,
+        body: &mut Vec<u8>,
+    ) -> io::Result<()> {
         loop {
             let line = self.receive_line(stream).await?;
             let digits = line.split(|&byte| byte == b';').next().unwrap_or_default();
@@ -227,12 +251,9 @@ impl Connection {
             if length == 0 {
                 // Trailers, then an empty line.
                 while !self.receive_line(stream).await?.is_empty() {}
-                return Ok(body);
+                return Ok(());
             }
-            if length > BODY_BYTES_MAX - body.len() {
-                return Err(invalid("the answer is too long"));
-            }
-            body.append(&mut self.receive_sized(stream, length).await?);
+            self.receive_sized(stream, length, body).await?;
             if !self.receive_line(stream).await?.is_empty() {
                 return Err(invalid("a chunk longer than it said"));
             }
@@ -242,9 +263,8 @@ impl Connection {
     async fn receive_line(&mut self, stream: &mut TcpStream) -> io::Result<Vec<u8>> {
         loop {
             if let Some(end) = self.input.windows(2).position(|pair| pair == b"\r\n") {
-                let rest = self.input.split_off(end + 2);
-                let mut line = std::mem::replace(&mut self.input, rest);
-                line.truncate(end);
+                let line = self.input[..end].to_vec();
+                self.input.drain(..end + 2);
                 return Ok(line);
             }
             if self.input.len() > HEAD_BYTES_MAX {
@@ -270,15 +290,19 @@ fn is_quiet(stream: &TcpStream) -> bool {
     matches!(stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
-async fn send(stream: &mut TcpStream, bytes: &[u8], deadline: Instant) -> Result<(), CallError> {
+async fn send(stream: &TcpStream, bytes: &[u8], deadline: Instant) -> Result<(), CallError> {
     let mut sent = 0;
     while sent < bytes.len() {
-        let wrote = timeout_at(deadline, stream.write(&bytes[sent..]))
-            .await
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        match wrote {
+        match stream.try_write(&bytes[sent..]) {
             Ok(0) => return Err(broken(sent, io::ErrorKind::WriteZero.into())),
             Ok(count) => sent += count,
+            // Only here a timer is needed: most requests fit the socket's buffer.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                timeout_at(deadline, stream.writable())
+                    .await
+                    .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+                    .map_err(|error| broken(sent, error))?;
+            }
             Err(error) => return Err(broken(sent, error)),
         }
     }
@@ -310,45 +334,44 @@ enum BodyLength {
     Chunked,
 }
 
-/// Takes a head off the front of `input`, or `None` while it is not all there.
-fn parse_head(input: &mut Vec<u8>) -> io::Result<Option<Head>> {
+/// The head at the front of `input` and its length, or `None` while it is not all there.
+fn parse_head(input: &[u8]) -> io::Result<Option<(Head, usize)>> {
     let Some(end) = input.windows(4).position(|four| four == b"\r\n\r\n") else {
         return Ok(None);
     };
-    let rest = input.split_off(end + 4);
-    let bytes = std::mem::replace(input, rest);
-    let text = std::str::from_utf8(&bytes[..end]).map_err(|_| invalid("a head that is no text"))?;
+    let text = std::str::from_utf8(&input[..end]).map_err(|_| invalid("a head that is no text"))?;
     let mut lines = text.split("\r\n");
-    let status = lines.next().and_then(parse_status).ok_or_else(|| invalid("no status line"))?;
-    let mut head = Head { status, retry_after: None, body: BodyLength::Bytes(0), stays: true };
+    let first = lines.next().unwrap_or_default();
+    let status = parse_status(first).ok_or_else(|| invalid("no status line"))?;
+    let stays = first.starts_with("HTTP/1.1");
+    let mut head = Head { status, retry_after: None, body: BodyLength::Bytes(0), stays };
     // These have no body, whatever their headers say (RFC 9112 §6.3).
     let bodiless = status < 200 || status == 204 || status == 304;
     let mut framed = bodiless;
     for line in lines {
         let (name, value) = line.split_once(':').ok_or_else(|| invalid("a header without ':'"))?;
-        let value = value.trim();
-        match name.to_ascii_lowercase().as_str() {
-            "content-length" if !bodiless && head.body != BodyLength::Chunked => {
-                let length = value.parse().map_err(|_| invalid("a Content-Length of no number"))?;
-                head.body = BodyLength::Bytes(length);
-                framed = true;
+        let (is, value) = (|other: &str| name.eq_ignore_ascii_case(other), value.trim());
+        if is("content-length") && !bodiless && head.body != BodyLength::Chunked {
+            let length = value.parse().map_err(|_| invalid("a Content-Length of no number"))?;
+            head.body = BodyLength::Bytes(length);
+            framed = true;
+        } else if is("transfer-encoding") && !bodiless {
+            if !value.eq_ignore_ascii_case("chunked") {
+                return Err(invalid("a Transfer-Encoding other than chunked"));
             }
-            "transfer-encoding" if !bodiless => {
-                if !value.eq_ignore_ascii_case("chunked") {
-                    return Err(invalid("a Transfer-Encoding other than chunked"));
-                }
-                head.body = BodyLength::Chunked;
-                framed = true;
-            }
-            "connection" if value.eq_ignore_ascii_case("close") => head.stays = false,
-            "retry-after" => head.retry_after = value.parse().ok().map(Duration::from_secs),
-            _ => {}
+            head.body = BodyLength::Chunked;
+            framed = true;
+        } else if is("connection") {
+            let closes = |word: &str| word.trim().eq_ignore_ascii_case("close");
+            head.stays &= !value.split(',').any(closes);
+        } else if is("retry-after") {
+            head.retry_after = value.parse().ok().map(Duration::from_secs);
         }
     }
     if !framed {
         return Err(invalid("an answer whose end can't be told from a broken connection"));
     }
-    Ok(Some(head))
+    Ok(Some((head, end + 4)))
 }
 
 fn parse_status(line: &str) -> Option<u16> {
@@ -376,6 +399,7 @@ pub fn percent_encode(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
 
     const WITHIN: Duration = Duration::from_secs(5);
@@ -459,7 +483,7 @@ mod tests {
     async fn a_connection_serves_many_calls() {
         let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
         let url = serve(vec![answer, answer]).await;
-        let request = Request::post(&url, "/", WITHIN, b"{}");
+        let request = Request::post(&url, "/", WITHIN, Media::Json, b"{}");
         let mut connection = Connection::new(url);
         for _ in 0..2 {
             assert_eq!(connection.call(&request, WITHIN).await.unwrap().body, b"hi");

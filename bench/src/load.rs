@@ -1,10 +1,14 @@
 //! A closed loop: every client sends, waits for the answer, sends again.
 //!
-//! All clients live on the caller's runtime. What leaves is built before the run as far as it can
-//! be: the generator shares the machine with what it measures. Only whole answers with status 200
-//! and nothing failed in them count towards rate and latency; everything else is an error, and a
-//! run with errors says so beside its numbers.
+//! The generator shares the machine with what it measures, so it is kept lean: one thread unless
+//! more are asked for, and requests are written straight from a number. They are not made
+//! beforehand: a stock small enough for memory would hold fewer keys than the run claims.
+//!
+//! Only whole answers with status 200 that applied everything count towards rate and latency;
+//! everything else is an error, and a run with errors says so beside its numbers.
 
+use std::fmt::Write;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -12,13 +16,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::histogram::Histogram;
-use crate::http::{Connection, Request, Url};
+use crate::http::{Connection, Media, Request, Url};
 
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Requests made beforehand for each client. Enough that a batch's keys differ between requests,
-/// few enough that they fit in memory: the clients go through them in turns.
-const REQUESTS_PREPARED: usize = 4096;
-const BYTES_PREPARED_MAX: usize = 64 << 20;
 
 /// What to do to a cluster.
 #[derive(Clone, Debug)]
@@ -26,8 +26,12 @@ pub struct Load {
     pub urls: Vec<Url>,
     pub namespace: String,
     pub clients: usize,
+    /// Threads the clients live on.
+    pub threads: usize,
     /// Increments in a request. 1 means the single-increment endpoint.
     pub batch: usize,
+    /// How a batch is written.
+    pub media: Media,
     /// Increments go to keys `k0` to `k{keys-1}`, evenly, at random.
     pub keys: u64,
     /// Goes first, and is not measured.
@@ -49,43 +53,63 @@ pub struct Measured {
     pub latencies: Histogram,
 }
 
+impl Measured {
+    fn add(&mut self, other: Self) {
+        self.requests += other.requests;
+        self.increments += other.increments;
+        self.errors += other.errors;
+        self.error = self.error.take().or(other.error);
+        self.latencies.merge(&other.latencies);
+    }
+}
+
 const WARMING: u8 = 0;
 const MEASURING: u8 = 1;
 const OVER: u8 = 2;
 
-/// Runs the load. `at_start` and `at_end` are called where the measured part begins and ends, to
-/// read the CPU clocks.
-pub async fn run(load: &Load, at_start: impl FnOnce(), at_end: impl FnOnce()) -> Measured {
+/// Runs the load, on threads of its own. `at_start` and `at_end` are called where the measured part
+/// begins and ends, to read the CPU clocks.
+pub fn run(load: &Load, at_start: impl FnOnce(), at_end: impl FnOnce()) -> io::Result<Measured> {
     let phase = Arc::new(AtomicU8::new(WARMING));
-    let prepared: Vec<_> = (0..load.clients)
-        .map(|number| {
-            let url = load.urls[number % load.urls.len()].clone();
-            let requests = prepare(load, &url, number as u64);
-            (url, requests)
-        })
-        .collect();
-    // All begin together, none while the requests of others are still being made.
-    let spawn =
-        |(url, requests)| tokio::spawn(client(url, requests, load.batch as u64, phase.clone()));
-    let clients: Vec<_> = prepared.into_iter().map(spawn).collect();
-    tokio::time::sleep(load.warm_up).await;
+    let mut threads = Vec::new();
+    for thread in 0..load.threads {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (load, phase) = (load.clone(), phase.clone());
+        threads.push(std::thread::spawn(move || {
+            let numbers = (thread..load.clients).step_by(load.threads);
+            runtime.block_on(clients(&load, numbers, &phase))
+        }));
+    }
+    std::thread::sleep(load.warm_up);
     at_start();
     let begun = Instant::now();
     phase.store(MEASURING, Ordering::Relaxed);
-    tokio::time::sleep(load.measured).await;
+    std::thread::sleep(load.measured);
     phase.store(OVER, Ordering::Relaxed);
     let seconds = begun.elapsed().as_secs_f64();
     at_end();
     let mut all = Measured { seconds, ..Measured::default() };
-    for client in clients {
-        match client.await {
-            Ok(one) => {
-                all.requests += one.requests;
-                all.increments += one.increments;
-                all.errors += one.errors;
-                all.error = all.error.or(one.error);
-                all.latencies.merge(&one.latencies);
-            }
+    for thread in threads {
+        all.add(thread.join().map_err(|_| io::Error::other("a load thread panicked"))?);
+    }
+    Ok(all)
+}
+
+async fn clients(
+    load: &Load,
+    numbers: impl Iterator<Item = usize>,
+    phase: &Arc<AtomicU8>,
+) -> Measured {
+    let tasks: Vec<_> = numbers
+        .map(|number| {
+            let url = load.urls[number % load.urls.len()].clone();
+            tokio::spawn(client(url, Requests::new(load, number as u64), phase.clone()))
+        })
+        .collect();
+    let mut all = Measured::default();
+    for task in tasks {
+        match task.await {
+            Ok(one) => all.add(one),
             Err(error) => {
                 all.errors += 1;
                 all.error.get_or_insert(error.to_string());
@@ -95,16 +119,18 @@ pub async fn run(load: &Load, at_start: impl FnOnce(), at_end: impl FnOnce()) ->
     all
 }
 
-async fn client(url: Url, requests: Vec<Request>, batch: u64, phase: Arc<AtomicU8>) -> Measured {
+async fn client(url: Url, mut requests: Requests, phase: Arc<AtomicU8>) -> Measured {
     let mut connection = Connection::new(url);
+    let batch = requests.batch as u64;
     let mut measured = Measured::default();
-    for request in requests.iter().cycle() {
+    loop {
+        let request = requests.next(connection.url());
         let before = phase.load(Ordering::Relaxed);
         if before == OVER {
-            break;
+            return measured;
         }
         let sent = Instant::now();
-        let answer = connection.call(request, DEADLINE + DEADLINE).await;
+        let answer = connection.call(&request, DEADLINE + DEADLINE).await;
         let latency = sent.elapsed();
         let error = match answer {
             Ok(answer) if answer.status == 200 && all_applied(&answer.body, batch) => None,
@@ -131,7 +157,6 @@ async fn client(url: Url, requests: Vec<Request>, batch: u64, phase: Arc<AtomicU
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
-    measured
 }
 
 fn all_applied(body: &[u8], batch: u64) -> bool {
@@ -147,38 +172,89 @@ fn start_of(body: &[u8]) -> String {
     String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned()
 }
 
-fn prepare(load: &Load, url: &Url, seed: u64) -> Vec<Request> {
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let share = BYTES_PREPARED_MAX / load.clients.max(1);
-    let mut requests = Vec::new();
-    let mut bytes = 0;
-    while requests.is_empty() || (requests.len() < REQUESTS_PREPARED && bytes < share) {
-        let request = if load.batch == 1 {
-            let key = random.below(load.keys);
-            let path = format!("/v1/counters/{}/k{key}/increment", load.namespace);
-            Request::post(url, &path, DEADLINE, b"")
-        } else {
-            let items: Vec<_> = (0..load.batch)
-                .map(|_| format!("{{\"key\":\"k{}\",\"delta\":1}}", random.below(load.keys)))
-                .collect();
-            let path = format!("/v1/counters/{}/increment", load.namespace);
-            let body = format!("{{\"increments\":[{}]}}", items.join(","));
-            Request::post(url, &path, DEADLINE, body.as_bytes())
-        };
-        bytes += request.size();
-        requests.push(request);
-    }
-    requests
+/// The requests of one client, without end.
+struct Requests {
+    namespace: String,
+    batch: usize,
+    media: Media,
+    keys: u64,
+    random: Random,
+    /// The path of a single increment, or the body of a batch: kept for its memory.
+    text: String,
 }
 
-/// xorshift64: keys need no better, and the same run asks for the same keys.
+impl Requests {
+    fn new(load: &Load, seed: u64) -> Self {
+        Self {
+            namespace: load.namespace.clone(),
+            batch: load.batch,
+            media: load.media,
+            keys: load.keys,
+            random: Random::new(seed),
+            text: String::new(),
+        }
+    }
+
+    fn next(&mut self, url: &Url) -> Request {
+        let Self { namespace, batch, media, keys, random, text } = self;
+        text.clear();
+        if *batch == 1 {
+            let key = random.below(*keys);
+            append(text, format_args!("/v1/counters/{namespace}/k{key}/increment"));
+            return Request::post(url, text, DEADLINE, Media::Json, b"");
+        }
+        match media {
+            Media::Text => {
+                (0..*batch).for_each(|_| append(text, format_args!("k{}\n", random.below(*keys))));
+            }
+            Media::Json => {
+                text.push_str("{\"increments\":[");
+                for index in 0..*batch {
+                    let comma = if index == 0 { "" } else { "," };
+                    let key = random.below(*keys);
+                    append(text, format_args!("{comma}{{\"key\":\"k{key}\",\"delta\":1}}"));
+                }
+                text.push_str("]}");
+            }
+        }
+        let path = format!("/v1/counters/{namespace}/increment");
+        Request::post(url, &path, DEADLINE, *media, text.as_bytes())
+    }
+}
+
+fn append(text: &mut String, what: std::fmt::Arguments<'_>) {
+    text.write_fmt(what).expect("a String takes every character");
+}
+
+/// xorshift64*: keys need no better, and the same run asks for the same keys.
 struct Random(u64);
 
 impl Random {
+    fn new(seed: u64) -> Self {
+        Self((seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
     fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % limit.max(1)
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        // The high bits are the good ones; a remainder would use the low ones.
+        let number = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d);
+        ((u128::from(number) * u128::from(limit)) >> 64) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_spread_evenly() {
+        let mut seen = [0_u32; 10];
+        for client in 0..10 {
+            let mut random = Random::new(client);
+            (0..1000).for_each(|_| seen[random.below(10) as usize] += 1);
+        }
+        assert!(seen.iter().all(|&count| (850..1150).contains(&count)), "{seen:?}");
     }
 }

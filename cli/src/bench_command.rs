@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bench::cpu::{Sample, Watched};
+use bench::http::Media;
 use bench::load::{self, Load, Measured};
 use serde::Serialize;
 
@@ -30,6 +31,12 @@ pub(crate) struct Args {
     /// Increments in each request; 1 uses the single-increment endpoint
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     batch: u32,
+    /// How a batch is written
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// Threads of the generator
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    threads: u32,
     /// How many different keys
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     keys: u64,
@@ -49,6 +56,14 @@ pub(crate) struct Args {
     server: ServerArgs,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+enum Format {
+    /// `text/plain`, a key on each line
+    Text,
+    Json,
+}
+
 #[derive(Debug, Serialize)]
 struct Report {
     increments_per_second: f64,
@@ -56,7 +71,9 @@ struct Report {
     p50_ms: Option<f64>,
     p99_ms: Option<f64>,
     clients: u32,
+    threads: u32,
     batch: u32,
+    format: Format,
     keys: u64,
     /// The in-sync replicas of each shard: the smallest and largest set when the run began.
     replicas: [usize; 2],
@@ -71,8 +88,10 @@ struct Report {
     cpus_busy: BTreeMap<String, Option<f64>>,
 }
 
-pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
-    let answer = Gateways::new(&args.server.urls).read("/v1/cluster", None, DEADLINE).await;
+pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut gateways = Gateways::new(&args.server.urls);
+    let answer = runtime.block_on(gateways.read("/v1/cluster", None, DEADLINE));
     let cluster: Cluster = match answer.and_then(|response| parse(&response)) {
         Ok(cluster) => cluster,
         Err(refusal) => {
@@ -85,14 +104,19 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
         urls: args.server.urls.clone(),
         namespace: args.namespace.clone(),
         clients: args.clients as usize,
+        threads: args.threads as usize,
         batch: args.batch as usize,
+        media: match args.format {
+            Format::Text => Media::Text,
+            Format::Json => Media::Json,
+        },
         keys: args.keys,
         warm_up: Duration::from_secs(args.warm_up),
         measured: Duration::from_secs(args.seconds),
     };
     let samples = Mutex::new(Vec::new());
     let sample = || samples.lock().expect("no panic holds it").push(Sample::take(&watched));
-    let measured = load::run(&load, sample, sample).await;
+    let measured = load::run(&load, sample, sample)?;
     let samples = samples.into_inner().expect("no panic holds it");
     let cpu = samples[1].since(&samples[0], &watched);
     let report = report(&args, &cluster, measured, &cpu);
@@ -138,7 +162,9 @@ fn report(
         p50_ms: millis(0.5),
         p99_ms: millis(0.99),
         clients: args.clients,
+        threads: args.threads,
         batch: args.batch,
+        format: args.format,
         keys: args.keys,
         replicas: [sizes().min().unwrap_or(0), sizes().max().unwrap_or(0)],
         nodes: cluster.nodes.len(),
@@ -153,6 +179,11 @@ fn report(
 fn say(report: &Report) -> anyhow::Result<()> {
     let Report { clients, batch, keys, replicas: [least, most], nodes, fsync, .. } = report;
     let replicas = if least == most { least.to_string() } else { format!("{least} to {most}") };
+    let format = match report.format {
+        _ if *batch == 1 => "single increments",
+        Format::Text => "text",
+        Format::Json => "JSON",
+    };
     let millis =
         |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2} ms"));
     output::result(&format!(
@@ -163,7 +194,7 @@ fn say(report: &Report) -> anyhow::Result<()> {
         millis(report.p99_ms)
     ))?;
     output::result(&format!(
-        "batch {batch}, {clients} clients (closed loop), {keys} keys, {nodes} nodes, {replicas} in-sync replicas, fsync {fsync}, {:.1} s",
+        "batch {batch} ({format}), {clients} clients (closed loop), {keys} keys, {nodes} nodes, {replicas} in-sync replicas, fsync {fsync}, {:.1} s",
         report.measured.seconds
     ))?;
     for (role, busy) in &report.cpus_busy {

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use bench::http::{CallError, Connection, Request, Response, Url};
+use bench::http::{CallError, Connection, Media, Request, Response, Url};
 
 use crate::answer::Refusal;
 
@@ -54,7 +54,7 @@ impl Gateways {
         let mut result = Err(Refusal::Never("no URL given".to_owned()));
         for connection in &mut self.connections {
             let request = match json {
-                Some(json) => Request::post(connection.url(), path, deadline, json),
+                Some(json) => Request::post(connection.url(), path, deadline, Media::Json, json),
                 None => Request::get(connection.url(), path, deadline),
             };
             result = connection.call(&request, deadline + GRACE).await.map_err(|error| {
@@ -76,7 +76,7 @@ impl Gateways {
     ) -> Result<Response, Refusal> {
         let mut refusal = Refusal::Never("no URL given".to_owned());
         for connection in &mut self.connections {
-            let request = Request::post(connection.url(), path, deadline, json);
+            let request = Request::post(connection.url(), path, deadline, Media::Json, json);
             match connection.call(&request, deadline + GRACE).await {
                 Ok(response) => return Ok(response),
                 Err(error @ CallError::Unanswered(_)) => {

@@ -40,9 +40,16 @@ pub(crate) struct GetArgs {
     server: ServerArgs,
 }
 
-#[derive(Deserialize, Serialize)]
+#[derive(Deserialize)]
 struct Counters {
     counters: Vec<Counter>,
+}
+
+/// What `dkc get --json` prints. A struct, since `json!` takes no value beyond 64 bits.
+#[derive(Serialize)]
+struct Got<'a> {
+    namespace: &'a str,
+    counters: &'a [Counter],
 }
 
 /// `dkc incr NS KEY [DELTA]`: prints the new value.
@@ -98,12 +105,15 @@ pub(crate) async fn get(args: GetArgs) -> anyhow::Result<Exit> {
         Gateways::new(&args.server.urls).read(&path, Some(body.as_bytes()), DEADLINE).await;
     let counters = match answer.and_then(|response| parse::<Counters>(&response)) {
         Ok(answer) if answer.counters.len() == keys.len() => answer.counters,
-        Ok(_) => return refused(&nothing("an answer with another number of counters"), false),
+        Ok(_) => {
+            let refusal = nothing("an answer with another number of counters");
+            return refused(&refusal, args.server.json);
+        }
         // A read that fails has changed nothing, whatever the answer looked like.
         Err(refusal) => return refused(&nothing(refusal.why()), args.server.json),
     };
     if args.server.json {
-        output::json(&json!({ "namespace": args.namespace, "counters": counters }))?;
+        output::json(&Got { namespace: &args.namespace, counters: &counters })?;
     } else if let [counter] = &counters[..] {
         output::result(&counter.value.to_string())?;
     } else {

@@ -20,6 +20,10 @@ use clap::{Parser, Subcommand};
 
 use crate::exit::Exit;
 
+// Many small values that live as long as a batch does; glibc's allocator keeps their memory.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Counts things, exactly, across many machines.
 #[derive(Parser)]
 #[command(name = "dkc", version)]
@@ -30,6 +34,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run a gateway: HTTP in, batches to storage nodes out
+    Gateway(gateway::Options),
+    /// Run a storage node
+    StorageNode(storage_node::Options),
+    /// Run a coordinator; any number may run, one leads
+    Coordinator(coordinator::Options),
     /// Run a whole local cluster, every role a process of its own
     Dev(dev::Args),
     /// Count every line of a file as a key
@@ -50,14 +60,18 @@ enum Command {
 fn main() -> ExitCode {
     // clap ends with 2 on wrong usage and 0 on --help, as DESIGN §13 wants.
     let cli = Cli::parse();
-    // The roles belong here, before this runtime: they bring runtimes of their own.
     let ended = match cli.command {
+        // The roles bring runtimes of their own and end with their own code.
+        Command::Gateway(options) => return gateway::run(options).into(),
+        Command::StorageNode(options) => return storage_node::run(options).into(),
+        Command::Coordinator(options) => return coordinator::run(options).into(),
         Command::Guard => dev::guard::run(),
-        command => tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .map_err(Into::into)
-            .and_then(|runtime| runtime.block_on(run(command))),
+        Command::Bench(args) => bench_command::run(args),
+        Command::Dev(args) => block_on(dev::run(args)),
+        Command::Count(args) => block_on(count::run(args)),
+        Command::Incr(args) => block_on(counters::incr(args)),
+        Command::Get(args) => block_on(counters::get(args)),
+        Command::Status(args) => block_on(status::run(args)),
     };
     ended
         .unwrap_or_else(|error| {
@@ -67,14 +81,7 @@ fn main() -> ExitCode {
         .into()
 }
 
-async fn run(command: Command) -> anyhow::Result<Exit> {
-    match command {
-        Command::Dev(args) => dev::run(args).await,
-        Command::Count(args) => count::run(args).await,
-        Command::Incr(args) => counters::incr(args).await,
-        Command::Get(args) => counters::get(args).await,
-        Command::Status(args) => status::run(args).await,
-        Command::Bench(args) => bench_command::run(args).await,
-        Command::Guard => unreachable!("handled without a runtime"),
-    }
+/// One thread is enough for every command: what they do is wait for answers.
+fn block_on(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
 }

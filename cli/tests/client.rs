@@ -51,12 +51,11 @@ fn words(lines: u64) -> Vec<String> {
     (0..lines).map(|_| format!("word-{}", next() % (1 + next() % 400))).collect()
 }
 
-/// Counts `lines` words with gateways that fail as `decide` says; checks the promise for every
+/// Counts `lines` words with two gateways that fail as `decide` says; checks the promise for every
 /// word and returns (exit code, report).
 #[track_caller]
 fn count(lines: u64, decide: impl Fn(u64) -> Fate + Send + Sync + 'static) -> (i32, Value) {
-    let gateway = FakeGateway::start(decide);
-    let other = FakeGateway::sharing(gateway.state.clone(), |_| Fate::Apply);
+    let [gateway, other] = FakeGateway::start_two(decide);
     let words = words(lines);
     let input = words.join("\n");
     let urls = format!("{},{}", gateway.url(), other.url());
@@ -181,6 +180,47 @@ fn a_gateway_that_is_gone_is_passed_over() {
     assert_eq!((code(&output), &report["not_applied"][0]["last_line"]), (1, &2.into()));
 }
 
+/// Input that never ends, from somebody who types: what was typed is counted at once, and Ctrl-C
+/// ends the count with a report though the reader still waits.
+#[test]
+fn a_signal_ends_in_a_report() {
+    let gateway = FakeGateway::start(|_| Fate::Apply);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_dkc"))
+        .args(["count", "words", "--json", "--url", &gateway.url()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"a\nb\na\n").unwrap();
+    while gateway.state.lock().unwrap().counters.get("a") != Some(&2) {
+        std::thread::yield_now();
+    }
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    drop(stdin);
+    let report = json(&output);
+    assert_eq!(code(&output), 1, "{report}");
+    assert_eq!((&report["applied"], &report["complete"]), (&3.into(), &false.into()));
+}
+
+/// A service that refuses for ever: `--give-up` ends it, and nothing counts as applied.
+#[test]
+fn giving_up_lists_what_was_not_applied() {
+    let (gateway, words) = (FakeGateway::start(|_| Fate::Refuse(503)), words(500).join("\n"));
+    let args = ["count", "words", "--json", "--give-up", "1", "--batch", "50", "--in-flight", "2"];
+    let output = dkc(&args, &gateway.url(), words.as_bytes());
+    let report = json(&output);
+    assert_eq!((code(&output), &report["applied"]), (1, &0.into()), "{report}");
+    // What was sent is listed; what was not even sent is beyond `lines`.
+    let want = format!(r#"[{{"first_line":1,"last_line":{}}}]"#, report["lines"]);
+    assert_eq!(report["not_applied"].to_string(), want);
+    assert_eq!(report["complete"], false);
+    assert!(gateway.state.lock().unwrap().counters.is_empty());
+}
+
 #[test]
 fn bad_lines_fail_alone() {
     let gateway = FakeGateway::start(|_| Fate::BadInput);
@@ -202,7 +242,7 @@ fn bytes_that_are_no_text_are_keys_too() {
     let output = dkc(&["count", "words"], &gateway.url(), b"\xff\n\xff\n");
     assert_eq!(code(&output), 0, "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).starts_with("counted 2 of 2 lines"));
-    assert_eq!(gateway.state.lock().unwrap().counters["base64:/w=="], 2);
+    assert_eq!(gateway.state.lock().unwrap().counters["bytes:\\xff"], 2);
 }
 
 #[test]
@@ -217,6 +257,14 @@ fn single_counters() {
     assert_eq!(said(&["get", "words", "k", "other"]), "k\t40\nother\t0\n");
     let told = json(&dkc(&["incr", "words", "k", "--json"], &url, b""));
     assert_eq!(told.to_string(), r#"{"applied":1,"key":"k","namespace":"words","value":41}"#);
+    // Beyond what 64 bits hold.
+    for _ in 0..3 {
+        said(&["incr", "words", "big", "9223372036854775807"]);
+    }
+    assert_eq!(said(&["get", "words", "big"]), "27670116110564327421\n");
+    let told = said(&["get", "words", "big", "--json"]);
+    let want = r#"{"namespace":"words","counters":[{"key":"big","value":27670116110564327421}]}"#;
+    assert_eq!(told.trim_end(), want);
     // The key is one path segment, whatever is in it.
     assert_eq!(said(&["incr", "words", "a/b c"]), "1\n");
     assert_eq!(gateway.state.lock().unwrap().counters["a%2Fb%20c"], 1);
@@ -269,7 +317,7 @@ fn status_says_what_is_not_open_and_why() {
 fn bench_counts_what_it_says() {
     let gateway = FakeGateway::start(|_| Fate::Apply);
     let url = gateway.url();
-    for batch in ["1", "100"] {
+    for (batch, format) in [("1", "text"), ("100", "text"), ("100", "json")] {
         let args = [
             "bench",
             "--json",
@@ -281,6 +329,8 @@ fn bench_counts_what_it_says() {
             "0",
             "--batch",
             batch,
+            "--format",
+            format,
             "--keys",
             "50",
         ];

@@ -13,6 +13,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -76,12 +77,16 @@ fn run_tests(filter: &str) -> ExitCode {
         ("nothing_outlives_a_killed_supervisor", nothing_outlives_a_killed_supervisor),
         ("refuses_what_can_not_work", refuses_what_can_not_work),
     ];
+    let mut stdout = std::io::stdout();
+    let mut passed = 0;
     for (name, test) in tests.into_iter().filter(|(name, _)| name.contains(filter)) {
-        let mut stdout = std::io::stdout();
         writeln!(stdout, "test {name}").expect("stdout");
         // A panic ends the program with 101, which is what a failed test is.
         test();
+        passed += 1;
     }
+    // As the usual main says it, for scripts that add up.
+    writeln!(stdout, "test result: ok. {passed} passed; 0 failed").expect("stdout");
     ExitCode::SUCCESS
 }
 
@@ -89,7 +94,7 @@ fn run_tests(filter: &str) -> ExitCode {
 struct Dev {
     child: Child,
     folder: PathBuf,
-    stdout: BufReader<std::process::ChildStdout>,
+    lines: mpsc::Receiver<String>,
 }
 
 impl Dev {
@@ -113,13 +118,19 @@ impl Dev {
             .spawn()
             .unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        Self { child, folder: folder.to_owned(), stdout }
+        let (says, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            stdout.lines().map_while(Result::ok).for_each(|line| drop(says.send(line)));
+        });
+        Self { child, folder: folder.to_owned(), lines }
     }
 
+    /// Its next line on stdout; empty when it ended without one.
     fn ready(&mut self) -> String {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
+        match self.lines.recv_timeout(READY_WITHIN) {
+            Err(mpsc::RecvTimeoutError::Timeout) => panic!("it neither gets ready nor ends"),
+            line => line.unwrap_or_default(),
+        }
     }
 
     fn file(&self) -> Value {
@@ -181,6 +192,7 @@ fn within(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// What `cluster.json` promises, with room for a busy machine.
 const SOON: Duration = Duration::from_secs(5);
+const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOP_WITHIN: Duration = Duration::from_secs(15);
 
 fn folder(name: &str) -> PathBuf {

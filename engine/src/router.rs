@@ -130,6 +130,13 @@ impl Lane {
         self.frozen.remove(&shard);
     }
 
+    /// The shard has applied something: an old word that it is frozen is worth nothing any more.
+    pub fn forget_frozen(&mut self, shard: ShardId, now: Now) {
+        if self.frozen_until(shard).is_some_and(|until| until <= now) {
+            self.frozen.remove(&shard);
+        }
+    }
+
     pub fn frozen_until(&self, shard: ShardId) -> Option<Now> {
         self.frozen.get(&shard).copied()
     }

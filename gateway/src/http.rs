@@ -398,11 +398,12 @@ async fn data(body: &mut Incoming) -> Result<Option<Bytes>, Problem> {
     loop {
         match body.frame().await {
             None => return Ok(None),
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => return Ok(Some(data)),
-                // Trailers say nothing that we know.
-                Err(_) => {}
-            },
+            // What is no data is trailers, which say nothing that we know.
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
             Some(Err(error)) => {
                 return Err(Problem::bad_input("body", format!("can't be read: {error}")));
             }

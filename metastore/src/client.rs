@@ -5,19 +5,26 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use engine::codec::Malformed;
-use etcd_client::{Client, ConnectOptions, GetOptions, KeyValue, ResponseHeader};
+use etcd_client::{
+    Client, ConnectOptions, GetOptions, KeyValue, KvClient, ResponseHeader, WatchClient,
+};
 use tracing::warn;
 
 use crate::{Error, Record};
+
+/// The most that one answer may hold. All 65,536 shards that there could be, with every list of theirs full, need about
+/// 30 MiB; tonic's own limit of 4 MiB would make a cluster of 15,000 shards unreadable.
+const REPLY_BYTES_MAX: usize = 64 << 20;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// `host:port` or `http://host:port` of each etcd member.
     pub endpoints: Vec<String>,
-    /// The cluster's name: all its keys lie below `/dkc/{cluster}/`.
+    /// The cluster's name: all its keys lie below `/dkc/{cluster}/`. 1 to 64 of `a-z A-Z 0-9 _ . -`.
     pub cluster: String,
     /// How long a call may take. An etcd member that lost its leader needs about 1 s to find another one.
     pub call_timeout: Duration,
@@ -51,25 +58,38 @@ pub struct Listed<R: Record> {
 }
 
 /// One cluster's part of an etcd. Cheap to clone; clones share the connections.
+///
+/// One member is asked for everything until it gives no answer; then it is the next one's turn. (The client library
+/// would spread calls over all members, and with one of three down every third call would fail; a transaction that
+/// fails so is [`Unknown`](crate::Outcome::Unknown) and costs a settling.)
 #[derive(Clone)]
 pub struct Metastore {
-    client: Client,
+    /// A client for each member.
+    members: Arc<[Client]>,
+    /// Whose turn it is.
+    turn: Arc<AtomicUsize>,
     prefix: Arc<str>,
     call_timeout: Duration,
 }
 
 impl Metastore {
     /// Connects, and refuses an etcd that is too old. A transient error means "not reachable now": a starting process
-    /// says so and tries again.
+    /// says so and tries again. The connections belong to the runtime that this is called on.
     pub async fn connect(settings: &Settings) -> Result<Self, Error> {
         let store = Self::open(settings).await?;
-        store.check_version().await?;
-        Ok(store)
+        let mut checked = store.check_version().await;
+        for _ in 1..store.members.len() {
+            match checked {
+                Err(ref error) if error.is_transient() => checked = store.check_version().await,
+                _ => break,
+            }
+        }
+        checked.map(|()| store)
     }
 
-    /// Makes the client without asking etcd anything.
+    /// Makes the clients without asking etcd anything.
     async fn open(settings: &Settings) -> Result<Self, Error> {
-        assert!(!settings.cluster.contains('/'), "a cluster's name is one part of a key");
+        check_name(&settings.cluster)?;
         let options = ConnectOptions::new()
             .with_connect_timeout(Duration::from_secs(1))
             // Finds out about a member that vanished without a word. etcd takes pings closer than 5 s, or without
@@ -78,15 +98,24 @@ impl Metastore {
             .with_keep_alive_while_idle(false)
             // A member cut off from its leader says so instead of keeping us waiting.
             .with_require_leader(true);
-        let client = Client::connect(&settings.endpoints, Some(options))
-            .await
-            .map_err(|error| Error::from_client("connecting", error))?;
+        let mut members = Vec::new();
+        for endpoint in &settings.endpoints {
+            let connecting = Client::connect([endpoint], Some(options.clone())).await;
+            members.push(connecting.map_err(|error| Error::from_client("connecting", error))?);
+        }
+        if members.is_empty() {
+            let why = "none is named".into();
+            return Err(Error::Refused { what: "etcd's addresses", why });
+        }
+        // Not all processes at the same member.
+        let turn = Arc::new(AtomicUsize::new(fastrand::usize(..members.len())));
         let prefix = format!("/dkc/{}/", settings.cluster).into();
-        Ok(Self { client, prefix, call_timeout: settings.call_timeout })
+        let call_timeout = settings.call_timeout;
+        Ok(Self { members: members.into(), turn, prefix, call_timeout })
     }
 
     async fn check_version(&self) -> Result<(), Error> {
-        let mut maintenance = self.client.maintenance_client();
+        let mut maintenance = self.client().maintenance_client();
         let status = self.call("status", maintenance.status()).await?;
         match judge_version(status.version()) {
             Verdict::Good => Ok(()),
@@ -111,7 +140,7 @@ impl Metastore {
         &self,
         id: &R::Id,
     ) -> Result<(Option<Kept<R>>, u64), Error> {
-        let mut kv = self.client.kv_client();
+        let mut kv = self.kv();
         let reply = self.call("get", kv.get(self.key::<R>(id), None)).await?;
         let kept = reply.kvs().first().map(|kv| self.read::<R>(kv)).transpose()?;
         Ok((kept, revision(reply.header())?))
@@ -120,7 +149,7 @@ impl Metastore {
     /// Every record of one kind, read linearizably in one step. One malformed record fails the whole list: a list that
     /// silently lacks somebody is worse than none.
     pub async fn list<R: Record>(&self) -> Result<Listed<R>, Error> {
-        let mut kv = self.client.kv_client();
+        let mut kv = self.kv();
         let options = GetOptions::new().with_prefix();
         let reply = self.call("list", kv.get(self.folder::<R>(), Some(options))).await?;
         let all = reply.kvs().iter().map(|kv| self.read::<R>(kv)).collect::<Result<_, _>>()?;
@@ -128,7 +157,15 @@ impl Metastore {
     }
 
     pub(crate) fn client(&self) -> &Client {
-        &self.client
+        &self.members[self.turn.load(Ordering::Relaxed) % self.members.len()]
+    }
+
+    pub(crate) fn kv(&self) -> KvClient {
+        self.client().kv_client().max_decoding_message_size(REPLY_BYTES_MAX)
+    }
+
+    pub(crate) fn watcher(&self) -> WatchClient {
+        self.client().watch_client().max_decoding_message_size(REPLY_BYTES_MAX)
     }
 
     pub(crate) fn prefix(&self) -> &str {
@@ -175,12 +212,29 @@ impl Metastore {
         what: &'static str,
         answer: impl Future<Output = Result<T, etcd_client::Error>>,
     ) -> Result<T, Error> {
-        match tokio::time::timeout(limit, answer).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(Error::from_client(what, error)),
+        let turn = self.turn.load(Ordering::Relaxed);
+        let answer = match tokio::time::timeout(limit, answer).await {
+            Ok(answer) => answer.map_err(|error| Error::from_client(what, error)),
             Err(_) => Err(Error::NoAnswer { what, why: format!("none in {limit:?}") }),
+        };
+        if answer.as_ref().is_err_and(Error::is_transient) {
+            // Many calls may have failed at this member; it is passed on once.
+            let next = turn.wrapping_add(1);
+            let _moved =
+                self.turn.compare_exchange(turn, next, Ordering::Relaxed, Ordering::Relaxed);
         }
+        answer
     }
+}
+
+/// A slash would put one cluster's keys among another's.
+fn check_name(cluster: &str) -> Result<(), Error> {
+    let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    if (1..=64).contains(&cluster.len()) && cluster.bytes().all(fine) {
+        return Ok(());
+    }
+    let why = "1 to 64 letters, digits, '_', '.' or '-' are allowed".into();
+    Err(Error::Refused { what: "the cluster's name", why })
 }
 
 fn malformed(key: &[u8], malformed: Malformed) -> Error {
@@ -245,5 +299,15 @@ mod tests {
         check("2.3.8", Verdict::TooOld);
         check("", Verdict::TooOld);
         check("unknown", Verdict::TooOld);
+    }
+
+    #[test]
+    fn names_are_one_part_of_a_key() {
+        for fine in ["dkc", "a", "Eu-West_1.b"] {
+            assert!(check_name(fine).is_ok(), "{fine}");
+        }
+        for wrong in ["", "a/b", "a b", "ä", &"x".repeat(65)] {
+            assert!(check_name(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -45,6 +45,9 @@ impl Error {
                 }
             }
             // The rest may have happened on the way there or on the way back.
+            Client::GRpcStatus(status) => {
+                Self::NoAnswer { what, why: format!("{} ({:?})", status.message(), status.code()) }
+            }
             other => Self::NoAnswer { what, why: other.to_string() },
         }
     }

@@ -29,6 +29,9 @@ use crate::client::{positive, revision};
 use crate::txn::Pause;
 use crate::{Candidate, Error, Metastore, Outcome, Record};
 
+/// How often a key that somebody else holds is looked at.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
 #[derive(Clone)]
 pub struct LeaseSettings {
     /// Time to live that is asked for, in whole seconds (etcd counts in seconds).
@@ -156,6 +159,29 @@ impl Metastore {
     }
 }
 
+/// How long a lease lives on if nobody renews it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct LeaseLeft {
+    /// Rounded down to whole seconds, as etcd tells it.
+    pub left: Duration,
+    pub granted: Duration,
+}
+
+impl Metastore {
+    /// How long a lease has left: for whoever waits for another process's key to go. None: it is gone.
+    pub async fn lease_left(&self, lease: i64) -> Result<Option<LeaseLeft>, Error> {
+        let mut leases = self.client().lease_client();
+        let asked = self.call("lease time to live", leases.time_to_live(lease, None)).await?;
+        // etcd says -1 of a lease that it does not know.
+        let Ok(left) = u64::try_from(asked.ttl()) else { return Ok(None) };
+        let granted = u64::try_from(asked.granted_ttl()).unwrap_or(left);
+        Ok(Some(LeaseLeft {
+            left: Duration::from_secs(left),
+            granted: Duration::from_secs(granted),
+        }))
+    }
+}
+
 /// The task behind a [`Lease`].
 struct Holder {
     store: Metastore,
@@ -173,6 +199,36 @@ enum End {
     Superseded(Boot),
     /// The receiver has gone.
     Unheard,
+}
+
+/// What is known about the keys.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Known {
+    /// They have not been looked at yet, or etcd gave no answer since: what it said before may no longer hold.
+    Nothing,
+    /// One of them is somebody else's so far.
+    Awaited,
+    /// All stood by the present lease.
+    Stood { at: Instant },
+}
+
+impl Known {
+    fn is_old(self, limit: Duration) -> bool {
+        match self {
+            Self::Nothing | Self::Awaited => true,
+            Self::Stood { at } => at.elapsed() >= limit,
+        }
+    }
+
+    /// Said aloud once per doubt, and always when waiting will not help.
+    fn doubt(&mut self, lease: i64, error: &Error) {
+        if *self == Self::Nothing && error.is_transient() {
+            debug!(lease, %error, "lease still in doubt");
+        } else {
+            warn!(lease, %error, "lease in doubt");
+        }
+        *self = Self::Nothing;
+    }
 }
 
 /// How the keys were found.
@@ -203,21 +259,22 @@ impl Holder {
                     return;
                 }
             };
-            // What is left of it goes at once, instead of standing in the way of the next.
-            self.revoke(lease).await;
             self.held.fill(None);
-            let told = match end {
+            // Told before anything that takes time: a leader that was deposed must stop at once.
+            let goes_on = match end {
                 End::Lost => {
                     info!(lease, "lease lost, making another");
-                    self.sender.send(LeaseEvent::Lost).await
+                    self.sender.send(LeaseEvent::Lost).await.is_ok()
                 }
                 End::Superseded(boot) => {
                     let _nobody_listens = self.sender.send(LeaseEvent::Superseded { boot }).await;
-                    return;
+                    false
                 }
-                End::Unheard => return,
+                End::Unheard => false,
             };
-            if told.is_err() {
+            // What is left of it goes at once, instead of standing in the way of the next.
+            self.revoke(lease).await;
+            if !goes_on {
                 return;
             }
         }
@@ -227,6 +284,7 @@ impl Holder {
     async fn grant(&self) -> i64 {
         let asked_s = self.settings.ttl_s;
         let mut pause = Pause::new(Duration::from_millis(50), Duration::from_secs(1));
+        let mut said = false;
         loop {
             // A process that may not look alive does not register either.
             if (self.settings.healthy)() {
@@ -246,7 +304,11 @@ impl Holder {
                         let _nobody_listens = self.sender.send(event).await;
                         return granted.id();
                     }
-                    Err(error) => debug!(%error, "no lease yet"),
+                    Err(error) if said => debug!(%error, "still no lease"),
+                    Err(error) => {
+                        warn!(%error, "no lease yet");
+                        said = true;
+                    }
                 }
             }
             pause.wait().await;
@@ -266,42 +328,50 @@ impl Holder {
         let ttl = Duration::from_secs(u64::from(self.settings.ttl_s));
         let mut turns = tokio::time::interval(ttl / 5);
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // What etcd last said about the keys may no longer hold.
-        let mut doubt = true;
-        let mut looked = Instant::now();
+        let mut known = Known::Nothing;
         loop {
-            turns.tick().await;
+            let renews = tokio::select! {
+                _ = turns.tick() => true,
+                // Between two renewals, so that a standby takes over as soon as it may.
+                () = tokio::time::sleep(LOOK_AGAIN_AFTER), if known == Known::Awaited => false,
+            };
             if !(self.settings.healthy)() {
                 debug!(lease, "not renewed: this process is not healthy");
                 continue;
             }
-            match self.renew(lease, ttl / 2).await {
-                Ok(()) => {}
-                Err(Error::LeaseGone) => return End::Lost,
-                Err(error) => {
-                    debug!(lease, %error, "not renewed");
-                    doubt = true;
-                    continue;
+            if renews {
+                match self.renew(lease, ttl / 2).await {
+                    Ok(()) => {}
+                    Err(Error::LeaseGone) => return End::Lost,
+                    Err(error) => {
+                        known.doubt(lease, &error);
+                        continue;
+                    }
                 }
             }
-            if doubt || looked.elapsed() >= self.settings.verify_every {
+            if known.is_old(self.settings.verify_every) {
                 match self.hold_all(lease).await {
-                    Ok(Ok(Keys::Stand)) => {
-                        doubt = false;
-                        looked = Instant::now();
-                    }
-                    Ok(Ok(Keys::NotYet)) => doubt = true,
-                    Ok(Err(error)) => {
-                        debug!(lease, %error, "keys not seen");
-                        doubt = true;
-                    }
+                    Ok(Ok(Keys::Stand)) => known = Known::Stood { at: Instant::now() },
+                    Ok(Ok(Keys::NotYet)) => known = Known::Awaited,
+                    Ok(Err(error)) => known.doubt(lease, &error),
                     Err(end) => return end,
                 }
             }
-            if !doubt && self.sender.try_send(LeaseEvent::Confirmed).is_err_and(is_closed) {
+            if matches!(known, Known::Stood { .. }) && self.confirm().is_err() {
                 return End::Unheard;
             }
         }
+    }
+
+    /// Tells that etcd answered, unless something else waits to be heard: an old confirmation confirms nothing.
+    fn confirm(&self) -> Result<(), End> {
+        if self.sender.is_closed() {
+            return Err(End::Unheard);
+        }
+        if self.sender.capacity() == self.sender.max_capacity() {
+            let _receiver_went_just_now = self.sender.try_send(LeaseEvent::Confirmed);
+        }
+        Ok(())
     }
 
     async fn renew(&self, lease: i64, limit: Duration) -> Result<(), Error> {
@@ -339,7 +409,7 @@ impl Holder {
 
     async fn hold(&mut self, key: usize, lease: i64) -> Result<Keys, Trouble> {
         let name = format!("{}{}", self.store.prefix(), self.keys[key].folder_and_name);
-        let mut kv = self.store.client().kv_client();
+        let mut kv = self.store.kv();
         let reply = self.store.call("get", kv.get(name.clone(), None)).await?;
         let seen = reply.kvs().first().map(|kv| (positive(kv.create_revision()), kv.lease()));
         match seen {
@@ -413,8 +483,4 @@ impl From<Error> for Trouble {
     fn from(error: Error) -> Self {
         Self::Error(error)
     }
-}
-
-fn is_closed(error: mpsc::error::TrySendError<LeaseEvent>) -> bool {
-    matches!(error, mpsc::error::TrySendError::Closed(_))
 }

@@ -23,7 +23,7 @@ mod watch;
 pub use client::{Kept, Listed, Metastore, Settings};
 pub use election::{Election, Leadership};
 pub use error::Error;
-pub use lease::{BootGuard, HeldKey, Lease, LeaseEvent, LeaseSettings};
+pub use lease::{BootGuard, HeldKey, Lease, LeaseEvent, LeaseLeft, LeaseSettings};
 pub use record::{Candidate, DrainIntent, Record};
 pub use txn::{Outcome, SHARDS_PER_TXN_MAX, Txn};
 pub use watch::{Broken, Change, Changes, Watch, WatchEvent, WatchSettings};

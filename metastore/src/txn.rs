@@ -200,11 +200,18 @@ impl Txn {
         self
     }
 
+    /// Only if there is no such key.
+    pub fn if_absent<R: Record>(mut self, id: &R::Id) -> Self {
+        let key = self.store.key::<R>(id);
+        self.compares.push(Compare::create_revision(key, CompareOp::Equal, 0));
+        self
+    }
+
     /// Sends it, once. An error means that it had no effect and never will.
     pub async fn commit(self) -> Result<Outcome, Error> {
         assert!(!self.writes.is_empty(), "a transaction without writes says nothing");
         let txn = etcd_client::Txn::new().when(self.compares).and_then(self.writes);
-        let mut kv = self.store.client().kv_client();
+        let mut kv = self.store.kv();
         match self.store.call("txn", kv.txn(txn)).await {
             Ok(reply) if reply.succeeded() => match revision(reply.header()) {
                 Ok(revision) => Ok(Outcome::Done { revision }),

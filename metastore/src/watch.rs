@@ -91,7 +91,7 @@ impl Metastore {
         let start = i64::try_from(from).unwrap_or(i64::MAX);
         let options =
             WatchOptions::new().with_prefix().with_start_revision(start).with_progress_notify();
-        let mut client = self.client().watch_client();
+        let mut client = self.watcher();
         let opening = client.watch(self.folder::<R>(), Some(options));
         let stream = self.call("watch", opening).await?;
         Ok(Changes { store: self.clone(), stream, silent_after, ready: VecDeque::new(), newest: 0 })

@@ -13,6 +13,13 @@ pub enum DiskError {
     State(#[from] rocksdb::Error),
     #[error("state: row {key}: {why}")]
     Row { key: String, why: engine::codec::Malformed },
+    #[error("log segment {segment} at byte {offset}: what was written there is not there any more")]
+    Damage { segment: u64, offset: usize },
+    #[error(
+        "{0}: damaged so far that it no longer says whose store this is; once the shards have other \
+         copies, delete the store's folder to start as a new store"
+    )]
+    Nameless(PathBuf),
     #[error("the {0} thread ended")]
     Thread(&'static str),
     #[error("{0} is in use by another process")]

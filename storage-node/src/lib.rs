@@ -2,7 +2,40 @@
 //!
 //! It decides nothing. Events go into the machine, its effects are performed; the one rule kept
 //! here is "writing effects in the order given" (see `engine::node`).
+//!
+//! ```text
+//!   rpc, peers ──▶ inbox ──▶ node_loop ──▶ outbox ──▶ rpc, peers
+//!   etcd       ──▶   "    (machine, disk) ──▶ etcd, reports, snapshot_transfer
+//!   disk       ──▶   "                    ──▶ disk
+//! ```
+//!
+//! [`run`] is the process: [`boot`] makes sure of who it is, then the loop has the word until the end.
 
+pub mod boot;
+pub mod chronicle;
+pub mod disk;
+mod disk_open;
 pub mod error;
+pub mod etcd;
+pub mod exit;
+pub mod inbox;
+pub mod kill;
 pub mod log_files;
+mod log_thread;
+pub mod metrics;
+pub mod names;
+pub mod node_loop;
+mod options;
+pub mod outbox;
+pub mod peers;
+pub mod reports;
+pub mod rpc;
+mod service;
+pub mod snapshot_files;
+pub mod snapshot_transfer;
+mod space;
 pub mod state;
+mod workers;
+
+pub use options::Options;
+pub use service::run;

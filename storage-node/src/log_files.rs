@@ -18,12 +18,14 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::thread;
+use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use engine::store::log::writer::Output;
 
 use crate::error::{DiskError, context};
+use crate::kill;
+use crate::workers::{join, spawn};
 
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
@@ -46,6 +48,10 @@ impl LogFolder {
         }
         folder.sync()?;
         Ok(folder)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The segments there are, oldest first.
@@ -121,12 +127,16 @@ impl LogFolder {
             let mut left = size;
             while left > 0 {
                 let piece = left.min(ZEROS.len());
+                kill::point_after("spare.half-made", || {
+                    let _ = file.write_all(&ZEROS[..piece / 2]);
+                });
                 file.write_all(&ZEROS[..piece])?;
                 left -= piece;
             }
             file.sync_all()
         };
         make().map_err(|why| context("preallocate", &path, why))?;
+        kill::point("spare.made");
         Ok(path)
     }
 
@@ -138,8 +148,11 @@ impl LogFolder {
             file.sync_all()?;
             Ok(file)
         };
+        kill::point("roll.begun");
         let file = write().map_err(|why| context("begin", spare, why))?;
+        kill::point("roll.header");
         self.rename(spare, segment)?;
+        kill::point("roll.renamed");
         Ok(file)
     }
 
@@ -190,15 +203,17 @@ impl LogWriter {
         }
         let (segment, file) = self.open.as_ref().expect("the first group makes a segment");
         assert_eq!(*segment, output.segment, "a group goes into the segment that was made last");
+        kill::point("group.begun");
         let write = || -> io::Result<()> {
+            kill::point_after("group.half-written", || {
+                let half = &output.bytes[..output.bytes.len() / 2];
+                let _ = file.write_all_at(half, output.offset as u64);
+            });
             file.write_all_at(&output.bytes, output.offset as u64)?;
+            kill::point("group.written");
             file.sync_data()
         };
         write().map_err(|why| context("append to", &self.folder.segment_path(*segment), why))
-    }
-
-    pub fn delete(&self, segment: u64) -> Result<(), DiskError> {
-        self.folder.delete(segment)
     }
 }
 
@@ -206,28 +221,26 @@ impl LogWriter {
 #[derive(Debug)]
 struct Spares {
     size: usize,
-    wanted: mpsc::Sender<()>,
+    wanted: Option<mpsc::Sender<()>>,
     made: mpsc::Receiver<Result<PathBuf, DiskError>>,
     next_odd: u64,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Spares {
     fn new(folder: LogFolder, size: usize) -> Self {
         let (wanted, wants) = mpsc::channel();
         let (make, made) = mpsc::channel();
-        thread::Builder::new()
-            .name("dkc-spares".into())
-            .spawn(move || {
-                for (name, ()) in (0..).map(|n| n * 2).zip(wants) {
-                    if make.send(folder.make_spare(name, size)).is_err() {
-                        return;
-                    }
+        let thread = spawn("dkc-spares", move || {
+            for (name, ()) in (0..).map(|n| n * 2).zip(wants) {
+                if make.send(folder.make_spare(name, size)).is_err() {
+                    return;
                 }
-            })
-            .expect("a thread at start-up");
+            }
+        });
         // A thread that is gone is noticed by `take`.
         let _ = wanted.send(());
-        Self { size, wanted, made, next_odd: 1 }
+        Self { size, wanted: Some(wanted), made, next_odd: 1, thread: Some(thread) }
     }
 
     /// The file that was made ahead, if its size is right; else one made now.
@@ -236,8 +249,17 @@ impl Spares {
             self.next_odd += 2;
             return folder.make_spare(self.next_odd, size);
         }
-        let spare = self.made.recv().map_err(|_| DiskError::Thread("spares"))??;
-        self.wanted.send(()).map_err(|_| DiskError::Thread("spares"))?;
+        let gone = || DiskError::Thread("dkc-spares");
+        let spare = self.made.recv().map_err(|_| gone())??;
+        self.wanted.as_ref().and_then(|wanted| wanted.send(()).ok()).ok_or_else(gone)?;
         Ok(spare)
+    }
+}
+
+impl Drop for Spares {
+    /// Waits for the spare being made, so that whoever opens the folder next has it alone.
+    fn drop(&mut self) {
+        self.wanted = None;
+        join(self.thread.take());
     }
 }

@@ -27,6 +27,7 @@ use rocksdb::{
 use self_cell::self_cell;
 
 use crate::error::{DiskError, context};
+use crate::kill;
 
 /// A file of a flush or a copy is closed at this size.
 const FILE_BYTES: u64 = 64 << 20;
@@ -112,6 +113,7 @@ impl State {
         let key = layout::shard_key(state.slots.shard());
         record.add(&key, &Change::Put(layout::encode_shard(copy, state)))?;
         files.extend(record.finish()?);
+        kill::point("install.files");
         self.ingest(files)
     }
 
@@ -139,7 +141,11 @@ impl State {
         options.set_move_files(true);
         // There is nothing in a memtable. Should there ever be, fail rather than flush it.
         options.set_allow_blocking_flush(false);
-        Ok(self.db.ingest_external_file_opts(&options, files)?)
+        kill::point("ingest.begun");
+        kill::point_during("ingest.during");
+        self.db.ingest_external_file_opts(&options, files)?;
+        kill::point("ingest.done");
+        Ok(())
     }
 
     fn fresh_path(&self) -> PathBuf {
@@ -148,7 +154,7 @@ impl State {
     }
 }
 
-/// Sorted files being written, each fsynced when it is full.
+/// Sorted files being written, each fsynced when it is full. Dropped unfinished, they are removed.
 pub struct Files<'a> {
     state: &'a State,
     writer: Option<(SstFileWriter<'a>, PathBuf)>,
@@ -181,17 +187,28 @@ impl<'a> Files<'a> {
     }
 
     /// All files, in order; none if there were no rows.
-    pub fn finish(mut self) -> Result<Vec<PathBuf>, DiskError> {
+    pub fn finish(&mut self) -> Result<Vec<PathBuf>, DiskError> {
         self.close()?;
-        Ok(self.done)
+        Ok(std::mem::take(&mut self.done))
     }
 
     fn close(&mut self) -> Result<(), DiskError> {
         if let Some((mut writer, path)) = self.writer.take() {
-            writer.finish()?;
+            // First, so that it is removed even if it can't be finished.
             self.done.push(path);
+            writer.finish()?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Files<'_> {
+    fn drop(&mut self) {
+        let open = self.writer.take().map(|(_, path)| path);
+        for path in self.done.drain(..).chain(open) {
+            // What is left is removed at the next start.
+            let _ = fs::remove_file(path);
+        }
     }
 }
 

@@ -1,3 +1,10 @@
-//! What tests the service as a whole: the simulator, and (in `tests/tests`) real processes.
+//! What tests the service as a whole: the simulator, and real processes.
 
+pub mod cluster;
 pub mod sim;
+
+/// Says something to whoever watches a test.
+pub fn note(text: &str) {
+    use std::io::Write;
+    let _nobody_watches = writeln!(std::io::stderr().lock(), "{text}");
+}

@@ -1,29 +1,30 @@
 //! Lines of input → batches of keys, equal keys of one batch merged.
 //!
 //! A line is the bytes up to LF, one CR before it dropped (as in the service's `text/plain`), and
-//! the whole line is the key: a TAB and a number at its end are part of it. That is why batches go
-//! out as JSON. Empty lines are no keys; they are counted as skipped. Lines longer than a key may
-//! be are never sent, and reported.
+//! the whole line is the key. Batches travel as lines `key TAB count`: the service splits a line at
+//! its last TAB, so a key may itself end in a TAB and a number. It is also the cheapest form to
+//! write and to read. Empty lines are no keys; they are counted as skipped. Lines longer than a key
+//! may be are never sent, and reported.
 //!
 //! Merging makes requests smaller on real text. The price is that an item of a batch stands for
 //! several lines, so each batch remembers the item of every line: an outcome told per item can
 //! always be told per line.
 
-use std::collections::HashMap;
 use std::io::{self, BufRead};
 
-use super::lines::Lines;
-use crate::answer::write_key_field;
+use hashbrown::HashTable;
+use xxhash_rust::xxh3::xxh3_64;
+
 use crate::client::KEY_BYTES_MAX;
 
-/// A request's body stays below this; the service's limit is 8 MiB.
+/// A request's body stays below this and one key; the service's limit is 8 MiB.
 const BODY_BYTES_MAX: usize = 4 << 20;
-/// What JSON can make of a key and its delta at worst: six bytes for one (`\u0000`), and the frame.
-const ITEM_BYTES: fn(usize) -> usize = |key| key * 6 + 64;
+/// TAB, a u32, LF.
+const COUNT_BYTES_MAX: usize = 12;
 
 /// What one line of a batch is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Line {
+pub(crate) enum Line {
     Item(u32),
     Skipped,
     TooLong,
@@ -34,58 +35,71 @@ enum Line {
 pub(crate) struct Batch {
     first_line: u64,
     lines: Vec<Line>,
-    keys: Vec<Vec<u8>>,
-    deltas: Vec<u32>,
+    /// The distinct keys, one after the other …
+    text: Vec<u8>,
+    /// … and where each ends.
+    ends: Vec<u32>,
+    /// How often each occurs.
+    counts: Vec<u32>,
 }
 
 impl Batch {
     /// The number of items, which are the distinct keys.
     pub(crate) fn items(&self) -> usize {
-        self.keys.len()
+        self.ends.len()
     }
 
-    /// How often an item's key occurs.
-    pub(crate) fn occurrences(&self, item: usize) -> u64 {
-        u64::from(self.deltas[item])
-    }
-
-    pub(crate) fn skipped(&self) -> u64 {
-        self.lines.iter().filter(|&&line| line == Line::Skipped).count() as u64
-    }
-
-    pub(crate) fn line_count(&self) -> u64 {
-        self.lines.len() as u64
-    }
-
-    pub(crate) fn too_long(&self) -> Lines {
-        self.select(|line| line == Line::TooLong)
-    }
-
-    /// The lines of those items that `wanted` holds for.
-    pub(crate) fn lines_of(&self, wanted: impl Fn(usize) -> bool) -> Lines {
-        self.select(|line| matches!(line, Line::Item(item) if wanted(item as usize)))
-    }
-
-    fn select(&self, wanted: impl Fn(Line) -> bool) -> Lines {
-        let mut lines = Lines::default();
-        for (number, &line) in (self.first_line..).zip(&self.lines) {
-            if wanted(line) {
-                lines.add(number);
-            }
-        }
-        lines
+    /// Every line with its number.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = (u64, Line)> {
+        (self.first_line..).zip(self.lines.iter().copied())
     }
 
     /// The body of a request for these items.
-    pub(crate) fn json(&self, items: &[usize]) -> Vec<u8> {
-        let mut json = b"{\"increments\":[".to_vec();
-        for (index, &item) in items.iter().enumerate() {
-            json.extend_from_slice(if index == 0 { b"{" } else { b",{" });
-            write_key_field(&self.keys[item], &mut json);
-            json.extend_from_slice(format!(",\"delta\":{}}}", self.deltas[item]).as_bytes());
+    pub(crate) fn body(&self, items: &[u32]) -> Vec<u8> {
+        let mut body = Vec::with_capacity(self.text.len() + items.len() * COUNT_BYTES_MAX);
+        let mut digits = itoa::Buffer::new();
+        for &item in items {
+            body.extend_from_slice(self.key(item));
+            body.push(b'\t');
+            body.extend_from_slice(digits.format(self.counts[item as usize]).as_bytes());
+            body.push(b'\n');
         }
-        json.extend_from_slice(b"]}");
-        json
+        body
+    }
+
+    fn key(&self, item: u32) -> &[u8] {
+        let item = item as usize;
+        let start = if item == 0 { 0 } else { self.ends[item - 1] };
+        &self.text[start as usize..self.ends[item] as usize]
+    }
+
+    fn is_full(&self, lines_max: usize) -> bool {
+        let body_bytes = self.text.len() + self.items() * COUNT_BYTES_MAX;
+        self.lines.len() == lines_max || body_bytes >= BODY_BYTES_MAX
+    }
+
+    /// `index` finds the items of this batch by the hash of their keys.
+    fn add(&mut self, line: &[u8], index: &mut HashTable<u32>) {
+        let line = match line.len() {
+            0 => Line::Skipped,
+            length if length > KEY_BYTES_MAX => Line::TooLong,
+            _ => Line::Item(self.add_key(line, index)),
+        };
+        self.lines.push(line);
+    }
+
+    fn add_key(&mut self, key: &[u8], index: &mut HashTable<u32>) -> u32 {
+        let hash = xxh3_64(key);
+        if let Some(&item) = index.find(hash, |&item| self.key(item) == key) {
+            self.counts[item as usize] += 1;
+            return item;
+        }
+        let item = self.items() as u32;
+        self.text.extend_from_slice(key);
+        self.ends.push(self.text.len() as u32);
+        self.counts.push(1);
+        index.insert_unique(hash, item, |&item| xxh3_64(self.key(item)));
+        item
     }
 }
 
@@ -93,97 +107,90 @@ impl Batch {
 pub(crate) struct Batches<R> {
     input: R,
     lines_max: usize,
+    /// Whether to hand out a smaller batch when nothing more can be read at once: somebody may
+    /// wait for the lines that a pipe gave so far to be counted.
+    hurries: bool,
     next_line: u64,
     bytes_read: u64,
-    at_end: bool,
+    /// The begin of a line that goes on beyond what was read. Of one too long for a key only enough
+    /// is kept to see that it is: a file without line ends must not end up in memory.
+    begun: Vec<u8>,
+    /// Empty between batches; kept for its memory.
+    index: HashTable<u32>,
 }
 
 impl<R: BufRead> Batches<R> {
-    pub(crate) fn new(input: R, lines_max: usize) -> Self {
-        Self { input, lines_max, next_line: 1, bytes_read: 0, at_end: false }
+    pub(crate) fn new(input: R, lines_max: usize, hurries: bool) -> Self {
+        let (begun, index) = (Vec::new(), HashTable::new());
+        Self { input, lines_max, hurries, next_line: 1, bytes_read: 0, begun, index }
     }
 
-    /// How much of the input is in batches by now.
+    /// How many bytes of the input were read by now.
     pub(crate) fn bytes_read(&self) -> u64 {
         self.bytes_read
+    }
+
+    /// How many lines are in the batches handed out by now.
+    pub(crate) fn lines_read(&self) -> u64 {
+        self.next_line - 1
     }
 
     /// The next batch, `None` after the last line. After an error there is nothing more, and the
     /// lines read since the last batch were not counted.
     pub(crate) fn next(&mut self) -> io::Result<Option<Batch>> {
         let mut batch = Batch { first_line: self.next_line, ..Batch::default() };
-        let mut index: HashMap<Vec<u8>, u32> = HashMap::new();
-        let mut line = Vec::new();
-        let mut body_bytes = 0;
-        while !self.at_end && batch.lines.len() < self.lines_max && body_bytes < BODY_BYTES_MAX {
-            line.clear();
-            let Some(bytes) = read_line(&mut self.input, &mut line)? else {
-                self.at_end = true;
-                break;
+        batch.lines.reserve(self.lines_max);
+        while !batch.is_full(self.lines_max) {
+            let buffer = match self.input.fill_buf() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                filled => filled?,
             };
-            self.bytes_read += bytes;
-            batch.lines.push(match line.len() {
-                0 => Line::Skipped,
-                length if length > KEY_BYTES_MAX => Line::TooLong,
-                length => match index.get(&line) {
-                    Some(&item) => {
-                        batch.deltas[item as usize] += 1;
-                        Line::Item(item)
-                    }
-                    None => {
-                        let item = batch.keys.len() as u32;
-                        body_bytes += ITEM_BYTES(length);
-                        index.insert(line.clone(), item);
-                        batch.keys.push(line.clone());
-                        batch.deltas.push(1);
-                        Line::Item(item)
-                    }
-                },
-            });
+            if buffer.is_empty() {
+                // A last line without LF keeps its CR: only one before an LF is part of its end.
+                if !self.begun.is_empty() {
+                    batch.add(&self.begun, &mut self.index);
+                    self.begun.clear();
+                }
+                break;
+            }
+            let mut used = 0;
+            while used < buffer.len() && !batch.is_full(self.lines_max) {
+                let rest = &buffer[used..];
+                let end = rest.iter().position(|&byte| byte == b'\n');
+                let part = &rest[..end.unwrap_or(rest.len())];
+                used += part.len() + usize::from(end.is_some());
+                if end.is_some() && self.begun.is_empty() {
+                    batch.add(without_cr(part), &mut self.index);
+                    continue;
+                }
+                // One more for the CR, one more to be too long.
+                let room = (KEY_BYTES_MAX + 2).saturating_sub(self.begun.len());
+                self.begun.extend_from_slice(&part[..part.len().min(room)]);
+                if end.is_some() {
+                    batch.add(without_cr(&self.begun), &mut self.index);
+                    self.begun.clear();
+                }
+            }
+            let is_all = used == buffer.len();
+            self.input.consume(used);
+            self.bytes_read += used as u64;
+            if self.hurries && is_all && !batch.lines.is_empty() {
+                break;
+            }
         }
+        self.index.clear();
         self.next_line += batch.lines.len() as u64;
         Ok(if batch.lines.is_empty() { None } else { Some(batch) })
     }
 }
 
-/// Reads a line without its end into `line` and returns how many bytes it took, or `None` at the
-/// end of the input. Of a line too long for a key only enough is kept to see that it is: a file
-/// without line ends must not end up in memory.
-fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Option<u64>> {
-    let mut bytes = 0;
-    loop {
-        let buffer = match input.fill_buf() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            filled => filled?,
-        };
-        if buffer.is_empty() {
-            if bytes == 0 {
-                return Ok(None);
-            }
-            // A last line without LF keeps its CR: only one before an LF is part of the line end.
-            return Ok(Some(bytes));
-        }
-        let end = buffer.iter().position(|&byte| byte == b'\n');
-        let taken = &buffer[..end.unwrap_or(buffer.len())];
-        // One more for the CR, one more to be too long.
-        let room = (KEY_BYTES_MAX + 2).saturating_sub(line.len());
-        line.extend_from_slice(&taken[..taken.len().min(room)]);
-        let used = taken.len() + usize::from(end.is_some());
-        bytes += used as u64;
-        input.consume(used);
-        if end.is_some() {
-            // A kept part that ends in CR may be the cut of a longer line; then it is too long
-            // with and without it.
-            if line.last() == Some(&b'\r') && line.len() < KEY_BYTES_MAX + 2 {
-                line.pop();
-            }
-            return Ok(Some(bytes));
-        }
-    }
+fn without_cr(line: &[u8]) -> &[u8] {
+    line.strip_suffix(b"\r").unwrap_or(line)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::lines::{LineRange, Lines};
     use super::*;
     use std::io::BufReader;
 
@@ -191,26 +198,32 @@ mod tests {
     #[track_caller]
     fn check(input: &[u8], lines_max: usize, want: &[&str]) {
         // A tiny buffer, so that lines span several reads.
-        let mut batches = Batches::new(BufReader::with_capacity(3, input), lines_max);
+        let mut batches = Batches::new(BufReader::with_capacity(3, input), lines_max, false);
         let mut got = Vec::new();
         while let Some(batch) = batches.next().unwrap() {
             let mut text = Vec::new();
-            for (item, key) in batch.keys.iter().enumerate() {
-                let lines: Vec<_> = batch
-                    .lines_of(|one| one == item)
+            let select = |wanted: Line| {
+                let mut lines = Lines::default();
+                let those = batch.lines().filter(|&(_, line)| line == wanted);
+                those.for_each(|(number, _)| lines.add(number));
+                lines
+            };
+            for item in 0..batch.items() as u32 {
+                let lines: Vec<_> = select(Line::Item(item))
                     .ranges()
                     .iter()
                     .map(|range| format!("{}-{}", range.first_line, range.last_line))
                     .collect();
-                let key = key.escape_ascii().to_string();
+                let key = batch.key(item).escape_ascii().to_string();
                 let key = if key.len() > 20 { format!("[{}]", key.len()) } else { key };
-                text.push(format!("{key}*{} at {}", batch.occurrences(item), lines.join(",")));
+                let count = batch.counts[item as usize];
+                text.push(format!("{key}*{count} at {}", lines.join(",")));
             }
-            if batch.skipped() > 0 {
-                text.push(format!("{} skipped", batch.skipped()));
-            }
-            if batch.too_long().count() > 0 {
-                text.push(format!("{} too long", batch.too_long().count()));
+            for (kind, what) in [(Line::Skipped, "skipped"), (Line::TooLong, "too long")] {
+                let count: u64 = select(kind).ranges().iter().map(LineRange::count).sum();
+                if count > 0 {
+                    text.push(format!("{count} {what}"));
+                }
             }
             got.push(text.join("; "));
         }
@@ -251,30 +264,37 @@ mod tests {
     #[test]
     fn a_batch_of_long_keys_fits_a_request() {
         let mut input = Vec::new();
-        for number in 0..3000 {
-            input.extend_from_slice(format!("{number:0>4}").as_bytes());
-            input.extend_from_slice(&[0; 1020]);
-            input.push(b'\n');
+        for number in 0..10_000 {
+            input.extend_from_slice(format!("{number:0>1024}\n").as_bytes());
         }
-        let mut batches = Batches::new(&input[..], 100_000);
+        let mut batches = Batches::new(&input[..], 100_000, false);
         let mut items = 0;
         while let Some(batch) = batches.next().unwrap() {
-            let all: Vec<_> = (0..batch.items()).collect();
-            assert!(batch.json(&all).len() < 8 << 20);
+            let all: Vec<_> = (0..batch.items() as u32).collect();
+            assert!(batch.body(&all).len() < 8 << 20);
             items += batch.items();
         }
-        assert_eq!(items, 3000);
+        assert_eq!(items, 10_000);
     }
 
     #[test]
     fn bodies() {
-        let mut batches = Batches::new(&b"a\n\"\n\xff\na\n"[..], 10);
+        let mut batches = Batches::new(&b"a\nb\t5\n\xff\na\nb\r\r\n"[..], 10, false);
         let batch = batches.next().unwrap().unwrap();
-        let json = |items: &[usize]| String::from_utf8(batch.json(items)).unwrap();
-        assert_eq!(
-            json(&[0, 1, 2]),
-            r#"{"increments":[{"key":"a","delta":2},{"key":"\"","delta":1},{"key_base64":"/w==","delta":1}]}"#
-        );
-        assert_eq!(json(&[1]), r#"{"increments":[{"key":"\"","delta":1}]}"#);
+        assert_eq!(batch.body(&[0, 1, 2, 3]), b"a\t2\nb\t5\t1\n\xff\t1\nb\r\t1\n");
+        assert_eq!(batch.body(&[2]), b"\xff\t1\n");
+    }
+
+    #[test]
+    fn what_a_pipe_gave_is_not_held_back() {
+        let input = BufReader::with_capacity(4, &b"a\nb\nc\ndddddd\n"[..]);
+        let mut batches = Batches::new(input, 10, true);
+        let mut got = Vec::new();
+        while let Some(batch) = batches.next().unwrap() {
+            let all: Vec<_> = (0..batch.items() as u32).collect();
+            got.push(String::from_utf8(batch.body(&all)).unwrap());
+        }
+        assert_eq!(got, ["a\t1\nb\t1\n", "c\t1\n", "dddddd\t1\n"]);
+        assert_eq!(batches.lines_read(), 4);
     }
 }

@@ -1,7 +1,9 @@
 //! Sets of line numbers, kept as ranges.
 //!
 //! Lines are added one by one or in runs, in any order and from any batch; the ranges that come out
-//! are in order, disjoint, and joined where they touch, so the list is as short as it can be.
+//! are in order, disjoint, and joined where they touch, so the list is as short as it can be. It
+//! is joined now and then on the way too: what is kept grows with what has to be told, not with the
+//! input.
 
 use serde::Serialize;
 
@@ -12,16 +14,25 @@ pub(crate) struct LineRange {
     pub(crate) last_line: u64,
 }
 
+impl LineRange {
+    pub(crate) fn count(&self) -> u64 {
+        self.last_line - self.first_line + 1
+    }
+}
+
+/// Fewer than this are not worth joining.
+const RUNS_BEFORE_JOIN: usize = 1024;
+
 /// A set of lines. What goes in may not be in it already.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Lines {
     runs: Vec<LineRange>,
-    count: u64,
+    /// How many runs were left when they were last joined.
+    joined: usize,
 }
 
 impl Lines {
     pub(crate) fn add(&mut self, line: u64) {
-        self.count += 1;
         match self.runs.last_mut() {
             Some(run) if run.last_line + 1 == line => run.last_line = line,
             _ => self.runs.push(LineRange { first_line: line, last_line: line }),
@@ -30,26 +41,26 @@ impl Lines {
 
     pub(crate) fn append(&mut self, other: &Self) {
         self.runs.extend_from_slice(&other.runs);
-        self.count += other.count;
-    }
-
-    /// How many lines are in it.
-    pub(crate) fn count(&self) -> u64 {
-        self.count
+        if self.runs.len() > 2 * self.joined + RUNS_BEFORE_JOIN {
+            self.join();
+        }
     }
 
     pub(crate) fn ranges(mut self) -> Vec<LineRange> {
+        self.join();
+        self.runs
+    }
+
+    fn join(&mut self) {
         self.runs.sort_unstable();
-        let mut ranges: Vec<LineRange> = Vec::new();
-        for run in self.runs {
-            match ranges.last_mut() {
-                Some(last) if last.last_line + 1 == run.first_line => {
-                    last.last_line = run.last_line
-                }
-                _ => ranges.push(run),
+        self.runs.dedup_by(|next, run| {
+            let touches = run.last_line + 1 == next.first_line;
+            if touches {
+                run.last_line = next.last_line;
             }
-        }
-        ranges
+            touches
+        });
+        self.joined = self.runs.len();
     }
 }
 
@@ -65,9 +76,10 @@ mod tests {
             adds.iter().for_each(|&line| lines.add(line));
             all.append(&lines);
         }
-        assert_eq!(all.count(), adds.iter().map(|adds| adds.len() as u64).sum::<u64>());
-        let got: Vec<_> =
-            all.ranges().iter().map(|range| (range.first_line, range.last_line)).collect();
+        let ranges = all.ranges();
+        let count: u64 = ranges.iter().map(LineRange::count).sum();
+        assert_eq!(count, adds.iter().map(|adds| adds.len() as u64).sum::<u64>());
+        let got: Vec<_> = ranges.iter().map(|range| (range.first_line, range.last_line)).collect();
         assert_eq!(got, want);
     }
 
@@ -79,5 +91,18 @@ mod tests {
         check(&[&[1, 2, 4]], &[(1, 2), (4, 4)]);
         check(&[&[5, 6], &[1], &[2, 3, 4]], &[(1, 6)]);
         check(&[&[9], &[7], &[1]], &[(1, 1), (7, 7), (9, 9)]);
+    }
+
+    #[test]
+    fn a_long_list_of_touching_runs_stays_short() {
+        let mut all = Lines::default();
+        // Backwards, so that no run is joined as it comes.
+        for line in (1..=100_000).rev() {
+            let mut one = Lines::default();
+            one.add(line);
+            all.append(&one);
+            assert!(all.runs.len() <= RUNS_BEFORE_JOIN + 3);
+        }
+        assert_eq!(all.ranges(), [LineRange { first_line: 1, last_line: 100_000 }]);
     }
 }

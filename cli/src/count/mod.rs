@@ -10,7 +10,8 @@
 //! every key. Memory is bounded by the batches in flight, not by the input.
 //!
 //! Counting stops early when a batch could not be counted for `--give-up`, when the service refuses
-//! a whole request for good, or at Ctrl-C; then the lines not read are not counted, and said so.
+//! a whole request for good, or at Ctrl-C. Then what was sent is still waited for, what was read and
+//! not sent counts as never read, and the report says after which line nothing was counted.
 
 mod batch;
 mod lines;
@@ -19,27 +20,32 @@ mod progress;
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use bench::http::{Connection, Request, Url};
+use bench::http::{Connection, Media, Request, Url};
 use serde::Serialize;
-use tokio::sync::{Mutex, mpsc};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use self::batch::{Batch, Batches};
 use self::lines::{LineRange, Lines};
 use self::pending::{Next, Outcome, Pending};
-use self::progress::Progress;
+use self::progress::{Progress, Stand};
 use crate::client::{self, GRACE, ServerArgs};
 use crate::exit::Exit;
-use crate::output;
+use crate::output::{self, grouped};
 
 /// The longest the service allows. Nothing is gained by hearing "unknown" sooner.
 const DEADLINE: Duration = Duration::from_secs(60);
 const READ_BYTES: usize = 1 << 20;
+const SHOW_EVERY: Duration = Duration::from_millis(200);
+/// Enough to see what went wrong; an outage repeats itself.
+const REASONS_MAX: usize = 20;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -64,13 +70,32 @@ pub(crate) struct Args {
 
 /// What the tasks of one count share.
 struct Shared {
-    namespace: String,
+    path: String,
     urls: Vec<Url>,
     give_up: Duration,
-    /// Nothing more is read or sent, and nothing refused is sent again.
-    stop: AtomicBool,
+    /// True: nothing more is taken up or sent, and nothing refused is sent again.
+    stop: watch::Sender<bool>,
     bytes_read: AtomicU64,
     retries: AtomicU64,
+    /// Requests that were refused and wait to be sent again …
+    waiting: AtomicUsize,
+    /// … and why the last of them was.
+    reason: std::sync::Mutex<String>,
+}
+
+impl Shared {
+    fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    fn is_stopped(&self) -> bool {
+        *self.stop.borrow()
+    }
+
+    async fn stopped(&self) {
+        // An error would mean that the sender is gone, and it is right here.
+        let _ = self.stop.subscribe().wait_for(|&stopped| stopped).await;
+    }
 }
 
 /// How it ended. The JSON that `--json` prints.
@@ -102,44 +127,60 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
         }
     };
     let shared = Arc::new(Shared {
-        namespace: args.namespace,
+        path: format!("/v1/counters/{}/increment", args.namespace),
         urls: args.server.urls,
         give_up: Duration::from_secs(args.give_up),
-        stop: AtomicBool::new(false),
+        stop: watch::Sender::new(false),
         bytes_read: AtomicU64::new(0),
         retries: AtomicU64::new(0),
+        waiting: AtomicUsize::new(0),
+        reason: std::sync::Mutex::default(),
     });
+    // Before the first request: a signal from here on ends in a report.
+    tokio::spawn(stop_at_signal(shared.clone())?);
     let begun = Instant::now();
     let workers = args.in_flight as usize;
+    // Twice as many batches as workers: none waits for the reader.
     let (to_workers, batches) = mpsc::channel(workers);
     let (to_totals, outcomes) = mpsc::channel(workers);
 
-    let reader = {
-        let (shared, lines) = (shared.clone(), args.batch as usize);
-        std::thread::spawn(move || read(input, lines, &shared, &to_workers))
-    };
+    let (say_read, mut read) = oneshot::channel();
+    {
+        let (shared, lines_max) = (shared.clone(), args.batch as usize);
+        // A thread, never joined: after a signal it may sit in a read from a terminal for ever.
+        std::thread::spawn(move || {
+            // Only a file can be read without waiting for whoever writes it.
+            let batches = Batches::new(
+                BufReader::with_capacity(READ_BYTES, input),
+                lines_max,
+                size.is_none(),
+            );
+            // Said before the workers see that no more batches come.
+            drop(say_read.send(read_all(batches, &shared, &to_workers)));
+        });
+    }
     let batches = Arc::new(Mutex::new(batches));
     for worker in 0..workers {
         tokio::spawn(work(worker, shared.clone(), batches.clone(), to_totals.clone()));
     }
-    drop(to_totals);
-    tokio::spawn(stop_at_ctrl_c(shared.clone()));
+    drop((batches, to_totals));
 
     let progress = Progress::new(size, args.server.json);
     let mut report = total(outcomes, &shared, progress, begun).await;
-    let read = tokio::task::spawn_blocking(move || reader.join())
-        .await?
-        .map_err(|_| anyhow::anyhow!("the reader panicked"))?;
-    match read {
-        Ok(at_end) => report.complete = at_end,
-        Err(error) => report.reasons.push(format!("{}: {error}", args.file.display())),
+    match read.try_recv() {
+        Ok(Ok(Some(lines))) => report.complete = lines == report.lines,
+        Ok(Err(error)) => report.reasons.push(format!("{}: {error}", args.file.display())),
+        // Stopped; perhaps while it waits for input.
+        Ok(Ok(None)) | Err(oneshot::error::TryRecvError::Empty) => {}
+        Err(oneshot::error::TryRecvError::Closed) => anyhow::bail!("the reader panicked"),
     }
     report.retries = shared.retries.load(Ordering::Relaxed);
-    report.namespace.clone_from(&shared.namespace);
+    report.namespace = args.namespace;
     say(&report, args.server.json)
 }
 
-fn open(path: &PathBuf) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
+/// The input, and its size if it is a file.
+fn open(path: &Path) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
     if path.as_os_str() == "-" {
         return Ok((Box::new(io::stdin()), None));
     }
@@ -152,22 +193,19 @@ fn open(path: &PathBuf) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
     Ok((Box::new(file), data.is_file().then_some(data.len())))
 }
 
-/// Whether the whole input was read.
-fn read(
-    input: Box<dyn Read + Send>,
-    lines: usize,
+/// How many lines the whole input has; `None` if it was not read to its end.
+fn read_all(
+    mut batches: Batches<impl io::BufRead>,
     shared: &Shared,
     to_workers: &mpsc::Sender<Batch>,
-) -> io::Result<bool> {
-    let mut batches = Batches::new(BufReader::with_capacity(READ_BYTES, input), lines);
-    while !shared.stop.load(Ordering::Relaxed) {
-        let Some(batch) = batches.next()? else { return Ok(true) };
+) -> io::Result<Option<u64>> {
+    while let Some(batch) = batches.next()? {
         shared.bytes_read.store(batches.bytes_read(), Ordering::Relaxed);
         if to_workers.blocking_send(batch).is_err() {
-            return Ok(false);
+            return Ok(None);
         }
     }
-    Ok(false)
+    Ok(Some(batches.lines_read()))
 }
 
 /// Takes batches until there are no more, and sees each through before it takes the next.
@@ -181,7 +219,11 @@ async fn work(
     // Workers begin at different gateways, so that all of them get their share.
     let mut at = number % connections.len();
     loop {
-        let batch = batches.lock().await.recv().await;
+        let batch = tokio::select! {
+            biased;
+            () = shared.stopped() => return,
+            batch = async { batches.lock().await.recv().await } => batch,
+        };
         let Some(batch) = batch else { return };
         let outcome = see_through(batch, &shared, &mut connections, &mut at).await;
         if to_totals.send(outcome).await.is_err() {
@@ -190,18 +232,19 @@ async fn work(
     }
 }
 
+/// Sends a batch until all of it is decided, or the count stops.
 async fn see_through(
     batch: Batch,
     shared: &Shared,
     connections: &mut [Connection],
     at: &mut usize,
 ) -> Outcome {
-    let path = format!("/v1/counters/{}/increment", shared.namespace);
     let begun = Instant::now();
     let mut pending = Pending::new(batch);
-    while pending.is_open() && !shared.stop.load(Ordering::Relaxed) {
+    while pending.is_open() && !shared.is_stopped() {
         let connection = &mut connections[*at];
-        let request = Request::post(connection.url(), &path, DEADLINE, &pending.body());
+        let body = pending.body();
+        let request = Request::post(connection.url(), &shared.path, DEADLINE, Media::Text, &body);
         let answer = connection.call(&request, DEADLINE + GRACE).await;
         let lost = answer.is_err();
         let next = pending.on_answer(answer);
@@ -210,30 +253,47 @@ async fn see_through(
         }
         if let Next::Again { after, .. } = next {
             if begun.elapsed() + after > shared.give_up {
-                shared.stop.store(true, Ordering::Relaxed);
+                shared.stop();
                 break;
             }
-            shared.retries.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(after).await;
+            pause(shared, pending.last_reason(), after).await;
         }
     }
     if pending.hopeless {
-        shared.stop.store(true, Ordering::Relaxed);
+        shared.stop();
     }
     pending.outcome()
 }
 
-/// The first Ctrl-C lets what is in flight be answered, so that it needn't be unknown.
-async fn stop_at_ctrl_c(shared: Arc<Shared>) {
-    if tokio::signal::ctrl_c().await.is_ok() {
-        shared.stop.store(true, Ordering::Relaxed);
-        output::note(
-            "\nstopping: waiting for what was sent (Ctrl-C again: give it up, unreported)",
-        );
-        if tokio::signal::ctrl_c().await.is_ok() {
-            std::process::exit(Exit::Unknown as i32);
-        }
+/// Waits before a request is sent again.
+async fn pause(shared: &Shared, why: &str, after: Duration) {
+    shared.retries.fetch_add(1, Ordering::Relaxed);
+    why.clone_into(&mut shared.reason.lock().expect("no panic holds it"));
+    shared.waiting.fetch_add(1, Ordering::Relaxed);
+    tokio::select! {
+        () = shared.stopped() => {}
+        () = tokio::time::sleep(after) => {}
     }
+    shared.waiting.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// The first signal lets what is in flight be answered, so that it needn't be unknown.
+fn stop_at_signal(shared: Arc<Shared>) -> io::Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        shared.stop();
+        output::note("\nstopping: waiting for what was sent (Ctrl-C again: don't wait, no report)");
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        std::process::exit(Exit::Unknown as i32);
+    })
 }
 
 async fn total(
@@ -245,7 +305,23 @@ async fn total(
     let mut report = Report::default();
     let (mut unknown, mut not_applied) = (Lines::default(), Lines::default());
     let mut failed = Lines::default();
-    while let Some(outcome) = outcomes.recv().await {
+    let mut show = tokio::time::interval(SHOW_EVERY);
+    loop {
+        let outcome = tokio::select! {
+            outcome = outcomes.recv() => outcome,
+            _ = show.tick() => {
+                let reason = shared.reason.lock().expect("no panic holds it").clone();
+                progress.show(&Stand {
+                    lines: report.lines,
+                    bytes: shared.bytes_read.load(Ordering::Relaxed),
+                    elapsed: begun.elapsed(),
+                    waiting: shared.waiting.load(Ordering::Relaxed),
+                    reason: &reason,
+                });
+                continue;
+            }
+        };
+        let Some(outcome) = outcome else { break };
         report.lines += outcome.lines;
         report.skipped += outcome.skipped;
         report.applied += outcome.applied;
@@ -253,11 +329,10 @@ async fn total(
         not_applied.append(&outcome.not_applied);
         failed.append(&outcome.failed);
         for reason in outcome.reasons {
-            if report.reasons.len() < 20 && !report.reasons.contains(&reason) {
+            if report.reasons.len() < REASONS_MAX && !report.reasons.contains(&reason) {
                 report.reasons.push(reason);
             }
         }
-        progress.show(report.lines, shared.bytes_read.load(Ordering::Relaxed), begun.elapsed());
     }
     progress.clear();
     report.unknown = unknown.ranges();
@@ -284,12 +359,14 @@ fn say(report: &Report, as_json: bool) -> anyhow::Result<Exit> {
         return Ok(exit_of(report));
     }
     let Report { applied, lines, seconds, per_second, .. } = report;
+    let (applied, lines_read) = (grouped(*applied), grouped(*lines));
+    let rate = grouped(*per_second as u64);
     output::result(&format!(
-        "counted {applied} of {lines} lines in {seconds:.1} s, {per_second:.0} lines/s"
+        "counted {applied} of {lines_read} lines in {seconds:.1} s, {rate} lines/s"
     ))
     .context("writing the result")?;
     if report.skipped > 0 {
-        output::note(&format!("skipped {} empty lines", report.skipped));
+        output::note(&format!("skipped {} empty lines", grouped(report.skipped)));
     }
     let heaps = [
         ("unknown, may have been counted:", &report.unknown),
@@ -297,10 +374,10 @@ fn say(report: &Report, as_json: bool) -> anyhow::Result<Exit> {
         ("can't be counted:", &report.failed),
     ];
     for (title, ranges) in heaps.into_iter().filter(|(_, ranges)| !ranges.is_empty()) {
-        let lines: u64 = ranges.iter().map(|range| range.last_line - range.first_line + 1).sum();
+        let lines: u64 = ranges.iter().map(LineRange::count).sum();
         let shown: Vec<_> = ranges.iter().take(10).map(range_text).collect();
         let more = if ranges.len() > 10 { ", … (--json lists all)" } else { "" };
-        output::note(&format!("{title} {lines} lines: {}{more}", shown.join(", ")));
+        output::note(&format!("{title} {} lines: {}{more}", grouped(lines), shown.join(", ")));
     }
     if !report.complete {
         output::note(&format!("stopped early: nothing after line {lines} was counted"));

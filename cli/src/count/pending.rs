@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bench::http::{CallError, Response};
 
-use super::batch::Batch;
+use super::batch::{Batch, Line};
 use super::lines::Lines;
 use crate::answer::{Refusal, failed_items};
 
@@ -20,6 +20,7 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
 const RECONNECT_AFTER: Duration = Duration::from_millis(20);
 const RECONNECT_AFTER_MAX: Duration = Duration::from_millis(500);
+const REASONS_MAX: usize = 8;
 
 /// What to do after an answer.
 #[derive(Debug, Eq, PartialEq)]
@@ -34,7 +35,7 @@ pub(crate) enum Next {
 pub(crate) struct Pending {
     batch: Batch,
     /// Items to be sent, in the order of the request that is out.
-    open: Vec<usize>,
+    open: Vec<u32>,
     states: Vec<State>,
     reasons: Vec<String>,
     unreachable: u32,
@@ -67,7 +68,7 @@ impl Pending {
     pub(crate) fn new(batch: Batch) -> Self {
         let items = batch.items();
         let states = vec![State::Open; items];
-        let open = (0..items).collect();
+        let open = (0..items as u32).collect();
         Self { batch, open, states, reasons: Vec::new(), unreachable: 0, hopeless: false }
     }
 
@@ -78,7 +79,7 @@ impl Pending {
 
     /// The body of the request to send now.
     pub(crate) fn body(&self) -> Vec<u8> {
-        self.batch.json(&self.open)
+        self.batch.body(&self.open)
     }
 
     /// Takes the answer to the request that was made from [`Self::body`].
@@ -107,11 +108,11 @@ impl Pending {
     fn on_items(&mut self, failed: &[(usize, Refusal)]) -> Next {
         let open = std::mem::take(&mut self.open);
         for &item in &open {
-            self.states[item] = State::Applied;
+            self.states[item as usize] = State::Applied;
         }
         for (index, refusal) in failed {
             let item = open[*index];
-            self.states[item] = match refusal {
+            self.states[item as usize] = match refusal {
                 Refusal::Later { .. } => {
                     self.open.push(item);
                     State::Open
@@ -147,47 +148,52 @@ impl Pending {
 
     fn decide_all(&mut self, state: State) {
         for item in std::mem::take(&mut self.open) {
-            self.states[item] = state;
+            self.states[item as usize] = state;
         }
     }
 
     fn note(&mut self, reason: String) {
-        // Few, however many items: reasons of one outage look alike.
-        if self.reasons.len() < 8 && !self.reasons.contains(&reason) {
-            self.reasons.push(reason);
+        // Few, however many items and tries: reasons of one outage look alike. The newest is last.
+        if let Some(at) = self.reasons.iter().position(|other| *other == reason) {
+            self.reasons.remove(at);
+        } else if self.reasons.len() == REASONS_MAX {
+            self.reasons.remove(0);
         }
+        self.reasons.push(reason);
+    }
+
+    /// Why something had to be sent again, most lately.
+    pub(crate) fn last_reason(&self) -> &str {
+        self.reasons.last().map_or("", String::as_str)
     }
 
     /// What became of every line. Items still open were not applied.
     pub(crate) fn outcome(self) -> Outcome {
-        let lines = |state| self.batch.lines_of(|item| self.states[item] == state);
-        let applied = |item: &usize| self.states[*item] == State::Applied;
-        let occurrences = |item| self.batch.occurrences(item);
-        let unknown = lines(State::Unknown);
-        let mut failed = lines(State::Failed);
-        let not_applied = lines(State::Open);
-        let mut reasons = Vec::new();
+        let mut outcome = Outcome::default();
+        let mut too_long = false;
+        for (number, line) in self.batch.lines() {
+            outcome.lines += 1;
+            match line {
+                Line::Skipped => outcome.skipped += 1,
+                Line::TooLong => {
+                    too_long = true;
+                    outcome.failed.add(number);
+                }
+                Line::Item(item) => match self.states[item as usize] {
+                    State::Applied => outcome.applied += 1,
+                    State::Unknown => outcome.unknown.add(number),
+                    State::Failed => outcome.failed.add(number),
+                    State::Open => outcome.not_applied.add(number),
+                },
+            }
+        }
         // What was mended by a retry needs no words.
-        if unknown.count() + failed.count() + not_applied.count() > 0 {
-            reasons = self.reasons;
+        if self.states.iter().any(|&state| state != State::Applied) {
+            outcome.reasons = self.reasons;
         }
-        let too_long = self.batch.too_long();
-        if too_long.count() > 0 {
-            reasons.push("a line is longer than a key may be (1024 bytes)".to_owned());
-            failed.append(&too_long);
+        if too_long {
+            outcome.reasons.push("a line is longer than a key may be (1024 bytes)".to_owned());
         }
-        let outcome = Outcome {
-            lines: self.batch.line_count(),
-            skipped: self.batch.skipped(),
-            applied: (0..self.batch.items()).filter(applied).map(occurrences).sum(),
-            unknown,
-            not_applied,
-            failed,
-            reasons,
-        };
-        let decided = outcome.applied + outcome.unknown.count() + outcome.failed.count();
-        let rest = outcome.skipped + outcome.not_applied.count();
-        assert_eq!(decided + rest, outcome.lines, "every line has one outcome");
         outcome
     }
 }
@@ -223,14 +229,14 @@ mod tests {
     /// Plays answers to a batch of "a b a c" and compares what is sent and what comes of it.
     #[track_caller]
     fn check(answers: Vec<Answer>, want_sent: &[&str], want: &str) {
-        let batch = Batches::new(&b"a\nb\na\nc\n"[..], 10).next().unwrap().unwrap();
+        let batch = Batches::new(&b"a\nb\na\nc\n"[..], 10, false).next().unwrap().unwrap();
         let mut pending = Pending::new(batch);
         let mut sent = Vec::new();
         for answer in answers {
             assert!(pending.is_open(), "an answer nobody waits for");
             let body = String::from_utf8(pending.body()).unwrap();
             let keys = ["a", "b", "c"].into_iter();
-            let keys = keys.filter(|key| body.contains(&format!("\"{key}\"")));
+            let keys = keys.filter(|key| body.contains(&format!("{key}\t")));
             sent.push(keys.collect::<String>());
             let next = pending.on_answer(answer);
             assert_eq!(next == Next::Done, !pending.is_open());
@@ -310,7 +316,7 @@ mod tests {
     fn the_server_names_the_pause_within_reason() {
         #[track_caller]
         fn check(retry_after: Option<u64>, want_ms: u64) {
-            let batch = Batches::new(&b"a\n"[..], 10).next().unwrap().unwrap();
+            let batch = Batches::new(&b"a\n"[..], 10, false).next().unwrap().unwrap();
             let mut response = problem(503, "frozen", "not-applied").unwrap();
             response.retry_after = retry_after.map(Duration::from_secs);
             let after = Duration::from_millis(want_ms);

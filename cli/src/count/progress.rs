@@ -1,49 +1,70 @@
 //! How far a count has come, in one line that replaces itself, for a person at a terminal.
 
 use std::io::{self, IsTerminal, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-const EVERY: Duration = Duration::from_millis(100);
+use crate::output::grouped;
+
 const WIDTH: u64 = 30;
+
+/// What there is to show.
+pub(crate) struct Stand<'a> {
+    pub(crate) lines: u64,
+    pub(crate) bytes: u64,
+    pub(crate) elapsed: Duration,
+    /// Requests that were refused and wait to be sent again, and why the last of them was.
+    pub(crate) waiting: usize,
+    pub(crate) reason: &'a str,
+}
 
 /// A progress bar on stderr; nothing at all when that is no terminal.
 pub(crate) struct Progress {
     size: Option<u64>,
-    shown_at: Option<Instant>,
     visible: bool,
+    shown: bool,
 }
 
 impl Progress {
     /// `size` is that of the whole input in bytes, if it is known.
     pub(crate) fn new(size: Option<u64>, quiet: bool) -> Self {
-        Self { size, shown_at: None, visible: !quiet && io::stderr().is_terminal() }
+        Self { size, visible: !quiet && io::stderr().is_terminal(), shown: false }
     }
 
-    pub(crate) fn show(&mut self, lines: u64, bytes: u64, since: Duration) {
-        if !self.visible || self.shown_at.is_some_and(|at| at.elapsed() < EVERY) {
-            return;
+    pub(crate) fn show(&mut self, stand: &Stand<'_>) {
+        if self.visible {
+            self.shown = true;
+            drop(write!(io::stderr().lock(), "\r\x1b[2K{}", bar(self.size, stand)));
         }
-        self.shown_at = Some(Instant::now());
-        let text = bar(self.size, lines, bytes, since);
-        drop(write!(io::stderr().lock(), "\r\x1b[2K{text}"));
     }
 
     pub(crate) fn clear(&mut self) {
-        if self.shown_at.take().is_some() {
+        if self.shown {
             drop(write!(io::stderr().lock(), "\r\x1b[2K"));
         }
     }
 }
 
-fn bar(size: Option<u64>, lines: u64, bytes: u64, since: Duration) -> String {
-    let rate = lines as f64 / since.as_secs_f64().max(1e-9);
-    let figures = format!("{lines} lines, {rate:.0}/s");
-    let Some(size) = size.filter(|&size| size > 0) else { return figures };
-    // The file may have grown since.
-    let filled = (bytes.min(size) * WIDTH / size) as usize;
-    let empty = WIDTH as usize - filled;
-    let percent = bytes.min(size) * 100 / size;
-    format!("[{}{}] {percent:3} % {figures}", "#".repeat(filled), " ".repeat(empty))
+fn bar(size: Option<u64>, stand: &Stand<'_>) -> String {
+    let seconds = stand.elapsed.as_secs_f64().max(1e-9);
+    let rate = (stand.lines as f64 / seconds) as u64;
+    let mut text = format!("{} lines, {}/s", grouped(stand.lines), grouped(rate));
+    if let Some(size) = size.filter(|&size| size > 0) {
+        // The file may have grown since.
+        let bytes = stand.bytes.min(size);
+        let filled = (bytes * WIDTH / size) as usize;
+        let (full, empty) = ("#".repeat(filled), " ".repeat(WIDTH as usize - filled));
+        text = format!("[{full}{empty}] {:3} % {text}", bytes * 100 / size);
+        if bytes > 0 {
+            let left = (size - bytes) as f64 * seconds / bytes as f64;
+            text += &format!(", {left:.0} s left");
+        }
+    }
+    if stand.waiting > 0 {
+        // Cut: a line longer than the terminal would not be replaced but scroll.
+        let reason: String = stand.reason.chars().take(60).collect();
+        text += &format!(", {} wait ({reason})", stand.waiting);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -53,13 +74,18 @@ mod tests {
     #[test]
     fn bars() {
         #[track_caller]
-        fn check(size: Option<u64>, bytes: u64, want: &str) {
-            assert_eq!(bar(size, 50, bytes, Duration::from_secs(2)), want);
+        fn check(size: Option<u64>, bytes: u64, waiting: usize, want: &str) {
+            let elapsed = Duration::from_secs(2);
+            let stand = Stand { lines: 5000, bytes, elapsed, waiting, reason: "frozen" };
+            assert_eq!(bar(size, &stand), want);
         }
-        check(None, 7, "50 lines, 25/s");
-        check(Some(0), 7, "50 lines, 25/s");
-        check(Some(100), 0, "[                              ]   0 % 50 lines, 25/s");
-        check(Some(100), 50, "[###############               ]  50 % 50 lines, 25/s");
-        check(Some(100), 500, "[##############################] 100 % 50 lines, 25/s");
+        check(None, 7, 0, "5,000 lines, 2,500/s");
+        check(None, 7, 2, "5,000 lines, 2,500/s, 2 wait (frozen)");
+        check(Some(0), 7, 0, "5,000 lines, 2,500/s");
+        let empty = " ".repeat(30);
+        check(Some(100), 0, 0, &format!("[{empty}]   0 % 5,000 lines, 2,500/s"));
+        let (half, full) = ("#".repeat(15) + &" ".repeat(15), "#".repeat(30));
+        check(Some(100), 50, 0, &format!("[{half}]  50 % 5,000 lines, 2,500/s, 2 s left"));
+        check(Some(100), 500, 0, &format!("[{full}] 100 % 5,000 lines, 2,500/s, 0 s left"));
     }
 }

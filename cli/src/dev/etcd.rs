@@ -1,16 +1,23 @@
-//! Which etcd to run: `$ETCD`, else the one `./run` unpacked, else the one in `PATH`, if it is new
-//! enough.
+//! Which etcd to run: `$ETCD`, else the one that `./run` chose or unpacked, else the one in `PATH`, if
+//! it is new enough.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The first that is there and at least 3.5; otherwise what was tried.
 pub(crate) fn find() -> Result<String, String> {
-    let named = std::env::var_os("ETCD").map(PathBuf::from);
-    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    let candidates = match named {
-        Some(named) => vec![named],
-        None => vec![home.join(".cache/dkc/etcd-3.5/usr/bin/etcd"), PathBuf::from("etcd")],
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let candidates = match set("ETCD") {
+        Some(named) => vec![PathBuf::from(named)],
+        None => {
+            let home = set("HOME").map(|home| PathBuf::from(home).join(".cache/dkc"));
+            let cache = set("DKC_CACHE").map(PathBuf::from).or(home);
+            // `scripts/setup` writes it.
+            let chosen =
+                cache.and_then(|cache| std::fs::read_to_string(cache.join("etcd-path")).ok());
+            let chosen = chosen.map(|path| PathBuf::from(path.trim()));
+            chosen.into_iter().chain([PathBuf::from("etcd")]).collect()
+        }
     };
     let mut tried = Vec::new();
     for path in candidates {

@@ -68,7 +68,7 @@ pub(crate) struct Args {
     /// The executable to start for each role, instead of this one
     #[arg(long, hide = true)]
     program: Option<PathBuf>,
-    /// Flags for storage nodes and coordinators, such as --log-keep-bytes or --rebuild-delay
+    /// Flags for the roles, such as --log-keep-bytes (nodes) or --rebuild-delay (coordinators)
     #[arg(last = true, value_name = "FLAGS")]
     extra: Vec<String>,
 }
@@ -78,6 +78,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     // From here on a signal stops what was started, however early it comes.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
 
     fs::create_dir_all(&args.data).with_context(|| args.data.display().to_string())?;
     let folder = args.data.canonicalize().with_context(|| args.data.display().to_string())?;
@@ -103,6 +104,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
         ended = supervise(&args, &settings, &folder, &program, &mut supervisor) => ended,
         _ = interrupt.recv() => Ok(Exit::Done),
         _ = terminate.recv() => Ok(Exit::Done),
+        // The terminal was closed.
+        _ = hangup.recv() => Ok(Exit::Done),
     };
     // Also after an error: nothing that was started may stay.
     output::note("stopping");
@@ -153,7 +156,8 @@ async fn supervise(
     supervisor: &mut Supervisor,
 ) -> anyhow::Result<Exit> {
     let etcd = match &args.etcd {
-        Some(etcd) => etcd.clone(),
+        // The roles take `host:port`; what people copy has a scheme.
+        Some(endpoints) => endpoints.replace("http://", ""),
         None => {
             let found = match etcd::find() {
                 Ok(found) => found,
@@ -163,13 +167,14 @@ async fn supervise(
                 }
             };
             let spec = settings.etcd(&found, folder);
-            let url = format!("http://{}", spec.addresses["grpc"]);
+            let address = spec.addresses["grpc"].clone();
             supervisor.start(spec).context("starting etcd")?;
-            let healthy = tokio::spawn(ready::etcd(parse_url(&url)?));
+            let url = parse_url(&format!("http://{address}"))?;
+            let healthy = tokio::spawn(ready::etcd(url));
             if let Some(exit) = watch_until(supervisor, healthy).await? {
                 return Ok(exit);
             }
-            url
+            address
         }
     };
     for spec in settings.roles(&program.display().to_string(), folder, &etcd, &args.extra) {

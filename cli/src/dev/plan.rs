@@ -176,7 +176,7 @@ impl Settings {
         spec(Role::Etcd, "etcd", program, &[], &flags, &[("grpc", &client), ("http", &client)])
     }
 
-    /// Every process but etcd. `extra` is what stood after `--`.
+    /// Every process but etcd, in the order to start them. `extra` is what stood after `--`.
     pub(crate) fn roles(
         &self,
         program: &str,
@@ -184,7 +184,7 @@ impl Settings {
         etcd: &str,
         extra: &[String],
     ) -> Vec<Spec> {
-        let (to_nodes, to_coordinators) = share_out(extra);
+        let extra = Extra::share_out(extra);
         let mut specs = Vec::new();
         for number in 1..=self.coordinators {
             let name = format!("coordinator-{number}");
@@ -202,7 +202,7 @@ impl Settings {
             ];
             let addresses = [("grpc", grpc.as_str()), ("metrics", &metrics)];
             let role = Role::Coordinator;
-            specs.push(spec(role, &name, program, &to_coordinators, &flags, &addresses));
+            specs.push(spec(role, &name, program, &extra.coordinators, &flags, &addresses));
         }
         for number in 1..=self.nodes {
             let name = format!("node-{number}");
@@ -217,7 +217,7 @@ impl Settings {
                 ("--metrics", &metrics),
             ];
             let addresses = [("grpc", grpc.as_str()), ("metrics", &metrics)];
-            specs.push(spec(Role::StorageNode, &name, program, &to_nodes, &flags, &addresses));
+            specs.push(spec(Role::StorageNode, &name, program, &extra.nodes, &flags, &addresses));
         }
         for (number, http) in (1..).zip(self.gateway_addresses()) {
             let name = format!("gateway-{number}");
@@ -230,7 +230,7 @@ impl Settings {
                 ("--metrics", &metrics),
             ];
             let addresses = [("http", http.as_str()), ("metrics", &metrics)];
-            specs.push(spec(Role::Gateway, &name, program, &[], &flags, &addresses));
+            specs.push(spec(Role::Gateway, &name, program, &extra.gateways, &flags, &addresses));
         }
         specs
     }
@@ -254,21 +254,41 @@ fn spec(
     Spec { role, name: name.to_owned(), argv, addresses: addresses.iter().map(pair).collect() }
 }
 
-/// Flags after `--`: (for storage nodes, for coordinators). Those not known to be a coordinator's
-/// go to the nodes, which refuse what they don't know.
-fn share_out(extra: &[String]) -> (Vec<String>, Vec<String>) {
-    let (mut nodes, mut coordinators) = (Vec::new(), Vec::new());
-    let mut to_coordinators = false;
-    for word in extra {
-        if let Some(flag) = word.strip_prefix("--") {
-            let name = flag.split('=').next().unwrap_or_default();
-            to_coordinators = name == "rebuild-delay";
+/// Flags after `--`, for each role.
+#[derive(Debug, Default, Eq, PartialEq)]
+struct Extra {
+    coordinators: Vec<String>,
+    nodes: Vec<String>,
+    gateways: Vec<String>,
+}
+
+impl Extra {
+    /// Most flags are the storage nodes'; they refuse what they don't know either.
+    fn share_out(words: &[String]) -> Self {
+        let mut extra = Self::default();
+        let mut flag = "";
+        for word in words {
+            // A word that is no flag is the value of the flag before it.
+            if let Some(text) = word.strip_prefix("--") {
+                flag = text.split('=').next().unwrap_or_default();
+            }
+            let (coordinators, nodes, gateways) = match flag {
+                "rebuild-delay" => (true, false, false),
+                "workers" => (false, false, true),
+                "lease-ttl" => (true, true, true),
+                _ => (false, true, false),
+            };
+            let those = [
+                (coordinators, &mut extra.coordinators),
+                (nodes, &mut extra.nodes),
+                (gateways, &mut extra.gateways),
+            ];
+            for (_, heap) in those.into_iter().filter(|(wanted, _)| *wanted) {
+                heap.push(word.clone());
+            }
         }
-        // A word that is no flag is the value of the flag before it.
-        let heap = if to_coordinators { &mut coordinators } else { &mut nodes };
-        heap.push(word.clone());
+        extra
     }
-    (nodes, coordinators)
 }
 
 #[cfg(test)]
@@ -345,22 +365,33 @@ mod tests {
     #[test]
     fn flags_after_the_dashes_go_where_they_fit() {
         #[track_caller]
-        fn check(extra: &[&str], nodes: &[&str], coordinators: &[&str]) {
-            let extra: Vec<_> = extra.iter().map(|&word| word.to_owned()).collect();
-            let (got_nodes, got_coordinators) = share_out(&extra);
-            assert_eq!(got_nodes, nodes);
-            assert_eq!(got_coordinators, coordinators);
+        fn check(words: &str, coordinators: &str, nodes: &str, gateways: &str) {
+            let split = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            let want = Extra {
+                coordinators: split(coordinators),
+                nodes: split(nodes),
+                gateways: split(gateways),
+            };
+            assert_eq!(Extra::share_out(&split(words)), want);
         }
-        check(&[], &[], &[]);
+        check("", "", "", "");
         check(
-            &["--segment-bytes", "9", "--rebuild-delay", "5", "--flush-after-ms=7"],
-            &["--segment-bytes", "9", "--flush-after-ms=7"],
-            &["--rebuild-delay", "5"],
+            "--segment-bytes 9 --rebuild-delay 5 --flush-after-ms=7",
+            "--rebuild-delay 5",
+            "--segment-bytes 9 --flush-after-ms=7",
+            "",
         );
         check(
-            &["--rebuild-delay=5", "--log-keep-bytes", "1"],
-            &["--log-keep-bytes", "1"],
-            &["--rebuild-delay=5"],
+            "--rebuild-delay=5 --log-keep-bytes 1",
+            "--rebuild-delay=5",
+            "--log-keep-bytes 1",
+            "",
+        );
+        check(
+            "--workers 2 --lease-ttl 3",
+            "--lease-ttl 3",
+            "--lease-ttl 3",
+            "--workers 2 --lease-ttl 3",
         );
     }
 }

@@ -5,6 +5,7 @@
 //! between the look and the signal: no pid comes round again that fast.
 
 use std::fs;
+use std::io;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -19,6 +20,18 @@ pub(crate) struct Process {
 impl Process {
     /// The process with this number, if it runs. One that ended and was not waited for doesn't.
     pub(crate) fn find(pid: u32) -> Option<Self> {
+        let (process, runs) = Self::read(pid)?;
+        runs.then_some(process)
+    }
+
+    /// A child of ours that was not waited for, whether it still runs or not: its number is its own
+    /// until then.
+    pub(crate) fn child(pid: u32) -> io::Result<Self> {
+        let (process, _) = Self::read(pid).ok_or(io::ErrorKind::NotFound)?;
+        Ok(process)
+    }
+
+    fn read(pid: u32) -> Option<(Self, bool)> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name between the parentheses may hold anything. Field 3, the state, comes after it,
         // and field 22 is the start.
@@ -26,7 +39,7 @@ impl Process {
         let mut fields = fields.split_ascii_whitespace();
         let state = fields.next()?;
         let started = fields.nth(18)?.parse().ok()?;
-        (!matches!(state, "Z" | "X")).then_some(Self { pid, started })
+        Some((Self { pid, started }, !matches!(state, "Z" | "X")))
     }
 
     /// The process of exactly this command line, if there is one.
@@ -89,6 +102,11 @@ mod tests {
         namesake.kill();
         assert!(child.try_wait().unwrap().is_none(), "another process was killed in its place");
         found.terminate();
+        // Ended, not waited for: still ours by number, but nobody to signal.
+        while found.is_alive() {
+            std::thread::yield_now();
+        }
+        assert_eq!(Process::child(found.pid).unwrap(), found);
         child.wait().unwrap();
         assert!(!found.is_alive());
     }

@@ -56,7 +56,8 @@ async fn until<F: Future<Output = Result<(), String>>>(check: impl Fn() -> F) {
     while let Err(why) = check().await {
         if begun.elapsed() > patience {
             output::note(&format!("waiting: {why}"));
-            patience += PATIENCE;
+            // Less and less often: somebody may leave it to wait.
+            patience *= 2;
         }
         tokio::time::sleep(EVERY).await;
     }

@@ -22,11 +22,12 @@ use crate::output;
 /// Reading every command line of the machine costs milliseconds.
 const SEARCH_EVERY: Duration = Duration::from_millis(500);
 const RESPAWN_AFTER: Duration = Duration::from_secs(2);
-/// How long each part of the cluster gets to stop by itself. Together below the 15 s promised.
+/// Until when, counted from the begin, each part of the cluster may stop by itself; below the 15 s
+/// that are promised. Gateways go first, so that clients get answers to what they sent; etcd last.
 const STAGES: [(&[Role], Duration); 3] = [
-    (&[Role::Gateway], Duration::from_secs(3)),
-    (&[Role::StorageNode, Role::Coordinator], Duration::from_secs(6)),
-    (&[Role::Etcd], Duration::from_secs(3)),
+    (&[Role::Gateway], Duration::from_secs(4)),
+    (&[Role::StorageNode, Role::Coordinator], Duration::from_secs(11)),
+    (&[Role::Etcd], Duration::from_secs(13)),
 ];
 
 pub(crate) struct Supervisor {
@@ -93,16 +94,10 @@ impl Supervisor {
         }
         // A group of its own: Ctrl-C at the terminal is for this process, which stops the others
         // in order.
-        let mut child = command.process_group(0).spawn()?;
-        match Process::find(child.id()) {
-            Some(process) => Ok(State::Ours { child, process }),
-            // It ended at once. Its status is told by the next look.
-            None => {
-                let status = child.wait()?;
-                output::note(&format!("{} ended at once: {status}", spec.name));
-                Ok(State::Dead { since: Instant::now() })
-            }
-        }
+        let child = command.process_group(0).spawn()?;
+        // It may have ended by now; the next look tells.
+        let process = Process::child(child.id())?;
+        Ok(State::Ours { child, process })
     }
 
     /// Notices what ended or came back, and brings `cluster.json` up to date.
@@ -169,28 +164,28 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Stops everything: gateways first, so that clients get answers to what they sent; etcd last.
+    /// Stops everything, whoever started it.
     pub(crate) fn stop(mut self) -> io::Result<()> {
         // What somebody started a moment ago is ours to stop too.
         self.respawn = false;
         self.searched = None;
         drop(self.look()?);
+        let begun = Instant::now();
         for (roles, patience) in STAGES {
-            self.stop_roles(roles, patience)?;
+            self.stop_roles(roles, begun + patience)?;
         }
         drop(self.look()?);
         self.guard.dismiss()
     }
 
-    fn stop_roles(&mut self, roles: &[Role], patience: Duration) -> io::Result<()> {
+    fn stop_roles(&mut self, roles: &[Role], until: Instant) -> io::Result<()> {
         let those = |member: &Member| roles.contains(&member.spec.role);
         let running = |members: &[Member]| -> Vec<Process> {
             members.iter().filter(|member| those(member)).filter_map(Member::process).collect()
         };
         running(&self.members).into_iter().for_each(Process::terminate);
-        let begun = Instant::now();
         while !running(&self.members).is_empty() {
-            if begun.elapsed() > patience {
+            if Instant::now() > until {
                 for member in self.members.iter().filter(|member| those(member)) {
                     if let Some(process) = member.process() {
                         output::note(&format!("{} does not stop: killing it", member.spec.name));

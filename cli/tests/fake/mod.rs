@@ -55,22 +55,25 @@ pub(crate) struct FakeGateway {
 }
 
 impl FakeGateway {
-    /// `decide` is given the number of the batch at this gateway, from 0.
+    /// `decide` is given the number of the batch, from 0.
     pub(crate) fn start(decide: impl Fn(u64) -> Fate + Send + Sync + 'static) -> Self {
-        let state = Arc::default();
-        Self::sharing(state, decide)
+        let batches = AtomicU64::new(0);
+        let decide: Decide = Arc::new(move || decide(batches.fetch_add(1, Ordering::Relaxed)));
+        Self::listen(Arc::default(), decide)
     }
 
-    /// Another gateway of the same cluster.
-    pub(crate) fn sharing(
-        state: Arc<Mutex<State>>,
-        decide: impl Fn(u64) -> Fate + Send + Sync + 'static,
-    ) -> Self {
+    /// Two gateways of one cluster: their batches are numbered together.
+    pub(crate) fn start_two(decide: impl Fn(u64) -> Fate + Send + Sync + 'static) -> [Self; 2] {
+        let batches = AtomicU64::new(0);
+        let decide: Decide = Arc::new(move || decide(batches.fetch_add(1, Ordering::Relaxed)));
+        let state = Arc::<Mutex<State>>::default();
+        [Self::listen(state.clone(), decide.clone()), Self::listen(state, decide)]
+    }
+
+    fn listen(state: Arc<Mutex<State>>, decide: Decide) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = state.clone();
-        let batches = AtomicU64::new(0);
-        let decide: Decide = Arc::new(move || decide(batches.fetch_add(1, Ordering::Relaxed)));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (shared, decide) = (shared.clone(), decide.clone());
@@ -151,13 +154,38 @@ fn serve(stream: TcpStream, state: &Mutex<State>, decide: &Decide) -> Option<()>
     }
 }
 
-/// The name under which the map keeps a key: base64 keys keep their base64, marked.
+/// The name under which the map keeps a key of JSON: base64 keys keep their base64, marked.
 fn name_of(item: &Value) -> String {
     match (item.as_str(), item["key"].as_str(), item["key_base64"].as_str()) {
         (Some(key), ..) | (_, Some(key), _) => key.to_owned(),
         (_, _, Some(base64)) => format!("base64:{base64}"),
         _ => panic!("an item without a key: {item}"),
     }
+}
+
+/// Keys and deltas of a batch, in either form.
+fn items_of(head: &str, body: &[u8]) -> Vec<(String, i128)> {
+    if !head.to_ascii_lowercase().contains("content-type: text/plain") {
+        let told: Value = serde_json::from_slice(body).unwrap();
+        let items = told["increments"].as_array().unwrap().iter();
+        return items.map(|item| (name_of(item), item["delta"].as_i64().unwrap().into())).collect();
+    }
+    let lines = body.strip_suffix(b"\n").unwrap_or(body).split(|&byte| byte == b'\n');
+    let lines = lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let item = |line: &[u8]| {
+        let tab = line.iter().rposition(|&byte| byte == b'\t');
+        let split = tab.map(|at| (&line[..at], std::str::from_utf8(&line[at + 1..])));
+        let (key, delta) = match split {
+            Some((key, Ok(delta))) if delta.parse::<i128>().is_ok() => {
+                (key, delta.parse().unwrap())
+            }
+            _ => (line, 1),
+        };
+        assert!((1..=1024).contains(&key.len()), "a key of {} bytes", key.len());
+        let name = std::str::from_utf8(key).map(str::to_owned);
+        (name.unwrap_or_else(|_| format!("bytes:{}", key.escape_ascii())), delta)
+    };
+    lines.filter(|line| !line.is_empty()).map(item).collect()
 }
 
 /// The answer, and whether the connection ends after it.
@@ -167,13 +195,12 @@ fn increment_batch(
     state: &Mutex<State>,
     decide: &Decide,
 ) -> Option<(Vec<u8>, bool)> {
-    let told: Value = serde_json::from_slice(body).unwrap();
-    let items = told["increments"].as_array().unwrap();
+    let items = items_of(&head, body);
     let mut state = state.lock().unwrap();
     state.heads.push(head);
     let mut count = |index: usize| {
-        let delta = items[index]["delta"].as_i64().unwrap();
-        *state.counters.entry(name_of(&items[index])).or_default() += i128::from(delta);
+        let (name, delta) = &items[index];
+        *state.counters.entry(name.clone()).or_default() += delta;
     };
     let all = 0..items.len();
     let applied = |applied: usize, failed: Vec<Value>| {
@@ -225,7 +252,7 @@ fn increment_batch(
         Fate::BadInput => {
             let mut failed = Vec::new();
             for index in all {
-                if name_of(&items[index]).starts_with("bad") {
+                if items[index].0.starts_with("bad") {
                     failed.push(fail(index, "/bad-input", "not-applied"));
                 } else {
                     count(index);

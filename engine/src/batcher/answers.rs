@@ -80,7 +80,12 @@ impl Worker {
 
     fn on_answer(&mut self, shard: ShardId, send: Send, answer: Answer, effects: &mut Vec<Effect>) {
         match answer {
-            Answer::Applied { values, .. } => self.applied(shard, &values, effects),
+            Answer::Applied { values, .. } => {
+                if let Some(lane) = self.router.lane_mut(send.conn) {
+                    lane.forget_frozen(shard, self.now);
+                }
+                self.applied(shard, &values, effects);
+            }
             Answer::Malformed => self.decided(shard, Failure::Malformed, effects),
             Answer::AnsweredBefore => self.decided(shard, Failure::ResultGone, effects),
             Answer::NoEffect => self.out_of_order(shard, effects),
@@ -122,35 +127,44 @@ impl Worker {
 
     // ---- this send had no effect ---------------------------------------------------------------
 
-    /// A bug: with one batch out at a time, its number always follows.
+    /// A bug: with one batch out at a time, its number always follows. The whole session is at odds
+    /// with what some shard knows of it, so no shard is sent anything new in it.
     fn out_of_order(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
-        let Some(undecided) = self.take_undecided(shard) else { return };
-        let session = undecided.batch.session;
-        self.counts.refused("order");
-        if self.present == Some(session) {
+        let Some(undecided) = self.end_session(shard, "order", effects) else { return };
+        if self.present == Some(undecided.batch.session) {
             self.present = None;
-        }
-        // Also for a shard that is still at it although the worker has a newer one.
-        if let Some(queue) = self.queues.get_mut(&shard) {
-            queue.ended = Some(session);
-        }
-        if self.abandoned != Some(session) {
-            self.abandoned = Some(session);
-            effects.push(Effect::AbandonSession(session));
         }
         self.fail_all(&undecided, Failure::SessionAbandoned, effects);
     }
 
+    /// The key was gone for long. Other shards may still know the session: they go on with it until
+    /// there is another.
     fn expired(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
-        self.counts.refused("expired");
-        let Some(undecided) = self.take_undecided(shard) else { return };
-        let Some(queue) = self.queues.get_mut(&shard) else { return };
-        queue.ended = Some(undecided.batch.session);
+        let Some(undecided) = self.end_session(shard, "expired", effects) else { return };
         if undecided.is_definite() {
             self.dissolve(shard, undecided, Then::Wait, effects);
         } else {
             self.fail_all(&undecided, Failure::SessionExpired, effects);
         }
+    }
+
+    /// Nothing more is sent to the shard in the session of the batch that is out. Takes the batch,
+    /// and asks for another session if it was the present one.
+    fn end_session(
+        &mut self,
+        shard: ShardId,
+        reason: &'static str,
+        effects: &mut Vec<Effect>,
+    ) -> Option<Undecided> {
+        self.counts.refused(reason);
+        let undecided = self.take_undecided(shard)?;
+        let session = Some(undecided.batch.session);
+        self.queues.get_mut(&shard)?.ended = session;
+        if self.present == session && self.abandoned != session {
+            self.abandoned = session;
+            effects.push(Effect::AbandonSession(undecided.batch.session));
+        }
+        Some(undecided)
     }
 
     fn refused(&mut self, shard: ShardId, send: Send, refusal: Refusal, effects: &mut Vec<Effect>) {
@@ -223,6 +237,7 @@ impl Worker {
     /// Takes the batch away from its shard: nothing of it is sent any more.
     fn take_undecided(&mut self, shard: ShardId) -> Option<Undecided> {
         let undecided = self.queues.get_mut(&shard)?.undecided.take()?;
+        self.undecided -= 1;
         self.bytes -= undecided.bytes();
         for conn in undecided.open_on() {
             if let Some(lane) = self.router.lane_mut(conn) {

@@ -126,9 +126,9 @@ pub enum Effect {
     ReadDone { request: u64, result: Result<Vec<i128>, Failure> },
     /// A hint for the coordinator: it asks the store itself before it acts.
     Report(Report),
-    /// A node answered "out of order", which no correct run shows. The session is used for no new
-    /// batch: make a new key, and tell it by `Session`. Log it as an error, and count it as
-    /// `dkc_refusals_total{reason="order"}`.
+    /// A shard has collected the session, or a node answered "out of order", which no correct run
+    /// shows (`counts` tells which). Make a new key for this worker, and tell it by `Session`; the
+    /// old key may go when its lease does.
     AbandonSession(SessionId),
 }
 
@@ -242,6 +242,8 @@ pub struct Worker {
     queues: BTreeMap<ShardId, Queue>,
     requests: Requests,
     reads: Reads,
+    /// How many batches are out.
+    undecided: usize,
     /// What all operations cost that wait or are out.
     bytes: usize,
 
@@ -271,6 +273,7 @@ impl Worker {
             queues: BTreeMap::new(),
             requests: Requests::default(),
             reads: Reads::new(window),
+            undecided: 0,
             bytes: 0,
             due: BTreeSet::new(),
             touched: BTreeSet::new(),
@@ -342,8 +345,7 @@ impl Worker {
 
     /// No request waits and no batch is undecided.
     pub fn is_idle(&self) -> bool {
-        let undecided = self.queues.values().any(|queue| queue.undecided.is_some());
-        self.requests() == 0 && !undecided
+        self.requests() == 0 && self.undecided == 0
     }
 
     /// Requests without an answer.

@@ -115,10 +115,17 @@ impl Worker {
     }
 
     /// Until when the primary takes no writes for the shard, as far as it has said so.
+    ///
+    /// While a batch of the shard is out there the word does not lapse: nothing could be sent to ask
+    /// again, and operations behind that batch would wait for their deadline instead of being
+    /// refused. The batch's answer is a newer word.
     pub(super) fn frozen_until(&self, shard: ShardId) -> Option<Now> {
-        let conn = self.router.to(self.map.get(shard)?.primary)?;
+        let config = self.map.get(shard)?;
+        let conn = self.router.to(config.primary)?;
         let until = self.router.lane(conn)?.frozen_until(shard)?;
-        (until > self.now).then_some(until)
+        let undecided = self.queues.get(&shard).and_then(|queue| queue.undecided.as_ref());
+        let is_out = undecided.is_some_and(|undecided| !undecided.is_due(conn, config.epoch));
+        (until > self.now || is_out).then_some(until)
     }
 
     fn readiness(&self, shard: ShardId) -> Readiness {
@@ -207,6 +214,7 @@ impl Worker {
         let queue = self.queues.get_mut(&shard)?;
         if queue.undecided.is_none() {
             let sealed = queue.seal(self.present?, &mut self.sealer);
+            self.undecided += 1;
             self.counts.batches += 1;
             self.counts.ops += sealed.parts.iter().map(|part| part.ops.len() as u64).sum::<u64>();
             self.counts.ops_sent += sealed.entries() as u64;

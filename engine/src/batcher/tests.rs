@@ -60,8 +60,8 @@ fn batch(bseq: u64, ops: &[Op]) -> Batch {
     batch_of(ALL, 7, bseq, ops)
 }
 
-fn frame(conn: u64, message: u64, batches: &[Batch]) -> Effect {
-    let batches = batches.to_vec();
+fn frame<'a>(conn: u64, message: u64, batches: impl IntoIterator<Item = &'a Batch>) -> Effect {
+    let batches = batches.into_iter().cloned().collect();
     Effect::Send { conn: Conn(conn), message: GatewayMessage::Frame { message, batches } }
 }
 
@@ -171,18 +171,12 @@ impl Story {
 fn what_is_ready_together_travels_together() {
     let mut story = Story::new();
     let sent = batch(1, &[add("a", 1), add("b", 2)]);
-    story.turn(
-        [write(1, &[add("a", 1)]), write(2, &[add("b", 2)])],
-        &[frame(1, 1, &[sent.clone()])],
-    );
+    story.turn([write(1, &[add("a", 1)]), write(2, &[add("b", 2)])], &[frame(1, 1, [&sent])]);
     // While it is out, others gather.
     story.turn([write(3, &[add("a", 4)])], &[]);
     story.turn([write(4, &[add("a", 8)])], &[]);
     let next = batch(2, &[add("a", 12)]);
-    story.turn(
-        [answer(1, 1, &sent, applied(&[]))],
-        &[wrote(1), wrote(2), frame(1, 2, &[next.clone()])],
-    );
+    story.turn([answer(1, 1, &sent, applied(&[]))], &[wrote(1), wrote(2), frame(1, 2, [&next])]);
     story.turn([answer(1, 2, &next, applied(&[]))], &[wrote(3), wrote(4)]);
     assert!(story.worker.is_idle());
     assert_eq!((story.worker.bytes(), story.worker.next_deadline()), (0, None));
@@ -196,7 +190,7 @@ fn a_request_is_answered_when_all_its_shards_are() {
     let to_right = batch_of(RIGHT, 7, 1, &[add(&right, 2)]);
     story.turn(
         [write(1, &[add(&right, 2), returning(&left, 1)])],
-        &[frame(1, 1, &[to_left.clone()]), frame(2, 1, &[to_right.clone()])],
+        &[frame(1, 1, [&to_left]), frame(2, 1, [&to_right])],
     );
     story.turn([answer(1, 1, &to_left, applied(&[5]))], &[]);
     story.turn([answer(2, 1, &to_right, applied(&[]))], &[values(1, &[(1, 5)])]);
@@ -209,23 +203,20 @@ fn a_lane_packs_all_shards_of_its_node() {
     let (left, right) = (key_in(LEFT), key_in(RIGHT));
     let to_left = batch_of(LEFT, 7, 1, &[add(&left, 1)]);
     let to_right = batch_of(RIGHT, 7, 1, &[add(&right, 1)]);
-    story.turn(
-        [write(1, &[add(&right, 1), add(&left, 1)])],
-        &[frame(1, 1, &[to_left.clone(), to_right])],
-    );
+    story.turn([write(1, &[add(&right, 1), add(&left, 1)])], &[frame(1, 1, [&to_left, &to_right])]);
     // The left shard is answered and goes on, while the right one keeps only itself waiting.
     let next = batch_of(LEFT, 7, 2, &[add(&left, 2)]);
     story.turn(
         [write(2, &[add(&left, 2)]), answer(1, 1, &to_left, applied(&[]))],
-        &[frame(1, 2, &[next.clone()])],
+        &[frame(1, 2, [&next])],
     );
     // Two messages are not answered in full: the window is full, until the older one is 5 ms old.
     let third = batch_of(LEFT, 7, 3, &[add(&left, 3)]);
     story.at_ms(1).turn([answer(1, 2, &next, applied(&[]))], &[wrote(2)]);
-    story.turn([write(3, &[add(&left, 3)])], &[frame(1, 3, &[third.clone()])]);
+    story.turn([write(3, &[add(&left, 3)])], &[frame(1, 3, [&third])]);
     story.turn(
         [write(4, &[add(&left, 4)]), answer(1, 3, &third, applied(&[]))],
-        &[wrote(3), frame(1, 4, &[batch_of(LEFT, 7, 4, &[add(&left, 4)])])],
+        &[wrote(3), frame(1, 4, [&batch_of(LEFT, 7, 4, &[add(&left, 4)])])],
     );
 }
 
@@ -259,8 +250,8 @@ fn the_bytes_on_the_way_to_a_node_are_bounded() {
     let (left, right) = (key_in(LEFT), key_in(RIGHT));
     let to_left = batch_of(LEFT, 7, 1, &[add(&left, 1)]);
     let to_right = batch_of(RIGHT, 7, 1, &[add(&right, 1)]);
-    story.turn([write(1, &[add(&right, 1), add(&left, 1)])], &[frame(1, 1, &[to_left.clone()])]);
-    story.turn([answer(1, 1, &to_left, applied(&[]))], &[frame(1, 2, &[to_right])]);
+    story.turn([write(1, &[add(&right, 1), add(&left, 1)])], &[frame(1, 1, [&to_left])]);
+    story.turn([answer(1, 1, &to_left, applied(&[]))], &[frame(1, 2, [&to_right])]);
 }
 
 #[test]
@@ -269,13 +260,13 @@ fn a_queue_lingers_if_it_is_told_to() {
     let mut story = Story::with(settings, &[config(ALL, 1, 1)]);
     story.at_ms(10).turn([write(1, &[add("a", 1)])], &[]);
     story.at_ms(11).turn([write(2, &[add("a", 1)])], &[]);
-    story.wakes_at_ms(13, &[frame(1, 1, &[batch(1, &[add("a", 2)])])]);
+    story.wakes_at_ms(13, &[frame(1, 1, [&batch(1, &[add("a", 2)])])]);
     // A full batch waits for nobody.
     let names: Vec<String> = (0..BATCH_OPS_MAX).map(|number| number.to_string()).collect();
     let ops: Vec<Op> = names.iter().map(|name| add(name, 1)).collect();
     let mut story =
         Story::with(Settings { linger_us: 3_000, ..Settings::default() }, &[config(ALL, 1, 1)]);
-    story.turn([write(1, &ops)], &[frame(1, 1, &[batch(1, &ops)])]);
+    story.turn([write(1, &ops)], &[frame(1, 1, [&batch(1, &ops)])]);
 }
 
 #[test]
@@ -285,8 +276,8 @@ fn more_than_one_batch_goes_one_after_the_other() {
     let ops: Vec<Op> = names.iter().map(|name| add(name, 1)).collect();
     let first = batch(1, &ops[..BATCH_OPS_MAX]);
     let second = batch(2, &ops[BATCH_OPS_MAX..]);
-    story.turn([write(1, &ops)], &[frame(1, 1, &[first.clone()])]);
-    story.turn([answer(1, 1, &first, applied(&[]))], &[frame(1, 2, &[second.clone()])]);
+    story.turn([write(1, &ops)], &[frame(1, 1, [&first])]);
+    story.turn([answer(1, 1, &first, applied(&[]))], &[frame(1, 2, [&second])]);
     story.turn([answer(1, 2, &second, applied(&[]))], &[wrote(1)]);
 }
 
@@ -300,7 +291,7 @@ fn waiters_of_one_merged_add_get_their_own_values() {
     let sent = batch(1, &[returning("a", 1111), returning("b", 7)]);
     story.turn(
         [write(1, &ops), write(2, &[returning("a", 100), add("a", 1000)])],
-        &[frame(1, 1, &[sent.clone()])],
+        &[frame(1, 1, [&sent])],
     );
     story.turn(
         [answer(1, 1, &sent, applied(&[1211, 7]))],
@@ -313,7 +304,7 @@ fn values_are_told_apart_across_a_delete() {
     let mut story = Story::new();
     let ops = [returning("a", 1), delete("a"), returning("a", 2), returning("a", 3)];
     let sent = batch(1, &[returning("a", 1), delete("a"), returning("a", 5)]);
-    story.turn([write(1, &ops)], &[frame(1, 1, &[sent.clone()])]);
+    story.turn([write(1, &ops)], &[frame(1, 1, [&sent])]);
     story.turn(
         [answer(1, 1, &sent, applied(&[41, 41, 5]))],
         &[values(1, &[(0, 41), (1, 41), (2, 2), (3, 5)])],
@@ -326,7 +317,7 @@ fn the_value_holds_what_others_added_whose_time_is_up() {
     let mut story = Story::new();
     let early = Event::Write { request: 2, ops: vec![add("a", 10)], deadline: Now(1_000) };
     let sent = batch(1, &[returning("a", 11)]);
-    story.turn([write(1, &[returning("a", 1)]), early], &[frame(1, 1, &[sent.clone()])]);
+    story.turn([write(1, &[returning("a", 1)]), early], &[frame(1, 1, [&sent])]);
     story.wakes_at_ms(1, &[failed(2, &[(0, Failure::Deadline)])]);
     story.turn([answer(1, 1, &sent, applied(&[11]))], &[values(1, &[(0, 1)])]);
 }
@@ -337,7 +328,7 @@ fn an_answer_with_too_few_values_is_no_answer_to_anybody() {
     let mut story = Story::new();
     let sent = batch(1, &[returning("a", 1), returning("b", 1)]);
     let ops = [returning("a", 1), returning("b", 1)];
-    story.turn([write(1, &ops)], &[frame(1, 1, &[sent.clone()])]);
+    story.turn([write(1, &ops)], &[frame(1, 1, [&sent])]);
     story.turn(
         [answer(1, 1, &sent, applied(&[1]))],
         &[failed(1, &[(0, Failure::ResultGone), (1, Failure::ResultGone)])],
@@ -352,7 +343,7 @@ fn not_primary_is_sent_to_the_primary_of_the_newer_config() {
     let newer = Box::new(config(ALL, 2, 2));
     story.turn(
         [answer(1, 1, &sent, refused(Refusal::NotPrimary(Some(newer))))],
-        &[frame(2, 1, &[sent.clone()])],
+        &[frame(2, 1, [&sent])],
     );
     story.turn([answer(2, 1, &sent, applied(&[]))], &[wrote(1)]);
 }
@@ -369,13 +360,13 @@ fn while_the_config_is_the_same_tries_are_spaced() {
         };
         story.turn([answer(1, message, &sent, refused(refusal))], &[]);
         at += wait;
-        story.wakes_at_ms(at, &[frame(1, message + 1, &[sent.clone()])]);
+        story.wakes_at_ms(at, &[frame(1, message + 1, [&sent])]);
     }
     // A newer config ends the waiting, and the next refusal begins anew.
     story.turn([answer(1, 8, &sent, refused(Refusal::NotPrimary(None)))], &[]);
-    story.turn([Event::Config(config(ALL, 2, 1))], &[frame(1, 9, &[sent.clone()])]);
+    story.turn([Event::Config(config(ALL, 2, 1))], &[frame(1, 9, [&sent])]);
     story.turn([answer(1, 9, &sent, refused(Refusal::NotPrimary(None)))], &[]);
-    story.wakes_at_ms(at + 10, &[frame(1, 10, &[sent.clone()])]);
+    story.wakes_at_ms(at + 10, &[frame(1, 10, [&sent])]);
 }
 
 #[test]
@@ -390,7 +381,7 @@ fn frozen_and_definite_is_refused_at_once() {
     let next = batch(1, &[add("a", 1)]);
     story.turn(
         [state(1, ShardAvailability::Open), write(4, &[add("a", 1)])],
-        &[frame(1, 2, &[next])],
+        &[frame(1, 2, [&next])],
     );
 }
 
@@ -418,14 +409,14 @@ fn overloaded_is_told_at_once_if_definite_and_tried_again_after_50_ms() {
         let (mut story, sent) = Story::with_batch_out();
         let events = [write(2, &[add("b", 1)]), answer(1, 1, &sent, refused(refusal.clone()))];
         story.turn(events, &[failed(1, &[(0, failure)])]);
-        story.wakes_at_ms(50, &[frame(1, 2, &[batch(1, &[add("b", 1)])])]);
+        story.wakes_at_ms(50, &[frame(1, 2, [&batch(1, &[add("b", 1)])])]);
 
         // Not definite: the same bytes again.
         let (mut story, sent) = Story::with_batch_out();
         story.turn([closed(1)], &[]);
-        story.turn([connected(3, 1)], &[frame(3, 1, &[sent.clone()])]);
+        story.turn([connected(3, 1)], &[frame(3, 1, [&sent])]);
         story.turn([answer(3, 1, &sent, refused(refusal))], &[]);
-        story.wakes_at_ms(50, &[frame(3, 2, &[sent])]);
+        story.wakes_at_ms(50, &[frame(3, 2, [&sent])]);
     }
 }
 
@@ -433,9 +424,12 @@ fn overloaded_is_told_at_once_if_definite_and_tried_again_after_50_ms() {
 fn expired_and_definite_is_batched_again_in_the_present_session() {
     let (mut story, sent) = Story::with_batch_out();
     // Nothing more is sent in the expired one, however long the new one takes.
-    story.turn([answer(1, 1, &sent, Answer::Expired), write(2, &[add("b", 1)])], &[]);
+    story.turn(
+        [answer(1, 1, &sent, Answer::Expired), write(2, &[add("b", 1)])],
+        &[Effect::AbandonSession(session(7))],
+    );
     let anew = batch_of(ALL, 9, 1, &[add("a", 1), add("b", 1)]);
-    story.turn([Event::Session(Some(session(9)))], &[frame(1, 2, &[anew.clone()])]);
+    story.turn([Event::Session(Some(session(9)))], &[frame(1, 2, [&anew])]);
     story.turn([answer(1, 2, &anew, applied(&[]))], &[wrote(1), wrote(2)]);
 }
 
@@ -443,11 +437,11 @@ fn expired_and_definite_is_batched_again_in_the_present_session() {
 fn expired_and_not_definite_is_unknown_at_once() {
     let (mut story, sent) = Story::with_batch_out();
     story.turn([closed(1), Event::Session(Some(session(9)))], &[]);
-    story.turn([connected(3, 1), write(2, &[add("b", 1)])], &[frame(3, 1, &[sent.clone()])]);
+    story.turn([connected(3, 1), write(2, &[add("b", 1)])], &[frame(3, 1, [&sent])]);
     let next = batch_of(ALL, 9, 1, &[add("b", 1)]);
     story.turn(
         [answer(3, 1, &sent, Answer::Expired)],
-        &[failed(1, &[(0, Failure::SessionExpired)]), frame(3, 2, &[next])],
+        &[failed(1, &[(0, Failure::SessionExpired)]), frame(3, 2, [&next])],
     );
 }
 
@@ -462,7 +456,7 @@ fn out_of_order_gives_the_session_up() {
     let anew = batch_of(ALL, 9, 1, &[add("a", 1)]);
     story.turn(
         [Event::Session(Some(session(9))), write(3, &[add("a", 1)])],
-        &[frame(1, 2, &[anew])],
+        &[frame(1, 2, [&anew])],
     );
     assert_eq!(story.worker.counts().refusals[8], 1);
 }
@@ -472,7 +466,7 @@ fn malformed_is_decided() {
     let (mut story, sent) = Story::with_batch_out();
     story.turn(
         [answer(1, 1, &sent, Answer::Malformed), write(2, &[add("a", 1)])],
-        &[failed(1, &[(0, Failure::Malformed)]), frame(1, 2, &[batch(2, &[add("a", 1)])])],
+        &[failed(1, &[(0, Failure::Malformed)]), frame(1, 2, [&batch(2, &[add("a", 1)])])],
     );
 }
 
@@ -481,7 +475,7 @@ fn a_result_that_is_gone_is_unknown_and_its_number_used() {
     let (mut story, sent) = Story::with_batch_out();
     story.turn(
         [answer(1, 1, &sent, Answer::AnsweredBefore), write(2, &[add("a", 1)])],
-        &[failed(1, &[(0, Failure::ResultGone)]), frame(1, 2, &[batch(2, &[add("a", 1)])])],
+        &[failed(1, &[(0, Failure::ResultGone)]), frame(1, 2, [&batch(2, &[add("a", 1)])])],
     );
 }
 
@@ -492,10 +486,10 @@ fn a_lost_connection_means_the_same_bytes_again() {
     // A connection to another process of that store does not lead to the primary.
     let other = StoreBoot { boot: Boot(2), ..node(1) };
     story.turn([Event::Connected { conn: Conn(3), node: other }], &[]);
-    story.turn([connected(4, 1)], &[frame(4, 1, &[sent.clone()])]);
+    story.turn([connected(4, 1)], &[frame(4, 1, [&sent])]);
     story.turn(
         [answer(4, 1, &sent, applied(&[]))],
-        &[wrote(1), frame(4, 2, &[batch(2, &[add("b", 1)])])],
+        &[wrote(1), frame(4, 2, [&batch(2, &[add("b", 1)])])],
     );
 }
 
@@ -518,20 +512,20 @@ fn a_refusal_is_definite_only_when_every_send_is_answered() {
     );
     // Definite by a row that says "wait": it is batched anew, with what came meanwhile.
     let anew = batch(1, &[add("a", 1), add("b", 1)]);
-    story.wakes_at_ms(50, &[frame(2, 2, &[anew])]);
+    story.wakes_at_ms(50, &[frame(2, 2, [&anew])]);
 
     // Node 1's connection is cut instead: never definite, so the bytes stay.
     let (mut story, sent) = Story::with_batch_out();
     moved(&mut story, &sent);
     story.turn([answer(2, 1, &sent, refused(Refusal::Overloaded))], &[]);
     story.turn([closed(1), write(2, &[add("b", 1)])], &[]);
-    story.wakes_at_ms(50, &[frame(2, 2, &[sent.clone()])]);
+    story.wakes_at_ms(50, &[frame(2, 2, [&sent])]);
     story.turn([answer(2, 2, &sent, Answer::Refused(Refusal::NoSpace))], &[]);
     // Applied after all, by the first send.
-    story.wakes_at_ms(100, &[frame(2, 3, &[sent.clone()])]);
+    story.wakes_at_ms(100, &[frame(2, 3, [&sent])]);
     story.turn(
         [answer(2, 3, &sent, applied(&[]))],
-        &[wrote(1), frame(2, 4, &[batch(2, &[add("b", 1)])])],
+        &[wrote(1), frame(2, 4, [&batch(2, &[add("b", 1)])])],
     );
 }
 
@@ -539,11 +533,11 @@ fn a_refusal_is_definite_only_when_every_send_is_answered() {
 #[test]
 fn any_send_that_was_applied_decides_the_batch() {
     let (mut story, sent) = Story::with_batch_out();
-    story.turn([Event::Config(config(ALL, 2, 2))], &[frame(2, 1, &[sent.clone()])]);
+    story.turn([Event::Config(config(ALL, 2, 2))], &[frame(2, 1, [&sent])]);
     story.turn([answer(1, 1, &sent, applied(&[]))], &[wrote(1)]);
     // The other answer is nobody's any more, and frees its place all the same.
     story.turn([answer(2, 1, &sent, refused(Refusal::Overloaded))], &[]);
-    story.turn([write(2, &[add("b", 1)])], &[frame(2, 2, &[batch(2, &[add("b", 1)])])]);
+    story.turn([write(2, &[add("b", 1)])], &[frame(2, 2, [&batch(2, &[add("b", 1)])])]);
 }
 
 /// The same process leads again, in a later epoch. It knows nothing of what it was sent before, so
@@ -551,7 +545,7 @@ fn any_send_that_was_applied_decides_the_batch() {
 #[test]
 fn a_new_epoch_of_the_same_primary_is_sent_the_batch_again() {
     let (mut story, sent) = Story::with_batch_out();
-    story.turn([Event::Config(config(ALL, 2, 1))], &[frame(1, 2, &[sent.clone()])]);
+    story.turn([Event::Config(config(ALL, 2, 1))], &[frame(1, 2, [&sent])]);
     story.turn([answer(1, 2, &sent, refused(Refusal::Overloaded))], &[]);
     story.turn([answer(1, 1, &sent, applied(&[]))], &[wrote(1)]);
 }
@@ -588,7 +582,8 @@ fn what_was_never_sent_is_not_applied_at_its_deadline() {
     assert_eq!(story.worker.bytes(), 0);
     // Without a session that the shard still takes.
     let (mut story, sent) = Story::with_batch_out();
-    story.turn([answer(1, 1, &sent, Answer::Expired)], &[]);
+    let abandon = Effect::AbandonSession(session(7));
+    story.turn([answer(1, 1, &sent, Answer::Expired)], &[abandon]);
     story.wakes_at_ms(5_000, &[failed(1, &[(0, Failure::NoSession)])]);
     // After refusals all of which were definite.
     let (mut story, sent) = Story::with_batch_out();
@@ -604,10 +599,10 @@ fn what_was_sent_is_unknown_at_its_deadline_and_sent_on() {
     story.turn([closed(1)], &[]);
     story.wakes_at_ms(5_000, &[failed(1, &[(0, Failure::Deadline)])]);
     let late = Event::Write { request: 2, ops: vec![add("b", 1)], deadline: Now(9_000_000) };
-    story.turn([late, connected(3, 1)], &[frame(3, 1, &[sent.clone()])]);
+    story.turn([late, connected(3, 1)], &[frame(3, 1, [&sent])]);
     assert!(!story.worker.is_idle());
     let next = batch(2, &[add("b", 1)]);
-    story.turn([answer(3, 1, &sent, applied(&[]))], &[frame(3, 2, &[next])]);
+    story.turn([answer(3, 1, &sent, applied(&[]))], &[frame(3, 2, [&next])]);
 }
 
 /// Some of a dissolved batch was given up by its client: only the rest is sent again.
@@ -616,10 +611,10 @@ fn a_dissolved_batch_leaves_behind_what_nobody_waits_for() {
     let mut story = Story::new();
     let early = Event::Write { request: 1, ops: vec![add("a", 1)], deadline: Now(1_000) };
     let sent = batch(1, &[add("a", 1), add("b", 2)]);
-    story.turn([early, write(2, &[add("b", 2)])], &[frame(1, 1, &[sent.clone()])]);
+    story.turn([early, write(2, &[add("b", 2)])], &[frame(1, 1, [&sent])]);
     story.wakes_at_ms(1, &[failed(1, &[(0, Failure::Deadline)])]);
     story.turn([answer(1, 1, &sent, refused(Refusal::NotPrimary(None)))], &[]);
-    story.wakes_at_ms(11, &[frame(1, 2, &[batch(1, &[add("b", 2)])])]);
+    story.wakes_at_ms(11, &[frame(1, 2, [&batch(1, &[add("b", 2)])])]);
 }
 
 /// A request over two shards, of which one is decided.
@@ -629,7 +624,7 @@ fn each_operation_of_a_late_request_has_its_own_outcome() {
     let (left, right) = (key_in(LEFT), key_in(RIGHT));
     story.turn([closed(2)], &[]);
     let sent = batch_of(LEFT, 7, 1, &[returning(&left, 1)]);
-    story.turn([write(1, &[add(&right, 2), returning(&left, 1)])], &[frame(1, 1, &[sent.clone()])]);
+    story.turn([write(1, &[add(&right, 2), returning(&left, 1)])], &[frame(1, 1, [&sent])]);
     story.turn([answer(1, 1, &sent, applied(&[3]))], &[]);
     let result = WriteResult { values: vec![(1, 3)], failed: vec![(0, Failure::NoPrimary)] };
     story.wakes_at_ms(5_000, &[Effect::Wrote { request: 1, result }]);
@@ -658,10 +653,10 @@ fn a_batch_stays_in_its_session_and_the_next_one_changes() {
     story.turn([Event::Session(None), write(2, &[add("b", 1)])], &[]);
     assert_eq!(story.worker.not_ready(), Some(NotReady::Session));
     let second = batch(2, &[add("b", 1)]);
-    story.turn([answer(1, 1, &sent, applied(&[]))], &[wrote(1), frame(1, 2, &[second.clone()])]);
+    story.turn([answer(1, 1, &sent, applied(&[]))], &[wrote(1), frame(1, 2, [&second])]);
     story.turn([Event::Session(Some(session(9))), write(3, &[add("c", 1)])], &[]);
     let third = batch_of(ALL, 9, 1, &[add("c", 1)]);
-    story.turn([answer(1, 2, &second, applied(&[]))], &[wrote(2), frame(1, 3, &[third])]);
+    story.turn([answer(1, 2, &second, applied(&[]))], &[wrote(2), frame(1, 3, [&third])]);
 }
 
 // ---- frozen, full, stopping --------------------------------------------------------------------
@@ -680,7 +675,23 @@ fn queued_operations_are_refused_when_the_shard_freezes() {
     story.turn([write(5, &[add("b", 1)])], &[failed(5, &frozen)]);
     // A word that was lost shuts nothing for ever.
     let next = batch(2, &[add("b", 1)]);
-    story.at_ms(1_000).turn([write(6, &[add("b", 1)])], &[frame(1, 2, &[next])]);
+    story.at_ms(1_000).turn([write(6, &[add("b", 1)])], &[frame(1, 2, [&next])]);
+}
+
+/// Found with two of three real nodes dead: a second after they froze, their shards let operations in
+/// again, to wait for their deadline behind a batch that nobody could answer.
+#[test]
+fn a_frozen_shard_refuses_for_as_long_as_a_batch_is_out_there() {
+    let (mut story, sent) = Story::with_batch_out();
+    story.turn([state(1, ShardAvailability::Frozen)], &[]);
+    let frozen = [(0, Failure::Frozen)];
+    story.at_ms(1_500).turn([write(2, &[add("b", 1)])], &[failed(2, &frozen)]);
+    story.at_ms(4_000).turn([write(3, &[add("b", 1)])], &[failed(3, &frozen)]);
+    // The word that it is open was lost, but here is an answer.
+    story.turn([answer(1, 1, &sent, applied(&[]))], &[wrote(1)]);
+    let next = batch(2, &[add("b", 1)]);
+    story.turn([write(4, &[add("b", 1)])], &[frame(1, 2, &[next])]);
+    story.turn([write(5, &[add("b", 1)])], &[]);
 }
 
 #[test]
@@ -703,7 +714,7 @@ fn a_shard_that_holds_more_than_its_share_gives_way() {
     story.turn([write(1, &many)], &[]);
     story.turn([write(2, &[add(&left, 1)])], &[failed(2, &[(0, Failure::QueueFull)])]);
     let sent = batch_of(RIGHT, 7, 1, &[add(&right, 1)]);
-    story.turn([write(3, &[add(&right, 1)])], &[frame(2, 1, &[sent])]);
+    story.turn([write(3, &[add(&right, 1)])], &[frame(2, 1, [&sent])]);
 }
 
 #[test]
@@ -714,7 +725,7 @@ fn a_stopping_worker_finishes_what_it_has() {
     story.turn([Event::Stop, write(3, &[add("c", 1)])], &[failed(3, &stopping)]);
     assert_eq!(story.worker.not_ready(), Some(NotReady::Stopping));
     let next = batch(2, &[add("b", 1)]);
-    story.turn([answer(1, 1, &sent, applied(&[]))], &[wrote(1), frame(1, 2, &[next.clone()])]);
+    story.turn([answer(1, 1, &sent, applied(&[]))], &[wrote(1), frame(1, 2, [&next])]);
     assert!(!story.worker.is_idle());
     story.turn([answer(1, 2, &next, applied(&[]))], &[wrote(2)]);
     assert!(story.worker.is_idle());
@@ -740,7 +751,7 @@ fn what_waits_is_sorted_anew_when_a_shard_is_split() {
         &[frame(
             2,
             1,
-            &[batch_of(LEFT, 7, 1, &[add(&left, 1)]), batch_of(RIGHT, 7, 1, &[add(&right, 2)])],
+            [&batch_of(LEFT, 7, 1, &[add(&left, 1)]), &batch_of(RIGHT, 7, 1, &[add(&right, 2)])],
         )],
     );
 }

@@ -96,6 +96,7 @@ impl Recovery {
     pub fn finish(mut self, scanned: Scanned) -> Plan {
         let damaged =
             !scanned.damage.is_empty() || self.unreadable.iter().any(|one| one.shard.is_none());
+        scanned.segments.iter().for_each(|&segment| self.index.segment(segment));
         let mut plan = Plan {
             replicas: Vec::new(),
             identity: self.identity.clone(),
@@ -231,6 +232,7 @@ mod tests {
     use super::*;
     use crate::entry::Position;
     use crate::ids::{Epoch, TimeMs};
+    use crate::store::log::group::SegmentHeader;
     use crate::store::log::scan::Scanner;
     use crate::store::log::writer::Writer;
     use crate::store::testing::{Segments, random_log};
@@ -401,6 +403,32 @@ mod tests {
         let at = entries(2)[1].position();
         let plan = recover(state(1, at), &Segments::new());
         assert!(plan.replicas[0].content.as_ref().unwrap().suspect);
+    }
+
+    /// A crash right after a segment was made, or with its first group torn. The kill loop found that
+    /// such a segment was never deleted, and called a gap once its neighbours were.
+    #[test]
+    fn an_empty_segment_is_known_to_the_index() {
+        let groups = || log(vec![vec![copy(1, Position::default())]]);
+        for empty in [1, 2] {
+            let mut segments = groups();
+            let header = segments[&1][..crate::store::log::group::SEGMENT_HEADER_BYTES].to_vec();
+            if empty == 2 {
+                let mut header = SegmentHeader::decode(&header.into()).unwrap();
+                (header.segment, header.first_group) = (2, 2);
+                segments.insert(2, header.encode().to_vec());
+            } else {
+                segments.insert(1, header);
+            }
+            let resume = recover(vec![], &segments).resume;
+            assert_eq!(resume.next_segment, empty + 1);
+            let mut writer = Writer::new(resume, 1 << 16);
+            let group = writer.sync(if empty == 2 { 2 } else { 1 });
+            assert_eq!(group.segment, empty + 1);
+            writer.durable(2);
+            let trimmable = writer.index().trimmable(&[], usize::MAX, 2);
+            assert_eq!(trimmable, (1..=empty).collect::<Vec<_>>());
+        }
     }
 
     /// What proved the damage is cut or trimmed away; the restatement still says so, until the copy

@@ -146,8 +146,11 @@ fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+/// A key and what is asked of it, or what is wrong with its delta.
+type Split<'a> = Result<(&'a [u8], i64), (&'a [u8], NotInteger)>;
+
 /// `key<TAB>delta`, split at the last TAB if an integer follows; else all of it is the key, and 1 is meant.
-fn split(line: &[u8]) -> Result<(&[u8], i64), (&[u8], NotInteger)> {
+fn split(line: &[u8]) -> Split<'_> {
     let Some(tab) = line.iter().rposition(|&byte| byte == b'\t') else {
         return Ok((line, 1));
     };

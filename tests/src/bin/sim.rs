@@ -1,4 +1,5 @@
-//! `sim --seed N` replays one seed with its event log; `sim --minutes M` explores fresh ones.
+//! `sim --seed N` replays one seed with its event log; `sim --minutes M` explores fresh ones;
+//! `sim --record FILE` looks for a seed that shows each planted bug.
 //!
 //! Exit code 0: every promise held; 1: lines `FAILED seed=N promise=…` name what did not; 2: usage.
 //! The last line is JSON.
@@ -13,8 +14,11 @@ use std::time::{Duration, Instant, SystemTime};
 use engine::planted::Planted;
 use tests::sim::{Report, run};
 
-const USAGE: &str =
-    "sim [--seed N | --minutes M | --seeds N] [--from N] [--planted NAME] [--quiet]";
+const USAGE: &str = "sim [--seed N | --minutes M | --seeds N] [--from N] [--planted NAME] [--quiet]
+sim --record FILE [--seeds N]   (N for each bug, 20000 if not given; with --features planted-bugs)";
+
+/// How long `--record` looks for one bug.
+const RECORD_SEEDS: u64 = 20_000;
 
 struct Args {
     seed: Option<u64>,
@@ -25,6 +29,7 @@ struct Args {
     from: u64,
     planted: Option<Planted>,
     quiet: bool,
+    record: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -35,6 +40,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Some(file) = &args.record {
+        return record(file, args.seeds);
+    }
     let mut total = Total::default();
     match args.seed {
         Some(seed) => {
@@ -60,6 +68,7 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Args, String> {
         from: now.as_secs() << 20,
         planted: None,
         quiet: false,
+        record: None,
     };
     let mut args = args;
     while let Some(name) = args.next() {
@@ -71,6 +80,7 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Args, String> {
         let number = || value.parse::<u64>().map_err(|_| format!("{name}: not a number: {value}"));
         match name.as_str() {
             "--seed" => parsed.seed = Some(number()?),
+            "--record" => parsed.record = Some(value),
             "--seeds" => parsed.seeds = number()?,
             "--from" => parsed.from = number()?,
             "--minutes" => {
@@ -85,13 +95,58 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Args, String> {
             _ => return Err(format!("unknown option {name}")),
         }
     }
-    if parsed.planted.is_some() && !cfg!(feature = "planted-bugs") {
-        return Err("--planted needs a build with the feature planted-bugs".into());
+    let planted = parsed.planted.is_some() || parsed.record.is_some();
+    if planted && !cfg!(feature = "planted-bugs") {
+        return Err("planted bugs need a build with the feature planted-bugs".into());
+    }
+    if parsed.record.is_some() {
+        return Ok(parsed);
     }
     if parsed.seed.is_none() && parsed.time.is_none() && parsed.seeds == u64::MAX {
         return Err("say what to run".into());
     }
     Ok(parsed)
+}
+
+/// Writes a line per planted bug: its name, and the first seed that shows it, or `-`.
+fn record(file: &str, seeds: u64) -> ExitCode {
+    let seeds = if seeds == u64::MAX { RECORD_SEEDS } else { seeds };
+    let mut lines = String::new();
+    for bug in Planted::ALL {
+        let found = hunt(bug, seeds).map_or_else(|| "-".to_owned(), |seed| seed.to_string());
+        say(&format!("{bug:?} {found}"));
+        lines += &format!("{bug:?} {found}\n");
+    }
+    match std::fs::write(file, lines) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("{file}: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The first seed that shows the bug: the same one however many cores look.
+fn hunt(bug: Planted, seeds: u64) -> Option<u64> {
+    let (next, first) = (AtomicU64::new(1), AtomicU64::new(u64::MAX));
+    let look = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed > seeds || seed > first.load(Ordering::Relaxed) {
+                return;
+            }
+            if !run(seed, Some(bug), None).violations.is_empty() {
+                first.fetch_min(seed, Ordering::Relaxed);
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(look);
+        }
+    });
+    Some(first.into_inner()).filter(|&seed| seed < u64::MAX)
 }
 
 /// Fresh seeds on every core. Seeds are independent, so threads change nothing in any of them.

@@ -1,20 +1,62 @@
-//! A coordinator of the simulator's own: it promotes, recruits and moves at random, always by
-//! compare-and-set, and knows nothing of logs. Whatever it does must be safe.
+//! A coordinator: the engine's machine, driven as production drives it.
+//!
+//! It stands for election by a create-only key under its lease, tells the machine what its watch
+//! sees, and carries its questions to the nodes. It decides nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use engine::config::{ShardConfig, insert, remove};
-use engine::ids::{Epoch, StoreBoot, StoreId, Version};
+use engine::coordinator::{
+    Change, Coordinator, Effect, Event, Kept, Listing, ProbeResult, Story, Writes,
+};
+use engine::ids::{Epoch, Now, ShardId, StoreBoot, StoreId};
+use engine::message::{NodeQuery, NodeQueryReply};
+use engine::node::CasOutcome;
+use engine::records::{NodeRecord, StoreRecord};
 
+use super::checker::Violation;
 use super::core::{Core, Place, Process, Told};
-use super::etcd::{Call, Compare, Key, Reply, Value, Write};
+use super::etcd::{Call, Compare, Key, Reply, Value, Versioned, WatchEvent, Write};
+use super::nodes::place_of;
 
+/// The driver's own clock: elections and keep-alives.
 const TOCK: u64 = 50_000;
 
 pub struct CoordinatorHost {
     pub place: Place,
     pub life: u32,
-    running: Option<Option<u64>>,
+    running: Option<Box<Running>>,
+}
+
+struct Running {
+    machine: Coordinator,
+    started: u64,
+    wake_at: Option<u64>,
+    lease: Option<u64>,
+    /// The term, and when etcd last confirmed the lease.
+    leads: Option<u64>,
+    confirmed: u64,
+    calls: BTreeMap<u64, Asked>,
+    queries: BTreeMap<u64, Question>,
+    next_query: u64,
+    watches: bool,
+    /// The newest revision that the watch has shown: what a deletion is at least as new as.
+    watched: u64,
+}
+
+/// Why etcd was asked.
+enum Asked {
+    Grant,
+    Stand,
+    KeepAlive,
+    List(u64),
+    Propose(u64),
+}
+
+/// What a node was asked.
+enum Question {
+    Probe(u64),
+    Gather(u64, StoreBoot),
+    StepDown(ShardId, Epoch),
 }
 
 impl CoordinatorHost {
@@ -30,116 +72,397 @@ impl CoordinatorHost {
         self.running.is_none()
     }
 
+    pub fn is_leading(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.machine.is_leading())
+    }
+
     pub fn start(&mut self, core: &mut Core) {
-        if self.is_down() {
-            self.life += 1;
-            self.running = Some(None);
-            core.tell_after(TOCK, self.process(), Told::Tock);
+        if !self.is_down() {
+            return;
         }
+        self.life += 1;
+        let mut settings = core.plan.coordinator.clone();
+        settings.new_cluster = u128::from(core.rng.word());
+        self.running = Some(Box::new(Running {
+            machine: Coordinator::new(settings),
+            started: core.now,
+            wake_at: None,
+            lease: None,
+            leads: None,
+            confirmed: 0,
+            calls: BTreeMap::new(),
+            queries: BTreeMap::new(),
+            next_query: 0,
+            watches: false,
+            watched: 0,
+        }));
+        core.tell_after(1_000, self.process(), Told::Tock);
     }
 
     pub fn crash(&mut self, core: &mut Core) {
         self.running = None;
         core.process_died(self.process(), true);
+        core.etcd_unwatch(self.process());
     }
 
     pub fn on(&mut self, core: &mut Core, told: Told) {
         let process = self.process();
-        let Some(waiting) = &mut self.running else { return };
+        if let Some(running) = &mut self.running {
+            Driver { process, running }.told(core, told);
+        }
+    }
+}
+
+struct Driver<'a> {
+    process: Process,
+    running: &'a mut Running,
+}
+
+impl Driver<'_> {
+    fn told(&mut self, core: &mut Core, told: Told) {
         match told {
-            Told::Tock => {
-                core.tell_after(TOCK, process, Told::Tock);
-                if waiting.is_none() {
-                    *waiting = Some(core.etcd(process, Call::List));
+            Told::Wake if self.running.wake_at != Some(core.now) => {}
+            Told::Wake => {
+                self.running.wake_at = None;
+                self.handle(core, Event::Tick);
+            }
+            Told::Tock => self.tock(core),
+            Told::Watched(events) => self.watched_all(core, events),
+            Told::Etcd { call, reply } => {
+                if let Some(asked) = self.running.calls.remove(&call) {
+                    self.etcd_reply(core, asked, reply);
                 }
             }
-            Told::EtcdTimeout { call } if *waiting == Some(call) => *waiting = None,
-            Told::Etcd { call, reply } if *waiting == Some(call) => {
-                *waiting = None;
-                if let Reply::List { all, .. } = reply {
-                    self.look(core, all);
+            Told::EtcdTimeout { call } => {
+                if let Some(asked) = self.running.calls.remove(&call) {
+                    self.etcd_timeout(core, asked);
                 }
             }
+            Told::QueryReply { query, reply } => self.answered(core, query, reply),
+            Told::QueryFailed { query, refused } => self.failed(core, query, refused),
+            Told::Report { from: Some(from), report } => {
+                self.handle(core, Event::Reported { from, report });
+            }
+            Told::Report { from: None, report } => {
+                self.handle(core, Event::GatewayReported { suspects: report.silent });
+            }
+            other => unreachable!("a coordinator is not told {other:?}"),
+        }
+    }
+
+    fn handle(&mut self, core: &mut Core, event: Event) {
+        let now = Now(core.now - self.running.started);
+        let me = self.process.place;
+        core.journal.note(core.now, || format!("{me:?} <- {event:?}"));
+        let mut effects = Vec::new();
+        self.running.machine.handle(now, event, &mut effects);
+        for effect in effects {
+            core.journal.note(core.now, || format!("{me:?} -> {effect:?}"));
+            self.perform(core, effect);
+        }
+        self.schedule(core);
+    }
+
+    fn schedule(&mut self, core: &mut Core) {
+        let Some(deadline) = self.running.machine.next_deadline() else { return };
+        let at = (deadline.0.saturating_add(self.running.started)).max(core.now + 1);
+        if self.running.wake_at.is_none_or(|wake| at < wake) {
+            self.running.wake_at = Some(at);
+            core.tell_after(at - core.now, self.process, Told::Wake);
+        }
+    }
+
+    fn perform(&mut self, core: &mut Core, effect: Effect) {
+        match effect {
+            Effect::List { list } => self.call(core, Call::List, Asked::List(list)),
+            Effect::Propose { proposal, term, writes } => {
+                let call = transaction(core, term, writes);
+                self.call(core, call, Asked::Propose(proposal));
+            }
+            Effect::Probe { probe, to } => {
+                self.ask(core, to, NodeQuery::Probe { to }, Question::Probe(probe));
+            }
+            Effect::Gather { gather, to, shards } => {
+                self.ask(core, to, NodeQuery::Gather { shards }, Question::Gather(gather, to));
+            }
+            Effect::StepDown { to, shard, epoch } => {
+                let question = Question::StepDown(shard, epoch);
+                self.ask(core, to, NodeQuery::StepDown { shard, epoch }, question);
+            }
+            Effect::Story(story) => {
+                let kind = kind_of(&story);
+                *core.stories.entry(kind).or_default() += 1;
+            }
+            Effect::Exit { difference } => {
+                let violation = Violation { promise: "heals", detail: difference };
+                core.oracle.violations.push(violation);
+            }
+        }
+    }
+
+    // ---- nodes ---------------------------------------------------------------------------------
+
+    fn ask(&mut self, core: &mut Core, to: StoreBoot, message: NodeQuery, question: Question) {
+        self.running.next_query += 1;
+        let query = self.running.next_query;
+        self.running.queries.insert(query, question);
+        core.query(self.process, place_of(to.store), query, message);
+    }
+
+    fn answered(&mut self, core: &mut Core, query: u64, reply: NodeQueryReply) {
+        let Some(question) = self.running.queries.remove(&query) else { return };
+        let event = match (question, reply) {
+            (Question::Probe(probe), NodeQueryReply::Probe { from, fsync_age_ms }) => {
+                Event::Probed { probe, result: ProbeResult::Alive { from, fsync_age_ms } }
+            }
+            (Question::Gather(gather, to), NodeQueryReply::Gather { from, ends }) => {
+                let ends = (from == to).then_some(ends);
+                Event::Gathered { gather, store: to.store, ends }
+            }
+            (Question::StepDown(shard, epoch), NodeQueryReply::StepDown { end, .. }) => {
+                Event::SteppedDown { shard, epoch, end }
+            }
+            (_, other) => unreachable!("nobody asked for {other:?}"),
+        };
+        self.handle(core, event);
+    }
+
+    fn failed(&mut self, core: &mut Core, query: u64, refused: bool) {
+        let Some(question) = self.running.queries.remove(&query) else { return };
+        let event = match question {
+            Question::Probe(probe) => {
+                let result = if refused { ProbeResult::Refused } else { ProbeResult::Silent };
+                Event::Probed { probe, result }
+            }
+            Question::Gather(gather, to) => Event::Gathered { gather, store: to.store, ends: None },
+            Question::StepDown(shard, epoch) => Event::SteppedDown { shard, epoch, end: None },
+        };
+        self.handle(core, event);
+    }
+
+    // ---- election ------------------------------------------------------------------------------
+
+    fn tock(&mut self, core: &mut Core) {
+        core.tell_after(TOCK, self.process, Told::Tock);
+        if !std::mem::replace(&mut self.running.watches, true) {
+            core.etcd_watch(self.process);
+        }
+        let late = core.now - self.running.confirmed > core.plan.lease_ttl;
+        if late && self.running.leads.take().is_some() {
+            // Nobody can say any more that the key stands.
+            self.running.lease = None;
+            self.handle(core, Event::Deposed);
+        }
+        let asked = |asked: &Asked| matches!(asked, Asked::Grant | Asked::Stand | Asked::KeepAlive);
+        if self.running.calls.values().any(asked) {
+            return;
+        }
+        match self.running.lease {
+            None => self.call(core, Call::Grant { ttl: core.plan.lease_ttl }, Asked::Grant),
+            Some(lease) => {
+                self.call(core, Call::KeepAlive { lease }, Asked::KeepAlive);
+                if self.running.leads.is_none() {
+                    self.stand(core, lease);
+                }
+            }
+        }
+    }
+
+    fn stand(&mut self, core: &mut Core, lease: u64) {
+        let Place::Coordinator(place) = self.process.place else { return };
+        let compares = vec![Compare::Created(Key::Coordinator, 0)];
+        let value = Value::Coordinator { place };
+        let writes = vec![Write::Put(Key::Coordinator, value, Some(lease))];
+        self.call(core, Call::Txn { compares, writes }, Asked::Stand);
+    }
+
+    fn lease_lost(&mut self, core: &mut Core) {
+        self.running.lease = None;
+        if self.running.leads.take().is_some() {
+            self.handle(core, Event::Deposed);
+        }
+    }
+
+    // ---- etcd ----------------------------------------------------------------------------------
+
+    fn call(&mut self, core: &mut Core, call: Call, asked: Asked) {
+        let call = core.etcd(self.process, call);
+        self.running.calls.insert(call, asked);
+    }
+
+    fn etcd_reply(&mut self, core: &mut Core, asked: Asked, reply: Reply) {
+        match (asked, reply) {
+            (Asked::Grant, Reply::Granted { lease }) => {
+                self.running.lease = Some(lease);
+                self.running.confirmed = core.now;
+            }
+            (Asked::Stand, Reply::Txn { done: true, revision }) if self.running.lease.is_some() => {
+                self.running.leads = Some(revision);
+                self.handle(core, Event::Elected { term: revision });
+            }
+            (Asked::KeepAlive, Reply::Kept(true)) => self.running.confirmed = core.now,
+            (Asked::KeepAlive, Reply::Kept(false)) => self.lease_lost(core),
+            (Asked::List(list), Reply::List { revision, all }) => {
+                let listing = Some(listing(revision, all));
+                self.handle(core, Event::Listed { list, listing });
+            }
+            (Asked::Propose(proposal), Reply::Txn { done, revision }) => {
+                let outcome = match done {
+                    true => CasOutcome::Done { mod_revision: revision },
+                    false => CasOutcome::Failed,
+                };
+                self.handle(core, Event::Proposed { proposal, outcome });
+            }
+            (_, _) => {}
+        }
+    }
+
+    fn etcd_timeout(&mut self, core: &mut Core, asked: Asked) {
+        match asked {
+            Asked::KeepAlive => {}
+            // It may have been made all the same, and then ends by itself.
+            Asked::Grant => {}
+            // The key may stand under this lease: only a new lease gives a clear answer.
+            Asked::Stand => self.lease_lost(core),
+            Asked::List(list) => self.handle(core, Event::Listed { list, listing: None }),
+            Asked::Propose(proposal) => {
+                self.handle(core, Event::Proposed { proposal, outcome: CasOutcome::Unknown });
+            }
+        }
+    }
+
+    fn watched_all(&mut self, core: &mut Core, events: Vec<WatchEvent>) {
+        for WatchEvent { key, value } in events {
+            let modified = value.as_ref().map_or(0, |versioned| versioned.modified);
+            self.running.watched = self.running.watched.max(modified);
+            let revision = self.running.watched;
+            if let Some(change) = change_of(key, value) {
+                self.handle(core, Event::Changed { revision, change });
+            }
+        }
+    }
+}
+
+fn transaction(core: &Core, term: u64, writes: Writes) -> Call {
+    let mut compares = vec![Compare::Created(Key::Coordinator, term)];
+    let mut puts = Vec::new();
+    match writes {
+        Writes::Meta(meta) => {
+            compares.push(Compare::Created(Key::Meta, 0));
+            puts.push(Write::Put(Key::Meta, Value::Meta(meta), None));
+        }
+        Writes::Store { store, expect, record } => {
+            let key = Key::Store(store);
+            compares.push(Compare::Modified(key, expect));
+            let me = StoreBoot { store, boot: record.boot };
+            let value = Value::Store { me, nonce: record.nonce as u64, status: record.status };
+            puts.push(Write::Put(key, value, None));
+        }
+        Writes::Shards(shards) => {
+            check(core, &shards.iter().map(|(_, config)| config.shard()).collect::<Vec<_>>());
+            for (expect, config) in shards {
+                let key = Key::Shard(config.shard());
+                compares.push(Compare::Modified(key, expect));
+                puts.push(Write::Put(key, Value::Shard(config), None));
+            }
+        }
+    }
+    Call::Txn { compares, writes: puts }
+}
+
+/// etcd refuses a transaction that writes a key twice, or has too many operations.
+fn check(core: &Core, shards: &[ShardId]) {
+    let distinct: BTreeSet<_> = shards.iter().collect();
+    assert_eq!(distinct.len(), shards.len(), "a key is written twice at {}", core.now);
+    assert!(shards.len() <= engine::coordinator::SHARDS_PER_TXN);
+}
+
+fn listing(revision: u64, all: Vec<(Key, Versioned)>) -> Listing {
+    let mut listing = Listing { revision, ..Listing::default() };
+    for (key, versioned) in all {
+        match change_of(key, Some(versioned)) {
+            Some(Change::Meta(kept)) => listing.meta = Some(kept),
+            Some(Change::Store(store, Some(kept))) => listing.stores.push((store, kept)),
+            Some(Change::Node(store, Some(kept))) => listing.nodes.push((store, kept)),
+            Some(Change::Shard(_, Some(kept))) => listing.shards.push(kept),
             _ => {}
         }
     }
+    listing
+}
 
-    fn look(&mut self, core: &mut Core, all: Vec<(Key, super::etcd::Versioned)>) {
-        let mut alive = BTreeMap::new();
-        let mut shards = Vec::new();
-        for (_, versioned) in all {
-            match versioned.value {
-                Value::Node(me) => {
-                    alive.insert(me.store, me);
-                }
-                Value::Shard(config) => shards.push((config, versioned.modified)),
-                _ => {}
-            }
+fn change_of(key: Key, value: Option<Versioned>) -> Option<Change> {
+    Some(match (key, value) {
+        (Key::Meta, Some(v)) => Change::Meta(kept(&v, meta_of(&v)?)),
+        (Key::Store(store), v) => {
+            Change::Store(store, v.and_then(|v| Some(kept(&v, store_of(&v)?))))
         }
-        let mut writes = Vec::new();
-        for (config, at) in shards {
-            let change = promote(core, &config, &alive).or_else(|| place(core, &config, &alive));
-            if let Some(mut config) = change {
-                config.version = Version(config.version.0 + 1);
-                writes.push((at, config));
-            }
+        (Key::Node(store), v) => Change::Node(store, v.and_then(|v| Some(kept(&v, node_of(&v)?)))),
+        (Key::Shard(shard), v) => {
+            Change::Shard(shard, v.and_then(|v| Some(kept(&v, shard_of(&v)?))))
         }
-        for (at, config) in writes {
-            let key = Key::Shard(config.shard());
-            let compares = vec![Compare::Modified(key, at)];
-            let writes = vec![Write::Put(key, Value::Shard(config), None)];
-            core.etcd(self.process(), Call::Txn { compares, writes });
-        }
+        _ => return None,
+    })
+}
+
+fn kept<V>(versioned: &Versioned, value: V) -> Kept<V> {
+    Kept { value, created: versioned.created, modified: versioned.modified }
+}
+
+fn meta_of(versioned: &Versioned) -> Option<engine::records::Meta> {
+    match &versioned.value {
+        Value::Meta(meta) => Some(meta.clone()),
+        _ => None,
     }
 }
 
-type Alive = BTreeMap<StoreId, StoreBoot>;
-
-fn promote(core: &mut Core, config: &ShardConfig, alive: &Alive) -> Option<ShardConfig> {
-    let lives = alive.get(&config.primary.store) == Some(&config.primary);
-    let spurious =
-        core.now < core.plan.faults_until && core.rng.below(1_000) < core.plan.spurious_permille;
-    if lives && !spurious {
-        return None;
+fn shard_of(versioned: &Versioned) -> Option<engine::config::ShardConfig> {
+    match &versioned.value {
+        Value::Shard(config) => Some(config.clone()),
+        _ => None,
     }
-    let fit = |store: &&StoreId| alive.contains_key(store) && !config.tainted.contains(store);
-    let fit: Vec<StoreId> = config.isr.iter().filter(fit).copied().collect();
-    let primary = alive[&core.rng.pick(&fit)?];
-    let mut next = ShardConfig { primary, epoch: Epoch(config.epoch.0 + 1), ..config.clone() };
-    for store in config.isr.iter().copied() {
-        let gone = !alive.contains_key(&store);
-        let drops = gone || (store != primary.store && core.rng.percent(10));
-        if drops && next.isr.len() > core.plan.min_in_sync {
-            remove(&mut next.isr, store);
-        }
-    }
-    Some(next)
 }
 
-/// Recruits what is missing, lets go what is too much.
-fn place(core: &mut Core, config: &ShardConfig, alive: &Alive) -> Option<ShardConfig> {
-    let mut next = config.clone();
-    if config.isr.len() > core.plan.replicas {
-        let others: Vec<StoreId> =
-            config.isr.iter().copied().filter(|&store| store != config.primary.store).collect();
-        remove(&mut next.isr, core.rng.pick(&others)?);
-        return Some(next);
+fn store_of(versioned: &Versioned) -> Option<StoreRecord> {
+    let Value::Store { me, nonce, status } = &versioned.value else { return None };
+    Some(StoreRecord {
+        name: format!("{:?}", me.store),
+        address: String::new(),
+        zone: zone_of(me.store),
+        host: String::new(),
+        boot: me.boot,
+        nonce: u128::from(*nonce),
+        status: *status,
+    })
+}
+
+fn node_of(versioned: &Versioned) -> Option<NodeRecord> {
+    let Value::Node(me) = &versioned.value else { return None };
+    let address = String::new();
+    Some(NodeRecord { boot: me.boot, address, capacity: 1 << 30, versions: (1, 1) })
+}
+
+/// Two zones, so that apart and balanced are at odds.
+fn zone_of(store: StoreId) -> String {
+    if store.0.is_multiple_of(2) { "even".into() } else { "odd".into() }
+}
+
+/// For counting.
+fn kind_of(story: &Story) -> &'static str {
+    match story {
+        Story::TookOffice { .. } => "took office",
+        Story::Waits(_) => "waits",
+        Story::Placed { .. } => "placed",
+        Story::Died { .. } => "died",
+        Story::Returned { .. } => "returned",
+        Story::Promoted { .. } => "promoted",
+        Story::Leaderless { .. } => "leaderless",
+        Story::Removed { .. } => "removed",
+        Story::Recruited { .. } => "recruited",
+        Story::Released { .. } => "released",
+        Story::Lost { .. } => "lost",
+        Story::Cleared { .. } => "cleared",
+        Story::Guarded { .. } => "guarded",
+        Story::Unguarded => "unguarded",
     }
-    let dead = config.learners.iter().find(|store| !alive.contains_key(store));
-    if let Some(&store) = dead
-        && core.rng.percent(20)
-    {
-        remove(&mut next.learners, store);
-        return Some(next);
-    }
-    let in_sync = config.isr.iter().filter(|store| alive.contains_key(store)).count();
-    let missing = in_sync + config.learners.len() < core.plan.replicas;
-    let moves = core.now < core.plan.faults_until && core.rng.percent(1);
-    if (!missing && !moves) || config.learners.len() > 1 || !core.rng.percent(40) {
-        return None;
-    }
-    let free = |store: &StoreId| !config.isr.contains(store) && !config.learners.contains(store);
-    let free: Vec<StoreId> = alive.keys().copied().filter(free).collect();
-    insert(&mut next.learners, core.rng.pick(&free)?);
-    Some(next)
 }

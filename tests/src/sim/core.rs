@@ -5,7 +5,7 @@
 //! them one by one in the order of (time, number): there is no other order, hence no other run.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 
 use engine::ids::{Conn, Now, StoreBoot};
 use engine::message::{NodeQuery, NodeQueryReply, Report};
@@ -25,6 +25,8 @@ pub enum Place {
     Node(u8),
     Gateway(u8),
     Coordinator(u8),
+    /// A second coordinator, that acts at random.
+    Chaos,
     Etcd,
 }
 
@@ -81,8 +83,9 @@ pub enum Told {
         query: u64,
         refused: bool,
     },
+    /// From a node, or else from a gateway.
     Report {
-        from: Process,
+        from: Option<StoreBoot>,
         report: Report,
     },
     // -- etcd
@@ -111,7 +114,7 @@ pub enum Happening {
     },
     Report {
         to: Place,
-        from: Process,
+        from: Option<StoreBoot>,
         report: Report,
     },
     Request {
@@ -173,6 +176,8 @@ pub struct Core {
     pub net: Network,
     pub etcd: Etcd,
     pub oracle: Oracle,
+    /// What coordinators have told, by kind.
+    pub stories: BTreeMap<&'static str, u64>,
     heap: BinaryHeap<Reverse<(u64, u64, usize)>>,
     slab: Vec<Option<Happening>>,
     free: Vec<usize>,
@@ -189,6 +194,7 @@ impl Core {
             net: Network::default(),
             etcd: Etcd::default(),
             oracle: Oracle::default(),
+            stories: BTreeMap::new(),
             plan,
             heap: BinaryHeap::new(),
             slab: Vec::new(),

@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 
 use engine::config::ShardConfig;
-use engine::ids::{ShardId, StoreBoot, StoreId};
-use engine::records::StoreStatus;
+use engine::ids::{SessionId, ShardId, StoreBoot, StoreId};
+use engine::records::{Meta, StoreStatus};
 
 use super::core::{Core, Happening, Place, Process, Told};
 
@@ -18,6 +18,7 @@ const CALL_TIMEOUT: u64 = 400_000;
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Key {
+    Meta,
     Coordinator,
     Store(StoreId),
     Node(StoreId),
@@ -27,6 +28,7 @@ pub enum Key {
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Value {
+    Meta(Meta),
     Coordinator { place: u8 },
     Store { me: StoreBoot, nonce: u64, status: StoreStatus },
     Node(StoreBoot),
@@ -141,6 +143,14 @@ pub struct Etcd {
 impl Etcd {
     pub fn get(&self, key: Key) -> Option<&Versioned> {
         self.keys.get(&key)
+    }
+
+    /// The key that makes this session stands, and so has always stood since.
+    pub fn has_session(&self, session: SessionId) -> bool {
+        let made = |(key, value): (&Key, &Versioned)| {
+            matches!(key, Key::Gateway(_)) && value.created == session.0.revision
+        };
+        self.keys.iter().any(made)
     }
 
     pub fn shards(&self) -> impl Iterator<Item = (&ShardConfig, u64)> {

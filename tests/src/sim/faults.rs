@@ -158,9 +158,13 @@ impl World {
     fn any_place(&mut self) -> Place {
         let nodes = self.nodes.len() as u64;
         let gateways = self.gateways.len() as u64;
-        match self.core.rng.below(nodes + gateways + 1) {
+        let coordinators = self.coordinators.len() as u64;
+        match self.core.rng.below(nodes + gateways + coordinators + 1) {
             at if at < nodes => Place::Node(at as u8),
             at if at < nodes + gateways => Place::Gateway((at - nodes) as u8),
+            at if at < nodes + gateways + coordinators => {
+                Place::Coordinator((at - nodes - gateways) as u8)
+            }
             _ => Place::Etcd,
         }
     }

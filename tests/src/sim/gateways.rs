@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use engine::batcher::{Effect, Event, Failure, Outcome as Known, Worker};
 use engine::ids::{Conn, SessionId, StoreBoot, StoreId};
+use engine::message::{Answer, NodeReply};
 use engine::ops::{Op, OpKind};
 
 use super::checker::{Violation, answers};
@@ -130,6 +131,7 @@ impl Driver<'_> {
             Told::DialFailed { dial, refused } => self.dial_failed(core, dial, refused),
             Told::Closed { conn } => self.closed(core, conn),
             Told::Received { conn, wire: Wire::ToGateway(reply) } => {
+                self.watch_over(core, &reply);
                 self.handle(core, Event::Reply { conn, reply });
             }
             Told::Etcd { call, reply } if self.running.call == Some(call) => {
@@ -211,12 +213,27 @@ impl Driver<'_> {
                     answer(core, request, done.unwrap_or(Outcome::NotApplied));
                 }
             }
-            Effect::Report(report) => core.report(self.process, &report),
-            Effect::AbandonSession(session) => {
-                let detail = format!("{:?} abandons {session:?}", self.process);
-                core.oracle.violations.push(Violation { promise: "answers", detail });
+            Effect::Report(report) => core.report(self.process, None, &report),
+            // Another key: the old one ends with its lease.
+            Effect::AbandonSession(_) => {
+                self.running.lease = None;
+                self.running.session = None;
+                self.running.nonce = core.rng.word();
+                self.running.next_call = core.now;
             }
         }
+    }
+
+    /// What no correct cluster says.
+    fn watch_over(&mut self, core: &mut Core, reply: &NodeReply) {
+        let NodeReply::Answer { session, answer, .. } = reply else { return };
+        let wrong = match answer {
+            Answer::NoEffect => "is out of order",
+            Answer::Expired if core.etcd.has_session(*session) => "expired while its key stands",
+            _ => return,
+        };
+        let detail = format!("{:?}: {session:?} {wrong}", self.process);
+        core.oracle.violations.push(Violation { promise: "answers", detail });
     }
 
     // ---- clients -------------------------------------------------------------------------------

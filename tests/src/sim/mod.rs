@@ -15,12 +15,14 @@
 //! counts only with enough acknowledged operations, and if some were in flight at every fault; and
 //! the planted bugs show that the checkers would notice.
 
+pub mod chaos;
 pub mod checker;
 pub mod clients;
 pub mod coordinators;
 pub mod core;
 pub mod disk;
 pub mod etcd;
+pub mod failover;
 pub mod faults;
 pub mod gateways;
 pub mod history;
@@ -59,6 +61,8 @@ pub struct Report {
     pub refused: u64,
     pub unknown: u64,
     pub faults: BTreeMap<String, u64>,
+    /// What coordinators did, by kind.
+    pub stories: BTreeMap<&'static str, u64>,
     /// Faults that struck while nothing was in flight.
     pub idle_faults: u64,
 }
@@ -91,6 +95,7 @@ pub fn run(seed: u64, planted: Option<Planted>, out: Option<Box<dyn Write + Send
         refused: count(|outcome| matches!(outcome, Outcome::NotApplied)),
         unknown: count(|outcome| matches!(outcome, Outcome::Unknown)),
         faults,
+        stories: world.core.stories.clone(),
         idle_faults: world.faults.idle,
     }
 }

@@ -381,12 +381,12 @@ impl Core {
     }
 
     /// To every coordinator: only the leading one listens.
-    pub fn report(&mut self, from: Process, report: &Report) {
+    pub fn report(&mut self, from: Process, me: Option<StoreBoot>, report: &Report) {
         for index in 0..self.plan.coordinators {
             let to = Place::Coordinator(index);
             if !self.net.is_blocked(from.place, to) {
                 let delay = self.delay();
-                self.after(delay, Happening::Report { to, from, report: report.clone() });
+                self.after(delay, Happening::Report { to, from: me, report: report.clone() });
             }
         }
     }

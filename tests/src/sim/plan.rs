@@ -4,6 +4,7 @@
 //! everything at once rarely gets deep into any one of them.
 
 use engine::batcher;
+use engine::coordinator::Flags;
 use engine::ids::{Slot, Slots};
 use engine::node::Settings;
 use engine::planted::Planted;
@@ -37,8 +38,12 @@ pub struct Plan {
 
     pub faults: Vec<Kind>,
     pub fault_every: u64,
-    /// The coordinator promotes for no reason, one time in so many thousand looks.
+    /// Chaos promotes for no reason, one time in so many thousand looks.
     pub spurious_permille: u64,
+    /// A second coordinator acts at random.
+    pub chaos: bool,
+    /// The coordinator places the shards; else they are there, anywhere, to begin with.
+    pub bootstraps: bool,
     pub faults_until: u64,
     pub load_until: u64,
     /// By then everything must be answered.
@@ -50,6 +55,7 @@ pub struct Plan {
     pub turn: u64,
     /// Of the operations that a gateway takes in one turn, how many join the request before them.
     pub joined_percent: u64,
+    pub coordinator: engine::coordinator::Settings,
 }
 
 impl Plan {
@@ -59,18 +65,20 @@ impl Plan {
         faults.truncate(rng.between(2, 6) as usize);
         let faults_until = rng.between(2_500_000, 5_000_000);
         let silent_after_ms = rng.between(200, 1_000);
+        let shards = rng.between(1, 3) as u16;
+        let lease_ttl = rng.between(500_000, 2_000_000);
         Self {
             seed,
             planted,
             nodes: 5,
             gateways: rng.between(1, 3) as u8,
-            coordinators: 1,
-            shards: rng.between(1, 3) as u16,
+            coordinators: rng.between(1, 2) as u8,
+            shards,
             replicas: 3,
             min_in_sync: 2,
 
-            clients: rng.between(4, 12) as usize,
-            think: rng.between(5_000, 30_000),
+            clients: rng.between(6, 16) as usize,
+            think: rng.between(2_000, 20_000),
             digit_counters: rng.between(2, 8) as usize,
             mixed_counters: rng.between(1, 3) as usize,
             reads_percent: rng.between(10, 60),
@@ -79,10 +87,12 @@ impl Plan {
             jitter: rng.percent(50),
             fsync: rng.between(100, 3_000),
             slow_etcd: rng.percent(40),
-            lease_ttl: rng.between(500_000, 2_000_000),
+            lease_ttl,
 
             faults,
             fault_every: rng.between(100_000, 800_000),
+            chaos: rng.percent(50),
+            bootstraps: rng.percent(30),
             spurious_permille: if rng.percent(50) { rng.between(1, 40) } else { 0 },
             faults_until,
             load_until: faults_until + 500_000,
@@ -112,6 +122,52 @@ impl Plan {
             },
             turn: rng.between(1, 2_000),
             joined_percent: rng.below(80),
+            coordinator: engine::coordinator::Settings {
+                flags: Flags {
+                    shards: Some(shards.into()),
+                    replicas: Some(3),
+                    min_in_sync: Some(2),
+                },
+                expect_nodes: if rng.percent(50) { Some(5) } else { None },
+                newcomer_wait_ms: rng.between(0, 300),
+                rebuild_delay_ms: rng.between(100, 5_000),
+                lease_ttl_ms: lease_ttl / 1_000,
+                lone_wait_ms: rng.between(100, 3_000),
+                guard_ms: rng.between(100, 5_000),
+                balance_after_ms: rng.between(50, 1_000),
+                relist_every_ms: rng.between(300, 3_000),
+                ..engine::coordinator::Settings::default()
+            },
+        }
+    }
+
+    /// A well-run cluster under load, with the settings that are shipped: for measuring.
+    pub fn quiet(seed: u64, rng: &mut Rng) -> Self {
+        let plan = Self::from_seed(seed, None, rng);
+        let shards = 12;
+        let flags = Flags { shards: Some(shards.into()), ..plan.coordinator.flags };
+        Self {
+            gateways: 2,
+            coordinators: 2,
+            shards,
+            network_delay: 300,
+            jitter: false,
+            fsync: 500,
+            slow_etcd: false,
+            lease_ttl: 2_000_000,
+            faults: vec![],
+            chaos: false,
+            bootstraps: true,
+            faults_until: u64::MAX,
+            load_until: u64::MAX,
+            heals_by: u64::MAX,
+            node: Settings::default(),
+            coordinator: engine::coordinator::Settings {
+                flags,
+                expect_nodes: Some(plan.nodes.into()),
+                ..engine::coordinator::Settings::default()
+            },
+            ..plan
         }
     }
 

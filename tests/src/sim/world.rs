@@ -3,6 +3,7 @@
 use engine::config::ShardConfig;
 use engine::ids::{Boot, Epoch, StoreBoot, Version};
 
+use super::chaos::ChaosHost;
 use super::checker::{self, Violation, heals};
 use super::clients::{Answered, Clients};
 use super::coordinators::CoordinatorHost;
@@ -24,6 +25,7 @@ pub struct World {
     pub nodes: Vec<NodeHost>,
     pub gateways: Vec<GatewayHost>,
     pub coordinators: Vec<CoordinatorHost>,
+    pub chaos: ChaosHost,
     pub clients: Clients,
     pub faults: Faults,
     stage: Stage,
@@ -46,8 +48,11 @@ impl World {
         let clients = Clients::new(&mut core);
         let faults = Faults::default();
         let stage = Stage::Faulty;
-        let mut world = Self { core, nodes, gateways, coordinators, clients, faults, stage };
-        world.place_shards();
+        let chaos = ChaosHost::default();
+        let mut world = Self { core, nodes, gateways, coordinators, chaos, clients, faults, stage };
+        if !world.core.plan.bootstraps {
+            world.place_shards();
+        }
         world.start_all();
         world.core.at(500_000, Happening::Fault);
         world
@@ -88,6 +93,9 @@ impl World {
         for coordinator in &mut self.coordinators {
             coordinator.start(&mut self.core);
         }
+        if self.core.plan.chaos {
+            self.chaos.start(&mut self.core);
+        }
     }
 
     /// Runs to the end. What is broken is in the returned list, at most once per promise.
@@ -103,12 +111,18 @@ impl World {
                 return violations;
             }
             self.advance();
-            let Some(happening) = self.core.pop() else {
+            if self.step().is_none() {
                 return vec![heals::violation("nothing happens any more".into())];
-            };
-            self.take(happening);
+            }
         }
         std::mem::take(&mut self.core.oracle.violations)
+    }
+
+    /// Takes what happens next.
+    pub fn step(&mut self) -> Option<()> {
+        let happening = self.core.pop()?;
+        self.take(happening);
+        Some(())
     }
 
     /// From faults to healing to the final reads.
@@ -230,6 +244,8 @@ impl World {
                     coordinator.on(core, told);
                 }
             }
+            Place::Chaos if self.chaos.life == to.life => self.chaos.on(core, told),
+            Place::Chaos => {}
             Place::Etcd => unreachable!("etcd is asked, not told"),
         }
     }
@@ -245,7 +261,7 @@ impl World {
                 let coordinator = &self.coordinators[at as usize];
                 (!coordinator.is_down()).then(|| coordinator.process())
             }
-            Place::Etcd => None,
+            Place::Chaos | Place::Etcd => None,
         }
     }
 
@@ -261,7 +277,7 @@ impl World {
             Place::Node(at) => self.nodes[at as usize].start(&mut self.core),
             Place::Gateway(at) => self.gateways[at as usize].start(&mut self.core),
             Place::Coordinator(at) => self.coordinators[at as usize].start(&mut self.core),
-            Place::Etcd => {}
+            Place::Chaos | Place::Etcd => {}
         }
     }
 }

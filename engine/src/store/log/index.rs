@@ -73,6 +73,12 @@ impl Index {
         }
     }
 
+    /// The segment is there, with groups in it or without. One that a crash left empty must go in
+    /// its turn like any other: left behind, it would look as if those after it had been lost.
+    pub fn segment(&mut self, segment: u64) {
+        self.segments.entry(segment).or_default();
+    }
+
     /// A group begins here; its records follow.
     pub fn begin(&mut self, segment: u64, offset: usize, len: usize, group: u64) {
         self.first_group.entry(segment).or_insert(group);
@@ -164,7 +170,9 @@ impl Index {
         let mut segments = self.segments.iter().peekable();
         while let Some((&segment, blocks)) = segments.next() {
             let Some((next, _)) = segments.peek() else { break };
-            let restated = self.first_group.get(next).is_some_and(|&first| first <= durable);
+            // Without a group in it the next one restates nothing: then the one after it does.
+            let mut restating = self.first_group.range(*next..);
+            let restated = restating.next().is_some_and(|(_, &first)| first <= durable);
             let for_members = bytes <= log_keep_bytes;
             if !restated || !needless(blocks, needed, for_members) {
                 break;
@@ -365,6 +373,21 @@ mod tests {
         let keep = [needed(1, 9, 9), needed(2, 9, 9)];
         check(&keep, usize::MAX, 29, &[1]);
         check(&keep, usize::MAX, 19, &[]);
+    }
+
+    /// Segment 2 was made right before a crash.
+    #[test]
+    fn an_empty_segment_goes_in_its_turn() {
+        let mut index = Index::default();
+        for segment in [1, 3, 4] {
+            index.begin(segment, SEGMENT_HEADER_BYTES, 100, segment * 10);
+            index.append(segment, ShardId(1), Seq(segment));
+        }
+        index.segment(2);
+        assert_eq!(index.trimmable(&[needed(1, 3, 3)], usize::MAX, 99), [1, 2, 3]);
+        assert_eq!(index.trimmable(&[needed(1, 3, 3)], usize::MAX, 30), [1, 2]);
+        assert_eq!(index.trimmable(&[needed(1, 3, 3)], usize::MAX, 29), []);
+        assert_eq!(index.trimmable(&[needed(1, 0, 0)], usize::MAX, 99), []);
     }
 
     /// Three segments of 164 bytes: beyond 400 the members' needs give way, one segment's worth.

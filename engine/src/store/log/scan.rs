@@ -65,6 +65,8 @@ pub struct Scanned {
     /// A torn tail was cut.
     pub torn: bool,
     pub damage: Vec<Damage>,
+    /// The segments that stay, oldest first, be there a good group in them or not.
+    pub segments: Vec<u64>,
 }
 
 /// What is to become of a segment's file before anything new is acknowledged.
@@ -96,7 +98,7 @@ impl Scanned {
 #[derive(Debug, Default)]
 pub struct Scanner {
     owner: Option<Owner>,
-    last_segment: Option<u64>,
+    segments: Vec<u64>,
     /// The number of the group that must come next, once known.
     expected: Option<u64>,
     end: Option<Place>,
@@ -123,12 +125,12 @@ impl Scanner {
     /// Takes the next segment and hands out the groups that are certain by now, in order.
     pub fn segment(&mut self, segment: u64, bytes: &Bytes) -> Vec<Group> {
         let mut out = Vec::new();
-        if let Some(last) = self.last_segment
+        if let Some(last) = self.segments.last()
             && last.checked_add(1) != Some(segment)
         {
             self.hurt(Place { segment, offset: 0 }, "segments before it are missing");
         }
-        self.last_segment = Some(segment);
+        self.segments.push(segment);
         self.begin(segment, bytes);
         let Some(owner) = self.owner else {
             return out;
@@ -141,8 +143,10 @@ impl Scanner {
     }
 
     /// All segments were given.
-    pub fn finish(self) -> Scanned {
+    pub fn finish(mut self) -> Scanned {
+        self.segments.retain(|&segment| self.end.is_some_and(|end| segment <= end.segment));
         Scanned {
+            segments: self.segments,
             owner: self.owner,
             next_group: self.expected.unwrap_or(1),
             next_segment: self.end.map_or(1, |end| end.segment.saturating_add(1)),

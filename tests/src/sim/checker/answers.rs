@@ -1,6 +1,7 @@
 //! A gateway answers each request once and in full: every operation failed, or was applied with a
 //! value if it asks for one. And it never hears what no correct cluster says: "out of order",
-//! "malformed", "answered before" of a batch that is still out.
+//! "malformed", "answered before" of a batch that is still out, "expired" of a session whose key
+//! stands.
 
 use engine::batcher::{Failure, WriteResult};
 use engine::ops::Op;

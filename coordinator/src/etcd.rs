@@ -1,0 +1,204 @@
+//! What the driver asks of etcd and hears from it.
+//!
+//! The machine's wishes are calls of one try each: a transaction whose answer was lost is told as unknown and never sent
+//! again. The four kinds of records are followed from the start, also by a standby, so that a list made after an election
+//! and the changes that are heard leave no gap.
+
+use std::time::Duration;
+
+use engine::config::ShardConfig;
+use engine::coordinator::{self, Change, Event, Listing, Writes};
+use engine::node::CasOutcome;
+use engine::records::{Meta, NodeRecord, StoreRecord};
+use metastore::{
+    Candidate, Error, Metastore, Outcome, Record, Txn, Watch, WatchEvent, WatchSettings,
+};
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+/// What reaches the driver, whoever says it.
+#[derive(Debug)]
+pub(crate) enum Told {
+    Event(Event),
+    /// Whether etcd answers. Said when it changes.
+    EtcdAnswers(bool),
+    /// etcd's history is shorter than it was.
+    WentBack {
+        was: u64,
+        now: u64,
+    },
+}
+
+/// How often etcd is asked whether it answers.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
+#[derive(Clone)]
+pub(crate) struct Etcd {
+    metastore: Metastore,
+    told: mpsc::Sender<Told>,
+}
+
+impl Etcd {
+    pub(crate) fn new(metastore: Metastore, told: mpsc::Sender<Told>) -> Self {
+        Self { metastore, told }
+    }
+
+    /// Reads everything, beginning now.
+    pub(crate) async fn list(self, list: u64) {
+        let listing = match self.read_all().await {
+            Ok(listing) => Some(listing),
+            Err(error) if error.is_transient() => {
+                warn!(%error, "records not read");
+                None
+            }
+            Err(error) => {
+                error!(%error, "records can't be read: nothing is changed until they can");
+                None
+            }
+        };
+        self.tell(Event::Listed { list, listing }).await;
+    }
+
+    async fn read_all(&self) -> Result<Listing, Error> {
+        let (meta, stores, nodes, shards) = tokio::try_join!(
+            self.metastore.list::<Meta>(),
+            self.metastore.list::<StoreRecord>(),
+            self.metastore.list::<NodeRecord>(),
+            self.metastore.list::<ShardConfig>(),
+        )?;
+        let revisions = [meta.revision, stores.revision, nodes.revision, shards.revision];
+        Ok(Listing {
+            revision: revisions.into_iter().min().unwrap_or(0),
+            meta: meta.all.into_iter().next().map(kept),
+            stores: stores.all.into_iter().map(|one| (one.id, kept(one))).collect(),
+            nodes: nodes.all.into_iter().map(|one| (one.id, kept(one))).collect(),
+            shards: shards.all.into_iter().map(kept).collect(),
+        })
+    }
+
+    /// One transaction, which compares the term too. Sent once.
+    pub(crate) async fn propose(self, proposal: u64, term: u64, writes: Writes) -> CasOutcome {
+        let txn = self.metastore.txn().if_created_at::<Candidate>(&(), term);
+        let txn = match &writes {
+            Writes::Meta(meta) => txn.create(&(), meta),
+            Writes::Store { store, expect, record } => write(txn, store, record, *expect),
+            Writes::Shards(shards) => shards
+                .iter()
+                .fold(txn, |txn, (expect, config)| write(txn, &config.shard(), config, *expect)),
+        };
+        let outcome = match txn.commit().await {
+            Ok(Outcome::Done { revision }) => CasOutcome::Done { mod_revision: revision },
+            Ok(Outcome::Failed) => CasOutcome::Failed,
+            Ok(Outcome::Unknown) => CasOutcome::Unknown,
+            // It surely had no effect.
+            Err(error) => {
+                error!(%error, "etcd refused a change");
+                CasOutcome::Failed
+            }
+        };
+        self.tell(Event::Proposed { proposal, outcome }).await;
+        outcome
+    }
+
+    /// Follows all records until the driver has gone, or etcd's history went back.
+    pub(crate) async fn follow(self) {
+        let settings = WatchSettings::default;
+        let mut metas = self.metastore.watch::<Meta>(settings());
+        let mut stores = self.metastore.watch::<StoreRecord>(settings());
+        let mut nodes = self.metastore.watch::<NodeRecord>(settings());
+        let mut shards = self.metastore.watch::<ShardConfig>(settings());
+        loop {
+            let told = tokio::select! {
+                told = next_meta(&mut metas) => told,
+                told = next(&mut stores, Change::Store) => told,
+                told = next(&mut nodes, Change::Node) => told,
+                told = next(&mut shards, Change::Shard) => told,
+            };
+            let ends = matches!(told, None | Some(Told::WentBack { .. }));
+            if let Some(told) = told
+                && self.told.send(told).await.is_err()
+            {
+                return;
+            }
+            if ends {
+                return;
+            }
+        }
+    }
+
+    /// Says whenever etcd ceases or begins to answer.
+    pub(crate) async fn ask_for_ever(self) {
+        let mut answered = true;
+        let mut turns = tokio::time::interval(ASK_EVERY);
+        loop {
+            turns.tick().await;
+            let answers = match self.metastore.get::<Meta>(&()).await {
+                Err(error) if error.is_transient() => {
+                    if answered {
+                        warn!(%error, "etcd does not answer: nodes and gateways go on, changes wait");
+                    }
+                    false
+                }
+                // A record that can't be read is an answer; whoever needs it says that it can't be read.
+                _ => true,
+            };
+            if answers && !answered {
+                info!("etcd answers again");
+            }
+            if answers != answered && self.told.send(Told::EtcdAnswers(answers)).await.is_err() {
+                return;
+            }
+            answered = answers;
+        }
+    }
+
+    async fn tell(&self, event: Event) {
+        // When the driver has gone nobody needs to know.
+        let _nobody_listens = self.told.send(Told::Event(event)).await;
+    }
+}
+
+/// The next event of one watch, in the machine's words. None: the watch has ended.
+async fn next<R: Record>(
+    watch: &mut Watch<R>,
+    change: impl Fn(R::Id, Option<coordinator::Kept<R>>) -> Change,
+) -> Option<Told> {
+    let (revision, change) = match watch.next().await? {
+        // Somebody may have gone in the meantime, which no list says: the machine reads everything itself.
+        WatchEvent::All(_) => return Some(Told::Event(Event::WatchBroke)),
+        WatchEvent::Changed(one) => (one.modified, change(one.id.clone(), Some(kept(one)))),
+        WatchEvent::Deleted { id, revision } => (revision, change(id, None)),
+        WatchEvent::WentBack { was, now } => return Some(Told::WentBack { was, now }),
+    };
+    Some(Told::Event(Event::Changed { revision, change }))
+}
+
+/// The cluster's settings are never deleted, so a list of them is as good as a change. A standby, whose machine reads
+/// nothing, learns from it whether it agrees with the cluster.
+async fn next_meta(watch: &mut Watch<Meta>) -> Option<Told> {
+    match watch.next().await? {
+        WatchEvent::All(listed) => Some(match listed.all.into_iter().next() {
+            Some(one) => meta_changed(one),
+            None => Told::Event(Event::WatchBroke),
+        }),
+        WatchEvent::Changed(one) => Some(meta_changed(one)),
+        WatchEvent::Deleted { .. } => Some(Told::Event(Event::WatchBroke)),
+        WatchEvent::WentBack { was, now } => Some(Told::WentBack { was, now }),
+    }
+}
+
+fn meta_changed(one: metastore::Kept<Meta>) -> Told {
+    Told::Event(Event::Changed { revision: one.modified, change: Change::Meta(kept(one)) })
+}
+
+fn kept<R: Record>(one: metastore::Kept<R>) -> coordinator::Kept<R> {
+    coordinator::Kept { value: one.record, created: one.created, modified: one.modified }
+}
+
+/// `expect` 0: there must be no such record.
+fn write<R: Record>(txn: Txn, id: &R::Id, record: &R, expect: u64) -> Txn {
+    match expect {
+        0 => txn.create(id, record),
+        modified => txn.replace(id, record, modified),
+    }
+}

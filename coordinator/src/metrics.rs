@@ -1,0 +1,77 @@
+//! What a coordinator counts.
+
+use engine::coordinator::story::Cause;
+use engine::node::CasOutcome;
+use telemetry::prometheus_client::metrics::counter::Counter;
+use telemetry::prometheus_client::metrics::family::Family;
+use telemetry::prometheus_client::metrics::gauge::Gauge;
+use telemetry::prometheus_client::metrics::histogram::Histogram;
+use telemetry::prometheus_client::registry::Registry;
+
+/// One label and its value.
+type Label = [(&'static str, &'static str); 1];
+
+/// Handles of what is registered; changed without a lock.
+#[derive(Clone, Debug)]
+pub(crate) struct Gauges {
+    pub(crate) promotions: Counter,
+    pub(crate) promotion_seconds: Histogram,
+    pub(crate) elections: Counter,
+    pub(crate) leading: Gauge,
+    deaths: Family<Label, Counter>,
+    proposals: Family<Label, Counter>,
+}
+
+impl Gauges {
+    pub(crate) fn new() -> Self {
+        let seconds = [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 15.0, 60.0];
+        Self {
+            promotions: Counter::default(),
+            promotion_seconds: Histogram::new(seconds),
+            elections: Counter::default(),
+            leading: Gauge::default(),
+            deaths: Family::default(),
+            proposals: Family::default(),
+        }
+    }
+
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        let promotions = self.promotions.clone();
+        registry.register("promotions", "Shards that were given a new primary", promotions);
+        registry.register(
+            "promotion_seconds",
+            "From when the need of a new primary was seen to when it was written",
+            self.promotion_seconds.clone(),
+        );
+        let elections = self.elections.clone();
+        registry.register("elections", "How often this process became the leader", elections);
+        registry.register("leading", "1 while this process leads", self.leading.clone());
+        let deaths = self.deaths.clone();
+        registry.register("node_deaths", "Nodes found dead by a probe", deaths);
+        let proposals = self.proposals.clone();
+        registry.register("proposals", "Transactions sent to etcd", proposals);
+    }
+
+    pub(crate) fn died(&self, why: Cause) {
+        self.deaths.get_or_create(&[("cause", cause(why))]).inc();
+    }
+
+    pub(crate) fn proposed(&self, outcome: CasOutcome) {
+        let outcome = match outcome {
+            CasOutcome::Done { .. } => "done",
+            CasOutcome::Failed => "failed",
+            CasOutcome::Unknown => "unknown",
+        };
+        self.proposals.get_or_create(&[("outcome", outcome)]).inc();
+    }
+}
+
+/// What a probe found, in a word.
+pub(crate) fn cause(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Refused => "refused",
+        Cause::Replaced => "replaced",
+        Cause::Silent => "silent",
+        Cause::DiskStalled => "disk-stalled",
+    }
+}

@@ -1,0 +1,156 @@
+//! The process: what it listens on, waiting for etcd, and its end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::coordinator::Coordinator;
+use metastore::{Candidate, Error, LeaseSettings, Metastore, Settings};
+use proto::wire::reports_server::ReportsServer;
+use telemetry::{Health, Metrics};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tracing::{error, info, warn};
+
+use crate::driver::{Driver, State};
+use crate::etcd::Etcd;
+use crate::metrics::Gauges;
+use crate::nodes::Nodes;
+use crate::reports::Desk;
+use crate::{Exit, Options};
+
+/// What may wait for the driver, which never waits for anybody itself.
+const INBOX_MAX: usize = 1_024;
+
+/// How often etcd is asked while it does not answer at the start, and how often that is said.
+const CONNECT_EVERY: Duration = Duration::from_millis(500);
+const SAID_EVERY: u32 = 20;
+
+/// Runs a coordinator until it is asked to stop (SIGTERM, SIGINT); returns the exit code.
+pub fn run(options: Options) -> u8 {
+    telemetry::logs("coordinator", &options.name);
+    match run_here(options) {
+        Ok(()) => {
+            info!("stopped");
+            0
+        }
+        Err(exit) => {
+            error!("{exit}");
+            exit.code()
+        }
+    }
+}
+
+fn run_here(options: Options) -> Result<(), Exit> {
+    let failed = |error: std::io::Error| Exit::Failed(format!("can't start: {error}"));
+    // Everything here is small and waits for others most of the time; two, so that a large list does not hold up a probe.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(failed)?;
+    let ended = runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let stop = async move {
+            tokio::select! {
+                _ = terminate.recv() => info!("asked to stop by SIGTERM"),
+                _ = interrupt.recv() => info!("asked to stop by SIGINT"),
+            }
+        };
+        serve(options, stop).await
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+/// Runs a coordinator within a runtime until `stop` is ready.
+pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(), Exit> {
+    options.check()?;
+    tokio::pin!(stop);
+    // What runs beside the loop; it ends with this function.
+    let mut beside = JoinSet::new();
+    let health = Health::new("etcd");
+    let gauges = Gauges::new();
+    if let Some(address) = options.metrics {
+        let metrics = Metrics::new(|registry| gauges.register(registry));
+        let listener = bind("--metrics", address).await?;
+        beside.spawn(telemetry::serve(listener, health.clone(), Arc::new(metrics)));
+    }
+    let listener = bind("--listen", options.listen).await?;
+    let address = advertised(&options, &listener)?;
+    let (told, inbox) = mpsc::channel(INBOX_MAX);
+    let (leads, leads_now) = watch::channel(None);
+    let desk = proto::limited!(ReportsServer::new(Desk::new(told.clone(), leads_now)));
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    beside.spawn(async move {
+        if let Err(error) = Server::builder().add_service(desk).serve_with_incoming(incoming).await
+        {
+            warn!(%error, "reports are no longer taken");
+        }
+    });
+
+    let metastore = tokio::select! {
+        connected = connect(&options) => connected?,
+        () = &mut stop => return Ok(()),
+    };
+    let etcd = Etcd::new(metastore.clone(), told.clone());
+    beside.spawn(etcd.clone().follow());
+    beside.spawn(etcd.clone().ask_for_ever());
+    let lease = LeaseSettings { ttl_s: options.lease_ttl, ..LeaseSettings::default() };
+    let election = metastore.stand_for_election(&Candidate { address: address.clone() }, lease);
+    info!(address, cluster = options.cluster, "stands for election");
+    let driver = Driver {
+        machine: Coordinator::new(options.settings(fastrand::u128(1..))),
+        options,
+        etcd,
+        nodes: Nodes::new(told),
+        health,
+        gauges,
+        leads,
+        state: State::new(),
+    };
+    driver.run(election, inbox, stop).await
+}
+
+/// Connects to etcd, however long that takes.
+async fn connect(options: &Options) -> Result<Metastore, Exit> {
+    let settings = Settings::new(options.etcd.clone(), &options.cluster);
+    let mut tries = 0_u32;
+    loop {
+        match Metastore::connect(&settings).await {
+            Ok(metastore) => return Ok(metastore),
+            Err(error) if error.is_transient() => {
+                if tries.is_multiple_of(SAID_EVERY) {
+                    warn!(etcd = options.etcd.join(","), %error, "etcd does not answer, waiting for it");
+                }
+            }
+            Err(error @ (Error::Refused { .. } | Error::TooOld { .. })) => {
+                return Err(Exit::Usage(error.to_string()));
+            }
+            Err(error) => return Err(Exit::Failed(error.to_string())),
+        }
+        tries = tries.wrapping_add(1);
+        tokio::time::sleep(CONNECT_EVERY).await;
+    }
+}
+
+async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, Exit> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|error| Exit::Failed(format!("{flag} {address}: can't listen there: {error}")))
+}
+
+/// What others are told to dial.
+fn advertised(options: &Options, listener: &TcpListener) -> Result<String, Exit> {
+    if let Some(address) = &options.advertise {
+        return Ok(address.clone());
+    }
+    let bound = listener.local_addr();
+    bound
+        .map(|address| address.to_string())
+        .map_err(|error| Exit::Failed(format!("--listen {}: {error}", options.listen)))
+}

@@ -1,0 +1,130 @@
+//! The machine's story as log lines: who, which shards, why, how long.
+//!
+//! A failover is one sentence per node and successor, not one per shard: a person reads this at night.
+
+use std::time::Duration;
+
+use engine::coordinator::Story;
+use engine::coordinator::story::Need;
+use engine::ids::{ShardId, StoreBoot, StoreId};
+use tracing::{debug, info, warn};
+
+use crate::book::Book;
+use crate::metrics::{Gauges, cause};
+
+/// Promotions that are told together.
+struct Failover {
+    from: StoreBoot,
+    to: StoreBoot,
+    why: Need,
+    shards: Vec<ShardId>,
+    took_ms: u64,
+}
+
+/// Logs and counts what happened in one turn.
+pub(crate) fn tell(stories: Vec<Story>, book: &Book, gauges: &Gauges) {
+    let mut failovers: Vec<Failover> = Vec::new();
+    for story in stories {
+        match story {
+            Story::Promoted { shard, epoch, from, to, why, last, took_ms } => {
+                gauges.promotions.inc();
+                gauges.promotion_seconds.observe(Duration::from_millis(took_ms).as_secs_f64());
+                debug!(%shard, epoch = epoch.0, last_epoch = last.0.0, last_seq = last.1.0, took_ms, "promoted");
+                let alike = |one: &&mut Failover| (one.from, one.to, one.why) == (from, to, why);
+                match failovers.iter_mut().find(alike) {
+                    Some(failover) => {
+                        failover.shards.push(shard);
+                        failover.took_ms = failover.took_ms.max(took_ms);
+                    }
+                    None => {
+                        failovers.push(Failover { from, to, why, shards: vec![shard], took_ms })
+                    }
+                }
+            }
+            other => tell_one(&other, book, gauges),
+        }
+    }
+    for failover in failovers {
+        let Failover { from, to, why, shards, took_ms } = failover;
+        let (from, to) = (process(book, from), process(book, to));
+        let why = need(why);
+        info!(from, to, why, shards = listed(&shards), count = shards.len(), took_ms, "promoted");
+    }
+}
+
+fn tell_one(story: &Story, book: &Book, gauges: &Gauges) {
+    let name = |store: &StoreId| book.name(*store);
+    match story {
+        Story::TookOffice { term, stores, shards } => {
+            info!(term, stores, shards, "took office, and knows what etcd holds");
+        }
+        Story::Waits(waits) => info!("placing waits: {waits}"),
+        Story::Placed { shards } => info!(shards, "placed"),
+        Story::Died { process: who, why } => {
+            gauges.died(*why);
+            warn!(node = process(book, *who), why = cause(*why), "node is dead");
+        }
+        Story::Returned { process: who } => info!(node = process(book, *who), "node is back"),
+        Story::Leaderless { shard, why } => warn!(%shard, why, "nobody can be promoted for now"),
+        Story::Removed { store, shards } => {
+            info!(node = name(store), shards, "left the in-sync sets, since it is dead");
+        }
+        Story::Recruited { shard, store, instead: None } => {
+            info!(%shard, node = name(store), "recruited a learner");
+        }
+        Story::Recruited { shard, store, instead: Some(instead) } => {
+            info!(%shard, node = name(store), instead = name(instead), "recruited a learner");
+        }
+        Story::Released { shard, store } => info!(%shard, node = name(store), "released"),
+        Story::Lost { store, to } => {
+            let node = name(store);
+            warn!(node, %store, %to, "a store is lost: another one has its name and gets its places");
+        }
+        Story::Cleared { store } => {
+            info!(node = name(store), "no longer suspect: its copies are new")
+        }
+        Story::Guarded { away, of } => {
+            warn!(away, of, "many nodes vanished at once: no new copies are made for now");
+        }
+        Story::Unguarded => info!("new copies are made again"),
+        // Told together, by the caller.
+        Story::Promoted { .. } => {}
+    }
+}
+
+fn process(book: &Book, process: StoreBoot) -> String {
+    format!("{} (boot {})", book.name(process.store), process.boot.0)
+}
+
+fn need(need: Need) -> &'static str {
+    match need {
+        Need::Dead(why) => cause(why),
+        Need::Restarted => "restarted",
+        Need::Gone => "gone for good",
+        Need::Resigned => "resigned",
+        Need::CutOff => "cut off",
+        Need::HandedOver => "handed over",
+    }
+}
+
+/// The first few, and how many more.
+fn listed(shards: &[ShardId]) -> String {
+    const MOST: usize = 12;
+    let named: Vec<String> = shards.iter().take(MOST).map(ShardId::to_string).collect();
+    match shards.len().saturating_sub(MOST) {
+        0 => named.join(","),
+        more => format!("{} and {more} more", named.join(",")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_list_is_cut_and_says_so() {
+        let shards: Vec<ShardId> = (0..14).map(ShardId).collect();
+        assert_eq!(listed(&shards[..2]), "0,1");
+        assert_eq!(listed(&shards), "0,1,2,3,4,5,6,7,8,9,10,11 and 2 more");
+    }
+}

@@ -1,0 +1,424 @@
+//! Coordinators against a real etcd and nodes that only answer: placing, promoting, taking over, waiting.
+
+#[path = "../../../metastore/tests/contract/etcd.rs"]
+mod etcd;
+mod node;
+mod process;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use engine::config::ShardConfig;
+use engine::ids::{Boot, Epoch, ShardId, StoreBoot, StoreId, Version};
+use engine::records::{Meta, StoreRecord, StoreStatus};
+use metastore::{Candidate, Metastore, Outcome, Settings};
+
+use coordinator::Options;
+use etcd::Etcd;
+use node::Node;
+use process::{Process, flags};
+
+const CLUSTER: &str = "test";
+/// Of the nodes; a coordinator's is 1 s.
+const TTL_S: u32 = 2;
+const TTL: Duration = Duration::from_secs(TTL_S as u64);
+/// What a machine that builds and tests other things meanwhile may add to a time that is promised.
+const BUSY: Duration = Duration::from_secs(2);
+
+/// Waits, but fails instead of hanging.
+#[track_caller]
+fn within<T>(seconds: u64, what: impl Future<Output = T>) -> impl Future<Output = T> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let waited = tokio::time::timeout(Duration::from_secs(seconds), what).await;
+        waited.unwrap_or_else(|_| panic!("{caller}: nothing for {seconds} s"))
+    }
+}
+
+struct Cluster {
+    etcd: Etcd,
+    store: Metastore,
+    nodes: BTreeMap<u128, Node>,
+    coordinator: Process,
+}
+
+impl Cluster {
+    /// Three nodes, twelve shards, one coordinator, everything placed.
+    async fn placed() -> Self {
+        Self::placed_on_leases_of(TTL_S).await
+    }
+
+    async fn placed_on_leases_of(ttl_s: u32) -> Self {
+        let etcd = Etcd::start().await;
+        let settings = Settings::new(vec![etcd.endpoint()], CLUSTER);
+        let store = Metastore::connect(&settings).await.expect("etcd answers");
+        let coordinator = Process::start(flags(&etcd.endpoint(), 1));
+        let mut cluster = Self { etcd, store, nodes: BTreeMap::new(), coordinator };
+        for number in 1..=3 {
+            let node = Node::start(cluster.etcd.endpoint(), number, ttl_s).await;
+            cluster.nodes.insert(number, node);
+        }
+        cluster.shards_are(|shards| shards.len() == 12).await;
+        cluster.coordinator.says((200, "ok")).await;
+        cluster
+    }
+
+    async fn add(&mut self, number: u128) {
+        let node = Node::start(self.etcd.endpoint(), number, TTL_S).await;
+        self.nodes.insert(number, node);
+    }
+
+    async fn shards(&self) -> Vec<ShardConfig> {
+        let listed = self.store.list::<ShardConfig>().await.expect("a list");
+        let mut shards: Vec<_> = listed.all.into_iter().map(|kept| kept.record).collect();
+        shards.sort_by_key(|config| config.slots.lo);
+        shards
+    }
+
+    /// Waits until the records are like this.
+    async fn shards_are(&self, like: impl Fn(&[ShardConfig]) -> bool) -> Vec<ShardConfig> {
+        let began = Instant::now();
+        loop {
+            let shards = self.shards().await;
+            if like(&shards) {
+                return shards;
+            }
+            assert!(began.elapsed() < Duration::from_secs(15), "they are {shards:#?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn cluster_id(&self) -> u128 {
+        let meta = self.store.get::<Meta>(&()).await.expect("a read");
+        meta.expect("the cluster is made").record.cluster
+    }
+
+    /// Node 2 has the longer log of every other shard, node 3 that of the rest.
+    fn fill_logs(&self, shards: &[ShardConfig]) -> BTreeMap<ShardId, StoreId> {
+        let mut longest = BTreeMap::new();
+        for (index, config) in shards.iter().enumerate() {
+            let shard = config.shard();
+            let (longer, shorter) = if index % 2 == 0 { (2, 3) } else { (3, 2) };
+            // A later epoch counts for more than a higher seq.
+            self.nodes[&longer].log_ends(shard, 1, 50);
+            self.nodes[&shorter].log_ends(
+                shard,
+                if index % 3 == 0 { 0 } else { 1 },
+                if index % 3 == 0 { 99 } else { 49 },
+            );
+            longest.insert(shard, StoreId(longer));
+        }
+        longest
+    }
+
+    /// Waits until no shard is led by node 1; checks what became of those that were.
+    async fn fails_over_from_1(
+        &self,
+        before: &[ShardConfig],
+        longest: &BTreeMap<ShardId, StoreId>,
+    ) {
+        let led = |shards: &[ShardConfig]| shards.iter().any(|one| one.primary.store == StoreId(1));
+        assert!(led(before), "it led some");
+        let after = self.shards_are(|shards| !led(shards)).await;
+        for (old, new) in before.iter().zip(&after) {
+            if old.primary.store == StoreId(1) {
+                assert_eq!(new.epoch, Epoch(old.epoch.0 + 1));
+                assert_eq!(new.primary.store, longest[&new.shard()], "the longest log of {old:?}");
+                assert_eq!(new.isr, [StoreId(2), StoreId(3)], "the dead one left");
+            } else {
+                assert_eq!((new.epoch, new.primary), (old.epoch, old.primary), "left alone");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn shards_are_placed_once_the_expected_nodes_are_there() {
+    let etcd = Etcd::start().await;
+    let settings = Settings::new(vec![etcd.endpoint()], CLUSTER);
+    let store = Metastore::connect(&settings).await.expect("etcd answers");
+    let coordinator = Process::start(flags(&etcd.endpoint(), 1));
+    let mut cluster = Cluster { etcd, store, nodes: BTreeMap::new(), coordinator };
+    cluster.coordinator.says((503, "0 of 3 nodes")).await;
+    cluster.add(1).await;
+    cluster.add(2).await;
+    cluster.coordinator.says((503, "2 of 3 nodes")).await;
+    assert_eq!(cluster.shards().await, []);
+    cluster.add(3).await;
+    let shards = cluster.shards_are(|shards| shards.len() == 12).await;
+    cluster.coordinator.says((200, "ok")).await;
+
+    let all: Vec<StoreId> = (1..=3).map(StoreId).collect();
+    let mut led = BTreeMap::<StoreBoot, u32>::new();
+    for (index, config) in (0_u32..).zip(&shards) {
+        let edges = (index * 65_536 / 12, (index + 1) * 65_536 / 12 - 1);
+        assert_eq!((u32::from(config.slots.lo), u32::from(config.slots.hi)), edges);
+        assert_eq!((config.epoch, config.version), (Epoch(1), Version(1)));
+        assert_eq!((&config.isr, &config.learners), (&all, &vec![]));
+        *led.entry(config.primary).or_default() += 1;
+    }
+    let each = |store: &StoreId| (StoreBoot { store: *store, boot: Boot(1) }, 4);
+    assert_eq!(led, all.iter().map(each).collect());
+    let meta = cluster.store.get::<Meta>(&()).await.expect("a read").expect("it was made");
+    assert_eq!((meta.record.shards, meta.record.replicas, meta.record.min_in_sync), (12, 3, 2));
+}
+
+/// A process that is gone is known by its refused connections, long before its lease runs out.
+#[tokio::test]
+async fn the_shards_of_a_killed_node_go_to_the_longest_logs() {
+    let mut cluster = Cluster::placed_on_leases_of(60).await;
+    let before = cluster.shards().await;
+    let longest = cluster.fill_logs(&before);
+    let killed = Instant::now();
+    cluster.nodes.get_mut(&1).expect("node 1").kill();
+    cluster.fails_over_from_1(&before, &longest).await;
+    let took = killed.elapsed();
+    assert!(took < Duration::from_millis(500) + BUSY, "took {took:?}");
+    let (_, metrics) = cluster.coordinator.page("/metrics").await.expect("it listens");
+    assert!(metrics.contains("dkc_promotions_total 4"), "{metrics}");
+    assert!(metrics.contains("dkc_node_deaths_total{cause=\"refused\"} 1"), "{metrics}");
+}
+
+/// SIGSTOP, or a cut cable: connections stand, nobody answers, the lease is renewed no more.
+#[tokio::test]
+async fn the_shards_of_a_silent_node_go_when_its_lease_is_gone() {
+    let mut cluster = Cluster::placed().await;
+    let before = cluster.shards().await;
+    let longest = cluster.fill_logs(&before);
+    let silent = Instant::now();
+    let node = cluster.nodes.get_mut(&1).expect("node 1");
+    node.fall_silent();
+    node.lose_lease();
+    cluster.fails_over_from_1(&before, &longest).await;
+    let took = silent.elapsed();
+    assert!(took < TTL + Duration::from_secs(1) + BUSY, "took {took:?}");
+}
+
+/// Its lease lives, but a peer misses it too.
+#[tokio::test]
+async fn the_shards_of_a_silent_node_go_when_a_peer_reports_it() {
+    let cluster = Cluster::placed_on_leases_of(60).await;
+    let before = cluster.shards().await;
+    let longest = cluster.fill_logs(&before);
+    cluster.nodes[&1].fall_silent();
+    let id = cluster.cluster_id().await;
+    let to = cluster.coordinator.address();
+    cluster.nodes[&2].reports_silent(&to, id, StoreId(1)).await.expect("the leader listens");
+    cluster.fails_over_from_1(&before, &longest).await;
+}
+
+/// A node with a stalled disk answers, but can't acknowledge anything.
+#[tokio::test]
+async fn the_shards_of_a_node_with_a_stalled_disk_go_when_its_lease_is_gone() {
+    let mut cluster = Cluster::placed().await;
+    let before = cluster.shards().await;
+    let longest = cluster.fill_logs(&before);
+    let node = cluster.nodes.get_mut(&1).expect("node 1");
+    node.stall_disk();
+    node.lose_lease();
+    cluster.fails_over_from_1(&before, &longest).await;
+}
+
+/// A lease that vanished is not death, and neither is what a peer says.
+#[tokio::test]
+async fn a_node_that_answers_keeps_its_shards_whatever_is_said_of_it() {
+    let mut cluster = Cluster::placed().await;
+    let before = cluster.shards().await;
+    let longest = cluster.fill_logs(&before);
+    let id = cluster.cluster_id().await;
+    cluster.nodes.get_mut(&1).expect("node 1").lose_lease();
+    let gone = async {
+        let node = StoreId(1);
+        while cluster
+            .store
+            .get::<engine::records::NodeRecord>(&node)
+            .await
+            .expect("a read")
+            .is_some()
+        {}
+    };
+    within(5, gone).await;
+    let until = Instant::now() + 2 * TTL;
+    while Instant::now() < until {
+        let to = cluster.coordinator.address();
+        cluster.nodes[&2].reports_silent(&to, id, StoreId(1)).await.expect("the leader listens");
+        assert_eq!(cluster.shards().await, before);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // And the coordinator was awake all the time.
+    cluster.nodes.get_mut(&1).expect("node 1").kill();
+    cluster.fails_over_from_1(&before, &longest).await;
+}
+
+#[tokio::test]
+async fn a_standby_takes_over_when_the_leader_dies_and_finishes_its_work() {
+    let mut cluster = Cluster::placed().await;
+    let before = cluster.shards().await;
+    let longest = cluster.fill_logs(&before);
+    let id = cluster.cluster_id().await;
+    let standby = Process::start(flags(&cluster.etcd.endpoint(), 2));
+    standby.says((200, "ok")).await;
+    let refused = cluster.nodes[&2].reports_silent(&standby.address(), id, StoreId(1)).await;
+    assert_eq!(refused.expect_err("a standby").code(), tonic::Code::Unavailable);
+
+    let died = Instant::now();
+    cluster.coordinator.kill();
+    cluster.nodes.get_mut(&1).expect("node 1").kill();
+    cluster.coordinator = standby;
+    cluster.fails_over_from_1(&before, &longest).await;
+    let took = died.elapsed();
+    // The coordinator's own time to live, and what an election and a promotion may take.
+    assert!(took < Duration::from_millis(1_000 + 1_000 + 500) + BUSY, "took {took:?}");
+    let leader = cluster.store.get::<Candidate>(&()).await.expect("a read").expect("one leads");
+    assert_eq!(leader.record.address, cluster.coordinator.address());
+}
+
+/// It does not know yet that another leads: whatever it still sends compares its own term.
+#[tokio::test]
+async fn a_leader_that_was_deposed_without_knowing_changes_nothing() {
+    let mut cluster = Cluster::placed().await;
+    let before = cluster.shards().await;
+    let longest = cluster.fill_logs(&before);
+    let old = cluster.store.get::<Candidate>(&()).await.expect("a read").expect("one leads");
+    let gone = cluster.store.delete::<Candidate>(&(), old.modified).await;
+    assert!(matches!(gone.expect("an answer"), Outcome::Done { .. }));
+    let usurper = Candidate { address: "127.0.0.1:1".into() };
+    let made = cluster.store.create(&(), &usurper).await.expect("an answer");
+    let Outcome::Done { revision } = made else { panic!("{made:?}") };
+
+    cluster.nodes.get_mut(&1).expect("node 1").kill();
+    let tries = async {
+        loop {
+            let (_, metrics) = cluster.coordinator.page("/metrics").await.expect("it listens");
+            if metrics.contains("dkc_proposals_total{outcome=\"failed\"}") {
+                return;
+            }
+        }
+    };
+    within(10, tries).await;
+    assert_eq!(cluster.shards().await, before);
+    let gone = cluster.store.delete::<Candidate>(&(), revision).await;
+    assert!(matches!(gone.expect("an answer"), Outcome::Done { .. }));
+    // It finds its own key gone when it looks, every 10 s, and leads under a new term.
+    cluster.fails_over_from_1(&before, &longest).await;
+}
+
+#[tokio::test]
+async fn a_leader_that_is_asked_to_stop_is_followed_at_once() {
+    let etcd = Etcd::start().await;
+    let settings = Settings::new(vec![etcd.endpoint()], CLUSTER);
+    let store = Metastore::connect(&settings).await.expect("etcd answers");
+    // Were the lease not given back, it would live for long.
+    let leader = Process::start(Options { lease_ttl: 60, ..flags(&etcd.endpoint(), 1) });
+    leader.says((503, "0 of 3 nodes")).await;
+    let standby = Process::start(flags(&etcd.endpoint(), 2));
+    standby.says((200, "ok")).await;
+    let address = standby.address();
+    let asked = Instant::now();
+    within(5, leader.stop()).await.expect("exit code 0");
+    let follows = async {
+        loop {
+            let leader = store.get::<Candidate>(&()).await.expect("a read");
+            if leader.is_some_and(|leader| leader.record.address == address) {
+                return;
+            }
+        }
+    };
+    within(5, follows).await;
+    assert!(asked.elapsed() < BUSY, "{:?}", asked.elapsed());
+    standby.says((503, "0 of 3 nodes")).await;
+}
+
+#[tokio::test]
+async fn a_draining_node_hands_its_shards_over() {
+    let mut cluster = Cluster::placed().await;
+    cluster.add(4).await;
+    let kept = cluster.store.get::<StoreRecord>(&StoreId(1)).await.expect("a read");
+    let kept = kept.expect("it registered");
+    let draining = StoreRecord { status: StoreStatus::Draining, ..kept.record };
+    let told = cluster.store.replace(&StoreId(1), &draining, kept.modified).await;
+    assert!(matches!(told.expect("an answer"), Outcome::Done { .. }));
+    let led = |shards: &[ShardConfig]| shards.iter().any(|one| one.primary.store == StoreId(1));
+    let after = cluster.shards_are(|shards| !led(shards)).await;
+    let handed = cluster.nodes[&1].stepped_down();
+    assert!(handed.len() >= 4, "{handed:?}");
+    for (shard, epoch) in handed {
+        let config = after.iter().find(|config| config.shard() == shard).expect("it is there");
+        assert!(config.epoch > epoch, "promoted after it had stepped down: {config:?}");
+    }
+}
+
+#[tokio::test]
+async fn flags_that_differ_from_the_cluster_end_the_process() {
+    let cluster = Cluster::placed().await;
+    let mut options = flags(&cluster.etcd.endpoint(), 2);
+    options.min_in_sync = Some(1);
+    let exit = Process::start(options).end().await.expect_err("the cluster has 2");
+    assert_eq!(exit.code(), 2);
+    assert!(exit.to_string().contains("--min-in-sync is 1"), "{exit}");
+    // Absent flags accept what the cluster has.
+    let mut options = flags(&cluster.etcd.endpoint(), 3);
+    (options.shards, options.replicas, options.min_in_sync) = (None, None, None);
+    let standby = Process::start(options);
+    standby.says((200, "ok")).await;
+    within(5, standby.stop()).await.expect("exit code 0");
+    // Nonsense is refused without asking anybody.
+    let mut options = flags("127.0.0.1:1", 4);
+    (options.replicas, options.min_in_sync) = (Some(2), Some(3));
+    let exit = Process::start(options).end().await.expect_err("nonsense");
+    assert_eq!(exit.code(), 2);
+}
+
+#[tokio::test]
+async fn a_coordinator_waits_for_an_etcd_that_is_down_and_says_so() {
+    let mut etcd = Etcd::start().await;
+    etcd.kill();
+    let coordinator = Process::start(flags(&etcd.endpoint(), 1));
+    coordinator.says((503, "etcd")).await;
+    etcd.run().await;
+    coordinator.says((503, "0 of 3 nodes")).await;
+    etcd.kill();
+    coordinator.says((503, "etcd")).await;
+    // It can be stopped meanwhile, and stays for less than the 10 s that it has.
+    within(10, coordinator.stop()).await.expect("exit code 0");
+}
+
+/// All leases are gone when etcd goes on; nobody is dead.
+#[tokio::test]
+async fn an_etcd_that_slept_kills_nobody() {
+    let mut cluster = Cluster::placed().await;
+    let before = cluster.shards().await;
+    let longest = cluster.fill_logs(&before);
+    cluster.etcd.freeze();
+    tokio::time::sleep(TTL * 5 / 2).await;
+    cluster.etcd.thaw();
+    cluster.coordinator.says((200, "ok")).await;
+    let registered = async {
+        loop {
+            let listed = cluster.store.list::<engine::records::NodeRecord>().await;
+            if listed.is_ok_and(|listed| listed.all.len() == 3) {
+                return;
+            }
+        }
+    };
+    within(10, registered).await;
+    assert_eq!(cluster.shards().await, before);
+    // It leads again, under a new term.
+    cluster.nodes.get_mut(&1).expect("node 1").kill();
+    cluster.fails_over_from_1(&before, &longest).await;
+}
+
+/// Nobody may follow an etcd whose history went back before an operator said so.
+#[tokio::test]
+async fn an_etcd_whose_history_went_back_is_led_no_more() {
+    let mut cluster = Cluster::placed().await;
+    cluster.nodes.clear();
+    cluster.etcd.replace_by_empty().await;
+    cluster.coordinator.says((503, "etcd-went-back")).await;
+    let leader = cluster.store.get::<Candidate>(&()).await.expect("a read");
+    assert_eq!(leader, None);
+    assert_eq!(cluster.shards().await, []);
+    let coordinator = cluster.coordinator;
+    within(5, coordinator.stop()).await.expect("exit code 0");
+}

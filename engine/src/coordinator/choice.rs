@@ -1,0 +1,133 @@
+//! Who becomes primary, and who leaves the in-sync set with the promotion. Pure.
+//!
+//! Any in-sync member holds everything acknowledged, so any of them is safe; the longest log keeps
+//! most of what is still undecided. What is *not* as safe is a copy that may have lost something:
+//! a damaged or empty one, one on a suspect disk. They come last. A tainted one is never chosen.
+
+use crate::config::{self, ShardConfig};
+use crate::ids::{Epoch, Seq, StoreBoot, StoreId, Version};
+
+/// An in-sync member that answered.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Candidate {
+    pub(super) process: StoreBoot,
+    pub(super) last: (Epoch, Seq),
+    pub(super) rank: Rank,
+    /// How many shards it leads already.
+    pub(super) led: usize,
+}
+
+/// How good its copy is: a worse one is chosen only where there is no better.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Rank {
+    Good,
+    /// Good, but it is to lead no more: it drains, or it is the one that asked to be replaced.
+    Leaving,
+    Suspect,
+    Unfit,
+}
+
+pub(super) fn choose(candidates: &[Candidate], preferred: Option<StoreId>) -> Option<Candidate> {
+    let best = |candidate: &&Candidate| {
+        let wanted = preferred == Some(candidate.process.store);
+        let (last, led) = (std::cmp::Reverse(candidate.last), candidate.led);
+        (candidate.rank, !wanted, last, led, candidate.process)
+    };
+    candidates.iter().min_by_key(best).copied()
+}
+
+/// The record after a promotion. `out`: members that should leave, most of all the first; they do so
+/// as far as the floor allows.
+pub(super) fn promoted(
+    config: &ShardConfig,
+    primary: StoreBoot,
+    out: &[StoreId],
+    min_in_sync: usize,
+) -> ShardConfig {
+    let mut next = without(config, primary.store, out, min_in_sync);
+    next.epoch = Epoch(config.epoch.0 + 1);
+    next.primary = primary;
+    next
+}
+
+/// The next version without these members, as far as the floor allows; never without `kept`.
+pub(super) fn without(
+    config: &ShardConfig,
+    kept: StoreId,
+    out: &[StoreId],
+    min_in_sync: usize,
+) -> ShardConfig {
+    let mut next = config.clone();
+    next.version = Version(config.version.0 + 1);
+    for &store in out {
+        let above = next.isr.len() > min_in_sync.max(1);
+        if above && store != kept && next.isr.contains(&store) {
+            config::remove(&mut next.isr, store);
+            config::remove(&mut next.tainted, store);
+        }
+    }
+    next
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Boot;
+
+    fn candidate(store: u128, last: (u64, u64), rank: Rank, led: usize) -> Candidate {
+        let process = StoreBoot { store: StoreId(store), boot: Boot(1) };
+        Candidate { process, last: (Epoch(last.0), Seq(last.1)), rank, led }
+    }
+
+    #[track_caller]
+    fn check(candidates: &[Candidate], preferred: Option<u128>, want: Option<u128>) {
+        let chosen = choose(candidates, preferred.map(StoreId));
+        assert_eq!(chosen.map(|candidate| candidate.process.store.0), want);
+    }
+
+    #[test]
+    fn the_longest_log_of_the_latest_epoch_wins() {
+        let (a, b) = (candidate(1, (3, 9), Rank::Good, 0), candidate(2, (4, 5), Rank::Good, 0));
+        check(&[a, b], None, Some(2));
+        check(&[a, candidate(3, (3, 10), Rank::Good, 0)], None, Some(3));
+        check(&[], None, None);
+    }
+
+    #[test]
+    fn among_equals_the_one_that_leads_least() {
+        let all = [candidate(1, (1, 5), Rank::Good, 2), candidate(2, (1, 5), Rank::Good, 1)];
+        check(&all, None, Some(2));
+    }
+
+    #[test]
+    fn the_preferred_wins_among_good_copies_only() {
+        let all = [candidate(1, (1, 9), Rank::Good, 0), candidate(2, (1, 5), Rank::Good, 0)];
+        check(&all, Some(2), Some(2));
+        check(&[all[0], candidate(2, (1, 9), Rank::Unfit, 0)], Some(2), Some(1));
+    }
+
+    #[test]
+    fn a_damaged_copy_only_where_there_is_no_other() {
+        let all = [candidate(1, (9, 9), Rank::Unfit, 0), candidate(2, (1, 1), Rank::Good, 0)];
+        check(&all, None, Some(2));
+        check(&[all[0], candidate(2, (1, 1), Rank::Suspect, 0)], None, Some(2));
+        check(&[all[0]], None, Some(1));
+    }
+
+    #[test]
+    fn members_leave_down_to_the_floor_and_the_primary_stays() {
+        let config = ShardConfig {
+            epoch: Epoch(4),
+            version: Version(7),
+            isr: [1, 2, 3].map(StoreId).to_vec(),
+            tainted: vec![StoreId(2)],
+            ..ShardConfig::default()
+        };
+        let primary = StoreBoot { store: StoreId(3), boot: Boot(5) };
+        let next = promoted(&config, primary, &[2, 3, 1].map(StoreId), 2);
+        assert_eq!((next.epoch, next.version, next.primary), (Epoch(5), Version(8), primary));
+        assert_eq!((next.isr, next.tainted), ([1, 3].map(StoreId).to_vec(), vec![]));
+        let alone = promoted(&config, primary, &[2, 3, 1].map(StoreId), 1);
+        assert_eq!(alone.isr, [StoreId(3)]);
+    }
+}

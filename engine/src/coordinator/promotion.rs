@@ -1,0 +1,429 @@
+//! New primaries: who needs one, where the logs end, and whom to name.
+//!
+//! ```text
+//!   need seen ──▶ Gather, all live in-sync members at once ──▶ the best is named: Propose
+//!                 (all have answered, or 50 ms)                 (≤ 127 shards per transaction)
+//! ```
+//!
+//! A process leads only the epochs that name its own boot, so a restarted primary needs a promotion
+//! like a dead one, even if it is the best there is.
+//!
+//! Two kinds of candidates are waited with for a while, since naming them at once would gain nothing
+//! or lose something: a copy that may be damaged, while a better one may still come back; and a lone
+//! survivor of its in-sync set that was itself restarted since the record was written. Alone it could
+//! not commit anyway, and its next in-sync member might be a learner filled from a disk that
+//! lost its tail in the same power failure (DESIGN §15). The record tells a restart, not a reboot, so
+//! the wait is bounded.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::config::ShardConfig;
+use crate::coordinator::choice::{Candidate, Rank, choose, promoted};
+use crate::coordinator::office::{Office, Write};
+use crate::coordinator::story::{Need, Story};
+use crate::coordinator::{Effect, Turn};
+use crate::ids::{Epoch, Now, Seq, ShardId, StoreBoot, StoreId};
+use crate::message::ShardEnd;
+use crate::records::StoreStatus;
+
+/// A shard that nobody could be named for is looked at again after this.
+const RETRY_MS: u64 = 100;
+/// A primary that has not answered a step-down by then goes on; and one that has is replaced by then.
+const HAND_OVER_MS: u64 = 1_000;
+/// A frozen shard whose primary hears no other member is moved after so long …
+const CUT_OFF_AFTER_MS: u64 = 2_000;
+/// … and a shard whose live primary was replaced is left alone for 1, 2, 4 … 60 s.
+const PACE_MS_MIN: u64 = 1_000;
+const PACE_MS_MAX: u64 = 60_000;
+
+#[derive(Debug, Default)]
+pub(super) struct Promotions {
+    needs: BTreeMap<ShardId, Waiting>,
+    rounds: BTreeMap<u64, Round>,
+    handing: BTreeMap<ShardId, Handing>,
+    paces: BTreeMap<ShardId, Pace>,
+}
+
+/// A shard in need of a primary.
+#[derive(Debug)]
+struct Waiting {
+    need: Need,
+    since: Now,
+    /// Not looked at before.
+    after: Now,
+    told: Option<&'static str>,
+}
+
+/// One gathering.
+#[derive(Debug)]
+struct Round {
+    shards: BTreeSet<ShardId>,
+    asked: BTreeMap<StoreId, StoreBoot>,
+    waiting: BTreeSet<StoreId>,
+    ends: BTreeMap<(ShardId, StoreId), ShardEnd>,
+    until: Now,
+}
+
+/// A primary that was asked to step down.
+#[derive(Debug)]
+struct Handing {
+    to: StoreId,
+    epoch: Epoch,
+    until: Now,
+    stepped_down: bool,
+}
+
+/// Promotions past a live primary, so that two that are both cut off don't take turns.
+#[derive(Debug)]
+struct Pace {
+    at: Now,
+    wait_ms: u64,
+}
+
+impl Promotions {
+    pub(super) fn is_in_round(&self, shard: ShardId) -> bool {
+        self.rounds.values().any(|round| round.shards.contains(&shard))
+    }
+
+    pub(super) fn is_needed(&self, shard: ShardId) -> bool {
+        self.needs.contains_key(&shard)
+    }
+
+    pub(super) fn is_handing_over(&self, shard: ShardId) -> bool {
+        self.handing.contains_key(&shard)
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.needs.is_empty() && self.handing.is_empty()
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Now> {
+        self.rounds.values().map(|round| round.until).min()
+    }
+
+    fn may_move(&self, now: Now, shard: ShardId) -> bool {
+        self.paces.get(&shard).is_none_or(|pace| now >= pace.at.plus_ms(pace.wait_ms))
+    }
+
+    fn moved(&mut self, now: Now, shard: ShardId) {
+        let before = self.paces.get(&shard).filter(|pace| now.ms_since(pace.at) < 2 * PACE_MS_MAX);
+        let wait_ms = before.map_or(PACE_MS_MIN, |pace| (2 * pace.wait_ms).min(PACE_MS_MAX));
+        self.paces.insert(shard, Pace { at: now, wait_ms });
+    }
+}
+
+impl Office {
+    // ---- who needs one -------------------------------------------------------------------------
+
+    pub(super) fn review_needs(&mut self, turn: &mut Turn<'_>) {
+        let now = turn.now;
+        let records = &self.records;
+        self.promotions.handing.retain(|&shard, handing| {
+            let epoch = records.shards.get(shard).map(|kept| kept.value.epoch);
+            now < handing.until && epoch == Some(handing.epoch)
+        });
+        let mut due = Vec::new();
+        for (shard, kept) in self.records.shards.iter() {
+            let Some(need) = self.need(now, &kept.value) else {
+                self.promotions.needs.remove(&shard);
+                continue;
+            };
+            let waiting = self.promotions.needs.entry(shard);
+            let waiting = waiting.or_insert(Waiting { need, since: now, after: now, told: None });
+            waiting.need = need;
+            if now >= waiting.after {
+                due.push(shard);
+            }
+        }
+        due.retain(|&shard| !self.is_busy(shard));
+        if !due.is_empty() {
+            self.gather(turn, due);
+        }
+    }
+
+    fn need(&self, now: Now, config: &ShardConfig) -> Option<Need> {
+        let (shard, primary) = (config.shard(), config.primary);
+        let Some(newest) = self.records.newest_boot(primary.store) else { return Some(Need::Gone) };
+        if newest > primary.boot {
+            return Some(Need::Restarted);
+        }
+        let registered = self.records.is_registered(primary.store);
+        if let Some(cause) = self.health.death(now, primary.store, registered) {
+            return Some(Need::Dead(cause));
+        }
+        if self.promotions.handing.get(&shard).is_some_and(|handing| handing.stepped_down) {
+            return Some(Need::HandedOver);
+        }
+        if !self.promotions.may_move(now, shard) {
+            return None;
+        }
+        let others = || config.isr.iter().filter(|&&store| store != primary.store);
+        let resigns = self.reports.resigns(now, primary, shard);
+        if resigns && others().any(|&store| self.is_candidate(config, store)) {
+            return Some(Need::Resigned);
+        }
+        others().any(|&store| self.hears_more(now, config, store)).then_some(Need::CutOff)
+    }
+
+    fn is_candidate(&self, config: &ShardConfig, store: StoreId) -> bool {
+        self.health.alive(store).is_some() && !config.tainted.contains(&store)
+    }
+
+    /// The shard has been frozen for long, its primary hears none of those it needs, and this member
+    /// hears more of the cluster than it does.
+    fn hears_more(&self, now: Now, config: &ShardConfig, store: StoreId) -> bool {
+        let primary = config.primary;
+        let frozen_ms = self.reports.frozen_ms(now, primary, config.shard());
+        let deaf = self.reports.silent_to(now, primary);
+        let Some((frozen_ms, deaf)) = frozen_ms.zip(deaf) else { return false };
+        let mut others = config.isr.iter().chain(&config.learners);
+        let alone = others.all(|other| *other == primary.store || deaf.contains(other));
+        let alive = self.health.alive(store).filter(|_| self.is_candidate(config, store));
+        let silent = alive.and_then(|process| self.reports.silent_to(now, process));
+        frozen_ms >= CUT_OFF_AFTER_MS
+            && alone
+            && silent.is_some_and(|silent| silent.len() < deaf.len())
+    }
+
+    // ---- where the logs end --------------------------------------------------------------------
+
+    fn gather(&mut self, turn: &mut Turn<'_>, due: Vec<ShardId>) {
+        let mut asked: BTreeMap<StoreId, (StoreBoot, Vec<ShardId>)> = BTreeMap::new();
+        let mut shards = BTreeSet::new();
+        for shard in due {
+            let Some(kept) = self.records.shards.get(shard) else { continue };
+            let members = kept.value.isr.iter().filter_map(|&store| self.health.alive(store));
+            let members: Vec<StoreBoot> = members.collect();
+            if members.is_empty() {
+                self.postpone(turn, shard, "no in-sync member answers");
+                continue;
+            }
+            shards.insert(shard);
+            for process in members {
+                asked.entry(process.store).or_insert((process, Vec::new())).1.push(shard);
+            }
+        }
+        if shards.is_empty() {
+            return;
+        }
+        let gather = turn.fresh_id();
+        let round = Round {
+            shards,
+            asked: asked.iter().map(|(&store, (process, _))| (store, *process)).collect(),
+            waiting: asked.keys().copied().collect(),
+            ends: BTreeMap::new(),
+            until: turn.now.plus_ms(turn.settings.gather_ms),
+        };
+        self.promotions.rounds.insert(gather, round);
+        for (_, (to, shards)) in asked {
+            turn.effects.push(Effect::Gather { gather, to, shards });
+        }
+    }
+
+    pub(super) fn on_gathered(
+        &mut self,
+        turn: &mut Turn<'_>,
+        gather: u64,
+        store: StoreId,
+        ends: Option<Vec<ShardEnd>>,
+    ) {
+        self.on_suspect_gathered(turn, gather, store, ends.as_deref());
+        let Some(round) = self.promotions.rounds.get_mut(&gather) else { return };
+        if round.waiting.remove(&store) {
+            let ends = ends.into_iter().flatten();
+            round.ends.extend(ends.map(|end| ((end.shard, store), end)));
+        }
+    }
+
+    pub(super) fn review_rounds(&mut self, turn: &mut Turn<'_>) {
+        let over = |round: &Round| round.waiting.is_empty() || turn.now >= round.until;
+        let rounds = &self.promotions.rounds;
+        let over: Vec<u64> =
+            rounds.iter().filter(|(_, round)| over(round)).map(|(&gather, _)| gather).collect();
+        for gather in over {
+            if let Some(round) = self.promotions.rounds.remove(&gather) {
+                self.conclude(turn, &round);
+            }
+        }
+    }
+
+    // ---- whom to name --------------------------------------------------------------------------
+
+    fn conclude(&mut self, turn: &mut Turn<'_>, round: &Round) {
+        let mut led: BTreeMap<StoreId, usize> = BTreeMap::new();
+        for (_, kept) in self.records.shards.iter() {
+            *led.entry(kept.value.primary.store).or_default() += 1;
+        }
+        let mut writes = Vec::new();
+        for &shard in &round.shards {
+            let Some(kept) = self.records.shards.get(shard) else { continue };
+            let config = &kept.value;
+            // The record may have moved, and the need with it.
+            let Some(need) = self.need(turn.now, config) else { continue };
+            let candidates = self.candidates(config, need, round, &led);
+            let preferred = self.promotions.handing.get(&shard).map(|handing| handing.to);
+            let Some(chosen) = choose(&candidates, preferred) else {
+                self.postpone(turn, shard, "no in-sync member that may lead has answered");
+                continue;
+            };
+            if let Some(why) = self.waits_with(turn, config, chosen) {
+                self.postpone(turn, shard, why);
+                continue;
+            }
+            *led.entry(chosen.process.store).or_default() += 1;
+            writes.push(self.promotion(turn, config, need, chosen));
+            if matches!(need, Need::Resigned | Need::CutOff) {
+                self.promotions.moved(turn.now, shard);
+            }
+        }
+        self.propose_shards(turn, writes);
+    }
+
+    fn candidates(
+        &self,
+        config: &ShardConfig,
+        need: Need,
+        round: &Round,
+        led: &BTreeMap<StoreId, usize>,
+    ) -> Vec<Candidate> {
+        let shard = config.shard();
+        let old = config.primary.store;
+        let candidate = |&store: &StoreId| {
+            let end = round.ends.get(&(shard, store))?;
+            let status = self.records.stores.get(store)?.value.status;
+            // Lost and retired stores are not probed, so they are not alive here.
+            let process = self.health.alive(store).filter(|it| round.asked[&store] == *it)?;
+            let leaves = matches!(need, Need::Resigned | Need::CutOff | Need::HandedOver);
+            let rank = match status {
+                _ if end.unfit => Rank::Unfit,
+                StoreStatus::Suspect => Rank::Suspect,
+                StoreStatus::Draining => Rank::Leaving,
+                _ if leaves && store == old => Rank::Leaving,
+                _ => Rank::Good,
+            };
+            let led = led.get(&store).copied().unwrap_or(0);
+            Some(Candidate { process, last: end.last, rank, led })
+        };
+        let promotable = config.isr.iter().filter(|store| !config.tainted.contains(store));
+        promotable.filter_map(candidate).collect()
+    }
+
+    /// Why the best there is should not be named yet.
+    fn waits_with(
+        &self,
+        turn: &Turn<'_>,
+        config: &ShardConfig,
+        chosen: Candidate,
+    ) -> Option<&'static str> {
+        let shard = config.shard();
+        let since = self.promotions.needs.get(&shard).map_or(turn.now, |waiting| waiting.since);
+        if turn.now.ms_since(since) >= turn.settings.lone_wait_ms {
+            return None;
+        }
+        let may_return = |&&store: &&StoreId| {
+            store != chosen.process.store
+                && self.health.alive(store).is_none()
+                && self.records.newest_boot(store).is_some()
+                && !config.tainted.contains(&store)
+        };
+        let missing = config.isr.iter().any(|store| may_return(&store));
+        if missing && matches!(chosen.rank, Rank::Suspect | Rank::Unfit) {
+            return Some("its only copy in reach may be damaged: waits for a better one");
+        }
+        let alive = config.isr.iter().filter(|&&store| self.health.alive(store).is_some()).count();
+        let boot_at = self.records.stores.get(chosen.process.store).map_or(0, |kept| kept.modified);
+        let written_at = self.records.shards.get(shard).map_or(0, |kept| kept.modified);
+        let lone = missing && alive < self.min_in_sync();
+        (lone && boot_at > written_at)
+            .then_some("its only member in reach was restarted: waits for another")
+    }
+
+    fn promotion(
+        &self,
+        turn: &Turn<'_>,
+        config: &ShardConfig,
+        need: Need,
+        chosen: Candidate,
+    ) -> Write {
+        let (shard, to) = (config.shard(), chosen.process);
+        let out = self.leaving(turn.now, config, need);
+        let next = promoted(config, to, &out, self.min_in_sync());
+        let since = self.promotions.needs.get(&shard).map_or(turn.now, |waiting| waiting.since);
+        let story = Story::Promoted {
+            shard,
+            epoch: next.epoch,
+            from: config.primary,
+            to,
+            why: need,
+            last: chosen.last,
+            took_ms: turn.now.ms_since(since),
+        };
+        Write { config: next, story: Some(story) }
+    }
+
+    /// Members that leave with a promotion, those most surely gone first.
+    fn leaving(&self, now: Now, config: &ShardConfig, need: Need) -> Vec<StoreId> {
+        let replaced = matches!(need, Need::Resigned | Need::CutOff);
+        let leaves = |&store: &StoreId| {
+            self.is_dead(now, store) || (replaced && store == config.primary.store)
+        };
+        let mut out: Vec<StoreId> = config.isr.iter().copied().filter(leaves).collect();
+        out.sort_by_key(|store| {
+            let gone = self.records.newest_boot(*store).is_none();
+            let (tainted, wanted) = (config.tainted.contains(store), config.target.contains(store));
+            (!gone, !tainted, wanted, *store)
+        });
+        out
+    }
+
+    /// Nobody can count on the store: dead by probe, or gone for good by its status.
+    pub(super) fn is_dead(&self, now: Now, store: StoreId) -> bool {
+        let registered = self.records.is_registered(store);
+        self.records.newest_boot(store).is_none()
+            || self.health.death(now, store, registered).is_some()
+    }
+
+    fn postpone(&mut self, turn: &mut Turn<'_>, shard: ShardId, why: &'static str) {
+        let Some(waiting) = self.promotions.needs.get_mut(&shard) else { return };
+        waiting.after = turn.now.plus_ms(RETRY_MS);
+        if waiting.told != Some(why) {
+            waiting.told = Some(why);
+            turn.tell(Story::Leaderless { shard, why });
+        }
+    }
+
+    // ---- handing over --------------------------------------------------------------------------
+
+    /// Asks the primary to step down for another member.
+    pub(super) fn hand_over(&mut self, turn: &mut Turn<'_>, shard: ShardId, to: StoreId) {
+        let Some(kept) = self.records.shards.get(shard) else { return };
+        let (primary, epoch) = (kept.value.primary, kept.value.epoch);
+        let until = turn.now.plus_ms(HAND_OVER_MS);
+        let handing = Handing { to, epoch, until, stepped_down: false };
+        self.promotions.handing.insert(shard, handing);
+        turn.effects.push(Effect::StepDown { to: primary, shard, epoch });
+    }
+
+    pub(super) fn on_stepped_down(
+        &mut self,
+        turn: &mut Turn<'_>,
+        shard: ShardId,
+        epoch: Epoch,
+        end: Option<(Epoch, Seq)>,
+    ) {
+        let Some(handing) = self.promotions.handing.get_mut(&shard) else { return };
+        if handing.epoch != epoch {
+            return;
+        }
+        match end {
+            Some(_) => {
+                handing.stepped_down = true;
+                self.look_now();
+            }
+            None => {
+                self.promotions.handing.remove(&shard);
+                self.upkeep.trouble(turn.now);
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! What etcd says, put together from lists and changes that may come in any order.
+//!
+//! A revision decides which of two states of a key is newer; a deletion is remembered by its revision
+//! until a list as new has confirmed it, so that an older list does not bring the key back.
+
+use std::collections::BTreeMap;
+
+use crate::config::ShardConfig;
+use crate::coordinator::{Change, Kept, Listing};
+use crate::ids::{Boot, ShardId, StoreId};
+use crate::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
+
+/// All records of one kind.
+#[derive(Debug)]
+pub(super) struct Table<K, V> {
+    kept: BTreeMap<K, Kept<V>>,
+    gone: BTreeMap<K, u64>,
+}
+
+impl<K, V> Default for Table<K, V> {
+    fn default() -> Self {
+        Self { kept: BTreeMap::new(), gone: BTreeMap::new() }
+    }
+}
+
+impl<K: Ord + Copy, V> Table<K, V> {
+    pub(super) fn get(&self, key: K) -> Option<&Kept<V>> {
+        self.kept.get(&key)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (K, &Kept<V>)> {
+        self.kept.iter().map(|(&key, kept)| (key, kept))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// True if this is news.
+    pub(super) fn set(&mut self, key: K, kept: Kept<V>) -> bool {
+        let known = self.kept.get(&key).map_or(0, |known| known.modified);
+        let gone = self.gone.get(&key).copied().unwrap_or(0);
+        if kept.modified <= known.max(gone) {
+            return false;
+        }
+        self.gone.remove(&key);
+        self.kept.insert(key, kept);
+        true
+    }
+
+    pub(super) fn delete(&mut self, key: K, revision: u64) -> bool {
+        let stands = self.kept.get(&key).is_some_and(|known| known.modified > revision);
+        if stands {
+            return false;
+        }
+        let gone = self.gone.entry(key).or_default();
+        *gone = revision.max(*gone);
+        self.kept.remove(&key).is_some()
+    }
+
+    /// All there was at this revision.
+    fn listed(&mut self, revision: u64, all: Vec<(K, Kept<V>)>) {
+        let listed: Vec<K> = all.iter().map(|(key, _)| *key).collect();
+        for (key, kept) in all {
+            self.set(key, kept);
+        }
+        self.kept.retain(|key, kept| kept.modified > revision || listed.contains(key));
+        self.gone.retain(|_, gone| *gone > revision);
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Records {
+    pub(super) meta: Option<Kept<Meta>>,
+    pub(super) stores: Table<StoreId, StoreRecord>,
+    pub(super) nodes: Table<StoreId, NodeRecord>,
+    pub(super) shards: Table<ShardId, ShardConfig>,
+}
+
+impl Records {
+    pub(super) fn listed(&mut self, listing: Listing) {
+        let shards = listing.shards.into_iter().map(|kept| (kept.value.shard(), kept)).collect();
+        if let Some(meta) = listing.meta {
+            self.set_meta(meta);
+        }
+        self.stores.listed(listing.revision, listing.stores);
+        self.nodes.listed(listing.revision, listing.nodes);
+        self.shards.listed(listing.revision, shards);
+    }
+
+    /// True if this is news.
+    pub(super) fn changed(&mut self, revision: u64, change: Change) -> bool {
+        match change {
+            Change::Meta(kept) => self.set_meta(kept),
+            Change::Store(id, Some(kept)) => self.stores.set(id, kept),
+            Change::Store(id, None) => self.stores.delete(id, revision),
+            Change::Node(id, Some(kept)) => self.nodes.set(id, kept),
+            Change::Node(id, None) => self.nodes.delete(id, revision),
+            Change::Shard(id, Some(kept)) => self.shards.set(id, kept),
+            Change::Shard(id, None) => self.shards.delete(id, revision),
+        }
+    }
+
+    fn set_meta(&mut self, kept: Kept<Meta>) -> bool {
+        let is_new = self.meta.as_ref().is_none_or(|known| known.modified < kept.modified);
+        if is_new {
+            self.meta = Some(kept);
+        }
+        is_new
+    }
+
+    /// The newest process of a store that is known of, unless the store is gone for good.
+    pub(super) fn newest_boot(&self, store: StoreId) -> Option<Boot> {
+        let record = self.stores.get(store)?;
+        let running = self.nodes.get(store).map_or(Boot(0), |node| node.value.boot);
+        let is_gone = matches!(record.value.status, StoreStatus::Lost | StoreStatus::Retired);
+        (!is_gone).then_some(record.value.boot.max(running))
+    }
+
+    /// The store's newest process has a lease that lives.
+    pub(super) fn is_registered(&self, store: StoreId) -> bool {
+        let node = self.nodes.get(store).map(|node| node.value.boot);
+        node.is_some() && node == self.newest_boot(store)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(modified: u64) -> Kept<u64> {
+        Kept { value: modified, created: 1, modified }
+    }
+
+    #[track_caller]
+    fn check(act: impl Fn(&mut Table<u8, u64>), want: Option<u64>) {
+        let mut table = Table::default();
+        act(&mut table);
+        assert_eq!(table.get(1).map(|kept| kept.value), want);
+    }
+
+    #[test]
+    fn the_newest_stands_in_whatever_order_it_came() {
+        check(|table| assert!(table.set(1, kept(5)) && !table.set(1, kept(4))), Some(5));
+        check(|table| assert!(table.set(1, kept(5)) && table.set(1, kept(6))), Some(6));
+        check(|table| assert!(table.set(1, kept(5)) && !table.delete(1, 4)), Some(5));
+        check(|table| assert!(table.set(1, kept(5)) && table.delete(1, 6)), None);
+    }
+
+    #[test]
+    fn an_older_list_brings_nothing_back_and_takes_nothing_away() {
+        let deleted_first = |table: &mut Table<u8, u64>| {
+            table.delete(1, 6);
+            table.listed(5, vec![(1, kept(5))]);
+        };
+        check(deleted_first, None);
+        let made_first = |table: &mut Table<u8, u64>| {
+            table.set(1, kept(6));
+            table.listed(5, vec![]);
+        };
+        check(made_first, Some(6));
+    }
+
+    #[test]
+    fn a_list_takes_away_what_it_does_not_name() {
+        let gone = |table: &mut Table<u8, u64>| {
+            table.set(1, kept(5));
+            table.listed(7, vec![]);
+        };
+        check(gone, None);
+        let back = |table: &mut Table<u8, u64>| {
+            table.delete(1, 6);
+            table.listed(9, vec![(1, kept(8))]);
+        };
+        check(back, Some(8));
+    }
+}

@@ -1,0 +1,103 @@
+//! What nodes say unasked: who is silent to them, and how the shards they lead fare.
+//!
+//! Hints. The newest report of each node stands until it is too old to mean anything.
+
+use std::collections::BTreeMap;
+
+use crate::ids::{Now, ShardId, StoreBoot, StoreId};
+use crate::message::Report;
+
+/// Nodes report every second; one that missed two has perhaps nothing to say any more.
+const FRESH_MS: u64 = 3_000;
+
+#[derive(Debug)]
+struct Heard {
+    from: StoreBoot,
+    at: Now,
+    report: Report,
+    /// Since when each of its frozen shards has been reported so without a break.
+    frozen_since: BTreeMap<ShardId, Now>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Reports {
+    heard: BTreeMap<StoreId, Heard>,
+}
+
+impl Reports {
+    /// True if it says anything new.
+    pub(super) fn heard(&mut self, now: Now, from: StoreBoot, report: Report) -> bool {
+        let known = self.heard.get(&from.store);
+        if known.is_some_and(|known| known.from.boot > from.boot) {
+            return false;
+        }
+        let same_process = known.filter(|known| known.from == from);
+        let since = |shard: &ShardId| {
+            same_process.and_then(|known| known.frozen_since.get(shard)).copied().unwrap_or(now)
+        };
+        let frozen_since = report.frozen.iter().map(|(shard, _)| (*shard, since(shard))).collect();
+        let news = same_process.is_none_or(|known| known.report != report);
+        self.heard.insert(from.store, Heard { from, at: now, report, frozen_since });
+        news
+    }
+
+    fn of(&self, now: Now, process: StoreBoot) -> Option<&Heard> {
+        let heard = self.heard.get(&process.store)?;
+        (heard.from == process && now.ms_since(heard.at) < FRESH_MS).then_some(heard)
+    }
+
+    /// Peers that this process does not hear; none if it has not reported lately.
+    pub(super) fn silent_to(&self, now: Now, process: StoreBoot) -> Option<&[StoreId]> {
+        Some(&self.of(now, process)?.report.silent)
+    }
+
+    /// The primary asks to be replaced.
+    pub(super) fn resigns(&self, now: Now, primary: StoreBoot, shard: ShardId) -> bool {
+        self.of(now, primary).is_some_and(|heard| heard.report.resigned.contains(&shard))
+    }
+
+    /// For how long this primary has called the shard frozen.
+    pub(super) fn frozen_ms(&self, now: Now, primary: StoreBoot, shard: ShardId) -> Option<u64> {
+        Some(now.ms_since(*self.of(now, primary)?.frozen_since.get(&shard)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Boot;
+
+    const A: StoreBoot = StoreBoot { store: StoreId(1), boot: Boot(2) };
+    const SHARD: ShardId = ShardId(7);
+
+    fn frozen() -> Report {
+        Report { frozen: vec![(SHARD, vec![])], ..Report::default() }
+    }
+
+    fn second(s: u64) -> Now {
+        Now(s * 1_000_000)
+    }
+
+    #[test]
+    fn frozen_counts_from_the_first_of_an_unbroken_row() {
+        let mut reports = Reports::default();
+        assert!(reports.heard(second(1), A, frozen()));
+        assert!(!reports.heard(second(2), A, frozen()), "nothing new");
+        assert_eq!(reports.frozen_ms(second(3), A, SHARD), Some(2_000));
+        reports.heard(second(4), A, Report::default());
+        assert_eq!(reports.frozen_ms(second(4), A, SHARD), None);
+    }
+
+    #[test]
+    fn an_old_report_or_an_older_process_says_nothing() {
+        let mut reports = Reports::default();
+        reports.heard(second(1), A, frozen());
+        assert_eq!(reports.frozen_ms(second(4), A, SHARD), None);
+        assert!(!reports.heard(second(2), StoreBoot { boot: Boot(1), ..A }, Report::default()));
+        assert_eq!(reports.frozen_ms(second(2), A, SHARD), Some(1_000));
+        let newer = StoreBoot { boot: Boot(3), ..A };
+        reports.heard(second(2), newer, frozen());
+        assert_eq!(reports.frozen_ms(second(3), newer, SHARD), Some(1_000));
+        assert_eq!(reports.frozen_ms(second(3), A, SHARD), None);
+    }
+}

@@ -1,0 +1,995 @@
+//! One coordinator: events in, exact effects out. Lists and probes are answered by a bench that
+//! knows who lives; what is proposed, gathered and told is looked at.
+
+use std::collections::BTreeMap;
+
+use super::story::{Cause, Need};
+use super::*;
+use crate::ids::{Boot, Slots, Version};
+use crate::records::StoreStatus;
+
+const TERM: u64 = 77;
+/// Where the shards were written that a test begins with: after all nodes came.
+const WRITTEN: u64 = 200;
+
+fn id(store: u128) -> StoreId {
+    StoreId(store)
+}
+
+fn ids(stores: &[u128]) -> Vec<StoreId> {
+    stores.iter().copied().map(StoreId).collect()
+}
+
+fn process(store: u128, boot: u64) -> StoreBoot {
+    StoreBoot { store: id(store), boot: Boot(boot) }
+}
+
+fn shard_at(lo: u16) -> ShardConfig {
+    ShardConfig {
+        slots: Slots { lo, hi: lo },
+        epoch: Epoch(4),
+        version: Version(9),
+        primary: process(1, 1),
+        isr: ids(&[1, 2, 3]),
+        learners: vec![],
+        target: ids(&[1, 2, 3]),
+        tainted: vec![],
+    }
+}
+
+fn meta(shards: u32) -> Meta {
+    Meta { shards, ..Settings::default().meta() }
+}
+
+fn end(store: u128, shard: u16, last: (u64, u64)) -> (StoreId, ShardEnd) {
+    let end = ShardEnd {
+        shard: ShardId(shard),
+        promised: Epoch(last.0),
+        last: (Epoch(last.0), Seq(last.1)),
+        applied: Seq(0),
+        unfit: false,
+    };
+    (id(store), end)
+}
+
+fn unfit(end: (StoreId, ShardEnd)) -> (StoreId, ShardEnd) {
+    (end.0, ShardEnd { unfit: true, ..end.1 })
+}
+
+/// A cluster as etcd and the network show it, and one coordinator.
+struct Bench {
+    machine: Coordinator,
+    now: Now,
+    etcd: Listing,
+    /// What a probe of each store finds. A store that is not named is silent.
+    found: BTreeMap<StoreId, ProbeResult>,
+    /// What gathers find. Before anything is named here they stay open.
+    ends: Vec<(StoreId, ShardEnd)>,
+    /// Everything that was not answered.
+    seen: Vec<Effect>,
+    /// Lists stay unanswered.
+    etcd_is_slow: bool,
+    lists: Vec<u64>,
+}
+
+impl Bench {
+    /// Nodes 1 to `nodes` run, in their first boot, each in its own place.
+    fn new(settings: Settings, nodes: u128) -> Self {
+        let mut bench = Self {
+            machine: Coordinator::new(settings),
+            now: Now(1_000_000),
+            etcd: Listing { revision: 100, ..Listing::default() },
+            found: BTreeMap::new(),
+            ends: vec![],
+            seen: vec![],
+            etcd_is_slow: false,
+            lists: vec![],
+        };
+        for store in 1..=nodes {
+            bench.boot(store, 1);
+        }
+        bench
+    }
+
+    /// Leads over these shards, all nodes well, and has had time to look around.
+    fn leading(nodes: u128, shards: Vec<ShardConfig>) -> Self {
+        Self::leading_with(Settings::default(), nodes, shards)
+    }
+
+    fn leading_with(settings: Settings, nodes: u128, shards: Vec<ShardConfig>) -> Self {
+        let mut bench = Self::new(settings, nodes);
+        let count = shards.len();
+        bench.etcd.meta = Some(kept(meta(shards.len() as u32), 1));
+        bench.etcd.shards = shards.into_iter().map(|config| kept(config, WRITTEN)).collect();
+        bench.etcd.revision = WRITTEN;
+        // The bench numbers shards as it likes: none is missing.
+        bench.etcd.meta.as_mut().unwrap().value.shards = 0;
+        bench.on(Event::Elected { term: TERM });
+        bench.pass(400);
+        let took = Story::TookOffice { term: TERM, stores: nodes as usize, shards: count };
+        assert_eq!(bench.take(), [Effect::Story(took)], "all is well to begin with");
+        bench
+    }
+
+    fn revision(&mut self) -> u64 {
+        self.etcd.revision += 1;
+        self.etcd.revision
+    }
+
+    // ---- what happens to the cluster -----------------------------------------------------------
+
+    /// The store's process registers, as a fresh one, and answers. (The coordinator is not told.)
+    fn boot(&mut self, store: u128, boot: u64) {
+        let (revision, boot) = (self.revision(), Boot(boot));
+        let known = self.etcd.stores.iter().find(|(known, _)| *known == id(store));
+        let created = known.map_or(revision, |(_, kept)| kept.created);
+        let record = StoreRecord {
+            name: format!("node-{store}"),
+            address: format!("host:{store}"),
+            zone: String::new(),
+            host: format!("host-{store}"),
+            boot,
+            nonce: 1,
+            status: StoreStatus::Active,
+        };
+        let record = Kept { value: record, created, modified: revision };
+        self.etcd.stores.retain(|(known, _)| *known != id(store));
+        self.etcd.stores.push((id(store), record));
+        let node =
+            NodeRecord { boot, address: format!("host:{store}"), capacity: 1, versions: (1, 1) };
+        self.etcd.nodes.retain(|(known, _)| *known != id(store));
+        self.etcd.nodes.push((id(store), kept(node, revision)));
+        self.found.insert(id(store), alive(store, boot.0));
+    }
+
+    /// As a watch tells it.
+    fn tell_store(&mut self, store: u128) {
+        let (_, record) = self.etcd.stores.iter().find(|(it, _)| *it == id(store)).unwrap();
+        let record = record.clone();
+        let node = self.etcd.nodes.iter().find(|(it, _)| *it == id(store)).unwrap().1.clone();
+        let revision = self.etcd.revision;
+        self.on(Event::Changed { revision, change: Change::Store(id(store), Some(record)) });
+        self.on(Event::Changed { revision, change: Change::Node(id(store), Some(node)) });
+    }
+
+    fn set_status(&mut self, store: u128, status: StoreStatus) {
+        let revision = self.revision();
+        let found = self.etcd.stores.iter_mut().find(|(it, _)| *it == id(store)).unwrap();
+        found.1.value.status = status;
+        found.1.modified = revision;
+        self.tell_store(store);
+    }
+
+    fn lease_ends(&mut self, store: u128) {
+        let revision = self.revision();
+        self.etcd.nodes.retain(|(it, _)| *it != id(store));
+        self.on(Event::Changed { revision, change: Change::Node(id(store), None) });
+    }
+
+    fn kill(&mut self, store: u128) {
+        self.found.insert(id(store), ProbeResult::Refused);
+    }
+
+    fn silence(&mut self, store: u128) {
+        self.found.remove(&id(store));
+    }
+
+    fn report(&mut self, from: u128, report: Report) {
+        self.on(Event::Reported { from: process(from, 1), report });
+    }
+
+    // ---- what the coordinator does -------------------------------------------------------------
+
+    fn on(&mut self, event: Event) {
+        let mut effects = Vec::new();
+        self.machine.handle(self.now, event, &mut effects);
+        for effect in effects {
+            match effect {
+                Effect::List { list } => self.lists.push(list),
+                Effect::Probe { probe, to } => {
+                    if let Some(&result) = self.found.get(&to.store) {
+                        self.on(Event::Probed { probe, result });
+                    }
+                }
+                Effect::Gather { gather, to, shards } if !self.ends.is_empty() => {
+                    self.answer_gather(gather, to, &shards);
+                }
+                other => self.seen.push(other),
+            }
+        }
+        self.answer_lists();
+    }
+
+    fn answer_lists(&mut self) {
+        while !self.etcd_is_slow && !self.lists.is_empty() {
+            let list = self.lists.remove(0);
+            self.on(Event::Listed { list, listing: Some(self.etcd.clone()) });
+        }
+    }
+
+    /// Lets time go by, from one deadline to the next.
+    fn pass(&mut self, ms: u64) {
+        let until = self.now.plus_ms(ms);
+        while let Some(next) = self.machine.next_deadline().filter(|next| *next <= until) {
+            self.now = self.now.max(next);
+            self.on(Event::Tick);
+        }
+        self.now = until;
+    }
+
+    fn take(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.seen)
+    }
+
+    fn told(&self, story: impl Fn(&Story) -> bool) -> usize {
+        self.seen.iter().filter(|effect| matches!(effect, Effect::Story(it) if story(it))).count()
+    }
+
+    /// Answers the gathers that are open, and those to come.
+    fn gathered(&mut self, ends: &[(StoreId, ShardEnd)]) {
+        self.ends = ends.to_vec();
+        for effect in self.take() {
+            match effect {
+                Effect::Gather { gather, to, shards } => self.answer_gather(gather, to, &shards),
+                other => self.seen.push(other),
+            }
+        }
+    }
+
+    fn answer_gather(&mut self, gather: u64, to: StoreBoot, shards: &[ShardId]) {
+        let asked =
+            |(store, end): &&(StoreId, ShardEnd)| *store == to.store && shards.contains(&end.shard);
+        let ends = self.ends.iter().filter(asked).map(|(_, end)| *end).collect();
+        self.on(Event::Gathered { gather, store: to.store, ends: Some(ends) });
+    }
+
+    /// What is proposed for shards since the last `take`.
+    fn proposed(&self) -> Vec<(u64, Vec<(u64, ShardConfig)>)> {
+        let proposal = |effect: &Effect| match effect {
+            Effect::Propose { proposal, term, writes: Writes::Shards(shards) } => {
+                assert_eq!(*term, TERM);
+                Some((*proposal, shards.clone()))
+            }
+            _ => None,
+        };
+        self.seen.iter().filter_map(proposal).collect()
+    }
+
+    /// The one shard that is proposed, and takes effect.
+    #[track_caller]
+    fn accept(&mut self) -> ShardConfig {
+        let proposed = self.proposed();
+        let [(proposal, shards)] = &proposed[..] else { panic!("{:#?}", self.seen) };
+        let [(_, config)] = &shards[..] else { panic!("{shards:#?}") };
+        let mod_revision = self.revision();
+        self.etcd.shards.retain(|kept| kept.value.shard() != config.shard());
+        self.etcd.shards.push(kept(config.clone(), mod_revision));
+        self.seen.clear();
+        let outcome = CasOutcome::Done { mod_revision };
+        self.on(Event::Proposed { proposal: *proposal, outcome });
+        config.clone()
+    }
+}
+
+fn kept<V>(value: V, revision: u64) -> Kept<V> {
+    Kept { value, created: revision, modified: revision }
+}
+
+fn alive(store: u128, boot: u64) -> ProbeResult {
+    ProbeResult::Alive { from: process(store, boot), fsync_age_ms: 10 }
+}
+
+fn silent(stores: &[u128]) -> Report {
+    Report { silent: ids(stores), ..Report::default() }
+}
+
+// ---- office ------------------------------------------------------------------------------------
+
+#[test]
+fn a_standby_does_nothing() {
+    let mut bench = Bench::new(Settings::default(), 3);
+    bench.on(Event::Tick);
+    bench.tell_store(1);
+    assert_eq!((bench.take(), bench.lists.len()), (vec![], 0));
+    assert_eq!(bench.machine.next_deadline(), None);
+}
+
+#[test]
+fn in_office_it_reads_before_it_does_anything() {
+    let mut machine = Coordinator::new(Settings::default());
+    let mut effects = Vec::new();
+    machine.handle(Now(5), Event::Elected { term: TERM }, &mut effects);
+    assert_eq!(effects, [Effect::List { list: 1 }]);
+    assert!(!machine.is_leading());
+    effects.clear();
+    // Etcd did not answer: it is asked again.
+    machine.handle(Now(5), Event::Listed { list: 1, listing: None }, &mut effects);
+    assert_eq!(effects, []);
+    machine.handle(machine.next_deadline().unwrap(), Event::Tick, &mut effects);
+    assert_eq!(effects, [Effect::List { list: 2 }]);
+}
+
+#[test]
+fn deposed_it_forgets_and_hears_no_late_answers() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    bench.kill(1);
+    bench.pass(300);
+    let gathers = bench.take();
+    bench.on(Event::Deposed);
+    for effect in gathers {
+        if let Effect::Gather { gather, to, .. } = effect {
+            let ends = Some(vec![end(2, 0, (4, 9)).1]);
+            bench.on(Event::Gathered { gather, store: to.store, ends });
+        }
+    }
+    bench.pass(1_000);
+    assert_eq!(bench.take(), []);
+}
+
+// ---- making a cluster --------------------------------------------------------------------------
+
+#[test]
+fn the_first_coordinator_makes_the_cluster_from_its_flags() {
+    let flags = Flags { shards: Some(6), replicas: Some(1), min_in_sync: None };
+    let settings = Settings { flags, new_cluster: 99, ..Settings::default() };
+    let mut bench = Bench::new(settings, 0);
+    bench.on(Event::Elected { term: TERM });
+    let meta = Meta { cluster: 99, shards: 6, replicas: 1, min_in_sync: 1, ..meta(6) };
+    let is_meta = |effect: &Effect| matches!(effect, Effect::Propose { term: TERM, writes: Writes::Meta(it), .. } if *it == meta);
+    assert!(bench.take().iter().any(is_meta));
+}
+
+#[test]
+fn flags_that_the_cluster_was_not_made_with_end_the_process() {
+    #[track_caller]
+    fn check(flags: Flags, want: Option<&str>) {
+        assert_eq!(flags.difference(&meta(24)).as_deref(), want);
+    }
+    check(Flags::default(), None);
+    check(Flags { shards: Some(24), replicas: Some(3), min_in_sync: Some(2) }, None);
+    let want = "--shards is 12, but this cluster was made with 24";
+    check(Flags { shards: Some(12), ..Flags::default() }, Some(want));
+    let want = "--min-in-sync is 1, but this cluster was made with 2";
+    check(Flags { min_in_sync: Some(1), ..Flags::default() }, Some(want));
+
+    let flags = Flags { replicas: Some(5), ..Flags::default() };
+    let mut bench = Bench::new(Settings { flags, ..Settings::default() }, 0);
+    bench.etcd.meta = Some(kept(meta(24), 1));
+    bench.on(Event::Elected { term: TERM });
+    let difference = "--replicas is 5, but this cluster was made with 3".into();
+    assert!(bench.take().contains(&Effect::Exit { difference }));
+}
+
+#[test]
+fn impossible_flags_are_named() {
+    #[track_caller]
+    fn check(shards: u32, replicas: u8, min_in_sync: u8, want: Result<(), &str>) {
+        let (replicas, min_in_sync) = (Some(replicas), Some(min_in_sync));
+        let flags = Flags { shards: Some(shards), replicas, min_in_sync };
+        assert_eq!(flags.check(), want.map_err(str::to_owned));
+    }
+    check(24, 3, 2, Ok(()));
+    check(0, 3, 2, Err("--shards 0: give 1 to 65536"));
+    check(24, 0, 0, Err("--replicas 0: give at least 1"));
+    check(24, 3, 4, Err("--min-in-sync 4: give 1 to --replicas (3)"));
+    check(24, 3, 0, Err("--min-in-sync 0: give 1 to --replicas (3)"));
+}
+
+/// An empty cluster of 12 shards, `nodes` of them registered.
+fn empty(settings: Settings, nodes: u128) -> Bench {
+    let mut bench = Bench::new(settings, nodes);
+    bench.etcd.meta = Some(kept(meta(12), 1));
+    bench.on(Event::Elected { term: TERM });
+    bench
+}
+
+#[test]
+fn shards_are_placed_when_enough_nodes_are_here_and_no_more_come() {
+    let mut bench = empty(Settings::default(), 2);
+    bench.pass(10_000);
+    assert_eq!(bench.proposed(), []);
+    assert_eq!(bench.machine.waits_for(), Some(Waits { nodes: 2, of: 3 }));
+    bench.boot(3, 1);
+    bench.tell_store(3);
+    bench.pass(2_900);
+    assert_eq!(bench.proposed(), []);
+    bench.pass(200);
+    let proposed = bench.proposed();
+    assert_eq!(proposed.len(), 1);
+    let shards = &proposed[0].1;
+    assert_eq!(shards.len(), 12);
+    let slots: Vec<_> = shards.iter().map(|(_, config)| config.slots).collect();
+    assert_eq!(slots[0], Slots { lo: 0, hi: 5460 });
+    assert_eq!(slots[11], Slots { lo: 60074, hi: 65535 });
+    for (expect, config) in shards {
+        assert_eq!((*expect, config.epoch, config.version), (0, Epoch(1), Version(1)));
+        assert_eq!((&config.isr, &config.target), (&ids(&[1, 2, 3]), &ids(&[1, 2, 3])));
+        assert_eq!(config.primary.boot, Boot(1));
+    }
+    assert_eq!(bench.machine.waits_for(), None);
+}
+
+#[test]
+fn shards_are_placed_at_once_when_all_that_are_expected_are_here() {
+    let settings = Settings { expect_nodes: Some(4), ..Settings::default() };
+    let mut bench = empty(settings, 3);
+    bench.pass(500);
+    assert_eq!(bench.proposed(), []);
+    assert_eq!(bench.machine.waits_for(), Some(Waits { nodes: 3, of: 4 }));
+    bench.boot(4, 1);
+    bench.tell_store(4);
+    bench.pass(100);
+    assert_eq!(bench.proposed().len(), 1);
+}
+
+#[test]
+fn a_half_placed_cluster_is_completed() {
+    let mut bench = empty(Settings { expect_nodes: Some(3), ..Settings::default() }, 3);
+    bench.pass(100);
+    let placed = bench.proposed()[0].1.clone();
+    let settings = Settings { expect_nodes: Some(3), ..Settings::default() };
+    let mut next = Bench::new(settings, 3);
+    next.etcd.meta = Some(kept(meta(12), 1));
+    next.etcd.shards = placed[..7].iter().map(|(_, config)| kept(config.clone(), 60)).collect();
+    next.on(Event::Elected { term: TERM });
+    next.pass(100);
+    let missing: Vec<_> = next.proposed()[0].1.iter().map(|(_, config)| config.slots).collect();
+    let want: Vec<_> = placed[7..].iter().map(|(_, config)| config.slots).collect();
+    assert_eq!(missing, want);
+}
+
+// ---- noticing a death --------------------------------------------------------------------------
+
+fn gather(bench: &Bench) -> Vec<(u128, Vec<ShardId>)> {
+    let asked = |effect: &Effect| match effect {
+        Effect::Gather { to, shards, .. } => Some((to.store.0, shards.clone())),
+        _ => None,
+    };
+    bench.seen.iter().filter_map(asked).collect()
+}
+
+/// Two members left are asked for the end of shard 0.
+fn asked_both() -> Vec<(u128, Vec<ShardId>)> {
+    vec![(2, vec![ShardId(0)]), (3, vec![ShardId(0)])]
+}
+
+#[test]
+fn a_killed_primary_is_noticed_by_two_refusals() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    bench.kill(1);
+    bench.pass(250);
+    let died = Story::Died { process: process(1, 1), why: Cause::Refused };
+    assert_eq!(bench.told(|story| *story == died), 1);
+    assert_eq!(gather(&bench), asked_both());
+}
+
+#[test]
+fn a_report_makes_one_refusal_enough() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    bench.pass(199);
+    bench.kill(1);
+    bench.report(2, silent(&[1]));
+    assert_eq!(gather(&bench), asked_both(), "at once");
+}
+
+#[test]
+fn a_gateways_suspicion_is_confirmed_at_once_too() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    bench.kill(1);
+    bench.on(Event::GatewayReported { suspects: ids(&[1]) });
+    assert_eq!(gather(&bench), asked_both());
+}
+
+#[test]
+fn a_complaint_about_a_living_node_is_not_believed() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    bench.report(2, silent(&[1]));
+    bench.lease_ends(1);
+    bench.pass(5_000);
+    assert_eq!(gather(&bench), []);
+    assert_eq!(bench.proposed(), []);
+}
+
+#[test]
+fn silence_is_the_coordinators_own_until_somebody_else_complains() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    bench.silence(1);
+    bench.pass(5_000);
+    assert_eq!(bench.take(), []);
+    bench.lease_ends(1);
+    assert_eq!(gather(&bench), asked_both(), "the answer is known already");
+}
+
+#[test]
+fn a_stalled_disk_is_as_bad_as_silence() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    let stalled = ProbeResult::Alive { from: process(1, 1), fsync_age_ms: 1_000 };
+    bench.found.insert(id(1), stalled);
+    bench.report(2, silent(&[1]));
+    assert_eq!(gather(&bench), asked_both());
+}
+
+#[test]
+fn another_process_at_its_address_proves_it_dead() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    bench.found.insert(id(1), alive(9, 1));
+    bench.pass(200);
+    let died = Story::Died { process: process(1, 1), why: Cause::Replaced };
+    assert_eq!(bench.told(|story| *story == died), 1);
+    assert_eq!(gather(&bench), asked_both());
+}
+
+#[test]
+fn a_coordinator_that_stood_still_blames_nobody() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    bench.lease_ends(1);
+    bench.take();
+    // A probe is under way, unanswered; then this process stops for a minute.
+    bench.silence(1);
+    bench.pass(100);
+    bench.now = bench.now.plus_ms(60_000);
+    bench.found.insert(id(1), alive(1, 1));
+    bench.on(Event::Tick);
+    assert_eq!(gather(&bench), []);
+}
+
+// ---- promoting ---------------------------------------------------------------------------------
+
+/// Node 1 is dead, and everybody agrees.
+fn without_primary(shards: Vec<ShardConfig>) -> Bench {
+    let mut bench = Bench::leading(3, shards);
+    bench.kill(1);
+    bench.report(2, silent(&[1]));
+    bench
+}
+
+#[test]
+fn the_longest_log_is_promoted_and_the_dead_leave() {
+    let mut bench = without_primary(vec![shard_at(0)]);
+    bench.gathered(&[end(2, 0, (4, 20)), end(3, 0, (4, 21))]);
+    let proposed = bench.proposed();
+    let want = ShardConfig {
+        epoch: Epoch(5),
+        version: Version(10),
+        primary: process(3, 1),
+        isr: ids(&[2, 3]),
+        ..shard_at(0)
+    };
+    assert_eq!(proposed.len(), 1);
+    assert_eq!(proposed[0].1, [(WRITTEN, want.clone())]);
+    assert_eq!(bench.accept(), want);
+    let story = Story::Promoted {
+        shard: ShardId(0),
+        epoch: Epoch(5),
+        from: process(1, 1),
+        to: process(3, 1),
+        why: Need::Dead(Cause::Refused),
+        last: (Epoch(4), Seq(21)),
+        took_ms: 0,
+    };
+    assert_eq!(bench.told(|it| *it == story), 1);
+    bench.take();
+    bench.pass(2_000);
+    assert_eq!(bench.proposed(), [], "nothing is left to do");
+}
+
+#[test]
+fn shards_of_one_dead_node_are_spread_over_the_others() {
+    let mut bench = without_primary(vec![shard_at(0), shard_at(1), shard_at(2), shard_at(3)]);
+    let ends: Vec<_> = (0..4).flat_map(|at| [end(2, at, (4, 9)), end(3, at, (4, 9))]).collect();
+    bench.gathered(&ends);
+    let proposed = bench.proposed();
+    assert_eq!(proposed.len(), 1, "one transaction");
+    let primaries =
+        |store| proposed[0].1.iter().filter(|(_, it)| it.primary.store == id(store)).count();
+    assert_eq!((primaries(2), primaries(3)), (2, 2));
+}
+
+#[test]
+fn at_most_127_shards_go_in_one_transaction() {
+    let mut bench = without_primary((0..130).map(shard_at).collect());
+    let ends: Vec<_> = (0..130).flat_map(|at| [end(2, at, (4, 9)), end(3, at, (4, 9))]).collect();
+    bench.gathered(&ends);
+    let sizes: Vec<_> = bench.proposed().iter().map(|(_, shards)| shards.len()).collect();
+    assert_eq!(sizes, [127, 3]);
+}
+
+#[test]
+fn a_gather_waits_for_the_last_node_but_not_for_long() {
+    let mut bench = without_primary(vec![shard_at(0)]);
+    let gathers = bench.take();
+    let Some(Effect::Gather { gather, .. }) =
+        gathers.iter().find(|effect| matches!(effect, Effect::Gather { .. }))
+    else {
+        panic!("{gathers:?}")
+    };
+    let ends = Some(vec![end(2, 0, (4, 20)).1]);
+    bench.on(Event::Gathered { gather: *gather, store: id(2), ends });
+    bench.pass(49);
+    assert_eq!(bench.proposed(), []);
+    bench.pass(1);
+    assert_eq!(bench.accept().primary, process(2, 1));
+}
+
+#[test]
+fn a_restarted_primary_does_not_simply_go_on() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    bench.boot(1, 2);
+    bench.tell_store(1);
+    assert_eq!(gather(&bench), asked_both(), "the others are known to answer");
+    bench.gathered(&[end(2, 0, (4, 20)), end(3, 0, (4, 20))]);
+    let next = bench.accept();
+    assert_eq!((next.epoch, next.primary), (Epoch(5), process(2, 1)));
+    assert_eq!(next.isr, ids(&[1, 2, 3]), "it may be there again");
+}
+
+#[test]
+fn a_restarted_primary_leads_again_only_in_a_new_epoch() {
+    let alone = ShardConfig { isr: ids(&[1]), target: ids(&[1]), ..shard_at(0) };
+    let mut bench = Bench::new(Settings::default(), 1);
+    let single = Meta { shards: 0, replicas: 1, min_in_sync: 1, ..meta(1) };
+    bench.etcd.meta = Some(kept(single, 1));
+    bench.etcd.shards = vec![kept(alone, WRITTEN)];
+    bench.on(Event::Elected { term: TERM });
+    bench.pass(400);
+    bench.take();
+    bench.boot(1, 2);
+    bench.tell_store(1);
+    bench.pass(100);
+    bench.gathered(&[end(1, 0, (4, 30))]);
+    let next = bench.accept();
+    assert_eq!((next.epoch, next.primary), (Epoch(5), process(1, 2)));
+}
+
+#[test]
+fn at_the_floor_the_dead_stay_members() {
+    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = without_primary(vec![config]);
+    bench.gathered(&[end(2, 0, (4, 20))]);
+    let next = bench.accept();
+    assert_eq!((next.primary, next.isr), (process(2, 1), ids(&[1, 2])));
+}
+
+#[test]
+fn outside_the_in_sync_set_nobody_is_asked() {
+    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = without_primary(vec![config]);
+    assert_eq!(gather(&bench), [(2, vec![ShardId(0)])]);
+    bench.kill(2);
+    bench.gathered(&[]);
+    bench.pass(1_000);
+    assert!(bench.told(|story| matches!(story, Story::Leaderless { .. })) > 0);
+    assert_eq!(bench.proposed(), []);
+}
+
+#[test]
+fn a_tainted_member_is_never_promoted() {
+    let config =
+        ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), tainted: ids(&[2]), ..shard_at(0) };
+    let mut bench = without_primary(vec![config]);
+    bench.gathered(&[end(2, 0, (4, 20))]);
+    bench.pass(200_000);
+    assert_eq!(bench.proposed(), []);
+}
+
+#[test]
+fn a_damaged_copy_waits_for_a_better_one() {
+    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = without_primary(vec![config]);
+    bench.gathered(&[unfit(end(2, 0, (4, 20)))]);
+    bench.pass(59_000);
+    assert_eq!(bench.proposed(), []);
+    // Nobody came. It is the best there is.
+    bench.pass(2_000);
+    assert_eq!(bench.accept().primary, process(2, 1));
+}
+
+#[test]
+fn when_all_have_answered_the_best_damaged_copy_is_taken_at_once() {
+    let config = ShardConfig {
+        isr: ids(&[2, 3]),
+        learners: ids(&[1]),
+        primary: process(2, 1),
+        ..shard_at(0)
+    };
+    let mut bench = Bench::leading(3, vec![config]);
+    bench.boot(2, 2);
+    bench.tell_store(2);
+    bench.gathered(&[unfit(end(2, 0, (4, 20))), unfit(end(3, 0, (4, 25)))]);
+    bench.pass(200);
+    assert_eq!(bench.accept().primary, process(3, 1));
+}
+
+#[test]
+fn a_suspect_store_is_promoted_only_after_all_others() {
+    let mut bench = without_primary(vec![shard_at(0)]);
+    bench.set_status(2, StoreStatus::Suspect);
+    bench.gathered(&[end(2, 0, (4, 30)), end(3, 0, (4, 20))]);
+    assert_eq!(bench.accept().primary, process(3, 1));
+}
+
+/// All nodes lost power; one of two in-sync members is back.
+#[test]
+fn a_restarted_lone_survivor_waits_for_another_member() {
+    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = Bench::leading(3, vec![config]);
+    bench.kill(1);
+    bench.boot(2, 2);
+    bench.tell_store(2);
+    bench.gathered(&[end(2, 0, (4, 20))]);
+    bench.pass(5_000);
+    assert_eq!(bench.proposed(), []);
+    bench.boot(1, 2);
+    bench.tell_store(1);
+    bench.pass(200);
+    bench.gathered(&[end(1, 0, (4, 19)), end(2, 0, (4, 20))]);
+    assert_eq!(bench.accept().primary, process(2, 2));
+}
+
+#[test]
+fn a_lone_survivor_that_was_not_restarted_is_promoted_at_once() {
+    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = without_primary(vec![config]);
+    bench.gathered(&[end(2, 0, (4, 20))]);
+    assert_eq!(bench.accept().primary, process(2, 1));
+}
+
+#[test]
+fn a_primary_that_resigns_is_replaced_and_not_too_often() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    let resigned = Report { resigned: vec![ShardId(0)], ..Report::default() };
+    bench.report(1, resigned.clone());
+    assert_eq!(gather(&bench).len(), 3);
+    bench.gathered(&[end(1, 0, (4, 30)), end(2, 0, (4, 20)), end(3, 0, (4, 20))]);
+    let next = bench.accept();
+    assert_eq!((next.primary, next.isr), (process(2, 1), ids(&[2, 3])));
+    bench.pass(100);
+    assert_eq!(bench.accept().learners, ids(&[1]), "it answers, after all");
+    bench.take();
+    bench.report(2, resigned);
+    bench.pass(800);
+    assert_eq!(bench.proposed(), [], "the shard was moved just now");
+    bench.pass(300);
+    assert_eq!(bench.accept().primary, process(3, 1));
+}
+
+#[test]
+fn a_frozen_primary_that_hears_nobody_gives_way_to_one_that_does() {
+    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = Bench::leading(3, vec![config]);
+    let deaf =
+        Report { silent: ids(&[2, 3]), frozen: vec![(ShardId(0), ids(&[2]))], ..Report::default() };
+    for _ in 0..2 {
+        bench.report(1, deaf.clone());
+        bench.report(2, silent(&[1]));
+        bench.pass(950);
+    }
+    assert_eq!(gather(&bench), []);
+    bench.report(1, deaf);
+    bench.pass(100);
+    bench.gathered(&[end(1, 0, (4, 30)), end(2, 0, (4, 20))]);
+    let next = bench.accept();
+    assert_eq!((next.primary, next.isr), (process(2, 1), ids(&[1, 2])));
+}
+
+// ---- proposals that do not simply succeed ------------------------------------------------------
+
+/// Three shards are proposed in one transaction.
+fn three_proposed() -> (Bench, u64) {
+    let mut bench = without_primary(vec![shard_at(0), shard_at(1), shard_at(2)]);
+    bench.gathered(&all_ends());
+    let proposal = bench.proposed()[0].0;
+    bench.take();
+    bench.ends.clear();
+    (bench, proposal)
+}
+
+fn all_ends() -> Vec<(StoreId, ShardEnd)> {
+    (0..3).flat_map(|at| [end(2, at, (4, 9)), end(3, at, (4, 9))]).collect()
+}
+
+#[test]
+fn after_a_failed_compare_the_one_that_moved_goes_singly() {
+    let (mut bench, proposal) = three_proposed();
+    let moved = ShardConfig { version: Version(10), isr: ids(&[1, 2]), ..shard_at(1) };
+    bench.etcd.shards[1] = kept(moved, 201);
+    bench.etcd_is_slow = true;
+    bench.on(Event::Proposed { proposal, outcome: CasOutcome::Failed });
+    bench.pass(50);
+    assert_eq!((bench.take(), bench.lists.len()), (vec![], 1), "it reads before it tries again");
+    bench.etcd_is_slow = false;
+    bench.answer_lists();
+    bench.gathered(&all_ends());
+    let again: Vec<Vec<(u64, u16)>> = bench
+        .proposed()
+        .iter()
+        .map(|(_, shards)| shards.iter().map(|(at, config)| (*at, config.slots.lo)).collect())
+        .collect();
+    assert_eq!(again, [vec![(201, 1)], vec![(WRITTEN, 0), (WRITTEN, 2)]]);
+}
+
+#[test]
+fn an_unknown_outcome_is_settled_by_reading() {
+    let (mut bench, proposal) = three_proposed();
+    for kept in &mut bench.etcd.shards {
+        kept.value.epoch = Epoch(5);
+        kept.value.primary = process(2, 1);
+        kept.modified = 202;
+    }
+    bench.on(Event::Proposed { proposal, outcome: CasOutcome::Unknown });
+    bench.pass(2_000);
+    assert_eq!(gather(&bench), [], "it had taken effect");
+}
+
+#[test]
+fn a_list_that_began_before_settles_nothing() {
+    let (mut bench, proposal) = three_proposed();
+    bench.etcd_is_slow = true;
+    bench.on(Event::WatchBroke);
+    bench.on(Event::Proposed { proposal, outcome: CasOutcome::Unknown });
+    assert_eq!(bench.lists.len(), 1);
+    let list = bench.lists.remove(0);
+    bench.on(Event::Listed { list, listing: Some(bench.etcd.clone()) });
+    assert_eq!((gather(&bench), bench.lists.len()), (vec![], 1), "it reads once more");
+    bench.etcd_is_slow = false;
+    bench.answer_lists();
+    assert_eq!(gather(&bench).len(), 2);
+}
+
+#[test]
+fn a_failure_without_a_reason_makes_it_pause() {
+    let (mut bench, proposal) = three_proposed();
+    bench.on(Event::Proposed { proposal, outcome: CasOutcome::Failed });
+    bench.pass(190);
+    assert_eq!(gather(&bench), []);
+    bench.pass(110);
+    assert_eq!(gather(&bench).len(), 2);
+}
+
+// ---- upkeep ------------------------------------------------------------------------------------
+
+#[test]
+fn dead_backups_leave_above_the_floor_only() {
+    let at_floor = ShardConfig { isr: ids(&[1, 3]), learners: ids(&[2]), ..shard_at(1) };
+    let mut bench = Bench::leading(3, vec![shard_at(0), at_floor]);
+    bench.kill(3);
+    bench.report(2, silent(&[3]));
+    let next = bench.accept();
+    assert_eq!((next.slots.lo, next.version, next.epoch), (0, Version(10), Epoch(4)));
+    assert_eq!(next.isr, ids(&[1, 2]));
+    bench.pass(200);
+    assert_eq!(bench.proposed(), [], "a learner is there that will be swapped in");
+}
+
+#[test]
+fn a_member_that_is_back_becomes_a_learner() {
+    let config = ShardConfig { isr: ids(&[1, 2]), ..shard_at(0) };
+    let mut bench = Bench::new(Settings::default(), 3);
+    bench.etcd.meta = Some(kept(Meta { shards: 0, ..meta(1) }, 1));
+    bench.etcd.shards = vec![kept(config.clone(), 50)];
+    bench.on(Event::Elected { term: TERM });
+    bench.pass(400);
+    let want = ShardConfig { version: Version(10), learners: ids(&[3]), ..config };
+    assert_eq!(bench.accept(), want);
+}
+
+#[test]
+fn a_lost_replica_is_made_elsewhere_after_the_delay() {
+    let mut bench = Bench::leading(5, vec![shard_at(0)]);
+    bench.kill(3);
+    bench.report(2, silent(&[3]));
+    bench.accept();
+    bench.pass(599_000);
+    assert_eq!(bench.proposed(), []);
+    bench.pass(2_000);
+    let next = bench.accept();
+    assert_eq!((next.learners, next.target), (ids(&[4]), ids(&[1, 2, 4])));
+}
+
+#[test]
+fn a_store_under_the_name_of_a_dead_one_takes_its_places() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    bench.kill(3);
+    bench.report(2, silent(&[3]));
+    bench.accept();
+    bench.boot(9, 1);
+    bench.etcd.stores.iter_mut().for_each(|(store, kept)| {
+        if *store == id(9) {
+            kept.value.name = "node-3".into();
+        }
+    });
+    bench.tell_store(9);
+    let writes = bench.take();
+    let lost = |effect: &&Effect| match effect {
+        Effect::Propose { writes: Writes::Store { store, record, .. }, .. } => {
+            *store == id(3) && record.status == StoreStatus::Lost
+        }
+        _ => false,
+    };
+    assert!(writes.iter().any(|effect| lost(&effect)), "{writes:?}");
+    bench.set_status(3, StoreStatus::Lost);
+    bench.pass(200);
+    let next = bench.accept();
+    assert_eq!((next.learners, next.target), (ids(&[9]), ids(&[1, 2, 9])));
+}
+
+#[test]
+fn a_name_of_a_living_store_is_its_own() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    bench.boot(9, 1);
+    for (_, kept) in &mut bench.etcd.stores {
+        kept.value.name = "same".into();
+        kept.modified += 100;
+    }
+    bench.etcd.revision = 300;
+    bench.on(Event::WatchBroke);
+    bench.pass(5_000);
+    let writes =
+        |effect: &Effect| matches!(effect, Effect::Propose { writes: Writes::Store { .. }, .. });
+    assert!(!bench.take().iter().any(writes));
+}
+
+#[test]
+fn a_suspect_store_is_cleared_when_it_holds_nothing_any_more() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    bench.set_status(3, StoreStatus::Suspect);
+    bench.pass(200);
+    let next = bench.accept();
+    assert_eq!((next.isr, next.target), (ids(&[1, 2]), ids(&[1, 2])));
+    bench.take();
+    bench.pass(1_000);
+    // It has not deleted its copy yet.
+    assert_eq!(gather(&bench), [(3, vec![ShardId(0)])]);
+    bench.gathered(&[end(3, 0, (4, 9))]);
+    bench.ends.clear();
+    bench.pass(1_000);
+    bench.gathered(&[]);
+    let cleared = |effect: &Effect| match effect {
+        Effect::Propose { writes: Writes::Store { store, record, .. }, .. } => {
+            *store == id(3) && record.status == StoreStatus::Active
+        }
+        _ => false,
+    };
+    assert!(bench.take().iter().any(cleared));
+    bench.set_status(3, StoreStatus::Active);
+    bench.pass(200);
+    assert_eq!(bench.accept().learners, ids(&[3]));
+}
+
+#[test]
+fn a_draining_primary_steps_down_before_another_is_named() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    bench.set_status(1, StoreStatus::Draining);
+    bench.pass(100);
+    let step_down = Effect::StepDown { to: process(1, 1), shard: ShardId(0), epoch: Epoch(4) };
+    assert_eq!(bench.take(), [step_down]);
+    let end_of_log = Some((Epoch(4), Seq(30)));
+    bench.on(Event::SteppedDown { shard: ShardId(0), epoch: Epoch(4), end: end_of_log });
+    bench.gathered(&[end(1, 0, (4, 30)), end(2, 0, (4, 29)), end(3, 0, (4, 30))]);
+    let next = bench.accept();
+    assert_eq!((next.primary, next.isr), (process(2, 1), ids(&[1, 2, 3])));
+}
+
+#[test]
+fn a_mass_failure_holds_back_new_copies_but_no_promotions() {
+    let settings = Settings { rebuild_delay_ms: 1_000, ..Settings::default() };
+    let config = ShardConfig { primary: process(3, 1), ..shard_at(0) };
+    let other = ShardConfig { isr: ids(&[3, 4, 5]), target: ids(&[3, 4, 5]), ..config.clone() };
+    let other = ShardConfig { slots: Slots { lo: 1, hi: 1 }, ..other };
+    let mut bench = Bench::leading_with(settings, 5, vec![config, other]);
+    bench.kill(1);
+    bench.kill(4);
+    bench.pass(400);
+    assert_eq!(bench.told(|story| *story == Story::Guarded { away: 2, of: 5 }), 1);
+    let proposed = bench.proposed();
+    assert_eq!(proposed.len(), 2, "each leaves as it is found dead");
+    bench.take();
+    for (proposal, _) in proposed {
+        bench.on(Event::Proposed { proposal, outcome: CasOutcome::Done { mod_revision: 300 } });
+    }
+    bench.pass(60_000);
+    assert_eq!(bench.proposed(), []);
+    bench.kill(3);
+    bench.pass(300);
+    assert_eq!(gather(&bench).len(), 2);
+}

@@ -1,0 +1,385 @@
+//! Everything that is not urgent: making the cluster, removing the dead, and following the planner.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::config::ShardConfig;
+use crate::coordinator::choice::without;
+use crate::coordinator::health::Verdict;
+use crate::coordinator::office::{Office, Write};
+use crate::coordinator::story::{Story, Waits};
+use crate::coordinator::{Effect, Kept, Turn, Writes};
+use crate::ids::{Epoch, Now, Slots, StoreBoot, StoreId, Version};
+use crate::message::ShardEnd;
+use crate::planner::{self, Change, Cluster, Guard, Placement, Shard, Store, StoreState};
+use crate::records::{Meta, StoreRecord, StoreStatus};
+
+/// Plans are made this often.
+const PLAN_EVERY_MS: u64 = 100;
+/// A suspect store without copies in etcd is asked this often whether it has dropped them.
+const ASK_SUSPECT_EVERY_MS: u64 = 1_000;
+
+#[derive(Debug, Default)]
+pub(super) struct Upkeep {
+    /// What the first placing waits for.
+    pub(super) waits: Option<Waits>,
+    /// A node was registered last.
+    newcomer: Now,
+    /// Something died, came or moved last.
+    trouble: Now,
+    next_plan: Now,
+    away_since: BTreeMap<StoreId, Now>,
+    guard: Guard,
+    guarded: bool,
+    /// Suspect stores that were asked what they hold.
+    asked: BTreeMap<u64, StoreId>,
+    ask_after: Now,
+}
+
+impl Upkeep {
+    pub(super) fn newcomer(&mut self, now: Now) {
+        self.newcomer = now;
+        self.trouble = now;
+    }
+
+    pub(super) fn trouble(&mut self, now: Now) {
+        self.trouble = now;
+    }
+}
+
+impl Office {
+    // ---- making the cluster --------------------------------------------------------------------
+
+    /// Whether the cluster is what this process was told it is.
+    pub(super) fn agrees(&self, turn: &mut Turn<'_>) -> bool {
+        let difference = self.meta().and_then(|meta| turn.settings.flags.difference(meta));
+        let Some(difference) = difference else { return true };
+        turn.effects.push(Effect::Exit { difference });
+        false
+    }
+
+    pub(super) fn bootstrap(&mut self, turn: &mut Turn<'_>) {
+        let Some(meta) = self.meta().cloned() else {
+            if !self.is_proposing(|writes| matches!(writes, Writes::Meta(_))) {
+                let meta = turn.settings.meta();
+                self.propose(turn, Writes::Meta(meta), vec![]);
+            }
+            return;
+        };
+        let missing: Vec<Slots> = all_slots(&meta)
+            .filter(|slots| self.records.shards.get(slots.shard()).is_none())
+            .filter(|slots| !self.is_busy(slots.shard()))
+            .collect();
+        if missing.is_empty() {
+            self.upkeep.waits = None;
+        } else {
+            self.place(turn, &meta, &missing);
+        }
+    }
+
+    fn place(&mut self, turn: &mut Turn<'_>, meta: &Meta, missing: &[Slots]) {
+        let stores = self.stores(turn.now, turn.settings.rebuild_delay_ms);
+        let nodes = stores.iter().filter(|store| store.state == StoreState::Ready).count();
+        let replicas = usize::from(meta.replicas);
+        let expected = turn.settings.expect_nodes.map_or(replicas, |nodes| nodes as usize);
+        let all_here = turn.settings.expect_nodes.is_some() && nodes >= expected;
+        let quiet = turn.now >= self.upkeep.newcomer.plus_ms(turn.settings.newcomer_wait_ms);
+        if nodes < replicas || !(all_here || quiet) {
+            let waits = Waits { nodes, of: expected.max(replicas) };
+            if self.upkeep.waits != Some(waits) {
+                self.upkeep.waits = Some(waits);
+                turn.tell(Story::Waits(waits));
+            }
+            return;
+        }
+        let existing: Vec<&ShardConfig> =
+            self.records.shards.iter().map(|(_, kept)| &kept.value).collect();
+        let Some(placed) = planner::place(&stores, &existing, missing.len(), replicas) else {
+            return;
+        };
+        let configs = missing.iter().zip(placed);
+        let config = |(&slots, placement)| self.first_config(slots, placement);
+        let configs: Option<Vec<ShardConfig>> = configs.map(config).collect();
+        let Some(configs) = configs else { return };
+        let write = |config| Write { config, story: None };
+        let mut writes: Vec<Write> = configs.into_iter().map(write).collect();
+        if let Some(first) = writes.first_mut() {
+            first.story = Some(Story::Placed { shards: missing.len() });
+        }
+        self.upkeep.waits = None;
+        self.propose_shards(turn, writes);
+    }
+
+    fn first_config(&self, slots: Slots, placement: Placement) -> Option<ShardConfig> {
+        Some(ShardConfig {
+            slots,
+            epoch: Epoch(1),
+            version: Version(1),
+            primary: self.health.alive(placement.primary)?,
+            isr: placement.replicas.clone(),
+            learners: vec![],
+            target: placement.replicas,
+            tainted: vec![],
+        })
+    }
+
+    // ---- the dead ------------------------------------------------------------------------------
+
+    /// Dead members leave every in-sync set that is above the floor. (Those of shards that need a
+    /// primary leave with the promotion.)
+    pub(super) fn remove_dead(&mut self, turn: &mut Turn<'_>) {
+        let mut writes = Vec::new();
+        let mut removed: BTreeMap<StoreId, usize> = BTreeMap::new();
+        for (shard, kept) in self.records.shards.iter() {
+            let config = &kept.value;
+            let dead = |store: &StoreId| self.is_dead(turn.now, *store);
+            let out: Vec<StoreId> = config.isr.iter().copied().filter(dead).collect();
+            if out.is_empty() || !self.is_free(config) || self.is_busy(shard) {
+                continue;
+            }
+            let next = without(config, config.primary.store, &out, self.min_in_sync());
+            if next.isr == config.isr {
+                continue;
+            }
+            for store in out.iter().filter(|store| !next.isr.contains(store)) {
+                *removed.entry(*store).or_default() += 1;
+            }
+            writes.push(Write { config: next, story: None });
+        }
+        if let Some(write) = writes.first_mut()
+            && let Some((&store, &shards)) = removed.iter().next()
+        {
+            write.story = Some(Story::Removed { store, shards });
+        }
+        self.propose_shards(turn, writes);
+    }
+
+    /// The shard's primary leads it, as far as can be seen.
+    fn is_free(&self, config: &ShardConfig) -> bool {
+        let shard = config.shard();
+        self.health.alive(config.primary.store) == Some(config.primary)
+            && !self.promotions.is_needed(shard)
+            && !self.promotions.is_handing_over(shard)
+    }
+
+    // ---- stores --------------------------------------------------------------------------------
+
+    pub(super) fn review_stores(&mut self, turn: &mut Turn<'_>) {
+        self.review_names(turn);
+        self.review_suspects(turn);
+    }
+
+    /// A name means the one store of that name which is not lost: when another registers under it
+    /// and this one is dead, this one is lost.
+    fn review_names(&mut self, turn: &mut Turn<'_>) {
+        let named = |store: StoreId| self.records.stores.get(store);
+        let stands = |(store, _): &(StoreId, _)| self.records.newest_boot(*store).is_some();
+        let standing: Vec<StoreId> =
+            self.records.stores.iter().filter(stands).map(|(store, _)| store).collect();
+        let mut lost = Vec::new();
+        for &old in &standing {
+            let Some(kept) = named(old) else { continue };
+            let takes_over = |&&new: &&StoreId| {
+                named(new).is_some_and(|other| {
+                    other.value.name == kept.value.name && other.created > kept.created
+                })
+            };
+            if let Some(&new) = standing.iter().find(takes_over)
+                && self.is_dead(turn.now, old)
+            {
+                lost.push((old, new, kept.modified, kept.value.clone()));
+            }
+        }
+        for (store, to, expect, record) in lost {
+            let record = StoreRecord { status: StoreStatus::Lost, ..record };
+            self.write_store(turn, store, expect, record, Story::Lost { store, to });
+        }
+    }
+
+    fn write_store(
+        &mut self,
+        turn: &mut Turn<'_>,
+        store: StoreId,
+        expect: u64,
+        record: StoreRecord,
+        story: Story,
+    ) {
+        let same =
+            |writes: &Writes| matches!(writes, Writes::Store { store: it, .. } if *it == store);
+        if !self.is_proposing(same) {
+            self.propose(turn, Writes::Store { store, expect, record }, vec![story]);
+        }
+    }
+
+    /// A suspect store that holds nothing any more is as good as new. Etcd must say so (the planner
+    /// sees to that), and then the store itself: it deletes a copy only once it has read the record.
+    fn review_suspects(&mut self, turn: &mut Turn<'_>) {
+        if turn.now < self.upkeep.ask_after {
+            return;
+        }
+        self.upkeep.ask_after = turn.now.plus_ms(ASK_SUSPECT_EVERY_MS);
+        self.upkeep.asked.clear();
+        let suspect = |(store, _): (StoreId, _)| self.clearable(store);
+        let suspects: Vec<StoreBoot> = self.records.stores.iter().filter_map(suspect).collect();
+        for to in suspects {
+            let gather = turn.fresh_id();
+            self.upkeep.asked.insert(gather, to.store);
+            let shards = self.records.shards.iter().map(|(shard, _)| shard).collect();
+            turn.effects.push(Effect::Gather { gather, to, shards });
+        }
+    }
+
+    fn clearable(&self, store: StoreId) -> Option<StoreBoot> {
+        let is_suspect = self.records.stores.get(store)?.value.status == StoreStatus::Suspect;
+        let holds = |config: &ShardConfig| {
+            [&config.isr, &config.learners, &config.target].iter().any(|list| list.contains(&store))
+        };
+        let holds = self.records.shards.iter().any(|(_, kept)| holds(&kept.value));
+        self.health.alive(store).filter(|_| is_suspect && !holds)
+    }
+
+    pub(super) fn on_suspect_gathered(
+        &mut self,
+        turn: &mut Turn<'_>,
+        gather: u64,
+        store: StoreId,
+        ends: Option<&[ShardEnd]>,
+    ) {
+        let asked = self.upkeep.asked.remove(&gather) == Some(store);
+        if !asked || ends.is_none_or(|ends| !ends.is_empty()) || self.clearable(store).is_none() {
+            return;
+        }
+        let Some(kept) = self.records.stores.get(store) else { return };
+        let record = StoreRecord { status: StoreStatus::Active, ..kept.value.clone() };
+        let expect = kept.modified;
+        self.write_store(turn, store, expect, record, Story::Cleared { store });
+    }
+
+    // ---- the plan ------------------------------------------------------------------------------
+
+    pub(super) fn plan(&mut self, turn: &mut Turn<'_>) {
+        let now = turn.now;
+        if now < self.upkeep.next_plan || !self.health.is_settled() {
+            return;
+        }
+        self.upkeep.next_plan = now.plus_ms(PLAN_EVERY_MS);
+        let Some(replicas) = self.meta().map(|meta| usize::from(meta.replicas)) else { return };
+        self.review_away(turn);
+        let stores = self.stores(now, turn.settings.rebuild_delay_ms);
+        self.review_guard(turn, &stores);
+        let configs = self.records.shards.iter().map(|(_, kept)| &kept.value);
+        let shards: Vec<Shard<'_>> = configs.map(|config| self.shard_view(now, config)).collect();
+        let quiet = now.ms_since(self.upkeep.trouble) >= turn.settings.balance_after_ms;
+        let changes = planner::changes(&Cluster {
+            stores: &stores,
+            shards: &shards,
+            replicas,
+            min_in_sync: self.min_in_sync(),
+            hold: self.upkeep.guard.holds(),
+            quiet: quiet && self.promotions.is_idle(),
+        });
+        self.follow(turn, changes);
+    }
+
+    fn follow(&mut self, turn: &mut Turn<'_>, changes: Vec<Change>) {
+        let mut writes = Vec::new();
+        for change in changes {
+            let story = match change {
+                Change::HandOver { shard, to } => {
+                    self.hand_over(turn, shard, to);
+                    continue;
+                }
+                Change::Recruit { shard, store, instead } => {
+                    Story::Recruited { shard, store, instead }
+                }
+                Change::Release { shard, store } => Story::Released { shard, store },
+            };
+            self.upkeep.trouble(turn.now);
+            let Some(kept) = self.records.shards.get(change.shard()) else { continue };
+            let mut config = kept.value.clone();
+            change.apply(&mut config);
+            config.version = Version(config.version.0 + 1);
+            writes.push(Write { config, story: Some(story) });
+        }
+        self.propose_shards(turn, writes);
+    }
+
+    fn shard_view<'a>(&self, now: Now, config: &'a ShardConfig) -> Shard<'a> {
+        let silent = self.reports.silent_to(now, config.primary).unwrap_or_default().to_vec();
+        let free = self.is_free(config) && !self.is_busy(config.shard());
+        Shard { config, free, silent }
+    }
+
+    fn stores(&self, now: Now, rebuild_delay_ms: u64) -> Vec<Store> {
+        let store = |(id, kept): (StoreId, &Kept<StoreRecord>)| Store {
+            id,
+            zone: kept.value.zone.clone(),
+            host: kept.value.host.clone(),
+            capacity: self.records.nodes.get(id).map_or(0, |node| node.value.capacity),
+            state: self.state(now, id, kept.value.status, rebuild_delay_ms),
+        };
+        self.records.stores.iter().map(store).collect()
+    }
+
+    fn state(
+        &self,
+        now: Now,
+        store: StoreId,
+        status: StoreStatus,
+        rebuild_delay_ms: u64,
+    ) -> StoreState {
+        let registered = self.records.is_registered(store);
+        if matches!(status, StoreStatus::Lost | StoreStatus::Retired) {
+            return StoreState::Gone;
+        }
+        if self.health.death(now, store, registered).is_some() {
+            let since = self.upkeep.away_since.get(&store).copied().unwrap_or(now);
+            let late = now.ms_since(since) >= rebuild_delay_ms;
+            return if late { StoreState::Gone } else { StoreState::Away };
+        }
+        match status {
+            _ if !registered || self.health.verdict(store) != Verdict::Alive => {
+                StoreState::Unregistered
+            }
+            StoreStatus::Draining => StoreState::Draining,
+            StoreStatus::Suspect => StoreState::Suspect,
+            _ => StoreState::Ready,
+        }
+    }
+
+    fn review_away(&mut self, turn: &Turn<'_>) {
+        let stands = |(store, _): (StoreId, _)| self.records.newest_boot(store).map(|_| store);
+        let standing = self.records.stores.iter().filter_map(stands);
+        let away: BTreeSet<StoreId> =
+            standing.filter(|store| self.is_dead(turn.now, *store)).collect();
+        self.upkeep.away_since.retain(|store, _| away.contains(store));
+        for store in away {
+            self.upkeep.away_since.entry(store).or_insert(turn.now);
+        }
+    }
+
+    /// Stores without a place are nobody's loss.
+    fn review_guard(&mut self, turn: &mut Turn<'_>, stores: &[Store]) {
+        let targets = self.records.shards.iter().flat_map(|(_, kept)| &kept.value.target);
+        let placed: BTreeSet<StoreId> = targets.copied().collect();
+        let away: BTreeSet<StoreId> =
+            self.upkeep.away_since.keys().copied().filter(|store| placed.contains(store)).collect();
+        let expected = stores.iter().filter(|store| placed.contains(&store.id)).count();
+        let settings = turn.settings;
+        let (window, hold) = (settings.lease_ttl_ms, settings.guard_ms);
+        self.upkeep.guard.observe(turn.now, &away, expected, window, hold);
+        let holds = self.upkeep.guard.holds();
+        if std::mem::replace(&mut self.upkeep.guarded, holds) != holds {
+            turn.tell(match holds {
+                true => Story::Guarded { away: away.len(), of: expected },
+                false => Story::Unguarded,
+            });
+        }
+    }
+}
+
+/// Shard i covers slots ⌊i·65536/S⌋ … ⌊(i+1)·65536/S⌋−1.
+fn all_slots(meta: &Meta) -> impl Iterator<Item = Slots> {
+    let shards = u64::from(meta.shards);
+    let edge = move |at: u64| at * (1 << 16) / shards;
+    (0..shards).map(move |at| Slots { lo: edge(at) as u16, hi: (edge(at + 1) - 1) as u16 })
+}

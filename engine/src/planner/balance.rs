@@ -1,0 +1,114 @@
+//! Levelling loads, one unit at a time, along paths.
+//!
+//! A unit (a replica, a primary) can't always go straight from the fullest store to the emptiest:
+//! the shards of the one may have no place on the other. A path of several steps then does it, each
+//! store on the way giving one unit and taking one. As in any flow problem, loads differ by more than
+//! one only while such a path exists, so searching for paths until there is none is exact.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::ids::StoreId;
+
+/// One unit goes from one store to another.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Step<T> {
+    pub unit: T,
+    pub from: StoreId,
+    pub to: StoreId,
+}
+
+/// The shortest path that takes one unit from the fullest store it can be taken from to a store with
+/// at least two less. `step` names a unit that can go straight from one store to another.
+pub fn path<T: Copy>(
+    loads: &BTreeMap<StoreId, usize>,
+    step: impl Fn(StoreId, StoreId) -> Option<T>,
+) -> Option<Vec<Step<T>>> {
+    let mut fullest: Vec<(usize, StoreId)> = loads.iter().map(|(&id, &load)| (load, id)).collect();
+    fullest.sort_by_key(|&(load, id)| (std::cmp::Reverse(load), id));
+    let least = fullest.last()?.0;
+    let heads = fullest.iter().take_while(|(load, _)| *load >= least + 2);
+    heads.into_iter().find_map(|&(load, from)| path_from(from, load, loads, &step))
+}
+
+fn path_from<T: Copy>(
+    from: StoreId,
+    load: usize,
+    loads: &BTreeMap<StoreId, usize>,
+    step: impl Fn(StoreId, StoreId) -> Option<T>,
+) -> Option<Vec<Step<T>>> {
+    let mut came: BTreeMap<StoreId, Step<T>> = BTreeMap::new();
+    let mut queue = VecDeque::from([from]);
+    while let Some(at) = queue.pop_front() {
+        // Emptier stores first: the same length of path then levels more.
+        let mut next: Vec<StoreId> = loads.keys().copied().collect();
+        next.sort_by_key(|id| (loads[id], *id));
+        for to in next {
+            if to == from || came.contains_key(&to) {
+                continue;
+            }
+            let Some(unit) = step(at, to) else { continue };
+            came.insert(to, Step { unit, from: at, to });
+            if loads[&to] + 2 <= load {
+                return Some(walk_back(&came, from, to));
+            }
+            queue.push_back(to);
+        }
+    }
+    None
+}
+
+fn walk_back<T: Copy>(
+    came: &BTreeMap<StoreId, Step<T>>,
+    from: StoreId,
+    to: StoreId,
+) -> Vec<Step<T>> {
+    let mut steps = Vec::new();
+    let mut at = to;
+    while at != from {
+        let step = came[&at];
+        steps.push(step);
+        at = step.from;
+    }
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u128) -> StoreId {
+        StoreId(n)
+    }
+
+    #[track_caller]
+    fn check(loads: &[(u128, usize)], edges: &[(u128, u128)], want: Option<&[(u128, u128)]>) {
+        let loads = loads.iter().map(|&(n, load)| (id(n), load)).collect();
+        let step = |from: StoreId, to: StoreId| edges.contains(&(from.0, to.0)).then_some(());
+        let found = path(&loads, step);
+        let found: Option<Vec<(u128, u128)>> =
+            found.map(|steps| steps.iter().rev().map(|step| (step.from.0, step.to.0)).collect());
+        assert_eq!(found.as_deref(), want);
+    }
+
+    #[test]
+    fn straight_where_it_can() {
+        check(&[(1, 3), (2, 1), (3, 2)], &[(1, 2), (1, 3), (3, 2)], Some(&[(1, 2)]));
+    }
+
+    #[test]
+    fn by_way_of_others_where_it_must() {
+        check(&[(1, 3), (2, 1), (3, 2)], &[(1, 3), (3, 2)], Some(&[(1, 3), (3, 2)]));
+    }
+
+    #[test]
+    fn not_at_all_when_level_or_cut_off() {
+        check(&[(1, 2), (2, 1)], &[(1, 2)], None);
+        check(&[(1, 5), (2, 1)], &[(2, 1)], None);
+        check(&[], &[], None);
+    }
+
+    #[test]
+    fn from_the_next_when_the_fullest_is_stuck() {
+        check(&[(1, 9), (2, 3), (3, 1)], &[(2, 3)], Some(&[(2, 3)]));
+    }
+}

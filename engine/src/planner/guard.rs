@@ -1,0 +1,102 @@
+//! Holds new copies back when much of the cluster vanished at once.
+//!
+//! A rack switch that fails takes a third of the nodes and brings them back in minutes. Copying what
+//! they held would load the rest just when it carries everything, and all of it for nothing. So: at
+//! least three nodes, more than 30 % of them gone within one lease's time to live, and no *new*
+//! copies are made until those have returned or the hold is over. (Promotions, returning members and
+//! the swap of a frozen set are never held back: see [`super::changes`].)
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ids::{Now, StoreId};
+
+#[derive(Debug, Default)]
+pub struct Guard {
+    /// Since when each store that is away has been.
+    vanished: BTreeMap<StoreId, Now>,
+    /// Who is waited for, and until when.
+    held: BTreeSet<StoreId>,
+    until: Now,
+}
+
+const NODES_MIN: usize = 3;
+const PERCENT_MAX: usize = 30;
+
+impl Guard {
+    /// Sees who is away now, of how many that are expected.
+    pub fn observe(
+        &mut self,
+        now: Now,
+        away: &BTreeSet<StoreId>,
+        expected: usize,
+        window_ms: u64,
+        hold_ms: u64,
+    ) {
+        self.vanished.retain(|store, _| away.contains(store));
+        for &store in away {
+            self.vanished.entry(store).or_insert(now);
+        }
+        let recent = |since: &Now| now.ms_since(*since) <= window_ms;
+        let recent: BTreeSet<StoreId> =
+            self.vanished.iter().filter(|(_, at)| recent(at)).map(|(&store, _)| store).collect();
+        let news = recent.iter().any(|store| !self.held.contains(store));
+        if news && expected >= NODES_MIN && recent.len() * 100 > expected * PERCENT_MAX {
+            self.held.extend(recent);
+            self.until = now.plus_ms(hold_ms);
+        }
+        self.held.retain(|store| away.contains(store));
+        if now >= self.until {
+            self.held.clear();
+        }
+    }
+
+    pub fn holds(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// When it ends by itself.
+    pub fn ends(&self) -> Option<Now> {
+        self.holds().then_some(self.until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: u64 = 2_000;
+    const HOLD: u64 = 600_000;
+
+    /// Each entry: at which second, and who is away then; of `expected` nodes.
+    #[track_caller]
+    fn check(expected: usize, seen: &[(u64, &[u128])], want: bool) {
+        let mut guard = Guard::default();
+        for &(at, away) in seen {
+            let away = away.iter().copied().map(StoreId).collect();
+            guard.observe(Now(at * 1_000_000), &away, expected, TTL, HOLD);
+        }
+        assert_eq!(guard.holds(), want);
+    }
+
+    #[test]
+    fn many_at_once_hold() {
+        check(5, &[(0, &[]), (10, &[1, 2])], true);
+        check(5, &[(0, &[]), (10, &[1]), (11, &[1, 2])], true);
+    }
+
+    #[test]
+    fn one_by_one_or_few_do_not() {
+        check(5, &[(0, &[]), (10, &[1])], false);
+        check(5, &[(0, &[]), (10, &[1]), (20, &[1, 2])], false);
+        check(2, &[(0, &[]), (10, &[1, 2])], false);
+    }
+
+    #[test]
+    fn ends_with_their_return_or_by_itself() {
+        check(5, &[(10, &[1, 2]), (20, &[1])], true);
+        check(5, &[(10, &[1, 2]), (20, &[])], false);
+        check(5, &[(10, &[1, 2]), (609, &[1, 2])], true);
+        check(5, &[(10, &[1, 2]), (610, &[1, 2])], false);
+        check(5, &[(10, &[1, 2]), (610, &[1, 2]), (700, &[1, 2])], false);
+    }
+}

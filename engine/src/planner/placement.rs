@@ -1,0 +1,130 @@
+//! The first map: every shard's replicas and primary, made when the cluster is.
+//!
+//! Greedy, then levelled. Greedy alone gets apartness right and balance nearly; the levelling makes
+//! it exact wherever apartness leaves a way.
+
+use std::collections::BTreeMap;
+
+use crate::config::ShardConfig;
+use crate::ids::StoreId;
+use crate::planner::{Store, StoreState, Stores, balance, by_id, nearness, with};
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Placement {
+    pub primary: StoreId,
+    /// Sorted; the primary is one of them.
+    pub replicas: Vec<StoreId>,
+}
+
+/// Places `count` new shards beside those that exist. `None` if fewer than `replicas` stores are
+/// ready.
+pub fn place(
+    stores: &[Store],
+    existing: &[&ShardConfig],
+    count: usize,
+    replicas: usize,
+) -> Option<Vec<Placement>> {
+    let ready: Vec<Store> =
+        stores.iter().filter(|store| store.state == StoreState::Ready).cloned().collect();
+    if ready.len() < replicas || replicas == 0 {
+        return None;
+    }
+    let ids = by_id(&ready);
+    let mut loads = counts(&ids, existing.iter().flat_map(|config| &config.target));
+    let mut sets: Vec<Vec<StoreId>> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut set = Vec::with_capacity(replicas);
+        for _ in 0..replicas {
+            let chosen = nearest_last(&ids, &loads, &set)?;
+            *loads.entry(chosen).or_default() += 1;
+            set.push(chosen);
+        }
+        sets.push(set);
+    }
+    level_replicas(&ids, &mut loads, &mut sets);
+    let led = counts(&ids, existing.iter().map(|config| &config.primary.store));
+    let primaries = primaries(led, &sets)?;
+    let placement = |(mut replicas, primary): (Vec<StoreId>, StoreId)| {
+        replicas.sort();
+        Placement { primary, replicas }
+    };
+    Some(sets.into_iter().zip(primaries).map(placement).collect())
+}
+
+/// How often each of the stores is named.
+pub(super) fn counts<'a>(
+    stores: &Stores<'_>,
+    named: impl Iterator<Item = &'a StoreId>,
+) -> BTreeMap<StoreId, usize> {
+    let mut counts: BTreeMap<StoreId, usize> = stores.keys().map(|&id| (id, 0)).collect();
+    for store in named {
+        if let Some(count) = counts.get_mut(store) {
+            *count += 1;
+        }
+    }
+    counts
+}
+
+/// The store that a set is best made larger by: apart first, then the emptiest, then the largest.
+pub(super) fn nearest_last(
+    stores: &Stores<'_>,
+    loads: &BTreeMap<StoreId, usize>,
+    set: &[StoreId],
+) -> Option<StoreId> {
+    let free = stores.values().filter(|store| !set.contains(&store.id));
+    let cost = |store: &&&Store| {
+        let near = nearness(stores, &with(set, store.id, None));
+        let load = loads.get(&store.id).copied().unwrap_or(0);
+        (near, load, std::cmp::Reverse(store.capacity), store.id)
+    };
+    free.min_by_key(cost).map(|store| store.id)
+}
+
+fn level_replicas(
+    stores: &Stores<'_>,
+    loads: &mut BTreeMap<StoreId, usize>,
+    sets: &mut [Vec<StoreId>],
+) {
+    // Each path lowers the sum of the squares of the loads, so this ends.
+    while let Some(steps) =
+        balance::path(loads, |from, to| sets.iter().position(|set| may_swap(stores, set, from, to)))
+    {
+        if let Some(count) = loads.get_mut(&steps[steps.len() - 1].from) {
+            *count -= 1;
+        }
+        if let Some(count) = loads.get_mut(&steps[0].to) {
+            *count += 1;
+        }
+        for step in steps {
+            sets[step.unit] = with(&sets[step.unit], step.to, Some(step.from));
+        }
+    }
+}
+
+/// The set has `from`, has not `to`, and is no less apart with the one for the other.
+pub(super) fn may_swap(stores: &Stores<'_>, set: &[StoreId], from: StoreId, to: StoreId) -> bool {
+    set.contains(&from)
+        && !set.contains(&to)
+        && nearness(stores, &with(set, to, Some(from))) <= nearness(stores, set)
+}
+
+/// One primary for each set, so that nobody leads more than one more than anybody else, as far as
+/// the sets allow it.
+fn primaries(mut led: BTreeMap<StoreId, usize>, sets: &[Vec<StoreId>]) -> Option<Vec<StoreId>> {
+    let mut chosen = Vec::with_capacity(sets.len());
+    for set in sets {
+        let primary = set.iter().copied().min_by_key(|id| (led.get(id).copied(), *id))?;
+        *led.entry(primary).or_default() += 1;
+        chosen.push(primary);
+    }
+    while let Some(steps) = balance::path(&led, |from, to| {
+        (0..sets.len()).find(|&at| chosen[at] == from && sets[at].contains(&to))
+    }) {
+        for step in steps {
+            chosen[step.unit] = step.to;
+            *led.entry(step.from).or_default() -= 1;
+            *led.entry(step.to).or_default() += 1;
+        }
+    }
+    Some(chosen)
+}

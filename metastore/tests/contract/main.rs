@@ -1,0 +1,86 @@
+//! What the metastore promises, against a real etcd: one for each test, which may stop, freeze or replace it.
+
+mod elections;
+mod etcd;
+mod leases;
+mod records;
+mod txns;
+mod watches;
+
+use std::future::Future;
+use std::time::Duration;
+
+use engine::config::ShardConfig;
+use engine::ids::{Boot, Epoch, Slots, StoreBoot, StoreId, Version};
+use engine::records::{GatewayRecord, NodeRecord, StoreRecord, StoreStatus};
+use metastore::{Metastore, Settings};
+
+use etcd::Etcd;
+
+async fn connect(endpoint: String) -> Metastore {
+    let settings = Settings::new(vec![endpoint], "test");
+    within(10, Metastore::connect(&settings)).await.expect("etcd answers")
+}
+
+/// An etcd, and a metastore on it.
+async fn start() -> (Etcd, Metastore) {
+    let etcd = Etcd::start().await;
+    let store = connect(etcd.endpoint()).await;
+    (etcd, store)
+}
+
+/// etcd's own client, for what the metastore rightly does not offer.
+async fn raw(etcd: &Etcd) -> etcd_client::Client {
+    etcd_client::Client::connect([etcd.endpoint()], None).await.expect("an endpoint")
+}
+
+/// Waits, but fails instead of hanging.
+#[track_caller]
+fn within<T>(seconds: u64, what: impl Future<Output = T>) -> impl Future<Output = T> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let waited = tokio::time::timeout(Duration::from_secs(seconds), what).await;
+        waited.unwrap_or_else(|_| panic!("{caller}: nothing for {seconds} s"))
+    }
+}
+
+fn shard(lo: u16) -> ShardConfig {
+    ShardConfig {
+        slots: Slots { lo, hi: lo },
+        epoch: Epoch(1),
+        version: Version(1),
+        primary: StoreBoot { store: StoreId(1), boot: Boot(1) },
+        isr: vec![StoreId(1), StoreId(2)],
+        ..ShardConfig::default()
+    }
+}
+
+fn at_version(mut config: ShardConfig, version: u64) -> ShardConfig {
+    config.version = Version(version);
+    config
+}
+
+fn store_record(boot: u64, nonce: u128) -> StoreRecord {
+    StoreRecord {
+        name: "node-1".into(),
+        address: "127.0.0.1:1".into(),
+        zone: "a".into(),
+        host: "h".into(),
+        boot: Boot(boot),
+        nonce,
+        status: StoreStatus::Active,
+    }
+}
+
+fn node_record(boot: u64) -> NodeRecord {
+    NodeRecord {
+        boot: Boot(boot),
+        address: "127.0.0.1:1".into(),
+        capacity: 1 << 40,
+        versions: (1, 1),
+    }
+}
+
+fn gateway_record(address: &str) -> GatewayRecord {
+    GatewayRecord { address: address.into(), worker: 1 }
+}

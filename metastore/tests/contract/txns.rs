@@ -1,0 +1,177 @@
+//! Compare-and-set: done, failed or unknown, and nothing half.
+
+use std::time::Duration;
+
+use engine::config::ShardConfig;
+use engine::ids::{ShardId, StoreId, Version};
+use engine::records::{GatewayRecord, NodeRecord};
+use metastore::{Candidate, Kept, Metastore, Outcome, SHARDS_PER_TXN_MAX, Settings};
+
+use crate::etcd::{Etcd, Relay};
+use crate::{at_version, connect, gateway_record, node_record, shard, start, within};
+
+#[track_caller]
+fn done(outcome: Outcome) -> u64 {
+    let Outcome::Done { revision } = outcome else { panic!("{outcome:?}") };
+    revision
+}
+
+async fn read(store: &Metastore, lo: u16) -> Kept<ShardConfig> {
+    store.get(&ShardId(lo)).await.expect("a read").expect("it was written")
+}
+
+#[tokio::test]
+async fn only_what_was_read_is_replaced_or_deleted() {
+    let (_etcd, store) = start().await;
+    let first = done(store.create(&1, &gateway_record("a")).await.expect("an answer"));
+    assert_eq!(store.create(&1, &gateway_record("b")).await.expect("an answer"), Outcome::Failed);
+    let second = done(store.replace(&1, &gateway_record("c"), first).await.expect("an answer"));
+    assert!(second > first);
+    let stale = store.replace(&1, &gateway_record("d"), first).await;
+    assert_eq!(stale.expect("an answer"), Outcome::Failed);
+    let stale = store.delete::<GatewayRecord>(&1, first).await;
+    assert_eq!(stale.expect("an answer"), Outcome::Failed);
+    let kept = store.get::<GatewayRecord>(&1).await.expect("a read").expect("not deleted");
+    assert_eq!((kept.record, kept.created, kept.modified), (gateway_record("c"), first, second));
+
+    done(store.delete::<GatewayRecord>(&1, second).await.expect("an answer"));
+    let third = done(store.create(&1, &gateway_record("a")).await.expect("an answer"));
+    let kept = store.get::<GatewayRecord>(&1).await.expect("a read").expect("made again");
+    assert_eq!((kept.created, kept.modified), (third, third), "a new life");
+}
+
+/// A node claims its store only after the key of its last run is gone.
+#[tokio::test]
+async fn absence_can_be_compared() {
+    let (_etcd, store) = start().await;
+    let claim = || store.txn().create(&1, &gateway_record("a"));
+    done(store.create(&StoreId(1), &node_record(1)).await.expect("an answer"));
+    let held = claim().if_absent::<NodeRecord>(&StoreId(1)).commit().await;
+    assert_eq!(held.expect("an answer"), Outcome::Failed);
+    let free = claim().if_absent::<NodeRecord>(&StoreId(2)).commit().await;
+    done(free.expect("an answer"));
+}
+
+#[tokio::test]
+async fn a_primary_adds_only_the_candidate_that_it_shook_hands_with() {
+    let (_etcd, store) = start().await;
+    let modified = done(store.create(&ShardId(5), &shard(5)).await.expect("an answer"));
+    let node = StoreId(9);
+    let first = done(store.create(&node, &node_record(1)).await.expect("an answer"));
+    done(store.delete::<NodeRecord>(&node, first).await.expect("an answer"));
+    let second = done(store.create(&node, &node_record(2)).await.expect("an answer"));
+
+    let newer = at_version(shard(5), 2);
+    let bounced = store.cas_shard(&newer, modified, Some((node, first))).await;
+    assert_eq!(bounced.expect("an answer"), Outcome::Failed);
+    let stranger = store.cas_shard(&newer, modified, Some((StoreId(8), second))).await;
+    assert_eq!(stranger.expect("an answer"), Outcome::Failed);
+    let modified =
+        done(store.cas_shard(&newer, modified, Some((node, second))).await.expect("an answer"));
+    done(store.cas_shard(&at_version(shard(5), 3), modified, None).await.expect("an answer"));
+    assert_eq!(read(&store, 5).await.record.version, Version(3));
+}
+
+#[tokio::test]
+async fn a_leader_changes_127_shards_at_once_or_none() {
+    let (_etcd, store) = start().await;
+    let count = u16::try_from(SHARDS_PER_TXN_MAX).expect("127");
+    let candidate = Candidate { address: "127.0.0.1:1".into() };
+    let term = done(store.create(&(), &candidate).await.expect("an answer"));
+    let mut txn = store.txn();
+    for lo in 0..count {
+        txn = txn.create(&ShardId(lo), &shard(lo));
+    }
+    let made = done(txn.commit().await.expect("an answer"));
+
+    let newer: Vec<ShardConfig> = (0..count).map(|lo| at_version(shard(lo), 2)).collect();
+    let changes = || newer.iter().map(|config| (config, made));
+    let deposed = store.cas_shards(changes(), term + 1).await;
+    assert_eq!(deposed.expect("an answer"), Outcome::Failed);
+    let changed = done(store.cas_shards(changes(), term).await.expect("an answer"));
+    let listed = store.list::<ShardConfig>().await.expect("a list");
+    assert_eq!(listed.all.len(), SHARDS_PER_TXN_MAX);
+    assert!(listed.all.iter().all(|kept| kept.modified == changed && kept.created == made));
+
+    // One shard has moved: nothing changes.
+    done(store.cas_shard(&at_version(shard(60), 3), changed, None).await.expect("an answer"));
+    let newest: Vec<ShardConfig> = (0..count).map(|lo| at_version(shard(lo), 4)).collect();
+    let mixed = store.cas_shards(newest.iter().map(|config| (config, changed)), term).await;
+    assert_eq!(mixed.expect("an answer"), Outcome::Failed);
+    let listed = store.list::<ShardConfig>().await.expect("a list");
+    assert!(listed.all.iter().all(|kept| kept.record.version < Version(4)));
+}
+
+/// Trap T7: the answer is lost, the effect is not.
+#[tokio::test]
+async fn a_lost_answer_is_unknown_and_settling_finds_the_change() {
+    let etcd = Etcd::start().await;
+    let relay = Relay::start(etcd.endpoint()).await;
+    let settings = Settings {
+        call_timeout: Duration::from_millis(500),
+        ..Settings::new(vec![relay.endpoint()], "test")
+    };
+    let store = within(10, Metastore::connect(&settings)).await.expect("etcd answers");
+    let modified = done(store.create(&ShardId(5), &shard(5)).await.expect("an answer"));
+    relay.lose_answers();
+    let newer = at_version(shard(5), 2);
+    let lost = within(3, store.cas_shard(&newer, modified, None)).await;
+    assert_eq!(lost.expect("not refused"), Outcome::Unknown);
+    let direct = connect(etcd.endpoint()).await;
+    within(5, async { while read(&direct, 5).await.modified == modified {} }).await;
+
+    relay.mend();
+    let settled = within(10, store.settle_shard(ShardId(5), modified)).await.expect("settled");
+    assert_eq!(settled.record, newer);
+    assert_eq!(settled.modified, modified + 1, "it was sent once, and settling wrote nothing");
+}
+
+/// The change never arrived. A read can't tell that it will not, so settling shuts it out.
+#[tokio::test]
+async fn settling_shuts_out_a_change_that_may_yet_come() {
+    let (mut etcd, store) = start().await;
+    let modified = done(store.create(&ShardId(5), &shard(5)).await.expect("an answer"));
+    etcd.kill();
+    let mut lost = at_version(shard(5), 2);
+    lost.isr.push(StoreId(3));
+    let outcome = within(5, store.cas_shard(&lost, modified, None)).await;
+    assert_eq!(outcome.expect("not refused"), Outcome::Unknown);
+
+    etcd.run().await;
+    let settled = within(10, store.settle_shard(ShardId(5), modified)).await.expect("settled");
+    assert_eq!(settled.record, at_version(shard(5), 2), "the old content as a newer version");
+    assert!(settled.modified > modified);
+    // Should it come now, it is too late.
+    let late = store.cas_shard(&lost, modified, None).await;
+    assert_eq!(late.expect("an answer"), Outcome::Failed);
+}
+
+/// Frozen in the middle of it: which of the two it will be nobody knows, and settling says.
+#[tokio::test]
+async fn a_txn_sent_to_a_frozen_etcd_is_settled() {
+    let (etcd, _) = start().await;
+    let settings = Settings {
+        call_timeout: Duration::from_millis(300),
+        ..Settings::new(vec![etcd.endpoint()], "test")
+    };
+    let store = Metastore::connect(&settings).await.expect("etcd answers");
+    let modified = done(store.create(&ShardId(5), &shard(5)).await.expect("an answer"));
+    etcd.freeze();
+    let mut lost = at_version(shard(5), 2);
+    lost.isr.push(StoreId(3));
+    let outcome = within(5, store.cas_shard(&lost, modified, None)).await;
+    assert_eq!(outcome.expect("not refused"), Outcome::Unknown);
+    let settling = store.settle_shard(ShardId(5), modified);
+    etcd.thaw();
+    let settled = within(10, settling).await.expect("settled");
+    assert!(settled.record == lost || settled.record == at_version(shard(5), 2));
+    assert!(settled.modified > modified);
+    assert_eq!(read(&store, 5).await, settled, "what was settled stands");
+}
+
+#[tokio::test]
+async fn settling_a_shard_that_is_not_there_is_refused() {
+    let (_etcd, store) = start().await;
+    let error = within(5, store.settle_shard(ShardId(5), 1)).await.expect_err("no such shard");
+    assert!(!error.is_transient());
+}

@@ -1,0 +1,171 @@
+//! Watches: everything, then what changes; and after any trouble everything again.
+
+use std::time::Duration;
+
+use engine::config::ShardConfig;
+use engine::ids::{ShardId, Version};
+use engine::records::GatewayRecord;
+use etcd_client::CompactionOptions;
+use metastore::{Broken, Change, Listed, Metastore, Outcome, Watch, WatchEvent, WatchSettings};
+
+use crate::etcd::{Etcd, Relay};
+use crate::{at_version, connect, gateway_record, raw, shard, start, within};
+
+async fn next<R: metastore::Record>(watch: &mut Watch<R>) -> WatchEvent<R> {
+    within(15, watch.next()).await.expect("it goes on")
+}
+
+/// Skips single changes.
+async fn next_list<R: metastore::Record>(watch: &mut Watch<R>) -> Listed<R> {
+    loop {
+        if let WatchEvent::All(listed) = next(watch).await {
+            return listed;
+        }
+    }
+}
+
+async fn make(store: &Metastore, lo: u16) -> u64 {
+    let outcome = store.create(&ShardId(lo), &shard(lo)).await.expect("an answer");
+    let Outcome::Done { revision } = outcome else { panic!("{outcome:?}") };
+    revision
+}
+
+#[tokio::test]
+async fn everything_first_then_each_change_in_order() {
+    let (_etcd, store) = start().await;
+    let first = make(&store, 1).await;
+    let mut watch = store.watch::<ShardConfig>(WatchSettings::default());
+    let WatchEvent::All(listed) = next(&mut watch).await else { panic!("a list comes first") };
+    assert_eq!((listed.all.len(), listed.revision), (1, first));
+
+    let second = make(&store, 2).await;
+    store.create(&1, &gateway_record("another kind")).await.expect("an answer");
+    store.cas_shard(&at_version(shard(1), 2), first, None).await.expect("an answer");
+    store.delete::<ShardConfig>(&ShardId(2), second).await.expect("an answer");
+    let WatchEvent::Changed(kept) = next(&mut watch).await else { panic!("shard 2 was made") };
+    assert_eq!((kept.id, kept.created, kept.modified), (ShardId(2), second, second));
+    let WatchEvent::Changed(kept) = next(&mut watch).await else { panic!("shard 1 changed") };
+    assert_eq!((kept.record.version, kept.created), (Version(2), first));
+    let deleted = WatchEvent::Deleted { id: ShardId(2), revision: kept.modified + 1 };
+    assert_eq!(next(&mut watch).await, deleted);
+}
+
+#[tokio::test]
+async fn everything_is_read_again_though_nothing_is_wrong() {
+    let (_etcd, store) = start().await;
+    let settings =
+        WatchSettings { relist_every: Duration::from_millis(200), ..WatchSettings::default() };
+    let mut watch = store.watch::<ShardConfig>(settings);
+    assert_eq!(next_list(&mut watch).await.all, []);
+    make(&store, 1).await;
+    within(10, async { while next_list(&mut watch).await.all.is_empty() {} }).await;
+}
+
+/// What changed while nothing was heard is in the list that follows, compacted or not (traps T5, T8).
+#[tokio::test]
+async fn a_broken_stream_is_followed_by_a_list_that_lacks_nothing() {
+    let etcd = Etcd::start().await;
+    let relay = Relay::start(etcd.endpoint()).await;
+    let (store, direct) = (connect(relay.endpoint()).await, connect(etcd.endpoint()).await);
+    let first = make(&direct, 1).await;
+    make(&direct, 2).await;
+    let mut watch = store.watch::<ShardConfig>(WatchSettings::default());
+    assert_eq!(next_list(&mut watch).await.all.len(), 2);
+    // Once a change is heard the stream stands, and only its breaking leads to another list.
+    let second = make(&direct, 3).await;
+    assert!(matches!(next(&mut watch).await, WatchEvent::Changed(kept) if kept.modified == second));
+
+    relay.lose_answers();
+    direct.delete::<ShardConfig>(&ShardId(1), first).await.expect("an answer");
+    let last = make(&direct, 4).await;
+    let everything = CompactionOptions::new().with_physical();
+    let newest = i64::try_from(last).expect("a small number");
+    raw(&etcd).await.compact(newest, Some(everything)).await.expect("etcd answers");
+    relay.mend();
+    let listed = next_list(&mut watch).await;
+    let ids: Vec<u16> = listed.all.iter().map(|kept| kept.id.0).collect();
+    assert_eq!((ids, listed.revision), (vec![2, 3, 4], last));
+    make(&direct, 5).await;
+    assert!(matches!(next(&mut watch).await, WatchEvent::Changed(kept) if kept.id == ShardId(5)));
+}
+
+#[tokio::test]
+async fn a_restart_of_etcd_is_survived() {
+    let (mut etcd, store) = start().await;
+    make(&store, 1).await;
+    let mut watch = store.watch::<ShardConfig>(WatchSettings::default());
+    assert_eq!(next_list(&mut watch).await.all.len(), 1);
+    etcd.kill();
+    etcd.run().await;
+    within(10, async { while store.list::<ShardConfig>().await.is_err() {} }).await;
+    make(&store, 2).await;
+    within(15, async {
+        loop {
+            match next(&mut watch).await {
+                WatchEvent::All(listed) if listed.all.len() == 2 => return,
+                WatchEvent::Changed(kept) if kept.id == ShardId(2) => return,
+                _ => {}
+            }
+        }
+    })
+    .await;
+}
+
+/// A quiet stream and a dead one look alike: one that does not even answer when asked is given up.
+#[tokio::test]
+async fn a_silent_stream_is_given_up_and_a_quiet_one_is_not() {
+    let etcd = Etcd::start().await;
+    let relay = Relay::start(etcd.endpoint()).await;
+    let store = connect(relay.endpoint()).await;
+    let silent_after = Duration::from_millis(400);
+    let mut changes = store.changes::<ShardConfig>(1, silent_after).await.expect("a stream");
+    // Four times as long with nothing to hear but answers to the questions.
+    let quiet = tokio::time::timeout(silent_after * 4, changes.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    relay.lose_answers();
+    let silent = within(5, changes.next()).await;
+    assert!(matches!(silent, Err(Broken::Silent)), "{silent:?}");
+}
+
+#[tokio::test]
+async fn history_that_is_compacted_away_is_told_and_the_rest_is_heard() {
+    let (etcd, store) = start().await;
+    let first = make(&store, 1).await;
+    make(&store, 2).await;
+    let last = make(&store, 3).await;
+    let newest = i64::try_from(last).expect("a small number");
+    raw(&etcd).await.compact(newest, None).await.expect("etcd answers");
+    let silent_after = WatchSettings::default().silent_after;
+    let mut gone = store.changes::<ShardConfig>(first, silent_after).await.expect("a stream");
+    let broken = within(5, gone.next()).await;
+    assert!(matches!(broken, Err(Broken::Compacted)), "{broken:?}");
+    let mut rest = store.changes::<ShardConfig>(last + 1, silent_after).await.expect("a stream");
+    make(&store, 4).await;
+    let change = within(5, rest.next()).await.expect("a change");
+    assert!(matches!(change, Change::Changed(kept) if kept.id == ShardId(4)));
+}
+
+/// Trap T10: etcd was restored from a backup, or is another one. Nobody may follow it by himself.
+#[tokio::test]
+async fn an_etcd_whose_history_went_back_is_not_followed() {
+    let (mut etcd, store) = start().await;
+    for nonce in 0..10 {
+        store.create(&nonce, &gateway_record("a")).await.expect("an answer");
+    }
+    let mut watch = store.watch::<GatewayRecord>(WatchSettings::default());
+    let was = next_list(&mut watch).await.revision;
+    etcd.replace_by_empty().await;
+    let event = within(15, async {
+        loop {
+            let event = next(&mut watch).await;
+            if !matches!(&event, WatchEvent::All(listed) if listed.revision == was) {
+                return event;
+            }
+        }
+    })
+    .await;
+    let WatchEvent::WentBack { was: told, now } = event else { panic!("{event:?}") };
+    assert_eq!(told, was);
+    assert!(now < was);
+    assert_eq!(within(5, watch.next()).await, None, "it has ended");
+}

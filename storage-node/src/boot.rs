@@ -1,0 +1,569 @@
+//! Who this process is, and that nobody else is (DESIGN §6, Identity).
+//!
+//! A store is told by what lies on its disk, never by its name. Each start takes a new boot number and a new nonce:
+//!
+//! ```text
+//!   lock the folder, recover ──▶ etcd? ──▶ meta? ──▶ wait until node/{uuid} is gone
+//!     ──▶ read store/{uuid}: its nonce must be ours, or the one before it
+//!     ──▶ new nonce into the log, fsynced ──▶ CAS store/{uuid}: boot + 1, new nonce ──▶ listen, register
+//! ```
+//!
+//! The log first, etcd second. A crash between the two leaves the new nonce in the log and the old one in etcd; the log
+//! keeps both, so the next start knows itself. The other way round a crash would leave a nonce in etcd that no disk knows,
+//! and the store would be refused for ever. A copy of the folder has the same nonces: whoever of the two starts first
+//! moves etcd on, and the other knows neither the new nonce nor, hence, itself.
+//!
+//! A claim whose answer was lost is settled by reading: it stands if the record has its nonce.
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use engine::ids::{Boot, StoreBoot, StoreId};
+use engine::message::{NodeQuery, NodeQueryReply};
+use engine::node::Event;
+use engine::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
+use engine::store::log::{Identity, Record as LogRecord};
+use metastore::{BootGuard, Error, Kept, Metastore, Outcome, Settings};
+use proto::wire;
+use proto::wire::control_client::ControlClient;
+use telemetry::Health;
+use tokio::net::TcpListener;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::disk::{Disk, Opened};
+use crate::exit::Exit;
+use crate::inbox::Told;
+use crate::options::Options;
+
+/// Between two tries of something that is waited for.
+const TRY_EVERY: Duration = Duration::from_millis(100);
+/// A node that is alive answers a probe within this.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+/// How much later than it should etcd may delete the key of a lease that ran out.
+const EXPIRY_LATE_MAX: Duration = Duration::from_secs(1);
+/// Writing the first record takes milliseconds; a disk that takes this long is broken.
+const FIRST_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a start found out.
+#[derive(Debug)]
+pub struct Booted {
+    pub me: StoreBoot,
+    pub guard: BootGuard,
+    pub listener: TcpListener,
+    /// Where others dial.
+    pub address: String,
+    /// The store is suspect: none of its copies may be trusted to be promoted.
+    pub suspect: bool,
+}
+
+/// The disk as it was opened, and where its events arrive.
+#[derive(Debug)]
+pub struct OpenDisk {
+    pub disk: Disk,
+    pub told: mpsc::Receiver<Told>,
+    /// The next group to be written.
+    pub next_group: u64,
+    /// What the disk told before there was a machine to hear it.
+    pub early: Vec<Event>,
+}
+
+/// Waits for an etcd that answers.
+pub async fn connect(options: &Options, health: &Health) -> Result<Metastore, Exit> {
+    let settings = Settings::new(options.etcd.clone(), &options.cluster);
+    wait(health, "etcd", async || match Metastore::connect(&settings).await {
+        Ok(metastore) => Ok(Some(metastore)),
+        Err(error) => transient(error, "etcd"),
+    })
+    .await
+}
+
+/// Waits for the cluster's settings: the leading coordinator makes them.
+pub async fn meta(metastore: &Metastore, health: &Health) -> Result<Meta, Exit> {
+    wait(health, "meta", async || match metastore.get::<Meta>(&()).await {
+        Ok(kept) => Ok(kept.map(|kept| kept.record)),
+        Err(error) => transient(error, "meta"),
+    })
+    .await
+}
+
+/// Tries until there is something; meanwhile `/readyz` says what is waited for.
+async fn wait<T>(
+    health: &Health,
+    reason: &'static str,
+    mut attempt: impl AsyncFnMut() -> Result<Option<T>, Exit>,
+) -> Result<T, Exit> {
+    let began = Instant::now();
+    let mut said = false;
+    health.not_ready(reason);
+    loop {
+        if let Some(found) = attempt().await? {
+            return Ok(found);
+        }
+        if !said && began.elapsed() >= Duration::from_secs(1) {
+            warn!(reason, "waiting");
+            said = true;
+        }
+        sleep(TRY_EVERY).await;
+    }
+}
+
+/// An error that waiting may help against is none yet.
+fn transient<T>(error: Error, what: &str) -> Result<Option<T>, Exit> {
+    if error.is_transient() {
+        tracing::debug!(%error, what, "not yet");
+        return Ok(None);
+    }
+    Err(Exit::Failed(format!("{what}: {error}")))
+}
+
+/// One start of one store.
+pub struct Start<'a> {
+    pub options: &'a Options,
+    pub metastore: &'a Metastore,
+    pub meta: &'a Meta,
+    pub health: &'a Health,
+}
+
+/// What this process has written into the log and wants to see in etcd.
+#[derive(Clone, Copy, Debug)]
+struct Claim {
+    boot: Boot,
+    nonce: u128,
+    /// What etcd held when it was written.
+    previous: Option<u128>,
+}
+
+impl Start<'_> {
+    /// Becomes the store whose data lies here, or a new one.
+    pub async fn identify(&self, disk: &mut OpenDisk, opened: &Opened) -> Result<Booted, Exit> {
+        self.health.not_ready("identity");
+        let known = self.check_disk(opened)?;
+        let store = match known {
+            Some(identity) => identity.store,
+            None => StoreId(random()?),
+        };
+        self.check_name(store).await?;
+        let mut ours: Vec<u128> = known.iter().flat_map(|k| [k.nonce, k.previous_nonce]).collect();
+        let mut claim: Option<Claim> = None;
+        let mut bound = None;
+        loop {
+            let record = self.await_turn(store).await?;
+            if let (Some(claim), Some(kept)) = (claim, &record)
+                && kept.record.nonce == claim.nonce
+                && let Some((listener, address)) = bound
+            {
+                let suspect = kept.record.status == StoreStatus::Suspect;
+                if suspect {
+                    disk.disk.suspicion_noted();
+                }
+                info!(%store, boot = claim.boot.0, address, suspect, "identity claimed");
+                let me = StoreBoot { store, boot: claim.boot };
+                let guard = BootGuard { store, boot: claim.boot, nonce: claim.nonce };
+                return Ok(Booted { me, guard, listener, address, suspect });
+            }
+            self.check_record(store, known, &ours, record.as_ref()).await?;
+            // Before the boot number is used up, and only now: nobody may take us for the run before.
+            let (_, address) = match &mut bound {
+                Some(bound) => bound,
+                none => none.insert(self.listen().await?),
+            };
+            let previous = record.as_ref().map(|kept| kept.record.nonce);
+            let made = match claim {
+                Some(claim) if claim.previous == previous => claim,
+                // A claim of a run before this one took effect late: the log must name its nonce too.
+                earlier => {
+                    let boot = next_boot(known, record.as_ref().map(|kept| &kept.record));
+                    let nonce = earlier.map_or_else(random, |claim| Ok(claim.nonce))?;
+                    let made = Claim { boot, nonce, previous };
+                    self.log(store, made, disk, opened)?;
+                    ours.push(nonce);
+                    made
+                }
+            };
+            claim = Some(made);
+            self.claim(store, made, record, address, opened).await?;
+        }
+    }
+
+    fn check_disk<'b>(&self, opened: &'b Opened) -> Result<Option<&'b Identity>, Exit> {
+        let folder = self.options.data.display();
+        let Some(identity) = &opened.identity else {
+            if opened.damage.is_empty() {
+                return Ok(None);
+            }
+            // It must not become a new store: somebody may count on the old one's promises.
+            let why = opened.damage.join("; ");
+            return Err(Exit::Disk(format!("{folder} no longer says which store it is: {why}")));
+        };
+        if identity.cluster != self.meta.cluster {
+            return Err(Exit::Refused(format!(
+                "the data in {folder} belongs to cluster {:032x}, and etcd's cluster {:?} is {:032x}: check --etcd, \
+                 --cluster and --data",
+                identity.cluster, self.options.cluster, self.meta.cluster
+            )));
+        }
+        Ok(Some(identity))
+    }
+
+    /// A name means one store: if another one has it and is alive, this one is not wanted. If it is dead, the coordinator
+    /// gives it up and this one takes its places.
+    async fn check_name(&self, store: StoreId) -> Result<(), Exit> {
+        let name = &self.options.name;
+        let listed = self.read(async || self.metastore.list::<StoreRecord>().await).await?;
+        for other in listed.all {
+            let gone = matches!(other.record.status, StoreStatus::Lost | StoreStatus::Retired);
+            if other.id == store || gone || other.record.name != *name {
+                continue;
+            }
+            if self.answers(&other.record.address, other.id).await {
+                return Err(Exit::Refused(format!(
+                    "the name {name:?} belongs to store {} at {}, which is running: choose another --name, or start on \
+                     its own data folder",
+                    other.id, other.record.address
+                )));
+            }
+            warn!(name, store = %other.id, "another store of this name does not answer: it will be given up");
+        }
+        Ok(())
+    }
+
+    /// Waits until no process is registered as this store. Returns the store's record, read after that.
+    async fn await_turn(&self, store: StoreId) -> Result<Option<Kept<StoreRecord>>, Exit> {
+        let mut renewals = Renewals::default();
+        let mut said = false;
+        loop {
+            let key = self.read(async || self.metastore.get::<NodeRecord>(&store).await).await?;
+            let Some(key) = key else { break };
+            if !said {
+                info!(%store, boot = key.record.boot.0, address = key.record.address,
+                    "waiting until the run before this one is forgotten by etcd");
+                said = true;
+            }
+            let running = |how: &str| {
+                Exit::Refused(format!(
+                    "store {store} is running at {}: {how}. Was the data folder copied?",
+                    key.record.address
+                ))
+            };
+            if self.answers(&key.record.address, store).await {
+                return Err(running("it answers a probe"));
+            }
+            let left = self.read(async || self.metastore.lease_left(key.lease).await).await?;
+            if renewals.seen(key.lease, left.map(|lease| lease.left), Instant::now()) {
+                return Err(running("its lease is renewed"));
+            }
+            sleep(TRY_EVERY).await;
+        }
+        self.read(async || self.metastore.get::<StoreRecord>(&store).await).await
+    }
+
+    /// The record is one that this disk knows.
+    async fn check_record(
+        &self,
+        store: StoreId,
+        known: Option<&Identity>,
+        ours: &[u128],
+        record: Option<&Kept<StoreRecord>>,
+    ) -> Result<(), Exit> {
+        let folder = self.options.data.display();
+        let Some(Kept { record, .. }) = record else {
+            // A first start that ended between log and etcd left no record.
+            if known.is_some_and(|identity| identity.boot > Boot(1)) {
+                return Err(Exit::Refused(format!(
+                    "etcd does not know store {store} of {folder}: was etcd's data lost or restored? See `dkc recover-etcd`"
+                )));
+            }
+            return Ok(());
+        };
+        if !ours.contains(&record.nonce) {
+            return Err(Exit::Refused(format!(
+                "the data in {folder} is not what store {store} had when it last started (boot {}): the disk was rolled \
+                 back to an older state, or the folder was copied and the copy was started. It must not run. Start on the \
+                 right data, or on an empty folder to be filled anew",
+                record.boot.0
+            )));
+        }
+        if matches!(record.status, StoreStatus::Lost | StoreStatus::Retired) {
+            return Err(Exit::Refused(format!(
+                "store {store} of {folder} was given up ({:?}): its places are others' by now. Start on an empty folder",
+                record.status
+            )));
+        }
+        // All leases may vanish though every process is well, so a missing key proves nothing.
+        if self.answers(&record.address, store).await {
+            return Err(Exit::Refused(format!(
+                "store {store} is running at {}: it answers a probe. Was the data folder copied?",
+                record.address
+            )));
+        }
+        Ok(())
+    }
+
+    async fn listen(&self) -> Result<(TcpListener, String), Exit> {
+        let listen = self.options.listen;
+        let failed = |error| Exit::Failed(format!("can't listen on {listen}: {error}"));
+        let listener = TcpListener::bind(listen).await.map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
+        let address = self.options.advertise.clone().unwrap_or_else(|| bound.to_string());
+        Ok((listener, address))
+    }
+
+    /// Writes what will be claimed into the log.
+    fn log(
+        &self,
+        store: StoreId,
+        claim: Claim,
+        disk: &mut OpenDisk,
+        opened: &Opened,
+    ) -> Result<(), Exit> {
+        let identity = Identity {
+            cluster: self.meta.cluster,
+            store,
+            boot: claim.boot,
+            nonce: claim.nonce,
+            previous_nonce: claim.previous.unwrap_or(claim.nonce),
+            kernel_boot: opened.kernel_boot,
+        };
+        tokio::task::block_in_place(|| disk.write_durably(LogRecord::Identity(identity)))
+    }
+
+    /// Tries to make etcd know this run. What came of it is seen by reading.
+    async fn claim(
+        &self,
+        store: StoreId,
+        claim: Claim,
+        record: Option<Kept<StoreRecord>>,
+        address: &str,
+        opened: &Opened,
+    ) -> Result<(), Exit> {
+        let options = self.options;
+        let status = match record.as_ref().map(|kept| kept.record.status) {
+            _ if opened.is_suspect() => StoreStatus::Suspect,
+            Some(status) => status,
+            None => StoreStatus::Active,
+        };
+        let ours = StoreRecord {
+            name: options.name.clone(),
+            address: address.to_owned(),
+            zone: options.zone.clone(),
+            host: options.host_label(),
+            boot: claim.boot,
+            nonce: claim.nonce,
+            status,
+        };
+        let outcome = match &record {
+            Some(kept) => self.metastore.replace(&store, &ours, kept.modified).await,
+            None => self.metastore.create(&store, &ours).await,
+        };
+        match outcome {
+            Ok(Outcome::Done { .. }) => Ok(()),
+            Ok(lost) => {
+                warn!(%store, ?lost, "claim of the store's identity to be looked at again");
+                Ok(())
+            }
+            Err(error) if error.is_transient() => Ok(()),
+            Err(error) => Err(Exit::Failed(format!("etcd refuses this store's record: {error}"))),
+        }
+    }
+
+    /// Reads from etcd, however long it is away.
+    async fn read<T>(&self, attempt: impl AsyncFn() -> Result<T, Error>) -> Result<T, Exit> {
+        loop {
+            match attempt().await {
+                Ok(found) => {
+                    self.health.not_ready("identity");
+                    return Ok(found);
+                }
+                Err(error) if error.is_transient() => self.health.not_ready("etcd"),
+                Err(error) => return Err(Exit::Failed(format!("etcd: {error}"))),
+            }
+            sleep(TRY_EVERY).await;
+        }
+    }
+
+    /// A process there says that it is this store.
+    async fn answers(&self, address: &str, store: StoreId) -> bool {
+        let asked = timeout(PROBE_TIMEOUT, ask_who(self.meta.cluster, address)).await;
+        matches!(asked, Ok(Some(who)) if who.store == store)
+    }
+}
+
+/// The number of this boot: above every one that etcd may have heard of. As long as etcd has no record it is 1, however
+/// often a first start has ended before it came to etcd: so a log with a higher number means that there was a record.
+fn next_boot(known: Option<&Identity>, record: Option<&StoreRecord>) -> Boot {
+    let local = known.map_or(Boot(0), |identity| identity.boot);
+    record.map_or(Boot(1), |record| Boot(record.boot.max(local).0 + 1))
+}
+
+/// Who answers there, if anybody of this cluster does.
+async fn ask_who(cluster: u128, address: &str) -> Option<StoreBoot> {
+    let channel = crate::peers::endpoint(address).ok()?.connect().await.ok()?;
+    let mut client = proto::limited!(ControlClient::new(channel));
+    // Whom it is meant for does not matter: the answer names who it is from.
+    let probe = NodeQuery::Probe { to: StoreBoot::default() };
+    let reply = client.query(wire::NodeQuery::new(cluster, probe)).await.ok()?;
+    match reply.into_inner().try_into() {
+        Ok(NodeQueryReply::Probe { from, .. }) => Some(from),
+        _ => None,
+    }
+}
+
+impl OpenDisk {
+    pub fn new(disk: Disk, next_group: u64, told: mpsc::Receiver<Told>) -> Self {
+        Self { disk, told, next_group, early: Vec::new() }
+    }
+
+    /// Writes a group of one record and waits for its fsync.
+    fn write_durably(&mut self, record: LogRecord) -> Result<(), Exit> {
+        let group = self.next_group;
+        self.next_group += 1;
+        self.disk.write(record);
+        self.disk.sync(group);
+        let until = Instant::now() + FIRST_WRITE_TIMEOUT;
+        loop {
+            match self.told.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(Told::Disk(event)) => match self.disk.accept(event) {
+                    Event::Durable { group: done } if done >= group => return Ok(()),
+                    other => self.early.push(other),
+                },
+                Ok(Told::Exit(exit)) => return Err(exit),
+                // Nobody else speaks before the loop begins.
+                Ok(_) => {}
+                Err(_) => {
+                    return Err(Exit::Disk(format!("no fsync in {FIRST_WRITE_TIMEOUT:?}")));
+                }
+            }
+        }
+    }
+}
+
+/// Tells a lease that is renewed from one that only takes long to end.
+///
+/// etcd says how long a lease has left in whole seconds, rounded down, so with a TTL of 2 s a renewed lease and a dying one
+/// look alike for a second. But the dying one must be gone by the earliest end that any look has promised. One look too
+/// many may be an etcd that changed its leader, which prolongs every lease once; two are a process that lives.
+#[derive(Debug, Default)]
+struct Renewals {
+    lease: i64,
+    ends_by: Option<Instant>,
+    outlived: u32,
+}
+
+impl Renewals {
+    /// The lease's key still stands. True: somebody renews it.
+    fn seen(&mut self, lease: i64, left: Option<Duration>, now: Instant) -> bool {
+        if lease != self.lease {
+            // The process that holds the key has made another lease: it lives, if it does that again.
+            let outlived = if self.lease == 0 { 0 } else { self.outlived + 1 };
+            *self = Self { lease, ends_by: None, outlived };
+        }
+        // The lease is gone, its key not yet.
+        let Some(left) = left else { return false };
+        let end = now + left + Duration::from_secs(1);
+        match self.ends_by {
+            Some(by) if now > by + EXPIRY_LATE_MAX => {
+                self.outlived += 1;
+                self.ends_by = Some(end);
+            }
+            Some(by) => self.ends_by = Some(by.min(end)),
+            None => self.ends_by = Some(end),
+        }
+        self.outlived >= 2
+    }
+}
+
+/// Notes in etcd that this store's disk has failed, if etcd can be reached. At the next start the store is suspect.
+pub async fn note_suspect(metastore: &Metastore, guard: BootGuard) {
+    let note = async {
+        let kept = metastore.get::<StoreRecord>(&guard.store).await.ok()??;
+        if (kept.record.boot, kept.record.nonce) != (guard.boot, guard.nonce) {
+            return None;
+        }
+        let record = StoreRecord { status: StoreStatus::Suspect, ..kept.record };
+        metastore.replace(&guard.store, &record, kept.modified).await.ok()
+    };
+    match timeout(Duration::from_secs(1), note).await {
+        Ok(Some(Outcome::Done { .. })) => info!(store = %guard.store, "noted as suspect"),
+        _ => warn!(store = %guard.store, "could not be noted as suspect"),
+    }
+}
+
+/// 128 bits that nobody else has.
+fn random() -> Result<u128, Exit> {
+    use std::io::Read;
+    let mut bytes = [0; 16];
+    let read = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+    read.map_err(|error| Exit::Failed(format!("no random numbers: {error}")))?;
+    Ok(u128::from_le_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boot_numbers_rise_from_the_first_record_on() {
+        #[track_caller]
+        fn check(local: Option<u64>, etcd: Option<u64>, want: u64) {
+            let identity = |boot| Identity {
+                cluster: 1,
+                store: StoreId(1),
+                boot: Boot(boot),
+                nonce: 1,
+                previous_nonce: 1,
+                kernel_boot: 1,
+            };
+            let record = |boot| StoreRecord {
+                name: "a".into(),
+                address: "a:1".into(),
+                zone: String::new(),
+                host: String::new(),
+                boot: Boot(boot),
+                nonce: 1,
+                status: StoreStatus::Active,
+            };
+            let (known, kept) = (local.map(identity), etcd.map(record));
+            assert_eq!(next_boot(known.as_ref(), kept.as_ref()), Boot(want));
+        }
+        check(None, None, 1);
+        // Its first start ended between log and etcd, and so did the second: still no reason to refuse the third.
+        check(Some(1), None, 1);
+        check(Some(1), Some(1), 2);
+        // A later start ended there.
+        check(Some(6), Some(5), 7);
+        check(Some(5), Some(5), 6);
+    }
+
+    /// Looks at a lease every 100 ms; `left` says what etcd tells at that time (in ms), none that the key is gone.
+    #[track_caller]
+    fn check(until_ms: u64, left: impl Fn(u64) -> Option<u64>, want: Option<std::ops::Range<u64>>) {
+        let start = Instant::now();
+        let mut renewals = Renewals::default();
+        let found = (0..until_ms).step_by(100).find(|&ms| {
+            let left = left(ms).map(Duration::from_secs);
+            renewals.seen(7, left, start + Duration::from_millis(ms))
+        });
+        match (found, want) {
+            (None, None) => {}
+            (Some(at), Some(range)) => assert!(range.contains(&at), "refused after {at} ms"),
+            (found, want) => panic!("{found:?} instead of {want:?}"),
+        }
+    }
+
+    #[test]
+    fn a_renewed_lease_is_told_from_a_dying_one() {
+        // TTL 2, renewed every 0.4 s: always 1.
+        check(20_000, |_| Some(1), Some(4_000..8_000));
+        // TTL 2, last renewed just before the first look; the key goes within a second of the end.
+        let dying = |ms: u64| (ms < 2_000).then(|| (2_000 - ms) / 1_000);
+        check(3_000, dying, None);
+        // TTL 10, renewed every 2 s.
+        check(60_000, |ms| Some((10_000 - ms % 2_000) / 1_000), Some(10_000..30_000));
+        // An etcd that changed its leader after a second prolongs the lease once.
+        let prolonged = |ms: u64| {
+            if ms < 1_000 { dying(ms) } else { (ms < 4_000).then(|| (4_000 - ms) / 1_000) }
+        };
+        check(5_000, prolonged, None);
+    }
+}

@@ -1,0 +1,409 @@
+//! One store's disk, for the loop that owns the store's node machine.
+//!
+//! ```text
+//!   loop ──write, sync──▶ log thread ── one write, one fdatasync per group ──▶ Durable
+//!        ──read_log─────▶    └─▶ beside it: reads and deletes segments ──────▶ LogRead
+//!        ──flush, drop_rows, install_snapshot, snapshot_reader─▶ state thread ▶ Ingested, …
+//!        ──load─────────▶ readers ───────────────────────────────────────────▶ Loaded
+//! ```
+//!
+//! Nothing here blocks but [`Disk::open`] and dropping it. What is asked for is answered by a
+//! [`DiskEvent`], which the loop turns into the machine's event by [`Disk::accept`] *right before it
+//! handles that event*: this is the moment at which later loads begin to see what the event tells of
+//! (see [`crate::state::View`]). There is no other way to get at the event, so it can't be forgotten.
+//!
+//! Any failure of any thread is told once through `failed`; nothing can be relied upon after it,
+//! and the process ends with [`DiskError::exit_code`].
+
+use std::fmt;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use engine::apply::ShardState;
+use engine::ids::{Conn, CopyNo, Seq, ShardId, Slots};
+use engine::key::CounterKey;
+use engine::node::{Event, RecoveredReplica};
+use engine::store::log::index::Needed;
+use engine::store::log::{Identity, Record};
+use engine::store::table::Frozen;
+use tokio::sync::oneshot;
+
+use crate::disk_open;
+use crate::error::DiskError;
+use crate::kill;
+use crate::log_thread::{LogJob, LogThread};
+use crate::snapshot_files::{SnapshotReader, Staging};
+use crate::space::SpaceWatch;
+use crate::state::{State, StateSettings, View};
+use crate::workers::{Alarm, Workers};
+
+/// Where a store lies and what it may use.
+#[derive(Clone, Debug)]
+pub struct DiskSettings {
+    /// The store's own folder; made if it is not there.
+    pub folder: PathBuf,
+    /// A segment of the log is full at this size (or after one group).
+    pub segment_bytes: usize,
+    /// Up to here the log is kept for followers that lack it; beyond, only for this store itself.
+    pub log_keep_bytes: usize,
+    /// What must be kept for this store itself may make the log so much longer; then it refuses.
+    pub log_slack_bytes: usize,
+    /// Refuses when fewer bytes are free on the file system.
+    pub free_bytes_min: u64,
+    pub state: StateSettings,
+    /// Threads that load counters.
+    pub readers: usize,
+}
+
+impl DiskSettings {
+    /// What suits a store in this folder that may use this much memory.
+    pub fn new(folder: PathBuf, memory: &MemoryPlan) -> Self {
+        let segment_bytes = engine::store::log::group::SEGMENT_BYTES;
+        let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
+        Self {
+            folder,
+            segment_bytes,
+            log_keep_bytes: 1 << 30,
+            log_slack_bytes: 1 << 30,
+            // Room for the segments being made, a flush of both tables, and one compaction of them.
+            free_bytes_min: 4 * (segment_bytes + memory.table_bytes_max) as u64,
+            state: StateSettings {
+                cache_bytes: memory.cache_bytes,
+                open_files_max: memory.open_files_max,
+            },
+            readers: cores.clamp(2, 8),
+        }
+    }
+}
+
+/// How a storage node's memory is shared out: the disk's part, and what `engine::node::Settings`
+/// is to be given.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct MemoryPlan {
+    /// RocksDB's blocks, indexes and filters.
+    pub cache_bytes: usize,
+    /// RocksDB's table readers, some kilobytes each, lie outside the cache.
+    pub open_files_max: i32,
+    /// One counter table. There are two, and the one that grows is there twice for a moment.
+    pub table_bytes_max: usize,
+    pub pending_bytes_max: usize,
+    /// Of each shard.
+    pub log_memory_bytes: usize,
+}
+
+impl MemoryPlan {
+    pub fn of(memory_bytes: usize) -> Self {
+        let memory_bytes = memory_bytes.max(32 << 20);
+        Self {
+            cache_bytes: memory_bytes / 4,
+            open_files_max: i32::try_from((memory_bytes >> 20) * 4).unwrap_or(i32::MAX).min(4_000),
+            table_bytes_max: memory_bytes / 8,
+            pending_bytes_max: memory_bytes / 8,
+            log_memory_bytes: (memory_bytes / 256).min(8 << 20),
+        }
+    }
+}
+
+/// What was found on the disk.
+#[derive(Debug)]
+pub struct Opened {
+    /// Who this store is; none on a new disk. Then a new identity is to be made, written as the
+    /// first record and synced, before anything else is written.
+    pub identity: Option<Identity>,
+    pub replicas: Vec<RecoveredReplica>,
+    /// The number of the first group. The identity of this boot goes into it, so that the node
+    /// machine begins with the one after it.
+    pub next_group: u64,
+    /// The kernel's boot id now, for that identity: tells a restarted process from a restarted machine.
+    pub kernel_boot: u128,
+    /// What is wrong, for people; none if nothing is. The store is to be noted as suspect in etcd,
+    /// and then [`Disk::suspicion_noted`] called.
+    pub damage: Vec<String>,
+    /// Bytes that the file system holds.
+    pub capacity: u64,
+}
+
+impl Opened {
+    /// Something durable could not be read, now or at an earlier start.
+    pub fn is_suspect(&self) -> bool {
+        let contents = self.replicas.iter().filter_map(|replica| replica.content.as_ref());
+        !self.damage.is_empty() || contents.into_iter().any(|content| content.suspect)
+    }
+}
+
+/// Something that the disk has to say. [`Disk::accept`] opens it.
+#[derive(Debug)]
+pub struct DiskEvent {
+    event: Event,
+    /// The state as the machine knows it once it has handled the event.
+    view: Option<View>,
+}
+
+/// Where disk events go.
+#[derive(Clone)]
+pub(crate) struct Tell(Arc<dyn Fn(DiskEvent) + Send + Sync>);
+
+impl Tell {
+    pub(crate) fn event(&self, event: Event) {
+        (self.0)(DiskEvent { event, view: None });
+    }
+
+    fn with_view(&self, event: Event, view: View) {
+        (self.0)(DiskEvent { event, view: Some(view) });
+    }
+
+    #[cfg(test)]
+    pub(crate) fn to_channel() -> (Self, mpsc::Receiver<Event>) {
+        let (send, events) = mpsc::channel();
+        let tell = move |told: DiskEvent| send.send(told.event).expect("the test listens");
+        (Self(Arc::new(tell)), events)
+    }
+}
+
+/// The disk of one store. Dropping it lets begun jobs end and closes all files; what was asked for
+/// and not begun is dropped.
+pub struct Disk {
+    /// Of the group being gathered.
+    records: Vec<Record>,
+    /// Who waits for that group to be durable.
+    waiting: Vec<mpsc::Sender<()>>,
+    view: Arc<View>,
+    tell: Tell,
+    alarm: Alarm,
+    staging: Staging,
+    damage_mark: disk_open::DamageMark,
+    log: LogThread,
+    state_jobs: Workers,
+    readers: Workers,
+    space: SpaceWatch,
+    state: Arc<State>,
+    /// Held until all threads have ended.
+    _lock: File,
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Disk({:?}, {:?})", self.state, self.view)
+    }
+}
+
+impl Disk {
+    /// Takes the folder for this process alone, recovers what is in it, and starts the threads.
+    ///
+    /// `events` is called from those threads and must not block. `failed` is called at most once.
+    pub fn open(
+        settings: DiskSettings,
+        events: impl Fn(DiskEvent) + Send + Sync + 'static,
+        failed: impl Fn(DiskError) + Send + Sync + 'static,
+    ) -> Result<(Self, Opened), DiskError> {
+        let found = disk_open::open(&settings)?;
+        let (tell, alarm) = (Tell(Arc::new(events)), Alarm::new(failed));
+        let opened = Opened {
+            identity: found.recovered.resume.identity.clone(),
+            replicas: found.recovered.replicas,
+            next_group: found.recovered.resume.next_group.max(1),
+            kernel_boot: found.kernel_boot,
+            damage: found.recovered.damage,
+            capacity: found.space.total,
+        };
+        let fullness = Arc::new(crate::space::Fullness::new(tell.clone()));
+        let space = SpaceWatch::start(
+            settings.folder.clone(),
+            found.space,
+            settings.free_bytes_min,
+            fullness.clone(),
+            alarm.clone(),
+        );
+        let log = LogThread::start(
+            found.log,
+            found.recovered.resume,
+            &settings,
+            tell.clone(),
+            fullness,
+            alarm.clone(),
+        );
+        let state = Arc::new(found.state);
+        let disk = Self {
+            records: Vec::new(),
+            waiting: Vec::new(),
+            view: Arc::new(state.view()),
+            tell,
+            staging: Staging::new(state.clone(), alarm.clone()),
+            damage_mark: found.damage_mark,
+            log,
+            state_jobs: Workers::start_low("dkc-state", 1, &alarm),
+            readers: Workers::start("dkc-reader", settings.readers.max(1), &alarm),
+            space,
+            state,
+            alarm,
+            _lock: found.lock,
+        };
+        Ok((disk, opened))
+    }
+
+    /// Opens what the disk told. To be called right before the machine handles the event.
+    pub fn accept(&mut self, told: DiskEvent) -> Event {
+        if let Some(view) = told.view {
+            self.view = Arc::new(view);
+        }
+        told.event
+    }
+
+    // ---- the log -------------------------------------------------------------------------------
+
+    /// Adds a record to the group being gathered. The first one on a new disk is its identity.
+    pub fn write(&mut self, record: Record) {
+        self.records.push(record);
+    }
+
+    /// What was written since the last sync is group `group`: [`Event::Durable`] follows.
+    pub fn sync(&mut self, group: u64) {
+        let records = std::mem::take(&mut self.records);
+        self.log.run(LogJob::Group { number: group, records });
+        for waiting in self.waiting.drain(..) {
+            self.log.run(LogJob::Tell(waiting));
+        }
+    }
+
+    /// Comes to an answer once everything written so far is durable; to an error if that never will.
+    fn durable_to_here(&mut self) -> mpsc::Receiver<()> {
+        let (reached, answer) = mpsc::channel();
+        match self.records.is_empty() {
+            true => self.log.run(LogJob::Tell(reached)),
+            false => self.waiting.push(reached),
+        }
+        answer
+    }
+
+    /// [`Event::LogRead`] follows, with what the log holds of the groups synced so far.
+    pub fn read_log(&self, shard: ShardId, from: Seq, bytes_max: usize) {
+        self.log.run(LogJob::Read { shard, from, bytes_max });
+    }
+
+    /// Deletes the segments that nobody needs.
+    pub fn trim(&self, needed: Vec<Needed>) {
+        self.log.run(LogJob::Trim(needed));
+    }
+
+    /// How long ago an fsync of the log last came back.
+    pub fn fsync_age(&self) -> Duration {
+        self.log.fsync_age()
+    }
+
+    /// Bytes of the log in use.
+    pub fn log_bytes(&self) -> u64 {
+        self.log.bytes()
+    }
+
+    // ---- the state -----------------------------------------------------------------------------
+
+    /// [`Event::Loaded`] follows, with the values as they are now.
+    pub fn load(&self, load: u64, keys: Vec<CounterKey>) {
+        let (view, tell) = (self.view.clone(), self.tell.clone());
+        self.readers.run(move || {
+            let values = view.values(&keys)?;
+            drop(view);
+            tell.event(Event::Loaded { load, values });
+            Ok(())
+        });
+    }
+
+    /// [`Event::Ingested`] follows.
+    pub fn flush(&self, flush: u64, table: Arc<Frozen>, shards: Vec<(CopyNo, ShardState)>) {
+        self.change(Event::Ingested { flush }, move |state| {
+            kill::point("flush.begun");
+            state.flush(&table, &shards)
+        });
+    }
+
+    /// Removes a shard's rows. [`Event::RowsDropped`] follows.
+    ///
+    /// The log says first, durably, that their copy is gone. A crash between the two would else
+    /// look as if the state had lost a copy that the log still knows: a suspect store, for nothing.
+    pub fn drop_rows(&mut self, shard: ShardId, slots: Slots) {
+        let durable = self.durable_to_here();
+        let (state, tell) = (self.state.clone(), self.tell.clone());
+        self.state_jobs.run(move || {
+            // No answer: the log has failed, or all of this ends.
+            if durable.recv().is_err() {
+                return Ok(());
+            }
+            kill::point("drop.begun");
+            state.drop_rows(slots)?;
+            changed(&state, &tell, Event::RowsDropped { shard });
+            Ok(())
+        });
+    }
+
+    /// [`Event::SnapshotInstalled`] follows.
+    pub fn install_snapshot(
+        &self,
+        conn: Conn,
+        transfer: u64,
+        copy: CopyNo,
+        shard: Box<ShardState>,
+    ) {
+        let staging = self.staging.clone();
+        self.change(Event::SnapshotInstalled { conn, transfer }, move |state| {
+            kill::point("install.begun");
+            let files = staging.take(conn, transfer).expect("a copy is staged before its install");
+            state.install(files, copy, &shard)
+        });
+    }
+
+    /// Forgets what was staged.
+    pub fn discard_snapshot(&self, conn: Conn, transfer: u64) {
+        let staging = self.staging.clone();
+        self.state_jobs.run(move || staging.discard(conn, transfer));
+    }
+
+    /// The shard as it stands in the state, after all changes asked for before. None if the state
+    /// has no record of it; an error if the disk has failed.
+    pub fn snapshot_reader(&self, slots: Slots) -> oneshot::Receiver<Option<SnapshotReader>> {
+        let (send, reader) = oneshot::channel();
+        let (state, alarm) = (self.state.clone(), self.alarm.clone());
+        self.state_jobs.run(move || {
+            // Nobody may be waiting any more.
+            let _ = send.send(SnapshotReader::open(state.view(), slots, alarm)?);
+            Ok(())
+        });
+        reader
+    }
+
+    /// Where copies that arrive are staged, for whoever receives them.
+    pub fn staging(&self) -> Staging {
+        self.staging.clone()
+    }
+
+    /// Bytes that were free on the file system when last looked at.
+    pub fn free_bytes(&self) -> u64 {
+        self.space.free()
+    }
+
+    /// Etcd says now that this store is suspect: a later start need not find the damage again.
+    pub fn suspicion_noted(&self) {
+        let mark = self.damage_mark.clone();
+        self.state_jobs.run(move || mark.remove());
+    }
+
+    /// Queues a change of the state; the event goes out with the view of after it.
+    fn change(
+        &self,
+        done: Event,
+        change: impl FnOnce(&State) -> Result<(), DiskError> + Send + 'static,
+    ) {
+        let (state, tell) = (self.state.clone(), self.tell.clone());
+        self.state_jobs.run(move || {
+            change(&state)?;
+            changed(&state, &tell, done);
+            Ok(())
+        });
+    }
+}
+
+fn changed(state: &State, tell: &Tell, done: Event) {
+    kill::point("state.changed");
+    tell.with_view(done, state.view());
+}

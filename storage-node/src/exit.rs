@@ -1,0 +1,46 @@
+//! Why a process ends, and the code that it ends with (DESIGN §13).
+
+use engine::ids::StoreBoot;
+
+use crate::error::DiskError;
+
+/// What ends a storage node, other than being asked to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum Exit {
+    /// Something outside is missing or broken: a port that is taken, a bug.
+    #[error("{0}")]
+    Failed(String),
+    /// A flag or variable makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// This process must not be this store, or not in this cluster.
+    #[error("refused to run: {0}")]
+    Refused(String),
+    /// A newer run of this store has begun.
+    #[error("refused to run: boot {} of store {} has begun elsewhere", .0.boot.0, .0.store)]
+    NewerBoot(StoreBoot),
+    /// What is on the disk can't be trusted any more. The store is noted as suspect, if etcd can be reached.
+    #[error("disk: {0}")]
+    Disk(String),
+}
+
+impl Exit {
+    /// The exit code of the process.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Failed(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Refused(_) | Self::NewerBoot(_) => 4,
+            Self::Disk(_) => 5,
+        }
+    }
+}
+
+impl From<DiskError> for Exit {
+    fn from(error: DiskError) -> Self {
+        match error.exit_code() {
+            4 => Self::Refused(error.to_string()),
+            _ => Self::Disk(error.to_string()),
+        }
+    }
+}

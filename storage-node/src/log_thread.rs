@@ -1,0 +1,256 @@
+//! The thread that writes the log: one group after the other, each durable before the next begins.
+//!
+//! The engine's writer and its index live here, not on the loop, for two reasons. A group's header
+//! says up to where the log was durable *when the group was written*, which only this thread knows.
+//! And a reader is sent to bytes that have been written, since it is sent in turn.
+//!
+//! Reading and deleting of segments happens on a thread beside it, so that neither holds up an
+//! fsync; in turn again, so that nobody reads what is being deleted.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use engine::entry::Entry;
+use engine::ids::{Seq, ShardId};
+use engine::node::Event;
+use engine::store::log::Record;
+use engine::store::log::group::Owner;
+use engine::store::log::index::{Needed, Piece, scan_entries};
+use engine::store::log::writer::{Resume, Writer};
+
+use crate::disk::{DiskSettings, Tell};
+use crate::error::DiskError;
+use crate::kill;
+use crate::log_files::{LogFolder, LogWriter};
+use crate::space::Fullness;
+use crate::workers::{Alarm, Workers, join, spawn};
+
+pub(crate) enum LogJob {
+    Group {
+        number: u64,
+        records: Vec<Record>,
+    },
+    Read {
+        shard: ShardId,
+        from: Seq,
+        bytes_max: usize,
+    },
+    Trim(Vec<Needed>),
+    /// All groups before it are durable: says so.
+    Tell(mpsc::Sender<()>),
+}
+
+/// The loop's end of it.
+pub(crate) struct LogThread {
+    jobs: Option<mpsc::Sender<LogJob>>,
+    thread: Option<JoinHandle<()>>,
+    seen: Arc<Seen>,
+}
+
+/// What others may look at.
+struct Seen {
+    opened: Instant,
+    /// When an fsync last came back, in microseconds since then.
+    fsynced: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Seen {
+    fn micros(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+impl LogThread {
+    pub(crate) fn start(
+        folder: LogFolder,
+        resume: Resume,
+        settings: &DiskSettings,
+        tell: Tell,
+        fullness: Arc<Fullness>,
+        alarm: Alarm,
+    ) -> Self {
+        const NAME: &str = "dkc-log";
+        let (jobs, queue) = mpsc::channel();
+        let bytes = AtomicU64::new(resume.index.bytes() as u64);
+        let seen = Arc::new(Seen { opened: Instant::now(), fsynced: AtomicU64::new(0), bytes });
+        let log = Log {
+            writer: None,
+            resume: Some(resume),
+            files: LogWriter::new(folder.clone(), settings.segment_bytes),
+            folder,
+            segment_bytes: settings.segment_bytes,
+            keep_bytes: settings.log_keep_bytes,
+            bytes_max: settings.log_keep_bytes.saturating_add(settings.log_slack_bytes),
+            beside: Workers::start("dkc-log-beside", 1, &alarm),
+            tell,
+            fullness,
+            seen: seen.clone(),
+        };
+        let thread = spawn(NAME, move || alarm.guard(NAME, || log.run(&queue)));
+        Self { jobs: Some(jobs), thread: Some(thread), seen }
+    }
+
+    /// Queues a job. If the thread has failed, that has been told, and the process is about to end.
+    pub(crate) fn run(&self, job: LogJob) {
+        if let Some(jobs) = &self.jobs {
+            let _ = jobs.send(job);
+        }
+    }
+
+    pub(crate) fn fsync_age(&self) -> Duration {
+        let last = self.seen.fsynced.load(Ordering::Relaxed);
+        Duration::from_micros(self.seen.micros().saturating_sub(last))
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.seen.bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for LogThread {
+    fn drop(&mut self) {
+        self.jobs = None;
+        join(self.thread.take());
+    }
+}
+
+struct Log {
+    /// Made with the first group, which on a new disk says whose log it is.
+    writer: Option<Writer>,
+    resume: Option<Resume>,
+    files: LogWriter,
+    folder: LogFolder,
+    segment_bytes: usize,
+    keep_bytes: usize,
+    bytes_max: usize,
+    beside: Workers,
+    tell: Tell,
+    fullness: Arc<Fullness>,
+    seen: Arc<Seen>,
+}
+
+impl Log {
+    /// Until nobody is left who could ask for anything.
+    fn run(mut self, queue: &mpsc::Receiver<LogJob>) -> Result<(), DiskError> {
+        for job in queue {
+            match job {
+                LogJob::Group { number, records } => self.group(number, records)?,
+                LogJob::Read { shard, from, bytes_max } => self.read(shard, from, bytes_max),
+                LogJob::Trim(needed) => self.trim(&needed),
+                // Nobody waits any more if all of this ends.
+                LogJob::Tell(waiting) => drop(waiting.send(())),
+            }
+        }
+        Ok(())
+    }
+
+    fn group(&mut self, number: u64, records: Vec<Record>) -> Result<(), DiskError> {
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            None => {
+                let resume = self.resume.take().expect("taken only here");
+                self.writer.insert(Writer::new(owned(resume, &records), self.segment_bytes))
+            }
+        };
+        for record in records {
+            writer.write(record);
+        }
+        let output = writer.sync(number);
+        let rolled = output.new_segment.is_some();
+        self.files.write(&output)?;
+        writer.durable(number);
+        self.seen.fsynced.store(self.seen.micros(), Ordering::Relaxed);
+        if rolled {
+            self.measure();
+        }
+        kill::point("group.synced");
+        self.tell.event(Event::Durable { group: number });
+        Ok(())
+    }
+
+    fn read(&mut self, shard: ShardId, from: Seq, bytes_max: usize) {
+        let known = match (&self.writer, &self.resume) {
+            (Some(writer), _) => Some((writer.owner(), writer.index())),
+            (None, resume) => resume.as_ref().map(|resume| (resume.owner, &resume.index)),
+        };
+        let Some((owner, index)) = known else { return };
+        let pieces = index.read(shard, from, bytes_max);
+        let (folder, tell) = (self.folder.clone(), self.tell.clone());
+        self.beside.run(move || {
+            let entries = read_pieces(&folder, owner, &pieces, shard, bytes_max)?;
+            tell.event(Event::LogRead { shard, from, entries });
+            Ok(())
+        });
+    }
+
+    fn trim(&mut self, needed: &[Needed]) {
+        // Before its first group this process has applied nothing, so nothing more can go.
+        let Some(writer) = &mut self.writer else { return };
+        let durable = writer.synced_through();
+        for segment in writer.index().trimmable(needed, self.keep_bytes, durable) {
+            writer.index_mut().deleted(segment);
+            let folder = self.folder.clone();
+            self.beside.run(move || {
+                kill::point("trim.begun");
+                folder.delete(segment)?;
+                kill::point("trim.deleted");
+                Ok(())
+            });
+        }
+        self.measure();
+    }
+
+    fn measure(&self) {
+        let bytes = self.writer.as_ref().map_or(0, |writer| writer.index().bytes());
+        self.seen.bytes.store(bytes as u64, Ordering::Relaxed);
+        self.fullness.log(bytes > self.bytes_max);
+    }
+}
+
+/// A new log belongs to whom its first record names; an old one to whom it always did.
+fn owned(mut resume: Resume, records: &[Record]) -> Resume {
+    let named = records.iter().find_map(|record| match record {
+        Record::Identity(identity) => {
+            Some(Owner { cluster: identity.cluster, store: identity.store })
+        }
+        _ => None,
+    });
+    match &resume.identity {
+        None => resume.owner = named.expect("a new store says who it is before anything else"),
+        Some(_) => {
+            assert!(named.is_none_or(|named| named == resume.owner), "a store keeps its identity");
+        }
+    }
+    resume
+}
+
+/// The entries that these pieces hold, until they take `bytes_max`. Fewer if a segment has been
+/// deleted meanwhile.
+fn read_pieces(
+    folder: &LogFolder,
+    owner: Owner,
+    pieces: &[Piece],
+    shard: ShardId,
+    bytes_max: usize,
+) -> Result<Vec<Entry>, DiskError> {
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut left = bytes_max;
+    for &piece in pieces {
+        let Some(bytes) = folder.read_at(piece.segment, piece.offset, piece.len)? else { break };
+        let found = scan_entries(owner, piece, &bytes, shard, left);
+        let Some(last) = found.last().map(|entry| entry.seq) else {
+            // The index has seen it written there, so it has been there.
+            return Err(DiskError::Damage { segment: piece.segment, offset: piece.offset });
+        };
+        let taken: usize = found.iter().map(Entry::size).sum();
+        entries.extend(found);
+        if last < piece.to || taken >= left {
+            break;
+        }
+        left -= taken;
+    }
+    Ok(entries)
+}

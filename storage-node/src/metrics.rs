@@ -1,0 +1,191 @@
+//! What the node shows of itself at `/metrics` (DESIGN §12).
+
+use std::collections::BTreeSet;
+
+use engine::ids::Now;
+use engine::message::{Answer, NodeReply, Refusal};
+use engine::node::Node;
+use telemetry::prometheus_client::metrics::counter::Counter;
+use telemetry::prometheus_client::metrics::family::Family;
+use telemetry::prometheus_client::metrics::gauge::Gauge;
+use telemetry::prometheus_client::metrics::histogram::Histogram;
+use telemetry::prometheus_client::registry::Registry;
+
+use crate::names::Names;
+
+type Labels = Vec<(&'static str, String)>;
+
+/// The handles; clones share them.
+#[derive(Clone, Debug)]
+pub struct NodeMetrics {
+    commit_seconds: Histogram,
+    fsync_seconds: Histogram,
+    batches: Counter,
+    refusals: Family<Labels, Counter>,
+    in_sync_replicas: Family<Labels, Gauge>,
+    lag_entries: Family<Labels, Gauge>,
+    epoch: Family<Labels, Gauge>,
+    frozen_shards: Gauge,
+    digest_mismatches: Counter,
+    durability_violations: Counter,
+    connections_closed_full: Counter,
+    /// Labels that were set last time, so that those of a shard that moved away go.
+    shown: BTreeSet<Labels>,
+    shown_lags: BTreeSet<Labels>,
+    mismatches_seen: u64,
+    violations_seen: u64,
+}
+
+/// From 50 µs, doubling, to 1.6 s.
+fn times() -> Histogram {
+    Histogram::new((0..16).map(|power| 0.000_05 * f64::from(1u32 << power)))
+}
+
+impl Default for NodeMetrics {
+    fn default() -> Self {
+        Self {
+            commit_seconds: times(),
+            fsync_seconds: times(),
+            batches: Counter::default(),
+            refusals: Family::default(),
+            in_sync_replicas: Family::default(),
+            lag_entries: Family::default(),
+            epoch: Family::default(),
+            frozen_shards: Gauge::default(),
+            digest_mismatches: Counter::default(),
+            durability_violations: Counter::default(),
+            connections_closed_full: Counter::default(),
+            shown: BTreeSet::new(),
+            shown_lags: BTreeSet::new(),
+            mismatches_seen: 0,
+            violations_seen: 0,
+        }
+    }
+}
+
+impl NodeMetrics {
+    pub fn register(&self, registry: &mut Registry) {
+        let r = registry;
+        r.register(
+            "commit_seconds",
+            "From a batch's arrival to the answer that it is applied",
+            self.commit_seconds.clone(),
+        );
+        r.register("fsync_seconds", "Writing and fsyncing one group", self.fsync_seconds.clone());
+        r.register("batches", "Batches that came from gateways", self.batches.clone());
+        r.register("refusals", "Batches and reads refused, by reason", self.refusals.clone());
+        r.register(
+            "in_sync_replicas",
+            "Members of the in-sync set of each shard led here",
+            self.in_sync_replicas.clone(),
+        );
+        r.register(
+            "lag_entries",
+            "Entries that a follower of a shard led here has not acknowledged",
+            self.lag_entries.clone(),
+        );
+        r.register("epoch", "Epoch of each shard led here", self.epoch.clone());
+        r.register("frozen_shards", "Frozen shards led here", self.frozen_shards.clone());
+        r.register(
+            "digest_mismatches",
+            "Followers whose state differed at the same position",
+            self.digest_mismatches.clone(),
+        );
+        r.register(
+            "durability_violations",
+            "Members that had lost what they had acknowledged",
+            self.durability_violations.clone(),
+        );
+        r.register(
+            "connections_closed_full",
+            "Connections closed because the other end did not read",
+            self.connections_closed_full.clone(),
+        );
+    }
+
+    pub fn synced(&self, began: Now, now: Now) {
+        self.fsync_seconds.observe(seconds(began, now));
+    }
+
+    pub fn batches_came(&self, count: usize) {
+        self.batches.inc_by(count as u64);
+    }
+
+    pub fn committed(&self, arrived: Now, now: Now) {
+        self.commit_seconds.observe(seconds(arrived, now));
+    }
+
+    pub fn closed_full(&self) {
+        self.connections_closed_full.inc();
+    }
+
+    /// Counts a reply that is a refusal.
+    pub fn replied(&self, reply: &NodeReply) {
+        let refusal = match reply {
+            NodeReply::Answer { answer: Answer::Refused(refusal), .. } => refusal,
+            NodeReply::Read { result: Err(refusal), .. } => refusal,
+            NodeReply::Answer { answer: Answer::NoEffect, .. } => return self.refused("order"),
+            NodeReply::Answer { answer: Answer::Expired, .. } => return self.refused("expired"),
+            _ => return,
+        };
+        self.refused(match refusal {
+            Refusal::NotPrimary(_) => "not-primary",
+            Refusal::NoSuchShard => "no-such-shard",
+            Refusal::Frozen => "frozen",
+            Refusal::Overloaded => "overloaded",
+            Refusal::NoSpace => "no-space",
+            Refusal::TooLarge => "too-large",
+            Refusal::Damaged => "damaged",
+        });
+    }
+
+    fn refused(&self, reason: &'static str) {
+        self.refusals.get_or_create(&vec![("reason", reason.to_owned())]).inc();
+    }
+
+    /// What is to be seen of the machine right now.
+    pub fn look(&mut self, node: &Node, names: &Names) {
+        let mut frozen = 0;
+        let (mut shown, mut shown_lags) = (BTreeSet::new(), BTreeSet::new());
+        for view in node.replicas() {
+            let Some(primary) = view.primary else { continue };
+            let shard = ("shard", view.shard.to_string());
+            let labels = vec![shard.clone()];
+            self.in_sync_replicas.get_or_create(&labels).set(primary.record.isr.len() as i64);
+            self.epoch.get_or_create(&labels).set(i64_of(primary.epoch.0));
+            for (&store, follower) in &primary.followers {
+                let labels = vec![shard.clone(), ("node", names.of(store))];
+                let lag = view.last.seq.0.saturating_sub(follower.acked.0);
+                self.lag_entries.get_or_create(&labels).set(i64_of(lag));
+                shown_lags.insert(labels);
+            }
+            frozen += i64::from(primary.frozen);
+            shown.insert(labels);
+        }
+        for gone in self.shown.difference(&shown) {
+            self.in_sync_replicas.remove(gone);
+            self.epoch.remove(gone);
+        }
+        for gone in self.shown_lags.difference(&shown_lags) {
+            self.lag_entries.remove(gone);
+        }
+        (self.shown, self.shown_lags) = (shown, shown_lags);
+        self.frozen_shards.set(frozen);
+        raise(&self.digest_mismatches, &mut self.mismatches_seen, node.digest_mismatches());
+        raise(&self.durability_violations, &mut self.violations_seen, node.durability_violations());
+    }
+}
+
+/// The machine counts by itself, and forgets what shards counted that it leads no longer.
+fn raise(counter: &Counter, seen: &mut u64, now: u64) {
+    counter.inc_by(now.saturating_sub(*seen));
+    *seen = now;
+}
+
+fn i64_of(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn seconds(from: Now, to: Now) -> f64 {
+    to.0.saturating_sub(from.0) as f64 / 1e6
+}

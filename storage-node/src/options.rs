@@ -1,0 +1,129 @@
+//! What a storage node can be told when it is started, and what follows from it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use engine::node::Settings;
+use engine::records::Meta;
+
+use crate::disk::MemoryPlan;
+use crate::exit::Exit;
+
+/// Below this nothing useful fits: two tables, a cache and a message of the largest size.
+const MEMORY_BYTES_MIN: u64 = 128 << 20;
+
+/// Flags of `dkc storage-node`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// This node's name: one node of the cluster at a time has it. For people; the store's uuid is what counts.
+    #[arg(long, env = "DKC_NAME")]
+    pub name: String,
+    /// The folder of its data. It is locked while the node runs.
+    #[arg(long, env = "DKC_DATA")]
+    pub data: PathBuf,
+    /// Where gateways, other nodes and the coordinator reach it, `ip:port`.
+    #[arg(long, env = "DKC_LISTEN")]
+    pub listen: SocketAddr,
+    /// What others are told to dial, `host:port`, if it is not the address of `--listen`.
+    #[arg(long, env = "DKC_ADVERTISE")]
+    pub advertise: Option<String>,
+    /// Where etcd is: `host:port`, several with commas between them.
+    #[arg(long, env = "DKC_ETCD", value_delimiter = ',', required = true)]
+    pub etcd: Vec<String>,
+    /// The cluster's name in etcd.
+    #[arg(long, env = "DKC_CLUSTER", default_value = "dkc")]
+    pub cluster: String,
+    /// Where `/livez`, `/readyz` and `/metrics` are served. None: nowhere.
+    #[arg(long, env = "DKC_METRICS")]
+    pub metrics: Option<SocketAddr>,
+    /// The failure zone: replicas of a shard are kept in different ones.
+    #[arg(long, env = "DKC_ZONE", default_value = "")]
+    pub zone: String,
+    /// The machine: the innermost failure zone. Default: the machine's own name.
+    #[arg(long, env = "DKC_HOST")]
+    pub host: Option<String>,
+    /// Seconds after which a dead node is noticed by its lease.
+    #[arg(long, env = "DKC_LEASE_TTL", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub lease_ttl: u32,
+    /// Bytes of log kept for replicas that lag; beyond it they are filled by a whole copy.
+    #[arg(long, env = "DKC_LOG_KEEP_BYTES", default_value_t = 1 << 30)]
+    pub log_keep_bytes: u64,
+    /// Size of a log segment.
+    #[arg(long, env = "DKC_SEGMENT_BYTES", default_value_t = 64 << 20)]
+    pub segment_bytes: u64,
+    /// Committed changes are in the sorted files after this long.
+    #[arg(long, env = "DKC_FLUSH_AFTER_MS", default_value_t = 30_000)]
+    pub flush_after_ms: u64,
+    /// Memory that the node may use.
+    #[arg(long, env = "DKC_MEMORY_BYTES", default_value_t = 512 << 20)]
+    pub memory_bytes: u64,
+}
+
+impl Options {
+    /// Refuses what makes no sense, and says what would.
+    pub fn check(&self) -> Result<(), Exit> {
+        let usage = |why: String| Err(Exit::Usage(why));
+        if self.name.is_empty() || self.name.len() > 64 {
+            return usage("--name: 1 to 64 bytes are expected".into());
+        }
+        if self.cluster.is_empty() || self.cluster.contains('/') {
+            return usage(format!("--cluster {:?}: a name without '/' is expected", self.cluster));
+        }
+        if self.etcd.iter().any(String::is_empty) {
+            return usage("--etcd: an endpoint is empty".into());
+        }
+        if self.listen.ip().is_unspecified() && self.advertise.is_none() {
+            return usage(format!(
+                "--listen {}: others can't dial that; say with --advertise host:port what they can",
+                self.listen
+            ));
+        }
+        if self.memory_bytes < MEMORY_BYTES_MIN {
+            return usage(format!(
+                "--memory-bytes {}: at least {MEMORY_BYTES_MIN} are needed",
+                self.memory_bytes
+            ));
+        }
+        if !(64 << 10..=1 << 30).contains(&self.segment_bytes) {
+            return usage(format!(
+                "--segment-bytes {}: from 65536 to 1073741824 is expected",
+                self.segment_bytes
+            ));
+        }
+        Ok(())
+    }
+
+    /// The machine's name, as the planner is to know it.
+    pub fn host_label(&self) -> String {
+        let own = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        self.host.clone().unwrap_or_else(|| own().trim().to_owned())
+    }
+
+    /// How the memory is shared out.
+    pub fn memory_plan(&self) -> MemoryPlan {
+        MemoryPlan::of(self.memory())
+    }
+
+    /// The machine's settings.
+    pub fn node_settings(&self, meta: &Meta) -> Settings {
+        let plan = self.memory_plan();
+        Settings {
+            min_in_sync: usize::from(meta.min_in_sync),
+            flush_after_ms: self.flush_after_ms,
+            table_bytes_max: plan.table_bytes_max,
+            pending_bytes_max: plan.pending_bytes_max,
+            log_memory_bytes: plan.log_memory_bytes,
+            ..Settings::default()
+        }
+    }
+
+    /// For what gateways have sent and the loop has not handled yet; the same again for peers.
+    pub fn intake_bytes(&self) -> usize {
+        // Two messages of the largest size, lest one wait for space that never comes.
+        (self.memory() / 16).max(2 * proto::MESSAGE_BYTES_MAX)
+    }
+
+    fn memory(&self) -> usize {
+        usize::try_from(self.memory_bytes).unwrap_or(usize::MAX)
+    }
+}

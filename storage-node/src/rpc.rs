@@ -1,0 +1,289 @@
+//! What others ask of this node over gRPC: gateways, peers, the coordinator.
+//!
+//! Each stream has one task that reads: it checks, converts, waits for room in the intake, and tells the loop. What the
+//! loop sends comes out of the connection's outbox and is encoded as the response stream is polled. Nothing is
+//! decided here; a message that is none closes its connection.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use engine::ids::{Conn, StoreBoot};
+use engine::message::{GatewayMessage, ToFollower};
+use engine::node::Event;
+use proto::wire::control_server::{Control, ControlServer};
+use proto::wire::gateway_server::{Gateway, GatewayServer};
+use proto::wire::peer_server::{Peer, PeerServer};
+use proto::wire::{self, to_follower, to_node};
+use proto::{Greeting, Invalid, Refused};
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, info};
+
+use crate::inbox::{Inbox, Told};
+use crate::outbox::{Closed, Outbox};
+use crate::peers::{CONNECTION_WINDOW, PING_EVERY, PING_TIMEOUT, STREAM_WINDOW};
+use crate::snapshot_files::Staging;
+
+/// Whoever opens a stream says first who it is, and says so at once.
+const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The loop answers within microseconds. If it takes this long nobody waits for the answer any more.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The services of one node.
+#[derive(Clone, Debug)]
+pub struct Services {
+    pub inbox: Inbox,
+    pub me: StoreBoot,
+    pub cluster: u128,
+    pub links: Links,
+    /// Where copies that come in are kept.
+    pub staging: Staging,
+}
+
+/// Serves until dropped.
+pub async fn serve(
+    listener: TcpListener,
+    services: Services,
+) -> Result<(), tonic::transport::Error> {
+    // The builder's own setting of `TCP_NODELAY` is ignored for a listener that was made elsewhere.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keepalive_interval(Some(PING_EVERY))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .add_service(proto::limited!(GatewayServer::new(services.clone())))
+        .add_service(proto::limited!(PeerServer::new(services.clone())))
+        .add_service(proto::limited!(ControlServer::new(services)))
+        .serve_with_incoming(incoming)
+        .await
+}
+
+fn ending() -> Status {
+    Status::unavailable("this node is about to end")
+}
+
+/// The first message of a stream.
+pub(crate) async fn first<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
+    let first = timeout(FIRST_MESSAGE_TIMEOUT, stream.message()).await;
+    let first = first.map_err(|_| Status::deadline_exceeded("the stream said nothing"))??;
+    first.ok_or_else(|| Refused::Invalid(Invalid::Missing("open")).into())
+}
+
+// ---- gateways ------------------------------------------------------------------------------------
+
+#[tonic::async_trait]
+impl Gateway for Services {
+    type SessionStream = Replies<wire::ToGateway>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<wire::ToNode>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let from = request.remote_addr();
+        let mut stream = request.into_inner();
+        first(&mut stream).await?.accept(self.cluster)?;
+        let conn = self.inbox.fresh_conn();
+        let (outbox, replies, closed) = Outbox::gateway();
+        if !self.inbox.tell(Told::Opened { conn, outbox }) {
+            return Err(ending());
+        }
+        let inbox = self.inbox.clone();
+        tokio::spawn(async move {
+            let why = hear_gateway(&inbox, conn, stream, closed).await;
+            debug!(?from, why, "gateway connection ended");
+            inbox.event(Event::GatewayGone { conn });
+        });
+        let replies = ReceiverStream::new(replies).map(|reply| Ok(reply.into()));
+        Ok(Response::new(Box::pin(replies)))
+    }
+}
+
+/// Passes on what a gateway says. Returns why that ended.
+async fn hear_gateway(
+    inbox: &Inbox,
+    conn: Conn,
+    mut stream: Streaming<wire::ToNode>,
+    mut closed: Closed,
+) -> String {
+    loop {
+        let message = tokio::select! {
+            message = stream.message() => message,
+            _ = &mut closed => return "closed here".into(),
+        };
+        let message = match message {
+            Ok(Some(message)) => message,
+            Ok(None) => return "closed by the gateway".into(),
+            Err(status) => return status.message().into(),
+        };
+        let bytes = match &message.kind {
+            Some(to_node::Kind::Frame(frame)) => frame.batches.len(),
+            Some(to_node::Kind::Read(read)) => read.names.iter().map(|name| name.len() + 32).sum(),
+            _ => 0,
+        };
+        let message = match GatewayMessage::try_from(message) {
+            Ok(message) => message,
+            Err(invalid) => return invalid.to_string(),
+        };
+        let room = inbox.gateways.room(bytes).await;
+        if !inbox.tell(Told::Received(Event::Gateway { conn, message }, room)) {
+            return "this node is about to end".into();
+        }
+    }
+}
+
+// ---- peers ---------------------------------------------------------------------------------------
+
+#[tonic::async_trait]
+impl Peer for Services {
+    type FollowStream = Replies<wire::FromFollower>;
+
+    async fn follow(
+        &self,
+        request: Request<Streaming<wire::ToFollower>>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
+        let mut stream = request.into_inner();
+        let greeting = first(&mut stream).await?.accept(self.cluster)?;
+        let conn = self.inbox.fresh_conn();
+        let (outbox, messages, closed) = Outbox::accepted();
+        if !self.inbox.tell(Told::Opened { conn, outbox }) {
+            return Err(ending());
+        }
+        let services = self.clone();
+        tokio::spawn(async move {
+            let why = services.hear_peer(conn, greeting, stream, closed).await;
+            debug!(conn = conn.0, why, "peer's connection ended");
+            services.links.forget(conn);
+            services.inbox.event(Event::Closed { conn });
+        });
+        let messages = ReceiverStream::new(messages).map(|message| Ok(message.into()));
+        Ok(Response::new(Box::pin(messages)))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<wire::SnapshotPart>>,
+    ) -> Result<Response<wire::Empty>, Status> {
+        crate::snapshot_transfer::receive(self, request.into_inner()).await?;
+        Ok(Response::new(wire::Empty {}))
+    }
+}
+
+impl Services {
+    /// Passes on what a peer says that feeds this node. Returns why that ended.
+    async fn hear_peer(
+        &self,
+        conn: Conn,
+        greeting: Greeting,
+        mut stream: Streaming<wire::ToFollower>,
+        mut closed: Closed,
+    ) -> String {
+        let (announced, announcements) = watch::channel(0);
+        loop {
+            let message = tokio::select! {
+                message = stream.message() => message,
+                _ = &mut closed => return "closed here".into(),
+            };
+            let message = match message {
+                Ok(Some(message)) => message,
+                Ok(None) => return "closed by the peer".into(),
+                Err(status) => return status.message().into(),
+            };
+            let bytes = match &message.kind {
+                Some(to_follower::Kind::Append(append)) => {
+                    append.slices.iter().map(|slice| slice.entries.len() + 64).sum()
+                }
+                _ => 0,
+            };
+            let message = match ToFollower::try_from(message) {
+                Ok(message) => message,
+                Err(invalid) => return invalid.to_string(),
+            };
+            let transfer = match &message {
+                ToFollower::Hello { from, .. } => {
+                    info!(peer = %from.store, boot = from.boot.0, "dialled by a peer");
+                    let link = Link { conn, announced: announcements.clone() };
+                    self.links.note(*from, greeting.link, link);
+                    None
+                }
+                ToFollower::Snapshot { transfer, .. } => Some(*transfer),
+                _ => None,
+            };
+            let room = self.inbox.peers.room(bytes).await;
+            if !self.inbox.tell(Told::Received(Event::ToFollower { conn, message }, room)) {
+                return "this node is about to end".into();
+            }
+            // Only now: a copy must not be staged before the loop was told to expect it.
+            if let Some(transfer) = transfer {
+                announced.send_replace(transfer);
+            }
+        }
+    }
+}
+
+/// The connections by which peers feed this node, by the dialler's own number: a copy comes on a connection of its
+/// own and names the one that it belongs to.
+#[derive(Clone, Debug, Default)]
+pub struct Links {
+    open: Arc<Mutex<HashMap<(StoreBoot, u64), Link>>>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    pub(crate) conn: Conn,
+    /// The last transfer that was announced on it. Its sender is dropped with the connection.
+    pub(crate) announced: watch::Receiver<u64>,
+}
+
+impl Links {
+    fn note(&self, from: StoreBoot, number: u64, link: Link) {
+        self.lock().insert((from, number), link);
+    }
+
+    fn forget(&self, conn: Conn) {
+        self.lock().retain(|_, link| link.conn != conn);
+    }
+
+    pub(crate) fn find(&self, from: StoreBoot, number: u64) -> Option<Link> {
+        self.lock().get(&(from, number)).cloned()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(StoreBoot, u64), Link>> {
+        // Nobody panics while holding it: it is only looked up and changed.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// ---- the coordinator -----------------------------------------------------------------------------
+
+#[tonic::async_trait]
+impl Control for Services {
+    async fn query(
+        &self,
+        request: Request<wire::NodeQuery>,
+    ) -> Result<Response<wire::NodeQueryReply>, Status> {
+        let request = request.into_inner();
+        wire::Open::accept_required(request.open.as_ref(), self.cluster)?;
+        let message = proto::query_of(request)?;
+        let (reply, answer) = oneshot::channel();
+        if !self.inbox.tell(Told::Query { message, reply }) {
+            return Err(ending());
+        }
+        // Answered by the loop itself, also a probe: a loop that stands still must not look alive.
+        match timeout(QUERY_TIMEOUT, answer).await {
+            Ok(Ok(reply)) => Ok(Response::new(reply.into())),
+            Ok(Err(_)) => Err(ending()),
+            Err(_) => Err(Status::deadline_exceeded("the loop did not answer")),
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! The process of a storage node, from its start to its exit code.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use engine::ids::StoreBoot;
+use engine::message::Report;
+use engine::node::Node;
+use engine::records::{Meta, NodeRecord};
+use metastore::{BootGuard, HeldKey, Lease, LeaseEvent, LeaseSettings, Metastore};
+use telemetry::{Health, Metrics};
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Handle};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+
+use crate::boot::{self, Booted, OpenDisk, Start};
+use crate::disk::{Disk, DiskSettings, Opened};
+use crate::etcd::{Etcd, Followed};
+use crate::exit::Exit;
+use crate::inbox::{Inbox, Told};
+use crate::metrics::NodeMetrics;
+use crate::names::Names;
+use crate::node_loop::{Clock, Ended, NodeLoop, Parts, Pulse};
+use crate::options::Options;
+use crate::peers::Peers;
+use crate::reports;
+use crate::rpc::{self, Links, Services};
+use crate::snapshot_transfer::Sender;
+
+/// A process whose last fsync is older does not look alive.
+const HEALTHY_WITHIN_MS: u64 = 1_000;
+/// Giving the lease back and closing the disk, each.
+const STOP_STEP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Runs a storage node until SIGTERM or SIGINT, or until something ends it. Returns the exit code.
+pub fn run(options: Options) -> u8 {
+    telemetry::logs("storage-node", &options.name);
+    // Sockets are busy where clients are; the loop and the disk have threads of their own.
+    let threads = thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 4));
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("dkc-net")
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "no runtime");
+            return 1;
+        }
+    };
+    let code = match runtime.block_on(serve(options)) {
+        Ok(()) => 0,
+        Err(exit) => {
+            error!(code = exit.code(), "{exit}");
+            exit.code()
+        }
+    };
+    // Waited for: tasks hold the state too, and RocksDB aborts a process that closes it while `exit` runs. What hangs is
+    // left behind after a while.
+    runtime.shutdown_timeout(STOP_STEP_TIMEOUT);
+    code
+}
+
+async fn serve(options: Options) -> Result<(), Exit> {
+    options.check()?;
+    let mut stop = std::pin::pin!(asked_to_stop()?);
+    let health = Health::new("recovery");
+    let metrics = NodeMetrics::default();
+    serve_metrics(&options, &health, &metrics).await?;
+    let (inbox, told) = Inbox::new(options.intake_bytes());
+    let starting = start(&options, &health, &inbox, told);
+    let started = tokio::select! {
+        started = starting => started?,
+        () = &mut stop => {
+            info!("stopped before it had begun");
+            return Ok(());
+        }
+    };
+    run_node(started, options, health, metrics, inbox, stop).await
+}
+
+/// Resolves when a person or a supervisor wants the process to end.
+fn asked_to_stop() -> Result<impl Future<Output = ()>, Exit> {
+    let failed = |error| Exit::Failed(format!("no signals: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+async fn serve_metrics(
+    options: &Options,
+    health: &Health,
+    metrics: &NodeMetrics,
+) -> Result<(), Exit> {
+    let Some(address) = options.metrics else { return Ok(()) };
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| Exit::Failed(format!("can't serve metrics on {address}: {error}")))?;
+    let shown = Arc::new(Metrics::new(|registry| metrics.register(registry)));
+    tokio::spawn(telemetry::serve(listener, health.clone(), shown));
+    Ok(())
+}
+
+/// A node that knows who it is.
+struct Started {
+    disk: OpenDisk,
+    opened: Opened,
+    metastore: Metastore,
+    meta: Meta,
+    booted: Booted,
+}
+
+async fn start(
+    options: &Options,
+    health: &Health,
+    inbox: &Inbox,
+    told: std::sync::mpsc::Receiver<Told>,
+) -> Result<Started, Exit> {
+    let (disk, opened) = open_disk(options, inbox).await?;
+    let mut disk = OpenDisk::new(disk, opened.next_group, told);
+    let metastore = boot::connect(options, health).await?;
+    let meta = boot::meta(&metastore, health).await?;
+    let identity = Start { options, metastore: &metastore, meta: &meta, health };
+    let booted = identity.identify(&mut disk, &opened).await?;
+    Ok(Started { disk, opened, metastore, meta, booted })
+}
+
+async fn open_disk(options: &Options, inbox: &Inbox) -> Result<(Disk, Opened), Exit> {
+    let settings = disk_settings(options);
+    let (events, failures) = (inbox.clone(), inbox.clone());
+    // Nobody hears it any more once the loop has ended, and then nobody needs to.
+    let opening = move || {
+        Disk::open(
+            settings,
+            move |told| {
+                events.tell(Told::Disk(told));
+            },
+            move |error| {
+                failures.tell(Told::Exit(error.into()));
+            },
+        )
+    };
+    let opened = tokio::task::spawn_blocking(opening).await;
+    let (disk, opened) = opened.map_err(|error| Exit::Failed(error.to_string()))??;
+    for damage in &opened.damage {
+        error!(damage, "damage found on the disk");
+    }
+    Ok((disk, opened))
+}
+
+fn disk_settings(options: &Options) -> DiskSettings {
+    let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let plan = options.memory_plan();
+    let defaults = DiskSettings::new(options.data.clone(), &plan);
+    DiskSettings {
+        segment_bytes: bytes(options.segment_bytes),
+        log_keep_bytes: bytes(options.log_keep_bytes),
+        ..defaults
+    }
+}
+
+/// From the moment that the identity is claimed to the end.
+async fn run_node(
+    started: Started,
+    options: Options,
+    health: Health,
+    metrics: NodeMetrics,
+    inbox: Inbox,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Exit> {
+    let Started { disk, opened, metastore, meta, booted } = started;
+    let Booted { me, guard, listener, address, suspect } = booted;
+    let clock = Clock::start();
+    let pulse = Pulse::new(clock);
+    let names = Names::default();
+    names.note(me.store, &options.name);
+    let etcd = Etcd::new(metastore.clone(), inbox.clone(), meta.incarnation);
+    let (reports, newest_report) = watch::channel(Report::default());
+
+    let services = Services {
+        inbox: inbox.clone(),
+        me,
+        cluster: meta.cluster,
+        links: Links::default(),
+        staging: disk.disk.staging(),
+    };
+    let parts = Parts {
+        node: node(&options, &meta, me, suspect, disk.next_group, opened.replicas, clock),
+        disk: disk.disk,
+        told: disk.told,
+        clock,
+        pulse: pulse.clone(),
+        etcd: etcd.clone(),
+        copies: Sender::new(meta.cluster, me, inbox.clone()),
+        reports,
+        metrics,
+        names: names.clone(),
+        runtime: Handle::current(),
+    };
+    let mut ended = start_loop(parts, disk.early)?;
+
+    let server = tokio::spawn(rpc::serve(listener, services));
+    let peers = Peers::new(me.store, meta.cluster, inbox.clone());
+    let followed = Followed { etcd, me, peers, names, health: health.clone() };
+    tokio::spawn(followed.run());
+    tokio::spawn(reports::send_all(metastore.clone(), meta.cluster, me, newest_report));
+    let record = NodeRecord {
+        boot: me.boot,
+        address,
+        capacity: opened.capacity,
+        versions: (proto::VERSION_OLDEST, proto::VERSION),
+    };
+    let lease =
+        metastore.hold(vec![HeldKey::node(&record, guard)], lease_settings(&options, &pulse));
+    let lease = Registration::supervise(lease, inbox.clone(), health.clone());
+
+    let order = tokio::select! {
+        end = &mut ended => return finish(end, lease, &metastore, guard).await,
+        () = stop => Told::Stop,
+        served = server => {
+            let why = match served {
+                Ok(Ok(())) => "it ended".to_owned(),
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            Told::Exit(Exit::Failed(format!("the gRPC server failed: {why}")))
+        }
+    };
+    health.not_ready("stopping");
+    inbox.tell(order);
+    finish(ended.await, lease, &metastore, guard).await
+}
+
+/// The machine, with what recovery found.
+fn node(
+    options: &Options,
+    meta: &Meta,
+    me: StoreBoot,
+    suspect: bool,
+    next_group: u64,
+    mut replicas: Vec<engine::node::RecoveredReplica>,
+    clock: Clock,
+) -> Node {
+    if suspect {
+        // Nobody knows what else is wrong on this disk: none of its copies is to be promoted, all are to be filled anew.
+        for content in replicas.iter_mut().filter_map(|replica| replica.content.as_mut()) {
+            content.suspect = true;
+        }
+    }
+    info!(replicas = replicas.len(), "recovered");
+    Node::new(options.node_settings(meta), me, clock.now(), next_group, replicas)
+}
+
+/// How the loop ended, and its disk, which may take long to close.
+type LoopEnd = Result<(Ended, Disk), oneshot::error::RecvError>;
+
+fn start_loop(
+    parts: Parts,
+    early: Vec<engine::node::Event>,
+) -> Result<oneshot::Receiver<(Ended, Disk)>, Exit> {
+    let (end, ended) = oneshot::channel();
+    let body = move || {
+        // If nobody waits for it the process is ending anyway.
+        let _unheard = end.send(NodeLoop::new(parts).run(early));
+    };
+    let thread = thread::Builder::new().name("dkc-loop".into()).spawn(body);
+    thread.map_err(|error| Exit::Failed(format!("no thread for the loop: {error}")))?;
+    Ok(ended)
+}
+
+fn lease_settings(options: &Options, pulse: &Pulse) -> LeaseSettings {
+    let pulse = pulse.clone();
+    LeaseSettings {
+        ttl_s: options.lease_ttl,
+        healthy: Arc::new(move || pulse.age_ms() < HEALTHY_WITHIN_MS),
+        ..LeaseSettings::default()
+    }
+}
+
+async fn finish(
+    end: LoopEnd,
+    lease: Registration,
+    metastore: &Metastore,
+    guard: BootGuard,
+) -> Result<(), Exit> {
+    // Its thread panicked; the message is in the log.
+    let (end, disk) = end.map_err(|_| Exit::Failed("the loop failed".into()))?;
+    match end {
+        Ended::Stopped => {
+            if timeout(STOP_STEP_TIMEOUT, lease.give_back()).await.is_err() {
+                warn!("lease not given back: it runs out by itself");
+            }
+            let closing = tokio::task::spawn_blocking(move || drop(disk));
+            if timeout(STOP_STEP_TIMEOUT, closing).await.is_err() {
+                warn!("ended before the disk was closed; nothing is lost by that");
+            }
+            info!("stopped");
+            Ok(())
+        }
+        Ended::Exit(exit) => {
+            // Its threads may hang in the very call that failed: they end with the process.
+            std::mem::forget(disk);
+            if matches!(exit, Exit::Disk(_)) {
+                boot::note_suspect(metastore, guard).await;
+            }
+            Err(exit)
+        }
+    }
+}
+
+/// This process's key in etcd, for as long as it lives.
+struct Registration {
+    stop: oneshot::Sender<()>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Registration {
+    fn supervise(lease: Lease, inbox: Inbox, health: Health) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        Self { stop, task: tokio::spawn(supervise(lease, inbox, health, stopped)) }
+    }
+
+    /// So that others need not wait until it runs out.
+    async fn give_back(self) {
+        // A task that has ended has nothing to give back.
+        let _ended = self.stop.send(());
+        let _failed = self.task.await;
+    }
+}
+
+async fn supervise(
+    mut lease: Lease,
+    inbox: Inbox,
+    health: Health,
+    mut stopped: oneshot::Receiver<()>,
+) {
+    let mut registered = false;
+    loop {
+        let event = tokio::select! {
+            event = lease.next() => event,
+            _ = &mut stopped => return lease.stop().await,
+        };
+        match event {
+            Some(LeaseEvent::Registered { created, .. }) => {
+                info!(created, "registered");
+                if !registered {
+                    registered = true;
+                    health.ready();
+                }
+            }
+            Some(LeaseEvent::Confirmed) => {
+                inbox.event(engine::node::Event::LeaseConfirmed);
+            }
+            Some(LeaseEvent::Granted { ttl_s, asked_s }) if ttl_s > asked_s => {
+                warn!(
+                    asked_s,
+                    ttl_s, "a node that stops without a word is replaced after up to ttl_s + 1 s"
+                );
+            }
+            Some(LeaseEvent::Granted { .. }) => {}
+            Some(LeaseEvent::Lost) => warn!("registration lost, making it again"),
+            Some(LeaseEvent::Superseded { boot }) => {
+                inbox.tell(Told::Exit(Exit::Refused(format!(
+                    "boot {} of this store has begun elsewhere",
+                    boot.0
+                ))));
+            }
+            None => return,
+        }
+    }
+}

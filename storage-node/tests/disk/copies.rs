@@ -1,0 +1,195 @@
+//! Whole copies: carried, checked, installed in one step, or leaving nothing behind.
+
+use std::fs;
+use std::path::Path;
+
+use bytes::Bytes;
+use engine::ids::{Conn, CopyNo, Slots};
+use engine::node::Event;
+use engine::store::layout;
+use storage_node::snapshot_files::{NotStaged, Stager};
+
+use crate::opening::Bench;
+use crate::running::{counter, flush, flush_of, load};
+
+const CONN: Conn = Conn(3);
+const TRANSFER: u64 = 8;
+
+fn open() -> (tempfile::TempDir, Bench) {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::open(folder.path()).unwrap();
+    (folder, bench)
+}
+
+type Rows = Vec<(Bytes, Bytes)>;
+
+fn row(name: &str, value: i128) -> (Bytes, Bytes) {
+    let counter = counter(name);
+    let key = layout::counter_key(counter.slot(), counter.name());
+    (key.into(), layout::counter_value(value).into())
+}
+
+/// Rows in the order of their keys.
+fn rows(counters: &[(&str, i128)]) -> Rows {
+    let mut rows: Vec<_> = counters.iter().map(|&(name, value)| row(name, value)).collect();
+    rows.sort();
+    rows
+}
+
+fn record(counters: &[(&str, i128)]) -> Vec<u8> {
+    layout::encode_shard(CopyNo(4), &flush_of(9, counters).1)
+}
+
+fn begin(bench: &Bench, counters: &[(&str, i128)]) -> Stager {
+    bench.disk.staging().begin(CONN, TRANSFER, Slots::ALL, &record(counters)).unwrap()
+}
+
+fn left_over(folder: &Path) -> usize {
+    fs::read_dir(folder.join("state.files")).unwrap().count()
+}
+
+#[test]
+fn an_installed_copy_takes_the_place_of_all_that_was_there() {
+    let (folder, mut bench) = open();
+    bench.begin_copy();
+    flush(&mut bench, 1, &[("a", 5), ("old", 1)]);
+    bench.event();
+    let counters = [("a", 70), ("b", -3), ("c", i128::MAX)];
+    let mut stager = begin(&bench, &counters);
+    for rows in rows(&counters).chunks(2) {
+        stager.rows(rows).unwrap();
+    }
+    let state = stager.finish().unwrap();
+    assert_eq!(load(&mut bench, "a"), Some(5), "staged is not installed");
+    bench.disk.install_snapshot(CONN, TRANSFER, CopyNo(2), state.clone());
+    assert!(matches!(bench.event(), Event::SnapshotInstalled { conn: CONN, transfer: TRANSFER }));
+    for (name, value) in counters {
+        assert_eq!(load(&mut bench, name), Some(value));
+    }
+    assert_eq!(load(&mut bench, "old"), None);
+    assert_eq!(left_over(folder.path()), 0);
+    // The log never heard of the new copy, as after a crash right here.
+    drop(bench);
+    let bench = Bench::open(folder.path()).unwrap();
+    let replica = &bench.opened.replicas[0];
+    assert_eq!(replica.copy, CopyNo(2));
+    let content = replica.content.as_ref().unwrap();
+    assert_eq!((&content.state, content.suspect), (&*state, false));
+}
+
+#[track_caller]
+fn refused(result: Result<(), NotStaged>, why: &str) {
+    match result {
+        Err(NotStaged::Refused(malformed)) => assert_eq!(malformed.0, why),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_copy_that_can_not_be_the_senders_state_is_refused() {
+    let (folder, bench) = open();
+    let counters = [("a", 1), ("b", 2)];
+    let half = Slots { lo: 0, hi: 9 };
+    let begun = bench.disk.staging().begin(CONN, TRANSFER, half, &record(&counters));
+    refused(begun.map(drop), "shard record slots");
+    let begun = bench.disk.staging().begin(CONN, TRANSFER, half, b"\x09");
+    refused(begun.map(drop), "shard format");
+
+    let stage = |rows: Rows| {
+        let mut stager = begin(&bench, &counters);
+        stager.rows(&rows)?;
+        stager.finish().map(drop)
+    };
+    let with = |change: &dyn Fn(&mut Rows)| {
+        let mut rows = rows(&counters);
+        change(&mut rows);
+        stage(rows)
+    };
+    refused(with(&|rows| rows.truncate(1)), "counter digest");
+    refused(with(&|rows| rows[0].1 = layout::counter_value(7).into()), "counter digest");
+    refused(with(&|rows| rows[0].1 = layout::counter_operand(1).into()), "counter value");
+    refused(with(&|rows| rows[0].0 = Bytes::from_static(b"\x01\x00\x00ns\0a")), "row slot");
+    let shard = layout::shard_key(Slots::ALL.shard());
+    refused(
+        with(&|rows| rows.push((shard.clone().into(), Bytes::new()))),
+        "shard record among rows",
+    );
+    with(&|_| {}).unwrap();
+    assert_eq!(left_over(folder.path()), 1, "the good one");
+}
+
+/// Its rows would survive the range that the install deletes.
+#[test]
+fn a_row_of_another_shard_is_refused() {
+    let (_folder, bench) = open();
+    let slot = counter("a").slot().0;
+    let elsewhere = if slot == 0 { Slots { lo: 1, hi: 9 } } else { Slots { lo: 0, hi: slot - 1 } };
+    let mut state = flush_of(9, &[("a", 1)]).1;
+    state.slots = elsewhere;
+    let record = layout::encode_shard(CopyNo(4), &state);
+    let mut stager = bench.disk.staging().begin(CONN, TRANSFER, elsewhere, &record).unwrap();
+    refused(stager.rows(&rows(&[("a", 1)])), "row of another shard");
+}
+
+#[test]
+fn a_copy_that_is_dropped_or_discarded_leaves_nothing() {
+    let (folder, bench) = open();
+    let counters = [("a", 1)];
+    let mut stager = begin(&bench, &counters);
+    stager.rows(&rows(&counters)).unwrap();
+    assert_eq!(left_over(folder.path()), 1);
+    drop(stager);
+    assert_eq!(left_over(folder.path()), 0);
+
+    let mut stager = begin(&bench, &counters);
+    stager.rows(&rows(&counters)).unwrap();
+    stager.finish().unwrap();
+    bench.disk.discard_snapshot(CONN, TRANSFER);
+    // In turn with the state's other jobs.
+    assert!(bench.disk.snapshot_reader(Slots::ALL).blocking_recv().unwrap().is_none());
+    assert_eq!(left_over(folder.path()), 0);
+}
+
+#[test]
+fn what_is_read_out_is_what_is_staged() {
+    let (_folder, mut bench) = open();
+    bench.begin_copy();
+    let names: Vec<String> =
+        (0..3_000).map(|number| format!("{number}-{}", "x".repeat(600))).collect();
+    let adds: Vec<(&str, i128)> = names.iter().map(|name| (name.as_str(), 3)).collect();
+    flush(&mut bench, 1, &adds);
+    let reader = bench.disk.snapshot_reader(Slots::ALL).blocking_recv().unwrap().unwrap();
+    let record = reader.shard_record();
+    let mut stager = bench.disk.staging().begin(CONN, TRANSFER, Slots::ALL, &record).unwrap();
+    let mut checked = proto::Rows::default();
+    let boot = engine::ids::StoreBoot::default();
+    let header = proto::wire::SnapshotHeader {
+        open: Some(proto::wire::Open::new(1, 1)),
+        from: Some(boot.into()),
+        to: Some(boot.into()),
+        transfer: TRANSFER,
+        slots: Some(Slots::ALL.into()),
+        shard_record: record,
+    };
+    let kind = Some(proto::wire::snapshot_part::Kind::Header(header));
+    checked.take(proto::wire::SnapshotPart { kind }).unwrap();
+    let mut parts = 0;
+    let sent = reader.send(|part| {
+        parts += 1;
+        if let proto::SnapshotEvent::Rows(rows) = checked.take(part).unwrap() {
+            stager.rows(&rows).unwrap();
+        }
+        true
+    });
+    assert_eq!(sent, storage_node::snapshot_files::Sent::Whole);
+    assert!(parts > 2, "several chunks and the end");
+    stager.finish().unwrap();
+}
+
+#[test]
+fn a_receiver_that_wants_no_more_stops_the_reading() {
+    let (_folder, mut bench) = open();
+    flush(&mut bench, 1, &[("a", 1)]);
+    let reader = bench.disk.snapshot_reader(Slots::ALL).blocking_recv().unwrap().unwrap();
+    assert_eq!(reader.send(|_| false), storage_node::snapshot_files::Sent::Stopped);
+}

@@ -1,0 +1,198 @@
+//! The kill loop: two stores count, and the process dies at every named point, again and again, on
+//! the same disks.
+//!
+//! ```text
+//!   child    counts, flushes, rolls, trims, drops and installs copies … and dies at a point
+//!   parent   tears what was not durable (every second time), starts both stores on what is left,
+//!            reads every counter, recomputes every digest from the rows … and sends the next child
+//! ```
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use storage_node::kill::POINTS;
+
+use crate::client::Client;
+use crate::ledger::Ledger;
+use crate::pair::Pair;
+use crate::torn;
+
+const FOLDER: &str = "DKC_KILL_FOLDER";
+/// A child that has not died by then will never reach its point.
+const CHILD_LIVES: Duration = Duration::from_secs(20);
+const SIGKILL: i32 = 9;
+
+/// A point, the how manieth time it is reached, and for one how long after.
+type Death = (&'static str, u64, u64);
+
+fn plan() -> Vec<Death> {
+    let mut deaths = Vec::new();
+    for times in [1, 2, 7] {
+        // At most twice per start, or per child.
+        let seldom = |point: &str| point.starts_with("open.") || point.starts_with("drop.");
+        let points = POINTS.iter().filter(|point| times < 3 || !seldom(point));
+        deaths.extend(points.filter(|point| **point != STALE).map(|&point| (point, times, 0)));
+    }
+    // In the middle of RocksDB's one call, wherever that is.
+    deaths.extend([100, 300, 600, 1_000, 2_000, 4_000].map(|us| ("ingest.during", 5, us)));
+    deaths
+}
+
+/// Reached only by a start that finds rows of a dropped copy: after a death before their removal.
+const STALE: &str = "open.dropped-stale";
+
+#[test]
+#[cfg_attr(not(feature = "kill-points"), ignore = "needs --features storage-node/kill-points")]
+fn nothing_is_lost_or_doubled_wherever_the_process_dies() {
+    let mut folder = tempfile::tempdir().unwrap();
+    // What a failed run leaves is there to be looked at.
+    folder.disable_cleanup(true);
+    say(&format!("in {}", folder.path().display()));
+    let began = Instant::now();
+    let mut run = 1;
+    // The first start has nothing to rewrite.
+    verify(folder.path(), run);
+    let mut deaths = 0u64;
+    let mut reached = Vec::new();
+    for (number, death) in plan().into_iter().enumerate() {
+        run += 1;
+        say(&format!("{death:?}"));
+        assert!(dies(folder.path(), run, death), "{death:?} was never reached");
+        deaths += 1;
+        reached.push(death.0);
+        if number % 2 == 1 {
+            torn::tear(folder.path(), run);
+        }
+        run += 1;
+        verify(folder.path(), run);
+    }
+    // The rows go right after the log says so, or only after a flush: it takes a few tries to die
+    // in between.
+    let stale = (0..20).any(|_| {
+        run += 2;
+        assert!(dies(folder.path(), run - 1, ("drop.begun", 1, 0)), "no copy was dropped");
+        let stale = dies(folder.path(), run, (STALE, 1, 0));
+        deaths += 1 + u64::from(stale);
+        run += 1;
+        verify(folder.path(), run);
+        stale
+    });
+    assert!(stale, "no start found stale rows");
+    reached.push(STALE);
+    for point in POINTS {
+        assert!(reached.contains(point), "{point} was never reached");
+    }
+    let seconds = began.elapsed().as_secs();
+    folder.disable_cleanup(false);
+    let ledger = Ledger::open(&folder.path().join("ledger"));
+    let there: u32 = ledger.counters.values().map(|counter| counter.there.count_ones()).sum();
+    let gone: u32 = ledger.counters.values().map(|counter| counter.gone.count_ones()).sum();
+    say(&format!(
+        "died {deaths} times, at all of {} points; {there} adds are there, {gone} were never \
+         acknowledged and are not; {seconds} s",
+        POINTS.len()
+    ));
+    assert!(there > 10_000, "too little was counted to tell anything");
+    assert!(gone > 100, "too few adds were under way at a death");
+}
+
+/// A line of the test's output: what the run amounts to, and where it was when it failed.
+#[expect(clippy::print_stdout, reason = "it is the test's output")]
+fn say(line: &str) {
+    println!("kill loop: {line}");
+}
+
+/// Lets a child die. False if it ended by itself.
+fn dies(folder: &Path, run: u64, (point, times, us): Death) -> bool {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "kills::child", "--ignored", "--nocapture"])
+        .env(FOLDER, folder)
+        .env("DKC_KILL_RUN", run.to_string())
+        .env("DKC_KILL", format!("{point}:{times}"))
+        .env("DKC_KILL_US", us.to_string())
+        .output()
+        .unwrap();
+    if output.status.success() {
+        return false;
+    }
+    let killed = output.status.signal() == Some(SIGKILL);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(killed, "at {point}:{times} the child ended with {}: {text}", output.status);
+    true
+}
+
+/// What the child does, until it dies.
+#[test]
+#[ignore = "the kill loop starts it"]
+fn child() {
+    let Some(folder) = std::env::var_os(FOLDER) else { return };
+    let run = std::env::var("DKC_KILL_RUN").unwrap().parse().unwrap();
+    let began = Instant::now();
+    let mut pair = Pair::start(folder.as_ref());
+    let mut client = Client::new(run);
+    let mut next_change = [10, 20];
+    // A start at which the point is not reached is told by ending.
+    let lives = match std::env::var("DKC_KILL").unwrap().starts_with("open.") {
+        true => Duration::ZERO,
+        false => CHILD_LIVES,
+    };
+    while began.elapsed() < lives {
+        client.pump(&mut pair);
+        pair.turn();
+        for (shard, next_change) in next_change.iter_mut().enumerate() {
+            if client.answered >= *next_change && change_members(&mut pair, shard) {
+                *next_change = client.answered + 20;
+            }
+        }
+    }
+}
+
+/// Drops and fills the backup's copy in turn, as soon as the step before is done.
+fn change_members(pair: &mut Pair, shard: usize) -> bool {
+    let primary = pair.primary(shard);
+    let config = pair.config(shard);
+    if !config.learners.is_empty() || !pair.is_active(shard) {
+        return false;
+    }
+    if config.isr.len() == 2 {
+        pair.remove_backup(shard);
+        return true;
+    }
+    // The log must no longer reach back to the beginning: else no copy would have to be sent.
+    let gone = pair.view(1 - primary, shard).is_none_or(|view| !view.exists);
+    if !gone || pair.oldest_segment(primary) == 1 {
+        return false;
+    }
+    pair.add_learner(shard);
+    true
+}
+
+/// Starts on what is left, and looks at everything.
+fn verify(folder: &Path, run: u64) {
+    for store in 0..2 {
+        torn::check_prefix(folder, store);
+    }
+    let mut pair = Pair::start(folder);
+    let mut client = Client::new(run);
+    pair.until("both barriers", |pair| (0..2).all(|shard| pair.is_active(shard)));
+    client.read_all(&mut pair);
+    for shard in 0..2 {
+        let (primary, members) = (pair.primary(shard), pair.config(shard).isr.len());
+        pair.check_rows(primary, shard);
+        if members == 2 {
+            pair.until("the backup to apply all", |pair| same_applied(pair, shard));
+            let digest = |store| pair.view(store, shard).unwrap().state.counter_digest;
+            assert_eq!(digest(0), digest(1), "shard {shard}");
+            pair.check_rows(1 - primary, shard);
+        }
+    }
+    assert_eq!(pair.digest_mismatches(), 0);
+    assert_eq!(pair.durability_violations(), 0);
+}
+
+fn same_applied(pair: &Pair, shard: usize) -> bool {
+    let applied = |store| pair.view(store, shard).unwrap().state.applied;
+    applied(0) == applied(1)
+}

@@ -1,0 +1,255 @@
+//! What a running disk owes its loop: the right view, the right order, and a loud end.
+
+use std::fs;
+use std::path::Path;
+
+use engine::apply::ShardState;
+use engine::digest;
+use engine::entry::Position;
+use engine::ids::{CopyNo, Epoch, Seq, ShardId, Slots};
+use engine::key::{self, CounterKey};
+use engine::node::Event;
+use engine::store::log::index::Needed;
+use engine::store::table::{Frozen, Table};
+use storage_node::disk::DiskSettings;
+use storage_node::error::DiskError;
+
+use crate::opening::{Bench, SHARD};
+use crate::pair::settings;
+use crate::torn;
+
+pub(crate) fn counter(name: &str) -> CounterKey {
+    CounterKey::new(b"ns", name.as_bytes()).unwrap()
+}
+
+/// A table that adds to these counters, and the shard's state as of seq `seq` if they began at 0.
+pub(crate) fn flush_of(seq: u64, adds: &[(&str, i128)]) -> (std::sync::Arc<Frozen>, ShardState) {
+    let mut table = Table::new();
+    let mut state = ShardState { slots: Slots::ALL, ..ShardState::default() };
+    state.applied = Position { epoch: Epoch(1), seq: Seq(seq), ..Position::default() };
+    for (name, delta) in adds {
+        let counter = counter(name);
+        table.add(counter.name(), key::hash(counter.name()), *delta);
+        let share = digest::share(digest::weight(counter.name()), *delta);
+        state.counter_digest = state.counter_digest.wrapping_add(share);
+    }
+    (table.freeze().into(), state)
+}
+
+pub(crate) fn flush(bench: &mut Bench, number: u64, adds: &[(&str, i128)]) {
+    let (table, state) = flush_of(number, adds);
+    bench.disk.flush(number, table, vec![(CopyNo(1), state)]);
+}
+
+pub(crate) fn load(bench: &mut Bench, name: &str) -> Option<i128> {
+    bench.disk.load(9, vec![counter(name)]);
+    loop {
+        if let Event::Loaded { load: 9, values } = bench.event() {
+            return values[0];
+        }
+    }
+}
+
+fn open() -> (tempfile::TempDir, Bench) {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::open(folder.path()).unwrap();
+    (folder, bench)
+}
+
+/// The state has the flush already, but the machine has not heard of it: its table still holds the
+/// same changes, so a load must not.
+#[test]
+fn a_load_sees_an_ingest_only_once_it_was_accepted() {
+    let (_folder, mut bench) = open();
+    flush(&mut bench, 1, &[("a", 5)]);
+    let ingested = bench.told().unwrap();
+    assert_eq!(load(&mut bench, "a"), None);
+    assert!(matches!(bench.disk.accept(ingested), Event::Ingested { flush: 1 }));
+    assert_eq!(load(&mut bench, "a"), Some(5));
+}
+
+/// Nothing is waited for in between, and yet each finds what those before it have left.
+#[test]
+fn changes_of_the_state_happen_in_the_order_asked_for() {
+    let (_folder, mut bench) = open();
+    flush(&mut bench, 1, &[("a", 5)]);
+    let first = bench.disk.snapshot_reader(Slots::ALL);
+    flush(&mut bench, 2, &[("a", 1)]);
+    bench.disk.drop_rows(SHARD, Slots::ALL);
+    let none = bench.disk.snapshot_reader(Slots::ALL);
+    flush(&mut bench, 3, &[("a", 7)]);
+    assert!(first.blocking_recv().unwrap().is_some());
+    assert!(none.blocking_recv().unwrap().is_none());
+    let told: Vec<_> = (0..4).map(|_| format!("{:?}", bench.event())).collect();
+    let want = [
+        "Ingested { flush: 1 }",
+        "Ingested { flush: 2 }",
+        "RowsDropped { shard: ShardId(0) }",
+        "Ingested { flush: 3 }",
+    ];
+    assert_eq!(told, want);
+    assert_eq!(load(&mut bench, "a"), Some(7));
+}
+
+fn read_log(bench: &mut Bench, from: u64, bytes_max: usize) -> Vec<u64> {
+    bench.disk.read_log(SHARD, Seq(from), bytes_max);
+    loop {
+        if let Event::LogRead { from: seq, entries, .. } = bench.event() {
+            assert_eq!(seq, Seq(from));
+            return entries.iter().map(|entry| entry.seq.0).collect();
+        }
+    }
+}
+
+fn needed(flushed: u64, members: u64) -> Vec<Needed> {
+    vec![Needed { shard: SHARD, flushed: Seq(flushed), members: Seq(members) }]
+}
+
+#[test]
+fn the_log_is_read_back_until_it_is_trimmed() {
+    let (folder, mut bench) = open();
+    bench.begin_copy();
+    bench.append(30, 2_000);
+    assert_eq!(read_log(&mut bench, 1, usize::MAX), (1..=30).collect::<Vec<_>>());
+    assert_eq!(read_log(&mut bench, 4, 1), [4]);
+    assert_eq!(read_log(&mut bench, 31, usize::MAX), Vec::<u64>::new());
+    let before = torn::segments(folder.path()).len();
+    bench.disk.trim(needed(30, 12));
+    assert_eq!(read_log(&mut bench, 1, usize::MAX), Vec::<u64>::new());
+    assert_eq!(read_log(&mut bench, 13, usize::MAX), (13..=30).collect::<Vec<_>>());
+    let after = torn::segments(folder.path()).len();
+    assert!(after < before && after > 1, "{before} segments, then {after}");
+    // What is trimmed was flushed: here it was not, and a start notices.
+    drop(bench);
+    assert!(Bench::open(folder.path()).unwrap().opened.is_suspect());
+}
+
+/// The tail of a frozen shard can't be flushed and so not be trimmed: refuse before the disk is full.
+#[test]
+fn a_log_that_can_not_shrink_refuses_until_it_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let small =
+        DiskSettings { log_keep_bytes: 40_000, log_slack_bytes: 40_000, ..settings(folder.path()) };
+    let mut bench = Bench::with(small).unwrap();
+    bench.begin_copy();
+    bench.append(30, 2_000);
+    assert_eq!(bench.full, Vec::<bool>::new());
+    bench.append(30, 2_000);
+    assert_eq!(bench.full, [true]);
+    bench.disk.trim(needed(60, 60));
+    bench.append(1, 10);
+    assert_eq!(bench.full, [true, false]);
+}
+
+#[test]
+fn a_disk_nearly_full_refuses_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench =
+        Bench::with(DiskSettings { free_bytes_min: u64::MAX, ..settings(folder.path()) }).unwrap();
+    bench.begin_copy();
+    assert_eq!(bench.full, [true]);
+}
+
+/// The one file of the state.
+fn sst(folder: &Path) -> std::path::PathBuf {
+    let files = fs::read_dir(folder.join("state")).unwrap().map(|entry| entry.unwrap().path());
+    let files: Vec<_> =
+        files.filter(|path| path.extension().is_some_and(|end| end == "sst")).collect();
+    let [file] = &files[..] else { panic!("{files:?}") };
+    file.clone()
+}
+
+#[test]
+fn a_changed_byte_in_the_state_ends_the_process() {
+    let (folder, mut bench) = open();
+    // Many blocks: the first and the last are read, and cached, by the ingest.
+    let names: Vec<String> = (0..20_000).map(|number| format!("counter-{number}")).collect();
+    let adds: Vec<(&str, i128)> = names.iter().map(|name| (name.as_str(), 1)).collect();
+    flush(&mut bench, 1, &adds);
+    bench.event();
+    let path = sst(folder.path());
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    bench.disk.load(1, names.iter().map(|name| counter(name)).collect());
+    let failed = bench.told().expect_err("a failure");
+    assert!(matches!(failed, DiskError::State(_)), "{failed}");
+    assert_eq!(failed.exit_code(), 5);
+}
+
+#[test]
+fn a_changed_byte_in_the_log_is_never_read_as_missing() {
+    let (folder, mut bench) = open();
+    bench.begin_copy();
+    bench.append(3, 100);
+    let group = torn::groups(folder.path()).pop().unwrap();
+    let (_, path) = torn::segments(folder.path()).pop().unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[group.offset + group.len - 1] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    bench.disk.read_log(SHARD, Seq(3), usize::MAX);
+    let failed = bench.told().expect_err("a failure");
+    assert!(matches!(failed, DiskError::Damage { .. }), "{failed}");
+    assert_eq!(failed.exit_code(), 5);
+}
+
+/// After a failure nothing more is done and nothing more is told.
+#[test]
+fn a_failed_group_is_the_last() {
+    let (folder, mut bench) = open();
+    bench.begin_copy();
+    // The next segment can't be made.
+    fs::remove_dir_all(folder.path().join("log")).unwrap();
+    for group in 3..10 {
+        let record = bench.next_entry(15_000);
+        bench.disk.write(record);
+        bench.disk.sync(group);
+    }
+    let mut durable = 0;
+    let failed = loop {
+        match bench.told() {
+            Ok(_) => durable += 1,
+            Err(failed) => break failed,
+        }
+    };
+    assert_eq!(failed.exit_code(), 5);
+    assert!(durable < 3, "{durable} groups in a segment");
+    drop(bench.disk);
+    assert!(bench.events.try_recv().is_err(), "told after the end");
+}
+
+/// Else a crash between the two would look as if the state had lost a copy that the log still knows.
+/// The kill loop, on a busy machine, died there.
+#[test]
+fn rows_are_dropped_only_once_the_log_says_durably_that_their_copy_is_gone() {
+    let (_folder, mut bench) = open();
+    bench.begin_copy();
+    flush(&mut bench, 1, &[("a", 5)]);
+    bench.event();
+    bench.disk.write(engine::store::log::Record::Drop { shard: SHARD, copy: CopyNo(1) });
+    bench.disk.drop_rows(SHARD, Slots::ALL);
+    // Time for it to go wrong.
+    for _ in 0..20 {
+        assert_eq!(load(&mut bench, "a"), Some(5));
+    }
+    bench.disk.sync(3);
+    assert!(matches!(bench.event(), Event::Durable { group: 3 }));
+    assert!(matches!(bench.event(), Event::RowsDropped { shard: SHARD }));
+    bench.disk.drop_rows(SHARD, Slots::ALL);
+    assert!(matches!(bench.event(), Event::RowsDropped { shard: SHARD }), "nothing to wait for");
+}
+
+#[test]
+fn stale_rows_of_a_dropped_copy_are_gone_after_a_start() {
+    let (folder, mut bench) = open();
+    bench.begin_copy();
+    flush(&mut bench, 1, &[("a", 5)]);
+    bench.event();
+    bench.group(vec![engine::store::log::Record::Drop { shard: ShardId(0), copy: CopyNo(1) }]);
+    drop(bench);
+    let mut bench = Bench::open(folder.path()).unwrap();
+    assert!(bench.opened.replicas[0].content.is_none());
+    assert_eq!(bench.opened.replicas[0].copy, CopyNo(1));
+    assert_eq!(load(&mut bench, "a"), None);
+}

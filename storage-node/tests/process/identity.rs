@@ -1,0 +1,160 @@
+//! A store is one process at a time, on the disk that it last ran on (DESIGN §6, Identity).
+
+use std::time::{Duration, Instant};
+
+use engine::records::{StoreRecord, StoreStatus};
+use metastore::Outcome;
+use rustix::process::Signal;
+
+use crate::etcd::Etcd;
+use crate::harness::{Cluster, Node, copy_folder, meta};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_process_per_folder() {
+    let cluster = Cluster::start(1).await;
+    let _first = cluster.node("a").await;
+    let mut second = cluster.spawn("a");
+    second.refuses(4, "in use by another process").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_a_running_node_is_refused() {
+    let cluster = Cluster::start(1).await;
+    let mut node = cluster.node("a").await;
+    let folder = cluster.folder("copy");
+    copy_folder(&cluster.folder("a"), &folder);
+    let mut copy = cluster.spawn_with("a", &folder, &[]);
+    copy.refuses(4, "it answers a probe").await;
+    // The one that was copied has not noticed anything.
+    cluster.registered(&mut node, 0).await;
+    assert_eq!(node.me.boot.0, 1);
+}
+
+/// The copy starts first, while the original is down; then the original knows neither the new nonce nor itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_folder_and_its_copy_the_first_to_start_goes_on() {
+    let cluster = Cluster::start(1).await;
+    let mut node = cluster.node("a").await;
+    assert_eq!(node.stop().await, Some(0));
+    let folder = cluster.folder("copy");
+    copy_folder(&cluster.folder("a"), &folder);
+    let mut copy = cluster.spawn_with("a", &folder, &[]);
+    cluster.registered(&mut copy, 1).await;
+    assert_eq!(copy.stop().await, Some(0));
+    let mut original = cluster.spawn("a");
+    original.refuses(4, "rolled back").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_was_rolled_back_is_refused() {
+    let cluster = Cluster::start(1).await;
+    let mut node = cluster.node("a").await;
+    assert_eq!(node.stop().await, Some(0));
+    let backup = cluster.folder("backup");
+    copy_folder(&cluster.folder("a"), &backup);
+    let mut node = cluster.node("a").await;
+    assert_eq!(node.stop().await, Some(0));
+    std::fs::remove_dir_all(cluster.folder("a")).expect("its own folder");
+    copy_folder(&backup, &cluster.folder("a"));
+    let mut rolled_back = cluster.spawn("a");
+    rolled_back.refuses(4, "rolled back").await;
+}
+
+/// It waits until etcd has forgotten the run before, not listening meanwhile, and says what it waits for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_node_comes_back_when_its_lease_has_ended() {
+    let cluster = Cluster::start(1).await;
+    let long = [("DKC_LEASE_TTL", "3")];
+    let mut node = cluster.node_with("a", &long).await;
+    node.kill();
+    let killed = Instant::now();
+    let mut again = cluster.spawn_with("a", &cluster.folder("a"), &long);
+    again.until_ready_says(503, "identity").await;
+    cluster.registered(&mut again, 1).await;
+    let back = killed.elapsed();
+    assert!(
+        back < Duration::from_secs(3 + 2),
+        "TTL + 1 s and a recovery of next to nothing: {back:?}"
+    );
+    again.until_ready_says(200, "ok").await;
+}
+
+/// Its process is stopped, so it answers no probe, and its lease ends: another process may take its place on a copy of
+/// the disk. When the old one goes on it must not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_was_replaced_while_it_slept_ends() {
+    let cluster = Cluster::start(1).await;
+    let mut node = cluster.node("a").await;
+    node.signal(Signal::STOP);
+    let folder = cluster.folder("copy");
+    copy_folder(&cluster.folder("a"), &folder);
+    let mut copy = cluster.spawn_with("a", &folder, &[]);
+    cluster.registered(&mut copy, 1).await;
+    node.signal(Signal::CONT);
+    node.refuses(4, "has begun elsewhere").await;
+    cluster.registered(&mut copy, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_one_store() {
+    let cluster = Cluster::start(1).await;
+    let mut node = cluster.node("a").await;
+    let folder = cluster.folder("new");
+    let mut other = cluster.spawn_with("a", &folder, &[]);
+    other.refuses(4, "choose another --name").await;
+    node.kill();
+    // Dead: the newcomer takes the name.
+    let newcomer = cluster.spawn_with("a", &cluster.folder("newer"), &[]);
+    newcomer.until_ready_says(200, "ok").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_was_given_up_is_refused() {
+    let cluster = Cluster::start(1).await;
+    let mut node = cluster.node("a").await;
+    assert_eq!(node.stop().await, Some(0));
+    let kept = cluster.store("a").await.expect("its record");
+    let lost = StoreRecord { status: StoreStatus::Lost, ..kept.record };
+    let noted = cluster.metastore.replace(&kept.id, &lost, kept.modified).await;
+    assert!(matches!(noted, Ok(Outcome::Done { .. })), "{noted:?}");
+    cluster.spawn("a").refuses(4, "given up").await;
+}
+
+/// What a start waits for stands in `/readyz`, and it goes on by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_waits_for_etcd_and_for_the_cluster() {
+    let mut etcd = Etcd::new();
+    let folders = tempfile::tempdir().expect("a temporary folder");
+    let node = Node::spawn(&etcd.endpoint(), "a", &folders.path().join("a"), &[]);
+    node.until_ready_says(503, "etcd").await;
+    etcd.run().await;
+    node.until_ready_says(503, "meta").await;
+    let made = etcd.metastore().await.create(&(), &meta(1)).await;
+    assert!(matches!(made, Ok(Outcome::Done { .. })), "{made:?}");
+    node.until_ready_says(200, "ok").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_of_another_cluster_is_refused() {
+    let (one, other) = (Cluster::start(1).await, Etcd::start().await);
+    let mut node = one.node("a").await;
+    assert_eq!(node.stop().await, Some(0));
+    let another = engine::records::Meta { cluster: 0xC2, ..meta(1) };
+    let made = other.metastore().await.create(&(), &another).await;
+    assert!(matches!(made, Ok(Outcome::Done { .. })), "{made:?}");
+    let mut stray = Node::spawn(&other.endpoint(), "a", &one.folder("a"), &[]);
+    stray.refuses(4, "belongs to cluster").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn senseless_options_are_a_usage_error() {
+    let folders = tempfile::tempdir().expect("a temporary folder");
+    let folder = folders.path().join("a");
+    for (flag, value, why) in [
+        ("DKC_MEMORY_BYTES", "1000", "--memory-bytes"),
+        ("DKC_LISTEN", "0.0.0.0:0", "--advertise"),
+        ("DKC_CLUSTER", "a/b", "--cluster"),
+    ] {
+        Node::spawn("127.0.0.1:1", "a", &folder, &[(flag, value)]).refuses(2, why).await;
+    }
+}

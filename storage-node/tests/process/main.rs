@@ -1,0 +1,24 @@
+//! Real storage nodes: processes with an etcd, RocksDB and sockets of their own. The test plays the coordinator, by
+//! writing records, and a gateway worker, over gRPC.
+//!
+//! A node is this very test binary, started again to run [`node_process`] alone: what is tested is
+//! `storage_node::run`, with nothing around it.
+
+mod damage;
+mod etcd;
+mod harness;
+mod identity;
+mod replication;
+mod serving;
+mod worker;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// The node that a test has started; nothing when the tests are run.
+#[test]
+fn node_process() {
+    if std::env::var_os(harness::IS_NODE).is_some() {
+        std::process::exit(harness::node_main().into());
+    }
+}

@@ -1,0 +1,137 @@
+//! Two nodes: nothing acknowledged is lost with one of them, and a dead one is noticed at once.
+
+use std::time::{Duration, Instant};
+
+use engine::config;
+use engine::message::{Answer, Refusal, RoleStatus};
+use rustix::process::Signal;
+
+use crate::harness::{Cluster, Node};
+use crate::worker::Worker;
+
+/// Waits until the node's replica has applied all that the other one has.
+pub(crate) async fn caught_up(node: &Node, with: &Node) {
+    let began = Instant::now();
+    loop {
+        let (own, other) = (node.replica().await, with.replica().await);
+        let applied = |replica: &Option<engine::message::ReplicaStatus>| {
+            replica.as_ref().map(|replica| replica.applied)
+        };
+        if own.is_some() && applied(&own) == applied(&other) {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "{own:?} {other:?}\n{}", node.log());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promoted_backup_has_everything_and_counts_nothing_twice() {
+    let cluster = Cluster::start(2).await;
+    let (mut a, b) = (cluster.node("a").await, cluster.node("b").await);
+    cluster.place(&[&a, &b]).await;
+    let mut worker = Worker::connect(&a, 7).await;
+    for want in 1..=100 {
+        assert_eq!(worker.add("likes", 1).await, want);
+    }
+    a.kill();
+    cluster.promote(&b).await;
+    worker.reconnect(&b).await;
+    // Two must be in sync and one is there: its barrier can't be committed. What it takes it does not answer, it reads
+    // nothing, and after a second it says that it is frozen.
+    worker.next_batch();
+    let posted = worker.post_add("likes", 1);
+    worker.until_frozen().await;
+    assert_eq!(worker.try_read("likes").await, Err(Refusal::Frozen));
+    worker.next_batch();
+    assert_eq!(worker.send_add("likes", 1).await, Answer::Refused(Refusal::Frozen));
+
+    let a = cluster.node("a").await;
+    assert_eq!(worker.answer_to(posted).await, Some(101));
+    assert_eq!(worker.add_again("likes", 1).await, 102);
+    assert_eq!(worker.read("likes").await, 102);
+    caught_up(&a, &b).await;
+}
+
+/// A killed backup is out of the in-sync set long before the second that silence takes (DESIGN §6), and comes back as
+/// a learner that has caught up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_backup_is_noticed_at_once_and_comes_back() {
+    let cluster = Cluster::start(1).await;
+    let (a, mut b) = (cluster.node("a").await, cluster.node("b").await);
+    cluster.place(&[&a, &b]).await;
+    let mut worker = Worker::connect(&a, 7).await;
+    assert_eq!(worker.add("likes", 1).await, 1);
+    let stopped = Instant::now();
+    b.kill();
+    assert_eq!(worker.add("likes", 1).await, 2);
+    let waited = stopped.elapsed();
+    assert!(waited < Duration::from_millis(700), "{waited:?}\n{}", a.log());
+    cluster.until_shard("without b", |shard| shard.isr == [a.me.store]).await;
+
+    let b = cluster.node("b").await;
+    cluster.change(|config| config::insert(&mut config.learners, b.me.store)).await;
+    cluster.until_shard("in sync", |shard| shard.isr.len() == 2).await;
+    assert_eq!(worker.add("likes", 1).await, 3);
+    caught_up(&b, &a).await;
+}
+
+/// A backup that stands still is ejected after a second; when it goes on it is added again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_backup_is_ejected_and_heard_again() {
+    let cluster = Cluster::start(1).await;
+    let (a, b) = (cluster.node("a").await, cluster.node("b").await);
+    cluster.place(&[&a, &b]).await;
+    let mut worker = Worker::connect(&a, 7).await;
+    assert_eq!(worker.add("likes", 1).await, 1);
+    b.signal(Signal::STOP);
+    assert_eq!(worker.add("likes", 1).await, 2);
+    cluster.until_shard("without b", |shard| shard.isr == [a.me.store]).await;
+    b.signal(Signal::CONT);
+    cluster.change(|config| config::insert(&mut config.learners, b.me.store)).await;
+    cluster.until_shard("in sync", |shard| shard.isr.len() == 2).await;
+    caught_up(&b, &a).await;
+}
+
+/// A node without the data, when the log no longer reaches back: a whole copy is sent, installed, and promoted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_learner_is_filled_by_a_whole_copy() {
+    let cluster = Cluster::start(1).await;
+    let flush = [("DKC_FLUSH_AFTER_MS", "30"), ("DKC_LOG_KEEP_BYTES", "0")];
+    let mut a = cluster.node_with("a", &flush).await;
+    cluster.place(&[&a]).await;
+    let mut worker = Worker::connect(&a, 7).await;
+    let long = "x".repeat(900);
+    for number in 0..300 {
+        assert_eq!(worker.add(&format!("{long}{number}"), number).await, number.into());
+    }
+    // Restarted, so that what is in memory of the log is only what is above the flush.
+    assert_eq!(a.stop().await, Some(0));
+    let a = cluster.node_with("a", &flush).await;
+    cluster.promote(&a).await;
+    worker.reconnect(&a).await;
+    assert_eq!(worker.add("likes", 1).await, 1);
+
+    let b = cluster.node("b").await;
+    cluster.change(|config| config::insert(&mut config.learners, b.me.store)).await;
+    cluster.until_shard("in sync", |shard| shard.isr.len() == 2).await;
+    assert!(b.log().contains("copy received"), "it was filled from the log:\n{}", b.log());
+    caught_up(&b, &a).await;
+
+    let mut a = a;
+    a.kill();
+    cluster
+        .change(|config| {
+            config.epoch.0 += 1;
+            config.primary = b.me;
+            config.isr = vec![b.me.store];
+        })
+        .await;
+    worker.reconnect(&b).await;
+    assert_eq!(worker.add_again("likes", 1).await, 1);
+    for number in [0, 1, 150, 299] {
+        assert_eq!(worker.read(&format!("{long}{number}")).await, i128::from(number));
+    }
+    let replica = b.replica().await.expect("a replica");
+    assert!(matches!(replica.role, RoleStatus::Primary { open: true, .. }), "{replica:?}");
+}

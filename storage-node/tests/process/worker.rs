@@ -1,0 +1,175 @@
+//! A gateway worker, as far as a node sees it.
+
+use std::time::Duration;
+
+use engine::batch::{Batch, Codec};
+use engine::ids::{Bseq, Revision, SessionId, Slots};
+use engine::key::CounterKey;
+use engine::message::{Answer, GatewayMessage, NodeReply, ReadResult, Refusal, ShardAvailability};
+use engine::ops::{self, Op, OpKind};
+use proto::wire;
+use proto::wire::gateway_client::GatewayClient;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Streaming;
+
+use crate::harness::{CLUSTER_ID, Node};
+
+/// An answer that takes longer will not come.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One session on one connection. Reconnected to another node, the session goes on.
+pub(crate) struct Worker {
+    session: SessionId,
+    bseq: u64,
+    message: u64,
+    reads: u64,
+    send: mpsc::UnboundedSender<wire::ToNode>,
+    replies: Streaming<wire::ToGateway>,
+}
+
+impl Worker {
+    pub(crate) async fn connect(node: &Node, session: u64) -> Self {
+        let (send, replies) = dial(node).await;
+        let session = SessionId(Revision { incarnation: 1, revision: session });
+        Self { session, bseq: 0, message: 0, reads: 0, send, replies }
+    }
+
+    /// Goes on with the same session elsewhere.
+    pub(crate) async fn reconnect(&mut self, node: &Node) {
+        (self.send, self.replies) = dial(node).await;
+        self.message = 0;
+    }
+
+    /// Adds to a counter; answers the value after it.
+    pub(crate) async fn add(&mut self, key: &str, delta: i64) -> i128 {
+        self.bseq += 1;
+        self.add_again(key, delta).await
+    }
+
+    /// Sends the last batch once more, the same bytes under the same number, until it is taken.
+    pub(crate) async fn add_again(&mut self, key: &str, delta: i64) -> i128 {
+        loop {
+            match self.send_add(key, delta).await {
+                Answer::Applied { values, .. } => return values[0],
+                // Whoever is to lead has not begun yet.
+                Answer::Refused(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Sends the last batch and returns whatever comes of this send.
+    pub(crate) async fn send_add(&mut self, key: &str, delta: i64) -> Answer {
+        let sent = self.post_add(key, delta);
+        loop {
+            if let NodeReply::Answer { message, answer, bseq, session, .. } = self.reply().await
+                && message == sent
+            {
+                assert_eq!((session, bseq), (self.session, Bseq(self.bseq)));
+                return answer;
+            }
+        }
+    }
+
+    /// Sends the last batch; its answer is not waited for.
+    pub(crate) fn post_add(&mut self, key: &str, delta: i64) -> u64 {
+        self.message += 1;
+        let kind = OpKind::AddReturning { delta: delta.into() };
+        let payload = ops::encode(&[Op { counter: counter(key), kind }]);
+        let bseq = Bseq(self.bseq);
+        let batch = Batch::seal(Slots::ALL, self.session, bseq, bseq, Codec::Raw, payload);
+        let frame = GatewayMessage::Frame { message: self.message, batches: vec![batch] };
+        self.send.send(frame.into()).expect("the stream stands");
+        self.message
+    }
+
+    /// Waits until the shard is said to be frozen; no batch is answered before.
+    pub(crate) async fn until_frozen(&mut self) {
+        loop {
+            match self.reply().await {
+                NodeReply::ShardState { state: ShardAvailability::Frozen, .. } => return,
+                NodeReply::Answer { answer, .. } => panic!("{answer:?}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// The value that a message posted before is answered with; none if it had no effect.
+    pub(crate) async fn answer_to(&mut self, posted: u64) -> Option<i128> {
+        loop {
+            match self.reply().await {
+                NodeReply::Answer { message, answer, .. } if message == posted => {
+                    return match answer {
+                        Answer::Applied { values, .. } => Some(values[0]),
+                        _ => None,
+                    };
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub(crate) fn next_batch(&mut self) {
+        self.bseq += 1;
+    }
+
+    /// Reads a counter, asking again while it is refused.
+    pub(crate) async fn read(&mut self, key: &str) -> i128 {
+        loop {
+            match self.try_read(key).await {
+                Ok(result) => return result.values[0],
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    pub(crate) async fn try_read(&mut self, key: &str) -> Result<ReadResult, Refusal> {
+        self.reads += 1;
+        let (asked, keys) = (self.reads, vec![counter(key)]);
+        let read = GatewayMessage::Read { id: asked, slots: Slots::ALL, keys };
+        self.send.send(read.into()).expect("the stream stands");
+        loop {
+            if let NodeReply::Read { id, result } = self.reply().await
+                && id == asked
+            {
+                return result;
+            }
+        }
+    }
+
+    /// Asks, and does not look at the answer.
+    pub(crate) fn post_read(&mut self, key: &str) {
+        self.reads += 1;
+        let keys = vec![counter(key)];
+        let read = GatewayMessage::Read { id: self.reads, slots: Slots::ALL, keys };
+        // Once the stream has ended, so has what is being tested.
+        let _ended = self.send.send(read.into());
+    }
+
+    async fn reply(&mut self) -> NodeReply {
+        self.try_reply().await.expect("the stream stands")
+    }
+
+    /// None: the node has closed the stream.
+    pub(crate) async fn try_reply(&mut self) -> Option<NodeReply> {
+        let reply = tokio::time::timeout(PATIENCE, self.replies.message()).await;
+        let reply = reply.expect("an answer in time").ok().flatten();
+        reply.map(|reply| reply.try_into().expect("a valid reply"))
+    }
+}
+
+fn counter(key: &str) -> CounterKey {
+    CounterKey::new(b"test", key.as_bytes()).expect("a valid name")
+}
+
+async fn dial(node: &Node) -> (mpsc::UnboundedSender<wire::ToNode>, Streaming<wire::ToGateway>) {
+    let client = GatewayClient::connect(format!("http://{}", node.address)).await;
+    let mut client = proto::limited!(client.expect("the node listens"));
+    let (send, messages) = mpsc::unbounded_channel();
+    let opening = tokio_stream::once(wire::ToNode::opening(CLUSTER_ID));
+    let stream = opening.chain(UnboundedReceiverStream::new(messages));
+    let replies = client.session(stream).await.expect("the node takes the stream");
+    (send, replies.into_inner())
+}

@@ -1,0 +1,432 @@
+//! A whole cluster of real processes, for tests that kill them.
+//!
+//! [`Cluster`] starts `dkc dev` from its binary in a folder of its own and knows the processes by
+//! `cluster.json` alone: it kills by pid and starts again by argv, as an operator would. Nothing of
+//! the product is linked but the hash of a key, and [`http`] is a client of our own on purpose: a
+//! bug in the product's client must not hide one in the product.
+//!
+//! Clusters of one test program run one after the other, whatever the number of test threads: each
+//! has a dozen processes, and what is measured is time. One that a test leaves behind ends with it
+//! (`Drop`), and its folder stays when the test failed.
+
+pub mod failover;
+pub mod http;
+pub mod load;
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, mpsc};
+use std::time::{Duration, Instant};
+
+use engine::key::CounterKey;
+pub use rustix::process::Signal;
+use rustix::process::{Pid, kill_process};
+use serde_json::Value;
+
+use self::http::Client;
+
+/// Starting takes a second or two on an idle machine.
+const READY_WITHIN: Duration = Duration::from_secs(90);
+/// DESIGN §13.
+pub const STOP_WITHIN: Duration = Duration::from_secs(15);
+/// `cluster.json` is true within 1 s; the rest is for a busy machine.
+const NOTICED_WITHIN: Duration = Duration::from_secs(5);
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// One entry of `cluster.json`.
+#[derive(Clone, Debug)]
+pub struct Process {
+    pub role: String,
+    pub name: String,
+    pub pid: u32,
+    pub argv: Vec<String>,
+    addresses: Value,
+}
+
+impl Process {
+    /// Where it listens for `http`, `grpc` or `metrics`.
+    #[track_caller]
+    pub fn address(&self, kind: &str) -> &str {
+        self.addresses[kind].as_str().unwrap_or_else(|| panic!("{} has no {kind}", self.name))
+    }
+
+    /// The folder given with `--data`.
+    #[track_caller]
+    pub fn data(&self) -> PathBuf {
+        let at = self.argv.iter().position(|word| word == "--data").expect("a storage node");
+        PathBuf::from(&self.argv[at + 1])
+    }
+}
+
+/// A running `dkc dev`.
+pub struct Cluster {
+    dev: Child,
+    folder: PathBuf,
+    /// The first gateway, `host:port`.
+    pub gateway: String,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Cluster {
+    /// A new cluster; `flags` as for `dkc dev`, without `--data` and `--http`.
+    #[track_caller]
+    pub fn start(flags: &[&str]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(|failed| failed.into_inner());
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("dkc-{}-{number}", std::process::id()));
+        let (dev, gateway) = start_dev(&folder, flags);
+        Self { dev, folder, gateway, _turn: turn }
+    }
+
+    /// Stops it as Ctrl-C does and starts it again on the same folder.
+    #[track_caller]
+    pub fn stop_and_resume(&mut self) {
+        self.stop();
+        (self.dev, self.gateway) = start_dev(&self.folder, &[]);
+    }
+
+    /// Stops it as Ctrl-C does: in time, with exit code 0, leaving no process behind.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        let pids: Vec<_> = self.processes().iter().map(|process| process.pid).collect();
+        send(self.dev.id(), Signal::TERM);
+        let status = ended_within(&mut self.dev, STOP_WITHIN).expect("dkc dev stops within 15 s");
+        assert_eq!(status.code(), Some(0), "dkc dev: {status}");
+        let left: Vec<_> = pids.into_iter().filter(|&pid| is_alive(pid)).collect();
+        assert_eq!(left, [0; 0], "processes outlive dkc dev");
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What runs now.
+    pub fn processes(&self) -> Vec<Process> {
+        self.listed("processes")
+    }
+
+    fn listed(&self, list: &str) -> Vec<Process> {
+        let path = self.folder.join("cluster.json");
+        let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+        let file: Value = serde_json::from_slice(&text).expect("cluster.json is whole");
+        let text = |value: &Value| value.as_str().expect("text").to_owned();
+        let read = |one: &Value| Process {
+            role: text(&one["role"]),
+            name: text(&one["name"]),
+            pid: one["pid"].as_u64().unwrap_or(0) as u32,
+            argv: one["argv"].as_array().expect("a list").iter().map(text).collect(),
+            addresses: one["addresses"].clone(),
+        };
+        file[list].as_array().into_iter().flatten().map(read).collect()
+    }
+
+    /// The running process of that name.
+    #[track_caller]
+    pub fn process(&self, name: &str) -> Process {
+        let found = self.processes().into_iter().find(|process| process.name == name);
+        found.unwrap_or_else(|| panic!("{name} does not run"))
+    }
+
+    /// The names of all processes of a role.
+    pub fn names(&self, role: &str) -> Vec<String> {
+        let of_role = self.processes().into_iter().filter(|process| process.role == role);
+        of_role.map(|process| process.name).collect()
+    }
+
+    /// Addresses of all gateways.
+    pub fn gateways(&self) -> Vec<String> {
+        let gateways = self.processes().into_iter().filter(|process| process.role == "gateway");
+        gateways.map(|process| process.address("http").to_owned()).collect()
+    }
+
+    /// Sends a signal, and no more: what comes of it may be what is measured.
+    #[track_caller]
+    pub fn signal(&self, name: &str, signal: Signal) -> Process {
+        let process = self.process(name);
+        send(process.pid, signal);
+        process
+    }
+
+    /// `kill -9`, and waits until `cluster.json` says so too.
+    #[track_caller]
+    pub fn kill(&self, name: &str) -> Process {
+        let process = self.signal(name, Signal::KILL);
+        self.wait_until_gone(name);
+        process
+    }
+
+    #[track_caller]
+    pub fn wait_until_gone(&self, name: &str) {
+        until(NOTICED_WITHIN, || {
+            let runs = self.processes().iter().any(|process| process.name == name);
+            if runs { Err(format!("cluster.json lists {name} as running")) } else { Ok(()) }
+        });
+    }
+
+    /// Starts a process again by its argv, and waits until `dkc dev` has noticed.
+    #[track_caller]
+    pub fn start_again(&self, process: &Process) {
+        let mut child = self.spawn(&process.name, &process.argv);
+        let pid = child.id();
+        // Whoever starts a process has to wait for it, else it stays as a zombie.
+        std::thread::spawn(move || child.wait());
+        until(NOTICED_WITHIN, || match self.listed("processes") {
+            now if now.iter().any(|one| one.pid == pid) => Ok(()),
+            _ => Err(format!("cluster.json does not list {} with pid {pid}", process.name)),
+        });
+    }
+
+    /// Runs a command line that is expected to end by itself, and returns its exit code.
+    #[track_caller]
+    pub fn exit_code_of(&self, log: &str, argv: &[String], within: Duration) -> i32 {
+        let mut child = self.spawn(log, argv);
+        let Some(status) = ended_within(&mut child, within) else {
+            send(child.id(), Signal::KILL);
+            drop(child.wait());
+            panic!("{argv:?} still runs after {within:?}: {}", self.log_tail(log));
+        };
+        status.code().unwrap_or_else(|| panic!("{argv:?} ended by a signal: {status}"))
+    }
+
+    fn spawn(&self, log: &str, argv: &[String]) -> Child {
+        let path = self.log_path(log);
+        let log = std::fs::File::options().create(true).append(true).open(path).expect("a log");
+        let again = log.try_clone().expect("a second handle");
+        let mut command = Command::new(&argv[0]);
+        command.args(&argv[1..]).stdin(Stdio::null()).stdout(again).stderr(log);
+        command.spawn().unwrap_or_else(|error| panic!("{argv:?}: {error}"))
+    }
+
+    fn log_path(&self, name: &str) -> PathBuf {
+        self.folder.join("logs").join(format!("{name}.log"))
+    }
+
+    /// What a process has written so far.
+    pub fn log(&self, name: &str) -> String {
+        let text = std::fs::read(self.log_path(name)).unwrap_or_default();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    fn log_tail(&self, name: &str) -> String {
+        let log = self.log(name);
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    /// `dkc` with a client command.
+    pub fn dkc(&self, args: &[&str]) -> Command {
+        let urls: Vec<_> = self.gateways().iter().map(|one| format!("http://{one}")).collect();
+        let mut command = Command::new(dkc_binary());
+        command.args(args).args(["--url", &urls.join(",")]);
+        command
+    }
+
+    /// `GET /v1/cluster`, from the first gateway that answers.
+    pub fn status(&self) -> Result<Value, String> {
+        let mut why = "no gateway runs".to_owned();
+        for gateway in self.gateways() {
+            match Client::new(&gateway).get("/v1/cluster") {
+                Ok(answer) if answer.status == 200 => return Ok(answer.body),
+                Ok(answer) => why = format!("{gateway}: {} {}", answer.status, answer.body),
+                Err(error) => why = format!("{gateway}: {error:?}"),
+            }
+        }
+        Err(why)
+    }
+
+    /// All shards, as a gateway sees them.
+    pub fn shards(&self) -> Result<Vec<Shard>, String> {
+        let status = self.status()?;
+        let list = status["shards"].as_array().ok_or("no shards in /v1/cluster")?;
+        list.iter().map(Shard::read).collect()
+    }
+
+    /// Waits until every shard is open with `replicas` members in sync and all of them agree.
+    #[track_caller]
+    pub fn wait_until_full(&self, replicas: usize) {
+        until(Duration::from_secs(120), || {
+            for shard in self.shards()? {
+                let Shard { id, state, isr, digests_agree, .. } = shard;
+                if state != "open" || isr.len() != replicas {
+                    return Err(format!("shard {id} is {state}, in sync: {isr:?}"));
+                }
+                assert!(digests_agree, "the replicas of shard {id} hold different counters");
+            }
+            Ok(())
+        });
+    }
+
+    /// Waits until every replica has told a digest of the same seq, and all digests agree.
+    ///
+    /// The digest is over all counters of the shard, so this compares every copy with every other.
+    /// It takes quiet shards: call it when no load runs.
+    #[track_caller]
+    pub fn wait_until_copies_agree(&self, replicas: usize) {
+        until(Duration::from_secs(60), || {
+            for shard in self.shards()? {
+                let Shard { id, digests, digests_agree, .. } = shard;
+                assert!(digests_agree, "the replicas of shard {id} hold different counters");
+                let first = digests.first().map(|(_, digest)| digest);
+                let same = digests.iter().filter(|(_, digest)| Some(digest) == first).count();
+                if same != replicas {
+                    return Err(format!("shard {id} has no common digest: {digests:?}"));
+                }
+            }
+            Ok(())
+        });
+    }
+
+    /// A key of each shard in `namespace`, by the shard's place in [`Self::shards`].
+    #[track_caller]
+    pub fn key_per_shard(&self, namespace: &str) -> Vec<String> {
+        let shards = self.shards().expect("a cluster that is ready");
+        let mut keys: Vec<Option<String>> = vec![None; shards.len()];
+        for number in 0_u64.. {
+            if keys.iter().all(Option::is_some) {
+                break;
+            }
+            let key = format!("k{number}");
+            let name = CounterKey::new(namespace.as_bytes(), key.as_bytes()).expect("a name");
+            let slot = name.slot().0;
+            let at = shards.iter().position(|shard| (shard.lo..=shard.hi).contains(&slot));
+            keys[at.expect("the shards cover every slot")].get_or_insert(key);
+        }
+        keys.into_iter().flatten().collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if matches!(self.dev.try_wait(), Ok(None)) {
+            send(self.dev.id(), Signal::TERM);
+            if ended_within(&mut self.dev, STOP_WITHIN * 2).is_none() {
+                // Its guard ends what it leaves behind.
+                send(self.dev.id(), Signal::KILL);
+                drop(self.dev.wait());
+            }
+        }
+        if std::thread::panicking() {
+            crate::note(&format!("the cluster's logs are in {}", self.folder.display()));
+        } else {
+            drop(std::fs::remove_dir_all(&self.folder));
+        }
+    }
+}
+
+/// A shard as `/v1/cluster` tells it.
+#[derive(Clone, Debug)]
+pub struct Shard {
+    pub id: u64,
+    pub lo: u16,
+    pub hi: u16,
+    pub epoch: u64,
+    pub state: String,
+    pub primary: Option<String>,
+    pub isr: Vec<String>,
+    pub digests_agree: bool,
+    /// Each replica that told one, with (digest, its seq).
+    digests: Vec<(String, (String, u64))>,
+}
+
+impl Shard {
+    fn read(value: &Value) -> Result<Self, String> {
+        let odd = || format!("a shard that can't be read: {value}");
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let slot = |at: usize| value["slots"][at].as_u64().and_then(|slot| slot.try_into().ok());
+        let digest = |replica: &Value| {
+            let digest = (text(&replica["digest"])?, replica["digest_at"].as_u64()?);
+            Some((text(&replica["node"])?, digest))
+        };
+        Ok(Self {
+            id: value["id"].as_u64().ok_or_else(odd)?,
+            lo: slot(0).ok_or_else(odd)?,
+            hi: slot(1).ok_or_else(odd)?,
+            epoch: value["epoch"].as_u64().ok_or_else(odd)?,
+            state: text(&value["state"]).ok_or_else(odd)?,
+            primary: text(&value["primary"]),
+            isr: value["isr"].as_array().ok_or_else(odd)?.iter().filter_map(text).collect(),
+            digests_agree: value["digests_agree"].as_bool().unwrap_or(true),
+            digests: value["replicas"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(digest)
+                .collect(),
+        })
+    }
+}
+
+/// The product, built by `./test`: `$DKC_BIN`, else beside this test program.
+pub fn dkc_binary() -> PathBuf {
+    if let Some(named) = std::env::var_os("DKC_BIN") {
+        return named.into();
+    }
+    let this = std::env::current_exe().expect("a program knows where it is");
+    // target/ci/deps/cluster-… or target/ci/failover
+    let mut folders = this.ancestors().skip(1).take(2).map(|folder| folder.join("dkc"));
+    folders
+        .find(|path| path.exists())
+        .expect("no dkc beside this program: cargo build --profile ci -p cli, or set DKC_BIN")
+}
+
+fn start_dev(folder: &Path, flags: &[&str]) -> (Child, String) {
+    let mut command = Command::new(dkc_binary());
+    command.args(["dev", "--data"]).arg(folder);
+    if !folder.join("dev.json").exists() {
+        command.args(["--http", "127.0.0.1:0"]);
+    }
+    command.args(flags).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut dev = command.spawn().expect("dkc dev starts");
+    let stdout = BufReader::new(dev.stdout.take().expect("a pipe"));
+    let (says, said) = mpsc::channel();
+    std::thread::spawn(move || {
+        stdout.lines().map_while(Result::ok).for_each(|line| drop(says.send(line)));
+    });
+    let line = said.recv_timeout(READY_WITHIN).unwrap_or_default();
+    match line.strip_prefix("ready http://") {
+        Some(gateway) => (dev, gateway.to_owned()),
+        None => {
+            send(dev.id(), Signal::TERM);
+            let _killed_later = ended_within(&mut dev, STOP_WITHIN);
+            panic!("dkc dev {flags:?} is not ready: {line:?}, logs in {}", folder.display());
+        }
+    }
+}
+
+#[track_caller]
+fn send(pid: u32, signal: Signal) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a pid");
+    kill_process(pid, signal).unwrap_or_else(|error| panic!("signal to {pid:?}: {error}"));
+}
+
+fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.starts_with(" Z"))
+}
+
+fn ended_within(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("our own child") {
+            return Some(status);
+        }
+        if begun.elapsed() > limit {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Asks again and again until it is so. Panics with the last reason why it isn't.
+#[track_caller]
+pub fn until(limit: Duration, mut check: impl FnMut() -> Result<(), String>) {
+    let begun = Instant::now();
+    while let Err(why) = check() {
+        assert!(begun.elapsed() < limit, "not within {limit:?}: {why}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,146 @@
+//! A second coordinator that promotes, recruits and moves at random, always by compare-and-set, and
+//! knows nothing of logs. Whatever it does must be safe; and it is in the real one's way, which must
+//! cope with records that change under its hands.
+//!
+//! It stops when the faults do: healing is the real one's business alone.
+
+use std::collections::BTreeMap;
+
+use engine::config::{ShardConfig, insert, remove};
+use engine::ids::{Epoch, StoreBoot, StoreId, Version};
+
+use super::core::{Core, Place, Process, Told};
+use super::etcd::{Call, Compare, Key, Reply, Value, Write};
+
+const TOCK: u64 = 50_000;
+
+#[derive(Debug)]
+pub struct ChaosHost {
+    pub place: Place,
+    pub life: u32,
+    running: Option<Option<u64>>,
+}
+
+impl Default for ChaosHost {
+    fn default() -> Self {
+        Self { place: Place::Chaos, life: 0, running: None }
+    }
+}
+
+impl ChaosHost {
+    pub fn process(&self) -> Process {
+        Process { place: self.place, life: self.life }
+    }
+
+    pub fn is_down(&self) -> bool {
+        self.running.is_none()
+    }
+
+    pub fn start(&mut self, core: &mut Core) {
+        if self.is_down() && core.is_faulty() {
+            self.life += 1;
+            self.running = Some(None);
+            core.tell_after(TOCK, self.process(), Told::Tock);
+        }
+    }
+
+    pub fn on(&mut self, core: &mut Core, told: Told) {
+        let process = self.process();
+        let Some(waiting) = &mut self.running else { return };
+        match told {
+            Told::Tock if !core.is_faulty() => self.running = None,
+            Told::Tock => {
+                core.tell_after(TOCK, process, Told::Tock);
+                if waiting.is_none() {
+                    *waiting = Some(core.etcd(process, Call::List));
+                }
+            }
+            Told::EtcdTimeout { call } if *waiting == Some(call) => *waiting = None,
+            Told::Etcd { call, reply } if *waiting == Some(call) => {
+                *waiting = None;
+                if let Reply::List { all, .. } = reply {
+                    self.look(core, all);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn look(&self, core: &mut Core, all: Vec<(Key, super::etcd::Versioned)>) {
+        let mut alive = BTreeMap::new();
+        let mut shards = Vec::new();
+        for (_, versioned) in all {
+            match versioned.value {
+                Value::Node(me) => {
+                    alive.insert(me.store, me);
+                }
+                Value::Shard(config) => shards.push((config, versioned.modified)),
+                _ => {}
+            }
+        }
+        let mut writes = Vec::new();
+        for (config, at) in shards {
+            let change = promote(core, &config, &alive).or_else(|| place(core, &config, &alive));
+            if let Some(mut config) = change {
+                config.version = Version(config.version.0 + 1);
+                writes.push((at, config));
+            }
+        }
+        for (at, config) in writes {
+            let key = Key::Shard(config.shard());
+            let compares = vec![Compare::Modified(key, at)];
+            let writes = vec![Write::Put(key, Value::Shard(config), None)];
+            core.etcd(self.process(), Call::Txn { compares, writes });
+        }
+    }
+}
+
+type Alive = BTreeMap<StoreId, StoreBoot>;
+
+fn promote(core: &mut Core, config: &ShardConfig, alive: &Alive) -> Option<ShardConfig> {
+    let lives = alive.get(&config.primary.store) == Some(&config.primary);
+    let spurious = core.is_faulty() && core.rng.below(1_000) < core.plan.spurious_permille;
+    if lives && !spurious {
+        return None;
+    }
+    let fit = |store: &&StoreId| alive.contains_key(store) && !config.tainted.contains(store);
+    let fit: Vec<StoreId> = config.isr.iter().filter(fit).copied().collect();
+    let primary = alive[&core.rng.pick(&fit)?];
+    let mut next = ShardConfig { primary, epoch: Epoch(config.epoch.0 + 1), ..config.clone() };
+    for store in config.isr.iter().copied() {
+        let gone = !alive.contains_key(&store);
+        let drops = gone || (store != primary.store && core.rng.percent(10));
+        if drops && next.isr.len() > core.plan.min_in_sync {
+            remove(&mut next.isr, store);
+        }
+    }
+    Some(next)
+}
+
+/// Recruits what is missing, lets go what is too much.
+fn place(core: &mut Core, config: &ShardConfig, alive: &Alive) -> Option<ShardConfig> {
+    let mut next = config.clone();
+    if config.isr.len() > core.plan.replicas {
+        let others: Vec<StoreId> =
+            config.isr.iter().copied().filter(|&store| store != config.primary.store).collect();
+        remove(&mut next.isr, core.rng.pick(&others)?);
+        return Some(next);
+    }
+    let dead = config.learners.iter().find(|store| !alive.contains_key(store));
+    if let Some(&store) = dead
+        && core.rng.percent(20)
+    {
+        remove(&mut next.learners, store);
+        return Some(next);
+    }
+    let in_sync = config.isr.iter().filter(|store| alive.contains_key(store)).count();
+    let missing = in_sync + config.learners.len() < core.plan.replicas;
+    let moves = core.is_faulty() && core.rng.percent(1);
+    if (!missing && !moves) || config.learners.len() > 1 || !core.rng.percent(40) {
+        return None;
+    }
+    let free = |store: &StoreId| !config.isr.contains(store) && !config.learners.contains(store);
+    let free: Vec<StoreId> = alive.keys().copied().filter(free).collect();
+    insert(&mut next.learners, core.rng.pick(&free)?);
+    Some(next)
+}

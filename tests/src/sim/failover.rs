@@ -1,0 +1,86 @@
+//! How long a shard is without an open primary when its node dies, in virtual time.
+//!
+//! A quiet cluster under load loses one node, for good; nothing else goes wrong. The gap of a shard
+//! ends when the process that its record names serves it: elected, its barrier committed, not frozen.
+
+use super::core::Place;
+use super::journal::Journal;
+use super::plan::Plan;
+use super::rng::Rng;
+use super::world::World;
+
+/// How the node dies.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Death {
+    /// `kill -9`: its connections are reset, and new ones refused.
+    Killed,
+    /// It stands still, or the network loses everything: nothing comes back, not even a refusal.
+    Silent,
+}
+
+const DIES_AT: u64 = 3_000_000;
+const GIVE_UP_AFTER: u64 = 30_000_000;
+
+/// The longest gap of any shard that the node led or backed, in milliseconds; none if a shard has
+/// not opened again.
+pub fn worst_gap_ms(seed: u64, death: Death) -> Option<u64> {
+    let mut rng = Rng::new(seed);
+    let plan = Plan::quiet(seed, &mut rng);
+    let mut world = World::new(plan, rng, Journal::new(None));
+    // Not always at the same point of everybody's clocks.
+    let at = DIES_AT + world.core.rng.below(1_000_000);
+    while world.core.now < at {
+        world.step()?;
+    }
+    let shards = world.core.etcd.shards().count() as u64;
+    assert_eq!(shards, u64::from(world.core.plan.shards), "placed and led before it begins");
+    let node = world.core.rng.index(world.nodes.len());
+    kill(&mut world, node, death);
+    let killed_at = world.core.now;
+    let mut worst = 0;
+    while world.core.now < killed_at + GIVE_UP_AFTER {
+        match closed_shards(&world, node) {
+            0 if world.core.now > killed_at + 5_000_000 => return Some(worst / 1_000),
+            0 => {}
+            _ => worst = world.core.now - killed_at,
+        }
+        world.step()?;
+    }
+    None
+}
+
+fn kill(world: &mut World, node: usize, death: Death) {
+    if death == Death::Killed {
+        world.nodes[node].crash(&mut world.core, false);
+        return;
+    }
+    let dead = world.nodes[node].place;
+    let nodes = world.nodes.iter().map(|node| node.place);
+    let gateways = world.gateways.iter().map(|gateway| gateway.place);
+    let coordinators = world.coordinators.iter().map(|coordinator| coordinator.place);
+    let others = nodes.chain(gateways).chain(coordinators).chain([Place::Etcd]);
+    for other in others.filter(|other| *other != dead).collect::<Vec<_>>() {
+        world.core.block(dead, other);
+        world.core.block(other, dead);
+    }
+}
+
+/// Shards that take no writes now: no process that still counts leads them, or a member that nobody
+/// hears holds up their commits.
+fn closed_shards(world: &World, dead: usize) -> usize {
+    let dead = world.nodes[dead].store;
+    let records = world.core.etcd.shards();
+    let open = |config: &engine::config::ShardConfig| {
+        let node = world.nodes.iter().find(|node| node.store == config.primary.store);
+        let machine = node.filter(|node| node.store != dead).and_then(|node| node.machine());
+        let mut views = machine.into_iter().flat_map(|machine| machine.replicas());
+        !config.isr.contains(&dead)
+            && views.any(|view| {
+                view.shard == config.shard()
+                    && view.primary.is_some_and(|primary| {
+                        primary.epoch == config.epoch && primary.active && !primary.frozen
+                    })
+            })
+    };
+    records.filter(|(config, _)| !open(config)).count()
+}

@@ -1,0 +1,175 @@
+//! Data folders that are not what they seem: behind, wiped, rolled back, copied (DESIGN §6, Identity).
+//!
+//! A store is known by what lies in its folder. So a folder that was copied, or put back, could make
+//! a node promise what it no longer has; each of these is noticed and ends well.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use tests::cluster::load::Load;
+use tests::cluster::{Cluster, Process, until};
+
+use crate::{SOON, check_filled, fill};
+
+/// As small as they may be, so that seconds of writing do what days do. Few shards, since each may
+/// keep a part of its log in memory, from which a copy could be caught up without the file.
+const SMALL: [&str; 11] = [
+    "--shards",
+    "2",
+    "--",
+    "--log-keep-bytes",
+    "65536",
+    "--segment-bytes",
+    "65536",
+    "--flush-after-ms",
+    "200",
+    "--memory-bytes",
+    "134217728",
+];
+/// Exit code of a store that is refused.
+const REFUSED: i32 = 4;
+/// A store may wait for the lease of its last run to end before it knows.
+const REFUSED_WITHIN: Duration = Duration::from_secs(20);
+
+fn copy(from: &Path, to: &Path) {
+    // Of a running node too: files may vanish while they are copied, which is part of the story.
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).output().expect("cp runs");
+    assert!(to.join("log").exists(), "{copied:?}");
+}
+
+fn replace(folder: &Path, by: &Path) {
+    std::fs::remove_dir_all(folder).expect("the folder of a node that is dead");
+    std::fs::rename(by, folder).expect("in the same file system");
+}
+
+/// The same process with another folder and other ports.
+fn elsewhere(process: &Process, folder: &Path) -> Vec<String> {
+    let mut argv = process.argv.clone();
+    let mut set = |flag: &str, value: &str| {
+        let at = argv.iter().position(|word| word == flag).expect("a flag of dkc dev");
+        value.clone_into(&mut argv[at + 1]);
+    };
+    set("--data", folder.to_str().expect("a path of our own"));
+    set("--listen", "127.0.0.1:0");
+    set("--metrics", "127.0.0.1:0");
+    argv
+}
+
+/// The uuid that `/v1/cluster` shows for the node of that name.
+fn uuid(cluster: &Cluster, name: &str) -> String {
+    let status = cluster.status().expect("a gateway that lives");
+    let nodes = status["nodes"].as_array().expect("a list");
+    // A lost store may be listed beside the one that took its name.
+    let node = nodes.iter().find(|node| node["name"] == name && node["state"] == "up");
+    node.unwrap_or_else(|| panic!("{name} is not up: {status}"))["uuid"].to_string()
+}
+
+/// Everything was flushed and the log was trimmed while the node was away.
+#[test]
+fn a_node_that_missed_a_trimmed_log_gets_a_copy() {
+    let cluster = Cluster::start(&SMALL);
+    fill(&cluster, "trim", 10_000, 1);
+    let node = cluster.kill("node-3");
+    let log = cluster.log("node-3").len();
+    // About 10 MB of log on each node that is left.
+    fill(&cluster, "trim", 10_000, 50);
+    let survivor = cluster.process("node-1").data().join("log");
+    until(SOON, || {
+        let files = std::fs::read_dir(&survivor).map_err(|error| error.to_string())?;
+        let sizes = files.filter_map(|file| file.ok()?.metadata().ok()).map(|data| data.len());
+        let bytes: u64 = sizes.sum();
+        if bytes < 2 << 20 { Ok(()) } else { Err(format!("{bytes} bytes of log are left")) }
+    });
+    cluster.start_again(&node);
+    cluster.wait_until_full(3);
+    let log = cluster.log("node-3")[log..].to_owned();
+    assert!(log.contains("copy received"), "node-3 caught up without a copy:\n{log}");
+    check_filled(&cluster, "trim", 10_000, 51);
+    cluster.wait_until_copies_agree(3);
+}
+
+#[test]
+fn a_wiped_folder_is_a_new_store() {
+    let cluster = Cluster::start(&[]);
+    fill(&cluster, "wipe", 5000, 2);
+    let old = uuid(&cluster, "node-2");
+    let node = cluster.kill("node-2");
+    std::fs::remove_dir_all(node.data()).expect("the folder of a node that is dead");
+    cluster.start_again(&node);
+    // Its places are the newcomer's at once, without the rebuild delay of 10 min.
+    cluster.wait_until_full(3);
+    assert_ne!(uuid(&cluster, "node-2"), old);
+    check_filled(&cluster, "wipe", 5000, 2);
+    cluster.wait_until_copies_agree(3);
+}
+
+#[test]
+fn a_folder_that_was_rolled_back_is_refused() {
+    let cluster = Cluster::start(&[]);
+    fill(&cluster, "back", 1000, 1);
+    let node = cluster.kill("node-3");
+    let (old, new) = (cluster.folder().join("old"), cluster.folder().join("new"));
+    copy(&node.data(), &old);
+    cluster.start_again(&node);
+    cluster.wait_until_full(3);
+    fill(&cluster, "back", 1000, 1);
+    cluster.kill("node-3");
+
+    copy(&node.data(), &new);
+    replace(&node.data(), &old);
+    let code = cluster.exit_code_of("rolled-back", &node.argv, REFUSED_WITHIN);
+    assert_eq!(code, REFUSED, "{}", cluster.log("rolled-back"));
+
+    // The right folder is welcome as ever.
+    replace(&node.data(), &new);
+    cluster.start_again(&node);
+    cluster.wait_until_full(3);
+    check_filled(&cluster, "back", 1000, 2);
+    cluster.wait_until_copies_agree(3);
+}
+
+#[test]
+fn a_copy_started_while_the_original_runs_is_refused() {
+    let cluster = Cluster::start(&[]);
+    cluster.wait_until_full(3);
+    let keys = cluster.key_per_shard("twin");
+    let load = Load::start(&cluster.gateways(), "twin", &keys);
+    load.wait_for_all(20, SOON);
+    let original = cluster.process("node-2");
+    let twin = cluster.folder().join("twin");
+    copy(&original.data(), &twin);
+    let argv = elsewhere(&original, &twin);
+    let code = cluster.exit_code_of("twin", &argv, REFUSED_WITHIN);
+    assert_eq!(code, REFUSED, "{}", cluster.log("twin"));
+    // The original did not so much as notice.
+    load.wait_for_all(20, SOON);
+    let probes = load.stop();
+    probes.all_applied();
+    probes.check(&cluster.gateway);
+    assert_eq!(cluster.process("node-2").pid, original.pid);
+    cluster.wait_until_full(3);
+}
+
+/// Its nonce is right, since the node did not start anew after the copy, but its log lacks what the
+/// node acknowledged since. Only its peers can know.
+#[test]
+fn a_copy_of_a_running_node_put_back_later_is_found_short() {
+    let cluster = Cluster::start(&[]);
+    fill(&cluster, "short", 5000, 1);
+    cluster.wait_until_full(3);
+    let running = cluster.process("node-3");
+    let copied = cluster.folder().join("copied");
+    copy(&running.data(), &copied);
+    // All of this node-3 promised to have.
+    fill(&cluster, "short", 5000, 5);
+    cluster.kill("node-3");
+    replace(&running.data(), &copied);
+    cluster.start_again(&running);
+    cluster.wait_until_full(3);
+    // Now it must have everything itself: it may be asked to lead.
+    cluster.kill("node-1");
+    check_filled(&cluster, "short", 5000, 6);
+    fill(&cluster, "short", 5000, 1);
+    check_filled(&cluster, "short", 5000, 7);
+}
