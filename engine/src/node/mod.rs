@@ -477,8 +477,9 @@ impl Node {
         next_group: u64,
         recovered: Vec<RecoveredReplica>,
     ) -> Self {
-        let replicas =
-            recovered.into_iter().map(|found| (found.shard, Replica::recover(found))).collect();
+        let recover =
+            |found: RecoveredReplica| (found.shard, Replica::recover(found, settings.planted));
+        let replicas = recovered.into_iter().map(recover).collect();
         Self {
             me,
             now,

@@ -103,10 +103,14 @@ impl Replica {
     }
 
     /// What recovery found. All of it was rewritten and fsynced by then.
-    pub fn recover(found: RecoveredReplica) -> Self {
+    pub fn recover(found: RecoveredReplica, planted: Option<Planted>) -> Self {
         let mut replica = Self::empty(found.shard, found.slots);
         replica.copy = found.copy;
-        replica.promised = found.promised;
+        // Recovery makes up for a promise that was not written by the epoch of the last entry. The bug is to
+        // keep promises in memory only, so it takes that away too.
+        if !Planted::SkipPromiseFsync.is_in(planted) {
+            replica.promised = found.promised;
+        }
         replica.clean = found.copy == CopyNo(0);
         let Some(content) = found.content else { return replica };
         replica.exists = true;

@@ -103,6 +103,8 @@ impl Plan {
                 silent_after_ms,
                 heartbeat_ms: (silent_after_ms / 10).max(20),
                 frozen_after_ms: rng.between(200, 1_000),
+                // Long rounds outlive a partition, and with it the promises that their answers speak of.
+                read_index_ms: if rng.percent(40) { rng.between(100, 4_000) } else { 30 },
                 log_memory_bytes: rng.between(1, 64) as usize * 1024,
                 table_bytes_max: if rng.percent(50) { 512 } else { 64 << 20 },
                 flush_after_ms: rng.between(50, 2_000),
