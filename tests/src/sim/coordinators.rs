@@ -140,7 +140,12 @@ impl Driver<'_> {
             }
             Told::QueryReply { query, reply } => self.answered(core, query, reply),
             Told::QueryFailed { query, refused } => self.failed(core, query, refused),
-            Told::Report { from, report } => self.handle(core, Event::Reported { from, report }),
+            Told::Report { from: Some(from), report } => {
+                self.handle(core, Event::Reported { from, report });
+            }
+            Told::Report { from: None, report } => {
+                self.handle(core, Event::GatewayReported { suspects: report.silent });
+            }
             other => unreachable!("a coordinator is not told {other:?}"),
         }
     }

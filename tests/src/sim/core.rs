@@ -83,8 +83,9 @@ pub enum Told {
         query: u64,
         refused: bool,
     },
+    /// From a node, or else from a gateway.
     Report {
-        from: StoreBoot,
+        from: Option<StoreBoot>,
         report: Report,
     },
     // -- etcd
@@ -113,7 +114,7 @@ pub enum Happening {
     },
     Report {
         to: Place,
-        from: StoreBoot,
+        from: Option<StoreBoot>,
         report: Report,
     },
     Request {

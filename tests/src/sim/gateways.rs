@@ -213,7 +213,7 @@ impl Driver<'_> {
                     answer(core, request, done.unwrap_or(Outcome::NotApplied));
                 }
             }
-            Effect::Report(report) => core.report(self.process, &report),
+            Effect::Report(report) => core.report(self.process, None, &report),
             // Another key: the old one ends with its lease.
             Effect::AbandonSession(_) => {
                 self.running.lease = None;

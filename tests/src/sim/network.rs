@@ -381,7 +381,7 @@ impl Core {
     }
 
     /// To every coordinator: only the leading one listens.
-    pub fn report(&mut self, from: Process, me: StoreBoot, report: &Report) {
+    pub fn report(&mut self, from: Process, me: Option<StoreBoot>, report: &Report) {
         for index in 0..self.plan.coordinators {
             let to = Place::Coordinator(index);
             if !self.net.is_blocked(from.place, to) {

@@ -409,7 +409,7 @@ impl Driver<'_> {
                     core.query_reply(me.place, to, number, reply);
                 }
             }
-            Effect::Report(report) => core.report(me, self.running.me, &report),
+            Effect::Report(report) => core.report(me, Some(self.running.me), &report),
             Effect::SendSnapshot { conn, transfer, shard, slots } => {
                 let ask = Ingest::Snapshot { conn, transfer, shard, slots };
                 self.disk.begin_ingest(core, me, ask);
