@@ -370,7 +370,9 @@ impl Office {
         if !self.dirty && !due {
             return;
         }
-        self.dirty = false;
+        if std::mem::take(&mut self.dirty) {
+            self.upkeep.news();
+        }
         self.next_look = turn.now.plus_ms(LOOK_EVERY_MS);
         if !self.agrees(turn) || self.is_paused(turn.now) {
             return;

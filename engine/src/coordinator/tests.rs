@@ -879,9 +879,9 @@ fn a_lost_replica_is_made_elsewhere_after_the_delay() {
     bench.kill(3);
     bench.report(2, silent(&[3]));
     bench.accept();
-    bench.pass(599_000);
+    bench.pass(598_000);
     assert_eq!(bench.proposed(), []);
-    bench.pass(2_000);
+    bench.pass(3_000);
     let next = bench.accept();
     assert_eq!((next.learners, next.target), (ids(&[4]), ids(&[1, 2, 4])));
 }

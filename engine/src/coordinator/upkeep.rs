@@ -13,8 +13,10 @@ use crate::message::ShardEnd;
 use crate::planner::{self, Change, Cluster, Guard, Placement, Shard, Store, StoreState};
 use crate::records::{Meta, StoreRecord, StoreStatus};
 
-/// Plans are made this often.
+/// Plans are made this often while things change …
 const PLAN_EVERY_MS: u64 = 100;
+/// … and this often while they don't: some of what a plan sees is the time.
+const PLAN_IDLE_MS: u64 = 1_000;
 /// A suspect store without copies in etcd is asked this often whether it has dropped them.
 const ASK_SUSPECT_EVERY_MS: u64 = 1_000;
 
@@ -26,7 +28,9 @@ pub(super) struct Upkeep {
     newcomer: Now,
     /// Something died, came or moved last.
     trouble: Now,
-    next_plan: Now,
+    planned: Now,
+    /// Something has changed since.
+    news: bool,
     away_since: BTreeMap<StoreId, Now>,
     guard: Guard,
     guarded: bool,
@@ -43,6 +47,11 @@ impl Upkeep {
 
     pub(super) fn trouble(&mut self, now: Now) {
         self.trouble = now;
+    }
+
+    /// There may be something to plan.
+    pub(super) fn news(&mut self) {
+        self.news = true;
     }
 }
 
@@ -258,10 +267,12 @@ impl Office {
 
     pub(super) fn plan(&mut self, turn: &mut Turn<'_>) {
         let now = turn.now;
-        if now < self.upkeep.next_plan || !self.health.is_settled() {
+        let every_ms = if self.upkeep.news { PLAN_EVERY_MS } else { PLAN_IDLE_MS };
+        if now < self.upkeep.planned.plus_ms(every_ms) || !self.health.is_settled() {
             return;
         }
-        self.upkeep.next_plan = now.plus_ms(PLAN_EVERY_MS);
+        self.upkeep.planned = now;
+        self.upkeep.news = false;
         let Some(replicas) = self.meta().map(|meta| usize::from(meta.replicas)) else { return };
         self.review_away(turn);
         let stores = self.stores(now, turn.settings.rebuild_delay_ms);

@@ -5,7 +5,7 @@
 //! store on the way giving one unit and taking one. As in any flow problem, loads differ by more than
 //! one only while such a path exists, so searching for paths until there is none is exact.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::ids::StoreId;
 
@@ -27,7 +27,14 @@ pub fn path<T: Copy>(
     fullest.sort_by_key(|&(load, id)| (std::cmp::Reverse(load), id));
     let least = fullest.last()?.0;
     let heads = fullest.iter().take_while(|(load, _)| *load >= least + 2);
-    heads.into_iter().find_map(|&(load, from)| path_from(from, load, loads, &step))
+    // Where a fuller store found no way, those it came by have none either.
+    let mut searched = BTreeSet::new();
+    heads.into_iter().find_map(|&(load, from)| {
+        if searched.contains(&from) {
+            return None;
+        }
+        path_from(from, load, loads, &step, &mut searched)
+    })
 }
 
 fn path_from<T: Copy>(
@@ -35,6 +42,7 @@ fn path_from<T: Copy>(
     load: usize,
     loads: &BTreeMap<StoreId, usize>,
     step: impl Fn(StoreId, StoreId) -> Option<T>,
+    searched: &mut BTreeSet<StoreId>,
 ) -> Option<Vec<Step<T>>> {
     let mut came: BTreeMap<StoreId, Step<T>> = BTreeMap::new();
     let mut queue = VecDeque::from([from]);
@@ -43,7 +51,7 @@ fn path_from<T: Copy>(
         let mut next: Vec<StoreId> = loads.keys().copied().collect();
         next.sort_by_key(|id| (loads[id], *id));
         for to in next {
-            if to == from || came.contains_key(&to) {
+            if to == from || came.contains_key(&to) || searched.contains(&to) {
                 continue;
             }
             let Some(unit) = step(at, to) else { continue };
@@ -54,6 +62,8 @@ fn path_from<T: Copy>(
             queue.push_back(to);
         }
     }
+    searched.insert(from);
+    searched.extend(came.into_keys());
     None
 }
 

@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::config::ShardConfig;
 use crate::ids::{ShardId, StoreId};
 use crate::planner::placement::{counts, may_swap};
-use crate::planner::{Change, Store, StoreState, Stores, balance, by_id, nearness, with};
+use crate::planner::{
+    Change, Nearness, Store, StoreState, Stores, balance, by_id, near_to, nearness, with,
+};
 
 /// Moves into a store, and out of one, at a time.
 const MOVES_MAX: usize = 2;
@@ -175,16 +177,27 @@ impl<'a> Plan<'a> {
             config.target.iter().copied().filter(|&store| self.belongs(store)).collect();
         // Nothing is copied where a copy is: a member that is not in the target is taken into it.
         let held = |store: StoreId| holds(config, store) && !config.target.contains(&store);
-        let store = self.best(&kept, held).or_else(|| {
-            let roomy = |store: StoreId| {
-                !holds(config, store)
-                    && !config.target.contains(&store)
-                    && is_below(&self.coming, store)
-            };
-            (!self.cluster.hold).then(|| self.best(&kept, roomy)).flatten()
-        })?;
+        let store = match self.best(&kept, held) {
+            Some(store) => store,
+            None if self.cluster.hold => return None,
+            None => self.roomy(config, &kept)?,
+        };
         let instead = if short { None } else { instead };
         Some(Change::Recruit { shard: config.shard(), store, instead })
+    }
+
+    /// The best store for a new copy, or one that is hardly worse and takes it sooner. A much fuller
+    /// one would only have to give it away again.
+    fn roomy(&self, config: &ShardConfig, kept: &[StoreId]) -> Option<StoreId> {
+        let is_free = |store| !holds(config, store) && !config.target.contains(&store);
+        let near = |store| near_to(&self.stores, store, kept, None);
+        let best = self.best(kept, is_free)?;
+        self.best(kept, |store| {
+            is_free(store)
+                && is_below(&self.coming, store)
+                && near(store) == near(best)
+                && self.loads[&store] <= self.loads[&best] + 1
+        })
     }
 
     /// A copy that is wanted no more: once all that are wanted are in sync, or there are too many.
@@ -251,7 +264,7 @@ impl<'a> Plan<'a> {
         let ready = self.stores.values().filter(|store| store.state == StoreState::Ready);
         let free = ready.filter(|store| !set.contains(&store.id) && will_do(store.id));
         let cost = |store: &&&Store| {
-            let near = nearness(&self.stores, &with(set, store.id, None));
+            let near = near_to(&self.stores, store.id, set, None);
             (near, self.loads[&store.id], std::cmp::Reverse(store.capacity), store.id)
         };
         free.min_by_key(cost).map(|store| store.id)
@@ -268,14 +281,16 @@ impl<'a> Plan<'a> {
         if self.cluster.hold || self.cluster.shards.iter().any(short) {
             return;
         }
+        let ideal = self.ideal(self.cluster.replicas);
         let shards = self.cluster.shards;
         let at_rest = |shard: &&Shard<'_>| {
             let config = shard.config;
             shard.free && config.learners.is_empty() && config.isr == config.target
         };
         for shard in shards.iter().filter(at_rest) {
-            if !self.changed.contains(&shard.config.shard()) {
-                let change = self.apart(shard.config);
+            let near = nearness(&self.stores, &shard.config.target);
+            if near > ideal && !self.changed.contains(&shard.config.shard()) {
+                let change = self.apart(shard.config, near);
                 self.extend(change);
             }
         }
@@ -283,6 +298,12 @@ impl<'a> Plan<'a> {
             shards.iter().filter(at_rest).map(|shard| shard.config).collect();
         loop {
             movable.retain(|config| !self.changed.contains(&config.shard()));
+            let mut held: BTreeMap<StoreId, Vec<&ShardConfig>> = BTreeMap::new();
+            for config in &movable {
+                for &store in &config.target {
+                    held.entry(store).or_default().push(config);
+                }
+            }
             let loads: BTreeMap<StoreId, usize> = self
                 .loads
                 .iter()
@@ -295,7 +316,7 @@ impl<'a> Plan<'a> {
                 }
                 let fits =
                     |config: &&&ShardConfig| may_swap(&self.stores, &config.target, from, to);
-                movable.iter().find(fits).map(|config| config.shard())
+                held.get(&from)?.iter().find(fits).map(|config| config.shard())
             });
             let Some(steps) = path else { return };
             let shards: BTreeSet<ShardId> = steps.iter().map(|step| step.unit).collect();
@@ -310,9 +331,19 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// How far apart the replicas of a shard can be at best.
+    fn ideal(&self, replicas: usize) -> Nearness {
+        let mut set = Vec::new();
+        while set.len() < replicas
+            && let Some(store) = self.best(&set, |_| true)
+        {
+            set.push(store);
+        }
+        nearness(&self.stores, &set)
+    }
+
     /// Replicas of one shard that are nearer to each other than they need be.
-    fn apart(&self, config: &ShardConfig) -> Option<Change> {
-        let now = nearness(&self.stores, &config.target);
+    fn apart(&self, config: &ShardConfig, now: Nearness) -> Option<Change> {
         let swaps = config.target.iter().filter(|&&from| is_below(&self.going, from));
         let swaps = swaps.flat_map(|&from| {
             let ready = self.stores.values().filter(|store| {

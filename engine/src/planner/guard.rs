@@ -3,7 +3,8 @@
 //! A rack switch that fails takes a third of the nodes and brings them back in minutes. Copying what
 //! they held would load the rest just when it carries everything, and all of it for nothing. So: at
 //! least three nodes, more than 30 % of them gone within one lease's time to live, and no *new*
-//! copies are made until those have returned or the hold is over. (Promotions, returning members and
+//! copies are made until those have returned or the hold is over. One node alone is no mass failure,
+//! though it may be a third of the cluster. (Promotions, returning members and
 //! the swap of a frozen set are never held back: see [`super::changes`].)
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,7 +41,8 @@ impl Guard {
         let recent: BTreeSet<StoreId> =
             self.vanished.iter().filter(|(_, at)| recent(at)).map(|(&store, _)| store).collect();
         let news = recent.iter().any(|store| !self.held.contains(store));
-        if news && expected >= NODES_MIN && recent.len() * 100 > expected * PERCENT_MAX {
+        let many = recent.len() > 1 && expected >= NODES_MIN;
+        if news && many && recent.len() * 100 > expected * PERCENT_MAX {
             self.held.extend(recent);
             self.until = now.plus_ms(hold_ms);
         }
@@ -87,6 +89,7 @@ mod tests {
     #[test]
     fn one_by_one_or_few_do_not() {
         check(5, &[(0, &[]), (10, &[1])], false);
+        check(3, &[(0, &[]), (10, &[1])], false);
         check(5, &[(0, &[]), (10, &[1]), (20, &[1, 2])], false);
         check(2, &[(0, &[]), (10, &[1, 2])], false);
     }

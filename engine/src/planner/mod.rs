@@ -124,6 +124,26 @@ pub(crate) fn by_id(stores: &[Store]) -> Stores<'_> {
     stores.iter().map(|store| (store.id, store)).collect()
 }
 
+/// How near one store is to the others of a set, `without` left out: the pairs that a set gains or
+/// loses by it.
+pub(crate) fn near_to(
+    stores: &Stores<'_>,
+    store: StoreId,
+    set: &[StoreId],
+    without: Option<StoreId>,
+) -> Nearness {
+    let mut near = Nearness { zone_pairs: 0, host_pairs: 0 };
+    let Some(one) = stores.get(&store) else { return near };
+    let others = set.iter().filter(|&&other| other != store && Some(other) != without);
+    for other in others.filter_map(|id| stores.get(id)) {
+        if other.zone == one.zone {
+            near.zone_pairs += 1;
+            near.host_pairs += usize::from(other.host == one.host);
+        }
+    }
+    near
+}
+
 /// Stores that are not known (their record is gone) are near to nobody.
 pub(crate) fn nearness(stores: &Stores<'_>, set: &[StoreId]) -> Nearness {
     let known: Vec<&Store> = set.iter().filter_map(|id| stores.get(id).copied()).collect();

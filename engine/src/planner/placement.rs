@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::config::ShardConfig;
 use crate::ids::StoreId;
-use crate::planner::{Store, StoreState, Stores, balance, by_id, nearness, with};
+use crate::planner::{Store, StoreState, Stores, balance, by_id, near_to, with};
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Placement {
@@ -73,7 +73,7 @@ pub(super) fn nearest_last(
 ) -> Option<StoreId> {
     let free = stores.values().filter(|store| !set.contains(&store.id));
     let cost = |store: &&&Store| {
-        let near = nearness(stores, &with(set, store.id, None));
+        let near = near_to(stores, store.id, set, None);
         let load = loads.get(&store.id).copied().unwrap_or(0);
         (near, load, std::cmp::Reverse(store.capacity), store.id)
     };
@@ -86,9 +86,12 @@ fn level_replicas(
     sets: &mut [Vec<StoreId>],
 ) {
     // Each path lowers the sum of the squares of the loads, so this ends.
-    while let Some(steps) =
-        balance::path(loads, |from, to| sets.iter().position(|set| may_swap(stores, set, from, to)))
-    {
+    loop {
+        let held = held_by(sets);
+        let steps = balance::path(loads, |from, to| {
+            held.get(&from)?.iter().copied().find(|&at| may_swap(stores, &sets[at], from, to))
+        });
+        let Some(steps) = steps else { return };
         if let Some(count) = loads.get_mut(&steps[steps.len() - 1].from) {
             *count -= 1;
         }
@@ -101,11 +104,23 @@ fn level_replicas(
     }
 }
 
+/// Which sets each store is in.
+fn held_by(sets: &[Vec<StoreId>]) -> BTreeMap<StoreId, Vec<usize>> {
+    let mut held: BTreeMap<StoreId, Vec<usize>> = BTreeMap::new();
+    for (at, set) in sets.iter().enumerate() {
+        for &store in set {
+            held.entry(store).or_default().push(at);
+        }
+    }
+    held
+}
+
 /// The set has `from`, has not `to`, and is no less apart with the one for the other.
 pub(super) fn may_swap(stores: &Stores<'_>, set: &[StoreId], from: StoreId, to: StoreId) -> bool {
-    set.contains(&from)
-        && !set.contains(&to)
-        && nearness(stores, &with(set, to, Some(from))) <= nearness(stores, set)
+    if !set.contains(&from) || set.contains(&to) {
+        return false;
+    }
+    near_to(stores, to, set, Some(from)) <= near_to(stores, from, set, None)
 }
 
 /// One primary for each set, so that nobody leads more than one more than anybody else, as far as
@@ -117,14 +132,19 @@ fn primaries(mut led: BTreeMap<StoreId, usize>, sets: &[Vec<StoreId>]) -> Option
         *led.entry(primary).or_default() += 1;
         chosen.push(primary);
     }
-    while let Some(steps) = balance::path(&led, |from, to| {
-        (0..sets.len()).find(|&at| chosen[at] == from && sets[at].contains(&to))
-    }) {
+    loop {
+        let mut leads: BTreeMap<StoreId, Vec<usize>> = BTreeMap::new();
+        for (at, &primary) in chosen.iter().enumerate() {
+            leads.entry(primary).or_default().push(at);
+        }
+        let steps = balance::path(&led, |from, to| {
+            leads.get(&from)?.iter().copied().find(|&at| sets[at].contains(&to))
+        });
+        let Some(steps) = steps else { return Some(chosen) };
         for step in steps {
             chosen[step.unit] = step.to;
             *led.entry(step.from).or_default() -= 1;
             *led.entry(step.to).or_default() += 1;
         }
     }
-    Some(chosen)
 }
