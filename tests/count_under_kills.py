@@ -58,6 +58,7 @@ def main():
         for victim in victims:
             kill_and_restart(data, victim, feeder)
             wait_until_full(url, args.replicas)
+        say(f"all in-sync sets are full again after {feeder.given} lines, the rest follows at full speed")
     finally:
         feeder.free()
     code = count.wait()
@@ -69,7 +70,7 @@ def main():
         sys.exit(f"dkc count ended with {code}, not {want}")
     if feeder.given_at_last_kill >= feeder.total:
         sys.exit("the input was used up before the last kill: use more LINES or a smaller PACE")
-    print(f"dkc count ended with {code} after {len(victims) + args.gateway} kills")
+    say(f"dkc count ended with {code} after {len(victims) + args.gateway} kills")
 
 
 class Feeder(threading.Thread):
@@ -113,12 +114,19 @@ class Feeder(threading.Thread):
         self.freed.set()
 
 
+BEGUN = time.monotonic()
+
+
+def say(text):
+    print(f"{time.monotonic() - BEGUN:6.1f} s: {text}", flush=True)
+
+
 def kill_and_restart(data, victim, feeder):
     # Its pid may be another by now.
     pid = next(p["pid"] for p in processes(data, victim["role"]) if p["name"] == victim["name"])
     os.kill(pid, signal.SIGKILL)
     feeder.note_kill()
-    print(f"killed {victim['name']} (pid {pid}) after {feeder.given} lines", flush=True)
+    say(f"killed {victim['name']} (pid {pid}) after {feeder.given} lines")
     time.sleep(DOWN_SECONDS)
     log = open(os.path.join(data, "logs", victim["name"] + ".log"), "ab")
     # Not our child for long: `dkc dev` adopts and stops it.
