@@ -202,7 +202,9 @@ impl World for Surroundings {
             Effect::Send { conn, message } => return self.links.send(conn, message),
             Effect::Report(report) => self.process.send(FromWorker::Report(report)),
             Effect::AbandonSession(session) => {
-                error!(worker = self.number, ?session, "a node answered out of order: a bug");
+                // Collected, because the key was gone for long; or answered out of order, which would be a bug and
+                // is counted as `dkc_refusals_total{reason="order"}`.
+                warn!(worker = self.number, ?session, "session given up, making another");
                 self.process.send(FromWorker::Abandon(session))
             }
             Effect::Wrote { .. } | Effect::ReadDone { .. } => {

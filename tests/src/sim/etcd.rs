@@ -109,8 +109,13 @@ struct Lease {
     ends: u64,
 }
 
+/// One watch of a process. It has two, as in production each kind of record is watched by itself: what is in order
+/// within one may come in any order between the two, so a node can hear of a peer's new boot before it hears that
+/// it leads a shard no longer.
 struct Watcher {
     process: Process,
+    /// Of the `shard/` keys; else of all others.
+    shards: bool,
     /// Index into the history of what it has not seen.
     seen: usize,
     pending: bool,
@@ -334,8 +339,10 @@ impl Core {
 
     /// Tells the process of every change from here on, some time later, and of all there is first.
     pub fn etcd_watch(&mut self, process: Process) {
-        self.etcd.watchers.push(Watcher { process, seen: 0, pending: false });
-        self.etcd_wake(self.etcd.watchers.len() - 1);
+        for shards in [false, true] {
+            self.etcd.watchers.push(Watcher { process, shards, seen: 0, pending: false });
+            self.etcd_wake(self.etcd.watchers.len() - 1);
+        }
     }
 
     pub fn etcd_unwatch(&mut self, process: Process) {
@@ -369,9 +376,11 @@ impl Core {
             return;
         }
         watcher.pending = true;
+        let shards = watcher.shards;
         let mut lag = self.delay() * 2;
         if self.plan.slow_etcd && self.rng.percent(10) {
-            lag += self.rng.between(1_000, 500_000);
+            let lag_max = if shards { 2_000_000 } else { 500_000 };
+            lag += self.rng.between(1_000, lag_max);
         }
         self.after(lag, Happening::EtcdWatch { watcher: at });
     }
@@ -385,13 +394,17 @@ impl Core {
         watcher.pending = false;
         if self.net.is_blocked(Place::Etcd, process.place) {
             watcher.pending = true;
-            self.after(100_000, Happening::EtcdWatch { watcher: at });
+            let again = self.rng.between(10_000, 300_000);
+            self.after(again, Happening::EtcdWatch { watcher: at });
             return None;
         }
         if self.etcd.health != Health::Up {
             return None;
         }
-        let events = self.etcd.history[watcher.seen..].to_vec();
+        let shards = watcher.shards;
+        let events = self.etcd.history[watcher.seen..].iter();
+        let events: Vec<_> =
+            events.filter(|event| matches!(event.key, Key::Shard(_)) == shards).cloned().collect();
         watcher.seen = self.etcd.history.len();
         (!events.is_empty()).then_some((process, Told::Watched(events)))
     }

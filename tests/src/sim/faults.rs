@@ -22,6 +22,9 @@ pub enum Kind {
     Partition,
     /// One direction between two processes is blocked.
     OneWay,
+    /// A node hears nobody but perhaps one gateway; then others die, and it comes back to those that restart,
+    /// while etcd is still out of its reach: a deposed primary that nobody has told.
+    Exile,
     SlowDisk,
     StalledDisk,
     /// Etcd stands still, and goes on.
@@ -33,7 +36,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::NodeKill,
         Self::NodePower,
         Self::AllPower,
@@ -42,6 +45,7 @@ impl Kind {
         Self::Cut,
         Self::Partition,
         Self::OneWay,
+        Self::Exile,
         Self::SlowDisk,
         Self::StalledDisk,
         Self::EtcdStop,
@@ -62,6 +66,12 @@ pub struct Faults {
 
 enum Undo {
     Unblock(Vec<(Place, Place)>),
+    /// The first half of an exile: these open, those later.
+    Exile {
+        node: Place,
+        opens: Vec<(Place, Place)>,
+        later: Vec<(Place, Place)>,
+    },
     Disk(usize),
     Etcd,
 }
@@ -122,6 +132,7 @@ impl World {
                     self.block_for(vec![pair]);
                 }
             }
+            Kind::Exile => self.exile(),
             Kind::SlowDisk => {
                 let node = self.core.rng.index(self.nodes.len());
                 self.nodes[node].disk.slowness = self.core.rng.between(5, 100);
@@ -169,13 +180,69 @@ impl World {
         }
     }
 
-    /// Splits everything in two, or cuts one off from some of the others.
-    fn partition(&mut self) {
+    fn all_places(&self) -> Vec<Place> {
         let nodes = (0..self.nodes.len()).map(|at| Place::Node(at as u8));
         let gateways = (0..self.gateways.len()).map(|at| Place::Gateway(at as u8));
         let coordinators = (0..self.coordinators.len()).map(|at| Place::Coordinator(at as u8));
-        let all: Vec<Place> =
-            nodes.chain(gateways).chain(coordinators).chain([Place::Etcd]).collect();
+        nodes.chain(gateways).chain(coordinators).chain([Place::Etcd]).collect()
+    }
+
+    fn exile(&mut self) {
+        let node = Place::Node(self.core.rng.index(self.nodes.len()) as u8);
+        let mut left = vec![node];
+        if self.core.rng.percent(60) {
+            left.push(Place::Gateway(self.core.rng.index(self.gateways.len()) as u8));
+        }
+        let (mut opens, mut later) = (Vec::new(), Vec::new());
+        for &a in &left {
+            for b in self.all_places() {
+                if !left.contains(&b) {
+                    let untold = matches!(b, Place::Etcd | Place::Coordinator(_));
+                    if untold { &mut later } else { &mut opens }.extend([(a, b), (b, a)]);
+                }
+            }
+        }
+        for &(from, to) in opens.iter().chain(&later) {
+            self.core.block(from, to);
+        }
+        self.end_later(Undo::Exile { node, opens, later });
+    }
+
+    /// The others may have gone on without it: most of them die now, and it finds those that come back first.
+    fn exile_returns(
+        &mut self,
+        node: Place,
+        opens: Vec<(Place, Place)>,
+        later: Vec<(Place, Place)>,
+    ) {
+        let striking = self.core.now < self.core.plan.faults_until;
+        for other in 0..self.nodes.len() {
+            if striking && self.nodes[other].place != node && self.core.rng.percent(70) {
+                let power_lost = self.core.rng.percent(50);
+                self.crash_node(other, power_lost);
+            }
+        }
+        for at in 0..self.coordinators.len() {
+            if striking && self.core.rng.percent(70) {
+                self.coordinators[at].crash(&mut self.core);
+                let place = self.coordinators[at].place;
+                self.restart_later(place, 1_000_000);
+            }
+        }
+        for (from, to) in opens {
+            self.core.unblock(from, to);
+        }
+        if self.core.rng.percent(50) {
+            // It hears from etcd at once, but of each kind of record in its own time.
+            later.into_iter().for_each(|(from, to)| self.core.unblock(from, to));
+        } else {
+            self.end_later(Undo::Unblock(later));
+        }
+    }
+
+    /// Splits everything in two, or cuts one off from some of the others.
+    fn partition(&mut self) {
+        let all = self.all_places();
         let one = self.core.rng.pick(&all).expect("there are nodes");
         let splits = self.core.rng.percent(50);
         let mut left: Vec<Place> = Vec::new();
@@ -218,6 +285,7 @@ impl World {
                     self.core.unblock(from, to);
                 }
             }
+            Undo::Exile { node, opens, later } => self.exile_returns(node, opens, later),
             Undo::Disk(node) => self.nodes[node].disk.slowness = 1,
             Undo::Etcd => self.core.etcd_resume(),
         }
