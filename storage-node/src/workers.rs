@@ -165,9 +165,16 @@ mod tests {
     fn a_panic_is_a_failure_and_only_the_first_is_told() {
         let (alarm, failures) = alarm();
         let workers = Workers::start("test", 2, &alarm);
+        // Jobs that have not begun are dropped with the workers.
+        let (begun, began) = mpsc::channel();
         for _ in 0..2 {
-            workers.run(|| panic!("a bug"));
+            let begun = begun.clone();
+            workers.run(move || {
+                begun.send(()).expect("the test listens");
+                panic!("a bug");
+            });
         }
+        assert_eq!(began.iter().take(2).count(), 2);
         drop((workers, alarm));
         assert_eq!(failures.iter().collect::<Vec<_>>(), ["the test thread ended"]);
     }
