@@ -88,11 +88,9 @@ fn measure(address: SocketAddr, clients: usize, what: &str, request: impl Fn(usi
     let (requests, elapsed, spent) = measured;
     let rate = requests as f64 / elapsed.as_secs_f64();
     let cost = spent.as_secs_f64() * 1e6 / requests as f64;
-    writeln!(
-        std::io::stderr(),
-        "{what:<24} {clients:>4} clients {rate:>9.0}/s {cost:>8.2} us of gateway CPU"
-    )
-    .unwrap();
+    let mut out = std::io::stderr();
+    writeln!(out, "{what:<24} {clients:>4} clients {rate:>9.0}/s {cost:>8.2} us of gateway CPU")
+        .unwrap();
 }
 
 async fn client(
