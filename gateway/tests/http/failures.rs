@@ -147,8 +147,9 @@ fn nobody_leads_the_shard() {
     let (here, there) = (cluster.key_of(0, "a"), cluster.key_of(1, "b"));
     cluster.nodes[1].kill();
     let mut client = cluster.client();
-    until("the gateway has noticed", || client.get("/readyz").status == 503);
-    assert_eq!(client.get("/readyz").body, "connection to node-2\n");
+    // Each worker notices by itself, and is named until all have.
+    until("the gateway has noticed", || client.get("/readyz").body == "connection to node-2\n");
+    assert_eq!(client.get("/readyz").status, 503);
     let path = format!("/v1/counters/ns/{there}");
     let answer = client.call(&format!("POST {path}/increment"), &[SHORT], b"");
     said(&answer, (503, "no-primary", "not-applied"));
