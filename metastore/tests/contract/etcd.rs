@@ -104,8 +104,26 @@ impl Etcd {
     }
 
     /// SIGSTOP: connections stay and nothing answers.
+    ///
+    /// The signal is delivered to a running thread only when that thread enters the kernel, so a call that follows at
+    /// once could still be answered: this returns when every thread has stopped.
     pub(crate) fn freeze(&self) {
         self.signal(Signal::STOP);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !self.all_threads_stopped() {
+            assert!(Instant::now() < deadline, "SIGSTOP stops every thread");
+            std::thread::yield_now();
+        }
+    }
+
+    fn all_threads_stopped(&self) -> bool {
+        let child = self.child.as_ref().expect("it is running");
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).expect("our own child");
+        tasks.flatten().all(|task| {
+            // "pid (name) state …"; the name may hold anything, also brackets.
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+        })
     }
 
     pub(crate) fn thaw(&self) {
