@@ -43,15 +43,11 @@ pub struct Cluster<'a> {
 /// What to do next.
 pub fn changes(cluster: &Cluster<'_>) -> Vec<Change> {
     let mut plan = Plan::new(cluster);
-    for shard in cluster.shards.iter().filter(|shard| shard.free) {
-        let change = plan
-            .returns(shard)
-            .or_else(|| plan.swap_at_floor(shard))
-            .or_else(|| plan.rebuild(shard))
-            .or_else(|| plan.release(shard))
-            .or_else(|| plan.leave(shard));
-        plan.extend(change);
-    }
+    plan.each(|plan, shard| {
+        plan.returns(shard).or_else(|| plan.swap_at_floor(shard)).or_else(|| plan.adopt(shard))
+    });
+    plan.rebuild();
+    plan.each(|plan, shard| plan.release(shard).or_else(|| plan.leave(shard)));
     plan.level_replicas();
     plan.level_primaries();
     plan.changes
@@ -86,6 +82,16 @@ impl<'a> Plan<'a> {
             stores,
             changed: BTreeSet::new(),
             changes: Vec::new(),
+        }
+    }
+
+    /// One change at most for each shard that is free and not in the plan yet.
+    fn each(&mut self, change: impl Fn(&Self, &Shard<'a>) -> Option<Change>) {
+        for shard in self.cluster.shards.iter().filter(|shard| shard.free) {
+            if !self.changed.contains(&shard.config.shard()) {
+                let change = change(self, shard);
+                self.extend(change);
+            }
         }
     }
 
@@ -165,39 +171,83 @@ impl<'a> Plan<'a> {
         Some(Change::Recruit { shard: config.shard(), store, instead })
     }
 
-    /// A place in the target is empty, or held by a store that will not come back.
-    fn rebuild(&self, shard: &Shard<'_>) -> Option<Change> {
-        let config = shard.config;
-        let instead = config.target.iter().copied().find(|&store| !self.belongs(store));
-        let short = config.target.len() < self.cluster.replicas;
-        if !short && instead.is_none() {
-            return None;
+    /// The place in the target that is to be given to somebody else: an empty one (none), or that of a
+    /// store that will not come back.
+    fn vacancy(&self, config: &ShardConfig) -> Option<Option<StoreId>> {
+        if config.target.len() < self.cluster.replicas {
+            return Some(None);
         }
-        let kept: Vec<StoreId> =
-            config.target.iter().copied().filter(|&store| self.belongs(store)).collect();
-        // Nothing is copied where a copy is: a member that is not in the target is taken into it.
-        let held = |store: StoreId| holds(config, store) && !config.target.contains(&store);
-        let store = match self.best(&kept, held) {
-            Some(store) => store,
-            None if self.cluster.hold => return None,
-            None => self.roomy(config, &kept)?,
-        };
-        let instead = if short { None } else { instead };
+        let gone = config.target.iter().copied().find(|&store| !self.belongs(store))?;
+        Some(Some(gone))
+    }
+
+    /// The members of the target that stay.
+    fn kept(&self, config: &ShardConfig) -> Vec<StoreId> {
+        config.target.iter().copied().filter(|&store| self.belongs(store)).collect()
+    }
+
+    /// Nothing is copied where a copy is: a member that is not in the target is taken into it.
+    fn adopt(&self, shard: &Shard<'_>) -> Option<Change> {
+        let config = shard.config;
+        let instead = self.vacancy(config)?;
+        let held = |store| holds(config, store) && !config.target.contains(&store);
+        let store = self.best(&self.kept(config), held)?;
         Some(Change::Recruit { shard: config.shard(), store, instead })
     }
 
-    /// The best store for a new copy, or one that is hardly worse and takes it sooner. A much fuller
-    /// one would only have to give it away again.
-    fn roomy(&self, config: &ShardConfig, kept: &[StoreId]) -> Option<StoreId> {
-        let is_free = |store| !holds(config, store) && !config.target.contains(&store);
-        let near = |store| near_to(&self.stores, store, kept, None);
-        let best = self.best(kept, is_free)?;
-        self.best(kept, |store| {
-            is_free(store)
-                && is_below(&self.coming, store)
-                && near(store) == near(best)
-                && self.loads[&store] <= self.loads[&best] + 1
-        })
+    /// New copies for all vacancies, thought of together: first each goes to the emptiest store, then
+    /// they are shifted until the loads are level, and of that as many begin as may. What has to wait
+    /// is seen again by the next plan. (One by one, the last would find the empty stores holding the
+    /// shard already, and copies would have to move on later.)
+    fn rebuild(&mut self) {
+        if self.cluster.hold {
+            return;
+        }
+        let mut loads = self.loads.clone();
+        loads.retain(|&store, _| self.is_ready(store));
+        let mut vacancies = Vec::new();
+        for shard in self.cluster.shards.iter().filter(|shard| shard.free) {
+            let config = shard.config;
+            if let Some(instead) = self.vacancy(config)
+                && !self.changed.contains(&config.shard())
+                && let kept = self.kept(config)
+                && let Some(store) = self.emptiest(&loads, config, &kept)
+            {
+                *loads.entry(store).or_default() += 1;
+                vacancies.push(Vacancy { config, kept, instead, store });
+            }
+        }
+        while let Some(steps) = balance::path(&loads, |from, to| {
+            vacancies.iter().position(|vacancy| vacancy.may_go(&self.stores, from, to))
+        }) {
+            for step in steps {
+                vacancies[step.unit].store = step.to;
+                *loads.entry(step.from).or_default() -= 1;
+                *loads.entry(step.to).or_default() += 1;
+            }
+        }
+        for Vacancy { config, instead, store, .. } in vacancies {
+            if is_below(&self.coming, store) {
+                let shard = config.shard();
+                self.extend(Some(Change::Recruit { shard, store, instead }));
+            }
+        }
+    }
+
+    /// The best store for a new copy, by these loads.
+    fn emptiest(
+        &self,
+        loads: &BTreeMap<StoreId, usize>,
+        config: &ShardConfig,
+        kept: &[StoreId],
+    ) -> Option<StoreId> {
+        let free = loads.iter().filter(|(store, _)| !wants(config, **store));
+        let cost = |(store, load): &(&StoreId, &usize)| {
+            let capacity = self.stores.get(store).map_or(0, |store| store.capacity);
+            let near = near_to(&self.stores, **store, kept, None);
+            (near, **load, std::cmp::Reverse(capacity), **store)
+        };
+        free.min_by_key(cost).map(|(&store, _)| store)
     }
 
     /// A copy that is wanted no more: once all that are wanted are in sync, or there are too many.
@@ -385,6 +435,27 @@ impl<'a> Plan<'a> {
         let step = path.and_then(|steps| steps.first().copied());
         self.extend(step.map(|step| Change::HandOver { shard: step.unit, to: step.to }));
     }
+}
+
+/// A place in a target, and who is thought of for it.
+struct Vacancy<'a> {
+    config: &'a ShardConfig,
+    kept: Vec<StoreId>,
+    instead: Option<StoreId>,
+    store: StoreId,
+}
+
+impl Vacancy<'_> {
+    /// The second of the two stores would do as well as the first, which has it.
+    fn may_go(&self, stores: &Stores<'_>, from: StoreId, to: StoreId) -> bool {
+        let near = |store| near_to(stores, store, &self.kept, None);
+        self.store == from && !wants(self.config, to) && near(to) <= near(from)
+    }
+}
+
+/// The store has a copy, or a place.
+fn wants(config: &ShardConfig, store: StoreId) -> bool {
+    holds(config, store) || config.target.contains(&store)
 }
 
 fn holds(config: &ShardConfig, store: StoreId) -> bool {

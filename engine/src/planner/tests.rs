@@ -235,6 +235,23 @@ fn what_is_missing_is_placed_around_what_is_there() {
     bench.check_balanced();
 }
 
+/// When a store dies, its shards have their other replicas on all the others alike.
+#[test]
+fn the_partners_of_a_store_are_many() {
+    for nodes in [4, 5, 6, 9] {
+        let bench = Bench::new(stores(&vec![""; nodes]), 8 * nodes, 3);
+        let shares = |n: u128| {
+            let of = |config: &&ShardConfig| {
+                config.isr.contains(&StoreId(1)) && config.isr.contains(&StoreId(n))
+            };
+            bench.shards.iter().filter(of).count()
+        };
+        let shared: Vec<usize> = (2..=nodes as u128).map(shares).collect();
+        let fair = 8 * 3 * 2 / (nodes - 1);
+        assert!(shared.iter().all(|&n| n + 2 >= fair && n <= fair + 3), "{fair}: {shared:?}");
+    }
+}
+
 #[test]
 fn too_few_stores_are_not_placed_on() {
     assert_eq!(place(&stores(&["", ""]), &[], 4, 3), None);
