@@ -53,16 +53,16 @@ pub fn changes(cluster: &Cluster<'_>) -> Vec<Change> {
     plan.changes
 }
 
-struct Plan<'a> {
-    cluster: &'a Cluster<'a>,
-    stores: Stores<'a>,
+pub(super) struct Plan<'a> {
+    pub(super) cluster: &'a Cluster<'a>,
+    pub(super) stores: Stores<'a>,
     /// Replicas that belong to each store, by the targets and the changes so far.
-    loads: BTreeMap<StoreId, usize>,
+    pub(super) loads: BTreeMap<StoreId, usize>,
     led: BTreeMap<StoreId, usize>,
     /// Moves that are under way or planned: into each store, and out of it.
-    coming: BTreeMap<StoreId, usize>,
+    pub(super) coming: BTreeMap<StoreId, usize>,
     going: BTreeMap<StoreId, usize>,
-    changed: BTreeSet<ShardId>,
+    pub(super) changed: BTreeSet<ShardId>,
     changes: Vec<Change>,
 }
 
@@ -95,7 +95,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    fn extend(&mut self, change: Option<Change>) {
+    pub(super) fn extend(&mut self, change: Option<Change>) {
         let Some(change) = change else { return };
         let bump = |counts: &mut BTreeMap<StoreId, usize>, store| {
             *counts.entry(store).or_default() += 1;
@@ -120,7 +120,7 @@ impl<'a> Plan<'a> {
         self.stores.get(&store).map_or(StoreState::Gone, |store| store.state)
     }
 
-    fn is_ready(&self, store: StoreId) -> bool {
+    pub(super) fn is_ready(&self, store: StoreId) -> bool {
         self.state(store) == StoreState::Ready
     }
 
@@ -130,7 +130,7 @@ impl<'a> Plan<'a> {
     }
 
     /// A store whose copies may stay.
-    fn belongs(&self, store: StoreId) -> bool {
+    pub(super) fn belongs(&self, store: StoreId) -> bool {
         !matches!(self.state(store), StoreState::Gone | StoreState::Suspect)
     }
 
@@ -171,21 +171,6 @@ impl<'a> Plan<'a> {
         Some(Change::Recruit { shard: config.shard(), store, instead })
     }
 
-    /// The place in the target that is to be given to somebody else: an empty one (none), or that of a
-    /// store that will not come back.
-    fn vacancy(&self, config: &ShardConfig) -> Option<Option<StoreId>> {
-        if config.target.len() < self.cluster.replicas {
-            return Some(None);
-        }
-        let gone = config.target.iter().copied().find(|&store| !self.belongs(store))?;
-        Some(Some(gone))
-    }
-
-    /// The members of the target that stay.
-    fn kept(&self, config: &ShardConfig) -> Vec<StoreId> {
-        config.target.iter().copied().filter(|&store| self.belongs(store)).collect()
-    }
-
     /// Nothing is copied where a copy is: a member that is not in the target is taken into it.
     fn adopt(&self, shard: &Shard<'_>) -> Option<Change> {
         let config = shard.config;
@@ -193,61 +178,6 @@ impl<'a> Plan<'a> {
         let held = |store| holds(config, store) && !config.target.contains(&store);
         let store = self.best(&self.kept(config), held)?;
         Some(Change::Recruit { shard: config.shard(), store, instead })
-    }
-
-    /// New copies for all vacancies, thought of together: first each goes to the emptiest store, then
-    /// they are shifted until the loads are level, and of that as many begin as may. What has to wait
-    /// is seen again by the next plan. (One by one, the last would find the empty stores holding the
-    /// shard already, and copies would have to move on later.)
-    fn rebuild(&mut self) {
-        if self.cluster.hold {
-            return;
-        }
-        let mut loads = self.loads.clone();
-        loads.retain(|&store, _| self.is_ready(store));
-        let mut vacancies = Vec::new();
-        for shard in self.cluster.shards.iter().filter(|shard| shard.free) {
-            let config = shard.config;
-            if let Some(instead) = self.vacancy(config)
-                && !self.changed.contains(&config.shard())
-                && let kept = self.kept(config)
-                && let Some(store) = self.emptiest(&loads, config, &kept)
-            {
-                *loads.entry(store).or_default() += 1;
-                vacancies.push(Vacancy { config, kept, instead, store });
-            }
-        }
-        while let Some(steps) = balance::path(&loads, |from, to| {
-            vacancies.iter().position(|vacancy| vacancy.may_go(&self.stores, from, to))
-        }) {
-            for step in steps {
-                vacancies[step.unit].store = step.to;
-                *loads.entry(step.from).or_default() -= 1;
-                *loads.entry(step.to).or_default() += 1;
-            }
-        }
-        for Vacancy { config, instead, store, .. } in vacancies {
-            if is_below(&self.coming, store) {
-                let shard = config.shard();
-                self.extend(Some(Change::Recruit { shard, store, instead }));
-            }
-        }
-    }
-
-    /// The best store for a new copy, by these loads.
-    fn emptiest(
-        &self,
-        loads: &BTreeMap<StoreId, usize>,
-        config: &ShardConfig,
-        kept: &[StoreId],
-    ) -> Option<StoreId> {
-        let free = loads.iter().filter(|(store, _)| !wants(config, **store));
-        let cost = |(store, load): &(&StoreId, &usize)| {
-            let capacity = self.stores.get(store).map_or(0, |store| store.capacity);
-            let near = near_to(&self.stores, **store, kept, None);
-            (near, **load, std::cmp::Reverse(capacity), **store)
-        };
-        free.min_by_key(cost).map(|(&store, _)| store)
     }
 
     /// A copy that is wanted no more: once all that are wanted are in sync, or there are too many.
@@ -437,31 +367,10 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// A place in a target, and who is thought of for it.
-struct Vacancy<'a> {
-    config: &'a ShardConfig,
-    kept: Vec<StoreId>,
-    instead: Option<StoreId>,
-    store: StoreId,
-}
-
-impl Vacancy<'_> {
-    /// The second of the two stores would do as well as the first, which has it.
-    fn may_go(&self, stores: &Stores<'_>, from: StoreId, to: StoreId) -> bool {
-        let near = |store| near_to(stores, store, &self.kept, None);
-        self.store == from && !wants(self.config, to) && near(to) <= near(from)
-    }
-}
-
-/// The store has a copy, or a place.
-fn wants(config: &ShardConfig, store: StoreId) -> bool {
-    holds(config, store) || config.target.contains(&store)
-}
-
-fn holds(config: &ShardConfig, store: StoreId) -> bool {
+pub(super) fn holds(config: &ShardConfig, store: StoreId) -> bool {
     config.isr.contains(&store) || config.learners.contains(&store)
 }
 
-fn is_below(moves: &BTreeMap<StoreId, usize>, store: StoreId) -> bool {
+pub(super) fn is_below(moves: &BTreeMap<StoreId, usize>, store: StoreId) -> bool {
     moves.get(&store).is_none_or(|&count| count < MOVES_MAX)
 }
