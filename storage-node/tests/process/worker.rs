@@ -90,7 +90,9 @@ impl Worker {
         loop {
             match self.reply().await {
                 NodeReply::ShardState { state: ShardAvailability::Frozen, .. } => return,
-                NodeReply::Answer { answer, .. } => assert_eq!(answer, Answer::Refused(Refusal::Frozen)),
+                NodeReply::Answer { answer, .. } => {
+                    assert_eq!(answer, Answer::Refused(Refusal::Frozen))
+                }
                 _ => {}
             }
         }
