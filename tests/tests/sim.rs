@@ -18,7 +18,7 @@ use tests::sim::{Report, run};
 /// At least so many seeds must count: enough acknowledged, and something in flight at every fault.
 const COUNTED_MIN: u64 = 1_000;
 
-/// Per planted bug the first seed that shows it. After a change of what a seed means, record them anew:
+/// Per planted bug a seed that shows it. After a change of what a seed means, record them anew:
 /// `cargo run --profile ci -p tests --features planted-bugs --bin sim -- --record tests/tests/planted-seeds`
 #[cfg(feature = "planted-bugs")]
 const RECORDED: &str = include_str!("planted-seeds");
