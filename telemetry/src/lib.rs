@@ -3,6 +3,7 @@
 //! Knows nothing of counters. A role sets up its log with [`logs`], says by [`Health`] what it still waits for, and puts
 //! its metrics into a [`Metrics`]; [`serve`] answers `/livez`, `/readyz` and `/metrics` on an address of their own.
 
+pub mod exposition;
 mod health;
 mod log;
 mod metrics;
