@@ -10,7 +10,7 @@ mod metrics;
 mod server;
 
 pub use health::Health;
-pub use log::logs;
+pub use log::{Format, Level, LogOptions, logs};
 pub use metrics::Metrics;
 pub use prometheus_client;
 pub use server::{Page, page, serve};

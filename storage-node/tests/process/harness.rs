@@ -29,11 +29,15 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Arguments {
     #[command(flatten)]
     options: Options,
+    #[command(flatten)]
+    log: telemetry::LogOptions,
 }
 
 /// The options come by the environment, as `dkc storage-node` may get them too.
 pub(crate) fn node_main() -> u8 {
-    storage_node::run(Arguments::parse_from(["node"]).options)
+    let Arguments { options, log } = Arguments::parse_from(["node"]);
+    telemetry::logs("storage-node", &options.name, log);
+    storage_node::run(options)
 }
 
 /// An etcd with the settings of a cluster.
