@@ -12,6 +12,7 @@ mod config;
 mod count;
 mod counters;
 mod dev;
+mod doctor;
 mod exit;
 mod output;
 mod status;
@@ -54,6 +55,8 @@ enum Command {
     Get(counters::GetArgs),
     /// Show nodes, shards and which shards are not open
     Status(status::Args),
+    /// Tell whether this machine, a disk and an etcd are fit for a role, and what to do if not
+    Doctor(doctor::Args),
     /// Measure a running cluster: rate, latency, CPU of each role
     Bench(bench_command::Args),
     /// Ends the processes of a cluster whose `dkc dev` died (started by it)
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
         Command::Count(args) => block_on(count::run(args)),
         Command::Incr(args) => block_on(counters::incr(args)),
         Command::Get(args) => block_on(counters::get(args)),
+        Command::Doctor(args) => block_on(doctor::run(args)),
         Command::Status(args) => block_on(status::run(args)),
     };
     end(ended)
