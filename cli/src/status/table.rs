@@ -1,9 +1,8 @@
 //! The cluster as tables, for people: everything about nodes, and of the shards those that are not as they should be.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
-use super::page::{Cluster, Node, NotOpen, Shard};
+use super::page::{Cluster, Node, NotOpen, Shard, Summary};
 use crate::output::grouped;
 
 /// More rows than this are for `--all`.
@@ -20,17 +19,15 @@ pub(super) fn text(cluster: &Cluster, all: bool) -> String {
         all || short || !shard.is_open() || shard.lag() >= LAG_MIN
     };
     if !cluster.shards.is_empty() {
-        let full = cluster.shards.iter().filter(|shard| shard.isr.len() == summary.in_sync_max);
-        let say = writeln!(
-            text,
-            "\n{} of {} shards open, {} with all {} replicas in sync, largest lag {} entries",
-            summary.shards_open,
-            summary.shards,
-            full.count(),
-            summary.in_sync_max,
-            grouped(summary.lag_max)
+        let Summary { shards, shards_open, in_sync_min, in_sync_max, lag_max, .. } = summary;
+        let members = match in_sync_min == in_sync_max {
+            true => in_sync_max.to_string(),
+            false => format!("{in_sync_min} to {in_sync_max}"),
+        };
+        let lag = grouped(lag_max);
+        text += &format!(
+            "\n{shards_open} of {shards} shards open, in-sync sets of {members} replicas, largest lag {lag} entries\n"
         );
-        say.expect("a String takes every text");
     }
     let shown: Vec<_> = cluster.shards.iter().filter(odd).collect();
     let most = if all { shown.len() } else { shown.len().min(ROWS_MAX) };
@@ -88,7 +85,9 @@ fn nodes(cluster: &Cluster) -> String {
         words.into_iter().chain(numbers).collect()
     };
     let columns = ["<NODE", "<STATE", "<ZONE", "<ADDRESS", ">PRIMARIES", ">REPLICAS", ">IN SYNC"];
-    table(&columns, cluster.nodes.iter().map(row).collect())
+    let mut nodes: Vec<_> = cluster.nodes.iter().collect();
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    table(&columns, nodes.into_iter().map(row).collect())
 }
 
 fn shards(shards: &[&Shard]) -> String {
@@ -143,7 +142,7 @@ NODE    STATE  ZONE  ADDRESS      PRIMARIES  REPLICAS  IN SYNC
 node-1  up     -     127.0.0.1:1          1         2        2
 node-2  down   -     127.0.0.1:2          0         1        1
 
-1 of 2 shards open, 1 with all 2 replicas in sync, largest lag 5 entries
+1 of 2 shards open, in-sync sets of 1 to 2 replicas, largest lag 5 entries
 
 SHARD  STATE   EPOCH  PRIMARY  LAG  IN SYNC        LEARNERS
     0  open        1  node-1     5  node-1
