@@ -22,6 +22,7 @@ mod input;
 mod lines;
 mod pending;
 mod progress;
+mod report;
 
 use std::io;
 use std::path::PathBuf;
@@ -29,19 +30,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use bench::http::{Connection, Media, Request, Url};
-use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use self::batch::{Batch, Batches, Field};
-use self::lines::{LineRange, Lines};
+use self::lines::Lines;
 use self::pending::{Next, Outcome, Pending};
 use self::progress::{Progress, Stand};
+use self::report::{Report, say};
 use crate::client::{self, GRACE, ServerArgs};
 use crate::exit::Exit;
-use crate::output::{self, grouped};
+use crate::output;
 
 /// The longest the service allows. Nothing is gained by hearing "unknown" sooner.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -111,29 +111,6 @@ impl Shared {
         // An error would mean that the sender is gone, and it is right here.
         let _ = self.stop.subscribe().wait_for(|&stopped| stopped).await;
     }
-}
-
-/// How it ended. The JSON that `--json` prints.
-#[derive(Debug, Default, Serialize)]
-struct Report {
-    namespace: String,
-    /// Lines read. `lines` = `applied` + lines unknown, not applied and failed + `skipped`.
-    lines: u64,
-    /// Lines without a key.
-    skipped: u64,
-    applied: u64,
-    unknown: Vec<LineRange>,
-    not_applied: Vec<LineRange>,
-    failed: Vec<LineRange>,
-    /// Whether the whole input was read.
-    complete: bool,
-    /// Whether each line that was read is in one of the heaps above.
-    #[serde(skip)]
-    settled: bool,
-    reasons: Vec<String>,
-    retries: u64,
-    seconds: f64,
-    per_second: f64,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
@@ -369,57 +346,4 @@ async fn total(
     report.seconds = begun.elapsed().as_secs_f64();
     report.per_second = report.applied as f64 / report.seconds.max(1e-9);
     report
-}
-
-fn exit_of(report: &Report) -> Exit {
-    if !report.unknown.is_empty() {
-        Exit::Unknown
-    } else if !(report.settled && report.not_applied.is_empty() && report.failed.is_empty()) {
-        Exit::Failed
-    } else {
-        Exit::Done
-    }
-}
-
-fn say(report: &Report, as_json: bool) -> anyhow::Result<Exit> {
-    if as_json {
-        output::json(report)?;
-        return Ok(exit_of(report));
-    }
-    let Report { applied, lines, seconds, per_second, .. } = report;
-    let (applied, lines_read) = (grouped(*applied), grouped(*lines));
-    let rate = grouped(*per_second as u64);
-    output::result(&format!(
-        "counted {applied} of {lines_read} lines in {seconds:.1} s, {rate} lines/s"
-    ))
-    .context("writing the result")?;
-    if report.skipped > 0 {
-        output::note(&format!("skipped {} lines without a key", grouped(report.skipped)));
-    }
-    let heaps = [
-        ("unknown, may have been counted:", &report.unknown),
-        ("not counted:", &report.not_applied),
-        ("can't be counted:", &report.failed),
-    ];
-    for (title, ranges) in heaps.into_iter().filter(|(_, ranges)| !ranges.is_empty()) {
-        let lines: u64 = ranges.iter().map(LineRange::count).sum();
-        let shown: Vec<_> = ranges.iter().take(10).map(range_text).collect();
-        let more = if ranges.len() > 10 { ", … (--json lists all)" } else { "" };
-        output::note(&format!("{title} {} lines: {}{more}", grouped(lines), shown.join(", ")));
-    }
-    if !report.complete {
-        output::note(&format!("stopped before the end: nothing after line {lines} was counted"));
-    }
-    for reason in &report.reasons {
-        output::note(&format!("reason: {reason}"));
-    }
-    Ok(exit_of(report))
-}
-
-fn range_text(range: &LineRange) -> String {
-    if range.first_line == range.last_line {
-        range.first_line.to_string()
-    } else {
-        format!("{}-{}", range.first_line, range.last_line)
-    }
 }
