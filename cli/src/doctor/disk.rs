@@ -64,7 +64,7 @@ fn appends(folder: &Path) -> io::Result<Vec<Duration>> {
 }
 
 fn in_memory(folder: &Path) -> bool {
-    rustix::fs::statfs(folder).is_ok_and(|found| i64::from(found.f_type) == TMPFS)
+    rustix::fs::statfs(folder).is_ok_and(|found| found.f_type == TMPFS)
 }
 
 fn judge_fsync(p50: Duration, p99: Duration, in_memory: bool) -> Option<(Verdict, String)> {
