@@ -317,6 +317,7 @@ impl Node {
 }
 
 impl Drop for Node {
+    #[expect(clippy::print_stderr, reason = "whoever reads why a test failed wants the log too")]
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("log of {}:\n{}", self.name, self.log());
