@@ -5,6 +5,7 @@
 //! decided here; a message that is none closes its connection.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,11 +13,12 @@ use std::time::Duration;
 use engine::ids::{Conn, StoreBoot};
 use engine::message::{GatewayMessage, ToFollower};
 use engine::node::Event;
-use proto::wire::control_server::{Control, ControlServer};
-use proto::wire::gateway_server::{Gateway, GatewayServer};
-use proto::wire::peer_server::{Peer, PeerServer};
+use proto::wire::control_server::{self, Control, ControlServer};
+use proto::wire::gateway_server::{self, Gateway, GatewayServer};
+use proto::wire::peer_server::{self, Peer, PeerServer};
 use proto::wire::{self, to_follower, to_node};
 use proto::{Greeting, Invalid, Refused};
+use telemetry::Health;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
@@ -54,7 +56,10 @@ pub struct Services {
 pub async fn serve(
     listener: TcpListener,
     services: Services,
-) -> Result<(), tonic::transport::Error> {
+    health: Health,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let own = [gateway_server::SERVICE_NAME, peer_server::SERVICE_NAME, control_server::SERVICE_NAME];
+    let common = telemetry::grpc(&health, proto::DESCRIPTORS, &own).await?;
     // The builder's own setting of `TCP_NODELAY` is ignored for a listener that was made elsewhere.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
@@ -62,11 +67,13 @@ pub async fn serve(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .add_routes(common)
         .add_service(proto::limited!(GatewayServer::new(services.clone())))
         .add_service(proto::limited!(PeerServer::new(services.clone())))
         .add_service(proto::limited!(ControlServer::new(services)))
         .serve_with_incoming(incoming)
-        .await
+        .await?;
+    Ok(())
 }
 
 fn ending() -> Status {

@@ -210,7 +210,7 @@ async fn run_node(
     };
     let mut ended = start_loop(parts, disk.early)?;
 
-    let server = tokio::spawn(rpc::serve(listener, services));
+    let server = tokio::spawn(rpc::serve(listener, services, health.clone()));
     let peers = Peers::new(me.store, meta.cluster, inbox.clone());
     let followed = Followed { etcd, me, peers, names, health: health.clone() };
     tokio::spawn(followed.run());
