@@ -268,7 +268,7 @@ impl Member {
         let etcd = metastore::Settings::new(self.options.etcd.clone(), &self.options.cluster);
         let joining = async {
             let store = directory::connect(&etcd, &self.readiness).await?;
-            let meta = directory::meta(&store, &self.readiness).await;
+            let meta = directory::meta(&store, &self.readiness).await?;
             Ok::<_, metastore::Error>((store, meta))
         };
         let (store, meta) = tokio::select! {
