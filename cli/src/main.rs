@@ -10,6 +10,7 @@ mod client;
 mod count;
 mod counters;
 mod dev;
+mod drain;
 mod exit;
 mod output;
 mod status;
@@ -50,6 +51,8 @@ enum Command {
     Get(counters::GetArgs),
     /// Show nodes, shards and which shards are not open
     Status(status::Args),
+    /// Empty a node, so that its machine may be switched off
+    Drain(drain::Args),
     /// Measure a running cluster: rate, latency, CPU of each role
     Bench(bench_command::Args),
     /// Ends the processes of a cluster whose `dkc dev` died (started by it)
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Count(args) => block_on(count::run(args)),
         Command::Incr(args) => block_on(counters::incr(args)),
         Command::Get(args) => block_on(counters::get(args)),
+        Command::Drain(args) => block_on(drain::run(args)),
         Command::Status(args) => block_on(status::run(args)),
     };
     ended

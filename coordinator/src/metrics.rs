@@ -73,5 +73,6 @@ pub(crate) fn cause(cause: Cause) -> &'static str {
         Cause::Replaced => "replaced",
         Cause::Silent => "silent",
         Cause::DiskStalled => "disk-stalled",
+        Cause::Leaving => "leaving",
     }
 }

@@ -80,6 +80,10 @@ fn tell_one(story: &Story, book: &Book, gauges: &Gauges) {
             let node = name(store);
             warn!(node, %store, %to, "a store is lost: another one has its name and gets its places");
         }
+        Story::Draining { store } => {
+            info!(node = name(store), "drains: its shards are led elsewhere, its copies move");
+        }
+        Story::Undrained { store } => info!(node = name(store), "drains no more"),
         Story::Cleared { store } => {
             info!(node = name(store), "no longer suspect: its copies are new")
         }

@@ -49,7 +49,8 @@ pub fn changes(cluster: &Cluster<'_>) -> Vec<Change> {
             .or_else(|| plan.swap_at_floor(shard))
             .or_else(|| plan.rebuild(shard))
             .or_else(|| plan.release(shard))
-            .or_else(|| plan.leave(shard));
+            .or_else(|| plan.leave(shard))
+            .or_else(|| plan.empty(shard));
         plan.extend(change);
     }
     plan.level_replicas();
@@ -245,6 +246,22 @@ impl<'a> Plan<'a> {
         }
         let to = self.successors(shard).min_by_key(|store| (self.led.get(store), *store))?;
         Some(Change::HandOver { shard: config.shard(), to })
+    }
+
+    /// A copy on a store that drains goes elsewhere, if there is an elsewhere. It stays until the new one is in sync.
+    fn empty(&self, shard: &Shard<'_>) -> Option<Change> {
+        let config = shard.config;
+        if self.cluster.hold || !config.learners.is_empty() {
+            return None;
+        }
+        let drains = |&store: &StoreId| {
+            self.state(store) == StoreState::Draining && is_below(&self.going, store)
+        };
+        let instead = config.target.iter().copied().find(drains)?;
+        let kept: Vec<StoreId> =
+            config.target.iter().copied().filter(|&store| store != instead).collect();
+        let store = self.roomy(config, &kept)?;
+        Some(Change::Recruit { shard: config.shard(), store, instead: Some(instead) })
     }
 
     /// Who could lead the shard as well.
