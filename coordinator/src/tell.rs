@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use engine::coordinator::Story;
-use engine::coordinator::story::Need;
+use engine::coordinator::story::{Cause, Need};
 use engine::ids::{ShardId, StoreBoot, StoreId};
 use tracing::{debug, info, warn};
 
@@ -60,6 +60,10 @@ fn tell_one(story: &Story, book: &Book, gauges: &Gauges) {
         }
         Story::Waits(waits) => info!("placing waits: {waits}"),
         Story::Placed { shards } => info!(shards, "placed"),
+        Story::Died { process: who, why } if *why == Cause::Leaving => {
+            gauges.died(*why);
+            info!(node = process(book, *who), "node is about to end: it is done without");
+        }
         Story::Died { process: who, why } => {
             gauges.died(*why);
             warn!(node = process(book, *who), why = cause(*why), "node is dead");
@@ -67,7 +71,7 @@ fn tell_one(story: &Story, book: &Book, gauges: &Gauges) {
         Story::Returned { process: who } => info!(node = process(book, *who), "node is back"),
         Story::Leaderless { shard, why } => warn!(%shard, why, "nobody can be promoted for now"),
         Story::Removed { store, shards } => {
-            info!(node = name(store), shards, "left the in-sync sets, since it is dead");
+            info!(node = name(store), shards, "left the in-sync sets");
         }
         Story::Recruited { shard, store, instead: None } => {
             info!(%shard, node = name(store), "recruited a learner");
