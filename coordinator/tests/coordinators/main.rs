@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use engine::config::ShardConfig;
 use engine::ids::{Boot, Epoch, ShardId, StoreBoot, StoreId, Version};
-use engine::records::{Meta, StoreRecord, StoreStatus};
+use engine::records::Meta;
 use metastore::{Candidate, DrainIntent, Metastore, Outcome, Settings};
 
 use coordinator::Options;

@@ -319,6 +319,7 @@ impl Node {
 }
 
 impl Drop for Node {
+    #[expect(clippy::print_stderr, reason = "shown by the test runner, with the test that failed")]
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("log of {}:\n{}", self.name, self.log());
