@@ -13,6 +13,7 @@ mod count;
 mod counters;
 mod dev;
 mod doctor;
+mod drain;
 mod exit;
 mod output;
 mod status;
@@ -57,6 +58,8 @@ enum Command {
     Status(status::Args),
     /// Tell whether this machine, a disk and an etcd are fit for a role, and what to do if not
     Doctor(doctor::Args),
+    /// Empty a node, so that its machine may be switched off
+    Drain(drain::Args),
     /// Measure a running cluster: rate, latency, CPU of each role
     Bench(bench_command::Args),
     /// Ends the processes of a cluster whose `dkc dev` died (started by it)
@@ -98,6 +101,7 @@ fn main() -> ExitCode {
         Command::Incr(args) => block_on(counters::incr(args)),
         Command::Get(args) => block_on(counters::get(args)),
         Command::Doctor(args) => block_on(doctor::run(args)),
+        Command::Drain(args) => block_on(drain::run(args)),
         Command::Status(args) => block_on(status::run(args)),
     };
     end(ended)

@@ -41,7 +41,10 @@ impl Book {
             Change::Node(store, Some(kept)) => {
                 self.nodes.insert(*store, kept.clone());
             }
-            Change::Store(_, None) | Change::Node(_, None) | Change::Shard(..) => {}
+            Change::Store(_, None)
+            | Change::Node(_, None)
+            | Change::Shard(..)
+            | Change::Drain(..) => {}
         }
     }
 

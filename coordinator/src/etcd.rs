@@ -1,7 +1,7 @@
 //! What the driver asks of etcd and hears from it.
 //!
 //! The machine's wishes are calls of one try each: a transaction whose answer was lost is told as unknown and never sent
-//! again. The four kinds of records are followed from the start, also by a standby, so that a list made after an election
+//! again. The five kinds of records are followed from the start, also by a standby, so that a list made after an election
 //! and the changes that are heard leave no gap.
 
 use std::time::Duration;
@@ -11,7 +11,8 @@ use engine::coordinator::{self, Change, Event, Listing, Writes};
 use engine::node::CasOutcome;
 use engine::records::{Meta, NodeRecord, StoreRecord};
 use metastore::{
-    Candidate, Error, Metastore, Outcome, Record, Txn, Watch, WatchEvent, WatchSettings,
+    Candidate, DrainIntent, Error, Metastore, Outcome, Record, Txn, Watch, WatchEvent,
+    WatchSettings,
 };
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
@@ -60,19 +61,22 @@ impl Etcd {
     }
 
     async fn read_all(&self) -> Result<Listing, Error> {
-        let (meta, stores, nodes, shards) = tokio::try_join!(
+        let (meta, stores, nodes, shards, drains) = tokio::try_join!(
             self.metastore.list::<Meta>(),
             self.metastore.list::<StoreRecord>(),
             self.metastore.list::<NodeRecord>(),
             self.metastore.list::<ShardConfig>(),
+            self.metastore.list::<DrainIntent>(),
         )?;
-        let revisions = [meta.revision, stores.revision, nodes.revision, shards.revision];
+        let revisions =
+            [meta.revision, stores.revision, nodes.revision, shards.revision, drains.revision];
         Ok(Listing {
             revision: revisions.into_iter().min().unwrap_or(0),
             meta: meta.all.into_iter().next().map(kept),
             stores: stores.all.into_iter().map(|one| (one.id, kept(one))).collect(),
             nodes: nodes.all.into_iter().map(|one| (one.id, kept(one))).collect(),
             shards: shards.all.into_iter().map(kept).collect(),
+            drains: drains.all.into_iter().map(|one| (one.id, wanted(kept(one)))).collect(),
         })
     }
 
@@ -107,12 +111,14 @@ impl Etcd {
         let mut stores = self.metastore.watch::<StoreRecord>(settings());
         let mut nodes = self.metastore.watch::<NodeRecord>(settings());
         let mut shards = self.metastore.watch::<ShardConfig>(settings());
+        let mut drains = self.metastore.watch::<DrainIntent>(settings());
         loop {
             let told = tokio::select! {
                 told = next_meta(&mut metas) => told,
                 told = next(&mut stores, Change::Store) => told,
                 told = next(&mut nodes, Change::Node) => told,
                 told = next(&mut shards, Change::Shard) => told,
+                told = next(&mut drains, |store, one| Change::Drain(store, one.map(wanted))) => told,
             };
             let ends = matches!(told, None | Some(Told::WentBack { .. }));
             if let Some(told) = told
@@ -193,6 +199,11 @@ fn meta_changed(one: metastore::Kept<Meta>) -> Told {
 
 fn kept<R: Record>(one: metastore::Kept<R>) -> coordinator::Kept<R> {
     coordinator::Kept { value: one.record, created: one.created, modified: one.modified }
+}
+
+/// That it is there says all.
+fn wanted(one: coordinator::Kept<DrainIntent>) -> coordinator::Kept<()> {
+    coordinator::Kept { value: (), created: one.created, modified: one.modified }
 }
 
 /// `expect` 0: there must be no such record.

@@ -26,7 +26,7 @@ impl Gauges {
     pub(crate) fn new() -> Self {
         // Shown from the start, so that the first of each is seen as a rise.
         let (deaths, proposals) = (Family::default(), Family::default());
-        for why in [Cause::Refused, Cause::Replaced, Cause::Silent, Cause::DiskStalled] {
+        for why in Cause::ALL {
             drop(deaths.get_or_create(&[("cause", cause(why))]));
         }
         for outcome in ["done", "failed", "unknown"] {
@@ -81,5 +81,6 @@ fn cause(cause: Cause) -> &'static str {
         Cause::Replaced => "replaced",
         Cause::Silent => "silent",
         Cause::DiskStalled => "disk-stalled",
+        Cause::Leaving => "leaving",
     }
 }

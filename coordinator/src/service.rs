@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use engine::coordinator::Coordinator;
 use metastore::{Candidate, Error, LeaseSettings, Metastore, Settings};
-use proto::wire::reports_server::ReportsServer;
+use proto::wire::reports_server::{self, ReportsServer};
 use telemetry::{Health, Metrics};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -84,11 +84,14 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
     let address = advertised(&options, &listener)?;
     let (told, inbox) = mpsc::channel(INBOX_MAX);
     let (leads, leads_now) = watch::channel(None);
+    let own = [reports_server::SERVICE_NAME];
+    let common = telemetry::grpc(&health, proto::DESCRIPTORS, &own).await;
+    let common = common.map_err(|error| Exit::Failed(format!("reflection: {error}")))?;
     let desk = proto::limited!(ReportsServer::new(Desk::new(told.clone(), leads_now)));
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     beside.spawn(async move {
-        if let Err(error) = Server::builder().add_service(desk).serve_with_incoming(incoming).await
-        {
+        let server = Server::builder().add_routes(common).add_service(desk);
+        if let Err(error) = server.serve_with_incoming(incoming).await {
             warn!(%error, "reports are no longer taken");
         }
     });

@@ -60,6 +60,10 @@ fn tell_one(story: &Story, book: &Book, gauges: &Gauges) {
         }
         Story::Waits(waits) => info!("placing waits: {waits}"),
         Story::Placed { shards } => info!(shards, "placed"),
+        Story::Died { process: who, why } if *why == Cause::Leaving => {
+            gauges.died(*why);
+            info!(node = process(book, *who), "node is about to end: it is done without");
+        }
         Story::Died { process: who, why } => {
             gauges.died(*why);
             warn!(node = process(book, *who), why = found(*why), "node is dead");
@@ -67,7 +71,7 @@ fn tell_one(story: &Story, book: &Book, gauges: &Gauges) {
         Story::Returned { process: who } => info!(node = process(book, *who), "node is back"),
         Story::Leaderless { shard, why } => warn!(%shard, why, "nobody can be promoted for now"),
         Story::Removed { store, shards } => {
-            info!(node = name(store), shards, "left the in-sync sets, since it is dead");
+            info!(node = name(store), shards, "left the in-sync sets");
         }
         Story::Recruited { shard, store, instead: None } => {
             info!(%shard, node = name(store), "recruited a learner");
@@ -80,6 +84,10 @@ fn tell_one(story: &Story, book: &Book, gauges: &Gauges) {
             let node = name(store);
             warn!(node, %store, %to, "a store is lost: another one has its name and gets its places");
         }
+        Story::Draining { store } => {
+            info!(node = name(store), "drains: its shards are led elsewhere, its copies move");
+        }
+        Story::Undrained { store } => info!(node = name(store), "drains no more"),
         Story::Cleared { store } => {
             info!(node = name(store), "no longer suspect: its copies are new")
         }
@@ -114,6 +122,7 @@ fn found(cause: Cause) -> &'static str {
         Cause::Replaced => "another process answers at its address",
         Cause::Silent => "it does not answer",
         Cause::DiskStalled => "its disk has stalled",
+        Cause::Leaving => "it is stopping",
     }
 }
 

@@ -257,4 +257,6 @@ pub struct Report {
     pub frozen: Vec<(ShardId, Vec<StoreId>)>,
     /// Shards led here whose primary asks to be replaced: it hears neither peers nor etcd.
     pub resigned: Vec<ShardId>,
+    /// This process is about to end: others are to lead, and to be in sync without it.
+    pub leaving: bool,
 }

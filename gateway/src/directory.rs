@@ -105,17 +105,22 @@ pub(crate) async fn connect(
 }
 
 /// Waits until a coordinator has made the cluster.
-pub(crate) async fn meta(store: &Metastore, readiness: &Readiness) -> Meta {
+pub(crate) async fn meta(
+    store: &Metastore,
+    readiness: &Readiness,
+) -> Result<Meta, metastore::Error> {
     let mut told = false;
     loop {
         match store.get::<Meta>(&()).await {
-            Ok(Some(kept)) => return kept.record,
+            Ok(Some(kept)) => return Ok(kept.record),
             Ok(None) => {
                 readiness.waits_for(Some("meta"));
                 if !std::mem::replace(&mut told, true) {
                     info!("no cluster yet, waiting for a coordinator to make it");
                 }
             }
+            // Of a newer build: waiting does not help.
+            Err(error) if !error.is_transient() => return Err(error),
             Err(error) => {
                 readiness.waits_for(Some("etcd"));
                 warn!(%error, "meta can't be read");

@@ -57,6 +57,9 @@ pub struct Options {
     /// Where /livez, /readyz and /metrics are served too, apart from the clients
     #[arg(long, env = "DKC_METRICS", value_name = "ADDR")]
     pub metrics: Option<SocketAddr>,
+    /// Where grpc.health.v1 and reflection are served, nothing else [default: nowhere]
+    #[arg(long, env = "DKC_GRPC", value_name = "ADDR")]
+    pub grpc: Option<SocketAddr>,
     /// Threads that serve clients [default: the number of CPUs, at most 4]
     #[arg(long, env = "DKC_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,

@@ -15,6 +15,8 @@ use telemetry::{Health, Metrics};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use tracing::{error, info, warn};
 
 use crate::Options;
@@ -97,6 +99,9 @@ pub async fn serve(
     if let Some(at) = options.metrics {
         tokio::spawn(telemetry::serve(listen("--metrics", at)?, health.clone(), metrics.clone()));
     }
+    if let Some(at) = options.grpc {
+        serve_grpc(listen("--grpc", at)?, &health).await?;
+    }
     let (board, filling) = Board::new(options.cluster.clone(), seen.clone());
     tokio::spawn(filling);
     let (process, asked) = mpsc::unbounded_channel();
@@ -140,6 +145,19 @@ pub async fn serve(
         warn!("the lease was not given back in time, it runs out by itself");
     }
     outcome
+}
+
+/// For those who look after every role in the same way. Nothing is counted there.
+async fn serve_grpc(listener: TcpListener, health: &Health) -> Result<(), Fatal> {
+    let routes = telemetry::grpc(health, proto::DESCRIPTORS, &[]).await;
+    let routes = routes.map_err(|error| Fatal::Failed(format!("reflection: {error}")))?;
+    let serving = Server::builder().add_routes(routes);
+    tokio::spawn(async move {
+        if let Err(error) = serving.serve_with_incoming(TcpIncoming::from(listener)).await {
+            warn!(%error, "health is no longer served over gRPC");
+        }
+    });
+    Ok(())
 }
 
 fn listen(flag: &str, address: SocketAddr) -> Result<TcpListener, Fatal> {
@@ -251,7 +269,7 @@ impl Member {
         let etcd = metastore::Settings::new(self.options.etcd.clone(), &self.options.cluster);
         let joining = async {
             let store = directory::connect(&etcd, &self.readiness).await?;
-            let meta = directory::meta(&store, &self.readiness).await;
+            let meta = directory::meta(&store, &self.readiness).await?;
             Ok::<_, metastore::Error>((store, meta))
         };
         let (store, meta) = tokio::select! {

@@ -18,7 +18,9 @@ pub enum Error {
     #[error("the lease is gone")]
     LeaseGone,
     /// Somebody else wrote this, or a newer build did. Never guessed at.
-    #[error("etcd key {key}: {malformed}")]
+    #[error(
+        "etcd key {key}: {malformed}: written by a newer dkc, or by another programme; update this process first"
+    )]
     Malformed { key: String, malformed: Malformed },
     /// This etcd lacks what we rely on.
     #[error("etcd {found} is too old: 3.5 or newer is needed")]

@@ -173,6 +173,7 @@ impl wire::NodeReport {
                 })
                 .collect(),
             resigned: report.resigned.into_iter().map(|shard| u32::from(shard.0)).collect(),
+            leaving: report.leaving,
         }
     }
 }
@@ -188,6 +189,7 @@ impl TryFrom<wire::NodeReport> for Report {
             silent: from.silent.into_iter().map(store_of).collect(),
             frozen: from.frozen.into_iter().map(frozen).collect::<Result<_, Invalid>>()?,
             resigned: shards_of(from.resigned)?,
+            leaving: from.leaving,
         })
     }
 }

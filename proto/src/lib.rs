@@ -35,6 +35,9 @@ pub mod wire {
     tonic::include_proto!("dkc.v1");
 }
 
+/// The services and messages as reflection describes them: an encoded `FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("descriptors");
+
 /// No message is larger, in either direction: both ends of every channel are told (tonic's own
 /// limit for what comes in is 4 MiB, and there is none for what goes out).
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;

@@ -321,6 +321,7 @@ impl Random {
             silent: self.list(Self::store),
             frozen: self.list(|r| (r.shard(), r.list(Self::store))),
             resigned: self.list(Self::shard),
+            leaving: self.flag(),
         }
     }
 }

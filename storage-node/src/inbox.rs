@@ -35,7 +35,7 @@ pub enum Told {
     Opened { conn: Conn, outbox: Outbox },
     /// Somebody asks.
     Query { message: NodeQuery, reply: oneshot::Sender<NodeQueryReply> },
-    /// Take no more work, make durable what is under way, and end.
+    /// Hand over what is led here, take no more work, make durable what is under way, and end.
     Stop,
     /// End at once.
     Exit(Exit),

@@ -43,7 +43,7 @@ const WALL_CLOCK_EVERY_MS: u64 = 50;
 const STORY_EVERY_MS: u64 = 50;
 const METRICS_EVERY_MS: u64 = 1_000;
 /// A disk that takes longer to write the last group is not waited for.
-const STOP_WITHIN_MS: u64 = 3_000;
+const STOP_WITHIN_MS: u64 = 2_000;
 
 /// Monotonic time since the process began. Copies agree.
 #[derive(Clone, Copy, Debug)]
@@ -124,6 +124,8 @@ pub struct NodeLoop {
     metrics: NodeMetrics,
     names: Names,
     chronicle: Chronicle,
+    /// Nobody misses this node any more.
+    left: bool,
     /// No work is taken any more; what is under way is waited for until then.
     stopping: Option<Now>,
     exit: Option<Exit>,
@@ -164,6 +166,7 @@ impl NodeLoop {
             metrics: parts.metrics,
             chronicle: Chronicle::new(parts.names.clone()),
             names: parts.names,
+            left: false,
             stopping: None,
             exit: None,
         }
@@ -227,6 +230,9 @@ impl NodeLoop {
         if let Some(exit) = self.exit.take() {
             return Some(Ended::Exit(exit));
         }
+        if std::mem::take(&mut self.left) {
+            self.stop();
+        }
         let until = self.stopping?;
         if self.syncing.is_empty() {
             return Some(Ended::Stopped);
@@ -271,7 +277,10 @@ impl NodeLoop {
                 self.queries.insert(self.next_query, reply);
                 self.handle(Event::Query { query: self.next_query, message });
             }
-            Told::Stop => self.stop(),
+            Told::Stop => {
+                info!("stopping");
+                self.handle(Event::Leave);
+            }
             Told::Exit(exit) => self.exit = Some(exit),
         }
     }
@@ -372,6 +381,7 @@ impl NodeLoop {
             }
             Effect::ListSessions => self.etcd.perform(Wish::ListSessions),
 
+            Effect::Left => self.left = true,
             Effect::Exit(ExitReason::NewerBoot(newer)) => self.exit = Some(Exit::NewerBoot(newer)),
             Effect::Exit(ExitReason::Disk(why)) => self.exit = Some(Exit::Disk(why)),
         }
@@ -422,7 +432,6 @@ impl NodeLoop {
 
     /// No more work from gateways; what is being written is waited for.
     fn stop(&mut self) {
-        info!("stopping");
         self.stopping = Some(self.now.plus_ms(STOP_WITHIN_MS));
         for conn in self.outboxes.gateways() {
             if let Some(outbox) = self.outboxes.remove(conn) {

@@ -1,12 +1,14 @@
 //! Tells the leading coordinator what it can't see from etcd: who is silent, what is frozen.
 //!
 //! Best effort: only the newest report counts, and one that does not get through is replaced by the next within a second.
-//! So nothing is queued and nothing is tried again.
+//! So nothing is queued and nothing is tried again. Only of a node that leaves the machine is told so: there is no use in
+//! waiting then.
 
 use std::time::Duration;
 
 use engine::ids::StoreBoot;
 use engine::message::Report;
+use engine::node::Event;
 use metastore::{Candidate, Metastore, WatchEvent, WatchSettings};
 use proto::wire;
 use proto::wire::reports_client::ReportsClient;
@@ -14,6 +16,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 use tracing::{debug, info};
+
+use crate::inbox::Inbox;
 
 /// A report is of use for a second.
 const SEND_TIMEOUT: Duration = Duration::from_millis(500);
@@ -24,6 +28,7 @@ pub async fn send_all(
     cluster: u128,
     me: StoreBoot,
     mut reports: watch::Receiver<Report>,
+    inbox: Inbox,
 ) {
     let mut leader = metastore.watch::<Candidate>(WatchSettings::default());
     let mut address: Option<String> = None;
@@ -48,11 +53,18 @@ pub async fn send_all(
                     return;
                 }
                 let report = reports.borrow_and_update().clone();
-                let Some(address) = &address else { continue };
+                let leaving = report.leaving;
                 let message = wire::NodeReport::new(cluster, Some(me), report);
-                if let Err(why) = send(&mut client, address, message).await {
+                let sent = match &address {
+                    Some(address) => send(&mut client, address, message).await,
+                    None => Err("no coordinator leads".to_owned()),
+                };
+                if let Err(why) = sent {
                     debug!(address, why, "report not delivered");
                     client = None;
+                    if leaving {
+                        inbox.event(Event::LeaveUnheard);
+                    }
                 }
             }
         }

@@ -2,9 +2,10 @@
 //!
 //! Each stream has one task that reads: it checks, converts, waits for room in the intake, and tells the loop. What the
 //! loop sends comes out of the connection's outbox and is encoded as the response stream is polled. Nothing is
-//! decided here; a message that is none closes its connection.
+//! decided here; a message that is none ends its stream with the reason. Other streams on the same connection go on.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,13 +13,14 @@ use std::time::Duration;
 use engine::ids::{Conn, StoreBoot};
 use engine::message::{GatewayMessage, ToFollower};
 use engine::node::Event;
-use proto::wire::control_server::{Control, ControlServer};
-use proto::wire::gateway_server::{Gateway, GatewayServer};
-use proto::wire::peer_server::{Peer, PeerServer};
+use proto::wire::control_server::{self, Control, ControlServer};
+use proto::wire::gateway_server::{self, Gateway, GatewayServer};
+use proto::wire::peer_server::{self, Peer, PeerServer};
 use proto::wire::{self, to_follower, to_node};
 use proto::{Greeting, Invalid, Refused};
+use telemetry::Health;
 use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
@@ -54,7 +56,11 @@ pub struct Services {
 pub async fn serve(
     listener: TcpListener,
     services: Services,
-) -> Result<(), tonic::transport::Error> {
+    health: Health,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let own =
+        [gateway_server::SERVICE_NAME, peer_server::SERVICE_NAME, control_server::SERVICE_NAME];
+    let common = telemetry::grpc(&health, proto::DESCRIPTORS, &own).await?;
     // The builder's own setting of `TCP_NODELAY` is ignored for a listener that was made elsewhere.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
@@ -62,11 +68,13 @@ pub async fn serve(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .add_routes(common)
         .add_service(proto::limited!(GatewayServer::new(services.clone())))
         .add_service(proto::limited!(PeerServer::new(services.clone())))
         .add_service(proto::limited!(ControlServer::new(services)))
         .serve_with_incoming(incoming)
-        .await
+        .await?;
+    Ok(())
 }
 
 fn ending() -> Status {
@@ -99,13 +107,41 @@ impl Gateway for Services {
             return Err(ending());
         }
         let inbox = self.inbox.clone();
+        let (refused, refusal) = mpsc::channel(1);
         tokio::spawn(async move {
-            let why = hear_gateway(&inbox, conn, stream, closed).await;
-            debug!(?from, why, "gateway connection ended");
+            let end = hear_gateway(&inbox, conn, stream, closed).await;
+            debug!(?from, %end, "gateway connection ended");
+            end.tell(&refused);
             inbox.event(Event::GatewayGone { conn });
         });
         let replies = ReceiverStream::new(replies).map(|reply| Ok(reply.into()));
-        Ok(Response::new(Box::pin(replies)))
+        Ok(Response::new(Box::pin(replies.chain(ReceiverStream::new(refusal).map(Err)))))
+    }
+}
+
+/// Why a stream is heard no longer.
+enum End {
+    /// It broke, or a message on it is none: whoever is still there is told.
+    Refused(Status),
+    /// As it should.
+    Over(&'static str),
+}
+
+impl End {
+    fn tell(self, refused: &mpsc::Sender<Status>) {
+        if let Self::Refused(status) = self {
+            // Else nobody is there any more.
+            let _unheard = refused.try_send(status);
+        }
+    }
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Refused(status) => f.write_str(status.message()),
+            Self::Over(why) => f.write_str(why),
+        }
     }
 }
 
@@ -115,16 +151,16 @@ async fn hear_gateway(
     conn: Conn,
     mut stream: Streaming<wire::ToNode>,
     mut closed: Closed,
-) -> String {
+) -> End {
     loop {
         let message = tokio::select! {
             message = stream.message() => message,
-            _ = &mut closed => return "closed here".into(),
+            _ = &mut closed => return End::Over("closed here"),
         };
         let message = match message {
             Ok(Some(message)) => message,
-            Ok(None) => return "closed by the gateway".into(),
-            Err(status) => return status.message().into(),
+            Ok(None) => return End::Over("closed by the gateway"),
+            Err(status) => return End::Refused(status),
         };
         let bytes = match &message.kind {
             Some(to_node::Kind::Frame(frame)) => frame.batches.len(),
@@ -133,11 +169,11 @@ async fn hear_gateway(
         };
         let message = match GatewayMessage::try_from(message) {
             Ok(message) => message,
-            Err(invalid) => return invalid.to_string(),
+            Err(invalid) => return End::Refused(invalid.into()),
         };
         let room = inbox.gateways.room(bytes).await;
         if !inbox.tell(Told::Received(Event::Gateway { conn, message }, room)) {
-            return "this node is about to end".into();
+            return End::Refused(ending());
         }
     }
 }
@@ -160,14 +196,16 @@ impl Peer for Services {
             return Err(ending());
         }
         let services = self.clone();
+        let (refused, refusal) = mpsc::channel(1);
         tokio::spawn(async move {
-            let why = services.hear_peer(conn, greeting, stream, closed).await;
-            debug!(conn = conn.0, why, "peer's connection ended");
+            let end = services.hear_peer(conn, greeting, stream, closed).await;
+            debug!(conn = conn.0, %end, "peer's connection ended");
+            end.tell(&refused);
             services.links.forget(conn);
             services.inbox.event(Event::Closed { conn });
         });
         let messages = ReceiverStream::new(messages).map(|message| Ok(message.into()));
-        Ok(Response::new(Box::pin(messages)))
+        Ok(Response::new(Box::pin(messages.chain(ReceiverStream::new(refusal).map(Err)))))
     }
 
     async fn snapshot(
@@ -187,17 +225,17 @@ impl Services {
         greeting: Greeting,
         mut stream: Streaming<wire::ToFollower>,
         mut closed: Closed,
-    ) -> String {
+    ) -> End {
         let (announced, announcements) = watch::channel(0);
         loop {
             let message = tokio::select! {
                 message = stream.message() => message,
-                _ = &mut closed => return "closed here".into(),
+                _ = &mut closed => return End::Over("closed here"),
             };
             let message = match message {
                 Ok(Some(message)) => message,
-                Ok(None) => return "closed by the peer".into(),
-                Err(status) => return status.message().into(),
+                Ok(None) => return End::Over("closed by the peer"),
+                Err(status) => return End::Refused(status),
             };
             let bytes = match &message.kind {
                 Some(to_follower::Kind::Append(append)) => {
@@ -207,7 +245,7 @@ impl Services {
             };
             let message = match ToFollower::try_from(message) {
                 Ok(message) => message,
-                Err(invalid) => return invalid.to_string(),
+                Err(invalid) => return End::Refused(invalid.into()),
             };
             let transfer = match &message {
                 ToFollower::Hello { from, .. } => {
@@ -221,7 +259,7 @@ impl Services {
             };
             let room = self.inbox.peers.room(bytes).await;
             if !self.inbox.tell(Told::Received(Event::ToFollower { conn, message }, room)) {
-                return "this node is about to end".into();
+                return End::Refused(ending());
             }
             // Only now: a copy must not be staged before the loop was told to expect it.
             if let Some(transfer) = transfer {

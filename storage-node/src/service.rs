@@ -209,11 +209,17 @@ async fn run_node(
     };
     let mut ended = start_loop(parts, disk.early)?;
 
-    let server = tokio::spawn(rpc::serve(listener, services));
+    let server = tokio::spawn(rpc::serve(listener, services, health.clone()));
     let peers = Peers::new(me.store, meta.cluster, inbox.clone());
     let followed = Followed { etcd, me, peers, names, health: health.clone() };
     tokio::spawn(followed.run());
-    tokio::spawn(reports::send_all(metastore.clone(), meta.cluster, me, newest_report));
+    tokio::spawn(reports::send_all(
+        metastore.clone(),
+        meta.cluster,
+        me,
+        newest_report,
+        inbox.clone(),
+    ));
     let record = NodeRecord {
         boot: me.boot,
         address,

@@ -1,17 +1,17 @@
 //! Whether a process is ready, and if not, what it waits for.
 
-use std::sync::{Arc, Mutex};
+use tokio::sync::watch;
 
 /// Shared by whoever learns of a reason and whoever is asked. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Health {
-    reason: Arc<Mutex<Option<String>>>,
+    reason: watch::Sender<Option<String>>,
 }
 
 impl Health {
     /// Not ready yet, for this reason: a word that a person can look up (`etcd`, `meta`, `identity` …).
     pub fn new(reason: impl Into<String>) -> Self {
-        Self { reason: Arc::new(Mutex::new(Some(reason.into()))) }
+        Self { reason: watch::Sender::new(Some(reason.into())) }
     }
 
     /// Nothing is waited for any more.
@@ -25,15 +25,20 @@ impl Health {
 
     /// Why the process is not ready. None: it is.
     pub fn reason(&self) -> Option<String> {
-        self.lock().clone()
+        self.reason.borrow().clone()
+    }
+
+    /// Follows [`reason`](Self::reason). Ends when the last clone of this has gone.
+    pub(crate) fn watch(&self) -> watch::Receiver<Option<String>> {
+        self.reason.subscribe()
     }
 
     fn set(&self, reason: Option<String>) {
-        *self.lock() = reason;
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<String>> {
-        // Nobody panics while holding it: it is only read and replaced.
-        self.reason.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        // Said again and again by some: who follows it is woken only by news.
+        self.reason.send_if_modified(|shown| {
+            let news = *shown != reason;
+            *shown = reason;
+            news
+        });
     }
 }

@@ -1,14 +1,17 @@
 //! What every role shows of itself: its log, whether it is ready, its metrics.
 //!
 //! Knows nothing of counters. A role sets up its log with [`logs`], says by [`Health`] what it still waits for, and puts
-//! its metrics into a [`Metrics`]; [`serve`] answers `/livez`, `/readyz` and `/metrics` on an address of their own.
+//! its metrics into a [`Metrics`]; [`serve`] answers `/livez`, `/readyz` and `/metrics` on an address of their own, and
+//! [`grpc`] says the same, and what is served there, on its gRPC port.
 
 pub mod exposition;
+mod grpc;
 mod health;
 mod log;
 mod metrics;
 mod server;
 
+pub use grpc::grpc;
 pub use health::Health;
 pub use log::{Format, Level, LogOptions, logs};
 pub use metrics::Metrics;

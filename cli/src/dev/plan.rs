@@ -140,7 +140,9 @@ impl Settings {
         // The first gateway's address is the user's to choose.
         let first = if self.http.port() == 0 { 1 } else { 2 };
         add("gateway", first..=self.gateways, "http");
-        add("gateway", 1..=self.gateways, "metrics");
+        for kind in ["grpc", "metrics"] {
+            add("gateway", 1..=self.gateways, kind);
+        }
         names
     }
 
@@ -221,15 +223,16 @@ impl Settings {
         }
         for (number, http) in (1..).zip(self.gateway_addresses()) {
             let name = format!("gateway-{number}");
-            let metrics = self.address(&name, "metrics");
+            let (grpc, metrics) = (self.address(&name, "grpc"), self.address(&name, "metrics"));
             let flags = [
                 ("--name", name.as_str()),
                 ("--http", &http),
                 ("--etcd", etcd),
                 ("--cluster", CLUSTER),
+                ("--grpc", &grpc),
                 ("--metrics", &metrics),
             ];
-            let addresses = [("http", http.as_str()), ("metrics", &metrics)];
+            let addresses = [("http", http.as_str()), ("grpc", &grpc), ("metrics", &metrics)];
             specs.push(spec(Role::Gateway, &name, program, &extra.gateways, &flags, &addresses));
         }
         specs
@@ -349,8 +352,8 @@ mod tests {
         distinct.sort();
         distinct.dedup();
         assert_eq!(distinct.len(), first.ports.len());
-        // 2 of etcd and 2 each of a coordinator, three nodes and a gateway.
-        assert_eq!(distinct.len(), 12);
+        // 2 each of etcd, a coordinator and three nodes, and 3 of a gateway.
+        assert_eq!(distinct.len(), 13);
         assert_eq!(first.http.port(), first.ports["gateway-1/http"]);
 
         let holder = TcpListener::bind(("127.0.0.1", first.ports["node-2/grpc"])).unwrap();

@@ -23,10 +23,12 @@ use crate::output;
 const SEARCH_EVERY: Duration = Duration::from_millis(500);
 const RESPAWN_AFTER: Duration = Duration::from_secs(2);
 /// Until when, counted from the begin, each part of the cluster may stop by itself; below the 15 s
-/// that are promised. Gateways go first, so that clients get answers to what they sent; etcd last.
-const STAGES: [(&[Role], Duration); 3] = [
+/// that are promised. Gateways go first, so that clients get answers to what they sent; then
+/// coordinators, so that no node hands its shards to another one that is about to end; etcd last.
+const STAGES: [(&[Role], Duration); 4] = [
     (&[Role::Gateway], Duration::from_secs(4)),
-    (&[Role::StorageNode, Role::Coordinator], Duration::from_secs(11)),
+    (&[Role::Coordinator], Duration::from_secs(6)),
+    (&[Role::StorageNode], Duration::from_secs(11)),
     (&[Role::Etcd], Duration::from_secs(13)),
 ];
 

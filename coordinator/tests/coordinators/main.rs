@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use engine::config::ShardConfig;
 use engine::ids::{Boot, Epoch, ShardId, StoreBoot, StoreId, Version};
-use engine::records::{Meta, StoreRecord, StoreStatus};
-use metastore::{Candidate, Metastore, Outcome, Settings};
+use engine::records::Meta;
+use metastore::{Candidate, DrainIntent, Metastore, Outcome, Settings};
 
 use coordinator::Options;
 use etcd::Etcd;
@@ -338,10 +338,7 @@ async fn a_leader_that_is_asked_to_stop_is_followed_at_once() {
 async fn a_draining_node_hands_its_shards_over() {
     let mut cluster = Cluster::placed().await;
     cluster.add(4).await;
-    let kept = cluster.store.get::<StoreRecord>(&StoreId(1)).await.expect("a read");
-    let kept = kept.expect("it registered");
-    let draining = StoreRecord { status: StoreStatus::Draining, ..kept.record };
-    let told = cluster.store.replace(&StoreId(1), &draining, kept.modified).await;
+    let told = cluster.store.create(&StoreId(1), &DrainIntent).await;
     assert!(matches!(told.expect("an answer"), Outcome::Done { .. }));
     let led = |shards: &[ShardConfig]| shards.iter().any(|one| one.primary.store == StoreId(1));
     let after = cluster.shards_are(|shards| !led(shards)).await;

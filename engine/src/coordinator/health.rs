@@ -1,10 +1,11 @@
 //! Who answers: the coordinator's own probes, and who else complains.
 //!
 //! Every store's newest process is probed all the time, so that the answer is there when it is
-//! needed. A process is *dead* (for promotion; nothing else follows from it) in two ways:
+//! needed. A process is *dead* (for promotion; nothing else follows from it) in three ways:
 //!
 //! * **By proof**: its address refused twice, 50 ms apart, or another process answered there. Nobody
 //!   needs to complain.
+//! * **By its own word**: it is about to end, and says so ahead.
 //! * **By agreement**: the last probe failed in any way, *and* there is a complaint: its lease is gone,
 //!   or a peer or a gateway says that it does not answer. Silence alone may be the coordinator's own:
 //!   if nobody else misses the process, it is left alone.
@@ -86,6 +87,13 @@ impl Health {
         }
     }
 
+    /// It says that it is about to end. True if that is news.
+    pub(super) fn leaves(&mut self, process: StoreBoot) -> bool {
+        let watched = self.watched.get_mut(&process.store);
+        let watched = watched.filter(|watched| watched.boot == process.boot);
+        watched.is_some_and(|watched| watched.settle(Verdict::Dead(Cause::Leaving)))
+    }
+
     /// Its lease is gone: it is asked at once.
     pub(super) fn ask(&mut self, now: Now, store: StoreId) {
         if let Some(watched) = self.watched.get_mut(&store) {
@@ -115,7 +123,7 @@ impl Health {
         let blamed = watched.blamed.is_some_and(|at| now.ms_since(at) < COMPLAINT_MS);
         let proven = match cause {
             Cause::Refused => watched.refusals >= 2,
-            Cause::Replaced => true,
+            Cause::Replaced | Cause::Leaving => true,
             Cause::Silent | Cause::DiskStalled => false,
         };
         (proven || blamed || !registered).then_some(cause)
@@ -214,6 +222,10 @@ impl Health {
 
 impl Watched {
     fn settle(&mut self, verdict: Verdict) -> bool {
+        // It answers until it has ended, which proves nothing. Only another process returns.
+        if self.verdict == Verdict::Dead(Cause::Leaving) {
+            return false;
+        }
         let changed = self.verdict != verdict;
         self.verdict = verdict;
         changed

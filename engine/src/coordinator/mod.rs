@@ -73,6 +73,8 @@ pub struct Listing {
     pub stores: Vec<(StoreId, Kept<StoreRecord>)>,
     pub nodes: Vec<(StoreId, Kept<NodeRecord>)>,
     pub shards: Vec<Kept<ShardConfig>>,
+    /// Stores that an operator wants emptied.
+    pub drains: Vec<(StoreId, Kept<()>)>,
 }
 
 /// One record changed, as a watch says it. `None`: its key is gone.
@@ -82,6 +84,7 @@ pub enum Change {
     Store(StoreId, Option<Kept<StoreRecord>>),
     Node(StoreId, Option<Kept<NodeRecord>>),
     Shard(ShardId, Option<Kept<ShardConfig>>),
+    Drain(StoreId, Option<Kept<()>>),
 }
 
 /// Everything that can happen to a coordinator.

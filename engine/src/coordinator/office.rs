@@ -149,6 +149,7 @@ impl Office {
                 for &store in &report.silent {
                     self.health.blame(turn.now, store);
                 }
+                self.dirty |= report.leaving && self.health.leaves(from);
                 self.dirty |= self.reports.heard(turn.now, from, report);
             }
             Event::GatewayReported { suspects } => {

@@ -75,6 +75,8 @@ pub(super) struct Records {
     pub(super) stores: Table<StoreId, StoreRecord>,
     pub(super) nodes: Table<StoreId, NodeRecord>,
     pub(super) shards: Table<ShardId, ShardConfig>,
+    /// What operators want emptied.
+    pub(super) drains: Table<StoreId, ()>,
 }
 
 impl Records {
@@ -86,6 +88,7 @@ impl Records {
         self.stores.listed(listing.revision, listing.stores);
         self.nodes.listed(listing.revision, listing.nodes);
         self.shards.listed(listing.revision, shards);
+        self.drains.listed(listing.revision, listing.drains);
     }
 
     /// True if this is news.
@@ -98,6 +101,8 @@ impl Records {
             Change::Node(id, None) => self.nodes.delete(id, revision),
             Change::Shard(id, Some(kept)) => self.shards.set(id, kept),
             Change::Shard(id, None) => self.shards.delete(id, revision),
+            Change::Drain(id, Some(kept)) => self.drains.set(id, kept),
+            Change::Drain(id, None) => self.drains.delete(id, revision),
         }
     }
 

@@ -59,6 +59,14 @@ pub enum Story {
         store: StoreId,
         to: StoreId,
     },
+    /// An operator wants it emptied.
+    Draining {
+        store: StoreId,
+    },
+    /// The operator wants it no more.
+    Undrained {
+        store: StoreId,
+    },
     /// None of its former copies is left: it counts as new.
     Cleared {
         store: StoreId,
@@ -95,6 +103,13 @@ pub enum Cause {
     Silent,
     /// It answers, but its disk has not for too long.
     DiskStalled,
+    /// It says that it is about to end.
+    Leaving,
+}
+
+impl Cause {
+    pub const ALL: [Self; 5] =
+        [Self::Refused, Self::Replaced, Self::Silent, Self::DiskStalled, Self::Leaving];
 }
 
 /// Why a shard needs another primary.

@@ -160,6 +160,39 @@ impl Bench {
         self.tell_store(store);
     }
 
+    /// An operator wants the store emptied.
+    fn drain(&mut self, store: u128) {
+        let revision = self.revision();
+        self.etcd.drains.push((id(store), kept((), revision)));
+        let change = Change::Drain(id(store), Some(kept((), revision)));
+        self.on(Event::Changed { revision, change });
+    }
+
+    fn undrain(&mut self, store: u128) {
+        let revision = self.revision();
+        self.etcd.drains.retain(|(it, _)| *it != id(store));
+        self.on(Event::Changed { revision, change: Change::Drain(id(store), None) });
+    }
+
+    /// The status of a store that is proposed, and takes effect.
+    #[track_caller]
+    fn accept_status(&mut self) -> (StoreId, StoreStatus) {
+        let proposed = self.take().into_iter().find_map(|effect| match effect {
+            Effect::Propose { proposal, writes: Writes::Store { store, record, .. }, .. } => {
+                Some((proposal, store, record))
+            }
+            _ => None,
+        });
+        let (proposal, store, record) = proposed.expect("a status is proposed");
+        let mod_revision = self.revision();
+        let found = self.etcd.stores.iter_mut().find(|(it, _)| *it == store).unwrap();
+        found.1.value = record.clone();
+        found.1.modified = mod_revision;
+        let outcome = CasOutcome::Done { mod_revision };
+        self.on(Event::Proposed { proposal, outcome });
+        (store, record.status)
+    }
+
     fn lease_ends(&mut self, store: u128) {
         let revision = self.revision();
         self.etcd.nodes.retain(|(it, _)| *it != id(store));
@@ -959,15 +992,53 @@ fn a_suspect_store_is_cleared_when_it_holds_nothing_any_more() {
 #[test]
 fn a_draining_primary_steps_down_before_another_is_named() {
     let mut bench = Bench::leading(3, vec![shard_at(0)]);
-    bench.set_status(1, StoreStatus::Draining);
+    bench.drain(1);
+    assert_eq!(bench.accept_status(), (id(1), StoreStatus::Draining));
     bench.pass(100);
+    let draining = Effect::Story(Story::Draining { store: id(1) });
     let step_down = Effect::StepDown { to: process(1, 1), shard: ShardId(0), epoch: Epoch(4) };
-    assert_eq!(bench.take(), [step_down]);
+    assert_eq!(bench.take(), [draining, step_down]);
     let end_of_log = Some((Epoch(4), Seq(30)));
     bench.on(Event::SteppedDown { shard: ShardId(0), epoch: Epoch(4), end: end_of_log });
     bench.gathered(&[end(1, 0, (4, 30)), end(2, 0, (4, 29)), end(3, 0, (4, 30))]);
     let next = bench.accept();
     assert_eq!((next.primary, next.isr), (process(2, 1), ids(&[1, 2, 3])));
+    bench.undrain(1);
+    assert_eq!(bench.accept_status(), (id(1), StoreStatus::Active));
+}
+
+/// A stop that was announced costs nobody the time that it takes to find out.
+#[test]
+fn a_process_that_leaves_is_replaced_at_once_and_comes_back_as_another() {
+    let follows = ShardConfig { primary: process(2, 1), ..shard_at(1) };
+    let mut bench = Bench::leading(3, vec![shard_at(0), follows]);
+    bench.report(1, Report { leaving: true, ..Report::default() });
+    bench.gathered(&[end(2, 0, (4, 9)), end(3, 0, (4, 9))]);
+    let mut shards: Vec<ShardConfig> = Vec::new();
+    for (proposal, written) in bench.proposed() {
+        let mod_revision = bench.revision();
+        shards.extend(written.into_iter().map(|(_, config)| config));
+        bench.on(Event::Proposed { proposal, outcome: CasOutcome::Done { mod_revision } });
+    }
+    shards.sort_by_key(ShardConfig::shard);
+    let [led, followed] = &shards[..] else { panic!("{shards:#?}") };
+    assert_eq!((led.epoch, led.primary, &led.isr), (Epoch(5), process(3, 1), &ids(&[2, 3])));
+    assert_eq!((followed.epoch, &followed.isr), (Epoch(4), &ids(&[2, 3])));
+    assert_eq!(bench.told(|story| matches!(story, Story::Died { why: Cause::Leaving, .. })), 1);
+
+    let revision = bench.etcd.revision;
+    bench.etcd.shards = shards.into_iter().map(|config| kept(config, revision)).collect();
+    bench.take();
+    // It answers probes until it has ended, which brings it back into nothing.
+    bench.pass(2_000);
+    assert_eq!(bench.proposed(), []);
+    bench.boot(1, 2);
+    bench.tell_store(1);
+    bench.pass(400);
+    let recruits = |(_, shards): &(u64, Vec<(u64, ShardConfig)>)| {
+        shards.iter().any(|(_, config)| config.learners == ids(&[1]))
+    };
+    assert!(bench.proposed().iter().any(recruits), "{:#?}", bench.take());
 }
 
 #[test]

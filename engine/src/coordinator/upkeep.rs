@@ -174,6 +174,7 @@ impl Office {
 
     pub(super) fn review_stores(&mut self, turn: &mut Turn<'_>) {
         self.review_names(turn);
+        self.review_drains(turn);
         self.review_suspects(turn);
     }
 
@@ -201,6 +202,24 @@ impl Office {
         for (store, to, expect, record) in lost {
             let record = StoreRecord { status: StoreStatus::Lost, ..record };
             self.write_store(turn, store, expect, record, Story::Lost { store, to });
+        }
+    }
+
+    /// The status follows the operator's intent. One that is suspect is emptied for that reason, and drains once its
+    /// disk is as good as new.
+    fn review_drains(&mut self, turn: &mut Turn<'_>) {
+        let changed = |(store, kept): (StoreId, &Kept<StoreRecord>)| {
+            let wanted = self.records.drains.get(store).is_some();
+            let (status, story) = match (kept.value.status, wanted) {
+                (StoreStatus::Active, true) => (StoreStatus::Draining, Story::Draining { store }),
+                (StoreStatus::Draining, false) => (StoreStatus::Active, Story::Undrained { store }),
+                _ => return None,
+            };
+            Some((store, kept.modified, StoreRecord { status, ..kept.value.clone() }, story))
+        };
+        let changed: Vec<_> = self.records.stores.iter().filter_map(changed).collect();
+        for (store, expect, record, story) in changed {
+            self.write_store(turn, store, expect, record, story);
         }
     }
 

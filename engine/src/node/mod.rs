@@ -23,6 +23,7 @@
 //! [`review`] decides about the in-sync set; [`reads`] proves reads current; [`snapshots`] moves
 //! whole copies; [`collect`] drops dead sessions; [`queries`] answers the coordinator.
 pub mod health;
+mod leave;
 pub mod links;
 pub mod turn;
 
@@ -184,6 +185,12 @@ pub enum Event {
         at: Revision,
         alive: Vec<SessionId>,
     },
+
+    // -- the end
+    /// The process is to end: see that nobody misses it. `Left` follows.
+    Leave,
+    /// The report that says so was taken by no coordinator.
+    LeaveUnheard,
 }
 
 /// How a compare-and-set ended.
@@ -295,6 +302,8 @@ pub enum Effect {
     },
     ListSessions,
 
+    /// Answers `Leave`: the process may end, once what is written is durable.
+    Left,
     /// The process must end: a newer boot of this store runs, or what is on disk can't be trusted.
     Exit(ExitReason),
 }
@@ -436,6 +445,7 @@ pub struct Node {
     backoff: review::Backoff,
 
     gateways: BTreeMap<Conn, u64>,
+    leaving: leave::Leaving,
     reads: reads::Reads,
     transfers: snapshots::Transfers,
     collecting: collect::Collecting,
@@ -503,6 +513,7 @@ impl Node {
             health: health::Health::default(),
             backoff: review::Backoff::default(),
             gateways: BTreeMap::new(),
+            leaving: leave::Leaving::default(),
             reads: reads::Reads::default(),
             transfers: snapshots::Transfers::default(),
             collecting: collect::Collecting::new(now, settings.collect_every_ms),
@@ -583,6 +594,9 @@ impl Node {
             }
             Event::LeaseConfirmed => self.health.etcd_heard(self.now),
             Event::SessionsListed { at, alive } => self.on_sessions_listed(at, alive, effects),
+
+            Event::Leave => self.leave(effects),
+            Event::LeaveUnheard => self.on_leave_unheard(),
         }
     }
 
@@ -617,6 +631,7 @@ impl Node {
         self.send_slices(effects);
         self.groups.sync_if_idle(self.now, effects);
         self.pay_acks(effects);
+        self.leave_if_free(effects);
     }
 
     /// A number that this process has not used before.

@@ -196,6 +196,7 @@ impl Node {
     pub(super) fn report(&mut self, effects: &mut Vec<Effect>) {
         let mut report = Report {
             silent: self.health.silent(self.now, self.settings.silent_after_ms),
+            leaving: self.is_leaving(),
             ..Report::default()
         };
         for replica in self.replicas.values() {

@@ -354,3 +354,21 @@ fn a_node_that_sees_a_newer_boot_of_its_store_exits() {
     let exits = |effect: &Effect| matches!(effect, Effect::Exit(ExitReason::NewerBoot(_)));
     assert!(effects.iter().any(exits));
 }
+
+// ---- leaving -----------------------------------------------------------------------------------
+
+#[test]
+fn a_primary_that_is_to_end_stays_until_another_leads() {
+    let left = |effects: Vec<Effect>| effects.iter().any(|effect| matches!(effect, Effect::Left));
+    let mut bench = primary();
+    assert!(!left(bench.on(Event::Leave)), "B could lead and does not yet");
+    assert!(!left(bench.frame(1, add(1))), "meanwhile it takes writes");
+    assert!(left(bench.config(record(2, 2, B))));
+    assert!(!left(bench.on(Event::Tick)), "said once");
+
+    let mut unheard = primary();
+    unheard.on(Event::Leave);
+    assert!(left(unheard.on(Event::LeaveUnheard)), "nobody will name another");
+    let mut alone = Bench::new(A);
+    assert!(left(alone.on(Event::Leave)), "nobody misses it");
+}

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::config::ShardConfig;
 use crate::ids::{ShardId, StoreId};
 use crate::planner::placement::{counts, may_swap};
+use crate::planner::vacancies::wants;
 use crate::planner::{
     Change, Nearness, Store, StoreState, Stores, balance, by_id, near_to, nearness, with,
 };
@@ -47,7 +48,9 @@ pub fn changes(cluster: &Cluster<'_>) -> Vec<Change> {
         plan.returns(shard).or_else(|| plan.swap_at_floor(shard)).or_else(|| plan.adopt(shard))
     });
     plan.rebuild();
-    plan.each(|plan, shard| plan.release(shard).or_else(|| plan.leave(shard)));
+    plan.each(|plan, shard| {
+        plan.release(shard).or_else(|| plan.leave(shard)).or_else(|| plan.empty(shard))
+    });
     plan.level_replicas();
     plan.level_primaries();
     plan.changes
@@ -225,6 +228,24 @@ impl<'a> Plan<'a> {
         }
         let to = self.successors(shard).min_by_key(|store| (self.led.get(store), *store))?;
         Some(Change::HandOver { shard: config.shard(), to })
+    }
+
+    /// A copy on a store that drains goes elsewhere, if there is an elsewhere. It stays until the new one is in sync.
+    fn empty(&self, shard: &Shard<'_>) -> Option<Change> {
+        let config = shard.config;
+        if self.cluster.hold || !config.learners.is_empty() {
+            return None;
+        }
+        let drains = |&store: &StoreId| {
+            self.state(store) == StoreState::Draining && is_below(&self.going, store)
+        };
+        let instead = config.target.iter().copied().find(drains)?;
+        let kept: Vec<StoreId> =
+            config.target.iter().copied().filter(|&store| store != instead).collect();
+        let store = self.best(&kept, |store| !wants(config, store))?;
+        let change = Change::Recruit { shard: config.shard(), store, instead: Some(instead) };
+        // The best may have to take others first. A fuller one would only have to give it away again.
+        is_below(&self.coming, store).then_some(change)
     }
 
     /// Who could lead the shard as well.

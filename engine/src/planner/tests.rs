@@ -440,6 +440,23 @@ fn a_primary_that_is_wanted_no_more_hands_over_first() {
 }
 
 #[test]
+fn a_store_that_drains_is_emptied_and_redundancy_never_dips() {
+    let mut bench = Bench::new(stores(&[""; 4]), 12, 3);
+    bench.set(2, StoreState::Draining);
+    bench.quiet = false;
+    bench.settle();
+    bench.check_whole();
+    assert!(bench.shards.iter().all(|config| !config.isr.contains(&StoreId(2))));
+    assert!(bench.shards.iter().all(|config| config.primary.store != StoreId(2)));
+    // With nowhere to go it leads nothing, and that is all.
+    let mut full = Bench::new(stores(&[""; 3]), 12, 3);
+    full.set(2, StoreState::Draining);
+    full.settle();
+    full.check_whole();
+    assert!(full.shards.iter().all(|config| config.primary.store != StoreId(2)));
+}
+
+#[test]
 fn suspect_copies_go_and_are_made_anew() {
     let mut bench = Bench::new(stores(&[""; 3]), 6, 3);
     bench.set(2, StoreState::Suspect);

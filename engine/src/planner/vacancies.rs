@@ -97,6 +97,6 @@ impl Plan<'_> {
 }
 
 /// The store has a copy, or a place.
-fn wants(config: &ShardConfig, store: StoreId) -> bool {
+pub(super) fn wants(config: &ShardConfig, store: StoreId) -> bool {
     holds(config, store) || config.target.contains(&store)
 }

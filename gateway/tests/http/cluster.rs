@@ -39,6 +39,7 @@ pub(crate) fn options(etcd: String) -> Options {
         cluster: "test".into(),
         http: SocketAddr::from(([127, 0, 0, 1], 0)),
         metrics: None,
+        grpc: None,
         workers: Some(2),
         lease_ttl: 1,
         linger_us: 0,

@@ -80,6 +80,7 @@ async fn what_cannot_be_read_fails_the_list_and_names_the_key() {
     assert!(!error.is_transient());
     let error = store.get::<StoreRecord>(&StoreId(1)).await.expect_err("a newer format");
     assert!(matches!(error, Error::Malformed { .. }));
+    assert!(error.to_string().contains("newer dkc"), "{error}");
     // A record that was copied to another key says so itself.
     let copied = shard(5).encode();
     raw(&etcd).await.put("/dkc/test/shard/6", copied, None).await.expect("etcd answers");

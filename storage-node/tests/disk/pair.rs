@@ -468,7 +468,7 @@ impl Pair {
                 let configs = Some(shards.into_iter().map(config).collect());
                 self.wires.push_back((store, Event::EtcdChecked { check, configs }));
             }
-            Effect::ListSessions => unreachable!("not within a test"),
+            Effect::ListSessions | Effect::Left => unreachable!("not within a test"),
             Effect::Exit(reason) => panic!("store {store} exits: {reason:?}"),
         }
     }

@@ -15,6 +15,7 @@ use proto::wire;
 use proto::wire::control_client::ControlClient;
 use rustix::process::Signal;
 use storage_node::Options;
+use tonic::transport::{Channel, Endpoint};
 
 use crate::etcd::{self, CLUSTER, Etcd};
 
@@ -277,10 +278,15 @@ impl Node {
         }
     }
 
+    /// A connection to its gRPC port.
+    pub(crate) async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::new(format!("http://{}", self.address)).expect("an address");
+        endpoint.connect().await.expect("the node listens")
+    }
+
     /// What it says of its replica of the shard.
     pub(crate) async fn replica(&self) -> Option<ReplicaStatus> {
-        let endpoint = format!("http://{}", self.address);
-        let client = ControlClient::connect(endpoint).await.expect("the node listens");
+        let client = ControlClient::new(self.channel().await);
         let query = wire::NodeQuery::new(CLUSTER_ID, NodeQuery::Status);
         let reply = proto::limited!(client).query(query).await.expect("the node answers");
         match reply.into_inner().try_into().expect("a valid reply") {

@@ -8,6 +8,7 @@ mod damage;
 mod etcd;
 mod harness;
 mod identity;
+mod outside;
 mod replication;
 mod serving;
 mod worker;

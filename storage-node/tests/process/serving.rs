@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use engine::message::{Answer, Refusal};
-use proto::wire;
 use proto::wire::gateway_client::GatewayClient;
+use proto::wire::{self, to_node};
 use rustix::process::Signal;
 
-use crate::harness::Cluster;
+use crate::harness::{CLUSTER_ID, Cluster};
 use crate::worker::Worker;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,6 +180,11 @@ async fn strangers_are_refused() {
     let refused = client.session(stranger).await.expect_err("another cluster");
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
     assert!(refused.message().contains("cluster"), "{refused}");
+    let newer = wire::Open { version: proto::VERSION + 1, ..wire::Open::new(CLUSTER_ID, 0) };
+    let newer = tokio_stream::once(wire::ToNode { kind: Some(to_node::Kind::Open(newer)) });
+    let refused = client.session(newer).await.expect_err("a newer version");
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+    assert!(refused.message().contains("speaks message version 2"), "{refused}");
     let silent = tokio_stream::once(wire::ToNode { kind: None });
     let refused = client.session(silent).await.expect_err("no opening");
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition);

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
+use tonic::transport::Channel;
 
 use crate::harness::{CLUSTER_ID, Node};
 
@@ -31,14 +32,19 @@ pub(crate) struct Worker {
 
 impl Worker {
     pub(crate) async fn connect(node: &Node, session: u64) -> Self {
-        let (send, replies) = dial(node).await;
+        Self::on(&node.channel().await, session).await
+    }
+
+    /// A session on a connection that others may have sessions on too.
+    pub(crate) async fn on(channel: &Channel, session: u64) -> Self {
+        let (send, replies) = open(channel).await;
         let session = SessionId(Revision { incarnation: 1, revision: session });
         Self { session, bseq: 0, message: 0, reads: 0, send, replies }
     }
 
     /// Goes on with the same session elsewhere.
     pub(crate) async fn reconnect(&mut self, node: &Node) {
-        (self.send, self.replies) = dial(node).await;
+        (self.send, self.replies) = open(&node.channel().await).await;
         self.message = 0;
     }
 
@@ -151,9 +157,10 @@ fn counter(key: &str) -> CounterKey {
     CounterKey::new(b"test", key.as_bytes()).expect("a valid name")
 }
 
-async fn dial(node: &Node) -> (mpsc::UnboundedSender<wire::ToNode>, Streaming<wire::ToGateway>) {
-    let client = GatewayClient::connect(format!("http://{}", node.address)).await;
-    let mut client = proto::limited!(client.expect("the node listens"));
+async fn open(
+    channel: &Channel,
+) -> (mpsc::UnboundedSender<wire::ToNode>, Streaming<wire::ToGateway>) {
+    let mut client = proto::limited!(GatewayClient::new(channel.clone()));
     let (send, messages) = mpsc::unbounded_channel();
     let opening = tokio_stream::once(wire::ToNode::opening(CLUSTER_ID));
     let stream = opening.chain(UnboundedReceiverStream::new(messages));

@@ -461,6 +461,7 @@ fn kind_of(story: &Story) -> &'static str {
         Story::Recruited { .. } => "recruited",
         Story::Released { .. } => "released",
         Story::Lost { .. } => "lost",
+        Story::Draining { .. } | Story::Undrained { .. } => "drained",
         Story::Cleared { .. } => "cleared",
         Story::Guarded { .. } => "guarded",
         Story::Unguarded => "unguarded",

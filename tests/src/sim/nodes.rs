@@ -447,6 +447,7 @@ impl Driver<'_> {
                 let call = core.etcd(me, Call::List);
                 self.running.calls.insert(call, Asked::Sessions);
             }
+            Effect::Left => unreachable!("nobody asks it to leave"),
             Effect::Exit(_) => unreachable!("the caller stops at it"),
         }
     }

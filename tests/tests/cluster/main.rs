@@ -9,6 +9,7 @@
 
 mod failover;
 mod folders;
+mod leaving;
 mod metastore_away;
 mod replicas;
 mod two_dead;

@@ -1,0 +1,93 @@
+//! Nodes that go because somebody wants them to: stopped for a while, or emptied for good. Unlike those that die
+//! (`failover`), they cost their clients nothing.
+
+use std::process::Command;
+use std::time::Duration;
+
+use tests::cluster::failover::run;
+use tests::cluster::load::Load;
+use tests::cluster::{Cluster, Signal, dkc_binary, until};
+
+use crate::{SOON, check_filled, fill};
+
+/// Far below what a death costs; most of it is this machine, busy with a dozen processes.
+const HARDLY_NOTICED: Duration = Duration::from_millis(300);
+/// A process that is asked to stop has so long.
+const STOPS_WITHIN: Duration = Duration::from_secs(10);
+
+#[track_caller]
+fn until_gone(cluster: &Cluster, name: &str, limit: Duration) {
+    until(limit, || match cluster.processes().iter().any(|process| process.name == name) {
+        true => Err(format!("{name} still runs:\n{}", cluster.log(name))),
+        false => Ok(()),
+    });
+}
+
+#[test]
+fn a_node_that_is_asked_to_stop_hands_over_first() {
+    let cluster = Cluster::start(&[]);
+    for victim in ["node-1", "node-2"] {
+        let run = run(&cluster, &format!("term-{victim}"), victim, Signal::TERM, 3);
+        tests::note(&format!("{victim} asked to stop: worst {:?}", run.worst()));
+        assert_eq!(run.failed, 0, "{victim}: requests failed");
+        assert!(run.worst().gap < HARDLY_NOTICED, "{victim}: {:#?}", run.gaps);
+        assert!(cluster.log(victim).contains("stopped"), "{}", cluster.log(victim));
+    }
+}
+
+#[test]
+fn a_node_stops_all_the_same_while_no_coordinator_leads() {
+    let cluster = Cluster::start(&[]);
+    cluster.wait_until_full(3);
+    cluster.kill("coordinator-1");
+    cluster.signal("node-1", Signal::TERM);
+    until_gone(&cluster, "node-1", STOPS_WITHIN);
+    assert!(cluster.log("node-1").contains("stopped"), "{}", cluster.log("node-1"));
+}
+
+fn drain(cluster: &Cluster, words: &[&str]) -> String {
+    let etcd = cluster.process("etcd");
+    let mut command = Command::new(dkc_binary());
+    command.arg("drain").args(words).args(["--etcd", etcd.address("grpc")]);
+    let output = command.output().expect("dkc runs");
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output.stderr));
+    said(&output.stdout)
+}
+
+#[test]
+fn a_drained_node_is_emptied_under_load_and_may_be_switched_off() {
+    let cluster = Cluster::start(&["--nodes", "4", "--shards", "8"]);
+    cluster.wait_until_full(3);
+    fill(&cluster, "drain", 2_000, 2);
+    let load = Load::start(&cluster.gateways(), "load", &cluster.key_per_shard("load"));
+    load.wait_for_all(20, SOON);
+    assert_eq!(drain(&cluster, &["node-2"]), "node-2 is empty: its machine may be switched off\n");
+    let holds = |cluster: &Cluster| {
+        let shards = cluster.shards().expect("a gateway that lives");
+        shards.iter().filter(|shard| shard.isr.contains(&"node-2".to_owned())).count()
+    };
+    until(SOON, || if holds(&cluster) == 0 { Ok(()) } else { Err("it is in sync".into()) });
+    cluster.wait_until_full(3);
+    let output = cluster.dkc(&["status"]).output().expect("dkc runs");
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = table.lines().find(|line| line.contains("node-2") && line.contains("draining"));
+    assert!(line.is_some(), "{table}");
+
+    // Nobody misses it.
+    let node = cluster.signal("node-2", Signal::TERM);
+    until_gone(&cluster, "node-2", STOPS_WITHIN);
+    load.wait_for_all(20, SOON);
+    let probes = load.stop();
+    probes.all_applied();
+    probes.check(&cluster.gateway);
+    check_filled(&cluster, "drain", 2_000, 2);
+
+    // It comes back empty, and gets its share once it is wanted again.
+    cluster.start_again(&node);
+    assert!(drain(&cluster, &["node-2", "--undo"]).contains("drains no more"));
+    until(SOON, || if holds(&cluster) > 0 { Ok(()) } else { Err("it is given nothing".into()) });
+    cluster.wait_until_full(3);
+    cluster.wait_until_copies_agree(3);
+    check_filled(&cluster, "drain", 2_000, 2);
+}
