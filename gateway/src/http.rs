@@ -39,6 +39,7 @@ use crate::failure;
 use crate::lanes::Lanes;
 use crate::linger::Gentle;
 use crate::metrics::{Counters, Operation};
+use crate::openapi;
 use crate::problem::{Kind, Problem};
 use crate::request::{self, BODY_BYTES_MAX, Batch, BodyType, FailedItem, Head, Page, Route};
 use crate::response::{self, About, Response};
@@ -277,6 +278,10 @@ impl Front {
             Page::Metrics => "/metrics",
             Page::Cluster => {
                 let body = self.board.cluster().await;
+                return response::page(StatusCode::OK, "application/json", body);
+            }
+            Page::OpenApi => {
+                let body = openapi::text().to_vec();
                 return response::page(StatusCode::OK, "application/json", body);
             }
         };

@@ -17,6 +17,7 @@ mod lanes;
 mod linger;
 mod links;
 mod metrics;
+mod openapi;
 mod process;
 mod readiness;
 mod reports;

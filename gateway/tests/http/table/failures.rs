@@ -28,6 +28,7 @@ pub(super) fn rows(table: &mut Table) {
     // From here on there is no node.
     table.killed();
     table.row("GET /readyz", "503 text connection to node-1\n", "");
+    table.row("HEAD /readyz", "503", "");
     table.row("GET /livez", "200 text ok\n", "");
     for (ask, say) in all("503 no-primary", "503 no-primary") {
         table.row(ask, &say, "");

@@ -2,7 +2,8 @@
 //!
 //! A row is a request as it is written down (request line, header lines, an empty line, the body), the answer in one
 //! line, and every counter that it changed. Rows are independent: where a row says `NS` it has a namespace of its own.
-//! So each row, a refused one most of all, shows that nothing else was counted.
+//! So each row, a refused one most of all, shows that nothing else was counted; and in the end all that was seen is held
+//! against the document at `/openapi.json`, in both directions.
 //!
 //! An answer in one line:
 //!
@@ -15,14 +16,18 @@
 //!   fields. `400 0/0 0:key` is one of which all made no sense.
 
 mod batches;
+mod document;
 mod failures;
 mod requests;
 mod singles;
+
+use std::collections::BTreeSet;
 
 use engine::ids::Slots;
 use engine::message::{Refusal, ShardAvailability};
 use serde_json::Value;
 
+use self::document::{Document, Seen};
 use crate::client::{Answer, Client};
 use crate::cluster::{Cluster, until};
 use crate::node::{Mood, Node};
@@ -42,13 +47,16 @@ pub(crate) struct Table {
     cluster: Cluster,
     client: Client,
     rows: usize,
+    document: Document,
+    seen: BTreeSet<Seen>,
 }
 
 impl Table {
     fn start() -> Self {
         let cluster = Cluster::start(1);
-        let client = cluster.client();
-        Self { cluster, client, rows: 0 }
+        let mut client = cluster.client();
+        let document = Document::new(client.get("/openapi.json").json());
+        Self { cluster, client, rows: 0, document, seen: BTreeSet::new() }
     }
 
     /// `did`: `key=value` of every counter that is not 0 afterwards, in order, with a comma between them.
@@ -75,6 +83,9 @@ impl Table {
             let now = self.node().state().batches;
             assert_eq!(now, batches, "sent to a node although refused\n{head}");
         }
+        let (method, target) = line.split_once(' ').expect("a method and a target");
+        let media = answer.headers.get("content-type").map_or("", String::as_str);
+        self.seen.extend(self.document.seen(method, target, answer.status, media));
     }
 
     /// The node refuses all of these.
@@ -166,6 +177,7 @@ impl Table {
 
     fn finish(self) {
         assert!(self.rows > 200, "only {} rows", self.rows);
+        self.document.is_all(&self.seen);
     }
 }
 

@@ -35,6 +35,7 @@ fn paths(table: &mut Table) {
         "/readyz/",
         "/metrics/",
         "/v1/cluster/",
+        "/openapi.json/",
         "//livez",
     ] {
         table.row(format!("GET {path}"), "404 not-found", "");
@@ -177,7 +178,7 @@ fn methods(table: &mut Table) {
     for method in ["POST", "PUT", "PATCH", "OPTIONS", "TRACE"] {
         let counter = "405 method-not-allowed DELETE, GET, HEAD";
         table.row(format!("{method} /v1/counters/NS/k\n\n{{\"delta\":5}}"), counter, "");
-        for page in ["/livez", "/readyz", "/metrics", "/v1/cluster"] {
+        for page in ["/livez", "/readyz", "/metrics", "/v1/cluster", "/openapi.json"] {
             table.row(format!("{method} {page}"), "405 method-not-allowed GET, HEAD", "");
         }
     }
@@ -324,6 +325,7 @@ fn limits(table: &mut Table) {
     };
     table.row(format!("GET {}", url(8 * 1024)), r#"200 {"namespace":"u","key":"k","value":0}"#, "");
     table.row(format!("GET {}", url(8 * 1024 + 1)), "414 url-too-long", "");
+    table.row(format!("HEAD {}", url(8 * 1024 + 1)), "414", "");
     table.row(format!("DELETE {}", url(8 * 1024 + 1)), "414 url-too-long", "");
     for request in [
         "PUT /{}",
@@ -358,8 +360,11 @@ fn limits(table: &mut Table) {
 fn pages(table: &mut Table) {
     table.row("GET /livez", "200 text ok\n", "");
     table.row("GET /readyz?verbose", "200 text ok\n", "");
-    for page in ["/livez", "/readyz", "/metrics", "/v1/cluster"] {
+    for page in ["/livez", "/readyz", "/metrics", "/v1/cluster", "/openapi.json"] {
         table.row(format!("HEAD {page}"), "200", "");
         table.row(format!("GET {page}\nRequest-Timeout-Ms: x"), "200 *", "");
+        let long = format!("{page}?{}", "&".repeat(8 * 1024));
+        table.row(format!("GET {long}"), "414 url-too-long", "");
+        table.row(format!("HEAD {long}"), "414", "");
     }
 }
