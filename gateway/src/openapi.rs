@@ -284,7 +284,7 @@ fn schemas() -> Value {
     json!({
         "Key": {"type": "string", "minLength": 1, "maxLength": KEY_BYTES_MAX,
             "description": "1 to 1,024 bytes of UTF-8"},
-        "KeyBase64": {"type": "string", "contentEncoding": "base64", "pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}(==)?|[A-Za-z0-9+/]{3}=?)?$",
+        "KeyBase64": {"type": "string", "contentEncoding": "base64", "pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw](==)?|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=?)?$",
             "minLength": 2, "description": "A key of any bytes. Answers use it for keys that are not UTF-8."},
         "Delta": {"type": "integer", "minimum": i64::MIN, "maximum": i64::MAX, "default": 1},
         "IncrementBody": object([("delta?", schema("Delta")), ("return?", json!({"const": "value"}))]),
