@@ -12,6 +12,7 @@
 
 mod directory;
 mod failure;
+mod files;
 mod http;
 mod lanes;
 mod linger;
@@ -92,6 +93,7 @@ fn cluster_name(text: &str) -> Result<String, String> {
 /// Runs a gateway until SIGTERM or SIGINT. Returns the process's exit code (DESIGN §13).
 pub fn run(options: Options) -> u8 {
     telemetry::logs("gateway", &options.name);
+    files::allow_many();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
