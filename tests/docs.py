@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
 """Runs every command that README.md and docs/*.md show, and compares what they print with what is shown.
 
-A document's `sh` blocks run in order in one shell, as its reader would type them: in a fresh folder that holds links to
-what is in the clone, with `dkc` ($DKC_BIN) and `etcd` ($ETCD) on the PATH, until the first command that fails. Ports on
-127.0.0.1 are rewritten to free ones and back. What is meant for this script stands in comments right above a block:
+A document's `sh` and `console` blocks run in order in one shell, as its reader would type them: in a fresh folder that
+holds links to what is in the clone, with `dkc` ($DKC_BIN) and `etcd` ($ETCD) on the PATH, until the first command that
+fails. Ports on 127.0.0.1 are rewritten to free ones and back. What is meant for this script stands in comments right above
+a block:
 
     <!-- not run: needs root -->   exempt, for that reason
     <!-- no cluster -->            once in a document that starts its own; others share one `dkc dev` at 127.0.0.1:8080,
                                    so each uses counters of its own
     <!-- printed above -->         above a `text` block: what the last command printed; digits and widths may differ
 
-Column-0 comments right below a command are what it prints: line by line, JSON as JSON, and `…` stands for anything.
+In `sh`, comments at column 0 right below a command are what it prints, in `console` every line without `$ `: line by line,
+JSON as JSON, and `…` stands for anything.
 """
 
 import contextlib
@@ -94,14 +96,34 @@ def commands(block):
     return found
 
 
+def dialogue(block):
+    """The commands of a `console` block: after `$`; all else is what they print."""
+    found = []
+    for number, line in enumerate(block.lines, block.line + 1):
+        if line.startswith("$ "):
+            found.append(Command(line[2:], number))
+        elif found and not is_complete(found[-1].text):
+            found[-1].text += "\n" + line
+        elif found:
+            found[-1].prints = (found[-1].prints or []) + [line]
+        else:
+            raise Problem(f"line {block.line}: a console begins with `$ `")
+    return found
+
+
+SHELL = {"sh": commands, "console": dialogue}
+
+
 def read(document):
     """The commands of a document, why blocks are exempt, and whether it starts a cluster of its own."""
     found, exempt, text = [], [], document.read_text()
     for block in blocks(text):
-        if block.language == "sh" and block.directive.startswith("not run: "):
+        if block.language in SHELL and block.directive.startswith("not run: "):
             exempt.append((block.line, block.directive.removeprefix("not run: ")))
-        elif block.language == "sh":
-            found += commands(block)
+        elif block.language in SHELL:
+            found += SHELL[block.language](block)
+        elif block.language in ["", "bash", "shell"]:
+            raise Problem(f"line {block.line}: commands are in `sh` or `console` blocks, all else says what it is")
         elif block.directive == "printed above":
             found[-1].looks_like = block.lines
     return found, exempt, "<!-- no cluster -->" in text
