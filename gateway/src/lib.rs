@@ -12,11 +12,13 @@
 
 mod directory;
 mod failure;
+mod files;
 mod http;
 mod lanes;
 mod linger;
 mod links;
 mod metrics;
+mod openapi;
 mod process;
 mod readiness;
 mod reports;
@@ -85,6 +87,7 @@ pub struct Options {
 
 /// Runs a gateway until SIGTERM or SIGINT. Returns the process's exit code (DESIGN §13).
 pub fn run(options: Options) -> u8 {
+    files::allow_many();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,

@@ -207,4 +207,14 @@ mod tests {
             Kind::ALL.into_iter().filter(|&kind| Problem::new(kind, "").mends()).collect();
         assert_eq!(mends.len(), 6, "{mends:?}");
     }
+    /// In a row of its own, with its status.
+    #[test]
+    fn the_docs_name_each() {
+        let docs = include_str!("../../docs/problems.md");
+        for kind in Kind::ALL {
+            let row = format!("| `{TYPE_PREFIX}{}` | {} |", kind.name(), kind.status().as_u16());
+            assert!(docs.contains(&row), "docs/problems.md has no {row}");
+        }
+        assert_eq!(docs.matches(&format!("| `{TYPE_PREFIX}")).count(), Kind::ALL.len());
+    }
 }

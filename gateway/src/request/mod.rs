@@ -32,9 +32,9 @@ pub const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// The most items in one body.
 pub const ITEMS_MAX: usize = 100_000;
 /// How long a client waits that does not say.
-const TIMEOUT_DEFAULT: Duration = Duration::from_millis(5_000);
+pub(crate) const TIMEOUT_DEFAULT: Duration = Duration::from_millis(5_000);
 /// How long a client may ask to wait.
-const TIMEOUT_MS_MAX: i64 = 60_000;
+pub(crate) const TIMEOUT_MS_MAX: i64 = 60_000;
 
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 static REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("request-timeout-ms");

@@ -45,6 +45,7 @@ pub enum Page {
     Readyz,
     Metrics,
     Cluster,
+    OpenApi,
 }
 
 /// What the URL of a single increment says.
@@ -77,6 +78,7 @@ pub(super) fn route(method: &Method, uri: &Uri) -> Result<Route, Problem> {
         "/readyz" => Page::Readyz,
         "/metrics" => Page::Metrics,
         "/v1/cluster" => Page::Cluster,
+        "/openapi.json" => Page::OpenApi,
         _ => return Err(no_such_path()),
     };
     match *method {
@@ -129,7 +131,7 @@ fn counters(method: &Method, rest: &str, query: &str) -> Result<Route, Problem> 
 fn no_such_path() -> Problem {
     let detail = "see /v1/counters/{namespace}/{key}, /v1/counters/{namespace}/{key}/increment, \
                   /v1/counters/{namespace}/increment, /v1/counters/{namespace}/get, /v1/cluster, \
-                  /livez, /readyz and /metrics";
+                  /livez, /readyz, /metrics and /openapi.json";
     Problem::new(Kind::NotFound, detail)
 }
 

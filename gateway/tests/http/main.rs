@@ -6,8 +6,9 @@ mod cluster;
 mod etcd;
 mod node;
 
-mod contract;
 mod failures;
 mod life;
+mod pages;
 mod speed;
+mod table;
 mod wire;

@@ -135,7 +135,28 @@ fn what_is_no_http_is_refused() {
         client.send(text.as_bytes());
         assert_eq!(client.answer(false).status, want, "{}", &text[..text.len().min(60)]);
     }
-    check(&cluster, "nonsense\r\n\r\n", 400);
+    for text in [
+        "nonsense\r\n\r\n",
+        "GET /livez\r\n\r\n",
+        "GE T /livez HTTP/1.1\r\n\r\n",
+        "GET /livez HTTP/2.0\r\n\r\n",
+        "GET /livez HTTP/1.1\r\nX : y\r\n\r\n",
+        // A TLS handshake on a port without TLS.
+        "\u{16}\u{3}\u{1}\u{2}\0\u{1}\0\r\n\r\n",
+    ] {
+        check(&cluster, text, 400);
+    }
+    // Bodies whose end can't be told, or that are not what their length says.
+    for text in [
+        "Transfer-Encoding: gzip\r\n\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n-1\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n2\r\n{}x\r\n0\r\n\r\n",
+        "Content-Length: -1\r\n\r\n",
+        "Content-Length: 99999999999999999999\r\n\r\n",
+    ] {
+        check(&cluster, &format!("{INCREMENT} HTTP/1.1\r\nHost: x\r\n{text}"), 400);
+    }
     check(&cluster, &format!("{INCREMENT} HTTP/1.1\r\nContent-Length: x\r\n\r\n"), 400);
     check(
         &cluster,

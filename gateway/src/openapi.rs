@@ -1,0 +1,357 @@
+//! The contract for machines: an OpenAPI 3.1 document at `GET /openapi.json`.
+//!
+//! Made from the code rather than beside it: names of problems, their statuses and the limits come from where they are
+//! decided. What is written here is which request has which of them, and the table in `tests/http/table/` sees that
+//! every answer that a client gets is in the document and the other way round.
+//!
+//! Not all of the contract can be said in it. Of a batch it describes what is applied whole: an item that makes no sense
+//! fails alone, with 200. And keys are bytes, where the document has text.
+
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+use engine::key::{KEY_BYTES_MAX, NAMESPACE_BYTES_MAX};
+use serde_json::{Map, Value, json};
+
+use crate::problem::{Kind, Outcome, TYPE_PREFIX};
+use crate::request::{ITEMS_MAX, TIMEOUT_DEFAULT, TIMEOUT_MS_MAX};
+
+/// As it is served.
+pub(crate) fn text() -> Bytes {
+    static TEXT: LazyLock<Bytes> = LazyLock::new(|| document().to_string().into());
+    TEXT.clone()
+}
+
+const WRITE: &[Kind] = &[
+    Kind::Overloaded,
+    Kind::Frozen,
+    Kind::NoPrimary,
+    Kind::NoSession,
+    Kind::NoSpace,
+    Kind::Stopping,
+    Kind::Deadline,
+    Kind::SessionLost,
+    Kind::Internal,
+];
+/// A read that is turned away is 503, whatever the reason.
+const READ: &[Kind] = &[Kind::NoPrimary, Kind::Deadline, Kind::Internal];
+const URL: &[Kind] = &[Kind::BadInput, Kind::UrlTooLong];
+const BODY: &[Kind] = &[Kind::TooLarge, Kind::UnsupportedMediaType];
+
+fn document() -> Value {
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "DistributedKeyCounter",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Exact counters. What a write came to is one of three: applied (200), not-applied (safe to \
+                send again) or unknown (it may have been applied, or may be yet). Every problem says which in `outcome`.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": {
+            "/v1/counters/{namespace}/{key}": {
+                "parameters": [parameter("namespace"), parameter("key"), parameter("timeout")],
+                "get": read_one(),
+                "head": head(&read_one()),
+                "delete": delete(),
+            },
+            "/v1/counters/{namespace}/{key}/increment": {
+                "parameters": [parameter("namespace"), parameter("key"), parameter("timeout")],
+                "post": increment(),
+            },
+            "/v1/counters/{namespace}/increment": {
+                "parameters": [parameter("namespace"), parameter("timeout")],
+                "post": increment_many(),
+            },
+            "/v1/counters/{namespace}/get": {
+                "parameters": [parameter("namespace"), parameter("timeout")],
+                "post": read_many(),
+            },
+            "/v1/cluster": page("cluster", "The cluster: nodes, shards, who leads what", "application/json", schema("Cluster")),
+            "/livez": page("livez", "Whether the process lives", "text/plain", text_schema()),
+            "/readyz": readyz(),
+            "/metrics": page("metrics", "Metrics for Prometheus", "application/openmetrics-text", text_schema()),
+            "/openapi.json": page("openapi", "This document", "application/json", json!({"type": "object"})),
+        },
+        "components": {
+            "parameters": parameters(),
+            "responses": {
+                "NotFound": problem_response(&[Kind::NotFound], "Any path that is not in this document"),
+                "MethodNotAllowed": problem_response(&[Kind::MethodNotAllowed], "Any method that a path does not have"),
+            },
+            "schemas": schemas(),
+        },
+    })
+}
+
+// ---- requests -----------------------------------------------------------------------------------
+
+fn increment() -> Value {
+    let delta = json!({"name": "delta", "in": "query", "schema": schema("Delta"),
+        "description": "How much to add; here or in the body, not in both. 1 if in neither."});
+    let returning = json!({"name": "return", "in": "query", "schema": {"const": "value"},
+        "description": "Answer the value after it too; here or in the body, not in both."});
+    operation(
+        "increment",
+        "Add to one counter",
+        json!({"parameters": [delta, returning], "requestBody": {"required": false, "content":
+            {"application/json": {"schema": schema("IncrementBody")}}}}),
+        ok(&[("application/json", schema("Applied")), ("text/plain", decimal())]),
+        &[URL, BODY, WRITE],
+    )
+}
+
+fn increment_many() -> Value {
+    let lines = "A line is `key` or `key<TAB>delta`, split at its last TAB if an integer follows";
+    operation(
+        "incrementMany",
+        "Add to many counters; each item succeeds or fails by itself",
+        json!({"requestBody": {"required": true, "content": {
+            "application/json": {"schema": schema("IncrementManyBody")},
+            "application/x-ndjson": {"schema": {"type": "string", "description": "An Increment per line"}},
+            "text/plain": {"schema": {"type": "string", "description": lines}},
+        }}}),
+        ok(&[("application/json", schema("Batch"))]),
+        &[URL, BODY, WRITE],
+    )
+}
+
+fn read_one() -> Value {
+    let consistency = json!({"name": "consistency", "in": "query",
+        "schema": {"enum": ["linearizable", "bounded"], "default": "linearizable"}});
+    let staleness = json!({"name": "max_staleness_ms", "in": "query", "description": "Only with consistency=bounded",
+        "schema": {"type": "integer", "minimum": 0, "maximum": i64::MAX, "default": 1000}});
+    operation(
+        "read",
+        "Read one counter; one that was never touched is 0",
+        json!({"parameters": [consistency, staleness]}),
+        ok(&[("application/json", schema("Value")), ("text/plain", decimal())]),
+        &[URL, READ],
+    )
+}
+
+fn read_many() -> Value {
+    operation(
+        "readMany",
+        "Read many counters, in the order of the keys",
+        json!({"requestBody": {"required": true, "content": {"application/json": {"schema": schema("ReadManyBody")}}}}),
+        ok(&[("application/json", schema("Values"))]),
+        &[URL, BODY, READ],
+    )
+}
+
+fn delete() -> Value {
+    operation(
+        "delete",
+        "Set one counter to 0 and answer its last value",
+        json!({}),
+        ok(&[("application/json", schema("Deleted")), ("text/plain", decimal())]),
+        &[URL, WRITE],
+    )
+}
+
+fn page(id: &str, summary: &str, media: &str, schema: Value) -> Value {
+    let get = operation(id, summary, json!({}), ok(&[(media, schema)]), &[&[Kind::UrlTooLong]]);
+    json!({"head": head(&get), "get": get})
+}
+
+fn readyz() -> Value {
+    let mut page =
+        page("readyz", "Whether it can serve, and if not, why", "text/plain", text_schema());
+    let not_ready = json!({"description": "Not ready: the reason",
+        "content": {"text/plain": {"schema": text_schema()}}});
+    page["head"]["responses"]["503"] = json!({"description": "Not ready"});
+    page["get"]["responses"]["503"] = not_ready;
+    page
+}
+
+/// `more` holds the parameters and the body, `kinds` what can go wrong.
+fn operation(id: &str, summary: &str, more: Value, ok: Value, kinds: &[&[Kind]]) -> Value {
+    let mut responses = Map::from_iter([("200".to_owned(), ok)]);
+    let kinds = kinds.concat();
+    for kind in &kinds {
+        let status = kind.status();
+        let same: Vec<_> = kinds.iter().copied().filter(|kind| kind.status() == status).collect();
+        responses.insert(status.as_str().to_owned(), problem_response(&same, ""));
+    }
+    let mut operation = json!({"operationId": id, "summary": summary, "responses": responses});
+    for (name, value) in more.as_object().into_iter().flatten() {
+        operation[name] = value.clone();
+    }
+    operation
+}
+
+/// The same without bodies.
+fn head(get: &Value) -> Value {
+    let mut head = get.clone();
+    head["operationId"] = json!(format!("{}Head", get["operationId"].as_str().unwrap_or_default()));
+    for (_, response) in head["responses"].as_object_mut().into_iter().flatten() {
+        response.as_object_mut().map(|response| response.remove("content"));
+    }
+    head
+}
+
+fn parameter(name: &str) -> Value {
+    json!({"$ref": format!("#/components/parameters/{name}")})
+}
+
+fn parameters() -> Value {
+    json!({
+        "namespace": {"name": "namespace", "in": "path", "required": true,
+            "schema": {"type": "string", "pattern": format!("^[a-z0-9_.-]{{1,{NAMESPACE_BYTES_MAX}}}$")}},
+        "key": {"name": "key", "in": "path", "required": true, "schema": schema("Key"),
+            "description": "Any bytes, percent-encoded: `%2F` is a slash within the key. `.` and `..` are keys."},
+        "timeout": {"name": "Request-Timeout-Ms", "in": "header",
+            "description": "How long the client waits for what became of it",
+            "schema": {"type": "integer", "minimum": 1, "maximum": TIMEOUT_MS_MAX, "default": TIMEOUT_DEFAULT.as_millis() as u64}},
+    })
+}
+
+// ---- answers ------------------------------------------------------------------------------------
+
+fn ok(content: &[(&str, Value)]) -> Value {
+    let content: Map<_, _> = content
+        .iter()
+        .map(|(media, schema)| ((*media).to_owned(), json!({"schema": schema})))
+        .collect();
+    json!({"description": "Done", "content": content})
+}
+
+fn problem_response(kinds: &[Kind], description: &str) -> Value {
+    let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
+    let description =
+        if description.is_empty() { names.join(", ") } else { description.to_owned() };
+    let mut response = json!({
+        "description": description,
+        "content": {"application/problem+json": {"schema": schema("Problem")}},
+    });
+    if kinds.iter().any(|&kind| crate::problem::Problem::new(kind, "").mends()) {
+        response["headers"] = json!({"Retry-After": {"required": true,
+            "description": "Whole seconds after which to try again", "schema": {"type": "integer", "minimum": 1}}});
+    }
+    if kinds.contains(&Kind::MethodNotAllowed) {
+        response["headers"] = json!({"Allow": {"required": true, "schema": {"type": "string"}}});
+    }
+    response
+}
+
+// ---- schemas ------------------------------------------------------------------------------------
+
+fn schema(name: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{name}")})
+}
+
+fn text_schema() -> Value {
+    json!({"type": "string"})
+}
+
+/// What `Accept: text/plain` gives.
+fn decimal() -> Value {
+    json!({"type": "string", "pattern": "^-?[0-9]+$"})
+}
+
+/// An object with these members, of which the optional ones end in `?`, and no others.
+fn object<const N: usize>(members: [(&str, Value); N]) -> Value {
+    let required: Vec<_> =
+        members.iter().map(|(name, _)| *name).filter(|name| !name.ends_with('?')).collect();
+    let properties: Map<_, _> = members
+        .iter()
+        .map(|(name, schema)| (name.trim_end_matches('?').to_owned(), schema.clone()))
+        .collect();
+    json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
+}
+
+/// One that names its key in one of two ways.
+fn keyed(mut object: Value) -> Value {
+    object["properties"]["key"] = schema("Key");
+    object["properties"]["key_base64"] = schema("KeyBase64");
+    object["oneOf"] = json!([{"required": ["key"]}, {"required": ["key_base64"]}]);
+    object
+}
+
+fn list(items: Value) -> Value {
+    json!({"type": "array", "items": items})
+}
+
+fn schemas() -> Value {
+    let integer = || json!({"type": "integer"});
+    let count = || json!({"type": "integer", "minimum": 0});
+    let string = || json!({"type": "string"});
+    let problems: Vec<_> =
+        Kind::ALL.iter().map(|kind| format!("{TYPE_PREFIX}{}", kind.name())).collect();
+    let outcomes = [Outcome::NotApplied, Outcome::Unknown].map(Outcome::name);
+    json!({
+        "Key": {"type": "string", "minLength": 1, "maxLength": KEY_BYTES_MAX,
+            "description": "1 to 1,024 bytes of UTF-8"},
+        "KeyBase64": {"type": "string", "contentEncoding": "base64", "pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw](==)?|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=?)?$",
+            "minLength": 2, "description": "A key of any bytes. Answers use it for keys that are not UTF-8."},
+        "Delta": {"type": "integer", "minimum": i64::MIN, "maximum": i64::MAX, "default": 1},
+        "IncrementBody": object([("delta?", schema("Delta")), ("return?", json!({"const": "value"}))]),
+        "Increment": keyed(object([("delta?", schema("Delta"))])),
+        "IncrementManyBody": object([("increments", json!({"type": "array", "items": schema("Increment"), "maxItems": ITEMS_MAX}))]),
+        "ReadManyBody": object([("keys", json!({"type": "array", "maxItems": ITEMS_MAX,
+            "items": {"oneOf": [schema("Key"), keyed(object([]))]}}))]),
+        "Applied": keyed(object([("namespace", string()), ("applied", schema("Delta")), ("value?", integer())])),
+        "Value": keyed(object([("namespace", string()), ("value", integer()), ("staleness_ms?", count())])),
+        "Deleted": keyed(object([("value", integer())])),
+        "Values": object([("counters", list(keyed(object([("value", integer())]))))]),
+        "Batch": object([("accepted", count()), ("applied", count()), ("failed", list(schema("FailedItem")))]),
+        "ProblemType": {"type": "string", "enum": problems},
+        "Outcome": {"type": "string", "enum": outcomes},
+        "FailedItem": object([
+            ("index", count()), ("key?", schema("Key")), ("key_base64?", schema("KeyBase64")),
+            ("type", schema("ProblemType")), ("outcome", schema("Outcome")), ("detail", string()), ("field?", string()),
+        ]),
+        "Problem": object([
+            ("type", schema("ProblemType")), ("title", string()), ("status", integer()), ("outcome", schema("Outcome")),
+            ("detail", string()), ("field?", string()),
+            // Of a batch that failed for one reason.
+            ("accepted?", count()), ("applied?", json!({"const": 0})), ("failed?", list(schema("FailedItem"))),
+        ]),
+        "Cluster": cluster(),
+    })
+}
+
+/// What tells about the cluster may grow.
+fn cluster() -> Value {
+    let grows = |mut object: Value| {
+        object["additionalProperties"] = json!(true);
+        object
+    };
+    let count = || json!({"type": "integer", "minimum": 0});
+    let string = || json!({"type": "string"});
+    let replica = grows(object([
+        ("node", string()),
+        ("last", count()),
+        ("applied", count()),
+        ("digest", json!({"type": "string", "pattern": "^[0-9a-f]{32}$"})),
+        ("digest_at", count()),
+    ]));
+    let shard = grows(object([
+        ("id", count()),
+        ("slots", json!({"type": "array", "items": count(), "minItems": 2, "maxItems": 2})),
+        ("epoch", count()),
+        ("version", count()),
+        ("state", json!({"enum": ["open", "frozen", "no-primary"]})),
+        ("primary", string()),
+        ("isr", list(string())),
+        ("learners", list(string())),
+        ("replicas", list(replica)),
+        ("digests_agree", json!({"type": "boolean"})),
+    ]));
+    let node = grows(object([
+        ("name", string()),
+        ("uuid", string()),
+        ("boot", count()),
+        ("zone", string()),
+        ("address", string()),
+        ("state", json!({"enum": ["up", "down", "draining", "suspect"]})),
+    ]));
+    grows(object([
+        ("cluster", string()),
+        ("incarnation", json!({"type": ["integer", "null"]})),
+        ("nodes", list(node)),
+        ("shards", list(shard)),
+    ]))
+}

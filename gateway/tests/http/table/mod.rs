@@ -1,0 +1,221 @@
+//! DESIGN §12 as a table: what is asked, what is said, and what it did.
+//!
+//! A row is a request as it is written down (request line, header lines, an empty line, the body), the answer in one
+//! line, and every counter that it changed. Rows are independent: where a row says `NS` it has a namespace of its own.
+//! So each row, a refused one most of all, shows that nothing else was counted; and in the end all that was seen is held
+//! against the document at `/openapi.json`, in both directions.
+//!
+//! An answer in one line:
+//!
+//! - `200 {"key":…}`: exactly this JSON. `200 text 5`: exactly this text. `200`: no body at all.
+//!   `200 *`: whatever.
+//! - `400 bad-input delta`: a problem, by the last part of its type and its field. What must be true of every problem
+//!   is checked of each: media type, status, outcome, `Retry-After`, and what `Allow` has to do with 405.
+//! - `405 method-not-allowed GET, HEAD`: this one names what is allowed.
+//! - `200 2/3 1:delta`: a batch of which 2 were applied of 3 understood, and the items that made no sense with their
+//!   fields. `400 0/0 0:key` is one of which all made no sense.
+
+mod batches;
+mod document;
+mod failures;
+mod requests;
+mod singles;
+
+use std::collections::BTreeSet;
+
+use engine::ids::Slots;
+use engine::message::{Refusal, ShardAvailability};
+use serde_json::Value;
+
+use self::document::{Document, Seen};
+use crate::client::{Answer, Client};
+use crate::cluster::{Cluster, until};
+use crate::node::{Mood, Node};
+
+#[test]
+fn every_row() {
+    let mut table = Table::start();
+    requests::rows(&mut table);
+    singles::rows(&mut table);
+    batches::rows(&mut table);
+    failures::rows(&mut table);
+    table.finish();
+}
+
+/// One shard, so that what a row sends goes to one node.
+pub(crate) struct Table {
+    cluster: Cluster,
+    client: Client,
+    rows: usize,
+    document: Document,
+    seen: BTreeSet<Seen>,
+}
+
+impl Table {
+    fn start() -> Self {
+        let cluster = Cluster::start(1);
+        let mut client = cluster.client();
+        let document = Document::new(client.get("/openapi.json").json());
+        Self { cluster, client, rows: 0, document, seen: BTreeSet::new() }
+    }
+
+    /// `did`: `key=value` of every counter that is not 0 afterwards, in order, with a comma between them.
+    #[track_caller]
+    pub(crate) fn row(&mut self, ask: impl AsRef<[u8]>, say: &str, did: &str) {
+        self.rows += 1;
+        self.again(ask, say, did);
+    }
+
+    /// In the namespace of the row before.
+    #[track_caller]
+    pub(crate) fn again(&mut self, ask: impl AsRef<[u8]>, say: &str, did: &str) {
+        let batches = self.node().state().batches;
+        let namespace = format!("row-{}", self.rows);
+        let (head, body) = parts(ask.as_ref());
+        let head = head.replace("/NS/", &format!("/{namespace}/"));
+        let mut lines = head.lines();
+        let line = lines.next().expect("a request line");
+        let headers: Vec<_> = lines.collect();
+        let answer = self.client.call(line, &headers, body);
+        self.judge(line, &answer, &say.replace("NS", &namespace));
+        assert_eq!(self.values(&namespace), did, "what was done\n{head}\n{answer:?}");
+        if (400..=415).contains(&answer.status) {
+            let now = self.node().state().batches;
+            assert_eq!(now, batches, "sent to a node although refused\n{head}");
+        }
+        let (method, target) = line.split_once(' ').expect("a method and a target");
+        let media = answer.headers.get("content-type").map_or("", String::as_str);
+        self.seen.extend(self.document.seen(method, target, answer.status, media));
+    }
+
+    /// The node refuses all of these.
+    #[track_caller]
+    fn refused(&mut self, refusal: Refusal, rows: &[(String, String)]) {
+        self.node().set_mood(Mood::Refuses(refusal));
+        for (ask, say) in rows {
+            self.row(ask, say, "");
+        }
+        self.node().set_mood(Mood::Serves);
+    }
+
+    /// The node says that it takes writes again.
+    fn opened(&mut self) {
+        self.node().announce(Slots::ALL, ShardAvailability::Open);
+        let ask = "POST /v1/counters/opened/k/increment";
+        until("the gateway has heard", || self.client.call(ask, &[], b"").status == 200);
+    }
+
+    /// The node takes each of these and says nothing. What was sent is applied in the end, which no row sees.
+    #[track_caller]
+    fn unanswered(&mut self, rows: &[(String, String)]) {
+        for (ask, say) in rows {
+            self.node().set_mood(Mood::Swallows);
+            self.row(ask, say, "");
+            self.node().set_mood(Mood::Serves);
+            self.node().cut();
+            self.opened();
+        }
+    }
+
+    fn killed(&mut self) {
+        self.cluster.nodes[0].kill();
+        let told = "connection to node-1\n";
+        until("the gateway has noticed", || self.client.get("/readyz").body == told);
+    }
+
+    fn node(&self) -> &Node {
+        &self.cluster.nodes[0]
+    }
+
+    #[track_caller]
+    fn judge(&self, line: &str, answer: &Answer, say: &str) {
+        let (status, rest) = say.split_once(' ').unwrap_or((say, ""));
+        assert_eq!(answer.status.to_string(), status, "{line} {answer:?}");
+        let header = |name: &str| answer.headers.get(name).map_or("", String::as_str);
+        let retry = header("retry-after");
+        let whole_seconds = retry.parse::<u64>().is_ok_and(|seconds| seconds >= 1);
+        let is_page = header("content-type").starts_with("text/plain");
+        let later = matches!(answer.status, 429 | 503) && !is_page;
+        assert_eq!(later, whole_seconds, "{line} {answer:?}");
+        if line.starts_with("HEAD ") {
+            assert_eq!(answer.body, "", "{line}");
+            assert_ne!(header("content-length"), "0", "it tells of the body of a GET");
+        } else if answer.status != 200 && !is_page {
+            let problem = answer.json();
+            is_problem(line, answer, &problem);
+            let said = match rest.split_once('/') {
+                Some(_) => batch(&problem),
+                None => {
+                    let more = if answer.status == 405 { header("allow") } else { field(&problem) };
+                    format!("{} {more}", answer.kind()).trim_end().to_owned()
+                }
+            };
+            assert_eq!(said, rest, "{line} {answer:?}");
+        } else if let Some(text) = rest.strip_prefix("text ") {
+            assert_eq!(answer.body, text, "{line}");
+            assert_eq!(header("content-type"), "text/plain; charset=utf-8");
+        } else if rest == "*" {
+            assert_ne!(answer.body, "", "{line}");
+        } else if rest.starts_with('{') {
+            assert_eq!(answer.body, rest, "{line}");
+            assert_eq!(header("content-type"), "application/json");
+        } else {
+            let said = batch(&answer.json());
+            assert_eq!(said, rest, "{line} {answer:?}");
+        }
+    }
+
+    fn values(&self, namespace: &str) -> String {
+        let state = self.node().state();
+        let start = [namespace.as_bytes(), b"\0"].concat();
+        let of_row = state.counters.iter().filter_map(|(name, value)| {
+            let key = name.strip_prefix(&start[..])?;
+            (*value != 0).then(|| format!("{}={value}", key.escape_ascii()))
+        });
+        of_row.collect::<Vec<_>>().join(", ")
+    }
+
+    fn finish(self) {
+        assert!(self.rows > 200, "only {} rows", self.rows);
+        self.document.is_all(&self.seen);
+    }
+}
+
+/// What is before the first empty line, and what is after it.
+fn parts(ask: &[u8]) -> (String, &[u8]) {
+    let end = ask.windows(2).position(|two| two == b"\n\n");
+    let (head, body) = end.map_or((ask, &b""[..]), |end| (&ask[..end], &ask[end + 2..]));
+    (String::from_utf8(head.to_vec()).expect("a head is text"), body)
+}
+
+/// What RFC 9457 and DESIGN §12 say of every problem.
+#[track_caller]
+fn is_problem(line: &str, answer: &Answer, problem: &Value) {
+    assert_eq!(answer.headers["content-type"], "application/problem+json", "{line}");
+    assert_eq!(problem["status"], answer.status, "{line}");
+    assert!(problem["type"].as_str().unwrap().starts_with("https://"), "{line}");
+    for member in ["title", "detail"] {
+        assert!(!problem[member].as_str().unwrap().is_empty(), "{line} {member}");
+    }
+    let reads = line.starts_with("GET ") || line.contains("/get");
+    let outcome = if answer.status == 504 && !reads { "unknown" } else { "not-applied" };
+    assert_eq!(problem["outcome"], outcome, "{line}");
+    assert_eq!(problem["field"].is_string(), answer.status == 400, "{line} {answer:?}");
+    assert_eq!(answer.headers.contains_key("allow"), answer.status == 405, "{line}");
+}
+
+fn field(problem: &Value) -> &str {
+    problem["field"].as_str().unwrap_or_default()
+}
+
+/// `applied/accepted index:field …`
+fn batch(answer: &Value) -> String {
+    let mut said = format!("{}/{}", answer["applied"], answer["accepted"]);
+    for item in answer["failed"].as_array().into_iter().flatten() {
+        let kind = item["type"].as_str().unwrap().rsplit('/').next().unwrap();
+        assert_eq!((kind, &item["outcome"]), ("bad-input", &"not-applied".into()), "{item}");
+        assert!(!item["detail"].as_str().unwrap().is_empty(), "{item}");
+        said.push_str(&format!(" {}:{}", item["index"], field(item)));
+    }
+    said
+}

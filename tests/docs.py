@@ -1,0 +1,273 @@
+#!/usr/bin/env python3
+"""Runs every command that README.md and docs/*.md show, and compares what they print with what is shown.
+
+A document's `sh` and `console` blocks run in order in one shell, as its reader would type them: in a fresh folder that
+holds links to what is in the clone, with `dkc` ($DKC_BIN) and `etcd` ($ETCD) on the PATH, until the first command that
+fails. Ports on 127.0.0.1 are rewritten to free ones and back. What is meant for this script stands in comments right above
+a block:
+
+    <!-- not run: needs root -->   exempt, for that reason
+    <!-- no cluster -->            once in a document that starts its own; others share one `dkc dev` at 127.0.0.1:8080,
+                                   so each uses counters of its own
+    <!-- printed above -->         above a `text` block: what the last command printed; digits and widths may differ
+
+In `sh`, comments at column 0 right below a command are what it prints, in `console` every line without `$ `: line by line,
+JSON as JSON, and `…` stands for anything.
+"""
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ADDRESS = re.compile(r"\b127\.0\.0\.1:(\d{2,5})\b")
+DOCUMENT_SECONDS = 120
+
+
+class Block:
+    """A fenced block: its language, its lines, where it begins and what the comment above it says."""
+
+    def __init__(self, language, line, directive):
+        self.language, self.line, self.directive, self.lines = language, line, directive, []
+
+
+class Command:
+    """A command, where it stands, and the lines that it must print; None: not said."""
+
+    def __init__(self, text, line):
+        self.text, self.line, self.prints, self.looks_like = text, line, None, None
+
+
+class Problem(Exception):
+    pass
+
+
+def blocks(text):
+    found, block, directive = [], None, ""
+    for number, line in enumerate(text.splitlines(), 1):
+        fence = re.match(r"\s*```(\S*)", line)
+        if block is not None:
+            if fence:
+                block = None
+            else:
+                block.lines.append(line)
+        elif fence:
+            block = Block(fence[1], number, directive)
+            found.append(block)
+            directive = ""
+        elif comment := re.fullmatch(r"<!-- (.*) -->", line.strip()):
+            directive = comment[1]
+        elif line.strip():
+            directive = ""
+    return found
+
+
+def is_complete(text):
+    """Whether a shell would run it, instead of waiting for another line."""
+    if text.endswith("\\"):
+        return False
+    parsed = subprocess.run(["bash", "-n"], input=text + "\n", capture_output=True, text=True)
+    return parsed.returncode == 0 and "here-document" not in parsed.stderr
+
+
+def commands(block):
+    found, begun = [], []
+    for number, line in enumerate(block.lines, block.line + 1):
+        below_a_command = not begun and found and block.lines[number - block.line - 2].strip()
+        if line.startswith("# ") and below_a_command:
+            found[-1].prints = (found[-1].prints or []) + [line[2:]]
+        elif begun or (line.strip() and not line.startswith("#")):
+            begun.append(line)
+            if is_complete("\n".join(begun)):
+                found.append(Command("\n".join(begun), number - len(begun) + 1))
+                begun = []
+    if begun:
+        raise Problem(f"line {block.line}: the block ends in the middle of a command")
+    return found
+
+
+def dialogue(block):
+    """The commands of a `console` block: after `$`; all else is what they print."""
+    found = []
+    for number, line in enumerate(block.lines, block.line + 1):
+        if line.startswith("$ "):
+            found.append(Command(line[2:], number))
+        elif found and not is_complete(found[-1].text):
+            found[-1].text += "\n" + line
+        elif found:
+            found[-1].prints = (found[-1].prints or []) + [line]
+        else:
+            raise Problem(f"line {block.line}: a console begins with `$ `")
+    return found
+
+
+SHELL = {"sh": commands, "console": dialogue}
+
+
+def read(document):
+    """The commands of a document, why blocks are exempt, and whether it starts a cluster of its own."""
+    found, exempt, text = [], [], document.read_text()
+    for block in blocks(text):
+        if block.language in SHELL and block.directive.startswith("not run: "):
+            exempt.append((block.line, block.directive.removeprefix("not run: ")))
+        elif block.language in SHELL:
+            found += SHELL[block.language](block)
+        elif block.language in ["", "bash", "shell"]:
+            raise Problem(f"line {block.line}: commands are in `sh` or `console` blocks, all else says what it is")
+        elif block.directive == "printed above":
+            found[-1].looks_like = block.lines
+    return found, exempt, "<!-- no cluster -->" in text
+
+
+class Ports:
+    """Free ports for those that documents name, and the way back."""
+
+    def __init__(self):
+        self.free, self.named = {}, {}
+
+    def rewrite(self, text):
+        return ADDRESS.sub(lambda at: f"127.0.0.1:{self.port(at[1])}", text)
+
+    def restore(self, text):
+        return ADDRESS.sub(lambda at: f"127.0.0.1:{self.named.get(at[1], at[1])}", text)
+
+    def port(self, named):
+        while named not in self.free:
+            # Below the range that outgoing connections take theirs from.
+            port = str(random.randrange(20_000, 32_000))
+            with contextlib.suppress(OSError), socket.socket() as listener:
+                listener.bind(("127.0.0.1", int(port)))
+                if port not in self.named:
+                    self.free[named], self.named[port] = port, named
+        return self.free[named]
+
+
+def environment(folder, ports):
+    """Nothing of dkc's in it but the address, so that defaults are what the documents say."""
+    tools = folder / "tools"
+    tools.mkdir()
+    for name, path in [("dkc", os.environ["DKC_BIN"]), ("etcd", os.environ["ETCD"])]:
+        (tools / name).symlink_to(path)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DKC_")}
+    url = ports.rewrite("http://127.0.0.1:8080")
+    return kept | {"PATH": f"{tools}:{kept['PATH']}", "DKC_URL": url}
+
+
+@contextlib.contextmanager
+def session(*argv, **how):
+    """A process in a session of its own, all of which is ended."""
+    process = subprocess.Popen(argv, start_new_session=True, stdin=subprocess.DEVNULL, **how)
+    try:
+        yield process
+    finally:
+        for ending in [signal.SIGTERM, signal.SIGKILL]:
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, ending)
+                process.wait(15)
+
+
+@contextlib.contextmanager
+def cluster(folder, ports):
+    folder.mkdir()
+    line = ["dkc", "dev", "--data", "data", "--http", ports.rewrite("127.0.0.1:8080")]
+    how = {"cwd": folder, "env": environment(folder, ports), "text": True}
+    with open(folder / "stderr", "w") as stderr:
+        with session(*line, stdout=subprocess.PIPE, stderr=stderr, **how) as process:
+            said = process.stdout.readline()
+            if not said.startswith("ready "):
+                raise Problem(f"dkc dev said {said!r}: {(folder / 'stderr').read_text()}")
+            yield
+
+
+def run(found, folder, ports):
+    """Runs the commands in one shell. Each has files of its own for what it prints."""
+    clone, printed = folder / "clone", folder / "printed"
+    clone.mkdir()
+    printed.mkdir()
+    for entry in REPOSITORY.iterdir():
+        if entry.name != ".git":
+            (clone / entry.name).symlink_to(entry)
+    script = ["set -e"]
+    for at, command in enumerate(found):
+        script += [f"exec >{printed}/{at} 2>{printed}/{at}.stderr", ports.rewrite(command.text)]
+    script += [f"exec >{printed}/end 2>&1"]
+    (folder / "script").write_text("\n".join(script) + "\n")
+    with session("bash", folder / "script", cwd=clone, env=environment(folder, ports)) as shell:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            shell.wait(DOCUMENT_SECONDS)
+        ended = "ran for too long" if shell.poll() is None else f"ended with {shell.poll()}"
+    mismatches = []
+    for at, command in enumerate(found):
+        stdout, stderr = printed / str(at), printed / f"{at}.stderr"
+        got = ports.restore(stdout.read_text(errors="replace"))
+        following = printed / (str(at + 1) if at + 1 < len(found) else "end")
+        if not following.exists():
+            return mismatches + [f"line {command.line}: `{command.text}` {ended}:\n{got}{stderr.read_text()}"]
+        if not agrees(command, got.splitlines()):
+            shown = "\n".join(command.prints or command.looks_like)
+            mismatches.append(f"line {command.line}: `{command.text}` printed\n{got}\ninstead of\n{shown}")
+    return mismatches
+
+
+def agrees(command, got):
+    if command.looks_like is not None:
+        return list(map(shape, got)) == list(map(shape, command.looks_like))
+    if command.prints is None:
+        return True
+    return len(got) == len(command.prints) and all(map(same, command.prints, got))
+
+
+def shape(line):
+    """The line with every number and every gap alike."""
+    return re.sub(r"\s+", " ", re.sub(r"\d+(\.\d+)?", "0", line)).strip()
+
+
+def same(shown, got):
+    with contextlib.suppress(ValueError):
+        return json.loads(shown) == json.loads(got)
+    return re.fullmatch(".*".join(map(re.escape, shown.split("…"))), got) is not None
+
+
+def main():
+    began, ran, exempt, failed = time.monotonic(), 0, 0, 0
+    documents = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    named = [REPOSITORY / name for name in sys.argv[1:]]
+    work = Path(tempfile.mkdtemp(prefix="dkc-docs-"))
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, work, ignore_errors=True)
+        shared = None
+        for document in named or documents:
+            name, found, reasons = document.relative_to(REPOSITORY), [], []
+            try:
+                found, reasons, alone = read(document)
+                if found and not alone and shared is None:
+                    shared = Ports()
+                    stack.enter_context(cluster(work / "cluster", shared))
+                (work / document.stem).mkdir()
+                problems = run(found, work / document.stem, Ports() if alone else shared) if found else []
+            except Problem as problem:
+                problems = [str(problem)]
+            for line, reason in reasons:
+                print(f"{name}: line {line}: not run: {reason}")
+            for problem in problems:
+                print(f"{name}: {problem}")
+            shown = sum(1 for command in found if command.prints or command.looks_like)
+            print(f"{name}: {len(found)} commands, {shown} of them with their output, {len(problems)} failed")
+            ran, exempt, failed = ran + len(found), exempt + len(reasons), failed + len(problems)
+    seconds = time.monotonic() - began
+    print(f"documents: {ran} commands ran, {exempt} blocks exempt, {failed} failed, {seconds:.0f} s")
+    return 1 if failed or not ran else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
