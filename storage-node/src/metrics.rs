@@ -136,6 +136,7 @@ impl NodeMetrics {
             Refusal::NoSpace => "no-space",
             Refusal::TooLarge => "too-large",
             Refusal::Damaged => "damaged",
+            Refusal::Stale => "stale",
         });
     }
 
