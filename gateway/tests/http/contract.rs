@@ -34,6 +34,10 @@ fn one_counter() {
         &client.get(&format!("{path}?consistency=bounded&max_staleness_ms=10")),
         r#"{"namespace":"ns","key":"k","value":4,"staleness_ms":0}"#,
     );
+    ok(
+        &client.post("/v1/counters/ns/get?consistency=bounded", r#"{"keys":["k"]}"#),
+        r#"{"counters":[{"key":"k","value":4}],"staleness_ms":0}"#,
+    );
     ok(&client.call(&format!("DELETE {path}"), &[], b""), r#"{"key":"k","value":4}"#);
     ok(&client.get(path), r#"{"namespace":"ns","key":"k","value":0}"#);
     let head = client.call(&format!("HEAD {path}"), &[], b"");
