@@ -128,12 +128,8 @@ impl Worker {
     pub(crate) async fn try_read(&mut self, key: &str) -> Result<ReadResult, Refusal> {
         self.reads += 1;
         let (asked, keys) = (self.reads, vec![counter(key)]);
-        let read = GatewayMessage::Read {
-            id: asked,
-            slots: Slots::ALL,
-            keys,
-            max_staleness_ms: None,
-        };
+        let read =
+            GatewayMessage::Read { id: asked, slots: Slots::ALL, keys, max_staleness_ms: None };
         self.send.send(read.into()).expect("the stream stands");
         loop {
             if let NodeReply::Read { id, result } = self.reply().await
