@@ -11,6 +11,7 @@ mod failover;
 mod folders;
 mod metastore_away;
 mod replicas;
+mod stale_reads;
 mod two_dead;
 
 use std::time::Duration;
