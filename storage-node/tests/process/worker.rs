@@ -85,26 +85,13 @@ impl Worker {
         self.message
     }
 
-    /// Waits until the shard is said to be frozen; no batch is answered before.
+    /// Waits until the shard is said to be frozen. No batch is answered before, but by a refusal for that reason.
     pub(crate) async fn until_frozen(&mut self) {
         loop {
             match self.reply().await {
                 NodeReply::ShardState { state: ShardAvailability::Frozen, .. } => return,
-                NodeReply::Answer { answer, .. } => panic!("{answer:?}"),
-                _ => {}
-            }
-        }
-    }
-
-    /// The value that a message posted before is answered with; none if it had no effect.
-    pub(crate) async fn answer_to(&mut self, posted: u64) -> Option<i128> {
-        loop {
-            match self.reply().await {
-                NodeReply::Answer { message, answer, .. } if message == posted => {
-                    return match answer {
-                        Answer::Applied { values, .. } => Some(values[0]),
-                        _ => None,
-                    };
+                NodeReply::Answer { answer, .. } => {
+                    assert_eq!(answer, Answer::Refused(Refusal::Frozen))
                 }
                 _ => {}
             }
