@@ -6,18 +6,23 @@
 
 mod answer;
 mod bench_command;
+mod check_config;
 mod client;
+mod config;
 mod count;
 mod counters;
 mod dev;
+mod doctor;
 mod exit;
 mod output;
 mod status;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use engine::records::Meta;
 
+use crate::config::{Parsed, Refused, Role};
 use crate::exit::Exit;
 
 // Many small values that live as long as a batch does; glibc's allocator keeps their memory.
@@ -35,11 +40,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run a gateway: HTTP in, batches to storage nodes out
-    Gateway(gateway::Options),
+    Gateway(Role<gateway::Options>),
     /// Run a storage node
-    StorageNode(storage_node::Options),
+    StorageNode(Role<storage_node::Options>),
     /// Run a coordinator; any number may run, one leads
-    Coordinator(coordinator::Options),
+    Coordinator(Role<coordinator::Options>),
     /// Run a whole local cluster, every role a process of its own
     Dev(dev::Args),
     /// Count every line of a file as a key
@@ -50,6 +55,8 @@ enum Command {
     Get(counters::GetArgs),
     /// Show nodes, shards and which shards are not open
     Status(status::Args),
+    /// Tell whether this machine, a disk and an etcd are fit for a role, and what to do if not
+    Doctor(doctor::Args),
     /// Measure a running cluster: rate, latency, CPU of each role
     Bench(bench_command::Args),
     /// Ends the processes of a cluster whose `dkc dev` died (started by it)
@@ -58,27 +65,75 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // clap ends with 2 on wrong usage and 0 on --help, as DESIGN §13 wants.
-    let cli = Cli::parse();
+    let line: Vec<_> = std::env::args_os().collect();
+    let parsed = match config::parse(Cli::command(), &line) {
+        Ok(parsed) => parsed,
+        // clap ends with 2 on wrong usage and 0 on --help, as DESIGN §13 wants.
+        Err(Refused::Usage(error)) => error.exit(),
+        Err(Refused::File(why)) => {
+            output::note(&format!("error: {why}"));
+            return Exit::Usage.into();
+        }
+    };
+    let cli = Cli::from_arg_matches(&parsed.matches).unwrap_or_else(|error| error.exit());
     let ended = match cli.command {
-        // The roles bring runtimes of their own and end with their own code.
-        Command::Gateway(options) => return gateway::run(options).into(),
-        Command::StorageNode(options) => return storage_node::run(options).into(),
-        Command::Coordinator(options) => return coordinator::run(options).into(),
+        Command::Gateway(role) => return start(&parsed, role, |_, _| Ok(()), gateway::run),
+        Command::StorageNode(role) => {
+            let check = |options: &storage_node::Options, _: Option<&Meta>| {
+                options.check().map_err(|exit| exit.to_string())
+            };
+            return start(&parsed, role, check, storage_node::run);
+        }
+        Command::Coordinator(role) => {
+            let check = |options: &coordinator::Options, made: Option<&Meta>| {
+                options.check().map_err(|exit| exit.to_string())?;
+                made.and_then(|made| options.difference(made)).map_or(Ok(()), Err)
+            };
+            return start(&parsed, role, check, coordinator::run);
+        }
         Command::Guard => dev::guard::run(),
         Command::Bench(args) => bench_command::run(args),
         Command::Dev(args) => block_on(dev::run(args)),
         Command::Count(args) => block_on(count::run(args)),
         Command::Incr(args) => block_on(counters::incr(args)),
         Command::Get(args) => block_on(counters::get(args)),
+        Command::Doctor(args) => block_on(doctor::run(args)),
         Command::Status(args) => block_on(status::run(args)),
     };
+    end(ended)
+}
+
+fn end(ended: anyhow::Result<Exit>) -> ExitCode {
     ended
         .unwrap_or_else(|error| {
             output::note(&format!("error: {error:#}"));
             Exit::Failed
         })
         .into()
+}
+
+/// A role brings a runtime of its own and ends with its own code.
+fn start<O: clap::Args>(
+    parsed: &Parsed,
+    role: Role<O>,
+    check: impl Fn(&O, Option<&Meta>) -> Result<(), String>,
+    run: impl FnOnce(O) -> u8,
+) -> ExitCode {
+    if role.check_config {
+        return end(block_on(check_config::run(parsed, |made| check(&role.options, made))));
+    }
+    raise_file_limit();
+    let name = parsed.role().get_one::<String>("name").expect("every role has one");
+    telemetry::logs(parsed.role_name(), name, role.log);
+    run(role.options).into()
+}
+
+/// A connection is a file, and many systems allow 1,024 unless one asks for more.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    // Else it stays as it was; whoever runs out of files says so.
+    let _stays = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// One thread is enough for every command: what they do is wait for answers.

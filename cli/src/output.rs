@@ -9,10 +9,16 @@ use serde::Serialize;
 
 /// Writes a result and a line end.
 pub(crate) fn result(text: &str) -> anyhow::Result<()> {
+    still_read(text).map(|_| ())
+}
+
+/// The same, and says whether somebody still reads.
+pub(crate) fn still_read(text: &str) -> anyhow::Result<bool> {
     let mut stdout = io::stdout().lock();
     match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -4,6 +4,7 @@
 //! counted, or listed as unknown. So for every key `known ≤ count ≤ known + unknown`.
 
 mod fake;
+mod operator;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -202,8 +203,81 @@ fn a_signal_ends_in_a_report() {
     let output = child.wait_with_output().unwrap();
     drop(stdin);
     let report = json(&output);
-    assert_eq!(code(&output), 1, "{report}");
+    assert_eq!(code(&output), 0, "{report}");
     assert_eq!((&report["applied"], &report["complete"]), (&3.into(), &false.into()));
+}
+
+/// Ctrl-C while a line waits for company: it was read, so it is counted.
+#[test]
+fn what_was_read_is_counted_before_the_report() {
+    #[track_caller]
+    fn check(fate: Fate, want: (i32, u64)) {
+        let gateway =
+            FakeGateway::start(move |number| if number == 0 { Fate::Apply } else { fate });
+        let mut child = Command::new(env!("CARGO_BIN_EXE_dkc"))
+            .args(["count", "words", "--json", "--batch", "2", "--flush-interval", "1000s"])
+            .args(["--give-up", "1", "--url", &gateway.url()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"a\nb\na\n").unwrap();
+        while gateway.state.lock().unwrap().heads.is_empty() {
+            std::thread::yield_now();
+        }
+        let pid = child.id().to_string();
+        assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        drop(stdin);
+        let report = json(&output);
+        let got = (code(&output), report["applied"].as_u64().unwrap());
+        assert_eq!(got, want, "{fate:?}: {report}");
+        assert_eq!((&report["lines"], &report["complete"]), (&3.into(), &false.into()));
+    }
+    check(Fate::Apply, (0, 3));
+    check(Fate::Deadline { counted: false }, (3, 2));
+    check(Fate::Refuse(503), (1, 2));
+}
+
+/// `tail -F log | dkc count hits`: a line does not wait for a full batch.
+#[test]
+fn lines_of_a_stream_are_counted_as_they_come() {
+    let gateway = FakeGateway::start(|_| Fate::Apply);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_dkc"))
+        .args(["count", "hits", "--field", "2", "--flush-interval", "20ms"])
+        .args(["--url", &gateway.url()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    for round in 1..=3 {
+        stdin.write_all(b"GET /a 200\nPOST  /b\nshort\n").unwrap();
+        while gateway.state.lock().unwrap().counters.get("/b") != Some(&round) {
+            std::thread::yield_now();
+        }
+    }
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(code(&output), 0);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.starts_with("counted 6 of 9 lines"), "{said}");
+    let noted = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(noted.contains("skipped 3 lines without a key"), "{noted}");
+    let state = gateway.state.lock().unwrap();
+    assert_eq!((state.counters["/a"], state.counters.len()), (3, 2));
+}
+
+#[test]
+fn fields_are_cut_where_they_are_asked_to_be() {
+    let gateway = FakeGateway::start(|_| Fate::Apply);
+    let args = ["count", "words", "--field", "3", "--delimiter", "\\t"];
+    let output = dkc(&args, &gateway.url(), b"a\tb c\td\na\t\td\n");
+    assert_eq!(code(&output), 0, "{output:?}");
+    assert_eq!(gateway.state.lock().unwrap().counters["d"], 2);
 }
 
 /// A service that refuses for ever: `--give-up` ends it, and nothing counts as applied.
@@ -287,6 +361,10 @@ fn exit_codes() {
     check(&["incr", "words", ""], &gone_url, 2);
     check(&["incr", "words", "k", "9223372036854775808"], &gone_url, 2);
     check(&["count", "words", "/no/such/file"], &gone_url, 2);
+    check(&["count", "words", "--delimiter", ","], &gone_url, 2);
+    check(&["count", "words", "--field", "0"], &gone_url, 2);
+    check(&["count", "words", "--field", "1", "--delimiter", "ab"], &gone_url, 2);
+    check(&["count", "words", "--flush-interval", "0s"], &gone_url, 2);
     check(&["status"], "ftp://x", 2);
     // An answer that never comes after the request has left: unknown.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

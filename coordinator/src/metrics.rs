@@ -24,14 +24,22 @@ pub(crate) struct Gauges {
 
 impl Gauges {
     pub(crate) fn new() -> Self {
+        // Shown from the start, so that the first of each is seen as a rise.
+        let (deaths, proposals) = (Family::default(), Family::default());
+        for why in [Cause::Refused, Cause::Replaced, Cause::Silent, Cause::DiskStalled] {
+            drop(deaths.get_or_create(&[("cause", cause(why))]));
+        }
+        for outcome in ["done", "failed", "unknown"] {
+            drop(proposals.get_or_create(&[("outcome", outcome)]));
+        }
         let seconds = [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 15.0, 60.0];
         Self {
             promotions: Counter::default(),
             promotion_seconds: Histogram::new(seconds),
             elections: Counter::default(),
             leading: Gauge::default(),
-            deaths: Family::default(),
-            proposals: Family::default(),
+            deaths,
+            proposals,
         }
     }
 
@@ -67,7 +75,7 @@ impl Gauges {
 }
 
 /// What a probe found, in a word.
-pub(crate) fn cause(cause: Cause) -> &'static str {
+fn cause(cause: Cause) -> &'static str {
     match cause {
         Cause::Refused => "refused",
         Cause::Replaced => "replaced",

@@ -22,10 +22,17 @@ pub struct Options {
     #[arg(long, env = "DKC_NAME")]
     pub name: String,
     /// Where etcd is: `host:port`, several with commas between them.
-    #[arg(long, env = "DKC_ETCD", value_delimiter = ',', required = true)]
+    #[arg(
+        long,
+        env = "DKC_ETCD",
+        value_name = "HOST:PORT[,…]",
+        value_delimiter = ',',
+        required = true,
+        value_parser = metastore::endpoint
+    )]
     pub etcd: Vec<String>,
     /// The cluster's name in etcd.
-    #[arg(long, env = "DKC_CLUSTER", default_value = "dkc")]
+    #[arg(long, env = "DKC_CLUSTER", default_value = "dkc", value_parser = metastore::cluster_name)]
     pub cluster: String,
     /// Where nodes and gateways report to, `ip:port`.
     #[arg(long, env = "DKC_LISTEN")]
@@ -61,9 +68,6 @@ impl Options {
     /// Refuses what makes no sense, and says what would.
     pub fn check(&self) -> Result<(), Exit> {
         let usage = |why: String| Err(Exit::Usage(why));
-        if self.etcd.iter().any(String::is_empty) {
-            return usage("--etcd: an endpoint is empty".into());
-        }
         if self.listen.ip().is_unspecified() && self.advertise.is_none() {
             return usage(format!(
                 "--listen {}: others can't dial that; say with --advertise host:port what they can",

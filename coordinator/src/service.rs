@@ -32,7 +32,6 @@ const SAID_EVERY: u32 = 20;
 
 /// Runs a coordinator until it is asked to stop (SIGTERM, SIGINT); returns the exit code.
 pub fn run(options: Options) -> u8 {
-    telemetry::logs("coordinator", &options.name);
     match run_here(options) {
         Ok(()) => {
             info!("stopped");
@@ -141,7 +140,7 @@ async fn connect(options: &Options) -> Result<Metastore, Exit> {
 
 async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, Exit> {
     let bound = TcpListener::bind(address).await;
-    bound.map_err(|error| Exit::Failed(format!("{flag} {address}: can't listen there: {error}")))
+    bound.map_err(|error| Exit::Usage(format!("{flag} {address}: can't listen there: {error}")))
 }
 
 /// What others are told to dial.

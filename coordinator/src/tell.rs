@@ -5,12 +5,12 @@
 use std::time::Duration;
 
 use engine::coordinator::Story;
-use engine::coordinator::story::Need;
+use engine::coordinator::story::{Cause, Need};
 use engine::ids::{ShardId, StoreBoot, StoreId};
 use tracing::{debug, info, warn};
 
 use crate::book::Book;
-use crate::metrics::{Gauges, cause};
+use crate::metrics::Gauges;
 
 /// Promotions that are told together.
 struct Failover {
@@ -62,7 +62,7 @@ fn tell_one(story: &Story, book: &Book, gauges: &Gauges) {
         Story::Placed { shards } => info!(shards, "placed"),
         Story::Died { process: who, why } => {
             gauges.died(*why);
-            warn!(node = process(book, *who), why = cause(*why), "node is dead");
+            warn!(node = process(book, *who), why = found(*why), "node is dead");
         }
         Story::Returned { process: who } => info!(node = process(book, *who), "node is back"),
         Story::Leaderless { shard, why } => warn!(%shard, why, "nobody can be promoted for now"),
@@ -98,12 +98,22 @@ fn process(book: &Book, process: StoreBoot) -> String {
 
 fn need(need: Need) -> &'static str {
     match need {
-        Need::Dead(why) => cause(why),
-        Need::Restarted => "restarted",
-        Need::Gone => "gone for good",
-        Need::Resigned => "resigned",
-        Need::CutOff => "cut off",
-        Need::HandedOver => "handed over",
+        Need::Dead(why) => found(why),
+        Need::Restarted => "its process was started again",
+        Need::Gone => "its store was given up",
+        Need::Resigned => "it asked to be replaced: it hears neither peers nor etcd",
+        Need::CutOff => "it is frozen, and another member hears more of the cluster",
+        Need::HandedOver => "it has handed over",
+    }
+}
+
+/// What a probe found, in words; metrics have it in one.
+fn found(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Refused => "its address refuses connections",
+        Cause::Replaced => "another process answers at its address",
+        Cause::Silent => "it does not answer",
+        Cause::DiskStalled => "its disk has stalled",
     }
 }
 

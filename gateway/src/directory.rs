@@ -69,7 +69,12 @@ impl Directory {
 
     /// Why no shard is placed yet, if that is so: "2 of 3 nodes".
     pub(crate) fn waiting_for(&self) -> Option<String> {
-        let meta = self.meta.as_ref().filter(|_| self.shards.is_empty())?;
+        if !self.shards.is_empty() {
+            return None;
+        }
+        let Some(meta) = &self.meta else {
+            return Some("etcd, and a coordinator that makes the cluster".to_owned());
+        };
         let (nodes, needed) = (self.nodes.len(), usize::from(meta.replicas));
         Some(match nodes < needed {
             true => format!("{nodes} of {needed} nodes"),

@@ -44,11 +44,12 @@ pub struct Options {
         env = "DKC_ETCD",
         value_name = "HOST:PORT[,…]",
         value_delimiter = ',',
-        default_value = "127.0.0.1:2379"
+        default_value = "127.0.0.1:2379",
+        value_parser = metastore::endpoint
     )]
     pub etcd: Vec<String>,
     /// Name of the cluster: several can share an etcd
-    #[arg(long, env = "DKC_CLUSTER", default_value = "dkc", value_parser = cluster_name)]
+    #[arg(long, env = "DKC_CLUSTER", default_value = "dkc", value_parser = metastore::cluster_name)]
     pub cluster: String,
     /// Where clients are served
     #[arg(long, env = "DKC_HTTP", value_name = "ADDR", default_value = "127.0.0.1:8080")]
@@ -79,18 +80,8 @@ pub struct Options {
     pub linger_us: u64,
 }
 
-fn cluster_name(text: &str) -> Result<String, String> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-    if (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
-        Ok(text.to_owned())
-    } else {
-        Err("a cluster's name is 1 to 64 of A-Z a-z 0-9 _ . -".to_owned())
-    }
-}
-
 /// Runs a gateway until SIGTERM or SIGINT. Returns the process's exit code (DESIGN §13).
 pub fn run(options: Options) -> u8 {
-    telemetry::logs("gateway", &options.name);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,

@@ -85,7 +85,7 @@ pub async fn serve(
     listening: impl FnOnce(SocketAddr),
     stop: impl Future<Output = ()>,
 ) -> Result<(), Fatal> {
-    let listener = listen(options.http)?;
+    let listener = listen("--http", options.http)?;
     let address = listener.local_addr()?;
     let (directory, seen) = watch::channel(Directory::default());
     let workers = options.workers.map_or_else(default_workers, usize::from);
@@ -95,7 +95,7 @@ pub async fn serve(
     let metrics = Arc::new(Metrics::new(|registry| counters = Some(Counters::new(registry))));
     let counters = Arc::new(counters.expect("it was just filled"));
     if let Some(at) = options.metrics {
-        tokio::spawn(telemetry::serve(listen(at)?, health.clone(), metrics.clone()));
+        tokio::spawn(telemetry::serve(listen("--metrics", at)?, health.clone(), metrics.clone()));
     }
     let (board, filling) = Board::new(options.cluster.clone(), seen.clone());
     tokio::spawn(filling);
@@ -142,7 +142,7 @@ pub async fn serve(
     outcome
 }
 
-fn listen(address: SocketAddr) -> Result<TcpListener, Fatal> {
+fn listen(flag: &str, address: SocketAddr) -> Result<TcpListener, Fatal> {
     let listening = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         // Else a gateway that is started again would wait for the connections of the one before.
@@ -150,8 +150,9 @@ fn listen(address: SocketAddr) -> Result<TcpListener, Fatal> {
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
-    listening()
-        .map_err(|error: io::Error| Fatal::Settings(format!("can't listen on {address}: {error}")))
+    listening().map_err(|error: io::Error| {
+        Fatal::Settings(format!("{flag} {address}: can't listen there: {error}"))
+    })
 }
 
 fn default_workers() -> usize {

@@ -386,5 +386,8 @@ mod tests {
         let page = serde_json::to_value(page("dkc", &known, &Told::new())).unwrap();
         assert_eq!(page["waiting_for"], "1 of 3 nodes");
         assert_eq!(page["shards"], json!([]));
+        let unmade = Directory::default();
+        let page = serde_json::to_value(super::page("dkc", &unmade, &Told::new())).unwrap();
+        assert_eq!(page["waiting_for"], "etcd, and a coordinator that makes the cluster");
     }
 }

@@ -88,8 +88,9 @@ impl Metastore {
     }
 
     /// Makes the clients without asking etcd anything.
-    async fn open(settings: &Settings) -> Result<Self, Error> {
-        check_name(&settings.cluster)?;
+    pub(crate) async fn open(settings: &Settings) -> Result<Self, Error> {
+        cluster_name(&settings.cluster)
+            .map_err(|why| Error::Refused { what: "the cluster's name", why })?;
         let options = ConnectOptions::new()
             .with_connect_timeout(Duration::from_secs(1))
             // Finds out about a member that vanished without a word. etcd takes pings closer than 5 s, or without
@@ -115,19 +116,22 @@ impl Metastore {
     }
 
     async fn check_version(&self) -> Result<(), Error> {
-        let mut maintenance = self.client().maintenance_client();
-        let status = self.call("status", maintenance.status()).await?;
-        match judge_version(status.version()) {
+        let version = self.version().await?;
+        match judge_version(&version) {
             Verdict::Good => Ok(()),
             Verdict::Old => {
-                warn!(
-                    version = status.version(),
-                    "etcd below 3.5.6 can lose consistency in a crash"
-                );
+                warn!(version, "{OLD}");
                 Ok(())
             }
-            Verdict::TooOld => Err(Error::TooOld { found: status.version().to_owned() }),
+            Verdict::TooOld => Err(Error::TooOld { found: version }),
         }
+    }
+
+    /// What etcd says it is.
+    pub(crate) async fn version(&self) -> Result<String, Error> {
+        let mut maintenance = self.client().maintenance_client();
+        let status = self.call("status", maintenance.status()).await?;
+        Ok(status.version().to_owned())
     }
 
     /// One record, read linearizably.
@@ -227,14 +231,24 @@ impl Metastore {
     }
 }
 
-/// A slash would put one cluster's keys among another's.
-fn check_name(cluster: &str) -> Result<(), Error> {
+/// A cluster's name, as a setting. A slash would put one cluster's keys among another's.
+pub fn cluster_name(text: &str) -> Result<String, String> {
     let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-    if (1..=64).contains(&cluster.len()) && cluster.bytes().all(fine) {
-        return Ok(());
+    if (1..=64).contains(&text.len()) && text.bytes().all(fine) {
+        return Ok(text.to_owned());
     }
-    let why = "1 to 64 letters, digits, '_', '.' or '-' are allowed".into();
-    Err(Error::Refused { what: "the cluster's name", why })
+    Err("1 to 64 of A-Z a-z 0-9 _ . - are allowed".to_owned())
+}
+
+/// Where an etcd member is, as a setting: `host:port`, or that after `http://`.
+pub fn endpoint(text: &str) -> Result<String, String> {
+    let address = text.strip_prefix("http://").unwrap_or(text);
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+    let plain = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);
+    if host.is_empty() || !host.chars().all(plain) || port.parse::<u16>().is_err() {
+        return Err("host:port or http://host:port is expected".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 fn malformed(key: &[u8], malformed: Malformed) -> Error {
@@ -254,15 +268,18 @@ pub(crate) fn revision(header: Option<&ResponseHeader>) -> Result<u64, Error> {
     }
 }
 
+/// Said of [`Verdict::Old`].
+pub(crate) const OLD: &str = "etcd below 3.5.6 can lose consistency in a crash";
+
 #[derive(Debug, Eq, PartialEq)]
-enum Verdict {
+pub(crate) enum Verdict {
     Good,
     /// Works, with bugs that etcd's makers warn of (trap T9).
     Old,
     TooOld,
 }
 
-fn judge_version(version: &str) -> Verdict {
+pub(crate) fn judge_version(version: &str) -> Verdict {
     // "3.6.0-rc.1" is a 3.6.0 here.
     let release = version.split('-').next().unwrap_or(version);
     let mut parts = release.split('.').map(|part| part.parse::<u32>().ok());
@@ -304,10 +321,22 @@ mod tests {
     #[test]
     fn names_are_one_part_of_a_key() {
         for fine in ["dkc", "a", "Eu-West_1.b"] {
-            assert!(check_name(fine).is_ok(), "{fine}");
+            assert!(cluster_name(fine).is_ok(), "{fine}");
         }
         for wrong in ["", "a/b", "a b", "ä", &"x".repeat(65)] {
-            assert!(check_name(wrong).is_err(), "{wrong}");
+            assert!(cluster_name(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_has_a_host_and_a_port() {
+        for fine in ["127.0.0.1:2379", "http://etcd-1.example:2379", "[::1]:2379"] {
+            assert_eq!(endpoint(fine).as_deref(), Ok(fine));
+        }
+        for wrong in
+            ["", "etcd", ":2379", "etcd:", "etcd:65536", "https://etcd:1", "a b:1", "a/b:1"]
+        {
+            assert!(endpoint(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -26,6 +26,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
 use crate::client::{positive, revision};
+use crate::probe::failover_bound;
 use crate::txn::Pause;
 use crate::{Candidate, Error, Metastore, Outcome, Record};
 
@@ -294,9 +295,13 @@ impl Holder {
                     Ok(granted) => {
                         let ttl_s = u32::try_from(granted.ttl()).unwrap_or(asked_s);
                         if ttl_s > asked_s {
+                            let replaced_within_s = failover_bound(ttl_s).as_secs();
                             warn!(
                                 asked_s,
-                                ttl_s, "etcd granted a longer lease, deaths are noticed later"
+                                granted_s = ttl_s,
+                                replaced_within_s,
+                                "etcd grants no lease shorter than 1.5 times its election timeout: a process that stops \
+                                 without a word is replaced later than asked for"
                             );
                         }
                         let event = LeaseEvent::Granted { ttl_s, asked_s };

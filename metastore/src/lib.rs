@@ -16,14 +16,16 @@ mod client;
 mod election;
 mod error;
 mod lease;
+mod probe;
 mod record;
 mod txn;
 mod watch;
 
-pub use client::{Kept, Listed, Metastore, Settings};
+pub use client::{Kept, Listed, Metastore, Settings, cluster_name, endpoint};
 pub use election::{Election, Leadership};
 pub use error::Error;
 pub use lease::{BootGuard, HeldKey, Lease, LeaseEvent, LeaseLeft, LeaseSettings};
+pub use probe::{Probe, failover_bound};
 pub use record::{Candidate, DrainIntent, Record};
 pub use txn::{Outcome, SHARDS_PER_TXN_MAX, Txn};
 pub use watch::{Broken, Change, Changes, Watch, WatchEvent, WatchSettings};

@@ -114,7 +114,12 @@ fn transient<T>(error: Error, what: &str) -> Result<Option<T>, Exit> {
         tracing::debug!(%error, what, "not yet");
         return Ok(None);
     }
-    Err(Exit::Failed(format!("{what}: {error}")))
+    match error {
+        Error::TooOld { .. } | Error::Refused { .. } => {
+            Err(Exit::Usage(format!("--etcd: {error}")))
+        }
+        error => Err(Exit::Failed(format!("{what}: {error}"))),
+    }
 }
 
 /// One start of one store.
@@ -302,7 +307,7 @@ impl Start<'_> {
 
     async fn listen(&self) -> Result<(TcpListener, String), Exit> {
         let listen = self.options.listen;
-        let failed = |error| Exit::Failed(format!("can't listen on {listen}: {error}"));
+        let failed = |error| Exit::Usage(format!("--listen {listen}: can't listen there: {error}"));
         let listener = TcpListener::bind(listen).await.map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
         let address = self.options.advertise.clone().unwrap_or_else(|| bound.to_string());

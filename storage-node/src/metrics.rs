@@ -36,6 +36,20 @@ pub struct NodeMetrics {
     violations_seen: u64,
 }
 
+/// Shown from the start, so that the first refusal is seen as a rise.
+const REASONS: [&str; 10] = [
+    "not-primary",
+    "no-such-shard",
+    "frozen",
+    "overloaded",
+    "no-space",
+    "too-large",
+    "damaged",
+    "stale",
+    "order",
+    "expired",
+];
+
 /// From 50 µs, doubling, to 1.6 s.
 fn times() -> Histogram {
     Histogram::new((0..16).map(|power| 0.000_05 * f64::from(1u32 << power)))
@@ -43,11 +57,15 @@ fn times() -> Histogram {
 
 impl Default for NodeMetrics {
     fn default() -> Self {
+        let refusals = Family::<Labels, Counter>::default();
+        for reason in REASONS {
+            drop(refusals.get_or_create(&labels_of_refusal(reason)));
+        }
         Self {
             commit_seconds: times(),
             fsync_seconds: times(),
             batches: Counter::default(),
-            refusals: Family::default(),
+            refusals,
             in_sync_replicas: Family::default(),
             lag_entries: Family::default(),
             epoch: Family::default(),
@@ -141,7 +159,7 @@ impl NodeMetrics {
     }
 
     fn refused(&self, reason: &'static str) {
-        self.refusals.get_or_create(&vec![("reason", reason.to_owned())]).inc();
+        self.refusals.get_or_create(&labels_of_refusal(reason)).inc();
     }
 
     /// What is to be seen of the machine right now.
@@ -175,6 +193,11 @@ impl NodeMetrics {
         raise(&self.digest_mismatches, &mut self.mismatches_seen, node.digest_mismatches());
         raise(&self.durability_violations, &mut self.violations_seen, node.durability_violations());
     }
+}
+
+fn labels_of_refusal(reason: &'static str) -> Labels {
+    debug_assert!(REASONS.contains(&reason), "{reason} is shown from the start");
+    vec![("reason", reason.to_owned())]
 }
 
 /// The machine counts by itself, and forgets what shards counted that it leads no longer.

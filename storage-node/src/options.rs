@@ -28,10 +28,17 @@ pub struct Options {
     #[arg(long, env = "DKC_ADVERTISE")]
     pub advertise: Option<String>,
     /// Where etcd is: `host:port`, several with commas between them.
-    #[arg(long, env = "DKC_ETCD", value_delimiter = ',', required = true)]
+    #[arg(
+        long,
+        env = "DKC_ETCD",
+        value_name = "HOST:PORT[,…]",
+        value_delimiter = ',',
+        required = true,
+        value_parser = metastore::endpoint
+    )]
     pub etcd: Vec<String>,
     /// The cluster's name in etcd.
-    #[arg(long, env = "DKC_CLUSTER", default_value = "dkc")]
+    #[arg(long, env = "DKC_CLUSTER", default_value = "dkc", value_parser = metastore::cluster_name)]
     pub cluster: String,
     /// Where `/livez`, `/readyz` and `/metrics` are served. None: nowhere.
     #[arg(long, env = "DKC_METRICS")]
@@ -65,12 +72,6 @@ impl Options {
         let usage = |why: String| Err(Exit::Usage(why));
         if self.name.is_empty() || self.name.len() > 64 {
             return usage("--name: 1 to 64 bytes are expected".into());
-        }
-        if self.cluster.is_empty() || self.cluster.contains('/') {
-            return usage(format!("--cluster {:?}: a name without '/' is expected", self.cluster));
-        }
-        if self.etcd.iter().any(String::is_empty) {
-            return usage("--etcd: an endpoint is empty".into());
         }
         if self.listen.ip().is_unspecified() && self.advertise.is_none() {
             return usage(format!(

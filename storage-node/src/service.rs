@@ -39,7 +39,6 @@ const STOP_STEP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs a storage node until SIGTERM or SIGINT, or until something ends it. Returns the exit code.
 pub fn run(options: Options) -> u8 {
-    telemetry::logs("storage-node", &options.name);
     // Sockets are busy where clients are; the loop and the disk have threads of their own.
     let threads = thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 4));
     let runtime = Builder::new_multi_thread()
@@ -104,9 +103,9 @@ async fn serve_metrics(
     metrics: &NodeMetrics,
 ) -> Result<(), Exit> {
     let Some(address) = options.metrics else { return Ok(()) };
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|error| Exit::Failed(format!("can't serve metrics on {address}: {error}")))?;
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        Exit::Usage(format!("--metrics {address}: can't listen there: {error}"))
+    })?;
     let shown = Arc::new(Metrics::new(|registry| metrics.register(registry)));
     tokio::spawn(telemetry::serve(listener, health.clone(), shown));
     Ok(())
@@ -361,12 +360,6 @@ async fn supervise(
             }
             Some(LeaseEvent::Confirmed) => {
                 inbox.event(engine::node::Event::LeaseConfirmed);
-            }
-            Some(LeaseEvent::Granted { ttl_s, asked_s }) if ttl_s > asked_s => {
-                warn!(
-                    asked_s,
-                    ttl_s, "a node that stops without a word is replaced after up to ttl_s + 1 s"
-                );
             }
             Some(LeaseEvent::Granted { .. }) => {}
             Some(LeaseEvent::Lost) => warn!("registration lost, making it again"),

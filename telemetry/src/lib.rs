@@ -3,13 +3,14 @@
 //! Knows nothing of counters. A role sets up its log with [`logs`], says by [`Health`] what it still waits for, and puts
 //! its metrics into a [`Metrics`]; [`serve`] answers `/livez`, `/readyz` and `/metrics` on an address of their own.
 
+pub mod exposition;
 mod health;
 mod log;
 mod metrics;
 mod server;
 
 pub use health::Health;
-pub use log::logs;
+pub use log::{Format, Level, LogOptions, logs};
 pub use metrics::Metrics;
 pub use prometheus_client;
 pub use server::{Page, page, serve};

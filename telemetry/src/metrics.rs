@@ -1,5 +1,7 @@
 //! The metrics of a process, as Prometheus reads them.
 
+use std::collections::BTreeSet;
+
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
@@ -19,12 +21,29 @@ impl Metrics {
         Self { registry }
     }
 
-    /// In Prometheus' (OpenMetrics) text format.
+    /// In Prometheus' text format, version 0.0.4, which everything that scrapes reads.
     pub fn text(&self) -> String {
         let mut text = String::new();
         match encode(&mut text, &self.registry) {
-            Ok(()) => text,
+            Ok(()) => classic(&text),
             Err(error) => format!("# metrics could not be written: {error}\n"),
         }
     }
+}
+
+/// From OpenMetrics, which the library writes. There a counter `x` has samples `x_total`; here it is called like them.
+fn classic(open: &str) -> String {
+    let counter =
+        |line: &'_ str| Some(line.strip_prefix("# TYPE ")?.strip_suffix(" counter")?.to_owned());
+    let counters: BTreeSet<String> = open.lines().filter_map(counter).collect();
+    let mut text = String::with_capacity(open.len());
+    for line in open.lines().filter(|line| *line != "# EOF") {
+        let named = ["# HELP ", "# TYPE "].into_iter().find_map(|what| {
+            let (name, rest) = line.strip_prefix(what)?.split_once(' ')?;
+            counters.contains(name).then(|| format!("{what}{name}_total {rest}"))
+        });
+        text += named.as_deref().unwrap_or(line);
+        text.push('\n');
+    }
+    text
 }

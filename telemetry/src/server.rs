@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 
 use crate::{Health, Metrics};
 
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// What is answered on one of the three paths.
@@ -34,7 +34,7 @@ pub fn page(path: &str, health: &Health, metrics: &Metrics) -> Option<Page> {
             Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, reason + "\n"),
         }),
         "/metrics" => {
-            Some(Page { status: StatusCode::OK, content_type: OPEN_METRICS, body: metrics.text() })
+            Some(Page { status: StatusCode::OK, content_type: METRICS, body: metrics.text() })
         }
         _ => None,
     }
@@ -121,7 +121,11 @@ mod tests {
     fn metrics_carry_the_prefix() {
         let (status, body) = ask(Method::GET, "/metrics", &Health::new("x"));
         assert_eq!(status, 200);
-        assert!(body.contains("dkc_batches_total 3"), "{body}");
+        assert!(
+            body.contains("# TYPE dkc_batches_total counter\\ndkc_batches_total 3\\n"),
+            "{body}"
+        );
+        assert!(!body.contains("EOF"), "{body}");
     }
 
     #[test]

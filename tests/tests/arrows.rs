@@ -21,7 +21,19 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("coordinator", &["engine", "metastore", "proto", "telemetry"]),
     // Measures from outside, as any client would.
     ("bench", &[]),
-    ("cli", &["bench", "coordinator", "engine", "gateway", "metastore", "proto", "storage-node"]),
+    (
+        "cli",
+        &[
+            "bench",
+            "coordinator",
+            "engine",
+            "gateway",
+            "metastore",
+            "proto",
+            "storage-node",
+            "telemetry",
+        ],
+    ),
     // Real processes are started by their binary, never linked.
     ("tests", &["engine"]),
 ];

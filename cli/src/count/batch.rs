@@ -1,16 +1,19 @@
 //! Lines of input → batches of keys, equal keys of one batch merged.
 //!
 //! A line is the bytes up to LF, one CR before it dropped (as in the service's `text/plain`), and
-//! the whole line is the key. Batches travel as lines `key TAB count`: the service splits a line at
+//! the whole line is the key, or one field of it. Batches travel as lines `key TAB count`: the service splits a line at
 //! its last TAB, so a key may itself end in a TAB and a number. It is also the cheapest form to
-//! write and to read. Empty lines are no keys; they are counted as skipped. Lines longer than a key
-//! may be are never sent, and reported.
+//! write and to read. Lines without a key (empty, or without the field) are counted as skipped. Keys
+//! longer than the service takes are never sent, and reported.
 //!
 //! Merging makes requests smaller on real text. The price is that an item of a batch stands for
 //! several lines, so each batch remembers the item of every line: an outcome told per item can
 //! always be told per line.
 
 use std::io::{self, BufRead};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use hashbrown::HashTable;
 use xxhash_rust::xxh3::xxh3_64;
@@ -21,6 +24,33 @@ use crate::client::KEY_BYTES_MAX;
 const BODY_BYTES_MAX: usize = 4 << 20;
 /// TAB, a u32, LF.
 const COUNT_BYTES_MAX: usize = 12;
+
+/// A line of which a field is wanted may be this long.
+const FIELD_LINE_BYTES_MAX: usize = 1 << 20;
+
+/// Which part of a line is the key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Field {
+    /// From 1.
+    pub(crate) number: u32,
+    /// Between two fields stands one of these; none: any amount of white space, and before the first too.
+    pub(crate) delimiter: Option<u8>,
+}
+
+impl Field {
+    /// Empty if the line has no such field.
+    fn of<'a>(&self, line: &'a [u8]) -> &'a [u8] {
+        let before = self.number as usize - 1;
+        let found = match self.delimiter {
+            Some(delimiter) => line.split(|&byte| byte == delimiter).nth(before),
+            None => {
+                let words = line.split(u8::is_ascii_whitespace);
+                words.filter(|word| !word.is_empty()).nth(before)
+            }
+        };
+        found.unwrap_or_default()
+    }
+}
 
 /// What one line of a batch is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -79,11 +109,17 @@ impl Batch {
     }
 
     /// `index` finds the items of this batch by the hash of their keys.
-    fn add(&mut self, line: &[u8], index: &mut HashTable<u32>) {
-        let line = match line.len() {
+    fn add(&mut self, line: &[u8], field: Option<Field>, index: &mut HashTable<u32>) {
+        let key = match field {
+            // Cut off, so who knows what the field was.
+            Some(_) if line.len() > FIELD_LINE_BYTES_MAX => line,
+            Some(field) => field.of(line),
+            None => line,
+        };
+        let line = match key.len() {
             0 => Line::Skipped,
             length if length > KEY_BYTES_MAX => Line::TooLong,
-            _ => Line::Item(self.add_key(line, index)),
+            _ => Line::Item(self.add_key(key, index)),
         };
         self.lines.push(line);
     }
@@ -107,9 +143,13 @@ impl Batch {
 pub(crate) struct Batches<R> {
     input: R,
     lines_max: usize,
-    /// Whether to hand out a smaller batch when nothing more can be read at once: somebody may
-    /// wait for the lines that a pipe gave so far to be counted.
-    hurries: bool,
+    field: Option<Field>,
+    /// A smaller batch is handed out when its first line is this old: somebody may wait for the lines
+    /// that a pipe gave so far to be counted.
+    flush_after: Option<Duration>,
+    /// Set from outside: nothing more is read. What was read by then is handed out.
+    closed: Arc<AtomicBool>,
+    ended: bool,
     next_line: u64,
     bytes_read: u64,
     /// The begin of a line that goes on beyond what was read. Of one too long for a key only enough
@@ -120,9 +160,31 @@ pub(crate) struct Batches<R> {
 }
 
 impl<R: BufRead> Batches<R> {
-    pub(crate) fn new(input: R, lines_max: usize, hurries: bool) -> Self {
-        let (begun, index) = (Vec::new(), HashTable::new());
-        Self { input, lines_max, hurries, next_line: 1, bytes_read: 0, begun, index }
+    pub(crate) fn new(input: R, lines_max: usize) -> Self {
+        Self {
+            input,
+            lines_max,
+            field: None,
+            flush_after: None,
+            closed: Arc::default(),
+            ended: false,
+            next_line: 1,
+            bytes_read: 0,
+            begun: Vec::new(),
+            index: HashTable::new(),
+        }
+    }
+
+    pub(crate) fn of_field(self, field: Option<Field>) -> Self {
+        Self { field, ..self }
+    }
+
+    pub(crate) fn flushed_after(self, flush_after: Option<Duration>) -> Self {
+        Self { flush_after, ..self }
+    }
+
+    pub(crate) fn until(self, closed: Arc<AtomicBool>) -> Self {
+        Self { closed, ..self }
     }
 
     /// How many bytes of the input were read by now.
@@ -139,16 +201,27 @@ impl<R: BufRead> Batches<R> {
     /// lines read since the last batch were not counted.
     pub(crate) fn next(&mut self) -> io::Result<Option<Batch>> {
         let mut batch = Batch { first_line: self.next_line, ..Batch::default() };
-        batch.lines.reserve(self.lines_max);
-        while !batch.is_full(self.lines_max) {
+        let mut first_came = None;
+        let line_bytes_max = self.field.map_or(KEY_BYTES_MAX, |_| FIELD_LINE_BYTES_MAX);
+        while !self.ended && !batch.is_full(self.lines_max) {
+            let is_due =
+                |since: Instant| self.flush_after.is_some_and(|after| since.elapsed() >= after);
+            if first_came.is_some_and(is_due) {
+                break;
+            }
             let buffer = match self.input.fill_buf() {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // Nothing has come for a moment.
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    self.ended = self.closed.load(Ordering::Relaxed);
+                    continue;
+                }
                 filled => filled?,
             };
             if buffer.is_empty() {
                 // A last line without LF keeps its CR: only one before an LF is part of its end.
                 if !self.begun.is_empty() {
-                    batch.add(&self.begun, &mut self.index);
+                    batch.add(&self.begun, self.field, &mut self.index);
                     self.begun.clear();
                 }
                 break;
@@ -160,23 +233,25 @@ impl<R: BufRead> Batches<R> {
                 let part = &rest[..end.unwrap_or(rest.len())];
                 used += part.len() + usize::from(end.is_some());
                 if end.is_some() && self.begun.is_empty() {
-                    batch.add(without_cr(part), &mut self.index);
+                    batch.add(without_cr(part), self.field, &mut self.index);
                     continue;
                 }
                 // One more for the CR, one more to be too long.
-                let room = (KEY_BYTES_MAX + 2).saturating_sub(self.begun.len());
+                let room = (line_bytes_max + 2).saturating_sub(self.begun.len());
                 self.begun.extend_from_slice(&part[..part.len().min(room)]);
                 if end.is_some() {
-                    batch.add(without_cr(&self.begun), &mut self.index);
+                    batch.add(without_cr(&self.begun), self.field, &mut self.index);
                     self.begun.clear();
                 }
             }
             let is_all = used == buffer.len();
             self.input.consume(used);
             self.bytes_read += used as u64;
-            if self.hurries && is_all && !batch.lines.is_empty() {
-                break;
+            if first_came.is_none() && !batch.lines.is_empty() {
+                first_came = Some(Instant::now());
             }
+            // Not in the middle of what was read: those lines have left the pipe.
+            self.ended = is_all && self.closed.load(Ordering::Relaxed);
         }
         self.index.clear();
         self.next_line += batch.lines.len() as u64;
@@ -198,7 +273,7 @@ mod tests {
     #[track_caller]
     fn check(input: &[u8], lines_max: usize, want: &[&str]) {
         // A tiny buffer, so that lines span several reads.
-        let mut batches = Batches::new(BufReader::with_capacity(3, input), lines_max, false);
+        let mut batches = Batches::new(BufReader::with_capacity(3, input), lines_max);
         let mut got = Vec::new();
         while let Some(batch) = batches.next().unwrap() {
             let mut text = Vec::new();
@@ -267,7 +342,7 @@ mod tests {
         for number in 0..10_000 {
             input.extend_from_slice(format!("{number:0>1024}\n").as_bytes());
         }
-        let mut batches = Batches::new(&input[..], 100_000, false);
+        let mut batches = Batches::new(&input[..], 100_000);
         let mut items = 0;
         while let Some(batch) = batches.next().unwrap() {
             let all: Vec<_> = (0..batch.items() as u32).collect();
@@ -279,22 +354,59 @@ mod tests {
 
     #[test]
     fn bodies() {
-        let mut batches = Batches::new(&b"a\nb\t5\n\xff\na\nb\r\r\n"[..], 10, false);
+        let mut batches = Batches::new(&b"a\nb\t5\n\xff\na\nb\r\r\n"[..], 10);
         let batch = batches.next().unwrap().unwrap();
         assert_eq!(batch.body(&[0, 1, 2, 3]), b"a\t2\nb\t5\t1\n\xff\t1\nb\r\t1\n");
         assert_eq!(batch.body(&[2]), b"\xff\t1\n");
     }
 
-    #[test]
-    fn what_a_pipe_gave_is_not_held_back() {
-        let input = BufReader::with_capacity(4, &b"a\nb\nc\ndddddd\n"[..]);
-        let mut batches = Batches::new(input, 10, true);
+    /// The keys of each batch.
+    fn keys<R: BufRead>(mut batches: Batches<R>) -> Vec<String> {
         let mut got = Vec::new();
         while let Some(batch) = batches.next().unwrap() {
-            let all: Vec<_> = (0..batch.items() as u32).collect();
-            got.push(String::from_utf8(batch.body(&all)).unwrap());
+            let keys =
+                (0..batch.items() as u32).map(|item| batch.key(item).escape_ascii().to_string());
+            got.push(keys.collect::<Vec<_>>().join(","));
         }
-        assert_eq!(got, ["a\t1\nb\t1\n", "c\t1\n", "dddddd\t1\n"]);
-        assert_eq!(batches.lines_read(), 4);
+        got
+    }
+
+    #[test]
+    fn what_a_pipe_gave_is_not_held_back() {
+        let input = || BufReader::with_capacity(4, &b"a\nb\nc\ndddddd\n"[..]);
+        // Every line is old enough as soon as it is looked at.
+        let flushed = Batches::new(input(), 10).flushed_after(Some(Duration::ZERO));
+        assert_eq!(keys(flushed), ["a,b", "c", "dddddd"]);
+        let patient = Batches::new(input(), 10).flushed_after(Some(Duration::from_secs(3_600)));
+        assert_eq!(keys(patient), ["a,b,c,dddddd"]);
+    }
+
+    #[test]
+    fn what_was_read_before_the_end_was_called_is_handed_out() {
+        let input = BufReader::with_capacity(6, &b"a\nb\nc\nd\ne\n"[..]);
+        let closed = Arc::new(AtomicBool::new(true));
+        let batches = Batches::new(input, 2).until(closed);
+        assert_eq!(keys(batches), ["a,b", "c"]);
+    }
+
+    #[test]
+    fn a_field_of_a_line_is_the_key() {
+        #[track_caller]
+        fn check(input: &[u8], number: u32, delimiter: Option<u8>, want: &str) {
+            let input = BufReader::with_capacity(5, input);
+            let batches = Batches::new(input, 10).of_field(Some(Field { number, delimiter }));
+            assert_eq!(keys(batches).join("|"), want);
+        }
+        check(b"GET /a 200\n  GET\t /b\n", 2, None, "/a,/b");
+        check(b"GET /a 200\r\n", 3, None, "200");
+        check(b"one\n\n", 2, None, "");
+        check(b"a,,c\nd,e,f\n", 2, Some(b','), "e");
+        check(b"a,,c\nd,e,f\n", 3, Some(b','), "c,f");
+        check(b"a b,c\n", 1, Some(b','), "a b");
+        // The line may be longer than a key.
+        let long = [b"x ".repeat(4_000), b"key\n".to_vec()].concat();
+        check(&long, 4_001, None, "key");
+        let too_long = [b"x ".repeat(FIELD_LINE_BYTES_MAX), b"key\nk 2\n".to_vec()].concat();
+        check(&too_long, 1, None, "k");
     }
 }

@@ -9,40 +9,44 @@
 //! applied is never sent again, but reported by line: `known ≤ count ≤ known + unknown` holds for
 //! every key. Memory is bounded by the batches in flight, not by the input.
 //!
-//! Counting stops early when a batch could not be counted for `--give-up`, when the service refuses
-//! a whole request for good, or at Ctrl-C. Then what was sent is still waited for, what was read and
-//! not sent counts as never read, and the report says after which line nothing was counted.
+//! Counting stops early when a batch could not be counted for `--give-up`, or when the service refuses
+//! a whole request for good. Then what was sent is still waited for, what was read and not sent counts
+//! as never read, and the report says after which line nothing was counted.
+//!
+//! Ctrl-C (or SIGTERM) is the usual end of `tail -F log | dkc count hits`, so it is no failure: nothing
+//! more is read, what was read is counted, and the exit code is about that alone. It is bounded: after
+//! [`STOP_PATIENCE`] nothing more is sent, and what was sent is answered within its deadline.
 
 mod batch;
+mod input;
 mod lines;
 mod pending;
 mod progress;
+mod report;
 
-use std::fs::File;
-use std::io::{self, BufReader, Read};
-use std::path::Path;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use bench::http::{Connection, Media, Request, Url};
-use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
-use self::batch::{Batch, Batches};
-use self::lines::{LineRange, Lines};
+use self::batch::{Batch, Batches, Field};
+use self::lines::Lines;
 use self::pending::{Next, Outcome, Pending};
 use self::progress::{Progress, Stand};
+use self::report::{Report, say};
 use crate::client::{self, GRACE, ServerArgs};
 use crate::exit::Exit;
-use crate::output::{self, grouped};
+use crate::output;
 
 /// The longest the service allows. Nothing is gained by hearing "unknown" sooner.
 const DEADLINE: Duration = Duration::from_secs(60);
-const READ_BYTES: usize = 1 << 20;
+/// How long after Ctrl-C what was read may still be sent.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
 const SHOW_EVERY: Duration = Duration::from_millis(200);
 /// Enough to see what went wrong; an outage repeats itself.
 const REASONS_MAX: usize = 20;
@@ -55,6 +59,15 @@ pub(crate) struct Args {
     /// Input, one key a line; `-` is standard input
     #[arg(default_value = "-")]
     file: PathBuf,
+    /// The key is this field of a line, from 1; a line without it is skipped [default: the key is the whole line]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    field: Option<u32>,
+    /// What stands between two fields, one byte (`\\t` is a TAB) [default: any white space]
+    #[arg(long, value_name = "C", requires = "field", value_parser = delimiter)]
+    delimiter: Option<u8>,
+    /// How long a line that comes by a pipe may wait for others before it is sent, such as 250ms or 2s
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = input::duration)]
+    flush_interval: Duration,
     /// Lines in one request
     #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     batch: u32,
@@ -73,6 +86,8 @@ struct Shared {
     path: String,
     urls: Vec<Url>,
     give_up: Duration,
+    /// Nothing more is read; what was read is still counted.
+    closed: Arc<AtomicBool>,
     /// True: nothing more is taken up or sent, and nothing refused is sent again.
     stop: watch::Sender<bool>,
     bytes_read: AtomicU64,
@@ -98,28 +113,8 @@ impl Shared {
     }
 }
 
-/// How it ended. The JSON that `--json` prints.
-#[derive(Debug, Default, Serialize)]
-struct Report {
-    namespace: String,
-    /// Lines read. `lines` = `applied` + lines unknown, not applied and failed + `skipped`.
-    lines: u64,
-    /// Empty lines, which are no keys.
-    skipped: u64,
-    applied: u64,
-    unknown: Vec<LineRange>,
-    not_applied: Vec<LineRange>,
-    failed: Vec<LineRange>,
-    /// Whether the whole input was read.
-    complete: bool,
-    reasons: Vec<String>,
-    retries: u64,
-    seconds: f64,
-    per_second: f64,
-}
-
 pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
-    let (input, size) = match open(&args.file) {
+    let (input, size) = match input::open(&args.file) {
         Ok(opened) => opened,
         Err(error) => {
             output::note(&format!("error: {}: {error}", args.file.display()));
@@ -130,6 +125,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
         path: format!("/v1/counters/{}/increment", args.namespace),
         urls: args.server.urls,
         give_up: Duration::from_secs(args.give_up),
+        closed: Arc::default(),
         stop: watch::Sender::new(false),
         bytes_read: AtomicU64::new(0),
         retries: AtomicU64::new(0),
@@ -146,15 +142,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
 
     let (say_read, mut read) = oneshot::channel();
     {
-        let (shared, lines_max) = (shared.clone(), args.batch as usize);
-        // A thread, never joined: after a signal it may sit in a read from a terminal for ever.
+        let shared = shared.clone();
+        let field = args.field.map(|number| Field { number, delimiter: args.delimiter });
+        let batches = Batches::new(input, args.batch as usize)
+            .of_field(field)
+            // A file is there as a whole.
+            .flushed_after(size.is_none().then_some(args.flush_interval))
+            .until(shared.closed.clone());
         std::thread::spawn(move || {
-            // Only a file can be read without waiting for whoever writes it.
-            let batches = Batches::new(
-                BufReader::with_capacity(READ_BYTES, input),
-                lines_max,
-                size.is_none(),
-            );
             // Said before the workers see that no more batches come.
             drop(say_read.send(read_all(batches, &shared, &to_workers)));
         });
@@ -168,10 +163,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     let progress = Progress::new(size, args.server.json);
     let mut report = total(outcomes, &shared, progress, begun).await;
     match read.try_recv() {
-        Ok(Ok(Some(lines))) => report.complete = lines == report.lines,
+        Ok(Ok(ReadLines { lines, all })) => {
+            report.settled = lines == report.lines;
+            report.complete = all && report.settled;
+        }
         Ok(Err(error)) => report.reasons.push(format!("{}: {error}", args.file.display())),
-        // Stopped; perhaps while it waits for input.
-        Ok(Ok(None)) | Err(oneshot::error::TryRecvError::Empty) => {}
+        // Stopped before it had ended.
+        Err(oneshot::error::TryRecvError::Empty) => {}
         Err(oneshot::error::TryRecvError::Closed) => anyhow::bail!("the reader panicked"),
     }
     report.retries = shared.retries.load(Ordering::Relaxed);
@@ -179,33 +177,34 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     say(&report, args.server.json)
 }
 
-/// The input, and its size if it is a file.
-fn open(path: &Path) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
-    if path.as_os_str() == "-" {
-        return Ok((Box::new(io::stdin()), None));
+/// One byte, or how a TAB is written.
+fn delimiter(text: &str) -> Result<u8, String> {
+    match text.as_bytes() {
+        b"\\t" => Ok(b'\t'),
+        [byte] => Ok(*byte),
+        _ => Err("one byte is expected, or \\t".to_owned()),
     }
-    let file = File::open(path)?;
-    let data = file.metadata()?;
-    if data.is_dir() {
-        return Err(io::ErrorKind::IsADirectory.into());
-    }
-    // A pipe has no size to compare with.
-    Ok((Box::new(file), data.is_file().then_some(data.len())))
 }
 
-/// How many lines the whole input has; `None` if it was not read to its end.
+/// How far the input was read.
+struct ReadLines {
+    lines: u64,
+    /// To its end.
+    all: bool,
+}
+
 fn read_all(
     mut batches: Batches<impl io::BufRead>,
     shared: &Shared,
     to_workers: &mpsc::Sender<Batch>,
-) -> io::Result<Option<u64>> {
+) -> io::Result<ReadLines> {
     while let Some(batch) = batches.next()? {
         shared.bytes_read.store(batches.bytes_read(), Ordering::Relaxed);
         if to_workers.blocking_send(batch).is_err() {
-            return Ok(None);
+            return Ok(ReadLines { lines: batches.lines_read(), all: false });
         }
     }
-    Ok(Some(batches.lines_read()))
+    Ok(ReadLines { lines: batches.lines_read(), all: !shared.closed.load(Ordering::Relaxed) })
 }
 
 /// Takes batches until there are no more, and sees each through before it takes the next.
@@ -277,23 +276,29 @@ async fn pause(shared: &Shared, why: &str, after: Duration) {
     shared.waiting.fetch_sub(1, Ordering::Relaxed);
 }
 
-/// The first signal lets what is in flight be answered, so that it needn't be unknown.
+/// The first signal ends the reading, and lets what was read be counted.
 fn stop_at_signal(shared: Arc<Shared>) -> io::Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        shared.stop();
-        output::note("\nstopping: waiting for what was sent (Ctrl-C again: don't wait, no report)");
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+        signalled(&mut interrupt, &mut terminate).await;
+        shared.closed.store(true, Ordering::Relaxed);
+        output::note("\nstopping: counting what was read (Ctrl-C again: don't wait, no report)");
+        let again = signalled(&mut interrupt, &mut terminate);
+        tokio::pin!(again);
+        if tokio::time::timeout(STOP_PATIENCE, &mut again).await.is_err() {
+            shared.stop();
+            again.await;
         }
         std::process::exit(Exit::Unknown as i32);
     })
+}
+
+async fn signalled(one: &mut Signal, other: &mut Signal) {
+    tokio::select! {
+        _ = one.recv() => {}
+        _ = other.recv() => {}
+    }
 }
 
 async fn total(
@@ -341,57 +346,4 @@ async fn total(
     report.seconds = begun.elapsed().as_secs_f64();
     report.per_second = report.applied as f64 / report.seconds.max(1e-9);
     report
-}
-
-fn exit_of(report: &Report) -> Exit {
-    if !report.unknown.is_empty() {
-        Exit::Unknown
-    } else if !(report.complete && report.not_applied.is_empty() && report.failed.is_empty()) {
-        Exit::Failed
-    } else {
-        Exit::Done
-    }
-}
-
-fn say(report: &Report, as_json: bool) -> anyhow::Result<Exit> {
-    if as_json {
-        output::json(report)?;
-        return Ok(exit_of(report));
-    }
-    let Report { applied, lines, seconds, per_second, .. } = report;
-    let (applied, lines_read) = (grouped(*applied), grouped(*lines));
-    let rate = grouped(*per_second as u64);
-    output::result(&format!(
-        "counted {applied} of {lines_read} lines in {seconds:.1} s, {rate} lines/s"
-    ))
-    .context("writing the result")?;
-    if report.skipped > 0 {
-        output::note(&format!("skipped {} empty lines", grouped(report.skipped)));
-    }
-    let heaps = [
-        ("unknown, may have been counted:", &report.unknown),
-        ("not counted:", &report.not_applied),
-        ("can't be counted:", &report.failed),
-    ];
-    for (title, ranges) in heaps.into_iter().filter(|(_, ranges)| !ranges.is_empty()) {
-        let lines: u64 = ranges.iter().map(LineRange::count).sum();
-        let shown: Vec<_> = ranges.iter().take(10).map(range_text).collect();
-        let more = if ranges.len() > 10 { ", … (--json lists all)" } else { "" };
-        output::note(&format!("{title} {} lines: {}{more}", grouped(lines), shown.join(", ")));
-    }
-    if !report.complete {
-        output::note(&format!("stopped early: nothing after line {lines} was counted"));
-    }
-    for reason in &report.reasons {
-        output::note(&format!("reason: {reason}"));
-    }
-    Ok(exit_of(report))
-}
-
-fn range_text(range: &LineRange) -> String {
-    if range.first_line == range.last_line {
-        range.first_line.to_string()
-    } else {
-        format!("{}-{}", range.first_line, range.last_line)
-    }
 }

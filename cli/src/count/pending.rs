@@ -192,7 +192,7 @@ impl Pending {
             outcome.reasons = self.reasons;
         }
         if too_long {
-            outcome.reasons.push("a line is longer than a key may be (1024 bytes)".to_owned());
+            outcome.reasons.push("a key is longer than 1024 bytes".to_owned());
         }
         outcome
     }
@@ -229,7 +229,7 @@ mod tests {
     /// Plays answers to a batch of "a b a c" and compares what is sent and what comes of it.
     #[track_caller]
     fn check(answers: Vec<Answer>, want_sent: &[&str], want: &str) {
-        let batch = Batches::new(&b"a\nb\na\nc\n"[..], 10, false).next().unwrap().unwrap();
+        let batch = Batches::new(&b"a\nb\na\nc\n"[..], 10).next().unwrap().unwrap();
         let mut pending = Pending::new(batch);
         let mut sent = Vec::new();
         for answer in answers {
@@ -316,7 +316,7 @@ mod tests {
     fn the_server_names_the_pause_within_reason() {
         #[track_caller]
         fn check(retry_after: Option<u64>, want_ms: u64) {
-            let batch = Batches::new(&b"a\n"[..], 10, false).next().unwrap().unwrap();
+            let batch = Batches::new(&b"a\n"[..], 10).next().unwrap().unwrap();
             let mut response = problem(503, "frozen", "not-applied").unwrap();
             response.retry_after = retry_after.map(Duration::from_secs);
             let after = Duration::from_millis(want_ms);

@@ -56,7 +56,7 @@ fn bar(size: Option<u64>, stand: &Stand<'_>) -> String {
         text = format!("[{full}{empty}] {:3} % {text}", bytes * 100 / size);
         if bytes > 0 {
             let left = (size - bytes) as f64 * seconds / bytes as f64;
-            text += &format!(", {left:.0} s left");
+            text += &format!(", {} left", time(left.round() as u64));
         }
     }
     if stand.waiting > 0 {
@@ -67,9 +67,22 @@ fn bar(size: Option<u64>, stand: &Stand<'_>) -> String {
     text
 }
 
+fn time(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3_600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {} min", seconds / 3_600, seconds / 60 % 60),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times() {
+        assert_eq!([59, 61, 3_725].map(time), ["59 s", "1 min 1 s", "1 h 2 min"]);
+    }
 
     #[test]
     fn bars() {

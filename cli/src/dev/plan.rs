@@ -274,7 +274,7 @@ impl Extra {
             }
             let (coordinators, nodes, gateways) = match flag {
                 "rebuild-delay" => (true, false, false),
-                "workers" => (false, false, true),
+                "workers" | "linger-us" => (false, false, true),
                 "lease-ttl" => (true, true, true),
                 _ => (false, true, false),
             };
@@ -387,6 +387,7 @@ mod tests {
             "--log-keep-bytes 1",
             "",
         );
+        check("--linger-us 200 --segment-bytes 9", "", "--segment-bytes 9", "--linger-us 200");
         check(
             "--workers 2 --lease-ttl 3",
             "--lease-ttl 3",

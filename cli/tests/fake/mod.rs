@@ -47,6 +47,8 @@ type Decide = Arc<dyn Fn() -> Fate + Send + Sync>;
 pub(crate) struct State {
     pub(crate) counters: BTreeMap<String, i128>,
     pub(crate) heads: Vec<String>,
+    /// What `/v1/cluster` says, if it is not to be what it always is.
+    pub(crate) cluster: Option<Value>,
 }
 
 pub(crate) struct FakeGateway {
@@ -147,7 +149,8 @@ fn serve(stream: TcpStream, state: &Mutex<State>, decide: &Decide) -> Option<()>
                         {"id": 1, "state": "frozen", "epoch": 1, "primary": "node-1",
                          "isr": ["node-1", "node-2"]}]
                 });
-                stream.write_all(&answer(200, &cluster.to_string())).ok()?;
+                let told = state.lock().unwrap().cluster.clone();
+                stream.write_all(&answer(200, &told.unwrap_or(cluster).to_string())).ok()?;
             }
             _ => stream.write_all(&problem(404, "not-found", "not-applied")).ok()?,
         }

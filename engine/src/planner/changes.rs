@@ -43,30 +43,26 @@ pub struct Cluster<'a> {
 /// What to do next.
 pub fn changes(cluster: &Cluster<'_>) -> Vec<Change> {
     let mut plan = Plan::new(cluster);
-    for shard in cluster.shards.iter().filter(|shard| shard.free) {
-        let change = plan
-            .returns(shard)
-            .or_else(|| plan.swap_at_floor(shard))
-            .or_else(|| plan.rebuild(shard))
-            .or_else(|| plan.release(shard))
-            .or_else(|| plan.leave(shard));
-        plan.extend(change);
-    }
+    plan.each(|plan, shard| {
+        plan.returns(shard).or_else(|| plan.swap_at_floor(shard)).or_else(|| plan.adopt(shard))
+    });
+    plan.rebuild();
+    plan.each(|plan, shard| plan.release(shard).or_else(|| plan.leave(shard)));
     plan.level_replicas();
     plan.level_primaries();
     plan.changes
 }
 
-struct Plan<'a> {
-    cluster: &'a Cluster<'a>,
-    stores: Stores<'a>,
+pub(super) struct Plan<'a> {
+    pub(super) cluster: &'a Cluster<'a>,
+    pub(super) stores: Stores<'a>,
     /// Replicas that belong to each store, by the targets and the changes so far.
-    loads: BTreeMap<StoreId, usize>,
+    pub(super) loads: BTreeMap<StoreId, usize>,
     led: BTreeMap<StoreId, usize>,
     /// Moves that are under way or planned: into each store, and out of it.
-    coming: BTreeMap<StoreId, usize>,
+    pub(super) coming: BTreeMap<StoreId, usize>,
     going: BTreeMap<StoreId, usize>,
-    changed: BTreeSet<ShardId>,
+    pub(super) changed: BTreeSet<ShardId>,
     changes: Vec<Change>,
 }
 
@@ -89,7 +85,17 @@ impl<'a> Plan<'a> {
         }
     }
 
-    fn extend(&mut self, change: Option<Change>) {
+    /// One change at most for each shard that is free and not in the plan yet.
+    fn each(&mut self, change: impl Fn(&Self, &Shard<'a>) -> Option<Change>) {
+        for shard in self.cluster.shards.iter().filter(|shard| shard.free) {
+            if !self.changed.contains(&shard.config.shard()) {
+                let change = change(self, shard);
+                self.extend(change);
+            }
+        }
+    }
+
+    pub(super) fn extend(&mut self, change: Option<Change>) {
         let Some(change) = change else { return };
         let bump = |counts: &mut BTreeMap<StoreId, usize>, store| {
             *counts.entry(store).or_default() += 1;
@@ -114,7 +120,7 @@ impl<'a> Plan<'a> {
         self.stores.get(&store).map_or(StoreState::Gone, |store| store.state)
     }
 
-    fn is_ready(&self, store: StoreId) -> bool {
+    pub(super) fn is_ready(&self, store: StoreId) -> bool {
         self.state(store) == StoreState::Ready
     }
 
@@ -124,7 +130,7 @@ impl<'a> Plan<'a> {
     }
 
     /// A store whose copies may stay.
-    fn belongs(&self, store: StoreId) -> bool {
+    pub(super) fn belongs(&self, store: StoreId) -> bool {
         !matches!(self.state(store), StoreState::Gone | StoreState::Suspect)
     }
 
@@ -165,39 +171,13 @@ impl<'a> Plan<'a> {
         Some(Change::Recruit { shard: config.shard(), store, instead })
     }
 
-    /// A place in the target is empty, or held by a store that will not come back.
-    fn rebuild(&self, shard: &Shard<'_>) -> Option<Change> {
+    /// Nothing is copied where a copy is: a member that is not in the target is taken into it.
+    fn adopt(&self, shard: &Shard<'_>) -> Option<Change> {
         let config = shard.config;
-        let instead = config.target.iter().copied().find(|&store| !self.belongs(store));
-        let short = config.target.len() < self.cluster.replicas;
-        if !short && instead.is_none() {
-            return None;
-        }
-        let kept: Vec<StoreId> =
-            config.target.iter().copied().filter(|&store| self.belongs(store)).collect();
-        // Nothing is copied where a copy is: a member that is not in the target is taken into it.
-        let held = |store: StoreId| holds(config, store) && !config.target.contains(&store);
-        let store = match self.best(&kept, held) {
-            Some(store) => store,
-            None if self.cluster.hold => return None,
-            None => self.roomy(config, &kept)?,
-        };
-        let instead = if short { None } else { instead };
+        let instead = self.vacancy(config)?;
+        let held = |store| holds(config, store) && !config.target.contains(&store);
+        let store = self.best(&self.kept(config), held)?;
         Some(Change::Recruit { shard: config.shard(), store, instead })
-    }
-
-    /// The best store for a new copy, or one that is hardly worse and takes it sooner. A much fuller
-    /// one would only have to give it away again.
-    fn roomy(&self, config: &ShardConfig, kept: &[StoreId]) -> Option<StoreId> {
-        let is_free = |store| !holds(config, store) && !config.target.contains(&store);
-        let near = |store| near_to(&self.stores, store, kept, None);
-        let best = self.best(kept, is_free)?;
-        self.best(kept, |store| {
-            is_free(store)
-                && is_below(&self.coming, store)
-                && near(store) == near(best)
-                && self.loads[&store] <= self.loads[&best] + 1
-        })
     }
 
     /// A copy that is wanted no more: once all that are wanted are in sync, or there are too many.
@@ -387,10 +367,10 @@ impl<'a> Plan<'a> {
     }
 }
 
-fn holds(config: &ShardConfig, store: StoreId) -> bool {
+pub(super) fn holds(config: &ShardConfig, store: StoreId) -> bool {
     config.isr.contains(&store) || config.learners.contains(&store)
 }
 
-fn is_below(moves: &BTreeMap<StoreId, usize>, store: StoreId) -> bool {
+pub(super) fn is_below(moves: &BTreeMap<StoreId, usize>, store: StoreId) -> bool {
     moves.get(&store).is_none_or(|&count| count < MOVES_MAX)
 }

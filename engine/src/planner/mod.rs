@@ -10,7 +10,8 @@
 //! stands in for let go. So redundancy never dips, and a plan that was half done when the coordinator
 //! died is simply seen again by the next one.
 //!
-//! [`placement`] makes the first map; [`changes`] finds the next steps of a map that is alive;
+//! [`placement`] makes the first map; [`changes`] finds the next steps of a map that is alive, `vacancies` among
+//! them those that make lost copies anew;
 //! [`balance`] is the search that both level loads with; [`guard`] holds new copies back after a mass
 //! failure.
 
@@ -18,6 +19,7 @@ pub mod balance;
 pub mod changes;
 pub mod guard;
 pub mod placement;
+mod vacancies;
 
 #[cfg(test)]
 mod tests;

@@ -31,14 +31,17 @@ pub fn place(
     }
     let ids = by_id(&ready);
     let mut loads = counts(&ids, existing.iter().flat_map(|config| &config.target));
+    let mut together = Together::default();
+    existing.iter().for_each(|config| together.add(&config.target));
     let mut sets: Vec<Vec<StoreId>> = Vec::with_capacity(count);
     for _ in 0..count {
         let mut set = Vec::with_capacity(replicas);
         for _ in 0..replicas {
-            let chosen = nearest_last(&ids, &loads, &set)?;
+            let chosen = emptiest(&ids, &loads, &together, &set)?;
             *loads.entry(chosen).or_default() += 1;
             set.push(chosen);
         }
+        together.add(&set);
         sets.push(set);
     }
     level_replicas(&ids, &mut loads, &mut sets);
@@ -65,17 +68,41 @@ pub(super) fn counts<'a>(
     counts
 }
 
-/// The store that a set is best made larger by: apart first, then the emptiest, then the largest.
-pub(super) fn nearest_last(
+/// How many shards each two stores share.
+#[derive(Debug, Default)]
+struct Together(BTreeMap<(StoreId, StoreId), usize>);
+
+impl Together {
+    fn add(&mut self, set: &[StoreId]) {
+        for &one in set {
+            for &other in set.iter().filter(|&&other| other != one) {
+                *self.0.entry((one, other)).or_default() += 1;
+            }
+        }
+    }
+
+    fn with(&self, store: StoreId, set: &[StoreId]) -> usize {
+        set.iter().filter_map(|&other| self.0.get(&(store, other))).sum()
+    }
+}
+
+/// The store that a set is best made larger by: apart first, then the emptiest, then the one that
+/// shares the fewest shards with those chosen, then the largest.
+///
+/// The third is for the day a store dies: what it led and what it held then falls to many others, not
+/// to the same two that happened to be placed beside it each time.
+fn emptiest(
     stores: &Stores<'_>,
     loads: &BTreeMap<StoreId, usize>,
+    together: &Together,
     set: &[StoreId],
 ) -> Option<StoreId> {
     let free = stores.values().filter(|store| !set.contains(&store.id));
     let cost = |store: &&&Store| {
         let near = near_to(stores, store.id, set, None);
         let load = loads.get(&store.id).copied().unwrap_or(0);
-        (near, load, std::cmp::Reverse(store.capacity), store.id)
+        let shared = together.with(store.id, set);
+        (near, load, shared, std::cmp::Reverse(store.capacity), store.id)
     };
     free.min_by_key(cost).map(|store| store.id)
 }

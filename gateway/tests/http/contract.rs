@@ -213,6 +213,15 @@ fn pages() {
     ] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
     }
+    let families = telemetry::exposition::parse(&metrics).expect("a page that Prometheus takes");
+    for (name, labels) in [
+        ("dkc_requests_total", &["code", "op"][..]),
+        ("dkc_batches_total", &[]),
+        ("dkc_refusals_total", &["reason"]),
+    ] {
+        let got: Vec<_> = families[name].labels.iter().map(String::as_str).collect();
+        assert_eq!((families[name].kind.as_str(), got.as_slice()), ("counter", labels), "{name}");
+    }
     let told = client.get("/v1/cluster");
     assert_eq!((told.status, told.headers["content-type"].as_str()), (200, "application/json"));
     let told = told.json();

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use engine::ids::{Boot, StoreId};
 use engine::records::{GatewayRecord, NodeRecord, StoreRecord};
-use metastore::{BootGuard, HeldKey, Lease, LeaseEvent, LeaseSettings, Metastore, Outcome};
+use metastore::{
+    BootGuard, HeldKey, Lease, LeaseEvent, LeaseSettings, Metastore, Outcome, Settings,
+};
 
 use crate::etcd::Etcd;
 use crate::{connect, gateway_record, node_record, raw, start, store_record, within};
@@ -268,4 +270,16 @@ async fn a_longer_lease_than_asked_for_is_reported() {
     let mut lease = store.hold(vec![gateway(1)], settings());
     let granted = news(&mut lease).await;
     assert_eq!(granted, Some(LeaseEvent::Granted { ttl_s: 2, asked_s: 1 }));
+}
+
+/// What `--check-config` and `dkc doctor` tell before anything is started.
+#[tokio::test]
+async fn a_probe_tells_version_and_shortest_lease() {
+    let etcd = Etcd::start_electing_within(1_000).await;
+    let at = |endpoint| Settings::new(vec![endpoint], "test");
+    let probe = within(10, Metastore::probe(&at(etcd.endpoint()), 1)).await.expect("etcd answers");
+    assert_eq!((probe.granted_s, probe.warning), (2, None));
+    assert!(probe.version.starts_with("3."), "{probe:?}");
+    let nobody = within(10, Metastore::probe(&at("127.0.0.1:1".to_owned()), 1)).await;
+    assert!(nobody.expect_err("nobody listens").is_transient());
 }

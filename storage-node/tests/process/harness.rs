@@ -29,11 +29,15 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Arguments {
     #[command(flatten)]
     options: Options,
+    #[command(flatten)]
+    log: telemetry::LogOptions,
 }
 
 /// The options come by the environment, as `dkc storage-node` may get them too.
 pub(crate) fn node_main() -> u8 {
-    storage_node::run(Arguments::parse_from(["node"]).options)
+    let Arguments { options, log } = Arguments::parse_from(["node"]);
+    telemetry::logs("storage-node", &options.name, log);
+    storage_node::run(options)
 }
 
 /// An etcd with the settings of a cluster.
@@ -313,6 +317,7 @@ impl Node {
 }
 
 impl Drop for Node {
+    #[expect(clippy::print_stderr, reason = "whoever reads why a test failed wants the log too")]
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("log of {}:\n{}", self.name, self.log());

@@ -129,6 +129,46 @@ async fn refusals_name_what_is_wrong() {
     assert!(text.contains("dkc_fsync_seconds_count"), "{text}");
 }
 
+/// Dashboards and alerts are built on these names.
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_are_called_as_the_contract_says() {
+    let cluster = Cluster::start(1).await;
+    let (leader, follower) = (cluster.node("a").await, cluster.node("b").await);
+    cluster.place(&[&leader, &follower]).await;
+    let mut worker = Worker::connect(&leader, 7).await;
+    assert_eq!(worker.add("likes", 1).await, 1);
+    let began = Instant::now();
+    // The machine is looked at now and then.
+    let families = loop {
+        let (_, page) = leader.page("/metrics").await.expect("metrics");
+        let families = telemetry::exposition::parse(&page).expect("a page that Prometheus takes");
+        if families.contains_key("dkc_lag_entries") {
+            break families;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "{page}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    for (name, kind, labels) in [
+        ("dkc_batches_total", "counter", &[][..]),
+        ("dkc_commit_seconds", "histogram", &["le"]),
+        ("dkc_fsync_seconds", "histogram", &["le"]),
+        ("dkc_in_sync_replicas", "gauge", &["shard"]),
+        ("dkc_lag_entries", "gauge", &["node", "shard"]),
+        ("dkc_epoch", "gauge", &["shard"]),
+        ("dkc_refusals_total", "counter", &["reason"]),
+        ("dkc_frozen_shards", "gauge", &[]),
+        ("dkc_digest_mismatches_total", "counter", &[]),
+        ("dkc_durability_violations_total", "counter", &[]),
+    ] {
+        let family = families.get(name).unwrap_or_else(|| panic!("no {name}"));
+        let got: Vec<_> = family.labels.iter().map(String::as_str).collect();
+        assert_eq!((family.kind.as_str(), got.as_slice()), (kind, labels), "{name}");
+        assert!(!family.samples.is_empty(), "{name} has no value");
+    }
+    assert_eq!(families["dkc_lag_entries"].samples.len(), 1);
+    assert!(families["dkc_lag_entries"].samples.keys().all(|key| key.contains("node=\"b\"")));
+}
+
 /// A process of another cluster, or of a newer build, is refused before anything it says counts.
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_are_refused() {

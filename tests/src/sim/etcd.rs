@@ -260,7 +260,7 @@ impl Core {
         self.etcd.next_call += 1;
         let number = self.etcd.next_call;
         if !self.net.is_blocked(from.place, Place::Etcd) {
-            let mut delay = self.delay() * 2;
+            let mut delay = self.delay() * 2 + self.lag(from.place, Place::Etcd);
             if self.plan.slow_etcd && self.rng.percent(3) {
                 delay += self.rng.between(10_000, CALL_TIMEOUT * 3);
             }
@@ -294,7 +294,7 @@ impl Core {
         if lost || self.net.is_blocked(Place::Etcd, from.place) {
             return;
         }
-        let delay = self.delay() * 2;
+        let delay = self.delay() * 2 + self.lag(Place::Etcd, from.place);
         self.tell_after(delay, from, Told::Etcd { call: number, reply });
     }
 
@@ -376,8 +376,8 @@ impl Core {
             return;
         }
         watcher.pending = true;
-        let shards = watcher.shards;
-        let mut lag = self.delay() * 2;
+        let (shards, place) = (watcher.shards, watcher.process.place);
+        let mut lag = self.delay() * 2 + self.lag(Place::Etcd, place);
         if self.plan.slow_etcd && self.rng.percent(10) {
             let lag_max = if shards { 2_000_000 } else { 500_000 };
             lag += self.rng.between(1_000, lag_max);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::core::{Core, Happening, Place};
 use super::etcd::Health;
+use super::nodes::place_of;
 use super::world::World;
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -22,6 +23,9 @@ pub enum Kind {
     Partition,
     /// One direction between two processes is blocked.
     OneWay,
+    /// A node, and perhaps a gateway beside it, are behind a congested line: all that they hear, or say, or both,
+    /// comes late, though nothing is lost. The world has moved on before they know.
+    SlowLine,
     /// A node hears nobody but perhaps one gateway; then others die, and it comes back to those that restart,
     /// while etcd is still out of its reach: a deposed primary that nobody has told.
     Exile,
@@ -36,7 +40,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::NodeKill,
         Self::NodePower,
         Self::AllPower,
@@ -45,6 +49,7 @@ impl Kind {
         Self::Cut,
         Self::Partition,
         Self::OneWay,
+        Self::SlowLine,
         Self::Exile,
         Self::SlowDisk,
         Self::StalledDisk,
@@ -66,6 +71,8 @@ pub struct Faults {
 
 enum Undo {
     Unblock(Vec<(Place, Place)>),
+    /// These lines are fast again.
+    Slow(Vec<(Place, Place)>),
     /// The first half of an exile: these open, those later.
     Exile {
         node: Place,
@@ -132,6 +139,7 @@ impl World {
                     self.block_for(vec![pair]);
                 }
             }
+            Kind::SlowLine => self.slow_line(),
             Kind::Exile => self.exile(),
             Kind::SlowDisk => {
                 let node = self.core.rng.index(self.nodes.len());
@@ -187,12 +195,42 @@ impl World {
         nodes.chain(gateways).chain(coordinators).chain([Place::Etcd]).collect()
     }
 
-    fn exile(&mut self) {
-        let node = Place::Node(self.core.rng.index(self.nodes.len()) as u8);
-        let mut left = vec![node];
+    /// A node, mostly one that leads, and mostly a gateway: what one switch could part from all others. The node
+    /// comes first.
+    fn corner(&mut self) -> Vec<Place> {
+        let leading: Vec<_> =
+            self.core.etcd.shards().map(|(config, _)| place_of(config.primary.store)).collect();
+        let any = Place::Node(self.core.rng.index(self.nodes.len()) as u8);
+        let leads = self.core.rng.pick(&leading).filter(|_| self.core.rng.percent(70));
+        let mut places = vec![leads.unwrap_or(any)];
         if self.core.rng.percent(60) {
-            left.push(Place::Gateway(self.core.rng.index(self.gateways.len()) as u8));
+            places.push(Place::Gateway(self.core.rng.index(self.gateways.len()) as u8));
         }
+        places
+    }
+
+    fn slow_line(&mut self) {
+        let corner = self.corner();
+        // Each way by itself: often only one of them is slow.
+        let mut lag = |chance| match self.core.rng.percent(chance) {
+            true => self.core.rng.between(20_000, 1_000_000),
+            false => 0,
+        };
+        let (hears, is_heard) = (lag(75), lag(50));
+        let mut pairs = Vec::new();
+        for other in self.all_places().into_iter().filter(|other| !corner.contains(other)) {
+            for &place in &corner {
+                self.core.slow_down(other, place, hears);
+                self.core.slow_down(place, other, is_heard);
+                pairs.extend([(other, place), (place, other)]);
+            }
+        }
+        self.end_later(Undo::Slow(pairs));
+    }
+
+    fn exile(&mut self) {
+        let left = self.corner();
+        let node = left[0];
         let (mut opens, mut later) = (Vec::new(), Vec::new());
         for &a in &left {
             for b in self.all_places() {
@@ -204,6 +242,13 @@ impl World {
         }
         for &(from, to) in opens.iter().chain(&later) {
             self.core.block(from, to);
+        }
+        // The work falls to the others, and their disks are slow with it.
+        if self.core.rng.percent(40) {
+            for at in 0..self.nodes.len() {
+                self.nodes[at].disk.slowness = self.core.rng.between(5, 100);
+                self.end_later(Undo::Disk(at));
+            }
         }
         self.end_later(Undo::Exile { node, opens, later });
     }
@@ -283,6 +328,11 @@ impl World {
             Undo::Unblock(pairs) => {
                 for (from, to) in pairs {
                     self.core.unblock(from, to);
+                }
+            }
+            Undo::Slow(pairs) => {
+                for (from, to) in pairs {
+                    self.core.slow_down(from, to, 0);
                 }
             }
             Undo::Exile { node, opens, later } => self.exile_returns(node, opens, later),

@@ -101,6 +101,8 @@ pub struct Network {
     links: BTreeMap<u64, Link>,
     next: u64,
     blocked: BTreeSet<(Place, Place)>,
+    /// What comes this way comes so much later.
+    slow: BTreeMap<(Place, Place), u64>,
 }
 
 /// The number of a link's end, as its process knows it.
@@ -148,7 +150,7 @@ impl Core {
             stuck: [Vec::new(), Vec::new()],
         };
         self.net.links.insert(id, link);
-        let delay = self.delay();
+        let delay = self.way(dialler.place, to);
         self.after(delay, Happening::DialArrives { link: id });
         id
     }
@@ -165,7 +167,7 @@ impl Core {
             self.after(DIAL_TIMEOUT, Happening::DialEnds { link: id, refused: false });
             return None;
         }
-        let delay = self.delay();
+        let delay = self.way(to, from);
         let Some((acceptor, peer)) = running else {
             self.after(delay, Happening::DialEnds { link: id, refused: true });
             return None;
@@ -193,9 +195,10 @@ impl Core {
     pub fn send(&mut self, from: Conn, wire: Wire) {
         let (id, side) = link_of(from);
         let to = side.other();
-        let delay = self.delay();
+        let Some(link) = self.net.links.get(&id) else { return };
+        let delay = self.way(link.place(side), link.place(to));
         let now = self.now;
-        let Some(link) = self.net.links.get_mut(&id) else { return };
+        let link = self.net.links.get_mut(&id).expect("looked up above");
         if !link.open[side.index()] {
             return;
         }
@@ -364,6 +367,21 @@ impl Core {
         }
     }
 
+    /// How long a message takes from one place to another.
+    pub fn way(&mut self, from: Place, to: Place) -> u64 {
+        self.delay() + self.lag(from, to)
+    }
+
+    /// What a congested line adds.
+    pub fn lag(&self, from: Place, to: Place) -> u64 {
+        self.net.slow.get(&(from, to)).copied().unwrap_or(0)
+    }
+
+    /// Zero: as fast as ever. (What is sent after what is late waits for it, within a connection.)
+    pub fn slow_down(&mut self, from: Place, to: Place, lag: u64) {
+        self.net.slow.insert((from, to), lag);
+    }
+
     pub fn unblock_all(&mut self) {
         for (from, to) in self.net.blocked.clone() {
             self.unblock(from, to);
@@ -376,7 +394,7 @@ impl Core {
         if self.net.is_blocked(from.place, to) {
             return;
         }
-        let delay = self.delay();
+        let delay = self.way(from.place, to);
         self.after(delay, Happening::Query { to, from, query, message });
     }
 
@@ -385,7 +403,7 @@ impl Core {
         for index in 0..self.plan.coordinators {
             let to = Place::Coordinator(index);
             if !self.net.is_blocked(from.place, to) {
-                let delay = self.delay();
+                let delay = self.way(from.place, to);
                 self.after(delay, Happening::Report { to, from: me, report: report.clone() });
             }
         }
@@ -395,7 +413,7 @@ impl Core {
         if self.net.is_blocked(from, to.place) {
             return;
         }
-        let delay = self.delay();
+        let delay = self.way(from, to.place);
         self.tell_after(delay, to, Told::QueryReply { query, reply });
     }
 }

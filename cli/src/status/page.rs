@@ -1,26 +1,10 @@
-//! `dkc status`: the cluster as one gateway sees it, and what is wrong with it.
+//! What `GET /v1/cluster` says, and what follows from it.
 //!
-//! It asks `GET /v1/cluster` and adds the one thing a person looks for: for each shard that is not
-//! open, why. The reason is worked out from the same answer, so it can be as old as that.
-//! Ends with 0 when a gateway answered, however the cluster is: scripts look at `summary`.
-
-use std::fmt::Write;
+//! The reason why a shard is not open is worked out from the same answer, so it can be as old as that.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
-use crate::answer::{Refusal, parse};
-use crate::client::{DEADLINE, Gateways, ServerArgs};
-use crate::exit::Exit;
-use crate::output;
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    #[command(flatten)]
-    server: ServerArgs,
-}
-
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Cluster {
     pub(crate) cluster: String,
@@ -30,7 +14,7 @@ pub(crate) struct Cluster {
     pub(crate) waiting_for: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Node {
     pub(crate) name: String,
@@ -40,7 +24,7 @@ pub(crate) struct Node {
     pub(crate) state: String,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Shard {
     pub(crate) id: u64,
@@ -53,7 +37,7 @@ pub(crate) struct Shard {
     pub(crate) digests_agree: Option<bool>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Replica {
     pub(crate) node: String,
@@ -63,25 +47,25 @@ pub(crate) struct Replica {
 
 /// What `--json` adds under `summary`.
 #[derive(Debug, Eq, PartialEq, Serialize)]
-struct Summary {
-    nodes: usize,
-    nodes_up: usize,
-    shards: usize,
-    shards_open: usize,
+pub(super) struct Summary {
+    pub(super) nodes: usize,
+    pub(super) nodes_up: usize,
+    pub(super) shards: usize,
+    pub(super) shards_open: usize,
     /// The smallest and largest in-sync set. Every set is full when the smallest is the number of replicas.
-    in_sync_min: usize,
-    in_sync_max: usize,
+    pub(super) in_sync_min: usize,
+    pub(super) in_sync_max: usize,
     /// The most log entries any replica is behind the longest log of its shard.
-    lag_max: u64,
-    digests_disagree: Vec<u64>,
-    not_open: Vec<NotOpen>,
+    pub(super) lag_max: u64,
+    pub(super) digests_disagree: Vec<u64>,
+    pub(super) not_open: Vec<NotOpen>,
 }
 
 #[derive(Debug, Eq, PartialEq, Serialize)]
-struct NotOpen {
-    id: u64,
-    state: String,
-    why: String,
+pub(super) struct NotOpen {
+    pub(super) id: u64,
+    pub(super) state: String,
+    pub(super) why: String,
 }
 
 impl Shard {
@@ -94,12 +78,12 @@ impl Shard {
     }
 
     /// How many entries its slowest replica is behind.
-    fn lag(&self) -> u64 {
+    pub(super) fn lag(&self) -> u64 {
         let shortest = self.replicas.iter().filter_map(|replica| replica.last).min();
         self.longest() - shortest.unwrap_or_else(|| self.longest())
     }
 
-    fn why(&self, cluster: &Cluster) -> String {
+    pub(super) fn why(&self, cluster: &Cluster) -> String {
         let state = |name: &String| {
             let node = cluster.nodes.iter().find(|node| node.name == *name);
             node.map_or("not registered", |node| node.state.as_str())
@@ -126,7 +110,20 @@ impl Shard {
 }
 
 impl Cluster {
-    fn summary(&self) -> Summary {
+    /// The cluster in a line.
+    pub(super) fn headline(&self) -> String {
+        let Summary { nodes, nodes_up, shards, shards_open, .. } = self.summary();
+        let mut line = format!(
+            "cluster {}: {nodes_up} of {nodes} nodes up, {shards_open} of {shards} shards open",
+            self.cluster
+        );
+        if let Some(what) = &self.waiting_for {
+            line += &format!(", waiting for {what}");
+        }
+        line
+    }
+
+    pub(super) fn summary(&self) -> Summary {
         let sizes = || self.shards.iter().map(|shard| shard.isr.len());
         let closed = self.shards.iter().filter(|shard| !shard.is_open());
         let disagree = |shard: &&Shard| shard.digests_agree == Some(false);
@@ -150,88 +147,14 @@ impl Cluster {
     }
 }
 
-pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
-    let answer = Gateways::new(&args.server.urls).read("/v1/cluster", None, DEADLINE).await;
-    let told: Result<Value, Refusal> = answer.and_then(|response| parse(&response));
-    let mut told = match told {
-        Ok(told) => told,
-        Err(refusal) => {
-            if args.server.json {
-                output::json(&json!({ "detail": refusal.why() }))?;
-            } else {
-                output::note(&format!("no gateway answers: {}", refusal.why()));
-            }
-            return Ok(Exit::Failed);
-        }
-    };
-    let cluster = Cluster::deserialize(&told)?;
-    if args.server.json {
-        told["summary"] = serde_json::to_value(cluster.summary())?;
-        output::json(&told)?;
-    } else {
-        output::result(text(&cluster)?.trim_end())?;
-    }
-    Ok(Exit::Done)
-}
-
-fn text(cluster: &Cluster) -> Result<String, std::fmt::Error> {
-    let summary = cluster.summary();
-    let mut out = String::new();
-    writeln!(
-        out,
-        "cluster {}: {} of {} nodes up, {} of {} shards open",
-        cluster.cluster, summary.nodes_up, summary.nodes, summary.shards_open, summary.shards
-    )?;
-    if let Some(what) = &cluster.waiting_for {
-        writeln!(out, "waiting for {what}")?;
-    }
-    writeln!(
-        out,
-        "\n{:<16} {:<9} {:>5} {:>9} {:>7}  {:<22} zone",
-        "node", "state", "boot", "primaries", "in sync", "address"
-    )?;
-    for node in &cluster.nodes {
-        let leads = |shard: &&Shard| shard.primary.as_ref() == Some(&node.name);
-        let primaries = cluster.shards.iter().filter(leads).count();
-        let in_sync = cluster.shards.iter().filter(|shard| shard.isr.contains(&node.name)).count();
-        let Node { name, state, boot, address, zone } = node;
-        writeln!(
-            out,
-            "{name:<16} {state:<9} {boot:>5} {primaries:>9} {in_sync:>7}  {address:<22} {zone}"
-        )?;
-    }
-    writeln!(
-        out,
-        "\n{:>5} {:<10} {:>6} {:<12} {:>6}  {:<30} learners",
-        "shard", "state", "epoch", "primary", "lag", "in sync"
-    )?;
-    for shard in &cluster.shards {
-        let primary = shard.primary.as_deref().unwrap_or("-");
-        let (isr, learners) = (shard.isr.join(","), shard.learners.join(","));
-        let Shard { id, state, epoch, .. } = shard;
-        let lag = shard.lag();
-        writeln!(
-            out,
-            "{id:>5} {state:<10} {epoch:>6} {primary:<12} {lag:>6}  {isr:<30} {learners}"
-        )?;
-    }
-    if !summary.not_open.is_empty() {
-        writeln!(out, "\nnot open:")?;
-        for NotOpen { id, state, why } in &summary.not_open {
-            writeln!(out, "  shard {id} is {state}: {why}")?;
-        }
-    }
-    for id in &summary.digests_disagree {
-        writeln!(out, "\nshard {id}: ITS REPLICAS HOLD DIFFERENT COUNTERS")?;
-    }
-    Ok(out)
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use serde_json::json;
+
     use super::*;
 
-    fn cluster() -> Cluster {
+    /// Two nodes of which one is down, two shards of which one is frozen.
+    pub(in super::super) fn cluster() -> Cluster {
         serde_json::from_value(json!({
             "cluster": "dkc", "incarnation": 1,
             "nodes": [
@@ -264,13 +187,5 @@ mod tests {
             not_open: vec![NotOpen { id: 1, state: "frozen".to_owned(), why }],
         };
         assert_eq!(cluster().summary(), want);
-    }
-
-    #[test]
-    fn the_text_names_each_shard_that_is_not_open() {
-        let text = text(&cluster()).unwrap();
-        assert!(text.starts_with("cluster dkc: 1 of 2 nodes up, 1 of 2 shards open\n"), "{text}");
-        assert!(text.contains("  shard 1 is frozen: its in-sync set"), "{text}");
-        assert!(text.contains("shard 1: ITS REPLICAS HOLD DIFFERENT COUNTERS"), "{text}");
     }
 }

@@ -1,0 +1,85 @@
+//! How a count ended, for people, for programs and as an exit code.
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::lines::LineRange;
+use crate::exit::Exit;
+use crate::output::{self, grouped};
+
+/// How it ended. The JSON that `--json` prints.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Report {
+    pub(super) namespace: String,
+    /// Lines read. `lines` = `applied` + lines unknown, not applied and failed + `skipped`.
+    pub(super) lines: u64,
+    /// Lines without a key.
+    pub(super) skipped: u64,
+    pub(super) applied: u64,
+    pub(super) unknown: Vec<LineRange>,
+    pub(super) not_applied: Vec<LineRange>,
+    pub(super) failed: Vec<LineRange>,
+    /// Whether the whole input was read.
+    pub(super) complete: bool,
+    /// Whether each line that was read is in one of the heaps above.
+    #[serde(skip)]
+    pub(super) settled: bool,
+    pub(super) reasons: Vec<String>,
+    pub(super) retries: u64,
+    pub(super) seconds: f64,
+    pub(super) per_second: f64,
+}
+
+/// Says it, and how the command ends.
+pub(super) fn say(report: &Report, as_json: bool) -> anyhow::Result<Exit> {
+    if as_json {
+        output::json(report)?;
+        return Ok(exit_of(report));
+    }
+    let Report { applied, lines, seconds, per_second, .. } = report;
+    let (applied, lines_read) = (grouped(*applied), grouped(*lines));
+    let rate = grouped(*per_second as u64);
+    output::result(&format!(
+        "counted {applied} of {lines_read} lines in {seconds:.1} s, {rate} lines/s"
+    ))
+    .context("writing the result")?;
+    if report.skipped > 0 {
+        output::note(&format!("skipped {} lines without a key", grouped(report.skipped)));
+    }
+    let heaps = [
+        ("unknown, may have been counted:", &report.unknown),
+        ("not counted:", &report.not_applied),
+        ("can't be counted:", &report.failed),
+    ];
+    for (title, ranges) in heaps.into_iter().filter(|(_, ranges)| !ranges.is_empty()) {
+        let lines: u64 = ranges.iter().map(LineRange::count).sum();
+        let shown: Vec<_> = ranges.iter().take(10).map(range_text).collect();
+        let more = if ranges.len() > 10 { ", … (--json lists all)" } else { "" };
+        output::note(&format!("{title} {} lines: {}{more}", grouped(lines), shown.join(", ")));
+    }
+    if !report.complete {
+        output::note(&format!("stopped before the end: nothing after line {lines} was counted"));
+    }
+    for reason in &report.reasons {
+        output::note(&format!("reason: {reason}"));
+    }
+    Ok(exit_of(report))
+}
+
+fn exit_of(report: &Report) -> Exit {
+    if !report.unknown.is_empty() {
+        Exit::Unknown
+    } else if !(report.settled && report.not_applied.is_empty() && report.failed.is_empty()) {
+        Exit::Failed
+    } else {
+        Exit::Done
+    }
+}
+
+fn range_text(range: &LineRange) -> String {
+    if range.first_line == range.last_line {
+        range.first_line.to_string()
+    } else {
+        format!("{}-{}", range.first_line, range.last_line)
+    }
+}

@@ -1,0 +1,173 @@
+//! The cluster as tables, for people: everything about nodes, and of the shards those that are not as they should be.
+
+use std::collections::BTreeMap;
+
+use super::page::{Cluster, Node, NotOpen, Shard, Summary};
+use crate::output::grouped;
+
+/// More rows than this are for `--all`.
+const ROWS_MAX: usize = 20;
+/// Under load replicas are some entries apart whenever one looks; below this it says nothing.
+const LAG_MIN: u64 = 1_000;
+
+pub(super) fn text(cluster: &Cluster, all: bool) -> String {
+    let summary = cluster.summary();
+    let mut text = format!("{}\n\n", cluster.headline());
+    text += &nodes(cluster);
+    let odd = |shard: &&Shard| {
+        let short = shard.isr.len() < summary.in_sync_max || !shard.learners.is_empty();
+        all || short || !shard.is_open() || shard.lag() >= LAG_MIN
+    };
+    if !cluster.shards.is_empty() {
+        let Summary { shards, shards_open, in_sync_min, in_sync_max, lag_max, .. } = summary;
+        let members = match in_sync_min == in_sync_max {
+            true => in_sync_max.to_string(),
+            false => format!("{in_sync_min} to {in_sync_max}"),
+        };
+        let lag = grouped(lag_max);
+        text += &format!(
+            "\n{shards_open} of {shards} shards open, in-sync sets of {members} replicas, largest lag {lag} entries\n"
+        );
+    }
+    let shown: Vec<_> = cluster.shards.iter().filter(odd).collect();
+    let most = if all { shown.len() } else { shown.len().min(ROWS_MAX) };
+    if most > 0 {
+        text.push('\n');
+        text += &shards(&shown[..most]);
+    }
+    if shown.len() > most {
+        text += &format!("… and {} more (--all)\n", shown.len() - most);
+    }
+    let mut reasons = BTreeMap::<_, Vec<u64>>::new();
+    for NotOpen { id, state, why } in &summary.not_open {
+        reasons.entry((state, why)).or_default().push(*id);
+    }
+    if !reasons.is_empty() {
+        text += "\nnot open:\n";
+    }
+    for ((state, why), ids) in reasons {
+        text += &format!("  {} {state}: {why}\n", named(&ids));
+    }
+    for id in &summary.digests_disagree {
+        text += &format!("\nshard {id}: ITS REPLICAS HOLD DIFFERENT COUNTERS\n");
+    }
+    text
+}
+
+/// "shard 7 is", "3 shards (0,1,2) are"
+fn named(ids: &[u64]) -> String {
+    match ids {
+        [id] => format!("shard {id} is"),
+        _ => format!("{} shards ({}) are", ids.len(), listed(ids)),
+    }
+}
+
+/// The first few, and that there are more.
+pub(super) fn listed(ids: &[u64]) -> String {
+    const MOST: usize = 8;
+    let mut text = ids.iter().take(MOST).map(u64::to_string).collect::<Vec<_>>().join(",");
+    if ids.len() > MOST {
+        text += ",…";
+    }
+    text
+}
+
+fn nodes(cluster: &Cluster) -> String {
+    let row = |node: &Node| {
+        let Node { name, state, zone, address, .. } = node;
+        let count = |holds: &dyn Fn(&&Shard) -> bool| cluster.shards.iter().filter(holds).count();
+        let primaries = count(&|shard| shard.primary.as_ref() == Some(name));
+        let replicas = count(&|shard| shard.isr.contains(name) || shard.learners.contains(name));
+        let in_sync = count(&|shard| shard.isr.contains(name));
+        let numbers = [primaries, replicas, in_sync].map(|number| number.to_string());
+        let zone = if zone.is_empty() { "-" } else { zone };
+        let words = [name.as_str(), state, zone, address].map(str::to_owned);
+        words.into_iter().chain(numbers).collect()
+    };
+    let columns = ["<NODE", "<STATE", "<ZONE", "<ADDRESS", ">PRIMARIES", ">REPLICAS", ">IN SYNC"];
+    let mut nodes: Vec<_> = cluster.nodes.iter().collect();
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    table(&columns, nodes.into_iter().map(row).collect())
+}
+
+fn shards(shards: &[&Shard]) -> String {
+    let row = |shard: &&Shard| {
+        let Shard { id, epoch, state, primary, isr, learners, .. } = shard;
+        vec![
+            id.to_string(),
+            state.clone(),
+            epoch.to_string(),
+            primary.clone().unwrap_or_else(|| "-".to_owned()),
+            shard.lag().to_string(),
+            isr.join(","),
+            learners.join(","),
+        ]
+    };
+    let columns = [">SHARD", "<STATE", ">EPOCH", "<PRIMARY", ">LAG", "<IN SYNC", "<LEARNERS"];
+    table(&columns, shards.iter().map(row).collect())
+}
+
+/// Columns as wide as they need to be; `<` and `>` before a name say to which side.
+fn table(columns: &[&str], rows: Vec<Vec<String>>) -> String {
+    let header = columns.iter().map(|column| column[1..].to_owned()).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows).collect();
+    let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
+    let widths: Vec<_> = (0..columns.len()).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(columns).zip(&widths).map(|((cell, column), &width)| {
+            if column.starts_with('>') {
+                format!("{cell:>width$}")
+            } else {
+                format!("{cell:<width$}")
+            }
+        });
+        text += cells.collect::<Vec<_>>().join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::page::tests::cluster;
+    use super::*;
+
+    #[test]
+    fn what_is_odd_is_shown_and_said() {
+        let want = "\
+cluster dkc: 1 of 2 nodes up, 1 of 2 shards open
+
+NODE    STATE  ZONE  ADDRESS      PRIMARIES  REPLICAS  IN SYNC
+node-1  up     -     127.0.0.1:1          1         2        2
+node-2  down   -     127.0.0.1:2          0         1        1
+
+1 of 2 shards open, in-sync sets of 1 to 2 replicas, largest lag 5 entries
+
+SHARD  STATE   EPOCH  PRIMARY  LAG  IN SYNC        LEARNERS
+    0  open        1  node-1     5  node-1
+    1  frozen      2  -          0  node-1,node-2  node-3
+
+not open:
+  shard 1 is frozen: its in-sync set (node-1, node-2) can't get smaller, and node-2 is down
+
+shard 1: ITS REPLICAS HOLD DIFFERENT COUNTERS
+";
+        assert_eq!(text(&cluster(), false), want);
+    }
+
+    #[test]
+    fn what_is_well_is_only_counted() {
+        let mut cluster = cluster();
+        cluster.shards.truncate(1);
+        assert!(!text(&cluster, false).contains("SHARD"));
+        assert!(text(&cluster, true).contains("SHARD"));
+        // Many that are not open, for one reason.
+        let mut away = cluster.shards[0].clone();
+        away.state = "no-primary".to_owned();
+        cluster.shards = (0..30).map(|id| Shard { id, ..away.clone() }).collect();
+        let text = text(&cluster, false);
+        assert!(text.contains("… and 10 more (--all)"), "{text}");
+        assert!(text.contains("  30 shards (0,1,2,3,4,5,6,7,…) are no-primary: waits"), "{text}");
+    }
+}

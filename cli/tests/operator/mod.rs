@@ -1,0 +1,200 @@
+//! The commands of whoever runs a cluster: is it configured rightly, is the machine fit, how does it do.
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::fake::{FakeGateway, Fate};
+use crate::{code, dkc};
+
+/// A port where nobody listens.
+const NOBODY: &str = "127.0.0.1:1";
+
+fn role(args: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dkc"));
+    command.args(args).envs(environment.iter().copied()).output().unwrap()
+}
+
+#[track_caller]
+fn check(args: &[&str], want_code: i32, want_said: &str) {
+    let output = role(args, &[]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(code(&output), want_code, "{args:?}: {said}");
+    assert!(said.contains(want_said), "{args:?}: {said}");
+}
+
+#[test]
+fn the_configuration_is_printed_with_its_origins() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("dkc.toml");
+    std::fs::write(&file, "workers = 2\nlease-ttl = 3\nlinger-us = 7\n").unwrap();
+    let file = file.to_str().unwrap();
+    let args = [
+        "gateway",
+        "--check-config",
+        "--config",
+        file,
+        "--http",
+        "127.0.0.1:0",
+        "--linger-us",
+        "9",
+    ];
+    let output =
+        role(&args, &[("DKC_ETCD", NOBODY), ("DKC_LEASE_TTL", "4"), ("DKC_LINGER_US", "8")]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(code(&output), 0, "{said}");
+    assert!(
+        said.contains("warning: --etcd 127.0.0.1:1"),
+        "a start would wait, and says so: {said}"
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    let settings: toml::Table = text.parse().unwrap();
+    assert_eq!(
+        (&settings["workers"], &settings["lease-ttl"], &settings["linger-us"]),
+        (&2.into(), &4.into(), &9.into())
+    );
+    let origin = |key: &str| {
+        let line = text.lines().find(|line| line.starts_with(&format!("{key} ="))).unwrap();
+        line.split_once("  # ").unwrap().1
+    };
+    assert_eq!(origin("linger-us"), "flag");
+    assert_eq!(origin("lease-ttl"), "env DKC_LEASE_TTL");
+    assert_eq!(origin("workers"), format!("file {file}"));
+    assert_eq!(origin("cluster"), "default");
+    assert_eq!(origin("log"), "default");
+}
+
+#[test]
+fn nonsense_is_refused_before_a_start() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let gateway = ["gateway", "--check-config", "--etcd", NOBODY, "--http"];
+    check(
+        &[&gateway[..], &[&address]].concat(),
+        2,
+        &format!("--http {address}: can't listen there"),
+    );
+    let twice = ["127.0.0.1:30999", "--metrics", "127.0.0.1:30999"];
+    check(&[&gateway[..], &twice].concat(), 2, "--metrics 127.0.0.1:30999");
+    check(&["gateway", "--lease-ttl", "0"], 2, "1..=3600");
+    check(&["gateway", "--etcd", "nowhere"], 2, "host:port");
+    check(&["gateway", "--cluster", "a/b"], 2, "'a/b'");
+    check(&["gateway", "--config", "/no/such/file"], 2, "/no/such/file");
+    let coordinator = [
+        "coordinator",
+        "--check-config",
+        "--name",
+        "c",
+        "--etcd",
+        NOBODY,
+        "--listen",
+        "127.0.0.1:0",
+    ];
+    check(
+        &[&coordinator[..], &["--replicas", "3", "--min-in-sync", "4"]].concat(),
+        2,
+        "--min-in-sync 4",
+    );
+    check(&coordinator, 0, "warning: --etcd");
+    let node = [
+        "storage-node",
+        "--check-config",
+        "--name",
+        "n",
+        "--etcd",
+        NOBODY,
+        "--listen",
+        "127.0.0.1:0",
+    ];
+    check(&[&node[..], &["--data", "/dev/null"]].concat(), 2, "--data /dev/null: it is no folder");
+    check(&[&node[..], &["--data", "/tmp", "--memory-bytes", "7"]].concat(), 2, "--memory-bytes 7");
+    check(&node, 2, "--data");
+}
+
+#[test]
+fn a_doctor_says_what_it_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().to_str().unwrap();
+    let output = role(&["doctor", "--json", "--data", data], &[]);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let checks: Vec<_> =
+        told["checks"].as_array().unwrap().iter().map(|one| &one["check"]).collect();
+    assert_eq!(checks, ["fsync", "disk space", "clock", "open files", "memory", "processor"]);
+    // What this machine is like is not for a test to say; that the exit code tells it, is.
+    assert_eq!(code(&output) == 0, told["bad"] == 0, "{told}");
+    for one in told["checks"].as_array().unwrap() {
+        assert_eq!(one["verdict"] == "ok", one.get("advice").is_none(), "{one}");
+    }
+    let output = role(&["doctor", "--data", data, "--etcd", NOBODY], &[]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(code(&output), 1);
+    assert!(text.contains("BAD   etcd        127.0.0.1:1"), "{text}");
+    let output = role(&["doctor", "--data", data, "--memory-bytes", "999999999999999"], &[]);
+    assert_eq!(code(&output), 1, "a budget beyond the machine's memory");
+}
+
+/// One shard of two nodes.
+fn cluster(node_2: &str, primary: &str, epoch: u32) -> Value {
+    json!({
+        "cluster": "dkc",
+        "nodes": [{"name": "node-1", "state": "up", "boot": 1, "address": "a:1", "zone": "z1"},
+                  {"name": "node-2", "state": node_2, "boot": 1, "address": "b:1", "zone": ""}],
+        "shards": [{"id": 0, "state": "open", "epoch": epoch, "primary": primary, "isr": ["node-1", "node-2"],
+                    "learners": [], "digests_agree": true, "replicas": []}]
+    })
+}
+
+#[test]
+fn a_watch_tells_a_story() {
+    for as_json in [false, true] {
+        let gateway = FakeGateway::start(|_| Fate::Apply);
+        let says = |cluster| gateway.state.lock().unwrap().cluster = Some(cluster);
+        says(cluster("up", "node-2", 1));
+        let mut child = Command::new(env!("CARGO_BIN_EXE_dkc"))
+            .args(["status", "--watch", "--url", &gateway.url()])
+            .args(as_json.then_some("--json"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut next = || lines.next().unwrap().unwrap();
+        let first = next();
+        says(cluster("down", "node-1", 2));
+        let second = next();
+        if as_json {
+            let (first, second): (Value, Value) =
+                (serde_json::from_str(&first).unwrap(), serde_json::from_str(&second).unwrap());
+            assert_eq!(
+                (&first["cluster"], &first["summary"]["nodes_up"]),
+                (&json!("dkc"), &json!(2))
+            );
+            assert_eq!(
+                second["changes"],
+                json!(["node-2 down", "1 shard moved: 1 node-2 → node-1"])
+            );
+            assert!(second["time_ms"].as_u64() >= first["time_ms"].as_u64());
+        } else {
+            assert!(
+                first.ends_with(" cluster dkc: 2 of 2 nodes up, 1 of 1 shards open"),
+                "{first}"
+            );
+            assert!(second.ends_with(" node-2 down") && second.as_bytes()[2] == b':', "{second}");
+            assert!(next().ends_with(" 1 shard moved: 1 node-2 → node-1"));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_status_is_short_unless_all_is_asked_for() {
+    let gateway = FakeGateway::start(|_| Fate::Apply);
+    gateway.state.lock().unwrap().cluster = Some(cluster("up", "node-2", 1));
+    let said = |args: &[&str]| String::from_utf8(dkc(args, &gateway.url(), b"").stdout).unwrap();
+    let text = said(&["status"]);
+    assert!(text.contains("node-1  up     z1"), "{text}");
+    assert!(!text.contains("SHARD "), "{text}");
+    assert!(said(&["status", "--all"]).contains("SHARD  STATE"), "{text}");
+}
