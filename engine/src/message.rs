@@ -16,9 +16,10 @@ use crate::key::CounterKey;
 pub enum GatewayMessage {
     /// What one worker sends one node in one turn. `message` counts up from 1 per connection.
     Frame { message: u64, batches: Vec<Batch> },
-    /// Linearizable reads. `id` is the gateway's own, unique per connection. All keys of one read
-    /// lie in `slots`.
-    Read { id: u64, slots: Slots, keys: Vec<CounterKey> },
+    /// Reads. `id` is the gateway's own, unique per connection. All keys of one read lie in
+    /// `slots`. Linearizable, unless `max_staleness_ms` says that a value of that age will do: then
+    /// a follower may answer, too.
+    Read { id: u64, slots: Slots, keys: Vec<CounterKey>, max_staleness_ms: Option<u64> },
 }
 
 /// Storage node → gateway worker. Every answer names its send in full, so that it settles that
@@ -49,6 +50,9 @@ pub struct ReadResult {
     pub values: Vec<i128>,
     /// The shard's own time.
     pub time: TimeMs,
+    /// All that was acknowledged so long before this answer left is in the values. 0: they are
+    /// linearizable.
+    pub staleness_us: u64,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -88,6 +92,8 @@ pub enum Refusal {
     TooLarge,
     /// The sum does not match: damaged on the way.
     Damaged,
+    /// Of a bounded-stale read: this node can't prove that what it holds is young enough.
+    Stale,
 }
 
 // ---- node → node --------------------------------------------------------------------------------
@@ -103,6 +109,9 @@ pub enum ToFollower {
     Heartbeat { sent: u64, commits: Vec<(ShardId, Epoch, Seq)> },
     /// Has any of these shards promised a higher epoch?
     ReadIndex { round: u64, shards: Vec<(ShardId, Epoch)> },
+    /// Answers a probe, in full or in part: of each shard the epoch in which it is led, and a commit
+    /// captured after the probe had come and proved current since; or that there is none to tell.
+    Proof { probe: u64, proven: Vec<(ShardId, Epoch, Seq)>, refused: Vec<ShardId> },
     /// A whole copy of a shard is on its way (as a stream of its own); see `engine::replica::learner`.
     Snapshot { transfer: u64, shard: ShardId, epoch: Epoch, copy: CopyNo },
 }
@@ -139,6 +148,8 @@ pub enum FromFollower {
     Alive { sent: u64, fsync_age_ms: u64, digests: Vec<DigestPoint> },
     /// Those of the asked shards that have promised more.
     ReadIndex { round: u64, newer: Vec<(ShardId, Epoch)> },
+    /// How far must these shards be applied to hold all that is acknowledged by now?
+    Probe { probe: u64, shards: Vec<ShardId> },
     /// What became of a snapshot.
     Snapshot { transfer: u64, shard: ShardId, installed: bool },
 }

@@ -26,10 +26,12 @@ pub enum Planted {
     TableThenDatabase,
     /// A learner counts as caught up at the commit, also below the barrier.
     LearnerAtCommitHint,
+    /// A backup dates a proof by its coming, not by the probe that asked for it.
+    AgeFromAnswer,
 }
 
 impl Planted {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -40,6 +42,7 @@ impl Planted {
         Self::CheckReadBeforeCapture,
         Self::TableThenDatabase,
         Self::LearnerAtCommitHint,
+        Self::AgeFromAnswer,
     ];
 
     /// Is this bug planted?

@@ -38,6 +38,11 @@ impl Router {
         (self.lanes.get(&conn)?.node == node).then_some(conn)
     }
 
+    /// The newest connection to any process of this store.
+    pub fn to_store(&self, store: StoreId) -> Option<Conn> {
+        self.newest.get(&store).copied()
+    }
+
     pub fn lane(&self, conn: Conn) -> Option<&Lane> {
         self.lanes.get(&conn)
     }

@@ -13,6 +13,17 @@ pub(crate) fn of_write(failure: Failure) -> Problem {
     }
 }
 
+/// Of a read that an older value would have done for: the primary was asked last.
+pub(crate) fn of_bounded_read(failure: Failure) -> Problem {
+    match failure {
+        Failure::Deadline | Failure::Slow => Problem::new(
+            Kind::NoPrimary,
+            "no backup could prove its value young enough, and no primary answered in time",
+        ),
+        failure => of_read(failure),
+    }
+}
+
 /// Of a read: it changed nothing, so the outcome is never unknown, and its status is 503 or 504.
 pub(crate) fn of_read(failure: Failure) -> Problem {
     let problem = match failure {
@@ -86,6 +97,15 @@ mod tests {
     fn check(failure: Failure, write: Told, read: Told) {
         assert_eq!(said(&of_write(failure)), write, "write {failure:?}");
         assert_eq!(said(&of_read(failure)), read, "read {failure:?}");
+    }
+
+    #[test]
+    fn a_bounded_read_without_an_answer_has_no_primary() {
+        for failure in [Failure::Deadline, Failure::Slow, Failure::NoPrimary] {
+            let problem = of_bounded_read(failure);
+            assert_eq!(said(&problem), (503, "no-primary", "not-applied"), "{failure:?}");
+        }
+        assert_eq!(of_bounded_read(Failure::Frozen), of_read(Failure::Frozen));
     }
 
     #[test]

@@ -20,8 +20,9 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use engine::batcher::WriteResult;
+use engine::batcher::{ReadValues, WriteResult};
 use engine::ids::Now;
+use engine::key::CounterKey;
 use engine::ops::{Op, OpKind};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
@@ -206,24 +207,22 @@ impl Front {
             }
             Route::Get { counter, bounded_ms } => {
                 let about = About::new(&counter, plain);
-                let values = self.lanes.read(vec![counter], deadline.at).await;
-                let values = values.map_err(failure::of_read)?;
-                let &value = values.first().ok_or_else(no_value)?;
-                // The primary is asked, whose answer is as of now: within every bound.
-                Ok(about.value(value, bounded_ms.map(|_| 0)))
+                let found = self.read_values(vec![counter], bounded_ms, deadline).await?;
+                let &value = found.values.first().ok_or_else(no_value)?;
+                Ok(about.value(value, bounded_ms.map(|_| found.staleness_ms)))
             }
-            Route::GetMany { namespace } => {
+            Route::GetMany { namespace, bounded_ms } => {
                 let body = self.read(body, deadline).await?;
                 let keys = request::keys(&namespace, &body.bytes)?;
                 if keys.is_empty() {
-                    return Ok(response::values(&[], &[]));
+                    return Ok(response::values(&[], &[], bounded_ms.map(|_| 0)));
                 }
-                let values = self.lanes.read(keys.clone(), deadline.at).await;
-                let values = values.map_err(failure::of_read)?;
-                if values.len() != keys.len() {
+                let found = self.read_values(keys.clone(), bounded_ms, deadline).await?;
+                if found.values.len() != keys.len() {
                     return Err(no_value());
                 }
-                Ok(response::values(&keys, &values))
+                let staleness_ms = bounded_ms.map(|_| found.staleness_ms);
+                Ok(response::values(&keys, &found.values, staleness_ms))
             }
             Route::IncrementMany { namespace } => {
                 let body = self.read(body, deadline).await?;
@@ -231,6 +230,19 @@ impl Front {
             }
             Route::Page(page) => Ok(self.page(page).await),
         }
+    }
+
+    async fn read_values(
+        &self,
+        keys: Vec<CounterKey>,
+        bounded_ms: Option<u64>,
+        deadline: &Deadline,
+    ) -> Result<ReadValues, Problem> {
+        let found = self.lanes.read(keys, bounded_ms, deadline.at).await;
+        found.map_err(match bounded_ms {
+            Some(_) => failure::of_bounded_read,
+            None => failure::of_read,
+        })
     }
 
     /// The value that came back, if one was asked for.

@@ -14,7 +14,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use engine::batcher::{Effect, Event, Failure, Settings, Worker as Machine, WriteResult};
+use engine::batcher::{
+    Effect, Event, Failure, ReadValues, Settings, Worker as Machine, WriteResult,
+};
 use engine::ids::Now;
 use engine::key::CounterKey;
 use engine::message::{Answer, NodeReply};
@@ -58,7 +60,7 @@ enum State {
 
 enum Done {
     Wrote(WriteResult),
-    Read(Result<Vec<i128>, Failure>),
+    Read(Result<ReadValues, Failure>),
 }
 
 impl Lanes {
@@ -109,9 +111,10 @@ impl Lanes {
     pub(crate) async fn read(
         self: &Rc<Self>,
         keys: Vec<CounterKey>,
+        max_staleness_ms: Option<u64>,
         deadline: Now,
-    ) -> Result<Vec<i128>, Failure> {
-        let asked = self.ask(|request| Event::Read { request, keys, deadline });
+    ) -> Result<ReadValues, Failure> {
+        let asked = self.ask(|request| Event::Read { request, keys, max_staleness_ms, deadline });
         match asked.ok_or(Failure::QueueFull)?.await {
             Done::Read(result) => result,
             Done::Wrote(_) => unreachable!("the machine answers a read with what it read"),

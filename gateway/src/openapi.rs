@@ -117,15 +117,21 @@ fn increment_many() -> Value {
     )
 }
 
+/// How old the values may be.
+fn age() -> Value {
+    json!([
+        {"name": "consistency", "in": "query",
+            "schema": {"enum": ["linearizable", "bounded"], "default": "linearizable"}},
+        {"name": "max_staleness_ms", "in": "query", "description": "Only with consistency=bounded",
+            "schema": {"type": "integer", "minimum": 0, "maximum": i64::MAX, "default": 1000}},
+    ])
+}
+
 fn read_one() -> Value {
-    let consistency = json!({"name": "consistency", "in": "query",
-        "schema": {"enum": ["linearizable", "bounded"], "default": "linearizable"}});
-    let staleness = json!({"name": "max_staleness_ms", "in": "query", "description": "Only with consistency=bounded",
-        "schema": {"type": "integer", "minimum": 0, "maximum": i64::MAX, "default": 1000}});
     operation(
         "read",
         "Read one counter; one that was never touched is 0",
-        json!({"parameters": [consistency, staleness]}),
+        json!({"parameters": age()}),
         ok(&[("application/json", schema("Value")), ("text/plain", decimal())]),
         &[URL, READ],
     )
@@ -135,7 +141,8 @@ fn read_many() -> Value {
     operation(
         "readMany",
         "Read many counters, in the order of the keys",
-        json!({"requestBody": {"required": true, "content": {"application/json": {"schema": schema("ReadManyBody")}}}}),
+        json!({"parameters": age(), "requestBody": {"required": true,
+            "content": {"application/json": {"schema": schema("ReadManyBody")}}}}),
         ok(&[("application/json", schema("Values"))]),
         &[URL, BODY, READ],
     )
@@ -295,7 +302,9 @@ fn schemas() -> Value {
         "Applied": keyed(object([("namespace", string()), ("applied", schema("Delta")), ("value?", integer())])),
         "Value": keyed(object([("namespace", string()), ("value", integer()), ("staleness_ms?", count())])),
         "Deleted": keyed(object([("value", integer())])),
-        "Values": object([("counters", list(keyed(object([("value", integer())]))))]),
+        "Values": object([
+            ("counters", list(keyed(object([("value", integer())])))), ("staleness_ms?", count()),
+        ]),
         "Batch": object([("accepted", count()), ("applied", count()), ("failed", list(schema("FailedItem")))]),
         "ProblemType": {"type": "string", "enum": problems},
         "Outcome": {"type": "string", "enum": outcomes},

@@ -101,8 +101,8 @@ impl About {
     }
 }
 
-/// Many values, in the order of the keys.
-pub fn values(keys: &[CounterKey], values: &[i128]) -> Response {
+/// Many values, in the order of the keys. `staleness_ms`: only where a bounded one was asked for.
+pub fn values(keys: &[CounterKey], values: &[i128], staleness_ms: Option<u64>) -> Response {
     let mut body = b"{\"counters\":[".to_vec();
     for (place, (counter, &value)) in keys.iter().zip(values).enumerate() {
         body.extend_from_slice(if place == 0 { b"{" } else { b",{" });
@@ -111,7 +111,12 @@ pub fn values(keys: &[CounterKey], values: &[i128]) -> Response {
         put_number(&mut body, value);
         body.push(b'}');
     }
-    body.extend_from_slice(b"]}");
+    body.push(b']');
+    if let Some(staleness_ms) = staleness_ms {
+        body.extend_from_slice(b",\"staleness_ms\":");
+        put_number(&mut body, staleness_ms.into());
+    }
+    body.push(b'}');
     answer(StatusCode::OK, JSON, body)
 }
 
@@ -320,10 +325,11 @@ mod tests {
     fn keys_are_text_or_base64() {
         let keys = [counter("é\"\n\0".as_bytes()), counter(b"\xff\x00")];
         check(
-            values(&keys, &[1, i128::from(u64::MAX)]),
+            values(&keys, &[1, i128::from(u64::MAX)], None),
             r#"{"counters":[{"key":"é\"\n\u0000","value":1},{"key_base64":"/wA=","value":18446744073709551615}]}"#,
         );
-        check(values(&[], &[]), r#"{"counters":[]}"#);
+        check(values(&[], &[], None), r#"{"counters":[]}"#);
+        check(values(&[], &[], Some(7)), r#"{"counters":[],"staleness_ms":7}"#);
     }
 
     fn failed(index: u32, key: &[u8], problem: Problem) -> FailedItem {

@@ -134,8 +134,9 @@ async fn work(number: usize, shared: Shared, mut news: mpsc::UnboundedReceiver<T
         idle,
         seen: RefCell::new(Seen { counts: Counts::default(), not_ready: Some(NotReady::Map) }),
     };
-    let machine = Machine::new(shared.settings.clone());
-    let turns = spawn_local(lanes::turns(lanes.clone(), machine, shared.settings, world));
+    let settings = Settings { worker: number, ..shared.settings };
+    let machine = Machine::new(settings.clone());
+    let turns = spawn_local(lanes::turns(lanes.clone(), machine, settings, world));
     let front =
         Front::new(lanes.clone(), shared.health, shared.metrics, shared.counters, shared.board);
     let obeying = async {

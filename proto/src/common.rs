@@ -14,6 +14,11 @@ pub fn shard_of(shard: u32) -> Result<ShardId, Invalid> {
     u16::try_from(shard).map(ShardId).map_err(|_| Invalid::Range("shard"))
 }
 
+/// Shards by name.
+pub(crate) fn shards_of(shards: Vec<u32>) -> Result<Vec<ShardId>, Invalid> {
+    shards.into_iter().map(shard_of).collect()
+}
+
 /// A required slot range.
 pub fn slots_of(slots: Option<wire::Slots>) -> Result<Slots, Invalid> {
     slots.ok_or(Invalid::Missing("slots"))?.try_into()

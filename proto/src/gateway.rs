@@ -18,11 +18,14 @@ impl From<GatewayMessage> for wire::ToNode {
             GatewayMessage::Frame { message, batches } => {
                 to_node::Kind::Frame(wire::Frame { message, batches: batches_out(&batches) })
             }
-            GatewayMessage::Read { id, slots, keys } => to_node::Kind::Read(wire::Read {
-                id,
-                slots: Some(slots.into()),
-                names: keys.into_iter().map(CounterKey::into_name).collect(),
-            }),
+            GatewayMessage::Read { id, slots, keys, max_staleness_ms } => {
+                to_node::Kind::Read(wire::Read {
+                    id,
+                    slots: Some(slots.into()),
+                    names: keys.into_iter().map(CounterKey::into_name).collect(),
+                    max_staleness_ms,
+                })
+            }
         };
         Self { kind: Some(kind) }
     }
@@ -45,6 +48,7 @@ impl TryFrom<wire::ToNode> for GatewayMessage {
                     keys: keys
                         .collect::<Result<_, _>>()
                         .map_err(|_| Invalid::Range("read.names"))?,
+                    max_staleness_ms: read.max_staleness_ms,
                 })
             }
         }
@@ -88,11 +92,12 @@ impl From<NodeReply> for wire::ToGateway {
                 })
             }
             NodeReply::Read { id, result } => {
+                let staleness_us = result.as_ref().map_or(0, |read| read.staleness_us);
                 let kind = match result {
                     Ok(read) => read_reply::Kind::Values(applied_out(&read.values, read.time)),
                     Err(refusal) => read_reply::Kind::Refused(refusal.into()),
                 };
-                to_gateway::Kind::Read(wire::ReadReply { id, kind: Some(kind) })
+                to_gateway::Kind::Read(wire::ReadReply { id, kind: Some(kind), staleness_us })
             }
             NodeReply::ShardState { slots, state } => {
                 to_gateway::Kind::ShardState(wire::ShardState {
@@ -121,7 +126,7 @@ impl TryFrom<wire::ToGateway> for NodeReply {
                 let result = match read.kind.ok_or(Invalid::Missing("read_reply.kind"))? {
                     read_reply::Kind::Values(values) => {
                         let (values, time) = applied_in(values)?;
-                        Ok(ReadResult { values, time })
+                        Ok(ReadResult { values, time, staleness_us: read.staleness_us })
                     }
                     read_reply::Kind::Refused(refused) => Err(refused.try_into()?),
                 };
@@ -201,6 +206,7 @@ impl From<Refusal> for wire::Refusal {
             Refusal::NoSpace => refusal::Kind::NoSpace(empty),
             Refusal::TooLarge => refusal::Kind::TooLarge(empty),
             Refusal::Damaged => refusal::Kind::Damaged(empty),
+            Refusal::Stale => refusal::Kind::Stale(empty),
         };
         Self { kind: Some(kind) }
     }
@@ -223,6 +229,7 @@ impl TryFrom<wire::Refusal> for Refusal {
             refusal::Kind::NoSpace(_) => Self::NoSpace,
             refusal::Kind::TooLarge(_) => Self::TooLarge,
             refusal::Kind::Damaged(_) => Self::Damaged,
+            refusal::Kind::Stale(_) => Self::Stale,
         })
     }
 }

@@ -7,7 +7,7 @@ use engine::ids::{CopyNo, Epoch, Seq, ShardId};
 use engine::message::{FromFollower, Reject, Slice, ToFollower};
 
 use crate::Invalid;
-use crate::common::{all, boot_of, each, position_of, shard_of, slots_of};
+use crate::common::{all, boot_of, each, position_of, shard_of, shards_of, slots_of};
 use crate::wire::{self, from_follower, reject, to_follower};
 
 impl From<ToFollower> for wire::ToFollower {
@@ -26,6 +26,11 @@ impl From<ToFollower> for wire::ToFollower {
             ToFollower::ReadIndex { round, shards } => {
                 Kind::ReadIndex(wire::ReadIndexAsk { round, shards: each(shards) })
             }
+            ToFollower::Proof { probe, proven, refused } => Kind::Proof(wire::Proof {
+                probe,
+                proven: each(proven),
+                refused: refused.into_iter().map(|shard| u32::from(shard.0)).collect(),
+            }),
             ToFollower::Snapshot { transfer, shard, epoch, copy } => {
                 Kind::Snapshot(wire::SnapshotNotice {
                     transfer,
@@ -55,6 +60,11 @@ impl TryFrom<wire::ToFollower> for ToFollower {
                 Self::Heartbeat { sent: beat.sent, commits: all(beat.commits)? }
             }
             Kind::ReadIndex(ask) => Self::ReadIndex { round: ask.round, shards: all(ask.shards)? },
+            Kind::Proof(proof) => Self::Proof {
+                probe: proof.probe,
+                proven: all(proof.proven)?,
+                refused: shards_of(proof.refused)?,
+            },
             Kind::Snapshot(notice) => Self::Snapshot {
                 transfer: notice.transfer,
                 shard: shard_of(notice.shard)?,
@@ -158,6 +168,10 @@ impl From<FromFollower> for wire::FromFollower {
             FromFollower::ReadIndex { round, newer } => {
                 Kind::ReadIndex(wire::ReadIndexAnswer { round, newer: each(newer) })
             }
+            FromFollower::Probe { probe, shards } => Kind::Probe(wire::Probe {
+                probe,
+                shards: shards.into_iter().map(|shard| u32::from(shard.0)).collect(),
+            }),
             FromFollower::Snapshot { transfer, shard, installed } => {
                 Kind::Snapshot(wire::SnapshotOutcome {
                     transfer,
@@ -197,6 +211,9 @@ impl TryFrom<wire::FromFollower> for FromFollower {
             },
             Kind::ReadIndex(answer) => {
                 Self::ReadIndex { round: answer.round, newer: all(answer.newer)? }
+            }
+            Kind::Probe(probe) => {
+                Self::Probe { probe: probe.probe, shards: shards_of(probe.shards)? }
             }
             Kind::Snapshot(outcome) => Self::Snapshot {
                 transfer: outcome.transfer,

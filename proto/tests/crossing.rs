@@ -131,6 +131,7 @@ impl Random {
             4 => Refusal::Overloaded,
             5 => Refusal::NoSpace,
             6 => Refusal::TooLarge,
+            7 => Refusal::Stale,
             _ => Refusal::Damaged,
         }
     }
@@ -143,13 +144,22 @@ impl Random {
             };
         }
         let key = |r: &mut Self| CounterKey::new(b"likes", &r.u64().to_le_bytes()).unwrap();
-        GatewayMessage::Read { id: self.number(), slots: self.slots(), keys: self.list(key) }
+        GatewayMessage::Read {
+            id: self.number(),
+            slots: self.slots(),
+            keys: self.list(key),
+            max_staleness_ms: self.flag().then(|| self.number()),
+        }
     }
 
     fn node_reply(&mut self) -> NodeReply {
         match self.below(4) {
             0 => {
-                let result = ReadResult { values: self.list(Self::i128), time: TimeMs(self.u64()) };
+                let result = ReadResult {
+                    values: self.list(Self::i128),
+                    time: TimeMs(self.u64()),
+                    staleness_us: self.number(),
+                };
                 NodeReply::Read { id: self.number(), result: Ok(result) }
             }
             1 => NodeReply::Read { id: self.number(), result: Err(self.refusal()) },
@@ -194,7 +204,7 @@ impl Random {
     }
 
     fn dialler_message(&mut self) -> ToFollower {
-        match self.below(5) {
+        match self.below(6) {
             0 => ToFollower::Hello { from: self.boot(), to: self.boot() },
             1 => ToFollower::Append { n: self.number(), slices: self.list(Self::slice) },
             2 => ToFollower::Heartbeat {
@@ -204,6 +214,11 @@ impl Random {
             3 => ToFollower::ReadIndex {
                 round: self.number(),
                 shards: self.list(|r| (r.shard(), Epoch(r.number()))),
+            },
+            4 => ToFollower::Proof {
+                probe: self.number(),
+                proven: self.list(|r| (r.shard(), Epoch(r.number()), Seq(r.number()))),
+                refused: self.list(Self::shard),
             },
             _ => ToFollower::Snapshot {
                 transfer: self.number(),
@@ -215,7 +230,7 @@ impl Random {
     }
 
     fn acceptor_message(&mut self) -> FromFollower {
-        match self.below(7) {
+        match self.below(8) {
             0 => FromFollower::Welcome {
                 from: self.boot(),
                 copies: self.list(|r| (r.shard(), CopyNo(r.number()))),
@@ -245,6 +260,7 @@ impl Random {
                 round: self.number(),
                 newer: self.list(|r| (r.shard(), Epoch(r.number()))),
             },
+            6 => FromFollower::Probe { probe: self.number(), shards: self.list(Self::shard) },
             _ => FromFollower::Snapshot {
                 transfer: self.number(),
                 shard: self.shard(),
@@ -460,7 +476,7 @@ mod limits {
                         };
                         let applied = wire::Applied { values, time_ms: 0 };
                         let kind = wire::read_reply::Kind::Values(applied);
-                        let read = wire::ReadReply { id: 1, kind: Some(kind) };
+                        let read = wire::ReadReply { id: 1, kind: Some(kind), staleness_us: 0 };
                         wire::ToGateway { kind: Some(wire::to_gateway::Kind::Read(read)) }
                     });
                     let failed = reply.is_err();

@@ -128,8 +128,11 @@ impl Gateway for Echo {
             while let Ok(Some(message)) = messages.message().await {
                 let Some(to_node::Kind::Frame(frame)) = message.kind else { return };
                 let applied = wire::Applied { values: frame.batches, time_ms: 0 };
-                let read =
-                    wire::ReadReply { id: 1, kind: Some(wire::read_reply::Kind::Values(applied)) };
+                let read = wire::ReadReply {
+                    id: 1,
+                    kind: Some(wire::read_reply::Kind::Values(applied)),
+                    staleness_us: 0,
+                };
                 let reply = wire::ToGateway { kind: Some(to_gateway::Kind::Read(read)) };
                 if send.send(Ok(reply)).await.is_err() {
                     return;

@@ -37,7 +37,7 @@ pub struct NodeMetrics {
 }
 
 /// Shown from the start, so that the first refusal is seen as a rise.
-const REASONS: [&str; 9] = [
+const REASONS: [&str; 10] = [
     "not-primary",
     "no-such-shard",
     "frozen",
@@ -45,6 +45,7 @@ const REASONS: [&str; 9] = [
     "no-space",
     "too-large",
     "damaged",
+    "stale",
     "order",
     "expired",
 ];
@@ -153,6 +154,7 @@ impl NodeMetrics {
             Refusal::NoSpace => "no-space",
             Refusal::TooLarge => "too-large",
             Refusal::Damaged => "damaged",
+            Refusal::Stale => "stale",
         });
     }
 

@@ -170,7 +170,9 @@ impl Worker {
     fn refused(&mut self, shard: ShardId, send: Send, refusal: Refusal, effects: &mut Vec<Effect>) {
         self.counts.refused(reason(&refusal));
         let then = match &refusal {
-            Refusal::NotPrimary(_) | Refusal::NoSuchShard | Refusal::Damaged => Then::Wait,
+            Refusal::NotPrimary(_) | Refusal::NoSuchShard | Refusal::Damaged | Refusal::Stale => {
+                Then::Wait
+            }
             Refusal::Frozen => Then::Fail(Failure::Frozen),
             Refusal::Overloaded => Then::Fail(Failure::Overloaded),
             Refusal::NoSpace => Then::Fail(Failure::NoSpace),
@@ -195,7 +197,7 @@ impl Worker {
             return;
         }
         let after_ms = match refusal {
-            Refusal::NotPrimary(_) | Refusal::NoSuchShard | Refusal::Damaged => {
+            Refusal::NotPrimary(_) | Refusal::NoSuchShard | Refusal::Damaged | Refusal::Stale => {
                 queue.refusals += 1;
                 backoff_ms(queue.refusals)
             }
@@ -278,5 +280,6 @@ fn reason(refusal: &Refusal) -> &'static str {
         Refusal::NoSpace => "no-space",
         Refusal::TooLarge => "too-large",
         Refusal::Damaged => "damaged",
+        Refusal::Stale => "stale",
     }
 }

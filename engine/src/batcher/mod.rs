@@ -26,11 +26,14 @@
 
 //! The rooms: [`writes`] splits and admits requests; [`queue`] holds one shard's operations;
 //! [`seal`] makes a batch of them; [`sends`] ends the turn; [`answers`] is the table of DESIGN §11;
-//! [`undecided`] knows whether a batch is definite; [`requests`] and [`reads`] know who waits.
+//! [`undecided`] knows whether a batch is definite; [`requests`] and [`reads`] know who waits;
+//! [`bounded`] knows which backup to ask and how old its answer is.
 
 mod answers;
+mod bounded;
 mod outcome;
 mod queue;
+mod read_queue;
 mod reads;
 mod requests;
 mod seal;
@@ -54,10 +57,10 @@ use crate::key::CounterKey;
 use crate::message::{GatewayMessage, NodeReply, Report};
 use crate::ops::Op;
 use crate::planted::Planted;
-use crate::router::{Router, Window};
+use crate::router::Router;
 use crate::shard_map::ShardMap;
 
-pub use outcome::{Failure, Outcome, WriteResult};
+pub use outcome::{Failure, Outcome, ReadValues, WriteResult};
 
 /// Everything that can happen to a worker.
 #[derive(Clone, Debug)]
@@ -71,10 +74,12 @@ pub enum Event {
         ops: Vec<Op>,
         deadline: Now,
     },
-    /// A linearizable read of any counters. Answered by one `ReadDone`.
+    /// A read of any counters. Answered by one `ReadDone`. Linearizable, unless the client is
+    /// content with values of this age.
     Read {
         request: u64,
         keys: Vec<CounterKey>,
+        max_staleness_ms: Option<u64>,
         deadline: Now,
     },
 
@@ -121,9 +126,8 @@ pub enum Effect {
     Send { conn: Conn, message: GatewayMessage },
     /// Every operation of the request is decided, or its deadline has passed.
     Wrote { request: u64, result: WriteResult },
-    /// The values, in the order of the keys; or why there are none. A read that fails has no
-    /// effect, whatever the reason.
-    ReadDone { request: u64, result: Result<Vec<i128>, Failure> },
+    /// The values, or why there are none. A read that fails has no effect, whatever the reason.
+    ReadDone { request: u64, result: Result<ReadValues, Failure> },
     /// A hint for the coordinator: it asks the store itself before it acts.
     Report(Report),
     /// A shard has collected the session, or a node answered "out of order", which no correct run
@@ -150,6 +154,11 @@ pub struct Settings {
     pub lane_bytes_max: usize,
     /// Reads waiting, in keys; at or above it new ones are refused.
     pub read_keys_max: usize,
+    /// A backup that has not answered a bounded-stale read by then is done without. Longer than it
+    /// waits itself for a proof.
+    pub backup_wait_ms: u64,
+    /// This worker's number: each begins with another backup.
+    pub worker: usize,
     pub planted: Option<Planted>,
 }
 
@@ -163,6 +172,8 @@ impl Default for Settings {
             worker_bytes_max: 128 << 20,
             lane_bytes_max: 16 << 20,
             read_keys_max: 200_000,
+            backup_wait_ms: 400,
+            worker: 0,
             planted: None,
         }
     }
@@ -259,7 +270,7 @@ pub struct Worker {
 
 impl Worker {
     pub fn new(settings: Settings) -> Self {
-        let window = Window { messages: settings.window, us: settings.window_us };
+        let reads = Reads::new(&settings);
         Self {
             settings,
             now: Now(0),
@@ -272,7 +283,7 @@ impl Worker {
             abandoned: None,
             queues: BTreeMap::new(),
             requests: Requests::default(),
-            reads: Reads::new(window),
+            reads,
             undecided: 0,
             bytes: 0,
             due: BTreeSet::new(),
@@ -290,8 +301,8 @@ impl Worker {
             Event::Write { request, ops, deadline } => {
                 self.on_write(request, ops, deadline, effects);
             }
-            Event::Read { request, keys, deadline } => {
-                self.on_read(request, keys, deadline, effects);
+            Event::Read { request, keys, max_staleness_ms, deadline } => {
+                self.on_read(request, keys, max_staleness_ms, deadline, effects);
             }
             Event::Session(session) => self.on_session(session),
             Event::Config(config) => self.learn(config),
@@ -368,6 +379,7 @@ impl Worker {
         &mut self,
         request: u64,
         keys: Vec<CounterKey>,
+        max_staleness_ms: Option<u64>,
         deadline: Now,
         effects: &mut Vec<Effect>,
     ) {
@@ -380,7 +392,9 @@ impl Worker {
         };
         match refused {
             Some(failure) => effects.push(Effect::ReadDone { request, result: Err(failure) }),
-            None => self.reads.begin(request, keys, deadline, &self.map, effects),
+            None => {
+                self.reads.begin(request, keys, max_staleness_ms, deadline, &self.map, effects);
+            }
         }
     }
 
@@ -412,7 +426,7 @@ impl Worker {
             queue.refusals = 0;
             self.due.insert(shard);
         }
-        self.reads.moved(&config, self.router.to(config.primary));
+        self.reads.moved(self.now, &config, self.router.to(config.primary));
     }
 
     // ---- connections ---------------------------------------------------------------------------
@@ -436,7 +450,7 @@ impl Worker {
                 self.due.insert(shard);
             }
         }
-        self.reads.closed(conn);
+        self.reads.closed(self.now, conn);
     }
 
     /// The coordinator asks the store itself before it believes it.

@@ -13,6 +13,15 @@ pub struct WriteResult {
     pub failed: Vec<(u32, Failure)>,
 }
 
+/// What a read has found.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct ReadValues {
+    /// In the order of the keys.
+    pub values: Vec<i128>,
+    /// All that was acknowledged so long ago is in them. 0: they are linearizable.
+    pub staleness_ms: u64,
+}
+
 /// What is known of the effect of an operation that was not confirmed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Outcome {

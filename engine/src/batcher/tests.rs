@@ -760,16 +760,17 @@ fn what_waits_is_sorted_anew_when_a_shard_is_split() {
 
 fn read(request: u64, keys: &[&str]) -> Event {
     let keys = keys.iter().map(|key| add(key, 0).counter).collect();
-    Event::Read { request, keys, deadline: DEADLINE }
+    Event::Read { request, keys, max_staleness_ms: None, deadline: DEADLINE }
 }
 
 fn asks(conn: u64, id: u64, slots: Slots, keys: &[&str]) -> Effect {
     let keys = keys.iter().map(|key| add(key, 0).counter).collect();
-    Effect::Send { conn: Conn(conn), message: GatewayMessage::Read { id, slots, keys } }
+    let message = GatewayMessage::Read { id, slots, keys, max_staleness_ms: None };
+    Effect::Send { conn: Conn(conn), message }
 }
 
 fn found(conn: u64, id: u64, values: &[i128]) -> Event {
-    let result = Ok(ReadResult { values: values.to_vec(), time: TimeMs(0) });
+    let result = Ok(ReadResult { values: values.to_vec(), time: TimeMs(0), staleness_us: 0 });
     Event::Reply { conn: Conn(conn), reply: NodeReply::Read { id, result } }
 }
 
@@ -778,7 +779,8 @@ fn not_found(conn: u64, id: u64, refusal: Refusal) -> Event {
 }
 
 fn read_done(request: u64, result: Result<&[i128], Failure>) -> Effect {
-    Effect::ReadDone { request, result: result.map(<[i128]>::to_vec) }
+    let found = |values: &[i128]| ReadValues { values: values.to_vec(), staleness_ms: 0 };
+    Effect::ReadDone { request, result: result.map(found) }
 }
 
 #[test]
@@ -869,4 +871,150 @@ fn two_messages_of_reads_per_shard_are_on_the_way() {
     story.turn([found(1, 2, &[2])], &[read_done(2, Ok(&[2])), asks(1, 3, ALL, &["c", "d"])]);
     story.turn([read(5, &["e"])], &[]);
     story.wakes_at_ms(5, &[asks(1, 4, ALL, &["e"])]);
+}
+
+// ---- bounded-stale reads -----------------------------------------------------------------------
+
+const BACKUPS: [u128; 2] = [2, 3];
+
+/// Node 1 leads; 2 and 3 are in sync, each on the connection of its number.
+fn with_backups(worker: usize) -> Story {
+    let isr = vec![node(1).store, node(2).store, node(3).store];
+    let config = ShardConfig { isr, ..config(ALL, 1, 1) };
+    let mut story = Story::with(Settings { worker, ..Settings::default() }, &[config]);
+    story.turn([connected(3, 3)], &[]);
+    story
+}
+
+fn bounded(request: u64, max_ms: u64, keys: &[&str]) -> Event {
+    let keys = keys.iter().map(|key| add(key, 0).counter).collect();
+    Event::Read { request, keys, max_staleness_ms: Some(max_ms), deadline: DEADLINE }
+}
+
+fn asks_backup(conn: u64, id: u64, max_ms: u64, keys: &[&str]) -> Effect {
+    let keys = keys.iter().map(|key| add(key, 0).counter).collect();
+    let message = GatewayMessage::Read { id, slots: ALL, keys, max_staleness_ms: Some(max_ms) };
+    Effect::Send { conn: Conn(conn), message }
+}
+
+fn found_stale(conn: u64, id: u64, staleness_us: u64, values: &[i128]) -> Event {
+    let result = Ok(ReadResult { values: values.to_vec(), time: TimeMs(0), staleness_us });
+    Event::Reply { conn: Conn(conn), reply: NodeReply::Read { id, result } }
+}
+
+fn stale_read_done(request: u64, staleness_ms: u64, values: &[i128]) -> Effect {
+    let result = Ok(ReadValues { values: values.to_vec(), staleness_ms });
+    Effect::ReadDone { request, result }
+}
+
+/// A backup said how old it was when its answer left; what has passed since the question is added,
+/// and all of it rounded up.
+#[test]
+fn an_age_counts_from_the_question_and_is_rounded_up() {
+    let mut story = with_backups(0);
+    story.turn([bounded(1, 1_000, &["a"])], &[asks_backup(2, 1, 1_000, &["a"])]);
+    story.at_ms(7).turn([found_stale(2, 1, 500_001, &[5])], &[stale_read_done(1, 508, &[5])]);
+    assert_eq!((story.worker.requests(), story.worker.next_deadline()), (0, None));
+}
+
+#[test]
+fn each_worker_begins_with_another_backup() {
+    for (worker, conn) in [(0, 2), (1, 3), (2, 2)] {
+        let mut story = with_backups(worker);
+        story.turn([bounded(1, 1_000, &["a"])], &[asks_backup(conn, 1, 1_000, &["a"])]);
+    }
+}
+
+#[test]
+fn a_backup_that_can_not_tell_makes_room_for_the_next_and_lastly_for_the_primary() {
+    let mut story = with_backups(0);
+    story.turn([bounded(1, 50, &["a"])], &[asks_backup(2, 1, 50, &["a"])]);
+    story.turn([not_found(2, 1, Refusal::Stale)], &[asks_backup(3, 2, 50, &["a"])]);
+    story.turn([not_found(3, 2, Refusal::Stale)], &[asks(1, 3, ALL, &["a"])]);
+    // The primary's answer is linearizable, and so is whatever it refuses.
+    story.turn([found(1, 3, &[5])], &[read_done(1, Ok(&[5]))]);
+    // Both have refused lately: they are asked all the same, since others may be content with more.
+    story.turn([bounded(2, 900, &["a"])], &[asks_backup(2, 4, 900, &["a"])]);
+}
+
+#[test]
+fn a_backup_that_refused_comes_last_for_a_second() {
+    let mut story = with_backups(0);
+    story.turn([bounded(1, 50, &["a"])], &[asks_backup(2, 1, 50, &["a"])]);
+    story.turn([not_found(2, 1, Refusal::Stale)], &[asks_backup(3, 2, 50, &["a"])]);
+    story.turn([found_stale(3, 2, 9_000, &[5])], &[stale_read_done(1, 9, &[5])]);
+    story.turn([bounded(2, 50, &["a"])], &[asks_backup(3, 3, 50, &["a"])]);
+    story.turn([found_stale(3, 3, 9_000, &[5])], &[stale_read_done(2, 9, &[5])]);
+    story.at_ms(1_000).turn([bounded(3, 50, &["a"])], &[asks_backup(2, 4, 50, &["a"])]);
+}
+
+#[test]
+fn a_silent_backup_is_done_without() {
+    let mut story = with_backups(0);
+    story.turn([bounded(1, 50, &["a"])], &[asks_backup(2, 1, 50, &["a"])]);
+    story.wakes_at_ms(400, &[asks_backup(3, 2, 50, &["a"])]);
+    // What it says now is nobody's.
+    story.turn([found_stale(2, 1, 0, &[4])], &[]);
+    story.turn([closed(3)], &[asks(1, 3, ALL, &["a"])]);
+    story.turn([found(1, 3, &[5])], &[read_done(1, Ok(&[5]))]);
+    // Nobody is connected but the primary.
+    story.turn([closed(2)], &[]);
+    story.turn([bounded(2, 50, &["a"])], &[asks(1, 4, ALL, &["a"])]);
+}
+
+/// An answer that took so long that it is too old by now: the primary is asked.
+#[test]
+fn an_answer_that_is_too_old_when_it_comes_is_not_given() {
+    let mut story = with_backups(0);
+    story.turn([bounded(1, 50, &["a"])], &[asks_backup(2, 1, 50, &["a"])]);
+    story.at_ms(11).turn([found_stale(2, 1, 39_001, &[5])], &[asks(1, 2, ALL, &["a"])]);
+    story.turn([found(1, 2, &[6])], &[read_done(1, Ok(&[6]))]);
+}
+
+/// One shard answers at once and another after a while: the age of both counts when the request is
+/// answered, and what has become too old by then is asked anew.
+#[test]
+fn a_read_over_two_shards_is_as_old_as_its_oldest_part() {
+    let isr: Vec<_> = BACKUPS.iter().map(|&store| node(store).store).collect();
+    let led = |slots| ShardConfig { isr: isr.clone(), ..config(slots, 1, 1) };
+    for (max_ms, then) in
+        [(100, stale_read_done(1, 72, &[1, 2])), (71, asks(1, 3, LEFT, &[&key_in(LEFT)]))]
+    {
+        let mut story = Story::with(Settings::default(), &[led(LEFT), led(RIGHT)]);
+        let (left, right) = (key_in(LEFT), key_in(RIGHT));
+        let ask = |id, slots, key: &str| {
+            let keys = vec![add(key, 0).counter];
+            let max_staleness_ms = Some(max_ms);
+            let message = GatewayMessage::Read { id, slots, keys, max_staleness_ms };
+            Effect::Send { conn: Conn(2), message }
+        };
+        story.turn(
+            [bounded(1, max_ms, &[&left, &right])],
+            &[ask(1, LEFT, &left), ask(2, RIGHT, &right)],
+        );
+        story.turn([found_stale(2, 1, 42_000, &[1])], &[]);
+        story.at_ms(30).turn([found_stale(2, 2, 1_000, &[2])], &[then]);
+    }
+}
+
+/// Parts that are content with different ages travel apart, since a node is told one.
+#[test]
+fn one_message_has_one_bound() {
+    let mut story = with_backups(0);
+    story.turn(
+        [bounded(1, 50, &["a"]), bounded(2, 900, &["b"]), bounded(3, 50, &["c"])],
+        &[asks_backup(2, 1, 50, &["a", "c"]), asks_backup(2, 2, 900, &["b"])],
+    );
+}
+
+#[test]
+fn a_bounded_read_fails_with_its_primary() {
+    let mut story = with_backups(0);
+    story.turn([closed(2), closed(3)], &[]);
+    story.turn([bounded(1, 50, &["a"])], &[asks(1, 1, ALL, &["a"])]);
+    story.turn([not_found(1, 1, Refusal::Frozen)], &[read_done(1, Err(Failure::Frozen))]);
+    // Its time is up while a backup is asked.
+    story.turn([connected(3, 3)], &[]);
+    story.at_ms(4_900).turn([bounded(2, 50, &["a"])], &[asks_backup(3, 2, 50, &["a"])]);
+    story.wakes_at_ms(5_000, &[read_done(2, Err(Failure::Deadline))]);
 }

@@ -20,16 +20,19 @@
 //!
 //! The rooms: [`writes`] takes batches; [`peers`] feeds followers and follows primaries; [`disk`]
 //! moves commits into the table and the table into the state; [`records`] takes what etcd says;
-//! [`review`] decides about the in-sync set; [`reads`] proves reads current; [`snapshots`] moves
-//! whole copies; [`collect`] drops dead sessions; [`queries`] answers the coordinator.
+//! [`review`] decides about the in-sync set; [`reads`] takes values and tells them, [`proving`] proves
+//! them current, [`bounded`] lets followers tell how old theirs are; [`snapshots`] moves whole copies;
+//! [`collect`] drops dead sessions; [`queries`] answers the coordinator.
 pub mod health;
 mod leave;
 pub mod links;
 pub mod turn;
 
+mod bounded;
 mod collect;
 mod disk;
 mod peers;
+mod proving;
 mod queries;
 mod reads;
 mod records;
@@ -354,6 +357,9 @@ pub struct Settings {
     pub etcd_check_every_ms: u64,
     /// A read that could not be proved current by then is refused.
     pub read_give_up_ms: u64,
+    /// A bounded-stale read waits so long for its primary's proof, and is refused then. Time enough
+    /// for a round and an etcd check after it.
+    pub proof_wait_ms: u64,
     /// Applied entries of one shard kept in memory for followers that lag.
     pub log_memory_bytes: usize,
     /// Ordered and not yet applied, of all shards; beyond it batches are refused.
@@ -379,6 +385,7 @@ impl Default for Settings {
             read_index_ms: 30,
             etcd_check_every_ms: 100,
             read_give_up_ms: 5_000,
+            proof_wait_ms: 300,
             log_memory_bytes: 8 << 20,
             pending_bytes_max: 256 << 20,
             table_bytes_max: 64 << 20,
@@ -447,6 +454,8 @@ pub struct Node {
     gateways: BTreeMap<Conn, u64>,
     leaving: leave::Leaving,
     reads: reads::Reads,
+    proving: proving::Proving,
+    bounded: bounded::Bounded,
     transfers: snapshots::Transfers,
     collecting: collect::Collecting,
 
@@ -515,6 +524,8 @@ impl Node {
             gateways: BTreeMap::new(),
             leaving: leave::Leaving::default(),
             reads: reads::Reads::default(),
+            proving: proving::Proving::default(),
+            bounded: bounded::Bounded::default(),
             transfers: snapshots::Transfers::default(),
             collecting: collect::Collecting::new(now, settings.collect_every_ms),
             dirty: BTreeSet::new(),
@@ -543,7 +554,7 @@ impl Node {
 
     /// When to call `handle` with `Event::Tick`, if nothing else happens before.
     pub fn next_deadline(&self) -> Option<Now> {
-        let deadlines = [Some(self.next_review), self.reads.deadline()];
+        let deadlines = [Some(self.next_review), self.proving.deadline(), self.bounded.deadline()];
         deadlines.into_iter().flatten().min()
     }
 
@@ -623,11 +634,13 @@ impl Node {
         loop {
             while let Some(shard) = self.dirty.pop_first() {
                 self.advance(shard, effects);
+                self.tell_waiting(shard, effects);
             }
             let Some(shard) = self.to_review.pop_first() else { break };
             self.review(shard, effects);
         }
-        self.advance_reads(effects);
+        self.advance_claims(effects);
+        self.advance_bounded(effects);
         self.send_slices(effects);
         self.groups.sync_if_idle(self.now, effects);
         self.pay_acks(effects);

@@ -82,6 +82,7 @@ impl Node {
                 }
                 self.on_read_index_answer(peer.store, round, &newer, effects);
             }
+            FromFollower::Probe { probe, shards } => self.on_probe(conn, probe, shards),
             FromFollower::Snapshot { transfer, shard: _, installed } => {
                 self.on_snapshot_answer(transfer, installed);
             }
@@ -557,6 +558,9 @@ impl Node {
                 let message = FromFollower::ReadIndex { round, newer };
                 effects.push(Effect::FromFollower { conn, message });
             }
+            ToFollower::Proof { probe, proven, refused } => {
+                self.on_proof(conn, probe, proven, refused, effects);
+            }
             ToFollower::Snapshot { transfer, shard, epoch, copy } => {
                 link.announced.insert(transfer, (shard, epoch, copy));
             }
@@ -656,6 +660,8 @@ impl Node {
     /// Nothing more comes from this connection. What was sent on it may have arrived or not.
     pub(super) fn on_closed(&mut self, conn: Conn) {
         self.accepted.remove(&conn);
+        self.forget_probe(conn);
+        self.forget_captured(conn);
         let Some(link) = self.dialled.remove(&conn) else { return };
         let store = link.peer.store;
         self.health.owes(store, None);

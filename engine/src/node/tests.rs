@@ -47,12 +47,16 @@ fn add(bseq: u64) -> Batch {
 struct Bench {
     node: Node,
     now: Now,
+    /// Loads that were asked for and not answered yet, and the last probe that was sent.
+    loads: std::collections::VecDeque<u64>,
+    probe: u64,
 }
 
 impl Bench {
     fn new(me: StoreBoot) -> Self {
         let settings = Settings { disk_probe_every_ms: u64::MAX, ..Settings::default() };
-        Self { node: Node::new(settings, me, Now(0), 1, vec![]), now: Now(0) }
+        let node = Node::new(settings, me, Now(0), 1, vec![]);
+        Self { node, now: Now(0), loads: Default::default(), probe: 0 }
     }
 
     /// The effects of one event, without the time-driven rest.
@@ -61,6 +65,15 @@ impl Bench {
         self.node.handle(self.now, event, &mut effects);
         self.node.check_invariants();
         effects.retain(|effect| !matches!(effect, Effect::Report(_)));
+        for effect in &effects {
+            match effect {
+                Effect::Load { load, .. } => self.loads.push_back(*load),
+                Effect::FromFollower { message: FromFollower::Probe { probe, .. }, .. } => {
+                    self.probe = *probe;
+                }
+                _ => {}
+            }
+        }
         effects
     }
 
@@ -135,6 +148,10 @@ fn slice(epoch: u64, entries: &[Entry], from: usize, resume: bool) -> Slice {
     }
 }
 
+fn read(max_staleness_ms: Option<u64>) -> GatewayMessage {
+    GatewayMessage::Read { id: 9, slots: Slots::ALL, keys: vec![counter()], max_staleness_ms }
+}
+
 /// What an effect is, in a word or two.
 fn word(effect: &Effect) -> String {
     match effect {
@@ -160,9 +177,18 @@ fn word(effect: &Effect) -> String {
             other => format!("{other:?}"),
         },
         Effect::Gateway { reply: NodeReply::Read { result, .. }, .. } => match result {
+            Ok(read) if read.staleness_us > 0 => {
+                format!("read {:?}, {} us old", read.values, read.staleness_us)
+            }
             Ok(read) => format!("read {:?}", read.values),
+            Err(Refusal::Stale) => "too stale".into(),
             Err(_) => "read refused".into(),
         },
+        Effect::FromFollower { message: FromFollower::Probe { .. }, .. } => "probe".into(),
+        Effect::ToFollower { message: ToFollower::Proof { probe, proven, refused }, .. } => {
+            let commits: Vec<_> = proven.iter().map(|(_, epoch, seq)| (epoch.0, seq.0)).collect();
+            format!("proof {probe}: {commits:?}, {} refused", refused.len())
+        }
         Effect::Load { .. } => "load".into(),
         other => format!("{other:?}"),
     }
@@ -320,7 +346,7 @@ fn applied_entries_are_never_cut() {
 #[test]
 fn a_read_is_captured_then_proved_then_answered() {
     let mut bench = primary();
-    let message = GatewayMessage::Read { id: 9, slots: Slots::ALL, keys: vec![counter()] };
+    let message = read(None);
     check(bench.on(Event::Gateway { conn: GATEWAY, message }), &["load", "ask"]);
     check(bench.on(Event::Loaded { load: 2, values: vec![Some(42)] }), &[]);
     let answer = FromFollower::ReadIndex { round: 3, newer: vec![] };
@@ -330,7 +356,7 @@ fn a_read_is_captured_then_proved_then_answered() {
 #[test]
 fn a_read_is_refused_when_a_peer_has_promised_more() {
     let mut bench = primary();
-    let message = GatewayMessage::Read { id: 9, slots: Slots::ALL, keys: vec![counter()] };
+    let message = read(None);
     bench.on(Event::Gateway { conn: GATEWAY, message });
     bench.on(Event::Loaded { load: 2, values: vec![Some(42)] });
     let answer = FromFollower::ReadIndex { round: 3, newer: vec![(SHARD, Epoch(2))] };
@@ -371,4 +397,226 @@ fn a_primary_that_is_to_end_stays_until_another_leads() {
     assert!(left(unheard.on(Event::LeaveUnheard)), "nobody will name another");
     let mut alone = Bench::new(A);
     assert!(left(alone.on(Event::Leave)), "nobody misses it");
+}
+
+// ---- bounded-stale reads: the primary ------------------------------------------------------------
+
+fn probe(probe: u64) -> Event {
+    let message = FromFollower::Probe { probe, shards: vec![SHARD] };
+    Event::FromFollower { conn: TO_B, message }
+}
+
+fn round_answered(round: u64, newer: &[(ShardId, Epoch)]) -> Event {
+    let message = FromFollower::ReadIndex { round, newer: newer.to_vec() };
+    Event::FromFollower { conn: TO_B, message }
+}
+
+#[test]
+fn a_probe_is_answered_with_a_commit_captured_after_it_came_and_proved_since() {
+    let mut bench = primary();
+    bench.frame(1, add(1));
+    check(bench.on(probe(7)), &["ask"]);
+    // What is committed after the capture may be in the answer or not: it is not.
+    bench.on(Event::Durable { group: 2 });
+    let ack = Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: 2 } };
+    check(bench.on(ack), &["applied []"]);
+    check(bench.on(round_answered(2, &[])), &["proof 7: [(1, 1)], 0 refused"]);
+    // The next one holds it.
+    check(bench.on(probe(8)), &["ask"]);
+    check(bench.on(round_answered(4, &[])), &["proof 8: [(1, 2)], 0 refused"]);
+}
+
+/// A round that was under way when the probe came proves nothing for it.
+#[test]
+fn a_probe_waits_for_a_round_that_begins_after_it() {
+    let mut bench = primary();
+    check(bench.on(probe(7)), &["ask"]);
+    check(bench.on(probe(8)), &[]);
+    check(bench.on(round_answered(2, &[])), &["ask", "proof 7: [(1, 1)], 0 refused"]);
+    check(bench.on(round_answered(4, &[])), &["proof 8: [(1, 1)], 0 refused"]);
+}
+
+#[test]
+fn nothing_is_told_before_the_barrier_is_committed_nor_by_a_follower() {
+    let mut bench = beginning();
+    bench.config(record(1, 1, A));
+    bench.on(Event::Durable { group: 1 });
+    check(bench.on(probe(7)), &["proof 7: [], 1 refused"]);
+    bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: 1 } });
+    check(bench.on(probe(8)), &["ask"]);
+    bench.config(record(2, 2, B));
+    check(bench.on(probe(9)), &["proof 9: [], 1 refused"]);
+}
+
+#[test]
+fn a_peer_that_has_promised_more_proves_nothing_and_etcd_is_asked() {
+    let mut bench = primary();
+    bench.on(probe(7));
+    bench.now = bench.now.plus_ms(40);
+    let etcd_asked = |effects: &[Effect]| {
+        effects.iter().find_map(|effect| match effect {
+            Effect::CheckEtcd { check, .. } => Some(*check),
+            _ => None,
+        })
+    };
+    let asked = etcd_asked(&bench.on(Event::Tick)).expect("B has not answered");
+    let configs = Some(vec![record(1, 1, A)]);
+    let effects = bench.on(Event::EtcdChecked { check: asked, configs });
+    check(effects, &["proof 7: [(1, 1)], 0 refused"]);
+    // Deposed meanwhile.
+    bench.on(probe(8));
+    bench.on(round_answered(4, &[(SHARD, Epoch(2))]));
+    bench.now = bench.now.plus_ms(200);
+    let asked = etcd_asked(&bench.on(Event::Tick)).expect("the round has failed");
+    let configs = Some(vec![record(2, 2, B)]);
+    let effects = bench.on(Event::EtcdChecked { check: asked, configs });
+    check(effects, &["proof 8: [], 1 refused"]);
+}
+
+// ---- bounded-stale reads: the follower -----------------------------------------------------------
+
+/// B with two entries of A's, both fsynced, the first of them committed as far as B has heard.
+fn follower() -> Bench {
+    let mut bench = backup();
+    bench.on(Event::GatewayConnected { conn: GATEWAY });
+    bench.append(1, Slice { commit: Seq(1), ..slice(1, &log(&[1, 1]), 0, true) });
+    bench.on(Event::Durable { group: 2 });
+    assert_eq!(bench.node.replicas().next().unwrap().state.applied.seq, Seq(1));
+    bench
+}
+
+impl Bench {
+    fn bounded_read(&mut self, max_staleness_ms: u64) -> Vec<Effect> {
+        self.on(Event::Gateway { conn: GATEWAY, message: read(Some(max_staleness_ms)) })
+    }
+
+    /// Answers the last probe.
+    fn proof(&mut self, epoch: u64, commit: u64) -> Vec<Effect> {
+        let proven = vec![(SHARD, Epoch(epoch), Seq(commit))];
+        let message = ToFollower::Proof { probe: self.probe, proven, refused: vec![] };
+        self.on(Event::ToFollower { conn: FROM_A, message })
+    }
+
+    /// Answers the oldest load.
+    fn loaded(&mut self) -> Vec<Effect> {
+        let load = self.loads.pop_front().expect("something was asked for");
+        self.on(Event::Loaded { load, values: vec![Some(42)] })
+    }
+
+    /// At this moment, without what is due then.
+    fn at_ms(&mut self, ms: u64) -> &mut Self {
+        self.now = Now(ms * 1_000);
+        self.on(Event::Tick);
+        self
+    }
+}
+
+/// The time of the probe counts, not that of its answer.
+#[test]
+fn a_read_is_as_old_as_the_probe_that_proved_it() {
+    let mut bench = follower();
+    bench.at_ms(100);
+    check(bench.bounded_read(1_000), &["probe"]);
+    bench.at_ms(107);
+    check(bench.proof(1, 2), &["load"]);
+    bench.at_ms(110);
+    check(bench.loaded(), &["read [42], 10000 us old"]);
+}
+
+#[test]
+fn what_is_applied_must_reach_the_commit() {
+    let mut bench = follower();
+    check(bench.bounded_read(1_000), &["probe"]);
+    // Seq 3 has not come yet: nothing is told, and nothing more is asked.
+    check(bench.proof(1, 3), &[]);
+    check(bench.bounded_read(1_000), &[]);
+    let entries = log(&[1, 1, 1]);
+    check(
+        bench.append(2, Slice { commit: Seq(3), ..slice(1, &entries, 2, false) }),
+        &["append 3", "sync 3"],
+    );
+    check(bench.on(Event::Durable { group: 3 }), &["ack 2", "load", "load"]);
+}
+
+#[test]
+fn an_answer_of_another_epoch_than_the_promised_one_is_dropped() {
+    for epoch in [0, 2] {
+        let mut bench = follower();
+        check(bench.bounded_read(1_000), &["probe"]);
+        check(bench.proof(epoch, 1), &["too stale"]);
+        check(bench.bounded_read(1_000), &["probe"]);
+    }
+}
+
+#[test]
+fn an_answer_to_no_probe_of_ours_is_dropped() {
+    let mut bench = follower();
+    check(bench.proof(1, 1), &[]);
+    check(bench.bounded_read(1_000), &["probe"]);
+    bench.probe += 1;
+    check(bench.proof(1, 1), &[]);
+    bench.probe -= 1;
+    check(bench.proof(1, 1), &["load"]);
+}
+
+/// Reads within the bound cost no message; from half of it on the next proof is fetched behind them.
+#[test]
+fn a_proof_serves_while_it_is_young_enough() {
+    let mut bench = follower();
+    bench.at_ms(100);
+    bench.bounded_read(1_000);
+    check(bench.proof(1, 1), &["load"]);
+    bench.loaded();
+    bench.at_ms(600);
+    check(bench.bounded_read(1_000), &["load"]);
+    check(bench.loaded(), &["read [42], 500000 us old"]);
+    bench.at_ms(601);
+    check(bench.bounded_read(1_000), &["load", "probe"]);
+    // One is out: whoever comes next shares it.
+    check(bench.bounded_read(1_000), &["load"]);
+    check(bench.bounded_read(400), &[]);
+    bench.at_ms(1_100);
+    check(bench.bounded_read(1_000), &["load"]);
+    bench.now = Now(1_100_001);
+    check(bench.bounded_read(1_000), &[]);
+}
+
+#[test]
+fn without_a_proof_in_time_a_read_is_refused() {
+    // The primary is silent.
+    let mut bench = follower();
+    check(bench.bounded_read(1_000), &["probe"]);
+    assert!(bench.node.next_deadline() <= Some(Now(300_000)));
+    bench.now = Now(299_999);
+    assert!(!bench.on(Event::Tick).iter().any(|effect| word(effect) == "too stale"));
+    bench.now = Now(300_000);
+    assert!(bench.on(Event::Tick).iter().any(|effect| word(effect) == "too stale"));
+    // It waits no longer than it could use what comes.
+    bench.bounded_read(10);
+    bench.now = Now(310_000);
+    check(bench.on(Event::Tick), &["too stale"]);
+    // It has none to give.
+    bench.bounded_read(1_000);
+    let message = ToFollower::Proof { probe: bench.probe, proven: vec![], refused: vec![SHARD] };
+    check(bench.on(Event::ToFollower { conn: FROM_A, message }), &["too stale"]);
+    // It is not connected.
+    bench.bounded_read(1_000);
+    check(bench.on(Event::Closed { conn: FROM_A }), &["too stale"]);
+    check(bench.bounded_read(1_000), &["too stale"]);
+}
+
+/// A gateway with an older map asks the primary: it answers as ever.
+#[test]
+fn a_primary_answers_a_bounded_read_like_any_other() {
+    let mut bench = primary();
+    check(bench.bounded_read(1_000), &["load", "ask"]);
+    bench.loaded();
+    check(bench.on(round_answered(3, &[])), &["read [42]"]);
+}
+
+#[test]
+fn a_node_without_a_copy_tells_nothing() {
+    let mut bench = Bench::new(B);
+    bench.on(Event::GatewayConnected { conn: GATEWAY });
+    check(bench.bounded_read(1_000), &["too stale"]);
 }

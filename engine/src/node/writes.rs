@@ -8,6 +8,7 @@ use crate::batch::{BATCH_BYTES_LIMIT, Batch};
 use crate::entry::{Body, Entry};
 use crate::ids::{Conn, ShardId};
 use crate::message::{Answer, GatewayMessage, NodeReply, Refusal, ShardAvailability};
+use crate::node::reads::Ask;
 use crate::node::{Effect, Node, turn_of};
 use crate::replica::Replica;
 
@@ -25,7 +26,8 @@ impl Node {
 
     pub(super) fn on_gateway_gone(&mut self, conn: Conn) {
         self.gateways.remove(&conn);
-        self.reads.forget(conn);
+        self.forget_reads(conn);
+        self.forget_bounded_reads(conn);
         for primary in self.replicas.values_mut().filter_map(Replica::primary_mut) {
             primary.waiting.retain(|_, (waiting, _)| *waiting != conn);
         }
@@ -51,8 +53,12 @@ impl Node {
                     self.on_batch(conn, message, batch, overloaded, effects);
                 }
             }
-            GatewayMessage::Read { id, slots, keys } => {
-                self.on_read(conn, id, slots, keys, effects);
+            GatewayMessage::Read { id, slots, keys, max_staleness_ms } => {
+                let ask = Ask { conn, id, slots, keys };
+                match max_staleness_ms {
+                    None => self.on_read(ask, effects),
+                    Some(ms) => self.on_bounded_read(ask, ms, effects),
+                }
             }
         }
     }

@@ -27,9 +27,10 @@ pub enum Route {
         counter: CounterKey,
         bounded_ms: Option<u64>,
     },
-    /// `POST /v1/counters/{ns}/get`
+    /// `POST /v1/counters/{ns}/get`. `bounded_ms`: values that are at most so old will do.
     GetMany {
         namespace: String,
+        bounded_ms: Option<u64>,
     },
     /// `DELETE /v1/counters/{ns}/{key}`
     Delete {
@@ -115,11 +116,11 @@ fn counters(method: &Method, rest: &str, query: &str) -> Result<Route, Problem> 
             // Any key will do: it is the namespace that is checked, once for all items.
             let namespace = named(namespace, "k")?.namespace().to_owned();
             let namespace = String::from_utf8(namespace).expect("a checked namespace is ASCII");
+            if key == "get" {
+                return Ok(Route::GetMany { namespace, bounded_ms: consistency(query)? });
+            }
             no_parameters(query)?;
-            Ok(match key {
-                "get" => Route::GetMany { namespace },
-                _ => Route::IncrementMany { namespace },
-            })
+            Ok(Route::IncrementMany { namespace })
         }
         (None, ..) if key == "increment" || key == "get" => {
             Err(not_allowed("DELETE, GET, HEAD, POST"))

@@ -46,7 +46,8 @@ fn one(delta: Option<i64>, returning: bool) -> Route {
 fn paths() {
     routed("POST /v1/counters/ns/k/increment", one(None, false));
     routed("POST /v1/counters/ns/increment", Route::IncrementMany { namespace: "ns".into() });
-    routed("POST /v1/counters/ns/get", Route::GetMany { namespace: "ns".into() });
+    let many = Route::GetMany { namespace: "ns".into(), bounded_ms: None };
+    routed("POST /v1/counters/ns/get", many);
     routed("GET /v1/counters/ns/k", get(b"k"));
     routed("HEAD /v1/counters/ns/k", get(b"k"));
     routed("DELETE /v1/counters/ns/k", Route::Delete { counter: named("ns", b"k") });
@@ -78,13 +79,20 @@ fn consistency() {
     check("consistency=bounded&max_staleness_ms=250", Some(250));
     check("max_staleness_ms=0&consistency=bounded", Some(0));
     check("consistency=bounded", Some(1_000));
+    let many = Route::GetMany { namespace: "ns".into(), bounded_ms: Some(7) };
+    routed("POST /v1/counters/ns/get?consistency=bounded&max_staleness_ms=7", many);
+    refused("POST /v1/counters/ns/get?max_staleness_ms=5", 400, "max_staleness_ms");
+    refused("POST /v1/counters/ns/get?consistency=fresh", 400, "consistency");
     let get = "GET /v1/counters/ns/k";
     refused(&format!("{get}?consistency=eventual"), 400, "consistency");
     refused(&format!("{get}?consistency="), 400, "consistency");
     refused(&format!("{get}?max_staleness_ms=5"), 400, "max_staleness_ms");
     refused(&format!("{get}?consistency=linearizable&max_staleness_ms=5"), 400, "max_staleness_ms");
     refused(&format!("{get}?consistency=bounded&max_staleness_ms=-1"), 400, "max_staleness_ms");
-    refused(&format!("{get}?consistency=bounded&max_staleness_ms=x"), 400, "max_staleness_ms");
+    for bad in ["x", "", "1.5", "9223372036854775808", "5&max_staleness_ms=5"] {
+        let query = format!("consistency=bounded&max_staleness_ms={bad}");
+        refused(&format!("{get}?{query}"), 400, "max_staleness_ms");
+    }
 }
 
 #[test]

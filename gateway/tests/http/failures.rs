@@ -55,6 +55,19 @@ fn a_node_that_refuses() {
     assert_eq!(value, 1, "something that was refused was applied");
 }
 
+/// Nobody is in sync but the primary, so it is asked; and a bounded read that fails is always a 503.
+#[test]
+fn a_bounded_read_of_a_silent_primary_is_not_applied() {
+    let cluster = Cluster::start(1);
+    let mut client = cluster.client();
+    cluster.nodes[0].set_mood(Mood::Swallows);
+    let no_primary = (503, "no-primary", "not-applied");
+    let get = "GET /v1/counters/ns/k?consistency=bounded";
+    said(&client.call(get, &[SHORT], b""), no_primary);
+    let get = "POST /v1/counters/ns/get?consistency=bounded&max_staleness_ms=5000";
+    said(&client.call(get, &[SHORT], br#"{"keys":["k"]}"#), no_primary);
+}
+
 #[test]
 fn a_frozen_shard_refuses_at_once_and_reads_on() {
     let cluster = Cluster::start(1);

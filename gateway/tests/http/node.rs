@@ -181,7 +181,7 @@ impl State {
                     self.reply(to, reply, mood == Mood::Holds);
                 }
             }
-            GatewayMessage::Read { id, slots, keys } => {
+            GatewayMessage::Read { id, slots, keys, .. } => {
                 let mood = self.mood_of(slots);
                 let value = |name: &[u8]| self.counters.get(name).copied().unwrap_or(0);
                 let result = match &mood {
@@ -190,6 +190,7 @@ impl State {
                     Mood::Serves | Mood::Holds => Ok(ReadResult {
                         values: keys.iter().map(|key| value(key.name())).collect(),
                         time: TimeMs(1),
+                        staleness_us: 0,
                     }),
                 };
                 self.reply(to, NodeReply::Read { id, result }, mood == Mood::Holds);

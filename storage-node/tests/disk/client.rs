@@ -130,7 +130,8 @@ impl Client {
             let here: Vec<u32> = counters.iter().filter(here).copied().collect();
             for (id, some) in here.chunks(500).enumerate() {
                 let keys = some.iter().map(|&counter| counter_key(counter)).collect();
-                pair.ask(shard, GatewayMessage::Read { id: id as u64, slots, keys });
+                let (id, max_staleness_ms) = (id as u64, None);
+                pair.ask(shard, GatewayMessage::Read { id, slots, keys, max_staleness_ms });
                 let mut values = None;
                 pair.until("a read", |pair| {
                     let answer = |reply: &NodeReply| match reply {

@@ -121,7 +121,8 @@ impl Worker {
     pub(crate) async fn try_read(&mut self, key: &str) -> Result<ReadResult, Refusal> {
         self.reads += 1;
         let (asked, keys) = (self.reads, vec![counter(key)]);
-        let read = GatewayMessage::Read { id: asked, slots: Slots::ALL, keys };
+        let read =
+            GatewayMessage::Read { id: asked, slots: Slots::ALL, keys, max_staleness_ms: None };
         self.send.send(read.into()).expect("the stream stands");
         loop {
             if let NodeReply::Read { id, result } = self.reply().await
@@ -136,7 +137,12 @@ impl Worker {
     pub(crate) fn post_read(&mut self, key: &str) {
         self.reads += 1;
         let keys = vec![counter(key)];
-        let read = GatewayMessage::Read { id: self.reads, slots: Slots::ALL, keys };
+        let read = GatewayMessage::Read {
+            id: self.reads,
+            slots: Slots::ALL,
+            keys,
+            max_staleness_ms: None,
+        };
         // Once the stream has ended, so has what is being tested.
         let _ended = self.send.send(read.into());
     }

@@ -4,6 +4,7 @@ use engine::key::CounterKey;
 
 use super::core::{Core, Happening, Place};
 use super::history::{Ask, DIGITS_MAX, History, MIXED_MAX, Outcome, Use};
+use super::rng::Rng;
 
 /// An operation on its way to a gateway.
 #[derive(Clone, Debug)]
@@ -11,6 +12,8 @@ pub struct Request {
     pub id: usize,
     pub counter: CounterKey,
     pub ask: Ask,
+    /// Of a read: a value of this age will do.
+    pub max_staleness_ms: Option<u64>,
     /// Virtual time at which the gateway answers whatever it knows.
     pub deadline: u64,
 }
@@ -30,6 +33,8 @@ pub struct Clients {
     /// The client that waits for an operation.
     waiting: std::collections::BTreeMap<usize, usize>,
     finals: Finals,
+    /// Decides which reads may be stale.
+    staleness: Rng,
 }
 
 /// The reads at the end: each counter until it answers.
@@ -53,7 +58,8 @@ impl Clients {
             core.after(first, Happening::Client { client });
         }
         let waiting = std::collections::BTreeMap::new();
-        Self { history, digits, mixed, waiting, finals: Finals::default() }
+        let staleness = core.plan.staleness.clone();
+        Self { history, digits, mixed, waiting, finals: Finals::default(), staleness }
     }
 
     pub fn in_flight(&self) -> usize {
@@ -113,10 +119,15 @@ impl Clients {
         let id = self.history.ask(core.step, counter, ask);
         self.waiting.insert(id, client);
         let delay = core.delay();
+        // The reads at the end show what is there, and the search for an order knows no stale ones.
+        let by_digits = self.history.counters[counter].used == Use::Digits;
+        let may_be_stale = ask == Ask::Read && client != FINAL && by_digits;
+        let bounded = may_be_stale && self.staleness.percent(core.plan.bounded_percent);
         let request = Request {
             id,
             counter: self.history.counters[counter].key.clone(),
             ask,
+            max_staleness_ms: bounded.then(|| self.staleness.between(1, 2_000)),
             deadline: core.now + delay + patience,
         };
         let to = Place::Gateway(core.rng.below(u64::from(core.plan.gateways)) as u8);
@@ -133,7 +144,7 @@ impl Clients {
             let key = &self.history.counters[op.counter].key;
             format!("client: {:?} of {key:?}: {:?}", op.ask, answered.outcome)
         });
-        self.history.answer(core.step, answered.id, answered.outcome);
+        self.history.answer(core.step, core.now, answered.id, answered.outcome);
         if client != FINAL {
             let think = core.rng.between(0, core.plan.think * 2);
             core.after(think, Happening::Client { client });

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use engine::batcher::{Effect, Event, Failure, Outcome as Known, Worker};
+use engine::batcher::{Effect, Event, Failure, Outcome as Known, ReadValues, Worker};
 use engine::ids::{Conn, SessionId, StoreBoot, StoreId};
 use engine::message::{Answer, NodeReply};
 use engine::ops::{Op, OpKind};
@@ -208,9 +208,11 @@ impl Driver<'_> {
             Effect::ReadDone { request, result } => {
                 let asked = self.asked(core, request);
                 for (at, request) in asked.iter().enumerate() {
-                    let value = result.as_ref().ok().map(|values| values[at]);
-                    let done = value.map(|value| Outcome::Applied(Some(value)));
-                    answer(core, request, done.unwrap_or(Outcome::NotApplied));
+                    let outcome = match &result {
+                        Err(_) => Outcome::NotApplied,
+                        Ok(found) => self.found(core, request, found, at),
+                    };
+                    answer(core, request, outcome);
                 }
             }
             Effect::Report(report) => core.report(self.process, None, &report),
@@ -221,6 +223,19 @@ impl Driver<'_> {
                 self.running.nonce = core.rng.word();
                 self.running.next_call = core.now;
             }
+        }
+    }
+
+    /// What a read is told. One that is not stale at all has to be linearizable.
+    fn found(&self, core: &mut Core, asked: &Request, found: &ReadValues, at: usize) -> Outcome {
+        let (value, staleness_ms) = (found.values[at], found.staleness_ms);
+        if staleness_ms > asked.max_staleness_ms.unwrap_or(0) {
+            let detail = format!("{asked:?} was told a value of {staleness_ms} ms ago");
+            core.oracle.violations.push(Violation { promise: "bounded", detail });
+        }
+        match staleness_ms {
+            0 => Outcome::Applied(Some(value)),
+            ms => Outcome::Stale { value, as_of: core.now.saturating_sub(ms * 1_000) },
         }
     }
 
@@ -243,7 +258,9 @@ impl Driver<'_> {
         let gathered = std::mem::take(&mut self.running.gathered);
         let (reads, writes): (Vec<_>, Vec<_>) =
             gathered.into_iter().partition(|request| request.ask == Ask::Read);
-        for kind in [reads, writes] {
+        let (bounded, reads): (Vec<_>, Vec<_>) =
+            reads.into_iter().partition(|request| request.max_staleness_ms.is_some());
+        for kind in [reads, bounded, writes] {
             let mut request: Vec<Request> = Vec::new();
             for asked in kind {
                 if !request.is_empty() && !core.rng.percent(core.plan.joined_percent) {
@@ -265,7 +282,9 @@ impl Driver<'_> {
         let ops: Vec<Op> = asked.iter().filter_map(op).collect();
         let event = if ops.is_empty() {
             let keys = asked.iter().map(|asked| asked.counter.clone()).collect();
-            Event::Read { request, keys, deadline }
+            // What all of them are content with.
+            let max_staleness_ms = asked.iter().filter_map(|asked| asked.max_staleness_ms).min();
+            Event::Read { request, keys, max_staleness_ms, deadline }
         } else {
             Event::Write { request, ops, deadline }
         };

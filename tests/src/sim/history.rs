@@ -16,6 +16,11 @@ pub enum Ask {
 pub enum Outcome {
     /// Done; with the value, for all but plain adds.
     Applied(Option<i128>),
+    /// A read was told a value that holds all that was acknowledged by this virtual time.
+    Stale {
+        value: i128,
+        as_of: u64,
+    },
     /// It had no effect and never will.
     NotApplied,
     Unknown,
@@ -29,6 +34,8 @@ pub struct Op {
     pub asked: u64,
     /// None: never answered.
     pub answer: Option<(u64, Outcome)>,
+    /// The virtual time of the answer.
+    pub told_at: u64,
 }
 
 impl Op {
@@ -83,15 +90,16 @@ impl History {
 
     pub fn ask(&mut self, step: u64, counter: usize, ask: Ask) -> usize {
         let id = self.ops.len();
-        self.ops.push(Op { counter, ask, asked: step, answer: None });
+        self.ops.push(Op { counter, ask, asked: step, answer: None, told_at: 0 });
         self.counters[counter].ops.push(id);
         id
     }
 
     /// The first answer counts.
-    pub fn answer(&mut self, step: u64, id: usize, outcome: Outcome) {
+    pub fn answer(&mut self, step: u64, now: u64, id: usize, outcome: Outcome) {
         let op = &mut self.ops[id];
         if op.answer.is_none() {
+            op.told_at = now;
             op.answer = Some((step, outcome));
         }
     }

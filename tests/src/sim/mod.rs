@@ -91,7 +91,9 @@ pub fn run(seed: u64, planted: Option<Planted>, out: Option<Box<dyn Write + Send
         violations,
         hash: world.core.journal.hash(),
         steps: world.core.step,
-        acknowledged: count(|outcome| matches!(outcome, Outcome::Applied(_))),
+        acknowledged: count(|outcome| {
+            matches!(outcome, Outcome::Applied(_) | Outcome::Stale { .. })
+        }),
         refused: count(|outcome| matches!(outcome, Outcome::NotApplied)),
         unknown: count(|outcome| matches!(outcome, Outcome::Unknown)),
         faults,

@@ -29,6 +29,10 @@ pub struct Plan {
     pub digit_counters: usize,
     pub mixed_counters: usize,
     pub reads_percent: u64,
+    /// Of the reads, how many are content with a stale value; and the stream that decides which. It is
+    /// apart from the others, so that seeds without any keep their runs.
+    pub bounded_percent: u64,
+    pub staleness: Rng,
 
     pub network_delay: u64,
     pub jitter: bool,
@@ -67,6 +71,8 @@ impl Plan {
         let silent_after_ms = rng.between(200, 1_000);
         let shards = rng.between(1, 3) as u16;
         let lease_ttl = rng.between(500_000, 2_000_000);
+        let mut staleness = Rng::new(seed.rotate_left(32) ^ 0x57A1_E0F5_EED5);
+        let bounded_percent = if staleness.percent(50) { staleness.between(10, 90) } else { 0 };
         Self {
             seed,
             planted,
@@ -82,6 +88,8 @@ impl Plan {
             digit_counters: rng.between(2, 8) as usize,
             mixed_counters: rng.between(1, 3) as usize,
             reads_percent: rng.between(10, 60),
+            bounded_percent,
+            staleness,
 
             network_delay: rng.between(100, 1_000),
             jitter: rng.percent(50),
@@ -152,6 +160,7 @@ impl Plan {
             gateways: 2,
             coordinators: 2,
             shards,
+            bounded_percent: 0,
             network_delay: 300,
             jitter: false,
             fsync: 500,

@@ -12,6 +12,7 @@ mod folders;
 mod leaving;
 mod metastore_away;
 mod replicas;
+mod stale_reads;
 mod two_dead;
 
 use std::time::Duration;

@@ -223,6 +223,12 @@ fn reads(table: &mut Table) {
         "",
     );
     table.row(format!("{many}?x"), "400 bad-input x", "");
+    table.row(
+        format!("{many}?consistency=bounded&max_staleness_ms=10\n\n{{\"keys\":[\"k\"]}}"),
+        r#"200 {"counters":[{"key":"k","value":0}],"staleness_ms":0}"#,
+        "",
+    );
+    table.row(format!("{many}?max_staleness_ms=5"), "400 bad-input max_staleness_ms", "");
 }
 
 fn deletes(table: &mut Table) {

@@ -5,6 +5,7 @@
 //! nothing of replicas or logs, so they can't share a mistake with what they check.
 
 pub mod answers;
+pub mod bounded;
 pub mod digests;
 pub mod digits;
 pub mod heals;
@@ -32,6 +33,7 @@ pub fn judge(history: &History) -> Vec<Violation> {
     twice::check(history, &mut violations);
     refused::check(history, &mut violations);
     linearizable::check(history, &mut violations);
+    bounded::check(history, &mut violations);
     // One of each tells enough.
     violations.dedup_by_key(|violation| violation.promise);
     violations
