@@ -121,12 +121,13 @@ def say(text):
     print(f"{time.monotonic() - BEGUN:6.1f} s: {text}", flush=True)
 
 
-def kill_and_restart(data, victim, feeder):
+def kill_and_restart(data, victim, load):
+    """`load` is what goes on meanwhile: `given` says how much of it has gone out, and `note_kill` is called at the kill."""
     # Its pid may be another by now.
     pid = next(p["pid"] for p in processes(data, victim["role"]) if p["name"] == victim["name"])
     os.kill(pid, signal.SIGKILL)
-    feeder.note_kill()
-    say(f"killed {victim['name']} (pid {pid}) after {feeder.given} lines")
+    load.note_kill()
+    say(f"killed {victim['name']} (pid {pid}) after {load.given} increments")
     time.sleep(DOWN_SECONDS)
     log = open(os.path.join(data, "logs", victim["name"] + ".log"), "ab")
     # Not our child for long: `dkc dev` adopts and stops it.
@@ -157,4 +158,5 @@ def wait_until_full(url, replicas):
         time.sleep(0.2)
 
 
-main()
+if __name__ == "__main__":
+    main()

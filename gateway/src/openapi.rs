@@ -71,7 +71,7 @@ fn document() -> Value {
             "/v1/cluster": page("cluster", "The cluster: nodes, shards, who leads what", "application/json", schema("Cluster")),
             "/livez": page("livez", "Whether the process lives", "text/plain", text_schema()),
             "/readyz": readyz(),
-            "/metrics": page("metrics", "Metrics for Prometheus", "application/openmetrics-text", text_schema()),
+            "/metrics": page("metrics", "Metrics for Prometheus", "text/plain", text_schema()),
             "/openapi.json": page("openapi", "This document", "application/json", json!({"type": "object"})),
         },
         "components": {
