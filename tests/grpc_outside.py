@@ -10,6 +10,7 @@ gRPC is another implementation than ours: what only our own client understands f
 import base64
 import json
 import sys
+import threading
 import urllib.parse
 import urllib.request
 
@@ -122,8 +123,17 @@ def check_read(channel, gateway, cluster):
     names = [b"outside\0" + "ключ".encode(), b"outside\0never touched"]
     read = stranger.message("Read", id=7, slots=stranger.message("Slots", lo=0, hi=65535), names=names)
     opening = stranger.message("ToNode", open=stranger.open(cluster, 1))
-    replies = stranger.session(iter([opening, stranger.message("ToNode", read=read)]))
+    answered = threading.Event()
+
+    def messages():
+        yield opening
+        yield stranger.message("ToNode", read=read)
+        # A session ends, for both, when its asker has said all: what has not been answered by then is not.
+        answered.wait(LIMIT)
+
+    replies = stranger.session(messages())
     reply = next(reply.read for reply in replies if reply.WhichOneof("kind") == "read")
+    answered.set()
     check("the number of the read", reply.id, 7)
     check("a read is answered with values", reply.WhichOneof("kind"), "values")
     check("the values", varints(reply.values.values), [-300, 0])
