@@ -181,13 +181,15 @@ fn a_gateway_that_is_gone_is_passed_over() {
     assert_eq!((code(&output), &report["not_applied"][0]["last_line"]), (1, &2.into()));
 }
 
-/// Input that never ends, from somebody who types: what was typed is counted at once, and Ctrl-C
-/// ends the count with a report though the reader still waits.
-#[test]
-fn a_signal_ends_in_a_report() {
-    let gateway = FakeGateway::start(|_| Fate::Apply);
+/// Counts three lines, `a b a`, of an input that stays open, and presses Ctrl-C once the gateway has got so far.
+fn count_interrupted(
+    gateway: &FakeGateway,
+    args: &[&str],
+    so_far: impl Fn(&fake::State) -> bool,
+) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_dkc"))
         .args(["count", "words", "--json", "--url", &gateway.url()])
+        .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -195,13 +197,22 @@ fn a_signal_ends_in_a_report() {
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(b"a\nb\na\n").unwrap();
-    while gateway.state.lock().unwrap().counters.get("a") != Some(&2) {
+    while !so_far(&gateway.state.lock().unwrap()) {
         std::thread::yield_now();
     }
     let pid = child.id().to_string();
     assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
     drop(stdin);
+    output
+}
+
+/// Input that never ends, from somebody who types: what was typed is counted at once, and Ctrl-C
+/// ends the count with a report though the reader still waits.
+#[test]
+fn a_signal_ends_in_a_report() {
+    let gateway = FakeGateway::start(|_| Fate::Apply);
+    let output = count_interrupted(&gateway, &[], |counted| counted.counters.get("a") == Some(&2));
     let report = json(&output);
     assert_eq!(code(&output), 0, "{report}");
     assert_eq!((&report["applied"], &report["complete"]), (&3.into(), &false.into()));
@@ -214,23 +225,8 @@ fn what_was_read_is_counted_before_the_report() {
     fn check(fate: Fate, want: (i32, u64)) {
         let gateway =
             FakeGateway::start(move |number| if number == 0 { Fate::Apply } else { fate });
-        let mut child = Command::new(env!("CARGO_BIN_EXE_dkc"))
-            .args(["count", "words", "--json", "--batch", "2", "--flush-interval", "1000s"])
-            .args(["--give-up", "1", "--url", &gateway.url()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        stdin.write_all(b"a\nb\na\n").unwrap();
-        while gateway.state.lock().unwrap().heads.is_empty() {
-            std::thread::yield_now();
-        }
-        let pid = child.id().to_string();
-        assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
-        let output = child.wait_with_output().unwrap();
-        drop(stdin);
+        let args = ["--batch", "2", "--flush-interval", "1000s", "--give-up", "1"];
+        let output = count_interrupted(&gateway, &args, |counted| !counted.heads.is_empty());
         let report = json(&output);
         let got = (code(&output), report["applied"].as_u64().unwrap());
         assert_eq!(got, want, "{fate:?}: {report}");
