@@ -57,7 +57,7 @@ class Client(threading.Thread):
             time.sleep(int(answer.headers["Retry-After"]))
 
     def send(self, path):
-        """None if the connection broke; an address that refuses it was not sent to, and the next one is."""
+        """None if the connection broke; where none was made nothing was sent, and the next address is tried."""
         connection = self.connect()
         try:
             connection.request("POST", path, headers={"Request-Timeout-Ms": "20000"})
@@ -78,7 +78,7 @@ class Client(threading.Thread):
             try:
                 connection.connect()
                 return connection
-            except ConnectionRefusedError:
+            except ConnectionError:  # Refused, or reset in the backlog of a gateway that dies: nothing was sent.
                 self.urls = self.urls[1:] + self.urls[:1]
                 time.sleep(0.05)
 
