@@ -167,6 +167,7 @@ mod tests {
             hash: 1,
             incarnation: 1,
             idempotency_window_ms: 1,
+            idempotency_records_max: 1,
         };
         let difference = parse(flags).expect("good flags").difference(&meta);
         match want {

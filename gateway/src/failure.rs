@@ -76,6 +76,16 @@ fn told(failure: Failure) -> (Kind, &'static str) {
             Kind::SessionLost,
             "the gateway's session ended before an answer came: it may have been applied",
         ),
+        Failure::TokenReused => {
+            (Kind::BadInput, "the idempotency key was used for another request")
+        }
+        Failure::TokenQuota => {
+            (Kind::Overloaded, "the counter's shard keeps as many idempotency keys as it may")
+        }
+        Failure::TokenTooOld => (
+            Kind::Deadline,
+            "it was issued longer ago than idempotency keys are remembered",
+        ),
         Failure::ResultGone => {
             (Kind::SessionLost, "it was applied earlier, and its result is no longer known")
         }

@@ -247,7 +247,7 @@ impl Front {
 
     /// The value that came back, if one was asked for.
     async fn write_one(&self, op: Op, deadline: &Deadline) -> Result<Option<i128>, Problem> {
-        let WriteResult { values, failed } = self.lanes.write(vec![op], deadline.at).await;
+        let WriteResult { values, failed, .. } = self.lanes.write(vec![op], deadline.at).await;
         match failed.first() {
             Some(&(_, failure)) => Err(failure::of_write(failure)),
             None => Ok(values.first().map(|&(_, value)| value)),

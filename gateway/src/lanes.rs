@@ -97,10 +97,10 @@ impl Lanes {
 
     pub(crate) async fn write(self: &Rc<Self>, ops: Vec<Op>, deadline: Now) -> WriteResult {
         let refused = ops.len();
-        let asked = self.ask(|request| Event::Write { request, ops, deadline });
+        let asked = self.ask(|request| Event::Write { request, ops, token: None, deadline });
         let Some(asked) = asked else {
             let failed = (0..refused as u32).map(|index| (index, Failure::QueueFull)).collect();
-            return WriteResult { values: Vec::new(), failed };
+            return WriteResult { failed, ..WriteResult::default() };
         };
         match asked.await {
             Done::Wrote(result) => result,

@@ -13,7 +13,7 @@ use engine::apply::ShardState;
 use engine::codec::Malformed;
 use engine::digest;
 use engine::ids::{Conn, Slots};
-use engine::store::layout::{self, Change, IdempotencyRecord, RowKey};
+use engine::store::layout::{self, Change, RowKey};
 use proto::RowsWriter;
 use proto::wire::SnapshotPart;
 use self_cell::self_cell;
@@ -211,7 +211,7 @@ impl Stager {
                 slot
             }
             RowKey::Idempotency { slot, .. } => {
-                IdempotencyRecord::decode(value)?;
+                layout::decode_record(value)?;
                 slot
             }
             RowKey::Shard(_) => return Err(Malformed("shard record among rows")),

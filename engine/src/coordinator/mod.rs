@@ -187,6 +187,8 @@ pub struct Settings {
     /// The uuid of the cluster, should this process be the one that makes it.
     pub new_cluster: u128,
     pub idempotency_window_ms: u64,
+    /// Per shard.
+    pub idempotency_records_max: u64,
     /// Shards are placed once so many nodes are registered …
     pub expect_nodes: Option<u32>,
     /// … or, if that was not said, enough are and none came for this long.
@@ -217,6 +219,7 @@ impl Default for Settings {
             flags: Flags::default(),
             new_cluster: 0,
             idempotency_window_ms: 3_600_000,
+            idempotency_records_max: 1_000_000,
             expect_nodes: None,
             newcomer_wait_ms: 3_000,
             rebuild_delay_ms: 600_000,
@@ -282,6 +285,7 @@ impl Settings {
             hash: 1,
             incarnation: 1,
             idempotency_window_ms: self.idempotency_window_ms,
+            idempotency_records_max: self.idempotency_records_max,
         }
     }
 }

@@ -4,6 +4,7 @@
 use bytes::Bytes;
 
 use super::*;
+use crate::key::CounterKey;
 use crate::batch::{Batch, Codec};
 use crate::entry::Body;
 use crate::ids::{Bseq, Version};
@@ -242,7 +243,7 @@ fn an_op_that_asks_for_a_value_is_answered_after_its_load() {
     check(bench.frame(1, returning), &["append 2", "load", "send 2", "sync 2"]);
     bench.on(Event::Durable { group: 2 });
     check(bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: 2 } }), &[]);
-    check(bench.on(Event::Loaded { load: 1, values: vec![Some(100)] }), &["applied [105]"]);
+    check(bench.on(Event::Loaded { load: 1, values: vec![Some(100)], records: vec![] }), &["applied [105]"]);
 }
 
 #[test]
@@ -348,7 +349,7 @@ fn a_read_is_captured_then_proved_then_answered() {
     let mut bench = primary();
     let message = read(None);
     check(bench.on(Event::Gateway { conn: GATEWAY, message }), &["load", "ask"]);
-    check(bench.on(Event::Loaded { load: 2, values: vec![Some(42)] }), &[]);
+    check(bench.on(Event::Loaded { load: 2, values: vec![Some(42)], records: vec![] }), &[]);
     let answer = FromFollower::ReadIndex { round: 3, newer: vec![] };
     check(bench.on(Event::FromFollower { conn: TO_B, message: answer }), &["read [42]"]);
 }
@@ -358,7 +359,7 @@ fn a_read_is_refused_when_a_peer_has_promised_more() {
     let mut bench = primary();
     let message = read(None);
     bench.on(Event::Gateway { conn: GATEWAY, message });
-    bench.on(Event::Loaded { load: 2, values: vec![Some(42)] });
+    bench.on(Event::Loaded { load: 2, values: vec![Some(42)], records: vec![] });
     let answer = FromFollower::ReadIndex { round: 3, newer: vec![(SHARD, Epoch(2))] };
     check(bench.on(Event::FromFollower { conn: TO_B, message: answer }), &[]);
     bench.now = bench.now.plus_ms(40);
@@ -500,7 +501,7 @@ impl Bench {
     /// Answers the oldest load.
     fn loaded(&mut self) -> Vec<Effect> {
         let load = self.loads.pop_front().expect("something was asked for");
-        self.on(Event::Loaded { load, values: vec![Some(42)] })
+        self.on(Event::Loaded { load, values: vec![Some(42)], records: vec![] })
     }
 
     /// At this moment, without what is due then.

@@ -227,7 +227,7 @@ impl State {
                 OpKind::Delete => values.push(std::mem::take(value)),
             }
         }
-        let answer = Answer::Applied { values, time: TimeMs(1) };
+        let answer = Answer::Applied { values, tokens: Vec::new(), time: TimeMs(1) };
         self.rows.insert(row, (batch.bseq, answer.clone()));
         answer
     }
