@@ -194,8 +194,7 @@ impl Applying<'_> {
         let ops = group.of(ops);
         let asked = ops.iter().filter(|op| op.kind.needs_value()).count();
         let planted = self.limits.planted;
-        let mut found =
-            self.tables.record(id, planted).or_else(|| self.loaded.records.get(&id));
+        let mut found = self.tables.record(id, planted).or_else(|| self.loaded.records.get(&id));
         if group.tag.scope == Scope::Batch && Planted::PartAppliedAgain.is_in(planted) {
             found = None;
         }
@@ -297,7 +296,8 @@ mod tests {
                 Batch::seal(Slots::ALL, session, Bseq(bseq), Bseq(bseq), Codec::Raw, payload);
             let entry = Entry::after(self.state.applied, Epoch(1), TimeMs(0), Body::Ops(batch));
             let decoded = decode(&entry).unwrap();
-            apply(&mut self.state, &mut self.tables, &entry, &decoded, &self.loaded, &LIMITS).unwrap()
+            apply(&mut self.state, &mut self.tables, &entry, &decoded, &self.loaded, &LIMITS)
+                .unwrap()
         }
     }
 

@@ -12,9 +12,7 @@
 use bytes::Bytes;
 
 use crate::batch::{Batch, Codec};
-use crate::codec::{
-    Malformed, Reader, put_bytes, put_varint, put_varint_i128, varint_i128_len,
-};
+use crate::codec::{Malformed, Reader, put_bytes, put_varint, put_varint_i128, varint_i128_len};
 use crate::idempotency::{Scope, Tag};
 use crate::ids::TimeMs;
 use crate::key::CounterKey;

@@ -4,10 +4,10 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::key::CounterKey;
 use crate::batch::{Batch, Codec};
 use crate::entry::Body;
 use crate::ids::{Bseq, Version};
+use crate::key::CounterKey;
 use crate::message::{Answer, Refusal, Reject, Slice};
 use crate::ops::{self, Op, OpKind};
 
@@ -243,7 +243,10 @@ fn an_op_that_asks_for_a_value_is_answered_after_its_load() {
     check(bench.frame(1, returning), &["append 2", "load", "send 2", "sync 2"]);
     bench.on(Event::Durable { group: 2 });
     check(bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: 2 } }), &[]);
-    check(bench.on(Event::Loaded { load: 1, values: vec![Some(100)], records: vec![] }), &["applied [105]"]);
+    check(
+        bench.on(Event::Loaded { load: 1, values: vec![Some(100)], records: vec![] }),
+        &["applied [105]"],
+    );
 }
 
 #[test]

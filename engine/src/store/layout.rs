@@ -24,8 +24,8 @@ use crate::apply::ShardState;
 use crate::batch::{put_revision, put_session, revision, session};
 use crate::codec::{Malformed, Reader, put_bytes, put_varint, put_varint_i128};
 use crate::digest;
-use crate::idempotency::{Bucket, Buckets, Record, RecordId, TokenOutcome};
 use crate::entry::Position;
+use crate::idempotency::{Bucket, Buckets, Record, RecordId, TokenOutcome};
 use crate::ids::{Bseq, Chain, CopyNo, Epoch, Seq, ShardId, Slot, Slots, TimeMs};
 use crate::key::CounterKey;
 use crate::sessions::{BatchResult, Collection, Row, Sessions};
@@ -383,9 +383,8 @@ fn result(from: &mut Reader) -> Result<BatchResult, Malformed> {
 
 fn outcomes(from: &mut Reader) -> Result<Vec<TokenOutcome>, Malformed> {
     let count = from.count("result tokens")?;
-    let outcome = |_| {
-        TokenOutcome::from_byte(from.u8("result token")?).ok_or(Malformed("result token"))
-    };
+    let outcome =
+        |_| TokenOutcome::from_byte(from.u8("result token")?).ok_or(Malformed("result token"));
     (0..count).map(outcome).collect()
 }
 
@@ -525,8 +524,7 @@ mod tests {
         assert_eq!(shard_key(ShardId(0xfffe)), [3, 0xff, 0xfe]);
         assert_eq!(counter_value(300), [1, 0xd8, 0x04]);
         assert_eq!(counter_operand(-1), [2, 1]);
-        let record =
-            Record { bucket: 1, fingerprint: 2, values: vec![-1, 300] };
+        let record = Record { bucket: 1, fingerprint: 2, values: vec![-1, 300] };
         let want = [&[1, 1, 2][..], &[0; 15], &[3, 1, 0xd8, 0x04]].concat();
         assert_eq!(encode_record(&record), want);
         assert_eq!(decode_record(&want), Ok(record));

@@ -8,7 +8,8 @@
 //!   plan ── what this seed may suffer        world ── the loop, and who is told what
 //!   core ── time, chance, the queue          nodes, gateways, coordinators ── drivers
 //!   network, disk, log, etcd ── models       faults ── what goes wrong
-//!   clients, history ── who asks what        checker ── one file per promise; oracle ── online
+//!   clients, token_clients, history ── who asks what
+//!   checker ── one file per promise; oracle ── online
 //! ```
 //!
 //! What a newcomer would get wrong: a run without violation proves little unless it was busy. A seed
@@ -33,6 +34,8 @@ pub mod nodes;
 pub mod oracle;
 pub mod plan;
 pub mod rng;
+pub mod token_clients;
+pub mod token_rows;
 pub mod world;
 
 use std::collections::BTreeMap;
