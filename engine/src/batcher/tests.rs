@@ -3,6 +3,8 @@
 //! The cluster here is one shard (or two) and two nodes. Node 1 leads at first, over connection 1;
 //! node 2 stands by on connection 2. A turn is some events and then `TurnEnded`.
 
+mod tokens;
+
 use super::*;
 use crate::batch::{BATCH_OPS_MAX, Batch, Codec};
 use crate::ids::{Boot, Bseq, Epoch, Revision, Slots, TimeMs, Version};

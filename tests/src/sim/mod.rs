@@ -66,6 +66,8 @@ pub struct Report {
     pub faults: BTreeMap<String, u64>,
     /// What coordinators did, by kind.
     pub stories: BTreeMap<&'static str, u64>,
+    /// What requests with a token were told, by kind.
+    pub tokens: BTreeMap<&'static str, u64>,
     /// Faults that struck while nothing was in flight.
     pub idle_faults: u64,
 }
@@ -101,6 +103,7 @@ pub fn run(seed: u64, planted: Option<Planted>, out: Option<Box<dyn Write + Send
         unknown: count(|outcome| matches!(outcome, Outcome::Unknown)),
         faults,
         stories: world.core.stories.clone(),
+        tokens: world.tokens.counts(),
         idle_faults: world.faults.idle,
     }
 }

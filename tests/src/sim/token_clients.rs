@@ -76,6 +76,19 @@ pub enum Told {
     Unknown(Option<Failure>),
 }
 
+impl Told {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Applied(_) => "applied",
+            Self::NotApplied(Some(Failure::TokenReused)) => "reused",
+            Self::NotApplied(Some(Failure::TokenQuota)) => "quota",
+            Self::NotApplied(_) => "not-applied",
+            Self::Unknown(Some(Failure::TokenTooOld)) => "too-old",
+            Self::Unknown(_) => "unknown",
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Answered {
     pub token: usize,
@@ -141,6 +154,21 @@ impl TokenClients {
 
     pub fn is_idle(&self) -> bool {
         self.open == 0
+    }
+
+    /// What they were told, by kind, for one to see that all of it was reached.
+    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
+        let mut counts = BTreeMap::new();
+        let attempts = self.cases.iter().flat_map(|case| &case.attempts);
+        for attempt in attempts.filter(|attempt| attempt.answer.is_some()) {
+            if attempt.replayed > 0 {
+                *counts.entry("replayed").or_default() += 1;
+            }
+            for told in attempt.answer.iter().flat_map(|(_, told)| told) {
+                *counts.entry(told.kind()).or_default() += 1;
+            }
+        }
+        counts
     }
 
     /// A client asks: once more under its token, or under a new one.
