@@ -194,8 +194,7 @@ impl Applying<'_> {
         let ops = group.of(ops);
         let asked = ops.iter().filter(|op| op.kind.needs_value()).count();
         let planted = self.limits.planted;
-        let mut found =
-            self.tables.record(id, planted).or_else(|| self.loaded.records.get(&id));
+        let mut found = self.tables.record(id, planted).or_else(|| self.loaded.records.get(&id));
         if group.tag.scope == Scope::Batch && Planted::PartAppliedAgain.is_in(planted) {
             found = None;
         }
@@ -262,6 +261,7 @@ impl Applying<'_> {
 mod tests {
     use super::*;
     use crate::batch::{Batch, Codec};
+    use crate::idempotency::Tag;
     use crate::ids::{Bseq, Epoch, Revision, SessionId, TimeMs};
 
     const LIMITS: Limits = Limits { window_ms: 6_000, records_max: 3, planted: None };
@@ -297,7 +297,8 @@ mod tests {
                 Batch::seal(Slots::ALL, session, Bseq(bseq), Bseq(bseq), Codec::Raw, payload);
             let entry = Entry::after(self.state.applied, Epoch(1), TimeMs(0), Body::Ops(batch));
             let decoded = decode(&entry).unwrap();
-            apply(&mut self.state, &mut self.tables, &entry, &decoded, &self.loaded, &LIMITS).unwrap()
+            apply(&mut self.state, &mut self.tables, &entry, &decoded, &self.loaded, &LIMITS)
+                .unwrap()
         }
     }
 
@@ -375,5 +376,172 @@ mod tests {
         let needs = needs(&Decoded::Ops(Ops { ops, tokened: vec![] }), Slots::ALL);
         assert_eq!(needs.counters, [counter("a"), counter("b")]);
         assert_eq!(needs.records, []);
+    }
+
+    // ---- tokens --------------------------------------------------------------------------------
+
+    use TokenOutcome::{Applied, Quota, Replayed, Reused, TooOld};
+
+    const ADD: OpKind = OpKind::AddReturning { delta: 5 };
+
+    /// One group of ops with a token: hash and fingerprint in one, the issue time.
+    type Group<'a> = (Scope, (u128, u128), u64, &'a [(&'a str, OpKind)]);
+
+    impl Shard {
+        /// Applies a batch of such groups at this time; a batch number comes by itself.
+        fn tokens(&mut self, time: u64, groups: &[Group<'_>]) -> (Vec<i128>, Vec<TokenOutcome>) {
+            let mut payload = ops::begin();
+            for &(scope, (hash, fingerprint), issued, group) in groups {
+                let tag = Tag { scope, hash, fingerprint };
+                ops::put_token(&mut payload, &tag, TimeMs(issued), group.len());
+                for &(key, kind) in group {
+                    ops::put(&mut payload, &Op { counter: counter(key), kind });
+                }
+            }
+            let session = SessionId(Revision { incarnation: 1, revision: 1 });
+            let last = self.state.sessions.rows.get(&session).map_or(Bseq(0), |row| row.last);
+            let bseq = last.next();
+            let payload = payload.into();
+            let batch = Batch::seal(Slots::ALL, session, bseq, bseq, Codec::Raw, payload);
+            match self.entry(time, Body::Ops(batch)) {
+                Some(Answer::Applied { values, tokens, time: told }) => {
+                    assert_eq!(told, TimeMs(time), "every answer tells the shard's time");
+                    (values, tokens)
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn entry(&mut self, time: u64, body: Body) -> Option<Answer> {
+            let entry = Entry::after(self.state.applied, Epoch(1), TimeMs(time), body);
+            let decoded = decode(&entry).unwrap();
+            apply(&mut self.state, &mut self.tables, &entry, &decoded, &self.loaded, &LIMITS)
+        }
+
+        /// One op on counter "a" with this token, issued when it is applied.
+        #[track_caller]
+        fn one(&mut self, time: u64, tag: (u128, u128), want: (i128, TokenOutcome)) {
+            let got = self.tokens(time, &[(Scope::Counter, tag, time, &[("a", ADD)])]);
+            assert_eq!(got, (vec![want.0], vec![want.1]));
+        }
+    }
+
+    #[test]
+    fn a_token_counts_once_and_its_result_comes_back() {
+        let mut shard = shard();
+        shard.one(1_000, (1, 1), (5, Applied));
+        shard.one(2_000, (2, 1), (10, Applied));
+        shard.one(3_000, (1, 1), (5, Replayed));
+        shard.one(4_000, (1, 2), (0, Reused));
+        assert_eq!(shard.batch(5, &[("a", OpKind::AddReturning { delta: 0 })]), {
+            let time = TimeMs(0);
+            Answer::Applied { values: vec![10], tokens: vec![], time }
+        });
+        assert_eq!(shard.state.tokens.records(), 2);
+    }
+
+    /// Twice in one batch: the second one finds the first one's record.
+    #[test]
+    fn a_token_counts_once_within_a_batch_too() {
+        let mut shard = shard();
+        let group: Group<'_> = (Scope::Counter, (1, 1), 0, &[("a", ADD)]);
+        assert_eq!(shard.tokens(0, &[group, group]), (vec![5, 5], vec![Applied, Replayed]));
+    }
+
+    #[test]
+    fn a_part_is_applied_or_replayed_as_a_whole_and_a_delete_too() {
+        let mut shard = shard();
+        let part: Group<'_> = (
+            Scope::Batch,
+            (1, 1),
+            0,
+            &[("a", OpKind::Add { delta: 1 }), ("b", ADD), ("a", OpKind::Delete)],
+        );
+        assert_eq!(shard.tokens(0, &[part]), (vec![5, 1], vec![Applied]));
+        assert_eq!(shard.tokens(0, &[part]), (vec![5, 1], vec![Replayed]));
+        let other: Group<'_> =
+            (Scope::Batch, (1, 2), 0, &[("a", OpKind::Add { delta: 1 }), ("b", ADD)]);
+        assert_eq!(shard.tokens(0, &[other]), (vec![0], vec![Reused]));
+        let slot = Slot(Slots::ALL.lo);
+        assert!(shard.tables.active.record(RecordId { slot, hash: 1 }).is_some());
+        let read: Group<'_> =
+            (Scope::Counter, (9, 9), 0, &[("b", OpKind::AddReturning { delta: 0 })]);
+        assert_eq!(shard.tokens(0, &[read]), (vec![5], vec![Applied]));
+    }
+
+    #[test]
+    fn too_old_and_over_quota_have_no_effect_and_leave_no_record() {
+        let mut shard = shard();
+        let late: Group<'_> = (Scope::Counter, (1, 1), 1_000, &[("a", ADD)]);
+        assert_eq!(shard.tokens(7_001, &[late]), (vec![0], vec![TooOld]));
+        assert_eq!(shard.state.tokens.records(), 0);
+        for (n, value) in [(1, 5), (2, 10), (3, 15)] {
+            shard.one(8_000, (n, n), (value, Applied));
+        }
+        shard.one(8_000, (4, 4), (0, Quota));
+        shard.one(8_000, (3, 3), (15, Replayed));
+        assert_eq!(shard.state.counter_digest, digest::share(digest::weight(b"ns\0a"), 15));
+    }
+
+    /// With the bucket the record is gone, wherever it still lies: the token counts anew.
+    #[test]
+    fn an_expired_record_does_not_exist() {
+        let mut shard = shard();
+        shard.one(1_000, (1, 1), (5, Applied));
+        assert_eq!(shard.entry(13_999, Body::Expire { bucket: 1 }), None);
+        shard.one(13_999, (1, 1), (5, Replayed));
+        assert_eq!(shard.entry(14_000, Body::Expire { bucket: 1 }), None);
+        assert_eq!(shard.state.tokens.records(), 0);
+        shard.one(14_000, (1, 1), (10, Applied));
+    }
+
+    #[test]
+    fn a_record_is_found_in_the_frozen_table_and_in_the_state() {
+        let mut shard = shard();
+        shard.one(1_000, (1, 1), (5, Applied));
+        let active = std::mem::take(&mut shard.tables.active);
+        let id = RecordId { slot: counter("a").slot(), hash: 1 };
+        let record = active.record(id).cloned().expect("it was just written");
+        shard.tables.frozen = Some(std::sync::Arc::new(active.freeze()));
+        shard.one(2_000, (1, 1), (5, Replayed));
+        shard.tables.frozen = None;
+        shard.loaded.values.insert(counter("a"), 5);
+        shard.loaded.records.insert(id, record);
+        shard.one(3_000, (1, 1), (5, Replayed));
+        shard.one(4_000, (2, 2), (10, Applied));
+    }
+
+    /// The bucket's digest is what the rows give, whoever adds them up.
+    #[test]
+    fn a_buckets_digest_is_the_sum_over_its_rows() {
+        let mut shard = shard();
+        shard.one(1_000, (1, 1), (5, Applied));
+        shard.one(1_500, (2, 2), (10, Applied));
+        let frozen = std::mem::take(&mut shard.tables.active).freeze();
+        let shares = frozen.records().map(|(id, record)| layout::record_share(id, record));
+        let sum = shares.fold(0, u128::wrapping_add);
+        let bucket = crate::idempotency::Bucket { records: 2, digest: sum };
+        assert_eq!(shard.state.tokens.live, [(1, bucket)].into());
+    }
+
+    #[test]
+    fn records_are_needed_at_the_counters_slot_or_at_the_shards_first() {
+        let ops = vec![
+            Op { counter: counter("a"), kind: OpKind::Add { delta: 1 } },
+            Op { counter: counter("b"), kind: OpKind::Add { delta: 1 } },
+        ];
+        let group = |scope, first| {
+            let tag = Tag { scope, hash: first as u128, fingerprint: 0 };
+            Tokened { tag, issued: TimeMs(0), first, count: 1 }
+        };
+        let tokened = vec![group(Scope::Batch, 0), group(Scope::Counter, 1)];
+        let needs = needs(&Decoded::Ops(Ops { ops, tokened }), Slots { lo: 7, hi: 9 });
+        assert_eq!(needs.counters, []);
+        let mut want = vec![
+            RecordId { slot: Slot(7), hash: 0 },
+            RecordId { slot: counter("b").slot(), hash: 1 },
+        ];
+        want.sort();
+        assert_eq!(needs.records, want);
     }
 }

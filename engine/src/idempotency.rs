@@ -274,3 +274,120 @@ impl Buckets {
         xxh3_128(&bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::OpKind;
+
+    /// A bucket is a second.
+    const LIMITS: Limits = Limits { window_ms: 6_000, records_max: 2, planted: None };
+
+    #[track_caller]
+    fn check_bucket(time: u64, issued: u64, want: u64) {
+        assert_eq!(LIMITS.bucket(TimeMs(time), TimeMs(issued)), want);
+    }
+
+    #[test]
+    fn a_record_is_as_old_as_the_later_of_entry_and_issue() {
+        check_bucket(5_999, 0, 5);
+        check_bucket(5_999, 9_000, 9);
+        // A clock that is days ahead keeps a record for a day, no longer.
+        check_bucket(1_000, u64::MAX, 86_401);
+    }
+
+    #[test]
+    fn a_bucket_may_go_two_windows_after_its_end() {
+        assert!(!LIMITS.may_expire(5, TimeMs(17_999)));
+        assert!(LIMITS.may_expire(5, TimeMs(18_000)));
+        assert!(!LIMITS.may_expire(u64::MAX, TimeMs(18_000)));
+    }
+
+    #[test]
+    fn an_ineffective_expire_drops_nothing() {
+        let mut buckets = Buckets::default();
+        buckets.add(5, 1);
+        buckets.expire(&LIMITS, TimeMs(17_999), 5);
+        assert!(buckets.is_live(5));
+        buckets.expire(&LIMITS, TimeMs(18_000), 4);
+        assert!(buckets.is_live(5));
+        buckets.expire(&LIMITS, TimeMs(18_000), 5);
+        assert_eq!(buckets, Buckets::default());
+    }
+
+    #[test]
+    fn what_may_go_is_ordered_or_else_the_oldest_to_move_the_time() {
+        let mut buckets = Buckets::default();
+        assert_eq!(buckets.to_expire(&LIMITS, TimeMs(99_000)), []);
+        [5, 6, 9].into_iter().for_each(|bucket| buckets.add(bucket, 1));
+        assert_eq!(buckets.to_expire(&LIMITS, TimeMs(0)), [5]);
+        assert_eq!(buckets.to_expire(&LIMITS, TimeMs(19_000)), [5, 6]);
+    }
+
+    fn tag(fingerprint: u128) -> Tag {
+        Tag { scope: Scope::Counter, hash: 1, fingerprint }
+    }
+
+    /// Operations that ask for one value, issued at 10 s, at this time and with this found.
+    #[track_caller]
+    fn check(buckets: &Buckets, time: u64, found: Option<&Record>, want: Verdict<'_>) {
+        let asks = (tag(7), TimeMs(10_000), 1);
+        assert_eq!(buckets.judge(&LIMITS, TimeMs(time), asks, found), want);
+    }
+
+    #[test]
+    fn the_record_is_judged_before_the_issue_time_and_that_before_the_quota() {
+        let mut buckets = Buckets::default();
+        check(&buckets, 16_000, None, Verdict::Apply { bucket: 16 });
+        check(&buckets, 16_001, None, Verdict::Refuse(TokenOutcome::TooOld));
+        buckets.add(10, 1);
+        let record = |bucket, fingerprint, values| Record { bucket, fingerprint, values };
+        let first = record(10, 7, vec![5]);
+        check(&buckets, 99_000, Some(&first), Verdict::Replay(&[5]));
+        let reused = Verdict::Refuse(TokenOutcome::Reused);
+        check(&buckets, 16_000, Some(&record(10, 8, vec![5])), reused.clone());
+        check(&buckets, 16_000, Some(&record(10, 7, vec![])), reused);
+        // A record of a dropped bucket is none.
+        check(&buckets, 16_000, Some(&record(9, 8, vec![])), Verdict::Apply { bucket: 16 });
+        buckets.add(11, 1);
+        check(&buckets, 16_000, None, Verdict::Refuse(TokenOutcome::Quota));
+        check(&buckets, 16_001, None, Verdict::Refuse(TokenOutcome::TooOld));
+        check(&buckets, 16_000, Some(&first), Verdict::Replay(&[5]));
+    }
+
+    fn op(namespace: &str, key: &str, kind: OpKind) -> Op {
+        let counter = CounterKey::new(namespace.as_bytes(), key.as_bytes());
+        Op { counter: counter.expect("a short plain name"), kind }
+    }
+
+    #[test]
+    fn a_record_is_per_counter_or_namespace_and_a_fingerprint_of_all_that_was_asked() {
+        let token = |scope, token: &'static str, also| Token {
+            scope,
+            token: token.into(),
+            issued: None,
+            also,
+        };
+        let (one, many) = (Scope::Counter, Scope::Batch);
+        let add = OpKind::Add { delta: 1 };
+        let base = token(one, "t", 0).tag(&[op("n", "a", add)]).unwrap();
+        let same_record =
+            |other: Tag| (other.hash == base.hash, other.fingerprint == base.fingerprint);
+        let tag = |token: Token, ops: &[Op]| same_record(token.tag(ops).unwrap());
+        assert_eq!(tag(token(one, "t", 0), &[op("n", "a", add)]), (true, true));
+        assert_eq!(tag(token(one, "u", 0), &[op("n", "a", add)]), (false, true));
+        assert_eq!(tag(token(many, "t", 0), &[op("n", "a", add)]), (false, true));
+        assert_eq!(tag(token(one, "t", 0), &[op("n", "b", add)]), (false, false));
+        assert_eq!(tag(token(one, "t", 9), &[op("n", "a", add)]), (true, false));
+        for kind in [OpKind::Add { delta: 2 }, OpKind::AddReturning { delta: 1 }, OpKind::Delete] {
+            assert_eq!(tag(token(one, "t", 0), &[op("n", "a", kind)]), (true, false));
+        }
+        // Of a batch the namespace decides, and the order counts.
+        let of = |ops: &[Op]| token(many, "t", 0).tag(ops).unwrap();
+        let (a, b) = (op("n", "a", add), op("n", "b", add));
+        assert_eq!(of(&[a.clone(), b.clone()]).hash, of(std::slice::from_ref(&b)).hash);
+        assert_ne!(of(&[a.clone(), b.clone()]).fingerprint, of(&[b, a.clone()]).fingerprint);
+        assert_ne!(of(&[a]).hash, of(&[op("m", "a", add)]).hash);
+        assert_eq!(token(many, "t", 0).tag(&[]), None);
+    }
+}

@@ -12,9 +12,7 @@
 use bytes::Bytes;
 
 use crate::batch::{Batch, Codec};
-use crate::codec::{
-    Malformed, Reader, put_bytes, put_varint, put_varint_i128, varint_i128_len,
-};
+use crate::codec::{Malformed, Reader, put_bytes, put_varint, put_varint_i128, varint_i128_len};
 use crate::idempotency::{Scope, Tag};
 use crate::ids::TimeMs;
 use crate::key::CounterKey;
@@ -269,6 +267,59 @@ mod tests {
             packed.into(),
         );
         assert_eq!(decode_batch(&batch), Ok(plain(ops())));
+    }
+
+    fn tag(scope: Scope) -> Tag {
+        Tag { scope, hash: 0x0102, fingerprint: 3 }
+    }
+
+    /// Golden, and the way back: a batch's part of two ops, and one without a token behind it.
+    #[test]
+    fn a_token_stands_before_its_ops() {
+        let mut out = begin();
+        put_token(&mut out, &tag(Scope::Batch), TimeMs(300), 2);
+        ops().iter().for_each(|op| put(&mut out, op));
+        let head = [
+            &[1, 3, 1, 2, 1][..],
+            &[0; 14], // the hash
+            &[3],
+            &[0; 15],         // the fingerprint
+            &[0xac, 2, 2, 0], // issue time, count, the first op's kind
+        ];
+        assert_eq!(out[..head.concat().len()], head.concat());
+        let (issued, first, count) = (TimeMs(300), 0, 2);
+        let tokened = vec![Tokened { tag: tag(Scope::Batch), issued, first, count }];
+        assert_eq!(decode(out.into()), Ok(Ops { ops: ops(), tokened }));
+    }
+
+    #[test]
+    fn a_token_without_its_ops_or_among_those_of_another_is_malformed() {
+        let check = |scope, count, rest: &[&Op], then: bool, want| {
+            let mut out = begin();
+            put_token(&mut out, &tag(scope), TimeMs(0), count);
+            rest.iter().for_each(|op| put(&mut out, op));
+            if then {
+                put_token(&mut out, &tag(scope), TimeMs(0), 1);
+                put(&mut out, &ops()[0]);
+            }
+            assert_eq!(decode(out.into()), Err(OpsError::Malformed(want)));
+        };
+        let op = &ops()[0];
+        check(Scope::Batch, 0, &[op], false, "token ops");
+        check(Scope::Batch, 2, &[op], false, "op kind");
+        check(Scope::Counter, 2, &[op, op], false, "token ops");
+        check(Scope::Batch, 2, &[op], true, "token among the ops of another");
+    }
+
+    #[test]
+    fn the_size_is_what_it_takes() {
+        let deltas = [0, -1, 63, 64, -64, -65, i128::from(i64::MIN), i128::MAX, i128::MIN];
+        let add = |&delta| Op { kind: OpKind::Add { delta }, ..ops()[0].clone() };
+        for op in deltas.iter().map(add).chain(ops()) {
+            let mut out = Vec::new();
+            put(&mut out, &op);
+            assert_eq!(size(&op), out.len(), "{op:?}");
+        }
     }
 
     #[track_caller]

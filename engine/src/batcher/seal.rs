@@ -180,7 +180,8 @@ impl Sealer {
             if entry.token && headed != Some(entry.part) {
                 headed = Some(entry.part);
                 let own = self.entries[at..].iter().take_while(|other| other.part == entry.part);
-                if let Some(PartToken { tag, issued: Issued::At(issued) }) = &parts[entry.part].token
+                if let Some(PartToken { tag, issued: Issued::At(issued) }) =
+                    &parts[entry.part].token
                 {
                     ops::put_token(&mut payload, tag, *issued, own.count());
                 }

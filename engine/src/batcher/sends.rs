@@ -106,7 +106,12 @@ impl Worker {
         }
     }
 
-    pub(super) fn fail_waiting(&mut self, shard: ShardId, failure: Failure, effects: &mut Vec<Effect>) {
+    pub(super) fn fail_waiting(
+        &mut self,
+        shard: ShardId,
+        failure: Failure,
+        effects: &mut Vec<Effect>,
+    ) {
         let Some(queue) = self.queues.get_mut(&shard) else { return };
         for part in queue.take_waiting() {
             self.bytes -= part.bytes;

@@ -98,8 +98,7 @@ impl Node {
             };
             let (entry, decoded) = (&held.entry, &held.decoded);
             let (state, limits) = (&mut replica.state, self.settings.limits());
-            let answer =
-                apply::apply(state, &mut self.tables, entry, decoded, loaded, &limits);
+            let answer = apply::apply(state, &mut self.tables, entry, decoded, loaded, &limits);
             let batch = match &entry.body {
                 crate::entry::Body::Ops(batch) => Some((batch.slots, batch.session, batch.bseq)),
                 _ => None,

@@ -24,8 +24,8 @@ use crate::apply::ShardState;
 use crate::batch::{put_revision, put_session, revision, session};
 use crate::codec::{Malformed, Reader, put_bytes, put_varint, put_varint_i128};
 use crate::digest;
-use crate::idempotency::{Bucket, Buckets, Record, RecordId, TokenOutcome};
 use crate::entry::Position;
+use crate::idempotency::{Bucket, Buckets, Record, RecordId, TokenOutcome};
 use crate::ids::{Bseq, Chain, CopyNo, Epoch, Seq, ShardId, Slot, Slots, TimeMs};
 use crate::key::CounterKey;
 use crate::sessions::{BatchResult, Collection, Row, Sessions};
@@ -383,9 +383,8 @@ fn result(from: &mut Reader) -> Result<BatchResult, Malformed> {
 
 fn outcomes(from: &mut Reader) -> Result<Vec<TokenOutcome>, Malformed> {
     let count = from.count("result tokens")?;
-    let outcome = |_| {
-        TokenOutcome::from_byte(from.u8("result token")?).ok_or(Malformed("result token"))
-    };
+    let outcome =
+        |_| TokenOutcome::from_byte(from.u8("result token")?).ok_or(Malformed("result token"));
     (0..count).map(outcome).collect()
 }
 
@@ -525,8 +524,7 @@ mod tests {
         assert_eq!(shard_key(ShardId(0xfffe)), [3, 0xff, 0xfe]);
         assert_eq!(counter_value(300), [1, 0xd8, 0x04]);
         assert_eq!(counter_operand(-1), [2, 1]);
-        let record =
-            Record { bucket: 1, fingerprint: 2, values: vec![-1, 300] };
+        let record = Record { bucket: 1, fingerprint: 2, values: vec![-1, 300] };
         let want = [&[1, 1, 2][..], &[0; 15], &[3, 1, 0xd8, 0x04]].concat();
         assert_eq!(encode_record(&record), want);
         assert_eq!(decode_record(&want), Ok(record));
@@ -573,6 +571,45 @@ mod tests {
         .concat();
         assert_eq!(encode_shard(CopyNo(6), &full_state()), want);
         assert_eq!(decode_shard(&want), Ok((CopyNo(6), full_state())));
+    }
+
+    /// Golden: with tokens there is more, and what was there before stays as it was.
+    #[test]
+    fn buckets_and_outcomes_never_change() {
+        let mut state = full_state();
+        let bucket = Bucket { records: 300, digest: 7 };
+        state.tokens.live = [(9, bucket)].into();
+        let row = state.sessions.rows.values_mut().next().expect("there are two");
+        let tokens = vec![TokenOutcome::Replayed, TokenOutcome::Quota];
+        row.results = [(Bseq(4), BatchResult::Applied { values: vec![1], tokens })].into();
+        let encoded = encode_shard(CopyNo(6), &state);
+        let tail = [&[1, 9, 0xac, 2, 7][..], &[0; 15]].concat();
+        assert!(encoded.ends_with(&tail), "one bucket: {encoded:?}");
+        let result = [1, 5, 4, 4, 1, 4, 2, 1, 2, 2, 1, 4];
+        assert!(encoded.windows(12).any(|bytes| bytes == result), "{encoded:?}");
+        assert_eq!(decode_shard(&encoded), Ok((CopyNo(6), state)));
+    }
+
+    /// Of a dropped bucket, or of a shard that is not here: not written.
+    #[test]
+    fn a_flush_writes_the_records_that_exist() {
+        let mut table = Table::new();
+        let record = |bucket| Record { bucket, fingerprint: 0, values: vec![] };
+        let id = |slot, hash| RecordId { slot: Slot(slot), hash };
+        table.put_record(id(5, 2), record(1));
+        table.put_record(id(5, 1), record(1));
+        table.put_record(id(6, 3), record(0));
+        table.put_record(id(900, 4), record(1));
+        table.add(b"ns\0k", key::hash(b"ns\0k"), 1);
+        let mut state = ShardState { slots: Slots { lo: 0, hi: 99 }, ..ShardState::default() };
+        state.tokens.add(1, 0);
+        let shards = [(CopyNo(1), state)];
+        let frozen = table.freeze();
+        let rows: Vec<_> = rows(&frozen, &shards).collect();
+        assert!(rows.windows(2).all(|two| two[0].0 < two[1].0));
+        let tokens: Vec<_> = rows.iter().filter(|(key, _)| key[0] == KIND_IDEMPOTENCY).collect();
+        let want = |hash| (idempotency_key(Slot(5), hash), Change::Put(encode_record(&record(1))));
+        assert_eq!(tokens, [&want(1), &want(2)]);
     }
 
     #[test]

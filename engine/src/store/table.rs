@@ -444,6 +444,22 @@ mod tests {
     }
 
     #[test]
+    fn the_newer_record_is_found_and_its_size_counts() {
+        let id = RecordId { slot: Slot(1), hash: 2 };
+        let record = |bucket| Record { bucket, fingerprint: 0, values: vec![7] };
+        let mut tables = Tables::default();
+        let before = tables.bytes();
+        tables.active.put_record(id, record(1));
+        assert_eq!(tables.bytes(), before + RECORD_BYTES + 16);
+        tables.active.put_record(id, record(1));
+        assert_eq!(tables.bytes(), before + RECORD_BYTES + 16);
+        tables.frozen = Some(Arc::new(std::mem::take(&mut tables.active).freeze()));
+        assert_eq!(tables.record(id, None), Some(&record(1)));
+        tables.active.put_record(id, record(2));
+        assert_eq!(tables.record(id, None), Some(&record(2)));
+    }
+
+    #[test]
     fn a_stated_capacity_never_moves() {
         let mut table = Table::with_capacity(1_000);
         let bytes = table.bytes();
