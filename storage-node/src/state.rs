@@ -252,13 +252,13 @@ impl View {
         let rows: Vec<Vec<u8>> =
             ids.iter().map(|id| layout::idempotency_key(id.slot, id.hash)).collect();
         let found = self.borrow_dependent().multi_get(&rows);
-        let record = |(key, found): (&Vec<u8>, Result<Option<Vec<u8>>, rocksdb::Error>)| match found?
-        {
-            None => Ok(None),
-            Some(bytes) => {
-                Ok(Some(layout::decode_record(&bytes).map_err(|why| row_error(key, why))?))
-            }
-        };
+        let record =
+            |(key, found): (&Vec<u8>, Result<Option<Vec<u8>>, rocksdb::Error>)| match found? {
+                None => Ok(None),
+                Some(bytes) => {
+                    Ok(Some(layout::decode_record(&bytes).map_err(|why| row_error(key, why))?))
+                }
+            };
         rows.iter().zip(found).map(record).collect()
     }
 
