@@ -100,7 +100,12 @@ fn count(lines: u64, decide: impl Fn(u64) -> Fate + Send + Sync + 'static) -> (i
         assert!((least..=most).contains(&counted), "{word}: {least} ≤ {counted} ≤ {most}");
     }
     for head in &state.heads {
-        assert!(head.to_ascii_lowercase().contains("request-timeout-ms: 60000"), "{head}");
+        let head = head.to_ascii_lowercase();
+        for header in
+            ["request-timeout-ms: 60000", "idempotency-key: \"", "idempotency-issued-at: "]
+        {
+            assert!(head.contains(header), "{head}");
+        }
     }
     (code(&output), report)
 }
