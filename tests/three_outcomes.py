@@ -6,6 +6,10 @@ increments by the loop of docs/http.md: applied is counted, not-applied is sent 
 node and each coordinator is killed with SIGKILL in turn and started again; then one gateway. Afterwards every counter
 must hold at least what its client knows to be applied, and at most that and what is unknown to it; while no gateway
 dies, nothing may be unknown.
+
+With --tokens each increment has an Idempotency-Key and is sent, with that same key, until it is applied and then twice
+more, through one gateway and the other in turn. Every counter must hold each increment exactly once, nothing may stay
+unknown, gateway killed or not, and every answer must name the value that the first one named.
 """
 
 import http.client
@@ -17,9 +21,11 @@ import tempfile
 import threading
 import time
 import urllib.parse
+import uuid
 
 from count_under_kills import DKC, kill_and_restart, processes, say, wait_until_full
 
+TOKENS = sys.argv[1:] == ["--tokens"]
 CLIENTS = int(os.environ.get("CLIENTS", "16"))
 # A client's increments go round so many counters of its own.
 KEYS = 4
@@ -31,7 +37,7 @@ class Client(threading.Thread):
         self.number, self.stop = number, stop
         # Every other client begins at the other gateway.
         self.urls = urls[number % len(urls):] + urls[:number % len(urls)]
-        self.applied, self.unknown, self.again = [0] * KEYS, [0] * KEYS, 0
+        self.applied, self.unknown, self.again, self.replayed = [0] * KEYS, [0] * KEYS, 0, 0
         self.wrong = None
 
     def run(self):
@@ -56,11 +62,11 @@ class Client(threading.Thread):
             self.again += 1
             time.sleep(int(answer.headers["Retry-After"]))
 
-    def send(self, path):
+    def send(self, path, headers={}):
         """None if the connection broke; where none was made nothing was sent, and the next address is tried."""
         connection = self.connect()
         try:
-            connection.request("POST", path, headers={"Request-Timeout-Ms": "20000"})
+            connection.request("POST", path, headers={"Request-Timeout-Ms": "20000", **headers})
             response = connection.getresponse()
             response.body = response.read()
         except (OSError, http.client.HTTPException):
@@ -81,6 +87,34 @@ class Client(threading.Thread):
             except ConnectionError:  # Refused, or reset in the backlog of a gateway that dies: nothing was sent.
                 self.urls = self.urls[1:] + self.urls[:1]
                 time.sleep(0.05)
+
+
+class Repeater(Client):
+    """Makes each increment three times over, under one key and through both gateways."""
+
+    def increment(self, key):
+        path = f"/v1/counters/outcomes/client-{self.number}-{key}/increment?return=value"
+        headers = {"Idempotency-Key": f'"{uuid.uuid4()}"'}
+        values, first = [], True
+        while len(values) < 3:
+            answer = self.send(path, headers)
+            self.urls = self.urls[1:] + self.urls[:1]
+            if answer is not None and answer.status == 200:
+                values.append(json.loads(answer.body)["value"])
+                if answer.headers["Idempotent-Replayed"] == "true":
+                    self.replayed += 1
+                elif not first:
+                    raise ValueError(f"{path}: applied anew, {values}")
+                first = False
+                continue
+            if answer is not None and answer.outcome != "unknown" and answer.status not in (429, 503):
+                raise ValueError(answer.body)
+            self.again += 1
+            time.sleep(int(answer.headers.get("Retry-After", "0")) if answer is not None else 0.05)
+        # Nobody else adds to this counter.
+        if values != [self.applied[key] + 1] * 3:
+            raise ValueError(f"{path}: {values}, after {self.applied[key]} increments")
+        return "applied"
 
 
 class Load:
@@ -115,7 +149,8 @@ def main():
 def check(data):
     urls = ["http://" + gateway["addresses"]["http"] for gateway in processes(data, "gateway")]
     stop = threading.Event()
-    clients = [Client(number, urls, stop) for number in range(CLIENTS)]
+    client = Repeater if TOKENS else Client
+    clients = [client(number, urls, stop) for number in range(CLIENTS)]
     load = Load(clients)
     for client in clients:
         client.start()
@@ -145,6 +180,12 @@ def check(data):
         sys.exit("\n".join(wrong))
     unknown = sum(sum(client.unknown) for client in clients)
     again = sum(client.again for client in clients)
+    if TOKENS:
+        replayed = sum(client.replayed for client in clients)
+        if unknown or replayed < 2 * load.given:
+            sys.exit(f"{unknown} unknown, {replayed} replays of {load.given} increments")
+        say(f"{load.given} increments, each answered three times, {again} sent again: every counter holds each once")
+        return
     say(f"{load.given} increments applied, {unknown} unknown, {again} sent again: every counter is within its bounds")
 
 

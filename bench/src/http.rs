@@ -85,6 +85,15 @@ impl Media {
     }
 }
 
+/// What makes it safe to send a request again that may have been applied: the service applies it once per token.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Token {
+    /// Printable ASCII without `"` and `\\`, which would have to be escaped.
+    pub key: String,
+    /// When the request was made, in ms since 1970: the same at every send. None: the service goes by when each comes in.
+    pub issued_at_ms: Option<u64>,
+}
+
 /// A request, as bytes ready to leave.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -100,7 +109,28 @@ impl Request {
     }
 
     pub fn post(url: &Url, path: &str, deadline: Duration, media: Media, body: &[u8]) -> Self {
+        let bytes = head("POST", url, path, deadline, body.len());
+        Self::with_body(bytes, media, body)
+    }
+
+    /// One that may be sent again, as it is and to whomever, until it is answered.
+    pub fn post_once(
+        url: &Url,
+        path: &str,
+        deadline: Duration,
+        media: Media,
+        token: &Token,
+        body: &[u8],
+    ) -> Self {
         let mut bytes = head("POST", url, path, deadline, body.len());
+        write!(bytes, "Idempotency-Key: \"{}\"\r\n", token.key).expect("a Vec takes every byte");
+        if let Some(at) = token.issued_at_ms {
+            write!(bytes, "Idempotency-Issued-At: {at}\r\n").expect("a Vec takes every byte");
+        }
+        Self::with_body(bytes, media, body)
+    }
+
+    fn with_body(mut bytes: Vec<u8>, media: Media, body: &[u8]) -> Self {
         let (media, length) = (media.name(), body.len());
         write!(bytes, "Content-Type: {media}\r\nContent-Length: {length}\r\n\r\n")
             .expect("a Vec takes every byte");
@@ -523,6 +553,20 @@ mod tests {
         check("http://a:0", None);
         check("http://a:70000", None);
         check("localhost:8080", None);
+    }
+
+    #[test]
+    fn a_token_is_two_headers() {
+        let url = Url::parse("http://a").unwrap();
+        let said = |issued_at_ms| {
+            let token = Token { key: "k-1".to_owned(), issued_at_ms };
+            let request = Request::post_once(&url, "/", WITHIN, Media::Text, &token, b"a");
+            String::from_utf8(request.bytes).unwrap()
+        };
+        let begin = "POST / HTTP/1.1\r\nHost: a:80\r\nRequest-Timeout-Ms: 5000\r\nIdempotency-Key: \"k-1\"\r\n";
+        let end = "Content-Type: text/plain\r\nContent-Length: 1\r\n\r\na";
+        assert_eq!(said(None), format!("{begin}{end}"));
+        assert_eq!(said(Some(7)), format!("{begin}Idempotency-Issued-At: 7\r\n{end}"));
     }
 
     #[test]

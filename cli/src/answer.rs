@@ -1,8 +1,8 @@
 //! What a gateway's answer means for the increments that were asked for (DESIGN §12).
 //!
 //! A newcomer would go by the status code. The `outcome` in the body decides: only an answer that
-//! says `not-applied` in so many words may be retried. Anything that can't be understood, from a
-//! proxy's 502 to counts that don't add up, is unknown: guessing could count twice.
+//! says `not-applied` in so many words may be retried without a token. Anything that can't be understood,
+//! from a proxy's 502 to counts that don't add up, is unknown: guessing could count twice.
 
 use std::time::Duration;
 
@@ -18,14 +18,18 @@ pub(crate) enum Refusal {
     Never(String),
     /// Nothing happened; it may work later, not before `after`.
     Later { why: String, after: Option<Duration> },
-    /// It may or may not have happened.
+    /// It may or may not have happened. With the same token it may be asked again.
     Unknown(String),
+    /// Its token is too old: nothing happened now, and whether it did earlier is no longer known.
+    TooOld(String),
 }
 
 impl Refusal {
     pub(crate) fn why(&self) -> &str {
         match self {
-            Self::Never(why) | Self::Later { why, .. } | Self::Unknown(why) => why,
+            Self::Never(why) | Self::Later { why, .. } | Self::Unknown(why) | Self::TooOld(why) => {
+                why
+            }
         }
     }
 }
@@ -63,6 +67,7 @@ impl Problem {
         match self.outcome.as_str() {
             "not-applied" if mends => Refusal::Later { why: self.why(), after },
             "not-applied" => Refusal::Never(self.why()),
+            _ if self.kind() == "token-too-old" => Refusal::TooOld(self.why()),
             _ => Refusal::Unknown(self.why()),
         }
     }
@@ -200,6 +205,13 @@ mod tests {
         check(429, body, Err(later("no-primary: No primary")));
         check(400, body, Err(Refusal::Never("no-primary: No primary".to_owned())));
         check(504, r#"{"type":"x/deadline","outcome":"unknown"}"#, Err(unknown("deadline")));
+        let body = r#"{"type":"x/token-too-old","outcome":"unknown"}"#;
+        check(410, body, Err(Refusal::TooOld("token-too-old".to_owned())));
+        check(
+            422,
+            r#"{"type":"x/token-reused","outcome":"not-applied"}"#,
+            Err(Refusal::Never("token-reused".to_owned())),
+        );
     }
 
     #[test]

@@ -1,20 +1,23 @@
 //! Calls to a cluster that may have several gateways.
 //!
-//! Which gateway answers makes no difference, but only a request that was never sent, or one that
-//! changes nothing, may go to the next one. So [`Gateways::read`] tries them all, and
-//! [`Gateways::write`] moves on only past gateways that can't be reached.
+//! Which gateway answers makes no difference. A request that changes nothing may go to the next one at any time
+//! ([`Gateways::read`]); one that changes something has a token, and then it may, too ([`Gateways::write`]).
 
-use std::time::Duration;
+use std::fs::File;
+use std::io::{self, Read};
+use std::time::{Duration, Instant};
 
-use bench::http::{CallError, Connection, Media, Request, Response, Url};
+use bench::http::{CallError, Connection, Media, Request, Response, Token, Url};
 
-use crate::answer::Refusal;
+use crate::answer::{self, Refusal};
 
 /// What a gateway is asked to answer within, for commands of one request.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
 /// How much longer than the gateway's deadline its answer is waited for: the gateway knows the
 /// outcome better than this side does, so it gets to speak first.
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
+/// Between two rounds through all gateways.
+const AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// Which cluster, and how to say the result.
 #[derive(Clone, Debug, clap::Args)]
@@ -67,29 +70,54 @@ impl Gateways {
         result
     }
 
-    /// Sends it once, to the first gateway that can be reached.
+    /// Sends it under one token until it is known what became of it, for as long as `give_up` at most. What is refused
+    /// while nothing is in doubt is told at once: whoever asked may do so again.
     pub(crate) async fn write(
         &mut self,
         path: &str,
+        token: &Token,
         json: &[u8],
-        deadline: Duration,
+        give_up: Duration,
     ) -> Result<Response, Refusal> {
-        let mut refusal = Refusal::Never("no URL given".to_owned());
-        for connection in &mut self.connections {
-            let request = Request::post(connection.url(), path, deadline, Media::Json, json);
-            match connection.call(&request, deadline + GRACE).await {
-                Ok(response) => return Ok(response),
-                Err(error @ CallError::Unanswered(_)) => {
-                    return Err(Refusal::Unknown(format!("{}: {error}", connection.url())));
-                }
-                Err(error @ CallError::NotSent(_)) => {
-                    let why = format!("{}: {error}", connection.url());
-                    refusal = Refusal::Later { why, after: None };
+        let begun = Instant::now();
+        // Why an earlier send may have been applied.
+        let mut doubt = None;
+        loop {
+            let mut refusal = Refusal::Never("no URL given".to_owned());
+            for connection in &mut self.connections {
+                let url = connection.url().clone();
+                let request = Request::post_once(&url, path, DEADLINE, Media::Json, token, json);
+                refusal = match connection.call(&request, DEADLINE + GRACE).await {
+                    Ok(response) if response.status == 200 => return Ok(response),
+                    Ok(response) => answer::refusal(&response),
+                    Err(error @ CallError::Unanswered(_)) => {
+                        Refusal::Unknown(format!("{url}: {error}"))
+                    }
+                    Err(error @ CallError::NotSent(_)) => {
+                        let why = format!("{url}: {error}");
+                        refusal = Refusal::Later { why, after: None };
+                        continue;
+                    }
+                };
+                match &refusal {
+                    Refusal::Unknown(why) => doubt = Some(why.clone()),
+                    Refusal::Never(_) | Refusal::Later { .. } | Refusal::TooOld(_) => break,
                 }
             }
+            let Some(doubt) = &doubt else { return Err(refusal) };
+            if begun.elapsed() >= give_up || matches!(refusal, Refusal::TooOld(_)) {
+                return Err(Refusal::Unknown(doubt.clone()));
+            }
+            tokio::time::sleep(AGAIN_AFTER).await;
         }
-        Err(refusal)
     }
+}
+
+/// What a token is made of that nobody else uses.
+pub(crate) fn fresh_id() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(format!("{:032x}", u128::from_le_bytes(bytes)))
 }
 
 /// A namespace, checked here so that a typing mistake costs no request.

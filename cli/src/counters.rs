@@ -1,11 +1,13 @@
 //! `dkc incr` and `dkc get`: single counters from a shell.
 //!
-//! `incr` sends once and says what became of it. Retrying is left to whoever called it: only they
-//! know whether counting twice or not at all is worse when the outcome is unknown (exit code 3).
+//! `incr` has a token of its own for each invocation: an answer that does not come, or says unknown, is asked for again
+//! until it is known, for `--give-up`. What was refused is left to whoever called it: that may be repeated at will.
 
 use std::ffi::OsString;
+use std::time::Duration;
 
-use bench::http::percent_encode;
+use anyhow::Context;
+use bench::http::{Token, percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -24,6 +26,9 @@ pub(crate) struct IncrArgs {
     /// What to add; may be negative
     #[arg(default_value_t = 1, allow_negative_numbers = true)]
     delta: i64,
+    /// Seconds after which an outcome that is unknown stays so
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    give_up: u64,
     #[command(flatten)]
     server: ServerArgs,
 }
@@ -61,7 +66,10 @@ pub(crate) async fn incr(args: IncrArgs) -> anyhow::Result<Exit> {
     let path = format!("/v1/counters/{}/{}/increment", args.namespace, percent_encode(&key));
     let body = json!({ "delta": args.delta, "return": "value" }).to_string();
     let mut gateways = Gateways::new(&args.server.urls);
-    let answer = gateways.write(&path, body.as_bytes(), DEADLINE).await;
+    // Seconds only, and within them the service's clock will do: this machine's may be wrong.
+    let token = Token { key: client::fresh_id().context("/dev/urandom")?, issued_at_ms: None };
+    let give_up = Duration::from_secs(args.give_up);
+    let answer = gateways.write(&path, &token, body.as_bytes(), give_up).await;
     match answer.and_then(|response| parse::<Counter>(&response)) {
         Ok(counter) if args.server.json => {
             let key = KeyField::new(&key);
@@ -137,7 +145,10 @@ fn usage(why: &str) -> anyhow::Result<Exit> {
 fn refused(refusal: &Refusal, as_json: bool) -> anyhow::Result<Exit> {
     let (outcome, exit) = match refusal {
         Refusal::Unknown(_) => ("unknown", Exit::Unknown),
-        Refusal::Never(_) | Refusal::Later { .. } => ("not-applied", Exit::Failed),
+        // Nothing is in doubt, so no earlier send had an effect either.
+        Refusal::Never(_) | Refusal::Later { .. } | Refusal::TooOld(_) => {
+            ("not-applied", Exit::Failed)
+        }
     };
     if as_json {
         output::json(&json!({ "outcome": outcome, "detail": refusal.why() }))?;

@@ -1,7 +1,7 @@
 //! What a coordinator can be told when it is started.
 //!
-//! `--shards`, `--replicas` and `--min-in-sync` describe the cluster, which is made once, by the first coordinator that
-//! leads. Later they must agree with what was made, or be absent.
+//! `--shards`, `--replicas`, `--min-in-sync` and `--idempotency-window` describe the cluster, which is made once, by the first
+//! coordinator that leads. Later they must agree with what was made, or be absent.
 
 use std::net::SocketAddr;
 
@@ -14,6 +14,10 @@ use crate::Exit;
 const SHARDS_MAX: i64 = 65_536;
 /// More copies cost more than they protect.
 const REPLICAS_MAX: i64 = 15;
+/// Shorter than a failover and a few retries it would protect nobody.
+const WINDOW_S_MIN: i64 = 10;
+/// A week; each record takes its place for three windows.
+const WINDOW_S_MAX: i64 = 604_800;
 
 /// Flags of `dkc coordinator`.
 #[derive(Clone, Debug, clap::Args)]
@@ -53,6 +57,14 @@ pub struct Options {
     /// as many copies).
     #[arg(long, env = "DKC_MIN_IN_SYNC", value_parser = clap::value_parser!(u8).range(1..=REPLICAS_MAX))]
     pub min_in_sync: Option<u8>,
+    /// Seconds for which an Idempotency-Key is remembered at least. Absent: as it is (3600 for a new cluster).
+    #[arg(
+        long,
+        env = "DKC_IDEMPOTENCY_WINDOW",
+        value_name = "SECONDS",
+        value_parser = clap::value_parser!(u32).range(WINDOW_S_MIN..=WINDOW_S_MAX)
+    )]
+    pub idempotency_window: Option<u32>,
     /// Shards are placed as soon as this many nodes are there. Absent: once enough are and none has come for 3 s.
     #[arg(long, env = "DKC_EXPECT_NODES", value_parser = clap::value_parser!(u32).range(1..))]
     pub expect_nodes: Option<u32>,
@@ -85,7 +97,14 @@ impl Options {
     }
 
     fn flags(&self) -> Flags {
-        Flags { shards: self.shards, replicas: self.replicas, min_in_sync: self.min_in_sync }
+        Flags {
+            shards: self.shards,
+            replicas: self.replicas,
+            min_in_sync: self.min_in_sync,
+            idempotency_window_ms: self
+                .idempotency_window
+                .map(|seconds| u64::from(seconds) * 1_000),
+        }
     }
 
     /// How the cluster that stands in etcd differs from what was asked for, if it does.
@@ -145,6 +164,8 @@ mod tests {
         refused("--replicas 3 --expect-nodes 2", "--expect-nodes 2");
         refused("--min-in-sync 0", "--min-in-sync");
         refused("--lease-ttl 0", "--lease-ttl");
+        refused("--idempotency-window 9", "--idempotency-window");
+        refused("--idempotency-window 604801", "--idempotency-window");
         refused("--etcd ,", "--etcd");
     }
 
@@ -166,7 +187,8 @@ mod tests {
             min_in_sync: 2,
             hash: 1,
             incarnation: 1,
-            idempotency_window_ms: 1,
+            idempotency_window_ms: 3_600_000,
+            idempotency_records_max: 1,
         };
         let difference = parse(flags).expect("good flags").difference(&meta);
         match want {
@@ -180,7 +202,11 @@ mod tests {
     #[test]
     fn a_cluster_made_otherwise_is_named() {
         differs("", None);
-        differs("--shards 24 --replicas 3 --min-in-sync 2", None);
+        differs("--shards 24 --replicas 3 --min-in-sync 2 --idempotency-window 3600", None);
+        differs(
+            "--idempotency-window 10",
+            Some("--idempotency-window is 10, but this cluster was made with 3600"),
+        );
         differs("--shards 12", Some("--shards is 12, but this cluster was made with 24"));
         differs("--replicas 5", Some("--replicas is 5"));
         differs("--min-in-sync 1", Some("--min-in-sync is 1"));

@@ -3,19 +3,23 @@
 //! Duplicate? Malformed? What value? All of it is decided here, in log order, from nothing but the
 //! log, so replicas can't disagree, and truncating the log needs no undo.
 //!
-//! In two steps, since some ops need a counter's value, which may lie on disk: [`needs`] names
-//! the counters to load, [`apply`] takes what was loaded. What lies in the tables is added inside
+//! In two steps, since some ops need a counter's value or a client's record, which may lie on disk:
+//! [`needs`] names what to load, [`apply`] takes what was loaded. What lies in the tables is added inside
 //! `apply`, so a loaded value stays right however long it waits, as long as no ingest has moved
 //! table content below it.
 
 use std::collections::BTreeMap;
 
+use crate::digest;
 use crate::entry::{Body, Entry, Position};
-use crate::ids::Slots;
+use crate::idempotency::{Buckets, Limits, Record, RecordId, Scope, TokenOutcome, Verdict};
+use crate::ids::{Slot, Slots, TimeMs};
 use crate::key::{self, CounterKey};
 use crate::message::Answer;
-use crate::ops::{self, Op, OpKind, OpsError};
+use crate::ops::{self, Op, OpKind, Ops, OpsError, Tokened};
+use crate::planted::Planted;
 use crate::sessions::{BatchResult, Judgement, Sessions};
+use crate::store::layout;
 use crate::store::table::Tables;
 
 /// Everything a shard's log has built, but for the counters themselves (those are in the table and
@@ -28,10 +32,32 @@ pub struct ShardState {
     /// Σ H(name) · value mod 2^128 over all counters, H odd.
     pub counter_digest: u128,
     pub sessions: Sessions,
+    /// Which idempotency records exist: those of these buckets.
+    pub tokens: Buckets,
 }
 
-/// Values that were loaded for an entry: counters that it names, as they are in the state.
-pub type Loaded = BTreeMap<CounterKey, i128>;
+/// Counters as they are in the state, below the tables.
+pub type Values = BTreeMap<CounterKey, i128>;
+
+/// What must be loaded from the state before an entry can be applied, each once.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Needs {
+    pub counters: Vec<CounterKey>,
+    pub records: Vec<RecordId>,
+}
+
+impl Needs {
+    pub fn is_empty(&self) -> bool {
+        self.counters.is_empty() && self.records.is_empty()
+    }
+}
+
+/// What was loaded for an entry. A record of a dropped bucket may be among it.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Loaded {
+    pub values: Values,
+    pub records: BTreeMap<RecordId, Record>,
+}
 
 /// An entry's ops, decoded once.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -39,7 +65,7 @@ pub enum Decoded {
     /// Not an `ops` entry.
     #[default]
     NoOps,
-    Ops(Vec<Op>),
+    Ops(Ops),
     /// Intact, but not to be read: applied as "no effect" on every replica alike.
     Malformed,
 }
@@ -53,8 +79,7 @@ pub struct Unknown(pub &'static str);
 pub fn decode(entry: &Entry) -> Result<Decoded, Unknown> {
     let batch = match &entry.body {
         Body::Ops(batch) => batch,
-        Body::Barrier | Body::Collect { .. } => return Ok(Decoded::NoOps),
-        Body::Expire { .. } => return Err(Unknown("expire")),
+        Body::Barrier | Body::Collect { .. } | Body::Expire { .. } => return Ok(Decoded::NoOps),
         Body::Split { .. } => return Err(Unknown("split")),
     };
     match ops::decode_batch(batch) {
@@ -64,14 +89,21 @@ pub fn decode(entry: &Entry) -> Result<Decoded, Unknown> {
     }
 }
 
-/// The counters whose value must be known before the entry can be applied, each once.
-pub fn needs(decoded: &Decoded) -> Vec<CounterKey> {
-    let Decoded::Ops(ops) = decoded else { return Vec::new() };
-    let mut keys: Vec<_> =
-        ops.iter().filter(|op| op.kind.needs_value()).map(|op| op.counter.clone()).collect();
-    keys.sort();
-    keys.dedup();
-    keys
+/// What must be known before the entry can be applied to a shard of these slots.
+pub fn needs(decoded: &Decoded, slots: Slots) -> Needs {
+    let Decoded::Ops(Ops { ops, tokened }) = decoded else { return Needs::default() };
+    let asking = ops.iter().filter(|op| op.kind.needs_value());
+    let mut counters: Vec<_> = asking.map(|op| op.counter.clone()).collect();
+    counters.sort();
+    counters.dedup();
+    let mut records: Vec<_> = tokened.iter().map(|group| record_id(group, ops, slots)).collect();
+    records.sort();
+    records.dedup();
+    Needs { counters, records }
+}
+
+fn record_id(group: &Tokened, ops: &[Op], slots: Slots) -> RecordId {
+    group.tag.record(&ops[group.first].counter, Slot(slots.lo))
 }
 
 /// Applies the next entry, and says how its batch is to be answered (none for other entries).
@@ -83,6 +115,7 @@ pub fn apply(
     entry: &Entry,
     decoded: &Decoded,
     loaded: &Loaded,
+    limits: &Limits,
 ) -> Option<Answer> {
     state.applied = entry.position();
     let batch = match &entry.body {
@@ -91,11 +124,16 @@ pub fn apply(
             state.sessions.collect(*r, l);
             return None;
         }
-        Body::Barrier | Body::Expire { .. } | Body::Split { .. } => return None,
+        Body::Expire { bucket } => {
+            state.tokens.expire(limits, entry.time, *bucket);
+            return None;
+        }
+        Body::Barrier | Body::Split { .. } => return None,
     };
     let answer = match state.sessions.judge(batch.session, batch.bseq) {
         Judgement::Next => {
-            let result = run(state, tables, decoded, loaded);
+            let apply = Applying { state: &mut *state, tables, loaded, limits, time: entry.time };
+            let result = apply.run(decoded);
             state.sessions.record(batch.session, batch.bseq, result.clone());
             answer_of(result, entry)
         }
@@ -110,63 +148,123 @@ pub fn apply(
 
 fn answer_of(result: BatchResult, entry: &Entry) -> Answer {
     match result {
-        BatchResult::Applied { values } => Answer::Applied { values, time: entry.time },
+        BatchResult::Applied { values, tokens } => {
+            Answer::Applied { values, tokens, time: entry.time }
+        }
         BatchResult::Malformed => Answer::Malformed,
     }
 }
 
-fn run(
-    state: &mut ShardState,
-    tables: &mut Tables,
-    decoded: &Decoded,
-    loaded: &Loaded,
-) -> BatchResult {
-    let Decoded::Ops(ops) = decoded else { return BatchResult::Malformed };
-    // An op for another shard's slot can only come from a gateway gone wrong. It must have no
-    // effect: its counter's rows belong to another log.
-    if ops.iter().any(|op| !state.slots.contains(op.counter.slot())) {
-        return BatchResult::Malformed;
+/// A batch being applied.
+struct Applying<'a> {
+    state: &'a mut ShardState,
+    tables: &'a mut Tables,
+    loaded: &'a Loaded,
+    limits: &'a Limits,
+    time: TimeMs,
+}
+
+impl Applying<'_> {
+    fn run(mut self, decoded: &Decoded) -> BatchResult {
+        let Decoded::Ops(Ops { ops, tokened }) = decoded else { return BatchResult::Malformed };
+        // An op for another shard's slot can only come from a gateway gone wrong. It must have no
+        // effect: its counter's rows belong to another log.
+        if ops.iter().any(|op| !self.state.slots.contains(op.counter.slot())) {
+            return BatchResult::Malformed;
+        }
+        let (mut values, mut tokens) = (Vec::new(), Vec::new());
+        let mut next = 0;
+        for group in tokened {
+            self.apply_ops(&ops[next..group.first], &mut values);
+            tokens.push(self.apply_tokened(group, ops, &mut values));
+            next = group.first + group.count;
+        }
+        self.apply_ops(&ops[next..], &mut values);
+        BatchResult::Applied { values, tokens }
     }
-    let mut values = Vec::new();
-    for op in ops {
-        let name = op.counter.name();
-        let hash = key::hash(name);
-        let before = || {
-            let base = loaded.get(&op.counter).copied().unwrap_or(0);
-            tables.value(Some(base), name, hash)
-        };
-        match op.kind {
-            OpKind::Add { delta } => {
-                tables.active.add(name, hash, delta);
-                add_to_digest(state, hash, delta);
+
+    /// Ops with a token: the effect and its record, or neither.
+    fn apply_tokened(
+        &mut self,
+        group: &Tokened,
+        ops: &[Op],
+        values: &mut Vec<i128>,
+    ) -> TokenOutcome {
+        let id = record_id(group, ops, self.state.slots);
+        let ops = group.of(ops);
+        let asked = ops.iter().filter(|op| op.kind.needs_value()).count();
+        let planted = self.limits.planted;
+        let mut found = self.tables.record(id, planted).or_else(|| self.loaded.records.get(&id));
+        if group.tag.scope == Scope::Batch && Planted::PartAppliedAgain.is_in(planted) {
+            found = None;
+        }
+        let asks = (group.tag, group.issued, asked);
+        match self.state.tokens.judge(self.limits, self.time, asks, found) {
+            Verdict::Replay(recorded) => {
+                values.extend(recorded);
+                TokenOutcome::Replayed
             }
-            OpKind::AddReturning { delta } => {
-                values.push(before().wrapping_add(delta));
-                tables.active.add(name, hash, delta);
-                add_to_digest(state, hash, delta);
+            Verdict::Refuse(outcome) => {
+                values.resize(values.len() + asked, 0);
+                outcome
             }
-            OpKind::Delete => {
-                let value = before();
-                values.push(value);
-                tables.active.set(name, hash, 0);
-                add_to_digest(state, hash, value.wrapping_neg());
+            Verdict::Apply { bucket } => {
+                let mut own = Vec::new();
+                self.apply_ops(ops, &mut own);
+                values.extend(&own);
+                let fingerprint = group.tag.fingerprint;
+                let record = Record { bucket, fingerprint, values: own };
+                self.state.tokens.add(bucket, layout::record_share(id, &record));
+                self.tables.active.put_record(id, record);
+                TokenOutcome::Applied
             }
         }
     }
-    BatchResult::Applied { values }
-}
 
-/// Linear, so that adding needs no old value.
-fn add_to_digest(state: &mut ShardState, hash: u128, delta: i128) {
-    let term = (hash | 1).wrapping_mul(delta as u128);
-    state.counter_digest = state.counter_digest.wrapping_add(term);
+    fn apply_ops(&mut self, ops: &[Op], values: &mut Vec<i128>) {
+        for op in ops {
+            let name = op.counter.name();
+            let hash = key::hash(name);
+            let before = || {
+                let base = self.loaded.values.get(&op.counter).copied().unwrap_or(0);
+                self.tables.value(Some(base), name, hash)
+            };
+            match op.kind {
+                OpKind::Add { delta } => self.add(name, hash, delta),
+                OpKind::AddReturning { delta } => {
+                    values.push(before().wrapping_add(delta));
+                    self.add(name, hash, delta);
+                }
+                OpKind::Delete => {
+                    let value = before();
+                    values.push(value);
+                    self.tables.active.set(name, hash, 0);
+                    self.change_digest(hash, value.wrapping_neg());
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, name: &[u8], hash: u128, delta: i128) {
+        self.tables.active.add(name, hash, delta);
+        self.change_digest(hash, delta);
+    }
+
+    /// Linear, so that adding needs no old value.
+    fn change_digest(&mut self, hash: u128, delta: i128) {
+        let sum = &mut self.state.counter_digest;
+        *sum = sum.wrapping_add(digest::share(hash | 1, delta));
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::batch::{Batch, Codec};
+    use crate::idempotency::Tag;
     use crate::ids::{Bseq, Epoch, Revision, SessionId, TimeMs};
+
+    const LIMITS: Limits = Limits { window_ms: 6_000, records_max: 3, planted: None };
 
     struct Shard {
         state: ShardState,
@@ -178,7 +276,7 @@ mod tests {
         Shard {
             state: ShardState { slots: Slots::ALL, ..ShardState::default() },
             tables: Tables::default(),
-            loaded: Loaded::new(),
+            loaded: Loaded::default(),
         }
     }
 
@@ -199,18 +297,19 @@ mod tests {
                 Batch::seal(Slots::ALL, session, Bseq(bseq), Bseq(bseq), Codec::Raw, payload);
             let entry = Entry::after(self.state.applied, Epoch(1), TimeMs(0), Body::Ops(batch));
             let decoded = decode(&entry).unwrap();
-            apply(&mut self.state, &mut self.tables, &entry, &decoded, &self.loaded).unwrap()
+            apply(&mut self.state, &mut self.tables, &entry, &decoded, &self.loaded, &LIMITS)
+                .unwrap()
         }
     }
 
     fn applied(values: &[i128]) -> Answer {
-        Answer::Applied { values: values.to_vec(), time: TimeMs(0) }
+        Answer::Applied { values: values.to_vec(), tokens: vec![], time: TimeMs(0) }
     }
 
     #[test]
     fn adds_build_on_what_was_loaded_and_on_each_other() {
         let mut shard = shard();
-        shard.loaded.insert(counter("a"), 100);
+        shard.loaded.values.insert(counter("a"), 100);
         let add = OpKind::Add { delta: 1 };
         let returning = OpKind::AddReturning { delta: 10 };
         assert_eq!(shard.batch(1, &[("a", add), ("a", returning)]), applied(&[111]));
@@ -274,6 +373,175 @@ mod tests {
             op("b", OpKind::Delete),
             op("c", OpKind::Add { delta: 1 }),
         ];
-        assert_eq!(needs(&Decoded::Ops(ops)), vec![counter("a"), counter("b")]);
+        let needs = needs(&Decoded::Ops(Ops { ops, tokened: vec![] }), Slots::ALL);
+        assert_eq!(needs.counters, [counter("a"), counter("b")]);
+        assert_eq!(needs.records, []);
+    }
+
+    // ---- tokens --------------------------------------------------------------------------------
+
+    use TokenOutcome::{Applied, Quota, Replayed, Reused, TooOld};
+
+    const ADD: OpKind = OpKind::AddReturning { delta: 5 };
+
+    /// One group of ops with a token: hash and fingerprint in one, the issue time.
+    type Group<'a> = (Scope, (u128, u128), u64, &'a [(&'a str, OpKind)]);
+
+    impl Shard {
+        /// Applies a batch of such groups at this time; a batch number comes by itself.
+        fn tokens(&mut self, time: u64, groups: &[Group<'_>]) -> (Vec<i128>, Vec<TokenOutcome>) {
+            let mut payload = ops::begin();
+            for &(scope, (hash, fingerprint), issued, group) in groups {
+                let tag = Tag { scope, hash, fingerprint };
+                ops::put_token(&mut payload, &tag, TimeMs(issued), group.len());
+                for &(key, kind) in group {
+                    ops::put(&mut payload, &Op { counter: counter(key), kind });
+                }
+            }
+            let session = SessionId(Revision { incarnation: 1, revision: 1 });
+            let last = self.state.sessions.rows.get(&session).map_or(Bseq(0), |row| row.last);
+            let bseq = last.next();
+            let payload = payload.into();
+            let batch = Batch::seal(Slots::ALL, session, bseq, bseq, Codec::Raw, payload);
+            match self.entry(time, Body::Ops(batch)) {
+                Some(Answer::Applied { values, tokens, time: told }) => {
+                    assert_eq!(told, TimeMs(time), "every answer tells the shard's time");
+                    (values, tokens)
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn entry(&mut self, time: u64, body: Body) -> Option<Answer> {
+            let entry = Entry::after(self.state.applied, Epoch(1), TimeMs(time), body);
+            let decoded = decode(&entry).unwrap();
+            apply(&mut self.state, &mut self.tables, &entry, &decoded, &self.loaded, &LIMITS)
+        }
+
+        /// One op on counter "a" with this token, issued when it is applied.
+        #[track_caller]
+        fn one(&mut self, time: u64, tag: (u128, u128), want: (i128, TokenOutcome)) {
+            let got = self.tokens(time, &[(Scope::Counter, tag, time, &[("a", ADD)])]);
+            assert_eq!(got, (vec![want.0], vec![want.1]));
+        }
+    }
+
+    #[test]
+    fn a_token_counts_once_and_its_result_comes_back() {
+        let mut shard = shard();
+        shard.one(1_000, (1, 1), (5, Applied));
+        shard.one(2_000, (2, 1), (10, Applied));
+        shard.one(3_000, (1, 1), (5, Replayed));
+        shard.one(4_000, (1, 2), (0, Reused));
+        assert_eq!(shard.batch(5, &[("a", OpKind::AddReturning { delta: 0 })]), {
+            let time = TimeMs(0);
+            Answer::Applied { values: vec![10], tokens: vec![], time }
+        });
+        assert_eq!(shard.state.tokens.records(), 2);
+    }
+
+    /// Twice in one batch: the second one finds the first one's record.
+    #[test]
+    fn a_token_counts_once_within_a_batch_too() {
+        let mut shard = shard();
+        let group: Group<'_> = (Scope::Counter, (1, 1), 0, &[("a", ADD)]);
+        assert_eq!(shard.tokens(0, &[group, group]), (vec![5, 5], vec![Applied, Replayed]));
+    }
+
+    #[test]
+    fn a_part_is_applied_or_replayed_as_a_whole_and_a_delete_too() {
+        let mut shard = shard();
+        let part: Group<'_> = (
+            Scope::Batch,
+            (1, 1),
+            0,
+            &[("a", OpKind::Add { delta: 1 }), ("b", ADD), ("a", OpKind::Delete)],
+        );
+        assert_eq!(shard.tokens(0, &[part]), (vec![5, 1], vec![Applied]));
+        assert_eq!(shard.tokens(0, &[part]), (vec![5, 1], vec![Replayed]));
+        let other: Group<'_> =
+            (Scope::Batch, (1, 2), 0, &[("a", OpKind::Add { delta: 1 }), ("b", ADD)]);
+        assert_eq!(shard.tokens(0, &[other]), (vec![0], vec![Reused]));
+        let slot = Slot(Slots::ALL.lo);
+        assert!(shard.tables.active.record(RecordId { slot, hash: 1 }).is_some());
+        let read: Group<'_> =
+            (Scope::Counter, (9, 9), 0, &[("b", OpKind::AddReturning { delta: 0 })]);
+        assert_eq!(shard.tokens(0, &[read]), (vec![5], vec![Applied]));
+    }
+
+    #[test]
+    fn too_old_and_over_quota_have_no_effect_and_leave_no_record() {
+        let mut shard = shard();
+        let late: Group<'_> = (Scope::Counter, (1, 1), 1_000, &[("a", ADD)]);
+        assert_eq!(shard.tokens(7_001, &[late]), (vec![0], vec![TooOld]));
+        assert_eq!(shard.state.tokens.records(), 0);
+        for (n, value) in [(1, 5), (2, 10), (3, 15)] {
+            shard.one(8_000, (n, n), (value, Applied));
+        }
+        shard.one(8_000, (4, 4), (0, Quota));
+        shard.one(8_000, (3, 3), (15, Replayed));
+        assert_eq!(shard.state.counter_digest, digest::share(digest::weight(b"ns\0a"), 15));
+    }
+
+    /// With the bucket the record is gone, wherever it still lies: the token counts anew.
+    #[test]
+    fn an_expired_record_does_not_exist() {
+        let mut shard = shard();
+        shard.one(1_000, (1, 1), (5, Applied));
+        assert_eq!(shard.entry(13_999, Body::Expire { bucket: 1 }), None);
+        shard.one(13_999, (1, 1), (5, Replayed));
+        assert_eq!(shard.entry(14_000, Body::Expire { bucket: 1 }), None);
+        assert_eq!(shard.state.tokens.records(), 0);
+        shard.one(14_000, (1, 1), (10, Applied));
+    }
+
+    #[test]
+    fn a_record_is_found_in_the_frozen_table_and_in_the_state() {
+        let mut shard = shard();
+        shard.one(1_000, (1, 1), (5, Applied));
+        let active = std::mem::take(&mut shard.tables.active);
+        let id = RecordId { slot: counter("a").slot(), hash: 1 };
+        let record = active.record(id).cloned().expect("it was just written");
+        shard.tables.frozen = Some(std::sync::Arc::new(active.freeze()));
+        shard.one(2_000, (1, 1), (5, Replayed));
+        shard.tables.frozen = None;
+        shard.loaded.values.insert(counter("a"), 5);
+        shard.loaded.records.insert(id, record);
+        shard.one(3_000, (1, 1), (5, Replayed));
+        shard.one(4_000, (2, 2), (10, Applied));
+    }
+
+    /// The bucket's digest is what the rows give, whoever adds them up.
+    #[test]
+    fn a_buckets_digest_is_the_sum_over_its_rows() {
+        let mut shard = shard();
+        shard.one(1_000, (1, 1), (5, Applied));
+        shard.one(1_500, (2, 2), (10, Applied));
+        let frozen = std::mem::take(&mut shard.tables.active).freeze();
+        let shares = frozen.records().map(|(id, record)| layout::record_share(id, record));
+        let sum = shares.fold(0, u128::wrapping_add);
+        let bucket = crate::idempotency::Bucket { records: 2, digest: sum };
+        assert_eq!(shard.state.tokens.live, [(1, bucket)].into());
+    }
+
+    #[test]
+    fn records_are_needed_at_the_counters_slot_or_at_the_shards_first() {
+        let ops = vec![
+            Op { counter: counter("a"), kind: OpKind::Add { delta: 1 } },
+            Op { counter: counter("b"), kind: OpKind::Add { delta: 1 } },
+        ];
+        let group = |scope, first| {
+            let tag = Tag { scope, hash: first as u128, fingerprint: 0 };
+            Tokened { tag, issued: TimeMs(0), first, count: 1 }
+        };
+        let tokened = vec![group(Scope::Batch, 0), group(Scope::Counter, 1)];
+        let needs = needs(&Decoded::Ops(Ops { ops, tokened }), Slots { lo: 7, hi: 9 });
+        assert_eq!(needs.counters, []);
+        let mut want = vec![
+            RecordId { slot: Slot(7), hash: 0 },
+            RecordId { slot: counter("b").slot(), hash: 1 },
+        ];
+        want.sort();
+        assert_eq!(needs.records, want);
     }
 }

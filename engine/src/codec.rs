@@ -35,6 +35,12 @@ pub fn put_varint_i128(out: &mut Vec<u8>, value: i128) {
     put_varint_u128(out, ((value << 1) ^ (value >> 127)) as u128);
 }
 
+/// Bytes that [`put_varint_i128`] takes.
+pub fn varint_i128_len(value: i128) -> usize {
+    let bits = 128 - ((value << 1) ^ (value >> 127)).leading_zeros() as usize;
+    bits.div_ceil(7).max(1)
+}
+
 /// A length and the bytes.
 pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put_varint(out, bytes.len() as u64);

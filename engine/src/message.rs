@@ -7,6 +7,7 @@
 use crate::batch::Batch;
 use crate::config::ShardConfig;
 use crate::entry::{Entry, Position};
+use crate::idempotency::TokenOutcome;
 use crate::ids::{Bseq, CopyNo, Epoch, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId, TimeMs};
 use crate::key::CounterKey;
 
@@ -65,8 +66,10 @@ pub enum ShardAvailability {
 /// What became of one send of one batch.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Answer {
-    /// Applied, now or when it was sent before. `values[i]` answers the i-th op that asks for one.
-    Applied { values: Vec<i128>, time: TimeMs },
+    /// Applied, now or when it was sent before. `values[i]` answers the i-th op that asks for one;
+    /// `tokens[i]` tells what became of the i-th group of ops with a token (the values of one
+    /// without effect are 0). `time`: of the entry, so the shard's own time just now.
+    Applied { values: Vec<i128>, tokens: Vec<TokenOutcome>, time: TimeMs },
     /// Applied before, and the worker has said that it knows the result.
     AnsweredBefore,
     /// Intact, but not to be read: decided, no effect.
@@ -161,6 +164,8 @@ pub struct DigestPoint {
     pub seq: Seq,
     pub counters: u128,
     pub sessions: u128,
+    /// Over the live buckets of idempotency records.
+    pub tokens: u128,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]

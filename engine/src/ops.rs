@@ -1,6 +1,9 @@
 //! The op codec: what the payload of a batch says once it is unpacked.
 //!
 //! `version 1` · then per op: `kind` · name (length, bytes) · for adds the delta (zigzag varint).
+//! Ops with a token stand behind a head of their own kind: scope · hash · fingerprint · issue time ·
+//! how many they are.
+//!
 //! Reading a payload is total. There are two ways to fail, and they must not be confused: bytes
 //! that no version of this format could mean are [`OpsError::Malformed`] (every replica skips the
 //! batch alike), while a version or kind that a *newer* build may know is [`OpsError::Unknown`]:
@@ -9,13 +12,17 @@
 use bytes::Bytes;
 
 use crate::batch::{Batch, Codec};
-use crate::codec::{Malformed, Reader, put_bytes, put_varint_i128};
+use crate::codec::{Malformed, Reader, put_bytes, put_varint, put_varint_i128, varint_i128_len};
+use crate::idempotency::{Scope, Tag};
+use crate::ids::TimeMs;
 use crate::key::CounterKey;
 
 const FORMAT: u8 = 1;
 const KIND_ADD: u8 = 0;
 const KIND_ADD_RETURNING: u8 = 1;
 const KIND_DELETE: u8 = 2;
+/// Not an op: a token, for the ops that follow.
+const KIND_TOKEN: u8 = 3;
 
 /// LZ4 pays for itself from here on (DESIGN §6).
 pub const COMPRESS_BYTES_MIN: usize = 512;
@@ -43,6 +50,32 @@ impl OpKind {
     /// The op's result depends on the value it finds, so that value must be loaded.
     pub fn needs_value(self) -> bool {
         !matches!(self, Self::Add { .. })
+    }
+}
+
+/// What a payload says.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Ops {
+    /// All ops, in order, with a token or without.
+    pub ops: Vec<Op>,
+    /// Which of them have a token: ascending, apart from each other, none empty.
+    pub tokened: Vec<Tokened>,
+}
+
+/// Ops that were asked for under one token: applied as a whole or not at all.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Tokened {
+    pub tag: Tag,
+    pub issued: TimeMs,
+    /// Place of the first one among all ops, and how many there are.
+    pub first: usize,
+    pub count: usize,
+}
+
+impl Tokened {
+    /// The ops themselves.
+    pub fn of<'a>(&self, ops: &'a [Op]) -> &'a [Op] {
+        &ops[self.first..self.first + self.count]
     }
 }
 
@@ -82,7 +115,26 @@ pub fn put_named(out: &mut Vec<u8>, counter: &CounterKey, kind: OpKind) {
     }
 }
 
-/// A payload of these ops.
+/// Bytes that [`put`] takes for it.
+pub fn size(op: &Op) -> usize {
+    let name = op.counter.name().len();
+    let delta = match op.kind {
+        OpKind::Add { delta } | OpKind::AddReturning { delta } => varint_i128_len(delta),
+        OpKind::Delete => 0,
+    };
+    1 + varint_i128_len(name as i128) + name + delta
+}
+
+/// Says that the next `count` ops have a token.
+pub fn put_token(out: &mut Vec<u8>, tag: &Tag, issued: TimeMs, count: usize) {
+    out.extend_from_slice(&[KIND_TOKEN, tag.scope as u8]);
+    out.extend_from_slice(&tag.hash.to_le_bytes());
+    out.extend_from_slice(&tag.fingerprint.to_le_bytes());
+    put_varint(out, issued.0);
+    put_varint(out, count as u64);
+}
+
+/// A payload of these ops, all without a token.
 pub fn encode(ops: &[Op]) -> Bytes {
     let mut out = begin();
     for op in ops {
@@ -92,7 +144,7 @@ pub fn encode(ops: &[Op]) -> Bytes {
 }
 
 /// The ops of a batch, in order. Names share memory with the payload.
-pub fn decode_batch(batch: &Batch) -> Result<Vec<Op>, OpsError> {
+pub fn decode_batch(batch: &Batch) -> Result<Ops, OpsError> {
     decode(unpack(batch)?)
 }
 
@@ -114,20 +166,49 @@ fn unpack(batch: &Batch) -> Result<Bytes, OpsError> {
 }
 
 /// The ops of an unpacked payload.
-pub fn decode(payload: Bytes) -> Result<Vec<Op>, OpsError> {
+pub fn decode(payload: Bytes) -> Result<Ops, OpsError> {
     let mut from = Reader::new(payload);
     if from.u8("ops format")? != FORMAT {
         return Err(OpsError::Unknown("ops format"));
     }
-    let mut ops = Vec::new();
+    let Ops { mut ops, mut tokened } = Ops::default();
     while !from.is_empty() {
-        ops.push(decode_op(&mut from)?);
+        match from.u8("op kind")? {
+            KIND_TOKEN => {
+                let token = decode_token(&mut from, ops.len())?;
+                for _ in 0..token.count {
+                    let kind = from.u8("op kind")?;
+                    ops.push(decode_op(kind, &mut from)?);
+                }
+                tokened.push(token);
+            }
+            kind => ops.push(decode_op(kind, &mut from)?),
+        }
     }
-    Ok(ops)
+    Ok(Ops { ops, tokened })
 }
 
-fn decode_op(from: &mut Reader) -> Result<Op, OpsError> {
-    let kind = from.u8("op kind")?;
+fn decode_token(from: &mut Reader, first: usize) -> Result<Tokened, OpsError> {
+    let scope = match from.u8("token scope")? {
+        0 => Scope::Counter,
+        1 => Scope::Batch,
+        _ => return Err(OpsError::Unknown("token scope")),
+    };
+    let hash = from.u128_le("token hash")?;
+    let fingerprint = from.u128_le("token fingerprint")?;
+    let issued = TimeMs(from.varint("token issue time")?);
+    let count = from.count("token ops")?;
+    if count == 0 || scope == Scope::Counter && count != 1 {
+        return Err(OpsError::Malformed("token ops"));
+    }
+    Ok(Tokened { tag: Tag { scope, hash, fingerprint }, issued, first, count })
+}
+
+/// One op, but for its kind. A token has no place behind another one's head.
+fn decode_op(kind: u8, from: &mut Reader) -> Result<Op, OpsError> {
+    if kind == KIND_TOKEN {
+        return Err(OpsError::Malformed("token among the ops of another"));
+    }
     if kind > KIND_DELETE {
         return Err(OpsError::Unknown("op kind"));
     }
@@ -155,9 +236,13 @@ mod tests {
         ]
     }
 
+    fn plain(ops: Vec<Op>) -> Ops {
+        Ops { ops, tokened: Vec::new() }
+    }
+
     #[test]
     fn round_trips() {
-        assert_eq!(decode(encode(&ops())), Ok(ops()));
+        assert_eq!(decode(encode(&ops())), Ok(plain(ops())));
     }
 
     /// Golden: these bytes are in logs on disk.
@@ -181,7 +266,60 @@ mod tests {
             Codec::Lz4,
             packed.into(),
         );
-        assert_eq!(decode_batch(&batch), Ok(ops()));
+        assert_eq!(decode_batch(&batch), Ok(plain(ops())));
+    }
+
+    fn tag(scope: Scope) -> Tag {
+        Tag { scope, hash: 0x0102, fingerprint: 3 }
+    }
+
+    /// Golden, and the way back: a batch's part of two ops, and one without a token behind it.
+    #[test]
+    fn a_token_stands_before_its_ops() {
+        let mut out = begin();
+        put_token(&mut out, &tag(Scope::Batch), TimeMs(300), 2);
+        ops().iter().for_each(|op| put(&mut out, op));
+        let head = [
+            &[1, 3, 1, 2, 1][..],
+            &[0; 14], // the hash
+            &[3],
+            &[0; 15],         // the fingerprint
+            &[0xac, 2, 2, 0], // issue time, count, the first op's kind
+        ];
+        assert_eq!(out[..head.concat().len()], head.concat());
+        let (issued, first, count) = (TimeMs(300), 0, 2);
+        let tokened = vec![Tokened { tag: tag(Scope::Batch), issued, first, count }];
+        assert_eq!(decode(out.into()), Ok(Ops { ops: ops(), tokened }));
+    }
+
+    #[test]
+    fn a_token_without_its_ops_or_among_those_of_another_is_malformed() {
+        let check = |scope, count, rest: &[&Op], then: bool, want| {
+            let mut out = begin();
+            put_token(&mut out, &tag(scope), TimeMs(0), count);
+            rest.iter().for_each(|op| put(&mut out, op));
+            if then {
+                put_token(&mut out, &tag(scope), TimeMs(0), 1);
+                put(&mut out, &ops()[0]);
+            }
+            assert_eq!(decode(out.into()), Err(OpsError::Malformed(want)));
+        };
+        let op = &ops()[0];
+        check(Scope::Batch, 0, &[op], false, "token ops");
+        check(Scope::Batch, 2, &[op], false, "op kind");
+        check(Scope::Counter, 2, &[op, op], false, "token ops");
+        check(Scope::Batch, 2, &[op], true, "token among the ops of another");
+    }
+
+    #[test]
+    fn the_size_is_what_it_takes() {
+        let deltas = [0, -1, 63, 64, -64, -65, i128::from(i64::MIN), i128::MAX, i128::MIN];
+        let add = |&delta| Op { kind: OpKind::Add { delta }, ..ops()[0].clone() };
+        for op in deltas.iter().map(add).chain(ops()) {
+            let mut out = Vec::new();
+            put(&mut out, &op);
+            assert_eq!(size(&op), out.len(), "{op:?}");
+        }
     }
 
     #[track_caller]

@@ -28,10 +28,20 @@ pub enum Planted {
     LearnerAtCommitHint,
     /// A backup dates a proof by its coming, not by the probe that asked for it.
     AgeFromAnswer,
+    /// A record that lies in the frozen table is not looked up.
+    RecordNotInFrozen,
+    /// A bucket of records is dropped as soon as it ends.
+    ExpireTooEarly,
+    /// Operations with a token are applied however long ago they were issued.
+    IssueTimeNotJudged,
+    /// Whatever was done under a token answers every request with it.
+    FingerprintIgnored,
+    /// A part of a request with a token is applied again, record or not.
+    PartAppliedAgain,
 }
 
 impl Planted {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 16] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -43,6 +53,11 @@ impl Planted {
         Self::TableThenDatabase,
         Self::LearnerAtCommitHint,
         Self::AgeFromAnswer,
+        Self::RecordNotInFrozen,
+        Self::ExpireTooEarly,
+        Self::IssueTimeNotJudged,
+        Self::FingerprintIgnored,
+        Self::PartAppliedAgain,
     ];
 
     /// Is this bug planted?

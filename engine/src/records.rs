@@ -22,6 +22,8 @@ pub struct Meta {
     pub incarnation: u32,
     /// How long an idempotency record is kept.
     pub idempotency_window_ms: u64,
+    /// How many of them a shard keeps.
+    pub idempotency_records_max: u64,
 }
 
 /// `store/{uuid}`: one per disk, for ever.
@@ -84,6 +86,7 @@ impl Meta {
         out.extend_from_slice(&[self.replicas, self.min_in_sync, self.hash]);
         put_varint(&mut out, u64::from(self.incarnation));
         put_varint(&mut out, self.idempotency_window_ms);
+        put_varint(&mut out, self.idempotency_records_max);
         out
     }
 
@@ -97,6 +100,7 @@ impl Meta {
             hash: from.u8("hash id")?,
             incarnation: from.varint_u32("incarnation")?,
             idempotency_window_ms: from.varint("idempotency window")?,
+            idempotency_records_max: from.varint("idempotency records")?,
         };
         from.finish("meta record")?;
         Ok(meta)
@@ -195,6 +199,7 @@ mod tests {
             hash: 1,
             incarnation: 1,
             idempotency_window_ms: 3_600_000,
+            idempotency_records_max: 1_000_000,
         };
         assert_eq!(Meta::decode(&meta.encode()), Ok(meta));
         let store = StoreRecord {

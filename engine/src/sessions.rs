@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::batch::{put_revision, put_session};
 use crate::codec::{put_varint, put_varint_i128};
+use crate::idempotency::TokenOutcome;
 use crate::ids::{Bseq, Revision, SessionId};
 
 /// The sessions that a shard knows.
@@ -44,9 +45,11 @@ pub struct Row {
 /// What a decided batch did.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum BatchResult {
-    /// `values[i]` answers the i-th op that asks for one: empty costs no row space.
+    /// `values[i]` answers the i-th op that asks for one, `tokens[i]` the i-th group of ops with a
+    /// token: what nobody asks for costs no row space.
     Applied {
         values: Vec<i128>,
+        tokens: Vec<TokenOutcome>,
     },
     Malformed,
 }
@@ -128,9 +131,10 @@ impl Sessions {
             put_varint(&mut bytes, row.answered_below.0);
             for (bseq, result) in &row.results {
                 put_varint(&mut bytes, bseq.0);
-                let BatchResult::Applied { values } = result else { continue };
+                let BatchResult::Applied { values, tokens } = result else { continue };
                 put_varint(&mut bytes, values.len() as u64 + 1);
                 values.iter().for_each(|&value| put_varint_i128(&mut bytes, value));
+                bytes.extend(tokens.iter().map(|&outcome| outcome as u8));
             }
         }
         xxh3_128(&bytes)
@@ -146,7 +150,7 @@ mod tests {
     }
 
     fn applied(value: i128) -> BatchResult {
-        BatchResult::Applied { values: vec![value] }
+        BatchResult::Applied { values: vec![value], tokens: vec![] }
     }
 
     /// Session 5 has had batches 1 and 2 applied and knows the result of 1.

@@ -76,6 +76,19 @@ fn told(failure: Failure) -> (Kind, &'static str) {
             Kind::SessionLost,
             "the gateway's session ended before an answer came: it may have been applied",
         ),
+        Failure::TokenReused => (
+            Kind::TokenReused,
+            "another request was made with this Idempotency-Key, and this one was not applied: give each its own",
+        ),
+        Failure::TokenTooOld => (
+            Kind::TokenTooOld,
+            "it was issued longer ago than Idempotency-Keys are remembered: it was not applied now, and whether it was \
+             earlier is no longer known",
+        ),
+        Failure::TokenQuota => (
+            Kind::Quota,
+            "the counter's shard remembers as many Idempotency-Keys as it may: it forgets the oldest in time",
+        ),
         Failure::ResultGone => {
             (Kind::SessionLost, "it was applied earlier, and its result is no longer known")
         }
@@ -121,6 +134,9 @@ mod tests {
         both(Failure::Malformed, (500, "internal", NOT));
         check(Failure::Overloaded, (429, "overloaded", NOT), (503, "overloaded", NOT));
         check(Failure::QueueFull, (429, "overloaded", NOT), (503, "overloaded", NOT));
+        check(Failure::TokenReused, (422, "token-reused", NOT), (422, "token-reused", NOT));
+        check(Failure::TokenTooOld, (410, "token-too-old", "unknown"), (410, "token-too-old", NOT));
+        check(Failure::TokenQuota, (429, "quota", NOT), (429, "quota", NOT));
         check(Failure::TooLarge, (413, "too-large", NOT), (503, "too-large", NOT));
         check(Failure::Slow, (429, "overloaded", NOT), (504, "deadline", NOT));
         check(Failure::Deadline, (504, "deadline", "unknown"), (504, "deadline", NOT));

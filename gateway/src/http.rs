@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use engine::batcher::{ReadValues, WriteResult};
+use engine::idempotency::{Scope, Token};
 use engine::ids::Now;
 use engine::key::CounterKey;
 use engine::ops::{Op, OpKind};
@@ -174,7 +175,10 @@ impl Front {
         body: &mut Incoming,
         deadline: &Deadline,
     ) -> Result<Response, Problem> {
-        let Head { route, body: body_type, plain, .. } = head;
+        let Head { route, body: body_type, token, plain, .. } = head;
+        let token_of = |scope, also| {
+            token.map(|token| Token { scope, token: token.key, issued: token.issued, also })
+        };
         if !matches!(route, Route::Page(_)) && self.lanes.is_full() {
             let detail = "too much waits in this gateway already";
             let status = match route.writes() {
@@ -193,17 +197,18 @@ impl Front {
                     true => OpKind::AddReturning { delta },
                     false => OpKind::Add { delta },
                 };
-                let value = self.write_one(Op { counter, kind }, deadline).await?;
-                if asked.returning && value.is_none() {
+                let op = Op { counter, kind };
+                let done = self.write_one(op, token_of(Scope::Counter, 0), deadline).await?;
+                if asked.returning && done.value.is_none() {
                     return Err(no_value());
                 }
-                Ok(about.incremented(asked.delta, value))
+                Ok(done.marked(about.incremented(asked.delta, done.value)))
             }
             Route::Delete { counter } => {
                 let about = About::deleted(&counter, plain);
                 let op = Op { counter, kind: OpKind::Delete };
-                let value = self.write_one(op, deadline).await?;
-                Ok(about.value(value.ok_or_else(no_value)?, None))
+                let done = self.write_one(op, token_of(Scope::Counter, 0), deadline).await?;
+                Ok(done.marked(about.value(done.value.ok_or_else(no_value)?, None)))
             }
             Route::Get { counter, bounded_ms } => {
                 let about = About::new(&counter, plain);
@@ -226,7 +231,10 @@ impl Front {
             }
             Route::IncrementMany { namespace } => {
                 let body = self.read(body, deadline).await?;
-                self.write_many(&namespace, body_type, &body.bytes, deadline).await
+                let batch = request::increments(&namespace, body_type, &body.bytes)?;
+                let token = token_of(Scope::Batch, batch.also());
+                let written = Written { namespace: &namespace, body_type, body: &body.bytes };
+                Ok(self.write_many(batch, token, written, deadline).await)
             }
             Route::Page(page) => Ok(self.page(page).await),
         }
@@ -245,42 +253,56 @@ impl Front {
         })
     }
 
-    /// The value that came back, if one was asked for.
-    async fn write_one(&self, op: Op, deadline: &Deadline) -> Result<Option<i128>, Problem> {
-        let WriteResult { values, failed } = self.lanes.write(vec![op], deadline.at).await;
+    async fn write_one(
+        &self,
+        op: Op,
+        token: Option<Token>,
+        deadline: &Deadline,
+    ) -> Result<Done, Problem> {
+        let result = self.lanes.write(vec![op], token, deadline.at).await;
+        let WriteResult { values, replayed, failed } = result;
+        self.counters.replays.inc_by(replayed as u64);
         match failed.first() {
             Some(&(_, failure)) => Err(failure::of_write(failure)),
-            None => Ok(values.first().map(|&(_, value)| value)),
+            None => {
+                let value = values.first().map(|&(_, value)| value);
+                Ok(Done { value, replayed: replayed > 0 })
+            }
         }
     }
 
     async fn write_many(
         &self,
-        namespace: &str,
-        body_type: BodyType,
-        body: &[u8],
+        Batch { ops, indexes, mut failed }: Batch,
+        token: Option<Token>,
+        written: Written<'_>,
         deadline: &Deadline,
-    ) -> Result<Response, Problem> {
-        let Batch { ops, indexes, mut failed } = request::increments(namespace, body_type, body)?;
+    ) -> Response {
         let items = ops.len() + failed.len();
         if ops.is_empty() {
-            return Ok(response::batch(items, &failed));
+            return response::batch(items, &failed);
         }
-        let result = self.lanes.write(ops, deadline.at).await;
-        if result.failed.is_empty() {
-            return Ok(response::batch(items, &failed));
-        }
+        let result = self.lanes.write(ops, token, deadline.at).await;
+        self.counters.replays.inc_by(result.replayed as u64);
         let not_done = result.failed.into_iter().map(|(op, failure)| FailedItem {
             index: indexes[op as usize],
             key: None,
             problem: failure::of_write(failure),
         });
+        let understood = failed.len();
         failed.extend(not_done);
-        failed.sort_by_key(|item| item.index);
-        if response::only_reason(items, &failed).is_none() {
-            name(&mut failed, namespace, body_type, body);
+        if failed.len() > understood {
+            failed.sort_by_key(|item| item.index);
+            if response::only_reason(items, &failed).is_none() {
+                written.name(&mut failed);
+            }
         }
-        Ok(response::batch(items, &failed))
+        // All that was applied was applied before: nothing has happened now.
+        let done = Done {
+            value: None,
+            replayed: result.replayed > 0 && result.replayed == items - failed.len(),
+        };
+        done.marked(response::batch(items, &failed))
     }
 
     async fn page(&self, page: Page) -> Response {
@@ -309,14 +331,38 @@ fn no_value() -> Problem {
     Problem::unknown(Kind::Internal, "an answer without the value that was asked for: a bug")
 }
 
-/// Gives failed items their keys. The operations have gone to the machine, and failing is rare: the body is read again.
-fn name(failed: &mut [FailedItem], namespace: &str, body_type: BodyType, body: &[u8]) {
-    let Ok(again) = request::increments(namespace, body_type, body) else {
-        return;
-    };
-    for item in failed.iter_mut().filter(|item| item.key.is_none()) {
-        if let Ok(op) = again.indexes.binary_search(&item.index) {
-            item.key = Some(again.ops[op].counter.key().to_vec());
+/// What became of one operation that was applied.
+struct Done {
+    /// If one was asked for.
+    value: Option<i128>,
+    /// It was applied before, under the same token.
+    replayed: bool,
+}
+
+impl Done {
+    fn marked(&self, response: Response) -> Response {
+        if self.replayed { response::replayed(response) } else { response }
+    }
+}
+
+/// A body of many items, as it came.
+struct Written<'a> {
+    namespace: &'a str,
+    body_type: BodyType,
+    body: &'a [u8],
+}
+
+impl Written<'_> {
+    /// Gives failed items their keys. The operations have gone to the machine, and failing is rare: the body is read
+    /// again.
+    fn name(&self, failed: &mut [FailedItem]) {
+        let Ok(again) = request::increments(self.namespace, self.body_type, self.body) else {
+            return;
+        };
+        for item in failed.iter_mut().filter(|item| item.key.is_none()) {
+            if let Ok(op) = again.indexes.binary_search(&item.index) {
+                item.key = Some(again.ops[op].counter.key().to_vec());
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use engine::batcher::{
     Effect, Event, Failure, ReadValues, Settings, Worker as Machine, WriteResult,
 };
+use engine::idempotency::Token;
 use engine::ids::Now;
 use engine::key::CounterKey;
 use engine::message::{Answer, NodeReply};
@@ -95,12 +96,17 @@ impl Lanes {
         }
     }
 
-    pub(crate) async fn write(self: &Rc<Self>, ops: Vec<Op>, deadline: Now) -> WriteResult {
+    pub(crate) async fn write(
+        self: &Rc<Self>,
+        ops: Vec<Op>,
+        token: Option<Token>,
+        deadline: Now,
+    ) -> WriteResult {
         let refused = ops.len();
-        let asked = self.ask(|request| Event::Write { request, ops, deadline });
+        let asked = self.ask(|request| Event::Write { request, ops, token, deadline });
         let Some(asked) = asked else {
             let failed = (0..refused as u32).map(|index| (index, Failure::QueueFull)).collect();
-            return WriteResult { values: Vec::new(), failed };
+            return WriteResult { failed, ..WriteResult::default() };
         };
         match asked.await {
             Done::Wrote(result) => result,

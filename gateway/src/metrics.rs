@@ -52,6 +52,7 @@ pub(crate) struct Counters {
     sends: Counter,
     ops: Counter,
     ops_sent: Counter,
+    pub(crate) replays: Counter,
     pub(crate) connections: Gauge<i64>,
 }
 
@@ -88,6 +89,11 @@ impl Counters {
                 registry,
                 "batched_ops_sent",
                 "The same, after adds of one key became one",
+            ),
+            replays: counter(
+                registry,
+                "idempotent_replays",
+                "Operations that were answered as they had been applied before, under the same token",
             ),
             connections,
         }

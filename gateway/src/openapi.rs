@@ -14,7 +14,7 @@ use engine::key::{KEY_BYTES_MAX, NAMESPACE_BYTES_MAX};
 use serde_json::{Map, Value, json};
 
 use crate::problem::{Kind, Outcome, TYPE_PREFIX};
-use crate::request::{ITEMS_MAX, TIMEOUT_DEFAULT, TIMEOUT_MS_MAX};
+use crate::request::{ITEMS_MAX, TIMEOUT_DEFAULT, TIMEOUT_MS_MAX, TOKEN_BYTES_MAX};
 
 /// As it is served.
 pub(crate) fn text() -> Bytes {
@@ -23,6 +23,9 @@ pub(crate) fn text() -> Bytes {
 }
 
 const WRITE: &[Kind] = &[
+    Kind::TokenReused,
+    Kind::TokenTooOld,
+    Kind::Quota,
     Kind::Overloaded,
     Kind::Frozen,
     Kind::NoPrimary,
@@ -45,7 +48,8 @@ fn document() -> Value {
             "title": "DistributedKeyCounter",
             "version": env!("CARGO_PKG_VERSION"),
             "description": "Exact counters. What a write came to is one of three: applied (200), not-applied (safe to \
-                send again) or unknown (it may have been applied, or may be yet). Every problem says which in `outcome`.",
+                send again) or unknown (it may have been applied, or may be yet: send it again with the same \
+                Idempotency-Key, and it counts once). Every problem says which in `outcome`.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
@@ -95,9 +99,9 @@ fn increment() -> Value {
     operation(
         "increment",
         "Add to one counter",
-        json!({"parameters": [delta, returning], "requestBody": {"required": false, "content":
+        json!({"parameters": [delta, returning, parameter("token"), parameter("issued")], "requestBody": {"required": false, "content":
             {"application/json": {"schema": schema("IncrementBody")}}}}),
-        ok(&[("application/json", schema("Applied")), ("text/plain", decimal())]),
+        written(&[("application/json", schema("Applied")), ("text/plain", decimal())]),
         &[URL, BODY, WRITE],
     )
 }
@@ -107,12 +111,12 @@ fn increment_many() -> Value {
     operation(
         "incrementMany",
         "Add to many counters; each item succeeds or fails by itself",
-        json!({"requestBody": {"required": true, "content": {
+        json!({"parameters": [parameter("token"), parameter("issued")], "requestBody": {"required": true, "content": {
             "application/json": {"schema": schema("IncrementManyBody")},
             "application/x-ndjson": {"schema": {"type": "string", "description": "An Increment per line"}},
             "text/plain": {"schema": {"type": "string", "description": lines}},
         }}}),
-        ok(&[("application/json", schema("Batch"))]),
+        written(&[("application/json", schema("Batch"))]),
         &[URL, BODY, WRITE],
     )
 }
@@ -152,8 +156,8 @@ fn delete() -> Value {
     operation(
         "delete",
         "Set one counter to 0 and answer its last value",
-        json!({}),
-        ok(&[("application/json", schema("Deleted")), ("text/plain", decimal())]),
+        json!({"parameters": [parameter("token"), parameter("issued")]}),
+        written(&[("application/json", schema("Deleted")), ("text/plain", decimal())]),
         &[URL, WRITE],
     )
 }
@@ -212,6 +216,12 @@ fn parameters() -> Value {
         "timeout": {"name": "Request-Timeout-Ms", "in": "header",
             "description": "How long the client waits for what became of it",
             "schema": {"type": "integer", "minimum": 1, "maximum": TIMEOUT_MS_MAX, "default": TIMEOUT_DEFAULT.as_millis() as u64}},
+        "token": {"name": "Idempotency-Key", "in": "header",
+            "description": "A String of RFC 8941: the same request with the same key is applied once, and answered as it was first",
+            "schema": {"type": "string", "pattern": format!("^\"([ !#-\\[\\]-~]|\\\\[\"\\\\]){{1,{TOKEN_BYTES_MAX}}}\"$")}},
+        "issued": {"name": "Idempotency-Issued-At", "in": "header",
+            "description": "Only with Idempotency-Key: when the request was made first, in ms since 1970, the same each time",
+            "schema": {"type": "integer", "minimum": 0, "maximum": i64::MAX}},
     })
 }
 
@@ -223,6 +233,14 @@ fn ok(content: &[(&str, Value)]) -> Value {
         .map(|(media, schema)| ((*media).to_owned(), json!({"schema": schema})))
         .collect();
     json!({"description": "Done", "content": content})
+}
+
+/// The answer to a write.
+fn written(content: &[(&str, Value)]) -> Value {
+    let mut response = ok(content);
+    response["headers"] = json!({"Idempotent-Replayed": {"schema": {"const": "true"},
+        "description": "It was applied by an earlier request with the same key; this is what was answered then"}});
+    response
 }
 
 fn problem_response(kinds: &[Kind], description: &str) -> Value {

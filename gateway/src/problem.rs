@@ -22,6 +22,12 @@ pub enum Kind {
     TooLarge,
     UrlTooLong,
     UnsupportedMediaType,
+    /// The token has been used for another request.
+    TokenReused,
+    /// The request was issued longer ago than tokens are remembered.
+    TokenTooOld,
+    /// The counter's shard remembers as many tokens as it may.
+    Quota,
     /// The cluster has more to do than it can.
     Overloaded,
     /// The shard has as few in-sync replicas as it may, and one of them is silent.
@@ -43,13 +49,16 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::BadInput,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::TooLarge,
         Self::UrlTooLong,
         Self::UnsupportedMediaType,
+        Self::TokenReused,
+        Self::TokenTooOld,
+        Self::Quota,
         Self::Overloaded,
         Self::Frozen,
         Self::NoPrimary,
@@ -70,6 +79,9 @@ impl Kind {
             Self::TooLarge => "too-large",
             Self::UrlTooLong => "url-too-long",
             Self::UnsupportedMediaType => "unsupported-media-type",
+            Self::TokenReused => "token-reused",
+            Self::TokenTooOld => "token-too-old",
+            Self::Quota => "quota",
             Self::Overloaded => "overloaded",
             Self::Frozen => "frozen",
             Self::NoPrimary => "no-primary",
@@ -90,6 +102,9 @@ impl Kind {
             Self::TooLarge => "Too large",
             Self::UrlTooLong => "URL too long",
             Self::UnsupportedMediaType => "Unsupported media type",
+            Self::TokenReused => "Idempotency key reused",
+            Self::TokenTooOld => "Idempotency key too old",
+            Self::Quota => "Too many idempotency keys",
             Self::Overloaded => "Overloaded",
             Self::Frozen => "Shard frozen",
             Self::NoPrimary => "No primary",
@@ -110,7 +125,9 @@ impl Kind {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UrlTooLong => StatusCode::URI_TOO_LONG,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            Self::TokenReused => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::TokenTooOld => StatusCode::GONE,
+            Self::Quota | Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             Self::Frozen | Self::NoPrimary | Self::NoSession | Self::NoSpace | Self::Stopping => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -192,6 +209,9 @@ mod tests {
             ("too-large", 413),
             ("url-too-long", 414),
             ("unsupported-media-type", 415),
+            ("token-reused", 422),
+            ("token-too-old", 410),
+            ("quota", 429),
             ("overloaded", 429),
             ("frozen", 503),
             ("no-primary", 503),
@@ -205,7 +225,7 @@ mod tests {
         assert_eq!(got, want);
         let mends: Vec<_> =
             Kind::ALL.into_iter().filter(|&kind| Problem::new(kind, "").mends()).collect();
-        assert_eq!(mends.len(), 6, "{mends:?}");
+        assert_eq!(mends.len(), 7, "{mends:?}");
     }
     /// In a row of its own, with its status.
     #[test]

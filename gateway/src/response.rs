@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use engine::key::CounterKey;
 use http_body_util::Full;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{HeaderMap, StatusCode};
 
 use crate::problem::{Kind, Problem, TYPE_PREFIX};
@@ -22,6 +22,9 @@ const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json"
 const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 /// Seconds after which trying again is worth it. Whole and at least 1, so there is not much to choose.
 const RETRY_LATER: HeaderValue = HeaderValue::from_static("1");
+/// Tokens are forgotten by and by, for minutes.
+const RETRY_MUCH_LATER: HeaderValue = HeaderValue::from_static("60");
+static IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 fn answer(status: StatusCode, content_type: HeaderValue, body: Vec<u8>) -> Response {
     let mut response = Response::new(Full::new(body.into()));
@@ -174,6 +177,12 @@ fn put_failed(body: &mut Vec<u8>, failed: &[FailedItem]) {
     body.push(b']');
 }
 
+/// It tells of an earlier request with the same token: now nothing was done.
+pub fn replayed(mut response: Response) -> Response {
+    response.headers_mut().insert(&IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    response
+}
+
 /// RFC 9457.
 pub fn problem(problem: &Problem) -> Response {
     let mut body = begin_problem(problem);
@@ -200,7 +209,8 @@ fn finish_problem(problem: &Problem, body: Vec<u8>) -> Response {
 
 fn add_headers(problem: &Problem, headers: &mut HeaderMap) {
     if problem.mends() {
-        headers.insert(RETRY_AFTER, RETRY_LATER);
+        let later = if problem.kind == Kind::Quota { RETRY_MUCH_LATER } else { RETRY_LATER };
+        headers.insert(RETRY_AFTER, later);
     }
     if let Some(allow) = problem.allow {
         headers.insert(ALLOW, HeaderValue::from_static(allow));

@@ -279,6 +279,7 @@ mod tests {
                 hash: 1,
                 incarnation: 4,
                 idempotency_window_ms: 1,
+                idempotency_records_max: 1,
             }),
             stores: BTreeMap::from([
                 (StoreId(1), store("node-1", 2, StoreStatus::Active)),

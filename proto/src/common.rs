@@ -141,6 +141,8 @@ impl From<DigestPoint> for wire::DigestPoint {
             counters_low: from.counters as u64,
             sessions_high: (from.sessions >> 64) as u64,
             sessions_low: from.sessions as u64,
+            tokens_high: (from.tokens >> 64) as u64,
+            tokens_low: from.tokens as u64,
         }
     }
 }
@@ -154,6 +156,7 @@ impl TryFrom<wire::DigestPoint> for DigestPoint {
             seq: Seq(from.seq),
             counters: joined(from.counters_high, from.counters_low),
             sessions: joined(from.sessions_high, from.sessions_low),
+            tokens: joined(from.tokens_high, from.tokens_low),
         })
     }
 }

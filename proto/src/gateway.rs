@@ -4,6 +4,7 @@ use bytes::Bytes;
 use engine::batch::Batch;
 use engine::codec::{Reader, put_varint_i128};
 use engine::config::ShardConfig;
+use engine::idempotency::TokenOutcome;
 use engine::ids::{Bseq, TimeMs};
 use engine::key::CounterKey;
 use engine::message::{Answer, GatewayMessage, NodeReply, ReadResult, Refusal, ShardAvailability};
@@ -94,7 +95,7 @@ impl From<NodeReply> for wire::ToGateway {
             NodeReply::Read { id, result } => {
                 let staleness_us = result.as_ref().map_or(0, |read| read.staleness_us);
                 let kind = match result {
-                    Ok(read) => read_reply::Kind::Values(applied_out(&read.values, read.time)),
+                    Ok(read) => read_reply::Kind::Values(applied_out(&read.values, &[], read.time)),
                     Err(refusal) => read_reply::Kind::Refused(refusal.into()),
                 };
                 to_gateway::Kind::Read(wire::ReadReply { id, kind: Some(kind), staleness_us })
@@ -125,7 +126,7 @@ impl TryFrom<wire::ToGateway> for NodeReply {
             to_gateway::Kind::Read(read) => {
                 let result = match read.kind.ok_or(Invalid::Missing("read_reply.kind"))? {
                     read_reply::Kind::Values(values) => {
-                        let (values, time) = applied_in(values)?;
+                        let (values, _, time) = applied_in(values)?;
                         Ok(ReadResult { values, time, staleness_us: read.staleness_us })
                     }
                     read_reply::Kind::Refused(refused) => Err(refused.try_into()?),
@@ -146,7 +147,9 @@ impl TryFrom<wire::ToGateway> for NodeReply {
 impl From<Answer> for answer::Kind {
     fn from(from: Answer) -> Self {
         match from {
-            Answer::Applied { values, time } => Self::Applied(applied_out(&values, time)),
+            Answer::Applied { values, tokens, time } => {
+                Self::Applied(applied_out(&values, &tokens, time))
+            }
             Answer::AnsweredBefore => Self::AnsweredBefore(wire::Empty {}),
             Answer::Malformed => Self::Malformed(wire::Empty {}),
             Answer::NoEffect => Self::NoEffect(wire::Empty {}),
@@ -162,8 +165,8 @@ impl TryFrom<answer::Kind> for Answer {
     fn try_from(from: answer::Kind) -> Result<Self, Invalid> {
         Ok(match from {
             answer::Kind::Applied(applied) => {
-                let (values, time) = applied_in(applied)?;
-                Self::Applied { values, time }
+                let (values, tokens, time) = applied_in(applied)?;
+                Self::Applied { values, tokens, time }
             }
             answer::Kind::AnsweredBefore(_) => Self::AnsweredBefore,
             answer::Kind::Malformed(_) => Self::Malformed,
@@ -174,22 +177,27 @@ impl TryFrom<answer::Kind> for Answer {
     }
 }
 
-fn applied_out(values: &[i128], time: TimeMs) -> wire::Applied {
+fn applied_out(values: &[i128], tokens: &[TokenOutcome], time: TimeMs) -> wire::Applied {
     let mut out = Vec::with_capacity(4 * values.len());
     for &value in values {
         put_varint_i128(&mut out, value);
     }
-    wire::Applied { values: out.into(), time_ms: time.0 }
+    let tokens: Vec<u8> = tokens.iter().map(|&outcome| outcome as u8).collect();
+    wire::Applied { values: out.into(), time_ms: time.0, tokens: tokens.into() }
 }
 
-fn applied_in(applied: wire::Applied) -> Result<(Vec<i128>, TimeMs), Invalid> {
+type Applied = (Vec<i128>, Vec<TokenOutcome>, TimeMs);
+
+fn applied_in(applied: wire::Applied) -> Result<Applied, Invalid> {
     let mut from = Reader::new(applied.values);
     let mut values = Vec::new();
     while !from.is_empty() {
         let value = from.varint_i128("value");
         values.push(value.map_err(|why| Invalid::Malformed { field: "applied.values", why })?);
     }
-    Ok((values, TimeMs(applied.time_ms)))
+    let tokens = applied.tokens.iter().map(|&byte| TokenOutcome::from_byte(byte));
+    let tokens = tokens.collect::<Option<_>>().ok_or(Invalid::Range("applied.tokens"))?;
+    Ok((values, tokens, TimeMs(applied.time_ms)))
 }
 
 impl From<Refusal> for wire::Refusal {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use engine::batch::{Batch, Codec};
 use engine::config::ShardConfig;
 use engine::entry::{Body, Entry, Position};
+use engine::idempotency::TokenOutcome;
 use engine::ids::{
     Boot, Bseq, Chain, CopyNo, Epoch, Revision, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId,
     TimeMs, Version,
@@ -178,6 +179,7 @@ impl Random {
                 answer: match self.below(6) {
                     0 => Answer::Applied {
                         values: self.list(Self::i128),
+                        tokens: self.list(Self::token_outcome),
                         time: TimeMs(self.number()),
                     },
                     1 => Answer::AnsweredBefore,
@@ -284,7 +286,12 @@ impl Random {
             seq: Seq(self.number()),
             counters: self.i128() as u128,
             sessions: self.i128() as u128,
+            tokens: self.i128() as u128,
         }
+    }
+
+    fn token_outcome(&mut self) -> TokenOutcome {
+        TokenOutcome::from_byte(self.below(5) as u8).expect("there are five")
     }
 
     fn replica_status(&mut self) -> ReplicaStatus {
@@ -474,7 +481,7 @@ mod limits {
                             Some(wire::to_node::Kind::Frame(frame)) => frame.batches,
                             _ => Bytes::from(vec![0; MESSAGE_BYTES_MAX]),
                         };
-                        let applied = wire::Applied { values, time_ms: 0 };
+                        let applied = wire::Applied { values, time_ms: 0, tokens: Bytes::new() };
                         let kind = wire::read_reply::Kind::Values(applied);
                         let read = wire::ReadReply { id: 1, kind: Some(kind), staleness_us: 0 };
                         wire::ToGateway { kind: Some(wire::to_gateway::Kind::Read(read)) }

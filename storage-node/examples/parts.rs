@@ -127,7 +127,8 @@ impl Gateway for Echo {
         tokio::spawn(async move {
             while let Ok(Some(message)) = messages.message().await {
                 let Some(to_node::Kind::Frame(frame)) = message.kind else { return };
-                let applied = wire::Applied { values: frame.batches, time_ms: 0 };
+                let applied =
+                    wire::Applied { values: frame.batches, time_ms: 0, tokens: Default::default() };
                 let read = wire::ReadReply {
                     id: 1,
                     kind: Some(wire::read_reply::Kind::Values(applied)),

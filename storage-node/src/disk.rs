@@ -21,9 +21,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use engine::apply::ShardState;
+use engine::apply::{Needs, ShardState};
 use engine::ids::{Conn, CopyNo, Seq, ShardId, Slots};
-use engine::key::CounterKey;
 use engine::node::{Event, RecoveredReplica};
 use engine::store::log::index::Needed;
 use engine::store::log::{Identity, Record};
@@ -300,12 +299,13 @@ impl Disk {
     // ---- the state -----------------------------------------------------------------------------
 
     /// [`Event::Loaded`] follows, with the values as they are now.
-    pub fn load(&self, load: u64, keys: Vec<CounterKey>) {
+    pub fn load(&self, load: u64, needs: Needs) {
         let (view, tell) = (self.view.clone(), self.tell.clone());
         self.readers.run(move || {
-            let values = view.values(&keys)?;
+            let values = view.values(&needs.counters)?;
+            let records = view.records(&needs.records)?;
             drop(view);
-            tell.event(Event::Loaded { load, values });
+            tell.event(Event::Loaded { load, values, records });
             Ok(())
         });
     }

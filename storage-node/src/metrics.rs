@@ -25,6 +25,7 @@ pub struct NodeMetrics {
     in_sync_replicas: Family<Labels, Gauge>,
     lag_entries: Family<Labels, Gauge>,
     epoch: Family<Labels, Gauge>,
+    idempotency_records: Family<Labels, Gauge>,
     frozen_shards: Gauge,
     digest_mismatches: Counter,
     durability_violations: Counter,
@@ -69,6 +70,7 @@ impl Default for NodeMetrics {
             in_sync_replicas: Family::default(),
             lag_entries: Family::default(),
             epoch: Family::default(),
+            idempotency_records: Family::default(),
             frozen_shards: Gauge::default(),
             digest_mismatches: Counter::default(),
             durability_violations: Counter::default(),
@@ -103,6 +105,11 @@ impl NodeMetrics {
             self.lag_entries.clone(),
         );
         r.register("epoch", "Epoch of each shard led here", self.epoch.clone());
+        r.register(
+            "idempotency_records",
+            "Clients' tokens that each shard led here remembers",
+            self.idempotency_records.clone(),
+        );
         r.register("frozen_shards", "Frozen shards led here", self.frozen_shards.clone());
         r.register(
             "digest_mismatches",
@@ -172,6 +179,8 @@ impl NodeMetrics {
             let labels = vec![shard.clone()];
             self.in_sync_replicas.get_or_create(&labels).set(primary.record.isr.len() as i64);
             self.epoch.get_or_create(&labels).set(i64_of(primary.epoch.0));
+            let records = view.state.tokens.records();
+            self.idempotency_records.get_or_create(&labels).set(i64_of(records));
             for (&store, follower) in &primary.followers {
                 let labels = vec![shard.clone(), ("node", names.of(store))];
                 let lag = view.last.seq.0.saturating_sub(follower.acked.0);
@@ -184,6 +193,7 @@ impl NodeMetrics {
         for gone in self.shown.difference(&shown) {
             self.in_sync_replicas.remove(gone);
             self.epoch.remove(gone);
+            self.idempotency_records.remove(gone);
         }
         for gone in self.shown_lags.difference(&shown_lags) {
             self.lag_entries.remove(gone);

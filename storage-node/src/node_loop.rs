@@ -328,7 +328,7 @@ impl NodeLoop {
                 self.syncing.push_back((group, self.now));
                 self.disk.sync(group);
             }
-            Effect::Load { load, keys } => self.disk.load(load, keys),
+            Effect::Load { load, needs } => self.disk.load(load, needs),
             Effect::ReadLog { shard, from, bytes_max } => {
                 self.disk.read_log(shard, from, bytes_max)
             }

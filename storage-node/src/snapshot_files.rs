@@ -1,8 +1,8 @@
 //! Whole copies of a shard: read out of the state, and staged as files until they are installed.
 //!
 //! Both ends check. A copy that arrives is refused unless every row can be read, belongs to the
-//! shard, and all counters together give the digest that the shard's record names: a sender with a
-//! damaged disk can't spread it. A refused or forgotten copy leaves nothing behind.
+//! shard, and all counters, and the idempotency records of each bucket, together give the digests that the
+//! shard's record names: a sender with a damaged disk can't spread it. A refused or forgotten copy leaves nothing behind.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,8 +12,9 @@ use bytes::Bytes;
 use engine::apply::ShardState;
 use engine::codec::Malformed;
 use engine::digest;
+use engine::idempotency::{Buckets, RecordId};
 use engine::ids::{Conn, Slots};
-use engine::store::layout::{self, Change, IdempotencyRecord, RowKey};
+use engine::store::layout::{self, Change, RowKey};
 use proto::RowsWriter;
 use proto::wire::SnapshotPart;
 use self_cell::self_cell;
@@ -132,6 +133,7 @@ impl Staging {
             id: (conn, transfer),
             shard: Box::new(shard),
             digest: 0,
+            tokens: Buckets::default(),
         })
     }
 
@@ -166,6 +168,8 @@ pub struct Stager {
     shard: Box<ShardState>,
     /// Of the counters so far.
     digest: u128,
+    /// The idempotency records so far. Those of other buckets do not exist.
+    tokens: Buckets,
 }
 
 impl std::fmt::Debug for Stager {
@@ -192,6 +196,9 @@ impl Stager {
         if self.digest != self.shard.counter_digest {
             return Err(Malformed("counter digest").into());
         }
+        if self.tokens != self.shard.tokens {
+            return Err(Malformed("idempotency digests").into());
+        }
         let files = self.files.with_dependent_mut(|_, files| files.finish());
         let files = self.or_alarm(files)?;
         kill::point("stage.finished");
@@ -210,8 +217,12 @@ impl Stager {
                 self.digest = self.digest.wrapping_add(share);
                 slot
             }
-            RowKey::Idempotency { slot, .. } => {
-                IdempotencyRecord::decode(value)?;
+            RowKey::Idempotency { slot, hash } => {
+                let record = layout::decode_record(value)?;
+                if self.shard.tokens.is_live(record.bucket) {
+                    let share = layout::record_share(RecordId { slot, hash }, &record);
+                    self.tokens.add(record.bucket, share);
+                }
                 slot
             }
             RowKey::Shard(_) => return Err(Malformed("shard record among rows")),

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine::apply::ShardState;
 use engine::codec::Malformed;
+use engine::idempotency::{Record, RecordId};
 use engine::ids::{CopyNo, ShardId, Slots};
 use engine::key::CounterKey;
 use engine::store::layout::{self, Change};
@@ -244,6 +245,21 @@ impl View {
             }
         };
         rows.iter().zip(found).map(value).collect()
+    }
+
+    /// The idempotency records of these ids, in order; none where there is no row.
+    pub fn records(&self, ids: &[RecordId]) -> Result<Vec<Option<Record>>, DiskError> {
+        let rows: Vec<Vec<u8>> =
+            ids.iter().map(|id| layout::idempotency_key(id.slot, id.hash)).collect();
+        let found = self.borrow_dependent().multi_get(&rows);
+        let record =
+            |(key, found): (&Vec<u8>, Result<Option<Vec<u8>>, rocksdb::Error>)| match found? {
+                None => Ok(None),
+                Some(bytes) => {
+                    Ok(Some(layout::decode_record(&bytes).map_err(|why| row_error(key, why))?))
+                }
+            };
+        rows.iter().zip(found).map(record).collect()
     }
 
     /// The shard's record, as bytes.

@@ -65,6 +65,10 @@ fn every_promise_holds_over_a_thousand_counted_seeds() {
             *faults.entry(kind).or_default() += count;
         }
     }
+    let mut tokens: BTreeMap<&str, u64> = BTreeMap::new();
+    for (&kind, count) in reports.iter().flat_map(|report| &report.tokens) {
+        *tokens.entry(kind).or_default() += count;
+    }
     let mut stories: BTreeMap<&str, u64> = BTreeMap::new();
     for (&kind, count) in reports.iter().flat_map(|report| &report.stories) {
         *stories.entry(kind).or_default() += count;
@@ -73,7 +77,7 @@ fn every_promise_holds_over_a_thousand_counted_seeds() {
     let seeds = reports.len();
     let _closed = writeln!(
         std::io::stdout(),
-        "{seeds} seeds, {acknowledged} operations acknowledged, faults {faults:?}, coordinators {stories:?}"
+        "{seeds} seeds, {acknowledged} operations acknowledged, faults {faults:?}, coordinators {stories:?}, requests with a token {tokens:?}"
     );
     assert_eq!(violations(&reports), Vec::<String>::new());
     assert!(acknowledged > 200 * COUNTED_MIN, "too little was asked of the cluster");

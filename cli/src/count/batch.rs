@@ -10,13 +10,14 @@
 //! several lines, so each batch remembers the item of every line: an outcome told per item can
 //! always be told per line.
 
+use std::collections::VecDeque;
 use std::io::{self, BufRead};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashTable;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::client::KEY_BYTES_MAX;
 
@@ -74,6 +75,32 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    pub(crate) fn first_line(&self) -> u64 {
+        self.first_line
+    }
+
+    pub(crate) fn line_count(&self) -> u64 {
+        self.lines.len() as u64
+    }
+
+    /// Of what its lines say, one by one.
+    pub(crate) fn sum(&self) -> u64 {
+        let mut sum = Xxh3::new();
+        sum.update(&self.text);
+        for end in &self.ends {
+            sum.update(&end.to_le_bytes());
+        }
+        for line in &self.lines {
+            let item = match line {
+                Line::Item(item) => *item,
+                Line::Skipped => u32::MAX,
+                Line::TooLong => u32::MAX - 1,
+            };
+            sum.update(&item.to_le_bytes());
+        }
+        sum.digest()
+    }
+
     /// The number of items, which are the distinct keys.
     pub(crate) fn items(&self) -> usize {
         self.ends.len()
@@ -84,11 +111,11 @@ impl Batch {
         (self.first_line..).zip(self.lines.iter().copied())
     }
 
-    /// The body of a request for these items.
-    pub(crate) fn body(&self, items: &[u32]) -> Vec<u8> {
-        let mut body = Vec::with_capacity(self.text.len() + items.len() * COUNT_BYTES_MAX);
+    /// The body of a request for all items.
+    pub(crate) fn body(&self) -> Vec<u8> {
+        let mut body = Vec::with_capacity(self.text.len() + self.items() * COUNT_BYTES_MAX);
         let mut digits = itoa::Buffer::new();
-        for &item in items {
+        for item in 0..self.items() as u32 {
             body.extend_from_slice(self.key(item));
             body.push(b'\t');
             body.extend_from_slice(digits.format(self.counts[item as usize]).as_bytes());
@@ -147,6 +174,8 @@ pub(crate) struct Batches<R> {
     /// A smaller batch is handed out when its first line is this old: somebody may wait for the lines
     /// that a pipe gave so far to be counted.
     flush_after: Option<Duration>,
+    /// How many lines the first batches are to have: as an earlier run has cut them.
+    cuts: VecDeque<u64>,
     /// Set from outside: nothing more is read. What was read by then is handed out.
     closed: Arc<AtomicBool>,
     ended: bool,
@@ -166,6 +195,7 @@ impl<R: BufRead> Batches<R> {
             lines_max,
             field: None,
             flush_after: None,
+            cuts: VecDeque::new(),
             closed: Arc::default(),
             ended: false,
             next_line: 1,
@@ -181,6 +211,10 @@ impl<R: BufRead> Batches<R> {
 
     pub(crate) fn flushed_after(self, flush_after: Option<Duration>) -> Self {
         Self { flush_after, ..self }
+    }
+
+    pub(crate) fn cut_as(self, cuts: VecDeque<u64>) -> Self {
+        Self { cuts, ..self }
     }
 
     pub(crate) fn until(self, closed: Arc<AtomicBool>) -> Self {
@@ -203,9 +237,11 @@ impl<R: BufRead> Batches<R> {
         let mut batch = Batch { first_line: self.next_line, ..Batch::default() };
         let mut first_came = None;
         let line_bytes_max = self.field.map_or(KEY_BYTES_MAX, |_| FIELD_LINE_BYTES_MAX);
-        while !self.ended && !batch.is_full(self.lines_max) {
-            let is_due =
-                |since: Instant| self.flush_after.is_some_and(|after| since.elapsed() >= after);
+        let cut = self.cuts.pop_front();
+        let lines_max = cut.map_or(self.lines_max, |lines| lines as usize);
+        let flush_after = self.flush_after.filter(|_| cut.is_none());
+        while !self.ended && !batch.is_full(lines_max) {
+            let is_due = |since: Instant| flush_after.is_some_and(|after| since.elapsed() >= after);
             if first_came.is_some_and(is_due) {
                 break;
             }
@@ -227,7 +263,7 @@ impl<R: BufRead> Batches<R> {
                 break;
             }
             let mut used = 0;
-            while used < buffer.len() && !batch.is_full(self.lines_max) {
+            while used < buffer.len() && !batch.is_full(lines_max) {
                 let rest = &buffer[used..];
                 let end = rest.iter().position(|&byte| byte == b'\n');
                 let part = &rest[..end.unwrap_or(rest.len())];
@@ -254,7 +290,11 @@ impl<R: BufRead> Batches<R> {
             self.ended = is_all && self.closed.load(Ordering::Relaxed);
         }
         self.index.clear();
-        self.next_line += batch.lines.len() as u64;
+        if self.ended && cut.is_some_and(|lines| batch.line_count() < lines) {
+            // Sent once with all its lines; a part of it would be another request.
+            return Ok(None);
+        }
+        self.next_line += batch.line_count();
         Ok(if batch.lines.is_empty() { None } else { Some(batch) })
     }
 }
@@ -345,8 +385,7 @@ mod tests {
         let mut batches = Batches::new(&input[..], 100_000);
         let mut items = 0;
         while let Some(batch) = batches.next().unwrap() {
-            let all: Vec<_> = (0..batch.items() as u32).collect();
-            assert!(batch.body(&all).len() < 8 << 20);
+            assert!(batch.body().len() < 8 << 20);
             items += batch.items();
         }
         assert_eq!(items, 10_000);
@@ -356,8 +395,7 @@ mod tests {
     fn bodies() {
         let mut batches = Batches::new(&b"a\nb\t5\n\xff\na\nb\r\r\n"[..], 10);
         let batch = batches.next().unwrap().unwrap();
-        assert_eq!(batch.body(&[0, 1, 2, 3]), b"a\t2\nb\t5\t1\n\xff\t1\nb\r\t1\n");
-        assert_eq!(batch.body(&[2]), b"\xff\t1\n");
+        assert_eq!(batch.body(), b"a\t2\nb\t5\t1\n\xff\t1\nb\r\t1\n");
     }
 
     /// The keys of each batch.
@@ -387,6 +425,30 @@ mod tests {
         let closed = Arc::new(AtomicBool::new(true));
         let batches = Batches::new(input, 2).until(closed);
         assert_eq!(keys(batches), ["a,b", "c"]);
+    }
+
+    #[test]
+    fn batches_are_cut_as_they_were() {
+        let input = || BufReader::with_capacity(4, &b"a\nb\nc\nd\ne\nf\n"[..]);
+        let again = |cuts: &[u64]| {
+            let flushed = Batches::new(input(), 2).flushed_after(Some(Duration::ZERO));
+            flushed.cut_as(cuts.iter().copied().collect())
+        };
+        assert_eq!(keys(again(&[3, 1])), ["a,b,c", "d", "e,f"]);
+        // The input is shorter than it was: whoever compares sums sees that.
+        assert_eq!(keys(again(&[3, 9])), ["a,b,c", "d,e,f"]);
+        let closed = Arc::new(AtomicBool::new(true));
+        assert_eq!(keys(again(&[9]).until(closed)), [""; 0]);
+    }
+
+    #[test]
+    fn sums_tell_lines_apart() {
+        let sum = |text: &'static [u8]| Batches::new(text, 10).next().unwrap().unwrap().sum();
+        assert_eq!(sum(b"a\nb\na\n"), sum(b"a\r\nb\na"));
+        let texts: [&[u8]; 7] =
+            [b"a\nb\n", b"b\na\n", b"ab\n", b"a\nb\na\n", b"a\nb\nb\n", b"a\n\nb\n", b"\na\nb\n"];
+        let sums: std::collections::BTreeSet<_> = texts.iter().map(|text| sum(text)).collect();
+        assert_eq!(sums.len(), texts.len());
     }
 
     #[test]

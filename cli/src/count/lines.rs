@@ -5,10 +5,10 @@
 //! is joined now and then on the way too: what is kept grows with what has to be told, not with the
 //! input.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Lines `first_line` to `last_line`, both included, numbered from 1.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub(crate) struct LineRange {
     pub(crate) first_line: u64,
     pub(crate) last_line: u64,
@@ -32,6 +32,10 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
+    pub(crate) fn of(runs: Vec<LineRange>) -> Self {
+        Self { runs, joined: 0 }
+    }
+
     pub(crate) fn add(&mut self, line: u64) {
         match self.runs.last_mut() {
             Some(run) if run.last_line + 1 == line => run.last_line = line,

@@ -1,13 +1,14 @@
 //! `dkc count`: counts every line of a file as a key.
 //!
 //! ```text
-//!   reader (thread) ── Batch ──▶ workers, each one request at a time ── Outcome ──▶ totals
+//!   reader (thread) ── Batch ──▶ journal (thread) ── Job ──▶ workers, each one request at a time ── Outcome ──▶ totals
 //! ```
 //!
 //! Several requests are in flight, so lines are not counted in order; they need not be, since
-//! addition doesn't care. What was surely not applied is sent again until it is. What may have been
-//! applied is never sent again, but reported by line: `known ≤ count ≤ known + unknown` holds for
-//! every key. Memory is bounded by the batches in flight, not by the input.
+//! addition doesn't care. A batch is sent under one token until all of it is applied, through whichever gateway
+//! answers. What can't be found out is reported by line: `known ≤ count ≤ known + unknown` holds for
+//! every key. Memory is bounded by the batches in flight, not by the input. With `--resume-id` a [`journal`] makes that
+//! hold across runs, too.
 //!
 //! Counting stops early when a batch could not be counted for `--give-up`, or when the service refuses
 //! a whole request for good. Then what was sent is still waited for, what was read and not sent counts
@@ -19,6 +20,7 @@
 
 mod batch;
 mod input;
+mod journal;
 mod lines;
 mod pending;
 mod progress;
@@ -30,11 +32,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use bench::http::{Connection, Media, Request, Url};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use self::batch::{Batch, Batches, Field};
+use self::journal::{Job, Journal, NoJournal, Notes};
 use self::lines::Lines;
 use self::pending::{Next, Outcome, Pending};
 use self::progress::{Progress, Stand};
@@ -74,9 +78,16 @@ pub(crate) struct Args {
     /// Requests in flight
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
     in_flight: u32,
-    /// Seconds after which a request that is refused again and again ends the count
+    /// Seconds after which a request that is refused or not answered again and again ends the count
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     give_up: u64,
+    /// A name of your own for this count: after an interruption of any kind, the same command with the same input goes on
+    /// where it was, and counts nothing twice
+    #[arg(long, value_name = "ID", value_parser = journal::id)]
+    resume_id: Option<String>,
+    /// Where is noted how far the count with --resume-id has come [default: ~/.local/state/dkc]
+    #[arg(long, env = "DKC_RESUME_DIR", value_name = "DIR")]
+    resume_dir: Option<PathBuf>,
     #[command(flatten)]
     server: ServerArgs,
 }
@@ -114,12 +125,18 @@ impl Shared {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
+    let usage = |why: &str| {
+        output::note(&format!("error: {why}"));
+        Ok(Exit::Usage)
+    };
+    let journal = match open_journal(&args) {
+        Ok(journal) => journal,
+        Err(NoJournal::Usage(why)) => return usage(&why),
+        Err(NoJournal::Failed(error)) => return Err(error),
+    };
     let (input, size) = match input::open(&args.file) {
         Ok(opened) => opened,
-        Err(error) => {
-            output::note(&format!("error: {}: {error}", args.file.display()));
-            return Ok(Exit::Usage);
-        }
+        Err(error) => return usage(&format!("{}: {error}", args.file.display())),
     };
     let shared = Arc::new(Shared {
         path: format!("/v1/counters/{}/increment", args.namespace),
@@ -137,10 +154,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     let begun = Instant::now();
     let workers = args.in_flight as usize;
     // Twice as many batches as workers: none waits for the reader.
-    let (to_workers, batches) = mpsc::channel(workers);
+    let (to_workers, jobs) = mpsc::channel(workers);
     let (to_totals, outcomes) = mpsc::channel(workers);
 
     let (say_read, mut read) = oneshot::channel();
+    let mut remembered = None;
+    let mut notes = None;
     {
         let shared = shared.clone();
         let field = args.field.map(|number| Field { number, delimiter: args.delimiter });
@@ -149,19 +168,42 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
             // A file is there as a whole.
             .flushed_after(size.is_none().then_some(args.flush_interval))
             .until(shared.closed.clone());
-        std::thread::spawn(move || {
-            // Said before the workers see that no more batches come.
-            drop(say_read.send(read_all(batches, &shared, &to_workers)));
-        });
+        // What was read is said before the workers see that no more batches come.
+        match journal {
+            None => {
+                let id = client::fresh_id().context("/dev/urandom")?;
+                std::thread::spawn(move || {
+                    let hand_on = |batch| to_workers.blocking_send(Job::new(&id, batch)).is_ok();
+                    drop(say_read.send(read_all(batches, &shared, hand_on)));
+                });
+            }
+            Some(journal) => {
+                notes = Some(journal.notes().context("the journal")?);
+                let batches = batches.cut_as(journal.cuts());
+                let (to_journal, read) = mpsc::channel(workers);
+                let (say_remembered, told) = oneshot::channel();
+                remembered = Some(told);
+                let (to_totals, closed) = (to_totals.clone(), shared.closed.clone());
+                std::thread::spawn(move || {
+                    drop(say_read.send(read_all(batches, &shared, |batch| {
+                        to_journal.blocking_send(batch).is_ok()
+                    })));
+                });
+                std::thread::spawn(move || {
+                    let done = remember(journal, read, &closed, &to_workers, &to_totals);
+                    drop(say_remembered.send(done));
+                });
+            }
+        }
     }
-    let batches = Arc::new(Mutex::new(batches));
+    let jobs = Arc::new(Mutex::new(jobs));
     for worker in 0..workers {
-        tokio::spawn(work(worker, shared.clone(), batches.clone(), to_totals.clone()));
+        tokio::spawn(work(worker, shared.clone(), jobs.clone(), to_totals.clone()));
     }
-    drop((batches, to_totals));
+    drop((jobs, to_totals));
 
     let progress = Progress::new(size, args.server.json);
-    let mut report = total(outcomes, &shared, progress, begun).await;
+    let mut report = total(outcomes, &shared, progress, notes, begun).await;
     match read.try_recv() {
         Ok(Ok(ReadLines { lines, all })) => {
             report.settled = lines == report.lines;
@@ -172,9 +214,24 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
         Err(oneshot::error::TryRecvError::Empty) => {}
         Err(oneshot::error::TryRecvError::Closed) => anyhow::bail!("the reader panicked"),
     }
+    if let Some(Ok(Err(error))) = remembered.map(|mut remembered| remembered.try_recv()) {
+        report.reasons.push(format!("{error:#}"));
+        (report.settled, report.complete) = (false, false);
+    }
     report.retries = shared.retries.load(Ordering::Relaxed);
     report.namespace = args.namespace;
+    report.resume_id = args.resume_id;
     say(&report, args.server.json)
+}
+
+fn open_journal(args: &Args) -> Result<Option<Journal>, NoJournal> {
+    let Some(id) = &args.resume_id else { return Ok(None) };
+    let folder = args.resume_dir.clone().or_else(journal::default_folder);
+    let folder = folder.ok_or_else(|| {
+        let why = "--resume-id needs a folder to note things in: name one with --resume-dir";
+        NoJournal::Usage(why.to_owned())
+    })?;
+    Journal::open(&folder, id, &args.namespace).map(Some)
 }
 
 /// One byte, or how a TAB is written.
@@ -196,35 +253,59 @@ struct ReadLines {
 fn read_all(
     mut batches: Batches<impl io::BufRead>,
     shared: &Shared,
-    to_workers: &mpsc::Sender<Batch>,
+    mut hand_on: impl FnMut(Batch) -> bool,
 ) -> io::Result<ReadLines> {
     while let Some(batch) = batches.next()? {
         shared.bytes_read.store(batches.bytes_read(), Ordering::Relaxed);
-        if to_workers.blocking_send(batch).is_err() {
+        if !hand_on(batch) {
             return Ok(ReadLines { lines: batches.lines_read(), all: false });
         }
     }
     Ok(ReadLines { lines: batches.lines_read(), all: !shared.closed.load(Ordering::Relaxed) })
 }
 
+/// Notes batches in the journal before they can be sent: all that were read by then with one write.
+fn remember(
+    mut journal: Journal,
+    mut read: mpsc::Receiver<Batch>,
+    closed: &AtomicBool,
+    to_workers: &mpsc::Sender<Job>,
+    to_totals: &mpsc::Sender<Outcome>,
+) -> anyhow::Result<()> {
+    while let Some(batch) = read.blocking_recv() {
+        let more = std::iter::from_fn(|| read.try_recv().ok());
+        let group = std::iter::once(batch).chain(more).collect();
+        for next in journal.admit(group)? {
+            let taken = match next {
+                journal::Next::Send(job) => to_workers.blocking_send(job).is_ok(),
+                journal::Next::Known(outcome) => to_totals.blocking_send(outcome).is_ok(),
+            };
+            if !taken {
+                return Ok(());
+            }
+        }
+    }
+    if closed.load(Ordering::Relaxed) { Ok(()) } else { journal.input_ended() }
+}
+
 /// Takes batches until there are no more, and sees each through before it takes the next.
 async fn work(
     number: usize,
     shared: Arc<Shared>,
-    batches: Arc<Mutex<mpsc::Receiver<Batch>>>,
+    jobs: Arc<Mutex<mpsc::Receiver<Job>>>,
     to_totals: mpsc::Sender<Outcome>,
 ) {
     let mut connections: Vec<_> = shared.urls.iter().cloned().map(Connection::new).collect();
     // Workers begin at different gateways, so that all of them get their share.
     let mut at = number % connections.len();
     loop {
-        let batch = tokio::select! {
+        let job = tokio::select! {
             biased;
             () = shared.stopped() => return,
-            batch = async { batches.lock().await.recv().await } => batch,
+            job = async { jobs.lock().await.recv().await } => job,
         };
-        let Some(batch) = batch else { return };
-        let outcome = see_through(batch, &shared, &mut connections, &mut at).await;
+        let Some(job) = job else { return };
+        let outcome = see_through(job, &shared, &mut connections, &mut at).await;
         if to_totals.send(outcome).await.is_err() {
             return;
         }
@@ -233,21 +314,21 @@ async fn work(
 
 /// Sends a batch until all of it is decided, or the count stops.
 async fn see_through(
-    batch: Batch,
+    job: Job,
     shared: &Shared,
     connections: &mut [Connection],
     at: &mut usize,
 ) -> Outcome {
     let begun = Instant::now();
-    let mut pending = Pending::new(batch);
+    let Job { batch, token, in_doubt } = job;
+    let mut pending = Pending::new(batch, in_doubt);
+    let body = pending.body();
     while pending.is_open() && !shared.is_stopped() {
         let connection = &mut connections[*at];
-        let body = pending.body();
-        let request = Request::post(connection.url(), &shared.path, DEADLINE, Media::Text, &body);
-        let answer = connection.call(&request, DEADLINE + GRACE).await;
-        let lost = answer.is_err();
-        let next = pending.on_answer(answer);
-        if lost || matches!(next, Next::Again { elsewhere: true, .. }) {
+        let (url, path) = (connection.url(), &shared.path);
+        let request = Request::post_once(url, path, DEADLINE, Media::Text, &token, &body);
+        let next = pending.on_answer(connection.call(&request, DEADLINE + GRACE).await);
+        if matches!(next, Next::Again { elsewhere: true, .. }) {
             *at = (*at + 1) % connections.len();
         }
         if let Next::Again { after, .. } = next {
@@ -305,6 +386,7 @@ async fn total(
     mut outcomes: mpsc::Receiver<Outcome>,
     shared: &Shared,
     mut progress: Progress,
+    mut notes: Option<Notes>,
     begun: Instant,
 ) -> Report {
     let mut report = Report::default();
@@ -327,6 +409,17 @@ async fn total(
             }
         };
         let Some(outcome) = outcome else { break };
+        if let Some(notes) = &mut notes
+            && outcome.is_final
+            && !outcome.is_resumed
+            && let Err(error) = notes.decided(&outcome)
+        {
+            // The next run asks the service again.
+            report.reasons.push(format!("not noted in the journal: {error}"));
+        }
+        if outcome.is_resumed {
+            report.resumed += outcome.lines;
+        }
         report.lines += outcome.lines;
         report.skipped += outcome.skipped;
         report.applied += outcome.applied;

@@ -13,6 +13,10 @@ pub(super) struct Report {
     pub(super) namespace: String,
     /// Lines read. `lines` = `applied` + lines unknown, not applied and failed + `skipped`.
     pub(super) lines: u64,
+    /// Of these, lines that an earlier run with the same `--resume-id` had seen to.
+    pub(super) resumed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) resume_id: Option<String>,
     /// Lines without a key.
     pub(super) skipped: u64,
     pub(super) applied: u64,
@@ -43,6 +47,9 @@ pub(super) fn say(report: &Report, as_json: bool) -> anyhow::Result<Exit> {
         "counted {applied} of {lines_read} lines in {seconds:.1} s, {rate} lines/s"
     ))
     .context("writing the result")?;
+    if report.resumed > 0 {
+        output::note(&format!("{} of the lines by an earlier run", grouped(report.resumed)));
+    }
     if report.skipped > 0 {
         output::note(&format!("skipped {} lines without a key", grouped(report.skipped)));
     }
@@ -62,6 +69,14 @@ pub(super) fn say(report: &Report, as_json: bool) -> anyhow::Result<Exit> {
     }
     for reason in &report.reasons {
         output::note(&format!("reason: {reason}"));
+    }
+    match &report.resume_id {
+        _ if report.complete && exit_of(report) == Exit::Done => {}
+        Some(id) => output::note(&format!(
+            "to go on: the same command with the same input and --resume-id {id}, within the service's idempotency window \
+             (1 h) for all to be exact"
+        )),
+        None => output::note("with --resume-id ID it could have been gone on with"),
     }
     Ok(exit_of(report))
 }

@@ -276,7 +276,7 @@ impl Extra {
                 flag = text.split('=').next().unwrap_or_default();
             }
             let (coordinators, nodes, gateways) = match flag {
-                "rebuild-delay" => (true, false, false),
+                "rebuild-delay" | "idempotency-window" => (true, false, false),
                 "workers" | "linger-us" => (false, false, true),
                 "lease-ttl" => (true, true, true),
                 _ => (false, true, false),
@@ -390,6 +390,7 @@ mod tests {
             "--log-keep-bytes 1",
             "",
         );
+        check("--idempotency-window 60", "--idempotency-window 60", "", "");
         check("--linger-us 200 --segment-bytes 9", "", "--segment-bytes 9", "--linger-us 200");
         check(
             "--workers 2 --lease-ttl 3",

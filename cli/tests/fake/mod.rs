@@ -2,11 +2,11 @@
 //!
 //! It speaks DESIGN §12 over plain sockets, with none of our own client code in it, and can do to a
 //! request what a failing cluster can: refuse it, lose the answer after or before counting, cut the
-//! answer in half, fail single items.
+//! answer in half, fail single items. What it counts under a token it counts once, item by item.
 
 pub(crate) mod http;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,14 +38,24 @@ pub(crate) enum Fate {
     BadInput,
     /// A proxy's answer, nothing counted.
     Proxy,
+    /// 410, nothing counted.
+    TooOld,
 }
 
 /// Decides the fate of the next batch.
 type Decide = Arc<dyn Fn() -> Fate + Send + Sync>;
 
+/// What was sent under a token, and which of its items were counted.
+struct Sent {
+    /// Issue time and body: what may not change.
+    request: (Option<String>, Vec<u8>),
+    counted: BTreeSet<usize>,
+}
+
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) counters: BTreeMap<String, i128>,
+    tokens: BTreeMap<String, Sent>,
     pub(crate) heads: Vec<String>,
     /// What `/v1/cluster` says, if it is not to be what it always is.
     pub(crate) cluster: Option<Value>,
@@ -91,6 +101,33 @@ impl FakeGateway {
     }
 }
 
+impl Fate {
+    fn counts(self) -> bool {
+        match self {
+            Self::Deadline { counted } | Self::Drop { counted } => counted,
+            Self::Refuse(_) | Self::Proxy | Self::TooOld => false,
+            Self::Apply | Self::Cut | Self::Parts | Self::BadInput => true,
+        }
+    }
+}
+
+impl State {
+    /// Whether this item of the request was not counted yet under its token, if it has one. None: the token was another
+    /// request's.
+    fn may_count(&mut self, head: &str, body: &[u8], item: usize) -> Option<bool> {
+        let header = |name: &str| {
+            let line = head.lines().find(|line| line.to_ascii_lowercase().starts_with(name))?;
+            Some(line.split_once(':')?.1.trim().to_owned())
+        };
+        let Some(token) = header("idempotency-key") else { return Some(true) };
+        assert!(token.len() > 2 && token.starts_with('"') && token.ends_with('"'), "{token}");
+        let request = (header("idempotency-issued-at"), body.to_vec());
+        let new = Sent { request: request.clone(), counted: BTreeSet::new() };
+        let sent = self.tokens.entry(token).or_insert(new);
+        (sent.request == request).then(|| sent.counted.insert(item))
+    }
+}
+
 fn problem(status: u16, kind: &str, outcome: &str) -> Vec<u8> {
     answer(status, &json!({ "type": format!("/problems/{kind}"), "outcome": outcome }).to_string())
 }
@@ -116,12 +153,22 @@ fn serve(stream: TcpStream, state: &Mutex<State>, decide: &Decide) -> Option<()>
                 let told: Value = serde_json::from_slice(&body).unwrap_or(json!({}));
                 let delta = told["delta"].as_i64().unwrap_or(1);
                 let mut state = state.lock().unwrap();
-                let value = state.counters.entry((*key).to_owned()).or_default();
-                *value += i128::from(delta);
+                let fate = decide();
+                if fate.counts() && state.may_count(&head, &body, 0) == Some(true) {
+                    *state.counters.entry((*key).to_owned()).or_default() += i128::from(delta);
+                }
+                let value = state.counters.get(*key).copied().unwrap_or(0);
+                state.heads.push(head);
                 let text = format!(
                     "{{\"namespace\":\"{namespace}\",\"key\":\"x\",\"applied\":{delta},\"value\":{value}}}"
                 );
-                stream.write_all(&answer(200, &text)).ok()?;
+                let bytes = match fate {
+                    Fate::Refuse(status) => problem(status, "frozen", "not-applied"),
+                    Fate::Deadline { .. } => problem(504, "deadline", "unknown"),
+                    Fate::Drop { .. } => return None,
+                    _ => answer(200, &text),
+                };
+                stream.write_all(&bytes).ok()?;
             }
             ("POST", ["v1", "counters", _, "get"]) => {
                 let told: Value = serde_json::from_slice(&body).unwrap();
@@ -200,10 +247,15 @@ fn increment_batch(
 ) -> Option<(Vec<u8>, bool)> {
     let items = items_of(&head, body);
     let mut state = state.lock().unwrap();
-    state.heads.push(head);
+    state.heads.push(head.clone());
+    let mut reused = false;
     let mut count = |index: usize| {
         let (name, delta) = &items[index];
-        *state.counters.entry(name.clone()).or_default() += delta;
+        match state.may_count(&head, body, index) {
+            Some(true) => *state.counters.entry(name.clone()).or_default() += delta,
+            Some(false) => {}
+            None => reused = true,
+        }
     };
     let all = 0..items.len();
     let applied = |applied: usize, failed: Vec<Value>| {
@@ -212,26 +264,26 @@ fn increment_batch(
         answer(200, &body.to_string())
     };
     let fail = |index: usize, kind: &str, outcome: &str| json!({ "index": index, "type": kind, "outcome": outcome });
-    match decide() {
+    let answered = match decide() {
         Fate::Apply => {
-            all.for_each(count);
+            all.for_each(&mut count);
             Some((applied(items.len(), vec![]), false))
         }
         Fate::Refuse(status) => Some((problem(status, "frozen", "not-applied"), false)),
         Fate::Deadline { counted } => {
             if counted {
-                all.for_each(count);
+                all.for_each(&mut count);
             }
             Some((problem(504, "deadline", "unknown"), false))
         }
         Fate::Drop { counted } => {
             if counted {
-                all.for_each(count);
+                all.for_each(&mut count);
             }
             None
         }
         Fate::Cut => {
-            all.for_each(count);
+            all.for_each(&mut count);
             let mut bytes = applied(items.len(), vec![]);
             bytes.truncate(bytes.len() - 3);
             Some((bytes, true))
@@ -264,5 +316,7 @@ fn increment_batch(
             Some((applied(items.len() - failed.len(), failed), false))
         }
         Fate::Proxy => Some((answer(502, "<html>bad gateway</html>"), false)),
-    }
+        Fate::TooOld => Some((problem(410, "token-too-old", "unknown"), false)),
+    };
+    if reused { Some((problem(422, "token-reused", "not-applied"), false)) } else { answered }
 }

@@ -31,6 +31,7 @@ pub(crate) fn flags(etcd: &str, number: u32) -> Options {
         shards: Some(12),
         replicas: Some(3),
         min_in_sync: Some(2),
+        idempotency_window: None,
         expect_nodes: Some(3),
         rebuild_delay: 600,
         lease_ttl: 1,

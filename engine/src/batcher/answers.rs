@@ -8,6 +8,7 @@
 use super::outcome::Failure;
 use super::undecided::{Send, Undecided};
 use super::{Effect, Worker};
+use crate::idempotency::TokenOutcome;
 use crate::ids::{Bseq, Conn, SessionId, ShardId, Slots};
 use crate::message::{Answer, NodeReply, Refusal, ShardAvailability};
 
@@ -80,11 +81,14 @@ impl Worker {
 
     fn on_answer(&mut self, shard: ShardId, send: Send, answer: Answer, effects: &mut Vec<Effect>) {
         match answer {
-            Answer::Applied { values, .. } => {
+            Answer::Applied { values, tokens, time } => {
                 if let Some(lane) = self.router.lane_mut(send.conn) {
                     lane.forget_frozen(shard, self.now);
                 }
-                self.applied(shard, &values, effects);
+                if let Some(queue) = self.queues.get_mut(&shard) {
+                    queue.hear(self.now, time);
+                }
+                self.applied(shard, &values, &tokens, effects);
             }
             Answer::Malformed => self.decided(shard, Failure::Malformed, effects),
             Answer::AnsweredBefore => self.decided(shard, Failure::ResultGone, effects),
@@ -96,17 +100,40 @@ impl Worker {
 
     // ---- decided -------------------------------------------------------------------------------
 
-    fn applied(&mut self, shard: ShardId, values: &[i128], effects: &mut Vec<Effect>) {
+    fn applied(
+        &mut self,
+        shard: ShardId,
+        values: &[i128],
+        tokens: &[TokenOutcome],
+        effects: &mut Vec<Effect>,
+    ) {
         let Some(undecided) = self.take_decided(shard) else { return };
-        let Some(answers) = undecided.values(values) else {
+        let told = undecided.outcomes(tokens).and_then(|outcomes| {
+            let answers = undecided.values(values, &outcomes)?;
+            Some((outcomes, answers))
+        });
+        let Some((outcomes, answers)) = told else {
             // Applied, but the values are nonsense: nobody is told a wrong number.
             return self.fail_all(&undecided, Failure::ResultGone, effects);
         };
         for (request, index, value) in answers {
             self.requests.value(request, index, value);
         }
-        for part in &undecided.parts {
-            self.requests.applied(part, effects);
+        for (part, outcome) in undecided.parts.iter().zip(outcomes) {
+            let failure = match outcome {
+                TokenOutcome::Applied => {
+                    self.requests.applied(part, effects);
+                    continue;
+                }
+                TokenOutcome::Replayed => {
+                    self.requests.replayed(part, effects);
+                    continue;
+                }
+                TokenOutcome::Reused => Failure::TokenReused,
+                TokenOutcome::TooOld => Failure::TokenTooOld,
+                TokenOutcome::Quota => Failure::TokenQuota,
+            };
+            self.requests.part_failed(part, failure, effects);
         }
     }
 
@@ -222,6 +249,10 @@ impl Worker {
         effects: &mut Vec<Effect>,
     ) {
         match then {
+            // It was to tell the time to those that wait: they can't be sent either.
+            Then::Fail(failure) if undecided.parts.is_empty() => {
+                self.fail_waiting(shard, failure, effects);
+            }
             Then::Fail(failure) => self.fail_all(&undecided, failure, effects),
             Then::Wait => {
                 let mut parts = undecided.parts;

@@ -52,6 +52,7 @@ use self::requests::Requests;
 use self::seal::Sealer;
 use self::writes::Splitter;
 use crate::config::ShardConfig;
+use crate::idempotency::Token;
 use crate::ids::{Conn, Now, SessionId, ShardId, StoreBoot, StoreId};
 use crate::key::CounterKey;
 use crate::message::{GatewayMessage, NodeReply, Report};
@@ -69,9 +70,14 @@ pub enum Event {
     /// One request: 1 to 100,000 operations on counters of any shards. Answered by one `Wrote`, by
     /// the end of the turn in which `deadline` passes. `request` is the driver's own number; it
     /// counts up and is never used twice, for writes and reads together.
+    ///
+    /// With a token: the operations as the client gave them, in its order, all of one namespace (the
+    /// worker sums those of one counter); of [`Scope::Counter`](crate::idempotency::Scope::Counter)
+    /// exactly one. What one shard has to do is done as a whole or not at all, and fails as a whole.
     Write {
         request: u64,
         ops: Vec<Op>,
+        token: Option<Token>,
         deadline: Now,
     },
     /// A read of any counters. Answered by one `ReadDone`. Linearizable, unless the client is
@@ -152,6 +158,9 @@ pub struct Settings {
     pub worker_bytes_max: usize,
     /// Payloads of undecided batches on the way to one node.
     pub lane_bytes_max: usize,
+    /// What was heard of a shard's time serves operations with a token for so long, as the time at which
+    /// they were issued. Then the shard is asked: by a batch without operations, whose answer tells.
+    pub heard_for_ms: u64,
     /// Reads waiting, in keys; at or above it new ones are refused.
     pub read_keys_max: usize,
     /// A backup that has not answered a bounded-stale read by then is done without. Longer than it
@@ -171,6 +180,7 @@ impl Default for Settings {
             queue_bytes_max: 16 << 20,
             worker_bytes_max: 128 << 20,
             lane_bytes_max: 16 << 20,
+            heard_for_ms: 1_000,
             read_keys_max: 200_000,
             backup_wait_ms: 400,
             worker: 0,
@@ -298,8 +308,8 @@ impl Worker {
     pub fn handle(&mut self, now: Now, event: Event, effects: &mut Vec<Effect>) {
         self.now = now;
         match event {
-            Event::Write { request, ops, deadline } => {
-                self.on_write(request, ops, deadline, effects);
+            Event::Write { request, ops, token, deadline } => {
+                self.on_write(request, ops, token, deadline, effects);
             }
             Event::Read { request, keys, max_staleness_ms, deadline } => {
                 self.on_read(request, keys, max_staleness_ms, deadline, effects);

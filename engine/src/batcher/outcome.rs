@@ -9,6 +9,9 @@ pub struct WriteResult {
     /// The value after each applied operation that asks for one (for a delete: the value before
     /// it), with the operation's index in the request. In the order of the indexes.
     pub values: Vec<(u32, i128)>,
+    /// How many of the applied operations were applied before, under the same token, and are answered
+    /// as they were then.
+    pub replayed: usize,
     /// In the order of the indexes.
     pub failed: Vec<(u32, Failure)>,
 }
@@ -57,6 +60,10 @@ pub enum Failure {
     Stopping,
     /// A replica could not read the batch: a bug, and loud on the node's side.
     Malformed,
+    /// Another request was done under this token: this one was not, and with it never will be.
+    TokenReused,
+    /// The shard keeps as many records of tokens as it may.
+    TokenQuota,
 
     // -- unknown
     /// The deadline passed after the operation was sent.
@@ -67,6 +74,9 @@ pub enum Failure {
     SessionAbandoned,
     /// The batch was applied before, and its result is no longer kept.
     ResultGone,
+    /// The request was issued longer ago than tokens are remembered. This time it had no effect; of
+    /// an earlier one with the token nothing is known any more.
+    TokenTooOld,
 }
 
 impl Failure {
@@ -82,10 +92,14 @@ impl Failure {
             | Self::QueueFull
             | Self::Slow
             | Self::Stopping
-            | Self::Malformed => Outcome::NotApplied,
-            Self::Deadline | Self::SessionExpired | Self::SessionAbandoned | Self::ResultGone => {
-                Outcome::Unknown
-            }
+            | Self::Malformed
+            | Self::TokenReused
+            | Self::TokenQuota => Outcome::NotApplied,
+            Self::Deadline
+            | Self::SessionExpired
+            | Self::SessionAbandoned
+            | Self::ResultGone
+            | Self::TokenTooOld => Outcome::Unknown,
         }
     }
 
@@ -96,10 +110,14 @@ impl Failure {
             Self::Overloaded | Self::QueueFull | Self::Slow => Some(50),
             Self::NoShard | Self::NoSession | Self::NoPrimary | Self::Frozen => Some(1_000),
             Self::NoSpace | Self::Stopping => Some(1_000),
-            Self::TooLarge | Self::Malformed => None,
-            Self::Deadline | Self::SessionExpired | Self::SessionAbandoned | Self::ResultGone => {
-                None
-            }
+            // Room comes when the oldest records go, a few minutes apart.
+            Self::TokenQuota => Some(60_000),
+            Self::TooLarge | Self::Malformed | Self::TokenReused => None,
+            Self::Deadline
+            | Self::SessionExpired
+            | Self::SessionAbandoned
+            | Self::ResultGone
+            | Self::TokenTooOld => None,
         }
     }
 }

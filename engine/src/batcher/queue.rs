@@ -9,7 +9,8 @@ use std::collections::VecDeque;
 use super::seal::Sealer;
 use super::undecided::Undecided;
 use crate::batch::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Batch, Codec};
-use crate::ids::{Bseq, Conn, Now, SessionId, Slots};
+use crate::idempotency::Tag;
+use crate::ids::{Bseq, Conn, Now, SessionId, Slots, TimeMs};
 use crate::ops::Op;
 
 /// An operation on its way.
@@ -31,23 +32,47 @@ impl QueuedOp {
     }
 }
 
-/// What one request asks of one shard, or the rest of it.
+/// What one request asks of one shard, or the rest of it. With a token there is no rest: all of it
+/// is in one batch.
 #[derive(Clone, Debug)]
 pub(super) struct Part {
     pub request: u64,
     pub ops: Vec<QueuedOp>,
     pub bytes: usize,
+    pub token: Option<PartToken>,
+}
+
+/// The token of a part.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PartToken {
+    pub tag: Tag,
+    pub issued: Issued,
+}
+
+/// When an operation with a token was issued. It must not be later than that was, in the shard's own
+/// time; earlier does no harm but that it is too old sooner.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Issued {
+    At(TimeMs),
+    /// It came at this moment, and nothing was heard of the shard's time lately.
+    Came(Now),
 }
 
 impl Part {
-    pub(super) fn new(request: u64, ops: Vec<QueuedOp>) -> Self {
+    pub(super) fn new(request: u64, ops: Vec<QueuedOp>, token: Option<PartToken>) -> Self {
         let bytes = ops.iter().map(QueuedOp::bytes).sum();
-        Self { request, ops, bytes }
+        Self { request, ops, bytes, token }
+    }
+
+    /// It can't be sent before the shard's time is known.
+    pub(super) fn lacks_time(&self) -> bool {
+        matches!(self.token, Some(PartToken { issued: Issued::Came(_), .. }))
     }
 
     /// Keeps the first `len` operations and returns the rest.
     pub(super) fn split_off(&mut self, len: usize) -> Self {
-        let rest = Self::new(self.request, self.ops.split_off(len));
+        assert!(self.token.is_none(), "a part with a token is never split");
+        let rest = Self::new(self.request, self.ops.split_off(len), None);
         self.bytes -= rest.bytes;
         rest
     }
@@ -71,6 +96,8 @@ pub(super) struct Queue {
     /// When the first of those that wait came.
     pub since: Now,
     pub undecided: Option<Undecided>,
+    /// The shard's time as an answer told it, and when.
+    heard: Option<(TimeMs, Now)>,
     /// The session of the last batch, and its last number that was decided.
     numbering: (SessionId, Bseq),
     /// A session that the shard has collected, or that was given up: no new batch is made in it.
@@ -92,6 +119,7 @@ impl Queue {
             waiting_bytes: 0,
             since: Now(0),
             undecided: None,
+            heard: None,
             numbering: (SessionId::default(), Bseq(0)),
             ended: None,
             retry_at: Now(0),
@@ -110,7 +138,13 @@ impl Queue {
     }
 
     /// Adds one operation where the parts of its request are, or would be.
-    pub(super) fn insert(&mut self, now: Now, request: u64, queued: QueuedOp) {
+    pub(super) fn insert(
+        &mut self,
+        now: Now,
+        request: u64,
+        queued: QueuedOp,
+        token: Option<PartToken>,
+    ) {
         if self.waiting.is_empty() {
             self.since = now;
         }
@@ -118,7 +152,7 @@ impl Queue {
         self.waiting_bytes += queued.bytes();
         let range = range_of(&self.waiting, request);
         if range.is_empty() {
-            self.waiting.insert(range.start, Part::new(request, vec![queued]));
+            self.waiting.insert(range.start, Part::new(request, vec![queued], token));
             return;
         }
         let part = &mut self.waiting[range.end - 1];
@@ -152,6 +186,21 @@ impl Queue {
             self.waiting_bytes -= part.bytes;
         }
         parts
+    }
+
+    /// The shard's own time, as heard in the last `ms` milliseconds.
+    pub(super) fn heard(&self, now: Now, ms: u64) -> Option<TimeMs> {
+        self.heard.filter(|(_, at)| now.ms_since(*at) <= ms).map(|(time, _)| time)
+    }
+
+    /// An answer from apply has told the shard's time: whoever waited for it was issued before.
+    pub(super) fn hear(&mut self, now: Now, time: TimeMs) {
+        self.heard = Some((time, now));
+        for token in self.waiting.iter_mut().filter_map(|part| part.token.as_mut()) {
+            if let Issued::Came(came) = token.issued {
+                token.issued = Issued::At(TimeMs(time.0.saturating_sub(now.ms_since(came))));
+            }
+        }
     }
 
     /// Enough for a batch that nobody need wait for.

@@ -71,6 +71,14 @@ impl Requests {
         }
     }
 
+    /// All operations of the part were applied before, under the same token.
+    pub(super) fn replayed(&mut self, part: &Part, effects: &mut Vec<Effect>) {
+        if let Some(request) = self.open.get_mut(&part.request) {
+            request.result.replayed += part.ops.len();
+        }
+        self.applied(part, effects);
+    }
+
     /// All operations of the part were applied.
     pub(super) fn applied(&mut self, part: &Part, effects: &mut Vec<Effect>) {
         self.decided(part.request, part.ops.len(), effects);

@@ -3,20 +3,26 @@
 //! Merging is invisible. All adds that became one op are applied at one moment, as if in the order
 //! of their requests; whoever asked for a value gets the final one minus what was added after them.
 //! An add is merged only into the *last* op of its counter in the batch, so never across a delete.
+//!
+//! Operations with a token are merged with none but those of their own request, and stand together:
+//! a part with a token goes into one batch whole, however large it is.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::queue::Part;
+use super::queue::{Issued, Part, PartToken};
 use crate::batch::{BATCH_BYTES_MAX, BATCH_OPS_MAX};
 use crate::ops::{self, OpKind};
 
 /// Results of one batch are kept by every replica until they are acknowledged: 64 KiB at most,
 /// of values of up to 19 bytes.
-const BATCH_VALUES_MAX: usize = 64 * 1024 / 19;
+/// A token's outcome counts as one.
+pub(super) const BATCH_VALUES_MAX: usize = 64 * 1024 / 19;
 /// An op's kind, the length of its name, and the longest delta.
 const OP_BYTES_MAX: usize = 1 + 2 + 19;
+/// The payload's own head, and that of a token: kind, scope, hash, fingerprint, issue time, count.
+pub(super) const HEAD_BYTES_MAX: usize = 1 + 2 + 16 + 16 + 10 + 3;
 
 /// What a batch is made of.
 pub(super) struct Sealed {
@@ -44,26 +50,37 @@ struct Entry {
     op: usize,
     hash: u64,
     kind: OpKind,
+    /// It belongs to a part with a token, and to that alone.
+    token: bool,
 }
 
 /// How far a batch has grown.
 #[derive(Clone, Copy, Debug, Default)]
 struct Size {
     bytes: usize,
-    values: usize,
+    /// Values asked for, and tokens.
+    results: usize,
 }
 
 impl Sealer {
     /// Takes as many operations from the front as fit into one batch: at least one, if there is
-    /// one, since no single operation is too large. `ops`: how many there are.
+    /// one, since no single operation is too large, and a part with a token is never too large for an
+    /// empty batch. None, if the first lacks the shard's time: the batch is empty then, and the
+    /// answer to it tells the time. `ops`: how many there are.
     pub(super) fn seal(&mut self, waiting: &mut VecDeque<Part>, ops: usize) -> Sealed {
-        let places = (ops.clamp(8, BATCH_OPS_MAX) * 2).next_power_of_two();
+        let first = waiting.front().filter(|part| part.token.is_some());
+        let whole = first.map_or(0, |part| part.ops.len());
+        let places = (ops.clamp(8, BATCH_OPS_MAX).max(whole) * 2).next_power_of_two();
         self.index.clear();
         self.index.resize(places, 0);
         self.entries.clear();
         let mut parts = VecDeque::new();
         let mut size = Size::default();
-        while let Some(part) = waiting.pop_front() {
+        while let Some(part) = waiting.pop_front_if(|part| !part.lacks_time()) {
+            if part.token.is_some() && !self.has_room(&part, size) {
+                waiting.push_front(part);
+                break;
+            }
             parts.push_back(part);
             let taken = self.take(&mut parts, &mut size);
             let part = parts.back_mut().expect("pushed above");
@@ -77,12 +94,28 @@ impl Sealer {
             }
         }
         let payload = self.encode(&parts, size.bytes);
-        Sealed { payload, parts, entries: self.entries.len(), values: size.values }
+        let values = self.entries.iter().filter(|entry| entry.kind.needs_value()).count();
+        Sealed { payload, parts, entries: self.entries.len(), values }
+    }
+
+    /// The part, which has a token, fits whole; an empty batch has room for any.
+    fn has_room(&self, part: &Part, size: Size) -> bool {
+        let names: usize = part.ops.iter().map(|queued| queued.op.counter.name().len()).sum();
+        let bytes = size.bytes + HEAD_BYTES_MAX + part.ops.len() * OP_BYTES_MAX + names;
+        let asks = part.ops.iter().filter(|queued| queued.op.kind.needs_value()).count();
+        let fits = self.entries.len() + part.ops.len() <= BATCH_OPS_MAX
+            && bytes <= BATCH_BYTES_MAX
+            && size.results + 1 + asks <= BATCH_VALUES_MAX;
+        fits || self.entries.is_empty()
     }
 
     /// Takes the operations of the last part, as far as they fit. How many did?
     fn take(&mut self, parts: &mut VecDeque<Part>, size: &mut Size) -> usize {
         let part = parts.len() - 1;
+        if parts[part].token.is_some() {
+            size.bytes += HEAD_BYTES_MAX;
+            size.results += 1;
+        }
         for op in 0..parts[part].ops.len() {
             match self.place(parts, part, op, size) {
                 Some(entry) => parts[part].ops[op].entry = entry as u32,
@@ -102,6 +135,7 @@ impl Sealer {
     ) -> Option<usize> {
         let queued = &parts[part].ops[op];
         let kind = queued.op.kind;
+        let token = parts[part].token.is_some();
         let mask = self.index.len() - 1;
         let mut at = queued.hash as usize & mask;
         while let Some(last) = (self.index[at] as usize).checked_sub(1) {
@@ -109,12 +143,14 @@ impl Sealer {
             let same = entry.hash == queued.hash
                 && parts[entry.part].ops[entry.op].op.counter == queued.op.counter;
             if same {
-                let Some(merged) = merge(entry.kind, kind) else { break };
+                // With a token only with its own; without one only with others without.
+                let together = if token { entry.part == part } else { !entry.token };
+                let Some(merged) = merge(entry.kind, kind).filter(|_| together) else { break };
                 let asks_now = merged.needs_value() && !entry.kind.needs_value();
-                if asks_now && size.values == BATCH_VALUES_MAX {
+                if asks_now && !token && size.results == BATCH_VALUES_MAX {
                     return None;
                 }
-                size.values += usize::from(asks_now);
+                size.results += usize::from(asks_now);
                 entry.kind = merged;
                 return Some(last);
             }
@@ -122,16 +158,16 @@ impl Sealer {
         }
         let grown = Size {
             bytes: size.bytes + OP_BYTES_MAX + queued.op.counter.name().len(),
-            values: size.values + usize::from(kind.needs_value()),
+            results: size.results + usize::from(kind.needs_value()),
         };
-        let full = self.entries.len() == BATCH_OPS_MAX
+        let full = self.entries.len() >= BATCH_OPS_MAX
             || grown.bytes > BATCH_BYTES_MAX
-            || grown.values > BATCH_VALUES_MAX;
-        if full {
+            || grown.results > BATCH_VALUES_MAX;
+        if full && !token {
             return None;
         }
         *size = grown;
-        self.entries.push(Entry { part, op, hash: queued.hash, kind });
+        self.entries.push(Entry { part, op, hash: queued.hash, kind, token });
         self.index[at] = self.entries.len() as u32;
         Some(self.entries.len() - 1)
     }
@@ -139,7 +175,17 @@ impl Sealer {
     fn encode(&self, parts: &VecDeque<Part>, bytes_max: usize) -> Bytes {
         let mut payload = ops::begin();
         payload.reserve(bytes_max);
-        for entry in &self.entries {
+        let mut headed = None;
+        for (at, entry) in self.entries.iter().enumerate() {
+            if entry.token && headed != Some(entry.part) {
+                headed = Some(entry.part);
+                let own = self.entries[at..].iter().take_while(|other| other.part == entry.part);
+                if let Some(PartToken { tag, issued: Issued::At(issued) }) =
+                    &parts[entry.part].token
+                {
+                    ops::put_token(&mut payload, tag, *issued, own.count());
+                }
+            }
             let counter = &parts[entry.part].ops[entry.op].op.counter;
             ops::put_named(&mut payload, counter, entry.kind);
         }
@@ -180,7 +226,7 @@ mod tests {
             index: index as u32,
             entry: 0,
         };
-        Part::new(request, ops.iter().enumerate().map(queued).collect())
+        Part::new(request, ops.iter().enumerate().map(queued).collect(), None)
     }
 
     fn add(delta: i128) -> OpKind {
@@ -197,7 +243,7 @@ mod tests {
     }
 
     fn decoded(payload: Bytes) -> Vec<Op> {
-        ops::decode(payload).expect("it was just encoded")
+        ops::decode(payload).expect("it was just encoded").ops
     }
 
     /// These parts become these ops.

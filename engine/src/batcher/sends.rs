@@ -14,9 +14,9 @@ use crate::message::GatewayMessage;
 use crate::planted::Planted;
 use crate::router::Window;
 
-/// A message is closed at so many bytes of payloads: with one more batch and its table it stays far
-/// below the 16 MiB that a node takes.
-const MESSAGE_BYTES: usize = 8 << 20;
+/// A message is closed at so many bytes of payloads: with one more batch, which may be a request
+/// with a token of 12 MiB, and its table it stays below the 16 MiB that a node takes.
+const MESSAGE_BYTES: usize = 3 << 20;
 
 /// Whether a shard has something to send.
 enum Readiness {
@@ -106,7 +106,12 @@ impl Worker {
         }
     }
 
-    fn fail_waiting(&mut self, shard: ShardId, failure: Failure, effects: &mut Vec<Effect>) {
+    pub(super) fn fail_waiting(
+        &mut self,
+        shard: ShardId,
+        failure: Failure,
+        effects: &mut Vec<Effect>,
+    ) {
         let Some(queue) = self.queues.get_mut(&shard) else { return };
         for part in queue.take_waiting() {
             self.bytes -= part.bytes;

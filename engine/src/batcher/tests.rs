@@ -3,6 +3,8 @@
 //! The cluster here is one shard (or two) and two nodes. Node 1 leads at first, over connection 1;
 //! node 2 stands by on connection 2. A turn is some events and then `TurnEnded`.
 
+mod tokens;
+
 use super::*;
 use crate::batch::{BATCH_OPS_MAX, Batch, Codec};
 use crate::ids::{Boot, Bseq, Epoch, Revision, Slots, TimeMs, Version};
@@ -66,7 +68,7 @@ fn frame<'a>(conn: u64, message: u64, batches: impl IntoIterator<Item = &'a Batc
 }
 
 fn write(request: u64, ops: &[Op]) -> Event {
-    Event::Write { request, ops: ops.to_vec(), deadline: DEADLINE }
+    Event::Write { request, ops: ops.to_vec(), token: None, deadline: DEADLINE }
 }
 
 fn answer(conn: u64, message: u64, batch: &Batch, answer: Answer) -> Event {
@@ -76,7 +78,7 @@ fn answer(conn: u64, message: u64, batch: &Batch, answer: Answer) -> Event {
 }
 
 fn applied(values: &[i128]) -> Answer {
-    Answer::Applied { values: values.to_vec(), time: TimeMs(0) }
+    Answer::Applied { values: values.to_vec(), tokens: Vec::new(), time: TimeMs(0) }
 }
 
 fn refused(refusal: Refusal) -> Answer {
@@ -88,12 +90,12 @@ fn wrote(request: u64) -> Effect {
 }
 
 fn values(request: u64, values: &[(u32, i128)]) -> Effect {
-    let result = WriteResult { values: values.to_vec(), failed: Vec::new() };
+    let result = WriteResult { values: values.to_vec(), ..WriteResult::default() };
     Effect::Wrote { request, result }
 }
 
 fn failed(request: u64, failed: &[(u32, Failure)]) -> Effect {
-    let result = WriteResult { values: Vec::new(), failed: failed.to_vec() };
+    let result = WriteResult { failed: failed.to_vec(), ..WriteResult::default() };
     Effect::Wrote { request, result }
 }
 
@@ -315,7 +317,8 @@ fn values_are_told_apart_across_a_delete() {
 #[test]
 fn the_value_holds_what_others_added_whose_time_is_up() {
     let mut story = Story::new();
-    let early = Event::Write { request: 2, ops: vec![add("a", 10)], deadline: Now(1_000) };
+    let early =
+        Event::Write { request: 2, ops: vec![add("a", 10)], token: None, deadline: Now(1_000) };
     let sent = batch(1, &[returning("a", 11)]);
     story.turn([write(1, &[returning("a", 1)]), early], &[frame(1, 1, [&sent])]);
     story.wakes_at_ms(1, &[failed(2, &[(0, Failure::Deadline)])]);
@@ -570,7 +573,8 @@ fn an_answer_settles_the_send_that_it_names_and_no_other() {
 fn what_was_never_sent_is_not_applied_at_its_deadline() {
     // Behind a batch that is out.
     let (mut story, sent) = Story::with_batch_out();
-    let late = Event::Write { request: 2, ops: vec![add("b", 1)], deadline: Now(9_000) };
+    let late =
+        Event::Write { request: 2, ops: vec![add("b", 1)], token: None, deadline: Now(9_000) };
     story.turn([late], &[]);
     story.wakes_at_ms(9, &[failed(2, &[(0, Failure::Slow)])]);
     story.turn([answer(1, 1, &sent, applied(&[]))], &[wrote(1)]);
@@ -598,7 +602,8 @@ fn what_was_sent_is_unknown_at_its_deadline_and_sent_on() {
     let (mut story, sent) = Story::with_batch_out();
     story.turn([closed(1)], &[]);
     story.wakes_at_ms(5_000, &[failed(1, &[(0, Failure::Deadline)])]);
-    let late = Event::Write { request: 2, ops: vec![add("b", 1)], deadline: Now(9_000_000) };
+    let late =
+        Event::Write { request: 2, ops: vec![add("b", 1)], token: None, deadline: Now(9_000_000) };
     story.turn([late, connected(3, 1)], &[frame(3, 1, [&sent])]);
     assert!(!story.worker.is_idle());
     let next = batch(2, &[add("b", 1)]);
@@ -609,7 +614,8 @@ fn what_was_sent_is_unknown_at_its_deadline_and_sent_on() {
 #[test]
 fn a_dissolved_batch_leaves_behind_what_nobody_waits_for() {
     let mut story = Story::new();
-    let early = Event::Write { request: 1, ops: vec![add("a", 1)], deadline: Now(1_000) };
+    let early =
+        Event::Write { request: 1, ops: vec![add("a", 1)], token: None, deadline: Now(1_000) };
     let sent = batch(1, &[add("a", 1), add("b", 2)]);
     story.turn([early, write(2, &[add("b", 2)])], &[frame(1, 1, [&sent])]);
     story.wakes_at_ms(1, &[failed(1, &[(0, Failure::Deadline)])]);
@@ -626,7 +632,11 @@ fn each_operation_of_a_late_request_has_its_own_outcome() {
     let sent = batch_of(LEFT, 7, 1, &[returning(&left, 1)]);
     story.turn([write(1, &[add(&right, 2), returning(&left, 1)])], &[frame(1, 1, [&sent])]);
     story.turn([answer(1, 1, &sent, applied(&[3]))], &[]);
-    let result = WriteResult { values: vec![(1, 3)], failed: vec![(0, Failure::NoPrimary)] };
+    let result = WriteResult {
+        values: vec![(1, 3)],
+        failed: vec![(0, Failure::NoPrimary)],
+        ..WriteResult::default()
+    };
     story.wakes_at_ms(5_000, &[Effect::Wrote { request: 1, result }]);
 }
 

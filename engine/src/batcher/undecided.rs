@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 
 use super::queue::{Part, range_of};
 use crate::batch::Batch;
+use crate::idempotency::TokenOutcome;
 use crate::ids::{Conn, Epoch};
 use crate::ops::OpKind;
 
@@ -96,9 +97,25 @@ impl Undecided {
         self.parts.iter().map(|part| part.bytes).sum()
     }
 
+    /// What became of each part, given what became of those with a token. None: they are not as many
+    /// as there are.
+    pub(super) fn outcomes(&self, tokens: &[TokenOutcome]) -> Option<Vec<TokenOutcome>> {
+        let mut tokens = tokens.iter().copied();
+        let outcome = |part: &Part| match part.token {
+            None => Some(TokenOutcome::Applied),
+            Some(_) => tokens.next(),
+        };
+        let outcomes = self.parts.iter().map(outcome).collect::<Option<_>>();
+        outcomes.filter(|_| tokens.next().is_none())
+    }
+
     /// The answer to each operation that asks for a value, as (request, index, value), given the
-    /// values of the batch. None: they are not as many as were asked for.
-    pub(super) fn values(&self, values: &[i128]) -> Option<Vec<(u64, u32, i128)>> {
+    /// values of the batch and what became of each part. None: they are not as many as were asked for.
+    pub(super) fn values(
+        &self,
+        values: &[i128],
+        outcomes: &[TokenOutcome],
+    ) -> Option<Vec<(u64, u32, i128)>> {
         if values.len() != self.values {
             return None;
         }
@@ -108,7 +125,10 @@ impl Undecided {
         let mut rest = self.final_values(values);
         let mut answers = Vec::new();
         // From the last to the first: each takes off what it added, for those before it.
-        for part in self.parts.iter().rev() {
+        for (part, outcome) in self.parts.iter().zip(outcomes).rev() {
+            if !outcome.is_applied() {
+                continue;
+            }
             for queued in part.ops.iter().rev() {
                 let rest = &mut rest[queued.entry as usize];
                 if queued.op.kind.needs_value() {

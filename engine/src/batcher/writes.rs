@@ -1,12 +1,15 @@
 //! A write request comes in: split by shard, admitted or refused, queued.
 
 use super::outcome::{Failure, WriteResult};
-use super::queue::{Part, Queue, QueuedOp};
+use super::queue::{Issued, Part, PartToken, Queue, QueuedOp};
 use super::requests::Request;
+use super::seal::{BATCH_VALUES_MAX, HEAD_BYTES_MAX};
 use super::{Effect, Worker};
-use crate::ids::{Now, ShardId, Slot};
+use crate::batch::BATCH_BYTES_LIMIT;
+use crate::idempotency::{Tag, Token};
+use crate::ids::{Now, ShardId, Slot, TimeMs};
 use crate::key;
-use crate::ops::Op;
+use crate::ops::{self, Op};
 use crate::shard_map::ShardMap;
 
 /// Memory that is used anew for every request. All empty in between.
@@ -68,6 +71,7 @@ impl Worker {
         &mut self,
         request: u64,
         ops: Vec<Op>,
+        token: Option<Token>,
         deadline: Now,
         effects: &mut Vec<Effect>,
     ) {
@@ -83,12 +87,14 @@ impl Worker {
             open.result.failed = (0..ops.len() as u32).map(|index| (index, failure)).collect();
             return self.requests.begin(request, open, effects);
         }
+        let token = token.and_then(|token| Some((token.tag(&ops)?, token.issued)));
         let (parts, nowhere) = self.splitter.split(&self.map, ops);
         open.result.failed.extend(nowhere.into_iter().map(|index| (index, Failure::NoShard)));
         for (place, ops) in parts {
-            let part = Part::new(request, ops);
             let slots = self.map.at(place as usize).slots;
-            match self.admits(slots.shard()) {
+            let token = token.map(|(tag, issued)| self.issue(slots.shard(), tag, issued));
+            let part = Part::new(request, ops, token);
+            match self.admits(&part, slots.shard()) {
                 Ok(()) => {
                     open.undecided += part.ops.len();
                     open.shards.push(slots.shard());
@@ -107,8 +113,19 @@ impl Worker {
         self.requests.begin(request, open, effects);
     }
 
+    /// When was it issued? As the client says, else as was heard lately of the shard's time.
+    fn issue(&self, shard: ShardId, tag: Tag, issued: Option<TimeMs>) -> PartToken {
+        let queue = self.queues.get(&shard);
+        let heard = || queue.and_then(|queue| queue.heard(self.now, self.settings.heard_for_ms));
+        let issued = issued.or_else(heard).map_or(Issued::Came(self.now), Issued::At);
+        PartToken { tag, issued }
+    }
+
     /// Whether new operations of the shard may wait at all.
-    fn admits(&self, shard: ShardId) -> Result<(), Failure> {
+    fn admits(&self, part: &Part, shard: ShardId) -> Result<(), Failure> {
+        if part.token.is_some() && !fits_a_batch(part) {
+            return Err(Failure::TooLarge);
+        }
         if self.frozen_until(shard).is_some() {
             return Err(Failure::Frozen);
         }
@@ -134,12 +151,18 @@ impl Worker {
         for part in waiting {
             self.bytes -= part.bytes;
             for queued in part.ops {
-                self.route_again(part.request, queued, effects);
+                self.route_again(part.request, queued, part.token, effects);
             }
         }
     }
 
-    fn route_again(&mut self, request: u64, queued: QueuedOp, effects: &mut Vec<Effect>) {
+    fn route_again(
+        &mut self,
+        request: u64,
+        queued: QueuedOp,
+        token: Option<PartToken>,
+        effects: &mut Vec<Effect>,
+    ) {
         let slots = self.map.of_slot(slot_of(queued.hash)).map(|config| config.slots);
         let Some(slots) = slots else {
             let index = std::iter::once(queued.index);
@@ -149,7 +172,14 @@ impl Worker {
         self.requests.went_to(request, shard);
         let queue = self.queues.entry(shard).or_insert_with(|| Queue::new(slots));
         self.bytes += queued.bytes();
-        queue.insert(self.now, request, queued);
+        queue.insert(self.now, request, queued, token);
         self.due.insert(shard);
     }
+}
+
+/// What a node takes in one piece, all of it.
+fn fits_a_batch(part: &Part) -> bool {
+    let bytes: usize = part.ops.iter().map(|queued| ops::size(&queued.op)).sum();
+    let values = part.ops.iter().filter(|queued| queued.op.kind.needs_value()).count();
+    bytes + HEAD_BYTES_MAX <= BATCH_BYTES_LIMIT && values < BATCH_VALUES_MAX
 }

@@ -178,6 +178,7 @@ pub struct Flags {
     pub shards: Option<u32>,
     pub replicas: Option<u8>,
     pub min_in_sync: Option<u8>,
+    pub idempotency_window_ms: Option<u64>,
 }
 
 /// What is tuned, and what a test makes small.
@@ -186,7 +187,8 @@ pub struct Settings {
     pub flags: Flags,
     /// The uuid of the cluster, should this process be the one that makes it.
     pub new_cluster: u128,
-    pub idempotency_window_ms: u64,
+    /// Per shard.
+    pub idempotency_records_max: u64,
     /// Shards are placed once so many nodes are registered …
     pub expect_nodes: Option<u32>,
     /// … or, if that was not said, enough are and none came for this long.
@@ -216,7 +218,7 @@ impl Default for Settings {
         Self {
             flags: Flags::default(),
             new_cluster: 0,
-            idempotency_window_ms: 3_600_000,
+            idempotency_records_max: 1_000_000,
             expect_nodes: None,
             newcomer_wait_ms: 3_000,
             rebuild_delay_ms: 600_000,
@@ -237,6 +239,7 @@ impl Default for Settings {
 const SHARDS: u32 = 24;
 const REPLICAS: u8 = 3;
 const MIN_IN_SYNC: u8 = 2;
+const IDEMPOTENCY_WINDOW_MS: u64 = 3_600_000;
 
 impl Flags {
     /// Whether a cluster can be like this; if not, why.
@@ -267,6 +270,11 @@ impl Flags {
             .or_else(|| {
                 says("--min-in-sync", self.min_in_sync.map(u32::from), meta.min_in_sync.into())
             })
+            .or_else(|| {
+                let seconds = |ms: u64| u32::try_from(ms / 1_000).unwrap_or(u32::MAX);
+                let asked = self.idempotency_window_ms.map(seconds);
+                says("--idempotency-window", asked, seconds(meta.idempotency_window_ms))
+            })
     }
 }
 
@@ -281,7 +289,11 @@ impl Settings {
             min_in_sync: self.flags.min_in_sync.unwrap_or(MIN_IN_SYNC.min(replicas)),
             hash: 1,
             incarnation: 1,
-            idempotency_window_ms: self.idempotency_window_ms,
+            idempotency_window_ms: self
+                .flags
+                .idempotency_window_ms
+                .unwrap_or(IDEMPOTENCY_WINDOW_MS),
+            idempotency_records_max: self.idempotency_records_max,
         }
     }
 }

@@ -363,7 +363,7 @@ fn deposed_it_forgets_and_hears_no_late_answers() {
 
 #[test]
 fn the_first_coordinator_makes_the_cluster_from_its_flags() {
-    let flags = Flags { shards: Some(6), replicas: Some(1), min_in_sync: None };
+    let flags = Flags { shards: Some(6), replicas: Some(1), ..Flags::default() };
     let settings = Settings { flags, new_cluster: 99, ..Settings::default() };
     let mut bench = Bench::new(settings, 0);
     bench.on(Event::Elected { term: TERM });
@@ -379,7 +379,13 @@ fn flags_that_the_cluster_was_not_made_with_end_the_process() {
         assert_eq!(flags.difference(&meta(24)).as_deref(), want);
     }
     check(Flags::default(), None);
-    check(Flags { shards: Some(24), replicas: Some(3), min_in_sync: Some(2) }, None);
+    let flags = Flags {
+        shards: Some(24),
+        replicas: Some(3),
+        min_in_sync: Some(2),
+        idempotency_window_ms: Some(3_600_000),
+    };
+    check(flags, None);
     let want = "--shards is 12, but this cluster was made with 24";
     check(Flags { shards: Some(12), ..Flags::default() }, Some(want));
     let want = "--min-in-sync is 1, but this cluster was made with 2";
@@ -398,7 +404,7 @@ fn impossible_flags_are_named() {
     #[track_caller]
     fn check(shards: u32, replicas: u8, min_in_sync: u8, want: Result<(), &str>) {
         let (replicas, min_in_sync) = (Some(replicas), Some(min_in_sync));
-        let flags = Flags { shards: Some(shards), replicas, min_in_sync };
+        let flags = Flags { shards: Some(shards), replicas, min_in_sync, ..Flags::default() };
         assert_eq!(flags.check(), want.map_err(str::to_owned));
     }
     check(24, 3, 2, Ok(()));

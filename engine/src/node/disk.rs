@@ -11,9 +11,8 @@
 //! loaded. So every load remembers how many ingests there had been, and is repeated if there was
 //! another.
 
-use std::collections::BTreeMap;
-
-use crate::apply::{self, Loaded};
+use crate::apply::{self, Loaded, Needs, Values};
+use crate::idempotency::Record;
 use crate::ids::{CopyNo, Now, Seq, ShardId, StoreId};
 use crate::key::CounterKey;
 use crate::message::NodeReply;
@@ -26,7 +25,7 @@ use crate::store::log::index::Needed;
 /// What a load is for.
 #[derive(Debug)]
 pub(super) struct LoadFor {
-    keys: Vec<CounterKey>,
+    needs: Needs,
     purpose: Purpose,
 }
 
@@ -87,18 +86,19 @@ impl Node {
             let Some(replica) = self.replicas.get_mut(&shard) else { return };
             let Some(seq) = replica.next_to_apply() else { break };
             let Some(held) = replica.log.get(seq) else { break };
-            let none = Loaded::new();
+            let none = Loaded::default();
             let loaded = match &held.loading {
-                Loading::Ready { values, snapshot } if *snapshot == self.snapshot => values,
+                Loading::Ready { loaded, snapshot } if *snapshot == self.snapshot => loaded,
                 Loading::Asked { .. } => break,
-                _ if apply::needs(&held.decoded).is_empty() => &none,
+                _ if apply::needs(&held.decoded, replica.state.slots).is_empty() => &none,
                 _ => {
                     self.load_for_entry(shard, seq, effects);
                     break;
                 }
             };
             let (entry, decoded) = (&held.entry, &held.decoded);
-            let answer = apply::apply(&mut replica.state, &mut self.tables, entry, decoded, loaded);
+            let (state, limits) = (&mut replica.state, self.settings.limits());
+            let answer = apply::apply(state, &mut self.tables, entry, decoded, loaded, &limits);
             let batch = match &entry.body {
                 crate::entry::Body::Ops(batch) => Some((batch.slots, batch.session, batch.bseq)),
                 _ => None,
@@ -124,8 +124,11 @@ impl Node {
     /// Asks for what the entries from `from` on will need, while they wait for their commit.
     pub(super) fn prefetch(&mut self, shard: ShardId, from: Seq, effects: &mut Vec<Effect>) {
         let mut seq = from;
-        while let Some(held) = self.replicas.get(&shard).and_then(|replica| replica.log.get(seq)) {
-            if held.loading == Loading::NotAsked && !apply::needs(&held.decoded).is_empty() {
+        while let Some(replica) = self.replicas.get(&shard)
+            && let Some(held) = replica.log.get(seq)
+        {
+            let needs = || apply::needs(&held.decoded, replica.state.slots);
+            if held.loading == Loading::NotAsked && !needs().is_empty() {
                 self.load_for_entry(shard, seq, effects);
             }
             seq = seq.next();
@@ -137,33 +140,37 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
         let Some(held) = replica.log.get_mut(seq) else { return };
         held.loading = Loading::Asked { load, snapshot };
-        let keys = apply::needs(&held.decoded);
+        let needs = apply::needs(&held.decoded, replica.state.slots);
         let purpose = Purpose::Entry { shard, seq };
-        self.loads.insert(load, LoadFor { keys: keys.clone(), purpose });
-        effects.push(Effect::Load { load, keys });
+        self.loads.insert(load, LoadFor { needs: needs.clone(), purpose });
+        effects.push(Effect::Load { load, needs });
     }
 
     pub(super) fn load_for_read(
         &mut self,
         read: u64,
-        keys: Vec<CounterKey>,
+        counters: Vec<CounterKey>,
         effects: &mut Vec<Effect>,
     ) {
         let load = self.fresh_id();
         let purpose = Purpose::Read { read };
-        self.loads.insert(load, LoadFor { keys: keys.clone(), purpose });
-        effects.push(Effect::Load { load, keys });
+        let needs = Needs { counters, records: Vec::new() };
+        self.loads.insert(load, LoadFor { needs: needs.clone(), purpose });
+        effects.push(Effect::Load { load, needs });
     }
 
     pub(super) fn on_loaded(
         &mut self,
         load: u64,
         values: Vec<Option<i128>>,
+        records: Vec<Option<Record>>,
         effects: &mut Vec<Effect>,
     ) {
         let Some(asked) = self.loads.remove(&load) else { return };
-        let pairs = asked.keys.into_iter().zip(values);
-        let values: BTreeMap<_, _> = pairs.map(|(key, value)| (key, value.unwrap_or(0))).collect();
+        let pairs = asked.needs.counters.into_iter().zip(values);
+        let values: Values = pairs.map(|(key, value)| (key, value.unwrap_or(0))).collect();
+        let pairs = asked.needs.records.into_iter().zip(records);
+        let records = pairs.filter_map(|(id, record)| Some((id, record?))).collect();
         match asked.purpose {
             Purpose::Read { read } => self.on_read_loaded(read, values, effects),
             Purpose::Entry { shard, seq } => {
@@ -171,7 +178,8 @@ impl Node {
                 let Some(held) = replica.log.get_mut(seq) else { return };
                 match held.loading {
                     Loading::Asked { load: asked, snapshot } if asked == load => {
-                        held.loading = Loading::Ready { values, snapshot };
+                        let loaded = Loaded { values, records };
+                        held.loading = Loading::Ready { loaded, snapshot };
                         self.dirty.insert(shard);
                     }
                     _ => {} // The entry was cut, and another stands in its place.

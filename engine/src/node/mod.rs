@@ -22,7 +22,7 @@
 //! moves commits into the table and the table into the state; [`records`] takes what etcd says;
 //! [`review`] decides about the in-sync set; [`reads`] takes values and tells them, [`proving`] proves
 //! them current, [`bounded`] lets followers tell how old theirs are; [`snapshots`] moves whole copies;
-//! [`collect`] drops dead sessions; [`queries`] answers the coordinator.
+//! [`collect`] drops dead sessions, [`expire`] old idempotency records; [`queries`] answers the coordinator.
 pub mod health;
 mod leave;
 pub mod links;
@@ -31,6 +31,7 @@ pub mod turn;
 mod bounded;
 mod collect;
 mod disk;
+mod expire;
 mod peers;
 mod proving;
 mod queries;
@@ -46,14 +47,14 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::apply::ShardState;
+use crate::apply::{Needs, ShardState};
 use crate::config::ShardConfig;
 use crate::entry::{Entry, Position};
+use crate::idempotency::{self, Limits};
 use crate::ids::{
     Boot, Conn, CopyNo, Epoch, Now, Revision, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId,
     TimeMs,
 };
-use crate::key::CounterKey;
 use crate::message::{
     FromFollower, GatewayMessage, NodeQuery, NodeQueryReply, NodeReply, Report, ToFollower,
 };
@@ -121,10 +122,12 @@ pub enum Event {
     Durable {
         group: u64,
     },
-    /// Answers `Load`: the values in the state, in the order of the keys.
+    /// Answers `Load`: what the state holds, in the order of what was asked for; none where there is no
+    /// row. All of it is of one moment.
     Loaded {
         load: u64,
         values: Vec<Option<i128>>,
+        records: Vec<Option<idempotency::Record>>,
     },
     /// Answers `ReadLog`: entries from `from` on, contiguous; empty if the log no longer holds them.
     LogRead {
@@ -218,16 +221,18 @@ pub enum Effect {
     },
 
     // -- disk: reading
+    /// Counters and idempotency records, in one read.
     Load {
         load: u64,
-        keys: Vec<CounterKey>,
+        needs: Needs,
     },
     ReadLog {
         shard: ShardId,
         from: Seq,
         bytes_max: usize,
     },
-    /// Write table and shard records as sorted files and ingest them in one call.
+    /// Write the table (counters and idempotency records) and the shard records as sorted files
+    /// (`layout::rows`) and ingest them in one call.
     Flush {
         flush: u64,
         table: Arc<Frozen>,
@@ -370,6 +375,10 @@ pub struct Settings {
     pub flush_after_ms: u64,
     /// How often a primary looks for dead sessions, and how long one must be seen absent.
     pub collect_every_ms: u64,
+    /// How long a client's token counts, and how many records of them a shard keeps: the cluster's
+    /// `meta` says so, since replicas that differ in it would apply one log differently.
+    pub idempotency_window_ms: u64,
+    pub idempotency_records_max: u64,
     /// An idle disk is asked for an fsync this often.
     pub disk_probe_every_ms: u64,
     pub planted: Option<Planted>,
@@ -391,8 +400,20 @@ impl Default for Settings {
             table_bytes_max: 64 << 20,
             flush_after_ms: 30_000,
             collect_every_ms: 600_000,
+            idempotency_window_ms: 3_600_000,
+            idempotency_records_max: 1_000_000,
             disk_probe_every_ms: 200,
             planted: None,
+        }
+    }
+}
+
+impl Settings {
+    fn limits(&self) -> Limits {
+        Limits {
+            window_ms: self.idempotency_window_ms,
+            records_max: self.idempotency_records_max,
+            planted: self.planted,
         }
     }
 }
@@ -428,6 +449,7 @@ pub struct Node {
     next_review: Now,
     next_heartbeat: Now,
     next_report: Now,
+    next_expire: Now,
     reported: Report,
 
     replicas: BTreeMap<ShardId, Replica>,
@@ -506,6 +528,7 @@ impl Node {
             next_review: now,
             next_heartbeat: now,
             next_report: now,
+            next_expire: now.plus_ms(settings.limits().bucket_ms()),
             reported: Report::default(),
             replicas,
             records: BTreeMap::new(),
@@ -579,7 +602,9 @@ impl Node {
             Event::Query { query, message } => self.on_query(query, message, effects),
 
             Event::Durable { group } => self.on_durable(group, effects),
-            Event::Loaded { load, values } => self.on_loaded(load, values, effects),
+            Event::Loaded { load, values, records } => {
+                self.on_loaded(load, values, records, effects);
+            }
             Event::LogRead { shard, from, entries } => {
                 self.on_log_read(shard, from, entries, effects);
             }
@@ -626,6 +651,7 @@ impl Node {
         self.to_review.extend(led.map(|(&shard, _)| shard));
         self.flush_if_due(effects);
         self.collect_if_due(effects);
+        self.expire_if_due(effects);
         self.report(effects);
     }
 

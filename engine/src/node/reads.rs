@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::apply::Loaded;
+use crate::apply::Values;
 use crate::ids::{Conn, Epoch, Now, Slots, TimeMs};
 use crate::key::{self, CounterKey};
 use crate::message::{NodeReply, ReadResult, Refusal};
@@ -41,7 +41,7 @@ struct Waiting {
     /// What the tables held of each key at the capture.
     cells: Vec<Option<Cell>>,
     /// What the state held below them; none while it is being loaded.
-    base: Option<Loaded>,
+    base: Option<Values>,
     time: TimeMs,
 }
 
@@ -115,7 +115,7 @@ impl Node {
             .filter(|(_, cell)| !matches!(cell, Some(Cell::Absolute(_))))
             .map(|(key, _)| key.clone())
             .collect();
-        let base = to_load.is_empty().then(Loaded::new);
+        let base = to_load.is_empty().then(Values::new);
         let replica = self.replicas.get(&ask.slots.shard());
         let time = replica.map_or(TimeMs(0), |replica| replica.state.applied.time);
         let read = self.fresh_id();
@@ -126,7 +126,7 @@ impl Node {
         read
     }
 
-    pub(super) fn on_read_loaded(&mut self, read: u64, values: Loaded, effects: &mut Vec<Effect>) {
+    pub(super) fn on_read_loaded(&mut self, read: u64, values: Values, effects: &mut Vec<Effect>) {
         if let Some(waiting) = self.reads.waiting.get_mut(&read) {
             waiting.base = Some(values);
         }

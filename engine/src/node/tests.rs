@@ -6,7 +6,9 @@ use bytes::Bytes;
 use super::*;
 use crate::batch::{Batch, Codec};
 use crate::entry::Body;
+use crate::idempotency::{RecordId, Scope, Tag, TokenOutcome};
 use crate::ids::{Bseq, Version};
+use crate::key::CounterKey;
 use crate::message::{Answer, Refusal, Reject, Slice};
 use crate::ops::{self, Op, OpKind};
 
@@ -227,6 +229,66 @@ fn an_answer_waits_for_every_member_whatever_comes_first() {
     check(bench.on(Event::Durable { group: 2 }), &["applied []"]);
 }
 
+/// With a record that the state holds the batch is answered by it; and while there are any, time moves
+/// by itself: a bucket's length after the last look an `expire` is ordered.
+#[test]
+fn a_record_is_loaded_and_buckets_are_expired_in_time() {
+    let mut bench = primary();
+    let tag = Tag { scope: Scope::Counter, hash: 1, fingerprint: 2 };
+    let mut payload = ops::begin();
+    ops::put_token(&mut payload, &tag, TimeMs(0), 1);
+    ops::put(&mut payload, &Op { counter: counter(), kind: OpKind::Add { delta: 5 } });
+    let session = SessionId(Revision { incarnation: 1, revision: 5 });
+    let seal = |bseq: u64| {
+        let payload = payload.clone().into();
+        Batch::seal(Slots::ALL, session, Bseq(bseq), Bseq(bseq), Codec::Raw, payload)
+    };
+    let expires = |effects: &[Effect]| {
+        let of = |effect: &Effect| match effect {
+            Effect::Write(Record::Append { entry, .. }) => match entry.body {
+                Body::Expire { bucket } => Some(bucket),
+                _ => None,
+            },
+            _ => None,
+        };
+        effects.iter().find_map(of)
+    };
+    let window_ms = bench.node.settings.idempotency_window_ms;
+    // No record, no bucket: nothing to order.
+    bench.now = bench.now.plus_ms(window_ms);
+    assert_eq!(expires(&bench.on(Event::Tick)), None);
+
+    let effects = bench.frame(1, seal(1));
+    let asked = effects.iter().find_map(|effect| match effect {
+        Effect::Load { load, needs } => Some((*load, needs.records.clone())),
+        _ => None,
+    });
+    let slot = counter().slot();
+    let (load, records) = asked.expect("a token needs its record");
+    assert_eq!(records, [RecordId { slot, hash: 1 }]);
+    let seq = bench.node.replicas().next().unwrap().last.seq.0;
+    let group = bench.node.groups.durable() + 1;
+    bench.on(Event::Durable { group });
+    bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: seq } });
+    let told = bench.on(Event::Loaded { load, values: vec![], records: vec![None] });
+    assert!(
+        matches!(
+            &told[..],
+            [Effect::Gateway { reply: NodeReply::Answer { answer: Answer::Applied { tokens, .. }, .. }, .. }]
+                if *tokens == [TokenOutcome::Applied]
+        ),
+        "{told:?}"
+    );
+
+    bench.now = bench.now.plus_ms(window_ms / 6);
+    let ordered = expires(&bench.on(Event::Tick));
+    let live = bench.node.replicas().next().unwrap().state.tokens.live.keys().next().copied();
+    assert_eq!((ordered, ordered.is_some()), (live, true));
+    // Once in that time.
+    bench.now = bench.now.plus_ms(window_ms / 6 - 1_000);
+    assert_eq!(expires(&bench.on(Event::Tick)), None);
+}
+
 /// The transport may repeat a frame, on the same connection under the same number.
 #[test]
 fn a_frame_is_handled_once() {
@@ -242,7 +304,10 @@ fn an_op_that_asks_for_a_value_is_answered_after_its_load() {
     check(bench.frame(1, returning), &["append 2", "load", "send 2", "sync 2"]);
     bench.on(Event::Durable { group: 2 });
     check(bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: 2 } }), &[]);
-    check(bench.on(Event::Loaded { load: 1, values: vec![Some(100)] }), &["applied [105]"]);
+    check(
+        bench.on(Event::Loaded { load: 1, values: vec![Some(100)], records: vec![] }),
+        &["applied [105]"],
+    );
 }
 
 #[test]
@@ -348,7 +413,7 @@ fn a_read_is_captured_then_proved_then_answered() {
     let mut bench = primary();
     let message = read(None);
     check(bench.on(Event::Gateway { conn: GATEWAY, message }), &["load", "ask"]);
-    check(bench.on(Event::Loaded { load: 2, values: vec![Some(42)] }), &[]);
+    check(bench.on(Event::Loaded { load: 2, values: vec![Some(42)], records: vec![] }), &[]);
     let answer = FromFollower::ReadIndex { round: 3, newer: vec![] };
     check(bench.on(Event::FromFollower { conn: TO_B, message: answer }), &["read [42]"]);
 }
@@ -358,7 +423,7 @@ fn a_read_is_refused_when_a_peer_has_promised_more() {
     let mut bench = primary();
     let message = read(None);
     bench.on(Event::Gateway { conn: GATEWAY, message });
-    bench.on(Event::Loaded { load: 2, values: vec![Some(42)] });
+    bench.on(Event::Loaded { load: 2, values: vec![Some(42)], records: vec![] });
     let answer = FromFollower::ReadIndex { round: 3, newer: vec![(SHARD, Epoch(2))] };
     check(bench.on(Event::FromFollower { conn: TO_B, message: answer }), &[]);
     bench.now = bench.now.plus_ms(40);
@@ -500,7 +565,7 @@ impl Bench {
     /// Answers the oldest load.
     fn loaded(&mut self) -> Vec<Effect> {
         let load = self.loads.pop_front().expect("something was asked for");
-        self.on(Event::Loaded { load, values: vec![Some(42)] })
+        self.on(Event::Loaded { load, values: vec![Some(42)], records: vec![] })
     }
 
     /// At this moment, without what is due then.

@@ -31,7 +31,7 @@ pub enum Loading {
         snapshot: u64,
     },
     Ready {
-        values: Loaded,
+        loaded: Loaded,
         snapshot: u64,
     },
 }

@@ -259,6 +259,7 @@ impl Replica {
             seq: self.state.applied.seq,
             counters: self.state.counter_digest,
             sessions: self.state.sessions.digest(),
+            tokens: self.state.tokens.digest(),
         }
     }
 

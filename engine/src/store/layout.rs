@@ -18,12 +18,14 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::apply::ShardState;
 use crate::batch::{put_revision, put_session, revision, session};
 use crate::codec::{Malformed, Reader, put_bytes, put_varint, put_varint_i128};
 use crate::digest;
 use crate::entry::Position;
+use crate::idempotency::{Bucket, Buckets, Record, RecordId, TokenOutcome};
 use crate::ids::{Bseq, Chain, CopyNo, Epoch, Seq, ShardId, Slot, Slots, TimeMs};
 use crate::key::CounterKey;
 use crate::sessions::{BatchResult, Collection, Row, Sessions};
@@ -189,36 +191,39 @@ fn fold<'a>(base: i128, operands: impl IntoIterator<Item = &'a [u8]>) -> Result<
 
 // ---- idempotency records
 
-/// What was done under a client's token. `result` is for whoever applies it to read.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct IdempotencyRecord {
-    pub bucket: u64,
-    pub fingerprint: u128,
-    pub result: Bytes,
+/// A row of kind 2: format · bucket · fingerprint · values as a byte string.
+pub fn encode_record(record: &Record) -> Vec<u8> {
+    let mut out = vec![IDEMPOTENCY_FORMAT];
+    put_varint(&mut out, record.bucket);
+    out.extend_from_slice(&record.fingerprint.to_le_bytes());
+    let mut values = Vec::new();
+    record.values.iter().for_each(|&value| put_varint_i128(&mut values, value));
+    put_bytes(&mut out, &values);
+    out
 }
 
-impl IdempotencyRecord {
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![IDEMPOTENCY_FORMAT];
-        put_varint(&mut out, self.bucket);
-        out.extend_from_slice(&self.fingerprint.to_le_bytes());
-        put_bytes(&mut out, &self.result);
-        out
+pub fn decode_record(bytes: &[u8]) -> Result<Record, Malformed> {
+    let mut from = Reader::new(Bytes::copy_from_slice(bytes));
+    if from.u8("idempotency format")? != IDEMPOTENCY_FORMAT {
+        return Err(Malformed("idempotency format"));
     }
+    let bucket = from.varint("idempotency bucket")?;
+    let fingerprint = from.u128_le("idempotency fingerprint")?;
+    let mut rest = Reader::new(from.bytes("idempotency values")?);
+    from.finish("idempotency record")?;
+    let mut values = Vec::new();
+    while !rest.is_empty() {
+        values.push(rest.varint_i128("idempotency value")?);
+    }
+    Ok(Record { bucket, fingerprint, values })
+}
 
-    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        let mut from = Reader::new(Bytes::copy_from_slice(bytes));
-        if from.u8("idempotency format")? != IDEMPOTENCY_FORMAT {
-            return Err(Malformed("idempotency format"));
-        }
-        let record = Self {
-            bucket: from.varint("idempotency bucket")?,
-            fingerprint: from.u128_le("idempotency fingerprint")?,
-            result: from.bytes("idempotency result")?,
-        };
-        from.finish("idempotency record")?;
-        Ok(record)
-    }
+/// What a record adds to the digest of its bucket. Whoever recomputes a bucket's digest from disk
+/// leaves out the rows whose bucket the shard record does not list: they do not exist.
+pub fn record_share(id: RecordId, record: &Record) -> u128 {
+    let mut row = idempotency_key(id.slot, id.hash);
+    row.extend(encode_record(record));
+    xxh3_128(&row)
 }
 
 // ---- shard records
@@ -231,8 +236,7 @@ pub fn encode_shard(copy: CopyNo, state: &ShardState) -> Vec<u8> {
     put_position(&mut out, state.applied);
     out.extend_from_slice(&state.counter_digest.to_le_bytes());
     put_sessions(&mut out, &state.sessions);
-    // Live idempotency buckets: none yet.
-    put_varint(&mut out, 0);
+    put_buckets(&mut out, &state.tokens);
     out
 }
 
@@ -247,10 +251,8 @@ pub fn decode_shard(bytes: &[u8]) -> Result<(CopyNo, ShardState), Malformed> {
         applied: position(&mut from)?,
         counter_digest: from.u128_le("counter digest")?,
         sessions: sessions(&mut from)?,
+        tokens: buckets(&mut from)?,
     };
-    if from.varint("idempotency buckets")? != 0 {
-        return Err(Malformed("idempotency buckets"));
-    }
     from.finish("shard record")?;
     Ok((copy, state))
 }
@@ -326,13 +328,39 @@ fn row(from: &mut Reader) -> Result<Row, Malformed> {
     Ok(Row { last, answered_below, results })
 }
 
+fn put_buckets(out: &mut Vec<u8>, buckets: &Buckets) {
+    put_varint(out, buckets.live.len() as u64);
+    for (&bucket, Bucket { records, digest }) in &buckets.live {
+        put_varint(out, bucket);
+        put_varint(out, *records);
+        out.extend_from_slice(&digest.to_le_bytes());
+    }
+}
+
+fn buckets(from: &mut Reader) -> Result<Buckets, Malformed> {
+    let count = from.count("idempotency buckets")?;
+    let mut live = BTreeMap::new();
+    for _ in 0..count {
+        let bucket = from.varint("idempotency bucket")?;
+        let records = from.varint("idempotency records")?;
+        let digest = from.u128_le("idempotency digest")?;
+        live.insert(bucket, Bucket { records, digest });
+    }
+    if live.len() == count { Ok(Buckets { live }) } else { Err(Malformed("idempotency buckets")) }
+}
+
+/// A result without tokens and one with them are of different kinds.
 fn put_result(out: &mut Vec<u8>, result: &BatchResult) {
     match result {
-        BatchResult::Applied { values } => {
-            out.push(0);
+        BatchResult::Applied { values, tokens } => {
+            out.push(if tokens.is_empty() { 0 } else { 2 });
             put_varint(out, values.len() as u64);
             for &value in values {
                 put_varint_i128(out, value);
+            }
+            if !tokens.is_empty() {
+                put_varint(out, tokens.len() as u64);
+                out.extend(tokens.iter().map(|&outcome| outcome as u8));
             }
         }
         BatchResult::Malformed => out.push(1),
@@ -341,14 +369,23 @@ fn put_result(out: &mut Vec<u8>, result: &BatchResult) {
 
 fn result(from: &mut Reader) -> Result<BatchResult, Malformed> {
     match from.u8("result kind")? {
-        0 => {
+        kind @ (0 | 2) => {
             let count = from.count("result values")?;
             let values = (0..count).map(|_| from.varint_i128("result value"));
-            Ok(BatchResult::Applied { values: values.collect::<Result<_, _>>()? })
+            let values = values.collect::<Result<_, _>>()?;
+            let tokens = if kind == 2 { outcomes(from)? } else { Vec::new() };
+            Ok(BatchResult::Applied { values, tokens })
         }
         1 => Ok(BatchResult::Malformed),
         _ => Err(Malformed("result kind")),
     }
+}
+
+fn outcomes(from: &mut Reader) -> Result<Vec<TokenOutcome>, Malformed> {
+    let count = from.count("result tokens")?;
+    let outcome =
+        |_| TokenOutcome::from_byte(from.u8("result token")?).ok_or(Malformed("result token"));
+    (0..count).map(outcome).collect()
 }
 
 // ---- a flush
@@ -361,13 +398,14 @@ pub enum Change {
     Delete,
 }
 
-/// The rows of one flush, in key order: what one sorted file holds. Counters of no given shard are
+/// The rows of one flush, in key order: what one sorted file holds. Counters and records of no given shard are
 /// left out: their copy was dropped while they lay in the table.
 pub fn rows<'a>(
     frozen: &'a Frozen,
     shards: &'a [(CopyNo, ShardState)],
 ) -> impl Iterator<Item = (Vec<u8>, Change)> + 'a {
-    let owned = |slot: Slot| shards.iter().any(|(_, state)| state.slots.contains(slot));
+    let owner = |slot: Slot| shards.iter().find(|(_, state)| state.slots.contains(slot));
+    let owned = move |slot: Slot| owner(slot).is_some();
     let mut known = None;
     let counters = frozen
         .sorted()
@@ -383,12 +421,20 @@ pub fn rows<'a>(
             }
         })
         .filter_map(|(slot, name, cell)| Some((counter_key(slot, name), change(cell)?)));
+    // A record whose bucket has been dropped since does not exist any more.
+    let exists = move |id: RecordId, record: &Record| {
+        owner(id.slot).is_some_and(|(_, state)| state.tokens.is_live(record.bucket))
+    };
+    let tokens = frozen
+        .records()
+        .filter(move |&(id, record)| exists(id, record))
+        .map(|(id, row)| (idempotency_key(id.slot, id.hash), Change::Put(encode_record(row))));
     let mut records: Vec<_> = shards.iter().collect();
     records.sort_by_key(|(_, state)| state.slots.lo);
     let records = records.into_iter().map(|(copy, state)| {
         (shard_key(state.slots.shard()), Change::Put(encode_shard(*copy, state)))
     });
-    counters.chain(records)
+    counters.chain(tokens).chain(records)
 }
 
 fn change(cell: Cell) -> Option<Change> {
@@ -478,11 +524,10 @@ mod tests {
         assert_eq!(shard_key(ShardId(0xfffe)), [3, 0xff, 0xfe]);
         assert_eq!(counter_value(300), [1, 0xd8, 0x04]);
         assert_eq!(counter_operand(-1), [2, 1]);
-        let record =
-            IdempotencyRecord { bucket: 1, fingerprint: 2, result: Bytes::from_static(b"r") };
-        let want = [&[1, 1, 2][..], &[0; 15], &[1, b'r']].concat();
-        assert_eq!(record.encode(), want);
-        assert_eq!(IdempotencyRecord::decode(&want), Ok(record));
+        let record = Record { bucket: 1, fingerprint: 2, values: vec![-1, 300] };
+        let want = [&[1, 1, 2][..], &[0; 15], &[3, 1, 0xd8, 0x04]].concat();
+        assert_eq!(encode_record(&record), want);
+        assert_eq!(decode_record(&want), Ok(record));
     }
 
     fn full_state() -> ShardState {
@@ -497,7 +542,7 @@ mod tests {
         let collection =
             Collection { r: Revision { incarnation: 1, revision: 8 }, l: [session(5)].into() };
         let rows = [
-            (session(5), row(BatchResult::Applied { values: vec![-1, 300] })),
+            (session(5), row(BatchResult::Applied { values: vec![-1, 300], tokens: vec![] })),
             (session(9), row(BatchResult::Malformed)),
         ];
         ShardState {
@@ -505,6 +550,7 @@ mod tests {
             applied,
             counter_digest: 3,
             sessions: Sessions { collection, rows: rows.into() },
+            tokens: Buckets::default(),
         }
     }
 
@@ -525,6 +571,45 @@ mod tests {
         .concat();
         assert_eq!(encode_shard(CopyNo(6), &full_state()), want);
         assert_eq!(decode_shard(&want), Ok((CopyNo(6), full_state())));
+    }
+
+    /// Golden: with tokens there is more, and what was there before stays as it was.
+    #[test]
+    fn buckets_and_outcomes_never_change() {
+        let mut state = full_state();
+        let bucket = Bucket { records: 300, digest: 7 };
+        state.tokens.live = [(9, bucket)].into();
+        let row = state.sessions.rows.values_mut().next().expect("there are two");
+        let tokens = vec![TokenOutcome::Replayed, TokenOutcome::Quota];
+        row.results = [(Bseq(4), BatchResult::Applied { values: vec![1], tokens })].into();
+        let encoded = encode_shard(CopyNo(6), &state);
+        let tail = [&[1, 9, 0xac, 2, 7][..], &[0; 15]].concat();
+        assert!(encoded.ends_with(&tail), "one bucket: {encoded:?}");
+        let result = [1, 5, 4, 4, 1, 4, 2, 1, 2, 2, 1, 4];
+        assert!(encoded.windows(12).any(|bytes| bytes == result), "{encoded:?}");
+        assert_eq!(decode_shard(&encoded), Ok((CopyNo(6), state)));
+    }
+
+    /// Of a dropped bucket, or of a shard that is not here: not written.
+    #[test]
+    fn a_flush_writes_the_records_that_exist() {
+        let mut table = Table::new();
+        let record = |bucket| Record { bucket, fingerprint: 0, values: vec![] };
+        let id = |slot, hash| RecordId { slot: Slot(slot), hash };
+        table.put_record(id(5, 2), record(1));
+        table.put_record(id(5, 1), record(1));
+        table.put_record(id(6, 3), record(0));
+        table.put_record(id(900, 4), record(1));
+        table.add(b"ns\0k", key::hash(b"ns\0k"), 1);
+        let mut state = ShardState { slots: Slots { lo: 0, hi: 99 }, ..ShardState::default() };
+        state.tokens.add(1, 0);
+        let shards = [(CopyNo(1), state)];
+        let frozen = table.freeze();
+        let rows: Vec<_> = rows(&frozen, &shards).collect();
+        assert!(rows.windows(2).all(|two| two[0].0 < two[1].0));
+        let tokens: Vec<_> = rows.iter().filter(|(key, _)| key[0] == KIND_IDEMPOTENCY).collect();
+        let want = |hash| (idempotency_key(Slot(5), hash), Change::Put(encode_record(&record(1))));
+        assert_eq!(tokens, [&want(1), &want(2)]);
     }
 
     #[test]

@@ -12,19 +12,28 @@
 //! differs between replicas (flushes and compactions do as they like), and only wrapping is
 //! associative: with saturation two replicas could disagree.
 //!
+//! **Beside the counters lie the idempotency records** written since the last flush: few, so in an
+//! ordered map. They share the table's budget and its fate, since an effect and its record must
+//! reach the state in one step.
+//!
 //! Nothing is ever removed: a table is filled, frozen, written and dropped. Sorting is left to the
 //! flush. Doubling moves every line, so a node that cares about its longest pause gives the table
 //! its capacity at the start.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::idempotency::{Record, RecordId};
 use crate::ids::Slot;
 use crate::key;
+use crate::planted::Planted;
 
 /// The longest name kept in the line itself.
 const INLINE_BYTES: usize = 38;
 const LINE_BYTES: usize = 64;
+/// What a record takes in the map beside the lines, near enough, without its values.
+const RECORD_BYTES: usize = 128;
 /// Lines of an empty table without a stated capacity.
 const LINES_MIN: usize = 64;
 
@@ -110,6 +119,8 @@ pub struct Table {
     lines: Vec<Line>,
     arena: Vec<u8>,
     len: usize,
+    records: BTreeMap<RecordId, Record>,
+    record_bytes: usize,
 }
 
 impl Default for Table {
@@ -126,7 +137,13 @@ impl Table {
     /// A table that takes this many counters without moving any.
     pub fn with_capacity(counters: usize) -> Self {
         let lines = (counters + counters / 3 + 1).next_power_of_two().max(LINES_MIN);
-        Self { lines: vec![Line::EMPTY; lines], arena: Vec::new(), len: 0 }
+        Self {
+            lines: vec![Line::EMPTY; lines],
+            arena: Vec::new(),
+            len: 0,
+            records: BTreeMap::new(),
+            record_bytes: 0,
+        }
     }
 
     /// Counters in it.
@@ -140,7 +157,7 @@ impl Table {
 
     /// The memory it takes.
     pub fn bytes(&self) -> usize {
-        self.lines.len() * LINE_BYTES + self.arena.capacity()
+        self.lines.len() * LINE_BYTES + self.arena.capacity() + self.record_bytes
     }
 
     /// The next new counter may double the table, and so move every line.
@@ -164,6 +181,19 @@ impl Table {
     pub fn get(&self, name: &[u8], hash: u128) -> Option<Cell> {
         let line = &self.lines[self.find(name, stored(hash))];
         (!line.is_empty()).then(|| line.cell())
+    }
+
+    /// Puts a record in the place of whatever was there.
+    pub fn put_record(&mut self, id: RecordId, record: Record) {
+        let bytes = |record: &Record| RECORD_BYTES + size_of_val(record.values.as_slice());
+        self.record_bytes += bytes(&record);
+        if let Some(old) = self.records.insert(id, record) {
+            self.record_bytes -= bytes(&old);
+        }
+    }
+
+    pub fn record(&self, id: RecordId) -> Option<&Record> {
+        self.records.get(&id)
     }
 
     pub fn freeze(self) -> Frozen {
@@ -268,6 +298,11 @@ impl Frozen {
         self.table.bytes()
     }
 
+    /// Every record, in the order of the state's keys: by slot, then by hash.
+    pub fn records(&self) -> impl Iterator<Item = (RecordId, &Record)> {
+        self.table.records.iter().map(|(&id, record)| (id, record))
+    }
+
     /// Every counter, in the order of the state's keys: by slot, then by name.
     pub fn sorted(&self) -> impl Iterator<Item = (Slot, &[u8], Cell)> {
         let arena = &self.table.arena;
@@ -300,6 +335,13 @@ impl Tables {
     /// The counter's value, over `base` from a state without the flush of `frozen`.
     pub fn value(&self, base: Option<i128>, name: &[u8], hash: u128) -> i128 {
         self.cell(name, hash).map_or(base.unwrap_or(0), |cell| cell.value(base))
+    }
+
+    /// The newest record here, whether its bucket lives or not: what lies below is older.
+    pub fn record(&self, id: RecordId, planted: Option<Planted>) -> Option<&Record> {
+        let skipped = Planted::RecordNotInFrozen.is_in(planted);
+        let frozen = self.frozen.as_ref().filter(|_| !skipped);
+        self.active.record(id).or_else(|| frozen?.table.record(id))
     }
 
     pub fn bytes(&self) -> usize {
@@ -399,6 +441,22 @@ mod tests {
     fn sums_wrap() {
         check(Some(Cell::Delta(1)), None, Some(i128::MAX), i128::MIN);
         check(Some(Cell::Delta(1)), Some(Cell::Delta(i128::MAX)), None, i128::MIN);
+    }
+
+    #[test]
+    fn the_newer_record_is_found_and_its_size_counts() {
+        let id = RecordId { slot: Slot(1), hash: 2 };
+        let record = |bucket| Record { bucket, fingerprint: 0, values: vec![7] };
+        let mut tables = Tables::default();
+        let before = tables.bytes();
+        tables.active.put_record(id, record(1));
+        assert_eq!(tables.bytes(), before + RECORD_BYTES + 16);
+        tables.active.put_record(id, record(1));
+        assert_eq!(tables.bytes(), before + RECORD_BYTES + 16);
+        tables.frozen = Some(Arc::new(std::mem::take(&mut tables.active).freeze()));
+        assert_eq!(tables.record(id, None), Some(&record(1)));
+        tables.active.put_record(id, record(2));
+        assert_eq!(tables.record(id, None), Some(&record(2)));
     }
 
     #[test]

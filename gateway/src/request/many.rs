@@ -28,6 +28,22 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// What its operations do not tell of the request: a hash of the items that make no sense, 0 if there are none.
+    pub(crate) fn also(&self) -> u64 {
+        if self.failed.is_empty() {
+            return 0;
+        }
+        let mut bytes = Vec::new();
+        for FailedItem { index, key, problem } in &self.failed {
+            bytes.extend_from_slice(&index.to_le_bytes());
+            for part in [key.as_deref().unwrap_or_default(), problem.detail.as_bytes()] {
+                bytes.extend_from_slice(&part.len().to_le_bytes());
+                bytes.extend_from_slice(part);
+            }
+        }
+        engine::key::hash(&bytes) as u64
+    }
+
     fn items(&self) -> usize {
         self.ops.len() + self.failed.len()
     }

@@ -11,6 +11,7 @@ mod integer;
 mod json;
 mod many;
 mod target;
+mod token;
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -21,6 +22,8 @@ use hyper::http::request::Parts;
 
 pub use self::many::{Batch, FailedItem, increments, keys};
 pub use self::target::{IncrementQuery, Page, Route};
+pub(crate) use self::token::TOKEN_BYTES_MAX;
+pub use self::token::Token;
 
 use self::integer::{NotInteger, integer};
 use crate::problem::{Kind, Problem};
@@ -36,7 +39,6 @@ pub(crate) const TIMEOUT_DEFAULT: Duration = Duration::from_millis(5_000);
 /// How long a client may ask to wait.
 pub(crate) const TIMEOUT_MS_MAX: i64 = 60_000;
 
-static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 static REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("request-timeout-ms");
 
 /// How a body is to be read.
@@ -54,6 +56,8 @@ pub struct Head {
     pub route: Route,
     pub body: BodyType,
     pub timeout: Duration,
+    /// Of a write. A read changes nothing, so there it means nothing and is not looked at.
+    pub token: Option<Token>,
     /// Answer with the bare decimal.
     pub plain: bool,
 }
@@ -70,20 +74,17 @@ pub struct Increment {
 pub fn head(parts: &Parts) -> Result<Head, Problem> {
     let route = target::route(&parts.method, &parts.uri)?;
     if let Route::Page(_) = route {
-        return Ok(Head { route, body: BodyType::Json, timeout: TIMEOUT_DEFAULT, plain: false });
+        let (body, timeout) = (BodyType::Json, TIMEOUT_DEFAULT);
+        return Ok(Head { route, body, timeout, token: None, plain: false });
     }
     let headers = &parts.headers;
     let timeout = timeout(headers)?;
-    if route.writes() && headers.contains_key(&IDEMPOTENCY_KEY) {
-        let detail = "this build does not support tokens yet: send the request without this header, \
-                      and do not repeat it after an unknown outcome";
-        return Err(Problem::bad_input("Idempotency-Key", detail));
-    }
+    let token = if route.writes() { token::token(headers)? } else { None };
     let body = if route.has_body() { body_type(headers)? } else { BodyType::Json };
     if body != BodyType::Json && matches!(route, Route::GetMany { .. }) {
         return Err(unsupported("a list of keys is JSON"));
     }
-    Ok(Head { route, body, timeout, plain: wants_plain(headers) })
+    Ok(Head { route, body, timeout, token, plain: wants_plain(headers) })
 }
 
 /// A body beyond [`BODY_BYTES_MAX`].

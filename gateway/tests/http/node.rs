@@ -1,7 +1,7 @@
 //! A storage node that isn't one: it counts in a map, and answers as its mood is.
 //!
-//! It keeps the one promise that a gateway's exactness rests on: a batch counts once per (session, shard, number),
-//! however often it is sent.
+//! It keeps the two promises that a gateway's exactness rests on: a batch counts once per (session, shard, number), and
+//! what has a token once per token, however often it is sent.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,12 +9,13 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use engine::batch::Batch;
+use engine::idempotency::{Scope, TokenOutcome};
 use engine::ids::{Boot, Bseq, Epoch, SessionId, ShardId, Slots, StoreBoot, StoreId, TimeMs};
 use engine::message::{
     Answer, DigestPoint, GatewayMessage, NodeQueryReply, NodeReply, ReadResult, Refusal,
     ReplicaStatus, RoleStatus, ShardAvailability,
 };
-use engine::ops::{self, OpKind};
+use engine::ops::{self, Op, OpKind, Ops, Tokened};
 use proto::wire;
 use proto::wire::control_server::{Control, ControlServer};
 use proto::wire::gateway_server::{Gateway, GatewayServer};
@@ -36,7 +37,14 @@ pub(crate) enum Mood {
     Swallows,
     /// It does everything, and says so only when its mood changes.
     Holds,
+    /// It remembers no more tokens.
+    FullOfTokens,
 }
+
+/// Its clock stands still.
+pub(crate) const NOW: TimeMs = TimeMs(1_700_000_000_000);
+/// What was issued longer ago is too old.
+pub(crate) const WINDOW_MS: u64 = 3_600_000;
 
 type Answers = mpsc::UnboundedSender<Result<wire::ToGateway, Status>>;
 
@@ -48,6 +56,8 @@ pub(crate) struct State {
     /// Sends of batches that have come in.
     pub(crate) batches: u64,
     rows: BTreeMap<(SessionId, u16), (Bseq, Answer)>,
+    /// By hash and counter: the fingerprint, and the values of then.
+    tokens: BTreeMap<(u128, Vec<u8>), (u128, Vec<i128>)>,
     held: Vec<(Answers, NodeReply)>,
     /// Streams of gateways.
     streams: Vec<Answers>,
@@ -77,6 +87,7 @@ impl Node {
             moods: BTreeMap::new(),
             batches: 0,
             rows: BTreeMap::new(),
+            tokens: BTreeMap::new(),
             held: Vec::new(),
             streams: Vec::new(),
         };
@@ -174,7 +185,7 @@ impl State {
                     let answer = match &mood {
                         Mood::Swallows => continue,
                         Mood::Refuses(refusal) => Answer::Refused(refusal.clone()),
-                        Mood::Serves | Mood::Holds => self.apply(&batch),
+                        Mood::Serves | Mood::Holds | Mood::FullOfTokens => self.apply(&batch),
                     };
                     let Batch { slots, session, bseq, .. } = batch;
                     let reply = NodeReply::Answer { message, slots, session, bseq, answer };
@@ -187,9 +198,9 @@ impl State {
                 let result = match &mood {
                     Mood::Swallows => return,
                     Mood::Refuses(refusal) => Err(refusal.clone()),
-                    Mood::Serves | Mood::Holds => Ok(ReadResult {
+                    Mood::Serves | Mood::Holds | Mood::FullOfTokens => Ok(ReadResult {
                         values: keys.iter().map(|key| value(key.name())).collect(),
-                        time: TimeMs(1),
+                        time: NOW,
                         staleness_us: 0,
                     }),
                 };
@@ -215,8 +226,48 @@ impl State {
         if batch.bseq != last.next() {
             return Answer::NoEffect;
         }
+        let Ops { ops, tokened } = ops::decode_batch(batch).unwrap();
+        let (mut values, mut tokens, mut next) = (Vec::new(), Vec::new(), 0);
+        for group in tokened {
+            values.extend(self.run(&ops[next..group.first]));
+            next = group.first + group.count;
+            let (outcome, of_group) = self.run_once(&group, group.of(&ops));
+            tokens.push(outcome);
+            values.extend(of_group);
+        }
+        values.extend(self.run(&ops[next..]));
+        let answer = Answer::Applied { values, tokens, time: NOW };
+        self.rows.insert(row, (batch.bseq, answer.clone()));
+        answer
+    }
+
+    fn run_once(&mut self, group: &Tokened, ops: &[Op]) -> (TokenOutcome, Vec<i128>) {
+        let asked = ops.iter().filter(|op| op.kind.needs_value()).count();
+        let whose = match group.tag.scope {
+            Scope::Counter => ops[0].counter.name().to_vec(),
+            Scope::Batch => Vec::new(),
+        };
+        let id = (group.tag.hash, whose);
+        let refused = match self.tokens.get(&id) {
+            Some((fingerprint, values)) if *fingerprint == group.tag.fingerprint => {
+                return (TokenOutcome::Replayed, values.clone());
+            }
+            Some(_) => TokenOutcome::Reused,
+            None if group.issued.0 + WINDOW_MS < NOW.0 => TokenOutcome::TooOld,
+            None if self.mood == Mood::FullOfTokens => TokenOutcome::Quota,
+            None => {
+                let values = self.run(ops);
+                self.tokens.insert(id, (group.tag.fingerprint, values.clone()));
+                return (TokenOutcome::Applied, values);
+            }
+        };
+        (refused, vec![0; asked])
+    }
+
+    /// The values of those that ask for one.
+    fn run(&mut self, ops: &[Op]) -> Vec<i128> {
         let mut values = Vec::new();
-        for op in ops::decode_batch(batch).unwrap() {
+        for op in ops {
             let value = self.counters.entry(op.counter.name().to_vec()).or_default();
             match op.kind {
                 OpKind::Add { delta } => *value += delta,
@@ -227,9 +278,7 @@ impl State {
                 OpKind::Delete => values.push(std::mem::take(value)),
             }
         }
-        let answer = Answer::Applied { values, time: TimeMs(1) };
-        self.rows.insert(row, (batch.bseq, answer.clone()));
-        answer
+        values
     }
 }
 

@@ -33,6 +33,7 @@ async fn every_kind_comes_back_as_it_was_written() {
         hash: 1,
         incarnation: 1,
         idempotency_window_ms: 3_600_000,
+        idempotency_records_max: 1_000_000,
     };
     round_trip(&store, (), meta).await;
     round_trip(&store, (), Candidate { address: "127.0.0.1:7".into() }).await;

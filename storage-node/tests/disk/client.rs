@@ -1,9 +1,11 @@
-//! A gateway worker: batches of digit-coded adds, several under way, and the reading of everything.
+//! A gateway worker: batches of digit-coded adds, several under way, and the reading of everything. Some adds have a
+//! token, under which each can be asked for once more at any later time.
 
 use std::collections::BTreeMap;
 
 use engine::batch::{Batch, Codec};
-use engine::ids::{Bseq, Revision, SessionId};
+use engine::idempotency::{Scope, Token, TokenOutcome};
+use engine::ids::{Bseq, Revision, SessionId, TimeMs};
 use engine::message::{Answer, GatewayMessage, NodeReply};
 use engine::ops::{self, Op, OpKind};
 
@@ -54,6 +56,51 @@ impl Client {
         (self.random >> 33) as u32 % end
     }
 
+    /// Asks again, under its token, for everything that is known to be there: all of it must be answered as applied before.
+    /// Returns how much that was.
+    pub(crate) fn repeat_all(&mut self, pair: &mut Pair) -> usize {
+        let mut repeated = 0;
+        for (shard, slots) in SHARDS.into_iter().enumerate() {
+            let known = pair.ledger.counters.iter();
+            let here = known.filter(|(counter, _)| slots.contains(counter_key(**counter).slot()));
+            let adds = here.flat_map(|(&counter, known)| {
+                let there = known.there;
+                let is_there = move |add: &u32| there >> add & 1 == 1 && has_token(counter, *add);
+                (0..64).filter(is_there).map(move |add| (counter, add))
+            });
+            let adds: Vec<_> = adds.collect();
+            repeated += adds.len();
+            for some in adds.chunks(200) {
+                let mut payload = ops::begin();
+                for &(counter, add) in some {
+                    put_add(&mut payload, counter, add, OpKind::Add { delta: delta(add) });
+                }
+                self.seal(pair, shard, payload, Vec::new());
+                let outcomes = |pair: &Pair| {
+                    pair.replies.iter().find_map(|reply| match reply {
+                        NodeReply::Answer { answer: Answer::Applied { tokens, .. }, .. } => {
+                            Some(tokens.clone())
+                        }
+                        _ => None,
+                    })
+                };
+                pair.until("an answer to what was repeated", |pair| outcomes(pair).is_some());
+                let outcomes = outcomes(pair).expect("waited for");
+                assert_eq!(outcomes.len(), some.len());
+                for (add, outcome) in some.iter().zip(outcomes) {
+                    assert_eq!(
+                        outcome,
+                        TokenOutcome::Replayed,
+                        "{add:?} is there, its record is not"
+                    );
+                }
+                pair.replies.clear();
+                self.lanes[shard].under_way.clear();
+            }
+        }
+        repeated
+    }
+
     pub(crate) fn under_way(&self) -> usize {
         self.lanes.iter().map(|lane| lane.under_way.len()).sum()
     }
@@ -81,8 +128,8 @@ impl Client {
             (self.first..).filter(here).filter_map(|counter| Some((counter, next_add(counter)?)));
         let mut open: Vec<(u32, u32)> = open.take(WINDOW).collect();
         let mut adds = Vec::new();
-        let mut ops = Vec::new();
-        while ops.len() < OPS {
+        let mut payload = ops::begin();
+        while adds.len() < OPS {
             let (counter, add) = open.swap_remove(self.below(open.len() as u32) as usize);
             let delta = delta(add);
             // Some ask for the value, so that loads go on beside flushes.
@@ -91,16 +138,21 @@ impl Client {
                 _ => OpKind::Add { delta },
             };
             adds.push((counter, add));
-            ops.push(Op { counter: counter_key(counter), kind });
+            put_add(&mut payload, counter, add, kind);
         }
         pair.ledger.say("sent", &adds);
+        self.seal(pair, shard, payload, adds);
+    }
+
+    /// Sends the shard's next batch.
+    fn seal(&mut self, pair: &mut Pair, shard: usize, payload: Vec<u8>, adds: Vec<(u32, u32)>) {
         let lane = &mut self.lanes[shard];
         lane.next += 1;
         let bseq = Bseq(lane.next);
         let oldest = lane.under_way.keys().next().map_or(bseq, |&oldest| Bseq(oldest));
         lane.under_way.insert(bseq.0, adds);
-        let payload = ops::encode(&ops);
-        let batch = Batch::seal(SHARDS[shard], self.session, bseq, oldest, Codec::Raw, payload);
+        let (slots, session) = (SHARDS[shard], self.session);
+        let batch = Batch::seal(slots, session, bseq, oldest, Codec::Raw, payload.into());
         let message = &mut self.message[pair.primary(shard)];
         *message += 1;
         pair.ask(shard, GatewayMessage::Frame { message: *message, batches: vec![batch] });
@@ -149,4 +201,21 @@ impl Client {
             }
         }
     }
+}
+
+fn has_token(counter: u32, add: u32) -> bool {
+    (counter + add).is_multiple_of(5)
+}
+
+/// Those with a token are blind adds, so that asking again is the same request.
+fn put_add(payload: &mut Vec<u8>, counter: u32, add: u32, kind: OpKind) {
+    let mut op = Op { counter: counter_key(counter), kind };
+    if has_token(counter, add) {
+        op.kind = OpKind::Add { delta: delta(add) };
+        let token = vec![add as u8].into();
+        let token = Token { scope: Scope::Counter, token, issued: None, also: 0 };
+        let tag = token.tag(std::slice::from_ref(&op)).expect("there is an op");
+        ops::put_token(payload, &tag, TimeMs(0), 1);
+    }
+    ops::put(payload, &op);
 }

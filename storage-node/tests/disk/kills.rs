@@ -178,6 +178,9 @@ fn verify(folder: &Path, run: u64) {
     let mut client = Client::new(run);
     pair.until("both barriers", |pair| (0..2).all(|shard| pair.is_active(shard)));
     client.read_all(&mut pair);
+    // Under its token each add counts once, whatever died meanwhile.
+    client.repeat_all(&mut pair);
+    client.read_all(&mut pair);
     for shard in 0..2 {
         let (primary, members) = (pair.primary(shard), pair.config(shard).isr.len());
         pair.check_rows(primary, shard);

@@ -432,7 +432,7 @@ impl Pair {
         match effect {
             Effect::Write(record) => disk.write(record),
             Effect::Sync { group } => disk.sync(group),
-            Effect::Load { load, keys } => disk.load(load, keys),
+            Effect::Load { load, needs } => disk.load(load, needs),
             Effect::ReadLog { shard, from, bytes_max } => disk.read_log(shard, from, bytes_max),
             Effect::Flush { flush, table, shards } => disk.flush(flush, table, shards),
             Effect::Trim { shards } => disk.trim(shards),

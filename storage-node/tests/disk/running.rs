@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use engine::apply::ShardState;
+use engine::apply::{Needs, ShardState};
 use engine::digest;
 use engine::entry::Position;
 use engine::ids::{CopyNo, Epoch, Seq, ShardId, Slots};
@@ -43,9 +43,10 @@ pub(crate) fn flush(bench: &mut Bench, number: u64, adds: &[(&str, i128)]) {
 }
 
 pub(crate) fn load(bench: &mut Bench, name: &str) -> Option<i128> {
-    bench.disk.load(9, vec![counter(name)]);
+    let needs = Needs { counters: vec![counter(name)], ..Needs::default() };
+    bench.disk.load(9, needs);
     loop {
-        if let Event::Loaded { load: 9, values } = bench.event() {
+        if let Event::Loaded { load: 9, values, .. } = bench.event() {
             return values[0];
         }
     }

@@ -64,7 +64,7 @@ fn measure(requests: usize, ops: usize, counters: u64, shards: u32, returning: b
         for ops in asked {
             request += 1;
             let deadline = now.plus_ms(5_000);
-            worker.handle(now, Event::Write { request, ops, deadline }, &mut effects);
+            worker.handle(now, Event::Write { request, ops, token: None, deadline }, &mut effects);
         }
         worker.handle(now, Event::TurnEnded, &mut effects);
         spent += begun.elapsed();
@@ -110,8 +110,8 @@ fn answer(conn: Conn, message: GatewayMessage, replies: &mut Vec<Event>) {
     let GatewayMessage::Frame { message, batches } = message else { return };
     for batch in batches {
         let ops = engine::ops::decode_batch(&batch).expect("it was just encoded");
-        let values = ops.iter().filter(|op| op.kind.needs_value()).map(|_| 7).collect();
-        let answer = Answer::Applied { values, time: TimeMs(0) };
+        let values = ops.ops.iter().filter(|op| op.kind.needs_value()).map(|_| 7).collect();
+        let answer = Answer::Applied { values, tokens: Vec::new(), time: TimeMs(0) };
         let (slots, session, bseq) = (batch.slots, batch.session, batch.bseq);
         let reply = NodeReply::Answer { message, slots, session, bseq, answer };
         replies.push(Event::Reply { conn, reply });

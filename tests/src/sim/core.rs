@@ -18,6 +18,7 @@ use super::network::{Network, Side, Wire};
 use super::oracle::Oracle;
 use super::plan::Plan;
 use super::rng::Rng;
+use super::token_clients;
 
 /// A place where a process can run.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -99,6 +100,7 @@ pub enum Told {
     Watched(Vec<WatchEvent>),
     // -- clients
     Request(Request),
+    TokenRequest(Box<token_clients::Send>),
 }
 
 /// Something that will happen at a known time.
@@ -157,6 +159,14 @@ pub enum Happening {
     Client {
         client: usize,
     },
+    TokenClient {
+        client: usize,
+    },
+    TokenRequest {
+        to: Place,
+        send: Box<token_clients::Send>,
+    },
+    TokenAnswered(token_clients::Answered),
     Fault,
     FaultEnds {
         fault: u64,

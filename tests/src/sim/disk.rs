@@ -8,20 +8,27 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use engine::apply::ShardState;
+use engine::apply::{Needs, ShardState};
 use engine::entry::Entry;
+use engine::idempotency::Record;
 use engine::ids::{Conn, CopyNo, Seq, ShardId, Slots};
 use engine::key::CounterKey;
 use engine::node::RecoveredReplica;
-use engine::store::log::Record;
+use engine::store::log::Record as LogRecord;
 use engine::store::log::index::Needed;
 use engine::store::table::Frozen;
 
 use super::core::{Core, Process, Told};
 use super::log::Log;
+use super::token_rows::TokenRows;
 
-/// Counters by name, with their values.
-pub type Rows = Vec<(Vec<u8>, i128)>;
+/// What a shard has in the state.
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
+    /// By name, with their values.
+    counters: Vec<(Vec<u8>, i128)>,
+    tokens: TokenRows,
+}
 
 /// A disk tells its process that something is done.
 #[derive(Debug)]
@@ -33,6 +40,7 @@ pub enum DiskDone {
     Loaded {
         load: u64,
         values: Vec<Option<i128>>,
+        records: Vec<Option<Record>>,
     },
     LogRead {
         shard: ShardId,
@@ -77,6 +85,7 @@ pub struct Disk {
     log: Log,
     /// Counter rows by (slot, name).
     rows: BTreeMap<(u16, Vec<u8>), i128>,
+    tokens: TokenRows,
     /// Shard records.
     records: BTreeMap<ShardId, (CopyNo, ShardState)>,
     /// Groups whose fsync has been asked for; the first one is under way.
@@ -93,7 +102,7 @@ pub struct Disk {
 impl Disk {
     // ---- the log -------------------------------------------------------------------------------
 
-    pub fn write(&mut self, core: &mut Core, record: Record) {
+    pub fn write(&mut self, core: &mut Core, record: LogRecord) {
         self.log.write(&mut core.journal, record);
     }
 
@@ -140,11 +149,12 @@ impl Disk {
 
     // ---- the state -----------------------------------------------------------------------------
 
-    pub fn load(&mut self, core: &mut Core, me: Process, load: u64, keys: &[CounterKey]) {
+    pub fn load(&mut self, core: &mut Core, me: Process, load: u64, needs: &Needs) {
         let row = |key: &CounterKey| self.rows.get(&(key.slot().0, key.name().to_vec())).copied();
-        let values = keys.iter().map(row).collect();
+        let values = needs.counters.iter().map(row).collect();
+        let records = self.tokens.load(&needs.records);
         let took = core.rng.between(20, if core.plan.jitter { 5_000 } else { 200 });
-        core.tell_after(took, me, Told::Disk(DiskDone::Loaded { load, values }));
+        core.tell_after(took, me, Told::Disk(DiskDone::Loaded { load, values, records }));
     }
 
     pub fn begin_ingest(&mut self, core: &mut Core, me: Process, ingest: Ingest) {
@@ -167,15 +177,17 @@ impl Disk {
         match &ingest {
             Ingest::Flush { table, shards, .. } => {
                 super::log::flush(&mut self.rows, table);
+                self.tokens.flush(table, shards);
                 for (copy, state) in shards {
                     self.records.insert(state.slots.shard(), (*copy, state.clone()));
                 }
             }
             Ingest::Install { copy, rows, state, .. } => {
                 self.drop_rows(state.slots);
-                for (name, value) in rows {
+                for (name, value) in &rows.counters {
                     self.put_row(name, *value);
                 }
+                self.tokens.install(&rows.tokens);
                 self.records.insert(state.slots.shard(), (*copy, (**state).clone()));
             }
             Ingest::Drop { shard, slots } => {
@@ -194,6 +206,7 @@ impl Disk {
 
     fn drop_rows(&mut self, slots: Slots) {
         self.rows.retain(|&(slot, _), _| slot < slots.lo || slots.hi < slot);
+        self.tokens.drop(slots);
     }
 
     /// The rows of a shard and its record, as they stand.
@@ -201,7 +214,9 @@ impl Disk {
         let (_, state) = self.records.get(&shard)?;
         let rows = self.rows.range((slots.lo, Vec::new())..);
         let rows = rows.take_while(|((slot, _), _)| *slot <= slots.hi);
-        Some((rows.map(|((_, name), &value)| (name.clone(), value)).collect(), state.clone()))
+        let counters = rows.map(|((_, name), &value)| (name.clone(), value)).collect();
+        let rows = Rows { counters, tokens: self.tokens.copy_of(slots) };
+        Some((rows, state.clone()))
     }
 
     // ---- the end and the beginning of a process ------------------------------------------------

@@ -18,6 +18,7 @@ use super::etcd::{Call, Compare, Key, Reply, Value, Versioned, WatchEvent, Write
 use super::history::{Ask, Outcome};
 use super::network::Wire;
 use super::nodes::{place_of, session_id};
+use super::token_clients;
 
 const TOCK: u64 = 20_000;
 /// Of the lease's time to live, which is at least 500 ms.
@@ -48,6 +49,8 @@ struct Running {
     gathered: Vec<Request>,
     /// What each request to the machine is made of.
     asked: BTreeMap<u64, Vec<Request>>,
+    /// Requests with a token.
+    tokens: BTreeMap<u64, Box<token_clients::Send>>,
     last_request: u64,
 }
 
@@ -90,6 +93,7 @@ impl GatewayHost {
             next_call: 0,
             gathered: Vec::new(),
             asked: BTreeMap::new(),
+            tokens: BTreeMap::new(),
             last_request: 0,
         });
         core.etcd_watch(self.process());
@@ -104,6 +108,10 @@ impl GatewayHost {
         for request in running.gathered.into_iter().chain(asked) {
             let answered = Answered { id: request.id, outcome: Outcome::Unknown };
             core.after(1_000, Happening::Answered(answered));
+        }
+        for send in running.tokens.into_values() {
+            let answered = token_clients::Answered::of(&send, None);
+            core.after(1_000, Happening::TokenAnswered(answered));
         }
     }
 
@@ -142,6 +150,7 @@ impl Driver<'_> {
                 self.running.call = None;
             }
             Told::Watched(events) => self.watched(core, events),
+            Told::TokenRequest(send) => self.begin_token(core, send),
             Told::Request(request) => {
                 self.running.gathered.push(request);
                 self.turn_ends_soon(core);
@@ -196,6 +205,17 @@ impl Driver<'_> {
     fn perform(&mut self, core: &mut Core, effect: Effect) {
         match effect {
             Effect::Send { conn, message } => core.send(conn, Wire::ToNode(message)),
+            Effect::Wrote { request, result } if self.running.tokens.contains_key(&request) => {
+                let Some(send) = self.running.tokens.remove(&request) else { return };
+                answers::outcomes(&send.ops, &result, &mut core.oracle.violations);
+                let told = token_clients::told(&send.ops, &result);
+                let answered = token_clients::Answered {
+                    replayed: result.replayed,
+                    ..token_clients::Answered::of(&send, Some(told))
+                };
+                let delay = core.delay();
+                core.after(delay, Happening::TokenAnswered(answered));
+            }
             Effect::Wrote { request, result } => {
                 let asked = self.asked(core, request);
                 let ops: Vec<Op> = asked.iter().filter_map(op).collect();
@@ -286,10 +306,20 @@ impl Driver<'_> {
             let max_staleness_ms = asked.iter().filter_map(|asked| asked.max_staleness_ms).min();
             Event::Read { request, keys, max_staleness_ms, deadline }
         } else {
-            Event::Write { request, ops, deadline }
+            Event::Write { request, ops, token: None, deadline }
         };
         self.running.asked.insert(request, asked);
         self.machine(core, event);
+    }
+
+    /// A request with a token stands for itself.
+    fn begin_token(&mut self, core: &mut Core, send: Box<token_clients::Send>) {
+        self.running.last_request += 1;
+        let request = self.running.last_request;
+        let deadline = since(self.running.started, send.deadline.max(core.now));
+        let (ops, token) = (send.ops.clone(), Some(send.with.clone()));
+        self.running.tokens.insert(request, send);
+        self.handle(core, Event::Write { request, ops, token, deadline });
     }
 
     /// What the answered request is made of. It is answered once.

@@ -57,6 +57,8 @@ impl Op {
 pub enum Use {
     /// The i-th add has delta 4^i: a value names the set of adds it contains.
     Digits,
+    /// As `Digits`, by requests with a token: see `checker/tokens.rs`.
+    Tokens,
     /// Few operations of every kind, for an exhaustive search.
     Mixed,
 }

@@ -8,7 +8,8 @@
 //!   plan ── what this seed may suffer        world ── the loop, and who is told what
 //!   core ── time, chance, the queue          nodes, gateways, coordinators ── drivers
 //!   network, disk, log, etcd ── models       faults ── what goes wrong
-//!   clients, history ── who asks what        checker ── one file per promise; oracle ── online
+//!   clients, token_clients, history ── who asks what
+//!   checker ── one file per promise; oracle ── online
 //! ```
 //!
 //! What a newcomer would get wrong: a run without violation proves little unless it was busy. A seed
@@ -33,6 +34,8 @@ pub mod nodes;
 pub mod oracle;
 pub mod plan;
 pub mod rng;
+pub mod token_clients;
+pub mod token_rows;
 pub mod world;
 
 use std::collections::BTreeMap;
@@ -63,6 +66,8 @@ pub struct Report {
     pub faults: BTreeMap<String, u64>,
     /// What coordinators did, by kind.
     pub stories: BTreeMap<&'static str, u64>,
+    /// What requests with a token were told, by kind.
+    pub tokens: BTreeMap<&'static str, u64>,
     /// Faults that struck while nothing was in flight.
     pub idle_faults: u64,
 }
@@ -98,6 +103,7 @@ pub fn run(seed: u64, planted: Option<Planted>, out: Option<Box<dyn Write + Send
         unknown: count(|outcome| matches!(outcome, Outcome::Unknown)),
         faults,
         stories: world.core.stories.clone(),
+        tokens: world.tokens.counts(),
         idle_faults: world.faults.idle,
     }
 }

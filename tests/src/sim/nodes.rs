@@ -392,7 +392,7 @@ impl Driver<'_> {
         match effect {
             Effect::Write(record) => self.disk.write(core, record),
             Effect::Sync { group } => self.disk.sync(core, me, group),
-            Effect::Load { load, keys } => self.disk.load(core, me, load, &keys),
+            Effect::Load { load, needs } => self.disk.load(core, me, load, &needs),
             Effect::ReadLog { shard, from, bytes_max } => {
                 self.disk.read_log(core, me, shard, from, bytes_max);
             }
@@ -461,7 +461,9 @@ impl Driver<'_> {
                 self.disk.synced(core, self.process, group);
                 self.handle(core, Event::Durable { group });
             }
-            DiskDone::Loaded { load, values } => self.handle(core, Event::Loaded { load, values }),
+            DiskDone::Loaded { load, values, records } => {
+                self.handle(core, Event::Loaded { load, values, records });
+            }
             DiskDone::LogRead { shard, from, entries } => {
                 self.handle(core, Event::LogRead { shard, from, entries });
             }

@@ -11,6 +11,7 @@ use engine::planted::Planted;
 
 use super::faults::Kind;
 use super::rng::Rng;
+use super::token_clients::TokenPlan;
 
 /// Times are in virtual microseconds.
 #[derive(Clone, Debug)]
@@ -33,6 +34,7 @@ pub struct Plan {
     /// apart from the others, so that seeds without any keep their runs.
     pub bounded_percent: u64,
     pub staleness: Rng,
+    pub tokens: TokenPlan,
 
     pub network_delay: u64,
     pub jitter: bool,
@@ -73,6 +75,7 @@ impl Plan {
         let lease_ttl = rng.between(500_000, 2_000_000);
         let mut staleness = Rng::new(seed.rotate_left(32) ^ 0x57A1_E0F5_EED5);
         let bounded_percent = if staleness.percent(50) { staleness.between(10, 90) } else { 0 };
+        let tokens = TokenPlan::from_seed(seed);
         Self {
             seed,
             planted,
@@ -90,6 +93,7 @@ impl Plan {
             reads_percent: rng.between(10, 60),
             bounded_percent,
             staleness,
+            tokens: tokens.clone(),
 
             network_delay: rng.between(100, 1_000),
             jitter: rng.percent(50),
@@ -117,6 +121,8 @@ impl Plan {
                 table_bytes_max: if rng.percent(50) { 512 } else { 64 << 20 },
                 flush_after_ms: rng.between(50, 2_000),
                 collect_every_ms: rng.between(300, 3_000),
+                idempotency_window_ms: tokens.window_ms,
+                idempotency_records_max: tokens.records_max,
                 planted,
                 ..Settings::default()
             },
@@ -127,6 +133,7 @@ impl Plan {
                 queue_bytes_max: if rng.percent(20) { 400 } else { 16 << 20 },
                 worker_bytes_max: if rng.percent(20) { 1_000 } else { 128 << 20 },
                 lane_bytes_max: if rng.percent(20) { 20 } else { 16 << 20 },
+                heard_for_ms: tokens.heard_for_ms(),
                 planted,
                 ..batcher::Settings::default()
             },
@@ -161,6 +168,7 @@ impl Plan {
             coordinators: 2,
             shards,
             bounded_percent: 0,
+            tokens: TokenPlan { clients: 0, ..plan.tokens },
             network_delay: 300,
             jitter: false,
             fsync: 500,

@@ -16,6 +16,7 @@ use super::journal::Journal;
 use super::nodes::{NodeHost, store_id};
 use super::plan::Plan;
 use super::rng::Rng;
+use super::token_clients::{self, TokenClients, Told as TokenTold};
 
 /// A healthy run takes about a tenth of it.
 const STEPS_MAX: u64 = 3_000_000;
@@ -27,6 +28,7 @@ pub struct World {
     pub coordinators: Vec<CoordinatorHost>,
     pub chaos: ChaosHost,
     pub clients: Clients,
+    pub tokens: TokenClients,
     pub faults: Faults,
     stage: Stage,
 }
@@ -45,11 +47,13 @@ impl World {
         let nodes = (0..core.plan.nodes).map(|at| NodeHost::new(at, &mut core)).collect();
         let gateways = (0..core.plan.gateways).map(GatewayHost::new).collect();
         let coordinators = (0..core.plan.coordinators).map(CoordinatorHost::new).collect();
-        let clients = Clients::new(&mut core);
+        let mut clients = Clients::new(&mut core);
+        let tokens = TokenClients::new(&mut core, &mut clients.history);
         let faults = Faults::default();
         let stage = Stage::Faulty;
         let chaos = ChaosHost::default();
-        let mut world = Self { core, nodes, gateways, coordinators, chaos, clients, faults, stage };
+        let mut world =
+            Self { core, nodes, gateways, coordinators, chaos, clients, tokens, faults, stage };
         if !world.core.plan.bootstraps {
             world.place_shards();
         }
@@ -102,11 +106,10 @@ impl World {
     pub fn run(&mut self) -> Vec<Violation> {
         while self.core.oracle.violations.is_empty() {
             if self.is_over() {
-                let violations = checker::judge(&self.clients.history);
-                return violations;
+                return checker::judge(&self.clients.history, &self.tokens);
             }
             if self.core.now > self.core.plan.heals_by || self.core.step > STEPS_MAX {
-                let mut violations = checker::judge(&self.clients.history);
+                let mut violations = checker::judge(&self.clients.history, &self.tokens);
                 violations.push(heals::violation(self.unfinished()));
                 return violations;
             }
@@ -132,7 +135,8 @@ impl World {
             self.heal();
         }
         let loaded = self.core.now >= self.core.plan.load_until;
-        if self.stage == Stage::Healed && loaded && self.clients.is_idle() {
+        if self.stage == Stage::Healed && loaded && self.clients.is_idle() && self.tokens.is_idle()
+        {
             self.stage = Stage::Reading;
             self.clients.read_all(&mut self.core);
         }
@@ -209,6 +213,18 @@ impl World {
             Happening::EtcdLeases => core.etcd_leases(),
             Happening::Answered(answered) => self.clients.answered(core, answered),
             Happening::Client { client } => self.clients.ask(core, client),
+            Happening::TokenClient { client } => {
+                self.tokens.ask(core, &mut self.clients.history, client);
+            }
+            Happening::TokenRequest { to, send } => match self.listening(to) {
+                Some(process) => self.tell(process, Told::TokenRequest(send)),
+                None => {
+                    let told = vec![TokenTold::NotApplied(None); send.ops.len()];
+                    let answered = token_clients::Answered::of(&send, Some(told));
+                    self.tokens.answered(&mut self.core, answered);
+                }
+            },
+            Happening::TokenAnswered(answered) => self.tokens.answered(core, answered),
             Happening::Fault => self.fault(),
             Happening::FaultEnds { fault } => self.fault_ends(fault),
             Happening::Restart { place } => self.restart(place),

@@ -12,6 +12,7 @@
 //! - `400 bad-input delta`: a problem, by the last part of its type and its field. What must be true of every problem
 //!   is checked of each: media type, status, outcome, `Retry-After`, and what `Allow` has to do with 405.
 //! - `405 method-not-allowed GET, HEAD`: this one names what is allowed.
+//! - `200 replayed …`: the same, and it says that it tells of an earlier request.
 //! - `200 2/3 1:delta`: a batch of which 2 were applied of 3 understood, and the items that made no sense with their
 //!   fields. `400 0/0 0:key` is one of which all made no sense.
 
@@ -20,6 +21,7 @@ mod document;
 mod failures;
 mod requests;
 mod singles;
+mod tokens;
 
 use std::collections::BTreeSet;
 
@@ -38,6 +40,7 @@ fn every_row() {
     requests::rows(&mut table);
     singles::rows(&mut table);
     batches::rows(&mut table);
+    tokens::rows(&mut table);
     failures::rows(&mut table);
     table.finish();
 }
@@ -79,7 +82,7 @@ impl Table {
         let answer = self.client.call(line, &headers, body);
         self.judge(line, &answer, &say.replace("NS", &namespace));
         assert_eq!(self.values(&namespace), did, "what was done\n{head}\n{answer:?}");
-        if (400..=415).contains(&answer.status) {
+        if (400..=415).contains(&answer.status) && answer.status != 410 {
             let now = self.node().state().batches;
             assert_eq!(now, batches, "sent to a node although refused\n{head}");
         }
@@ -135,6 +138,11 @@ impl Table {
         let retry = header("retry-after");
         let whole_seconds = retry.parse::<u64>().is_ok_and(|seconds| seconds >= 1);
         let is_page = header("content-type").starts_with("text/plain");
+        let (replayed, rest) = match rest.strip_prefix("replayed ") {
+            Some(rest) => ("true", rest),
+            None => ("", rest),
+        };
+        assert_eq!(header("idempotent-replayed"), replayed, "{line} {answer:?}");
         let later = matches!(answer.status, 429 | 503) && !is_page;
         assert_eq!(later, whole_seconds, "{line} {answer:?}");
         if line.starts_with("HEAD ") {
@@ -198,7 +206,8 @@ fn is_problem(line: &str, answer: &Answer, problem: &Value) {
         assert!(!problem[member].as_str().unwrap().is_empty(), "{line} {member}");
     }
     let reads = line.starts_with("GET ") || line.contains("/get");
-    let outcome = if answer.status == 504 && !reads { "unknown" } else { "not-applied" };
+    let unknown = matches!(answer.status, 410 | 504) && !reads;
+    let outcome = if unknown { "unknown" } else { "not-applied" };
     assert_eq!(problem["outcome"], outcome, "{line}");
     assert_eq!(problem["field"].is_string(), answer.status == 400, "{line} {answer:?}");
     assert_eq!(answer.headers.contains_key("allow"), answer.status == 405, "{line}");

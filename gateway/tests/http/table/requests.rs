@@ -222,19 +222,6 @@ fn headers(table: &mut Table) {
             );
         }
     }
-    // Whoever sends a token relies on it, so it must not be taken for a request that has none.
-    for request in [one, BATCH, "DELETE /v1/counters/NS/k"] {
-        table.row(
-            format!("{request}\nIdempotency-Key: \"a\""),
-            "400 bad-input Idempotency-Key",
-            "",
-        );
-    }
-    table.row(
-        "GET /v1/counters/NS/k\nIdempotency-Key: \"a\"",
-        r#"200 {"namespace":"NS","key":"k","value":0}"#,
-        "",
-    );
     table.row(format!("{one}\nX-Unknown: 5\nCookie: a=b"), ok, "k=1");
 
     let plain = "200 text 5";

@@ -15,9 +15,11 @@ pub mod lost;
 pub mod one_primary;
 pub mod refused;
 pub mod session_rows;
+pub mod tokens;
 pub mod twice;
 
 use super::history::History;
+use super::token_clients::TokenClients;
 
 /// A broken promise.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -27,13 +29,14 @@ pub struct Violation {
 }
 
 /// Everything that a client could complain about.
-pub fn judge(history: &History) -> Vec<Violation> {
+pub fn judge(history: &History, clients: &TokenClients) -> Vec<Violation> {
     let mut violations = Vec::new();
     lost::check(history, &mut violations);
     twice::check(history, &mut violations);
     refused::check(history, &mut violations);
     linearizable::check(history, &mut violations);
     bounded::check(history, &mut violations);
+    tokens::check(history, clients, &mut violations);
     // One of each tells enough.
     violations.dedup_by_key(|violation| violation.promise);
     violations

@@ -1,0 +1,239 @@
+//! Operations with a client's token: when they count as issued, how they stand in a batch, and what
+//! their clients are told.
+
+use super::*;
+use crate::idempotency::{Scope, Tag, Token, TokenOutcome};
+
+fn token(scope: Scope, issued: Option<u64>) -> Token {
+    Token { scope, token: "t".into(), issued: issued.map(TimeMs), also: 0 }
+}
+
+fn tokened(request: u64, ops: &[Op], token: Token) -> Event {
+    Event::Write { request, ops: ops.to_vec(), token: Some(token), deadline: DEADLINE }
+}
+
+fn one(request: u64, ops: &[Op], issued: Option<u64>) -> Event {
+    tokened(request, ops, token(Scope::Counter, issued))
+}
+
+/// Groups of operations in one batch; a tag makes one with a token, issued then.
+type Group<'a> = (Option<(Tag, u64)>, &'a [Op]);
+
+fn groups(slots: Slots, bseq: u64, groups: &[Group<'_>]) -> Batch {
+    let mut payload = ops::begin();
+    for (token, group) in groups {
+        if let Some((tag, issued)) = token {
+            ops::put_token(&mut payload, tag, TimeMs(*issued), group.len());
+        }
+        group.iter().for_each(|op| ops::put(&mut payload, op));
+    }
+    Batch::seal(slots, session(7), Bseq(bseq), Bseq(bseq), Codec::Raw, payload.into())
+}
+
+fn tag(scope: Scope, ops: &[Op]) -> Tag {
+    token(scope, None).tag(ops).expect("it has operations")
+}
+
+fn told(values: &[i128], tokens: &[TokenOutcome], time: u64) -> Answer {
+    let (values, tokens) = (values.to_vec(), tokens.to_vec());
+    Answer::Applied { values, tokens, time: TimeMs(time) }
+}
+
+fn ms(ms: u64) -> Now {
+    Now(ms * 1_000)
+}
+
+#[test]
+fn with_the_clients_issue_time_it_goes_at_once() {
+    let mut story = Story::new();
+    let ops = [returning("a", 5)];
+    let sent = groups(ALL, 1, &[(Some((tag(Scope::Counter, &ops), 777)), &ops)]);
+    story.turn([one(1, &ops, Some(777))], &[frame(1, 1, [&sent])]);
+    let answered = told(&[5], &[TokenOutcome::Applied], 1_000);
+    story.turn([answer(1, 1, &sent, answered)], &[values(1, &[(0, 5)])]);
+}
+
+/// Nothing heard: an empty batch asks. The answer's time, less what has passed since the request
+/// came, is when it was issued; and serves for a while.
+#[test]
+fn without_one_the_shard_is_asked_for_its_time() {
+    let mut story = Story::new();
+    let ops = [add("a", 5)];
+    let counter = tag(Scope::Counter, &ops);
+    let asks = groups(ALL, 1, &[]);
+    story.turn([one(1, &ops, None)], &[frame(1, 1, [&asks])]);
+    story.now = ms(40);
+    let sent = groups(ALL, 2, &[(Some((counter, 9_960)), &ops)]);
+    story.turn([answer(1, 1, &asks, told(&[], &[], 10_000))], &[frame(1, 2, [&sent])]);
+    let done = told(&[], &[TokenOutcome::Applied], 10_020);
+    story.turn([answer(1, 2, &sent, done.clone())], &[wrote(1)]);
+    // Heard just now: the next one goes at once, issued then.
+    story.now = ms(1_040);
+    let sent = groups(ALL, 3, &[(Some((counter, 10_020)), &ops)]);
+    story.turn([one(2, &ops, None)], &[frame(1, 3, [&sent])]);
+    story.turn([answer(1, 3, &sent, done)], &[wrote(2)]);
+    // More than a second ago: the shard is asked again.
+    story.now = ms(2_041);
+    let asks = groups(ALL, 4, &[]);
+    story.turn([one(3, &ops, None)], &[frame(1, 4, [&asks])]);
+}
+
+/// Other operations are there to be sent: their answer tells the time.
+#[test]
+fn any_batch_asks() {
+    let mut story = Story::new();
+    let ops = [add("a", 5)];
+    let plain = batch(1, &[add("b", 1)]);
+    story.turn([write(1, &[add("b", 1)]), one(2, &ops, None)], &[frame(1, 1, [&plain])]);
+    let sent = groups(ALL, 2, &[(Some((tag(Scope::Counter, &ops), 50)), &ops)]);
+    story.turn([answer(1, 1, &plain, told(&[], &[], 50))], &[wrote(1), frame(1, 2, [&sent])]);
+}
+
+/// The issue time is fixed when the request came, not when it is sent at last.
+#[test]
+fn what_waits_behind_a_batch_was_issued_when_it_came() {
+    let mut story = Story::new();
+    let first = batch(1, &[add("b", 1)]);
+    story.turn([write(1, &[add("b", 1)])], &[frame(1, 1, [&first])]);
+    story.turn([answer(1, 1, &first, told(&[], &[], 1_000))], &[wrote(1)]);
+    let second = batch(2, &[add("b", 1)]);
+    story.turn([write(2, &[add("b", 1)])], &[frame(1, 2, [&second])]);
+    let ops = [add("a", 5)];
+    story.turn([one(3, &ops, None)], &[]);
+    story.now = ms(3_000);
+    let sent = groups(ALL, 3, &[(Some((tag(Scope::Counter, &ops), 1_000)), &ops)]);
+    let answered = answer(1, 2, &second, told(&[], &[], 4_000));
+    story.turn([answered], &[wrote(2), frame(1, 3, [&sent])]);
+}
+
+#[test]
+fn a_shard_that_refuses_to_be_asked_refuses_those_that_wait() {
+    let mut story = Story::new();
+    let asks = groups(ALL, 1, &[]);
+    story.turn([one(1, &[add("a", 5)], None)], &[frame(1, 1, [&asks])]);
+    let overloaded = answer(1, 1, &asks, refused(Refusal::Overloaded));
+    story.turn([overloaded], &[failed(1, &[(0, Failure::Overloaded)])]);
+}
+
+#[test]
+fn an_unanswered_question_leaves_the_operation_unsent() {
+    let mut story = Story::new();
+    let asks = groups(ALL, 1, &[]);
+    story.turn([one(1, &[add("a", 5)], None)], &[frame(1, 1, [&asks])]);
+    story.now = DEADLINE;
+    story.turn([], &[failed(1, &[(0, Failure::Slow)])]);
+}
+
+/// Adds of the same counter, with a token and without: none of them is merged.
+#[test]
+fn an_operation_with_a_token_is_merged_with_no_other() {
+    let mut story = Story::new();
+    let (a, b) = ([add("a", 1)], [add("a", 2)]);
+    let with = |ops: &[Op]| Some((tag(Scope::Counter, ops), 9));
+    let plain = [add("a", 10)];
+    let all: [Group<'_>; 4] = [(None, &plain), (with(&a), &a), (with(&b), &b), (None, &plain)];
+    let sent = groups(ALL, 1, &all);
+    let asked = [write(1, &plain), one(2, &a, Some(9)), one(3, &b, Some(9)), write(4, &plain)];
+    story.turn(asked, &[frame(1, 1, [&sent])]);
+    let outcomes = [TokenOutcome::Applied, TokenOutcome::Reused];
+    story.turn(
+        [answer(1, 1, &sent, told(&[], &outcomes, 9))],
+        &[wrote(1), wrote(2), failed(3, &[(0, Failure::TokenReused)]), wrote(4)],
+    );
+}
+
+/// A request over two shards: one counter's items are summed, each shard has its part whole, and the
+/// fingerprint is the whole request's in both.
+#[test]
+fn a_requests_parts_are_whole_and_their_items_summed() {
+    let mut story = Story::with(Settings::default(), &[config(LEFT, 1, 1), config(RIGHT, 1, 1)]);
+    let (left, right) = (key_in(LEFT), key_in(RIGHT));
+    let ops = [add(&left, 1), add(&right, 2), add(&left, 4)];
+    let whole = Some((tag(Scope::Batch, &ops), 9));
+    let one = groups(LEFT, 1, &[(whole, &[add(&left, 5)])]);
+    let two = groups(RIGHT, 1, &[(whole, &[add(&right, 2)])]);
+    let asked = tokened(1, &ops, token(Scope::Batch, Some(9)));
+    story.turn([asked], &[frame(1, 1, [&one, &two])]);
+    story.turn([answer(1, 1, &one, told(&[], &[TokenOutcome::Replayed], 9))], &[]);
+    let result = WriteResult {
+        replayed: 2,
+        failed: vec![(1, Failure::TokenTooOld)],
+        ..WriteResult::default()
+    };
+    let too_old = told(&[], &[TokenOutcome::TooOld], 9);
+    story.turn([answer(1, 1, &two, too_old)], &[Effect::Wrote { request: 1, result }]);
+}
+
+#[test]
+fn every_outcome_has_its_reason_and_a_refused_one_no_value() {
+    for (outcome, failure) in [
+        (TokenOutcome::Reused, Failure::TokenReused),
+        (TokenOutcome::TooOld, Failure::TokenTooOld),
+        (TokenOutcome::Quota, Failure::TokenQuota),
+    ] {
+        let mut story = Story::new();
+        let ops = [returning("a", 5)];
+        let sent = groups(ALL, 1, &[(Some((tag(Scope::Counter, &ops), 7)), &ops)]);
+        story.turn([one(1, &ops, Some(7))], &[frame(1, 1, [&sent])]);
+        let answered = answer(1, 1, &sent, told(&[0], &[outcome], 9));
+        story.turn([answered], &[failed(1, &[(0, failure)])]);
+    }
+    use super::super::outcome::Outcome::{NotApplied, Unknown};
+    let outcome = Failure::outcome;
+    assert_eq!(outcome(Failure::TokenReused), NotApplied);
+    assert_eq!(outcome(Failure::TokenQuota), NotApplied);
+    assert_eq!(outcome(Failure::TokenTooOld), Unknown);
+}
+
+/// An answer that does not tell of every token tells nothing.
+#[test]
+fn too_few_outcomes_are_nonsense() {
+    let mut story = Story::new();
+    let ops = [add("a", 5)];
+    let sent = groups(ALL, 1, &[(Some((tag(Scope::Counter, &ops), 7)), &ops)]);
+    story.turn([one(1, &ops, Some(7))], &[frame(1, 1, [&sent])]);
+    let answered = answer(1, 1, &sent, told(&[], &[], 9));
+    story.turn([answered], &[failed(1, &[(0, Failure::ResultGone)])]);
+}
+
+/// A part larger than a batch goes whole, and nothing with it; one that does not fit behind others
+/// waits for the next.
+#[test]
+fn a_large_part_is_never_split() {
+    let mut story = Story::new();
+    let names: Vec<String> = (0..BATCH_OPS_MAX + 10).map(|n| n.to_string()).collect();
+    let ops: Vec<Op> = names.iter().map(|name| add(name, 1)).collect();
+    let plain = batch(1, &[add("first", 1)]);
+    let asked = tokened(2, &ops, token(Scope::Batch, Some(9)));
+    story.turn(
+        [write(1, &[add("first", 1)]), asked, write(3, &[add("last", 1)])],
+        &[frame(1, 1, [&plain])],
+    );
+    let sent = groups(ALL, 2, &[(Some((tag(Scope::Batch, &ops), 9)), &ops)]);
+    story.turn([answer(1, 1, &plain, applied(&[]))], &[wrote(1), frame(1, 2, [&sent])]);
+    let done = told(&[], &[TokenOutcome::Applied], 9);
+    let last = batch(3, &[add("last", 1)]);
+    story.turn([answer(1, 2, &sent, done)], &[wrote(2), frame(1, 3, [&last])]);
+}
+
+#[test]
+fn more_than_a_node_takes_is_refused() {
+    let mut story = Story::new();
+    let long = "k".repeat(1_000);
+    let ops: Vec<Op> = (0..12_600).map(|n| add(&format!("{long}{n}"), 1)).collect();
+    let all: Vec<_> = (0..12_600).map(|n| (n, Failure::TooLarge)).collect();
+    story.turn([tokened(1, &ops, token(Scope::Batch, Some(9)))], &[failed(1, &all)]);
+}
+
+/// What a refusal has dissolved is sealed again as it was: same token, same issue time.
+#[test]
+fn a_dissolved_batch_keeps_its_issue_time() {
+    let mut story = Story::new();
+    let ops = [add("a", 5)];
+    let token = (Some((tag(Scope::Counter, &ops), 7)), &ops[..]);
+    let sent = groups(ALL, 1, &[token]);
+    story.turn([one(1, &ops, Some(7))], &[frame(1, 1, [&sent])]);
+    story.turn([answer(1, 1, &sent, refused(Refusal::NotPrimary(None)))], &[]);
+    story.now = ms(10);
+    story.turn([], &[frame(1, 2, [&sent])]);
+}

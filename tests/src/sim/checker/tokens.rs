@@ -1,0 +1,113 @@
+//! A request with a token counts once, however often it was sent, as long as its client kept its part
+//! of the bargain (see [`token_clients`](super::super::token_clients)):
+//!
+//! - no digit of any value is above 1: nothing was counted twice;
+//! - of the two requests under one token at most one was ever done in a shard, so in a counter;
+//! - if any answer said that it was applied, its digit is there; and all such answers bring the same
+//!   value, with its own digit in it;
+//! - "reused" is said only of a request whose digit is not there; and if every answer was "not
+//!   applied", its digit is not there either.
+//!
+//! Whether a digit is there is read at the end of the run, from the last value of the counter.
+//!
+//! A false alarm would come from a client that sends long after its window without saying when it
+//! issued its token: those here never do.
+
+use engine::batcher::Failure;
+
+use super::super::history::{History, Outcome, Use};
+use super::super::token_clients::{Attempt, Case, TokenClients, Told};
+use super::Violation;
+use super::digits;
+
+const PROMISE: &str = "tokens";
+
+pub fn check(history: &History, clients: &TokenClients, violations: &mut Vec<Violation>) {
+    let mut last = Vec::new();
+    for (at, counter) in history.counters.iter().enumerate() {
+        let value = if counter.used == Use::Tokens { last_value(history, at) } else { None };
+        let set = value.and_then(digits::set);
+        if let (Some(value), None) = (value, set) {
+            let detail = format!("{:?} holds something twice: {value:#x}", counter.key);
+            violations.push(Violation { promise: PROMISE, detail });
+        }
+        last.push(set);
+    }
+    for (token, case) in clients.cases.iter().enumerate() {
+        if let Some(wrong) = wrong(case, &last, clients.plan.is_short()) {
+            let detail = format!("token-{token}: {wrong}: {case:?}");
+            violations.push(Violation { promise: PROMISE, detail });
+        }
+    }
+}
+
+/// What the final read saw.
+fn last_value(history: &History, counter: usize) -> Option<i128> {
+    let value = |op: &super::super::history::Op| match op.answer {
+        Some((_, Outcome::Applied(value))) => value,
+        _ => None,
+    };
+    history.of(counter).filter_map(value).last()
+}
+
+fn wrong(case: &Case, last: &[Option<u64>], forgets: bool) -> Option<String> {
+    for (item, &counter) in case.counters.iter().enumerate() {
+        let Some(set) = last[counter] else { continue };
+        let bit = |other: usize| 1u64 << (case.deltas[other][item].trailing_zeros() / 2);
+        let done = [set & bit(0) != 0, set & bit(1) != 0];
+        if done == [true, true] {
+            return Some(format!("both requests were done in counter {counter}"));
+        }
+        for other in [0, 1] {
+            let done = done[other];
+            let told = answers(case, other).map(|told| told[item]).collect::<Vec<_>>();
+            let sends = case.attempts.iter().filter(|attempt| usize::from(attempt.other) == other);
+            let all_refused = told.len() == sends.count()
+                && told.iter().all(|told| matches!(told, Told::NotApplied(_)));
+            if all_refused && done {
+                return Some(format!("counter {counter} holds a request that was always refused"));
+            }
+            for told in told {
+                let fits = match told {
+                    Told::Applied(_) => done,
+                    Told::NotApplied(Some(Failure::TokenReused)) => !done,
+                    // A record lasts longer than any run, and so does a window.
+                    Told::Unknown(Some(Failure::TokenTooOld)) => forgets || case.issued.is_some(),
+                    _ => true,
+                };
+                if !fits {
+                    return Some(format!("counter {counter}, done {done}, was told {told:?}"));
+                }
+            }
+        }
+    }
+    values(case)
+}
+
+/// What each answered send of one of the two requests was told.
+fn answers(case: &Case, other: usize) -> impl Iterator<Item = &Vec<Told>> {
+    let of_it = move |attempt: &&Attempt| usize::from(attempt.other) == other;
+    case.attempts.iter().filter(of_it).filter_map(|attempt| Some(&attempt.answer.as_ref()?.1))
+}
+
+/// Whoever asked for a value got the same one every time, and it holds what was asked for.
+fn values(case: &Case) -> Option<String> {
+    if !case.returning {
+        return None;
+    }
+    for other in [0, 1] {
+        let value = |told: &Vec<Told>| match told[0] {
+            Told::Applied(value) => value,
+            _ => None,
+        };
+        let values: Vec<i128> = answers(case, other).filter_map(value).collect();
+        if values.windows(2).any(|pair| pair[0] != pair[1]) {
+            return Some(format!("a replay differs: {values:?}"));
+        }
+        let delta = i128::from(case.deltas[other][0]);
+        if values.iter().any(|value| value & delta == 0) {
+            return Some(format!("{values:?} lack the request itself"));
+        }
+    }
+    None
+}

@@ -1,0 +1,309 @@
+//! Clients that send with a token, and send again: after an answer and without one, through any
+//! gateway, at once and long after, now and then another request under the same token.
+//!
+//! Each has one token at a time, on counters that nobody else writes to but others of its kind. A
+//! token's request has a digit of its own in each of its counters, and so has the *other* request
+//! that may come under the same token: so a value shows which of the two was done, and how often
+//! (see [`tokens`](super::checker::tokens)).
+//!
+//! What keeps the promise is the client's part of the bargain: it says when the token was issued,
+//! the same every time, and may then come as late as it likes; or it does not, and stops well within
+//! the window. The choices come from a stream of their own, so that the runs of other clients stay
+//! what they are.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use engine::batcher::{Failure, Outcome as Known, WriteResult};
+use engine::idempotency::{Scope, Token};
+use engine::ids::TimeMs;
+use engine::ops::{Op, OpKind};
+
+use super::core::{Core, Happening, Place};
+use super::history::{DIGITS_MAX, History, Use};
+use super::rng::Rng;
+
+/// The clients' wall clock at the start: ahead of every node's.
+const WALL_CLOCK_START: u64 = 1_700_000_002_000;
+
+/// What a seed decides about tokens.
+#[derive(Clone, Debug)]
+pub struct TokenPlan {
+    pub clients: usize,
+    pub window_ms: u64,
+    pub records_max: u64,
+    pub rng: Rng,
+}
+
+impl TokenPlan {
+    pub fn from_seed(seed: u64) -> Self {
+        let mut rng = Rng::new(seed.rotate_left(16) ^ 0x1DE4_9073_7C7);
+        let short = rng.percent(50);
+        Self {
+            clients: if rng.percent(70) { rng.between(1, 4) as usize } else { 0 },
+            window_ms: if short { rng.between(300, 3_000) } else { 3_600_000 },
+            records_max: if rng.percent(15) { rng.between(2, 20) } else { 1_000_000 },
+            rng,
+        }
+    }
+
+    /// How long what was heard of shard time serves: far below the window.
+    pub fn heard_for_ms(&self) -> u64 {
+        (self.window_ms / 6).min(1_000)
+    }
+
+    /// Records go within a run.
+    pub fn is_short(&self) -> bool {
+        self.window_ms < 3_600_000
+    }
+}
+
+/// One send, on its way to a gateway.
+#[derive(Clone, Debug)]
+pub struct Send {
+    pub token: usize,
+    pub attempt: usize,
+    pub ops: Vec<Op>,
+    pub with: Token,
+    pub deadline: u64,
+}
+
+/// What became of one operation of one send.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Told {
+    Applied(Option<i128>),
+    NotApplied(Option<Failure>),
+    Unknown(Option<Failure>),
+}
+
+impl Told {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Applied(_) => "applied",
+            Self::NotApplied(Some(Failure::TokenReused)) => "reused",
+            Self::NotApplied(Some(Failure::TokenQuota)) => "quota",
+            Self::NotApplied(_) => "not-applied",
+            Self::Unknown(Some(Failure::TokenTooOld)) => "too-old",
+            Self::Unknown(_) => "unknown",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Answered {
+    pub token: usize,
+    pub attempt: usize,
+    /// Per operation; none if nobody answered.
+    pub told: Option<Vec<Told>>,
+    pub replayed: usize,
+}
+
+impl Answered {
+    pub fn of(send: &Send, told: Option<Vec<Told>>) -> Self {
+        Self { token: send.token, attempt: send.attempt, told, replayed: 0 }
+    }
+}
+
+/// What clients asked under one token and were told.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Where each operation counts.
+    pub counters: Vec<usize>,
+    /// The deltas of the request, and of the other one.
+    pub deltas: [Vec<i64>; 2],
+    pub returning: bool,
+    /// As the client says in every attempt, if it does.
+    pub issued: Option<TimeMs>,
+    pub attempts: Vec<Attempt>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// Which of the two requests.
+    pub other: bool,
+    pub asked: u64,
+    /// Step, and what was told.
+    pub answer: Option<(u64, Vec<Told>)>,
+    pub replayed: usize,
+}
+
+pub struct TokenClients {
+    pub cases: Vec<Case>,
+    pub plan: TokenPlan,
+    rng: Rng,
+    counters: Vec<usize>,
+    /// The token that a client is busy with, and how often it will still ask.
+    busy: BTreeMap<usize, (usize, u64)>,
+    open: usize,
+}
+
+impl TokenClients {
+    pub fn new(core: &mut Core, history: &mut History) -> Self {
+        let plan = core.plan.tokens.clone();
+        let mut rng = plan.rng.clone();
+        let counters = match plan.clients {
+            0 => Vec::new(),
+            _ => (0..rng.between(2, 5)).map(|_| history.new_counter(Use::Tokens)).collect(),
+        };
+        for client in 0..plan.clients {
+            let first = rng.between(200_000, 400_000);
+            core.after(first, Happening::TokenClient { client });
+        }
+        Self { cases: Vec::new(), plan, rng, counters, busy: BTreeMap::new(), open: 0 }
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.open == 0
+    }
+
+    /// What they were told, by kind, for one to see that all of it was reached.
+    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
+        let mut counts = BTreeMap::new();
+        let attempts = self.cases.iter().flat_map(|case| &case.attempts);
+        for attempt in attempts.filter(|attempt| attempt.answer.is_some()) {
+            if attempt.replayed > 0 {
+                *counts.entry("replayed").or_default() += 1;
+            }
+            for told in attempt.answer.iter().flat_map(|(_, told)| told) {
+                *counts.entry(told.kind()).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    /// A client asks: once more under its token, or under a new one.
+    pub fn ask(&mut self, core: &mut Core, history: &mut History, client: usize) {
+        if core.now >= core.plan.load_until {
+            return;
+        }
+        let (token, left) = match self.busy.remove(&client) {
+            Some((token, left)) if left > 0 => (token, left - 1),
+            _ => (self.new_case(core, history), self.sends()),
+        };
+        self.busy.insert(client, (token, left));
+        self.send(core, history, client, token);
+    }
+
+    /// How often a new token will be asked for again.
+    fn sends(&mut self) -> u64 {
+        self.rng.below(5)
+    }
+
+    fn new_case(&mut self, core: &Core, history: &mut History) -> usize {
+        let at = self.rng.index(self.counters.len());
+        let mut counters = vec![self.counters[at]];
+        if self.rng.percent(40) {
+            counters.extend(self.counters.iter().copied().filter(|_| self.rng.percent(60)));
+        }
+        counters.sort();
+        counters.dedup();
+        for counter in &mut counters {
+            // Two digits to a token, and two items on the first counter of some.
+            if history.counters[*counter].adds + 4 > DIGITS_MAX {
+                let worn = *counter;
+                *counter = history.new_counter(Use::Tokens);
+                self.counters.retain(|&known| known != worn);
+                self.counters.push(*counter);
+            }
+        }
+        if counters.len() > 1 && self.rng.percent(50) {
+            counters.push(counters[0]);
+        }
+        let mut digit = |&counter: &usize| {
+            let adds = &mut history.counters[counter].adds;
+            *adds += 1;
+            1i64 << (2 * (*adds - 1))
+        };
+        let deltas =
+            [counters.iter().map(&mut digit).collect(), counters.iter().map(&mut digit).collect()];
+        // A short window and no issue time: asked for once only.
+        let says = self.plan.is_short() && self.rng.percent(85) || self.rng.percent(30);
+        let issued = says.then(|| TimeMs(WALL_CLOCK_START + core.now / 1_000));
+        let returning = counters.len() == 1 && self.rng.percent(40);
+        let attempts = Vec::new();
+        self.cases.push(Case { counters, deltas, returning, issued, attempts });
+        self.cases.len() - 1
+    }
+
+    fn send(&mut self, core: &mut Core, history: &History, client: usize, token: usize) {
+        let other = !self.cases[token].attempts.is_empty() && self.rng.percent(15);
+        let ops = self.ops(history, token, other);
+        let case = &mut self.cases[token];
+        let attempt = case.attempts.len();
+        case.attempts.push(Attempt { other, asked: core.step, answer: None, replayed: 0 });
+        let scope = if case.counters.len() == 1 { Scope::Counter } else { Scope::Batch };
+        let name = Bytes::from(format!("token-{token}"));
+        let with = Token { scope, token: name, issued: case.issued, also: 0 };
+        let patience = self.rng.between(50_000, 1_200_000);
+        let delay = self.rng.between(100, 2_000);
+        let deadline = core.now + delay + patience;
+        let to = Place::Gateway(self.rng.below(u64::from(core.plan.gateways)) as u8);
+        self.open += 1;
+        let send = Box::new(Send { token, attempt, ops, with, deadline });
+        // A gateway that forgets a client is told so here, as with the others.
+        let nobody = Answered::of(&send, None);
+        core.after(delay, Happening::TokenRequest { to, send });
+        core.after(patience + 2_000_000, Happening::TokenAnswered(nobody));
+        self.next(core, client, token, delay + patience);
+    }
+
+    /// When the client comes again: before it can have an answer, after it, or much later.
+    fn next(&mut self, core: &mut Core, client: usize, token: usize, patience: u64) {
+        let case = &self.cases[token];
+        let window = self.plan.window_ms * 1_000;
+        let after = match self.rng.below(4) {
+            0 => self.rng.between(100, 20_000),
+            3 if case.issued.is_some() && self.plan.is_short() => {
+                self.rng.between(window, 4 * window)
+            }
+            _ => self.rng.between(1_000, patience + 100_000),
+        };
+        if case.issued.is_none() && self.plan.is_short() {
+            self.busy.remove(&client);
+        }
+        core.after(after, Happening::TokenClient { client });
+    }
+
+    fn ops(&self, history: &History, token: usize, other: bool) -> Vec<Op> {
+        let case = &self.cases[token];
+        let deltas = case.deltas[usize::from(other)].iter();
+        let op = |(&counter, &delta): (&usize, &i64)| {
+            let delta = i128::from(delta);
+            let kind = match case.returning {
+                true => OpKind::AddReturning { delta },
+                false => OpKind::Add { delta },
+            };
+            let counter = history.counters[counter].key.clone();
+            Op { counter, kind }
+        };
+        case.counters.iter().zip(deltas).map(op).collect()
+    }
+
+    pub fn answered(&mut self, core: &mut Core, answered: Answered) {
+        let case = &mut self.cases[answered.token];
+        let attempt = &mut case.attempts[answered.attempt];
+        if attempt.answer.is_some() {
+            return;
+        }
+        core.journal.note(core.now, || format!("token client: {answered:?}"));
+        self.open -= 1;
+        let nobody = || vec![Told::Unknown(None); case.counters.len()];
+        attempt.answer = Some((core.step, answered.told.unwrap_or_else(nobody)));
+        attempt.replayed = answered.replayed;
+    }
+}
+
+/// Reads the answer to a send.
+pub fn told(ops: &[Op], result: &WriteResult) -> Vec<Told> {
+    let mut told = vec![Told::Applied(None); ops.len()];
+    for &(index, value) in &result.values {
+        told[index as usize] = Told::Applied(Some(value));
+    }
+    for &(index, failure) in &result.failed {
+        told[index as usize] = match failure.outcome() {
+            Known::NotApplied => Told::NotApplied(Some(failure)),
+            Known::Unknown => Told::Unknown(Some(failure)),
+        };
+    }
+    told
+}
