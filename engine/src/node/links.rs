@@ -10,8 +10,9 @@ use crate::ids::{CopyNo, Epoch, Now, Seq, ShardId, StoreBoot};
 
 /// Most bytes of entries under way on one connection.
 pub const WINDOW_BYTES: usize = 16 << 20;
-/// Most bytes of entries in one message (its limit on the wire is 16 MiB).
-pub const MESSAGE_BYTES: usize = 4 << 20;
+/// Most bytes of entries in one message, beside one entry that may be a request with a token of
+/// 12 MiB (the limit on the wire is 16 MiB).
+pub const MESSAGE_BYTES: usize = 3 << 20;
 
 /// A connection that this node has dialled, to feed a follower.
 #[derive(Debug)]
