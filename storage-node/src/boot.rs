@@ -159,8 +159,9 @@ impl Start<'_> {
                 && let Some((listener, address)) = bound
             {
                 let suspect = kept.record.status == StoreStatus::Suspect;
-                if suspect {
-                    disk.disk.suspicion_noted();
+                match suspect {
+                    true => disk.disk.suspicion_noted(),
+                    false => disk.disk.trusted(),
                 }
                 info!(%store, boot = claim.boot.0, address, suspect, "identity claimed");
                 let me = StoreBoot { store, boot: claim.boot };

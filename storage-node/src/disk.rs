@@ -174,6 +174,7 @@ pub struct Disk {
     alarm: Alarm,
     staging: Staging,
     damage_mark: disk_open::DamageMark,
+    folder: PathBuf,
     log: LogThread,
     state_jobs: Workers,
     readers: Workers,
@@ -199,7 +200,16 @@ impl Disk {
         failed: impl Fn(DiskError) + Send + Sync + 'static,
     ) -> Result<(Self, Opened), DiskError> {
         let found = disk_open::open(&settings)?;
-        let (tell, alarm) = (Tell(Arc::new(events)), Alarm::new(failed));
+        let tell = Tell(Arc::new(events));
+        let mark = found.damage_mark.clone();
+        let alarm = Alarm::new(move |error: DiskError| {
+            if error.is_damage()
+                && let Err(why) = mark.add(&[error.to_string()])
+            {
+                tracing::error!(%why, "what was found could not be noted for the next start");
+            }
+            failed(error);
+        });
         let opened = Opened {
             identity: found.recovered.resume.identity.clone(),
             replicas: found.recovered.replicas,
@@ -232,6 +242,7 @@ impl Disk {
             tell,
             staging: Staging::new(state.clone(), alarm.clone()),
             damage_mark: found.damage_mark,
+            folder: settings.folder,
             log,
             state_jobs: Workers::start_low("dkc-state", 1, &alarm),
             readers: Workers::start("dkc-reader", settings.readers.max(1), &alarm),
@@ -386,6 +397,12 @@ impl Disk {
     pub fn suspicion_noted(&self) {
         let mark = self.damage_mark.clone();
         self.state_jobs.run(move || mark.remove());
+    }
+
+    /// Etcd says that this store is not suspect.
+    pub fn trusted(&self) {
+        let folder = self.folder.clone();
+        self.state_jobs.run(move || disk_open::forget_what_was_set_aside(&folder));
     }
 
     /// Queues a change of the state; the event goes out with the view of after it.
