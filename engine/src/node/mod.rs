@@ -345,6 +345,8 @@ pub struct RecoveredContent {
 pub struct Settings {
     /// No commit with fewer members than this.
     pub min_in_sync: usize,
+    /// The disk was found damaged: a shard of which it knows nothing may be one that it has lost.
+    pub suspect: bool,
     /// A peer that says nothing for this long is silent.
     pub silent_after_ms: u64,
     pub heartbeat_ms: u64,
@@ -379,6 +381,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             min_in_sync: 2,
+            suspect: false,
             silent_after_ms: 1_000,
             heartbeat_ms: 100,
             frozen_after_ms: 1_000,

@@ -614,6 +614,29 @@ fn a_primary_answers_a_bounded_read_like_any_other() {
     check(bench.on(round_answered(3, &[])), &["read [42]"]);
 }
 
+/// Its log may have lost that there was a copy. Made anew at epoch 1 it would look like one that was always empty, and
+/// be promoted like any other.
+#[test]
+fn a_suspect_store_makes_no_copy_that_passes_for_a_new_one() {
+    #[track_caller]
+    fn check(suspect: bool, unfit: bool) {
+        let mut bench = Bench::new(B);
+        bench.node.settings.suspect = suspect;
+        bench.config(record(1, 1, A));
+        let message = NodeQuery::Gather { shards: vec![SHARD] };
+        let effects = bench.on(Event::Query { query: 1, message });
+        let told = |effect: &Effect| match effect {
+            Effect::QueryReply { reply: NodeQueryReply::Gather { ends, .. }, .. } => {
+                ends.iter().any(|end| end.unfit == unfit)
+            }
+            _ => false,
+        };
+        assert!(effects.iter().any(told), "{effects:?}");
+    }
+    check(false, false);
+    check(true, true);
+}
+
 #[test]
 fn a_node_without_a_copy_tells_nothing() {
     let mut bench = Bench::new(B);
