@@ -116,7 +116,6 @@ fn open_state(path: &Path, settings: StateSettings, mark: &DamageMark) -> Result
     } else if path.exists() {
         fs::rename(path, &aside).map_err(|why| context("set aside", path, why))?;
     }
-    kill::point("open.set-aside");
     State::open(path, settings)
 }
 
