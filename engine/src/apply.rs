@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use crate::entry::{Body, Entry, Position};
 use crate::ids::Slots;
 use crate::key::{self, CounterKey};
-use crate::message::Answer;
+use crate::message::{Answer, DigestPoint};
 use crate::ops::{self, Op, OpKind, OpsError};
 use crate::sessions::{BatchResult, Judgement, Sessions};
 use crate::store::table::Tables;
@@ -28,6 +28,18 @@ pub struct ShardState {
     /// Σ H(name) · value mod 2^128 over all counters, H odd.
     pub counter_digest: u128,
     pub sessions: Sessions,
+}
+
+impl ShardState {
+    /// What it amounts to: equal on all replicas at equal seq.
+    pub fn digest(&self) -> DigestPoint {
+        DigestPoint {
+            shard: self.slots.shard(),
+            seq: self.applied.seq,
+            counters: self.counter_digest,
+            sessions: self.sessions.digest(),
+        }
+    }
 }
 
 /// Values that were loaded for an entry: counters that it names, as they are in the state.

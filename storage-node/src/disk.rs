@@ -18,6 +18,7 @@
 use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -31,12 +32,13 @@ use engine::store::table::Frozen;
 use tokio::sync::oneshot;
 
 use crate::disk_open;
-use crate::error::DiskError;
+use crate::error::{DiskError, context};
 use crate::kill;
 use crate::log_thread::{LogJob, LogThread};
+use crate::scrub::{self, Pace};
 use crate::snapshot_files::{SnapshotReader, Staging};
 use crate::space::SpaceWatch;
-use crate::state::{State, StateSettings, View};
+use crate::state::{State, StateSettings, View, open_checkpoint};
 use crate::workers::{Alarm, Workers};
 
 /// Where a store lies and what it may use.
@@ -175,8 +177,11 @@ pub struct Disk {
     staging: Staging,
     damage_mark: disk_open::DamageMark,
     folder: PathBuf,
+    /// A scrub under way is to give up.
+    stopping: Arc<AtomicBool>,
     log: LogThread,
     state_jobs: Workers,
+    scrubbers: Arc<Workers>,
     readers: Workers,
     space: SpaceWatch,
     state: Arc<State>,
@@ -187,6 +192,12 @@ pub struct Disk {
 impl fmt::Debug for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Disk({:?}, {:?})", self.state, self.view)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Release);
     }
 }
 
@@ -244,7 +255,9 @@ impl Disk {
             damage_mark: found.damage_mark,
             folder: settings.folder,
             log,
+            stopping: Arc::default(),
             state_jobs: Workers::start_low("dkc-state", 1, &alarm),
+            scrubbers: Arc::new(Workers::start_low("dkc-scrub", 1, &alarm)),
             readers: Workers::start("dkc-reader", settings.readers.max(1), &alarm),
             space,
             state,
@@ -381,6 +394,33 @@ impl Disk {
             Ok(())
         });
         reader
+    }
+
+    /// Reads all that is on the disk, or of the state these shards alone. [`Event::Scrubbed`] follows, unless the process
+    /// ends before.
+    pub fn scrub(&self, scrub: u64, only: Vec<Slots>, bytes_per_s: u64) {
+        let (blocks, log_blocks) = mpsc::channel();
+        self.log.run(LogJob::Blocks(blocks));
+        let (state, tell, log) = (self.state.clone(), self.tell.clone(), self.log.folder().clone());
+        let (scrubbers, stopping) = (self.scrubbers.clone(), self.stopping.clone());
+        self.state_jobs.run(move || {
+            let folder = state.fresh_folder();
+            state.checkpoint(&folder)?;
+            scrubbers.run(move || {
+                let mut pace = Pace::new(bytes_per_s, stopping);
+                scrub::check_current(state.path())?;
+                let found = scrub::read_state(&open_checkpoint(&folder)?, &only, &mut pace)?;
+                std::fs::remove_dir_all(&folder).map_err(|why| context("remove", &folder, why))?;
+                // No blocks: nothing was written yet, or the log has failed.
+                let (owner, blocks) = log_blocks.recv().unwrap_or_default();
+                let read = scrub::read_log(&log, owner, &blocks, &mut pace)?;
+                if let (Ok(found), Ok(())) = (found, read) {
+                    tell.event(Event::Scrubbed { scrub, found });
+                }
+                Ok(())
+            });
+            Ok(())
+        });
     }
 
     /// Where copies that arrive are staged, for whoever receives them.
