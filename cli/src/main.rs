@@ -16,6 +16,7 @@ mod doctor;
 mod drain;
 mod exit;
 mod output;
+mod scrub;
 mod status;
 
 use std::process::ExitCode;
@@ -60,6 +61,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Empty a node, so that its machine may be switched off
     Drain(drain::Args),
+    /// Have a node read and check everything on its disk
+    Scrub(scrub::Args),
     /// Measure a running cluster: rate, latency, CPU of each role
     Bench(bench_command::Args),
     /// Ends the processes of a cluster whose `dkc dev` died (started by it)
@@ -102,6 +105,7 @@ fn main() -> ExitCode {
         Command::Get(args) => block_on(counters::get(args)),
         Command::Doctor(args) => block_on(doctor::run(args)),
         Command::Drain(args) => block_on(drain::run(args)),
+        Command::Scrub(args) => block_on(scrub::run(args)),
         Command::Status(args) => block_on(status::run(args)),
     };
     end(ended)

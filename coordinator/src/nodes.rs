@@ -250,7 +250,10 @@ mod tests {
                 NodeQuery::StepDown { shard, epoch } => {
                     NodeQueryReply::StepDown { shard, end: Some((epoch, Seq(5))) }
                 }
-                NodeQuery::Status => NodeQueryReply::Status { from, replicas: Vec::new() },
+                NodeQuery::Status => {
+                    NodeQueryReply::Status { from, replicas: Vec::new(), scrub: Default::default() }
+                }
+                NodeQuery::Scrub { .. } => NodeQueryReply::Scrub { from },
             };
             Ok(Response::new(reply.into()))
         }

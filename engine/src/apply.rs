@@ -15,7 +15,7 @@ use crate::entry::{Body, Entry, Position};
 use crate::idempotency::{Buckets, Limits, Record, RecordId, Scope, TokenOutcome, Verdict};
 use crate::ids::{Slot, Slots, TimeMs};
 use crate::key::{self, CounterKey};
-use crate::message::Answer;
+use crate::message::{Answer, DigestPoint};
 use crate::ops::{self, Op, OpKind, Ops, OpsError, Tokened};
 use crate::planted::Planted;
 use crate::sessions::{BatchResult, Judgement, Sessions};
@@ -34,6 +34,19 @@ pub struct ShardState {
     pub sessions: Sessions,
     /// Which idempotency records exist: those of these buckets.
     pub tokens: Buckets,
+}
+
+impl ShardState {
+    /// What it amounts to: equal on all replicas at equal seq.
+    pub fn digest(&self) -> DigestPoint {
+        DigestPoint {
+            shard: self.slots.shard(),
+            seq: self.applied.seq,
+            counters: self.counter_digest,
+            sessions: self.sessions.digest(),
+            tokens: self.tokens.digest(),
+        }
+    }
 }
 
 /// Counters as they are in the state, below the tables.

@@ -117,6 +117,8 @@ pub enum ToFollower {
     Proof { probe: u64, proven: Vec<(ShardId, Epoch, Seq)>, refused: Vec<ShardId> },
     /// A whole copy of a shard is on its way (as a stream of its own); see `engine::replica::learner`.
     Snapshot { transfer: u64, shard: ShardId, epoch: Epoch, copy: CopyNo },
+    /// This copy is not what the others are (the point says what they are): it is to be filled anew.
+    Damaged { epoch: Epoch, copy: CopyNo, point: DigestPoint },
 }
 
 /// Part of one message for one shard.
@@ -168,6 +170,19 @@ pub struct DigestPoint {
     pub tokens: u128,
 }
 
+/// What a node's last scrub found, for people.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct ScrubStatus {
+    /// One is under way.
+    pub running: bool,
+    /// By the node's wall clock. 0: there was none since it started.
+    pub ended: TimeMs,
+    /// How many copies it has read.
+    pub shards: u64,
+    /// Those that are not what was written. What a checksum sees is not among them: it ends the process.
+    pub damaged: Vec<ShardId>,
+}
+
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Reject {
     /// The follower obeys a newer primary.
@@ -202,6 +217,8 @@ pub enum NodeQuery {
     StepDown { shard: ShardId, epoch: Epoch },
     /// What is there to be seen of this node's replicas?
     Status,
+    /// Read everything that is on your disk, or these shards, at no more than this rate (0: the node's own).
+    Scrub { shards: Vec<ShardId>, bytes_per_s: u64 },
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -222,6 +239,11 @@ pub enum NodeQueryReply {
     Status {
         from: StoreBoot,
         replicas: Vec<ReplicaStatus>,
+        scrub: ScrubStatus,
+    },
+    /// It will be done; `Status` tells what comes of it.
+    Scrub {
+        from: StoreBoot,
     },
 }
 
@@ -248,7 +270,6 @@ pub enum RoleStatus {
         epoch: Epoch,
         open: bool,
         silent: Vec<StoreId>,
-        digest_mismatches: u64,
     },
 }
 

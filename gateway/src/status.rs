@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use engine::config::ShardConfig;
 use engine::ids::{ShardId, StoreBoot, StoreId};
-use engine::message::{NodeQuery, NodeQueryReply, ReplicaStatus, RoleStatus};
+use engine::message::{NodeQuery, NodeQueryReply, ReplicaStatus, RoleStatus, ScrubStatus};
 use engine::records::{StoreRecord, StoreStatus};
 use proto::wire;
 use proto::wire::control_client::ControlClient;
@@ -66,7 +66,14 @@ impl Board {
 }
 
 /// What each node that answered said of its replicas, and which run of its store it is.
-type Told = BTreeMap<StoreId, (StoreBoot, BTreeMap<ShardId, ReplicaStatus>)>;
+type Told = BTreeMap<StoreId, Said>;
+
+#[derive(Clone, Debug)]
+struct Said {
+    from: StoreBoot,
+    replicas: BTreeMap<ShardId, ReplicaStatus>,
+    scrub: ScrubStatus,
+}
 
 async fn ask_all(known: &Directory) -> Told {
     let Some(cluster) = known.meta.as_ref().map(|meta| meta.cluster) else {
@@ -79,7 +86,7 @@ async fn ask_all(known: &Directory) -> Told {
         asking.spawn(async move {
             let told = tokio::time::timeout(ASK_WITHIN, ask(cluster, &address)).await;
             match told {
-                Ok(Ok((from, replicas))) if from.store == store => Some((store, (from, replicas))),
+                Ok(Ok(said)) if said.from.store == store => Some((store, said)),
                 Ok(Ok(_)) => None,
                 Ok(Err(why)) => {
                     debug!(%store, address, why, "no status");
@@ -99,18 +106,16 @@ async fn ask_all(known: &Directory) -> Told {
     told
 }
 
-async fn ask(
-    cluster: u128,
-    address: &str,
-) -> Result<(StoreBoot, BTreeMap<ShardId, ReplicaStatus>), String> {
+async fn ask(cluster: u128, address: &str) -> Result<Said, String> {
     let endpoint = endpoint(address).map_err(|error| error.to_string())?;
     let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
     let mut client = proto::limited!(ControlClient::new(channel));
     let query = wire::NodeQuery::new(cluster, NodeQuery::Status);
     let reply = client.query(query).await.map_err(|status| status.message().to_owned())?;
     match NodeQueryReply::try_from(reply.into_inner()) {
-        Ok(NodeQueryReply::Status { from, replicas }) => {
-            Ok((from, replicas.into_iter().map(|replica| (replica.shard, replica)).collect()))
+        Ok(NodeQueryReply::Status { from, replicas, scrub }) => {
+            let replicas = replicas.into_iter().map(|replica| (replica.shard, replica)).collect();
+            Ok(Said { from, replicas, scrub })
         }
         Ok(_) => Err("it answered another question".to_owned()),
         Err(invalid) => Err(invalid.to_string()),
@@ -136,6 +141,17 @@ struct Node<'a> {
     zone: &'a str,
     address: &'a str,
     state: &'static str,
+    /// None: there was no scrub since it started, or it does not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_scrub: Option<Scrub>,
+}
+
+#[derive(Serialize)]
+struct Scrub {
+    ended_ms: u64,
+    copies: u64,
+    /// Shards whose copies were not what had been written.
+    damaged: Vec<u16>,
 }
 
 #[derive(Serialize)]
@@ -160,6 +176,11 @@ struct Replica {
     /// Over the counters, 32 hexadecimal digits.
     digest: String,
     digest_at: u64,
+    /// The same over sessions and their collection.
+    sessions_digest: String,
+    /// Why the copy takes nothing more, if so: it is to be filled anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stopped: Option<String>,
 }
 
 fn page<'a>(cluster: &'a str, known: &'a Directory, told: &Told) -> Page<'a> {
@@ -183,18 +204,24 @@ fn node<'a>(known: &'a Directory, told: &Told, store: StoreId, kept: &'a StoreRe
     };
     let address = known.nodes.get(&store).map_or(&kept.address, |node| &node.address);
     let StoreRecord { name, zone, .. } = kept;
-    Node { name, uuid: store.to_string(), boot: kept.boot.0, zone, address, state }
+    let scrub = told.get(&store).map(|said| &said.scrub).filter(|scrub| scrub.has_ended());
+    let last_scrub = scrub.map(|scrub| Scrub {
+        ended_ms: scrub.ended.0,
+        copies: scrub.shards,
+        damaged: scrub.damaged.iter().map(|shard| shard.0).collect(),
+    });
+    Node { name, uuid: store.to_string(), boot: kept.boot.0, zone, address, state, last_scrub }
 }
 
 fn shard(known: &Directory, told: &Told, config: &ShardConfig) -> Shard {
     let names = |stores: &[StoreId]| stores.iter().map(|&store| known.name(store)).collect();
-    let of = |store: StoreId| told.get(&store)?.1.get(&config.shard());
+    let of = |store: StoreId| told.get(&store)?.replicas.get(&config.shard());
     let members = config.isr.iter().chain(&config.learners);
     let statuses: Vec<_> =
         members.filter_map(|&store| Some((known.name(store), of(store)?))).collect();
     // Only what that very run of the store says of that very epoch counts as leading.
-    let primary = told.get(&config.primary.store).filter(|(from, _)| *from == config.primary);
-    let leads = primary.and_then(|(_, replicas)| match replicas.get(&config.shard())?.role {
+    let primary = told.get(&config.primary.store).filter(|said| said.from == config.primary);
+    let leads = primary.and_then(|said| match said.replicas.get(&config.shard())?.role {
         RoleStatus::Primary { epoch, open, .. } if epoch == config.epoch => Some(open),
         _ => None,
     });
@@ -224,6 +251,8 @@ fn replica(node: String, status: &ReplicaStatus) -> Replica {
         applied: status.applied.0,
         digest: format!("{:032x}", status.digest.counters),
         digest_at: status.digest.seq.0,
+        sessions_digest: format!("{:032x}", status.digest.sessions),
+        stopped: status.stopped.clone(),
     }
 }
 
@@ -232,8 +261,8 @@ fn digests_agree<'a>(replicas: impl Iterator<Item = &'a ReplicaStatus>) -> bool 
     let mut at = BTreeMap::new();
     replicas.fold(true, |agree, replica| {
         let digest = replica.digest;
-        let first = *at.entry(digest.seq).or_insert(digest.counters);
-        agree && first == digest.counters
+        let first = *at.entry(digest.seq).or_insert(digest);
+        agree && first == digest
     })
 }
 
@@ -300,7 +329,7 @@ mod tests {
             promised: Epoch(3),
             last: Seq(seq + 1),
             applied: Seq(seq),
-            digest: DigestPoint { shard: ShardId(0), seq: Seq(seq), counters, sessions: 0 },
+            digest: DigestPoint { shard: ShardId(0), seq: Seq(seq), counters, sessions: 0, tokens: 0 },
             role,
             stopped: None,
         }
@@ -310,14 +339,15 @@ mod tests {
         let one = |(store, boot, status): (u128, u64, ReplicaStatus)| {
             let store = StoreId(store);
             let from = StoreBoot { store, boot: Boot(boot) };
-            (store, (from, BTreeMap::from([(ShardId(0), status)])))
+            let replicas = BTreeMap::from([(ShardId(0), status)]);
+            (store, Said { from, replicas, scrub: ScrubStatus::default() })
         };
         replicas.into_iter().map(one).collect()
     }
 
     fn leads(epoch: u64, open: bool) -> RoleStatus {
         let silent = Vec::new();
-        RoleStatus::Primary { epoch: Epoch(epoch), open, silent, digest_mismatches: 0 }
+        RoleStatus::Primary { epoch: Epoch(epoch), open, silent }
     }
 
     fn json_of(told: &Told) -> Value {
@@ -340,9 +370,12 @@ mod tests {
                 {"name": "node-3", "uuid": digest("3"), "boot": 1, "zone": "a", "address": "node-3:1", "state": "suspect"}],
             "shards": [{"id": 0, "slots": [0, 65535], "epoch": 3, "version": 9, "state": "open", "primary": "node-1",
                 "isr": ["node-1", "node-2"], "learners": ["node-3"], "digests_agree": true, "replicas": [
-                    {"node": "node-1", "last": 10, "applied": 9, "digest": digest("ab"), "digest_at": 9},
-                    {"node": "node-2", "last": 10, "applied": 9, "digest": digest("ab"), "digest_at": 9},
-                    {"node": "node-3", "last": 6, "applied": 5, "digest": digest("1"), "digest_at": 5}]}],
+                    {"node": "node-1", "last": 10, "applied": 9, "digest": digest("ab"), "digest_at": 9,
+                     "sessions_digest": digest("0")},
+                    {"node": "node-2", "last": 10, "applied": 9, "digest": digest("ab"), "digest_at": 9,
+                     "sessions_digest": digest("0")},
+                    {"node": "node-3", "last": 6, "applied": 5, "digest": digest("1"), "digest_at": 5,
+                     "sessions_digest": digest("0")}]}],
         });
         assert_eq!(json_of(&told), want);
     }

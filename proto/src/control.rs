@@ -1,7 +1,9 @@
 //! Coordinator ⇄ storage node.
 
-use engine::ids::{Epoch, Seq, ShardId, StoreBoot};
-use engine::message::{NodeQuery, NodeQueryReply, ReplicaStatus, Report, RoleStatus, ShardEnd};
+use engine::ids::{Epoch, Seq, ShardId, StoreBoot, TimeMs};
+use engine::message::{
+    NodeQuery, NodeQueryReply, ReplicaStatus, Report, RoleStatus, ScrubStatus, ShardEnd,
+};
 
 use crate::Invalid;
 use crate::common::{all, boot_of, each, shard_of, store_of};
@@ -19,6 +21,10 @@ impl wire::NodeQuery {
                 epoch: epoch.0,
             }),
             NodeQuery::Status => node_query::Kind::Status(wire::Empty {}),
+            NodeQuery::Scrub { shards, bytes_per_s } => node_query::Kind::Scrub(wire::Scrub {
+                shards: shards.into_iter().map(|shard| u32::from(shard.0)).collect(),
+                bytes_per_s,
+            }),
         };
         Self { open: Some(wire::Open::new(cluster, 0)), kind: Some(kind) }
     }
@@ -33,6 +39,9 @@ pub fn query_of(from: wire::NodeQuery) -> Result<NodeQuery, Invalid> {
             NodeQuery::StepDown { shard: shard_of(step.shard)?, epoch: Epoch(step.epoch) }
         }
         node_query::Kind::Status(_) => NodeQuery::Status,
+        node_query::Kind::Scrub(scrub) => {
+            NodeQuery::Scrub { shards: shards_of(scrub.shards)?, bytes_per_s: scrub.bytes_per_s }
+        }
     })
 }
 
@@ -55,10 +64,12 @@ impl From<NodeQueryReply> for wire::NodeQueryReply {
                     .map(|(epoch, seq)| wire::step_down_reply::End { epoch: epoch.0, seq: seq.0 });
                 Kind::StepDown(wire::StepDownReply { shard: u32::from(shard.0), end })
             }
-            NodeQueryReply::Status { from, replicas } => Kind::Status(wire::StatusReply {
+            NodeQueryReply::Status { from, replicas, scrub } => Kind::Status(wire::StatusReply {
                 from: Some(from.into()),
                 replicas: each(replicas),
+                scrub: Some(scrub.into()),
             }),
+            NodeQueryReply::Scrub { from } => Kind::Scrub(from.into()),
         };
         Self { kind: Some(kind) }
     }
@@ -84,7 +95,9 @@ impl TryFrom<wire::NodeQueryReply> for NodeQueryReply {
             Kind::Status(status) => Self::Status {
                 from: boot_of("status.from", status.from)?,
                 replicas: all(status.replicas)?,
+                scrub: status.scrub.map(ScrubStatus::try_from).transpose()?.unwrap_or_default(),
             },
+            Kind::Scrub(from) => Self::Scrub { from: from.into() },
         })
     }
 }
@@ -120,9 +133,9 @@ impl From<ReplicaStatus> for wire::ReplicaStatus {
     fn from(from: ReplicaStatus) -> Self {
         let primary = match from.role {
             RoleStatus::Follower => None,
-            RoleStatus::Primary { epoch, open, silent, digest_mismatches } => {
+            RoleStatus::Primary { epoch, open, silent } => {
                 let epoch = epoch.0;
-                Some(wire::PrimaryStatus { epoch, open, silent: each(silent), digest_mismatches })
+                Some(wire::PrimaryStatus { epoch, open, silent: each(silent) })
             }
         };
         Self {
@@ -151,9 +164,32 @@ impl TryFrom<wire::ReplicaStatus> for ReplicaStatus {
                 epoch: Epoch(primary.epoch),
                 open: primary.open,
                 silent: primary.silent.into_iter().map(store_of).collect(),
-                digest_mismatches: primary.digest_mismatches,
             }),
             stopped: from.stopped,
+        })
+    }
+}
+
+impl From<ScrubStatus> for wire::ScrubStatus {
+    fn from(from: ScrubStatus) -> Self {
+        Self {
+            running: from.running,
+            ended_ms: from.ended.0,
+            shards: from.shards,
+            damaged: from.damaged.into_iter().map(|shard| u32::from(shard.0)).collect(),
+        }
+    }
+}
+
+impl TryFrom<wire::ScrubStatus> for ScrubStatus {
+    type Error = Invalid;
+
+    fn try_from(from: wire::ScrubStatus) -> Result<Self, Invalid> {
+        Ok(Self {
+            running: from.running,
+            ended: TimeMs(from.ended_ms),
+            shards: from.shards,
+            damaged: shards_of(from.damaged)?,
         })
     }
 }

@@ -39,6 +39,11 @@ impl From<ToFollower> for wire::ToFollower {
                     copy: copy.0,
                 })
             }
+            ToFollower::Damaged { epoch, copy, point } => Kind::Damaged(wire::Damaged {
+                epoch: epoch.0,
+                copy: copy.0,
+                point: Some(point.into()),
+            }),
         };
         Self { kind: Some(kind) }
     }
@@ -70,6 +75,11 @@ impl TryFrom<wire::ToFollower> for ToFollower {
                 shard: shard_of(notice.shard)?,
                 epoch: Epoch(notice.epoch),
                 copy: CopyNo(notice.copy),
+            },
+            Kind::Damaged(damaged) => Self::Damaged {
+                epoch: Epoch(damaged.epoch),
+                copy: CopyNo(damaged.copy),
+                point: damaged.point.ok_or(Invalid::Missing("damaged.point"))?.try_into()?,
             },
         })
     }

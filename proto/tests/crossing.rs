@@ -15,8 +15,8 @@ use engine::ids::{
 use engine::key::CounterKey;
 use engine::message::{
     Answer, DigestPoint, FromFollower, GatewayMessage, NodeQuery, NodeQueryReply, NodeReply,
-    ReadResult, Refusal, Reject, ReplicaStatus, Report, RoleStatus, ShardAvailability, ShardEnd,
-    Slice, ToFollower,
+    ReadResult, Refusal, Reject, ReplicaStatus, Report, RoleStatus, ScrubStatus, ShardAvailability,
+    ShardEnd, Slice, ToFollower,
 };
 use prost::Message;
 use proto::wire;
@@ -206,7 +206,12 @@ impl Random {
     }
 
     fn dialler_message(&mut self) -> ToFollower {
-        match self.below(6) {
+        match self.below(7) {
+            6 => ToFollower::Damaged {
+                epoch: Epoch(self.number()),
+                copy: CopyNo(self.number()),
+                point: self.digest(),
+            },
             0 => ToFollower::Hello { from: self.boot(), to: self.boot() },
             1 => ToFollower::Append { n: self.number(), slices: self.list(Self::slice) },
             2 => ToFollower::Heartbeat {
@@ -272,7 +277,8 @@ impl Random {
     }
 
     fn query(&mut self) -> NodeQuery {
-        match self.below(4) {
+        match self.below(5) {
+            4 => NodeQuery::Scrub { shards: self.list(Self::shard), bytes_per_s: self.number() },
             0 => NodeQuery::Status,
             3 => NodeQuery::Probe { to: self.boot() },
             1 => NodeQuery::Gather { shards: self.list(Self::shard) },
@@ -307,7 +313,6 @@ impl Random {
                     epoch: Epoch(self.number()),
                     open: self.flag(),
                     silent: self.list(Self::store),
-                    digest_mismatches: self.number(),
                 },
             },
             stopped: self.flag().then(|| self.number().to_string()),
@@ -315,10 +320,17 @@ impl Random {
     }
 
     fn query_reply(&mut self) -> NodeQueryReply {
-        match self.below(5) {
+        match self.below(6) {
+            5 => NodeQueryReply::Scrub { from: self.boot() },
             4 => NodeQueryReply::Status {
                 from: self.boot(),
                 replicas: self.list(Self::replica_status),
+                scrub: ScrubStatus {
+                    running: self.flag(),
+                    ended: TimeMs(self.number()),
+                    shards: self.number(),
+                    damaged: self.list(Self::shard),
+                },
             },
             0 => NodeQueryReply::Probe { from: self.boot(), fsync_age_ms: self.number() },
             1 => NodeQueryReply::Gather {

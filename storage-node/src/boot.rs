@@ -24,8 +24,6 @@ use engine::node::Event;
 use engine::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
 use engine::store::log::{Identity, Record as LogRecord};
 use metastore::{BootGuard, Error, Kept, Metastore, Outcome, Settings};
-use proto::wire;
-use proto::wire::control_client::ControlClient;
 use telemetry::Health;
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
@@ -159,8 +157,9 @@ impl Start<'_> {
                 && let Some((listener, address)) = bound
             {
                 let suspect = kept.record.status == StoreStatus::Suspect;
-                if suspect {
-                    disk.disk.suspicion_noted();
+                match suspect {
+                    true => disk.disk.suspicion_noted(),
+                    false => disk.disk.trusted(),
                 }
                 info!(%store, boot = claim.boot.0, address, suspect, "identity claimed");
                 let me = StoreBoot { store, boot: claim.boot };
@@ -404,12 +403,9 @@ fn next_boot(known: Option<&Identity>, record: Option<&StoreRecord>) -> Boot {
 
 /// Who answers there, if anybody of this cluster does.
 async fn ask_who(cluster: u128, address: &str) -> Option<StoreBoot> {
-    let channel = crate::peers::endpoint(address).ok()?.connect().await.ok()?;
-    let mut client = proto::limited!(ControlClient::new(channel));
     // Whom it is meant for does not matter: the answer names who it is from.
     let probe = NodeQuery::Probe { to: StoreBoot::default() };
-    let reply = client.query(wire::NodeQuery::new(cluster, probe)).await.ok()?;
-    match reply.into_inner().try_into() {
+    match crate::ask(cluster, address, probe).await {
         Ok(NodeQueryReply::Probe { from, .. }) => Some(from),
         _ => None,
     }

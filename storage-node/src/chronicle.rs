@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 use engine::ids::{CopyNo, Epoch, ShardId, StoreId};
-use engine::node::ReplicaView;
+use engine::message::DigestPoint;
+use engine::node::{Finding, ReplicaView};
 use tracing::{error, info, warn};
 
 use crate::names::Names;
@@ -49,6 +50,31 @@ impl Chronicle {
             }
         }
     }
+}
+
+impl Chronicle {
+    /// Tells what an audit has found.
+    pub fn found(&self, finding: &Finding) {
+        match finding {
+            Finding::DigestsDiffer { own, store, theirs, believed } => {
+                let (node, at) = (self.names.of(*store), own.seq.0);
+                error!(shard = %own.shard, at, own = digits(own), node, theirs_at = theirs.seq.0, theirs = digits(theirs),
+                    believed, "two copies of a shard differ");
+            }
+            Finding::Scrubbed { shards, damaged } if damaged.is_empty() => {
+                info!(shards, "scrubbed: everything is what was written");
+            }
+            Finding::Scrubbed { shards, damaged } => {
+                let damaged = damaged.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+                error!(shards, damaged, "scrubbed: copies are not what was written");
+            }
+        }
+    }
+}
+
+/// Counters, then sessions.
+fn digits(point: &DigestPoint) -> String {
+    format!("{:032x} {:032x}", point.counters, point.sessions)
 }
 
 impl From<&ReplicaView<'_>> for Seen {

@@ -18,6 +18,7 @@
 use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -30,12 +31,13 @@ use engine::store::table::Frozen;
 use tokio::sync::oneshot;
 
 use crate::disk_open;
-use crate::error::DiskError;
+use crate::error::{DiskError, context};
 use crate::kill;
 use crate::log_thread::{LogJob, LogThread};
+use crate::scrub::{self, Pace};
 use crate::snapshot_files::{SnapshotReader, Staging};
 use crate::space::SpaceWatch;
-use crate::state::{State, StateSettings, View};
+use crate::state::{State, StateSettings, View, open_checkpoint};
 use crate::workers::{Alarm, Workers};
 
 /// Where a store lies and what it may use.
@@ -173,8 +175,12 @@ pub struct Disk {
     alarm: Alarm,
     staging: Staging,
     damage_mark: disk_open::DamageMark,
+    folder: PathBuf,
+    /// A scrub under way is to give up.
+    stopping: Arc<AtomicBool>,
     log: LogThread,
     state_jobs: Workers,
+    scrubbers: Arc<Workers>,
     readers: Workers,
     space: SpaceWatch,
     state: Arc<State>,
@@ -188,6 +194,12 @@ impl fmt::Debug for Disk {
     }
 }
 
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+}
+
 impl Disk {
     /// Takes the folder for this process alone, recovers what is in it, and starts the threads.
     ///
@@ -198,7 +210,16 @@ impl Disk {
         failed: impl Fn(DiskError) + Send + Sync + 'static,
     ) -> Result<(Self, Opened), DiskError> {
         let found = disk_open::open(&settings)?;
-        let (tell, alarm) = (Tell(Arc::new(events)), Alarm::new(failed));
+        let tell = Tell(Arc::new(events));
+        let mark = found.damage_mark.clone();
+        let alarm = Alarm::new(move |error: DiskError| {
+            if error.is_damage()
+                && let Err(why) = mark.add(&[error.to_string()])
+            {
+                tracing::error!(%why, "what was found could not be noted for the next start");
+            }
+            failed(error);
+        });
         let opened = Opened {
             identity: found.recovered.resume.identity.clone(),
             replicas: found.recovered.replicas,
@@ -231,8 +252,11 @@ impl Disk {
             tell,
             staging: Staging::new(state.clone(), alarm.clone()),
             damage_mark: found.damage_mark,
+            folder: settings.folder,
             log,
+            stopping: Arc::default(),
             state_jobs: Workers::start_low("dkc-state", 1, &alarm),
+            scrubbers: Arc::new(Workers::start_low("dkc-scrub", 1, &alarm)),
             readers: Workers::start("dkc-reader", settings.readers.max(1), &alarm),
             space,
             state,
@@ -372,6 +396,33 @@ impl Disk {
         reader
     }
 
+    /// Reads all that is on the disk, or of the state these shards alone. [`Event::Scrubbed`] follows, unless the process
+    /// ends before.
+    pub fn scrub(&self, scrub: u64, only: Vec<Slots>, bytes_per_s: u64) {
+        let (blocks, log_blocks) = mpsc::channel();
+        self.log.run(LogJob::Blocks(blocks));
+        let (state, tell, log) = (self.state.clone(), self.tell.clone(), self.log.folder().clone());
+        let (scrubbers, stopping) = (self.scrubbers.clone(), self.stopping.clone());
+        self.state_jobs.run(move || {
+            let folder = state.fresh_folder();
+            state.checkpoint(&folder)?;
+            scrubbers.run(move || {
+                let mut pace = Pace::new(bytes_per_s, stopping);
+                scrub::check_current(state.path())?;
+                let found = scrub::read_state(&open_checkpoint(&folder)?, &only, &mut pace)?;
+                std::fs::remove_dir_all(&folder).map_err(|why| context("remove", &folder, why))?;
+                // No blocks: nothing was written yet, or the log has failed.
+                let (owner, blocks) = log_blocks.recv().unwrap_or_default();
+                let read = scrub::read_log(&log, owner, &blocks, &mut pace)?;
+                if let (Ok(found), Ok(())) = (found, read) {
+                    tell.event(Event::Scrubbed { scrub, found });
+                }
+                Ok(())
+            });
+            Ok(())
+        });
+    }
+
     /// Where copies that arrive are staged, for whoever receives them.
     pub fn staging(&self) -> Staging {
         self.staging.clone()
@@ -386,6 +437,12 @@ impl Disk {
     pub fn suspicion_noted(&self) {
         let mark = self.damage_mark.clone();
         self.state_jobs.run(move || mark.remove());
+    }
+
+    /// Etcd says that this store is not suspect.
+    pub fn trusted(&self) {
+        let folder = self.folder.clone();
+        self.state_jobs.run(move || disk_open::forget_what_was_set_aside(&folder));
     }
 
     /// Queues a change of the state; the event goes out with the view of after it.

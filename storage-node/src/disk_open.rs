@@ -10,7 +10,14 @@
 //!
 //! **The damage mark.** Cutting the end of a damaged log may cut away what proves the damage. So
 //! the mark, a file that says what was found, is durable before anything is cut, and stays until
-//! etcd says that the store is suspect. While it is there, every copy is suspect.
+//! etcd says that the store is suspect. While it is there, every copy is suspect. A running process
+//! that finds damage leaves it too: the next start need not come across the same place again, nor
+//! etcd have been in reach.
+//!
+//! **A state that can't be read is set aside**, as a whole, and an empty one begins: its copies are
+//! to be filled anew anyway, and RocksDB would stumble over the bad place again at every compaction.
+//! Promises and copy numbers are in the log. What could be read of the old one is in
+//! `state.damaged`, for people, until the store is no longer suspect at a start.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -24,11 +31,11 @@ use engine::store::log::writer::Resume;
 use engine::store::recovery::{Plan, Recovery};
 
 use crate::disk::DiskSettings;
-use crate::error::{DiskError, context};
+use crate::error::{self, DiskError, context};
 use crate::kill;
 use crate::log_files::LogFolder;
 use crate::space::Space;
-use crate::state::State;
+use crate::state::{State, StateSettings};
 
 /// A folder that is ours, in order, and read.
 pub(crate) struct Found {
@@ -51,14 +58,14 @@ pub(crate) fn open(settings: &DiskSettings) -> Result<Found, DiskError> {
     let folder = &settings.folder;
     fs::create_dir_all(folder).map_err(|why| context("make", folder, why))?;
     let lock = lock(folder)?;
-    let state = State::open(&folder.join("state"), settings.state)?;
+    let damage_mark = DamageMark::new(folder);
+    let state = open_state(&folder.join("state"), settings.state, &damage_mark)?;
     let log = LogFolder::open(&folder.join("log"))?;
     // The folder's name in its parent, and the names in it, are as good as what they lead to.
     sync_folder(folder)?;
     if let Some(parent) = folder.canonicalize().ok().as_deref().and_then(Path::parent) {
         sync_folder(parent)?;
     }
-    let damage_mark = DamageMark::new(folder);
     let recovered = recover(&log, &state, &damage_mark)?;
     Ok(Found {
         lock,
@@ -92,6 +99,39 @@ fn kernel_boot() -> Result<u128, DiskError> {
         .map_err(|why| context("read", path, io::Error::new(io::ErrorKind::InvalidData, why)))
 }
 
+/// The state, or an empty one in the place of what is known or found to be damaged.
+fn open_state(path: &Path, settings: StateSettings, mark: &DamageMark) -> Result<State, DiskError> {
+    if !mark.read()?.iter().any(|line| line.starts_with(error::STATE)) {
+        let opened = State::open(path, settings);
+        let read = opened.and_then(|state| state.view().shards().map(|_| state));
+        match read {
+            Err(why) if why.is_damage() => mark.add(&[why.to_string()])?,
+            state => return state,
+        }
+    }
+    let aside = set_aside_path(path);
+    if aside.exists() {
+        // A start ended between here and the removal of the mark. What is there now was never full.
+        fs::remove_dir_all(path).map_err(|why| context("remove", path, why))?;
+    } else if path.exists() {
+        fs::rename(path, &aside).map_err(|why| context("set aside", path, why))?;
+    }
+    State::open(path, settings)
+}
+
+fn set_aside_path(state: &Path) -> PathBuf {
+    state.with_extension("damaged")
+}
+
+/// The store's copies are good again: nobody needs what was set aside.
+pub(crate) fn forget_what_was_set_aside(folder: &Path) -> Result<(), DiskError> {
+    let aside = set_aside_path(&folder.join("state"));
+    match fs::remove_dir_all(&aside) {
+        Err(why) if why.kind() != io::ErrorKind::NotFound => Err(context("remove", &aside, why)),
+        _ => Ok(()),
+    }
+}
+
 fn sync_folder(folder: &Path) -> Result<(), DiskError> {
     let sync = || File::open(folder)?.sync_all();
     sync().map_err(|why| context("fsync", folder, why))
@@ -104,8 +144,9 @@ fn recover(log: &LogFolder, state: &State, mark: &DamageMark) -> Result<Recovere
     let (mut plan, scanned) = read(log, state, &segments)?;
     let mut damage = mark.read()?;
     if plan.is_damaged() {
-        damage.extend(findings(&plan));
-        mark.write(&damage)?;
+        let found = findings(&plan);
+        mark.add(&found)?;
+        damage.extend(found);
     }
     if !damage.is_empty() {
         suspect_all(&mut plan);
@@ -225,8 +266,10 @@ impl DamageMark {
         }
     }
 
-    fn write(&self, lines: &[String]) -> Result<(), DiskError> {
-        let mut lines = lines.to_vec();
+    /// Adds what was found, durably.
+    pub(crate) fn add(&self, found: &[String]) -> Result<(), DiskError> {
+        let mut lines = self.read()?;
+        lines.extend_from_slice(found);
         lines.sort();
         lines.dedup();
         let new = self.folder.join("damage.new");

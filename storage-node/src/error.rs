@@ -11,6 +11,8 @@ pub enum DiskError {
     Io { action: &'static str, path: PathBuf, why: io::Error },
     #[error("state: {0}")]
     State(#[from] rocksdb::Error),
+    #[error("state: CURRENT says {0:?}, which is no MANIFEST that is there")]
+    Current(String),
     #[error("state: row {key}: {why}")]
     Row { key: String, why: engine::codec::Malformed },
     #[error("log segment {segment} at byte {offset}: what was written there is not there any more")]
@@ -28,7 +30,26 @@ pub enum DiskError {
     Foreign(PathBuf, &'static str),
 }
 
+/// How messages about the state begin.
+pub(crate) const STATE: &str = "state: ";
+
 impl DiskError {
+    /// What was written is not there any more, or is something else: a disk that answers, and lies. It will say the same
+    /// next time, so the store must not forget it.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::State(error) => match error.kind() {
+                rocksdb::ErrorKind::Corruption | rocksdb::ErrorKind::NotFound => true,
+                // RocksDB has no kind of its own for a file that is gone.
+                rocksdb::ErrorKind::IOError => error.as_ref().contains("No such file"),
+                _ => false,
+            },
+            Self::Damage { .. } | Self::Current(_) => true,
+            // A row that is whole and makes no sense was written so: by a newer build, or by a bug.
+            _ => false,
+        }
+    }
+
     /// The code the process exits with.
     pub fn exit_code(&self) -> u8 {
         match self {

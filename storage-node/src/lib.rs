@@ -11,6 +11,7 @@
 //!
 //! [`run`] is the process: [`boot`] makes sure of who it is, then the loop has the word until the end.
 
+mod ask;
 pub mod boot;
 pub mod chronicle;
 pub mod disk;
@@ -30,6 +31,7 @@ pub mod outbox;
 pub mod peers;
 pub mod reports;
 pub mod rpc;
+mod scrub;
 mod service;
 pub mod snapshot_files;
 pub mod snapshot_transfer;
@@ -37,5 +39,6 @@ mod space;
 pub mod state;
 mod workers;
 
+pub use ask::ask;
 pub use options::Options;
 pub use service::run;

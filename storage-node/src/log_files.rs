@@ -73,6 +73,20 @@ impl LogFolder {
         fs::read(&path).map(Bytes::from).map_err(|why| context("read", &path, why))
     }
 
+    /// What is read of this segment next comes from the disk, not from memory.
+    pub fn forget_cached(&self, segment: u64) -> Result<(), DiskError> {
+        let path = self.segment_path(segment);
+        match File::open(&path) {
+            Ok(file) => {
+                // Only a hint anyway.
+                let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+                Ok(())
+            }
+            Err(gone) if gone.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(why) => Err(context("open", &path, why)),
+        }
+    }
+
     /// Some bytes of a segment; none if the segment was deleted meanwhile, fewer at its end.
     pub fn read_at(
         &self,

@@ -18,6 +18,7 @@ use engine::node::Event;
 use engine::store::log::Record;
 use engine::store::log::group::Owner;
 use engine::store::log::index::{Needed, Piece, scan_entries};
+use engine::store::log::scan::Place;
 use engine::store::log::writer::{Resume, Writer};
 
 use crate::disk::{DiskSettings, Tell};
@@ -38,6 +39,8 @@ pub(crate) enum LogJob {
         bytes_max: usize,
     },
     Trim(Vec<Needed>),
+    /// Whose log it is and which blocks of groups it has; no answer if nothing was written yet.
+    Blocks(mpsc::Sender<(Owner, Vec<(Place, usize)>)>),
     /// All groups before it are durable: says so.
     Tell(mpsc::Sender<()>),
 }
@@ -47,6 +50,7 @@ pub(crate) struct LogThread {
     jobs: Option<mpsc::Sender<LogJob>>,
     thread: Option<JoinHandle<()>>,
     seen: Arc<Seen>,
+    folder: LogFolder,
 }
 
 /// What others may look at.
@@ -80,7 +84,7 @@ impl LogThread {
             writer: None,
             resume: Some(resume),
             files: LogWriter::new(folder.clone(), settings.segment_bytes),
-            folder,
+            folder: folder.clone(),
             segment_bytes: settings.segment_bytes,
             keep_bytes: settings.log_keep_bytes,
             bytes_max: settings.log_keep_bytes.saturating_add(settings.log_slack_bytes),
@@ -90,7 +94,7 @@ impl LogThread {
             seen: seen.clone(),
         };
         let thread = spawn(NAME, move || alarm.guard(NAME, || log.run(&queue)));
-        Self { jobs: Some(jobs), thread: Some(thread), seen }
+        Self { jobs: Some(jobs), thread: Some(thread), seen, folder }
     }
 
     /// Queues a job. If the thread has failed, that has been told, and the process is about to end.
@@ -103,6 +107,10 @@ impl LogThread {
     pub(crate) fn fsync_age(&self) -> Duration {
         let last = self.seen.fsynced.load(Ordering::Relaxed);
         Duration::from_micros(self.seen.micros().saturating_sub(last))
+    }
+
+    pub(crate) fn folder(&self) -> &LogFolder {
+        &self.folder
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -140,6 +148,11 @@ impl Log {
                 LogJob::Group { number, records } => self.group(number, records)?,
                 LogJob::Read { shard, from, bytes_max } => self.read(shard, from, bytes_max),
                 LogJob::Trim(needed) => self.trim(&needed),
+                LogJob::Blocks(asker) => {
+                    if let Some(writer) = &self.writer {
+                        drop(asker.send((writer.owner(), writer.index().blocks())));
+                    }
+                }
                 // Nobody waits any more if all of this ends.
                 LogJob::Tell(waiting) => drop(waiting.send(())),
             }

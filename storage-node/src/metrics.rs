@@ -29,12 +29,17 @@ pub struct NodeMetrics {
     frozen_shards: Gauge,
     digest_mismatches: Counter,
     durability_violations: Counter,
+    scrubs: Counter,
+    scrub_damages: Counter,
+    scrub_ended: Gauge,
+    damaged_copies: Gauge,
     connections_closed_full: Counter,
     /// Labels that were set last time, so that those of a shard that moved away go.
     shown: BTreeSet<Labels>,
     shown_lags: BTreeSet<Labels>,
     mismatches_seen: u64,
     violations_seen: u64,
+    scrubs_seen: (u64, u64),
 }
 
 /// Shown from the start, so that the first refusal is seen as a rise.
@@ -74,11 +79,16 @@ impl Default for NodeMetrics {
             frozen_shards: Gauge::default(),
             digest_mismatches: Counter::default(),
             durability_violations: Counter::default(),
+            scrubs: Counter::default(),
+            scrub_damages: Counter::default(),
+            scrub_ended: Gauge::default(),
+            damaged_copies: Gauge::default(),
             connections_closed_full: Counter::default(),
             shown: BTreeSet::new(),
             shown_lags: BTreeSet::new(),
             mismatches_seen: 0,
             violations_seen: 0,
+            scrubs_seen: (0, 0),
         }
     }
 }
@@ -120,6 +130,22 @@ impl NodeMetrics {
             "durability_violations",
             "Members that had lost what they had acknowledged",
             self.durability_violations.clone(),
+        );
+        r.register("scrubs", "Scrubs that came to their end", self.scrubs.clone());
+        r.register(
+            "scrub_damages",
+            "Copies that a scrub found not to be what was written",
+            self.scrub_damages.clone(),
+        );
+        r.register(
+            "scrub_ended_seconds",
+            "When the last scrub ended, as a unix time; 0: none since the start",
+            self.scrub_ended.clone(),
+        );
+        r.register(
+            "damaged_copies",
+            "Copies here that take nothing more and wait to be filled anew",
+            self.damaged_copies.clone(),
         );
         r.register(
             "connections_closed_full",
@@ -171,9 +197,10 @@ impl NodeMetrics {
 
     /// What is to be seen of the machine right now.
     pub fn look(&mut self, node: &Node, names: &Names) {
-        let mut frozen = 0;
+        let (mut frozen, mut damaged) = (0, 0);
         let (mut shown, mut shown_lags) = (BTreeSet::new(), BTreeSet::new());
         for view in node.replicas() {
+            damaged += i64::from(view.exists && view.stopped.is_some());
             let Some(primary) = view.primary else { continue };
             let shard = ("shard", view.shard.to_string());
             let labels = vec![shard.clone()];
@@ -201,6 +228,11 @@ impl NodeMetrics {
         (self.shown, self.shown_lags) = (shown, shown_lags);
         self.frozen_shards.set(frozen);
         raise(&self.digest_mismatches, &mut self.mismatches_seen, node.digest_mismatches());
+        self.damaged_copies.set(damaged);
+        self.scrub_ended.set(i64_of(node.last_scrub().ended.0 / 1_000));
+        let (scrubs, damages) = node.scrubs();
+        raise(&self.scrubs, &mut self.scrubs_seen.0, scrubs);
+        raise(&self.scrub_damages, &mut self.scrubs_seen.1, damages);
         raise(&self.durability_violations, &mut self.violations_seen, node.durability_violations());
     }
 }
@@ -210,7 +242,7 @@ fn labels_of_refusal(reason: &'static str) -> Labels {
     vec![("reason", reason.to_owned())]
 }
 
-/// The machine counts by itself, and forgets what shards counted that it leads no longer.
+/// The machine counts by itself.
 fn raise(counter: &Counter, seen: &mut u64, now: u64) {
     counter.inc_by(now.saturating_sub(*seen));
     *seen = now;

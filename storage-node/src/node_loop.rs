@@ -371,6 +371,10 @@ impl NodeLoop {
                 self.disk.discard_snapshot(conn, transfer)
             }
             Effect::DropRows { shard, slots } => self.disk.drop_rows(shard, slots),
+            Effect::Scrub { scrub, shards, bytes_per_s } => {
+                self.disk.scrub(scrub, shards, bytes_per_s)
+            }
+            Effect::Found(finding) => self.chronicle.found(&finding),
 
             Effect::ReadConfig { shard } => self.etcd.perform(Wish::ReadConfig { shard }),
             Effect::Propose { proposal, expect, config, candidate } => {

@@ -64,6 +64,12 @@ pub struct Options {
     /// Memory that the node may use.
     #[arg(long, env = "DKC_MEMORY_BYTES", default_value_t = 512 << 20)]
     pub memory_bytes: u64,
+    /// Everything on the disk is read and checked this often, in seconds; 0: only by `dkc scrub`.
+    #[arg(long, env = "DKC_SCRUB_EVERY", default_value_t = 86_400)]
+    pub scrub_every: u64,
+    /// No more than so many megabytes of it per second.
+    #[arg(long, env = "DKC_SCRUB_RATE", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub scrub_rate: u64,
 }
 
 impl Options {
@@ -116,6 +122,9 @@ impl Options {
             table_bytes_max: plan.table_bytes_max,
             pending_bytes_max: plan.pending_bytes_max,
             log_memory_bytes: plan.log_memory_bytes,
+            scrub_every_ms: (self.scrub_every > 0)
+                .then_some(self.scrub_every.saturating_mul(1_000)),
+            scrub_bytes_per_s: self.scrub_rate * 1_000_000,
             ..Settings::default()
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use engine::ids::StoreBoot;
 use engine::message::Report;
-use engine::node::Node;
+use engine::node::{Node, Settings};
 use engine::records::{Meta, NodeRecord};
 use metastore::{BootGuard, HeldKey, Lease, LeaseEvent, LeaseSettings, Metastore};
 use telemetry::{Health, Metrics};
@@ -264,7 +264,8 @@ fn node(
         }
     }
     info!(replicas = replicas.len(), "recovered");
-    Node::new(options.node_settings(meta), me, clock.now(), next_group, replicas)
+    let settings = Settings { suspect, ..options.node_settings(meta) };
+    Node::new(settings, me, clock.now(), next_group, replicas)
 }
 
 /// How the loop ended, and its disk, which may take long to close.

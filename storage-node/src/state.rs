@@ -20,6 +20,7 @@ use engine::idempotency::{Record, RecordId};
 use engine::ids::{CopyNo, ShardId, Slots};
 use engine::key::CounterKey;
 use engine::store::layout::{self, Change};
+use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, DataBlockIndexType, Env,
     IngestExternalFileOptions, MergeOperands, Options, ReadOptions, SnapshotWithThreadMode,
@@ -73,6 +74,21 @@ impl State {
         let options = options(settings)?;
         let db = Arc::new(DB::open(&options, path)?);
         Ok(Self { db, options, folder, next_file: AtomicU64::new(0) })
+    }
+
+    /// Links all files, as they are now, into this folder, which must not be there yet.
+    pub fn checkpoint(&self, into: &Path) -> Result<(), DiskError> {
+        Ok(Checkpoint::new(&self.db)?.create_checkpoint(into)?)
+    }
+
+    /// Where something of the state's may lie until the process ends.
+    pub fn fresh_folder(&self) -> PathBuf {
+        self.fresh_path().with_extension("checkpoint")
+    }
+
+    /// Where the database lies.
+    pub fn path(&self) -> &Path {
+        self.db.path()
     }
 
     /// The state as it is now.
@@ -213,6 +229,18 @@ impl Drop for Files<'_> {
     }
 }
 
+/// A checkpoint, to be read once: with hardly any memory, and past the page cache if the file system allows that.
+pub(crate) fn open_checkpoint(path: &Path) -> Result<View, DiskError> {
+    let mut options = options(StateSettings { cache_bytes: 4 << 20, open_files_max: 64 })?;
+    options.set_use_direct_reads(true);
+    let direct = DB::open_for_read_only(&options, path, false);
+    let db = direct.or_else(|_| {
+        options.set_use_direct_reads(false);
+        DB::open_for_read_only(&options, path, false)
+    })?;
+    Ok(View::new(Arc::new(db), |db| db.snapshot()))
+}
+
 type Snapshot<'a> = SnapshotWithThreadMode<'a, DB>;
 
 self_cell!(
@@ -310,7 +338,7 @@ impl View {
     }
 }
 
-fn row_error(key: &[u8], why: Malformed) -> DiskError {
+pub(crate) fn row_error(key: &[u8], why: Malformed) -> DiskError {
     DiskError::Row { key: key.escape_ascii().to_string(), why }
 }
 

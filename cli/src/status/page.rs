@@ -22,6 +22,16 @@ pub(crate) struct Node {
     pub(crate) zone: String,
     pub(crate) boot: u64,
     pub(crate) state: String,
+    /// None: it has not scrubbed its disk since it started.
+    pub(crate) last_scrub: Option<Scrub>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Scrub {
+    pub(crate) ended_ms: u64,
+    pub(crate) copies: u64,
+    pub(crate) damaged: Vec<u64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -43,6 +53,8 @@ pub(crate) struct Replica {
     pub(crate) node: String,
     pub(crate) last: Option<u64>,
     pub(crate) applied: Option<u64>,
+    /// Why it takes nothing more.
+    pub(crate) stopped: Option<String>,
 }
 
 /// What `--json` adds under `summary`.
@@ -58,6 +70,7 @@ pub(super) struct Summary {
     /// The most log entries any replica is behind the longest log of its shard.
     pub(super) lag_max: u64,
     pub(super) digests_disagree: Vec<u64>,
+    pub(super) damaged: Vec<Damaged>,
     pub(super) not_open: Vec<NotOpen>,
 }
 
@@ -68,7 +81,22 @@ pub(super) struct NotOpen {
     pub(super) why: String,
 }
 
+/// A copy that waits to be filled anew.
+#[derive(Debug, Eq, PartialEq, Serialize)]
+pub(super) struct Damaged {
+    pub(super) id: u64,
+    pub(super) node: String,
+    pub(super) why: String,
+}
+
 impl Shard {
+    fn damaged(&self) -> impl Iterator<Item = Damaged> {
+        self.replicas.iter().filter_map(|replica| {
+            let why = replica.stopped.clone()?;
+            Some(Damaged { id: self.id, node: replica.node.clone(), why })
+        })
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         self.state == "open"
     }
@@ -136,6 +164,7 @@ impl Cluster {
             in_sync_max: sizes().max().unwrap_or(0),
             lag_max: self.shards.iter().map(Shard::lag).max().unwrap_or(0),
             digests_disagree: self.shards.iter().filter(disagree).map(|shard| shard.id).collect(),
+            damaged: self.shards.iter().flat_map(Shard::damaged).collect(),
             not_open: closed
                 .map(|shard| NotOpen {
                     id: shard.id,
@@ -164,7 +193,7 @@ pub(super) mod tests {
                 {"id": 0, "slots": [0, 32767], "epoch": 1, "version": 2, "state": "open", "primary": "node-1",
                  "isr": ["node-1"], "learners": [], "digests_agree": true, "replicas": [
                     {"node": "node-1", "last": 9, "applied": 9, "digest": "00", "digest_at": 9},
-                    {"node": "node-2", "last": 4, "applied": 4}]},
+                    {"node": "node-2", "last": 4, "applied": 4, "stopped": "damage found at start"}]},
                 {"id": 1, "slots": [32768, 65535], "epoch": 2, "version": 4, "state": "frozen", "primary": null,
                  "isr": ["node-1", "node-2"], "learners": ["node-3"], "replicas": [], "digests_agree": false}]
         }))
@@ -184,6 +213,11 @@ pub(super) mod tests {
             in_sync_max: 2,
             lag_max: 5,
             digests_disagree: vec![1],
+            damaged: vec![Damaged {
+                id: 0,
+                node: "node-2".to_owned(),
+                why: "damage found at start".to_owned(),
+            }],
             not_open: vec![NotOpen { id: 1, state: "frozen".to_owned(), why }],
         };
         assert_eq!(cluster().summary(), want);

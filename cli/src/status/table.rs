@@ -1,8 +1,9 @@
 //! The cluster as tables, for people: everything about nodes, and of the shards those that are not as they should be.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::page::{Cluster, Node, NotOpen, Shard, Summary};
+use super::page::{Cluster, Damaged, Node, NotOpen, Shard, Summary};
 use crate::output::grouped;
 
 /// More rows than this are for `--all`.
@@ -48,6 +49,13 @@ pub(super) fn text(cluster: &Cluster, all: bool) -> String {
     for ((state, why), ids) in reasons {
         text += &format!("  {} {state}: {why}\n", named(&ids));
     }
+    if !summary.damaged.is_empty() {
+        text += "\nfilled anew, nothing is read from them meanwhile:\n";
+    }
+    for Damaged { id, node, why } in &summary.damaged {
+        text += &format!("  shard {id} on {node}: {why}\n");
+    }
+    text += &scrubs(cluster, SystemTime::now());
     for id in &summary.digests_disagree {
         text += &format!("\nshard {id}: ITS REPLICAS HOLD DIFFERENT COUNTERS\n");
     }
@@ -90,6 +98,31 @@ fn nodes(cluster: &Cluster) -> String {
     table(&columns, nodes.into_iter().map(row).collect())
 }
 
+/// When each node last read its whole disk; nothing if none has since it started.
+fn scrubs(cluster: &Cluster, now: SystemTime) -> String {
+    let scrubbed = cluster.nodes.iter().filter_map(|node| {
+        let scrub = node.last_scrub.as_ref()?;
+        let ended = UNIX_EPOCH + Duration::from_millis(scrub.ended_ms);
+        let ago = now.duration_since(ended).unwrap_or_default().as_secs();
+        let ago = match ago {
+            0..60 => "just now".to_owned(),
+            60..7_200 => format!("{} min ago", ago / 60),
+            _ => format!("{} h ago", ago / 3_600),
+        };
+        let found = match &scrub.damaged[..] {
+            [] => format!("{} copies, all as written", scrub.copies),
+            damaged => format!(
+                "DAMAGED: {} {}",
+                if damaged.len() == 1 { "shard" } else { "shards" },
+                listed(damaged)
+            ),
+        };
+        Some(format!("  {} {ago}: {found}\n", node.name))
+    });
+    let lines: String = scrubbed.collect();
+    if lines.is_empty() { lines } else { format!("\nscrubbed:\n{lines}") }
+}
+
 fn shards(shards: &[&Shard]) -> String {
     let row = |shard: &&Shard| {
         let Shard { id, epoch, state, primary, isr, learners, .. } = shard;
@@ -130,6 +163,7 @@ fn table(columns: &[&str], rows: Vec<Vec<String>>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::page::Scrub;
     use super::super::page::tests::cluster;
     use super::*;
 
@@ -151,15 +185,31 @@ SHARD  STATE   EPOCH  PRIMARY  LAG  IN SYNC        LEARNERS
 not open:
   shard 1 is frozen: its in-sync set (node-1, node-2) can't get smaller, and node-2 is down
 
+filled anew, nothing is read from them meanwhile:
+  shard 0 on node-2: damage found at start
+
 shard 1: ITS REPLICAS HOLD DIFFERENT COUNTERS
 ";
         assert_eq!(text(&cluster(), false), want);
     }
 
     #[test]
+    fn scrubs_are_told_with_their_age() {
+        let mut cluster = cluster();
+        let now = UNIX_EPOCH + Duration::from_secs(100_000);
+        assert_eq!(scrubs(&cluster, now), "");
+        let scrub = |ended_ms, damaged| Some(Scrub { ended_ms, copies: 24, damaged });
+        cluster.nodes[0].last_scrub = scrub(99_400_000, vec![]);
+        cluster.nodes[1].last_scrub = scrub(1_000_000, vec![3, 5]);
+        let want = "\nscrubbed:\n  node-1 10 min ago: 24 copies, all as written\n  node-2 27 h ago: DAMAGED: shards 3,5\n";
+        assert_eq!(scrubs(&cluster, now), want);
+    }
+
+    #[test]
     fn what_is_well_is_only_counted() {
         let mut cluster = cluster();
         cluster.shards.truncate(1);
+        cluster.shards[0].replicas[1].stopped = None;
         assert!(!text(&cluster, false).contains("SHARD"));
         assert!(text(&cluster, true).contains("SHARD"));
         // Many that are not open, for one reason.

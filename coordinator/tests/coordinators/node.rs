@@ -195,7 +195,10 @@ impl Answers {
                 let (_, seq) = says.ends.get(&shard).copied().unwrap_or_default();
                 NodeQueryReply::StepDown { shard, end: Some((epoch, seq)) }
             }
-            NodeQuery::Status => NodeQueryReply::Status { from, replicas: Vec::new() },
+            NodeQuery::Status => {
+                NodeQueryReply::Status { from, replicas: Vec::new(), scrub: Default::default() }
+            }
+            NodeQuery::Scrub { .. } => NodeQueryReply::Scrub { from },
         })
     }
 }

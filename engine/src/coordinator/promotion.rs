@@ -294,6 +294,10 @@ impl Office {
             // Lost and retired stores are not probed, so they are not alive here.
             let process = self.health.alive(store).filter(|it| round.asked[&store] == *it)?;
             let leaves = matches!(need, Need::Resigned | Need::CutOff | Need::HandedOver);
+            // A damaged copy is the last resort, one that lost all it had is none: it would count from 0.
+            if end.unfit && end.last.1 == Seq(0) {
+                return None;
+            }
             let rank = match status {
                 _ if end.unfit => Rank::Unfit,
                 StoreStatus::Suspect => Rank::Suspect,

@@ -723,6 +723,16 @@ fn a_damaged_copy_waits_for_a_better_one() {
     assert_eq!(bench.accept().primary, process(2, 1));
 }
 
+/// Its state could not be read and its log does not reach back to the first entry: promoted, it would count from 0.
+#[test]
+fn a_copy_that_lost_everything_is_never_promoted() {
+    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = without_primary(vec![config]);
+    bench.gathered(&[unfit(end(2, 0, (0, 0)))]);
+    bench.pass(200_000);
+    assert_eq!(bench.proposed(), []);
+}
+
 #[test]
 fn when_all_have_answered_the_best_damaged_copy_is_taken_at_once() {
     let config = ShardConfig {
@@ -968,6 +978,31 @@ fn a_name_of_a_living_store_is_its_own() {
     assert!(!bench.take().iter().any(writes));
 }
 
+fn clears(effect: &Effect, wanted: u128) -> bool {
+    match effect {
+        Effect::Propose { writes: Writes::Store { store, record, .. }, .. } => {
+            *store == id(wanted) && record.status == StoreStatus::Active
+        }
+        _ => false,
+    }
+}
+
+/// With as many nodes as `min_in_sync` its copies can't be taken away. They are filled where they are, and it stayed
+/// suspect for ever: never to be promoted again.
+#[test]
+fn a_suspect_store_at_the_floor_is_cleared_when_its_copies_are_new() {
+    let config = ShardConfig { isr: ids(&[1, 2]), target: ids(&[1, 2]), ..shard_at(0) };
+    let mut bench = Bench::leading(2, vec![config]);
+    bench.set_status(2, StoreStatus::Suspect);
+    bench.pass(1_200);
+    bench.gathered(&[unfit(end(2, 0, (4, 9)))]);
+    bench.ends.clear();
+    assert!(!bench.take().iter().any(|effect| clears(effect, 2)));
+    bench.pass(1_000);
+    bench.gathered(&[end(2, 0, (4, 9))]);
+    assert!(bench.take().iter().any(|effect| clears(effect, 2)));
+}
+
 #[test]
 fn a_suspect_store_is_cleared_when_it_holds_nothing_any_more() {
     let mut bench = Bench::leading(3, vec![shard_at(0)]);
@@ -979,17 +1014,11 @@ fn a_suspect_store_is_cleared_when_it_holds_nothing_any_more() {
     bench.pass(1_000);
     // It has not deleted its copy yet.
     assert_eq!(gather(&bench), [(3, vec![ShardId(0)])]);
-    bench.gathered(&[end(3, 0, (4, 9))]);
+    bench.gathered(&[unfit(end(3, 0, (4, 9)))]);
     bench.ends.clear();
     bench.pass(1_000);
     bench.gathered(&[]);
-    let cleared = |effect: &Effect| match effect {
-        Effect::Propose { writes: Writes::Store { store, record, .. }, .. } => {
-            *store == id(3) && record.status == StoreStatus::Active
-        }
-        _ => false,
-    };
-    assert!(bench.take().iter().any(cleared));
+    assert!(bench.take().iter().any(|effect| clears(effect, 3)));
     bench.set_status(3, StoreStatus::Active);
     bench.pass(200);
     assert_eq!(bench.accept().learners, ids(&[3]));

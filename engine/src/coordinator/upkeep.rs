@@ -17,7 +17,7 @@ use crate::records::{Meta, StoreRecord, StoreStatus};
 const PLAN_EVERY_MS: u64 = 100;
 /// … and this often while they don't: some of what a plan sees is the time.
 const PLAN_IDLE_MS: u64 = 1_000;
-/// A suspect store without copies in etcd is asked this often whether it has dropped them.
+/// A suspect store is asked this often what it holds.
 const ASK_SUSPECT_EVERY_MS: u64 = 1_000;
 
 #[derive(Debug, Default)]
@@ -238,8 +238,9 @@ impl Office {
         }
     }
 
-    /// A suspect store that holds nothing any more is as good as new. Etcd must say so (the planner
-    /// sees to that), and then the store itself: it deletes a copy only once it has read the record.
+    /// A suspect store is as good as new once every copy that it holds is one that was filled anew. Mostly it holds
+    /// none by then, since the planner takes them all away; at the floor they stay, and are filled in their place.
+    /// It is asked itself: all copies of a store that starts as suspect are unfit until they are others.
     fn review_suspects(&mut self, turn: &mut Turn<'_>) {
         if turn.now < self.upkeep.ask_after {
             return;
@@ -258,11 +259,7 @@ impl Office {
 
     fn clearable(&self, store: StoreId) -> Option<StoreBoot> {
         let is_suspect = self.records.stores.get(store)?.value.status == StoreStatus::Suspect;
-        let holds = |config: &ShardConfig| {
-            [&config.isr, &config.learners, &config.target].iter().any(|list| list.contains(&store))
-        };
-        let holds = self.records.shards.iter().any(|(_, kept)| holds(&kept.value));
-        self.health.alive(store).filter(|_| is_suspect && !holds)
+        self.health.alive(store).filter(|_| is_suspect)
     }
 
     pub(super) fn on_suspect_gathered(
@@ -273,7 +270,12 @@ impl Office {
         ends: Option<&[ShardEnd]>,
     ) {
         let asked = self.upkeep.asked.remove(&gather) == Some(store);
-        if !asked || ends.is_none_or(|ends| !ends.is_empty()) || self.clearable(store).is_none() {
+        let filled = |end: &ShardEnd| {
+            let config = self.records.shards.get(end.shard).map(|kept| &kept.value);
+            !end.unfit && config.is_some_and(|config| config.isr.contains(&store))
+        };
+        let clean = ends.is_some_and(|ends| ends.iter().all(filled));
+        if !asked || !clean || self.clearable(store).is_none() {
             return;
         }
         let Some(kept) = self.records.stores.get(store) else { return };

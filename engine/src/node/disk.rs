@@ -15,7 +15,7 @@ use crate::apply::{self, Loaded, Needs, Values};
 use crate::idempotency::Record;
 use crate::ids::{CopyNo, Now, Seq, ShardId, StoreId};
 use crate::key::CounterKey;
-use crate::message::NodeReply;
+use crate::message::{DigestPoint, NodeReply};
 use crate::node::{Effect, Node, turn_of};
 use crate::replica::Replica;
 use crate::replica::log::Loading;
@@ -50,7 +50,7 @@ pub(super) struct Flushing {
 #[derive(Debug)]
 struct UnderWay {
     flush: u64,
-    shards: Vec<(ShardId, CopyNo, Seq)>,
+    shards: Vec<(CopyNo, DigestPoint)>,
 }
 
 impl Node {
@@ -82,6 +82,7 @@ impl Node {
     }
 
     fn apply_committed(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+        let before = self.replicas.get(&shard).map_or(Seq(0), |replica| replica.state.applied.seq);
         loop {
             let Some(replica) = self.replicas.get_mut(&shard) else { return };
             let Some(seq) = replica.next_to_apply() else { break };
@@ -113,6 +114,7 @@ impl Node {
                 effects.push(Effect::Gateway { conn, reply });
             }
         }
+        self.judge_if_reached(shard, before, effects);
         let bytes_max = self.settings.log_memory_bytes;
         if let Some(replica) = self.replicas.get_mut(&shard) {
             replica.log.shrink(replica.state.applied.seq, bytes_max);
@@ -216,7 +218,7 @@ impl Node {
         for replica in self.replicas.values().filter(|replica| replica.exists) {
             if replica.state.applied.seq > replica.flushed {
                 shards.push((replica.copy, replica.state.clone()));
-                marks.push((replica.shard, replica.copy, replica.state.applied.seq));
+                marks.push((replica.copy, replica.digest()));
             }
         }
         self.flushing.under_way = Some(UnderWay { flush, shards: marks });
@@ -240,10 +242,11 @@ impl Node {
         };
         self.tables.frozen = None;
         self.snapshot += 1;
-        for (shard, copy, seq) in done.shards {
-            let Some(replica) = self.replicas.get_mut(&shard) else { continue };
-            if replica.exists && replica.copy == copy {
-                replica.flushed = replica.flushed.max(seq);
+        for (copy, point) in done.shards {
+            let Some(replica) = self.replicas.get_mut(&point.shard) else { continue };
+            if replica.exists && replica.copy == copy && point.seq > replica.flushed {
+                replica.flushed = point.seq;
+                replica.flushed_point = point;
             }
         }
         self.after_flush(flush, effects);

@@ -122,8 +122,8 @@ pub struct Accepted {
     pub skipping: BTreeSet<ShardId>,
     /// Messages to acknowledge once the group is durable: (message, group).
     acks: VecDeque<(u64, u64)>,
-    /// The newest digest of each shard that it has been told.
-    pub digests_told: BTreeMap<ShardId, Seq>,
+    /// Of each shard: the newest digest that it has been told, and what was applied at the last heartbeat.
+    pub digests_told: BTreeMap<ShardId, (Seq, Seq)>,
     /// Snapshots announced: transfer → (shard, epoch, copy it is to replace).
     pub announced: BTreeMap<u64, (ShardId, Epoch, CopyNo)>,
 }

@@ -22,7 +22,9 @@
 //! moves commits into the table and the table into the state; [`records`] takes what etcd says;
 //! [`review`] decides about the in-sync set; [`reads`] takes values and tells them, [`proving`] proves
 //! them current, [`bounded`] lets followers tell how old theirs are; [`snapshots`] moves whole copies;
-//! [`collect`] drops dead sessions, [`expire`] old idempotency records; [`queries`] answers the coordinator.
+//! [`collect`] drops dead sessions, [`expire`] old idempotency records; [`queries`] answers the coordinator; [`audit`]
+//! compares copies with each other and with the disk.
+pub mod audit;
 pub mod health;
 mod leave;
 pub mod links;
@@ -56,8 +58,10 @@ use crate::ids::{
     TimeMs,
 };
 use crate::message::{
-    FromFollower, GatewayMessage, NodeQuery, NodeQueryReply, NodeReply, Report, ToFollower,
+    DigestPoint, FromFollower, GatewayMessage, NodeQuery, NodeQueryReply, NodeReply, Report,
+    ToFollower,
 };
+use crate::node::audit::OnDisk;
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::primary::Primary;
@@ -161,6 +165,12 @@ pub enum Event {
     /// The outgoing transfer can't go on.
     SnapshotFailed {
         transfer: u64,
+    },
+
+    /// Answers `Scrub`: every block was read, its checksum is good, and this is what the shards in the state amount to.
+    Scrubbed {
+        scrub: u64,
+        found: Vec<OnDisk>,
     },
 
     // -- etcd
@@ -310,10 +320,30 @@ pub enum Effect {
     },
     ListSessions,
 
+    // -- the disk, looked after
+    /// Read all of the state and the log, as they stand after the changes asked for before, at no more than this rate.
+    /// With shards: of the state these alone. Damage that a checksum sees is a failure of the disk like any other.
+    Scrub {
+        scrub: u64,
+        shards: Vec<Slots>,
+        bytes_per_s: u64,
+    },
+    /// Somebody should know.
+    Found(Finding),
+
     /// Answers `Leave`: the process may end, once what is written is durable.
     Left,
     /// The process must end: a newer boot of this store runs, or what is on disk can't be trusted.
     Exit(ExitReason),
+}
+
+/// What an audit has found: for the log, and nothing is done about it by the driver.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Finding {
+    /// Two copies of a shard differ at one seq.
+    DigestsDiffer { own: DigestPoint, store: StoreId, theirs: DigestPoint, believed: &'static str },
+    /// A scrub has ended.
+    Scrubbed { shards: u64, damaged: Vec<ShardId> },
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -350,6 +380,8 @@ pub struct RecoveredContent {
 pub struct Settings {
     /// No commit with fewer members than this.
     pub min_in_sync: usize,
+    /// The disk was found damaged: a shard of which it knows nothing may be one that it has lost.
+    pub suspect: bool,
     /// A peer that says nothing for this long is silent.
     pub silent_after_ms: u64,
     pub heartbeat_ms: u64,
@@ -381,6 +413,10 @@ pub struct Settings {
     pub idempotency_records_max: u64,
     /// An idle disk is asked for an fsync this often.
     pub disk_probe_every_ms: u64,
+    /// All that is on the disk is read this often; none: only when asked for …
+    pub scrub_every_ms: Option<u64>,
+    /// … at no more than this rate.
+    pub scrub_bytes_per_s: u64,
     pub planted: Option<Planted>,
 }
 
@@ -388,6 +424,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             min_in_sync: 2,
+            suspect: false,
             silent_after_ms: 1_000,
             heartbeat_ms: 100,
             frozen_after_ms: 1_000,
@@ -403,6 +440,8 @@ impl Default for Settings {
             idempotency_window_ms: 3_600_000,
             idempotency_records_max: 1_000_000,
             disk_probe_every_ms: 200,
+            scrub_every_ms: None,
+            scrub_bytes_per_s: 20_000_000,
             planted: None,
         }
     }
@@ -491,6 +530,10 @@ pub struct Node {
     proposals: BTreeMap<u64, ShardId>,
     next_id: u64,
     durability_violations: u64,
+    digest_mismatches: u64,
+    scrubbing: audit::Scrubbing,
+    scrubs: u64,
+    scrub_damages: u64,
 }
 
 /// The fields a replica may touch, borrowed apart from the replicas themselves.
@@ -557,6 +600,10 @@ impl Node {
             proposals: BTreeMap::new(),
             next_id: 1,
             durability_violations: 0,
+            digest_mismatches: 0,
+            scrubbing: audit::Scrubbing::default(),
+            scrubs: 0,
+            scrub_damages: 0,
             settings,
         }
     }
@@ -619,6 +666,7 @@ impl Node {
             }
             Event::RowsDropped { shard } => self.on_rows_dropped(shard, effects),
             Event::SnapshotFailed { transfer } => self.on_snapshot_failed(transfer),
+            Event::Scrubbed { scrub, found } => self.on_scrubbed(scrub, found, effects),
 
             Event::Config { config, mod_revision, linearizable } => {
                 self.on_record(config, mod_revision, linearizable, effects);
@@ -652,6 +700,7 @@ impl Node {
         self.flush_if_due(effects);
         self.collect_if_due(effects);
         self.expire_if_due(effects);
+        self.scrub_if_due(effects);
         self.report(effects);
     }
 
@@ -711,8 +760,17 @@ impl Node {
 
     /// Digests of followers that differed from this node's own at the same seq.
     pub fn digest_mismatches(&self) -> u64 {
-        let led = self.replicas.values().filter_map(Replica::primary);
-        led.map(|primary| primary.digest_mismatches).sum()
+        self.digest_mismatches
+    }
+
+    /// Scrubs that have ended, and copies that they found to be wrong.
+    pub fn scrubs(&self) -> (u64, u64) {
+        (self.scrubs, self.scrub_damages)
+    }
+
+    /// What the last scrub found.
+    pub fn last_scrub(&self) -> crate::message::ScrubStatus {
+        self.scrub_status()
     }
 
     /// Panics if something that must hold does not. The simulator asks after every event.

@@ -5,7 +5,7 @@
 
 use crate::entry::{Body, Entry};
 use crate::ids::{Conn, CopyNo, Epoch, Seq, ShardId, StoreBoot, StoreId};
-use crate::message::{DigestPoint, FromFollower, Reject, Slice, ToFollower};
+use crate::message::{FromFollower, Reject, Slice, ToFollower};
 use crate::node::links::{Dialled, MESSAGE_BYTES, SentSlice};
 use crate::node::{Effect, Node, turn_of};
 use crate::planted::Planted;
@@ -74,7 +74,7 @@ impl Node {
             }
             FromFollower::Alive { sent: _, fsync_age_ms, digests } => {
                 self.health.said_fsync_age(peer.store, fsync_age_ms);
-                digests.into_iter().for_each(|theirs| self.compare_digests(peer.store, theirs));
+                digests.into_iter().for_each(|told| self.on_digest(peer.store, told, effects));
             }
             FromFollower::ReadIndex { round, newer } => {
                 for &(shard, epoch) in &newer {
@@ -460,19 +460,6 @@ impl Node {
         }
     }
 
-    /// The same log must have made the same state.
-    fn compare_digests(&mut self, store: StoreId, theirs: DigestPoint) {
-        let Some(replica) = self.replicas.get_mut(&theirs.shard) else { return };
-        let own = replica.points.iter().find(|point| point.seq == theirs.seq).copied();
-        let Some(primary) = replica.primary_mut() else { return };
-        let Some(follower) = primary.followers.get_mut(&store) else { return };
-        let Some(own) = own.filter(|_| follower.compared < theirs.seq) else { return };
-        follower.compared = theirs.seq;
-        if own != theirs {
-            primary.digest_mismatches += 1;
-        }
-    }
-
     /// Followers that refused for want of space are tried again.
     fn try_full_again(&mut self) {
         let full = |replica: &Replica| {
@@ -561,19 +548,13 @@ impl Node {
             ToFollower::Proof { probe, proven, refused } => {
                 self.on_proof(conn, probe, proven, refused, effects);
             }
+            ToFollower::Damaged { epoch, copy, point } => {
+                self.on_condemned(peer.store, epoch, copy, point, effects);
+            }
             ToFollower::Snapshot { transfer, shard, epoch, copy } => {
                 link.announced.insert(transfer, (shard, epoch, copy));
             }
         }
-    }
-
-    /// The newest digest of each shard followed, where this connection has not been told it.
-    fn new_digests(&mut self, conn: Conn) -> Vec<DigestPoint> {
-        let Some(link) = self.accepted.get_mut(&conn) else { return Vec::new() };
-        let followed = self.replicas.values().filter(|replica| replica.primary().is_none());
-        let newest = followed.filter_map(|replica| replica.points.back().copied());
-        let told = &mut link.digests_told;
-        newest.filter(|point| told.insert(point.shard, point.seq) != Some(point.seq)).collect()
     }
 
     fn on_append(&mut self, conn: Conn, n: u64, slices: Vec<Slice>, effects: &mut Vec<Effect>) {

@@ -31,8 +31,14 @@ impl Node {
                 });
                 NodeQueryReply::StepDown { shard, end }
             }
+            NodeQuery::Scrub { shards, bytes_per_s } => {
+                self.want_scrub(shards, bytes_per_s);
+                self.scrub_if_due(effects);
+                NodeQueryReply::Scrub { from: self.me }
+            }
             NodeQuery::Status => NodeQueryReply::Status {
                 from: self.me,
+                scrub: self.scrub_status(),
                 replicas: self
                     .replicas
                     .values()
@@ -63,7 +69,6 @@ impl Node {
                 epoch: primary.epoch,
                 open: primary.active && !primary.frozen,
                 silent: self.silent_members(primary),
-                digest_mismatches: primary.digest_mismatches,
             },
         };
         ReplicaStatus {

@@ -66,7 +66,8 @@ impl Node {
         let wanted = in_sync || record.learners.contains(&store);
         if wanted && !exists {
             // At epoch 1 the shard is new, and empty is all there is to hold.
-            self.create_copy(shard, record.epoch == Epoch(1) && in_sync, effects);
+            let new = record.epoch == Epoch(1) && in_sync && !self.settings.suspect;
+            self.create_copy(shard, new, effects);
         }
         if !wanted && exists && !record.target.contains(&store) {
             if linearizable {

@@ -206,7 +206,9 @@ impl Node {
                 report.frozen.push((replica.shard, self.silent_members(primary)));
             }
             let alone = others().count() > 0 && others().all(|&store| self.is_silent(store));
-            if alone && !self.health.hears_anybody(self.now, self.settings.silent_after_ms) {
+            let damaged = replica.unfit && replica.stopped.is_some();
+            let deaf = alone && !self.health.hears_anybody(self.now, self.settings.silent_after_ms);
+            if damaged || deaf {
                 report.resigned.push(replica.shard);
             }
         }

@@ -679,9 +679,199 @@ fn a_primary_answers_a_bounded_read_like_any_other() {
     check(bench.on(round_answered(3, &[])), &["read [42]"]);
 }
 
+/// Its log may have lost that there was a copy. Made anew at epoch 1 it would look like one that was always empty, and
+/// be promoted like any other.
+#[test]
+fn a_suspect_store_makes_no_copy_that_passes_for_a_new_one() {
+    #[track_caller]
+    fn check(suspect: bool, unfit: bool) {
+        let mut bench = Bench::new(B);
+        bench.node.settings.suspect = suspect;
+        bench.config(record(1, 1, A));
+        let message = NodeQuery::Gather { shards: vec![SHARD] };
+        let effects = bench.on(Event::Query { query: 1, message });
+        let told = |effect: &Effect| match effect {
+            Effect::QueryReply { reply: NodeQueryReply::Gather { ends, .. }, .. } => {
+                ends.iter().any(|end| end.unfit == unfit)
+            }
+            _ => false,
+        };
+        assert!(effects.iter().any(told), "{effects:?}");
+    }
+    check(false, false);
+    check(true, true);
+}
+
 #[test]
 fn a_node_without_a_copy_tells_nothing() {
     let mut bench = Bench::new(B);
     bench.on(Event::GatewayConnected { conn: GATEWAY });
     check(bench.bounded_read(1_000), &["too stale"]);
+}
+
+// ---- audit ---------------------------------------------------------------------------------------
+
+use crate::node::audit::OnDisk;
+
+/// What the shard amounts to in A's copy once its barrier is applied, and B's with other counters.
+fn points(bench: &Bench) -> (DigestPoint, DigestPoint) {
+    let own = bench.node.replicas[&SHARD].digest();
+    (own, DigestPoint { counters: 9, ..own })
+}
+
+/// B tells its digests; what A does about it at once, and at its next look at the clock.
+fn told(bench: &mut Bench, digests: Vec<DigestPoint>) -> Vec<Effect> {
+    let message = FromFollower::Alive { sent: 0, fsync_age_ms: 0, digests };
+    let mut effects = bench.on(Event::FromFollower { conn: TO_B, message });
+    bench.now = bench.now.plus_ms(60);
+    effects.extend(bench.on(Event::Tick));
+    effects.retain(|effect| {
+        matches!(
+            effect,
+            Effect::Found(_)
+                | Effect::Scrub { .. }
+                | Effect::ToFollower { message: ToFollower::Damaged { .. }, .. }
+        )
+    });
+    effects
+}
+
+fn scrubbed(bench: &mut Bench, scrub: u64, found: Vec<OnDisk>) -> Vec<Effect> {
+    bench.on(Event::WallClock(TimeMs(77)));
+    let effects = bench.on(Event::Scrubbed { scrub, found });
+    bench.now = bench.now.plus_ms(60);
+    bench.on(Event::Tick);
+    effects
+}
+
+/// A and B differ, and there is no third: A's disk is asked.
+fn differing() -> (Bench, DigestPoint, u64) {
+    let mut bench = primary();
+    let (own, theirs) = points(&bench);
+    assert_eq!(own.seq, Seq(1));
+    let effects = told(&mut bench, vec![theirs]);
+    let [Effect::Found(found), Effect::Scrub { scrub, shards, .. }] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    let believed = "nobody yet: this node scrubs its own copy";
+    assert_eq!(*found, Finding::DigestsDiffer { own, store: B.store, theirs, believed });
+    assert_eq!((&shards[..], bench.node.digest_mismatches()), (&[Slots::ALL][..], 1));
+    let scrub = *scrub;
+    (bench, own, scrub)
+}
+
+#[test]
+fn equal_digests_are_no_finding() {
+    let mut bench = primary();
+    let (own, _) = points(&bench);
+    assert!(told(&mut bench, vec![own]).is_empty());
+    assert_eq!(bench.node.digest_mismatches(), 0);
+}
+
+#[test]
+fn a_primary_whose_disk_bears_it_out_is_believed() {
+    let (mut bench, own, scrub) = differing();
+    let effects = scrubbed(&mut bench, scrub, vec![]);
+    let says = |effect: &Effect| {
+        let Effect::ToFollower { message: ToFollower::Damaged { point, .. }, .. } = effect else {
+            return false;
+        };
+        *point == own
+    };
+    assert!(effects.iter().any(says), "{effects:?}");
+    // At the floor it stays, marked: not to be promoted.
+    assert!(effects.iter().any(|effect| match effect {
+        Effect::Propose { config, .. } => config.tainted == [B.store],
+        _ => false,
+    }));
+    assert_eq!(bench.node.reported.resigned, []);
+    // It goes on telling what it had.
+    let (_, theirs) = points(&bench);
+    assert!(told(&mut bench, vec![theirs]).is_empty());
+}
+
+#[test]
+fn a_primary_whose_disk_says_another_thing_asks_to_be_replaced() {
+    let (mut bench, own, scrub) = differing();
+    let on_disk = OnDisk { copy: CopyNo(1), point: own, counters: own.counters + 1 };
+    let effects = scrubbed(&mut bench, scrub, vec![on_disk]);
+    let damaged = Finding::Scrubbed { shards: 1, damaged: vec![SHARD] };
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Found(it) if *it == damaged)));
+    assert_eq!(bench.node.reported.resigned, [SHARD]);
+    let read = bench.on(Event::Gateway { conn: GATEWAY, message: read(None) });
+    check(read, &["read refused"]);
+    let status = bench.node.last_scrub();
+    assert_eq!((status.ended, status.shards, status.damaged), (TimeMs(77), 1, vec![SHARD]));
+}
+
+#[test]
+fn a_record_on_disk_that_was_never_written_is_damage() {
+    #[track_caller]
+    fn check(on_disk: impl Fn(DigestPoint) -> OnDisk, damaged: bool) {
+        let mut bench = primary();
+        let (own, _) = points(&bench);
+        bench.on(Event::Query {
+            query: 1,
+            message: NodeQuery::Scrub { shards: vec![], bytes_per_s: 0 },
+        });
+        let scrub = bench.node.scrubbing.under_way().expect("begun at once");
+        scrubbed(&mut bench, scrub, vec![on_disk(own)]);
+        assert_eq!(bench.node.replicas[&SHARD].stopped.is_some(), damaged);
+    }
+    let copy = CopyNo(1);
+    check(|point| OnDisk { copy, point, counters: point.counters }, false);
+    check(|point| OnDisk { copy, point, counters: 5 }, true);
+    let other = |point| DigestPoint { sessions: 5, ..point };
+    check(|point| OnDisk { copy, point: other(point), counters: point.counters }, true);
+    // What was there before is nobody's any more, and of a seq that is not kept nothing is known.
+    check(|point| OnDisk { copy: CopyNo(0), point, counters: 5 }, false);
+    let elsewhere = |point| DigestPoint { seq: Seq(8), ..other(point) };
+    check(|point| OnDisk { copy, point: elsewhere(point), counters: point.counters }, false);
+}
+
+#[test]
+fn a_follower_that_is_told_so_takes_nothing_more() {
+    let mut bench = backup();
+    let entries = log(&[1, 1]);
+    bench.append(1, slice(1, &entries[..1], 0, true));
+    bench.on(Event::Durable { group: 2 });
+    let point = DigestPoint { counters: 9, ..bench.node.replicas[&SHARD].digest() };
+    let say = |bench: &mut Bench, copy| {
+        let message = ToFollower::Damaged { epoch: Epoch(1), copy: CopyNo(copy), point };
+        bench.on(Event::ToFollower { conn: FROM_A, message })
+    };
+    // Of a copy that is no more.
+    say(&mut bench, 7);
+    assert_eq!(bench.node.replicas[&SHARD].stopped, None);
+    let effects = say(&mut bench, 1);
+    let announced = |effect: &Effect| {
+        matches!(effect, Effect::FromFollower { message: FromFollower::Copy { .. }, .. })
+    };
+    assert!(effects.iter().any(announced), "its primary is to ask: {effects:?}");
+    check(bench.append(2, slice(1, &entries, 1, true)), &["reject: Stopped", "ack 2"]);
+}
+
+/// Of a shard that nobody writes to any more the last entry is looked at, too.
+#[test]
+fn at_rest_the_digest_of_the_last_entry_is_told() {
+    let mut bench = backup();
+    let body = Body::Collect { r: Revision { incarnation: 1, revision: 9 }, l: vec![] };
+    let entry = Entry::after(Position::default(), Epoch(1), TimeMs(1), body);
+    let slice = Slice { commit: Seq(1), ..slice(1, &[entry], 0, true) };
+    bench.append(1, slice);
+    bench.on(Event::Durable { group: 2 });
+    let mut beat = || {
+        let message = ToFollower::Heartbeat { sent: 0, commits: vec![] };
+        let effects = bench.on(Event::ToFollower { conn: FROM_A, message });
+        let digests = |effect: Effect| match effect {
+            Effect::FromFollower { message: FromFollower::Alive { digests, .. }, .. } => {
+                Some(digests.iter().map(|point| point.seq.0).collect::<Vec<_>>())
+            }
+            _ => None,
+        };
+        effects.into_iter().find_map(digests).expect("an answer")
+    };
+    assert_eq!(beat(), []);
+    assert_eq!(beat(), [1]);
+    assert_eq!(beat(), []);
 }

@@ -61,6 +61,8 @@ pub struct Replica {
     pub matched: Seq,
     /// Applied and in the state on disk.
     pub flushed: Seq,
+    /// What that amounts to.
+    pub flushed_point: DigestPoint,
     /// Damage, or an entry of a newer build: nothing more is taken or applied.
     pub stopped: Option<&'static str>,
     /// Damaged, or made empty at an epoch above 1 and no barrier applied since.
@@ -94,6 +96,7 @@ impl Replica {
             commit: Seq(0),
             matched: Seq(0),
             flushed: Seq(0),
+            flushed_point: DigestPoint { shard, ..DigestPoint::default() },
             stopped: None,
             unfit: false,
             points: VecDeque::new(),
@@ -131,6 +134,7 @@ impl Replica {
         self.matched = Seq(0);
         self.points.clear();
         self.state = state;
+        self.flushed_point = self.digest();
     }
 
     /// Takes an entry into memory. One that a newer build wrote stops the shard.
@@ -254,13 +258,7 @@ impl Replica {
 
     /// What the state amounts to now.
     pub fn digest(&self) -> DigestPoint {
-        DigestPoint {
-            shard: self.shard,
-            seq: self.state.applied.seq,
-            counters: self.state.counter_digest,
-            sessions: self.state.sessions.digest(),
-            tokens: self.state.tokens.digest(),
-        }
+        self.state.digest()
     }
 
     /// For status and for the simulator's oracles.

@@ -16,6 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::{self, ShardConfig};
 use crate::ids::{Boot, Conn, CopyNo, Epoch, Now, Seq, StoreId, TimeMs, Version};
+use crate::message::DigestPoint;
+use crate::node::audit::Votes;
 use crate::planted::Planted;
 
 #[derive(Debug)]
@@ -39,8 +41,10 @@ pub struct Primary {
     pub frozen: bool,
     /// Ordering stopped at the coordinator's wish, until this moment.
     pub stepping_down: Option<Now>,
-    /// Digests of followers that differed from its own.
-    pub digest_mismatches: u64,
+    /// What followers have told of their state, until it is judged.
+    pub votes: Votes,
+    /// Followers that differ from this node, and from what: its own copy is being scrubbed to know who is wrong.
+    pub disputed: Vec<(StoreId, DigestPoint)>,
     clock: ShardClock,
 }
 
@@ -69,8 +73,6 @@ pub struct Follower {
     pub short: bool,
     /// Its disk is full: it takes nothing.
     pub full: bool,
-    /// The newest digest that was compared.
-    pub compared: Seq,
     /// Where its log was last tried to be joined to this one.
     pub tried: Option<Seq>,
 }
@@ -105,9 +107,13 @@ impl Follower {
             feed: Feed::Cut,
             short: false,
             full: false,
-            compared: Seq(0),
             tried: None,
         }
+    }
+
+    /// It is connected and gets entries.
+    pub fn is_fed(&self) -> bool {
+        matches!(self.feed, Feed::Streaming { .. } | Feed::Reading { .. })
     }
 }
 
@@ -126,7 +132,8 @@ impl Primary {
             began: now,
             frozen: false,
             stepping_down: None,
-            digest_mismatches: 0,
+            votes: Votes::new(),
+            disputed: Vec::new(),
             clock: ShardClock::new(now),
         };
         primary.match_followers();

@@ -328,15 +328,12 @@ impl Control for Shared {
                 counters: 0xab,
                 sessions: 0,
             },
-            role: RoleStatus::Primary {
-                epoch: Epoch(1),
-                open: true,
-                silent: vec![],
-                digest_mismatches: 0,
-            },
+            role: RoleStatus::Primary { epoch: Epoch(1), open: true, silent: vec![] },
             stopped: None,
         };
         let replicas = self.shards.iter().map(status).collect();
-        Ok(Response::new(NodeQueryReply::Status { from: self.me, replicas }.into()))
+        Ok(Response::new(
+            NodeQueryReply::Status { from: self.me, replicas, scrub: Default::default() }.into(),
+        ))
     }
 }

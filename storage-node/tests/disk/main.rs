@@ -7,4 +7,5 @@ mod ledger;
 mod opening;
 mod pair;
 mod running;
+mod scrubbing;
 mod torn;

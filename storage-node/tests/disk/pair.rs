@@ -437,6 +437,8 @@ impl Pair {
             Effect::Flush { flush, table, shards } => disk.flush(flush, table, shards),
             Effect::Trim { shards } => disk.trim(shards),
             Effect::DropRows { shard, slots } => disk.drop_rows(shard, slots),
+            Effect::Scrub { scrub, shards, bytes_per_s } => disk.scrub(scrub, shards, bytes_per_s),
+            Effect::Found(_) => {}
             Effect::InstallSnapshot { conn, transfer, copy, state } => {
                 disk.install_snapshot(conn, transfer, copy, state);
             }

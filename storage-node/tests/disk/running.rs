@@ -178,6 +178,11 @@ fn a_changed_byte_in_the_state_ends_the_process() {
     let failed = bench.told().expect_err("a failure");
     assert!(matches!(failed, DiskError::State(_)), "{failed}");
     assert_eq!(failed.exit_code(), 5);
+    drop(bench);
+    // The bad place is not come across again, whether etcd has heard of it or not.
+    let mut bench = Bench::open(folder.path()).unwrap();
+    assert_eq!(bench.opened.damage, [failed.to_string()]);
+    assert_eq!(load(&mut bench, &names[10_000]), None);
 }
 
 #[test]

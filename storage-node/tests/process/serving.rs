@@ -162,6 +162,10 @@ async fn metrics_are_called_as_the_contract_says() {
         ("dkc_frozen_shards", "gauge", &[]),
         ("dkc_digest_mismatches_total", "counter", &[]),
         ("dkc_durability_violations_total", "counter", &[]),
+        ("dkc_scrubs_total", "counter", &[]),
+        ("dkc_scrub_damages_total", "counter", &[]),
+        ("dkc_scrub_ended_seconds", "gauge", &[]),
+        ("dkc_damaged_copies", "gauge", &[]),
     ] {
         let family = families.get(name).unwrap_or_else(|| panic!("no {name}"));
         let got: Vec<_> = family.labels.iter().map(String::as_str).collect();

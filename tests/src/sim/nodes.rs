@@ -447,6 +447,8 @@ impl Driver<'_> {
                 let call = core.etcd(me, Call::List);
                 self.running.calls.insert(call, Asked::Sessions);
             }
+            // Its disks do not rot in a way that only a scrub would find.
+            Effect::Scrub { .. } | Effect::Found(_) => {}
             Effect::Left => unreachable!("nobody asks it to leave"),
             Effect::Exit(_) => unreachable!("the caller stops at it"),
         }

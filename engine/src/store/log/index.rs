@@ -15,7 +15,7 @@ use crate::entry::Entry;
 use crate::ids::{Seq, ShardId};
 use crate::store::log::Record;
 use crate::store::log::group::{Owner, SEGMENT_HEADER_BYTES};
-use crate::store::log::scan::{Group, groups};
+use crate::store::log::scan::{Group, Place, groups};
 
 /// A block is closed at this size: what a reader reads at least.
 const BLOCK_BYTES: usize = 1024 * 1024;
@@ -153,6 +153,17 @@ impl Index {
                 block.ranges.remove(&shard);
             }
         }
+    }
+
+    /// Every block of groups, oldest first: where it is, and how long.
+    pub fn blocks(&self) -> Vec<(Place, usize)> {
+        let of_segment = |(&segment, blocks): (&u64, &Vec<Block>)| -> Vec<(Place, usize)> {
+            blocks
+                .iter()
+                .map(|block| (Place { segment, offset: block.offset }, block.len))
+                .collect()
+        };
+        self.segments.iter().flat_map(of_segment).collect()
     }
 
     /// Bytes in use, by all segments.

@@ -306,6 +306,18 @@ pub fn groups(owner: Owner, segment: u64, offset: usize, bytes: &[u8]) -> Vec<Gr
     out
 }
 
+/// Where a block of groups that was written, `len` bytes from `place` on, is no longer what it was.
+pub fn first_bad(owner: Owner, place: Place, len: usize, bytes: &[u8]) -> Option<Place> {
+    let mut at = place.offset;
+    for group in groups(owner, place.segment, place.offset, bytes) {
+        if !group.unreadable.is_empty() {
+            break;
+        }
+        at = group.offset + group.len;
+    }
+    (at != place.offset + len).then_some(Place { segment: place.segment, offset: at })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,185 @@
+//! A byte changes on a disk: under a running node, or while it is away. It is found, the node's copies are taken out and
+//! filled anew by the others, and no number is ever wrong. No operator does anything but look.
+//!
+//! Each kind of file has its own way to be noticed; which, is told by `storage-node/tests/disk` for the disk alone.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use tests::cluster::load::Load;
+use tests::cluster::{Cluster, Process, dkc_binary, until};
+
+use super::{SOON, check_filled, fill};
+
+/// Small files, and many of them.
+const FLAGS: [&str; 7] =
+    ["--shards", "6", "--", "--segment-bytes", "65536", "--flush-after-ms", "300"];
+const KEYS: u64 = 2_000;
+
+/// A file of the node's state or log.
+enum File {
+    /// With the largest number, of those that begin and end so.
+    State(&'static str, &'static str),
+    /// From the oldest on, or from the newest.
+    Segment { newest: bool },
+}
+
+impl File {
+    fn find(&self, data: &Path) -> PathBuf {
+        let (folder, begin, end, newest) = match self {
+            Self::State(begin, end) => ("state", *begin, *end, true),
+            Self::Segment { newest } => ("log", "", ".log", *newest),
+        };
+        let files = fs::read_dir(data.join(folder)).expect("a node's folder");
+        let named = |path: &PathBuf| {
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            name.starts_with(begin) && name.ends_with(end)
+        };
+        let mut files: Vec<_> =
+            files.map(|file| file.expect("a file").path()).filter(named).collect();
+        files.sort();
+        let file = if newest { files.pop() } else { files.into_iter().next() };
+        file.unwrap_or_else(|| panic!("no {begin}…{end} in {}", data.display()))
+    }
+
+    /// Changes a byte in the middle of what is written of it.
+    fn spoil(&self, data: &Path) {
+        use std::os::unix::fs::FileExt;
+        let path = self.find(data);
+        let bytes = fs::read(&path).expect("a file that stays");
+        let used = bytes.iter().rposition(|&byte| byte != 0).expect("it was written to");
+        let file = fs::File::options().write(true).open(&path).expect("a file of our own");
+        file.write_all_at(&[bytes[used / 2] ^ 0x10], (used / 2) as u64).expect("written");
+        file.sync_all().expect("on the disk");
+    }
+}
+
+fn value_of(node: &Process, flag: &str) -> String {
+    let at = node.argv.iter().position(|word| word == flag).expect("a flag of dkc dev");
+    node.argv[at + 1].clone()
+}
+
+/// `dkc scrub`: what it says, and whether all is well.
+fn scrub(cluster: &Cluster, name: &str) -> (String, bool) {
+    let node = cluster.process(name);
+    let (etcd, own) = (value_of(&node, "--etcd"), value_of(&node, "--cluster"));
+    let mut command = Command::new(dkc_binary());
+    command.args(["scrub", name, "--rate", "1000", "--etcd", &etcd, "--cluster", &own]);
+    let output = command.output().expect("dkc runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    (said, output.status.success())
+}
+
+/// The node's log says this beyond `from`.
+#[track_caller]
+fn wait_for_log(cluster: &Cluster, name: &str, from: usize, what: &str) {
+    until(SOON, || {
+        let log = cluster.log(name);
+        let new = log.get(from..).unwrap_or_default();
+        if new.contains(what) {
+            Ok(())
+        } else {
+            Err(format!("{name} does not say {what:?}: {new}"))
+        }
+    });
+}
+
+/// Every node is up and no longer suspect, and every copy in sync.
+#[track_caller]
+fn wait_until_healed(cluster: &Cluster) {
+    until(Duration::from_secs(120), || {
+        let status = cluster.status()?;
+        let nodes = status["nodes"].as_array().ok_or("no nodes")?;
+        match nodes.iter().find(|node| node["state"] != "up") {
+            None => Ok(()),
+            Some(node) => Err(format!("{node}")),
+        }
+    });
+    cluster.wait_until_full(3);
+}
+
+#[test]
+fn a_byte_changed_under_a_running_node_is_found_and_healed() {
+    let flags: Vec<&str> = ["--respawn"].iter().chain(&FLAGS).copied().collect();
+    let cluster = Cluster::start(&flags);
+    cluster.wait_until_full(3);
+    let load = Load::start(&cluster.gateways(), "probe", &cluster.key_per_shard("probe"));
+    let files = [
+        ("node-1", File::Segment { newest: false }),
+        ("node-2", File::State("", ".sst")),
+        ("node-3", File::State("MANIFEST", "")),
+        ("node-1", File::State("CURRENT", "")),
+        ("node-2", File::Segment { newest: true }),
+    ];
+    let mut rounds = 0;
+    for (name, file) in files {
+        fill(&cluster, "rot", KEYS, 5);
+        rounds += 5;
+        let from = cluster.log(name).len();
+        file.spoil(&cluster.process(name).data());
+        // A compaction or a read may have come across it before.
+        let (said, well) = scrub(&cluster, name);
+        assert!(!well, "{said}");
+        wait_for_log(&cluster, name, from, "suspect=true");
+        check_filled(&cluster, "rot", KEYS, rounds);
+        wait_until_healed(&cluster);
+        check_filled(&cluster, "rot", KEYS, rounds);
+    }
+    for name in ["node-1", "node-2", "node-3"] {
+        let (said, well) = scrub(&cluster, name);
+        assert!(well && said.contains("6 copies are what was written"), "{said}");
+    }
+    load.stop().check(&cluster.gateway);
+    cluster.wait_until_copies_agree(3);
+}
+
+#[test]
+fn a_byte_changed_while_the_node_is_away_is_found_at_its_start_and_healed() {
+    let cluster = Cluster::start(&FLAGS);
+    cluster.wait_until_full(3);
+    let files = [
+        ("node-1", File::Segment { newest: false }, true),
+        ("node-2", File::State("MANIFEST", ""), true),
+        ("node-3", File::State("CURRENT", ""), true),
+        // Nothing depends on them.
+        ("node-1", File::State("OPTIONS", ""), false),
+        ("node-2", File::State("IDENTITY", ""), false),
+    ];
+    let mut rounds = 0;
+    for (name, file, matters) in files {
+        fill(&cluster, "rot", KEYS, 5);
+        rounds += 5;
+        let node = cluster.kill(name);
+        let from = cluster.log(name).len();
+        file.spoil(&node.data());
+        cluster.start_again(&node);
+        wait_for_log(&cluster, name, from, "identity claimed");
+        if matters {
+            wait_for_log(&cluster, name, from, "damage found on the disk");
+        }
+        wait_until_healed(&cluster);
+        check_filled(&cluster, "rot", KEYS, rounds);
+    }
+    cluster.wait_until_copies_agree(3);
+}
+
+/// Who it is stands in its log alone. A node that no longer knows must not begin as another: it says what to do.
+#[test]
+fn a_node_that_forgot_who_it_is_says_what_to_do() {
+    let cluster = Cluster::start(&FLAGS);
+    fill(&cluster, "rot", KEYS, 1);
+    let node = cluster.kill("node-3");
+    for file in fs::read_dir(node.data().join("log")).expect("its log") {
+        fs::write(file.expect("a file").path(), [7; 4_096]).expect("a file of our own");
+    }
+    assert_eq!(cluster.exit_code_of("nameless", &node.argv, SOON), 5);
+    let log = cluster.log("nameless");
+    assert!(log.contains("delete the store's folder to start as a new store"), "{log}");
+    fs::remove_dir_all(node.data()).expect("the folder of a node that is dead");
+    cluster.start_again(&node);
+    wait_until_healed(&cluster);
+    check_filled(&cluster, "rot", KEYS, 1);
+    cluster.wait_until_copies_agree(3);
+}
