@@ -15,6 +15,7 @@ use crate::ids::Slots;
 use crate::key::{self, CounterKey};
 use crate::message::Answer;
 use crate::ops::{self, Op, OpKind, OpsError};
+use crate::planted::Planted;
 use crate::sessions::{BatchResult, Judgement, Sessions};
 use crate::store::table::Tables;
 
@@ -83,17 +84,18 @@ pub fn apply(
     entry: &Entry,
     decoded: &Decoded,
     loaded: &Loaded,
+    planted: Option<Planted>,
 ) -> Option<Answer> {
     state.applied = entry.position();
     let batch = match &entry.body {
         Body::Ops(batch) => batch,
         Body::Collect { r, l } => {
-            state.sessions.collect(*r, l);
+            state.sessions.collect(*r, l, planted);
             return None;
         }
         Body::Barrier | Body::Expire { .. } | Body::Split { .. } => return None,
     };
-    let answer = match state.sessions.judge(batch.session, batch.bseq) {
+    let answer = match state.sessions.judge(batch.session, batch.bseq, planted) {
         Judgement::Next => {
             let result = run(state, tables, decoded, loaded);
             state.sessions.record(batch.session, batch.bseq, result.clone());
@@ -199,7 +201,8 @@ mod tests {
                 Batch::seal(Slots::ALL, session, Bseq(bseq), Bseq(bseq), Codec::Raw, payload);
             let entry = Entry::after(self.state.applied, Epoch(1), TimeMs(0), Body::Ops(batch));
             let decoded = decode(&entry).unwrap();
-            apply(&mut self.state, &mut self.tables, &entry, &decoded, &self.loaded).unwrap()
+            let (state, tables) = (&mut self.state, &mut self.tables);
+            apply(state, tables, &entry, &decoded, &self.loaded, None).unwrap()
         }
     }
 

@@ -28,10 +28,68 @@ pub enum Planted {
     LearnerAtCommitHint,
     /// A backup dates a proof by its coming, not by the probe that asked for it.
     AgeFromAnswer,
+    /// An addition whose outcome is unknown is not waited for.
+    ForgetUnsettledAddition,
+    /// A failed compare settles everything proposed before.
+    FailureSettles,
+    /// A majority of the members suffices for a commit.
+    CommitAtMajority,
+    /// Entries of former epochs are committed without a barrier of this one.
+    CommitBelowBarrier,
+    /// The primary counts itself by what it has sent, not by what it has fsynced.
+    CountOwnUnsynced,
+    /// A restarted process goes on as primary of an epoch that names its former boot.
+    LeadAfterRestart,
+    /// A primary adopts the in-sync set of a record that names another one, and goes on.
+    KeepAfterDemotion,
+    /// A follower takes slices of epochs below its promise.
+    ObeyOldEpoch,
+    /// A follower joins its log to the primary's by number, without comparing chains.
+    MatchByNumber,
+    /// A follower cuts its log where a message ends.
+    TruncateToMessageEnd,
+    /// A follower commits what it holds, matched or not.
+    CommitBeyondMatched,
+    /// With a copy its promise goes, too.
+    DropForgetsPromise,
+    /// What a former copy has acknowledged still counts.
+    KeepAcksOfOldCopy,
+    /// A read is told as soon as it is captured.
+    ReadUnproven,
+    /// A read is captured while the barrier is committed, but not applied.
+    ReadBelowBarrier,
+    /// A read-index round does without one of the members.
+    ReadIndexMajority,
+    /// Whatever record etcd has shows that this node still leads.
+    EtcdCheckUnread,
+    /// A commit is told to a follower without proof that this node still leads.
+    ProbeUnproven,
+    /// A loaded value is used although an ingest has come between.
+    UseStaleLoad,
+    /// A flush, and with it each snapshot, forgets the session rows.
+    FlushWithoutSessions,
+    /// A snapshot is installed below table content of the copy that it replaces.
+    InstallOverTables,
+    /// A batch is applied although its number does not follow the last one.
+    ApplyOverGap,
+    /// A collection older than the newest is taken.
+    CollectBackwards,
+    /// A collection takes back a session that an earlier one has dropped.
+    ReviveExpired,
+    /// A primary that steps down refuses what it has ordered.
+    RefuseOrdered,
+    /// A closed connection answers what was sent on it.
+    ClosedIsRefused,
+    /// One refusal is definite although another send is open.
+    OneRefusalDecides,
+    /// "Expired" is definite although another send is open.
+    ExpiredIsDefinite,
+    /// A batch is given up at its deadline, and its number used again.
+    DeadlineFreesNumber,
 }
 
 impl Planted {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 40] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -43,6 +101,35 @@ impl Planted {
         Self::TableThenDatabase,
         Self::LearnerAtCommitHint,
         Self::AgeFromAnswer,
+        Self::ForgetUnsettledAddition,
+        Self::FailureSettles,
+        Self::CommitAtMajority,
+        Self::CommitBelowBarrier,
+        Self::CountOwnUnsynced,
+        Self::LeadAfterRestart,
+        Self::KeepAfterDemotion,
+        Self::ObeyOldEpoch,
+        Self::MatchByNumber,
+        Self::TruncateToMessageEnd,
+        Self::CommitBeyondMatched,
+        Self::DropForgetsPromise,
+        Self::KeepAcksOfOldCopy,
+        Self::ReadUnproven,
+        Self::ReadBelowBarrier,
+        Self::ReadIndexMajority,
+        Self::EtcdCheckUnread,
+        Self::ProbeUnproven,
+        Self::UseStaleLoad,
+        Self::FlushWithoutSessions,
+        Self::InstallOverTables,
+        Self::ApplyOverGap,
+        Self::CollectBackwards,
+        Self::ReviveExpired,
+        Self::RefuseOrdered,
+        Self::ClosedIsRefused,
+        Self::OneRefusalDecides,
+        Self::ExpiredIsDefinite,
+        Self::DeadlineFreesNumber,
     ];
 
     /// Is this bug planted?

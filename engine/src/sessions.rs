@@ -15,6 +15,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::batch::{put_revision, put_session};
 use crate::codec::{put_varint, put_varint_i128};
 use crate::ids::{Bseq, Revision, SessionId};
+use crate::planted::Planted;
 
 /// The sessions that a shard knows.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -73,12 +74,13 @@ impl Collection {
 
 impl Sessions {
     /// Judges a batch, in the order that DESIGN §7 gives: expired, then the row, then no row.
-    pub fn judge(&self, session: SessionId, bseq: Bseq) -> Judgement {
+    pub fn judge(&self, session: SessionId, bseq: Bseq, planted: Option<Planted>) -> Judgement {
         if self.collection.has_expired(session) {
             return Judgement::Expired;
         }
         let last = self.rows.get(&session).map_or(Bseq(0), |row| row.last);
-        if bseq == last.next() {
+        let gap = Planted::ApplyOverGap.is_in(planted) && bseq > last;
+        if bseq == last.next() || gap {
             return Judgement::Next;
         }
         match self.rows.get(&session) {
@@ -102,12 +104,13 @@ impl Sessions {
     }
 
     /// Applies a collection. One that is older than the newest is ignored.
-    pub fn collect(&mut self, r: Revision, l: &[SessionId]) {
+    pub fn collect(&mut self, r: Revision, l: &[SessionId], planted: Option<Planted>) {
         let old = &self.collection;
-        if r < old.r {
+        if r < old.r && !Planted::CollectBackwards.is_in(planted) {
             return;
         }
-        let stays = |&&id: &&SessionId| id.0 > old.r || old.l.contains(&id);
+        let revive = Planted::ReviveExpired.is_in(planted);
+        let stays = |&&id: &&SessionId| id.0 > old.r || old.l.contains(&id) || revive;
         let l = l.iter().filter(stays).copied().collect();
         self.collection = Collection { r, l };
         let collection = &self.collection;
@@ -160,7 +163,7 @@ mod tests {
 
     #[track_caller]
     fn check(session: u64, bseq: u64, want: Judgement) {
-        assert_eq!(sessions().judge(id(session), Bseq(bseq)), want);
+        assert_eq!(sessions().judge(id(session), Bseq(bseq), None), want);
     }
 
     #[test]
@@ -176,20 +179,20 @@ mod tests {
     #[test]
     fn a_collected_session_is_expired_and_its_row_gone() {
         let mut sessions = sessions();
-        sessions.collect(id(9).0, &[id(7)]);
-        assert_eq!(sessions.judge(id(5), Bseq(3)), Judgement::Expired);
-        assert_eq!(sessions.judge(id(7), Bseq(1)), Judgement::Next);
+        sessions.collect(id(9).0, &[id(7)], None);
+        assert_eq!(sessions.judge(id(5), Bseq(3), None), Judgement::Expired);
+        assert_eq!(sessions.judge(id(7), Bseq(1), None), Judgement::Next);
         // Born after the list was made: unknown to it, hence alive.
-        assert_eq!(sessions.judge(id(10), Bseq(1)), Judgement::Next);
+        assert_eq!(sessions.judge(id(10), Bseq(1), None), Judgement::Next);
         assert!(sessions.rows.is_empty());
     }
 
     #[test]
     fn an_older_collection_is_ignored() {
         let mut sessions = sessions();
-        sessions.collect(id(9).0, &[id(5)]);
-        sessions.collect(id(8).0, &[]);
-        assert_eq!(sessions.judge(id(5), Bseq(3)), Judgement::Next);
+        sessions.collect(id(9).0, &[id(5)], None);
+        sessions.collect(id(8).0, &[], None);
+        assert_eq!(sessions.judge(id(5), Bseq(3), None), Judgement::Next);
     }
 
     /// A primary whose list still shows the session must not bring it back: its row is gone, so
@@ -197,10 +200,10 @@ mod tests {
     #[test]
     fn a_session_once_expired_stays_expired() {
         let mut sessions = sessions();
-        sessions.collect(id(9).0, &[]);
-        sessions.collect(id(12).0, &[id(5), id(11)]);
-        assert_eq!(sessions.judge(id(5), Bseq(1)), Judgement::Expired);
-        assert_eq!(sessions.judge(id(11), Bseq(1)), Judgement::Next);
+        sessions.collect(id(9).0, &[], None);
+        sessions.collect(id(12).0, &[id(5), id(11)], None);
+        assert_eq!(sessions.judge(id(5), Bseq(1), None), Judgement::Expired);
+        assert_eq!(sessions.judge(id(11), Bseq(1), None), Judgement::Next);
     }
 
     #[test]
@@ -210,7 +213,7 @@ mod tests {
         other.forget_below(id(5), Bseq(3));
         assert_ne!(other.digest(), sessions().digest());
         let mut other = sessions();
-        other.collect(id(4).0, &[]);
+        other.collect(id(4).0, &[], None);
         assert_ne!(other.digest(), sessions().digest());
     }
 }

@@ -11,6 +11,7 @@ use super::queue::{Part, range_of};
 use crate::batch::Batch;
 use crate::ids::{Conn, Epoch};
 use crate::ops::OpKind;
+use crate::planted::Planted;
 
 /// One send of a batch.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -73,8 +74,9 @@ impl Undecided {
     }
 
     /// Every send was answered. If none of them had an effect, none ever will.
-    pub(super) fn is_definite(&self) -> bool {
-        self.open.is_empty() && !self.cut
+    pub(super) fn is_definite(&self, planted: Option<Planted>) -> bool {
+        let cut = self.cut && !Planted::ClosedIsRefused.is_in(planted);
+        (self.open.is_empty() || Planted::OneRefusalDecides.is_in(planted)) && !cut
     }
 
     /// Connections with a send that is open.

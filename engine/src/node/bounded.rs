@@ -324,6 +324,11 @@ impl Node {
                 self.bounded.leaving.entry((conn, probe)).or_default().refused.push(shard);
                 continue;
             };
+            if Planted::ProbeUnproven.is_in(self.settings.planted) {
+                let leaving = self.bounded.leaving.entry((conn, probe)).or_default();
+                leaving.proven.push((shard, epoch, commit));
+                continue;
+            }
             let claim = self.fresh_id();
             self.bounded.captured.insert(claim, Captured { conn, probe, shard, epoch, commit });
             self.claim(claim, shard, epoch);

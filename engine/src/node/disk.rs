@@ -13,11 +13,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::apply::{self, Loaded};
+use crate::apply::{self, Loaded, ShardState};
 use crate::ids::{CopyNo, Now, Seq, ShardId, StoreId};
 use crate::key::CounterKey;
 use crate::message::NodeReply;
 use crate::node::{Effect, Node, turn_of};
+use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::log::Loading;
 use crate::replica::primary::Feed;
@@ -69,7 +70,10 @@ impl Node {
     pub(super) fn advance(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         let (me, min, planted) = (self.me.store, self.min_in_sync(), self.settings.planted);
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
-        let durable = replica.log.durable();
+        let mut durable = replica.log.durable();
+        if Planted::CountOwnUnsynced.is_in(planted) {
+            durable = replica.log.last().seq;
+        }
         if let Some(primary) = replica.primary_mut()
             && let Some(seq) = primary.committable(me, durable, min, planted)
         {
@@ -79,17 +83,26 @@ impl Node {
             }
             replica.commit = replica.commit.max(seq);
         }
-        self.apply_committed(shard, effects);
+        self.apply_committed(shard, planted, effects);
     }
 
-    fn apply_committed(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+    fn apply_committed(
+        &mut self,
+        shard: ShardId,
+        planted: Option<Planted>,
+        effects: &mut Vec<Effect>,
+    ) {
         loop {
             let Some(replica) = self.replicas.get_mut(&shard) else { return };
             let Some(seq) = replica.next_to_apply() else { break };
             let Some(held) = replica.log.get(seq) else { break };
             let none = Loaded::new();
             let loaded = match &held.loading {
-                Loading::Ready { values, snapshot } if *snapshot == self.snapshot => values,
+                Loading::Ready { values, snapshot }
+                    if *snapshot == self.snapshot || Planted::UseStaleLoad.is_in(planted) =>
+                {
+                    values
+                }
                 Loading::Asked { .. } => break,
                 _ if apply::needs(&held.decoded).is_empty() => &none,
                 _ => {
@@ -98,7 +111,8 @@ impl Node {
                 }
             };
             let (entry, decoded) = (&held.entry, &held.decoded);
-            let answer = apply::apply(&mut replica.state, &mut self.tables, entry, decoded, loaded);
+            let (state, tables) = (&mut replica.state, &mut self.tables);
+            let answer = apply::apply(state, tables, entry, decoded, loaded, planted);
             let batch = match &entry.body {
                 crate::entry::Body::Ops(batch) => Some((batch.slots, batch.session, batch.bseq)),
                 _ => None,
@@ -210,6 +224,11 @@ impl Node {
                 shards.push((replica.copy, replica.state.clone()));
                 marks.push((replica.shard, replica.copy, replica.state.applied.seq));
             }
+        }
+        if Planted::FlushWithoutSessions.is_in(self.settings.planted) {
+            shards
+                .iter_mut()
+                .for_each(|(_, state): &mut (_, ShardState)| state.sessions.rows.clear());
         }
         self.flushing.under_way = Some(UnderWay { flush, shards: marks });
         effects.push(Effect::Flush { flush, table, shards });

@@ -15,6 +15,7 @@ use crate::apply::ShardState;
 use crate::ids::{Conn, Seq, ShardId, StoreId};
 use crate::message::{FromFollower, ToFollower};
 use crate::node::{Effect, Node, turn_of};
+use crate::planted::Planted;
 use crate::replica::primary::Feed;
 
 #[derive(Debug, Default)]
@@ -159,7 +160,10 @@ impl Node {
             return;
         };
         replica.installing = Some(transfer);
-        let after_flush = self.want_flush();
+        let mut after_flush = self.want_flush();
+        if Planted::InstallOverTables.is_in(self.settings.planted) {
+            after_flush = None;
+        }
         self.transfers.incoming.insert((conn, transfer), Incoming { shard, state, after_flush });
         match after_flush {
             None => self.install(conn, transfer, effects),

@@ -207,6 +207,9 @@ impl Replica {
     pub fn drop_copy(&mut self, turn: &mut Turn<'_>) {
         turn.write(Record::Drop { shard: self.shard, copy: self.copy });
         self.exists = false;
+        if turn.planted(Planted::DropForgetsPromise) {
+            self.promised = Epoch(0);
+        }
         self.begin_content(ShardState { slots: self.slots, ..ShardState::default() });
         self.role = Role::Follower;
         self.stopped = None;

@@ -136,6 +136,9 @@ impl Primary {
     /// *M*: whose fsync every commit waits for.
     pub fn members(&self, planted: Option<Planted>) -> BTreeSet<StoreId> {
         let mut members: BTreeSet<_> = self.record.isr.iter().copied().collect();
+        if Planted::ForgetUnsettledAddition.is_in(planted) {
+            return members;
+        }
         for proposal in &self.proposals {
             members.extend(&proposal.config.isr);
         }
@@ -165,8 +168,12 @@ impl Primary {
             Some(follower) => follower.acked,
             None => Seq(0),
         };
-        let seq = members.iter().map(acked).min()?;
-        (seq >= self.barrier).then_some(seq)
+        let mut seqs: Vec<_> = members.iter().map(acked).collect();
+        seqs.sort();
+        let needed =
+            if Planted::CommitAtMajority.is_in(planted) { (seqs.len() - 1) / 2 } else { 0 };
+        let seq = *seqs.get(needed)?;
+        (seq >= self.barrier || Planted::CommitBelowBarrier.is_in(planted)).then_some(seq)
     }
 
     /// Reads a record of this epoch with a higher version: it settles all that was proposed
