@@ -23,7 +23,7 @@ pub(super) struct Send {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Undecided {
     pub batch: Batch,
     pub parts: VecDeque<Part>,

@@ -25,7 +25,7 @@ use crate::replica::primary::Feed;
 use crate::store::log::index::Needed;
 
 /// What a load is for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct LoadFor {
     keys: Vec<CounterKey>,
     purpose: Purpose,
@@ -38,7 +38,7 @@ enum Purpose {
 }
 
 /// The flush under way, and what is waiting for one.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Flushing {
     /// The number of the last flush begun.
     last: u64,
@@ -49,7 +49,7 @@ pub(super) struct Flushing {
     wanted: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct UnderWay {
     flush: u64,
     shards: Vec<(ShardId, CopyNo, Seq)>,

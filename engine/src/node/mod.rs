@@ -59,6 +59,7 @@ use crate::message::{
 };
 use crate::planted::Planted;
 use crate::replica::Replica;
+use crate::replica::log::ReplicaLog;
 use crate::replica::primary::Primary;
 use crate::store::log::Record;
 use crate::store::log::index::Needed;
@@ -398,7 +399,7 @@ impl Default for Settings {
 }
 
 /// What is to be seen of a replica: for status, and for the simulator's oracles.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ReplicaView<'a> {
     pub shard: ShardId,
     pub copy: CopyNo,
@@ -407,6 +408,7 @@ pub struct ReplicaView<'a> {
     pub last: Position,
     pub durable: Seq,
     pub commit: Seq,
+    pub log: &'a ReplicaLog,
     pub state: &'a ShardState,
     pub unfit: bool,
     pub stopped: Option<&'static str>,
@@ -419,7 +421,7 @@ const GAP_MS: u64 = 500;
 const REVIEW_EVERY_MS: u64 = 50;
 
 /// All replicas of one storage node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Node {
     settings: Settings,
     me: StoreBoot,

@@ -22,7 +22,7 @@ use crate::node::{Effect, Node};
 use crate::planted::Planted;
 use crate::replica::Replica;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Proving {
     /// By number, which counts up: the oldest is the first.
     claims: BTreeMap<u64, Claim>,
@@ -44,7 +44,7 @@ struct Claim {
 }
 
 /// One question to all peers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Round {
     number: u64,
     until: Now,

@@ -20,13 +20,13 @@ use crate::store::table::Cell;
 /// Reads waiting at once, all connections together.
 const WAITING_MAX: usize = 100_000;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Reads {
     waiting: BTreeMap<u64, Waiting>,
 }
 
 /// What a gateway asks for: all keys lie in the shard's slots.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Ask {
     pub conn: Conn,
     pub id: u64,
@@ -34,7 +34,7 @@ pub(super) struct Ask {
     pub keys: Vec<CounterKey>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Waiting {
     ask: Ask,
     standing: Standing,

@@ -18,7 +18,7 @@ use crate::node::{Effect, Node, turn_of};
 use crate::planted::Planted;
 use crate::replica::primary::Feed;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Transfers {
     outgoing: BTreeMap<u64, Outgoing>,
     /// Staged copies that wait for a flush, or are being ingested.
@@ -27,7 +27,7 @@ pub(super) struct Transfers {
     dropping: BTreeMap<ShardId, Option<u64>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Outgoing {
     conn: Conn,
     store: StoreId,
@@ -36,7 +36,7 @@ struct Outgoing {
     pin: Seq,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Incoming {
     shard: ShardId,
     state: ShardState,

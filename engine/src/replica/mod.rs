@@ -40,7 +40,7 @@ const POINTS_MAX: usize = 64;
 
 /// One store's part in one shard. It exists, with its promise, for as long as the store does; the
 /// copy may come and go.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Replica {
     pub shard: ShardId,
     pub slots: Slots,
@@ -72,7 +72,7 @@ pub struct Replica {
     pub role: Role,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Role {
     Follower,
     Primary(Box<Primary>),
@@ -275,6 +275,7 @@ impl Replica {
             last: self.log.last(),
             durable: self.log.durable(),
             commit: self.commit,
+            log: &self.log,
             state: &self.state,
             unfit: self.unfit,
             stopped: self.stopped,

@@ -18,7 +18,7 @@ use crate::config::{self, ShardConfig};
 use crate::ids::{Boot, Conn, CopyNo, Epoch, Now, Seq, StoreId, TimeMs, Version};
 use crate::planted::Planted;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Primary {
     pub epoch: Epoch,
     /// The first entry of this epoch. Once it is committed the primary serves.
@@ -247,7 +247,7 @@ impl Primary {
 /// Moves shard time towards the wall clock: never backwards, and forwards by at most twice the
 /// monotonic time that has really passed, plus one second in all per office. So a clock that
 /// jumps can halve an idempotency window at worst, and an outage only lengthens it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct ShardClock {
     asked: Now,
     spare_ms: u64,
