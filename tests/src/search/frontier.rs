@@ -160,8 +160,8 @@ impl Wide {
 
     fn word(&mut self, word: u64) {
         let folded = |sum: u64, by: u64| {
-            let wide = u128::from(sum.rotate_left(23) ^ word).wrapping_add(u128::from(by))
-                * 0xD6E8_FEB8_6659_FD93;
+            let mixed = (sum.rotate_left(23) ^ word).wrapping_add(by);
+            let wide = u128::from(mixed) * 0xD6E8_FEB8_6659_FD93;
             (wide >> 64) as u64 ^ wide as u64
         };
         (self.a, self.b) =
