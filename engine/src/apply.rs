@@ -95,7 +95,7 @@ pub fn apply(
         }
         Body::Barrier | Body::Expire { .. } | Body::Split { .. } => return None,
     };
-    let answer = match state.sessions.judge(batch.session, batch.bseq, planted) {
+    let answer = match state.sessions.judge(batch.session, batch.bseq) {
         Judgement::Next => {
             let result = run(state, tables, decoded, loaded);
             state.sessions.record(batch.session, batch.bseq, result.clone());

@@ -48,8 +48,6 @@ pub enum Planted {
     MatchByNumber,
     /// A follower cuts its log where a message ends.
     TruncateToMessageEnd,
-    /// A follower commits what it holds, matched or not.
-    CommitBeyondMatched,
     /// With a copy its promise goes, too.
     DropForgetsPromise,
     /// What a former copy has acknowledged still counts.
@@ -70,8 +68,6 @@ pub enum Planted {
     FlushWithoutSessions,
     /// A snapshot is installed below table content of the copy that it replaces.
     InstallOverTables,
-    /// A batch is applied although its number does not follow the last one.
-    ApplyOverGap,
     /// A collection older than the newest is taken.
     CollectBackwards,
     /// A collection takes back a session that an earlier one has dropped.
@@ -84,12 +80,10 @@ pub enum Planted {
     OneRefusalDecides,
     /// "Expired" is definite although another send is open.
     ExpiredIsDefinite,
-    /// A batch is given up at its deadline, and its number used again.
-    DeadlineFreesNumber,
 }
 
 impl Planted {
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 37] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -111,7 +105,6 @@ impl Planted {
         Self::ObeyOldEpoch,
         Self::MatchByNumber,
         Self::TruncateToMessageEnd,
-        Self::CommitBeyondMatched,
         Self::DropForgetsPromise,
         Self::KeepAcksOfOldCopy,
         Self::ReadUnproven,
@@ -122,14 +115,12 @@ impl Planted {
         Self::UseStaleLoad,
         Self::FlushWithoutSessions,
         Self::InstallOverTables,
-        Self::ApplyOverGap,
         Self::CollectBackwards,
         Self::ReviveExpired,
         Self::RefuseOrdered,
         Self::ClosedIsRefused,
         Self::OneRefusalDecides,
         Self::ExpiredIsDefinite,
-        Self::DeadlineFreesNumber,
     ];
 
     /// Is this bug planted?

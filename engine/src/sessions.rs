@@ -74,13 +74,12 @@ impl Collection {
 
 impl Sessions {
     /// Judges a batch, in the order that DESIGN §7 gives: expired, then the row, then no row.
-    pub fn judge(&self, session: SessionId, bseq: Bseq, planted: Option<Planted>) -> Judgement {
+    pub fn judge(&self, session: SessionId, bseq: Bseq) -> Judgement {
         if self.collection.has_expired(session) {
             return Judgement::Expired;
         }
         let last = self.rows.get(&session).map_or(Bseq(0), |row| row.last);
-        let gap = Planted::ApplyOverGap.is_in(planted) && bseq > last;
-        if bseq == last.next() || gap {
+        if bseq == last.next() {
             return Judgement::Next;
         }
         match self.rows.get(&session) {
@@ -163,7 +162,7 @@ mod tests {
 
     #[track_caller]
     fn check(session: u64, bseq: u64, want: Judgement) {
-        assert_eq!(sessions().judge(id(session), Bseq(bseq), None), want);
+        assert_eq!(sessions().judge(id(session), Bseq(bseq)), want);
     }
 
     #[test]
@@ -180,10 +179,10 @@ mod tests {
     fn a_collected_session_is_expired_and_its_row_gone() {
         let mut sessions = sessions();
         sessions.collect(id(9).0, &[id(7)], None);
-        assert_eq!(sessions.judge(id(5), Bseq(3), None), Judgement::Expired);
-        assert_eq!(sessions.judge(id(7), Bseq(1), None), Judgement::Next);
+        assert_eq!(sessions.judge(id(5), Bseq(3)), Judgement::Expired);
+        assert_eq!(sessions.judge(id(7), Bseq(1)), Judgement::Next);
         // Born after the list was made: unknown to it, hence alive.
-        assert_eq!(sessions.judge(id(10), Bseq(1), None), Judgement::Next);
+        assert_eq!(sessions.judge(id(10), Bseq(1)), Judgement::Next);
         assert!(sessions.rows.is_empty());
     }
 
@@ -192,7 +191,7 @@ mod tests {
         let mut sessions = sessions();
         sessions.collect(id(9).0, &[id(5)], None);
         sessions.collect(id(8).0, &[], None);
-        assert_eq!(sessions.judge(id(5), Bseq(3), None), Judgement::Next);
+        assert_eq!(sessions.judge(id(5), Bseq(3)), Judgement::Next);
     }
 
     /// A primary whose list still shows the session must not bring it back: its row is gone, so
@@ -202,8 +201,8 @@ mod tests {
         let mut sessions = sessions();
         sessions.collect(id(9).0, &[], None);
         sessions.collect(id(12).0, &[id(5), id(11)], None);
-        assert_eq!(sessions.judge(id(5), Bseq(1), None), Judgement::Expired);
-        assert_eq!(sessions.judge(id(11), Bseq(1), None), Judgement::Next);
+        assert_eq!(sessions.judge(id(5), Bseq(1)), Judgement::Expired);
+        assert_eq!(sessions.judge(id(11), Bseq(1)), Judgement::Next);
     }
 
     #[test]

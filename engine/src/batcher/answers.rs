@@ -240,7 +240,7 @@ impl Worker {
     // ---- helpers -------------------------------------------------------------------------------
 
     /// Takes the batch away from its shard: nothing of it is sent any more.
-    pub(super) fn take_undecided(&mut self, shard: ShardId) -> Option<Undecided> {
+    fn take_undecided(&mut self, shard: ShardId) -> Option<Undecided> {
         let undecided = self.queues.get_mut(&shard)?.undecided.take()?;
         self.undecided -= 1;
         self.bytes -= undecided.bytes();

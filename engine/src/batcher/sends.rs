@@ -69,9 +69,6 @@ impl Worker {
             for part in queue.undecided.iter().flat_map(|out| out.parts_of(request)) {
                 self.requests.part_failed(part, reason, effects);
             }
-            if Planted::DeadlineFreesNumber.is_in(self.settings.planted) {
-                self.take_undecided(shard);
-            }
         }
         assert!(!self.requests.is_open(request), "all its parts are in a queue or a batch");
     }

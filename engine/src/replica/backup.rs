@@ -57,9 +57,6 @@ impl Replica {
         }
         let matched = self.join(turn, slice)?;
         self.matched = self.matched.max(matched);
-        if turn.planted(Planted::CommitBeyondMatched) {
-            self.matched = self.log.last().seq;
-        }
         self.hear_commit(slice.commit);
         Ok(())
     }

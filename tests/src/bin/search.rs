@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use engine::planted::Planted;
 use tests::search::frontier::{Found, Limits, search};
-use tests::search::mutations::{MUTATIONS, SMALL, Within};
+use tests::search::mutations::{MUTATIONS, SMALL};
 use tests::search::replication::{Bounds, Replication};
 
 const USAGE: &str = "search replication [--bounds KEY=N,…] [--minutes N] [--states N] [--mutation NAME|all]
@@ -45,8 +45,8 @@ fn main() -> ExitCode {
     }
     let mut all = true;
     for &bug in &args.mutations {
-        let within = MUTATIONS.iter().find(|(known, _)| *known == bug).map(|(_, within)| *within);
-        let Some(Within::Replication(bounds)) = within else {
+        let within = MUTATIONS.iter().find(|(known, _)| *known == bug);
+        let Some(&(_, bounds)) = within else {
             say(&format!("{bug:?}: no search expresses it"));
             continue;
         };

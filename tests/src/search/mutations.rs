@@ -7,12 +7,6 @@ use engine::planted::Planted;
 
 use super::replication::Bounds;
 
-/// Where a mutation is looked for.
-#[derive(Clone, Copy, Debug)]
-pub enum Within {
-    Replication(Bounds),
-}
-
 /// What a short run can exhaust: one failover, one crash, one op.
 pub const SMALL: Bounds = Bounds {
     stores: 3,
@@ -33,37 +27,25 @@ pub const SMALL: Bounds = Bounds {
 };
 
 const TWO: Bounds = Bounds { stores: 2, in_sync: 2, min_in_sync: 2, ..SMALL };
-/// A primary that does not hear of its successor, and reads.
-const READS: Bounds = Bounds { reads: 1, min_in_sync: 1, ..SMALL };
+/// Failover within two stores, of which one may serve alone.
+pub const ALONE: Bounds = Bounds { min_in_sync: 1, epochs: 2, ..TWO };
 
-pub const MUTATIONS: &[(Planted, Within)] = &[
-    (Planted::SkipPromiseFsync, Within::Replication(Bounds { crashes: 2, ..SMALL })),
-    (
-        Planted::AckBeforeBackupFsync,
-        Within::Replication(Bounds { crashes: 1, slow_fsync: true, epochs: 1, ..TWO }),
-    ),
-    (Planted::CountUnsettledRemoval, Within::Replication(Bounds { refusals: 1, ..SMALL })),
-    (Planted::SkipBarrier, Within::Replication(SMALL)),
-    (Planted::TruncateToCommitHint, Within::Replication(SMALL)),
-    (Planted::CheckReadBeforeCapture, Within::Replication(Bounds { reads: 2, ..READS })),
-    (Planted::LearnerAtCommitHint, Within::Replication(Bounds { in_sync: 2, ..SMALL })),
-    (
-        Planted::ForgetUnsettledAddition,
-        Within::Replication(Bounds { in_sync: 2, lost: 1, epochs: 1, ..SMALL }),
-    ),
-    (
-        Planted::FailureSettles,
-        Within::Replication(Bounds { in_sync: 2, lost: 1, ticks: 1, epochs: 1, ..SMALL }),
-    ),
-    (Planted::CommitAtMajority, Within::Replication(SMALL)),
-    (Planted::CommitBelowBarrier, Within::Replication(SMALL)),
-    (Planted::CountOwnUnsynced, Within::Replication(Bounds { epochs: 1, ..TWO })),
-    (Planted::LeadAfterRestart, Within::Replication(Bounds { crashes: 1, epochs: 1, ..TWO })),
-    (Planted::KeepAfterDemotion, Within::Replication(Bounds { removals: 1, epochs: 2, ..SMALL })),
-    (Planted::ObeyOldEpoch, Within::Replication(SMALL)),
-    (Planted::MatchByNumber, Within::Replication(SMALL)),
-    (Planted::TruncateToMessageEnd, Within::Replication(Bounds { cuts: 1, epochs: 1, ..TWO })),
-    (Planted::CommitBeyondMatched, Within::Replication(Bounds { orders: 2, ops: 2, ..SMALL })),
-    (Planted::ReadUnproven, Within::Replication(READS)),
-    (Planted::EtcdCheckUnread, Within::Replication(Bounds { ticks: 1, ..READS })),
+pub const MUTATIONS: &[(Planted, Bounds)] = &[
+    (Planted::SkipPromiseFsync, Bounds { crashes: 1, ..ALONE }),
+    (Planted::AckBeforeBackupFsync, Bounds { crashes: 1, slow_fsync: true, epochs: 1, ..TWO }),
+    (Planted::CountUnsettledRemoval, Bounds { refusals: 1, ..SMALL }),
+    (Planted::SkipBarrier, Bounds { reads: 1, ..ALONE }),
+    (Planted::TruncateToCommitHint, SMALL),
+    (Planted::CheckReadBeforeCapture, Bounds { reads: 2, ..ALONE }),
+    (Planted::ForgetUnsettledAddition, Bounds { removals: 1, epochs: 1, ..SMALL }),
+    (Planted::FailureSettles, Bounds { removals: 1, lost: 1, ticks: 1, epochs: 1, ..SMALL }),
+    (Planted::CommitAtMajority, SMALL),
+    (Planted::CountOwnUnsynced, Bounds { epochs: 1, ..TWO }),
+    (Planted::LeadAfterRestart, Bounds { crashes: 1, epochs: 1, ..TWO }),
+    (Planted::KeepAfterDemotion, Bounds { removals: 1, ..SMALL }),
+    (Planted::ObeyOldEpoch, SMALL),
+    (Planted::MatchByNumber, SMALL),
+    (Planted::TruncateToMessageEnd, Bounds { cuts: 1, epochs: 1, ops: 2, orders: 2, ..TWO }),
+    (Planted::ReadUnproven, Bounds { reads: 1, ..ALONE }),
+    (Planted::EtcdCheckUnread, Bounds { reads: 1, ticks: 1, ..ALONE }),
 ];

@@ -113,6 +113,15 @@ struct Proposal {
     given_up: bool,
 }
 
+/// A read without an answer: by whom it is handled, and what was acknowledged when it began.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+struct Reading {
+    id: u8,
+    at: u8,
+    boot: u8,
+    acknowledged: u8,
+}
+
 /// A state of the world: numbers only.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct State {
@@ -134,8 +143,7 @@ pub struct State {
     /// Who has led each epoch.
     begun: Vec<(u64, u8, u8)>,
     acknowledged: u8,
-    /// Who asked for a read, and what was acknowledged by then.
-    reading: Vec<(u8, u8, u8)>,
+    reading: Vec<Reading>,
 }
 
 impl State {
@@ -306,20 +314,13 @@ impl Replication {
                 state.acknowledged |= 1 << op;
                 taking.sometimes.push("an op is acknowledged");
             }
-            Out::Told { value } => self.read_told(state, (by, boot), value, taking),
+            Out::Told { id, value } => self.read_told(state, id, value, taking),
         }
     }
 
-    fn read_told(
-        &self,
-        state: &mut State,
-        reader: (u8, u8),
-        value: Option<i128>,
-        taking: &mut Taking,
-    ) {
-        let asked = |&(by, boot, _): &(u8, u8, u8)| (by, boot) == reader;
-        let Some(place) = state.reading.iter().position(asked) else { return };
-        let (_, _, acknowledged) = state.reading.remove(place);
+    fn read_told(&self, state: &mut State, id: u8, value: Option<i128>, taking: &mut Taking) {
+        let Some(place) = state.reading.iter().position(|read| read.id == id) else { return };
+        let acknowledged = state.reading.remove(place).acknowledged;
         let Some(value) = value else {
             taking.sometimes.push("a read is refused");
             return;
@@ -624,7 +625,7 @@ impl Replication {
             answered || proposal.expect >= version
         });
         state.checks.retain(|&(by, boot, _)| alive(by, boot));
-        state.reading.retain(|&(by, boot, _)| alive(by, boot));
+        state.reading.retain(|read| alive(read.at, read.boot));
         state.proposals.sort();
         state.links.sort();
         state.flying.sort_by_key(Flying::stream);
@@ -720,14 +721,14 @@ impl Replication {
                     world.tell(to, at, Cause::Order { op, message }, taking);
                 });
             }
-            let reader = (at as u8, from.boots[at]);
-            let busy = from.reading.iter().any(|&(by, boot, _)| (by, boot) == reader);
-            if from.used.reads < self.bounds.reads && !busy {
+            if from.used.reads < self.bounds.reads {
                 let what = format!("a read is sent to {}", name(at));
                 self.step(from, out, what, |world, to, taking| {
                     to.used.reads += 1;
-                    to.reading.push((reader.0, reader.1, to.acknowledged));
-                    world.tell(to, at, Cause::Read, taking);
+                    let (id, boot) = (to.used.reads, to.boots[at]);
+                    let acknowledged = to.acknowledged;
+                    to.reading.push(Reading { id, at: at as u8, boot, acknowledged });
+                    world.tell(to, at, Cause::Read { id }, taking);
                 });
             }
         }

@@ -117,7 +117,9 @@ pub enum Cause {
         op: u8,
         message: u64,
     },
-    Read,
+    Read {
+        id: u8,
+    },
     EtcdChecked {
         check: u64,
         config: u32,
@@ -156,6 +158,7 @@ pub enum Out {
     },
     /// A read was answered, or refused.
     Told {
+        id: u8,
         value: Option<i128>,
     },
 }
@@ -336,10 +339,14 @@ impl Store {
                 let message = GatewayMessage::Frame { message, batches: vec![batch(op)] };
                 Event::Gateway { conn: self.gateway(), message }
             }
-            Cause::Read => {
+            Cause::Read { id } => {
                 let keys = vec![counter()];
-                let message =
-                    GatewayMessage::Read { id: 1, slots: Slots::ALL, keys, max_staleness_ms: None };
+                let message = GatewayMessage::Read {
+                    id: id.into(),
+                    slots: Slots::ALL,
+                    keys,
+                    max_staleness_ms: None,
+                };
                 Event::Gateway { conn: self.gateway(), message }
             }
             Cause::EtcdChecked { check, config } => {
@@ -394,8 +401,11 @@ impl Store {
                 NodeReply::Answer { session, answer: Answer::Applied { .. }, .. } => {
                     out.push(Out::Applied { op: (session.0.revision - 1) as u8 });
                 }
-                NodeReply::Read { result, .. } => {
-                    out.push(Out::Told { value: result.ok().map(|read| read.values[0]) });
+                NodeReply::Read { id, result } => {
+                    out.push(Out::Told {
+                        id: id as u8,
+                        value: result.ok().map(|read| read.values[0]),
+                    });
                 }
                 NodeReply::Answer { .. } | NodeReply::ShardState { .. } => {}
             },
