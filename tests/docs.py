@@ -11,6 +11,10 @@ a block:
                                    so each uses counters of its own
     <!-- printed above -->         above a `text` block: what the last command printed; digits and widths may differ
 
+Commands in sentences and tables are not run, since most name no values or take minutes; each must still be one that could be:
+`dkc` knows the subcommand and every flag (`--help`), a file is in the clone, and what measures is a step of ./test, or a
+binary or example that cargo knows, whose source knows every flag.
+
 In `sh`, comments at column 0 right below a command are what it prints, in `console` every line without `$ `: line by line,
 JSON as JSON, and `…` stands for anything.
 """
@@ -129,6 +133,59 @@ def read(document):
     return found, exempt, "<!-- no cluster -->" in text
 
 
+def mentioned(text):
+    """Commands in sentences and tables, with their lines; `… ARGUMENTS` goes on with the one before."""
+    found, fenced = [], False
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        for span in [] if fenced else re.findall(r"`([^`]+)`", line):
+            words = [word for word in span.split() if not re.match(r"[A-Z_]+=", word)]
+            if found and words[:1] == ["…"]:
+                words = found[-1].text.partition(" -- ")[0].split() + words[1:]
+            if words[1:] and words[0] in ["dkc", "cargo"] or words and re.match(r"\./(run|test)$|(tests|scripts)/", words[0]):
+                found.append(Command(" ".join(words), number))
+    return found
+
+
+def doubts(command):
+    """Why a mentioned command could not be run as it stands."""
+    words = command.text.split()
+    flags = re.findall(r"(?<=[ \[])--[\w-]+", command.text.partition(" -- ")[2] if words[0] == "cargo" else command.text)
+    if words[0] == "dkc":
+        told = subprocess.run([os.environ["DKC_BIN"], words[1], "--help"], capture_output=True, text=True)
+        known = told.stdout if told.returncode == 0 else None
+    elif words[0] == "cargo":
+        known = source(words)
+    else:
+        path = REPOSITORY / words[0]
+        known = "" if path.is_dir() else path.read_text() if path.is_file() else None
+        measures = words[0].startswith("tests/") and os.access(path, os.X_OK) and path.is_file()
+        if measures and words[0] not in (REPOSITORY / "test").read_text():
+            yield "is no step of ./test"
+    if known is None:
+        yield "there is no such thing"
+        return
+    for flag in flags:
+        if not re.search(rf"{flag}\b|\b{flag[2:].replace('-', '_')}\b", known):
+            yield f"knows no {flag}"
+
+
+def source(words):
+    """The text of the binary, example or test that `cargo run` or `cargo test` is told to run."""
+    if "-p" not in words:
+        return None
+    package = REPOSITORY / words[words.index("-p") + 1]
+    for flag, folder in [("--bin", "src/bin"), ("--example", "examples"), ("--test", "tests")]:
+        if flag in words:
+            name = words[words.index(flag) + 1]
+            for path in [package / folder / f"{name}.rs", package / folder / name / "main.rs"]:
+                if path.is_file():
+                    return path.read_text()
+            return None
+    return ""
+
+
 class Ports:
     """Free ports for those that documents name, and the way back."""
 
@@ -239,7 +296,7 @@ def same(shown, got):
 
 
 def main():
-    began, ran, exempt, failed = time.monotonic(), 0, 0, 0
+    began, ran, exempt, failed, mentions = time.monotonic(), 0, 0, 0, 0
     documents = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
     named = [REPOSITORY / name for name in sys.argv[1:]]
     work = Path(tempfile.mkdtemp(prefix="dkc-docs-"))
@@ -255,6 +312,9 @@ def main():
                     stack.enter_context(cluster(work / "cluster", shared))
                 (work / document.stem).mkdir()
                 problems = run(found, work / document.stem, Ports() if alone else shared) if found else []
+                named_only = mentioned(document.read_text())
+                problems += [f"line {each.line}: `{each.text}`: {why}" for each in named_only for why in doubts(each)]
+                mentions += len(named_only)
             except Problem as problem:
                 problems = [str(problem)]
             for line, reason in reasons:
@@ -265,7 +325,7 @@ def main():
             print(f"{name}: {len(found)} commands, {shown} of them with their output, {len(problems)} failed")
             ran, exempt, failed = ran + len(found), exempt + len(reasons), failed + len(problems)
     seconds = time.monotonic() - began
-    print(f"documents: {ran} commands ran, {exempt} blocks exempt, {failed} failed, {seconds:.0f} s")
+    print(f"documents: {ran} commands ran, {mentions} mentioned, {exempt} blocks exempt, {failed} failed, {seconds:.0f} s")
     return 1 if failed or not ran else 0
 
 

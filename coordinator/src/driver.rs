@@ -138,8 +138,8 @@ impl Driver {
                 error!(
                     was,
                     now,
-                    "etcd's history went back, so it is not followed any more: if it was restored from a backup, run \
-                     `dkc recover-etcd`, then start this process again"
+                    "etcd's history went back, so it is not followed any more: if it was restored from a backup, start \
+                     nothing and read \"Back up etcd\" in docs/operations.md"
                 );
                 Err(End::WentBack)
             }

@@ -276,7 +276,8 @@ impl Start<'_> {
             // A first start that ended between log and etcd left no record.
             if known.is_some_and(|identity| identity.boot > Boot(1)) {
                 return Err(Exit::Refused(format!(
-                    "etcd does not know store {store} of {folder}: was etcd's data lost or restored? See `dkc recover-etcd`"
+                    "etcd does not know store {store} of {folder}: was etcd's data lost or restored? \
+                     Start nothing more and read \"Back up etcd\" in docs/operations.md"
                 )));
             }
             return Ok(());

@@ -278,7 +278,8 @@ impl Followed {
         }
         error!(
             was,
-            now, "etcd's history went back: it is not followed any more; see `dkc recover-etcd`"
+            now,
+            "etcd's history went back, so it is not followed any more: read \"Back up etcd\" in docs/operations.md"
         );
         self.health.not_ready("etcd-went-back");
     }
