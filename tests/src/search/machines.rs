@@ -22,6 +22,7 @@ use std::collections::HashMap;
 use std::fmt::{Debug, Write};
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 
 use engine::ids::Now;
 
@@ -54,6 +55,8 @@ pub struct Did<O> {
     pub panicked: Option<String>,
 }
 
+type Outcome<M> = Rc<Did<<M as Machine>::Out>>;
+
 struct Known<M: Machine> {
     machine: M,
     face: M::Face,
@@ -65,7 +68,7 @@ struct Known<M: Machine> {
 pub struct Machines<M: Machine> {
     known: Vec<Known<M>>,
     by_projection: HashMap<u128, u32>,
-    done: HashMap<(u32, M::Cause), std::rc::Rc<Did<M::Out>>>,
+    done: HashMap<(u32, M::Cause), Outcome<M>>,
     pub table: M::Table,
     text: String,
     /// Look at twins: how many steps were compared.
@@ -117,7 +120,7 @@ impl<M: Machine> Machines<M> {
     }
 
     /// What the machine in this state does.
-    pub fn on(&mut self, number: u32, cause: M::Cause) -> std::rc::Rc<Did<M::Out>> {
+    pub fn on(&mut self, number: u32, cause: M::Cause) -> Outcome<M> {
         if let Some(did) = self.done.get(&(number, cause)) {
             return did.clone();
         }
@@ -125,7 +128,7 @@ impl<M: Machine> Machines<M> {
         if self.alike.is_some() {
             self.check_alike(number, cause, &did);
         }
-        let did = std::rc::Rc::new(did);
+        let did = Rc::new(did);
         self.done.insert((number, cause), did.clone());
         did
     }

@@ -62,7 +62,8 @@ fn logs_match(world: &Replication, state: &State) -> Option<String> {
     for one in world.stores() {
         for other in one + 1..world.stores().end {
             let pairs = world.face(state, one).log.iter().zip(&world.face(state, other).log);
-            for ((epoch, chain), _) in pairs.filter(|(a, b)| a.0 == b.0 && a.1 != b.1) {
+            let mut differing = pairs.filter(|(a, b)| a.0 == b.0 && a.1 != b.1);
+            if let Some(((epoch, chain), _)) = differing.next() {
                 let (one, other) = (name(one), name(other));
                 return Some(format!("{one} and {other} differ in epoch {epoch} at {chain:x}"));
             }

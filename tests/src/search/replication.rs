@@ -668,7 +668,8 @@ impl Replication {
             }
         }
         for proposal in &from.proposals {
-            let by = name(proposal.by.into());
+            let sender = usize::from(proposal.by);
+            let by = name(sender);
             let set = set_of(self.machines.table.configs.get(proposal.config));
             let what = format!("etcd carries out {by}'s proposal of {set}");
             self.step(from, out, what, |world, to, taking| world.carry_out(to, proposal, taking));
@@ -679,9 +680,7 @@ impl Replication {
                     let sent = to.proposals.iter_mut().find(|other| *other == proposal);
                     sent.expect("it is under way").given_up = true;
                     let (proposal, outcome) = (proposal.proposal, Settled::Unknown);
-                    let by = ["A", "B", "C", "D"].iter().position(|&store| store == by);
-                    let by = by.expect("a store's name");
-                    world.tell(to, by, Cause::Proposed { proposal, outcome }, taking);
+                    world.tell(to, sender, Cause::Proposed { proposal, outcome }, taking);
                 });
             }
         }
