@@ -134,7 +134,7 @@ pub fn apply(
     let batch = match &entry.body {
         Body::Ops(batch) => batch,
         Body::Collect { r, l } => {
-            state.sessions.collect(*r, l);
+            state.sessions.collect(*r, l, limits.planted);
             return None;
         }
         Body::Expire { bucket } => {

@@ -38,10 +38,62 @@ pub enum Planted {
     FingerprintIgnored,
     /// A part of a request with a token is applied again, record or not.
     PartAppliedAgain,
+    /// An addition whose outcome is unknown is not waited for.
+    ForgetUnsettledAddition,
+    /// A failed compare settles everything proposed before.
+    FailureSettles,
+    /// A majority of the members suffices for a commit.
+    CommitAtMajority,
+    /// Entries of former epochs are committed without a barrier of this one.
+    CommitBelowBarrier,
+    /// The primary counts itself by what it has sent, not by what it has fsynced.
+    CountOwnUnsynced,
+    /// A restarted process goes on as primary of an epoch that names its former boot.
+    LeadAfterRestart,
+    /// A primary adopts the in-sync set of a record that names another one, and goes on.
+    KeepAfterDemotion,
+    /// A follower takes slices of epochs below its promise.
+    ObeyOldEpoch,
+    /// A follower joins its log to the primary's by number, without comparing chains.
+    MatchByNumber,
+    /// A follower cuts its log where a message ends.
+    TruncateToMessageEnd,
+    /// With a copy its promise goes, too.
+    DropForgetsPromise,
+    /// What a former copy has acknowledged still counts.
+    KeepAcksOfOldCopy,
+    /// A read is told as soon as it is captured.
+    ReadUnproven,
+    /// A read is captured while the barrier is committed, but not applied.
+    ReadBelowBarrier,
+    /// A read-index round does without one of the members.
+    ReadIndexMajority,
+    /// Whatever record etcd has shows that this node still leads.
+    EtcdCheckUnread,
+    /// A commit is told to a follower without proof that this node still leads.
+    ProbeUnproven,
+    /// A loaded value is used although an ingest has come between.
+    UseStaleLoad,
+    /// A flush, and with it each snapshot, forgets the session rows.
+    FlushWithoutSessions,
+    /// A snapshot is installed below table content of the copy that it replaces.
+    InstallOverTables,
+    /// A collection older than the newest is taken.
+    CollectBackwards,
+    /// A collection takes back a session that an earlier one has dropped.
+    ReviveExpired,
+    /// A primary that steps down refuses what it has ordered.
+    RefuseOrdered,
+    /// A closed connection answers what was sent on it.
+    ClosedIsRefused,
+    /// One refusal is definite although another send is open.
+    OneRefusalDecides,
+    /// "Expired" is definite although another send is open.
+    ExpiredIsDefinite,
 }
 
 impl Planted {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 42] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -58,6 +110,32 @@ impl Planted {
         Self::IssueTimeNotJudged,
         Self::FingerprintIgnored,
         Self::PartAppliedAgain,
+        Self::ForgetUnsettledAddition,
+        Self::FailureSettles,
+        Self::CommitAtMajority,
+        Self::CommitBelowBarrier,
+        Self::CountOwnUnsynced,
+        Self::LeadAfterRestart,
+        Self::KeepAfterDemotion,
+        Self::ObeyOldEpoch,
+        Self::MatchByNumber,
+        Self::TruncateToMessageEnd,
+        Self::DropForgetsPromise,
+        Self::KeepAcksOfOldCopy,
+        Self::ReadUnproven,
+        Self::ReadBelowBarrier,
+        Self::ReadIndexMajority,
+        Self::EtcdCheckUnread,
+        Self::ProbeUnproven,
+        Self::UseStaleLoad,
+        Self::FlushWithoutSessions,
+        Self::InstallOverTables,
+        Self::CollectBackwards,
+        Self::ReviveExpired,
+        Self::RefuseOrdered,
+        Self::ClosedIsRefused,
+        Self::OneRefusalDecides,
+        Self::ExpiredIsDefinite,
     ];
 
     /// Is this bug planted?

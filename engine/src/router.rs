@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::ids::{Conn, Now, ShardId, StoreBoot, StoreId};
 
 /// All connections of one worker.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Router {
     lanes: BTreeMap<Conn, Lane>,
     /// The newest connection to each store.
@@ -53,7 +53,7 @@ impl Router {
 }
 
 /// One connection.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Lane {
     pub node: StoreBoot,
     /// Shards that have something to send, in the order in which they lined up.
@@ -66,7 +66,7 @@ pub struct Lane {
 }
 
 /// A message that takes a place in the window.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Message {
     number: u64,
     sent: Now,

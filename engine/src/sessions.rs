@@ -16,6 +16,7 @@ use crate::batch::{put_revision, put_session};
 use crate::codec::{put_varint, put_varint_i128};
 use crate::idempotency::TokenOutcome;
 use crate::ids::{Bseq, Revision, SessionId};
+use crate::planted::Planted;
 
 /// The sessions that a shard knows.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -105,12 +106,13 @@ impl Sessions {
     }
 
     /// Applies a collection. One that is older than the newest is ignored.
-    pub fn collect(&mut self, r: Revision, l: &[SessionId]) {
+    pub fn collect(&mut self, r: Revision, l: &[SessionId], planted: Option<Planted>) {
         let old = &self.collection;
-        if r < old.r {
+        if r < old.r && !Planted::CollectBackwards.is_in(planted) {
             return;
         }
-        let stays = |&&id: &&SessionId| id.0 > old.r || old.l.contains(&id);
+        let revive = Planted::ReviveExpired.is_in(planted);
+        let stays = |&&id: &&SessionId| id.0 > old.r || old.l.contains(&id) || revive;
         let l = l.iter().filter(stays).copied().collect();
         self.collection = Collection { r, l };
         let collection = &self.collection;
@@ -180,7 +182,7 @@ mod tests {
     #[test]
     fn a_collected_session_is_expired_and_its_row_gone() {
         let mut sessions = sessions();
-        sessions.collect(id(9).0, &[id(7)]);
+        sessions.collect(id(9).0, &[id(7)], None);
         assert_eq!(sessions.judge(id(5), Bseq(3)), Judgement::Expired);
         assert_eq!(sessions.judge(id(7), Bseq(1)), Judgement::Next);
         // Born after the list was made: unknown to it, hence alive.
@@ -191,8 +193,8 @@ mod tests {
     #[test]
     fn an_older_collection_is_ignored() {
         let mut sessions = sessions();
-        sessions.collect(id(9).0, &[id(5)]);
-        sessions.collect(id(8).0, &[]);
+        sessions.collect(id(9).0, &[id(5)], None);
+        sessions.collect(id(8).0, &[], None);
         assert_eq!(sessions.judge(id(5), Bseq(3)), Judgement::Next);
     }
 
@@ -201,8 +203,8 @@ mod tests {
     #[test]
     fn a_session_once_expired_stays_expired() {
         let mut sessions = sessions();
-        sessions.collect(id(9).0, &[]);
-        sessions.collect(id(12).0, &[id(5), id(11)]);
+        sessions.collect(id(9).0, &[], None);
+        sessions.collect(id(12).0, &[id(5), id(11)], None);
         assert_eq!(sessions.judge(id(5), Bseq(1)), Judgement::Expired);
         assert_eq!(sessions.judge(id(11), Bseq(1)), Judgement::Next);
     }
@@ -214,7 +216,7 @@ mod tests {
         other.forget_below(id(5), Bseq(3));
         assert_ne!(other.digest(), sessions().digest());
         let mut other = sessions();
-        other.collect(id(4).0, &[]);
+        other.collect(id(4).0, &[], None);
         assert_ne!(other.digest(), sessions().digest());
     }
 }

@@ -1,6 +1,7 @@
-//! What tests the service as a whole: the simulator, and real processes.
+//! What tests the service as a whole: the simulator, the searches, and real processes.
 
 pub mod cluster;
+pub mod search;
 pub mod sim;
 
 /// Says something to whoever watches a test.

@@ -11,6 +11,7 @@ use super::{Effect, Worker};
 use crate::idempotency::TokenOutcome;
 use crate::ids::{Bseq, Conn, SessionId, ShardId, Slots};
 use crate::message::{Answer, NodeReply, Refusal, ShardAvailability};
+use crate::planted::Planted;
 
 /// A refusal that asks for another primary: so far apart while the config stays the same …
 const REFUSED_MS: u64 = 10;
@@ -168,7 +169,8 @@ impl Worker {
     /// there is another.
     fn expired(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         let Some(undecided) = self.end_session(shard, "expired", effects) else { return };
-        if undecided.is_definite() {
+        let planted = self.settings.planted;
+        if undecided.is_definite(planted) || Planted::ExpiredIsDefinite.is_in(planted) {
             self.dissolve(shard, undecided, Then::Wait, effects);
         } else {
             self.fail_all(&undecided, Failure::SessionExpired, effects);
@@ -207,7 +209,8 @@ impl Worker {
         };
         self.hold_back(shard, send, &refusal);
         let queue = self.queues.get_mut(&shard);
-        let definite = queue.and_then(|q| q.undecided.as_ref()).is_some_and(|u| u.is_definite());
+        let undecided = queue.and_then(|queue| queue.undecided.as_ref());
+        let definite = undecided.is_some_and(|out| out.is_definite(self.settings.planted));
         if definite && let Some(undecided) = self.take_undecided(shard) {
             self.dissolve(shard, undecided, then, effects);
         }

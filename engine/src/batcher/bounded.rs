@@ -27,7 +27,7 @@ pub(super) struct Bound {
 }
 
 /// A part that a backup has answered.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Dated {
     pub shard: ShardId,
     pub part: Part,

@@ -245,7 +245,7 @@ enum Timer {
 }
 
 /// One gateway worker. See the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Worker {
     settings: Settings,
     now: Now,

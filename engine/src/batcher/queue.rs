@@ -86,7 +86,7 @@ pub(super) fn range_of(parts: &VecDeque<Part>, request: u64) -> std::ops::Range<
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Queue {
     /// The range that the shard had when the queue was made: batches are sealed for it.
     pub slots: Slots,

@@ -30,7 +30,7 @@ impl Way {
 }
 
 /// What one request asks of one shard.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Part {
     pub indexes: Vec<u32>,
     pub keys: Vec<CounterKey>,
@@ -38,7 +38,7 @@ pub(super) struct Part {
     pub bound: Option<Bound>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Queue {
     /// By request.
     pub waiting: BTreeMap<u64, Part>,

@@ -20,7 +20,7 @@ use crate::message::{GatewayMessage, ReadResult, Refusal};
 use crate::router::{Router, Window};
 use crate::shard_map::ShardMap;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Reads {
     open: BTreeMap<u64, Read>,
     deadlines: BTreeSet<(Now, u64)>,
@@ -41,7 +41,7 @@ pub(super) struct Reads {
 }
 
 /// A request that waits for its values.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Read {
     deadline: Now,
     missing: usize,
@@ -52,7 +52,7 @@ struct Read {
 }
 
 /// A message without an answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Sent {
     conn: Conn,
     epoch: Epoch,

@@ -10,7 +10,7 @@ use super::outcome::{Failure, WriteResult};
 use super::queue::Part;
 use crate::ids::{Now, ShardId};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Request {
     pub deadline: Now,
     /// Operations that are neither applied nor failed.
@@ -20,7 +20,7 @@ pub(super) struct Request {
     pub result: WriteResult,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Requests {
     open: BTreeMap<u64, Request>,
     deadlines: BTreeSet<(Now, u64)>,

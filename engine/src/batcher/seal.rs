@@ -35,7 +35,7 @@ pub(super) struct Sealed {
 }
 
 /// Memory that is used anew for every batch: an index by hash, with open addressing.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Sealer {
     /// One more than the place in `entries` of a counter's last op; 0 where there is none. A power
     /// of two, at least twice as many places as there are entries.

@@ -12,6 +12,7 @@ use crate::batch::Batch;
 use crate::idempotency::TokenOutcome;
 use crate::ids::{Conn, Epoch};
 use crate::ops::OpKind;
+use crate::planted::Planted;
 
 /// One send of a batch.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -23,7 +24,7 @@ pub(super) struct Send {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Undecided {
     pub batch: Batch,
     pub parts: VecDeque<Part>,
@@ -74,8 +75,9 @@ impl Undecided {
     }
 
     /// Every send was answered. If none of them had an effect, none ever will.
-    pub(super) fn is_definite(&self) -> bool {
-        self.open.is_empty() && !self.cut
+    pub(super) fn is_definite(&self, planted: Option<Planted>) -> bool {
+        let cut = self.cut && !Planted::ClosedIsRefused.is_in(planted);
+        (self.open.is_empty() || Planted::OneRefusalDecides.is_in(planted)) && !cut
     }
 
     /// Connections with a send that is open.

@@ -13,7 +13,7 @@ use crate::ops::{self, Op};
 use crate::shard_map::ShardMap;
 
 /// Memory that is used anew for every request. All empty in between.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Splitter {
     /// Per operation: the upper half of its hash, and the place of its shard in the map.
     placed: Vec<(u64, u32)>,

@@ -64,7 +64,7 @@ fn judge(own: DigestPoint, others: &BTreeMap<StoreId, DigestPoint>) -> Verdict {
 }
 
 /// The scrub under way, and what came of the last one.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Scrubbing {
     under_way: Option<(u64, BTreeSet<ShardId>)>,
     /// What is to be scrubbed next; none in it: everything.
@@ -80,7 +80,7 @@ impl Scrubbing {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Wanted {
     shards: BTreeSet<ShardId>,
     bytes_per_s: u64,

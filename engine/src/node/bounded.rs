@@ -33,7 +33,7 @@ use crate::replica::Replica;
 /// Reads that wait for a proof at once.
 const WAITING_MAX: usize = 100_000;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Bounded {
     // -- what a follower knows
     /// The newest proof of each shard.
@@ -60,7 +60,7 @@ struct Proof {
     commit: Seq,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Probe {
     number: u64,
     asked: Now,
@@ -69,7 +69,7 @@ struct Probe {
 }
 
 /// A read that waits for a proof.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Waiting {
     ask: Ask,
     max_staleness_ms: u64,
@@ -85,7 +85,7 @@ struct Captured {
     commit: Seq,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Leaving {
     proven: Vec<(ShardId, Epoch, Seq)>,
     refused: Vec<ShardId>,
@@ -324,6 +324,11 @@ impl Node {
                 self.bounded.leaving.entry((conn, probe)).or_default().refused.push(shard);
                 continue;
             };
+            if Planted::ProbeUnproven.is_in(self.settings.planted) {
+                let leaving = self.bounded.leaving.entry((conn, probe)).or_default();
+                leaving.proven.push((shard, epoch, commit));
+                continue;
+            }
             let claim = self.fresh_id();
             self.bounded.captured.insert(claim, Captured { conn, probe, shard, epoch, commit });
             self.claim(claim, shard, epoch);

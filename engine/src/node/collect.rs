@@ -11,7 +11,7 @@ use crate::ids::{Now, Revision, SessionId, ShardId};
 use crate::node::{Effect, Node};
 use crate::planted::Planted;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Collecting {
     next: Now,
     /// Since when this process has seen a session absent.

@@ -11,19 +11,20 @@
 //! loaded. So every load remembers how many ingests there had been, and is repeated if there was
 //! another.
 
-use crate::apply::{self, Loaded, Needs, Values};
+use crate::apply::{self, Loaded, Needs, ShardState, Values};
 use crate::idempotency::Record;
 use crate::ids::{CopyNo, Now, Seq, ShardId, StoreId};
 use crate::key::CounterKey;
 use crate::message::{DigestPoint, NodeReply};
 use crate::node::{Effect, Node, turn_of};
+use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::log::Loading;
 use crate::replica::primary::Feed;
 use crate::store::log::index::Needed;
 
 /// What a load is for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct LoadFor {
     needs: Needs,
     purpose: Purpose,
@@ -36,7 +37,7 @@ enum Purpose {
 }
 
 /// The flush under way, and what is waiting for one.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Flushing {
     /// The number of the last flush begun.
     last: u64,
@@ -47,7 +48,7 @@ pub(super) struct Flushing {
     wanted: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct UnderWay {
     flush: u64,
     shards: Vec<(CopyNo, DigestPoint)>,
@@ -68,7 +69,10 @@ impl Node {
     pub(super) fn advance(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         let (me, min, planted) = (self.me.store, self.min_in_sync(), self.settings.planted);
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
-        let durable = replica.log.durable();
+        let mut durable = replica.log.durable();
+        if Planted::CountOwnUnsynced.is_in(planted) {
+            durable = replica.log.last().seq;
+        }
         if let Some(primary) = replica.primary_mut()
             && let Some(seq) = primary.committable(me, durable, min, planted)
         {
@@ -78,10 +82,15 @@ impl Node {
             }
             replica.commit = replica.commit.max(seq);
         }
-        self.apply_committed(shard, effects);
+        self.apply_committed(shard, planted, effects);
     }
 
-    fn apply_committed(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+    fn apply_committed(
+        &mut self,
+        shard: ShardId,
+        planted: Option<Planted>,
+        effects: &mut Vec<Effect>,
+    ) {
         let before = self.replicas.get(&shard).map_or(Seq(0), |replica| replica.state.applied.seq);
         loop {
             let Some(replica) = self.replicas.get_mut(&shard) else { return };
@@ -89,7 +98,11 @@ impl Node {
             let Some(held) = replica.log.get(seq) else { break };
             let none = Loaded::default();
             let loaded = match &held.loading {
-                Loading::Ready { loaded, snapshot } if *snapshot == self.snapshot => loaded,
+                Loading::Ready { loaded, snapshot }
+                    if *snapshot == self.snapshot || Planted::UseStaleLoad.is_in(planted) =>
+                {
+                    loaded
+                }
                 Loading::Asked { .. } => break,
                 _ if apply::needs(&held.decoded, replica.state.slots).is_empty() => &none,
                 _ => {
@@ -220,6 +233,11 @@ impl Node {
                 shards.push((replica.copy, replica.state.clone()));
                 marks.push((replica.copy, replica.digest()));
             }
+        }
+        if Planted::FlushWithoutSessions.is_in(self.settings.planted) {
+            shards
+                .iter_mut()
+                .for_each(|(_, state): &mut (_, ShardState)| state.sessions.rows.clear());
         }
         self.flushing.under_way = Some(UnderWay { flush, shards: marks });
         effects.push(Effect::Flush { flush, table, shards });

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Now, StoreId};
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Health {
     heard: BTreeMap<StoreId, Now>,
     owes_since: BTreeMap<StoreId, Now>,

@@ -13,7 +13,7 @@ use crate::node::{Effect, Node};
 /// A stop is to take less than 10 s in all: longer than this nobody is waited for.
 const LEAVE_WITHIN_MS: u64 = 4_000;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) enum Leaving {
     #[default]
     No,

@@ -15,7 +15,7 @@ pub const WINDOW_BYTES: usize = 16 << 20;
 pub const MESSAGE_BYTES: usize = 3 << 20;
 
 /// A connection that this node has dialled, to feed a follower.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Dialled {
     pub peer: StoreBoot,
     /// The peer has said who it is: it is the one that was dialled.
@@ -29,7 +29,7 @@ pub struct Dialled {
     pub commits_told: BTreeMap<ShardId, (Epoch, Seq)>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Sent {
     n: u64,
     at: Now,
@@ -113,7 +113,7 @@ impl Dialled {
 }
 
 /// A connection that a primary has made to this node.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Accepted {
     /// Who it is, once it has said so.
     pub peer: Option<StoreBoot>,

@@ -64,6 +64,7 @@ use crate::message::{
 use crate::node::audit::OnDisk;
 use crate::planted::Planted;
 use crate::replica::Replica;
+use crate::replica::log::ReplicaLog;
 use crate::replica::primary::Primary;
 use crate::store::log::Record;
 use crate::store::log::index::Needed;
@@ -458,7 +459,7 @@ impl Settings {
 }
 
 /// What is to be seen of a replica: for status, and for the simulator's oracles.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ReplicaView<'a> {
     pub shard: ShardId,
     pub copy: CopyNo,
@@ -467,6 +468,7 @@ pub struct ReplicaView<'a> {
     pub last: Position,
     pub durable: Seq,
     pub commit: Seq,
+    pub log: &'a ReplicaLog,
     pub state: &'a ShardState,
     pub unfit: bool,
     pub stopped: Option<&'static str>,
@@ -479,7 +481,7 @@ const GAP_MS: u64 = 500;
 const REVIEW_EVERY_MS: u64 = 50;
 
 /// All replicas of one storage node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Node {
     settings: Settings,
     me: StoreBoot,

@@ -124,7 +124,10 @@ impl Node {
         let Some(primary) = replica.primary_mut() else { return };
         let Some(follower) = primary.followers.get_mut(&peer.store) else { return };
         if (follower.boot, follower.copy) != (peer.boot, copy) {
-            (follower.boot, follower.copy, follower.acked) = (peer.boot, copy, Seq(0));
+            (follower.boot, follower.copy) = (peer.boot, copy);
+            if !Planted::KeepAcksOfOldCopy.is_in(self.settings.planted) {
+                follower.acked = Seq(0);
+            }
         }
         follower.next = last.next();
         follower.tried = None;

@@ -22,7 +22,7 @@ use crate::node::{Effect, Node};
 use crate::planted::Planted;
 use crate::replica::Replica;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Proving {
     /// By number, which counts up: the oldest is the first.
     claims: BTreeMap<u64, Claim>,
@@ -44,7 +44,7 @@ struct Claim {
 }
 
 /// One question to all peers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Round {
     number: u64,
     until: Now,
@@ -176,7 +176,8 @@ impl Node {
 
     fn finish_round_if_answered(&mut self, effects: &mut Vec<Effect>) {
         let Some(round) = &self.proving.round else { return };
-        if round.missing.values().any(|missing| !missing.is_empty()) {
+        let majority = Planted::ReadIndexMajority.is_in(self.settings.planted);
+        if round.missing.values().any(|missing| missing.len() > usize::from(majority)) {
             return;
         }
         if let Some(round) = self.proving.round.take() {
@@ -238,7 +239,8 @@ impl Node {
                     && config.epoch == claim.epoch
                     && config.primary == self.me
             });
-            let verdict = if current { Verdict::Current } else { Verdict::Replaced };
+            let unread = Planted::EtcdCheckUnread.is_in(self.settings.planted);
+            let verdict = if current || unread { Verdict::Current } else { Verdict::Replaced };
             self.judged(number, verdict, effects);
         }
     }

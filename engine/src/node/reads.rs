@@ -20,13 +20,13 @@ use crate::store::table::Cell;
 /// Reads waiting at once, all connections together.
 const WAITING_MAX: usize = 100_000;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Reads {
     waiting: BTreeMap<u64, Waiting>,
 }
 
 /// What a gateway asks for: all keys lie in the shard's slots.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Ask {
     pub conn: Conn,
     pub id: u64,
@@ -34,7 +34,7 @@ pub(super) struct Ask {
     pub keys: Vec<CounterKey>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Waiting {
     ask: Ask,
     standing: Standing,
@@ -72,7 +72,8 @@ impl Node {
         match self.may_read(&ask) {
             Ok(epoch) => {
                 let shard = ask.slots.shard();
-                let read = self.capture(ask, Standing::Leading { epoch, proven: false }, effects);
+                let proven = Planted::ReadUnproven.is_in(self.settings.planted);
+                let read = self.capture(ask, Standing::Leading { epoch, proven }, effects);
                 self.claim(read, shard, epoch);
             }
             Err(refusal) => refuse(&ask, refusal, effects),
@@ -91,7 +92,8 @@ impl Node {
         }
         // A value captured before the barrier is applied may lack what a former primary has
         // acknowledged. (Seed 16: apply waited for a load.)
-        let applied = replica.state.applied.seq >= primary.barrier;
+        let applied = replica.state.applied.seq >= primary.barrier
+            || Planted::ReadBelowBarrier.is_in(self.settings.planted);
         if !primary.active || !applied || replica.stopped.is_some() {
             return Err(if primary.frozen { Refusal::Frozen } else { Refusal::NotPrimary(None) });
         }

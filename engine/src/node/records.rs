@@ -29,20 +29,31 @@ impl Node {
         let is_new = known != Some((record.epoch, record.version));
         self.records.insert(shard, (record.clone(), mod_revision));
         if is_new {
-            self.follow_record(&record, mod_revision);
+            self.follow_record(&record, mod_revision, effects);
         }
         self.hold_what_is_asked(&record, linearizable, effects);
         self.to_review.insert(shard);
         self.dirty.insert(shard);
     }
 
-    fn follow_record(&mut self, record: &ShardConfig, mod_revision: u64) {
+    fn follow_record(
+        &mut self,
+        record: &ShardConfig,
+        mod_revision: u64,
+        effects: &mut Vec<Effect>,
+    ) {
         let shard = record.shard();
         let (now, me) = (self.now, self.me);
         if let Some(replica) = self.replicas.get_mut(&shard)
             && let Some(primary) = replica.primary_mut()
         {
-            if record.epoch != primary.epoch || record.primary != me {
+            if Planted::KeepAfterDemotion.is_in(self.settings.planted) {
+                let record = ShardConfig { epoch: primary.epoch, ..record.clone() };
+                primary.read_record(record, mod_revision, now);
+            } else if record.epoch != primary.epoch || record.primary != me {
+                if Planted::RefuseOrdered.is_in(self.settings.planted) {
+                    super::writes::refuse_ordered(replica, effects);
+                }
                 // Never adopted under the old epoch, even if it names this store again.
                 replica.role = Role::Follower;
             } else {
@@ -76,7 +87,8 @@ impl Node {
                 effects.push(Effect::ReadConfig { shard });
             }
         }
-        if record.primary == self.me {
+        let any_boot = Planted::LeadAfterRestart.is_in(self.settings.planted);
+        if record.primary == self.me || any_boot && record.primary.store == store {
             self.begin(shard, effects);
         }
     }
@@ -148,6 +160,11 @@ impl Node {
                 self.on_record(config, mod_revision, false, effects);
             }
             CasOutcome::Failed | CasOutcome::Unknown => {
+                if outcome == CasOutcome::Failed
+                    && Planted::FailureSettles.is_in(self.settings.planted)
+                {
+                    primary.proposals.clear();
+                }
                 effects.push(Effect::ReadConfig { shard });
             }
         }

@@ -14,12 +14,12 @@ use crate::replica::primary::Proposal;
 
 /// A peer that was ejected waits before it is added again: 1, 2, 4 … 60 s for the same process,
 /// forgotten once it has stayed in sync for a minute. A new process waits for nothing.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Backoff {
     ejected: BTreeMap<StoreId, Ejected>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Ejected {
     boot: Boot,
     wait_ms: u64,

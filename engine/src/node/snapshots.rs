@@ -15,9 +15,10 @@ use crate::apply::ShardState;
 use crate::ids::{Conn, Seq, ShardId, StoreId};
 use crate::message::{FromFollower, ToFollower};
 use crate::node::{Effect, Node, turn_of};
+use crate::planted::Planted;
 use crate::replica::primary::Feed;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Transfers {
     outgoing: BTreeMap<u64, Outgoing>,
     /// Staged copies that wait for a flush, or are being ingested.
@@ -26,7 +27,7 @@ pub(super) struct Transfers {
     dropping: BTreeMap<ShardId, Option<u64>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Outgoing {
     conn: Conn,
     store: StoreId,
@@ -35,7 +36,7 @@ struct Outgoing {
     pin: Seq,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Incoming {
     shard: ShardId,
     state: ShardState,
@@ -159,7 +160,10 @@ impl Node {
             return;
         };
         replica.installing = Some(transfer);
-        let after_flush = self.want_flush();
+        let mut after_flush = self.want_flush();
+        if Planted::InstallOverTables.is_in(self.settings.planted) {
+            after_flush = None;
+        }
         self.transfers.incoming.insert((conn, transfer), Incoming { shard, state, after_flush });
         match after_flush {
             None => self.install(conn, transfer, effects),

@@ -46,7 +46,7 @@ type Marks = BTreeMap<ShardId, (CopyMark, Seq)>;
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct CopyMark(pub u64);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Groups {
     /// The number of the group being gathered.
     next: u64,
@@ -60,7 +60,7 @@ pub struct Groups {
     copies: BTreeMap<ShardId, CopyMark>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct InFlight {
     group: u64,
     since: Now,

@@ -153,3 +153,17 @@ impl Node {
         Some(seq)
     }
 }
+
+/// A planted bug: an ordered batch may still be committed.
+pub(super) fn refuse_ordered(replica: &mut Replica, effects: &mut Vec<Effect>) {
+    let waiting = replica.primary_mut().map(|primary| std::mem::take(&mut primary.waiting));
+    for (seq, (conn, message)) in waiting.unwrap_or_default() {
+        let Some(Body::Ops(batch)) = replica.log.get(seq).map(|held| &held.entry.body) else {
+            continue;
+        };
+        let (slots, session, bseq) = (batch.slots, batch.session, batch.bseq);
+        let answer = Answer::Refused(Refusal::NotPrimary(None));
+        let reply = NodeReply::Answer { message, slots, session, bseq, answer };
+        effects.push(Effect::Gateway { conn, reply });
+    }
+}

@@ -12,6 +12,7 @@ use crate::entry::{Body, Entry, Position};
 use crate::ids::{CopyNo, Seq};
 use crate::message::{Reject, Slice};
 use crate::node::turn::Turn;
+use crate::planted::Planted;
 use crate::replica::Replica;
 
 /// Why a slice was not taken.
@@ -32,7 +33,8 @@ impl From<Reject> for NotTaken {
 impl Replica {
     /// Takes a slice: checks its epoch, copy and place, and writes what is new of it.
     pub fn accept(&mut self, turn: &mut Turn<'_>, slice: &Slice) -> Result<(), NotTaken> {
-        if slice.epoch < self.promised {
+        let obeys_any = turn.planted(Planted::ObeyOldEpoch) && self.primary().is_none();
+        if slice.epoch < self.promised && !obeys_any {
             return Err(Reject::StaleEpoch { promised: self.promised }.into());
         }
         if !self.exists {
@@ -66,7 +68,7 @@ impl Replica {
 
     /// Writes what is new of the slice; returns the last seq that it shows to match.
     fn join(&mut self, turn: &mut Turn<'_>, slice: &Slice) -> Result<Seq, NotTaken> {
-        let mut at = self.starting_point(slice)?;
+        let mut at = self.starting_point(slice, turn.planted(Planted::MatchByNumber))?;
         for entry in &slice.entries {
             if entry.seq <= at.seq {
                 continue;
@@ -86,12 +88,15 @@ impl Replica {
             }
             at = entry.position();
         }
+        if turn.planted(Planted::TruncateToMessageEnd) && at.seq >= self.state.applied.seq {
+            self.truncate(turn, at.seq);
+        }
         Ok(at.seq)
     }
 
     /// Where both logs are known to agree: at `prev`, or at the oldest position in memory if the
     /// slice begins below it (it was sent again, and all of that is applied here).
-    fn starting_point(&mut self, slice: &Slice) -> Result<Position, NotTaken> {
+    fn starting_point(&mut self, slice: &Slice, by_number: bool) -> Result<Position, NotTaken> {
         let base = self.log.base();
         if slice.prev.seq < base.seq {
             return match slice.entries.iter().find(|entry| entry.seq == base.seq) {
@@ -101,7 +106,7 @@ impl Replica {
             };
         }
         match self.log.position(slice.prev.seq) {
-            Some(own) if own.chain == slice.prev.chain => Ok(own),
+            Some(own) if own.chain == slice.prev.chain || by_number => Ok(own),
             Some(_) if slice.prev.seq <= self.state.applied.seq => Err(self.contradicted()),
             _ => Err(self.mismatch().into()),
         }

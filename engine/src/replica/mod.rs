@@ -40,7 +40,7 @@ const POINTS_MAX: usize = 64;
 
 /// One store's part in one shard. It exists, with its promise, for as long as the store does; the
 /// copy may come and go.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Replica {
     pub shard: ShardId,
     pub slots: Slots,
@@ -74,7 +74,7 @@ pub struct Replica {
     pub role: Role,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Role {
     Follower,
     Primary(Box<Primary>),
@@ -211,6 +211,9 @@ impl Replica {
     pub fn drop_copy(&mut self, turn: &mut Turn<'_>) {
         turn.write(Record::Drop { shard: self.shard, copy: self.copy });
         self.exists = false;
+        if turn.planted(Planted::DropForgetsPromise) {
+            self.promised = Epoch(0);
+        }
         self.begin_content(ShardState { slots: self.slots, ..ShardState::default() });
         self.role = Role::Follower;
         self.stopped = None;
@@ -271,6 +274,7 @@ impl Replica {
             last: self.log.last(),
             durable: self.log.durable(),
             commit: self.commit,
+            log: &self.log,
             state: &self.state,
             unfit: self.unfit,
             stopped: self.stopped,

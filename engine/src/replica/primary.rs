@@ -20,7 +20,7 @@ use crate::message::DigestPoint;
 use crate::node::audit::Votes;
 use crate::planted::Planted;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Primary {
     pub epoch: Epoch,
     /// The first entry of this epoch. Once it is committed the primary serves.
@@ -143,6 +143,9 @@ impl Primary {
     /// *M*: whose fsync every commit waits for.
     pub fn members(&self, planted: Option<Planted>) -> BTreeSet<StoreId> {
         let mut members: BTreeSet<_> = self.record.isr.iter().copied().collect();
+        if Planted::ForgetUnsettledAddition.is_in(planted) {
+            return members;
+        }
         for proposal in &self.proposals {
             members.extend(&proposal.config.isr);
         }
@@ -172,8 +175,12 @@ impl Primary {
             Some(follower) => follower.acked,
             None => Seq(0),
         };
-        let seq = members.iter().map(acked).min()?;
-        (seq >= self.barrier).then_some(seq)
+        let mut seqs: Vec<_> = members.iter().map(acked).collect();
+        seqs.sort();
+        let needed =
+            if Planted::CommitAtMajority.is_in(planted) { (seqs.len() - 1) / 2 } else { 0 };
+        let seq = *seqs.get(needed)?;
+        (seq >= self.barrier || Planted::CommitBelowBarrier.is_in(planted)).then_some(seq)
     }
 
     /// Reads a record of this epoch with a higher version: it settles all that was proposed
@@ -247,7 +254,7 @@ impl Primary {
 /// Moves shard time towards the wall clock: never backwards, and forwards by at most twice the
 /// monotonic time that has really passed, plus one second in all per office. So a clock that
 /// jumps can halve an idempotency window at worst, and an outage only lengthens it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct ShardClock {
     asked: Now,
     spare_ms: u64,

@@ -316,7 +316,7 @@ impl Frozen {
 }
 
 /// What lies above the state: the table being filled, over the one being flushed.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Tables {
     pub active: Table,
     pub frozen: Option<Arc<Frozen>>,

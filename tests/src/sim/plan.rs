@@ -144,6 +144,7 @@ impl Plan {
                     shards: Some(shards.into()),
                     replicas: Some(3),
                     min_in_sync: Some(2),
+                    idempotency_window_ms: Some(tokens.window_ms),
                 },
                 expect_nodes: if rng.percent(50) { Some(5) } else { None },
                 newcomer_wait_ms: rng.between(0, 300),

@@ -37,7 +37,7 @@ pub struct TokenPlan {
 
 impl TokenPlan {
     pub fn from_seed(seed: u64) -> Self {
-        let mut rng = Rng::new(seed.rotate_left(16) ^ 0x1DE4_9073_7C7);
+        let mut rng = Rng::new(seed.rotate_left(16) ^ 0x01DE_4907_37C7);
         let short = rng.percent(50);
         Self {
             clients: if rng.percent(70) { rng.between(1, 4) as usize } else { 0 },

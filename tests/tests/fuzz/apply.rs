@@ -6,10 +6,11 @@ use std::sync::Arc;
 use engine::apply::{Decoded, Loaded, ShardState, apply, decode, needs};
 use engine::batch::{Batch, Codec};
 use engine::entry::{Body, Entry};
+use engine::idempotency::{Limits, RecordId, Scope, Tag, TokenOutcome};
 use engine::ids::{Bseq, CopyNo, Epoch, Revision, SessionId, Slots, TimeMs};
 use engine::key::CounterKey;
 use engine::message::Answer;
-use engine::ops::{self, Op, OpKind};
+use engine::ops::{self, Op, OpKind, Ops, Tokened};
 use engine::store::layout::{self, Change, RowKey};
 use engine::store::table::{Table, Tables};
 use proptest::collection::vec;
@@ -81,7 +82,7 @@ impl Shard {
             .into_iter()
             .map(|counter| (counter.clone(), self.on_disk(&counter)))
             .collect();
-        apply(&mut self.state, &mut self.tables, &entry, &decoded, &loaded)
+        apply(&mut self.state, &mut self.tables, &entry, &decoded, &loaded, None)
     }
 
     fn on_disk(&self, counter: &CounterKey) -> i128 {

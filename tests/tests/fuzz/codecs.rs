@@ -10,7 +10,7 @@ use engine::entry::Entry;
 use engine::key::CounterKey;
 use engine::ops;
 use engine::records::{GatewayRecord, Meta, NodeRecord, StoreRecord};
-use engine::store::layout::{self, IdempotencyRecord, RowKey};
+use engine::store::layout::{self, RowKey};
 use engine::store::log::Record;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -59,11 +59,8 @@ fn written(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 
 #[test]
 fn ops() {
-    Codec {
-        encode: |ops: &Vec<_>| ops::encode(ops).into(),
-        decode: |bytes| ops::decode(bytes).ok(),
-    }
-    .check(prop::collection::vec(values::op(), 0..8).boxed());
+    Codec { encode: values::write_ops, decode: |bytes| ops::decode(bytes).ok() }
+        .check(values::ops().boxed());
 }
 
 /// Also what it unpacks: a few bytes that claim to hold gigabytes must not be believed.
@@ -129,14 +126,8 @@ fn state_values() {
         decode: |bytes| layout::decode_counter(&bytes).ok(),
     }
     .check(values::delta().boxed());
-    let records = (values::number(), any::<u128>(), values::payload()).prop_map(
-        |(bucket, fingerprint, result)| IdempotencyRecord { bucket, fingerprint, result },
-    );
-    Codec {
-        encode: IdempotencyRecord::encode,
-        decode: |bytes| IdempotencyRecord::decode(&bytes).ok(),
-    }
-    .check(records.boxed());
+    Codec { encode: layout::encode_record, decode: |bytes| layout::decode_record(&bytes).ok() }
+        .check(values::token_record().boxed());
     Codec {
         encode: |(copy, state)| layout::encode_shard(*copy, state),
         decode: |bytes| layout::decode_shard(&bytes).ok(),

@@ -7,12 +7,13 @@ use engine::apply::ShardState;
 use engine::batch::{Batch, Codec};
 use engine::config::ShardConfig;
 use engine::entry::{Body, Entry, Position};
+use engine::idempotency::{self, Bucket, Buckets, Scope, Tag, TokenOutcome};
 use engine::ids::{
     Boot, Bseq, Chain, CopyNo, Epoch, Revision, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId,
     TimeMs, Version,
 };
 use engine::key::CounterKey;
-use engine::ops::{self, Op, OpKind};
+use engine::ops::{self, Op, OpKind, Ops, Tokened};
 use engine::records::{GatewayRecord, Meta, NodeRecord, StoreRecord, StoreStatus};
 use engine::sessions::{BatchResult, Collection, Row, Sessions};
 use engine::store::log::{Held, Identity, Record, SmallState};
@@ -48,6 +49,54 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
     (counter(), kind).prop_map(|(counter, kind)| Op { counter, kind })
 }
 
+/// Ops without a token, and groups of ops with one.
+pub(crate) fn ops() -> impl Strategy<Value = Ops> {
+    let group = || (tag(), number(), vec(op(), 1..4)).prop_map(Some);
+    let plain = || Just(None);
+    vec((prop_oneof![group().boxed(), plain().boxed()], op()), 0..6).prop_map(|parts| {
+        let mut all = Ops::default();
+        for (group, op) in parts {
+            let Some((tag, issued, mut ops)) = group else {
+                all.ops.push(op);
+                continue;
+            };
+            if tag.scope == Scope::Counter {
+                ops.truncate(1);
+            }
+            let (first, count) = (all.ops.len(), ops.len());
+            all.tokened.push(Tokened { tag, issued: TimeMs(issued), first, count });
+            all.ops.extend(ops);
+        }
+        all
+    })
+}
+
+fn tag() -> impl Strategy<Value = Tag> {
+    (any::<bool>(), any::<u128>(), any::<u128>()).prop_map(|(single, hash, fingerprint)| Tag {
+        scope: if single { Scope::Counter } else { Scope::Batch },
+        hash,
+        fingerprint,
+    })
+}
+
+/// As the batcher writes them.
+pub(crate) fn write_ops(Ops { ops, tokened }: &Ops) -> Vec<u8> {
+    let mut out = ops::begin();
+    for (at, op) in ops.iter().enumerate() {
+        if let Some(group) = tokened.iter().find(|group| group.first == at) {
+            ops::put_token(&mut out, &group.tag, group.issued, group.count);
+        }
+        ops::put(&mut out, op);
+    }
+    out
+}
+
+pub(crate) fn token_record() -> impl Strategy<Value = idempotency::Record> {
+    (number(), any::<u128>(), vec(delta(), 0..4)).prop_map(|(bucket, fingerprint, values)| {
+        idempotency::Record { bucket, fingerprint, values }
+    })
+}
+
 pub(crate) fn slots() -> impl Strategy<Value = Slots> {
     (any::<u16>(), any::<u16>()).prop_map(|(a, b)| Slots { lo: a.min(b), hi: a.max(b) })
 }
@@ -62,9 +111,9 @@ pub(crate) fn session() -> impl Strategy<Value = SessionId> {
 
 /// Its payload is of real ops, packed or not, or no ops at all.
 pub(crate) fn batch() -> impl Strategy<Value = Batch> {
-    let raw = vec(op(), 0..6).prop_map(|ops| (Codec::Raw, ops::encode(&ops)));
-    let packed = vec(op(), 0..6).prop_map(|ops| {
-        (Codec::Lz4, lz4_flex::block::compress_prepend_size(&ops::encode(&ops)).into())
+    let raw = ops().prop_map(|ops| (Codec::Raw, write_ops(&ops).into()));
+    let packed = ops().prop_map(|ops| {
+        (Codec::Lz4, lz4_flex::block::compress_prepend_size(&write_ops(&ops)).into())
     });
     let nonsense = payload().prop_map(|bytes| (Codec::Lz4, bytes));
     let body = prop_oneof![raw, packed, nonsense];
@@ -211,9 +260,19 @@ pub(crate) fn gateway() -> impl Strategy<Value = GatewayRecord> {
     (".{0,20}", any::<u32>()).prop_map(|(address, worker)| GatewayRecord { address, worker })
 }
 
+fn outcome() -> impl Strategy<Value = TokenOutcome> {
+    (0..5u8).prop_map(|byte| TokenOutcome::from_byte(byte).expect("there are five"))
+}
+
+fn buckets() -> impl Strategy<Value = Buckets> {
+    let bucket = (number(), any::<u128>()).prop_map(|(records, digest)| Bucket { records, digest });
+    btree_map(number(), bucket, 0..4).prop_map(|live| Buckets { live })
+}
+
 fn sessions() -> impl Strategy<Value = Sessions> {
     let result = prop_oneof![
-        vec(delta(), 0..4).prop_map(|values| BatchResult::Applied { values }),
+        (vec(delta(), 0..4), vec(outcome(), 0..4))
+            .prop_map(|(values, tokens)| BatchResult::Applied { values, tokens }),
         Just(BatchResult::Malformed),
     ];
     let row = (number(), number(), btree_map(number().prop_map(Bseq), result, 0..3)).prop_map(
@@ -230,9 +289,9 @@ fn sessions() -> impl Strategy<Value = Sessions> {
 }
 
 pub(crate) fn shard_state() -> impl Strategy<Value = (CopyNo, ShardState)> {
-    (number(), slots(), position(), any::<u128>(), sessions()).prop_map(
-        |(copy, slots, applied, counter_digest, sessions)| {
-            (CopyNo(copy), ShardState { slots, applied, counter_digest, sessions })
+    (number(), slots(), position(), any::<u128>(), sessions(), buckets()).prop_map(
+        |(copy, slots, applied, counter_digest, sessions, tokens)| {
+            (CopyNo(copy), ShardState { slots, applied, counter_digest, sessions, tokens })
         },
     )
 }

@@ -1,0 +1,51 @@
+//! Which planted bugs a search must find, and within which bounds.
+//!
+//! Each is one rule dropped from the code that is searched (`engine::planted`). The bounds are the smallest
+//! that have what it takes: a rule about proposals needs one whose answer is lost, and so on.
+
+use engine::planted::Planted;
+
+use super::replication::Bounds;
+
+/// What a short run can exhaust: one failover, one crash, one op.
+pub const SMALL: Bounds = Bounds {
+    stores: 3,
+    in_sync: 3,
+    min_in_sync: 2,
+    epochs: 2,
+    ops: 1,
+    orders: 1,
+    crashes: 0,
+    cuts: 0,
+    refusals: 0,
+    removals: 0,
+    lost: 0,
+    reads: 0,
+    ticks: 0,
+    slow_fsync: false,
+    late_watch: false,
+};
+
+const TWO: Bounds = Bounds { stores: 2, in_sync: 2, min_in_sync: 2, ..SMALL };
+/// Failover within two stores, of which one may serve alone.
+pub const ALONE: Bounds = Bounds { min_in_sync: 1, epochs: 2, ..TWO };
+
+pub const MUTATIONS: &[(Planted, Bounds)] = &[
+    (Planted::SkipPromiseFsync, Bounds { crashes: 1, ..ALONE }),
+    (Planted::AckBeforeBackupFsync, Bounds { crashes: 1, slow_fsync: true, epochs: 1, ..TWO }),
+    (Planted::CountUnsettledRemoval, Bounds { refusals: 1, ..SMALL }),
+    (Planted::SkipBarrier, Bounds { reads: 1, ..ALONE }),
+    (Planted::TruncateToCommitHint, SMALL),
+    (Planted::CheckReadBeforeCapture, Bounds { reads: 2, ..ALONE }),
+    (Planted::ForgetUnsettledAddition, Bounds { removals: 1, epochs: 1, ..SMALL }),
+    (Planted::FailureSettles, Bounds { removals: 1, lost: 1, ticks: 1, epochs: 1, ..SMALL }),
+    (Planted::CommitAtMajority, SMALL),
+    (Planted::CountOwnUnsynced, Bounds { epochs: 1, ..TWO }),
+    (Planted::LeadAfterRestart, Bounds { crashes: 1, epochs: 1, ..TWO }),
+    (Planted::KeepAfterDemotion, Bounds { removals: 1, ..SMALL }),
+    (Planted::ObeyOldEpoch, SMALL),
+    (Planted::MatchByNumber, SMALL),
+    (Planted::TruncateToMessageEnd, Bounds { cuts: 1, epochs: 1, ops: 2, orders: 2, ..TWO }),
+    (Planted::ReadUnproven, Bounds { reads: 1, ..ALONE }),
+    (Planted::EtcdCheckUnread, Bounds { reads: 1, ticks: 1, ..ALONE }),
+];
