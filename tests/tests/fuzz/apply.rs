@@ -6,11 +6,11 @@ use std::sync::Arc;
 use engine::apply::{Decoded, Loaded, ShardState, apply, decode, needs};
 use engine::batch::{Batch, Codec};
 use engine::entry::{Body, Entry};
-use engine::idempotency::{Limits, RecordId, Scope, Tag, TokenOutcome};
+use engine::idempotency::{Limits, Scope, Token, TokenOutcome};
 use engine::ids::{Bseq, CopyNo, Epoch, Revision, SessionId, Slots, TimeMs};
 use engine::key::CounterKey;
 use engine::message::Answer;
-use engine::ops::{self, Op, OpKind, Ops, Tokened};
+use engine::ops::{Op, OpKind, Ops, Tokened};
 use engine::store::layout::{self, Change, RowKey};
 use engine::store::table::{Table, Tables};
 use proptest::collection::vec;
@@ -19,13 +19,18 @@ use proptest::test_runner::TestRunner;
 
 use crate::{config, values};
 
+/// No record is dropped in the time that a case lasts.
+const LIMITS: Limits = Limits { window_ms: 3_600_000, records_max: 1_000, planted: None };
+
 /// One step of a shard's life.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A worker's next batch, or one that it has sent before.
+    /// A worker's next batch, or one that it has sent before. With a token it names its request, too: the token may
+    /// have been used for another one.
     Batch {
         session: u64,
         again: Option<u64>,
+        token: Option<(u8, u8)>,
         ops: Vec<(u8, OpKind)>,
     },
     /// Sessions up to this one are gone, but for those named.
@@ -45,8 +50,14 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(OpKind::Delete),
     ];
     prop_oneof![
-        10 => (1..5u64, prop::option::weighted(0.3, 1..4u64), vec((0..6u8, kind), 0..5))
-            .prop_map(|(session, again, ops)| Step::Batch { session, again, ops }),
+        10 => (
+            1..5u64,
+            prop::option::weighted(0.3, 1..4u64),
+            prop::option::of((0..4u8, 0..2u8)),
+            // Often the same, so that a token is used for it again.
+            prop_oneof![vec((0..6u8, kind), 0..5), Just(vec![(0, OpKind::AddReturning { delta: 1 })])],
+        )
+            .prop_map(|(session, again, token, ops)| Step::Batch { session, again, token, ops }),
         1 => (0..5u64, prop::collection::btree_set(1..5u64, 0..3)).prop_map(|(r, l)| Step::Collect { r, l }),
         1 => Just(Step::Freeze),
         1 => Just(Step::Flush),
@@ -78,11 +89,17 @@ impl Shard {
         let entry = Entry::after(self.state.applied, Epoch(1), TimeMs(0), body);
         let decoded = decode(&entry).expect("of this build");
         assert_ne!(decoded, Decoded::Malformed);
-        let loaded: Loaded = needs(&decoded)
-            .into_iter()
-            .map(|counter| (counter.clone(), self.on_disk(&counter)))
-            .collect();
-        apply(&mut self.state, &mut self.tables, &entry, &decoded, &loaded, None)
+        let needs = needs(&decoded, self.state.slots);
+        let values = needs.counters.into_iter().map(|counter| {
+            let value = self.on_disk(&counter);
+            (counter, value)
+        });
+        let records = needs.records.into_iter().filter_map(|id| {
+            let row = self.disk.get(&layout::idempotency_key(id.slot, id.hash))?;
+            Some((id, layout::decode_record(row).expect("written by a flush")))
+        });
+        let loaded = Loaded { values: values.collect(), records: records.collect() };
+        apply(&mut self.state, &mut self.tables, &entry, &decoded, &loaded, &LIMITS)
     }
 
     fn on_disk(&self, counter: &CounterKey) -> i128 {
@@ -132,12 +149,17 @@ impl Shard {
     }
 }
 
+/// The values that a batch returned, and what became of its token.
+type Told = (Vec<i128>, Vec<TokenOutcome>);
+
 /// What the shard is held against: a map of values, and what each batch was answered.
 #[derive(Default)]
 struct Oracle {
     values: BTreeMap<u8, i128>,
-    /// By session: the values that each batch returned.
-    rows: BTreeMap<u64, Vec<Vec<i128>>>,
+    /// By session: what each batch was answered.
+    rows: BTreeMap<u64, Vec<Told>>,
+    /// By token: the request that was done under it, and the values that it returned.
+    tokens: BTreeMap<u8, (u8, Vec<(u8, OpKind)>, Vec<i128>)>,
     collected: u64,
     survivors: BTreeSet<u64>,
 }
@@ -163,15 +185,39 @@ impl Oracle {
         returned
     }
 
-    /// The values that a batch must be answered with; none: it must have had no effect.
-    fn batch(&mut self, session: u64, bseq: u64, ops: &[(u8, OpKind)]) -> Option<Vec<i128>> {
+    fn under_token(&mut self, token: u8, request: u8, ops: &[(u8, OpKind)]) -> Told {
+        match self.tokens.get(&token) {
+            Some((first, asked, values)) if *first == request && asked == ops => {
+                (values.clone(), vec![TokenOutcome::Replayed])
+            }
+            // Whoever asked for values is given some.
+            Some(_) => (vec![0; asking(ops)], vec![TokenOutcome::Reused]),
+            None => {
+                let values = self.run(ops);
+                self.tokens.insert(token, (request, ops.to_vec(), values.clone()));
+                (values, vec![TokenOutcome::Applied])
+            }
+        }
+    }
+
+    /// What a batch must be answered with; none: it must have had no effect.
+    fn batch(
+        &mut self,
+        session: u64,
+        bseq: u64,
+        token: Option<(u8, u8)>,
+        ops: &[(u8, OpKind)],
+    ) -> Option<Told> {
         if self.expired(session) {
             return None;
         }
         let sent = self.rows.get(&session).map_or(0, Vec::len) as u64;
         if bseq == sent + 1 {
-            let returned = self.run(ops);
-            self.rows.entry(session).or_default().push(returned);
+            let told = match token {
+                Some((token, request)) => self.under_token(token, request, ops),
+                None => (self.run(ops), Vec::new()),
+            };
+            self.rows.entry(session).or_default().push(told);
         }
         let row = self.rows.get(&session)?;
         row.get(usize::try_from(bseq).ok()? - 1).cloned()
@@ -188,6 +234,25 @@ impl Oracle {
     }
 }
 
+fn asking(ops: &[(u8, OpKind)]) -> usize {
+    ops.iter().filter(|(_, kind)| kind.needs_value()).count()
+}
+
+fn payload(token: Option<(u8, u8)>, ops: &[(u8, OpKind)]) -> Vec<u8> {
+    let ops: Vec<_> = ops.iter().map(|&(key, kind)| Op { counter: counter(key), kind }).collect();
+    let tokened = token.and_then(|(token, request)| {
+        let token = Token {
+            scope: Scope::Batch,
+            token: vec![token].into(),
+            issued: None,
+            also: request.into(),
+        };
+        let tag = token.tag(&ops)?;
+        Some(Tokened { tag, issued: TimeMs(0), first: 0, count: ops.len() })
+    });
+    values::write_ops(&Ops { ops, tokened: tokened.into_iter().collect() })
+}
+
 #[test]
 fn a_shard_counts_as_a_map_does() {
     TestRunner::new(config())
@@ -195,11 +260,11 @@ fn a_shard_counts_as_a_map_does() {
             let (mut shard, mut oracle) = (Shard::new(), Oracle::default());
             for step in steps {
                 match step {
-                    Step::Batch { session: number, again, ops } => {
+                    Step::Batch { session: number, again, token, ops } => {
+                        let token = token.filter(|_| !ops.is_empty());
                         let sent = oracle.rows.get(&number).map_or(0, Vec::len) as u64;
                         let bseq = (sent + 1).saturating_sub(again.unwrap_or(0)).max(1);
-                        let op = |&(key, kind): &_| Op { counter: counter(key), kind };
-                        let payload = ops::encode(&ops.iter().map(op).collect::<Vec<_>>());
+                        let payload = payload(token, &ops).into();
                         // Every answer is still wanted, so that duplicates are answered in full.
                         let batch = Batch::seal(
                             Slots::ALL,
@@ -211,11 +276,11 @@ fn a_shard_counts_as_a_map_does() {
                         );
                         let answer = shard.apply(Body::Ops(batch));
                         let got = match answer {
-                            Some(Answer::Applied { values, .. }) => Some(values),
+                            Some(Answer::Applied { values, tokens, .. }) => Some((values, tokens)),
                             Some(Answer::Expired | Answer::NoEffect) => None,
                             other => return Err(TestCaseError::fail(format!("{other:?}"))),
                         };
-                        prop_assert_eq!(got, oracle.batch(number, bseq, &ops));
+                        prop_assert_eq!(got, oracle.batch(number, bseq, token, &ops));
                     }
                     Step::Collect { r, l } => {
                         oracle.collect(r, &l);

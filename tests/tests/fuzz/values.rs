@@ -208,17 +208,16 @@ pub(crate) fn config() -> impl Strategy<Value = ShardConfig> {
 }
 
 pub(crate) fn meta() -> impl Strategy<Value = Meta> {
-    (any::<u128>(), any::<u32>(), any::<[u8; 3]>(), any::<u32>(), number()).prop_map(
-        |(cluster, shards, [replicas, min_in_sync, hash], incarnation, idempotency_window_ms)| {
-            Meta {
-                cluster,
-                shards,
-                replicas,
-                min_in_sync,
-                hash,
-                incarnation,
-                idempotency_window_ms,
-            }
+    (any::<u128>(), any::<u32>(), any::<[u8; 3]>(), any::<u32>(), number(), number()).prop_map(
+        |(cluster, shards, [replicas, min_in_sync, hash], incarnation, window, records_max)| Meta {
+            cluster,
+            shards,
+            replicas,
+            min_in_sync,
+            hash,
+            incarnation,
+            idempotency_window_ms: window,
+            idempotency_records_max: records_max,
         },
     )
 }
