@@ -327,6 +327,7 @@ impl Control for Shared {
                 seq: engine::ids::Seq(6),
                 counters: 0xab,
                 sessions: 0,
+                tokens: 0,
             },
             role: RoleStatus::Primary { epoch: Epoch(1), open: true, silent: vec![] },
             stopped: None,
