@@ -20,9 +20,12 @@ use rustix::process::{Pid, kill_process};
 
 use super::sandbox::{Sandbox, run};
 use crate::cluster::Signal;
+use crate::sim::rng::Rng;
 
 /// As systemd does with `RestartSec=1`.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
+/// A process that is asked to stop before it can be is ended by the signal, as any would be.
+const LISTENS_AFTER: Duration = Duration::from_secs(3);
 /// A disk error three times in a row: the operator gives the node an empty folder, as
 /// docs/operations.md says.
 const DISK_ERRORS_MAX: u32 = 3;
@@ -60,6 +63,7 @@ pub struct Member {
     holds: u32,
     /// Stopped by a signal, by so many faults.
     pauses: u32,
+    started: Instant,
     start_at: Option<Instant>,
     /// Exit codes that a fault explains.
     explained: BTreeSet<i32>,
@@ -95,6 +99,8 @@ pub struct Fleet {
     pub members: Vec<Member>,
     /// Moves each process's wall clock, if it could be built.
     shim: Option<PathBuf>,
+    /// The node whose disk was harmed last.
+    damaged: Option<String>,
     /// Nodes that were given an empty folder.
     pub replaced: Vec<String>,
     ends: Vec<End>,
@@ -129,6 +135,7 @@ impl Fleet {
                     child: None,
                     holds: 0,
                     pauses: 0,
+                    started: Instant::now(),
                     start_at: None,
                     explained: BTreeSet::new(),
                     must_refuse: false,
@@ -165,6 +172,7 @@ impl Fleet {
             sandbox,
             members,
             shim,
+            damaged: None,
             replaced: Vec::new(),
             ends: Vec::new(),
         })
@@ -211,7 +219,8 @@ impl Fleet {
         self.member_mut(name).start_at = None;
         if !self.member(name).runs() {
             let child = self.spawn(name, name, &argv);
-            self.member_mut(name).child = Some(child);
+            let member = self.member_mut(name);
+            (member.child, member.started) = (Some(child), Instant::now());
         }
     }
 
@@ -261,8 +270,8 @@ impl Fleet {
     /// SIGTERM, and how long until it had ended; killed after `limit`.
     pub fn stop(&mut self, name: &str, limit: Duration) -> Result<Duration, String> {
         let member = self.member_mut(name);
-        // A stopped process can't be asked.
-        if member.pauses > 0 {
+        // A stopped process can't be asked, and one that has hardly begun does not listen yet.
+        if member.pauses > 0 || member.started.elapsed() < LISTENS_AFTER {
             return Ok(Duration::ZERO);
         }
         let Some(mut child) = member.child.take() else { return Ok(Duration::ZERO) };
@@ -304,7 +313,7 @@ impl Fleet {
         }
     }
 
-    /// From now on these exit codes of that process break no promise.
+    /// Until it is given an empty folder these exit codes of that node break no promise.
     pub fn explain(&mut self, name: &str, codes: &[i32]) {
         self.member_mut(name).explained.extend(codes);
     }
@@ -321,12 +330,12 @@ impl Fleet {
         Some(format!("{} ran on a folder from before its last start", who.name))
     }
 
-    /// Every fault is healed and all is well: nothing is explained any more.
-    pub fn explain_nothing(&mut self) {
-        for member in &mut self.members {
-            member.explained.clear();
-            member.disk_errors = 0;
-        }
+    /// Whose disk may be harmed next: at most one copy of anything may be bad, and one that is stays so
+    /// until its node was given an empty folder. Harm may lie unseen for long, in a block that nobody reads.
+    pub fn victim(&mut self, rng: &mut Rng) -> String {
+        let names = self.names(Role::Node);
+        let victim = self.damaged.get_or_insert_with(|| names[rng.index(names.len())].clone());
+        victim.clone()
     }
 
     /// Sees who ended, and starts again who should run.
@@ -369,7 +378,10 @@ impl Fleet {
         if let Err(error) = std::fs::remove_dir_all(&data) {
             crate::note(&format!("{data:?} can't be emptied: {error}"));
         }
-        self.member_mut(name).disk_errors = 0;
+        let member = self.member_mut(name);
+        member.disk_errors = 0;
+        member.explained.clear();
+        self.damaged.take_if(|damaged| damaged == name);
         self.replaced.push(name.to_owned());
     }
 

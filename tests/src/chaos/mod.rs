@@ -134,6 +134,9 @@ fn run_in(
         violations.push(broken("heals", &format!("after {HEALS_WITHIN:?}: {why}")));
     }
     let healed = healing.elapsed();
+    if let Some(who) = nemesis.field.fleet.unrefused() {
+        violations.push(broken("ends", &who));
+    }
     let counts = workload.stop();
     let mut probes = probers.stop();
     if let Err(why) = read_everything(&recorder, &gateways, &mut probes) {

@@ -219,13 +219,7 @@ impl<'a> Nemesis<'a> {
             let why = match (whole(), down) {
                 (Err(why), _) => why,
                 (Ok(()), Some(down)) => format!("{} does not run", down.name),
-                (Ok(()), None) => {
-                    if let Some(who) = self.field.fleet.unrefused() {
-                        self.field.broken.push(who);
-                    }
-                    self.field.fleet.explain_nothing();
-                    return Ok(());
-                }
+                (Ok(()), None) => return Ok(()),
             };
             if begun.elapsed() > limit {
                 return Err(why);

@@ -21,7 +21,7 @@ use crate::sim::rng::Rng;
 
 pub const NAMESPACE: &str = "sim";
 const THREADS: usize = 6;
-const PAUSE: Duration = Duration::from_millis(6);
+const PAUSE: Duration = Duration::from_millis(20);
 const DIGIT_COUNTERS: usize = 18;
 const MIXED_COUNTERS: usize = 6;
 /// Operations on a mixed counter. What is unknown stays possible for ever and doubles the search.

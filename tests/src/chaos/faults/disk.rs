@@ -87,7 +87,7 @@ impl Flip {
 
 impl Fault for Flip {
     fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        self.victim = field.any(&[Role::Node]);
+        self.victim = field.fleet.victim(&mut field.rng);
         let (start, end) = self.files;
         field.fleet.hold(&self.victim);
         let data = field.fleet.data(&self.victim);

@@ -24,7 +24,7 @@ const RUNS: Duration = Duration::from_secs(6);
 
 impl Fault for Rollback {
     fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        self.victim = field.any(&[Role::Node]);
+        self.victim = field.fleet.victim(&mut field.rng);
         let data = field.fleet.data(&self.victim);
         let image = data.with_file_name("image");
         let within_one_run = field.rng.percent(50);
