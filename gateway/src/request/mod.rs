@@ -202,4 +202,6 @@ fn thousandths(weight: &str) -> u32 {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -1,0 +1,167 @@
+//! Each codec: what it wrote reads back the same, and no bytes make it panic or accept what it can't write.
+
+use std::fmt::Debug;
+
+use bytes::Bytes;
+use engine::batch::Batch;
+use engine::codec::Reader;
+use engine::config::ShardConfig;
+use engine::entry::Entry;
+use engine::key::CounterKey;
+use engine::ops;
+use engine::records::{GatewayRecord, Meta, NodeRecord, StoreRecord};
+use engine::store::layout::{self, IdempotencyRecord, RowKey};
+use engine::store::log::Record;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+use crate::{bytes::outside, config, values};
+
+/// A format: both ways, where reading is given all of the bytes and must use all of them.
+struct Codec<T> {
+    encode: fn(&T) -> Vec<u8>,
+    decode: fn(Bytes) -> Option<T>,
+}
+
+impl<T: Clone + Debug + PartialEq> Codec<T> {
+    fn check(&self, values: impl Strategy<Value = T> + Clone) {
+        let Self { encode, decode } = *self;
+        let mut runner = TestRunner::new(config());
+        runner
+            .run(&values, |value| {
+                prop_assert_eq!(decode(encode(&value).into()), Some(value));
+                Ok(())
+            })
+            .unwrap_or_else(|failure| panic!("a round trip: {failure}"));
+        runner
+            .run(&outside(values.prop_map(move |value| encode(&value))), |bytes| {
+                if let Some(value) = decode(bytes.into()) {
+                    prop_assert_eq!(decode(encode(&value).into()), Some(value));
+                }
+                Ok(())
+            })
+            .unwrap_or_else(|failure| panic!("bytes from outside: {failure}"));
+    }
+}
+
+/// Reads one value that must be all there is.
+fn whole<T, E>(bytes: Bytes, decode: fn(&mut Reader) -> Result<T, E>) -> Option<T> {
+    let mut from = Reader::new(bytes);
+    let value = decode(&mut from).ok()?;
+    from.is_empty().then_some(value)
+}
+
+fn written(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    write(&mut out);
+    out
+}
+
+#[test]
+fn ops() {
+    Codec {
+        encode: |ops: &Vec<_>| ops::encode(ops).into(),
+        decode: |bytes| ops::decode(bytes).ok(),
+    }
+    .check(prop::collection::vec(values::op(), 0..8).boxed());
+}
+
+/// Also what it unpacks: a few bytes that claim to hold gigabytes must not be believed.
+#[test]
+fn batches() {
+    let decode = |bytes| {
+        let batch = whole(bytes, Batch::decode)?;
+        let _ = ops::decode_batch(&batch);
+        Some(batch)
+    };
+    let encode = |batch: &Batch| written(|out| batch.encode(out));
+    Codec { encode, decode }.check(values::batch().boxed());
+}
+
+#[test]
+fn entries() {
+    let encode = |entry: &Entry| written(|out| entry.encode(out));
+    Codec { encode, decode: |bytes| whole(bytes, Entry::decode) }.check(values::entry().boxed());
+}
+
+#[test]
+fn log_records() {
+    let encode = |record: &Record| written(|out| record.encode(out));
+    let decode = |bytes| whole(bytes, Record::decode)?.ok();
+    Codec { encode, decode }.check(values::record().boxed());
+}
+
+#[test]
+fn etcd_records() {
+    Codec { encode: ShardConfig::encode, decode: |bytes| ShardConfig::decode(&bytes).ok() }
+        .check(values::config().boxed());
+    Codec { encode: Meta::encode, decode: |bytes| Meta::decode(&bytes).ok() }
+        .check(values::meta().boxed());
+    Codec { encode: StoreRecord::encode, decode: |bytes| StoreRecord::decode(&bytes).ok() }
+        .check(values::store().boxed());
+    Codec { encode: NodeRecord::encode, decode: |bytes| NodeRecord::decode(&bytes).ok() }
+        .check(values::node().boxed());
+    Codec { encode: GatewayRecord::encode, decode: |bytes| GatewayRecord::decode(&bytes).ok() }
+        .check(values::gateway().boxed());
+}
+
+#[test]
+fn state_keys() {
+    let encode = |key: &RowKey| match key {
+        RowKey::Counter { slot, counter } => layout::counter_key(*slot, counter.name()),
+        RowKey::Idempotency { slot, hash } => layout::idempotency_key(*slot, *hash),
+        RowKey::Shard(shard) => layout::shard_key(*shard),
+    };
+    let counter = |counter: CounterKey| RowKey::Counter { slot: counter.slot(), counter };
+    let keys = prop_oneof![
+        values::counter().prop_map(counter),
+        any::<(u16, u128)>()
+            .prop_map(|(slot, hash)| RowKey::Idempotency { slot: engine::ids::Slot(slot), hash }),
+        any::<u16>().prop_map(|shard| RowKey::Shard(engine::ids::ShardId(shard))),
+    ];
+    Codec { encode, decode: |bytes| RowKey::decode(&bytes).ok() }.check(keys.boxed());
+}
+
+#[test]
+fn state_values() {
+    Codec {
+        encode: |&value: &i128| layout::counter_value(value),
+        decode: |bytes| layout::decode_counter(&bytes).ok(),
+    }
+    .check(values::delta().boxed());
+    let records = (values::number(), any::<u128>(), values::payload()).prop_map(
+        |(bucket, fingerprint, result)| IdempotencyRecord { bucket, fingerprint, result },
+    );
+    Codec {
+        encode: IdempotencyRecord::encode,
+        decode: |bytes| IdempotencyRecord::decode(&bytes).ok(),
+    }
+    .check(records.boxed());
+    Codec {
+        encode: |(copy, state)| layout::encode_shard(*copy, state),
+        decode: |bytes| layout::decode_shard(&bytes).ok(),
+    }
+    .check(values::shard_state().boxed());
+}
+
+/// RocksDB hands merges what it finds on disk.
+#[test]
+fn merges_of_any_bytes() {
+    let good = prop_oneof![
+        values::delta().prop_map(layout::counter_operand),
+        values::delta().prop_map(layout::counter_value),
+    ];
+    let rows = prop::collection::vec(outside(good.boxed()), 0..4);
+    TestRunner::new(config())
+        .run(&rows, |rows| {
+            let mut rows = rows.iter().map(Vec::as_slice);
+            let existing = rows.next();
+            let operands: Vec<_> = rows.collect();
+            let _ = layout::merge_operands(operands.iter().copied());
+            if let Ok(merged) = layout::merge(existing, operands) {
+                prop_assert!(layout::decode_counter(&merged).is_ok());
+            }
+            Ok(())
+        })
+        .unwrap_or_else(|failure| panic!("{failure}"));
+}

@@ -1,0 +1,238 @@
+//! Values that the engine's formats can hold, the extreme ones among them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use engine::apply::ShardState;
+use engine::batch::{Batch, Codec};
+use engine::config::ShardConfig;
+use engine::entry::{Body, Entry, Position};
+use engine::ids::{
+    Boot, Bseq, Chain, CopyNo, Epoch, Revision, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId,
+    TimeMs, Version,
+};
+use engine::key::CounterKey;
+use engine::ops::{self, Op, OpKind};
+use engine::records::{GatewayRecord, Meta, NodeRecord, StoreRecord, StoreStatus};
+use engine::sessions::{BatchResult, Collection, Row, Sessions};
+use engine::store::log::{Held, Identity, Record, SmallState};
+use proptest::collection::{btree_map, btree_set, vec};
+use proptest::option;
+use proptest::prelude::*;
+
+/// Small ones and the largest are as likely as those between.
+pub(crate) fn number() -> impl Strategy<Value = u64> {
+    (any::<u64>(), 0..64u32).prop_map(|(bits, shift)| bits >> shift)
+}
+
+pub(crate) fn delta() -> impl Strategy<Value = i128> {
+    (any::<i128>(), 0..128u32).prop_map(|(bits, shift)| bits >> shift)
+}
+
+pub(crate) fn payload() -> impl Strategy<Value = Bytes> {
+    vec(any::<u8>(), 0..60).prop_map(Bytes::from)
+}
+
+pub(crate) fn counter() -> impl Strategy<Value = CounterKey> {
+    ("[a-z0-9_.-]{1,64}", vec(any::<u8>(), 1..50)).prop_map(|(namespace, key)| {
+        CounterKey::new(namespace.as_bytes(), &key).expect("of allowed characters and lengths")
+    })
+}
+
+pub(crate) fn op() -> impl Strategy<Value = Op> {
+    let kind = prop_oneof![
+        delta().prop_map(|delta| OpKind::Add { delta }),
+        delta().prop_map(|delta| OpKind::AddReturning { delta }),
+        Just(OpKind::Delete),
+    ];
+    (counter(), kind).prop_map(|(counter, kind)| Op { counter, kind })
+}
+
+pub(crate) fn slots() -> impl Strategy<Value = Slots> {
+    (any::<u16>(), any::<u16>()).prop_map(|(a, b)| Slots { lo: a.min(b), hi: a.max(b) })
+}
+
+pub(crate) fn revision() -> impl Strategy<Value = Revision> {
+    (any::<u32>(), number()).prop_map(|(incarnation, revision)| Revision { incarnation, revision })
+}
+
+pub(crate) fn session() -> impl Strategy<Value = SessionId> {
+    revision().prop_map(SessionId)
+}
+
+/// Its payload is of real ops, packed or not, or no ops at all.
+pub(crate) fn batch() -> impl Strategy<Value = Batch> {
+    let raw = vec(op(), 0..6).prop_map(|ops| (Codec::Raw, ops::encode(&ops)));
+    let packed = vec(op(), 0..6).prop_map(|ops| {
+        (Codec::Lz4, lz4_flex::block::compress_prepend_size(&ops::encode(&ops)).into())
+    });
+    let nonsense = payload().prop_map(|bytes| (Codec::Lz4, bytes));
+    let body = prop_oneof![raw, packed, nonsense];
+    (slots(), session(), number(), number(), body).prop_map(
+        |(slots, session, bseq, below, (codec, payload))| {
+            Batch::seal(slots, session, Bseq(bseq), Bseq(below), codec, payload)
+        },
+    )
+}
+
+pub(crate) fn position() -> impl Strategy<Value = Position> {
+    (number(), number(), any::<u64>(), number()).prop_map(|(epoch, seq, chain, time)| Position {
+        epoch: Epoch(epoch),
+        // Another entry follows it.
+        seq: Seq(seq >> 1),
+        chain: Chain(chain),
+        time: TimeMs(time),
+    })
+}
+
+pub(crate) fn entry() -> impl Strategy<Value = Entry> {
+    let body = prop_oneof![
+        batch().prop_map(Body::Ops),
+        Just(Body::Barrier),
+        (revision(), vec(session(), 0..5)).prop_map(|(r, l)| Body::Collect { r, l }),
+        number().prop_map(|bucket| Body::Expire { bucket }),
+        any::<u16>().prop_map(|at| Body::Split { at }),
+    ];
+    (position(), number(), number(), body).prop_map(|(previous, epoch, time, body)| {
+        Entry::after(previous, Epoch(epoch), TimeMs(time), body)
+    })
+}
+
+fn small_state() -> impl Strategy<Value = SmallState> {
+    let held = (slots(), position(), number()).prop_map(|(slots, base, last)| Held {
+        slots,
+        base,
+        last: Seq(last),
+    });
+    (number(), number(), any::<bool>(), option::of(held)).prop_map(
+        |(promised, copy, suspect, held)| SmallState {
+            promised: Epoch(promised),
+            copy: CopyNo(copy),
+            suspect,
+            held,
+        },
+    )
+}
+
+fn identity() -> impl Strategy<Value = Identity> {
+    (any::<[u128; 5]>(), number()).prop_map(
+        |([cluster, store, nonce, previous_nonce, kernel_boot], boot)| Identity {
+            cluster,
+            store: StoreId(store),
+            boot: Boot(boot),
+            nonce,
+            previous_nonce,
+            kernel_boot,
+        },
+    )
+}
+
+pub(crate) fn record() -> impl Strategy<Value = Record> {
+    let shard = || any::<u16>().prop_map(ShardId);
+    prop_oneof![
+        4 => (shard(), entry()).prop_map(|(shard, entry)| Record::Append { shard, entry }),
+        1 => (shard(), number()).prop_map(|(shard, after)| Record::Truncate { shard, after: Seq(after) }),
+        1 => (shard(), number()).prop_map(|(shard, epoch)| Record::Promise { shard, epoch: Epoch(epoch) }),
+        1 => (shard(), slots(), number(), position())
+            .prop_map(|(shard, slots, copy, base)| Record::Copy { shard, slots, copy: CopyNo(copy), base }),
+        1 => (shard(), number()).prop_map(|(shard, copy)| Record::Drop { shard, copy: CopyNo(copy) }),
+        1 => identity().prop_map(Record::Identity),
+        1 => (shard(), small_state()).prop_map(|(shard, small)| Record::Shard { shard, small }),
+    ]
+}
+
+pub(crate) fn config() -> impl Strategy<Value = ShardConfig> {
+    let stores = || vec(any::<u128>().prop_map(StoreId), 0..5);
+    (
+        slots(),
+        [number(), number(), number()],
+        any::<u128>(),
+        [stores(), stores(), stores(), stores()],
+    )
+        .prop_map(
+            |(slots, [epoch, version, boot], store, [isr, learners, target, tainted])| {
+                let primary = StoreBoot { store: StoreId(store), boot: Boot(boot) };
+                let (epoch, version) = (Epoch(epoch), Version(version));
+                ShardConfig { slots, epoch, version, primary, isr, learners, target, tainted }
+            },
+        )
+}
+
+pub(crate) fn meta() -> impl Strategy<Value = Meta> {
+    (any::<u128>(), any::<u32>(), any::<[u8; 3]>(), any::<u32>(), number()).prop_map(
+        |(cluster, shards, [replicas, min_in_sync, hash], incarnation, idempotency_window_ms)| {
+            Meta {
+                cluster,
+                shards,
+                replicas,
+                min_in_sync,
+                hash,
+                incarnation,
+                idempotency_window_ms,
+            }
+        },
+    )
+}
+
+pub(crate) fn store() -> impl Strategy<Value = StoreRecord> {
+    let text = || ".{0,20}";
+    let status = prop_oneof![
+        Just(StoreStatus::Active),
+        Just(StoreStatus::Draining),
+        Just(StoreStatus::Suspect),
+        Just(StoreStatus::Lost),
+        Just(StoreStatus::Retired),
+    ];
+    ([text(), text(), text(), text()], number(), any::<u128>(), status).prop_map(
+        |([name, address, zone, host], boot, nonce, status)| StoreRecord {
+            name,
+            address,
+            zone,
+            host,
+            boot: Boot(boot),
+            nonce,
+            status,
+        },
+    )
+}
+
+pub(crate) fn node() -> impl Strategy<Value = NodeRecord> {
+    (number(), ".{0,20}", number(), any::<(u32, u32)>()).prop_map(
+        |(boot, address, capacity, versions)| NodeRecord {
+            boot: Boot(boot),
+            address,
+            capacity,
+            versions,
+        },
+    )
+}
+
+pub(crate) fn gateway() -> impl Strategy<Value = GatewayRecord> {
+    (".{0,20}", any::<u32>()).prop_map(|(address, worker)| GatewayRecord { address, worker })
+}
+
+fn sessions() -> impl Strategy<Value = Sessions> {
+    let result = prop_oneof![
+        vec(delta(), 0..4).prop_map(|values| BatchResult::Applied { values }),
+        Just(BatchResult::Malformed),
+    ];
+    let row = (number(), number(), btree_map(number().prop_map(Bseq), result, 0..3)).prop_map(
+        |(last, below, results): (_, _, BTreeMap<_, _>)| Row {
+            last: Bseq(last),
+            answered_below: Bseq(below),
+            results,
+        },
+    );
+    let collection = (revision(), btree_set(session(), 0..4))
+        .prop_map(|(r, l): (_, BTreeSet<_>)| Collection { r, l });
+    (collection, btree_map(session(), row, 0..4))
+        .prop_map(|(collection, rows)| Sessions { collection, rows })
+}
+
+pub(crate) fn shard_state() -> impl Strategy<Value = (CopyNo, ShardState)> {
+    (number(), slots(), position(), any::<u128>(), sessions()).prop_map(
+        |(copy, slots, applied, counter_digest, sessions)| {
+            (CopyNo(copy), ShardState { slots, applied, counter_digest, sessions })
+        },
+    )
+}
