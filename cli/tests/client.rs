@@ -148,8 +148,8 @@ fn what_is_unknown_is_asked_again_until_it_is_applied() {
 fn everything_at_once(number: u64) -> Fate {
     match number % 15 {
         0 => Fate::Refuse(503),
-        1 => Fate::Deadline { counted: number % 2 == 0 },
-        2 => Fate::Drop { counted: number % 2 == 0 },
+        1 => Fate::Deadline { counted: number.is_multiple_of(2) },
+        2 => Fate::Drop { counted: number.is_multiple_of(2) },
         3 => Fate::Cut,
         4 => Fate::Parts,
         5 => Fate::Proxy,

@@ -329,7 +329,13 @@ mod tests {
             promised: Epoch(3),
             last: Seq(seq + 1),
             applied: Seq(seq),
-            digest: DigestPoint { shard: ShardId(0), seq: Seq(seq), counters, sessions: 0, tokens: 0 },
+            digest: DigestPoint {
+                shard: ShardId(0),
+                seq: Seq(seq),
+                counters,
+                sessions: 0,
+                tokens: 0,
+            },
             role,
             stopped: None,
         }

@@ -1,5 +1,6 @@
-//! What tests the service as a whole: the simulator, the searches, and real processes.
+//! What tests the service as a whole: the simulator, the searches, and real processes under load and faults.
 
+pub mod chaos;
 pub mod cluster;
 pub mod search;
 pub mod sim;

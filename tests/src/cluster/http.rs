@@ -28,6 +28,8 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
+    /// Status line and headers, in lower case.
+    pub head: String,
     /// Its JSON, or null.
     pub body: Value,
 }
@@ -46,14 +48,19 @@ impl Answer {
     /// does not is a bug, and no test should take it for one or the other.
     #[track_caller]
     pub fn outcome(&self) -> Outcome {
+        self.outcome_or_surprise().unwrap_or_else(|surprise| panic!("{surprise}"))
+    }
+
+    /// The same, for whoever has to go on after a surprise.
+    pub fn outcome_or_surprise(&self) -> Result<Outcome, String> {
         let kind = self.body["type"].as_str().unwrap_or_default();
         let kind = kind.rsplit('/').next().unwrap_or_default().to_owned();
         match (self.status, self.body["outcome"].as_str()) {
-            (200, None) => Outcome::Applied,
+            (200, None) => Ok(Outcome::Applied),
             // A read that is not answered is 504 not-applied.
-            (429 | 503 | 504, Some("not-applied")) => Outcome::NotApplied(kind),
-            (504, Some("unknown")) => Outcome::Unknown(kind),
-            _ => panic!("an answer against the contract: {self:?}"),
+            (429 | 503 | 504, Some("not-applied")) => Ok(Outcome::NotApplied(kind)),
+            (504, Some("unknown")) => Ok(Outcome::Unknown(kind)),
+            _ => Err(format!("an answer against the contract: {self:?}")),
         }
     }
 }
@@ -150,7 +157,7 @@ impl Client {
             self.read_more(stream)?;
         }
         let body = &self.input[head_bytes..head_bytes + length];
-        Ok(Answer { status, body: serde_json::from_slice(body).unwrap_or_default() })
+        Ok(Answer { status, head, body: serde_json::from_slice(body).unwrap_or_default() })
     }
 
     fn read_more(&mut self, stream: &mut TcpStream) -> io::Result<()> {

@@ -160,7 +160,8 @@ impl Prober {
 }
 
 impl Probe {
-    fn check(&mut self, value: u64) {
+    /// Notes a value outside the bounds.
+    pub fn check(&mut self, value: u64) {
         let Self { key, applied, unknown, wrong, .. } = self;
         if !(*applied..=*applied + *unknown).contains(&value) {
             wrong.push(format!("{key}: {value}, but {applied} applied and {unknown} unknown"));

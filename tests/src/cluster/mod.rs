@@ -225,38 +225,19 @@ impl Cluster {
         command
     }
 
-    /// `GET /v1/cluster`, from the first gateway that answers.
-    pub fn status(&self) -> Result<Value, String> {
-        let mut why = "no gateway runs".to_owned();
-        for gateway in self.gateways() {
-            match Client::new(&gateway).get("/v1/cluster") {
-                Ok(answer) if answer.status == 200 => return Ok(answer.body),
-                Ok(answer) => why = format!("{gateway}: {} {}", answer.status, answer.body),
-                Err(error) => why = format!("{gateway}: {error:?}"),
-            }
-        }
-        Err(why)
-    }
-
     /// All shards, as a gateway sees them.
     pub fn shards(&self) -> Result<Vec<Shard>, String> {
-        let status = self.status()?;
-        let list = status["shards"].as_array().ok_or("no shards in /v1/cluster")?;
-        list.iter().map(Shard::read).collect()
+        shards(&self.gateways())
     }
 
     /// Waits until every shard is open with `replicas` members in sync and all of them agree.
     #[track_caller]
     pub fn wait_until_full(&self, replicas: usize) {
         until(Duration::from_secs(120), || {
-            for shard in self.shards()? {
-                let Shard { id, state, isr, digests_agree, .. } = shard;
-                if state != "open" || isr.len() != replicas {
-                    return Err(format!("shard {id} is {state}, in sync: {isr:?}"));
-                }
-                assert!(digests_agree, "the replicas of shard {id} hold different counters");
-            }
-            Ok(())
+            self.shards()?.iter().try_for_each(|shard| {
+                shard.assert_no_copy_differs();
+                shard.is_full(replicas)
+            })
         });
     }
 
@@ -267,36 +248,55 @@ impl Cluster {
     #[track_caller]
     pub fn wait_until_copies_agree(&self, replicas: usize) {
         until(Duration::from_secs(60), || {
-            for shard in self.shards()? {
-                let Shard { id, digests, digests_agree, .. } = shard;
-                assert!(digests_agree, "the replicas of shard {id} hold different counters");
-                let first = digests.first().map(|(_, digest)| digest);
-                let same = digests.iter().filter(|(_, digest)| Some(digest) == first).count();
-                if same != replicas {
-                    return Err(format!("shard {id} has no common digest: {digests:?}"));
-                }
-            }
-            Ok(())
+            self.shards()?.iter().try_for_each(|shard| {
+                shard.assert_no_copy_differs();
+                shard.has_a_common_digest(replicas)
+            })
         });
     }
 
     /// A key of each shard in `namespace`, by the shard's place in [`Self::shards`].
     #[track_caller]
     pub fn key_per_shard(&self, namespace: &str) -> Vec<String> {
-        let shards = self.shards().expect("a cluster that is ready");
-        let mut keys: Vec<Option<String>> = vec![None; shards.len()];
-        for number in 0_u64.. {
-            if keys.iter().all(Option::is_some) {
-                break;
-            }
-            let key = format!("k{number}");
-            let name = CounterKey::new(namespace.as_bytes(), key.as_bytes()).expect("a name");
-            let slot = name.slot().0;
-            let at = shards.iter().position(|shard| (shard.lo..=shard.hi).contains(&slot));
-            keys[at.expect("the shards cover every slot")].get_or_insert(key);
-        }
-        keys.into_iter().flatten().collect()
+        key_per_shard(&self.shards().expect("a cluster that is ready"), namespace)
     }
+}
+
+/// `GET /v1/cluster`, from the first gateway that answers.
+pub fn status(gateways: &[String]) -> Result<Value, String> {
+    let mut why = "no gateway runs".to_owned();
+    for gateway in gateways {
+        match Client::new(gateway).get("/v1/cluster") {
+            Ok(answer) if answer.status == 200 => return Ok(answer.body),
+            Ok(answer) => why = format!("{gateway}: {} {}", answer.status, answer.body),
+            Err(error) => why = format!("{gateway}: {error:?}"),
+        }
+    }
+    Err(why)
+}
+
+/// All shards, as the first gateway that answers sees them.
+pub fn shards(gateways: &[String]) -> Result<Vec<Shard>, String> {
+    let status = status(gateways)?;
+    let list = status["shards"].as_array().ok_or("no shards in /v1/cluster")?;
+    list.iter().map(Shard::read).collect()
+}
+
+/// A key of each of these shards in `namespace`.
+#[track_caller]
+pub fn key_per_shard(shards: &[Shard], namespace: &str) -> Vec<String> {
+    let mut keys: Vec<Option<String>> = vec![None; shards.len()];
+    for number in 0_u64.. {
+        if keys.iter().all(Option::is_some) {
+            break;
+        }
+        let key = format!("k{number}");
+        let name = CounterKey::new(namespace.as_bytes(), key.as_bytes()).expect("a name");
+        let slot = name.slot().0;
+        let at = shards.iter().position(|shard| (shard.lo..=shard.hi).contains(&slot));
+        keys[at.expect("the shards cover every slot")].get_or_insert(key);
+    }
+    keys.into_iter().flatten().collect()
 }
 
 impl Drop for Cluster {
@@ -333,6 +333,32 @@ pub struct Shard {
 }
 
 impl Shard {
+    /// Open, with so many members in sync; else why not.
+    pub fn is_full(&self, replicas: usize) -> Result<(), String> {
+        let Self { id, state, isr, .. } = self;
+        if state != "open" || isr.len() != replicas {
+            return Err(format!("shard {id} is {state}, in sync: {isr:?}"));
+        }
+        Ok(())
+    }
+
+    /// Every replica has told the same digest, of the same seq.
+    pub fn has_a_common_digest(&self, replicas: usize) -> Result<(), String> {
+        let Self { id, digests, .. } = self;
+        let first = digests.first().map(|(_, digest)| digest);
+        let same = digests.iter().filter(|(_, digest)| Some(digest) == first).count();
+        if same != replicas {
+            return Err(format!("shard {id} has no common digest: {digests:?}"));
+        }
+        Ok(())
+    }
+
+    #[track_caller]
+    fn assert_no_copy_differs(&self) {
+        let Self { id, digests_agree, .. } = self;
+        assert!(digests_agree, "the replicas of shard {id} hold different counters");
+    }
+
     fn read(value: &Value) -> Result<Self, String> {
         let odd = || format!("a shard that can't be read: {value}");
         let text = |value: &Value| value.as_str().map(str::to_owned);

@@ -58,7 +58,7 @@ fn elsewhere(process: &Process, folder: &Path) -> Vec<String> {
 
 /// The uuid that `/v1/cluster` shows for the node of that name.
 fn uuid(cluster: &Cluster, name: &str) -> String {
-    let status = cluster.status().expect("a gateway that lives");
+    let status = tests::cluster::status(&cluster.gateways()).expect("a gateway that lives");
     let nodes = status["nodes"].as_array().expect("a list");
     // A lost store may be listed beside the one that took its name.
     let node = nodes.iter().find(|node| node["name"] == name && node["state"] == "up");

@@ -1,0 +1,66 @@
+//! `chaos [--minutes M] [--seed N] [--faults a,b,c] [--dkc PATH]`: real processes under real faults.
+//!
+//! Exit code 0: every promise held; 1: one did not, and history, logs and data are kept; 2: usage, or
+//! the cluster did not start.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tests::chaos::{Settings, run, sandbox};
+
+const USAGE: &str = "chaos [--minutes M] [--seed N] [--faults a,b,c] [--dkc PATH]  (etcd: $ETCD)";
+
+fn main() -> ExitCode {
+    let Some(settings) = parse(std::env::args().skip(1)) else {
+        tests::note(USAGE);
+        return ExitCode::from(2);
+    };
+    // What follows runs in this program started anew, if namespaces are permitted.
+    let sandbox = sandbox::enter();
+    tests::note(&format!(
+        "seed {}, {:.1} min",
+        settings.seed,
+        settings.length.as_secs_f32() / 60.0
+    ));
+    match run(&settings, sandbox) {
+        Ok((table, held)) => {
+            say(&table);
+            say(if held { "every promise held" } else { "BROKEN: see above" });
+            if held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(why) => {
+            tests::note(&why);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn parse(mut words: impl Iterator<Item = String>) -> Option<Settings> {
+    let mut minutes = 2.0_f32;
+    let mut seed = 1;
+    let mut faults = Vec::new();
+    let mut dkc = None;
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--minutes" => minutes = words.next()?.parse().ok().filter(|&minutes| minutes > 0.0)?,
+            "--seed" => seed = words.next()?.parse().ok()?,
+            "--faults" => faults = words.next()?.split(',').map(str::to_owned).collect(),
+            "--dkc" => dkc = Some(PathBuf::from(words.next()?)),
+            _ => return None,
+        }
+    }
+    let etcd = std::env::var_os("ETCD").filter(|path| !path.is_empty());
+    Some(Settings {
+        length: Duration::try_from_secs_f32(minutes * 60.0).ok()?,
+        seed,
+        faults,
+        dkc: dkc.unwrap_or_else(tests::cluster::dkc_binary),
+        etcd: etcd.map_or_else(|| "etcd".into(), PathBuf::from),
+    })
+}
+
+fn say(text: &str) {
+    let _nobody_reads = writeln!(std::io::stdout().lock(), "{text}");
+}

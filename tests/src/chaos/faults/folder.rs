@@ -1,0 +1,131 @@
+//! Data folders that are not what they were: put back to an older state, or there twice.
+
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use super::{Fault, Field};
+use crate::chaos::fleet::Role;
+use crate::chaos::sandbox::run;
+
+const REFUSED: i32 = 4;
+
+/// A copy of the folder is put back after the node has run on: a snapshot of a virtual machine.
+///
+/// One from before its last start does not know the nonce that etcd knows: it must refuse (exit code
+/// 4), and an operator gives it an empty folder. One of the same run looks like its present self; its
+/// primaries find it short of what it acknowledged, and it is filled anew.
+#[derive(Default)]
+pub struct Rollback {
+    victim: String,
+}
+
+/// Long enough for a start: TTL + 1 s, and its recovery.
+const RUNS: Duration = Duration::from_secs(6);
+
+impl Fault for Rollback {
+    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
+        self.victim = field.fleet.victim(&mut field.rng);
+        let data = field.fleet.data(&self.victim);
+        let image = data.with_file_name("image");
+        let within_one_run = field.rng.percent(50);
+        if within_one_run {
+            field.fleet.pause(&self.victim);
+        } else {
+            field.fleet.hold(&self.victim);
+        }
+        let _was_none = std::fs::remove_dir_all(&image);
+        let copied = run("cp", &["-a", &data.display().to_string(), &image.display().to_string()]);
+        if within_one_run {
+            field.fleet.resume(&self.victim);
+        } else {
+            field.fleet.release(&self.victim);
+        }
+        // It runs on, under load.
+        std::thread::sleep(RUNS);
+        field.fleet.watch();
+        field.fleet.hold(&self.victim);
+        let put_back = copied.and_then(|()| {
+            let swapped =
+                std::fs::remove_dir_all(&data).and_then(|()| std::fs::rename(&image, &data));
+            swapped.map_err(|error| error.to_string())
+        });
+        if let Err(why) = put_back {
+            field.fleet.release(&self.victim);
+            return Err(why);
+        }
+        if within_one_run {
+            return Ok(format!("{}, within one run", self.victim));
+        }
+        field.fleet.must_refuse(&self.victim);
+        Ok(format!("{}, to before its last start", self.victim))
+    }
+
+    fn heal(&mut self, field: &mut Field) {
+        field.fleet.release(&self.victim);
+    }
+}
+
+/// A second process on a copy of a running node's folder, under its name, at another's address.
+///
+/// It must refuse with exit code 4, and the original must not notice.
+#[derive(Default)]
+pub struct Clone {
+    victim: String,
+    copy: Option<Child>,
+    begun: Option<Instant>,
+}
+
+const REFUSES_WITHIN: Duration = Duration::from_secs(30);
+
+impl Fault for Clone {
+    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
+        let nodes = field.some(Role::Node, 2);
+        let [victim, host] = nodes.as_slice() else { return Err("no nodes".to_owned()) };
+        self.victim = victim.clone();
+        let data = field.fleet.data(victim);
+        let copy = data.with_file_name("copy").display().to_string();
+        let _was_none = std::fs::remove_dir_all(&copy);
+        // Still, while it is copied: as a snapshot of the disk would be.
+        field.fleet.pause(victim);
+        let copied = run("cp", &["-a", &data.display().to_string(), &copy]);
+        field.fleet.resume(victim);
+        copied?;
+        let there = field.fleet.member(host).address;
+        let mut argv = field.fleet.argv(victim);
+        for at in 1..argv.len() {
+            match argv[at - 1].as_str() {
+                "--data" => argv[at] = copy.clone(),
+                "--listen" => argv[at] = format!("{there}:7001"),
+                "--metrics" => argv[at] = format!("{there}:9001"),
+                _ => {}
+            }
+        }
+        self.copy = Some(field.fleet.spawn(host, &format!("{victim}-copy"), &argv));
+        self.begun = Some(Instant::now());
+        Ok(format!("{victim}, started again on {host}"))
+    }
+
+    fn heal(&mut self, field: &mut Field) {
+        let Some(mut copy) = self.copy.take() else { return };
+        let limit = self.begun.unwrap_or_else(Instant::now) + REFUSES_WITHIN;
+        let code = loop {
+            match copy.try_wait() {
+                Ok(Some(status)) => break status.code(),
+                _ if Instant::now() > limit => {
+                    let _was_ended = copy.kill();
+                    let _reaped = copy.wait();
+                    break None;
+                }
+                _ => std::thread::sleep(Duration::from_millis(50)),
+            }
+        };
+        if code != Some(REFUSED) {
+            let victim = &self.victim;
+            field
+                .broken
+                .push(format!("a copy of {victim}'s folder ended with {code:?}, not with 4"));
+        }
+        let copy = field.fleet.data(&self.victim).with_file_name("copy");
+        let _was_removed = std::fs::remove_dir_all(copy);
+    }
+}

@@ -1,0 +1,306 @@
+//! Real processes under real faults: etcd, coordinators, nodes and gateways, each in a network of its
+//! own, under load and under attack; then the history is judged.
+//!
+//! ```text
+//!   sandbox ── what this machine permits     fleet ── the processes     network, etcd ── their surroundings
+//!   workload, probes ── clients              nemesis ── when what goes wrong; faults/ ── one file per kind
+//!   recorder ── who asked and was told what  verdict ── the table, by the simulator's own checkers
+//! ```
+//!
+//! What a newcomer would get wrong: nothing that depends on time is judged, but only told. A machine
+//! may be slow; it may not lose, double or forget. The one bound is for healing, and it is generous.
+
+pub mod etcd;
+pub mod faults;
+pub mod fleet;
+pub mod nemesis;
+pub mod network;
+pub mod probes;
+pub mod recorder;
+pub mod sandbox;
+pub mod verdict;
+pub mod workload;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use self::faults::{Field, KINDS, Kind};
+use self::fleet::{Fleet, REPLICAS, Role};
+use self::nemesis::Nemesis;
+use self::network::Network;
+use self::probes::Probers;
+use self::recorder::Recorder;
+use self::sandbox::Sandbox;
+use self::verdict::{broken, judge};
+use self::workload::{Surprises, Workload, knows_tokens};
+use crate::cluster;
+use crate::cluster::http::{Client, DEADLINE};
+use crate::sim::checker::Violation;
+use crate::sim::history::{Ask, Outcome};
+use crate::sim::rng::Rng;
+
+const READY_WITHIN: Duration = Duration::from_secs(120);
+/// From the last fault healed to every shard open with all replicas in sync. A restart takes seconds;
+/// the rest is for a machine on which others build.
+const HEALS_WITHIN: Duration = Duration::from_secs(180);
+const AGREES_WITHIN: Duration = Duration::from_secs(120);
+const READ_WITHIN: Duration = Duration::from_secs(60);
+/// Counters in one request of the last reading.
+const READ_AT_ONCE: usize = 500;
+
+pub struct Settings {
+    pub length: Duration,
+    pub seed: u64,
+    /// Empty: all.
+    pub faults: Vec<String>,
+    pub dkc: PathBuf,
+    pub etcd: PathBuf,
+}
+
+impl Settings {
+    /// The kinds of faults that were asked for and are possible here.
+    fn kinds(&self, sandbox: &Sandbox) -> Result<Vec<&'static Kind>, String> {
+        if let Some(odd) =
+            self.faults.iter().find(|name| KINDS.iter().all(|kind| kind.name != **name))
+        {
+            let all: Vec<_> = KINDS.iter().map(|kind| kind.name).collect();
+            return Err(format!("no fault is called {odd:?}; there are: {}", all.join(", ")));
+        }
+        let wanted = |kind: &&Kind| {
+            self.faults.is_empty() || self.faults.iter().any(|name| name == kind.name)
+        };
+        Ok(KINDS.iter().filter(wanted).filter(|kind| (kind.is_possible)(sandbox)).collect())
+    }
+}
+
+/// Runs it all. The table comes back, and whether every promise held.
+pub fn run(settings: &Settings, sandbox: Sandbox) -> Result<(String, bool), String> {
+    let kinds = settings.kinds(&sandbox)?;
+    let folder =
+        std::env::temp_dir().join(format!("dkc-chaos-{}-{}", settings.seed, std::process::id()));
+    std::fs::create_dir_all(&folder).map_err(|error| format!("{folder:?}: {error}"))?;
+    let outcome = run_in(&folder, settings, sandbox, kinds);
+    match &outcome {
+        Ok((_, true)) => {
+            // The mounts in it are gone with this program.
+            let _as_far_as_possible = std::fs::remove_dir_all(&folder);
+        }
+        _ => crate::note(&format!("history, logs and data are kept in {}", folder.display())),
+    }
+    outcome
+}
+
+fn run_in(
+    folder: &Path,
+    settings: &Settings,
+    sandbox: Sandbox,
+    kinds: Vec<&'static Kind>,
+) -> Result<(String, bool), String> {
+    let mut rng = Rng::new(settings.seed);
+    let fleet = Fleet::new(folder, settings.dkc.clone(), settings.etcd.clone(), sandbox)?;
+    let addresses: Vec<_> =
+        fleet.members.iter().map(|one| (one.name.clone(), one.address)).collect();
+    let network = Network::new(sandbox, &addresses)?;
+    let recorder =
+        Arc::new(Recorder::new(&folder.join("history.jsonl")).map_err(|error| error.to_string())?);
+    let field = Field { fleet, network, rng: rng.fork(), broken: Vec::new() };
+    let mut nemesis = Nemesis::new(field, kinds, settings.length, &recorder, rng.fork());
+
+    let gateways = start(&mut nemesis)?;
+    let tokens = knows_tokens(&gateways[0])?;
+    if !tokens {
+        crate::note("this service refuses Idempotency-Key: no operation is repeated");
+    }
+    let surprises = Surprises::default();
+    let workload = Workload::start(
+        recorder.clone(),
+        gateways.clone(),
+        tokens,
+        surprises.clone(),
+        &mut rng.fork(),
+    );
+    let keys = cluster::key_per_shard(&cluster::shards(&gateways)?, probes::NAMESPACE);
+    let probers = Probers::start(&gateways, &keys);
+
+    nemesis.run(Instant::now() + settings.length);
+    let mut violations = Vec::new();
+    let healing = Instant::now();
+    // Under load still: a cluster that heals only in peace has not.
+    if let Err(why) = nemesis.wait_until_whole(HEALS_WITHIN) {
+        violations.push(broken("heals", &format!("after {HEALS_WITHIN:?}: {why}")));
+    }
+    let healed = healing.elapsed();
+    if let Some(who) = nemesis.field.fleet.unrefused() {
+        violations.push(broken("ends", &who));
+    }
+    let counts = workload.stop();
+    let mut probes = probers.stop();
+    if let Err(why) = read_everything(&recorder, &gateways, &mut probes) {
+        violations.push(broken("heals", &why));
+    }
+    agree(&gateways, &mut violations);
+    nemesis.field.fleet.watch();
+    nemesis.ends.extend(nemesis.field.fleet.ends());
+    nemesis.field.fleet.end();
+
+    let history = recorder.finish();
+    violations.extend(judge(&history, &probes));
+    let surprises =
+        std::mem::take(&mut *surprises.lock().unwrap_or_else(|failed| failed.into_inner()));
+    violations.extend(surprises.iter().map(|what| broken("answers", what)));
+    violations.extend(nemesis.field.broken.iter().map(|what| broken("ends", what)));
+    let unexplained = nemesis.ends.iter().filter(|end| !end.explained);
+    violations.extend(unexplained.map(|end| broken("ends", &format!("{}: {}", end.name, end.how))));
+
+    let count = |one: &std::sync::atomic::AtomicU64| one.load(Ordering::Relaxed).to_string();
+    let disk_errors = nemesis.ends.iter().filter(|end| end.explained).count();
+    let run = verdict::Run {
+        history: &history,
+        probes: &probes,
+        spans: &nemesis.spans,
+        violations: &violations,
+        facts: &[
+            ("requests, those of probes not among them", count(&counts.requests)),
+            ("sends of operations with a token", count(&counts.sends_with_token)),
+            ("answers that were replayed", count(&counts.replays)),
+            ("bounded reads", count(&counts.bounded)),
+            (
+                "nodes that ended on a bad or foreign folder, as they should",
+                disk_errors.to_string(),
+            ),
+            (
+                "nodes given an empty folder after that",
+                nemesis.field.fleet.replaced.len().to_string(),
+            ),
+            ("faults that could not begin", nemesis.skipped.len().to_string()),
+            (
+                "all replicas in sync after the last fault within",
+                format!("{:.1} s", healed.as_secs_f32()),
+            ),
+        ],
+    };
+    let table = run.table();
+    if violations.is_empty() {
+        return Ok((table, true));
+    }
+    report(folder, &violations, &nemesis.field.fleet);
+    Ok((table, false))
+}
+
+/// Starts everything, in the order in which each has what it needs. Returns the gateways.
+fn start(nemesis: &mut Nemesis<'_>) -> Result<Vec<String>, String> {
+    for role in [Role::Etcd, Role::Coordinator, Role::Node, Role::Gateway] {
+        for name in nemesis.field.fleet.names(role) {
+            nemesis.field.fleet.start(&name);
+        }
+    }
+    let gateways = nemesis.field.fleet.gateways();
+    let ready = || -> Result<(), String> {
+        for gateway in &gateways {
+            match Client::new(gateway).get("/readyz") {
+                Ok(answer) if answer.status == 200 => {}
+                other => return Err(format!("{gateway} is not ready: {other:?}")),
+            }
+        }
+        Ok(())
+    };
+    let whole = nemesis.wait_until_whole(READY_WITHIN);
+    // Nobody may have ended while it started.
+    if let Some(end) = nemesis.ends.first() {
+        return Err(format!("{} ended at once: {}", end.name, end.how));
+    }
+    whole?;
+    let begun = Instant::now();
+    while let Err(why) = ready() {
+        if begun.elapsed() > READY_WITHIN {
+            return Err(why);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(gateways)
+}
+
+/// Reads every counter of the run once more, many at a time.
+fn read_everything(
+    recorder: &Recorder,
+    gateways: &[String],
+    probes: &mut [cluster::load::Probe],
+) -> Result<(), String> {
+    let mut client = Client::new(&gateways[0]);
+    let mut read = |namespace: &str, keys: &[String]| -> Result<Vec<i128>, String> {
+        let path = format!("/v1/counters/{namespace}/get");
+        let body = json!({"keys": keys}).to_string();
+        let begun = Instant::now();
+        loop {
+            let answer = client.call("POST", &path, &[], body.as_bytes(), DEADLINE);
+            if let Ok(answer) = &answer
+                && answer.status == 200
+            {
+                let counters = answer.body["counters"].as_array().into_iter().flatten();
+                let values: Vec<_> =
+                    counters.filter_map(|one| workload::number(&one["value"])).collect();
+                return if values.len() == keys.len() {
+                    Ok(values)
+                } else {
+                    Err(format!("{answer:?}"))
+                };
+            }
+            if begun.elapsed() > READ_WITHIN {
+                return Err(format!("the counters can't be read in the end: {answer:?}"));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    let counters: Vec<usize> = (0..recorder.counters()).collect();
+    for some in counters.chunks(READ_AT_ONCE) {
+        let keys: Vec<_> = some.iter().map(|counter| format!("c{counter}")).collect();
+        let ids: Vec<_> = some.iter().map(|&counter| recorder.ask(counter, Ask::Read)).collect();
+        let values = read(workload::NAMESPACE, &keys)?;
+        for (id, value) in ids.into_iter().zip(values) {
+            recorder.answer(id, Outcome::Applied(Some(value)), &json!("last reading"));
+        }
+    }
+    for probe in probes {
+        let values = read(probes::NAMESPACE, std::slice::from_ref(&probe.key))?;
+        probe.check(u64::try_from(values[0]).unwrap_or(u64::MAX));
+    }
+    Ok(())
+}
+
+/// Every copy of every shard holds the same counters.
+fn agree(gateways: &[String], violations: &mut Vec<Violation>) {
+    let begun = Instant::now();
+    loop {
+        let agree = cluster::shards(gateways).and_then(|shards| {
+            shards.iter().try_for_each(|shard| shard.has_a_common_digest(REPLICAS))
+        });
+        match agree {
+            Ok(()) => return,
+            Err(why) if begun.elapsed() > AGREES_WITHIN => {
+                violations.push(broken("heals", &why));
+                return;
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(200)),
+        }
+    }
+}
+
+/// Says what was broken, and saves what shows it.
+fn report(folder: &Path, violations: &[Violation], fleet: &Fleet) {
+    let lines: Vec<_> =
+        violations.iter().map(|one| format!("{}: {}", one.promise, one.detail)).collect();
+    let path = folder.join("violations.txt");
+    if let Err(error) = std::fs::write(&path, lines.join("\n")) {
+        crate::note(&format!("{path:?}: {error}"));
+    }
+    for line in lines.iter().take(20) {
+        crate::note(&format!("BROKEN {line}"));
+    }
+    if let Err(error) = fleet.keep_data() {
+        crate::note(&format!("the data could not be kept: {error}"));
+    }
+}

@@ -1,0 +1,107 @@
+//! What this machine permits: network and mount namespaces, packet filters, slow links, small disks.
+//!
+//! The program runs itself anew under `unshare`, in a network and a mount namespace of its own.
+//! Everything it makes there, bridge, links and mounts, is gone when it ends, however it ends; and
+//! no address of the cluster exists outside, so nothing can leave this machine. Where that is not
+//! permitted it says so and goes on with processes on loopback and folders on the machine's disk.
+
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+/// Set for the program that runs inside.
+const INSIDE: &str = "DKC_CHAOS_INSIDE";
+
+/// What may be used. What may not is named once, by [`enter`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sandbox {
+    /// Each process has a network namespace, joined by a bridge.
+    pub namespaces: bool,
+    /// `nft` can drop packets in them.
+    pub filters: bool,
+    /// `tc netem` can delay and lose packets.
+    pub netem: bool,
+    /// `tc tbf` can make a link slow.
+    pub slow_links: bool,
+    /// Each node can have a file system of its own.
+    pub small_disks: bool,
+}
+
+/// Runs this program anew inside namespaces of its own, or finds out what there is without.
+pub fn enter() -> Sandbox {
+    const UNSHARE: &[&str] = &["--net", "--mount", "--propagation", "private", "--"];
+    if std::env::var_os(INSIDE).is_none() {
+        if run("unshare", &[UNSHARE, &["true"]].concat()).is_ok()
+            && let Ok(program) = std::env::current_exe()
+        {
+            let mut again = Command::new("unshare");
+            again.args(UNSHARE).arg(program).args(std::env::args_os().skip(1)).env(INSIDE, "yes");
+            let failed = again.exec();
+            crate::note(&format!("unshare: {failed}"));
+        }
+        crate::note(
+            "no namespaces are permitted here (that takes root): processes on loopback only, \
+             without cut, slow or lossy networks and full disks",
+        );
+        return Sandbox::default();
+    }
+    let sandbox = look();
+    let missing = [
+        (sandbox.namespaces, "network namespaces (ip netns)"),
+        (sandbox.filters, "packet filters (nft): no cut or lossy networks"),
+        (sandbox.netem, "tc netem: a link of 1 Mbit/s stands in for delay, nft's dice for loss"),
+        (sandbox.slow_links || sandbox.netem, "tc tbf: no slow networks"),
+        (sandbox.small_disks, "mounts of tmpfs: no full disks"),
+    ];
+    for (_, what) in missing.iter().filter(|(there, _)| !there) {
+        crate::note(&format!("not to be had here: {what}"));
+    }
+    sandbox
+}
+
+/// Tries everything once. Inside, so that nothing of it stays.
+fn look() -> Sandbox {
+    const TRIAL: &str = "trial";
+    let mut sandbox = Sandbox::default();
+    // `ip netns` names namespaces there; ours must not be seen outside, nor outlive us.
+    let named = std::fs::create_dir_all("/run/netns").is_ok()
+        && run("mount", &["-t", "tmpfs", "dkc-chaos", "/run/netns"]).is_ok();
+    sandbox.small_disks = named;
+    sandbox.namespaces = named
+        && run("ip", &["link", "set", "lo", "up"]).is_ok()
+        && run("ip", &["netns", "add", TRIAL]).is_ok()
+        && run("ip", &["-n", TRIAL, "link", "set", "lo", "up"]).is_ok();
+    if sandbox.namespaces {
+        let tc = |shape: &[&str]| {
+            let done =
+                run("tc", &[&["-n", TRIAL, "qdisc", "add", "dev", "lo", "root"], shape].concat());
+            let _was_none = run("tc", &["-n", TRIAL, "qdisc", "del", "dev", "lo", "root"]);
+            done.is_ok()
+        };
+        sandbox.netem = tc(&["netem", "delay", "1ms"]);
+        sandbox.slow_links = tc(&["tbf", "rate", "1mbit", "burst", "4kb", "latency", "500ms"]);
+        sandbox.filters = super::network::filter(TRIAL, &[]).is_ok();
+        let _stays_unused = run("ip", &["netns", "del", TRIAL]);
+    }
+    sandbox
+}
+
+/// Runs a program to its end; the error is what it said.
+pub fn run(program: &str, args: &[&str]) -> Result<(), String> {
+    feed(program, args, "")
+}
+
+/// The same, with something to read.
+pub fn feed(program: &str, args: &[&str], input: &str) -> Result<(), String> {
+    let what = || format!("{program} {}", args.join(" "));
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| format!("{}: {error}", what()))?;
+    // One that ends without reading says why by its exit code.
+    let _broken_pipe = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output().map_err(|error| format!("{}: {error}", what()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{}: {}", what(), String::from_utf8_lossy(&output.stderr).trim()))
+}

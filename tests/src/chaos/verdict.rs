@@ -1,0 +1,138 @@
+//! What a run came to: every promise checked, and the table that says so.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+use super::nemesis::Span;
+use super::probes::longest_gap;
+use crate::cluster::load::Probe;
+use crate::sim::checker::{self, Violation};
+use crate::sim::history::{Ask, History, Outcome};
+
+/// What follows a fault is its doing too: an election, a lease that has to run out.
+const AFTERMATH: Duration = Duration::from_secs(3);
+
+/// The promises as the table has them, and what the checkers call what breaks them.
+const PROMISES: &[(&str, &[&str])] = &[
+    ("lost", &["lost"]),
+    ("doubled", &["twice"]),
+    ("counted though refused", &["not-applied"]),
+    ("stale, or in no order", &["linearizable"]),
+    ("bounded read too old", &["bounded"]),
+    ("outside applied ≤ value ≤ applied + unknown", &["bounds"]),
+    ("answers against the contract", &["answers"]),
+    ("processes that ended by themselves, or not as they should", &["ends"]),
+    ("not healed, or copies that differ", &["heals"]),
+];
+
+/// Everything that a client could complain about, each breach by itself.
+pub fn judge(history: &History, probes: &[Probe]) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    checker::lost::check(history, &mut violations);
+    checker::twice::check(history, &mut violations);
+    checker::refused::check(history, &mut violations);
+    checker::linearizable::check(history, &mut violations);
+    checker::bounded::check(history, &mut violations);
+    let wrong = probes.iter().flat_map(|probe| &probe.wrong);
+    violations.extend(wrong.map(|detail| broken("bounds", detail)));
+    violations
+}
+
+pub fn broken(promise: &'static str, detail: &str) -> Violation {
+    Violation { promise, detail: detail.to_owned() }
+}
+
+/// All that the table tells.
+pub struct Run<'a> {
+    pub history: &'a History,
+    pub probes: &'a [Probe],
+    pub spans: &'a [Span],
+    pub violations: &'a [Violation],
+    /// Further lines: what was counted elsewhere.
+    pub facts: &'a [(&'static str, String)],
+}
+
+impl Run<'_> {
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        self.operations(&mut text);
+        self.faults(&mut text);
+        for (fact, value) in self.facts {
+            line(&mut text, fact, value);
+        }
+        for (promise, names) in PROMISES {
+            let count = self.violations.iter().filter(|one| names.contains(&one.promise)).count();
+            line(&mut text, promise, &count.to_string());
+        }
+        text
+    }
+
+    fn operations(&self, text: &mut String) {
+        let mut by_kind: BTreeMap<&str, [u64; 3]> = BTreeMap::new();
+        for op in &self.history.ops {
+            let kind = match (op.ask, op.answer) {
+                (Ask::Add { .. }, _) => "adds",
+                (Ask::AddReturning { .. }, _) => "adds that return the value",
+                (Ask::Delete, _) => "deletes",
+                (Ask::Read, _) => "reads",
+            };
+            let at = match op.answer {
+                Some((_, Outcome::Applied(_) | Outcome::Stale { .. })) => 0,
+                Some((_, Outcome::NotApplied)) => 1,
+                Some((_, Outcome::Unknown)) | None => 2,
+            };
+            by_kind.entry(kind).or_default()[at] += 1;
+        }
+        let mut probed = [0; 3];
+        for op in self.probes.iter().flat_map(|probe| &probe.ops) {
+            use crate::cluster::http::Outcome::{Applied, NotApplied, Unknown};
+            probed[match op.outcome {
+                Applied => 0,
+                NotApplied(_) => 1,
+                Unknown(_) => 2,
+            }] += 1;
+        }
+        by_kind.insert("probes of each shard", probed);
+        row(text, ["operations", "applied", "not applied", "unknown"]);
+        let mut total = [0; 3];
+        for (kind, counts) in by_kind {
+            let [applied, refused, unknown] = counts.map(|count| count.to_string());
+            row(text, [kind, &applied, &refused, &unknown]);
+            total = [0, 1, 2].map(|at| total[at] + counts[at]);
+        }
+        let [applied, refused, unknown] = total.map(|count| count.to_string());
+        row(text, ["all", &applied, &refused, &unknown]);
+    }
+
+    fn faults(&self, text: &mut String) {
+        let mut by_kind: BTreeMap<&str, Vec<(Instant, Instant)>> = BTreeMap::new();
+        for span in self.spans {
+            by_kind.entry(span.kind).or_default().push((span.begun, span.healed + AFTERMATH));
+        }
+        text.push('\n');
+        row(text, ["faults", "times", "longest without an answer", "of these alone"]);
+        for (kind, spans) in &by_kind {
+            let apart = |&&(begun, ended): &&(Instant, Instant)| {
+                let meets = |other: &Span| other.begun < ended && other.healed + AFTERMATH > begun;
+                self.spans.iter().filter(|other| meets(other)).count() == 1
+            };
+            let alone: Vec<_> = spans.iter().filter(apart).copied().collect();
+            let gap = |spans: &[_]| match longest_gap(self.probes, spans) {
+                Duration::ZERO => "-".to_owned(),
+                gap => format!("{:.1} s", gap.as_secs_f32()),
+            };
+            row(text, [kind, &spans.len().to_string(), &gap(spans), &gap(&alone)]);
+        }
+        row(text, ["all", &self.spans.len().to_string(), "", ""]);
+        text.push('\n');
+    }
+}
+
+fn row(text: &mut String, [first, a, b, c]: [&str; 4]) {
+    writeln!(text, "{first:<30} {a:>10} {b:>26} {c:>15}").expect("memory");
+}
+
+fn line(text: &mut String, what: &str, value: &str) {
+    writeln!(text, "{what:<60} {value}").expect("memory");
+}
