@@ -53,7 +53,11 @@ fn json_list(items: &[(Vec<u8>, i64)]) -> Vec<u8> {
     format!("{{\"increments\": [{}]}}", items.join(",")).into()
 }
 
-const FORMS: [(BodyType, fn(&[(Vec<u8>, i64)]) -> Vec<u8>); 3] =
+/// A key and its delta.
+type Item = (Vec<u8>, i64);
+type Write = fn(&[Item]) -> Vec<u8>;
+
+const FORMS: [(BodyType, Write); 3] =
     [(BodyType::Text, text), (BodyType::NdJson, ndjson), (BodyType::Json, json_list)];
 
 #[test]

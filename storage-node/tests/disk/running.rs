@@ -174,7 +174,8 @@ fn a_changed_byte_in_the_state_ends_the_process() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&path, bytes).unwrap();
-    bench.disk.load(1, names.iter().map(|name| counter(name)).collect());
+    let counters = names.iter().map(|name| counter(name)).collect();
+    bench.disk.load(1, Needs { counters, ..Needs::default() });
     let failed = bench.told().expect_err("a failure");
     assert!(matches!(failed, DiskError::State(_)), "{failed}");
     assert_eq!(failed.exit_code(), 5);

@@ -90,7 +90,7 @@ fn wait_for_log(cluster: &Cluster, name: &str, from: usize, what: &str) {
 #[track_caller]
 fn wait_until_healed(cluster: &Cluster) {
     until(Duration::from_secs(120), || {
-        let status = cluster.status()?;
+        let status = tests::cluster::status(&cluster.gateways())?;
         let nodes = status["nodes"].as_array().ok_or("no nodes")?;
         match nodes.iter().find(|node| node["state"] != "up") {
             None => Ok(()),

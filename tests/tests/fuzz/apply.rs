@@ -152,6 +152,9 @@ impl Shard {
 /// The values that a batch returned, and what became of its token.
 type Told = (Vec<i128>, Vec<TokenOutcome>);
 
+/// What was asked for under a token.
+type Request = (u8, Vec<(u8, OpKind)>);
+
 /// What the shard is held against: a map of values, and what each batch was answered.
 #[derive(Default)]
 struct Oracle {
@@ -159,7 +162,7 @@ struct Oracle {
     /// By session: what each batch was answered.
     rows: BTreeMap<u64, Vec<Told>>,
     /// By token: the request that was done under it, and the values that it returned.
-    tokens: BTreeMap<u8, (u8, Vec<(u8, OpKind)>, Vec<i128>)>,
+    tokens: BTreeMap<u8, (Request, Vec<i128>)>,
     collected: u64,
     survivors: BTreeSet<u64>,
 }
@@ -187,14 +190,14 @@ impl Oracle {
 
     fn under_token(&mut self, token: u8, request: u8, ops: &[(u8, OpKind)]) -> Told {
         match self.tokens.get(&token) {
-            Some((first, asked, values)) if *first == request && asked == ops => {
+            Some(((first, asked), values)) if *first == request && asked == ops => {
                 (values.clone(), vec![TokenOutcome::Replayed])
             }
             // Whoever asked for values is given some.
             Some(_) => (vec![0; asking(ops)], vec![TokenOutcome::Reused]),
             None => {
                 let values = self.run(ops);
-                self.tokens.insert(token, (request, ops.to_vec(), values.clone()));
+                self.tokens.insert(token, ((request, ops.to_vec()), values.clone()));
                 (values, vec![TokenOutcome::Applied])
             }
         }
