@@ -318,11 +318,11 @@ mod tests {
         }
         let part = || items(&[(0, "deadline", "unknown"), (1, "frozen", NOT)]);
         check(vec![part(), applied(3)], "applied 4");
-        check(vec![part()], "applied 1 unknown 1-1 open 2-2 unknown 3-3");
+        check(vec![part()], "applied 1 unknown 1-1 unknown 3-3 open 2-2");
         // Applied once is applied, whatever a later answer says.
         check(
             vec![part(), problem(503, "frozen", NOT)],
-            "applied 1 unknown 1-1 open 2-2 unknown 3-3",
+            "applied 1 unknown 1-1 unknown 3-3 open 2-2",
         );
         check(vec![part(), items(&[(2, "deadline", "unknown")])], "applied 4");
     }

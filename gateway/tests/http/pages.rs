@@ -42,6 +42,7 @@ fn pages() {
     let digest = format!("{:032x}", 0xab);
     let want = json!({"id": 32768, "slots": [32768, 65535], "epoch": 1, "version": 1, "state": "open",
         "primary": "node-2", "isr": ["node-2"], "learners": [], "digests_agree": true,
-        "replicas": [{"node": "node-2", "last": 7, "applied": 6, "digest": digest, "digest_at": 6}]});
+        "replicas": [{"node": "node-2", "last": 7, "applied": 6, "digest": digest, "sessions_digest": format!("{:032x}", 0),
+        "digest_at": 6}]});
     assert_eq!(told["shards"][1], want);
 }
