@@ -151,7 +151,9 @@ def mentioned(text):
 def doubts(command):
     """Why a mentioned command could not be run as it stands."""
     words = command.text.split()
-    flags = re.findall(r"(?<=[ \[])--[\w-]+", command.text.partition(" -- ")[2] if words[0] == "cargo" else command.text)
+    # What follows ` -- ` is for the program that cargo runs, or for the roles that `dkc dev` starts.
+    before, _, behind = command.text.partition(" -- ")
+    flags = re.findall(r"(?<=[ \[])--[\w-]+", behind if words[0] == "cargo" else before)
     if words[0] == "dkc":
         told = subprocess.run([os.environ["DKC_BIN"], words[1], "--help"], capture_output=True, text=True)
         known = told.stdout if told.returncode == 0 else None

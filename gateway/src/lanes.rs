@@ -276,7 +276,8 @@ pub(crate) async fn turns(
             surroundings_changed |= is_of_the_surroundings(&event);
             machine.handle(now, event, &mut effects);
         }
-        machine.handle(now, Event::TurnEnded, &mut effects);
+        // The age of a bounded read is of this moment, not of the turn's beginning.
+        machine.handle(lanes.now(), Event::TurnEnded, &mut effects);
         for effect in effects.drain(..) {
             match effect {
                 Effect::Wrote { request, result } => lanes.done(request, Done::Wrote(result)),

@@ -31,6 +31,10 @@ pub(super) struct Reads {
     last_id: u64,
     /// Keys of all open requests.
     keys: usize,
+    /// Bounded reads that have all their values. Their clients are told when the turn ends, and
+    /// that is the moment of which their age must hold (seed 5542: it was the reply's, two
+    /// milliseconds before).
+    aging: BTreeSet<u64>,
     due: BTreeSet<Way>,
     timers: BTreeSet<(Now, Way)>,
     /// When a message to a backup has waited for long enough.
@@ -71,6 +75,7 @@ impl Reads {
             sent: BTreeMap::new(),
             last_id: 0,
             keys: 0,
+            aging: BTreeSet::new(),
             due: BTreeSet::new(),
             timers: BTreeSet::new(),
             silent: BTreeSet::new(),
@@ -167,7 +172,7 @@ impl Reads {
                     {
                         read.dated.push(Dated { shard: way.shard, part, sent: at, staleness_us });
                     }
-                    self.finish_if_answered(now, request, effects);
+                    self.finish_if_answered(request, effects);
                 }
                 None
             }
@@ -204,9 +209,23 @@ impl Reads {
         read.missing -= 1;
     }
 
-    /// Answers a read that has all its values. What has become too old meanwhile, since other parts
-    /// took their time, is asked of the primary.
-    fn finish_if_answered(&mut self, now: Now, request: u64, effects: &mut Vec<Effect>) {
+    /// Answers a read that has all its values; one that has an age when the turn ends.
+    fn finish_if_answered(&mut self, request: u64, effects: &mut Vec<Effect>) {
+        let Some(read) = self.open.get(&request).filter(|read| read.missing == 0) else {
+            return;
+        };
+        if !read.dated.is_empty() {
+            self.aging.insert(request);
+            return;
+        }
+        let Some(read) = self.take_open(request) else { return };
+        let result = Ok(ReadValues { values: read.values, staleness_ms: 0 });
+        effects.push(Effect::ReadDone { request, result });
+    }
+
+    /// The same for a read that has an age. What has become too old meanwhile, since other parts took
+    /// their time, is asked of the primary.
+    fn finish_aging(&mut self, now: Now, request: u64, effects: &mut Vec<Effect>) {
         let Some(read) = self.open.get_mut(&request).filter(|read| read.missing == 0) else {
             return;
         };
@@ -345,6 +364,9 @@ impl Reads {
         router: &Router,
         effects: &mut Vec<Effect>,
     ) {
+        for request in std::mem::take(&mut self.aging) {
+            self.finish_aging(now, request, effects);
+        }
         while let Some(&(at, request)) = self.deadlines.first()
             && at <= now
         {

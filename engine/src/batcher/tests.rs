@@ -927,6 +927,18 @@ fn an_age_counts_from_the_question_and_is_rounded_up() {
     assert_eq!((story.worker.requests(), story.worker.next_deadline()), (0, None));
 }
 
+/// The client is told when the turn ends, so that is when its age is taken.
+#[test]
+fn an_age_is_of_the_end_of_the_turn() {
+    let mut story = with_backups(0);
+    story.turn([bounded(1, 1_000, &["a"])], &[asks_backup(2, 1, 1_000, &["a"])]);
+    let mut effects = Vec::new();
+    let now = story.at_ms(7).now;
+    story.worker.handle(now, found_stale(2, 1, 500_001, &[5]), &mut effects);
+    assert_eq!(effects, []);
+    story.at_ms(9).turn([], &[stale_read_done(1, 510, &[5])]);
+}
+
 #[test]
 fn each_worker_begins_with_another_backup() {
     for (worker, conn) in [(0, 2), (1, 3), (2, 2)] {

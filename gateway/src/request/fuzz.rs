@@ -105,6 +105,8 @@ fn every_item_is_accounted_for() {
             for (form, _) in FORMS {
                 let Ok(batch) = increments("ns", form, &body) else { continue };
                 let failed = batch.failed.iter().map(|item| item.index);
+                let bad = |key: &Vec<u8>| key.is_empty() || key.len() > 1_024;
+                prop_assert!(!batch.failed.iter().filter_map(|item| item.key.as_ref()).any(bad));
                 let mut indexes: Vec<_> = batch.indexes.iter().copied().chain(failed).collect();
                 indexes.sort_unstable();
                 prop_assert_eq!(batch.ops.len(), batch.indexes.len());

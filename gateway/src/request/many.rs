@@ -1,6 +1,6 @@
 //! Bodies of many items: JSON, a JSON object per line, or plain lines.
 
-use engine::key::CounterKey;
+use engine::key::{CounterKey, KEY_BYTES_MAX};
 use engine::ops::{Op, OpKind};
 
 use super::json::{self, Item, Wrong};
@@ -69,7 +69,9 @@ impl Batch {
     }
 
     fn fail(&mut self, key: Option<&[u8]>, wrong: Wrong) {
-        let (index, key) = (self.index(), key.map(<[u8]>::to_vec));
+        // One that is no key is not repeated: it may be too long, and the answer's document has none that is empty.
+        let key = key.filter(|key| (1..=KEY_BYTES_MAX).contains(&key.len())).map(<[u8]>::to_vec);
+        let index = self.index();
         self.failed.push(FailedItem { index, key, problem: wrong.problem() });
     }
 
