@@ -40,8 +40,12 @@ pub(super) struct Dated {
 impl Dated {
     /// It is older than its client allows.
     pub(super) fn is_too_old(&self, now: Now) -> bool {
-        let bound = self.part.bound.as_ref();
-        bound.is_none_or(|bound| self.staleness_ms(now) > bound.max_staleness_ms)
+        !self.allows(self.staleness_ms(now))
+    }
+
+    /// Its client is content with values of this age.
+    pub(super) fn allows(&self, staleness_ms: u64) -> bool {
+        self.part.bound.as_ref().is_some_and(|bound| staleness_ms <= bound.max_staleness_ms)
     }
 
     /// How old it is at most, rounded up.

@@ -53,6 +53,9 @@ struct Read {
     shards: Vec<ShardId>,
     /// Parts whose values are of a backup.
     dated: Vec<Dated>,
+    /// When the first question was sent to a primary whose answer is among the values. Linearizable
+    /// then, it ages beside the parts of backups that took longer.
+    asked_primary: Option<Now>,
 }
 
 /// A message without an answer.
@@ -125,8 +128,9 @@ impl Reads {
             return effects.push(Effect::ReadDone { request, result });
         }
         let shards = parts.keys().copied().collect();
-        let (missing, values, dated) = (parts.len(), vec![0; count], Vec::new());
-        let read = Read { deadline, missing, values, shards, dated };
+        let (missing, values) = (parts.len(), vec![0; count]);
+        let (dated, asked_primary) = (Vec::new(), None);
+        let read = Read { deadline, missing, values, shards, dated, asked_primary };
         let bound = max_staleness_ms.map(|ms| Bound { max_staleness_ms: ms, tried: Vec::new() });
         for (shard, part) in parts {
             self.enqueue(shard, request, Part { bound: bound.clone(), ..part });
@@ -167,10 +171,17 @@ impl Reads {
                 let (way, at, staleness_us) = (sent.way, sent.at, found.staleness_us);
                 for (request, part) in sent.parts {
                     self.found(request, &part, values.by_ref());
-                    if way.backup.is_some()
-                        && let Some(read) = self.open.get_mut(&request)
-                    {
-                        read.dated.push(Dated { shard: way.shard, part, sent: at, staleness_us });
+                    if let Some(read) = self.open.get_mut(&request) {
+                        match way.backup {
+                            Some(_) => {
+                                let shard = way.shard;
+                                read.dated.push(Dated { shard, part, sent: at, staleness_us });
+                            }
+                            None => {
+                                let first = read.asked_primary.map_or(at, |first| first.min(at));
+                                read.asked_primary = Some(first);
+                            }
+                        }
                     }
                     self.finish_if_answered(request, effects);
                 }
@@ -223,19 +234,22 @@ impl Reads {
         effects.push(Effect::ReadDone { request, result });
     }
 
-    /// The same for a read that has an age. What has become too old meanwhile, since other parts took
-    /// their time, is asked of the primary.
+    /// The same for a read that has an age, which is that of its oldest part. What has become too old
+    /// meanwhile, since other parts took their time, is asked of the primary; where that is what the
+    /// primary has said, so are all others: the read is linearizable then.
     fn finish_aging(&mut self, now: Now, request: u64, effects: &mut Vec<Effect>) {
         let Some(read) = self.open.get_mut(&request).filter(|read| read.missing == 0) else {
             return;
         };
-        let too_old = |dated: &mut Dated| dated.is_too_old(now);
+        let primary_us = read.asked_primary.map_or(0, |asked| now.0 - asked.0);
+        let too_old =
+            |dated: &mut Dated| dated.is_too_old(now) || !dated.allows(primary_us.div_ceil(1_000));
         let again: Vec<Dated> = read.dated.extract_if(.., too_old).collect();
         read.missing = again.len();
         if again.is_empty() {
             let Some(read) = self.take_open(request) else { return };
-            let staleness_ms = read.dated.iter().map(|dated| dated.staleness_ms(now)).max();
-            let staleness_ms = staleness_ms.unwrap_or(0);
+            let parts = read.dated.iter().map(|dated| dated.staleness_ms(now));
+            let staleness_ms = parts.max().unwrap_or(0).max(primary_us.div_ceil(1_000));
             let result = Ok(ReadValues { values: read.values, staleness_ms });
             return effects.push(Effect::ReadDone { request, result });
         }

@@ -1019,6 +1019,36 @@ fn a_read_over_two_shards_is_as_old_as_its_oldest_part() {
     }
 }
 
+/// What a primary has said ages, too, while a backup takes its time (seed 21584: the read was said to
+/// be as old as the backup's part alone).
+#[test]
+fn a_primarys_part_ages_beside_a_backups() {
+    let isr: Vec<_> = BACKUPS.iter().map(|&store| node(store).store).collect();
+    for (max_ms, then) in
+        [(100, stale_read_done(1, 30, &[1, 2])), (29, asks(1, 4, RIGHT, &[&key_in(RIGHT)]))]
+    {
+        let alone = ShardConfig { isr: vec![node(1).store], ..config(LEFT, 1, 1) };
+        let right = ShardConfig { isr: isr.clone(), ..config(RIGHT, 1, 1) };
+        let mut story = Story::with(Settings::default(), &[alone, right]);
+        let (left, right) = (key_in(LEFT), key_in(RIGHT));
+        let mut effects = Vec::new();
+        let now = story.now;
+        story.worker.handle(now, bounded(1, max_ms, &[&left, &right]), &mut effects);
+        story.worker.handle(now, Event::TurnEnded, &mut effects);
+        assert_eq!(effects.len(), 2, "{effects:?}");
+        let of_the_primary = |effect: &Effect| *effect == asks(1, 1, LEFT, &[&left]);
+        let (to_left, to_right) = if effects.iter().any(of_the_primary) { (1, 2) } else { (2, 1) };
+        story.turn([connected(3, 3), found(1, to_left, &[1])], &[]);
+        // One backup can't tell, so the other one is asked later than the primary was.
+        let keys = vec![add(&right, 0).counter];
+        let again =
+            GatewayMessage::Read { id: 3, slots: RIGHT, keys, max_staleness_ms: Some(max_ms) };
+        let again = Effect::Send { conn: Conn(3), message: again };
+        story.at_ms(20).turn([not_found(2, to_right, Refusal::Stale)], &[again]);
+        story.at_ms(30).turn([found_stale(3, 3, 1_000, &[2])], &[then]);
+    }
+}
+
 /// Parts that are content with different ages travel apart, since a node is told one.
 #[test]
 fn one_message_has_one_bound() {
