@@ -9,12 +9,10 @@ afterwards single increments are applied, and nothing of the bodies is counted. 
 import asyncio
 import json
 import os
-import signal
-import subprocess
 import sys
-import tempfile
 
-DKC = os.environ.get("DKC", "dkc")
+from one_gateway import memory, one_gateway
+
 CONNECTIONS = int(os.environ.get("CONNECTIONS", "200"))
 BODY = 8 << 20
 # What each of two workers holds (BODIES_BYTES_MAX in gateway/src/http.rs), buffers, and a large body's parts being moved.
@@ -24,25 +22,8 @@ WITHIN = 120
 
 
 def main():
-    with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"DKC_WORKERS": str(WORKERS)}
-        dev = subprocess.Popen(
-            [DKC, "dev", "--nodes", "1", "--http", "127.0.0.1:0", "--data", folder],
-            stdout=subprocess.PIPE, text=True, env=environment,
-        )
-        try:
-            ready = dev.stdout.readline()
-            if not ready.startswith("ready http://"):
-                sys.exit("large_bodies: dkc dev did not get ready")
-            address = ready.split("//")[1].strip()
-            with open(os.path.join(folder, "cluster.json")) as file:
-                processes = json.load(file)["processes"]
-            pid = next(p["pid"] for p in processes if p["role"] == "gateway")
-            asyncio.run(asyncio.wait_for(measure(address, pid), WITHIN))
-        finally:
-            dev.send_signal(signal.SIGTERM)
-            if dev.wait(30) != 0:
-                sys.exit("large_bodies: dkc dev did not stop in order")
+    with one_gateway("large_bodies", env=os.environ | {"DKC_WORKERS": str(WORKERS)}) as (address, pid):
+        asyncio.run(asyncio.wait_for(measure(address, pid), WITHIN))
 
 
 async def measure(address, pid):
@@ -114,12 +95,6 @@ async def ask(host, port, request):
     writer.close()
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]), body
-
-
-def memory(pid):
-    """What the process holds, in bytes."""
-    with open(f"/proc/{pid}/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS"))
 
 
 main()

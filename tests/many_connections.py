@@ -11,13 +11,11 @@ import asyncio
 import json
 import os
 import resource
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 
-DKC = os.environ.get("DKC", "dkc")
+from one_gateway import memory, one_gateway
+
 CONNECTIONS = int(os.environ.get("CONNECTIONS", "10000"))
 ACTIVE = int(os.environ.get("ACTIVE", "1000"))
 ROUNDS = int(os.environ.get("ROUNDS", "20"))
@@ -31,26 +29,10 @@ def main():
     if hard < CONNECTIONS + 200:
         sys.exit(f"many_connections: {hard} open files allowed, {CONNECTIONS + 200} needed: ulimit -Hn")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with tempfile.TemporaryDirectory() as folder:
-        # It starts with few, as most shells do: the gateway raises its own limit.
-        limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
-        dev = subprocess.Popen(
-            [DKC, "dev", "--nodes", "1", "--http", "127.0.0.1:0", "--data", folder],
-            stdout=subprocess.PIPE, text=True, preexec_fn=limit,
-        )
-        try:
-            ready = dev.stdout.readline()
-            if not ready.startswith("ready http://"):
-                sys.exit("many_connections: dkc dev did not get ready")
-            address = ready.split("//")[1].strip()
-            with open(os.path.join(folder, "cluster.json")) as file:
-                processes = json.load(file)["processes"]
-            pid = next(p["pid"] for p in processes if p["role"] == "gateway")
-            asyncio.run(asyncio.wait_for(measure(address, pid), WITHIN))
-        finally:
-            dev.send_signal(signal.SIGTERM)
-            if dev.wait(30) != 0:
-                sys.exit("many_connections: dkc dev did not stop in order")
+    # It starts with few, as most shells do: the gateway raises its own limit.
+    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    with one_gateway("many_connections", preexec_fn=limit) as (address, pid):
+        asyncio.run(asyncio.wait_for(measure(address, pid), WITHIN))
 
 
 async def measure(address, pid):
@@ -107,12 +89,6 @@ async def call(connection, request):
     if not head.startswith("http/1.1 200"):
         sys.exit(f"many_connections: refused: {head} {body.decode()}")
     return body
-
-
-def memory(pid):
-    """What the process holds, in bytes."""
-    with open(f"/proc/{pid}/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS"))
 
 
 main()
