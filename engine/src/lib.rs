@@ -33,6 +33,7 @@ pub mod sessions;
 pub mod store;
 
 // The storage node.
+pub mod boot;
 pub mod node;
 pub mod replica;
 

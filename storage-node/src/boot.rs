@@ -1,28 +1,22 @@
-//! Who this process is, and that nobody else is (DESIGN §6, Identity).
-//!
-//! A store is told by what lies on its disk, never by its name. Each start takes a new boot number and a new nonce:
+//! Drives one start: [`engine::boot`] decides who this process is and whether it may run; here is what it waits for.
 //!
 //! ```text
 //!   lock the folder, recover ──▶ etcd? ──▶ meta? ──▶ wait until node/{uuid} is gone
-//!     ──▶ read store/{uuid}: its nonce must be ours, or the one before it
-//!     ──▶ new nonce into the log, fsynced ──▶ CAS store/{uuid}: boot + 1, new nonce ──▶ listen, register
+//!     ──▶ read store/{uuid}, look ──▶ log, fsync ──▶ CAS ──▶ read again, look ──▶ listen, register
 //! ```
 //!
-//! The log first, etcd second. A crash between the two leaves the new nonce in the log and the old one in etcd; the log
-//! keeps both, so the next start knows itself. The other way round a crash would leave a nonce in etcd that no disk knows,
-//! and the store would be refused for ever. A copy of the folder has the same nonces: whoever of the two starts first
-//! moves etcd on, and the other knows neither the new nonce nor, hence, itself.
-//!
-//! A claim whose answer was lost is settled by reading: it stands if the record has its nonce.
+//! Two processes of one store are also told apart by what needs a network: who holds the store's key in etcd, and who
+//! answers at the address of its record.
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use engine::boot::{Refusal, Start, Step};
 use engine::ids::{Boot, StoreBoot, StoreId};
 use engine::message::{NodeQuery, NodeQueryReply};
 use engine::node::Event;
 use engine::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
-use engine::store::log::{Identity, Record as LogRecord};
+use engine::store::log::Record as LogRecord;
 use metastore::{BootGuard, Error, Kept, Metastore, Outcome, Settings};
 use telemetry::Health;
 use tokio::net::TcpListener;
@@ -120,94 +114,92 @@ fn transient<T>(error: Error, what: &str) -> Result<Option<T>, Exit> {
     }
 }
 
-/// One start of one store.
-pub struct Start<'a> {
+/// What a start needs to know of its process and its cluster.
+pub struct Starting<'a> {
     pub options: &'a Options,
     pub metastore: &'a Metastore,
     pub meta: &'a Meta,
     pub health: &'a Health,
 }
 
-/// What this process has written into the log and wants to see in etcd.
-#[derive(Clone, Copy, Debug)]
-struct Claim {
-    boot: Boot,
-    nonce: u128,
-    /// What etcd held when it was written.
-    previous: Option<u128>,
-}
-
-impl Start<'_> {
+impl Starting<'_> {
     /// Becomes the store whose data lies here, or a new one.
     pub async fn identify(&self, disk: &mut OpenDisk, opened: &Opened) -> Result<Booted, Exit> {
         self.health.not_ready("identity");
-        let known = self.check_disk(opened)?;
-        let store = match known {
-            Some(identity) => identity.store,
-            None => StoreId(random()?),
-        };
+        if opened.identity.is_none() && !opened.damage.is_empty() {
+            // It must not become a new store: somebody may count on the old one's promises.
+            let folder = self.options.data.display();
+            let why = opened.damage.join("; ");
+            return Err(Exit::Disk(format!("{folder} no longer says which store it is: {why}")));
+        }
+        let fresh = StoreId(random()?);
+        let known = opened.identity.clone();
+        let suspect = opened.is_suspect();
+        let mut start = Start::new(self.meta.cluster, opened.kernel_boot, suspect, known, fresh)
+            .map_err(|refusal| self.refused(fresh, refusal))?;
+        let store = start.store();
         self.check_name(store).await?;
-        let mut ours: Vec<u128> = known.iter().flat_map(|k| [k.nonce, k.previous_nonce]).collect();
-        let mut claim: Option<Claim> = None;
         let mut bound = None;
         loop {
             let record = self.await_turn(store).await?;
-            if let (Some(claim), Some(kept)) = (claim, &record)
-                && kept.record.nonce == claim.nonce
-                && let Some((listener, address)) = bound
-            {
-                let suspect = kept.record.status == StoreStatus::Suspect;
-                match suspect {
-                    true => disk.disk.suspicion_noted(),
-                    false => disk.disk.trusted(),
+            let step = start.look(record.as_ref().map(|kept| &kept.record), random()?);
+            let claim = match step.map_err(|refusal| self.refused(store, refusal))? {
+                Step::Claim { log, boot, nonce, status } => {
+                    self.check_silent(store, record.as_ref()).await?;
+                    // Before the boot number is used up, and only now: nobody may take us for the run before.
+                    let (_, address) = match &mut bound {
+                        Some(bound) => bound,
+                        none => none.insert(self.listen().await?),
+                    };
+                    if let Some(identity) = log {
+                        let identity = LogRecord::Identity(identity);
+                        tokio::task::block_in_place(|| disk.write_durably(identity))?;
+                    }
+                    self.record(boot, nonce, status, address.clone())
                 }
-                info!(%store, boot = claim.boot.0, address, suspect, "identity claimed");
-                let me = StoreBoot { store, boot: claim.boot };
-                let guard = BootGuard { store, boot: claim.boot, nonce: claim.nonce };
-                return Ok(Booted { me, guard, listener, address, suspect });
-            }
-            self.check_record(store, known, &ours, record.as_ref()).await?;
-            // Before the boot number is used up, and only now: nobody may take us for the run before.
-            let (_, address) = match &mut bound {
-                Some(bound) => bound,
-                none => none.insert(self.listen().await?),
-            };
-            let previous = record.as_ref().map(|kept| kept.record.nonce);
-            let made = match claim {
-                Some(claim) if claim.previous == previous => claim,
-                // A claim of a run before this one took effect late: the log must name its nonce too.
-                earlier => {
-                    let boot = next_boot(known, record.as_ref().map(|kept| &kept.record));
-                    let nonce = earlier.map_or_else(random, |claim| Ok(claim.nonce))?;
-                    let made = Claim { boot, nonce, previous };
-                    self.log(store, made, disk, opened)?;
-                    ours.push(nonce);
-                    made
+                Step::Serve { boot, nonce, suspect } => {
+                    let (listener, address) = match bound {
+                        Some(bound) => bound,
+                        None => self.listen().await?,
+                    };
+                    match suspect {
+                        true => disk.disk.suspicion_noted(),
+                        false => disk.disk.trusted(),
+                    }
+                    info!(%store, boot = boot.0, address, suspect, "identity claimed");
+                    let me = StoreBoot { store, boot };
+                    let guard = BootGuard { store, boot, nonce };
+                    return Ok(Booted { me, guard, listener, address, suspect });
                 }
             };
-            claim = Some(made);
-            self.claim(store, made, record, address, opened).await?;
+            self.claim(store, claim, record).await?;
         }
     }
 
-    fn check_disk<'b>(&self, opened: &'b Opened) -> Result<Option<&'b Identity>, Exit> {
+    /// What a refusal means to whoever started this process.
+    fn refused(&self, store: StoreId, refusal: Refusal) -> Exit {
         let folder = self.options.data.display();
-        let Some(identity) = &opened.identity else {
-            if opened.damage.is_empty() {
-                return Ok(None);
-            }
-            // It must not become a new store: somebody may count on the old one's promises.
-            let why = opened.damage.join("; ");
-            return Err(Exit::Disk(format!("{folder} no longer says which store it is: {why}")));
-        };
-        if identity.cluster != self.meta.cluster {
-            return Err(Exit::Refused(format!(
-                "the data in {folder} belongs to cluster {:032x}, and etcd's cluster {:?} is {:032x}: check --etcd, \
+        Exit::Refused(match refusal {
+            Refusal::OtherCluster { cluster } => format!(
+                "the data in {folder} belongs to cluster {cluster:032x}, and etcd's cluster {:?} is {:032x}: check --etcd, \
                  --cluster and --data",
-                identity.cluster, self.options.cluster, self.meta.cluster
-            )));
-        }
-        Ok(Some(identity))
+                self.options.cluster, self.meta.cluster
+            ),
+            Refusal::Forgotten => format!(
+                "etcd does not know store {store} of {folder}: was etcd's data lost or restored? \
+                 Start nothing more and read \"Back up etcd\" in docs/operations.md"
+            ),
+            Refusal::NotOurs { boot } => format!(
+                "the data in {folder} is not what store {store} had when it last started (boot {}): the disk was rolled \
+                 back to an older state, or the folder was copied and the copy was started. It must not run. Start on the \
+                 right data, or on an empty folder to be filled anew",
+                boot.0
+            ),
+            Refusal::GivenUp { status } => format!(
+                "store {store} of {folder} was given up ({status:?}): its places are others' by now. Start on an empty \
+                 folder"
+            ),
+        })
     }
 
     /// A name means one store: if another one has it and is alive, this one is not wanted. If it is dead, the coordinator
@@ -262,40 +254,13 @@ impl Start<'_> {
         self.read(async || self.metastore.get::<StoreRecord>(&store).await).await
     }
 
-    /// The record is one that this disk knows.
-    async fn check_record(
+    /// Nobody answers as this store. All leases may vanish though every process is well, so a missing key proves nothing.
+    async fn check_silent(
         &self,
         store: StoreId,
-        known: Option<&Identity>,
-        ours: &[u128],
         record: Option<&Kept<StoreRecord>>,
     ) -> Result<(), Exit> {
-        let folder = self.options.data.display();
-        let Some(Kept { record, .. }) = record else {
-            // A first start that ended between log and etcd left no record.
-            if known.is_some_and(|identity| identity.boot > Boot(1)) {
-                return Err(Exit::Refused(format!(
-                    "etcd does not know store {store} of {folder}: was etcd's data lost or restored? \
-                     Start nothing more and read \"Back up etcd\" in docs/operations.md"
-                )));
-            }
-            return Ok(());
-        };
-        if !ours.contains(&record.nonce) {
-            return Err(Exit::Refused(format!(
-                "the data in {folder} is not what store {store} had when it last started (boot {}): the disk was rolled \
-                 back to an older state, or the folder was copied and the copy was started. It must not run. Start on the \
-                 right data, or on an empty folder to be filled anew",
-                record.boot.0
-            )));
-        }
-        if matches!(record.status, StoreStatus::Lost | StoreStatus::Retired) {
-            return Err(Exit::Refused(format!(
-                "store {store} of {folder} was given up ({:?}): its places are others' by now. Start on an empty folder",
-                record.status
-            )));
-        }
-        // All leases may vanish though every process is well, so a missing key proves nothing.
+        let Some(Kept { record, .. }) = record else { return Ok(()) };
         if self.answers(&record.address, store).await {
             return Err(Exit::Refused(format!(
                 "store {store} is running at {}: it answers a probe. Was the data folder copied?",
@@ -314,49 +279,26 @@ impl Start<'_> {
         Ok((listener, address))
     }
 
-    /// Writes what will be claimed into the log.
-    fn log(
-        &self,
-        store: StoreId,
-        claim: Claim,
-        disk: &mut OpenDisk,
-        opened: &Opened,
-    ) -> Result<(), Exit> {
-        let identity = Identity {
-            cluster: self.meta.cluster,
-            store,
-            boot: claim.boot,
-            nonce: claim.nonce,
-            previous_nonce: claim.previous.unwrap_or(claim.nonce),
-            kernel_boot: opened.kernel_boot,
-        };
-        tokio::task::block_in_place(|| disk.write_durably(LogRecord::Identity(identity)))
+    fn record(&self, boot: Boot, nonce: u128, status: StoreStatus, address: String) -> StoreRecord {
+        let options = self.options;
+        StoreRecord {
+            name: options.name.clone(),
+            address,
+            zone: options.zone.clone(),
+            host: options.host_label(),
+            boot,
+            nonce,
+            status,
+        }
     }
 
     /// Tries to make etcd know this run. What came of it is seen by reading.
     async fn claim(
         &self,
         store: StoreId,
-        claim: Claim,
+        ours: StoreRecord,
         record: Option<Kept<StoreRecord>>,
-        address: &str,
-        opened: &Opened,
     ) -> Result<(), Exit> {
-        let options = self.options;
-        let status = match record.as_ref().map(|kept| kept.record.status) {
-            _ if opened.is_suspect() => StoreStatus::Suspect,
-            Some(status) => status,
-            None => StoreStatus::Active,
-        };
-        let ours = StoreRecord {
-            name: options.name.clone(),
-            address: address.to_owned(),
-            zone: options.zone.clone(),
-            host: options.host_label(),
-            boot: claim.boot,
-            nonce: claim.nonce,
-            status,
-        };
         let outcome = match &record {
             Some(kept) => self.metastore.replace(&store, &ours, kept.modified).await,
             None => self.metastore.create(&store, &ours).await,
@@ -392,13 +334,6 @@ impl Start<'_> {
         let asked = timeout(PROBE_TIMEOUT, ask_who(self.meta.cluster, address)).await;
         matches!(asked, Ok(Some(who)) if who.store == store)
     }
-}
-
-/// The number of this boot: above every one that etcd may have heard of. As long as etcd has no record it is 1, however
-/// often a first start has ended before it came to etcd: so a log with a higher number means that there was a record.
-fn next_boot(known: Option<&Identity>, record: Option<&StoreRecord>) -> Boot {
-    let local = known.map_or(Boot(0), |identity| identity.boot);
-    record.map_or(Boot(1), |record| Boot(record.boot.max(local).0 + 1))
 }
 
 /// Who answers there, if anybody of this cluster does.
@@ -503,39 +438,6 @@ fn random() -> Result<u128, Exit> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn boot_numbers_rise_from_the_first_record_on() {
-        #[track_caller]
-        fn check(local: Option<u64>, etcd: Option<u64>, want: u64) {
-            let identity = |boot| Identity {
-                cluster: 1,
-                store: StoreId(1),
-                boot: Boot(boot),
-                nonce: 1,
-                previous_nonce: 1,
-                kernel_boot: 1,
-            };
-            let record = |boot| StoreRecord {
-                name: "a".into(),
-                address: "a:1".into(),
-                zone: String::new(),
-                host: String::new(),
-                boot: Boot(boot),
-                nonce: 1,
-                status: StoreStatus::Active,
-            };
-            let (known, kept) = (local.map(identity), etcd.map(record));
-            assert_eq!(next_boot(known.as_ref(), kept.as_ref()), Boot(want));
-        }
-        check(None, None, 1);
-        // Its first start ended between log and etcd, and so did the second: still no reason to refuse the third.
-        check(Some(1), None, 1);
-        check(Some(1), Some(1), 2);
-        // A later start ended there.
-        check(Some(6), Some(5), 7);
-        check(Some(5), Some(5), 6);
-    }
 
     /// Looks at a lease every 100 ms; `left` says what etcd tells at that time (in ms), none that the key is gone.
     #[track_caller]

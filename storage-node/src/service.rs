@@ -18,7 +18,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use crate::boot::{self, Booted, OpenDisk, Start};
+use crate::boot::{self, Booted, OpenDisk, Starting};
 use crate::disk::{Disk, DiskSettings, Opened};
 use crate::etcd::{Etcd, Followed};
 use crate::exit::Exit;
@@ -130,7 +130,7 @@ async fn start(
     let mut disk = OpenDisk::new(disk, opened.next_group, told);
     let metastore = boot::connect(options, health).await?;
     let meta = boot::meta(&metastore, health).await?;
-    let identity = Start { options, metastore: &metastore, meta: &meta, health };
+    let identity = Starting { options, metastore: &metastore, meta: &meta, health };
     let booted = identity.identify(&mut disk, &opened).await?;
     Ok(Started { disk, opened, metastore, meta, booted })
 }

@@ -58,8 +58,8 @@ pub(crate) fn next_identity(opened: &Opened, store: StoreId) -> Identity {
         cluster: CLUSTER,
         store,
         boot,
-        nonce,
-        previous_nonce: before.map_or(0, |identity| identity.nonce),
+        over: before.map(Identity::nonce),
+        claims: vec![nonce],
         kernel_boot: opened.kernel_boot,
     }
 }

@@ -16,7 +16,7 @@ use engine::key::CounterKey;
 use engine::ops::{self, Op, OpKind, Ops, Tokened};
 use engine::records::{GatewayRecord, Meta, NodeRecord, StoreRecord, StoreStatus};
 use engine::sessions::{BatchResult, Collection, Row, Sessions};
-use engine::store::log::{Held, Identity, Record, SmallState};
+use engine::store::log::{CLAIMS_MAX, Held, Identity, Record, SmallState};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -164,13 +164,14 @@ fn small_state() -> impl Strategy<Value = SmallState> {
 }
 
 fn identity() -> impl Strategy<Value = Identity> {
-    (any::<[u128; 5]>(), number()).prop_map(
-        |([cluster, store, nonce, previous_nonce, kernel_boot], boot)| Identity {
+    let nonces = (option::of(any::<u128>()), vec(any::<u128>(), 1..=CLAIMS_MAX));
+    (any::<[u128; 3]>(), number(), nonces).prop_map(
+        |([cluster, store, kernel_boot], boot, (over, claims))| Identity {
             cluster,
             store: StoreId(store),
             boot: Boot(boot),
-            nonce,
-            previous_nonce,
+            over,
+            claims,
             kernel_boot,
         },
     )

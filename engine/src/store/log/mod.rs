@@ -128,15 +128,20 @@ impl SmallState {
     }
 }
 
-/// A store's identity, as its own disk knows it.
+/// How many claims of an identity are kept. More are only made if as many starts in a row end before etcd takes theirs.
+pub const CLAIMS_MAX: usize = 64;
+
+/// A store's identity, as its own disk knows it. See [`boot`](crate::boot).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Identity {
     pub cluster: u128,
     pub store: StoreId,
     pub boot: Boot,
-    pub nonce: u128,
-    /// The nonce before it: the CAS in etcd may not have happened yet.
-    pub previous_nonce: u128,
+    /// The nonce that etcd held when it was last read; none while it had no record of the store.
+    pub over: Option<u128>,
+    /// The nonces claimed over that one, the last of them by the last start: etcd may hold any of them, or come to.
+    /// 1 to [`CLAIMS_MAX`].
+    pub claims: Vec<u128>,
     /// The kernel's boot id: tells a restarted process from a restarted machine.
     pub kernel_boot: u128,
 }
@@ -273,23 +278,44 @@ impl SmallState {
 }
 
 impl Identity {
+    /// The nonce of the last start.
+    pub fn nonce(&self) -> u128 {
+        self.claims.last().copied().unwrap_or_default()
+    }
+
+    /// Etcd may hold this nonce if the disk is the store's.
+    pub fn knows(&self, nonce: u128) -> bool {
+        self.over == Some(nonce) || self.claims.contains(&nonce)
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.cluster.to_le_bytes());
         out.extend_from_slice(&self.store.0.to_le_bytes());
         put_varint(out, self.boot.0);
-        out.extend_from_slice(&self.nonce.to_le_bytes());
-        out.extend_from_slice(&self.previous_nonce.to_le_bytes());
+        out.push(u8::from(self.over.is_some()));
+        put_varint(out, self.claims.len() as u64);
+        for nonce in self.over.iter().chain(&self.claims) {
+            out.extend_from_slice(&nonce.to_le_bytes());
+        }
         out.extend_from_slice(&self.kernel_boot.to_le_bytes());
     }
 
     fn decode(from: &mut Reader) -> Result<Self, Malformed> {
-        Ok(Self {
-            cluster: from.u128_le("identity cluster")?,
-            store: StoreId(from.u128_le("identity store")?),
-            boot: Boot(from.varint("identity boot")?),
-            nonce: from.u128_le("identity nonce")?,
-            previous_nonce: from.u128_le("identity nonce")?,
-            kernel_boot: from.u128_le("identity kernel boot")?,
-        })
+        let cluster = from.u128_le("identity cluster")?;
+        let store = StoreId(from.u128_le("identity store")?);
+        let boot = Boot(from.varint("identity boot")?);
+        let is_over = match from.u8("identity flags")? {
+            flags @ 0..=1 => flags == 1,
+            _ => return Err(Malformed("identity flags")),
+        };
+        let count = from.count("identity claims")?;
+        if !(1..=CLAIMS_MAX).contains(&count) {
+            return Err(Malformed("identity claims"));
+        }
+        let mut nonce = || from.u128_le("identity nonce");
+        let over = is_over.then(&mut nonce).transpose()?;
+        let claims = (0..count).map(|_| nonce()).collect::<Result<_, _>>()?;
+        let kernel_boot = from.u128_le("identity kernel boot")?;
+        Ok(Self { cluster, store, boot, over, claims, kernel_boot })
     }
 }

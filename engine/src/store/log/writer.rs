@@ -286,8 +286,8 @@ mod tests {
             cluster: 0x0102,
             store: crate::ids::StoreId(0x0304),
             boot: crate::ids::Boot(1),
-            nonce: 5,
-            previous_nonce: 6,
+            over: Some(6),
+            claims: vec![5, 8],
             kernel_boot: 7,
         };
         writer.write(Record::Identity(identity));
