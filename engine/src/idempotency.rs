@@ -20,7 +20,7 @@
 //!   - a bucket that was dropped never comes back: shard time does not go backwards, and a record's
 //!     bucket is never before its entry's time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_128;
@@ -263,6 +263,11 @@ impl Buckets {
         if due.is_empty() { self.live.keys().next().copied().into_iter().collect() } else { due }
     }
 
+    /// Which buckets are over for good, in a state of this time.
+    pub fn over(&self, limits: &Limits, time: TimeMs) -> Over {
+        Over { before: limits.bucket(time, TimeMs(0)), live: self.live.keys().copied().collect() }
+    }
+
     /// A hash of buckets, counts and digests: equal on all replicas at equal seq.
     pub fn digest(&self) -> u128 {
         let mut bytes = Vec::new();
@@ -272,6 +277,22 @@ impl Buckets {
             bytes.extend_from_slice(&digest.to_le_bytes());
         }
         xxh3_128(&bytes)
+    }
+}
+
+/// Buckets that no record of a shard will be in any more: rows of theirs may be removed from the disk.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Over {
+    /// New records go into this bucket or later ones.
+    before: u64,
+    live: BTreeSet<u64>,
+}
+
+impl Over {
+    /// No record of this bucket exists, nor ever will again. That the bucket is not live would not be enough: it may be
+    /// one of a later state, whose rows are on the disk already.
+    pub fn has(&self, bucket: u64) -> bool {
+        bucket < self.before && !self.live.contains(&bucket)
     }
 }
 
@@ -313,6 +334,16 @@ mod tests {
         assert!(buckets.is_live(5));
         buckets.expire(&LIMITS, TimeMs(18_000), 5);
         assert_eq!(buckets, Buckets::default());
+    }
+
+    #[test]
+    fn a_bucket_is_over_if_it_is_not_live_and_can_get_no_record_any_more() {
+        let mut buckets = Buckets::default();
+        [5, 9].into_iter().for_each(|bucket| buckets.add(bucket, 1));
+        let over = buckets.over(&LIMITS, TimeMs(7_999));
+        let all: Vec<_> = (0..12).filter(|&bucket| over.has(bucket)).collect();
+        assert_eq!(all, [0, 1, 2, 3, 4, 6]);
+        assert!(!Over::default().has(0));
     }
 
     #[test]

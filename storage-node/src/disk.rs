@@ -23,6 +23,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use engine::apply::{Needs, ShardState};
+use engine::idempotency::Limits;
 use engine::ids::{Conn, CopyNo, Seq, ShardId, Slots};
 use engine::node::{Event, RecoveredReplica};
 use engine::store::log::index::Needed;
@@ -421,6 +422,12 @@ impl Disk {
             });
             Ok(())
         });
+    }
+
+    /// From now on idempotency records that are over are removed from the state. `limits`: the cluster's.
+    pub fn remove_expired(&self, limits: Limits) {
+        let state = self.state.clone();
+        self.state_jobs.run(move || state.remove_expired(limits));
     }
 
     /// Where copies that arrive are staged, for whoever receives them.

@@ -19,6 +19,7 @@ mod disk_open;
 pub mod error;
 pub mod etcd;
 pub mod exit;
+mod expired;
 pub mod inbox;
 pub mod kill;
 pub mod log_files;

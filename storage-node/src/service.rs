@@ -130,6 +130,7 @@ async fn start(
     let mut disk = OpenDisk::new(disk, opened.next_group, told);
     let metastore = boot::connect(options, health).await?;
     let meta = boot::meta(&metastore, health).await?;
+    disk.disk.remove_expired(options.node_settings(&meta).limits());
     let identity = Starting { options, metastore: &metastore, meta: &meta, health };
     let booted = identity.identify(&mut disk, &opened).await?;
     Ok(Started { disk, opened, metastore, meta, booted })

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine::apply::ShardState;
 use engine::codec::Malformed;
-use engine::idempotency::{Record, RecordId};
+use engine::idempotency::{Limits, Record, RecordId};
 use engine::ids::{CopyNo, ShardId, Slots};
 use engine::key::CounterKey;
 use engine::store::layout::{self, Change};
@@ -29,6 +29,7 @@ use rocksdb::{
 use self_cell::self_cell;
 
 use crate::error::{DiskError, context};
+use crate::expired::{Expired, Known};
 use crate::kill;
 
 /// A file of a flush or a copy is closed at this size.
@@ -55,6 +56,7 @@ pub struct State {
     /// Files not ingested yet. What is here at a start never was, and goes.
     folder: PathBuf,
     next_file: AtomicU64,
+    expired: Expired,
 }
 
 impl std::fmt::Debug for State {
@@ -71,9 +73,18 @@ impl State {
             fs::remove_dir_all(&folder).map_err(|why| context("remove", &folder, why))?;
         }
         fs::create_dir_all(&folder).map_err(|why| context("make", &folder, why))?;
-        let options = options(settings)?;
+        let mut options = options(settings)?;
+        let expired = Expired::default();
+        options.set_compaction_filter_factory(expired.clone());
         let db = Arc::new(DB::open(&options, path)?);
-        Ok(Self { db, options, folder, next_file: AtomicU64::new(0) })
+        Ok(Self { db, options, folder, next_file: AtomicU64::new(0), expired })
+    }
+
+    /// From now on compactions remove the idempotency records that are over by these limits, which are the cluster's.
+    pub fn remove_expired(&self, limits: Limits) -> Result<(), DiskError> {
+        let shards = self.view().shards()?;
+        self.expired.begin(limits, shards.iter().map(|(_, state)| state));
+        Ok(())
     }
 
     /// Links all files, as they are now, into this folder, which must not be there yet.
@@ -93,7 +104,8 @@ impl State {
 
     /// The state as it is now.
     pub fn view(&self) -> View {
-        View::new(self.db.clone(), |db| db.snapshot())
+        let known = self.expired.seen();
+        View { snapshot: OwnedSnapshot::new(self.db.clone(), |db| db.snapshot()), _known: known }
     }
 
     /// Writes the rows of a flush and ingests them in one call.
@@ -107,11 +119,14 @@ impl State {
             files.add(&key, &change)?;
         }
         let files = files.finish()?;
-        self.ingest(files)
+        self.ingest(files)?;
+        self.expired.ingested(shards.iter().map(|(_, state)| state));
+        Ok(())
     }
 
     /// Removes all rows of a shard.
     pub fn drop_rows(&self, slots: Slots) -> Result<(), DiskError> {
+        self.expired.forget(slots);
         let file = self.range_deletes(slots)?;
         self.ingest(vec![file])
     }
@@ -131,7 +146,10 @@ impl State {
         record.add(&key, &Change::Put(layout::encode_shard(copy, state)))?;
         files.extend(record.finish()?);
         kill::point("install.files");
-        self.ingest(files)
+        self.expired.forget(state.slots);
+        self.ingest(files)?;
+        self.expired.ingested([state]);
+        Ok(())
     }
 
     /// Files for rows that come in ascending order, not ingested yet.
@@ -238,14 +256,22 @@ pub(crate) fn open_checkpoint(path: &Path) -> Result<View, DiskError> {
         options.set_use_direct_reads(false);
         DB::open_for_read_only(&options, path, false)
     })?;
-    Ok(View::new(Arc::new(db), |db| db.snapshot()))
+    let snapshot = OwnedSnapshot::new(Arc::new(db), |db| db.snapshot());
+    // Nothing is compacted there.
+    Ok(View { snapshot, _known: Arc::default() })
 }
 
 type Snapshot<'a> = SnapshotWithThreadMode<'a, DB>;
 
+/// The state at one moment.
+pub struct View {
+    snapshot: OwnedSnapshot,
+    /// Keeps compactions from what this state has.
+    _known: Arc<Known>,
+}
+
 self_cell!(
-    /// The state at one moment.
-    pub struct View {
+    struct OwnedSnapshot {
         owner: Arc<DB>,
 
         #[covariant]
@@ -255,7 +281,7 @@ self_cell!(
 
 impl std::fmt::Debug for View {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "View({})", self.borrow_dependent().sequence_number())
+        write!(f, "View({})", self.snapshot.borrow_dependent().sequence_number())
     }
 }
 
@@ -264,7 +290,7 @@ impl View {
     pub fn values(&self, keys: &[CounterKey]) -> Result<Vec<Option<i128>>, DiskError> {
         let rows: Vec<Vec<u8>> =
             keys.iter().map(|key| layout::counter_key(key.slot(), key.name())).collect();
-        let found = self.borrow_dependent().multi_get(&rows);
+        let found = self.snapshot.borrow_dependent().multi_get(&rows);
         let value = |(key, found): (&Vec<u8>, Result<Option<Vec<u8>>, rocksdb::Error>)| match found?
         {
             None => Ok(None),
@@ -279,7 +305,7 @@ impl View {
     pub fn records(&self, ids: &[RecordId]) -> Result<Vec<Option<Record>>, DiskError> {
         let rows: Vec<Vec<u8>> =
             ids.iter().map(|id| layout::idempotency_key(id.slot, id.hash)).collect();
-        let found = self.borrow_dependent().multi_get(&rows);
+        let found = self.snapshot.borrow_dependent().multi_get(&rows);
         let record =
             |(key, found): (&Vec<u8>, Result<Option<Vec<u8>>, rocksdb::Error>)| match found? {
                 None => Ok(None),
@@ -292,7 +318,7 @@ impl View {
 
     /// The shard's record, as bytes.
     pub fn shard_record(&self, shard: ShardId) -> Result<Option<Vec<u8>>, DiskError> {
-        Ok(self.borrow_dependent().get(layout::shard_key(shard))?)
+        Ok(self.snapshot.borrow_dependent().get(layout::shard_key(shard))?)
     }
 
     /// Every shard record there is.
@@ -326,7 +352,7 @@ impl View {
         read.set_iterate_upper_bound(end);
         // A copy on its way must not push out what readers need.
         read.fill_cache(false);
-        let mut rows = self.borrow_dependent().raw_iterator_opt(read);
+        let mut rows = self.snapshot.borrow_dependent().raw_iterator_opt(read);
         rows.seek(begin);
         while let Some((key, value)) = rows.item() {
             if !each(key, value)? {
@@ -390,4 +416,133 @@ fn partial_merge(
     operands: &MergeOperands,
 ) -> Option<Vec<u8>> {
     layout::merge_operands(operands).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::entry::Position;
+    use engine::ids::{Slot, TimeMs};
+    use engine::store::table::Table;
+
+    use super::*;
+
+    /// A bucket is a second.
+    const LIMITS: Limits = Limits { window_ms: 6_000, records_max: 100, planted: None };
+
+    struct Bench {
+        state: State,
+        folder: tempfile::TempDir,
+    }
+
+    impl Bench {
+        fn open() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let state =
+                State::open(&folder.path().join("state"), StateSettings::default()).unwrap();
+            state.remove_expired(LIMITS).unwrap();
+            Self { state, folder }
+        }
+
+        fn state_at(time_ms: u64, live: &[u64]) -> ShardState {
+            let mut state = ShardState { slots: Slots::ALL, ..ShardState::default() };
+            state.applied = Position { time: TimeMs(time_ms), ..Position::default() };
+            live.iter().for_each(|&bucket| state.tokens.add(bucket, 0));
+            state
+        }
+
+        /// A record of each bucket, the bucket's number being its hash.
+        fn flush(&self, time_ms: u64, live: &[u64], written: &[u64]) {
+            let mut table = Table::new();
+            for &bucket in written {
+                let id = RecordId { slot: Slot(7), hash: bucket.into() };
+                table.put_record(id, Record { bucket, fingerprint: 0, values: vec![] });
+            }
+            let shards = [(CopyNo(1), Self::state_at(time_ms, live))];
+            self.state.flush(&table.freeze(), &shards).unwrap();
+        }
+
+        /// The buckets of the records that are on the disk after everything was compacted.
+        fn left(&self) -> Vec<u64> {
+            let mut all = rocksdb::CompactOptions::default();
+            all.set_bottommost_level_compaction(rocksdb::BottommostLevelCompaction::Force);
+            self.state.db.compact_range_opt(None::<&[u8]>, None::<&[u8]>, &all);
+            buckets(&self.state.view())
+        }
+    }
+
+    fn buckets(view: &View) -> Vec<u64> {
+        let mut buckets = Vec::new();
+        view.rows(Slots::ALL, |key, value| {
+            buckets.extend(layout::bucket_of(key, value).map(|(_, bucket)| bucket));
+            Ok(true)
+        })
+        .unwrap();
+        buckets
+    }
+
+    #[test]
+    fn records_that_are_over_go_and_all_others_stay() {
+        let bench = Bench::open();
+        bench.flush(4_000, &[1, 2, 3, 4, 9], &[1, 2, 3, 4, 9]);
+        assert_eq!(bench.left(), [1, 2, 3, 4, 9]);
+        bench.flush(20_000, &[3, 9], &[]);
+        assert_eq!(bench.left(), [3, 9]);
+        // One more is over; and one that is younger than any of before is not.
+        bench.flush(21_000, &[9, 21], &[21]);
+        assert_eq!(bench.left(), [9, 21]);
+    }
+
+    /// What a start finds counts at once: a shard that nobody writes to is never flushed again.
+    #[test]
+    fn a_start_knows_what_is_over_from_the_shard_records() {
+        let Bench { state, folder } = {
+            let bench = Bench::open();
+            bench.flush(4_000, &[1, 2], &[1, 2]);
+            bench.flush(20_000, &[2], &[]);
+            bench
+        };
+        drop(state);
+        let state = State::open(&folder.path().join("state"), StateSettings::default()).unwrap();
+        let bench = Bench { state, folder };
+        assert_eq!(bench.left(), [1, 2], "nothing is over before the cluster's settings are known");
+        bench.state.remove_expired(LIMITS).unwrap();
+        assert_eq!(bench.left(), [2]);
+    }
+
+    /// A copy that is read for another node is checked against the digests of its shard record.
+    #[test]
+    fn what_somebody_can_still_see_stays() {
+        let bench = Bench::open();
+        bench.flush(4_000, &[1, 2], &[1, 2]);
+        let view = bench.state.view();
+        bench.flush(20_000, &[2], &[]);
+        let later = bench.state.view();
+        bench.flush(21_000, &[], &[]);
+        assert_eq!(bench.left(), [1, 2]);
+        assert_eq!(buckets(&view), [1, 2]);
+        drop(view);
+        assert_eq!(bench.left(), [2]);
+        drop(later);
+        assert_eq!(bench.left(), Vec::<u64>::new());
+    }
+
+    /// The copy that is put in the place of another may be of an earlier state of the shard.
+    #[test]
+    fn a_new_copy_is_judged_by_its_own_record() {
+        let bench = Bench::open();
+        bench.flush(4_000, &[1, 2], &[1, 2]);
+        bench.flush(20_000, &[], &[]);
+        let view = bench.state.view();
+        let mut files = bench.state.files();
+        let id = RecordId { slot: Slot(7), hash: 1 };
+        let row = layout::encode_record(&Record { bucket: 1, fingerprint: 0, values: vec![] });
+        files.add(&layout::idempotency_key(id.slot, id.hash), &Change::Put(row)).unwrap();
+        let staged = files.finish().unwrap();
+        bench.state.install(staged, CopyNo(2), &Bench::state_at(4_000, &[1])).unwrap();
+        assert_eq!(bench.left(), [1]);
+        drop(view);
+        assert_eq!(bench.left(), [1]);
+        bench.flush(20_000, &[], &[]);
+        assert_eq!(bench.left(), Vec::<u64>::new());
+    }
 }

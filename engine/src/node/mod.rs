@@ -449,7 +449,8 @@ impl Default for Settings {
 }
 
 impl Settings {
-    fn limits(&self) -> Limits {
+    /// What counts for idempotency records.
+    pub fn limits(&self) -> Limits {
         Limits {
             window_ms: self.idempotency_window_ms,
             records_max: self.idempotency_records_max,

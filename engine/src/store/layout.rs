@@ -218,6 +218,17 @@ pub fn decode_record(bytes: &[u8]) -> Result<Record, Malformed> {
     Ok(Record { bucket, fingerprint, values })
 }
 
+/// Where an idempotency record stands, and the bucket it is in, told from its row alone. None: it is another kind of row,
+/// or one that can't be read.
+pub fn bucket_of(key: &[u8], value: &[u8]) -> Option<(Slot, u64)> {
+    let &[KIND_IDEMPOTENCY, high, low, ..] = key else { return None };
+    // No more than what is looked at: this is asked of each row that a compaction meets.
+    let mut from = Reader::new(Bytes::copy_from_slice(value.get(..11).unwrap_or(value)));
+    let format = from.u8("idempotency format").ok()?;
+    let bucket = from.varint("idempotency bucket").ok()?;
+    (format == IDEMPOTENCY_FORMAT).then_some((Slot(u16::from_be_bytes([high, low])), bucket))
+}
+
 /// What a record adds to the digest of its bucket. Whoever recomputes a bucket's digest from disk
 /// leaves out the rows whose bucket the shard record does not list: they do not exist.
 pub fn record_share(id: RecordId, record: &Record) -> u128 {
