@@ -29,11 +29,11 @@ type Shards = BTreeMap<u16, (Slots, Over)>;
 
 /// What is over in the state that a view shows. Lives as long as the view.
 #[derive(Debug, Default)]
-pub struct Known(Mutex<Shards>);
+pub(crate) struct Known(Mutex<Shards>);
 
 /// What is over in every state that somebody can still see.
 #[derive(Clone, Debug, Default)]
-pub struct Expired(Arc<Mutex<Inner>>);
+pub(crate) struct Expired(Arc<Mutex<Inner>>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -47,13 +47,13 @@ struct Inner {
 
 impl Expired {
     /// The cluster's settings are known, and the state holds these shards.
-    pub fn begin<'a>(&self, limits: Limits, shards: impl IntoIterator<Item = &'a ShardState>) {
+    pub(crate) fn begin<'a>(&self, limits: Limits, shards: impl IntoIterator<Item = &'a ShardState>) {
         lock(&self.0).limits = Some(limits);
         self.ingested(shards);
     }
 
     /// The state holds these shards now, besides what else it held.
-    pub fn ingested<'a>(&self, shards: impl IntoIterator<Item = &'a ShardState>) {
+    pub(crate) fn ingested<'a>(&self, shards: impl IntoIterator<Item = &'a ShardState>) {
         let mut inner = lock(&self.0);
         let Some(limits) = inner.limits else { return };
         let mut known = lock(&inner.now.0).clone();
@@ -65,7 +65,7 @@ impl Expired {
     }
 
     /// These slots are about to get other rows, perhaps of an earlier state of their shard: what was over may not be.
-    pub fn forget(&self, slots: Slots) {
+    pub(crate) fn forget(&self, slots: Slots) {
         let mut inner = lock(&self.0);
         inner.seen.retain(|known| known.strong_count() > 0);
         let seen: Vec<_> = inner.seen.iter().filter_map(Weak::upgrade).collect();
@@ -75,7 +75,7 @@ impl Expired {
     }
 
     /// A view is being made of the state as it is now: to be held as long as it can be read.
-    pub fn seen(&self) -> Arc<Known> {
+    pub(crate) fn seen(&self) -> Arc<Known> {
         let mut inner = lock(&self.0);
         inner.seen.retain(|known| known.strong_count() > 0);
         let now = inner.now.clone();
@@ -99,7 +99,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Of one compaction.
-pub struct Filter(Arc<Known>);
+pub(crate) struct Filter(Arc<Known>);
 
 impl CompactionFilter for Filter {
     fn filter(&mut self, _level: u32, key: &[u8], value: &[u8]) -> CompactionDecision {
