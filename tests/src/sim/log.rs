@@ -125,7 +125,7 @@ impl Replica {
                 self.base = None;
                 self.entries.clear();
             }
-            Record::Identity(_) | Record::Shard { .. } => {}
+            Record::Suspect { .. } | Record::Identity(_) | Record::Shard { .. } => {}
         }
     }
 
@@ -155,6 +155,7 @@ fn shard_of(record: &Record) -> ShardId {
         | Record::Promise { shard, .. }
         | Record::Copy { shard, .. }
         | Record::Drop { shard, .. }
+        | Record::Suspect { shard, .. }
         | Record::Shard { shard, .. } => *shard,
         Record::Identity(_) => ShardId(u16::MAX),
     }
