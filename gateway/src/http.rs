@@ -48,9 +48,9 @@ use crate::request::{self, BODY_BYTES_MAX, Batch, BodyType, FailedItem, Head, Pa
 use crate::response::{self, About, Response};
 use crate::status;
 
-/// The largest head of a request, and what is read from a socket at once. Above the longest URL that hyper takes, so
-/// that a URL too long is told from headers too large.
-const READ_BYTES_MAX: usize = 256 * 1024;
+/// The largest head of a request, and what is read from a socket at once. Whoever sends half a head makes us hold it, on
+/// each of ten thousand connections.
+const READ_BYTES_MAX: usize = 32 * 1024;
 const HEADERS_MAX: usize = 64;
 /// So much of a refused body is still read, to be able to say why.
 const DRAIN_BYTES_MAX: usize = 32 << 20;
@@ -97,11 +97,18 @@ impl Front {
     /// Serves one connection to its end.
     pub(crate) async fn serve(self: Rc<Self>, stream: TcpStream) {
         let open = Open::new(self.clone());
+        let line_ends = Rc::new(Cell::new(0));
         let service = service_fn(|request| {
-            let front = self.clone();
-            async move { Ok::<_, Infallible>(front.answer(request).await) }
+            let (front, line_ends) = (self.clone(), line_ends.clone());
+            async move {
+                let answer = front.answer(request).await;
+                // What comes from here on belongs to the next head, but for what has been read already.
+                line_ends.set(0);
+                Ok::<_, Infallible>(answer)
+            }
         });
-        let stream = Refusals::new(Gentle::new(stream), self.counters.clone());
+        let stream = Gentle::new(stream);
+        let stream = Refusals::new(stream, line_ends.clone(), self.counters.clone());
         let connection = http1::Builder::new()
             .half_close(true)
             .writev(false)

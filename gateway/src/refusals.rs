@@ -4,11 +4,16 @@
 //! the connection. A client that reads the outcome of every answer would find none there. So what hyper writes is looked
 //! at on its way to the socket, and such a head gets a problem's headers and its body.
 //!
+//! To hyper a URL that does not fit its buffer is a head too large. So line ends are counted on their way in: if there was
+//! none since the last request, it is the first line that is too long, and the answer 414.
+//!
 //! It can't be taken for anything else: no answer of ours has a status from 400 to 499 and no content, and no body of ours
 //! ends like a head (JSON has no raw line ends, other pages have no `\r`).
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -24,6 +29,8 @@ const NO_CONTENT: &[u8] = b"\r\ncontent-length: 0\r\n";
 /// A stream under hyper.
 pub(crate) struct Refusals<T> {
     stream: T,
+    /// Line ends that came in since the last request was answered.
+    line_ends: Rc<Cell<usize>>,
     counters: Arc<Counters>,
     /// What is written in the place of hyper's refusal.
     ours: Option<Ours>,
@@ -37,8 +44,8 @@ struct Ours {
 }
 
 impl<T> Refusals<T> {
-    pub(crate) fn new(stream: T, counters: Arc<Counters>) -> Self {
-        Self { stream, counters, ours: None }
+    pub(crate) fn new(stream: T, line_ends: Rc<Cell<usize>>, counters: Arc<Counters>) -> Self {
+        Self { stream, line_ends, counters, ours: None }
     }
 }
 
@@ -48,7 +55,12 @@ impl<T: AsyncRead + Unpin> AsyncRead for Refusals<T> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let new = buffer.filled().get(before..).unwrap_or_default();
+        let line_ends = new.iter().filter(|&&byte| byte == b'\n').count();
+        self.line_ends.set(self.line_ends.get() + line_ends);
+        read
     }
 }
 
@@ -58,13 +70,19 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Refusals<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let Self { stream, counters, ours } = self.get_mut();
+        let Self { stream, line_ends, counters, ours } = self.get_mut();
         if ours.is_none() {
             match bare_refusal(bytes) {
                 None => return Pin::new(stream).poll_write(cx, bytes),
                 // First what stands before it: answers to requests that came before.
                 Some((at, _)) if at > 0 => return Pin::new(stream).poll_write(cx, &bytes[..at]),
                 Some((_, status)) => {
+                    let status = match status {
+                        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE if line_ends.get() == 0 => {
+                            StatusCode::URI_TOO_LONG
+                        }
+                        status => status,
+                    };
                     counters.request(Operation::None, status.as_u16());
                     let instead = explained(bytes, status);
                     *ours = Some(Ours { bytes: instead, written: 0, instead_of: bytes.len() });
@@ -109,8 +127,10 @@ fn bare_refusal(bytes: &[u8]) -> Option<(usize, StatusCode)> {
 /// The refusal of this head, with all that a problem has.
 fn explained(head: &[u8], status: StatusCode) -> Vec<u8> {
     let body = response::problem_body(&problem(status));
+    let line = find(head, b"\r\n").unwrap_or(head.len());
     let content = find(head, NO_CONTENT).unwrap_or(head.len());
-    let mut out = head[..content].to_vec();
+    let mut out = format!("HTTP/1.1 {status}").into_bytes();
+    out.extend_from_slice(head.get(line..content).unwrap_or_default());
     let kind = response::PROBLEM;
     out.extend(format!("\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n", body.len()).bytes());
     out.extend_from_slice(head.get(content + NO_CONTENT.len()..).unwrap_or_default());
@@ -122,7 +142,7 @@ fn problem(status: StatusCode) -> Problem {
     match status {
         StatusCode::URI_TOO_LONG => Problem::new(Kind::UrlTooLong, "a URL may have 8 KiB"),
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
-            let detail = "the headers are too large or too many";
+            let detail = "the headers are too many (64 lines) or too large (32 KiB, URL and all)";
             Problem { status, ..Problem::new(Kind::TooLarge, detail) }
         }
         _ => {
@@ -169,7 +189,8 @@ mod tests {
         let length = format!("content-length: {}", body.len());
         let lines: Vec<_> = head.split("\r\n").collect();
         let content_type = "content-type: application/problem+json";
-        let want = ["HTTP/1.1 431 X", "connection: close", content_type, &length, "date: d"];
+        let want =
+            ["HTTP/1.1 414 URI Too Long", "connection: close", content_type, &length, "date: d"];
         assert_eq!(lines, want);
         assert!(body.contains(r#""outcome":"not-applied""#), "{body}");
     }
@@ -205,7 +226,7 @@ mod tests {
     fn it_is_whole_however_little_the_socket_takes() {
         let before = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
         let all = format!("{before}{BARE}");
-        let mut stream = Refusals::new(Narrow(Vec::new()), counters());
+        let mut stream = Refusals::new(Narrow(Vec::new()), Rc::new(Cell::new(3)), counters());
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let mut left = all.as_bytes();
         while !left.is_empty() {
