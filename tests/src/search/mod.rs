@@ -23,4 +23,5 @@ pub mod machines;
 pub mod mutations;
 pub mod properties;
 pub mod replication;
+pub mod sessions;
 pub mod store;

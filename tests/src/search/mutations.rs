@@ -6,6 +6,7 @@
 use engine::planted::Planted;
 
 use super::replication::Bounds;
+use super::sessions;
 
 /// What a short run can exhaust: one failover, one crash, one op.
 pub const SMALL: Bounds = Bounds {
@@ -48,4 +49,40 @@ pub const MUTATIONS: &[(Planted, Bounds)] = &[
     (Planted::TruncateToMessageEnd, Bounds { cuts: 1, epochs: 1, ops: 2, orders: 2, ..TWO }),
     (Planted::ReadUnproven, Bounds { reads: 1, ..ALONE }),
     (Planted::EtcdCheckUnread, Bounds { reads: 1, ticks: 1, ..ALONE }),
+];
+
+/// What a short run can exhaust: one gateway that loses its key, two ops, one failover, one cut.
+pub const SESSIONS: sessions::Bounds = sessions::Bounds {
+    gateways: 1,
+    keys: 2,
+    losses: 1,
+    epochs: 2,
+    ops: 1,
+    tokens: None,
+    retries: 0,
+    cuts: 1,
+    repeats: 0,
+    lists: 2,
+    ticks: 1,
+    tick_s: 60,
+    late: 1,
+    waits: 1,
+};
+
+/// Nothing happens but that ops are sent, and answered.
+const QUIET: sessions::Bounds = sessions::Bounds {
+    keys: 1,
+    losses: 0,
+    epochs: 1,
+    cuts: 0,
+    lists: 0,
+    ticks: 0,
+    late: 0,
+    waits: 0,
+    ..SESSIONS
+};
+
+pub const SESSION_MUTATIONS: &[(Planted, sessions::Bounds)] = &[
+    (Planted::NotAppliedAfterSend, sessions::Bounds { late: 1, ..QUIET }),
+    (Planted::CollectWithoutL, sessions::Bounds { lists: 1, ..QUIET }),
 ];
