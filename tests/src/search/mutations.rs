@@ -1,8 +1,11 @@
 //! Which planted bugs a search must find, and within which bounds.
 //!
+//! `MUTATIONS` are of the replication world, `SESSION_MUTATIONS` of the world of sessions.
+//!
 //! Each is one rule dropped from the code that is searched (`engine::planted`). The bounds are the smallest
 //! that have what it takes: a rule about proposals needs one whose answer is lost, and so on.
 
+use engine::idempotency::Scope;
 use engine::planted::Planted;
 
 use super::replication::Bounds;
@@ -51,7 +54,8 @@ pub const MUTATIONS: &[(Planted, Bounds)] = &[
     (Planted::EtcdCheckUnread, Bounds { reads: 1, ticks: 1, ..ALONE }),
 ];
 
-/// What a short run can exhaust: one gateway that loses its key, two ops, one failover, one cut.
+/// What a short run can exhaust: one gateway that loses its key and is collected, one op, one failover, one cut,
+/// one deadline.
 pub const SESSIONS: sessions::Bounds = sessions::Bounds {
     gateways: 1,
     keys: 2,
@@ -69,6 +73,14 @@ pub const SESSIONS: sessions::Bounds = sessions::Bounds {
     waits: 1,
 };
 
+/// Two gateways with a session each, both lost, and two collections.
+pub const COLLECTIONS: sessions::Bounds =
+    sessions::Bounds { gateways: 2, ops: 2, losses: 2, lists: 4, ..COLLECTED };
+
+/// A client asks again with its token, through either gateway, before and after the token's time; one failover.
+pub const TOKENS: sessions::Bounds =
+    sessions::Bounds { gateways: 2, keys: 2, epochs: 2, ticks: 1, tick_s: 250, ..RETRIED };
+
 /// Nothing happens but that ops are sent, and answered.
 const QUIET: sessions::Bounds = sessions::Bounds {
     keys: 1,
@@ -82,7 +94,24 @@ const QUIET: sessions::Bounds = sessions::Bounds {
     ..SESSIONS
 };
 
+/// A session is lost, and collected.
+const COLLECTED: sessions::Bounds =
+    sessions::Bounds { keys: 2, losses: 1, lists: 2, ticks: 1, ..QUIET };
+
+/// A client asks twice with one token.
+const RETRIED: sessions::Bounds =
+    sessions::Bounds { tokens: Some(Scope::Counter), retries: 1, ..QUIET };
+
 pub const SESSION_MUTATIONS: &[(Planted, sessions::Bounds)] = &[
     (Planted::NotAppliedAfterSend, sessions::Bounds { late: 1, ..QUIET }),
     (Planted::CollectWithoutL, sessions::Bounds { lists: 1, ..QUIET }),
+    (Planted::CollectBackwards, sessions::Bounds { ops: 2, losses: 2, lists: 3, ..COLLECTED }),
+    (Planted::ReviveExpired, COLLECTIONS),
+    (Planted::RefuseOrdered, sessions::Bounds { epochs: 2, ops: 2, waits: 1, ..QUIET }),
+    (Planted::ClosedIsRefused, sessions::Bounds { epochs: 2, ops: 2, cuts: 1, ..QUIET }),
+    (Planted::OneRefusalDecides, sessions::Bounds { epochs: 2, ops: 2, late: 1, ..QUIET }),
+    (Planted::ExpiredIsDefinite, sessions::Bounds { cuts: 1, late: 1, ..COLLECTED }),
+    (Planted::IssueTimeNotJudged, sessions::Bounds { ticks: 1, tick_s: 250, ..RETRIED }),
+    (Planted::ExpireTooEarly, sessions::Bounds { ticks: 1, ..RETRIED }),
+    (Planted::PartAppliedAgain, sessions::Bounds { tokens: Some(Scope::Batch), ..RETRIED }),
 ];

@@ -131,10 +131,10 @@ pub struct State {
     primaries: Vec<u32>,
     /// How far its log may be committed.
     caps: Vec<usize>,
-    /// The newest record that it, or a gateway, has read.
+    /// The epoch of the newest record that each primary has read, and each gateway.
     seen: Vec<u8>,
-    gateways: Vec<u32>,
     known: Vec<u8>,
+    gateways: Vec<u32>,
     /// Told to make a new key, or without one.
     wants: Vec<bool>,
     conns: Vec<u64>,
@@ -503,12 +503,11 @@ impl Sessions {
                 }
                 let what = format!("failover: the log of p{} up to {len}", at + 1);
                 self.step(from, out, what, |world, to, taking| {
-                    let tail = if len > committed { "survives" } else { "is lost" };
-                    if log.len() > committed {
-                        taking.sometimes.push(match tail {
-                            "survives" => "an uncommitted tail survives a failover",
-                            _ => "an uncommitted tail is lost in a failover",
-                        });
+                    if len > committed {
+                        taking.sometimes.push("an uncommitted tail survives a failover");
+                    }
+                    if len < log.len() {
+                        taking.sometimes.push("an uncommitted tail is lost in a failover");
                     }
                     let entries = world.primaries.machine(number).entries()[..len].to_vec();
                     world.promote(to, entries, taking);
