@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use tests::search::frontier::{Limits, search};
-use tests::search::mutations::{ALONE, COLLECTIONS, SESSIONS, SMALL, TOKENS};
+use tests::search::mutations::{ALONE, COLLECTIONS, REFUSED, SESSIONS, SMALL, TOKENS};
 #[cfg(feature = "planted-bugs")]
 use tests::search::mutations::{MUTATIONS, SESSION_MUTATIONS};
 use tests::search::replication::{Bounds, Replication};
@@ -75,6 +75,19 @@ fn two_collections_are_searched_to_the_last_state() {
         "sessions expire",
     ];
     check_sessions(COLLECTIONS, 167_522, 637_741, &happens);
+}
+
+/// One gateway, two ops, one failover, one cut, and a disk that is full for a while: what is refused, and so may be told
+/// to have had no effect.
+#[test]
+fn refusals_are_searched_to_the_last_state() {
+    let happens = [
+        "a client is told that it was not applied",
+        "a message arrives after its connection was cut",
+        "an answer is lost",
+        "an uncommitted tail survives a failover",
+    ];
+    check_sessions(REFUSED, 37_495, 118_886, &happens);
 }
 
 /// One request and its retry under one token, through two gateways, over a failover and the end of the token's time.

@@ -21,7 +21,7 @@ use tests::search::sessions::{self, Sessions};
 
 const USAGE: &str = "search replication|sessions [--bounds KEY=N,…] [--minutes N] [--states N] [--mutation NAME|all]
 keys of replication: stores in_sync min_in_sync epochs ops orders crashes cuts refusals removals lost reads ticks slow_fsync late_watch
-keys of sessions: gateways keys losses epochs ops tokens (0 none, 1 per op, 2 per batch) retries cuts repeats lists ticks tick_s late waits";
+keys of sessions: gateways keys losses epochs ops tokens (0 none, 1 per op, 2 per batch) retries cuts repeats lists ticks tick_s late waits full";
 
 /// A world that can be asked for here.
 trait Searched: World + Sized {
@@ -244,6 +244,7 @@ impl Searched for Sessions {
             "tick_s" => bounds.tick_s = number.into(),
             "late" => bounds.late = number,
             "waits" => bounds.waits = number,
+            "full" => bounds.full = number,
             _ => return false,
         }
         true

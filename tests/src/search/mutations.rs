@@ -71,7 +71,12 @@ pub const SESSIONS: sessions::Bounds = sessions::Bounds {
     tick_s: 60,
     late: 1,
     waits: 1,
+    full: 0,
 };
+
+/// One gateway, two ops, one failover, one cut, and a disk that is full for a while.
+pub const REFUSED: sessions::Bounds =
+    sessions::Bounds { ops: 2, epochs: 2, cuts: 1, full: 1, ..QUIET };
 
 /// Two gateways with a session each, both lost, and two collections.
 pub const COLLECTIONS: sessions::Bounds =
@@ -108,7 +113,7 @@ pub const SESSION_MUTATIONS: &[(Planted, sessions::Bounds)] = &[
     (Planted::CollectBackwards, sessions::Bounds { ops: 2, losses: 2, lists: 3, ..COLLECTED }),
     (Planted::ReviveExpired, COLLECTIONS),
     (Planted::RefuseOrdered, sessions::Bounds { epochs: 2, ops: 2, waits: 1, ..QUIET }),
-    (Planted::ClosedIsRefused, sessions::Bounds { epochs: 2, ops: 2, cuts: 1, ..QUIET }),
+    (Planted::ClosedIsRefused, sessions::Bounds { cuts: 1, full: 1, ..QUIET }),
     (Planted::OneRefusalDecides, sessions::Bounds { epochs: 2, ops: 2, late: 1, ..QUIET }),
     (Planted::ExpiredIsDefinite, sessions::Bounds { cuts: 1, late: 1, ..COLLECTED }),
     (Planted::IssueTimeNotJudged, sessions::Bounds { ticks: 1, tick_s: 250, ..RETRIED }),

@@ -52,6 +52,8 @@ pub enum Cause {
         alive: u32,
     },
     Tick,
+    /// Its disk is full, or has room again.
+    Full(bool),
 }
 
 #[derive(Clone, Debug)]
@@ -76,6 +78,7 @@ pub struct Face {
     pub collected: u64,
     pub expired: u32,
     pub rows: usize,
+    pub full: bool,
     pub stopped: Option<&'static str>,
 }
 
@@ -85,6 +88,7 @@ pub struct Leader {
     entries: Vec<Entry>,
     /// Groups whose fsync has been asked for: the number, and how long the log is at its end.
     groups: VecDeque<(u64, usize)>,
+    full: bool,
     now: Now,
 }
 
@@ -130,7 +134,7 @@ impl Leader {
         for event in [Event::WallClock(TimeMs(BEGAN_MS)), Event::LeaseConfirmed, peers] {
             node.handle(now, event, &mut Vec::new());
         }
-        Self { node, entries, groups: VecDeque::new(), now }
+        Self { node, entries, groups: VecDeque::new(), full: false, now }
     }
 
     pub fn entries(&self) -> &[Entry] {
@@ -157,6 +161,10 @@ impl Leader {
             Cause::Tick => {
                 self.now = self.now.plus_ms(table.tick_ms);
                 Event::WallClock(TimeMs(BEGAN_MS + self.now.0 / 1_000))
+            }
+            Cause::Full(full) => {
+                self.full = full;
+                Event::DiskFull(full)
             }
         })
     }
@@ -252,6 +260,7 @@ impl Machine for Leader {
             collected: sessions.collection.r.revision,
             expired,
             rows: sessions.rows.len(),
+            full: self.full,
             stopped: view.stopped,
         }
     }

@@ -79,6 +79,8 @@ pub struct Bounds {
     /// Deadlines of requests that pass; times that a worker waits before it sends again.
     pub late: u8,
     pub waits: u8,
+    /// Disks that are full for a while: what comes then is refused.
+    pub full: u8,
 }
 
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
@@ -90,6 +92,7 @@ struct Used {
     ticks: u8,
     late: u8,
     waits: u8,
+    full: u8,
 }
 
 /// A worker's key in etcd.
@@ -466,6 +469,13 @@ impl Sessions {
                 self.step(from, out, format!("time passes at p{epoch}"), |world, to, taking| {
                     to.used.ticks += 1;
                     world.tell_primary(to, epoch, leader::Cause::Tick, taking);
+                });
+            }
+            if face.full || face.leads && from.used.full < self.bounds.full {
+                let what = if face.full { "has room again" } else { "has no room" };
+                self.step(from, out, format!("p{epoch}'s disk {what}"), |world, to, taking| {
+                    to.used.full += u8::from(!face.full);
+                    world.tell_primary(to, epoch, leader::Cause::Full(!face.full), taking);
                 });
             }
             if face.active && face.rows > 0 && from.used.lists < self.bounds.lists {
