@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
 use engine::records::Meta;
+use engine::store::log::group::Owner;
 use metastore::{Metastore, Probe, Settings, failover_bound};
 
 use crate::config::Parsed;
@@ -23,8 +24,26 @@ pub(crate) async fn run(
     let role = parsed.role();
     let mut errors: Vec<String> = own(None).err().into_iter().collect();
     errors.extend(listeners(role));
-    errors.extend(role.try_get_one::<PathBuf>("data").ok().flatten().and_then(|data| folder(data)));
+    let mut owner = None;
+    if let Some(data) = role.try_get_one::<PathBuf>("data").ok().flatten() {
+        match folder(data) {
+            Ok(found) => owner = found.map(|owner| (data.as_path(), owner)),
+            Err(why) => errors.push(format!("--data {}: {why}", data.display())),
+        }
+    }
+    if let Some((data, Owner { cluster, store })) = owner {
+        let data = data.display();
+        output::note(&format!("--data {data}: holds store {store} of cluster {cluster:032x}"));
+    }
     if errors.is_empty() {
+        let own = |made: Option<&Meta>| match (owner, made) {
+            (Some((data, owner)), Some(made)) if owner.cluster != made.cluster => Err(format!(
+                "--data {}: holds data of another cluster than etcd's, which is {:032x}: check --etcd, --cluster and --data",
+                data.display(),
+                made.cluster
+            )),
+            _ => own(made),
+        };
         errors.extend(etcd(role, own).await.err());
     }
     for error in &errors {
@@ -47,20 +66,18 @@ fn listeners(role: &ArgMatches) -> Vec<String> {
     bound.iter().filter_map(failed).collect()
 }
 
-/// Why a node can't have its data there.
-fn folder(data: &Path) -> Option<String> {
-    let said = |why: &str| Some(format!("--data {}: {why}", data.display()));
+/// Whose data is there, if anybody's; or why a node can't have its own there.
+fn folder(data: &Path) -> Result<Option<Owner>, String> {
     if data.exists() && !data.is_dir() {
-        return said("it is no folder");
+        return Err("it is no folder".into());
     }
     // Made at the start, if it is not there.
-    let there = data.ancestors().find(|path| path.exists() || path.as_os_str().is_empty())?;
-    let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+    let there = data.ancestors().find(|path| path.exists() || path.as_os_str().is_empty());
+    let there = there.filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
-    match rustix::fs::access(there, access) {
-        Ok(()) => None,
-        Err(error) => said(&format!("{} can't be written to: {error}", there.display())),
-    }
+    rustix::fs::access(there, access)
+        .map_err(|error| format!("{} can't be written to: {error}", there.display()))?;
+    storage_node::inspect::owner(data).map_err(|error| error.to_string())
 }
 
 /// Notes what is odd; the error is what a start would refuse.

@@ -21,6 +21,7 @@ pub mod etcd;
 pub mod exit;
 mod expired;
 pub mod inbox;
+pub mod inspect;
 pub mod kill;
 pub mod log_files;
 mod log_thread;

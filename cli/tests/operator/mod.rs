@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
 
+use engine::ids::StoreId;
+use engine::store::log::group::{Owner, SegmentHeader};
 use serde_json::{Value, json};
 
 use crate::fake::{FakeGateway, Fate};
@@ -111,6 +113,24 @@ fn nonsense_is_refused_before_a_start() {
     check(&[&node[..], &["--data", "/dev/null"]].concat(), 2, "--data /dev/null: it is no folder");
     check(&[&node[..], &["--data", "/tmp", "--memory-bytes", "7"]].concat(), 2, "--memory-bytes 7");
     check(&node, 2, "--data");
+}
+
+/// Without an etcd to compare it with, it can only be told.
+#[test]
+fn whose_data_a_folder_holds_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().to_str().unwrap();
+    let node = ["storage-node", "--check-config", "--name", "n", "--etcd", NOBODY];
+    let args = [&node[..], &["--listen", "127.0.0.1:0", "--data", data]].concat();
+    let said = |args: &[&str]| String::from_utf8(role(args, &[]).stderr).unwrap();
+    assert!(!said(&args).contains("holds store"), "an empty folder is nobody's");
+    let owner = Owner { cluster: 0xc0ffee, store: StoreId(7) };
+    let header = SegmentHeader { owner, segment: 1, first_group: 1 };
+    std::fs::create_dir(folder.path().join("log")).unwrap();
+    std::fs::write(folder.path().join("log/1.log"), header.encode()).unwrap();
+    let said = said(&args);
+    assert!(said.contains(&format!("--data {data}: holds store {}", StoreId(7))), "{said}");
+    assert!(said.contains(&format!("of cluster {:032x}", 0xc0ffee)), "{said}");
 }
 
 #[test]

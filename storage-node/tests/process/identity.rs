@@ -142,6 +142,9 @@ async fn a_disk_of_another_cluster_is_refused() {
     let another = engine::records::Meta { cluster: 0xC2, ..meta(1) };
     let made = other.metastore().await.create(&(), &another).await;
     assert!(matches!(made, Ok(Outcome::Done { .. })), "{made:?}");
+    // What `--check-config` sees, which starts nothing.
+    let owner = storage_node::inspect::owner(&one.folder("a")).expect("it can be read");
+    assert_eq!(owner.map(|owner| owner.cluster), Some(meta(1).cluster));
     let mut stray = Node::spawn(&other.endpoint(), "a", &one.folder("a"), &[]);
     stray.refuses(4, "belongs to cluster").await;
 }
