@@ -45,6 +45,8 @@ pub enum Path {
     Resigned,
     /// A primary stopped ordering, for another.
     SteppedDown,
+    /// A process that was asked to stop handed over what it had, and ended.
+    Left,
 
     // -- catching up
     /// A follower was fed with what the primary no longer had in memory.
@@ -81,7 +83,7 @@ pub enum Path {
 }
 
 impl Path {
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::TailSurvived,
         Self::TailTruncated,
         Self::FailoverWithoutData,
@@ -94,6 +96,7 @@ impl Path {
         Self::Readded,
         Self::Resigned,
         Self::SteppedDown,
+        Self::Left,
         Self::FedFromLog,
         Self::FilledBySnapshot,
         Self::SnapshotInterrupted,
@@ -193,6 +196,7 @@ impl Coverage {
             Effect::QueryReply { reply: NodeQueryReply::StepDown { end: Some(_), .. }, .. } => {
                 self.reached(Path::SteppedDown);
             }
+            Effect::Left => self.reached(Path::Left),
             Effect::Propose { config, .. } => {
                 self.proposed.insert((config.shard(), config.version, config.isr.clone()));
             }

@@ -7,7 +7,7 @@
 //! ```text
 //!   plan ── what this seed may suffer        world ── the loop, and who is told what
 //!   core ── time, chance, the queue          nodes, gateways, coordinators ── drivers
-//!   network, disk, log, etcd ── models       faults ── what goes wrong
+//!   network, disk, log, etcd ── models       faults ── what goes wrong; pauses ── who stands still
 //!   clients, token_clients, history ── who asks what
 //!   checker ── one file per promise; oracle ── online; coverage ── which rare paths were taken
 //! ```
@@ -34,6 +34,7 @@ pub mod log;
 pub mod network;
 pub mod nodes;
 pub mod oracle;
+pub mod pauses;
 pub mod plan;
 pub mod rng;
 pub mod token_clients;

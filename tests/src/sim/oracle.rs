@@ -10,7 +10,9 @@ use engine::store::log::Record;
 
 use super::checker::Violation;
 use super::checker::digests::Digests;
+use super::checker::in_sync_set::InSyncSet;
 use super::checker::logs_match::LogsMatch;
+use super::checker::never_back::NeverBack;
 use super::checker::one_primary::OnePrimary;
 use super::checker::session_rows::SessionRows;
 use super::coverage::Coverage;
@@ -21,6 +23,8 @@ pub struct Oracle {
     pub coverage: Coverage,
     one_primary: OnePrimary,
     logs: LogsMatch,
+    in_sync: InSyncSet,
+    never_back: NeverBack,
     digests: Digests,
     sessions: SessionRows,
     /// The last position looked at, so that nothing is looked at twice.
@@ -55,6 +59,8 @@ impl Oracle {
     /// After every event of a node.
     pub fn look(&mut self, me: StoreBoot, node: &Node) {
         for view in node.replicas() {
+            self.never_back.look(me, &view, &mut self.violations);
+            self.in_sync.look(me, &view, &mut self.violations);
             let applied = view.state.applied;
             let primary = view.primary.map_or(0, |primary| primary.epoch.0);
             let mark = (applied.seq.0, primary);
@@ -83,6 +89,8 @@ impl Oracle {
 
     pub fn record_written(&mut self, config: &ShardConfig) {
         self.coverage.record_written(config);
+        self.never_back.record_written(config, &mut self.violations);
+        self.in_sync.record_written(config, &mut self.violations);
         self.one_primary.assigned(config, &mut self.violations);
     }
 }

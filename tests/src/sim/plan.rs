@@ -68,7 +68,7 @@ impl Plan {
     pub fn from_seed(seed: u64, planted: Option<Planted>, rng: &mut Rng) -> Self {
         let mut faults: Vec<Kind> = Kind::ALL.to_vec();
         rng.shuffle(&mut faults);
-        faults.truncate(rng.between(2, 6) as usize);
+        faults.truncate(rng.between(2, 8) as usize);
         let faults_until = rng.between(2_500_000, 5_000_000);
         let silent_after_ms = rng.between(200, 1_000);
         let shards = rng.between(1, 3) as u16;
@@ -120,7 +120,12 @@ impl Plan {
                 log_memory_bytes: rng.between(1, 64) as usize * 1024,
                 table_bytes_max: if rng.percent(50) { 512 } else { 64 << 20 },
                 flush_after_ms: rng.between(50, 2_000),
-                collect_every_ms: rng.between(300, 3_000),
+                // At once: collections of lists that overtake each other.
+                collect_every_ms: match rng.percent(25) {
+                    true => rng.between(20, 100),
+                    false => rng.between(300, 3_000),
+                },
+                pending_bytes_max: if rng.percent(10) { 2_000 } else { 256 << 20 },
                 idempotency_window_ms: tokens.window_ms,
                 idempotency_records_max: tokens.records_max,
                 planted,
