@@ -291,6 +291,8 @@ impl NodeHost {
             core.oracle.exited(core.now, store);
             self.crash(core, false);
         } else if driver.running.left {
+            // What it has acknowledged in its last turn counts.
+            core.oracle.look(driver.running.me, &driver.running.machine);
             // Its lease ends with it, so that nobody has to wait.
             if let Some(lease) = driver.running.lease {
                 core.etcd(process, Call::Revoke { lease });

@@ -34,10 +34,12 @@ pub struct Oracle {
 impl Oracle {
     pub fn event(&mut self, me: StoreBoot, event: &Event) {
         self.coverage.event(me, event);
+        self.never_back.event(me, event);
     }
 
     pub fn effect(&mut self, now: u64, me: StoreBoot, effect: &Effect) {
         self.coverage.effect(me, effect);
+        self.never_back.effect(me, effect);
         match effect {
             Effect::Write(Record::Append { shard, entry }) => {
                 self.logs.written(*shard, entry, &mut self.violations);

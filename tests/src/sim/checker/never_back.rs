@@ -1,11 +1,13 @@
 //! Some numbers never go back: a record's epoch and version; of one process and copy, what it has promised, committed
-//! and applied. A promise outlives even the copy.
+//! and applied. A promise outlives the copy, and, once an fsync has followed it, the process.
+//!
+//! Where false alarms would come from: a copy that its node knows to be damaged is not held to what was promised for it.
 
 use std::collections::BTreeMap;
 
 use engine::config::ShardConfig;
-use engine::ids::{CopyNo, Epoch, Seq, ShardId, StoreBoot, Version};
-use engine::node::ReplicaView;
+use engine::ids::{CopyNo, Epoch, Seq, ShardId, StoreBoot, StoreId, Version};
+use engine::node::{Effect, Event, ReplicaView};
 
 use super::Violation;
 
@@ -17,6 +19,11 @@ pub struct NeverBack {
     promised: BTreeMap<(StoreBoot, ShardId), Epoch>,
     /// Committed and applied.
     reached: BTreeMap<(StoreBoot, ShardId, CopyNo), (Seq, Seq)>,
+    /// The last group that a process has asked to be made durable.
+    synced: BTreeMap<StoreBoot, u64>,
+    /// Promises of which it is not known yet that they are durable: they are if a group above this one is.
+    undurable: BTreeMap<(StoreBoot, ShardId), (Epoch, u64)>,
+    durable: BTreeMap<(StoreId, ShardId), Epoch>,
 }
 
 impl NeverBack {
@@ -30,8 +37,31 @@ impl NeverBack {
         }
     }
 
+    pub fn effect(&mut self, me: StoreBoot, effect: &Effect) {
+        if let Effect::Sync { group } = effect {
+            self.synced.insert(me, *group);
+        }
+    }
+
+    pub fn event(&mut self, me: StoreBoot, event: &Event) {
+        let Event::Durable { group } = event else { return };
+        let is_durable = |&(of, _): &(StoreBoot, ShardId), &mut (_, above): &mut (Epoch, u64)| {
+            of == me && above < *group
+        };
+        for ((_, shard), (epoch, _)) in self.undurable.extract_if(.., is_durable) {
+            self.durable.insert((me.store, shard), epoch);
+        }
+    }
+
     pub fn look(&mut self, me: StoreBoot, view: &ReplicaView<'_>, violations: &mut Vec<Violation>) {
         let before = self.promised.insert((me, view.shard), view.promised);
+        if before != Some(view.promised) {
+            let above = self.synced.get(&me).copied().unwrap_or(0);
+            self.undurable.insert((me, view.shard), (view.promised, above));
+        }
+        let is_sound = !view.unfit && view.stopped.is_none();
+        let outlived = self.durable.get(&(me.store, view.shard)).filter(|_| is_sound).copied();
+        let before = before.max(outlived);
         if before.is_some_and(|before| view.promised < before) {
             let shard = view.shard;
             let detail = format!("{me:?}: {shard} promised {before:?}, now {:?}", view.promised);
