@@ -379,11 +379,12 @@ impl Core {
         }
     }
 
-    /// Every watch ends, and is made again some time later with all there is then: what was between is not told.
-    pub fn etcd_break_watches(&mut self) {
+    /// The watches of these end, and are made again some time later with all there is then: what was between is not
+    /// told.
+    pub fn etcd_break_watches(&mut self, of: impl Fn(Place) -> bool) {
         for at in 0..self.etcd.watchers.len() {
             let watcher = &mut self.etcd.watchers[at];
-            if watcher.seen != usize::MAX {
+            if watcher.seen != usize::MAX && of(watcher.process.place) {
                 watcher.broken = true;
                 self.etcd_relist_later(at);
             }

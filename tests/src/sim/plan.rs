@@ -68,7 +68,11 @@ impl Plan {
     pub fn from_seed(seed: u64, planted: Option<Planted>, rng: &mut Rng) -> Self {
         let mut faults: Vec<Kind> = Kind::ALL.to_vec();
         rng.shuffle(&mut faults);
-        faults.truncate(rng.between(2, 8) as usize);
+        faults.truncate(rng.between(2, 6) as usize);
+        if rng.percent(25) {
+            faults.truncate(1);
+            faults.extend(Kind::DEPOSE);
+        }
         let faults_until = rng.between(2_500_000, 5_000_000);
         let silent_after_ms = rng.between(200, 1_000);
         let shards = rng.between(1, 3) as u16;
