@@ -31,6 +31,8 @@ struct Running {
     machine: Coordinator,
     started: u64,
     wake_at: Option<u64>,
+    /// What it was about to do when it was stopped.
+    held_back: Vec<Effect>,
     lease: Option<u64>,
     /// The term, and when etcd last confirmed the lease.
     leads: Option<u64>,
@@ -87,6 +89,7 @@ impl CoordinatorHost {
             machine: Coordinator::new(settings),
             started: core.now,
             wake_at: None,
+            held_back: Vec::new(),
             lease: None,
             leads: None,
             confirmed: 0,
@@ -126,6 +129,13 @@ impl Driver<'_> {
                 self.running.wake_at = None;
                 self.handle(core, Event::Tick);
             }
+            Told::Resumed => {
+                for effect in std::mem::take(&mut self.running.held_back) {
+                    self.perform(core, effect);
+                }
+                self.running.wake_at = None;
+                self.schedule(core);
+            }
             Told::Tock => self.tock(core),
             Told::Watched(events) => self.watched_all(core, events),
             Told::Etcd { call, reply } => {
@@ -158,7 +168,11 @@ impl Driver<'_> {
         self.running.machine.handle(now, event, &mut effects);
         for effect in effects {
             core.journal.note(core.now, || format!("{me:?} -> {effect:?}"));
-            self.perform(core, effect);
+            if core.holds_back(self.process) {
+                self.running.held_back.push(effect);
+            } else {
+                self.perform(core, effect);
+            }
         }
         self.schedule(core);
     }

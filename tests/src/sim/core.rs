@@ -12,10 +12,11 @@ use engine::message::{NodeQuery, NodeQueryReply, Report};
 
 use super::clients::{Answered, Request};
 use super::disk::DiskDone;
-use super::etcd::{Call, Etcd, Reply, WatchEvent};
+use super::etcd::{Asked, Etcd, Reply, WatchEvent};
 use super::journal::Journal;
 use super::network::{Network, Side, Wire};
 use super::oracle::Oracle;
+use super::pauses::Pauses;
 use super::plan::Plan;
 use super::rng::Rng;
 use super::token_clients;
@@ -44,6 +45,8 @@ pub enum Told {
     Start,
     /// The machine's next deadline may have come.
     Wake,
+    /// It stood still, and goes on.
+    Resumed,
     /// The driver's own clock: keep-alives, dialling, the wall clock.
     Tock,
     /// A peer may be dialled again.
@@ -148,16 +151,21 @@ pub enum Happening {
     },
     EtcdArrives {
         from: Process,
-        number: u64,
-        call: Call,
+        asked: Asked,
     },
     EtcdWatch {
+        watcher: usize,
+    },
+    EtcdRelist {
         watcher: usize,
     },
     EtcdLeases,
     Answered(Answered),
     Client {
         client: usize,
+    },
+    FinalRead {
+        counter: usize,
     },
     TokenClient {
         client: usize,
@@ -170,6 +178,14 @@ pub enum Happening {
     Fault,
     FaultEnds {
         fault: u64,
+    },
+    /// One more step of a fault that has several.
+    FaultStep {
+        pair: (Place, Place),
+        blocks: bool,
+    },
+    Resume {
+        process: Process,
     },
     Restart {
         place: Place,
@@ -185,6 +201,7 @@ pub struct Core {
     pub journal: Journal,
     pub net: Network,
     pub etcd: Etcd,
+    pub pauses: Pauses,
     pub oracle: Oracle,
     /// What coordinators have told, by kind.
     pub stories: BTreeMap<&'static str, u64>,
@@ -203,6 +220,7 @@ impl Core {
             journal,
             net: Network::default(),
             etcd: Etcd::default(),
+            pauses: Pauses::default(),
             oracle: Oracle::default(),
             stories: BTreeMap::new(),
             plan,

@@ -2,8 +2,10 @@
 //!
 //! Linearizable reads and transactions, revisions, leases, watches that lag. The promises that a
 //! newcomer would expect and that it does *not* give: a transaction whose answer was lost may take
-//! effect much later; all leases may vanish at once though every process is well (it was stopped for
-//! longer than the time to live); a watch may be arbitrarily late.
+//! effect much later; a lease may vanish though its process is well, all of them at once even (it was
+//! stopped for longer than the time to live), or live on much longer than it should (its leader
+//! changed); a keep-alive may be told "kept" of a lease that is gone; a watch may be arbitrarily late,
+//! break, or miss what happened, so that only reading everything again tells.
 
 use std::collections::BTreeMap;
 
@@ -12,6 +14,7 @@ use engine::ids::{SessionId, ShardId, StoreBoot, StoreId};
 use engine::records::{Meta, StoreStatus};
 
 use super::core::{Core, Happening, Place, Process, Told};
+use super::coverage::Path;
 
 /// How long a client waits for an answer.
 const CALL_TIMEOUT: u64 = 400_000;
@@ -78,6 +81,15 @@ pub enum Call {
     },
 }
 
+/// A call on its way.
+#[derive(Debug)]
+pub struct Asked {
+    number: u64,
+    call: Call,
+    /// Its client has heard of a time-out by then.
+    gives_up_at: u64,
+}
+
 #[derive(Clone, Debug)]
 pub enum Reply {
     Read {
@@ -119,6 +131,10 @@ struct Watcher {
     /// Index into the history of what it has not seen.
     seen: usize,
     pending: bool,
+    /// Since there it is to read everything again: it has missed something.
+    missed: Option<usize>,
+    /// It hears nothing until then.
+    broken: bool,
 }
 
 /// Whether etcd answers.
@@ -135,13 +151,17 @@ pub enum Health {
 #[derive(Default)]
 pub struct Etcd {
     pub health: Health,
+    /// For now: calls and their answers take their time; a keep-alive is always well; watches miss things.
+    pub slow: bool,
+    pub lies: bool,
+    pub forgets: bool,
     revision: u64,
     keys: BTreeMap<Key, Versioned>,
     leases: BTreeMap<u64, Lease>,
     next_lease: u64,
     watchers: Vec<Watcher>,
     history: Vec<WatchEvent>,
-    waiting: Vec<(Process, u64, Call)>,
+    waiting: Vec<(Process, Asked)>,
     next_call: u64,
 }
 
@@ -186,7 +206,7 @@ impl Etcd {
                     lease.ends = now + lease.ttl;
                     true
                 }
-                None => false,
+                None => self.lies,
             }),
             Call::Revoke { lease } => {
                 self.revoke(lease);
@@ -259,23 +279,27 @@ impl Core {
     pub fn etcd(&mut self, from: Process, call: Call) -> u64 {
         self.etcd.next_call += 1;
         let number = self.etcd.next_call;
+        let gives_up_at = self.now + CALL_TIMEOUT;
         if !self.net.is_blocked(from.place, Place::Etcd) {
             let mut delay = self.delay() * 2 + self.lag(from.place, Place::Etcd);
             if self.plan.slow_etcd && self.rng.percent(3) {
                 delay += self.rng.between(10_000, CALL_TIMEOUT * 3);
             }
-            self.after(delay, Happening::EtcdArrives { from, number, call });
+            delay += self.etcd_takes_its_time();
+            let asked = Asked { number, call, gives_up_at };
+            self.after(delay, Happening::EtcdArrives { from, asked });
         }
         self.tell_after(CALL_TIMEOUT, from, Told::EtcdTimeout { call: number });
         number
     }
 
-    pub fn etcd_arrives(&mut self, from: Process, number: u64, call: Call) {
+    pub fn etcd_arrives(&mut self, from: Process, asked: Asked) {
         match self.etcd.health {
             Health::Up => {}
-            Health::Stopped => return self.etcd.waiting.push((from, number, call)),
+            Health::Stopped => return self.etcd.waiting.push((from, asked)),
             Health::Dead => return,
         }
+        let Asked { number, call, gives_up_at } = asked;
         let before = self.etcd.history.len();
         let leases = matches!(call, Call::Grant { .. });
         if let Call::Txn { writes, .. } = &call
@@ -285,6 +309,9 @@ impl Core {
             self.journal.note(self.now, || line);
         }
         let reply = self.etcd.perform(self.now, call);
+        if matches!(reply, Reply::Txn { done: true, .. }) && self.now > gives_up_at {
+            self.oracle.coverage.reached(Path::LateTxn);
+        }
         if leases && let Reply::Granted { lease } = reply {
             let ends = self.etcd.leases[&lease].ends;
             self.at(ends, Happening::EtcdLeases);
@@ -295,7 +322,16 @@ impl Core {
             return;
         }
         let delay = self.delay() * 2 + self.lag(Place::Etcd, from.place);
+        let delay = delay + self.etcd_takes_its_time();
         self.tell_after(delay, from, Told::Etcd { call: number, reply });
+    }
+
+    /// Often about as long as a client waits: some calls take effect after that, others' answers come too late.
+    fn etcd_takes_its_time(&mut self) -> u64 {
+        match self.etcd.slow && self.rng.percent(40) {
+            true => self.rng.between(10_000, CALL_TIMEOUT * 2),
+            false => 0,
+        }
     }
 
     /// Leases that nobody has kept alive end.
@@ -325,12 +361,80 @@ impl Core {
         self.etcd_changed(before);
     }
 
+    /// One lease is revoked though its process is well.
+    pub fn etcd_revoke_one(&mut self) {
+        let leases: Vec<u64> = self.etcd.leases.keys().copied().collect();
+        let Some(lease) = self.rng.pick(&leases) else { return };
+        let before = self.etcd.history.len();
+        self.etcd.revoke(lease);
+        self.etcd_changed(before);
+    }
+
+    /// Another of etcd's members leads: every lease begins anew, and some have got longer.
+    pub fn etcd_prolong_leases(&mut self) {
+        let now = self.now;
+        let longer = self.rng.between(0, 3_000_000);
+        for lease in self.etcd.leases.values_mut() {
+            lease.ends = lease.ends.max(now + lease.ttl + longer);
+        }
+    }
+
+    /// The watches of these end, and are made again some time later with all there is then: what was between is not
+    /// told.
+    pub fn etcd_break_watches(&mut self, of: impl Fn(Place) -> bool) {
+        for at in 0..self.etcd.watchers.len() {
+            let watcher = &mut self.etcd.watchers[at];
+            if watcher.seen != usize::MAX && of(watcher.process.place) {
+                watcher.broken = true;
+                self.etcd_relist_later(at);
+            }
+        }
+    }
+
+    fn etcd_relist_later(&mut self, at: usize) {
+        let watcher = &mut self.etcd.watchers[at];
+        let waits = watcher.missed.is_some();
+        watcher.missed.get_or_insert(watcher.seen);
+        if !waits {
+            let after = self.rng.between(10_000, 1_500_000);
+            self.after(after, Happening::EtcdRelist { watcher: at });
+        }
+    }
+
+    /// Reads everything again: of all that was missed, how it is now.
+    pub fn etcd_relist(&mut self, at: usize) -> Option<(Process, Told)> {
+        let process = self.etcd.watchers[at].process;
+        let cut_off = self.net.is_blocked(Place::Etcd, process.place)
+            || self.net.is_blocked(process.place, Place::Etcd);
+        let watcher = &mut self.etcd.watchers[at];
+        if watcher.seen == usize::MAX {
+            return None;
+        }
+        if cut_off || self.etcd.health != Health::Up {
+            let again = self.rng.between(10_000, 300_000);
+            self.after(again, Happening::EtcdRelist { watcher: at });
+            return None;
+        }
+        watcher.broken = false;
+        let from = watcher.missed.take().unwrap_or(watcher.seen);
+        watcher.seen = self.etcd.history.len();
+        let shards = watcher.shards;
+        let mut newest = BTreeMap::new();
+        for event in &self.etcd.history[from..] {
+            if matches!(event.key, Key::Shard(_)) == shards {
+                newest.insert(event.key, event.clone());
+            }
+        }
+        let events: Vec<_> = newest.into_values().collect();
+        (!events.is_empty()).then_some((process, Told::Watched(events)))
+    }
+
     /// Goes on: leases that ran out meanwhile end first, then what has waited takes effect.
     pub fn etcd_resume(&mut self) {
         self.etcd.health = Health::Up;
         self.etcd_leases();
-        for (from, number, call) in std::mem::take(&mut self.etcd.waiting) {
-            self.etcd_arrives(from, number, call);
+        for (from, asked) in std::mem::take(&mut self.etcd.waiting) {
+            self.etcd_arrives(from, asked);
         }
         for watcher in 0..self.etcd.watchers.len() {
             self.etcd_wake(watcher);
@@ -340,7 +444,9 @@ impl Core {
     /// Tells the process of every change from here on, some time later, and of all there is first.
     pub fn etcd_watch(&mut self, process: Process) {
         for shards in [false, true] {
-            self.etcd.watchers.push(Watcher { process, shards, seen: 0, pending: false });
+            let (seen, pending, missed, broken) = (0, false, None, false);
+            let watcher = Watcher { process, shards, seen, pending, missed, broken };
+            self.etcd.watchers.push(watcher);
             self.etcd_wake(self.etcd.watchers.len() - 1);
         }
     }
@@ -392,6 +498,9 @@ impl Core {
             return None;
         }
         watcher.pending = false;
+        if watcher.broken {
+            return None;
+        }
         if self.net.is_blocked(Place::Etcd, process.place) {
             watcher.pending = true;
             let again = self.rng.between(10_000, 300_000);
@@ -401,6 +510,12 @@ impl Core {
         if self.etcd.health != Health::Up {
             return None;
         }
+        if self.etcd.forgets && self.rng.percent(30) {
+            self.etcd_relist_later(at);
+            self.etcd.watchers[at].seen = self.etcd.history.len();
+            return None;
+        }
+        let watcher = &mut self.etcd.watchers[at];
         let shards = watcher.shards;
         let events = self.etcd.history[watcher.seen..].iter();
         let events: Vec<_> =

@@ -17,12 +17,30 @@ pub enum Kind {
     AllPower,
     GatewayKill,
     CoordinatorKill,
+    /// A node is asked to stop, hands over what it has, and is started again.
+    NodeLeave,
+    /// A process stands still, perhaps in the middle of what it is doing, perhaps until everybody has given it up.
+    NodePause,
+    GatewayPause,
+    CoordinatorPause,
+    /// A node's wall clock is set.
+    ClockJump,
     /// Connections die.
     Cut,
+    /// All connections of one process die, each with one of its next messages.
+    Snap,
+    /// Connections die at one end, and what was sent on them comes later than what is sent on the next ones.
+    Straggle,
     /// Some processes do not hear each other.
     Partition,
     /// One direction between two processes is blocked.
     OneWay,
+    /// Many pairs are parted one after the other, and meet again in another order.
+    Swizzle,
+    /// One process, or a pair, loses the others and finds them again, several times.
+    Flap,
+    /// A node that leads, one that follows it and a gateway are parted from all others for long.
+    Island,
     /// A node, and perhaps a gateway beside it, are behind a congested line: all that they hear, or say, or both,
     /// comes late, though nothing is lost. The world has moved on before they know.
     SlowLine,
@@ -35,28 +53,60 @@ pub enum Kind {
     EtcdStop,
     /// Etcd is gone for a while.
     EtcdDead,
+    /// Calls and answers take about as long as clients wait.
+    EtcdSlow,
     /// All leases vanish though every process is well.
     LeaseWipe,
+    /// One does.
+    LeaseRevoke,
+    /// All live longer than they should.
+    LeaseProlong,
+    /// A keep-alive is answered well though the lease is gone.
+    LyingKeepAlive,
+    /// Watches end, and are made again later: what was between is not told.
+    WatchBreak,
+    /// Watches miss something now and then, and tell what came of it later.
+    WatchMiss,
 }
 
 impl Kind {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 31] = [
         Self::NodeKill,
         Self::NodePower,
         Self::AllPower,
         Self::GatewayKill,
         Self::CoordinatorKill,
+        Self::NodeLeave,
+        Self::NodePause,
+        Self::GatewayPause,
+        Self::CoordinatorPause,
+        Self::ClockJump,
         Self::Cut,
+        Self::Snap,
+        Self::Straggle,
         Self::Partition,
         Self::OneWay,
+        Self::Swizzle,
+        Self::Flap,
+        Self::Island,
         Self::SlowLine,
         Self::Exile,
         Self::SlowDisk,
         Self::StalledDisk,
         Self::EtcdStop,
         Self::EtcdDead,
+        Self::EtcdSlow,
         Self::LeaseWipe,
+        Self::LeaseRevoke,
+        Self::LeaseProlong,
+        Self::LyingKeepAlive,
+        Self::WatchBreak,
+        Self::WatchMiss,
     ];
+
+    /// What makes primaries that have been replaced and do not know it: few other faults reach the rules that keep
+    /// them from harm.
+    pub const DEPOSE: [Self; 4] = [Self::Exile, Self::Island, Self::SlowLine, Self::EtcdSlow];
 }
 
 /// What has happened, and what is still to be undone.
@@ -81,6 +131,9 @@ enum Undo {
     },
     Disk(usize),
     Etcd,
+    EtcdSlow,
+    EtcdLies,
+    EtcdForgets,
 }
 
 impl World {
@@ -123,6 +176,60 @@ impl World {
                 self.coordinators[at].crash(&mut self.core);
                 let place = self.coordinators[at].place;
                 self.restart_later(place, 1_000_000);
+            }
+            Kind::NodeLeave => {
+                let node = self.core.rng.index(self.nodes.len());
+                self.nodes[node].leave(&mut self.core);
+            }
+            Kind::NodePause => {
+                let node = self.corner()[0];
+                self.pause(node);
+            }
+            Kind::GatewayPause => {
+                let at = self.core.rng.index(self.gateways.len());
+                self.pause(self.gateways[at].place);
+            }
+            Kind::CoordinatorPause => {
+                let at = self.core.rng.index(self.coordinators.len());
+                self.pause(self.coordinators[at].place);
+            }
+            Kind::ClockJump => {
+                let node = self.core.rng.index(self.nodes.len());
+                let far = if self.core.rng.percent(30) { 3_600_000 } else { 5_000 };
+                let ahead_ms = self.core.rng.between(0, 2 * far) as i64 - far as i64;
+                self.nodes[node].set_clock(ahead_ms);
+            }
+            Kind::Snap => {
+                let place = self.any_process();
+                for link in self.core.net.standing_at(place) {
+                    self.core.cut_soon(link);
+                }
+            }
+            Kind::Straggle => {
+                let standing = self.core.net.standing();
+                for _ in 0..self.core.rng.between(1, 8) {
+                    if let Some(link) = self.core.rng.pick(&standing) {
+                        self.core.cut_with_stragglers(link);
+                    }
+                }
+            }
+            Kind::Swizzle => self.swizzle(),
+            Kind::Flap => self.flap(),
+            Kind::Island => self.island(),
+            Kind::EtcdSlow => {
+                self.core.etcd.slow = true;
+                self.end_later(Undo::EtcdSlow);
+            }
+            Kind::LeaseRevoke => self.core.etcd_revoke_one(),
+            Kind::LeaseProlong => self.core.etcd_prolong_leases(),
+            Kind::LyingKeepAlive => {
+                self.core.etcd.lies = true;
+                self.end_later(Undo::EtcdLies);
+            }
+            Kind::WatchBreak => self.core.etcd_break_watches(|_| true),
+            Kind::WatchMiss => {
+                self.core.etcd.forgets = true;
+                self.end_later(Undo::EtcdForgets);
             }
             Kind::Cut => {
                 let standing = self.core.net.standing();
@@ -172,6 +279,101 @@ impl World {
     fn restart_later(&mut self, place: Place, within: u64) {
         let after = self.core.rng.between(1_000, within);
         self.core.after(after, Happening::Restart { place });
+    }
+
+    fn pause(&mut self, place: Place) {
+        let Some(process) = self.listening(place) else { return };
+        let outputs = if self.core.rng.percent(50) { 0 } else { self.core.rng.between(1, 40) };
+        // Shorter than anybody notices; long enough to be given up; for longer than its session lasts.
+        let longest = match self.core.rng.below(3) {
+            0 => 200_000,
+            1 => 1_500_000,
+            _ => 4_500_000,
+        };
+        let lasts = self.core.rng.between(1_000, longest);
+        self.core.pause(process, outputs, lasts);
+    }
+
+    /// Pairs that are parted at times of their own, and meet again in another order.
+    fn swizzle(&mut self) {
+        let all = self.all_places();
+        for (at, &a) in all.iter().enumerate() {
+            for &b in &all[at + 1..] {
+                if !self.core.rng.percent(35) {
+                    continue;
+                }
+                let parts = self.core.rng.between(0, 600_000);
+                let meets = self.core.rng.between(600_000, 2_500_000);
+                let both = self.core.rng.percent(70);
+                for pair in [Some((a, b)), both.then_some((b, a))].into_iter().flatten() {
+                    self.core.after(parts, Happening::FaultStep { pair, blocks: true });
+                    self.core.after(meets, Happening::FaultStep { pair, blocks: false });
+                }
+            }
+        }
+    }
+
+    fn flap(&mut self) {
+        let one = self.any_process();
+        let mut others = self.all_places();
+        others.retain(|&other| other != one);
+        if self.core.rng.percent(50) {
+            let other = self.core.rng.pick(&others);
+            others.retain(|&place| Some(place) == other);
+        }
+        let mut at = 0;
+        for _ in 0..self.core.rng.between(2, 8) {
+            let parts = at + self.core.rng.between(1_000, 300_000);
+            at = parts + self.core.rng.between(10_000, 400_000);
+            for pair in others.iter().flat_map(|&other| [(one, other), (other, one)]) {
+                self.core.after(parts, Happening::FaultStep { pair, blocks: true });
+                self.core.after(at, Happening::FaultStep { pair, blocks: false });
+            }
+        }
+    }
+
+    pub fn fault_step(&mut self, (from, to): (Place, Place), blocks: bool) {
+        if !blocks {
+            self.core.unblock(from, to);
+        } else if self.core.is_faulty() {
+            self.core.block(from, to);
+        }
+    }
+
+    /// Those on it go on as before, for all that they can tell; the others replace them all. They may
+    /// still reach etcd, but it tells them nothing unasked.
+    fn island(&mut self) {
+        let records: Vec<_> = self.core.etcd.shards().map(|(config, _)| config.clone()).collect();
+        if records.is_empty() {
+            return;
+        }
+        let record = &records[self.core.rng.index(records.len())];
+        let followers: Vec<_> =
+            record.isr.iter().copied().filter(|&store| store != record.primary.store).collect();
+        let mut island = vec![place_of(record.primary.store)];
+        island.extend(self.core.rng.pick(&followers).map(place_of));
+        island.push(Place::Gateway(self.core.rng.index(self.gateways.len()) as u8));
+        let mut others = self.all_places();
+        others.retain(|other| !island.contains(other));
+        if self.core.rng.percent(50) {
+            self.core.etcd_break_watches(|place| island.contains(&place));
+            others.retain(|&other| other != Place::Etcd);
+        }
+        let mut pairs = Vec::new();
+        for other in others {
+            pairs.extend(island.iter().flat_map(|&place| [(place, other), (other, place)]));
+        }
+        for &(from, to) in &pairs {
+            self.core.block(from, to);
+        }
+        let after = self.core.rng.between(500_000, 5_000_000);
+        self.end_after(Undo::Unblock(pairs), after);
+    }
+
+    fn any_process(&mut self) -> Place {
+        let mut all = self.all_places();
+        all.retain(|&place| place != Place::Etcd);
+        self.core.rng.pick(&all).expect("there are nodes")
     }
 
     fn any_place(&mut self) -> Place {
@@ -315,10 +517,14 @@ impl World {
     }
 
     fn end_later(&mut self, undo: Undo) {
+        let after = self.core.rng.between(50_000, 3_000_000);
+        self.end_after(undo, after);
+    }
+
+    fn end_after(&mut self, undo: Undo, after: u64) {
         self.faults.next += 1;
         let fault = self.faults.next;
         self.faults.running.insert(fault, undo);
-        let after = self.core.rng.between(50_000, 3_000_000);
         self.core.after(after, Happening::FaultEnds { fault });
     }
 
@@ -338,6 +544,9 @@ impl World {
             Undo::Exile { node, opens, later } => self.exile_returns(node, opens, later),
             Undo::Disk(node) => self.nodes[node].disk.slowness = 1,
             Undo::Etcd => self.core.etcd_resume(),
+            Undo::EtcdSlow => self.core.etcd.slow = false,
+            Undo::EtcdLies => self.core.etcd.lies = false,
+            Undo::EtcdForgets => self.core.etcd.forgets = false,
         }
     }
 
@@ -348,7 +557,10 @@ impl World {
             self.fault_ends(fault);
         }
         self.core.unblock_all();
+        self.core.resume_all();
         for node in &mut self.nodes {
+            // A clock that stays behind for an hour keeps records for an hour longer: clients wait for room.
+            node.set_clock(0);
             node.disk.slowness = 1;
             node.disk.stalled_until = 0;
         }

@@ -34,6 +34,8 @@ struct Running {
     worker: Worker,
     started: u64,
     effects: Vec<Effect>,
+    /// What it was about to do when it was stopped, and when it had decided to.
+    held_back: Vec<(u64, Effect)>,
     wake_at: Option<u64>,
     peers: BTreeMap<StoreId, Peer>,
 
@@ -84,6 +86,7 @@ impl GatewayHost {
             worker: Worker::new(core.plan.gateway.clone()),
             started: core.now,
             effects: Vec::new(),
+            held_back: Vec::new(),
             wake_at: None,
             peers: BTreeMap::new(),
             nonce: core.rng.word(),
@@ -134,6 +137,12 @@ impl Driver<'_> {
             // A nearer one has taken its place.
             Told::Wake if self.running.wake_at != Some(core.now) => {}
             Told::Wake => self.end_turn(core),
+            Told::Resumed => {
+                for (decided_at, effect) in std::mem::take(&mut self.running.held_back) {
+                    self.perform(core, decided_at, effect);
+                }
+                self.end_turn(core);
+            }
             Told::Tock => self.tock(core),
             Told::Dialled { dial, conn, peer } => self.dialled(core, dial, conn, peer),
             Told::DialFailed { dial, refused } => self.dial_failed(core, dial, refused),
@@ -195,14 +204,18 @@ impl Driver<'_> {
         for effect in std::mem::take(&mut self.running.effects) {
             let me = self.process;
             core.journal.note(core.now, || format!("{me:?} -> {effect:?}"));
-            self.perform(core, effect);
+            if core.holds_back(me) {
+                self.running.held_back.push((core.now, effect));
+            } else {
+                self.perform(core, core.now, effect);
+            }
         }
         if let Some(deadline) = self.running.worker.next_deadline() {
             self.wake_at(core, self.running.started + deadline.0);
         }
     }
 
-    fn perform(&mut self, core: &mut Core, effect: Effect) {
+    fn perform(&mut self, core: &mut Core, decided_at: u64, effect: Effect) {
         match effect {
             Effect::Send { conn, message } => core.send(conn, Wire::ToNode(message)),
             Effect::Wrote { request, result } if self.running.tokens.contains_key(&request) => {
@@ -230,7 +243,7 @@ impl Driver<'_> {
                 for (at, request) in asked.iter().enumerate() {
                     let outcome = match &result {
                         Err(_) => Outcome::NotApplied,
-                        Ok(found) => self.found(core, request, found, at),
+                        Ok(found) => self.found(core, decided_at, request, found, at),
                     };
                     answer(core, request, outcome);
                 }
@@ -246,8 +259,16 @@ impl Driver<'_> {
         }
     }
 
-    /// What a read is told. One that is not stale at all has to be linearizable.
-    fn found(&self, core: &mut Core, asked: &Request, found: &ReadValues, at: usize) -> Outcome {
+    /// What a read is told. One that is not stale at all has to be linearizable. The age is of the moment at which the
+    /// gateway answers; if it is stopped then, or the network is slow, its client can add that itself.
+    fn found(
+        &self,
+        core: &mut Core,
+        decided_at: u64,
+        asked: &Request,
+        found: &ReadValues,
+        at: usize,
+    ) -> Outcome {
         let (value, staleness_ms) = (found.values[at], found.staleness_ms);
         if staleness_ms > asked.max_staleness_ms.unwrap_or(0) {
             let detail = format!("{asked:?} was told a value of {staleness_ms} ms ago");
@@ -255,7 +276,7 @@ impl Driver<'_> {
         }
         match staleness_ms {
             0 => Outcome::Applied(Some(value)),
-            ms => Outcome::Stale { value, as_of: core.now.saturating_sub(ms * 1_000) },
+            ms => Outcome::Stale { value, as_of: decided_at.saturating_sub(ms * 1_000) },
         }
     }
 

@@ -75,8 +75,12 @@ struct Link {
     open_until: [u64; 2],
     /// Per receiving side: the last arrival, so that the next is not before it.
     last: [u64; 2],
-    /// Per receiving side: sent while the direction was blocked.
+    /// Per receiving side: sent while the direction was blocked, or held up.
     stuck: [Vec<Wire>; 2],
+    /// Per receiving side: what arrives waits in some buffer on the way.
+    held_up: [bool; 2],
+    /// It dies with this one of the messages to come, of either direction.
+    last_message: Option<u64>,
 }
 
 impl Link {
@@ -125,11 +129,18 @@ impl Network {
 
     /// Links that stand, for a fault to choose from.
     pub fn standing(&self) -> Vec<u64> {
-        self.links
-            .iter()
-            .filter(|(_, link)| link.stage == Stage::Standing)
-            .map(|(&id, _)| id)
-            .collect()
+        let standing = self.links.iter().filter(|(_, link)| link.stage == Stage::Standing);
+        standing.map(|(&id, _)| id).collect()
+    }
+
+    /// Those with an end at this place.
+    pub fn standing_at(&self, place: Place) -> Vec<u64> {
+        let mut standing = self.standing();
+        standing.retain(|id| {
+            let link = &self.links[id];
+            link.dialler.place == place || link.to == place
+        });
+        standing
     }
 }
 
@@ -148,6 +159,8 @@ impl Core {
             open_until: [u64::MAX; 2],
             last: [0; 2],
             stuck: [Vec::new(), Vec::new()],
+            held_up: [false; 2],
+            last_message: None,
         };
         self.net.links.insert(id, link);
         let delay = self.way(dialler.place, to);
@@ -164,7 +177,7 @@ impl Core {
         let link = self.net.links.get_mut(&id)?;
         let (from, to) = (link.dialler.place, link.to);
         if self.net.is_blocked(from, to) || self.net.is_blocked(to, from) {
-            self.after(DIAL_TIMEOUT, Happening::DialEnds { link: id, refused: false });
+            self.dial_hangs(id);
             return None;
         }
         let delay = self.way(to, from);
@@ -184,6 +197,11 @@ impl Core {
         let told = Told::Dialled { dial: id, conn: conn(id, Side::Dialler), peer };
         self.at(at, Happening::Tell(dialler, told));
         Some((acceptor, Told::Accepted { conn: conn(id, Side::Acceptor), from }))
+    }
+
+    /// Nobody refuses, nobody answers.
+    pub fn dial_hangs(&mut self, id: u64) {
+        self.after(DIAL_TIMEOUT, Happening::DialEnds { link: id, refused: false });
     }
 
     pub fn dial_ends(&mut self, id: u64, refused: bool) -> Option<(Process, Told)> {
@@ -214,9 +232,18 @@ impl Core {
         if !link.open[to.index()] || self.now >= link.open_until[to.index()] {
             return None;
         }
+        if let Some(left) = &mut link.last_message {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                // In the middle of it: neither it nor anything after it arrives.
+                link.open_until[to.index()] = self.now;
+                self.cut(id);
+                return None;
+            }
+        }
         let stuck = &mut link.stuck[to.index()];
         // What has queued up goes first, also when the direction is open again.
-        let waits = !stuck.is_empty();
+        let waits = !stuck.is_empty() || link.held_up[to.index()];
         if waits || self.net.blocked.contains(&(link.place(to.other()), link.place(to))) {
             self.net.links.get_mut(&id)?.stuck[to.index()].push(wire);
             return None;
@@ -227,6 +254,7 @@ impl Core {
     /// What was stuck flows on, in order.
     pub fn drain(&mut self, id: u64, to: Side) -> Vec<(Process, Told)> {
         let Some(link) = self.net.links.get_mut(&id) else { return Vec::new() };
+        link.held_up[to.index()] = false;
         if self.net.blocked.contains(&(link.place(to.other()), link.place(to))) {
             return Vec::new();
         }
@@ -268,6 +296,33 @@ impl Core {
             }
             self.die(id, side, closes);
         }
+    }
+
+    /// The link dies with one of its next messages, before or after it or in its middle.
+    pub fn cut_soon(&mut self, id: u64) {
+        let last = self.rng.between(1, 30);
+        if let Some(link) = self.net.links.get_mut(&id) {
+            link.last_message = Some(last);
+        }
+    }
+
+    /// One end learns that the link is dead, and may make another; but what it has sent is in buffers on the way, and
+    /// all of it arrives, later than what comes on the new link.
+    pub fn cut_with_stragglers(&mut self, id: u64) {
+        let sender = if self.rng.percent(70) { Side::Dialler } else { Side::Acceptor };
+        let delay = self.delay();
+        let late = self.rng.between(5_000, 1_000_000);
+        let Some(link) = self.net.links.get_mut(&id) else { return };
+        if link.stage != Stage::Standing {
+            return;
+        }
+        let receiver = sender.other();
+        link.held_up[receiver.index()] = true;
+        link.open_until[sender.index()] = self.now;
+        self.die(id, sender, self.now + delay);
+        let arrives = self.now + delay + late;
+        self.at(arrives, Happening::Drain { link: id, to: receiver });
+        self.die(id, receiver, arrives + 1);
     }
 
     fn die(&mut self, id: u64, side: Side, at: u64) {

@@ -10,7 +10,7 @@ use engine::ids::{Boot, Conn, Now, Revision, SessionId, StoreBoot, StoreId, Time
 use engine::node::{CasOutcome, Effect, Event, Node};
 use engine::records::StoreStatus;
 
-use super::core::{Core, Place, Process, Told};
+use super::core::{Core, Happening, Place, Process, Told};
 use super::disk::{Disk, DiskDone, Ingest, Rows};
 use super::etcd::{Call, Compare, Key, Reply, Value, Versioned, WatchEvent, Write};
 use super::network::Wire;
@@ -28,7 +28,7 @@ pub struct NodeHost {
     pub disk: Disk,
     boot: Boot,
     /// How far its wall clock is off, in milliseconds.
-    skew_ms: u64,
+    skew_ms: i64,
     phase: Phase,
 }
 
@@ -52,6 +52,9 @@ struct Running {
     started: u64,
     wake_at: Option<u64>,
     effects: Vec<Effect>,
+    /// What it was about to do when it was stopped.
+    held_back: Vec<Effect>,
+    left: bool,
     /// Connections that stand; those that this node dialled name their peer.
     conns: BTreeMap<Conn, Option<StoreId>>,
     gateways: BTreeMap<Conn, ()>,
@@ -92,7 +95,7 @@ impl NodeHost {
             life: 0,
             disk: Disk::default(),
             boot: Boot(0),
-            skew_ms: core.rng.below(2_000),
+            skew_ms: core.rng.below(2_000) as i64,
             phase: Phase::Down,
         }
     }
@@ -160,6 +163,19 @@ impl NodeHost {
             Phase::Booting(_) => self.boot(core, told),
             Phase::Up(_) => self.run(core, told),
         }
+    }
+
+    /// SIGTERM: it hands over what it has, and ends.
+    pub fn leave(&mut self, core: &mut Core) {
+        let process = self.process();
+        let Phase::Up(running) = &mut self.phase else { return };
+        let mut driver = Driver { process, skew_ms: self.skew_ms, disk: &mut self.disk, running };
+        driver.handle(core, Event::Leave);
+    }
+
+    /// Its wall clock is set.
+    pub fn set_clock(&mut self, ahead_ms: i64) {
+        self.skew_ms = ahead_ms;
     }
 
     // ---- starting ------------------------------------------------------------------------------
@@ -247,6 +263,8 @@ impl NodeHost {
             started: core.now,
             wake_at: None,
             effects: Vec::new(),
+            held_back: Vec::new(),
+            left: false,
             conns: BTreeMap::new(),
             gateways: BTreeMap::new(),
             peers: BTreeMap::new(),
@@ -272,6 +290,16 @@ impl NodeHost {
             let store = self.store;
             core.oracle.exited(core.now, store);
             self.crash(core, false);
+        } else if driver.running.left {
+            // What it has acknowledged in its last turn counts.
+            core.oracle.look(driver.running.me, &driver.running.machine);
+            // Its lease ends with it, so that nobody has to wait.
+            if let Some(lease) = driver.running.lease {
+                core.etcd(process, Call::Revoke { lease });
+            }
+            self.crash(core, false);
+            let after = core.rng.between(1_000, 1_000_000);
+            core.after(after, Happening::Restart { place: self.place });
         }
     }
 }
@@ -303,7 +331,7 @@ impl Running {
 /// One turn of a running node.
 struct Driver<'a> {
     process: Process,
-    skew_ms: u64,
+    skew_ms: i64,
     disk: &'a mut Disk,
     running: &'a mut Running,
 }
@@ -313,15 +341,8 @@ impl Driver<'_> {
         match told {
             // A nearer deadline has taken this one's place.
             Told::Wake if self.running.wake_at != Some(core.now) => {}
-            Told::Wake => {
-                let now = self.now(core);
-                self.running.wake_at = None;
-                if self.running.machine.next_deadline().is_some_and(|at| at <= now) {
-                    self.handle(core, Event::Tick);
-                } else {
-                    self.schedule(core);
-                }
-            }
+            Told::Wake => self.wake(core),
+            Told::Resumed => self.resumed(core),
             Told::Tock => self.tock(core),
             Told::Redial => self.dial_all(core),
             Told::Disk(done) => self.disk_done(core, done),
@@ -372,10 +393,38 @@ impl Driver<'_> {
                 self.running.effects.push(effect);
                 return;
             }
-            self.perform(core, effect);
+            if core.holds_back(self.process) {
+                self.running.held_back.push(effect);
+            } else {
+                self.perform(core, effect);
+            }
         }
         self.running.effects = effects;
         self.schedule(core);
+    }
+
+    fn wake(&mut self, core: &mut Core) {
+        let now = self.now(core);
+        self.running.wake_at = None;
+        if self.running.machine.next_deadline().is_some_and(|at| at <= now) {
+            self.handle(core, Event::Tick);
+        } else {
+            self.schedule(core);
+        }
+    }
+
+    /// It stood still: what it was about to do comes first.
+    fn resumed(&mut self, core: &mut Core) {
+        for effect in std::mem::take(&mut self.running.held_back) {
+            self.perform(core, effect);
+        }
+        // Its timers are late: it sees them before what has come meanwhile, or after it.
+        if core.rng.percent(50) {
+            self.wake(core);
+        } else {
+            self.running.wake_at = None;
+            self.schedule(core);
+        }
     }
 
     fn schedule(&mut self, core: &mut Core) {
@@ -449,7 +498,7 @@ impl Driver<'_> {
             }
             // Its disks do not rot in a way that only a scrub would find.
             Effect::Scrub { .. } | Effect::Found(_) => {}
-            Effect::Left => unreachable!("nobody asks it to leave"),
+            Effect::Left => self.running.left = true,
             Effect::Exit(_) => unreachable!("the caller stops at it"),
         }
     }
@@ -495,7 +544,7 @@ impl Driver<'_> {
 
     fn tock(&mut self, core: &mut Core) {
         core.tell_after(TOCK, self.process, Told::Tock);
-        let wall = WALL_CLOCK_START + core.now / 1_000 + self.skew_ms;
+        let wall = (WALL_CLOCK_START + core.now / 1_000).saturating_add_signed(self.skew_ms);
         self.handle(core, Event::WallClock(TimeMs(wall)));
         if self.running.exits() {
             return;

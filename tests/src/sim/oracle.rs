@@ -3,22 +3,28 @@
 use std::collections::BTreeMap;
 
 use engine::config::ShardConfig;
-use engine::ids::{ShardId, StoreBoot, StoreId};
+use engine::ids::{Seq, ShardId, StoreBoot, StoreId};
 use engine::message::ToFollower;
 use engine::node::{Effect, Event, Node};
 use engine::store::log::Record;
 
 use super::checker::Violation;
 use super::checker::digests::Digests;
+use super::checker::in_sync_set::InSyncSet;
 use super::checker::logs_match::LogsMatch;
+use super::checker::never_back::NeverBack;
 use super::checker::one_primary::OnePrimary;
 use super::checker::session_rows::SessionRows;
+use super::coverage::Coverage;
 
 #[derive(Default)]
 pub struct Oracle {
     pub violations: Vec<Violation>,
+    pub coverage: Coverage,
     one_primary: OnePrimary,
     logs: LogsMatch,
+    in_sync: InSyncSet,
+    never_back: NeverBack,
     digests: Digests,
     sessions: SessionRows,
     /// The last position looked at, so that nothing is looked at twice.
@@ -26,9 +32,14 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn event(&mut self, _me: StoreBoot, _event: &Event) {}
+    pub fn event(&mut self, me: StoreBoot, event: &Event) {
+        self.coverage.event(me, event);
+        self.never_back.event(me, event);
+    }
 
     pub fn effect(&mut self, now: u64, me: StoreBoot, effect: &Effect) {
+        self.coverage.effect(me, effect);
+        self.never_back.effect(me, effect);
         match effect {
             Effect::Write(Record::Append { shard, entry }) => {
                 self.logs.written(*shard, entry, &mut self.violations);
@@ -50,6 +61,8 @@ impl Oracle {
     /// After every event of a node.
     pub fn look(&mut self, me: StoreBoot, node: &Node) {
         for view in node.replicas() {
+            self.never_back.look(me, &view, &mut self.violations);
+            self.in_sync.look(me, &view, &mut self.violations);
             let applied = view.state.applied;
             let primary = view.primary.map_or(0, |primary| primary.epoch.0);
             let mark = (applied.seq.0, primary);
@@ -61,6 +74,7 @@ impl Oracle {
                 let claim = (view.shard, primary.epoch);
                 self.one_primary.leads(claim, me, &mut self.violations);
             }
+            self.coverage.applied(&view, seen.map_or(Seq(0), |(seq, _)| Seq(seq)));
             self.logs.applied(view.shard, applied, &mut self.violations);
             self.digests.applied(view.shard, view.state, &mut self.violations);
             self.sessions.applied(view.shard, view.state, &mut self.violations);
@@ -76,6 +90,9 @@ impl Oracle {
     pub fn exited(&mut self, _now: u64, _store: StoreId) {}
 
     pub fn record_written(&mut self, config: &ShardConfig) {
+        self.coverage.record_written(config);
+        self.never_back.record_written(config, &mut self.violations);
+        self.in_sync.record_written(config, &mut self.violations);
         self.one_primary.assigned(config, &mut self.violations);
     }
 }

@@ -69,6 +69,10 @@ impl Plan {
         let mut faults: Vec<Kind> = Kind::ALL.to_vec();
         rng.shuffle(&mut faults);
         faults.truncate(rng.between(2, 6) as usize);
+        if rng.percent(25) {
+            faults.truncate(1);
+            faults.extend(Kind::DEPOSE);
+        }
         let faults_until = rng.between(2_500_000, 5_000_000);
         let silent_after_ms = rng.between(200, 1_000);
         let shards = rng.between(1, 3) as u16;
@@ -120,7 +124,12 @@ impl Plan {
                 log_memory_bytes: rng.between(1, 64) as usize * 1024,
                 table_bytes_max: if rng.percent(50) { 512 } else { 64 << 20 },
                 flush_after_ms: rng.between(50, 2_000),
-                collect_every_ms: rng.between(300, 3_000),
+                // At once: collections of lists that overtake each other.
+                collect_every_ms: match rng.percent(25) {
+                    true => rng.between(20, 100),
+                    false => rng.between(300, 3_000),
+                },
+                pending_bytes_max: if rng.percent(10) { 2_000 } else { 256 << 20 },
                 idempotency_window_ms: tokens.window_ms,
                 idempotency_records_max: tokens.records_max,
                 planted,

@@ -184,7 +184,13 @@ impl World {
             Happening::DialArrives { link } => {
                 let to = core.dialled_place(link);
                 let running = to.and_then(|to| Some((self.listening(to)?, self.says_it_is(to))));
-                let told = self.core.dial_arrives(link, running);
+                let told = match running {
+                    Some((process, _)) if self.core.is_paused(process) => {
+                        self.core.dial_hangs(link);
+                        None
+                    }
+                    _ => self.core.dial_arrives(link, running),
+                };
                 self.tell_some(told);
             }
             Happening::DialEnds { link, refused } => {
@@ -205,14 +211,19 @@ impl World {
                 self.tell_some(told);
             }
             Happening::LinkTimeout { link } => core.link_timeout(link),
-            Happening::EtcdArrives { from, number, call } => core.etcd_arrives(from, number, call),
+            Happening::EtcdArrives { from, asked } => core.etcd_arrives(from, asked),
             Happening::EtcdWatch { watcher } => {
                 let told = core.etcd_watched(watcher);
+                self.tell_some(told);
+            }
+            Happening::EtcdRelist { watcher } => {
+                let told = core.etcd_relist(watcher);
                 self.tell_some(told);
             }
             Happening::EtcdLeases => core.etcd_leases(),
             Happening::Answered(answered) => self.clients.answered(core, answered),
             Happening::Client { client } => self.clients.ask(core, client),
+            Happening::FinalRead { counter } => self.clients.read_finally(core, counter),
             Happening::TokenClient { client } => {
                 self.tokens.ask(core, &mut self.clients.history, client);
             }
@@ -227,6 +238,12 @@ impl World {
             Happening::TokenAnswered(answered) => self.tokens.answered(core, answered),
             Happening::Fault => self.fault(),
             Happening::FaultEnds { fault } => self.fault_ends(fault),
+            Happening::FaultStep { pair, blocks } => self.fault_step(pair, blocks),
+            Happening::Resume { process } => {
+                for told in core.resume(process) {
+                    self.tell(process, told);
+                }
+            }
             Happening::Restart { place } => self.restart(place),
         }
     }
@@ -240,6 +257,7 @@ impl World {
     /// Tells a process, unless that life of it is over.
     fn tell(&mut self, to: Process, told: Told) {
         let core = &mut self.core;
+        let Some(told) = core.waits_for(to, told) else { return };
         match to.place {
             Place::Node(at) => {
                 let node = &mut self.nodes[at as usize];
@@ -266,7 +284,7 @@ impl World {
         }
     }
 
-    fn listening(&self, place: Place) -> Option<Process> {
+    pub fn listening(&self, place: Place) -> Option<Process> {
         match place {
             Place::Node(at) => self.nodes[at as usize].listening(),
             Place::Gateway(at) => {

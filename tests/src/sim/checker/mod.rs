@@ -1,7 +1,7 @@
 //! The promises, one file each, and what breaking one looks like.
 //!
-//! Some are watched from inside while a run goes on ([`one_primary`], [`logs_match`], [`digests`],
-//! [`session_rows`], [`answers`]); the others judge, at the end, what clients asked and were told. Those know
+//! Some are watched from inside while a run goes on ([`one_primary`], [`logs_match`], [`in_sync_set`],
+//! [`never_back`], [`digests`], [`session_rows`], [`answers`]); the others judge, at the end, what clients asked and were told. Those know
 //! nothing of replicas or logs, so they can't share a mistake with what they check.
 
 pub mod answers;
@@ -9,9 +9,11 @@ pub mod bounded;
 pub mod digests;
 pub mod digits;
 pub mod heals;
+pub mod in_sync_set;
 pub mod linearizable;
 pub mod logs_match;
 pub mod lost;
+pub mod never_back;
 pub mod one_primary;
 pub mod refused;
 pub mod session_rows;

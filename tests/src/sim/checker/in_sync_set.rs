@@ -1,0 +1,95 @@
+//! What is committed is durable on every member of the in-sync set that etcd's record names, at every moment: whoever
+//! is promoted next has it. (Members marked as short, `tainted`, are not promoted.)
+//!
+//! A bug in who counts shows here at once; without this it would take a second failure, at the right moment, to lose
+//! something. Where false alarms would come from: a member whose disk has lied or is known to be damaged is not held
+//! to it; what such a disk may do is the business of other promises.
+
+use std::collections::BTreeMap;
+
+use engine::config::ShardConfig;
+use engine::ids::{Boot, Chain, CopyNo, Seq, ShardId, StoreBoot, StoreId};
+use engine::node::ReplicaView;
+
+use super::Violation;
+
+#[derive(Default)]
+pub struct InSyncSet {
+    records: BTreeMap<ShardId, ShardConfig>,
+    /// The highest commit that any primary of the shard has reached, and the entry there.
+    committed: BTreeMap<ShardId, (Seq, Option<Chain>)>,
+    held: BTreeMap<(StoreId, ShardId), Held>,
+}
+
+/// What a store has durably of a shard; of one that is down, what it had.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    boot: Boot,
+    durable: Seq,
+    /// This copy was found damaged when the process began.
+    damaged: Option<CopyNo>,
+    is_sound: bool,
+}
+
+impl InSyncSet {
+    pub fn record_written(&mut self, config: &ShardConfig, violations: &mut Vec<Violation>) {
+        self.records.insert(config.shard(), config.clone());
+        self.check(config.shard(), violations);
+    }
+
+    pub fn look(&mut self, me: StoreBoot, view: &ReplicaView<'_>, violations: &mut Vec<Violation>) {
+        let before = self.held.get(&(me.store, view.shard)).copied().unwrap_or_default();
+        let begins = before.boot != me.boot;
+        let damaged = if begins { view.unfit.then_some(view.copy) } else { before.damaged };
+        let is_sound = view.stopped.is_none() && damaged != Some(view.copy);
+        let durable = if view.exists { view.durable } else { Seq(0) };
+        let held = Held { boot: me.boot, durable, damaged, is_sound };
+        self.held.insert((me.store, view.shard), held);
+        let shrank = durable < before.durable;
+        let mut grew = false;
+        if let Some(primary) = view.primary.filter(|primary| primary.active) {
+            let known = self.committed.entry(view.shard).or_default();
+            if view.commit > known.0 && view.commit >= primary.barrier {
+                *known = (view.commit, view.log.position(view.commit).map(|at| at.chain));
+                grew = true;
+            }
+        }
+        if shrank || grew {
+            self.check(view.shard, violations);
+        }
+        if is_sound && view.exists {
+            self.check_entry(me, view, violations);
+        }
+    }
+
+    fn check(&self, shard: ShardId, violations: &mut Vec<Violation>) {
+        let Some(record) = self.records.get(&shard) else { return };
+        let Some(&(committed, _)) = self.committed.get(&shard) else { return };
+        for &store in record.isr.iter().filter(|store| !record.tainted.contains(store)) {
+            let Some(held) = self.held.get(&(store, shard)) else { continue };
+            if held.is_sound && held.durable < committed {
+                let detail = format!(
+                    "shard {shard}: {committed:?} is committed, {store:?} in {record:?} has {:?}",
+                    held.durable
+                );
+                violations.push(Violation { promise: PROMISE, detail });
+            }
+        }
+    }
+
+    /// A member may hold another entry at that place: its number alone proves nothing.
+    fn check_entry(&self, me: StoreBoot, view: &ReplicaView<'_>, violations: &mut Vec<Violation>) {
+        let Some(record) = self.records.get(&view.shard) else { return };
+        let Some(&(committed, Some(chain))) = self.committed.get(&view.shard) else { return };
+        let counts = record.isr.contains(&me.store) && !record.tainted.contains(&me.store);
+        let there = view.log.position(committed).filter(|_| counts);
+        if let Some(there) = there.filter(|there| there.chain != chain) {
+            let shard = view.shard;
+            let detail =
+                format!("shard {shard}: {me:?} has {there:?} where {chain:?} is committed");
+            violations.push(Violation { promise: PROMISE, detail });
+        }
+    }
+}
+
+const PROMISE: &str = "in-sync-set";

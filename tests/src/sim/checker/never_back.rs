@@ -1,0 +1,81 @@
+//! Some numbers never go back: a record's epoch and version; of one process and copy, what it has promised, committed
+//! and applied. A promise outlives the copy, and, once an fsync has followed it, the process.
+//!
+//! Where false alarms would come from: a copy that its node knows to be damaged is not held to what was promised for it.
+
+use std::collections::BTreeMap;
+
+use engine::config::ShardConfig;
+use engine::ids::{CopyNo, Epoch, Seq, ShardId, StoreBoot, StoreId, Version};
+use engine::node::{Effect, Event, ReplicaView};
+
+use super::Violation;
+
+const PROMISE: &str = "never-back";
+
+#[derive(Default)]
+pub struct NeverBack {
+    records: BTreeMap<ShardId, (Epoch, Version)>,
+    promised: BTreeMap<(StoreBoot, ShardId), Epoch>,
+    /// Committed and applied.
+    reached: BTreeMap<(StoreBoot, ShardId, CopyNo), (Seq, Seq)>,
+    /// The last group that a process has asked to be made durable.
+    synced: BTreeMap<StoreBoot, u64>,
+    /// Promises of which it is not known yet that they are durable: they are if a group above this one is.
+    undurable: BTreeMap<(StoreBoot, ShardId), (Epoch, u64)>,
+    durable: BTreeMap<(StoreId, ShardId), Epoch>,
+}
+
+impl NeverBack {
+    pub fn record_written(&mut self, config: &ShardConfig, violations: &mut Vec<Violation>) {
+        let now = (config.epoch, config.version);
+        let before = self.records.insert(config.shard(), now);
+        if before.is_some_and(|before| now.0 < before.0 || now.1 <= before.1) {
+            let detail =
+                format!("the record of {} went from {before:?} to {now:?}", config.shard());
+            violations.push(Violation { promise: PROMISE, detail });
+        }
+    }
+
+    pub fn effect(&mut self, me: StoreBoot, effect: &Effect) {
+        if let Effect::Sync { group } = effect {
+            self.synced.insert(me, *group);
+        }
+    }
+
+    pub fn event(&mut self, me: StoreBoot, event: &Event) {
+        let Event::Durable { group } = event else { return };
+        let is_durable = |&(of, _): &(StoreBoot, ShardId), &mut (_, above): &mut (Epoch, u64)| {
+            of == me && above < *group
+        };
+        for ((_, shard), (epoch, _)) in self.undurable.extract_if(.., is_durable) {
+            self.durable.insert((me.store, shard), epoch);
+        }
+    }
+
+    pub fn look(&mut self, me: StoreBoot, view: &ReplicaView<'_>, violations: &mut Vec<Violation>) {
+        let before = self.promised.insert((me, view.shard), view.promised);
+        if before != Some(view.promised) {
+            let above = self.synced.get(&me).copied().unwrap_or(0);
+            self.undurable.insert((me, view.shard), (view.promised, above));
+        }
+        let is_sound = !view.unfit && view.stopped.is_none();
+        let outlived = self.durable.get(&(me.store, view.shard)).filter(|_| is_sound).copied();
+        let before = before.max(outlived);
+        if before.is_some_and(|before| view.promised < before) {
+            let shard = view.shard;
+            let detail = format!("{me:?}: {shard} promised {before:?}, now {:?}", view.promised);
+            violations.push(Violation { promise: PROMISE, detail });
+        }
+        if !view.exists {
+            return;
+        }
+        let now = (view.commit, view.state.applied.seq);
+        let before = self.reached.insert((me, view.shard, view.copy), now);
+        if before.is_some_and(|before| now.0 < before.0 || now.1 < before.1) {
+            let shard = view.shard;
+            let detail = format!("{me:?}: {shard} committed and applied {before:?}, now {now:?}");
+            violations.push(Violation { promise: PROMISE, detail });
+        }
+    }
+}
