@@ -8,8 +8,9 @@ must hold at least what its client knows to be applied, and at most that and wha
 dies, nothing may be unknown.
 
 With --tokens each increment has an Idempotency-Key and is sent, with that same key, until it is applied and then twice
-more, through one gateway and the other in turn. Every counter must hold each increment exactly once, nothing may stay
-unknown, gateway killed or not, and every answer must name the value that the first one named.
+more, through one gateway and the other in turn; with a quarter of the keys another increment is then tried, which must be
+refused as 422. Every counter must hold each increment exactly once, nothing may stay unknown, gateway killed or not, and every
+answer must name the value that the first one named.
 """
 
 import http.client
@@ -29,6 +30,8 @@ TOKENS = sys.argv[1:] == ["--tokens"]
 CLIENTS = int(os.environ.get("CLIENTS", "16"))
 # A client's increments go round so many counters of its own.
 KEYS = 4
+# The key of every so many increments is tried with another request.
+REUSE_EVERY = 4
 
 
 class Client(threading.Thread):
@@ -37,7 +40,8 @@ class Client(threading.Thread):
         self.number, self.stop = number, stop
         # Every other client begins at the other gateway.
         self.urls = urls[number % len(urls):] + urls[:number % len(urls)]
-        self.applied, self.unknown, self.again, self.replayed = [0] * KEYS, [0] * KEYS, 0, 0
+        self.applied, self.unknown, self.again = [0] * KEYS, [0] * KEYS, 0
+        self.replayed, self.refused = 0, 0
         self.wrong = None
 
     def run(self):
@@ -90,7 +94,7 @@ class Client(threading.Thread):
 
 
 class Repeater(Client):
-    """Makes each increment three times over, under one key and through both gateways."""
+    """Makes each increment three times over, under one key and through both gateways, and may try another with that key."""
 
     def increment(self, key):
         path = f"/v1/counters/outcomes/client-{self.number}-{key}/increment?return=value"
@@ -107,14 +111,31 @@ class Repeater(Client):
                     raise ValueError(f"{path}: applied anew, {values}")
                 first = False
                 continue
-            if answer is not None and answer.outcome != "unknown" and answer.status not in (429, 503):
-                raise ValueError(answer.body)
-            self.again += 1
-            time.sleep(int(answer.headers.get("Retry-After", "0")) if answer is not None else 0.05)
+            self.wait_after(answer)
         # Nobody else adds to this counter.
         if values != [self.applied[key] + 1] * 3:
             raise ValueError(f"{path}: {values}, after {self.applied[key]} increments")
+        if self.applied[key] % REUSE_EVERY == 0:
+            self.reuse(path, headers)
         return "applied"
+
+    def reuse(self, path, headers):
+        """The value that the next increment is told shows that nothing of this one was counted."""
+        while True:
+            answer = self.send(f"{path}&delta=1000000", headers)
+            self.urls = self.urls[1:] + self.urls[:1]
+            if answer is not None and answer.status == 422:
+                self.refused += 1
+                return
+            if answer is not None and answer.status == 200:
+                raise ValueError(f"{path}: another increment was applied under a key that had been used")
+            self.wait_after(answer)
+
+    def wait_after(self, answer):
+        if answer is not None and answer.outcome != "unknown" and answer.status not in (429, 503):
+            raise ValueError(answer.body)
+        self.again += 1
+        time.sleep(int(answer.headers.get("Retry-After", "0")) if answer is not None else 0.05)
 
 
 class Load:
@@ -182,9 +203,11 @@ def check(data):
     again = sum(client.again for client in clients)
     if TOKENS:
         replayed = sum(client.replayed for client in clients)
-        if unknown or replayed < 2 * load.given:
-            sys.exit(f"{unknown} unknown, {replayed} replays of {load.given} increments")
+        refused = sum(client.refused for client in clients)
+        if unknown or replayed < 2 * load.given or REUSE_EVERY * refused < load.given:
+            sys.exit(f"{unknown} unknown, {replayed} replays and {refused} refusals of {load.given} increments")
         say(f"{load.given} increments, each answered three times, {again} sent again: every counter holds each once")
+        say(f"{refused} others with a used key: refused as 422, and counted nowhere")
         return
     say(f"{load.given} increments applied, {unknown} unknown, {again} sent again: every counter is within its bounds")
 

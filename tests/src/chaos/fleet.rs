@@ -80,6 +80,11 @@ impl Member {
     pub fn runs(&self) -> bool {
         self.child.is_some()
     }
+
+    /// Without a restart.
+    pub fn has_run_for(&self, length: Duration) -> bool {
+        self.runs() && self.started.elapsed() > length
+    }
 }
 
 /// A process that ended by itself.

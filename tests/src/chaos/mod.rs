@@ -36,7 +36,7 @@ use self::probes::Probers;
 use self::recorder::Recorder;
 use self::sandbox::Sandbox;
 use self::verdict::{broken, judge};
-use self::workload::{Surprises, Workload, knows_tokens};
+use self::workload::{Surprises, Workload};
 use crate::cluster;
 use crate::cluster::http::{Client, DEADLINE};
 use crate::sim::checker::Violation;
@@ -111,18 +111,9 @@ fn run_in(
     let mut nemesis = Nemesis::new(field, kinds, settings.length, &recorder, rng.fork());
 
     let gateways = start(&mut nemesis)?;
-    let tokens = knows_tokens(&gateways[0])?;
-    if !tokens {
-        crate::note("this service refuses Idempotency-Key: no operation is repeated");
-    }
     let surprises = Surprises::default();
-    let workload = Workload::start(
-        recorder.clone(),
-        gateways.clone(),
-        tokens,
-        surprises.clone(),
-        &mut rng.fork(),
-    );
+    let workload =
+        Workload::start(recorder.clone(), gateways.clone(), surprises.clone(), &mut rng.fork());
     let keys = cluster::key_per_shard(&cluster::shards(&gateways)?, probes::NAMESPACE);
     let probers = Probers::start(&gateways, &keys);
 
@@ -165,8 +156,11 @@ fn run_in(
         violations: &violations,
         facts: &[
             ("requests, those of probes not among them", count(&counts.requests)),
-            ("sends of operations with a token", count(&counts.sends_with_token)),
+            ("batches, with a token or without", count(&counts.batches)),
+            ("adds in them", count(&counts.items)),
+            ("sends of requests with a token", count(&counts.sends_with_token)),
             ("answers that were replayed", count(&counts.replays)),
+            ("tokens refused for another request (422)", count(&counts.reused)),
             ("bounded reads", count(&counts.bounded)),
             (
                 "nodes that ended on a bad or foreign folder, as they should",

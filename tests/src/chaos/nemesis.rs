@@ -20,7 +20,12 @@ use crate::sim::rng::Rng;
 const TICK: Duration = Duration::from_millis(50);
 /// Before a fault that comes alone, and after it. Beyond it is skipped; the end of a run judges.
 const WHOLE_WITHIN: Duration = Duration::from_secs(60);
+/// Longer than a lease lasts (TTL), a start takes after a kill (TTL + 1 s), and the news of both.
+const SETTLES: Duration = Duration::from_secs(5);
 const COMPANY_MAX: u64 = 3;
+/// So many of the longest faults fit into a run, one after the other: then each kind comes at least
+/// once within two minutes, as they come in company.
+const KINDS_MIN: u32 = 24;
 /// The later ones of a company begin within this many milliseconds.
 const BEGIN_WITHIN: u64 = 2_000;
 
@@ -45,7 +50,7 @@ pub struct Nemesis<'a> {
     recorder: &'a Recorder,
     kinds: Vec<&'static Kind>,
     bag: Vec<&'static Kind>,
-    /// No fault of a short run takes most of it.
+    /// No fault of a short run takes much of it.
     lasts_max: Duration,
     /// Choices of when and what; those of whom are the field's.
     rng: Rng,
@@ -67,7 +72,7 @@ impl<'a> Nemesis<'a> {
             recorder,
             kinds,
             bag: Vec::new(),
-            lasts_max: length / 8,
+            lasts_max: length / KINDS_MIN,
             rng,
             spans: Vec::new(),
             skipped: Vec::new(),
@@ -206,7 +211,8 @@ impl<'a> Nemesis<'a> {
         std::thread::sleep(TICK);
     }
 
-    /// Until every shard is open with all its replicas in sync. It keeps the processes running.
+    /// Until every shard is open with all its replicas in sync, of processes that have run for a while:
+    /// a node that was killed counts as in sync until somebody has found out. It keeps them running.
     pub fn wait_until_whole(&mut self, limit: Duration) -> Result<(), String> {
         let gateways = self.field.fleet.gateways();
         let begun = Instant::now();
@@ -215,10 +221,10 @@ impl<'a> Nemesis<'a> {
             let whole = || -> Result<(), String> {
                 cluster::shards(&gateways)?.iter().try_for_each(|shard| shard.is_full(REPLICAS))
             };
-            let down = self.field.fleet.members.iter().find(|one| !one.runs());
+            let down = self.field.fleet.members.iter().find(|one| !one.has_run_for(SETTLES));
             let why = match (whole(), down) {
                 (Err(why), _) => why,
-                (Ok(()), Some(down)) => format!("{} does not run", down.name),
+                (Ok(()), Some(down)) => format!("{} has not run for {SETTLES:?}", down.name),
                 (Ok(()), None) => return Ok(()),
             };
             if begun.elapsed() > limit {

@@ -136,3 +136,121 @@ fn row(text: &mut String, [first, a, b, c]: [&str; 4]) {
 fn line(text: &mut String, what: &str, value: &str) {
     writeln!(text, "{what:<60} {value}").expect("memory");
 }
+
+/// Histories with one lie each: a verdict that can't say "broken" says nothing.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::history::{DIGITS_MAX, Use};
+
+    /// What was asked, one after the other, and told.
+    type Told = (Ask, Outcome);
+
+    const APPLIED: Outcome = Outcome::Applied(None);
+
+    fn add(digit: u32) -> Ask {
+        assert!(digit < DIGITS_MAX);
+        Ask::Add { delta: 1 << (2 * digit) }
+    }
+
+    fn value(value: i128) -> Outcome {
+        Outcome::Applied(Some(value))
+    }
+
+    /// Each operation takes a step and a microsecond.
+    fn history(used: Use, told: &[Told]) -> History {
+        let mut history = History::default();
+        let counter = history.new_counter(used);
+        for (at, &(ask, outcome)) in (0..).zip(told) {
+            let id = history.ask(2 * at, counter, ask);
+            history.answer(2 * at + 1, 2 * at + 1, id, outcome);
+        }
+        history
+    }
+
+    #[track_caller]
+    fn check(used: Use, told: &[Told], want: &[&str]) {
+        let violations = judge(&history(used, told), &[]);
+        let mut promises: Vec<_> = violations.iter().map(|one| one.promise).collect();
+        promises.dedup();
+        assert_eq!(promises, want, "{violations:?}");
+        let known = |name| PROMISES.iter().any(|(_, names)| names.contains(name));
+        assert!(promises.iter().all(known), "the table leaves out one of {promises:?}");
+    }
+
+    #[test]
+    fn a_true_history_breaks_nothing() {
+        let told = [
+            (add(0), APPLIED),
+            (add(1), Outcome::NotApplied),
+            (add(2), Outcome::Unknown),
+            (Ask::Read, value(1)),
+            (Ask::Read, value(0x11)),
+            (Ask::AddReturning { delta: 0x40 }, value(0x51)),
+        ];
+        check(Use::Digits, &told, &[]);
+        let told = [
+            (Ask::AddReturning { delta: 5 }, value(5)),
+            (Ask::Delete, value(5)),
+            (Ask::Read, value(0)),
+        ];
+        check(Use::Mixed, &told, &[]);
+    }
+
+    #[test]
+    fn a_lost_add_is_noticed() {
+        check(Use::Digits, &[(add(0), APPLIED), (Ask::Read, value(0))], &["lost"]);
+    }
+
+    #[test]
+    fn an_add_counted_twice_is_noticed() {
+        check(Use::Digits, &[(add(0), APPLIED), (Ask::Read, value(2))], &["twice"]);
+        // As a token that is not remembered would do it: its client asked once.
+        let told = [(Ask::AddReturning { delta: 3 }, value(3)), (Ask::Read, value(6))];
+        check(Use::Mixed, &told, &["linearizable"]);
+    }
+
+    #[test]
+    fn a_refused_add_that_counts_is_noticed() {
+        let told = [(add(0), Outcome::NotApplied), (Ask::Read, value(1))];
+        check(Use::Digits, &told, &["not-applied"]);
+        check(Use::Mixed, &told, &["linearizable"]);
+    }
+
+    #[test]
+    fn a_value_of_nothing_that_was_asked_is_noticed() {
+        check(Use::Digits, &[(add(0), APPLIED), (Ask::Read, value(5))], &["not-applied"]);
+    }
+
+    #[test]
+    fn a_read_that_forgets_an_earlier_one_is_noticed() {
+        let told = [(add(0), Outcome::Unknown), (Ask::Read, value(1)), (Ask::Read, value(0))];
+        check(Use::Digits, &told, &["linearizable"]);
+    }
+
+    #[test]
+    fn a_delete_that_deleted_nothing_is_noticed() {
+        let told = [(add(0), APPLIED), (Ask::Delete, value(1)), (Ask::Read, value(1))];
+        check(Use::Mixed, &told, &["linearizable"]);
+    }
+
+    #[test]
+    fn a_bounded_read_older_than_it_says_is_noticed() {
+        let old = Outcome::Stale { value: 0, as_of: 10 };
+        check(Use::Digits, &[(add(0), APPLIED), (Ask::Read, old)], &["bounded"]);
+        let young = Outcome::Stale { value: 0, as_of: 0 };
+        check(Use::Digits, &[(add(0), APPLIED), (Ask::Read, young)], &[]);
+    }
+
+    #[test]
+    fn a_probe_outside_its_bounds_is_noticed() {
+        let mut probe = Probe { applied: 2, unknown: 1, ..Probe::default() };
+        probe.check(2);
+        probe.check(3);
+        assert_eq!(judge(&History::default(), std::slice::from_ref(&probe)).len(), 0);
+        probe.check(1);
+        probe.check(4);
+        let violations = judge(&History::default(), &[probe]);
+        assert_eq!(violations.iter().filter(|one| one.promise == "bounds").count(), 2);
+    }
+}

@@ -59,6 +59,8 @@ impl Answer {
             (200, None) => Ok(Outcome::Applied),
             // A read that is not answered is 504 not-applied.
             (429 | 503 | 504, Some("not-applied")) => Ok(Outcome::NotApplied(kind)),
+            // Its token was applied for another request.
+            (422, Some("not-applied")) if kind == "token-reused" => Ok(Outcome::NotApplied(kind)),
             (504, Some("unknown")) => Ok(Outcome::Unknown(kind)),
             _ => Err(format!("an answer against the contract: {self:?}")),
         }

@@ -10,6 +10,8 @@ use crate::chaos::fleet::Role;
 
 /// A disk error: the process ends, as it must.
 const DISK_ERROR: i32 = 5;
+/// Not the folder of the last start, as far as it can tell.
+const REFUSED: i32 = 4;
 
 /// A file beside the data takes what is free of one node's disk, or nearly all of it.
 ///
@@ -68,20 +70,28 @@ fn fill(path: &Path, left: u64) -> std::io::Result<u64> {
 pub struct Flip {
     /// By the beginning and the end of the name.
     files: (&'static str, &'static str),
+    /// What its node may end with.
+    codes: &'static [i32],
     victim: String,
 }
 
 impl Flip {
+    /// The group that is harmed may be the one that says which start this is. Without it the folder
+    /// can't be told from one that was rolled back, and is refused.
     pub fn log() -> Self {
-        Self { files: ("", ".log"), victim: String::new() }
+        Self::new(("", ".log"), &[DISK_ERROR, REFUSED])
     }
 
     pub fn table() -> Self {
-        Self { files: ("", ".sst"), victim: String::new() }
+        Self::new(("", ".sst"), &[DISK_ERROR])
     }
 
     pub fn manifest() -> Self {
-        Self { files: ("MANIFEST", ""), victim: String::new() }
+        Self::new(("MANIFEST", ""), &[DISK_ERROR])
+    }
+
+    fn new(files: (&'static str, &'static str), codes: &'static [i32]) -> Self {
+        Self { files, codes, victim: String::new() }
     }
 }
 
@@ -93,6 +103,10 @@ impl Fault for Flip {
         let data = field.fleet.data(&self.victim);
         let mut files = Vec::new();
         find(&data, &|name| name.starts_with(start) && name.ends_with(end), &mut files);
+        // RocksDB's own log is never written, and the next segment not yet.
+        files.retain(|path| {
+            std::fs::read(path).is_ok_and(|bytes| bytes.iter().any(|&byte| byte != 0))
+        });
         files.sort();
         let flipped = match field.rng.index(files.len().max(1)) {
             _ if files.is_empty() => Err("no such file".to_owned()),
@@ -102,7 +116,7 @@ impl Fault for Flip {
             Ok(offset) => {
                 // Found at the start, at once or when the bytes are wanted; then a fresh start
                 // finds a suspect store, or one that is beyond use: see Fleet::watch.
-                field.fleet.explain(&self.victim, &[DISK_ERROR]);
+                field.fleet.explain(&self.victim, self.codes);
                 Ok(format!("{}: {offset}", self.victim))
             }
             Err(why) => {

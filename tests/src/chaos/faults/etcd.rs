@@ -52,7 +52,10 @@ pub struct RevokeLeases;
 
 impl Fault for RevokeLeases {
     fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        etcd::revoke_all(&field.fleet).map(|count| format!("{count} leases"))
+        match etcd::revoke_all(&field.fleet)? {
+            0 => Err("etcd revokes none now".to_owned()),
+            count => Ok(format!("{count} leases")),
+        }
     }
 
     fn heal(&mut self, _field: &mut Field) {}
