@@ -136,14 +136,14 @@ impl Starting<'_> {
         let known = opened.identity.clone();
         let suspect = opened.is_suspect();
         let mut start = Start::new(self.meta.cluster, opened.kernel_boot, suspect, known, fresh)
-            .map_err(|refusal| self.refused(fresh, refusal))?;
+            .map_err(|refusal| self.refused(fresh, refusal, opened))?;
         let store = start.store();
         self.check_name(store).await?;
         let mut bound = None;
         loop {
             let record = self.await_turn(store).await?;
             let step = start.look(record.as_ref().map(|kept| &kept.record), random()?);
-            let claim = match step.map_err(|refusal| self.refused(store, refusal))? {
+            let claim = match step.map_err(|refusal| self.refused(store, refusal, opened))? {
                 Step::Claim { log, boot, nonce, status } => {
                     self.check_silent(store, record.as_ref()).await?;
                     // Before the boot number is used up, and only now: nobody may take us for the run before.
@@ -177,7 +177,7 @@ impl Starting<'_> {
     }
 
     /// What a refusal means to whoever started this process.
-    fn refused(&self, store: StoreId, refusal: Refusal) -> Exit {
+    fn refused(&self, store: StoreId, refusal: Refusal, opened: &Opened) -> Exit {
         let folder = self.options.data.display();
         Exit::Refused(match refusal {
             Refusal::OtherCluster { cluster } => format!(
@@ -188,6 +188,12 @@ impl Starting<'_> {
             Refusal::Forgotten => format!(
                 "etcd does not know store {store} of {folder}: was etcd's data lost or restored? \
                  Start nothing more and read \"Back up etcd\" in docs/operations.md"
+            ),
+            Refusal::NotOurs { boot } if !opened.damage.is_empty() => format!(
+                "damage has taken from {folder} which start of store {store} it was last (etcd knows of boot {}): {}. It \
+                 must not run. Start on an empty folder to be filled anew",
+                boot.0,
+                opened.damage.join("; ")
             ),
             Refusal::NotOurs { boot } => format!(
                 "the data in {folder} is not what store {store} had when it last started (boot {}): the disk was rolled \
