@@ -45,6 +45,8 @@ struct Finals {
 }
 
 const FINAL: usize = usize::MAX;
+/// Refused at once, it would ask for ever in one moment.
+const FINAL_PAUSE: u64 = 20_000;
 
 impl Clients {
     pub fn new(core: &mut Core) -> Self {
@@ -154,8 +156,13 @@ impl Clients {
         if matches!(answered.outcome, Outcome::Applied(_)) {
             self.finals.left.remove(&counter);
         } else {
-            self.send(core, FINAL, counter, Ask::Read, 1_000_000);
+            core.after(FINAL_PAUSE, Happening::FinalRead { counter });
         }
+    }
+
+    /// Reads one counter at the end, until it answers.
+    pub fn read_finally(&mut self, core: &mut Core, counter: usize) {
+        self.send(core, FINAL, counter, Ask::Read, 1_000_000);
     }
 
     /// Reads every counter, each until it answers.
@@ -163,7 +170,7 @@ impl Clients {
         self.finals.begun = true;
         for counter in 0..self.history.counters.len() {
             self.finals.left.insert(counter);
-            self.send(core, FINAL, counter, Ask::Read, 1_000_000);
+            self.read_finally(core, counter);
         }
     }
 

@@ -12,7 +12,7 @@ use engine::message::{NodeQuery, NodeQueryReply, Report};
 
 use super::clients::{Answered, Request};
 use super::disk::DiskDone;
-use super::etcd::{Call, Etcd, Reply, WatchEvent};
+use super::etcd::{Asked, Etcd, Reply, WatchEvent};
 use super::journal::Journal;
 use super::network::{Network, Side, Wire};
 use super::oracle::Oracle;
@@ -148,8 +148,7 @@ pub enum Happening {
     },
     EtcdArrives {
         from: Process,
-        number: u64,
-        call: Call,
+        asked: Asked,
     },
     EtcdWatch {
         watcher: usize,
@@ -158,6 +157,9 @@ pub enum Happening {
     Answered(Answered),
     Client {
         client: usize,
+    },
+    FinalRead {
+        counter: usize,
     },
     TokenClient {
         client: usize,

@@ -12,6 +12,7 @@ use engine::ids::{SessionId, ShardId, StoreBoot, StoreId};
 use engine::records::{Meta, StoreStatus};
 
 use super::core::{Core, Happening, Place, Process, Told};
+use super::coverage::Path;
 
 /// How long a client waits for an answer.
 const CALL_TIMEOUT: u64 = 400_000;
@@ -78,6 +79,15 @@ pub enum Call {
     },
 }
 
+/// A call on its way.
+#[derive(Debug)]
+pub struct Asked {
+    number: u64,
+    call: Call,
+    /// Its client has heard of a time-out by then.
+    gives_up_at: u64,
+}
+
 #[derive(Clone, Debug)]
 pub enum Reply {
     Read {
@@ -141,7 +151,7 @@ pub struct Etcd {
     next_lease: u64,
     watchers: Vec<Watcher>,
     history: Vec<WatchEvent>,
-    waiting: Vec<(Process, u64, Call)>,
+    waiting: Vec<(Process, Asked)>,
     next_call: u64,
 }
 
@@ -259,23 +269,26 @@ impl Core {
     pub fn etcd(&mut self, from: Process, call: Call) -> u64 {
         self.etcd.next_call += 1;
         let number = self.etcd.next_call;
+        let gives_up_at = self.now + CALL_TIMEOUT;
         if !self.net.is_blocked(from.place, Place::Etcd) {
             let mut delay = self.delay() * 2 + self.lag(from.place, Place::Etcd);
             if self.plan.slow_etcd && self.rng.percent(3) {
                 delay += self.rng.between(10_000, CALL_TIMEOUT * 3);
             }
-            self.after(delay, Happening::EtcdArrives { from, number, call });
+            let asked = Asked { number, call, gives_up_at };
+            self.after(delay, Happening::EtcdArrives { from, asked });
         }
         self.tell_after(CALL_TIMEOUT, from, Told::EtcdTimeout { call: number });
         number
     }
 
-    pub fn etcd_arrives(&mut self, from: Process, number: u64, call: Call) {
+    pub fn etcd_arrives(&mut self, from: Process, asked: Asked) {
         match self.etcd.health {
             Health::Up => {}
-            Health::Stopped => return self.etcd.waiting.push((from, number, call)),
+            Health::Stopped => return self.etcd.waiting.push((from, asked)),
             Health::Dead => return,
         }
+        let Asked { number, call, gives_up_at } = asked;
         let before = self.etcd.history.len();
         let leases = matches!(call, Call::Grant { .. });
         if let Call::Txn { writes, .. } = &call
@@ -285,6 +298,9 @@ impl Core {
             self.journal.note(self.now, || line);
         }
         let reply = self.etcd.perform(self.now, call);
+        if matches!(reply, Reply::Txn { done: true, .. }) && self.now > gives_up_at {
+            self.oracle.coverage.reached(Path::LateTxn);
+        }
         if leases && let Reply::Granted { lease } = reply {
             let ends = self.etcd.leases[&lease].ends;
             self.at(ends, Happening::EtcdLeases);
@@ -329,8 +345,8 @@ impl Core {
     pub fn etcd_resume(&mut self) {
         self.etcd.health = Health::Up;
         self.etcd_leases();
-        for (from, number, call) in std::mem::take(&mut self.etcd.waiting) {
-            self.etcd_arrives(from, number, call);
+        for (from, asked) in std::mem::take(&mut self.etcd.waiting) {
+            self.etcd_arrives(from, asked);
         }
         for watcher in 0..self.etcd.watchers.len() {
             self.etcd_wake(watcher);

@@ -9,7 +9,7 @@
 //!   core ── time, chance, the queue          nodes, gateways, coordinators ── drivers
 //!   network, disk, log, etcd ── models       faults ── what goes wrong
 //!   clients, token_clients, history ── who asks what
-//!   checker ── one file per promise; oracle ── online
+//!   checker ── one file per promise; oracle ── online; coverage ── which rare paths were taken
 //! ```
 //!
 //! What a newcomer would get wrong: a run without violation proves little unless it was busy. A seed
@@ -21,12 +21,14 @@ pub mod checker;
 pub mod clients;
 pub mod coordinators;
 pub mod core;
+pub mod coverage;
 pub mod disk;
 pub mod etcd;
 pub mod failover;
 pub mod faults;
 pub mod gateways;
 pub mod history;
+pub mod hunt;
 pub mod journal;
 pub mod log;
 pub mod network;
@@ -40,10 +42,12 @@ pub mod world;
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::panic::AssertUnwindSafe;
 
 use engine::planted::Planted;
 
 use checker::Violation;
+use coverage::Path;
 use history::Outcome;
 use journal::Journal;
 use plan::Plan;
@@ -54,7 +58,7 @@ use world::World;
 pub const ACKNOWLEDGED_MIN: u64 = 200;
 
 /// What became of one seed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Report {
     pub seed: u64,
     pub violations: Vec<Violation>,
@@ -66,6 +70,8 @@ pub struct Report {
     pub faults: BTreeMap<String, u64>,
     /// What coordinators did, by kind.
     pub stories: BTreeMap<&'static str, u64>,
+    /// How often each rare path was taken.
+    pub coverage: BTreeMap<Path, u64>,
     /// What requests with a token were told, by kind.
     pub tokens: BTreeMap<&'static str, u64>,
     /// Faults that struck while nothing was in flight.
@@ -78,8 +84,20 @@ impl Report {
     }
 }
 
-/// Runs one seed. `out` gets the event log, a line per event and effect.
+/// Runs one seed. `out` gets the event log, a line per event and effect. A panic, be it the engine's own assertion
+/// or the simulator's, is a broken promise like any other: the seed is known, and the other seeds go on.
 pub fn run(seed: u64, planted: Option<Planted>, out: Option<Box<dyn Write + Send>>) -> Report {
+    let whole = || run_world(seed, planted, out);
+    std::panic::catch_unwind(AssertUnwindSafe(whole)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().cloned();
+        let said = said.or_else(|| panic.downcast_ref::<&str>().map(|&said| said.into()));
+        let detail = format!("panicked: {}", said.unwrap_or_default());
+        let violations = vec![Violation { promise: "no-panic", detail }];
+        Report { seed, violations, ..Report::default() }
+    })
+}
+
+fn run_world(seed: u64, planted: Option<Planted>, out: Option<Box<dyn Write + Send>>) -> Report {
     let mut rng = Rng::new(seed);
     let plan = Plan::from_seed(seed, planted, &mut rng);
     let mut journal = Journal::new(out);
@@ -103,6 +121,7 @@ pub fn run(seed: u64, planted: Option<Planted>, out: Option<Box<dyn Write + Send
         unknown: count(|outcome| matches!(outcome, Outcome::Unknown)),
         faults,
         stories: world.core.stories.clone(),
+        coverage: world.core.oracle.coverage.counts.clone(),
         tokens: world.tokens.counts(),
         idle_faults: world.faults.idle,
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use engine::config::ShardConfig;
-use engine::ids::{ShardId, StoreBoot, StoreId};
+use engine::ids::{Seq, ShardId, StoreBoot, StoreId};
 use engine::message::ToFollower;
 use engine::node::{Effect, Event, Node};
 use engine::store::log::Record;
@@ -13,10 +13,12 @@ use super::checker::digests::Digests;
 use super::checker::logs_match::LogsMatch;
 use super::checker::one_primary::OnePrimary;
 use super::checker::session_rows::SessionRows;
+use super::coverage::Coverage;
 
 #[derive(Default)]
 pub struct Oracle {
     pub violations: Vec<Violation>,
+    pub coverage: Coverage,
     one_primary: OnePrimary,
     logs: LogsMatch,
     digests: Digests,
@@ -26,9 +28,12 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn event(&mut self, _me: StoreBoot, _event: &Event) {}
+    pub fn event(&mut self, me: StoreBoot, event: &Event) {
+        self.coverage.event(me, event);
+    }
 
     pub fn effect(&mut self, now: u64, me: StoreBoot, effect: &Effect) {
+        self.coverage.effect(me, effect);
         match effect {
             Effect::Write(Record::Append { shard, entry }) => {
                 self.logs.written(*shard, entry, &mut self.violations);
@@ -61,6 +66,7 @@ impl Oracle {
                 let claim = (view.shard, primary.epoch);
                 self.one_primary.leads(claim, me, &mut self.violations);
             }
+            self.coverage.applied(&view, seen.map_or(Seq(0), |(seq, _)| Seq(seq)));
             self.logs.applied(view.shard, applied, &mut self.violations);
             self.digests.applied(view.shard, view.state, &mut self.violations);
             self.sessions.applied(view.shard, view.state, &mut self.violations);
@@ -76,6 +82,7 @@ impl Oracle {
     pub fn exited(&mut self, _now: u64, _store: StoreId) {}
 
     pub fn record_written(&mut self, config: &ShardConfig) {
+        self.coverage.record_written(config);
         self.one_primary.assigned(config, &mut self.violations);
     }
 }

@@ -205,7 +205,7 @@ impl World {
                 self.tell_some(told);
             }
             Happening::LinkTimeout { link } => core.link_timeout(link),
-            Happening::EtcdArrives { from, number, call } => core.etcd_arrives(from, number, call),
+            Happening::EtcdArrives { from, asked } => core.etcd_arrives(from, asked),
             Happening::EtcdWatch { watcher } => {
                 let told = core.etcd_watched(watcher);
                 self.tell_some(told);
@@ -213,6 +213,7 @@ impl World {
             Happening::EtcdLeases => core.etcd_leases(),
             Happening::Answered(answered) => self.clients.answered(core, answered),
             Happening::Client { client } => self.clients.ask(core, client),
+            Happening::FinalRead { counter } => self.clients.read_finally(core, counter),
             Happening::TokenClient { client } => {
                 self.tokens.ask(core, &mut self.clients.history, client);
             }

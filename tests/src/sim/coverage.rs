@@ -1,0 +1,281 @@
+//! Which rare paths a run has reached: a promise that was never put to the test is not proven.
+//!
+//! Everything here is seen from outside, as drivers see it: events, effects, records, and what a node shows of its
+//! replicas. Nothing in the engine exists for these counts. The thousand seeds of `tests/tests/sim.rs` must reach
+//! each of them; a change that makes a path unreachable fails there, and so does one that makes it unseen.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use engine::config::ShardConfig;
+use engine::entry::{Body, Entry};
+use engine::ids::{Bseq, Conn, Epoch, Seq, SessionId, ShardId, StoreBoot, StoreId, Version};
+use engine::message::{
+    Answer, FromFollower, NodeQueryReply, NodeReply, Refusal, Reject, Report, ShardAvailability,
+    ToFollower,
+};
+use engine::node::{CasOutcome, Effect, Event, ReplicaView};
+use engine::store::log::Record;
+
+/// A path that a quiet run does not take.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Path {
+    // -- logs and failover
+    /// A new primary committed entries of an epoch before that nobody was known to have committed.
+    TailSurvived,
+    /// Entries were cut off.
+    TailTruncated,
+    /// Two barriers with nothing between them.
+    FailoverWithoutData,
+    /// A follower refused a deposed primary.
+    DeposedRefused,
+    /// A follower's log did not hold what its primary's goes on from.
+    LogsApart,
+    /// A message to a copy that is no longer there.
+    WrongCopy,
+
+    // -- the in-sync set
+    Frozen,
+    /// At the floor a dead member's place went to a learner, in one change.
+    SwappedAtFloor,
+    /// A primary took a silent member out.
+    Ejected,
+    /// A member that had been out came back in.
+    Readded,
+    /// A primary that heard nobody asked to be replaced.
+    Resigned,
+    /// A primary stopped ordering, for another.
+    SteppedDown,
+
+    // -- catching up
+    /// A follower was fed with what the primary no longer had in memory.
+    FedFromLog,
+    FilledBySnapshot,
+    SnapshotInterrupted,
+    CopyDropped,
+
+    // -- exactly once
+    /// A batch was committed again in a later epoch, and only its first place counted.
+    DuplicateAfterFailover,
+    SessionCollected,
+    /// A batch of a collected session came, and was told so.
+    SessionExpired,
+    BucketExpired,
+    /// A refusal before ordering, for want of room.
+    Overloaded,
+
+    // -- reads
+    /// A round of read-index found a newer primary.
+    ReadIndexDenied,
+    /// Etcd proved a read that the peers could not.
+    ReadProvenByEtcd,
+    /// A follower answered with a stale value, and said how stale.
+    StaleRead,
+    /// A follower that could not prove the bound refused.
+    TooStale,
+
+    // -- etcd
+    /// A primary does not know what became of its proposal.
+    ProposalUnknown,
+    /// A transaction took effect after its client had given up.
+    LateTxn,
+}
+
+impl Path {
+    pub const ALL: [Self; 27] = [
+        Self::TailSurvived,
+        Self::TailTruncated,
+        Self::FailoverWithoutData,
+        Self::DeposedRefused,
+        Self::LogsApart,
+        Self::WrongCopy,
+        Self::Frozen,
+        Self::SwappedAtFloor,
+        Self::Ejected,
+        Self::Readded,
+        Self::Resigned,
+        Self::SteppedDown,
+        Self::FedFromLog,
+        Self::FilledBySnapshot,
+        Self::SnapshotInterrupted,
+        Self::CopyDropped,
+        Self::DuplicateAfterFailover,
+        Self::SessionCollected,
+        Self::SessionExpired,
+        Self::BucketExpired,
+        Self::Overloaded,
+        Self::ReadIndexDenied,
+        Self::ReadProvenByEtcd,
+        Self::StaleRead,
+        Self::TooStale,
+        Self::ProposalUnknown,
+        Self::LateTxn,
+    ];
+}
+
+/// How often each path was taken, and what it takes to know.
+#[derive(Default)]
+pub struct Coverage {
+    pub counts: BTreeMap<Path, u64>,
+    records: BTreeMap<ShardId, ShardConfig>,
+    /// Stores that were in sync once and are not now.
+    outside: BTreeSet<(ShardId, StoreId)>,
+    /// What primaries have asked etcd for: so it is known whose change a record is.
+    proposed: BTreeSet<(ShardId, Version, Vec<StoreId>)>,
+    /// What some replica has applied.
+    applied: BTreeMap<ShardId, Seq>,
+    /// The barriers written, where first.
+    barriers: BTreeMap<(ShardId, Epoch), Seq>,
+    /// New primaries whose logs end with what nobody is known to have committed.
+    tails: BTreeMap<(ShardId, Epoch), Seq>,
+    /// Where each batch was committed first.
+    batches: BTreeMap<(ShardId, SessionId, Bseq), (Epoch, Seq)>,
+    /// Copies on their way.
+    transfers: BTreeSet<(StoreBoot, Conn, u64)>,
+}
+
+impl Coverage {
+    pub fn reached(&mut self, path: Path) {
+        *self.counts.entry(path).or_default() += 1;
+    }
+
+    pub fn event(&mut self, me: StoreBoot, event: &Event) {
+        match event {
+            Event::FromFollower { conn, message } => match message {
+                FromFollower::ReadIndex { newer, .. } if !newer.is_empty() => {
+                    self.reached(Path::ReadIndexDenied);
+                }
+                FromFollower::Snapshot { transfer, .. } => {
+                    self.transfers.remove(&(me, *conn, *transfer));
+                }
+                _ => {}
+            },
+            Event::Closed { conn } => {
+                let gone = |&(of, on, _): &(StoreBoot, Conn, u64)| (of, on) == (me, *conn);
+                let cut = self.transfers.extract_if(.., gone).count();
+                (0..cut).for_each(|_| self.reached(Path::SnapshotInterrupted));
+            }
+            Event::LogRead { entries, .. } if !entries.is_empty() => {
+                self.reached(Path::FedFromLog);
+            }
+            Event::SnapshotInstalled { .. } => self.reached(Path::FilledBySnapshot),
+            Event::Proposed { outcome: CasOutcome::Unknown, .. } => {
+                self.reached(Path::ProposalUnknown);
+            }
+            Event::EtcdChecked { configs: Some(configs), .. }
+                if configs.iter().any(|config| config.primary == me) =>
+            {
+                self.reached(Path::ReadProvenByEtcd);
+            }
+            _ => {}
+        }
+    }
+
+    pub fn effect(&mut self, me: StoreBoot, effect: &Effect) {
+        match effect {
+            Effect::Write(Record::Append { shard, entry }) => self.appended(*shard, entry),
+            Effect::Write(Record::Truncate { .. }) => self.reached(Path::TailTruncated),
+            Effect::Write(Record::Drop { .. }) => self.reached(Path::CopyDropped),
+            Effect::FromFollower { message: FromFollower::Reject { reason, .. }, .. } => {
+                match reason {
+                    Reject::StaleEpoch { .. } => self.reached(Path::DeposedRefused),
+                    Reject::Mismatch { .. } => self.reached(Path::LogsApart),
+                    Reject::WrongCopy { .. } => self.reached(Path::WrongCopy),
+                    Reject::Stopped | Reject::NoSpace => {}
+                }
+            }
+            Effect::ToFollower { conn, message: ToFollower::Snapshot { transfer, .. } } => {
+                self.transfers.insert((me, *conn, *transfer));
+            }
+            Effect::Gateway { reply, .. } => self.told_a_gateway(reply),
+            Effect::Report(Report { resigned, .. }) if !resigned.is_empty() => {
+                self.reached(Path::Resigned);
+            }
+            Effect::QueryReply { reply: NodeQueryReply::StepDown { end: Some(_), .. }, .. } => {
+                self.reached(Path::SteppedDown);
+            }
+            Effect::Propose { config, .. } => {
+                self.proposed.insert((config.shard(), config.version, config.isr.clone()));
+            }
+            _ => {}
+        }
+    }
+
+    fn appended(&mut self, shard: ShardId, entry: &Entry) {
+        match entry.body {
+            Body::Barrier => {
+                // The primary writes it before any follower hears of it.
+                if self.barriers.contains_key(&(shard, entry.epoch)) {
+                    return;
+                }
+                let before = Seq(entry.seq.0 - 1);
+                let mut earlier = self.barriers.range((shard, Epoch(0))..);
+                if earlier.any(|(&(of, _), &at)| of == shard && at == before) {
+                    self.reached(Path::FailoverWithoutData);
+                }
+                self.barriers.insert((shard, entry.epoch), entry.seq);
+                if self.applied.get(&shard).is_some_and(|&applied| applied < before) {
+                    self.tails.insert((shard, entry.epoch), before);
+                }
+            }
+            Body::Collect { .. } => self.reached(Path::SessionCollected),
+            Body::Expire { .. } => self.reached(Path::BucketExpired),
+            Body::Ops(_) | Body::Split { .. } => {}
+        }
+    }
+
+    fn told_a_gateway(&mut self, reply: &NodeReply) {
+        let path = match reply {
+            NodeReply::Answer { answer: Answer::Expired, .. } => Path::SessionExpired,
+            NodeReply::Answer { answer: Answer::Refused(Refusal::Overloaded), .. } => {
+                Path::Overloaded
+            }
+            NodeReply::Read { result: Err(Refusal::Stale), .. } => Path::TooStale,
+            NodeReply::Read { result: Ok(found), .. } if found.staleness_us > 0 => Path::StaleRead,
+            NodeReply::ShardState { state: ShardAvailability::Frozen, .. } => Path::Frozen,
+            _ => return,
+        };
+        self.reached(path);
+    }
+
+    /// A replica has applied more than when it was last looked at.
+    pub fn applied(&mut self, view: &ReplicaView<'_>, from: Seq) {
+        let (shard, at) = (view.shard, view.state.applied);
+        let newest = self.applied.entry(shard).or_default();
+        let first_new = from.max(*newest).0 + 1;
+        *newest = at.seq.max(*newest);
+        for seq in (first_new..=at.seq.0).map(Seq) {
+            let Some(held) = view.log.get(seq) else { continue };
+            let Body::Ops(batch) = &held.entry.body else { continue };
+            let place = (held.entry.epoch, seq);
+            let first = *self.batches.entry((shard, batch.session, batch.bseq)).or_insert(place);
+            if first.0 < place.0 {
+                self.reached(Path::DuplicateAfterFailover);
+            }
+        }
+        // Of this epoch only what follows its barrier can be.
+        if self.tails.remove(&(shard, at.epoch)).is_some() {
+            self.reached(Path::TailSurvived);
+        }
+    }
+
+    pub fn record_written(&mut self, config: &ShardConfig) {
+        let shard = config.shard();
+        let Some(old) = self.records.insert(shard, config.clone()) else { return };
+        let came = config.isr.iter().filter(|store| !old.isr.contains(store)).count();
+        let went: Vec<_> = old.isr.iter().filter(|store| !config.isr.contains(store)).collect();
+        let by_primary = self.proposed.contains(&(shard, config.version, config.isr.clone()));
+        if by_primary && came == 0 && !went.is_empty() {
+            self.reached(Path::Ejected);
+        }
+        if came == 1 && went.len() == 1 && config.epoch == old.epoch {
+            self.reached(Path::SwappedAtFloor);
+        }
+        if config.isr.iter().any(|&store| self.outside.contains(&(shard, store))) {
+            self.reached(Path::Readded);
+        }
+        self.outside.extend(went.into_iter().map(|&store| (shard, store)));
+        config.isr.iter().for_each(|&store| {
+            self.outside.remove(&(shard, store));
+        });
+    }
+}

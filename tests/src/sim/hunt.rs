@@ -1,0 +1,153 @@
+//! The hunt: every planted bug at once, on every core, until each is found or the time is over.
+//!
+//! Whoever is free takes the bug that was looked at least, so the common ones are done within seconds and the rest
+//! of the time goes to the rare ones. `tests/tests/planted-seeds` says what was found when it was last recorded; a
+//! bug that is not found yet is a *hole* there, with what it would take. Holes are looked for like the others, but
+//! nobody waits for them.
+
+use std::panic;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::available_parallelism;
+use std::time::Instant;
+
+use engine::planted::Planted;
+
+use super::run;
+
+const RECORDED: &str = include_str!("../../tests/planted-seeds");
+
+/// What the record says of a bug.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Recorded {
+    /// This seed shows it.
+    Seed(u64),
+    /// Not found yet, and why.
+    Hole(String),
+}
+
+impl Recorded {
+    /// None: the record has no line for it, or one that is not understood.
+    pub fn of(bug: Planted) -> Option<Self> {
+        let name = format!("{bug:?} ");
+        let rest = RECORDED.lines().find_map(|line| line.strip_prefix(&name))?;
+        match rest.strip_prefix("hole: ") {
+            Some(reason) => Some(Self::Hole(reason.into())),
+            None => rest.parse().ok().map(Self::Seed),
+        }
+    }
+}
+
+/// What became of the hunt for one bug.
+#[derive(Clone, Debug)]
+pub struct Quarry {
+    pub bug: Planted,
+    /// The first seed that shows it: the same one however many cores look.
+    pub found: Option<u64>,
+    pub looked_at: u64,
+    pub recorded: Option<Recorded>,
+    next: u64,
+    running: u64,
+}
+
+impl Quarry {
+    fn is_hole(&self) -> bool {
+        matches!(self.recorded, Some(Recorded::Hole(_)))
+    }
+
+    /// Not found, though the record says that it can be.
+    pub fn is_missed(&self) -> bool {
+        self.found.is_none() && !self.is_hole()
+    }
+
+    /// A line for people, and for whoever looks for `NOT FOUND`.
+    pub fn line(&self) -> String {
+        let Self { bug, looked_at, .. } = self;
+        match (self.found, &self.recorded) {
+            (Some(seed), Some(Recorded::Hole(_))) => {
+                format!("bug={bug:?} seed={seed} after {looked_at} seeds: A HOLE NO MORE")
+            }
+            (Some(seed), _) => format!("bug={bug:?} seed={seed} after {looked_at} seeds"),
+            (None, Some(Recorded::Hole(why))) => {
+                format!("bug={bug:?} after {looked_at} seeds: a known hole: {why}")
+            }
+            (None, _) => format!("bug={bug:?} after {looked_at} seeds: NOT FOUND"),
+        }
+    }
+
+    /// The line of the record: a hole stays one until it is found.
+    pub fn record(&self) -> String {
+        let bug = self.bug;
+        match (self.found, &self.recorded) {
+            (Some(seed), _) => format!("{bug:?} {seed}\n"),
+            (None, Some(Recorded::Hole(why))) => format!("{bug:?} hole: {why}\n"),
+            (None, _) => format!("{bug:?} hole: not found among {} seeds\n", self.looked_at),
+        }
+    }
+}
+
+/// How long to look.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub from: u64,
+    /// Per bug.
+    pub seeds: u64,
+    /// Per hole: less, so that the others get the time.
+    pub hole_seeds: u64,
+    pub until: Instant,
+}
+
+/// Looks for these bugs; `tell` hears of each as it is settled.
+pub fn hunt(bugs: &[Planted], limits: Limits, tell: impl Fn(&Quarry) + Sync) -> Vec<Quarry> {
+    // What a broken engine has to say when it notices that it is broken is of no interest here.
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| {}));
+    let quarry = |&bug| {
+        let recorded = Recorded::of(bug);
+        Quarry { bug, found: None, looked_at: 0, recorded, next: limits.from, running: 0 }
+    };
+    let all: Mutex<Vec<Quarry>> = Mutex::new(bugs.iter().map(quarry).collect());
+    let threads = available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some((at, bug, seed)) = take(&mut lock(&all), limits) {
+                    let shows = !run(seed, Some(bug), None).violations.is_empty();
+                    let mut all = lock(&all);
+                    let quarry = &mut all[at];
+                    quarry.running -= 1;
+                    if shows {
+                        quarry.found = Some(quarry.found.map_or(seed, |first| first.min(seed)));
+                        quarry.looked_at = quarry.found.unwrap_or(seed) - limits.from + 1;
+                    }
+                    if quarry.found.is_some() && quarry.running == 0 {
+                        tell(quarry);
+                    }
+                }
+            });
+        }
+    });
+    panic::set_hook(hook);
+    all.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The next seed of the bug that was looked at least, if anything is left to look for.
+fn take(all: &mut [Quarry], limits: Limits) -> Option<(usize, Planted, u64)> {
+    if Instant::now() >= limits.until {
+        return None;
+    }
+    let open = |quarry: &Quarry| {
+        let seeds = if quarry.is_hole() { limits.hole_seeds } else { limits.seeds };
+        quarry.found.is_none() && quarry.looked_at < seeds
+    };
+    let open = all.iter_mut().enumerate().filter(|(_, quarry)| open(quarry));
+    let (at, quarry) = open.min_by_key(|(_, quarry)| quarry.looked_at)?;
+    let seed = quarry.next;
+    quarry.next += 1;
+    quarry.looked_at += 1;
+    quarry.running += 1;
+    Some((at, quarry.bug, seed))
+}
+
+fn lock(all: &Mutex<Vec<Quarry>>) -> MutexGuard<'_, Vec<Quarry>> {
+    all.lock().unwrap_or_else(PoisonError::into_inner)
+}
