@@ -47,7 +47,11 @@ struct Inner {
 
 impl Expired {
     /// The cluster's settings are known, and the state holds these shards.
-    pub(crate) fn begin<'a>(&self, limits: Limits, shards: impl IntoIterator<Item = &'a ShardState>) {
+    pub(crate) fn begin<'a>(
+        &self,
+        limits: Limits,
+        shards: impl IntoIterator<Item = &'a ShardState>,
+    ) {
         lock(&self.0).limits = Some(limits);
         self.ingested(shards);
     }
