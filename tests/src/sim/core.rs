@@ -170,6 +170,7 @@ pub enum Happening {
     },
     TokenAnswered(token_clients::Answered),
     Fault,
+    DiskFault,
     FaultEnds {
         fault: u64,
     },

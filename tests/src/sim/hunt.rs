@@ -110,7 +110,9 @@ pub fn hunt(bugs: &[Planted], limits: Limits, tell: impl Fn(&Quarry) + Sync) -> 
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                while let Some((at, bug, seed)) = take(&mut lock(&all), limits) {
+                loop {
+                    let next = take(&mut lock(&all), limits);
+                    let Some((at, bug, seed)) = next else { return };
                     let shows = !run(seed, Some(bug), None).violations.is_empty();
                     let mut all = lock(&all);
                     let quarry = &mut all[at];
