@@ -4,7 +4,8 @@
 Starts `dkc dev --nodes 1` (DKC names the binary) and opens CONNECTIONS connections. Each makes one request, so
 that it has had its buffers; then ACTIVE of them make ROUNDS increments each while the others lie idle. Afterwards
 every idle one is asked again. Nothing may be refused or closed, every count must be exact, and an idle connection
-may cost no more than MEMORY_MAX bytes. Prints what it measured.
+may cost no more than MEMORY_MAX bytes. In the end each sends half a head, as large as the gateway takes: it may hold
+HALF_HEAD_MAX bytes for each of them, goes on answering others, and lets all of it go with them. Prints what it measured.
 """
 
 import asyncio
@@ -20,6 +21,8 @@ CONNECTIONS = int(os.environ.get("CONNECTIONS", "10000"))
 ACTIVE = int(os.environ.get("ACTIVE", "1000"))
 ROUNDS = int(os.environ.get("ROUNDS", "20"))
 MEMORY_MAX = 32 * 1024
+# A head has 32 KiB at most, and a buffer that grows may be twice as large for a moment.
+HALF_HEAD_MAX = 64 * 1024
 # Seconds for all of it.
 WITHIN = 120
 
@@ -63,6 +66,19 @@ async def measure(address, pid):
         sys.exit(f"many_connections: {counted} counted, {ACTIVE * ROUNDS} acknowledged")
     if per_connection > MEMORY_MAX:
         sys.exit(f"many_connections: more than {MEMORY_MAX} B for an idle connection")
+    half = b"GET /livez HTTP/1.1\r\n" + b"X: " + b"y" * 31_000
+    for _, writer in connections[1:]:
+        writer.write(half)
+    await asyncio.gather(*(writer.drain() for _, writer in connections[1:]))
+    # Once this one is answered, what came before it has been read, or will be no more than that.
+    for _ in range(20):
+        await call(connections[0], get("/livez"))
+        await asyncio.sleep(0.1)
+    held = memory(pid)
+    per_half = (held - before) / CONNECTIONS
+    print(f"{CONNECTIONS - 1} half-sent heads of {len(half)} B: {held >> 20} MiB, {per_half:.0f} B each; others are answered")
+    if per_half > HALF_HEAD_MAX:
+        sys.exit(f"many_connections: more than {HALF_HEAD_MAX} B for half a head")
     for _, writer in connections:
         writer.close()
 

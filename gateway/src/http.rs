@@ -43,16 +43,15 @@ use crate::linger::Gentle;
 use crate::metrics::{Counters, Operation};
 use crate::openapi;
 use crate::problem::{Kind, Problem};
+use crate::refusals::Refusals;
 use crate::request::{self, BODY_BYTES_MAX, Batch, BodyType, FailedItem, Head, Page, Route};
 use crate::response::{self, About, Response};
 use crate::status;
 
-/// The largest head of a request, and what is read from a socket at once. Above the longest URL that hyper takes, so
-/// that a URL too long is told from headers too large.
-const READ_BYTES_MAX: usize = 256 * 1024;
+/// The largest head of a request, and what is read from a socket at once. Whoever sends half a head makes us hold it, on
+/// each of ten thousand connections.
+const READ_BYTES_MAX: usize = 32 * 1024;
 const HEADERS_MAX: usize = 64;
-/// How long a connection may say nothing, or take for a request's head.
-const IDLE: Duration = Duration::from_secs(75);
 /// So much of a refused body is still read, to be able to say why.
 const DRAIN_BYTES_MAX: usize = 32 << 20;
 const DRAIN_WITHIN: Duration = Duration::from_secs(2);
@@ -66,6 +65,8 @@ pub(crate) struct Front {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) board: status::Board,
+    /// How long a connection may say nothing, or take for a request's head.
+    idle: Duration,
     /// Connections that are open, each with its task, and whether they are to end.
     connections: RefCell<Connections>,
     /// Bytes of the bodies that are held.
@@ -87,26 +88,35 @@ impl Front {
         metrics: Arc<Metrics>,
         counters: Arc<Counters>,
         board: status::Board,
+        idle: Duration,
     ) -> Rc<Self> {
         let (connections, bodies) = Default::default();
-        Rc::new(Self { lanes, health, metrics, counters, board, connections, bodies })
+        Rc::new(Self { lanes, health, metrics, counters, board, idle, connections, bodies })
     }
 
     /// Serves one connection to its end.
     pub(crate) async fn serve(self: Rc<Self>, stream: TcpStream) {
         let open = Open::new(self.clone());
+        let line_ends = Rc::new(Cell::new(0));
         let service = service_fn(|request| {
-            let front = self.clone();
-            async move { Ok::<_, Infallible>(front.answer(request).await) }
+            let (front, line_ends) = (self.clone(), line_ends.clone());
+            async move {
+                let answer = front.answer(request).await;
+                // What comes from here on belongs to the next head, but for what has been read already.
+                line_ends.set(0);
+                Ok::<_, Infallible>(answer)
+            }
         });
+        let stream = Gentle::new(stream);
+        let stream = Refusals::new(stream, line_ends.clone(), self.counters.clone());
         let connection = http1::Builder::new()
             .half_close(true)
             .writev(false)
             .max_buf_size(READ_BYTES_MAX)
             .max_headers(HEADERS_MAX)
             .timer(TokioTimer::new())
-            .header_read_timeout(IDLE)
-            .serve_connection(TokioIo::new(Gentle::new(stream)), service);
+            .header_read_timeout(self.idle)
+            .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
         let mut told = false;
         let served = poll_fn(|cx| {

@@ -21,6 +21,7 @@ mod metrics;
 mod openapi;
 mod process;
 mod readiness;
+mod refusals;
 mod reports;
 mod session;
 mod status;
@@ -83,6 +84,15 @@ pub struct Options {
         value_parser = clap::value_parser!(u64).range(..=1_000_000)
     )]
     pub linger_us: u64,
+    /// Seconds that a connection may say nothing, or take for the head of a request
+    #[arg(
+        long,
+        env = "DKC_IDLE_TIMEOUT",
+        value_name = "SECONDS",
+        default_value_t = 75,
+        value_parser = clap::value_parser!(u32).range(1..=3600)
+    )]
+    pub idle_timeout: u32,
 }
 
 /// Runs a gateway until SIGTERM or SIGINT. Returns the process's exit code (DESIGN §13).

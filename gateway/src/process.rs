@@ -114,6 +114,7 @@ pub async fn serve(
         metrics,
         counters,
         board,
+        idle: Duration::from_secs(options.idle_timeout.into()),
         process,
     };
     let handles = (0..workers).map(|number| worker::spawn(number, shared.clone()));

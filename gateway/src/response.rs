@@ -18,7 +18,7 @@ use crate::request::FailedItem;
 pub type Response = hyper::Response<Full<Bytes>>;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
-const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
+pub(crate) const PROBLEM: &str = "application/problem+json";
 const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 /// Seconds after which trying again is worth it. Whole and at least 1, so there is not much to choose.
 const RETRY_LATER: HeaderValue = HeaderValue::from_static("1");
@@ -185,9 +185,13 @@ pub fn replayed(mut response: Response) -> Response {
 
 /// RFC 9457.
 pub fn problem(problem: &Problem) -> Response {
+    finish_problem(problem, problem_body(problem))
+}
+
+pub(crate) fn problem_body(problem: &Problem) -> Vec<u8> {
     let mut body = begin_problem(problem);
     body.push(b'}');
-    finish_problem(problem, body)
+    body
 }
 
 fn begin_problem(problem: &Problem) -> Vec<u8> {
@@ -202,7 +206,7 @@ fn begin_problem(problem: &Problem) -> Vec<u8> {
 }
 
 fn finish_problem(problem: &Problem, body: Vec<u8>) -> Response {
-    let mut response = answer(problem.status, PROBLEM, body);
+    let mut response = answer(problem.status, HeaderValue::from_static(PROBLEM), body);
     add_headers(problem, response.headers_mut());
     response
 }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use std::time::Instant;
 
 use engine::batcher::{Counts, Effect, Event, NotReady, Settings, Worker as Machine};
@@ -93,6 +94,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) board: status::Board,
+    /// How long a connection may say nothing, or take for the head of a request.
+    pub(crate) idle: Duration,
     pub(crate) process: mpsc::UnboundedSender<FromWorker>,
 }
 
@@ -137,8 +140,14 @@ async fn work(number: usize, shared: Shared, mut news: mpsc::UnboundedReceiver<T
     let settings = Settings { worker: number, ..shared.settings };
     let machine = Machine::new(settings.clone());
     let turns = spawn_local(lanes::turns(lanes.clone(), machine, settings, world));
-    let front =
-        Front::new(lanes.clone(), shared.health, shared.metrics, shared.counters, shared.board);
+    let front = Front::new(
+        lanes.clone(),
+        shared.health,
+        shared.metrics,
+        shared.counters,
+        shared.board,
+        shared.idle,
+    );
     let obeying = async {
         while let Some(told) = news.recv().await {
             match told {

@@ -11,6 +11,7 @@ use telemetry::prometheus_client::metrics::gauge::Gauge;
 use telemetry::prometheus_client::metrics::histogram::Histogram;
 use telemetry::prometheus_client::registry::Registry;
 
+use crate::disk::Disk;
 use crate::names::Names;
 
 type Labels = Vec<(&'static str, String)>;
@@ -34,6 +35,8 @@ pub struct NodeMetrics {
     scrub_ended: Gauge,
     damaged_copies: Gauge,
     connections_closed_full: Counter,
+    disk_free: Gauge,
+    log_size: Gauge,
     /// Labels that were set last time, so that those of a shard that moved away go.
     shown: BTreeSet<Labels>,
     shown_lags: BTreeSet<Labels>,
@@ -84,6 +87,8 @@ impl Default for NodeMetrics {
             scrub_ended: Gauge::default(),
             damaged_copies: Gauge::default(),
             connections_closed_full: Counter::default(),
+            disk_free: Gauge::default(),
+            log_size: Gauge::default(),
             shown: BTreeSet::new(),
             shown_lags: BTreeSet::new(),
             mismatches_seen: 0,
@@ -152,6 +157,12 @@ impl NodeMetrics {
             "Connections closed because the other end did not read",
             self.connections_closed_full.clone(),
         );
+        r.register(
+            "disk_free_bytes",
+            "Free on the file system of the data folder, looked at twice a second",
+            self.disk_free.clone(),
+        );
+        r.register("log_bytes", "Segments of the log that are in use", self.log_size.clone());
     }
 
     pub fn synced(&self, began: Now, now: Now) {
@@ -195,8 +206,10 @@ impl NodeMetrics {
         self.refusals.get_or_create(&labels_of_refusal(reason)).inc();
     }
 
-    /// What is to be seen of the machine right now.
-    pub fn look(&mut self, node: &Node, names: &Names) {
+    /// What is to be seen of the machine and its disk right now.
+    pub fn look(&mut self, node: &Node, names: &Names, disk: &Disk) {
+        self.disk_free.set(i64_of(disk.free_bytes()));
+        self.log_size.set(i64_of(disk.log_bytes()));
         let (mut frozen, mut damaged) = (0, 0);
         let (mut shown, mut shown_lags) = (BTreeSet::new(), BTreeSet::new());
         for view in node.replicas() {

@@ -222,7 +222,7 @@ impl NodeLoop {
         }
         if self.now >= self.next_metrics {
             self.next_metrics = self.now.plus_ms(METRICS_EVERY_MS);
-            self.metrics.look(&self.node, &self.names);
+            self.metrics.look(&self.node, &self.names, &self.disk);
         }
     }
 

@@ -6,10 +6,11 @@
 use std::time::Duration;
 
 use tests::search::frontier::{Limits, search};
+use tests::search::mutations::{ALONE, COLLECTIONS, REFUSED, SESSIONS, SMALL, TOKENS};
 #[cfg(feature = "planted-bugs")]
-use tests::search::mutations::MUTATIONS;
-use tests::search::mutations::{ALONE, SMALL};
+use tests::search::mutations::{MUTATIONS, SESSION_MUTATIONS};
 use tests::search::replication::{Bounds, Replication};
+use tests::search::sessions::{self, Sessions};
 
 const LIMITS: Limits = Limits { time: Duration::from_secs(600), states: 5_000_000 };
 
@@ -32,6 +33,76 @@ fn one_failover_is_searched_to_the_last_state() {
     }
 }
 
+/// All of it is visited, so many states by so many steps, nothing is broken, and each of these things has happened.
+#[track_caller]
+fn check_sessions(bounds: sessions::Bounds, states: usize, steps: u64, happens: &[&str]) {
+    let found = search(&mut Sessions::new(bounds, None), LIMITS);
+    assert!(found.broken.is_none(), "{:#?}", found.broken);
+    assert_eq!((found.states, found.steps, found.frontier), (states, steps, 0));
+    for what in happens {
+        assert!(found.sometimes.contains_key(what), "never: {what}");
+    }
+}
+
+/// One gateway, one op, one failover; the key may be lost and the session collected, the connection cut, the deadline
+/// pass.
+#[test]
+fn a_lost_session_is_searched_to_the_last_state() {
+    let happens = [
+        "a batch of a collected session comes",
+        "a client is told that nothing is known",
+        "a deposed primary still commits",
+        "a message arrives after its connection was cut",
+        "a primary refuses a batch",
+        "a session is given up",
+        "an answer is lost",
+        "an op is acknowledged",
+        "an uncommitted tail is lost in a failover",
+        "an uncommitted tail survives a failover",
+        "sessions expire",
+    ];
+    check_sessions(SESSIONS, 583_502, 2_501_585, &happens);
+}
+
+/// Two gateways, whose sessions are both lost and collected, by lists that come late and out of order.
+#[test]
+fn two_collections_are_searched_to_the_last_state() {
+    let happens = [
+        "a batch of a collected session comes",
+        "a collection is ordered",
+        "a collection older than the newest is ordered",
+        "a session is given up",
+        "sessions expire",
+    ];
+    check_sessions(COLLECTIONS, 167_522, 637_741, &happens);
+}
+
+/// One gateway, two ops, one failover, one cut, and a disk that is full for a while: what is refused, and so may be told
+/// to have had no effect.
+#[test]
+fn refusals_are_searched_to_the_last_state() {
+    let happens = [
+        "a client is told that it was not applied",
+        "a message arrives after its connection was cut",
+        "an answer is lost",
+        "an uncommitted tail survives a failover",
+    ];
+    check_sessions(REFUSED, 37_495, 118_886, &happens);
+}
+
+/// One request and its retry under one token, through two gateways, over a failover and the end of the token's time.
+#[test]
+fn a_retry_is_searched_to_the_last_state() {
+    let happens = [
+        "a client is told that its token is too old",
+        "a client is told what was done before",
+        "a client retries through another gateway",
+        "an expiry is ordered",
+        "an uncommitted tail survives a failover",
+    ];
+    check_sessions(TOKENS, 158_612, 460_079, &happens);
+}
+
 /// Two states that are taken for one do the same, whatever happens to them: every state that was reached by two ways is
 /// stepped in both its forms.
 #[test]
@@ -41,6 +112,14 @@ fn equal_projections_act_alike() {
     let found = search(&mut world, Limits { states: 100_000, ..LIMITS });
     assert!(found.broken.is_none(), "{:#?}", found.broken);
     assert!(world.machines.alike > Some(500), "too few twins: {:?}", world.machines.alike);
+
+    let bounds = sessions::Bounds { epochs: 2, cuts: 1, waits: 1, ..COLLECTIONS };
+    let mut world = Sessions::new(bounds, None);
+    (world.primaries.alike, world.gateways.alike) = (Some(0), Some(0));
+    let found = search(&mut world, Limits { states: 100_000, ..LIMITS });
+    assert!(found.broken.is_none(), "{:#?}", found.broken);
+    let alike = (world.primaries.alike, world.gateways.alike);
+    assert!(alike.0 > Some(500) && alike.1 > Some(500), "too few twins: {alike:?}");
 }
 
 #[test]
@@ -48,6 +127,10 @@ fn equal_projections_act_alike() {
 fn each_mutation_yields_its_counterexample() {
     for &(bug, bounds) in MUTATIONS {
         let found = search(&mut Replication::new(bounds, Some(bug)), LIMITS);
+        assert!(found.broken.is_some(), "{bug:?} went unnoticed in {} states", found.states);
+    }
+    for &(bug, bounds) in SESSION_MUTATIONS {
+        let found = search(&mut Sessions::new(bounds, Some(bug)), LIMITS);
         assert!(found.broken.is_some(), "{bug:?} went unnoticed in {} states", found.states);
     }
 }

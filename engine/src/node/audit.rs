@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{CopyNo, Epoch, Now, Seq, ShardId, Slots, StoreId, TimeMs};
 use crate::message::{DigestPoint, ScrubStatus, ToFollower};
-use crate::node::{Effect, Finding, Node};
+use crate::node::{Effect, Finding, Node, turn_of};
 use crate::replica::Replica;
 
 /// Of each shard, in one heartbeat: the newest. A difference does not go away.
@@ -271,8 +271,7 @@ impl Node {
     /// its next refusal, and the announcement brings that about also where nothing is written.
     fn on_own_damage(&mut self, shard: ShardId, why: &'static str, effects: &mut Vec<Effect>) {
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
-        replica.stopped = Some(why);
-        replica.unfit = true;
+        replica.stop(&mut turn_of!(self, effects), why);
         self.next_report = self.now;
         self.announce_copy(shard, effects);
     }

@@ -161,6 +161,7 @@ fn word(effect: &Effect) -> String {
         Effect::Write(Record::Truncate { after, .. }) => format!("truncate {}", after.0),
         Effect::Write(Record::Promise { epoch, .. }) => format!("promise {}", epoch.0),
         Effect::Write(Record::Copy { copy, .. }) => format!("copy {}", copy.0),
+        Effect::Write(Record::Suspect { copy, .. }) => format!("suspect {}", copy.0),
         Effect::Sync { group } => format!("sync {group}"),
         Effect::ToFollower { message: ToFollower::Append { n, .. }, .. } => format!("send {n}"),
         Effect::ToFollower { message: ToFollower::ReadIndex { .. }, .. } => "ask".into(),
@@ -404,7 +405,8 @@ fn applied_entries_are_never_cut() {
     bench.on(Event::Durable { group: 2 });
     assert_eq!(bench.node.replicas().next().unwrap().state.applied.seq, Seq(2));
     let other = log(&[1, 3]);
-    check(bench.append(2, slice(3, &other, 0, true)), &["promise 3", "reject: Stopped", "sync 3"]);
+    let want = ["promise 3", "suspect 1", "reject: Stopped", "sync 3"];
+    check(bench.append(2, slice(3, &other, 0, true)), &want);
     assert!(bench.node.replicas().next().unwrap().unfit);
 }
 
@@ -848,7 +850,10 @@ fn a_follower_that_is_told_so_takes_nothing_more() {
         matches!(effect, Effect::FromFollower { message: FromFollower::Copy { .. }, .. })
     };
     assert!(effects.iter().any(announced), "its primary is to ask: {effects:?}");
-    check(bench.append(2, slice(1, &entries, 1, true)), &["reject: Stopped", "ack 2"]);
+    let noted = |effect: &Effect| matches!(effect, Effect::Write(Record::Suspect { .. }));
+    assert!(effects.iter().any(noted), "a restart must know: {effects:?}");
+    check(bench.append(2, slice(1, &entries, 1, true)), &["reject: Stopped"]);
+    check(bench.on(Event::Durable { group: 3 }), &["ack 2"]);
 }
 
 /// Of a shard that nobody writes to any more the last entry is looked at, too.

@@ -68,14 +68,16 @@ impl Replica {
 
     /// Writes what is new of the slice; returns the last seq that it shows to match.
     fn join(&mut self, turn: &mut Turn<'_>, slice: &Slice) -> Result<Seq, NotTaken> {
-        let mut at = self.starting_point(slice, turn.planted(Planted::MatchByNumber))?;
+        let mut at = self.starting_point(turn, slice)?;
         for entry in &slice.entries {
             if entry.seq <= at.seq {
                 continue;
             }
             match self.log.position(entry.seq) {
                 Some(own) if own.chain == entry.chain => {}
-                Some(_) if entry.seq <= self.state.applied.seq => return Err(self.contradicted()),
+                Some(_) if entry.seq <= self.state.applied.seq => {
+                    return Err(self.contradicted(turn));
+                }
                 Some(_) => {
                     check(entry, at)?;
                     self.truncate(turn, entry.seq.prev());
@@ -96,18 +98,19 @@ impl Replica {
 
     /// Where both logs are known to agree: at `prev`, or at the oldest position in memory if the
     /// slice begins below it (it was sent again, and all of that is applied here).
-    fn starting_point(&mut self, slice: &Slice, by_number: bool) -> Result<Position, NotTaken> {
+    fn starting_point(&mut self, turn: &mut Turn<'_>, slice: &Slice) -> Result<Position, NotTaken> {
+        let by_number = turn.planted(Planted::MatchByNumber);
         let base = self.log.base();
         if slice.prev.seq < base.seq {
             return match slice.entries.iter().find(|entry| entry.seq == base.seq) {
                 Some(entry) if entry.chain == base.chain => Ok(base),
-                Some(_) => Err(self.contradicted()),
+                Some(_) => Err(self.contradicted(turn)),
                 None => Ok(slice.entries.last().map_or(slice.prev, Entry::position)),
             };
         }
         match self.log.position(slice.prev.seq) {
             Some(own) if own.chain == slice.prev.chain || by_number => Ok(own),
-            Some(_) if slice.prev.seq <= self.state.applied.seq => Err(self.contradicted()),
+            Some(_) if slice.prev.seq <= self.state.applied.seq => Err(self.contradicted(turn)),
             _ => Err(self.mismatch().into()),
         }
     }
@@ -119,9 +122,8 @@ impl Replica {
 
     /// What is applied here is not in the log of a primary: one of the two disks lost or changed
     /// what was committed. This copy stops; nothing of it is cut.
-    fn contradicted(&mut self) -> NotTaken {
-        self.stopped = Some("the primary's log contradicts an applied entry");
-        self.unfit = true;
+    fn contradicted(&mut self, turn: &mut Turn<'_>) -> NotTaken {
+        self.stop(turn, "the primary's log contradicts an applied entry");
         Reject::Stopped.into()
     }
 }

@@ -207,6 +207,13 @@ impl Replica {
         self.begin_content(state);
     }
 
+    /// The copy is wrong: it takes and tells nothing more, also not after a restart, until it is made anew.
+    pub fn stop(&mut self, turn: &mut Turn<'_>, why: &'static str) {
+        turn.write(Record::Suspect { shard: self.shard, copy: self.copy });
+        self.stopped = Some(why);
+        self.unfit = true;
+    }
+
     /// Deletes the copy. Its number and the promise stay.
     pub fn drop_copy(&mut self, turn: &mut Turn<'_>) {
         turn.write(Record::Drop { shard: self.shard, copy: self.copy });

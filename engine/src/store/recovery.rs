@@ -161,6 +161,7 @@ impl Found {
                 }
                 self.contradicted |= small.suspect;
             }
+            Record::Suspect { copy: of, .. } => self.contradicted |= of == copy,
             Record::Promise { .. } | Record::Identity(_) => {}
         }
     }
@@ -368,6 +369,20 @@ mod tests {
         let groups = vec![vec![promise(5), copy(1, Position::default())], vec![drop]];
         check(vec![], groups.clone(), (2, 5, None, 0));
         check(state(1, Position::default()), groups, (2, 5, None, 1));
+    }
+
+    #[test]
+    fn a_copy_found_wrong_is_suspect_until_it_is_made_anew() {
+        let all = entries(2);
+        let suspect = |number| Record::Suspect { shard: SHARD, copy: CopyNo(number) };
+        let begun = vec![copy(1, Position::default())];
+        let mut groups = vec![begun, appends(&all), vec![suspect(1)]];
+        check(vec![], groups.clone(), (1, 1, Some((0, vec![1, 2], true)), 0));
+        groups.push(vec![copy(2, Position::default())]);
+        check(vec![], groups.clone(), (2, 0, Some((0, vec![], false)), 0));
+        // Said of a copy that is no more.
+        groups.push(vec![suspect(1)]);
+        check(vec![], groups, (2, 0, Some((0, vec![], false)), 0));
     }
 
     #[test]

@@ -48,6 +48,11 @@ impl Client {
         self.stream.write_all(bytes).unwrap();
     }
 
+    /// False if the other side takes nothing any more.
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).is_ok()
+    }
+
     /// The sending side is closed; answers still come.
     pub(crate) fn end_sending(&self) {
         self.stream.shutdown(std::net::Shutdown::Write).unwrap();

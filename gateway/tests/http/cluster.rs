@@ -43,6 +43,7 @@ pub(crate) fn options(etcd: String) -> Options {
         workers: Some(2),
         lease_ttl: 1,
         linger_us: 0,
+        idle_timeout: 75,
     }
 }
 
@@ -123,7 +124,13 @@ impl Cluster {
     }
 
     pub(crate) fn start_gateway(&mut self) {
-        self.gateway = Some(Gateway::start(options(self.etcd.endpoint())));
+        self.start_gateway_with(|_| {});
+    }
+
+    pub(crate) fn start_gateway_with(&mut self, change: impl FnOnce(&mut Options)) {
+        let mut options = options(self.etcd.endpoint());
+        change(&mut options);
+        self.gateway = Some(Gateway::start(options));
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

@@ -133,7 +133,17 @@ fn what_is_no_http_is_refused() {
     fn check(cluster: &Cluster, text: &str, want: u16) {
         let mut client = cluster.client();
         client.send(text.as_bytes());
-        assert_eq!(client.answer(false).status, want, "{}", &text[..text.len().min(60)]);
+        let answer = client.answer(false);
+        let kind = match want {
+            414 => "url-too-long",
+            431 => "too-large",
+            _ => "bad-input",
+        };
+        let told = (answer.status, answer.kind(), answer.outcome());
+        let text = &text[..text.len().min(60)];
+        assert_eq!(told, (want, kind.into(), "not-applied".into()), "{text}");
+        assert_eq!(answer.headers["content-type"], "application/problem+json", "{text}");
+        assert_eq!(answer.json()["status"], want, "{text}");
     }
     for text in [
         "nonsense\r\n\r\n",
@@ -169,6 +179,49 @@ fn what_is_no_http_is_refused() {
     check(&cluster, &format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(1_000_000)), 431);
     check(&cluster, &format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(200)), 431);
     assert_eq!(cluster.client().get("/v1/counters/ns/k").json()["value"], 0);
+}
+
+/// The answers before it are whole, and it comes after them.
+#[test]
+fn what_is_no_http_is_refused_behind_good_requests_too() {
+    let cluster = Cluster::start(1);
+    let mut client = cluster.client();
+    client.send(
+        format!("{INCREMENT} HTTP/1.1\r\n\r\n{INCREMENT} HTTP/1.1\r\n\r\nrubbish\r\n\r\n")
+            .as_bytes(),
+    );
+    assert_eq!([client.answer(false).status, client.answer(false).status], [200, 200]);
+    let refused = client.answer(false);
+    assert_eq!((refused.status, refused.outcome().as_str()), (400, "not-applied"));
+    assert!(client.is_closed());
+    let mut other = cluster.client();
+    assert_eq!(other.get("/v1/counters/ns/k").json()["value"], 2);
+    let counted = other.get("/metrics").body;
+    assert!(counted.contains("dkc_requests_total{op=\"none\",code=\"400\"} 1\n"), "{counted}");
+}
+
+#[test]
+fn who_says_nothing_or_takes_too_long_for_a_head_is_closed() {
+    let mut cluster = Cluster::without_gateway(1);
+    cluster.start_gateway_with(|options| options.idle_timeout = 1);
+    cluster.ready();
+    let began = Instant::now();
+    let mut silent = cluster.client();
+    let mut half = cluster.client();
+    half.send(b"GET /livez HTTP/1.1\r\nHost:");
+    let mut kept = cluster.client();
+    assert_eq!(kept.get("/livez").status, 200);
+    let mut trickling = cluster.client();
+    trickling.send(b"GET /livez HTTP/1.1\r\n");
+    // A byte now and then does not help: the head must be whole in time.
+    while trickling.try_send(b"X: y\r\n") {
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(began.elapsed() < Duration::from_secs(10), "it is still served");
+    }
+    for client in [&mut silent, &mut half, &mut kept] {
+        assert!(client.is_closed());
+    }
+    assert!(began.elapsed() >= Duration::from_secs(1), "closed after {:?}", began.elapsed());
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! `search replication` goes through everything that can happen to one shard within bounds.
+//! `search replication` goes through everything that can happen to one shard within bounds; `search sessions`
+//! through everything that can happen between gateways and the successive primaries of one.
 //!
 //! It prints the states it has seen, how deep it is complete, what waits at the frontier, which interesting things it
 //! came by and how often, and a verdict; a broken promise comes with the way that leads there, step by step.
@@ -6,20 +7,43 @@
 //!
 //! Exit code 0: nothing broken, or every mutation noticed; 1 otherwise; 2: usage.
 
+use std::fmt::Debug;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use engine::idempotency::Scope;
 use engine::planted::Planted;
-use tests::search::frontier::{Found, Limits, search};
-use tests::search::mutations::{MUTATIONS, SMALL};
-use tests::search::replication::{Bounds, Replication};
+use tests::search::frontier::{Found, Limits, World, search};
+use tests::search::mutations::{MUTATIONS, SESSION_MUTATIONS, SESSIONS, SMALL};
+use tests::search::replication::{self, Replication};
+use tests::search::sessions::{self, Sessions};
 
-const USAGE: &str = "search replication [--bounds KEY=N,…] [--minutes N] [--states N] [--mutation NAME|all]
-keys: stores in_sync min_in_sync epochs ops orders crashes cuts refusals removals lost reads ticks slow_fsync late_watch";
+const USAGE: &str = "search replication|sessions [--bounds KEY=N,…] [--minutes N] [--states N] [--mutation NAME|all]
+keys of replication: stores in_sync min_in_sync epochs ops orders crashes cuts refusals removals lost reads ticks slow_fsync late_watch
+keys of sessions: gateways keys losses epochs ops tokens (0 none, 1 per op, 2 per batch) retries cuts repeats lists ticks tick_s late waits full";
 
-struct Args {
-    bounds: Option<Bounds>,
+/// A world that can be asked for here.
+trait Searched: World + Sized {
+    type Bounds: Copy + Debug + 'static;
+    const NAME: &'static str;
+    const SMALL: Self::Bounds;
+    const MUTATIONS: &'static [(Planted, Self::Bounds)];
+
+    fn new(bounds: Self::Bounds, planted: Option<Planted>) -> Self;
+
+    /// Sets one bound. False: there is none of this name.
+    fn set(bounds: &mut Self::Bounds, key: &str, number: u8) -> bool;
+
+    /// What is wrong with them.
+    fn check(bounds: &Self::Bounds) -> Result<(), &'static str>;
+
+    /// How many states its machines were in.
+    fn machines(&self) -> usize;
+}
+
+struct Args<B> {
+    bounds: Option<B>,
     limits: Limits,
     mutations: Vec<Planted>,
 }
@@ -31,36 +55,47 @@ fn main() -> ExitCode {
             let _closed = writeln!(std::io::stderr(), "{panic}");
         }
     }));
-    let args = match parse(std::env::args().skip(1)) {
-        Ok(args) => args,
+    let mut args = std::env::args().skip(1);
+    let done = match args.next().as_deref() {
+        Some(Replication::NAME) => go::<Replication>(args),
+        Some(Sessions::NAME) => go::<Sessions>(args),
+        _ => Err("say what to search".into()),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(wrong) => {
             let _closed = writeln!(std::io::stderr(), "{wrong}\n{USAGE}");
-            return ExitCode::from(2);
+            ExitCode::from(2)
         }
-    };
+    }
+}
+
+/// Whether it went as it should.
+fn go<W: Searched>(args: impl Iterator<Item = String>) -> Result<bool, String> {
+    let args = parse::<W>(args)?;
     if args.mutations.is_empty() {
-        let bounds = args.bounds.unwrap_or(SMALL);
-        let found = run(bounds, None, args.limits);
-        return if found.broken.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        let found = run::<W>(args.bounds.unwrap_or(W::SMALL), None, args.limits);
+        return Ok(found.broken.is_none());
     }
     let mut all = true;
     for &bug in &args.mutations {
-        let within = MUTATIONS.iter().find(|(known, _)| *known == bug);
+        let within = W::MUTATIONS.iter().find(|(known, _)| *known == bug);
         let Some(&(_, bounds)) = within else {
-            say(&format!("{bug:?}: no search expresses it"));
+            say(&format!("{bug:?}: no search of {} expresses it", W::NAME));
             continue;
         };
-        let found = run(args.bounds.unwrap_or(bounds), Some(bug), args.limits);
+        let found = run::<W>(args.bounds.unwrap_or(bounds), Some(bug), args.limits);
         all &= found.broken.is_some();
     }
-    if all { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Ok(all)
 }
 
-fn run(bounds: Bounds, planted: Option<Planted>, limits: Limits) -> Found {
+fn run<W: Searched>(bounds: W::Bounds, planted: Option<Planted>, limits: Limits) -> Found {
     let began = Instant::now();
-    let mut world = Replication::new(bounds, planted);
+    let mut world = W::new(bounds, planted);
     let found = search(&mut world, limits);
-    let title = planted.map_or("replication".into(), |bug| format!("{bug:?}"));
+    let title = planted.map_or(W::NAME.into(), |bug| format!("{bug:?}"));
     say(&format!("{title}: {bounds:?}"));
     let verdict = match (&found.broken, found.frontier) {
         (Some(_), _) => "BROKEN",
@@ -68,12 +103,12 @@ fn run(bounds: Bounds, planted: Option<Planted>, limits: Limits) -> Found {
         (None, _) => "cut off, nothing broken so far",
     };
     say(&format!(
-        "{verdict}: {} states, {} steps, depth {} complete, frontier {}, {} states of a store, {:.0} s",
+        "{verdict}: {} states, {} steps, depth {} complete, frontier {}, {} states of a machine, {:.0} s",
         found.states,
         found.steps,
         found.depth,
         found.frontier,
-        world.machines.len(),
+        world.machines(),
         began.elapsed().as_secs_f32()
     ));
     for (what, count) in &found.sometimes {
@@ -88,17 +123,14 @@ fn run(bounds: Bounds, planted: Option<Planted>, limits: Limits) -> Found {
     found
 }
 
-fn parse(args: impl Iterator<Item = String>) -> Result<Args, String> {
+fn parse<W: Searched>(args: impl Iterator<Item = String>) -> Result<Args<W::Bounds>, String> {
     let mut args = args;
-    if args.next().as_deref() != Some("replication") {
-        return Err("say what to search".into());
-    }
     let limits = Limits { time: Duration::from_secs(600), states: 40_000_000 };
     let mut parsed = Args { bounds: None, limits, mutations: Vec::new() };
     while let Some(name) = args.next() {
         let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;
         match name.as_str() {
-            "--bounds" => parsed.bounds = Some(bounds(&value)?),
+            "--bounds" => parsed.bounds = Some(bounds::<W>(&value)?),
             "--minutes" => {
                 let minutes: f64 = value.parse().map_err(|_| format!("{name}: {value}"))?;
                 parsed.limits.time = Duration::from_secs_f64(minutes * 60.0);
@@ -107,7 +139,7 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Args, String> {
                 parsed.limits.states = value.parse().map_err(|_| format!("{name}: {value}"))?;
             }
             "--mutation" if value == "all" => {
-                parsed.mutations = MUTATIONS.iter().map(|(bug, _)| *bug).collect();
+                parsed.mutations = W::MUTATIONS.iter().map(|(bug, _)| *bug).collect();
             }
             "--mutation" => {
                 let bug = Planted::ALL.into_iter().find(|bug| format!("{bug:?}") == value);
@@ -122,12 +154,31 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Args, String> {
     Ok(parsed)
 }
 
-fn bounds(text: &str) -> Result<Bounds, String> {
-    let mut bounds = SMALL;
+fn bounds<W: Searched>(text: &str) -> Result<W::Bounds, String> {
+    let mut bounds = W::SMALL;
     for pair in text.split(',') {
         let wrong = || format!("--bounds: KEY=N, not {pair}");
         let (key, value) = pair.split_once('=').ok_or_else(wrong)?;
-        let number: u8 = value.parse().map_err(|_| wrong())?;
+        let number = value.parse().map_err(|_| wrong())?;
+        if !W::set(&mut bounds, key, number) {
+            return Err(format!("--bounds: no key {key}"));
+        }
+    }
+    W::check(&bounds).map_err(|wrong| format!("--bounds: {wrong}"))?;
+    Ok(bounds)
+}
+
+impl Searched for Replication {
+    type Bounds = replication::Bounds;
+    const NAME: &'static str = "replication";
+    const SMALL: Self::Bounds = SMALL;
+    const MUTATIONS: &'static [(Planted, Self::Bounds)] = MUTATIONS;
+
+    fn new(bounds: Self::Bounds, planted: Option<Planted>) -> Self {
+        Self::new(bounds, planted)
+    }
+
+    fn set(bounds: &mut Self::Bounds, key: &str, number: u8) -> bool {
         match key {
             "stores" => bounds.stores = number,
             "in_sync" => bounds.in_sync = number,
@@ -144,16 +195,74 @@ fn bounds(text: &str) -> Result<Bounds, String> {
             "ticks" => bounds.ticks = number,
             "slow_fsync" => bounds.slow_fsync = number > 0,
             "late_watch" => bounds.late_watch = number > 0,
-            _ => return Err(format!("--bounds: no key {key}")),
+            _ => return false,
         }
+        true
     }
-    let sound = (1..=4).contains(&bounds.stores)
-        && (1..=bounds.in_sync).contains(&bounds.min_in_sync)
-        && bounds.in_sync <= bounds.stores;
-    if sound {
-        Ok(bounds)
-    } else {
-        Err("--bounds: 1 ≤ min_in_sync ≤ in_sync ≤ stores ≤ 4".into())
+
+    fn check(bounds: &Self::Bounds) -> Result<(), &'static str> {
+        let sound = (1..=4).contains(&bounds.stores)
+            && (1..=bounds.in_sync).contains(&bounds.min_in_sync)
+            && bounds.in_sync <= bounds.stores;
+        if sound { Ok(()) } else { Err("1 ≤ min_in_sync ≤ in_sync ≤ stores ≤ 4") }
+    }
+
+    fn machines(&self) -> usize {
+        self.machines.len()
+    }
+}
+
+impl Searched for Sessions {
+    type Bounds = sessions::Bounds;
+    const NAME: &'static str = "sessions";
+    const SMALL: Self::Bounds = SESSIONS;
+    const MUTATIONS: &'static [(Planted, Self::Bounds)] = SESSION_MUTATIONS;
+
+    fn new(bounds: Self::Bounds, planted: Option<Planted>) -> Self {
+        Self::new(bounds, planted)
+    }
+
+    fn set(bounds: &mut Self::Bounds, key: &str, number: u8) -> bool {
+        match key {
+            "gateways" => bounds.gateways = number,
+            "keys" => bounds.keys = number,
+            "losses" => bounds.losses = number,
+            "epochs" => bounds.epochs = number,
+            "ops" => bounds.ops = number,
+            "tokens" => {
+                bounds.tokens = match number {
+                    0 => None,
+                    1 => Some(Scope::Counter),
+                    _ => Some(Scope::Batch),
+                }
+            }
+            "retries" => bounds.retries = number,
+            "cuts" => bounds.cuts = number,
+            "repeats" => bounds.repeats = number,
+            "lists" => bounds.lists = number,
+            "ticks" => bounds.ticks = number,
+            "tick_s" => bounds.tick_s = number.into(),
+            "late" => bounds.late = number,
+            "waits" => bounds.waits = number,
+            "full" => bounds.full = number,
+            _ => return false,
+        }
+        true
+    }
+
+    fn check(bounds: &Self::Bounds) -> Result<(), &'static str> {
+        let sound = (1..=4).contains(&bounds.gateways)
+            && (bounds.gateways..=8).contains(&bounds.keys)
+            && (1..=7).contains(&bounds.epochs)
+            && bounds.ops <= 8
+            && (bounds.retries == 0 || bounds.tokens.is_some());
+        let wrong =
+            "1 ≤ gateways ≤ 4, gateways ≤ keys ≤ 8, 1 ≤ epochs ≤ 7, ops ≤ 8, retries need tokens";
+        if sound { Ok(()) } else { Err(wrong) }
+    }
+
+    fn machines(&self) -> usize {
+        self.primaries.len() + self.gateways.len()
     }
 }
 

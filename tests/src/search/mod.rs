@@ -9,9 +9,10 @@
 //! ```text
 //!   frontier    breadth first over states, by fingerprint
 //!      │
-//!   replication ── properties     one shard: its stores, lines, record in etcd
+//!      ├── replication ── properties     one shard: its stores, lines, record in etcd
+//!      └── sessions ── promises          gateways, a shard's successive primaries, keys in etcd
 //!      │
-//!   machines ── store             what a machine is in, and does, worked out once
+//!   machines ── store, leader, gateway   what a machine is in, and does, worked out once
 //! ```
 //!
 //! What a newcomer would get wrong: a search without a violation says something only if its bounds let the
@@ -23,4 +24,5 @@ pub mod machines;
 pub mod mutations;
 pub mod properties;
 pub mod replication;
+pub mod sessions;
 pub mod store;

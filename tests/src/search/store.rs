@@ -219,7 +219,7 @@ impl Kept {
                 (self.copy, self.held) = (*copy, false);
                 self.entries.clear();
             }
-            Record::Identity(_) | Record::Shard { .. } => {}
+            Record::Suspect { .. } | Record::Identity(_) | Record::Shard { .. } => {}
         }
     }
 

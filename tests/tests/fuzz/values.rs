@@ -186,6 +186,7 @@ pub(crate) fn record() -> impl Strategy<Value = Record> {
         1 => (shard(), slots(), number(), position())
             .prop_map(|(shard, slots, copy, base)| Record::Copy { shard, slots, copy: CopyNo(copy), base }),
         1 => (shard(), number()).prop_map(|(shard, copy)| Record::Drop { shard, copy: CopyNo(copy) }),
+        1 => (shard(), number()).prop_map(|(shard, copy)| Record::Suspect { shard, copy: CopyNo(copy) }),
         1 => identity().prop_map(Record::Identity),
         1 => (shard(), small_state()).prop_map(|(shard, small)| Record::Shard { shard, small }),
     ]

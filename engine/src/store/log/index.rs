@@ -95,7 +95,10 @@ impl Index {
             Record::Append { shard, entry } => self.append(segment, *shard, entry.seq),
             Record::Truncate { shard, after } => self.forget(*shard, *after),
             Record::Copy { shard, .. } | Record::Drop { shard, .. } => self.forget(*shard, Seq(0)),
-            Record::Promise { .. } | Record::Identity(_) | Record::Shard { .. } => {}
+            Record::Promise { .. }
+            | Record::Suspect { .. }
+            | Record::Identity(_)
+            | Record::Shard { .. } => {}
         }
     }
 

@@ -30,6 +30,7 @@ const KIND_COPY: u8 = 4;
 const KIND_DROP: u8 = 5;
 const KIND_IDENTITY: u8 = 6;
 const KIND_SHARD: u8 = 7;
+const KIND_SUSPECT: u8 = 8;
 
 /// One thing a group makes durable. Written in the order in which the node machine emits them.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -60,6 +61,11 @@ pub enum Record {
         shard: ShardId,
         copy: CopyNo,
     },
+    /// The copy was found wrong while it was held: it is to be made anew, and a start before that must know.
+    Suspect {
+        shard: ShardId,
+        copy: CopyNo,
+    },
     /// Who this store is: written at its first start and at each boot.
     Identity(Identity),
     /// A shard's small state so far, restated at the start of each segment so that older segments
@@ -76,7 +82,7 @@ pub struct SmallState {
     pub promised: Epoch,
     /// The number of the present copy, or of the last one if there is none.
     pub copy: CopyNo,
-    /// Recovery found the present copy wanting. Kept until a new copy, for what proved it may have
+    /// The present copy was found wanting, by recovery or since. Kept until a new copy, for what proved it may have
     /// been cut or deleted since.
     pub suspect: bool,
     pub held: Option<Held>,
@@ -123,6 +129,7 @@ impl SmallState {
                 let promised = self.promised.max(small.promised);
                 *self = Self { promised, ..*small };
             }
+            Record::Suspect { copy, .. } => self.suspect |= *copy == self.copy,
             Record::Identity(_) => {}
         }
     }
@@ -155,6 +162,7 @@ impl Record {
             | Self::Promise { shard, .. }
             | Self::Copy { shard, .. }
             | Self::Drop { shard, .. }
+            | Self::Suspect { shard, .. }
             | Self::Shard { shard, .. } => Some(*shard),
             Self::Identity(_) => None,
         }
@@ -177,7 +185,7 @@ impl Record {
                 put_varint(&mut body, copy.0);
                 put_position(&mut body, *base);
             }
-            Self::Drop { copy, .. } => put_varint(&mut body, copy.0),
+            Self::Drop { copy, .. } | Self::Suspect { copy, .. } => put_varint(&mut body, copy.0),
             Self::Identity(identity) => identity.encode(&mut body),
             Self::Shard { small, .. } => small.encode(&mut body),
         }
@@ -191,6 +199,7 @@ impl Record {
             Self::Promise { .. } => KIND_PROMISE,
             Self::Copy { .. } => KIND_COPY,
             Self::Drop { .. } => KIND_DROP,
+            Self::Suspect { .. } => KIND_SUSPECT,
             Self::Identity(_) => KIND_IDENTITY,
             Self::Shard { .. } => KIND_SHARD,
         }
@@ -233,6 +242,7 @@ impl Record {
                 base: position(body)?,
             },
             KIND_DROP => Self::Drop { shard, copy: CopyNo(body.varint("drop")?) },
+            KIND_SUSPECT => Self::Suspect { shard, copy: CopyNo(body.varint("suspect")?) },
             KIND_SHARD => Self::Shard { shard, small: SmallState::decode(body)? },
             other => return Err(EntryError::UnknownKind(other)),
         })

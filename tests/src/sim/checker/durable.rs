@@ -191,6 +191,7 @@ impl Shard {
                 *self = Self { slots, copy, base: Some(base), ..self.emptied() };
             }
             Record::Drop { copy, .. } => *self = Self { copy, ..self.emptied() },
+            Record::Suspect { copy, .. } => self.suspect |= copy == self.copy,
             Record::Identity(_) | Record::Shard { .. } => {}
         }
     }

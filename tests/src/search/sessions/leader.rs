@@ -1,0 +1,267 @@
+//! The primary of one epoch: the node machine that production runs, alone in its in-sync set.
+//!
+//! What a commit takes is searched by the [replication](super::super::replication) world. Here it is one step
+//! of the world's choosing: the oldest group of the log becomes durable, and so committed. Which entries a
+//! deposed primary may still see committed, and which a new one begins with, the world decides too.
+//!
+//! Nothing is flushed: a new primary applies the log from its first entry on.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use engine::apply::ShardState;
+use engine::config::ShardConfig;
+use engine::entry::{Body, Entry};
+use engine::ids::{
+    Boot, Conn, CopyNo, Epoch, Now, Revision, SessionId, ShardId, Slots, StoreBoot, StoreId,
+    TimeMs, Version,
+};
+use engine::key;
+use engine::message::{Answer, NodeReply};
+use engine::node::{Effect, Event, Node, RecoveredContent, RecoveredReplica, Settings};
+use engine::store::log::Record;
+
+use super::super::machines::Machine;
+use super::{Wire, Wires, counter};
+
+/// The shard's time at the beginning.
+pub const BEGAN_MS: u64 = 1_000_000_000;
+
+pub struct Table {
+    pub settings: Settings,
+    pub tick_ms: u64,
+    pub wires: Wires,
+}
+
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Cause {
+    Record {
+        epoch: u8,
+    },
+    Accepted {
+        conn: u64,
+    },
+    Received {
+        conn: u64,
+        wire: u32,
+    },
+    /// The oldest group is committed.
+    Committed,
+    /// Bit n of `alive`: the session born at revision n.
+    Listed {
+        at: u8,
+        alive: u32,
+    },
+    Tick,
+    /// Its disk is full, or has room again.
+    Full(bool),
+}
+
+#[derive(Clone, Debug)]
+pub enum Out {
+    Reply { conn: u64, wire: u32 },
+    Told(&'static str),
+}
+
+/// What is to be seen of a primary.
+#[derive(Clone, Debug, Default)]
+pub struct Face {
+    pub leads: bool,
+    pub active: bool,
+    /// The chain of each entry: equal where two logs are.
+    pub log: Vec<u64>,
+    pub commit: usize,
+    pub applied: u64,
+    /// How long the log is at the end of the oldest group that is not committed.
+    pub next: Option<usize>,
+    pub value: i128,
+    /// The newest collection's revision, and the sessions ≤ it that are expired.
+    pub collected: u64,
+    pub expired: u32,
+    pub rows: usize,
+    pub full: bool,
+    pub stopped: Option<&'static str>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Leader {
+    node: Node,
+    entries: Vec<Entry>,
+    /// Groups whose fsync has been asked for: the number, and how long the log is at its end.
+    groups: VecDeque<(u64, usize)>,
+    full: bool,
+    now: Now,
+}
+
+/// The process that leads in this epoch.
+pub fn primary_of(epoch: u8) -> StoreBoot {
+    StoreBoot { store: StoreId(epoch.into()), boot: Boot(1) }
+}
+
+/// The shard's record in this epoch. Primaries of earlier ones keep their copies as learners.
+pub fn record(epoch: u8) -> ShardConfig {
+    ShardConfig {
+        slots: Slots::ALL,
+        epoch: Epoch(epoch.into()),
+        version: Version(epoch.into()),
+        primary: primary_of(epoch),
+        isr: [primary_of(epoch).store].into_iter().collect(),
+        learners: (1..epoch).map(|earlier| primary_of(earlier).store).collect(),
+        target: (1..=epoch).map(|earlier| primary_of(earlier).store).collect(),
+        tainted: vec![],
+    }
+}
+
+pub fn session(revision: u8) -> SessionId {
+    SessionId(Revision { incarnation: 1, revision: revision.into() })
+}
+
+impl Leader {
+    /// A process that holds these entries, durable.
+    pub fn new(table: &Table, epoch: u8, entries: Vec<Entry>) -> Self {
+        let state = ShardState { slots: Slots::ALL, ..ShardState::default() };
+        let promised = entries.last().map_or(Epoch(0), |entry| entry.epoch);
+        let content = RecoveredContent { state, entries: entries.clone(), suspect: false };
+        let found = RecoveredReplica {
+            shard: ShardId(0),
+            slots: Slots::ALL,
+            promised,
+            copy: CopyNo(1),
+            content: Some(content),
+        };
+        let now = Now(0);
+        let mut node = Node::new(table.settings.clone(), primary_of(epoch), now, 1, vec![found]);
+        let peers = Event::Peers(vec![(primary_of(epoch), epoch.into())]);
+        for event in [Event::WallClock(TimeMs(BEGAN_MS)), Event::LeaseConfirmed, peers] {
+            node.handle(now, event, &mut Vec::new());
+        }
+        Self { node, entries, groups: VecDeque::new(), full: false, now }
+    }
+
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    fn event(&mut self, cause: Cause, table: &Table) -> Option<Event> {
+        Some(match cause {
+            Cause::Record { epoch } => Event::Config {
+                config: record(epoch),
+                mod_revision: epoch.into(),
+                linearizable: false,
+            },
+            Cause::Accepted { conn } => Event::GatewayConnected { conn: Conn(conn) },
+            Cause::Received { conn, wire } => match table.wires.borrow().get(wire) {
+                Wire::To(message) => Event::Gateway { conn: Conn(conn), message: message.clone() },
+                Wire::From(_) => return None,
+            },
+            Cause::Committed => Event::Durable { group: self.groups.pop_front()?.0 },
+            Cause::Listed { at, alive } => Event::SessionsListed {
+                at: session(at).0,
+                alive: (1..=at).filter(|id| alive >> id & 1 == 1).map(session).collect(),
+            },
+            Cause::Tick => {
+                self.now = self.now.plus_ms(table.tick_ms);
+                Event::WallClock(TimeMs(BEGAN_MS + self.now.0 / 1_000))
+            }
+            Cause::Full(full) => {
+                self.full = full;
+                Event::DiskFull(full)
+            }
+        })
+    }
+
+    fn perform(&mut self, effect: Effect, table: &Table, out: &mut Vec<Out>) -> Option<Event> {
+        match effect {
+            Effect::Write(Record::Append { entry, .. }) => self.note(entry, out),
+            Effect::Write(Record::Promise { .. }) => {}
+            Effect::Sync { group } => self.groups.push_back((group, self.entries.len())),
+            Effect::Load { load, needs } => {
+                return Some(Event::Loaded {
+                    load,
+                    values: vec![None; needs.counters.len()],
+                    records: vec![None; needs.records.len()],
+                });
+            }
+            Effect::Gateway { conn, reply } => {
+                // Nothing here freezes a shard: that it is open goes without saying.
+                let NodeReply::Answer { answer, .. } = &reply else { return None };
+                match answer {
+                    Answer::Expired => out.push(Out::Told("a batch of a collected session comes")),
+                    Answer::Refused(_) => out.push(Out::Told("a primary refuses a batch")),
+                    _ => {}
+                }
+                let wire = table.wires.borrow_mut().number(Wire::From(reply));
+                out.push(Out::Reply { conn: conn.0, wire });
+            }
+            // The world reads records and lists sessions whenever it likes.
+            Effect::ReadConfig { .. } | Effect::Report(_) | Effect::ListSessions => {}
+            other => panic!("nothing asks for {other:?} here"),
+        }
+        None
+    }
+
+    fn note(&mut self, entry: Entry, out: &mut Vec<Out>) {
+        assert_eq!(entry.seq.0, self.entries.len() as u64 + 1, "a primary only appends");
+        let collections = self.entries.iter().filter_map(|earlier| match &earlier.body {
+            Body::Collect { r, .. } => Some(*r),
+            _ => None,
+        });
+        match &entry.body {
+            Body::Collect { r, .. } if collections.max().is_some_and(|newest| newest > *r) => {
+                out.push(Out::Told("a collection older than the newest is ordered"));
+            }
+            Body::Collect { .. } => out.push(Out::Told("a collection is ordered")),
+            Body::Expire { .. } => out.push(Out::Told("an expiry is ordered")),
+            _ => {}
+        }
+        self.entries.push(entry);
+    }
+}
+
+impl Machine for Leader {
+    type Cause = Cause;
+    type Out = Out;
+    type Face = Face;
+    type Table = Table;
+
+    fn on(&mut self, cause: Cause, table: &mut Table, out: &mut Vec<Out>) {
+        let mut events: VecDeque<Event> = self.event(cause, table).into_iter().collect();
+        while let Some(event) = events.pop_front() {
+            let mut effects = Vec::new();
+            self.node.handle(self.now, event, &mut effects);
+            self.node.check_invariants();
+            for effect in effects {
+                events.extend(self.perform(effect, table, out));
+            }
+        }
+    }
+
+    fn now(&self) -> Now {
+        self.now
+    }
+
+    fn face(&self) -> Face {
+        let name = counter();
+        let value = self.node.tables().value(None, name.name(), key::hash(name.name()));
+        let view = self.node.replicas().next().expect("a copy is never given up here");
+        let sessions = &view.state.sessions;
+        let born: BTreeSet<u64> = (1..=sessions.collection.r.revision).collect();
+        let expired = born
+            .into_iter()
+            .filter(|&id| sessions.collection.has_expired(session(id as u8)))
+            .fold(0, |mask, id| mask | 1 << id);
+        Face {
+            leads: view.primary.is_some(),
+            active: view.primary.is_some_and(|primary| primary.active),
+            log: self.entries.iter().map(|entry| entry.chain.0).collect(),
+            commit: view.commit.0 as usize,
+            applied: view.state.applied.seq.0,
+            next: self.groups.front().map(|(_, end)| *end),
+            value,
+            collected: sessions.collection.r.revision,
+            expired,
+            rows: sessions.rows.len(),
+            full: self.full,
+            stopped: view.stopped,
+        }
+    }
+}
