@@ -114,7 +114,10 @@ impl World {
         let Some(harmed) = node.harmed else { return true };
         let mut relying =
             self.core.etcd.shards().filter(|(config, _)| config.isr.contains(&harmed));
-        relying.all(|(config, _)| node.store == harmed && has_anew(node, config.shard()))
+        relying.all(|(config, _)| {
+            let trusted = node.store == harmed && !config.tainted.contains(&harmed);
+            trusted && has_anew(node, config.shard())
+        })
     }
 }
 
