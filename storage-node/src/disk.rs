@@ -348,30 +348,26 @@ impl Disk {
     /// The log says first, durably, that their copy is gone. A crash between the two would else
     /// look as if the state had lost a copy that the log still knows: a suspect store, for nothing.
     pub fn drop_rows(&mut self, shard: ShardId, slots: Slots) {
-        let durable = self.durable_to_here();
-        let (state, tell) = (self.state.clone(), self.tell.clone());
-        self.state_jobs.run(move || {
-            // No answer: the log has failed, or all of this ends.
-            if durable.recv().is_err() {
-                return Ok(());
-            }
+        self.change_once_durable(Event::RowsDropped { shard }, move |state| {
             kill::point("drop.begun");
-            state.drop_rows(slots)?;
-            changed(&state, &tell, Event::RowsDropped { shard });
-            Ok(())
+            state.drop_rows(slots)
         });
     }
 
     /// [`Event::SnapshotInstalled`] follows.
+    ///
+    /// The log says first, durably, what it was told of the shard before. After a crash between the
+    /// two it would else know nothing of a copy that the state has, as if it had lost it: a suspect
+    /// store, for nothing.
     pub fn install_snapshot(
-        &self,
+        &mut self,
         conn: Conn,
         transfer: u64,
         copy: CopyNo,
         shard: Box<ShardState>,
     ) {
         let staging = self.staging.clone();
-        self.change(Event::SnapshotInstalled { conn, transfer }, move |state| {
+        self.change_once_durable(Event::SnapshotInstalled { conn, transfer }, move |state| {
             kill::point("install.begun");
             let files = staging.take(conn, transfer).expect("a copy is staged before its install");
             state.install(files, copy, &shard)
@@ -450,6 +446,25 @@ impl Disk {
     pub fn trusted(&self) {
         let folder = self.folder.clone();
         self.state_jobs.run(move || disk_open::forget_what_was_set_aside(&folder));
+    }
+
+    /// Queues a change of the state that waits until everything written so far is durable.
+    fn change_once_durable(
+        &mut self,
+        done: Event,
+        change: impl FnOnce(&State) -> Result<(), DiskError> + Send + 'static,
+    ) {
+        let durable = self.durable_to_here();
+        let (state, tell) = (self.state.clone(), self.tell.clone());
+        self.state_jobs.run(move || {
+            // No answer: the log has failed, or all of this ends.
+            if durable.recv().is_err() {
+                return Ok(());
+            }
+            change(&state)?;
+            changed(&state, &tell, done);
+            Ok(())
+        });
     }
 
     /// Queues a change of the state; the event goes out with the view of after it.

@@ -266,7 +266,7 @@ impl Office {
                 self.postpone(turn, shard, "no in-sync member that may lead has answered");
                 continue;
             };
-            if let Some(why) = self.waits_with(turn, config, chosen) {
+            if let Some(why) = self.waits_with(turn, config, round, chosen) {
                 self.postpone(turn, shard, why);
                 continue;
             }
@@ -317,6 +317,7 @@ impl Office {
         &self,
         turn: &Turn<'_>,
         config: &ShardConfig,
+        round: &Round,
         chosen: Candidate,
     ) -> Option<&'static str> {
         let shard = config.shard();
@@ -324,19 +325,27 @@ impl Office {
         if turn.now.ms_since(since) >= turn.settings.lone_wait_ms {
             return None;
         }
-        let may_return = |&&store: &&StoreId| {
+        let may_return = |store: StoreId| {
             store != chosen.process.store
-                && self.health.alive(store).is_none()
                 && self.records.newest_boot(store).is_some()
                 && !config.tainted.contains(&store)
         };
-        let missing = config.isr.iter().any(|store| may_return(&store));
-        if missing && matches!(chosen.rank, Rank::Suspect | Rank::Unfit) {
+        // A member that lives, and was slow to answer, holds as much as one that is about to return.
+        let heard = |store: StoreId| {
+            let alive = self.health.alive(store);
+            alive.is_some()
+                && round.ends.contains_key(&(shard, store))
+                && round.asked.get(&store).copied() == alive
+        };
+        let unheard = config.isr.iter().any(|&store| may_return(store) && !heard(store));
+        if unheard && matches!(chosen.rank, Rank::Suspect | Rank::Unfit) {
             return Some("its only copy in reach may be damaged: waits for a better one");
         }
         let alive = config.isr.iter().filter(|&&store| self.health.alive(store).is_some()).count();
         let boot_at = self.records.stores.get(chosen.process.store).map_or(0, |kept| kept.modified);
         let written_at = self.records.shards.get(shard).map_or(0, |kept| kept.modified);
+        let is_dead = |store: StoreId| self.health.alive(store).is_none();
+        let missing = config.isr.iter().any(|&store| may_return(store) && is_dead(store));
         let lone = missing && alive < self.min_in_sync();
         (lone && boot_at > written_at)
             .then_some("its only member in reach was restarted: waits for another")

@@ -757,6 +757,26 @@ fn a_suspect_store_is_promoted_only_after_all_others() {
     assert_eq!(bench.accept().primary, process(3, 1));
 }
 
+/// Seed 1717 of the simulator, with disks that rot: the good member was alive and answered a few milliseconds late, so
+/// the damaged one was promoted, and what only the good one held was lost.
+#[test]
+fn a_damaged_copy_is_not_promoted_over_a_member_that_is_slow_to_answer() {
+    let mut bench = without_primary(vec![ShardConfig { tainted: ids(&[1]), ..shard_at(0) }]);
+    let gathers = bench.take();
+    let asked = |effect: &Effect| match effect {
+        Effect::Gather { gather, to, .. } if to.store == id(2) => Some(*gather),
+        _ => None,
+    };
+    let gather = gathers.iter().find_map(asked).expect("both are asked");
+    let ends = Some(vec![unfit(end(2, 0, (4, 10))).1]);
+    bench.on(Event::Gathered { gather, store: id(2), ends });
+    bench.pass(50);
+    assert_eq!(bench.proposed(), [], "its time is over, and it waits all the same");
+    bench.gathered(&[unfit(end(2, 0, (4, 10))), end(3, 0, (4, 20))]);
+    bench.pass(200);
+    assert_eq!(bench.accept().primary, process(3, 1));
+}
+
 /// All nodes lost power; one of two in-sync members is back.
 #[test]
 fn a_restarted_lone_survivor_waits_for_another_member() {

@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
-use engine::ids::{Conn, CopyNo, Slots};
+use engine::ids::{Conn, CopyNo, Epoch, Slots};
 use engine::node::Event;
 use engine::store::layout;
+use engine::store::log::Record;
 use storage_node::snapshot_files::{NotStaged, Stager};
 
-use crate::opening::Bench;
+use crate::opening::{Bench, SHARD};
 use crate::running::{counter, flush, flush_of, load};
 
 const CONN: Conn = Conn(3);
@@ -75,6 +77,22 @@ fn an_installed_copy_takes_the_place_of_all_that_was_there() {
     assert_eq!(replica.copy, CopyNo(2));
     let content = replica.content.as_ref().unwrap();
     assert_eq!((&content.state, content.suspect), (&*state, false));
+}
+
+/// Else a crash between the two leaves a copy of which the log knows nothing, as if it had lost it (simulator, with the
+/// log's real bytes on a slow disk).
+#[test]
+fn a_copy_is_installed_only_once_the_log_says_durably_what_came_before_it() {
+    let (_folder, mut bench) = open();
+    let stager = begin(&bench, &[]);
+    let state = stager.finish().unwrap();
+    bench.disk.write(Record::Promise { shard: SHARD, epoch: Epoch(1) });
+    bench.disk.install_snapshot(CONN, TRANSFER, CopyNo(2), state);
+    // Time for it to go wrong; nothing waits for it to go right.
+    assert!(bench.events.recv_timeout(Duration::from_millis(100)).is_err());
+    bench.disk.sync(2);
+    assert!(matches!(bench.event(), Event::Durable { group: 2 }));
+    assert!(matches!(bench.event(), Event::SnapshotInstalled { conn: CONN, transfer: TRANSFER }));
 }
 
 #[track_caller]

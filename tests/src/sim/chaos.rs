@@ -4,10 +4,11 @@
 //!
 //! It stops when the faults do: healing is the real one's business alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use engine::config::{ShardConfig, insert, remove};
 use engine::ids::{Epoch, StoreBoot, StoreId, Version};
+use engine::records::StoreStatus;
 
 use super::core::{Core, Place, Process, Told};
 use super::etcd::{Call, Compare, Key, Reply, Value, Write};
@@ -69,18 +70,23 @@ impl ChaosHost {
     fn look(&self, core: &mut Core, all: Vec<(Key, super::etcd::Versioned)>) {
         let mut alive = BTreeMap::new();
         let mut shards = Vec::new();
+        let mut suspect = BTreeSet::new();
         for (_, versioned) in all {
             match versioned.value {
                 Value::Node(me) => {
                     alive.insert(me.store, me);
                 }
                 Value::Shard(config) => shards.push((config, versioned.modified)),
+                Value::Store { me, status: StoreStatus::Suspect, .. } => {
+                    suspect.insert(me.store);
+                }
                 _ => {}
             }
         }
         let mut writes = Vec::new();
         for (config, at) in shards {
-            let change = promote(core, &config, &alive).or_else(|| place(core, &config, &alive));
+            let change =
+                promote(core, &config, &alive, &suspect).or_else(|| place(core, &config, &alive));
             if let Some(mut config) = change {
                 config.version = Version(config.version.0 + 1);
                 writes.push((at, config));
@@ -97,13 +103,20 @@ impl ChaosHost {
 
 type Alive = BTreeMap<StoreId, StoreBoot>;
 
-fn promote(core: &mut Core, config: &ShardConfig, alive: &Alive) -> Option<ShardConfig> {
+/// A suspect store's copies are not for one to promote who knows nothing of logs.
+fn promote(
+    core: &mut Core,
+    config: &ShardConfig,
+    alive: &Alive,
+    suspect: &BTreeSet<StoreId>,
+) -> Option<ShardConfig> {
     let lives = alive.get(&config.primary.store) == Some(&config.primary);
     let spurious = core.is_faulty() && core.rng.below(1_000) < core.plan.spurious_permille;
     if lives && !spurious {
         return None;
     }
-    let fit = |store: &&StoreId| alive.contains_key(store) && !config.tainted.contains(store);
+    let passed = |store: &StoreId| config.tainted.contains(store) || suspect.contains(store);
+    let fit = |store: &&StoreId| alive.contains_key(store) && !passed(store);
     let fit: Vec<StoreId> = config.isr.iter().filter(fit).copied().collect();
     let primary = alive[&core.rng.pick(&fit)?];
     let mut next = ShardConfig { primary, epoch: Epoch(config.epoch.0 + 1), ..config.clone() };

@@ -437,10 +437,10 @@ fn shard_of(versioned: &Versioned) -> Option<engine::config::ShardConfig> {
     }
 }
 
-fn store_of(versioned: &Versioned) -> Option<StoreRecord> {
+pub fn store_of(versioned: &Versioned) -> Option<StoreRecord> {
     let Value::Store { me, nonce, status } = &versioned.value else { return None };
     Some(StoreRecord {
-        name: format!("{:?}", me.store),
+        name: format!("{:?}", place_of(me.store)),
         address: String::new(),
         zone: zone_of(me.store),
         host: String::new(),

@@ -176,6 +176,7 @@ pub enum Happening {
     },
     TokenAnswered(token_clients::Answered),
     Fault,
+    DiskFault,
     FaultEnds {
         fault: u64,
     },

@@ -80,10 +80,22 @@ pub enum Path {
     ProposalUnknown,
     /// A transaction took effect after its client had given up.
     LateTxn,
+
+    // -- disks
+    /// Power was lost in the middle of a group's write.
+    GroupTorn,
+    /// A start cut the end of its log: it was never durable.
+    TornGroupCut,
+    /// Recovery told damage from a tear.
+    DamageTold,
+    /// A store began with copies that are not to be trusted.
+    StartedSuspect,
+    /// A disk that was rolled back, or no longer says whose it is, was refused.
+    StartRefused,
 }
 
 impl Path {
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 33] = [
         Self::TailSurvived,
         Self::TailTruncated,
         Self::FailoverWithoutData,
@@ -112,6 +124,11 @@ impl Path {
         Self::TooStale,
         Self::ProposalUnknown,
         Self::LateTxn,
+        Self::GroupTorn,
+        Self::TornGroupCut,
+        Self::DamageTold,
+        Self::StartedSuspect,
+        Self::StartRefused,
     ];
 }
 

@@ -1,9 +1,10 @@
 //! One store's disk: the log, the state, and how long each takes.
 //!
-//! The log is written in groups and made durable by one fsync after another; a crash keeps what was
-//! durable and, of the rest, whatever chance leaves. The state changes by ingests alone, each all or
-//! nothing: a crash comes before it or after it. A load reads the state as it is when it is asked
-//! for, and answers later.
+//! Jobs of the log are done in the order in which they were asked for, and a group holds up what comes after it until
+//! its fsync has come back, as in production's log thread: so a crash loses the groups that wait, may tear the one
+//! that is being written ([`log`](super::log)), and keeps all before it. The state changes by ingests alone, each all
+//! or nothing: a crash comes before it or after it. A load reads the state as it is when it is asked for, and answers
+//! later.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -11,15 +12,20 @@ use std::sync::Arc;
 use engine::apply::{Needs, ShardState};
 use engine::entry::Entry;
 use engine::idempotency::Record;
-use engine::ids::{Conn, CopyNo, Seq, ShardId, Slots};
+use engine::ids::{Conn, CopyNo, Seq, ShardId, Slots, StoreId};
 use engine::key::CounterKey;
 use engine::node::RecoveredReplica;
-use engine::store::log::Record as LogRecord;
 use engine::store::log::index::Needed;
+use engine::store::log::writer::Resume;
+use engine::store::log::{Identity, Record as LogRecord};
+use engine::store::recovery::Plan;
 use engine::store::table::Frozen;
 
+use super::checker::durable::{Durable, Found};
 use super::core::{Core, Process, Told};
-use super::log::Log;
+use super::coverage::Path;
+use super::log::{Damaged, Left, Log, LogSizes, OpenLog};
+use super::rng::Rng;
 use super::token_rows::TokenRows;
 
 /// What a shard has in the state.
@@ -51,6 +57,9 @@ pub enum DiskDone {
     Ingest {
         id: u64,
     },
+    Full(bool),
+    /// What was written can't be read any more: nothing can be relied upon.
+    Damaged,
 }
 
 /// What an ingest will do to the state.
@@ -80,18 +89,60 @@ pub enum Ingest {
     },
 }
 
-#[derive(Default)]
-pub struct Disk {
+/// What a starting process finds.
+pub struct Opened {
+    pub identity: Option<Identity>,
+    pub replicas: Vec<RecoveredReplica>,
+    pub next_group: u64,
+    /// Something durable could not be read, now or at an earlier start.
+    pub suspect: bool,
+    /// So much is gone that nobody can say whose disk it is.
+    pub nameless: bool,
+}
+
+/// What the log is asked to do, one after the other.
+enum LogJob {
+    Group { number: u64, records: Vec<LogRecord> },
+    Read { shard: ShardId, from: Seq, bytes_max: usize },
+    Trim(Vec<Needed>),
+}
+
+/// What outlives every process and every crash.
+#[derive(Clone, Default)]
+struct Platter {
     log: Log,
     /// Counter rows by (slot, name).
     rows: BTreeMap<(u16, Vec<u8>), i128>,
     tokens: TokenRows,
     /// Shard records.
     records: BTreeMap<ShardId, (CopyNo, ShardState)>,
-    /// Groups whose fsync has been asked for; the first one is under way.
-    syncing: VecDeque<u64>,
-    ingests: BTreeMap<u64, Ingest>,
+    durable: Durable,
+    /// A counter that can't be read.
+    lost_row: Option<(u16, Vec<u8>)>,
+    /// Some bit is not what was written, and nobody knows yet.
+    rotten: bool,
+    /// Some bit was: its segment stays as it is until it is trimmed, and is found damaged at every start.
+    was_rotten: bool,
+    /// Damage was found. Stays until etcd says that the store is suspect.
+    mark: bool,
+    /// How often a process has begun to serve from it.
+    served: u64,
+    /// An image from before the last time that it served.
+    outdated: bool,
+}
+
+pub struct Disk {
+    platter: Platter,
+    /// What it was at an earlier start.
+    image: Option<Box<Platter>>,
+    /// None until a process has read what is there.
+    open: Option<Open>,
+    /// Each with the group that must be durable before it.
+    ingests: BTreeMap<u64, (u64, Ingest)>,
     next: u64,
+    /// What a crash leaves is its own matter: nothing else moves with it.
+    rng: Rng,
+    sizes: LogSizes,
     /// No fsync ends before this.
     pub stalled_until: u64,
     /// Each fsync takes so many times longer.
@@ -99,35 +150,55 @@ pub struct Disk {
     pub last_synced_at: u64,
 }
 
+/// A process has the disk open.
+struct Open {
+    log: OpenLog,
+    jobs: VecDeque<LogJob>,
+    /// Records of the group that is being gathered.
+    records: Vec<LogRecord>,
+    /// The group that was asked for last, and the last one whose fsync came back.
+    asked: u64,
+    synced: u64,
+}
+
 impl Disk {
+    pub fn new(mut rng: Rng) -> Self {
+        let segment_bytes = match rng.below(3) {
+            // Each group in a segment of its own.
+            0 => 0,
+            1 => rng.between(200, 4_000) as usize,
+            _ => 64 << 10,
+        };
+        let keep_bytes = if rng.percent(50) { rng.below(8_000) as usize } else { 1 << 20 };
+        Self {
+            platter: Platter::default(),
+            image: None,
+            open: None,
+            ingests: BTreeMap::new(),
+            next: 0,
+            rng,
+            sizes: LogSizes { segment_bytes, keep_bytes },
+            stalled_until: 0,
+            slowness: 1,
+            last_synced_at: 0,
+        }
+    }
+
+    fn running(&mut self) -> &mut Open {
+        self.open.as_mut().expect("only a process that has it open asks for anything")
+    }
+
     // ---- the log -------------------------------------------------------------------------------
 
-    pub fn write(&mut self, core: &mut Core, record: LogRecord) {
-        self.log.write(&mut core.journal, record);
+    pub fn write(&mut self, record: LogRecord) {
+        self.running().records.push(record);
     }
 
-    pub fn sync(&mut self, core: &mut Core, me: Process, group: u64) {
-        self.log.seal(group);
-        self.syncing.push_back(group);
-        if self.syncing.len() == 1 {
-            self.begin_sync(core, me, group);
-        }
-    }
-
-    fn begin_sync(&mut self, core: &mut Core, me: Process, group: u64) {
-        let base = core.plan.fsync;
-        let took = core.rng.between(base / 2, base * 2) * self.slowness.max(1);
-        let ends = (core.now + took).max(self.stalled_until);
-        core.tell_after(ends - core.now, me, Told::Disk(DiskDone::Synced { group }));
-    }
-
-    pub fn synced(&mut self, core: &mut Core, me: Process, group: u64) {
-        assert_eq!(self.syncing.pop_front(), Some(group), "fsyncs end in order");
-        self.log.durable(group);
-        self.last_synced_at = core.now;
-        if let Some(&next) = self.syncing.front() {
-            self.begin_sync(core, me, next);
-        }
+    pub fn sync(&mut self, core: &mut Core, me: Process, number: u64) {
+        let records = std::mem::take(&mut self.running().records);
+        self.platter.durable.written(number, &records);
+        self.running().asked = number;
+        self.log_job(core, me, LogJob::Group { number, records });
     }
 
     pub fn read_log(
@@ -138,28 +209,95 @@ impl Disk {
         from: Seq,
         bytes_max: usize,
     ) {
-        let entries = self.log.read(shard, from, bytes_max);
-        let took = core.rng.between(50, 2_000);
-        core.tell_after(took, me, Told::Disk(DiskDone::LogRead { shard, from, entries }));
+        self.log_job(core, me, LogJob::Read { shard, from, bytes_max });
     }
 
-    pub fn trim(&mut self, marks: &[Needed]) {
-        self.log.trim(marks);
+    pub fn trim(&mut self, core: &mut Core, me: Process, needed: Vec<Needed>) {
+        self.log_job(core, me, LogJob::Trim(needed));
+    }
+
+    fn log_job(&mut self, core: &mut Core, me: Process, job: LogJob) {
+        let open = self.running();
+        open.jobs.push_back(job);
+        // A group that is being written stays in front until it is fsynced.
+        if open.jobs.len() == 1 {
+            self.log_jobs(core, me);
+        }
+    }
+
+    /// Begins what comes next, up to a group that is to be waited for.
+    fn log_jobs(&mut self, core: &mut Core, me: Process) {
+        let Some(open) = &mut self.open else { return };
+        let log = &mut self.platter.log;
+        while let Some(job) = open.jobs.front_mut() {
+            match job {
+                LogJob::Group { number, records } => {
+                    core.journal.mix(open.log.write(log, *number, std::mem::take(records)));
+                    let base = core.plan.fsync;
+                    let took = core.rng.between(base / 2, base * 2) * self.slowness.max(1);
+                    let ends = (core.now + took).max(self.stalled_until);
+                    let done = DiskDone::Synced { group: *number };
+                    return core.tell_after(ends - core.now, me, Told::Disk(done));
+                }
+                LogJob::Read { shard, from, bytes_max } => {
+                    let (shard, from) = (*shard, *from);
+                    let took = core.rng.between(50, 2_000);
+                    let entries = open.log.read(log, shard, from, *bytes_max);
+                    let done = match entries {
+                        Ok(entries) => DiskDone::LogRead { shard, from, entries },
+                        Err(Damaged) => DiskDone::Damaged,
+                    };
+                    core.tell_after(took, me, Told::Disk(done));
+                }
+                LogJob::Trim(needed) => open.log.trim(log, needed),
+            }
+            open.jobs.pop_front();
+        }
+    }
+
+    /// An fsync came back.
+    pub fn synced(&mut self, core: &mut Core, me: Process, group: u64) {
+        let Some(open) = &mut self.open else { return };
+        let first = open.jobs.pop_front();
+        let is_it = matches!(first, Some(LogJob::Group { number, .. }) if number == group);
+        assert!(is_it, "fsyncs end in order");
+        open.synced = group;
+        open.log.synced(&mut self.platter.log, group);
+        self.platter.durable.synced(group);
+        self.last_synced_at = core.now;
+        self.log_jobs(core, me);
+    }
+
+    /// The group that makes durable what was written so far.
+    fn durable_to_here(&self) -> u64 {
+        let open = self.open.as_ref().expect("asked for by a process that has it open");
+        open.asked + u64::from(!open.records.is_empty())
     }
 
     // ---- the state -----------------------------------------------------------------------------
 
     pub fn load(&mut self, core: &mut Core, me: Process, load: u64, needs: &Needs) {
-        let row = |key: &CounterKey| self.rows.get(&(key.slot().0, key.name().to_vec())).copied();
+        let platter = &self.platter;
+        let name = |key: &CounterKey| (key.slot().0, key.name().to_vec());
+        let lost = |key: &CounterKey| platter.lost_row.as_ref() == Some(&name(key));
+        if needs.counters.iter().any(lost) {
+            return core.tell_after(20, me, Told::Disk(DiskDone::Damaged));
+        }
+        let row = |key: &CounterKey| platter.rows.get(&name(key)).copied();
         let values = needs.counters.iter().map(row).collect();
-        let records = self.tokens.load(&needs.records);
+        let records = self.platter.tokens.load(&needs.records);
         let took = core.rng.between(20, if core.plan.jitter { 5_000 } else { 200 });
         core.tell_after(took, me, Told::Disk(DiskDone::Loaded { load, values, records }));
     }
 
     pub fn begin_ingest(&mut self, core: &mut Core, me: Process, ingest: Ingest) {
+        let after = match ingest {
+            // The log says first, durably, what it was told of the shard.
+            Ingest::Drop { .. } | Ingest::Install { .. } => self.durable_to_here(),
+            Ingest::Flush { .. } | Ingest::Snapshot { .. } => 0,
+        };
         self.next += 1;
-        self.ingests.insert(self.next, ingest);
+        self.ingests.insert(self.next, (after, ingest));
         if self.ingests.len() == 1 {
             let took = core.rng.between(500, 20_000);
             core.tell_after(took, me, Told::Disk(DiskDone::Ingest { id: self.next }));
@@ -168,7 +306,12 @@ impl Disk {
 
     /// Performs an ingest, in one step.
     pub fn ingest(&mut self, core: &mut Core, me: Process, id: u64) -> Option<Ingest> {
-        let ingest = self.ingests.remove(&id)?;
+        let (after, _) = self.ingests.get(&id)?;
+        if self.open.as_ref()?.synced < *after {
+            core.tell_after(500, me, Told::Disk(DiskDone::Ingest { id }));
+            return None;
+        }
+        let (_, ingest) = self.ingests.remove(&id)?;
         // They happen in the order in which they were asked for.
         if let Some(&id) = self.ingests.keys().next() {
             let took = core.rng.between(500, 20_000);
@@ -176,24 +319,21 @@ impl Disk {
         }
         match &ingest {
             Ingest::Flush { table, shards, .. } => {
-                super::log::flush(&mut self.rows, table);
-                self.tokens.flush(table, shards);
+                flush(&mut self.platter.rows, table);
+                self.platter.tokens.flush(table, shards);
                 for (copy, state) in shards {
-                    self.records.insert(state.slots.shard(), (*copy, state.clone()));
+                    self.platter.records.insert(state.slots.shard(), (*copy, state.clone()));
                 }
             }
             Ingest::Install { copy, rows, state, .. } => {
-                self.drop_rows(state.slots);
+                self.platter.remove(state.slots);
                 for (name, value) in &rows.counters {
                     self.put_row(name, *value);
                 }
-                self.tokens.install(&rows.tokens);
-                self.records.insert(state.slots.shard(), (*copy, (**state).clone()));
+                self.platter.tokens.install(&rows.tokens);
+                self.platter.records.insert(state.slots.shard(), (*copy, (**state).clone()));
             }
-            Ingest::Drop { shard, slots } => {
-                self.drop_rows(*slots);
-                self.records.remove(shard);
-            }
+            Ingest::Drop { slots, .. } => self.platter.remove(*slots),
             Ingest::Snapshot { .. } => {}
         }
         Some(ingest)
@@ -201,40 +341,159 @@ impl Disk {
 
     fn put_row(&mut self, name: &[u8], value: i128) {
         let slot = engine::key::slot_of(engine::key::hash(name));
-        self.rows.insert((slot.0, name.to_vec()), value);
-    }
-
-    fn drop_rows(&mut self, slots: Slots) {
-        self.rows.retain(|&(slot, _), _| slot < slots.lo || slots.hi < slot);
-        self.tokens.drop(slots);
+        self.platter.rows.insert((slot.0, name.to_vec()), value);
     }
 
     /// The rows of a shard and its record, as they stand.
     pub fn snapshot(&self, shard: ShardId, slots: Slots) -> Option<(Rows, ShardState)> {
-        let (_, state) = self.records.get(&shard)?;
-        let rows = self.rows.range((slots.lo, Vec::new())..);
+        let (_, state) = self.platter.records.get(&shard)?;
+        let rows = self.platter.rows.range((slots.lo, Vec::new())..);
         let rows = rows.take_while(|((slot, _), _)| *slot <= slots.hi);
         let counters = rows.map(|((_, name), &value)| (name.clone(), value)).collect();
-        let rows = Rows { counters, tokens: self.tokens.copy_of(slots) };
+        let rows = Rows { counters, tokens: self.platter.tokens.copy_of(slots) };
         Some((rows, state.clone()))
     }
 
     // ---- the end and the beginning of a process ------------------------------------------------
 
-    /// The process is gone. If the machine is too, what was not durable is cut at random.
+    /// The process is gone; with `power_lost` the machine is too, be there a process or not.
     pub fn crash(&mut self, core: &mut Core, power_lost: bool) {
-        self.syncing.clear();
+        self.open = None;
         self.ingests.clear();
-        self.log.crash(&mut core.rng, power_lost);
+        self.platter.log.process_died(&mut self.rng);
+        if power_lost && self.platter.log.power_lost(&mut self.rng) == Left::Torn {
+            core.oracle.coverage.reached(Path::GroupTorn);
+        }
     }
 
-    /// The number of the first group that a starting process writes.
-    pub fn next_group(&self) -> u64 {
-        self.log.next_group()
+    /// A process reads everything. Nothing is asked for before.
+    pub fn open(&mut self, core: &mut Core, me: Process, store: StoreId) -> Opened {
+        if self.rng.percent(30) {
+            self.image = Some(Box::new(self.platter.clone()));
+        }
+        let platter = &mut self.platter;
+        if platter.mark && platter.lost_row.take().is_some() {
+            // A state that can't be read is set aside, and an empty one begins.
+            platter.remove(Slots::ALL);
+        }
+        let (mut plan, scanned) = platter.log.open(&platter.records);
+        if scanned.torn {
+            core.oracle.coverage.reached(Path::TornGroupCut);
+        }
+        if plan.is_damaged() {
+            core.oracle.coverage.reached(Path::DamageTold);
+        }
+        let (rotten, marked) = (platter.rotten, platter.mark);
+        platter.was_rotten |= std::mem::take(&mut platter.rotten);
+        platter.mark |= plan.is_damaged();
+        if platter.mark {
+            suspect_all(&mut plan);
+        }
+        let found = Found {
+            store,
+            group: scanned.next_group - 1,
+            damaged: platter.mark,
+            must_be_damaged: rotten || marked,
+            may_be_damaged: platter.was_rotten || marked,
+            identity: plan.identity.as_ref(),
+            replicas: &plan.replicas,
+            state: &platter.records,
+        };
+        platter.durable.recovered(&found, &mut core.oracle.violations);
+        plan.stale_rows.iter().for_each(|&slots| platter.remove(slots));
+        core.journal.note(core.now, || format!("{me:?} finds {plan:?}"));
+        let contents = plan.replicas.iter().filter_map(|replica| replica.content.as_ref());
+        let suspect = platter.mark || contents.into_iter().any(|content| content.suspect);
+        if platter.mark {
+            let held = plan.replicas.iter().filter(|replica| replica.content.is_some());
+            core.oracle.damaged.found(store, held.map(|replica| (replica.shard, replica.copy)));
+        }
+        let nameless = plan.identity.is_none() && (platter.mark || !plan.replicas.is_empty());
+        // A first group that never became durable: nobody has heard of this store.
+        let resume = if plan.identity.is_none() { Resume::default() } else { plan.resume };
+        let next_group = resume.next_group.max(1);
+        self.open = Some(Open {
+            log: OpenLog::new(resume, self.sizes),
+            jobs: VecDeque::new(),
+            records: Vec::new(),
+            asked: next_group - 1,
+            synced: next_group - 1,
+        });
+        let (identity, replicas) = (plan.identity, plan.replicas);
+        Opened { identity, replicas, next_group, suspect, nameless }
     }
 
-    /// What a starting process finds.
-    pub fn recover(&mut self) -> Vec<RecoveredReplica> {
-        self.log.recover(&self.records)
+    /// A process begins to serve from it, and etcd has noted what is wrong with it.
+    pub fn serves(&mut self) {
+        self.platter.served += 1;
+        self.platter.mark = false;
+    }
+
+    /// Serving from it would take back what it has said since.
+    pub fn is_outdated(&self) -> bool {
+        self.platter.outdated
+    }
+
+    // ---- what can be done to it ----------------------------------------------------------------
+
+    /// A running process came upon damage: the next start must know.
+    pub fn mark_damage(&mut self) {
+        self.platter.mark = true;
+    }
+
+    pub fn rot(&mut self) -> bool {
+        self.platter.rotten |= self.platter.log.rot(&mut self.rng);
+        self.platter.rotten
+    }
+
+    pub fn lose_row(&mut self) -> bool {
+        let rows: Vec<_> = self.platter.rows.keys().collect();
+        if rows.is_empty() {
+            return false;
+        }
+        self.platter.lost_row = Some(rows[self.rng.index(rows.len())].clone());
+        true
+    }
+
+    pub fn roll_back(&mut self) -> bool {
+        let Some(image) = self.image.take() else { return false };
+        let served = self.platter.served;
+        self.platter = *image;
+        self.platter.outdated = self.platter.served < served;
+        true
+    }
+
+    pub fn wipe(&mut self) {
+        self.platter = Platter::default();
+        self.image = None;
+        self.open = None;
+    }
+}
+
+/// What damage makes of every copy.
+fn suspect_all(plan: &mut Plan) {
+    for content in plan.replicas.iter_mut().filter_map(|replica| replica.content.as_mut()) {
+        content.suspect = true;
+    }
+    for small in plan.resume.shards.values_mut() {
+        small.suspect |= small.held.is_some();
+    }
+}
+
+impl Platter {
+    /// A shard's rows and its record.
+    fn remove(&mut self, slots: Slots) {
+        self.rows.retain(|&(slot, _), _| slot < slots.lo || slots.hi < slot);
+        self.tokens.drop(slots);
+        self.records.retain(|_, (_, state)| state.slots.hi < slots.lo || slots.hi < state.slots.lo);
+    }
+}
+
+/// A flush's rows into the state.
+fn flush(rows: &mut BTreeMap<(u16, Vec<u8>), i128>, table: &Frozen) {
+    for (_, name, cell) in table.sorted() {
+        let slot = engine::key::slot_of(engine::key::hash(name));
+        let row = rows.entry((slot.0, name.to_vec())).or_default();
+        *row = cell.value(Some(*row));
     }
 }

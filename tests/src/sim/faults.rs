@@ -113,6 +113,8 @@ impl Kind {
 #[derive(Default)]
 pub struct Faults {
     pub counts: BTreeMap<Kind, u64>,
+    /// Those of disks.
+    pub disks: BTreeMap<String, u64>,
     /// Faults that struck while no operation was in flight.
     pub idle: u64,
     next: u64,

@@ -1,171 +1,257 @@
-//! The log of one store. For now records in groups; the real bytes come with `engine::store`.
+//! The log of one store as it lies on its disk: the engine's own bytes, written by its own writer and read by its
+//! own scanner and recovery, in files that a crash tears.
+//!
+//! What production's log thread owes the engine's writer is owed here: a group is written once the fsync of the one
+//! before has come back, and a new segment is durable, header and zeros, before its first group. So there is never
+//! more than one group that a crash can tear. It tears it in every way a disk may: at any byte, in pieces of any
+//! order, or not at all.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use engine::apply::ShardState;
-use engine::entry::{Entry, Position};
-use engine::ids::{CopyNo, Epoch, Seq, ShardId, Slots};
-use engine::node::{RecoveredContent, RecoveredReplica};
+use engine::entry::Entry;
+use engine::ids::{CopyNo, Seq, ShardId};
 use engine::store::log::Record;
-use engine::store::log::index::Needed;
-use engine::store::table::Frozen;
+use engine::store::log::group::{GROUP_HEADER_BYTES, Owner, SegmentHeader};
+use engine::store::log::index::{Needed, scan_entries};
+use engine::store::log::scan::{Clean, Scanned, Scanner};
+use engine::store::log::writer::{Resume, Writer};
+use engine::store::recovery::{Plan, Recovery};
 
-use super::journal::Journal;
 use super::rng::Rng;
 
-#[derive(Default)]
-pub struct Log {
-    groups: Vec<Vec<Record>>,
-    open: Vec<Record>,
-    /// Number of groups that are durable, and of those sealed by this process, the first's number.
-    durable: usize,
-    sealed: BTreeMap<u64, usize>,
-    replicas: BTreeMap<ShardId, Replica>,
+/// What was written there is not there any more.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Damaged;
+
+/// Sizes as a seed draws them.
+#[derive(Clone, Copy, Debug)]
+pub struct LogSizes {
+    pub segment_bytes: usize,
+    pub keep_bytes: usize,
 }
 
-/// What the log says of one shard.
 #[derive(Clone, Debug, Default)]
-struct Replica {
-    slots: Slots,
-    promised: Epoch,
-    copy: CopyNo,
-    base: Option<Position>,
-    entries: BTreeMap<Seq, Entry>,
+pub struct Log {
+    /// The files, as a reader finds them. Zeros follow each.
+    segments: BTreeMap<u64, Vec<u8>>,
+    /// What was written last and is not fsynced.
+    unsynced: Option<Unsynced>,
+    /// Where the last durable group begins: its header bears witness for all that lies before it.
+    witness: Option<(u64, usize)>,
+}
+
+/// The bytes of one group, from here to the end of its segment's file.
+#[derive(Clone, Copy, Debug)]
+struct Unsynced {
+    segment: u64,
+    from: usize,
+}
+
+/// What a crash has left of the group that was being written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Left {
+    /// None was being written, or none of it or all of it is there.
+    Whole,
+    Torn,
 }
 
 impl Log {
-    pub fn write(&mut self, journal: &mut Journal, record: Record) {
-        let replica = self.replicas.entry(shard_of(&record)).or_default();
-        if let Record::Append { entry, .. } = &record {
-            journal.mix(entry.chain.0);
+    /// Every byte of the group reaches the file; the disk has yet to say so.
+    fn write(&mut self, segment: u64, header: Option<&[u8]>, offset: usize, bytes: &[u8]) {
+        assert!(self.unsynced.is_none(), "one group at a time");
+        if let Some(header) = header {
+            self.segments.insert(segment, header.to_vec());
         }
-        replica.take(&record);
-        self.open.push(record);
+        let file = self.segments.get_mut(&segment).expect("made before it is written");
+        file.truncate(offset);
+        file.resize(offset, 0);
+        file.extend_from_slice(bytes);
+        self.unsynced = Some(Unsynced { segment, from: offset });
     }
 
-    pub fn seal(&mut self, group: u64) {
-        self.groups.push(std::mem::take(&mut self.open));
-        self.sealed.insert(group, self.groups.len());
-    }
-
-    pub fn durable(&mut self, group: u64) {
-        self.durable = self.sealed.remove(&group).expect("sealed before it is durable");
-    }
-
-    pub fn read(&self, shard: ShardId, from: Seq, bytes_max: usize) -> Vec<Entry> {
-        let Some(replica) = self.replicas.get(&shard) else { return Vec::new() };
-        if !replica.entries.contains_key(&from) {
-            return Vec::new();
-        }
-        let mut bytes = 0;
-        let fits = |(_, entry): &(&Seq, &Entry)| {
-            bytes += entry.size();
-            bytes <= bytes_max || bytes == entry.size()
-        };
-        replica.entries.range(from..).take_while(fits).map(|(_, entry)| entry.clone()).collect()
-    }
-
-    pub fn trim(&mut self, _marks: &[Needed]) {}
-
-    pub fn crash(&mut self, rng: &mut Rng, power_lost: bool) {
-        self.open.clear();
-        self.sealed.clear();
-        if power_lost {
-            let written = self.groups.len() - self.durable;
-            let kept = self.durable + rng.index(written + 1);
-            self.groups.truncate(kept);
-        }
-        self.replicas.clear();
-        for record in self.groups.iter().flatten() {
-            self.replicas.entry(shard_of(record)).or_default().take(record);
-        }
-    }
-
-    pub fn next_group(&self) -> u64 {
-        self.groups.len() as u64 + 1
-    }
-
-    pub fn recover(
-        &mut self,
-        records: &BTreeMap<ShardId, (CopyNo, ShardState)>,
-    ) -> Vec<RecoveredReplica> {
-        self.durable = self.groups.len();
-        let recovered = |(&shard, replica): (&ShardId, &Replica)| {
-            let record = records.get(&shard);
-            RecoveredReplica {
-                shard,
-                slots: replica.slots,
-                promised: replica.promised,
-                copy: record.map_or(replica.copy, |(copy, _)| replica.copy.max(*copy)),
-                content: replica.content(record),
-            }
-        };
-        self.replicas.iter().map(recovered).collect()
-    }
-}
-
-impl Replica {
-    fn take(&mut self, record: &Record) {
-        match record {
-            Record::Append { entry, .. } => {
-                self.entries.insert(entry.seq, entry.clone());
-            }
-            Record::Truncate { after, .. } => {
-                self.entries.split_off(&after.next());
-            }
-            Record::Promise { epoch, .. } => self.promised = *epoch,
-            Record::Copy { slots, copy, base, .. } => {
-                self.slots = *slots;
-                self.copy = *copy;
-                self.base = Some(*base);
-                self.entries.clear();
-            }
-            Record::Drop { copy, .. } => {
-                self.copy = *copy;
-                self.base = None;
-                self.entries.clear();
-            }
-            Record::Suspect { .. } | Record::Identity(_) | Record::Shard { .. } => {}
-        }
-    }
-
-    fn content(&self, record: Option<&(CopyNo, ShardState)>) -> Option<RecoveredContent> {
-        if let Some((copy, state)) = record
-            && *copy > self.copy
+    /// The process is gone. It may have been in the middle of a write.
+    pub fn process_died(&mut self, rng: &mut Rng) {
+        if let Some(Unsynced { segment, from }) = self.unsynced
+            && rng.percent(30)
         {
-            // Installed, and then the process ended before the log said so.
-            let state = state.clone();
-            return Some(RecoveredContent { state, entries: Vec::new(), suspect: false });
+            let file = self.segments.get_mut(&segment).expect("it was written");
+            let kept = from + rng.index(file.len() - from + 1);
+            file.truncate(kept);
         }
-        let base = self.base?;
-        let state = match record {
-            Some((copy, state)) if *copy == self.copy => state.clone(),
-            _ => ShardState { slots: self.slots, applied: base, ..ShardState::default() },
+    }
+
+    /// The machine is gone: of what was not fsynced any part may be there.
+    pub fn power_lost(&mut self, rng: &mut Rng) -> Left {
+        let Some(Unsynced { segment, from }) = self.unsynced.take() else { return Left::Whole };
+        let file = self.segments.get_mut(&segment).expect("it was written");
+        let whole = file[from..].to_vec();
+        match rng.below(6) {
+            0 => file[from..].fill(0),
+            1 => {}
+            2 | 3 => {
+                let kept = from + rng.index(whole.len() + 1);
+                file[kept..].fill(0);
+            }
+            // Sectors in any order. Groups are small here, and so are some of the pieces.
+            _ => {
+                let piece = [32, 128, 512, 4096][rng.index(4)];
+                let first = from / piece;
+                for number in first..=file.len() / piece {
+                    let (begin, end) = (number * piece, (number + 1) * piece);
+                    if rng.percent(50) {
+                        let end = end.min(file.len());
+                        file[begin.max(from).min(end)..end].fill(0);
+                    }
+                }
+            }
+        }
+        let left = &file[from..];
+        let is_whole = left == whole || left.iter().all(|&byte| byte == 0);
+        if is_whole { Left::Whole } else { Left::Torn }
+    }
+
+    /// Reads everything, and leaves of it exactly what is good, durably: production's way into a folder.
+    pub fn open(&mut self, state: &BTreeMap<ShardId, (CopyNo, ShardState)>) -> (Plan, Scanned) {
+        let header = |bytes: &Vec<u8>| SegmentHeader::decode(&Bytes::copy_from_slice(bytes)).ok();
+        let owner = self.segments.values().find_map(header).map(|header| header.owner);
+        let mut recovery = Recovery::new(state.values().cloned().collect());
+        let mut scanner = Scanner::new(owner);
+        for (&segment, bytes) in &self.segments {
+            for group in scanner.segment(segment, &Bytes::copy_from_slice(bytes)) {
+                self.witness = Some((group.segment, group.offset));
+                recovery.group(group);
+            }
+        }
+        let scanned = scanner.finish();
+        let plan = recovery.finish(scanned.clone());
+        let found = std::mem::take(&mut self.segments);
+        for (segment, bytes) in found {
+            match scanned.clean(segment, &Bytes::copy_from_slice(&bytes)) {
+                Clean::Keep => drop(self.segments.insert(segment, bytes)),
+                Clean::Rewrite(bytes) => drop(self.segments.insert(segment, bytes.to_vec())),
+                Clean::Delete => {}
+            }
+        }
+        self.unsynced = None;
+        (plan, scanned)
+    }
+
+    /// One bit that was durable becomes another. False: there is none of which that could be known.
+    pub fn rot(&mut self, rng: &mut Rng) -> bool {
+        let Some(witness) = self.witness else { return false };
+        let before = |(&segment, bytes): (&u64, &Vec<u8>)| match segment.cmp(&witness.0) {
+            Ordering::Less => bytes.len(),
+            Ordering::Equal => witness.1.min(bytes.len()),
+            Ordering::Greater => 0,
         };
-        let above = self.entries.range(state.applied.seq.next()..);
-        let entries = above.map(|(_, entry)| entry.clone()).collect();
-        Some(RecoveredContent { state, entries, suspect: false })
+        let total: usize = self.segments.iter().map(before).sum();
+        if total == 0 {
+            return false;
+        }
+        let mut at = rng.index(total);
+        for (&segment, bytes) in &mut self.segments {
+            let len = before((&segment, bytes));
+            if at < len {
+                bytes[at] ^= 1 << rng.index(8);
+                return true;
+            }
+            at -= len;
+        }
+        unreachable!("the place is among those that were counted")
     }
 }
 
-fn shard_of(record: &Record) -> ShardId {
-    match record {
-        Record::Append { shard, .. }
-        | Record::Truncate { shard, .. }
-        | Record::Promise { shard, .. }
-        | Record::Copy { shard, .. }
-        | Record::Drop { shard, .. }
-        | Record::Suspect { shard, .. }
-        | Record::Shard { shard, .. } => *shard,
-        Record::Identity(_) => ShardId(u16::MAX),
+/// The log while a process has it open: production's log thread.
+pub struct OpenLog {
+    sizes: LogSizes,
+    /// Made with the first group, which on a new disk says whose log it is.
+    writer: Option<Writer>,
+    resume: Option<Resume>,
+}
+
+impl OpenLog {
+    pub fn new(resume: Resume, sizes: LogSizes) -> Self {
+        Self { sizes, writer: None, resume: Some(resume) }
+    }
+
+    /// Writes a group. Returns the sum in its header, which all its bytes are in.
+    pub fn write(&mut self, log: &mut Log, number: u64, records: Vec<Record>) -> u64 {
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            None => {
+                let resume = self.resume.take().expect("taken only here");
+                let resume = owned(resume, &records);
+                self.writer.insert(Writer::new(resume, self.sizes.segment_bytes))
+            }
+        };
+        for record in records {
+            writer.write(record);
+        }
+        let output = writer.sync(number);
+        let header = output.new_segment.as_ref().map(|header| &header[..]);
+        log.write(output.segment, header, output.offset, &output.bytes);
+        let sum = output.bytes[..GROUP_HEADER_BYTES].last_chunk().expect("a header is longer");
+        u64::from_le_bytes(*sum)
+    }
+
+    pub fn synced(&mut self, log: &mut Log, number: u64) {
+        let written = log.unsynced.take();
+        log.witness = written.map(|written| (written.segment, written.from));
+        self.writer.as_mut().expect("it wrote the group").durable(number);
+    }
+
+    pub fn read(
+        &self,
+        log: &Log,
+        shard: ShardId,
+        from: Seq,
+        bytes_max: usize,
+    ) -> Result<Vec<Entry>, Damaged> {
+        let (owner, index) = match (&self.writer, &self.resume) {
+            (Some(writer), _) => (writer.owner(), writer.index()),
+            (None, Some(resume)) => (resume.owner, &resume.index),
+            (None, None) => unreachable!("the one becomes the other"),
+        };
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut left = bytes_max;
+        for piece in index.read(shard, from, bytes_max) {
+            let file = &log.segments[&piece.segment];
+            let bytes = file.get(piece.offset..piece.offset + piece.len).ok_or(Damaged)?;
+            let found = scan_entries(owner, piece, bytes, shard, left);
+            let last = found.last().map(|entry| entry.seq).ok_or(Damaged)?;
+            let taken: usize = found.iter().map(Entry::size).sum();
+            entries.extend(found);
+            if last < piece.to || taken >= left {
+                break;
+            }
+            left -= taken;
+        }
+        Ok(entries)
+    }
+
+    pub fn trim(&mut self, log: &mut Log, needed: &[Needed]) {
+        let Some(writer) = &mut self.writer else { return };
+        let durable = writer.synced_through();
+        for segment in writer.index().trimmable(needed, self.sizes.keep_bytes, durable) {
+            writer.index_mut().deleted(segment);
+            log.segments.remove(&segment);
+        }
     }
 }
 
-/// A flush's rows into the state.
-pub fn flush(rows: &mut BTreeMap<(u16, Vec<u8>), i128>, table: &Frozen) {
-    for (_, name, cell) in table.sorted() {
-        let slot = engine::key::slot_of(engine::key::hash(name));
-        let row = rows.entry((slot.0, name.to_vec())).or_default();
-        *row = cell.value(Some(*row));
+/// A new log belongs to whom its first record names.
+fn owned(mut resume: Resume, records: &[Record]) -> Resume {
+    if resume.identity.is_none() {
+        let named = records.iter().find_map(|record| match record {
+            Record::Identity(identity) => {
+                Some(Owner { cluster: identity.cluster, store: identity.store })
+            }
+            _ => None,
+        });
+        resume.owner = named.expect("a new store says who it is before anything else");
     }
+    resume
 }

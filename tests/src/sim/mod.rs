@@ -7,7 +7,7 @@
 //! ```text
 //!   plan ── what this seed may suffer        world ── the loop, and who is told what
 //!   core ── time, chance, the queue          nodes, gateways, coordinators ── drivers
-//!   network, disk, log, etcd ── models       faults ── what goes wrong; pauses ── who stands still
+//!   network, disk, log, etcd ── models       faults, disk_faults ── what goes wrong; pauses ── who stands still
 //!   clients, token_clients, history ── who asks what
 //!   checker ── one file per promise; oracle ── online; coverage ── which rare paths were taken
 //! ```
@@ -23,6 +23,7 @@ pub mod coordinators;
 pub mod core;
 pub mod coverage;
 pub mod disk;
+pub mod disk_faults;
 pub mod etcd;
 pub mod failover;
 pub mod faults;
@@ -109,7 +110,8 @@ fn run_world(seed: u64, planted: Option<Planted>, out: Option<Box<dyn Write + Se
         let answers = world.clients.history.ops.iter().filter_map(|op| op.answer);
         answers.filter(|(_, outcome)| want(outcome)).count() as u64
     };
-    let faults = world.faults.counts.iter().map(|(kind, &n)| (format!("{kind:?}"), n)).collect();
+    let faults = world.faults.counts.iter().map(|(kind, &n)| (format!("{kind:?}"), n));
+    let faults = faults.chain(world.faults.disks.clone()).collect();
     Report {
         seed,
         violations,

@@ -2,23 +2,32 @@
 //!
 //! Like every driver it decides nothing about replication. It performs effects in order, dials
 //! every store it has heard of, keeps its lease alive while its disk answers, and tells the machine
-//! what etcd says. A start waits until the key of the process before it is gone (DESIGN §6).
+//! what etcd says. A start reads its disk, waits until the key of the process before it is gone, and asks the engine
+//! who it is (DESIGN §6).
 
 use std::collections::BTreeMap;
 
+use engine::boot::{Start, Step};
 use engine::ids::{Boot, Conn, Now, Revision, SessionId, StoreBoot, StoreId, TimeMs};
-use engine::node::{CasOutcome, Effect, Event, Node};
-use engine::records::StoreStatus;
+use engine::node::{CasOutcome, Effect, Event, Node, Settings};
+use engine::records::{StoreRecord, StoreStatus};
+use engine::store::log::Record;
 
+use super::checker::Violation;
+use super::coordinators::store_of;
 use super::core::{Core, Happening, Place, Process, Told};
-use super::disk::{Disk, DiskDone, Ingest, Rows};
+use super::coverage::Path;
+use super::disk::{Disk, DiskDone, Ingest, Opened, Rows};
 use super::etcd::{Call, Compare, Key, Reply, Value, Versioned, WatchEvent, Write};
 use super::network::Wire;
+use super::rng::Rng;
 
 const TOCK: u64 = 100_000;
 const WALL_CLOCK_START: u64 = 1_700_000_000_000;
 /// A refused dial is tried again after this, and then it is no accident.
 const REDIAL: u64 = 50_000;
+/// Whose stores they all are.
+const CLUSTER: u128 = 1;
 
 /// A place for a storage node: its disk outlives its processes.
 pub struct NodeHost {
@@ -26,7 +35,10 @@ pub struct NodeHost {
     pub store: StoreId,
     pub life: u32,
     pub disk: Disk,
-    boot: Boot,
+    /// The store whose disk was harmed last.
+    pub harmed: Option<StoreId>,
+    /// Its life when that was.
+    harmed_in: u32,
     /// How far its wall clock is off, in milliseconds.
     skew_ms: i64,
     phase: Phase,
@@ -34,16 +46,22 @@ pub struct NodeHost {
 
 enum Phase {
     Down,
-    Booting(Booting),
+    Booting(Box<Booting>),
     Up(Box<Running>),
 }
 
 /// How far a start has come.
+#[derive(Default)]
 struct Booting {
+    /// None until the disk is read.
+    found: Option<(Start, Opened)>,
     call: Option<u64>,
-    /// What this process has tried to write into its store's record.
-    claim: Option<u64>,
-    lease: Option<u64>,
+    /// What is to be claimed once this group is durable, and over which version of the store's record.
+    logging: Option<(u64, Value, u64)>,
+    /// What was claimed, and the lease that will say so.
+    serves: Option<(Boot, Option<u64>)>,
+    /// Etcd says that none of the copies is to be trusted.
+    suspect: bool,
 }
 
 struct Running {
@@ -93,8 +111,11 @@ impl NodeHost {
             place: Place::Node(index),
             store: store_id(index),
             life: 0,
-            disk: Disk::default(),
-            boot: Boot(0),
+            disk: Disk::new(Rng::new(
+                core.plan.seed.rotate_left(20) ^ (0xD15C_0000 + u64::from(index)),
+            )),
+            harmed: None,
+            harmed_in: 0,
             skew_ms: core.rng.below(2_000) as i64,
             phase: Phase::Down,
         }
@@ -141,14 +162,14 @@ impl NodeHost {
             return;
         }
         self.life += 1;
-        self.phase = Phase::Booting(Booting { call: None, claim: None, lease: None });
+        self.phase = Phase::Booting(Box::default());
         let took = core.rng.between(1_000, 30_000);
         core.tell_after(took, self.process(), Told::Disk(DiskDone::Recovered));
     }
 
     pub fn crash(&mut self, core: &mut Core, power_lost: bool) {
         if self.is_down() {
-            return;
+            return self.disk.crash(core, power_lost);
         }
         self.phase = Phase::Down;
         core.process_died(self.process(), !power_lost);
@@ -184,79 +205,137 @@ impl NodeHost {
         let me = self.process();
         let Phase::Booting(booting) = &mut self.phase else { return };
         match told {
-            Told::Disk(DiskDone::Recovered) | Told::Tock => {
-                let keys = vec![Key::Store(self.store), Key::Node(self.store)];
-                booting.call = Some(core.etcd(me, Call::Read(keys)));
+            Told::Disk(DiskDone::Recovered) => {
+                let opened = self.disk.open(core, me, self.store);
+                if opened.nameless {
+                    return self.refused(core, "its log no longer says whose it is");
+                }
+                let identity = opened.identity.clone();
+                let start = Start::new(CLUSTER, 0, opened.suspect, identity, self.store);
+                booting.found = Some((start.expect("its own cluster"), opened));
+                self.read_store(core);
+            }
+            Told::Tock => self.read_store(core),
+            Told::Disk(DiskDone::Synced { group }) => {
+                self.disk.synced(core, me, group);
+                let logged = booting.logging.take_if(|(number, ..)| *number == group);
+                if let Some((_, value, over)) = logged {
+                    self.claim(core, value, over);
+                }
             }
             Told::EtcdTimeout { call } if booting.call == Some(call) => {
                 booting.call = None;
                 core.tell_after(TOCK, me, Told::Tock);
             }
             Told::Etcd { call, reply } if booting.call == Some(call) => {
-                self.boot_reply(core, reply)
+                booting.call = None;
+                self.boot_reply(core, reply);
             }
             _ => {}
         }
     }
 
-    fn boot_reply(&mut self, core: &mut Core, reply: Reply) {
-        let me = self.process();
-        let Phase::Booting(booting) = &mut self.phase else { return };
-        booting.call = match reply {
-            Reply::Read { keys } => {
-                let [(_, record), (_, running)] = &keys[..] else { return };
-                if running.is_some() {
-                    // The process before this one may live: wait for its lease to end.
-                    None
-                } else {
-                    let (boot, nonce, at) = claimed(record.as_ref());
-                    if booting.claim == Some(nonce) {
-                        self.boot = boot;
-                        Some(core.etcd(me, Call::Grant { ttl: core.plan.lease_ttl }))
-                    } else {
-                        let nonce = core.rng.word();
-                        booting.claim = Some(nonce);
-                        let value = Value::Store {
-                            me: StoreBoot { store: self.store, boot: Boot(boot.0 + 1) },
-                            nonce,
-                            status: StoreStatus::Active,
-                        };
-                        let compares = vec![Compare::Modified(Key::Store(self.store), at)];
-                        let writes = vec![Write::Put(Key::Store(self.store), value, None)];
-                        Some(core.etcd(me, Call::Txn { compares, writes }))
-                    }
-                }
-            }
-            Reply::Granted { lease } => {
-                booting.lease = Some(lease);
-                let value = Value::Node(StoreBoot { store: self.store, boot: self.boot });
-                let compares = vec![Compare::Created(Key::Node(self.store), 0)];
-                let writes = vec![Write::Put(Key::Node(self.store), value, Some(lease))];
-                Some(core.etcd(me, Call::Txn { compares, writes }))
-            }
-            Reply::Txn { done, .. } => match booting.lease {
-                Some(lease) if done => return self.up(core, lease),
-                // The claim stands, or it does not: reading it again tells.
-                _ => {
-                    booting.lease = None;
-                    let keys = vec![Key::Store(self.store), Key::Node(self.store)];
-                    Some(core.etcd(me, Call::Read(keys)))
-                }
-            },
-            _ => None,
-        };
-        if booting.call.is_none() {
-            core.tell_after(TOCK, me, Told::Tock);
+    fn booting(&mut self) -> &mut Booting {
+        match &mut self.phase {
+            Phase::Booting(booting) => booting,
+            _ => unreachable!("called while it boots"),
         }
     }
 
-    fn up(&mut self, core: &mut Core, lease: u64) {
-        let me = StoreBoot { store: self.store, boot: self.boot };
-        let recovered = self.disk.recover();
-        core.journal.note(core.now, || format!("{me:?} starts with {recovered:?}"));
-        let settings = core.plan.node.clone();
-        let next_group = self.disk.next_group();
-        let machine = Node::new(settings, me, Now(0), next_group, recovered);
+    fn read_store(&mut self, core: &mut Core) {
+        let keys = vec![Key::Store(self.store), Key::Node(self.store)];
+        self.booting().call = Some(core.etcd(self.process(), Call::Read(keys)));
+    }
+
+    fn boot_reply(&mut self, core: &mut Core, reply: Reply) {
+        let me = self.process();
+        match (reply, self.booting().serves) {
+            (Reply::Read { keys }, _) => {
+                let [(_, record), (_, running)] = &keys[..] else { return };
+                match running {
+                    // The process before this one may live: wait for its lease to end.
+                    Some(_) => core.tell_after(TOCK, me, Told::Tock),
+                    None => self.identify(core, record.as_ref()),
+                }
+            }
+            (Reply::Granted { lease }, Some((boot, None))) => {
+                self.booting().serves = Some((boot, Some(lease)));
+                let value = Value::Node(StoreBoot { store: self.store, boot });
+                let compares = vec![Compare::Created(Key::Node(self.store), 0)];
+                let writes = vec![Write::Put(Key::Node(self.store), value, Some(lease))];
+                self.booting().call = Some(core.etcd(me, Call::Txn { compares, writes }));
+            }
+            (Reply::Txn { done: true, .. }, Some((boot, Some(lease)))) => {
+                self.up(core, boot, lease)
+            }
+            // A claim, or a key that could not be made: reading again tells.
+            _ => self.read_store(core),
+        }
+    }
+
+    /// The store's record was read, and nobody is registered as this store.
+    fn identify(&mut self, core: &mut Core, record: Option<&Versioned>) {
+        let (me, store) = (self.process(), self.store);
+        let over = record.map_or(0, |record| record.modified);
+        let record: Option<StoreRecord> = record.and_then(store_of);
+        let fresh = u128::from(core.rng.word());
+        let booting = self.booting();
+        let Some((start, opened)) = &mut booting.found else { return };
+        match start.look(record.as_ref(), fresh) {
+            Ok(Step::Serve { boot, suspect, .. }) => {
+                booting.suspect = suspect;
+                booting.serves = Some((boot, None));
+                booting.call = Some(core.etcd(me, Call::Grant { ttl: core.plan.lease_ttl }));
+            }
+            Ok(Step::Claim { log, boot, nonce, status }) => {
+                booting.serves = None;
+                let nonce = u64::try_from(nonce).expect("drawn as one");
+                let value = Value::Store { me: StoreBoot { store, boot }, nonce, status };
+                let Some(identity) = log else { return self.claim(core, value, over) };
+                let group = opened.next_group;
+                opened.next_group += 1;
+                booting.logging = Some((group, value, over));
+                self.disk.write(Record::Identity(identity));
+                self.disk.sync(core, me, group);
+            }
+            Err(refusal) => self.refused(core, &format!("{refusal:?}")),
+        }
+    }
+
+    /// It must not run. Whoever looks after it gives it an empty disk.
+    fn refused(&mut self, core: &mut Core, why: &str) {
+        if self.harmed != Some(self.store) {
+            let detail = format!("{:?} may not start at {}: {why}", self.store, core.now);
+            core.oracle.violations.push(Violation { promise: "heals", detail });
+        }
+        core.journal.note(core.now, || format!("{:?} is refused: {why}", self.store));
+        core.oracle.coverage.reached(Path::StartRefused);
+        self.crash(core, false);
+        self.is_emptied();
+        core.after(100_000, Happening::Restart { place: self.place });
+    }
+
+    fn claim(&mut self, core: &mut Core, value: Value, over: u64) {
+        let key = Key::Store(self.store);
+        let compares = vec![Compare::Modified(key, over)];
+        let writes = vec![Write::Put(key, value, None)];
+        self.booting().call = Some(core.etcd(self.process(), Call::Txn { compares, writes }));
+    }
+
+    fn up(&mut self, core: &mut Core, boot: Boot, lease: u64) {
+        let me = StoreBoot { store: self.store, boot };
+        let suspect = self.booting().suspect;
+        let Some((_, mut opened)) = self.booting().found.take() else { return };
+        core.oracle.serves(me, self.disk.is_outdated());
+        self.disk.serves();
+        if suspect {
+            core.oracle.coverage.reached(Path::StartedSuspect);
+            let contents = opened.replicas.iter_mut().filter_map(|one| one.content.as_mut());
+            contents.for_each(|content| content.suspect = true);
+        }
+        core.journal.note(core.now, || format!("{me:?} starts with {:?}", opened.replicas));
+        let settings = Settings { suspect, ..core.plan.node.clone() };
+        let machine = Node::new(settings, me, Now(0), opened.next_group, opened.replicas);
         self.phase = Phase::Up(Box::new(Running {
             machine,
             me,
@@ -279,10 +358,83 @@ impl NodeHost {
         self.run(core, Told::Tock);
     }
 
+    // ---- its disk goes wrong -------------------------------------------------------------------
+
+    /// The disk has failed: exit 5. It is noted in etcd, if etcd can be reached.
+    fn disk_failed(&mut self, core: &mut Core) {
+        let key = Key::Store(self.store);
+        let kept = core.etcd.get(key).cloned();
+        if let Some(Versioned { value: Value::Store { me, nonce, .. }, modified, .. }) = kept
+            && self.me() == Some(me)
+        {
+            let value = Value::Store { me, nonce, status: StoreStatus::Suspect };
+            let compares = vec![Compare::Modified(key, modified)];
+            let writes = vec![Write::Put(key, value, None)];
+            core.etcd(self.process(), Call::Txn { compares, writes });
+        }
+        self.crash(core, false);
+        core.after(200_000, Happening::Restart { place: self.place });
+    }
+
+    pub fn fsync_fails(&mut self, core: &mut Core) -> bool {
+        let runs = matches!(self.phase, Phase::Up(_));
+        if runs {
+            self.disk_failed(core);
+            self.disk.crash(core, true);
+        }
+        self.is_harmed(runs)
+    }
+
+    pub fn is_full_for(&mut self, core: &mut Core, micros: u64) -> bool {
+        let me = self.process();
+        core.tell_after(0, me, Told::Disk(DiskDone::Full(true)));
+        core.tell_after(micros, me, Told::Disk(DiskDone::Full(false)));
+        matches!(self.phase, Phase::Up(_))
+    }
+
+    pub fn rots(&mut self) -> bool {
+        let rots = self.disk.rot();
+        self.is_harmed(rots)
+    }
+
+    pub fn loses_a_row(&mut self) -> bool {
+        let lost = self.disk.lose_row();
+        self.is_harmed(lost)
+    }
+
+    pub fn is_rolled_back(&mut self) -> bool {
+        let rolled = self.disk.roll_back();
+        self.is_harmed(rolled)
+    }
+
+    /// An empty disk is a new store.
+    pub fn is_emptied(&mut self) {
+        self.is_harmed(true);
+        self.disk.wipe();
+        self.store = StoreId(self.store.0 + 0x100);
+    }
+
+    fn is_harmed(&mut self, harmed: bool) -> bool {
+        if harmed {
+            self.harmed = Some(self.store);
+            self.harmed_in = self.life;
+        }
+        harmed
+    }
+
+    /// What it holds now was read after its disk was harmed.
+    pub fn read_since_harmed(&self) -> bool {
+        self.life > self.harmed_in
+    }
+
     // ---- running -------------------------------------------------------------------------------
 
     fn run(&mut self, core: &mut Core, told: Told) {
         let process = self.process();
+        if matches!(told, Told::Disk(DiskDone::Damaged)) {
+            self.disk.mark_damage();
+            return self.disk_failed(core);
+        }
         let Phase::Up(running) = &mut self.phase else { return };
         let mut driver = Driver { process, skew_ms: self.skew_ms, disk: &mut self.disk, running };
         driver.told(core, told);
@@ -304,22 +456,13 @@ impl NodeHost {
     }
 }
 
-/// The boot number, nonce and version of a store's record.
-fn claimed(record: Option<&Versioned>) -> (Boot, u64, u64) {
-    match record {
-        Some(Versioned { value: Value::Store { me, nonce, .. }, modified, .. }) => {
-            (me.boot, *nonce, *modified)
-        }
-        _ => (Boot(0), 0, 0),
-    }
-}
-
 pub fn store_id(index: u8) -> StoreId {
     StoreId(0xA0 + u128::from(index))
 }
 
 pub fn place_of(store: StoreId) -> Place {
-    Place::Node((store.0 - 0xA0) as u8)
+    // A new disk in the same place makes another store of it.
+    Place::Node((store.0 & 0xFF) as u8 - 0xA0)
 }
 
 impl Running {
@@ -439,7 +582,7 @@ impl Driver<'_> {
     fn perform(&mut self, core: &mut Core, effect: Effect) {
         let me = self.process;
         match effect {
-            Effect::Write(record) => self.disk.write(core, record),
+            Effect::Write(record) => self.disk.write(record),
             Effect::Sync { group } => self.disk.sync(core, me, group),
             Effect::Load { load, needs } => self.disk.load(core, me, load, &needs),
             Effect::ReadLog { shard, from, bytes_max } => {
@@ -448,7 +591,7 @@ impl Driver<'_> {
             Effect::Flush { flush, table, shards } => {
                 self.disk.begin_ingest(core, me, Ingest::Flush { flush, table, shards });
             }
-            Effect::Trim { shards } => self.disk.trim(&shards),
+            Effect::Trim { shards } => self.disk.trim(core, me, shards),
             Effect::ToFollower { conn, message } => core.send(conn, Wire::ToFollower(message)),
             Effect::FromFollower { conn, message } => core.send(conn, Wire::FromFollower(message)),
             Effect::Gateway { conn, reply } => core.send(conn, Wire::ToGateway(reply)),
@@ -508,6 +651,8 @@ impl Driver<'_> {
     fn disk_done(&mut self, core: &mut Core, done: DiskDone) {
         match done {
             DiskDone::Recovered => {}
+            DiskDone::Full(full) => self.handle(core, Event::DiskFull(full)),
+            DiskDone::Damaged => unreachable!("it ends the process"),
             DiskDone::Synced { group } => {
                 self.disk.synced(core, self.process, group);
                 self.handle(core, Event::Durable { group });

@@ -9,7 +9,9 @@ use engine::node::{Effect, Event, Node};
 use engine::store::log::Record;
 
 use super::checker::Violation;
+use super::checker::damage::Damaged;
 use super::checker::digests::Digests;
+use super::checker::identity::Identities;
 use super::checker::in_sync_set::InSyncSet;
 use super::checker::logs_match::LogsMatch;
 use super::checker::never_back::NeverBack;
@@ -21,6 +23,8 @@ use super::coverage::Coverage;
 pub struct Oracle {
     pub violations: Vec<Violation>,
     pub coverage: Coverage,
+    pub damaged: Damaged,
+    identities: Identities,
     one_primary: OnePrimary,
     logs: LogsMatch,
     in_sync: InSyncSet,
@@ -78,11 +82,17 @@ impl Oracle {
             self.logs.applied(view.shard, applied, &mut self.violations);
             self.digests.applied(view.shard, view.state, &mut self.violations);
             self.sessions.applied(view.shard, view.state, &mut self.violations);
-            if let Some(why) = view.stopped {
+            self.damaged.look(me, &view, &mut self.violations);
+            if let Some(why) = view.stopped.filter(|_| !view.unfit) {
                 let detail = format!("{me:?} stopped shard {}: {why}", view.shard);
                 self.violations.push(Violation { promise: "heals", detail });
             }
         }
+    }
+
+    /// A process has become its store. `outdated`: its disk is an older image of what has served since.
+    pub fn serves(&mut self, me: StoreBoot, outdated: bool) {
+        self.identities.serves(me, outdated, &mut self.violations);
     }
 
     pub fn crashed(&mut self, _store: StoreId) {}

@@ -9,6 +9,7 @@ use engine::ids::{Slot, Slots};
 use engine::node::Settings;
 use engine::planted::Planted;
 
+use super::disk_faults::DiskPlan;
 use super::faults::Kind;
 use super::rng::Rng;
 use super::token_clients::TokenPlan;
@@ -44,6 +45,7 @@ pub struct Plan {
 
     pub faults: Vec<Kind>,
     pub fault_every: u64,
+    pub disks: DiskPlan,
     /// Chaos promotes for no reason, one time in so many thousand looks.
     pub spurious_permille: u64,
     /// A second coordinator acts at random.
@@ -80,6 +82,8 @@ impl Plan {
         let mut staleness = Rng::new(seed.rotate_left(32) ^ 0x57A1_E0F5_EED5);
         let bounded_percent = if staleness.percent(50) { staleness.between(10, 90) } else { 0 };
         let tokens = TokenPlan::from_seed(seed);
+        let disks = DiskPlan::from_seed(seed);
+        let harms = disks.harms();
         Self {
             seed,
             planted,
@@ -107,6 +111,7 @@ impl Plan {
 
             faults,
             fault_every: rng.between(100_000, 800_000),
+            disks,
             chaos: rng.percent(50),
             bootstraps: rng.percent(30),
             spurious_permille: if rng.percent(50) { rng.between(1, 40) } else { 0 },
@@ -159,7 +164,7 @@ impl Plan {
                 newcomer_wait_ms: rng.between(0, 300),
                 rebuild_delay_ms: rng.between(100, 5_000),
                 lease_ttl_ms: lease_ttl / 1_000,
-                lone_wait_ms: rng.between(100, 3_000),
+                lone_wait_ms: rng.between(100, 3_000) + if harms { 120_000 } else { 0 },
                 guard_ms: rng.between(100, 5_000),
                 balance_after_ms: rng.between(50, 1_000),
                 relist_every_ms: rng.between(300, 3_000),
@@ -185,6 +190,7 @@ impl Plan {
             slow_etcd: false,
             lease_ttl: 2_000_000,
             faults: vec![],
+            disks: DiskPlan { faults: vec![], ..plan.disks },
             chaos: false,
             bootstraps: true,
             faults_until: u64::MAX,

@@ -59,6 +59,9 @@ impl World {
         }
         world.start_all();
         world.core.at(500_000, Happening::Fault);
+        if !world.core.plan.disks.faults.is_empty() {
+            world.core.at(500_000, Happening::DiskFault);
+        }
         world
     }
 
@@ -237,6 +240,7 @@ impl World {
             },
             Happening::TokenAnswered(answered) => self.tokens.answered(core, answered),
             Happening::Fault => self.fault(),
+            Happening::DiskFault => self.disk_fault(),
             Happening::FaultEnds { fault } => self.fault_ends(fault),
             Happening::FaultStep { pair, blocks } => self.fault_step(pair, blocks),
             Happening::Resume { process } => {

@@ -46,11 +46,7 @@ pub fn outcomes(
 fn strange(failure: Failure, violations: &mut Vec<Violation>) {
     let strange = matches!(
         failure,
-        Failure::Malformed
-            | Failure::ResultGone
-            | Failure::SessionAbandoned
-            | Failure::TooLarge
-            | Failure::NoSpace
+        Failure::Malformed | Failure::ResultGone | Failure::SessionAbandoned | Failure::TooLarge
     );
     if strange {
         let detail = format!("a gateway was told {failure:?}");

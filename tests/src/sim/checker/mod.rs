@@ -6,9 +6,12 @@
 
 pub mod answers;
 pub mod bounded;
+pub mod damage;
 pub mod digests;
 pub mod digits;
+pub mod durable;
 pub mod heals;
+pub mod identity;
 pub mod in_sync_set;
 pub mod linearizable;
 pub mod logs_match;

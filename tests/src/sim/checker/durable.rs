@@ -1,0 +1,220 @@
+//! What a disk said was durable is found at the next start, and nothing that was never written: a torn group is
+//! cut without a word, damage is told, and neither passes for the other.
+//!
+//! The checker keeps the records of every group as the node wrote them, and knows nothing of bytes. What recovery
+//! makes of the bytes must be what these records say, as of the last group that it found. False alarms would come
+//! from damage, after which the records say more than the disk: then only what is suspect is compared.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use engine::apply::ShardState;
+use engine::entry::{Entry, Position};
+use engine::ids::{CopyNo, Epoch, Seq, ShardId, Slots, StoreId};
+use engine::node::{RecoveredContent, RecoveredReplica};
+use engine::store::log::{Identity, Record};
+
+use super::Violation;
+
+const PROMISE: &str = "durable";
+
+/// One store's log, as a list of records.
+#[derive(Clone, Debug, Default)]
+pub struct Durable {
+    /// Up to here in `shards`, and found at every start.
+    durable: u64,
+    shards: BTreeMap<ShardId, Shard>,
+    identity: Option<Identity>,
+    /// Written after it.
+    tail: VecDeque<(u64, Vec<Record>)>,
+}
+
+/// What the records say of one shard.
+#[derive(Clone, Debug, Default)]
+struct Shard {
+    slots: Slots,
+    promised: Epoch,
+    copy: CopyNo,
+    base: Option<Position>,
+    entries: BTreeMap<Seq, Entry>,
+    /// Damage was found, and the copy is still the same.
+    suspect: bool,
+}
+
+/// What a start found.
+pub struct Found<'a> {
+    pub store: StoreId,
+    /// The last group.
+    pub group: u64,
+    pub damaged: bool,
+    /// Something was harmed since the last start …
+    pub must_be_damaged: bool,
+    /// … or earlier, and may still be there.
+    pub may_be_damaged: bool,
+    pub identity: Option<&'a Identity>,
+    pub replicas: &'a [RecoveredReplica],
+    pub state: &'a BTreeMap<ShardId, (CopyNo, ShardState)>,
+}
+
+impl Durable {
+    pub fn written(&mut self, group: u64, records: &[Record]) {
+        self.tail.push_back((group, records.to_vec()));
+    }
+
+    pub fn synced(&mut self, group: u64) {
+        while self.tail.front().is_some_and(|(number, _)| *number <= group) {
+            self.take_next();
+        }
+    }
+
+    fn take_next(&mut self) {
+        let Some((number, records)) = self.tail.pop_front() else { return };
+        self.durable = number;
+        for record in records {
+            match (record.shard(), &record) {
+                (_, Record::Identity(identity)) => self.identity = Some(identity.clone()),
+                (Some(shard), _) => self.shards.entry(shard).or_default().take(record),
+                (None, _) => {}
+            }
+        }
+    }
+
+    /// A start has read the disk. What it found is what it goes on with.
+    pub fn recovered(&mut self, found: &Found<'_>, violations: &mut Vec<Violation>) {
+        let mut wrong = Vec::new();
+        if found.damaged && !found.may_be_damaged {
+            wrong.push("damage is told where nothing was damaged".to_owned());
+        }
+        if found.must_be_damaged && !found.damaged {
+            wrong.push("damage is not told".to_owned());
+        }
+        if found.damaged {
+            if found.replicas.iter().any(|one| one.content.as_ref().is_some_and(|c| !c.suspect)) {
+                wrong.push("damage was found, and a copy is not suspect".to_owned());
+            }
+            self.start_anew(found);
+        } else {
+            if found.group < self.durable {
+                let durable = self.durable;
+                wrong.push(format!("group {durable} was durable, {} is the last", found.group));
+            }
+            while self.tail.front().is_some_and(|(number, _)| *number <= found.group) {
+                self.take_next();
+            }
+            self.tail.clear();
+            if found.identity != self.identity.as_ref() {
+                wrong.push(format!("who it is: {:?}, not {:?}", found.identity, self.identity));
+            }
+            wrong.extend(self.differences(found));
+        }
+        for detail in wrong {
+            let detail = format!("{:?}: {detail}", found.store);
+            violations.push(Violation { promise: PROMISE, detail });
+        }
+    }
+
+    fn differences(&mut self, found: &Found<'_>) -> Option<String> {
+        let known: Vec<_> = self.shards.keys().copied().collect();
+        let want: Vec<_> = known.into_iter().map(|shard| self.expected(shard, found)).collect();
+        let differ = |(want, got): &(&RecoveredReplica, &RecoveredReplica)| !are_same(want, got);
+        if want.len() != found.replicas.len() {
+            return Some(format!("{want:?} was written, {:?} is found", found.replicas));
+        }
+        let first = want.iter().zip(found.replicas).find(differ);
+        first.map(|(want, got)| format!("{want:?} was written, {got:?} is found"))
+    }
+
+    fn expected(&mut self, shard: ShardId, found: &Found<'_>) -> RecoveredReplica {
+        let state = found.state.get(&shard);
+        let known = self.shards.get_mut(&shard).expect("asked for what is known");
+        let content = known.content(state);
+        let last = content.as_ref().map(|content| {
+            content.entries.last().map_or(content.state.applied, Entry::position).epoch
+        });
+        known.promised = known.promised.max(last.unwrap_or_default());
+        let own = Slots { lo: shard.0, hi: shard.0 };
+        let held = known.base.map(|_| known.slots);
+        RecoveredReplica {
+            shard,
+            slots: held.or(state.map(|(_, state)| state.slots)).unwrap_or(own),
+            promised: known.promised,
+            copy: known.copy,
+            content,
+        }
+    }
+
+    /// After damage, what is left is all that can be asked for.
+    fn start_anew(&mut self, found: &Found<'_>) {
+        self.tail.clear();
+        self.durable = found.group;
+        self.identity = found.identity.cloned();
+        let shard = |replica: &RecoveredReplica| {
+            let mut shard = Shard {
+                slots: replica.slots,
+                promised: replica.promised,
+                copy: replica.copy,
+                ..Shard::default()
+            };
+            if let Some(content) = &replica.content {
+                shard.base = Some(content.state.applied);
+                let entries = content.entries.iter().map(|entry| (entry.seq, entry.clone()));
+                shard.entries = entries.collect();
+                shard.suspect = true;
+            }
+            (replica.shard, shard)
+        };
+        self.shards = found.replicas.iter().map(shard).collect();
+    }
+}
+
+/// The state's own part is the same by construction: both take it from the disk.
+fn are_same(one: &RecoveredReplica, other: &RecoveredReplica) -> bool {
+    let head = |it: &RecoveredReplica| (it.shard, it.slots, it.promised, it.copy);
+    head(one) == head(other)
+        && match (&one.content, &other.content) {
+            (None, None) => true,
+            (Some(one), Some(other)) => {
+                one.state.applied == other.state.applied
+                    && one.entries == other.entries
+                    && one.suspect == other.suspect
+            }
+            _ => false,
+        }
+}
+
+impl Shard {
+    fn take(&mut self, record: Record) {
+        match record {
+            Record::Append { entry, .. } => drop(self.entries.insert(entry.seq, entry)),
+            Record::Truncate { after, .. } => drop(self.entries.split_off(&after.next())),
+            Record::Promise { epoch, .. } => self.promised = self.promised.max(epoch),
+            Record::Copy { slots, copy, base, .. } => {
+                *self = Self { slots, copy, base: Some(base), ..self.emptied() };
+            }
+            Record::Drop { copy, .. } => *self = Self { copy, ..self.emptied() },
+            Record::Suspect { copy, .. } => self.suspect |= copy == self.copy,
+            Record::Identity(_) | Record::Shard { .. } => {}
+        }
+    }
+
+    fn emptied(&self) -> Self {
+        Self { slots: self.slots, promised: self.promised, ..Self::default() }
+    }
+
+    fn content(&mut self, state: Option<&(CopyNo, ShardState)>) -> Option<RecoveredContent> {
+        if let Some((copy, state)) = state
+            && *copy > self.copy
+        {
+            // Installed, and then the process ended before the log said so.
+            let (slots, base) = (state.slots, Some(state.applied));
+            *self = Self { slots, copy: *copy, base, ..self.emptied() };
+        }
+        let base = self.base?;
+        let state = match state {
+            Some((copy, state)) if *copy == self.copy => state.clone(),
+            _ => ShardState { slots: self.slots, applied: base, ..ShardState::default() },
+        };
+        let above = self.entries.range(state.applied.seq.next()..);
+        let entries = above.map(|(_, entry)| entry.clone()).collect();
+        Some(RecoveredContent { state, entries, suspect: self.suspect })
+    }
+}

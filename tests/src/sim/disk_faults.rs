@@ -1,0 +1,129 @@
+//! What goes wrong with disks: they fail, lie, fill up, and are mixed up by those who look after them.
+//!
+//! The promises hold while one in-sync copy of each shard survives and one disk at a time is bad: so no disk is harmed
+//! before the last one that was is whole again, that is, before no shard counts on what it may have lost. A failed fsync
+//! is harm, too: it may have lost nothing, but its copies are not trusted any more. A full disk harms nothing.
+//!
+//! All of it has its own chance and its own clock: a seed without these faults is the same run as ever.
+
+use super::core::Happening;
+use super::nodes::NodeHost;
+use super::rng::Rng;
+use super::world::World;
+
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum DiskFault {
+    /// An fsync fails: the process ends, and what it was writing is anybody's guess.
+    FsyncFails,
+    /// The log is too long or the disk too full for a while.
+    Full,
+    /// A bit that was durable is another, and a later group bears witness that it was.
+    Rot,
+    /// A counter's row can't be read.
+    RowLost,
+    /// The folder is as it was before some earlier start.
+    RolledBack,
+    /// Everything is gone: a new disk.
+    Emptied,
+}
+
+impl DiskFault {
+    pub const ALL: [Self; 6] =
+        [Self::FsyncFails, Self::Full, Self::Rot, Self::RowLost, Self::RolledBack, Self::Emptied];
+
+    /// Something that was durable may be gone, or nobody can know that it is not.
+    fn harms(self) -> bool {
+        self != Self::Full
+    }
+}
+
+/// Which of them a seed suffers, and how often.
+#[derive(Clone, Debug)]
+pub struct DiskPlan {
+    pub faults: Vec<DiskFault>,
+    pub every: u64,
+    pub rng: Rng,
+}
+
+impl DiskPlan {
+    pub fn from_seed(seed: u64) -> Self {
+        let mut rng = Rng::new(seed.rotate_left(45) ^ 0x0D15_CFA1_75ED);
+        let mut faults = Vec::new();
+        if rng.percent(30) {
+            faults = DiskFault::ALL.to_vec();
+            rng.shuffle(&mut faults);
+            faults.truncate(rng.between(1, 3) as usize);
+        }
+        let every = rng.between(200_000, 900_000);
+        Self { faults, every, rng }
+    }
+
+    /// A damaged copy may be the only one in reach. It is not to be promoted while another may come back.
+    pub fn harms(&self) -> bool {
+        self.faults.iter().any(|fault| fault.harms())
+    }
+}
+
+impl World {
+    pub fn disk_fault(&mut self) {
+        if self.core.now >= self.core.plan.faults_until {
+            return;
+        }
+        let disks = &mut self.core.plan.disks;
+        let next = disks.rng.between(disks.every / 2, disks.every * 3 / 2);
+        let kinds = disks.faults.clone();
+        let fault = disks.rng.pick(&kinds);
+        let at = disks.rng.index(self.nodes.len());
+        let back_after = disks.rng.between(1_000, 1_500_000);
+        self.core.after(next, Happening::DiskFault);
+        let Some(fault) = fault else { return };
+        if fault.harms() && !(0..self.nodes.len()).all(|at| self.is_whole(at)) {
+            return;
+        }
+        self.core.journal.note(self.core.now, || format!("fault: {fault:?} of node {at}"));
+        let (core, node) = (&mut self.core, &mut self.nodes[at]);
+        let struck = match fault {
+            DiskFault::FsyncFails => node.fsync_fails(core),
+            DiskFault::Full => node.is_full_for(core, back_after / 2),
+            DiskFault::RowLost => node.loses_a_row(),
+            DiskFault::Rot => {
+                node.crash(core, false);
+                node.rots()
+            }
+            DiskFault::RolledBack => {
+                node.crash(core, true);
+                node.is_rolled_back()
+            }
+            DiskFault::Emptied => {
+                node.crash(core, true);
+                node.is_emptied();
+                true
+            }
+        };
+        if struck {
+            let kind = format!("{fault:?}");
+            *self.faults.disks.entry(kind).or_default() += 1;
+        }
+        let place = self.nodes[at].place;
+        self.core.after(back_after, Happening::Restart { place });
+    }
+
+    /// No shard counts on anything that this disk may have lost.
+    fn is_whole(&self, at: usize) -> bool {
+        let node = &self.nodes[at];
+        let Some(harmed) = node.harmed else { return true };
+        let mut relying =
+            self.core.etcd.shards().filter(|(config, _)| config.isr.contains(&harmed));
+        relying.all(|(config, _)| {
+            let trusted = node.store == harmed && !config.tainted.contains(&harmed);
+            trusted && has_anew(node, config.shard())
+        })
+    }
+}
+
+/// The copy was made anew since the disk was harmed: one that was not is stopped.
+fn has_anew(node: &NodeHost, shard: engine::ids::ShardId) -> bool {
+    let Some(machine) = node.machine().filter(|_| node.read_since_harmed()) else { return false };
+    let view = machine.replicas().find(|view| view.shard == shard);
+    view.is_some_and(|view| view.exists && !view.unfit && view.stopped.is_none())
+}
