@@ -171,8 +171,7 @@ impl Index {
 
     /// Bytes in use, by all segments.
     pub fn bytes(&self) -> usize {
-        let ends = self.segments.values().filter_map(|blocks| blocks.last());
-        ends.map(Block::end).sum()
+        self.segments.values().map(|blocks| end(blocks)).sum()
     }
 
     /// The segments that may be deleted, oldest first. Within `log_keep_bytes` entries are kept for
@@ -191,7 +190,7 @@ impl Index {
             if !restated || !needless(blocks, needed, for_members) {
                 break;
             }
-            bytes -= blocks.last().map_or(SEGMENT_HEADER_BYTES, Block::end);
+            bytes -= end(blocks);
             out.push(segment);
         }
         out
@@ -246,6 +245,11 @@ impl Index {
             Some(Piece { segment, offset: block.offset, len: block.len, from: seq, to })
         })
     }
+}
+
+/// Where what a segment holds ends: an empty one has its header.
+fn end(blocks: &[Block]) -> usize {
+    blocks.last().map_or(SEGMENT_HEADER_BYTES, Block::end)
 }
 
 fn needless(blocks: &[Block], needed: &[Needed], for_members: bool) -> bool {
@@ -402,6 +406,16 @@ mod tests {
         assert_eq!(index.trimmable(&[needed(1, 3, 3)], usize::MAX, 30), [1, 2]);
         assert_eq!(index.trimmable(&[needed(1, 3, 3)], usize::MAX, 29), []);
         assert_eq!(index.trimmable(&[needed(1, 0, 0)], usize::MAX, 99), []);
+    }
+
+    /// Their headers were taken off a sum that they were not in (simulator, seed 15452).
+    #[test]
+    fn segments_without_a_group_may_all_go() {
+        let mut index = Index::default();
+        (1..=3).for_each(|segment| index.segment(segment));
+        index.begin(4, SEGMENT_HEADER_BYTES, 100, 10);
+        assert_eq!(index.bytes(), 4 * SEGMENT_HEADER_BYTES + 100);
+        assert_eq!(index.trimmable(&[], usize::MAX, 99), [1, 2, 3]);
     }
 
     /// Three segments of 164 bytes: beyond 400 the members' needs give way, one segment's worth.
