@@ -1,7 +1,7 @@
 //! A real etcd of a test's own, which can be stopped, frozen and replaced; and a relay that loses its answers.
 //!
 //! It elects within 0.1 s instead of 1 s, so that it grants leases of 1 s (etcd's least is 1.5 × its election time,
-//! rounded up). Used by the coordinator's tests too.
+//! rounded up). Used by the tests of all roles.
 #![allow(dead_code, reason = "each test binary that includes this uses a part of it")]
 
 use std::net::TcpListener;
@@ -32,10 +32,16 @@ impl Etcd {
         Self::start_electing_within(100).await
     }
 
-    pub(crate) async fn start_electing_within(election_ms: u32) -> Self {
+    /// One that [`run`](Self::run) starts.
+    pub(crate) fn not_running() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (port, peer_port) = (free_port(), free_port());
-        let mut etcd = Self { folder, port, peer_port, election_ms, generation: 0, child: None };
+        Self { folder, port, peer_port, election_ms: 100, generation: 0, child: None }
+    }
+
+    pub(crate) async fn start_electing_within(election_ms: u32) -> Self {
+        let mut etcd = Self::not_running();
+        etcd.election_ms = election_ms;
         // Between choosing a port and etcd's taking it, another test may have taken it.
         while !etcd.try_run().await {
             (etcd.port, etcd.peer_port) = (free_port(), free_port());

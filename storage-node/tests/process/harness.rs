@@ -13,14 +13,16 @@ use engine::records::{Meta, NodeRecord, StoreRecord};
 use metastore::{Kept, Metastore, Outcome};
 use proto::wire;
 use proto::wire::control_client::ControlClient;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use storage_node::Options;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::etcd::{self, CLUSTER, Etcd};
+use crate::etcd::{self, Etcd};
 
 /// Set in the environment of a test binary that is to be a node.
 pub(crate) const IS_NODE: &str = "DKC_TEST_NODE";
+/// The name below which its records stand in etcd.
+const CLUSTER: &str = "test";
 /// The uuid in `meta`.
 pub(crate) const CLUSTER_ID: u128 = 0xC1;
 /// Nothing here takes this long unless it is broken.
@@ -41,6 +43,23 @@ pub(crate) fn node_main() -> u8 {
     storage_node::run(options)
 }
 
+pub(crate) async fn metastore_of(etcd: &Etcd) -> Metastore {
+    let settings = metastore::Settings::new(vec![etcd.endpoint()], CLUSTER);
+    Metastore::connect(&settings).await.expect("etcd answers")
+}
+
+/// kill -9, and waits.
+fn end(child: &mut Child) {
+    // It may have ended by itself.
+    let _ended = child.kill();
+    let _ended = child.wait();
+}
+
+fn send(child: &Child, signal: Signal) {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process id");
+    kill_process(pid, signal).expect("our own child");
+}
+
 /// An etcd with the settings of a cluster.
 pub(crate) struct Cluster {
     pub(crate) etcd: Etcd,
@@ -51,7 +70,7 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) async fn start(min_in_sync: u8) -> Self {
         let etcd = Etcd::start().await;
-        let metastore = etcd.metastore().await;
+        let metastore = metastore_of(&etcd).await;
         let made = metastore.create(&(), &meta(min_in_sync)).await;
         assert!(matches!(made, Ok(Outcome::Done { .. })), "{made:?}");
         Self { etcd, metastore, folders: tempfile::tempdir().expect("a temporary folder") }
@@ -238,11 +257,11 @@ impl Node {
     }
 
     pub(crate) fn kill(&mut self) {
-        etcd::end(&mut self.child);
+        end(&mut self.child);
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        etcd::send(&self.child, signal);
+        send(&self.child, signal);
     }
 
     /// SIGTERM, and waits for the exit code.

@@ -7,7 +7,7 @@ use metastore::Outcome;
 use rustix::process::Signal;
 
 use crate::etcd::Etcd;
-use crate::harness::{Cluster, Node, copy_folder, meta};
+use crate::harness::{Cluster, Node, copy_folder, meta, metastore_of};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_process_per_folder() {
@@ -123,13 +123,13 @@ async fn a_store_that_was_given_up_is_refused() {
 /// What a start waits for stands in `/readyz`, and it goes on by itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_waits_for_etcd_and_for_the_cluster() {
-    let mut etcd = Etcd::new();
+    let mut etcd = Etcd::not_running();
     let folders = tempfile::tempdir().expect("a temporary folder");
     let node = Node::spawn(&etcd.endpoint(), "a", &folders.path().join("a"), &[]);
     node.until_ready_says(503, "etcd").await;
     etcd.run().await;
     node.until_ready_says(503, "meta").await;
-    let made = etcd.metastore().await.create(&(), &meta(1)).await;
+    let made = metastore_of(&etcd).await.create(&(), &meta(1)).await;
     assert!(matches!(made, Ok(Outcome::Done { .. })), "{made:?}");
     node.until_ready_says(200, "ok").await;
 }
@@ -140,7 +140,7 @@ async fn a_disk_of_another_cluster_is_refused() {
     let mut node = one.node("a").await;
     assert_eq!(node.stop().await, Some(0));
     let another = engine::records::Meta { cluster: 0xC2, ..meta(1) };
-    let made = other.metastore().await.create(&(), &another).await;
+    let made = metastore_of(&other).await.create(&(), &another).await;
     assert!(matches!(made, Ok(Outcome::Done { .. })), "{made:?}");
     // What `--check-config` sees, which starts nothing.
     let owner = storage_node::inspect::owner(&one.folder("a")).expect("it can be read");

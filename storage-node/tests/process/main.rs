@@ -5,6 +5,7 @@
 //! `storage_node::run`, with nothing around it.
 
 mod damage;
+#[path = "../../../metastore/tests/contract/etcd.rs"]
 mod etcd;
 mod harness;
 mod identity;
