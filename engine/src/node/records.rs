@@ -49,7 +49,7 @@ impl Node {
         {
             if Planted::KeepAfterDemotion.is_in(self.settings.planted) {
                 let record = ShardConfig { epoch: primary.epoch, ..record.clone() };
-                primary.read_record(record, mod_revision, now);
+                let _kept = primary.read_record(record, mod_revision, now);
             } else if record.epoch != primary.epoch || record.primary != me {
                 if Planted::RefuseOrdered.is_in(self.settings.planted) {
                     super::writes::refuse_ordered(replica, effects);
@@ -57,7 +57,12 @@ impl Node {
                 // Never adopted under the old epoch, even if it names this store again.
                 replica.role = Role::Follower;
             } else {
-                primary.read_record(record.clone(), mod_revision, now);
+                for store in primary.read_record(record.clone(), mod_revision, now) {
+                    let conn = self.dialled_to.get(&store);
+                    if let Some(link) = conn.and_then(|conn| self.dialled.get_mut(conn)) {
+                        link.forget(shard);
+                    }
+                }
                 self.open_feeds(shard);
             }
         }

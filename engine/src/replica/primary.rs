@@ -185,14 +185,38 @@ impl Primary {
 
     /// Reads a record of this epoch with a higher version: it settles all that was proposed
     /// against the older one, since their compare can no longer succeed.
-    pub fn read_record(&mut self, record: ShardConfig, mod_revision: u64, now: Now) {
+    ///
+    /// Returns the followers of whom nothing is known: those that are new, and all learners if a record
+    /// was passed over. While a store is neither member nor learner it may delete its copy, and make
+    /// another when it is named again, with its acknowledgements of the old one standing here or
+    /// on their way. Only what is sent from now on proves what it has (simulator, seeds 1610 and 6715).
+    pub fn read_record(
+        &mut self,
+        record: ShardConfig,
+        mod_revision: u64,
+        now: Now,
+    ) -> Vec<StoreId> {
         assert!(record.epoch == self.epoch, "a record of another epoch is never adopted");
         assert!(record.version > self.record.version, "M shrinks only by a higher version");
+        let passed_over = record.version.0 > self.record.version.0 + 1;
+        let before: BTreeSet<_> = self.followers.keys().copied().collect();
         self.record = record;
         self.mod_revision = mod_revision;
         self.proposals.clear();
         self.propose_after = now;
         self.match_followers();
+        let mut unproven = Vec::new();
+        for (&store, follower) in &mut self.followers {
+            let may_have_changed = passed_over && !self.record.isr.contains(&store);
+            if may_have_changed && follower.is_fed() {
+                follower.feed = Feed::Cut;
+            }
+            if may_have_changed || !before.contains(&store) {
+                follower.acked = Seq(0);
+                unproven.push(store);
+            }
+        }
+        unproven
     }
 
     /// Feeds exactly the members of M and the learners.
@@ -348,6 +372,31 @@ mod tests {
         check(&primary, 12, Some(11));
         ack(&mut primary, B, 10);
         check(&primary, 12, Some(10));
+    }
+
+    /// Between versions 7 and 9 the learner may have been none, and its copy deleted; between 7 and 8 there was no time.
+    #[test]
+    fn of_learners_nothing_is_known_once_a_record_was_passed_over() {
+        let mut primary = primary();
+        ack(&mut primary, B, 12);
+        ack(&mut primary, C, 12);
+        let next = |primary: &Primary, by| ShardConfig {
+            version: Version(primary.record.version.0 + by),
+            ..primary.record.clone()
+        };
+        let record = next(&primary, 1);
+        assert_eq!(primary.read_record(record, 80, Now(1)), []);
+        assert!(primary.is_caught_up(C, Seq(12), None));
+        let record = next(&primary, 2);
+        assert_eq!(primary.read_record(record, 90, Now(2)), [C]);
+        assert!(!primary.is_caught_up(C, Seq(12), None));
+        assert_eq!(primary.followers[&C].feed, Feed::Cut);
+        check(&primary, 12, Some(12));
+        // Gone and named again, with nothing passed over.
+        let record = ShardConfig { learners: vec![], ..next(&primary, 1) };
+        assert_eq!(primary.read_record(record, 91, Now(3)), []);
+        let record = ShardConfig { learners: vec![C], ..next(&primary, 1) };
+        assert_eq!(primary.read_record(record, 92, Now(4)), [C]);
     }
 
     #[test]

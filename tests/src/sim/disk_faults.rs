@@ -104,6 +104,9 @@ impl World {
             let kind = format!("{fault:?}");
             *self.faults.disks.entry(kind).or_default() += 1;
         }
+        if let Some(harmed) = node.harmed.filter(|_| struck && fault.harms()) {
+            core.oracle.harmed(harmed);
+        }
         let place = self.nodes[at].place;
         self.core.after(back_after, Happening::Restart { place });
     }

@@ -175,7 +175,6 @@ impl NodeHost {
         core.process_died(self.process(), !power_lost);
         core.etcd_unwatch(self.process());
         self.disk.crash(core, power_lost);
-        core.oracle.crashed(self.store);
     }
 
     pub fn on(&mut self, core: &mut Core, told: Told) {
@@ -439,8 +438,6 @@ impl NodeHost {
         let mut driver = Driver { process, skew_ms: self.skew_ms, disk: &mut self.disk, running };
         driver.told(core, told);
         if driver.running.exits() {
-            let store = self.store;
-            core.oracle.exited(core.now, store);
             self.crash(core, false);
         } else if driver.running.left {
             // What it has acknowledged in its last turn counts.

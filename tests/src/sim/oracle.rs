@@ -95,9 +95,11 @@ impl Oracle {
         self.identities.serves(me, outdated, &mut self.violations);
     }
 
-    pub fn crashed(&mut self, _store: StoreId) {}
-
-    pub fn exited(&mut self, _now: u64, _store: StoreId) {}
+    /// The store's disk was harmed: what it had durably may be gone.
+    pub fn harmed(&mut self, store: StoreId) {
+        self.never_back.harmed(store);
+        self.in_sync.harmed(store);
+    }
 
     pub fn record_written(&mut self, config: &ShardConfig) {
         self.coverage.record_written(config);

@@ -28,6 +28,9 @@ struct Held {
     durable: Seq,
     /// This copy was found damaged when the process began.
     damaged: Option<CopyNo>,
+    /// The disk was harmed under this copy.
+    harmed: Option<CopyNo>,
+    copy: CopyNo,
     is_sound: bool,
 }
 
@@ -37,13 +40,23 @@ impl InSyncSet {
         self.check(config.shard(), violations);
     }
 
+    /// The store's disk may have lost what it had durably: nothing is asked of its copies until they were made anew.
+    pub fn harmed(&mut self, store: StoreId) {
+        for held in self.held.iter_mut().filter(|((of, _), _)| *of == store).map(|(_, held)| held) {
+            held.harmed = Some(held.copy);
+            held.is_sound = false;
+        }
+    }
+
     pub fn look(&mut self, me: StoreBoot, view: &ReplicaView<'_>, violations: &mut Vec<Violation>) {
         let before = self.held.get(&(me.store, view.shard)).copied().unwrap_or_default();
         let begins = before.boot != me.boot;
         let damaged = if begins { view.unfit.then_some(view.copy) } else { before.damaged };
-        let is_sound = view.stopped.is_none() && damaged != Some(view.copy);
+        let made_anew = |copy: CopyNo| view.exists && view.copy > copy;
+        let harmed = before.harmed.filter(|&copy| !made_anew(copy));
+        let is_sound = view.stopped.is_none() && damaged != Some(view.copy) && harmed.is_none();
         let durable = if view.exists { view.durable } else { Seq(0) };
-        let held = Held { boot: me.boot, durable, damaged, is_sound };
+        let held = Held { boot: me.boot, durable, damaged, harmed, copy: view.copy, is_sound };
         self.held.insert((me.store, view.shard), held);
         let shrank = durable < before.durable;
         let mut grew = false;

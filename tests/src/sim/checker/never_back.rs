@@ -1,7 +1,7 @@
 //! Some numbers never go back: a record's epoch and version; of one process and copy, what it has promised, committed
 //! and applied. A promise outlives the copy, and, once an fsync has followed it, the process.
 //!
-//! Where false alarms would come from: a copy that its node knows to be damaged is not held to what was promised for it.
+//! Where false alarms would come from: a disk that was harmed is not held to what was promised before.
 
 use std::collections::BTreeMap;
 
@@ -53,14 +53,19 @@ impl NeverBack {
         }
     }
 
+    /// The store's disk may have lost what it had durably.
+    pub fn harmed(&mut self, store: StoreId) {
+        self.durable.retain(|&(of, _), _| of != store);
+        self.undurable.retain(|&(of, _), _| of.store != store);
+    }
+
     pub fn look(&mut self, me: StoreBoot, view: &ReplicaView<'_>, violations: &mut Vec<Violation>) {
         let before = self.promised.insert((me, view.shard), view.promised);
         if before != Some(view.promised) {
             let above = self.synced.get(&me).copied().unwrap_or(0);
             self.undurable.insert((me, view.shard), (view.promised, above));
         }
-        let is_sound = !view.unfit && view.stopped.is_none();
-        let outlived = self.durable.get(&(me.store, view.shard)).filter(|_| is_sound).copied();
+        let outlived = self.durable.get(&(me.store, view.shard)).copied();
         let before = before.max(outlived);
         if before.is_some_and(|before| view.promised < before) {
             let shard = view.shard;
