@@ -309,6 +309,8 @@ impl Node {
             return;
         }
         if !replica.clean {
+            // A start that found a dropped copy's number does not know what slots it had.
+            replica.slots = slots;
             self.drop_rows(shard, effects); // It is made once they are gone.
             return;
         }

@@ -880,3 +880,25 @@ fn at_rest_the_digest_of_the_last_entry_is_told() {
     assert_eq!(beat(), [1]);
     assert_eq!(beat(), []);
 }
+
+/// Rows may be left of a copy that was dropped just before a crash, and no record of them: only the number of the copy is
+/// known then, and none of its slots.
+#[test]
+fn before_a_copy_is_made_again_the_whole_shard_is_cleared_of_a_former_one() {
+    let mut bench = Bench::new(B);
+    let dropped = RecoveredReplica {
+        shard: SHARD,
+        slots: Slots { lo: 0, hi: 0 },
+        promised: Epoch(1),
+        copy: CopyNo(1),
+        content: None,
+    };
+    bench.node = Node::new(bench.node.settings.clone(), B, Now(0), 1, vec![dropped]);
+    let effects = bench.config(record(1, 1, A));
+    let cleared = effects.iter().find_map(|effect| match effect {
+        Effect::DropRows { shard: SHARD, slots } => Some(*slots),
+        _ => None,
+    });
+    assert_eq!(cleared, Some(Slots::ALL));
+    check(bench.on(Event::RowsDropped { shard: SHARD }), &["copy 2", "sync 1"]);
+}
