@@ -902,3 +902,26 @@ fn before_a_copy_is_made_again_the_whole_shard_is_cleared_of_a_former_one() {
     assert_eq!(cleared, Some(Slots::ALL));
     check(bench.on(Event::RowsDropped { shard: SHARD }), &["copy 2", "sync 1"]);
 }
+
+/// An in-sync member that holds all that was ever acknowledged, and has not heard yet that it is committed, is as good as
+/// any: a damaged copy is not to be promoted beside it.
+#[test]
+fn a_copy_made_empty_is_fit_once_it_holds_the_barrier_of_its_epoch() {
+    #[track_caller]
+    fn check(bench: &Bench, unfit: bool) {
+        assert_eq!(bench.node.replicas().next().unwrap().unfit, unfit);
+    }
+    let mut bench = Bench::new(B);
+    bench.config(record(2, 2, A));
+    bench.on(Event::Accepted { conn: FROM_A });
+    bench.on(Event::ToFollower { conn: FROM_A, message: ToFollower::Hello { from: A, to: B } });
+    bench.on(Event::Durable { group: 1 });
+    let entries = log(&[1, 2]);
+    bench.append(1, slice(2, &entries[..1], 0, true));
+    bench.on(Event::Durable { group: 2 });
+    check(&bench, true);
+    bench.append(2, slice(2, &entries, 1, false));
+    check(&bench, true);
+    bench.on(Event::Durable { group: 3 });
+    check(&bench, false);
+}
