@@ -58,7 +58,7 @@ impl Node {
     pub(super) fn on_durable(&mut self, group: u64, effects: &mut Vec<Effect>) {
         for (shard, seq) in self.groups.on_durable(group, self.now) {
             if let Some(replica) = self.replicas.get_mut(&shard) {
-                replica.log.on_durable(seq);
+                replica.on_durable(seq);
                 self.dirty.insert(shard);
             }
         }
@@ -309,6 +309,8 @@ impl Node {
             return;
         }
         if !replica.clean {
+            // A start that found a dropped copy's number does not know what slots it had.
+            replica.slots = slots;
             self.drop_rows(shard, effects); // It is made once they are gone.
             return;
         }

@@ -880,3 +880,48 @@ fn at_rest_the_digest_of_the_last_entry_is_told() {
     assert_eq!(beat(), [1]);
     assert_eq!(beat(), []);
 }
+
+/// Rows may be left of a copy that was dropped just before a crash, and no record of them: only the number of the copy is
+/// known then, and none of its slots.
+#[test]
+fn before_a_copy_is_made_again_the_whole_shard_is_cleared_of_a_former_one() {
+    let mut bench = Bench::new(B);
+    let dropped = RecoveredReplica {
+        shard: SHARD,
+        slots: Slots { lo: 0, hi: 0 },
+        promised: Epoch(1),
+        copy: CopyNo(1),
+        content: None,
+    };
+    bench.node = Node::new(bench.node.settings.clone(), B, Now(0), 1, vec![dropped]);
+    let effects = bench.config(record(1, 1, A));
+    let cleared = effects.iter().find_map(|effect| match effect {
+        Effect::DropRows { shard: SHARD, slots } => Some(*slots),
+        _ => None,
+    });
+    assert_eq!(cleared, Some(Slots::ALL));
+    check(bench.on(Event::RowsDropped { shard: SHARD }), &["copy 2", "sync 1"]);
+}
+
+/// An in-sync member that holds all that was ever acknowledged, and has not heard yet that it is committed, is as good as
+/// any: a damaged copy is not to be promoted beside it.
+#[test]
+fn a_copy_made_empty_is_fit_once_it_holds_the_barrier_of_its_epoch() {
+    #[track_caller]
+    fn check(bench: &Bench, unfit: bool) {
+        assert_eq!(bench.node.replicas().next().unwrap().unfit, unfit);
+    }
+    let mut bench = Bench::new(B);
+    bench.config(record(2, 2, A));
+    bench.on(Event::Accepted { conn: FROM_A });
+    bench.on(Event::ToFollower { conn: FROM_A, message: ToFollower::Hello { from: A, to: B } });
+    bench.on(Event::Durable { group: 1 });
+    let entries = log(&[1, 2]);
+    bench.append(1, slice(2, &entries[..1], 0, true));
+    bench.on(Event::Durable { group: 2 });
+    check(&bench, true);
+    bench.append(2, slice(2, &entries, 1, false));
+    check(&bench, true);
+    bench.on(Event::Durable { group: 3 });
+    check(&bench, false);
+}

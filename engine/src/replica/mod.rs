@@ -65,7 +65,8 @@ pub struct Replica {
     pub flushed_point: DigestPoint,
     /// Damage, or an entry of a newer build: nothing more is taken or applied.
     pub stopped: Option<&'static str>,
-    /// Damaged, or made empty at an epoch above 1 and no barrier applied since.
+    /// Damaged, or made empty at an epoch above 1: until it holds what it was to hold, a barrier of the epoch that it
+    /// follows, or one that was committed.
     pub unfit: bool,
     /// Digests at every 1,024th seq and at barriers, newest last.
     pub points: VecDeque<DigestPoint>,
@@ -248,6 +249,17 @@ impl Replica {
         let ready = next <= self.commit && next <= self.log.durable();
         (self.exists && self.stopped.is_none() && self.installing.is_none() && ready)
             .then_some(next)
+    }
+
+    /// The log is fsynced up to `seq`.
+    pub fn on_durable(&mut self, seq: Seq) {
+        self.log.on_durable(seq);
+        // All that earlier epochs committed is below the barrier of this one, which is its first entry; what this one
+        // commits waits for every member. That the barrier is committed may not be heard before the primary dies.
+        let holds_barrier = self.log.epoch_at(self.log.durable()) == Some(self.promised);
+        if holds_barrier && self.primary().is_none() && self.stopped.is_none() {
+            self.unfit = false;
+        }
     }
 
     /// The entry at `seq` has been applied.

@@ -385,6 +385,7 @@ impl Disk {
         }
         let (rotten, marked) = (platter.rotten, platter.mark);
         platter.was_rotten |= std::mem::take(&mut platter.rotten);
+        platter.was_rotten &= plan.is_damaged();
         platter.mark |= plan.is_damaged();
         if platter.mark {
             suspect_all(&mut plan);
@@ -455,6 +456,11 @@ impl Disk {
         true
     }
 
+    /// Harm was done that nobody has come upon yet, or that will be come upon once more.
+    pub fn hides_harm(&self) -> bool {
+        self.platter.rotten || self.platter.was_rotten || self.platter.lost_row.is_some()
+    }
+
     pub fn roll_back(&mut self) -> bool {
         let Some(image) = self.image.take() else { return false };
         let served = self.platter.served;
@@ -483,6 +489,10 @@ fn suspect_all(plan: &mut Plan) {
 impl Platter {
     /// A shard's rows and its record.
     fn remove(&mut self, slots: Slots) {
+        let removed = |(slot, _): &(u16, Vec<u8>)| (slots.lo..=slots.hi).contains(slot);
+        if self.lost_row.as_ref().is_some_and(removed) {
+            self.lost_row = None;
+        }
         self.rows.retain(|&(slot, _), _| slot < slots.lo || slots.hi < slot);
         self.tokens.drop(slots);
         self.records.retain(|_, (_, state)| state.slots.hi < slots.lo || slots.hi < state.slots.lo);

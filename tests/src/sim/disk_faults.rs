@@ -77,7 +77,8 @@ impl World {
         let back_after = disks.rng.between(1_000, 1_500_000);
         self.core.after(next, Happening::DiskFault);
         let Some(fault) = fault else { return };
-        if fault.harms() && !(0..self.nodes.len()).all(|at| self.is_whole(at)) {
+        let nodes = 0..self.nodes.len();
+        if fault.harms() && !(nodes.into_iter().all(|at| self.is_whole(at)) && self.is_spare(at)) {
             return;
         }
         self.core.journal.note(self.core.now, || format!("fault: {fault:?} of node {at}"));
@@ -111,6 +112,20 @@ impl World {
         self.core.after(back_after, Happening::Restart { place });
     }
 
+    /// Each shard has a good in-sync copy without this disk.
+    fn is_spare(&self, at: usize) -> bool {
+        let store = self.nodes[at].store;
+        let mut relying = self.core.etcd.shards().filter(|(config, _)| config.isr.contains(&store));
+        relying.all(|(config, _)| {
+            self.nodes.iter().any(|node| {
+                let counts = node.store != store
+                    && config.isr.contains(&node.store)
+                    && !config.tainted.contains(&node.store);
+                counts && has_good(node, config.shard())
+            })
+        })
+    }
+
     /// No shard counts on anything that this disk may have lost.
     fn is_whole(&self, at: usize) -> bool {
         let node = &self.nodes[at];
@@ -126,7 +141,12 @@ impl World {
 
 /// The copy was made anew since the disk was harmed: one that was not is stopped.
 fn has_anew(node: &NodeHost, shard: engine::ids::ShardId) -> bool {
-    let Some(machine) = node.machine().filter(|_| node.read_since_harmed()) else { return false };
+    node.read_since_harmed() && !node.hides_harm() && has_good(node, shard)
+}
+
+/// A process holds a copy of which it knows nothing bad.
+fn has_good(node: &NodeHost, shard: engine::ids::ShardId) -> bool {
+    let Some(machine) = node.machine() else { return false };
     let view = machine.replicas().find(|view| view.shard == shard);
     view.is_some_and(|view| view.exists && !view.unfit && view.stopped.is_none())
 }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use engine::boot::{Start, Step};
+use engine::boot::{Refusal, Start, Step};
 use engine::ids::{Boot, Conn, Now, Revision, SessionId, StoreBoot, StoreId, TimeMs};
 use engine::node::{CasOutcome, Effect, Event, Node, Settings};
 use engine::records::{StoreRecord, StoreStatus};
@@ -207,7 +207,7 @@ impl NodeHost {
             Told::Disk(DiskDone::Recovered) => {
                 let opened = self.disk.open(core, me, self.store);
                 if opened.nameless {
-                    return self.refused(core, "its log no longer says whose it is");
+                    return self.refused(core, "its log no longer says whose it is", false);
                 }
                 let identity = opened.identity.clone();
                 let start = Start::new(CLUSTER, 0, opened.suspect, identity, self.store);
@@ -297,13 +297,18 @@ impl NodeHost {
                 self.disk.write(Record::Identity(identity));
                 self.disk.sync(core, me, group);
             }
-            Err(refusal) => self.refused(core, &format!("{refusal:?}")),
+            Err(refusal) => {
+                // A claim of a store that was harmed may come late, and take the name from the one in its place.
+                let lost = matches!(refusal, Refusal::GivenUp { status: StoreStatus::Lost });
+                let of_harm = lost && self.harmed.is_some();
+                self.refused(core, &format!("{refusal:?}"), of_harm);
+            }
         }
     }
 
     /// It must not run. Whoever looks after it gives it an empty disk.
-    fn refused(&mut self, core: &mut Core, why: &str) {
-        if self.harmed != Some(self.store) {
+    fn refused(&mut self, core: &mut Core, why: &str, of_harm: bool) {
+        if self.harmed != Some(self.store) && !of_harm {
             let detail = format!("{:?} may not start at {}: {why}", self.store, core.now);
             core.oracle.violations.push(Violation { promise: "heals", detail });
         }
@@ -419,6 +424,11 @@ impl NodeHost {
             self.harmed_in = self.life;
         }
         harmed
+    }
+
+    /// Its disk was harmed, and a start or a load will come upon it.
+    pub fn hides_harm(&self) -> bool {
+        self.disk.hides_harm()
     }
 
     /// What it holds now was read after its disk was harmed.
