@@ -86,7 +86,10 @@ impl Node {
             self.create_copy(shard, new, effects);
         }
         if !wanted && exists && !record.target.contains(&store) {
-            if linearizable {
+            // What was acknowledged after the read began may count for a record after this one.
+            let leaving = self.replicas.get_mut(&shard).map(|replica| &mut replica.leaving);
+            let asked = leaving.is_some_and(|leaving| std::mem::replace(leaving, true));
+            if linearizable && asked {
                 self.drop_copy(shard, effects);
             } else {
                 effects.push(Effect::ReadConfig { shard });

@@ -397,6 +397,30 @@ fn a_shorter_log_alone_cuts_nothing() {
 }
 
 /// What is applied here is committed; a log that contradicts it stops this copy, and cuts nothing.
+/// Its primary counts on what it acknowledges: a read of etcd that began before may be older than the record that it
+/// counts for.
+#[test]
+fn a_copy_is_deleted_only_if_nothing_was_acknowledged_since_etcd_was_asked() {
+    let mut bench = backup();
+    let released = ShardConfig { isr: vec![A.store], target: vec![A.store], ..record(1, 2, A) };
+    let on = |bench: &mut Bench, linearizable| {
+        bench.on(Event::Config { config: released.clone(), mod_revision: 8, linearizable })
+    };
+    let asks = |effects: &[Effect]| {
+        effects.iter().any(|effect| matches!(effect, Effect::ReadConfig { .. }))
+    };
+    let drops = |effects: &[Effect]| {
+        effects.iter().any(|effect| matches!(effect, Effect::Write(Record::Drop { .. })))
+    };
+    assert!(asks(&on(&mut bench, false)));
+    let entries = log(&[1]);
+    bench.append(1, slice(1, &entries, 0, true));
+    let effects = on(&mut bench, true);
+    assert!(asks(&effects) && !drops(&effects), "{effects:?}");
+    let effects = on(&mut bench, true);
+    assert!(drops(&effects) && !asks(&effects), "{effects:?}");
+}
+
 #[test]
 fn applied_entries_are_never_cut() {
     let mut bench = backup();

@@ -56,6 +56,8 @@ impl Replica {
             return Err(Reject::NoSpace.into());
         }
         let matched = self.join(turn, slice)?;
+        // This will be acknowledged: the primary may count on the copy, whatever etcd said before.
+        self.leaving = false;
         self.matched = self.matched.max(matched);
         self.hear_commit(slice.commit);
         Ok(())

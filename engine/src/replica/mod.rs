@@ -70,6 +70,8 @@ pub struct Replica {
     pub unfit: bool,
     /// Digests at every 1,024th seq and at barriers, newest last.
     pub points: VecDeque<DigestPoint>,
+    /// Etcd was asked whether this copy is to go, and nothing has been taken from a primary since.
+    pub leaving: bool,
     /// A staged snapshot waits for the tables to hold nothing of this copy.
     pub installing: Option<u64>,
     pub role: Role,
@@ -101,6 +103,7 @@ impl Replica {
             stopped: None,
             unfit: false,
             points: VecDeque::new(),
+            leaving: false,
             installing: None,
             role: Role::Follower,
         }
@@ -198,6 +201,7 @@ impl Replica {
         self.exists = true;
         self.clean = false;
         self.stopped = None;
+        self.leaving = false;
         self.installing = None;
         turn.write(Record::Copy {
             shard: self.shard,
