@@ -4,6 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use engine::store::log::index::Gone;
+
 /// Exit code 5, but for [`DiskError::Locked`] and [`DiskError::Foreign`] (4: not ours to use).
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
@@ -28,6 +30,12 @@ pub enum DiskError {
     Locked(PathBuf),
     #[error("{0}: {1}")]
     Foreign(PathBuf, &'static str),
+}
+
+impl From<Gone> for DiskError {
+    fn from(Gone { segment, offset }: Gone) -> Self {
+        Self::Damage { segment, offset }
+    }
 }
 
 /// How messages about the state begin.

@@ -12,12 +12,11 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use engine::entry::Entry;
 use engine::ids::{Seq, ShardId};
 use engine::node::Event;
 use engine::store::log::Record;
 use engine::store::log::group::Owner;
-use engine::store::log::index::{Needed, Piece, scan_entries};
+use engine::store::log::index::{Needed, Piece, read_pieces};
 use engine::store::log::scan::Place;
 use engine::store::log::writer::{Resume, Writer};
 
@@ -165,7 +164,7 @@ impl Log {
             Some(writer) => writer,
             None => {
                 let resume = self.resume.take().expect("taken only here");
-                self.writer.insert(Writer::new(owned(resume, &records), self.segment_bytes))
+                self.writer.insert(Writer::new(resume.owned(&records), self.segment_bytes))
             }
         };
         for record in records {
@@ -193,7 +192,8 @@ impl Log {
         let pieces = index.read(shard, from, bytes_max);
         let (folder, tell) = (self.folder.clone(), self.tell.clone());
         self.beside.run(move || {
-            let entries = read_pieces(&folder, owner, &pieces, shard, bytes_max)?;
+            let read = |piece: Piece| folder.read_at(piece.segment, piece.offset, piece.len);
+            let entries = read_pieces::<_, DiskError>(owner, &pieces, shard, bytes_max, read)?;
             tell.event(Event::LogRead { shard, from, entries });
             Ok(())
         });
@@ -221,49 +221,4 @@ impl Log {
         self.seen.bytes.store(bytes as u64, Ordering::Relaxed);
         self.fullness.log(bytes > self.bytes_max);
     }
-}
-
-/// A new log belongs to whom its first record names; an old one to whom it always did.
-fn owned(mut resume: Resume, records: &[Record]) -> Resume {
-    let named = records.iter().find_map(|record| match record {
-        Record::Identity(identity) => {
-            Some(Owner { cluster: identity.cluster, store: identity.store })
-        }
-        _ => None,
-    });
-    match &resume.identity {
-        None => resume.owner = named.expect("a new store says who it is before anything else"),
-        Some(_) => {
-            assert!(named.is_none_or(|named| named == resume.owner), "a store keeps its identity");
-        }
-    }
-    resume
-}
-
-/// The entries that these pieces hold, until they take `bytes_max`. Fewer if a segment has been
-/// deleted meanwhile.
-fn read_pieces(
-    folder: &LogFolder,
-    owner: Owner,
-    pieces: &[Piece],
-    shard: ShardId,
-    bytes_max: usize,
-) -> Result<Vec<Entry>, DiskError> {
-    let mut entries: Vec<Entry> = Vec::new();
-    let mut left = bytes_max;
-    for &piece in pieces {
-        let Some(bytes) = folder.read_at(piece.segment, piece.offset, piece.len)? else { break };
-        let found = scan_entries(owner, piece, &bytes, shard, left);
-        let Some(last) = found.last().map(|entry| entry.seq) else {
-            // The index has seen it written there, so it has been there.
-            return Err(DiskError::Damage { segment: piece.segment, offset: piece.offset });
-        };
-        let taken: usize = found.iter().map(Entry::size).sum();
-        entries.extend(found);
-        if last < piece.to || taken >= left {
-            break;
-        }
-        left -= taken;
-    }
-    Ok(entries)
 }

@@ -14,8 +14,8 @@ use engine::apply::ShardState;
 use engine::entry::Entry;
 use engine::ids::{CopyNo, Seq, ShardId};
 use engine::store::log::Record;
-use engine::store::log::group::{GROUP_HEADER_BYTES, Owner, SegmentHeader};
-use engine::store::log::index::{Needed, scan_entries};
+use engine::store::log::group::{GROUP_HEADER_BYTES, SegmentHeader};
+use engine::store::log::index::{Gone, Needed, Piece, read_pieces};
 use engine::store::log::scan::{Clean, Scanned, Scanner};
 use engine::store::log::writer::{Resume, Writer};
 use engine::store::recovery::{Plan, Recovery};
@@ -25,6 +25,12 @@ use super::rng::Rng;
 /// What was written there is not there any more.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Damaged;
+
+impl From<Gone> for Damaged {
+    fn from(_: Gone) -> Self {
+        Self
+    }
+}
 
 /// Sizes as a seed draws them.
 #[derive(Clone, Copy, Debug)]
@@ -183,8 +189,7 @@ impl OpenLog {
             Some(writer) => writer,
             None => {
                 let resume = self.resume.take().expect("taken only here");
-                let resume = owned(resume, &records);
-                self.writer.insert(Writer::new(resume, self.sizes.segment_bytes))
+                self.writer.insert(Writer::new(resume.owned(&records), self.sizes.segment_bytes))
             }
         };
         for record in records {
@@ -215,21 +220,11 @@ impl OpenLog {
             (None, Some(resume)) => (resume.owner, &resume.index),
             (None, None) => unreachable!("the one becomes the other"),
         };
-        let mut entries: Vec<Entry> = Vec::new();
-        let mut left = bytes_max;
-        for piece in index.read(shard, from, bytes_max) {
+        let pieces = index.read(shard, from, bytes_max);
+        read_pieces(owner, &pieces, shard, bytes_max, |piece: Piece| {
             let file = &log.segments[&piece.segment];
-            let bytes = file.get(piece.offset..piece.offset + piece.len).ok_or(Damaged)?;
-            let found = scan_entries(owner, piece, bytes, shard, left);
-            let last = found.last().map(|entry| entry.seq).ok_or(Damaged)?;
-            let taken: usize = found.iter().map(Entry::size).sum();
-            entries.extend(found);
-            if last < piece.to || taken >= left {
-                break;
-            }
-            left -= taken;
-        }
-        Ok(entries)
+            file.get(piece.offset..piece.offset + piece.len).map(Some).ok_or(Damaged)
+        })
     }
 
     pub fn trim(&mut self, log: &mut Log, needed: &[Needed]) {
@@ -240,18 +235,4 @@ impl OpenLog {
             log.segments.remove(&segment);
         }
     }
-}
-
-/// A new log belongs to whom its first record names.
-fn owned(mut resume: Resume, records: &[Record]) -> Resume {
-    if resume.identity.is_none() {
-        let named = records.iter().find_map(|record| match record {
-            Record::Identity(identity) => {
-                Some(Owner { cluster: identity.cluster, store: identity.store })
-            }
-            _ => None,
-        });
-        resume.owner = named.expect("a new store says who it is before anything else");
-    }
-    resume
 }

@@ -261,9 +261,44 @@ fn needless(blocks: &[Block], needed: &[Needed], for_members: bool) -> bool {
     })
 }
 
+/// The index has seen an entry written there, and it is not there any more: the disk has changed it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Gone {
+    pub segment: u64,
+    pub offset: usize,
+}
+
+/// The entries that these pieces hold, in order, until they take `bytes_max` (but at least one). `read`
+/// gives a piece's bytes; none if its segment has been deleted meanwhile: what comes before it is all
+/// then.
+pub fn read_pieces<B: AsRef<[u8]>, E: From<Gone>>(
+    owner: Owner,
+    pieces: &[Piece],
+    shard: ShardId,
+    bytes_max: usize,
+    mut read: impl FnMut(Piece) -> Result<Option<B>, E>,
+) -> Result<Vec<Entry>, E> {
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut left = bytes_max;
+    for &piece in pieces {
+        let Some(bytes) = read(piece)? else { break };
+        let found = scan_entries(owner, piece, bytes.as_ref(), shard, left);
+        let Some(last) = found.last().map(|entry| entry.seq) else {
+            return Err(Gone { segment: piece.segment, offset: piece.offset }.into());
+        };
+        let taken: usize = found.iter().map(Entry::size).sum();
+        entries.extend(found);
+        if last < piece.to || taken >= left {
+            break;
+        }
+        left -= taken;
+    }
+    Ok(entries)
+}
+
 /// The entries of the shard in the bytes of one piece, in order, until they take `bytes_max` (but at
 /// least one). Within the piece the last group that holds a position wins.
-pub fn scan_entries(
+fn scan_entries(
     owner: Owner,
     piece: Piece,
     bytes: &[u8],

@@ -32,6 +32,28 @@ pub struct Resume {
     pub index: Index,
 }
 
+impl Resume {
+    /// With the first group at hand. A new log belongs to whom that names; an old one to whom it always did.
+    pub fn owned(mut self, records: &[Record]) -> Self {
+        let named = records.iter().find_map(|record| match record {
+            Record::Identity(identity) => {
+                Some(Owner { cluster: identity.cluster, store: identity.store })
+            }
+            _ => None,
+        });
+        match &self.identity {
+            None => self.owner = named.expect("a new store says who it is before anything else"),
+            Some(_) => {
+                assert!(
+                    named.is_none_or(|named| named == self.owner),
+                    "a store keeps its identity"
+                );
+            }
+        }
+        self
+    }
+}
+
 /// What to write for one group.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Output {
