@@ -5,7 +5,7 @@ Starts `dkc dev --nodes 1` (DKC names the binary) and opens CONNECTIONS connecti
 that it has had its buffers; then ACTIVE of them make ROUNDS increments each while the others lie idle. Afterwards
 every idle one is asked again. Nothing may be refused or closed, every count must be exact, and an idle connection
 may cost no more than MEMORY_MAX bytes. In the end each sends half a head, as large as the gateway takes: it may hold
-HALF_HEAD_MAX bytes for each of them, goes on answering others, and lets all of it go with them. Prints what it measured.
+HALF_HEAD_MAX bytes for each of them, and goes on answering others. Prints what it measured.
 """
 
 import asyncio
@@ -70,11 +70,12 @@ async def measure(address, pid):
     for _, writer in connections[1:]:
         writer.write(half)
     await asyncio.gather(*(writer.drain() for _, writer in connections[1:]))
-    # Once this one is answered, what came before it has been read, or will be no more than that.
-    for _ in range(20):
+    # Nobody says when it has read them; that it holds them shows. All of this ends WITHIN so many seconds.
+    earlier, held = 0, memory(pid)
+    while held > earlier or held - idle < CONNECTIONS * len(half) // 2:
         await call(connections[0], get("/livez"))
         await asyncio.sleep(0.1)
-    held = memory(pid)
+        earlier, held = held, memory(pid)
     per_half = (held - before) / CONNECTIONS
     print(f"{CONNECTIONS - 1} half-sent heads of {len(half)} B: {held >> 20} MiB, {per_half:.0f} B each; others are answered")
     if per_half > HALF_HEAD_MAX:

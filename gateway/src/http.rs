@@ -97,18 +97,18 @@ impl Front {
     /// Serves one connection to its end.
     pub(crate) async fn serve(self: Rc<Self>, stream: TcpStream) {
         let open = Open::new(self.clone());
-        let line_ends = Rc::new(Cell::new(0));
+        let line_ended = Rc::new(Cell::new(false));
         let service = service_fn(|request| {
-            let (front, line_ends) = (self.clone(), line_ends.clone());
+            let (front, line_ended) = (self.clone(), line_ended.clone());
             async move {
                 let answer = front.answer(request).await;
                 // What comes from here on belongs to the next head, but for what has been read already.
-                line_ends.set(0);
+                line_ended.set(false);
                 Ok::<_, Infallible>(answer)
             }
         });
         let stream = Gentle::new(stream);
-        let stream = Refusals::new(stream, line_ends.clone(), self.counters.clone());
+        let stream = Refusals::new(stream, line_ended.clone(), self.counters.clone());
         let connection = http1::Builder::new()
             .half_close(true)
             .writev(false)

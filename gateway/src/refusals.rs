@@ -4,8 +4,8 @@
 //! the connection. A client that reads the outcome of every answer would find none there. So what hyper writes is looked
 //! at on its way to the socket, and such a head gets a problem's headers and its body.
 //!
-//! To hyper a URL that does not fit its buffer is a head too large. So line ends are counted on their way in: if there was
-//! none since the last request, it is the first line that is too long, and the answer 414.
+//! To hyper a URL that does not fit its buffer is a head too large. So the first line end is looked for on its way in: as
+//! long as there was none since the last request, it is the first line that is too long, and the answer 414.
 //!
 //! It can't be taken for anything else: no answer of ours has a status from 400 to 499 and no content, and no body of ours
 //! ends like a head (JSON has no raw line ends, other pages have no `\r`).
@@ -29,8 +29,8 @@ const NO_CONTENT: &[u8] = b"\r\ncontent-length: 0\r\n";
 /// A stream under hyper.
 pub(crate) struct Refusals<T> {
     stream: T,
-    /// Line ends that came in since the last request was answered.
-    line_ends: Rc<Cell<usize>>,
+    /// A line has ended since the last request was answered.
+    line_ended: Rc<Cell<bool>>,
     counters: Arc<Counters>,
     /// What is written in the place of hyper's refusal.
     ours: Option<Ours>,
@@ -44,8 +44,8 @@ struct Ours {
 }
 
 impl<T> Refusals<T> {
-    pub(crate) fn new(stream: T, line_ends: Rc<Cell<usize>>, counters: Arc<Counters>) -> Self {
-        Self { stream, line_ends, counters, ours: None }
+    pub(crate) fn new(stream: T, line_ended: Rc<Cell<bool>>, counters: Arc<Counters>) -> Self {
+        Self { stream, line_ended, counters, ours: None }
     }
 }
 
@@ -57,9 +57,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Refusals<T> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        let new = buffer.filled().get(before..).unwrap_or_default();
-        let line_ends = new.iter().filter(|&&byte| byte == b'\n').count();
-        self.line_ends.set(self.line_ends.get() + line_ends);
+        if !self.line_ended.get() {
+            let new = buffer.filled().get(before..).unwrap_or_default();
+            self.line_ended.set(new.contains(&b'\n'));
+        }
         read
     }
 }
@@ -70,7 +71,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Refusals<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let Self { stream, line_ends, counters, ours } = self.get_mut();
+        let Self { stream, line_ended, counters, ours } = self.get_mut();
         if ours.is_none() {
             match bare_refusal(bytes) {
                 None => return Pin::new(stream).poll_write(cx, bytes),
@@ -78,7 +79,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Refusals<T> {
                 Some((at, _)) if at > 0 => return Pin::new(stream).poll_write(cx, &bytes[..at]),
                 Some((_, status)) => {
                     let status = match status {
-                        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE if line_ends.get() == 0 => {
+                        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE if !line_ended.get() => {
                             StatusCode::URI_TOO_LONG
                         }
                         status => status,
@@ -226,7 +227,7 @@ mod tests {
     fn it_is_whole_however_little_the_socket_takes() {
         let before = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
         let all = format!("{before}{BARE}");
-        let mut stream = Refusals::new(Narrow(Vec::new()), Rc::new(Cell::new(3)), counters());
+        let mut stream = Refusals::new(Narrow(Vec::new()), Rc::new(Cell::new(true)), counters());
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let mut left = all.as_bytes();
         while !left.is_empty() {

@@ -396,7 +396,35 @@ fn a_shorter_log_alone_cuts_nothing() {
     assert_eq!(bench.node.replicas().next().unwrap().last.seq, Seq(3));
 }
 
-/// What is applied here is committed; a log that contradicts it stops this copy, and cuts nothing.
+/// B was released, may have deleted its copy, and is named again, all while its acknowledgement was under way (simulator,
+/// seed 18431).
+#[test]
+fn what_was_sent_before_a_learner_was_named_again_does_not_make_it_caught_up() {
+    let mut bench = beginning();
+    bench.on(Event::Peers(vec![(A, 1), (B, 2)]));
+    let named = |version, learners: &[StoreBoot]| ShardConfig {
+        isr: vec![A.store],
+        learners: learners.iter().map(|learner| learner.store).collect(),
+        ..record(1, version, A)
+    };
+    bench.config(named(1, &[B]));
+    bench.on(Event::Durable { group: 1 });
+    bench.config(named(2, &[]));
+    let effects = bench.config(named(3, &[B]));
+    let opening = effects.iter().find_map(|effect| match effect {
+        Effect::ToFollower { message: ToFollower::Append { n, .. }, .. } => Some(*n),
+        _ => None,
+    });
+    let mut proposes = |n| {
+        let effects =
+            bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n } });
+        effects.iter().any(|effect| matches!(effect, Effect::Propose { .. }))
+    };
+    let opening = opening.expect("it is fed anew");
+    assert!(!proposes(opening - 1));
+    assert!(proposes(opening));
+}
+
 /// Its primary counts on what it acknowledges: a read of etcd that began before may be older than the record that it
 /// counts for.
 #[test]
@@ -421,6 +449,7 @@ fn a_copy_is_deleted_only_if_nothing_was_acknowledged_since_etcd_was_asked() {
     assert!(drops(&effects) && !asks(&effects), "{effects:?}");
 }
 
+/// What is applied here is committed; a log that contradicts it stops this copy, and cuts nothing.
 #[test]
 fn applied_entries_are_never_cut() {
     let mut bench = backup();
