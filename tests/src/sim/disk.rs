@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 use engine::apply::{Needs, ShardState};
 use engine::entry::Entry;
-use engine::idempotency::Record;
+use engine::idempotency::{Record, RecordId};
 use engine::ids::{Conn, CopyNo, Seq, ShardId, Slots, StoreId};
 use engine::key::CounterKey;
 use engine::node::RecoveredReplica;
+use engine::store::layout::{self, Change, RowKey};
 use engine::store::log::index::Needed;
 use engine::store::log::writer::Resume;
 use engine::store::log::{Identity, Record as LogRecord};
@@ -319,10 +320,8 @@ impl Disk {
         }
         match &ingest {
             Ingest::Flush { table, shards, .. } => {
-                flush(&mut self.platter.rows, table);
-                self.platter.tokens.flush(table, shards);
-                for (copy, state) in shards {
-                    self.platter.records.insert(state.slots.shard(), (*copy, state.clone()));
+                for (key, change) in layout::rows(table, shards) {
+                    self.platter.write_row(&key, change);
                 }
             }
             Ingest::Install { copy, rows, state, .. } => {
@@ -497,13 +496,40 @@ impl Platter {
         self.tokens.drop(slots);
         self.records.retain(|_, (_, state)| state.slots.hi < slots.lo || slots.hi < state.slots.lo);
     }
+
+    /// One row of a flush: the bytes that production hands to RocksDB, and reads again.
+    fn write_row(&mut self, key: &[u8], change: Change) {
+        match RowKey::decode(key).expect("just encoded") {
+            RowKey::Counter { slot, counter } => {
+                let name = (slot.0, counter.name().to_vec());
+                let value = match change {
+                    Change::Put(value) => value,
+                    Change::Merge(operand) => {
+                        let below = self.rows.get(&name).map(|&value| layout::counter_value(value));
+                        layout::merge(below.as_deref(), [&operand[..]]).expect("just encoded")
+                    }
+                    Change::Delete => {
+                        self.rows.remove(&name);
+                        return;
+                    }
+                };
+                self.rows.insert(name, layout::decode_counter(&value).expect("just encoded"));
+            }
+            RowKey::Idempotency { slot, hash } => {
+                self.tokens.write(RecordId { slot, hash }, &row_of(change));
+            }
+            RowKey::Shard(shard) => {
+                let record = layout::decode_shard(&row_of(change)).expect("just encoded");
+                self.records.insert(shard, record);
+            }
+        }
+    }
 }
 
-/// A flush's rows into the state.
-fn flush(rows: &mut BTreeMap<(u16, Vec<u8>), i128>, table: &Frozen) {
-    for (_, name, cell) in table.sorted() {
-        let slot = engine::key::slot_of(engine::key::hash(name));
-        let row = rows.entry((slot.0, name.to_vec())).or_default();
-        *row = cell.value(Some(*row));
+/// What is not a counter is only ever written anew.
+fn row_of(change: Change) -> Vec<u8> {
+    match change {
+        Change::Put(row) => row,
+        other => unreachable!("{other:?} of a row that is no counter"),
     }
 }

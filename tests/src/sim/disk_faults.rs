@@ -112,17 +112,22 @@ impl World {
         self.core.after(back_after, Happening::Restart { place });
     }
 
-    /// Each shard has a good in-sync copy without this disk.
+    /// Each shard has a good in-sync copy without this disk, and no member that is in sync since there was nothing yet to
+    /// have, and has made no copy: if all others leave the set before it hears of its shard, nobody may ever lead it.
     fn is_spare(&self, at: usize) -> bool {
         let store = self.nodes[at].store;
         let mut relying = self.core.etcd.shards().filter(|(config, _)| config.isr.contains(&store));
         relying.all(|(config, _)| {
-            self.nodes.iter().any(|node| {
-                let counts = node.store != store
-                    && config.isr.contains(&node.store)
-                    && !config.tainted.contains(&node.store);
-                counts && has_good(node, config.shard())
-            })
+            let members = || {
+                let counts = |node: &&NodeHost| {
+                    node.store != store
+                        && config.isr.contains(&node.store)
+                        && !config.tainted.contains(&node.store)
+                };
+                self.nodes.iter().filter(counts)
+            };
+            members().any(|node| has_good(node, config.shard()))
+                && !members().any(|node| has_none(node, config.shard()))
         })
     }
 
@@ -149,4 +154,10 @@ fn has_good(node: &NodeHost, shard: engine::ids::ShardId) -> bool {
     let Some(machine) = node.machine() else { return false };
     let view = machine.replicas().find(|view| view.shard == shard);
     view.is_some_and(|view| view.exists && !view.unfit && view.stopped.is_none())
+}
+
+/// A process holds no copy, or not yet.
+fn has_none(node: &NodeHost, shard: engine::ids::ShardId) -> bool {
+    node.machine()
+        .is_some_and(|machine| !machine.replicas().any(|view| view.shard == shard && view.exists))
 }

@@ -3,10 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use engine::apply::ShardState;
 use engine::idempotency::{Record, RecordId};
-use engine::ids::{CopyNo, Slots};
-use engine::store::table::Frozen;
+use engine::ids::Slots;
+use engine::store::layout;
 
 #[derive(Clone, Debug, Default)]
 pub struct TokenRows {
@@ -18,10 +17,8 @@ impl TokenRows {
         ids.iter().map(|id| self.rows.get(id).cloned()).collect()
     }
 
-    pub fn flush(&mut self, table: &Frozen, shards: &[(CopyNo, ShardState)]) {
-        let owned = |id: &RecordId| shards.iter().any(|(_, state)| state.slots.contains(id.slot));
-        let records = table.records().filter(|(id, _)| owned(id));
-        self.rows.extend(records.map(|(id, record)| (id, record.clone())));
+    pub fn write(&mut self, id: RecordId, row: &[u8]) {
+        self.rows.insert(id, layout::decode_record(row).expect("just encoded"));
     }
 
     pub fn drop(&mut self, slots: Slots) {

@@ -152,7 +152,8 @@ impl World {
     /// Some shard whose replicas are not equal yet.
     fn unequal(&self) -> Option<String> {
         let node = |store| self.nodes.iter().find(|node| node.store == store)?.machine();
-        self.core.etcd.shards().find_map(|(config, _)| heals::unfinished(config, node))
+        let replicas = self.core.plan.replicas;
+        self.core.etcd.shards().find_map(|(config, _)| heals::unfinished(config, replicas, node))
     }
 
     fn unfinished(&self) -> String {
