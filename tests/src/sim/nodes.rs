@@ -7,8 +7,10 @@
 
 use std::collections::BTreeMap;
 
+use engine::apply::ShardState;
 use engine::boot::{Refusal, Start, Step};
 use engine::ids::{Boot, Conn, Now, Revision, SessionId, StoreBoot, StoreId, TimeMs};
+use engine::message::ToFollower;
 use engine::node::{CasOutcome, Effect, Event, Node, Settings};
 use engine::records::{StoreRecord, StoreStatus};
 use engine::store::log::Record;
@@ -83,6 +85,10 @@ struct Running {
     queries: BTreeMap<u64, (Process, u64)>,
     query: u64,
     staged: BTreeMap<(Conn, u64), Rows>,
+    /// Copies that came before the machine was told to expect them: they have a connection of their own.
+    early: BTreeMap<(Conn, u64), (Rows, Box<ShardState>)>,
+    /// The last transfer that each connection has announced.
+    announced: BTreeMap<Conn, u64>,
 }
 
 /// A store that this node has heard of.
@@ -357,6 +363,8 @@ impl NodeHost {
             queries: BTreeMap::new(),
             query: 0,
             staged: BTreeMap::new(),
+            early: BTreeMap::new(),
+            announced: BTreeMap::new(),
         }));
         core.etcd_watch(self.process());
         self.run(core, Told::Tock);
@@ -759,16 +767,44 @@ impl Driver<'_> {
             return;
         }
         let event = match wire {
-            Wire::ToFollower(message) => Event::ToFollower { conn, message },
+            Wire::ToFollower(message) => return self.fed(core, conn, message),
             Wire::FromFollower(message) => Event::FromFollower { conn, message },
             Wire::ToNode(message) => Event::Gateway { conn, message },
             Wire::Rows { transfer, rows, state, .. } => {
-                self.running.staged.insert((conn, transfer), rows);
-                Event::SnapshotStaged { conn, transfer, state }
+                if self.running.announced.get(&conn).is_none_or(|&last| last < transfer) {
+                    self.running.early.insert((conn, transfer), (rows, state));
+                    return;
+                }
+                return self.staged(core, conn, transfer, rows, state);
             }
             Wire::ToGateway(_) => unreachable!("only gateways are sent replies"),
         };
         self.handle(core, event);
+    }
+
+    fn fed(&mut self, core: &mut Core, conn: Conn, message: ToFollower) {
+        let announces = match message {
+            ToFollower::Snapshot { transfer, .. } => Some(transfer),
+            _ => None,
+        };
+        self.handle(core, Event::ToFollower { conn, message });
+        let Some(transfer) = announces else { return };
+        self.running.announced.insert(conn, transfer);
+        if let Some((rows, state)) = self.running.early.remove(&(conn, transfer)) {
+            self.staged(core, conn, transfer, rows, state);
+        }
+    }
+
+    fn staged(
+        &mut self,
+        core: &mut Core,
+        conn: Conn,
+        transfer: u64,
+        rows: Rows,
+        state: Box<ShardState>,
+    ) {
+        self.running.staged.insert((conn, transfer), rows);
+        self.handle(core, Event::SnapshotStaged { conn, transfer, state });
     }
 
     fn close(&mut self, core: &mut Core, conn: Conn) {
@@ -788,6 +824,8 @@ impl Driver<'_> {
 
     fn forget(&mut self, core: &mut Core, conn: Conn) {
         self.running.gateways.remove(&conn);
+        self.running.announced.remove(&conn);
+        self.running.early.retain(|&(of, _), _| of != conn);
         let Some(Some(store)) = self.running.conns.remove(&conn) else { return };
         if let Some(peer) = self.running.peers.get_mut(&store)
             && peer.conn == Some(conn)

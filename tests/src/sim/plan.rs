@@ -123,6 +123,8 @@ impl Plan {
                 min_in_sync: 2,
                 silent_after_ms,
                 heartbeat_ms: (silent_after_ms / 10).max(20),
+                // As shipped, well below it: an idle disk that is looked at less often passes for a bad one now and then.
+                disk_probe_every_ms: silent_after_ms / 5,
                 frozen_after_ms: rng.between(200, 1_000),
                 // Long rounds outlive a partition, and with it the promises that their answers speak of.
                 read_index_ms: if rng.percent(40) { rng.between(100, 4_000) } else { 30 },
