@@ -11,7 +11,7 @@ use crate::node::{Effect, Node, turn_of};
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::backup::NotTaken;
-use crate::replica::primary::Feed;
+use crate::replica::primary::{Feed, Follower};
 use crate::replica::reconcile::join_point;
 
 /// Read from the log on disk for a follower that lags, at a time.
@@ -173,7 +173,6 @@ impl Node {
             return;
         }
         follower.acked = follower.acked.max(slice.upto);
-        follower.full = false;
         let counted = primary.record.isr.contains(&peer.store)
             && !primary.record.tainted.contains(&peer.store);
         if follower.short && !counted && follower.acked >= commit.max(primary.barrier) {
@@ -228,10 +227,7 @@ impl Node {
                 follower.feed = Feed::NeedsSnapshot;
                 lost = counted;
             }
-            Reject::NoSpace => {
-                follower.full = true;
-                follower.feed = Feed::Cut;
-            }
+            Reject::NoSpace => follower.feed = Feed::Full,
             Reject::StaleEpoch { .. } => {}
         }
         if lost {
@@ -252,11 +248,7 @@ impl Node {
         }
     }
 
-    pub(super) fn follower_mut(
-        &mut self,
-        store: StoreId,
-        shard: ShardId,
-    ) -> Option<&mut crate::replica::primary::Follower> {
+    pub(super) fn follower_mut(&mut self, store: StoreId, shard: ShardId) -> Option<&mut Follower> {
         self.replicas.get_mut(&shard)?.primary_mut()?.followers.get_mut(&store)
     }
 
@@ -467,8 +459,9 @@ impl Node {
     fn try_full_again(&mut self) {
         let full = |replica: &Replica| {
             let primary = replica.primary()?;
+            let is_full = |(_, follower): &(&StoreId, &Follower)| follower.feed == Feed::Full;
             let full: Vec<_> =
-                primary.followers.iter().filter(|(_, f)| f.full).map(|(&store, _)| store).collect();
+                primary.followers.iter().filter(is_full).map(|(&store, _)| store).collect();
             Some((replica.shard, full))
         };
         let full: Vec<_> = self.replicas.values().filter_map(full).collect();

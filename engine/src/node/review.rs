@@ -10,7 +10,7 @@ use crate::ids::{Boot, Now, ShardId, StoreId};
 use crate::message::Report;
 use crate::node::{Effect, Node};
 use crate::replica::Replica;
-use crate::replica::primary::Proposal;
+use crate::replica::primary::{Feed, Follower, Proposal};
 
 /// A peer that was ejected waits before it is added again: 1, 2, 4 … 60 s for the same process,
 /// forgotten once it has stayed in sync for a minute. A new process waits for nothing.
@@ -127,7 +127,8 @@ impl Node {
         let Some(primary) = replica.primary() else { return BTreeSet::new() };
         let record = &primary.record;
         let lost = |store: &StoreId| {
-            primary.followers.get(store).is_some_and(|follower| follower.short || follower.full)
+            let lacks = |follower: &Follower| follower.short || follower.feed == Feed::Full;
+            primary.followers.get(store).is_some_and(lacks)
         };
         let others = || record.isr.iter().filter(|&&store| store != self.me.store);
         let mut remove: Vec<_> = others().copied().filter(lost).collect();

@@ -425,6 +425,24 @@ fn what_was_sent_before_a_learner_was_named_again_does_not_make_it_caught_up() {
     assert!(proposes(opening));
 }
 
+/// What it had taken before is acknowledged after the refusal: that is no sign of room (simulator, seed 2003905).
+#[test]
+fn a_follower_whose_disk_is_full_is_tried_again_whatever_it_acknowledges() {
+    let mut bench = primary();
+    bench.frame(1, add(1));
+    bench.frame(2, add(2));
+    let reason = Reject::NoSpace;
+    let reject = FromFollower::Reject { n: 3, shard: SHARD, reason };
+    bench.on(Event::FromFollower { conn: TO_B, message: reject });
+    bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: 3 } });
+    bench.now = Now(bench.node.settings.heartbeat_ms * 1_000);
+    let effects = bench.on(Event::Tick);
+    assert_eq!(
+        effects.iter().map(word).find(|word| word.starts_with("send")),
+        Some("send 4".into())
+    );
+}
+
 /// Its primary counts on what it acknowledges: a read of etcd that began before may be older than the record that it
 /// counts for.
 #[test]

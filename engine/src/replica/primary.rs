@@ -71,8 +71,6 @@ pub struct Follower {
     pub feed: Feed,
     /// It lacked what it had acknowledged: out of the in-sync set, and filled anew.
     pub short: bool,
-    /// Its disk is full: it takes nothing.
-    pub full: bool,
     /// Where its log was last tried to be joined to this one.
     pub tried: Option<Seq>,
 }
@@ -81,6 +79,8 @@ pub struct Follower {
 pub enum Feed {
     /// No connection, or it has no copy yet.
     Cut,
+    /// It refused for want of space, and is tried again with each heartbeat. What it acknowledges meanwhile was on its way.
+    Full,
     /// Entries are sent as they come. `opening`: the next slice is sent even without entries, and
     /// ends the skipping.
     Streaming {
@@ -106,7 +106,6 @@ impl Follower {
             next: Seq(0),
             feed: Feed::Cut,
             short: false,
-            full: false,
             tried: None,
         }
     }
