@@ -442,7 +442,8 @@ impl Disk {
     }
 
     pub fn rot(&mut self) -> bool {
-        self.platter.rotten |= self.platter.log.rot(&mut self.rng);
+        // One bit at a time: a second harm to the same one would heal it.
+        self.platter.rotten = self.platter.rotten || self.platter.log.rot(&mut self.rng);
         self.platter.rotten
     }
 
