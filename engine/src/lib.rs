@@ -18,6 +18,7 @@ pub mod batch;
 pub mod codec;
 pub mod config;
 pub mod entry;
+pub mod history;
 pub mod idempotency;
 pub mod ids;
 pub mod key;

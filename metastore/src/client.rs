@@ -4,13 +4,15 @@
 //! a serializable one may be arbitrarily old (trap T40), and everything here is read in order to act on it.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use engine::codec::Malformed;
+use engine::history::History;
 use etcd_client::{
-    Client, ConnectOptions, GetOptions, KeyValue, KvClient, ResponseHeader, WatchClient,
+    Client, ConnectOptions, GetOptions, GetResponse, KeyValue, KvClient, ResponseHeader,
+    WatchClient,
 };
 use tracing::warn;
 
@@ -70,6 +72,8 @@ pub struct Metastore {
     turn: Arc<AtomicUsize>,
     prefix: Arc<str>,
     call_timeout: Duration,
+    /// Shared by all clones: an answer to one call is measured by what any other has heard.
+    history: Arc<Mutex<History>>,
 }
 
 impl Metastore {
@@ -112,7 +116,8 @@ impl Metastore {
         let turn = Arc::new(AtomicUsize::new(fastrand::usize(..members.len())));
         let prefix = format!("/dkc/{}/", settings.cluster).into();
         let call_timeout = settings.call_timeout;
-        Ok(Self { members: members.into(), turn, prefix, call_timeout })
+        let history = Arc::default();
+        Ok(Self { members: members.into(), turn, prefix, call_timeout, history })
     }
 
     async fn check_version(&self) -> Result<(), Error> {
@@ -144,20 +149,52 @@ impl Metastore {
         &self,
         id: &R::Id,
     ) -> Result<(Option<Kept<R>>, u64), Error> {
-        let mut kv = self.kv();
-        let reply = self.call("get", kv.get(self.key::<R>(id), None)).await?;
+        let (reply, revision) = self.range("get", self.key::<R>(id), None).await?;
         let kept = reply.kvs().first().map(|kv| self.read::<R>(kv)).transpose()?;
-        Ok((kept, revision(reply.header())?))
+        Ok((kept, revision))
     }
 
     /// Every record of one kind, read linearizably in one step. One malformed record fails the whole list: a list that
     /// silently lacks somebody is worse than none.
     pub async fn list<R: Record>(&self) -> Result<Listed<R>, Error> {
-        let mut kv = self.kv();
         let options = GetOptions::new().with_prefix();
-        let reply = self.call("list", kv.get(self.folder::<R>(), Some(options))).await?;
+        let (reply, revision) = self.range("list", self.folder::<R>(), Some(options)).await?;
         let all = reply.kvs().iter().map(|kv| self.read::<R>(kv)).collect::<Result<_, _>>()?;
-        Ok(Listed { all, revision: revision(reply.header())? })
+        Ok(Listed { all, revision })
+    }
+
+    /// Keys and the revision at which they were read, linearizably.
+    pub(crate) async fn range(
+        &self,
+        what: &'static str,
+        key: String,
+        options: Option<GetOptions>,
+    ) -> Result<(GetResponse, u64), Error> {
+        let asked = self.asks()?;
+        let mut kv = self.kv();
+        let reply = self.call(what, kv.get(key, options)).await?;
+        let revision = self.answered(asked, reply.header())?;
+        Ok((reply, revision))
+    }
+
+    /// What a call is to keep for [`answered`](Self::answered).
+    pub(crate) fn asks(&self) -> Result<u64, Error> {
+        self.history().asks().map_err(Error::WentBack)
+    }
+
+    pub(crate) fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner) // Nothing panics while it is held.
+    }
+
+    /// The revision of a linearizable answer, if it goes on from where history was when it was asked for.
+    pub(crate) fn answered(
+        &self,
+        asked: u64,
+        header: Option<&ResponseHeader>,
+    ) -> Result<u64, Error> {
+        let revision = revision(header)?;
+        self.history().answered(asked, revision).map_err(Error::WentBack)?;
+        Ok(revision)
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -261,7 +298,7 @@ pub(crate) fn positive(revision: i64) -> u64 {
 }
 
 /// The revision that a read was made at. An answer without one can't be placed in history, so it is no answer.
-pub(crate) fn revision(header: Option<&ResponseHeader>) -> Result<u64, Error> {
+fn revision(header: Option<&ResponseHeader>) -> Result<u64, Error> {
     match header.map(|header| positive(header.revision())) {
         Some(revision) if revision > 0 => Ok(revision),
         _ => Err(Error::NoAnswer { what: "a read", why: "the answer names no revision".into() }),

@@ -4,6 +4,7 @@
 //! otherwise than a call that surely did nothing.
 
 use engine::codec::Malformed;
+use engine::history::WentBack;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -22,6 +23,9 @@ pub enum Error {
         "etcd key {key}: {malformed}: written by a newer dkc, or by another programme; update this process first"
     )]
     Malformed { key: String, malformed: Malformed },
+    /// What it answers is not what it was asked about. A transaction may have taken effect there, which is of no use.
+    #[error("etcd is not followed any more: {0}")]
+    WentBack(WentBack),
     /// This etcd lacks what we rely on.
     #[error("etcd {found} is too old: 3.5 or newer is needed")]
     TooOld { found: String },
@@ -30,7 +34,7 @@ pub enum Error {
 impl Error {
     /// Trying again later may help.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::NoAnswer { .. })
+        matches!(self, Self::NoAnswer { .. } | Self::WentBack(_))
     }
 
     /// What etcd's client reports, sorted by what the caller can do about it.

@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
-use crate::client::{positive, revision};
+use crate::client::positive;
 use crate::probe::failover_bound;
 use crate::txn::Pause;
 use crate::{Candidate, Error, Metastore, Outcome, Record};
@@ -414,12 +414,10 @@ impl Holder {
 
     async fn hold(&mut self, key: usize, lease: i64) -> Result<Keys, Trouble> {
         let name = format!("{}{}", self.store.prefix(), self.keys[key].folder_and_name);
-        let mut kv = self.store.kv();
-        let reply = self.store.call("get", kv.get(name.clone(), None)).await?;
+        let (reply, revision) = self.store.range("get", name.clone(), None).await?;
         let seen = reply.kvs().first().map(|kv| (positive(kv.create_revision()), kv.lease()));
         match seen {
             Some((created, by)) if by == lease => {
-                let revision = revision(reply.header())?;
                 self.stands(key, created, revision).await?;
                 return Ok(Keys::Stand);
             }

@@ -12,7 +12,6 @@ use engine::records::NodeRecord;
 use etcd_client::{Compare, CompareOp, DeleteOptions, PutOptions, TxnOp};
 use tracing::warn;
 
-use crate::client::revision;
 use crate::{Candidate, Error, Kept, Metastore, Record};
 
 /// etcd allows 128 comparisons and 128 writes per transaction; one comparison is the coordinator's term.
@@ -211,18 +210,19 @@ impl Txn {
     pub async fn commit(self) -> Result<Outcome, Error> {
         assert!(!self.writes.is_empty(), "a transaction without writes says nothing");
         let txn = etcd_client::Txn::new().when(self.compares).and_then(self.writes);
-        let mut kv = self.store.kv();
-        match self.store.call("txn", kv.txn(txn)).await {
-            Ok(reply) if reply.succeeded() => match revision(reply.header()) {
-                Ok(revision) => Ok(Outcome::Done { revision }),
-                Err(_) => Ok(Outcome::Unknown),
-            },
-            Ok(_) => Ok(Outcome::Failed),
+        let answered = async {
+            let asked = self.store.asks()?;
+            let mut kv = self.store.kv();
+            let reply = self.store.call("txn", kv.txn(txn)).await?;
+            let revision = self.store.answered(asked, reply.header())?;
+            Ok(if reply.succeeded() { Outcome::Done { revision } } else { Outcome::Failed })
+        };
+        match answered.await {
             Err(error) if error.is_transient() => {
                 warn!(%error, "the answer to a transaction was lost");
                 Ok(Outcome::Unknown)
             }
-            Err(error) => Err(error),
+            answered => answered,
         }
     }
 }

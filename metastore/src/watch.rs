@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use engine::history::WentBack;
 use etcd_client::{EventType, WatchOptions, WatchStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -77,7 +78,7 @@ impl Metastore {
     pub fn watch<R: Record>(&self, settings: WatchSettings) -> Watch<R> {
         // A receiver that is slow holds the stream up; when it has caught up it may get everything anew.
         let (sender, events) = mpsc::channel(256);
-        let follower = Follower { store: self.clone(), settings, sender, newest: 0 };
+        let follower = Follower { store: self.clone(), settings, sender };
         Watch { events, task: tokio::spawn(follower.run()) }
     }
 
@@ -94,7 +95,7 @@ impl Metastore {
         let mut client = self.watcher();
         let opening = client.watch(self.folder::<R>(), Some(options));
         let stream = self.call("watch", opening).await?;
-        Ok(Changes { store: self.clone(), stream, silent_after, ready: VecDeque::new(), newest: 0 })
+        Ok(Changes { store: self.clone(), stream, silent_after, ready: VecDeque::new() })
     }
 }
 
@@ -122,8 +123,6 @@ pub struct Changes<R: Record> {
     stream: WatchStream,
     silent_after: Duration,
     ready: VecDeque<Change<R>>,
-    /// Highest revision heard of.
-    newest: u64,
 }
 
 impl<R: Record> Changes<R> {
@@ -159,7 +158,7 @@ impl<R: Record> Changes<R> {
             return Err(Broken::Ended(message.cancel_reason().to_owned()));
         }
         let heard = message.header().map_or(0, |header| positive(header.revision()));
-        self.newest = self.newest.max(heard);
+        self.store.history().heard(heard);
         for event in message.events() {
             let kv = event.kv().ok_or_else(|| Broken::Ended("an event without a key".into()))?;
             let change = match event.event_type() {
@@ -180,8 +179,6 @@ struct Follower<R: Record> {
     store: Metastore,
     settings: WatchSettings,
     sender: mpsc::Sender<WatchEvent<R>>,
-    /// Highest revision heard of, for [`WatchEvent::WentBack`].
-    newest: u64,
 }
 
 /// The receiver is gone, or must not follow any more.
@@ -199,6 +196,11 @@ impl<R: Record> Follower<R> {
     async fn follow(&mut self, pause: &mut Pause) -> Result<(), Finished> {
         let listed = match self.store.list::<R>().await {
             Ok(listed) => listed,
+            Err(Error::WentBack(WentBack { was, now })) => {
+                error!(folder = R::FOLDER, was, now, "etcd's history went back");
+                let _nobody_listens = self.send(WatchEvent::WentBack { was, now }).await;
+                return Err(Finished);
+            }
             Err(error) if error.is_transient() => {
                 debug!(folder = R::FOLDER, %error, "not read");
                 return Ok(());
@@ -209,13 +211,6 @@ impl<R: Record> Follower<R> {
             }
         };
         let revision = listed.revision;
-        if revision < self.newest {
-            error!(was = self.newest, now = revision, "etcd's history went back");
-            let event = WatchEvent::WentBack { was: self.newest, now: revision };
-            let _nobody_listens = self.send(event).await;
-            return Err(Finished);
-        }
-        self.newest = revision;
         self.send(WatchEvent::All(listed)).await?;
         pause.reset();
         let changes = self.store.changes::<R>(revision + 1, self.settings.silent_after).await;
@@ -233,7 +228,6 @@ impl<R: Record> Follower<R> {
                 change = changes.next() => change,
                 () = tokio::time::sleep_until(relist_at) => return Ok(()),
             };
-            self.newest = self.newest.max(changes.newest);
             match change {
                 Ok(Change::Changed(kept)) => self.send(WatchEvent::Changed(kept)).await?,
                 Ok(Change::Deleted { id, revision }) => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use engine::config::ShardConfig;
 use engine::ids::{ShardId, StoreId, Version};
 use engine::records::{GatewayRecord, NodeRecord};
-use metastore::{Candidate, Kept, Metastore, Outcome, SHARDS_PER_TXN_MAX, Settings};
+use metastore::{Candidate, Error, Kept, Metastore, Outcome, SHARDS_PER_TXN_MAX, Settings};
 
 use crate::etcd::{Etcd, Relay};
 use crate::{at_version, connect, gateway_record, node_record, shard, start, within};
@@ -174,4 +174,33 @@ async fn settling_a_shard_that_is_not_there_is_refused() {
     let (_etcd, store) = start().await;
     let error = within(5, store.settle_shard(ShardId(5), 1)).await.expect_err("no such shard");
     assert!(!error.is_transient());
+}
+
+/// Trap T10. No watch has noticed yet, and what is asked now was never in this etcd's history.
+#[tokio::test]
+async fn an_etcd_whose_history_went_back_tells_nothing_and_is_told_nothing() {
+    let (mut etcd, store) = start().await;
+    for nonce in 0..10 {
+        done(store.create(&nonce, &gateway_record("a")).await.expect("an answer"));
+    }
+    etcd.replace_by_empty().await;
+    let other = connect(etcd.endpoint()).await;
+    // It would be done, and would have been, had the one before not forbidden it.
+    let outcome = within(15, async {
+        loop {
+            let outcome = store.create(&1, &gateway_record("b")).await.expect("an answer");
+            let was_asked = other.get::<GatewayRecord>(&1).await.expect("a read").is_some();
+            if was_asked || outcome != Outcome::Unknown {
+                return outcome;
+            }
+        }
+    })
+    .await;
+    assert_eq!(outcome, Outcome::Unknown);
+    let read = store.get::<GatewayRecord>(&1).await;
+    assert!(matches!(read, Err(Error::WentBack(_))), "{read:?}");
+    // From now on it is not even asked.
+    let outcome = store.create(&2, &gateway_record("b")).await.expect("an answer");
+    assert_eq!(outcome, Outcome::Unknown);
+    assert_eq!(other.get::<GatewayRecord>(&2).await.expect("a read"), None);
 }

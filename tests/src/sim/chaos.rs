@@ -37,6 +37,10 @@ impl ChaosHost {
         self.running.is_none()
     }
 
+    pub fn crash(&mut self) {
+        self.running = None;
+    }
+
     pub fn start(&mut self, core: &mut Core) {
         if self.is_down() && core.is_faulty() {
             self.life += 1;
@@ -125,6 +129,7 @@ fn promote(
         let drops = gone || (store != primary.store && core.rng.percent(10));
         if drops && next.isr.len() > core.plan.min_in_sync {
             remove(&mut next.isr, store);
+            remove(&mut next.tainted, store);
         }
     }
     Some(next)
@@ -136,7 +141,9 @@ fn place(core: &mut Core, config: &ShardConfig, alive: &Alive) -> Option<ShardCo
     if config.isr.len() > core.plan.replicas {
         let others: Vec<StoreId> =
             config.isr.iter().copied().filter(|&store| store != config.primary.store).collect();
-        remove(&mut next.isr, core.rng.pick(&others)?);
+        let gone = core.rng.pick(&others)?;
+        remove(&mut next.isr, gone);
+        remove(&mut next.tainted, gone);
         return Some(next);
     }
     let dead = config.learners.iter().find(|store| !alive.contains_key(store));

@@ -29,6 +29,8 @@ pub enum Place {
     Coordinator(u8),
     /// A second coordinator, that acts at random.
     Chaos,
+    /// Another machine, on which somebody starts a copy of a node's folder.
+    Twin,
     Etcd,
 }
 
@@ -160,6 +162,8 @@ pub enum Happening {
         watcher: usize,
     },
     EtcdLeases,
+    /// A restored etcd is taken away again: processes that noticed are started anew.
+    EtcdPutRight,
     Answered(Answered),
     Client {
         client: usize,

@@ -80,6 +80,8 @@ pub enum Path {
     ProposalUnknown,
     /// A transaction took effect after its client had given up.
     LateTxn,
+    /// A process noticed that etcd was restored from an old snapshot.
+    EtcdWentBack,
 
     // -- disks
     /// Power was lost in the middle of a group's write.
@@ -92,10 +94,12 @@ pub enum Path {
     StartedSuspect,
     /// A disk that was rolled back, or no longer says whose it is, was refused.
     StartRefused,
+    /// So was an older copy of it that was started elsewhere.
+    TwinRefused,
 }
 
 impl Path {
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 35] = [
         Self::TailSurvived,
         Self::TailTruncated,
         Self::FailoverWithoutData,
@@ -124,11 +128,13 @@ impl Path {
         Self::TooStale,
         Self::ProposalUnknown,
         Self::LateTxn,
+        Self::EtcdWentBack,
         Self::GroupTorn,
         Self::TornGroupCut,
         Self::DamageTold,
         Self::StartedSuspect,
         Self::StartRefused,
+        Self::TwinRefused,
     ];
 }
 

@@ -461,6 +461,13 @@ impl Disk {
         self.platter.rotten || self.platter.was_rotten || self.platter.lost_row.is_some()
     }
 
+    /// What lies on it was copied before it was served from last.
+    pub fn older_copy(&self) -> Option<Self> {
+        let image = self.image.as_ref().filter(|image| image.served < self.platter.served)?;
+        let platter = Platter { outdated: true, ..Platter::clone(image) };
+        Some(Self { platter, sizes: self.sizes, ..Self::new(self.rng.clone()) })
+    }
+
     pub fn roll_back(&mut self) -> bool {
         let Some(image) = self.image.take() else { return false };
         let served = self.platter.served;

@@ -2,7 +2,7 @@
 //!
 //! The promises hold while one in-sync copy of each shard survives and one disk at a time is bad: so no disk is harmed
 //! before the last one that was is whole again, that is, before no shard counts on what it may have lost. A failed fsync
-//! is harm, too: it may have lost nothing, but its copies are not trusted any more. A full disk harms nothing.
+//! is harm, too: it may have lost nothing, but its copies are not trusted any more. A full disk harms nothing, nor does a copy.
 //!
 //! All of it has its own chance and its own clock: a seed without these faults is the same run as ever.
 
@@ -25,15 +25,24 @@ pub enum DiskFault {
     RolledBack,
     /// Everything is gone: a new disk.
     Emptied,
+    /// A copy of the folder as it was before some earlier start is started on another machine, perhaps as this one dies.
+    Cloned,
 }
 
 impl DiskFault {
-    pub const ALL: [Self; 6] =
-        [Self::FsyncFails, Self::Full, Self::Rot, Self::RowLost, Self::RolledBack, Self::Emptied];
+    pub const ALL: [Self; 7] = [
+        Self::FsyncFails,
+        Self::Full,
+        Self::Rot,
+        Self::RowLost,
+        Self::RolledBack,
+        Self::Emptied,
+        Self::Cloned,
+    ];
 
     /// Something that was durable may be gone, or nobody can know that it is not.
     fn harms(self) -> bool {
-        self != Self::Full
+        !matches!(self, Self::Full | Self::Cloned)
     }
 }
 
@@ -82,8 +91,20 @@ impl World {
             return;
         }
         self.core.journal.note(self.core.now, || format!("fault: {fault:?} of node {at}"));
+        let dies = fault == DiskFault::Cloned && self.core.plan.disks.rng.percent(60);
         let (core, node) = (&mut self.core, &mut self.nodes[at]);
         let struck = match fault {
+            DiskFault::Cloned => {
+                let twin = node.twin(self.twin.as_ref().map_or(0, |twin| twin.life));
+                let starts = twin.is_some();
+                if let Some(twin) = twin {
+                    self.twin.insert(twin).start(core);
+                }
+                if dies {
+                    node.crash(core, false);
+                }
+                starts
+            }
             DiskFault::FsyncFails => node.fsync_fails(core),
             DiskFault::Full => node.is_full_for(core, back_after / 2),
             DiskFault::RowLost => node.loses_a_row(),

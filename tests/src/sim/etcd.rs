@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 
 use engine::config::ShardConfig;
+use engine::history::History;
 use engine::ids::{SessionId, ShardId, StoreBoot, StoreId};
 use engine::records::{Meta, StoreStatus};
 
@@ -86,6 +87,8 @@ pub enum Call {
 pub struct Asked {
     number: u64,
     call: Call,
+    /// What its process had heard of, where the answer is linearizable.
+    history: Option<u64>,
     /// Its client has heard of a time-out by then.
     gives_up_at: u64,
 }
@@ -116,9 +119,18 @@ pub struct WatchEvent {
     pub value: Option<Versioned>,
 }
 
+#[derive(Clone)]
 struct Lease {
     ttl: u64,
     ends: u64,
+}
+
+/// What a snapshot of it holds.
+#[derive(Clone, Default)]
+pub struct Image {
+    revision: u64,
+    keys: BTreeMap<Key, Versioned>,
+    leases: BTreeMap<u64, Lease>,
 }
 
 /// One watch of a process. It has two, as in production each kind of record is watched by itself: what is in order
@@ -155,9 +167,11 @@ pub struct Etcd {
     pub slow: bool,
     pub lies: bool,
     pub forgets: bool,
-    revision: u64,
-    keys: BTreeMap<Key, Versioned>,
-    leases: BTreeMap<u64, Lease>,
+    kept: Image,
+    /// While an old snapshot answers: what it took the place of.
+    real: Option<Image>,
+    /// Of each process, what it has heard of.
+    histories: BTreeMap<Process, History>,
     next_lease: u64,
     watchers: Vec<Watcher>,
     history: Vec<WatchEvent>,
@@ -167,7 +181,7 @@ pub struct Etcd {
 
 impl Etcd {
     pub fn get(&self, key: Key) -> Option<&Versioned> {
-        self.keys.get(&key)
+        self.truth().keys.get(&key)
     }
 
     /// The key that makes this session stands, and so has always stood since.
@@ -175,33 +189,57 @@ impl Etcd {
         let made = |(key, value): (&Key, &Versioned)| {
             matches!(key, Key::Gateway(_)) && value.created == session.0.revision
         };
-        self.keys.iter().any(made)
+        self.truth().keys.iter().any(made)
     }
 
     pub fn shards(&self) -> impl Iterator<Item = (&ShardConfig, u64)> {
-        self.keys.values().filter_map(|versioned| match &versioned.value {
+        self.truth().keys.values().filter_map(|versioned| match &versioned.value {
             Value::Shard(config) => Some((config, versioned.modified)),
             _ => None,
         })
     }
 
+    pub fn snapshot(&self) -> Image {
+        self.kept.clone()
+    }
+
+    /// An old snapshot answers in its place.
+    pub fn is_restored(&self) -> bool {
+        self.real.is_some()
+    }
+
+    /// What it holds; not what a snapshot in its place does.
+    fn truth(&self) -> &Image {
+        self.real.as_ref().unwrap_or(&self.kept)
+    }
+
+    /// This process has heard of nothing newer than the snapshot.
+    pub fn could_follow(&self, process: Process, image: &Image) -> bool {
+        self.histories.get(&process).is_none_or(|history| history.newest() <= image.revision)
+    }
+
+    /// It does not follow this etcd any more, nor any.
+    pub fn is_left_by(&self, process: Process) -> bool {
+        self.histories.get(&process).is_some_and(|history| history.asks().is_err())
+    }
+
     fn perform(&mut self, now: u64, call: Call) -> Reply {
         match call {
             Call::Read(keys) => {
-                let found = |key| (key, self.keys.get(&key).cloned());
+                let found = |key| (key, self.kept.keys.get(&key).cloned());
                 Reply::Read { keys: keys.into_iter().map(found).collect() }
             }
             Call::List => Reply::List {
-                revision: self.revision,
-                all: self.keys.iter().map(|(&key, value)| (key, value.clone())).collect(),
+                revision: self.kept.revision,
+                all: self.kept.keys.iter().map(|(&key, value)| (key, value.clone())).collect(),
             },
             Call::Txn { compares, writes } => self.txn(&compares, writes),
             Call::Grant { ttl } => {
                 self.next_lease += 1;
-                self.leases.insert(self.next_lease, Lease { ttl, ends: now + ttl });
+                self.kept.leases.insert(self.next_lease, Lease { ttl, ends: now + ttl });
                 Reply::Granted { lease: self.next_lease }
             }
-            Call::KeepAlive { lease } => Reply::Kept(match self.leases.get_mut(&lease) {
+            Call::KeepAlive { lease } => Reply::Kept(match self.kept.leases.get_mut(&lease) {
                 Some(lease) => {
                     lease.ends = now + lease.ttl;
                     true
@@ -222,50 +260,54 @@ impl Etcd {
 
     fn txn(&mut self, compares: &[Compare], writes: Vec<Write>) -> Reply {
         let holds = |compare: &Compare| match *compare {
-            Compare::Modified(key, at) => self.keys.get(&key).map_or(0, |v| v.modified) == at,
-            Compare::Created(key, at) => self.keys.get(&key).map_or(0, |v| v.created) == at,
+            Compare::Modified(key, at) => self.kept.keys.get(&key).map_or(0, |v| v.modified) == at,
+            Compare::Created(key, at) => self.kept.keys.get(&key).map_or(0, |v| v.created) == at,
         };
         let lease_lives = |write: &Write| match write {
-            Write::Put(_, _, Some(lease)) => self.leases.contains_key(lease),
+            Write::Put(_, _, Some(lease)) => self.kept.leases.contains_key(lease),
             _ => true,
         };
         let done = compares.iter().all(holds) && writes.iter().all(lease_lives);
         if done {
-            self.revision += 1;
+            self.kept.revision += 1;
             for write in writes {
                 self.apply(write);
             }
         }
-        Reply::Txn { done, revision: self.revision }
+        Reply::Txn { done, revision: self.kept.revision }
     }
 
     fn apply(&mut self, write: Write) {
         let (key, value) = match write {
             Write::Put(key, value, lease) => {
-                let created = self.keys.get(&key).map_or(self.revision, |old| old.created);
-                let versioned = Versioned { value, created, modified: self.revision, lease };
-                self.keys.insert(key, versioned.clone());
+                let created =
+                    self.kept.keys.get(&key).map_or(self.kept.revision, |old| old.created);
+                let versioned = Versioned { value, created, modified: self.kept.revision, lease };
+                self.kept.keys.insert(key, versioned.clone());
                 (key, Some(versioned))
             }
             Write::Delete(key) => {
-                if self.keys.remove(&key).is_none() {
+                if self.kept.keys.remove(&key).is_none() {
                     return;
                 }
                 (key, None)
             }
         };
-        self.history.push(WatchEvent { key, value });
+        // What happens in a history that nobody may follow is told to nobody.
+        if self.real.is_none() {
+            self.history.push(WatchEvent { key, value });
+        }
     }
 
     fn revoke(&mut self, lease: u64) {
-        if self.leases.remove(&lease).is_none() {
+        if self.kept.leases.remove(&lease).is_none() {
             return;
         }
         let attached =
             |(&key, value): (&Key, &Versioned)| (value.lease == Some(lease)).then_some(key);
-        let keys: Vec<Key> = self.keys.iter().filter_map(attached).collect();
+        let keys: Vec<Key> = self.kept.keys.iter().filter_map(attached).collect();
         if !keys.is_empty() {
-            self.revision += 1;
+            self.kept.revision += 1;
             for key in keys {
                 self.apply(Write::Delete(key));
             }
@@ -280,13 +322,20 @@ impl Core {
         self.etcd.next_call += 1;
         let number = self.etcd.next_call;
         let gives_up_at = self.now + CALL_TIMEOUT;
+        let compared = matches!(call, Call::Read(_) | Call::List | Call::Txn { .. });
+        let asks = self.etcd.histories.entry(from).or_default().asks();
+        let history = asks.ok().filter(|_| compared);
+        if compared && history.is_none() {
+            self.tell_after(CALL_TIMEOUT, from, Told::EtcdTimeout { call: number });
+            return number;
+        }
         if !self.net.is_blocked(from.place, Place::Etcd) {
             let mut delay = self.delay() * 2 + self.lag(from.place, Place::Etcd);
             if self.plan.slow_etcd && self.rng.percent(3) {
                 delay += self.rng.between(10_000, CALL_TIMEOUT * 3);
             }
             delay += self.etcd_takes_its_time();
-            let asked = Asked { number, call, gives_up_at };
+            let asked = Asked { number, call, history, gives_up_at };
             self.after(delay, Happening::EtcdArrives { from, asked });
         }
         self.tell_after(CALL_TIMEOUT, from, Told::EtcdTimeout { call: number });
@@ -299,7 +348,12 @@ impl Core {
             Health::Stopped => return self.etcd.waiting.push((from, asked)),
             Health::Dead => return,
         }
-        let Asked { number, call, gives_up_at } = asked;
+        let Asked { number, call, history, gives_up_at } = asked;
+        if self.etcd.is_restored() && history.is_some_and(|asked| asked <= self.etcd.kept.revision)
+        {
+            // It could not tell: whoever looks after etcd has seen to it before.
+            self.etcd_put_right();
+        }
         let before = self.etcd.history.len();
         let leases = matches!(call, Call::Grant { .. });
         if let Call::Txn { writes, .. } = &call
@@ -313,10 +367,17 @@ impl Core {
             self.oracle.coverage.reached(Path::LateTxn);
         }
         if leases && let Reply::Granted { lease } = reply {
-            let ends = self.etcd.leases[&lease].ends;
+            let ends = self.etcd.kept.leases[&lease].ends;
             self.at(ends, Happening::EtcdLeases);
         }
         self.etcd_changed(before);
+        let heard = self.etcd.histories.entry(from).or_default();
+        if let Some(asked) = history
+            && heard.answered(asked, self.etcd.kept.revision).is_err()
+        {
+            self.oracle.coverage.reached(Path::EtcdWentBack);
+            return;
+        }
         let lost = self.plan.slow_etcd && self.rng.percent(2);
         if lost || self.net.is_blocked(Place::Etcd, from.place) {
             return;
@@ -341,12 +402,18 @@ impl Core {
         }
         let before = self.etcd.history.len();
         let now = self.now;
-        let ended: Vec<u64> =
-            self.etcd.leases.iter().filter(|(_, l)| l.ends <= now).map(|(&id, _)| id).collect();
+        let ended: Vec<u64> = self
+            .etcd
+            .kept
+            .leases
+            .iter()
+            .filter(|(_, l)| l.ends <= now)
+            .map(|(&id, _)| id)
+            .collect();
         for lease in ended {
             self.etcd.revoke(lease);
         }
-        if let Some(next) = self.etcd.leases.values().map(|lease| lease.ends).min() {
+        if let Some(next) = self.etcd.kept.leases.values().map(|lease| lease.ends).min() {
             self.at(next, Happening::EtcdLeases);
         }
         self.etcd_changed(before);
@@ -355,7 +422,7 @@ impl Core {
     /// Every lease is revoked though its process is well.
     pub fn etcd_wipe_leases(&mut self) {
         let before = self.etcd.history.len();
-        for lease in self.etcd.leases.keys().copied().collect::<Vec<_>>() {
+        for lease in self.etcd.kept.leases.keys().copied().collect::<Vec<_>>() {
             self.etcd.revoke(lease);
         }
         self.etcd_changed(before);
@@ -363,7 +430,7 @@ impl Core {
 
     /// One lease is revoked though its process is well.
     pub fn etcd_revoke_one(&mut self) {
-        let leases: Vec<u64> = self.etcd.leases.keys().copied().collect();
+        let leases: Vec<u64> = self.etcd.kept.leases.keys().copied().collect();
         let Some(lease) = self.rng.pick(&leases) else { return };
         let before = self.etcd.history.len();
         self.etcd.revoke(lease);
@@ -374,7 +441,7 @@ impl Core {
     pub fn etcd_prolong_leases(&mut self) {
         let now = self.now;
         let longer = self.rng.between(0, 3_000_000);
-        for lease in self.etcd.leases.values_mut() {
+        for lease in self.etcd.kept.leases.values_mut() {
             lease.ends = lease.ends.max(now + lease.ttl + longer);
         }
     }
@@ -415,6 +482,19 @@ impl Core {
             self.after(again, Happening::EtcdRelist { watcher: at });
             return None;
         }
+        if self.etcd.is_restored() {
+            let history = self.etcd.histories.entry(process).or_default();
+            let asks = history.asks();
+            if asks.is_ok_and(|asked| history.answered(asked, self.etcd.kept.revision).is_ok()) {
+                self.etcd_put_right();
+            } else {
+                self.oracle.coverage.reached(Path::EtcdWentBack);
+                self.etcd.watchers[at].seen = usize::MAX;
+                return None;
+            }
+        }
+        self.etcd_heard(process);
+        let watcher = &mut self.etcd.watchers[at];
         watcher.broken = false;
         let from = watcher.missed.take().unwrap_or(watcher.seen);
         watcher.seen = self.etcd.history.len();
@@ -438,6 +518,30 @@ impl Core {
         }
         for watcher in 0..self.etcd.watchers.len() {
             self.etcd_wake(watcher);
+        }
+    }
+
+    fn etcd_heard(&mut self, process: Process) {
+        let revision = self.etcd.kept.revision;
+        self.etcd.histories.entry(process).or_default().heard(revision);
+    }
+
+    /// Somebody restores it from this snapshot: what has happened since is gone, for as long as nobody notices that.
+    pub fn etcd_restore(&mut self, mut image: Image) {
+        for lease in image.leases.values_mut() {
+            lease.ends = self.now + lease.ttl;
+        }
+        self.etcd.real = Some(std::mem::replace(&mut self.etcd.kept, image));
+        self.etcd_break_watches(|_| true);
+        self.after(0, Happening::EtcdLeases);
+    }
+
+    /// It is again what it was, and what a snapshot answered in between never was.
+    pub fn etcd_put_right(&mut self) {
+        if let Some(real) = self.etcd.real.take() {
+            self.etcd.kept = real;
+            self.after(0, Happening::EtcdLeases);
+            self.after(0, Happening::EtcdPutRight);
         }
     }
 
@@ -515,6 +619,7 @@ impl Core {
             self.etcd.watchers[at].seen = self.etcd.history.len();
             return None;
         }
+        self.etcd_heard(process);
         let watcher = &mut self.etcd.watchers[at];
         let shards = watcher.shards;
         let events = self.etcd.history[watcher.seen..].iter();

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::core::{Core, Happening, Place};
-use super::etcd::Health;
-use super::nodes::place_of;
+use super::coordinators::CoordinatorHost;
+use super::core::{Core, Happening, Place, Process};
+use super::etcd::{Health, Image};
+use super::gateways::GatewayHost;
+use super::nodes::{NodeHost, place_of};
 use super::world::World;
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -55,6 +57,8 @@ pub enum Kind {
     EtcdDead,
     /// Calls and answers take about as long as clients wait.
     EtcdSlow,
+    /// Etcd is restored from a snapshot, and put right some time later. Nobody starts meanwhile.
+    EtcdRestored,
     /// All leases vanish though every process is well.
     LeaseWipe,
     /// One does.
@@ -70,7 +74,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::NodeKill,
         Self::NodePower,
         Self::AllPower,
@@ -96,6 +100,7 @@ impl Kind {
         Self::EtcdStop,
         Self::EtcdDead,
         Self::EtcdSlow,
+        Self::EtcdRestored,
         Self::LeaseWipe,
         Self::LeaseRevoke,
         Self::LeaseProlong,
@@ -136,6 +141,9 @@ enum Undo {
     EtcdSlow,
     EtcdLies,
     EtcdForgets,
+    /// The snapshot is old enough.
+    Snapshot(Box<Image>),
+    EtcdRestored,
 }
 
 impl World {
@@ -221,6 +229,10 @@ impl World {
             Kind::EtcdSlow => {
                 self.core.etcd.slow = true;
                 self.end_later(Undo::EtcdSlow);
+            }
+            Kind::EtcdRestored => {
+                let image = Box::new(self.core.etcd.snapshot());
+                self.end_later(Undo::Snapshot(image));
             }
             Kind::LeaseRevoke => self.core.etcd_revoke_one(),
             Kind::LeaseProlong => self.core.etcd_prolong_leases(),
@@ -549,6 +561,44 @@ impl World {
             Undo::EtcdSlow => self.core.etcd.slow = false,
             Undo::EtcdLies => self.core.etcd.lies = false,
             Undo::EtcdForgets => self.core.etcd.forgets = false,
+            Undo::Snapshot(image) => self.restore_etcd(*image),
+            Undo::EtcdRestored => self.core.etcd_put_right(),
+        }
+    }
+
+    /// Only where every process has heard of something newer: no other could tell, and nothing is promised then.
+    fn restore_etcd(&mut self, image: Image) {
+        let etcd = &self.core.etcd;
+        let all_could_tell = self.running().all(|process| !etcd.could_follow(process, &image));
+        let is_up = etcd.health == Health::Up && !etcd.is_restored();
+        if self.core.is_faulty() && is_up && all_could_tell {
+            self.core.journal.note(self.core.now, || "etcd is restored from a snapshot".into());
+            self.core.etcd_restore(image);
+            self.end_later(Undo::EtcdRestored);
+        }
+    }
+
+    fn running(&self) -> impl Iterator<Item = Process> {
+        let nodes = self.nodes.iter().filter(|node| !node.is_down()).map(NodeHost::process);
+        let gateways = self.gateways.iter().filter(|at| !at.is_down()).map(GatewayHost::process);
+        let coordinators = self.coordinators.iter().filter(|at| !at.is_down());
+        let chaos = (!self.chaos.is_down()).then(|| self.chaos.process());
+        nodes.chain(gateways).chain(coordinators.map(CoordinatorHost::process)).chain(chaos)
+    }
+
+    /// Whoever does not follow etcd any more is started anew.
+    pub fn etcd_put_right(&mut self) {
+        let left: Vec<_> =
+            self.running().filter(|&process| self.core.etcd.is_left_by(process)).collect();
+        for Process { place, .. } in left {
+            match place {
+                Place::Node(at) => self.nodes[at as usize].crash(&mut self.core, false),
+                Place::Gateway(at) => self.gateways[at as usize].crash(&mut self.core),
+                Place::Coordinator(at) => self.coordinators[at as usize].crash(&mut self.core),
+                Place::Chaos => self.chaos.crash(),
+                Place::Twin | Place::Etcd => {}
+            }
+            self.restart_later(place, 500_000);
         }
     }
 
@@ -566,6 +616,7 @@ impl World {
             node.disk.slowness = 1;
             node.disk.stalled_until = 0;
         }
+        self.twin = None;
         self.start_all();
     }
 }

@@ -127,6 +127,14 @@ impl NodeHost {
         }
     }
 
+    /// A copy of its folder as it was before it has served last, on another machine. None: there is no such copy.
+    pub fn twin(&self, life: u32) -> Option<Self> {
+        let disk = self.disk.older_copy()?;
+        let (place, store) = (Place::Twin, self.store);
+        let (harmed, harmed_in, skew_ms, phase) = (None, 0, self.skew_ms, Phase::Down);
+        Some(Self { place, store, life, disk, harmed, harmed_in, skew_ms, phase })
+    }
+
     pub fn process(&self) -> Process {
         Process { place: self.place, life: self.life }
     }
@@ -314,6 +322,10 @@ impl NodeHost {
 
     /// It must not run. Whoever looks after it gives it an empty disk.
     fn refused(&mut self, core: &mut Core, why: &str, of_harm: bool) {
+        if self.place == Place::Twin {
+            core.oracle.coverage.reached(Path::TwinRefused);
+            return self.crash(core, false);
+        }
         if self.harmed != Some(self.store) && !of_harm {
             let detail = format!("{:?} may not start at {}: {why}", self.store, core.now);
             core.oracle.violations.push(Violation { promise: "heals", detail });

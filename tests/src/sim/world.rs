@@ -30,6 +30,8 @@ pub struct World {
     pub clients: Clients,
     pub tokens: TokenClients,
     pub faults: Faults,
+    /// An older copy of a node's folder, started on another machine.
+    pub twin: Option<NodeHost>,
     stage: Stage,
 }
 
@@ -52,8 +54,19 @@ impl World {
         let faults = Faults::default();
         let stage = Stage::Faulty;
         let chaos = ChaosHost::default();
-        let mut world =
-            Self { core, nodes, gateways, coordinators, chaos, clients, tokens, faults, stage };
+        let twin = None;
+        let mut world = Self {
+            core,
+            nodes,
+            gateways,
+            coordinators,
+            chaos,
+            clients,
+            tokens,
+            faults,
+            twin,
+            stage,
+        };
         if !world.core.plan.bootstraps {
             world.place_shards();
         }
@@ -225,6 +238,7 @@ impl World {
                 self.tell_some(told);
             }
             Happening::EtcdLeases => core.etcd_leases(),
+            Happening::EtcdPutRight => self.etcd_put_right(),
             Happening::Answered(answered) => self.clients.answered(core, answered),
             Happening::Client { client } => self.clients.ask(core, client),
             Happening::FinalRead { counter } => self.clients.read_finally(core, counter),
@@ -285,6 +299,11 @@ impl World {
             }
             Place::Chaos if self.chaos.life == to.life => self.chaos.on(core, told),
             Place::Chaos => {}
+            Place::Twin => {
+                if let Some(twin) = self.twin.as_mut().filter(|twin| twin.life == to.life) {
+                    twin.on(core, told);
+                }
+            }
             Place::Etcd => unreachable!("etcd is asked, not told"),
         }
     }
@@ -300,7 +319,7 @@ impl World {
                 let coordinator = &self.coordinators[at as usize];
                 (!coordinator.is_down()).then(|| coordinator.process())
             }
-            Place::Chaos | Place::Etcd => None,
+            Place::Chaos | Place::Twin | Place::Etcd => None,
         }
     }
 
@@ -312,11 +331,16 @@ impl World {
     }
 
     fn restart(&mut self, place: Place) {
+        if self.core.etcd.is_restored() {
+            // It could not tell.
+            return self.core.after(20_000, Happening::Restart { place });
+        }
         match place {
             Place::Node(at) => self.nodes[at as usize].start(&mut self.core),
             Place::Gateway(at) => self.gateways[at as usize].start(&mut self.core),
             Place::Coordinator(at) => self.coordinators[at as usize].start(&mut self.core),
-            Place::Chaos | Place::Etcd => {}
+            Place::Chaos => self.chaos.start(&mut self.core),
+            Place::Twin | Place::Etcd => {}
         }
     }
 }
