@@ -61,6 +61,11 @@ impl History {
         self.heard(revision);
         Ok(())
     }
+
+    /// The same, of a transaction that took effect and so made this revision: it is a new one.
+    pub fn written(&mut self, asked: u64, revision: u64) -> Result<(), WentBack> {
+        self.answered(asked + 1, revision)
+    }
 }
 
 #[cfg(test)]
@@ -74,6 +79,17 @@ mod tests {
         assert_eq!(history.answered(second, 12), Ok(()));
         assert_eq!(history.answered(first, 11), Ok(()));
         assert_eq!(history.asks(), Ok(12));
+    }
+
+    /// Restored to the revision before the newest, it had come as far again by this very write (simulator, seed 657).
+    #[test]
+    fn what_is_written_is_new() {
+        let mut history = History::default();
+        history.heard(12);
+        let asked = history.asks().unwrap();
+        assert_eq!(history.written(asked, 13), Ok(()));
+        let asked = history.asks().unwrap();
+        assert!(history.written(asked, 13).is_err());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use etcd_client::{
 };
 use tracing::warn;
 
-use crate::{Error, Record};
+use crate::{Error, Outcome, Record};
 
 /// The most that one answer may hold. All 65,536 shards that there could be, with every list of theirs full, need about
 /// 30 MiB; tonic's own limit of 4 MiB would make a cluster of 15,000 shards unreadable.
@@ -187,14 +187,21 @@ impl Metastore {
     }
 
     /// The revision of a linearizable answer, if it goes on from where history was when it was asked for.
-    pub(crate) fn answered(
-        &self,
-        asked: u64,
-        header: Option<&ResponseHeader>,
-    ) -> Result<u64, Error> {
+    fn answered(&self, asked: u64, header: Option<&ResponseHeader>) -> Result<u64, Error> {
         let revision = revision(header)?;
         self.history().answered(asked, revision).map_err(Error::WentBack)?;
         Ok(revision)
+    }
+
+    /// What became of a transaction, and the revision that it made.
+    pub(crate) fn outcome(&self, asked: u64, reply: &TxnResponse) -> Result<Outcome, Error> {
+        if !reply.succeeded() {
+            self.answered(asked, reply.header())?;
+            return Ok(Outcome::Failed);
+        }
+        let revision = revision(reply.header())?;
+        self.history().written(asked, revision).map_err(Error::WentBack)?;
+        Ok(Outcome::Done { revision })
     }
 
     pub(crate) fn client(&self) -> &Client {

@@ -214,8 +214,7 @@ impl Txn {
             let asked = self.store.asks()?;
             let mut kv = self.store.kv();
             let reply = self.store.call("txn", kv.txn(txn)).await?;
-            let revision = self.store.answered(asked, reply.header())?;
-            Ok(if reply.succeeded() { Outcome::Done { revision } } else { Outcome::Failed })
+            self.store.outcome(asked, &reply)
         };
         match answered.await {
             Err(error) if error.is_transient() => {

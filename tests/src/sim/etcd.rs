@@ -372,9 +372,12 @@ impl Core {
         }
         self.etcd_changed(before);
         let heard = self.etcd.histories.entry(from).or_default();
-        if let Some(asked) = history
-            && heard.answered(asked, self.etcd.kept.revision).is_err()
-        {
+        let revision = self.etcd.kept.revision;
+        let goes_on = history.is_none_or(|asked| match reply {
+            Reply::Txn { done: true, .. } => heard.written(asked, revision).is_ok(),
+            _ => heard.answered(asked, revision).is_ok(),
+        });
+        if !goes_on {
             self.oracle.coverage.reached(Path::EtcdWentBack);
             return;
         }
