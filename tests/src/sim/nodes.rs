@@ -356,7 +356,8 @@ impl NodeHost {
             contents.for_each(|content| content.suspect = true);
         }
         core.journal.note(core.now, || format!("{me:?} starts with {:?}", opened.replicas));
-        let settings = Settings { suspect, ..core.plan.node.clone() };
+        let Place::Node(index) = self.place else { return };
+        let settings = Settings { suspect, ..core.plan.node(index.into()) };
         let machine = Node::new(settings, me, Now(0), opened.next_group, opened.replicas);
         self.phase = Phase::Up(Box::new(Running {
             machine,

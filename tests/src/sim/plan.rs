@@ -58,6 +58,8 @@ pub struct Plan {
     pub heals_by: u64,
 
     pub node: Settings,
+    /// Every other node flushes only when it must: what a copy has applied is still in its table when it is replaced.
+    pub lazy_flushes: bool,
     pub gateway: batcher::Settings,
     /// A gateway's turn takes up to so long: what comes meanwhile travels together.
     pub turn: u64,
@@ -82,6 +84,7 @@ impl Plan {
         let mut staleness = Rng::new(seed.rotate_left(32) ^ 0x57A1_E0F5_EED5);
         let bounded_percent = if staleness.percent(50) { staleness.between(10, 90) } else { 0 };
         let tokens = TokenPlan::from_seed(seed);
+        let lazy_flushes = staleness.percent(20);
         let disks = DiskPlan::from_seed(seed);
         let harms = disks.harms();
         Self {
@@ -100,6 +103,7 @@ impl Plan {
             mixed_counters: rng.between(1, 3) as usize,
             reads_percent: rng.between(10, 60),
             bounded_percent,
+            lazy_flushes,
             staleness,
             tokens: tokens.clone(),
 
@@ -206,6 +210,15 @@ impl Plan {
             },
             ..plan
         }
+    }
+
+    pub fn node(&self, index: usize) -> Settings {
+        let mut settings = self.node.clone();
+        if self.lazy_flushes && index % 2 == 1 {
+            settings.flush_after_ms = 60_000;
+            settings.table_bytes_max = 64 << 20;
+        }
+        settings
     }
 
     pub fn slots(&self, index: u16) -> Slots {
