@@ -7,13 +7,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use engine::config::ShardConfig;
 use engine::ids::StoreId;
 use engine::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
-use metastore::{DrainIntent, Kept, Metastore, Outcome, Settings};
+use metastore::{DrainIntent, Kept, Metastore, Outcome};
 use serde::Serialize;
 
+use crate::etcd::EtcdArgs;
 use crate::exit::Exit;
 use crate::output;
 
@@ -29,18 +30,8 @@ pub(crate) struct Args {
     /// Don't wait until the node is empty
     #[arg(long, conflicts_with = "undo")]
     no_wait: bool,
-    /// etcd's members
-    #[arg(
-        long,
-        env = "DKC_ETCD",
-        value_name = "HOST:PORT[,…]",
-        value_delimiter = ',',
-        default_value = "127.0.0.1:2379"
-    )]
-    etcd: Vec<String>,
-    /// Name of the cluster in etcd
-    #[arg(long, env = "DKC_CLUSTER", default_value = "dkc")]
-    cluster: String,
+    #[command(flatten)]
+    etcd: EtcdArgs,
     /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
@@ -58,10 +49,7 @@ struct Report {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
-    let settings = Settings::new(args.etcd.clone(), &args.cluster);
-    let etcd = args.etcd.join(",");
-    let metastore =
-        Metastore::connect(&settings).await.with_context(|| format!("--etcd {etcd}"))?;
+    let metastore = args.etcd.connect().await?;
     let stores = metastore.list::<StoreRecord>().await?.all;
     let Some(store) = named(&stores, &args.node) else {
         let known: Vec<&str> = stores.iter().map(|kept| kept.record.name.as_str()).collect();

@@ -14,6 +14,7 @@ mod counters;
 mod dev;
 mod doctor;
 mod drain;
+mod etcd;
 mod exit;
 mod output;
 mod scrub;

@@ -5,13 +5,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use engine::ids::{ShardId, StoreBoot};
 use engine::message::{NodeQuery, NodeQueryReply, ScrubStatus};
 use engine::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
-use metastore::{Metastore, Settings};
+use metastore::Metastore;
 use serde::Serialize;
 
+use crate::etcd::EtcdArgs;
 use crate::exit::Exit;
 use crate::output;
 
@@ -36,18 +37,8 @@ pub(crate) struct Args {
     /// Don't wait for what comes of it
     #[arg(long)]
     no_wait: bool,
-    /// etcd's members
-    #[arg(
-        long,
-        env = "DKC_ETCD",
-        value_name = "HOST:PORT[,…]",
-        value_delimiter = ',',
-        default_value = "127.0.0.1:2379"
-    )]
-    etcd: Vec<String>,
-    /// Name of the cluster in etcd
-    #[arg(long, env = "DKC_CLUSTER", default_value = "dkc")]
-    cluster: String,
+    #[command(flatten)]
+    etcd: EtcdArgs,
     /// Print the result of each node as a line of JSON
     #[arg(long)]
     json: bool,
@@ -72,12 +63,9 @@ enum Outcome {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
-    let settings = Settings::new(args.etcd.clone(), &args.cluster);
-    let etcd = args.etcd.join(",");
-    let metastore =
-        Metastore::connect(&settings).await.with_context(|| format!("--etcd {etcd}"))?;
+    let metastore = args.etcd.connect().await?;
     let Some(meta) = metastore.get::<Meta>(&()).await? else {
-        bail!("no cluster {:?}", args.cluster)
+        bail!("no cluster {:?}", args.etcd.cluster)
     };
     let nodes = nodes(&metastore, meta.record.cluster, &args).await?;
     if nodes.is_empty() {

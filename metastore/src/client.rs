@@ -12,7 +12,7 @@ use engine::codec::Malformed;
 use engine::history::History;
 use etcd_client::{
     Client, ConnectOptions, GetOptions, GetResponse, KeyValue, KvClient, ResponseHeader,
-    WatchClient,
+    TxnResponse, WatchClient,
 };
 use tracing::warn;
 
