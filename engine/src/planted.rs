@@ -90,10 +90,14 @@ pub enum Planted {
     OneRefusalDecides,
     /// "Expired" is definite although another send is open.
     ExpiredIsDefinite,
+    /// A copy that may have lost something says that it is as good as any.
+    UnfitPasses,
+    /// A follower that refused for want of space is never tried again.
+    FullIsForgotten,
 }
 
 impl Planted {
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 44] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -136,6 +140,8 @@ impl Planted {
         Self::ClosedIsRefused,
         Self::OneRefusalDecides,
         Self::ExpiredIsDefinite,
+        Self::UnfitPasses,
+        Self::FullIsForgotten,
     ];
 
     /// Is this bug planted?

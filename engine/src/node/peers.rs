@@ -199,7 +199,7 @@ impl Node {
             }
             return;
         }
-        let commit = replica.commit;
+        let (commit, planted) = (replica.commit, self.settings.planted);
         let joined = match &reason {
             Reject::Mismatch { ends, applied } => join_point(&replica.log, ends, *applied),
             _ => Seq(0),
@@ -227,6 +227,7 @@ impl Node {
                 follower.feed = Feed::NeedsSnapshot;
                 lost = counted;
             }
+            Reject::NoSpace if Planted::FullIsForgotten.is_in(planted) => follower.feed = Feed::Cut,
             Reject::NoSpace => follower.feed = Feed::Full,
             Reject::StaleEpoch { .. } => {}
         }
