@@ -982,6 +982,25 @@ fn a_store_under_the_name_of_a_dead_one_takes_its_places() {
     assert_eq!((next.learners, next.target), (ids(&[9]), ids(&[1, 2, 9])));
 }
 
+/// Story: a start sent its claim and died, its disk was replaced, and the store in its place served. It was being restarted
+/// when the claim came at last: the record was the newer one of that name, and the store with the data was given up for one
+/// that had never run (simulator, seed 3173).
+#[test]
+fn a_store_that_does_not_run_takes_nobodys_place() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    bench.kill(3);
+    bench.report(2, silent(&[3]));
+    bench.accept();
+    let revision = bench.revision();
+    let record = StoreRecord { name: "node-3".into(), ..bench.etcd.stores[2].1.value.clone() };
+    let change = Change::Store(id(9), Some(kept(record, revision)));
+    bench.on(Event::Changed { revision, change });
+    bench.pass(5_000);
+    let writes =
+        |effect: &Effect| matches!(effect, Effect::Propose { writes: Writes::Store { .. }, .. });
+    assert!(!bench.take().iter().any(writes));
+}
+
 #[test]
 fn a_name_of_a_living_store_is_its_own() {
     let mut bench = Bench::leading(3, vec![shard_at(0)]);

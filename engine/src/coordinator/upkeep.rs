@@ -189,7 +189,9 @@ impl Office {
         for &old in &standing {
             let Some(kept) = named(old) else { continue };
             let takes_over = |&&new: &&StoreId| {
-                named(new).is_some_and(|other| {
+                // One that is only recorded holds nothing, and may never have run: claims can come late.
+                let runs = self.records.is_registered(new);
+                named(new).filter(|_| runs).is_some_and(|other| {
                     other.value.name == kept.value.name && other.created > kept.created
                 })
             };

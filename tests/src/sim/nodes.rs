@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use engine::apply::ShardState;
-use engine::boot::{Refusal, Start, Step};
+use engine::boot::{Start, Step};
 use engine::ids::{Boot, Conn, Now, Revision, SessionId, StoreBoot, StoreId, TimeMs};
 use engine::message::ToFollower;
 use engine::node::{CasOutcome, Effect, Event, Node, Settings};
@@ -221,7 +221,7 @@ impl NodeHost {
             Told::Disk(DiskDone::Recovered) => {
                 let opened = self.disk.open(core, me, self.store);
                 if opened.nameless {
-                    return self.refused(core, "its log no longer says whose it is", false);
+                    return self.refused(core, "its log no longer says whose it is");
                 }
                 let identity = opened.identity.clone();
                 let start = Start::new(CLUSTER, 0, opened.suspect, identity, self.store);
@@ -311,22 +311,17 @@ impl NodeHost {
                 self.disk.write(Record::Identity(identity));
                 self.disk.sync(core, me, group);
             }
-            Err(refusal) => {
-                // A claim of a store that was harmed may come late, and take the name from the one in its place.
-                let lost = matches!(refusal, Refusal::GivenUp { status: StoreStatus::Lost });
-                let of_harm = lost && self.harmed.is_some();
-                self.refused(core, &format!("{refusal:?}"), of_harm);
-            }
+            Err(refusal) => self.refused(core, &format!("{refusal:?}")),
         }
     }
 
     /// It must not run. Whoever looks after it gives it an empty disk.
-    fn refused(&mut self, core: &mut Core, why: &str, of_harm: bool) {
+    fn refused(&mut self, core: &mut Core, why: &str) {
         if self.place == Place::Twin {
             core.oracle.coverage.reached(Path::TwinRefused);
             return self.crash(core, false);
         }
-        if self.harmed != Some(self.store) && !of_harm {
+        if self.harmed != Some(self.store) {
             let detail = format!("{:?} may not start at {}: {why}", self.store, core.now);
             core.oracle.violations.push(Violation { promise: "heals", detail });
         }
