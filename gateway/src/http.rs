@@ -38,6 +38,7 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::failure;
+use crate::held::{Counted, Held};
 use crate::lanes::Lanes;
 use crate::linger::Gentle;
 use crate::metrics::{Counters, Operation};
@@ -55,8 +56,8 @@ const HEADERS_MAX: usize = 64;
 /// So much of a refused body is still read, to be able to say why.
 const DRAIN_BYTES_MAX: usize = 32 << 20;
 const DRAIN_WITHIN: Duration = Duration::from_secs(2);
-/// Bodies that one worker holds at a time, in bytes. Beyond, new ones are refused before they are read on.
-const BODIES_BYTES_MAX: usize = 256 << 20;
+/// So much is set aside for a body that is only announced; it grows as it comes.
+const ANNOUNCED_BYTES_MAX: usize = 64 * 1024;
 
 /// What the requests of one worker need.
 pub(crate) struct Front {
@@ -65,12 +66,11 @@ pub(crate) struct Front {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) board: status::Board,
-    /// How long a connection may say nothing, or take for a request's head.
+    /// How long a connection may say nothing, take for a request's head, or not take anything of an answer.
     idle: Duration,
     /// Connections that are open, each with its task, and whether they are to end.
     connections: RefCell<Connections>,
-    /// Bytes of the bodies that are held.
-    bodies: Cell<usize>,
+    held: Held,
 }
 
 #[derive(Default)]
@@ -90,8 +90,8 @@ impl Front {
         board: status::Board,
         idle: Duration,
     ) -> Rc<Self> {
-        let (connections, bodies) = Default::default();
-        Rc::new(Self { lanes, health, metrics, counters, board, idle, connections, bodies })
+        let (connections, held) = Default::default();
+        Rc::new(Self { lanes, health, metrics, counters, board, idle, connections, held })
     }
 
     /// Serves one connection to its end.
@@ -107,7 +107,7 @@ impl Front {
                 Ok::<_, Infallible>(answer)
             }
         });
-        let stream = Gentle::new(stream);
+        let stream = Gentle::new(stream, self.idle);
         let stream = Refusals::new(stream, line_ended.clone(), self.counters.clone());
         let connection = http1::Builder::new()
             .half_close(true)
@@ -161,13 +161,16 @@ impl Front {
         let operation = head.as_ref().map_or(Operation::None, |head| Operation::of(&head.route));
         let timeout = head.as_ref().map_or(DRAIN_WITHIN, |head| head.timeout);
         let deadline = Deadline::after(&self.lanes, timeout);
+        let mut counted = self.held.nothing();
         let answered = match head {
-            Ok(head) => self.respond(head, &mut body, &deadline).await,
+            Ok(head) => self.respond(head, &mut body, &mut counted, &deadline).await,
             Err(problem) => Err(problem),
         };
-        let response = match answered {
+        let mut response = match answered {
             Ok(response) => response,
             Err(problem) => {
+                // What came of the body is dropped already, and so is what still comes.
+                counted.set(0);
                 // Who waits to be told to go on has not sent it yet.
                 if !body.is_end_stream() && !parts.headers.contains_key(EXPECT) {
                     drain(&mut body, deadline.instant).await;
@@ -175,6 +178,8 @@ impl Front {
                 response::problem(&problem)
             }
         };
+        counted.set(response.body().bytes());
+        response.body_mut().count(counted);
         self.counters.request(operation, response.status().as_u16());
         response
     }
@@ -183,6 +188,7 @@ impl Front {
         &self,
         head: Head,
         body: &mut Incoming,
+        counted: &mut Counted,
         deadline: &Deadline,
     ) -> Result<Response, Problem> {
         let Head { route, body: body_type, token, plain, .. } = head;
@@ -199,8 +205,8 @@ impl Front {
         }
         match route {
             Route::Increment { counter, query } => {
-                let body = self.read(body, deadline).await?;
-                let asked = request::increment(body_type, &body.bytes, query)?;
+                let body = read(body, counted, deadline).await?;
+                let asked = request::increment(body_type, &body, query)?;
                 let about = About::new(&counter, plain);
                 let delta = i128::from(asked.delta);
                 let kind = match asked.returning {
@@ -227,8 +233,8 @@ impl Front {
                 Ok(about.value(value, bounded_ms.map(|_| found.staleness_ms)))
             }
             Route::GetMany { namespace, bounded_ms } => {
-                let body = self.read(body, deadline).await?;
-                let keys = request::keys(&namespace, &body.bytes)?;
+                let body = read(body, counted, deadline).await?;
+                let keys = request::keys(&namespace, &body)?;
                 if keys.is_empty() {
                     return Ok(response::values(&[], &[], bounded_ms.map(|_| 0)));
                 }
@@ -237,16 +243,17 @@ impl Front {
                     return Err(no_value());
                 }
                 let staleness_ms = bounded_ms.map(|_| found.staleness_ms);
-                Ok(response::values(&keys, &found.values, staleness_ms))
+                refusable(response::values(&keys, &found.values, staleness_ms), counted)
             }
             Route::IncrementMany { namespace } => {
-                let body = self.read(body, deadline).await?;
-                let batch = request::increments(&namespace, body_type, &body.bytes)?;
+                let body = read(body, counted, deadline).await?;
+                let batch = request::increments(&namespace, body_type, &body)?;
+                counted.add(batch.failed_bytes())?;
                 let token = token_of(Scope::Batch, batch.also());
-                let written = Written { namespace: &namespace, body_type, body: &body.bytes };
+                let written = Written { namespace: &namespace, body_type, body: &body };
                 Ok(self.write_many(batch, token, written, deadline).await)
             }
-            Route::Page(page) => Ok(self.page(page).await),
+            Route::Page(page) => refusable(self.page(page).await, counted),
         }
     }
 
@@ -390,82 +397,58 @@ impl Deadline {
     }
 }
 
-/// A whole body, counted for as long as it is held.
-struct Held<'a> {
-    bytes: Bytes,
-    counted: Counted<'a>,
+/// Nothing was changed, so it may be refused if too much is held already.
+fn refusable(response: Response, counted: &mut Counted) -> Result<Response, Problem> {
+    let status = StatusCode::SERVICE_UNAVAILABLE;
+    let refused = |problem| Problem { status, ..problem };
+    counted.answer(response.body().bytes()).map_err(refused)?;
+    Ok(response)
 }
 
-struct Counted<'a> {
-    all: &'a Cell<usize>,
-    mine: usize,
-}
-
-impl Counted<'_> {
-    fn add(&mut self, bytes: usize) -> Result<(), Problem> {
-        if self.mine + bytes > BODY_BYTES_MAX {
-            return Err(request::body_too_large());
-        }
-        if self.all.get() + bytes > BODIES_BYTES_MAX {
-            let detail = "this gateway holds too many large bodies already";
-            return Err(Problem::new(Kind::Overloaded, detail));
-        }
-        self.mine += bytes;
-        self.all.set(self.all.get() + bytes);
-        Ok(())
+/// The whole body. What comes too late or is too large had no effect.
+async fn read(
+    body: &mut Incoming,
+    counted: &mut Counted,
+    deadline: &Deadline,
+) -> Result<Bytes, Problem> {
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
     }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.all.set(self.all.get() - self.mine);
+    if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return Err(request::body_too_large());
     }
+    let collected = collect(body, counted);
+    tokio::time::timeout_at(deadline.instant.into(), collected).await.unwrap_or_else(|_| {
+        Err(Problem::bad_input("body", "the body did not come in whole before the deadline"))
+    })
 }
 
-impl Front {
-    /// The whole body. What comes too late or is too large had no effect.
-    async fn read(&self, body: &mut Incoming, deadline: &Deadline) -> Result<Held<'_>, Problem> {
-        let counted = Counted { all: &self.bodies, mine: 0 };
-        let mut held = Held { bytes: Bytes::new(), counted };
-        if body.is_end_stream() {
-            return Ok(held);
-        }
-        if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
-            return Err(request::body_too_large());
-        }
-        let collected = collect(body, &mut held.counted);
-        match tokio::time::timeout_at(deadline.instant.into(), collected).await {
-            Ok(bytes) => {
-                held.bytes = bytes?;
-                Ok(held)
-            }
-            Err(_) => {
-                let detail = "the body did not come in whole before the deadline";
-                Err(Problem::bad_input("body", detail))
-            }
-        }
-    }
-}
-
-async fn collect(body: &mut Incoming, counted: &mut Counted<'_>) -> Result<Bytes, Problem> {
+async fn collect(body: &mut Incoming, counted: &mut Counted) -> Result<Bytes, Problem> {
     let Some(first) = data(body).await? else {
         return Ok(Bytes::new());
     };
-    counted.add(first.len())?;
+    count(&first, counted)?;
     // Most bodies come in one piece, which is taken as it is.
     let Some(second) = data(body).await? else {
         return Ok(first);
     };
     let expected = first.len() + second.len() + body.size_hint().lower() as usize;
-    let mut all = BytesMut::with_capacity(expected.min(BODY_BYTES_MAX));
+    let mut all = BytesMut::with_capacity(expected.min(ANNOUNCED_BYTES_MAX));
     all.extend_from_slice(&first);
     let mut next = Some(second);
     while let Some(piece) = next {
-        counted.add(piece.len())?;
+        count(&piece, counted)?;
         all.extend_from_slice(&piece);
         next = data(body).await?;
     }
     Ok(all.freeze())
+}
+
+fn count(piece: &Bytes, counted: &mut Counted) -> Result<(), Problem> {
+    if counted.bytes() + piece.len() > BODY_BYTES_MAX {
+        return Err(request::body_too_large());
+    }
+    counted.add(piece.len())
 }
 
 /// The next piece of a body.

@@ -13,6 +13,7 @@
 mod directory;
 mod failure;
 mod files;
+mod held;
 mod http;
 mod lanes;
 mod linger;
@@ -84,7 +85,7 @@ pub struct Options {
         value_parser = clap::value_parser!(u64).range(..=1_000_000)
     )]
     pub linger_us: u64,
-    /// Seconds that a connection may say nothing, or take for the head of a request
+    /// Seconds that a connection may say nothing, take for the head of a request, or take nothing of an answer
     #[arg(
         long,
         env = "DKC_IDLE_TIMEOUT",

@@ -1,8 +1,11 @@
-//! A socket that is closed gently.
+//! A socket that is closed gently, unless its other side takes nothing.
 //!
 //! A socket closed with bytes unread is reset by the kernel, and a reset throws away what the other side has not read
 //! yet: a client that sent too much would find its connection broken instead of the answer that says so. So after the
 //! last answer the sending side is closed first, and what still comes is dropped for a moment.
+//!
+//! Who does not read makes us hold what is to be written, and hyper would wait for ever: after a while without a byte
+//! taken the connection is broken.
 
 use std::io;
 use std::pin::Pin;
@@ -19,6 +22,10 @@ const LINGER_BYTES_MAX: usize = 1 << 20;
 
 pub(crate) struct Gentle {
     stream: TcpStream,
+    /// How long the other side may take nothing of what is to be written.
+    patience: Duration,
+    /// Since it does: until when.
+    stalled: Option<Pin<Box<Sleep>>>,
     /// Since our side was closed: until when, and how much has been dropped.
     closing: Option<(Pin<Box<Sleep>>, usize)>,
     /// The other side has closed its own: nothing is on its way.
@@ -26,8 +33,8 @@ pub(crate) struct Gentle {
 }
 
 impl Gentle {
-    pub(crate) fn new(stream: TcpStream) -> Self {
-        Self { stream, closing: None, ended: false }
+    pub(crate) fn new(stream: TcpStream, patience: Duration) -> Self {
+        Self { stream, patience, stalled: None, closing: None, ended: false }
     }
 }
 
@@ -52,7 +59,14 @@ impl AsyncWrite for Gentle {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let patience = self.patience;
+        let timer = self.stalled.get_or_insert_with(|| Box::pin(sleep(patience)));
+        timer.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -60,7 +74,7 @@ impl AsyncWrite for Gentle {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, closing, ended } = self.get_mut();
+        let Self { stream, closing, ended, .. } = self.get_mut();
         if closing.is_none() {
             std::task::ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
         }

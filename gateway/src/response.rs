@@ -5,17 +5,16 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::Bytes;
 use engine::key::CounterKey;
-use http_body_util::Full;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{HeaderMap, StatusCode};
 
+use crate::held::Answer;
 use crate::problem::{Kind, Problem, TYPE_PREFIX};
 use crate::request::FailedItem;
 
 /// Every answer is whole before its first byte leaves.
-pub type Response = hyper::Response<Full<Bytes>>;
+pub type Response = hyper::Response<Answer>;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 pub(crate) const PROBLEM: &str = "application/problem+json";
@@ -27,7 +26,7 @@ const RETRY_MUCH_LATER: HeaderValue = HeaderValue::from_static("60");
 static IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 fn answer(status: StatusCode, content_type: HeaderValue, body: Vec<u8>) -> Response {
-    let mut response = Response::new(Full::new(body.into()));
+    let mut response = Response::new(Answer::new(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     response

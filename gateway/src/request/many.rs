@@ -7,6 +7,9 @@ use super::json::{self, Item, Wrong};
 use super::{BodyType, ITEMS_MAX, NotInteger, integer, name_problem};
 use crate::problem::{Kind, Problem};
 
+/// What an answer says of an item that failed, without its key and the detail.
+const ANSWER_BYTES: usize = 128;
+
 /// An item that makes no sense, or was not applied.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct FailedItem {
@@ -42,6 +45,16 @@ impl Batch {
             }
         }
         engine::key::hash(&bytes) as u64
+    }
+
+    /// About as many bytes as its items that make no sense take, here and in the answer: many times what they take in the
+    /// body.
+    pub(crate) fn failed_bytes(&self) -> usize {
+        let one = |FailedItem { key, problem, .. }: &FailedItem| {
+            let key = key.as_ref().map_or(0, Vec::len);
+            size_of::<FailedItem>() + ANSWER_BYTES + 2 * (key + problem.detail.len())
+        };
+        self.failed.iter().map(one).sum()
     }
 
     fn items(&self) -> usize {

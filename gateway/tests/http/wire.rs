@@ -224,6 +224,57 @@ fn who_says_nothing_or_takes_too_long_for_a_head_is_closed() {
     assert!(began.elapsed() >= Duration::from_secs(1), "closed after {:?}", began.elapsed());
 }
 
+/// A body of 200 KB that is answered with 16 MB: a reason for each of its lines but the first.
+fn much_to_answer() -> Vec<u8> {
+    let lines = format!("{{\"key\":\"k\"}}\n{}", "x\n".repeat(99_999));
+    let line =
+        "POST /v1/counters/ns/increment HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson";
+    format!("{line}\r\nContent-Length: {}\r\n\r\n{lines}", lines.len()).into_bytes()
+}
+
+#[test]
+fn answers_that_nobody_takes_are_held_within_bounds() {
+    let mut cluster = Cluster::without_gateway(1);
+    cluster.start_gateway_with(|options| options.workers = Some(1));
+    cluster.ready();
+    let request = much_to_answer();
+    let mut clients: Vec<_> = (0..40).map(|_| cluster.client()).collect();
+    for client in &mut clients {
+        client.send(&request);
+    }
+    let all_answered = || {
+        let metrics = cluster.client().get("/metrics").body;
+        let counted = |code: u16| {
+            let name = format!("dkc_requests_total{{op=\"increment_batch\",code=\"{code}\"}} ");
+            let rest = metrics.split(&name).nth(1);
+            rest.map_or(0, |rest| rest.lines().next().unwrap().parse().unwrap())
+        };
+        counted(200) + counted(429) == 40
+    };
+    until("all are answered", all_answered);
+    let statuses: Vec<_> = clients.iter_mut().map(|client| client.answer(false).status).collect();
+    let applied = statuses.iter().filter(|&&status| status == 200).count();
+    assert!((8..=20).contains(&applied), "256 MiB are held: {statuses:?}");
+    assert!(statuses.iter().all(|status| [200, 429].contains(status)), "{statuses:?}");
+    assert_eq!(cluster.client().get("/v1/counters/ns/k").json()["value"], applied);
+    // Taken, they make room.
+    clients[0].send(&request);
+    assert_eq!(clients[0].answer(false).status, 200);
+}
+
+#[test]
+fn who_does_not_take_an_answer_is_closed() {
+    let mut cluster = Cluster::without_gateway(1);
+    cluster.start_gateway_with(|options| options.idle_timeout = 1);
+    cluster.ready();
+    let mut deaf = cluster.client();
+    deaf.send(&much_to_answer());
+    let metrics_have = |line: &str| cluster.client().get("/metrics").body.contains(line);
+    let answered = "dkc_requests_total{op=\"increment_batch\",code=\"200\"} 1\n";
+    until("it is answered", || metrics_have(answered));
+    until("only who asks is connected", || metrics_have("dkc_connections 1\n"));
+}
+
 #[test]
 fn many_connections_are_shared_out() {
     let cluster = Cluster::start(2);

@@ -1,0 +1,615 @@
+#!/usr/bin/env python3
+"""What clients can do to a gateway: each by itself, then all at once, beside clients that behave and count on.
+
+Starts `dkc dev --nodes 1` (DKC names the binary). After each abuse the gateway is the same process and ready, has closed
+what it should, held no more memory than its documented limits add up to (docs/operations.md, "Size"), and every counter
+holds exactly what was acknowledged: the ledger. What is refused is in the ledger too, with nothing. Prints a table.
+
+With names, as they stand in the table but with `_`: only those.
+"""
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import random
+import resource
+import sys
+import time
+
+from one_gateway import answer, call, get, one_gateway, post, statuses
+
+CONNECTIONS = int(os.environ.get("CONNECTIONS", "10000"))
+ACTIVE = int(os.environ.get("ACTIVE", "1000"))
+ROUNDS = int(os.environ.get("ROUNDS", "20"))
+WORKERS, BEHAVED = 2, 4
+MIB = 1 << 20
+# An idle connection has had a request, and so its buffers.
+IDLE_MAX = 32 << 10
+# A head has 32 KiB at most, and a buffer that grows may be twice as large for a moment. As much for what is to be written.
+CONNECTION_MAX = 64 << 10
+# Bodies and answers: what each worker holds (HELD_BYTES_MAX in gateway/src/held.rs), and as much again while it is moved,
+# read or written.
+HELD_MAX = WORKERS * 2 * (256 << 20)
+# What any abuse may take besides, and what may be left of all of them at the end.
+SOME, REST_MAX = 64 << 20, 256 << 20
+# Seconds for one of them; more, and something hangs. On a machine of its own all of them take about 60.
+WITHIN = 120
+NAMESPACE = "/v1/counters/abuse"
+LAST = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+NDJSON, TEXT = "Content-Type: application/x-ndjson", "Content-Type: text/plain"
+
+
+def main():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < CONNECTIONS + 6000:
+        sys.exit(f"abuse: {hard} open files allowed, {CONNECTIONS + 6000} needed: ulimit -Hn")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # It starts with few, as most shells do: the gateway raises its own limit.
+    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    env = os.environ | {"DKC_WORKERS": str(WORKERS)}
+    with one_gateway("abuse", env=env, preexec_fn=limit) as gateway:
+        try:
+            asyncio.run(Abuse(gateway).run())
+        except Wrong as wrong:
+            sys.exit(f"abuse: {wrong}")
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            sys.exit(f"abuse: a connection that did nothing wrong was closed: {error}")
+
+
+class Wrong(Exception):
+    pass
+
+
+def expect(what, found, *wanted):
+    if found not in wanted:
+        raise Wrong(f"{what}: {found}, expected {' or '.join(map(str, wanted))}")
+
+
+def path(key):
+    """The increment of a key, every byte of it percent-encoded."""
+    return NAMESPACE + "/" + "".join(f"%{byte:02x}" for byte in key) + "/increment"
+
+
+def pieces(*parts):
+    """A chunked body."""
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+def chunked(key, body, version="1.1"):
+    timeout = 2000 if key == b"refused" else 60000
+    return f"POST {path(key)} HTTP/{version}\r\nHost: x\r\nRequest-Timeout-Ms: {timeout}\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + body
+
+
+class Abuse:
+    def __init__(self, gateway):
+        self.gateway = gateway
+        # By key: what was acknowledged.
+        self.ledger = {}
+        self.slowest = 0.0
+        # Too much is held to take every body: 429 in the place of any other answer to one.
+        self.crowded = False
+
+    async def run(self):
+        self.at_rest = self.gateway.memory()
+        _, page = await self.gateway.ask(get("/openapi.json"))
+        self.behaving = [asyncio.create_task(self.behave(f"behaved {number}".encode())) for number in range(BEHAVED)]
+        each = [
+            (self.idle, CONNECTIONS * IDLE_MAX),
+            (self.half_heads, CONNECTIONS * CONNECTION_MAX),
+            (self.half_bodies, 2000 * CONNECTION_MAX),
+            (self.large_half_bodies, HELD_MAX),
+            (self.dripping_bodies, 400 * CONNECTION_MAX),
+            (self.deep_pipelines, 100 * CONNECTION_MAX),
+            (self.pipelines_never_read, 200 * (CONNECTION_MAX + len(page))),
+            (self.large_answers_unread, HELD_MAX),
+            (self.http_1_0, 500 * CONNECTION_MAX),
+            (self.chunked_bodies, 360 * CONNECTION_MAX),
+            (self.endless_bodies, HELD_MAX),
+            (self.heads_too_large, 150 * CONNECTION_MAX),
+            (self.keys_of_every_byte, 300 * CONNECTION_MAX),
+            (self.contradictory_lengths, 280 * CONNECTION_MAX),
+            (self.no_http, 700 * CONNECTION_MAX),
+        ]
+        print(f"{'abuse':<22}{'connections':>12}{'before':>8}{'highest':>9}{'after':>7}{'may grow by (MiB)':>19}  what came of it")
+        only = sys.argv[1:]
+        for abuse, may_grow in [one for one in each if not only or one[0].__name__ in only]:
+            await self.item(abuse.__name__.replace("_", " "), abuse(), may_grow)
+        # Nobody can hold more than the limits, however many they are. Half of the connections lie idle.
+        together = [abuse for abuse, _ in each if abuse != self.idle]
+        every = CONNECTIONS * CONNECTION_MAX + HELD_MAX
+        if not only or "all_at_once" in only:
+            await self.item("all at once", self.all_at_once(together), every)
+        for task in self.behaving:
+            task.cancel()
+            await asyncio.wait([task])
+        await self.ledger_holds("at the end")
+        await self.no_bugs()
+        behaved = sum(self.ledger[f"behaved {number}".encode()] for number in range(BEHAVED))
+        rest = self.gateway.memory()
+        print(f"{behaved} increments of clients that behave, the slowest took {self.slowest:.2f} s")
+        print(f"{len(self.ledger)} counters hold exactly the {sum(self.ledger.values())} that were acknowledged")
+        print(f"memory at rest {self.at_rest // MIB} MiB, in the end {rest // MIB} MiB")
+        if rest - self.at_rest > REST_MAX:
+            raise Wrong(f"{rest // MIB} MiB are left in the end, {(self.at_rest + REST_MAX) // MIB} MiB are allowed")
+
+    async def item(self, name, abuse, may_grow):
+        before = self.gateway.memory()
+        self.gateway.forget_peak()
+        try:
+            connections, what = await asyncio.wait_for(abuse, WITHIN)
+        except asyncio.TimeoutError:
+            raise Wrong(f"{name}: not over within {WITHIN} s")
+        for task in self.behaving:
+            if task.done():
+                task.result()
+        highest = self.gateway.memory("VmHWM")
+        await self.all_closed(name)
+        after = self.gateway.memory()
+        sizes = [f"{before // MIB:>8}{highest // MIB:>9}{after // MIB:>7}{(may_grow + SOME) // MIB:>19}"]
+        print(f"{name:<22}{connections:>12}{sizes[0]}  {what}", flush=True)
+        if highest - before > may_grow + SOME:
+            raise Wrong(f"{name}: grew by {(highest - before) // MIB} MiB")
+        status, body = await self.gateway.ask(get("/readyz"))
+        expect(f"/readyz after {name}", status, 200)
+        await self.ledger_holds(name)
+
+    async def all_closed(self, name):
+        """The gateway has seen that they are gone: only those who behave are left, and who asks."""
+        for _ in range(200):
+            if await self.metric("dkc_connections") <= BEHAVED + 1:
+                return
+            await asyncio.sleep(0.1)
+        raise Wrong(f"{name}: the gateway keeps connections that are gone")
+
+    async def metric(self, name):
+        _, page = await self.gateway.ask(get("/metrics"))
+        return sum(int(line.split()[-1]) for line in page.decode().splitlines() if line.startswith(name))
+
+    async def no_bugs(self):
+        """500 would be one, and nothing here is a reason for 504. 503 is for reads beyond what is held."""
+        for code in range(500, 600):
+            for operation in ["increment", "increment_batch", "get", "get_batch", "delete", "page", "none"]:
+                if code == 503 and operation in ("get", "get_batch", "page"):
+                    continue
+                found = await self.metrics_of(operation, code)
+                expect(f"answers {code} to {operation}", found, 0)
+
+    async def metrics_of(self, operation, code):
+        if not hasattr(self, "page"):
+            self.page = (await self.gateway.ask(get("/metrics")))[1].decode()
+        name = f'dkc_requests_total{{op="{operation}",code="{code}"}}'
+        return sum(int(line.split()[-1]) for line in self.page.splitlines() if line.startswith(name))
+
+    # ---- the ledger ---------------------------------------------------------------------------------
+
+    def acknowledged(self, key, count):
+        self.ledger[key] = self.ledger.get(key, 0) + count
+
+    async def ledger_holds(self, when):
+        """Those who behave count meanwhile: theirs are compared with what they knew before and know after."""
+        before = dict(self.ledger)
+        keys = [{"key_base64": base64.b64encode(key).decode()} for key in before]
+        status, body = await self.gateway.ask(post(f"{NAMESPACE}/get", json.dumps({"keys": keys}).encode()))
+        expect(f"reading the counters, {when}", status, 200)
+        for (key, least), counter in zip(before.items(), json.loads(body)["counters"], strict=True):
+            # One batch of a client that behaves may be on its way.
+            most = self.ledger[key] + (3 if key.startswith(b"behaved") and when != "at the end" else 0)
+            if not least <= counter["value"] <= most:
+                raise Wrong(f"{when}: {key} is {counter['value']}, acknowledged {least} to {most}")
+
+    # ---- who behaves --------------------------------------------------------------------------------
+
+    async def behave(self, key):
+        """Counts on, one request after the other. Only one with a body may be told that there is no room for it."""
+        self.acknowledged(key, 0)
+        connection = await self.gateway.connect()
+        while True:
+            for counts, request in [
+                (1, post(path(key))),
+                (2, post(path(key), b'{"delta":2}')),
+                (3, post(f"{NAMESPACE}/increment", key + b"\n" + key + b"\t2\n", TEXT)),
+            ]:
+                began = time.monotonic()
+                # Cancelled in the middle, it still learns what was counted.
+                status, body = await asyncio.shield(self.counted(key, counts, call(connection, request)))
+                self.slowest = max(self.slowest, time.monotonic() - began)
+                expect("a client that behaves", status, *([200] if counts == 1 else [200, 429]))
+            await asyncio.sleep(0.01)
+
+    async def counted(self, key, counts, calling):
+        status, body = await calling
+        if status == 200:
+            self.acknowledged(key, counts)
+        return status, body
+
+    # ---- half and slow ------------------------------------------------------------------------------
+
+    async def idle(self, count=CONNECTIONS):
+        before = self.gateway.memory()
+        connections = await self.gateway.connect_many(count)
+        await self.each(connections, get("/livez"))
+        idle = (self.gateway.memory() - before) / count
+        began = time.monotonic()
+        for _ in range(ROUNDS):
+            await self.each(connections[:ACTIVE], post(path(b"active")))
+            self.acknowledged(b"active", ACTIVE)
+        seconds = time.monotonic() - began
+        await self.each(connections, get("/livez"))
+        self.close(connections)
+        if idle > IDLE_MAX:
+            raise Wrong(f"{idle:.0f} B for an idle connection, {IDLE_MAX} are allowed")
+        return count, f"{idle:.0f} B each; {ACTIVE * ROUNDS} increments of {ACTIVE} of them in {seconds:.1f} s"
+
+    async def half_heads(self, count=CONNECTIONS):
+        before = self.gateway.memory()
+        connections = await self.gateway.connect_many(count)
+        half = f"POST {path(b'half')} HTTP/1.1\r\n".encode() + b"X: " + b"y" * 31_000
+        self.acknowledged(b"half", 0)
+        for _, writer in connections:
+            writer.write(half)
+        await asyncio.gather(*(writer.drain() for _, writer in connections))
+        # Nobody says when it has read them; that it holds them shows.
+        earlier, held = 0, self.gateway.memory()
+        while held > earlier or not self.crowded and held - before < count * len(half) // 2:
+            await asyncio.sleep(0.2)
+            earlier, held = held, self.gateway.memory()
+        self.close(connections)
+        return count, f"{(held - before) / count:.0f} B for each of {len(half)} B"
+
+    async def half_bodies(self, count=2000):
+        """8 MiB announced, two bytes sent. Half of them go away, the others wait for what becomes of it."""
+        space = self.gateway.memory("VmSize")
+        connections = await self.gateway.connect_many(count)
+        self.acknowledged(b"half", 0)
+        promises = ["Content-Length: 8388608\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n800000\r\n"]
+        for number, (_, writer) in enumerate(connections):
+            head = f"POST {path(b'half')} HTTP/1.1\r\nHost: x\r\nRequest-Timeout-Ms: 3000\r\n{promises[number % 2]}"
+            writer.write(head.encode() + b"{")
+        await asyncio.sleep(1)
+        for _, writer in connections:
+            writer.write(b'"')
+        await asyncio.sleep(1)
+        space = self.gateway.memory("VmSize") - space
+        self.close(connections[: count // 2])
+        for reader, _ in connections[count // 2 :]:
+            expect("half a body", await statuses(reader), [400], *self.or_crowded())
+        self.close(connections)
+        # What is only announced costs nothing, not even addresses: elsewhere they may be limited.
+        if space > 2 << 30 and not self.crowded:
+            raise Wrong(f"{space // MIB} MiB are set aside for bodies that are only announced")
+        return count, f"8 MiB announced by each: 400 at the deadline, {space // MIB} MiB set aside"
+
+    async def large_half_bodies(self, count=90, size=8 << 20):
+        """All of it but the last byte, more than the gateway agrees to hold."""
+        self.acknowledged(b"large", 0)
+        head = f"POST {NAMESPACE}/increment HTTP/1.1\r\nHost: x\r\n{TEXT}\r\nContent-Length: {size}\r\nRequest-Timeout-Ms: 60000\r\n\r\n"
+
+        async def offer(connection):
+            reader, writer = connection
+            with contextlib.suppress(ConnectionError):
+                writer.write(head.encode())
+                for _ in range(size // 65536 - 1):
+                    writer.write(b"large12\n" * 8192)
+                    await writer.drain()
+                writer.write(b"large12\n" * 8191 + b"large12")
+                await writer.drain()
+            # What is not refused by now is held.
+            with contextlib.suppress(asyncio.TimeoutError):
+                return await asyncio.wait_for(statuses(reader), 6)
+
+        connections = await self.gateway.connect_many(count)
+        found = await asyncio.gather(*map(offer, connections))
+        self.close(connections)
+        refused = [status for status in found if status]
+        for status in refused:
+            # A busy machine may take all the time that there is.
+            expect("a body beyond what is held", status, [429], [400])
+        if [429] not in refused:
+            raise Wrong(f"{count * size // MIB} MiB of bodies are held")
+        return count, f"{count * size // MIB} MiB without their last byte: {len(refused)} refused, {found.count(None)} held"
+
+    async def dripping_bodies(self, count=400):
+        """A byte at a time. Half of them end, and count; the others are not whole in time."""
+        self.acknowledged(b"half", 0)
+        body = b'{"delta":3}'
+        connections = await self.gateway.connect_many(count)
+
+        async def drip(number, connection):
+            ends = number % 2 == 0
+            key, timeout, drops = (b"dripped", 60000, body) if ends else (b"half", 500, body[:-1] + b" " * 400)
+            head = f"POST {path(key)} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nRequest-Timeout-Ms: {timeout}\r\n"
+            length = f"Content-Length: {len(body) if ends else 1000}\r\n\r\n"
+            connection[1].write((head + length).encode())
+            answered = asyncio.create_task(statuses(connection[0]))
+            for drop in drops:
+                if answered.done():
+                    break
+                connection[1].write(bytes([drop]))
+                await asyncio.sleep(0.05)
+            found = await answered
+            expect("a body in drops", found, [200 if ends else 400], *self.or_crowded())
+            self.acknowledged(key, 3 if found == [200] else 0)
+
+        await asyncio.gather(*(drip(*each) for each in enumerate(connections)))
+        self.close(connections)
+        return count, "a byte at a time: counted when whole, else 400"
+
+    # ---- who does not read --------------------------------------------------------------------------
+
+    async def deep_pipelines(self, count=100, depth=300):
+        """Hundreds of requests at once; nothing is read for a while, then all of it."""
+        connections = await self.gateway.connect_many(count, deaf=True)
+        for _, writer in connections:
+            writer.write(post(path(b"pipelined")) * depth + LAST)
+        await asyncio.sleep(1)
+        for reader, writer in connections:
+            writer.transport.resume_reading()
+            expect("a pipeline", await statuses(reader), [200] * (depth + 1))
+            self.acknowledged(b"pipelined", depth)
+        self.close(connections)
+        return count, f"{count * depth} increments, {depth} at once: all answered in order"
+
+    async def pipelines_never_read(self, count=200, depth=300):
+        connections = await self.gateway.connect_many(count, deaf=True)
+        for _, writer in connections:
+            writer.write(get("/openapi.json") * depth)
+        await asyncio.sleep(1)
+        self.close(connections)
+        return count, f"{depth} pages asked for on each"
+
+    async def large_answers_unread(self, count=40):
+        """200 KB that are answered with 16 MB: lines that make no sense, but for one."""
+        before = self.gateway.memory()
+        lines = b'{"key":"answered"}\n' + b"x\n" * 99_999
+        connections = await self.gateway.connect_many(count, deaf=True)
+        for _, writer in connections:
+            writer.write(post(f"{NAMESPACE}/increment", lines, NDJSON))
+        await asyncio.sleep(3)
+        found = []
+        for reader, writer in connections:
+            writer.transport.resume_reading()
+            found.append((await answer(reader))[0])
+        for status in found:
+            expect("a large answer", status, 200, 429)
+        self.acknowledged(b"answered", found.count(200))
+        # Read, but still connected.
+        held = self.gateway.memory()
+        self.close(connections)
+        if not found.count(429):
+            raise Wrong(f"{count * 16} MB of answers are held")
+        if held - before > REST_MAX and not self.crowded:
+            raise Wrong(f"{(held - before) // MIB} MiB are held of answers that have been read")
+        return count, f"16 MB to each: {found.count(200)} held, {found.count(429)} refused with 429; {held // MIB} MiB when read"
+
+    # ---- odd HTTP -----------------------------------------------------------------------------------
+
+    async def http_1_0(self, count=500):
+        kept = "Connection: keep-alive"
+        closed = post(path(b"1.0"), version="1.0")
+        body = post(path(b"1.0"), b'{"delta":2}', kept, version="1.0")
+        table = [
+            (closed + LAST, [200], 1),
+            (body + LAST, [200, 200], 2),
+            (post(path(b"1.0"), b"", kept, version="1.0") * 3 + closed, [200] * 4, 4),
+            (f"POST {path(b'1.0')} HTTP/1.0\r\n\r\n".encode(), [200], 1),
+            # 1.0 has no chunks.
+            (chunked(b"1.0", pieces(b"{}"), "1.0") + LAST, [400], 0),
+        ]
+        await asyncio.gather(*(self.sent(raw, want, count // 5, b"1.0", counts) for raw, want, counts in table))
+        return count, "counted, kept open where asked; chunks refused"
+
+    async def chunked_bodies(self, times=20):
+        good, bad = (b"chunked", 5), (b"refused", 0)
+        table = [
+            (good, pieces(b'{"delta":5}'), [200, 200]),
+            (good, pieces(*(bytes([byte]) for byte in b'{"delta":5}')), [200, 200]),
+            (good, b'b;name=value;x="y"\r\n{"delta":5}\r\n0\r\nTrailer: t\r\nX: y\r\n\r\n', [200, 200]),
+            (good, b"0" * 40 + b'B\r\n{"delta":5}\r\n000\r\n\r\n', [200, 200]),
+            # Sizes that are none, or not those of what follows.
+            (bad, b"zz\r\n{}\r\n0\r\n\r\n", [400]),
+            (bad, b"-2\r\n{}\r\n0\r\n\r\n", [400]),
+            (bad, b"\r\n{}\r\n0\r\n\r\n", [400]),
+            (bad, b"1\r\n{}\r\n0\r\n\r\n", [400]),
+            (bad, b"3\r\n{}\r\n0\r\n\r\n", [400]),
+            (bad, b"fffffffffffffffff\r\n{}\r\n0\r\n\r\n", [400]),
+            # A chunk so large that it never ends: its time does.
+            (bad, b"ffffffffffffffff\r\n{}\r\n0\r\n\r\n", [400]),
+            (bad, b"2\n{}\n0\n\n", [400]),
+            # Lines beyond all measure.
+            (bad, b"2;" + b"x" * 100_000 + b"\r\n{}\r\n0\r\n\r\n", [400]),
+            (bad, b"2" * 100_000, [400]),
+            (bad, b"2\r\n{}\r\n0\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", [400]),
+            (bad, b"2\r\n{}\r\n0\r\n" + b"X: y\r\n" * 5000 + b"\r\n", [400]),
+        ]
+        await asyncio.gather(
+            *(self.sent(chunked(key, body) + LAST, want, times, key, counts) for (key, counts), body, want in table)
+        )
+        return len(table) * times, "counted when whole and well-formed, else 400 or 413"
+
+    async def endless_bodies(self, count=24):
+        """Chunks, or a trailer, that never end: the gateway reads on for a while, to say why, and then closes."""
+        self.acknowledged(b"refused", 0)
+        chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+        endless = [chunk, b"1\r\nx\r\n" * 8192, b"0\r\n" + b"X: " + b"y" * 65536]
+        connections = await self.gateway.connect_many(count)
+
+        async def send(number, connection):
+            reader, writer = connection
+            writer.write(chunked(b"refused", b""))
+            answered = asyncio.create_task(statuses(reader))
+            part, sent = endless[number % 3], 0
+            with contextlib.suppress(ConnectionError):
+                while sent < 256 << 20 and not answered.done():
+                    writer.write(part)
+                    await writer.drain()
+                    sent += len(part)
+                    part = endless[number % 3].removeprefix(b"0\r\n")
+            found = await answered
+            # Cut off, it may not get to read the reason. A busy machine may take all of its time.
+            expect("an endless body", found, [], [400], [413], *self.or_crowded())
+            return sent
+
+        sent = await asyncio.gather(*(send(*each) for each in enumerate(connections)))
+        self.close(connections)
+        if max(sent) >= 256 << 20:
+            raise Wrong("an endless body is read on and on")
+        return count, f"{sum(sent) // MIB} MiB sent, then closed: 413 or 400"
+
+    async def heads_too_large(self, times=25):
+        line = f"POST {path(b'refused')} HTTP/1.1\r\n".encode()
+        long = f"POST {NAMESPACE}/{'k' * 9000}/increment HTTP/1.1\r\n\r\n".encode()
+        table = [
+            (long, [414, 200]),
+            (f"POST {NAMESPACE}/{'k' * 100_000}/increment HTTP/1.1\r\n\r\n".encode(), [414]),
+            (line + b"X: " + b"y" * 1_000_000 + b"\r\n\r\n", [431]),
+            (line + b"X: y\r\n" * 200 + b"\r\n", [431]),
+            (line + b"X" * 100_000 + b": y\r\n\r\n", [431]),
+            # A key of 1,024 bytes at most.
+            (post(path(b"k" * 1025)), [400, 200]),
+        ]
+        await asyncio.gather(*(self.sent(raw + LAST, want, times, b"refused", 0) for raw, want in table))
+        return len(table) * times, "414 and 431"
+
+    async def keys_of_every_byte(self):
+        """Percent-encoded and raw, in the path and in each kind of body."""
+        every = [bytes([byte]) for byte in range(256)]
+        connection = await self.gateway.connect()
+        for byte in every:
+            for key, line in [(byte, path(byte)), (b"k" + byte, path(b"k" + byte).upper().replace(NAMESPACE.upper(), NAMESPACE))]:
+                status, _ = await call(connection, post(line.replace("/INCREMENT", "/increment")))
+                expect(f"the key {key}", status, 200)
+                self.acknowledged(key, 1)
+        # Raw in the path: what a URL may contain. Of the rest, # and ? end the path, and / parts it.
+        for byte in every:
+            raw = f"POST {NAMESPACE}/".encode() + byte + b"/increment HTTP/1.1\r\nHost: x\r\n\r\n"
+            good = byte in b"!\"$&'()*+,-.:;=@[\\]^_{|}~" or byte.isalnum()
+            refused = {b"#": [405, 200], b"?": [405, 200], b"/": [404, 200], b"%": [400, 200]}.get(byte, [400])
+            await self.sent(raw + LAST, [200, 200] if good else refused, 1, byte, 1 if good else 0)
+        # Raw within a string of JSON: what is no control character, no quote and UTF-8. One wrong line fails alone.
+        fine = [byte for byte in every if b" " <= byte <= b"\x7f" and byte not in b'"\\']
+        for byte in every:
+            body = b'{"increments":[{"key":"' + byte + b'"}]}'
+            status, _ = await self.call_until_taken(connection, post(f"{NAMESPACE}/increment", body))
+            expect(f"JSON with a raw {byte}", status, 200 if byte in fine else 400)
+            self.acknowledged(byte, 1 if byte in fine else 0)
+        escaped = [{"key": chr(byte[0]), "delta": 2} for byte in every]
+        encoded = [{"key_base64": base64.b64encode(byte).decode(), "delta": 3} for byte in every]
+        for batch, body, headers, applied, failed in [
+            ([(chr(byte[0]).encode(), 2) for byte in every], json.dumps({"increments": escaped}).encode(), [], 256, 0),
+            ([(byte, 3) for byte in every], json.dumps({"increments": encoded}).encode(), [], 256, 0),
+            ([(byte, 3) for byte in every], "\n".join(map(json.dumps, encoded)).encode(), [NDJSON], 256, 0),
+            # The line feed makes two lines of one, both wrong.
+            ([(byte, 1) for byte in fine], b"\n".join(b'{"key":"' + byte + b'"}' for byte in every), [NDJSON], len(fine), 257 - len(fine)),
+            # A line that is empty, or only CR, is none.
+            ([(byte, 1) for byte in every if byte not in b"\r\n"], b"".join(byte + b"\n" for byte in every), [TEXT], 254, 0),
+            ([(b"k" + byte, 7) for byte in every if byte != b"\n"], b"".join(b"k" + byte + b"\t7\n" for byte in every if byte != b"\n"), [TEXT], 255, 0),
+        ]:
+            status, answered = await self.call_until_taken(connection, post(f"{NAMESPACE}/increment", body, *headers))
+            expect(f"every byte in {headers}", status, 200)
+            told = json.loads(answered)
+            expect(f"every byte in {headers}", (told["applied"], len(told["failed"])), (applied, failed))
+            for key, count in batch:
+                self.acknowledged(key, count)
+        self.close([connection])
+        return 257, "256 in the path, encoded and raw; in JSON, NDJSON and text"
+
+    async def contradictory_lengths(self, times=20):
+        """Two ideas of where a request ends: what one of them takes for the next request must not be one."""
+        line = f"POST {path(b'lengths')} HTTP/1.1\r\nHost: x\r\n".encode()
+        hidden = post(path(b"smuggled"))
+        behind = b"0\r\n\r\n" + hidden
+        length, te = b"Content-Length: %d\r\n" % len(behind), b"Transfer-Encoding: chunked\r\n"
+        self.acknowledged(b"smuggled", 0)
+        table = [
+            # RFC 9112, 6.1: the chunks count, and the connection is closed behind them.
+            (line + length + te + b"\r\n" + behind, [200], 1),
+            (line + te + length + b"\r\n" + behind, [200], 1),
+            (line + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}", [200, 200], 1),
+            (line + b"Content-Length: 0\r\n" + length + b"\r\n" + hidden, [400], 0),
+            (line + length + b"Content-Length: 0\r\n\r\n" + hidden, [400], 0),
+            (line + b"Content-Length: 0, 5\r\n\r\n" + hidden, [400], 0),
+            (line + b"Content-Length: +0\r\n\r\n" + hidden, [400], 0),
+            (line + b"Content-Length: -1\r\n\r\n" + hidden, [400], 0),
+            (line + b"Content-Length: 99999999999999999999\r\n\r\n" + hidden, [400], 0),
+            (line + b"Transfer-Encoding: xchunked\r\n\r\n" + behind, [400], 0),
+            (line + b"Transfer-Encoding: chunked, identity\r\n\r\n" + behind, [400], 0),
+            (line + b"Transfer-Encoding: \x0bchunked\r\n\r\n" + behind, [400], 0),
+            (line + b"Transfer-Encoding : chunked\r\n\r\n" + behind, [400], 0),
+            (line + b"X: a\r\n " + te + b"\r\n" + behind, [400], 0),
+        ]
+        await asyncio.gather(*(self.sent(raw + LAST, want, times, b"lengths", counts) for raw, want, counts in table))
+        return len(table) * times, "nothing smuggled"
+
+    async def no_http(self, times=20):
+        random_bytes = random.Random(1).randbytes
+        line = f" {path(b'refused')} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        table = [
+            *((method + line + LAST, [405, 200]) for method in [b"PUT", b"FROB", b"post", b"F" * 3000, b"PATCH", b"TRACE"]),
+            (b"OPTIONS * HTTP/1.1\r\n\r\n" + LAST, [404, 200]),
+            (b"CONNECT x:1 HTTP/1.1\r\n\r\n" + LAST, [404, 200]),
+            (b"PO ST" + line + LAST, [400]),
+            (b"P\0ST" + line + LAST, [400]),
+            (b"POST" + line.replace(b"1.1", b"1.2") + LAST, [400]),
+            (b"POST" + line.replace(b"1.1", b"9.9") + LAST, [400]),
+            (b"POST\r\n\r\n" + LAST, [400]),
+            (b"\0" * 100_000, [400]),
+            # HTTP/2 from the start: no answer that we have would be understood.
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", []),
+            # TLS: the hello of a client.
+            (bytes.fromhex("16030102000100" + "01fc0303") + random_bytes(508), [400]),
+        ]
+        await asyncio.gather(*(self.sent(raw, want, times, b"refused", 0) for raw, want in table))
+        # Random bytes may begin like a head, so they end as none would.
+        garbage = [b"\xff" + random_bytes(random.Random(seed).randrange(1, 5000)) + b"\r\n\r\n" for seed in range(300)]
+        await asyncio.gather(*(self.sent(raw, [400], 1, b"refused", 0) for raw in garbage))
+        return len(table) * times + len(garbage), "400, 404 and 405; HTTP/2 is closed"
+
+    async def all_at_once(self, abuses):
+        idle = await self.gateway.connect_many(CONNECTIONS // 2)
+        await self.each(idle, get("/livez"))
+        self.crowded = True
+        of = {self.half_heads: [CONNECTIONS // 2]}
+        done = await asyncio.gather(*(abuse(*of.get(abuse, [])) for abuse in abuses))
+        self.crowded = False
+        # Those who lay there idle have noticed nothing.
+        await self.each(idle, get("/livez"))
+        self.close(idle)
+        return len(idle) + sum(connections for connections, _ in done), "as before"
+
+    # ---- helpers ------------------------------------------------------------------------------------
+
+    async def sent(self, raw, want, times, key, counts):
+        """These bytes on so many connections at once, each read to its end: all must be answered like this."""
+
+        async def send():
+            reader, writer = await self.gateway.connect()
+            writer.write(raw)
+            found = await statuses(reader)
+            writer.close()
+            refused = self.crowded and found[:1] == [429]
+            expect(f"{raw[:150]}", found, found if refused else want)
+            self.acknowledged(key, 0 if refused else counts)
+
+        await asyncio.gather(*(send() for _ in range(times)))
+
+    def or_crowded(self):
+        return [[429]] if self.crowded else []
+
+    async def call_until_taken(self, connection, request):
+        while (answered := await call(connection, request))[0] == 429 and self.crowded:
+            await asyncio.sleep(0.1)
+        return answered
+
+    async def each(self, connections, request):
+        """One request on every connection, all at once."""
+        for status, _ in await asyncio.gather(*(call(one, request) for one in connections)):
+            expect("one of many", status, 200)
+
+    def close(self, connections):
+        for _, writer in connections:
+            writer.transport.abort()
+
+
+main()
