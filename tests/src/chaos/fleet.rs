@@ -81,6 +81,11 @@ impl Member {
         self.child.is_some()
     }
 
+    /// It runs, and no fault has stopped it.
+    pub fn can_answer(&self) -> bool {
+        self.runs() && self.pauses == 0
+    }
+
     /// Without a restart.
     pub fn has_run_for(&self, length: Duration) -> bool {
         self.runs() && self.started.elapsed() > length

@@ -114,8 +114,10 @@ fn run_in(
     let surprises = Surprises::default();
     let workload =
         Workload::start(recorder.clone(), gateways.clone(), surprises.clone(), &mut rng.fork());
-    let keys = cluster::key_per_shard(&cluster::shards(&gateways)?, probes::NAMESPACE);
-    let probers = Probers::start(&gateways, &keys);
+    let shards = cluster::shards(&gateways)?;
+    let keys = cluster::key_per_shard(&shards, probes::NAMESPACE);
+    let keys = shards.into_iter().map(|shard| shard.id.to_string()).zip(keys);
+    let probers = Probers::start(&gateways, keys, &recorder);
 
     nemesis.run(Instant::now() + settings.length);
     let mut violations = Vec::new();
