@@ -114,6 +114,7 @@ pub struct Fleet {
     /// Nodes that were given an empty folder.
     pub replaced: Vec<String>,
     ends: Vec<End>,
+    mounted: Vec<PathBuf>,
 }
 
 pub const ETCD_PORT: u16 = 2379;
@@ -158,6 +159,7 @@ impl Fleet {
         };
         made(&folder.join("logs"))?;
         made(&folder.join("clocks"))?;
+        let mut mounted = Vec::new();
         for member in &members {
             let data = folder.join(&member.name);
             made(&data)?;
@@ -168,6 +170,7 @@ impl Fleet {
                     "mount",
                     &["-t", "tmpfs", "-o", DISK_SIZE, "dkc-chaos", &data.display().to_string()],
                 )?;
+                mounted.push(data);
             }
         }
         let shim = build_shim(folder);
@@ -185,6 +188,7 @@ impl Fleet {
             damaged: None,
             replaced: Vec::new(),
             ends: Vec::new(),
+            mounted,
         })
     }
 
@@ -408,6 +412,15 @@ impl Fleet {
         }
     }
 
+    /// Takes away the disks, which else can't be removed before this program ends.
+    fn unmount(&mut self) {
+        for disk in std::mem::take(&mut self.mounted) {
+            if let Err(why) = run("umount", &[&disk.display().to_string()]) {
+                crate::note(&why);
+            }
+        }
+    }
+
     /// The command line of a member.
     pub fn argv(&self, name: &str) -> Vec<String> {
         let member = self.member(name);
@@ -481,6 +494,7 @@ impl Fleet {
 impl Drop for Fleet {
     fn drop(&mut self) {
         self.end();
+        self.unmount();
     }
 }
 

@@ -59,6 +59,10 @@ pub struct Settings {
     pub faults: Vec<String>,
     pub dkc: PathBuf,
     pub etcd: PathBuf,
+    /// Else processes on loopback, wherever it runs.
+    pub namespaces: bool,
+    /// History and logs stay even if every promise held.
+    pub keep: bool,
 }
 
 impl Settings {
@@ -80,18 +84,32 @@ impl Settings {
 /// Runs it all. The table comes back, and whether every promise held.
 pub fn run(settings: &Settings, sandbox: Sandbox) -> Result<(String, bool), String> {
     let kinds = settings.kinds(&sandbox)?;
+    runs(&settings.etcd, "scripts/setup installs one; source scripts/env then names it in $ETCD")?;
+    runs(
+        &settings.dkc,
+        "build it (cargo build --workspace --locked --profile ci) or name it with --dkc",
+    )?;
     let folder =
         std::env::temp_dir().join(format!("dkc-chaos-{}-{}", settings.seed, std::process::id()));
     std::fs::create_dir_all(&folder).map_err(|error| format!("{folder:?}: {error}"))?;
     let outcome = run_in(&folder, settings, sandbox, kinds);
     match &outcome {
-        Ok((_, true)) => {
-            // The mounts in it are gone with this program.
-            let _as_far_as_possible = std::fs::remove_dir_all(&folder);
+        Ok((_, true)) if !settings.keep => {
+            if let Err(error) = std::fs::remove_dir_all(&folder) {
+                crate::note(&format!("{} can't be removed: {error}", folder.display()));
+            }
         }
         _ => crate::note(&format!("history, logs and data are kept in {}", folder.display())),
     }
     outcome
+}
+
+/// Whether a program can be started at all; if not, what to do.
+fn runs(program: &Path, otherwise: &str) -> Result<(), String> {
+    match sandbox::run(&program.display().to_string(), &["--version"]) {
+        Ok(()) => Ok(()),
+        Err(why) => Err(format!("{why}; {otherwise}")),
+    }
 }
 
 fn run_in(
