@@ -4,6 +4,7 @@
 //! ```text
 //!   sandbox ── what this machine permits     fleet ── the processes     network, etcd ── their surroundings
 //!   workload, probes ── clients              nemesis ── when what goes wrong; faults/ ── one file per kind
+//!   stalls ── when the machine stood still
 //!   recorder ── who asked and was told what  verdict ── the table, by the simulator's own checkers
 //! ```
 //!
@@ -18,6 +19,7 @@ pub mod network;
 pub mod probes;
 pub mod recorder;
 pub mod sandbox;
+pub mod stalls;
 pub mod verdict;
 pub mod workload;
 
@@ -35,6 +37,7 @@ use self::network::Network;
 use self::probes::Probers;
 use self::recorder::Recorder;
 use self::sandbox::Sandbox;
+use self::stalls::Stalls;
 use self::verdict::{broken, judge};
 use self::workload::{Surprises, Workload};
 use crate::cluster;
@@ -135,7 +138,9 @@ fn run_in(
     let shards = cluster::shards(&gateways)?;
     let keys = cluster::key_per_shard(&shards, probes::NAMESPACE);
     let keys = shards.into_iter().map(|shard| shard.id.to_string()).zip(keys);
-    let probers = Probers::start(&gateways, keys, &recorder);
+    let stalls = Stalls::default();
+    let watching = stalls.watch();
+    let probers = Probers::start(&gateways, keys, &recorder, &stalls);
 
     nemesis.run(Instant::now() + settings.length);
     let mut violations = Vec::new();
@@ -150,6 +155,10 @@ fn run_in(
     }
     let counts = workload.stop();
     let mut probes = probers.stop();
+    stalls.stop();
+    if let Err(panic) = watching.join() {
+        std::panic::resume_unwind(panic);
+    }
     if let Err(why) = read_everything(&recorder, &gateways, &mut probes) {
         violations.push(broken("heals", &why));
     }
@@ -189,6 +198,10 @@ fn run_in(
             (
                 "nodes given an empty folder after that",
                 nemesis.field.fleet.replaced.len().to_string(),
+            ),
+            (
+                "this machine did not run the program, in all, for",
+                format!("{:.1} s", stalls.total().as_secs_f32()),
             ),
             ("faults that could not begin", nemesis.skipped.len().to_string()),
             (

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::recorder::Recorder;
+use super::stalls::Stalls;
 use crate::cluster::http::{Client, Error, Outcome};
 use crate::cluster::load::{Op, Probe};
 
@@ -37,12 +38,19 @@ impl Probers {
         gateways: &[String],
         keys: impl Iterator<Item = (String, String)>,
         recorder: &Arc<Recorder>,
+        stalls: &Stalls,
     ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let spawn = |(shard, key)| {
             let (stop, gateways) = (stop.clone(), gateways.to_vec());
             let probe = Probe { key, ..Probe::default() };
-            let silence = Silence { shard, recorder: recorder.clone(), told: BTreeMap::new() };
+            let silence = Silence {
+                shard,
+                recorder: recorder.clone(),
+                stalls: stalls.clone(),
+                since: Instant::now(),
+                told: BTreeMap::new(),
+            };
             std::thread::spawn(move || run(probe, silence, &gateways, &stop))
         };
         let threads = keys.map(spawn).collect();
@@ -63,6 +71,8 @@ impl Probers {
 struct Silence {
     shard: String,
     recorder: Arc<Recorder>,
+    stalls: Stalls,
+    since: Instant,
     /// Gateway and words, and how many times.
     told: BTreeMap<(usize, String), u64>,
 }
@@ -72,19 +82,29 @@ impl Silence {
         *self.told.entry((gateway + 1, format!("{outcome:?}"))).or_default() += 1;
     }
 
-    /// An answer, so long after the last one.
-    fn ends(&mut self, after: Duration) {
+    /// An answer.
+    fn ends(&mut self) {
+        let since = std::mem::replace(&mut self.since, Instant::now());
         let told = std::mem::take(&mut self.told);
-        if after < WORTH_A_LOOK {
+        let length = since.elapsed();
+        if length < WORTH_A_LOOK {
             return;
         }
         let told: Vec<_> = told
             .into_iter()
             .map(|((gateway, what), times)| format!("{times} × gateway-{gateway}: {what}"))
             .collect();
-        let Self { shard, recorder, .. } = self;
-        crate::note(&format!("{:>15}  shard {shard} for {:.1} s", "silence", after.as_secs_f32()));
-        recorder.note(&json!({"silence": shard, "ms": after.as_millis() as u64, "told": told}));
+        let Self { shard, recorder, stalls, .. } = self;
+        let stalled = stalls.since(since);
+        crate::note(&format!(
+            "{:>15}  shard {shard} for {:.1} s, of which this machine did not run us for {:.1} s",
+            "silence",
+            length.as_secs_f32(),
+            stalled.as_secs_f32()
+        ));
+        recorder.note(&json!({
+            "silence": shard, "ms": length.as_millis() as u64, "stalled_ms": stalled.as_millis() as u64, "told": told,
+        }));
     }
 }
 
@@ -92,7 +112,6 @@ fn run(mut probe: Probe, mut silence: Silence, gateways: &[String], stop: &Atomi
     let client = |gateway: &String| Client::new(gateway).with_grace(GRACE);
     let mut clients: Vec<_> = gateways.iter().map(client).collect();
     let mut gateway = probe.key.len() % clients.len();
-    let mut answered = Instant::now();
     for number in 1_u64.. {
         if stop.load(Ordering::Relaxed) {
             break;
@@ -123,8 +142,7 @@ fn run(mut probe: Probe, mut silence: Silence, gateways: &[String], stop: &Atomi
             _ => {}
         }
         if outcome == Outcome::Applied {
-            silence.ends(answered.elapsed());
-            answered = Instant::now();
+            silence.ends();
         } else {
             silence.refused(gateway, &outcome);
             gateway = (gateway + 1) % clients.len();

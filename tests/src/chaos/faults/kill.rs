@@ -62,23 +62,23 @@ impl Fault for Loop {
 #[derive(Default)]
 pub struct StopLoop {
     victim: String,
-    next: Option<Instant>,
+    runs_for: Duration,
 }
+
+/// A start takes some fifty milliseconds; the news of it and of its end take longer.
+const RUNS_FOR_MS: &[u64] = &[0, 0, 50, 200, 1_000, 3_000];
 
 impl Fault for StopLoop {
     fn begin(&mut self, field: &mut Field) -> Result<String, String> {
         self.victim = field.any(OURS);
-        self.next = Some(Instant::now());
         Ok(self.victim.clone())
     }
 
     fn tick(&mut self, field: &mut Field) {
-        // Each start is asked once; it is down for a second before it.
-        if field.fleet.member(&self.victim).runs()
-            && self.next.is_some_and(|next| next <= Instant::now())
-        {
+        if field.fleet.member(&self.victim).has_run_for(self.runs_for) {
             field.fleet.ask_to_stop(&self.victim);
-            self.next = Some(Instant::now() + Duration::from_millis(field.rng.between(10, 4_000)));
+            let millis = field.rng.pick(RUNS_FOR_MS).unwrap_or(0);
+            self.runs_for = Duration::from_millis(millis);
         }
     }
 
