@@ -59,6 +59,8 @@ pub struct Member {
     pub role: Role,
     pub address: Ipv4Addr,
     child: Option<Child>,
+    /// Killed, and perhaps not dead yet.
+    dying: Option<Child>,
     /// Faults that want it down.
     holds: u32,
     /// Stopped by a signal, by so many faults.
@@ -159,6 +161,7 @@ impl Fleet {
                     role,
                     address: Ipv4Addr::new(second[0], second[1], second[2], first + number),
                     child: None,
+                    dying: None,
                     holds: 0,
                     pauses: 0,
                     started: Instant::now(),
@@ -246,7 +249,15 @@ impl Fleet {
     #[track_caller]
     pub fn start(&mut self, name: &str) {
         let argv = self.argv(name);
-        self.member_mut(name).start_at = None;
+        let member = self.member_mut(name);
+        let is_dead = |child: &mut Child| !matches!(child.try_wait(), Ok(None));
+        let _reaped = member.dying.take_if(is_dead);
+        if member.dying.is_some() {
+            // Its lock and its ports are not free yet.
+            member.start_at = Some(Instant::now());
+            return;
+        }
+        member.start_at = None;
         if !self.member(name).runs() {
             let child = self.spawn(name, name, &argv);
             let member = self.member_mut(name);
@@ -274,12 +285,22 @@ impl Fleet {
     }
 
     /// `kill -9`. Whoever holds it down has to [`Self::release`] it, else it is started again.
+    ///
+    /// Nobody waits for its end: a thread of low priority may take seconds to be run once more on a busy
+    /// machine, and all processes are to die at the same moment if that is the fault.
     pub fn kill(&mut self, name: &str) {
         let member = self.member_mut(name);
         member.start_at = Some(Instant::now() + RESTART_AFTER);
         if let Some(mut child) = member.child.take() {
             member.pauses = 0;
             let _was_ended = child.kill();
+            member.dying = Some(child);
+        }
+    }
+
+    /// For those who touch what it has open.
+    pub fn wait_until_dead(&mut self, name: &str) {
+        if let Some(mut child) = self.member_mut(name).dying.take() {
             let _reaped = child.wait();
         }
     }
@@ -421,6 +442,10 @@ impl Fleet {
         for at in 0..self.members.len() {
             let name = self.members[at].name.clone();
             self.hold(&name);
+        }
+        for at in 0..self.members.len() {
+            let name = self.members[at].name.clone();
+            self.wait_until_dead(&name);
         }
     }
 
