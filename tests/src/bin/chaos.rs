@@ -1,5 +1,8 @@
 //! `chaos [--minutes M] [--seed N] [--faults a,b,c] [--dkc PATH]`: real processes under real faults.
 //!
+//! `--no-namespaces`: processes on loopback, as where namespaces are not permitted. `--keep`: history and
+//! logs stay, though every promise held.
+//!
 //! Exit code 0: every promise held; 1: one did not, and history, logs and data are kept; 2: usage, or
 //! the cluster did not start.
 
@@ -10,7 +13,8 @@ use std::time::Duration;
 
 use tests::chaos::{Settings, run, sandbox};
 
-const USAGE: &str = "chaos [--minutes M] [--seed N] [--faults a,b,c] [--dkc PATH]  (etcd: $ETCD)";
+const USAGE: &str = "chaos [--minutes M] [--seed N] [--faults a,b,c] [--dkc PATH] [--no-namespaces] [--keep]  \
+                     (etcd: $ETCD, else the one on the PATH)";
 
 fn main() -> ExitCode {
     let Some(settings) = parse(std::env::args().skip(1)) else {
@@ -18,7 +22,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     // What follows runs in this program started anew, if namespaces are permitted.
-    let sandbox = sandbox::enter();
+    let sandbox = if settings.namespaces { sandbox::enter() } else { sandbox::without() };
     tests::note(&format!(
         "seed {}, {:.1} min",
         settings.seed,
@@ -42,12 +46,16 @@ fn parse(mut words: impl Iterator<Item = String>) -> Option<Settings> {
     let mut seed = 1;
     let mut faults = Vec::new();
     let mut dkc = None;
+    let mut namespaces = true;
+    let mut keep = false;
     while let Some(word) = words.next() {
         match word.as_str() {
             "--minutes" => minutes = words.next()?.parse().ok().filter(|&minutes| minutes > 0.0)?,
             "--seed" => seed = words.next()?.parse().ok()?,
             "--faults" => faults = words.next()?.split(',').map(str::to_owned).collect(),
             "--dkc" => dkc = Some(PathBuf::from(words.next()?)),
+            "--no-namespaces" => namespaces = false,
+            "--keep" => keep = true,
             _ => return None,
         }
     }
@@ -56,6 +64,8 @@ fn parse(mut words: impl Iterator<Item = String>) -> Option<Settings> {
         length: Duration::try_from_secs_f32(minutes * 60.0).ok()?,
         seed,
         faults,
+        namespaces,
+        keep,
         dkc: dkc.unwrap_or_else(tests::cluster::dkc_binary),
         etcd: etcd.map_or_else(|| "etcd".into(), PathBuf::from),
     })

@@ -24,8 +24,8 @@ use crate::sim::rng::Rng;
 
 /// As systemd does with `RestartSec=1`.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
-/// A process that is asked to stop before it can be is ended by the signal, as any would be.
-const LISTENS_AFTER: Duration = Duration::from_secs(3);
+/// Graceful stops take up to ten seconds; the rest is for a busy machine.
+const STOP_WITHIN: Duration = Duration::from_secs(30);
 /// A disk error three times in a row: the operator gives the node an empty folder, as
 /// docs/operations.md says.
 const DISK_ERRORS_MAX: u32 = 3;
@@ -59,6 +59,8 @@ pub struct Member {
     pub role: Role,
     pub address: Ipv4Addr,
     child: Option<Child>,
+    /// Killed, and perhaps not dead yet.
+    dying: Option<Child>,
     /// Faults that want it down.
     holds: u32,
     /// Stopped by a signal, by so many faults.
@@ -70,6 +72,21 @@ pub struct Member {
     /// Its folder is one on which it must not run.
     must_refuse: bool,
     disk_errors: u32,
+    asked: Option<Asked>,
+}
+
+/// It was asked to stop.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    at: Instant,
+    /// It had begun to listen. Before that the signal ends it, as it would end any program.
+    hears: bool,
+}
+
+impl Asked {
+    fn is_answered_by(self, status: ExitStatus) -> bool {
+        status.success() || !self.hears && status.signal() == Some(Signal::TERM.as_raw())
+    }
 }
 
 impl Member {
@@ -81,9 +98,14 @@ impl Member {
         self.child.is_some()
     }
 
-    /// Without a restart.
+    /// It runs, and no fault has stopped it.
+    pub fn can_answer(&self) -> bool {
+        self.runs() && self.pauses == 0
+    }
+
+    /// Without a restart, and goes on.
     pub fn has_run_for(&self, length: Duration) -> bool {
-        self.runs() && self.started.elapsed() > length
+        self.runs() && self.asked.is_none() && self.started.elapsed() > length
     }
 }
 
@@ -109,6 +131,7 @@ pub struct Fleet {
     /// Nodes that were given an empty folder.
     pub replaced: Vec<String>,
     ends: Vec<End>,
+    mounted: Vec<PathBuf>,
 }
 
 pub const ETCD_PORT: u16 = 2379;
@@ -138,6 +161,7 @@ impl Fleet {
                     role,
                     address: Ipv4Addr::new(second[0], second[1], second[2], first + number),
                     child: None,
+                    dying: None,
                     holds: 0,
                     pauses: 0,
                     started: Instant::now(),
@@ -145,6 +169,7 @@ impl Fleet {
                     explained: BTreeSet::new(),
                     must_refuse: false,
                     disk_errors: 0,
+                    asked: None,
                 });
             }
         }
@@ -153,6 +178,7 @@ impl Fleet {
         };
         made(&folder.join("logs"))?;
         made(&folder.join("clocks"))?;
+        let mut mounted = Vec::new();
         for member in &members {
             let data = folder.join(&member.name);
             made(&data)?;
@@ -163,6 +189,7 @@ impl Fleet {
                     "mount",
                     &["-t", "tmpfs", "-o", DISK_SIZE, "dkc-chaos", &data.display().to_string()],
                 )?;
+                mounted.push(data);
             }
         }
         let shim = build_shim(folder);
@@ -180,6 +207,7 @@ impl Fleet {
             damaged: None,
             replaced: Vec::new(),
             ends: Vec::new(),
+            mounted,
         })
     }
 
@@ -221,11 +249,19 @@ impl Fleet {
     #[track_caller]
     pub fn start(&mut self, name: &str) {
         let argv = self.argv(name);
-        self.member_mut(name).start_at = None;
+        let member = self.member_mut(name);
+        let is_dead = |child: &mut Child| !matches!(child.try_wait(), Ok(None));
+        let _reaped = member.dying.take_if(is_dead);
+        if member.dying.is_some() {
+            // Its lock and its ports are not free yet.
+            member.start_at = Some(Instant::now());
+            return;
+        }
+        member.start_at = None;
         if !self.member(name).runs() {
             let child = self.spawn(name, name, &argv);
             let member = self.member_mut(name);
-            (member.child, member.started) = (Some(child), Instant::now());
+            (member.child, member.started, member.asked) = (Some(child), Instant::now(), None);
         }
     }
 
@@ -249,12 +285,22 @@ impl Fleet {
     }
 
     /// `kill -9`. Whoever holds it down has to [`Self::release`] it, else it is started again.
+    ///
+    /// Nobody waits for its end: a thread of low priority may take seconds to be run once more on a busy
+    /// machine, and all processes are to die at the same moment if that is the fault.
     pub fn kill(&mut self, name: &str) {
         let member = self.member_mut(name);
         member.start_at = Some(Instant::now() + RESTART_AFTER);
         if let Some(mut child) = member.child.take() {
             member.pauses = 0;
             let _was_ended = child.kill();
+            member.dying = Some(child);
+        }
+    }
+
+    /// For those who touch what it has open.
+    pub fn wait_until_dead(&mut self, name: &str) {
+        if let Some(mut child) = self.member_mut(name).dying.take() {
             let _reaped = child.wait();
         }
     }
@@ -272,34 +318,15 @@ impl Fleet {
         self.start_those_due();
     }
 
-    /// SIGTERM, and how long until it had ended; killed after `limit`.
-    pub fn stop(&mut self, name: &str, limit: Duration) -> Result<Duration, String> {
+    /// SIGTERM. [`Self::watch`] sees what comes of it, and starts it again.
+    pub fn ask_to_stop(&mut self, name: &str) {
         let member = self.member_mut(name);
-        // A stopped process can't be asked, and one that has hardly begun does not listen yet.
-        if member.pauses > 0 || member.started.elapsed() < LISTENS_AFTER {
-            return Ok(Duration::ZERO);
+        let Some(child) = &member.child else { return };
+        // A stopped process hears nothing until it goes on.
+        if member.pauses == 0 && member.asked.is_none() {
+            member.asked = Some(Asked { at: Instant::now(), hears: hears_term(child) });
+            send(child, Signal::TERM);
         }
-        let Some(mut child) = member.child.take() else { return Ok(Duration::ZERO) };
-        let codes = member.explained.clone();
-        let explained =
-            |status: ExitStatus| status.code().is_some_and(|code| codes.contains(&code));
-        send(&child, Signal::TERM);
-        let begun = Instant::now();
-        let ended = loop {
-            match child.try_wait() {
-                Ok(Some(status)) if status.success() => break Ok(begun.elapsed()),
-                Ok(Some(status)) if explained(status) => break Ok(begun.elapsed()),
-                Ok(Some(status)) => break Err(format!("{name} was asked to stop: {status}")),
-                _ if begun.elapsed() > limit => {
-                    let _was_ended = child.kill();
-                    let _reaped = child.wait();
-                    break Err(format!("{name} was asked to stop and still ran after {limit:?}"));
-                }
-                _ => std::thread::sleep(Duration::from_millis(20)),
-            }
-        };
-        self.member_mut(name).start_at = Some(Instant::now() + RESTART_AFTER);
-        ended
     }
 
     pub fn pause(&mut self, name: &str) {
@@ -313,6 +340,9 @@ impl Fleet {
     pub fn resume(&mut self, name: &str) {
         let member = self.member_mut(name);
         member.pauses = member.pauses.saturating_sub(1);
+        if let Some(asked) = &mut member.asked {
+            asked.at = Instant::now();
+        }
         if let (0, Some(child)) = (member.pauses, &member.child) {
             send(child, Signal::CONT);
         }
@@ -348,10 +378,22 @@ impl Fleet {
         for at in 0..self.members.len() {
             let member = &mut self.members[at];
             let Some(child) = &mut member.child else { continue };
-            let Ok(Some(status)) = child.try_wait() else { continue };
+            let Ok(Some(status)) = child.try_wait() else {
+                let late = |asked: Asked| member.pauses == 0 && asked.at.elapsed() > STOP_WITHIN;
+                if member.asked.is_some_and(late) {
+                    let name = member.name.clone();
+                    let how = format!("still ran {STOP_WITHIN:?} after it was asked to stop");
+                    self.kill(&name);
+                    self.ends.push(End { name, how, explained: false });
+                }
+                continue;
+            };
             member.child = None;
             member.pauses = 0;
             member.start_at = Some(Instant::now() + RESTART_AFTER);
+            if member.asked.is_some_and(|asked| asked.is_answered_by(status)) {
+                continue;
+            }
             let code = status.code();
             let explained = code.is_some_and(|code| member.explained.contains(&code));
             let end = End { name: member.name.clone(), how: how(status), explained };
@@ -400,6 +442,19 @@ impl Fleet {
         for at in 0..self.members.len() {
             let name = self.members[at].name.clone();
             self.hold(&name);
+        }
+        for at in 0..self.members.len() {
+            let name = self.members[at].name.clone();
+            self.wait_until_dead(&name);
+        }
+    }
+
+    /// Takes away the disks, which else can't be removed before this program ends.
+    fn unmount(&mut self) {
+        for disk in std::mem::take(&mut self.mounted) {
+            if let Err(why) = run("umount", &[&disk.display().to_string()]) {
+                crate::note(&why);
+            }
         }
     }
 
@@ -476,6 +531,7 @@ impl Fleet {
 impl Drop for Fleet {
     fn drop(&mut self) {
         self.end();
+        self.unmount();
     }
 }
 
@@ -486,6 +542,16 @@ fn how(status: ExitStatus) -> String {
         (None, Some(signal)) => format!("signal {signal}"),
         (None, None) => status.to_string(),
     }
+}
+
+/// Whether a process has a handler for SIGTERM by now: bit 14 of what it catches.
+fn hears_term(child: &Child) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()));
+    let caught = |status: String| {
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?.trim().to_owned();
+        u64::from_str_radix(&mask, 16).ok()
+    };
+    status.ok().and_then(caught).is_some_and(|mask| mask & (1 << 14) != 0)
 }
 
 fn send(child: &Child, signal: Signal) {

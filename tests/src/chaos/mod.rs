@@ -4,6 +4,7 @@
 //! ```text
 //!   sandbox ── what this machine permits     fleet ── the processes     network, etcd ── their surroundings
 //!   workload, probes ── clients              nemesis ── when what goes wrong; faults/ ── one file per kind
+//!   stalls ── when the machine stood still
 //!   recorder ── who asked and was told what  verdict ── the table, by the simulator's own checkers
 //! ```
 //!
@@ -18,6 +19,7 @@ pub mod network;
 pub mod probes;
 pub mod recorder;
 pub mod sandbox;
+pub mod stalls;
 pub mod verdict;
 pub mod workload;
 
@@ -35,6 +37,7 @@ use self::network::Network;
 use self::probes::Probers;
 use self::recorder::Recorder;
 use self::sandbox::Sandbox;
+use self::stalls::Stalls;
 use self::verdict::{broken, judge};
 use self::workload::{Surprises, Workload};
 use crate::cluster;
@@ -59,6 +62,10 @@ pub struct Settings {
     pub faults: Vec<String>,
     pub dkc: PathBuf,
     pub etcd: PathBuf,
+    /// Else processes on loopback, wherever it runs.
+    pub namespaces: bool,
+    /// History and logs stay even if every promise held.
+    pub keep: bool,
 }
 
 impl Settings {
@@ -80,18 +87,32 @@ impl Settings {
 /// Runs it all. The table comes back, and whether every promise held.
 pub fn run(settings: &Settings, sandbox: Sandbox) -> Result<(String, bool), String> {
     let kinds = settings.kinds(&sandbox)?;
+    runs(&settings.etcd, "scripts/setup installs one; source scripts/env then names it in $ETCD")?;
+    runs(
+        &settings.dkc,
+        "build it (cargo build --workspace --locked --profile ci) or name it with --dkc",
+    )?;
     let folder =
         std::env::temp_dir().join(format!("dkc-chaos-{}-{}", settings.seed, std::process::id()));
     std::fs::create_dir_all(&folder).map_err(|error| format!("{folder:?}: {error}"))?;
     let outcome = run_in(&folder, settings, sandbox, kinds);
     match &outcome {
-        Ok((_, true)) => {
-            // The mounts in it are gone with this program.
-            let _as_far_as_possible = std::fs::remove_dir_all(&folder);
+        Ok((_, true)) if !settings.keep => {
+            if let Err(error) = std::fs::remove_dir_all(&folder) {
+                crate::note(&format!("{} can't be removed: {error}", folder.display()));
+            }
         }
         _ => crate::note(&format!("history, logs and data are kept in {}", folder.display())),
     }
     outcome
+}
+
+/// Whether a program can be started at all; if not, what to do.
+fn runs(program: &Path, otherwise: &str) -> Result<(), String> {
+    match sandbox::run(&program.display().to_string(), &["--version"]) {
+        Ok(()) => Ok(()),
+        Err(why) => Err(format!("{why}; {otherwise}")),
+    }
 }
 
 fn run_in(
@@ -114,8 +135,12 @@ fn run_in(
     let surprises = Surprises::default();
     let workload =
         Workload::start(recorder.clone(), gateways.clone(), surprises.clone(), &mut rng.fork());
-    let keys = cluster::key_per_shard(&cluster::shards(&gateways)?, probes::NAMESPACE);
-    let probers = Probers::start(&gateways, &keys);
+    let shards = cluster::shards(&gateways)?;
+    let keys = cluster::key_per_shard(&shards, probes::NAMESPACE);
+    let keys = shards.into_iter().map(|shard| shard.id.to_string()).zip(keys);
+    let stalls = Stalls::default();
+    let watching = stalls.watch();
+    let probers = Probers::start(&gateways, keys, &recorder, &stalls);
 
     nemesis.run(Instant::now() + settings.length);
     let mut violations = Vec::new();
@@ -130,6 +155,10 @@ fn run_in(
     }
     let counts = workload.stop();
     let mut probes = probers.stop();
+    stalls.stop();
+    if let Err(panic) = watching.join() {
+        std::panic::resume_unwind(panic);
+    }
     if let Err(why) = read_everything(&recorder, &gateways, &mut probes) {
         violations.push(broken("heals", &why));
     }
@@ -169,6 +198,10 @@ fn run_in(
             (
                 "nodes given an empty folder after that",
                 nemesis.field.fleet.replaced.len().to_string(),
+            ),
+            (
+                "this machine did not run the program, in all, for",
+                format!("{:.1} s", stalls.total().as_secs_f32()),
             ),
             ("faults that could not begin", nemesis.skipped.len().to_string()),
             (

@@ -4,18 +4,28 @@
 //! moment that `known applied ≤ value ≤ applied + unknown` ([`Probe::check`]). After a failure it
 //! turns to the other gateway: what is measured is the service, not one gateway's death.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
+use super::recorder::Recorder;
+use super::stalls::Stalls;
 use crate::cluster::http::{Client, Error, Outcome};
 use crate::cluster::load::{Op, Probe};
 
 pub const NAMESPACE: &str = "probe";
 const PAUSE: Duration = Duration::from_millis(30);
 const DEADLINE: Duration = Duration::from_millis(500);
+/// A gateway that was stopped is not waited for: else it is its silence that is measured.
+const GRACE: Duration = Duration::from_millis(500);
 const WRITES_PER_READ: u64 = 4;
+/// A longer silence is told at once, with what the prober was answered meanwhile: it is worth a look
+/// at the logs. A lease lasts 2 s, and who finds out takes about another.
+const WORTH_A_LOOK: Duration = Duration::from_secs(5);
 
 pub struct Probers {
     stop: Arc<AtomicBool>,
@@ -23,14 +33,27 @@ pub struct Probers {
 }
 
 impl Probers {
-    pub fn start(gateways: &[String], keys: &[String]) -> Self {
+    /// Each key with the shard that has it.
+    pub fn start(
+        gateways: &[String],
+        keys: impl Iterator<Item = (String, String)>,
+        recorder: &Arc<Recorder>,
+        stalls: &Stalls,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let spawn = |key: &String| {
+        let spawn = |(shard, key)| {
             let (stop, gateways) = (stop.clone(), gateways.to_vec());
-            let probe = Probe { key: key.clone(), ..Probe::default() };
-            std::thread::spawn(move || run(probe, &gateways, &stop))
+            let probe = Probe { key, ..Probe::default() };
+            let silence = Silence {
+                shard,
+                recorder: recorder.clone(),
+                stalls: stalls.clone(),
+                since: Instant::now(),
+                told: BTreeMap::new(),
+            };
+            std::thread::spawn(move || run(probe, silence, &gateways, &stop))
         };
-        let threads = keys.iter().map(spawn).collect();
+        let threads = keys.map(spawn).collect();
         Self { stop, threads }
     }
 
@@ -44,8 +67,50 @@ impl Probers {
     }
 }
 
-fn run(mut probe: Probe, gateways: &[String], stop: &AtomicBool) -> Probe {
-    let mut clients: Vec<_> = gateways.iter().map(|gateway| Client::new(gateway)).collect();
+/// What a prober has been told since it was last answered.
+struct Silence {
+    shard: String,
+    recorder: Arc<Recorder>,
+    stalls: Stalls,
+    since: Instant,
+    /// Gateway and words, and how many times.
+    told: BTreeMap<(usize, String), u64>,
+}
+
+impl Silence {
+    fn refused(&mut self, gateway: usize, outcome: &Outcome) {
+        *self.told.entry((gateway + 1, format!("{outcome:?}"))).or_default() += 1;
+    }
+
+    /// An answer.
+    fn ends(&mut self) {
+        let since = std::mem::replace(&mut self.since, Instant::now());
+        let told = std::mem::take(&mut self.told);
+        let length = since.elapsed();
+        if length < WORTH_A_LOOK {
+            return;
+        }
+        let told: Vec<_> = told
+            .into_iter()
+            .map(|((gateway, what), times)| format!("{times} × gateway-{gateway}: {what}"))
+            .collect();
+        let Self { shard, recorder, stalls, .. } = self;
+        let stalled = stalls.since(since);
+        crate::note(&format!(
+            "{:>15}  shard {shard} for {:.1} s, of which this machine did not run us for {:.1} s",
+            "silence",
+            length.as_secs_f32(),
+            stalled.as_secs_f32()
+        ));
+        recorder.note(&json!({
+            "silence": shard, "ms": length.as_millis() as u64, "stalled_ms": stalled.as_millis() as u64, "told": told,
+        }));
+    }
+}
+
+fn run(mut probe: Probe, mut silence: Silence, gateways: &[String], stop: &AtomicBool) -> Probe {
+    let client = |gateway: &String| Client::new(gateway).with_grace(GRACE);
+    let mut clients: Vec<_> = gateways.iter().map(client).collect();
     let mut gateway = probe.key.len() % clients.len();
     for number in 1_u64.. {
         if stop.load(Ordering::Relaxed) {
@@ -76,7 +141,10 @@ fn run(mut probe: Probe, gateways: &[String], stop: &AtomicBool) -> Probe {
             (Outcome::Unknown(_), _) if !is_read => probe.unknown += 1,
             _ => {}
         }
-        if outcome != Outcome::Applied {
+        if outcome == Outcome::Applied {
+            silence.ends();
+        } else {
+            silence.refused(gateway, &outcome);
             gateway = (gateway + 1) % clients.len();
         }
         probe.ops.push(Op { sent, done: Instant::now(), is_read, outcome });
@@ -85,18 +153,52 @@ fn run(mut probe: Probe, gateways: &[String], stop: &AtomicBool) -> Probe {
     probe
 }
 
-/// The longest time without an answer in each shard that overlaps one of these spans.
-pub fn longest_gap(probes: &[Probe], spans: &[(Instant, Instant)]) -> Duration {
+/// The longest time without an answer in any shard that overlaps one of these spans, and none of the
+/// others. It is the silence that must be clear of them: it may outlast the fault that it meets by far.
+pub fn longest_gap(
+    probes: &[Probe],
+    spans: &[(Instant, Instant)],
+    others: &[(Instant, Instant)],
+) -> Duration {
     let mut longest = Duration::ZERO;
     for probe in probes {
         let answered = probe.ops.iter().filter(|op| op.outcome == Outcome::Applied);
         let times: Vec<_> = answered.map(|op| op.done).collect();
         for pair in times.windows(2) {
-            let during = spans.iter().any(|&(begun, healed)| pair[0] < healed && pair[1] > begun);
-            if during {
+            let overlaps =
+                |&(begun, healed): &(Instant, Instant)| pair[0] < healed && pair[1] > begun;
+            if spans.iter().any(overlaps) && !others.iter().any(overlaps) {
                 longest = longest.max(pair[1] - pair[0]);
             }
         }
     }
     longest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A prober is answered at 0 s and at 10 s; one fault lasts from 2 s to 3 s, the other as given.
+    #[track_caller]
+    fn check(other: (u64, u64), want: u64) {
+        let zero = Instant::now();
+        let at = |second| zero + Duration::from_secs(second);
+        let op = |second| Op {
+            sent: at(second),
+            done: at(second),
+            is_read: false,
+            outcome: Outcome::Applied,
+        };
+        let probe = Probe { ops: vec![op(0), op(10), op(11)], ..Probe::default() };
+        let gap = longest_gap(&[probe], &[(at(2), at(3))], &[(at(other.0), at(other.1))]);
+        assert_eq!(gap, Duration::from_secs(want));
+    }
+
+    #[test]
+    fn a_silence_that_meets_another_fault_is_not_of_one_alone() {
+        check((10, 20), 10);
+        check((9, 20), 0);
+        check((2, 3), 0);
+    }
 }

@@ -39,11 +39,8 @@ pub fn enter() -> Sandbox {
             let failed = again.exec();
             crate::note(&format!("unshare: {failed}"));
         }
-        crate::note(
-            "no namespaces are permitted here (that takes root): processes on loopback only, \
-             without cut, slow or lossy networks and full disks",
-        );
-        return Sandbox::default();
+        crate::note("no namespaces are permitted here (that takes root)");
+        return without();
     }
     let sandbox = look();
     let missing = [
@@ -57,6 +54,12 @@ pub fn enter() -> Sandbox {
         crate::note(&format!("not to be had here: {what}"));
     }
     sandbox
+}
+
+/// What there is without namespaces.
+pub fn without() -> Sandbox {
+    crate::note("processes on loopback only, without cut, slow or lossy networks and full disks");
+    Sandbox::default()
 }
 
 /// Tries everything once. Inside, so that nothing of it stays.

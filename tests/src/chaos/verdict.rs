@@ -108,25 +108,29 @@ impl Run<'_> {
     fn faults(&self, text: &mut String) {
         let mut by_kind: BTreeMap<&str, Vec<(Instant, Instant)>> = BTreeMap::new();
         for span in self.spans {
-            by_kind.entry(span.kind).or_default().push((span.begun, span.healed + AFTERMATH));
+            by_kind.entry(span.kind).or_default().push(reach(span));
         }
         text.push('\n');
         row(text, ["faults", "times", "longest without an answer", "of these alone"]);
         for (kind, spans) in &by_kind {
-            let apart = |&&(begun, ended): &&(Instant, Instant)| {
-                let meets = |other: &Span| other.begun < ended && other.healed + AFTERMATH > begun;
-                self.spans.iter().filter(|other| meets(other)).count() == 1
-            };
-            let alone: Vec<_> = spans.iter().filter(apart).copied().collect();
-            let gap = |spans: &[_]| match longest_gap(self.probes, spans) {
+            let others = self.spans.iter().filter(|other| other.kind != *kind).map(reach);
+            let others: Vec<_> = others.collect();
+            let gap = |gap: Duration| match gap {
                 Duration::ZERO => "-".to_owned(),
                 gap => format!("{:.1} s", gap.as_secs_f32()),
             };
-            row(text, [kind, &spans.len().to_string(), &gap(spans), &gap(&alone)]);
+            let longest = gap(longest_gap(self.probes, spans, &[]));
+            let alone = gap(longest_gap(self.probes, spans, &others));
+            row(text, [kind, &spans.len().to_string(), &longest, &alone]);
         }
         row(text, ["all", &self.spans.len().to_string(), "", ""]);
         text.push('\n');
     }
+}
+
+/// When a fault may be the cause of something.
+fn reach(span: &Span) -> (Instant, Instant) {
+    (span.begun, span.healed + AFTERMATH)
 }
 
 fn row(text: &mut String, [first, a, b, c]: [&str; 4]) {

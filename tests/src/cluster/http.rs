@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// How much longer than a request's deadline its answer is waited for.
+/// How much longer than a request's deadline its answer is waited for, unless told otherwise.
 const GRACE: Duration = Duration::from_secs(5);
 /// The service's own, when a request names none.
 pub const DEADLINE: Duration = Duration::from_secs(5);
@@ -72,12 +72,13 @@ pub struct Client {
     address: String,
     stream: Option<TcpStream>,
     input: Vec<u8>,
+    grace: Duration,
 }
 
 impl Client {
     /// `host:port`; connects when first used.
     pub fn new(address: &str) -> Self {
-        Self { address: address.to_owned(), stream: None, input: Vec::new() }
+        Self { address: address.to_owned(), stream: None, input: Vec::new(), grace: GRACE }
     }
 
     pub fn get(&mut self, path: &str) -> Result<Answer, Error> {
@@ -94,6 +95,11 @@ impl Client {
     pub fn value(&mut self, namespace: &str, key: &str) -> Result<Result<u64, Answer>, Error> {
         let answer = self.get(&format!("/v1/counters/{namespace}/{key}"))?;
         Ok(answer.body["value"].as_u64().filter(|_| answer.status == 200).ok_or(answer))
+    }
+
+    /// Waits no longer than this after a request's deadline, for a service that may have been stopped.
+    pub fn with_grace(self, grace: Duration) -> Self {
+        Self { grace, ..self }
     }
 
     pub fn call(
@@ -123,7 +129,7 @@ impl Client {
         let mut bytes = request.into_bytes();
         bytes.extend_from_slice(body);
         let mut converse = || -> io::Result<Answer> {
-            stream.set_read_timeout(Some(deadline + GRACE))?;
+            stream.set_read_timeout(Some(deadline + self.grace))?;
             stream.write_all(&bytes)?;
             self.receive(&mut stream)
         };

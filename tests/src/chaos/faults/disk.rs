@@ -100,6 +100,7 @@ impl Fault for Flip {
         self.victim = field.fleet.victim(&mut field.rng);
         let (start, end) = self.files;
         field.fleet.hold(&self.victim);
+        field.fleet.wait_until_dead(&self.victim);
         let data = field.fleet.data(&self.victim);
         let mut files = Vec::new();
         find(&data, &|name| name.starts_with(start) && name.ends_with(end), &mut files);

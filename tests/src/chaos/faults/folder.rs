@@ -32,6 +32,7 @@ impl Fault for Rollback {
             field.fleet.pause(&self.victim);
         } else {
             field.fleet.hold(&self.victim);
+            field.fleet.wait_until_dead(&self.victim);
         }
         let _was_none = std::fs::remove_dir_all(&image);
         let copied = run("cp", &["-a", &data.display().to_string(), &image.display().to_string()]);
@@ -44,6 +45,7 @@ impl Fault for Rollback {
         std::thread::sleep(RUNS);
         field.fleet.watch();
         field.fleet.hold(&self.victim);
+        field.fleet.wait_until_dead(&self.victim);
         let put_back = copied.and_then(|()| {
             let swapped =
                 std::fs::remove_dir_all(&data).and_then(|()| std::fs::rename(&image, &data));

@@ -58,6 +58,33 @@ impl Fault for Loop {
     fn heal(&mut self, _field: &mut Field) {}
 }
 
+/// Asked to stop again and again, also while it starts: it must end as one that was asked to.
+#[derive(Default)]
+pub struct StopLoop {
+    victim: String,
+    runs_for: Duration,
+}
+
+/// A start takes some fifty milliseconds; the news of it and of its end take longer.
+const RUNS_FOR_MS: &[u64] = &[0, 0, 50, 200, 1_000, 3_000];
+
+impl Fault for StopLoop {
+    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
+        self.victim = field.any(OURS);
+        Ok(self.victim.clone())
+    }
+
+    fn tick(&mut self, field: &mut Field) {
+        if field.fleet.member(&self.victim).has_run_for(self.runs_for) {
+            field.fleet.ask_to_stop(&self.victim);
+            let millis = field.rng.pick(RUNS_FOR_MS).unwrap_or(0);
+            self.runs_for = Duration::from_millis(millis);
+        }
+    }
+
+    fn heal(&mut self, _field: &mut Field) {}
+}
+
 /// Nodes, gateways and coordinators, and sometimes etcd: the power is gone.
 pub struct All;
 
@@ -86,29 +113,26 @@ impl Fault for All {
 #[derive(Default)]
 pub struct Rolling {
     left: Vec<String>,
-    next: Option<Instant>,
+    last: Option<String>,
 }
 
-/// Before the next one is asked: it takes a node TTL + 1 s to come back at worst.
-const BETWEEN: Duration = Duration::from_millis(3_500);
-/// Graceful stops take up to ten seconds; the rest is for a busy machine.
-const STOP_WITHIN: Duration = Duration::from_secs(30);
+/// Before the next one is asked the last one has run again for so long: it takes a node a second and its
+/// recovery to be back, as it has given its lease back.
+const RUNS_AGAIN: Duration = Duration::from_millis(2_500);
 
 impl Fault for Rolling {
     fn begin(&mut self, field: &mut Field) -> Result<String, String> {
         self.left = field.some(Role::Node, 5);
-        self.next = Some(Instant::now());
         Ok(format!("asked to stop in turn: {}", self.left.join(", ")))
     }
 
     fn tick(&mut self, field: &mut Field) {
-        if self.next.is_some_and(|next| next <= Instant::now())
+        let is_back = |last: &String| field.fleet.member(last).has_run_for(RUNS_AGAIN);
+        if self.last.as_ref().is_none_or(is_back)
             && let Some(name) = self.left.pop()
         {
-            if let Err(why) = field.fleet.stop(&name, STOP_WITHIN) {
-                field.broken.push(why);
-            }
-            self.next = Some(Instant::now() + BETWEEN);
+            field.fleet.ask_to_stop(&name);
+            self.last = Some(name);
         }
     }
 

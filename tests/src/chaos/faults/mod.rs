@@ -82,6 +82,7 @@ pub const KINDS: &[Kind] = &[
     kind("kill-loop", (4_000, 10_000), || Box::new(kill::Loop::default())),
     kind("kill-all", (1, 3_000), || Box::new(kill::All)),
     kind("restart", (4_000, 12_000), || Box::new(kill::Rolling::default())),
+    kind("stop-loop", (4_000, 10_000), || Box::new(kill::StopLoop::default())),
     kind("pause", (1_000, 30_000), || Box::new(pause::Pause::default())),
     filtered("cut-nodes", (2_000, 12_000), || Box::new(partition::Cut::nodes())),
     filtered("cut-one-way", (2_000, 12_000), || Box::new(partition::Cut::one_way())),
