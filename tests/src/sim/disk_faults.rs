@@ -6,7 +6,10 @@
 //!
 //! All of it has its own chance and its own clock: a seed without these faults is the same run as ever.
 
+use engine::records::StoreStatus;
+
 use super::core::Happening;
+use super::etcd::{Key, Value};
 use super::nodes::NodeHost;
 use super::rng::Rng;
 use super::world::World;
@@ -156,6 +159,13 @@ impl World {
     fn is_whole(&self, at: usize) -> bool {
         let node = &self.nodes[at];
         let Some(harmed) = node.harmed else { return true };
+        // Etcd says so until all its copies are others: a restart before that would trust none of them.
+        let suspect = self.core.etcd.get(Key::Store(harmed)).is_some_and(|kept| {
+            matches!(kept.value, Value::Store { status: StoreStatus::Suspect, .. })
+        });
+        if suspect && node.store == harmed {
+            return false;
+        }
         let mut relying =
             self.core.etcd.shards().filter(|(config, _)| config.isr.contains(&harmed));
         relying.all(|(config, _)| {

@@ -121,7 +121,8 @@ impl Plan {
             spurious_permille: if rng.percent(50) { rng.between(1, 40) } else { 0 },
             faults_until,
             load_until: faults_until + 500_000,
-            heals_by: faults_until + 60_000_000,
+            // A peer that was ejected again and again waits for a minute before it is added.
+            heals_by: faults_until + 130_000_000,
 
             node: Settings {
                 min_in_sync: 2,
