@@ -12,6 +12,7 @@
 //! another.
 
 use crate::apply::{self, Loaded, Needs, ShardState, Values};
+use crate::entry::Position;
 use crate::idempotency::Record;
 use crate::ids::{CopyNo, Now, Seq, ShardId, StoreId};
 use crate::key::CounterKey;
@@ -51,7 +52,7 @@ pub(super) struct Flushing {
 #[derive(Clone, Debug)]
 struct UnderWay {
     flush: u64,
-    shards: Vec<(CopyNo, DigestPoint)>,
+    shards: Vec<(CopyNo, Position, DigestPoint)>,
 }
 
 impl Node {
@@ -229,9 +230,9 @@ impl Node {
         self.tables.frozen = Some(table.clone());
         let (mut shards, mut marks) = (Vec::new(), Vec::new());
         for replica in self.replicas.values().filter(|replica| replica.exists) {
-            if replica.state.applied.seq > replica.flushed {
+            if replica.state.applied.seq > replica.flushed.seq {
                 shards.push((replica.copy, replica.state.clone()));
-                marks.push((replica.copy, replica.digest()));
+                marks.push((replica.copy, replica.state.applied, replica.digest()));
             }
         }
         if Planted::FlushWithoutSessions.is_in(self.settings.planted) {
@@ -260,10 +261,10 @@ impl Node {
         };
         self.tables.frozen = None;
         self.snapshot += 1;
-        for (copy, point) in done.shards {
+        for (copy, applied, point) in done.shards {
             let Some(replica) = self.replicas.get_mut(&point.shard) else { continue };
-            if replica.exists && replica.copy == copy && point.seq > replica.flushed {
-                replica.flushed = point.seq;
+            if replica.exists && replica.copy == copy && applied.seq > replica.flushed.seq {
+                replica.flushed = applied;
                 replica.flushed_point = point;
             }
         }
@@ -279,13 +280,14 @@ impl Node {
     }
 
     fn needed(&self, replica: &Replica) -> Needed {
-        let mut members = replica.flushed;
+        let mut members = replica.flushed.seq;
         if let Some(primary) = replica.primary() {
             for follower in primary.followers.values() {
                 let fed_otherwise =
                     matches!(follower.feed, Feed::NeedsSnapshot | Feed::Snapshot { .. });
                 if !fed_otherwise {
-                    members = members.min(follower.acked);
+                    // What it will be sent next follows this one.
+                    members = members.min(follower.acked.prev());
                 }
             }
             let absent =
@@ -295,9 +297,9 @@ impl Node {
             }
         }
         if let Some(pin) = self.transfers.pin(replica.shard) {
-            members = members.min(pin);
+            members = members.min(pin.prev());
         }
-        Needed { shard: replica.shard, flushed: replica.flushed, members }
+        Needed { shard: replica.shard, flushed: replica.flushed.seq, members }
     }
 
     /// Makes an empty copy where etcd says that this store is to hold one.

@@ -3,7 +3,7 @@
 //! A node dials every peer to feed it, and is dialled by every peer to be fed: two connections a
 //! pair. On each, what comes first is who speaks; only then does anything count.
 
-use crate::entry::{Body, Entry};
+use crate::entry::{Body, Entry, Position};
 use crate::ids::{Conn, CopyNo, Epoch, Seq, ShardId, StoreBoot, StoreId};
 use crate::message::{FromFollower, Reject, Slice, ToFollower};
 use crate::node::links::{Dialled, MESSAGE_BYTES, SentSlice};
@@ -336,9 +336,11 @@ impl Node {
         }
         let prev = follower.next.prev();
         if prev < base {
-            // Reading begins one earlier, for the position that the entries follow.
-            let from = Seq(prev.0.max(1));
-            follower.feed = Feed::Reading { from };
+            // Reading begins one earlier, for the position that the entries follow. That of what is flushed is known, and
+            // its entry may be gone: a copy of the state is followed from there.
+            let after = Some(replica.flushed).filter(|flushed| flushed.seq == prev);
+            let from = if after.is_some() { follower.next } else { Seq(prev.0.max(1)) };
+            follower.feed = Feed::Reading { from, after };
             effects.push(Effect::ReadLog { shard, from, bytes_max: READ_LOG_BYTES });
             return None;
         }
@@ -366,12 +368,13 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
         let base = replica.log.base();
         let Some(primary) = replica.primary_mut() else { return };
-        let waiting = Feed::Reading { from };
-        let stores: Vec<_> = primary
+        let waiting: Vec<_> = primary
             .followers
             .iter()
-            .filter(|(_, follower)| follower.feed == waiting)
-            .map(|(&store, _)| store)
+            .filter_map(|(&store, follower)| match follower.feed {
+                Feed::Reading { from: asked, after } if asked == from => Some((store, after)),
+                _ => None,
+            })
             .collect();
         // What the disk gave must be the log that this replica has: contiguous, intact, and
         // chained up to what is in memory if it reaches that far.
@@ -386,10 +389,12 @@ impl Node {
             .iter()
             .find(|entry| entry.seq == base.seq)
             .is_none_or(|entry| entry.chain == base.chain);
-        for store in stores {
+        for (store, after) in waiting {
             let Some(follower) = self.follower_mut(store, shard) else { continue };
-            if starts && chained && meets {
-                self.send_read(store, shard, &entries, effects);
+            let follows =
+                after.zip(entries.first()).is_none_or(|(after, first)| first.follows(after));
+            if starts && chained && meets && follows {
+                self.send_read(store, shard, &entries, after, effects);
             } else {
                 follower.feed = Feed::NeedsSnapshot;
             }
@@ -402,6 +407,7 @@ impl Node {
         store: StoreId,
         shard: ShardId,
         entries: &[Entry],
+        after: Option<Position>,
         effects: &mut Vec<Effect>,
     ) {
         let Some(&conn) = self.dialled_to.get(&store) else { return };
@@ -413,9 +419,10 @@ impl Node {
         let wanted = |entry: &&Entry| entry.seq >= follower.next && entry.seq <= base;
         let sending: Vec<_> = entries.iter().filter(wanted).cloned().collect();
         let before = follower.next.prev();
-        let prev = match entries.iter().find(|entry| entry.seq == before) {
-            Some(entry) => entry.position(),
-            None if before == Seq(0) => crate::entry::Position::default(),
+        let read = || entries.iter().map(Entry::position).find(|position| position.seq == before);
+        let prev = match after.filter(|after| after.seq == before).or_else(read) {
+            Some(position) => position,
+            None if before == Seq(0) => Position::default(),
             None => {
                 follower.feed = Feed::NeedsSnapshot;
                 return;

@@ -425,6 +425,50 @@ fn what_was_sent_before_a_learner_was_named_again_does_not_make_it_caught_up() {
     assert!(proposes(opening));
 }
 
+/// Of what is flushed the log may be gone, and the entry of that very position with it: a copy of the state ends there, and
+/// is followed from there. (Simulator, seed 8013782: it was sent again and again, up to copy 719.)
+#[test]
+fn a_copy_of_the_state_is_followed_by_the_first_entry_after_it() {
+    let mut bench = beginning();
+    bench.node.settings.log_memory_bytes = 1;
+    bench.config(record(1, 1, A));
+    bench.on(Event::Durable { group: 1 });
+    bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: 1 } });
+    bench.now = Now((bench.node.settings.flush_after_ms + 1) * 1_000);
+    let effects = bench.on(Event::Tick);
+    let flush = effects.iter().find_map(|effect| match effect {
+        Effect::Flush { flush, .. } => Some(*flush),
+        _ => None,
+    });
+    bench.on(Event::Ingested { flush: flush.expect("the barrier is applied") });
+    let mut entries = Vec::new();
+    for n in 2..5 {
+        let effects = bench.frame(n, add(n));
+        entries.extend(effects.into_iter().filter_map(|effect| match effect {
+            Effect::Write(Record::Append { entry, .. }) => Some(entry),
+            _ => None,
+        }));
+        bench.on(Event::Durable { group: n });
+        bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n } });
+    }
+    assert!(bench.node.replicas[&SHARD].log.get(Seq(2)).is_none(), "it is on the disk only");
+
+    let applied = bench.node.replicas[&SHARD].flushed;
+    let reason = Reject::Mismatch { ends: vec![], applied };
+    let reject = FromFollower::Reject { n: 5, shard: SHARD, reason };
+    let effects = bench.on(Event::FromFollower { conn: TO_B, message: reject });
+    let read = |effect: &Effect| matches!(effect, Effect::ReadLog { from: Seq(2), .. });
+    assert!(effects.iter().any(read), "{effects:?}");
+    let event = Event::LogRead { shard: SHARD, from: Seq(2), entries: entries.clone() };
+    let effects = bench.on(event);
+    let sent = effects.iter().find_map(|effect| match effect {
+        Effect::ToFollower { message: ToFollower::Append { slices, .. }, .. } => slices.first(),
+        _ => None,
+    });
+    let sent = sent.expect("it is fed");
+    assert_eq!((sent.prev, &sent.entries[..]), (applied, &entries[..]));
+}
+
 /// What it had taken before is acknowledged after the refusal: that is no sign of room (simulator, seed 2003905).
 #[test]
 fn a_follower_whose_disk_is_full_is_tried_again_whatever_it_acknowledges() {

@@ -60,7 +60,7 @@ pub struct Replica {
     /// The last seq that messages of the promised epoch have shown to be in the primary's log.
     pub matched: Seq,
     /// Applied and in the state on disk.
-    pub flushed: Seq,
+    pub flushed: Position,
     /// What that amounts to.
     pub flushed_point: DigestPoint,
     /// Damage, or an entry of a newer build: nothing more is taken or applied.
@@ -98,7 +98,7 @@ impl Replica {
             state: ShardState { slots, ..ShardState::default() },
             commit: Seq(0),
             matched: Seq(0),
-            flushed: Seq(0),
+            flushed: Position::default(),
             flushed_point: DigestPoint { shard, ..DigestPoint::default() },
             stopped: None,
             unfit: false,
@@ -134,7 +134,7 @@ impl Replica {
     fn begin_content(&mut self, state: ShardState) {
         self.log = ReplicaLog::from(state.applied);
         self.commit = state.applied.seq;
-        self.flushed = state.applied.seq;
+        self.flushed = state.applied;
         self.matched = Seq(0);
         self.points.clear();
         self.state = state;

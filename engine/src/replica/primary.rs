@@ -15,6 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::{self, ShardConfig};
+use crate::entry::Position;
 use crate::ids::{Boot, Conn, CopyNo, Epoch, Now, Seq, StoreId, TimeMs, Version};
 use crate::message::DigestPoint;
 use crate::node::audit::Votes;
@@ -86,9 +87,10 @@ pub enum Feed {
     Streaming {
         opening: bool,
     },
-    /// Older entries are being read from the log on disk.
+    /// Older entries are being read from the log on disk. `after`: what they follow, if its entry may be gone.
     Reading {
         from: Seq,
+        after: Option<Position>,
     },
     /// It needs a whole copy.
     NeedsSnapshot,

@@ -163,7 +163,8 @@ impl World {
         let suspect = self.core.etcd.get(Key::Store(harmed)).is_some_and(|kept| {
             matches!(kept.value, Value::Store { status: StoreStatus::Suspect, .. })
         });
-        if suspect && node.store == harmed {
+        // And what nobody has come upon yet may come back into the in-sync set with its copy.
+        if node.store == harmed && (suspect || node.hides_harm()) {
             return false;
         }
         let mut relying =

@@ -31,7 +31,8 @@ pub enum Kind {
     Cut,
     /// All connections of one process die, each with one of its next messages.
     Snap,
-    /// Connections die at one end, and what was sent on them comes later than what is sent on the next ones.
+    /// Connections die at one end, and what was sent on them comes later than what is sent on the next ones; questions and
+    /// reports come a second time, late.
     Straggle,
     /// Some processes do not hear each other.
     Partition,

@@ -14,6 +14,7 @@ use engine::message::{
 };
 
 use super::core::{Core, Happening, Place, Process, Told};
+use super::faults::Kind;
 
 /// A process asks again, or gives a silent link up, after so long.
 const DIAL_TIMEOUT: u64 = 300_000;
@@ -450,7 +451,17 @@ impl Core {
             return;
         }
         let delay = self.way(from.place, to);
+        if let Some(late) = self.repeats() {
+            let message = message.clone();
+            self.after(delay + late, Happening::Query { to, from, query, message });
+        }
         self.after(delay, Happening::Query { to, from, query, message });
+    }
+
+    /// Now and then a question or a report comes once more, when it means nothing any more.
+    fn repeats(&mut self) -> Option<u64> {
+        let some = self.plan.faults.contains(&Kind::Straggle) && self.is_faulty();
+        (some && self.rng.percent(5)).then(|| self.rng.between(10_000, 3_000_000))
     }
 
     /// To every coordinator: only the leading one listens.
@@ -459,6 +470,10 @@ impl Core {
             let to = Place::Coordinator(index);
             if !self.net.is_blocked(from.place, to) {
                 let delay = self.way(from.place, to);
+                if let Some(late) = self.repeats() {
+                    let report = report.clone();
+                    self.after(delay + late, Happening::Report { to, from: me, report });
+                }
                 self.after(delay, Happening::Report { to, from: me, report: report.clone() });
             }
         }
