@@ -417,6 +417,9 @@ async fn an_etcd_whose_history_went_back_is_led_no_more() {
     cluster.nodes.clear();
     cluster.etcd.replace_by_empty().await;
     cluster.coordinator.says((503, "etcd-went-back")).await;
+    // Nor does our own metastore follow it.
+    let settings = Settings::new(vec![cluster.etcd.endpoint()], CLUSTER);
+    cluster.store = Metastore::connect(&settings).await.expect("etcd answers");
     let leader = cluster.store.get::<Candidate>(&()).await.expect("a read");
     assert_eq!(leader, None);
     assert_eq!(cluster.shards().await, []);
