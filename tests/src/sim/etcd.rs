@@ -487,10 +487,13 @@ impl Core {
         }
         if self.etcd.is_restored() {
             let history = self.etcd.histories.entry(process).or_default();
-            let asks = history.asks();
-            if asks.is_ok_and(|asked| history.answered(asked, self.etcd.kept.revision).is_ok()) {
-                self.etcd_put_right();
+            let revision = self.etcd.kept.revision;
+            if history.asks().is_ok_and(|asked| asked <= revision) {
+                self.etcd_put_right(); // As above.
             } else {
+                if let Ok(asked) = history.asks() {
+                    let _went_back = history.answered(asked, revision);
+                }
                 self.oracle.coverage.reached(Path::EtcdWentBack);
                 self.etcd.watchers[at].seen = usize::MAX;
                 return None;

@@ -98,6 +98,7 @@ struct Peer {
     conn: Option<Conn>,
     refused: u32,
     next_dial: u64,
+    dialled_at: u64,
 }
 
 /// Why etcd was asked.
@@ -725,6 +726,7 @@ impl Driver<'_> {
         for peer in self.running.peers.values_mut() {
             let idle = peer.dial.is_none() && peer.conn.is_none();
             if idle && peer.next_dial <= core.now {
+                peer.dialled_at = core.now;
                 peer.dial = Some(core.dial(self.process, place_of(peer.me.store)));
             }
         }
@@ -840,8 +842,10 @@ impl Driver<'_> {
         {
             peer.conn = None;
             peer.refused = 0;
-            peer.next_dial = core.now;
-            core.tell_after(1_000, self.process, Told::Redial);
+            // One that ended at once would do so again: another store answers there.
+            let waits = if core.now < peer.dialled_at + REDIAL { REDIAL } else { 1_000 };
+            peer.next_dial = core.now + waits;
+            core.tell_after(waits, self.process, Told::Redial);
         }
     }
 
@@ -963,7 +967,8 @@ impl Driver<'_> {
             return;
         }
         let old = known.and_then(|peer| peer.conn);
-        let peer = Peer { me, dial: None, conn: None, refused: 0, next_dial: core.now };
+        let peer =
+            Peer { me, dial: None, conn: None, refused: 0, next_dial: core.now, dialled_at: 0 };
         self.running.peers.insert(me.store, peer);
         if let Some(conn) = old {
             core.close(conn);

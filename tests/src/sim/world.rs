@@ -18,8 +18,8 @@ use super::plan::Plan;
 use super::rng::Rng;
 use super::token_clients::{self, TokenClients, Told as TokenTold};
 
-/// A healthy run takes about a tenth of it.
-const STEPS_MAX: u64 = 3_000_000;
+/// A healthy run takes about a thirtieth of it.
+const STEPS_MAX: u64 = 10_000_000;
 
 pub struct World {
     pub core: Core,
