@@ -36,12 +36,8 @@ impl fmt::Display for WentBack {
 }
 
 impl History {
-    /// The highest revision that was heard of.
-    pub fn newest(&self) -> u64 {
-        self.newest
-    }
-
-    /// A call is about to be made: what is to be kept for [`answered`](Self::answered). An error: nothing is asked any more.
+    /// A call is about to be made: the highest revision that was heard of, to be kept for [`answered`](Self::answered). An
+    /// error: nothing is asked any more.
     pub fn asks(&self) -> Result<u64, WentBack> {
         self.went_back.map_or(Ok(self.newest), Err)
     }

@@ -177,6 +177,11 @@ impl Metastore {
         Ok((reply, revision))
     }
 
+    /// No answer yet was from a history that is not the one before. Else nothing is asked any more.
+    pub fn is_followed(&self) -> bool {
+        self.history().asks().is_ok()
+    }
+
     /// What a call is to keep for [`answered`](Self::answered).
     pub(crate) fn asks(&self) -> Result<u64, Error> {
         self.history().asks().map_err(Error::WentBack)

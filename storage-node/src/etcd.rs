@@ -5,12 +5,10 @@
 //! followed: shards for the machine, `node/` and `store/` for whoever dials peers. All of it may come late; whoever acts
 //! on it compares.
 //!
-//! An etcd whose history went back is not followed any more by a running process (DESIGN §5): every later answer is
-//! dropped, and the node goes on with what it knew until it is restarted.
+//! An etcd whose history went back is not followed any more by a running process (DESIGN §5): the metastore gives no
+//! answers then, and the node goes on with what it knew until it is restarted.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use engine::config::ShardConfig;
 use engine::ids::{Boot, Revision, SessionId, ShardId, StoreBoot, StoreId};
@@ -43,7 +41,6 @@ pub struct Etcd {
     runtime: Handle,
     /// Of the etcd that this process began with.
     incarnation: u32,
-    went_back: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Etcd {
@@ -56,7 +53,7 @@ impl Etcd {
     /// Within a runtime.
     pub fn new(metastore: Metastore, inbox: Inbox, incarnation: u32) -> Self {
         let runtime = Handle::current();
-        Self { metastore, inbox, runtime, incarnation, went_back: Arc::default() }
+        Self { metastore, inbox, runtime, incarnation }
     }
 
     /// Asks, and tells the loop what came of it. Never waits.
@@ -85,8 +82,7 @@ impl Etcd {
     /// None: the machine asks again when it still wants to know.
     async fn read_config(&self, shard: ShardId) -> Option<Event> {
         match self.metastore.get::<ShardConfig>(&shard).await {
-            Ok(Some(kept)) if self.follows() => Some(config_event(kept, true)),
-            Ok(_) => None,
+            Ok(kept) => kept.map(|kept| config_event(kept, true)),
             Err(error) => {
                 debug!(%shard, %error, "shard record not read");
                 None
@@ -102,7 +98,7 @@ impl Etcd {
     ) -> CasOutcome {
         // Revisions begin at 1: these name a record, or a key, that was never read.
         let names_nothing = expect == 0 || candidate.is_some_and(|(_, created)| created == 0);
-        if names_nothing || !self.follows() {
+        if names_nothing || !self.metastore.is_followed() {
             return CasOutcome::Failed;
         }
         let outcome = self.metastore.cas_shard(config, expect, candidate).await;
@@ -122,11 +118,10 @@ impl Etcd {
         // One read for all of them: linearizable as a whole, and etcd orders it once.
         let listed = self.metastore.list::<ShardConfig>().await;
         match listed {
-            Ok(listed) if self.follows() => {
+            Ok(listed) => {
                 let asked = listed.all.into_iter().filter(|kept| shards.contains(&kept.id));
                 Some(asked.map(|kept| kept.record).collect())
             }
-            Ok(_) => None,
             Err(error) => {
                 debug!(%error, "etcd was asked to prove a read and did not answer");
                 None
@@ -136,8 +131,7 @@ impl Etcd {
 
     async fn list_sessions(&self) -> Option<Event> {
         let listed = match self.metastore.list::<GatewayRecord>().await {
-            Ok(listed) if self.follows() => listed,
-            Ok(_) => return None,
+            Ok(listed) => listed,
             Err(error) => {
                 debug!(%error, "sessions not listed");
                 return None;
@@ -147,10 +141,6 @@ impl Etcd {
         let at = |revision| Revision { incarnation, revision };
         let alive = listed.all.iter().map(|kept| SessionId(at(kept.created))).collect();
         Some(Event::SessionsListed { at: at(listed.revision), alive })
-    }
-
-    fn follows(&self) -> bool {
-        !self.went_back.load(Ordering::Acquire)
     }
 }
 
@@ -273,9 +263,6 @@ impl Followed {
     }
 
     fn went_back(&self, was: u64, now: u64) {
-        if self.etcd.went_back.swap(true, Ordering::AcqRel) {
-            return;
-        }
         error!(
             was,
             now,

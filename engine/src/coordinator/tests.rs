@@ -316,6 +316,10 @@ fn silent(stores: &[u128]) -> Report {
     Report { silent: ids(stores), ..Report::default() }
 }
 
+fn writes_a_store(effect: &Effect) -> bool {
+    matches!(effect, Effect::Propose { writes: Writes::Store { .. }, .. })
+}
+
 // ---- office ------------------------------------------------------------------------------------
 
 #[test]
@@ -996,9 +1000,7 @@ fn a_store_that_does_not_run_takes_nobodys_place() {
     let change = Change::Store(id(9), Some(kept(record, revision)));
     bench.on(Event::Changed { revision, change });
     bench.pass(5_000);
-    let writes =
-        |effect: &Effect| matches!(effect, Effect::Propose { writes: Writes::Store { .. }, .. });
-    assert!(!bench.take().iter().any(writes));
+    assert!(!bench.take().iter().any(writes_a_store));
 }
 
 #[test]
@@ -1012,9 +1014,7 @@ fn a_name_of_a_living_store_is_its_own() {
     bench.etcd.revision = 300;
     bench.on(Event::WatchBroke);
     bench.pass(5_000);
-    let writes =
-        |effect: &Effect| matches!(effect, Effect::Propose { writes: Writes::Store { .. }, .. });
-    assert!(!bench.take().iter().any(writes));
+    assert!(!bench.take().iter().any(writes_a_store));
 }
 
 fn clears(effect: &Effect, wanted: u128) -> bool {

@@ -190,10 +190,10 @@ impl Office {
             let Some(kept) = named(old) else { continue };
             let takes_over = |&&new: &&StoreId| {
                 // One that is only recorded holds nothing, and may never have run: claims can come late.
-                let runs = self.records.is_registered(new);
-                named(new).filter(|_| runs).is_some_and(|other| {
+                let newer = |other: &Kept<StoreRecord>| {
                     other.value.name == kept.value.name && other.created > kept.created
-                })
+                };
+                self.records.is_registered(new) && named(new).is_some_and(newer)
             };
             if let Some(&new) = standing.iter().find(takes_over)
                 && self.is_dead(turn.now, old)

@@ -109,10 +109,8 @@ pub fn run(settings: &Settings, sandbox: Sandbox) -> Result<(String, bool), Stri
 
 /// Whether a program can be started at all; if not, what to do.
 fn runs(program: &Path, otherwise: &str) -> Result<(), String> {
-    match sandbox::run(&program.display().to_string(), &["--version"]) {
-        Ok(()) => Ok(()),
-        Err(why) => Err(format!("{why}; {otherwise}")),
-    }
+    let run = sandbox::run(&program.display().to_string(), &["--version"]);
+    run.map_err(|why| format!("{why}; {otherwise}"))
 }
 
 fn run_in(

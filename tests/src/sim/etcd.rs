@@ -215,7 +215,8 @@ impl Etcd {
 
     /// This process has heard of nothing newer than the snapshot.
     pub fn could_follow(&self, process: Process, image: &Image) -> bool {
-        self.histories.get(&process).is_none_or(|history| history.newest() <= image.revision)
+        let asks = self.histories.get(&process).map_or(Ok(0), History::asks);
+        asks.is_ok_and(|newest| newest <= image.revision)
     }
 
     /// It does not follow this etcd any more, nor any.
@@ -349,10 +350,8 @@ impl Core {
             Health::Dead => return,
         }
         let Asked { number, call, history, gives_up_at } = asked;
-        if self.etcd.is_restored() && history.is_some_and(|asked| asked <= self.etcd.kept.revision)
-        {
-            // It could not tell: whoever looks after etcd has seen to it before.
-            self.etcd_put_right();
+        if let Some(asked) = history {
+            self.etcd_is_right_for(asked);
         }
         let before = self.etcd.history.len();
         let leases = matches!(call, Call::Grant { .. });
@@ -485,21 +484,17 @@ impl Core {
             self.after(again, Happening::EtcdRelist { watcher: at });
             return None;
         }
-        if self.etcd.is_restored() {
-            let history = self.etcd.histories.entry(process).or_default();
-            let revision = self.etcd.kept.revision;
-            if history.asks().is_ok_and(|asked| asked <= revision) {
-                self.etcd_put_right(); // As above.
-            } else {
-                if let Ok(asked) = history.asks() {
-                    let _went_back = history.answered(asked, revision);
-                }
-                self.oracle.coverage.reached(Path::EtcdWentBack);
-                self.etcd.watchers[at].seen = usize::MAX;
-                return None;
-            }
+        let asks = self.etcd.histories.entry(process).or_default().asks();
+        if let Ok(asked) = asks {
+            self.etcd_is_right_for(asked);
         }
-        self.etcd_heard(process);
+        let revision = self.etcd.kept.revision;
+        let history = self.etcd.histories.entry(process).or_default();
+        if asks.and_then(|asked| history.answered(asked, revision)).is_err() {
+            self.oracle.coverage.reached(Path::EtcdWentBack);
+            self.etcd.watchers[at].seen = usize::MAX;
+            return None;
+        }
         let watcher = &mut self.etcd.watchers[at];
         watcher.broken = false;
         let from = watcher.missed.take().unwrap_or(watcher.seen);
@@ -524,6 +519,14 @@ impl Core {
         }
         for watcher in 0..self.etcd.watchers.len() {
             self.etcd_wake(watcher);
+        }
+    }
+
+    /// Before it answers a process that has heard of nothing newer than what it holds, and so could not tell: whoever looks
+    /// after etcd has put it right by then.
+    fn etcd_is_right_for(&mut self, asked: u64) {
+        if asked <= self.etcd.kept.revision {
+            self.etcd_put_right();
         }
     }
 
