@@ -13,20 +13,6 @@ use crate::ids::{Bseq, Conn, SessionId, ShardId, Slots};
 use crate::message::{Answer, NodeReply, Refusal, ShardAvailability};
 use crate::planted::Planted;
 
-/// A refusal that asks for another primary: so far apart while the config stays the same …
-const REFUSED_MS: u64 = 10;
-/// … doubled each time up to this.
-const REFUSED_MS_MAX: u64 = 200;
-/// After "overloaded" and "no space".
-const OVERLOADED_MS: u64 = 50;
-/// A word that a shard is frozen is believed for so long, unless it is taken back.
-const FROZEN_MS: u64 = 1_000;
-
-/// How long to wait after so many refusals in a row.
-pub(super) fn backoff_ms(refusals: u32) -> u64 {
-    (REFUSED_MS << refusals.saturating_sub(1).min(10)).min(REFUSED_MS_MAX)
-}
-
 /// What a definite batch means for its operations.
 enum Then {
     /// They wait: to be sent to another primary, or under another session.
@@ -229,9 +215,11 @@ impl Worker {
         let after_ms = match refusal {
             Refusal::NotPrimary(_) | Refusal::NoSuchShard | Refusal::Damaged | Refusal::Stale => {
                 queue.refusals += 1;
-                backoff_ms(queue.refusals)
+                self.settings.timing.backoff_ms(queue.refusals)
             }
-            Refusal::Overloaded | Refusal::NoSpace | Refusal::TooLarge => OVERLOADED_MS,
+            Refusal::Overloaded | Refusal::NoSpace | Refusal::TooLarge => {
+                self.settings.timing.overloaded_ms
+            }
             Refusal::Frozen => 0,
         };
         queue.retry_at = self.now.plus_ms(after_ms);
@@ -297,8 +285,9 @@ impl Worker {
 
     fn note_state(&mut self, conn: Conn, shard: ShardId, state: ShardAvailability) {
         let Some(lane) = self.router.lane_mut(conn) else { return };
+        let frozen_ms = self.settings.timing.frozen_ms;
         match state {
-            ShardAvailability::Frozen => lane.froze(shard, self.now.plus_ms(FROZEN_MS)),
+            ShardAvailability::Frozen => lane.froze(shard, self.now.plus_ms(frozen_ms)),
             ShardAvailability::Open => lane.opened(shard),
         }
         self.due.insert(shard);

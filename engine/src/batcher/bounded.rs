@@ -16,9 +16,6 @@ use crate::config::ShardConfig;
 use crate::ids::{Now, ShardId, StoreId};
 use crate::router::Router;
 
-/// A backup that could not answer is asked after the others for so long.
-pub(super) const SHUN_MS: u64 = 1_000;
-
 /// What a part is content with, and who could not give it.
 #[derive(Clone, Debug)]
 pub(super) struct Bound {

@@ -51,6 +51,7 @@ use self::reads::Reads;
 use self::requests::Requests;
 use self::seal::Sealer;
 use self::writes::Splitter;
+use crate::batch::{BATCH_BYTES_LIMIT, BATCH_BYTES_MAX, BATCH_OPS_MAX};
 use crate::config::ShardConfig;
 use crate::idempotency::Token;
 use crate::ids::{Conn, Now, SessionId, ShardId, StoreBoot, StoreId};
@@ -168,7 +169,76 @@ pub struct Settings {
     pub backup_wait_ms: u64,
     /// This worker's number: each begins with another backup.
     pub worker: usize,
+    pub sizes: Sizes,
+    pub timing: Timing,
     pub planted: Option<Planted>,
+}
+
+/// Limits of one batch and of one message.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// A batch is closed at this many ops …
+    pub batch_ops_max: usize,
+    /// … or at this many bytes of encoded ops …
+    pub batch_bytes_max: usize,
+    /// … or when so many of them ask for a value (a token's outcome counts as one): the results of a batch are kept by
+    /// every replica until they are acknowledged.
+    pub batch_values_max: usize,
+    /// What a request with a token may need for its part of one shard: at most what the nodes order.
+    pub batch_bytes_limit: usize,
+    /// A message is closed at so many bytes of payloads: with one more batch, which may be a request
+    /// with a token of 12 MiB, and its table it stays below the 16 MiB that a node takes.
+    pub message_bytes: usize,
+    /// A message of reads is closed at so many bytes of names.
+    pub read_message_bytes: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            batch_ops_max: BATCH_OPS_MAX,
+            batch_bytes_max: BATCH_BYTES_MAX,
+            // 64 KiB of values of up to 19 bytes.
+            batch_values_max: 64 * 1024 / 19,
+            batch_bytes_limit: BATCH_BYTES_LIMIT,
+            message_bytes: 3 << 20,
+            read_message_bytes: 1 << 20,
+        }
+    }
+}
+
+/// Waits, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// A refusal that asks for another primary: so far apart while the config stays the same …
+    pub refused_ms: u64,
+    /// … doubled each time up to this.
+    pub refused_ms_max: u64,
+    /// After "overloaded" and "no space".
+    pub overloaded_ms: u64,
+    /// A word that a shard is frozen is believed for so long, unless it is taken back.
+    pub frozen_ms: u64,
+    /// A backup that could not answer is asked after the others for so long.
+    pub shun_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            refused_ms: 10,
+            refused_ms_max: 200,
+            overloaded_ms: 50,
+            frozen_ms: 1_000,
+            shun_ms: 1_000,
+        }
+    }
+}
+
+impl Timing {
+    /// How long to wait after so many refusals in a row.
+    fn backoff_ms(&self, refusals: u32) -> u64 {
+        (self.refused_ms << refusals.saturating_sub(1).min(10)).min(self.refused_ms_max)
+    }
 }
 
 impl Default for Settings {
@@ -184,6 +254,8 @@ impl Default for Settings {
             read_keys_max: 200_000,
             backup_wait_ms: 400,
             worker: 0,
+            sizes: Sizes::default(),
+            timing: Timing::default(),
             planted: None,
         }
     }
@@ -282,6 +354,7 @@ impl Worker {
     pub fn new(settings: Settings) -> Self {
         let reads = Reads::new(&settings);
         Self {
+            sealer: Sealer::new(settings.sizes),
             settings,
             now: Now(0),
             stopping: false,
@@ -300,7 +373,6 @@ impl Worker {
             touched: BTreeSet::new(),
             timers: BTreeSet::new(),
             splitter: Splitter::default(),
-            sealer: Sealer::default(),
             counts: Counts::default(),
         }
     }

@@ -6,9 +6,10 @@
 
 use std::collections::VecDeque;
 
+use super::Sizes;
 use super::seal::Sealer;
 use super::undecided::Undecided;
-use crate::batch::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Batch, Codec};
+use crate::batch::{Batch, Codec};
 use crate::idempotency::Tag;
 use crate::ids::{Bseq, Conn, Now, SessionId, Slots, TimeMs};
 use crate::ops::Op;
@@ -204,8 +205,8 @@ impl Queue {
     }
 
     /// Enough for a batch that nobody need wait for.
-    pub(super) fn fills_a_batch(&self) -> bool {
-        self.waiting_ops >= BATCH_OPS_MAX || self.waiting_bytes >= BATCH_BYTES_MAX
+    pub(super) fn fills_a_batch(&self, sizes: &Sizes) -> bool {
+        self.waiting_ops >= sizes.batch_ops_max || self.waiting_bytes >= sizes.batch_bytes_max
     }
 
     /// Makes a batch of what waits. Its number follows the last one that was decided: a number that

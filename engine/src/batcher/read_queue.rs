@@ -8,9 +8,6 @@ use crate::ids::{Now, ShardId, StoreId};
 use crate::key::CounterKey;
 use crate::router::Window;
 
-/// A message is closed at so many bytes of names.
-const MESSAGE_BYTES: usize = 1 << 20;
-
 /// Who is asked for a shard's values: its primary, or a backup.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Way {
@@ -60,14 +57,14 @@ impl Queue {
         counting.iter().min().copied().filter(|_| counting.len() >= window.messages)
     }
 
-    /// The parts of one message, and the age that all of them are content with.
-    pub(super) fn take(&mut self) -> (Vec<(u64, Part)>, Option<u64>) {
+    /// The parts of one message, closed at so many bytes of names, and the age that all of them are content with.
+    pub(super) fn take(&mut self, bytes_max: usize) -> (Vec<(u64, Part)>, Option<u64>) {
         let max_staleness_ms =
             |part: &Part| part.bound.as_ref().map(|bound| bound.max_staleness_ms);
         let bound = self.waiting.first_key_value().and_then(|(_, part)| max_staleness_ms(part));
         let mut bytes = 0;
         let fits = |_: &u64, part: &mut Part| {
-            let fits = bytes < MESSAGE_BYTES && max_staleness_ms(part) == bound;
+            let fits = bytes < bytes_max && max_staleness_ms(part) == bound;
             if fits {
                 bytes += part.keys.iter().map(|key| key.name().len()).sum::<usize>();
             }

@@ -8,11 +8,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::answers::backoff_ms;
-use super::bounded::{self, Bound, Dated, SHUN_MS};
+use super::bounded::{self, Bound, Dated};
 use super::outcome::{Failure, ReadValues};
 use super::read_queue::{Part, Queue, Way};
-use super::{Effect, Settings};
+use super::{Effect, Settings, Timing};
 use crate::config::ShardConfig;
 use crate::ids::{Conn, Epoch, Now, ShardId};
 use crate::key::CounterKey;
@@ -42,6 +41,8 @@ pub(super) struct Reads {
     window: Window,
     backup_wait_ms: u64,
     worker: usize,
+    message_bytes: usize,
+    timing: Timing,
 }
 
 /// A request that waits for its values.
@@ -85,6 +86,8 @@ impl Reads {
             window: Window { messages: settings.window, us: settings.window_us },
             backup_wait_ms: settings.backup_wait_ms,
             worker: settings.worker,
+            message_bytes: settings.sizes.read_message_bytes,
+            timing: settings.timing,
         }
     }
 
@@ -261,7 +264,7 @@ impl Reads {
     /// The backup can't tell, or says nothing: another one is asked, lastly the primary.
     fn next_backup(&mut self, now: Now, sent: Sent) {
         let Way { shard, backup } = sent.way;
-        self.queues.entry(sent.way).or_default().shunned_until = now.plus_ms(SHUN_MS);
+        self.queues.entry(sent.way).or_default().shunned_until = now.plus_ms(self.timing.shun_ms);
         for (request, mut part) in sent.parts {
             if let Some(bound) = &mut part.bound {
                 bound.tried.extend(backup);
@@ -279,7 +282,7 @@ impl Reads {
         }
         let queue = self.queues.entry(sent.way).or_default();
         queue.refusals += 1;
-        queue.retry_at = now.plus_ms(backoff_ms(queue.refusals));
+        queue.retry_at = now.plus_ms(self.timing.backoff_ms(queue.refusals));
         self.wait_again(now, sent);
     }
 
@@ -463,7 +466,7 @@ impl Reads {
             }
             self.last_id += 1;
             let id = self.last_id;
-            let (parts, max_staleness_ms) = queue.take();
+            let (parts, max_staleness_ms) = queue.take(self.message_bytes);
             queue.on_the_way.push((id, now));
             if way.backup.is_some() {
                 self.silent.insert((now.plus_ms(self.backup_wait_ms), id));

@@ -11,14 +11,10 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+use super::Sizes;
 use super::queue::{Issued, Part, PartToken};
-use crate::batch::{BATCH_BYTES_MAX, BATCH_OPS_MAX};
 use crate::ops::{self, OpKind};
 
-/// Results of one batch are kept by every replica until they are acknowledged: 64 KiB at most,
-/// of values of up to 19 bytes.
-/// A token's outcome counts as one.
-pub(super) const BATCH_VALUES_MAX: usize = 64 * 1024 / 19;
 /// An op's kind, the length of its name, and the longest delta.
 const OP_BYTES_MAX: usize = 1 + 2 + 19;
 /// The payload's own head, and that of a token: kind, scope, hash, fingerprint, issue time, count.
@@ -35,8 +31,9 @@ pub(super) struct Sealed {
 }
 
 /// Memory that is used anew for every batch: an index by hash, with open addressing.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Sealer {
+    sizes: Sizes,
     /// One more than the place in `entries` of a counter's last op; 0 where there is none. A power
     /// of two, at least twice as many places as there are entries.
     index: Vec<u32>,
@@ -63,6 +60,10 @@ struct Size {
 }
 
 impl Sealer {
+    pub(super) fn new(sizes: Sizes) -> Self {
+        Self { sizes, index: Vec::new(), entries: Vec::new() }
+    }
+
     /// Takes as many operations from the front as fit into one batch: at least one, if there is
     /// one, since no single operation is too large, and a part with a token is never too large for an
     /// empty batch. None, if the first lacks the shard's time: the batch is empty then, and the
@@ -70,7 +71,7 @@ impl Sealer {
     pub(super) fn seal(&mut self, waiting: &mut VecDeque<Part>, ops: usize) -> Sealed {
         let first = waiting.front().filter(|part| part.token.is_some());
         let whole = first.map_or(0, |part| part.ops.len());
-        let places = (ops.clamp(8, BATCH_OPS_MAX).max(whole) * 2).next_power_of_two();
+        let places = (ops.min(self.sizes.batch_ops_max).max(whole).max(8) * 2).next_power_of_two();
         self.index.clear();
         self.index.resize(places, 0);
         self.entries.clear();
@@ -103,9 +104,9 @@ impl Sealer {
         let names: usize = part.ops.iter().map(|queued| queued.op.counter.name().len()).sum();
         let bytes = size.bytes + HEAD_BYTES_MAX + part.ops.len() * OP_BYTES_MAX + names;
         let asks = part.ops.iter().filter(|queued| queued.op.kind.needs_value()).count();
-        let fits = self.entries.len() + part.ops.len() <= BATCH_OPS_MAX
-            && bytes <= BATCH_BYTES_MAX
-            && size.results + 1 + asks <= BATCH_VALUES_MAX;
+        let fits = self.entries.len() + part.ops.len() <= self.sizes.batch_ops_max
+            && bytes <= self.sizes.batch_bytes_max
+            && size.results + 1 + asks <= self.sizes.batch_values_max;
         fits || self.entries.is_empty()
     }
 
@@ -147,7 +148,7 @@ impl Sealer {
                 let together = if token { entry.part == part } else { !entry.token };
                 let Some(merged) = merge(entry.kind, kind).filter(|_| together) else { break };
                 let asks_now = merged.needs_value() && !entry.kind.needs_value();
-                if asks_now && !token && size.results == BATCH_VALUES_MAX {
+                if asks_now && !token && size.results >= self.sizes.batch_values_max {
                     return None;
                 }
                 size.results += usize::from(asks_now);
@@ -160,10 +161,11 @@ impl Sealer {
             bytes: size.bytes + OP_BYTES_MAX + queued.op.counter.name().len(),
             results: size.results + usize::from(kind.needs_value()),
         };
-        let full = self.entries.len() >= BATCH_OPS_MAX
-            || grown.bytes > BATCH_BYTES_MAX
-            || grown.results > BATCH_VALUES_MAX;
-        if full && !token {
+        let full = self.entries.len() >= self.sizes.batch_ops_max
+            || grown.bytes > self.sizes.batch_bytes_max
+            || grown.results > self.sizes.batch_values_max;
+        // An empty batch has room for any.
+        if full && !token && !self.entries.is_empty() {
             return None;
         }
         *size = grown;
@@ -209,7 +211,7 @@ fn merge(first: OpKind, second: OpKind) -> Option<OpKind> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::Batch;
+    use crate::batch::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Batch};
     use crate::key::{self, CounterKey};
     use crate::ops::Op;
 
@@ -239,7 +241,7 @@ mod tests {
 
     fn seal(waiting: &mut VecDeque<Part>) -> Sealed {
         let ops = waiting.iter().map(|part| part.ops.len()).sum();
-        Sealer::default().seal(waiting, ops)
+        Sealer::new(Sizes::default()).seal(waiting, ops)
     }
 
     fn decoded(payload: Bytes) -> Vec<Op> {
@@ -314,11 +316,12 @@ mod tests {
     /// A part that begins where a batch ends leaves no empty part behind in it.
     #[test]
     fn values_are_limited_too() {
-        let names: Vec<String> = (0..BATCH_VALUES_MAX).map(|n| n.to_string()).collect();
+        let values_max = Sizes::default().batch_values_max;
+        let names: Vec<String> = (0..values_max).map(|n| n.to_string()).collect();
         let ops: Vec<_> = names.iter().map(|name| (name.as_str(), returning(1))).collect();
         let mut waiting = VecDeque::from([part(1, &ops), part(2, &[("more", returning(1))])]);
         let sealed = seal(&mut waiting);
-        assert_eq!((sealed.values, sealed.parts.len()), (BATCH_VALUES_MAX, 1));
+        assert_eq!((sealed.values, sealed.parts.len()), (values_max, 1));
         assert_eq!(waiting.len(), 1);
     }
 

@@ -14,10 +14,6 @@ use crate::message::GatewayMessage;
 use crate::planted::Planted;
 use crate::router::Window;
 
-/// A message is closed at so many bytes of payloads: with one more batch, which may be a request
-/// with a token of 12 MiB, and its table it stays below the 16 MiB that a node takes.
-const MESSAGE_BYTES: usize = 3 << 20;
-
 /// Whether a shard has something to send.
 enum Readiness {
     Nothing,
@@ -149,7 +145,7 @@ impl Worker {
                 if queue.waiting.is_empty() || no_session {
                     return Readiness::Nothing;
                 }
-                if !queue.fills_a_batch() {
+                if !queue.fills_a_batch(&self.settings.sizes) {
                     let lingers = Now(queue.since.0.saturating_add(self.settings.linger_us));
                     not_before = not_before.max(lingers);
                 }
@@ -189,7 +185,7 @@ impl Worker {
     fn fill(&mut self, conn: Conn, message: u64) -> Vec<Batch> {
         let mut batches = Vec::new();
         let mut bytes = 0;
-        while bytes < MESSAGE_BYTES {
+        while bytes < self.settings.sizes.message_bytes {
             let Some(lane) = self.router.lane_mut(conn) else { break };
             if lane.bytes >= self.settings.lane_bytes_max {
                 break;

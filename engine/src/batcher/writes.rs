@@ -1,11 +1,11 @@
 //! A write request comes in: split by shard, admitted or refused, queued.
 
+use super::Sizes;
 use super::outcome::{Failure, WriteResult};
 use super::queue::{Issued, Part, PartToken, Queue, QueuedOp};
 use super::requests::Request;
-use super::seal::{BATCH_VALUES_MAX, HEAD_BYTES_MAX};
+use super::seal::HEAD_BYTES_MAX;
 use super::{Effect, Worker};
-use crate::batch::BATCH_BYTES_LIMIT;
 use crate::idempotency::{Tag, Token};
 use crate::ids::{Now, ShardId, Slot, TimeMs};
 use crate::key;
@@ -123,7 +123,7 @@ impl Worker {
 
     /// Whether new operations of the shard may wait at all.
     fn admits(&self, part: &Part, shard: ShardId) -> Result<(), Failure> {
-        if part.token.is_some() && !fits_a_batch(part) {
+        if part.token.is_some() && !fits_a_batch(part, &self.settings.sizes) {
             return Err(Failure::TooLarge);
         }
         if self.frozen_until(shard).is_some() {
@@ -178,8 +178,8 @@ impl Worker {
 }
 
 /// What a node takes in one piece, all of it.
-fn fits_a_batch(part: &Part) -> bool {
+fn fits_a_batch(part: &Part, sizes: &Sizes) -> bool {
     let bytes: usize = part.ops.iter().map(|queued| ops::size(&queued.op)).sum();
     let values = part.ops.iter().filter(|queued| queued.op.kind.needs_value()).count();
-    bytes + HEAD_BYTES_MAX <= BATCH_BYTES_LIMIT && values < BATCH_VALUES_MAX
+    bytes + HEAD_BYTES_MAX <= sizes.batch_bytes_limit && values < sizes.batch_values_max
 }

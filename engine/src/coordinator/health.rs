@@ -15,15 +15,8 @@
 use std::collections::BTreeMap;
 
 use crate::coordinator::story::{Cause, Story};
-use crate::coordinator::{Effect, ProbeResult, Turn};
+use crate::coordinator::{Effect, ProbeResult, Timing, Turn};
 use crate::ids::{Boot, Now, StoreBoot, StoreId};
-
-/// After a first refusal the second probe follows this soon.
-const REFUSED_AGAIN_MS: u64 = 50;
-/// A complaint counts for so long: nodes repeat theirs every second.
-const COMPLAINT_MS: u64 = 3_000;
-/// A coordinator that stood still for this long heard no answers in the meantime.
-const AWAY_MS: u64 = 500;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Verdict {
@@ -48,13 +41,18 @@ struct Watched {
     told_dead: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Health {
+    timing: Timing,
     watched: BTreeMap<StoreId, Watched>,
     looked: Now,
 }
 
 impl Health {
+    pub(super) fn new(timing: Timing) -> Self {
+        Self { timing, watched: BTreeMap::new(), looked: Now(0) }
+    }
+
     /// These processes are to be probed, and no others.
     pub(super) fn expect(&mut self, now: Now, processes: &[StoreBoot]) {
         let expected = |store: &StoreId| processes.iter().any(|process| process.store == *store);
@@ -120,7 +118,7 @@ impl Health {
     pub(super) fn death(&self, now: Now, store: StoreId, registered: bool) -> Option<Cause> {
         let watched = self.watched.get(&store)?;
         let Verdict::Dead(cause) = watched.verdict else { return None };
-        let blamed = watched.blamed.is_some_and(|at| now.ms_since(at) < COMPLAINT_MS);
+        let blamed = watched.blamed.is_some_and(|at| now.ms_since(at) < self.timing.complaint_ms);
         let proven = match cause {
             Cause::Refused => watched.refusals >= 2,
             Cause::Replaced | Cause::Leaving => true,
@@ -152,7 +150,8 @@ impl Health {
         let refused = cause == Some(Cause::Refused);
         watched.refusals = if refused { watched.refusals + 1 } else { 0 };
         if watched.refusals == 1 {
-            watched.next_probe = watched.next_probe.min(turn.now.plus_ms(REFUSED_AGAIN_MS));
+            watched.next_probe =
+                watched.next_probe.min(turn.now.plus_ms(self.timing.refused_again_ms));
         }
         watched.settle(cause.map_or(Verdict::Alive, Verdict::Dead)) || refused
     }
@@ -161,7 +160,7 @@ impl Health {
     /// changed.
     pub(super) fn look(&mut self, turn: &mut Turn<'_>) -> bool {
         let (now, settings) = (turn.now, turn.settings);
-        if now.ms_since(self.looked) >= AWAY_MS {
+        if now.ms_since(self.looked) >= self.timing.away_ms {
             // This process was away: answers may wait behind this event.
             self.watched.values_mut().for_each(|watched| watched.probe = None);
         }

@@ -48,6 +48,7 @@ use crate::config::ShardConfig;
 use crate::ids::{Epoch, Now, Seq, ShardId, StoreBoot, StoreId};
 use crate::message::{Report, ShardEnd};
 use crate::node::CasOutcome;
+use crate::planner;
 use crate::records::{Meta, NodeRecord, StoreRecord};
 
 use office::Office;
@@ -162,7 +163,7 @@ pub enum Writes {
         expect: u64,
         record: StoreRecord,
     },
-    /// At most [`SHARDS_PER_TXN`]: (expect, config).
+    /// At most [`Settings::shards_per_txn`]: (expect, config).
     Shards(Vec<(u64, ShardConfig)>),
 }
 
@@ -211,6 +212,70 @@ pub struct Settings {
     /// Everything must have been quiet for this long before primaries are moved for balance.
     pub balance_after_ms: u64,
     pub relist_every_ms: u64,
+    /// Shards in one transaction: at most [`SHARDS_PER_TXN`].
+    pub shards_per_txn: usize,
+    pub planner: planner::Limits,
+    pub timing: Timing,
+}
+
+/// Waits and intervals, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// A shard that could not be given a primary is looked at again after this.
+    pub retry_ms: u64,
+    /// A hand-over that has not come about by then is given up.
+    pub hand_over_ms: u64,
+    /// A primary whose shard has been frozen for this long is replaced, if another member hears more of the cluster.
+    pub cut_off_after_ms: u64,
+    /// A shard is taken from a living primary that is cut off or resigns no more often than this …
+    pub pace_ms: u64,
+    /// … twice as seldom each time, up to this. It is forgotten after twice that.
+    pub pace_ms_max: u64,
+    /// Everything is looked at this often, and on every change.
+    pub look_every_ms: u64,
+    /// A list without an answer is asked for again after this …
+    pub list_timeout_ms: u64,
+    /// … and one that failed after this.
+    pub list_retry_ms: u64,
+    /// Nothing is proposed for this long after a proposal that failed for no reason that a list shows.
+    pub pause_ms: u64,
+    /// Plans are made no more often than this after news …
+    pub plan_every_ms: u64,
+    /// … and this often without.
+    pub plan_idle_ms: u64,
+    /// Suspect stores are asked this often whether all that they hold is filled anew.
+    pub ask_suspect_every_ms: u64,
+    /// After a first refusal the second probe follows this soon.
+    pub refused_again_ms: u64,
+    /// A complaint counts for so long: nodes repeat theirs every second.
+    pub complaint_ms: u64,
+    /// A coordinator that stood still for this long heard no answers in the meantime.
+    pub away_ms: u64,
+    /// A report counts for so long: nodes report every second, and one that missed two has perhaps nothing to say.
+    pub report_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            retry_ms: 100,
+            hand_over_ms: 1_000,
+            cut_off_after_ms: 2_000,
+            pace_ms: 1_000,
+            pace_ms_max: 60_000,
+            look_every_ms: 100,
+            list_timeout_ms: 5_000,
+            list_retry_ms: 100,
+            pause_ms: 200,
+            plan_every_ms: 100,
+            plan_idle_ms: 1_000,
+            ask_suspect_every_ms: 1_000,
+            refused_again_ms: 50,
+            complaint_ms: 3_000,
+            away_ms: 500,
+            report_ms: 3_000,
+        }
+    }
 }
 
 impl Default for Settings {
@@ -231,6 +296,9 @@ impl Default for Settings {
             guard_ms: 600_000,
             balance_after_ms: 5_000,
             relist_every_ms: 180_000,
+            shards_per_txn: SHARDS_PER_TXN,
+            planner: planner::Limits::default(),
+            timing: Timing::default(),
         }
     }
 }

@@ -13,24 +13,15 @@ use crate::coordinator::records::Records;
 use crate::coordinator::reports::Reports;
 use crate::coordinator::story::{Story, Waits};
 use crate::coordinator::upkeep::Upkeep;
-use crate::coordinator::{
-    Change, Effect, Event, Kept, Listing, SHARDS_PER_TXN, Settings, Turn, Writes,
-};
+use crate::coordinator::{Change, Effect, Event, Kept, Listing, Settings, Timing, Turn, Writes};
 use crate::ids::{Now, ShardId, StoreBoot, StoreId};
 use crate::node::CasOutcome;
 use crate::records::Meta;
 
-/// Everything is looked at this often even if nothing seems to have changed.
-const LOOK_EVERY_MS: u64 = 100;
-/// A list that has not come by then is asked for again.
-const LIST_TIMEOUT_MS: u64 = 5_000;
-const LIST_RETRY_MS: u64 = 100;
-/// A proposal that failed although no record had moved: the term is probably over.
-const PAUSE_MS: u64 = 200;
-
 #[derive(Debug)]
 pub(super) struct Office {
     term: u64,
+    pub(super) timing: Timing,
     pub(super) records: Records,
     pub(super) health: Health,
     pub(super) reports: Reports,
@@ -88,11 +79,13 @@ pub(super) struct Write {
 
 impl Office {
     pub(super) fn new(term: u64, turn: &mut Turn<'_>) -> Self {
+        let timing = turn.settings.timing;
         let mut office = Self {
             term,
+            timing,
             records: Records::default(),
-            health: Health::default(),
-            reports: Reports::default(),
+            health: Health::new(timing),
+            reports: Reports::new(timing.report_ms),
             promotions: Promotions::default(),
             upkeep: Upkeep::default(),
             lists: Lists::default(),
@@ -201,7 +194,7 @@ impl Office {
         }
         self.lists.under_way = None;
         let Some(listing) = listing else {
-            self.lists.next = turn.now.plus_ms(LIST_RETRY_MS);
+            self.lists.next = turn.now.plus_ms(self.timing.list_retry_ms);
             return;
         };
         self.records.listed(listing);
@@ -234,14 +227,14 @@ impl Office {
         let moved: Vec<ShardId> =
             failed.into_iter().filter(moved).map(|(shard, _)| shard).collect();
         if any && moved.is_empty() {
-            self.paused_until = turn.now.plus_ms(PAUSE_MS);
+            self.paused_until = turn.now.plus_ms(self.timing.pause_ms);
         }
         self.singly.extend(moved);
     }
 
     fn review_lists(&mut self, turn: &mut Turn<'_>) {
         match self.lists.under_way {
-            Some((_, since)) if turn.now >= since.plus_ms(LIST_TIMEOUT_MS) => {
+            Some((_, since)) if turn.now >= since.plus_ms(self.timing.list_timeout_ms) => {
                 self.lists.under_way = None;
                 self.list(turn);
             }
@@ -270,7 +263,7 @@ impl Office {
         let (single, mut together): (Vec<Write>, Vec<Write>) = writes.into_iter().partition(single);
         let mut transactions: Vec<Vec<Write>> = single.into_iter().map(|one| vec![one]).collect();
         while !together.is_empty() {
-            let rest = together.split_off(together.len().min(SHARDS_PER_TXN));
+            let rest = together.split_off(together.len().min(turn.settings.shards_per_txn));
             transactions.push(std::mem::replace(&mut together, rest));
         }
         for transaction in transactions {
@@ -322,7 +315,7 @@ impl Office {
                         self.resting.failed.extend(failed);
                     }
                 } else {
-                    self.paused_until = turn.now.plus_ms(PAUSE_MS);
+                    self.paused_until = turn.now.plus_ms(self.timing.pause_ms);
                 }
                 self.list(turn);
             }
@@ -374,7 +367,7 @@ impl Office {
         if std::mem::take(&mut self.dirty) {
             self.upkeep.news();
         }
-        self.next_look = turn.now.plus_ms(LOOK_EVERY_MS);
+        self.next_look = turn.now.plus_ms(self.timing.look_every_ms);
         if !self.agrees(turn) || self.is_paused(turn.now) {
             return;
         }
@@ -410,7 +403,7 @@ impl Office {
 
     pub(super) fn next_deadline(&self, settings: &Settings) -> Now {
         let list = match self.lists.under_way {
-            Some((_, since)) => since.plus_ms(LIST_TIMEOUT_MS),
+            Some((_, since)) => since.plus_ms(self.timing.list_timeout_ms),
             None => self.lists.next,
         };
         if !self.lists.listed {

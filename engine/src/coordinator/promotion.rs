@@ -21,20 +21,10 @@ use crate::config::ShardConfig;
 use crate::coordinator::choice::{Candidate, Rank, choose, promoted};
 use crate::coordinator::office::{Office, Write};
 use crate::coordinator::story::{Need, Story};
-use crate::coordinator::{Effect, Turn};
+use crate::coordinator::{Effect, Timing, Turn};
 use crate::ids::{Epoch, Now, Seq, ShardId, StoreBoot, StoreId};
 use crate::message::ShardEnd;
 use crate::records::StoreStatus;
-
-/// A shard that nobody could be named for is looked at again after this.
-const RETRY_MS: u64 = 100;
-/// A primary that has not answered a step-down by then goes on; and one that has is replaced by then.
-const HAND_OVER_MS: u64 = 1_000;
-/// A frozen shard whose primary hears no other member is moved after so long …
-const CUT_OFF_AFTER_MS: u64 = 2_000;
-/// … and a shard whose live primary was replaced is left alone for 1, 2, 4 … 60 s.
-const PACE_MS_MIN: u64 = 1_000;
-const PACE_MS_MAX: u64 = 60_000;
 
 #[derive(Debug, Default)]
 pub(super) struct Promotions {
@@ -105,9 +95,10 @@ impl Promotions {
         self.paces.get(&shard).is_none_or(|pace| now >= pace.at.plus_ms(pace.wait_ms))
     }
 
-    fn moved(&mut self, now: Now, shard: ShardId) {
-        let before = self.paces.get(&shard).filter(|pace| now.ms_since(pace.at) < 2 * PACE_MS_MAX);
-        let wait_ms = before.map_or(PACE_MS_MIN, |pace| (2 * pace.wait_ms).min(PACE_MS_MAX));
+    fn moved(&mut self, now: Now, shard: ShardId, timing: &Timing) {
+        let (first, max) = (timing.pace_ms, timing.pace_ms_max);
+        let before = self.paces.get(&shard).filter(|pace| now.ms_since(pace.at) < 2 * max);
+        let wait_ms = before.map_or(first, |pace| (2 * pace.wait_ms).min(max));
         self.paces.insert(shard, Pace { at: now, wait_ms });
     }
 }
@@ -180,7 +171,7 @@ impl Office {
         let alone = others.all(|other| *other == primary.store || deaf.contains(other));
         let alive = self.health.alive(store).filter(|_| self.is_candidate(config, store));
         let silent = alive.and_then(|process| self.reports.silent_to(now, process));
-        frozen_ms >= CUT_OFF_AFTER_MS
+        frozen_ms >= self.timing.cut_off_after_ms
             && alone
             && silent.is_some_and(|silent| silent.len() < deaf.len())
     }
@@ -273,7 +264,7 @@ impl Office {
             *led.entry(chosen.process.store).or_default() += 1;
             writes.push(self.promotion(turn, config, need, chosen));
             if matches!(need, Need::Resigned | Need::CutOff) {
-                self.promotions.moved(turn.now, shard);
+                self.promotions.moved(turn.now, shard, &self.timing);
             }
         }
         self.propose_shards(turn, writes);
@@ -398,7 +389,7 @@ impl Office {
 
     fn postpone(&mut self, turn: &mut Turn<'_>, shard: ShardId, why: &'static str) {
         let Some(waiting) = self.promotions.needs.get_mut(&shard) else { return };
-        waiting.after = turn.now.plus_ms(RETRY_MS);
+        waiting.after = turn.now.plus_ms(self.timing.retry_ms);
         if waiting.told != Some(why) {
             waiting.told = Some(why);
             turn.tell(Story::Leaderless { shard, why });
@@ -411,7 +402,7 @@ impl Office {
     pub(super) fn hand_over(&mut self, turn: &mut Turn<'_>, shard: ShardId, to: StoreId) {
         let Some(kept) = self.records.shards.get(shard) else { return };
         let (primary, epoch) = (kept.value.primary, kept.value.epoch);
-        let until = turn.now.plus_ms(HAND_OVER_MS);
+        let until = turn.now.plus_ms(self.timing.hand_over_ms);
         let handing = Handing { to, epoch, until, stepped_down: false };
         self.promotions.handing.insert(shard, handing);
         turn.effects.push(Effect::StepDown { to: primary, shard, epoch });

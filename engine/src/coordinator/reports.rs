@@ -7,9 +7,6 @@ use std::collections::BTreeMap;
 use crate::ids::{Now, ShardId, StoreBoot, StoreId};
 use crate::message::Report;
 
-/// Nodes report every second; one that missed two has perhaps nothing to say any more.
-const FRESH_MS: u64 = 3_000;
-
 #[derive(Debug)]
 struct Heard {
     from: StoreBoot,
@@ -19,12 +16,18 @@ struct Heard {
     frozen_since: BTreeMap<ShardId, Now>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Reports {
+    /// A report counts for so long.
+    fresh_ms: u64,
     heard: BTreeMap<StoreId, Heard>,
 }
 
 impl Reports {
+    pub(super) fn new(fresh_ms: u64) -> Self {
+        Self { fresh_ms, heard: BTreeMap::new() }
+    }
+
     /// True if it says anything new.
     pub(super) fn heard(&mut self, now: Now, from: StoreBoot, report: Report) -> bool {
         let known = self.heard.get(&from.store);
@@ -43,7 +46,7 @@ impl Reports {
 
     fn of(&self, now: Now, process: StoreBoot) -> Option<&Heard> {
         let heard = self.heard.get(&process.store)?;
-        (heard.from == process && now.ms_since(heard.at) < FRESH_MS).then_some(heard)
+        (heard.from == process && now.ms_since(heard.at) < self.fresh_ms).then_some(heard)
     }
 
     /// Peers that this process does not hear; none if it has not reported lately.
@@ -80,7 +83,7 @@ mod tests {
 
     #[test]
     fn frozen_counts_from_the_first_of_an_unbroken_row() {
-        let mut reports = Reports::default();
+        let mut reports = Reports::new(3_000);
         assert!(reports.heard(second(1), A, frozen()));
         assert!(!reports.heard(second(2), A, frozen()), "nothing new");
         assert_eq!(reports.frozen_ms(second(3), A, SHARD), Some(2_000));
@@ -90,7 +93,7 @@ mod tests {
 
     #[test]
     fn an_old_report_or_an_older_process_says_nothing() {
-        let mut reports = Reports::default();
+        let mut reports = Reports::new(3_000);
         reports.heard(second(1), A, frozen());
         assert_eq!(reports.frozen_ms(second(4), A, SHARD), None);
         assert!(!reports.heard(second(2), StoreBoot { boot: Boot(1), ..A }, Report::default()));

@@ -13,13 +13,6 @@ use crate::message::ShardEnd;
 use crate::planner::{self, Change, Cluster, Guard, Placement, Shard, Store, StoreState};
 use crate::records::{Meta, StoreRecord, StoreStatus};
 
-/// Plans are made this often while things change …
-const PLAN_EVERY_MS: u64 = 100;
-/// … and this often while they don't: some of what a plan sees is the time.
-const PLAN_IDLE_MS: u64 = 1_000;
-/// A suspect store is asked this often what it holds.
-const ASK_SUSPECT_EVERY_MS: u64 = 1_000;
-
 #[derive(Debug, Default)]
 pub(super) struct Upkeep {
     /// What the first placing waits for.
@@ -247,7 +240,7 @@ impl Office {
         if turn.now < self.upkeep.ask_after {
             return;
         }
-        self.upkeep.ask_after = turn.now.plus_ms(ASK_SUSPECT_EVERY_MS);
+        self.upkeep.ask_after = turn.now.plus_ms(turn.settings.timing.ask_suspect_every_ms);
         self.upkeep.asked.clear();
         let suspect = |(store, _): (StoreId, _)| self.clearable(store);
         let suspects: Vec<StoreBoot> = self.records.stores.iter().filter_map(suspect).collect();
@@ -290,7 +283,8 @@ impl Office {
 
     pub(super) fn plan(&mut self, turn: &mut Turn<'_>) {
         let now = turn.now;
-        let every_ms = if self.upkeep.news { PLAN_EVERY_MS } else { PLAN_IDLE_MS };
+        let timing = turn.settings.timing;
+        let every_ms = if self.upkeep.news { timing.plan_every_ms } else { timing.plan_idle_ms };
         if now < self.upkeep.planned.plus_ms(every_ms) || !self.health.is_settled() {
             return;
         }
@@ -308,6 +302,7 @@ impl Office {
             shards: &shards,
             replicas,
             min_in_sync: self.min_in_sync(),
+            limits: turn.settings.planner,
             hold: self.upkeep.guard.holds(),
             quiet: quiet && self.promotions.is_idle(),
         });
@@ -400,7 +395,7 @@ impl Office {
         let expected = stores.iter().filter(|store| placed.contains(&store.id)).count();
         let settings = turn.settings;
         let (window, hold) = (settings.lease_ttl_ms, settings.guard_ms);
-        self.upkeep.guard.observe(turn.now, &away, expected, window, hold);
+        self.upkeep.guard.observe(turn.now, &away, expected, window, hold, settings.planner);
         let holds = self.upkeep.guard.holds();
         if std::mem::replace(&mut self.upkeep.guarded, holds) != holds {
             turn.tell(match holds {

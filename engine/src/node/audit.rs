@@ -21,11 +21,6 @@ use crate::message::{DigestPoint, ScrubStatus, ToFollower};
 use crate::node::{Effect, Finding, Node, turn_of};
 use crate::replica::Replica;
 
-/// Of each shard, in one heartbeat: the newest. A difference does not go away.
-const POINTS_TOLD_MAX: usize = 8;
-/// Seqs at which a primary remembers what others told, waiting for itself or the rest of them.
-const VOTES_MAX: usize = 64;
-
 /// What a shard's record and rows on disk amount to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct OnDisk {
@@ -98,7 +93,7 @@ impl Node {
                 continue;
             }
             let (told, seen) = link.digests_told.entry(shard).or_default();
-            let newest = replica.points.iter().rev().take(POINTS_TOLD_MAX);
+            let newest = replica.points.iter().rev().take(self.settings.sizes.points_told_max);
             let first = points.len();
             points.extend(newest.filter(|point| point.seq > *told));
             points[first..].reverse();
@@ -128,7 +123,7 @@ impl Node {
             return;
         }
         primary.votes.entry(theirs.seq).or_default().insert(store, theirs);
-        if primary.votes.len() > VOTES_MAX {
+        if primary.votes.len() > self.settings.sizes.votes_max {
             primary.votes.pop_first();
         }
         self.judge_votes(theirs.shard, effects);

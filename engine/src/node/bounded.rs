@@ -30,9 +30,6 @@ use crate::node::{Effect, Node};
 use crate::planted::Planted;
 use crate::replica::Replica;
 
-/// Reads that wait for a proof at once.
-const WAITING_MAX: usize = 100_000;
-
 #[derive(Clone, Debug, Default)]
 pub(super) struct Bounded {
     // -- what a follower knows
@@ -154,7 +151,8 @@ impl Node {
         if !ask.is_of(replica) {
             return refuse(&ask, Refusal::NoSuchShard, effects);
         }
-        if self.reads.is_full() || self.bounded.waiting.len() >= WAITING_MAX {
+        let waiting_max = self.settings.sizes.waiting_reads_max;
+        if self.reads.is_full(waiting_max) || self.bounded.waiting.len() >= waiting_max {
             return refuse(&ask, Refusal::Overloaded, effects);
         }
         // A probe that leaves now is of no use to it any more when it is older than that.

@@ -118,7 +118,7 @@ impl Node {
                 crate::entry::Body::Ops(batch) => Some((batch.slots, batch.session, batch.bseq)),
                 _ => None,
             };
-            replica.on_applied(seq);
+            replica.on_applied(seq, &self.settings.sizes);
             self.flushing.unflushed_since.get_or_insert(self.now);
             let waiting = replica.primary_mut().and_then(|primary| primary.waiting.remove(&seq));
             if let Some((((conn, message), answer), (slots, session, bseq))) =

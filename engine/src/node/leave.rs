@@ -10,9 +10,6 @@ use crate::config::ShardConfig;
 use crate::ids::Now;
 use crate::node::{Effect, Node};
 
-/// A stop is to take less than 10 s in all: longer than this nobody is waited for.
-const LEAVE_WITHIN_MS: u64 = 4_000;
-
 #[derive(Clone, Debug, Default)]
 pub(super) enum Leaving {
     #[default]
@@ -25,7 +22,7 @@ pub(super) enum Leaving {
 impl Node {
     pub(super) fn leave(&mut self, effects: &mut Vec<Effect>) {
         if matches!(self.leaving, Leaving::No) {
-            self.leaving = Leaving::Until(self.now.plus_ms(LEAVE_WITHIN_MS));
+            self.leaving = Leaving::Until(self.now.plus_ms(self.settings.timing.leave_within_ms));
             self.report(effects);
         }
     }

@@ -8,12 +8,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::ids::{CopyNo, Epoch, Now, Seq, ShardId, StoreBoot};
 
-/// Most bytes of entries under way on one connection.
-pub const WINDOW_BYTES: usize = 16 << 20;
-/// Most bytes of entries in one message, beside one entry that may be a request with a token of
-/// 12 MiB (the limit on the wire is 16 MiB).
-pub const MESSAGE_BYTES: usize = 3 << 20;
-
 /// A connection that this node has dialled, to feed a follower.
 #[derive(Clone, Debug)]
 pub struct Dialled {
@@ -62,9 +56,9 @@ impl Dialled {
         }
     }
 
-    /// Bytes that may be sent before an ack comes.
-    pub fn room(&self) -> usize {
-        WINDOW_BYTES.saturating_sub(self.bytes)
+    /// Bytes that may be sent before an ack comes, of a window of this size.
+    pub fn room(&self, window_bytes: usize) -> usize {
+        window_bytes.saturating_sub(self.bytes)
     }
 
     /// Numbers a message that leaves now.
@@ -182,7 +176,7 @@ mod tests {
         let mut link = sent(&[&[slice(1, 5)], &[slice(1, 6), slice(2, 3)], &[slice(1, 7)]]);
         assert_eq!(link.acked(2), [slice(1, 5), slice(1, 6), slice(2, 3)]);
         assert_eq!(link.acked(2), []);
-        assert_eq!(link.room(), WINDOW_BYTES - 10);
+        assert_eq!(link.room(100), 90);
     }
 
     /// The ack of message 2 must not speak for the slice rejected in it, nor for what was skipped

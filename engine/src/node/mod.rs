@@ -40,6 +40,7 @@ mod queries;
 mod reads;
 mod records;
 mod review;
+mod settings;
 mod snapshots;
 mod writes;
 
@@ -52,7 +53,7 @@ use std::sync::Arc;
 use crate::apply::{Needs, ShardState};
 use crate::config::ShardConfig;
 use crate::entry::{Entry, Position};
-use crate::idempotency::{self, Limits};
+use crate::idempotency;
 use crate::ids::{
     Boot, Conn, CopyNo, Epoch, Now, Revision, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId,
     TimeMs,
@@ -62,13 +63,14 @@ use crate::message::{
     ToFollower,
 };
 use crate::node::audit::OnDisk;
-use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::log::ReplicaLog;
 use crate::replica::primary::Primary;
 use crate::store::log::Record;
 use crate::store::log::index::Needed;
 use crate::store::table::{Frozen, Tables};
+
+pub use settings::{Settings, Sizes, Timing};
 
 /// Everything that can happen to a node.
 #[derive(Clone, Debug)]
@@ -376,89 +378,6 @@ pub struct RecoveredContent {
     pub suspect: bool,
 }
 
-/// What is tuned, and what a test makes small.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// No commit with fewer members than this.
-    pub min_in_sync: usize,
-    /// The disk was found damaged: a shard of which it knows nothing may be one that it has lost.
-    pub suspect: bool,
-    /// A peer that says nothing for this long is silent.
-    pub silent_after_ms: u64,
-    pub heartbeat_ms: u64,
-    /// A new primary whose barrier is not committed by then is frozen.
-    pub frozen_after_ms: u64,
-    /// A peer that has not answered a read-index round by then is done without, if etcd can be
-    /// asked instead …
-    pub read_index_ms: u64,
-    /// … which happens no more often than this.
-    pub etcd_check_every_ms: u64,
-    /// A read that could not be proved current by then is refused.
-    pub read_give_up_ms: u64,
-    /// A bounded-stale read waits so long for its primary's proof, and is refused then. Time enough
-    /// for a round and an etcd check after it.
-    pub proof_wait_ms: u64,
-    /// Applied entries of one shard kept in memory for followers that lag.
-    pub log_memory_bytes: usize,
-    /// Ordered and not yet applied, of all shards; beyond it batches are refused.
-    pub pending_bytes_max: usize,
-    /// The active table is frozen at this size …
-    pub table_bytes_max: usize,
-    /// … or this long after its first change.
-    pub flush_after_ms: u64,
-    /// How often a primary looks for dead sessions, and how long one must be seen absent.
-    pub collect_every_ms: u64,
-    /// How long a client's token counts, and how many records of them a shard keeps: the cluster's
-    /// `meta` says so, since replicas that differ in it would apply one log differently.
-    pub idempotency_window_ms: u64,
-    pub idempotency_records_max: u64,
-    /// An idle disk is asked for an fsync this often.
-    pub disk_probe_every_ms: u64,
-    /// All that is on the disk is read this often; none: only when asked for …
-    pub scrub_every_ms: Option<u64>,
-    /// … at no more than this rate.
-    pub scrub_bytes_per_s: u64,
-    pub planted: Option<Planted>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            min_in_sync: 2,
-            suspect: false,
-            silent_after_ms: 1_000,
-            heartbeat_ms: 100,
-            frozen_after_ms: 1_000,
-            read_index_ms: 30,
-            etcd_check_every_ms: 100,
-            read_give_up_ms: 5_000,
-            proof_wait_ms: 300,
-            log_memory_bytes: 8 << 20,
-            pending_bytes_max: 256 << 20,
-            table_bytes_max: 64 << 20,
-            flush_after_ms: 30_000,
-            collect_every_ms: 600_000,
-            idempotency_window_ms: 3_600_000,
-            idempotency_records_max: 1_000_000,
-            disk_probe_every_ms: 200,
-            scrub_every_ms: None,
-            scrub_bytes_per_s: 20_000_000,
-            planted: None,
-        }
-    }
-}
-
-impl Settings {
-    /// What counts for idempotency records.
-    pub fn limits(&self) -> Limits {
-        Limits {
-            window_ms: self.idempotency_window_ms,
-            records_max: self.idempotency_records_max,
-            planted: self.planted,
-        }
-    }
-}
-
 /// What is to be seen of a replica: for status, and for the simulator's oracles.
 #[derive(Clone, Debug)]
 pub struct ReplicaView<'a> {
@@ -475,11 +394,6 @@ pub struct ReplicaView<'a> {
     pub stopped: Option<&'static str>,
     pub primary: Option<&'a Primary>,
 }
-
-/// A process that stood still for this long blames itself for what it missed.
-const GAP_MS: u64 = 500;
-/// Follower states, proposals and health are looked at this often, and on every change.
-const REVIEW_EVERY_MS: u64 = 50;
 
 /// All replicas of one storage node.
 #[derive(Clone, Debug)]
@@ -613,13 +527,13 @@ impl Node {
 
     /// Handles one event; what is to be done about it is added to `effects`.
     pub fn handle(&mut self, now: Now, event: Event, effects: &mut Vec<Effect>) {
-        if now.ms_since(self.now) > GAP_MS {
+        if now.ms_since(self.now) > self.settings.timing.gap_ms {
             self.health.forgive(now);
         }
         self.now = self.now.max(now);
         self.dispatch(event, effects);
         if self.now >= self.next_review {
-            self.next_review = self.now.plus_ms(REVIEW_EVERY_MS);
+            self.next_review = self.now.plus_ms(self.settings.timing.review_every_ms);
             self.on_time(effects);
         }
         self.settle(effects);

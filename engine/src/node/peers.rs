@@ -6,16 +6,13 @@
 use crate::entry::{Body, Entry, Position};
 use crate::ids::{Conn, CopyNo, Epoch, Seq, ShardId, StoreBoot, StoreId};
 use crate::message::{FromFollower, Reject, Slice, ToFollower};
-use crate::node::links::{Dialled, MESSAGE_BYTES, SentSlice};
+use crate::node::links::{Dialled, SentSlice};
 use crate::node::{Effect, Node, turn_of};
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::backup::NotTaken;
 use crate::replica::primary::{Feed, Follower};
 use crate::replica::reconcile::join_point;
-
-/// Read from the log on disk for a follower that lags, at a time.
-const READ_LOG_BYTES: usize = 1 << 20;
 
 // ---- the dialling end: this node feeds ---------------------------------------------------------
 
@@ -277,8 +274,9 @@ impl Node {
 
     fn send_to(&mut self, store: StoreId, shards: Vec<ShardId>, effects: &mut Vec<Effect>) {
         let Some(&conn) = self.dialled_to.get(&store) else { return };
-        let Some(mut room) = self.dialled.get(&conn).map(Dialled::room) else { return };
-        room = room.min(MESSAGE_BYTES);
+        let sizes = self.settings.sizes;
+        let Some(link) = self.dialled.get(&conn) else { return };
+        let room = link.room(sizes.window_bytes).min(sizes.message_bytes);
         let (mut slices, mut sent, mut bytes) = (Vec::new(), Vec::new(), 0);
         for shard in shards {
             if bytes >= room {
@@ -341,7 +339,8 @@ impl Node {
             let after = Some(replica.flushed).filter(|flushed| flushed.seq == prev);
             let from = if after.is_some() { follower.next } else { Seq(prev.0.max(1)) };
             follower.feed = Feed::Reading { from, after };
-            effects.push(Effect::ReadLog { shard, from, bytes_max: READ_LOG_BYTES });
+            let bytes_max = self.settings.sizes.read_log_bytes;
+            effects.push(Effect::ReadLog { shard, from, bytes_max });
             return None;
         }
         let prev = replica.log.position(prev)?;

@@ -7,9 +7,6 @@ use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::primary::Primary;
 
-/// How long a primary stops ordering for a hand-over before it goes on by itself.
-const STEP_DOWN_MS: u64 = 2_000;
-
 impl Node {
     pub(super) fn on_query(&mut self, query: u64, message: NodeQuery, effects: &mut Vec<Effect>) {
         let reply = match message {
@@ -22,7 +19,7 @@ impl Node {
                 ends: shards.into_iter().filter_map(|shard| self.end_of(shard)).collect(),
             },
             NodeQuery::StepDown { shard, epoch } => {
-                let until = self.now.plus_ms(STEP_DOWN_MS);
+                let until = self.now.plus_ms(self.settings.timing.step_down_ms);
                 let replica = self.replicas.get_mut(&shard);
                 let end = replica.and_then(|replica| {
                     let last = replica.log.last();

@@ -17,9 +17,6 @@ use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::store::table::Cell;
 
-/// Reads waiting at once, all connections together.
-const WAITING_MAX: usize = 100_000;
-
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reads {
     waiting: BTreeMap<u64, Waiting>,
@@ -56,8 +53,8 @@ pub(super) enum Standing {
 
 impl Reads {
     /// No room for another one.
-    pub(super) fn is_full(&self) -> bool {
-        self.waiting.len() >= WAITING_MAX
+    pub(super) fn is_full(&self, waiting_max: usize) -> bool {
+        self.waiting.len() >= waiting_max
     }
 
     /// The connection is gone, and with it whoever asked: the numbers of what is not answered.
@@ -97,7 +94,7 @@ impl Node {
         if !primary.active || !applied || replica.stopped.is_some() {
             return Err(if primary.frozen { Refusal::Frozen } else { Refusal::NotPrimary(None) });
         }
-        if self.reads.is_full() {
+        if self.reads.is_full(self.settings.sizes.waiting_reads_max) {
             return Err(Refusal::Overloaded);
         }
         Ok(primary.epoch)

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Boot, Now, ShardId, StoreId};
 use crate::message::Report;
-use crate::node::{Effect, Node};
+use crate::node::{Effect, Node, Timing};
 use crate::replica::Replica;
 use crate::replica::primary::{Feed, Follower, Proposal};
 
@@ -26,21 +26,20 @@ struct Ejected {
     at: Now,
 }
 
-const WAIT_MS_MIN: u64 = 1_000;
-const WAIT_MS_MAX: u64 = 60_000;
-
 impl Backoff {
-    fn on_ejected(&mut self, store: StoreId, boot: Boot, now: Now) {
+    fn on_ejected(&mut self, store: StoreId, boot: Boot, now: Now, timing: &Timing) {
         let before = self.ejected.get(&store);
         let wait_ms = match before {
             // Every shard ejects the peer in the same moment: that is one ejection.
             Some(before) if before.boot == boot && now.ms_since(before.at) < before.wait_ms => {
                 before.wait_ms
             }
-            Some(before) if before.boot == boot && now.ms_since(before.at) < 2 * WAIT_MS_MAX => {
-                (2 * before.wait_ms).min(WAIT_MS_MAX)
+            Some(before)
+                if before.boot == boot && now.ms_since(before.at) < 2 * timing.ejected_ms_max =>
+            {
+                (2 * before.wait_ms).min(timing.ejected_ms_max)
             }
-            _ => WAIT_MS_MIN,
+            _ => timing.ejected_ms,
         };
         self.ejected.insert(store, Ejected { boot, wait_ms, at: now });
     }
@@ -172,7 +171,7 @@ impl Node {
         });
         for &store in remove {
             if let Some(&(boot, _)) = self.peers.get(&store) {
-                self.backoff.on_ejected(store, boot, self.now);
+                self.backoff.on_ejected(store, boot, self.now, &self.settings.timing);
             }
         }
         let now = self.now;
@@ -232,7 +231,8 @@ mod tests {
     fn check(ejected_s: &[u64], returns_s: u64) {
         let mut backoff = Backoff::default();
         let second = |s: u64| Now(s * 1_000_000);
-        ejected_s.iter().for_each(|&s| backoff.on_ejected(A, Boot(1), second(s)));
+        let timing = Timing::default();
+        ejected_s.iter().for_each(|&s| backoff.on_ejected(A, Boot(1), second(s), &timing));
         assert!(!backoff.may_return(A, Boot(1), Now(returns_s * 1_000_000 - 1)));
         assert!(backoff.may_return(A, Boot(1), second(returns_s)));
         assert!(backoff.may_return(A, Boot(2), second(0)));

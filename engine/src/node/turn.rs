@@ -11,9 +11,6 @@ use crate::node::{Effect, Settings};
 use crate::planted::Planted;
 use crate::store::log::Record;
 
-/// A group is closed at this many bytes, even if the one before it is still being written.
-const GROUP_BYTES_MAX: usize = 1 << 20;
-
 /// The outputs of one event.
 pub struct Turn<'a> {
     pub now: Now,
@@ -29,7 +26,7 @@ impl Turn<'_> {
     pub fn write(&mut self, record: Record) {
         self.groups.note(&record);
         self.effects.push(Effect::Write(record));
-        if self.groups.gathered_bytes >= GROUP_BYTES_MAX {
+        if self.groups.gathered_bytes >= self.settings.sizes.group_bytes_max {
             self.groups.close(self.now, self.effects);
         }
     }

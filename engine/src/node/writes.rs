@@ -4,7 +4,7 @@
 //! not at all: a primary that steps down says nothing about what it has ordered, since that may
 //! still be committed.
 
-use crate::batch::{BATCH_BYTES_LIMIT, Batch};
+use crate::batch::Batch;
 use crate::entry::{Body, Entry};
 use crate::ids::{Conn, ShardId};
 use crate::message::{Answer, GatewayMessage, NodeReply, Refusal, ShardAvailability};
@@ -98,7 +98,7 @@ impl Node {
         if replica.slots != batch.slots {
             return Err(Refusal::NoSuchShard);
         }
-        if batch.payload.len() > BATCH_BYTES_LIMIT {
+        if batch.payload.len() > self.settings.sizes.batch_bytes_limit {
             return Err(Refusal::TooLarge);
         }
         if !batch.is_intact() {

@@ -12,11 +12,8 @@ use crate::ids::{ShardId, StoreId};
 use crate::planner::placement::{counts, may_swap};
 use crate::planner::vacancies::wants;
 use crate::planner::{
-    Change, Nearness, Store, StoreState, Stores, balance, by_id, near_to, nearness, with,
+    Change, Limits, Nearness, Store, StoreState, Stores, balance, by_id, near_to, nearness, with,
 };
-
-/// Moves into a store, and out of one, at a time.
-const MOVES_MAX: usize = 2;
 
 /// One shard as it stands.
 #[derive(Clone, Debug)]
@@ -35,6 +32,7 @@ pub struct Cluster<'a> {
     pub shards: &'a [Shard<'a>],
     pub replicas: usize,
     pub min_in_sync: usize,
+    pub limits: Limits,
     /// No new copies for now (see [`super::guard`]).
     pub hold: bool,
     /// All has been quiet: primaries may be moved for no reason but balance.
@@ -86,6 +84,20 @@ impl<'a> Plan<'a> {
             changed: BTreeSet::new(),
             changes: Vec::new(),
         }
+    }
+
+    /// Another copy may move into the store.
+    pub(super) fn may_come(&self, store: StoreId) -> bool {
+        self.is_below(&self.coming, store)
+    }
+
+    /// Another copy may move out of it.
+    fn may_go(&self, store: StoreId) -> bool {
+        self.is_below(&self.going, store)
+    }
+
+    fn is_below(&self, moves: &BTreeMap<StoreId, usize>, store: StoreId) -> bool {
+        moves.get(&store).is_none_or(|&count| count < self.cluster.limits.moves_max)
     }
 
     /// One change at most for each shard that is free and not in the plan yet.
@@ -236,16 +248,15 @@ impl<'a> Plan<'a> {
         if self.cluster.hold || !config.learners.is_empty() {
             return None;
         }
-        let drains = |&store: &StoreId| {
-            self.state(store) == StoreState::Draining && is_below(&self.going, store)
-        };
+        let drains =
+            |&store: &StoreId| self.state(store) == StoreState::Draining && self.may_go(store);
         let instead = config.target.iter().copied().find(drains)?;
         let kept: Vec<StoreId> =
             config.target.iter().copied().filter(|&store| store != instead).collect();
         let store = self.best(&kept, |store| !wants(config, store))?;
         let change = Change::Recruit { shard: config.shard(), store, instead: Some(instead) };
         // The best may have to take others first. A fuller one would only have to give it away again.
-        is_below(&self.coming, store).then_some(change)
+        self.may_come(store).then_some(change)
     }
 
     /// Who could lead the shard as well.
@@ -312,7 +323,7 @@ impl<'a> Plan<'a> {
                 .filter(|&(id, _)| self.is_ready(id))
                 .collect();
             let path = balance::path(&loads, |from, to| {
-                if !is_below(&self.coming, to) || !is_below(&self.going, from) {
+                if !self.may_come(to) || !self.may_go(from) {
                     return None;
                 }
                 let fits =
@@ -345,12 +356,12 @@ impl<'a> Plan<'a> {
 
     /// Replicas of one shard that are nearer to each other than they need be.
     fn apart(&self, config: &ShardConfig, now: Nearness) -> Option<Change> {
-        let swaps = config.target.iter().filter(|&&from| is_below(&self.going, from));
+        let swaps = config.target.iter().filter(|&&from| self.may_go(from));
         let swaps = swaps.flat_map(|&from| {
             let ready = self.stores.values().filter(|store| {
                 store.state == StoreState::Ready
                     && !config.target.contains(&store.id)
-                    && is_below(&self.coming, store.id)
+                    && self.may_come(store.id)
             });
             ready.map(move |store| {
                 let near = nearness(&self.stores, &with(&config.target, store.id, Some(from)));
@@ -390,8 +401,4 @@ impl<'a> Plan<'a> {
 
 pub(super) fn holds(config: &ShardConfig, store: StoreId) -> bool {
     config.isr.contains(&store) || config.learners.contains(&store)
-}
-
-pub(super) fn is_below(moves: &BTreeMap<StoreId, usize>, store: StoreId) -> bool {
-    moves.get(&store).is_none_or(|&count| count < MOVES_MAX)
 }

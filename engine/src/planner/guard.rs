@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Now, StoreId};
+use crate::planner::Limits;
 
 #[derive(Debug, Default)]
 pub struct Guard {
@@ -20,9 +21,6 @@ pub struct Guard {
     until: Now,
 }
 
-const NODES_MIN: usize = 3;
-const PERCENT_MAX: usize = 30;
-
 impl Guard {
     /// Sees who is away now, of how many that are expected.
     pub fn observe(
@@ -32,6 +30,7 @@ impl Guard {
         expected: usize,
         window_ms: u64,
         hold_ms: u64,
+        limits: Limits,
     ) {
         self.vanished.retain(|store, _| away.contains(store));
         for &store in away {
@@ -41,8 +40,8 @@ impl Guard {
         let recent: BTreeSet<StoreId> =
             self.vanished.iter().filter(|(_, at)| recent(at)).map(|(&store, _)| store).collect();
         let news = recent.iter().any(|store| !self.held.contains(store));
-        let many = recent.len() > 1 && expected >= NODES_MIN;
-        if news && many && recent.len() * 100 > expected * PERCENT_MAX {
+        let many = recent.len() > 1 && expected >= limits.guard_nodes_min;
+        if news && many && recent.len() * 100 > expected * limits.guard_percent_max {
             self.held.extend(recent);
             self.until = now.plus_ms(hold_ms);
         }
@@ -75,7 +74,7 @@ mod tests {
         let mut guard = Guard::default();
         for &(at, away) in seen {
             let away = away.iter().copied().map(StoreId).collect();
-            guard.observe(Now(at * 1_000_000), &away, expected, TTL, HOLD);
+            guard.observe(Now(at * 1_000_000), &away, expected, TTL, HOLD, Limits::default());
         }
         assert_eq!(guard.holds(), want);
     }

@@ -61,6 +61,23 @@ pub enum StoreState {
     Gone,
 }
 
+/// What rations the planner's moves.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Moves into a store, and out of one, at a time.
+    pub moves_max: usize,
+    /// In a cluster of fewer nodes that hold anything the guard never holds.
+    pub guard_nodes_min: usize,
+    /// The guard holds once more of the nodes than this are away, in percent.
+    pub guard_percent_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { moves_max: 2, guard_nodes_min: 3, guard_percent_max: 30 }
+    }
+}
+
 /// One step for one shard.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Change {

@@ -68,6 +68,7 @@ impl Bench {
             shards: &shards,
             replicas: self.replicas,
             min_in_sync: 2,
+            limits: Limits::default(),
             hold: self.hold,
             quiet: self.quiet,
         })
@@ -494,6 +495,7 @@ fn a_busy_shard_is_left_alone() {
         shards: &shards,
         replicas: 3,
         min_in_sync: 2,
+        limits: Limits::default(),
         hold: false,
         quiet: true,
     };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::config::ShardConfig;
 use crate::ids::StoreId;
-use crate::planner::changes::{Plan, holds, is_below};
+use crate::planner::changes::{Plan, holds};
 use crate::planner::{Change, Stores, balance, near_to};
 
 /// A place in a target, and who is thought of for it.
@@ -72,7 +72,7 @@ impl Plan<'_> {
             }
         }
         for Vacancy { config, instead, store, .. } in vacancies {
-            if is_below(&self.coming, store) {
+            if self.may_come(store) {
                 let shard = config.shard();
                 self.extend(Some(Change::Recruit { shard, store, instead }));
             }

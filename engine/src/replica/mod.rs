@@ -27,16 +27,11 @@ use crate::entry::{Body, Entry, Position};
 use crate::ids::{CopyNo, Epoch, Seq, ShardId, Slots};
 use crate::message::DigestPoint;
 use crate::node::turn::Turn;
-use crate::node::{RecoveredReplica, ReplicaView};
+use crate::node::{RecoveredReplica, ReplicaView, Sizes};
 use crate::planted::Planted;
 use crate::store::log::Record;
 use log::ReplicaLog;
 use primary::Primary;
-
-/// A digest is kept at every seq that this divides …
-const DIGEST_EVERY: u64 = 1_024;
-/// … and this many of them.
-const POINTS_MAX: usize = 64;
 
 /// One store's part in one shard. It exists, with its promise, for as long as the store does; the
 /// copy may come and go.
@@ -68,7 +63,7 @@ pub struct Replica {
     /// Damaged, or made empty at an epoch above 1: until it holds what it was to hold, a barrier of the epoch that it
     /// follows, or one that was committed.
     pub unfit: bool,
-    /// Digests at every 1,024th seq and at barriers, newest last.
+    /// Digests at every [`Sizes::digest_every`]th seq and at barriers, newest last.
     pub points: VecDeque<DigestPoint>,
     /// Etcd was asked whether this copy is to go, and nothing has been taken from a primary since.
     pub leaving: bool,
@@ -267,15 +262,15 @@ impl Replica {
     }
 
     /// The entry at `seq` has been applied.
-    pub fn on_applied(&mut self, seq: Seq) {
+    pub fn on_applied(&mut self, seq: Seq, sizes: &Sizes) {
         self.log.on_applied(seq);
         let is_barrier = |body: &Body| matches!(body, Body::Barrier);
         let barrier = self.log.get(seq).is_some_and(|held| is_barrier(&held.entry.body));
         if barrier {
             self.unfit = false;
         }
-        if barrier || seq.0.is_multiple_of(DIGEST_EVERY) {
-            if self.points.len() == POINTS_MAX {
+        if barrier || seq.0.is_multiple_of(sizes.digest_every) {
+            if self.points.len() >= sizes.points_max {
                 self.points.pop_front();
             }
             self.points.push_back(self.digest());

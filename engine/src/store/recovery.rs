@@ -76,6 +76,11 @@ impl Recovery {
         Self { state: state.into_iter().map(by_shard).collect(), ..Self::default() }
     }
 
+    /// The log's index is made in blocks of this size.
+    pub fn with_block_bytes(self, block_bytes: usize) -> Self {
+        Self { index: Index::new(block_bytes), ..self }
+    }
+
     /// Takes the next group.
     pub fn group(&mut self, group: Group) {
         self.index.group(&group);

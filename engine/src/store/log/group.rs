@@ -13,8 +13,6 @@ use crate::ids::StoreId;
 
 /// A segment is full at this size (or after one group).
 pub const SEGMENT_BYTES: usize = 64 * 1024 * 1024;
-/// A group is closed at this size (or after one record).
-pub const GROUP_BYTES_MAX: usize = 1024 * 1024;
 
 pub const SEGMENT_HEADER_BYTES: usize = 64;
 pub const GROUP_HEADER_BYTES: usize = 40;

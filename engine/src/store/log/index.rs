@@ -17,8 +17,8 @@ use crate::store::log::Record;
 use crate::store::log::group::{Owner, SEGMENT_HEADER_BYTES};
 use crate::store::log::scan::{Group, Place, groups};
 
-/// A block is closed at this size: what a reader reads at least.
-const BLOCK_BYTES: usize = 1024 * 1024;
+/// A block is closed at this size, as shipped: what a reader reads at least.
+pub const BLOCK_BYTES: usize = 1024 * 1024;
 
 /// Where entries of one shard are: `len` bytes of a segment's file from `offset` on.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -42,8 +42,9 @@ pub struct Needed {
     pub members: Seq,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Index {
+    block_bytes: usize,
     segments: BTreeMap<u64, Vec<Block>>,
     /// First group of each segment.
     first_group: BTreeMap<u64, u64>,
@@ -64,7 +65,23 @@ impl Block {
     }
 }
 
+impl Default for Index {
+    fn default() -> Self {
+        Self::new(BLOCK_BYTES)
+    }
+}
+
 impl Index {
+    /// Of no segment yet; its blocks are closed at this size.
+    pub fn new(block_bytes: usize) -> Self {
+        Self {
+            block_bytes,
+            segments: BTreeMap::new(),
+            first_group: BTreeMap::new(),
+            last: BTreeMap::new(),
+        }
+    }
+
     /// Notes a group found by recovery.
     pub fn group(&mut self, group: &Group) {
         self.begin(group.segment, group.offset, group.len, group.number);
@@ -84,7 +101,9 @@ impl Index {
         self.first_group.entry(segment).or_insert(group);
         let blocks = self.segments.entry(segment).or_default();
         match blocks.last_mut() {
-            Some(block) if block.len < BLOCK_BYTES && block.end() == offset => block.len += len,
+            Some(block) if block.len < self.block_bytes && block.end() == offset => {
+                block.len += len;
+            }
             _ => blocks.push(Block { offset, len, ranges: BTreeMap::new() }),
         }
     }

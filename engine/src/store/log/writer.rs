@@ -33,6 +33,11 @@ pub struct Resume {
 }
 
 impl Resume {
+    /// Of a disk without a log, whose index is to be made in blocks of this size.
+    pub fn empty(block_bytes: usize) -> Self {
+        Self { index: Index::new(block_bytes), ..Self::default() }
+    }
+
     /// With the first group at hand. A new log belongs to whom that names; an old one to whom it always did.
     pub fn owned(mut self, records: &[Record]) -> Self {
         let named = records.iter().find_map(|record| match record {

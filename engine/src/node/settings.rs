@@ -1,0 +1,171 @@
+//! What is tuned, and what a test makes small.
+//!
+//! Every limit of the machine is a field here, with what a process is shipped with as its default, so that the
+//! simulator can draw it.
+
+use crate::batch::BATCH_BYTES_LIMIT;
+use crate::idempotency::Limits;
+use crate::planted::Planted;
+
+/// The settings of one node.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// No commit with fewer members than this.
+    pub min_in_sync: usize,
+    /// The disk was found damaged: a shard of which it knows nothing may be one that it has lost.
+    pub suspect: bool,
+    /// A peer that says nothing for this long is silent.
+    pub silent_after_ms: u64,
+    pub heartbeat_ms: u64,
+    /// A new primary whose barrier is not committed by then is frozen.
+    pub frozen_after_ms: u64,
+    /// A peer that has not answered a read-index round by then is done without, if etcd can be
+    /// asked instead …
+    pub read_index_ms: u64,
+    /// … which happens no more often than this.
+    pub etcd_check_every_ms: u64,
+    /// A read that could not be proved current by then is refused.
+    pub read_give_up_ms: u64,
+    /// A bounded-stale read waits so long for its primary's proof, and is refused then. Time enough
+    /// for a round and an etcd check after it.
+    pub proof_wait_ms: u64,
+    /// Applied entries of one shard kept in memory for followers that lag.
+    pub log_memory_bytes: usize,
+    /// Ordered and not yet applied, of all shards; beyond it batches are refused.
+    pub pending_bytes_max: usize,
+    /// The active table is frozen at this size …
+    pub table_bytes_max: usize,
+    /// … or this long after its first change.
+    pub flush_after_ms: u64,
+    /// How often a primary looks for dead sessions, and how long one must be seen absent.
+    pub collect_every_ms: u64,
+    /// How long a client's token counts, and how many records of them a shard keeps: the cluster's
+    /// `meta` says so, since replicas that differ in it would apply one log differently.
+    pub idempotency_window_ms: u64,
+    pub idempotency_records_max: u64,
+    /// An idle disk is asked for an fsync this often.
+    pub disk_probe_every_ms: u64,
+    /// All that is on the disk is read this often; none: only when asked for …
+    pub scrub_every_ms: Option<u64>,
+    /// … at no more than this rate.
+    pub scrub_bytes_per_s: u64,
+    /// How much of everything.
+    pub sizes: Sizes,
+    /// How long, and how often.
+    pub timing: Timing,
+    pub planted: Option<Planted>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            min_in_sync: 2,
+            suspect: false,
+            silent_after_ms: 1_000,
+            heartbeat_ms: 100,
+            frozen_after_ms: 1_000,
+            read_index_ms: 30,
+            etcd_check_every_ms: 100,
+            read_give_up_ms: 5_000,
+            proof_wait_ms: 300,
+            log_memory_bytes: 8 << 20,
+            pending_bytes_max: 256 << 20,
+            table_bytes_max: 64 << 20,
+            flush_after_ms: 30_000,
+            collect_every_ms: 600_000,
+            idempotency_window_ms: 3_600_000,
+            idempotency_records_max: 1_000_000,
+            disk_probe_every_ms: 200,
+            scrub_every_ms: None,
+            scrub_bytes_per_s: 20_000_000,
+            sizes: Sizes::default(),
+            timing: Timing::default(),
+            planted: None,
+        }
+    }
+}
+
+impl Settings {
+    /// What counts for idempotency records.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            window_ms: self.idempotency_window_ms,
+            records_max: self.idempotency_records_max,
+            planted: self.planted,
+        }
+    }
+}
+
+/// Limits in bytes and in numbers. None of them changes what an entry means, so nodes of one cluster may differ in them.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// A group is closed at this many bytes, even if the one before it is still being written.
+    pub group_bytes_max: usize,
+    /// Most bytes of entries under way on one connection to a follower.
+    pub window_bytes: usize,
+    /// Most bytes of entries in one message, beside one entry that may be a request with a token of
+    /// 12 MiB (the limit on the wire is 16 MiB).
+    pub message_bytes: usize,
+    /// Read from the log on disk for a follower that lags, at a time.
+    pub read_log_bytes: usize,
+    /// The largest payload of a batch that is ordered.
+    pub batch_bytes_limit: usize,
+    /// Reads waiting at once, all connections together; and as many that wait for a proof.
+    pub waiting_reads_max: usize,
+    /// A digest is kept at every seq that this divides. Copies are compared at the seqs that both keep: nodes that
+    /// differ in it compare at fewer of them …
+    pub digest_every: u64,
+    /// … and this many of them are kept.
+    pub points_max: usize,
+    /// Of each shard, in one heartbeat: the newest. A difference does not go away.
+    pub points_told_max: usize,
+    /// Seqs at which a primary remembers what others told, waiting for itself or the rest of them.
+    pub votes_max: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            group_bytes_max: 1 << 20,
+            window_bytes: 16 << 20,
+            message_bytes: 3 << 20,
+            read_log_bytes: 1 << 20,
+            batch_bytes_limit: BATCH_BYTES_LIMIT,
+            waiting_reads_max: 100_000,
+            digest_every: 1_024,
+            points_max: 64,
+            points_told_max: 8,
+            votes_max: 64,
+        }
+    }
+}
+
+/// Waits and intervals, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// A process that stood still for this long blames itself for what it missed.
+    pub gap_ms: u64,
+    /// Follower states, proposals and health are looked at this often, and on every change.
+    pub review_every_ms: u64,
+    /// A peer that was ejected waits so long before it is added again …
+    pub ejected_ms: u64,
+    /// … twice as long each time, up to this. It is forgotten after twice that.
+    pub ejected_ms_max: u64,
+    /// A stop is to take less than 10 s in all: longer than this nobody is waited for.
+    pub leave_within_ms: u64,
+    /// How long a primary stops ordering for a hand-over before it goes on by itself.
+    pub step_down_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            gap_ms: 500,
+            review_every_ms: 50,
+            ejected_ms: 1_000,
+            ejected_ms_max: 60_000,
+            leave_within_ms: 4_000,
+            step_down_ms: 2_000,
+        }
+    }
+}
