@@ -1,8 +1,9 @@
 //! What stands in etcd about a shard: who leads it, who is in sync.
 //!
 //! Only the coordinator sets `primary`, `epoch`, `learners` and `target`; only the current primary
-//! adds to `isr`; both may remove from it, never below `min_in_sync`. Every write compares the
-//! key's `mod_revision` and sets version + 1 (DESIGN §5).
+//! adds to `isr`; both may remove from it, never below `min_in_sync`: [`ShardConfig::changed`] makes
+//! every next record and keeps that floor. Every write compares the key's `mod_revision` and sets
+//! version + 1 (DESIGN §5).
 
 use crate::codec::{Malformed, Reader};
 use crate::ids::{Boot, Epoch, ShardId, Slots, StoreBoot, StoreId, Version};
@@ -28,6 +29,43 @@ pub struct ShardConfig {
 impl ShardConfig {
     pub fn shard(&self) -> ShardId {
         self.slots.shard()
+    }
+
+    /// How many members may leave the in-sync set: what is below `min_in_sync` commits nothing, and
+    /// the primary stays in any case.
+    pub fn room(&self, min_in_sync: usize) -> usize {
+        self.isr.len().saturating_sub(min_in_sync.max(1))
+    }
+
+    /// The next version: with `add` in sync and trusted; then without those of `remove`, the first
+    /// ones first, that the floor can spare; and with those of `taint` that stay not promotable.
+    ///
+    /// The room is counted in the set itself: a tainted member that is trusted again is in it
+    /// already and does not make it larger. The primary never leaves.
+    pub fn changed(
+        &self,
+        add: &[StoreId],
+        remove: &[StoreId],
+        taint: &[StoreId],
+        min_in_sync: usize,
+    ) -> Self {
+        let mut next = self.clone();
+        next.version = Version(next.version.0 + 1);
+        for &store in add {
+            insert(&mut next.isr, store);
+            self::remove(&mut next.learners, store);
+            self::remove(&mut next.tainted, store);
+        }
+        for &store in remove {
+            if store != next.primary.store && next.room(min_in_sync) > 0 {
+                self::remove(&mut next.isr, store);
+                self::remove(&mut next.tainted, store);
+            }
+        }
+        for &store in taint.iter().filter(|store| next.isr.contains(store)) {
+            insert(&mut next.tainted, store);
+        }
+        next
     }
 
     pub fn encode(&self) -> Vec<u8> {
@@ -105,6 +143,51 @@ mod tests {
             learners: vec![StoreId(3)],
             target: vec![],
             tainted: vec![StoreId(2)],
+        }
+    }
+
+    #[test]
+    fn a_change_adds_trusts_and_removes_down_to_the_floor() {
+        let [a, b, c, d] = [1, 2, 3, 4].map(StoreId);
+        let record = ShardConfig { isr: vec![a, b, d], ..config() };
+        let next = record.changed(&[c], &[b, d, a], &[d], 2);
+        assert_eq!((next.isr, next.learners, next.tainted), (vec![a, c], vec![], vec![]));
+        assert_eq!(next.version, Version(10));
+        let next = record.changed(&[b], &[d], &[d], 3);
+        assert_eq!((next.isr, next.tainted), (vec![a, b, d], vec![d]));
+        // Nothing but the version: what settles a proposal without an answer.
+        assert_eq!(
+            record.changed(&[], &[], &[], 2),
+            ShardConfig { version: Version(10), ..record }
+        );
+    }
+
+    /// Every set of up to five stores, with every subset tainted, any stores added and any removed,
+    /// at every floor.
+    #[test]
+    fn no_change_goes_below_the_floor_and_all_that_it_can_spare_leave() {
+        let stores = |bits: u32| -> Vec<StoreId> {
+            (0..5).filter(|at| bits & 1 << at != 0).map(|at| StoreId(at + 1)).collect()
+        };
+        let sets = (1..32).flat_map(|isr| (0..32).map(move |tainted| (isr, isr & tainted)));
+        let changes = (0..32).flat_map(|add| (0..32).map(move |remove| (add, remove & !add)));
+        for ((isr, tainted), (add, remove)) in
+            sets.flat_map(|set| changes.clone().map(move |change| (set, change)))
+        {
+            let isr = stores(isr | 1);
+            let record =
+                ShardConfig { isr, tainted: stores(tainted), learners: vec![], ..config() };
+            let (add, remove) = (stores(add), stores(remove));
+            for floor in 1..=5 {
+                let next = record.changed(&add, &remove, &remove, floor);
+                let least = floor.min(record.isr.len());
+                assert!(next.isr.len() >= least, "{record:?} +{add:?} -{remove:?} at {floor}");
+                assert!(next.isr.contains(&record.primary.store));
+                assert!(next.tainted.iter().all(|store| next.isr.contains(store)));
+                let stays =
+                    |store: &&StoreId| **store != record.primary.store && next.isr.contains(store);
+                assert!(next.room(floor) == 0 || remove.iter().find(stays).is_none());
+            }
         }
     }
 

@@ -94,10 +94,12 @@ pub enum Planted {
     UnfitPasses,
     /// A follower that refused for want of space is never tried again.
     FullIsForgotten,
+    /// A tainted member that is trusted again counts as one that makes the in-sync set larger.
+    TrustMakesRoom,
 }
 
 impl Planted {
-    pub const ALL: [Self; 44] = [
+    pub const ALL: [Self; 45] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -142,6 +144,7 @@ impl Planted {
         Self::ExpiredIsDefinite,
         Self::UnfitPasses,
         Self::FullIsForgotten,
+        Self::TrustMakesRoom,
     ];
 
     /// Is this bug planted?

@@ -4,8 +4,8 @@
 //! most of what is still undecided. What is *not* as safe is a copy that may have lost something:
 //! a damaged or empty one, one on a suspect disk. They come last. A tainted one is never chosen.
 
-use crate::config::{self, ShardConfig};
-use crate::ids::{Epoch, Seq, StoreBoot, StoreId, Version};
+use crate::config::ShardConfig;
+use crate::ids::{Epoch, Seq, StoreBoot, StoreId};
 
 /// An in-sync member that answered.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -44,35 +44,14 @@ pub(super) fn promoted(
     out: &[StoreId],
     min_in_sync: usize,
 ) -> ShardConfig {
-    let mut next = without(config, primary.store, out, min_in_sync);
-    next.epoch = Epoch(config.epoch.0 + 1);
-    next.primary = primary;
-    next
-}
-
-/// The next version without these members, as far as the floor allows; never without `kept`.
-pub(super) fn without(
-    config: &ShardConfig,
-    kept: StoreId,
-    out: &[StoreId],
-    min_in_sync: usize,
-) -> ShardConfig {
-    let mut next = config.clone();
-    next.version = Version(config.version.0 + 1);
-    for &store in out {
-        let above = next.isr.len() > min_in_sync.max(1);
-        if above && store != kept && next.isr.contains(&store) {
-            config::remove(&mut next.isr, store);
-            config::remove(&mut next.tainted, store);
-        }
-    }
-    next
+    let named = ShardConfig { epoch: Epoch(config.epoch.0 + 1), primary, ..config.clone() };
+    named.changed(&[], out, &[], min_in_sync)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::Boot;
+    use crate::ids::{Boot, Version};
 
     fn candidate(store: u128, last: (u64, u64), rank: Rank, led: usize) -> Candidate {
         let process = StoreBoot { store: StoreId(store), boot: Boot(1) };

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::ShardConfig;
-use crate::coordinator::choice::without;
 use crate::coordinator::health::Verdict;
 use crate::coordinator::office::{Office, Write};
 use crate::coordinator::story::{Story, Waits};
@@ -12,6 +11,7 @@ use crate::ids::{Epoch, Now, Slots, StoreBoot, StoreId, Version};
 use crate::message::ShardEnd;
 use crate::planner::{self, Change, Cluster, Guard, Placement, Shard, Store, StoreState};
 use crate::records::{Meta, StoreRecord, StoreStatus};
+use crate::shard_map::ranges;
 
 #[derive(Debug, Default)]
 pub(super) struct Upkeep {
@@ -67,7 +67,7 @@ impl Office {
             }
             return;
         };
-        let missing: Vec<Slots> = all_slots(&meta)
+        let missing: Vec<Slots> = ranges(meta.shards)
             .filter(|slots| self.records.shards.get(slots.shard()).is_none())
             .filter(|slots| !self.is_busy(slots.shard()))
             .collect();
@@ -138,7 +138,7 @@ impl Office {
             if out.is_empty() || !self.is_free(config) || self.is_busy(shard) {
                 continue;
             }
-            let next = without(config, config.primary.store, &out, self.min_in_sync());
+            let next = config.changed(&[], &out, &[], self.min_in_sync());
             if next.isr == config.isr {
                 continue;
             }
@@ -324,9 +324,7 @@ impl Office {
             };
             self.upkeep.trouble(turn.now);
             let Some(kept) = self.records.shards.get(change.shard()) else { continue };
-            let mut config = kept.value.clone();
-            change.apply(&mut config);
-            config.version = Version(config.version.0 + 1);
+            let config = change.apply(&kept.value, self.min_in_sync());
             writes.push(Write { config, story: Some(story) });
         }
         self.propose_shards(turn, writes);
@@ -404,11 +402,4 @@ impl Office {
             });
         }
     }
-}
-
-/// Shard i covers slots ⌊i·65536/S⌋ … ⌊(i+1)·65536/S⌋−1.
-fn all_slots(meta: &Meta) -> impl Iterator<Item = Slots> {
-    let shards = u64::from(meta.shards);
-    let edge = move |at: u64| at * (1 << 16) / shards;
-    (0..shards).map(move |at| Slots { lo: edge(at) as u16, hi: (edge(at + 1) - 1) as u16 })
 }

@@ -54,7 +54,7 @@ impl Node {
         let others = record.isr.iter().filter(heard).count();
         let leads = record.primary == self.me && others > 0;
         // At the floor nobody may leave.
-        let follows = record.isr.contains(&me) && record.isr.len() > self.min_in_sync();
+        let follows = record.isr.contains(&me) && record.room(self.min_in_sync()) > 0;
         leads || follows && others > 0
     }
 }

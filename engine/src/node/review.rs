@@ -4,11 +4,13 @@
 //! Decided for a whole node pair at once (silence is the peer's, not the shard's), written shard by
 //! shard. All of it is hints and compare-and-set: a wrong suspicion costs an ejection, never data.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use crate::config::ShardConfig;
 use crate::ids::{Boot, Now, ShardId, StoreId};
 use crate::message::Report;
 use crate::node::{Effect, Node, Timing};
+use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::primary::{Feed, Follower, Proposal};
 
@@ -70,7 +72,7 @@ impl Node {
     fn review_frozen(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         let Some(primary) = self.replicas.get(&shard).and_then(Replica::primary) else { return };
         let others = || primary.record.isr.iter().filter(|&&store| store != self.me.store);
-        let at_floor = primary.record.isr.len() <= self.min_in_sync();
+        let at_floor = primary.record.room(self.min_in_sync()) == 0;
         let silent = others().any(|&store| self.is_silent(store));
         let stuck =
             !primary.active && self.now.ms_since(primary.began) >= self.settings.frozen_after_ms;
@@ -92,19 +94,24 @@ impl Node {
             return;
         }
         let add = self.addable(replica);
-        let remove = self.removable(replica, add.len());
-        let taint = self.taintable(replica, &remove);
+        let (remove, taint) = (self.removable(replica), self.lost(replica));
+        let mut floor = self.min_in_sync();
+        if Planted::TrustMakesRoom.is_in(self.settings.planted) {
+            let record = &primary.record;
+            floor -= add.iter().filter(|store| record.isr.contains(store)).count();
+        }
+        let next = primary.record.changed(&add, &remove, &taint, floor);
+        let nothing = next.isr == primary.record.isr && next.tainted == primary.record.tainted;
         // A proposal whose outcome is unknown is settled by a newer version, even without change.
-        let nothing = add.is_empty() && remove.is_empty() && taint.is_empty();
         if nothing && !primary.is_unsettled() {
             return;
         }
-        self.propose(shard, &add, &remove, &taint, effects);
+        self.propose(shard, next, add.first().copied(), effects);
     }
 
     /// Learners that are caught up, and tainted members that have been filled again.
-    fn addable(&self, replica: &Replica) -> BTreeSet<StoreId> {
-        let Some(primary) = replica.primary() else { return BTreeSet::new() };
+    fn addable(&self, replica: &Replica) -> Vec<StoreId> {
+        let Some(primary) = replica.primary() else { return Vec::new() };
         let record = &primary.record;
         let candidates = record.learners.iter().chain(&record.tainted);
         let ready = |store: &StoreId| {
@@ -121,9 +128,10 @@ impl Node {
         candidates.copied().find(ready).into_iter().collect()
     }
 
-    /// Silent members and those that lost data, as many as the floor allows.
-    fn removable(&self, replica: &Replica, added: usize) -> BTreeSet<StoreId> {
-        let Some(primary) = replica.primary() else { return BTreeSet::new() };
+    /// Members that can't acknowledge, those first that will not by themselves. How many of them
+    /// leave is for the floor to say.
+    fn removable(&self, replica: &Replica) -> Vec<StoreId> {
+        let Some(primary) = replica.primary() else { return Vec::new() };
         let record = &primary.record;
         let lost = |store: &StoreId| {
             let lacks = |follower: &Follower| follower.short || follower.feed == Feed::Full;
@@ -134,20 +142,15 @@ impl Node {
         if self.may_eject() {
             remove.extend(others().filter(|&store| self.is_silent(*store) && !lost(store)));
         }
-        let room = (record.isr.len() + added).saturating_sub(self.min_in_sync());
-        remove.truncate(room);
-        remove.into_iter().collect()
+        remove
     }
 
-    /// Members that lost data and have to stay, since the set is at the floor: not promotable.
-    fn taintable(&self, replica: &Replica, removed: &BTreeSet<StoreId>) -> BTreeSet<StoreId> {
-        let Some(primary) = replica.primary() else { return BTreeSet::new() };
-        let record = &primary.record;
-        let lost = |store: &&StoreId| {
-            let follower = primary.followers.get(store);
-            follower.is_some_and(|follower| follower.short) && !record.tainted.contains(store)
-        };
-        record.isr.iter().filter(lost).copied().filter(|store| !removed.contains(store)).collect()
+    /// Members that lost data. Those that have to stay, since the set is at the floor, are not
+    /// promotable.
+    fn lost(&self, replica: &Replica) -> Vec<StoreId> {
+        let Some(primary) = replica.primary() else { return Vec::new() };
+        let lost = |store: &&StoreId| primary.followers.get(store).is_some_and(|it| it.short);
+        primary.record.isr.iter().filter(lost).copied().collect()
     }
 
     /// This node is well itself, and somebody hears it: else the silence is its own.
@@ -159,28 +162,23 @@ impl Node {
     fn propose(
         &mut self,
         shard: ShardId,
-        add: &BTreeSet<StoreId>,
-        remove: &BTreeSet<StoreId>,
-        taint: &BTreeSet<StoreId>,
+        config: ShardConfig,
+        add: Option<StoreId>,
         effects: &mut Vec<Effect>,
     ) {
         let id = self.fresh_id();
-        let candidate = add.first().and_then(|store| {
-            let (_, key_revision) = self.peers.get(store)?;
-            Some((*store, *key_revision))
+        let candidate = add.and_then(|store| {
+            let (_, key_revision) = self.peers.get(&store)?;
+            Some((store, *key_revision))
         });
-        for &store in remove {
-            if let Some(&(boot, _)) = self.peers.get(&store) {
-                self.backoff.on_ejected(store, boot, self.now, &self.settings.timing);
-            }
-        }
         let now = self.now;
         let Some(primary) = self.replicas.get_mut(&shard).and_then(Replica::primary_mut) else {
             return;
         };
-        let mut config = primary.changed(add, remove);
-        for &store in taint {
-            crate::config::insert(&mut config.tainted, store);
+        for store in primary.record.isr.iter().filter(|store| !config.isr.contains(store)) {
+            if let Some(&(boot, _)) = self.peers.get(store) {
+                self.backoff.on_ejected(*store, boot, now, &self.settings.timing);
+            }
         }
         // Counted first, proposed second. The same proposal made again needs no second place.
         let base = primary.record.version;

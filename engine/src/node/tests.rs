@@ -1,6 +1,8 @@
 //! One node at a time: events in, exact effects out. What takes two nodes, time or failure is
 //! shown by the simulator.
 
+mod standing;
+
 use bytes::Bytes;
 
 use super::*;

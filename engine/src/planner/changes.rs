@@ -167,7 +167,7 @@ impl<'a> Plan<'a> {
     fn swap_at_floor(&self, shard: &Shard<'_>) -> Option<Change> {
         let config = shard.config;
         let unheard = |store: StoreId| !self.answers(store) || shard.silent.contains(&store);
-        let at_floor = config.isr.len() <= self.cluster.min_in_sync;
+        let at_floor = config.room(self.cluster.min_in_sync) == 0;
         let stuck = at_floor && config.isr.iter().any(|&store| unheard(store));
         let helped = config.learners.iter().any(|&store| !unheard(store));
         if !stuck || helped {
@@ -210,7 +210,7 @@ impl<'a> Plan<'a> {
         if let Some(&store) = config.target.iter().chain(&config.learners).find(idle) {
             return release(store);
         }
-        let room = config.isr.len() > self.cluster.min_in_sync;
+        let room = config.room(self.cluster.min_in_sync) > 0;
         let others = || config.isr.iter().copied().filter(|&store| store != config.primary.store);
         if let Some(store) = others().find(|&store| self.state(store) == StoreState::Suspect)
             && room

@@ -99,31 +99,28 @@ impl Change {
         }
     }
 
-    /// What the record becomes, its version aside.
-    pub fn apply(self, config: &mut ShardConfig) {
+    /// What the record becomes. Who is in sync changes only as far as the floor allows.
+    pub fn apply(self, config: &ShardConfig, min_in_sync: usize) -> ShardConfig {
         match self {
             Self::Recruit { store, instead, .. } => {
+                let mut next = config.changed(&[], &[], &[], min_in_sync);
                 if let Some(instead) = instead {
-                    config::remove(&mut config.target, instead);
-                    config::remove(&mut config.learners, instead);
+                    config::remove(&mut next.target, instead);
+                    config::remove(&mut next.learners, instead);
                 }
-                config::insert(&mut config.target, store);
-                if !config.isr.contains(&store) {
-                    config::insert(&mut config.learners, store);
+                config::insert(&mut next.target, store);
+                if !next.isr.contains(&store) {
+                    config::insert(&mut next.learners, store);
                 }
+                next
             }
             Self::Release { store, .. } => {
-                let lists = [
-                    &mut config.isr,
-                    &mut config.learners,
-                    &mut config.target,
-                    &mut config.tainted,
-                ];
-                for list in lists {
-                    config::remove(list, store);
-                }
+                let mut next = config.changed(&[], &[store], &[], min_in_sync);
+                config::remove(&mut next.learners, store);
+                config::remove(&mut next.target, store);
+                next
             }
-            Self::HandOver { .. } => {}
+            Self::HandOver { .. } => config.changed(&[], &[], &[], min_in_sync),
         }
     }
 }

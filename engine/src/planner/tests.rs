@@ -80,7 +80,7 @@ impl Bench {
         for change in &planned {
             let config =
                 self.shards.iter_mut().find(|config| config.shard() == change.shard()).unwrap();
-            change.apply(config);
+            *config = change.apply(config, 2);
             if let Change::HandOver { to, .. } = change {
                 config.primary.store = *to;
             }
@@ -369,7 +369,7 @@ fn a_frozen_shard_recruits_at_once_even_under_the_guard() {
     bench.hold = true;
     assert_eq!(bench.plan(), recruit(4, Some(3)));
     // Once is enough, as long as the recruit answers.
-    bench.plan()[0].apply(&mut bench.shards[0]);
+    bench.shards[0] = bench.plan()[0].apply(&bench.shards[0], 2);
     assert_eq!(bench.plan(), []);
     bench.set(4, StoreState::Away);
     assert_eq!(bench.plan(), recruit(5, Some(4)));
@@ -538,7 +538,7 @@ impl Bench {
             for change in planned {
                 let config =
                     self.shards.iter_mut().find(|config| config.shard() == change.shard()).unwrap();
-                change.apply(config);
+                *config = change.apply(config, 2);
                 if let Change::HandOver { to, .. } = change {
                     config.primary.store = to;
                 }

@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::config::{self, ShardConfig};
+use crate::config::ShardConfig;
 use crate::entry::Position;
 use crate::ids::{Boot, Conn, CopyNo, Epoch, Now, Seq, StoreId, TimeMs, Version};
 use crate::message::DigestPoint;
@@ -231,22 +231,6 @@ impl Primary {
         }
     }
 
-    /// The record with these changes to the in-sync set.
-    pub fn changed(&self, add: &BTreeSet<StoreId>, remove: &BTreeSet<StoreId>) -> ShardConfig {
-        let mut next = self.record.clone();
-        next.version = Version(next.version.0 + 1);
-        for &store in remove {
-            config::remove(&mut next.isr, store);
-            config::remove(&mut next.tainted, store);
-        }
-        for &store in add {
-            config::insert(&mut next.isr, store);
-            config::remove(&mut next.learners, store);
-            config::remove(&mut next.tainted, store);
-        }
-        next
-    }
-
     /// A learner that may be added: its present copy has acknowledged, in this epoch, all that is
     /// committed and the barrier. The commit alone would not do: below the barrier the primary
     /// does not know yet what its predecessors have committed.
@@ -356,9 +340,7 @@ mod tests {
     }
 
     fn propose(primary: &mut Primary, add: &[StoreId], remove: &[StoreId]) {
-        let add = add.iter().copied().collect();
-        let remove = remove.iter().copied().collect();
-        let config = primary.changed(&add, &remove);
+        let config = primary.record.changed(add, remove, &[], 1);
         let base = primary.record.version;
         primary.proposals.push(Proposal { id: 1, base, config, pending: false });
         primary.match_followers();
@@ -414,7 +396,7 @@ mod tests {
     fn a_higher_version_settles() {
         let mut primary = primary();
         propose(&mut primary, &[C], &[]);
-        let read = primary.changed(&BTreeSet::new(), &BTreeSet::new());
+        let read = primary.record.changed(&[], &[], &[], 2);
         primary.read_record(read, 80, Now(5));
         assert_eq!(primary.members(None), BTreeSet::from([A, B]));
         assert!(!primary.is_unsettled());
@@ -428,17 +410,6 @@ mod tests {
         ack(&mut primary, C, 10);
         assert!(primary.is_caught_up(C, Seq(3), None));
         assert!(!primary.is_caught_up(C, Seq(11), None));
-    }
-
-    #[test]
-    fn adding_takes_a_store_out_of_the_learners_and_clears_its_taint() {
-        let mut primary = primary();
-        primary.record.tainted = vec![C];
-        let next = primary.changed(&BTreeSet::from([C]), &BTreeSet::from([B]));
-        assert_eq!(next.isr, [A, C]);
-        assert_eq!(next.learners, []);
-        assert_eq!(next.tainted, []);
-        assert_eq!(next.version, Version(8));
     }
 
     #[test]
