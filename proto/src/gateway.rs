@@ -41,19 +41,21 @@ impl TryFrom<wire::ToNode> for GatewayMessage {
             to_node::Kind::Frame(frame) => {
                 Ok(Self::Frame { message: frame.message, batches: batches_in(frame.batches)? })
             }
-            to_node::Kind::Read(read) => {
-                let keys = read.names.into_iter().map(CounterKey::from_name);
-                Ok(Self::Read {
-                    id: read.id,
-                    slots: slots_of(read.slots)?,
-                    keys: keys
-                        .collect::<Result<_, _>>()
-                        .map_err(|_| Invalid::Range("read.names"))?,
-                    max_staleness_ms: read.max_staleness_ms,
-                })
-            }
+            to_node::Kind::Read(read) => Ok(Self::Read {
+                id: read.id,
+                slots: slots_of(read.slots)?,
+                keys: keys_in(&read.names)?,
+                max_staleness_ms: read.max_staleness_ms,
+            }),
         }
     }
+}
+
+/// The keys share one copy of all names: a read may wait, and must not keep its message alive.
+fn keys_in(names: &[Bytes]) -> Result<Vec<CounterKey>, Invalid> {
+    let mut all = Bytes::from(names.concat());
+    let keys = names.iter().map(|name| CounterKey::from_name(all.split_to(name.len())));
+    keys.collect::<Result<_, _>>().map_err(|_| Invalid::Range("read.names"))
 }
 
 fn batches_out(batches: &[Batch]) -> Bytes {

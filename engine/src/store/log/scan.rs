@@ -265,8 +265,8 @@ impl Scanner {
     }
 }
 
-/// The records of a good group. They share a copy of its body, so that an entry kept for long does
-/// not keep its whole segment in memory.
+/// The records of a good group. They own what they hold: an entry that is kept for long does not keep
+/// its segment in memory ([`crate::batch::Batch::decode`]).
 fn read_group(place: Place, header: GroupHeader, body: &[u8]) -> Group {
     let mut group = Group {
         segment: place.segment,
