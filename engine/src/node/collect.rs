@@ -4,7 +4,7 @@
 //! row is kept until this process has seen its session absent for a while. No clock decides
 //! correctness: dropping too early costs the worker an "expired", never a double count.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::entry::Body;
 use crate::ids::{Now, Revision, SessionId, ShardId};
@@ -41,6 +41,9 @@ impl Node {
         effects: &mut Vec<Effect>,
     ) {
         let now = self.now;
+        // A set: every row of every shard is looked up in it, and a cluster has as many of both as it
+        // has gateway workers.
+        let alive: BTreeSet<_> = alive.into_iter().collect();
         let led: Vec<_> = self
             .replicas
             .values()
@@ -62,7 +65,7 @@ impl Node {
         &mut self,
         shard: ShardId,
         at: Revision,
-        alive: &[SessionId],
+        alive: &BTreeSet<SessionId>,
         effects: &mut Vec<Effect>,
     ) {
         let grace = self.settings.collect_every_ms;
