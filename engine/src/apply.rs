@@ -15,6 +15,7 @@ use crate::entry::{Body, Entry, Position};
 use crate::idempotency::{Buckets, Limits, Record, RecordId, Scope, TokenOutcome, Verdict};
 use crate::ids::{Slot, Slots, TimeMs};
 use crate::key::{self, CounterKey};
+use crate::memory;
 use crate::message::{Answer, DigestPoint};
 use crate::ops::{self, Op, OpKind, Ops, OpsError, Tokened};
 use crate::planted::Planted;
@@ -70,6 +71,24 @@ impl Needs {
 pub struct Loaded {
     pub values: Values,
     pub records: BTreeMap<RecordId, Record>,
+}
+
+impl Needs {
+    /// What they take of memory, but for the names, which are the entry's.
+    pub fn bytes(&self) -> usize {
+        memory::allocated(self.counters.capacity() * size_of::<CounterKey>())
+            + memory::allocated(self.records.capacity() * size_of::<RecordId>())
+    }
+}
+
+impl Loaded {
+    /// What it takes of memory, but for the names, which are the entry's.
+    pub fn bytes(&self) -> usize {
+        let values = |record: &Record| memory::allocated(size_of_val(record.values.as_slice()));
+        memory::of_map::<CounterKey, i128>(self.values.len())
+            + memory::of_map::<RecordId, Record>(self.records.len())
+            + self.records.values().map(values).sum::<usize>()
+    }
 }
 
 /// An entry's ops, decoded once.

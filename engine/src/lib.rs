@@ -22,6 +22,7 @@ pub mod history;
 pub mod idempotency;
 pub mod ids;
 pub mod key;
+pub mod memory;
 pub mod message;
 pub mod ops;
 pub mod planted;

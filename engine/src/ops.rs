@@ -16,6 +16,7 @@ use crate::codec::{Malformed, Reader, put_bytes, put_varint, put_varint_i128, va
 use crate::idempotency::{Scope, Tag};
 use crate::ids::TimeMs;
 use crate::key::CounterKey;
+use crate::memory;
 
 const FORMAT: u8 = 1;
 const KIND_ADD: u8 = 0;
@@ -70,6 +71,14 @@ pub struct Tokened {
     /// Place of the first one among all ops, and how many there are.
     pub first: usize,
     pub count: usize,
+}
+
+impl Ops {
+    /// What they take of memory, but for the bytes that their names are slices of.
+    pub fn bytes(&self) -> usize {
+        memory::allocated(self.ops.capacity() * size_of::<Op>())
+            + memory::allocated(self.tokened.capacity() * size_of::<Tokened>())
+    }
 }
 
 impl Tokened {
@@ -146,6 +155,13 @@ pub fn encode(ops: &[Op]) -> Bytes {
 /// The ops of a batch, in order. Names share memory with the payload.
 pub fn decode_batch(batch: &Batch) -> Result<Ops, OpsError> {
     decode(unpack(batch)?)
+}
+
+/// Bytes that the names of a decoded batch hold beside its payload.
+pub fn unpacked_bytes(batch: &Batch) -> usize {
+    let packed = batch.codec == Codec::Lz4 as u8;
+    let size = packed.then(|| lz4_flex::block::uncompressed_size(&batch.payload));
+    size.map_or(0, |size| size.map_or(0, |(len, _)| len))
 }
 
 fn unpack(batch: &Batch) -> Result<Bytes, OpsError> {

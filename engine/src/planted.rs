@@ -96,10 +96,14 @@ pub enum Planted {
     FullIsForgotten,
     /// A tainted member that is trusted again counts as one that makes the in-sync set larger.
     TrustMakesRoom,
+    /// Entries are applied into a table that is full, while another one is being flushed.
+    ApplyWithoutRoom,
+    /// A follower acknowledges what it takes however much it has to apply.
+    AckWithoutRoom,
 }
 
 impl Planted {
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 47] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -145,6 +149,8 @@ impl Planted {
         Self::UnfitPasses,
         Self::FullIsForgotten,
         Self::TrustMakesRoom,
+        Self::ApplyWithoutRoom,
+        Self::AckWithoutRoom,
     ];
 
     /// Is this bug planted?

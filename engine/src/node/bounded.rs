@@ -23,10 +23,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Conn, Epoch, Now, Seq, ShardId};
+use crate::memory;
 use crate::message::{FromFollower, Refusal, ToFollower};
 use crate::node::proving::Verdict;
 use crate::node::reads::{Ask, Standing, refuse};
-use crate::node::{Effect, Node};
+use crate::node::{Effect, Node, Sizes};
 use crate::planted::Planted;
 use crate::replica::Replica;
 
@@ -40,6 +41,8 @@ pub(super) struct Bounded {
     /// To be in the next probe.
     wanted: BTreeSet<ShardId>,
     waiting: BTreeMap<(ShardId, u64), Waiting>,
+    /// What they take of memory.
+    bytes: usize,
     /// When each of them is refused.
     deadlines: BTreeSet<(Now, ShardId, u64)>,
 
@@ -96,6 +99,23 @@ impl Waiting {
 }
 
 impl Bounded {
+    /// No room for another read that waits.
+    fn is_full(&self, sizes: &Sizes) -> bool {
+        self.waiting.len() >= sizes.waiting_reads_max || self.bytes >= sizes.waiting_read_bytes_max
+    }
+
+    /// What the waiting reads take of memory, as counted.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The same, by looking at every read.
+    pub(super) fn walked_bytes(&self) -> usize {
+        let each = memory::of_map::<(ShardId, u64), Waiting>(1)
+            + memory::of_map::<(Now, ShardId, u64), ()>(1);
+        self.waiting.values().map(|waiting| waiting.ask.walked_bytes() + each).sum()
+    }
+
     /// When to look again although nothing has come.
     pub(super) fn deadline(&self) -> Option<Now> {
         self.deadlines.first().map(|&(at, _, _)| at)
@@ -116,11 +136,13 @@ impl Bounded {
             self.want(shard);
         }
         self.deadlines.insert((waiting.until, shard, read));
+        self.bytes += waiting.ask.bytes();
         self.waiting.insert((shard, read), waiting);
     }
 
     fn take(&mut self, shard: ShardId, read: u64) -> Option<Waiting> {
         let waiting = self.waiting.remove(&(shard, read))?;
+        self.bytes -= waiting.ask.bytes();
         self.deadlines.remove(&(waiting.until, shard, read));
         Some(waiting)
     }
@@ -151,8 +173,8 @@ impl Node {
         if !ask.is_of(replica) {
             return refuse(&ask, Refusal::NoSuchShard, effects);
         }
-        let waiting_max = self.settings.sizes.waiting_reads_max;
-        if self.reads.is_full(waiting_max) || self.bounded.waiting.len() >= waiting_max {
+        let sizes = &self.settings.sizes;
+        if self.reads.is_full(sizes) || self.bounded.is_full(sizes) {
             return refuse(&ask, Refusal::Overloaded, effects);
         }
         // A probe that leaves now is of no use to it any more when it is older than that.

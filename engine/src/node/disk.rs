@@ -16,6 +16,7 @@ use crate::entry::Position;
 use crate::idempotency::Record;
 use crate::ids::{CopyNo, Now, Seq, ShardId, StoreId};
 use crate::key::CounterKey;
+use crate::memory;
 use crate::message::{DigestPoint, NodeReply};
 use crate::node::{Effect, Node, turn_of};
 use crate::planted::Planted;
@@ -29,6 +30,16 @@ use crate::store::log::index::Needed;
 pub(super) struct LoadFor {
     needs: Needs,
     purpose: Purpose,
+}
+
+impl LoadFor {
+    /// What it takes of memory; the names are those of the entry or the read.
+    pub(super) fn bytes(&self) -> usize {
+        match self.purpose {
+            Purpose::Entry { .. } => memory::of_map::<u64, Self>(1) + self.needs.bytes(),
+            Purpose::Read { .. } => 0, // Counted with the read.
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -94,24 +105,26 @@ impl Node {
     ) {
         let before = self.replicas.get(&shard).map_or(Seq(0), |replica| replica.state.applied.seq);
         loop {
+            let next = self.replicas.get(&shard).and_then(Replica::next_to_apply);
+            let Some(seq) = next.filter(|_| self.make_room(shard, effects)) else { break };
             let Some(replica) = self.replicas.get_mut(&shard) else { return };
-            let Some(seq) = replica.next_to_apply() else { break };
             let Some(held) = replica.log.get(seq) else { break };
+            let Some(work) = &held.work else { break };
             let none = Loaded::default();
-            let loaded = match &held.loading {
+            let loaded = match &work.loading {
                 Loading::Ready { loaded, snapshot }
                     if *snapshot == self.snapshot || Planted::UseStaleLoad.is_in(planted) =>
                 {
                     loaded
                 }
                 Loading::Asked { .. } => break,
-                _ if apply::needs(&held.decoded, replica.state.slots).is_empty() => &none,
+                _ if apply::needs(&work.decoded, replica.state.slots).is_empty() => &none,
                 _ => {
                     self.load_for_entry(shard, seq, effects);
                     break;
                 }
             };
-            let (entry, decoded) = (&held.entry, &held.decoded);
+            let (entry, decoded) = (&held.entry, &work.decoded);
             let (state, limits) = (&mut replica.state, self.settings.limits());
             let answer = apply::apply(state, &mut self.tables, entry, decoded, loaded, &limits);
             let batch = match &entry.body {
@@ -119,6 +132,7 @@ impl Node {
                 _ => None,
             };
             replica.on_applied(seq, &self.settings.sizes);
+            self.memory.on_applied(shard, seq);
             self.flushing.unflushed_since.get_or_insert(self.now);
             let waiting = replica.primary_mut().and_then(|primary| primary.waiting.remove(&seq));
             if let Some((((conn, message), answer), (slots, session, bseq))) =
@@ -129,10 +143,6 @@ impl Node {
             }
         }
         self.judge_if_reached(shard, before, effects);
-        let bytes_max = self.settings.log_memory_bytes;
-        if let Some(replica) = self.replicas.get_mut(&shard) {
-            replica.log.shrink(replica.state.applied.seq, bytes_max);
-        }
     }
 
     // ---- loads ---------------------------------------------------------------------------------
@@ -143,8 +153,9 @@ impl Node {
         while let Some(replica) = self.replicas.get(&shard)
             && let Some(held) = replica.log.get(seq)
         {
-            let needs = || apply::needs(&held.decoded, replica.state.slots);
-            if held.loading == Loading::NotAsked && !needs().is_empty() {
+            let Some(work) = &held.work else { return };
+            let needs = || apply::needs(&work.decoded, replica.state.slots);
+            if work.loading == Loading::NotAsked && !needs().is_empty() {
                 self.load_for_entry(shard, seq, effects);
             }
             seq = seq.next();
@@ -154,12 +165,17 @@ impl Node {
     fn load_for_entry(&mut self, shard: ShardId, seq: Seq, effects: &mut Vec<Effect>) {
         let (load, snapshot) = (self.fresh_id(), self.snapshot);
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
-        let Some(held) = replica.log.get_mut(seq) else { return };
-        held.loading = Loading::Asked { load, snapshot };
-        let needs = apply::needs(&held.decoded, replica.state.slots);
+        let Some(work) = replica.log.get(seq).and_then(|held| held.work.as_ref()) else { return };
+        let needs = apply::needs(&work.decoded, replica.state.slots);
+        replica.log.set_loading(seq, Loading::Asked { load, snapshot });
         let purpose = Purpose::Entry { shard, seq };
-        self.loads.insert(load, LoadFor { needs: needs.clone(), purpose });
+        self.await_load(load, LoadFor { needs: needs.clone(), purpose });
         effects.push(Effect::Load { load, needs });
+    }
+
+    fn await_load(&mut self, load: u64, load_for: LoadFor) {
+        self.memory.loads += load_for.bytes();
+        self.loads.insert(load, load_for);
     }
 
     pub(super) fn load_for_read(
@@ -171,7 +187,7 @@ impl Node {
         let load = self.fresh_id();
         let purpose = Purpose::Read { read };
         let needs = Needs { counters, records: Vec::new() };
-        self.loads.insert(load, LoadFor { needs: needs.clone(), purpose });
+        self.await_load(load, LoadFor { needs: needs.clone(), purpose });
         effects.push(Effect::Load { load, needs });
     }
 
@@ -183,6 +199,7 @@ impl Node {
         effects: &mut Vec<Effect>,
     ) {
         let Some(asked) = self.loads.remove(&load) else { return };
+        self.memory.loads -= asked.bytes();
         let pairs = asked.needs.counters.into_iter().zip(values);
         let values: Values = pairs.map(|(key, value)| (key, value.unwrap_or(0))).collect();
         let pairs = asked.needs.records.into_iter().zip(records);
@@ -191,11 +208,11 @@ impl Node {
             Purpose::Read { read } => self.on_read_loaded(read, values, effects),
             Purpose::Entry { shard, seq } => {
                 let Some(replica) = self.replicas.get_mut(&shard) else { return };
-                let Some(held) = replica.log.get_mut(seq) else { return };
-                match held.loading {
-                    Loading::Asked { load: asked, snapshot } if asked == load => {
+                let held = replica.log.get(seq).and_then(|held| held.work.as_ref());
+                match held.map(|work| &work.loading) {
+                    Some(&Loading::Asked { load: asked, snapshot }) if asked == load => {
                         let loaded = Loaded { values, records };
-                        held.loading = Loading::Ready { loaded, snapshot };
+                        replica.log.set_loading(seq, Loading::Ready { loaded, snapshot });
                         self.dirty.insert(shard);
                     }
                     _ => {} // The entry was cut, and another stands in its place.
@@ -214,13 +231,24 @@ impl Node {
         };
         let due = self.flushing.wanted
             || self.now.ms_since(since) >= self.settings.flush_after_ms
-            || self.tables.active.bytes() >= self.settings.table_bytes_max;
-        if due && self.flushing.under_way.is_none() {
+            || self.is_table_full();
+        if due && !self.is_flushing() {
             self.begin_flush(effects);
         }
     }
 
-    fn begin_flush(&mut self, effects: &mut Vec<Effect>) {
+    /// The active table holds as much as it may.
+    pub(super) fn is_table_full(&self) -> bool {
+        // One that holds nothing is never full, however small the limit.
+        self.flushing.unflushed_since.is_some()
+            && self.tables.active.bytes() >= self.settings.table_bytes_max
+    }
+
+    pub(super) fn is_flushing(&self) -> bool {
+        self.flushing.under_way.is_some()
+    }
+
+    pub(super) fn begin_flush(&mut self, effects: &mut Vec<Effect>) {
         self.flushing.last += 1;
         self.flushing.wanted = false;
         self.flushing.unflushed_since = None;
@@ -261,6 +289,7 @@ impl Node {
         };
         self.tables.frozen = None;
         self.snapshot += 1;
+        self.dirty.extend(self.memory.held_up());
         for (copy, applied, point) in done.shards {
             let Some(replica) = self.replicas.get_mut(&point.shard) else { continue };
             if replica.exists && replica.copy == copy && applied.seq > replica.flushed.seq {

@@ -28,6 +28,7 @@ pub mod audit;
 pub mod health;
 mod leave;
 pub mod links;
+mod memory;
 pub mod turn;
 
 mod bounded;
@@ -415,6 +416,7 @@ pub struct Node {
     peers: BTreeMap<StoreId, (Boot, u64)>,
 
     groups: turn::Groups,
+    memory: memory::Memory,
     tables: Tables,
     /// How many ingests there have been: a value loaded before one is not added to the tables of
     /// after it.
@@ -480,7 +482,7 @@ impl Node {
     ) -> Self {
         let recover =
             |found: RecoveredReplica| (found.shard, Replica::recover(found, settings.planted));
-        let replicas = recovered.into_iter().map(recover).collect();
+        let replicas: BTreeMap<_, _> = recovered.into_iter().map(recover).collect();
         Self {
             me,
             now,
@@ -490,6 +492,7 @@ impl Node {
             next_report: now,
             next_expire: now.plus_ms(settings.limits().bucket_ms()),
             reported: Report::default(),
+            memory: memory::Memory::of(replicas.values()),
             replicas,
             records: BTreeMap::new(),
             peers: BTreeMap::new(),
@@ -627,10 +630,12 @@ impl Node {
             while let Some(shard) = self.dirty.pop_first() {
                 self.advance(shard, effects);
                 self.tell_waiting(shard, effects);
+                self.count_log(shard);
             }
             let Some(shard) = self.to_review.pop_first() else { break };
             self.review(shard, effects);
         }
+        self.shrink_logs();
         self.advance_claims(effects);
         self.advance_bounded(effects);
         self.send_slices(effects);
@@ -693,5 +698,6 @@ impl Node {
     /// Panics if something that must hold does not. The simulator asks after every event.
     pub fn check_invariants(&self) {
         self.replicas.values().for_each(Replica::check_invariants);
+        self.check_memory();
     }
 }

@@ -611,6 +611,9 @@ impl Node {
 
     /// Acknowledges every message whose group is durable.
     pub(super) fn pay_acks(&mut self, effects: &mut Vec<Effect>) {
+        if self.is_behind() {
+            return;
+        }
         let durable = self.groups.durable();
         for (&conn, link) in &mut self.accepted {
             if let Some(n) = link.payable(durable) {

@@ -10,9 +10,10 @@ use std::collections::BTreeMap;
 use crate::apply::Values;
 use crate::ids::{Conn, Epoch, Now, Slots, TimeMs};
 use crate::key::{self, CounterKey};
+use crate::memory;
 use crate::message::{NodeReply, ReadResult, Refusal};
 use crate::node::proving::Verdict;
-use crate::node::{Effect, Node};
+use crate::node::{Effect, Node, Sizes};
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::store::table::Cell;
@@ -20,6 +21,8 @@ use crate::store::table::Cell;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reads {
     waiting: BTreeMap<u64, Waiting>,
+    /// What they take of memory.
+    bytes: usize,
 }
 
 /// What a gateway asks for: all keys lie in the shard's slots.
@@ -53,13 +56,47 @@ pub(super) enum Standing {
 
 impl Reads {
     /// No room for another one.
-    pub(super) fn is_full(&self, waiting_max: usize) -> bool {
-        self.waiting.len() >= waiting_max
+    pub(super) fn is_full(&self, sizes: &Sizes) -> bool {
+        self.waiting.len() >= sizes.waiting_reads_max || self.bytes >= sizes.waiting_read_bytes_max
+    }
+
+    /// What the waiting reads take of memory, as counted.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The same, by looking at every read.
+    pub(super) fn walked_bytes(&self) -> usize {
+        self.waiting.values().map(Waiting::walked_bytes).sum()
+    }
+
+    fn insert(&mut self, read: u64, waiting: Waiting) {
+        self.bytes += waiting.ask.bytes();
+        self.waiting.insert(read, waiting);
+    }
+
+    fn remove(&mut self, read: u64) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&read)?;
+        self.bytes -= waiting.ask.bytes();
+        Some(waiting)
     }
 
     /// The connection is gone, and with it whoever asked: the numbers of what is not answered.
     fn forget(&mut self, conn: Conn) -> Vec<u64> {
-        self.waiting.extract_if(.., |_, read| read.ask.conn == conn).map(|(read, _)| read).collect()
+        let gone = self.waiting.iter().filter(|(_, read)| read.ask.conn == conn);
+        let gone: Vec<u64> = gone.map(|(&read, _)| read).collect();
+        gone.iter().for_each(|&read| drop(self.remove(read)));
+        gone
+    }
+}
+
+impl Waiting {
+    fn walked_bytes(&self) -> usize {
+        let base = self.base.as_ref().map_or(0, BTreeMap::len);
+        self.ask.walked_bytes()
+            + memory::of_map::<u64, Self>(1)
+            + memory::allocated(self.cells.capacity() * size_of::<Option<Cell>>())
+            + memory::of_map::<CounterKey, i128>(base)
     }
 }
 
@@ -94,7 +131,7 @@ impl Node {
         if !primary.active || !applied || replica.stopped.is_some() {
             return Err(if primary.frozen { Refusal::Frozen } else { Refusal::NotPrimary(None) });
         }
-        if self.reads.is_full(self.settings.sizes.waiting_reads_max) {
+        if self.reads.is_full(&self.settings.sizes) {
             return Err(Refusal::Overloaded);
         }
         Ok(primary.epoch)
@@ -118,7 +155,7 @@ impl Node {
         let replica = self.replicas.get(&ask.slots.shard());
         let time = replica.map_or(TimeMs(0), |replica| replica.state.applied.time);
         let read = self.fresh_id();
-        self.reads.waiting.insert(read, Waiting { ask, standing, cells, base, time });
+        self.reads.insert(read, Waiting { ask, standing, cells, base, time });
         if !to_load.is_empty() && !Planted::TableThenDatabase.is_in(self.settings.planted) {
             self.load_for_read(read, to_load, effects);
         }
@@ -172,12 +209,12 @@ impl Node {
         let values = waiting.ask.keys.iter().zip(&waiting.cells).map(value).collect();
         let result = Ok(ReadResult { values, time: waiting.time, staleness_us });
         let (conn, id) = (waiting.ask.conn, waiting.ask.id);
-        self.reads.waiting.remove(&read);
+        self.reads.remove(read);
         effects.push(Effect::Gateway { conn, reply: NodeReply::Read { id, result } });
     }
 
     fn refuse_read(&mut self, read: u64, refusal: Refusal, effects: &mut Vec<Effect>) {
-        let Some(waiting) = self.reads.waiting.remove(&read) else { return };
+        let Some(waiting) = self.reads.remove(read) else { return };
         let refusal = match refusal {
             Refusal::NotPrimary(None) => {
                 self.refer(waiting.ask.slots.shard()).unwrap_or(Refusal::NotPrimary(None))
@@ -193,6 +230,27 @@ impl Node {
 }
 
 impl Ask {
+    /// What it takes of memory at most while it waits: its keys, and for each what the tables held and
+    /// what the state holds, which is asked for by another list of the keys.
+    pub(super) fn bytes(&self) -> usize {
+        let keys = self.keys.len();
+        let each = 2 * size_of::<CounterKey>() + size_of::<Option<Cell>>();
+        self.name_bytes()
+            + memory::of_map::<u64, Waiting>(1)
+            + memory::allocated(keys * each)
+            + memory::of_map::<CounterKey, i128>(keys)
+    }
+
+    /// What it takes now, by itself.
+    pub(super) fn walked_bytes(&self) -> usize {
+        self.name_bytes() + memory::allocated(self.keys.capacity() * size_of::<CounterKey>())
+    }
+
+    /// Its names lie in one piece.
+    fn name_bytes(&self) -> usize {
+        memory::of_bytes(self.keys.iter().map(|key| key.name().len()).sum())
+    }
+
     /// It asks for this replica's counters.
     pub(super) fn is_of(&self, replica: &Replica) -> bool {
         let inside = |key: &CounterKey| self.slots.contains(key.slot());

@@ -29,9 +29,10 @@ pub struct Settings {
     /// A bounded-stale read waits so long for its primary's proof, and is refused then. Time enough
     /// for a round and an etcd check after it.
     pub proof_wait_ms: u64,
-    /// Applied entries of one shard kept in memory for followers that lag.
+    /// Applied entries of all shards kept in memory for followers that lag. Those applied first go first.
     pub log_memory_bytes: usize,
-    /// Ordered and not yet applied, of all shards; beyond it batches are refused.
+    /// Ordered and not yet applied, of all shards, with all that applying needs: beyond it batches are refused. And
+    /// beyond so much that waits for this node alone it acknowledges nothing to those that it follows.
     pub pending_bytes_max: usize,
     /// The active table is frozen at this size …
     pub table_bytes_max: usize,
@@ -68,7 +69,7 @@ impl Default for Settings {
             etcd_check_every_ms: 100,
             read_give_up_ms: 5_000,
             proof_wait_ms: 300,
-            log_memory_bytes: 8 << 20,
+            log_memory_bytes: 64 << 20,
             pending_bytes_max: 256 << 20,
             table_bytes_max: 64 << 20,
             flush_after_ms: 30_000,
@@ -112,6 +113,8 @@ pub struct Sizes {
     pub batch_bytes_limit: usize,
     /// Reads waiting at once, all connections together; and as many that wait for a proof.
     pub waiting_reads_max: usize,
+    /// What the one kind and the other may take of memory: beyond it reads are refused.
+    pub waiting_read_bytes_max: usize,
     /// A digest is kept at every seq that this divides. Copies are compared at the seqs that both keep: nodes that
     /// differ in it compare at fewer of them …
     pub digest_every: u64,
@@ -132,6 +135,7 @@ impl Default for Sizes {
             read_log_bytes: 1 << 20,
             batch_bytes_limit: BATCH_BYTES_LIMIT,
             waiting_reads_max: 100_000,
+            waiting_read_bytes_max: 32 << 20,
             digest_every: 1_024,
             points_max: 64,
             points_told_max: 8,

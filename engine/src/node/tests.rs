@@ -1,6 +1,7 @@
 //! One node at a time: events in, exact effects out. What takes two nodes, time or failure is
 //! shown by the simulator.
 
+mod memory;
 mod standing;
 
 use bytes::Bytes;

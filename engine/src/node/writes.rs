@@ -120,10 +120,8 @@ impl Node {
     }
 
     fn is_overloaded(&self) -> bool {
-        let tables_full = self.tables.frozen.is_some()
-            && self.tables.active.bytes() >= self.settings.table_bytes_max;
-        let pending: usize = self.replicas.values().map(|r| r.log.pending_bytes()).sum();
-        tables_full || pending >= self.settings.pending_bytes_max
+        let tables_full = self.is_flushing() && self.is_table_full();
+        tables_full || self.memory.pending_bytes() >= self.settings.pending_bytes_max
     }
 
     /// Who leads the shard, as far as this node knows.

@@ -9,13 +9,27 @@
 use std::collections::VecDeque;
 
 use crate::apply::{Decoded, Loaded};
-use crate::entry::{Entry, Position};
+use crate::entry::{Body, Entry, Position};
 use crate::ids::{Epoch, Seq};
+use crate::memory;
+use crate::ops;
 
-/// An entry, and what it needs before it can be applied.
+/// Entries that a log has room for however few it holds, so that it does not allocate for each.
+const ROOM_MIN: usize = 8;
+
+/// An entry in memory.
 #[derive(Clone, Debug)]
 pub struct Held {
     pub entry: Entry,
+    /// What it needs before it can be applied; none once it is.
+    pub work: Option<Box<Work>>,
+    /// Bytes of all entries that this log has ever taken, up to and with this one.
+    end: u64,
+}
+
+/// What is to be known of an entry before it can be applied.
+#[derive(Clone, Debug)]
+pub struct Work {
     pub decoded: Decoded,
     pub loading: Loading,
 }
@@ -36,18 +50,64 @@ pub enum Loading {
     },
 }
 
+/// What entries take of memory.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct LogBytes {
+    /// Of entries that are applied, and kept for followers that lag.
+    pub kept: usize,
+    /// Of entries that are not applied, with all that applying them needs …
+    pub pending: usize,
+    /// … and those of them that are committed and durable: only this node's own work holds them up.
+    pub ready: usize,
+}
+
 #[derive(Clone, Debug)]
 pub struct ReplicaLog {
     /// The position before the first entry in memory.
     base: Position,
     entries: VecDeque<Held>,
-    bytes: usize,
-    /// Bytes of the entries that are not applied.
+    kept_bytes: usize,
     pending_bytes: usize,
+    /// [`Held::end`] of the last entry applied, and of the last one taken.
+    applied_end: u64,
+    end: u64,
     durable: Seq,
     /// First seq of each epoch from `base` on (the base itself stands for what lies below),
     /// ascending.
     epochs: Vec<(Epoch, Seq)>,
+}
+
+impl Held {
+    /// What it takes once it is applied.
+    fn kept_bytes(&self) -> usize {
+        let content = match &self.entry.body {
+            Body::Ops(batch) => memory::of_bytes(batch.payload.len()),
+            Body::Collect { l, .. } => memory::allocated(size_of_val(l.as_slice())),
+            Body::Barrier | Body::Expire { .. } | Body::Split { .. } => 0,
+        };
+        size_of::<Self>() + content
+    }
+
+    /// What it takes now.
+    fn bytes(&self) -> usize {
+        self.kept_bytes() + self.work.as_ref().map_or(0, |work| work.bytes(&self.entry))
+    }
+}
+
+impl Work {
+    fn bytes(&self, entry: &Entry) -> usize {
+        let decoded = match (&self.decoded, &entry.body) {
+            (Decoded::Ops(ops), Body::Ops(batch)) => {
+                ops.bytes() + memory::of_bytes(ops::unpacked_bytes(batch))
+            }
+            _ => 0,
+        };
+        let loaded = match &self.loading {
+            Loading::Ready { loaded, .. } => loaded.bytes(),
+            Loading::NotAsked | Loading::Asked { .. } => 0,
+        };
+        memory::allocated(size_of::<Self>()) + decoded + loaded
+    }
 }
 
 impl ReplicaLog {
@@ -57,8 +117,10 @@ impl ReplicaLog {
         Self {
             base,
             entries: VecDeque::new(),
-            bytes: 0,
+            kept_bytes: 0,
             pending_bytes: 0,
+            applied_end: 0,
+            end: 0,
             durable: base.seq,
             epochs,
         }
@@ -77,33 +139,65 @@ impl ReplicaLog {
         self.durable
     }
 
-    /// Bytes of the entries that are not applied.
-    pub fn pending_bytes(&self) -> usize {
-        self.pending_bytes
+    /// What the entries take. `ready`: those up to this one are committed, and nothing but their turn
+    /// keeps them from being applied.
+    pub fn bytes(&self, ready: Option<Seq>) -> LogBytes {
+        let unused = (self.entries.capacity() - self.entries.len()) * size_of::<Held>();
+        let ready_end = ready.and_then(|ready| self.get(ready.min(self.durable)));
+        let ready = ready_end.map_or(0, |held| held.end.saturating_sub(self.applied_end));
+        LogBytes {
+            kept: self.kept_bytes + unused,
+            pending: self.pending_bytes,
+            ready: usize::try_from(ready).expect("it is in memory"),
+        }
     }
 
-    /// The entry has been applied.
+    /// The same, by looking at every entry: what [`ReplicaLog::bytes`] must come to.
+    pub fn walked_bytes(&self) -> usize {
+        let unused = (self.entries.capacity() - self.entries.len()) * size_of::<Held>();
+        unused + self.entries.iter().map(Held::bytes).sum::<usize>()
+    }
+
+    /// The entry has been applied: what that needed is no longer held.
     pub fn on_applied(&mut self, seq: Seq) {
-        if let Some(held) = self.get(seq) {
-            self.pending_bytes -= held.entry.size();
-        }
+        let Some(held) = self.get_mut(seq) else { return };
+        let (pending, end) = (held.bytes(), held.end);
+        held.work = None;
+        let kept = held.kept_bytes();
+        self.pending_bytes -= pending;
+        self.kept_bytes += kept;
+        self.applied_end = end;
     }
 
     pub fn append(&mut self, entry: Entry, decoded: Decoded) {
-        self.bytes += entry.size();
-        self.pending_bytes += entry.size();
         if self.epoch_at(entry.seq.prev()) != Some(entry.epoch) {
             self.epochs.push((entry.epoch, entry.seq));
         }
-        self.entries.push_back(Held { entry, decoded, loading: Loading::NotAsked });
+        let work = Some(Box::new(Work { decoded, loading: Loading::NotAsked }));
+        let mut held = Held { entry, work, end: 0 };
+        self.pending_bytes += held.bytes();
+        self.end += held.bytes() as u64;
+        held.end = self.end;
+        self.entries.push_back(held);
+    }
+
+    /// Notes how far the loading of an entry has come.
+    pub fn set_loading(&mut self, seq: Seq, loading: Loading) {
+        let Some(held) = self.get_mut(seq) else { return };
+        let before = held.bytes();
+        if let Some(work) = &mut held.work {
+            work.loading = loading;
+        }
+        let after = held.bytes();
+        self.pending_bytes = self.pending_bytes - before + after;
     }
 
     /// Drops every entry above `after`; none of them is applied.
     pub fn truncate(&mut self, after: Seq) {
         while let Some(held) = self.entries.pop_back_if(|held| held.entry.seq > after) {
-            self.bytes -= held.entry.size();
-            self.pending_bytes -= held.entry.size();
+            self.pending_bytes -= held.bytes();
         }
+        self.end = self.entries.back().map_or(self.applied_end, |held| held.end);
         self.durable = self.durable.min(after);
         self.epochs.retain(|&(_, first)| first <= after);
     }
@@ -113,13 +207,18 @@ impl ReplicaLog {
         self.durable = self.durable.max(seq.min(self.last().seq));
     }
 
-    /// Forgets the oldest entries, up to `upto`, until `bytes_max` suffice.
-    pub fn shrink(&mut self, upto: Seq, bytes_max: usize) {
-        while self.bytes > bytes_max
+    /// Forgets the oldest entries, all of them applied, up to `upto`, until `bytes` are free.
+    pub fn shrink(&mut self, upto: Seq, bytes: usize) {
+        let enough = self.kept_bytes.saturating_sub(bytes);
+        while self.kept_bytes > enough
             && let Some(held) = self.entries.pop_front_if(|held| held.entry.seq <= upto)
         {
-            self.bytes -= held.entry.size();
+            self.kept_bytes -= held.kept_bytes();
             self.base = held.entry.position();
+        }
+        // A burst must not leave its room behind in a shard that is quiet afterwards.
+        if self.entries.len() < self.entries.capacity() / 4 {
+            self.entries.shrink_to((2 * self.entries.len()).max(ROOM_MIN));
         }
     }
 
@@ -127,7 +226,7 @@ impl ReplicaLog {
         self.entries.get(self.index(seq)?)
     }
 
-    pub fn get_mut(&mut self, seq: Seq) -> Option<&mut Held> {
+    fn get_mut(&mut self, seq: Seq) -> Option<&mut Held> {
         let index = self.index(seq)?;
         self.entries.get_mut(index)
     }
@@ -231,7 +330,8 @@ mod tests {
     #[test]
     fn shrinking_keeps_what_is_not_applied() {
         let mut log = log();
-        log.shrink(Seq(3), 0);
+        (1..=3).for_each(|seq| log.on_applied(Seq(seq)));
+        log.shrink(Seq(3), usize::MAX);
         assert_eq!(log.base().seq, Seq(3));
         assert_eq!(log.position(Seq(3)).map(|p| p.epoch), Some(Epoch(4)));
         assert_eq!(log.position(Seq(2)), None);

@@ -30,7 +30,7 @@ use crate::node::turn::Turn;
 use crate::node::{RecoveredReplica, ReplicaView, Sizes};
 use crate::planted::Planted;
 use crate::store::log::Record;
-use log::ReplicaLog;
+use log::{LogBytes, ReplicaLog};
 use primary::Primary;
 
 /// One store's part in one shard. It exists, with its promise, for as long as the store does; the
@@ -275,6 +275,12 @@ impl Replica {
             }
             self.points.push_back(self.digest());
         }
+    }
+
+    /// What its log takes of memory.
+    pub fn log_bytes(&self) -> LogBytes {
+        let applies = self.exists && self.stopped.is_none() && self.installing.is_none();
+        self.log.bytes(applies.then_some(self.commit))
     }
 
     /// What the state amounts to now.

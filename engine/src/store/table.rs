@@ -27,13 +27,14 @@ use std::sync::Arc;
 use crate::idempotency::{Record, RecordId};
 use crate::ids::Slot;
 use crate::key;
+use crate::memory;
 use crate::planted::Planted;
 
 /// The longest name kept in the line itself.
 const INLINE_BYTES: usize = 38;
 const LINE_BYTES: usize = 64;
-/// What a record takes in the map beside the lines, near enough, without its values.
-const RECORD_BYTES: usize = 128;
+/// What a record takes in the map beside the lines, without its values.
+const RECORD_BYTES: usize = memory::of_map::<RecordId, Record>(6) / 6;
 /// Lines of an empty table without a stated capacity.
 const LINES_MIN: usize = 64;
 
@@ -160,6 +161,16 @@ impl Table {
         self.lines.len() * LINE_BYTES + self.arena.capacity() + self.record_bytes
     }
 
+    /// The same, by looking at every record.
+    fn walked_bytes(&self) -> usize {
+        let values =
+            |record: &Record| memory::allocated(record.values.capacity() * size_of::<i128>());
+        memory::allocated(self.lines.capacity() * LINE_BYTES)
+            + memory::allocated(self.arena.capacity())
+            + memory::of_map::<RecordId, Record>(self.records.len())
+            + self.records.values().map(values).sum::<usize>()
+    }
+
     /// The next new counter may double the table, and so move every line.
     pub fn is_full(&self) -> bool {
         (self.len + 1) * 4 > self.lines.len() * 3
@@ -185,7 +196,8 @@ impl Table {
 
     /// Puts a record in the place of whatever was there.
     pub fn put_record(&mut self, id: RecordId, record: Record) {
-        let bytes = |record: &Record| RECORD_BYTES + size_of_val(record.values.as_slice());
+        let values = |record: &Record| memory::allocated(size_of_val(record.values.as_slice()));
+        let bytes = |record: &Record| RECORD_BYTES + values(record);
         self.record_bytes += bytes(&record);
         if let Some(old) = self.records.insert(id, record) {
             self.record_bytes -= bytes(&old);
@@ -344,8 +356,15 @@ impl Tables {
         self.active.record(id).or_else(|| frozen?.table.record(id))
     }
 
+    /// What both take of memory, as counted.
     pub fn bytes(&self) -> usize {
         self.active.bytes() + self.frozen.as_ref().map_or(0, |frozen| frozen.bytes())
+    }
+
+    /// The same, by looking at all that they hold.
+    pub fn walked_bytes(&self) -> usize {
+        let frozen = self.frozen.as_ref().map_or(0, |frozen| frozen.table.walked_bytes());
+        self.active.walked_bytes() + frozen
     }
 }
 

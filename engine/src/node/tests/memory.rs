@@ -1,0 +1,220 @@
+//! What a node holds stays within its limits, whatever the shards, the disk and the clients do.
+
+use super::*;
+
+/// Shards of equal size, as many as this.
+const SHARDS: u16 = 40;
+
+fn slots(number: u16) -> Slots {
+    let width = u16::MAX / SHARDS;
+    Slots { lo: number * width, hi: number * width + width - 1 }
+}
+
+/// A counter in these slots.
+fn counter_in(slots: Slots) -> CounterKey {
+    let keys = (0..).map(|number: u64| CounterKey::new(b"ns", number.to_string().as_bytes()));
+    let mut keys = keys.map(|key| key.expect("a good name"));
+    keys.find(|key| slots.contains(key.slot())).expect("there is one")
+}
+
+/// A, leading all shards alone.
+fn alone(log_memory_bytes: usize) -> Bench {
+    let mut bench = Bench::new(A);
+    bench.node.settings.min_in_sync = 1;
+    bench.node.settings.log_memory_bytes = log_memory_bytes;
+    bench.on(Event::GatewayConnected { conn: GATEWAY });
+    for number in 0..SHARDS {
+        let only = vec![A.store];
+        let record = ShardConfig {
+            slots: slots(number),
+            isr: only.clone(),
+            target: only,
+            ..record(1, 1, A)
+        };
+        bench.config(record);
+    }
+    sync(&mut bench);
+    bench
+}
+
+/// All that was written is durable: also the group that was gathered while another one was written.
+fn sync(bench: &mut Bench) {
+    while let Some(group) = bench.node.groups.covering() {
+        bench.on(Event::Durable { group });
+    }
+}
+
+/// As many bytes of entries of one shard as this, in one batch.
+fn write(bench: &mut Bench, number: u16, bseq: u64, bytes: usize) {
+    let op = Op { counter: counter_in(slots(number)), kind: OpKind::Add { delta: 1 } };
+    let payload = ops::encode(&vec![op.clone(); bytes / ops::size(&op)]);
+    let session = SessionId(Revision { incarnation: 1, revision: 5 });
+    let batch = Batch::seal(slots(number), session, Bseq(bseq), Bseq(bseq), Codec::Raw, payload);
+    let message = bench.now.0;
+    bench.now = bench.now.plus_ms(1);
+    bench.frame(message + 1, batch);
+    sync(bench);
+}
+
+/// The limit is one for the node. It was one for each copy: 800 copies could hold 1.6 GiB of log where
+/// the whole process was to stay within 512 MiB.
+#[test]
+fn the_log_in_memory_has_one_limit_for_all_shards() {
+    let limit = 256 << 10;
+    let mut bench = alone(limit);
+    for bseq in 1..20 {
+        for number in 0..SHARDS {
+            write(&mut bench, number, bseq, 4_000);
+        }
+        let logs = bench.node.replicas.values().map(|replica| replica.log.walked_bytes());
+        assert!(logs.sum::<usize>() <= limit + (8 << 10));
+    }
+    // What is left is the newest of each shard.
+    for replica in bench.node.replicas.values() {
+        let (base, last) = (replica.log.base().seq, replica.log.last().seq);
+        assert!(base.0 > 10 && base < last, "{base:?} {last:?}");
+    }
+}
+
+/// A quiet shard keeps what it has applied in the last so many bytes of all, and a busy one no more.
+#[test]
+fn what_was_applied_first_goes_first() {
+    let mut bench = alone(64 << 10);
+    write(&mut bench, 1, 1, 100);
+    for bseq in 1..10 {
+        write(&mut bench, 0, bseq, 4_000);
+    }
+    let quiet = |bench: &Bench| bench.node.replicas[&slots(1).shard()].log.get(Seq(2)).is_some();
+    assert!(quiet(&bench), "it is younger than what fits");
+    for bseq in 10..40 {
+        write(&mut bench, 0, bseq, 4_000);
+    }
+    assert!(!quiet(&bench));
+    write(&mut bench, 1, 2, 100);
+    let kept = &bench.node.replicas[&slots(1).shard()].log;
+    assert!(kept.get(Seq(3)).is_some(), "it is the newest of all");
+}
+
+/// An entry that is applied takes what its bytes take, and not its decoded ops, too.
+#[test]
+fn what_applying_needed_goes_when_it_is_done() {
+    let mut bench = alone(1 << 20);
+    let before = bench.node.held_bytes();
+    write(&mut bench, 0, 1, 100_000);
+    let held = bench.node.held_bytes() - before;
+    assert!(held < 130_000, "{held} bytes for an entry of 100,000");
+    assert_eq!(bench.node.memory.pending_bytes(), 0);
+}
+
+// ---- a follower whose state disk is slow ---------------------------------------------------------
+
+/// B, taking entries with new counters from A, while its state disk does not come to an end with a
+/// flush. Returns it after so many entries, with the numbers it has acknowledged.
+struct SlowState {
+    bench: Bench,
+    at: Position,
+    n: u64,
+    acked: u64,
+    flush: u64,
+}
+
+impl SlowState {
+    fn new() -> Self {
+        let mut bench = backup();
+        bench.node.settings.table_bytes_max = 16 << 10;
+        bench.node.settings.pending_bytes_max = 200 << 10;
+        Self { bench, at: Position::default(), n: 0, acked: 0, flush: 0 }
+    }
+
+    fn on(&mut self, event: Event) {
+        for effect in self.bench.on(event) {
+            match effect {
+                Effect::FromFollower { message: FromFollower::Ack { n }, .. } => self.acked = n,
+                Effect::Flush { flush, .. } => self.flush = flush,
+                _ => {}
+            }
+        }
+    }
+
+    /// A message with an entry of a hundred new counters, of which the entry before is committed.
+    fn append(&mut self) {
+        self.n += 1;
+        let op = |number| {
+            let key = format!("{}-{number}", self.n);
+            let counter = CounterKey::new(b"ns", key.as_bytes()).expect("a good name");
+            Op { counter, kind: OpKind::Add { delta: 1 } }
+        };
+        let payload = ops::encode(&(0..100).map(op).collect::<Vec<_>>());
+        let session = SessionId(Revision { incarnation: 1, revision: 5 });
+        let bseq = Bseq(self.n);
+        let batch = Batch::seal(Slots::ALL, session, bseq, bseq, Codec::Raw, payload);
+        let entry = Entry::after(self.at, Epoch(1), TimeMs(1), Body::Ops(batch));
+        let prev = std::mem::replace(&mut self.at, entry.position());
+        let slice = Slice {
+            shard: SHARD,
+            slots: Slots::ALL,
+            epoch: Epoch(1),
+            copy: CopyNo(1),
+            prev,
+            commit: prev.seq,
+            resume: self.n == 1,
+            entries: vec![entry],
+        };
+        let message = ToFollower::Append { n: self.n, slices: vec![slice] };
+        self.on(Event::ToFollower { conn: FROM_A, message });
+        while let Some(group) = self.bench.node.groups.covering() {
+            self.on(Event::Durable { group });
+        }
+    }
+}
+
+/// Its tables stay within their limit, its log within the other, and it does not say that it has what
+/// it can't take in: the primary's window fills.
+#[test]
+fn a_follower_with_a_slow_state_disk_takes_no_more_than_it_may_hold() {
+    let mut slow = SlowState::new();
+    for _ in 0..200 {
+        slow.append();
+        let table = slow.bench.node.tables.active.bytes();
+        assert!(table <= 2 * slow.bench.node.settings.table_bytes_max, "{table}");
+    }
+    assert!(slow.acked < 100, "{}", slow.acked);
+    // The disk comes to an end with one after another: everything is applied, and acknowledged.
+    for _ in 0..200 {
+        let flush = slow.flush;
+        slow.on(Event::Ingested { flush });
+    }
+    assert_eq!(slow.acked, slow.n);
+    assert_eq!(slow.bench.node.replicas[&SHARD].state.applied.seq, Seq(slow.n - 1));
+}
+
+/// Entries whose commit waits for others do not keep it from acknowledging: others may wait for that.
+#[test]
+fn what_is_not_committed_is_acknowledged_however_much_it_is() {
+    let mut slow = SlowState::new();
+    slow.bench.node.settings.pending_bytes_max = 1;
+    slow.append();
+    assert_eq!(slow.acked, 1);
+}
+
+/// Reads that wait are refused beyond a limit in bytes, however few they are.
+#[test]
+fn waiting_reads_are_limited_by_their_bytes() {
+    let mut bench = primary();
+    bench.node.settings.sizes.waiting_read_bytes_max = 100_000;
+    let read = |bench: &mut Bench, id| {
+        let keys = vec![counter(); 100];
+        let message = GatewayMessage::Read { id, slots: Slots::ALL, keys, max_staleness_ms: None };
+        let effects = bench.on(Event::Gateway { conn: GATEWAY, message });
+        let refused = Err(Refusal::Overloaded);
+        effects.iter().any(|effect| {
+            matches!(effect, Effect::Gateway { reply: NodeReply::Read { result, .. }, .. }
+                if *result == refused)
+        })
+    };
+    let taken = (1..50).take_while(|&id| !read(&mut bench, id)).count();
+    assert!((3..20).contains(&taken), "{taken}");
+    assert!(bench.node.held_bytes() <= bench.node.counted_bytes());
+    bench.on(Event::GatewayGone { conn: GATEWAY });
+    assert_eq!(bench.node.reads.bytes(), 0);
+}
