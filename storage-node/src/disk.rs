@@ -80,30 +80,58 @@ impl DiskSettings {
     }
 }
 
-/// How a storage node's memory is shared out: the disk's part, and what `engine::node::Settings`
-/// is to be given.
+/// How a storage node's memory is shared out: the one place that says so. The disk is given its part,
+/// and the machine the rest by its settings (`Options::node_settings`).
+///
+/// First comes what the process takes whatever it is given: code, threads, socket buffers, what RocksDB
+/// needs beside its cache. The rest is divided in sixteenths. Each part is a limit of what is *held*, as
+/// the allocator gives it, not of what a message says that it holds:
+///
+/// | part | sixteenths | beyond it |
+/// |---|---|---|
+/// | RocksDB's blocks, indexes and filters | 4 | the oldest go |
+/// | counter tables: active, frozen, and half of one while it grows | 5 | flush; nothing more is applied until it is done |
+/// | ordered and not applied yet, with decoded operations | 2 | batches are refused; a follower acknowledges nothing more |
+/// | received and not handled yet: gateways, peers | 2 | nothing more is read from those sockets |
+/// | applied log for followers that lag | 1 | the oldest go; such followers are fed from the disk |
+/// | reads under way, reads that wait for a proof | 1 | reads are refused |
+/// | session rows, copies on their way, log entries read for followers, messages being sent | 1 | limits of their own |
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct MemoryPlan {
     /// RocksDB's blocks, indexes and filters.
     pub cache_bytes: usize,
     /// RocksDB's table readers, some kilobytes each, lie outside the cache.
     pub open_files_max: i32,
-    /// One counter table. There are two, and the one that grows is there twice for a moment.
+    /// One counter table.
     pub table_bytes_max: usize,
+    /// Ordered and not yet applied, of all shards.
     pub pending_bytes_max: usize,
-    /// Of each shard.
+    /// Applied log entries, of all shards.
     pub log_memory_bytes: usize,
+    /// Of gateways, and as much again of peers.
+    pub intake_bytes: usize,
+    /// Of reads under way, and as much again of those that wait for a proof.
+    pub waiting_read_bytes_max: usize,
 }
+
+/// What the process takes beside what is divided.
+const OWN_BYTES: usize = 48 << 20;
+/// Less than this is not divided.
+const DIVIDED_BYTES_MIN: usize = 32 << 20;
 
 impl MemoryPlan {
     pub fn of(memory_bytes: usize) -> Self {
-        let memory_bytes = memory_bytes.max(32 << 20);
+        let divided = memory_bytes.saturating_sub(OWN_BYTES).max(DIVIDED_BYTES_MIN);
+        let part = divided / 16;
         Self {
-            cache_bytes: memory_bytes / 4,
-            open_files_max: i32::try_from((memory_bytes >> 20) * 4).unwrap_or(i32::MAX).min(4_000),
-            table_bytes_max: memory_bytes / 8,
-            pending_bytes_max: memory_bytes / 8,
-            log_memory_bytes: (memory_bytes / 256).min(8 << 20),
+            cache_bytes: 4 * part,
+            open_files_max: i32::try_from((divided >> 20) * 4).unwrap_or(i32::MAX).min(4_000),
+            table_bytes_max: 2 * part,
+            pending_bytes_max: 2 * part,
+            log_memory_bytes: part,
+            // One message of the largest size, lest it wait for space that never comes.
+            intake_bytes: part.max(proto::MESSAGE_BYTES_MAX),
+            waiting_read_bytes_max: part / 2,
         }
     }
 }

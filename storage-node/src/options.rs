@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use engine::node::Settings;
+use engine::node::{Settings, Sizes};
 use engine::records::Meta;
 
 use crate::disk::MemoryPlan;
@@ -106,7 +106,7 @@ impl Options {
         self.host.clone().unwrap_or_else(|| own().trim().to_owned())
     }
 
-    /// How the memory is shared out.
+    /// How `--memory-bytes` is shared out.
     pub fn memory_plan(&self) -> MemoryPlan {
         MemoryPlan::of(self.memory())
     }
@@ -122,17 +122,15 @@ impl Options {
             table_bytes_max: plan.table_bytes_max,
             pending_bytes_max: plan.pending_bytes_max,
             log_memory_bytes: plan.log_memory_bytes,
+            sizes: Sizes {
+                waiting_read_bytes_max: plan.waiting_read_bytes_max,
+                ..Sizes::default()
+            },
             scrub_every_ms: (self.scrub_every > 0)
                 .then_some(self.scrub_every.saturating_mul(1_000)),
             scrub_bytes_per_s: self.scrub_rate * 1_000_000,
             ..Settings::default()
         }
-    }
-
-    /// For what gateways have sent and the loop has not handled yet; the same again for peers.
-    pub fn intake_bytes(&self) -> usize {
-        // Two messages of the largest size, lest one wait for space that never comes.
-        (self.memory() / 16).max(2 * proto::MESSAGE_BYTES_MAX)
     }
 
     fn memory(&self) -> usize {

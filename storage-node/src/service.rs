@@ -72,7 +72,7 @@ async fn serve(options: Options) -> Result<(), Exit> {
     let health = Health::new("recovery");
     let metrics = NodeMetrics::default();
     serve_metrics(&options, &health, &metrics).await?;
-    let (inbox, told) = Inbox::new(options.intake_bytes());
+    let (inbox, told) = Inbox::new(options.memory_plan().intake_bytes);
     let starting = start(&options, &health, &inbox, told);
     let started = tokio::select! {
         started = starting => started?,

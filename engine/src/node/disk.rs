@@ -239,9 +239,7 @@ impl Node {
 
     /// The active table holds as much as it may.
     pub(super) fn is_table_full(&self) -> bool {
-        // One that holds nothing is never full, however small the limit.
-        self.flushing.unflushed_since.is_some()
-            && self.tables.active.bytes() >= self.settings.table_bytes_max
+        self.tables.active.fills(self.settings.table_bytes_max)
     }
 
     pub(super) fn is_flushing(&self) -> bool {

@@ -29,6 +29,7 @@ use crate::node::{Effect, Node};
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::log::LogBytes;
+use crate::store::table::EMPTY_BYTES;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory {
@@ -145,7 +146,7 @@ impl Node {
     /// Sees that the tables have room for another entry of this shard: a full one is flushed. False
     /// while the one before it is still being flushed.
     pub(super) fn make_room(&mut self, shard: ShardId, effects: &mut Vec<Effect>) -> bool {
-        if !self.is_table_full() || Planted::ApplyWithoutRoom.is_in(self.settings.planted) {
+        if !self.has_full_table() || Planted::ApplyWithoutRoom.is_in(self.settings.planted) {
             return true;
         }
         if self.is_flushing() {
@@ -156,10 +157,15 @@ impl Node {
         true
     }
 
-    /// What only this node's own work keeps from being applied is more than it may hold: it takes no
-    /// more from the primaries that it follows.
-    pub(super) fn is_behind(&self) -> bool {
+    /// The active table has grown, to as much as it may hold. (One that has not grown holds nothing up, however small
+    /// the limit.)
+    pub fn has_full_table(&self) -> bool {
+        self.is_table_full() && self.tables.active.bytes() > EMPTY_BYTES
+    }
+
+    /// What only this node's own work keeps from being applied is more than it may hold: it acknowledges
+    /// nothing to the primaries that it follows.
+    pub fn is_behind(&self) -> bool {
         self.memory.logs.ready >= self.settings.pending_bytes_max
-            && !Planted::AckWithoutRoom.is_in(self.settings.planted)
     }
 }

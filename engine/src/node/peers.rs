@@ -611,7 +611,7 @@ impl Node {
 
     /// Acknowledges every message whose group is durable.
     pub(super) fn pay_acks(&mut self, effects: &mut Vec<Effect>) {
-        if self.is_behind() {
+        if self.is_behind() && !Planted::AckWithoutRoom.is_in(self.settings.planted) {
             return;
         }
         let durable = self.groups.durable();

@@ -37,6 +37,8 @@ const LINE_BYTES: usize = 64;
 const RECORD_BYTES: usize = memory::of_map::<RecordId, Record>(6) / 6;
 /// Lines of an empty table without a stated capacity.
 const LINES_MIN: usize = 64;
+/// What such a table takes.
+pub const EMPTY_BYTES: usize = LINES_MIN * LINE_BYTES;
 
 const DELTA: u8 = 1;
 const ABSOLUTE: u8 = 2;
@@ -174,6 +176,12 @@ impl Table {
     /// The next new counter may double the table, and so move every line.
     pub fn is_full(&self) -> bool {
         (self.len + 1) * 4 > self.lines.len() * 3
+    }
+
+    /// It holds as much as fits into `bytes_max`: it takes more, or would with the next counter.
+    pub fn fills(&self, bytes_max: usize) -> bool {
+        let growth = if self.is_full() { self.lines.len() * LINE_BYTES } else { 0 };
+        self.bytes() + growth > bytes_max
     }
 
     /// Adds `delta` to the counter. `hash` is [`key::hash`] of its name, which the caller has.

@@ -14,6 +14,7 @@ use super::checker::digests::Digests;
 use super::checker::identity::Identities;
 use super::checker::in_sync_set::InSyncSet;
 use super::checker::logs_match::LogsMatch;
+use super::checker::memory::Memory;
 use super::checker::never_back::NeverBack;
 use super::checker::one_primary::OnePrimary;
 use super::checker::session_rows::SessionRows;
@@ -27,6 +28,7 @@ pub struct Oracle {
     identities: Identities,
     one_primary: OnePrimary,
     logs: LogsMatch,
+    memory: Memory,
     in_sync: InSyncSet,
     never_back: NeverBack,
     digests: Digests,
@@ -44,6 +46,7 @@ impl Oracle {
     pub fn effect(&mut self, now: u64, me: StoreBoot, effect: &Effect) {
         self.coverage.effect(me, effect);
         self.never_back.effect(me, effect);
+        self.memory.effect(me, effect);
         match effect {
             Effect::Write(Record::Append { shard, entry }) => {
                 self.logs.written(*shard, entry, &mut self.violations);
@@ -64,6 +67,7 @@ impl Oracle {
 
     /// After every event of a node.
     pub fn look(&mut self, me: StoreBoot, node: &Node) {
+        self.memory.look(me, node, &mut self.violations);
         for view in node.replicas() {
             self.never_back.look(me, &view, &mut self.violations);
             self.in_sync.look(me, &view, &mut self.violations);

@@ -1,0 +1,65 @@
+//! Memory: what a node holds is what it has counted, and what it has counted stops it.
+//!
+//! Three rules, looked at after every event:
+//!
+//!   - held ≤ counted × 1.2 (what is held is found by walking through all of it);
+//!   - a full table does not grow while another one is being flushed;
+//!   - a node that has more to apply than it may hold acknowledges nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use engine::ids::StoreBoot;
+use engine::message::FromFollower;
+use engine::node::{Effect, Node};
+
+use super::Violation;
+
+/// What small things may take beside what is counted.
+const SLACK_BYTES: usize = 2 << 10;
+
+#[derive(Default)]
+pub struct Memory {
+    last: BTreeMap<StoreBoot, Last>,
+}
+
+/// What was so after the last event.
+#[derive(Clone, Copy, Default)]
+struct Last {
+    /// The table was full, at this size, while this one was being flushed.
+    full: Option<(usize, usize)>,
+    behind: bool,
+    /// An ack has left since.
+    acked: bool,
+}
+
+impl Memory {
+    pub fn effect(&mut self, me: StoreBoot, effect: &Effect) {
+        if let Effect::FromFollower { message: FromFollower::Ack { .. }, .. } = effect {
+            self.last.entry(me).or_default().acked = true;
+        }
+    }
+
+    pub fn look(&mut self, me: StoreBoot, node: &Node, violations: &mut Vec<Violation>) {
+        let mut violated = |detail| violations.push(Violation { promise: "memory", detail });
+        let (held, counted) = (node.held_bytes(), node.counted_bytes());
+        if held > counted + counted / 5 + SLACK_BYTES {
+            violated(format!("{me:?} holds {held} bytes and has counted {counted}"));
+        }
+        let active = node.tables().active.bytes();
+        let frozen = node.tables().frozen.as_ref().map(|frozen| Arc::as_ptr(frozen).addr());
+        let last = self.last.get(&me).copied().unwrap_or_default();
+        if let Some((bytes, flushing)) = last.full
+            && frozen == Some(flushing)
+            && active > bytes
+        {
+            violated(format!("{me:?}: a full table grew from {bytes} to {active} bytes"));
+        }
+        let behind = node.is_behind();
+        if last.behind && behind && last.acked {
+            violated(format!("{me:?} acknowledges more than it may hold"));
+        }
+        let full = frozen.filter(|_| node.has_full_table()).map(|frozen| (active, frozen));
+        self.last.insert(me, Last { full, behind, acked: false });
+    }
+}
