@@ -100,10 +100,12 @@ pub enum Planted {
     ApplyWithoutRoom,
     /// A follower acknowledges what it takes however much it has to apply.
     AckWithoutRoom,
+    /// A copy that may be wrong leads after a while, though a better one may still come back.
+    WrongCopyLeadsInTime,
 }
 
 impl Planted {
-    pub const ALL: [Self; 47] = [
+    pub const ALL: [Self; 48] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -151,6 +153,7 @@ impl Planted {
         Self::TrustMakesRoom,
         Self::ApplyWithoutRoom,
         Self::AckWithoutRoom,
+        Self::WrongCopyLeadsInTime,
     ];
 
     /// Is this bug planted?

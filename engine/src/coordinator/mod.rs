@@ -49,6 +49,7 @@ use crate::ids::{Epoch, Now, Seq, ShardId, StoreBoot, StoreId};
 use crate::message::{Report, ShardEnd};
 use crate::node::CasOutcome;
 use crate::planner;
+use crate::planted::Planted;
 use crate::records::{Meta, NodeRecord, StoreRecord};
 
 use office::Office;
@@ -204,8 +205,8 @@ pub struct Settings {
     pub fsync_age_max_ms: u64,
     /// How long a gather waits for the last node.
     pub gather_ms: u64,
-    /// How long a shard waits for better candidates than a restarted lone survivor or a damaged
-    /// copy.
+    /// How long a shard waits for other members than a lone survivor that was restarted, from its
+    /// answer on.
     pub lone_wait_ms: u64,
     /// How long a mass failure holds back new copies.
     pub guard_ms: u64,
@@ -216,6 +217,7 @@ pub struct Settings {
     pub shards_per_txn: usize,
     pub planner: planner::Limits,
     pub timing: Timing,
+    pub planted: Option<Planted>,
 }
 
 /// Waits and intervals, in milliseconds.
@@ -299,6 +301,7 @@ impl Default for Settings {
             shards_per_txn: SHARDS_PER_TXN,
             planner: planner::Limits::default(),
             timing: Timing::default(),
+            planted: None,
         }
     }
 }

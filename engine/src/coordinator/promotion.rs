@@ -8,12 +8,15 @@
 //! A process leads only the epochs that name its own boot, so a restarted primary needs a promotion
 //! like a dead one, even if it is the best there is.
 //!
-//! Two kinds of candidates are waited with for a while, since naming them at once would gain nothing
-//! or lose something: a copy that may be damaged, while a better one may still come back; and a lone
-//! survivor of its in-sync set that was itself restarted since the record was written. Alone it could
-//! not commit anyway, and its next in-sync member might be a learner filled from a disk that
-//! lost its tail in the same power failure (DESIGN §15). The record tells a restart, not a reboot, so
-//! the wait is bounded.
+//! Two kinds of candidates are not named at once:
+//!
+//! * A copy that may be *wrong* (damaged, or on a suspect store), while another member of the in-sync set
+//!   that is not tainted may still come back. No time-out ends that wait: the other one may hold what this
+//!   copy has lost. It ends with the other's answer, with its store given up, or by an operator's word.
+//! * A lone survivor of its in-sync set that was itself restarted since the record was written. Alone it
+//!   could not commit anyway, and its next in-sync member might be a learner filled from a disk that
+//!   lost its tail in the same power failure (DESIGN §15). The record tells a restart, not a reboot, so
+//!   this wait is bounded, from the survivor's own answer on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +27,7 @@ use crate::coordinator::story::{Need, Story};
 use crate::coordinator::{Effect, Timing, Turn};
 use crate::ids::{Epoch, Now, Seq, ShardId, StoreBoot, StoreId};
 use crate::message::ShardEnd;
+use crate::planted::Planted;
 use crate::records::StoreStatus;
 
 #[derive(Debug, Default)]
@@ -42,6 +46,8 @@ struct Waiting {
     /// Not looked at before.
     after: Now,
     told: Option<&'static str>,
+    /// Since when each process is known to be there and to hold a copy.
+    answered: BTreeMap<StoreBoot, Now>,
 }
 
 /// One gathering.
@@ -68,6 +74,12 @@ struct Handing {
 struct Pace {
     at: Now,
     wait_ms: u64,
+}
+
+impl Waiting {
+    fn new(need: Need, now: Now) -> Self {
+        Self { need, since: now, after: now, told: None, answered: BTreeMap::new() }
+    }
 }
 
 impl Promotions {
@@ -120,7 +132,7 @@ impl Office {
                 continue;
             };
             let waiting = self.promotions.needs.entry(shard);
-            let waiting = waiting.or_insert(Waiting { need, since: now, after: now, told: None });
+            let waiting = waiting.or_insert_with(|| Waiting::new(need, now));
             waiting.need = need;
             if now >= waiting.after {
                 due.push(shard);
@@ -219,10 +231,17 @@ impl Office {
         ends: Option<Vec<ShardEnd>>,
     ) {
         self.on_suspect_gathered(turn, gather, store, ends.as_deref());
-        let Some(round) = self.promotions.rounds.get_mut(&gather) else { return };
-        if round.waiting.remove(&store) {
-            let ends = ends.into_iter().flatten();
-            round.ends.extend(ends.map(|end| ((end.shard, store), end)));
+        let Promotions { rounds, needs, .. } = &mut self.promotions;
+        let Some(round) = rounds.get_mut(&gather) else { return };
+        if !round.waiting.remove(&store) {
+            return;
+        }
+        let process = round.asked[&store];
+        for end in ends.into_iter().flatten() {
+            round.ends.insert((end.shard, store), end);
+            if let Some(waiting) = needs.get_mut(&end.shard) {
+                waiting.answered.entry(process).or_insert(turn.now);
+            }
         }
     }
 
@@ -312,34 +331,45 @@ impl Office {
         chosen: Candidate,
     ) -> Option<&'static str> {
         let shard = config.shard();
-        let since = self.promotions.needs.get(&shard).map_or(turn.now, |waiting| waiting.since);
-        if turn.now.ms_since(since) >= turn.settings.lone_wait_ms {
-            return None;
+        let waiting = self.promotions.needs.get(&shard);
+        let answered = waiting.and_then(|waiting| waiting.answered.get(&chosen.process));
+        let waited_ms = answered.map_or(0, |&since| turn.now.ms_since(since));
+        let waited = waited_ms >= turn.settings.lone_wait_ms;
+        let is_wrong = matches!(chosen.rank, Rank::Suspect | Rank::Unfit);
+        let impatient = Planted::WrongCopyLeadsInTime.is_in(turn.settings.planted) && waited;
+        if is_wrong && !impatient && self.better_may_come(config, round, chosen) {
+            return Some("its only copy in reach may be damaged: waits for a better one");
         }
-        let may_return = |store: StoreId| {
-            store != chosen.process.store
-                && self.records.newest_boot(store).is_some()
-                && !config.tainted.contains(&store)
-        };
-        // A member that lives, and was slow to answer, holds as much as one that is about to return.
+        (!waited && self.is_restarted_and_alone(config, chosen))
+            .then_some("its only member in reach was restarted: waits for another")
+    }
+
+    /// A member that is neither tainted nor gone for good has not answered. (One that lives, and was slow to answer, holds
+    /// as much as one that is about to return.)
+    fn better_may_come(&self, config: &ShardConfig, round: &Round, chosen: Candidate) -> bool {
         let heard = |store: StoreId| {
             let alive = self.health.alive(store);
             alive.is_some()
-                && round.ends.contains_key(&(shard, store))
+                && round.ends.contains_key(&(config.shard(), store))
                 && round.asked.get(&store).copied() == alive
         };
-        let unheard = config.isr.iter().any(|&store| may_return(store) && !heard(store));
-        if unheard && matches!(chosen.rank, Rank::Suspect | Rank::Unfit) {
-            return Some("its only copy in reach may be damaged: waits for a better one");
-        }
-        let alive = config.isr.iter().filter(|&&store| self.health.alive(store).is_some()).count();
-        let boot_at = self.records.stores.get(chosen.process.store).map_or(0, |kept| kept.modified);
-        let written_at = self.records.shards.get(shard).map_or(0, |kept| kept.modified);
+        config.isr.iter().any(|&store| self.may_return(config, store, chosen) && !heard(store))
+    }
+
+    fn may_return(&self, config: &ShardConfig, store: StoreId, chosen: Candidate) -> bool {
+        store != chosen.process.store
+            && self.records.newest_boot(store).is_some()
+            && !config.tainted.contains(&store)
+    }
+
+    fn is_restarted_and_alone(&self, config: &ShardConfig, chosen: Candidate) -> bool {
         let is_dead = |store: StoreId| self.health.alive(store).is_none();
-        let missing = config.isr.iter().any(|&store| may_return(store) && is_dead(store));
-        let lone = missing && alive < self.min_in_sync();
-        (lone && boot_at > written_at)
-            .then_some("its only member in reach was restarted: waits for another")
+        let missing = |&store: &StoreId| self.may_return(config, store, chosen) && is_dead(store);
+        let alive = config.isr.iter().filter(|&&store| !is_dead(store)).count();
+        let boot_at = self.records.stores.get(chosen.process.store).map_or(0, |kept| kept.modified);
+        let written_at = self.records.shards.get(config.shard()).map_or(0, |kept| kept.modified);
+        let lone = config.isr.iter().any(missing) && alive < self.min_in_sync();
+        lone && boot_at > written_at
     }
 
     fn promotion(

@@ -715,16 +715,64 @@ fn a_tainted_member_is_never_promoted() {
     assert_eq!(bench.proposed(), []);
 }
 
+/// Story: 1 and 2 are in sync, 2 restarts and its scan finds damage, and the machine of 1 takes five minutes to reboot.
+/// After a minute the damaged copy was promoted, 1 came back with everything that had been acknowledged, contradicted the
+/// new primary, and was overwritten.
 #[test]
-fn a_damaged_copy_waits_for_a_better_one() {
+fn a_damaged_copy_waits_for_a_better_one_however_long_it_takes() {
     let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
     let mut bench = without_primary(vec![config]);
     bench.gathered(&[unfit(end(2, 0, (4, 20)))]);
+    bench.pass(3_600_000);
+    assert_eq!(bench.proposed(), []);
+    bench.boot(1, 2);
+    bench.tell_store(1);
+    bench.gathered(&[end(1, 0, (4, 25)), unfit(end(2, 0, (4, 20)))]);
+    bench.pass(200);
+    assert_eq!(bench.accept().primary, process(1, 2));
+}
+
+/// The same for a copy that looks well on a disk that does not.
+#[test]
+fn a_copy_on_a_suspect_store_waits_for_a_better_one_however_long_it_takes() {
+    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = without_primary(vec![config]);
+    bench.set_status(2, StoreStatus::Suspect);
+    bench.gathered(&[end(2, 0, (4, 20))]);
+    bench.pass(3_600_000);
+    assert_eq!(bench.proposed(), []);
+}
+
+/// The other member's store is given up: what is left is the best there will ever be.
+#[test]
+fn a_damaged_copy_leads_once_every_better_one_is_gone_for_good() {
+    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = without_primary(vec![config]);
+    bench.gathered(&[unfit(end(2, 0, (4, 20)))]);
+    bench.pass(1_000);
+    bench.set_status(1, StoreStatus::Retired);
+    bench.pass(200);
+    assert_eq!(bench.accept().primary, process(2, 1));
+}
+
+/// Story: the whole cluster was without power for longer than a restarted survivor is made to wait, while a coordinator
+/// led. The first node that answered was promoted at once; the next one was ten seconds behind it.
+#[test]
+fn a_survivor_waits_from_its_own_answer_on() {
+    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = Bench::leading(3, vec![config]);
+    for store in [1, 2, 3] {
+        bench.kill(store);
+        bench.lease_ends(store);
+    }
+    bench.pass(300_000);
+    bench.boot(2, 2);
+    bench.tell_store(2);
+    bench.gathered(&[end(2, 0, (4, 20))]);
     bench.pass(59_000);
     assert_eq!(bench.proposed(), []);
-    // Nobody came. It is the best there is.
     bench.pass(2_000);
-    assert_eq!(bench.accept().primary, process(2, 1));
+    assert_eq!(bench.accept().primary, process(2, 2));
 }
 
 /// Its state could not be read and its log does not reach back to the first entry: promoted, it would count from 0.

@@ -69,11 +69,6 @@ impl DiskPlan {
         let every = rng.between(200_000, 900_000);
         Self { faults, every, rng }
     }
-
-    /// A damaged copy may be the only one in reach. It is not to be promoted while another may come back.
-    pub fn harms(&self) -> bool {
-        self.faults.iter().any(|fault| fault.harms())
-    }
 }
 
 impl World {

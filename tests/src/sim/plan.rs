@@ -86,7 +86,6 @@ impl Plan {
         let tokens = TokenPlan::from_seed(seed);
         let lazy_flushes = staleness.percent(20);
         let disks = DiskPlan::from_seed(seed);
-        let harms = disks.harms();
         Self {
             seed,
             planted,
@@ -171,10 +170,11 @@ impl Plan {
                 newcomer_wait_ms: rng.between(0, 300),
                 rebuild_delay_ms: rng.between(100, 5_000),
                 lease_ttl_ms: lease_ttl / 1_000,
-                lone_wait_ms: rng.between(100, 3_000) + if harms { 120_000 } else { 0 },
+                lone_wait_ms: rng.between(100, 3_000),
                 guard_ms: rng.between(100, 5_000),
                 balance_after_ms: rng.between(50, 1_000),
                 relist_every_ms: rng.between(300, 3_000),
+                planted,
                 ..engine::coordinator::Settings::default()
             },
         }
