@@ -59,7 +59,7 @@ pub struct ReadResult {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ShardAvailability {
     Open,
-    /// At the floor with a silent member, or a new primary whose barrier does not commit.
+    /// The commit can't move: a member can't acknowledge and can't leave the in-sync set.
     Frozen,
 }
 
@@ -121,6 +121,56 @@ pub enum ToFollower {
     Damaged { epoch: Epoch, copy: CopyNo, point: DigestPoint },
 }
 
+/// What a primary knows of a replica of its shard: whether it acknowledges what it is sent, or why not.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Standing {
+    /// It acknowledges, as far as is known.
+    Good,
+    /// It does not answer, can't be reached, or its disk does not answer: for a second.
+    Silent,
+    /// Its disk has no room.
+    Full,
+    /// It is connected and has no copy, or none yet.
+    NoCopy,
+    /// It lacks what it has acknowledged, or its copy is wrong.
+    Lost,
+    /// It is being sent a whole copy.
+    Filling,
+    /// It answers, and what waits for its acknowledgement has waited for long.
+    Behind,
+}
+
+impl Standing {
+    pub const ALL: [Self; 7] = [
+        Self::Good,
+        Self::Silent,
+        Self::Full,
+        Self::NoCopy,
+        Self::Lost,
+        Self::Filling,
+        Self::Behind,
+    ];
+
+    /// As the status page has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Good => "in-sync",
+            Self::Silent => "silent",
+            Self::Full => "disk-full",
+            Self::NoCopy => "no-copy",
+            Self::Lost => "lost-data",
+            Self::Filling => "copying",
+            Self::Behind => "behind",
+        }
+    }
+
+    /// It will not acknowledge by itself: another store is to take its place. (One that is being
+    /// copied to is as far as another one would be.)
+    pub fn needs_spare(self) -> bool {
+        matches!(self, Self::Silent | Self::Full | Self::Behind)
+    }
+}
+
 /// Part of one message for one shard.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Slice {
@@ -148,9 +198,9 @@ pub enum FromFollower {
     Ack { n: u64 },
     /// Said before the ack of message `n`. Later slices of the shard are skipped until a resume.
     Reject { n: u64, shard: ShardId, reason: Reject },
-    /// Answers a heartbeat: echoes `sent`; age of the last successful fsync; newest digests of the
-    /// shards that the asker leads, where they are new.
-    Alive { sent: u64, fsync_age_ms: u64, digests: Vec<DigestPoint> },
+    /// Answers a heartbeat: echoes `sent`; age of the last successful fsync; whether the disk has no
+    /// room for entries; newest digests of the shards that the asker leads, where they are new.
+    Alive { sent: u64, fsync_age_ms: u64, full: bool, digests: Vec<DigestPoint> },
     /// Those of the asked shards that have promised more.
     ReadIndex { round: u64, newer: Vec<(ShardId, Epoch)> },
     /// How far must these shards be applied to hold all that is acknowledged by now?
@@ -264,12 +314,12 @@ pub struct ReplicaStatus {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum RoleStatus {
     Follower,
-    /// Leads in this epoch. `open`: its barrier is committed and it takes writes. `silent`:
-    /// members of the in-sync set that do not answer.
+    /// Leads in this epoch. `open`: its barrier is committed and it takes writes. `hindered_by`:
+    /// members and learners that do not acknowledge, and why.
     Primary {
         epoch: Epoch,
         open: bool,
-        silent: Vec<StoreId>,
+        hindered_by: Vec<(StoreId, Standing)>,
     },
 }
 
@@ -290,8 +340,11 @@ pub struct ShardEnd {
 pub struct Report {
     /// Peers that are silent, seen from here.
     pub silent: Vec<StoreId>,
-    /// Shards led here that are frozen, and the members that do not answer.
-    pub frozen: Vec<(ShardId, Vec<StoreId>)>,
+    /// This node's disk has no room for entries.
+    pub full: bool,
+    /// Shards led here that are frozen, and the members and learners that do not acknowledge. None
+    /// of them: the in-sync set is below the floor, or a commit is late for no reason known here.
+    pub frozen: Vec<(ShardId, Vec<(StoreId, Standing)>)>,
     /// Shards led here whose primary asks to be replaced: it hears neither peers nor etcd.
     pub resigned: Vec<ShardId>,
     /// This process is about to end: others are to lead, and to be in sync without it.

@@ -102,10 +102,14 @@ pub enum Planted {
     AckWithoutRoom,
     /// A copy that may be wrong leads after a while, though a better one may still come back.
     WrongCopyLeadsInTime,
+    /// A shard is frozen for a member that is silent only, not for one that can't acknowledge.
+    FrozenIsSilence,
+    /// A member that can go on only with a whole copy is waited for.
+    NeedyIsWaitedFor,
 }
 
 impl Planted {
-    pub const ALL: [Self; 48] = [
+    pub const ALL: [Self; 50] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -154,6 +158,8 @@ impl Planted {
         Self::ApplyWithoutRoom,
         Self::AckWithoutRoom,
         Self::WrongCopyLeadsInTime,
+        Self::FrozenIsSilence,
+        Self::NeedyIsWaitedFor,
     ];
 
     /// Is this bug planted?

@@ -355,6 +355,8 @@ fn cluster() -> Value {
         ("digest", json!({"type": "string", "pattern": "^[0-9a-f]{32}$"})),
         ("digest_at", count()),
     ]));
+    let standings = json!(["silent", "disk-full", "no-copy", "lost-data", "copying", "behind"]);
+    let hindrance = grows(object([("node", string()), ("standing", json!({"enum": standings}))]));
     let shard = grows(object([
         ("id", count()),
         ("slots", json!({"type": "array", "items": count(), "minItems": 2, "maxItems": 2})),
@@ -364,6 +366,7 @@ fn cluster() -> Value {
         ("primary", string()),
         ("isr", list(string())),
         ("learners", list(string())),
+        ("hindered_by", list(hindrance)),
         ("replicas", list(replica)),
         ("digests_agree", json!({"type": "boolean"})),
     ]));

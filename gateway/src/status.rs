@@ -164,8 +164,16 @@ struct Shard {
     primary: String,
     isr: Vec<String>,
     learners: Vec<String>,
+    /// Members and learners that do not acknowledge what the primary sends them, as it says.
+    hindered_by: Vec<Hindrance>,
     replicas: Vec<Replica>,
     digests_agree: bool,
+}
+
+#[derive(Serialize)]
+struct Hindrance {
+    node: String,
+    standing: &'static str,
 }
 
 #[derive(Serialize)]
@@ -221,15 +229,22 @@ fn shard(known: &Directory, told: &Told, config: &ShardConfig) -> Shard {
         members.filter_map(|&store| Some((known.name(store), of(store)?))).collect();
     // Only what that very run of the store says of that very epoch counts as leading.
     let primary = told.get(&config.primary.store).filter(|said| said.from == config.primary);
-    let leads = primary.and_then(|said| match said.replicas.get(&config.shard())?.role {
-        RoleStatus::Primary { epoch, open, .. } if epoch == config.epoch => Some(open),
+    let leads = primary.and_then(|said| match &said.replicas.get(&config.shard())?.role {
+        RoleStatus::Primary { epoch, open, hindered_by } if *epoch == config.epoch => {
+            Some((*open, hindered_by))
+        }
         _ => None,
     });
     let state = match leads {
-        Some(true) => "open",
-        Some(false) => "frozen",
+        Some((true, _)) => "open",
+        Some((false, _)) => "frozen",
         None => "no-primary",
     };
+    let hindrance = |&(store, standing): &(StoreId, Standing)| Hindrance {
+        node: known.name(store),
+        standing: standing.name(),
+    };
+    let hindered_by = leads.map_or(&[][..], |(_, hindered_by)| hindered_by);
     Shard {
         id: config.shard().0,
         slots: [config.slots.lo, config.slots.hi],
@@ -239,6 +254,7 @@ fn shard(known: &Directory, told: &Told, config: &ShardConfig) -> Shard {
         primary: known.name(config.primary.store),
         isr: names(&config.isr),
         learners: names(&config.learners),
+        hindered_by: hindered_by.iter().map(hindrance).collect(),
         digests_agree: digests_agree(statuses.iter().map(|(_, status)| *status)),
         replicas: statuses.into_iter().map(|(node, status)| replica(node, status)).collect(),
     }
@@ -269,7 +285,7 @@ fn digests_agree<'a>(replicas: impl Iterator<Item = &'a ReplicaStatus>) -> bool 
 #[cfg(test)]
 mod tests {
     use engine::ids::{Boot, Epoch, Seq, Slots, Version};
-    use engine::message::DigestPoint;
+    use engine::message::{DigestPoint, Standing};
     use engine::records::{Meta, NodeRecord};
     use serde_json::{Value, json};
 
@@ -352,8 +368,8 @@ mod tests {
     }
 
     fn leads(epoch: u64, open: bool) -> RoleStatus {
-        let silent = Vec::new();
-        RoleStatus::Primary { epoch: Epoch(epoch), open, silent }
+        let hindered_by = vec![(StoreId(3), Standing::Full)];
+        RoleStatus::Primary { epoch: Epoch(epoch), open, hindered_by }
     }
 
     fn json_of(told: &Told) -> Value {
@@ -375,7 +391,8 @@ mod tests {
                 {"name": "node-2", "uuid": digest("2"), "boot": 1, "zone": "a", "address": "node-2:1", "state": "draining"},
                 {"name": "node-3", "uuid": digest("3"), "boot": 1, "zone": "a", "address": "node-3:1", "state": "suspect"}],
             "shards": [{"id": 0, "slots": [0, 65535], "epoch": 3, "version": 9, "state": "open", "primary": "node-1",
-                "isr": ["node-1", "node-2"], "learners": ["node-3"], "digests_agree": true, "replicas": [
+                "isr": ["node-1", "node-2"], "learners": ["node-3"],
+                "hindered_by": [{"node": "node-3", "standing": "disk-full"}], "digests_agree": true, "replicas": [
                     {"node": "node-1", "last": 10, "applied": 9, "digest": digest("ab"), "digest_at": 9,
                      "sessions_digest": digest("0")},
                     {"node": "node-2", "last": 10, "applied": 9, "digest": digest("ab"), "digest_at": 9,

@@ -1,8 +1,8 @@
 //! Coordinator ⇄ storage node.
 
-use engine::ids::{Epoch, Seq, ShardId, StoreBoot, TimeMs};
+use engine::ids::{Epoch, Seq, ShardId, StoreBoot, StoreId, TimeMs};
 use engine::message::{
-    NodeQuery, NodeQueryReply, ReplicaStatus, Report, RoleStatus, ScrubStatus, ShardEnd,
+    NodeQuery, NodeQueryReply, ReplicaStatus, Report, RoleStatus, ScrubStatus, ShardEnd, Standing,
 };
 
 use crate::Invalid;
@@ -129,13 +129,46 @@ impl TryFrom<wire::ShardEnd> for ShardEnd {
     }
 }
 
+impl From<(StoreId, Standing)> for wire::Hindrance {
+    fn from((store, standing): (StoreId, Standing)) -> Self {
+        let standing = match standing {
+            Standing::Good => wire::Standing::Unspecified,
+            Standing::Silent => wire::Standing::Silent,
+            Standing::Full => wire::Standing::Full,
+            Standing::NoCopy => wire::Standing::NoCopy,
+            Standing::Lost => wire::Standing::Lost,
+            Standing::Filling => wire::Standing::Filling,
+            Standing::Behind => wire::Standing::Behind,
+        };
+        Self { store: Some(store.into()), standing: standing.into() }
+    }
+}
+
+impl TryFrom<wire::Hindrance> for (StoreId, Standing) {
+    type Error = Invalid;
+
+    fn try_from(from: wire::Hindrance) -> Result<Self, Invalid> {
+        let store = from.store.map(store_of).ok_or(Invalid::Missing("hindrance.store"))?;
+        let standing = match from.standing() {
+            wire::Standing::Unspecified => Standing::Good,
+            wire::Standing::Silent => Standing::Silent,
+            wire::Standing::Full => Standing::Full,
+            wire::Standing::NoCopy => Standing::NoCopy,
+            wire::Standing::Lost => Standing::Lost,
+            wire::Standing::Filling => Standing::Filling,
+            wire::Standing::Behind => Standing::Behind,
+        };
+        Ok((store, standing))
+    }
+}
+
 impl From<ReplicaStatus> for wire::ReplicaStatus {
     fn from(from: ReplicaStatus) -> Self {
         let primary = match from.role {
             RoleStatus::Follower => None,
-            RoleStatus::Primary { epoch, open, silent } => {
-                let epoch = epoch.0;
-                Some(wire::PrimaryStatus { epoch, open, silent: each(silent) })
+            RoleStatus::Primary { epoch, open, hindered_by } => {
+                let (epoch, hindered_by) = (epoch.0, each(hindered_by));
+                Some(wire::PrimaryStatus { epoch, open, hindered_by })
             }
         };
         Self {
@@ -160,11 +193,14 @@ impl TryFrom<wire::ReplicaStatus> for ReplicaStatus {
             last: Seq(from.last),
             applied: Seq(from.applied),
             digest: from.digest.ok_or(Invalid::Missing("status.digest"))?.try_into()?,
-            role: from.primary.map_or(RoleStatus::Follower, |primary| RoleStatus::Primary {
-                epoch: Epoch(primary.epoch),
-                open: primary.open,
-                silent: primary.silent.into_iter().map(store_of).collect(),
-            }),
+            role: match from.primary {
+                None => RoleStatus::Follower,
+                Some(primary) => RoleStatus::Primary {
+                    epoch: Epoch(primary.epoch),
+                    open: primary.open,
+                    hindered_by: all(primary.hindered_by)?,
+                },
+            },
             stopped: from.stopped,
         })
     }
@@ -203,13 +239,14 @@ impl wire::NodeReport {
             from: from.map(wire::StoreBoot::from),
             silent: each(report.silent),
             frozen: frozen
-                .map(|(shard, silent)| wire::FrozenShard {
+                .map(|(shard, hindered_by)| wire::FrozenShard {
                     shard: u32::from(shard.0),
-                    silent: each(silent),
+                    hindered_by: each(hindered_by),
                 })
                 .collect(),
             resigned: report.resigned.into_iter().map(|shard| u32::from(shard.0)).collect(),
             leaving: report.leaving,
+            full: report.full,
         }
     }
 }
@@ -218,14 +255,14 @@ impl TryFrom<wire::NodeReport> for Report {
     type Error = Invalid;
 
     fn try_from(from: wire::NodeReport) -> Result<Self, Invalid> {
-        let frozen = |frozen: wire::FrozenShard| {
-            Ok((shard_of(frozen.shard)?, frozen.silent.into_iter().map(store_of).collect()))
-        };
+        let frozen =
+            |frozen: wire::FrozenShard| Ok((shard_of(frozen.shard)?, all(frozen.hindered_by)?));
         Ok(Self {
             silent: from.silent.into_iter().map(store_of).collect(),
             frozen: from.frozen.into_iter().map(frozen).collect::<Result<_, Invalid>>()?,
             resigned: shards_of(from.resigned)?,
             leaving: from.leaving,
+            full: from.full,
         })
     }
 }

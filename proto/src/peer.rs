@@ -172,8 +172,8 @@ impl From<FromFollower> for wire::FromFollower {
                 shard: u32::from(shard.0),
                 reason: Some(reason.into()),
             }),
-            FromFollower::Alive { sent, fsync_age_ms, digests } => {
-                Kind::Alive(wire::Alive { sent, fsync_age_ms, digests: each(digests) })
+            FromFollower::Alive { sent, fsync_age_ms, full, digests } => {
+                Kind::Alive(wire::Alive { sent, fsync_age_ms, full, digests: each(digests) })
             }
             FromFollower::ReadIndex { round, newer } => {
                 Kind::ReadIndex(wire::ReadIndexAnswer { round, newer: each(newer) })
@@ -217,6 +217,7 @@ impl TryFrom<wire::FromFollower> for FromFollower {
             Kind::Alive(alive) => Self::Alive {
                 sent: alive.sent,
                 fsync_age_ms: alive.fsync_age_ms,
+                full: alive.full,
                 digests: all(alive.digests)?,
             },
             Kind::ReadIndex(answer) => {

@@ -17,7 +17,7 @@ use engine::key::CounterKey;
 use engine::message::{
     Answer, DigestPoint, FromFollower, GatewayMessage, NodeQuery, NodeQueryReply, NodeReply,
     ReadResult, Refusal, Reject, ReplicaStatus, Report, RoleStatus, ScrubStatus, ShardAvailability,
-    ShardEnd, Slice, ToFollower,
+    ShardEnd, Slice, Standing, ToFollower,
 };
 use prost::Message;
 use proto::wire;
@@ -262,6 +262,7 @@ impl Random {
             4 => FromFollower::Alive {
                 sent: self.number(),
                 fsync_age_ms: self.number(),
+                full: self.flag(),
                 digests: self.list(Self::digest),
             },
             5 => FromFollower::ReadIndex {
@@ -313,7 +314,7 @@ impl Random {
                 false => RoleStatus::Primary {
                     epoch: Epoch(self.number()),
                     open: self.flag(),
-                    silent: self.list(Self::store),
+                    hindered_by: self.list(|r| (r.store(), r.standing())),
                 },
             },
             stopped: self.flag().then(|| self.number().to_string()),
@@ -352,12 +353,17 @@ impl Random {
         }
     }
 
+    fn standing(&mut self) -> Standing {
+        Standing::ALL[self.below(Standing::ALL.len() as u64) as usize]
+    }
+
     fn report(&mut self) -> Report {
         Report {
             silent: self.list(Self::store),
-            frozen: self.list(|r| (r.shard(), r.list(Self::store))),
+            frozen: self.list(|r| (r.shard(), r.list(|r| (r.store(), r.standing())))),
             resigned: self.list(Self::shard),
             leaving: self.flag(),
+            full: self.flag(),
         }
     }
 }

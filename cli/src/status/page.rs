@@ -43,8 +43,32 @@ pub(crate) struct Shard {
     pub(crate) primary: Option<String>,
     pub(crate) isr: Vec<String>,
     pub(crate) learners: Vec<String>,
+    pub(crate) hindered_by: Vec<Hindrance>,
     pub(crate) replicas: Vec<Replica>,
     pub(crate) digests_agree: Option<bool>,
+}
+
+/// A member or learner that does not acknowledge.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Hindrance {
+    pub(crate) node: String,
+    pub(crate) standing: String,
+}
+
+impl Hindrance {
+    fn in_words(&self) -> String {
+        let node = &self.node;
+        match self.standing.as_str() {
+            "silent" => format!("{node} does not answer"),
+            "disk-full" => format!("the disk of {node} is full"),
+            "no-copy" => format!("{node} has no copy yet"),
+            "lost-data" => format!("{node} lost data and is to be copied to"),
+            "copying" => format!("{node} is being copied to"),
+            "behind" => format!("{node} acknowledges too slowly"),
+            other => format!("{node} is {other:?}"),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -124,8 +148,14 @@ impl Shard {
             .collect();
         let isr = self.isr.join(", ");
         let away = away.join(", ");
+        if self.state == "frozen" && !self.hindered_by.is_empty() {
+            let members = self.hindered_by.iter().filter(|it| !self.learners.contains(&it.node));
+            let learners = self.hindered_by.iter().filter(|it| self.learners.contains(&it.node));
+            let why: Vec<_> = members.chain(learners).map(Hindrance::in_words).collect();
+            return format!("its in-sync set ({isr}) can't commit: {}", why.join(", "));
+        }
         match (self.state.as_str(), away.as_str()) {
-            ("frozen", "") => format!("a member of its in-sync set ({isr}) does not answer"),
+            ("frozen", "") => format!("its in-sync set ({isr}) is too small or commits too slowly"),
             ("frozen", away) => {
                 format!("its in-sync set ({isr}) can't get smaller, and {away}")
             }
@@ -221,5 +251,20 @@ pub(super) mod tests {
             not_open: vec![NotOpen { id: 1, state: "frozen".to_owned(), why }],
         };
         assert_eq!(cluster().summary(), want);
+    }
+
+    #[test]
+    fn a_frozen_shard_names_who_does_not_acknowledge_and_why() {
+        let mut cluster = cluster();
+        let hindrance = |node: &str, standing: &str| Hindrance {
+            node: node.to_owned(),
+            standing: standing.to_owned(),
+        };
+        cluster.shards[1].hindered_by =
+            vec![hindrance("node-3", "copying"), hindrance("node-2", "disk-full")];
+        assert_eq!(
+            cluster.shards[1].why(&cluster),
+            "its in-sync set (node-1, node-2) can't commit: the disk of node-2 is full, node-3 is being copied to"
+        );
     }
 }

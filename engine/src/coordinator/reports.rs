@@ -5,15 +5,21 @@
 use std::collections::BTreeMap;
 
 use crate::ids::{Now, ShardId, StoreBoot, StoreId};
-use crate::message::Report;
+use crate::message::{Report, Standing};
 
 #[derive(Debug)]
 struct Heard {
     from: StoreBoot,
     at: Now,
     report: Report,
-    /// Since when each of its frozen shards has been reported so without a break.
-    frozen_since: BTreeMap<ShardId, Now>,
+    frozen: BTreeMap<ShardId, Frozen>,
+}
+
+#[derive(Debug)]
+struct Frozen {
+    /// It has been reported so without a break.
+    since: Now,
+    hindered_by: Vec<(StoreId, Standing)>,
 }
 
 #[derive(Debug)]
@@ -36,11 +42,15 @@ impl Reports {
         }
         let same_process = known.filter(|known| known.from == from);
         let since = |shard: &ShardId| {
-            same_process.and_then(|known| known.frozen_since.get(shard)).copied().unwrap_or(now)
+            let before = same_process.and_then(|known| known.frozen.get(shard));
+            before.map_or(now, |frozen| frozen.since)
         };
-        let frozen_since = report.frozen.iter().map(|(shard, _)| (*shard, since(shard))).collect();
+        let frozen = report.frozen.iter().map(|(shard, hindered_by)| {
+            (*shard, Frozen { since: since(shard), hindered_by: hindered_by.clone() })
+        });
+        let frozen = frozen.collect();
         let news = same_process.is_none_or(|known| known.report != report);
-        self.heard.insert(from.store, Heard { from, at: now, report, frozen_since });
+        self.heard.insert(from.store, Heard { from, at: now, report, frozen });
         news
     }
 
@@ -54,6 +64,23 @@ impl Reports {
         Some(&self.of(now, process)?.report.silent)
     }
 
+    /// Members and learners that this primary waits for in vain: another store is to take their place.
+    pub(super) fn unable(
+        &self,
+        now: Now,
+        primary: StoreBoot,
+        shard: ShardId,
+    ) -> impl Iterator<Item = StoreId> {
+        let frozen = self.of(now, primary).and_then(|heard| heard.frozen.get(&shard));
+        let hinder = frozen.into_iter().flat_map(|frozen| &frozen.hindered_by);
+        hinder.filter(|(_, standing)| standing.needs_spare()).map(|&(store, _)| store)
+    }
+
+    /// This process has said that its disk has no room.
+    pub(super) fn is_full(&self, now: Now, process: StoreBoot) -> bool {
+        self.of(now, process).is_some_and(|heard| heard.report.full)
+    }
+
     /// The primary asks to be replaced.
     pub(super) fn resigns(&self, now: Now, primary: StoreBoot, shard: ShardId) -> bool {
         self.of(now, primary).is_some_and(|heard| heard.report.resigned.contains(&shard))
@@ -61,7 +88,7 @@ impl Reports {
 
     /// For how long this primary has called the shard frozen.
     pub(super) fn frozen_ms(&self, now: Now, primary: StoreBoot, shard: ShardId) -> Option<u64> {
-        Some(now.ms_since(*self.of(now, primary)?.frozen_since.get(&shard)?))
+        Some(now.ms_since(self.of(now, primary)?.frozen.get(&shard)?.since))
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::story::{Cause, Need};
 use super::*;
 use crate::ids::{Boot, Slots, Version};
+use crate::message::Standing;
 use crate::records::StoreStatus;
 
 const TERM: u64 = 77;
@@ -878,8 +879,11 @@ fn a_primary_that_resigns_is_replaced_and_not_too_often() {
 fn a_frozen_primary_that_hears_nobody_gives_way_to_one_that_does() {
     let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
     let mut bench = Bench::leading(3, vec![config]);
-    let deaf =
-        Report { silent: ids(&[2, 3]), frozen: vec![(ShardId(0), ids(&[2]))], ..Report::default() };
+    let deaf = Report {
+        silent: ids(&[2, 3]),
+        frozen: vec![(ShardId(0), vec![(StoreId(2), Standing::Silent)])],
+        ..Report::default()
+    };
     for _ in 0..2 {
         bench.report(1, deaf.clone());
         bench.report(2, silent(&[1]));

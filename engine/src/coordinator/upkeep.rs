@@ -331,9 +331,11 @@ impl Office {
     }
 
     fn shard_view<'a>(&self, now: Now, config: &'a ShardConfig) -> Shard<'a> {
-        let silent = self.reports.silent_to(now, config.primary).unwrap_or_default().to_vec();
+        let primary = config.primary;
+        let mut unable = self.reports.silent_to(now, primary).unwrap_or_default().to_vec();
+        unable.extend(self.reports.unable(now, primary, config.shard()));
         let free = self.is_free(config) && !self.is_busy(config.shard());
-        Shard { config, free, silent }
+        Shard { config, free, unable }
     }
 
     fn stores(&self, now: Now, rebuild_delay_ms: u64) -> Vec<Store> {
@@ -369,8 +371,13 @@ impl Office {
             }
             StoreStatus::Draining => StoreState::Draining,
             StoreStatus::Suspect => StoreState::Suspect,
+            _ if self.is_full(now, store) => StoreState::Full,
             _ => StoreState::Ready,
         }
+    }
+
+    fn is_full(&self, now: Now, store: StoreId) -> bool {
+        self.health.alive(store).is_some_and(|process| self.reports.is_full(now, process))
     }
 
     fn review_away(&mut self, turn: &Turn<'_>) {

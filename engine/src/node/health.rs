@@ -19,6 +19,8 @@ pub struct Health {
     /// What a peer said of its disk: age of its last fsync, in milliseconds.
     fsync_age_ms: BTreeMap<StoreId, u64>,
     refused: BTreeSet<StoreId>,
+    /// Peers whose disks have no room.
+    full: BTreeSet<StoreId>,
     /// Etcd last confirmed this node's lease.
     etcd_heard: Option<Now>,
 }
@@ -32,6 +34,17 @@ impl Health {
 
     pub fn said_fsync_age(&mut self, store: StoreId, age_ms: u64) {
         self.fsync_age_ms.insert(store, age_ms);
+    }
+
+    pub fn said_full(&mut self, store: StoreId, full: bool) {
+        match full {
+            true => self.full.insert(store),
+            false => self.full.remove(&store),
+        };
+    }
+
+    pub fn is_full(&self, store: StoreId) -> bool {
+        self.full.contains(&store)
     }
 
     /// The oldest message that the peer has not acknowledged was sent then.
@@ -65,6 +78,11 @@ impl Health {
         self.etcd_heard = Some(now);
     }
 
+    /// Etcd has answered lately.
+    pub fn is_etcd_heard(&self, now: Now, within_ms: u64) -> bool {
+        self.etcd_heard.is_some_and(|heard| now.ms_since(heard) < within_ms)
+    }
+
     /// This process itself was away (stopped, or starved): nobody can be blamed for the silence.
     pub fn forgive(&mut self, now: Now) {
         self.heard.values_mut().for_each(|heard| *heard = now);
@@ -93,8 +111,7 @@ impl Health {
     /// off, and it must not eject the others.
     pub fn hears_anybody(&self, now: Now, silent_after_ms: u64) -> bool {
         let peer = self.heard.keys().any(|&store| !self.is_silent(store, now, silent_after_ms));
-        let etcd = self.etcd_heard.is_some_and(|heard| now.ms_since(heard) < 2 * silent_after_ms);
-        peer || etcd
+        peer || self.is_etcd_heard(now, 2 * silent_after_ms)
     }
 }
 

@@ -20,7 +20,7 @@
 //!
 //! The rooms: [`writes`] takes batches; [`peers`] feeds followers and follows primaries; [`disk`]
 //! moves commits into the table and the table into the state; [`records`] takes what etcd says;
-//! [`review`] decides about the in-sync set; [`reads`] takes values and tells them, [`proving`] proves
+//! [`standing`] judges who can acknowledge, [`review`] decides about the in-sync set; [`reads`] takes values and tells them, [`proving`] proves
 //! them current, [`bounded`] lets followers tell how old theirs are; [`snapshots`] moves whole copies;
 //! [`collect`] drops dead sessions, [`expire`] old idempotency records; [`queries`] answers the coordinator; [`audit`]
 //! compares copies with each other and with the disk.
@@ -43,6 +43,7 @@ mod records;
 mod review;
 mod settings;
 mod snapshots;
+pub mod standing;
 mod writes;
 
 #[cfg(test)]
@@ -211,6 +212,19 @@ pub enum Event {
     Leave,
     /// The report that says so was taken by no coordinator.
     LeaveUnheard,
+}
+
+impl Event {
+    /// Etcd has answered what this node asked of it. (What a watch brings may be on its way for long.)
+    fn shows_etcd(&self) -> bool {
+        match self {
+            Self::LeaseConfirmed | Self::SessionsListed { .. } => true,
+            Self::Config { linearizable, .. } => *linearizable,
+            Self::Proposed { outcome, .. } => *outcome != CasOutcome::Unknown,
+            Self::EtcdChecked { configs, .. } => configs.is_some(),
+            _ => false,
+        }
+    }
 }
 
 /// How a compare-and-set ended.
@@ -445,6 +459,8 @@ pub struct Node {
     to_review: BTreeSet<ShardId>,
     /// Followers with something to send.
     to_send: BTreeSet<(StoreId, ShardId)>,
+    /// Shards of which gateways were told that they are frozen.
+    frozen_told: BTreeSet<ShardId>,
     /// Proposals under way.
     proposals: BTreeMap<u64, ShardId>,
     next_id: u64,
@@ -517,6 +533,7 @@ impl Node {
             dirty: BTreeSet::new(),
             to_review: BTreeSet::new(),
             to_send: BTreeSet::new(),
+            frozen_told: BTreeSet::new(),
             proposals: BTreeMap::new(),
             next_id: 1,
             durability_violations: 0,
@@ -532,8 +549,13 @@ impl Node {
     pub fn handle(&mut self, now: Now, event: Event, effects: &mut Vec<Effect>) {
         if now.ms_since(self.now) > self.settings.timing.gap_ms {
             self.health.forgive(now);
+            let led = self.replicas.values_mut().filter_map(Replica::primary_mut);
+            led.for_each(|primary| primary.progress.forgive(now));
         }
         self.now = self.now.max(now);
+        if event.shows_etcd() {
+            self.health.etcd_heard(self.now);
+        }
         self.dispatch(event, effects);
         if self.now >= self.next_review {
             self.next_review = self.now.plus_ms(self.settings.timing.review_every_ms);
@@ -596,7 +618,7 @@ impl Node {
             Event::EtcdChecked { check, configs } => {
                 self.on_etcd_checked(check, configs, effects);
             }
-            Event::LeaseConfirmed => self.health.etcd_heard(self.now),
+            Event::LeaseConfirmed => {}
             Event::SessionsListed { at, alive } => self.on_sessions_listed(at, alive, effects),
 
             Event::Leave => self.leave(effects),
@@ -629,11 +651,13 @@ impl Node {
         loop {
             while let Some(shard) = self.dirty.pop_first() {
                 self.advance(shard, effects);
+                self.tell_gateways(shard, effects);
                 self.tell_waiting(shard, effects);
                 self.count_log(shard);
             }
             let Some(shard) = self.to_review.pop_first() else { break };
             self.review(shard, effects);
+            self.tell_gateways(shard, effects);
         }
         self.shrink_logs();
         self.advance_claims(effects);

@@ -69,8 +69,9 @@ impl Node {
                     self.on_reject(peer, shard, reason, effects);
                 }
             }
-            FromFollower::Alive { sent: _, fsync_age_ms, digests } => {
+            FromFollower::Alive { sent: _, fsync_age_ms, full, digests } => {
                 self.health.said_fsync_age(peer.store, fsync_age_ms);
+                self.health.said_full(peer.store, full);
                 digests.into_iter().for_each(|told| self.on_digest(peer.store, told, effects));
             }
             FromFollower::ReadIndex { round, newer } => {
@@ -127,6 +128,7 @@ impl Node {
             }
         }
         follower.next = last.next();
+        follower.proven = false;
         follower.tried = None;
         follower.feed = Feed::Streaming { opening: true };
         self.to_send.insert((peer.store, shard));
@@ -170,6 +172,7 @@ impl Node {
             return;
         }
         follower.acked = follower.acked.max(slice.upto);
+        follower.proven |= slice.resume;
         let counted = primary.record.isr.contains(&peer.store)
             && !primary.record.tainted.contains(&peer.store);
         if follower.short && !counted && follower.acked >= commit.max(primary.barrier) {
@@ -213,6 +216,7 @@ impl Node {
                 let from = if follower.tried == Some(joined) { applied.seq } else { joined };
                 follower.tried = Some(joined);
                 follower.next = from.next();
+                follower.proven = false;
                 follower.feed = Feed::Streaming { opening: true };
                 lost = counted && joined < commit;
             }
@@ -462,11 +466,13 @@ impl Node {
         }
     }
 
-    /// Followers that refused for want of space are tried again.
+    /// Followers that refused for want of space, and do not say that it is so still, are tried again.
     fn try_full_again(&mut self) {
         let full = |replica: &Replica| {
             let primary = replica.primary()?;
-            let is_full = |(_, follower): &(&StoreId, &Follower)| follower.feed == Feed::Full;
+            let is_full = |(store, follower): &(&StoreId, &Follower)| {
+                follower.feed == Feed::Full && !self.health.is_full(**store)
+            };
             let full: Vec<_> =
                 primary.followers.iter().filter(is_full).map(|(&store, _)| store).collect();
             Some((replica.shard, full))
@@ -534,7 +540,8 @@ impl Node {
                 }
                 let fsync_age_ms = self.groups.fsync_age_ms(self.now);
                 let digests = self.new_digests(conn);
-                let message = FromFollower::Alive { sent, fsync_age_ms, digests };
+                let full = self.disk_full;
+                let message = FromFollower::Alive { sent, fsync_age_ms, full, digests };
                 effects.push(Effect::FromFollower { conn, message });
             }
             ToFollower::ReadIndex { round, shards } => {

@@ -1,11 +1,10 @@
 //! What the coordinator asks of a node.
 
-use crate::ids::{ShardId, StoreId};
+use crate::ids::ShardId;
 use crate::message::{NodeQuery, NodeQueryReply, ReplicaStatus, RoleStatus, ShardEnd};
 use crate::node::{Effect, Node};
 use crate::planted::Planted;
 use crate::replica::Replica;
-use crate::replica::primary::Primary;
 
 impl Node {
     pub(super) fn on_query(&mut self, query: u64, message: NodeQuery, effects: &mut Vec<Effect>) {
@@ -66,7 +65,7 @@ impl Node {
             Some(primary) => RoleStatus::Primary {
                 epoch: primary.epoch,
                 open: primary.active && !primary.frozen,
-                silent: self.silent_members(primary),
+                hindered_by: self.hindered_by(replica.shard),
             },
         };
         ReplicaStatus {
@@ -78,11 +77,6 @@ impl Node {
             role,
             stopped: replica.stopped.map(str::to_owned),
         }
-    }
-
-    pub(super) fn silent_members(&self, primary: &Primary) -> Vec<StoreId> {
-        let others = primary.record.isr.iter().filter(|&&store| store != self.me.store);
-        others.filter(|&&store| self.is_silent(store)).copied().collect()
     }
 }
 

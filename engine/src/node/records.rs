@@ -178,14 +178,16 @@ impl Node {
         }
     }
 
-    /// Tells every gateway whether the shard takes writes.
-    pub(super) fn tell_gateways(&self, shard: ShardId, effects: &mut Vec<Effect>) {
+    /// Tells every gateway when the shard takes no writes here, and when that is over: also because
+    /// this node leads it no longer.
+    pub(super) fn tell_gateways(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         let Some(replica) = self.replicas.get(&shard) else { return };
-        let Some(primary) = replica.primary() else { return };
-        let state = match primary.frozen {
-            true => ShardAvailability::Frozen,
-            false => ShardAvailability::Open,
+        let state = match replica.primary().is_some_and(|primary| primary.frozen) {
+            true if self.frozen_told.insert(shard) => ShardAvailability::Frozen,
+            false if self.frozen_told.remove(&shard) => ShardAvailability::Open,
+            _ => return,
         };
+        self.next_report = self.now;
         for &conn in self.gateways.keys() {
             let reply = crate::message::NodeReply::ShardState { slots: replica.slots, state };
             effects.push(Effect::Gateway { conn, reply });

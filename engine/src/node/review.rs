@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 
 use crate::config::ShardConfig;
 use crate::ids::{Boot, Now, ShardId, StoreId};
-use crate::message::Report;
+use crate::message::{Report, Standing};
+use crate::node::standing::Standings;
 use crate::node::{Effect, Node, Timing};
 use crate::planted::Planted;
 use crate::replica::Replica;
-use crate::replica::primary::{Feed, Follower, Proposal};
+use crate::replica::primary::{Primary, Proposal};
 
 /// A peer that was ejected waits before it is added again: 1, 2, 4 … 60 s for the same process,
 /// forgotten once it has stayed in sync for a minute. A new process waits for nothing.
@@ -57,8 +58,11 @@ impl Node {
     /// Looks at one shard that this node leads.
     pub(super) fn review(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         self.review_step_down(shard);
-        self.review_frozen(shard, effects);
-        self.review_isr(shard, effects);
+        let standings = self.standings(shard);
+        self.look_at_progress(shard, &standings);
+        self.review_frozen(shard, &standings);
+        self.review_joining(shard, &standings);
+        self.review_isr(shard, &standings, effects);
     }
 
     /// The coordinator asked for a hand-over, but nobody was named: go on.
@@ -69,32 +73,27 @@ impl Node {
         }
     }
 
-    fn review_frozen(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+    fn review_frozen(&mut self, shard: ShardId, standings: &Standings) {
         let Some(primary) = self.replicas.get(&shard).and_then(Replica::primary) else { return };
-        let others = || primary.record.isr.iter().filter(|&&store| store != self.me.store);
-        let at_floor = primary.record.room(self.min_in_sync()) == 0;
-        let silent = others().any(|&store| self.is_silent(store));
-        let stuck =
-            !primary.active && self.now.ms_since(primary.began) >= self.settings.frozen_after_ms;
-        let frozen = at_floor && silent || stuck;
-        if frozen == primary.frozen {
-            return;
-        }
+        let frozen = self.is_frozen(primary, standings);
         if let Some(primary) = self.replicas.get_mut(&shard).and_then(Replica::primary_mut) {
             primary.frozen = frozen;
         }
-        self.tell_gateways(shard, effects);
-        self.next_report = self.now;
     }
 
-    fn review_isr(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+    fn review_isr(&mut self, shard: ShardId, standings: &Standings, effects: &mut Vec<Effect>) {
         let Some(replica) = self.replicas.get(&shard) else { return };
         let Some(primary) = replica.primary() else { return };
         if primary.is_pending() || self.now < primary.propose_after {
             return;
         }
-        let add = self.addable(replica);
-        let (remove, taint) = (self.removable(replica), self.lost(replica));
+        let is_ready =
+            |store: &StoreId| primary.is_caught_up(*store, replica.commit, self.settings.planted);
+        // One at a time: the compare names one candidate's key.
+        let add = self.candidates(primary, standings).into_iter().find(is_ready);
+        let add = Vec::from_iter(add);
+        let remove = self.removable(primary, standings);
+        let taint: Vec<_> = of(standings, Standing::Lost).collect();
         let mut floor = self.min_in_sync();
         if Planted::TrustMakesRoom.is_in(self.settings.planted) {
             let record = &primary.record;
@@ -109,48 +108,65 @@ impl Node {
         self.propose(shard, next, add.first().copied(), effects);
     }
 
-    /// Learners that are caught up, and tainted members that have been filled again.
-    fn addable(&self, replica: &Replica) -> Vec<StoreId> {
-        let Some(primary) = replica.primary() else { return Vec::new() };
-        let record = &primary.record;
-        let candidates = record.learners.iter().chain(&record.tainted);
-        let ready = |store: &StoreId| {
+    /// Learners and tainted members that may be added once they are caught up. Nobody while a
+    /// proposal is unsettled or etcd away: each addition without an answer counts until there is
+    /// one, and its death would stop the shard.
+    fn candidates(&self, primary: &Primary, standings: &Standings) -> Vec<StoreId> {
+        let heard = self.health.is_etcd_heard(self.now, self.settings.timing.etcd_fresh_ms);
+        let may_return = |store: &StoreId| {
             let follower = &primary.followers.get(store);
-            let known = self.peers.get(store);
-            follower.zip(known).is_some_and(|(follower, (boot, _))| {
-                follower.boot == *boot
-                    && !self.is_silent(*store)
-                    && primary.is_caught_up(*store, replica.commit, self.settings.planted)
-                    && self.backoff.may_return(*store, *boot, self.now)
+            follower.zip(self.peers.get(store)).is_some_and(|(follower, (boot, _))| {
+                follower.boot == *boot && self.backoff.may_return(*store, *boot, self.now)
             })
         };
-        // One at a time: the compare names one candidate's key.
-        candidates.copied().find(ready).into_iter().collect()
+        let record = &primary.record;
+        let wanted =
+            |store: &StoreId| record.learners.contains(store) || record.tainted.contains(store);
+        if !heard || primary.is_unsettled() {
+            return Vec::new();
+        }
+        of(standings, Standing::Good).filter(wanted).filter(may_return).collect()
+    }
+
+    /// A learner that is always a moment late is never seen with all that is committed. The commit
+    /// waits for it for a moment, as it will when it is a member.
+    fn review_joining(&mut self, shard: ShardId, standings: &Standings) {
+        let (now, timing) = (self.now, self.settings.timing);
+        let Some(primary) = self.replicas.get(&shard).and_then(Replica::primary) else { return };
+        let joins = |store: StoreId| {
+            let follower = primary.followers.get(&store);
+            follower.is_some_and(|follower| self.is_near(primary, follower))
+        };
+        let candidates = self.candidates(primary, standings);
+        let joining = match primary.joining {
+            Some((store, since)) => {
+                let goes_on = candidates.contains(&store);
+                primary.joining.filter(|_| goes_on && now.ms_since(since) < 2 * timing.near_ms)
+            }
+            None if now < primary.join_after => None,
+            None => candidates.into_iter().find(|&store| joins(store)).map(|store| (store, now)),
+        };
+        let given_up = primary.joining.is_some() && joining.is_none();
+        if let Some(primary) = self.replicas.get_mut(&shard).and_then(Replica::primary_mut) {
+            primary.joining = joining;
+            if given_up {
+                primary.join_after = now.plus_ms(timing.join_again_ms);
+                self.dirty.insert(shard);
+            }
+        }
     }
 
     /// Members that can't acknowledge, those first that will not by themselves. How many of them
     /// leave is for the floor to say.
-    fn removable(&self, replica: &Replica) -> Vec<StoreId> {
-        let Some(primary) = replica.primary() else { return Vec::new() };
-        let record = &primary.record;
-        let lost = |store: &StoreId| {
-            let lacks = |follower: &Follower| follower.short || follower.feed == Feed::Full;
-            primary.followers.get(store).is_some_and(lacks)
-        };
-        let others = || record.isr.iter().filter(|&&store| store != self.me.store);
-        let mut remove: Vec<_> = others().copied().filter(lost).collect();
-        if self.may_eject() {
-            remove.extend(others().filter(|&store| self.is_silent(*store) && !lost(store)));
-        }
-        remove
-    }
-
-    /// Members that lost data. Those that have to stay, since the set is at the floor, are not
-    /// promotable.
-    fn lost(&self, replica: &Replica) -> Vec<StoreId> {
-        let Some(primary) = replica.primary() else { return Vec::new() };
-        let lost = |store: &&StoreId| primary.followers.get(store).is_some_and(|it| it.short);
-        primary.record.isr.iter().filter(lost).copied().collect()
+    fn removable(&self, primary: &Primary, standings: &Standings) -> Vec<StoreId> {
+        let (silent, blocked) = (self.may_eject(), self.is_blocked(primary));
+        let leave = |wanted: Standing, may: bool| of(standings, wanted).filter(move |_| may);
+        leave(Standing::Lost, true)
+            .chain(leave(Standing::Full, true))
+            .chain(leave(Standing::Filling, true))
+            .chain(leave(Standing::Silent, silent))
+            .chain(leave(Standing::NoCopy, blocked))
+            .collect()
     }
 
     /// This node is well itself, and somebody hears it: else the silence is its own.
@@ -185,6 +201,7 @@ impl Node {
         primary.proposals.retain(|earlier| earlier.pending || earlier.config != config);
         primary.proposals.push(Proposal { id, base, config: config.clone(), pending: true });
         primary.propose_after = now;
+        primary.joining = None;
         let expect = primary.mod_revision;
         self.proposals.insert(id, shard);
         effects.push(Effect::Propose { proposal: id, expect, config, candidate });
@@ -195,13 +212,14 @@ impl Node {
         let mut report = Report {
             silent: self.health.silent(self.now, self.settings.silent_after_ms),
             leaving: self.is_leaving(),
+            full: self.disk_full,
             ..Report::default()
         };
         for replica in self.replicas.values() {
             let Some(primary) = replica.primary() else { continue };
             let others = || primary.record.isr.iter().filter(|&&store| store != self.me.store);
             if primary.frozen {
-                report.frozen.push((replica.shard, self.silent_members(primary)));
+                report.frozen.push((replica.shard, self.hindered_by(replica.shard)));
             }
             let alone = others().count() > 0 && others().all(|&store| self.is_silent(store));
             let damaged = replica.unfit && replica.stopped.is_some();
@@ -217,6 +235,10 @@ impl Node {
         self.reported = report.clone();
         effects.push(Effect::Report(report));
     }
+}
+
+fn of(standings: &Standings, wanted: Standing) -> impl Iterator<Item = StoreId> {
+    standings.iter().filter(move |(_, standing)| *standing == wanted).map(|&(store, _)| store)
 }
 
 #[cfg(test)]

@@ -159,6 +159,19 @@ pub struct Timing {
     pub leave_within_ms: u64,
     /// How long a primary stops ordering for a hand-over before it goes on by itself.
     pub step_down_ms: u64,
+    /// A shard is frozen when a member has not been able to acknowledge for this long; a member that
+    /// can leave the in-sync set is out of it by then …
+    pub blocked_ms: u64,
+    /// … or when what was ordered has waited this long for its commit, whatever the reason.
+    pub stalled_ms: u64,
+    /// A learner that has what was committed this long ago, at least, and twice that at most, is
+    /// near: the commit waits for it for so long at most, that it may join …
+    pub near_ms: u64,
+    /// … and if it has not caught up by then, this long not again.
+    pub join_again_ms: u64,
+    /// Nobody is added to an in-sync set when etcd has not answered for this long: an addition
+    /// without an answer counts until there is one.
+    pub etcd_fresh_ms: u64,
 }
 
 impl Default for Timing {
@@ -170,6 +183,11 @@ impl Default for Timing {
             ejected_ms_max: 60_000,
             leave_within_ms: 4_000,
             step_down_ms: 2_000,
+            blocked_ms: 500,
+            stalled_ms: 1_500,
+            near_ms: 250,
+            join_again_ms: 5_000,
+            etcd_fresh_ms: 3_000,
         }
     }
 }

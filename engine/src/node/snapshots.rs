@@ -63,6 +63,9 @@ impl Node {
         let Some(&conn) = self.dialled_to.get(&store) else { return };
         let transfer = self.fresh_id();
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
+        if replica.stopped.is_some() {
+            return; // What is wrong here would be wrong there.
+        }
         let (slots, pin) = (replica.slots, replica.flushed.seq);
         let Some(primary) = replica.primary_mut() else { return };
         // A member of M is never handed a copy that may lack what it has acknowledged, unless it

@@ -404,6 +404,7 @@ fn a_shorter_log_alone_cuts_nothing() {
 #[test]
 fn what_was_sent_before_a_learner_was_named_again_does_not_make_it_caught_up() {
     let mut bench = beginning();
+    bench.on(Event::LeaseConfirmed);
     bench.on(Event::Peers(vec![(A, 1), (B, 2)]));
     let named = |version, learners: &[StoreBoot]| ShardConfig {
         isr: vec![A.store],
@@ -841,7 +842,7 @@ fn points(bench: &Bench) -> (DigestPoint, DigestPoint) {
 
 /// B tells its digests; what A does about it at once, and at its next look at the clock.
 fn told(bench: &mut Bench, digests: Vec<DigestPoint>) -> Vec<Effect> {
-    let message = FromFollower::Alive { sent: 0, fsync_age_ms: 0, digests };
+    let message = FromFollower::Alive { sent: 0, fsync_age_ms: 0, full: false, digests };
     let mut effects = bench.on(Event::FromFollower { conn: TO_B, message });
     bench.now = bench.now.plus_ms(60);
     effects.extend(bench.on(Event::Tick));

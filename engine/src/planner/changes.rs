@@ -2,7 +2,7 @@
 //!
 //! In order of urgency; one change per shard and plan. Two kinds are never held back, neither by the
 //! mass-failure guard nor by the limits on moves: members that come back to their own copies, and the
-//! learner that a shard needs which waits at the floor for somebody silent. Everything else makes
+//! learner that a shard needs which waits at the floor for a member that can't acknowledge. Everything else makes
 //! *new* copies, or moves them, and is rationed.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,8 +21,9 @@ pub struct Shard<'a> {
     pub config: &'a ShardConfig,
     /// It has a live primary, and no change of it is under way.
     pub free: bool,
-    /// Stores that its primary does not hear.
-    pub silent: Vec<StoreId>,
+    /// Stores that its primary does not hear; and members and learners that will not acknowledge by
+    /// themselves, as it says.
+    pub unable: Vec<StoreId>,
 }
 
 /// All there is to plan with.
@@ -162,23 +163,28 @@ impl<'a> Plan<'a> {
         Some(Change::Recruit { shard: config.shard(), store, instead: None })
     }
 
-    /// At the floor with a silent member nothing commits: a learner that will take that member's
-    /// place is needed at once.
+    /// At the floor with a member that can't acknowledge nothing commits: a learner that will take
+    /// that member's place is needed at once. Below the floor, too.
     fn swap_at_floor(&self, shard: &Shard<'_>) -> Option<Change> {
         let config = shard.config;
-        let unheard = |store: StoreId| !self.answers(store) || shard.silent.contains(&store);
+        let unable = |store: StoreId| {
+            !self.answers(store)
+                || self.state(store) == StoreState::Full
+                || shard.unable.contains(&store)
+        };
         let at_floor = config.room(self.cluster.min_in_sync) == 0;
-        let stuck = at_floor && config.isr.iter().any(|&store| unheard(store));
-        let helped = config.learners.iter().any(|&store| !unheard(store));
+        let below = config.isr.len() < self.cluster.min_in_sync;
+        let stuck = at_floor && config.isr.iter().any(|&store| unable(store)) || below;
+        let helped = config.learners.iter().any(|&store| !unable(store));
         if !stuck || helped {
             return None;
         }
         let kept: Vec<StoreId> =
-            config.isr.iter().copied().filter(|&store| !unheard(store)).collect();
-        let store = self.best(&kept, |store| !holds(config, store) && !unheard(store))?;
-        // Somebody unheard gives the place up, rather one that is not even in sync.
+            config.isr.iter().copied().filter(|&store| !unable(store)).collect();
+        let store = self.best(&kept, |store| !holds(config, store) && !unable(store))?;
+        // One of those gives the place up, rather one that is not even in sync.
         let instead = || {
-            let gone = config.target.iter().copied().filter(|&store| unheard(store));
+            let gone = config.target.iter().copied().filter(|&store| unable(store));
             gone.min_by_key(|store| (config.isr.contains(store), *store))
         };
         let full = config.target.len() >= self.cluster.replicas;
@@ -267,7 +273,7 @@ impl<'a> Plan<'a> {
                 && self.is_ready(store)
                 && config.target.contains(&store)
                 && !config.tainted.contains(&store)
-                && !shard.silent.contains(&store)
+                && !shard.unable.contains(&store)
         })
     }
 

@@ -53,6 +53,8 @@ pub enum StoreState {
     Unregistered,
     /// Does not answer, and is waited for.
     Away,
+    /// Answers, and its disk has no room: it is given nothing.
+    Full,
     /// To lead nothing and to be given nothing, but its copies are good.
     Draining,
     /// Its copies are not to be trusted: they go as soon as the floor allows it.

@@ -37,7 +37,7 @@ struct Bench {
     replicas: usize,
     hold: bool,
     quiet: bool,
-    silent: Vec<StoreId>,
+    unable: Vec<StoreId>,
 }
 
 impl Bench {
@@ -53,7 +53,7 @@ impl Bench {
             ..ShardConfig::default()
         };
         let shards = placements.into_iter().enumerate().map(config).collect();
-        Self { stores, shards, replicas, hold: false, quiet: true, silent: vec![] }
+        Self { stores, shards, replicas, hold: false, quiet: true, unable: vec![] }
     }
 
     fn set(&mut self, n: u128, state: StoreState) {
@@ -61,7 +61,7 @@ impl Bench {
     }
 
     fn plan(&self) -> Vec<Change> {
-        let shard = |config| Shard { config, free: true, silent: self.silent.clone() };
+        let shard = |config| Shard { config, free: true, unable: self.unable.clone() };
         let shards: Vec<Shard<'_>> = self.shards.iter().map(shard).collect();
         changes(&Cluster {
             stores: &self.stores,
@@ -379,13 +379,37 @@ fn a_frozen_shard_recruits_at_once_even_under_the_guard() {
 fn a_member_that_only_the_primary_does_not_hear_is_swapped_too() {
     let mut bench = one_shard(&[1, 2]);
     bench.set(3, StoreState::Away);
-    bench.silent = vec![StoreId(2)];
+    bench.unable = vec![StoreId(2)];
     assert_eq!(bench.plan(), recruit(4, Some(3)));
     // The one that returned can't be heard either: somebody else is needed.
     bench.set(3, StoreState::Ready);
-    bench.silent = vec![StoreId(2), StoreId(3)];
+    bench.unable = vec![StoreId(2), StoreId(3)];
     bench.shards[0].learners = vec![StoreId(3)];
     assert_eq!(bench.plan(), recruit(4, Some(3)));
+}
+
+/// It answers, and takes nothing: another takes its place, and one that is full itself is no help.
+#[test]
+fn a_member_whose_disk_is_full_is_swapped_for_one_that_has_room() {
+    let mut bench = one_shard(&[1, 2]);
+    bench.set(2, StoreState::Full);
+    bench.set(3, StoreState::Away);
+    bench.set(4, StoreState::Full);
+    assert_eq!(bench.plan(), recruit(5, Some(3)));
+    bench.shards[0].isr = [1, 5].map(StoreId).to_vec();
+    bench.shards[0].target = [1, 2, 5].map(StoreId).to_vec();
+    assert_eq!(bench.plan(), [], "it comes back when it has room");
+    bench.set(2, StoreState::Ready);
+    assert_eq!(bench.plan(), recruit(2, None));
+}
+
+#[test]
+fn a_set_below_the_floor_is_given_a_member() {
+    let mut bench = one_shard(&[1]);
+    bench.set(2, StoreState::Away);
+    bench.set(3, StoreState::Away);
+    bench.hold = true;
+    assert_eq!(bench.plan(), recruit(4, Some(2)));
 }
 
 #[test]
@@ -489,7 +513,7 @@ fn primaries_are_levelled_one_at_a_time_and_only_when_all_is_quiet() {
 #[test]
 fn a_busy_shard_is_left_alone() {
     let bench = one_shard(&[1, 2, 3, 4]);
-    let shards = [Shard { config: &bench.shards[0], free: false, silent: vec![] }];
+    let shards = [Shard { config: &bench.shards[0], free: false, unable: vec![] }];
     let cluster = Cluster {
         stores: &bench.stores,
         shards: &shards,

@@ -19,6 +19,7 @@ use crate::entry::Position;
 use crate::ids::{Boot, Conn, CopyNo, Epoch, Now, Seq, StoreId, TimeMs, Version};
 use crate::message::DigestPoint;
 use crate::node::audit::Votes;
+use crate::node::standing::Progress;
 use crate::planted::Planted;
 
 #[derive(Clone, Debug)]
@@ -40,6 +41,12 @@ pub struct Primary {
     pub began: Now,
     /// Writes are refused and gateways told so.
     pub frozen: bool,
+    pub progress: Progress,
+    /// A learner that the commit waits for although nothing is proposed, and since when: one that is
+    /// always a moment late would never be seen with all that is committed.
+    pub joining: Option<(StoreId, Now)>,
+    /// No learner is waited for before.
+    pub join_after: Now,
     /// Ordering stopped at the coordinator's wish, until this moment.
     pub stepping_down: Option<Now>,
     /// What followers have told of their state, until it is judged.
@@ -67,6 +74,8 @@ pub struct Follower {
     pub copy: CopyNo,
     /// The highest seq that this copy has acknowledged in this epoch.
     pub acked: Seq,
+    /// It has acknowledged the slice that opened its feed: the copy is what this node believes.
+    pub proven: bool,
     /// The next seq to send.
     pub next: Seq,
     pub feed: Feed,
@@ -105,6 +114,7 @@ impl Follower {
             boot: Boot(0),
             copy: CopyNo(0),
             acked: Seq(0),
+            proven: false,
             next: Seq(0),
             feed: Feed::Cut,
             short: false,
@@ -132,6 +142,9 @@ impl Primary {
             waiting: BTreeMap::new(),
             began: now,
             frozen: false,
+            progress: Progress::new(now),
+            joining: None,
+            join_after: now,
             stepping_down: None,
             votes: Votes::new(),
             disputed: Vec::new(),
@@ -150,6 +163,7 @@ impl Primary {
         for proposal in &self.proposals {
             members.extend(&proposal.config.isr);
         }
+        members.extend(self.joining.map(|(store, _)| store));
         if Planted::CountUnsettledRemoval.is_in(planted)
             && let Some(newest) = self.proposals.last()
         {
@@ -204,6 +218,7 @@ impl Primary {
         self.record = record;
         self.mod_revision = mod_revision;
         self.proposals.clear();
+        self.joining = None;
         self.propose_after = now;
         self.match_followers();
         let mut unproven = Vec::new();
@@ -231,7 +246,7 @@ impl Primary {
         }
     }
 
-    /// A learner that may be added: its present copy has acknowledged, in this epoch, all that is
+    /// A learner that may be added: its feed is proven, and its copy has acknowledged, in this epoch, all that is
     /// committed and the barrier. The commit alone would not do: below the barrier the primary
     /// does not know yet what its predecessors have committed.
     pub fn is_caught_up(&self, store: StoreId, commit: Seq, planted: Option<Planted>) -> bool {
@@ -241,7 +256,8 @@ impl Primary {
         }
         let feeds = |feed: &Feed| matches!(feed, Feed::Streaming { opening: false });
         self.followers.get(&store).is_some_and(|follower| {
-            follower.acked >= needed && feeds(&follower.feed) && !follower.short
+            let proven = follower.proven && feeds(&follower.feed);
+            follower.acked >= needed && proven && !follower.short
         })
     }
 
@@ -314,6 +330,7 @@ mod tests {
     fn ack(primary: &mut Primary, store: StoreId, seq: u64) {
         let follower = primary.followers.get_mut(&store).unwrap();
         follower.acked = Seq(seq);
+        follower.proven = true;
         follower.feed = Feed::Streaming { opening: false };
     }
 

@@ -1,6 +1,7 @@
 //! Who of the in-sync set can acknowledge, what a primary does about it, and what it says of it.
 
 use super::*;
+use crate::message::{ShardAvailability, Standing};
 
 const C: StoreBoot = StoreBoot { store: StoreId(3), boot: Boot(1) };
 const TO_C: Conn = Conn(4);
@@ -35,7 +36,8 @@ fn pass(bench: &mut Bench, ms: u64, heard: &[Conn]) -> Vec<Effect> {
     for _ in 0..ms / 100 {
         bench.now = bench.now.plus_ms(100);
         for &conn in heard {
-            let message = FromFollower::Alive { sent: 0, fsync_age_ms: 0, digests: vec![] };
+            let message =
+                FromFollower::Alive { sent: 0, fsync_age_ms: 0, full: false, digests: vec![] };
             effects.extend(bench.on(Event::FromFollower { conn, message }));
         }
         effects.extend(bench.on(Event::Tick));
@@ -61,6 +63,278 @@ fn a_member_that_is_trusted_again_makes_no_room() {
     bench.on(Event::Durable { group: 1 });
     bench.on(ack(TO_C, 1));
     pass(&mut bench, 1_500, &[TO_B]);
+    bench.on(Event::LeaseConfirmed);
     let next = proposed(&bench.on(ack(TO_B, 1))).expect("B is trusted again");
     assert_eq!((next.isr, next.tainted), (vec![A.store, B.store, C.store], vec![]));
+}
+
+fn leads(bench: &Bench) -> &Primary {
+    bench.node.replicas[&SHARD].primary().expect("A leads")
+}
+
+/// A leads with B and C in sync, everything acknowledged and everybody heard, etcd too.
+fn well(min_in_sync: usize, isr: &[StoreBoot]) -> Bench {
+    let mut bench = three(min_in_sync);
+    bench.config(of(&record(1, 1, A), isr));
+    bench.on(Event::LeaseConfirmed);
+    bench.on(Event::Durable { group: 1 });
+    bench.on(ack(TO_B, 1));
+    bench.on(ack(TO_C, 1));
+    assert!(leads(&bench).active);
+    bench
+}
+
+fn reject(conn: Conn, n: u64, reason: Reject) -> Event {
+    let message = FromFollower::Reject { n, shard: SHARD, reason };
+    Event::FromFollower { conn, message }
+}
+
+fn states(effects: &[Effect]) -> Vec<ShardAvailability> {
+    let of = |effect: &Effect| match effect {
+        Effect::Gateway { reply: NodeReply::ShardState { state, .. }, .. } => Some(*state),
+        _ => None,
+    };
+    effects.iter().filter_map(of).collect()
+}
+
+/// At the floor, and the other member's disk is full: it lives and answers, but it takes nothing.
+#[test]
+fn at_the_floor_with_a_full_member_the_shard_is_frozen() {
+    let mut bench = well(2, &[A, B]);
+    bench.frame(1, add(1));
+    bench.on(Event::Durable { group: 2 });
+    // Nobody makes room: it is refused, and tried again, and refused.
+    for _ in 0..20 {
+        let effects = pass(&mut bench, 100, &[TO_B]);
+        let sent = effects.iter().find_map(|effect| match effect {
+            Effect::ToFollower { conn: TO_B, message: ToFollower::Append { n, .. } } => Some(*n),
+            _ => None,
+        });
+        let n = sent.unwrap_or(2);
+        bench.on(reject(TO_B, n, Reject::NoSpace));
+        bench.on(ack(TO_B, n));
+    }
+    assert!(leads(&bench).frozen);
+    check(bench.frame(2, add(2)), &["Refused(Frozen)"]);
+}
+
+/// The copy of C was found wrong while it was not in the record that A knew: what A had proposed was
+/// not answered. Then the record comes, and C counts.
+#[test]
+fn a_member_that_needs_a_whole_copy_is_marked_and_gets_one() {
+    let mut bench = well(2, &[A, B]);
+    let learns = ShardConfig {
+        learners: vec![C.store],
+        version: Version(2),
+        ..of(&record(1, 1, A), &[A, B])
+    };
+    let effects = bench.config(learns);
+    let opening = effects.iter().find_map(|effect| match effect {
+        Effect::ToFollower { conn: TO_C, message: ToFollower::Append { n, .. } } => Some(*n),
+        _ => None,
+    });
+    let n = opening.expect("C is fed");
+    let effects = bench.on(ack(TO_C, n));
+    let next = proposed(&effects).expect("C has all there is");
+    assert_eq!(next.isr, [A.store, B.store, C.store]);
+    let proposal = effects.iter().find_map(|effect| match effect {
+        Effect::Propose { proposal, .. } => Some(*proposal),
+        _ => None,
+    });
+    bench.on(Event::Proposed { proposal: proposal.unwrap(), outcome: CasOutcome::Unknown });
+    bench.frame(1, add(1));
+    bench.on(reject(TO_C, n + 1, Reject::Stopped));
+    bench.on(ack(TO_C, n + 1));
+    let effects = bench.config(next.clone());
+    let without = proposed(&effects).expect("C can't acknowledge");
+    assert_eq!(without.isr, [A.store, B.store]);
+}
+
+/// Its answer is lost, and then C dies while etcd is away: C counts, and can't leave.
+#[test]
+fn an_unsettled_addition_that_dies_freezes_the_shard() {
+    let mut bench = well(2, &[A, B]);
+    let learns = ShardConfig {
+        learners: vec![C.store],
+        version: Version(2),
+        ..of(&record(1, 1, A), &[A, B])
+    };
+    bench.config(learns);
+    let effects = bench.on(ack(TO_C, 2));
+    assert!(proposed(&effects).is_some());
+    let proposal = effects.iter().find_map(|effect| match effect {
+        Effect::Propose { proposal, .. } => Some(*proposal),
+        _ => None,
+    });
+    bench.on(Event::Proposed { proposal: proposal.unwrap(), outcome: CasOutcome::Unknown });
+    bench.on(Event::Closed { conn: TO_C });
+    pass(&mut bench, 2_000, &[TO_B]);
+    assert!(leads(&bench).frozen);
+}
+
+/// A member falls silent while etcd is away: above the floor, but it can't leave.
+#[test]
+fn a_member_that_cannot_leave_freezes_the_shard_above_the_floor() {
+    let mut bench = well(2, &[A, B, C]);
+    bench.on(Event::Closed { conn: TO_C });
+    pass(&mut bench, 2_000, &[TO_B]);
+    assert!(leads(&bench).frozen);
+}
+
+/// A set below the floor, as an operator may write it: nothing commits.
+#[test]
+fn a_set_below_the_floor_is_frozen() {
+    let mut bench = three(3);
+    bench.config(of(&record(1, 1, A), &[A, B]));
+    bench.on(Event::Durable { group: 1 });
+    bench.on(ack(TO_B, 1));
+    pass(&mut bench, 200, &[TO_B, TO_C]);
+    assert!(leads(&bench).frozen);
+}
+
+/// Its own disk does not answer.
+#[test]
+fn a_primary_whose_disk_stands_still_is_frozen() {
+    let mut bench = well(2, &[A, B]);
+    bench.frame(1, add(1));
+    bench.on(ack(TO_B, 2));
+    pass(&mut bench, 2_000, &[TO_B]);
+    assert!(leads(&bench).frozen);
+    let opened = bench.on(Event::Durable { group: 2 });
+    bench.now = bench.now.plus_ms(100);
+    let opened = [opened, bench.on(Event::Tick)].concat();
+    assert_eq!(states(&opened), [ShardAvailability::Open]);
+}
+
+/// A member of B's kind answers, and what it is sent stays without an ack for less than a second.
+#[test]
+fn a_short_pause_freezes_nothing() {
+    let mut bench = well(2, &[A, B]);
+    bench.frame(1, add(1));
+    bench.on(Event::Durable { group: 2 });
+    pass(&mut bench, 900, &[TO_B]);
+    assert!(!leads(&bench).frozen);
+    check(bench.on(ack(TO_B, 2)), &["applied []"]);
+    assert!(!leads(&bench).frozen);
+}
+
+/// Gateways keep the word *frozen* for the connection: who leads no more takes it back.
+#[test]
+fn a_primary_that_steps_down_says_open() {
+    let mut bench = well(2, &[A, B]);
+    bench.on(Event::Closed { conn: TO_B });
+    let effects = pass(&mut bench, 1_500, &[TO_C]);
+    assert_eq!(states(&effects), [ShardAvailability::Frozen]);
+    let effects = bench.config(record(2, 2, B));
+    assert_eq!(states(&effects), [ShardAvailability::Open]);
+}
+
+/// While etcd is away an addition would not be answered, and count for as long: a learner's death
+/// would stop writes.
+#[test]
+fn nobody_is_added_while_etcd_is_away() {
+    let mut bench = well(2, &[A, B]);
+    pass(&mut bench, 10_000, &[TO_B, TO_C]);
+    let learns = ShardConfig {
+        learners: vec![C.store],
+        version: Version(2),
+        ..of(&record(1, 1, A), &[A, B])
+    };
+    bench.config(learns);
+    assert_eq!(proposed(&bench.on(ack(TO_C, 2))), None);
+    bench.on(Event::LeaseConfirmed);
+    assert!(proposed(&pass(&mut bench, 100, &[TO_B, TO_C])).is_some());
+}
+
+/// The opening slice was sent, and what comes first is the ack of something older: a copy is judged
+/// by the answer to what was sent to it.
+#[test]
+fn a_feed_is_open_once_its_first_slice_is_acknowledged() {
+    let mut bench = well(2, &[A, B]);
+    let learns = ShardConfig {
+        learners: vec![C.store],
+        version: Version(2),
+        ..of(&record(1, 1, A), &[A, B])
+    };
+    bench.config(learns);
+    // The same copy is announced again: opened a second time.
+    let copy = FromFollower::Copy { shard: SHARD, copy: CopyNo(1) };
+    let follower = |bench: &mut Bench| {
+        bench.node.follower_mut(C.store, SHARD).unwrap().acked = Seq(1);
+    };
+    bench.on(Event::FromFollower { conn: TO_C, message: copy });
+    follower(&mut bench);
+    assert_eq!(proposed(&pass(&mut bench, 200, &[TO_B, TO_C])), None);
+    assert!(proposed(&bench.on(ack(TO_C, 3))).is_some());
+}
+
+/// It says so by itself: nothing is ordered in vain to find it out.
+#[test]
+fn a_member_that_says_its_disk_is_full_is_believed_until_it_says_otherwise() {
+    let mut bench = well(2, &[A, B]);
+    let alive = |full| FromFollower::Alive { sent: 0, fsync_age_ms: 0, full, digests: vec![] };
+    let says = |bench: &mut Bench, full| {
+        bench.now = bench.now.plus_ms(100);
+        bench.on(Event::FromFollower { conn: TO_B, message: alive(full) })
+    };
+    assert_eq!(states(&says(&mut bench, true)), [ShardAvailability::Frozen]);
+    assert_eq!(bench.node.hindered_by(SHARD), [(B.store, Standing::Full)]);
+    check(bench.frame(1, add(1)), &["Refused(Frozen)"]);
+    assert_eq!(states(&says(&mut bench, false)), [ShardAvailability::Open]);
+    check(bench.frame(2, add(2)), &["append 2", "send 2", "sync 2"]);
+}
+
+/// Every entry is committed before the learner has it; each of its acks is a moment late. The commit
+/// waits for it once, and it is added.
+#[test]
+fn a_learner_that_is_always_a_moment_late_joins() {
+    let mut bench = well(2, &[A, B]);
+    let learns = ShardConfig {
+        learners: vec![C.store],
+        version: Version(2),
+        ..of(&record(1, 1, A), &[A, B])
+    };
+    bench.config(learns);
+    let mut sent = BTreeMap::new();
+    let mut group = 1;
+    for message in 1..=30 {
+        let mut effects = bench.frame(message, add(message));
+        group += 1;
+        effects.extend(bench.on(Event::Durable { group }));
+        for effect in &effects {
+            if let Effect::ToFollower { conn, message: ToFollower::Append { n, .. } } = effect {
+                sent.insert(*conn, *n);
+            }
+        }
+        effects.extend(bench.on(ack(TO_B, sent[&TO_B])));
+        bench.on(Event::LeaseConfirmed);
+        effects.extend(pass(&mut bench, 100, &[TO_B, TO_C]));
+        // C is one entry behind, whenever it speaks.
+        effects.extend(bench.on(ack(TO_C, sent[&TO_C] - 1)));
+        if let Some(config) = proposed(&effects) {
+            assert_eq!(config.isr, [A.store, B.store, C.store]);
+            return;
+        }
+    }
+    panic!("C never joins");
+}
+
+/// What is wrong with the copy of a primary would be wrong with what it sends.
+#[test]
+fn a_primary_whose_copy_is_wrong_sends_no_copies() {
+    let mut bench = well(2, &[A, B]);
+    bench.frame(1, add(1));
+    bench.on(Event::Durable { group: 2 });
+    bench.on(ack(TO_B, 2));
+    let learns = ShardConfig {
+        learners: vec![C.store],
+        version: Version(2),
+        ..of(&record(1, 1, A), &[A, B])
+    };
+    bench.config(learns);
+    bench.node.replicas.get_mut(&SHARD).unwrap().flushed.seq = Seq(1);
+    bench.node.replicas.get_mut(&SHARD).unwrap().stopped = Some("found by a scrub");
+    bench.on(reject(TO_C, 3, Reject::Stopped));
+    let effects = pass(&mut bench, 200, &[TO_B, TO_C]);
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::SendSnapshot { .. })));
 }
