@@ -77,12 +77,22 @@ mod tests {
 
     #[test]
     fn only_what_surely_had_no_effect_is_definite() {
+        check(0, false); // ok
+        check(1, false); // cancelled
+        check(2, false); // unknown
         check(3, true); // invalid argument
-        check(5, true); // lease not found
         check(4, false); // deadline exceeded
+        check(5, true); // not found (a lease)
+        check(6, false); // already exists
+        check(7, true); // permission denied
         check(8, false); // resource exhausted
+        check(9, false); // failed precondition
+        check(10, false); // aborted
         check(11, false); // out of range
+        check(12, false); // unimplemented
         check(13, false); // internal
         check(14, false); // unavailable
+        check(15, false); // data loss
+        check(16, true); // unauthenticated
     }
 }

@@ -165,6 +165,9 @@ pub(crate) fn free_port() -> u16 {
 pub(crate) struct Relay {
     port: u16,
     deaf: Arc<AtomicBool>,
+    closed: Arc<AtomicBool>,
+    /// On connections that were made before the last time that this was raised nothing passes.
+    silenced: watch::Sender<u32>,
     /// Every connection ends when this changes.
     cut: watch::Sender<u32>,
 }
@@ -173,22 +176,28 @@ impl Relay {
     pub(crate) async fn start(to: String) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("it is bound").port();
-        let deaf = Arc::new(AtomicBool::new(false));
+        let (deaf, closed): (Arc<AtomicBool>, Arc<AtomicBool>) = Default::default();
         let (cut, cuts) = watch::channel(0);
-        let swallows = Arc::clone(&deaf);
+        let (silenced, silences) = watch::channel(0);
+        let (swallows, ends) = (Arc::clone(&deaf), Arc::clone(&closed));
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                if ends.load(Ordering::SeqCst) {
+                    continue;
+                }
                 let (to, deaf, mut cuts) = (to.clone(), Arc::clone(&swallows), cuts.clone());
+                let mut silences = silences.clone();
                 cuts.mark_unchanged();
+                silences.mark_unchanged();
                 tokio::spawn(async move {
                     tokio::select! {
-                        () = pass(client, to, deaf) => {}
+                        () = pass(client, to, deaf, silences) => {}
                         _ = cuts.changed() => {}
                     }
                 });
             }
         });
-        Self { port, deaf, cut }
+        Self { port, deaf, closed, silenced, cut }
     }
 
     pub(crate) fn endpoint(&self) -> String {
@@ -200,14 +209,31 @@ impl Relay {
         self.deaf.store(true, Ordering::SeqCst);
     }
 
+    /// On the connections that stand nothing passes any more, either way, and they do not end; new ones work.
+    pub(crate) fn silence(&self) {
+        self.silenced.send_modify(|times| *times += 1);
+    }
+
+    /// Cuts every connection, and ends each new one as soon as it is made.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.cut.send_modify(|cuts| *cuts += 1);
+    }
+
     /// Cuts every connection; new ones work.
     pub(crate) fn mend(&self) {
         self.deaf.store(false, Ordering::SeqCst);
+        self.closed.store(false, Ordering::SeqCst);
         self.cut.send_modify(|cuts| *cuts += 1);
     }
 }
 
-async fn pass(client: TcpStream, to: String, deaf: Arc<AtomicBool>) {
+async fn pass(
+    client: TcpStream,
+    to: String,
+    deaf: Arc<AtomicBool>,
+    mut silenced: watch::Receiver<u32>,
+) {
     let Ok(etcd) = TcpStream::connect(to).await else { return };
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_etcd, mut to_etcd) = etcd.into_split();
@@ -225,5 +251,7 @@ async fn pass(client: TcpStream, to: String, deaf: Arc<AtomicBool>) {
     tokio::select! {
         () = asked => {}
         () = answered => {}
+        // The sockets stay open, and nobody reads them.
+        Ok(()) = silenced.changed() => std::future::pending().await,
     }
 }

@@ -10,6 +10,7 @@ use metastore::{
     BootGuard, HeldKey, Lease, LeaseEvent, LeaseSettings, Metastore, Outcome, Settings,
 };
 
+use crate::calls::{Calls, Fate};
 use crate::etcd::Etcd;
 use crate::{connect, gateway_record, node_record, raw, start, store_record, within};
 
@@ -282,4 +283,43 @@ async fn a_probe_tells_version_and_shortest_lease() {
     assert!(probe.version.starts_with("3."), "{probe:?}");
     let nobody = within(10, Metastore::probe(&at("127.0.0.1:1".to_owned()), 1)).await;
     assert!(nobody.expect_err("nobody listens").is_transient());
+}
+
+/// Between its look at the store's record and its own transaction a newer run claims the store: the transaction compares
+/// what the look saw.
+#[tokio::test]
+async fn a_claim_between_the_look_and_the_registration_shuts_it_out() {
+    let etcd = Etcd::start().await;
+    let calls = Calls::start(etcd.endpoint()).await;
+    let (store, direct) = (connect(calls.endpoint()).await, connect(etcd.endpoint()).await);
+    let made = direct.create(&STORE, &store_record(1, 11)).await.expect("an answer");
+    let Outcome::Done { revision } = made else { panic!("{made:?}") };
+    calls.next("Txn", Fate::HoldCall);
+    let mut lease = store.hold(vec![node(1, 11)], settings());
+    calls.holds(1).await;
+    let claimed = direct.replace(&STORE, &store_record(2, 22), revision).await;
+    assert!(matches!(claimed, Ok(Outcome::Done { .. })), "{claimed:?}");
+    calls.release();
+    let end = loop {
+        match news(&mut lease).await {
+            Some(LeaseEvent::Granted { .. }) => {}
+            other => break other,
+        }
+    };
+    assert_eq!(end, Some(LeaseEvent::Superseded { boot: Boot(2) }));
+    assert_eq!(direct.get::<NodeRecord>(&STORE).await.expect("a read"), None);
+}
+
+/// The key was made and its answer lost: it is found standing by this very lease, and not made again.
+#[tokio::test]
+async fn a_registration_whose_answer_was_lost_is_found() {
+    let etcd = Etcd::start().await;
+    let calls = Calls::start(etcd.endpoint()).await;
+    let (store, direct) = (connect(calls.endpoint()).await, connect(etcd.endpoint()).await);
+    calls.next("LeaseGrant", Fate::LoseAnswer);
+    calls.next("Txn", Fate::LoseAnswer);
+    let mut lease = store.hold(vec![gateway(1)], settings());
+    let created = registered(&mut lease).await;
+    assert_eq!(session(&direct, 1).await, Some(created));
+    assert_eq!(calls.seen("Txn"), 1);
 }

@@ -1,5 +1,6 @@
 //! What the metastore promises, against a real etcd: one for each test, which may stop, freeze or replace it.
 
+mod calls;
 mod elections;
 mod etcd;
 mod leases;

@@ -7,6 +7,7 @@ use engine::ids::{ShardId, StoreId, Version};
 use engine::records::{GatewayRecord, NodeRecord};
 use metastore::{Candidate, Error, Kept, Metastore, Outcome, SHARDS_PER_TXN_MAX, Settings};
 
+use crate::calls::{Calls, Fate};
 use crate::etcd::{Etcd, Relay};
 use crate::{at_version, connect, gateway_record, node_record, shard, start, within};
 
@@ -124,6 +125,44 @@ async fn a_lost_answer_is_unknown_and_settling_finds_the_change() {
     let settled = within(10, store.settle_shard(ShardId(5), modified)).await.expect("settled");
     assert_eq!(settled.record, newer);
     assert_eq!(settled.modified, modified + 1, "it was sent once, and settling wrote nothing");
+}
+
+/// One answer is lost and the next call would be answered: that it is unknown is said at once, and it is not sent again.
+#[tokio::test]
+async fn a_transaction_is_sent_once_whatever_becomes_of_it() {
+    let etcd = Etcd::start().await;
+    let calls = Calls::start(etcd.endpoint()).await;
+    let (store, direct) = (connect(calls.endpoint()).await, connect(etcd.endpoint()).await);
+    let modified = done(store.create(&ShardId(5), &shard(5)).await.expect("an answer"));
+    let sent = calls.seen("Txn");
+
+    calls.next("Txn", Fate::LoseAnswer);
+    let lost = store.cas_shard(&at_version(shard(5), 2), modified, None).await;
+    assert_eq!(lost.expect("not refused"), Outcome::Unknown);
+    assert_eq!(read(&direct, 5).await.modified, modified + 1, "it took effect once");
+    assert_eq!(calls.seen("Txn"), sent + 1);
+    let again = store.cas_shard(&at_version(shard(5), 2), modified, None).await;
+    assert_eq!(again.expect("an answer"), Outcome::Failed, "the connection stands");
+
+    calls.next("Txn", Fate::LoseCall);
+    let lost = store.cas_shard(&at_version(shard(5), 3), modified + 1, None).await;
+    assert_eq!(lost.expect("not refused"), Outcome::Unknown);
+    assert_eq!(read(&direct, 5).await.modified, modified + 1, "it took no effect");
+    assert_eq!(calls.seen("Txn"), sent + 3);
+}
+
+/// Settling reads, and writes if the record still stands where it was; each of these may be lost too.
+#[tokio::test]
+async fn settling_bears_lost_answers_of_its_own() {
+    let etcd = Etcd::start().await;
+    let calls = Calls::start(etcd.endpoint()).await;
+    let store = connect(calls.endpoint()).await;
+    let modified = done(store.create(&ShardId(5), &shard(5)).await.expect("an answer"));
+    calls.next("Range", Fate::LoseAnswer);
+    calls.next("Txn", Fate::LoseAnswer);
+    let settled = within(10, store.settle_shard(ShardId(5), modified)).await.expect("settled");
+    assert_eq!(settled.record, at_version(shard(5), 2));
+    assert_eq!(settled.modified, modified + 1, "the lost one of its own was not sent again");
 }
 
 /// The change never arrived. A read can't tell that it will not, so settling shuts it out.
