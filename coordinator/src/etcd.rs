@@ -11,7 +11,7 @@ use engine::coordinator::{self, Change, Event, Listing, Writes};
 use engine::node::CasOutcome;
 use engine::records::{Meta, NodeRecord, StoreRecord};
 use metastore::{
-    Candidate, DrainIntent, Error, Metastore, Outcome, Record, Txn, Watch, WatchEvent,
+    Candidate, DrainIntent, Error, Listed, Metastore, Outcome, Record, Txn, Watch, WatchEvent,
     WatchSettings,
 };
 use tokio::sync::mpsc;
@@ -61,23 +61,14 @@ impl Etcd {
     }
 
     async fn read_all(&self) -> Result<Listing, Error> {
-        let (meta, stores, nodes, shards, drains) = tokio::try_join!(
+        let lists = tokio::try_join!(
             self.metastore.list::<Meta>(),
             self.metastore.list::<StoreRecord>(),
             self.metastore.list::<NodeRecord>(),
             self.metastore.list::<ShardConfig>(),
             self.metastore.list::<DrainIntent>(),
         )?;
-        let revisions =
-            [meta.revision, stores.revision, nodes.revision, shards.revision, drains.revision];
-        Ok(Listing {
-            revision: revisions.into_iter().min().unwrap_or(0),
-            meta: meta.all.into_iter().next().map(kept),
-            stores: stores.all.into_iter().map(|one| (one.id, kept(one))).collect(),
-            nodes: nodes.all.into_iter().map(|one| (one.id, kept(one))).collect(),
-            shards: shards.all.into_iter().map(kept).collect(),
-            drains: drains.all.into_iter().map(|one| (one.id, wanted(kept(one)))).collect(),
-        })
+        Ok(listing(lists))
     }
 
     /// One transaction, which compares the term too. Sent once.
@@ -164,6 +155,29 @@ impl Etcd {
     }
 }
 
+type Lists = (
+    Listed<Meta>,
+    Listed<StoreRecord>,
+    Listed<NodeRecord>,
+    Listed<ShardConfig>,
+    Listed<DrainIntent>,
+);
+
+/// Lists of five moments as one. It is of the oldest moment: of a later one it would claim to hold changes that the
+/// oldest list lacks, and the machine passes over a change that a listing holds already.
+fn listing((meta, stores, nodes, shards, drains): Lists) -> Listing {
+    let revisions =
+        [meta.revision, stores.revision, nodes.revision, shards.revision, drains.revision];
+    Listing {
+        revision: revisions.into_iter().min().unwrap_or(0),
+        meta: meta.all.into_iter().next().map(kept),
+        stores: stores.all.into_iter().map(|one| (one.id, kept(one))).collect(),
+        nodes: nodes.all.into_iter().map(|one| (one.id, kept(one))).collect(),
+        shards: shards.all.into_iter().map(kept).collect(),
+        drains: drains.all.into_iter().map(|one| (one.id, wanted(kept(one)))).collect(),
+    }
+}
+
 /// The next event of one watch, in the machine's words. None: the watch has ended.
 async fn next<R: Record>(
     watch: &mut Watch<R>,
@@ -211,5 +225,24 @@ fn write<R: Record>(txn: Txn, id: &R::Id, record: &R, expect: u64) -> Txn {
     match expect {
         0 => txn.create(id, record),
         modified => txn.replace(id, record, modified),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn none_at<R: Record>(revision: u64) -> Listed<R> {
+        Listed { all: Vec::new(), revision }
+    }
+
+    #[test]
+    fn a_listing_is_of_the_moment_of_its_oldest_list() {
+        for oldest in 0..5_u64 {
+            let at = |list: u64| if list == oldest { 4 } else { 5 + list };
+            let lists =
+                (none_at(at(0)), none_at(at(1)), none_at(at(2)), none_at(at(3)), none_at(at(4)));
+            assert_eq!(listing(lists).revision, 4, "list {oldest}");
+        }
     }
 }

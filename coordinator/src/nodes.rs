@@ -337,6 +337,21 @@ mod tests {
         runtime.shutdown_background();
     }
 
+    /// A node that is started again may listen elsewhere, and somebody else where it was.
+    #[tokio::test]
+    async fn a_node_is_asked_where_it_is_now() {
+        let (before, at) = run(well(), anywhere());
+        let mut asker = Asker::new(at);
+        assert_eq!(asker.probe().await, ProbeResult::Alive { from: NODE, fsync_age_ms: 3 });
+        let newer = StoreBoot { boot: Boot(2), ..NODE };
+        let (after, at) = run(Node { me: newer, ..well() }, anywhere());
+        asker.at = at.to_string();
+        assert_eq!(asker.probe().await, ProbeResult::Alive { from: newer, fsync_age_ms: 3 });
+        before.shutdown_background();
+        assert_eq!(asker.probe().await, ProbeResult::Alive { from: newer, fsync_age_ms: 3 });
+        after.shutdown_background();
+    }
+
     #[tokio::test]
     async fn silence_is_told_in_time_and_is_not_refusal() {
         let (silent, at) = run(Node { answers: false, ..well() }, anywhere());

@@ -49,3 +49,43 @@ impl Reports for Desk {
         Ok(Response::new(wire::Empty {}))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use engine::ids::{Boot, StoreBoot, StoreId};
+
+    use super::*;
+
+    const CLUSTER: u128 = 7;
+
+    /// What becomes of a report that names `cluster`, at a process that leads `leads`.
+    async fn report(leads: Option<u128>, cluster: u128, from_node: bool) -> Result<Event, Status> {
+        let (told, mut inbox) = mpsc::channel(1);
+        let desk = Desk::new(told, watch::channel(leads).1);
+        let from = from_node.then_some(StoreBoot { store: StoreId(2), boot: Boot(1) });
+        let report = Report { silent: vec![StoreId(1)], ..Report::default() };
+        let reported = desk.report(Request::new(wire::NodeReport::new(cluster, from, report)));
+        let refused = reported.await.err();
+        match (inbox.try_recv(), refused) {
+            (Ok(Told::Event(event)), None) => Ok(event),
+            (Err(_), Some(status)) => Err(status),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn only_the_leader_takes_reports_and_only_of_its_own_cluster() {
+        let taken = report(Some(CLUSTER), CLUSTER, true).await;
+        assert!(matches!(taken, Ok(Event::Reported { .. })), "{taken:?}");
+        let taken = report(Some(CLUSTER), CLUSTER, false).await;
+        assert!(matches!(taken, Ok(Event::GatewayReported { .. })), "{taken:?}");
+        for from_node in [true, false] {
+            let other = report(Some(CLUSTER), CLUSTER + 1, from_node).await;
+            let status = other.expect_err("another cluster's");
+            assert_eq!(status.code(), tonic::Code::FailedPrecondition);
+            assert!(status.message().contains("cluster"), "{status}");
+            let standby = report(None, CLUSTER, from_node).await.expect_err("a standby");
+            assert_eq!(standby.code(), tonic::Code::Unavailable);
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! Coordinators against a real etcd and nodes that only answer: placing, promoting, taking over, waiting.
 
+#[path = "../../../metastore/tests/contract/calls.rs"]
+mod calls;
 #[path = "../../../metastore/tests/contract/etcd.rs"]
 mod etcd;
 mod node;
@@ -11,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use engine::config::ShardConfig;
 use engine::ids::{Boot, Epoch, ShardId, StoreBoot, StoreId, Version};
-use engine::records::Meta;
+use engine::records::{Meta, NodeRecord};
 use metastore::{Candidate, DrainIntent, Metastore, Outcome, Settings};
 
+use calls::{Calls, Fate};
 use coordinator::Options;
-use etcd::Etcd;
+use etcd::{Etcd, Relay};
 use node::Node;
 use process::{Process, flags};
 
@@ -51,9 +54,14 @@ impl Cluster {
 
     async fn placed_on_leases_of(ttl_s: u32) -> Self {
         let etcd = Etcd::start().await;
+        let options = flags(&etcd.endpoint(), 1);
+        Self::placed_by(etcd, options, ttl_s).await
+    }
+
+    async fn placed_by(etcd: Etcd, options: Options, ttl_s: u32) -> Self {
         let settings = Settings::new(vec![etcd.endpoint()], CLUSTER);
         let store = Metastore::connect(&settings).await.expect("etcd answers");
-        let coordinator = Process::start(flags(&etcd.endpoint(), 1));
+        let coordinator = Process::start(options);
         let mut cluster = Self { etcd, store, nodes: BTreeMap::new(), coordinator };
         for number in 1..=3 {
             let node = Node::start(cluster.etcd.endpoint(), number, ttl_s).await;
@@ -62,6 +70,15 @@ impl Cluster {
         cluster.shards_are(|shards| shards.len() == 12).await;
         cluster.coordinator.says((200, "ok")).await;
         cluster
+    }
+
+    /// The same, but the coordinator, whose lease lives for `lease_ttl` seconds, reaches etcd through a relay.
+    async fn placed_behind_a_relay(lease_ttl: u32) -> (Self, Relay) {
+        let etcd = Etcd::start().await;
+        let relay = Relay::start(etcd.endpoint()).await;
+        let options = Options { lease_ttl, ..flags(&relay.endpoint(), 1) };
+        let cluster = Self::placed_by(etcd, options, 60).await;
+        (cluster, relay)
     }
 
     async fn add(&mut self, number: u128) {
@@ -86,6 +103,18 @@ impl Cluster {
             }
             assert!(began.elapsed() < Duration::from_secs(15), "they are {shards:#?}");
             tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// As the primaries say once all members have caught up.
+    async fn everybody_is_in_sync(&self) {
+        let everybody: Vec<_> = self.nodes.keys().copied().map(StoreId).collect();
+        for kept in self.store.list::<ShardConfig>().await.expect("a list").all {
+            let version = Version(kept.record.version.0 + 1);
+            let (isr, learners) = (everybody.clone(), Vec::new());
+            let config = ShardConfig { version, isr, learners, ..kept.record };
+            let written = self.store.cas_shard(&config, kept.modified, None).await;
+            assert!(matches!(written, Ok(Outcome::Done { .. })), "{written:?}");
         }
     }
 
@@ -184,6 +213,133 @@ async fn the_shards_of_a_killed_node_go_to_the_longest_logs() {
     assert_eq!(families["dkc_proposals_total"].samples.len(), 3);
 }
 
+/// Whatever is kept by address is of the run before: the next death is decided by asking node 1 where it is now.
+#[tokio::test]
+async fn a_node_that_came_back_at_another_port_takes_over() {
+    let mut cluster = Cluster::placed_on_leases_of(60).await;
+    for config in cluster.shards().await {
+        cluster.nodes[&1].log_ends(config.shard(), 1, 50);
+        cluster.nodes[&2].log_ends(config.shard(), 1, 40);
+        cluster.nodes[&3].log_ends(config.shard(), 1, 40);
+    }
+    // It has a connection to where node 1 is before.
+    let (id, to) = (cluster.cluster_id().await, cluster.coordinator.address());
+    cluster.nodes[&2].reports_silent(&to, id, StoreId(1)).await.expect("the leader listens");
+    let asked = async {
+        while cluster.nodes[&1].asked() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within(5, asked).await;
+    let endpoint = cluster.etcd.endpoint();
+    cluster.nodes.get_mut(&1).expect("node 1").restart_elsewhere(endpoint, TTL_S).await;
+    let again = cluster.nodes[&1].me;
+    cluster
+        .shards_are(|shards| {
+            shards.iter().all(|one| one.primary.store != StoreId(1) || one.primary == again)
+        })
+        .await;
+    cluster.everybody_is_in_sync().await;
+    let before = cluster.shards().await;
+    cluster.nodes.get_mut(&2).expect("node 2").kill();
+    let led_by_2 = |one: &ShardConfig| one.primary.store == StoreId(2);
+    let after = cluster.shards_are(|shards| !shards.iter().any(led_by_2)).await;
+    let mut moved = before.iter().zip(&after).filter(|(old, _)| led_by_2(old)).peekable();
+    assert!(moved.peek().is_some(), "node 2 led some");
+    for (old, new) in moved {
+        assert_eq!(new.primary, again, "the longest log of {old:?}");
+    }
+}
+
+/// The deletion of its key comes by no watch: it happened while none was open. The list after it lacks the node.
+#[tokio::test]
+async fn a_node_whose_key_went_while_no_watch_was_open_is_missed() {
+    let (mut cluster, relay) = Cluster::placed_behind_a_relay(60).await;
+    let before = cluster.shards().await;
+    let longest = cluster.fill_logs(&before);
+    relay.close();
+    let node = cluster.nodes.get_mut(&1).expect("node 1");
+    node.fall_silent();
+    node.lose_lease();
+    let key = cluster.store.get::<NodeRecord>(&StoreId(1)).await.expect("a read");
+    let modified = key.expect("it is registered").modified;
+    let gone = cluster.store.delete::<NodeRecord>(&StoreId(1), modified).await;
+    assert!(matches!(gone.expect("an answer"), Outcome::Done { .. }));
+    relay.mend();
+    cluster.fails_over_from_1(&before, &longest).await;
+    let (_, metrics) = cluster.coordinator.page("/metrics").await.expect("it listens");
+    assert!(metrics.contains("dkc_elections_total 1"), "it led all the time: {metrics}");
+}
+
+/// A promotion whose answer was lost took effect or did not: it is settled by what etcd holds, and never made twice.
+#[tokio::test]
+async fn a_promotion_whose_answer_is_lost_happens_once() {
+    for fate in [Fate::LoseAnswer, Fate::LoseCall] {
+        let etcd = Etcd::start().await;
+        let calls = Calls::start(etcd.endpoint()).await;
+        let options = Options { lease_ttl: 60, ..flags(&calls.endpoint(), 1) };
+        let mut cluster = Cluster::placed_by(etcd, options, 60).await;
+        let before = cluster.shards().await;
+        let longest = cluster.fill_logs(&before);
+        calls.next("Txn", fate);
+        cluster.nodes.get_mut(&1).expect("node 1").kill();
+        cluster.fails_over_from_1(&before, &longest).await;
+        calls.happened().await;
+        let unknown = async {
+            while !cluster.coordinator.page("/metrics").await.is_some_and(|(_, page)| {
+                page.contains("dkc_proposals_total{outcome=\"unknown\"} 1")
+            }) {}
+        };
+        within(10, unknown).await;
+    }
+}
+
+/// Its transactions would fail, since each compares the term; questions compare nothing, so they must not be asked.
+#[tokio::test]
+async fn a_leader_that_was_deposed_asks_no_more() {
+    let (mut cluster, relay) = Cluster::placed_behind_a_relay(1).await;
+    // Node 1 answers, but its key is gone, so it is looked at again and again.
+    cluster.nodes.get_mut(&1).expect("node 1").lose_lease();
+    let key = cluster.store.get::<NodeRecord>(&StoreId(1)).await.expect("a read");
+    let modified = key.expect("it is registered").modified;
+    let gone = cluster.store.delete::<NodeRecord>(&StoreId(1), modified).await;
+    assert!(matches!(gone.expect("an answer"), Outcome::Done { .. }));
+    let asked = || cluster.nodes[&1].asked();
+    let until_asked = async |more: u64| {
+        let want = asked() + more;
+        while asked() < want {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within(10, until_asked(3)).await;
+    // Nobody renews the lease; another takes the lead; then it hears of that.
+    relay.lose_answers();
+    let usurper = Candidate { address: "127.0.0.1:1".into() };
+    let usurped = async {
+        while !matches!(cluster.store.create(&(), &usurper).await, Ok(Outcome::Done { .. })) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within(10, usurped).await;
+    relay.mend();
+    let deposed = async {
+        while !cluster
+            .coordinator
+            .page("/metrics")
+            .await
+            .is_some_and(|(_, page)| page.lines().any(|line| line == "dkc_leading 0"))
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within(10, deposed).await;
+    // What was on its way then arrives.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let before = asked();
+    let more = tokio::time::timeout(Duration::from_secs(3), until_asked(1)).await;
+    assert!(more.is_err(), "asked {} times after it was deposed", asked() - before);
+}
+
 /// SIGSTOP, or a cut cable: connections stand, nobody answers, the lease is renewed no more.
 #[tokio::test]
 async fn the_shards_of_a_silent_node_go_when_its_lease_is_gone() {
@@ -234,13 +390,7 @@ async fn a_node_that_answers_keeps_its_shards_whatever_is_said_of_it() {
     cluster.nodes.get_mut(&1).expect("node 1").lose_lease();
     let gone = async {
         let node = StoreId(1);
-        while cluster
-            .store
-            .get::<engine::records::NodeRecord>(&node)
-            .await
-            .expect("a read")
-            .is_some()
-        {}
+        while cluster.store.get::<NodeRecord>(&node).await.expect("a read").is_some() {}
     };
     within(5, gone).await;
     let until = Instant::now() + 2 * TTL;
@@ -397,7 +547,7 @@ async fn an_etcd_that_slept_kills_nobody() {
     cluster.coordinator.says((200, "ok")).await;
     let registered = async {
         loop {
-            let listed = cluster.store.list::<engine::records::NodeRecord>().await;
+            let listed = cluster.store.list::<NodeRecord>().await;
             if listed.is_ok_and(|listed| listed.all.len() == 3) {
                 return;
             }

@@ -28,6 +28,8 @@ struct Says {
     ends: BTreeMap<ShardId, (Epoch, Seq)>,
     fsync_age_ms: u64,
     silent: bool,
+    /// Questions that reached it.
+    asked: u64,
     stepped_down: Vec<(ShardId, Epoch)>,
 }
 
@@ -43,7 +45,19 @@ impl Node {
     /// Starts and registers.
     pub(crate) async fn start(etcd: String, store: u128, ttl_s: u32) -> Self {
         let me = StoreBoot { store: StoreId(store), boot: Boot(1) };
-        let says = Arc::new(Mutex::new(Says::default()));
+        Self::run(etcd, me, ttl_s, Says::default()).await
+    }
+
+    /// Killed and started again: the next boot, with the same logs, at another port.
+    pub(crate) async fn restart_elsewhere(&mut self, etcd: String, ttl_s: u32) {
+        self.kill();
+        let me = StoreBoot { boot: Boot(self.me.boot.0 + 1), ..self.me };
+        let ends = self.says().ends.clone();
+        *self = Self::run(etcd, me, ttl_s, Says { ends, ..Says::default() }).await;
+    }
+
+    async fn run(etcd: String, me: StoreBoot, ttl_s: u32, says: Says) -> Self {
+        let says = Arc::new(Mutex::new(says));
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).enable_all().build().expect("a runtime");
         let (unlease, unleased) = oneshot::channel();
@@ -85,6 +99,11 @@ impl Node {
 
     pub(crate) fn log_ends(&self, shard: ShardId, epoch: u64, seq: u64) {
         self.says().ends.insert(shard, (Epoch(epoch), Seq(seq)));
+    }
+
+    /// How many questions have reached it.
+    pub(crate) fn asked(&self) -> u64 {
+        self.says().asked
     }
 
     pub(crate) fn stepped_down(&self) -> Vec<(ShardId, Epoch)> {
@@ -135,8 +154,12 @@ async fn register(
         nonce: 1,
         status: StoreStatus::Active,
     };
-    let made = metastore.create(&me.store, &record).await.expect("an answer");
-    assert!(matches!(made, Outcome::Done { .. }));
+    let before = metastore.get::<StoreRecord>(&me.store).await.expect("a read");
+    let made = match before {
+        None => metastore.create(&me.store, &record).await,
+        Some(kept) => metastore.replace(&me.store, &record, kept.modified).await,
+    };
+    assert!(matches!(made.expect("an answer"), Outcome::Done { .. }));
     let node = NodeRecord { boot: me.boot, address, capacity: 1 << 40, versions: (1, 1) };
     let guard = BootGuard { store: me.store, boot: me.boot, nonce: 1 };
     let lease = LeaseSettings { ttl_s, ..LeaseSettings::default() };
@@ -174,6 +197,7 @@ impl Answers {
     /// None: it says nothing.
     fn reply(&self, query: NodeQuery) -> Option<NodeQueryReply> {
         let mut says = self.says.lock().expect("nobody panics holding it");
+        says.asked += 1;
         if says.silent {
             return None;
         }
