@@ -106,10 +106,26 @@ pub enum Planted {
     FrozenIsSilence,
     /// A member that can go on only with a whole copy is waited for.
     NeedyIsWaitedFor,
+    /// A group is closed by its fsync alone, however large it grows.
+    GroupUnlimited,
+    /// A follower is sent everything at once.
+    WindowIgnored,
+    /// One message holds everything that there is to send.
+    MessageUnlimited,
+    /// Any number of reads may wait.
+    WaitingUnbounded,
+    /// All digests that are kept are told at once.
+    PointsUnlimited,
+    /// A batch is closed at the limits that are shipped, whatever the settings say.
+    BatchUnlimited,
+    /// A frame holds every batch that there is.
+    FrameUnlimited,
+    /// A frozen shard shows itself as open.
+    StatusSaysOpen,
 }
 
 impl Planted {
-    pub const ALL: [Self; 50] = [
+    pub const ALL: [Self; 58] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -160,6 +176,14 @@ impl Planted {
         Self::WrongCopyLeadsInTime,
         Self::FrozenIsSilence,
         Self::NeedyIsWaitedFor,
+        Self::GroupUnlimited,
+        Self::WindowIgnored,
+        Self::MessageUnlimited,
+        Self::WaitingUnbounded,
+        Self::PointsUnlimited,
+        Self::BatchUnlimited,
+        Self::FrameUnlimited,
+        Self::StatusSaysOpen,
     ];
 
     /// Is this bug planted?

@@ -354,7 +354,10 @@ impl Worker {
     pub fn new(settings: Settings) -> Self {
         let reads = Reads::new(&settings);
         Self {
-            sealer: Sealer::new(settings.sizes),
+            sealer: Sealer::new(match Planted::BatchUnlimited.is_in(settings.planted) {
+                true => Sizes::default(),
+                false => settings.sizes,
+            }),
             settings,
             now: Now(0),
             stopping: false,

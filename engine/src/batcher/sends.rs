@@ -185,7 +185,8 @@ impl Worker {
     fn fill(&mut self, conn: Conn, message: u64) -> Vec<Batch> {
         let mut batches = Vec::new();
         let mut bytes = 0;
-        while bytes < self.settings.sizes.message_bytes {
+        let unlimited = Planted::FrameUnlimited.is_in(self.settings.planted);
+        while bytes < self.settings.sizes.message_bytes || unlimited {
             let Some(lane) = self.router.lane_mut(conn) else { break };
             if lane.bytes >= self.settings.lane_bytes_max {
                 break;

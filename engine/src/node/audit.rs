@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::ids::{CopyNo, Epoch, Now, Seq, ShardId, Slots, StoreId, TimeMs};
 use crate::message::{DigestPoint, ScrubStatus, ToFollower};
 use crate::node::{Effect, Finding, Node, turn_of};
+use crate::planted::Planted;
 use crate::replica::Replica;
 
 /// What a shard's record and rows on disk amount to.
@@ -93,7 +94,11 @@ impl Node {
                 continue;
             }
             let (told, seen) = link.digests_told.entry(shard).or_default();
-            let newest = replica.points.iter().rev().take(self.settings.sizes.points_told_max);
+            let told_max = match Planted::PointsUnlimited.is_in(self.settings.planted) {
+                true => usize::MAX,
+                false => self.settings.sizes.points_told_max,
+            };
+            let newest = replica.points.iter().rev().take(told_max);
             let first = points.len();
             points.extend(newest.filter(|point| point.seq > *told));
             points[first..].reverse();

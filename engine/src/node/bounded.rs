@@ -147,6 +147,11 @@ impl Bounded {
         Some(waiting)
     }
 
+    /// Reads that wait for a proof.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     fn waiting_for(&self, shard: ShardId) -> Vec<u64> {
         self.waiting.range((shard, 0)..=(shard, u64::MAX)).map(|(&(_, read), _)| read).collect()
     }

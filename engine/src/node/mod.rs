@@ -714,6 +714,11 @@ impl Node {
         (self.scrubs, self.scrub_damages)
     }
 
+    /// Reads that wait for a value or for a proof.
+    pub fn waiting_reads(&self) -> usize {
+        self.reads.len() + self.bounded.len()
+    }
+
     /// What the last scrub found.
     pub fn last_scrub(&self) -> crate::message::ScrubStatus {
         self.scrub_status()

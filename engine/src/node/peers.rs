@@ -280,7 +280,13 @@ impl Node {
         let Some(&conn) = self.dialled_to.get(&store) else { return };
         let sizes = self.settings.sizes;
         let Some(link) = self.dialled.get(&conn) else { return };
-        let room = link.room(sizes.window_bytes).min(sizes.message_bytes);
+        let limit = |bug: Planted, bytes| match bug.is_in(self.settings.planted) {
+            true => usize::MAX,
+            false => bytes,
+        };
+        let room = link
+            .room(limit(Planted::WindowIgnored, sizes.window_bytes))
+            .min(limit(Planted::MessageUnlimited, sizes.message_bytes));
         let (mut slices, mut sent, mut bytes) = (Vec::new(), Vec::new(), 0);
         for shard in shards {
             if bytes >= room {

@@ -36,15 +36,16 @@ impl Node {
             NodeQuery::Status => NodeQueryReply::Status {
                 from: self.me,
                 scrub: self.scrub_status(),
-                replicas: self
-                    .replicas
-                    .values()
-                    .filter(|replica| replica.exists)
-                    .map(|replica| self.status_of(replica))
-                    .collect(),
+                replicas: self.status(),
             },
         };
         effects.push(Effect::QueryReply { query, reply });
+    }
+
+    /// What a status page shows of the copies held here.
+    pub fn status(&self) -> Vec<ReplicaStatus> {
+        let held = self.replicas.values().filter(|replica| replica.exists);
+        held.map(|replica| self.status_of(replica)).collect()
     }
 
     fn end_of(&self, shard: ShardId) -> Option<ShardEnd> {
@@ -64,7 +65,8 @@ impl Node {
             None => RoleStatus::Follower,
             Some(primary) => RoleStatus::Primary {
                 epoch: primary.epoch,
-                open: primary.active && !primary.frozen,
+                open: primary.active
+                    && (!primary.frozen || Planted::StatusSaysOpen.is_in(self.settings.planted)),
                 hindered_by: self.hindered_by(replica.shard),
             },
         };

@@ -55,6 +55,10 @@ pub(super) enum Standing {
 }
 
 impl Reads {
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// No room for another one.
     pub(super) fn is_full(&self, sizes: &Sizes) -> bool {
         self.waiting.len() >= sizes.waiting_reads_max || self.bytes >= sizes.waiting_read_bytes_max
@@ -131,7 +135,8 @@ impl Node {
         if !primary.active || !applied || replica.stopped.is_some() {
             return Err(if primary.frozen { Refusal::Frozen } else { Refusal::NotPrimary(None) });
         }
-        if self.reads.is_full(&self.settings.sizes) {
+        let full = self.reads.is_full(&self.settings.sizes);
+        if full && !Planted::WaitingUnbounded.is_in(self.settings.planted) {
             return Err(Refusal::Overloaded);
         }
         Ok(primary.epoch)

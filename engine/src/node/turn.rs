@@ -26,7 +26,8 @@ impl Turn<'_> {
     pub fn write(&mut self, record: Record) {
         self.groups.note(&record);
         self.effects.push(Effect::Write(record));
-        if self.groups.gathered_bytes >= self.settings.sizes.group_bytes_max {
+        let full = self.groups.gathered_bytes >= self.settings.sizes.group_bytes_max;
+        if full && !self.planted(Planted::GroupUnlimited) {
             self.groups.close(self.now, self.effects);
         }
     }
