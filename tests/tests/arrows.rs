@@ -34,8 +34,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
-    // Real processes are started by their binary, never linked.
-    ("tests", &["engine"]),
+    // Real processes are started by their binary, never linked: what the simulator sends may cross as their bytes.
+    ("tests", &["engine", "proto"]),
 ];
 
 /// All that the engine may reach, through however many steps. Nothing here opens a file or a socket, starts a thread
