@@ -16,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use engine::planted::Planted;
 use tests::sim::coverage::Path;
+use tests::sim::draws::Distribution;
 use tests::sim::hunt::{Limits, Quarry, hunt};
 use tests::sim::{Report, run};
 
@@ -220,6 +221,7 @@ struct Total {
     ops: u64,
     faults: BTreeMap<String, u64>,
     coverage: BTreeMap<Path, u64>,
+    drawn: Distribution,
     failed: Vec<u64>,
 }
 
@@ -233,6 +235,7 @@ impl Total {
             ops: 0,
             faults: BTreeMap::new(),
             coverage: Path::ALL.into_iter().map(|path| (path, 0)).collect(),
+            drawn: Distribution::default(),
             failed: Vec::new(),
         }
     }
@@ -248,6 +251,7 @@ impl Total {
         for (&path, n) in &report.coverage {
             *self.coverage.entry(path).or_default() += n;
         }
+        self.drawn.add(&report.drawings);
         for violation in &report.violations {
             say(&format!(
                 "FAILED seed={} promise={} {}",
@@ -266,7 +270,8 @@ impl Total {
         let list = |counts: Vec<String>| counts.join(", ");
         format!(
             "{} seeds in {seconds:.0} s ({per_second:.1} a second), {} of them count; {} steps, {} operations acknowledged\n\
-             faults: {}\npaths: {}\nnever taken: {}",
+             faults: {}\npaths: {}\nnever taken: {}\n\
+             limits and waits: as shipped in how many seeds, else the least, the quartiles and the most\n  {}",
             self.seeds,
             self.counted,
             self.steps,
@@ -280,6 +285,7 @@ impl Total {
                     .map(|(p, _)| format!("{p:?}"))
                     .collect()
             ),
+            self.drawn.lines().join("\n  "),
         )
     }
 

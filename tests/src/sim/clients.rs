@@ -47,10 +47,12 @@ struct Finals {
 const FINAL: usize = usize::MAX;
 /// Refused at once, it would ask for ever in one moment.
 const FINAL_PAUSE: u64 = 20_000;
+/// So often it is asked again while nothing is to be asked.
+pub const REST: u64 = 5_000;
 
 impl Clients {
     pub fn new(core: &mut Core) -> Self {
-        let mut history = History::default();
+        let mut history = History::with_names(core.plan.name_bytes);
         let digits =
             (0..core.plan.digit_counters).map(|_| history.new_counter(Use::Digits)).collect();
         let mixed =
@@ -72,6 +74,9 @@ impl Clients {
     pub fn ask(&mut self, core: &mut Core, client: usize) {
         if client == FINAL || core.now >= core.plan.load_until {
             return;
+        }
+        if core.at_rest {
+            return core.after(REST, Happening::Client { client });
         }
         let (counter, ask) = self.choose(core);
         let patience = core.rng.between(100_000, 1_500_000);

@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use engine::coordinator::{
     Change, Coordinator, Effect, Event, Kept, Listing, ProbeResult, Story, Writes,
 };
-use engine::ids::{Epoch, Now, ShardId, StoreBoot, StoreId};
+use engine::ids::{Epoch, ShardId, StoreBoot, StoreId};
 use engine::message::{NodeQuery, NodeQueryReply};
 use engine::node::CasOutcome;
 use engine::records::{NodeRecord, StoreRecord};
 
 use super::checker::Violation;
-use super::core::{Core, Place, Process, Told};
+use super::core::{Core, Place, Process, Told, since};
 use super::etcd::{Call, Compare, Key, Reply, Value, Versioned, WatchEvent, Write};
 use super::nodes::place_of;
 
@@ -87,7 +87,7 @@ impl CoordinatorHost {
         settings.new_cluster = u128::from(core.rng.word());
         self.running = Some(Box::new(Running {
             machine: Coordinator::new(settings),
-            started: core.now,
+            started: core.clock(),
             wake_at: None,
             held_back: Vec::new(),
             lease: None,
@@ -161,7 +161,7 @@ impl Driver<'_> {
     }
 
     fn handle(&mut self, core: &mut Core, event: Event) {
-        let now = Now(core.now - self.running.started);
+        let now = since(self.running.started, core.clock());
         let me = self.process.place;
         core.journal.note(core.now, || format!("{me:?} <- {event:?}"));
         let mut effects = Vec::new();
@@ -179,7 +179,7 @@ impl Driver<'_> {
 
     fn schedule(&mut self, core: &mut Core) {
         let Some(deadline) = self.running.machine.next_deadline() else { return };
-        let at = (deadline.0.saturating_add(self.running.started)).max(core.now + 1);
+        let at = core.when(deadline.0.saturating_add(self.running.started)).max(core.now + 1);
         if self.running.wake_at.is_none_or(|wake| at < wake) {
             self.running.wake_at = Some(at);
             core.tell_after(at - core.now, self.process, Told::Wake);
@@ -388,7 +388,7 @@ fn transaction(core: &Core, term: u64, writes: Writes) -> Call {
 fn check(core: &Core, shards: &[ShardId]) {
     let distinct: BTreeSet<_> = shards.iter().collect();
     assert_eq!(distinct.len(), shards.len(), "a key is written twice at {}", core.now);
-    assert!(shards.len() <= engine::coordinator::SHARDS_PER_TXN);
+    assert!(shards.len() <= core.plan.coordinator.shards_per_txn, "too large a transaction");
 }
 
 fn listing(revision: u64, all: Vec<(Key, Versioned)>) -> Listing {

@@ -181,6 +181,11 @@ pub enum Happening {
     TokenAnswered(token_clients::Answered),
     Fault,
     DiskFault,
+    /// Clocks leap by so much when nothing is in flight.
+    Leap {
+        far: u64,
+        since: u64,
+    },
     FaultEnds {
         fault: u64,
     },
@@ -200,6 +205,10 @@ pub enum Happening {
 /// See the module.
 pub struct Core {
     pub now: u64,
+    /// How far clocks have leapt beyond it.
+    pub leapt: u64,
+    /// Clients ask for nothing.
+    pub at_rest: bool,
     pub step: u64,
     pub rng: Rng,
     pub plan: Plan,
@@ -220,13 +229,15 @@ impl Core {
     pub fn new(plan: Plan, rng: Rng, journal: Journal) -> Self {
         Self {
             now: 0,
+            leapt: 0,
+            at_rest: false,
             step: 0,
             rng,
             journal,
             net: Network::default(),
             etcd: Etcd::default(),
             pauses: Pauses::default(),
-            oracle: Oracle::default(),
+            oracle: Oracle::new(&plan),
             stories: BTreeMap::new(),
             plan,
             heap: BinaryHeap::new(),

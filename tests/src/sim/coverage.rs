@@ -83,6 +83,10 @@ pub enum Path {
     /// A process noticed that etcd was restored from an old snapshot.
     EtcdWentBack,
 
+    // -- time
+    /// Hours or days passed while nothing was in flight.
+    Leapt,
+
     // -- disks
     /// Power was lost in the middle of a group's write.
     GroupTorn,
@@ -99,7 +103,7 @@ pub enum Path {
 }
 
 impl Path {
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 36] = [
         Self::TailSurvived,
         Self::TailTruncated,
         Self::FailoverWithoutData,
@@ -129,6 +133,7 @@ impl Path {
         Self::ProposalUnknown,
         Self::LateTxn,
         Self::EtcdWentBack,
+        Self::Leapt,
         Self::GroupTorn,
         Self::TornGroupCut,
         Self::DamageTold,

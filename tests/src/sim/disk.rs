@@ -25,6 +25,7 @@ use engine::store::table::Frozen;
 use super::checker::durable::{Durable, Found};
 use super::core::{Core, Process, Told};
 use super::coverage::Path;
+use super::draws::Unmended;
 use super::log::{Damaged, Left, Log, LogSizes, OpenLog};
 use super::rng::Rng;
 use super::token_rows::TokenRows;
@@ -146,8 +147,12 @@ pub struct Disk {
     sizes: LogSizes,
     /// No fsync ends before this.
     pub stalled_until: u64,
-    /// Each fsync takes so many times longer.
+    /// Each fsync takes so many times longer …
     pub slowness: u64,
+    /// … and so many times more, always.
+    slowness_for_good: u64,
+    /// Its folder is copied now and then while a process runs, not only before.
+    images_of_a_run: bool,
     pub last_synced_at: u64,
 }
 
@@ -163,14 +168,7 @@ struct Open {
 }
 
 impl Disk {
-    pub fn new(mut rng: Rng) -> Self {
-        let segment_bytes = match rng.below(3) {
-            // Each group in a segment of its own.
-            0 => 0,
-            1 => rng.between(200, 4_000) as usize,
-            _ => 64 << 10,
-        };
-        let keep_bytes = if rng.percent(50) { rng.below(8_000) as usize } else { 1 << 20 };
+    pub fn new(rng: Rng, sizes: LogSizes, slowness_for_good: u64) -> Self {
         Self {
             platter: Platter::default(),
             image: None,
@@ -178,7 +176,9 @@ impl Disk {
             ingests: BTreeMap::new(),
             next: 0,
             rng,
-            sizes: LogSizes { segment_bytes, keep_bytes },
+            sizes,
+            slowness_for_good,
+            images_of_a_run: Unmended::ImagesOfARun.is_drawn(),
             stalled_until: 0,
             slowness: 1,
             last_synced_at: 0,
@@ -235,7 +235,9 @@ impl Disk {
                 LogJob::Group { number, records } => {
                     core.journal.mix(open.log.write(log, *number, std::mem::take(records)));
                     let base = core.plan.fsync;
-                    let took = core.rng.between(base / 2, base * 2) * self.slowness.max(1);
+                    let took = core.rng.between(base / 2, base * 2)
+                        * self.slowness.max(1)
+                        * self.slowness_for_good;
                     let ends = (core.now + took).max(self.stalled_until);
                     let done = DiskDone::Synced { group: *number };
                     return core.tell_after(ends - core.now, me, Told::Disk(done));
@@ -266,6 +268,9 @@ impl Disk {
         open.log.synced(&mut self.platter.log, group);
         self.platter.durable.synced(group);
         self.last_synced_at = core.now;
+        if self.images_of_a_run && self.rng.below(300) == 0 {
+            self.image = Some(Box::new(self.platter.clone()));
+        }
         self.log_jobs(core, me);
     }
 
@@ -375,7 +380,7 @@ impl Disk {
             // A state that can't be read is set aside, and an empty one begins.
             platter.remove(Slots::ALL);
         }
-        let (mut plan, scanned) = platter.log.open(&platter.records);
+        let (mut plan, scanned) = platter.log.open(&platter.records, self.sizes);
         if scanned.torn {
             core.oracle.coverage.reached(Path::TornGroupCut);
         }
@@ -410,7 +415,10 @@ impl Disk {
         }
         let nameless = plan.identity.is_none() && (platter.mark || !plan.replicas.is_empty());
         // A first group that never became durable: nobody has heard of this store.
-        let resume = if plan.identity.is_none() { Resume::default() } else { plan.resume };
+        let resume = match plan.identity {
+            None => Resume::empty(self.sizes.block_bytes),
+            Some(_) => plan.resume,
+        };
         let next_group = resume.next_group.max(1);
         self.open = Some(Open {
             log: OpenLog::new(resume, self.sizes),
@@ -465,7 +473,7 @@ impl Disk {
     pub fn older_copy(&self) -> Option<Self> {
         let image = self.image.as_ref().filter(|image| image.served < self.platter.served)?;
         let platter = Platter { outdated: true, ..Platter::clone(image) };
-        Some(Self { platter, sizes: self.sizes, ..Self::new(self.rng.clone()) })
+        Some(Self { platter, ..Self::new(self.rng.clone(), self.sizes, self.slowness_for_good) })
     }
 
     pub fn roll_back(&mut self) -> bool {

@@ -15,6 +15,8 @@ pub enum Kind {
     NodeKill,
     /// A node's machine loses power; what it had not fsynced is torn.
     NodePower,
+    /// A node is gone for longer than a log is kept, or than others wait for it.
+    NodeAway,
     /// Every node loses power at once.
     AllPower,
     GatewayKill,
@@ -75,9 +77,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::NodeKill,
         Self::NodePower,
+        Self::NodeAway,
         Self::AllPower,
         Self::GatewayKill,
         Self::CoordinatorKill,
@@ -154,6 +157,10 @@ impl World {
         }
         let every = self.core.plan.fault_every;
         let next = self.core.rng.between(every / 2, every * 3 / 2);
+        if self.core.at_rest {
+            // Nothing would be in flight.
+            return self.core.after(20_000, Happening::Fault);
+        }
         self.core.after(next, Happening::Fault);
         let kinds = self.core.plan.faults.clone();
         let Some(kind) = self.core.rng.pick(&kinds) else { return };
@@ -170,6 +177,14 @@ impl World {
             Kind::NodeKill | Kind::NodePower => {
                 let node = self.core.rng.index(self.nodes.len());
                 self.crash_node(node, kind == Kind::NodePower);
+            }
+            Kind::NodeAway => {
+                let node = self.core.rng.index(self.nodes.len());
+                let power_lost = self.core.rng.percent(50);
+                self.nodes[node].crash(&mut self.core, power_lost);
+                let place = self.nodes[node].place;
+                let back = self.core.rng.between(2_000_000, 8_000_000);
+                self.core.after(back, Happening::Restart { place });
             }
             Kind::AllPower => {
                 for node in 0..self.nodes.len() {

@@ -84,7 +84,7 @@ impl GatewayHost {
         self.life += 1;
         self.running = Some(Running {
             worker: Worker::new(core.plan.gateway.clone()),
-            started: core.now,
+            started: core.clock(),
             effects: Vec::new(),
             held_back: Vec::new(),
             wake_at: None,
@@ -178,7 +178,7 @@ impl Driver<'_> {
     fn machine(&mut self, core: &mut Core, event: Event) {
         let me = self.process;
         core.journal.note(core.now, || format!("{me:?} <- {event:?}"));
-        let now = since(self.running.started, core.now);
+        let now = since(self.running.started, core.clock());
         self.running.worker.handle(now, event, &mut self.running.effects);
     }
 
@@ -211,13 +211,17 @@ impl Driver<'_> {
             }
         }
         if let Some(deadline) = self.running.worker.next_deadline() {
-            self.wake_at(core, self.running.started + deadline.0);
+            let at = core.when(self.running.started + deadline.0);
+            self.wake_at(core, at);
         }
     }
 
     fn perform(&mut self, core: &mut Core, decided_at: u64, effect: Effect) {
         match effect {
-            Effect::Send { conn, message } => core.send(conn, Wire::ToNode(message)),
+            Effect::Send { conn, message } => {
+                core.oracle.asked(&message);
+                core.send(conn, Wire::ToNode(message));
+            }
             Effect::Wrote { request, result } if self.running.tokens.contains_key(&request) => {
                 let Some(send) = self.running.tokens.remove(&request) else { return };
                 answers::outcomes(&send.ops, &result, &mut core.oracle.violations);
@@ -317,7 +321,7 @@ impl Driver<'_> {
 
     fn begin(&mut self, core: &mut Core, asked: Vec<Request>) {
         let deadline = asked.iter().map(|asked| asked.deadline).min().unwrap_or(core.now);
-        let deadline = since(self.running.started, deadline.max(core.now));
+        let deadline = since(self.running.started, core.leapt + deadline.max(core.now));
         self.running.last_request += 1;
         let request = self.running.last_request;
         let ops: Vec<Op> = asked.iter().filter_map(op).collect();
@@ -337,7 +341,7 @@ impl Driver<'_> {
     fn begin_token(&mut self, core: &mut Core, send: Box<token_clients::Send>) {
         self.running.last_request += 1;
         let request = self.running.last_request;
-        let deadline = since(self.running.started, send.deadline.max(core.now));
+        let deadline = since(self.running.started, core.leapt + send.deadline.max(core.now));
         let (ops, token) = (send.ops.clone(), Some(send.with.clone()));
         self.running.tokens.insert(request, send);
         self.handle(core, Event::Write { request, ops, token, deadline });

@@ -80,11 +80,17 @@ pub struct Counter {
 pub struct History {
     pub ops: Vec<Op>,
     pub counters: Vec<Counter>,
+    name_bytes: usize,
 }
 
 impl History {
+    /// Names are filled up to this many bytes.
+    pub fn with_names(name_bytes: usize) -> Self {
+        Self { name_bytes, ..Self::default() }
+    }
+
     pub fn new_counter(&mut self, used: Use) -> usize {
-        let name = format!("c{}", self.counters.len());
+        let name = format!("{:-<1$}", format!("c{}", self.counters.len()), self.name_bytes);
         let key = CounterKey::new(b"sim", name.as_bytes()).expect("a short plain name");
         self.counters.push(Counter { key, used, adds: 0, ops: Vec::new() });
         self.counters.len() - 1

@@ -14,12 +14,13 @@ use engine::apply::ShardState;
 use engine::entry::Entry;
 use engine::ids::{CopyNo, Seq, ShardId};
 use engine::store::log::Record;
-use engine::store::log::group::{GROUP_HEADER_BYTES, SegmentHeader};
-use engine::store::log::index::{Gone, Needed, Piece, read_pieces};
+use engine::store::log::group::{GROUP_HEADER_BYTES, SEGMENT_BYTES, SegmentHeader};
+use engine::store::log::index::{BLOCK_BYTES, Gone, Needed, Piece, read_pieces};
 use engine::store::log::scan::{Clean, Scanned, Scanner};
 use engine::store::log::writer::{Resume, Writer};
 use engine::store::recovery::{Plan, Recovery};
 
+use super::draws::{Draws, Unmended};
 use super::rng::Rng;
 
 /// What was written there is not there any more.
@@ -35,8 +36,31 @@ impl From<Gone> for Damaged {
 /// Sizes as a seed draws them.
 #[derive(Clone, Copy, Debug)]
 pub struct LogSizes {
+    /// 0: each group in a segment of its own.
     pub segment_bytes: usize,
+    pub block_bytes: usize,
     pub keep_bytes: usize,
+}
+
+impl Default for LogSizes {
+    fn default() -> Self {
+        Self { segment_bytes: SEGMENT_BYTES, block_bytes: BLOCK_BYTES, keep_bytes: 1 << 30 }
+    }
+}
+
+impl LogSizes {
+    pub fn draw(draws: &mut Draws) -> Self {
+        let shipped = Self::default();
+        let drawn = draws.size("segment_bytes", 64, shipped.segment_bytes);
+        Self {
+            segment_bytes: if drawn < 128 { 0 } else { drawn },
+            block_bytes: match Unmended::ReadsOfTheLog.is_drawn() {
+                true => draws.size("block_bytes", 1, shipped.block_bytes),
+                false => shipped.block_bytes,
+            },
+            keep_bytes: draws.size("log_keep_bytes", 1, shipped.keep_bytes),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -120,10 +144,15 @@ impl Log {
     }
 
     /// Reads everything, and leaves of it exactly what is good, durably: production's way into a folder.
-    pub fn open(&mut self, state: &BTreeMap<ShardId, (CopyNo, ShardState)>) -> (Plan, Scanned) {
+    pub fn open(
+        &mut self,
+        state: &BTreeMap<ShardId, (CopyNo, ShardState)>,
+        sizes: LogSizes,
+    ) -> (Plan, Scanned) {
         let header = |bytes: &Vec<u8>| SegmentHeader::decode(&Bytes::copy_from_slice(bytes)).ok();
         let owner = self.segments.values().find_map(header).map(|header| header.owner);
-        let mut recovery = Recovery::new(state.values().cloned().collect());
+        let mut recovery =
+            Recovery::new(state.values().cloned().collect()).with_block_bytes(sizes.block_bytes);
         let mut scanner = Scanner::new(owner);
         for (&segment, bytes) in &self.segments {
             for group in scanner.segment(segment, &Bytes::copy_from_slice(bytes)) {

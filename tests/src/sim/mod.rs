@@ -8,6 +8,7 @@
 //!   plan ── what this seed may suffer        world ── the loop, and who is told what
 //!   core ── time, chance, the queue          nodes, gateways, coordinators ── drivers
 //!   network, disk, log, etcd ── models       faults, disk_faults ── what goes wrong; pauses ── who stands still
+//!   draws ── how large every limit is; leaps ── days without anything
 //!   clients, token_clients, history ── who asks what
 //!   checker ── one file per promise; oracle ── online; coverage ── which rare paths were taken
 //! ```
@@ -19,11 +20,13 @@
 pub mod chaos;
 pub mod checker;
 pub mod clients;
+pub mod codec;
 pub mod coordinators;
 pub mod core;
 pub mod coverage;
 pub mod disk;
 pub mod disk_faults;
+pub mod draws;
 pub mod etcd;
 pub mod failover;
 pub mod faults;
@@ -31,6 +34,7 @@ pub mod gateways;
 pub mod history;
 pub mod hunt;
 pub mod journal;
+pub mod leaps;
 pub mod log;
 pub mod network;
 pub mod nodes;
@@ -50,6 +54,7 @@ use engine::planted::Planted;
 
 use checker::Violation;
 use coverage::Path;
+use draws::Drawings;
 use history::Outcome;
 use journal::Journal;
 use plan::Plan;
@@ -78,6 +83,7 @@ pub struct Report {
     pub tokens: BTreeMap<&'static str, u64>,
     /// Faults that struck while nothing was in flight.
     pub idle_faults: u64,
+    pub drawings: Drawings,
 }
 
 impl Report {
@@ -127,5 +133,6 @@ fn run_world(seed: u64, planted: Option<Planted>, out: Option<Box<dyn Write + Se
         coverage: world.core.oracle.coverage.counts.clone(),
         tokens: world.tokens.counts(),
         idle_faults: world.faults.idle,
+        drawings: std::mem::take(&mut world.core.plan.drawings),
     }
 }

@@ -13,6 +13,7 @@ use engine::message::{
     FromFollower, GatewayMessage, NodeQuery, NodeQueryReply, NodeReply, Report, ToFollower,
 };
 
+use super::checker::Violation;
 use super::core::{Core, Happening, Place, Process, Told};
 use super::faults::Kind;
 
@@ -221,6 +222,15 @@ impl Core {
         if !link.open[side.index()] {
             return;
         }
+        let crossed = if self.plan.codec { super::codec::cross(wire) } else { Ok(wire) };
+        let wire = match crossed {
+            Ok(wire) => wire,
+            Err(why) => {
+                let detail = format!("a message of {from:?} is refused: {why}");
+                self.oracle.violations.push(Violation { promise: "codec", detail });
+                return;
+            }
+        };
         let beside = matches!(wire, Wire::Rows { .. });
         let at = if beside { now + delay } else { (now + delay).max(link.last[to.index()]) };
         link.last[to.index()] = link.last[to.index()].max(at);

@@ -17,15 +17,24 @@ use engine::store::log::Record;
 
 use super::checker::Violation;
 use super::coordinators::store_of;
-use super::core::{Core, Happening, Place, Process, Told};
+use super::core::{Core, Happening, Place, Process, Told, since};
 use super::coverage::Path;
 use super::disk::{Disk, DiskDone, Ingest, Opened, Rows};
 use super::etcd::{Call, Compare, Key, Reply, Value, Versioned, WatchEvent, Write};
 use super::network::Wire;
+use super::plan::Clock;
 use super::rng::Rng;
 
 const TOCK: u64 = 100_000;
 const WALL_CLOCK_START: u64 = 1_700_000_000_000;
+
+/// What a node's wall clock shows.
+fn wall_clock(core: &Core, clock: Clock) -> u64 {
+    let passed = (core.clock() / 1_000) as i64;
+    let drift = passed.saturating_mul(clock.drift_ppm) / 1_000_000;
+    WALL_CLOCK_START.saturating_add_signed(passed + drift + clock.skew_ms)
+}
+
 /// A refused dial is tried again after this, and then it is no accident.
 const REDIAL: u64 = 50_000;
 /// Whose stores they all are.
@@ -41,8 +50,7 @@ pub struct NodeHost {
     pub harmed: Option<StoreId>,
     /// Its life when that was.
     harmed_in: u32,
-    /// How far its wall clock is off, in milliseconds.
-    skew_ms: i64,
+    clock: Clock,
     phase: Phase,
 }
 
@@ -118,12 +126,14 @@ impl NodeHost {
             place: Place::Node(index),
             store: store_id(index),
             life: 0,
-            disk: Disk::new(Rng::new(
-                core.plan.seed.rotate_left(20) ^ (0xD15C_0000 + u64::from(index)),
-            )),
+            disk: Disk::new(
+                Rng::new(core.plan.seed.rotate_left(20) ^ (0xD15C_0000 + u64::from(index))),
+                core.plan.log,
+                core.plan.slowness[usize::from(index)],
+            ),
             harmed: None,
             harmed_in: 0,
-            skew_ms: core.rng.below(2_000) as i64,
+            clock: core.plan.clocks[usize::from(index)],
             phase: Phase::Down,
         }
     }
@@ -132,8 +142,8 @@ impl NodeHost {
     pub fn twin(&self, life: u32) -> Option<Self> {
         let disk = self.disk.older_copy()?;
         let (place, store) = (Place::Twin, self.store);
-        let (harmed, harmed_in, skew_ms, phase) = (None, 0, self.skew_ms, Phase::Down);
-        Some(Self { place, store, life, disk, harmed, harmed_in, skew_ms, phase })
+        let (harmed, harmed_in, clock, phase) = (None, 0, self.clock, Phase::Down);
+        Some(Self { place, store, life, disk, harmed, harmed_in, clock, phase })
     }
 
     pub fn process(&self) -> Process {
@@ -168,7 +178,7 @@ impl NodeHost {
     pub fn look(&self, core: &mut Core) {
         if let Phase::Up(running) = &self.phase {
             running.machine.check_invariants();
-            core.oracle.look(running.me, &running.machine);
+            core.oracle.look(core.now, running.me, &running.machine);
         }
     }
 
@@ -204,13 +214,13 @@ impl NodeHost {
     pub fn leave(&mut self, core: &mut Core) {
         let process = self.process();
         let Phase::Up(running) = &mut self.phase else { return };
-        let mut driver = Driver { process, skew_ms: self.skew_ms, disk: &mut self.disk, running };
+        let mut driver = Driver { process, clock: self.clock, disk: &mut self.disk, running };
         driver.handle(core, Event::Leave);
     }
 
-    /// Its wall clock is set.
+    /// Its wall clock is set, and goes at its pace from there.
     pub fn set_clock(&mut self, ahead_ms: i64) {
-        self.skew_ms = ahead_ms;
+        self.clock.skew_ms = ahead_ms;
     }
 
     // ---- starting ------------------------------------------------------------------------------
@@ -358,7 +368,7 @@ impl NodeHost {
         self.phase = Phase::Up(Box::new(Running {
             machine,
             me,
-            started: core.now,
+            started: core.clock(),
             wake_at: None,
             effects: Vec::new(),
             held_back: Vec::new(),
@@ -462,13 +472,13 @@ impl NodeHost {
             return self.disk_failed(core);
         }
         let Phase::Up(running) = &mut self.phase else { return };
-        let mut driver = Driver { process, skew_ms: self.skew_ms, disk: &mut self.disk, running };
+        let mut driver = Driver { process, clock: self.clock, disk: &mut self.disk, running };
         driver.told(core, told);
         if driver.running.exits() {
             self.crash(core, false);
         } else if driver.running.left {
             // What it has acknowledged in its last turn counts.
-            core.oracle.look(driver.running.me, &driver.running.machine);
+            core.oracle.look(core.now, driver.running.me, &driver.running.machine);
             // Its lease ends with it, so that nobody has to wait.
             if let Some(lease) = driver.running.lease {
                 core.etcd(process, Call::Revoke { lease });
@@ -498,7 +508,7 @@ impl Running {
 /// One turn of a running node.
 struct Driver<'a> {
     process: Process,
-    skew_ms: i64,
+    clock: Clock,
     disk: &'a mut Disk,
     running: &'a mut Running,
 }
@@ -540,7 +550,7 @@ impl Driver<'_> {
     }
 
     fn now(&self, core: &Core) -> Now {
-        Now(core.now - self.running.started)
+        since(self.running.started, core.clock())
     }
 
     fn handle(&mut self, core: &mut Core, event: Event) {
@@ -596,7 +606,7 @@ impl Driver<'_> {
 
     fn schedule(&mut self, core: &mut Core) {
         let Some(deadline) = self.running.machine.next_deadline() else { return };
-        let at = (deadline.0.saturating_add(self.running.started)).max(core.now + 1);
+        let at = core.when(deadline.0.saturating_add(self.running.started)).max(core.now + 1);
         if self.running.wake_at.is_none_or(|wake| at < wake) {
             self.running.wake_at = Some(at);
             core.tell_after(at - core.now, self.process, Told::Wake);
@@ -713,7 +723,7 @@ impl Driver<'_> {
 
     fn tock(&mut self, core: &mut Core) {
         core.tell_after(TOCK, self.process, Told::Tock);
-        let wall = (WALL_CLOCK_START + core.now / 1_000).saturating_add_signed(self.skew_ms);
+        let wall = wall_clock(core, self.clock);
         self.handle(core, Event::WallClock(TimeMs(wall)));
         if self.running.exits() {
             return;

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use engine::batcher;
 use engine::config::ShardConfig;
 use engine::ids::{Seq, ShardId, StoreBoot, StoreId};
-use engine::message::ToFollower;
-use engine::node::{Effect, Event, Node};
+use engine::message::{GatewayMessage, ToFollower};
+use engine::node::{self, Effect, Event, Node};
 use engine::store::log::Record;
 
 use super::checker::Violation;
@@ -13,12 +14,20 @@ use super::checker::damage::Damaged;
 use super::checker::digests::Digests;
 use super::checker::identity::Identities;
 use super::checker::in_sync_set::InSyncSet;
+use super::checker::limits::Limits;
 use super::checker::logs_match::LogsMatch;
 use super::checker::memory::Memory;
+use super::checker::moves::Moves;
 use super::checker::never_back::NeverBack;
 use super::checker::one_primary::OnePrimary;
 use super::checker::session_rows::SessionRows;
+use super::checker::{floor, status};
 use super::coverage::Coverage;
+use super::draws::Unmended;
+use super::plan::Plan;
+
+/// A status is made for every so many events of nodes: it costs as much as some of them.
+const STATUS_EVERY: u64 = 16;
 
 #[derive(Default)]
 pub struct Oracle {
@@ -33,12 +42,30 @@ pub struct Oracle {
     never_back: NeverBack,
     digests: Digests,
     sessions: SessionRows,
+    limits: Limits,
+    moves: Moves,
+    sizes: node::Sizes,
+    batches: batcher::Sizes,
+    min_in_sync: usize,
+    /// How often a node was looked at.
+    looks: u64,
     /// The last position looked at, so that nothing is looked at twice.
     seen: BTreeMap<(StoreId, ShardId), (u64, u64)>,
 }
 
 impl Oracle {
+    /// Of a run with these settings.
+    pub fn new(plan: &Plan) -> Self {
+        Self {
+            sizes: plan.node.sizes,
+            batches: plan.gateway.sizes,
+            min_in_sync: plan.min_in_sync,
+            ..Self::default()
+        }
+    }
+
     pub fn event(&mut self, me: StoreBoot, event: &Event) {
+        self.limits.event(me, event, &self.sizes);
         self.coverage.event(me, event);
         self.never_back.event(me, event);
     }
@@ -47,6 +74,7 @@ impl Oracle {
         self.coverage.effect(me, effect);
         self.never_back.effect(me, effect);
         self.memory.effect(me, effect);
+        self.limits.effect(me, effect, &self.sizes);
         match effect {
             Effect::Write(Record::Append { shard, entry }) => {
                 self.logs.written(*shard, entry, &mut self.violations);
@@ -66,11 +94,20 @@ impl Oracle {
     }
 
     /// After every event of a node.
-    pub fn look(&mut self, me: StoreBoot, node: &Node) {
+    pub fn look(&mut self, now: u64, me: StoreBoot, node: &Node) {
         self.memory.look(me, node, &mut self.violations);
+        self.limits.look(me, node, &self.sizes);
+        self.limits.report(&mut self.violations);
+        self.looks += 1;
+        if self.looks.is_multiple_of(STATUS_EVERY) {
+            status::check(me, node, &mut self.violations);
+        }
         for view in node.replicas() {
             self.never_back.look(me, &view, &mut self.violations);
             self.in_sync.look(me, &view, &mut self.violations);
+            if Unmended::Stalls.is_drawn() {
+                self.moves.look(now, me, &view, &mut self.violations);
+            }
             let applied = view.state.applied;
             let primary = view.primary.map_or(0, |primary| primary.epoch.0);
             let mark = (applied.seq.0, primary);
@@ -94,6 +131,11 @@ impl Oracle {
         }
     }
 
+    /// A gateway sends this to a node.
+    pub fn asked(&mut self, message: &GatewayMessage) {
+        self.limits.asked(message, &self.batches);
+    }
+
     /// A process has become its store. `outdated`: its disk is an older image of what has served since.
     pub fn serves(&mut self, me: StoreBoot, outdated: bool) {
         self.identities.serves(me, outdated, &mut self.violations);
@@ -107,6 +149,7 @@ impl Oracle {
 
     pub fn record_written(&mut self, config: &ShardConfig) {
         self.coverage.record_written(config);
+        floor::check(config, self.min_in_sync, &mut self.violations);
         self.never_back.record_written(config, &mut self.violations);
         self.in_sync.record_written(config, &mut self.violations);
         self.one_primary.assigned(config, &mut self.violations);

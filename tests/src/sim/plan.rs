@@ -3,14 +3,18 @@
 //! Swarm testing: every seed draws a subset of the faults and its own tuning, because a run with
 //! everything at once rarely gets deep into any one of them.
 
-use engine::batcher;
 use engine::coordinator::Flags;
 use engine::ids::{Slot, Slots};
-use engine::node::Settings;
+use engine::key::KEY_BYTES_MAX;
+use engine::node::{self, Settings};
 use engine::planted::Planted;
+use engine::{batcher, coordinator, planner};
 
 use super::disk_faults::DiskPlan;
+use super::draws::{Drawings, Draws, Unmended};
 use super::faults::Kind;
+use super::leaps::LeapPlan;
+use super::log::LogSizes;
 use super::rng::Rng;
 use super::token_clients::TokenPlan;
 
@@ -30,6 +34,8 @@ pub struct Plan {
     pub think: u64,
     pub digit_counters: usize,
     pub mixed_counters: usize,
+    /// Names of counters are filled up to this many bytes.
+    pub name_bytes: usize,
     pub reads_percent: u64,
     /// Of the reads, how many are content with a stale value; and the stream that decides which. It is
     /// apart from the others, so that seeds without any keep their runs.
@@ -40,6 +46,13 @@ pub struct Plan {
     pub network_delay: u64,
     pub jitter: bool,
     pub fsync: u64,
+    pub log: LogSizes,
+    /// Each node's fsyncs take so many times longer, for good.
+    pub slowness: Vec<u64>,
+    pub clocks: Vec<Clock>,
+    pub leaps: LeapPlan,
+    /// Every message crosses as the bytes that production sends.
+    pub codec: bool,
     pub slow_etcd: bool,
     pub lease_ttl: u64,
 
@@ -65,7 +78,49 @@ pub struct Plan {
     pub turn: u64,
     /// Of the operations that a gateway takes in one turn, how many join the request before them.
     pub joined_percent: u64,
-    pub coordinator: engine::coordinator::Settings,
+    pub coordinator: coordinator::Settings,
+    /// What the limits and waits above were drawn as.
+    pub drawings: Drawings,
+}
+
+/// A node's wall clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Clock {
+    /// How far it is off, in milliseconds …
+    pub skew_ms: i64,
+    /// … and how much faster it goes than time, in millionths.
+    pub drift_ppm: i64,
+}
+
+/// How many copies of how many.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    nodes: u8,
+    replicas: u8,
+    min_in_sync: u8,
+}
+
+impl Shape {
+    /// As shipped in four of ten; else any that is legal.
+    fn draw(draws: &mut Draws) -> Self {
+        let rng = &mut draws.rng;
+        let (replicas, min_in_sync) = match rng.percent(40) {
+            true => (3, 2),
+            false => {
+                let replicas = rng.between(1, 5);
+                (replicas, rng.between(1, replicas))
+            }
+        };
+        let nodes = match rng.percent(50) {
+            true => replicas.max(5),
+            false => rng.between(replicas, 7),
+        };
+        draws.note("nodes", nodes, 5);
+        draws.note("replicas", replicas, 3);
+        draws.note("min_in_sync", min_in_sync, 2);
+        let [nodes, replicas, min_in_sync] = [nodes, replicas, min_in_sync].map(|n| n as u8);
+        Self { nodes, replicas, min_in_sync }
+    }
 }
 
 impl Plan {
@@ -78,37 +133,49 @@ impl Plan {
             faults.extend(Kind::DEPOSE);
         }
         let faults_until = rng.between(2_500_000, 5_000_000);
-        let silent_after_ms = rng.between(200, 1_000);
         let shards = rng.between(1, 3) as u16;
-        let lease_ttl = rng.between(500_000, 2_000_000);
         let mut staleness = Rng::new(seed.rotate_left(32) ^ 0x57A1_E0F5_EED5);
         let bounded_percent = if staleness.percent(50) { staleness.between(10, 90) } else { 0 };
-        let tokens = TokenPlan::from_seed(seed);
         let lazy_flushes = staleness.percent(20);
-        let disks = DiskPlan::from_seed(seed);
+        let mut draws = Draws::from_seed(seed);
+        let shape = Shape::draw(&mut draws);
+        let tokens = TokenPlan::from_seed(seed);
+        let lease_ttl = 1_000 * draws.wait("lease_ttl_ms", 500, 2_000, 2_000);
+        let node = node_settings(&mut draws, &tokens, shape, planted);
+        let gateway = gateway_settings(&mut draws, &tokens, &node, planted);
+        let disks = DiskPlan::from_seed(seed, shape.min_in_sync.into());
+        let coordinator =
+            coordinator_settings(&mut draws, &tokens, shape, (shards, lease_ttl), planted);
+        let leaps = LeapPlan::draw(&mut draws, faults_until);
         Self {
             seed,
             planted,
-            nodes: 5,
+            nodes: shape.nodes,
             gateways: rng.between(1, 3) as u8,
             coordinators: rng.between(1, 2) as u8,
             shards,
-            replicas: 3,
-            min_in_sync: 2,
+            replicas: shape.replicas.into(),
+            min_in_sync: shape.min_in_sync.into(),
 
             clients: rng.between(6, 16) as usize,
             think: rng.between(2_000, 20_000),
             digit_counters: rng.between(2, 8) as usize,
             mixed_counters: rng.between(1, 3) as usize,
+            name_bytes: name_bytes(&mut draws),
             reads_percent: rng.between(10, 60),
             bounded_percent,
             lazy_flushes,
             staleness,
-            tokens: tokens.clone(),
+            tokens,
 
             network_delay: rng.between(100, 1_000),
             jitter: rng.percent(50),
             fsync: rng.between(100, 3_000),
+            log: LogSizes::draw(&mut draws),
+            slowness: slowness(&mut draws, shape.nodes),
+            clocks: clocks(&mut draws, shape.nodes),
+            leaps,
+            codec: draws.rng.percent(20),
             slow_etcd: rng.percent(40),
             lease_ttl,
 
@@ -120,74 +187,37 @@ impl Plan {
             spurious_permille: if rng.percent(50) { rng.between(1, 40) } else { 0 },
             faults_until,
             load_until: faults_until + 500_000,
-            // A peer that was ejected again and again waits for a minute before it is added.
-            heals_by: faults_until + 130_000_000,
+            // A peer that was ejected again and again waits for a minute before it is added; and who survives alone for
+            // the others.
+            heals_by: faults_until + 130_000_000 + 1_000 * coordinator.lone_wait_ms,
 
-            node: Settings {
-                min_in_sync: 2,
-                silent_after_ms,
-                heartbeat_ms: (silent_after_ms / 10).max(20),
-                // As shipped, well below it: an idle disk that is looked at less often passes for a bad one now and then.
-                disk_probe_every_ms: silent_after_ms / 5,
-                frozen_after_ms: rng.between(200, 1_000),
-                // Long rounds outlive a partition, and with it the promises that their answers speak of.
-                read_index_ms: if rng.percent(40) { rng.between(100, 4_000) } else { 30 },
-                log_memory_bytes: rng.between(1, 64) as usize * 1024,
-                table_bytes_max: if rng.percent(50) { 512 } else { 64 << 20 },
-                flush_after_ms: rng.between(50, 2_000),
-                // At once: collections of lists that overtake each other.
-                collect_every_ms: match rng.percent(25) {
-                    true => rng.between(20, 100),
-                    false => rng.between(300, 3_000),
-                },
-                pending_bytes_max: if rng.percent(10) { 2_000 } else { 256 << 20 },
-                idempotency_window_ms: tokens.window_ms,
-                idempotency_records_max: tokens.records_max,
-                planted,
-                ..Settings::default()
-            },
-            gateway: batcher::Settings {
-                linger_us: if rng.percent(30) { rng.between(1, 5_000) } else { 0 },
-                window: rng.between(1, 3) as usize,
-                // Room for a handful of operations, or for all.
-                queue_bytes_max: if rng.percent(20) { 400 } else { 16 << 20 },
-                worker_bytes_max: if rng.percent(20) { 1_000 } else { 128 << 20 },
-                lane_bytes_max: if rng.percent(20) { 20 } else { 16 << 20 },
-                heard_for_ms: tokens.heard_for_ms(),
-                planted,
-                ..batcher::Settings::default()
-            },
+            node,
+            gateway,
             turn: rng.between(1, 2_000),
             joined_percent: rng.below(80),
-            coordinator: engine::coordinator::Settings {
-                flags: Flags {
-                    shards: Some(shards.into()),
-                    replicas: Some(3),
-                    min_in_sync: Some(2),
-                    idempotency_window_ms: Some(tokens.window_ms),
-                },
-                expect_nodes: if rng.percent(50) { Some(5) } else { None },
-                newcomer_wait_ms: rng.between(0, 300),
-                rebuild_delay_ms: rng.between(100, 5_000),
-                lease_ttl_ms: lease_ttl / 1_000,
-                lone_wait_ms: rng.between(100, 3_000),
-                guard_ms: rng.between(100, 5_000),
-                balance_after_ms: rng.between(50, 1_000),
-                relist_every_ms: rng.between(300, 3_000),
-                planted,
-                ..engine::coordinator::Settings::default()
-            },
+            coordinator,
+            drawings: draws.drawings,
         }
     }
 
     /// A well-run cluster under load, with the settings that are shipped: for measuring.
     pub fn quiet(seed: u64, rng: &mut Rng) -> Self {
         let plan = Self::from_seed(seed, None, rng);
-        let shards = 12;
-        let flags = Flags { shards: Some(shards.into()), ..plan.coordinator.flags };
+        let (nodes, shards) = (5, 12);
+        let flags = Flags { shards: Some(shards.into()), ..Flags::default() };
         Self {
+            nodes,
+            replicas: 3,
+            min_in_sync: 2,
             gateways: 2,
             coordinators: 2,
+            name_bytes: 0,
+            log: LogSizes::default(),
+            slowness: vec![1; nodes.into()],
+            clocks: vec![Clock::default(); nodes.into()],
+            leaps: LeapPlan::default(),
+            codec: false,
+            gateway: batcher::Settings::default(),
             shards,
             bounded_percent: 0,
             tokens: TokenPlan { clients: 0, ..plan.tokens },
@@ -204,10 +234,10 @@ impl Plan {
             load_until: u64::MAX,
             heals_by: u64::MAX,
             node: Settings::default(),
-            coordinator: engine::coordinator::Settings {
+            coordinator: coordinator::Settings {
                 flags,
-                expect_nodes: Some(plan.nodes.into()),
-                ..engine::coordinator::Settings::default()
+                expect_nodes: Some(nodes.into()),
+                ..coordinator::Settings::default()
             },
             ..plan
         }
@@ -235,3 +265,211 @@ impl Plan {
             .expect("the shards cover every slot")
     }
 }
+
+fn node_settings(
+    draws: &mut Draws,
+    tokens: &TokenPlan,
+    shape: Shape,
+    planted: Option<Planted>,
+) -> Settings {
+    let shipped = Settings::default();
+    let silent_after_ms = draws.wait("silent_after_ms", 200, 1_000, shipped.silent_after_ms);
+    let flush_after_ms = draws.wait("flush_after_ms", 50, 2_000, shipped.flush_after_ms);
+    // At once: collections of lists that overtake each other.
+    let (least, most) = if draws.rng.percent(25) { (20, 100) } else { (300, 3_000) };
+    let collect_every_ms = draws.wait("collect_every_ms", least, most, shipped.collect_every_ms);
+    // Long rounds outlive a partition, and with it the promises that their answers speak of.
+    let (least, most) = if draws.rng.percent(40) { (100, 4_000) } else { (30, 30) };
+    Settings {
+        min_in_sync: shape.min_in_sync.into(),
+        silent_after_ms,
+        heartbeat_ms: (silent_after_ms / 10).max(20),
+        // As shipped, well below it: an idle disk that is looked at less often passes for a bad one now and then.
+        disk_probe_every_ms: silent_after_ms / 5,
+        frozen_after_ms: draws.wait("frozen_after_ms", 200, 1_000, shipped.frozen_after_ms),
+        read_index_ms: draws.wait("read_index_ms", least, most, shipped.read_index_ms),
+        log_memory_bytes: draws.size("log_memory_bytes", 1, shipped.log_memory_bytes),
+        table_bytes_max: draws.size("table_bytes_max", 512, shipped.table_bytes_max),
+        flush_after_ms,
+        collect_every_ms,
+        pending_bytes_max: draws.size("pending_bytes_max", 2_000, shipped.pending_bytes_max),
+        idempotency_window_ms: tokens.window_ms,
+        idempotency_records_max: tokens.records_max,
+        sizes: node_sizes(draws),
+        timing: node_timing(draws),
+        planted,
+        ..shipped
+    }
+}
+
+fn node_sizes(draws: &mut Draws) -> node::Sizes {
+    let shipped = node::Sizes::default();
+    let mut size = |name, least, shipped| draws.size(name, least, shipped);
+    node::Sizes {
+        group_bytes_max: size("group_bytes_max", 1, shipped.group_bytes_max),
+        window_bytes: size("window_bytes", 1, shipped.window_bytes),
+        message_bytes: size("message_bytes", 1, shipped.message_bytes),
+        read_log_bytes: match Unmended::ReadsOfTheLog.is_drawn() {
+            true => size("read_log_bytes", 1, shipped.read_log_bytes),
+            false => shipped.read_log_bytes,
+        },
+        // One operation with the longest name, and the head of one with a token.
+        batch_bytes_limit: size("batch_bytes_limit", 1_200, shipped.batch_bytes_limit),
+        waiting_reads_max: size("waiting_reads_max", 1, shipped.waiting_reads_max),
+        waiting_read_bytes_max: size("read_bytes_max", 1, shipped.waiting_read_bytes_max),
+        digest_every: size("digest_every", 1, shipped.digest_every as usize) as u64,
+        points_max: size("points_max", 1, shipped.points_max),
+        points_told_max: size("points_told_max", 1, shipped.points_told_max),
+        votes_max: size("votes_max", 1, shipped.votes_max),
+    }
+}
+
+fn node_timing(draws: &mut Draws) -> node::Timing {
+    let shipped = node::Timing::default();
+    let ejected_ms = draws.wait("ejected_ms", 50, 1_000, shipped.ejected_ms);
+    node::Timing {
+        gap_ms: draws.wait("gap_ms", 100, 500, shipped.gap_ms),
+        review_every_ms: draws.wait("review_every_ms", 10, 50, shipped.review_every_ms),
+        ejected_ms,
+        ejected_ms_max: draws.wait("ejected_ms_max", ejected_ms, 60_000, shipped.ejected_ms_max),
+        leave_within_ms: draws.wait("leave_within_ms", 50, 4_000, shipped.leave_within_ms),
+        step_down_ms: draws.wait("step_down_ms", 50, 2_000, shipped.step_down_ms),
+        // Within two seconds a shard whose commit can't move says so: these are part of that promise.
+        ..shipped
+    }
+}
+
+fn gateway_settings(
+    draws: &mut Draws,
+    tokens: &TokenPlan,
+    node: &Settings,
+    planted: Option<Planted>,
+) -> batcher::Settings {
+    let shipped = batcher::Settings::default();
+    let limit = node.sizes.batch_bytes_limit;
+    let mut size = |name, least, shipped| draws.size(name, least, shipped);
+    let sizes = batcher::Sizes {
+        batch_ops_max: size("batch_ops_max", 1, shipped.sizes.batch_ops_max),
+        batch_bytes_max: size("batch_bytes_max", 1, shipped.sizes.batch_bytes_max).min(limit),
+        batch_values_max: size("batch_values_max", 2, shipped.sizes.batch_values_max),
+        batch_bytes_limit: limit,
+        message_bytes: size("frame_bytes", 1, shipped.sizes.message_bytes),
+        read_message_bytes: size("read_message_bytes", 1, shipped.sizes.read_message_bytes),
+    };
+    let timing = batcher::Timing {
+        refused_ms: draws.wait("refused_ms", 1, 10, shipped.timing.refused_ms),
+        refused_ms_max: draws.wait("refused_ms_max", 10, 200, shipped.timing.refused_ms_max),
+        overloaded_ms: draws.wait("overloaded_ms", 5, 50, shipped.timing.overloaded_ms),
+        frozen_ms: draws.wait("frozen_ms", 100, 1_000, shipped.timing.frozen_ms),
+        shun_ms: draws.wait("shun_ms", 10, 1_000, shipped.timing.shun_ms),
+    };
+    batcher::Settings {
+        linger_us: if draws.rng.percent(30) { draws.rng.between(1, 5_000) } else { 0 },
+        window: draws.rng.between(1, 3) as usize,
+        // Room for a handful of operations, or for all.
+        queue_bytes_max: draws.size("queue_bytes_max", 400, shipped.queue_bytes_max),
+        worker_bytes_max: draws.size("worker_bytes_max", 1_000, shipped.worker_bytes_max),
+        lane_bytes_max: draws.size("lane_bytes_max", 20, shipped.lane_bytes_max),
+        read_keys_max: draws.size("read_keys_max", 4, shipped.read_keys_max),
+        heard_for_ms: tokens.heard_for_ms(),
+        sizes,
+        timing,
+        planted,
+        ..shipped
+    }
+}
+
+fn coordinator_settings(
+    draws: &mut Draws,
+    tokens: &TokenPlan,
+    shape: Shape,
+    (shards, lease_ttl): (u16, u64),
+    planted: Option<Planted>,
+) -> coordinator::Settings {
+    let shipped = coordinator::Settings::default();
+    let timing = coordinator_timing(draws);
+    let expects = draws.rng.percent(50);
+    coordinator::Settings {
+        flags: Flags {
+            shards: Some(shards.into()),
+            replicas: Some(shape.replicas),
+            min_in_sync: Some(shape.min_in_sync),
+            idempotency_window_ms: Some(tokens.window_ms),
+        },
+        expect_nodes: expects.then_some(shape.nodes.into()),
+        newcomer_wait_ms: draws.wait("newcomer_wait_ms", 0, 300, shipped.newcomer_wait_ms),
+        rebuild_delay_ms: draws.wait("rebuild_delay_ms", 100, 5_000, shipped.rebuild_delay_ms),
+        lease_ttl_ms: lease_ttl / 1_000,
+        lone_wait_ms: draws.wait("lone_wait_ms", 100, 3_000, shipped.lone_wait_ms),
+        guard_ms: draws.wait("guard_ms", 100, 5_000, shipped.guard_ms),
+        balance_after_ms: draws.wait("balance_after_ms", 50, 1_000, shipped.balance_after_ms),
+        relist_every_ms: draws.wait("relist_every_ms", 300, 3_000, shipped.relist_every_ms),
+        shards_per_txn: draws.size("shards_per_txn", 1, shipped.shards_per_txn),
+        planner: planner::Limits {
+            moves_max: draws.size("moves_max", 1, shipped.planner.moves_max),
+            ..shipped.planner
+        },
+        timing,
+        planted,
+        ..shipped
+    }
+}
+
+fn coordinator_timing(draws: &mut Draws) -> coordinator::Timing {
+    let shipped = coordinator::Timing::default();
+    let pace_ms = draws.wait("pace_ms", 100, 1_000, shipped.pace_ms);
+    let mut wait = |name, least, most, shipped| draws.wait(name, least, most, shipped);
+    coordinator::Timing {
+        retry_ms: wait("retry_ms", 10, 100, shipped.retry_ms),
+        hand_over_ms: wait("hand_over_ms", 50, 1_000, shipped.hand_over_ms),
+        cut_off_after_ms: wait("cut_off_after_ms", 200, 2_000, shipped.cut_off_after_ms),
+        pace_ms,
+        pace_ms_max: wait("pace_ms_max", pace_ms, 60_000, shipped.pace_ms_max),
+        look_every_ms: wait("look_every_ms", 20, 100, shipped.look_every_ms),
+        list_timeout_ms: wait("list_timeout_ms", 500, 5_000, shipped.list_timeout_ms),
+        list_retry_ms: wait("list_retry_ms", 10, 100, shipped.list_retry_ms),
+        pause_ms: wait("pause_ms", 20, 200, shipped.pause_ms),
+        plan_every_ms: wait("plan_every_ms", 20, 100, shipped.plan_every_ms),
+        plan_idle_ms: wait("plan_idle_ms", 200, 1_000, shipped.plan_idle_ms),
+        ..shipped
+    }
+}
+
+/// Mostly as short as they come; else up to what is legal.
+fn name_bytes(draws: &mut Draws) -> usize {
+    let long = draws.rng.percent(25);
+    let bytes = if long { draws.log_uniform(8, KEY_BYTES_MAX as u64) } else { 0 };
+    draws.note("name_bytes", bytes, 0);
+    bytes as usize
+}
+
+/// Mostly all alike; else one disk is slow for good.
+fn slowness(draws: &mut Draws, nodes: u8) -> Vec<u64> {
+    let mut all = vec![1; nodes.into()];
+    if draws.rng.percent(15) {
+        let at = draws.rng.index(all.len());
+        all[at] = draws.log_uniform(4, 64);
+    }
+    draws.note("slowest_disk", all.iter().copied().max().unwrap_or(1), 1);
+    all
+}
+
+/// Mostly right to the second; else hours or days off, and drifting.
+fn clocks(draws: &mut Draws, nodes: u8) -> Vec<Clock> {
+    let far = Unmended::FarClocks.is_drawn() && draws.rng.percent(20);
+    let clock = |_| {
+        let mut clock = Clock { skew_ms: draws.rng.below(2_000) as i64, drift_ppm: 0 };
+        if far && draws.rng.percent(50) {
+            let off = draws.log_uniform(10_000, 3 * DAY_MS) as i64;
+            clock.skew_ms = if draws.rng.percent(50) { off } else { -off };
+            clock.drift_ppm = draws.rng.between(0, 400_000) as i64 - 200_000;
+        }
+        clock
+    };
+    let clocks: Vec<Clock> = (0..nodes).map(clock).collect();
+    let farthest = clocks.iter().map(|clock| clock.skew_ms.unsigned_abs()).max().unwrap_or(0);
+    draws.note("clock_off_ms", if far { farthest } else { 0 }, 0);
+    clocks
+}
+
+const DAY_MS: u64 = 24 * 3_600_000;

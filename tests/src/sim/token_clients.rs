@@ -19,6 +19,7 @@ use engine::idempotency::{Scope, Token};
 use engine::ids::TimeMs;
 use engine::ops::{Op, OpKind};
 
+use super::clients::REST;
 use super::core::{Core, Happening, Place};
 use super::history::{DIGITS_MAX, History, Use};
 use super::rng::Rng;
@@ -32,6 +33,8 @@ pub struct TokenPlan {
     pub clients: usize,
     pub window_ms: u64,
     pub records_max: u64,
+    /// On so many counters; mostly few, else more than one message holds.
+    pub counters: u64,
     pub rng: Rng,
 }
 
@@ -43,6 +46,7 @@ impl TokenPlan {
             clients: if rng.percent(70) { rng.between(1, 4) as usize } else { 0 },
             window_ms: if short { rng.between(300, 3_000) } else { 3_600_000 },
             records_max: if rng.percent(15) { rng.between(2, 20) } else { 1_000_000 },
+            counters: if rng.percent(15) { rng.between(6, 80) } else { rng.between(2, 5) },
             rng,
         }
     }
@@ -114,6 +118,8 @@ pub struct Case {
     pub returning: bool,
     /// As the client says in every attempt, if it does.
     pub issued: Option<TimeMs>,
+    /// How far clocks had leapt when it was new.
+    leapt: u64,
     pub attempts: Vec<Attempt>,
 }
 
@@ -143,7 +149,7 @@ impl TokenClients {
         let mut rng = plan.rng.clone();
         let counters = match plan.clients {
             0 => Vec::new(),
-            _ => (0..rng.between(2, 5)).map(|_| history.new_counter(Use::Tokens)).collect(),
+            _ => (0..plan.counters).map(|_| history.new_counter(Use::Tokens)).collect(),
         };
         for client in 0..plan.clients {
             let first = rng.between(200_000, 400_000);
@@ -176,12 +182,21 @@ impl TokenClients {
         if core.now >= core.plan.load_until {
             return;
         }
+        if core.at_rest {
+            return core.after(REST, Happening::TokenClient { client });
+        }
         let (token, left) = match self.busy.remove(&client) {
-            Some((token, left)) if left > 0 => (token, left - 1),
+            Some((token, left)) if left > 0 && self.may_repeat(core, token) => (token, left - 1),
             _ => (self.new_case(core, history), self.sends()),
         };
         self.busy.insert(client, (token, left));
         self.send(core, history, client, token);
+    }
+
+    /// Whoever does not say when its token was issued stops well within the window: a leap may be longer than that.
+    fn may_repeat(&self, core: &Core, token: usize) -> bool {
+        let case = &self.cases[token];
+        case.issued.is_some() || case.leapt == core.leapt
     }
 
     /// How often a new token will be asked for again.
@@ -218,10 +233,10 @@ impl TokenClients {
             [counters.iter().map(&mut digit).collect(), counters.iter().map(&mut digit).collect()];
         // A short window and no issue time: asked for once only.
         let says = self.plan.is_short() && self.rng.percent(85) || self.rng.percent(30);
-        let issued = says.then(|| TimeMs(WALL_CLOCK_START + core.now / 1_000));
+        let issued = says.then(|| TimeMs(WALL_CLOCK_START + core.clock() / 1_000));
         let returning = counters.len() == 1 && self.rng.percent(40);
         let attempts = Vec::new();
-        self.cases.push(Case { counters, deltas, returning, issued, attempts });
+        self.cases.push(Case { counters, deltas, returning, issued, leapt: core.leapt, attempts });
         self.cases.len() - 1
     }
 

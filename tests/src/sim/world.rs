@@ -33,6 +33,8 @@ pub struct World {
     /// An older copy of a node's folder, started on another machine.
     pub twin: Option<NodeHost>,
     stage: Stage,
+    /// When a healed cluster may be helped over its waits again.
+    pub next_leap: u64,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -66,6 +68,7 @@ impl World {
             faults,
             twin,
             stage,
+            next_leap: 0,
         };
         if !world.core.plan.bootstraps {
             world.place_shards();
@@ -74,6 +77,9 @@ impl World {
         world.core.at(500_000, Happening::Fault);
         if !world.core.plan.disks.faults.is_empty() {
             world.core.at(500_000, Happening::DiskFault);
+        }
+        for (at, far) in world.core.plan.leaps.all.clone() {
+            world.core.at(at, Happening::Leap { far, since: at });
         }
         world
     }
@@ -149,6 +155,10 @@ impl World {
         if self.stage == Stage::Faulty && self.core.now >= self.core.plan.faults_until {
             self.stage = Stage::Healed;
             self.heal();
+            self.next_leap = self.core.now + 10_000_000;
+        }
+        if self.stage == Stage::Reading {
+            self.leap_to_heal();
         }
         let loaded = self.core.now >= self.core.plan.load_until;
         if self.stage == Stage::Healed && loaded && self.clients.is_idle() && self.tokens.is_idle()
@@ -256,6 +266,7 @@ impl World {
             Happening::TokenAnswered(answered) => self.tokens.answered(core, answered),
             Happening::Fault => self.fault(),
             Happening::DiskFault => self.disk_fault(),
+            Happening::Leap { far, since } => self.leap(far, since),
             Happening::FaultEnds { fault } => self.fault_ends(fault),
             Happening::FaultStep { pair, blocks } => self.fault_step(pair, blocks),
             Happening::Resume { process } => {

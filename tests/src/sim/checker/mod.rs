@@ -1,7 +1,8 @@
 //! The promises, one file each, and what breaking one looks like.
 //!
 //! Some are watched from inside while a run goes on ([`one_primary`], [`logs_match`], [`in_sync_set`],
-//! [`never_back`], [`digests`], [`session_rows`], [`answers`], [`memory`]); the others judge, at the end, what clients asked and were told. Those know
+//! [`never_back`], [`digests`], [`session_rows`], [`answers`], [`memory`], [`floor`], [`limits`], [`moves`],
+//! [`status`]); the others judge, at the end, what clients asked and were told. Those know
 //! nothing of replicas or logs, so they can't share a mistake with what they check.
 
 pub mod answers;
@@ -10,17 +11,21 @@ pub mod damage;
 pub mod digests;
 pub mod digits;
 pub mod durable;
+pub mod floor;
 pub mod heals;
 pub mod identity;
 pub mod in_sync_set;
+pub mod limits;
 pub mod linearizable;
 pub mod logs_match;
 pub mod lost;
 pub mod memory;
+pub mod moves;
 pub mod never_back;
 pub mod one_primary;
 pub mod refused;
 pub mod session_rows;
+pub mod status;
 pub mod tokens;
 pub mod twice;
 

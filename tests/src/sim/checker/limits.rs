@@ -1,0 +1,157 @@
+//! No limit is overstepped: groups, messages, windows, reads of the log, batches, frames and whatever waits stay as
+//! small as the settings say. A limit that is not kept is memory that nobody counts, or a message that the other end
+//! refuses; the machines go on as if nothing were wrong, so only a look from outside sees it.
+//!
+//! Where false alarms would come from: each of them gives way for one thing that is larger than it alone, an entry, an
+//! operation, a request with a token.
+
+use std::collections::BTreeMap;
+
+use engine::batch::Batch;
+use engine::batcher;
+use engine::entry::{Body, Entry};
+use engine::ids::{Conn, StoreBoot};
+use engine::message::{FromFollower, GatewayMessage, Slice, ToFollower};
+use engine::node::{Effect, Event, Node, Sizes};
+use engine::ops;
+use engine::store::log::Record;
+
+use super::Violation;
+
+const PROMISE: &str = "limits";
+
+#[derive(Default)]
+pub struct Limits {
+    gathered: BTreeMap<StoreBoot, usize>,
+    /// Messages on their way to followers: number and bytes of entries.
+    sent: BTreeMap<(StoreBoot, Conn), Vec<(u64, usize)>>,
+    /// What is sent now was read from the log on disk: a read has a limit of its own.
+    from_log: bool,
+    wrong: Option<String>,
+}
+
+impl Limits {
+    pub fn event(&mut self, me: StoreBoot, event: &Event, sizes: &Sizes) {
+        self.from_log = matches!(event, Event::LogRead { .. });
+        match event {
+            Event::FromFollower { conn, message: FromFollower::Ack { n } } => {
+                if let Some(sent) = self.sent.get_mut(&(me, *conn)) {
+                    sent.retain(|(number, _)| number > n);
+                }
+            }
+            Event::Closed { conn } => drop(self.sent.remove(&(me, *conn))),
+            Event::LogRead { entries, .. } => {
+                let bytes: usize = entries.iter().map(Entry::size).sum();
+                self.expect(entries.len() < 2 || bytes <= sizes.read_log_bytes, || {
+                    format!("{bytes} bytes were read from the log at once")
+                });
+            }
+            _ => {}
+        }
+    }
+
+    pub fn effect(&mut self, me: StoreBoot, effect: &Effect, sizes: &Sizes) {
+        match effect {
+            Effect::Write(record) => self.written(me, record, sizes),
+            Effect::Sync { .. } => drop(self.gathered.remove(&me)),
+            Effect::Close { conn } => drop(self.sent.remove(&(me, *conn))),
+            Effect::ToFollower { conn, message: ToFollower::Append { n, slices } } => {
+                self.fed(me, *conn, *n, slices, sizes);
+            }
+            Effect::FromFollower { message: FromFollower::Alive { digests, .. }, .. } => {
+                let mut told: BTreeMap<_, usize> = BTreeMap::new();
+                digests.iter().for_each(|point| *told.entry(point.shard).or_default() += 1);
+                // And where a shard at rest stands.
+                let most = told.values().copied().max().unwrap_or(0);
+                self.expect(most <= sizes.points_told_max + 1, || {
+                    format!("{me:?} tells {most} digests of one shard at once")
+                });
+            }
+            _ => {}
+        }
+    }
+
+    fn written(&mut self, me: StoreBoot, record: &Record, sizes: &Sizes) {
+        let gathered = self.gathered.entry(me).or_default();
+        let before = *gathered;
+        *gathered += 32;
+        if let Record::Append { entry, .. } = record {
+            *gathered += entry.size();
+            if let Body::Ops(batch) = &entry.body {
+                let bytes = batch.payload.len();
+                self.expect(bytes <= sizes.batch_bytes_limit, || {
+                    format!("{me:?} orders a batch of {bytes} bytes")
+                });
+            }
+        }
+        self.expect(before < sizes.group_bytes_max, || {
+            format!("{me:?} adds to a group of {before} bytes")
+        });
+    }
+
+    fn fed(&mut self, me: StoreBoot, conn: Conn, n: u64, slices: &[Slice], sizes: &Sizes) {
+        let of = |slice: &Slice| slice.entries.iter().map(Entry::size).sum::<usize>();
+        let bytes: usize = slices.iter().map(of).sum();
+        let (last, rest) = slices.split_last().map_or((0, slices), |(last, rest)| {
+            (if last.entries.len() > 1 { of(last) } else { 0 }, rest)
+        });
+        let before: usize = rest.iter().map(of).sum();
+        let fits = self.from_log || before + last <= sizes.message_bytes;
+        self.expect(fits, || format!("{me:?} sends {bytes} bytes of entries in one message"));
+        let sent = self.sent.entry((me, conn)).or_default();
+        let under_way: usize = sent.iter().map(|(_, bytes)| bytes).sum();
+        sent.push((n, bytes));
+        let fits = self.from_log || bytes == 0 || under_way < sizes.window_bytes;
+        self.expect(fits, || {
+            format!("{me:?} sends {bytes} bytes more while {under_way} are under way")
+        });
+    }
+
+    /// After every event of a node.
+    pub fn look(&mut self, me: StoreBoot, node: &Node, sizes: &Sizes) {
+        let waiting = node.waiting_reads();
+        self.expect(waiting <= 2 * sizes.waiting_reads_max, || {
+            format!("{waiting} reads wait on {me:?}")
+        });
+    }
+
+    /// What a gateway sends to a node.
+    pub fn asked(&mut self, message: &GatewayMessage, sizes: &batcher::Sizes) {
+        let GatewayMessage::Frame { batches, .. } = message else { return };
+        let last = batches.last().map_or(0, |batch| batch.payload.len());
+        let bytes: usize = batches.iter().map(|batch| batch.payload.len()).sum();
+        self.expect(batches.len() < 2 || bytes - last < sizes.message_bytes, || {
+            format!("a frame of {bytes} bytes")
+        });
+        batches.iter().for_each(|batch| self.sealed(batch, sizes));
+    }
+
+    fn sealed(&mut self, batch: &Batch, sizes: &batcher::Sizes) {
+        let bytes = batch.payload.len();
+        self.expect(bytes <= sizes.batch_bytes_limit, || format!("a batch of {bytes} bytes"));
+        let Ok(ops) = ops::decode(batch.payload.clone()) else { return };
+        let count = ops.ops.len();
+        let values = ops.ops.iter().filter(|op| op.kind.needs_value()).count();
+        // One request with a token may be as large as it likes, alone.
+        let alone = !ops.tokened.is_empty();
+        self.expect(alone || count <= sizes.batch_ops_max, || format!("a batch of {count} ops"));
+        self.expect(alone || values <= sizes.batch_values_max, || {
+            format!("a batch that asks for {values} values")
+        });
+        self.expect(alone || count < 2 || bytes <= sizes.batch_bytes_max, || {
+            format!("a batch of {bytes} bytes, closed too late")
+        });
+    }
+
+    fn expect(&mut self, fits: bool, wrong: impl FnOnce() -> String) {
+        if !fits && self.wrong.is_none() {
+            self.wrong = Some(wrong());
+        }
+    }
+
+    pub fn report(&mut self, violations: &mut Vec<Violation>) {
+        if let Some(detail) = self.wrong.take() {
+            violations.push(Violation { promise: PROMISE, detail });
+        }
+    }
+}

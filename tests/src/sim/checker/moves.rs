@@ -1,0 +1,63 @@
+//! The commit of a shard moves, or its primary says within two seconds that the shard is frozen: what is ordered and
+//! hangs without a word is a client that waits for its time-out, and a page that shows an open shard.
+//!
+//! Where false alarms would come from: a process that stands still says nothing, and is not looked at meanwhile.
+
+use std::collections::BTreeMap;
+
+use engine::ids::{Epoch, Seq, ShardId, StoreBoot};
+use engine::node::ReplicaView;
+
+use super::Violation;
+
+const PROMISE: &str = "moves";
+/// Said by then, in microseconds: two seconds, and the next review.
+const WITHIN: u64 = 2_200_000;
+/// A process that was not looked at for so long stood still.
+const GAP: u64 = 200_000;
+
+#[derive(Default)]
+pub struct Moves {
+    waiting: BTreeMap<(StoreBoot, ShardId), Waiting>,
+}
+
+#[derive(Clone, Copy)]
+struct Waiting {
+    epoch: Epoch,
+    commit: Seq,
+    since: u64,
+    looked: u64,
+}
+
+impl Moves {
+    pub fn look(
+        &mut self,
+        now: u64,
+        me: StoreBoot,
+        view: &ReplicaView<'_>,
+        violations: &mut Vec<Violation>,
+    ) {
+        let place = (me, view.shard);
+        let waits = view.primary.filter(|p| view.last.seq > view.commit && !p.frozen);
+        let Some(primary) = waits else {
+            self.waiting.remove(&place);
+            return;
+        };
+        let (epoch, commit) = (primary.epoch, view.commit);
+        let fresh = Waiting { epoch, commit, since: now, looked: now };
+        let waiting = self.waiting.entry(place).or_insert(fresh);
+        let same = (waiting.epoch, waiting.commit) == (epoch, commit);
+        if !same || now - waiting.looked > GAP {
+            *waiting = fresh;
+        }
+        waiting.looked = now;
+        if now - waiting.since > WITHIN {
+            let shard = view.shard;
+            let detail = format!(
+                "{me:?} has committed {commit:?} of {:?} in shard {shard} since {}, and says nothing at {now}",
+                view.last.seq, waiting.since
+            );
+            violations.push(Violation { promise: PROMISE, detail });
+        }
+    }
+}
