@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use engine::config::ShardConfig;
 use engine::ids::{ShardId, StoreBoot, StoreId};
-use engine::message::{NodeQuery, NodeQueryReply, ReplicaStatus, RoleStatus, ScrubStatus};
+use engine::message::{
+    NodeQuery, NodeQueryReply, ReplicaStatus, RoleStatus, ScrubStatus, Standing,
+};
 use engine::records::{StoreRecord, StoreStatus};
 use proto::wire;
 use proto::wire::control_client::ControlClient;
@@ -285,7 +287,7 @@ fn digests_agree<'a>(replicas: impl Iterator<Item = &'a ReplicaStatus>) -> bool 
 #[cfg(test)]
 mod tests {
     use engine::ids::{Boot, Epoch, Seq, Slots, Version};
-    use engine::message::{DigestPoint, Standing};
+    use engine::message::DigestPoint;
     use engine::records::{Meta, NodeRecord};
     use serde_json::{Value, json};
 
