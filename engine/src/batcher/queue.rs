@@ -12,6 +12,7 @@ use super::undecided::Undecided;
 use crate::batch::{Batch, Codec};
 use crate::idempotency::Tag;
 use crate::ids::{Bseq, Conn, Now, SessionId, Slots, TimeMs};
+use crate::memory;
 use crate::ops::Op;
 
 /// An operation on its way.
@@ -29,7 +30,7 @@ pub(super) struct QueuedOp {
 impl QueuedOp {
     /// What it costs to keep.
     pub(super) fn bytes(&self) -> usize {
-        size_of::<Self>() + self.op.counter.name().len()
+        size_of::<Self>() + memory::of_bytes(self.op.counter.name().len())
     }
 }
 

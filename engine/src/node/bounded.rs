@@ -58,6 +58,8 @@ pub(super) struct Bounded {
 struct Proof {
     asked: Now,
     commit: Seq,
+    /// The waiting reads have been looked at since it came; and since its commit was reached here.
+    looked_at: Option<bool>,
 }
 
 #[derive(Clone, Debug)]
@@ -194,7 +196,7 @@ impl Node {
     /// Answers the read if what is applied here is known to be young enough. Else it is returned.
     fn tell_or_return(&mut self, waiting: Waiting, effects: &mut Vec<Effect>) -> Option<Waiting> {
         let shard = waiting.ask.slots.shard();
-        let Some(&Proof { asked, commit }) = self.bounded.proofs.get(&shard) else {
+        let Some(&Proof { asked, commit, .. }) = self.bounded.proofs.get(&shard) else {
             return Some(waiting);
         };
         let reached = |replica: &Replica| may_tell(replica) && replica.state.applied.seq >= commit;
@@ -212,7 +214,7 @@ impl Node {
 
     /// Something has been applied, or a proof has come: reads may be answered that waited for it.
     pub(super) fn tell_waiting(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
-        if self.bounded.waiting.is_empty() {
+        if self.bounded.waiting.is_empty() || !self.proof_says_more(shard) {
             return;
         }
         for read in self.bounded.waiting_for(shard) {
@@ -221,6 +223,15 @@ impl Node {
                 self.bounded.wait(self.now, read, waiting);
             }
         }
+    }
+
+    /// A read that has waited until now may be answered, or must ask again: a proof has come, or what it speaks of is
+    /// reached. Nothing else changes what becomes of those that wait, least of all every entry that is applied.
+    fn proof_says_more(&mut self, shard: ShardId) -> bool {
+        let applied = self.replicas.get(&shard).map_or(Seq(0), |replica| replica.state.applied.seq);
+        let Some(proof) = self.bounded.proofs.get_mut(&shard) else { return false };
+        let reached = applied >= proof.commit;
+        proof.looked_at.replace(reached) != Some(reached)
     }
 
     fn refuse_waiting(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
@@ -308,7 +319,7 @@ impl Node {
             };
             replica.hear_commit(commit);
             if self.bounded.proofs.get(&shard).is_none_or(|known| known.asked < asked) {
-                self.bounded.proofs.insert(shard, Proof { asked, commit });
+                self.bounded.proofs.insert(shard, Proof { asked, commit, looked_at: None });
             }
             self.dirty.insert(shard);
         }
