@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, kill_process};
 
+use super::power::{self, Disk, Lost};
 use super::sandbox::{Sandbox, run};
 use crate::cluster::Signal;
 use crate::sim::rng::Rng;
@@ -32,7 +33,7 @@ const DISK_ERRORS_MAX: u32 = 3;
 const DISK_ERROR: i32 = 5;
 const REFUSED: i32 = 4;
 /// Enough for what a run writes, and small enough to be filled in a moment.
-const DISK_SIZE: &str = "size=640m";
+const DISK_SIZE: &str = "size=640m,nr_inodes=8192";
 
 pub const SHARDS: &str = "12";
 pub const REPLICAS: usize = 3;
@@ -69,6 +70,8 @@ pub struct Member {
     start_at: Option<Instant>,
     /// Exit codes that a fault explains.
     explained: BTreeSet<i32>,
+    /// How far its gRPC port has moved.
+    moved: u16,
     /// Its folder is one on which it must not run.
     must_refuse: bool,
     disk_errors: u32,
@@ -126,6 +129,8 @@ pub struct Fleet {
     pub members: Vec<Member>,
     /// Moves each process's wall clock, if it could be built.
     shim: Option<PathBuf>,
+    /// Remembers what each node has synced, and makes its disk slow or ill, if it could be built.
+    disk_shim: Option<PathBuf>,
     /// The node whose disk was harmed last.
     damaged: Option<String>,
     /// Nodes that were given an empty folder.
@@ -141,11 +146,12 @@ const GRPC_PORT: u16 = 7000;
 const METRICS_PORT: u16 = 9000;
 
 impl Fleet {
+    /// `remembers`: whether what each node has synced is to be known, which costs each sync a copy.
     pub fn new(
         folder: &Path,
-        dkc: PathBuf,
-        etcd: PathBuf,
+        (dkc, etcd): (PathBuf, PathBuf),
         sandbox: Sandbox,
+        remembers: bool,
     ) -> Result<Self, String> {
         // On loopback the whole of 127/8 is ours; runs side by side take different parts of it.
         let second = if sandbox.namespaces {
@@ -167,6 +173,7 @@ impl Fleet {
                     started: Instant::now(),
                     start_at: None,
                     explained: BTreeSet::new(),
+                    moved: 0,
                     must_refuse: false,
                     disk_errors: 0,
                     asked: None,
@@ -178,11 +185,15 @@ impl Fleet {
         };
         made(&folder.join("logs"))?;
         made(&folder.join("clocks"))?;
+        made(&folder.join("disks"))?;
+        made(&folder.join("shadows"))?;
         let mut mounted = Vec::new();
         for member in &members {
             let data = folder.join(&member.name);
             made(&data)?;
             std::fs::write(folder.join("clocks").join(&member.name), 0_i64.to_le_bytes())
+                .map_err(|error| error.to_string())?;
+            std::fs::write(folder.join("disks").join(&member.name), [0; 12])
                 .map_err(|error| error.to_string())?;
             if sandbox.small_disks && matches!(member.role, Role::Node | Role::Etcd) {
                 run(
@@ -196,6 +207,11 @@ impl Fleet {
         if let Err(why) = &shim {
             crate::note(&format!("not to be had here: wall-clock jumps ({why})"));
         }
+        let disk_shim = remembers.then(|| power::build_shim(folder));
+        if let Some(Err(why)) = &disk_shim {
+            crate::note(&format!("not to be had here: power cuts, slow and failing disks ({why})"));
+        }
+        let disk_shim = disk_shim.and_then(Result::ok);
         let (folder, shim) = (folder.to_owned(), shim.ok());
         Ok(Self {
             folder,
@@ -204,6 +220,7 @@ impl Fleet {
             sandbox,
             members,
             shim,
+            disk_shim,
             damaged: None,
             replaced: Vec::new(),
             ends: Vec::new(),
@@ -235,6 +252,50 @@ impl Fleet {
 
     pub fn has_clocks(&self) -> bool {
         self.shim.is_some()
+    }
+
+    pub fn has_disks(&self) -> bool {
+        self.disk_shim.is_some()
+    }
+
+    /// What is remembered of a node's disk.
+    fn disk(&self, name: &str) -> Disk {
+        Disk {
+            root: self.data(name).display().to_string(),
+            shadow: self.folder.join("shadows").join(name),
+            kept: self.folder.join(name).join("kept"),
+        }
+    }
+
+    /// Takes from a node that is down what it had not synced.
+    pub fn cut_power(&mut self, name: &str) -> Result<Lost, String> {
+        self.wait_until_dead(name);
+        self.disk(name).cut().map_err(|error| format!("disk of {name}: {error}"))
+    }
+
+    /// From now on each sync of a node takes between so many milliseconds, and so many of the next ones fail.
+    pub fn set_disk(&self, name: &str, sync_ms: (u32, u32), fails: u32) -> Result<(), String> {
+        use std::os::unix::fs::FileExt;
+        let words = [sync_ms.0, sync_ms.1, fails];
+        let bytes: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+        // In place: the process has this very file mapped.
+        let file = File::options().write(true).open(self.folder.join("disks").join(name));
+        let written = file.and_then(|file| file.write_all_at(&bytes, 0));
+        written.map_err(|error| format!("disk of {name}: {error}"))
+    }
+
+    /// From its next start on it listens at another port.
+    pub fn move_port(&mut self, name: &str) -> u16 {
+        let member = self.member_mut(name);
+        // Not those next to the usual one, where a clone of another node may listen.
+        member.moved = if member.moved == 0 { 100 } else { member.moved + 1 };
+        GRPC_PORT + member.moved
+    }
+
+    /// The number of a member's process, if it runs.
+    pub fn process(&self, name: &str) -> Option<Pid> {
+        let child = self.member(name).child.as_ref()?;
+        i32::try_from(child.id()).ok().and_then(Pid::from_raw)
     }
 
     /// Moves a process's wall clock to so far from the machine's.
@@ -277,9 +338,20 @@ impl Fleet {
             command.args(["nsenter", &format!("--net=/run/netns/{member}"), "--"]);
         }
         command.args(argv).stdin(Stdio::null()).stdout(again).stderr(log);
+        let mut preload = Vec::new();
         if let Some(shim) = &self.shim {
-            command.env("LD_PRELOAD", shim);
+            preload.push(shim.display().to_string());
             command.env("DKC_CLOCK_OFFSET", self.folder.join("clocks").join(member));
+        }
+        if let Some(shim) = &self.disk_shim
+            && self.member(member).role == Role::Node
+        {
+            preload.push(shim.display().to_string());
+            command.env("DKC_DISK_FAULTS", self.folder.join("disks").join(member));
+            command.envs(self.disk(member).environment());
+        }
+        if !preload.is_empty() {
+            command.env("LD_PRELOAD", preload.join(":"));
         }
         command.spawn().unwrap_or_else(|error| panic!("{argv:?}: {error}"))
     }
@@ -425,6 +497,9 @@ impl Fleet {
         if let Err(error) = std::fs::remove_dir_all(&data) {
             crate::note(&format!("{data:?} can't be emptied: {error}"));
         }
+        if let Err(error) = self.disk(name).settle() {
+            crate::note(&format!("what {name} has synced can't be forgotten: {error}"));
+        }
         let member = self.member_mut(name);
         member.disk_errors = 0;
         member.explained.clear();
@@ -462,6 +537,7 @@ impl Fleet {
     pub fn argv(&self, name: &str) -> Vec<String> {
         let member = self.member(name);
         let at = |port| member.at(port);
+        let grpc = member.at(GRPC_PORT + member.moved);
         let data = self.data(name).display().to_string();
         let of = |role| self.members.iter().filter(move |one| one.role == role);
         let endpoints = of(Role::Etcd).map(|one| one.at(ETCD_PORT)).collect::<Vec<_>>().join(",");
@@ -482,7 +558,7 @@ impl Fleet {
                 format!(
                     "coordinator --name {name} --etcd {endpoints} --listen {} --metrics {} --shards {SHARDS} --replicas \
                  {REPLICAS} --min-in-sync 2 --expect-nodes 5 --rebuild-delay 600",
-                    at(GRPC_PORT),
+                    grpc,
                     at(METRICS_PORT)
                 ),
             ),
@@ -492,7 +568,7 @@ impl Fleet {
                 format!(
                     "storage-node --name {name} --host {name} --etcd {endpoints} --data {data} --listen {} --metrics {} \
                  --segment-bytes 1048576 --log-keep-bytes 4194304 --flush-after-ms 2000 --memory-bytes 134217728",
-                    at(GRPC_PORT),
+                    grpc,
                     at(METRICS_PORT)
                 ),
             ),
@@ -508,6 +584,16 @@ impl Fleet {
         };
         let program = program.display().to_string();
         std::iter::once(program).chain(words.split_whitespace().map(str::to_owned)).collect()
+    }
+
+    /// What each node has logged since the beginning.
+    pub fn node_logs(&self) -> Vec<(String, String)> {
+        let log = |name: String| {
+            let path = self.folder.join("logs").join(format!("{name}.log"));
+            let text = std::fs::read(path).unwrap_or_default();
+            (name, String::from_utf8_lossy(&text).into_owned())
+        };
+        self.names(Role::Node).into_iter().map(log).collect()
     }
 
     pub fn folder(&self) -> &Path {

@@ -8,14 +8,16 @@
 //!   recorder ── who asked and was told what  verdict ── the table, by the simulator's own checkers
 //! ```
 //!
-//! What a newcomer would get wrong: nothing that depends on time is judged, but only told. A machine
-//! may be slow; it may not lose, double or forget. The one bound is for healing, and it is generous.
+//! What a newcomer would get wrong: what depends on time is hardly judged, but told. A machine may be slow; it may not lose,
+//! double or forget. The bounds there are, for healing, for silence that no fault explains and for copies sent again, lie
+//! an order above what is usual.
 
 pub mod etcd;
 pub mod faults;
 pub mod fleet;
 pub mod nemesis;
 pub mod network;
+pub mod power;
 pub mod probes;
 pub mod recorder;
 pub mod sandbox;
@@ -38,7 +40,7 @@ use self::probes::Probers;
 use self::recorder::Recorder;
 use self::sandbox::Sandbox;
 use self::stalls::Stalls;
-use self::verdict::{broken, judge};
+use self::verdict::{broken, judge, judge_copies, judge_silence};
 use self::workload::{Surprises, Workload};
 use crate::cluster;
 use crate::cluster::http::{Client, DEADLINE};
@@ -77,8 +79,9 @@ impl Settings {
             let all: Vec<_> = KINDS.iter().map(|kind| kind.name).collect();
             return Err(format!("no fault is called {odd:?}; there are: {}", all.join(", ")));
         }
-        let wanted = |kind: &&Kind| {
-            self.faults.is_empty() || self.faults.iter().any(|name| name == kind.name)
+        let wanted = |kind: &&Kind| match self.faults.is_empty() {
+            true => !kind.by_name,
+            false => self.faults.iter().any(|name| name == kind.name),
         };
         Ok(KINDS.iter().filter(wanted).filter(|kind| (kind.is_possible)(sandbox)).collect())
     }
@@ -120,7 +123,9 @@ fn run_in(
     kinds: Vec<&'static Kind>,
 ) -> Result<(String, bool), String> {
     let mut rng = Rng::new(settings.seed);
-    let fleet = Fleet::new(folder, settings.dkc.clone(), settings.etcd.clone(), sandbox)?;
+    let remembers = kinds.iter().any(|kind| faults::OF_SYNCS.contains(&kind.name));
+    let programs = (settings.dkc.clone(), settings.etcd.clone());
+    let fleet = Fleet::new(folder, programs, sandbox, remembers)?;
     let addresses: Vec<_> =
         fleet.members.iter().map(|one| (one.name.clone(), one.address)).collect();
     let network = Network::new(sandbox, &addresses)?;
@@ -167,6 +172,9 @@ fn run_in(
 
     let history = recorder.finish();
     violations.extend(judge(&history, &probes));
+    let stalled = |begun, ended| stalls.between(begun, ended);
+    violations.extend(judge_silence(&probes, &nemesis.spans, stalled));
+    violations.extend(judge_copies(&nemesis.field.fleet.node_logs(), nemesis.spans.len()));
     let surprises =
         std::mem::take(&mut *surprises.lock().unwrap_or_else(|failed| failed.into_inner()));
     violations.extend(surprises.iter().map(|what| broken("answers", what)));

@@ -153,6 +153,17 @@ fn run(mut probe: Probe, mut silence: Silence, gateways: &[String], stop: &Atomi
     probe
 }
 
+/// The times without an answer in a shard that overlap none of these spans.
+pub fn silences(probe: &Probe, others: &[(Instant, Instant)]) -> Vec<(Instant, Instant)> {
+    let answered = probe.ops.iter().filter(|op| op.outcome == Outcome::Applied);
+    let times: Vec<_> = answered.map(|op| op.done).collect();
+    let pairs = times.windows(2).map(|pair| (pair[0], pair[1]));
+    let is_clear = |&(begun, ended): &(Instant, Instant)| {
+        others.iter().all(|&(from, to)| ended <= from || begun >= to)
+    };
+    pairs.filter(is_clear).collect()
+}
+
 /// The longest time without an answer in any shard that overlaps one of these spans, and none of the
 /// others. It is the silence that must be clear of them: it may outlast the fault that it meets by far.
 pub fn longest_gap(

@@ -46,6 +46,11 @@ impl Stalls {
         sum(&self.lock(), begun, now)
     }
 
+    /// How long between two moments.
+    pub fn between(&self, begun: Instant, ended: Instant) -> Duration {
+        sum(&self.lock(), begun, ended)
+    }
+
     /// How long in all.
     pub fn total(&self) -> Duration {
         self.lock().iter().map(|(_, late)| late).sum()

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use super::nemesis::Span;
-use super::probes::longest_gap;
+use super::probes::{longest_gap, silences};
 use crate::cluster::load::Probe;
 use crate::sim::checker::{self, Violation};
 use crate::sim::history::{Ask, History, Outcome};
@@ -24,6 +24,8 @@ const PROMISES: &[(&str, &[&str])] = &[
     ("answers against the contract", &["answers"]),
     ("processes that ended by themselves, or not as they should", &["ends"]),
     ("not healed, or copies that differ", &["heals"]),
+    ("silent for long though no fault explains it", &["silence"]),
+    ("whole copies sent again and again", &["copies"]),
 ];
 
 /// Everything that a client could complain about, each breach by itself.
@@ -36,6 +38,53 @@ pub fn judge(history: &History, probes: &[Probe]) -> Vec<Violation> {
     checker::bounded::check(history, &mut violations);
     let wrong = probes.iter().flat_map(|probe| &probe.wrong);
     violations.extend(wrong.map(|detail| broken("bounds", detail)));
+    violations
+}
+
+/// No shard is silent for longer than this while no fault is at work, a tenth of which is usual. What this machine did not
+/// run us does not count.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
+
+/// Shards that were silent for too long with no fault within `spans` that could be why.
+pub fn judge_silence(
+    probes: &[Probe],
+    spans: &[Span],
+    stalled: impl Fn(Instant, Instant) -> Duration,
+) -> Vec<Violation> {
+    let faults: Vec<_> = spans.iter().map(reach).collect();
+    let mut violations = Vec::new();
+    for probe in probes {
+        for (begun, ended) in silences(probe, &faults) {
+            let length = (ended - begun).saturating_sub(stalled(begun, ended));
+            if length > SILENCE_MAX {
+                let seconds = length.as_secs_f32();
+                let detail = format!("{}: no answer for {seconds:.1} s, with no fault", probe.key);
+                violations.push(broken("silence", &detail));
+            }
+        }
+    }
+    violations
+}
+
+/// A copy that is cut off or comes too late is sent once more; one that never ends well is sent for ever, which heals
+/// nothing and costs a disk. So many for a node and a shard, and as many again for each fault, are never usual.
+const COPIES_MAX: usize = 2;
+
+/// Shards of which a node has received too many whole copies, by the nodes' logs: name and text.
+pub fn judge_copies(logs: &[(String, String)], faults: usize) -> Vec<Violation> {
+    let most = COPIES_MAX * (1 + faults);
+    let mut violations = Vec::new();
+    for (node, log) in logs {
+        let mut received: BTreeMap<&str, usize> = BTreeMap::new();
+        for line in log.lines().filter(|line| line.contains("copy received")) {
+            let shard = line.split_whitespace().find(|word| word.starts_with("shard="));
+            *received.entry(shard.unwrap_or("no shard")).or_default() += 1;
+        }
+        for (shard, count) in received.into_iter().filter(|&(_, count)| count > most) {
+            let detail = format!("{node}: {count} copies of {shard} after {faults} faults");
+            violations.push(broken("copies", &detail));
+        }
+    }
     violations
 }
 
@@ -244,6 +293,45 @@ mod tests {
         check(Use::Digits, &[(add(0), APPLIED), (Ask::Read, old)], &["bounded"]);
         let young = Outcome::Stale { value: 0, as_of: 0 };
         check(Use::Digits, &[(add(0), APPLIED), (Ask::Read, young)], &[]);
+    }
+
+    /// A prober is answered at 100 s and at 130 s; a fault lasts so long, and this machine stood still for so long.
+    #[track_caller]
+    fn check_silence(fault: (u64, u64), stalled: u64, want: usize) {
+        use crate::cluster::http::Outcome::Applied;
+        let zero = Instant::now();
+        let at = |second| zero + Duration::from_secs(second);
+        let op = |second| crate::cluster::load::Op {
+            sent: at(second),
+            done: at(second),
+            is_read: false,
+            outcome: Applied,
+        };
+        let probe = Probe { ops: vec![op(100), op(130), op(131)], ..Probe::default() };
+        let span = Span { kind: "kill", begun: at(fault.0), healed: at(fault.1) };
+        let stalls = |_, _| Duration::from_secs(stalled);
+        assert_eq!(judge_silence(&[probe], &[span], stalls).len(), want);
+    }
+
+    #[test]
+    fn a_silence_that_no_fault_explains_is_noticed() {
+        check_silence((10, 20), 0, 1);
+        check_silence((140, 150), 0, 1);
+        check_silence((110, 111), 0, 0);
+        // Within its aftermath.
+        check_silence((90, 99), 0, 0);
+        check_silence((10, 20), 11, 0);
+    }
+
+    #[test]
+    fn copies_sent_again_and_again_are_noticed() {
+        let log = |count: usize| {
+            let line = "INFO copy received shard=3 transfer=7 from=00ff\n".repeat(count);
+            [("node-1".to_owned(), format!("{line}INFO copy received shard=4 transfer=1\n"))]
+        };
+        assert_eq!(judge_copies(&log(6), 2).len(), 0);
+        assert_eq!(judge_copies(&log(7), 2).len(), 1);
+        assert_eq!(judge_copies(&log(7), 3).len(), 0);
     }
 
     #[test]

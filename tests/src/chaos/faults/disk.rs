@@ -156,3 +156,57 @@ fn find(folder: &Path, wanted: &dyn Fn(&str) -> bool, found: &mut Vec<PathBuf>) 
         }
     }
 }
+
+/// Each sync of some nodes takes up to five seconds: they answer, and can't acknowledge anything.
+#[derive(Default)]
+pub struct Slow {
+    victims: Vec<String>,
+}
+
+const SLOW_MS: (u32, u32) = (200, 5_000);
+
+impl Fault for Slow {
+    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
+        if !field.fleet.has_disks() {
+            return Err("no way to delay a sync".to_owned());
+        }
+        let count = field.rng.between(1, 2) as usize;
+        self.victims = field.some(Role::Node, count);
+        for victim in &self.victims {
+            field.fleet.set_disk(victim, SLOW_MS, 0)?;
+        }
+        Ok(self.victims.join(", "))
+    }
+
+    fn heal(&mut self, field: &mut Field) {
+        for victim in &self.victims {
+            if let Err(why) = field.fleet.set_disk(victim, (0, 0), 0) {
+                field.broken.push(why);
+            }
+        }
+    }
+}
+
+/// One sync of one node fails. What it was to cover may be on the disk or not: the process ends, as it must.
+#[derive(Default)]
+pub struct Failing {
+    victim: String,
+}
+
+impl Fault for Failing {
+    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
+        if !field.fleet.has_disks() {
+            return Err("no way to fail a sync".to_owned());
+        }
+        self.victim = field.fleet.victim(&mut field.rng);
+        field.fleet.explain(&self.victim, &[DISK_ERROR]);
+        field.fleet.set_disk(&self.victim, (0, 0), 1)?;
+        Ok(self.victim.clone())
+    }
+
+    fn heal(&mut self, field: &mut Field) {
+        if let Err(why) = field.fleet.set_disk(&self.victim, (0, 0), 0) {
+            field.broken.push(why);
+        }
+    }
+}

@@ -1,11 +1,15 @@
 //! Data folders that are not what they were: put back to an older state, or there twice.
 
 use std::process::Child;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::{Fault, Field};
 use crate::chaos::fleet::Role;
 use crate::chaos::sandbox::run;
+use crate::cluster::http::{Client, DEADLINE};
 
 const REFUSED: i32 = 4;
 
@@ -130,4 +134,55 @@ impl Fault for Clone {
         let copy = field.fleet.data(&self.victim).with_file_name("copy");
         let _was_removed = std::fs::remove_dir_all(copy);
     }
+}
+
+/// A node is away while more comes in than its peers keep of their logs: only a whole copy can fill it then.
+#[derive(Default)]
+pub struct BigLag {
+    victim: String,
+    stop: Arc<AtomicBool>,
+    writer: Option<JoinHandle<u64>>,
+}
+
+/// Nobody counts there: these counters are only to fill logs.
+const BALLAST: &str = "ballast";
+
+impl Fault for BigLag {
+    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
+        self.victim = field.any(&[Role::Node]);
+        field.fleet.hold(&self.victim);
+        let (gateways, stop) = (field.fleet.gateways(), self.stop.clone());
+        self.writer = Some(std::thread::spawn(move || fill_logs(&gateways, &stop)));
+        Ok(self.victim.clone())
+    }
+
+    fn heal(&mut self, field: &mut Field) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(Ok(bytes)) = self.writer.take().map(JoinHandle::join) {
+            crate::note(&format!("{:>15}  {} MiB of keys came in meanwhile", "", bytes >> 20));
+        }
+        field.fleet.release(&self.victim);
+    }
+}
+
+/// Adds to new counters of long names until it is to stop. Returns how many bytes of names were taken.
+fn fill_logs(gateways: &[String], stop: &AtomicBool) -> u64 {
+    const NAME_BYTES: usize = 800;
+    const AT_ONCE: usize = 100;
+    let mut clients: Vec<_> = gateways.iter().map(|gateway| Client::new(gateway)).collect();
+    let (mut bytes, mut next) = (0, 0_u64);
+    while !stop.load(Ordering::Relaxed) {
+        let at = next as usize % clients.len();
+        let names = (0..AT_ONCE).map(|item| format!("{}-{next}-{item}\n", "x".repeat(NAME_BYTES)));
+        let body: String = names.collect();
+        let path = format!("/v1/counters/{BALLAST}/increment");
+        let headers = [("Content-Type", "text/plain")];
+        let answer = clients[at].call("POST", &path, &headers, body.as_bytes(), DEADLINE);
+        if answer.is_ok_and(|answer| answer.status == 200) {
+            bytes += body.len() as u64;
+        }
+        next += 1;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    bytes
 }

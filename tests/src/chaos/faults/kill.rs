@@ -138,3 +138,54 @@ impl Fault for Rolling {
 
     fn heal(&mut self, _field: &mut Field) {}
 }
+
+/// All nodes lose their power at the same moment: with the processes goes whatever no sync has covered.
+#[derive(Default)]
+pub struct Power {
+    victims: Vec<String>,
+}
+
+impl Fault for Power {
+    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
+        if !field.fleet.has_disks() {
+            return Err("no way to know what was synced".to_owned());
+        }
+        self.victims = field.fleet.names(Role::Node);
+        for victim in &self.victims {
+            field.fleet.hold(victim);
+        }
+        let (mut files, mut names) = (0, 0);
+        for victim in &self.victims {
+            match field.fleet.cut_power(victim) {
+                Ok(lost) => (files, names) = (files + lost.files, names + lost.names),
+                Err(why) => field.broken.push(why),
+            }
+        }
+        Ok(format!("all nodes: bytes of {files} files and {names} names were not synced"))
+    }
+
+    fn heal(&mut self, field: &mut Field) {
+        for victim in &self.victims {
+            field.fleet.release(victim);
+        }
+    }
+}
+
+/// One process dies and is started again at another port: whoever keeps its address has an old one.
+#[derive(Default)]
+pub struct Move {
+    victim: String,
+}
+
+impl Fault for Move {
+    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
+        self.victim = field.any(&[Role::Node, Role::Node, Role::Node, Role::Coordinator]);
+        field.fleet.hold(&self.victim);
+        let port = field.fleet.move_port(&self.victim);
+        Ok(format!("{} to port {port}", self.victim))
+    }
+
+    fn heal(&mut self, field: &mut Field) {
+        field.fleet.release(&self.victim);
+    }
+}
