@@ -114,6 +114,8 @@ def drawn(panel, asked):
 def written(value, unit):
     if unit == "bytes":
         return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
+    if unit == "percentunit":
+        return f"{100 * value:.0f} %"
     if unit == "s":
         return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.1f} s"
     return f"{value:.0f}/s" if unit in ["reqps", "ops"] else f"{value:g}"

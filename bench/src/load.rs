@@ -11,12 +11,12 @@ use std::fmt::Write;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
 use crate::histogram::Histogram;
-use crate::http::{Connection, Media, Request, Url};
+use crate::http::{Connection, Media, Request, Token, Url};
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -32,6 +32,8 @@ pub struct Load {
     pub batch: usize,
     /// How a batch is written.
     pub media: Media,
+    /// Each request has an `Idempotency-Key` of its own.
+    pub keyed: bool,
     /// Increments go to keys `k0` to `k{keys-1}`, evenly, at random.
     pub keys: u64,
     /// Goes first, and is not measured.
@@ -179,6 +181,8 @@ struct Requests {
     media: Media,
     keys: u64,
     random: Random,
+    /// What the tokens of this client begin with, if requests have any, and how many there were.
+    tokens: Option<(String, u64)>,
     /// The path of a single increment, or the body of a batch: kept for its memory.
     text: String,
 }
@@ -191,17 +195,26 @@ impl Requests {
             media: load.media,
             keys: load.keys,
             random: Random::new(seed),
+            tokens: load.keyed.then(|| (token_prefix(seed), 0)),
             text: String::new(),
         }
     }
 
     fn next(&mut self, url: &Url) -> Request {
-        let Self { namespace, batch, media, keys, random, text } = self;
+        let Self { namespace, batch, media, keys, random, tokens, text } = self;
         text.clear();
+        let token = tokens.as_mut().map(|(prefix, count)| {
+            *count += 1;
+            Token { key: format!("{prefix}-{count}"), issued_at_ms: None }
+        });
+        let post = |path: &str, media, body: &[u8]| match &token {
+            Some(token) => Request::post_once(url, path, DEADLINE, media, token, body),
+            None => Request::post(url, path, DEADLINE, media, body),
+        };
         if *batch == 1 {
             let key = random.below(*keys);
             append(text, format_args!("/v1/counters/{namespace}/k{key}/increment"));
-            return Request::post(url, text, DEADLINE, Media::Json, b"");
+            return post(text, Media::Json, b"");
         }
         match media {
             Media::Text => {
@@ -218,8 +231,14 @@ impl Requests {
             }
         }
         let path = format!("/v1/counters/{namespace}/increment");
-        Request::post(url, &path, DEADLINE, *media, text.as_bytes())
+        post(&path, *media, text.as_bytes())
     }
+}
+
+/// Another one in each run, and for each client.
+fn token_prefix(client: u64) -> String {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("bench-{:x}-{client}", since_1970.as_nanos())
 }
 
 fn append(text: &mut String, what: std::fmt::Arguments<'_>) {

@@ -25,6 +25,11 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
+    /// There is no room for the token's record: there will be, as others are forgotten.
+    pub(crate) fn is_quota(&self) -> bool {
+        matches!(self, Self::Later { why, .. } if why.starts_with("quota"))
+    }
+
     pub(crate) fn why(&self) -> &str {
         match self {
             Self::Never(why) | Self::Later { why, .. } | Self::Unknown(why) | Self::TooOld(why) => {

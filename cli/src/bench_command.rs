@@ -34,6 +34,9 @@ pub(crate) struct Args {
     /// How a batch is written
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
+    /// Give each request an Idempotency-Key of its own
+    #[arg(long)]
+    keyed: bool,
     /// Threads of the generator
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     threads: u32,
@@ -110,6 +113,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
             Format::Text => Media::Text,
             Format::Json => Media::Json,
         },
+        keyed: args.keyed,
         keys: args.keys,
         warm_up: Duration::from_secs(args.warm_up),
         measured: Duration::from_secs(args.seconds),

@@ -71,7 +71,7 @@ impl Gateways {
     }
 
     /// Sends it under one token until it is known what became of it, for as long as `give_up` at most. What is refused
-    /// while nothing is in doubt is told at once: whoever asked may do so again.
+    /// while nothing is in doubt ends it at once, but for want of room for the token, which comes with time.
     pub(crate) async fn write(
         &mut self,
         path: &str,
@@ -104,9 +104,9 @@ impl Gateways {
                     Refusal::Never(_) | Refusal::Later { .. } | Refusal::TooOld(_) => break,
                 }
             }
-            let Some(doubt) = &doubt else { return Err(refusal) };
-            if begun.elapsed() >= give_up || matches!(refusal, Refusal::TooOld(_)) {
-                return Err(Refusal::Unknown(doubt.clone()));
+            let goes_on = doubt.is_some() || refusal.is_quota();
+            if !goes_on || begun.elapsed() >= give_up || matches!(refusal, Refusal::TooOld(_)) {
+                return Err(doubt.map_or(refusal, Refusal::Unknown));
             }
             tokio::time::sleep(AGAIN_AFTER).await;
         }

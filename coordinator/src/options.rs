@@ -16,6 +16,8 @@ const SHARDS_MAX: i64 = 65_536;
 const REPLICAS_MAX: i64 = 15;
 /// Shorter than a failover and a few retries it would protect nobody.
 const WINDOW_S_MIN: i64 = 10;
+/// A thousandth of the default: below, hardly a client gets a record.
+const BYTES_MIN: u64 = 8 << 20;
 /// A week; each record takes its place for three windows.
 const WINDOW_S_MAX: i64 = 604_800;
 
@@ -65,6 +67,15 @@ pub struct Options {
         value_parser = clap::value_parser!(u32).range(WINDOW_S_MIN..=WINDOW_S_MAX)
     )]
     pub idempotency_window: Option<u32>,
+    /// Bytes that the records of Idempotency-Keys may take in each copy of the cluster, so replicas times that in
+    /// all. Absent: as it is (8589934592, 8 GiB, for a new cluster).
+    #[arg(
+        long,
+        env = "DKC_IDEMPOTENCY_BYTES",
+        value_name = "BYTES",
+        value_parser = clap::value_parser!(u64).range(BYTES_MIN..)
+    )]
+    pub idempotency_bytes: Option<u64>,
     /// Shards are placed as soon as this many nodes are there. Absent: once enough are and none has come for 3 s.
     #[arg(long, env = "DKC_EXPECT_NODES", value_parser = clap::value_parser!(u32).range(1..))]
     pub expect_nodes: Option<u32>,
@@ -104,6 +115,7 @@ impl Options {
             idempotency_window_ms: self
                 .idempotency_window
                 .map(|seconds| u64::from(seconds) * 1_000),
+            idempotency_bytes: self.idempotency_bytes,
         }
     }
 
@@ -187,8 +199,7 @@ mod tests {
             min_in_sync: 2,
             hash: 1,
             incarnation: 1,
-            idempotency_window_ms: 3_600_000,
-            idempotency_records_max: 1,
+            idempotency: engine::idempotency::Settings::default(),
         };
         let difference = parse(flags).expect("good flags").difference(&meta);
         match want {

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use crate::digest;
 use crate::entry::{Body, Entry, Position};
-use crate::idempotency::{Buckets, Limits, Record, RecordId, Scope, TokenOutcome, Verdict};
+use crate::idempotency::{Asked, Buckets, Limits, Record, RecordId, Scope, TokenOutcome, Verdict};
 use crate::ids::{Slot, Slots, TimeMs};
 use crate::key::{self, CounterKey};
 use crate::memory;
@@ -149,6 +149,7 @@ pub fn apply(
     loaded: &Loaded,
     limits: &Limits,
 ) -> Option<Answer> {
+    state.tokens.pass(limits, state.applied.time, entry.time);
     state.applied = entry.position();
     let batch = match &entry.body {
         Body::Ops(batch) => batch,
@@ -224,14 +225,16 @@ impl Applying<'_> {
     ) -> TokenOutcome {
         let id = record_id(group, ops, self.state.slots);
         let ops = group.of(ops);
+        let namespace = ops[0].counter.namespace();
         let asked = ops.iter().filter(|op| op.kind.needs_value()).count();
         let planted = self.limits.planted;
         let mut found = self.tables.record(id, planted).or_else(|| self.loaded.records.get(&id));
         if group.tag.scope == Scope::Batch && Planted::PartAppliedAgain.is_in(planted) {
             found = None;
         }
-        let asks = (group.tag, group.issued, asked);
-        match self.state.tokens.judge(self.limits, self.time, asks, found) {
+        let asks = Asked { tag: group.tag, issued: group.issued, namespace, values: asked };
+        let at = (self.state.slots, self.time);
+        match self.state.tokens.judge(self.limits, at, asks, found) {
             Verdict::Replay(recorded) => {
                 values.extend(recorded);
                 TokenOutcome::Replayed
@@ -244,9 +247,10 @@ impl Applying<'_> {
                 let mut own = Vec::new();
                 self.apply_ops(ops, &mut own);
                 values.extend(&own);
-                let fingerprint = group.tag.fingerprint;
+                let fingerprint = group.tag.fingerprint as u64;
                 let record = Record { bucket, fingerprint, values: own };
-                self.state.tokens.add(bucket, layout::record_share(id, &record));
+                let share = layout::record_share(id, &record);
+                self.state.tokens.add(self.limits, namespace, bucket, share);
                 self.tables.active.put_record(id, record);
                 TokenOutcome::Applied
             }
@@ -293,10 +297,13 @@ impl Applying<'_> {
 mod tests {
     use super::*;
     use crate::batch::{Batch, Codec};
-    use crate::idempotency::Tag;
+    use crate::idempotency::{self, IssueTime, Tag};
     use crate::ids::{Bseq, Epoch, Revision, SessionId, TimeMs};
 
-    const LIMITS: Limits = Limits { window_ms: 6_000, records_max: 3, planted: None };
+    /// A bucket is a second; room for two records with a value and what a third may need at most.
+    const LIMITS: Limits = Limits { settings: SETTINGS, planted: None };
+    const SETTINGS: idempotency::Settings =
+        idempotency::Settings { window_ms: 6_000, buckets: 6, bytes_max: 130, namespaces_max: 4 };
 
     struct Shard {
         state: ShardState,
@@ -425,7 +432,8 @@ mod tests {
             let mut payload = ops::begin();
             for &(scope, (hash, fingerprint), issued, group) in groups {
                 let tag = Tag { scope, hash, fingerprint };
-                ops::put_token(&mut payload, &tag, TimeMs(issued), group.len());
+                let issued = IssueTime::Stated(TimeMs(issued));
+                ops::put_token(&mut payload, &tag, issued, group.len());
                 for &(key, kind) in group {
                     ops::put(&mut payload, &Op { counter: counter(key), kind });
                 }
@@ -520,11 +528,15 @@ mod tests {
     fn an_expired_record_does_not_exist() {
         let mut shard = shard();
         shard.one(1_000, (1, 1), (5, Applied));
-        assert_eq!(shard.entry(13_999, Body::Expire { bucket: 1 }), None);
-        shard.one(13_999, (1, 1), (5, Replayed));
-        assert_eq!(shard.entry(14_000, Body::Expire { bucket: 1 }), None);
+        // Time passes in steps: a single one of so much would be a leap.
+        for time in (3_000..14_000).step_by(1_000) {
+            assert_eq!(shard.entry(time, Body::Barrier), None);
+        }
+        assert_eq!(shard.entry(14_749, Body::Expire { bucket: 1 }), None);
+        shard.one(14_749, (1, 1), (5, Replayed));
+        assert_eq!(shard.entry(14_750, Body::Expire { bucket: 1 }), None);
         assert_eq!(shard.state.tokens.records(), 0);
-        shard.one(14_000, (1, 1), (10, Applied));
+        shard.one(14_750, (1, 1), (10, Applied));
     }
 
     #[test]
@@ -551,9 +563,11 @@ mod tests {
         shard.one(1_500, (2, 2), (10, Applied));
         let frozen = std::mem::take(&mut shard.tables.active).freeze();
         let shares = frozen.records().map(|(id, record)| layout::record_share(id, record));
-        let sum = shares.fold(0, u128::wrapping_add);
-        let bucket = crate::idempotency::Bucket { records: 2, digest: sum };
-        assert_eq!(shard.state.tokens.live, [(1, bucket)].into());
+        let mut counted = idempotency::Counted::default();
+        shares.for_each(|(share, bytes)| counted.add(1, share, bytes));
+        assert!(shard.state.tokens.agrees(&counted));
+        counted.add(1, 0, 1);
+        assert!(!shard.state.tokens.agrees(&counted));
     }
 
     #[test]
@@ -564,7 +578,7 @@ mod tests {
         ];
         let group = |scope, first| {
             let tag = Tag { scope, hash: first as u128, fingerprint: 0 };
-            Tokened { tag, issued: TimeMs(0), first, count: 1 }
+            Tokened { tag, issued: IssueTime::Stated(TimeMs(0)), first, count: 1 }
         };
         let tokened = vec![group(Scope::Batch, 0), group(Scope::Counter, 1)];
         let needs = needs(&Decoded::Ops(Ops { ops, tokened }), Slots { lo: 7, hi: 9 });

@@ -199,8 +199,9 @@ pub enum FromFollower {
     /// Said before the ack of message `n`. Later slices of the shard are skipped until a resume.
     Reject { n: u64, shard: ShardId, reason: Reject },
     /// Answers a heartbeat: echoes `sent`; age of the last successful fsync; whether the disk has no
-    /// room for entries; newest digests of the shards that the asker leads, where they are new.
-    Alive { sent: u64, fsync_age_ms: u64, full: bool, digests: Vec<DigestPoint> },
+    /// room for entries; what this node's wall clock says; newest digests of the shards that the
+    /// asker leads, where they are new.
+    Alive { sent: u64, fsync_age_ms: u64, full: bool, wall: TimeMs, digests: Vec<DigestPoint> },
     /// Those of the asked shards that have promised more.
     ReadIndex { round: u64, newer: Vec<(ShardId, Epoch)> },
     /// How far must these shards be applied to hold all that is acknowledged by now?

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use crate::batch::{Batch, Codec};
 use crate::codec::{Malformed, Reader, put_bytes, put_varint, put_varint_i128, varint_i128_len};
-use crate::idempotency::{Scope, Tag};
+use crate::idempotency::{IssueTime, Scope, Tag};
 use crate::ids::TimeMs;
 use crate::key::CounterKey;
 use crate::memory;
@@ -24,6 +24,8 @@ const KIND_ADD_RETURNING: u8 = 1;
 const KIND_DELETE: u8 = 2;
 /// Not an op: a token, for the ops that follow.
 const KIND_TOKEN: u8 = 3;
+/// Beside a token's scope: its issue time is the shard's, as the gateway has heard it.
+const HEARD: u8 = 2;
 
 /// LZ4 pays for itself from here on (DESIGN §6).
 pub const COMPRESS_BYTES_MIN: usize = 512;
@@ -67,7 +69,7 @@ pub struct Ops {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Tokened {
     pub tag: Tag,
-    pub issued: TimeMs,
+    pub issued: IssueTime,
     /// Place of the first one among all ops, and how many there are.
     pub first: usize,
     pub count: usize,
@@ -135,11 +137,12 @@ pub fn size(op: &Op) -> usize {
 }
 
 /// Says that the next `count` ops have a token.
-pub fn put_token(out: &mut Vec<u8>, tag: &Tag, issued: TimeMs, count: usize) {
-    out.extend_from_slice(&[KIND_TOKEN, tag.scope as u8]);
+pub fn put_token(out: &mut Vec<u8>, tag: &Tag, issued: IssueTime, count: usize) {
+    let heard = if matches!(issued, IssueTime::Heard(_)) { HEARD } else { 0 };
+    out.extend_from_slice(&[KIND_TOKEN, tag.scope as u8 | heard]);
     out.extend_from_slice(&tag.hash.to_le_bytes());
     out.extend_from_slice(&tag.fingerprint.to_le_bytes());
-    put_varint(out, issued.0);
+    put_varint(out, issued.time().0);
     put_varint(out, count as u64);
 }
 
@@ -205,7 +208,8 @@ pub fn decode(payload: Bytes) -> Result<Ops, OpsError> {
 }
 
 fn decode_token(from: &mut Reader, first: usize) -> Result<Tokened, OpsError> {
-    let scope = match from.u8("token scope")? {
+    let head = from.u8("token scope")?;
+    let scope = match head & !HEARD {
         0 => Scope::Counter,
         1 => Scope::Batch,
         _ => return Err(OpsError::Unknown("token scope")),
@@ -213,6 +217,10 @@ fn decode_token(from: &mut Reader, first: usize) -> Result<Tokened, OpsError> {
     let hash = from.u128_le("token hash")?;
     let fingerprint = from.u128_le("token fingerprint")?;
     let issued = TimeMs(from.varint("token issue time")?);
+    let issued = match head & HEARD {
+        0 => IssueTime::Stated(issued),
+        _ => IssueTime::Heard(issued),
+    };
     let count = from.count("token ops")?;
     if count == 0 || scope == Scope::Counter && count != 1 {
         return Err(OpsError::Malformed("token ops"));
@@ -293,17 +301,18 @@ mod tests {
     #[test]
     fn a_token_stands_before_its_ops() {
         let mut out = begin();
-        put_token(&mut out, &tag(Scope::Batch), TimeMs(300), 2);
+        let issued = IssueTime::Heard(TimeMs(300));
+        put_token(&mut out, &tag(Scope::Batch), issued, 2);
         ops().iter().for_each(|op| put(&mut out, op));
         let head = [
-            &[1, 3, 1, 2, 1][..],
+            &[1, 3, 1 | 2, 2, 1][..],
             &[0; 14], // the hash
             &[3],
             &[0; 15],         // the fingerprint
             &[0xac, 2, 2, 0], // issue time, count, the first op's kind
         ];
         assert_eq!(out[..head.concat().len()], head.concat());
-        let (issued, first, count) = (TimeMs(300), 0, 2);
+        let (first, count) = (0, 2);
         let tokened = vec![Tokened { tag: tag(Scope::Batch), issued, first, count }];
         assert_eq!(decode(out.into()), Ok(Ops { ops: ops(), tokened }));
     }
@@ -312,10 +321,10 @@ mod tests {
     fn a_token_without_its_ops_or_among_those_of_another_is_malformed() {
         let check = |scope, count, rest: &[&Op], then: bool, want| {
             let mut out = begin();
-            put_token(&mut out, &tag(scope), TimeMs(0), count);
+            put_token(&mut out, &tag(scope), IssueTime::Stated(TimeMs(0)), count);
             rest.iter().for_each(|op| put(&mut out, op));
             if then {
-                put_token(&mut out, &tag(scope), TimeMs(0), 1);
+                put_token(&mut out, &tag(scope), IssueTime::Stated(TimeMs(0)), 1);
                 put(&mut out, &ops()[0]);
             }
             assert_eq!(decode(out.into()), Err(OpsError::Malformed(want)));

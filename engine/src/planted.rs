@@ -32,6 +32,14 @@ pub enum Planted {
     RecordNotInFrozen,
     /// A bucket of records is dropped as soon as it ends.
     ExpireTooEarly,
+    /// A record is as old as its entry, though its request says that it was issued later.
+    BucketIgnoresIssueTime,
+    /// Records age by a leap of shard time.
+    LeapAgesRecords,
+    /// Shard time follows the primary's own wall clock.
+    OwnClockTrusted,
+    /// One namespace may take all that there is for records.
+    ShareIgnored,
     /// Operations with a token are applied however long ago they were issued.
     IssueTimeNotJudged,
     /// Whatever was done under a token answers every request with it.
@@ -125,7 +133,7 @@ pub enum Planted {
 }
 
 impl Planted {
-    pub const ALL: [Self; 58] = [
+    pub const ALL: [Self; 62] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -139,6 +147,10 @@ impl Planted {
         Self::AgeFromAnswer,
         Self::RecordNotInFrozen,
         Self::ExpireTooEarly,
+        Self::BucketIgnoresIssueTime,
+        Self::LeapAgesRecords,
+        Self::OwnClockTrusted,
+        Self::ShareIgnored,
         Self::IssueTimeNotJudged,
         Self::FingerprintIgnored,
         Self::PartAppliedAgain,

@@ -5,6 +5,7 @@
 use bytes::Bytes;
 
 use crate::codec::{Malformed, Reader, put_bytes, put_varint};
+use crate::idempotency;
 use crate::ids::Boot;
 
 const FORMAT: u8 = 1;
@@ -20,10 +21,7 @@ pub struct Meta {
     pub hash: u8,
     /// Rises when etcd was restored from a backup.
     pub incarnation: u32,
-    /// How long an idempotency record is kept.
-    pub idempotency_window_ms: u64,
-    /// How many of them a shard keeps.
-    pub idempotency_records_max: u64,
+    pub idempotency: idempotency::Settings,
 }
 
 /// `store/{uuid}`: one per disk, for ever.
@@ -85,8 +83,12 @@ impl Meta {
         put_varint(&mut out, u64::from(self.shards));
         out.extend_from_slice(&[self.replicas, self.min_in_sync, self.hash]);
         put_varint(&mut out, u64::from(self.incarnation));
-        put_varint(&mut out, self.idempotency_window_ms);
-        put_varint(&mut out, self.idempotency_records_max);
+        let idempotency::Settings { window_ms, buckets, bytes_max, namespaces_max } =
+            self.idempotency;
+        put_varint(&mut out, window_ms);
+        put_varint(&mut out, buckets.into());
+        put_varint(&mut out, bytes_max);
+        put_varint(&mut out, namespaces_max.into());
         out
     }
 
@@ -99,8 +101,12 @@ impl Meta {
             min_in_sync: from.u8("min_in_sync")?,
             hash: from.u8("hash id")?,
             incarnation: from.varint_u32("incarnation")?,
-            idempotency_window_ms: from.varint("idempotency window")?,
-            idempotency_records_max: from.varint("idempotency records")?,
+            idempotency: idempotency::Settings {
+                window_ms: from.varint("idempotency window")?,
+                buckets: from.varint_u32("idempotency buckets")?,
+                bytes_max: from.varint("idempotency bytes")?,
+                namespaces_max: from.varint_u32("idempotency namespaces")?,
+            },
         };
         from.finish("meta record")?;
         Ok(meta)
@@ -198,8 +204,7 @@ mod tests {
             min_in_sync: 2,
             hash: 1,
             incarnation: 1,
-            idempotency_window_ms: 3_600_000,
-            idempotency_records_max: 1_000_000,
+            idempotency: idempotency::Settings::default(),
         };
         assert_eq!(Meta::decode(&meta.encode()), Ok(meta));
         let store = StoreRecord {

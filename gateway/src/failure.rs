@@ -87,7 +87,7 @@ fn told(failure: Failure) -> (Kind, &'static str) {
         ),
         Failure::TokenQuota => (
             Kind::Quota,
-            "the counter's shard remembers as many Idempotency-Keys as it may: it forgets the oldest in time",
+            "the records of Idempotency-Keys fill what this namespace may hold of the counter's shard: the oldest go in time",
         ),
         Failure::ResultGone => {
             (Kind::SessionLost, "it was applied earlier, and its result is no longer known")

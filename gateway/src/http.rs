@@ -157,7 +157,7 @@ impl Front {
 
     async fn answer(&self, request: Request<Incoming>) -> Response {
         let (parts, mut body) = request.into_parts();
-        let head = request::head(&parts);
+        let head = request::head(&parts).and_then(|head| head.at(self.lanes.clock()));
         let operation = head.as_ref().map_or(Operation::None, |head| Operation::of(&head.route));
         let timeout = head.as_ref().map_or(DRAIN_WITHIN, |head| head.timeout);
         let deadline = Deadline::after(&self.lanes, timeout);

@@ -12,18 +12,20 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use engine::batcher::{
     Effect, Event, Failure, ReadValues, Settings, Worker as Machine, WriteResult,
 };
 use engine::idempotency::Token;
-use engine::ids::Now;
+use engine::ids::{Now, TimeMs};
 use engine::key::CounterKey;
 use engine::message::{Answer, NodeReply};
 use engine::ops::Op;
 use slab::Slab;
 use tokio::time::{Instant as TokioInstant, Sleep, sleep_until};
+
+use crate::request;
 
 /// The machine's number of a request is `count << SLOT_BITS | slot`: it counts up, as the machine wants it, and says
 /// where its waiting future is.
@@ -39,6 +41,8 @@ pub(crate) struct Lanes {
     slots: RefCell<Slots>,
     /// So much is held that nothing more is to be read from clients.
     full: Cell<bool>,
+    /// The newest time of any shard, and when it was that.
+    shard_time: Cell<Option<(TimeMs, Now)>>,
 }
 
 #[derive(Default)]
@@ -72,11 +76,23 @@ impl Lanes {
             turn: RefCell::default(),
             slots: RefCell::default(),
             full: Cell::new(false),
+            shard_time: Cell::new(None),
         })
     }
 
     pub(crate) fn now(&self) -> Now {
         Now(self.started.elapsed().as_micros() as u64)
+    }
+
+    /// What time it is, in ms since 1970 (see [`request::clock`]).
+    pub(crate) fn clock(&self) -> TimeMs {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let wall = TimeMs(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX));
+        let shards = self
+            .shard_time
+            .get()
+            .map(|(time, then)| TimeMs(time.0.saturating_add(self.now().ms_since(then))));
+        request::clock(wall, shards)
     }
 
     /// Too much is held already: whoever asks for more is sent away before the body is read.
@@ -286,6 +302,7 @@ pub(crate) async fn turns(
             }
         }
         lanes.full.set(machine.bytes() >= settings.worker_bytes_max);
+        lanes.shard_time.set(machine.shard_time(now).map(|time| (time, now)));
         world.look(&machine, surroundings_changed);
     }
 }

@@ -220,7 +220,8 @@ fn parameters() -> Value {
             "description": "A String of RFC 8941: the same request with the same key is applied once, and answered as it was first",
             "schema": {"type": "string", "pattern": format!("^\"([ !#-\\[\\]-~]|\\\\[\"\\\\]){{1,{TOKEN_BYTES_MAX}}}\"$")}},
         "issued": {"name": "Idempotency-Issued-At", "in": "header",
-            "description": "Only with Idempotency-Key: when the request was made first, in ms since 1970, the same each time",
+            "description": "Only with Idempotency-Key: when the request was made first, in ms since 1970, the same each time; \
+                no more than 5 minutes ahead of the gateway's clock",
             "schema": {"type": "integer", "minimum": 0, "maximum": i64::MAX}},
     })
 }

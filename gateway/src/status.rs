@@ -325,8 +325,7 @@ mod tests {
                 min_in_sync: 2,
                 hash: 1,
                 incarnation: 4,
-                idempotency_window_ms: 1,
-                idempotency_records_max: 1,
+                idempotency: engine::idempotency::Settings::default(),
             }),
             stores: BTreeMap::from([
                 (StoreId(1), store("node-1", 2, StoreStatus::Active)),

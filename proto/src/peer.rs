@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use engine::codec::Reader;
 use engine::entry::Entry;
-use engine::ids::{CopyNo, Epoch, Seq, ShardId};
+use engine::ids::{CopyNo, Epoch, Seq, ShardId, TimeMs};
 use engine::message::{FromFollower, Reject, Slice, ToFollower};
 
 use crate::Invalid;
@@ -172,8 +172,9 @@ impl From<FromFollower> for wire::FromFollower {
                 shard: u32::from(shard.0),
                 reason: Some(reason.into()),
             }),
-            FromFollower::Alive { sent, fsync_age_ms, full, digests } => {
-                Kind::Alive(wire::Alive { sent, fsync_age_ms, full, digests: each(digests) })
+            FromFollower::Alive { sent, fsync_age_ms, full, wall, digests } => {
+                let (digests, wall_ms) = (each(digests), wall.0);
+                Kind::Alive(wire::Alive { sent, fsync_age_ms, full, digests, wall_ms })
             }
             FromFollower::ReadIndex { round, newer } => {
                 Kind::ReadIndex(wire::ReadIndexAnswer { round, newer: each(newer) })
@@ -218,6 +219,7 @@ impl TryFrom<wire::FromFollower> for FromFollower {
                 sent: alive.sent,
                 fsync_age_ms: alive.fsync_age_ms,
                 full: alive.full,
+                wall: TimeMs(alive.wall_ms),
                 digests: all(alive.digests)?,
             },
             Kind::ReadIndex(answer) => {

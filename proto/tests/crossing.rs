@@ -263,6 +263,7 @@ impl Random {
                 sent: self.number(),
                 fsync_age_ms: self.number(),
                 full: self.flag(),
+                wall: TimeMs(self.number()),
                 digests: self.list(Self::digest),
             },
             5 => FromFollower::ReadIndex {

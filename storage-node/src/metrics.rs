@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use engine::ids::Now;
 use engine::message::{Answer, NodeReply, Refusal};
-use engine::node::Node;
+use engine::node::{Node, TokensTold};
 use telemetry::prometheus_client::metrics::counter::Counter;
 use telemetry::prometheus_client::metrics::family::Family;
 use telemetry::prometheus_client::metrics::gauge::Gauge;
@@ -27,6 +27,10 @@ pub struct NodeMetrics {
     lag_entries: Family<Labels, Gauge>,
     epoch: Family<Labels, Gauge>,
     idempotency_records: Family<Labels, Gauge>,
+    idempotency_bytes: Family<Labels, Gauge>,
+    idempotency_bytes_max: Family<Labels, Gauge>,
+    idempotency_recorded: Counter,
+    idempotency_refused: Counter,
     frozen_shards: Gauge,
     digest_mismatches: Counter,
     durability_violations: Counter,
@@ -43,6 +47,7 @@ pub struct NodeMetrics {
     mismatches_seen: u64,
     violations_seen: u64,
     scrubs_seen: (u64, u64),
+    tokens_seen: TokensTold,
 }
 
 /// Shown from the start, so that the first refusal is seen as a rise.
@@ -79,6 +84,10 @@ impl Default for NodeMetrics {
             lag_entries: Family::default(),
             epoch: Family::default(),
             idempotency_records: Family::default(),
+            idempotency_bytes: Family::default(),
+            idempotency_bytes_max: Family::default(),
+            idempotency_recorded: Counter::default(),
+            idempotency_refused: Counter::default(),
             frozen_shards: Gauge::default(),
             digest_mismatches: Counter::default(),
             durability_violations: Counter::default(),
@@ -94,6 +103,7 @@ impl Default for NodeMetrics {
             mismatches_seen: 0,
             violations_seen: 0,
             scrubs_seen: (0, 0),
+            tokens_seen: TokensTold::default(),
         }
     }
 }
@@ -124,6 +134,26 @@ impl NodeMetrics {
             "idempotency_records",
             "Clients' tokens that each shard led here remembers",
             self.idempotency_records.clone(),
+        );
+        r.register(
+            "idempotency_bytes",
+            "What the records of tokens take in each shard led here",
+            self.idempotency_bytes.clone(),
+        );
+        r.register(
+            "idempotency_bytes_max",
+            "What they may take in each shard led here",
+            self.idempotency_bytes_max.clone(),
+        );
+        r.register(
+            "idempotency_recorded",
+            "Requests with a token that a record was made of, in shards led here",
+            self.idempotency_recorded.clone(),
+        );
+        r.register(
+            "idempotency_refused",
+            "Requests with a token refused for want of room for a record, in shards led here",
+            self.idempotency_refused.clone(),
         );
         r.register("frozen_shards", "Frozen shards led here", self.frozen_shards.clone());
         r.register(
@@ -221,6 +251,10 @@ impl NodeMetrics {
             self.epoch.get_or_create(&labels).set(i64_of(primary.epoch.0));
             let records = view.state.tokens.records();
             self.idempotency_records.get_or_create(&labels).set(i64_of(records));
+            let bytes = view.state.tokens.bytes();
+            self.idempotency_bytes.get_or_create(&labels).set(i64_of(bytes));
+            let bytes_max = node.limits().settings.bytes_max_of(view.state.slots);
+            self.idempotency_bytes_max.get_or_create(&labels).set(i64_of(bytes_max));
             for (&store, follower) in &primary.followers {
                 let labels = vec![shard.clone(), ("node", names.of(store))];
                 let lag = view.last.seq.0.saturating_sub(follower.acked.0);
@@ -234,6 +268,8 @@ impl NodeMetrics {
             self.in_sync_replicas.remove(gone);
             self.epoch.remove(gone);
             self.idempotency_records.remove(gone);
+            self.idempotency_bytes.remove(gone);
+            self.idempotency_bytes_max.remove(gone);
         }
         for gone in self.shown_lags.difference(&shown_lags) {
             self.lag_entries.remove(gone);
@@ -246,6 +282,9 @@ impl NodeMetrics {
         let (scrubs, damages) = node.scrubs();
         raise(&self.scrubs, &mut self.scrubs_seen.0, scrubs);
         raise(&self.scrub_damages, &mut self.scrubs_seen.1, damages);
+        let TokensTold { recorded, refused } = node.tokens_told();
+        raise(&self.idempotency_recorded, &mut self.tokens_seen.recorded, recorded);
+        raise(&self.idempotency_refused, &mut self.tokens_seen.refused, refused);
         raise(&self.durability_violations, &mut self.violations_seen, node.durability_violations());
     }
 }

@@ -116,8 +116,7 @@ impl Options {
         let plan = self.memory_plan();
         Settings {
             min_in_sync: usize::from(meta.min_in_sync),
-            idempotency_window_ms: meta.idempotency_window_ms,
-            idempotency_records_max: meta.idempotency_records_max,
+            idempotency: meta.idempotency,
             flush_after_ms: self.flush_after_ms,
             table_bytes_max: plan.table_bytes_max,
             pending_bytes_max: plan.pending_bytes_max,

@@ -130,6 +130,13 @@ async fn start(
     let mut disk = OpenDisk::new(disk, opened.next_group, told);
     let metastore = boot::connect(options, health).await?;
     let meta = boot::meta(&metastore, health).await?;
+    let keys = meta.idempotency;
+    info!(
+        window_s = keys.window_ms / 1_000,
+        bytes_max = keys.bytes_max,
+        requests_per_s = keys.requests_per_s(),
+        "Idempotency-Keys are remembered for that long, in so many bytes, at this rate"
+    );
     disk.disk.remove_expired(options.node_settings(&meta).limits());
     let identity = Starting { options, metastore: &metastore, meta: &meta, health };
     let booted = identity.identify(&mut disk, &opened).await?;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use engine::apply::ShardState;
 use engine::codec::Malformed;
 use engine::digest;
-use engine::idempotency::{Buckets, RecordId};
+use engine::idempotency::{Counted, RecordId};
 use engine::ids::{Conn, Slots};
 use engine::store::layout::{self, Change, RowKey};
 use proto::RowsWriter;
@@ -133,7 +133,7 @@ impl Staging {
             id: (conn, transfer),
             shard: Box::new(shard),
             digest: 0,
-            tokens: Buckets::default(),
+            tokens: Counted::default(),
         })
     }
 
@@ -169,7 +169,7 @@ pub struct Stager {
     /// Of the counters so far.
     digest: u128,
     /// The idempotency records so far. Those of other buckets do not exist.
-    tokens: Buckets,
+    tokens: Counted,
 }
 
 impl std::fmt::Debug for Stager {
@@ -196,7 +196,7 @@ impl Stager {
         if self.digest != self.shard.counter_digest {
             return Err(Malformed("counter digest").into());
         }
-        if self.tokens != self.shard.tokens {
+        if !self.shard.tokens.agrees(&self.tokens) {
             return Err(Malformed("idempotency digests").into());
         }
         let files = self.files.with_dependent_mut(|_, files| files.finish());
@@ -220,8 +220,8 @@ impl Stager {
             RowKey::Idempotency { slot, hash } => {
                 let record = layout::decode_record(value)?;
                 if self.shard.tokens.is_live(record.bucket) {
-                    let share = layout::record_share(RecordId { slot, hash }, &record);
-                    self.tokens.add(record.bucket, share);
+                    let (share, bytes) = layout::record_share(RecordId { slot, hash }, &record);
+                    self.tokens.add(record.bucket, share, bytes);
                 }
                 slot
             }

@@ -421,13 +421,16 @@ fn partial_merge(
 #[cfg(test)]
 mod tests {
     use engine::entry::Position;
+    use engine::idempotency::Settings;
     use engine::ids::{Slot, TimeMs};
     use engine::store::table::Table;
 
     use super::*;
 
     /// A bucket is a second.
-    const LIMITS: Limits = Limits { window_ms: 6_000, records_max: 100, planted: None };
+    const LIMITS: Limits = Limits { settings: SETTINGS, planted: None };
+    const SETTINGS: Settings =
+        Settings { window_ms: 6_000, buckets: 6, bytes_max: 1 << 20, namespaces_max: 4 };
 
     struct Bench {
         state: State,
@@ -446,7 +449,7 @@ mod tests {
         fn state_at(time_ms: u64, live: &[u64]) -> ShardState {
             let mut state = ShardState { slots: Slots::ALL, ..ShardState::default() };
             state.applied = Position { time: TimeMs(time_ms), ..Position::default() };
-            live.iter().for_each(|&bucket| state.tokens.add(bucket, 0));
+            live.iter().for_each(|&bucket| state.tokens.add(&LIMITS, b"n", bucket, (0, 40)));
             state
         }
 

@@ -276,7 +276,9 @@ impl Extra {
                 flag = text.split('=').next().unwrap_or_default();
             }
             let (coordinators, nodes, gateways) = match flag {
-                "rebuild-delay" | "idempotency-window" => (true, false, false),
+                "rebuild-delay" | "idempotency-window" | "idempotency-bytes" => {
+                    (true, false, false)
+                }
                 "workers" | "linger-us" => (false, false, true),
                 "lease-ttl" => (true, true, true),
                 _ => (false, true, false),
@@ -391,6 +393,7 @@ mod tests {
             "",
         );
         check("--idempotency-window 60", "--idempotency-window 60", "", "");
+        check("--idempotency-bytes 9", "--idempotency-bytes 9", "", "");
         check("--linger-us 200 --segment-bytes 9", "", "--segment-bytes 9", "--linger-us 200");
         check(
             "--workers 2 --lease-ttl 3",

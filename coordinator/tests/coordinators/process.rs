@@ -32,6 +32,7 @@ pub(crate) fn flags(etcd: &str, number: u32) -> Options {
         replicas: Some(3),
         min_in_sync: Some(2),
         idempotency_window: None,
+        idempotency_bytes: None,
         expect_nodes: Some(3),
         rebuild_delay: 600,
         lease_ttl: 1,

@@ -72,6 +72,9 @@ impl Worker {
                 if let Some(lane) = self.router.lane_mut(send.conn) {
                     lane.forget_frozen(shard, self.now);
                 }
+                if self.shard_time(self.now).is_none_or(|newest| newest <= time) {
+                    self.newest = Some((time, self.now));
+                }
                 if let Some(queue) = self.queues.get_mut(&shard) {
                     queue.hear(self.now, time);
                 }

@@ -54,7 +54,7 @@ use self::writes::Splitter;
 use crate::batch::{BATCH_BYTES_LIMIT, BATCH_BYTES_MAX, BATCH_OPS_MAX};
 use crate::config::ShardConfig;
 use crate::idempotency::Token;
-use crate::ids::{Conn, Now, SessionId, ShardId, StoreBoot, StoreId};
+use crate::ids::{Conn, Now, SessionId, ShardId, StoreBoot, StoreId, TimeMs};
 use crate::key::CounterKey;
 use crate::message::{GatewayMessage, NodeReply, Report};
 use crate::ops::Op;
@@ -332,6 +332,8 @@ pub struct Worker {
     present: Option<SessionId>,
     abandoned: Option<SessionId>,
 
+    /// The newest time of any shard, and when it was heard.
+    newest: Option<(TimeMs, Now)>,
     queues: BTreeMap<ShardId, Queue>,
     requests: Requests,
     reads: Reads,
@@ -366,6 +368,7 @@ impl Worker {
             router: Router::default(),
             session: None,
             present: None,
+            newest: None,
             abandoned: None,
             queues: BTreeMap::new(),
             requests: Requests::default(),
@@ -447,6 +450,12 @@ impl Worker {
     /// Requests without an answer.
     pub fn requests(&self) -> usize {
         self.requests.len() + self.reads.len()
+    }
+
+    /// What the shard says that is furthest ahead, if its time has passed since as the monotonic
+    /// clock does. None: no answer has told a time yet.
+    pub fn shard_time(&self, now: Now) -> Option<TimeMs> {
+        self.newest.map(|(time, heard)| TimeMs(time.0.saturating_add(now.ms_since(heard))))
     }
 
     /// Bytes of operations held, waiting and undecided.

@@ -10,7 +10,7 @@ use super::Sizes;
 use super::seal::Sealer;
 use super::undecided::Undecided;
 use crate::batch::{Batch, Codec};
-use crate::idempotency::Tag;
+use crate::idempotency::{IssueTime, Tag};
 use crate::ids::{Bseq, Conn, Now, SessionId, Slots, TimeMs};
 use crate::memory;
 use crate::ops::Op;
@@ -55,7 +55,7 @@ pub(super) struct PartToken {
 /// time; earlier does no harm but that it is too old sooner.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Issued {
-    At(TimeMs),
+    At(IssueTime),
     /// It came at this moment, and nothing was heard of the shard's time lately.
     Came(Now),
 }
@@ -200,7 +200,8 @@ impl Queue {
         self.heard = Some((time, now));
         for token in self.waiting.iter_mut().filter_map(|part| part.token.as_mut()) {
             if let Issued::Came(came) = token.issued {
-                token.issued = Issued::At(TimeMs(time.0.saturating_sub(now.ms_since(came))));
+                let then = TimeMs(time.0.saturating_sub(now.ms_since(came)));
+                token.issued = Issued::At(IssueTime::Heard(then));
             }
         }
     }

@@ -6,7 +6,7 @@ use super::queue::{Issued, Part, PartToken, Queue, QueuedOp};
 use super::requests::Request;
 use super::seal::HEAD_BYTES_MAX;
 use super::{Effect, Worker};
-use crate::idempotency::{Tag, Token};
+use crate::idempotency::{IssueTime, Tag, Token};
 use crate::ids::{Now, ShardId, Slot, TimeMs};
 use crate::key;
 use crate::ops::{self, Op};
@@ -117,7 +117,9 @@ impl Worker {
     fn issue(&self, shard: ShardId, tag: Tag, issued: Option<TimeMs>) -> PartToken {
         let queue = self.queues.get(&shard);
         let heard = || queue.and_then(|queue| queue.heard(self.now, self.settings.heard_for_ms));
-        let issued = issued.or_else(heard).map_or(Issued::Came(self.now), Issued::At);
+        let stated = issued.map(IssueTime::Stated);
+        let issued = stated.or_else(|| heard().map(IssueTime::Heard));
+        let issued = issued.map_or(Issued::Came(self.now), Issued::At);
         PartToken { tag, issued }
     }
 

@@ -45,6 +45,7 @@ mod upkeep;
 mod tests;
 
 use crate::config::ShardConfig;
+use crate::idempotency;
 use crate::ids::{Epoch, Now, Seq, ShardId, StoreBoot, StoreId};
 use crate::message::{Report, ShardEnd};
 use crate::node::CasOutcome;
@@ -181,6 +182,7 @@ pub struct Flags {
     pub replicas: Option<u8>,
     pub min_in_sync: Option<u8>,
     pub idempotency_window_ms: Option<u64>,
+    pub idempotency_bytes: Option<u64>,
 }
 
 /// What is tuned, and what a test makes small.
@@ -189,8 +191,8 @@ pub struct Settings {
     pub flags: Flags,
     /// The uuid of the cluster, should this process be the one that makes it.
     pub new_cluster: u128,
-    /// Per shard.
-    pub idempotency_records_max: u64,
+    /// How a new cluster keeps idempotency records, but for what the flags say.
+    pub idempotency: idempotency::Settings,
     /// Shards are placed once so many nodes are registered …
     pub expect_nodes: Option<u32>,
     /// … or, if that was not said, enough are and none came for this long.
@@ -285,7 +287,7 @@ impl Default for Settings {
         Self {
             flags: Flags::default(),
             new_cluster: 0,
-            idempotency_records_max: 1_000_000,
+            idempotency: idempotency::Settings::default(),
             expect_nodes: None,
             newcomer_wait_ms: 3_000,
             rebuild_delay_ms: 600_000,
@@ -310,7 +312,6 @@ impl Default for Settings {
 const SHARDS: u32 = 24;
 const REPLICAS: u8 = 3;
 const MIN_IN_SYNC: u8 = 2;
-const IDEMPOTENCY_WINDOW_MS: u64 = 3_600_000;
 
 impl Flags {
     /// Whether a cluster can be like this; if not, why.
@@ -332,19 +333,22 @@ impl Flags {
 
     /// In what the cluster differs from what is asked for, if it does.
     pub fn difference(&self, meta: &Meta) -> Option<String> {
-        let says = |flag: &str, asked: Option<u32>, is: u32| {
+        let says = |flag: &str, asked: Option<u64>, is: u64| {
             let differs = asked.filter(|&asked| asked != is)?;
             Some(format!("{flag} is {differs}, but this cluster was made with {is}"))
         };
-        says("--shards", self.shards, meta.shards)
-            .or_else(|| says("--replicas", self.replicas.map(u32::from), meta.replicas.into()))
+        says("--shards", self.shards.map(u64::from), meta.shards.into())
+            .or_else(|| says("--replicas", self.replicas.map(u64::from), meta.replicas.into()))
             .or_else(|| {
-                says("--min-in-sync", self.min_in_sync.map(u32::from), meta.min_in_sync.into())
+                says("--min-in-sync", self.min_in_sync.map(u64::from), meta.min_in_sync.into())
             })
             .or_else(|| {
-                let seconds = |ms: u64| u32::try_from(ms / 1_000).unwrap_or(u32::MAX);
-                let asked = self.idempotency_window_ms.map(seconds);
-                says("--idempotency-window", asked, seconds(meta.idempotency_window_ms))
+                let asked = self.idempotency_window_ms.map(|ms| ms / 1_000);
+                says("--idempotency-window", asked, meta.idempotency.window_ms / 1_000)
+            })
+            .or_else(|| {
+                let is = meta.idempotency.bytes_max;
+                says("--idempotency-bytes", self.idempotency_bytes, is)
             })
     }
 }
@@ -360,11 +364,11 @@ impl Settings {
             min_in_sync: self.flags.min_in_sync.unwrap_or(MIN_IN_SYNC.min(replicas)),
             hash: 1,
             incarnation: 1,
-            idempotency_window_ms: self
-                .flags
-                .idempotency_window_ms
-                .unwrap_or(IDEMPOTENCY_WINDOW_MS),
-            idempotency_records_max: self.idempotency_records_max,
+            idempotency: idempotency::Settings {
+                window_ms: self.flags.idempotency_window_ms.unwrap_or(self.idempotency.window_ms),
+                bytes_max: self.flags.idempotency_bytes.unwrap_or(self.idempotency.bytes_max),
+                ..self.idempotency
+            },
         }
     }
 }

@@ -389,6 +389,7 @@ fn flags_that_the_cluster_was_not_made_with_end_the_process() {
         replicas: Some(3),
         min_in_sync: Some(2),
         idempotency_window_ms: Some(3_600_000),
+        idempotency_bytes: Some(8 << 30),
     };
     check(flags, None);
     let want = "--shards is 12, but this cluster was made with 24";

@@ -17,7 +17,7 @@ use crate::idempotency::Record;
 use crate::ids::{CopyNo, Now, Seq, ShardId, StoreId};
 use crate::key::CounterKey;
 use crate::memory;
-use crate::message::{DigestPoint, NodeReply};
+use crate::message::{Answer, DigestPoint, NodeReply};
 use crate::node::{Effect, Node, turn_of};
 use crate::planted::Planted;
 use crate::replica::Replica;
@@ -133,6 +133,11 @@ impl Node {
             };
             replica.on_applied(seq, &self.settings.sizes);
             self.memory.on_applied(shard, seq);
+            if let Some(Answer::Applied { tokens, .. }) = &answer
+                && replica.primary().is_some()
+            {
+                self.tokens_told.count(tokens);
+            }
             self.flushing.unflushed_since.get_or_insert(self.now);
             let waiting = replica.primary_mut().and_then(|primary| primary.waiting.remove(&seq));
             if let Some((((conn, message), answer), (slots, session, bseq))) =

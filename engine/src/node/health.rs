@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::ids::{Now, StoreId};
+use crate::ids::{Now, StoreId, TimeMs};
 
 #[derive(Clone, Debug, Default)]
 pub struct Health {
@@ -18,6 +18,8 @@ pub struct Health {
     cut_since: BTreeMap<StoreId, Now>,
     /// What a peer said of its disk: age of its last fsync, in milliseconds.
     fsync_age_ms: BTreeMap<StoreId, u64>,
+    /// What a peer's wall clock said, and when.
+    walls: BTreeMap<StoreId, (TimeMs, Now)>,
     refused: BTreeSet<StoreId>,
     /// Peers whose disks have no room.
     full: BTreeSet<StoreId>,
@@ -45,6 +47,16 @@ impl Health {
 
     pub fn is_full(&self, store: StoreId) -> bool {
         self.full.contains(&store)
+    }
+
+    pub fn said_wall(&mut self, store: StoreId, wall: TimeMs, now: Now) {
+        self.walls.insert(store, (wall, now));
+    }
+
+    /// What the peer's wall clock says now, if it goes on as it was heard last.
+    pub fn wall(&self, store: StoreId, now: Now) -> Option<TimeMs> {
+        let (wall, heard) = self.walls.get(&store)?;
+        Some(TimeMs(wall.0.saturating_add(now.ms_since(*heard))))
     }
 
     /// The oldest message that the peer has not acknowledged was sent then.

@@ -55,7 +55,7 @@ use std::sync::Arc;
 use crate::apply::{Needs, ShardState};
 use crate::config::ShardConfig;
 use crate::entry::{Entry, Position};
-use crate::idempotency;
+use crate::idempotency::{self, Limits, TokenOutcome};
 use crate::ids::{
     Boot, Conn, CopyNo, Epoch, Now, Revision, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId,
     TimeMs,
@@ -393,6 +393,23 @@ pub struct RecoveredContent {
     pub suspect: bool,
 }
 
+/// Requests with a token, in shards that this node led, since it started.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct TokensTold {
+    /// A record was made.
+    pub recorded: u64,
+    /// There was no room for one.
+    pub refused: u64,
+}
+
+impl TokensTold {
+    fn count(&mut self, tokens: &[TokenOutcome]) {
+        let of = |wanted| tokens.iter().filter(|&&token| token == wanted).count() as u64;
+        self.recorded += of(TokenOutcome::Applied);
+        self.refused += of(TokenOutcome::Quota);
+    }
+}
+
 /// What is to be seen of a replica: for status, and for the simulator's oracles.
 #[derive(Clone, Debug)]
 pub struct ReplicaView<'a> {
@@ -466,6 +483,7 @@ pub struct Node {
     next_id: u64,
     durability_violations: u64,
     digest_mismatches: u64,
+    tokens_told: TokensTold,
     scrubbing: audit::Scrubbing,
     scrubs: u64,
     scrub_damages: u64,
@@ -538,6 +556,7 @@ impl Node {
             next_id: 1,
             durability_violations: 0,
             digest_mismatches: 0,
+            tokens_told: TokensTold::default(),
             scrubbing: audit::Scrubbing::default(),
             scrubs: 0,
             scrub_damages: 0,
@@ -697,6 +716,16 @@ impl Node {
     /// The tables, as reads see them now.
     pub fn tables(&self) -> &Tables {
         &self.tables
+    }
+
+    /// By what idempotency records are limited.
+    pub fn limits(&self) -> Limits {
+        self.settings.limits()
+    }
+
+    /// What became of requests with a token.
+    pub fn tokens_told(&self) -> TokensTold {
+        self.tokens_told
     }
 
     /// In-sync members that had lost what they had acknowledged.

@@ -69,7 +69,8 @@ impl Node {
                     self.on_reject(peer, shard, reason, effects);
                 }
             }
-            FromFollower::Alive { sent: _, fsync_age_ms, full, digests } => {
+            FromFollower::Alive { sent: _, fsync_age_ms, full, wall, digests } => {
+                self.health.said_wall(peer.store, wall, self.now);
                 self.health.said_fsync_age(peer.store, fsync_age_ms);
                 self.health.said_full(peer.store, full);
                 digests.into_iter().for_each(|told| self.on_digest(peer.store, told, effects));
@@ -546,8 +547,8 @@ impl Node {
                 }
                 let fsync_age_ms = self.groups.fsync_age_ms(self.now);
                 let digests = self.new_digests(conn);
-                let full = self.disk_full;
-                let message = FromFollower::Alive { sent, fsync_age_ms, full, digests };
+                let (full, wall) = (self.disk_full, self.wall);
+                let message = FromFollower::Alive { sent, fsync_age_ms, full, wall, digests };
                 effects.push(Effect::FromFollower { conn, message });
             }
             ToFollower::ReadIndex { round, shards } => {

@@ -4,7 +4,7 @@
 //! simulator can draw it.
 
 use crate::batch::BATCH_BYTES_LIMIT;
-use crate::idempotency::Limits;
+use crate::idempotency::{self, Limits};
 use crate::planted::Planted;
 
 /// The settings of one node.
@@ -40,10 +40,9 @@ pub struct Settings {
     pub flush_after_ms: u64,
     /// How often a primary looks for dead sessions, and how long one must be seen absent.
     pub collect_every_ms: u64,
-    /// How long a client's token counts, and how many records of them a shard keeps: the cluster's
-    /// `meta` says so, since replicas that differ in it would apply one log differently.
-    pub idempotency_window_ms: u64,
-    pub idempotency_records_max: u64,
+    /// How long a client's token counts, and how much is kept of them: the cluster's `meta` says so,
+    /// since replicas that differ in it would apply one log differently.
+    pub idempotency: idempotency::Settings,
     /// An idle disk is asked for an fsync this often.
     pub disk_probe_every_ms: u64,
     /// All that is on the disk is read this often; none: only when asked for …
@@ -74,8 +73,7 @@ impl Default for Settings {
             table_bytes_max: 64 << 20,
             flush_after_ms: 30_000,
             collect_every_ms: 600_000,
-            idempotency_window_ms: 3_600_000,
-            idempotency_records_max: 1_000_000,
+            idempotency: idempotency::Settings::default(),
             disk_probe_every_ms: 200,
             scrub_every_ms: None,
             scrub_bytes_per_s: 20_000_000,
@@ -89,11 +87,7 @@ impl Default for Settings {
 impl Settings {
     /// What counts for idempotency records.
     pub fn limits(&self) -> Limits {
-        Limits {
-            window_ms: self.idempotency_window_ms,
-            records_max: self.idempotency_records_max,
-            planted: self.planted,
-        }
+        Limits { settings: self.idempotency, planted: self.planted }
     }
 }
 

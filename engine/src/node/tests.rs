@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::*;
 use crate::batch::{Batch, Codec};
 use crate::entry::Body;
-use crate::idempotency::{RecordId, Scope, Tag, TokenOutcome};
+use crate::idempotency::{IssueTime, RecordId, Scope, Tag, TokenOutcome};
 use crate::ids::{Bseq, Version};
 use crate::key::CounterKey;
 use crate::message::{Answer, Refusal, Reject, Slice};
@@ -240,7 +240,7 @@ fn a_record_is_loaded_and_buckets_are_expired_in_time() {
     let mut bench = primary();
     let tag = Tag { scope: Scope::Counter, hash: 1, fingerprint: 2 };
     let mut payload = ops::begin();
-    ops::put_token(&mut payload, &tag, TimeMs(0), 1);
+    ops::put_token(&mut payload, &tag, IssueTime::Stated(TimeMs(0)), 1);
     ops::put(&mut payload, &Op { counter: counter(), kind: OpKind::Add { delta: 5 } });
     let session = SessionId(Revision { incarnation: 1, revision: 5 });
     let seal = |bseq: u64| {
@@ -257,7 +257,7 @@ fn a_record_is_loaded_and_buckets_are_expired_in_time() {
         };
         effects.iter().find_map(of)
     };
-    let window_ms = bench.node.settings.idempotency_window_ms;
+    let window_ms = bench.node.settings.idempotency.window_ms;
     // No record, no bucket: nothing to order.
     bench.now = bench.now.plus_ms(window_ms);
     assert_eq!(expires(&bench.on(Event::Tick)), None);
@@ -284,12 +284,12 @@ fn a_record_is_loaded_and_buckets_are_expired_in_time() {
         "{told:?}"
     );
 
-    bench.now = bench.now.plus_ms(window_ms / 6);
+    bench.now = bench.now.plus_ms(window_ms / 16);
     let ordered = expires(&bench.on(Event::Tick));
-    let live = bench.node.replicas().next().unwrap().state.tokens.live.keys().next().copied();
+    let live = bench.node.replicas().next().unwrap().state.tokens.live().keys().next().copied();
     assert_eq!((ordered, ordered.is_some()), (live, true));
     // Once in that time.
-    bench.now = bench.now.plus_ms(window_ms / 6 - 1_000);
+    bench.now = bench.now.plus_ms(window_ms / 16 - 1_000);
     assert_eq!(expires(&bench.on(Event::Tick)), None);
 }
 
@@ -842,7 +842,8 @@ fn points(bench: &Bench) -> (DigestPoint, DigestPoint) {
 
 /// B tells its digests; what A does about it at once, and at its next look at the clock.
 fn told(bench: &mut Bench, digests: Vec<DigestPoint>) -> Vec<Effect> {
-    let message = FromFollower::Alive { sent: 0, fsync_age_ms: 0, full: false, digests };
+    let wall = TimeMs(0);
+    let message = FromFollower::Alive { sent: 0, fsync_age_ms: 0, full: false, wall, digests };
     let mut effects = bench.on(Event::FromFollower { conn: TO_B, message });
     bench.now = bench.now.plus_ms(60);
     effects.extend(bench.on(Event::Tick));

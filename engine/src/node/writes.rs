@@ -6,11 +6,12 @@
 
 use crate::batch::Batch;
 use crate::entry::{Body, Entry};
-use crate::ids::{Conn, ShardId};
+use crate::ids::{Conn, ShardId, StoreId, TimeMs};
 use crate::message::{Answer, GatewayMessage, NodeReply, Refusal, ShardAvailability};
 use crate::node::reads::Ask;
 use crate::node::{Effect, Node, turn_of};
-use crate::replica::Replica;
+use crate::planted::Planted;
+use crate::replica::{Replica, clock};
 
 impl Node {
     pub(super) fn on_gateway_connected(&mut self, conn: Conn, effects: &mut Vec<Effect>) {
@@ -137,11 +138,12 @@ impl Node {
         body: Body,
         effects: &mut Vec<Effect>,
     ) -> Option<crate::ids::Seq> {
-        let (now, wall) = (self.now, self.wall);
+        let (now, leap_ms) = (self.now, self.settings.limits().leap_ms());
+        let wall = self.agreed_wall(shard);
         let replica = self.replicas.get_mut(&shard)?;
         let previous = replica.log.last();
         let primary = replica.primary_mut()?;
-        let time = primary.next_time(previous.time, wall, now);
+        let time = primary.clock.next(previous.time, wall, now, leap_ms);
         let entry = Entry::after(previous, primary.epoch, time, body);
         let seq = entry.seq;
         self.to_send.extend(primary.followers.keys().map(|&store| (store, shard)));
@@ -149,6 +151,22 @@ impl Node {
         self.dirty.insert(shard);
         self.prefetch(shard, seq, effects);
         Some(seq)
+    }
+}
+
+impl Node {
+    /// What the wall clocks of a shard's members say together; none while one of them is not known.
+    fn agreed_wall(&self, shard: ShardId) -> Option<TimeMs> {
+        let primary = self.replicas.get(&shard)?.primary()?;
+        if Planted::OwnClockTrusted.is_in(self.settings.planted) {
+            return Some(self.wall);
+        }
+        let clock = |store: &StoreId| match *store == self.me.store {
+            true => Some(self.wall),
+            false => self.health.wall(*store, self.now),
+        };
+        let members = primary.members(self.settings.planted);
+        clock::agreed(members.iter().map(clock).collect::<Option<_>>()?)
     }
 }
 

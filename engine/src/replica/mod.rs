@@ -16,6 +16,7 @@
 //!   - a process begins as primary at most once per epoch.
 
 pub mod backup;
+pub mod clock;
 pub mod log;
 pub mod primary;
 pub mod reconcile;

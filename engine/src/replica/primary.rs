@@ -16,11 +16,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::ShardConfig;
 use crate::entry::Position;
-use crate::ids::{Boot, Conn, CopyNo, Epoch, Now, Seq, StoreId, TimeMs, Version};
+use crate::ids::{Boot, Conn, CopyNo, Epoch, Now, Seq, StoreId, Version};
 use crate::message::DigestPoint;
 use crate::node::audit::Votes;
 use crate::node::standing::Progress;
 use crate::planted::Planted;
+use crate::replica::clock::ShardClock;
 
 #[derive(Clone, Debug)]
 pub struct Primary {
@@ -53,7 +54,8 @@ pub struct Primary {
     pub votes: Votes,
     /// Followers that differ from this node, and from what: its own copy is being scrubbed to know who is wrong.
     pub disputed: Vec<(StoreId, DigestPoint)>,
-    clock: ShardClock,
+    /// What moves the shard's time.
+    pub clock: ShardClock,
 }
 
 /// A change of the in-sync set, asked of etcd.
@@ -269,40 +271,6 @@ impl Primary {
     pub fn is_pending(&self) -> bool {
         self.proposals.iter().any(|proposal| proposal.pending)
     }
-
-    /// The time of the next entry.
-    pub fn next_time(&mut self, previous: TimeMs, wall: TimeMs, now: Now) -> TimeMs {
-        self.clock.next(previous, wall, now)
-    }
-}
-
-/// Moves shard time towards the wall clock: never backwards, and forwards by at most twice the
-/// monotonic time that has really passed, plus one second in all per office. So a clock that
-/// jumps can halve an idempotency window at worst, and an outage only lengthens it.
-#[derive(Clone, Debug)]
-struct ShardClock {
-    asked: Now,
-    spare_ms: u64,
-}
-
-impl ShardClock {
-    fn new(now: Now) -> Self {
-        Self { asked: now, spare_ms: 1_000 }
-    }
-
-    fn next(&mut self, previous: TimeMs, wall: TimeMs, now: Now) -> TimeMs {
-        if previous == TimeMs(0) {
-            return wall; // The shard's first entry: there is no window yet to protect.
-        }
-        let passed = 2 * now.ms_since(self.asked);
-        let wanted = wall.0.saturating_sub(previous.0);
-        let step = wanted.min(passed + self.spare_ms);
-        if step > 0 {
-            self.spare_ms -= step.saturating_sub(passed);
-            self.asked = now;
-        }
-        TimeMs(previous.0 + step)
-    }
 }
 
 #[cfg(test)]
@@ -427,18 +395,5 @@ mod tests {
         ack(&mut primary, C, 10);
         assert!(primary.is_caught_up(C, Seq(3), None));
         assert!(!primary.is_caught_up(C, Seq(11), None));
-    }
-
-    #[test]
-    fn shard_time_follows_a_sane_clock_and_resists_a_jump() {
-        let mut clock = ShardClock::new(Now(0));
-        let ms = |ms: u64| Now(ms * 1000);
-        assert_eq!(clock.next(TimeMs(1_000), TimeMs(1_010), ms(10)), TimeMs(1_010));
-        // The wall clock jumps an hour ahead: one spare second, once, and then twice real time.
-        let jumped = TimeMs(3_600_000);
-        assert_eq!(clock.next(TimeMs(1_010), jumped, ms(10)), TimeMs(2_010));
-        assert_eq!(clock.next(TimeMs(2_010), jumped, ms(20)), TimeMs(2_030));
-        // It jumps back: shard time stands still.
-        assert_eq!(clock.next(TimeMs(2_030), TimeMs(0), ms(30)), TimeMs(2_030));
     }
 }

@@ -208,7 +208,7 @@ pub fn decode_record(bytes: &[u8]) -> Result<Record, Malformed> {
         return Err(Malformed("idempotency format"));
     }
     let bucket = from.varint("idempotency bucket")?;
-    let fingerprint = from.u128_le("idempotency fingerprint")?;
+    let fingerprint = from.u64_le("idempotency fingerprint")?;
     let mut rest = Reader::new(from.bytes("idempotency values")?);
     from.finish("idempotency record")?;
     let mut values = Vec::new();
@@ -229,12 +229,12 @@ pub fn bucket_of(key: &[u8], value: &[u8]) -> Option<(Slot, u64)> {
     (format == IDEMPOTENCY_FORMAT).then_some((Slot(u16::from_be_bytes([high, low])), bucket))
 }
 
-/// What a record adds to the digest of its bucket. Whoever recomputes a bucket's digest from disk
-/// leaves out the rows whose bucket the shard record does not list: they do not exist.
-pub fn record_share(id: RecordId, record: &Record) -> u128 {
+/// What a record adds to the digest of its bucket, and to its bytes. Whoever recomputes them from
+/// disk leaves out the rows whose bucket the shard record does not list: they do not exist.
+pub fn record_share(id: RecordId, record: &Record) -> (u128, u64) {
     let mut row = idempotency_key(id.slot, id.hash);
     row.extend(encode_record(record));
-    xxh3_128(&row)
+    (xxh3_128(&row), row.len() as u64)
 }
 
 // ---- shard records
@@ -340,11 +340,18 @@ fn row(from: &mut Reader) -> Result<Row, Malformed> {
 }
 
 fn put_buckets(out: &mut Vec<u8>, buckets: &Buckets) {
-    put_varint(out, buckets.live.len() as u64);
-    for (&bucket, Bucket { records, digest }) in &buckets.live {
-        put_varint(out, bucket);
-        put_varint(out, *records);
-        out.extend_from_slice(&digest.to_le_bytes());
+    put_varint(out, buckets.live().len() as u64);
+    for (&number, bucket) in buckets.live() {
+        put_varint(out, number);
+        put_varint(out, bucket.records);
+        put_varint(out, bucket.bytes);
+        put_varint(out, bucket.prolonged_ms);
+        out.extend_from_slice(&bucket.digest.to_le_bytes());
+        put_varint(out, bucket.namespaces.len() as u64);
+        for (&namespace, &bytes) in &bucket.namespaces {
+            out.extend_from_slice(&namespace.to_le_bytes());
+            put_varint(out, bytes);
+        }
     }
 }
 
@@ -352,12 +359,29 @@ fn buckets(from: &mut Reader) -> Result<Buckets, Malformed> {
     let count = from.count("idempotency buckets")?;
     let mut live = BTreeMap::new();
     for _ in 0..count {
-        let bucket = from.varint("idempotency bucket")?;
-        let records = from.varint("idempotency records")?;
-        let digest = from.u128_le("idempotency digest")?;
-        live.insert(bucket, Bucket { records, digest });
+        let number = from.varint("idempotency bucket")?;
+        live.insert(number, bucket(from)?);
     }
-    if live.len() == count { Ok(Buckets { live }) } else { Err(Malformed("idempotency buckets")) }
+    let whole = live.len() == count;
+    if whole { Ok(Buckets::from_live(live)) } else { Err(Malformed("idempotency buckets")) }
+}
+
+fn bucket(from: &mut Reader) -> Result<Bucket, Malformed> {
+    let mut bucket = Bucket {
+        records: from.varint("idempotency records")?,
+        bytes: from.varint("idempotency bytes")?,
+        prolonged_ms: from.varint("idempotency prolonged")?,
+        digest: from.u128_le("idempotency digest")?,
+        namespaces: BTreeMap::new(),
+    };
+    let count = from.count("idempotency namespaces")?;
+    for _ in 0..count {
+        let namespace = from.u64_le("idempotency namespace")?;
+        bucket.namespaces.insert(namespace, from.varint("idempotency namespace bytes")?);
+    }
+    let sum = bucket.namespaces.values().try_fold(0u64, |sum, &bytes| sum.checked_add(bytes));
+    let whole = bucket.namespaces.len() == count && sum == Some(bucket.bytes);
+    if whole { Ok(bucket) } else { Err(Malformed("idempotency namespaces")) }
 }
 
 /// A result without tokens and one with them are of different kinds.
@@ -536,7 +560,7 @@ mod tests {
         assert_eq!(counter_value(300), [1, 0xd8, 0x04]);
         assert_eq!(counter_operand(-1), [2, 1]);
         let record = Record { bucket: 1, fingerprint: 2, values: vec![-1, 300] };
-        let want = [&[1, 1, 2][..], &[0; 15], &[3, 1, 0xd8, 0x04]].concat();
+        let want = [&[1, 1, 2][..], &[0; 7], &[3, 1, 0xd8, 0x04]].concat();
         assert_eq!(encode_record(&record), want);
         assert_eq!(decode_record(&want), Ok(record));
     }
@@ -588,13 +612,20 @@ mod tests {
     #[test]
     fn buckets_and_outcomes_never_change() {
         let mut state = full_state();
-        let bucket = Bucket { records: 300, digest: 7 };
-        state.tokens.live = [(9, bucket)].into();
+        let namespaces = [(0x0102, 60), (0x03, 5)].into();
+        let bucket = Bucket { records: 300, bytes: 65, digest: 7, prolonged_ms: 4, namespaces };
+        state.tokens = Buckets::from_live([(9, bucket)].into());
         let row = state.sessions.rows.values_mut().next().expect("there are two");
         let tokens = vec![TokenOutcome::Replayed, TokenOutcome::Quota];
         row.results = [(Bseq(4), BatchResult::Applied { values: vec![1], tokens })].into();
         let encoded = encode_shard(CopyNo(6), &state);
-        let tail = [&[1, 9, 0xac, 2, 7][..], &[0; 15]].concat();
+        let tail = [
+            &[1, 9, 0xac, 2, 65, 4, 7][..],
+            &[0; 15],
+            &[2, 3, 0, 0, 0, 0, 0, 0, 0, 5],
+            &[2, 1, 0, 0, 0, 0, 0, 0, 60],
+        ]
+        .concat();
         assert!(encoded.ends_with(&tail), "one bucket: {encoded:?}");
         let result = [1, 5, 4, 4, 1, 4, 2, 1, 2, 2, 1, 4];
         assert!(encoded.windows(12).any(|bytes| bytes == result), "{encoded:?}");
@@ -613,7 +644,9 @@ mod tests {
         table.put_record(id(900, 4), record(1));
         table.add(b"ns\0k", key::hash(b"ns\0k"), 1);
         let mut state = ShardState { slots: Slots { lo: 0, hi: 99 }, ..ShardState::default() };
-        state.tokens.add(1, 0);
+        let settings = crate::idempotency::Settings::default();
+        let limits = crate::idempotency::Limits { settings, planted: None };
+        state.tokens.add(&limits, b"ns", 1, (0, 40));
         let shards = [(CopyNo(1), state)];
         let frozen = table.freeze();
         let rows: Vec<_> = rows(&frozen, &shards).collect();

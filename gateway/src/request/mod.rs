@@ -16,14 +16,15 @@ mod token;
 use std::borrow::Cow;
 use std::time::Duration;
 
+use engine::ids::TimeMs;
 use engine::key::{CounterKey, KeyError};
 use hyper::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName};
 use hyper::http::request::Parts;
 
 pub use self::many::{Batch, FailedItem, increments, keys};
 pub use self::target::{IncrementQuery, Page, Route};
-pub(crate) use self::token::TOKEN_BYTES_MAX;
 pub use self::token::Token;
+pub(crate) use self::token::{TOKEN_BYTES_MAX, clock};
 
 use self::integer::{NotInteger, integer};
 use crate::problem::{Kind, Problem};
@@ -85,6 +86,14 @@ pub fn head(parts: &Parts) -> Result<Head, Problem> {
         return Err(unsupported("a list of keys is JSON"));
     }
     Ok(Head { route, body, timeout, token, plain: wants_plain(headers) })
+}
+
+impl Head {
+    /// What can be judged only by one who knows the time.
+    pub fn at(self, clock: TimeMs) -> Result<Self, Problem> {
+        self.token.as_ref().map_or(Ok(()), |token| token.check_issued(clock))?;
+        Ok(self)
+    }
 }
 
 /// A body beyond [`BODY_BYTES_MAX`].

@@ -17,6 +17,11 @@ use crate::problem::Problem;
 /// The longest token, in bytes and unescaped.
 pub(crate) const TOKEN_BYTES_MAX: usize = 255;
 
+/// How far a client's clock may be ahead of the gateway's.
+const AHEAD_MS_MAX: u64 = 300_000;
+/// A gateway's own clock that differs from the shards' time by more is wrong.
+const DIFFERS_MS_MAX: u64 = 86_400_000;
+
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 static IDEMPOTENCY_ISSUED_AT: HeaderName = HeaderName::from_static("idempotency-issued-at");
 
@@ -27,6 +32,28 @@ pub struct Token {
     pub key: Bytes,
     /// When the client made the request first.
     pub issued: Option<TimeMs>,
+}
+
+impl Token {
+    /// Refuses an issue time that is ahead: its record would stay until the shard's time has come that far.
+    pub(super) fn check_issued(&self, clock: TimeMs) -> Result<(), Problem> {
+        let Some(issued) = self.issued else { return Ok(()) };
+        let ahead = issued.0.saturating_sub(clock.0);
+        if ahead <= AHEAD_MS_MAX {
+            return Ok(());
+        }
+        let detail = format!(
+            "is {ahead} ms ahead of this gateway's clock, which is at {}: 300000 are allowed, so one of the two is wrong",
+            clock.0
+        );
+        Err(Problem::bad_input("Idempotency-Issued-At", detail))
+    }
+}
+
+/// What time it is: by this machine's clock, unless that is far from the newest time of any shard, which follows the
+/// clocks of all the shard's members. So neither a gateway in 1970 refuses every request, nor one in 2099 takes any.
+pub(crate) fn clock(wall: TimeMs, shards: Option<TimeMs>) -> TimeMs {
+    shards.filter(|shards| shards.0.abs_diff(wall.0) > DIFFERS_MS_MAX).unwrap_or(wall)
 }
 
 pub(super) fn token(headers: &HeaderMap) -> Result<Option<Token>, Problem> {
@@ -86,6 +113,30 @@ fn string(value: &HeaderValue) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_issue_time_may_be_five_minutes_ahead_of_a_clock_that_is_not_far_off() {
+        const NOW: u64 = 1_700_000_000_000;
+        #[track_caller]
+        fn check(wall: u64, shards: Option<u64>, issued: u64, want: bool) {
+            let token = Token { key: "k".into(), issued: Some(TimeMs(issued)) };
+            let clock = clock(TimeMs(wall), shards.map(TimeMs));
+            assert_eq!(token.check_issued(clock).is_ok(), want, "{clock:?}");
+        }
+        check(NOW, None, 0, true);
+        check(NOW, None, NOW + 300_000, true);
+        check(NOW, None, NOW + 300_001, false);
+        check(NOW, Some(NOW - 80_000_000), NOW + 300_000, true);
+        check(NOW, Some(NOW + 80_000_000), NOW + 300_001, false);
+        // In 1970, and in 2099.
+        check(0, None, NOW, false);
+        check(0, Some(NOW), NOW, true);
+        check(0, Some(NOW), NOW + 300_001, false);
+        check(4_100_000_000_000, Some(NOW), NOW + 300_001, false);
+        let problem = Token { key: "k".into(), issued: Some(TimeMs(NOW)) }.check_issued(TimeMs(1));
+        let problem = problem.expect_err("53 years ahead");
+        assert_eq!(problem.field.as_deref(), Some("Idempotency-Issued-At"));
+    }
 
     #[test]
     fn strings() {

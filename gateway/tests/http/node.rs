@@ -253,7 +253,7 @@ impl State {
                 return (TokenOutcome::Replayed, values.clone());
             }
             Some(_) => TokenOutcome::Reused,
-            None if group.issued.0 + WINDOW_MS < NOW.0 => TokenOutcome::TooOld,
+            None if group.issued.time().0 + WINDOW_MS < NOW.0 => TokenOutcome::TooOld,
             None if self.mood == Mood::FullOfTokens => TokenOutcome::Quota,
             None => {
                 let values = self.run(ops);

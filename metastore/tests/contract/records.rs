@@ -32,8 +32,7 @@ async fn every_kind_comes_back_as_it_was_written() {
         min_in_sync: 2,
         hash: 1,
         incarnation: 1,
-        idempotency_window_ms: 3_600_000,
-        idempotency_records_max: 1_000_000,
+        idempotency: engine::idempotency::Settings::default(),
     };
     round_trip(&store, (), meta).await;
     round_trip(&store, (), Candidate { address: "127.0.0.1:7".into() }).await;

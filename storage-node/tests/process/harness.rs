@@ -209,8 +209,7 @@ pub(crate) fn meta(min_in_sync: u8) -> Meta {
         min_in_sync,
         hash: 1,
         incarnation: 1,
-        idempotency_window_ms: 3_600_000,
-        idempotency_records_max: 1_000_000,
+        idempotency: engine::idempotency::Settings::default(),
     }
 }
 

@@ -5,7 +5,7 @@
 //! them one by one in the order of (time, number): there is no other order, hence no other run.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use engine::ids::{Conn, Now, StoreBoot};
 use engine::message::{NodeQuery, NodeQueryReply, Report};
@@ -219,6 +219,8 @@ pub struct Core {
     pub oracle: Oracle,
     /// What coordinators have told, by kind.
     pub stories: BTreeMap<&'static str, u64>,
+    /// The nodes whose wall clocks were set.
+    pub clocks_set: BTreeSet<usize>,
     heap: BinaryHeap<Reverse<(u64, u64, usize)>>,
     slab: Vec<Option<Happening>>,
     free: Vec<usize>,
@@ -239,6 +241,7 @@ impl Core {
             pauses: Pauses::default(),
             oracle: Oracle::new(&plan),
             stories: BTreeMap::new(),
+            clocks_set: BTreeSet::new(),
             plan,
             heap: BinaryHeap::new(),
             slab: Vec::new(),

@@ -221,9 +221,16 @@ impl World {
             }
             Kind::ClockJump => {
                 let node = self.core.rng.index(self.nodes.len());
-                let far = if self.core.rng.percent(30) { 3_600_000 } else { 5_000 };
+                let far =
+                    self.core.rng.pick(&[5_000, 5_000, 3_600_000, 260_000_000]).expect("four");
                 let ahead_ms = self.core.rng.between(0, 2 * far) as i64 - far as i64;
-                self.nodes[node].set_clock(ahead_ms);
+                // All of them as one: so it looks to a shard when the cluster was off for days.
+                let all = self.core.rng.percent(30);
+                let set = if all { 0..self.nodes.len() } else { node..node + 1 };
+                for node in set {
+                    self.nodes[node].set_clock(ahead_ms);
+                    self.core.clocks_set.insert(node);
+                }
             }
             Kind::Snap => {
                 let place = self.any_process();

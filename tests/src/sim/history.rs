@@ -90,8 +90,12 @@ impl History {
     }
 
     pub fn new_counter(&mut self, used: Use) -> usize {
+        self.new_counter_in(b"sim", used)
+    }
+
+    pub fn new_counter_in(&mut self, namespace: &[u8], used: Use) -> usize {
         let name = format!("{:-<1$}", format!("c{}", self.counters.len()), self.name_bytes);
-        let key = CounterKey::new(b"sim", name.as_bytes()).expect("a short plain name");
+        let key = CounterKey::new(namespace, name.as_bytes()).expect("a short plain name");
         self.counters.push(Counter { key, used, adds: 0, ops: Vec::new() });
         self.counters.len() - 1
     }

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use engine::batcher::{Failure, Outcome as Known, WriteResult};
-use engine::idempotency::{Scope, Token};
+use engine::idempotency::{Scope, Settings, Token};
 use engine::ids::TimeMs;
 use engine::ops::{Op, OpKind};
 
@@ -31,10 +31,11 @@ const WALL_CLOCK_START: u64 = 1_700_000_002_000;
 #[derive(Clone, Debug)]
 pub struct TokenPlan {
     pub clients: usize,
-    pub window_ms: u64,
-    pub records_max: u64,
+    pub settings: Settings,
     /// On so many counters; mostly few, else more than one message holds.
     pub counters: u64,
+    /// Tokens come fast, so that one namespace takes all that there is for records.
+    pub hurry: bool,
     pub rng: Rng,
 }
 
@@ -42,23 +43,30 @@ impl TokenPlan {
     pub fn from_seed(seed: u64) -> Self {
         let mut rng = Rng::new(seed.rotate_left(16) ^ 0x01DE_4907_37C7);
         let short = rng.percent(50);
+        let tight = rng.percent(25);
         Self {
             clients: if rng.percent(70) { rng.between(1, 4) as usize } else { 0 },
-            window_ms: if short { rng.between(300, 3_000) } else { 3_600_000 },
-            records_max: if rng.percent(15) { rng.between(2, 20) } else { 1_000_000 },
+            settings: Settings {
+                window_ms: if short { rng.between(300, 3_000) } else { 3_600_000 },
+                buckets: rng.between(1, 32) as u32,
+                // Room for a few records of each shard, or for all.
+                bytes_max: if tight { rng.between(300, 9_000) } else { 8 << 30 },
+                namespaces_max: if rng.percent(20) { rng.between(1, 2) as u32 } else { 64 },
+            },
             counters: if rng.percent(15) { rng.between(6, 80) } else { rng.between(2, 5) },
+            hurry: tight && rng.percent(60),
             rng,
         }
     }
 
     /// How long what was heard of shard time serves: far below the window.
     pub fn heard_for_ms(&self) -> u64 {
-        (self.window_ms / 6).min(1_000)
+        (self.settings.window_ms / 8).min(1_000)
     }
 
     /// Records go within a run.
     pub fn is_short(&self) -> bool {
-        self.window_ms < 3_600_000
+        self.settings.window_ms < 3_600_000
     }
 }
 
@@ -120,6 +128,10 @@ pub struct Case {
     pub issued: Option<TimeMs>,
     /// How far clocks had leapt when it was new.
     leapt: u64,
+    /// Of a namespace that asks for little.
+    pub modest: bool,
+    /// When it was first sent.
+    pub began: u64,
     pub attempts: Vec<Attempt>,
 }
 
@@ -138,6 +150,8 @@ pub struct TokenClients {
     pub plan: TokenPlan,
     rng: Rng,
     counters: Vec<usize>,
+    /// Of a namespace of their own, for few requests.
+    modest: Vec<usize>,
     /// The token that a client is busy with, and how often it will still ask.
     busy: BTreeMap<usize, (usize, u64)>,
     open: usize,
@@ -151,11 +165,15 @@ impl TokenClients {
             0 => Vec::new(),
             _ => (0..plan.counters).map(|_| history.new_counter(Use::Tokens)).collect(),
         };
+        let modest = match plan.hurry && plan.clients > 0 {
+            true => vec![history.new_counter_in(b"modest", Use::Tokens)],
+            false => Vec::new(),
+        };
         for client in 0..plan.clients {
             let first = rng.between(200_000, 400_000);
             core.after(first, Happening::TokenClient { client });
         }
-        Self { cases: Vec::new(), plan, rng, counters, busy: BTreeMap::new(), open: 0 }
+        Self { cases: Vec::new(), plan, rng, counters, modest, busy: BTreeMap::new(), open: 0 }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -201,7 +219,7 @@ impl TokenClients {
 
     /// How often a new token will be asked for again.
     fn sends(&mut self) -> u64 {
-        self.rng.below(5)
+        if self.plan.hurry { self.rng.below(2) } else { self.rng.below(5) }
     }
 
     fn new_case(&mut self, core: &Core, history: &mut History) -> usize {
@@ -212,13 +230,19 @@ impl TokenClients {
         }
         counters.sort();
         counters.dedup();
+        let modest = self.plan.hurry && self.rng.percent(5);
+        if modest {
+            counters = vec![self.modest[0]];
+        }
         for counter in &mut counters {
             // Two digits to a token, and two items on the first counter of some.
             if history.counters[*counter].adds + 4 > DIGITS_MAX {
                 let worn = *counter;
-                *counter = history.new_counter(Use::Tokens);
-                self.counters.retain(|&known| known != worn);
-                self.counters.push(*counter);
+                let namespace: &[u8] = if modest { b"modest" } else { b"sim" };
+                let all = if modest { &mut self.modest } else { &mut self.counters };
+                *counter = history.new_counter_in(namespace, Use::Tokens);
+                all.retain(|&known| known != worn);
+                all.push(*counter);
             }
         }
         if counters.len() > 1 && self.rng.percent(50) {
@@ -231,12 +255,21 @@ impl TokenClients {
         };
         let deltas =
             [counters.iter().map(&mut digit).collect(), counters.iter().map(&mut digit).collect()];
-        // A short window and no issue time: asked for once only.
         let says = self.plan.is_short() && self.rng.percent(85) || self.rng.percent(30);
         let issued = says.then(|| TimeMs(WALL_CLOCK_START + core.clock() / 1_000));
         let returning = counters.len() == 1 && self.rng.percent(40);
         let attempts = Vec::new();
-        self.cases.push(Case { counters, deltas, returning, issued, leapt: core.leapt, attempts });
+        let (began, leapt) = (core.now, core.leapt);
+        self.cases.push(Case {
+            counters,
+            deltas,
+            returning,
+            issued,
+            leapt,
+            modest,
+            began,
+            attempts,
+        });
         self.cases.len() - 1
     }
 
@@ -265,15 +298,18 @@ impl TokenClients {
     /// When the client comes again: before it can have an answer, after it, or much later.
     fn next(&mut self, core: &mut Core, client: usize, token: usize, patience: u64) {
         let case = &self.cases[token];
-        let window = self.plan.window_ms * 1_000;
+        let window = self.plan.settings.window_ms * 1_000;
         let after = match self.rng.below(4) {
+            _ if self.plan.hurry => self.rng.between(100, 20_000),
             0 => self.rng.between(100, 20_000),
             3 if case.issued.is_some() && self.plan.is_short() => {
                 self.rng.between(window, 4 * window)
             }
             _ => self.rng.between(1_000, patience + 100_000),
         };
-        if case.issued.is_none() && self.plan.is_short() {
+        // Without an issue time the last attempt comes within the window of the first one.
+        let patience_max = 1_300_000;
+        if case.issued.is_none() && core.now + after + patience_max > case.began + window {
             self.busy.remove(&client);
         }
         core.after(after, Happening::TokenClient { client });

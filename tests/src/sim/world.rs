@@ -128,10 +128,11 @@ impl World {
     pub fn run(&mut self) -> Vec<Violation> {
         while self.core.oracle.violations.is_empty() {
             if self.is_over() {
-                return checker::judge(&self.clients.history, &self.tokens);
+                return checker::judge(&self.clients.history, &self.tokens, &self.core);
             }
             if self.core.now > self.core.plan.heals_by || self.core.step > STEPS_MAX {
-                let mut violations = checker::judge(&self.clients.history, &self.tokens);
+                let mut violations =
+                    checker::judge(&self.clients.history, &self.tokens, &self.core);
                 violations.push(heals::violation(self.unfinished()));
                 return violations;
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use engine::apply::{Decoded, Loaded, ShardState, apply, decode, needs};
 use engine::batch::{Batch, Codec};
 use engine::entry::{Body, Entry};
-use engine::idempotency::{Limits, Scope, Token, TokenOutcome};
+use engine::idempotency::{IssueTime, Limits, Scope, Settings, Token, TokenOutcome};
 use engine::ids::{Bseq, CopyNo, Epoch, Revision, SessionId, Slots, TimeMs};
 use engine::key::CounterKey;
 use engine::message::Answer;
@@ -20,7 +20,9 @@ use proptest::test_runner::TestRunner;
 use crate::{config, values};
 
 /// No record is dropped in the time that a case lasts.
-const LIMITS: Limits = Limits { window_ms: 3_600_000, records_max: 1_000, planted: None };
+const LIMITS: Limits = Limits { settings: SETTINGS, planted: None };
+const SETTINGS: Settings =
+    Settings { window_ms: 3_600_000, buckets: 16, bytes_max: 1 << 20, namespaces_max: 64 };
 
 /// One step of a shard's life.
 #[derive(Clone, Debug)]
@@ -251,7 +253,8 @@ fn payload(token: Option<(u8, u8)>, ops: &[(u8, OpKind)]) -> Vec<u8> {
             also: request.into(),
         };
         let tag = token.tag(&ops)?;
-        Some(Tokened { tag, issued: TimeMs(0), first: 0, count: ops.len() })
+        let issued = IssueTime::Stated(TimeMs(0));
+        Some(Tokened { tag, issued, first: 0, count: ops.len() })
     });
     values::write_ops(&Ops { ops, tokened: tokened.into_iter().collect() })
 }

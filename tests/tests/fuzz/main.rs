@@ -1,7 +1,7 @@
 //! Bytes that meet the engine from outside (sockets, disk, etcd), made at random and by damaging good ones.
 //!
 //! Three promises: what a codec wrote reads back the same; no bytes make a decoder panic, and what it does accept it
-//! writes and reads back the same; and applying a log does what a plain map would. Frames on the wire are in
+//! writes and reads back the same; and applying a log does what a plain map would, under one token only once. Frames on the wire are in
 //! `proto/tests/crossing.rs`, HTTP bodies in `gateway/src/request/fuzz.rs`.
 //!
 //! The cases are the same in every run, so that `./test` is; `PROPTEST_RNG_SEED=N PROPTEST_CASES=M` explores others,
@@ -11,6 +11,7 @@ mod apply;
 mod bytes;
 mod codecs;
 mod log;
+mod tokens;
 mod values;
 
 use proptest::test_runner::{Config, RngSeed};

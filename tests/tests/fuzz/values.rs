@@ -7,7 +7,7 @@ use engine::apply::ShardState;
 use engine::batch::{Batch, Codec};
 use engine::config::ShardConfig;
 use engine::entry::{Body, Entry, Position};
-use engine::idempotency::{self, Bucket, Buckets, Scope, Tag, TokenOutcome};
+use engine::idempotency::{self, Bucket, Buckets, IssueTime, Scope, Tag, TokenOutcome};
 use engine::ids::{
     Boot, Bseq, Chain, CopyNo, Epoch, Revision, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId,
     TimeMs, Version,
@@ -51,7 +51,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
 
 /// Ops without a token, and groups of ops with one.
 pub(crate) fn ops() -> impl Strategy<Value = Ops> {
-    let group = || (tag(), number(), vec(op(), 1..4)).prop_map(Some);
+    let group = || (tag(), issue_time(), vec(op(), 1..4)).prop_map(Some);
     let plain = || Just(None);
     vec((prop_oneof![group().boxed(), plain().boxed()], op()), 0..6).prop_map(|parts| {
         let mut all = Ops::default();
@@ -64,11 +64,16 @@ pub(crate) fn ops() -> impl Strategy<Value = Ops> {
                 ops.truncate(1);
             }
             let (first, count) = (all.ops.len(), ops.len());
-            all.tokened.push(Tokened { tag, issued: TimeMs(issued), first, count });
+            all.tokened.push(Tokened { tag, issued, first, count });
             all.ops.extend(ops);
         }
         all
     })
+}
+
+fn issue_time() -> impl Strategy<Value = IssueTime> {
+    let kind = prop_oneof![Just(IssueTime::Stated as fn(_) -> _), Just(IssueTime::Heard as _)];
+    (kind, number()).prop_map(|(kind, time)| kind(TimeMs(time)))
 }
 
 fn tag() -> impl Strategy<Value = Tag> {
@@ -92,7 +97,7 @@ pub(crate) fn write_ops(Ops { ops, tokened }: &Ops) -> Vec<u8> {
 }
 
 pub(crate) fn token_record() -> impl Strategy<Value = idempotency::Record> {
-    (number(), any::<u128>(), vec(delta(), 0..4)).prop_map(|(bucket, fingerprint, values)| {
+    (number(), any::<u64>(), vec(delta(), 0..4)).prop_map(|(bucket, fingerprint, values)| {
         idempotency::Record { bucket, fingerprint, values }
     })
 }
@@ -210,16 +215,21 @@ pub(crate) fn config() -> impl Strategy<Value = ShardConfig> {
 }
 
 pub(crate) fn meta() -> impl Strategy<Value = Meta> {
-    (any::<u128>(), any::<u32>(), any::<[u8; 3]>(), any::<u32>(), number(), number()).prop_map(
-        |(cluster, shards, [replicas, min_in_sync, hash], incarnation, window, records_max)| Meta {
+    let numbers = (number(), any::<u32>(), number(), any::<u32>());
+    (any::<u128>(), any::<u32>(), any::<[u8; 3]>(), any::<u32>(), numbers).prop_map(
+        |(cluster, shards, [replicas, min_in_sync, hash], incarnation, idempotency)| Meta {
             cluster,
             shards,
             replicas,
             min_in_sync,
             hash,
             incarnation,
-            idempotency_window_ms: window,
-            idempotency_records_max: records_max,
+            idempotency: idempotency::Settings {
+                window_ms: idempotency.0,
+                buckets: idempotency.1,
+                bytes_max: idempotency.2,
+                namespaces_max: idempotency.3,
+            },
         },
     )
 }
@@ -266,8 +276,14 @@ fn outcome() -> impl Strategy<Value = TokenOutcome> {
 }
 
 fn buckets() -> impl Strategy<Value = Buckets> {
-    let bucket = (number(), any::<u128>()).prop_map(|(records, digest)| Bucket { records, digest });
-    btree_map(number(), bucket, 0..4).prop_map(|live| Buckets { live })
+    let namespaces = btree_map(any::<u64>(), any::<u32>().prop_map(u64::from), 0..4);
+    let bucket = (number(), any::<u128>(), number(), namespaces).prop_map(
+        |(records, digest, prolonged_ms, namespaces)| {
+            let bytes = namespaces.values().sum();
+            Bucket { records, bytes, digest, prolonged_ms, namespaces }
+        },
+    );
+    btree_map(number(), bucket, 0..4).prop_map(Buckets::from_live)
 }
 
 fn sessions() -> impl Strategy<Value = Sessions> {

@@ -2,7 +2,7 @@
 //! their clients are told.
 
 use super::*;
-use crate::idempotency::{Scope, Tag, Token, TokenOutcome};
+use crate::idempotency::{IssueTime, Scope, Tag, Token, TokenOutcome};
 
 fn token(scope: Scope, issued: Option<u64>) -> Token {
     Token { scope, token: "t".into(), issued: issued.map(TimeMs), also: 0 }
@@ -17,13 +17,13 @@ fn one(request: u64, ops: &[Op], issued: Option<u64>) -> Event {
 }
 
 /// Groups of operations in one batch; a tag makes one with a token, issued then.
-type Group<'a> = (Option<(Tag, u64)>, &'a [Op]);
+type Group<'a> = (Option<(Tag, IssueTime)>, &'a [Op]);
 
 fn groups(slots: Slots, bseq: u64, groups: &[Group<'_>]) -> Batch {
     let mut payload = ops::begin();
     for (token, group) in groups {
         if let Some((tag, issued)) = token {
-            ops::put_token(&mut payload, tag, TimeMs(*issued), group.len());
+            ops::put_token(&mut payload, tag, *issued, group.len());
         }
         group.iter().for_each(|op| ops::put(&mut payload, op));
     }
@@ -32,6 +32,14 @@ fn groups(slots: Slots, bseq: u64, groups: &[Group<'_>]) -> Batch {
 
 fn tag(scope: Scope, ops: &[Op]) -> Tag {
     token(scope, None).tag(ops).expect("it has operations")
+}
+
+fn stated(time: u64) -> IssueTime {
+    IssueTime::Stated(TimeMs(time))
+}
+
+fn heard(time: u64) -> IssueTime {
+    IssueTime::Heard(TimeMs(time))
 }
 
 fn told(values: &[i128], tokens: &[TokenOutcome], time: u64) -> Answer {
@@ -47,7 +55,7 @@ fn ms(ms: u64) -> Now {
 fn with_the_clients_issue_time_it_goes_at_once() {
     let mut story = Story::new();
     let ops = [returning("a", 5)];
-    let sent = groups(ALL, 1, &[(Some((tag(Scope::Counter, &ops), 777)), &ops)]);
+    let sent = groups(ALL, 1, &[(Some((tag(Scope::Counter, &ops), stated(777))), &ops)]);
     story.turn([one(1, &ops, Some(777))], &[frame(1, 1, [&sent])]);
     let answered = told(&[5], &[TokenOutcome::Applied], 1_000);
     story.turn([answer(1, 1, &sent, answered)], &[values(1, &[(0, 5)])]);
@@ -63,13 +71,13 @@ fn without_one_the_shard_is_asked_for_its_time() {
     let asks = groups(ALL, 1, &[]);
     story.turn([one(1, &ops, None)], &[frame(1, 1, [&asks])]);
     story.now = ms(40);
-    let sent = groups(ALL, 2, &[(Some((counter, 9_960)), &ops)]);
+    let sent = groups(ALL, 2, &[(Some((counter, heard(9_960))), &ops)]);
     story.turn([answer(1, 1, &asks, told(&[], &[], 10_000))], &[frame(1, 2, [&sent])]);
     let done = told(&[], &[TokenOutcome::Applied], 10_020);
     story.turn([answer(1, 2, &sent, done.clone())], &[wrote(1)]);
     // Heard just now: the next one goes at once, issued then.
     story.now = ms(1_040);
-    let sent = groups(ALL, 3, &[(Some((counter, 10_020)), &ops)]);
+    let sent = groups(ALL, 3, &[(Some((counter, heard(10_020))), &ops)]);
     story.turn([one(2, &ops, None)], &[frame(1, 3, [&sent])]);
     story.turn([answer(1, 3, &sent, done)], &[wrote(2)]);
     // More than a second ago: the shard is asked again.
@@ -85,7 +93,7 @@ fn any_batch_asks() {
     let ops = [add("a", 5)];
     let plain = batch(1, &[add("b", 1)]);
     story.turn([write(1, &[add("b", 1)]), one(2, &ops, None)], &[frame(1, 1, [&plain])]);
-    let sent = groups(ALL, 2, &[(Some((tag(Scope::Counter, &ops), 50)), &ops)]);
+    let sent = groups(ALL, 2, &[(Some((tag(Scope::Counter, &ops), heard(50))), &ops)]);
     story.turn([answer(1, 1, &plain, told(&[], &[], 50))], &[wrote(1), frame(1, 2, [&sent])]);
 }
 
@@ -101,7 +109,7 @@ fn what_waits_behind_a_batch_was_issued_when_it_came() {
     let ops = [add("a", 5)];
     story.turn([one(3, &ops, None)], &[]);
     story.now = ms(3_000);
-    let sent = groups(ALL, 3, &[(Some((tag(Scope::Counter, &ops), 1_000)), &ops)]);
+    let sent = groups(ALL, 3, &[(Some((tag(Scope::Counter, &ops), heard(1_000))), &ops)]);
     let answered = answer(1, 2, &second, told(&[], &[], 4_000));
     story.turn([answered], &[wrote(2), frame(1, 3, [&sent])]);
 }
@@ -129,7 +137,7 @@ fn an_unanswered_question_leaves_the_operation_unsent() {
 fn an_operation_with_a_token_is_merged_with_no_other() {
     let mut story = Story::new();
     let (a, b) = ([add("a", 1)], [add("a", 2)]);
-    let with = |ops: &[Op]| Some((tag(Scope::Counter, ops), 9));
+    let with = |ops: &[Op]| Some((tag(Scope::Counter, ops), stated(9)));
     let plain = [add("a", 10)];
     let all: [Group<'_>; 4] = [(None, &plain), (with(&a), &a), (with(&b), &b), (None, &plain)];
     let sent = groups(ALL, 1, &all);
@@ -149,7 +157,7 @@ fn a_requests_parts_are_whole_and_their_items_summed() {
     let mut story = Story::with(Settings::default(), &[config(LEFT, 1, 1), config(RIGHT, 1, 1)]);
     let (left, right) = (key_in(LEFT), key_in(RIGHT));
     let ops = [add(&left, 1), add(&right, 2), add(&left, 4)];
-    let whole = Some((tag(Scope::Batch, &ops), 9));
+    let whole = Some((tag(Scope::Batch, &ops), stated(9)));
     let one = groups(LEFT, 1, &[(whole, &[add(&left, 5)])]);
     let two = groups(RIGHT, 1, &[(whole, &[add(&right, 2)])]);
     let asked = tokened(1, &ops, token(Scope::Batch, Some(9)));
@@ -173,7 +181,7 @@ fn every_outcome_has_its_reason_and_a_refused_one_no_value() {
     ] {
         let mut story = Story::new();
         let ops = [returning("a", 5)];
-        let sent = groups(ALL, 1, &[(Some((tag(Scope::Counter, &ops), 7)), &ops)]);
+        let sent = groups(ALL, 1, &[(Some((tag(Scope::Counter, &ops), stated(7))), &ops)]);
         story.turn([one(1, &ops, Some(7))], &[frame(1, 1, [&sent])]);
         let answered = answer(1, 1, &sent, told(&[0], &[outcome], 9));
         story.turn([answered], &[failed(1, &[(0, failure)])]);
@@ -190,7 +198,7 @@ fn every_outcome_has_its_reason_and_a_refused_one_no_value() {
 fn too_few_outcomes_are_nonsense() {
     let mut story = Story::new();
     let ops = [add("a", 5)];
-    let sent = groups(ALL, 1, &[(Some((tag(Scope::Counter, &ops), 7)), &ops)]);
+    let sent = groups(ALL, 1, &[(Some((tag(Scope::Counter, &ops), stated(7))), &ops)]);
     story.turn([one(1, &ops, Some(7))], &[frame(1, 1, [&sent])]);
     let answered = answer(1, 1, &sent, told(&[], &[], 9));
     story.turn([answered], &[failed(1, &[(0, Failure::ResultGone)])]);
@@ -209,7 +217,7 @@ fn a_large_part_is_never_split() {
         [write(1, &[add("first", 1)]), asked, write(3, &[add("last", 1)])],
         &[frame(1, 1, [&plain])],
     );
-    let sent = groups(ALL, 2, &[(Some((tag(Scope::Batch, &ops), 9)), &ops)]);
+    let sent = groups(ALL, 2, &[(Some((tag(Scope::Batch, &ops), stated(9))), &ops)]);
     story.turn([answer(1, 1, &plain, applied(&[]))], &[wrote(1), frame(1, 2, [&sent])]);
     let done = told(&[], &[TokenOutcome::Applied], 9);
     let last = batch(3, &[add("last", 1)]);
@@ -230,7 +238,7 @@ fn more_than_a_node_takes_is_refused() {
 fn a_dissolved_batch_keeps_its_issue_time() {
     let mut story = Story::new();
     let ops = [add("a", 5)];
-    let token = (Some((tag(Scope::Counter, &ops), 7)), &ops[..]);
+    let token = (Some((tag(Scope::Counter, &ops), stated(7))), &ops[..]);
     let sent = groups(ALL, 1, &[token]);
     story.turn([one(1, &ops, Some(7))], &[frame(1, 1, [&sent])]);
     story.turn([answer(1, 1, &sent, refused(Refusal::NotPrimary(None)))], &[]);

@@ -36,8 +36,13 @@ fn pass(bench: &mut Bench, ms: u64, heard: &[Conn]) -> Vec<Effect> {
     for _ in 0..ms / 100 {
         bench.now = bench.now.plus_ms(100);
         for &conn in heard {
-            let message =
-                FromFollower::Alive { sent: 0, fsync_age_ms: 0, full: false, digests: vec![] };
+            let message = FromFollower::Alive {
+                sent: 0,
+                fsync_age_ms: 0,
+                full: false,
+                wall: TimeMs(0),
+                digests: vec![],
+            };
             effects.extend(bench.on(Event::FromFollower { conn, message }));
         }
         effects.extend(bench.on(Event::Tick));
@@ -272,7 +277,13 @@ fn a_feed_is_open_once_its_first_slice_is_acknowledged() {
 #[test]
 fn a_member_that_says_its_disk_is_full_is_believed_until_it_says_otherwise() {
     let mut bench = well(2, &[A, B]);
-    let alive = |full| FromFollower::Alive { sent: 0, fsync_age_ms: 0, full, digests: vec![] };
+    let alive = |full| FromFollower::Alive {
+        sent: 0,
+        fsync_age_ms: 0,
+        full,
+        wall: TimeMs(0),
+        digests: vec![],
+    };
     let says = |bench: &mut Bench, full| {
         bench.now = bench.now.plus_ms(100);
         bench.on(Event::FromFollower { conn: TO_B, message: alive(full) })

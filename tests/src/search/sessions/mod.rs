@@ -23,7 +23,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use engine::batcher;
-use engine::idempotency::Scope;
+use engine::idempotency::{Scope, Settings};
 use engine::key::CounterKey;
 use engine::message::{GatewayMessage, NodeReply};
 use engine::node;
@@ -199,7 +199,7 @@ impl Sessions {
             flush_after_ms: never,
             collect_every_ms: ABSENT_MS,
             disk_probe_every_ms: never,
-            idempotency_window_ms: WINDOW_MS,
+            idempotency: Settings { window_ms: WINDOW_MS, buckets: 1, ..Settings::default() },
             planted,
             ..node::Settings::default()
         };

@@ -29,6 +29,7 @@ pub mod status;
 pub mod tokens;
 pub mod twice;
 
+use super::core::Core;
 use super::history::History;
 use super::token_clients::TokenClients;
 
@@ -40,14 +41,14 @@ pub struct Violation {
 }
 
 /// Everything that a client could complain about.
-pub fn judge(history: &History, clients: &TokenClients) -> Vec<Violation> {
+pub fn judge(history: &History, clients: &TokenClients, core: &Core) -> Vec<Violation> {
     let mut violations = Vec::new();
     lost::check(history, &mut violations);
     twice::check(history, &mut violations);
     refused::check(history, &mut violations);
     linearizable::check(history, &mut violations);
     bounded::check(history, &mut violations);
-    tokens::check(history, clients, &mut violations);
+    tokens::check(history, clients, core, &mut violations);
     // One of each tells enough.
     violations.dedup_by_key(|violation| violation.promise);
     violations

@@ -5,6 +5,8 @@
 //! - of the two requests under one token at most one was ever done in a shard, so in a counter;
 //! - if any answer said that it was applied, its digit is there; and all such answers bring the same
 //!   value, with its own digit in it;
+//! - a namespace that holds next to nothing is not refused for want of room (`share`);
+//! - "too old" is not said of a request that was issued just now, by one clock that is wrong;
 //! - "reused" is said only of a request whose digit is not there; and if every answer was "not
 //!   applied", its digit is not there either.
 //!
@@ -15,6 +17,7 @@
 
 use engine::batcher::Failure;
 
+use super::super::core::Core;
 use super::super::history::{History, Outcome, Use};
 use super::super::token_clients::{Attempt, Case, TokenClients, Told};
 use super::Violation;
@@ -22,7 +25,15 @@ use super::digits;
 
 const PROMISE: &str = "tokens";
 
-pub fn check(history: &History, clients: &TokenClients, violations: &mut Vec<Violation>) {
+pub fn check(
+    history: &History,
+    clients: &TokenClients,
+    core: &Core,
+    violations: &mut Vec<Violation>,
+) {
+    if let Some(detail) = shut_out(clients, core).or_else(|| aged_at_once(clients, core)) {
+        violations.push(Violation { promise: PROMISE, detail });
+    }
     let mut last = Vec::new();
     for (at, counter) in history.counters.iter().enumerate() {
         let value = if counter.used == Use::Tokens { last_value(history, at) } else { None };
@@ -39,6 +50,47 @@ pub fn check(history: &History, clients: &TokenClients, violations: &mut Vec<Vio
             violations.push(Violation { promise: PROMISE, detail });
         }
     }
+}
+
+/// A row of a record of these clients is no larger.
+const ROW_BYTES: u64 = 60;
+
+/// The other namespace may fill four fifths of a shard, and what is left holds so many of the first requests of
+/// the one that asks for little.
+fn shut_out(clients: &TokenClients, core: &Core) -> Option<String> {
+    let settings = &clients.plan.settings;
+    if settings.namespaces_max < 2 {
+        return None;
+    }
+    let of_shard = settings.bytes_max / u64::from(core.plan.shards);
+    let left = (of_shard / 5).saturating_sub(2 * ROW_BYTES);
+    let modest = clients.cases.iter().filter(|case| case.modest);
+    let attempts = modest.flat_map(|case| &case.attempts);
+    let first = attempts.take((left / 2 / ROW_BYTES) as usize);
+    let refused = |attempt: &&Attempt| {
+        let told = attempt.answer.as_ref().map(|(_, told)| &told[..]);
+        matches!(told, Some([Told::NotApplied(Some(Failure::TokenQuota)), ..]))
+    };
+    let found = first.into_iter().find(refused)?;
+    Some(format!("{of_shard} bytes a shard, and no room for {found:?}"))
+}
+
+/// While a single clock is wrong, a shard's time is not ahead: so nobody is too old who has just begun.
+fn aged_at_once(clients: &TokenClients, core: &Core) -> Option<String> {
+    let off = |node: &usize| {
+        let clock = core.plan.clocks[*node];
+        core.clocks_set.contains(node) || clock.skew_ms > 2_000 || clock.drift_ppm != 0
+    };
+    let wrong = (0..core.plan.clocks.len()).filter(off).count();
+    if clients.plan.is_short() || wrong > 1 || core.leapt > 0 {
+        return None;
+    }
+    let too_old = |case: &&Case| {
+        let told = case.attempts.iter().filter_map(|attempt| attempt.answer.as_ref());
+        told.flat_map(|(_, told)| told)
+            .any(|told| matches!(told, Told::Unknown(Some(Failure::TokenTooOld))))
+    };
+    clients.cases.iter().find(too_old).map(|case| format!("too old at once: {case:?}"))
 }
 
 /// What the final read saw.
