@@ -3,7 +3,7 @@
 //! It keeps the two promises that a gateway's exactness rests on: a batch counts once per (session, shard, number), and
 //! what has a token once per token, however often it is sent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -39,6 +39,8 @@ pub(crate) enum Mood {
     Holds,
     /// It remembers no more tokens.
     FullOfTokens,
+    /// It has dropped the session of the batch that comes next, and serves all others.
+    DropsASession,
 }
 
 /// Its clock stands still.
@@ -56,6 +58,8 @@ pub(crate) struct State {
     /// Sends of batches that have come in.
     pub(crate) batches: u64,
     rows: BTreeMap<(SessionId, u16), (Bseq, Answer)>,
+    /// Sessions that were dropped: no batch of theirs is applied any more.
+    expired: BTreeSet<SessionId>,
     /// By hash and counter: the fingerprint, and the values of then.
     tokens: BTreeMap<(u128, Vec<u8>), (u128, Vec<i128>)>,
     held: Vec<(Answers, NodeReply)>,
@@ -87,6 +91,7 @@ impl Node {
             moods: BTreeMap::new(),
             batches: 0,
             rows: BTreeMap::new(),
+            expired: BTreeSet::new(),
             tokens: BTreeMap::new(),
             held: Vec::new(),
             streams: Vec::new(),
@@ -151,6 +156,11 @@ impl Node {
         }
     }
 
+    /// Says in etcd that it listens elsewhere.
+    pub(crate) fn is_behind(&mut self, address: SocketAddr) {
+        self.address = address;
+    }
+
     pub(crate) fn value(&self, namespace: &str, key: &[u8]) -> i128 {
         let name = [namespace.as_bytes(), b"\0", key].concat();
         self.state().counters.get(&name).copied().unwrap_or(0)
@@ -185,6 +195,11 @@ impl State {
                     let answer = match &mood {
                         Mood::Swallows => continue,
                         Mood::Refuses(refusal) => Answer::Refused(refusal.clone()),
+                        Mood::DropsASession => {
+                            self.expired.insert(batch.session);
+                            self.mood = Mood::Serves;
+                            Answer::Expired
+                        }
                         Mood::Serves | Mood::Holds | Mood::FullOfTokens => self.apply(&batch),
                     };
                     let Batch { slots, session, bseq, .. } = batch;
@@ -198,7 +213,7 @@ impl State {
                 let result = match &mood {
                     Mood::Swallows => return,
                     Mood::Refuses(refusal) => Err(refusal.clone()),
-                    Mood::Serves | Mood::Holds | Mood::FullOfTokens => Ok(ReadResult {
+                    _ => Ok(ReadResult {
                         values: keys.iter().map(|key| value(key.name())).collect(),
                         time: NOW,
                         staleness_us: 0,
@@ -218,6 +233,9 @@ impl State {
     }
 
     fn apply(&mut self, batch: &Batch) -> Answer {
+        if self.expired.contains(&batch.session) {
+            return Answer::Expired;
+        }
         let row = (batch.session, batch.slots.lo);
         let last = self.rows.get(&row).map_or(Bseq(0), |(last, _)| *last);
         if batch.bseq == last {
@@ -329,7 +347,7 @@ impl Control for Shared {
                 sessions: 0,
                 tokens: 0,
             },
-            role: RoleStatus::Primary { epoch: Epoch(1), open: true, silent: vec![] },
+            role: RoleStatus::Primary { epoch: Epoch(1), open: true, hindered_by: vec![] },
             stopped: None,
         };
         let replicas = self.shards.iter().map(status).collect();
