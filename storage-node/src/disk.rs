@@ -74,6 +74,7 @@ impl DiskSettings {
             state: StateSettings {
                 cache_bytes: memory.cache_bytes,
                 open_files_max: memory.open_files_max,
+                ..StateSettings::default()
             },
             readers: cores.clamp(2, 8),
         }

@@ -32,9 +32,6 @@ use crate::error::{DiskError, context};
 use crate::expired::{Expired, Known};
 use crate::kill;
 
-/// A file of a flush or a copy is closed at this size.
-const FILE_BYTES: u64 = 64 << 20;
-
 /// What the state may use.
 #[derive(Clone, Copy, Debug)]
 pub struct StateSettings {
@@ -42,17 +39,21 @@ pub struct StateSettings {
     pub cache_bytes: usize,
     /// Table readers live outside the cache; each open file costs some kilobytes.
     pub open_files_max: i32,
+    /// A file of a flush or a copy is closed once it has this many bytes. RocksDB counts blocks that are full, so no
+    /// file is smaller than one of them (16 KiB before packing), but for the last.
+    pub file_bytes: u64,
 }
 
 impl Default for StateSettings {
     fn default() -> Self {
-        Self { cache_bytes: 64 << 20, open_files_max: 2_000 }
+        Self { cache_bytes: 64 << 20, open_files_max: 2_000, file_bytes: 64 << 20 }
     }
 }
 
 pub struct State {
     db: Arc<DB>,
     options: Options,
+    file_bytes: u64,
     /// Files not ingested yet. What is here at a start never was, and goes.
     folder: PathBuf,
     next_file: AtomicU64,
@@ -77,7 +78,8 @@ impl State {
         let expired = Expired::default();
         options.set_compaction_filter_factory(expired.clone());
         let db = Arc::new(DB::open(&options, path)?);
-        Ok(Self { db, options, folder, next_file: AtomicU64::new(0), expired })
+        let (next_file, file_bytes) = (AtomicU64::new(0), settings.file_bytes);
+        Ok(Self { db, options, file_bytes, folder, next_file, expired })
     }
 
     /// From now on compactions remove the idempotency records that are over by these limits, which are the cluster's.
@@ -215,7 +217,7 @@ impl<'a> Files<'a> {
             Change::Merge(operand) => writer.merge(key, operand)?,
             Change::Delete => writer.delete(key)?,
         }
-        if writer.file_size() >= FILE_BYTES {
+        if writer.file_size() >= self.state.file_bytes {
             self.close()?;
         }
         Ok(())
@@ -249,7 +251,8 @@ impl Drop for Files<'_> {
 
 /// A checkpoint, to be read once: with hardly any memory, and past the page cache if the file system allows that.
 pub(crate) fn open_checkpoint(path: &Path) -> Result<View, DiskError> {
-    let mut options = options(StateSettings { cache_bytes: 4 << 20, open_files_max: 64 })?;
+    let settings = StateSettings { cache_bytes: 4 << 20, open_files_max: 64, ..Default::default() };
+    let mut options = options(settings)?;
     options.set_use_direct_reads(true);
     let direct = DB::open_for_read_only(&options, path, false);
     let db = direct.or_else(|_| {
@@ -536,6 +539,8 @@ mod tests {
         bench.flush(4_000, &[1, 2], &[1, 2]);
         bench.flush(20_000, &[], &[]);
         let view = bench.state.view();
+        // The view is older than the state that the copy replaces: what is over is kept for each.
+        bench.flush(20_001, &[], &[]);
         let mut files = bench.state.files();
         let id = RecordId { slot: Slot(7), hash: 1 };
         let row = layout::encode_record(&Record { bucket: 1, fingerprint: 0, values: vec![] });

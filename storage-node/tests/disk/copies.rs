@@ -5,13 +5,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use engine::idempotency::{Record, RecordId};
 use engine::ids::{Conn, CopyNo, Epoch, Slots};
 use engine::node::Event;
 use engine::store::layout;
-use engine::store::log::Record;
+use engine::store::log::Record as LogRecord;
 use storage_node::snapshot_files::{NotStaged, Stager};
 
 use crate::opening::{Bench, SHARD};
+use crate::pair::settings;
 use crate::running::{counter, flush, flush_of, load};
 
 const CONN: Conn = Conn(3);
@@ -86,13 +88,41 @@ fn a_copy_is_installed_only_once_the_log_says_durably_what_came_before_it() {
     let (_folder, mut bench) = open();
     let stager = begin(&bench, &[]);
     let state = stager.finish().unwrap();
-    bench.disk.write(Record::Promise { shard: SHARD, epoch: Epoch(1) });
+    bench.disk.write(LogRecord::Promise { shard: SHARD, epoch: Epoch(1) });
     bench.disk.install_snapshot(CONN, TRANSFER, CopyNo(2), state);
     // Time for it to go wrong; nothing waits for it to go right.
     assert!(bench.events.recv_timeout(Duration::from_millis(100)).is_err());
     bench.disk.sync(2);
     assert!(matches!(bench.event(), Event::Durable { group: 2 }));
     assert!(matches!(bench.event(), Event::SnapshotInstalled { conn: CONN, transfer: TRANSFER }));
+}
+
+/// The files are ingested in one call, so one that is missing fails nothing: the digests were compared when the copy
+/// was staged.
+#[test]
+fn a_copy_of_several_files_is_installed_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut small = settings(folder.path());
+    // Each block makes a file of its own.
+    small.state.file_bytes = 1;
+    let mut bench = Bench::with(small).unwrap();
+    bench.begin_copy();
+    let names: Vec<String> =
+        (0..300).map(|number| format!("{number}-{}", "x".repeat(600))).collect();
+    let counters: Vec<(&str, i128)> =
+        names.iter().zip(1..).map(|(name, value)| (name.as_str(), value)).collect();
+    let mut stager = begin(&bench, &counters);
+    for rows in rows(&counters).chunks(7) {
+        stager.rows(rows).unwrap();
+    }
+    let state = stager.finish().unwrap();
+    assert!(left_over(folder.path()) > 3, "{} files", left_over(folder.path()));
+    bench.disk.install_snapshot(CONN, TRANSFER, CopyNo(2), state);
+    assert!(matches!(bench.event(), Event::SnapshotInstalled { .. }));
+    for (name, value) in counters {
+        assert_eq!(load(&mut bench, name), Some(value));
+    }
+    assert_eq!(left_over(folder.path()), 0);
 }
 
 #[track_caller]
@@ -134,6 +164,38 @@ fn a_copy_that_can_not_be_the_senders_state_is_refused() {
     );
     with(&|_| {}).unwrap();
     assert_eq!(left_over(folder.path()), 1, "the good one");
+}
+
+/// The counters add up, so only the digest of the idempotency records shows what is wrong.
+#[test]
+fn a_copy_whose_idempotency_records_are_not_the_senders_is_refused() {
+    let (folder, bench) = open();
+    let counters = [("a", 1)];
+    let record = |fingerprint| Record { bucket: 3, fingerprint, values: vec![7] };
+    let ids = [1, 2].map(|hash| RecordId { slot: counter("a").slot(), hash });
+    let mut state = flush_of(9, &counters).1;
+    for (id, fingerprint) in ids.iter().zip(5..) {
+        state.tokens.add(3, layout::record_share(*id, &record(fingerprint)));
+    }
+    let token = |id: &RecordId, fingerprint| {
+        let key = layout::idempotency_key(id.slot, id.hash);
+        (Bytes::from(key), Bytes::from(layout::encode_record(&record(fingerprint))))
+    };
+    let stage = |tokens: &[(Bytes, Bytes)]| {
+        let header = layout::encode_shard(CopyNo(4), &state);
+        let mut stager = bench.disk.staging().begin(CONN, TRANSFER, Slots::ALL, &header)?;
+        stager.rows(&rows(&counters))?;
+        stager.rows(tokens)?;
+        stager.finish().map(drop)
+    };
+    let why = "idempotency digests";
+    refused(stage(&[]), why);
+    refused(stage(&[token(&ids[0], 5)]), why);
+    refused(stage(&[token(&ids[0], 5), token(&ids[1], 5)]), why);
+    let other = RecordId { hash: 9, ..ids[1] };
+    refused(stage(&[token(&ids[0], 5), token(&ids[1], 6), token(&other, 6)]), why);
+    assert_eq!(left_over(folder.path()), 0);
+    stage(&[token(&ids[0], 5), token(&ids[1], 6)]).unwrap();
 }
 
 /// Its rows would survive the range that the install deletes.

@@ -3,8 +3,9 @@
 //!
 //! ```text
 //!   child    counts, flushes, rolls, trims, drops and installs copies … and dies at a point
-//!   parent   tears what was not durable (every second time), starts both stores on what is left,
-//!            reads every counter, recomputes every digest from the rows … and sends the next child
+//!   parent   tears what was not durable (every second time) or cuts the power (with $DKC_KILL_POWER, every third: what no
+//!            sync covered is undone), starts both stores on what is left, reads every counter, recomputes every digest
+//!            from the rows … and sends the next child
 //! ```
 
 use std::os::unix::process::ExitStatusExt;
@@ -17,6 +18,7 @@ use storage_node::kill::POINTS;
 use crate::client::Client;
 use crate::ledger::Ledger;
 use crate::pair::Pair;
+use crate::power::{self, Disk, Lost};
 use crate::torn;
 
 const FOLDER: &str = "DKC_KILL_FOLDER";
@@ -54,15 +56,29 @@ fn nothing_is_lost_or_doubled_wherever_the_process_dies() {
     let mut run = 1;
     // The first start has nothing to rewrite.
     verify(folder.path(), run);
-    let mut deaths = 0u64;
+    // Asked for, until it has run often enough to be judged.
+    let with_power = std::env::var_os("DKC_KILL_POWER").is_some();
+    let shim = power::build_shim(folder.path()).unwrap();
+    let disk = Disk {
+        root: folder.path().join("store-").display().to_string(),
+        shadow: folder.path().join("shadow"),
+        kept: folder.path().join("kept"),
+    };
+    let (mut deaths, mut cut) = (0u64, Lost::default());
     let mut reached = Vec::new();
     for (number, death) in plan().into_iter().enumerate() {
         run += 1;
         say(&format!("{death:?}"));
-        assert!(dies(folder.path(), run, death), "{death:?} was never reached");
+        let cuts = with_power && number % 3 == 0;
+        let remembers = cuts.then_some((&*shim, &disk));
+        assert!(dies(folder.path(), run, death, remembers), "{death:?} was never reached");
         deaths += 1;
         reached.push(death.0);
-        if number % 2 == 1 {
+        if cuts {
+            let lost = disk.cut().unwrap();
+            cut.files += lost.files;
+            cut.names += lost.names;
+        } else if number % 2 == 1 {
             torn::tear(folder.path(), run);
         }
         run += 1;
@@ -72,8 +88,9 @@ fn nothing_is_lost_or_doubled_wherever_the_process_dies() {
     // in between.
     let stale = (0..20).any(|_| {
         run += 2;
-        assert!(dies(folder.path(), run - 1, ("drop.begun", 1, 0)), "no copy was dropped");
-        let stale = dies(folder.path(), run, (STALE, 1, 0));
+        let dropped = dies(folder.path(), run - 1, ("drop.begun", 1, 0), None);
+        assert!(dropped, "no copy was dropped");
+        let stale = dies(folder.path(), run, (STALE, 1, 0), None);
         deaths += 1 + u64::from(stale);
         run += 1;
         verify(folder.path(), run);
@@ -91,11 +108,17 @@ fn nothing_is_lost_or_doubled_wherever_the_process_dies() {
     let gone: u32 = ledger.counters.values().map(|counter| counter.gone.count_ones()).sum();
     say(&format!(
         "died {deaths} times, at all of {} points; {there} adds are there, {gone} were never \
-         acknowledged and are not; {seconds} s",
-        POINTS.len()
+         acknowledged and are not; cuts of the power undid bytes of {} files and {} names; {seconds} s",
+        POINTS.len(),
+        cut.files,
+        cut.names,
     ));
     assert!(there > 10_000, "too little was counted to tell anything");
     assert!(gone > 100, "too few adds were under way at a death");
+    assert!(
+        !with_power || cut.files > 0 && cut.names > 0,
+        "no cut of the power undid anything: {cut:?}"
+    );
 }
 
 /// A line of the test's output: what the run amounts to, and where it was when it failed.
@@ -104,9 +127,18 @@ fn say(line: &str) {
     println!("kill loop: {line}");
 }
 
-/// Lets a child die. False if it ended by itself.
-fn dies(folder: &Path, run: u64, (point, times, us): Death) -> bool {
-    let output = Command::new(std::env::current_exe().unwrap())
+/// Lets a child die, on a disk that remembers what was synced if it is to. False if it ended by itself.
+fn dies(
+    folder: &Path,
+    run: u64,
+    (point, times, us): Death,
+    remembers: Option<(&Path, &Disk)>,
+) -> bool {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    if let Some((shim, disk)) = remembers {
+        child.env("LD_PRELOAD", shim).envs(disk.environment());
+    }
+    let output = child
         .args(["--exact", "kills::child", "--ignored", "--nocapture"])
         .env(FOLDER, folder)
         .env("DKC_KILL_RUN", run.to_string())

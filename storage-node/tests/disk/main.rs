@@ -6,6 +6,9 @@ mod kills;
 mod ledger;
 mod opening;
 mod pair;
+#[allow(unreachable_pub, reason = "shared with chaos")]
+#[path = "../../../tests/src/chaos/power.rs"]
+mod power;
 mod running;
 mod scrubbing;
 mod torn;

@@ -72,6 +72,11 @@ fn change(path: &Path, at: impl Fn(usize) -> usize) {
     fs::write(path, bytes).unwrap();
 }
 
+fn cut_short(path: &Path, len: usize) {
+    let bytes = fs::read(path).unwrap();
+    fs::write(path, &bytes[..len]).unwrap();
+}
+
 /// A byte is changed under the running disk; a start after the scrub knows of it.
 #[track_caller]
 fn check(spoil: impl Fn(&Path), want: &str) {
@@ -100,6 +105,9 @@ fn a_changed_byte_is_found_wherever_it_is() {
     // A closed segment: its header, and a group in it; and the one that is being written.
     check(|folder| change(&segment(folder, 0), |_| 9), "log segment 1 at byte 0");
     check(|folder| change(&segment(folder, 1), |_| 1_000), "log segment 2 at byte");
+    // A closed segment that ends within a group, and one of which nothing but the header is left.
+    check(|folder| cut_short(&segment(folder, 1), 1_000), "log segment 2 at byte");
+    check(|folder| cut_short(&segment(folder, 1), 80), "log segment 2 at byte");
     let last = |folder: &Path| torn::groups(folder).pop().unwrap();
     check(
         |folder| {
