@@ -1,12 +1,15 @@
 //! A disk that fails or lies ends the process, or its copies; never the numbers.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use engine::config;
 use engine::records::StoreStatus;
 
 use crate::harness::{Cluster, Node};
+use crate::power;
 use crate::replication::caught_up;
 use crate::worker::Worker;
 
@@ -83,6 +86,87 @@ async fn a_failed_disk_ends_the_process() {
     assert_eq!(status_of(&cluster, &node).await, StoreStatus::Suspect, "{}", node.log());
 }
 
+/// A disk whose syncs the test delays and fails.
+struct IllDisk {
+    faults: PathBuf,
+    shim: PathBuf,
+    remembered: power::Disk,
+}
+
+impl IllDisk {
+    fn of(cluster: &Cluster, name: &str) -> Self {
+        let folder = cluster.folder("ill");
+        fs::create_dir_all(&folder).expect("a temporary folder");
+        let shim = power::build_shim(&folder).expect("a C compiler");
+        let root = cluster.folder(name).display().to_string();
+        let remembered =
+            power::Disk { root, shadow: folder.join("shadow"), kept: folder.join("kept") };
+        let disk = Self { faults: folder.join("faults"), shim, remembered };
+        disk.is(0, 0);
+        disk
+    }
+
+    /// From now on each sync takes so long, and so many of the next ones fail with EIO.
+    fn is(&self, sync_ms: u32, fails: u32) {
+        let words = [sync_ms, sync_ms, fails];
+        let bytes: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+        // In place: the process has this very file mapped.
+        let file = fs::File::options().write(true).create(true).truncate(false).open(&self.faults);
+        file.and_then(|file| file.write_all_at(&bytes, 0)).expect("a temporary file");
+    }
+
+    fn environment(&self) -> Vec<(&str, &str)> {
+        let Self { faults, shim, remembered } = self;
+        let paths = [
+            ("LD_PRELOAD", shim.as_path()),
+            ("DKC_DISK_FAULTS", faults),
+            ("DKC_DISK_ROOT", Path::new(&remembered.root)),
+            ("DKC_DISK_SHADOW", &remembered.shadow),
+            ("DKC_DISK_KEPT", &remembered.kept),
+        ];
+        paths.map(|(name, path)| (name, path.to_str().expect("a plain path"))).to_vec()
+    }
+}
+
+/// Its process answers and its network is well, but it can't acknowledge anything. No peer reports it: that its lease is
+/// renewed no more is all that tells the coordinator.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "written when this machine had no time to run it: run it, then take this away"]
+async fn a_node_whose_disk_has_stalled_lets_its_lease_run_out() {
+    let cluster = Cluster::start(1).await;
+    let disk = IllDisk::of(&cluster, "a");
+    let node = cluster.node_with("a", &disk.environment()).await;
+    cluster.place(&[&node]).await;
+    let mut worker = Worker::connect(&node, 7).await;
+    assert_eq!(worker.add("likes", 1).await, 1);
+    disk.is(60_000, 0);
+    worker.next_batch();
+    worker.post_add("likes", 1);
+    let began = Instant::now();
+    while cluster.key(node.me.store).await.is_some() {
+        assert!(began.elapsed() < Duration::from_secs(10), "it is renewed:\n{}", node.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// After a failed fsync nobody knows what is on the disk: nothing more is acknowledged, and no copy of this disk is
+/// trusted until it was compared or filled.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "written when this machine had no time to run it: run it, then take this away"]
+async fn one_sync_that_fails_ends_the_process_and_its_copies_trust() {
+    let cluster = Cluster::start(1).await;
+    let disk = IllDisk::of(&cluster, "a");
+    let mut node = cluster.node_with("a", &disk.environment()).await;
+    cluster.place(&[&node]).await;
+    let mut worker = Worker::connect(&node, 7).await;
+    assert_eq!(worker.add("likes", 1).await, 1);
+    disk.is(0, 1);
+    worker.next_batch();
+    worker.post_add("likes", 1);
+    node.refuses(5, "append to").await;
+    assert_eq!(status_of(&cluster, &node).await, StoreStatus::Suspect, "{}", node.log());
+}
+
 /// A gateway that asks and does not read is cut off; others don't notice. What it is sent until then is bounded, so it
 /// comes to the end of the stream once it reads again.
 #[tokio::test(flavor = "multi_thread")]
@@ -93,18 +177,21 @@ async fn who_does_not_read_is_cut_off() {
     let mut worker = Worker::connect(&node, 7).await;
     assert_eq!(worker.add("likes", 1).await, 1);
     let mut deaf = Worker::connect(&node, 8).await;
-    let mut asked = 0;
+    let (mut asked, began) = (0, Instant::now());
     loop {
-        for _ in 0..5_000 {
-            deaf.post_read("likes");
+        // More than a queue and all windows hold. They may wait here for as long as the node needs to take them.
+        if asked < 500_000 {
+            for _ in 0..5_000 {
+                deaf.post_read("likes");
+            }
+            asked += 5_000;
         }
-        asked += 5_000;
         assert_eq!(worker.read("likes").await, 1, "others are served meanwhile");
         let (_, metrics) = node.page("/metrics").await.expect("metrics");
         if metrics.contains("dkc_connections_closed_full_total 1") {
             break;
         }
-        assert!(asked < 1_000_000, "it was never cut off: {metrics}");
+        assert!(began.elapsed() < Duration::from_secs(60), "it was never cut off: {metrics}");
     }
     let mut heard = 0;
     while deaf.try_reply().await.is_some() {

@@ -4,12 +4,18 @@
 //! A node is this very test binary, started again to run [`node_process`] alone: what is tested is
 //! `storage_node::run`, with nothing around it.
 
+#[path = "../../../metastore/tests/contract/calls.rs"]
+mod calls;
 mod damage;
+mod driver;
 #[path = "../../../metastore/tests/contract/etcd.rs"]
 mod etcd;
 mod harness;
 mod identity;
 mod outside;
+#[allow(dead_code, unreachable_pub, reason = "shared with chaos, which uses all of it")]
+#[path = "../../../tests/src/chaos/power.rs"]
+mod power;
 mod replication;
 mod serving;
 mod worker;

@@ -104,6 +104,13 @@ async fn a_learner_is_filled_by_a_whole_copy() {
     for number in 0..300 {
         assert_eq!(worker.add(&format!("{long}{number}"), number).await, number.into());
     }
+    // However busy the machine: the log must no longer reach back to the beginning.
+    let first = cluster.folder("a").join("log").join(format!("{:020}.log", 1));
+    let began = Instant::now();
+    while first.exists() {
+        assert!(began.elapsed() < Duration::from_secs(20), "the log is not trimmed:\n{}", a.log());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     // Restarted, so that what is in memory of the log is only what is above the flush.
     assert_eq!(a.stop().await, Some(0));
     let a = cluster.node_with("a", &flush).await;
