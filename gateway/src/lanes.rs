@@ -319,3 +319,35 @@ fn is_of_the_surroundings(event: &Event) -> bool {
         _ => true,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client that has gone is not told what became of its request: whichever comes first, the answer or the end of the
+    /// wait, the second gives the slot back. There are only so many.
+    #[test]
+    fn a_request_that_nobody_waits_for_gives_its_slot_back() {
+        let lanes = Lanes::new();
+        let number = Cell::new(0);
+        let ask = || {
+            let asked = lanes.ask(|request| {
+                number.set(request);
+                let (ops, token, deadline) = (Vec::new(), None, Now(0));
+                Event::Write { request, ops, token, deadline }
+            });
+            asked.expect("a slot is free")
+        };
+        let left = || lanes.slots.borrow().slots.len();
+        let done = || lanes.done(number.get(), Done::Wrote(WriteResult::default()));
+        let asked = ask();
+        done();
+        drop(asked);
+        assert_eq!(left(), 0, "answered, and not looked at");
+        drop(ask());
+        assert_eq!(left(), 1, "the machine will still answer");
+        done();
+        assert_eq!(left(), 0);
+        assert_eq!(ask().slot, Some(0), "it is used again");
+    }
+}

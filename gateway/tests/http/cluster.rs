@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
 use crate::client::Client;
-use crate::etcd::Etcd;
+use crate::etcd::{Etcd, Relay};
 use crate::node::{CLUSTER, Node};
 
 pub(crate) struct Cluster {
@@ -100,6 +100,11 @@ impl Cluster {
             }
         });
         cluster
+    }
+
+    /// Passes bytes on to this address.
+    pub(crate) fn relay(&self, to: String) -> Relay {
+        self.runtime.block_on(Relay::start(to))
     }
 
     /// An etcd without anything in it.

@@ -9,6 +9,7 @@ mod node;
 mod failures;
 mod life;
 mod pages;
+mod relayed;
 mod speed;
 mod table;
 mod wire;
