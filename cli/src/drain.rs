@@ -181,3 +181,48 @@ impl Node {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use engine::ids::Boot;
+
+    use super::*;
+
+    fn store(id: u128, name: &str, status: StoreStatus) -> Kept<StoreRecord> {
+        let record = StoreRecord {
+            name: name.into(),
+            address: "127.0.0.1:1".into(),
+            zone: String::new(),
+            host: String::new(),
+            boot: Boot(1),
+            nonce: 1,
+            status,
+        };
+        Kept { id: StoreId(id), record, created: 1, modified: 1, lease: 0 }
+    }
+
+    /// Which of these stores a word means, by number.
+    #[track_caller]
+    fn check(stores: &[Kept<StoreRecord>], word: &str, want: Option<u128>) {
+        assert_eq!(named(stores, word).map(|kept| kept.id.0), want, "{word}");
+    }
+
+    /// A lost store holds nothing. Taken for the one that runs under its name it would look empty at once, and the
+    /// machine of the running one would be switched off.
+    #[test]
+    fn a_name_means_the_store_that_is_not_gone() {
+        let uuid = |number: u128| format!("{number:032x}");
+        for gone in [StoreStatus::Lost, StoreStatus::Retired] {
+            for running in [StoreStatus::Active, StoreStatus::Draining, StoreStatus::Suspect] {
+                let both = [store(1, "node-2", gone), store(2, "node-2", running)];
+                check(&both, "node-2", Some(2));
+                let both = [store(1, "node-2", running), store(2, "node-2", gone)];
+                check(&both, "node-2", Some(1));
+                check(&both, &uuid(1), Some(1));
+                check(&both, &uuid(2), None);
+            }
+            check(&[store(1, "node-2", gone)], "node-2", None);
+        }
+        check(&[store(1, "node-2", StoreStatus::Active)], "node-3", None);
+    }
+}

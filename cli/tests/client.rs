@@ -6,6 +6,9 @@
 
 mod fake;
 mod operator;
+#[allow(dead_code, unreachable_pub, reason = "shared with chaos, which uses all of it")]
+#[path = "../../tests/src/chaos/power.rs"]
+mod power;
 mod resume;
 
 use std::collections::BTreeMap;

@@ -98,3 +98,33 @@ fn range_text(range: &LineRange) -> String {
         format!("{}-{}", range.first_line, range.last_line)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which heaps have lines, and whether every line that was read is in one.
+    #[track_caller]
+    fn check(unknown: bool, not_applied: bool, failed: bool, settled: bool, want: Exit) {
+        let heap = |full: bool| match full {
+            true => vec![LineRange { first_line: 2, last_line: 3 }],
+            false => Vec::new(),
+        };
+        let (unknown, not_applied, failed) = (heap(unknown), heap(not_applied), heap(failed));
+        let report = Report { unknown, not_applied, failed, settled, ..Report::default() };
+        assert_eq!(exit_of(&report), want, "{report:?}");
+    }
+
+    /// A script that is told "not counted" counts again: with one line unknown it must not.
+    #[test]
+    fn unknown_outweighs_all_else() {
+        check(false, false, false, true, Exit::Done);
+        check(false, false, false, false, Exit::Failed);
+        for (not_applied, failed) in [(true, false), (false, true), (true, true)] {
+            check(false, not_applied, failed, true, Exit::Failed);
+            check(true, not_applied, failed, true, Exit::Unknown);
+            check(true, not_applied, failed, false, Exit::Unknown);
+        }
+        check(true, false, false, true, Exit::Unknown);
+    }
+}
