@@ -38,7 +38,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=int, default=600)
     parser.add_argument("--shards", type=int, default=1000)
-    parser.add_argument("--memory-mib", type=int, default=256)
+    parser.add_argument("--memory-mib", type=int, default=512)
     parser.add_argument("--keep", help="folder for data and logs")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -180,8 +180,11 @@ impl Table {
 
     /// It holds as much as fits into `bytes_max`: it takes more, or would with the next counter.
     pub fn fills(&self, bytes_max: usize) -> bool {
-        let growth = if self.is_full() { self.lines.len() * LINE_BYTES } else { 0 };
-        self.bytes() + growth > bytes_max
+        let lines = if self.is_full() { self.lines.len() * LINE_BYTES } else { 0 };
+        // Long names may come by the thousand in one entry, so the arena counts as full at three quarters, too.
+        let arena_full = self.arena.len() > self.arena.capacity() / 4 * 3;
+        let arena = if arena_full { self.arena.capacity() } else { 0 };
+        self.bytes() + lines + arena > bytes_max
     }
 
     /// Adds `delta` to the counter. `hash` is [`key::hash`] of its name, which the caller has.
@@ -484,6 +487,21 @@ mod tests {
         assert_eq!(tables.record(id, None), Some(&record(1)));
         tables.active.put_record(id, record(2));
         assert_eq!(tables.record(id, None), Some(&record(2)));
+    }
+
+    /// A table is flushed before it takes more than it may, not after: both its parts grow by doubling.
+    #[test]
+    fn a_table_is_full_before_it_outgrows_its_limit() {
+        for long in [false, true] {
+            let (mut table, bytes_max) = (Table::new(), 200_000);
+            let mut number = 0;
+            while !table.fills(bytes_max) {
+                number += 1;
+                table.add(&name(number, long), key::hash(&name(number, long)), 1);
+            }
+            assert!(table.bytes() <= bytes_max, "{} bytes", table.bytes());
+            assert!(number >= 700, "{number} counters");
+        }
     }
 
     #[test]
