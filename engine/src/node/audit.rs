@@ -90,7 +90,7 @@ impl Node {
         let Some(link) = self.accepted.get_mut(&conn) else { return Vec::new() };
         let mut points = Vec::new();
         for (&shard, replica) in &self.replicas {
-            if !replica.exists || replica.primary().is_some() || replica.stopped.is_some() {
+            if !replica.trust.is_working() || replica.primary().is_some() {
                 continue;
             }
             let (told, seen) = link.digests_told.entry(shard).or_default();
@@ -252,7 +252,7 @@ impl Node {
         effects: &mut Vec<Effect>,
     ) {
         let Some(replica) = self.replicas.get(&theirs.shard) else { return };
-        if replica.promised != epoch || replica.copy != copy || !replica.exists {
+        if replica.promised != epoch || replica.copy != copy || !replica.trust.exists() {
             return;
         }
         let at = replica.points.iter().find(|point| point.seq == theirs.seq);
@@ -350,7 +350,7 @@ impl Node {
     /// Is on the disk what was written to it? What has been replaced since can't be said.
     fn wrong_on_disk(&self, found: &OnDisk) -> Option<&'static str> {
         let replica = self.replicas.get(&found.point.shard)?;
-        if !replica.exists || replica.copy != found.copy {
+        if !replica.trust.exists() || replica.copy != found.copy {
             return None;
         }
         if found.counters != found.point.counters {
@@ -364,7 +364,7 @@ impl Node {
     /// This node's own copy was scrubbed: is it well, then those that differ from it are not.
     fn settle_dispute(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
-        let well = replica.stopped.is_none();
+        let well = replica.trust.is_working();
         let Some(primary) = replica.primary_mut() else { return };
         for (store, own) in std::mem::take(&mut primary.disputed) {
             if well {

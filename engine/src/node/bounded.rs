@@ -347,7 +347,7 @@ impl Node {
 
 /// There is a copy, and nothing is wrong with it.
 fn may_tell(replica: &Replica) -> bool {
-    replica.exists && replica.stopped.is_none() && replica.installing.is_none()
+    replica.trust.is_working()
 }
 
 // ---- the primary ---------------------------------------------------------------------------------
@@ -374,7 +374,7 @@ impl Node {
     /// What is committed, if this node leads the shard and its barrier is committed: below it the
     /// primary does not know what its predecessors have acknowledged.
     fn commit_to_tell(&self, shard: ShardId) -> Option<(Epoch, Seq)> {
-        let replica = self.replicas.get(&shard).filter(|replica| replica.stopped.is_none())?;
+        let replica = self.replicas.get(&shard).filter(|replica| replica.trust.is_working())?;
         let primary = replica.primary().filter(|primary| primary.active)?;
         Some((primary.epoch, replica.commit))
     }

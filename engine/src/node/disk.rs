@@ -23,6 +23,7 @@ use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::log::Loading;
 use crate::replica::primary::Feed;
+use crate::replica::trust::Trust;
 use crate::store::log::index::Needed;
 
 /// What a load is for.
@@ -260,7 +261,7 @@ impl Node {
         let table = std::sync::Arc::new(active.freeze());
         self.tables.frozen = Some(table.clone());
         let (mut shards, mut marks) = (Vec::new(), Vec::new());
-        for replica in self.replicas.values().filter(|replica| replica.exists) {
+        for replica in self.replicas.values().filter(|replica| replica.trust.exists()) {
             if replica.state.applied.seq > replica.flushed.seq {
                 shards.push((replica.copy, replica.state.clone()));
                 marks.push((replica.copy, replica.state.applied, replica.digest()));
@@ -295,7 +296,7 @@ impl Node {
         self.dirty.extend(self.memory.held_up());
         for (copy, applied, point) in done.shards {
             let Some(replica) = self.replicas.get_mut(&point.shard) else { continue };
-            if replica.exists && replica.copy == copy && applied.seq > replica.flushed.seq {
+            if replica.trust.exists() && replica.copy == copy && applied.seq > replica.flushed.seq {
                 replica.flushed = applied;
                 replica.flushed_point = point;
             }
@@ -306,7 +307,7 @@ impl Node {
     }
 
     fn trim(&self, effects: &mut Vec<Effect>) {
-        let existing = self.replicas.values().filter(|replica| replica.exists);
+        let existing = self.replicas.values().filter(|replica| replica.trust.exists());
         let shards = existing.map(|replica| self.needed(replica)).collect();
         effects.push(Effect::Trim { shards });
     }
@@ -339,10 +340,10 @@ impl Node {
         let Some((record, _)) = self.records.get(&shard) else { return };
         let slots = record.slots;
         let replica = self.replicas.entry(shard).or_insert_with(|| Replica::empty(shard, slots));
-        if replica.exists {
+        if replica.trust.exists() {
             return;
         }
-        if !replica.clean {
+        if replica.trust == (Trust::Absent { clean: false }) {
             // A start that found a dropped copy's number does not know what slots it had.
             replica.slots = slots;
             self.drop_rows(shard, effects); // It is made once they are gone.

@@ -20,7 +20,7 @@ impl Node {
             let takes = |primary: &crate::replica::primary::Primary| {
                 primary.active && !primary.frozen && primary.stepping_down.is_none()
             };
-            replica.stopped.is_none() && replica.primary().is_some_and(takes)
+            replica.trust.is_working() && replica.primary().is_some_and(takes)
         });
         let due: Vec<(ShardId, Vec<u64>)> = led
             .map(|replica| {

@@ -523,7 +523,7 @@ impl Node {
             }
             link.peer = Some(from);
             self.health.heard(from.store, self.now);
-            let held = self.replicas.iter().filter(|(_, replica)| replica.exists);
+            let held = self.replicas.iter().filter(|(_, replica)| replica.trust.exists());
             let copies = held.map(|(&shard, replica)| (shard, replica.copy)).collect();
             let message = FromFollower::Welcome { from: self.me, copies };
             effects.push(Effect::FromFollower { conn, message });
@@ -641,7 +641,7 @@ impl Node {
     /// the shard.
     pub(super) fn announce_copy(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         let Some(replica) = self.replicas.get(&shard) else { return };
-        let copy = if replica.exists { replica.copy } else { CopyNo(0) };
+        let copy = if replica.trust.exists() { replica.copy } else { CopyNo(0) };
         for (&conn, link) in self.accepted.iter_mut().filter(|(_, link)| link.peer.is_some()) {
             link.skipping.remove(&shard);
             effects

@@ -5,6 +5,7 @@ use crate::message::{NodeQuery, NodeQueryReply, ReplicaStatus, RoleStatus, Shard
 use crate::node::{Effect, Node};
 use crate::planted::Planted;
 use crate::replica::Replica;
+use crate::replica::trust::Trust;
 
 impl Node {
     pub(super) fn on_query(&mut self, query: u64, message: NodeQuery, effects: &mut Vec<Effect>) {
@@ -44,19 +45,20 @@ impl Node {
 
     /// What a status page shows of the copies held here.
     pub fn status(&self) -> Vec<ReplicaStatus> {
-        let held = self.replicas.values().filter(|replica| replica.exists);
+        let held = self.replicas.values().filter(|replica| replica.trust.exists());
         held.map(|replica| self.status_of(replica)).collect()
     }
 
     fn end_of(&self, shard: ShardId) -> Option<ShardEnd> {
-        let replica = self.replicas.get(&shard).filter(|replica| replica.exists)?;
+        let replica = self.replicas.get(&shard).filter(|replica| replica.trust.exists())?;
         let last = replica.log.last();
         Some(ShardEnd {
             shard,
             promised: replica.promised,
             last: (last.epoch, last.seq),
             applied: replica.state.applied.seq,
-            unfit: is_unfit(replica) && !Planted::UnfitPasses.is_in(self.settings.planted),
+            unfit: replica.trust != Trust::Good
+                && !Planted::UnfitPasses.is_in(self.settings.planted),
         })
     }
 
@@ -77,11 +79,7 @@ impl Node {
             applied: replica.state.applied.seq,
             digest: replica.digest(),
             role,
-            stopped: replica.stopped.map(str::to_owned),
+            stopped: replica.trust.stopped().map(str::to_owned),
         }
     }
-}
-
-fn is_unfit(replica: &Replica) -> bool {
-    replica.unfit || replica.stopped.is_some() || replica.installing.is_some()
 }

@@ -132,7 +132,7 @@ impl Node {
         // acknowledged. (Seed 16: apply waited for a load.)
         let applied = replica.state.applied.seq >= primary.barrier
             || Planted::ReadBelowBarrier.is_in(self.settings.planted);
-        if !primary.active || !applied || replica.stopped.is_some() {
+        if !primary.active || !applied || !replica.trust.is_working() {
             return Err(if primary.frozen { Refusal::Frozen } else { Refusal::NotPrimary(None) });
         }
         let full = self.reads.is_full(&self.settings.sizes);

@@ -11,6 +11,7 @@ use crate::message::ShardAvailability;
 use crate::node::{CasOutcome, Effect, ExitReason, Node, turn_of};
 use crate::planted::Planted;
 use crate::replica::primary::Primary;
+use crate::replica::trust::Trust;
 use crate::replica::{Replica, Role};
 
 impl Node {
@@ -77,7 +78,7 @@ impl Node {
         effects: &mut Vec<Effect>,
     ) {
         let (shard, store) = (record.shard(), self.me.store);
-        let exists = self.replicas.get(&shard).is_some_and(|replica| replica.exists);
+        let exists = self.replicas.get(&shard).is_some_and(|replica| replica.trust.exists());
         let in_sync = record.isr.contains(&store);
         let wanted = in_sync || record.learners.contains(&store);
         if wanted && !exists {
@@ -108,10 +109,8 @@ impl Node {
         let now = self.now;
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
         let epoch = record.epoch;
-        let may_begin = replica.exists
-            && replica.installing.is_none()
-            && replica.begun < epoch
-            && replica.promised <= epoch;
+        let held = !matches!(replica.trust, Trust::Absent { .. } | Trust::Replacing { .. });
+        let may_begin = held && replica.begun < epoch && replica.promised <= epoch;
         if !may_begin {
             return;
         }
@@ -119,9 +118,7 @@ impl Node {
             replica.promise(&mut turn_of!(self, effects), epoch);
         }
         replica.begun = epoch;
-        if replica.unfit {
-            replica.stopped = None; // Named all the same: it is the best there is.
-        }
+        replica.trust.name();
         let mut barrier = replica.log.last().seq.next();
         let skip = Planted::SkipBarrier.is_in(self.settings.planted);
         if skip {

@@ -14,6 +14,7 @@ use crate::node::{Effect, Node, Timing};
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::primary::{Primary, Proposal};
+use crate::replica::trust::Trust;
 
 /// A peer that was ejected waits before it is added again: 1, 2, 4 … 60 s for the same process,
 /// forgotten once it has stayed in sync for a minute. A new process waits for nothing.
@@ -222,7 +223,7 @@ impl Node {
                 report.frozen.push((replica.shard, self.hindered_by(replica.shard)));
             }
             let alone = others().count() > 0 && others().all(|&store| self.is_silent(store));
-            let damaged = replica.unfit && replica.stopped.is_some();
+            let damaged = matches!(replica.trust, Trust::Wrong(_));
             let deaf = alone && !self.health.hears_anybody(self.now, self.settings.silent_after_ms);
             if damaged || deaf {
                 report.resigned.push(replica.shard);

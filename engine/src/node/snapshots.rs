@@ -17,6 +17,7 @@ use crate::message::{FromFollower, ToFollower};
 use crate::node::{Effect, Node, turn_of};
 use crate::planted::Planted;
 use crate::replica::primary::Feed;
+use crate::replica::trust::Trust;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Transfers {
@@ -63,7 +64,7 @@ impl Node {
         let Some(&conn) = self.dialled_to.get(&store) else { return };
         let transfer = self.fresh_id();
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
-        if replica.stopped.is_some() {
+        if !replica.trust.is_working() {
             return; // What is wrong here would be wrong there.
         }
         let (slots, pin) = (replica.slots, replica.flushed.seq);
@@ -146,12 +147,13 @@ impl Node {
             let replica = self.replicas.get_mut(&shard)?;
             // Of the promised epoch, and in place of the copy that the sender meant: a snapshot
             // that comes late must not replace a copy that has acknowledged since.
-            let fits = replica.exists
+            let replaceable =
+                !matches!(replica.trust, Trust::Absent { .. } | Trust::Replacing { .. });
+            let fits = replaceable
                 && replica.promised == epoch
                 && replica.primary().is_none()
                 && replica.copy == copy
-                && replica.slots == state.slots
-                && replica.installing.is_none();
+                && replica.slots == state.slots;
             fits.then_some((shard, replica))
         });
         let Some((shard, replica)) = wanted else {
@@ -162,7 +164,7 @@ impl Node {
             }
             return;
         };
-        replica.installing = Some(transfer);
+        replica.trust.replace();
         let mut after_flush = self.want_flush();
         if Planted::InstallOverTables.is_in(self.settings.planted) {
             after_flush = None;
@@ -206,7 +208,7 @@ impl Node {
     pub(super) fn drop_copy(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         let after_flush = self.want_flush();
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
-        if replica.installing.is_some() || !replica.exists {
+        if matches!(replica.trust, Trust::Absent { .. } | Trust::Replacing { .. }) {
             return; // Being replaced right now: the next look will find it.
         }
         replica.drop_copy(&mut turn_of!(self, effects));
@@ -234,7 +236,7 @@ impl Node {
     pub(super) fn on_rows_dropped(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         self.transfers.dropping.remove(&shard);
         if let Some(replica) = self.replicas.get_mut(&shard) {
-            replica.clean = true;
+            replica.trust.clean();
         }
         if let Some((record, _)) = self.records.get(&shard).cloned() {
             self.hold_what_is_asked(&record, false, effects);

@@ -938,7 +938,7 @@ fn a_record_on_disk_that_was_never_written_is_damage() {
         });
         let scrub = bench.node.scrubbing.under_way().expect("begun at once");
         scrubbed(&mut bench, scrub, vec![on_disk(own)]);
-        assert_eq!(bench.node.replicas[&SHARD].stopped.is_some(), damaged);
+        assert_eq!(bench.node.replicas[&SHARD].trust.stopped().is_some(), damaged);
     }
     let copy = CopyNo(1);
     check(|point| OnDisk { copy, point, counters: point.counters }, false);
@@ -964,7 +964,7 @@ fn a_follower_that_is_told_so_takes_nothing_more() {
     };
     // Of a copy that is no more.
     say(&mut bench, 7);
-    assert_eq!(bench.node.replicas[&SHARD].stopped, None);
+    assert_eq!(bench.node.replicas[&SHARD].trust.stopped(), None);
     let effects = say(&mut bench, 1);
     let announced = |effect: &Effect| {
         matches!(effect, Effect::FromFollower { message: FromFollower::Copy { .. }, .. })

@@ -105,7 +105,7 @@ impl Node {
         if !batch.is_intact() {
             return Err(Refusal::Damaged);
         }
-        if primary.stepping_down.is_some() || replica.stopped.is_some() {
+        if primary.stepping_down.is_some() || !replica.trust.is_working() {
             return Err(Refusal::NotPrimary(None));
         }
         if primary.frozen {

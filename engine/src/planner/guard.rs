@@ -54,11 +54,6 @@ impl Guard {
     pub fn holds(&self) -> bool {
         !self.held.is_empty()
     }
-
-    /// When it ends by itself.
-    pub fn ends(&self) -> Option<Now> {
-        self.holds().then_some(self.until)
-    }
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ impl Replica {
         if slice.epoch < self.promised && !obeys_any {
             return Err(Reject::StaleEpoch { promised: self.promised }.into());
         }
-        if !self.exists {
+        if !self.trust.exists() {
             return Err(Reject::WrongCopy { copy: CopyNo(0) }.into());
         }
         if slice.copy != self.copy {
@@ -49,7 +49,7 @@ impl Replica {
             // Two primaries of one epoch: the other one can't be what it says.
             return Err(Reject::StaleEpoch { promised: self.promised }.into());
         }
-        if self.stopped.is_some() || self.installing.is_some() {
+        if !self.trust.is_working() {
             return Err(Reject::Stopped.into());
         }
         if turn.disk_full && !slice.entries.is_empty() {

@@ -20,6 +20,7 @@ pub mod clock;
 pub mod log;
 pub mod primary;
 pub mod reconcile;
+pub mod trust;
 
 use std::collections::VecDeque;
 
@@ -33,6 +34,7 @@ use crate::planted::Planted;
 use crate::store::log::Record;
 use log::{LogBytes, ReplicaLog};
 use primary::Primary;
+use trust::Trust;
 
 /// One store's part in one shard. It exists, with its promise, for as long as the store does; the
 /// copy may come and go.
@@ -42,11 +44,9 @@ pub struct Replica {
     pub slots: Slots,
     /// The number of the present copy, or of the last one.
     pub copy: CopyNo,
-    /// There is a copy.
-    pub exists: bool,
+    /// Whether there is a copy, and how good it is.
+    pub trust: Trust,
     pub promised: Epoch,
-    /// The state holds no rows of a former copy.
-    pub clean: bool,
     /// The highest epoch that this process has begun as primary.
     pub begun: Epoch,
     pub log: ReplicaLog,
@@ -59,17 +59,10 @@ pub struct Replica {
     pub flushed: Position,
     /// What that amounts to.
     pub flushed_point: DigestPoint,
-    /// Damage, or an entry of a newer build: nothing more is taken or applied.
-    pub stopped: Option<&'static str>,
-    /// Damaged, or made empty at an epoch above 1: until it holds what it was to hold, a barrier of the epoch that it
-    /// follows, or one that was committed.
-    pub unfit: bool,
     /// Digests at every [`Sizes::digest_every`]th seq and at barriers, newest last.
     pub points: VecDeque<DigestPoint>,
     /// Etcd was asked whether this copy is to go, and nothing has been taken from a primary since.
     pub leaving: bool,
-    /// A staged snapshot waits for the tables to hold nothing of this copy.
-    pub installing: Option<u64>,
     pub role: Role,
 }
 
@@ -86,8 +79,7 @@ impl Replica {
             shard,
             slots,
             copy: CopyNo(0),
-            exists: false,
-            clean: true,
+            trust: Trust::Absent { clean: true },
             promised: Epoch(0),
             begun: Epoch(0),
             log: ReplicaLog::from(Position::default()),
@@ -96,11 +88,8 @@ impl Replica {
             matched: Seq(0),
             flushed: Position::default(),
             flushed_point: DigestPoint { shard, ..DigestPoint::default() },
-            stopped: None,
-            unfit: false,
             points: VecDeque::new(),
             leaving: false,
-            installing: None,
             role: Role::Follower,
         }
     }
@@ -114,11 +103,12 @@ impl Replica {
         if !Planted::SkipPromiseFsync.is_in(planted) {
             replica.promised = found.promised;
         }
-        replica.clean = found.copy == CopyNo(0);
+        replica.trust = Trust::Absent { clean: found.copy == CopyNo(0) };
         let Some(content) = found.content else { return replica };
-        replica.exists = true;
-        replica.unfit = content.suspect;
-        replica.stopped = content.suspect.then_some("damage found at start");
+        replica.trust = match content.suspect {
+            true => Trust::Wrong("damage found at start"),
+            false => Trust::Good,
+        };
         replica.begin_content(content.state);
         for entry in content.entries {
             replica.hold(entry);
@@ -142,7 +132,7 @@ impl Replica {
         let decoded = match apply::decode(&entry) {
             Ok(decoded) => decoded,
             Err(unknown) => {
-                self.stopped = Some(unknown.0);
+                self.trust.not_understood(unknown.0);
                 apply::Decoded::NoOps
             }
         };
@@ -179,26 +169,22 @@ impl Replica {
 
     /// Makes an empty copy. `fit`: the shard is new, so empty is all there is to hold.
     pub fn create(&mut self, turn: &mut Turn<'_>, slots: Slots, fit: bool) {
-        assert!(!self.exists, "a copy is made where there is none");
-        assert!(self.clean, "and where nothing of a former one is left");
+        let clean = self.trust == Trust::Absent { clean: true };
+        assert!(clean, "a copy is made where there is none, and nothing of a former one");
         self.slots = slots;
         self.begin_copy(turn, ShardState { slots, ..ShardState::default() });
-        self.unfit = !fit;
+        self.trust = if fit { Trust::Good } else { Trust::Filling };
     }
 
     /// Goes on with an installed snapshot in place of what was here.
     pub fn install(&mut self, turn: &mut Turn<'_>, state: ShardState) {
         self.begin_copy(turn, state);
-        self.unfit = false;
     }
 
     fn begin_copy(&mut self, turn: &mut Turn<'_>, state: ShardState) {
         self.copy = CopyNo(self.copy.0 + 1);
-        self.exists = true;
-        self.clean = false;
-        self.stopped = None;
+        self.trust = Trust::Good;
         self.leaving = false;
-        self.installing = None;
         turn.write(Record::Copy {
             shard: self.shard,
             slots: self.slots,
@@ -211,22 +197,18 @@ impl Replica {
     /// The copy is wrong: it takes and tells nothing more, also not after a restart, until it is made anew.
     pub fn stop(&mut self, turn: &mut Turn<'_>, why: &'static str) {
         turn.write(Record::Suspect { shard: self.shard, copy: self.copy });
-        self.stopped = Some(why);
-        self.unfit = true;
+        self.trust.stop(why);
     }
 
     /// Deletes the copy. Its number and the promise stay.
     pub fn drop_copy(&mut self, turn: &mut Turn<'_>) {
         turn.write(Record::Drop { shard: self.shard, copy: self.copy });
-        self.exists = false;
+        self.trust = Trust::Absent { clean: false };
         if turn.planted(Planted::DropForgetsPromise) {
             self.promised = Epoch(0);
         }
         self.begin_content(ShardState { slots: self.slots, ..ShardState::default() });
         self.role = Role::Follower;
-        self.stopped = None;
-        self.installing = None;
-        self.unfit = false;
     }
 
     pub fn primary(&self) -> Option<&Primary> {
@@ -247,8 +229,7 @@ impl Replica {
     pub fn next_to_apply(&self) -> Option<Seq> {
         let next = self.state.applied.seq.next();
         let ready = next <= self.commit && next <= self.log.durable();
-        (self.exists && self.stopped.is_none() && self.installing.is_none() && ready)
-            .then_some(next)
+        (self.trust.is_working() && ready).then_some(next)
     }
 
     /// The log is fsynced up to `seq`.
@@ -257,8 +238,8 @@ impl Replica {
         // All that earlier epochs committed is below the barrier of this one, which is its first entry; what this one
         // commits waits for every member. That the barrier is committed may not be heard before the primary dies.
         let holds_barrier = self.log.epoch_at(self.log.durable()) == Some(self.promised);
-        if holds_barrier && self.primary().is_none() && self.stopped.is_none() {
-            self.unfit = false;
+        if holds_barrier && self.primary().is_none() {
+            self.trust.fill();
         }
     }
 
@@ -268,7 +249,7 @@ impl Replica {
         let is_barrier = |body: &Body| matches!(body, Body::Barrier);
         let barrier = self.log.get(seq).is_some_and(|held| is_barrier(&held.entry.body));
         if barrier {
-            self.unfit = false;
+            self.trust.fill();
         }
         if barrier || seq.0.is_multiple_of(sizes.digest_every) {
             if self.points.len() >= sizes.points_max {
@@ -280,7 +261,7 @@ impl Replica {
 
     /// What its log takes of memory.
     pub fn log_bytes(&self) -> LogBytes {
-        let applies = self.exists && self.stopped.is_none() && self.installing.is_none();
+        let applies = self.trust.is_working();
         self.log.bytes(applies.then_some(self.commit))
     }
 
@@ -294,15 +275,15 @@ impl Replica {
         ReplicaView {
             shard: self.shard,
             copy: self.copy,
-            exists: self.exists,
+            exists: self.trust.exists(),
             promised: self.promised,
             last: self.log.last(),
             durable: self.log.durable(),
             commit: self.commit,
             log: &self.log,
             state: &self.state,
-            unfit: self.unfit,
-            stopped: self.stopped,
+            unfit: self.trust.is_unfit(),
+            stopped: self.trust.stopped(),
             primary: self.primary(),
         }
     }

@@ -344,7 +344,8 @@ fn a_primary_whose_copy_is_wrong_sends_no_copies() {
     };
     bench.config(learns);
     bench.node.replicas.get_mut(&SHARD).unwrap().flushed.seq = Seq(1);
-    bench.node.replicas.get_mut(&SHARD).unwrap().stopped = Some("found by a scrub");
+    bench.node.replicas.get_mut(&SHARD).unwrap().trust =
+        crate::replica::trust::Trust::Wrong("found by a scrub");
     bench.on(reject(TO_C, 3, Reject::Stopped));
     let effects = pass(&mut bench, 200, &[TO_B, TO_C]);
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::SendSnapshot { .. })));
