@@ -26,7 +26,7 @@ use crate::ids::{Conn, Epoch, Now, Seq, ShardId};
 use crate::memory;
 use crate::message::{FromFollower, Refusal, ToFollower};
 use crate::node::proving::Verdict;
-use crate::node::reads::{Ask, Standing, refuse};
+use crate::node::reads::{Ask, Worth, refuse};
 use crate::node::{Effect, Node, Sizes};
 use crate::planted::Planted;
 use crate::replica::Replica;
@@ -207,7 +207,7 @@ impl Node {
         if self.now.ms_since(asked) > waiting.max_staleness_ms / 2 {
             self.bounded.want(shard);
         }
-        let read = self.capture(waiting.ask, Standing::AsOf(asked), effects);
+        let read = self.capture(waiting.ask, Worth::AsOf(asked), effects);
         self.answer_if_ready(read, effects);
         None
     }

@@ -37,7 +37,7 @@ pub(super) struct Ask {
 #[derive(Clone, Debug)]
 struct Waiting {
     ask: Ask,
-    standing: Standing,
+    worth: Worth,
     /// What the tables held of each key at the capture.
     cells: Vec<Option<Cell>>,
     /// What the state held below them; none while it is being loaded.
@@ -47,7 +47,7 @@ struct Waiting {
 
 /// What makes a captured value worth telling.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Standing {
+pub(super) enum Worth {
     /// It is current once it is proved that this node led in this epoch at the capture.
     Leading { epoch: Epoch, proven: bool },
     /// It holds everything that was acknowledged by then.
@@ -111,7 +111,7 @@ impl Node {
             Ok(epoch) => {
                 let shard = ask.slots.shard();
                 let proven = Planted::ReadUnproven.is_in(self.settings.planted);
-                let read = self.capture(ask, Standing::Leading { epoch, proven }, effects);
+                let read = self.capture(ask, Worth::Leading { epoch, proven }, effects);
                 self.claim(read, shard, epoch);
             }
             Err(refusal) => refuse(&ask, refusal, effects),
@@ -143,12 +143,7 @@ impl Node {
     }
 
     /// Takes the applied values of a replica that is here, as they are now.
-    pub(super) fn capture(
-        &mut self,
-        ask: Ask,
-        standing: Standing,
-        effects: &mut Vec<Effect>,
-    ) -> u64 {
+    pub(super) fn capture(&mut self, ask: Ask, worth: Worth, effects: &mut Vec<Effect>) -> u64 {
         let cell = |key: &CounterKey| self.tables.cell(key.name(), key::hash(key.name()));
         let cells: Vec<_> = ask.keys.iter().map(cell).collect();
         let below = ask.keys.iter().zip(&cells);
@@ -160,7 +155,7 @@ impl Node {
         let replica = self.replicas.get(&ask.slots.shard());
         let time = replica.map_or(TimeMs(0), |replica| replica.state.applied.time);
         let read = self.fresh_id();
-        self.reads.insert(read, Waiting { ask, standing, cells, base, time });
+        self.reads.insert(read, Waiting { ask, worth, cells, base, time });
         if !to_load.is_empty() && !Planted::TableThenDatabase.is_in(self.settings.planted) {
             self.load_for_read(read, to_load, effects);
         }
@@ -186,7 +181,7 @@ impl Node {
             Verdict::Replaced => return self.refuse_read(read, Refusal::NotPrimary(None), effects),
             Verdict::Unknown => return self.refuse_read(read, Refusal::Frozen, effects),
         }
-        if let Standing::Leading { proven, .. } = &mut waiting.standing {
+        if let Worth::Leading { proven, .. } = &mut waiting.worth {
             *proven = true;
         }
         if waiting.base.is_none() && Planted::TableThenDatabase.is_in(self.settings.planted) {
@@ -199,13 +194,13 @@ impl Node {
     pub(super) fn answer_if_ready(&mut self, read: u64, effects: &mut Vec<Effect>) {
         let Some(waiting) = self.reads.waiting.get(&read) else { return };
         let Some(base) = &waiting.base else { return };
-        let staleness_us = match waiting.standing {
-            Standing::Leading { proven: false, .. } => return,
-            Standing::Leading { epoch, .. } if !self.leads(waiting.ask.slots.shard(), epoch) => {
+        let staleness_us = match waiting.worth {
+            Worth::Leading { proven: false, .. } => return,
+            Worth::Leading { epoch, .. } if !self.leads(waiting.ask.slots.shard(), epoch) => {
                 return self.refuse_read(read, Refusal::NotPrimary(None), effects);
             }
-            Standing::Leading { .. } => 0,
-            Standing::AsOf(then) => self.now.0 - then.0,
+            Worth::Leading { .. } => 0,
+            Worth::AsOf(then) => self.now.0 - then.0,
         };
         let value = |(key, cell): (&CounterKey, &Option<Cell>)| {
             let below = base.get(key).copied().unwrap_or(0);
