@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use engine::batch::{Batch, Codec};
-use engine::idempotency::{Scope, Token, TokenOutcome};
+use engine::idempotency::{IssueTime, Scope, Token, TokenOutcome};
 use engine::ids::{Bseq, Revision, SessionId, TimeMs};
 use engine::message::{Answer, GatewayMessage, NodeReply};
 use engine::ops::{self, Op, OpKind};
@@ -215,7 +215,7 @@ fn put_add(payload: &mut Vec<u8>, counter: u32, add: u32, kind: OpKind) {
         let token = vec![add as u8].into();
         let token = Token { scope: Scope::Counter, token, issued: None, also: 0 };
         let tag = token.tag(std::slice::from_ref(&op)).expect("there is an op");
-        ops::put_token(payload, &tag, TimeMs(0), 1);
+        ops::put_token(payload, &tag, IssueTime::Stated(TimeMs(0)), 1);
     }
     ops::put(payload, &op);
 }

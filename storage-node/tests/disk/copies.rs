@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine::idempotency::{Record, RecordId};
+use engine::idempotency::{Limits, Record, RecordId};
 use engine::ids::{Conn, CopyNo, Epoch, Slots};
 use engine::node::Event;
 use engine::store::layout;
@@ -174,8 +174,10 @@ fn a_copy_whose_idempotency_records_are_not_the_senders_is_refused() {
     let record = |fingerprint| Record { bucket: 3, fingerprint, values: vec![7] };
     let ids = [1, 2].map(|hash| RecordId { slot: counter("a").slot(), hash });
     let mut state = flush_of(9, &counters).1;
+    let limits = Limits { settings: Default::default(), planted: None };
     for (id, fingerprint) in ids.iter().zip(5..) {
-        state.tokens.add(3, layout::record_share(*id, &record(fingerprint)));
+        let share = layout::record_share(*id, &record(fingerprint));
+        state.tokens.add(&limits, b"ns", 3, share);
     }
     let token = |id: &RecordId, fingerprint| {
         let key = layout::idempotency_key(id.slot, id.hash);
