@@ -206,7 +206,9 @@ impl Table {
     }
 
     /// Puts a record in the place of whatever was there.
-    pub fn put_record(&mut self, id: RecordId, record: Record) {
+    pub fn put_record(&mut self, id: RecordId, mut record: Record) {
+        // It was filled by pushing, and would hold room for four values where there is one.
+        record.values.shrink_to_fit();
         let values = |record: &Record| memory::allocated(size_of_val(record.values.as_slice()));
         let bytes = |record: &Record| RECORD_BYTES + values(record);
         self.record_bytes += bytes(&record);
