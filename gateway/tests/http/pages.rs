@@ -41,7 +41,7 @@ fn pages() {
     assert_eq!(told["nodes"][1], want);
     let digest = format!("{:032x}", 0xab);
     let want = json!({"id": 32768, "slots": [32768, 65535], "epoch": 1, "version": 1, "state": "open",
-        "primary": "node-2", "isr": ["node-2"], "learners": [], "digests_agree": true,
+        "primary": "node-2", "isr": ["node-2"], "learners": [], "hindered_by": [], "digests_agree": true,
         "replicas": [{"node": "node-2", "last": 7, "applied": 6, "digest": digest, "sessions_digest": format!("{:032x}", 0),
         "digest_at": 6}]});
     assert_eq!(told["shards"][1], want);
