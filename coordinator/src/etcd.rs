@@ -19,6 +19,10 @@ use tracing::{error, info, warn};
 
 /// What reaches the driver, whoever says it.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every message is an event, and a queue of a thousand is 224 KiB at most"
+)]
 pub(crate) enum Told {
     Event(Event),
     /// Whether etcd answers. Said when it changes.

@@ -382,7 +382,7 @@ struct Received(
 struct BufferWatch(Weak<()>);
 
 impl Received {
-    fn new(bytes: Vec<u8>) -> (BufferWatch, Bytes) {
+    fn watched(bytes: Vec<u8>) -> (BufferWatch, Bytes) {
         let alive = Arc::new(());
         (BufferWatch(Arc::downgrade(&alive)), Bytes::from_owner(Self(bytes, alive)))
     }
@@ -415,7 +415,7 @@ fn check<T, W>(
     for round in 0..ROUNDS {
         let value = make(&mut random);
         let bytes = out(value.clone()).encode_to_vec();
-        let (message, received) = Received::new(bytes.clone());
+        let (message, received) = Received::watched(bytes.clone());
         let arrived = W::decode(received).expect("what was encoded decodes");
         let arrived = back(arrived);
         assert_eq!(arrived, Ok(value), "round {round}");

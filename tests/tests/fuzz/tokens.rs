@@ -132,7 +132,7 @@ impl World {
     fn send(&mut self, token: u8, delay: u64) {
         let now = (self.real_ms, self.wall());
         let (began, issued) = *self.first.entry(token).or_insert(now);
-        let issued = match token % 2 == 0 {
+        let issued = match token.is_multiple_of(2) {
             true => IssueTime::Stated(issued),
             false => IssueTime::Heard(self.time),
         };

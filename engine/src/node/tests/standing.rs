@@ -307,10 +307,8 @@ fn a_learner_that_is_always_a_moment_late_joins() {
     };
     bench.config(learns);
     let mut sent = BTreeMap::new();
-    let mut group = 1;
-    for message in 1..=30 {
+    for (message, group) in (1..=30).zip(2..) {
         let mut effects = bench.frame(message, add(message));
-        group += 1;
         effects.extend(bench.on(Event::Durable { group }));
         for effect in &effects {
             if let Effect::ToFollower { conn, message: ToFollower::Append { n, .. } } = effect {
