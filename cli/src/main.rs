@@ -131,18 +131,9 @@ fn start<O: clap::Args>(
     if role.check_config {
         return end(block_on(check_config::run(parsed, |made| check(&role.options, made))));
     }
-    raise_file_limit();
     let name = parsed.role().get_one::<String>("name").expect("every role has one");
     telemetry::logs(parsed.role_name(), name, role.log);
     run(role.options).into()
-}
-
-/// A connection is a file, and many systems allow 1,024 unless one asks for more.
-fn raise_file_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    // Else it stays as it was; whoever runs out of files says so.
-    let _stays = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// One thread is enough for every command: what they do is wait for answers.

@@ -7,13 +7,13 @@ use std::time::Duration;
 use engine::coordinator::Coordinator;
 use metastore::{Candidate, Error, LeaseSettings, Metastore, Settings};
 use proto::wire::reports_server::{self, ReportsServer};
+use telemetry::files::{self, Connections};
 use telemetry::{Health, Metrics};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tracing::{error, info, warn};
 
 use crate::driver::{Driver, State};
@@ -88,7 +88,7 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
     let common = telemetry::grpc(&health, proto::DESCRIPTORS, &own).await;
     let common = common.map_err(|error| Exit::Failed(format!("reflection: {error}")))?;
     let desk = proto::limited!(ReportsServer::new(Desk::new(told.clone(), leads_now)));
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = connections()?.incoming(listener);
     beside.spawn(async move {
         let server = Server::builder().add_routes(common).add_service(desk);
         if let Err(error) = server.serve_with_incoming(incoming).await {
@@ -139,6 +139,18 @@ async fn connect(options: &Options) -> Result<Metastore, Exit> {
         tries = tries.wrapping_add(1);
         tokio::time::sleep(CONNECT_EVERY).await;
     }
+}
+
+/// Files for other things than connections that come: etcd, nodes that are asked, metrics.
+const FILES_KEPT: u64 = 64 + 32;
+
+fn connections() -> Result<Connections, Exit> {
+    let allowed = files::allowed();
+    files::connections(allowed, FILES_KEPT).map(Connections::new).ok_or_else(|| {
+        Exit::Usage(format!(
+            "{allowed} open files are allowed, too few: raise the hard limit (ulimit -Hn, LimitNOFILE=)"
+        ))
+    })
 }
 
 async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, Exit> {

@@ -113,6 +113,9 @@ pub fn decode(entry: &Entry) -> Result<Decoded, Unknown> {
         Body::Ops(batch) => batch,
         Body::Barrier | Body::Collect { .. } | Body::Expire { .. } => return Ok(Decoded::NoOps),
         Body::Split { .. } => return Err(Unknown("split")),
+        Body::Unknown { .. } => {
+            return Err(Unknown("an entry of a kind that only a newer build knows"));
+        }
     };
     match ops::decode_batch(batch) {
         Ok(ops) => Ok(Decoded::Ops(ops)),
@@ -161,7 +164,7 @@ pub fn apply(
             state.tokens.expire(limits, entry.time, *bucket);
             return None;
         }
-        Body::Barrier | Body::Split { .. } => return None,
+        Body::Barrier | Body::Split { .. } | Body::Unknown { .. } => return None,
     };
     let answer = match state.sessions.judge(batch.session, batch.bseq) {
         Judgement::Next => {

@@ -25,7 +25,6 @@ use crate::store::log::{CLAIMS_MAX, Identity};
 pub struct Start {
     cluster: u128,
     store: StoreId,
-    kernel_boot: u128,
     suspect: bool,
     /// As the log has it, what this run wrote included.
     known: Option<Identity>,
@@ -60,7 +59,6 @@ impl Start {
     /// `found`: who the disk says it is. `fresh`: who it becomes if it says nothing. `suspect`: recovery found damage.
     pub fn new(
         cluster: u128,
-        kernel_boot: u128,
         suspect: bool,
         found: Option<Identity>,
         fresh: StoreId,
@@ -71,7 +69,7 @@ impl Start {
             return Err(Refusal::OtherCluster { cluster: found.cluster });
         }
         let store = found.as_ref().map_or(fresh, |found| found.store);
-        Ok(Self { cluster, store, kernel_boot, suspect, known: found, claimed: false })
+        Ok(Self { cluster, store, suspect, known: found, claimed: false })
     }
 
     pub fn store(&self) -> StoreId {
@@ -139,7 +137,6 @@ impl Start {
             boot: next_boot(self.known.as_ref(), record),
             over,
             claims,
-            kernel_boot: self.kernel_boot,
         };
         self.known = Some(identity.clone());
         self.claimed = true;
@@ -182,7 +179,7 @@ mod tests {
 
     impl Bench {
         fn start(&self) -> Start {
-            Start::new(CLUSTER, 7, false, self.log.clone(), STORE).unwrap()
+            Start::new(CLUSTER, false, self.log.clone(), STORE).unwrap()
         }
 
         /// A start with this nonce that comes as far as its log. Returns the record it would put into etcd.
@@ -311,7 +308,7 @@ mod tests {
             bench.etcd = Some(StoreRecord { status, ..known.clone() });
             check(&mut bench, 3, Err(Refusal::GivenUp { status }));
         }
-        let elsewhere = Start::new(9, 7, false, bench.log, STORE);
+        let elsewhere = Start::new(9, false, bench.log, STORE);
         assert_eq!(elsewhere.unwrap_err(), Refusal::OtherCluster { cluster: CLUSTER });
     }
 
@@ -322,7 +319,7 @@ mod tests {
         let draining = StoreRecord { status: StoreStatus::Draining, ..bench.etcd.clone().unwrap() };
         bench.etcd = Some(draining);
         assert_eq!(bench.logs(2).unwrap().1.status, StoreStatus::Draining);
-        let mut damaged = Start::new(CLUSTER, 7, true, bench.log.clone(), STORE).unwrap();
+        let mut damaged = Start::new(CLUSTER, true, bench.log.clone(), STORE).unwrap();
         bench.etcd = Some(bench.look(&mut damaged, 3).unwrap());
         let step = damaged.look(bench.etcd.as_ref(), 0).unwrap();
         assert!(matches!(step, Step::Serve { suspect: true, .. }), "{step:?}");

@@ -4,6 +4,7 @@
 //! over the previous chain and all of the entry. It is what a follower compares before it accepts
 //! or truncates anything, and what tells a diverged or altered history at the point of contact.
 
+use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::batch::{Batch, put_revision, put_session, revision, session};
@@ -44,6 +45,13 @@ pub enum Body {
     /// The shard ends here; two children begin, the second one at this slot.
     Split {
         at: u16,
+    },
+    /// A newer build wrote it, and this one does not know what it says. It is kept and passed on as it is; the copy stops
+    /// where it would be applied. All kinds that come after [`Body::Ops`] have their length before them, so that the
+    /// entries behind this one can be read.
+    Unknown {
+        kind: u8,
+        bytes: Bytes,
     },
 }
 
@@ -90,10 +98,11 @@ impl Entry {
     }
 
     /// Reads the fields; whether it is the right entry here is asked of [`Entry::follows`].
-    pub fn decode(from: &mut Reader) -> Result<Self, EntryError> {
+    pub fn decode(from: &mut Reader) -> Result<Self, Malformed> {
         let kind = from.u8("entry kind")?;
-        if !(KIND_OPS..=KIND_SPLIT).contains(&kind) {
-            return Err(EntryError::UnknownKind(kind));
+        // What was never written reads as zeros.
+        if kind == 0 {
+            return Err(Malformed("entry kind"));
         }
         Ok(Self {
             epoch: Epoch(from.varint("entry epoch")?),
@@ -110,21 +119,9 @@ impl Entry {
         match &self.body {
             Body::Ops(batch) => HEAD + batch.payload.len(),
             Body::Collect { l, .. } => HEAD + 12 * l.len(),
+            Body::Unknown { bytes, .. } => HEAD + bytes.len(),
             _ => HEAD,
         }
-    }
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum EntryError {
-    Malformed(Malformed),
-    /// A newer build wrote it: this one must stop the shard, not guess.
-    UnknownKind(u8),
-}
-
-impl From<Malformed> for EntryError {
-    fn from(malformed: Malformed) -> Self {
-        Self::Malformed(malformed)
     }
 }
 
@@ -136,6 +133,7 @@ impl Body {
             Self::Collect { .. } => KIND_COLLECT,
             Self::Expire { .. } => KIND_EXPIRE,
             Self::Split { .. } => KIND_SPLIT,
+            Self::Unknown { kind, .. } => *kind,
         }
     }
 
@@ -161,6 +159,7 @@ impl Body {
             }
             Self::Expire { bucket } => put_varint(&mut out, *bucket),
             Self::Split { at } => out.extend_from_slice(&at.to_be_bytes()),
+            Self::Unknown { bytes, .. } => out.extend_from_slice(bytes),
         }
         out
     }
@@ -169,7 +168,11 @@ impl Body {
         if kind == KIND_OPS {
             return Ok(Self::Ops(Batch::decode(from)?));
         }
-        let mut from = Reader::new(from.bytes("entry body")?);
+        let bytes = from.bytes("entry body")?;
+        if kind > KIND_SPLIT {
+            return Ok(Self::Unknown { kind, bytes });
+        }
+        let mut from = Reader::new(bytes);
         let body = match kind {
             KIND_BARRIER => Self::Barrier,
             KIND_COLLECT => {
@@ -238,9 +241,21 @@ mod tests {
         assert!(!entry.follows(entry.position()));
     }
 
+    /// Else one entry of a newer build would end what two builds have to say to each other about all shards.
     #[test]
-    fn an_unknown_kind_is_told_from_damage() {
-        let mut from = Reader::new(vec![77, 0, 0].into());
-        assert_eq!(Entry::decode(&mut from), Err(EntryError::UnknownKind(77)));
+    fn an_unknown_kind_is_kept_and_what_follows_it_is_read() {
+        let unknown = Body::Unknown { kind: 77, bytes: Bytes::from_static(b"later") };
+        let entry = Entry::after(Position::default(), Epoch(2), TimeMs(5), unknown);
+        let next = Entry::after(entry.position(), Epoch(2), TimeMs(5), Body::Barrier);
+        let mut out = Vec::new();
+        entry.encode(&mut out);
+        next.encode(&mut out);
+        let mut from = Reader::new(out.into());
+        assert_eq!(Entry::decode(&mut from), Ok(entry));
+        assert_eq!(Entry::decode(&mut from), Ok(next));
+        assert_eq!(
+            Entry::decode(&mut Reader::new(vec![0; 40].into())),
+            Err(Malformed("entry kind"))
+        );
     }
 }

@@ -115,8 +115,9 @@ pub enum ToFollower {
     /// Answers a probe, in full or in part: of each shard the epoch in which it is led, and a commit
     /// captured after the probe had come and proved current since; or that there is none to tell.
     Proof { probe: u64, proven: Vec<(ShardId, Epoch, Seq)>, refused: Vec<ShardId> },
-    /// A whole copy of a shard is on its way (as a stream of its own); see `engine::replica::learner`.
-    Snapshot { transfer: u64, shard: ShardId, epoch: Epoch, copy: CopyNo },
+    /// A whole copy of a shard, of about so many bytes, is to replace this one. Nothing of it is sent before it is accepted;
+    /// then it comes as a stream of its own.
+    Snapshot { transfer: u64, shard: ShardId, epoch: Epoch, copy: CopyNo, bytes: u64 },
     /// This copy is not what the others are (the point says what they are): it is to be filled anew.
     Damaged { epoch: Epoch, copy: CopyNo, point: DigestPoint },
 }
@@ -199,15 +200,34 @@ pub enum FromFollower {
     /// Said before the ack of message `n`. Later slices of the shard are skipped until a resume.
     Reject { n: u64, shard: ShardId, reason: Reject },
     /// Answers a heartbeat: echoes `sent`; age of the last successful fsync; whether the disk has no
-    /// room for entries; what this node's wall clock says; newest digests of the shards that the
-    /// asker leads, where they are new.
-    Alive { sent: u64, fsync_age_ms: u64, full: bool, wall: TimeMs, digests: Vec<DigestPoint> },
+    /// room for entries; bytes that whole copies may take here; what this node's wall clock says;
+    /// newest digests of the shards that the asker leads, where they are new.
+    Alive {
+        sent: u64,
+        fsync_age_ms: u64,
+        full: bool,
+        room_bytes: u64,
+        wall: TimeMs,
+        digests: Vec<DigestPoint>,
+    },
     /// Those of the asked shards that have promised more.
     ReadIndex { round: u64, newer: Vec<(ShardId, Epoch)> },
     /// How far must these shards be applied to hold all that is acknowledged by now?
     Probe { probe: u64, shards: Vec<ShardId> },
-    /// What became of a snapshot.
-    Snapshot { transfer: u64, shard: ShardId, installed: bool },
+    /// What becomes of a snapshot: first whether it is to be sent, then how that ended.
+    Snapshot { transfer: u64, shard: ShardId, outcome: SnapshotOutcome },
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum SnapshotOutcome {
+    /// It has room: send it.
+    Accepted,
+    /// It has no room, and was not begun.
+    NoSpace,
+    /// It stands in place of the old copy, under a new copy number.
+    Installed,
+    /// It came and was not wanted any more: the old copy stands.
+    NotInstalled,
 }
 
 /// What a replica's state amounts to at one seq: equal on all replicas at equal seq.

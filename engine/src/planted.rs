@@ -102,6 +102,8 @@ pub enum Planted {
     UnfitPasses,
     /// A follower that refused for want of space is never tried again.
     FullIsForgotten,
+    /// A whole copy is accepted whether it has room or not.
+    CopyWithoutRoom,
     /// A tainted member that is trusted again counts as one that makes the in-sync set larger.
     TrustMakesRoom,
     /// Entries are applied into a table that is full, while another one is being flushed.
@@ -133,7 +135,7 @@ pub enum Planted {
 }
 
 impl Planted {
-    pub const ALL: [Self; 62] = [
+    pub const ALL: [Self; 63] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -182,6 +184,7 @@ impl Planted {
         Self::ExpiredIsDefinite,
         Self::UnfitPasses,
         Self::FullIsForgotten,
+        Self::CopyWithoutRoom,
         Self::TrustMakesRoom,
         Self::ApplyWithoutRoom,
         Self::AckWithoutRoom,

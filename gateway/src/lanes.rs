@@ -23,6 +23,7 @@ use engine::key::CounterKey;
 use engine::message::{Answer, NodeReply};
 use engine::ops::Op;
 use slab::Slab;
+use telemetry::Clock;
 use tokio::time::{Instant as TokioInstant, Sleep, sleep_until};
 
 use crate::request;
@@ -33,6 +34,8 @@ const SLOT_BITS: u32 = 20;
 
 /// What the worker's tasks share.
 pub(crate) struct Lanes {
+    /// Proofs age by it, so it counts while the machine sleeps; timers count from `started`.
+    clock: Clock,
     started: Instant,
     /// What has happened since the last turn.
     events: RefCell<Vec<Event>>,
@@ -71,6 +74,7 @@ enum Done {
 impl Lanes {
     pub(crate) fn new() -> Rc<Self> {
         Rc::new(Self {
+            clock: Clock::start(),
             started: Instant::now(),
             events: RefCell::default(),
             turn: RefCell::default(),
@@ -81,7 +85,14 @@ impl Lanes {
     }
 
     pub(crate) fn now(&self) -> Now {
-        Now(self.started.elapsed().as_micros() as u64)
+        Now(self.clock.elapsed().as_micros() as u64)
+    }
+
+    /// When a timer is to fire. To the millisecond, the clocks differ by what the machine has slept.
+    fn at(&self, deadline: Now) -> TokioInstant {
+        let slept = self.clock.elapsed().saturating_sub(self.started.elapsed());
+        let slept_us = slept.as_millis() as u64 * 1_000;
+        (self.started + Duration::from_micros(deadline.0.saturating_sub(slept_us))).into()
     }
 
     /// What time it is, in ms since 1970 (see [`request::clock`]).
@@ -282,7 +293,7 @@ pub(crate) async fn turns(
     let (mut events, mut effects) = (Vec::new(), Vec::new());
     loop {
         if let Some(deadline) = machine.next_deadline() {
-            timer.arm((lanes.started + Duration::from_micros(deadline.0)).into());
+            timer.arm(lanes.at(deadline));
         }
         poll_fn(|cx| lanes.poll_turn(cx, timer.as_mut())).await;
         std::mem::swap(&mut events, &mut *lanes.events.borrow_mut());

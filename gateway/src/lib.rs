@@ -12,7 +12,6 @@
 
 mod directory;
 mod failure;
-mod files;
 mod held;
 mod http;
 mod lanes;
@@ -98,7 +97,6 @@ pub struct Options {
 
 /// Runs a gateway until SIGTERM or SIGINT. Returns the process's exit code (DESIGN §13).
 pub fn run(options: Options) -> u8 {
-    files::allow_many();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,

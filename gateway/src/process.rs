@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use engine::batcher::Settings;
 use engine::config::ShardConfig;
+use telemetry::files::{self, Connections, Place};
 use telemetry::{Health, Metrics};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tracing::{error, info, warn};
 
 use crate::Options;
@@ -87,6 +87,7 @@ pub async fn serve(
     listening: impl FnOnce(SocketAddr),
     stop: impl Future<Output = ()>,
 ) -> Result<(), Fatal> {
+    let connections = connections()?;
     let listener = listen("--http", options.http)?;
     let address = listener.local_addr()?;
     let (directory, seen) = watch::channel(Directory::default());
@@ -135,7 +136,7 @@ pub async fn serve(
             Ok(Err(fatal)) => fatal,
             other => Fatal::Failed(format!("the task that follows etcd has ended: {other:?}")),
         }),
-        never = accept(&listener, &doors) => match never {},
+        never = accept(&listener, &connections, &doors) => match never {},
     };
     // From here on new connections are refused: clients see at once that they have to go elsewhere.
     drop(listener);
@@ -148,13 +149,17 @@ pub async fn serve(
     outcome
 }
 
+/// Those that look after a process are few.
+const GRPC_CONNECTIONS_MAX: usize = 64;
+
 /// For those who look after every role in the same way. Nothing is counted there.
 async fn serve_grpc(listener: TcpListener, health: &Health) -> Result<(), Fatal> {
     let routes = telemetry::grpc(health, proto::DESCRIPTORS, &[]).await;
     let routes = routes.map_err(|error| Fatal::Failed(format!("reflection: {error}")))?;
     let serving = Server::builder().add_routes(routes);
     tokio::spawn(async move {
-        if let Err(error) = serving.serve_with_incoming(TcpIncoming::from(listener)).await {
+        let incoming = Connections::new(GRPC_CONNECTIONS_MAX).incoming(listener);
+        if let Err(error) = serving.serve_with_incoming(incoming).await {
             warn!(%error, "health is no longer served over gRPC");
         }
     });
@@ -178,32 +183,48 @@ fn default_workers() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX_DEFAULT)
 }
 
+/// Files for other things than clients: links to nodes, etcd, metrics.
+const FILES_KEPT: u64 = 64 + 64;
+/// Below it a gateway serves fewer clients than a test of it has.
+const FILES_GOOD: u64 = 10_240;
+
+/// As many clients as the limit of open files leaves room for; said if they are few.
+fn connections() -> Result<Connections, Fatal> {
+    let allowed = files::allowed();
+    let connections = files::connections(allowed, FILES_KEPT).ok_or_else(|| {
+        Fatal::Settings(format!(
+            "{allowed} open files are allowed, too few: raise the hard limit (ulimit -Hn, LimitNOFILE=)"
+        ))
+    })?;
+    if allowed < FILES_GOOD {
+        warn!(
+            allowed,
+            wanted = FILES_GOOD,
+            connections,
+            "few connections are possible: raise the hard limit of open files (ulimit -Hn, LimitNOFILE=)"
+        );
+    }
+    Ok(Connections::new(connections))
+}
+
 /// Takes connections and gives each to the worker that has the fewest. A listener per worker would let the kernel
 /// choose by a hash, and with few connections some workers would stay without any.
-async fn accept(listener: &TcpListener, doors: &[Door]) -> Infallible {
+async fn accept(listener: &TcpListener, connections: &Connections, doors: &[Door]) -> Infallible {
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                if let Err(error) = hand_over(stream, doors) {
-                    warn!(%error, "connection not handed over");
-                }
-            }
-            Err(error) => {
-                // Out of file descriptors, most likely: others are being closed meanwhile.
-                warn!(%error, "connection not accepted");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+        let (stream, place) = connections.accept(listener).await;
+        if let Err(error) = hand_over(stream, place, doors) {
+            warn!(%error, "connection not handed over");
         }
     }
 }
 
-fn hand_over(stream: TcpStream, doors: &[Door]) -> io::Result<()> {
+fn hand_over(stream: TcpStream, place: Place, doors: &[Door]) -> io::Result<()> {
     // Answers are small and whole: waiting for more to send would only delay them.
     stream.set_nodelay(true)?;
     let stream = stream.into_std()?;
     let door = doors.iter().min_by_key(|door| door.load.count());
     let door = door.expect("there is at least one worker");
-    let connection = Connection { stream, counted: door.load.one() };
+    let connection = Connection { stream, counted: door.load.one(), place };
     // A worker that has ended is noticed by whoever watches them.
     let _ended = door.inbox.send(ToWorker::Connection(connection));
     Ok(())

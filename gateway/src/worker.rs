@@ -14,6 +14,7 @@ use engine::batcher::{Counts, Effect, Event, NotReady, Settings, Worker as Machi
 use engine::config::ShardConfig;
 use engine::ids::SessionId;
 use engine::message::Report;
+use telemetry::files::Place;
 use telemetry::{Health, Metrics};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
@@ -44,6 +45,7 @@ pub(crate) enum ToWorker {
 pub(crate) struct Connection {
     pub(crate) stream: std::net::TcpStream,
     pub(crate) counted: Counted,
+    pub(crate) place: Place,
 }
 
 /// How many connections a worker has, those on their way to it included.
@@ -176,13 +178,13 @@ async fn work(number: usize, shared: Shared, mut news: mpsc::UnboundedReceiver<T
     }
 }
 
-fn take(front: &Rc<Front>, Connection { stream, counted }: Connection) {
+fn take(front: &Rc<Front>, Connection { stream, counted, place }: Connection) {
     match TcpStream::from_std(stream) {
         Ok(stream) => {
             let serving = front.clone().serve(stream);
             spawn_local(async move {
                 serving.await;
-                drop(counted);
+                drop((counted, place));
             });
         }
         Err(error) => warn!(%error, "connection not taken"),

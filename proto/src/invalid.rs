@@ -1,7 +1,6 @@
 //! Why a message that came in is none.
 
 use engine::codec::Malformed;
-use engine::entry::EntryError;
 
 /// The message is not what the format says. The connection it came on is closed: its sender is
 /// broken, or newer than it should be.
@@ -16,20 +15,14 @@ pub enum Invalid {
     /// Bytes that the engine's codec refuses.
     #[error("{field} can't be read: {why}")]
     Malformed { field: &'static str, why: Malformed },
-    /// An entry kind of a newer build.
-    #[error("entry kind {0} is unknown to this build")]
-    EntryKind(u8),
     /// `open` belongs at the beginning of a stream and nowhere else.
     #[error("open came twice, or not first")]
     Open,
 }
 
 impl Invalid {
-    pub(crate) fn entry(why: EntryError) -> Self {
-        match why {
-            EntryError::Malformed(why) => Self::Malformed { field: "slice.entries", why },
-            EntryError::UnknownKind(kind) => Self::EntryKind(kind),
-        }
+    pub(crate) fn entry(why: Malformed) -> Self {
+        Self::Malformed { field: "slice.entries", why }
     }
 }
 

@@ -4,11 +4,11 @@ use bytes::Bytes;
 use engine::codec::Reader;
 use engine::entry::Entry;
 use engine::ids::{CopyNo, Epoch, Seq, ShardId, TimeMs};
-use engine::message::{FromFollower, Reject, Slice, ToFollower};
+use engine::message::{FromFollower, Reject, Slice, SnapshotOutcome, ToFollower};
 
 use crate::Invalid;
 use crate::common::{all, boot_of, each, position_of, shard_of, shards_of, slots_of};
-use crate::wire::{self, from_follower, reject, to_follower};
+use crate::wire::{self, from_follower, reject, snapshot_outcome, to_follower};
 
 impl From<ToFollower> for wire::ToFollower {
     fn from(from: ToFollower) -> Self {
@@ -31,12 +31,13 @@ impl From<ToFollower> for wire::ToFollower {
                 proven: each(proven),
                 refused: refused.into_iter().map(|shard| u32::from(shard.0)).collect(),
             }),
-            ToFollower::Snapshot { transfer, shard, epoch, copy } => {
+            ToFollower::Snapshot { transfer, shard, epoch, copy, bytes } => {
                 Kind::Snapshot(wire::SnapshotNotice {
                     transfer,
                     shard: u32::from(shard.0),
                     epoch: epoch.0,
                     copy: copy.0,
+                    bytes,
                 })
             }
             ToFollower::Damaged { epoch, copy, point } => Kind::Damaged(wire::Damaged {
@@ -75,6 +76,7 @@ impl TryFrom<wire::ToFollower> for ToFollower {
                 shard: shard_of(notice.shard)?,
                 epoch: Epoch(notice.epoch),
                 copy: CopyNo(notice.copy),
+                bytes: notice.bytes,
             },
             Kind::Damaged(damaged) => Self::Damaged {
                 epoch: Epoch(damaged.epoch),
@@ -172,9 +174,9 @@ impl From<FromFollower> for wire::FromFollower {
                 shard: u32::from(shard.0),
                 reason: Some(reason.into()),
             }),
-            FromFollower::Alive { sent, fsync_age_ms, full, wall, digests } => {
+            FromFollower::Alive { sent, fsync_age_ms, full, room_bytes, wall, digests } => {
                 let (digests, wall_ms) = (each(digests), wall.0);
-                Kind::Alive(wire::Alive { sent, fsync_age_ms, full, digests, wall_ms })
+                Kind::Alive(wire::Alive { sent, fsync_age_ms, full, room_bytes, digests, wall_ms })
             }
             FromFollower::ReadIndex { round, newer } => {
                 Kind::ReadIndex(wire::ReadIndexAnswer { round, newer: each(newer) })
@@ -183,11 +185,11 @@ impl From<FromFollower> for wire::FromFollower {
                 probe,
                 shards: shards.into_iter().map(|shard| u32::from(shard.0)).collect(),
             }),
-            FromFollower::Snapshot { transfer, shard, installed } => {
+            FromFollower::Snapshot { transfer, shard, outcome } => {
                 Kind::Snapshot(wire::SnapshotOutcome {
                     transfer,
                     shard: u32::from(shard.0),
-                    installed,
+                    outcome: Some(outcome.into()),
                 })
             }
         };
@@ -220,6 +222,7 @@ impl TryFrom<wire::FromFollower> for FromFollower {
                 fsync_age_ms: alive.fsync_age_ms,
                 full: alive.full,
                 wall: TimeMs(alive.wall_ms),
+                room_bytes: alive.room_bytes,
                 digests: all(alive.digests)?,
             },
             Kind::ReadIndex(answer) => {
@@ -228,12 +231,36 @@ impl TryFrom<wire::FromFollower> for FromFollower {
             Kind::Probe(probe) => {
                 Self::Probe { probe: probe.probe, shards: shards_of(probe.shards)? }
             }
-            Kind::Snapshot(outcome) => Self::Snapshot {
-                transfer: outcome.transfer,
-                shard: shard_of(outcome.shard)?,
-                installed: outcome.installed,
+            Kind::Snapshot(told) => Self::Snapshot {
+                transfer: told.transfer,
+                shard: shard_of(told.shard)?,
+                outcome: told.outcome.ok_or(Invalid::Missing("snapshot.outcome"))?.into(),
             },
         })
+    }
+}
+
+impl From<SnapshotOutcome> for snapshot_outcome::Outcome {
+    fn from(from: SnapshotOutcome) -> Self {
+        let empty = wire::Empty {};
+        match from {
+            SnapshotOutcome::Accepted => Self::Accepted(empty),
+            SnapshotOutcome::NoSpace => Self::NoSpace(empty),
+            SnapshotOutcome::Installed => Self::Installed(empty),
+            SnapshotOutcome::NotInstalled => Self::NotInstalled(empty),
+        }
+    }
+}
+
+impl From<snapshot_outcome::Outcome> for SnapshotOutcome {
+    fn from(from: snapshot_outcome::Outcome) -> Self {
+        use snapshot_outcome::Outcome;
+        match from {
+            Outcome::Accepted(_) => Self::Accepted,
+            Outcome::NoSpace(_) => Self::NoSpace,
+            Outcome::Installed(_) => Self::Installed,
+            Outcome::NotInstalled(_) => Self::NotInstalled,
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use engine::key::CounterKey;
 use engine::message::{
     Answer, DigestPoint, FromFollower, GatewayMessage, NodeQuery, NodeQueryReply, NodeReply,
     ReadResult, Refusal, Reject, ReplicaStatus, Report, RoleStatus, ScrubStatus, ShardAvailability,
-    ShardEnd, Slice, Standing, ToFollower,
+    ShardEnd, Slice, SnapshotOutcome, Standing, ToFollower,
 };
 use prost::Message;
 use proto::wire;
@@ -101,12 +101,13 @@ impl Random {
     }
 
     fn entry(&mut self) -> Entry {
-        let body = match self.below(5) {
+        let body = match self.below(6) {
             0 => Body::Ops(self.batch()),
             1 => Body::Barrier,
             2 => Body::Collect { r: self.session().0, l: self.list(Self::session) },
             3 => Body::Expire { bucket: self.number() },
-            _ => Body::Split { at: self.u16() },
+            4 => Body::Split { at: self.u16() },
+            _ => Body::Unknown { kind: 77, bytes: self.bytes() },
         };
         Entry::after(self.position(), Epoch(self.number()), TimeMs(self.number()), body)
     }
@@ -233,6 +234,7 @@ impl Random {
                 shard: self.shard(),
                 epoch: Epoch(self.number()),
                 copy: CopyNo(self.number()),
+                bytes: self.number(),
             },
         }
     }
@@ -264,6 +266,7 @@ impl Random {
                 fsync_age_ms: self.number(),
                 full: self.flag(),
                 wall: TimeMs(self.number()),
+                room_bytes: self.number(),
                 digests: self.list(Self::digest),
             },
             5 => FromFollower::ReadIndex {
@@ -274,7 +277,12 @@ impl Random {
             _ => FromFollower::Snapshot {
                 transfer: self.number(),
                 shard: self.shard(),
-                installed: self.flag(),
+                outcome: match self.below(4) {
+                    0 => SnapshotOutcome::Accepted,
+                    1 => SnapshotOutcome::NoSpace,
+                    2 => SnapshotOutcome::Installed,
+                    _ => SnapshotOutcome::NotInstalled,
+                },
             },
         }
     }
@@ -495,15 +503,22 @@ fn a_kind_of_a_newer_build_is_named() {
     assert!(refused.to_string().contains("unknown to this build"));
 }
 
+/// It stops the copy of its shard. If it could not be read, it would end the stream of two nodes and so stop all shards.
 #[test]
-fn an_entry_kind_of_a_newer_build_is_named() {
-    let slice = wire::Slice {
-        slots: Some(Slots::ALL.into()),
-        prev: Some(Position::default().into()),
-        entries: Bytes::from_static(&[77, 0, 0]),
-        ..wire::Slice::default()
+fn an_entry_kind_of_a_newer_build_comes_across() {
+    let body = Body::Unknown { kind: 77, bytes: Bytes::from_static(b"later") };
+    let entry = Entry::after(Position::default(), Epoch(1), TimeMs(2), body);
+    let slice = Slice {
+        shard: ShardId(0),
+        slots: Slots::ALL,
+        epoch: Epoch(1),
+        copy: CopyNo(1),
+        prev: Position::default(),
+        commit: Seq(0),
+        resume: false,
+        entries: vec![entry],
     };
-    assert_eq!(Slice::try_from(slice), Err(proto::Invalid::EntryKind(77)));
+    assert_eq!(Slice::try_from(wire::Slice::from(slice.clone())), Ok(slice));
 }
 
 mod limits {

@@ -135,7 +135,7 @@ impl Starting<'_> {
         let fresh = StoreId(random()?);
         let known = opened.identity.clone();
         let suspect = opened.is_suspect();
-        let mut start = Start::new(self.meta.cluster, opened.kernel_boot, suspect, known, fresh)
+        let mut start = Start::new(self.meta.cluster, suspect, known, fresh)
             .map_err(|refusal| self.refused(fresh, refusal, opened))?;
         let store = start.store();
         self.check_name(store).await?;
@@ -374,7 +374,9 @@ impl OpenDisk {
                 // Nobody else speaks before the loop begins.
                 Ok(_) => {}
                 Err(_) => {
-                    return Err(Exit::Disk(format!("no fsync in {FIRST_WRITE_TIMEOUT:?}")));
+                    return Err(Exit::Failed(format!(
+                        "disk: no fsync in {FIRST_WRITE_TIMEOUT:?}: it hangs, or has no room"
+                    )));
                 }
             }
         }

@@ -15,6 +15,7 @@
 //! Any failure of any thread is told once through `failed`; nothing can be relied upon after it,
 //! and the process ends with [`DiskError::exit_code`].
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
@@ -35,9 +36,10 @@ use crate::disk_open;
 use crate::error::{DiskError, context};
 use crate::kill;
 use crate::log_thread::{LogJob, LogThread};
+use crate::patience::Patience;
 use crate::scrub::{self, Pace};
 use crate::snapshot_files::{SnapshotReader, Staging};
-use crate::space::SpaceWatch;
+use crate::space::{SpaceMin, SpaceWatch};
 use crate::state::{State, StateSettings, View, open_checkpoint};
 use crate::workers::{Alarm, Workers};
 
@@ -52,8 +54,10 @@ pub struct DiskSettings {
     pub log_keep_bytes: usize,
     /// What must be kept for this store itself may make the log so much longer; then it refuses.
     pub log_slack_bytes: usize,
-    /// Refuses when fewer bytes are free on the file system.
+    /// Refuses when fewer bytes are free on the file system …
     pub free_bytes_min: u64,
+    /// … or fewer files can be made there.
+    pub free_inodes_min: u64,
     pub state: StateSettings,
     /// Threads that load counters.
     pub readers: usize,
@@ -71,6 +75,8 @@ impl DiskSettings {
             log_slack_bytes: 1 << 30,
             // Room for the segments being made, a flush of both tables, and one compaction of them.
             free_bytes_min: 4 * (segment_bytes + memory.table_bytes_max) as u64,
+            // A flush, a compaction and a copy make some dozens of files, and old ones go only afterwards.
+            free_inodes_min: 64,
             state: StateSettings {
                 cache_bytes: memory.cache_bytes,
                 open_files_max: memory.open_files_max,
@@ -147,20 +153,24 @@ pub struct Opened {
     /// The number of the first group. The identity of this boot goes into it, so that the node
     /// machine begins with the one after it.
     pub next_group: u64,
-    /// The kernel's boot id now, for that identity: tells a restarted process from a restarted machine.
-    pub kernel_boot: u128,
     /// What is wrong, for people; none if nothing is. The store is to be noted as suspect in etcd,
     /// and then [`Disk::suspicion_noted`] called.
     pub damage: Vec<String>,
+    /// Shards of which there is a record that this build can't read, though it is as it was written.
+    pub newer: BTreeSet<ShardId>,
     /// Bytes that the file system holds.
     pub capacity: u64,
 }
 
 impl Opened {
-    /// Something durable could not be read, now or at an earlier start.
+    /// Something durable could not be read, now or at an earlier start. A copy that is stopped by what a newer build wrote
+    /// says nothing of the others.
     pub fn is_suspect(&self) -> bool {
-        let contents = self.replicas.iter().filter_map(|replica| replica.content.as_ref());
-        !self.damage.is_empty() || contents.into_iter().any(|content| content.suspect)
+        let suspect = |replica: &RecoveredReplica| {
+            let content = replica.content.as_ref();
+            content.is_some_and(|content| content.suspect) && !self.newer.contains(&replica.shard)
+        };
+        !self.damage.is_empty() || self.replicas.iter().any(suspect)
     }
 }
 
@@ -203,6 +213,7 @@ pub struct Disk {
     view: Arc<View>,
     tell: Tell,
     alarm: Alarm,
+    patience: Patience,
     staging: Staging,
     damage_mark: disk_open::DamageMark,
     folder: PathBuf,
@@ -215,7 +226,7 @@ pub struct Disk {
     space: SpaceWatch,
     state: Arc<State>,
     /// Held until all threads have ended.
-    _lock: File,
+    _lock: Arc<File>,
 }
 
 impl fmt::Debug for Disk {
@@ -242,7 +253,15 @@ impl Disk {
         let found = disk_open::open(&settings)?;
         let tell = Tell(Arc::new(events));
         let mark = found.damage_mark.clone();
+        let lock = Arc::new(found.lock);
+        let (folder, held) = (settings.folder.clone(), Arc::downgrade(&lock));
         let alarm = Alarm::new(move |error: DiskError| {
+            // Nothing that is missed proves anything about a disk that is not there.
+            let is_away = |lock: Arc<File>| !disk_open::is_still_there(&folder, &lock);
+            let error = match held.upgrade().is_some_and(is_away) {
+                true => DiskError::Away(folder.clone(), error.to_string()),
+                false => error,
+            };
             if error.is_damage()
                 && let Err(why) = mark.add(&[error.to_string()])
             {
@@ -254,20 +273,24 @@ impl Disk {
             identity: found.recovered.resume.identity.clone(),
             replicas: found.recovered.replicas,
             next_group: found.recovered.resume.next_group.max(1),
-            kernel_boot: found.kernel_boot,
             damage: found.recovered.damage,
+            newer: found.recovered.newer,
             capacity: found.space.total,
         };
         let fullness = Arc::new(crate::space::Fullness::new(tell.clone()));
+        let min = SpaceMin { bytes: settings.free_bytes_min, inodes: settings.free_inodes_min };
+        let stopping: Arc<AtomicBool> = Arc::default();
+        let patience =
+            Patience::new(settings.folder.clone(), min, fullness.clone(), stopping.clone());
         let space = SpaceWatch::start(
             settings.folder.clone(),
             found.space,
-            settings.free_bytes_min,
+            min,
             fullness.clone(),
             alarm.clone(),
         );
         let log = LogThread::start(
-            found.log,
+            found.log.patient(patience.clone()),
             found.recovered.resume,
             &settings,
             tell.clone(),
@@ -284,14 +307,15 @@ impl Disk {
             damage_mark: found.damage_mark,
             folder: settings.folder,
             log,
-            stopping: Arc::default(),
+            stopping,
             state_jobs: Workers::start_low("dkc-state", 1, &alarm),
             scrubbers: Arc::new(Workers::start_low("dkc-scrub", 1, &alarm)),
             readers: Workers::start("dkc-reader", settings.readers.max(1), &alarm),
             space,
             state,
             alarm,
-            _lock: found.lock,
+            patience,
+            _lock: lock,
         };
         Ok((disk, opened))
     }
@@ -355,9 +379,11 @@ impl Disk {
     /// [`Event::Loaded`] follows, with the values as they are now.
     pub fn load(&self, load: u64, needs: Needs) {
         let (view, tell) = (self.view.clone(), self.tell.clone());
+        let patience = self.patience.clone();
         self.readers.run(move || {
-            let values = view.values(&needs.counters)?;
-            let records = view.records(&needs.records)?;
+            let (values, records) = patience.run("read of counters", || {
+                Ok((view.values(&needs.counters)?, view.records(&needs.records)?))
+            })?;
             drop(view);
             tell.event(Event::Loaded { load, values, records });
             Ok(())
@@ -366,7 +392,7 @@ impl Disk {
 
     /// [`Event::Ingested`] follows.
     pub fn flush(&self, flush: u64, table: Arc<Frozen>, shards: Vec<(CopyNo, ShardState)>) {
-        self.change(Event::Ingested { flush }, move |state| {
+        self.change("flush", Event::Ingested { flush }, move |state| {
             kill::point("flush.begun");
             state.flush(&table, &shards)
         });
@@ -377,7 +403,8 @@ impl Disk {
     /// The log says first, durably, that their copy is gone. A crash between the two would else
     /// look as if the state had lost a copy that the log still knows: a suspect store, for nothing.
     pub fn drop_rows(&mut self, shard: ShardId, slots: Slots) {
-        self.change_once_durable(Event::RowsDropped { shard }, move |state| {
+        let done = Event::RowsDropped { shard };
+        self.change_once_durable("removal of a copy's rows", done, move |state| {
             kill::point("drop.begun");
             state.drop_rows(slots)
         });
@@ -396,9 +423,13 @@ impl Disk {
         shard: Box<ShardState>,
     ) {
         let staging = self.staging.clone();
-        self.change_once_durable(Event::SnapshotInstalled { conn, transfer }, move |state| {
+        let done = Event::SnapshotInstalled { conn, transfer };
+        let mut staged = None;
+        self.change_once_durable("install of a copy", done, move |state| {
             kill::point("install.begun");
-            let files = staging.take(conn, transfer).expect("a copy is staged before its install");
+            let take =
+                || staging.take(conn, transfer).expect("a copy is staged before its install");
+            let files: &mut Vec<PathBuf> = staged.get_or_insert_with(take);
             state.install(files, copy, &shard)
         });
     }
@@ -414,12 +445,25 @@ impl Disk {
     pub fn snapshot_reader(&self, slots: Slots) -> oneshot::Receiver<Option<SnapshotReader>> {
         let (send, reader) = oneshot::channel();
         let (state, alarm) = (self.state.clone(), self.alarm.clone());
+        let patience = self.patience.clone();
         self.state_jobs.run(move || {
+            let open = || SnapshotReader::open(state.view(), slots, alarm.clone());
+            let reader = patience.run("begin of a copy's reading", open)?;
             // Nobody may be waiting any more.
-            let _ = send.send(SnapshotReader::open(state.view(), slots, alarm)?);
+            let _ = send.send(reader);
             Ok(())
         });
         reader
+    }
+
+    /// [`Event::SnapshotMeasured`] follows.
+    pub fn measure(&self, transfer: u64, slots: Slots) {
+        let (state, tell) = (self.state.clone(), self.tell.clone());
+        self.readers.run(move || {
+            let bytes = state.view().size_of(slots);
+            tell.event(Event::SnapshotMeasured { transfer, bytes });
+            Ok(())
+        });
     }
 
     /// Reads all that is on the disk, or of the state these shards alone. [`Event::Scrubbed`] follows, unless the process
@@ -429,13 +473,20 @@ impl Disk {
         self.log.run(LogJob::Blocks(blocks));
         let (state, tell, log) = (self.state.clone(), self.tell.clone(), self.log.folder().clone());
         let (scrubbers, stopping) = (self.scrubbers.clone(), self.stopping.clone());
+        let patience = self.patience.clone();
         self.state_jobs.run(move || {
-            let folder = state.fresh_folder();
-            state.checkpoint(&folder)?;
+            // A checkpoint that can't be made leaves nothing behind.
+            let folder = patience.run("begin of a scrub", || {
+                let folder = state.fresh_folder();
+                state.checkpoint(&folder)?;
+                Ok(folder)
+            })?;
             scrubbers.run(move || {
                 let mut pace = Pace::new(bytes_per_s, stopping);
-                scrub::check_current(state.path())?;
-                let found = scrub::read_state(&open_checkpoint(&folder)?, &only, &mut pace)?;
+                let found = patience.run("scrub", || {
+                    scrub::check_current(state.path())?;
+                    scrub::read_state(&open_checkpoint(&folder)?, &only, &mut pace)
+                })?;
                 std::fs::remove_dir_all(&folder).map_err(|why| context("remove", &folder, why))?;
                 // No blocks: nothing was written yet, or the log has failed.
                 let (owner, blocks) = log_blocks.recv().unwrap_or_default();
@@ -451,8 +502,9 @@ impl Disk {
 
     /// From now on idempotency records that are over are removed from the state. `limits`: the cluster's.
     pub fn remove_expired(&self, limits: Limits) {
-        let state = self.state.clone();
-        self.state_jobs.run(move || state.remove_expired(limits));
+        let (state, patience) = (self.state.clone(), self.patience.clone());
+        let job = "reading what has expired";
+        self.state_jobs.run(move || patience.run(job, || state.remove_expired(limits)));
     }
 
     /// Where copies that arrive are staged, for whoever receives them.
@@ -465,32 +517,42 @@ impl Disk {
         self.space.free()
     }
 
+    /// Files that could be made on the file system when last looked at; `u64::MAX` where they are not counted.
+    pub fn free_inodes(&self) -> u64 {
+        self.space.inodes()
+    }
+
     /// Etcd says now that this store is suspect: a later start need not find the damage again.
     pub fn suspicion_noted(&self) {
-        let mark = self.damage_mark.clone();
-        self.state_jobs.run(move || mark.remove());
+        let (mark, patience) = (self.damage_mark.clone(), self.patience.clone());
+        let job = "removal of the damage mark";
+        self.state_jobs.run(move || patience.run(job, || mark.remove()));
     }
 
     /// Etcd says that this store is not suspect.
     pub fn trusted(&self) {
-        let folder = self.folder.clone();
-        self.state_jobs.run(move || disk_open::forget_what_was_set_aside(&folder));
+        let (folder, patience) = (self.folder.clone(), self.patience.clone());
+        let job = "removal of what was set aside";
+        self.state_jobs
+            .run(move || patience.run(job, || disk_open::forget_what_was_set_aside(&folder)));
     }
 
     /// Queues a change of the state that waits until everything written so far is durable.
     fn change_once_durable(
         &mut self,
+        job: &'static str,
         done: Event,
-        change: impl FnOnce(&State) -> Result<(), DiskError> + Send + 'static,
+        mut change: impl FnMut(&State) -> Result<(), DiskError> + Send + 'static,
     ) {
         let durable = self.durable_to_here();
         let (state, tell) = (self.state.clone(), self.tell.clone());
+        let patience = self.patience.clone();
         self.state_jobs.run(move || {
             // No answer: the log has failed, or all of this ends.
             if durable.recv().is_err() {
                 return Ok(());
             }
-            change(&state)?;
+            patience.run(job, || change(&state))?;
             changed(&state, &tell, done);
             Ok(())
         });
@@ -499,12 +561,14 @@ impl Disk {
     /// Queues a change of the state; the event goes out with the view of after it.
     fn change(
         &self,
+        job: &'static str,
         done: Event,
-        change: impl FnOnce(&State) -> Result<(), DiskError> + Send + 'static,
+        mut change: impl FnMut(&State) -> Result<(), DiskError> + Send + 'static,
     ) {
         let (state, tell) = (self.state.clone(), self.tell.clone());
+        let patience = self.patience.clone();
         self.state_jobs.run(move || {
-            change(&state)?;
+            patience.run(job, || change(&state))?;
             changed(&state, &tell, done);
             Ok(())
         });

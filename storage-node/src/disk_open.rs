@@ -19,11 +19,13 @@
 //! Promises and copy numbers are in the log. What could be read of the old one is in
 //! `state.damaged`, for people, until the store is no longer suspect at a start.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use engine::ids::ShardId;
 use engine::node::RecoveredReplica;
 use engine::store::log::group::{Owner, SEGMENT_HEADER_BYTES, SegmentHeader};
 use engine::store::log::scan::{Clean, Scanned, Scanner};
@@ -32,6 +34,7 @@ use engine::store::recovery::{Plan, Recovery};
 
 use crate::disk::DiskSettings;
 use crate::error::{self, DiskError, context};
+use crate::folders::{make_durably, sync as sync_folder};
 use crate::kill;
 use crate::log_files::LogFolder;
 use crate::space::Space;
@@ -44,7 +47,6 @@ pub(crate) struct Found {
     pub(crate) state: State,
     pub(crate) recovered: Recovered,
     pub(crate) damage_mark: DamageMark,
-    pub(crate) kernel_boot: u128,
     pub(crate) space: Space,
 }
 
@@ -52,30 +54,20 @@ pub(crate) struct Recovered {
     pub(crate) replicas: Vec<RecoveredReplica>,
     pub(crate) resume: Resume,
     pub(crate) damage: Vec<String>,
+    pub(crate) newer: BTreeSet<ShardId>,
 }
 
 pub(crate) fn open(settings: &DiskSettings) -> Result<Found, DiskError> {
     let folder = &settings.folder;
-    fs::create_dir_all(folder).map_err(|why| context("make", folder, why))?;
+    make_durably(folder)?;
     let lock = lock(folder)?;
     let damage_mark = DamageMark::new(folder);
     let state = open_state(&folder.join("state"), settings.state, &damage_mark)?;
     let log = LogFolder::open(&folder.join("log"))?;
-    // The folder's name in its parent, and the names in it, are as good as what they lead to.
+    // The names in it are as good as what they lead to.
     sync_folder(folder)?;
-    if let Some(parent) = folder.canonicalize().ok().as_deref().and_then(Path::parent) {
-        sync_folder(parent)?;
-    }
     let recovered = recover(&log, &state, &damage_mark)?;
-    Ok(Found {
-        lock,
-        log,
-        state,
-        recovered,
-        damage_mark,
-        kernel_boot: kernel_boot()?,
-        space: Space::of(folder)?,
-    })
+    Ok(Found { lock, log, state, recovered, damage_mark, space: Space::of(folder)? })
 }
 
 /// The folder is this process's alone, for as long as the file is open.
@@ -88,15 +80,6 @@ fn lock(folder: &Path) -> Result<File, DiskError> {
         Err(TryLockError::WouldBlock) => Err(DiskError::Locked(folder.to_owned())),
         Err(TryLockError::Error(why)) => Err(context("lock", &path, why)),
     }
-}
-
-/// Which run of the kernel this is.
-fn kernel_boot() -> Result<u128, DiskError> {
-    let path = Path::new("/proc/sys/kernel/random/boot_id");
-    let text = fs::read_to_string(path).map_err(|why| context("read", path, why))?;
-    let hex: String = text.trim().chars().filter(|&digit| digit != '-').collect();
-    u128::from_str_radix(&hex, 16)
-        .map_err(|why| context("read", path, io::Error::new(io::ErrorKind::InvalidData, why)))
 }
 
 /// The state, or an empty one in the place of what is known or found to be damaged.
@@ -132,9 +115,22 @@ pub(crate) fn forget_what_was_set_aside(folder: &Path) -> Result<(), DiskError> 
     }
 }
 
-fn sync_folder(folder: &Path) -> Result<(), DiskError> {
-    let sync = || File::open(folder)?.sync_all();
-    sync().map_err(|why| context("fsync", folder, why))
+/// Is the folder still the one whose lock is held? Not if its volume was unmounted, or another folder is in its place.
+pub(crate) fn is_still_there(folder: &Path, lock: &File) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let same = |(there, held): (fs::Metadata, fs::Metadata)| {
+        (there.dev(), there.ino()) == (held.dev(), held.ino())
+    };
+    match fs::metadata(folder.join("lock")) {
+        Ok(there) => lock.metadata().is_ok_and(|held| same((there, held))),
+        // A device that fails is still there.
+        Err(error) => !matches!(
+            error.kind(),
+            io::ErrorKind::NotFound
+                | io::ErrorKind::NotADirectory
+                | io::ErrorKind::StaleNetworkFileHandle
+        ),
+    }
 }
 
 // ---- recovery ----------------------------------------------------------------------------------
@@ -158,14 +154,18 @@ fn recover(log: &LogFolder, state: &State, mark: &DamageMark) -> Result<Recovere
         // At most a first group that never became durable: nobody has heard of this store.
         delete(log, segments.iter().rev())?;
         let resume = Resume::default();
-        return Ok(Recovered { replicas: Vec::new(), resume, damage });
+        return Ok(Recovered { replicas: Vec::new(), resume, damage, newer: BTreeSet::new() });
+    }
+    let newer = plan.stopped();
+    for shard in &newer {
+        tracing::error!(%shard, "the log has a record of a newer build: this copy stops");
     }
     clean(log, &segments, &scanned)?;
     for slots in &plan.stale_rows {
         state.drop_rows(*slots)?;
         kill::point("open.dropped-stale");
     }
-    Ok(Recovered { replicas: plan.replicas, resume: plan.resume, damage })
+    Ok(Recovered { replicas: plan.replicas, resume: plan.resume, damage, newer })
 }
 
 /// Reads the state's shard records and the whole log, one segment in memory at a time.
@@ -286,9 +286,9 @@ impl DamageMark {
     pub(crate) fn remove(&self) -> Result<(), DiskError> {
         let path = self.path();
         match fs::remove_file(&path) {
-            Ok(()) => sync_folder(&self.folder),
-            Err(none) if none.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(why) => Err(context("remove", &path, why)),
+            // Not there: removed by an attempt whose fsync failed, perhaps.
+            Err(why) if why.kind() != io::ErrorKind::NotFound => Err(context("remove", &path, why)),
+            _ => sync_folder(&self.folder),
         }
     }
 }

@@ -7,10 +7,10 @@ use crate::error::DiskError;
 /// What ends a storage node, other than being asked to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum Exit {
-    /// Something outside is missing or broken: a port that is taken, a bug.
+    /// Something outside is missing or broken, a disk without room among it, or there is a bug.
     #[error("{0}")]
     Failed(String),
-    /// A flag or variable makes no sense.
+    /// A flag or variable makes no sense, or the data folder can't be used: rights, a read-only file system.
     #[error("{0}")]
     Usage(String),
     /// This process must not be this store, or not in this cluster.
@@ -38,9 +38,12 @@ impl Exit {
 
 impl From<DiskError> for Exit {
     fn from(error: DiskError) -> Self {
+        let said = error.with_advice();
         match error.exit_code() {
-            4 => Self::Refused(error.to_string()),
-            _ => Self::Disk(error.to_string()),
+            1 => Self::Failed(format!("disk: {said}")),
+            2 => Self::Usage(format!("disk: {said}")),
+            4 => Self::Refused(said),
+            _ => Self::Disk(said),
         }
     }
 }

@@ -24,7 +24,9 @@ use bytes::Bytes;
 use engine::store::log::writer::Output;
 
 use crate::error::{DiskError, context};
+use crate::folders::{self, make_durably};
 use crate::kill;
+use crate::patience::Patience;
 use crate::workers::{join, spawn};
 
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
@@ -33,13 +35,15 @@ static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 #[derive(Clone, Debug)]
 pub struct LogFolder {
     path: PathBuf,
+    /// None while the store is being opened: whoever opens it tries again as a whole.
+    patience: Option<Patience>,
 }
 
 impl LogFolder {
     /// Opens the folder, making it if it is not there, and removes what was never used.
     pub fn open(path: &Path) -> Result<Self, DiskError> {
-        let folder = Self { path: path.to_owned() };
-        fs::create_dir_all(path).map_err(|why| context("make", path, why))?;
+        let folder = Self { path: path.to_owned(), patience: None };
+        make_durably(path)?;
         for name in folder.names()? {
             if name.ends_with(".new") {
                 let unused = path.join(name);
@@ -48,6 +52,22 @@ impl LogFolder {
         }
         folder.sync()?;
         Ok(folder)
+    }
+
+    /// From now on what has run out is waited for.
+    pub(crate) fn patient(self, patience: Patience) -> Self {
+        Self { patience: Some(patience), ..self }
+    }
+
+    fn patiently<T>(
+        &self,
+        job: &'static str,
+        mut attempt: impl FnMut() -> Result<T, DiskError>,
+    ) -> Result<T, DiskError> {
+        match &self.patience {
+            Some(patience) => patience.run(job, attempt),
+            None => attempt(),
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -95,11 +115,12 @@ impl LogFolder {
         len: usize,
     ) -> Result<Option<Vec<u8>>, DiskError> {
         let path = self.segment_path(segment);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(why) => return Err(context("open", &path, why)),
+        let open = || match File::open(&path) {
+            Ok(file) => Ok(Some(file)),
+            Err(gone) if gone.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(why) => Err(context("open", &path, why)),
         };
+        let Some(file) = self.patiently("read of the log", open)? else { return Ok(None) };
         let mut bytes = vec![0; len];
         let mut filled = 0;
         while filled < len {
@@ -149,7 +170,9 @@ impl LogFolder {
             }
             file.sync_all()
         };
-        make().map_err(|why| context("preallocate", &path, why))?;
+        self.patiently("making the next log segment", || {
+            make().map_err(|why| context("preallocate", &path, why))
+        })?;
         kill::point("spare.made");
         Ok(path)
     }
@@ -163,7 +186,9 @@ impl LogFolder {
             Ok(file)
         };
         kill::point("roll.begun");
-        let file = write().map_err(|why| context("begin", spare, why))?;
+        let file = self.patiently("beginning a log segment", || {
+            write().map_err(|why| context("begin", spare, why))
+        })?;
         kill::point("roll.header");
         self.rename(spare, segment)?;
         kill::point("roll.renamed");
@@ -172,7 +197,9 @@ impl LogFolder {
 
     fn rename(&self, from: &Path, segment: u64) -> Result<(), DiskError> {
         let to = self.segment_path(segment);
-        fs::rename(from, &to).map_err(|why| context("rename to", &to, why))?;
+        self.patiently("naming a log segment", || {
+            fs::rename(from, &to).map_err(|why| context("rename to", &to, why))
+        })?;
         self.sync()
     }
 
@@ -190,8 +217,7 @@ impl LogFolder {
     }
 
     fn sync(&self) -> Result<(), DiskError> {
-        let sync = || File::open(&self.path)?.sync_all();
-        sync().map_err(|why| context("fsync", &self.path, why))
+        self.patiently("fsync of the log's folder", || folders::sync(&self.path))
     }
 }
 

@@ -40,6 +40,7 @@ pub struct NodeMetrics {
     damaged_copies: Gauge,
     connections_closed_full: Counter,
     disk_free: Gauge,
+    disk_free_inodes: Gauge,
     log_size: Gauge,
     /// Labels that were set last time, so that those of a shard that moved away go.
     shown: BTreeSet<Labels>,
@@ -97,6 +98,7 @@ impl Default for NodeMetrics {
             damaged_copies: Gauge::default(),
             connections_closed_full: Counter::default(),
             disk_free: Gauge::default(),
+            disk_free_inodes: Gauge::default(),
             log_size: Gauge::default(),
             shown: BTreeSet::new(),
             shown_lags: BTreeSet::new(),
@@ -192,6 +194,11 @@ impl NodeMetrics {
             "Free on the file system of the data folder, looked at twice a second",
             self.disk_free.clone(),
         );
+        r.register(
+            "disk_free_inodes",
+            "Files that can still be made on the file system of the data folder",
+            self.disk_free_inodes.clone(),
+        );
         r.register("log_bytes", "Segments of the log that are in use", self.log_size.clone());
     }
 
@@ -239,6 +246,7 @@ impl NodeMetrics {
     /// What is to be seen of the machine and its disk right now.
     pub fn look(&mut self, node: &Node, names: &Names, disk: &Disk) {
         self.disk_free.set(i64_of(disk.free_bytes()));
+        self.disk_free_inodes.set(i64_of(disk.free_inodes()));
         self.log_size.set(i64_of(disk.log_bytes()));
         let (mut frozen, mut damaged) = (0, 0);
         let (mut shown, mut shown_lags) = (BTreeSet::new(), BTreeSet::new());

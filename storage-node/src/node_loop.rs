@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::ids::{Conn, Now, TimeMs};
 use engine::message::{Answer, GatewayMessage, NodeQueryReply, NodeReply, Report};
@@ -45,19 +45,17 @@ const METRICS_EVERY_MS: u64 = 1_000;
 /// A disk that takes longer to write the last group is not waited for.
 const STOP_WITHIN_MS: u64 = 2_000;
 
-/// Monotonic time since the process began. Copies agree.
+/// Monotonic time since the process began, the machine's sleep included: proofs age by it. Copies agree.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
-    start: Instant,
-}
+pub struct Clock(telemetry::Clock);
 
 impl Clock {
     pub fn start() -> Self {
-        Self { start: Instant::now() }
+        Self(telemetry::Clock::start())
     }
 
     pub fn now(self) -> Now {
-        Now(u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX))
+        Now(u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX))
     }
 }
 
@@ -361,6 +359,7 @@ impl NodeLoop {
                 self.reports.send_replace(report);
             }
 
+            Effect::MeasureSnapshot { transfer, slots } => self.disk.measure(transfer, slots),
             Effect::SendSnapshot { conn, transfer, shard: _, slots } => {
                 self.send_snapshot(conn, transfer, slots);
             }

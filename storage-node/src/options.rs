@@ -102,8 +102,9 @@ impl Options {
 
     /// The machine's name, as the planner is to know it.
     pub fn host_label(&self) -> String {
-        let own = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        self.host.clone().unwrap_or_else(|| own().trim().to_owned())
+        // Not from /proc, which a hardened unit may hide: without a name all machines would be one.
+        let own = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        self.host.clone().unwrap_or_else(own)
     }
 
     /// How `--memory-bytes` is shared out.

@@ -19,13 +19,13 @@ use proto::wire::peer_server::{self, Peer, PeerServer};
 use proto::wire::{self, to_follower, to_node};
 use proto::{Greeting, Invalid, Refused};
 use telemetry::Health;
+use telemetry::files::Connections;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
@@ -55,14 +55,13 @@ pub struct Services {
 /// Serves until dropped.
 pub async fn serve(
     listener: TcpListener,
+    connections: Connections,
     services: Services,
     health: Health,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
     let own =
         [gateway_server::SERVICE_NAME, peer_server::SERVICE_NAME, control_server::SERVICE_NAME];
     let common = telemetry::grpc(&health, proto::DESCRIPTORS, &own).await?;
-    // The builder's own setting of `TCP_NODELAY` is ignored for a listener that was made elsewhere.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -72,7 +71,7 @@ pub async fn serve(
         .add_service(proto::limited!(GatewayServer::new(services.clone())))
         .add_service(proto::limited!(PeerServer::new(services.clone())))
         .add_service(proto::limited!(ControlServer::new(services)))
-        .serve_with_incoming(incoming)
+        .serve_with_incoming(connections.incoming(listener))
         .await?;
     Ok(())
 }

@@ -23,7 +23,7 @@ use engine::store::layout;
 use engine::store::log::group::{Owner, SEGMENT_HEADER_BYTES, SegmentHeader};
 use engine::store::log::scan::{Place, first_bad};
 
-use crate::error::DiskError;
+use crate::error::{DiskError, context};
 use crate::log_files::LogFolder;
 use crate::state::View;
 
@@ -143,8 +143,9 @@ pub(crate) fn check_current(state: &Path) -> Result<(), DiskError> {
     let mut said = String::new();
     // RocksDB may be about to put another in its place.
     for _ in 0..3 {
-        said = String::from_utf8_lossy(&std::fs::read(state.join("CURRENT")).unwrap_or_default())
-            .into_owned();
+        let current = state.join("CURRENT");
+        let read = std::fs::read(&current).map_err(|why| context("read", &current, why))?;
+        said = String::from_utf8_lossy(&read).into_owned();
         let named = said.strip_suffix('\n').filter(|name| name.starts_with("MANIFEST-"));
         if named.is_some_and(|name| state.join(name).exists()) {
             return Ok(());

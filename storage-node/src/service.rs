@@ -3,13 +3,14 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::ids::StoreBoot;
 use engine::message::Report;
 use engine::node::{Node, Settings};
 use engine::records::{Meta, NodeRecord};
 use metastore::{BootGuard, HeldKey, Lease, LeaseEvent, LeaseSettings, Metastore};
+use telemetry::files::Connections;
 use telemetry::{Health, Metrics};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
@@ -19,9 +20,11 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::boot::{self, Booted, OpenDisk, Starting};
-use crate::disk::{Disk, DiskSettings, Opened};
+use crate::disk::{Disk, DiskSettings, MemoryPlan, Opened};
+use crate::error::DiskError;
 use crate::etcd::{Etcd, Followed};
 use crate::exit::Exit;
+use crate::files::FilePlan;
 use crate::inbox::{Inbox, Told};
 use crate::metrics::NodeMetrics;
 use crate::names::Names;
@@ -34,6 +37,10 @@ use crate::snapshot_transfer::Sender;
 
 /// A process whose last fsync is older does not look alive.
 const HEALTHY_WITHIN_MS: u64 = 1_000;
+/// A disk without room is tried again this often.
+const OPEN_AGAIN_EVERY: Duration = Duration::from_secs(1);
+/// What a start waits for is said again this often.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 /// Giving the lease back and closing the disk, each.
 const STOP_STEP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -68,12 +75,13 @@ pub fn run(options: Options) -> u8 {
 
 async fn serve(options: Options) -> Result<(), Exit> {
     options.check()?;
+    let files = FilePlan::of(telemetry::files::allowed(), options.memory_plan().open_files_max)?;
     let mut stop = std::pin::pin!(asked_to_stop()?);
     let health = Health::new("recovery");
     let metrics = NodeMetrics::default();
     serve_metrics(&options, &health, &metrics).await?;
     let (inbox, told) = Inbox::new(options.memory_plan().intake_bytes);
-    let starting = start(&options, &health, &inbox, told);
+    let starting = start(&options, files, &health, &inbox, told);
     let started = tokio::select! {
         started = starting => started?,
         () = &mut stop => {
@@ -81,7 +89,7 @@ async fn serve(options: Options) -> Result<(), Exit> {
             return Ok(());
         }
     };
-    run_node(started, options, health, metrics, inbox, stop).await
+    run_node(started, options, files, health, metrics, inbox, stop).await
 }
 
 /// Resolves when a person or a supervisor wants the process to end.
@@ -122,11 +130,13 @@ struct Started {
 
 async fn start(
     options: &Options,
+    files: FilePlan,
     health: &Health,
     inbox: &Inbox,
     told: std::sync::mpsc::Receiver<Told>,
 ) -> Result<Started, Exit> {
-    let (disk, opened) = open_disk(options, inbox).await?;
+    let settings = disk_settings(options, files);
+    let (disk, opened) = open_disk(settings, health, inbox).await?;
     let mut disk = OpenDisk::new(disk, opened.next_group, told);
     let metastore = boot::connect(options, health).await?;
     let meta = boot::meta(&metastore, health).await?;
@@ -143,32 +153,53 @@ async fn start(
     Ok(Started { disk, opened, metastore, meta, booted })
 }
 
-async fn open_disk(options: &Options, inbox: &Inbox) -> Result<(Disk, Opened), Exit> {
-    let settings = disk_settings(options);
-    let (events, failures) = (inbox.clone(), inbox.clone());
-    // Nobody hears it any more once the loop has ended, and then nobody needs to.
-    let opening = move || {
-        Disk::open(
-            settings,
-            move |told| {
-                events.tell(Told::Disk(told));
-            },
-            move |error| {
-                failures.tell(Told::Exit(error.into()));
-            },
-        )
+/// Opens the disk, however long it takes until there is room to do it: a node that ends for want of room is started again
+/// and waits here, its copies as they were.
+async fn open_disk(
+    settings: DiskSettings,
+    health: &Health,
+    inbox: &Inbox,
+) -> Result<(Disk, Opened), Exit> {
+    let mut said: Option<Instant> = None;
+    let (disk, opened) = loop {
+        let (settings, inbox) = (settings.clone(), inbox.clone());
+        let opened = tokio::task::spawn_blocking(move || try_open(settings, inbox)).await;
+        let error = match opened.map_err(|error| Exit::Failed(error.to_string()))? {
+            Ok(opened) => break opened,
+            Err(error) => error,
+        };
+        let Some(lack) = error.lack() else { return Err(error.into()) };
+        health.not_ready(lack.reason());
+        if said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
+            said = Some(Instant::now());
+            warn!(why = error.with_advice(), "the disk can't be opened yet: waits");
+        }
+        tokio::time::sleep(OPEN_AGAIN_EVERY).await;
     };
-    let opened = tokio::task::spawn_blocking(opening).await;
-    let (disk, opened) = opened.map_err(|error| Exit::Failed(error.to_string()))??;
+    health.not_ready("recovery");
     for damage in &opened.damage {
         error!(damage, "damage found on the disk");
     }
     Ok((disk, opened))
 }
 
-fn disk_settings(options: &Options) -> DiskSettings {
+fn try_open(settings: DiskSettings, inbox: Inbox) -> Result<(Disk, Opened), DiskError> {
+    let failures = inbox.clone();
+    // Nobody hears it any more once the loop has ended, and then nobody needs to.
+    Disk::open(
+        settings,
+        move |told| {
+            inbox.tell(Told::Disk(told));
+        },
+        move |error| {
+            failures.tell(Told::Exit(error.into()));
+        },
+    )
+}
+
+fn disk_settings(options: &Options, files: FilePlan) -> DiskSettings {
     let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-    let plan = options.memory_plan();
+    let plan = MemoryPlan { open_files_max: files.sorted_files, ..options.memory_plan() };
     let defaults = DiskSettings::new(options.data.clone(), &plan);
     DiskSettings {
         segment_bytes: bytes(options.segment_bytes),
@@ -181,6 +212,7 @@ fn disk_settings(options: &Options) -> DiskSettings {
 async fn run_node(
     started: Started,
     options: Options,
+    files: FilePlan,
     health: Health,
     metrics: NodeMetrics,
     inbox: Inbox,
@@ -217,7 +249,8 @@ async fn run_node(
     };
     let mut ended = start_loop(parts, disk.early)?;
 
-    let server = tokio::spawn(rpc::serve(listener, services, health.clone()));
+    let connections = Connections::new(files.connections);
+    let server = tokio::spawn(rpc::serve(listener, connections, services, health.clone()));
     let peers = Peers::new(me.store, meta.cluster, inbox.clone());
     let followed = Followed { etcd, me, peers, names, health: health.clone() };
     tokio::spawn(followed.run());

@@ -98,6 +98,9 @@ pub enum NotStaged {
     /// What the sender sent can't be its state.
     #[error("the copy is refused: {0}")]
     Refused(Malformed),
+    /// It does not fit. Nothing of it is left behind.
+    #[error("no room for the copy: {0}")]
+    NoRoom(String),
     /// That has been told: the process ends.
     #[error("the disk has failed")]
     DiskFailed,
@@ -236,6 +239,9 @@ impl Stager {
 
     fn or_alarm<T>(&self, result: Result<T, DiskError>) -> Result<T, NotStaged> {
         result.map_err(|error| {
+            if error.lack().is_some() {
+                return NotStaged::NoRoom(error.to_string());
+            }
             self.staging.alarm.ring(error);
             NotStaged::DiskFailed
         })

@@ -185,6 +185,7 @@ async fn gone(announced: &mut tokio::sync::watch::Receiver<u64>) {
 fn refused(why: NotStaged) -> Status {
     match why {
         NotStaged::Refused(_) => Status::data_loss(why.to_string()),
+        NotStaged::NoRoom(_) => Status::resource_exhausted(why.to_string()),
         NotStaged::DiskFailed => Status::internal(why.to_string()),
     }
 }

@@ -1,8 +1,12 @@
 //! Whether there is room: refuse early, so that what was begun can be finished.
 //!
-//! Two things can be too much: the log, when entries that are not flushed alone keep it long (the
-//! tail of a frozen shard; carrying them to newer segments comes later), and the file system, which
-//! others may fill too. Either makes the node refuse with "no space, not applied".
+//! Three things can be in the way: the log, when entries that are not flushed alone keep it long (the
+//! tail of a frozen shard; carrying them to newer segments comes later); the file system, which
+//! others may fill too, with bytes or with names (inodes); and a job that waits for room
+//! ([`crate::patience`]), whatever the file system says: a quota is not seen there. Each makes the node refuse with
+//! "no space, not applied".
+//!
+//! The machine is also given the bytes above the reserve: a whole copy that needs more is refused before it begins.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use engine::node::Event;
+use rustix::fs::StatVfs;
 
 use crate::disk::Tell;
 use crate::error::{DiskError, context};
@@ -23,11 +28,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 struct Causes {
     log: bool,
     space: bool,
+    /// Jobs that wait for room.
+    jobs: usize,
 }
 
 impl Causes {
     fn any(self) -> bool {
-        self.log || self.space
+        self.log || self.space || self.jobs > 0
     }
 }
 
@@ -50,13 +57,26 @@ impl Fullness {
         self.change(|causes| causes.space = full);
     }
 
+    pub(crate) fn job_waits(&self) {
+        self.change(|causes| causes.jobs += 1);
+    }
+
+    pub(crate) fn job_goes_on(&self) {
+        self.change(|causes| causes.jobs = causes.jobs.saturating_sub(1));
+    }
+
+    fn room(&self, bytes: u64) {
+        self.tell.event(Event::Room { bytes });
+    }
+
     fn change(&self, change: impl FnOnce(&mut Causes)) {
         // Told under the lock, so that the last that is told is what holds.
         let mut causes = self.causes.lock().unwrap_or_else(PoisonError::into_inner);
         let before = *causes;
         change(&mut causes);
         if *causes != before {
-            tracing::warn!(log = causes.log, space = causes.space, "disk full or no longer");
+            let Causes { log, space, jobs } = *causes;
+            tracing::warn!(log, space, jobs_waiting = jobs, "disk full or no longer");
         }
         if causes.any() != before.any() {
             self.tell.event(Event::DiskFull(causes.any()));
@@ -67,23 +87,42 @@ impl Fullness {
 /// What a file system holds.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Space {
+    /// Bytes.
     pub(crate) total: u64,
+    /// Bytes that this process may use: without what is kept for root.
     pub(crate) free: u64,
+    /// Files that may be made; `u64::MAX` where the file system does not count them.
+    pub(crate) inodes: u64,
+}
+
+/// Refuses when less is free.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct SpaceMin {
+    pub(crate) bytes: u64,
+    pub(crate) inodes: u64,
 }
 
 impl Space {
     pub(crate) fn of(folder: &Path) -> Result<Self, DiskError> {
-        let found = rustix::fs::statvfs(folder)
-            .map_err(|why| context("ask for the free space of", folder, why.into()))?;
-        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
-        Ok(Self { total: bytes(found.f_blocks), free: bytes(found.f_bavail) })
+        rustix::fs::statvfs(folder)
+            .map(|found| Self::from(&found))
+            .map_err(|why| context("ask for the free space of", folder, why.into()))
     }
 
-    /// Full below `min`; no longer full only above a quarter more, so that the edge is not crossed
+    /// Full below the least; no longer full only above a quarter more, so that the edge is not crossed
     /// with every flush.
-    fn is_full(self, min: u64, was_full: bool) -> bool {
-        let edge = if was_full { min.saturating_add(min / 4) } else { min };
-        self.free < edge
+    pub(crate) fn is_full(self, min: SpaceMin, was_full: bool) -> bool {
+        let edge = |min: u64| if was_full { min.saturating_add(min / 4) } else { min };
+        self.free < edge(min.bytes) || self.inodes < edge(min.inodes)
+    }
+}
+
+impl From<&StatVfs> for Space {
+    fn from(found: &StatVfs) -> Self {
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        // btrfs makes inodes as they are needed, and says that it has none.
+        let inodes = if found.f_files == 0 { u64::MAX } else { found.f_favail };
+        Self { total: bytes(found.f_blocks), free: bytes(found.f_bavail), inodes }
     }
 }
 
@@ -93,6 +132,7 @@ pub(crate) struct SpaceWatch {
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
     free: Arc<AtomicU64>,
+    inodes: Arc<AtomicU64>,
 }
 
 impl SpaceWatch {
@@ -100,34 +140,45 @@ impl SpaceWatch {
     pub(crate) fn start(
         folder: PathBuf,
         space: Space,
-        min: u64,
+        min: SpaceMin,
         fullness: Arc<Fullness>,
         alarm: Alarm,
     ) -> Self {
         const NAME: &str = "dkc-space";
         let (stop, stopped) = mpsc::channel();
         let free = Arc::new(AtomicU64::new(space.free));
-        let seen = free.clone();
+        let inodes = Arc::new(AtomicU64::new(space.inodes));
+        let seen = (free.clone(), inodes.clone());
         let watch = move || {
-            let mut full = false;
+            let (mut full, mut room) = (false, None);
             let mut space = space;
             loop {
                 full = space.is_full(min, full);
                 fullness.space(full);
+                let spare = space.free.saturating_sub(min.bytes);
+                if room.replace(spare) != Some(spare) {
+                    fullness.room(spare);
+                }
                 if stopped.recv_timeout(LOOK_EVERY) != Err(mpsc::RecvTimeoutError::Timeout) {
                     return Ok(());
                 }
                 space = Space::of(&folder)?;
-                seen.store(space.free, Ordering::Relaxed);
+                seen.0.store(space.free, Ordering::Relaxed);
+                seen.1.store(space.inodes, Ordering::Relaxed);
             }
         };
         let thread = spawn(NAME, move || alarm.guard(NAME, watch));
-        Self { stop: Some(stop), thread: Some(thread), free }
+        Self { stop: Some(stop), thread: Some(thread), free, inodes }
     }
 
     /// Bytes that were free when last looked at.
     pub(crate) fn free(&self) -> u64 {
         self.free.load(Ordering::Relaxed)
+    }
+
+    /// Files that could be made when last looked at; `u64::MAX` where they are not counted.
+    pub(crate) fn inodes(&self) -> u64 {
+        self.inodes.load(Ordering::Relaxed)
     }
 }
 
@@ -143,16 +194,42 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(free: u64, was_full: bool, want: bool) {
-        assert_eq!(Space { total: 1_000, free }.is_full(100, was_full), want);
+    fn check(free: u64, inodes: u64, was_full: bool, want: bool) {
+        let min = SpaceMin { bytes: 100, inodes: 8 };
+        assert_eq!(Space { total: 1_000, free, inodes }.is_full(min, was_full), want);
     }
 
     #[test]
     fn the_edge_lies_higher_on_the_way_back() {
-        check(100, false, false);
-        check(99, false, true);
-        check(124, true, true);
-        check(125, true, false);
+        check(100, 8, false, false);
+        check(99, 8, false, true);
+        check(124, 99, true, true);
+        check(125, 99, true, false);
+        check(1_000, 7, false, true);
+        check(1_000, 9, true, true);
+        check(1_000, 10, true, false);
+    }
+
+    /// Blocks are counted in fragments, not in the larger unit of I/O; and part of what is free is kept for root.
+    #[test]
+    fn free_is_what_this_process_may_use() {
+        let found = StatVfs {
+            f_bsize: 1 << 20,
+            f_frsize: 4_096,
+            f_blocks: 1_000,
+            f_bfree: 300,
+            f_bavail: 100,
+            f_files: 90,
+            f_ffree: 80,
+            f_favail: 70,
+            f_fsid: 0,
+            f_flag: rustix::fs::StatVfsMountFlags::empty(),
+            f_namemax: 255,
+        };
+        let want = Space { total: 4_096_000, free: 409_600, inodes: 70 };
+        assert_eq!(Space::from(&found), want);
+        let uncounted = StatVfs { f_files: 0, f_ffree: 0, f_favail: 0, ..found };
+        assert_eq!(Space::from(&uncounted).inodes, u64::MAX);
     }
 
     #[test]
@@ -163,7 +240,9 @@ mod tests {
         fullness.log(true);
         fullness.space(true);
         fullness.log(false);
+        fullness.job_waits();
         fullness.space(false);
+        fullness.job_goes_on();
         drop(fullness);
         let told: Vec<_> = told.iter().map(|event| format!("{event:?}")).collect();
         assert_eq!(told, ["DiskFull(true)", "DiskFull(false)"]);

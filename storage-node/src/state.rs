@@ -30,6 +30,7 @@ use self_cell::self_cell;
 
 use crate::error::{DiskError, context};
 use crate::expired::{Expired, Known};
+use crate::folders::make_durably;
 use crate::kill;
 
 /// What the state may use.
@@ -73,7 +74,7 @@ impl State {
         if folder.exists() {
             fs::remove_dir_all(&folder).map_err(|why| context("remove", &folder, why))?;
         }
-        fs::create_dir_all(&folder).map_err(|why| context("make", &folder, why))?;
+        make_durably(&folder)?;
         let mut options = options(settings)?;
         let expired = Expired::default();
         options.set_compaction_filter_factory(expired.clone());
@@ -121,7 +122,7 @@ impl State {
             files.add(&key, &change)?;
         }
         let files = files.finish()?;
-        self.ingest(files)?;
+        self.ingest(files, &[])?;
         self.expired.ingested(shards.iter().map(|(_, state)| state));
         Ok(())
     }
@@ -130,26 +131,26 @@ impl State {
     pub fn drop_rows(&self, slots: Slots) -> Result<(), DiskError> {
         self.expired.forget(slots);
         let file = self.range_deletes(slots)?;
-        self.ingest(vec![file])
+        self.ingest(vec![file], &[])
     }
 
-    /// Puts a staged copy in the place of whatever the shard had, with its record: all or nothing.
+    /// Puts a staged copy in the place of whatever the shard had, with its record: all or nothing. If it fails, the staged
+    /// files are still there.
     pub fn install(
         &self,
-        staged: Vec<PathBuf>,
+        staged: &[PathBuf],
         copy: CopyNo,
         state: &ShardState,
     ) -> Result<(), DiskError> {
         // Files ingested in one call take effect in this order.
-        let mut files = vec![self.range_deletes(state.slots)?];
-        files.extend(staged);
         let mut record = Files::new(self);
         let key = layout::shard_key(state.slots.shard());
         record.add(&key, &Change::Put(layout::encode_shard(copy, state)))?;
-        files.extend(record.finish()?);
+        let before = vec![self.range_deletes(state.slots)?];
+        let files = [&before[..], staged, &record.finish()?].concat();
         kill::point("install.files");
         self.expired.forget(state.slots);
-        self.ingest(files)?;
+        self.ingest(files, staged)?;
         self.expired.ingested([state]);
         Ok(())
     }
@@ -161,16 +162,24 @@ impl State {
 
     fn range_deletes(&self, slots: Slots) -> Result<PathBuf, DiskError> {
         let path = self.fresh_path();
-        let mut writer = SstFileWriter::create(&self.options);
-        writer.open(&path)?;
-        for (begin, end) in layout::ranges(slots) {
-            writer.delete_range(begin, end)?;
+        let write = || {
+            let mut writer = SstFileWriter::create(&self.options);
+            writer.open(&path)?;
+            for (begin, end) in layout::ranges(slots) {
+                writer.delete_range(begin, end)?;
+            }
+            writer.finish()
+        };
+        let written = write();
+        if written.is_err() {
+            remove([&path]);
         }
-        writer.finish()?;
+        written?;
         Ok(path)
     }
 
-    fn ingest(&self, files: Vec<PathBuf>) -> Result<(), DiskError> {
+    /// Either all files take effect, in this order, or they are removed, but for those to `keep`.
+    fn ingest(&self, files: Vec<PathBuf>, keep: &[PathBuf]) -> Result<(), DiskError> {
         if files.is_empty() {
             return Ok(());
         }
@@ -180,9 +189,12 @@ impl State {
         options.set_allow_blocking_flush(false);
         kill::point("ingest.begun");
         kill::point_during("ingest.during");
-        self.db.ingest_external_file_opts(&options, files)?;
+        let ingested = self.db.ingest_external_file_opts(&options, files.clone());
         kill::point("ingest.done");
-        Ok(())
+        if ingested.is_err() {
+            remove(files.iter().filter(|file| !keep.contains(file)));
+        }
+        Ok(ingested?)
     }
 
     fn fresh_path(&self) -> PathBuf {
@@ -242,10 +254,14 @@ impl<'a> Files<'a> {
 impl Drop for Files<'_> {
     fn drop(&mut self) {
         let open = self.writer.take().map(|(_, path)| path);
-        for path in self.done.drain(..).chain(open) {
-            // What is left is removed at the next start.
-            let _ = fs::remove_file(path);
-        }
+        remove(self.done.iter().chain(open.as_ref()));
+    }
+}
+
+fn remove<'a>(files: impl IntoIterator<Item = &'a PathBuf>) {
+    for file in files {
+        // What is left is removed at the next start.
+        let _ = fs::remove_file(file);
     }
 }
 
@@ -317,6 +333,14 @@ impl View {
                 }
             };
         rows.iter().zip(found).map(record).collect()
+    }
+
+    /// Bytes that a shard's rows take on the disk, near enough to know whether a copy of them has room.
+    pub fn size_of(&self, slots: Slots) -> u64 {
+        let ranges = layout::ranges(slots);
+        let ranges: Vec<_> =
+            ranges.iter().map(|(begin, end)| rocksdb::Range::new(begin, end)).collect();
+        self.snapshot.borrow_owner().get_approximate_sizes(&ranges).iter().sum()
     }
 
     /// The shard's record, as bytes.
@@ -546,7 +570,7 @@ mod tests {
         let row = layout::encode_record(&Record { bucket: 1, fingerprint: 0, values: vec![] });
         files.add(&layout::idempotency_key(id.slot, id.hash), &Change::Put(row)).unwrap();
         let staged = files.finish().unwrap();
-        bench.state.install(staged, CopyNo(2), &Bench::state_at(4_000, &[1])).unwrap();
+        bench.state.install(&staged, CopyNo(2), &Bench::state_at(4_000, &[1])).unwrap();
         assert_eq!(bench.left(), [1]);
         drop(view);
         assert_eq!(bench.left(), [1]);

@@ -2,15 +2,19 @@
 //!
 //! Knows nothing of counters. A role sets up its log with [`logs`], says by [`Health`] what it still waits for, and puts
 //! its metrics into a [`Metrics`]; [`serve`] answers `/livez`, `/readyz` and `/metrics` on an address of their own, and
-//! [`grpc`] says the same, and what is served there, on its gRPC port.
+//! [`grpc`] says the same, and what is served there, on its gRPC port. [`files`] keeps connections from using up what else
+//! needs a file.
 
+mod clock;
 pub mod exposition;
+pub mod files;
 mod grpc;
 mod health;
 mod log;
 mod metrics;
 mod server;
 
+pub use clock::Clock;
 pub use grpc::grpc;
 pub use health::Health;
 pub use log::{Format, Level, LogOptions, logs};

@@ -11,9 +11,12 @@ use hyper::{Method, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
+use crate::files::Connections;
 use crate::{Health, Metrics};
 
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// Open at once: a few people and a few programs look at a process, and they must not use up its files.
+const CONNECTIONS_MAX: usize = 64;
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// What is answered on one of the three paths.
@@ -42,18 +45,12 @@ pub fn page(path: &str, health: &Health, metrics: &Metrics) -> Option<Page> {
 
 /// Serves until dropped.
 pub async fn serve(listener: TcpListener, health: Health, metrics: Arc<Metrics>) {
+    let connections = Connections::new(CONNECTIONS_MAX);
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Out of file descriptors, most likely: others are being closed meanwhile.
-                tracing::warn!(%error, "metrics: connection not accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+        let (stream, place) = connections.accept(&listener).await;
         let (health, metrics) = (health.clone(), metrics.clone());
         tokio::spawn(async move {
+            let _place = place;
             let service = service_fn(|request| {
                 let response = respond(&request, &health, &metrics);
                 async move { Ok::<_, Infallible>(response) }

@@ -98,10 +98,30 @@ pub(super) fn headroom(folder: &Path) -> Finding {
             let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
             let (free, total) = (bytes(found.f_bavail), bytes(found.f_blocks));
             let mib = |bytes: u64| grouped(bytes >> 20);
-            let found = format!("{} MiB of {} MiB free", mib(free), mib(total));
-            Finding::new("disk space", found, judge_headroom(free, total))
+            // Some file systems make inodes as they are needed, and count none.
+            let inodes = (found.f_files > 0).then_some(found.f_favail);
+            let files = inodes.map(|free| format!(", {} files can be made", grouped(free)));
+            let found = format!(
+                "{} MiB of {} MiB free{}",
+                mib(free),
+                mib(total),
+                files.unwrap_or_default()
+            );
+            let judged = judge_inodes(inodes).or_else(|| judge_headroom(free, total));
+            Finding::new("disk space", found, judged)
         }
         Err(error) => Finding::failed("disk space", &error, "name a folder with --data"),
+    }
+}
+
+fn judge_inodes(free: Option<u64>) -> Option<(Verdict, String)> {
+    match free? {
+        // A node refuses writes below 64.
+        0..128 => bad(
+            "there are hardly any inodes left (df -i): remove small files, or make the file system with more",
+        ),
+        128..10_000 => warn("few inodes are left (df -i): a node has some thousands of files"),
+        _ => None,
     }
 }
 
@@ -136,6 +156,15 @@ mod tests {
         check(8_000, 300_000, false, Some(Verdict::Bad));
         check(1, 900, false, Some(Verdict::Warn));
         check(150, 900, true, Some(Verdict::Bad));
+    }
+
+    #[test]
+    fn a_disk_is_judged_by_its_inodes() {
+        let verdict = |free| judge_inodes(free).map(|(verdict, _)| verdict);
+        assert_eq!(verdict(None), None);
+        assert_eq!(verdict(Some(100)), Some(Verdict::Bad));
+        assert_eq!(verdict(Some(200)), Some(Verdict::Warn));
+        assert_eq!(verdict(Some(1_000_000)), None);
     }
 
     #[test]

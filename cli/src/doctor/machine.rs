@@ -103,10 +103,12 @@ fn judge_files(most: u64) -> Option<(Verdict, String)> {
 }
 
 pub(super) fn memory(budget: u64) -> Finding {
+    // Of the kernel itself where /proc is hidden.
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_total(&text));
-    let Some(machine) = machine else {
-        return Finding::failed("memory", &"/proc/meminfo can't be read", "is /proc mounted?");
-    };
+    let machine = machine.unwrap_or_else(|| {
+        let known = rustix::system::sysinfo();
+        (known.totalram as u64).saturating_mul(known.mem_unit.into())
+    });
     let mib = |bytes: u64| grouped(bytes >> 20);
     let (limit, whose) = match cgroup_limit() {
         Some(limit) if limit < machine => (limit, "this control group"),
@@ -114,6 +116,28 @@ pub(super) fn memory(budget: u64) -> Finding {
     };
     let found = format!("a budget of {} MiB, {whose} has {} MiB", mib(budget), mib(limit));
     Finding::new("memory", found, judge_memory(budget, limit))
+}
+
+/// What the other checks read, and a role does without.
+const PROC: [&str; 4] = ["/proc/meminfo", "/proc/stat", "/proc/uptime", "/proc/self/cgroup"];
+
+pub(super) fn proc() -> Finding {
+    let hidden = PROC.into_iter().filter(|path| fs::File::open(path).is_err());
+    judge_proc(&hidden.collect::<Vec<_>>())
+}
+
+fn judge_proc(hidden: &[&str]) -> Finding {
+    match hidden {
+        [] => Finding::new("/proc", "can be read".to_owned(), None),
+        _ => Finding::new(
+            "/proc",
+            format!("{} can't be read", hidden.join(", ")),
+            warn(
+                "hidden (ProcSubset=pid) or not mounted: every role runs without it, but a memory limit of its control \
+                 group and jumps of the clock are not seen by these checks",
+            ),
+        ),
+    }
 }
 
 fn mem_total(meminfo: &str) -> Option<u64> {
@@ -227,6 +251,14 @@ mod tests {
         is(judge_memory(512 << 20, 8 << 30), None);
         is(judge_memory(7 << 30, 8 << 30), Some(Verdict::Warn));
         is(judge_memory(8 << 30, 8 << 30), Some(Verdict::Bad));
+    }
+
+    #[test]
+    fn what_is_hidden_of_proc_is_named() {
+        assert_eq!(judge_proc(&[]).verdict, Verdict::Ok);
+        let hidden = judge_proc(&["/proc/meminfo", "/proc/stat"]);
+        assert_eq!(hidden.verdict, Verdict::Warn);
+        assert_eq!(hidden.found, "/proc/meminfo, /proc/stat can't be read");
     }
 
     #[test]

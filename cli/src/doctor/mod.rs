@@ -88,6 +88,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     findings.push(machine::clock(&args.data).await);
     findings.push(machine::open_files());
     findings.push(machine::memory(args.memory_bytes));
+    findings.push(machine::proc());
     findings.push(machine::cpu());
     let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
     let (warnings, bad) = (count(Verdict::Warn), count(Verdict::Bad));

@@ -20,6 +20,8 @@ pub struct Health {
     fsync_age_ms: BTreeMap<StoreId, u64>,
     /// What a peer's wall clock said, and when.
     walls: BTreeMap<StoreId, (TimeMs, Now)>,
+    /// Bytes that a peer says it has room for.
+    room_bytes: BTreeMap<StoreId, u64>,
     refused: BTreeSet<StoreId>,
     /// Peers whose disks have no room.
     full: BTreeSet<StoreId>,
@@ -57,6 +59,15 @@ impl Health {
     pub fn wall(&self, store: StoreId, now: Now) -> Option<TimeMs> {
         let (wall, heard) = self.walls.get(&store)?;
         Some(TimeMs(wall.0.saturating_add(now.ms_since(*heard))))
+    }
+
+    pub fn said_room(&mut self, store: StoreId, bytes: u64) {
+        self.room_bytes.insert(store, bytes);
+    }
+
+    /// Bytes that a peer has room for, as it last said; no limit if it has said nothing.
+    pub fn room(&self, store: StoreId) -> u64 {
+        self.room_bytes.get(&store).copied().unwrap_or(u64::MAX)
     }
 
     /// The oldest message that the peer has not acknowledged was sent then.

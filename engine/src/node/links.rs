@@ -118,8 +118,18 @@ pub struct Accepted {
     acks: VecDeque<(u64, u64)>,
     /// Of each shard: the newest digest that it has been told, and what was applied at the last heartbeat.
     pub digests_told: BTreeMap<ShardId, (Seq, Seq)>,
-    /// Snapshots announced: transfer → (shard, epoch, copy it is to replace).
-    pub announced: BTreeMap<u64, (ShardId, Epoch, CopyNo)>,
+    /// Snapshots announced and accepted.
+    pub announced: BTreeMap<u64, Announced>,
+}
+
+/// A snapshot that is to come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Announced {
+    pub shard: ShardId,
+    pub epoch: Epoch,
+    /// The copy that it is to replace.
+    pub copy: CopyNo,
+    pub bytes: u64,
 }
 
 impl Accepted {

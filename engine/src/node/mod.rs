@@ -150,6 +150,10 @@ pub enum Event {
     },
     /// The disk is nearly full, or no longer.
     DiskFull(bool),
+    /// Bytes that may be written before the disk is nearly full. Told when that changes; without it there is no limit.
+    Room {
+        bytes: u64,
+    },
 
     // -- snapshots
     /// All of a copy has been staged here, checksums good. `state` is as of its `applied`.
@@ -166,6 +170,11 @@ pub enum Event {
     /// Answers `DropRows`: loads begun from now on see none of them.
     RowsDropped {
         shard: ShardId,
+    },
+    /// Answers `MeasureSnapshot`.
+    SnapshotMeasured {
+        transfer: u64,
+        bytes: u64,
     },
     /// The outgoing transfer can't go on.
     SnapshotFailed {
@@ -294,6 +303,11 @@ pub enum Effect {
     Report(Report),
 
     // -- snapshots
+    /// How many bytes do the shard's rows take on the disk, about?
+    MeasureSnapshot {
+        transfer: u64,
+        slots: Slots,
+    },
     /// Send the copy, as it stands in the state, to the follower on this connection.
     SendSnapshot {
         conn: Conn,
@@ -454,6 +468,7 @@ pub struct Node {
     snapshot: u64,
     flushing: disk::Flushing,
     disk_full: bool,
+    room_bytes: u64,
     loads: BTreeMap<u64, disk::LoadFor>,
 
     dialled: BTreeMap<Conn, links::Dialled>,
@@ -535,6 +550,7 @@ impl Node {
             snapshot: 0,
             flushing: disk::Flushing::default(),
             disk_full: false,
+            room_bytes: u64::MAX,
             loads: BTreeMap::new(),
             dialled: BTreeMap::new(),
             dialled_to: BTreeMap::new(),
@@ -618,6 +634,7 @@ impl Node {
             }
             Event::Ingested { flush } => self.on_ingested(flush, effects),
             Event::DiskFull(full) => self.disk_full = full,
+            Event::Room { bytes } => self.room_bytes = bytes,
 
             Event::SnapshotStaged { conn, transfer, state } => {
                 self.on_snapshot_staged(conn, transfer, *state, effects);
@@ -626,6 +643,9 @@ impl Node {
                 self.on_snapshot_installed(conn, transfer, effects);
             }
             Event::RowsDropped { shard } => self.on_rows_dropped(shard, effects),
+            Event::SnapshotMeasured { transfer, bytes } => {
+                self.on_snapshot_measured(transfer, bytes, effects);
+            }
             Event::SnapshotFailed { transfer } => self.on_snapshot_failed(transfer),
             Event::Scrubbed { scrub, found } => self.on_scrubbed(scrub, found, effects),
 

@@ -6,7 +6,7 @@
 use crate::entry::{Body, Entry, Position};
 use crate::ids::{Conn, CopyNo, Epoch, Seq, ShardId, StoreBoot, StoreId};
 use crate::message::{FromFollower, Reject, Slice, ToFollower};
-use crate::node::links::{Dialled, SentSlice};
+use crate::node::links::{Announced, Dialled, SentSlice};
 use crate::node::{Effect, Node, turn_of};
 use crate::planted::Planted;
 use crate::replica::Replica;
@@ -69,10 +69,11 @@ impl Node {
                     self.on_reject(peer, shard, reason, effects);
                 }
             }
-            FromFollower::Alive { sent: _, fsync_age_ms, full, wall, digests } => {
+            FromFollower::Alive { sent: _, fsync_age_ms, full, room_bytes, wall, digests } => {
                 self.health.said_wall(peer.store, wall, self.now);
                 self.health.said_fsync_age(peer.store, fsync_age_ms);
                 self.health.said_full(peer.store, full);
+                self.health.said_room(peer.store, room_bytes);
                 digests.into_iter().for_each(|told| self.on_digest(peer.store, told, effects));
             }
             FromFollower::ReadIndex { round, newer } => {
@@ -82,8 +83,8 @@ impl Node {
                 self.on_read_index_answer(peer.store, round, &newer, effects);
             }
             FromFollower::Probe { probe, shards } => self.on_probe(conn, probe, shards),
-            FromFollower::Snapshot { transfer, shard: _, installed } => {
-                self.on_snapshot_answer(transfer, installed);
+            FromFollower::Snapshot { transfer, shard: _, outcome } => {
+                self.on_snapshot_answer(transfer, outcome, effects);
             }
         }
     }
@@ -230,7 +231,10 @@ impl Node {
                 lost = counted;
             }
             Reject::NoSpace if Planted::FullIsForgotten.is_in(planted) => follower.feed = Feed::Cut,
-            Reject::NoSpace => follower.feed = Feed::Full,
+            Reject::NoSpace => {
+                follower.feed = Feed::Full;
+                follower.copy_bytes = 0;
+            }
             Reject::StaleEpoch { .. } => {}
         }
         if lost {
@@ -473,12 +477,15 @@ impl Node {
         }
     }
 
-    /// Followers that refused for want of space, and do not say that it is so still, are tried again.
+    /// Followers that refused for want of space, and do not say that it is so still, are tried again: those that lacked it for
+    /// a whole copy once they say that they have it.
     fn try_full_again(&mut self) {
         let full = |replica: &Replica| {
             let primary = replica.primary()?;
             let is_full = |(store, follower): &(&StoreId, &Follower)| {
-                follower.feed == Feed::Full && !self.health.is_full(**store)
+                follower.feed == Feed::Full
+                    && !self.health.is_full(**store)
+                    && self.health.room(**store) >= follower.copy_bytes
             };
             let full: Vec<_> =
                 primary.followers.iter().filter(is_full).map(|(&store, _)| store).collect();
@@ -548,7 +555,9 @@ impl Node {
                 let fsync_age_ms = self.groups.fsync_age_ms(self.now);
                 let digests = self.new_digests(conn);
                 let (full, wall) = (self.disk_full, self.wall);
-                let message = FromFollower::Alive { sent, fsync_age_ms, full, wall, digests };
+                let room_bytes = self.room_for_copies();
+                let message =
+                    FromFollower::Alive { sent, fsync_age_ms, full, room_bytes, wall, digests };
                 effects.push(Effect::FromFollower { conn, message });
             }
             ToFollower::ReadIndex { round, shards } => {
@@ -568,8 +577,9 @@ impl Node {
             ToFollower::Damaged { epoch, copy, point } => {
                 self.on_condemned(peer.store, epoch, copy, point, effects);
             }
-            ToFollower::Snapshot { transfer, shard, epoch, copy } => {
-                link.announced.insert(transfer, (shard, epoch, copy));
+            ToFollower::Snapshot { transfer, shard, epoch, copy, bytes } => {
+                let announced = Announced { shard, epoch, copy, bytes };
+                self.on_snapshot_announced(conn, transfer, announced, effects);
             }
         }
     }

@@ -166,6 +166,8 @@ pub struct Timing {
     /// Nobody is added to an in-sync set when etcd has not answered for this long: an addition
     /// without an answer counts until there is one.
     pub etcd_fresh_ms: u64,
+    /// After a whole copy that could not be sent or taken, none is begun for so long.
+    pub copy_again_ms: u64,
 }
 
 impl Default for Timing {
@@ -182,6 +184,7 @@ impl Default for Timing {
             near_ms: 250,
             join_again_ms: 5_000,
             etcd_fresh_ms: 3_000,
+            copy_again_ms: 1_000,
         }
     }
 }

@@ -5,6 +5,14 @@
 //! all, then one ingest puts it in place of what was there, with its shard record under a new copy
 //! number: all or nothing. From there the log goes on.
 //!
+//! ```text
+//!   primary: MeasureSnapshot ──▶ notice with its size ──▶ follower: has it room?
+//!            SendSnapshot    ◀── accepted ──────────────┘      └── no: NoSpace, and the feed is full
+//! ```
+//!
+//! A copy that has no room is not begun: half of it would take the room that what is there needs, and nodes whose disks
+//! are equally full would copy for ever.
+//!
 //! The tables hold changes of all shards together, so before rows of a shard are replaced or
 //! removed, everything in the tables is flushed first: else a later flush would add the old copy's
 //! changes to the new one's rows.
@@ -12,8 +20,9 @@
 use std::collections::BTreeMap;
 
 use crate::apply::ShardState;
-use crate::ids::{Conn, Seq, ShardId, StoreId};
-use crate::message::{FromFollower, ToFollower};
+use crate::ids::{Conn, CopyNo, Epoch, Now, Seq, ShardId, Slots, StoreId};
+use crate::message::{FromFollower, SnapshotOutcome, ToFollower};
+use crate::node::links::Announced;
 use crate::node::{Effect, Node, turn_of};
 use crate::planted::Planted;
 use crate::replica::primary::Feed;
@@ -26,6 +35,8 @@ pub(super) struct Transfers {
     incoming: BTreeMap<(Conn, u64), Incoming>,
     /// Deleted copies whose rows go after this flush; none: they are going.
     dropping: BTreeMap<ShardId, Option<u64>>,
+    /// No copy is begun before this moment: one has just failed, for a reason that this node does not know.
+    resting: BTreeMap<(StoreId, ShardId), Now>,
 }
 
 #[derive(Clone, Debug)]
@@ -33,14 +44,18 @@ struct Outgoing {
     conn: Conn,
     store: StoreId,
     shard: ShardId,
+    slots: Slots,
     /// The follower will need the log above it.
     pin: Seq,
+    /// About how large it is, once that is known.
+    bytes: u64,
 }
 
 #[derive(Clone, Debug)]
 struct Incoming {
     shard: ShardId,
     state: ShardState,
+    bytes: u64,
     /// None: being ingested.
     after_flush: Option<u64>,
 }
@@ -62,6 +77,10 @@ impl Node {
         effects: &mut Vec<Effect>,
     ) {
         let Some(&conn) = self.dialled_to.get(&store) else { return };
+        if self.transfers.resting.get(&(store, shard)).is_some_and(|&until| self.now < until) {
+            return;
+        }
+        self.transfers.resting.remove(&(store, shard));
         let transfer = self.fresh_id();
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
         if !replica.trust.is_working() {
@@ -73,7 +92,6 @@ impl Node {
         // is known to have lost that already.
         let counted =
             primary.members(None).contains(&store) && !primary.record.tainted.contains(&store);
-        let epoch = primary.epoch;
         let Some(follower) = primary.followers.get_mut(&store) else { return };
         if counted {
             return;
@@ -83,23 +101,67 @@ impl Node {
             return;
         }
         follower.feed = Feed::Snapshot { transfer };
-        let copy = follower.copy;
-        self.transfers.outgoing.insert(transfer, Outgoing { conn, store, shard, pin });
-        let message = ToFollower::Snapshot { transfer, shard, epoch, copy };
-        effects.push(Effect::ToFollower { conn, message });
-        effects.push(Effect::SendSnapshot { conn, transfer, shard, slots });
+        let outgoing = Outgoing { conn, store, shard, slots, pin, bytes: 0 };
+        self.transfers.outgoing.insert(transfer, outgoing);
+        effects.push(Effect::MeasureSnapshot { transfer, slots });
     }
 
-    pub(super) fn on_snapshot_answer(&mut self, transfer: u64, installed: bool) {
-        let Some(done) = self.transfers.outgoing.remove(&transfer) else { return };
-        if !installed {
-            self.snapshot_again(transfer, &done);
+    /// Asks the follower whether it has room.
+    pub(super) fn on_snapshot_measured(
+        &mut self,
+        transfer: u64,
+        bytes: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(outgoing) = self.transfers.outgoing.get_mut(&transfer) else { return };
+        outgoing.bytes = bytes;
+        let (conn, store, shard) = (outgoing.conn, outgoing.store, outgoing.shard);
+        let Some((epoch, copy)) = self.awaits(store, shard, transfer) else {
+            self.transfers.outgoing.remove(&transfer);
+            return;
+        };
+        let message = ToFollower::Snapshot { transfer, shard, epoch, copy, bytes };
+        effects.push(Effect::ToFollower { conn, message });
+    }
+
+    /// The epoch and the follower's copy that the transfer is for, while it is still wanted.
+    fn awaits(&mut self, store: StoreId, shard: ShardId, transfer: u64) -> Option<(Epoch, CopyNo)> {
+        let epoch = self.replicas.get(&shard)?.primary()?.epoch;
+        let follower = self.follower_mut(store, shard)?;
+        (follower.feed == Feed::Snapshot { transfer }).then_some((epoch, follower.copy))
+    }
+
+    pub(super) fn on_snapshot_answer(
+        &mut self,
+        transfer: u64,
+        outcome: SnapshotOutcome,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(outgoing) = self.transfers.outgoing.get(&transfer).cloned() else { return };
+        let Outgoing { conn, store, shard, slots, bytes, .. } = outgoing;
+        let awaited = self.awaits(store, shard, transfer).is_some();
+        if outcome == SnapshotOutcome::Accepted && awaited {
+            effects.push(Effect::SendSnapshot { conn, transfer, shard, slots });
+            return;
         }
-        // Installed: the announcement of the new copy has opened the feed already.
+        self.transfers.outgoing.remove(&transfer);
+        match outcome {
+            SnapshotOutcome::NotInstalled => self.snapshot_again(transfer, &outgoing),
+            SnapshotOutcome::NoSpace if awaited => {
+                let Some(follower) = self.follower_mut(store, shard) else { return };
+                follower.feed = Feed::Full;
+                follower.copy_bytes = bytes;
+                self.to_review.insert(shard);
+            }
+            // Installed: the announcement of the new copy has opened the feed already.
+            _ => {}
+        }
     }
 
     pub(super) fn on_snapshot_failed(&mut self, transfer: u64) {
         if let Some(failed) = self.transfers.outgoing.remove(&transfer) {
+            let until = self.now.plus_ms(self.settings.timing.copy_again_ms);
+            self.transfers.resting.insert((failed.store, failed.shard), until);
             self.snapshot_again(transfer, &failed);
         }
     }
@@ -134,6 +196,49 @@ impl Node {
 // ---- the receiving end ---------------------------------------------------------------------------
 
 impl Node {
+    /// Bytes of whole copies that have room here, beside those that were accepted and are not installed yet. What of them
+    /// is staged already counts twice, which errs on the safe side.
+    pub(super) fn room_for_copies(&self) -> u64 {
+        let coming = self.accepted.values().flat_map(|link| link.announced.values());
+        let coming = coming.filter(|announced| self.expects(announced));
+        let coming = coming.map(|announced| announced.bytes);
+        let incoming = self.transfers.incoming.values().map(|incoming| incoming.bytes);
+        match self.disk_full {
+            true => 0,
+            false => coming.chain(incoming).fold(self.room_bytes, u64::saturating_sub),
+        }
+    }
+
+    /// A copy that its primary still means to send, and that would still be taken.
+    fn expects(&self, announced: &Announced) -> bool {
+        self.replicas.get(&announced.shard).is_some_and(|replica| {
+            replica.trust.exists()
+                && (replica.promised, replica.copy) == (announced.epoch, announced.copy)
+        })
+    }
+
+    /// Says whether a copy of this size is to be sent.
+    pub(super) fn on_snapshot_announced(
+        &mut self,
+        conn: Conn,
+        transfer: u64,
+        announced: Announced,
+        effects: &mut Vec<Effect>,
+    ) {
+        let shard = announced.shard;
+        let Some(link) = self.accepted.get_mut(&conn) else { return };
+        // Its primary begins again: the one before will not come.
+        link.announced.retain(|_, before| before.shard != shard);
+        let fits = announced.bytes <= self.room_for_copies() && !self.disk_full;
+        let fits = fits || Planted::CopyWithoutRoom.is_in(self.settings.planted);
+        if fits && let Some(link) = self.accepted.get_mut(&conn) {
+            link.announced.insert(transfer, announced);
+        }
+        let outcome = if fits { SnapshotOutcome::Accepted } else { SnapshotOutcome::NoSpace };
+        let message = FromFollower::Snapshot { transfer, shard, outcome };
+        effects.push(Effect::FromFollower { conn, message });
+    }
+
     pub(super) fn on_snapshot_staged(
         &mut self,
         conn: Conn,
@@ -143,7 +248,7 @@ impl Node {
     ) {
         let announced =
             self.accepted.get_mut(&conn).and_then(|link| link.announced.remove(&transfer));
-        let wanted = announced.and_then(|(shard, epoch, copy)| {
+        let wanted = announced.and_then(|Announced { shard, epoch, copy, bytes }| {
             let replica = self.replicas.get_mut(&shard)?;
             // Of the promised epoch, and in place of the copy that the sender meant: a snapshot
             // that comes late must not replace a copy that has acknowledged since.
@@ -154,12 +259,13 @@ impl Node {
                 && replica.primary().is_none()
                 && replica.copy == copy
                 && replica.slots == state.slots;
-            fits.then_some((shard, replica))
+            fits.then_some((shard, bytes, replica))
         });
-        let Some((shard, replica)) = wanted else {
+        let Some((shard, bytes, replica)) = wanted else {
             effects.push(Effect::DiscardSnapshot { conn, transfer });
-            if let Some((shard, ..)) = announced {
-                let message = FromFollower::Snapshot { transfer, shard, installed: false };
+            if let Some(Announced { shard, .. }) = announced {
+                let outcome = SnapshotOutcome::NotInstalled;
+                let message = FromFollower::Snapshot { transfer, shard, outcome };
                 effects.push(Effect::FromFollower { conn, message });
             }
             return;
@@ -169,7 +275,8 @@ impl Node {
         if Planted::InstallOverTables.is_in(self.settings.planted) {
             after_flush = None;
         }
-        self.transfers.incoming.insert((conn, transfer), Incoming { shard, state, after_flush });
+        let incoming = Incoming { shard, state, bytes, after_flush };
+        self.transfers.incoming.insert((conn, transfer), incoming);
         match after_flush {
             None => self.install(conn, transfer, effects),
             Some(_) => self.flush_if_due(effects),
@@ -180,7 +287,7 @@ impl Node {
         let Some(incoming) = self.transfers.incoming.get_mut(&(conn, transfer)) else { return };
         incoming.after_flush = None;
         let Some(replica) = self.replicas.get(&incoming.shard) else { return };
-        let copy = crate::ids::CopyNo(replica.copy.0 + 1);
+        let copy = CopyNo(replica.copy.0 + 1);
         let state = Box::new(incoming.state.clone());
         effects.push(Effect::InstallSnapshot { conn, transfer, copy, state });
     }
@@ -198,7 +305,8 @@ impl Node {
         self.snapshot += 1;
         self.announce_copy(shard, effects);
         if self.accepted.contains_key(&conn) {
-            let message = FromFollower::Snapshot { transfer, shard, installed: true };
+            let outcome = SnapshotOutcome::Installed;
+            let message = FromFollower::Snapshot { transfer, shard, outcome };
             effects.push(Effect::FromFollower { conn, message });
         }
         self.dirty.insert(shard);

@@ -2,6 +2,7 @@
 //! shown by the simulator.
 
 mod memory;
+mod room;
 mod standing;
 
 use bytes::Bytes;
@@ -515,6 +516,24 @@ fn a_copy_is_deleted_only_if_nothing_was_acknowledged_since_etcd_was_asked() {
     assert!(drops(&effects) && !asks(&effects), "{effects:?}");
 }
 
+/// It is kept, since it is durable here; what follows it is not taken, and the shard's status says why.
+#[test]
+fn an_entry_of_a_newer_build_stops_the_copy_of_its_shard() {
+    let mut bench = backup();
+    let body = Body::Unknown { kind: 77, bytes: Bytes::from_static(b"later") };
+    let mut entries = log(&[1]);
+    entries.push(Entry::after(entries[0].position(), Epoch(1), TimeMs(1), body));
+    entries.push(Entry::after(entries[1].position(), Epoch(1), TimeMs(1), Body::Barrier));
+    let first = slice(1, &entries[..2], 0, true);
+    let effects = bench.append(1, Slice { commit: Seq(2), ..first });
+    assert!(effects.iter().map(word).any(|word| word == "append 2"), "{effects:?}");
+    let effects = bench.append(2, slice(1, &entries, 2, false));
+    assert!(effects.iter().map(word).any(|word| word == "reject: Stopped"), "{effects:?}");
+    let view = bench.node.replicas().next().unwrap();
+    let why = "an entry of a kind that only a newer build knows";
+    assert_eq!((view.stopped, view.state.applied.seq <= Seq(1)), (Some(why), true));
+}
+
 /// What is applied here is committed; a log that contradicts it stops this copy, and cuts nothing.
 #[test]
 fn applied_entries_are_never_cut() {
@@ -843,7 +862,14 @@ fn points(bench: &Bench) -> (DigestPoint, DigestPoint) {
 /// B tells its digests; what A does about it at once, and at its next look at the clock.
 fn told(bench: &mut Bench, digests: Vec<DigestPoint>) -> Vec<Effect> {
     let wall = TimeMs(0);
-    let message = FromFollower::Alive { sent: 0, fsync_age_ms: 0, full: false, wall, digests };
+    let message = FromFollower::Alive {
+        sent: 0,
+        fsync_age_ms: 0,
+        full: false,
+        room_bytes: u64::MAX,
+        wall,
+        digests,
+    };
     let mut effects = bench.on(Event::FromFollower { conn: TO_B, message });
     bench.now = bench.now.plus_ms(60);
     effects.extend(bench.on(Event::Tick));

@@ -83,6 +83,7 @@ impl Held {
         let content = match &self.entry.body {
             Body::Ops(batch) => memory::of_bytes(batch.payload.len()),
             Body::Collect { l, .. } => memory::allocated(size_of_val(l.as_slice())),
+            Body::Unknown { bytes, .. } => memory::of_bytes(bytes.len()),
             Body::Barrier | Body::Expire { .. } | Body::Split { .. } => 0,
         };
         size_of::<Self>() + content

@@ -85,13 +85,16 @@ pub struct Follower {
     pub short: bool,
     /// Where its log was last tried to be joined to this one.
     pub tried: Option<Seq>,
+    /// Of the whole copy for which it had no room, while its feed is full.
+    pub copy_bytes: u64,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Feed {
     /// No connection, or it has no copy yet.
     Cut,
-    /// It refused for want of space, and is tried again with each heartbeat. What it acknowledges meanwhile was on its way.
+    /// It refused for want of space, and is tried again with each heartbeat, or once there is room for the whole copy that
+    /// it refused. What it acknowledges meanwhile was on its way.
     Full,
     /// Entries are sent as they come. `opening`: the next slice is sent even without entries, and
     /// ends the skipping.
@@ -121,6 +124,7 @@ impl Follower {
             feed: Feed::Cut,
             short: false,
             tried: None,
+            copy_bytes: 0,
         }
     }
 

@@ -16,7 +16,7 @@
 //! not chain from `applied` to where the log says it reached, or when anything durable anywhere in
 //! the log is damaged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::apply::ShardState;
 use crate::entry::{Body, Entry};
@@ -63,9 +63,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The store as a whole is suspect.
+    /// The store as a whole is suspect. A record that is intact and of one shard, and that this build can't read, stops
+    /// that shard's copy alone: a newer build wrote it.
     pub fn is_damaged(&self) -> bool {
-        !self.damage.is_empty() || !self.unreadable.is_empty()
+        !self.damage.is_empty() || self.unreadable.iter().any(|one| one.shard.is_none())
+    }
+
+    /// Shards of which a record can't be read.
+    pub fn stopped(&self) -> BTreeSet<ShardId> {
+        self.unreadable.iter().filter_map(|one| one.shard).collect()
     }
 }
 
@@ -470,6 +476,16 @@ mod tests {
         let state = state(2, all[1].position());
         let replaced = recover(state, &log_after(resume, vec![vec![], replaced]));
         assert_eq!(short(&replaced), (2, 1, Some((2, vec![], false)), 0));
+    }
+
+    /// After a downgrade. It stops the copy that would have to apply it, and says nothing of the disk.
+    #[test]
+    fn an_entry_of_a_newer_build_is_no_damage() {
+        let body = Body::Unknown { kind: 77, bytes: Bytes::from_static(b"later") };
+        let entry = Entry::after(Position::default(), Epoch(1), TimeMs(7), body);
+        let groups = vec![vec![copy(1, Position::default())], appends(&[entry])];
+        check(vec![], groups.clone(), (1, 1, Some((0, vec![1], false)), 0));
+        assert!(!recover(vec![], &log(groups)).is_damaged());
     }
 
     /// One flipped bit in any durable group: no copy may be trusted, none panics.

@@ -3,6 +3,7 @@
 mod client;
 mod copies;
 mod kills;
+mod lacks;
 mod ledger;
 mod opening;
 mod pair;

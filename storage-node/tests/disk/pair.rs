@@ -60,7 +60,6 @@ pub(crate) fn next_identity(opened: &Opened, store: StoreId) -> Identity {
         boot,
         over: before.map(Identity::nonce),
         claims: vec![nonce],
-        kernel_boot: opened.kernel_boot,
     }
 }
 
@@ -191,11 +190,12 @@ impl Pair {
                         self.ledger.durable(index, group);
                         break;
                     }
-                    Event::DiskFull(_) => {}
+                    Event::DiskFull(_) | Event::Room { .. } => {}
                     other => panic!("{other:?} before the first group is durable"),
                 },
                 Told::Disk(_, told) => {
-                    assert!(matches!(self.stores[0].disk.accept(told), Event::DiskFull(_)))
+                    let event = self.stores[0].disk.accept(told);
+                    assert!(matches!(event, Event::DiskFull(_) | Event::Room { .. }));
                 }
                 Told::Failed(_, error) => panic!("{error}"),
                 Told::Staged { .. } | Told::SnapshotFailed { .. } => {
@@ -443,6 +443,9 @@ impl Pair {
                 disk.install_snapshot(conn, transfer, copy, state);
             }
             Effect::DiscardSnapshot { conn, transfer } => disk.discard_snapshot(conn, transfer),
+            Effect::MeasureSnapshot { transfer, slots } => {
+                disk.measure(transfer, slots);
+            }
             Effect::SendSnapshot { conn, transfer, slots, .. } => {
                 self.transfer(store, conn, transfer, slots);
             }

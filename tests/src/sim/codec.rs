@@ -25,7 +25,7 @@ pub fn cross(wire: Wire) -> Result<Wire, String> {
         }
         Wire::ToNode(message) => Wire::ToNode(through::<on_the_wire::ToNode, _>(message)?),
         Wire::ToGateway(reply) => Wire::ToGateway(through::<on_the_wire::ToGateway, _>(reply)?),
-        rows @ Wire::Rows { .. } => rows,
+        rows @ (Wire::Rows { .. } | Wire::RowsRefused { .. }) => rows,
     })
 }
 

@@ -54,6 +54,8 @@ pub enum Path {
     FilledBySnapshot,
     SnapshotInterrupted,
     CopyDropped,
+    /// A follower refused a whole copy that had no room.
+    CopyWithoutRoom,
 
     // -- exactly once
     /// A batch was committed again in a later epoch, and only its first place counted.
@@ -103,7 +105,7 @@ pub enum Path {
 }
 
 impl Path {
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::TailSurvived,
         Self::TailTruncated,
         Self::FailoverWithoutData,
@@ -121,6 +123,7 @@ impl Path {
         Self::FilledBySnapshot,
         Self::SnapshotInterrupted,
         Self::CopyDropped,
+        Self::CopyWithoutRoom,
         Self::DuplicateAfterFailover,
         Self::SessionCollected,
         Self::SessionExpired,
@@ -251,7 +254,7 @@ impl Coverage {
             }
             Body::Collect { .. } => self.reached(Path::SessionCollected),
             Body::Expire { .. } => self.reached(Path::BucketExpired),
-            Body::Ops(_) | Body::Split { .. } => {}
+            Body::Ops(_) | Body::Split { .. } | Body::Unknown { .. } => {}
         }
     }
 

@@ -60,6 +60,12 @@ pub enum DiskDone {
         id: u64,
     },
     Full(bool),
+    /// So many bytes may be written before it is full.
+    Room(u64),
+    Measured {
+        transfer: u64,
+        bytes: u64,
+    },
     /// What was written can't be read any more: nothing can be relied upon.
     Damaged,
 }
@@ -89,6 +95,13 @@ pub enum Ingest {
         shard: ShardId,
         slots: Slots,
     },
+}
+
+/// What a machine is told of its disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Fullness {
+    pub full: bool,
+    pub room: u64,
 }
 
 /// What a starting process finds.
@@ -147,6 +160,10 @@ pub struct Disk {
     sizes: LogSizes,
     /// No fsync ends before this.
     pub stalled_until: u64,
+    /// Until then there is no room: what writes files waits, and a copy that comes can't be staged.
+    pub no_room_until: u64,
+    /// What the machine was told of its room.
+    pub room_told: u64,
     /// Each fsync takes so many times longer …
     pub slowness: u64,
     /// … and so many times more, always.
@@ -180,6 +197,8 @@ impl Disk {
             slowness_for_good,
             images_of_a_run: Unmended::ImagesOfARun.is_drawn(),
             stalled_until: 0,
+            no_room_until: 0,
+            room_told: u64::MAX,
             slowness: 1,
             last_synced_at: 0,
         }
@@ -312,7 +331,12 @@ impl Disk {
 
     /// Performs an ingest, in one step.
     pub fn ingest(&mut self, core: &mut Core, me: Process, id: u64) -> Option<Ingest> {
-        let (after, _) = self.ingests.get(&id)?;
+        let (after, ingest) = self.ingests.get(&id)?;
+        if !matches!(ingest, Ingest::Snapshot { .. }) && core.now < self.no_room_until {
+            let wait = self.no_room_until - core.now;
+            core.tell_after(wait, me, Told::Disk(DiskDone::Ingest { id }));
+            return None;
+        }
         if self.open.as_ref()?.synced < *after {
             core.tell_after(500, me, Told::Disk(DiskDone::Ingest { id }));
             return None;
@@ -348,6 +372,30 @@ impl Disk {
         self.platter.rows.insert((slot.0, name.to_vec()), value);
     }
 
+    /// There is no room for a while. Returns what the machine is told of it.
+    pub fn fills_up(&mut self, now: u64, micros: u64) -> Fullness {
+        let fullness = match self.rng.below(3) {
+            // The log is too long: the state may be written.
+            0 => Fullness { full: true, room: u64::MAX },
+            1 => Fullness { full: true, room: 0 },
+            _ => Fullness { full: false, room: self.rng.below(3_000) },
+        };
+        if fullness.room == 0 {
+            self.no_room_until = now + micros;
+            if self.rng.percent(30) {
+                // The next segment has no room either.
+                self.stalled_until = self.stalled_until.max(now + micros);
+            }
+        }
+        fullness
+    }
+
+    /// Bytes that a copy of the shard takes.
+    pub fn size_of(&self, shard: ShardId, slots: Slots) -> u64 {
+        let rows = self.snapshot(shard, slots).map_or(0, |(rows, _)| rows.counters.len());
+        100 + 50 * rows as u64
+    }
+
     /// The rows of a shard and its record, as they stand.
     pub fn snapshot(&self, shard: ShardId, slots: Slots) -> Option<(Rows, ShardState)> {
         let (_, state) = self.platter.records.get(&shard)?;
@@ -364,6 +412,7 @@ impl Disk {
     pub fn crash(&mut self, core: &mut Core, power_lost: bool) {
         self.open = None;
         self.ingests.clear();
+        self.room_told = u64::MAX;
         self.platter.log.process_died(&mut self.rng);
         if power_lost && self.platter.log.power_lost(&mut self.rng) == Left::Torn {
             core.oracle.coverage.reached(Path::GroupTorn);

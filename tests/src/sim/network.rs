@@ -34,6 +34,10 @@ pub enum Wire {
         rows: super::disk::Rows,
         state: Box<ShardState>,
     },
+    /// The stream of a copy's rows was refused for want of room.
+    RowsRefused {
+        transfer: u64,
+    },
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use engine::apply::ShardState;
 use engine::boot::{Start, Step};
 use engine::ids::{Boot, Conn, Now, Revision, SessionId, StoreBoot, StoreId, TimeMs};
-use engine::message::ToFollower;
+use engine::message::{FromFollower, SnapshotOutcome, ToFollower};
 use engine::node::{CasOutcome, Effect, Event, Node, Settings};
 use engine::records::{StoreRecord, StoreStatus};
 use engine::store::log::Record;
@@ -19,7 +19,7 @@ use super::checker::Violation;
 use super::coordinators::store_of;
 use super::core::{Core, Happening, Place, Process, Told, since};
 use super::coverage::Path;
-use super::disk::{Disk, DiskDone, Ingest, Opened, Rows};
+use super::disk::{Disk, DiskDone, Fullness, Ingest, Opened, Rows};
 use super::etcd::{Call, Compare, Key, Reply, Value, Versioned, WatchEvent, Write};
 use super::network::Wire;
 use super::plan::Clock;
@@ -93,10 +93,8 @@ struct Running {
     queries: BTreeMap<u64, (Process, u64)>,
     query: u64,
     staged: BTreeMap<(Conn, u64), Rows>,
-    /// Copies that came before the machine was told to expect them: they have a connection of their own.
-    early: BTreeMap<(Conn, u64), (Rows, Box<ShardState>)>,
-    /// The last transfer that each connection has announced.
-    announced: BTreeMap<Conn, u64>,
+    /// The sizes of the copies that were announced.
+    announced: BTreeMap<(Conn, u64), u64>,
 }
 
 /// A store that this node has heard of.
@@ -235,7 +233,7 @@ impl NodeHost {
                     return self.refused(core, "its log no longer says whose it is");
                 }
                 let identity = opened.identity.clone();
-                let start = Start::new(CLUSTER, 0, opened.suspect, identity, self.store);
+                let start = Start::new(CLUSTER, opened.suspect, identity, self.store);
                 booting.found = Some((start.expect("its own cluster"), opened));
                 self.read_store(core);
             }
@@ -382,7 +380,6 @@ impl NodeHost {
             queries: BTreeMap::new(),
             query: 0,
             staged: BTreeMap::new(),
-            early: BTreeMap::new(),
             announced: BTreeMap::new(),
         }));
         core.etcd_watch(self.process());
@@ -418,8 +415,11 @@ impl NodeHost {
 
     pub fn is_full_for(&mut self, core: &mut Core, micros: u64) -> bool {
         let me = self.process();
-        core.tell_after(0, me, Told::Disk(DiskDone::Full(true)));
+        let Fullness { full, room } = self.disk.fills_up(core.now, micros);
+        core.tell_after(0, me, Told::Disk(DiskDone::Full(full)));
+        core.tell_after(0, me, Told::Disk(DiskDone::Room(room)));
         core.tell_after(micros, me, Told::Disk(DiskDone::Full(false)));
+        core.tell_after(micros, me, Told::Disk(DiskDone::Room(u64::MAX)));
         matches!(self.phase, Phase::Up(_))
     }
 
@@ -627,7 +627,10 @@ impl Driver<'_> {
             }
             Effect::Trim { shards } => self.disk.trim(core, me, shards),
             Effect::ToFollower { conn, message } => core.send(conn, Wire::ToFollower(message)),
-            Effect::FromFollower { conn, message } => core.send(conn, Wire::FromFollower(message)),
+            Effect::FromFollower { conn, message } => {
+                self.accepts(core, conn, &message);
+                core.send(conn, Wire::FromFollower(message));
+            }
             Effect::Gateway { conn, reply } => core.send(conn, Wire::ToGateway(reply)),
             Effect::Close { conn } => self.close(core, conn),
             Effect::QueryReply { query, reply } => {
@@ -636,6 +639,10 @@ impl Driver<'_> {
                 }
             }
             Effect::Report(report) => core.report(me, Some(self.running.me), &report),
+            Effect::MeasureSnapshot { transfer, slots } => {
+                let bytes = self.disk.size_of(slots.shard(), slots);
+                core.tell_after(200, me, Told::Disk(DiskDone::Measured { transfer, bytes }));
+            }
             Effect::SendSnapshot { conn, transfer, shard, slots } => {
                 let ask = Ingest::Snapshot { conn, transfer, shard, slots };
                 self.disk.begin_ingest(core, me, ask);
@@ -686,6 +693,13 @@ impl Driver<'_> {
         match done {
             DiskDone::Recovered => {}
             DiskDone::Full(full) => self.handle(core, Event::DiskFull(full)),
+            DiskDone::Room(bytes) => {
+                self.disk.room_told = bytes;
+                self.handle(core, Event::Room { bytes });
+            }
+            DiskDone::Measured { transfer, bytes } => {
+                self.handle(core, Event::SnapshotMeasured { transfer, bytes });
+            }
             DiskDone::Damaged => unreachable!("it ends the process"),
             DiskDone::Synced { group } => {
                 self.disk.synced(core, self.process, group);
@@ -790,28 +804,39 @@ impl Driver<'_> {
             Wire::ToFollower(message) => return self.fed(core, conn, message),
             Wire::FromFollower(message) => Event::FromFollower { conn, message },
             Wire::ToNode(message) => Event::Gateway { conn, message },
+            Wire::Rows { transfer, .. } if core.now < self.disk.no_room_until => {
+                return core.send(conn, Wire::RowsRefused { transfer });
+            }
             Wire::Rows { transfer, rows, state, .. } => {
-                if self.running.announced.get(&conn).is_none_or(|&last| last < transfer) {
-                    self.running.early.insert((conn, transfer), (rows, state));
-                    return;
-                }
                 return self.staged(core, conn, transfer, rows, state);
             }
+            Wire::RowsRefused { transfer } => Event::SnapshotFailed { transfer },
             Wire::ToGateway(_) => unreachable!("only gateways are sent replies"),
         };
         self.handle(core, event);
     }
 
     fn fed(&mut self, core: &mut Core, conn: Conn, message: ToFollower) {
-        let announces = match message {
-            ToFollower::Snapshot { transfer, .. } => Some(transfer),
-            _ => None,
-        };
+        if let ToFollower::Snapshot { transfer, bytes, .. } = message {
+            self.running.announced.insert((conn, transfer), bytes);
+        }
         self.handle(core, Event::ToFollower { conn, message });
-        let Some(transfer) = announces else { return };
-        self.running.announced.insert(conn, transfer);
-        if let Some((rows, state)) = self.running.early.remove(&(conn, transfer)) {
-            self.staged(core, conn, transfer, rows, state);
+    }
+
+    /// A copy that has no room is not begun.
+    fn accepts(&self, core: &mut Core, conn: Conn, message: &FromFollower) {
+        let FromFollower::Snapshot { transfer, shard, outcome } = message else { return };
+        let bytes = self.running.announced.get(&(conn, *transfer)).copied().unwrap_or_default();
+        match outcome {
+            SnapshotOutcome::NoSpace => core.oracle.coverage.reached(Path::CopyWithoutRoom),
+            SnapshotOutcome::Accepted if bytes > self.disk.room_told => {
+                let detail = format!(
+                    "{:?} takes a copy of {shard} with {bytes} bytes and has room for {}",
+                    self.process.place, self.disk.room_told
+                );
+                core.oracle.violations.push(Violation { promise: "room", detail });
+            }
+            _ => {}
         }
     }
 
@@ -844,8 +869,7 @@ impl Driver<'_> {
 
     fn forget(&mut self, core: &mut Core, conn: Conn) {
         self.running.gateways.remove(&conn);
-        self.running.announced.remove(&conn);
-        self.running.early.retain(|&(of, _), _| of != conn);
+        self.running.announced.retain(|&(of, _), _| of != conn);
         let Some(Some(store)) = self.running.conns.remove(&conn) else { return };
         if let Some(peer) = self.running.peers.get_mut(&store)
             && peer.conn == Some(conn)

@@ -146,6 +146,8 @@ pub(crate) fn entry() -> impl Strategy<Value = Entry> {
         (revision(), vec(session(), 0..5)).prop_map(|(r, l)| Body::Collect { r, l }),
         number().prop_map(|bucket| Body::Expire { bucket }),
         any::<u16>().prop_map(|at| Body::Split { at }),
+        (6..=u8::MAX, vec(any::<u8>(), 0..9))
+            .prop_map(|(kind, bytes)| Body::Unknown { kind, bytes: bytes.into() }),
     ];
     (position(), number(), number(), body).prop_map(|(previous, epoch, time, body)| {
         Entry::after(previous, Epoch(epoch), TimeMs(time), body)
@@ -170,16 +172,9 @@ fn small_state() -> impl Strategy<Value = SmallState> {
 
 fn identity() -> impl Strategy<Value = Identity> {
     let nonces = (option::of(any::<u128>()), vec(any::<u128>(), 1..=CLAIMS_MAX));
-    (any::<[u128; 3]>(), number(), nonces).prop_map(
-        |([cluster, store, kernel_boot], boot, (over, claims))| Identity {
-            cluster,
-            store: StoreId(store),
-            boot: Boot(boot),
-            over,
-            claims,
-            kernel_boot,
-        },
-    )
+    (any::<[u128; 2]>(), number(), nonces).prop_map(|([cluster, store], boot, (over, claims))| {
+        Identity { cluster, store: StoreId(store), boot: Boot(boot), over, claims }
+    })
 }
 
 pub(crate) fn record() -> impl Strategy<Value = Record> {

@@ -41,6 +41,7 @@ fn pass(bench: &mut Bench, ms: u64, heard: &[Conn]) -> Vec<Effect> {
                 fsync_age_ms: 0,
                 full: false,
                 wall: TimeMs(0),
+                room_bytes: u64::MAX,
                 digests: vec![],
             };
             effects.extend(bench.on(Event::FromFollower { conn, message }));
@@ -282,6 +283,7 @@ fn a_member_that_says_its_disk_is_full_is_believed_until_it_says_otherwise() {
         fsync_age_ms: 0,
         full,
         wall: TimeMs(0),
+        room_bytes: u64::MAX,
         digests: vec![],
     };
     let says = |bench: &mut Bench, full| {

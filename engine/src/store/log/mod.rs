@@ -19,7 +19,7 @@ pub mod scan;
 pub mod writer;
 
 use crate::codec::{Malformed, Reader, put_bytes, put_varint};
-use crate::entry::{Entry, EntryError, Position};
+use crate::entry::{Entry, Position};
 use crate::ids::{Boot, CopyNo, Epoch, Seq, ShardId, Slots, StoreId};
 use crate::store::layout::{position, put_position, put_slots, slots};
 
@@ -149,8 +149,6 @@ pub struct Identity {
     /// The nonces claimed over that one, the last of them by the last start: etcd may hold any of them, or come to.
     /// 1 to [`CLAIMS_MAX`].
     pub claims: Vec<u128>,
-    /// The kernel's boot id: tells a restarted process from a restarted machine.
-    pub kernel_boot: u128,
 }
 
 impl Record {
@@ -220,17 +218,11 @@ impl Record {
             Err(malformed) => return Ok(Err(Unreadable { shard: None, why: malformed.0 })),
         };
         let record = Self::decode_body(kind, shard, &mut body)
-            .and_then(|record| body.finish("record").map(|()| record).map_err(EntryError::from));
-        Ok(record.map_err(|error| {
-            let why = match error {
-                EntryError::Malformed(malformed) => malformed.0,
-                EntryError::UnknownKind(_) => "kind: a newer build wrote it",
-            };
-            Unreadable { shard: Some(shard), why }
-        }))
+            .and_then(|record| body.finish("record").map(|()| record));
+        Ok(record.map_err(|malformed| Unreadable { shard: Some(shard), why: malformed.0 }))
     }
 
-    fn decode_body(kind: u8, shard: ShardId, body: &mut Reader) -> Result<Self, EntryError> {
+    fn decode_body(kind: u8, shard: ShardId, body: &mut Reader) -> Result<Self, Malformed> {
         Ok(match kind {
             KIND_APPEND => Self::Append { shard, entry: Entry::decode(body)? },
             KIND_TRUNCATE => Self::Truncate { shard, after: Seq(body.varint("truncate")?) },
@@ -244,7 +236,7 @@ impl Record {
             KIND_DROP => Self::Drop { shard, copy: CopyNo(body.varint("drop")?) },
             KIND_SUSPECT => Self::Suspect { shard, copy: CopyNo(body.varint("suspect")?) },
             KIND_SHARD => Self::Shard { shard, small: SmallState::decode(body)? },
-            other => return Err(EntryError::UnknownKind(other)),
+            _ => return Err(Malformed("record kind: a newer build wrote it")),
         })
     }
 }
@@ -307,7 +299,6 @@ impl Identity {
         for nonce in self.over.iter().chain(&self.claims) {
             out.extend_from_slice(&nonce.to_le_bytes());
         }
-        out.extend_from_slice(&self.kernel_boot.to_le_bytes());
     }
 
     fn decode(from: &mut Reader) -> Result<Self, Malformed> {
@@ -325,7 +316,6 @@ impl Identity {
         let mut nonce = || from.u128_le("identity nonce");
         let over = is_over.then(&mut nonce).transpose()?;
         let claims = (0..count).map(|_| nonce()).collect::<Result<_, _>>()?;
-        let kernel_boot = from.u128_le("identity kernel boot")?;
-        Ok(Self { cluster, store, boot, over, claims, kernel_boot })
+        Ok(Self { cluster, store, boot, over, claims })
     }
 }

@@ -315,7 +315,6 @@ mod tests {
             boot: crate::ids::Boot(1),
             over: Some(6),
             claims: vec![5, 8],
-            kernel_boot: 7,
         };
         writer.write(Record::Identity(identity));
         writer.write(promise(3));

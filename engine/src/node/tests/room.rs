@@ -1,0 +1,159 @@
+//! Whole copies and the room for them: measured first, refused where they do not fit, tried again once they do.
+
+use super::*;
+use crate::message::SnapshotOutcome;
+
+fn announce(bench: &mut Bench, transfer: u64, bytes: u64) -> Option<SnapshotOutcome> {
+    let (shard, epoch, copy) = (SHARD, Epoch(1), CopyNo(1));
+    let message = ToFollower::Snapshot { transfer, shard, epoch, copy, bytes };
+    let effects = bench.on(Event::ToFollower { conn: FROM_A, message });
+    effects.iter().find_map(|effect| match effect {
+        Effect::FromFollower { message: FromFollower::Snapshot { outcome, .. }, .. } => {
+            Some(*outcome)
+        }
+        _ => None,
+    })
+}
+
+/// The follower has promised its primary's epoch.
+fn follower() -> Bench {
+    let mut bench = backup();
+    let entries = log(&[1]);
+    bench.append(1, slice(1, &entries, 0, true));
+    bench
+}
+
+#[test]
+fn a_copy_that_has_no_room_is_refused() {
+    let mut bench = follower();
+    let accepted = Some(SnapshotOutcome::Accepted);
+    let refused = Some(SnapshotOutcome::NoSpace);
+    assert_eq!(announce(&mut bench, 1, u64::MAX), accepted, "nothing is known of the disk");
+    bench.on(Event::Room { bytes: 1_000 });
+    assert_eq!(announce(&mut bench, 2, 1_001), refused);
+    assert_eq!(announce(&mut bench, 3, 1_000), accepted);
+    // The same copy once more: its primary has given the one before up.
+    assert_eq!(announce(&mut bench, 4, 1_000), accepted);
+    bench.on(Event::DiskFull(true));
+    assert_eq!(announce(&mut bench, 5, 0), refused, "a full disk takes nothing");
+    bench.on(Event::DiskFull(false));
+    assert_eq!(announce(&mut bench, 6, 1_000), accepted);
+}
+
+/// Two copies that have room one by one may have none together.
+#[test]
+fn what_was_accepted_has_taken_its_room() {
+    let mut bench = follower();
+    bench.on(Event::Room { bytes: 1_000 });
+    assert_eq!(announce(&mut bench, 1, 600), Some(SnapshotOutcome::Accepted));
+    assert_eq!(bench.node.room_for_copies(), 400);
+    let message = ToFollower::Heartbeat { sent: 1, commits: vec![] };
+    let effects = bench.on(Event::ToFollower { conn: FROM_A, message });
+    let said = effects.iter().find_map(|effect| match effect {
+        Effect::FromFollower { message: FromFollower::Alive { room_bytes, .. }, .. } => {
+            Some(*room_bytes)
+        }
+        _ => None,
+    });
+    assert_eq!(said, Some(400));
+    // The connection is gone, and what was to come on it.
+    bench.on(Event::Closed { conn: FROM_A });
+    assert_eq!(bench.node.room_for_copies(), 1_000);
+}
+
+/// Its follower needs a whole copy, and the state has a record to send.
+fn measuring() -> (Bench, u64) {
+    let mut bench = primary();
+    bench.now = bench.now.plus_ms(bench.node.settings.flush_after_ms);
+    let effects = bench.on(Event::Tick);
+    let flush = effects.iter().find_map(|effect| match effect {
+        Effect::Flush { flush, .. } => Some(*flush),
+        _ => None,
+    });
+    bench.on(Event::Ingested { flush: flush.expect("a barrier was applied") });
+    bench.config(ShardConfig {
+        version: Version(2),
+        isr: vec![A.store],
+        learners: vec![B.store],
+        ..record(1, 2, A)
+    });
+    let reject = FromFollower::Reject { n: 2, shard: SHARD, reason: Reject::Stopped };
+    bench.frame(1, add(1));
+    let effects = bench.on(Event::FromFollower { conn: TO_B, message: reject });
+    let transfer = measured(&effects).expect("the copy is measured first");
+    (bench, transfer)
+}
+
+fn measured(effects: &[Effect]) -> Option<u64> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::MeasureSnapshot { transfer, .. } => Some(*transfer),
+        _ => None,
+    })
+}
+
+fn answer(bench: &mut Bench, transfer: u64, outcome: SnapshotOutcome) -> Vec<Effect> {
+    let message = FromFollower::Snapshot { transfer, shard: SHARD, outcome };
+    bench.on(Event::FromFollower { conn: TO_B, message })
+}
+
+fn says_room(bench: &mut Bench, room_bytes: u64) {
+    let message = FromFollower::Alive {
+        sent: 0,
+        fsync_age_ms: 0,
+        full: false,
+        room_bytes,
+        wall: TimeMs(0),
+        digests: vec![],
+    };
+    bench.on(Event::FromFollower { conn: TO_B, message });
+}
+
+fn feed(bench: &Bench) -> crate::replica::primary::Feed {
+    bench.node.replicas[&SHARD].primary().unwrap().followers[&B.store].feed.clone()
+}
+
+fn is_sent(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| matches!(effect, Effect::SendSnapshot { .. }))
+}
+
+#[test]
+fn nothing_of_a_copy_is_sent_before_it_is_accepted() {
+    let (mut bench, transfer) = measuring();
+    let effects = bench.on(Event::SnapshotMeasured { transfer, bytes: 700 });
+    let notice = effects.iter().find_map(|effect| match effect {
+        Effect::ToFollower { message: ToFollower::Snapshot { bytes, .. }, .. } => Some(*bytes),
+        _ => None,
+    });
+    assert_eq!((notice, is_sent(&effects)), (Some(700), false));
+    assert!(is_sent(&answer(&mut bench, transfer, SnapshotOutcome::Accepted)));
+}
+
+#[test]
+fn a_copy_that_was_refused_is_offered_again_once_there_is_room() {
+    let (mut bench, transfer) = measuring();
+    bench.on(Event::SnapshotMeasured { transfer, bytes: 700 });
+    says_room(&mut bench, 600);
+    assert!(!is_sent(&answer(&mut bench, transfer, SnapshotOutcome::NoSpace)));
+    assert_eq!(feed(&bench), crate::replica::primary::Feed::Full);
+    for (room, want) in [(600, false), (699, false), (700, true)] {
+        says_room(&mut bench, room);
+        bench.now = bench.now.plus_ms(bench.node.settings.heartbeat_ms);
+        bench.on(Event::Tick);
+        let full = feed(&bench) == crate::replica::primary::Feed::Full;
+        assert_eq!(!full, want, "with room for {room}");
+    }
+}
+
+/// Why a copy failed is not always known here: a quota may have stopped it. It is not sent again and again.
+#[test]
+fn a_copy_that_failed_rests_before_it_is_begun_again() {
+    let (mut bench, transfer) = measuring();
+    bench.on(Event::SnapshotMeasured { transfer, bytes: 7 });
+    answer(&mut bench, transfer, SnapshotOutcome::Accepted);
+    assert_eq!(measured(&bench.on(Event::SnapshotFailed { transfer })), None);
+    let rests = bench.node.settings.timing.copy_again_ms;
+    bench.now = bench.now.plus_ms(rests - 1);
+    assert_eq!(measured(&bench.on(Event::Tick)), None);
+    bench.now = bench.now.plus_ms(bench.node.settings.timing.review_every_ms);
+    assert!(measured(&bench.on(Event::Tick)).is_some());
+}

@@ -1,0 +1,68 @@
+//! Folders whose names are on the disk.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use crate::error::{DiskError, context};
+
+/// Makes a folder and every level above it that is not there, each one's name durable in the level above it.
+///
+/// Without that a power cut may leave a data folder that is not there, though what was written into it had been fsynced.
+pub(crate) fn make_durably(folder: &Path) -> Result<(), DiskError> {
+    // Of a relative path with one part, the level above is the working folder.
+    let above = match folder.parent() {
+        Some(above) if above.as_os_str().is_empty() => Path::new("."),
+        Some(above) => above,
+        None => return Ok(()),
+    };
+    match fs::create_dir(folder) {
+        Ok(()) => sync(above),
+        // Its name may be there since an earlier start that died before it was durable. A level above that this user may
+        // not read is another's to look after: nothing was made in it by this process.
+        Err(there) if there.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {
+            match sync(above) {
+                Err(DiskError::Io { why, .. }) if why.kind() == io::ErrorKind::PermissionDenied => {
+                    Ok(())
+                }
+                synced => synced,
+            }
+        }
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound && above != folder => {
+            make_durably(above)?;
+            fs::create_dir(folder).map_err(|why| context("make", folder, why))?;
+            sync(above)
+        }
+        Err(why) => Err(context("make", folder, why)),
+    }
+}
+
+pub(crate) fn sync(folder: &Path) -> Result<(), DiskError> {
+    let sync = || File::open(folder)?.sync_all();
+    sync().map_err(|why| context("fsync", folder, why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_level_is_made_and_what_is_there_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let deep = folder.path().join("a/b/c");
+        for _ in 0..2 {
+            make_durably(&deep).unwrap();
+            assert!(deep.is_dir());
+        }
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_a_matter_of_settings() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        for path in [file.clone(), file.join("below")] {
+            assert_eq!(make_durably(&path).unwrap_err().exit_code(), 2, "{path:?}");
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Time that also passes while the machine sleeps.
+//!
+//! [`std::time::Instant`] is CLOCK_MONOTONIC: a laptop that was suspended for an hour, or a machine that was hibernated,
+//! finds that no time has passed. A proof that a value was current would be as young as before it. CLOCK_BOOTTIME counts
+//! the sleep. Neither counts a pause of a virtual machine that its hypervisor hides from it.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Counts from when it was started. Copies agree.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    start: Duration,
+}
+
+impl Clock {
+    pub fn start() -> Self {
+        Self { start: since_boot() }
+    }
+
+    pub fn elapsed(self) -> Duration {
+        since_boot().saturating_sub(self.start)
+    }
+}
+
+fn since_boot() -> Duration {
+    let time = clock_gettime(ClockId::Boottime);
+    let (seconds, nanos) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
+    Duration::new(seconds.unwrap_or(0), nanos.unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_counts_from_the_start_and_never_back() {
+        let clock = Clock::start();
+        let mut last = Duration::ZERO;
+        for _ in 0..1_000 {
+            let now = clock.elapsed();
+            assert!(now >= last && now < Duration::from_secs(60), "{now:?} after {last:?}");
+            last = now;
+        }
+    }
+}
