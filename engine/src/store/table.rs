@@ -160,7 +160,7 @@ impl Table {
 
     /// The memory it takes.
     pub fn bytes(&self) -> usize {
-        self.lines.len() * LINE_BYTES + self.arena.capacity() + self.record_bytes
+        self.lines.len() * LINE_BYTES + memory::allocated(self.arena.capacity()) + self.record_bytes
     }
 
     /// The same, by looking at every record.
