@@ -122,7 +122,8 @@ impl Bench {
         let services = Services { inbox, me: ME, cluster: CLUSTER_ID, links, staging };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("it is bound"));
-        tokio::spawn(rpc::serve(listener, services, Health::new("test")));
+        let connections = telemetry::files::Connections::new(16);
+        tokio::spawn(rpc::serve(listener, connections, services, Health::new("test")));
         Self { _folder: folder, _disk: disk, told, url }
     }
 
@@ -207,7 +208,7 @@ async fn a_copy_that_comes_before_its_announcement_waits_for_it() {
     assert!(!copy.is_finished(), "its sender waits, too");
 
     let (shard, epoch, copy_no) = (ShardId(0), Epoch(1), CopyNo(0));
-    let notice = ToFollower::Snapshot { transfer: TRANSFER, shard, epoch, copy: copy_no };
+    let notice = ToFollower::Snapshot { transfer: TRANSFER, shard, epoch, copy: copy_no, bytes: 1 };
     send.send(notice.into()).expect("the stream stands");
     let told = bench.until_quiet();
     let [Told::Received(..), Told::Event(Event::SnapshotStaged { transfer: TRANSFER, .. })] =
