@@ -17,7 +17,7 @@ fn anywhere() -> SocketAddr {
 
 /// What went while no watch was open comes by no watch: the lists that follow lack it, and replace what was known.
 #[test]
-#[ignore = "written when this machine had no time to run it: run it, then take this away"]
+#[ignore = "waited in vain for node-2 to be down when it was run: find out whether test or gateway is wrong"]
 fn what_went_while_etcd_was_out_of_reach_is_gone() {
     let mut cluster = Cluster::without_gateway(1);
     // One that leads nothing: it is asked for its state because its key is there.
@@ -53,7 +53,6 @@ fn what_went_while_etcd_was_out_of_reach_is_gone() {
 
 /// No map says that anything is wrong, and no packet comes back: only a ping that is not answered shows it.
 #[test]
-#[ignore = "written when this machine had no time to run it: run it, then take this away"]
 fn a_connection_that_fell_silent_is_given_up() {
     let mut cluster = Cluster::empty();
     let mut node = Node::start(1, 1, anywhere(), vec![Slots::ALL]);
@@ -81,7 +80,6 @@ fn a_connection_that_fell_silent_is_given_up() {
 
 /// A worker whose session a shard has dropped gets another one, and writes there again.
 #[test]
-#[ignore = "written when this machine had no time to run it: run it, then take this away"]
 fn a_session_that_a_node_has_dropped_is_replaced() {
     let cluster = Cluster::start(1);
     // Each of the two workers, in turn.
@@ -98,7 +96,6 @@ fn a_session_that_a_node_has_dropped_is_replaced() {
 
 /// What was applied before and what is applied now: the answer is no replay.
 #[test]
-#[ignore = "written when this machine had no time to run it: run it, then take this away"]
 fn a_batch_that_was_applied_in_part_is_no_replay() {
     let cluster = Cluster::start(2);
     let mut client = cluster.client();
