@@ -146,7 +146,7 @@ impl State {
         let mut record = Files::new(self);
         let key = layout::shard_key(state.slots.shard());
         record.add(&key, &Change::Put(layout::encode_shard(copy, state)))?;
-        let before = vec![self.range_deletes(state.slots)?];
+        let before = [self.range_deletes(state.slots)?];
         let files = [&before[..], staged, &record.finish()?].concat();
         kill::point("install.files");
         self.expired.forget(state.slots);
