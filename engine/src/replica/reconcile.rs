@@ -49,7 +49,9 @@ mod tests {
         let joined = join_point(&primary, &ends, applied);
         assert_eq!(Some(joined), primary.position(Seq(want)));
         // With nothing of it in memory: at an end of the follower's, or else at what it has applied.
-        primary.shrink(primary.last().seq, 0);
+        let last = primary.last().seq;
+        (1..=last.0).for_each(|seq| primary.on_applied(Seq(seq)));
+        primary.shrink(last, usize::MAX);
         let end = ends.iter().find(|end| end.seq == Seq(want)).copied().unwrap_or(applied);
         assert_eq!(join_point(&primary, &ends, applied), end);
     }

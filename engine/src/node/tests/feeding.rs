@@ -331,7 +331,7 @@ fn drawn(random: &mut Random) -> Lengths {
         block: one_of([0, 300, 4_000, 1 << 20]),
         read: one_of([0, 200, 2_000, 3 << 20]),
         window: one_of([1, 100, 5_000, 16 << 20]),
-        message: one_of([0, 100, 2_000, 3 << 20]),
+        message: one_of([1, 100, 2_000, 3 << 20]),
         memory: one_of([0, 500, 5_000, 1 << 20]),
         keep: one_of([0, 3_000, 50_000, 1 << 30]),
         shards: 1 + random.below(6) as u16,
