@@ -66,7 +66,8 @@ impl Node {
         }
         self.catch_up.reading = true;
         let sizes = self.settings.sizes;
-        let bytes_max = sizes.read_log_bytes.min(sizes.message_bytes);
+        let half = sizes.window_bytes.div_ceil(2);
+        let bytes_max = sizes.read_log_bytes.min(sizes.message_bytes).min(half);
         effects.push(Effect::ReadLog { wanted, from: self.catch_up.at, bytes_max });
     }
 

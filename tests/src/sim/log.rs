@@ -21,7 +21,7 @@ use engine::store::log::scan::{Clean, Place, Scanned, Scanner};
 use engine::store::log::writer::{Resume, Writer};
 use engine::store::recovery::{Plan, Recovery};
 
-use super::draws::{Draws, Unmended};
+use super::draws::Draws;
 use super::rng::Rng;
 
 /// What was written there is not there any more.
