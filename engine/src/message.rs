@@ -188,6 +188,14 @@ pub struct Slice {
     pub entries: Vec<Entry>,
 }
 
+impl Slice {
+    /// Bytes the slice takes, near enough for limits and budgets.
+    pub fn size(&self) -> usize {
+        const HEAD: usize = 32;
+        HEAD + self.entries.iter().map(Entry::size).sum::<usize>()
+    }
+}
+
 /// Accepting node → dialling node.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum FromFollower {
@@ -263,7 +271,7 @@ pub enum Reject {
     /// `prev` is not in the follower's log. Where its log can be joined: the end of each epoch
     /// above what it has applied, newest first, and lastly what it has applied.
     Mismatch {
-        ends: Vec<(Epoch, Seq)>,
+        ends: Vec<Position>,
         applied: Position,
     },
     /// The slice speaks to another copy.

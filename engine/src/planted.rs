@@ -104,6 +104,10 @@ pub enum Planted {
     FullIsForgotten,
     /// A whole copy is accepted whether it has room or not.
     CopyWithoutRoom,
+    /// A read of the log that gives nothing is asked for again.
+    EmptyReadGoesOn,
+    /// What is needed of the log is said after a flush alone.
+    TrimOnlyOnFlush,
     /// A tainted member that is trusted again counts as one that makes the in-sync set larger.
     TrustMakesRoom,
     /// Entries are applied into a table that is full, while another one is being flushed.
@@ -135,7 +139,7 @@ pub enum Planted {
 }
 
 impl Planted {
-    pub const ALL: [Self; 63] = [
+    pub const ALL: [Self; 65] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -185,6 +189,8 @@ impl Planted {
         Self::UnfitPasses,
         Self::FullIsForgotten,
         Self::CopyWithoutRoom,
+        Self::EmptyReadGoesOn,
+        Self::TrimOnlyOnFlush,
         Self::TrustMakesRoom,
         Self::ApplyWithoutRoom,
         Self::AckWithoutRoom,

@@ -268,14 +268,10 @@ impl From<Reject> for reject::Reason {
     fn from(from: Reject) -> Self {
         match from {
             Reject::StaleEpoch { promised } => Self::StaleEpoch(promised.0),
-            Reject::Mismatch { ends, applied } => {
-                let end =
-                    |(epoch, seq): (Epoch, Seq)| wire::EpochEnd { epoch: epoch.0, seq: seq.0 };
-                Self::Mismatch(wire::Mismatch {
-                    ends: ends.into_iter().map(end).collect(),
-                    applied: Some(applied.into()),
-                })
-            }
+            Reject::Mismatch { ends, applied } => Self::Mismatch(wire::Mismatch {
+                ends: ends.into_iter().map(Into::into).collect(),
+                applied: Some(applied.into()),
+            }),
             Reject::WrongCopy { copy } => Self::WrongCopy(copy.0),
             Reject::Stopped => Self::Stopped(wire::Empty {}),
             Reject::NoSpace => Self::NoSpace(wire::Empty {}),
@@ -289,13 +285,10 @@ impl TryFrom<reject::Reason> for Reject {
     fn try_from(from: reject::Reason) -> Result<Self, Invalid> {
         Ok(match from {
             reject::Reason::StaleEpoch(promised) => Self::StaleEpoch { promised: Epoch(promised) },
-            reject::Reason::Mismatch(mismatch) => {
-                let end = |end: wire::EpochEnd| (Epoch(end.epoch), Seq(end.seq));
-                Self::Mismatch {
-                    ends: mismatch.ends.into_iter().map(end).collect(),
-                    applied: position_of("mismatch.applied", mismatch.applied)?,
-                }
-            }
+            reject::Reason::Mismatch(mismatch) => Self::Mismatch {
+                ends: mismatch.ends.into_iter().map(Into::into).collect(),
+                applied: position_of("mismatch.applied", mismatch.applied)?,
+            },
             reject::Reason::WrongCopy(copy) => Self::WrongCopy { copy: CopyNo(copy) },
             reject::Reason::Stopped(_) => Self::Stopped,
             reject::Reason::NoSpace(_) => Self::NoSpace,

@@ -253,7 +253,7 @@ impl Random {
                 reason: match self.below(5) {
                     0 => Reject::StaleEpoch { promised: Epoch(self.number()) },
                     1 => Reject::Mismatch {
-                        ends: self.list(|r| (Epoch(r.number()), Seq(r.number()))),
+                        ends: self.list(Self::position),
                         applied: self.position(),
                     },
                     2 => Reject::WrongCopy { copy: CopyNo(self.number()) },

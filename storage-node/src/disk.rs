@@ -25,9 +25,11 @@ use std::time::Duration;
 
 use engine::apply::{Needs, ShardState};
 use engine::idempotency::Limits;
-use engine::ids::{Conn, CopyNo, Seq, ShardId, Slots};
+use engine::ids::{Conn, CopyNo, ShardId, Slots};
 use engine::node::{Event, RecoveredReplica};
+use engine::store::log::catch_up::Wanted;
 use engine::store::log::index::Needed;
+use engine::store::log::scan::Place;
 use engine::store::log::{Identity, Record};
 use engine::store::table::Frozen;
 use tokio::sync::oneshot;
@@ -50,6 +52,8 @@ pub struct DiskSettings {
     pub folder: PathBuf,
     /// A segment of the log is full at this size (or after one group).
     pub segment_bytes: usize,
+    /// What is read of the log at least, and all at once.
+    pub block_bytes: usize,
     /// Up to here the log is kept for followers that lack it; beyond, only for this store itself.
     pub log_keep_bytes: usize,
     /// What must be kept for this store itself may make the log so much longer; then it refuses.
@@ -71,6 +75,7 @@ impl DiskSettings {
         Self {
             folder,
             segment_bytes,
+            block_bytes: engine::store::log::index::BLOCK_BYTES,
             log_keep_bytes: 1 << 30,
             log_slack_bytes: 1 << 30,
             // Room for the segments being made, a flush of both tables, and one compaction of them.
@@ -354,9 +359,9 @@ impl Disk {
         answer
     }
 
-    /// [`Event::LogRead`] follows, with what the log holds of the groups synced so far.
-    pub fn read_log(&self, shard: ShardId, from: Seq, bytes_max: usize) {
-        self.log.run(LogJob::Read { shard, from, bytes_max });
+    /// [`Event::LogRead`] follows, with one block's part of what is wanted, as of the groups synced so far.
+    pub fn read_log(&self, wanted: Vec<Wanted>, from: Place, bytes_max: usize) {
+        self.log.run(LogJob::Read { wanted, from, bytes_max });
     }
 
     /// Deletes the segments that nobody needs.

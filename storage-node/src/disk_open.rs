@@ -66,7 +66,7 @@ pub(crate) fn open(settings: &DiskSettings) -> Result<Found, DiskError> {
     let log = LogFolder::open(&folder.join("log"))?;
     // The names in it are as good as what they lead to.
     sync_folder(folder)?;
-    let recovered = recover(&log, &state, &damage_mark)?;
+    let recovered = recover(&log, &state, &damage_mark, settings.block_bytes)?;
     Ok(Found { lock, log, state, recovered, damage_mark, space: Space::of(folder)? })
 }
 
@@ -135,9 +135,14 @@ pub(crate) fn is_still_there(folder: &Path, lock: &File) -> bool {
 
 // ---- recovery ----------------------------------------------------------------------------------
 
-fn recover(log: &LogFolder, state: &State, mark: &DamageMark) -> Result<Recovered, DiskError> {
+fn recover(
+    log: &LogFolder,
+    state: &State,
+    mark: &DamageMark,
+    block_bytes: usize,
+) -> Result<Recovered, DiskError> {
     let segments = log.segments()?;
-    let (mut plan, scanned) = read(log, state, &segments)?;
+    let (mut plan, scanned) = read(log, state, &segments, block_bytes)?;
     let mut damage = mark.read()?;
     if plan.is_damaged() {
         let found = findings(&plan);
@@ -153,7 +158,7 @@ fn recover(log: &LogFolder, state: &State, mark: &DamageMark) -> Result<Recovere
         }
         // At most a first group that never became durable: nobody has heard of this store.
         delete(log, segments.iter().rev())?;
-        let resume = Resume::default();
+        let resume = Resume::empty(block_bytes);
         return Ok(Recovered { replicas: Vec::new(), resume, damage, newer: BTreeSet::new() });
     }
     let newer = plan.stopped();
@@ -169,8 +174,13 @@ fn recover(log: &LogFolder, state: &State, mark: &DamageMark) -> Result<Recovere
 }
 
 /// Reads the state's shard records and the whole log, one segment in memory at a time.
-fn read(log: &LogFolder, state: &State, segments: &[u64]) -> Result<(Plan, Scanned), DiskError> {
-    let mut recovery = Recovery::new(state.view().shards()?);
+fn read(
+    log: &LogFolder,
+    state: &State,
+    segments: &[u64],
+    block_bytes: usize,
+) -> Result<(Plan, Scanned), DiskError> {
+    let mut recovery = Recovery::new(state.view().shards()?).with_block_bytes(block_bytes);
     let mut scanner = Scanner::new(owner(log, segments)?);
     for &segment in segments {
         for group in scanner.segment(segment, &log.read(segment)?) {

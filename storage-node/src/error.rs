@@ -16,7 +16,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use engine::store::log::index::Gone;
+use engine::store::log::catch_up::Gone;
 use rustix::io::Errno;
 
 #[derive(Debug, thiserror::Error)]

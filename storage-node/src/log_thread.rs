@@ -5,18 +5,22 @@
 //! And a reader is sent to bytes that have been written, since it is sent in turn.
 //!
 //! Reading and deleting of segments happens on a thread beside it, so that neither holds up an
-//! fsync; in turn again, so that nobody reads what is being deleted.
+//! fsync; in turn again, so that nobody reads what is being deleted. What is to be carried out of an old
+//! segment is read there, too, and comes back as a job.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Weak, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use engine::ids::{Seq, ShardId};
+use engine::entry::Entry;
+use engine::ids::ShardId;
 use engine::node::Event;
 use engine::store::log::Record;
+use engine::store::log::catch_up::{Carry, Wanted};
 use engine::store::log::group::Owner;
-use engine::store::log::index::{Needed, Piece, read_pieces};
+use engine::store::log::index::{Block, Needed};
 use engine::store::log::scan::Place;
 use engine::store::log::writer::{Resume, Writer};
 
@@ -33,11 +37,13 @@ pub(crate) enum LogJob {
         records: Vec<Record>,
     },
     Read {
-        shard: ShardId,
-        from: Seq,
+        wanted: Vec<Wanted>,
+        from: Place,
         bytes_max: usize,
     },
     Trim(Vec<Needed>),
+    /// Entries of an old block, to go into the next group.
+    Carry(Block, Vec<(ShardId, Entry)>),
     /// Whose log it is and which blocks of groups it has; no answer if nothing was written yet.
     Blocks(mpsc::Sender<(Owner, Vec<(Place, usize)>)>),
     /// All groups before it are durable: says so.
@@ -46,7 +52,7 @@ pub(crate) enum LogJob {
 
 /// The loop's end of it.
 pub(crate) struct LogThread {
-    jobs: Option<mpsc::Sender<LogJob>>,
+    jobs: Option<Arc<mpsc::Sender<LogJob>>>,
     thread: Option<JoinHandle<()>>,
     seen: Arc<Seen>,
     folder: LogFolder,
@@ -77,6 +83,7 @@ impl LogThread {
     ) -> Self {
         const NAME: &str = "dkc-log";
         let (jobs, queue) = mpsc::channel();
+        let jobs = Arc::new(jobs);
         let bytes = AtomicU64::new(resume.index.bytes() as u64);
         let seen = Arc::new(Seen { opened: Instant::now(), fsynced: AtomicU64::new(0), bytes });
         let log = Log {
@@ -87,6 +94,9 @@ impl LogThread {
             segment_bytes: settings.segment_bytes,
             keep_bytes: settings.log_keep_bytes,
             bytes_max: settings.log_keep_bytes.saturating_add(settings.log_slack_bytes),
+            carrying: VecDeque::new(),
+            is_carried: false,
+            jobs: Arc::downgrade(&jobs),
             beside: Workers::start("dkc-log-beside", 1, &alarm),
             tell,
             fullness,
@@ -133,6 +143,12 @@ struct Log {
     segment_bytes: usize,
     keep_bytes: usize,
     bytes_max: usize,
+    /// What is written again, block by block …
+    carrying: VecDeque<Carry>,
+    /// … the first of them in the group being gathered.
+    is_carried: bool,
+    /// This thread's own queue.
+    jobs: Weak<mpsc::Sender<LogJob>>,
     beside: Workers,
     tell: Tell,
     fullness: Arc<Fullness>,
@@ -145,8 +161,14 @@ impl Log {
         for job in queue {
             match job {
                 LogJob::Group { number, records } => self.group(number, records)?,
-                LogJob::Read { shard, from, bytes_max } => self.read(shard, from, bytes_max),
+                LogJob::Read { wanted, from, bytes_max } => self.read(wanted, from, bytes_max),
                 LogJob::Trim(needed) => self.trim(&needed),
+                LogJob::Carry(block, entries) => {
+                    if let Some(writer) = &mut self.writer {
+                        writer.carry(block, entries);
+                        self.is_carried = true;
+                    }
+                }
                 LogJob::Blocks(asker) => {
                     if let Some(writer) = &self.writer {
                         drop(asker.send((writer.owner(), writer.index().blocks())));
@@ -180,21 +202,29 @@ impl Log {
         }
         kill::point("group.synced");
         self.tell.event(Event::Durable { group: number });
+        if std::mem::take(&mut self.is_carried) {
+            self.carrying.pop_front();
+            self.read_what_is_carried();
+        }
         Ok(())
     }
 
-    fn read(&mut self, shard: ShardId, from: Seq, bytes_max: usize) {
+    fn read(&mut self, wanted: Vec<Wanted>, from: Place, bytes_max: usize) {
         let known = match (&self.writer, &self.resume) {
             (Some(writer), _) => Some((writer.owner(), writer.index())),
             (None, resume) => resume.as_ref().map(|resume| (resume.owner, &resume.index)),
         };
         let Some((owner, index)) = known else { return };
-        let pieces = index.read(shard, from, bytes_max);
+        let Some(read) = index.next_read(wanted, from) else { return };
         let (folder, tell) = (self.folder.clone(), self.tell.clone());
         self.beside.run(move || {
-            let read = |piece: Piece| folder.read_at(piece.segment, piece.offset, piece.len);
-            let entries = read_pieces::<_, DiskError>(owner, &pieces, shard, bytes_max, read)?;
-            tell.event(Event::LogRead { shard, from, entries });
+            let at = read.at();
+            let bytes = match read.block {
+                Some(block) => folder.read_at(block.segment, block.offset, block.len)?,
+                None => None,
+            };
+            let parts = read.parts(owner, bytes.as_deref(), bytes_max)?;
+            tell.event(Event::LogRead { at, parts });
             Ok(())
         });
     }
@@ -203,7 +233,8 @@ impl Log {
         // Before its first group this process has applied nothing, so nothing more can go.
         let Some(writer) = &mut self.writer else { return };
         let durable = writer.synced_through();
-        for segment in writer.index().trimmable(needed, self.keep_bytes, durable) {
+        let segments = writer.index().trimmable(needed, self.keep_bytes, durable);
+        for segment in segments {
             writer.index_mut().deleted(segment);
             let folder = self.folder.clone();
             self.beside.run(move || {
@@ -213,7 +244,29 @@ impl Log {
                 Ok(())
             });
         }
+        if self.carrying.is_empty() {
+            self.carrying = writer.index().to_carry(needed, self.keep_bytes).into();
+            self.read_what_is_carried();
+        }
         self.measure();
+    }
+
+    /// Has the next block of what is carried read, to be written with the group that follows.
+    fn read_what_is_carried(&mut self) {
+        let (Some(writer), Some(carry)) = (&self.writer, self.carrying.front()) else { return };
+        let (owner, carry) = (writer.owner(), carry.clone());
+        let (folder, jobs) = (self.folder.clone(), self.jobs.clone());
+        self.beside.run(move || {
+            let block = carry.block;
+            let bytes = folder.read_at(block.segment, block.offset, block.len)?;
+            let entries = match bytes {
+                Some(bytes) => carry.entries(owner, &bytes)?,
+                None => Vec::new(), // Its segment went after all.
+            };
+            // Nothing is carried any more if all of this ends.
+            drop(jobs.upgrade().map(|jobs| jobs.send(LogJob::Carry(block, entries))));
+            Ok(())
+        });
     }
 
     fn measure(&self) {

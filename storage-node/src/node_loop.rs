@@ -327,8 +327,8 @@ impl NodeLoop {
                 self.disk.sync(group);
             }
             Effect::Load { load, needs } => self.disk.load(load, needs),
-            Effect::ReadLog { shard, from, bytes_max } => {
-                self.disk.read_log(shard, from, bytes_max)
+            Effect::ReadLog { wanted, from, bytes_max } => {
+                self.disk.read_log(wanted, from, bytes_max)
             }
             Effect::Flush { flush, table, shards } => self.disk.flush(flush, table, shards),
             Effect::Trim { shards } => self.disk.trim(shards),

@@ -58,6 +58,12 @@ pub struct Options {
     /// Size of a log segment.
     #[arg(long, env = "DKC_SEGMENT_BYTES", default_value_t = 64 << 20)]
     pub segment_bytes: u64,
+    /// The log is read in blocks of this size.
+    #[arg(long, env = "DKC_LOG_BLOCK_BYTES", default_value_t = 1 << 20, hide = true)]
+    pub log_block_bytes: u64,
+    /// What only this node still needs may make the log longer than --log-keep-bytes by this; then it refuses writes.
+    #[arg(long, env = "DKC_LOG_SLACK_BYTES", default_value_t = 1 << 30, hide = true)]
+    pub log_slack_bytes: u64,
     /// Committed changes are in the sorted files after this long.
     #[arg(long, env = "DKC_FLUSH_AFTER_MS", default_value_t = 30_000)]
     pub flush_after_ms: u64,

@@ -203,7 +203,9 @@ fn disk_settings(options: &Options, files: FilePlan) -> DiskSettings {
     let defaults = DiskSettings::new(options.data.clone(), &plan);
     DiskSettings {
         segment_bytes: bytes(options.segment_bytes),
+        block_bytes: bytes(options.log_block_bytes),
         log_keep_bytes: bytes(options.log_keep_bytes),
+        log_slack_bytes: bytes(options.log_slack_bytes),
         ..defaults
     }
 }

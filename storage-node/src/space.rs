@@ -1,7 +1,7 @@
 //! Whether there is room: refuse early, so that what was begun can be finished.
 //!
-//! Three things can be in the way: the log, when entries that are not flushed alone keep it long (the
-//! tail of a frozen shard; carrying them to newer segments comes later); the file system, which
+//! Three things can be in the way: the log, when most of it is entries that can't be flushed (the
+//! tails of frozen shards; a few are carried to newer segments); the file system, which
 //! others may fill too, with bytes or with names (inodes); and a job that waits for room
 //! ([`crate::patience`]), whatever the file system says: a quota is not seen there. Each makes the node refuse with
 //! "no space, not applied".

@@ -306,7 +306,27 @@ impl Node {
         self.flush_if_due(effects);
     }
 
-    fn trim(&self, effects: &mut Vec<Effect>) {
+    /// Says once more what is needed of the log: it may be less without a flush. A follower has acknowledged more, a
+    /// copy was replaced, and of an oldest segment kept by a few entries these are carried, a part each time.
+    pub(super) fn trim_if_due(&mut self, effects: &mut Vec<Effect>) {
+        if self.now >= self.next_trim && !Planted::TrimOnlyOnFlush.is_in(self.settings.planted) {
+            self.trim(effects);
+        }
+    }
+
+    /// The disk is nearly full, or no longer: what a flush and a trim can free is freed now.
+    pub(super) fn on_disk_full(&mut self, full: bool, effects: &mut Vec<Effect>) {
+        self.disk_full = full;
+        if full {
+            self.want_flush();
+            self.flush_if_due(effects);
+            self.next_trim = self.now;
+            self.trim_if_due(effects);
+        }
+    }
+
+    fn trim(&mut self, effects: &mut Vec<Effect>) {
+        self.next_trim = self.now.plus_ms(self.settings.timing.trim_every_ms);
         let existing = self.replicas.values().filter(|replica| replica.trust.exists());
         let shards = existing.map(|replica| self.needed(replica)).collect();
         effects.push(Effect::Trim { shards });
@@ -319,8 +339,7 @@ impl Node {
                 let fed_otherwise =
                     matches!(follower.feed, Feed::NeedsSnapshot | Feed::Snapshot { .. });
                 if !fed_otherwise {
-                    // What it will be sent next follows this one.
-                    members = members.min(follower.acked.prev());
+                    members = members.min(follower.acked);
                 }
             }
             let absent =
@@ -330,9 +349,10 @@ impl Node {
             }
         }
         if let Some(pin) = self.transfers.pin(replica.shard) {
-            members = members.min(pin.prev());
+            members = members.min(pin);
         }
-        Needed { shard: replica.shard, flushed: replica.flushed.seq, members }
+        let (flushed, applied) = (replica.flushed.seq, replica.state.applied.seq);
+        Needed { shard: replica.shard, flushed, applied, members }
     }
 
     /// Makes an empty copy where etcd says that this store is to hold one.

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::ids::{CopyNo, Epoch, Now, Seq, ShardId, StoreBoot};
+use crate::message::Slice;
 
 /// A connection that this node has dialled, to feed a follower.
 #[derive(Clone, Debug)]
@@ -41,6 +42,18 @@ pub struct SentSlice {
     pub upto: Seq,
     /// It ends the skipping that an earlier reject began.
     pub resume: bool,
+}
+
+impl SentSlice {
+    pub fn of(slice: &Slice) -> Self {
+        Self {
+            shard: slice.shard,
+            epoch: slice.epoch,
+            copy: slice.copy,
+            upto: slice.entries.last().map_or(slice.prev.seq, |entry| entry.seq),
+            resume: slice.resume,
+        }
+    }
 }
 
 impl Dialled {

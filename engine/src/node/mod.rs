@@ -18,7 +18,8 @@
 //! `DropRows`, and the reading of `SendSnapshot`) happen in the order given. An acknowledgement
 //! waits inside the machine until the fsync that it speaks of has come back as an event.
 //!
-//! The rooms: [`writes`] takes batches; [`peers`] feeds followers and follows primaries; [`disk`]
+//! The rooms: [`writes`] takes batches; [`peers`] feeds followers and follows primaries, [`catch_up`] feeds from the log on
+//! disk those that lag; [`disk`]
 //! moves commits into the table and the table into the state; [`records`] takes what etcd says;
 //! [`standing`] judges who can acknowledge, [`review`] decides about the in-sync set; [`reads`] takes values and tells them, [`proving`] proves
 //! them current, [`bounded`] lets followers tell how old theirs are; [`snapshots`] moves whole copies;
@@ -32,6 +33,7 @@ mod memory;
 pub mod turn;
 
 mod bounded;
+mod catch_up;
 mod collect;
 mod disk;
 mod expire;
@@ -69,7 +71,9 @@ use crate::replica::Replica;
 use crate::replica::log::ReplicaLog;
 use crate::replica::primary::Primary;
 use crate::store::log::Record;
+use crate::store::log::catch_up::{LogPart, Wanted};
 use crate::store::log::index::Needed;
+use crate::store::log::scan::Place;
 use crate::store::table::{Frozen, Tables};
 
 pub use settings::{Settings, Sizes, Timing};
@@ -138,11 +142,11 @@ pub enum Event {
         values: Vec<Option<i128>>,
         records: Vec<Option<idempotency::Record>>,
     },
-    /// Answers `ReadLog`: entries from `from` on, contiguous; empty if the log no longer holds them.
+    /// Answers `ReadLog`: the block at `at` was read, and this is what it, and the log, hold for those named here. Who is
+    /// not named wants what lies in another block, or had no room in this answer.
     LogRead {
-        shard: ShardId,
-        from: Seq,
-        entries: Vec<Entry>,
+        at: Place,
+        parts: Vec<LogPart>,
     },
     /// The flush is in the state, in one step: loads begun from now on see it.
     Ingested {
@@ -263,9 +267,10 @@ pub enum Effect {
         load: u64,
         needs: Needs,
     },
+    /// One block of the log, for all who want something of it: see `Index::next_read`. Never two at a time.
     ReadLog {
-        shard: ShardId,
-        from: Seq,
+        wanted: Vec<Wanted>,
+        from: Place,
         bytes_max: usize,
     },
     /// Write the table (counters and idempotency records) and the shard records as sorted files
@@ -452,6 +457,7 @@ pub struct Node {
     next_heartbeat: Now,
     next_report: Now,
     next_expire: Now,
+    next_trim: Now,
     reported: Report,
 
     replicas: BTreeMap<ShardId, Replica>,
@@ -483,6 +489,7 @@ pub struct Node {
     proving: proving::Proving,
     bounded: bounded::Bounded,
     transfers: snapshots::Transfers,
+    catch_up: catch_up::CatchUp,
     collecting: collect::Collecting,
 
     /// Shards whose commit may have moved.
@@ -540,6 +547,7 @@ impl Node {
             next_heartbeat: now,
             next_report: now,
             next_expire: now.plus_ms(settings.limits().bucket_ms()),
+            next_trim: now.plus_ms(settings.timing.trim_every_ms),
             reported: Report::default(),
             memory: memory::Memory::of(replicas.values()),
             replicas,
@@ -563,6 +571,7 @@ impl Node {
             proving: proving::Proving::default(),
             bounded: bounded::Bounded::default(),
             transfers: snapshots::Transfers::default(),
+            catch_up: catch_up::CatchUp::default(),
             collecting: collect::Collecting::new(now, settings.collect_every_ms),
             dirty: BTreeSet::new(),
             to_review: BTreeSet::new(),
@@ -629,11 +638,9 @@ impl Node {
             Event::Loaded { load, values, records } => {
                 self.on_loaded(load, values, records, effects);
             }
-            Event::LogRead { shard, from, entries } => {
-                self.on_log_read(shard, from, entries, effects);
-            }
+            Event::LogRead { at, parts } => self.on_log_read(at, parts, effects),
             Event::Ingested { flush } => self.on_ingested(flush, effects),
-            Event::DiskFull(full) => self.disk_full = full,
+            Event::DiskFull(full) => self.on_disk_full(full, effects),
             Event::Room { bytes } => self.room_bytes = bytes,
 
             Event::SnapshotStaged { conn, transfer, state } => {
@@ -679,6 +686,7 @@ impl Node {
         let led = self.replicas.iter().filter(|(_, replica)| replica.primary().is_some());
         self.to_review.extend(led.map(|(&shard, _)| shard));
         self.flush_if_due(effects);
+        self.trim_if_due(effects);
         self.collect_if_due(effects);
         self.expire_if_due(effects);
         self.scrub_if_due(effects);
@@ -702,6 +710,7 @@ impl Node {
         self.advance_claims(effects);
         self.advance_bounded(effects);
         self.send_slices(effects);
+        self.read_log_if_due(effects);
         self.groups.sync_if_idle(self.now, effects);
         self.pay_acks(effects);
         self.leave_if_free(effects);

@@ -3,7 +3,7 @@
 //! A node dials every peer to feed it, and is dialled by every peer to be fed: two connections a
 //! pair. On each, what comes first is who speaks; only then does anything count.
 
-use crate::entry::{Body, Entry, Position};
+use crate::entry::Entry;
 use crate::ids::{Conn, CopyNo, Epoch, Seq, ShardId, StoreBoot, StoreId};
 use crate::message::{FromFollower, Reject, Slice, ToFollower};
 use crate::node::links::{Announced, Dialled, SentSlice};
@@ -120,7 +120,7 @@ impl Node {
     /// if it can't be joined there. Acknowledgements of another process or copy no longer count.
     fn open_feed(&mut self, peer: StoreBoot, shard: ShardId, copy: CopyNo) {
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
-        let last = replica.log.last().seq;
+        let last = replica.log.last();
         let Some(primary) = replica.primary_mut() else { return };
         let Some(follower) = primary.followers.get_mut(&peer.store) else { return };
         if (follower.boot, follower.copy) != (peer.boot, copy) {
@@ -129,7 +129,7 @@ impl Node {
                 follower.acked = Seq(0);
             }
         }
-        follower.next = last.next();
+        follower.sent = last;
         follower.proven = false;
         follower.tried = None;
         follower.feed = Feed::Streaming { opening: true };
@@ -202,9 +202,12 @@ impl Node {
             return;
         }
         let (commit, planted) = (replica.commit, self.settings.planted);
-        let joined = match &reason {
-            Reject::Mismatch { ends, applied } => join_point(&replica.log, ends, *applied),
-            _ => Seq(0),
+        let (joined, applied) = match &reason {
+            Reject::Mismatch { ends, applied } => {
+                let own = replica.log.position(applied.seq);
+                (join_point(&replica.log, ends, *applied), own.unwrap_or(*applied))
+            }
+            _ => Default::default(),
         };
         let Some(primary) = replica.primary_mut() else { return };
         let counted = primary.record.isr.contains(&peer.store)
@@ -212,15 +215,15 @@ impl Node {
         let Some(follower) = primary.followers.get_mut(&peer.store) else { return };
         let mut lost = false;
         match reason {
-            Reject::Mismatch { applied, .. } => {
+            Reject::Mismatch { .. } => {
                 // Tried there before: the epochs agree, the chain does not. What the follower has
                 // applied is the last resort.
-                let from = if follower.tried == Some(joined) { applied.seq } else { joined };
-                follower.tried = Some(joined);
-                follower.next = from.next();
+                let again = follower.tried == Some(joined.seq);
+                follower.tried = Some(joined.seq);
+                follower.sent = if again { applied } else { joined };
                 follower.proven = false;
                 follower.feed = Feed::Streaming { opening: true };
-                lost = counted && joined < commit;
+                lost = counted && joined.seq < commit;
             }
             Reject::WrongCopy { copy: CopyNo(0) } => follower.feed = Feed::Cut,
             Reject::WrongCopy { copy } => self.open_feed(peer, shard, copy),
@@ -292,7 +295,7 @@ impl Node {
         let room = link
             .room(limit(Planted::WindowIgnored, sizes.window_bytes))
             .min(limit(Planted::MessageUnlimited, sizes.message_bytes));
-        let (mut slices, mut sent, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let (mut slices, mut bytes) = (Vec::new(), 0);
         for shard in shards {
             if bytes >= room {
                 self.to_send.insert((store, shard)); // The next ack makes room.
@@ -301,23 +304,26 @@ impl Node {
             let Some(slice) = self.next_slice(store, shard, room - bytes, effects) else {
                 continue;
             };
-            bytes += slice.entries.iter().map(Entry::size).sum::<usize>() + 32;
-            sent.push(SentSlice {
-                shard,
-                epoch: slice.epoch,
-                copy: slice.copy,
-                upto: slice.entries.last().map_or(slice.prev.seq, |entry| entry.seq),
-                resume: slice.resume,
-            });
+            bytes += slice.size();
             slices.push(slice);
         }
-        if slices.is_empty() {
-            return;
-        }
-        let Some(link) = self.dialled.get_mut(&conn) else { return };
+        self.send_append(store, slices, effects);
+    }
+
+    /// Sends these slices in one message, and counts them until they are acknowledged.
+    pub(super) fn send_append(
+        &mut self,
+        store: StoreId,
+        slices: Vec<Slice>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(&conn) = self.dialled_to.get(&store) else { return };
+        let Some(link) = self.dialled.get_mut(&conn).filter(|_| !slices.is_empty()) else { return };
         for slice in &slices {
             link.commits_told.insert(slice.shard, (slice.epoch, slice.commit));
         }
+        let bytes = slices.iter().map(Slice::size).sum();
+        let sent = slices.iter().map(SentSlice::of).collect();
         let n = link.sent(self.now, bytes, sent);
         let message = ToFollower::Append { n, slices };
         effects.push(Effect::ToFollower { conn, message });
@@ -334,7 +340,7 @@ impl Node {
         let (slots, commit) = (replica.slots, replica.commit);
         let (base, last) = (replica.log.base().seq, replica.log.last().seq);
         let crate::replica::Role::Primary(primary) = &mut replica.role else { return None };
-        let (epoch, active) = (primary.epoch, primary.active);
+        let (epoch, commit) = (primary.epoch, primary.announced(commit));
         let follower = primary.followers.get_mut(&store)?;
         let opening = match follower.feed {
             Feed::Streaming { opening } => opening,
@@ -344,117 +350,29 @@ impl Node {
             }
             _ => return None,
         };
-        if !opening && follower.next > last {
+        if !opening && follower.sent.seq >= last {
             return None;
         }
-        let prev = follower.next.prev();
-        if prev < base {
-            // Reading begins one earlier, for the position that the entries follow. That of what is flushed is known, and
-            // its entry may be gone: a copy of the state is followed from there.
-            let after = Some(replica.flushed).filter(|flushed| flushed.seq == prev);
-            let from = if after.is_some() { follower.next } else { Seq(prev.0.max(1)) };
-            follower.feed = Feed::Reading { from, after };
-            let bytes_max = self.settings.sizes.read_log_bytes;
-            effects.push(Effect::ReadLog { shard, from, bytes_max });
+        let prev = follower.sent;
+        if prev.seq < base {
+            follower.feed = Feed::FromLog { opening };
+            self.catch_up.begin(store, shard);
             return None;
         }
-        let prev = replica.log.position(prev)?;
-        let entries = replica.log.slice(follower.next, bytes_max);
-        follower.next = entries.last().map_or(follower.next, |entry| entry.seq.next());
+        if replica.log.position(prev.seq) != Some(prev) {
+            // It has applied what is not in this log.
+            follower.feed = Feed::NeedsSnapshot;
+            self.to_send.insert((store, shard));
+            return None;
+        }
+        let entries = replica.log.slice(prev.seq.next(), bytes_max);
+        follower.sent = entries.last().map_or(prev, Entry::position);
         follower.feed = Feed::Streaming { opening: false };
-        if follower.next <= last {
+        if follower.sent.seq < last {
             self.to_send.insert((store, shard));
         }
-        // Until its barrier is committed a primary announces no commit.
-        let commit = if active { commit } else { Seq(0) };
         let copy = follower.copy;
         Some(Slice { shard, slots, epoch, copy, prev, commit, resume: opening, entries })
-    }
-
-    /// Older entries have come from the log on disk: sent as they are, if they still fit.
-    pub(super) fn on_log_read(
-        &mut self,
-        shard: ShardId,
-        from: Seq,
-        entries: Vec<Entry>,
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(replica) = self.replicas.get_mut(&shard) else { return };
-        let base = replica.log.base();
-        let Some(primary) = replica.primary_mut() else { return };
-        let waiting: Vec<_> = primary
-            .followers
-            .iter()
-            .filter_map(|(&store, follower)| match follower.feed {
-                Feed::Reading { from: asked, after } if asked == from => Some((store, after)),
-                _ => None,
-            })
-            .collect();
-        // What the disk gave must be the log that this replica has: contiguous, intact, and
-        // chained up to what is in memory if it reaches that far.
-        let intact = |entry: &Entry| match &entry.body {
-            Body::Ops(batch) => batch.is_intact(),
-            _ => true,
-        };
-        let starts = entries.first().is_some_and(|entry| entry.seq == from);
-        let chained =
-            entries.windows(2).all(|pair| pair[1].follows(pair[0].position()) && intact(&pair[1]));
-        let meets = entries
-            .iter()
-            .find(|entry| entry.seq == base.seq)
-            .is_none_or(|entry| entry.chain == base.chain);
-        for (store, after) in waiting {
-            let Some(follower) = self.follower_mut(store, shard) else { continue };
-            let follows =
-                after.zip(entries.first()).is_none_or(|(after, first)| first.follows(after));
-            if starts && chained && meets && follows {
-                self.send_read(store, shard, &entries, after, effects);
-            } else {
-                follower.feed = Feed::NeedsSnapshot;
-            }
-            self.to_send.insert((store, shard));
-        }
-    }
-
-    fn send_read(
-        &mut self,
-        store: StoreId,
-        shard: ShardId,
-        entries: &[Entry],
-        after: Option<Position>,
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(&conn) = self.dialled_to.get(&store) else { return };
-        let Some(replica) = self.replicas.get_mut(&shard) else { return };
-        let (slots, commit, base) = (replica.slots, replica.commit, replica.log.base().seq);
-        let crate::replica::Role::Primary(primary) = &mut replica.role else { return };
-        let (epoch, active) = (primary.epoch, primary.active);
-        let Some(follower) = primary.followers.get_mut(&store) else { return };
-        let wanted = |entry: &&Entry| entry.seq >= follower.next && entry.seq <= base;
-        let sending: Vec<_> = entries.iter().filter(wanted).cloned().collect();
-        let before = follower.next.prev();
-        let read = || entries.iter().map(Entry::position).find(|position| position.seq == before);
-        let prev = match after.filter(|after| after.seq == before).or_else(read) {
-            Some(position) => position,
-            None if before == Seq(0) => Position::default(),
-            None => {
-                follower.feed = Feed::NeedsSnapshot;
-                return;
-            }
-        };
-        let Some(link) = self.dialled.get_mut(&conn) else { return };
-        let upto = sending.last().map_or(prev.seq, |entry| entry.seq);
-        follower.next = upto.next();
-        follower.feed = Feed::Streaming { opening: false };
-        let bytes = sending.iter().map(Entry::size).sum();
-        let copy = follower.copy;
-        let n =
-            link.sent(self.now, bytes, vec![SentSlice { shard, epoch, copy, upto, resume: true }]);
-        let commit = if active { commit } else { Seq(0) };
-        let slice =
-            Slice { shard, slots, epoch, copy, prev, commit, resume: true, entries: sending };
-        let message = ToFollower::Append { n, slices: vec![slice] };
-        effects.push(Effect::ToFollower { conn, message });
     }
 
     /// Tells every follower that this node is alive, and the commits that have moved.

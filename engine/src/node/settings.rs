@@ -101,7 +101,8 @@ pub struct Sizes {
     /// Most bytes of entries in one message, beside one entry that may be a request with a token of
     /// 12 MiB (the limit on the wire is 16 MiB).
     pub message_bytes: usize,
-    /// Read from the log on disk for a follower that lags, at a time.
+    /// Most bytes of entries from the log on disk, for all followers that lag, at a time, beside one entry: more than a
+    /// block has, so that none is read twice, and no more than a message may have.
     pub read_log_bytes: usize,
     /// The largest payload of a batch that is ordered.
     pub batch_bytes_limit: usize,
@@ -126,7 +127,7 @@ impl Default for Sizes {
             group_bytes_max: 1 << 20,
             window_bytes: 16 << 20,
             message_bytes: 3 << 20,
-            read_log_bytes: 1 << 20,
+            read_log_bytes: 3 << 20,
             batch_bytes_limit: BATCH_BYTES_LIMIT,
             waiting_reads_max: 100_000,
             waiting_read_bytes_max: 32 << 20,
@@ -168,6 +169,8 @@ pub struct Timing {
     pub etcd_fresh_ms: u64,
     /// After a whole copy that could not be sent or taken, none is begun for so long.
     pub copy_again_ms: u64,
+    /// What is needed of the log is said this often, beside after each flush.
+    pub trim_every_ms: u64,
 }
 
 impl Default for Timing {
@@ -185,6 +188,7 @@ impl Default for Timing {
             join_again_ms: 5_000,
             etcd_fresh_ms: 3_000,
             copy_again_ms: 1_000,
+            trim_every_ms: 1_000,
         }
     }
 }

@@ -302,6 +302,7 @@ impl Node {
         let shard = incoming.shard;
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
         replica.install(&mut turn_of!(self, effects), incoming.state);
+        self.next_trim = self.now; // The former copy keeps nothing of the log any more.
         self.snapshot += 1;
         self.announce_copy(shard, effects);
         if self.accepted.contains_key(&conn) {
@@ -320,6 +321,7 @@ impl Node {
             return; // Being replaced right now: the next look will find it.
         }
         replica.drop_copy(&mut turn_of!(self, effects));
+        self.next_trim = self.now;
         self.announce_copy(shard, effects);
         match after_flush {
             None => self.drop_rows(shard, effects),

@@ -96,7 +96,7 @@ impl Node {
             Feed::NeedsSnapshot | Feed::Snapshot { .. } => Standing::Filling,
             Feed::Cut if connected => Standing::NoCopy,
             // Without a connection it is silent in a second.
-            Feed::Cut | Feed::Streaming { .. } | Feed::Reading { .. } => Standing::Good,
+            Feed::Cut | Feed::Streaming { .. } | Feed::FromLog { .. } => Standing::Good,
         }
     }
 

@@ -16,6 +16,8 @@ use crate::key::CounterKey;
 use crate::message::{Answer, Refusal, Reject, Slice};
 use crate::ops::{self, Op, OpKind};
 
+mod feeding;
+
 const A: StoreBoot = StoreBoot { store: StoreId(1), boot: Boot(1) };
 const B: StoreBoot = StoreBoot { store: StoreId(2), boot: Boot(1) };
 const GATEWAY: Conn = Conn(100);
@@ -462,10 +464,11 @@ fn a_copy_of_the_state_is_followed_by_the_first_entry_after_it() {
     let reason = Reject::Mismatch { ends: vec![], applied };
     let reject = FromFollower::Reject { n: 5, shard: SHARD, reason };
     let effects = bench.on(Event::FromFollower { conn: TO_B, message: reject });
-    let read = |effect: &Effect| matches!(effect, Effect::ReadLog { from: Seq(2), .. });
-    assert!(effects.iter().any(read), "{effects:?}");
-    let event = Event::LogRead { shard: SHARD, from: Seq(2), entries: entries.clone() };
-    let effects = bench.on(event);
+    let wanted = Wanted { shard: SHARD, after: applied };
+    let reads = |effect: &Effect| matches!(effect, Effect::ReadLog { wanted: these, .. } if *these == [wanted]);
+    assert!(effects.iter().any(reads), "{effects:?}");
+    let part = LogPart { shard: SHARD, prev: applied, entries: entries.clone() };
+    let effects = bench.on(Event::LogRead { at: Place::default(), parts: vec![part] });
     let sent = effects.iter().find_map(|effect| match effect {
         Effect::ToFollower { message: ToFollower::Append { slices, .. }, .. } => slices.first(),
         _ => None,

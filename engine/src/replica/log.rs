@@ -249,15 +249,16 @@ impl ReplicaLog {
         self.position(seq).map(|position| position.epoch)
     }
 
-    /// The last seq of each epoch above `applied`, newest first: where a primary may join this log.
-    pub fn ends_above(&self, applied: Seq) -> Vec<(Epoch, Seq)> {
+    /// The last position of each epoch above `applied`, newest first: where a primary may join this log.
+    pub fn ends_above(&self, applied: Seq) -> Vec<Position> {
         let mut ends = Vec::new();
         let mut end = self.last().seq;
-        for &(epoch, first) in self.epochs.iter().rev() {
+        for &(_, first) in self.epochs.iter().rev() {
             if end <= applied {
                 break;
             }
-            ends.push((epoch, end));
+            // What is not applied is in memory.
+            ends.extend(self.position(end));
             end = first.prev();
         }
         ends
@@ -303,11 +304,12 @@ mod tests {
 
     #[test]
     fn ends_are_the_last_seqs_of_the_epochs() {
-        let want = [(Epoch(5), Seq(6)), (Epoch(4), Seq(3)), (Epoch(1), Seq(2))];
-        assert_eq!(log().ends_above(Seq(0)), want);
-        assert_eq!(log().ends_above(Seq(3)), want[..1]);
-        assert_eq!(log().end_of(Epoch(1)), Some(Seq(2)));
-        assert_eq!(log().end_of(Epoch(2)), None);
+        let log = log();
+        let want = [6, 3, 2].map(|seq| log.position(Seq(seq)).unwrap());
+        assert_eq!(log.ends_above(Seq(0)), want);
+        assert_eq!(log.ends_above(Seq(3)), want[..1]);
+        assert_eq!(log.end_of(Epoch(1)), Some(Seq(2)));
+        assert_eq!(log.end_of(Epoch(2)), None);
     }
 
     #[test]
@@ -317,7 +319,7 @@ mod tests {
         log.truncate(Seq(2));
         assert_eq!(log.last().seq, Seq(2));
         assert_eq!(log.durable(), Seq(2));
-        assert_eq!(log.ends_above(Seq(0)), [(Epoch(1), Seq(2))]);
+        assert_eq!(log.ends_above(Seq(0)), [log.last()]);
     }
 
     #[test]

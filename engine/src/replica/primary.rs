@@ -78,8 +78,9 @@ pub struct Follower {
     pub acked: Seq,
     /// It has acknowledged the slice that opened its feed: the copy is what this node believes.
     pub proven: bool,
-    /// The next seq to send.
-    pub next: Seq,
+    /// What is sent next follows this position. Up to where this primary's log reaches back in memory it is one of that
+    /// log; below, it may be what the follower has told, to be compared with what is read from the disk.
+    pub sent: Position,
     pub feed: Feed,
     /// It lacked what it had acknowledged: out of the in-sync set, and filled anew.
     pub short: bool,
@@ -101,10 +102,9 @@ pub enum Feed {
     Streaming {
         opening: bool,
     },
-    /// Older entries are being read from the log on disk. `after`: what they follow, if its entry may be gone.
-    Reading {
-        from: Seq,
-        after: Option<Position>,
+    /// Older entries are read from the log on disk. `opening`: as above.
+    FromLog {
+        opening: bool,
     },
     /// It needs a whole copy.
     NeedsSnapshot,
@@ -120,7 +120,7 @@ impl Follower {
             copy: CopyNo(0),
             acked: Seq(0),
             proven: false,
-            next: Seq(0),
+            sent: Position::default(),
             feed: Feed::Cut,
             short: false,
             tried: None,
@@ -130,7 +130,7 @@ impl Follower {
 
     /// It is connected and gets entries.
     pub fn is_fed(&self) -> bool {
-        matches!(self.feed, Feed::Streaming { .. } | Feed::Reading { .. })
+        matches!(self.feed, Feed::Streaming { .. } | Feed::FromLog { .. })
     }
 }
 
@@ -265,6 +265,11 @@ impl Primary {
             let proven = follower.proven && feeds(&follower.feed);
             follower.acked >= needed && proven && !follower.short
         })
+    }
+
+    /// What followers may be told of this commit: until its barrier is committed a primary announces none.
+    pub fn announced(&self, commit: Seq) -> Seq {
+        if self.active { commit } else { Seq(0) }
     }
 
     /// A proposal is under way or its outcome unknown.

@@ -8,18 +8,20 @@
 //! committed and every later primary holds them.
 
 use crate::entry::Position;
-use crate::ids::{Epoch, Seq};
 use crate::replica::log::ReplicaLog;
 
-/// The last seq at which both logs agree, judged by epochs. `ends` are the follower's, newest
-/// first, down to what it has applied.
-pub fn join_point(own: &ReplicaLog, ends: &[(Epoch, Seq)], applied: Position) -> Seq {
-    for &(epoch, end) in ends {
-        if let Some(own_end) = own.end_of(epoch) {
-            return end.min(own_end).max(applied.seq);
+/// The last position at which both logs agree, judged by epochs. `ends` are the follower's, newest
+/// first, down to what it has applied. Below what `own` has in memory it is as the follower tells
+/// it, and what follows is compared with it when it is read from the disk.
+pub fn join_point(own: &ReplicaLog, ends: &[Position], applied: Position) -> Position {
+    for end in ends {
+        if let Some(own_end) = own.end_of(end.epoch) {
+            let seq = end.seq.min(own_end).max(applied.seq);
+            let told = (seq == end.seq).then_some(*end);
+            return own.position(seq).or(told).unwrap_or(applied);
         }
     }
-    applied.seq
+    own.position(applied.seq).unwrap_or(applied)
 }
 
 #[cfg(test)]
@@ -27,7 +29,7 @@ mod tests {
     use super::*;
     use crate::apply::Decoded;
     use crate::entry::{Body, Entry};
-    use crate::ids::TimeMs;
+    use crate::ids::{Epoch, Seq, TimeMs};
 
     fn log(epochs: &[u64]) -> ReplicaLog {
         let mut log = ReplicaLog::from(Position::default());
@@ -43,7 +45,15 @@ mod tests {
         let follower = log(follower);
         let applied = follower.position(Seq(applied)).unwrap();
         let ends = follower.ends_above(applied.seq);
-        assert_eq!(join_point(&log(primary), &ends, applied), Seq(want));
+        let mut primary = log(primary);
+        let joined = join_point(&primary, &ends, applied);
+        assert_eq!(Some(joined), primary.position(Seq(want)));
+        // With nothing of it in memory: at an end of the follower's, or else at what it has applied.
+        let last = primary.last().seq;
+        (1..=last.0).for_each(|seq| primary.on_applied(Seq(seq)));
+        primary.shrink(last, usize::MAX);
+        let end = ends.iter().find(|end| end.seq == Seq(want)).copied().unwrap_or(applied);
+        assert_eq!(join_point(&primary, &ends, applied), end);
     }
 
     #[test]

@@ -188,6 +188,8 @@ impl Found {
                     Held { slots: state.slots, base: state.applied, last: state.applied.seq };
                 self.small.copy = copy;
                 self.small.held = Some(held);
+                // A later primary must not read what the former copy wrote, nor may it keep a segment.
+                plan.resume.index.forget(shard, Seq(0));
                 Some(self.replay(state))
             }
             (Some((_, state)), Some(_)) if same => Some(self.replay(state)),
@@ -244,8 +246,9 @@ mod tests {
     use super::*;
     use crate::entry::Position;
     use crate::ids::{Epoch, TimeMs};
+    use crate::store::log::catch_up::Wanted;
     use crate::store::log::group::SegmentHeader;
-    use crate::store::log::scan::Scanner;
+    use crate::store::log::scan::{Place, Scanner};
     use crate::store::log::writer::Writer;
     use crate::store::testing::{Segments, random_log};
 
@@ -372,6 +375,19 @@ mod tests {
         let all = entries(4);
         let groups = vec![vec![copy(1, Position::default())], appends(&all)];
         check(state(2, all[1].position()), groups, (2, 1, Some((2, vec![], false)), 0));
+    }
+
+    /// Nor does a follower get any of it: the index knows nothing of void entries.
+    #[test]
+    fn void_entries_are_not_read() {
+        let all = entries(4);
+        let segments = log(vec![vec![copy(1, Position::default())], appends(&all)]);
+        let read = |plan: Plan, after: Position| {
+            let wanted = vec![Wanted { shard: SHARD, after }];
+            plan.resume.index.next_read(wanted, Place::default()).and_then(|read| read.block)
+        };
+        assert!(read(recover(state(1, all[1].position()), &segments), all[1].position()).is_some());
+        assert!(read(recover(state(2, all[1].position()), &segments), all[1].position()).is_none());
     }
 
     #[test]

@@ -300,11 +300,12 @@ fn flushed(folder: &Path) {
     let needed = engine::store::log::index::Needed {
         shard: SHARD,
         flushed: everything,
+        applied: everything,
         members: everything,
     };
     bench.disk.trim(vec![needed]);
     // Behind the trimming.
-    bench.disk.read_log(SHARD, everything, 1);
+    bench.disk.read_log(crate::running::wanted(30), Default::default(), 1);
     assert!(matches!(bench.event(), Event::LogRead { .. }));
 }
 

@@ -38,6 +38,7 @@ pub(crate) fn settings(folder: &Path) -> DiskSettings {
     let plan = MemoryPlan::of(32 << 20);
     DiskSettings {
         segment_bytes: 16 << 10,
+        block_bytes: 4 << 10,
         log_keep_bytes: 64 << 10,
         free_bytes_min: 0,
         readers: 2,
@@ -433,7 +434,7 @@ impl Pair {
             Effect::Write(record) => disk.write(record),
             Effect::Sync { group } => disk.sync(group),
             Effect::Load { load, needs } => disk.load(load, needs),
-            Effect::ReadLog { shard, from, bytes_max } => disk.read_log(shard, from, bytes_max),
+            Effect::ReadLog { wanted, from, bytes_max } => disk.read_log(wanted, from, bytes_max),
             Effect::Flush { flush, table, shards } => disk.flush(flush, table, shards),
             Effect::Trim { shards } => disk.trim(shards),
             Effect::DropRows { shard, slots } => disk.drop_rows(shard, slots),

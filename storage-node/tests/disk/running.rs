@@ -6,11 +6,14 @@ use std::time::{Duration, Instant};
 
 use engine::apply::{Needs, ShardState};
 use engine::digest;
-use engine::entry::Position;
-use engine::ids::{CopyNo, Epoch, Seq, ShardId, Slots};
+use engine::entry::{Body, Entry, Position};
+use engine::ids::{CopyNo, Epoch, Seq, ShardId, Slots, TimeMs};
 use engine::key::{self, CounterKey};
 use engine::node::Event;
+use engine::store::log::Record;
+use engine::store::log::catch_up::{LogPart, Wanted};
 use engine::store::log::index::Needed;
+use engine::store::log::scan::Place;
 use engine::store::table::{Frozen, Table};
 use storage_node::disk::DiskSettings;
 use storage_node::error::DiskError;
@@ -93,18 +96,34 @@ fn changes_of_the_state_happen_in_the_order_asked_for() {
     assert_eq!(load(&mut bench, "a"), Some(7));
 }
 
-fn read_log(bench: &mut Bench, from: u64, bytes_max: usize) -> Vec<u64> {
-    bench.disk.read_log(SHARD, Seq(from), bytes_max);
+pub(crate) fn wanted(after: u64) -> Vec<Wanted> {
+    let after = Position { seq: Seq(after), ..Position::default() };
+    vec![Wanted { shard: SHARD, after }]
+}
+
+/// All that follows `after`, read block by block, each read of at most so many bytes.
+fn read_log(bench: &mut Bench, mut after: u64, bytes_max: usize) -> Vec<u64> {
+    let mut seqs = Vec::new();
+    let mut place = Place::default();
     loop {
-        if let Event::LogRead { from: seq, entries, .. } = bench.event() {
-            assert_eq!(seq, Seq(from));
-            return entries.iter().map(|entry| entry.seq.0).collect();
-        }
+        bench.disk.read_log(wanted(after), place, bytes_max);
+        let parts = loop {
+            if let Event::LogRead { at, parts } = bench.event() {
+                place = at;
+                break parts;
+            }
+        };
+        let [LogPart { shard: SHARD, prev, entries }] = &parts[..] else { panic!("{parts:?}") };
+        assert_eq!(prev.seq, Seq(after));
+        let Some(last) = entries.last() else { return seqs };
+        after = last.seq.0;
+        seqs.extend(entries.iter().map(|entry| entry.seq.0));
     }
 }
 
 fn needed(flushed: u64, members: u64) -> Vec<Needed> {
-    vec![Needed { shard: SHARD, flushed: Seq(flushed), members: Seq(members) }]
+    let flushed = Seq(flushed);
+    vec![Needed { shard: SHARD, flushed, applied: flushed, members: Seq(members) }]
 }
 
 #[test]
@@ -112,13 +131,13 @@ fn the_log_is_read_back_until_it_is_trimmed() {
     let (folder, mut bench) = open();
     bench.begin_copy();
     bench.append(30, 2_000);
-    assert_eq!(read_log(&mut bench, 1, usize::MAX), (1..=30).collect::<Vec<_>>());
-    assert_eq!(read_log(&mut bench, 4, 1), [4]);
-    assert_eq!(read_log(&mut bench, 31, usize::MAX), Vec::<u64>::new());
+    assert_eq!(read_log(&mut bench, 0, usize::MAX), (1..=30).collect::<Vec<_>>());
+    assert_eq!(read_log(&mut bench, 3, 1), (4..=30).collect::<Vec<_>>());
+    assert_eq!(read_log(&mut bench, 30, usize::MAX), Vec::<u64>::new());
     let before = torn::segments(folder.path()).len();
     bench.disk.trim(needed(30, 12));
-    assert_eq!(read_log(&mut bench, 1, usize::MAX), Vec::<u64>::new());
-    assert_eq!(read_log(&mut bench, 13, usize::MAX), (13..=30).collect::<Vec<_>>());
+    assert_eq!(read_log(&mut bench, 0, usize::MAX), Vec::<u64>::new());
+    assert_eq!(read_log(&mut bench, 12, usize::MAX), (13..=30).collect::<Vec<_>>());
     let after = torn::segments(folder.path()).len();
     assert!(after < before && after > 1, "{before} segments, then {after}");
     // What is trimmed was flushed: here it was not, and a start notices.
@@ -141,6 +160,47 @@ fn a_log_that_can_not_shrink_refuses_until_it_can() {
     bench.disk.trim(needed(60, 60));
     bench.append(1, 10);
     assert_eq!(bench.full, [true, false]);
+}
+
+/// A copy that applies nothing, of a shard of its own, among the first groups of the log: all that follows would stay with
+/// it. Its entries are written again and the log shrinks; a start finds them where they are now.
+#[test]
+fn what_alone_keeps_the_log_long_is_carried() {
+    const STUCK: ShardId = ShardId(9);
+    let folder = tempfile::tempdir().unwrap();
+    let small =
+        DiskSettings { log_keep_bytes: 40_000, log_slack_bytes: 40_000, ..settings(folder.path()) };
+    let mut bench = Bench::with(small.clone()).unwrap();
+    bench.begin_copy();
+    let slots = Slots { lo: STUCK.0, hi: STUCK.0 };
+    let (copy, base) = (CopyNo(1), Position::default());
+    bench.group(vec![Record::Copy { shard: STUCK, slots, copy, base }]);
+    let mut stuck = base;
+    for _ in 0..5 {
+        let entry = Entry::after(stuck, Epoch(1), TimeMs(0), Body::Barrier);
+        stuck = entry.position();
+        bench.group(vec![Record::Append { shard: STUCK, entry }]);
+    }
+    bench.append(60, 2_000);
+    assert_eq!(bench.full, [true]);
+    let nothing = Seq(0);
+    let (members, applied) = (nothing, nothing);
+    let needs = Needed { shard: STUCK, flushed: nothing, applied, members };
+    // Each trim lets go of what it may; what is carried is read beside and goes with the groups that follow.
+    let begun = Instant::now();
+    while bench.disk.log_bytes() > 40_000 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{} bytes", bench.disk.log_bytes());
+        bench.disk.trim([needed(60, 60), vec![needs]].concat());
+        bench.group(Vec::new());
+    }
+    bench.append(1, 10);
+    assert_eq!(bench.full, [true, false]);
+    drop(bench);
+    let opened = Bench::with(small).unwrap().opened;
+    let found = opened.replicas.iter().find(|replica| replica.shard == STUCK).unwrap();
+    let content = found.content.as_ref().expect("its copy");
+    let seqs: Vec<_> = content.entries.iter().map(|entry| entry.seq.0).collect();
+    assert_eq!((seqs, content.suspect), ((1..=5).collect(), false));
 }
 
 #[test]
@@ -196,7 +256,7 @@ fn a_changed_byte_in_the_log_is_never_read_as_missing() {
     let mut bytes = fs::read(&path).unwrap();
     bytes[group.offset + group.len - 1] ^= 1;
     fs::write(&path, bytes).unwrap();
-    bench.disk.read_log(SHARD, Seq(3), usize::MAX);
+    bench.disk.read_log(wanted(2), Place::default(), usize::MAX);
     let failed = bench.told().expect_err("a failure");
     assert!(matches!(failed, DiskError::Damage { .. }), "{failed}");
     assert_eq!(failed.exit_code(), 5);

@@ -56,6 +56,10 @@ pub enum Path {
     CopyDropped,
     /// A follower refused a whole copy that had no room.
     CopyWithoutRoom,
+    /// Entries that alone kept an old segment of the log were written again.
+    EntriesCarried,
+    /// What a store needed for itself made its log too long, or did so no longer.
+    LogTooLong,
 
     // -- exactly once
     /// A batch was committed again in a later epoch, and only its first place counted.
@@ -105,7 +109,7 @@ pub enum Path {
 }
 
 impl Path {
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 39] = [
         Self::TailSurvived,
         Self::TailTruncated,
         Self::FailoverWithoutData,
@@ -124,6 +128,8 @@ impl Path {
         Self::SnapshotInterrupted,
         Self::CopyDropped,
         Self::CopyWithoutRoom,
+        Self::EntriesCarried,
+        Self::LogTooLong,
         Self::DuplicateAfterFailover,
         Self::SessionCollected,
         Self::SessionExpired,
@@ -188,7 +194,7 @@ impl Coverage {
                 let cut = self.transfers.extract_if(.., gone).count();
                 (0..cut).for_each(|_| self.reached(Path::SnapshotInterrupted));
             }
-            Event::LogRead { entries, .. } if !entries.is_empty() => {
+            Event::LogRead { parts, .. } if parts.iter().any(|part| !part.entries.is_empty()) => {
                 self.reached(Path::FedFromLog);
             }
             Event::SnapshotInstalled { .. } => self.reached(Path::FilledBySnapshot),

@@ -10,13 +10,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use engine::apply::{Needs, ShardState};
-use engine::entry::Entry;
 use engine::idempotency::{Record, RecordId};
-use engine::ids::{Conn, CopyNo, Seq, ShardId, Slots, StoreId};
+use engine::ids::{Conn, CopyNo, ShardId, Slots, StoreId};
 use engine::key::CounterKey;
 use engine::node::RecoveredReplica;
 use engine::store::layout::{self, Change, RowKey};
+use engine::store::log::catch_up::{LogPart, Wanted};
 use engine::store::log::index::Needed;
+use engine::store::log::scan::Place;
 use engine::store::log::writer::Resume;
 use engine::store::log::{Identity, Record as LogRecord};
 use engine::store::recovery::Plan;
@@ -51,9 +52,8 @@ pub enum DiskDone {
         records: Vec<Option<Record>>,
     },
     LogRead {
-        shard: ShardId,
-        from: Seq,
-        entries: Vec<Entry>,
+        at: Place,
+        parts: Vec<LogPart>,
     },
     /// An ingest is to be performed now.
     Ingest {
@@ -66,6 +66,8 @@ pub enum DiskDone {
         transfer: u64,
         bytes: u64,
     },
+    /// The log is too long, or no longer.
+    LogFull(bool),
     /// What was written can't be read any more: nothing can be relied upon.
     Damaged,
 }
@@ -118,7 +120,7 @@ pub struct Opened {
 /// What the log is asked to do, one after the other.
 enum LogJob {
     Group { number: u64, records: Vec<LogRecord> },
-    Read { shard: ShardId, from: Seq, bytes_max: usize },
+    Read { wanted: Vec<Wanted>, from: Place, bytes_max: usize },
     Trim(Vec<Needed>),
 }
 
@@ -182,6 +184,8 @@ struct Open {
     /// The group that was asked for last, and the last one whose fsync came back.
     asked: u64,
     synced: u64,
+    /// The log was too long when last looked at.
+    full: bool,
 }
 
 impl Disk {
@@ -225,11 +229,11 @@ impl Disk {
         &mut self,
         core: &mut Core,
         me: Process,
-        shard: ShardId,
-        from: Seq,
+        wanted: Vec<Wanted>,
+        from: Place,
         bytes_max: usize,
     ) {
-        self.log_job(core, me, LogJob::Read { shard, from, bytes_max });
+        self.log_job(core, me, LogJob::Read { wanted, from, bytes_max });
     }
 
     pub fn trim(&mut self, core: &mut Core, me: Process, needed: Vec<Needed>) {
@@ -261,17 +265,25 @@ impl Disk {
                     let done = DiskDone::Synced { group: *number };
                     return core.tell_after(ends - core.now, me, Told::Disk(done));
                 }
-                LogJob::Read { shard, from, bytes_max } => {
-                    let (shard, from) = (*shard, *from);
+                LogJob::Read { wanted, from, bytes_max } => {
                     let took = core.rng.between(50, 2_000);
-                    let entries = open.log.read(log, shard, from, *bytes_max);
-                    let done = match entries {
-                        Ok(entries) => DiskDone::LogRead { shard, from, entries },
+                    let done = match open.log.read(log, std::mem::take(wanted), *from, *bytes_max) {
+                        Ok((at, parts)) => DiskDone::LogRead { at, parts },
                         Err(Damaged) => DiskDone::Damaged,
                     };
                     core.tell_after(took, me, Told::Disk(done));
                 }
-                LogJob::Trim(needed) => open.log.trim(log, needed),
+                LogJob::Trim(needed) => {
+                    if open.log.trim(log, needed).is_err() {
+                        core.tell_after(0, me, Told::Disk(DiskDone::Damaged));
+                    }
+                    if open.log.is_carrying() {
+                        core.oracle.coverage.reached(Path::EntriesCarried);
+                    }
+                    if std::mem::replace(&mut open.full, open.log.is_full()) != open.full {
+                        core.tell_after(0, me, Told::Disk(DiskDone::LogFull(open.full)));
+                    }
+                }
             }
             open.jobs.pop_front();
         }
@@ -475,6 +487,7 @@ impl Disk {
             records: Vec::new(),
             asked: next_group - 1,
             synced: next_group - 1,
+            full: false,
         });
         let (identity, replicas) = (plan.identity, plan.replicas);
         Opened { identity, replicas, next_group, suspect, nameless }

@@ -7,20 +7,21 @@
 //! order, or not at all.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use engine::apply::ShardState;
 use engine::entry::Entry;
-use engine::ids::{CopyNo, Seq, ShardId};
+use engine::ids::{CopyNo, ShardId};
 use engine::store::log::Record;
+use engine::store::log::catch_up::{Gone, LogPart, Wanted};
 use engine::store::log::group::{GROUP_HEADER_BYTES, SEGMENT_BYTES, SegmentHeader};
-use engine::store::log::index::{BLOCK_BYTES, Gone, Needed, Piece, read_pieces};
-use engine::store::log::scan::{Clean, Scanned, Scanner};
+use engine::store::log::index::{BLOCK_BYTES, Block, Needed};
+use engine::store::log::scan::{Clean, Place, Scanned, Scanner};
 use engine::store::log::writer::{Resume, Writer};
 use engine::store::recovery::{Plan, Recovery};
 
-use super::draws::{Draws, Unmended};
+use super::draws::Draws;
 use super::rng::Rng;
 
 /// What was written there is not there any more.
@@ -54,12 +55,14 @@ impl LogSizes {
         let drawn = draws.size("segment_bytes", 64, shipped.segment_bytes);
         Self {
             segment_bytes: if drawn < 128 { 0 } else { drawn },
-            block_bytes: match Unmended::ReadsOfTheLog.is_drawn() {
-                true => draws.size("block_bytes", 1, shipped.block_bytes),
-                false => shipped.block_bytes,
-            },
+            block_bytes: draws.size("block_bytes", 1, shipped.block_bytes),
             keep_bytes: draws.size("log_keep_bytes", 1, shipped.keep_bytes),
         }
+    }
+
+    /// As shipped, as much again; and room for a few groups, without which nothing begins.
+    fn slack_bytes(self) -> usize {
+        self.keep_bytes.max(8 << 10)
     }
 }
 
@@ -205,11 +208,13 @@ pub struct OpenLog {
     /// Made with the first group, which on a new disk says whose log it is.
     writer: Option<Writer>,
     resume: Option<Resume>,
+    /// What is written again, a block with each group.
+    carrying: VecDeque<(Block, Vec<(ShardId, Entry)>)>,
 }
 
 impl OpenLog {
     pub fn new(resume: Resume, sizes: LogSizes) -> Self {
-        Self { sizes, writer: None, resume: Some(resume) }
+        Self { sizes, writer: None, resume: Some(resume), carrying: VecDeque::new() }
     }
 
     /// Writes a group. Returns the sum in its header, which all its bytes are in.
@@ -221,6 +226,9 @@ impl OpenLog {
                 self.writer.insert(Writer::new(resume.owned(&records), self.sizes.segment_bytes))
             }
         };
+        if let Some((block, entries)) = self.carrying.pop_front() {
+            writer.carry(block, entries);
+        }
         for record in records {
             writer.write(record);
         }
@@ -240,28 +248,52 @@ impl OpenLog {
     pub fn read(
         &self,
         log: &Log,
-        shard: ShardId,
-        from: Seq,
+        wanted: Vec<Wanted>,
+        from: Place,
         bytes_max: usize,
-    ) -> Result<Vec<Entry>, Damaged> {
+    ) -> Result<(Place, Vec<LogPart>), Damaged> {
         let (owner, index) = match (&self.writer, &self.resume) {
             (Some(writer), _) => (writer.owner(), writer.index()),
             (None, Some(resume)) => (resume.owner, &resume.index),
             (None, None) => unreachable!("the one becomes the other"),
         };
-        let pieces = index.read(shard, from, bytes_max);
-        read_pieces(owner, &pieces, shard, bytes_max, |piece: Piece| {
-            let file = &log.segments[&piece.segment];
-            file.get(piece.offset..piece.offset + piece.len).map(Some).ok_or(Damaged)
-        })
+        let read = index.next_read(wanted, from).expect("a read is for those who want something");
+        let bytes = match read.block {
+            None => None,
+            Some(block) => {
+                let file = &log.segments[&block.segment];
+                Some(file.get(block.offset..block.offset + block.len).ok_or(Damaged)?)
+            }
+        };
+        Ok((read.at(), read.parts(owner, bytes, bytes_max)?))
     }
 
-    pub fn trim(&mut self, log: &mut Log, needed: &[Needed]) {
-        let Some(writer) = &mut self.writer else { return };
+    pub fn trim(&mut self, log: &mut Log, needed: &[Needed]) -> Result<(), Damaged> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
         let durable = writer.synced_through();
         for segment in writer.index().trimmable(needed, self.sizes.keep_bytes, durable) {
             writer.index_mut().deleted(segment);
             log.segments.remove(&segment);
         }
+        if self.carrying.is_empty() {
+            for carry in writer.index().to_carry(needed, self.sizes.keep_bytes) {
+                let block = carry.block;
+                let file = &log.segments[&block.segment];
+                let bytes = file.get(block.offset..block.offset + block.len).ok_or(Damaged)?;
+                self.carrying.push_back((block, carry.entries(writer.owner(), bytes)?));
+            }
+        }
+        Ok(())
+    }
+
+    /// What must be kept for this store itself has made the log too long.
+    pub fn is_full(&self) -> bool {
+        let bytes = self.writer.as_ref().map_or(0, |writer| writer.index().bytes());
+        bytes > self.sizes.keep_bytes.saturating_add(self.sizes.slack_bytes())
+    }
+
+    /// Entries are being written again.
+    pub fn is_carrying(&self) -> bool {
+        !self.carrying.is_empty()
     }
 }

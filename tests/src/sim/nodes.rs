@@ -95,6 +95,20 @@ struct Running {
     staged: BTreeMap<(Conn, u64), Rows>,
     /// The sizes of the copies that were announced.
     announced: BTreeMap<(Conn, u64), u64>,
+    full: Full,
+}
+
+/// Why the disk is full: the machine is told of the first cause, and of the end of the last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Full {
+    space: bool,
+    log: bool,
+}
+
+impl Full {
+    fn any(self) -> bool {
+        self.space || self.log
+    }
 }
 
 /// A store that this node has heard of.
@@ -381,6 +395,7 @@ impl NodeHost {
             query: 0,
             staged: BTreeMap::new(),
             announced: BTreeMap::new(),
+            full: Full::default(),
         }));
         core.etcd_watch(self.process());
         self.run(core, Told::Tock);
@@ -619,8 +634,8 @@ impl Driver<'_> {
             Effect::Write(record) => self.disk.write(record),
             Effect::Sync { group } => self.disk.sync(core, me, group),
             Effect::Load { load, needs } => self.disk.load(core, me, load, &needs),
-            Effect::ReadLog { shard, from, bytes_max } => {
-                self.disk.read_log(core, me, shard, from, bytes_max);
+            Effect::ReadLog { wanted, from, bytes_max } => {
+                self.disk.read_log(core, me, wanted, from, bytes_max);
             }
             Effect::Flush { flush, table, shards } => {
                 self.disk.begin_ingest(core, me, Ingest::Flush { flush, table, shards });
@@ -692,13 +707,17 @@ impl Driver<'_> {
     fn disk_done(&mut self, core: &mut Core, done: DiskDone) {
         match done {
             DiskDone::Recovered => {}
-            DiskDone::Full(full) => self.handle(core, Event::DiskFull(full)),
             DiskDone::Room(bytes) => {
                 self.disk.room_told = bytes;
                 self.handle(core, Event::Room { bytes });
             }
             DiskDone::Measured { transfer, bytes } => {
                 self.handle(core, Event::SnapshotMeasured { transfer, bytes });
+            }
+            DiskDone::Full(full) => self.disk_full(core, Full { space: full, ..self.running.full }),
+            DiskDone::LogFull(full) => {
+                core.oracle.coverage.reached(Path::LogTooLong);
+                self.disk_full(core, Full { log: full, ..self.running.full });
             }
             DiskDone::Damaged => unreachable!("it ends the process"),
             DiskDone::Synced { group } => {
@@ -708,8 +727,8 @@ impl Driver<'_> {
             DiskDone::Loaded { load, values, records } => {
                 self.handle(core, Event::Loaded { load, values, records });
             }
-            DiskDone::LogRead { shard, from, entries } => {
-                self.handle(core, Event::LogRead { shard, from, entries });
+            DiskDone::LogRead { at, parts } => {
+                self.handle(core, Event::LogRead { at, parts });
             }
             DiskDone::Ingest { id } => match self.disk.ingest(core, self.process, id) {
                 Some(Ingest::Flush { flush, .. }) => self.handle(core, Event::Ingested { flush }),
@@ -730,6 +749,13 @@ impl Driver<'_> {
                 }
                 None => {}
             },
+        }
+    }
+
+    fn disk_full(&mut self, core: &mut Core, full: Full) {
+        let before = std::mem::replace(&mut self.running.full, full);
+        if before.any() != full.any() {
+            self.handle(core, Event::DiskFull(full.any()));
         }
     }
 

@@ -308,10 +308,7 @@ fn node_sizes(draws: &mut Draws) -> node::Sizes {
         group_bytes_max: size("group_bytes_max", 1, shipped.group_bytes_max),
         window_bytes: size("window_bytes", 1, shipped.window_bytes),
         message_bytes: size("message_bytes", 1, shipped.message_bytes),
-        read_log_bytes: match Unmended::ReadsOfTheLog.is_drawn() {
-            true => size("read_log_bytes", 1, shipped.read_log_bytes),
-            false => shipped.read_log_bytes,
-        },
+        read_log_bytes: size("read_log_bytes", 1, shipped.read_log_bytes),
         // One operation with the longest name, and the head of one with a token.
         batch_bytes_limit: size("batch_bytes_limit", 1_200, shipped.batch_bytes_limit),
         waiting_reads_max: size("waiting_reads_max", 1, shipped.waiting_reads_max),

@@ -1,9 +1,8 @@
-//! Which bytes of the log hold which entries: what may be deleted, and where to read.
+//! Which bytes of the log hold which entries: what may be deleted, what is to be carried, and where to read.
 //!
-//! Each segment is cut into blocks of about a megabyte; a block knows, per shard, the ranges of seqs
-//! whose *latest* writing of the *present* copy it holds at most. A truncation, a new copy or a drop
-//! takes ranges away, and so does carrying an entry into a newer segment: a range that is left is what
-//! a reader wants, and what keeps its segment.
+//! Each segment is cut into blocks of about a megabyte. Of each shard the index knows the ranges of seqs whose *latest*
+//! writing of the *present* copy a block holds. A truncation, a new copy or a drop takes ranges away, and so does
+//! carrying an entry into a newer segment: a range that is left is what a reader wants, and what keeps its segment.
 //!
 //! What a newcomer gets wrong: only the *oldest* segments may go, without a gap, and only once the
 //! first group of the next one is durable: it restates what the deleted ones said of promises,
@@ -11,24 +10,34 @@
 
 use std::collections::BTreeMap;
 
-use crate::entry::Entry;
 use crate::ids::{Seq, ShardId};
 use crate::store::log::Record;
-use crate::store::log::group::{Owner, SEGMENT_HEADER_BYTES};
-use crate::store::log::scan::{Group, Place, groups};
+use crate::store::log::catch_up::{BlockRead, Carry, Wanted};
+use crate::store::log::group::SEGMENT_HEADER_BYTES;
+use crate::store::log::scan::{Group, Place};
 
 /// A block is closed at this size, as shipped: what a reader reads at least.
 pub const BLOCK_BYTES: usize = 1024 * 1024;
 
-/// Where entries of one shard are: `len` bytes of a segment's file from `offset` on.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Piece {
+/// `len` bytes of a segment's file from `offset` on: whole groups.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Block {
     pub segment: u64,
     pub offset: usize,
     pub len: usize,
-    /// Only entries from here …
+}
+
+impl Block {
+    pub fn place(&self) -> Place {
+        Place { segment: self.segment, offset: self.offset }
+    }
+}
+
+/// Entries of a shard.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Range {
+    pub shard: ShardId,
     pub from: Seq,
-    /// … to here are meant; others in it are outdated.
     pub to: Seq,
 }
 
@@ -38,6 +47,8 @@ pub struct Needed {
     pub shard: ShardId,
     /// Up to here the shard's changes are flushed.
     pub flushed: Seq,
+    /// Up to here they are applied: the next flush holds them.
+    pub applied: Seq,
     /// Up to here they are durable on every member and learner.
     pub members: Seq,
 }
@@ -45,23 +56,98 @@ pub struct Needed {
 #[derive(Clone, Debug)]
 pub struct Index {
     block_bytes: usize,
-    segments: BTreeMap<u64, Vec<Block>>,
-    /// First group of each segment.
-    first_group: BTreeMap<u64, u64>,
-    /// The highest seq of each shard: what comes at or below it was written again.
-    last: BTreeMap<ShardId, Seq>,
+    segments: BTreeMap<u64, Segment>,
+    shards: BTreeMap<ShardId, Ranges>,
 }
 
-#[derive(Clone, Debug)]
-struct Block {
-    offset: usize,
-    len: usize,
-    ranges: BTreeMap<ShardId, Vec<(Seq, Seq)>>,
+#[derive(Clone, Debug, Default)]
+struct Segment {
+    /// None: no group of it is known.
+    first_group: Option<u64>,
+    /// In order: offset and length.
+    blocks: Vec<(usize, usize)>,
 }
 
-impl Block {
+/// Of one shard: what lies where, by the first seq of each range. They do not overlap.
+#[derive(Clone, Debug, Default)]
+struct Ranges {
+    /// The highest seq: what comes at or below it was written again.
+    last: Seq,
+    by_first: BTreeMap<Seq, Held>,
+}
+
+/// A range of seqs in one block.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    to: Seq,
+    segment: u64,
+    block: usize,
+    /// Of its entries, about: a range that was cut keeps its share.
+    bytes: usize,
+}
+
+impl Segment {
+    /// Where what it holds ends: an empty one has its header.
     fn end(&self) -> usize {
-        self.offset + self.len
+        self.blocks.last().map_or(SEGMENT_HEADER_BYTES, |(offset, len)| offset + len)
+    }
+}
+
+impl Ranges {
+    fn at(&self, seq: Seq) -> Option<(Seq, Held)> {
+        let (&first, &held) = self.by_first.range(..=seq).next_back()?;
+        (seq <= held.to).then_some((first, held))
+    }
+
+    /// What lies above `seq`, oldest first.
+    fn above(&self, seq: Seq) -> impl Iterator<Item = (Seq, Held)> {
+        let next = Seq(seq.0.saturating_add(1));
+        let cut = self.at(seq).filter(|(_, held)| held.to > seq).map(|(_, held)| (next, held));
+        let rest = self.by_first.range(next..).map(|(&first, &held)| (first, held));
+        cut.into_iter().chain(rest)
+    }
+
+    fn append(&mut self, seq: Seq, bytes: usize, segment: u64, block: usize) {
+        if seq <= self.last {
+            self.cut_out(seq);
+        }
+        self.last = self.last.max(seq);
+        if let Some((_, held)) = self.by_first.range_mut(..seq).next_back()
+            && held.to.0.checked_add(1) == Some(seq.0)
+            && (held.segment, held.block) == (segment, block)
+        {
+            held.to = seq;
+            held.bytes += bytes;
+            return;
+        }
+        self.by_first.insert(seq, Held { to: seq, segment, block, bytes });
+    }
+
+    /// The entry was written again: an older block no longer holds it.
+    fn cut_out(&mut self, seq: Seq) {
+        let Some((first, held)) = self.at(seq) else { return };
+        self.by_first.remove(&first);
+        let share = |from: Seq, to: Seq| {
+            let (part, whole) = (to.0 - from.0 + 1, held.to.0 - first.0 + 1);
+            (held.bytes as u128 * u128::from(part) / u128::from(whole)) as usize
+        };
+        if first < seq {
+            let to = seq.prev();
+            self.by_first.insert(first, Held { to, bytes: share(first, to), ..held });
+        }
+        if seq < held.to {
+            let next = seq.next();
+            self.by_first.insert(next, Held { bytes: share(next, held.to), ..held });
+        }
+    }
+
+    /// Entries above `after` are void.
+    fn forget(&mut self, after: Seq) {
+        self.last = self.last.min(after);
+        self.by_first.split_off(&Seq(after.0.saturating_add(1)));
+        if let Some((_, held)) = self.by_first.iter_mut().next_back() {
+            held.to = held.to.min(after);
+        }
     }
 }
 
@@ -74,12 +160,7 @@ impl Default for Index {
 impl Index {
     /// Of no segment yet; its blocks are closed at this size.
     pub fn new(block_bytes: usize) -> Self {
-        Self {
-            block_bytes,
-            segments: BTreeMap::new(),
-            first_group: BTreeMap::new(),
-            last: BTreeMap::new(),
-        }
+        Self { block_bytes, segments: BTreeMap::new(), shards: BTreeMap::new() }
     }
 
     /// Notes a group found by recovery.
@@ -98,20 +179,21 @@ impl Index {
 
     /// A group begins here; its records follow.
     pub fn begin(&mut self, segment: u64, offset: usize, len: usize, group: u64) {
-        self.first_group.entry(segment).or_insert(group);
-        let blocks = self.segments.entry(segment).or_default();
-        match blocks.last_mut() {
-            Some(block) if block.len < self.block_bytes && block.end() == offset => {
-                block.len += len;
-            }
-            _ => blocks.push(Block { offset, len, ranges: BTreeMap::new() }),
+        let block_bytes = self.block_bytes;
+        let segment = self.segments.entry(segment).or_default();
+        segment.first_group.get_or_insert(group);
+        match segment.blocks.last_mut() {
+            Some((begin, held)) if *held < block_bytes && *begin + *held == offset => *held += len,
+            _ => segment.blocks.push((offset, len)),
         }
     }
 
     /// A record of the group last begun.
     pub fn record(&mut self, segment: u64, record: &Record) {
         match record {
-            Record::Append { shard, entry } => self.append(segment, *shard, entry.seq),
+            Record::Append { shard, entry } => {
+                self.append(segment, *shard, entry.seq, entry.size());
+            }
             Record::Truncate { shard, after } => self.forget(*shard, *after),
             Record::Copy { shard, .. } | Record::Drop { shard, .. } => self.forget(*shard, Seq(0)),
             Record::Promise { .. }
@@ -121,257 +203,180 @@ impl Index {
         }
     }
 
-    fn append(&mut self, segment: u64, shard: ShardId, seq: Seq) {
-        if self.last.get(&shard).is_some_and(|&last| seq <= last) {
-            self.carried(segment, shard, seq);
-        }
-        let last = self.last.entry(shard).or_default();
-        *last = seq.max(*last);
-        let Some(block) = self.segments.get_mut(&segment).and_then(|blocks| blocks.last_mut())
-        else {
-            return;
-        };
-        let ranges = block.ranges.entry(shard).or_default();
-        if ranges.iter().any(|&(min, max)| min <= seq && seq <= max) {
-            return;
-        }
-        match ranges.last_mut() {
-            Some((_, max)) if max.0.checked_add(1) == Some(seq.0) => *max = seq,
-            _ => ranges.push((seq, seq)),
-        }
-    }
-
-    /// The entry was written again: older blocks no longer hold it.
-    fn carried(&mut self, segment: u64, shard: ShardId, seq: Seq) {
-        for (_, blocks) in self.segments.range_mut(..segment) {
-            for block in blocks {
-                let Some(ranges) = block.ranges.get_mut(&shard) else { continue };
-                let without = ranges.iter().flat_map(|&(min, max)| {
-                    if seq < min || max < seq {
-                        return [(min, max), (Seq(1), Seq(0))];
-                    }
-                    [(min, seq.prev()), (Seq(seq.0.saturating_add(1)), max)]
-                });
-                *ranges = without.filter(|(min, max)| min <= max).collect();
-                if ranges.is_empty() {
-                    block.ranges.remove(&shard);
-                }
-            }
-        }
+    fn append(&mut self, segment: u64, shard: ShardId, seq: Seq, bytes: usize) {
+        let blocks = self.segments.get(&segment).map_or(0, |segment| segment.blocks.len());
+        let Some(block) = blocks.checked_sub(1) else { return };
+        self.shards.entry(shard).or_default().append(seq, bytes, segment, block);
     }
 
     /// Entries of the shard above `after` are void.
-    fn forget(&mut self, shard: ShardId, after: Seq) {
-        if let Some(last) = self.last.get_mut(&shard) {
-            *last = after.min(*last);
-        }
-        for block in self.segments.values_mut().flatten() {
-            let Some(ranges) = block.ranges.get_mut(&shard) else { continue };
-            ranges.retain_mut(|(min, max)| {
-                *max = (*max).min(after);
-                *min <= after
-            });
-            if ranges.is_empty() {
-                block.ranges.remove(&shard);
+    pub fn forget(&mut self, shard: ShardId, after: Seq) {
+        if let Some(ranges) = self.shards.get_mut(&shard) {
+            ranges.forget(after);
+            if ranges.by_first.is_empty() && after == Seq(0) {
+                self.shards.remove(&shard);
             }
         }
     }
 
     /// Every block of groups, oldest first: where it is, and how long.
     pub fn blocks(&self) -> Vec<(Place, usize)> {
-        let of_segment = |(&segment, blocks): (&u64, &Vec<Block>)| -> Vec<(Place, usize)> {
-            blocks
-                .iter()
-                .map(|block| (Place { segment, offset: block.offset }, block.len))
-                .collect()
+        let of_segment = |(&segment, held): (&u64, &Segment)| -> Vec<(Place, usize)> {
+            held.blocks.iter().map(|&(offset, len)| (Place { segment, offset }, len)).collect()
         };
         self.segments.iter().flat_map(of_segment).collect()
     }
 
     /// Bytes in use, by all segments.
     pub fn bytes(&self) -> usize {
-        self.segments.values().map(|blocks| end(blocks)).sum()
+        self.segments.values().map(Segment::end).sum()
     }
 
     /// The segments that may be deleted, oldest first. Within `log_keep_bytes` entries are kept for
     /// members that lack them; beyond, only for this store's own recovery. A shard that `needed`
     /// does not name is needed whole. `durable`: the last group known durable.
     pub fn trimmable(&self, needed: &[Needed], log_keep_bytes: usize, durable: u64) -> Vec<u64> {
+        let needed = by_shard(needed);
         let mut bytes = self.bytes();
         let mut out = Vec::new();
         let mut segments = self.segments.iter().peekable();
-        while let Some((&segment, blocks)) = segments.next() {
+        while let Some((&segment, held)) = segments.next() {
             let Some((next, _)) = segments.peek() else { break };
-            // Without a group in it the next one restates nothing: then the one after it does.
-            let mut restating = self.first_group.range(*next..);
-            let restated = restating.next().is_some_and(|(_, &first)| first <= durable);
             let for_members = bytes <= log_keep_bytes;
-            if !restated || !needless(blocks, needed, for_members) {
+            if !self.is_restated(**next, durable) || self.keeps(segment, &needed, for_members) {
                 break;
             }
-            bytes -= end(blocks);
+            bytes -= held.end();
             out.push(segment);
         }
         out
     }
 
-    /// Shards whose unflushed entries in the oldest segment alone keep it: what is to be carried.
-    pub fn keeps_oldest(&self, needed: &[Needed]) -> Vec<(ShardId, Seq, Seq)> {
-        let Some(blocks) = self.segments.values().next().filter(|_| self.segments.len() > 1) else {
-            return Vec::new();
-        };
+    /// What segments before this one say is said again, durably. One without a group in it restates nothing: the one
+    /// after it does.
+    fn is_restated(&self, segment: u64, durable: u64) -> bool {
+        let mut groups = self.segments.range(segment..).filter_map(|(_, held)| held.first_group);
+        groups.next().is_some_and(|first| first <= durable)
+    }
+
+    /// Something in this segment is needed.
+    fn keeps(&self, segment: u64, needed: &BTreeMap<ShardId, Needed>, for_members: bool) -> bool {
+        self.shards.iter().any(|(shard, ranges)| {
+            let flushed = needed.get(shard).map_or(Seq(0), |one| match for_members {
+                true => one.flushed.min(one.members),
+                false => one.flushed,
+            });
+            ranges.above(flushed).any(|(_, held)| held.segment == segment)
+        })
+    }
+
+    /// What to write again so that the oldest segment may go, block by block: the entries that no flush takes over, of
+    /// copies that apply nothing (the tail of a frozen shard, a copy that waits to be replaced). Nothing while the log
+    /// is within `log_keep_bytes`, while a flush will do, or if most of the log is of that kind: there would be no end.
+    pub fn to_carry(&self, needed: &[Needed], log_keep_bytes: usize) -> Vec<Carry> {
         let mut out = Vec::new();
-        for (&shard, ranges) in blocks.iter().flat_map(|block| &block.ranges) {
-            let flushed =
-                needed.iter().find(|one| one.shard == shard).map_or(Seq(0), |one| one.flushed);
-            for &(min, max) in ranges.iter().filter(|(_, max)| *max > flushed) {
-                out.push((shard, min.max(flushed.next()), max));
+        let Some((&oldest, segment)) = self.segments.first_key_value() else { return out };
+        if self.segments.len() == 1 || self.bytes() <= log_keep_bytes {
+            return out;
+        }
+        let needed = by_shard(needed);
+        let mut by_block: BTreeMap<usize, Vec<Range>> = BTreeMap::new();
+        let mut stuck_bytes = 0;
+        for (&shard, ranges) in &self.shards {
+            let Some(one) = needed.get(&shard) else { return out };
+            stuck_bytes += ranges.above(one.applied).map(|(_, held)| held.bytes).sum::<usize>();
+            for (from, held) in ranges.above(one.flushed).filter(|held| held.1.segment == oldest) {
+                if from <= one.applied {
+                    return out; // The next flush takes it over.
+                }
+                let range = Range { shard, from, to: held.to };
+                by_block.entry(held.block).or_default().push(range);
             }
         }
+        if stuck_bytes <= self.bytes() / 2 {
+            let block = |at: usize| {
+                let (offset, len) = segment.blocks[at];
+                Block { segment: oldest, offset, len }
+            };
+            let carry = |(at, ranges)| Carry { block: block(at), ranges };
+            out.extend(by_block.into_iter().map(carry));
+        }
         out
+    }
+
+    /// The latest writing of this entry is in that block.
+    pub fn is_in(&self, block: Block, shard: ShardId, seq: Seq) -> bool {
+        let held = self.shards.get(&shard).and_then(|ranges| ranges.at(seq));
+        held.and_then(|(_, held)| self.block(held)) == Some(block)
     }
 
     /// The segment's file is gone.
     pub fn deleted(&mut self, segment: u64) {
         self.segments.remove(&segment);
-        self.first_group.remove(&segment);
-    }
-
-    /// Where the shard's entries from `from` on are, in order and without a gap: at least one piece
-    /// if the log holds `from`, and no more once they take `bytes_max`.
-    pub fn read(&self, shard: ShardId, from: Seq, bytes_max: usize) -> Vec<Piece> {
-        let mut out: Vec<Piece> = Vec::new();
-        let mut bytes = 0;
-        let mut next = from;
-        while out.is_empty() || bytes < bytes_max {
-            let Some(piece) = self.piece(shard, next) else { break };
-            bytes += piece.len;
-            next = Seq(piece.to.0.saturating_add(1));
-            out.push(piece);
+        for ranges in self.shards.values_mut() {
+            ranges.by_first.retain(|_, held| held.segment != segment);
         }
-        out
     }
 
-    /// The latest block that holds `seq`, and how far it goes.
-    fn piece(&self, shard: ShardId, seq: Seq) -> Option<Piece> {
-        let blocks =
-            self.segments.iter().rev().flat_map(|(&segment, blocks)| {
-                blocks.iter().rev().map(move |block| (segment, block))
-            });
-        blocks.into_iter().find_map(|(segment, block)| {
-            let ranges = block.ranges.get(&shard)?;
-            let &(_, to) = ranges.iter().find(|(min, max)| *min <= seq && seq <= *max)?;
-            Some(Piece { segment, offset: block.offset, len: block.len, from: seq, to })
-        })
-    }
-}
-
-/// Where what a segment holds ends: an empty one has its header.
-fn end(blocks: &[Block]) -> usize {
-    blocks.last().map_or(SEGMENT_HEADER_BYTES, Block::end)
-}
-
-fn needless(blocks: &[Block], needed: &[Needed], for_members: bool) -> bool {
-    blocks.iter().flat_map(|block| &block.ranges).all(|(&shard, ranges)| {
-        needed.iter().find(|one| one.shard == shard).is_some_and(|one| {
-            let keep = if for_members { one.flushed.min(one.members) } else { one.flushed };
-            ranges.iter().all(|&(_, max)| max <= keep)
-        })
-    })
-}
-
-/// The index has seen an entry written there, and it is not there any more: the disk has changed it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Gone {
-    pub segment: u64,
-    pub offset: usize,
-}
-
-/// The entries that these pieces hold, in order, until they take `bytes_max` (but at least one). `read`
-/// gives a piece's bytes; none if its segment has been deleted meanwhile: what comes before it is all
-/// then.
-pub fn read_pieces<B: AsRef<[u8]>, E: From<Gone>>(
-    owner: Owner,
-    pieces: &[Piece],
-    shard: ShardId,
-    bytes_max: usize,
-    mut read: impl FnMut(Piece) -> Result<Option<B>, E>,
-) -> Result<Vec<Entry>, E> {
-    let mut entries: Vec<Entry> = Vec::new();
-    let mut left = bytes_max;
-    for &piece in pieces {
-        let Some(bytes) = read(piece)? else { break };
-        let found = scan_entries(owner, piece, bytes.as_ref(), shard, left);
-        let Some(last) = found.last().map(|entry| entry.seq) else {
-            return Err(Gone { segment: piece.segment, offset: piece.offset }.into());
-        };
-        let taken: usize = found.iter().map(Entry::size).sum();
-        entries.extend(found);
-        if last < piece.to || taken >= left {
-            break;
-        }
-        left -= taken;
-    }
-    Ok(entries)
-}
-
-/// The entries of the shard in the bytes of one piece, in order, until they take `bytes_max` (but at
-/// least one). Within the piece the last group that holds a position wins.
-fn scan_entries(
-    owner: Owner,
-    piece: Piece,
-    bytes: &[u8],
-    shard: ShardId,
-    bytes_max: usize,
-) -> Vec<Entry> {
-    let mut latest = BTreeMap::new();
-    for group in groups(owner, piece.segment, piece.offset, bytes) {
-        for record in group.records {
-            match record {
-                Record::Append { shard: of, entry } if of == shard => {
-                    latest.insert(entry.seq, entry);
-                }
-                Record::Truncate { shard: of, after } if of == shard => {
-                    latest.split_off(&Seq(after.0.saturating_add(1)));
-                }
-                Record::Copy { shard: of, .. } | Record::Drop { shard: of, .. } if of == shard => {
-                    latest.clear();
-                }
-                _ => {}
+    /// The block to read for those who want entries: the first from `from` on that holds what one of them wants next,
+    /// or else the first of all. So each block is read once for all who go through the log side by side. None if
+    /// nobody wants anything.
+    pub fn next_read(&self, wanted: Vec<Wanted>, from: Place) -> Option<BlockRead> {
+        let mut missing = Vec::new();
+        let mut found: Vec<(Block, Range, Wanted)> = Vec::new();
+        for one in wanted {
+            match self.find(one.shard, Seq(one.after.seq.0.saturating_add(1))) {
+                Some((block, range)) => found.push((block, range, one)),
+                None => missing.push(one),
             }
         }
+        let blocks = || found.iter().map(|(block, ..)| *block);
+        let next = blocks().filter(|block| block.place() >= from).min().or_else(|| blocks().min());
+        let read = found.into_iter().filter(|(block, ..)| Some(*block) == next);
+        let wanted: Vec<_> = read.map(|(_, range, one)| (range, one)).collect();
+        let none = wanted.is_empty() && missing.is_empty();
+        (!none).then_some(BlockRead { block: next, wanted, missing })
     }
-    let mut taken = 0;
-    let mut next = piece.from;
-    let mut out = Vec::new();
-    for (seq, entry) in latest.into_iter().skip_while(|(seq, _)| *seq < piece.from) {
-        let full = !out.is_empty() && taken + entry.size() > bytes_max;
-        if full || seq > piece.to || seq != next {
-            break;
-        }
-        taken += entry.size();
-        next = Seq(seq.0.saturating_add(1));
-        out.push(entry);
+
+    /// The block that holds the entry, and how far the shard's entries go in it from there.
+    fn find(&self, shard: ShardId, from: Seq) -> Option<(Block, Range)> {
+        let (_, held) = self.shards.get(&shard)?.at(from)?;
+        Some((self.block(held)?, Range { shard, from, to: held.to }))
     }
-    out
+
+    fn block(&self, held: Held) -> Option<Block> {
+        let &(offset, len) = self.segments.get(&held.segment)?.blocks.get(held.block)?;
+        Some(Block { segment: held.segment, offset, len })
+    }
+}
+
+fn by_shard(needed: &[Needed]) -> BTreeMap<ShardId, Needed> {
+    needed.iter().map(|one| (one.shard, *one)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entry::{Entry, Position};
+    use crate::store::log::catch_up::LogPart;
+    use crate::store::log::group::Owner;
     use crate::store::log::writer::{Resume, Writer};
-    use crate::store::testing::{Segments, put, random_log};
+    use crate::store::testing::{Random, Segments, put, random_log};
 
-    fn index_of(seed: u64) -> (Index, Segments, BTreeMap<ShardId, BTreeMap<Seq, Entry>>) {
+    const OWNER: Owner = Owner { cluster: 1, store: crate::ids::StoreId(2) };
+
+    type Logs = BTreeMap<ShardId, BTreeMap<Seq, Entry>>;
+
+    fn index_of(seed: u64, block_bytes: usize) -> (Index, Segments, Logs) {
         let log = random_log(seed, 40, 700);
-        let mut index = Index::default();
+        let mut index = Index::new(block_bytes);
         let mut scanner = crate::store::log::scan::Scanner::new(None);
         for (&segment, bytes) in &log.segments {
             for group in scanner.segment(segment, &bytes.clone().into()) {
                 index.group(&group);
             }
         }
-        let mut want: BTreeMap<ShardId, BTreeMap<Seq, Entry>> = BTreeMap::new();
+        let mut want = Logs::new();
         for record in log.groups.into_iter().flatten() {
             match record {
                 Record::Append { shard, entry } => {
@@ -386,31 +391,86 @@ mod tests {
         (index, log.segments, want)
     }
 
-    /// From every seq on, a reader gets the latest entries, in order, without a gap.
+    /// Reads a block, and the place from which the next read goes on.
+    fn read(
+        index: &Index,
+        segments: &Segments,
+        wanted: Vec<Wanted>,
+        from: Place,
+        bytes_max: usize,
+    ) -> (Vec<LogPart>, Place) {
+        let read = index.next_read(wanted, from).expect("something is wanted");
+        let (at, block) = (read.at(), read.block);
+        let bytes =
+            block.map(|block| &segments[&block.segment][block.offset..block.offset + block.len]);
+        (read.parts(OWNER, bytes, bytes_max).unwrap(), at)
+    }
+
+    fn wanted(shard: ShardId, after: u64) -> Wanted {
+        Wanted { shard, after: Position { seq: Seq(after), ..Position::default() } }
+    }
+
+    /// Readers of all shards, each from a place of its own, get the latest entries, in order, without a gap, whatever the
+    /// sizes; and an part without entries at the end.
     #[test]
     fn reads_give_the_latest_entries() {
-        for seed in 0..30 {
-            let (index, segments, want) = index_of(seed);
-            let owner = Owner { cluster: 1, store: crate::ids::StoreId(2) };
-            for (&shard, entries) in &want {
-                for &from in entries.keys() {
-                    let mut got = Vec::new();
-                    for piece in index.read(shard, from, usize::MAX) {
-                        let bytes = &segments[&piece.segment];
-                        let bytes = &bytes[piece.offset..piece.offset + piece.len];
-                        got.extend(scan_entries(owner, piece, bytes, shard, usize::MAX));
+        for seed in 0..60 {
+            let mut random = Random::new(seed);
+            let block_bytes = [0, 200, 600, usize::MAX][random.below(4) as usize];
+            let bytes_max = [0, 100, 1_000, usize::MAX][random.below(4) as usize];
+            let (index, segments, want) = index_of(seed, block_bytes);
+            let begin = |entries: &BTreeMap<Seq, Entry>, random: &mut Random| {
+                random.below(entries.len() as u64 + 1)
+            };
+            let mut next: BTreeMap<_, _> =
+                want.iter().map(|(&shard, entries)| (shard, begin(entries, &mut random))).collect();
+            let mut at = Place::default();
+            while !next.is_empty() {
+                let wanted = next.iter().map(|(&shard, &after)| wanted(shard, after)).collect();
+                let (parts, read) = read(&index, &segments, wanted, at, bytes_max);
+                at = read;
+                assert!(!parts.is_empty(), "seed {seed}: nobody gets on");
+                for part in parts {
+                    let after = next[&part.shard];
+                    let rest = want[&part.shard].range(Seq(after + 1)..).map(|(_, one)| one);
+                    let is_all = rest.clone().next().is_none();
+                    let same = rest.zip(&part.entries).all(|(want, got)| want == got);
+                    assert!(same, "seed {seed} {} after {after}", part.shard);
+                    assert_eq!(part.entries.is_empty(), is_all, "seed {seed}");
+                    match part.entries.last() {
+                        Some(last) => drop(next.insert(part.shard, last.seq.0)),
+                        None => drop(next.remove(&part.shard)),
                     }
-                    let want: Vec<_> = entries.range(from..).map(|(_, one)| one.clone()).collect();
-                    assert_eq!(got, want, "seed {seed} {shard} from {from:?}");
                 }
-                let beyond = Seq(entries.len() as u64 + 1);
-                assert_eq!(index.read(shard, beyond, 1), []);
             }
         }
     }
 
+    /// Shards that go through the log side by side, wherever each began, share every read.
+    #[test]
+    fn a_block_is_read_once_for_all() {
+        let (index, segments, want) = index_of(3, 300);
+        let mut next: BTreeMap<_, _> = want.keys().map(|&shard| (shard, 0)).collect();
+        let (mut at, mut blocks) = (Place::default(), Vec::new());
+        loop {
+            let ends = |(shard, after): &(&ShardId, &u64)| **after < want[*shard].len() as u64;
+            let lag: Vec<_> = next.iter().filter(ends).map(|(s, a)| wanted(*s, *a)).collect();
+            if lag.is_empty() {
+                break;
+            }
+            let (parts, read) = read(&index, &segments, lag, at, usize::MAX);
+            at = read;
+            blocks.push(read);
+            for part in parts {
+                next.insert(part.shard, part.entries.last().unwrap().seq.0);
+            }
+        }
+        assert!(blocks.is_sorted_by(|one, next| one < next), "{blocks:?}");
+    }
+
     fn needed(shard: u16, flushed: u64, members: u64) -> Needed {
-        Needed { shard: ShardId(shard), flushed: Seq(flushed), members: Seq(members) }
+        let (shard, flushed) = (ShardId(shard), Seq(flushed));
+        Needed { shard, flushed, applied: flushed, members: Seq(members) }
     }
 
     /// Shard 1 has entries 1..=3 in segments 1..=3, one each; shard 2 has entry 1 in segment 2.
@@ -418,9 +478,9 @@ mod tests {
         let mut index = Index::default();
         for segment in 1..=3 {
             index.begin(segment, SEGMENT_HEADER_BYTES, 100, segment * 10);
-            index.append(segment, ShardId(1), Seq(segment));
+            index.append(segment, ShardId(1), Seq(segment), 30);
         }
-        index.append(2, ShardId(2), Seq(1));
+        index.append(2, ShardId(2), Seq(1), 30);
         index
     }
 
@@ -453,7 +513,7 @@ mod tests {
         let mut index = Index::default();
         for segment in [1, 3, 4] {
             index.begin(segment, SEGMENT_HEADER_BYTES, 100, segment * 10);
-            index.append(segment, ShardId(1), Seq(segment));
+            index.append(segment, ShardId(1), Seq(segment), 30);
         }
         index.segment(2);
         assert_eq!(index.trimmable(&[needed(1, 3, 3)], usize::MAX, 99), [1, 2, 3]);
@@ -479,36 +539,57 @@ mod tests {
         check(&[needed(1, 0, 0), needed(2, 9, 0)], 0, 99, &[]);
     }
 
+    #[track_caller]
+    fn check_carried(needed: &[Needed], log_keep_bytes: usize, want: &[(u16, u64, u64)]) {
+        let carried = three_segments().to_carry(needed, log_keep_bytes);
+        let ranges = carried.into_iter().flat_map(|carry| carry.ranges);
+        let got: Vec<_> = ranges.map(|range| (range.shard.0, range.from.0, range.to.0)).collect();
+        assert_eq!(got, want);
+    }
+
     #[test]
-    fn what_keeps_the_oldest_segment_is_named() {
-        let index = three_segments();
-        assert_eq!(index.keeps_oldest(&[needed(1, 0, 0)]), [(ShardId(1), Seq(1), Seq(1))]);
-        assert_eq!(index.keeps_oldest(&[needed(1, 1, 0)]), []);
+    fn what_no_flush_takes_over_is_carried_out_of_the_oldest_segment() {
+        let flushed = |shard| needed(shard, 9, 0);
+        check_carried(&[needed(1, 0, 0), flushed(2)], 0, &[(1, 1, 1)]);
+        check_carried(&[needed(1, 1, 0), flushed(2)], 0, &[]);
+        // Within the limit; while a flush will do; of a shard of which nothing is known.
+        check_carried(&[needed(1, 0, 0), flushed(2)], 1 << 20, &[]);
+        check_carried(&[Needed { applied: Seq(1), ..needed(1, 0, 0) }, flushed(2)], 0, &[]);
+        check_carried(&[needed(1, 0, 0)], 0, &[]);
+    }
+
+    /// Written again, it would only be in the way once more.
+    #[test]
+    fn nothing_is_carried_if_most_of_the_log_is_of_that_kind() {
+        let mut index = three_segments();
+        index.append(3, ShardId(1), Seq(4), 400);
+        assert_eq!(index.to_carry(&[needed(1, 0, 0), needed(2, 9, 0)], 0), []);
     }
 
     /// A carried entry no longer keeps the segment that it came from.
     #[test]
     fn a_carried_entry_lets_its_segment_go() {
         let mut index = three_segments();
-        index.append(3, ShardId(1), Seq(1));
+        index.append(3, ShardId(1), Seq(1), 30);
         assert_eq!(index.trimmable(&[needed(1, 0, 0), needed(2, 9, 9)], 0, 99), [1]);
     }
 
     #[test]
     fn the_writer_keeps_the_index() {
-        let mut writer = Writer::new(Resume::default(), 1 << 16);
+        let resume = Resume { owner: OWNER, ..Resume::default() };
+        let mut writer = Writer::new(resume, 1 << 16);
         let mut segments = Segments::new();
         let entry = Entry::after(
-            crate::entry::Position::default(),
+            Position::default(),
             crate::ids::Epoch(1),
             crate::ids::TimeMs(1),
             crate::entry::Body::Barrier,
         );
         writer.write(Record::Append { shard: ShardId(1), entry: entry.clone() });
         put(&mut segments, writer.sync(1));
-        let piece = writer.index().read(ShardId(1), Seq(1), 1)[0];
-        let bytes = &segments[&piece.segment][piece.offset..piece.offset + piece.len];
-        let got = scan_entries(writer.owner(), piece, bytes, ShardId(1), 1);
-        assert_eq!(got, [entry]);
+        let wanted = vec![wanted(ShardId(1), 0)];
+        let (parts, _) = read(writer.index(), &segments, wanted, Place::default(), 1);
+        let got = &parts[0].entries;
+        assert_eq!(got[..], [entry]);
     }
 }

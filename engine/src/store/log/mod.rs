@@ -7,12 +7,13 @@
 //!
 //! [`group`] frames bytes, [`writer`] turns the node's `Write` and `Sync` effects into the bytes to
 //! write, [`scan`] reads segments back and tells a torn tail from damage, [`index`] knows which
-//! bytes hold which entries. This file says what a record is.
+//! bytes hold which entries, [`catch_up`] reads them for followers that lag. This file says what a record is.
 //!
 //! What a newcomer gets wrong: *the same position may be in the log more than once*: written again
 //! after a `Truncate`, for a newer copy, or carried unchanged out of an old segment. The last group
 //! that holds a position wins.
 
+pub mod catch_up;
 pub mod group;
 pub mod index;
 pub mod scan;

@@ -45,7 +45,7 @@ pub struct Damage {
 }
 
 /// A place in the log.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Place {
     pub segment: u64,
     pub offset: usize,

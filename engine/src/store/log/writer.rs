@@ -14,11 +14,12 @@
 
 use std::collections::BTreeMap;
 
+use crate::entry::Entry;
 use crate::ids::ShardId;
 use crate::store::log::group::{
     GROUP_HEADER_BYTES, Owner, SEGMENT_HEADER_BYTES, SegmentHeader, encode_group,
 };
-use crate::store::log::index::Index;
+use crate::store::log::index::{Block, Index};
 use crate::store::log::{Identity, Record, SmallState};
 
 /// What the log writer begins with: all of it comes from recovery.
@@ -133,6 +134,18 @@ impl Writer {
             (_, None) => {}
         }
         self.pending.push(record);
+    }
+
+    /// Writes entries of an old block again, unchanged, so that its segment may go. To be called before anything of the
+    /// next group is written: what the group says of them comes after them. Left out are those that have been written
+    /// again since, or are void.
+    pub fn carry(&mut self, block: Block, entries: Vec<(ShardId, Entry)>) {
+        assert!(self.pending.is_empty(), "what is carried comes first in its group");
+        for (shard, entry) in entries {
+            if self.index.is_in(block, shard, entry.seq) {
+                self.write(Record::Append { shard, entry });
+            }
+        }
     }
 
     /// Bytes gathered since the last group.
@@ -303,7 +316,7 @@ mod tests {
     fn the_bytes_never_change() {
         let owner = Owner { cluster: 0x0102, store: crate::ids::StoreId(0x0304) };
         let mut writer = Writer::new(Resume { owner, ..Resume::default() }, 1 << 10);
-        let entry = crate::entry::Entry::after(
+        let entry = Entry::after(
             Position { seq: Seq(4), ..Position::default() },
             Epoch(1),
             crate::ids::TimeMs(300),

@@ -40,9 +40,10 @@ impl Limits {
                 }
             }
             Event::Closed { conn } => drop(self.sent.remove(&(me, *conn))),
-            Event::LogRead { entries, .. } => {
-                let bytes: usize = entries.iter().map(Entry::size).sum();
-                self.expect(entries.len() < 2 || bytes <= sizes.read_log_bytes, || {
+            Event::LogRead { parts, .. } => {
+                let entries = || parts.iter().flat_map(|part| &part.entries);
+                let bytes: usize = entries().map(Entry::size).sum();
+                self.expect(entries().count() < 2 || bytes <= sizes.read_log_bytes, || {
                     format!("{bytes} bytes were read from the log at once")
                 });
             }

@@ -1,0 +1,166 @@
+//! Followers that lag by more than this node keeps in memory are fed from its log on disk.
+//!
+//! ```text
+//!   ReadLog: who wants what, from which block on  ──▶  log
+//!   LogRead: one block's entries for all of them  ◀──
+//!      └─▶ to each follower, as far as its window allows; then the next block
+//! ```
+//!
+//! One read is under way at a time, whatever the number of shards that lag, and it takes the block that comes next in
+//! the log for all of them: so a block is read once, not once for each shard. A follower takes part while half of the
+//! window of its connection is free; the other half is for entries that come meanwhile.
+//!
+//! Every part moves the follower on or ends this way of feeding it: what the log does not hold, or what does not
+//! follow what the follower has, is not asked for again. The follower gets a whole copy then.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::entry::{Body, Entry, Position};
+use crate::ids::{ShardId, StoreId};
+use crate::message::Slice;
+use crate::node::{Effect, Node};
+use crate::planted::Planted;
+use crate::replica::primary::Feed;
+use crate::replica::{Replica, Role};
+use crate::store::log::catch_up::{LogPart, Wanted};
+use crate::store::log::scan::Place;
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct CatchUp {
+    /// Followers that are fed this way, or were when it was last looked.
+    lagging: BTreeMap<StoreId, BTreeSet<ShardId>>,
+    reading: bool,
+    /// The block that was read last.
+    at: Place,
+}
+
+impl CatchUp {
+    pub(super) fn begin(&mut self, store: StoreId, shard: ShardId) {
+        self.lagging.entry(store).or_default().insert(shard);
+    }
+}
+
+impl Node {
+    /// Asks for the next block if one is wanted, there is room to send what is in it, and none is being read.
+    pub(super) fn read_log_if_due(&mut self, effects: &mut Vec<Effect>) {
+        if self.catch_up.reading || self.catch_up.lagging.is_empty() {
+            return;
+        }
+        let mut lagging = std::mem::take(&mut self.catch_up.lagging);
+        let mut wanted = Vec::new();
+        for (&store, shards) in &mut lagging {
+            if self.has_room_to_catch_up(store) {
+                shards.retain(|&shard| {
+                    let want = self.wanted(store, shard);
+                    wanted.extend(want);
+                    want.is_some()
+                });
+            }
+        }
+        lagging.retain(|_, shards| !shards.is_empty());
+        self.catch_up.lagging = lagging;
+        wanted.sort_by_key(|one: &Wanted| (one.shard, one.after.seq, one.after.chain));
+        wanted.dedup();
+        if wanted.is_empty() {
+            return;
+        }
+        self.catch_up.reading = true;
+        let sizes = self.settings.sizes;
+        let half = sizes.window_bytes.div_ceil(2);
+        let bytes_max = sizes.read_log_bytes.min(sizes.message_bytes).min(half);
+        effects.push(Effect::ReadLog { wanted, from: self.catch_up.at, bytes_max });
+    }
+
+    fn has_room_to_catch_up(&self, store: StoreId) -> bool {
+        let link = self.dialled_to.get(&store).and_then(|conn| self.dialled.get(conn));
+        // One that is gone wants nothing, which is seen by looking.
+        let window = self.settings.sizes.window_bytes;
+        link.is_none_or(|link| link.room(window) >= window.div_ceil(2))
+    }
+
+    fn wanted(&self, store: StoreId, shard: ShardId) -> Option<Wanted> {
+        let follower = self.replicas.get(&shard)?.primary()?.followers.get(&store)?;
+        let after = follower.sent;
+        matches!(follower.feed, Feed::FromLog { .. }).then_some(Wanted { shard, after })
+    }
+
+    /// A block was read: what is in it for each follower is sent.
+    pub(super) fn on_log_read(
+        &mut self,
+        at: Place,
+        parts: Vec<LogPart>,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.catch_up.reading = false;
+        self.catch_up.at = at;
+        let mut slices: BTreeMap<StoreId, Vec<Slice>> = BTreeMap::new();
+        for part in parts {
+            let Some(replica) = self.replicas.get_mut(&part.shard) else { continue };
+            let planted = self.settings.planted;
+            for (store, slice) in feed_from(replica, &part, planted) {
+                slices.entry(store).or_default().extend(slice);
+                self.to_send.insert((store, part.shard));
+            }
+        }
+        for (store, slices) in slices {
+            self.send_append(store, slices, effects);
+        }
+    }
+}
+
+/// What each follower that wanted this part is sent. One that gets nothing needs a whole copy.
+fn feed_from(
+    replica: &mut Replica,
+    part: &LogPart,
+    planted: Option<Planted>,
+) -> Vec<(StoreId, Option<Slice>)> {
+    let (shard, slots, commit) = (replica.shard, replica.slots, replica.commit);
+    let base = replica.log.base();
+    // Above it memory has them.
+    let below = |entry: &&Entry| entry.seq <= base.seq;
+    let entries: Vec<_> = part.entries.iter().take_while(below).cloned().collect();
+    let is_sound = is_the_log(&entries, part.prev, base);
+    let Role::Primary(primary) = &mut replica.role else { return Vec::new() };
+    let (epoch, commit) = (primary.epoch, primary.announced(commit));
+    let mut out = Vec::new();
+    for (&store, follower) in &mut primary.followers {
+        let Feed::FromLog { opening } = follower.feed else { continue };
+        if follower.sent != part.prev {
+            continue;
+        }
+        let Some(last) = entries.last().filter(|_| is_sound).map(Entry::position) else {
+            if !Planted::EmptyReadGoesOn.is_in(planted) {
+                follower.feed = Feed::NeedsSnapshot;
+            }
+            out.push((store, None));
+            continue;
+        };
+        let (prev, copy, entries) = (follower.sent, follower.copy, entries.clone());
+        follower.sent = last;
+        follower.feed = match last.seq >= base.seq {
+            true => Feed::Streaming { opening: false },
+            false => Feed::FromLog { opening: false },
+        };
+        let resume = opening;
+        let slice = Slice { shard, slots, epoch, copy, prev, commit, resume, entries };
+        out.push((store, Some(slice)));
+    }
+    out
+}
+
+/// What the disk gave is the log that this replica has: it follows `prev` without a gap, is intact, and meets what is in
+/// memory if it reaches that far.
+fn is_the_log(entries: &[Entry], prev: Position, base: Position) -> bool {
+    let mut at = prev;
+    for entry in entries {
+        let intact = match &entry.body {
+            Body::Ops(batch) => batch.is_intact(),
+            _ => true,
+        };
+        if !intact || !entry.follows(at) {
+            return false;
+        }
+        at = entry.position();
+    }
+    at.seq != base.seq || at.chain == base.chain
+}
