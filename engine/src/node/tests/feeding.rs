@@ -234,6 +234,9 @@ impl World {
                     self.todo.push_back((other, Event::Closed { conn }));
                 }
             }
+            Effect::MeasureSnapshot { transfer, .. } => {
+                then(Event::SnapshotMeasured { transfer, bytes: 0 });
+            }
             Effect::SendSnapshot { conn, transfer, shard, .. } => {
                 self.copies_sent += 1;
                 let (Some(&to), Some(state)) = (self.conns.get(&conn), here.state.get(&shard))
@@ -362,7 +365,7 @@ fn whoever_lags_by_whatever_is_filled() {
         }
         world.connect(1);
         world.connect(2);
-        world.pass(4_000);
+        world.pass(6_000);
         world.check_filled();
     }
 }
