@@ -270,8 +270,9 @@ impl Log {
     }
 
     fn measure(&self) {
-        let bytes = self.writer.as_ref().map_or(0, |writer| writer.index().bytes());
+        let index = self.writer.as_ref().map(|writer| writer.index());
+        let bytes = index.map_or(0, |index| index.bytes());
         self.seen.bytes.store(bytes as u64, Ordering::Relaxed);
-        self.fullness.log(bytes > self.bytes_max);
+        self.fullness.log(index.is_some_and(|index| index.exceeds(self.bytes_max)));
     }
 }

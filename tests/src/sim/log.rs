@@ -288,8 +288,8 @@ impl OpenLog {
 
     /// What must be kept for this store itself has made the log too long.
     pub fn is_full(&self) -> bool {
-        let bytes = self.writer.as_ref().map_or(0, |writer| writer.index().bytes());
-        bytes > self.sizes.keep_bytes.saturating_add(self.sizes.slack_bytes())
+        let bytes_max = self.sizes.keep_bytes.saturating_add(self.sizes.slack_bytes());
+        self.writer.as_ref().is_some_and(|writer| writer.index().exceeds(bytes_max))
     }
 
     /// Entries are being written again.

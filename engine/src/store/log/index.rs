@@ -232,6 +232,13 @@ impl Index {
         self.segments.values().map(Segment::end).sum()
     }
 
+    /// The log is longer than `bytes_max`, but for the segment that is being written: that one can't
+    /// go, however small the limit is beside it.
+    pub fn exceeds(&self, bytes_max: usize) -> bool {
+        let open = self.segments.values().next_back().map_or(0, Segment::end);
+        self.bytes() - open > bytes_max
+    }
+
     /// The segments that may be deleted, oldest first. Within `log_keep_bytes` entries are kept for
     /// members that lack them; beyond, only for this store's own recovery. A shard that `needed`
     /// does not name is needed whole. `durable`: the last group known durable.
