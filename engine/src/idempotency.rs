@@ -18,8 +18,8 @@
 //! [`Limits::undecided_ms`] later, and is too old after that; and shard time may pass 9/8 as fast as
 //! real time. So records stay for 9/8 of the window and that much more. (`model-sessions`, idem.rs,
 //! shows what goes wrong with less.) Shard time may also *leap*, to catch up with the wall clock after
-//! the cluster was off: then a bucket's life is prolonged by the whole leap, so that records age by
-//! time that has really passed.
+//! the cluster was off: then a bucket's life is prolonged by the whole leap, and a request that was
+//! heard before it is judged without it, so that both age by time that has really passed.
 //!
 //! **Who may take how much.** Records are limited by the bytes of their rows. A namespace may take
 //! more while what it holds is at most [`SHARE`] times what is free, so a single one may hold four
@@ -46,6 +46,9 @@ use crate::planted::Planted;
 
 /// A namespace may hold this many times what is free.
 pub const SHARE: u64 = 4;
+/// Leaps that a shard remembers. Clocks would have to be set forward as often within
+/// [`Limits::undecided_ms`] for a request to age by an earlier one.
+const LEAPS_MAX: usize = 8;
 /// All namespaces of a bucket that are not counted each by itself.
 const REST: u64 = 0;
 /// Fixed parts of a record's row, at most: the key; format, bucket, fingerprint, length of values.
@@ -253,15 +256,6 @@ impl Limits {
         last / self.bucket_ms()
     }
 
-    fn is_too_old(&self, time: TimeMs, issued: IssueTime) -> bool {
-        let judged = !Planted::IssueTimeNotJudged.is_in(self.planted);
-        let serves = match issued {
-            IssueTime::Stated(_) => self.settings.window_ms,
-            IssueTime::Heard(_) => self.undecided_ms(),
-        };
-        judged && time.0 > issued.time().0.saturating_add(serves)
-    }
-
     /// An entry of this time may drop a bucket whose life was prolonged by so much.
     fn may_expire(&self, bucket: u64, prolonged_ms: u64, time: TimeMs) -> bool {
         let end = bucket.saturating_add(1).saturating_mul(self.bucket_ms());
@@ -294,10 +288,20 @@ pub enum Verdict<'a> {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Buckets {
     live: BTreeMap<u64, Bucket>,
+    /// Leaps of shard time, oldest first: those that a request may have been heard before that is
+    /// not too old yet, [`LEAPS_MAX`] at most.
+    leaps: Vec<Leap>,
     /// Bytes by namespace, over all buckets. What follows is derived from `live`.
     used: BTreeMap<u64, u64>,
     bytes: u64,
     records: u64,
+}
+
+/// A step of shard time by which nothing ages.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Leap {
+    pub from: TimeMs,
+    pub step_ms: u64,
 }
 
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -328,7 +332,8 @@ fn hash_of(namespace: &[u8]) -> u64 {
 }
 
 impl Buckets {
-    pub fn from_live(live: BTreeMap<u64, Bucket>) -> Self {
+    /// As they stand in the state.
+    pub fn new(live: BTreeMap<u64, Bucket>, leaps: Vec<Leap>) -> Self {
         let mut buckets = Self::default();
         for bucket in live.values() {
             buckets.bytes = buckets.bytes.saturating_add(bucket.bytes);
@@ -338,7 +343,7 @@ impl Buckets {
                 *used = used.saturating_add(bytes);
             }
         }
-        Self { live, ..buckets }
+        Self { live, leaps, ..buckets }
     }
 
     pub fn live(&self) -> &BTreeMap<u64, Bucket> {
@@ -378,7 +383,7 @@ impl Buckets {
                 false => Verdict::Refuse(TokenOutcome::Reused),
             };
         }
-        if limits.is_too_old(time, asked.issued) {
+        if self.is_too_old(limits, time, asked.issued) {
             return Verdict::Refuse(TokenOutcome::TooOld);
         }
         let bucket = limits.bucket(time, asked.issued.time());
@@ -390,6 +395,23 @@ impl Buckets {
             return Verdict::Refuse(TokenOutcome::Quota);
         }
         Verdict::Apply { bucket }
+    }
+
+    fn is_too_old(&self, limits: &Limits, time: TimeMs, issued: IssueTime) -> bool {
+        let too_old = match issued {
+            IssueTime::Stated(issued) => {
+                time.0 > issued.0.saturating_add(limits.settings.window_ms)
+            }
+            IssueTime::Heard(heard) => self.age_ms(heard, time) > limits.undecided_ms(),
+        };
+        too_old && !Planted::IssueTimeNotJudged.is_in(limits.planted)
+    }
+
+    /// How much time has passed between the two, leaps not counted.
+    fn age_ms(&self, since: TimeMs, now: TimeMs) -> u64 {
+        let leaps = self.leaps.iter().filter(|leap| leap.from >= since);
+        let leapt = leaps.fold(0, |sum: u64, leap| sum.saturating_add(leap.step_ms));
+        now.0.saturating_sub(since.0).saturating_sub(leapt)
     }
 
     /// What a namespace holds that would count in this bucket.
@@ -430,6 +452,15 @@ impl Buckets {
         for bucket in self.live.range_mut(..=now).map(|(_, bucket)| bucket) {
             bucket.prolonged_ms = bucket.prolonged_ms.saturating_add(step);
         }
+        self.leaps.push(Leap { from, step_ms: step });
+        let remembered = |leap: &Leap| self.age_ms(leap.from, to) <= limits.undecided_ms();
+        let forgotten = self.leaps.iter().take_while(|leap| !remembered(leap)).count();
+        self.leaps.drain(..forgotten.max(self.leaps.len().saturating_sub(LEAPS_MAX)));
+    }
+
+    /// The leaps that still count, oldest first.
+    pub fn leaps(&self) -> &[Leap] {
+        &self.leaps
     }
 
     /// Applies an `expire` of this time.
@@ -647,6 +678,42 @@ mod tests {
         check(&buckets, 16_000, Some(&first), Verdict::Replay(&[5]));
     }
 
+    /// Shard time catches up by a day while the request is on its way: it did not take that long.
+    #[test]
+    fn a_request_does_not_age_by_leaps_of_shard_time() {
+        let mut buckets = Buckets::default();
+        let (undecided, day) = (LIMITS.undecided_ms(), 86_400_000);
+        let too_old = |buckets: &Buckets, heard, now| {
+            buckets.is_too_old(&LIMITS, TimeMs(now), IssueTime::Heard(TimeMs(heard)))
+        };
+        for n in 0..2 {
+            let from = n * (day + 1_000) + 1_000;
+            buckets.pass(&LIMITS, TimeMs(from), TimeMs(from + day));
+        }
+        let now = 2 * day + 2_000;
+        assert!(!too_old(&buckets, 1_000, now + undecided - 1_000));
+        assert!(too_old(&buckets, 1_000, now + undecided - 999));
+        // Heard between the two, and after both.
+        assert!(!too_old(&buckets, day + 1_500, now + undecided - 500));
+        assert!(too_old(&buckets, day + 1_500, now + undecided - 499));
+        assert!(too_old(&buckets, now, now + undecided + 1));
+        // No request that was heard before them can still be in time.
+        let from = now + undecided + 1;
+        buckets.pass(&LIMITS, TimeMs(from), TimeMs(from + day));
+        assert_eq!(buckets.leaps(), [Leap { from: TimeMs(from), step_ms: day }]);
+    }
+
+    #[test]
+    fn the_newest_leaps_are_remembered_up_to_a_limit() {
+        let mut buckets = Buckets::default();
+        for n in 0..2 * LEAPS_MAX as u64 {
+            buckets.pass(&LIMITS, TimeMs(n * 1_000_000), TimeMs((n + 1) * 1_000_000));
+        }
+        let first = buckets.leaps().first().map(|leap| leap.from);
+        assert_eq!(buckets.leaps().len(), LEAPS_MAX);
+        assert_eq!(first, Some(TimeMs(LEAPS_MAX as u64 * 1_000_000)));
+    }
+
     #[test]
     fn without_a_stated_issue_time_a_request_is_too_old_when_it_was_undecided_for_long() {
         let hour = Limits { settings: Settings::default(), planted: None };
@@ -709,7 +776,7 @@ mod tests {
         assert!(!one("d") && !one("e"), "they share what \"c\" has filled");
         assert!(one("a") && one("b"));
         assert_eq!(buckets.live()[&0].namespaces.len(), 3);
-        assert_eq!(Buckets::from_live(buckets.live().clone()), buckets);
+        assert_eq!(Buckets::new(buckets.live().clone(), vec![]), buckets);
         let long_after = TimeMs(u64::MAX);
         buckets.expire(&limits, long_after, 0);
         assert_eq!(buckets, Buckets::default());

@@ -25,7 +25,7 @@ use crate::batch::{put_revision, put_session, revision, session};
 use crate::codec::{Malformed, Reader, put_bytes, put_varint, put_varint_i128};
 use crate::digest;
 use crate::entry::Position;
-use crate::idempotency::{Bucket, Buckets, Record, RecordId, TokenOutcome};
+use crate::idempotency::{Bucket, Buckets, Leap, Record, RecordId, TokenOutcome};
 use crate::ids::{Bseq, Chain, CopyNo, Epoch, Seq, ShardId, Slot, Slots, TimeMs};
 use crate::key::CounterKey;
 use crate::sessions::{BatchResult, Collection, Row, Sessions};
@@ -340,6 +340,11 @@ fn row(from: &mut Reader) -> Result<Row, Malformed> {
 }
 
 fn put_buckets(out: &mut Vec<u8>, buckets: &Buckets) {
+    put_varint(out, buckets.leaps().len() as u64);
+    for leap in buckets.leaps() {
+        put_varint(out, leap.from.0);
+        put_varint(out, leap.step_ms);
+    }
     put_varint(out, buckets.live().len() as u64);
     for (&number, bucket) in buckets.live() {
         put_varint(out, number);
@@ -356,6 +361,8 @@ fn put_buckets(out: &mut Vec<u8>, buckets: &Buckets) {
 }
 
 fn buckets(from: &mut Reader) -> Result<Buckets, Malformed> {
+    let count = from.count("idempotency leaps")?;
+    let leaps = (0..count).map(|_| leap(from)).collect::<Result<_, Malformed>>()?;
     let count = from.count("idempotency buckets")?;
     let mut live = BTreeMap::new();
     for _ in 0..count {
@@ -363,7 +370,12 @@ fn buckets(from: &mut Reader) -> Result<Buckets, Malformed> {
         live.insert(number, bucket(from)?);
     }
     let whole = live.len() == count;
-    if whole { Ok(Buckets::from_live(live)) } else { Err(Malformed("idempotency buckets")) }
+    if whole { Ok(Buckets::new(live, leaps)) } else { Err(Malformed("idempotency buckets")) }
+}
+
+fn leap(from: &mut Reader) -> Result<Leap, Malformed> {
+    let begin = TimeMs(from.varint("idempotency leap")?);
+    Ok(Leap { from: begin, step_ms: from.varint("idempotency leap's step")? })
 }
 
 fn bucket(from: &mut Reader) -> Result<Bucket, Malformed> {
@@ -601,7 +613,7 @@ mod tests {
             &[2],                                  // rows
             &[1, 5, 4, 4, 1, 4, 0, 2, 1, 0xd8, 4], // a row, its values
             &[1, 9, 4, 4, 1, 4, 1],                // a row, malformed
-            &[0],                                  // buckets
+            &[0, 0],                               // leaps, buckets
         ]
         .concat();
         assert_eq!(encode_shard(CopyNo(6), &full_state()), want);
@@ -614,13 +626,14 @@ mod tests {
         let mut state = full_state();
         let namespaces = [(0x0102, 60), (0x03, 5)].into();
         let bucket = Bucket { records: 300, bytes: 65, digest: 7, prolonged_ms: 4, namespaces };
-        state.tokens = Buckets::from_live([(9, bucket)].into());
+        let leap = Leap { from: TimeMs(8), step_ms: 3 };
+        state.tokens = Buckets::new([(9, bucket)].into(), vec![leap]);
         let row = state.sessions.rows.values_mut().next().expect("there are two");
         let tokens = vec![TokenOutcome::Replayed, TokenOutcome::Quota];
         row.results = [(Bseq(4), BatchResult::Applied { values: vec![1], tokens })].into();
         let encoded = encode_shard(CopyNo(6), &state);
         let tail = [
-            &[1, 9, 0xac, 2, 65, 4, 7][..],
+            &[1, 8, 3, 1, 9, 0xac, 2, 65, 4, 7][..],
             &[0; 15],
             &[2, 3, 0, 0, 0, 0, 0, 0, 0, 5],
             &[2, 1, 0, 0, 0, 0, 0, 0, 60],
