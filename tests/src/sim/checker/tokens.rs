@@ -75,8 +75,7 @@ fn shut_out(clients: &TokenClients, core: &Core) -> Option<String> {
     Some(format!("{of_shard} bytes a shard, and no room for {found:?}"))
 }
 
-/// While a single clock is wrong, a shard's time is not ahead: so nobody is too old who has just begun and says when. (One
-/// who does not say it is, when the shard's time leaps while the request is under way, as that of a new shard does.)
+/// While a single clock is wrong, a shard's time is not ahead: so nobody is too old who has just begun.
 fn aged_at_once(clients: &TokenClients, core: &Core) -> Option<String> {
     let off = |node: &usize| {
         let clock = core.plan.clocks[*node];
@@ -91,8 +90,7 @@ fn aged_at_once(clients: &TokenClients, core: &Core) -> Option<String> {
         told.flat_map(|(_, told)| told)
             .any(|told| matches!(told, Told::Unknown(Some(Failure::TokenTooOld))))
     };
-    let stated = clients.cases.iter().filter(|case| case.issued.is_some());
-    stated.into_iter().find(too_old).map(|case| format!("too old at once: {case:?}"))
+    clients.cases.iter().find(too_old).map(|case| format!("too old at once: {case:?}"))
 }
 
 /// What the final read saw.
