@@ -495,6 +495,32 @@ fn a_follower_whose_disk_is_full_is_tried_again_whatever_it_acknowledges() {
     );
 }
 
+/// Its log is too long with what it has not applied, and it was restarted: nothing but the commit makes the log shorter
+/// (simulator, seed 430).
+#[test]
+fn a_follower_whose_disk_is_full_learns_what_is_committed() {
+    let mut bench = backup();
+    let entries = log(&[1, 1, 1]);
+    bench.append(1, slice(1, &entries[..2], 0, true));
+    bench.on(Event::Durable { group: 2 });
+    bench.on(Event::DiskFull(true));
+    let effects = bench.append(2, Slice { commit: Seq(3), ..slice(1, &entries, 1, false) });
+    let refuses = |effect: &Effect| {
+        let reason = Reject::NoSpace;
+        *word(effect)
+            == *word(&Effect::FromFollower {
+                conn: FROM_A,
+                message: FromFollower::Reject { n: 2, shard: SHARD, reason },
+            })
+    };
+    assert!(effects.iter().any(refuses), "{effects:?}");
+    let replica = bench.node.replicas().next().expect("there is one");
+    assert_eq!(
+        (replica.last.seq, replica.commit, replica.state.applied.seq),
+        (Seq(2), Seq(2), Seq(2))
+    );
+}
+
 /// Its primary counts on what it acknowledges: a read of etcd that began before may be older than the record that it
 /// counts for.
 #[test]

@@ -52,14 +52,16 @@ impl Replica {
         if !self.trust.is_working() {
             return Err(Reject::Stopped.into());
         }
-        if turn.disk_full && !slice.entries.is_empty() {
+        let joined = self.join(turn, slice)?;
+        // Of what is known to be committed nothing has to stay in the log: so a follower whose log is
+        // too long learns it, although it takes nothing new.
+        self.matched = self.matched.max(joined.seq);
+        self.hear_commit(slice.commit);
+        if !joined.is_whole {
             return Err(Reject::NoSpace.into());
         }
-        let matched = self.join(turn, slice)?;
         // This will be acknowledged: the primary may count on the copy, whatever etcd said before.
         self.leaving = false;
-        self.matched = self.matched.max(matched);
-        self.hear_commit(slice.commit);
         Ok(())
     }
 
@@ -68,8 +70,8 @@ impl Replica {
         self.commit = self.commit.max(announced.min(self.matched));
     }
 
-    /// Writes what is new of the slice; returns the last seq that it shows to match.
-    fn join(&mut self, turn: &mut Turn<'_>, slice: &Slice) -> Result<Seq, NotTaken> {
+    /// Writes what is new of the slice, unless the disk is full.
+    fn join(&mut self, turn: &mut Turn<'_>, slice: &Slice) -> Result<Joined, NotTaken> {
         let mut at = self.starting_point(turn, slice)?;
         for entry in &slice.entries {
             if entry.seq <= at.seq {
@@ -80,6 +82,7 @@ impl Replica {
                 Some(_) if entry.seq <= self.state.applied.seq => {
                     return Err(self.contradicted(turn));
                 }
+                _ if turn.disk_full => return Ok(Joined { seq: at.seq, is_whole: false }),
                 Some(_) => {
                     check(entry, at)?;
                     self.truncate(turn, entry.seq.prev());
@@ -95,7 +98,7 @@ impl Replica {
         if turn.planted(Planted::TruncateToMessageEnd) && at.seq >= self.state.applied.seq {
             self.truncate(turn, at.seq);
         }
-        Ok(at.seq)
+        Ok(Joined { seq: at.seq, is_whole: true })
     }
 
     /// Where both logs are known to agree: at `prev`, or at the oldest position in memory if the
@@ -128,6 +131,13 @@ impl Replica {
         self.stop(turn, "the primary's log contradicts an applied entry");
         Reject::Stopped.into()
     }
+}
+
+/// How far a slice and the log are known to agree.
+struct Joined {
+    seq: Seq,
+    /// All of the slice is in the log.
+    is_whole: bool,
 }
 
 /// The entry really follows `at`, and its bytes are the ones that were sealed.

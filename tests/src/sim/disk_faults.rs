@@ -9,6 +9,7 @@
 use engine::records::StoreStatus;
 
 use super::core::Happening;
+use super::draws::Unmended;
 use super::etcd::{Key, Value};
 use super::nodes::NodeHost;
 use super::rng::Rng;
@@ -60,14 +61,15 @@ pub struct DiskPlan {
 impl DiskPlan {
     /// With a floor of one a disk may be the only one that counts at any moment: none is harmed then, since nothing is
     /// promised of a shard that has lost its last in-sync copy.
-    pub fn from_seed(seed: u64, min_in_sync: usize) -> Self {
+    pub fn from_seed(seed: u64, min_in_sync: usize, replicas: usize) -> Self {
         let mut rng = Rng::new(seed.rotate_left(45) ^ 0x0D15_CFA1_75ED);
         let mut faults = Vec::new();
         if rng.percent(30) {
             faults = DiskFault::ALL.to_vec();
             rng.shuffle(&mut faults);
             faults.truncate(rng.between(1, 3) as usize);
-            faults.retain(|fault| min_in_sync > 1 || !fault.harms());
+            let spared = min_in_sync == replicas && !Unmended::NothingToCopy.is_drawn();
+            faults.retain(|fault| min_in_sync > 1 && !spared || !fault.harms());
         }
         let every = rng.between(200_000, 900_000);
         Self { faults, every, rng }

@@ -19,13 +19,17 @@ pub enum Unmended {
     FarClocks,
     /// B1: a commit that can't move is told only where a member is silent.
     Stalls,
+    /// A shard that has never committed anything, with a floor of all its replicas, has no state to fill a harmed member
+    /// from, and commits nothing without it (seed 1143).
+    NothingToCopy,
     /// C5: an image from the middle of a run can't be told from the disk itself.
     ImagesOfARun,
 }
 
 impl Unmended {
     /// Those that are still to be mended: one that is leaves this list.
-    const LEFT: [Self; 3] = [Self::FarClocks, Self::Stalls, Self::ImagesOfARun];
+    const LEFT: [Self; 4] =
+        [Self::FarClocks, Self::Stalls, Self::NothingToCopy, Self::ImagesOfARun];
 
     /// It is drawn or checked.
     pub fn is_drawn(self) -> bool {

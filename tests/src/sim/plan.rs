@@ -143,7 +143,7 @@ impl Plan {
         let lease_ttl = 1_000 * draws.wait("lease_ttl_ms", 500, 2_000, 2_000);
         let node = node_settings(&mut draws, &tokens, shape, planted);
         let gateway = gateway_settings(&mut draws, &tokens, &node, planted);
-        let disks = DiskPlan::from_seed(seed, shape.min_in_sync.into());
+        let disks = DiskPlan::from_seed(seed, shape.min_in_sync.into(), shape.replicas.into());
         let coordinator =
             coordinator_settings(&mut draws, &tokens, shape, (shards, lease_ttl), planted);
         let leaps = LeapPlan::draw(&mut draws, faults_until);
