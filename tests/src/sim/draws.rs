@@ -15,10 +15,6 @@ use super::rng::Rng;
 /// `DKC_SIM_ALL=1` draws and checks all of it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Unmended {
-    /// A3: a shard's time begins with one machine's wall clock, and the ahead-limit takes away what judges a retry.
-    FarClocks,
-    /// B1: a commit that can't move is told only where a member is silent.
-    Stalls,
     /// A shard that has never committed anything, with a floor of all its replicas, has no state to fill a harmed member
     /// from, and commits nothing without it (seed 1143).
     NothingToCopy,
@@ -28,8 +24,7 @@ pub enum Unmended {
 
 impl Unmended {
     /// Those that are still to be mended: one that is leaves this list.
-    const LEFT: [Self; 4] =
-        [Self::FarClocks, Self::Stalls, Self::NothingToCopy, Self::ImagesOfARun];
+    const LEFT: [Self; 2] = [Self::NothingToCopy, Self::ImagesOfARun];
 
     /// It is drawn or checked.
     pub fn is_drawn(self) -> bool {

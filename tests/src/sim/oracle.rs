@@ -23,7 +23,6 @@ use super::checker::one_primary::OnePrimary;
 use super::checker::session_rows::SessionRows;
 use super::checker::{floor, status};
 use super::coverage::Coverage;
-use super::draws::Unmended;
 use super::plan::Plan;
 
 /// A status is made for every so many events of nodes: it costs as much as some of them.
@@ -105,9 +104,7 @@ impl Oracle {
         for view in node.replicas() {
             self.never_back.look(me, &view, &mut self.violations);
             self.in_sync.look(me, &view, &mut self.violations);
-            if Unmended::Stalls.is_drawn() {
-                self.moves.look(now, me, &view, &mut self.violations);
-            }
+            self.moves.look(now, me, &view, &mut self.violations);
             let applied = view.state.applied;
             let primary = view.primary.map_or(0, |primary| primary.epoch.0);
             let mark = (applied.seq.0, primary);

@@ -11,7 +11,7 @@ use engine::planted::Planted;
 use engine::{batcher, coordinator, planner};
 
 use super::disk_faults::DiskPlan;
-use super::draws::{Drawings, Draws, Unmended};
+use super::draws::{Drawings, Draws};
 use super::faults::Kind;
 use super::leaps::LeapPlan;
 use super::log::LogSizes;
@@ -453,7 +453,7 @@ fn slowness(draws: &mut Draws, nodes: u8) -> Vec<u64> {
 
 /// Mostly right to the second; else hours or days off, and drifting.
 fn clocks(draws: &mut Draws, nodes: u8) -> Vec<Clock> {
-    let far = Unmended::FarClocks.is_drawn() && draws.rng.percent(20);
+    let far = draws.rng.percent(20);
     let clock = |_| {
         let mut clock = Clock { skew_ms: draws.rng.below(2_000) as i64, drift_ppm: 0 };
         if far && draws.rng.percent(50) {
