@@ -295,7 +295,7 @@ fn rows_are_dropped_only_once_the_log_says_durably_that_their_copy_is_gone() {
     bench.begin_copy();
     flush(&mut bench, 1, &[("a", 5)]);
     bench.event();
-    bench.disk.write(engine::store::log::Record::Drop { shard: SHARD, copy: CopyNo(1) });
+    bench.disk.write(Record::Drop { shard: SHARD, copy: CopyNo(1) });
     bench.disk.drop_rows(SHARD, Slots::ALL);
     // Time for it to go wrong; nothing waits for it to go right.
     let began = Instant::now();
@@ -315,7 +315,7 @@ fn stale_rows_of_a_dropped_copy_are_gone_after_a_start() {
     bench.begin_copy();
     flush(&mut bench, 1, &[("a", 5)]);
     bench.event();
-    bench.group(vec![engine::store::log::Record::Drop { shard: ShardId(0), copy: CopyNo(1) }]);
+    bench.group(vec![Record::Drop { shard: ShardId(0), copy: CopyNo(1) }]);
     drop(bench);
     let mut bench = Bench::open(folder.path()).unwrap();
     assert!(bench.opened.replicas[0].content.is_none());

@@ -7,7 +7,7 @@ use engine::apply::ShardState;
 use engine::batch::{Batch, Codec};
 use engine::config::ShardConfig;
 use engine::entry::{Body, Entry, Position};
-use engine::idempotency::{self, Bucket, Buckets, IssueTime, Scope, Tag, TokenOutcome};
+use engine::idempotency::{self, Bucket, Buckets, IssueTime, Leap, Scope, Tag, TokenOutcome};
 use engine::ids::{
     Boot, Bseq, Chain, CopyNo, Epoch, Revision, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId,
     TimeMs, Version,
@@ -278,7 +278,10 @@ fn buckets() -> impl Strategy<Value = Buckets> {
             Bucket { records, bytes, digest, prolonged_ms, namespaces }
         },
     );
-    btree_map(number(), bucket, 0..4).prop_map(Buckets::from_live)
+    let leap = (number(), number());
+    let leap = leap.prop_map(|(from, step_ms)| Leap { from: TimeMs(from), step_ms });
+    (btree_map(number(), bucket, 0..4), vec(leap, 0..3))
+        .prop_map(|(live, leaps)| Buckets::new(live, leaps))
 }
 
 fn sessions() -> impl Strategy<Value = Sessions> {
