@@ -170,7 +170,8 @@ impl Body {
         }
         let bytes = from.bytes("entry body")?;
         if kind > KIND_SPLIT {
-            return Ok(Self::Unknown { kind, bytes });
+            // A copy: a slice would keep the whole message that it came in.
+            return Ok(Self::Unknown { kind, bytes: Bytes::copy_from_slice(&bytes) });
         }
         let mut from = Reader::new(bytes);
         let body = match kind {

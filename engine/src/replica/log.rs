@@ -61,7 +61,7 @@ pub struct LogBytes {
     pub ready: usize,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ReplicaLog {
     /// The position before the first entry in memory.
     base: Position,
@@ -75,6 +75,24 @@ pub struct ReplicaLog {
     /// First seq of each epoch from `base` on (the base itself stands for what lies below),
     /// ascending.
     epochs: Vec<(Epoch, Seq)>,
+}
+
+/// With as much spare room as the original, which is counted, too.
+impl Clone for ReplicaLog {
+    fn clone(&self) -> Self {
+        let mut entries = VecDeque::with_capacity(self.entries.capacity());
+        entries.extend(self.entries.iter().cloned());
+        Self {
+            base: self.base,
+            entries,
+            kept_bytes: self.kept_bytes,
+            pending_bytes: self.pending_bytes,
+            applied_end: self.applied_end,
+            end: self.end,
+            durable: self.durable,
+            epochs: self.epochs.clone(),
+        }
+    }
 }
 
 impl Held {

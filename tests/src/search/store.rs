@@ -420,7 +420,7 @@ impl Store {
             }
             Effect::CheckEtcd { check, .. } => out.push(Out::Check { check }),
             // Records are read all the time, and nothing here flushes, lags or ends.
-            Effect::ReadConfig { .. } | Effect::Report(_) => {}
+            Effect::ReadConfig { .. } | Effect::Report(_) | Effect::Trim { .. } => {}
             other => panic!("nothing asks for {other:?} here"),
         }
         None

@@ -192,8 +192,12 @@ impl Leader {
                 let wire = table.wires.borrow_mut().number(Wire::From(reply));
                 out.push(Out::Reply { conn: conn.0, wire });
             }
-            // The world reads records and lists sessions whenever it likes.
-            Effect::ReadConfig { .. } | Effect::Report(_) | Effect::ListSessions => {}
+            // The world reads records and lists sessions whenever it likes; a flush takes longer than any run.
+            Effect::ReadConfig { .. }
+            | Effect::Report(_)
+            | Effect::ListSessions
+            | Effect::Flush { .. }
+            | Effect::Trim { .. } => {}
             other => panic!("nothing asks for {other:?} here"),
         }
         None
