@@ -99,6 +99,7 @@ fn bench(cluster: &Cluster, bytes: u64) {
 /// Limits as shipped: 3 GiB of log, once kept (a larger limit, since 1 GiB is) and once not.
 #[test]
 #[ignore = "minutes, gigabytes of disk: ./test --full"]
+#[expect(clippy::print_stdout, reason = "the times are what it is run for")]
 fn gigabytes_of_lag() {
     for (how, flags) in
         [("the log", &["--", "--log-keep-bytes", "8589934592"][..]), ("copies", &[])]
