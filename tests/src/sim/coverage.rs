@@ -11,7 +11,7 @@ use engine::entry::{Body, Entry};
 use engine::ids::{Bseq, Conn, Epoch, Seq, SessionId, ShardId, StoreBoot, StoreId, Version};
 use engine::message::{
     Answer, FromFollower, NodeQueryReply, NodeReply, Refusal, Reject, Report, ShardAvailability,
-    ToFollower,
+    SnapshotOutcome, ToFollower,
 };
 use engine::node::{CasOutcome, Effect, Event, ReplicaView};
 use engine::store::log::Record;
@@ -184,7 +184,9 @@ impl Coverage {
                 FromFollower::ReadIndex { newer, .. } if !newer.is_empty() => {
                     self.reached(Path::ReadIndexDenied);
                 }
-                FromFollower::Snapshot { transfer, .. } => {
+                FromFollower::Snapshot { transfer, outcome, .. }
+                    if *outcome != SnapshotOutcome::Accepted =>
+                {
                     self.transfers.remove(&(me, *conn, *transfer));
                 }
                 _ => {}

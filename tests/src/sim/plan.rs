@@ -294,14 +294,14 @@ fn node_settings(
         collect_every_ms,
         pending_bytes_max: draws.size("pending_bytes_max", 2_000, shipped.pending_bytes_max),
         idempotency: tokens.settings,
-        sizes: node_sizes(draws),
+        sizes: node_sizes(draws, tokens.counters as usize),
         timing: node_timing(draws),
         planted,
         ..shipped
     }
 }
 
-fn node_sizes(draws: &mut Draws) -> node::Sizes {
+fn node_sizes(draws: &mut Draws, counters: usize) -> node::Sizes {
     let shipped = node::Sizes::default();
     let mut size = |name, least, shipped| draws.size(name, least, shipped);
     node::Sizes {
@@ -309,8 +309,8 @@ fn node_sizes(draws: &mut Draws) -> node::Sizes {
         window_bytes: size("window_bytes", 1, shipped.window_bytes),
         message_bytes: size("message_bytes", 1, shipped.message_bytes),
         read_log_bytes: size("read_log_bytes", 1, shipped.read_log_bytes),
-        // One operation with the longest name, and the head of one with a token.
-        batch_bytes_limit: size("batch_bytes_limit", 1_200, shipped.batch_bytes_limit),
+        // A request with a token on all of its counters, each with the longest name.
+        batch_bytes_limit: size("batch_bytes_limit", 1_200 * counters, shipped.batch_bytes_limit),
         waiting_reads_max: size("waiting_reads_max", 1, shipped.waiting_reads_max),
         waiting_read_bytes_max: size("read_bytes_max", 1, shipped.waiting_read_bytes_max),
         digest_every: size("digest_every", 1, shipped.digest_every as usize) as u64,

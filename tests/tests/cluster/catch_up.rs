@@ -20,8 +20,9 @@ const SMALL: [&str; 11] = [
     "--memory-bytes",
     "134217728",
 ];
+/// More than the 5 MiB of log that a node of this memory keeps there.
 const KEYS: u64 = 5_000;
-const ROUNDS: u64 = 40;
+const ROUNDS: u64 = 400;
 /// Node-3 took a whole copy.
 const COPIED: &str = "copy received";
 

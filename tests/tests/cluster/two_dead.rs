@@ -89,7 +89,11 @@ fn says_what_is_frozen(cluster: &Cluster, shards: usize) {
         let not_open = status["summary"]["not_open"].as_array().expect("a list");
         let named = |one: &&Value| {
             let why = one["why"].as_str().unwrap_or_default();
-            why.contains("node-2 is down") || why.contains("node-3 is down")
+            let names = |node: &str| {
+                why.contains(&format!("{node} is down"))
+                    || why.contains(&format!("{node} does not answer"))
+            };
+            names("node-2") || names("node-3")
         };
         let explained = not_open.iter().filter(named).count();
         if (not_open.len(), explained) == (shards, shards) {
