@@ -131,7 +131,6 @@ impl IllDisk {
 /// Its process answers and its network is well, but it can't acknowledge anything. No peer reports it: that its lease is
 /// renewed no more is all that tells the coordinator.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "written when this machine had no time to run it: run it, then take this away"]
 async fn a_node_whose_disk_has_stalled_lets_its_lease_run_out() {
     let cluster = Cluster::start(1).await;
     let disk = IllDisk::of(&cluster, "a");
@@ -152,7 +151,6 @@ async fn a_node_whose_disk_has_stalled_lets_its_lease_run_out() {
 /// After a failed fsync nobody knows what is on the disk: nothing more is acknowledged, and no copy of this disk is
 /// trusted until it was compared or filled.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "written when this machine had no time to run it: run it, then take this away"]
 async fn one_sync_that_fails_ends_the_process_and_its_copies_trust() {
     let cluster = Cluster::start(1).await;
     let disk = IllDisk::of(&cluster, "a");

@@ -32,7 +32,6 @@ async fn a_copy_of_a_running_node_is_refused() {
 
 /// All keys may vanish from etcd though every process is well: a missing key proves nothing, an answer does.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "written when this machine had no time to run it: run it, then take this away"]
 async fn a_copy_of_a_running_node_is_refused_though_its_key_is_gone() {
     let cluster = Cluster::start(1).await;
     let node = cluster.node("a").await;

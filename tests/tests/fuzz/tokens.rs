@@ -192,7 +192,6 @@ fn under_one_token_nothing_is_done_twice() {
 /// So each of the rules is needed, and the test would notice.
 #[cfg(feature = "planted-bugs")]
 #[test]
-#[ignore = "clients whose clocks are ahead were added last, and it has not been run with them: run it with --ignored"]
 fn without_one_of_the_rules_something_is() {
     for planted in [
         Planted::BucketIgnoresIssueTime,
