@@ -161,20 +161,23 @@ impl ReplicaLog {
     /// What the entries take. `ready`: those up to this one are committed, and nothing but their turn
     /// keeps them from being applied.
     pub fn bytes(&self, ready: Option<Seq>) -> LogBytes {
-        let unused = (self.entries.capacity() - self.entries.len()) * size_of::<Held>();
         let ready_end = ready.and_then(|ready| self.get(ready.min(self.durable)));
         let ready = ready_end.map_or(0, |held| held.end.saturating_sub(self.applied_end));
         LogBytes {
-            kept: self.kept_bytes + unused,
+            kept: self.kept_bytes + self.spare_bytes(),
             pending: self.pending_bytes,
             ready: usize::try_from(ready).expect("it is in memory"),
         }
     }
 
+    /// What has been allocated for entries and holds none.
+    fn spare_bytes(&self) -> usize {
+        (self.entries.capacity() - self.entries.len()) * size_of::<Held>()
+    }
+
     /// The same, by looking at every entry: what [`ReplicaLog::bytes`] must come to.
     pub fn walked_bytes(&self) -> usize {
-        let unused = (self.entries.capacity() - self.entries.len()) * size_of::<Held>();
-        unused + self.entries.iter().map(Held::bytes).sum::<usize>()
+        self.spare_bytes() + self.entries.iter().map(Held::bytes).sum::<usize>()
     }
 
     /// The entry has been applied: what that needed is no longer held.

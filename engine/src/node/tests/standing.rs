@@ -21,6 +21,12 @@ fn three(min_in_sync: usize) -> Bench {
     bench
 }
 
+/// A leads with B in sync, and C learns.
+fn learning() -> ShardConfig {
+    let isr = of(&record(1, 1, A), &[A, B]);
+    ShardConfig { learners: vec![C.store], version: Version(2), ..isr }
+}
+
 fn of(record: &ShardConfig, isr: &[StoreBoot]) -> ShardConfig {
     let stores: Vec<StoreId> = isr.iter().map(|member| member.store).collect();
     ShardConfig { isr: stores.clone(), target: stores, ..record.clone() }
@@ -129,12 +135,7 @@ fn at_the_floor_with_a_full_member_the_shard_is_frozen() {
 #[test]
 fn a_member_that_needs_a_whole_copy_is_marked_and_gets_one() {
     let mut bench = well(2, &[A, B]);
-    let learns = ShardConfig {
-        learners: vec![C.store],
-        version: Version(2),
-        ..of(&record(1, 1, A), &[A, B])
-    };
-    let effects = bench.config(learns);
+    let effects = bench.config(learning());
     let opening = effects.iter().find_map(|effect| match effect {
         Effect::ToFollower { conn: TO_C, message: ToFollower::Append { n, .. } } => Some(*n),
         _ => None,
@@ -160,12 +161,7 @@ fn a_member_that_needs_a_whole_copy_is_marked_and_gets_one() {
 #[test]
 fn an_unsettled_addition_that_dies_freezes_the_shard() {
     let mut bench = well(2, &[A, B]);
-    let learns = ShardConfig {
-        learners: vec![C.store],
-        version: Version(2),
-        ..of(&record(1, 1, A), &[A, B])
-    };
-    bench.config(learns);
+    bench.config(learning());
     let effects = bench.on(ack(TO_C, 2));
     assert!(proposed(&effects).is_some());
     let proposal = effects.iter().find_map(|effect| match effect {
@@ -241,12 +237,7 @@ fn a_primary_that_steps_down_says_open() {
 fn nobody_is_added_while_etcd_is_away() {
     let mut bench = well(2, &[A, B]);
     pass(&mut bench, 10_000, &[TO_B, TO_C]);
-    let learns = ShardConfig {
-        learners: vec![C.store],
-        version: Version(2),
-        ..of(&record(1, 1, A), &[A, B])
-    };
-    bench.config(learns);
+    bench.config(learning());
     assert_eq!(proposed(&bench.on(ack(TO_C, 2))), None);
     bench.on(Event::LeaseConfirmed);
     assert!(proposed(&pass(&mut bench, 100, &[TO_B, TO_C])).is_some());
@@ -257,12 +248,7 @@ fn nobody_is_added_while_etcd_is_away() {
 #[test]
 fn a_feed_is_open_once_its_first_slice_is_acknowledged() {
     let mut bench = well(2, &[A, B]);
-    let learns = ShardConfig {
-        learners: vec![C.store],
-        version: Version(2),
-        ..of(&record(1, 1, A), &[A, B])
-    };
-    bench.config(learns);
+    bench.config(learning());
     // The same copy is announced again: opened a second time.
     let copy = FromFollower::Copy { shard: SHARD, copy: CopyNo(1) };
     let follower = |bench: &mut Bench| {
@@ -302,12 +288,7 @@ fn a_member_that_says_its_disk_is_full_is_believed_until_it_says_otherwise() {
 #[test]
 fn a_learner_that_is_always_a_moment_late_joins() {
     let mut bench = well(2, &[A, B]);
-    let learns = ShardConfig {
-        learners: vec![C.store],
-        version: Version(2),
-        ..of(&record(1, 1, A), &[A, B])
-    };
-    bench.config(learns);
+    bench.config(learning());
     let mut sent = BTreeMap::new();
     for (message, group) in (1..=30).zip(2..) {
         let mut effects = bench.frame(message, add(message));
@@ -337,12 +318,7 @@ fn a_primary_whose_copy_is_wrong_sends_no_copies() {
     bench.frame(1, add(1));
     bench.on(Event::Durable { group: 2 });
     bench.on(ack(TO_B, 2));
-    let learns = ShardConfig {
-        learners: vec![C.store],
-        version: Version(2),
-        ..of(&record(1, 1, A), &[A, B])
-    };
-    bench.config(learns);
+    bench.config(learning());
     bench.node.replicas.get_mut(&SHARD).unwrap().flushed.seq = Seq(1);
     bench.node.replicas.get_mut(&SHARD).unwrap().trust =
         crate::replica::trust::Trust::Wrong("found by a scrub");
