@@ -9,7 +9,7 @@ use crate::error::{DiskError, context};
 /// Makes a folder and every level above it that is not there, each one's name durable in the level above it.
 ///
 /// Without that a power cut may leave a data folder that is not there, though what was written into it had been fsynced.
-pub(crate) fn make_durably(folder: &Path) -> Result<(), DiskError> {
+pub fn make_durably(folder: &Path) -> Result<(), DiskError> {
     // Of a relative path with one part, the level above is the working folder.
     let above = match folder.parent() {
         Some(above) if above.as_os_str().is_empty() => Path::new("."),

@@ -21,7 +21,7 @@ pub mod etcd;
 pub mod exit;
 mod expired;
 mod files;
-mod folders;
+pub mod folders;
 pub mod inbox;
 pub mod inspect;
 pub mod kill;

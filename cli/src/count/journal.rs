@@ -26,6 +26,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use bench::http::Token;
 use serde::{Deserialize, Serialize};
+use storage_node::folders::make_durably;
 
 use super::batch::Batch;
 use super::lines::{LineRange, Lines};
@@ -119,7 +120,7 @@ impl From<anyhow::Error> for NoJournal {
 impl Journal {
     /// Opens that of `id`, or begins one.
     pub(super) fn open(folder: &Path, id: &str, namespace: &str) -> Result<Self, NoJournal> {
-        fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        make_durably(folder).map_err(anyhow::Error::from)?;
         let path = path(folder, id);
         let shown = || path.display().to_string();
         let open = File::options().create(true).read(true).append(true).open(&path);
@@ -155,10 +156,10 @@ impl Journal {
             }
             None => {
                 journal.write(&[Record::Begun { namespace: namespace.to_owned() }])?;
-                // The file's name, too.
-                File::open(folder).and_then(|folder| folder.sync_all()).with_context(shown)?;
             }
         }
+        // The file's name, too, which an earlier run may have left to a power cut.
+        File::open(folder).and_then(|folder| folder.sync_all()).with_context(shown)?;
         Ok(journal)
     }
 

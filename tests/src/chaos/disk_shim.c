@@ -360,6 +360,32 @@ int close(int fd) {
     return (int)syscall(SYS_close, fd);
 }
 
+/* A second descriptor of a file of ours is one, too. */
+static int same_file(int fd, int copy) {
+    if (copy >= 0 && copy < FDS)
+        file_of[copy] = fd >= 0 && fd < FDS ? file_of[fd] : 0;
+    return copy;
+}
+
+int dup(int fd) {
+    return same_file(fd, (int)syscall(SYS_dup, fd));
+}
+int dup3(int fd, int copy, int flags) {
+    return same_file(fd, (int)syscall(SYS_dup3, fd, copy, flags));
+}
+int dup2(int fd, int copy) {
+    return fd == copy ? (int)syscall(SYS_fcntl, fd, F_GETFD) < 0 ? -1 : copy : dup3(fd, copy, 0);
+}
+int fcntl64(int fd, int what, ...) {
+    va_list rest;
+    va_start(rest, what);
+    void *argument = va_arg(rest, void *);
+    va_end(rest);
+    int done = (int)syscall(SYS_fcntl, fd, what, argument);
+    return what == F_DUPFD || what == F_DUPFD_CLOEXEC ? same_file(fd, done) : done;
+}
+int fcntl(int fd, int what, ...) __attribute__((alias("fcntl64")));
+
 /* Where a write without an offset goes. */
 static off_t position(int fd) {
     int flags = fcntl(fd, F_GETFL);

@@ -241,6 +241,10 @@ mod tests {
         // Bytes.
         check("printf new > @old", &[old]);
         check("printf new > @old; sync @old; printf more >> @old", &[("old", "new")]);
+        // Through a second descriptor, as `File::try_clone` makes one.
+        let script = "from os import *\nfile = open('@old', O_WRONLY | O_APPEND)\ncopy = dup(file)\n\
+                      write(file, b'+1')\nwrite(copy, b'+2')\nfsync(file)\nwrite(copy, b'+3')";
+        check(&format!("python3 -c \"{script}\""), &[("old", "old+1+2")]);
         // Names: a file that was made and synced has none before its folder was.
         check("printf new > @a; sync @a", &[old]);
         check("printf new > @a; sync @", &[("a", ""), old]);
