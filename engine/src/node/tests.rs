@@ -633,6 +633,25 @@ fn a_primary_that_is_to_end_stays_until_another_leads() {
     assert!(left(alone.on(Event::Leave)), "nobody misses it");
 }
 
+/// It counts for its primary until it is out of the set: gone before, it would hold up what is written meanwhile.
+#[test]
+fn a_follower_that_is_to_end_stays_until_it_is_out_of_the_set() {
+    let left = |effects: Vec<Effect>| effects.iter().any(|effect| matches!(effect, Effect::Left));
+    let mut bench = backup();
+    bench.node.settings.min_in_sync = 1;
+    assert!(!left(bench.on(Event::Leave)), "it is in sync");
+    let without = ShardConfig { isr: vec![A.store], ..record(1, 2, A) };
+    assert!(left(bench.config(without)));
+
+    let mut late = backup();
+    late.node.settings.min_in_sync = 1;
+    late.on(Event::Leave);
+    late.now = late.now.plus_ms(late.node.settings.timing.leave_within_ms);
+    assert!(left(late.on(Event::Tick)), "it has waited for long enough");
+    let mut at_the_floor = backup();
+    assert!(left(at_the_floor.on(Event::Leave)), "nobody may let it go");
+}
+
 // ---- bounded-stale reads: the primary ------------------------------------------------------------
 
 fn probe(probe: u64) -> Event {

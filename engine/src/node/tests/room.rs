@@ -64,13 +64,7 @@ fn what_was_accepted_has_taken_its_room() {
 /// Its follower needs a whole copy, and the state has a record to send.
 fn measuring() -> (Bench, u64) {
     let mut bench = primary();
-    bench.now = bench.now.plus_ms(bench.node.settings.flush_after_ms);
-    let effects = bench.on(Event::Tick);
-    let flush = effects.iter().find_map(|effect| match effect {
-        Effect::Flush { flush, .. } => Some(*flush),
-        _ => None,
-    });
-    bench.on(Event::Ingested { flush: flush.expect("a barrier was applied") });
+    flush(&mut bench);
     bench.config(ShardConfig {
         version: Version(2),
         isr: vec![A.store],
@@ -156,4 +150,73 @@ fn a_copy_that_failed_rests_before_it_is_begun_again() {
     assert_eq!(measured(&bench.on(Event::Tick)), None);
     bench.now = bench.now.plus_ms(bench.node.settings.timing.review_every_ms);
     assert!(measured(&bench.on(Event::Tick)).is_some());
+}
+
+/// A copy that comes late was meant to replace one that has been replaced since, and has acknowledged.
+#[test]
+fn a_copy_that_was_meant_for_an_older_one_is_not_installed() {
+    let state = || Box::new(ShardState { slots: Slots::ALL, ..ShardState::default() });
+    for (copy, fits) in [(CopyNo(0), false), (CopyNo(1), true), (CopyNo(2), false)] {
+        let mut bench = follower();
+        let (shard, epoch, transfer) = (SHARD, Epoch(1), 7);
+        let notice = ToFollower::Snapshot { transfer, shard, epoch, copy, bytes: 1 };
+        bench.on(Event::ToFollower { conn: FROM_A, message: notice });
+        let staged = Event::SnapshotStaged { conn: FROM_A, transfer, state: state() };
+        let effects = bench.on(staged);
+        let discarded = |effect: &Effect| matches!(effect, Effect::DiscardSnapshot { .. });
+        assert_eq!(!effects.iter().any(discarded), fits, "in place of {copy:?}: {effects:?}");
+        let outcome = effects.iter().find_map(|effect| match effect {
+            Effect::FromFollower { message: FromFollower::Snapshot { outcome, .. }, .. } => {
+                Some(*outcome)
+            }
+            _ => None,
+        });
+        assert_eq!(outcome, (!fits).then_some(SnapshotOutcome::NotInstalled));
+    }
+}
+
+/// Else the log would not reach back to where the copy ends, and a second one would have to follow it.
+#[test]
+fn the_log_is_kept_from_where_a_copy_on_its_way_ends() {
+    let (mut bench, transfer) = measuring();
+    bench.node.settings.min_in_sync = 1;
+    let pin = bench.node.replicas[&SHARD].flushed.seq;
+    bench.on(Event::SnapshotMeasured { transfer, bytes: 700 });
+    answer(&mut bench, transfer, SnapshotOutcome::Accepted);
+    let review = bench.node.settings.timing.review_every_ms;
+    for bseq in 2..5 {
+        bench.now = bench.now.plus_ms(review);
+        bench.on(Event::Tick);
+        bench.frame(bseq, add(bseq));
+        bench.on(Event::Durable { group: bseq });
+    }
+    while let Some(load) = bench.loads.pop_front() {
+        bench.on(Event::Loaded { load, values: vec![Some(42)], records: vec![] });
+    }
+    let flushed = flush(&mut bench);
+    assert!(flushed > pin, "the state has moved on: {flushed:?}");
+    assert_eq!(kept_above(&mut bench), Some(pin));
+    answer(&mut bench, transfer, SnapshotOutcome::NotInstalled);
+    assert_ne!(kept_above(&mut bench), Some(pin), "it is not on its way any more");
+}
+
+/// Flushes what is applied, and returns up to where that is.
+fn flush(bench: &mut Bench) -> Seq {
+    bench.now = bench.now.plus_ms(bench.node.settings.flush_after_ms);
+    let effects = bench.on(Event::Tick);
+    let flush = effects.iter().find_map(|effect| match effect {
+        Effect::Flush { flush, .. } => Some(*flush),
+        _ => None,
+    });
+    bench.on(Event::Ingested { flush: flush.expect("something was applied") });
+    bench.node.replicas[&SHARD].flushed.seq
+}
+
+/// Above it the log is kept for others.
+fn kept_above(bench: &mut Bench) -> Option<Seq> {
+    bench.now = bench.now.plus_ms(bench.node.settings.timing.trim_every_ms);
+    bench.on(Event::Tick).iter().find_map(|effect| match effect {
+        Effect::Trim { shards } => Some(shards[0].members),
+        _ => None,
+    })
 }
