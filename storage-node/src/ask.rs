@@ -4,9 +4,12 @@ use engine::message::{NodeQuery, NodeQueryReply};
 use proto::wire;
 use proto::wire::control_client::ControlClient;
 
+use crate::peers::{self, Limits};
+
 /// Asks the node of this cluster at that address. In words, what went wrong.
 pub async fn ask(cluster: u128, address: &str, query: NodeQuery) -> Result<NodeQueryReply, String> {
-    let endpoint = crate::peers::endpoint(address).map_err(|error| error.to_string())?;
+    let endpoint = peers::endpoint(address, Limits::default());
+    let endpoint = endpoint.map_err(|error| error.to_string())?;
     let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
     let mut client = proto::limited!(ControlClient::new(channel));
     let reply = client.query(wire::NodeQuery::new(cluster, query)).await;

@@ -8,6 +8,7 @@ use engine::records::Meta;
 
 use crate::disk::MemoryPlan;
 use crate::exit::Exit;
+use crate::peers::Limits;
 
 /// Below this nothing useful fits: two tables, a cache and a message of the largest size.
 const MEMORY_BYTES_MIN: u64 = 128 << 20;
@@ -70,6 +71,12 @@ pub struct Options {
     /// Memory that the node may use.
     #[arg(long, env = "DKC_MEMORY_BYTES", default_value_t = 512 << 20)]
     pub memory_bytes: u64,
+    /// A whole copy of a shard is sent to another node with no more than so many megabytes per second.
+    #[arg(long, env = "DKC_COPY_RATE", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub copy_rate: u64,
+    /// HTTP/2's window for each stream between nodes.
+    #[arg(long, env = "DKC_STREAM_WINDOW_BYTES", default_value_t = 8 << 20, hide = true, value_parser = clap::value_parser!(u32).range(65_535..=1 << 30))]
+    pub stream_window_bytes: u32,
     /// Everything on the disk is read and checked this often, in seconds; 0: only by `dkc scrub`.
     #[arg(long, env = "DKC_SCRUB_EVERY", default_value_t = 86_400)]
     pub scrub_every: u64,
@@ -136,6 +143,14 @@ impl Options {
                 .then_some(self.scrub_every.saturating_mul(1_000)),
             scrub_bytes_per_s: self.scrub_rate * 1_000_000,
             ..Settings::default()
+        }
+    }
+
+    /// What it sends other nodes, and how fast.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            stream_window: self.stream_window_bytes,
+            copy_bytes_per_second: self.copy_rate * 1_000_000,
         }
     }
 

@@ -40,12 +40,32 @@ const DIAL_EVERY_MAX: Duration = Duration::from_millis(500);
 /// A connection that lasted this long was a good one.
 const GOOD_AFTER: Duration = Duration::from_secs(1);
 
-/// Larger than what a stream has under way by the engine's window, so that HTTP/2 does not hold it up.
-pub const STREAM_WINDOW: u32 = 8 << 20;
-pub const CONNECTION_WINDOW: u32 = 16 << 20;
 /// A machine that vanished without a word is found out by a ping. (A process that is stopped is, too; that harms nobody.)
 pub const PING_EVERY: Duration = Duration::from_secs(5);
 pub const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How much nodes send each other.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of HTTP/2, for each stream, in bytes; for a connection it is twice that. Shipped it is larger than what a stream has
+    /// under way by the engine's window, so that HTTP/2 does not hold it up.
+    pub stream_window: u32,
+    /// Of packed rows, for each whole copy on its way.
+    pub copy_bytes_per_second: u64,
+}
+
+impl Default for Limits {
+    /// A copy: a fifth of what a plain SSD reads, half of a gigabit.
+    fn default() -> Self {
+        Self { stream_window: 8 << 20, copy_bytes_per_second: 64 << 20 }
+    }
+}
+
+impl Limits {
+    pub(crate) fn connection_window(self) -> u32 {
+        self.stream_window.saturating_mul(2)
+    }
+}
 
 /// A run of a store, and where it listens.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -66,11 +86,12 @@ pub struct Peers {
 struct Dialler {
     cluster: u128,
     inbox: Inbox,
+    limits: Limits,
 }
 
 impl Peers {
-    pub fn new(me: StoreId, cluster: u128, inbox: Inbox) -> Self {
-        Self { me, dialler: Dialler { cluster, inbox }, known: BTreeMap::new() }
+    pub fn new(me: StoreId, cluster: u128, inbox: Inbox, limits: Limits) -> Self {
+        Self { me, dialler: Dialler { cluster, inbox, limits }, known: BTreeMap::new() }
     }
 
     /// A store was heard of. An older boot than the one known is no news.
@@ -154,7 +175,7 @@ impl Dialler {
 
     /// A stream to the peer.
     async fn dial(&self, goal: &Target) -> Result<Link, NotDialled> {
-        let channel = connect(&goal.address, DIAL_TIMEOUT).await?;
+        let channel = connect(&goal.address, self.limits, DIAL_TIMEOUT).await?;
         let conn = self.inbox.fresh_conn();
         let (outbox, messages, closed) = Outbox::dialled(goal.peer, goal.address.clone());
         let first = tokio_stream::once(wire::ToFollower::opening(self.cluster, conn.0));
@@ -234,8 +255,9 @@ impl Pause {
 }
 
 /// A connection to a node, with the settings that all of ours have.
-async fn connect(address: &str, limit: Duration) -> Result<Channel, NotDialled> {
-    let endpoint = endpoint(address).map_err(|error| NotDialled::Other(error.to_string()))?;
+async fn connect(address: &str, limits: Limits, limit: Duration) -> Result<Channel, NotDialled> {
+    let endpoint =
+        endpoint(address, limits).map_err(|error| NotDialled::Other(error.to_string()))?;
     match timeout(limit, endpoint.connect()).await {
         Ok(Ok(channel)) => Ok(channel),
         Ok(Err(error)) if is_refused(&error) => Err(NotDialled::Refused),
@@ -245,12 +267,12 @@ async fn connect(address: &str, limit: Duration) -> Result<Channel, NotDialled> 
 }
 
 /// How a node is dialled.
-pub fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
+pub fn endpoint(address: &str, limits: Limits) -> Result<Endpoint, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(DIAL_TIMEOUT)
         .tcp_nodelay(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(limits.stream_window)
+        .initial_connection_window_size(limits.connection_window())
         .http2_keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true);

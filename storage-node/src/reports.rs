@@ -18,6 +18,7 @@ use tonic::transport::Channel;
 use tracing::{debug, info};
 
 use crate::inbox::Inbox;
+use crate::peers::{self, Limits};
 
 /// A report is of use for a second.
 const SEND_TIMEOUT: Duration = Duration::from_millis(500);
@@ -79,7 +80,8 @@ async fn send(
     let client = match client {
         Some(client) => client,
         None => {
-            let endpoint = crate::peers::endpoint(address).map_err(|error| error.to_string())?;
+            let endpoint = peers::endpoint(address, Limits::default());
+            let endpoint = endpoint.map_err(|error| error.to_string())?;
             client.insert(proto::limited!(ReportsClient::new(endpoint.connect_lazy())))
         }
     };

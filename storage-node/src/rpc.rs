@@ -31,7 +31,7 @@ use tracing::{debug, info};
 
 use crate::inbox::{Inbox, Told};
 use crate::outbox::{Closed, Outbox};
-use crate::peers::{CONNECTION_WINDOW, PING_EVERY, PING_TIMEOUT, STREAM_WINDOW};
+use crate::peers::{Limits, PING_EVERY, PING_TIMEOUT};
 use crate::snapshot_files::Staging;
 
 /// Whoever opens a stream says first who it is, and says so at once.
@@ -50,6 +50,7 @@ pub struct Services {
     pub links: Links,
     /// Where copies that come in are kept.
     pub staging: Staging,
+    pub limits: Limits,
 }
 
 /// Serves until dropped.
@@ -63,8 +64,8 @@ pub async fn serve(
         [gateway_server::SERVICE_NAME, peer_server::SERVICE_NAME, control_server::SERVICE_NAME];
     let common = telemetry::grpc(&health, proto::DESCRIPTORS, &own).await?;
     Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(services.limits.stream_window)
+        .initial_connection_window_size(services.limits.connection_window())
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .add_routes(common)

@@ -229,12 +229,14 @@ async fn run_node(
     let etcd = Etcd::new(metastore.clone(), inbox.clone(), meta.incarnation);
     let (reports, newest_report) = watch::channel(Report::default());
 
+    let limits = options.limits();
     let services = Services {
         inbox: inbox.clone(),
         me,
         cluster: meta.cluster,
         links: Links::default(),
         staging: disk.disk.staging(),
+        limits,
     };
     let parts = Parts {
         node: node(&options, &meta, me, suspect, disk.next_group, opened.replicas, clock),
@@ -243,7 +245,7 @@ async fn run_node(
         clock,
         pulse: pulse.clone(),
         etcd: etcd.clone(),
-        copies: Sender::new(meta.cluster, me, inbox.clone()),
+        copies: Sender::new(meta.cluster, me, inbox.clone(), limits),
         reports,
         metrics,
         names: names.clone(),
@@ -253,7 +255,7 @@ async fn run_node(
 
     let connections = Connections::new(files.connections);
     let server = tokio::spawn(rpc::serve(listener, connections, services, health.clone()));
-    let peers = Peers::new(me.store, meta.cluster, inbox.clone());
+    let peers = Peers::new(me.store, meta.cluster, inbox.clone(), limits);
     let followed = Followed { etcd, me, peers, names, health: health.clone() };
     tokio::spawn(followed.run());
     tokio::spawn(reports::send_all(

@@ -21,13 +21,12 @@ use tonic::{Status, Streaming};
 use tracing::{info, warn};
 
 use crate::inbox::Inbox;
+use crate::peers::{self, Limits};
 use crate::rpc::{Services, first};
 use crate::snapshot_files::{NotStaged, SnapshotReader};
 
 /// Copies sent at once by one node: a second one, so that a slow receiver does not hold up all others.
 const AT_ONCE: usize = 2;
-/// Of packed rows, for each copy on its way. A fifth of what a plain SSD reads, half of a gigabit.
-const BYTES_PER_SECOND: f64 = 64.0 * 1024.0 * 1024.0;
 /// Parts packed and not sent yet, of a mebibyte each before packing.
 const PARTS_AHEAD: usize = 2;
 
@@ -39,6 +38,7 @@ pub struct Sender {
     cluster: u128,
     me: StoreBoot,
     inbox: Inbox,
+    limits: Limits,
     turns: Arc<Semaphore>,
 }
 
@@ -55,8 +55,8 @@ pub struct Transfer {
 }
 
 impl Sender {
-    pub fn new(cluster: u128, me: StoreBoot, inbox: Inbox) -> Self {
-        Self { cluster, me, inbox, turns: Arc::new(Semaphore::new(AT_ONCE)) }
+    pub fn new(cluster: u128, me: StoreBoot, inbox: Inbox, limits: Limits) -> Self {
+        Self { cluster, me, inbox, limits, turns: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
     /// Sends the copy; the machine is told if it can't be.
@@ -88,12 +88,14 @@ impl Sender {
             shard_record: reader.shard_record(),
         };
         let header = wire::SnapshotPart { kind: Some(snapshot_part::Kind::Header(header)) };
-        let endpoint = crate::peers::endpoint(&copy.address).map_err(|error| error.to_string())?;
+        let endpoint = peers::endpoint(&copy.address, self.limits);
+        let endpoint = endpoint.map_err(|error| error.to_string())?;
         let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
         let mut client = proto::limited!(PeerClient::new(channel));
         let (parts, sending) = mpsc::channel(PARTS_AHEAD);
+        let bytes_per_second = self.limits.copy_bytes_per_second;
         let reading = spawn_blocking(move || {
-            let mut pace = Pace::new(BYTES_PER_SECOND);
+            let mut pace = Pace::new(bytes_per_second);
             reader.send(|part| {
                 pace.wait(size_of(&part));
                 parts.blocking_send(part).is_ok()
@@ -121,8 +123,8 @@ struct Pace {
 }
 
 impl Pace {
-    fn new(bytes_per_second: f64) -> Self {
-        Self { bytes_per_second, next: Instant::now() }
+    fn new(bytes_per_second: u64) -> Self {
+        Self { bytes_per_second: bytes_per_second.max(1) as f64, next: Instant::now() }
     }
 
     fn wait(&mut self, bytes: usize) {
@@ -196,7 +198,7 @@ mod tests {
 
     #[test]
     fn pace_is_kept() {
-        let mut pace = Pace::new(1_000_000.0);
+        let mut pace = Pace::new(1_000_000);
         let began = Instant::now();
         for _ in 0..4 {
             pace.wait(10_000);

@@ -12,14 +12,17 @@ use engine::ids::{
 };
 use engine::message::{GatewayMessage, ToFollower};
 use engine::node::{CasOutcome, Event};
+use engine::records::NodeRecord;
 use engine::store::layout;
 use metastore::{Metastore, Outcome, Settings};
 use proto::wire::gateway_client::GatewayClient;
 use proto::wire::peer_client::PeerClient;
 use proto::wire::{self, snapshot_part};
 use storage_node::disk::{Disk, DiskSettings, MemoryPlan};
-use storage_node::etcd::{Etcd, Wish};
+use storage_node::etcd::{Etcd, Followed, Wish};
 use storage_node::inbox::{Inbox, Told};
+use storage_node::names::Names;
+use storage_node::peers::{Limits, Peers};
 use storage_node::rpc::{self, Links, Services};
 use telemetry::Health;
 use tokio::net::TcpListener;
@@ -27,6 +30,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::calls::{Calls, Fate};
+use crate::etcd::Relay;
 use crate::harness::{CLUSTER_ID, Cluster};
 use crate::worker::Worker;
 
@@ -78,6 +82,51 @@ fn proposed(told: &Receiver<Told>, proposal: u64) -> CasOutcome {
     })
 }
 
+/// What went while no watch was open comes by no watch: the list that follows lacks it, and replaces what was known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_whose_key_went_while_etcd_was_out_of_reach_is_missed() {
+    let cluster = Cluster::start(1).await;
+    let relay = Relay::start(cluster.etcd.endpoint()).await;
+    let settings = Settings::new(vec![relay.endpoint()], "test");
+    let store = Metastore::connect(&settings).await.expect("etcd answers");
+    let other = StoreBoot { store: StoreId(3), ..PEER };
+    for peer in [PEER, other] {
+        let address = "127.0.0.1:1".to_owned();
+        let key = NodeRecord { boot: peer.boot, address, capacity: 1, versions: (1, 1) };
+        cluster.metastore.create(&peer.store, &key).await.expect("etcd answers");
+    }
+    let (inbox, told) = Inbox::new(1 << 20);
+    let followed = Followed {
+        etcd: Etcd::new(store, inbox.clone(), 1),
+        me: ME,
+        peers: Peers::new(ME.store, CLUSTER_ID, inbox, Limits::default()),
+        names: Names::default(),
+        health: Health::new("test"),
+    };
+    tokio::spawn(followed.run());
+    peers_are(&told, &[PEER, other]);
+    relay.close();
+    let key = cluster.metastore.get::<NodeRecord>(&other.store).await.expect("etcd answers");
+    let modified = key.expect("it was made above").modified;
+    cluster.metastore.delete::<NodeRecord>(&other.store, modified).await.expect("etcd answers");
+    relay.mend();
+    peers_are(&told, &[PEER]);
+}
+
+/// Waits until the machine is told that these are there, and no others.
+fn peers_are(told: &Receiver<Told>, want: &[StoreBoot]) {
+    tokio::task::block_in_place(|| {
+        loop {
+            let told = told.recv_timeout(Duration::from_secs(20)).expect("it is told in time");
+            if let Told::Event(Event::Peers(peers)) = told
+                && peers.iter().map(|(peer, _)| peer).eq(want)
+            {
+                return;
+            }
+        }
+    });
+}
+
 /// The whole node: a primary whose change of the in-sync set is lost on the way there, or on the way back, settles it and
 /// goes on.
 #[tokio::test(flavor = "multi_thread")]
@@ -117,7 +166,8 @@ impl Bench {
         let (disk, _) = Disk::open(settings, |_| {}, |error| panic!("{error}")).expect("a disk");
         let (inbox, told) = Inbox::new(intake_bytes);
         let (links, staging) = (Links::default(), disk.staging());
-        let services = Services { inbox, me: ME, cluster: CLUSTER_ID, links, staging };
+        let limits = Limits::default();
+        let services = Services { inbox, me: ME, cluster: CLUSTER_ID, links, staging, limits };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("it is bound"));
         let connections = telemetry::files::Connections::new(16);
@@ -139,7 +189,6 @@ impl Bench {
 
 /// A gateway may send faster than the loop takes: what waits is bounded by its bytes, and the sender is held back.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "it drops the outbox of its connection, which ends it: keep Told::Opened, then run it"]
 async fn frames_wait_at_the_sender_while_the_loop_is_busy() {
     const FRAMES: usize = 32;
     const FRAME_BYTES: usize = 256 << 10;
@@ -160,9 +209,13 @@ async fn frames_wait_at_the_sender_while_the_loop_is_busy() {
         send.send(frame.into()).expect("the stream stands");
     }
     let (mut taken, began) = (0, Instant::now());
+    // The loop's end of the connection: dropped, it would end it.
+    let mut opened = Vec::new();
     while taken < FRAMES {
         // Held, as by a loop that does not come to them.
-        let held = bench.until_quiet();
+        let (of_streams, held): (Vec<_>, Vec<_>) =
+            bench.until_quiet().into_iter().partition(|told| matches!(told, Told::Opened { .. }));
+        opened.extend(of_streams);
         let frames = held.iter().filter(|told| matches!(told, Told::Received(..))).count();
         assert!(frames * FRAME_BYTES <= INTAKE_BYTES, "{frames} frames at once");
         taken += frames;

@@ -95,14 +95,34 @@ async fn a_stopped_backup_is_ejected_and_heard_again() {
 /// A node without the data, when the log no longer reaches back: a whole copy is sent, installed, and promoted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_learner_is_filled_by_a_whole_copy() {
+    fills_by_a_whole_copy(&[]).await;
+}
+
+/// The same where a part of the copy is larger than what HTTP/2 lets through at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_passes_through_windows_smaller_than_its_parts() {
+    fills_by_a_whole_copy(&[("DKC_STREAM_WINDOW_BYTES", "65535"), ("DKC_COPY_RATE", "1")]).await;
+}
+
+/// A name for each number, long, and hardly to be packed.
+fn name(number: i64) -> String {
+    let mut random = number.unsigned_abs() + 1;
+    let mut word = |_| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        format!("{:08x}", random >> 32)
+    };
+    (0..112).map(&mut word).collect()
+}
+
+async fn fills_by_a_whole_copy(limits: &[(&str, &str)]) {
     let cluster = Cluster::start(1).await;
     let flush = [("DKC_FLUSH_AFTER_MS", "30"), ("DKC_LOG_KEEP_BYTES", "0")];
+    let flush = [&flush[..], limits].concat();
     let mut a = cluster.node_with("a", &flush).await;
     cluster.place(&[&a]).await;
     let mut worker = Worker::connect(&a, 7).await;
-    let long = "x".repeat(900);
     for number in 0..300 {
-        assert_eq!(worker.add(&format!("{long}{number}"), number).await, number.into());
+        assert_eq!(worker.add(&name(number), number).await, number.into());
     }
     // However busy the machine: the log must no longer reach back to the beginning.
     let first = cluster.folder("a").join("log").join(format!("{:020}.log", 1));
@@ -118,7 +138,7 @@ async fn a_learner_is_filled_by_a_whole_copy() {
     worker.reconnect(&a).await;
     assert_eq!(worker.add("likes", 1).await, 1);
 
-    let b = cluster.node("b").await;
+    let b = cluster.node_with("b", limits).await;
     cluster.change(|config| config::insert(&mut config.learners, b.me.store)).await;
     cluster.until_shard("in sync", |shard| shard.isr.len() == 2).await;
     assert!(b.log().contains("copy received"), "it was filled from the log:\n{}", b.log());
@@ -136,7 +156,7 @@ async fn a_learner_is_filled_by_a_whole_copy() {
     worker.reconnect(&b).await;
     assert_eq!(worker.add_again("likes", 1).await, 1);
     for number in [0, 1, 150, 299] {
-        assert_eq!(worker.read(&format!("{long}{number}")).await, i128::from(number));
+        assert_eq!(worker.read(&name(number)).await, i128::from(number));
     }
     let replica = b.replica().await.expect("a replica");
     assert!(matches!(replica.role, RoleStatus::Primary { open: true, .. }), "{replica:?}");
