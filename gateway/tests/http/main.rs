@@ -1,5 +1,7 @@
 //! A real gateway over real sockets and a real etcd, against nodes that count in a map: DESIGN §12 row by row.
 
+#[path = "../../../metastore/tests/contract/calls.rs"]
+mod calls;
 mod client;
 mod cluster;
 #[path = "../../../metastore/tests/contract/etcd.rs"]
