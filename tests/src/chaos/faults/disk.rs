@@ -66,6 +66,35 @@ fn fill(path: &Path, left: u64) -> std::io::Result<u64> {
     Ok(filled)
 }
 
+/// Empty files beside the data take every inode of one node's disk: there is room, and no name for it.
+///
+/// The node waits and refuses; it takes nothing for damage, and goes on by itself.
+#[derive(Default)]
+pub struct NoInodes {
+    ballast: Option<PathBuf>,
+}
+
+impl Fault for NoInodes {
+    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
+        let victim = field.any(&[Role::Node]);
+        let folder = field.fleet.folder().join(&victim).join("inodes");
+        self.ballast = Some(folder.clone());
+        std::fs::create_dir_all(&folder).map_err(|error| format!("{folder:?}: {error}"))?;
+        let mut names = (0..).map(|number| folder.join(number.to_string()));
+        let refused = names.find_map(|path| File::create(path).err());
+        match refused {
+            Some(error) if error.kind() == std::io::ErrorKind::StorageFull => Ok(victim),
+            error => Err(format!("{victim}: its inodes don't run out: {error:?}")),
+        }
+    }
+
+    fn heal(&mut self, _field: &mut Field) {
+        if let Some(folder) = &self.ballast {
+            let _was_never_made = std::fs::remove_dir_all(folder);
+        }
+    }
+}
+
 /// A byte of a file of a node that is down is no longer what was written.
 pub struct Flip {
     /// By the beginning and the end of the name.

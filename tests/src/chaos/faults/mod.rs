@@ -8,6 +8,7 @@
 pub mod clock;
 pub mod disk;
 pub mod etcd;
+pub mod files;
 pub mod folder;
 pub mod kill;
 pub mod partition;
@@ -97,6 +98,11 @@ pub const KINDS: &[Kind] = &[
     by_name(kind("move", (500, 3_000), || Box::new(kill::Move::default()))),
     by_name(kind("big-lag", (6_000, 15_000), || Box::new(folder::BigLag::default()))),
     by_name(kind("slow-disk", (3_000, 10_000), || Box::new(disk::Slow::default()))),
+    by_name(Kind {
+        is_possible: |sandbox| sandbox.small_disks,
+        ..kind("no-inodes", (3_000, 12_000), || Box::new(disk::NoInodes::default()))
+    }),
+    by_name(kind("few-files", (3_000, 12_000), || Box::new(files::Few::default()))),
     kind("pause", (1_000, 30_000), || Box::new(pause::Pause::default())),
     filtered("cut-nodes", (2_000, 12_000), || Box::new(partition::Cut::nodes())),
     filtered("cut-one-way", (2_000, 12_000), || Box::new(partition::Cut::one_way())),
