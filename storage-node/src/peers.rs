@@ -303,9 +303,10 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
-        let refused = connect(&address, DIAL_TIMEOUT).await.unwrap_err();
+        let refused = connect(&address, Limits::default(), DIAL_TIMEOUT).await.unwrap_err();
         assert!(matches!(refused, NotDialled::Refused), "{refused:?}");
-        let other = connect("no such host.invalid:1", DIAL_TIMEOUT).await.unwrap_err();
+        let other =
+            connect("no such host.invalid:1", Limits::default(), DIAL_TIMEOUT).await.unwrap_err();
         assert!(matches!(other, NotDialled::Other(_)), "{other:?}");
     }
 }

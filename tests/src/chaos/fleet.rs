@@ -74,6 +74,8 @@ pub struct Member {
     moved: u16,
     /// Its folder is one on which it must not run.
     must_refuse: bool,
+    /// Its data are out of reach, and in their place is an empty folder, which it has refused so often.
+    unmounted: Option<u32>,
     disk_errors: u32,
     asked: Option<Asked>,
 }
@@ -175,6 +177,7 @@ impl Fleet {
                     explained: BTreeSet::new(),
                     moved: 0,
                     must_refuse: false,
+                    unmounted: None,
                     disk_errors: 0,
                     asked: None,
                 });
@@ -474,6 +477,13 @@ impl Fleet {
             // An operator's turn: it will not run on this folder any more.
             let spent = member.disk_errors >= DISK_ERRORS_MAX || code == Some(REFUSED);
             member.must_refuse &= code != Some(REFUSED);
+            if let Some(refusals) = &mut member.unmounted {
+                // Its folder comes back: nobody gives it another one.
+                *refusals += u32::from(code == Some(REFUSED));
+                let explained = explained || code == Some(REFUSED);
+                self.ends.push(End { explained, ..end });
+                continue;
+            }
             if member.role == Role::Node && explained && spent {
                 self.replace_folder(&name);
             }
@@ -488,6 +498,30 @@ impl Fleet {
         let due: Vec<_> = self.members.iter().filter(due).map(|one| one.name.clone()).collect();
         for name in due {
             self.start(&name);
+        }
+    }
+
+    /// The folder of a node that is down is replaced by an empty one, as when a volume is not mounted.
+    pub fn unmount_data(&mut self, name: &str) -> std::io::Result<()> {
+        let data = self.data(name);
+        std::fs::rename(&data, data.with_extension("away"))?;
+        std::fs::create_dir(&data)?;
+        self.member_mut(name).unmounted = Some(0);
+        Ok(())
+    }
+
+    /// The folder of a node that is down is put back. How often the node has refused the empty one meanwhile, or what it has
+    /// made of it.
+    pub fn mount_data(&mut self, name: &str) -> Result<u32, String> {
+        let data = self.data(name);
+        let made = std::fs::read_dir(&data).is_ok_and(|mut entries| entries.next().is_some());
+        let refusals = self.member_mut(name).unmounted.take().unwrap_or(0);
+        let swapped = std::fs::remove_dir_all(&data)
+            .and_then(|()| std::fs::rename(data.with_extension("away"), &data));
+        swapped.map_err(|error| format!("the folder of {name} can't be put back: {error}"))?;
+        match made {
+            true if refusals == 0 => Err(format!("{name} began anew in an empty folder")),
+            _ => Ok(refusals),
         }
     }
 

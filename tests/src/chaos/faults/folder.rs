@@ -136,6 +136,51 @@ impl Fault for Clone {
     }
 }
 
+/// The folders of one node, or of all, are replaced by empty ones, as when volumes are not mounted at a boot, and put back.
+///
+/// A node must not begin anew there: it refuses with exit code 4, its store is given up by nobody, and it goes on when its
+/// folder is back.
+#[derive(Default)]
+pub struct Unmount {
+    victims: Vec<String>,
+}
+
+impl Fault for Unmount {
+    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
+        let all = field.rng.percent(40);
+        // Those whose folder was emptied on purpose are told to begin anew.
+        let replaced = field.fleet.replaced.clone();
+        let names = field.some(Role::Node, if all { 5 } else { 1 });
+        let names: Vec<_> = names.into_iter().filter(|name| !replaced.contains(name)).collect();
+        if names.is_empty() {
+            return Err("all nodes were replaced before".to_owned());
+        }
+        names.iter().for_each(|name| field.fleet.hold(name));
+        for name in &names {
+            field.fleet.wait_until_dead(name);
+            match field.fleet.unmount_data(name) {
+                Ok(()) => self.victims.push(name.clone()),
+                Err(why) => field.broken.push(format!("{name}: {why}")),
+            }
+        }
+        names.iter().for_each(|name| field.fleet.release(name));
+        Ok(names.join(", "))
+    }
+
+    fn heal(&mut self, field: &mut Field) {
+        self.victims.iter().for_each(|name| field.fleet.hold(name));
+        for name in &self.victims {
+            field.fleet.wait_until_dead(name);
+            match field.fleet.mount_data(name) {
+                Ok(0) => field.broken.push(format!("{name} has not refused an empty folder")),
+                Ok(_) => {}
+                Err(why) => field.broken.push(why),
+            }
+        }
+        self.victims.iter().for_each(|name| field.fleet.release(name));
+    }
+}
+
 /// A node is away while more comes in than its peers keep of their logs: only a whole copy can fill it then.
 #[derive(Default)]
 pub struct BigLag {

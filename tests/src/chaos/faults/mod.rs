@@ -130,5 +130,6 @@ pub const KINDS: &[Kind] = &[
     alone("flip-manifest", (1, 1_000), || Box::new(disk::Flip::manifest())),
     by_name(alone("failing-disk", (1_000, 3_000), || Box::new(disk::Failing::default()))),
     alone("rollback", (1_000, 4_000), || Box::new(folder::Rollback::default())),
+    by_name(alone("unmount", (8_000, 15_000), || Box::new(folder::Unmount::default()))),
     alone("clone", (1_000, 2_000), || Box::new(folder::Clone::default())),
 ];
