@@ -44,7 +44,8 @@ impl Book {
             Change::Store(_, None)
             | Change::Node(_, None)
             | Change::Shard(..)
-            | Change::Drain(..) => {}
+            | Change::Drain(..)
+            | Change::Promote(..) => {}
         }
     }
 

@@ -1,15 +1,15 @@
 //! What the driver asks of etcd and hears from it.
 //!
 //! The machine's wishes are calls of one try each: a transaction whose answer was lost is told as unknown and never sent
-//! again. The five kinds of records are followed from the start, also by a standby, so that a list made after an election
+//! again. The kinds of records that the machine knows are followed from the start, also by a standby, so that a list made after an election
 //! and the changes that are heard leave no gap.
 
 use std::time::Duration;
 
 use engine::config::ShardConfig;
-use engine::coordinator::{self, Change, Event, Listing, Writes};
+use engine::coordinator::{self, Accepted, Change, Event, Listing, Writes};
 use engine::node::CasOutcome;
-use engine::records::{Meta, NodeRecord, StoreRecord};
+use engine::records::{Meta, NodeRecord, PromoteIntent, StoreRecord};
 use metastore::{
     Candidate, DrainIntent, Error, Listed, Metastore, Outcome, Record, Txn, Watch, WatchEvent,
     WatchSettings,
@@ -71,6 +71,7 @@ impl Etcd {
             self.metastore.list::<NodeRecord>(),
             self.metastore.list::<ShardConfig>(),
             self.metastore.list::<DrainIntent>(),
+            self.metastore.list::<PromoteIntent>(),
         )?;
         Ok(listing(lists))
     }
@@ -84,6 +85,15 @@ impl Etcd {
             Writes::Shards(shards) => shards
                 .iter()
                 .fold(txn, |txn, (expect, config)| write(txn, &config.shard(), config, *expect)),
+            Writes::Accepted(accepted) => {
+                let Accepted { expect, config, loss, intent } = &**accepted;
+                let txn = write(txn, &config.shard(), config, *expect)
+                    .create(&(loss.shard, loss.epoch), loss);
+                match intent {
+                    Some(at) => txn.delete::<PromoteIntent>(&config.shard(), *at),
+                    None => txn,
+                }
+            }
         };
         let outcome = match txn.commit().await {
             Ok(Outcome::Done { revision }) => CasOutcome::Done { mod_revision: revision },
@@ -107,6 +117,7 @@ impl Etcd {
         let mut nodes = self.metastore.watch::<NodeRecord>(settings());
         let mut shards = self.metastore.watch::<ShardConfig>(settings());
         let mut drains = self.metastore.watch::<DrainIntent>(settings());
+        let mut promotes = self.metastore.watch::<PromoteIntent>(settings());
         loop {
             let told = tokio::select! {
                 told = next_meta(&mut metas) => told,
@@ -114,6 +125,7 @@ impl Etcd {
                 told = next(&mut nodes, Change::Node) => told,
                 told = next(&mut shards, Change::Shard) => told,
                 told = next(&mut drains, |store, one| Change::Drain(store, one.map(wanted))) => told,
+                told = next(&mut promotes, Change::Promote) => told,
             };
             let ends = matches!(told, None | Some(Told::WentBack { .. }));
             if let Some(told) = told
@@ -165,20 +177,23 @@ type Lists = (
     Listed<NodeRecord>,
     Listed<ShardConfig>,
     Listed<DrainIntent>,
+    Listed<PromoteIntent>,
 );
 
-/// Lists of five moments as one. It is of the oldest moment: of a later one it would claim to hold changes that the
+/// Lists of several moments as one. It is of the oldest moment: of a later one it would claim to hold changes that the
 /// oldest list lacks, and the machine passes over a change that a listing holds already.
-fn listing((meta, stores, nodes, shards, drains): Lists) -> Listing {
+fn listing((meta, stores, nodes, shards, drains, promotes): Lists) -> Listing {
     let revisions =
         [meta.revision, stores.revision, nodes.revision, shards.revision, drains.revision];
+    let revisions = revisions.into_iter().chain([promotes.revision]);
     Listing {
-        revision: revisions.into_iter().min().unwrap_or(0),
+        revision: revisions.min().unwrap_or(0),
         meta: meta.all.into_iter().next().map(kept),
         stores: stores.all.into_iter().map(|one| (one.id, kept(one))).collect(),
         nodes: nodes.all.into_iter().map(|one| (one.id, kept(one))).collect(),
         shards: shards.all.into_iter().map(kept).collect(),
         drains: drains.all.into_iter().map(|one| (one.id, wanted(kept(one)))).collect(),
+        promotes: promotes.all.into_iter().map(|one| (one.id, kept(one))).collect(),
     }
 }
 
@@ -242,10 +257,16 @@ mod tests {
 
     #[test]
     fn a_listing_is_of_the_moment_of_its_oldest_list() {
-        for oldest in 0..5_u64 {
+        for oldest in 0..6_u64 {
             let at = |list: u64| if list == oldest { 4 } else { 5 + list };
-            let lists =
-                (none_at(at(0)), none_at(at(1)), none_at(at(2)), none_at(at(3)), none_at(at(4)));
+            let lists = (
+                none_at(at(0)),
+                none_at(at(1)),
+                none_at(at(2)),
+                none_at(at(3)),
+                none_at(at(4)),
+                none_at(at(5)),
+            );
             assert_eq!(listing(lists).revision, 4, "list {oldest}");
         }
     }

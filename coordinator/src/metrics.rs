@@ -15,6 +15,7 @@ type Label = [(&'static str, &'static str); 1];
 #[derive(Clone, Debug)]
 pub(crate) struct Gauges {
     pub(crate) promotions: Counter,
+    pub(crate) losses: Counter,
     pub(crate) promotion_seconds: Histogram,
     pub(crate) elections: Counter,
     pub(crate) leading: Gauge,
@@ -35,6 +36,7 @@ impl Gauges {
         let seconds = [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 15.0, 60.0];
         Self {
             promotions: Counter::default(),
+            losses: Counter::default(),
             promotion_seconds: Histogram::new(seconds),
             elections: Counter::default(),
             leading: Gauge::default(),
@@ -46,6 +48,8 @@ impl Gauges {
     pub(crate) fn register(&self, registry: &mut Registry) {
         let promotions = self.promotions.clone();
         registry.register("promotions", "Shards that were given a new primary", promotions);
+        let losses = self.losses.clone();
+        registry.register("losses", "Shards that began an epoch with a loss on record", losses);
         registry.register(
             "promotion_seconds",
             "From when the need of a new primary was seen to when it was written",

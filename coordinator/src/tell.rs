@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use engine::coordinator::Story;
 use engine::coordinator::story::{Cause, Need};
-use engine::ids::{ShardId, StoreBoot, StoreId};
-use tracing::{debug, info, warn};
+use engine::ids::{Seq, ShardId, StoreBoot, StoreId};
+use engine::records::LossRecord;
+use tracing::{debug, error, info, warn};
 
 use crate::book::Book;
 use crate::metrics::Gauges;
@@ -70,6 +71,11 @@ fn tell_one(story: &Story, book: &Book, gauges: &Gauges) {
         }
         Story::Returned { process: who } => info!(node = process(book, *who), "node is back"),
         Story::Leaderless { shard, why } => warn!(%shard, why, "nobody can be promoted for now"),
+        Story::LossAccepted(loss) => {
+            gauges.promotions.inc();
+            gauges.losses.inc();
+            tell_loss(loss, book);
+        }
         Story::Removed { store, shards } => {
             info!(node = name(store), shards, "left the in-sync sets");
         }
@@ -82,7 +88,7 @@ fn tell_one(story: &Story, book: &Book, gauges: &Gauges) {
         Story::Released { shard, store } => info!(%shard, node = name(store), "released"),
         Story::Lost { store, to } => {
             let node = name(store);
-            warn!(node, %store, %to, "a store is lost: another one has its name and gets its places");
+            warn!(node, %store, %to, "a store is given up: another one has its name and gets its places");
         }
         Story::Draining { store } => {
             info!(node = name(store), "drains: its shards are led elsewhere, its copies move");
@@ -116,6 +122,24 @@ fn need(need: Need) -> &'static str {
 }
 
 /// What a probe found, in words; metrics have it in one.
+fn tell_loss(loss: &LossRecord, book: &Book) {
+    let given_up = |(store, last): &(StoreId, Option<Seq>)| {
+        let last = last.map_or("nothing".to_owned(), |seq| format!("all up to {}", seq.0));
+        format!("{} (store {store}, known to hold {last})", book.name(*store))
+    };
+    let given_up: Vec<String> = loss.given_up.iter().map(given_up).collect();
+    let by = loss.accepted_by.as_ref().map(|operator| operator.name.as_str());
+    error!(
+        shard = %loss.shard,
+        epoch = loss.epoch.0,
+        primary = process(book, loss.primary),
+        log_ends_at = loss.last.1.0,
+        given_up = given_up.join(", "),
+        accepted_by = by.unwrap_or("none: every trusted member has answered, all their copies are damaged"),
+        "a shard is led with a loss: what this copy lacks is given up"
+    );
+}
+
 fn found(cause: Cause) -> &'static str {
     match cause {
         Cause::Refused => "its address refuses connections",

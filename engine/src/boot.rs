@@ -12,11 +12,20 @@
 //! refused for ever. A copy of the folder has the same nonces: whoever of the two starts first moves etcd on, and the
 //! other does not know the new one.
 //!
+//! A name is one store's. A store that takes the name of another, be it an empty folder or one with data, gives that other
+//! one up: so it needs an operator's word ([`check_name`]), or a data volume that was not mounted at one boot would be
+//! replaced by the empty folder below it.
+//!
+//! A store that was given up is taken back if its disk returns and some shard still counts on its copy: then everything
+//! acknowledged there is on it.
+//!
 //! What a newcomer gets wrong: a claim whose process died *may still come*. So the log keeps every nonce that was
 //! claimed over what etcd holds, not only the last: any of them may be what the next start reads there. Once the record
 //! has moved on, claims over what it held before can't succeed any more, and are forgotten.
 
+use crate::config::ShardConfig;
 use crate::ids::{Boot, StoreId};
+use crate::planted::Planted;
 use crate::records::{StoreRecord, StoreStatus};
 use crate::store::log::{CLAIMS_MAX, Identity};
 
@@ -53,6 +62,55 @@ pub enum Refusal {
     NotOurs { boot: Boot },
     /// The store was given up: others have its places.
     GivenUp { status: StoreStatus },
+    /// Another store of this name runs.
+    NameRuns { store: StoreId },
+    /// Another store of this name does not run, and there was no word that it is to be replaced.
+    NameTaken { store: StoreId },
+}
+
+/// Another store, as etcd knows it.
+#[derive(Clone, Debug)]
+pub struct Other {
+    pub store: StoreId,
+    pub record: StoreRecord,
+    /// A process answers as this store.
+    pub answers: bool,
+}
+
+/// Whether a store may go by this name. `ours`: its own record, none if etcd has none. `replace`: the operator says that
+/// the store which has the name is to be replaced. Returns the stores that are.
+pub fn check_name(
+    ours: Option<&StoreRecord>,
+    name: &str,
+    replace: bool,
+    others: &[Other],
+    planted: Option<Planted>,
+) -> Result<Vec<StoreId>, Refusal> {
+    let namesakes =
+        || others.iter().filter(|it| it.record.name == name && !it.record.status.is_gone());
+    if let Some(running) = namesakes().find(|other| other.answers) {
+        return Err(Refusal::NameRuns { store: running.store });
+    }
+    // It had the name before: if the other one was to replace it, that has not come about.
+    let is_ours = ours.is_some_and(|record| record.name == name);
+    let replaces = replace || Planted::EmptyFolderTakesName.is_in(planted);
+    match namesakes().next() {
+        Some(taken) if !is_ours && !replaces => Err(Refusal::NameTaken { store: taken.store }),
+        _ if is_ours => Ok(vec![]),
+        _ => Ok(namesakes().map(|other| other.store).collect()),
+    }
+}
+
+/// Some shard counts on this store's copy: everything acknowledged there is on it.
+pub fn is_counted_on<'a>(
+    store: StoreId,
+    mut shards: impl Iterator<Item = &'a ShardConfig>,
+    planted: Option<Planted>,
+) -> bool {
+    if Planted::NeededStoreGivenUp.is_in(planted) {
+        return false;
+    }
+    shards.any(|config| config.isr.contains(&store) && !config.tainted.contains(&store))
 }
 
 impl Start {
@@ -76,9 +134,15 @@ impl Start {
         self.store
     }
 
-    /// The store's record was read, after the key of the run before this one was gone. `fresh`: a number that nobody
-    /// else has, for the nonce if one is needed.
-    pub fn look(&mut self, record: Option<&StoreRecord>, fresh: u128) -> Result<Step, Refusal> {
+    /// The store's record was read, after the key of the run before this one was gone. `counted_on`: what
+    /// [`is_counted_on`] said of it, read later than the record; of interest for a store that was given up. `fresh`: a
+    /// number that nothing else has, for the nonce if one is needed.
+    pub fn look(
+        &mut self,
+        record: Option<&StoreRecord>,
+        counted_on: bool,
+        fresh: u128,
+    ) -> Result<Step, Refusal> {
         if let Some(identity) = self.known.as_ref().filter(|_| self.claimed)
             && let Some(record) = record
             && record.nonce == identity.nonce()
@@ -86,7 +150,7 @@ impl Start {
             let suspect = record.status == StoreStatus::Suspect;
             return Ok(Step::Serve { boot: record.boot, nonce: record.nonce, suspect });
         }
-        self.check(record)?;
+        self.check(record, counted_on)?;
         let log = self.prepare(record, fresh);
         let (boot, nonce) = match &log {
             Some(identity) => (identity.boot, identity.nonce()),
@@ -96,14 +160,14 @@ impl Start {
         };
         let status = match record.map(|record| record.status) {
             _ if self.suspect => StoreStatus::Suspect,
-            Some(status) => status,
+            Some(status) => status.taken_back().unwrap_or(status),
             None => StoreStatus::Active,
         };
         Ok(Step::Claim { log, boot, nonce, status })
     }
 
     /// The record is one that this disk knows.
-    fn check(&self, record: Option<&StoreRecord>) -> Result<(), Refusal> {
+    fn check(&self, record: Option<&StoreRecord>, counted_on: bool) -> Result<(), Refusal> {
         let Some(record) = record else {
             // First starts that ended between log and etcd left no record.
             let had_one = self.known.as_ref().is_some_and(|known| known.over.is_some());
@@ -112,8 +176,9 @@ impl Start {
         if !self.known.as_ref().is_some_and(|known| known.knows(record.nonce)) {
             return Err(Refusal::NotOurs { boot: record.boot });
         }
+        let returns = counted_on && record.status.taken_back().is_some();
         match record.status {
-            status @ (StoreStatus::Lost | StoreStatus::Retired) => Err(Refusal::GivenUp { status }),
+            status if status.is_gone() && !returns => Err(Refusal::GivenUp { status }),
             _ => Ok(()),
         }
     }
@@ -163,6 +228,7 @@ mod tests {
     struct Bench {
         etcd: Option<StoreRecord>,
         log: Option<Identity>,
+        counted_on: bool,
     }
 
     fn record(boot: u64, nonce: u128, status: StoreStatus) -> StoreRecord {
@@ -190,7 +256,7 @@ mod tests {
         }
 
         fn look(&mut self, start: &mut Start, nonce: u128) -> Result<StoreRecord, Refusal> {
-            match start.look(self.etcd.as_ref(), nonce)? {
+            match start.look(self.etcd.as_ref(), self.counted_on, nonce)? {
                 Step::Claim { log, boot, nonce, status } => {
                     self.log = log.or(self.log.take());
                     Ok(record(boot.0, nonce, status))
@@ -203,7 +269,7 @@ mod tests {
         fn serves(&mut self, nonce: u128) -> Result<Step, Refusal> {
             let (mut start, claim) = self.logs(nonce)?;
             self.etcd = Some(claim);
-            start.look(self.etcd.as_ref(), 0)
+            start.look(self.etcd.as_ref(), self.counted_on, 0)
         }
     }
 
@@ -262,11 +328,11 @@ mod tests {
         let log = bench.log.clone().unwrap();
         assert_eq!((log.over, log.claims), (Some(2), vec![3]));
         // Told again that nothing came of it: the log has it already.
-        let step = start.look(bench.etcd.as_ref(), 99).unwrap();
+        let step = start.look(bench.etcd.as_ref(), false, 99).unwrap();
         assert!(matches!(step, Step::Claim { log: None, nonce: 3, .. }), "{step:?}");
         bench.etcd = Some(again);
         let serve = Step::Serve { boot: Boot(4), nonce: 3, suspect: false };
-        assert_eq!(start.look(bench.etcd.as_ref(), 99), Ok(serve));
+        assert_eq!(start.look(bench.etcd.as_ref(), false, 99), Ok(serve));
     }
 
     #[test]
@@ -312,6 +378,67 @@ mod tests {
         assert_eq!(elsewhere.unwrap_err(), Refusal::OtherCluster { cluster: CLUSTER });
     }
 
+    /// Story: three data volumes were not mounted at one boot, empty folders took the three names, all three stores were
+    /// given up, and with the disks back the service refused the only copies there were.
+    #[test]
+    fn a_store_that_was_given_up_is_taken_back_while_a_shard_counts_on_it() {
+        for (given_up, back) in [
+            (StoreStatus::Lost, Ok(StoreStatus::Active)),
+            (StoreStatus::LostSuspect, Ok(StoreStatus::Suspect)),
+            (StoreStatus::Retired, Err(Refusal::GivenUp { status: StoreStatus::Retired })),
+        ] {
+            let mut bench = Bench { counted_on: true, ..Bench::default() };
+            check(&mut bench, 1, Ok(1));
+            let known = bench.etcd.clone().unwrap();
+            bench.etcd = Some(StoreRecord { status: given_up, ..known });
+            assert_eq!(bench.logs(2).map(|(_, claim)| claim.status), back);
+        }
+    }
+
+    #[test]
+    fn a_shard_counts_on_members_that_are_not_tainted() {
+        let members = |isr: &[u128], tainted: &[u128]| ShardConfig {
+            isr: isr.iter().copied().map(StoreId).collect(),
+            tainted: tainted.iter().copied().map(StoreId).collect(),
+            learners: vec![STORE],
+            ..ShardConfig::default()
+        };
+        let counted_on = |shards: &[ShardConfig]| is_counted_on(STORE, shards.iter(), None);
+        assert!(!counted_on(&[members(&[1, 3], &[])]));
+        assert!(!counted_on(&[members(&[1, 2], &[2])]));
+        assert!(counted_on(&[members(&[1, 3], &[]), members(&[1, 2], &[1])]));
+    }
+
+    #[test]
+    fn a_name_changes_hands_by_an_operators_word_only() {
+        let namesake =
+            |status, answers| Other { store: StoreId(9), record: record(1, 1, status), answers };
+        #[track_caller]
+        fn check(
+            ours: Option<&str>,
+            replace: bool,
+            other: Other,
+            want: Result<Vec<StoreId>, Refusal>,
+        ) {
+            let ours = ours
+                .map(|name| StoreRecord { name: name.into(), ..record(1, 1, StoreStatus::Active) });
+            assert_eq!(check_name(ours.as_ref(), "a", replace, &[other], None), want);
+        }
+        let store = StoreId(9);
+        let (away, runs) =
+            (namesake(StoreStatus::Active, false), namesake(StoreStatus::Active, true));
+        // An empty folder, and one that had another name (its disk is in another machine).
+        for ours in [None, Some("b")] {
+            check(ours, false, away.clone(), Err(Refusal::NameTaken { store }));
+            check(ours, true, away.clone(), Ok(vec![store]));
+            check(ours, true, runs.clone(), Err(Refusal::NameRuns { store }));
+            check(ours, false, namesake(StoreStatus::Lost, false), Ok(vec![]));
+        }
+        // It had the name before: nothing is taken from anything.
+        check(Some("a"), false, away, Ok(vec![]));
+        check(Some("a"), false, runs, Err(Refusal::NameRuns { store }));
+    }
+
     #[test]
     fn a_status_is_kept_and_damage_makes_it_suspect() {
         let mut bench = Bench::default();
@@ -321,7 +448,7 @@ mod tests {
         assert_eq!(bench.logs(2).unwrap().1.status, StoreStatus::Draining);
         let mut damaged = Start::new(CLUSTER, true, bench.log.clone(), STORE).unwrap();
         bench.etcd = Some(bench.look(&mut damaged, 3).unwrap());
-        let step = damaged.look(bench.etcd.as_ref(), 0).unwrap();
+        let step = damaged.look(bench.etcd.as_ref(), false, 0).unwrap();
         assert!(matches!(step, Step::Serve { suspect: true, .. }), "{step:?}");
         // It stays so, over a start that finds nothing wrong, until the copies are made anew.
         let (_, claim) = bench.logs(4).unwrap();

@@ -136,10 +136,16 @@ pub enum Planted {
     FrameUnlimited,
     /// A frozen shard shows itself as open.
     StatusSaysOpen,
+    /// An empty folder takes the name of a store that is only away.
+    EmptyFolderTakesName,
+    /// A store is given up, and for good, whatever its copies are needed for.
+    NeededStoreGivenUp,
+    /// An operator's word to accept a loss is obeyed whatever has become of the shard since.
+    IntentOfAnyRecord,
 }
 
 impl Planted {
-    pub const ALL: [Self; 65] = [
+    pub const ALL: [Self; 68] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -205,6 +211,9 @@ impl Planted {
         Self::BatchUnlimited,
         Self::FrameUnlimited,
         Self::StatusSaysOpen,
+        Self::EmptyFolderTakesName,
+        Self::NeededStoreGivenUp,
+        Self::IntentOfAnyRecord,
     ];
 
     /// Is this bug planted?

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::idempotency;
-use crate::ids::Boot;
+use crate::ids::{Boot, Epoch, Seq, ShardId, StoreBoot, StoreId, TimeMs, Version};
 
 const FORMAT: u8 = 1;
 
@@ -44,9 +44,36 @@ pub enum StoreStatus {
     Draining = 1,
     /// Its disk reported or showed an error: its copies are to be re-seeded.
     Suspect = 2,
-    /// Gone for good; another store took its name or its places.
+    /// Given up: another store has its name and gets its places.
     Lost = 3,
     Retired = 4,
+    /// Given up while it was suspect.
+    LostSuspect = 5,
+}
+
+impl StoreStatus {
+    /// Nothing waits for the store any more.
+    pub fn is_gone(self) -> bool {
+        matches!(self, Self::Lost | Self::Retired | Self::LostSuspect)
+    }
+
+    /// What it is once it is given up.
+    pub fn given_up(self) -> Self {
+        match self {
+            Self::Suspect => Self::LostSuspect,
+            gone if gone.is_gone() => gone,
+            _ => Self::Lost,
+        }
+    }
+
+    /// What it is once it is taken back. None: it was not given up, or was emptied on purpose.
+    pub fn taken_back(self) -> Option<Self> {
+        match self {
+            Self::Lost => Some(Self::Active),
+            Self::LostSuspect => Some(Self::Suspect),
+            _ => None,
+        }
+    }
 }
 
 /// `node/{uuid}`: exists while the process's lease does.
@@ -58,6 +85,38 @@ pub struct NodeRecord {
     pub capacity: u64,
     /// Oldest and newest message version spoken.
     pub versions: (u32, u32),
+}
+
+/// `intent/promote/{shard}`: an operator wants the shard led by this store's copy, whatever it lacks.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PromoteIntent {
+    pub store: StoreId,
+    /// The version of the shard's record that the operator has seen: with any other it means nothing.
+    pub version: Version,
+    pub from: Operator,
+}
+
+/// A person who gave a command.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Operator {
+    /// When, by the clock of that person's machine.
+    pub at: TimeMs,
+    /// `user@host`, for people.
+    pub name: String,
+}
+
+/// `loss/{shard}-{epoch}`: this epoch began with a copy that may lack acknowledged entries. Never changed or deleted.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct LossRecord {
+    pub shard: ShardId,
+    pub epoch: Epoch,
+    pub primary: StoreBoot,
+    /// The last entry in the log of its copy. (0, 0): it held none.
+    pub last: (Epoch, Seq),
+    /// The copies that were given up, and the highest position that each was known to hold. None: nothing is known of it.
+    pub given_up: Vec<(StoreId, Option<Seq>)>,
+    /// Who accepted it. None: every trusted member of the in-sync set had answered, and all their copies were damaged.
+    pub accepted_by: Option<Operator>,
 }
 
 /// `gateway/{nonce}`: one per worker. The session id is its create_revision.
@@ -140,6 +199,7 @@ impl StoreRecord {
                 2 => StoreStatus::Suspect,
                 3 => StoreStatus::Lost,
                 4 => StoreStatus::Retired,
+                5 => StoreStatus::LostSuspect,
                 _ => return Err(Malformed("store status")),
             },
         };
@@ -191,9 +251,151 @@ impl GatewayRecord {
     }
 }
 
+impl PromoteIntent {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![FORMAT];
+        out.extend_from_slice(&self.store.0.to_le_bytes());
+        put_varint(&mut out, self.version.0);
+        put_operator(&mut out, &self.from);
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut from = begin(bytes, "promote intent format")?;
+        let intent = Self {
+            store: StoreId(from.u128_le("promoted store")?),
+            version: Version(from.varint("promote version")?),
+            from: operator(&mut from)?,
+        };
+        from.finish("promote intent")?;
+        Ok(intent)
+    }
+}
+
+impl LossRecord {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![FORMAT];
+        put_varint(&mut out, u64::from(self.shard.0));
+        put_varint(&mut out, self.epoch.0);
+        out.extend_from_slice(&self.primary.store.0.to_le_bytes());
+        put_varint(&mut out, self.primary.boot.0);
+        put_varint(&mut out, self.last.0.0);
+        put_varint(&mut out, self.last.1.0);
+        put_varint(&mut out, self.given_up.len() as u64);
+        for (store, last) in &self.given_up {
+            out.extend_from_slice(&store.0.to_le_bytes());
+            put_option(&mut out, last.as_ref(), |out, last| put_varint(out, last.0));
+        }
+        put_option(&mut out, self.accepted_by.as_ref(), put_operator);
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut from = begin(bytes, "loss record format")?;
+        let shard = u16::try_from(from.varint_u32("lost shard")?);
+        let loss = Self {
+            shard: ShardId(shard.map_err(|_| Malformed("lost shard"))?),
+            epoch: Epoch(from.varint("loss epoch")?),
+            primary: StoreBoot {
+                store: StoreId(from.u128_le("loss primary")?),
+                boot: Boot(from.varint("loss primary boot")?),
+            },
+            last: (Epoch(from.varint("loss last epoch")?), Seq(from.varint("loss last seq")?)),
+            given_up: {
+                let count = from.count("given up stores")?;
+                (0..count).map(|_| given_up(&mut from)).collect::<Result<_, _>>()?
+            },
+            accepted_by: option(&mut from, "loss author", operator)?,
+        };
+        from.finish("loss record")?;
+        Ok(loss)
+    }
+}
+
+fn put_operator(out: &mut Vec<u8>, operator: &Operator) {
+    put_varint(out, operator.at.0);
+    put_bytes(out, operator.name.as_bytes());
+}
+
+fn operator(from: &mut Reader) -> Result<Operator, Malformed> {
+    Ok(Operator { at: TimeMs(from.varint("operator time")?), name: text(from, "operator name")? })
+}
+
+fn put_option<V>(out: &mut Vec<u8>, value: Option<&V>, put: impl FnOnce(&mut Vec<u8>, &V)) {
+    out.push(u8::from(value.is_some()));
+    if let Some(value) = value {
+        put(out, value);
+    }
+}
+
+fn option<V>(
+    from: &mut Reader,
+    what: &'static str,
+    read: impl FnOnce(&mut Reader) -> Result<V, Malformed>,
+) -> Result<Option<V>, Malformed> {
+    match from.u8(what)? {
+        0 => Ok(None),
+        1 => read(from).map(Some),
+        _ => Err(Malformed(what)),
+    }
+}
+
+fn given_up(from: &mut Reader) -> Result<(StoreId, Option<Seq>), Malformed> {
+    let store = StoreId(from.u128_le("given up store")?);
+    let last = option(from, "given up position", |from| from.varint("given up seq").map(Seq))?;
+    Ok((store, last))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_operators_records_are_golden() {
+        let me = Operator { at: TimeMs(300), name: "a@b".into() };
+        let intent = PromoteIntent { store: StoreId(2), version: Version(9), from: me.clone() };
+        let mut bytes = vec![1, 2];
+        bytes.resize(17, 0);
+        bytes.extend([9, 0xAC, 2, 3, b'a', b'@', b'b']);
+        assert_eq!(intent.encode(), bytes);
+        assert_eq!(PromoteIntent::decode(&bytes), Ok(intent));
+        let loss = LossRecord {
+            shard: ShardId(300),
+            epoch: Epoch(5),
+            primary: StoreBoot { store: StoreId(2), boot: Boot(3) },
+            last: (Epoch(4), Seq(20)),
+            given_up: vec![(StoreId(1), Some(Seq(25))), (StoreId(3), None)],
+            accepted_by: Some(me),
+        };
+        let store = |id: u8| [vec![id], vec![0; 15]].concat();
+        let parts: [&[u8]; 8] = [
+            &[1, 0xAC, 2, 5],
+            &store(2),
+            &[3, 4, 20, 2],
+            &store(1),
+            &[1, 25],
+            &store(3),
+            &[0],
+            &[1, 0xAC, 2, 3, b'a', b'@', b'b'],
+        ];
+        let bytes = parts.concat();
+        assert_eq!(loss.encode(), bytes);
+        assert_eq!(LossRecord::decode(&bytes), Ok(loss.clone()));
+        for len in 0..bytes.len() {
+            assert!(LossRecord::decode(&bytes[..len]).is_err(), "{len} bytes");
+        }
+        let by_itself = LossRecord { accepted_by: None, ..loss };
+        assert_eq!(LossRecord::decode(&by_itself.encode()), Ok(by_itself));
+    }
+
+    #[test]
+    fn a_store_that_is_given_up_and_taken_back_stays_suspect() {
+        for status in [StoreStatus::Active, StoreStatus::Suspect] {
+            assert!(status.given_up().is_gone());
+            assert_eq!(status.given_up().taken_back(), Some(status));
+        }
+        assert_eq!(StoreStatus::Retired.taken_back(), None);
+    }
 
     #[test]
     fn records_round_trip() {

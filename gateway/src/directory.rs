@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use engine::config::ShardConfig;
 use engine::ids::{Boot, ShardId, StoreId};
-use engine::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
+use engine::records::{LossRecord, Meta, NodeRecord, StoreRecord};
 use metastore::{Candidate, DrainIntent, Metastore, Record, Watch, WatchEvent, WatchSettings};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
@@ -27,6 +27,8 @@ pub(crate) struct Directory {
     pub(crate) coordinator: Option<String>,
     /// Stores that an operator wants emptied.
     pub(crate) draining: BTreeSet<StoreId>,
+    /// What operators gave up to have a shard led.
+    pub(crate) losses: Vec<LossRecord>,
 }
 
 /// Where to find a store now.
@@ -56,15 +58,26 @@ impl Directory {
         Some(Target { cluster, address: kept.address.clone(), boot: kept.boot })
     }
 
-    /// What people call a store.
+    /// What people call a store. Of several with one name, the one that runs has it alone: the others bear their uuid,
+    /// lest one that is away seem to be up.
     pub(crate) fn name(&self, store: StoreId) -> String {
-        self.stores.get(&store).map_or_else(|| store.to_string(), |kept| kept.name.clone())
+        let Some(kept) = self.stores.get(&store) else { return store.to_string() };
+        let mut others = self.stores.iter().filter(|&(&other, record)| {
+            let may_be_meant = !record.status.is_gone() || self.nodes.contains_key(&other);
+            other != store && record.name == kept.name && may_be_meant
+        });
+        match others.next() {
+            Some(_) if !self.nodes.contains_key(&store) => {
+                format!("{}@{}", kept.name, &store.to_string()[..8])
+            }
+            _ => kept.name.clone(),
+        }
     }
 
     /// Stores that belong to the cluster: neither lost nor retired.
     pub(crate) fn members(&self) -> impl Iterator<Item = (StoreId, &StoreRecord)> {
-        let gone = |status| matches!(status, StoreStatus::Lost | StoreStatus::Retired);
-        self.stores.iter().filter(move |(_, kept)| !gone(kept.status)).map(|(&id, kept)| (id, kept))
+        let stands = |(_, kept): &(&StoreId, &StoreRecord)| !kept.status.is_gone();
+        self.stores.iter().filter(stands).map(|(&id, kept)| (id, kept))
     }
 
     /// Why no shard is placed yet, if that is so: "2 of 3 nodes".
@@ -144,6 +157,7 @@ pub(crate) async fn follow(
     let mut shards = Followed::new(store.watch::<ShardConfig>(settings()));
     let mut coordinator = Followed::new(store.watch::<Candidate>(settings()));
     let mut draining = Followed::new(store.watch::<DrainIntent>(settings()));
+    let mut losses = Followed::new(store.watch::<LossRecord>(settings()));
     loop {
         let goes_on = tokio::select! {
             goes_on = meta.next() => {
@@ -177,6 +191,11 @@ pub(crate) async fn follow(
             goes_on = draining.next() => {
                 let stores = draining.all.keys().copied().collect();
                 directory.send_modify(|all| all.draining = stores);
+                goes_on
+            }
+            goes_on = losses.next() => {
+                let all_losses = losses.all.values().cloned().collect();
+                directory.send_modify(|all| all.losses = all_losses);
                 goes_on
             }
         };

@@ -379,10 +379,25 @@ fn cluster() -> Value {
         ("address", string()),
         ("state", json!({"enum": ["up", "down", "draining", "suspect"]})),
     ]));
+    let given_up = grows(object([
+        ("node", string()),
+        ("uuid", string()),
+        ("last", json!({"type": ["integer", "null"], "minimum": 0})),
+    ]));
+    let loss = grows(object([
+        ("shard", count()),
+        ("epoch", count()),
+        ("primary", string()),
+        ("last", count()),
+        ("given_up", list(given_up)),
+        ("by", json!({"type": ["string", "null"]})),
+        ("at_ms", json!({"type": ["integer", "null"], "minimum": 0})),
+    ]));
     grows(object([
         ("cluster", string()),
         ("incarnation", json!({"type": ["integer", "null"]})),
         ("nodes", list(node)),
         ("shards", list(shard)),
+        ("losses", list(loss)),
     ]))
 }

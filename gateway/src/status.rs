@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use engine::config::ShardConfig;
-use engine::ids::{ShardId, StoreBoot, StoreId};
+use engine::ids::{Seq, ShardId, StoreBoot, StoreId};
 use engine::message::{
     NodeQuery, NodeQueryReply, ReplicaStatus, RoleStatus, ScrubStatus, Standing,
 };
-use engine::records::{StoreRecord, StoreStatus};
+use engine::records::{LossRecord, StoreRecord, StoreStatus};
 use proto::wire;
 use proto::wire::control_client::ControlClient;
 use serde::Serialize;
@@ -130,6 +130,8 @@ struct Page<'a> {
     incarnation: Option<u32>,
     nodes: Vec<Node<'a>>,
     shards: Vec<Shard>,
+    /// What operators gave up with `dkc shards promote … --accept-loss`, for good.
+    losses: Vec<Loss>,
     /// Why nothing is placed yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting_for: Option<String>,
@@ -137,7 +139,7 @@ struct Page<'a> {
 
 #[derive(Serialize)]
 struct Node<'a> {
-    name: &'a str,
+    name: String,
     uuid: String,
     boot: u64,
     zone: &'a str,
@@ -146,6 +148,28 @@ struct Node<'a> {
     /// None: there was no scrub since it started, or it does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_scrub: Option<Scrub>,
+}
+
+#[derive(Serialize)]
+struct Loss {
+    shard: u16,
+    /// The epoch that began with it.
+    epoch: u64,
+    /// The copy that leads since, and where its log ended.
+    primary: String,
+    last: u64,
+    given_up: Vec<GivenUp>,
+    /// The operator who accepted it, and when. None: all copies of trusted members were damaged, and the best leads.
+    by: Option<String>,
+    at_ms: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct GivenUp {
+    node: String,
+    uuid: String,
+    /// The highest position that it was known to hold.
+    last: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -200,7 +224,26 @@ fn page<'a>(cluster: &'a str, known: &'a Directory, told: &Told) -> Page<'a> {
         incarnation: known.meta.as_ref().map(|meta| meta.incarnation),
         nodes,
         shards: known.shards.values().map(|config| shard(known, told, config)).collect(),
+        losses: known.losses.iter().map(|record| loss(known, record)).collect(),
         waiting_for: known.waiting_for(),
+    }
+}
+
+fn loss(known: &Directory, record: &LossRecord) -> Loss {
+    let given_up = |&(store, last): &(StoreId, Option<Seq>)| GivenUp {
+        node: known.name(store),
+        uuid: store.to_string(),
+        last: last.map(|seq| seq.0),
+    };
+    let operator = record.accepted_by.as_ref();
+    Loss {
+        shard: record.shard.0,
+        epoch: record.epoch.0,
+        primary: known.name(record.primary.store),
+        last: record.last.1.0,
+        given_up: record.given_up.iter().map(given_up).collect(),
+        by: operator.map(|operator| operator.name.clone()),
+        at_ms: operator.map(|operator| operator.at.0),
     }
 }
 
@@ -213,7 +256,7 @@ fn node<'a>(known: &'a Directory, told: &Told, store: StoreId, kept: &'a StoreRe
         (true, _) => "up",
     };
     let address = known.nodes.get(&store).map_or(&kept.address, |node| &node.address);
-    let StoreRecord { name, zone, .. } = kept;
+    let (name, zone) = (known.name(store), &kept.zone);
     let scrub = told.get(&store).map(|said| &said.scrub).filter(|scrub| scrub.has_ended());
     let last_scrub = scrub.map(|scrub| Scrub {
         ended_ms: scrub.ended.0,
@@ -286,9 +329,9 @@ fn digests_agree<'a>(replicas: impl Iterator<Item = &'a ReplicaStatus>) -> bool 
 
 #[cfg(test)]
 mod tests {
-    use engine::ids::{Boot, Epoch, Seq, Slots, Version};
+    use engine::ids::{Boot, Epoch, Slots, TimeMs, Version};
     use engine::message::DigestPoint;
-    use engine::records::{Meta, NodeRecord};
+    use engine::records::{Meta, NodeRecord, Operator};
     use serde_json::{Value, json};
 
     use super::*;
@@ -337,6 +380,7 @@ mod tests {
             shards: BTreeMap::from([(ShardId(0), config)]),
             coordinator: None,
             draining: [StoreId(2)].into(),
+            losses: vec![],
         }
     }
 
@@ -400,8 +444,46 @@ mod tests {
                      "sessions_digest": digest("0")},
                     {"node": "node-3", "last": 6, "applied": 5, "digest": digest("1"), "digest_at": 5,
                      "sessions_digest": digest("0")}]}],
+            "losses": [],
         });
         assert_eq!(json_of(&told), want);
+    }
+
+    #[test]
+    fn what_operators_gave_up_stays_on_the_page() {
+        let loss = LossRecord {
+            shard: ShardId(0),
+            epoch: Epoch(4),
+            primary: StoreBoot { store: StoreId(2), boot: Boot(1) },
+            last: (Epoch(3), Seq(20)),
+            given_up: vec![(StoreId(1), Some(Seq(25))), (StoreId(4), None)],
+            accepted_by: Some(Operator { at: TimeMs(7), name: "me@here".into() }),
+        };
+        let by_itself =
+            LossRecord { epoch: Epoch(6), given_up: vec![], accepted_by: None, ..loss.clone() };
+        let known = Directory { losses: vec![loss, by_itself], ..known() };
+        let page = serde_json::to_value(page("dkc", &known, &Told::new())).unwrap();
+        let uuid = |digit: &str| format!("{digit:0>32}");
+        let want = json!([{"shard": 0, "epoch": 4, "primary": "node-2", "last": 20, "at_ms": 7, "by": "me@here",
+            "given_up": [{"node": "node-1", "uuid": uuid("1"), "last": 25},
+                {"node": "node-4", "uuid": uuid("4"), "last": null}]},
+            {"shard": 0, "epoch": 6, "primary": "node-2", "last": 20, "at_ms": null, "by": null, "given_up": []}]);
+        assert_eq!(page["losses"], want);
+    }
+
+    /// An empty store has the name of one that is away, and that shards wait for: it must not look as if that were up.
+    #[test]
+    fn of_two_stores_with_one_name_the_one_that_is_away_bears_its_number() {
+        let mut known = known();
+        let namesake = store("node-2", 1, StoreStatus::Active);
+        known.stores.insert(StoreId(9), namesake);
+        known.nodes.insert(StoreId(9), known.nodes[&StoreId(1)].clone());
+        let told = Told::new();
+        let page = serde_json::to_value(page("dkc", &known, &told)).unwrap();
+        assert_eq!(page["shards"][0]["isr"], json!(["node-1", "node-2@00000000"]));
+        let names: Vec<_> =
+            page["nodes"].as_array().unwrap().iter().map(|node| &node["name"]).collect();
+        assert_eq!(names, ["node-1", "node-2@00000000", "node-3", "node-2"]);
     }
 
     #[test]

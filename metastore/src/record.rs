@@ -7,8 +7,8 @@ use std::fmt::Debug;
 
 use engine::codec::{Malformed, Reader, put_bytes};
 use engine::config::ShardConfig;
-use engine::ids::{ShardId, StoreId};
-use engine::records::{GatewayRecord, Meta, NodeRecord, StoreRecord};
+use engine::ids::{Epoch, ShardId, StoreId};
+use engine::records::{GatewayRecord, LossRecord, Meta, NodeRecord, PromoteIntent, StoreRecord};
 
 /// One kind of record.
 pub trait Record: Clone + Debug + PartialEq + Send + Sync + 'static {
@@ -102,6 +102,41 @@ record!(NodeRecord, "node/", StoreId, StoreId::to_string, |name| hex(name).map(S
 // The id is the worker's nonce.
 record!(GatewayRecord, "gateway/", u128, |nonce: &u128| format!("{nonce:032x}"), hex);
 
+record!(PromoteIntent, "intent/promote/", ShardId, ShardId::to_string, shard);
+
+/// "007" and "+7" parse too, but are not how 7 is spelled.
+fn shard(name: &str) -> Option<ShardId> {
+    let shard = ShardId(name.parse().ok()?);
+    (shard.to_string() == name).then_some(shard)
+}
+
+impl Record for LossRecord {
+    type Id = (ShardId, Epoch);
+    const FOLDER: &'static str = "loss/";
+
+    fn name((shard, epoch): &(ShardId, Epoch)) -> String {
+        format!("{shard}-{}", epoch.0)
+    }
+
+    fn id(name: &str) -> Option<(ShardId, Epoch)> {
+        let (shard_name, epoch_name) = name.split_once('-')?;
+        let id = (shard(shard_name)?, Epoch(epoch_name.parse().ok()?));
+        (Self::name(&id) == name).then_some(id)
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        Self::encode(self)
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        Self::decode(bytes)
+    }
+
+    fn belongs_at(&self, id: &(ShardId, Epoch)) -> bool {
+        (self.shard, self.epoch) == *id
+    }
+}
+
 impl Record for ShardConfig {
     type Id = ShardId;
     const FOLDER: &'static str = "shard/";
@@ -111,9 +146,7 @@ impl Record for ShardConfig {
     }
 
     fn id(name: &str) -> Option<ShardId> {
-        let shard = ShardId(name.parse().ok()?);
-        // "007" and "+7" parse too, but are not how 7 is spelled.
-        (shard.to_string() == name).then_some(shard)
+        shard(name)
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -171,6 +204,8 @@ mod tests {
         check::<ShardConfig>(&ShardId(2730), "shard/2730");
         check::<ShardConfig>(&ShardId(0), "shard/0");
         check::<DrainIntent>(&StoreId(1), "intent/drain/00000000000000000000000000000001");
+        check::<PromoteIntent>(&ShardId(2730), "intent/promote/2730");
+        check::<LossRecord>(&(ShardId(2730), Epoch(5)), "loss/2730-5");
     }
 
     #[track_caller]
@@ -188,6 +223,10 @@ mod tests {
         refused::<ShardConfig>("+7");
         refused::<ShardConfig>("65536");
         refused::<ShardConfig>("");
+        refused::<PromoteIntent>("07");
+        refused::<LossRecord>("7");
+        refused::<LossRecord>("7-05");
+        refused::<LossRecord>("7-5-5");
     }
 
     #[test]

@@ -11,7 +11,8 @@
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use engine::boot::{Refusal, Start, Step};
+use engine::boot::{self, Other, Refusal, Start, Step};
+use engine::config::ShardConfig;
 use engine::ids::{Boot, StoreBoot, StoreId};
 use engine::message::{NodeQuery, NodeQueryReply};
 use engine::node::Event;
@@ -138,11 +139,13 @@ impl Starting<'_> {
         let mut start = Start::new(self.meta.cluster, suspect, known, fresh)
             .map_err(|refusal| self.refused(fresh, refusal, opened))?;
         let store = start.store();
-        self.check_name(store).await?;
+        self.check_name(store, opened).await?;
         let mut bound = None;
         loop {
             let record = self.await_turn(store).await?;
-            let step = start.look(record.as_ref().map(|kept| &kept.record), random()?);
+            let counted_on = self.is_counted_on(store, record.as_ref()).await?;
+            let record_now = record.as_ref().map(|kept| &kept.record);
+            let step = start.look(record_now, counted_on, random()?);
             let claim = match step.map_err(|refusal| self.refused(store, refusal, opened))? {
                 Step::Claim { log, boot, nonce, status } => {
                     self.check_silent(store, record.as_ref()).await?;
@@ -191,43 +194,109 @@ impl Starting<'_> {
             ),
             Refusal::NotOurs { boot } if !opened.damage.is_empty() => format!(
                 "damage has taken from {folder} which start of store {store} it was last (etcd knows of boot {}): {}. It \
-                 must not run. Start on an empty folder to be filled anew",
+                 must not run. Start on an empty folder with --replace to be filled anew",
                 boot.0,
                 opened.damage.join("; ")
             ),
             Refusal::NotOurs { boot } => format!(
                 "the data in {folder} is not what store {store} had when it last started (boot {}): the disk was rolled \
                  back to an older state, or the folder was copied and the copy was started. It must not run. Start on the \
-                 right data, or on an empty folder to be filled anew",
+                 right data, or on an empty folder with --replace to be filled anew",
                 boot.0
             ),
             Refusal::GivenUp { status } => format!(
-                "store {store} of {folder} was given up ({status:?}): its places are others' by now. Start on an empty \
-                 folder"
+                "store {store} of {folder} was given up ({status:?}), and no shard counts on its copies any more: others \
+                 have its places. Start on an empty folder, with another --name, or with --replace if a store of this name \
+                 is to be replaced"
             ),
+            refusal @ (Refusal::NameRuns { .. } | Refusal::NameTaken { .. }) => {
+                self.name_refused(refusal, None, &[])
+            }
         })
     }
 
-    /// A name means one store: if another one has it and is alive, this one is not wanted. If it is dead, the coordinator
-    /// gives it up and this one takes its places.
-    async fn check_name(&self, store: StoreId) -> Result<(), Exit> {
+    /// A name means one store. Another one that has it is replaced only if the operator says so.
+    async fn check_name(&self, store: StoreId, opened: &Opened) -> Result<(), Exit> {
         let name = &self.options.name;
         let listed = self.read(async || self.metastore.list::<StoreRecord>().await).await?;
-        for other in listed.all {
-            let gone = matches!(other.record.status, StoreStatus::Lost | StoreStatus::Retired);
-            if other.id == store || gone || other.record.name != *name {
-                continue;
+        let (mut ours, mut others) = (None, Vec::new());
+        for kept in listed.all {
+            if kept.id == store {
+                ours = Some(kept);
+            } else if kept.record.name == *name && !kept.record.status.is_gone() {
+                let answers = self.answers(&kept.record.address, kept.id).await;
+                others.push(Other { store: kept.id, record: kept.record, answers });
             }
-            if self.answers(&other.record.address, other.id).await {
-                return Err(Exit::Refused(format!(
-                    "the name {name:?} belongs to store {} at {}, which is running: choose another --name, or start on \
-                     its own data folder",
-                    other.id, other.record.address
-                )));
-            }
-            warn!(name, store = %other.id, "another store of this name does not answer: it will be given up");
         }
-        Ok(())
+        let counted_on = self.is_counted_on(store, ours.as_ref()).await?;
+        if let Some(Kept { record, .. }) = &ours
+            && record.status.is_gone()
+            && !counted_on
+        {
+            // Clearer than that another one has its name, which is the consequence.
+            let refusal = Refusal::GivenUp { status: record.status };
+            return Err(self.refused(store, refusal, opened));
+        }
+        let ours = ours.map(|kept| kept.record);
+        let replaces = self.options.replaces();
+        match boot::check_name(ours.as_ref(), name, replaces, &others, None) {
+            Ok(replaced) => {
+                for store in &replaced {
+                    warn!(name, %store, "takes the name of a store that is to be replaced");
+                }
+                if replaces && replaced.is_empty() {
+                    warn!(
+                        "--replace has nothing to do here: take it away, or it may be obeyed by mistake"
+                    );
+                }
+                Ok(())
+            }
+            Err(refusal) => Err(Exit::Refused(self.name_refused(refusal, ours.as_ref(), &others))),
+        }
+    }
+
+    fn name_refused(
+        &self,
+        refusal: Refusal,
+        ours: Option<&StoreRecord>,
+        others: &[Other],
+    ) -> String {
+        let (name, folder) = (&self.options.name, self.options.data.display());
+        let holds = match ours {
+            Some(record) => format!("{folder} holds the store of {:?}", record.name),
+            None => format!("{folder} holds no store"),
+        };
+        let address = |store| {
+            let other = others.iter().find(|other| other.store == store);
+            other.map_or("", |other| other.record.address.as_str())
+        };
+        match refusal {
+            Refusal::NameRuns { store } => format!(
+                "the name {name:?} belongs to store {store} at {}, which is running: choose another --name, or start on \
+                 its own data folder",
+                address(store)
+            ),
+            Refusal::NameTaken { store } => format!(
+                "{holds}, and the name {name:?} belongs to store {store}, last at {}, which is away but not given up. Is \
+                 its disk not mounted here? Then mount it. Is this another machine? Then choose another --name. Only if \
+                 the data of that store is gone for good: start with --replace, and this one takes its name and its places",
+                address(store)
+            ),
+            other => format!("the name {name:?} can't be had: {other:?}"),
+        }
+    }
+
+    /// Of interest only for a store that was given up.
+    async fn is_counted_on(
+        &self,
+        store: StoreId,
+        record: Option<&Kept<StoreRecord>>,
+    ) -> Result<bool, Exit> {
+        if !record.is_some_and(|kept| kept.record.status.is_gone()) {
+            return Ok(false);
+        }
+        let listed = self.read(async || self.metastore.list::<ShardConfig>().await).await?;
+        Ok(boot::is_counted_on(store, listed.all.iter().map(|kept| &kept.record), None))
     }
 
     /// Waits until no process is registered as this store. Returns the store's record, read after that.

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use engine::config::ShardConfig;
 use engine::ids::{Boot, Revision, SessionId, ShardId, StoreBoot, StoreId};
 use engine::node::{CasOutcome, Event};
-use engine::records::{GatewayRecord, NodeRecord, StoreRecord, StoreStatus};
+use engine::records::{GatewayRecord, NodeRecord, StoreRecord};
 use metastore::{Kept, Metastore, Outcome, Record, Watch, WatchEvent, WatchSettings};
 use telemetry::Health;
 use tokio::runtime::Handle;
@@ -253,12 +253,10 @@ impl Followed {
             return;
         }
         match record.status {
-            StoreStatus::Lost | StoreStatus::Retired => self.peers.forget(kept.id),
+            status if status.is_gone() => self.peers.forget(kept.id),
             // A store that never ran has no address worth dialling.
             _ if record.boot == Boot(0) => {}
-            StoreStatus::Active | StoreStatus::Draining | StoreStatus::Suspect => {
-                self.peers.meet(Target { peer, address: record.address });
-            }
+            _ => self.peers.meet(Target { peer, address: record.address }),
         }
     }
 

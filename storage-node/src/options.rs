@@ -13,6 +13,9 @@ use crate::peers::Limits;
 /// Below this nothing useful fits: two tables, a cache and a message of the largest size.
 const MEMORY_BYTES_MIN: u64 = 128 << 20;
 
+/// What `--replace` without a name stands for.
+const REPLACE_ANY: &str = "*";
+
 /// Flags of `dkc storage-node`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
@@ -22,6 +25,17 @@ pub struct Options {
     /// The folder of its data. It is locked while the node runs.
     #[arg(long, env = "DKC_DATA")]
     pub data: PathBuf,
+    /// The store that has this name so far is gone for good, and this folder is to take its name and its places. With
+    /// names (`--replace=NAME[,…]`): only if this node's is among them. Without effect where nothing is to be replaced.
+    #[arg(
+        long,
+        env = "DKC_REPLACE",
+        value_name = "NAME[,…]",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = REPLACE_ANY
+    )]
+    pub replace: Option<String>,
     /// Where gateways, other nodes and the coordinator reach it, `ip:port`.
     #[arg(long, env = "DKC_LISTEN")]
     pub listen: SocketAddr,
@@ -111,6 +125,12 @@ impl Options {
             ));
         }
         Ok(())
+    }
+
+    /// This store may take the name of one that is away.
+    pub fn replaces(&self) -> bool {
+        let names = self.replace.iter().flat_map(|names| names.split(','));
+        names.map(str::trim).any(|name| name == REPLACE_ANY || name == self.name)
     }
 
     /// The machine's name, as the planner is to know it.

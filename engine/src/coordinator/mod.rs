@@ -23,7 +23,8 @@
 //! * **A failed or unknown proposal is settled by reading**, never by trying it again blindly. Its
 //!   shards rest until a `List` begun afterwards has come back.
 //!
-//! The rooms: `records` keeps what etcd says; `health` probes; `promotion` finds new primaries;
+//! The rooms: `records` keeps what etcd says; `health` probes; `promotion` finds new primaries, and `accepted`
+//! those that an operator names;
 //! `upkeep` places, recruits and releases with the help of [`crate::planner`]; [`story`] tells it.
 //!
 //! **What the driver promises.** Every `Propose` is answered by exactly one `Proposed`, never
@@ -33,6 +34,7 @@
 
 pub mod story;
 
+mod accepted;
 mod choice;
 mod health;
 mod office;
@@ -51,7 +53,7 @@ use crate::message::{Report, ShardEnd};
 use crate::node::CasOutcome;
 use crate::planner;
 use crate::planted::Planted;
-use crate::records::{Meta, NodeRecord, StoreRecord};
+use crate::records::{LossRecord, Meta, NodeRecord, PromoteIntent, StoreRecord};
 
 use office::Office;
 
@@ -78,6 +80,8 @@ pub struct Listing {
     pub shards: Vec<Kept<ShardConfig>>,
     /// Stores that an operator wants emptied.
     pub drains: Vec<(StoreId, Kept<()>)>,
+    /// Shards that an operator wants led, whatever is lost.
+    pub promotes: Vec<(ShardId, Kept<PromoteIntent>)>,
 }
 
 /// One record changed, as a watch says it. `None`: its key is gone.
@@ -88,6 +92,7 @@ pub enum Change {
     Node(StoreId, Option<Kept<NodeRecord>>),
     Shard(ShardId, Option<Kept<ShardConfig>>),
     Drain(StoreId, Option<Kept<()>>),
+    Promote(ShardId, Option<Kept<PromoteIntent>>),
 }
 
 /// Everything that can happen to a coordinator.
@@ -167,6 +172,28 @@ pub enum Writes {
     },
     /// At most [`Settings::shards_per_txn`]: (expect, config).
     Shards(Vec<(u64, ShardConfig)>),
+    Accepted(Box<Accepted>),
+}
+
+/// One shard's record, with a loss that stays on record for good.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Accepted {
+    pub expect: u64,
+    pub config: ShardConfig,
+    pub loss: LossRecord,
+    /// The revision of the operator's intent that this obeys and ends. None: no operator was asked.
+    pub intent: Option<u64>,
+}
+
+impl Writes {
+    /// The shard records among them, each with what is compared.
+    fn shards(&self) -> Vec<(u64, &ShardConfig)> {
+        match self {
+            Self::Meta(_) | Self::Store { .. } => vec![],
+            Self::Shards(shards) => shards.iter().map(|(at, config)| (*at, config)).collect(),
+            Self::Accepted(accepted) => vec![(accepted.expect, &accepted.config)],
+        }
+    }
 }
 
 /// etcd takes 128 operations per transaction; one compares the term.

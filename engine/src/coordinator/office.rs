@@ -13,7 +13,9 @@ use crate::coordinator::records::Records;
 use crate::coordinator::reports::Reports;
 use crate::coordinator::story::{Story, Waits};
 use crate::coordinator::upkeep::Upkeep;
-use crate::coordinator::{Change, Effect, Event, Kept, Listing, Settings, Timing, Turn, Writes};
+use crate::coordinator::{
+    Accepted, Change, Effect, Event, Kept, Listing, Settings, Timing, Turn, Writes,
+};
 use crate::ids::{Now, ShardId, StoreBoot, StoreId};
 use crate::node::CasOutcome;
 use crate::records::Meta;
@@ -280,9 +282,7 @@ impl Office {
 
     pub(super) fn propose(&mut self, turn: &mut Turn<'_>, writes: Writes, stories: Vec<Story>) {
         let proposal = turn.fresh_id();
-        if let Writes::Shards(shards) = &writes {
-            self.proposed.extend(shards.iter().map(|(_, config)| config.shard()));
-        }
+        self.proposed.extend(writes.shards().iter().map(|(_, config)| config.shard()));
         self.proposals.insert(proposal, Proposal { writes: writes.clone(), stories });
         turn.effects.push(Effect::Propose { proposal, term: self.term, writes });
     }
@@ -295,27 +295,25 @@ impl Office {
     fn on_proposed(&mut self, turn: &mut Turn<'_>, id: u64, outcome: CasOutcome) {
         let Some(proposal) = self.proposals.remove(&id) else { return };
         self.dirty = true;
-        if let Writes::Shards(shards) = &proposal.writes {
-            shards.iter().for_each(|(_, config)| _ = self.proposed.remove(&config.shard()));
-        }
+        let shards = proposal.writes.shards();
+        shards.iter().for_each(|(_, config)| _ = self.proposed.remove(&config.shard()));
         match outcome {
             CasOutcome::Done { mod_revision } => {
                 self.written(mod_revision, proposal.writes);
                 proposal.stories.into_iter().for_each(|story| turn.tell(story));
             }
             CasOutcome::Failed | CasOutcome::Unknown => {
-                if let Writes::Shards(shards) = &proposal.writes {
-                    let resting = match self.lists.under_way {
-                        Some(_) => &mut self.resting.next,
-                        None => &mut self.resting.now,
-                    };
-                    resting.extend(shards.iter().map(|(_, config)| config.shard()));
-                    if outcome == CasOutcome::Failed {
-                        let failed = shards.iter().map(|(at, config)| (config.shard(), *at));
-                        self.resting.failed.extend(failed);
-                    }
-                } else {
+                if shards.is_empty() {
                     self.paused_until = turn.now.plus_ms(self.timing.pause_ms);
+                }
+                let resting = match self.lists.under_way {
+                    Some(_) => &mut self.resting.next,
+                    None => &mut self.resting.now,
+                };
+                resting.extend(shards.iter().map(|(_, config)| config.shard()));
+                if outcome == CasOutcome::Failed {
+                    let failed = shards.iter().map(|(at, config)| (config.shard(), *at));
+                    self.resting.failed.extend(failed);
                 }
                 self.list(turn);
             }
@@ -335,16 +333,24 @@ impl Office {
                 self.records.changed(revision, Change::Store(store, Some(kept)));
             }
             Writes::Shards(shards) => {
-                for (_, value) in shards {
-                    let shard = value.shard();
-                    let known = self.records.shards.get(shard);
-                    let created = known.map_or(revision, |kept| kept.created);
-                    let kept = Kept { value, created, modified: revision };
-                    self.records.changed(revision, Change::Shard(shard, Some(kept)));
-                    self.singly.remove(&shard);
+                shards.into_iter().for_each(|(_, value)| self.shard_written(revision, value));
+            }
+            Writes::Accepted(accepted) => {
+                let Accepted { config, intent, .. } = *accepted;
+                if intent.is_some() {
+                    self.records.changed(revision, Change::Promote(config.shard(), None));
                 }
+                self.shard_written(revision, config);
             }
         }
+    }
+
+    fn shard_written(&mut self, revision: u64, value: ShardConfig) {
+        let shard = value.shard();
+        let created = self.records.shards.get(shard).map_or(revision, |kept| kept.created);
+        let kept = Kept { value, created, modified: revision };
+        self.records.changed(revision, Change::Shard(shard, Some(kept)));
+        self.singly.remove(&shard);
     }
 
     // ---- looking -------------------------------------------------------------------------------

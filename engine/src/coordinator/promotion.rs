@@ -12,7 +12,8 @@
 //!
 //! * A copy that may be *wrong* (damaged, or on a suspect store), while another member of the in-sync set
 //!   that is not tainted may still come back. No time-out ends that wait: the other one may hold what this
-//!   copy has lost. It ends with the other's answer, with its store given up, or by an operator's word.
+//!   copy has lost. It ends with the other's answer, with its store given up, or by an operator's word; a damaged
+//!   copy that leads then does so with a loss on record (`accepted.rs`).
 //! * A lone survivor of its in-sync set that was itself restarted since the record was written. Alone it
 //!   could not commit anyway, and its next in-sync member might be a learner filled from a disk that
 //!   lost its tail in the same power failure (DESIGN §15). The record tells a restart, not a reboot, so
@@ -21,6 +22,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::ShardConfig;
+use crate::coordinator::accepted::Grounds;
 use crate::coordinator::choice::{Candidate, Rank, choose, promoted};
 use crate::coordinator::office::{Office, Write};
 use crate::coordinator::story::{Need, Story};
@@ -50,12 +52,21 @@ struct Waiting {
     answered: BTreeMap<StoreBoot, Now>,
 }
 
+/// What is to be done about a shard without a primary.
+enum Ruling {
+    Name(Candidate),
+    AcceptLoss(StoreBoot, Grounds),
+    Wait(&'static str),
+}
+
 /// One gathering.
 #[derive(Debug)]
-struct Round {
+pub(super) struct Round {
     shards: BTreeSet<ShardId>,
     asked: BTreeMap<StoreId, StoreBoot>,
     waiting: BTreeSet<StoreId>,
+    /// Those that have answered, whether they hold copies or not.
+    answered: BTreeSet<StoreId>,
     ends: BTreeMap<(ShardId, StoreId), ShardEnd>,
     until: Now,
 }
@@ -79,6 +90,25 @@ struct Pace {
 impl Waiting {
     fn new(need: Need, now: Now) -> Self {
         Self { need, since: now, after: now, told: None, answered: BTreeMap::new() }
+    }
+}
+
+impl Round {
+    /// This process has answered, whether it holds a copy or not.
+    fn has_answered(&self, process: StoreBoot) -> bool {
+        let asked = self.asked.get(&process.store) == Some(&process);
+        asked && self.answered.contains(&process.store)
+    }
+
+    /// The last entry in the log of a store, if it has answered and holds a copy.
+    pub(super) fn last_of(&self, shard: ShardId, store: StoreId) -> Option<(Epoch, Seq)> {
+        self.ends.get(&(shard, store)).map(|end| end.last)
+    }
+
+    /// The highest position of a shard that is known to be committed: something has applied it.
+    pub(super) fn committed(&self, shard: ShardId) -> Option<Seq> {
+        let of_shard = self.ends.values().filter(|end| end.shard == shard);
+        of_shard.map(|end| end.applied).max()
     }
 }
 
@@ -196,7 +226,9 @@ impl Office {
         for shard in due {
             let Some(kept) = self.records.shards.get(shard) else { continue };
             let members = kept.value.isr.iter().filter_map(|&store| self.health.alive(store));
-            let members: Vec<StoreBoot> = members.collect();
+            let mut members: Vec<StoreBoot> = members.collect();
+            let wanted = self.wanted(turn, &kept.value).map(|(_, process)| process);
+            members.extend(wanted.filter(|process| !members.contains(process)));
             if members.is_empty() {
                 self.postpone(turn, shard, "no in-sync member answers");
                 continue;
@@ -214,6 +246,7 @@ impl Office {
             shards,
             asked: asked.iter().map(|(&store, (process, _))| (store, *process)).collect(),
             waiting: asked.keys().copied().collect(),
+            answered: BTreeSet::new(),
             ends: BTreeMap::new(),
             until: turn.now.plus_ms(turn.settings.gather_ms),
         };
@@ -237,7 +270,9 @@ impl Office {
             return;
         }
         let process = round.asked[&store];
-        for end in ends.into_iter().flatten() {
+        let Some(ends) = ends else { return };
+        round.answered.insert(store);
+        for end in ends {
             round.ends.insert((end.shard, store), end);
             if let Some(waiting) = needs.get_mut(&end.shard) {
                 waiting.answered.entry(process).or_insert(turn.now);
@@ -270,16 +305,19 @@ impl Office {
             let config = &kept.value;
             // The record may have moved, and the need with it.
             let Some(need) = self.need(turn.now, config) else { continue };
-            let candidates = self.candidates(config, need, round, &led);
-            let preferred = self.promotions.handing.get(&shard).map(|handing| handing.to);
-            let Some(chosen) = choose(&candidates, preferred) else {
-                self.postpone(turn, shard, "no in-sync member that may lead has answered");
-                continue;
+            let chosen = match self.rule(turn, config, need, round, &led) {
+                Ruling::Name(chosen) => chosen,
+                Ruling::Wait(why) => {
+                    self.postpone(turn, shard, why);
+                    continue;
+                }
+                Ruling::AcceptLoss(to, grounds) => {
+                    *led.entry(to.store).or_default() += 1;
+                    let out = self.leaving(turn.now, config, need);
+                    self.accept_loss(turn, shard, round, to, &out, grounds);
+                    continue;
+                }
             };
-            if let Some(why) = self.waits_with(turn, config, round, chosen) {
-                self.postpone(turn, shard, why);
-                continue;
-            }
             *led.entry(chosen.process.store).or_default() += 1;
             writes.push(self.promotion(turn, config, need, chosen));
             if matches!(need, Need::Resigned | Need::CutOff) {
@@ -287,6 +325,33 @@ impl Office {
             }
         }
         self.propose_shards(turn, writes);
+    }
+
+    /// Who is to lead, if that is known by now.
+    fn rule(
+        &self,
+        turn: &Turn<'_>,
+        config: &ShardConfig,
+        need: Need,
+        round: &Round,
+        led: &BTreeMap<StoreId, usize>,
+    ) -> Ruling {
+        let candidates = self.candidates(config, need, round, led);
+        let handing = self.promotions.handing.get(&config.shard());
+        let why = match choose(&candidates, handing.map(|handing| handing.to)) {
+            None => "no in-sync member that may lead has answered",
+            Some(chosen) => match self.waits_with(turn, config, round, chosen) {
+                Some(why) => why,
+                None if chosen.rank == Rank::Unfit => {
+                    return Ruling::AcceptLoss(chosen.process, Grounds::AllDamaged);
+                }
+                None => return Ruling::Name(chosen),
+            },
+        };
+        match self.wanted(turn, config).filter(|(_, process)| round.has_answered(*process)) {
+            Some((intent, process)) => Ruling::AcceptLoss(process, Grounds::Intent(intent.clone())),
+            None => Ruling::Wait(why),
+        }
     }
 
     fn candidates(

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use crate::config::ShardConfig;
 use crate::coordinator::{Change, Kept, Listing};
 use crate::ids::{Boot, ShardId, StoreId};
-use crate::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
+use crate::records::{Meta, NodeRecord, PromoteIntent, StoreRecord};
 
 /// All records of one kind.
 #[derive(Debug)]
@@ -77,6 +77,8 @@ pub(super) struct Records {
     pub(super) shards: Table<ShardId, ShardConfig>,
     /// What operators want emptied.
     pub(super) drains: Table<StoreId, ()>,
+    /// What operators want led, whatever is lost.
+    pub(super) promotes: Table<ShardId, PromoteIntent>,
 }
 
 impl Records {
@@ -89,6 +91,7 @@ impl Records {
         self.nodes.listed(listing.revision, listing.nodes);
         self.shards.listed(listing.revision, shards);
         self.drains.listed(listing.revision, listing.drains);
+        self.promotes.listed(listing.revision, listing.promotes);
     }
 
     /// True if this is news.
@@ -103,6 +106,8 @@ impl Records {
             Change::Shard(id, None) => self.shards.delete(id, revision),
             Change::Drain(id, Some(kept)) => self.drains.set(id, kept),
             Change::Drain(id, None) => self.drains.delete(id, revision),
+            Change::Promote(id, Some(kept)) => self.promotes.set(id, kept),
+            Change::Promote(id, None) => self.promotes.delete(id, revision),
         }
     }
 
@@ -118,7 +123,7 @@ impl Records {
     pub(super) fn newest_boot(&self, store: StoreId) -> Option<Boot> {
         let record = self.stores.get(store)?;
         let running = self.nodes.get(store).map_or(Boot(0), |node| node.value.boot);
-        let is_gone = matches!(record.value.status, StoreStatus::Lost | StoreStatus::Retired);
+        let is_gone = record.value.status.is_gone();
         (!is_gone).then_some(record.value.boot.max(running))
     }
 

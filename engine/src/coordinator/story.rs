@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::ids::{Epoch, Seq, ShardId, StoreBoot, StoreId};
+use crate::records::LossRecord;
 
 /// One sentence of the story.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -35,6 +36,8 @@ pub enum Story {
         last: (Epoch, Seq),
         took_ms: u64,
     },
+    /// A shard has the primary that an operator named: what the other copies hold is given up.
+    LossAccepted(Box<LossRecord>),
     /// Nobody can be promoted for now.
     Leaderless {
         shard: ShardId,

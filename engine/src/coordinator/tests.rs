@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use super::story::{Cause, Need};
 use super::*;
-use crate::ids::{Boot, Slots, Version};
+use crate::ids::{Boot, Slots, TimeMs, Version};
 use crate::message::Standing;
-use crate::records::StoreStatus;
+use crate::records::{Operator, StoreStatus};
 
 const TERM: u64 = 77;
 /// Where the shards were written that a test begins with: after all nodes came.
@@ -745,7 +745,8 @@ fn a_copy_on_a_suspect_store_waits_for_a_better_one_however_long_it_takes() {
     assert_eq!(bench.proposed(), []);
 }
 
-/// The other member's store is given up: what is left is the best there will ever be.
+/// The other member's store is given up: what is left is the best there will ever be, and that it lacks something stays on
+/// record.
 #[test]
 fn a_damaged_copy_leads_once_every_better_one_is_gone_for_good() {
     let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
@@ -754,7 +755,9 @@ fn a_damaged_copy_leads_once_every_better_one_is_gone_for_good() {
     bench.pass(1_000);
     bench.set_status(1, StoreStatus::Retired);
     bench.pass(200);
-    assert_eq!(bench.accept().primary, process(2, 1));
+    let (next, loss) = bench.accepted().pop().expect("it leads");
+    assert_eq!((next.primary, loss.accepted_by), (process(2, 1), None));
+    assert_eq!(loss.given_up, [(id(1), Some(Seq(0)))]);
 }
 
 /// Story: the whole cluster was without power for longer than a restarted survivor is made to wait, while a coordinator
@@ -787,6 +790,7 @@ fn a_copy_that_lost_everything_is_never_promoted() {
     assert_eq!(bench.proposed(), []);
 }
 
+/// Nothing is left to wait for. What may be missing stays on record.
 #[test]
 fn when_all_have_answered_the_best_damaged_copy_is_taken_at_once() {
     let config = ShardConfig {
@@ -800,7 +804,10 @@ fn when_all_have_answered_the_best_damaged_copy_is_taken_at_once() {
     bench.tell_store(2);
     bench.gathered(&[unfit(end(2, 0, (4, 20))), unfit(end(3, 0, (4, 25)))]);
     bench.pass(200);
-    assert_eq!(bench.accept().primary, process(3, 1));
+    let (next, loss) = bench.accepted().pop().expect("the best leads");
+    assert_eq!((next.primary, next.tainted), (process(3, 1), ids(&[2])));
+    assert_eq!((loss.last, loss.accepted_by), ((Epoch(4), Seq(25)), None));
+    assert_eq!(loss.given_up, [(id(2), Some(Seq(20)))]);
 }
 
 #[test]
@@ -847,6 +854,82 @@ fn a_restarted_lone_survivor_waits_for_another_member() {
     bench.pass(200);
     bench.gathered(&[end(1, 0, (4, 19)), end(2, 0, (4, 20))]);
     assert_eq!(bench.accept().primary, process(2, 2));
+}
+
+impl Bench {
+    /// An operator accepts what is lost, having seen this version of shard 0's record.
+    fn accept_loss(&mut self, store: u128, version: u64) {
+        let revision = self.revision();
+        let intent = PromoteIntent {
+            store: id(store),
+            version: Version(version),
+            from: Operator { at: TimeMs(1), name: "me".into() },
+        };
+        let change = Change::Promote(ShardId(0), Some(kept(intent, revision)));
+        self.on(Event::Changed { revision, change });
+    }
+
+    fn accepted(&mut self) -> Vec<(ShardConfig, LossRecord)> {
+        let accepted = |effect| match effect {
+            Effect::Propose { writes: Writes::Accepted(accepted), .. } => {
+                Some((accepted.config, accepted.loss))
+            }
+            _ => None,
+        };
+        self.take().into_iter().filter_map(accepted).collect()
+    }
+}
+
+#[test]
+fn an_operator_may_accept_that_something_is_lost() {
+    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = without_primary(vec![config]);
+    let (store, unfit) = unfit(end(2, 0, (4, 20)));
+    bench.gathered(&[(store, ShardEnd { applied: Seq(18), ..unfit })]);
+    bench.pass(1_000);
+    // Of a record that stands no more: decided on something else than what is.
+    bench.accept_loss(2, 8);
+    bench.pass(1_000);
+    assert_eq!(bench.accepted(), []);
+    bench.accept_loss(2, 9);
+    bench.pass(200);
+    let accepted = bench.accepted();
+    let [(next, loss)] = &accepted[..] else { panic!("{accepted:?}") };
+    assert_eq!((next.epoch, next.primary), (Epoch(5), process(2, 1)));
+    assert_eq!((&next.isr, &next.tainted), (&ids(&[1, 2]), &ids(&[1])));
+    assert_eq!((loss.last, &loss.given_up), ((Epoch(4), Seq(20)), &vec![(id(1), Some(Seq(18)))]));
+    assert_eq!(loss.accepted_by, Some(Operator { at: TimeMs(1), name: "me".into() }));
+}
+
+#[test]
+fn an_operators_word_is_not_used_where_a_copy_may_lead_by_itself() {
+    let mut bench = without_primary(vec![shard_at(0)]);
+    bench.accept_loss(2, 9);
+    bench.gathered(&[unfit(end(2, 0, (4, 20))), end(3, 0, (4, 21))]);
+    assert_eq!(bench.accept().primary, process(3, 1));
+    assert_eq!(bench.accepted(), []);
+}
+
+/// All disks are lost, and a store that has held nothing is to begin again; and a learner that holds a part.
+#[test]
+fn an_operator_may_name_a_store_outside_the_in_sync_set() {
+    for (ends, last) in [
+        (end(3, 0, (2, 7)), (Epoch(2), Seq(7))),
+        // Of another shard.
+        (end(3, 1, (2, 7)), (Epoch(0), Seq(0))),
+    ] {
+        let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+        let mut bench = without_primary(vec![config]);
+        bench.kill(2);
+        bench.report(3, silent(&[1, 2]));
+        bench.pass(1_000);
+        bench.accept_loss(3, 9);
+        bench.gathered(&[ends]);
+        bench.pass(200);
+        let accepted = bench.accepted();
+        let (next, loss) = accepted.first().expect("it is obeyed");
+        assert_eq!((next.primary, &next.isr, loss.last), (process(3, 1), &ids(&[2, 3]), last));
+    }
 }
 
 #[test]
@@ -1037,6 +1120,51 @@ fn a_store_under_the_name_of_a_dead_one_takes_its_places() {
     bench.pass(200);
     let next = bench.accept();
     assert_eq!((next.learners, next.target), (ids(&[9]), ids(&[1, 2, 9])));
+}
+
+fn gives_up(effects: &[Effect], wanted: u128) -> bool {
+    effects.iter().any(|effect| match effect {
+        Effect::Propose { writes: Writes::Store { store, record, .. }, .. } => {
+            *store == id(wanted) && record.status.is_gone()
+        }
+        _ => false,
+    })
+}
+
+/// Story: all data volumes were unmounted at one boot. Empty stores took the names, the stores with the data were given up
+/// at once, and nothing could ever lead.
+#[test]
+fn a_store_that_a_shard_needs_is_not_given_up_for_one_of_its_name() {
+    let config = ShardConfig { isr: ids(&[1, 2]), target: ids(&[1, 2]), ..shard_at(0) };
+    let mut bench = Bench::leading(2, vec![config]);
+    for store in [1, 2] {
+        bench.kill(store);
+        bench.lease_ends(store);
+    }
+    for (store, name) in [(8, "node-1"), (9, "node-2")] {
+        bench.boot(store, 1);
+        let found = bench.etcd.stores.iter_mut().find(|(it, _)| *it == id(store)).unwrap();
+        found.1.value.name = name.into();
+        bench.tell_store(store);
+    }
+    bench.pass(10_000);
+    let effects = bench.take();
+    assert!(!gives_up(&effects, 1) && !gives_up(&effects, 2), "{effects:?}");
+    // The disks are back, and the empty stores are not: they had nothing.
+    for (store, newcomer) in [(1, 8), (2, 9)] {
+        bench.kill(newcomer);
+        bench.lease_ends(newcomer);
+        bench.boot(store, 2);
+        let found = bench.etcd.stores.iter_mut().find(|(it, _)| *it == id(store)).unwrap();
+        found.1.value.name = format!("node-{store}");
+        bench.tell_store(store);
+    }
+    bench.pass(200);
+    bench.gathered(&[end(1, 0, (4, 20)), end(2, 0, (4, 20))]);
+    bench.pass(400);
+    let effects = bench.take();
+    assert!(gives_up(&effects, 8) && gives_up(&effects, 9), "{effects:?}");
+    assert!(!gives_up(&effects, 1) && !gives_up(&effects, 2), "{effects:?}");
 }
 
 /// Story: a start sent its claim and died, its disk was replaced, and the store in its place served. It was being restarted

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::boot;
 use crate::config::ShardConfig;
 use crate::coordinator::health::Verdict;
 use crate::coordinator::office::{Office, Write};
@@ -171,33 +172,53 @@ impl Office {
         self.review_suspects(turn);
     }
 
-    /// A name means the one store of that name which is not lost: when another registers under it
-    /// and this one is dead, this one is lost.
+    /// A name means the one store of that name which is not given up: when another runs under it and this one is dead, this
+    /// one is given up, unless a shard has nothing better than its copy.
     fn review_names(&mut self, turn: &mut Turn<'_>) {
-        let named = |store: StoreId| self.records.stores.get(store);
         let stands = |(store, _): &(StoreId, _)| self.records.newest_boot(*store).is_some();
-        let standing: Vec<StoreId> =
-            self.records.stores.iter().filter(stands).map(|(store, _)| store).collect();
+        let standing: Vec<(StoreId, &Kept<StoreRecord>)> =
+            self.records.stores.iter().filter(stands).collect();
         let mut lost = Vec::new();
-        for &old in &standing {
-            let Some(kept) = named(old) else { continue };
-            let takes_over = |&&new: &&StoreId| {
+        for &(old, kept) in &standing {
+            let takes_over = |&&(new, other): &&(StoreId, &Kept<StoreRecord>)| {
                 // One that is only recorded holds nothing, and may never have run: claims can come late.
-                let newer = |other: &Kept<StoreRecord>| {
-                    other.value.name == kept.value.name && other.created > kept.created
-                };
-                self.records.is_registered(new) && named(new).is_some_and(newer)
+                new != old
+                    && other.value.name == kept.value.name
+                    && self.records.is_registered(new)
+                    && !self.is_dead(turn.now, new)
+                    && (other.created > kept.created || self.holds_nothing(old))
             };
-            if let Some(&new) = standing.iter().find(takes_over)
+            if let Some(&(new, _)) = standing.iter().find(takes_over)
                 && self.is_dead(turn.now, old)
+                && !self.is_needed(turn, old)
             {
                 lost.push((old, new, kept.modified, kept.value.clone()));
             }
         }
         for (store, to, expect, record) in lost {
-            let record = StoreRecord { status: StoreStatus::Lost, ..record };
+            let record = StoreRecord { status: record.status.given_up(), ..record };
             self.write_store(turn, store, expect, record, Story::Lost { store, to });
         }
+    }
+
+    fn holds_nothing(&self, store: StoreId) -> bool {
+        !self.records.shards.iter().any(|(_, kept)| kept.value.isr.contains(&store))
+    }
+
+    /// A shard counts on its copy, and no other one that is known to be good leads it.
+    fn is_needed(&self, turn: &Turn<'_>, store: StoreId) -> bool {
+        let led_by_another = |config: &ShardConfig| {
+            let primary = config.primary;
+            let record = self.records.stores.get(primary.store);
+            primary.store != store
+                && self.health.alive(primary.store) == Some(primary)
+                && record.is_some_and(|kept| kept.value.status != StoreStatus::Suspect)
+        };
+        let mut shards = self.records.shards.iter().map(|(_, kept)| &kept.value);
+        let planted = turn.settings.planted;
+        shards.any(|config| {
+            boot::is_counted_on(store, std::iter::once(config), planted) && !led_by_another(config)
+        })
     }
 
     /// The status follows the operator's intent. One that is suspect is emptied for that reason, and drains once its
@@ -357,7 +378,7 @@ impl Office {
         rebuild_delay_ms: u64,
     ) -> StoreState {
         let registered = self.records.is_registered(store);
-        if matches!(status, StoreStatus::Lost | StoreStatus::Retired) {
+        if status.is_gone() {
             return StoreState::Gone;
         }
         if self.health.death(now, store, registered).is_some() {

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use engine::config::ShardConfig;
+use engine::ids::{Epoch, Slots, Version};
 use engine::records::{NodeRecord, StoreRecord, StoreStatus};
 use metastore::Outcome;
 use rustix::process::Signal;
@@ -119,9 +121,50 @@ async fn a_name_is_one_store() {
     let mut other = cluster.spawn_with("a", &folder, &[]);
     other.refuses(4, "choose another --name").await;
     node.kill();
-    // Dead: the newcomer takes the name.
-    let newcomer = cluster.spawn_with("a", &cluster.folder("newer"), &[]);
+    // It is only away, and perhaps its disk is not mounted: not without a word, and the word is for this name.
+    for more in [&[][..], &[("DKC_REPLACE", "b")]] {
+        let mut stranger = cluster.spawn_with("a", &cluster.folder("newer"), more);
+        stranger.refuses(4, "start with --replace").await;
+    }
+    let replaces = [("DKC_REPLACE", "b,a")];
+    let newcomer = cluster.spawn_with("a", &cluster.folder("newer"), &replaces);
     newcomer.until_ready_says(200, "ok").await;
+}
+
+/// Two data volumes were swapped: each holds the store of another name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_does_not_take_the_name_of_another_that_is_away() {
+    let cluster = Cluster::start(1).await;
+    let mut a = cluster.node("a").await;
+    let mut b = cluster.node("b").await;
+    assert_eq!((a.stop().await, b.stop().await), (Some(0), Some(0)));
+    let mut swapped = cluster.spawn_with("a", &cluster.folder("b"), &[]);
+    swapped.refuses(4, "holds the store of \"b\"").await;
+    cluster.node("a").await;
+}
+
+/// With the disk back it runs again, if a shard still counts on what it holds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_was_given_up_is_taken_back_while_a_shard_counts_on_it() {
+    let cluster = Cluster::start(1).await;
+    let mut node = cluster.node("a").await;
+    assert_eq!(node.stop().await, Some(0));
+    let kept = cluster.store("a").await.expect("its record");
+    let shard = ShardConfig {
+        slots: Slots { lo: 0, hi: 65_535 },
+        epoch: Epoch(1),
+        version: Version(1),
+        isr: vec![kept.id],
+        ..ShardConfig::default()
+    };
+    let made = cluster.metastore.create(&shard.shard(), &shard).await;
+    assert!(matches!(made, Ok(Outcome::Done { .. })), "{made:?}");
+    let lost = StoreRecord { status: StoreStatus::Lost, ..kept.record };
+    let noted = cluster.metastore.replace(&kept.id, &lost, kept.modified).await;
+    assert!(matches!(noted, Ok(Outcome::Done { .. })), "{noted:?}");
+    cluster.node("a").await;
+    let status = cluster.store("a").await.expect("its record").record.status;
+    assert_eq!(status, StoreStatus::Active);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,11 +53,17 @@ impl Process {
         self.addresses[kind].as_str().unwrap_or_else(|| panic!("{} has no {kind}", self.name))
     }
 
+    /// What follows this flag in its argv.
+    #[track_caller]
+    pub fn value_of(&self, flag: &str) -> &str {
+        let at = self.argv.iter().position(|word| word == flag).expect("a flag of dkc dev");
+        &self.argv[at + 1]
+    }
+
     /// The folder given with `--data`.
     #[track_caller]
     pub fn data(&self) -> PathBuf {
-        let at = self.argv.iter().position(|word| word == "--data").expect("a storage node");
-        PathBuf::from(&self.argv[at + 1])
+        self.value_of("--data").into()
     }
 }
 
@@ -170,7 +176,19 @@ impl Cluster {
     /// Starts a process again by its argv, and waits until `dkc dev` has noticed.
     #[track_caller]
     pub fn start_again(&self, process: &Process) {
-        let mut child = self.spawn(&process.name, &process.argv);
+        self.start_with(process, &[]);
+    }
+
+    /// The same for a node whose data is gone for good: it replaces the store of its name. By a variable, since the argv is
+    /// what `dkc dev` knows a process by.
+    #[track_caller]
+    pub fn start_replacing(&self, process: &Process) {
+        self.start_with(process, &[("DKC_REPLACE", &process.name)]);
+    }
+
+    #[track_caller]
+    fn start_with(&self, process: &Process, variables: &[(&str, &str)]) {
+        let mut child = self.spawn(&process.name, &process.argv, variables);
         let pid = child.id();
         // Whoever starts a process has to wait for it, else it stays as a zombie.
         std::thread::spawn(move || child.wait());
@@ -183,7 +201,7 @@ impl Cluster {
     /// Runs a command line that is expected to end by itself, and returns its exit code.
     #[track_caller]
     pub fn exit_code_of(&self, log: &str, argv: &[String], within: Duration) -> i32 {
-        let mut child = self.spawn(log, argv);
+        let mut child = self.spawn(log, argv, &[]);
         let Some(status) = ended_within(&mut child, within) else {
             send(child.id(), Signal::KILL);
             drop(child.wait());
@@ -192,12 +210,13 @@ impl Cluster {
         status.code().unwrap_or_else(|| panic!("{argv:?} ended by a signal: {status}"))
     }
 
-    fn spawn(&self, log: &str, argv: &[String]) -> Child {
+    fn spawn(&self, log: &str, argv: &[String], variables: &[(&str, &str)]) -> Child {
         let path = self.log_path(log);
         let log = std::fs::File::options().create(true).append(true).open(path).expect("a log");
         let again = log.try_clone().expect("a second handle");
         let mut command = Command::new(&argv[0]);
         command.args(&argv[1..]).stdin(Stdio::null()).stdout(again).stderr(log);
+        command.envs(variables.iter().copied());
         command.spawn().unwrap_or_else(|error| panic!("{argv:?}: {error}"))
     }
 

@@ -6,12 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use engine::coordinator::{
-    Change, Coordinator, Effect, Event, Kept, Listing, ProbeResult, Story, Writes,
+    Accepted, Change, Coordinator, Effect, Event, Kept, Listing, ProbeResult, Story, Writes,
 };
-use engine::ids::{Epoch, ShardId, StoreBoot, StoreId};
+use engine::ids::{Epoch, ShardId, StoreBoot, StoreId, Version};
 use engine::message::{NodeQuery, NodeQueryReply};
 use engine::node::CasOutcome;
-use engine::records::{NodeRecord, StoreRecord};
+use engine::records::{NodeRecord, PromoteIntent, StoreRecord};
 
 use super::checker::Violation;
 use super::core::{Core, Place, Process, Told, since};
@@ -190,6 +190,7 @@ impl Driver<'_> {
         match effect {
             Effect::List { list } => self.call(core, Call::List, Asked::List(list)),
             Effect::Propose { proposal, term, writes } => {
+                check_intent(core, &writes);
                 let call = transaction(core, term, writes);
                 self.call(core, call, Asked::Propose(proposal));
             }
@@ -372,6 +373,18 @@ fn transaction(core: &Core, term: u64, writes: Writes) -> Call {
             let value = Value::Store { me, nonce: record.nonce as u64, status: record.status };
             puts.push(Write::Put(key, value, None));
         }
+        Writes::Accepted(accepted) => {
+            let Accepted { expect, config, loss, intent } = *accepted;
+            let shard = config.shard();
+            compares.push(Compare::Modified(Key::Shard(shard), expect));
+            compares.push(Compare::Created(Key::Loss(shard, config.epoch), 0));
+            puts.push(Write::Put(Key::Loss(shard, config.epoch), Value::Loss(loss), None));
+            puts.push(Write::Put(Key::Shard(shard), Value::Shard(config), None));
+            if let Some(intent) = intent {
+                compares.push(Compare::Modified(Key::Promote(shard), intent));
+                puts.push(Write::Delete(Key::Promote(shard)));
+            }
+        }
         Writes::Shards(shards) => {
             check(core, &shards.iter().map(|(_, config)| config.shard()).collect::<Vec<_>>());
             for (expect, config) in shards {
@@ -382,6 +395,18 @@ fn transaction(core: &Core, term: u64, writes: Writes) -> Call {
         }
     }
     Call::Txn { compares, writes: puts }
+}
+
+/// An operator's word is about the record that the operator has seen, and no other.
+fn check_intent(core: &mut Core, writes: &Writes) {
+    let Writes::Accepted(accepted) = writes else { return };
+    let Accepted { config, intent: Some(at), .. } = &**accepted else { return };
+    let known = core.etcd.get(Key::Promote(config.shard())).filter(|known| known.modified == *at);
+    let Some(intent) = known.and_then(intent_of) else { return };
+    if config.version != Version(intent.version.0 + 1) {
+        let detail = format!("{intent:?} is obeyed by {config:?} at {}", core.now);
+        core.oracle.violations.push(Violation { promise: "losses", detail });
+    }
 }
 
 /// etcd refuses a transaction that writes a key twice, or has too many operations.
@@ -399,6 +424,7 @@ fn listing(revision: u64, all: Vec<(Key, Versioned)>) -> Listing {
             Some(Change::Store(store, Some(kept))) => listing.stores.push((store, kept)),
             Some(Change::Node(store, Some(kept))) => listing.nodes.push((store, kept)),
             Some(Change::Shard(_, Some(kept))) => listing.shards.push(kept),
+            Some(Change::Promote(shard, Some(kept))) => listing.promotes.push((shard, kept)),
             _ => {}
         }
     }
@@ -415,6 +441,9 @@ fn change_of(key: Key, value: Option<Versioned>) -> Option<Change> {
         (Key::Shard(shard), v) => {
             Change::Shard(shard, v.and_then(|v| Some(kept(&v, shard_of(&v)?))))
         }
+        (Key::Promote(shard), v) => {
+            Change::Promote(shard, v.and_then(|v| Some(kept(&v, intent_of(&v)?))))
+        }
         _ => return None,
     })
 }
@@ -426,6 +455,13 @@ fn kept<V>(versioned: &Versioned, value: V) -> Kept<V> {
 fn meta_of(versioned: &Versioned) -> Option<engine::records::Meta> {
     match &versioned.value {
         Value::Meta(meta) => Some(meta.clone()),
+        _ => None,
+    }
+}
+
+fn intent_of(versioned: &Versioned) -> Option<PromoteIntent> {
+    match &versioned.value {
+        Value::Promote(intent) => Some(intent.clone()),
         _ => None,
     }
 }
@@ -470,6 +506,7 @@ fn kind_of(story: &Story) -> &'static str {
         Story::Died { .. } => "died",
         Story::Returned { .. } => "returned",
         Story::Promoted { .. } => "promoted",
+        Story::LossAccepted(_) => "loss accepted",
         Story::Leaderless { .. } => "leaderless",
         Story::Removed { .. } => "removed",
         Story::Recruited { .. } => "recruited",

@@ -7,8 +7,9 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use engine::ids::{Conn, Now, StoreBoot};
+use engine::ids::{Conn, Now, ShardId, StoreBoot};
 use engine::message::{NodeQuery, NodeQueryReply, Report};
+use engine::records::PromoteIntent;
 
 use super::clients::{Answered, Request};
 use super::disk::DiskDone;
@@ -198,6 +199,16 @@ pub enum Happening {
         process: Process,
     },
     Restart {
+        place: Place,
+    },
+    OperatorLooks,
+    /// What is written into etcd by hand; none: it is withdrawn.
+    OperatorWants {
+        shard: ShardId,
+        intent: Option<PromoteIntent>,
+    },
+    /// A node's disk is mounted again.
+    PutBack {
         place: Place,
     },
 }

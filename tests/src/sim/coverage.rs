@@ -106,10 +106,16 @@ pub enum Path {
     StartRefused,
     /// So was an older copy of it that was started elsewhere.
     TwinRefused,
+    /// An empty folder under the name of a store that is away was refused, or a store that was given up.
+    EmptyRefused,
+    /// A disk was mounted again.
+    DiskPutBack,
+    /// A shard is led with a loss on record.
+    LossAccepted,
 }
 
 impl Path {
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 42] = [
         Self::TailSurvived,
         Self::TailTruncated,
         Self::FailoverWithoutData,
@@ -149,6 +155,9 @@ impl Path {
         Self::StartedSuspect,
         Self::StartRefused,
         Self::TwinRefused,
+        Self::EmptyRefused,
+        Self::DiskPutBack,
+        Self::LossAccepted,
     ];
 }
 

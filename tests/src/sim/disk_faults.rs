@@ -29,18 +29,22 @@ pub enum DiskFault {
     RolledBack,
     /// Everything is gone: a new disk.
     Emptied,
+    /// The disk is not there at the next start, an empty folder is; later it is put back. Of one node, or of all at once;
+    /// the operator may take it for lost and say so.
+    Unmounted,
     /// A copy of the folder as it was before some earlier start is started on another machine, perhaps as this one dies.
     Cloned,
 }
 
 impl DiskFault {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::FsyncFails,
         Self::Full,
         Self::Rot,
         Self::RowLost,
         Self::RolledBack,
         Self::Emptied,
+        Self::Unmounted,
         Self::Cloned,
     ];
 
@@ -124,7 +128,12 @@ impl World {
                 node.is_emptied();
                 true
             }
+            DiskFault::Unmounted => {
+                self.unmount(at, back_after);
+                true
+            }
         };
+        let (core, node) = (&mut self.core, &mut self.nodes[at]);
         if struck {
             let kind = format!("{fault:?}");
             *self.faults.disks.entry(kind).or_default() += 1;
@@ -134,6 +143,21 @@ impl World {
         }
         let place = self.nodes[at].place;
         self.core.after(back_after, Happening::Restart { place });
+    }
+
+    /// One that is taken for lost is, for all that the others know; while all are away nothing takes their place.
+    fn unmount(&mut self, at: usize, back_after: u64) {
+        let rng = &mut self.core.plan.disks.rng;
+        let (all, replaces) = (rng.percent(40), rng.percent(60));
+        let placed = self.core.etcd.shards().count() == usize::from(self.core.plan.shards);
+        let nodes = if all && placed { 0..self.nodes.len() } else { at..at + 1 };
+        for node in nodes {
+            self.nodes[node].crash(&mut self.core, true);
+            self.nodes[node].is_unmounted(&self.core, replaces);
+            let place = self.nodes[node].place;
+            self.core.after(back_after / 2 + 1_000, Happening::Restart { place });
+            self.core.after(2 * back_after + 500_000, Happening::PutBack { place });
+        }
     }
 
     /// Each shard has a good in-sync copy without this disk, and no member that is in sync since there was nothing yet to
@@ -155,9 +179,14 @@ impl World {
         })
     }
 
-    /// No shard counts on anything that this disk may have lost.
+    /// No shard counts on anything that this disk may have lost, nor on one that is not mounted.
     fn is_whole(&self, at: usize) -> bool {
         let node = &self.nodes[at];
+        let counted_on =
+            |store| self.core.etcd.shards().any(|(config, _)| config.isr.contains(&store));
+        if node.away().is_some_and(counted_on) {
+            return false;
+        }
         let Some(harmed) = node.harmed else { return true };
         // Etcd says so until all its copies are others: a restart before that would trust none of them.
         let suspect = self.core.etcd.get(Key::Store(harmed)).is_some_and(|kept| {

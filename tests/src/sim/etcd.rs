@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 
 use engine::config::ShardConfig;
 use engine::history::History;
-use engine::ids::{SessionId, ShardId, StoreBoot, StoreId};
-use engine::records::{Meta, StoreStatus};
+use engine::ids::{Epoch, SessionId, ShardId, StoreBoot, StoreId};
+use engine::records::{LossRecord, Meta, PromoteIntent, StoreStatus};
 
 use super::core::{Core, Happening, Place, Process, Told};
 use super::coverage::Path;
@@ -28,6 +28,8 @@ pub enum Key {
     Node(StoreId),
     Gateway(u64),
     Shard(ShardId),
+    Promote(ShardId),
+    Loss(ShardId, Epoch),
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -38,6 +40,8 @@ pub enum Value {
     Node(StoreBoot),
     Gateway,
     Shard(ShardConfig),
+    Promote(PromoteIntent),
+    Loss(LossRecord),
 }
 
 /// A value with its place in etcd's history.
@@ -397,6 +401,15 @@ impl Core {
         }
     }
 
+    /// A person writes, while it answers.
+    pub fn etcd_write(&mut self, write: Write) {
+        if self.etcd.health == Health::Up && !self.etcd.is_restored() {
+            let before = self.etcd.history.len();
+            self.etcd.write(vec![write]);
+            self.etcd_changed(before);
+        }
+    }
+
     /// Leases that nobody has kept alive end.
     pub fn etcd_leases(&mut self) {
         if self.etcd.health != Health::Up {
@@ -575,11 +588,10 @@ impl Core {
 
     fn etcd_changed(&mut self, before: usize) {
         for at in before..self.etcd.history.len() {
-            if let WatchEvent {
-                value: Some(Versioned { value: Value::Shard(config), .. }), ..
-            } = &self.etcd.history[at]
-            {
-                self.oracle.record_written(config);
+            match self.etcd.history[at].value.as_ref().map(|versioned| &versioned.value) {
+                Some(Value::Shard(config)) => self.oracle.record_written(config),
+                Some(Value::Loss(_)) => self.oracle.coverage.reached(Path::LossAccepted),
+                _ => {}
             }
         }
         if before < self.etcd.history.len() {

@@ -634,6 +634,7 @@ impl World {
         self.core.unblock_all();
         self.core.resume_all();
         for node in &mut self.nodes {
+            node.is_put_back(&mut self.core);
             // A clock that stays behind for an hour keeps records for an hour longer: clients wait for room.
             node.set_clock(0);
             node.disk.slowness = 1;

@@ -38,6 +38,7 @@ pub mod leaps;
 pub mod log;
 pub mod network;
 pub mod nodes;
+pub mod operator;
 pub mod oracle;
 pub mod pauses;
 pub mod plan;

@@ -8,10 +8,11 @@
 use std::collections::BTreeMap;
 
 use engine::apply::ShardState;
-use engine::boot::{Start, Step};
+use engine::boot::{self, Other, Refusal, Start, Step};
 use engine::ids::{Boot, Conn, Now, Revision, SessionId, StoreBoot, StoreId, TimeMs};
 use engine::message::{FromFollower, SnapshotOutcome, ToFollower};
 use engine::node::{CasOutcome, Effect, Event, Node, Settings};
+use engine::planted::Planted;
 use engine::records::{StoreRecord, StoreStatus};
 use engine::store::log::Record;
 
@@ -50,6 +51,12 @@ pub struct NodeHost {
     pub harmed: Option<StoreId>,
     /// Its life when that was.
     harmed_in: u32,
+    /// The disk that was in its place before this one, and whose it is: it may be put back.
+    aside: Option<Aside>,
+    /// The last store number given to a disk here.
+    newest: StoreId,
+    /// An operator has said that this store is to replace the one of its name.
+    replaces: bool,
     clock: Clock,
     phase: Phase,
 }
@@ -111,6 +118,13 @@ impl Full {
     }
 }
 
+/// A disk that is not mounted, whose it is, and whether its store may take the name of another.
+struct Aside {
+    disk: Disk,
+    store: StoreId,
+    replaces: bool,
+}
+
 /// A store that this node has heard of.
 struct Peer {
     me: StoreBoot,
@@ -145,6 +159,9 @@ impl NodeHost {
             ),
             harmed: None,
             harmed_in: 0,
+            aside: None,
+            newest: store_id(index),
+            replaces: false,
             clock: core.plan.clocks[usize::from(index)],
             phase: Phase::Down,
         }
@@ -154,8 +171,21 @@ impl NodeHost {
     pub fn twin(&self, life: u32) -> Option<Self> {
         let disk = self.disk.older_copy()?;
         let (place, store) = (Place::Twin, self.store);
-        let (harmed, harmed_in, clock, phase) = (None, 0, self.clock, Phase::Down);
-        Some(Self { place, store, life, disk, harmed, harmed_in, clock, phase })
+        let (clock, phase) = (self.clock, Phase::Down);
+        let (harmed, harmed_in, aside, newest, replaces) = (None, 0, None, store, false);
+        Some(Self {
+            place,
+            store,
+            life,
+            disk,
+            harmed,
+            harmed_in,
+            aside,
+            newest,
+            replaces,
+            clock,
+            phase,
+        })
     }
 
     pub fn process(&self) -> Process {
@@ -279,19 +309,19 @@ impl NodeHost {
     }
 
     fn read_store(&mut self, core: &mut Core) {
-        let keys = vec![Key::Store(self.store), Key::Node(self.store)];
-        self.booting().call = Some(core.etcd(self.process(), Call::Read(keys)));
+        self.booting().call = Some(core.etcd(self.process(), Call::List));
     }
 
     fn boot_reply(&mut self, core: &mut Core, reply: Reply) {
         let me = self.process();
         match (reply, self.booting().serves) {
-            (Reply::Read { keys }, _) => {
-                let [(_, record), (_, running)] = &keys[..] else { return };
-                match running {
-                    // The process before this one may live: wait for its lease to end.
-                    Some(_) => core.tell_after(TOCK, me, Told::Tock),
-                    None => self.identify(core, record.as_ref()),
+            (Reply::List { all, .. }, _) => {
+                let named = |store: StoreId| place_of(store) == place_of(self.store);
+                let runs = |key: &Key| matches!(key, Key::Node(store) if named(*store));
+                // The process before this one may live, or another of its name: wait for its lease to end.
+                match all.iter().any(|(key, _)| runs(key)) {
+                    true => core.tell_after(TOCK, me, Told::Tock),
+                    false => self.identify(core, &all),
                 }
             }
             (Reply::Granted { lease }, Some((boot, None))) => {
@@ -310,14 +340,24 @@ impl NodeHost {
     }
 
     /// The store's record was read, and nobody is registered as this store.
-    fn identify(&mut self, core: &mut Core, record: Option<&Versioned>) {
+    fn identify(&mut self, core: &mut Core, all: &[(Key, Versioned)]) {
         let (me, store) = (self.process(), self.store);
-        let over = record.map_or(0, |record| record.modified);
-        let record: Option<StoreRecord> = record.and_then(store_of);
+        let found = all.iter().find(|(key, _)| *key == Key::Store(store));
+        let over = found.map_or(0, |(_, record)| record.modified);
+        let record: Option<StoreRecord> = found.and_then(|(_, record)| store_of(record));
+        let planted = core.plan.planted;
+        if let Err(refusal) = self.check_name(record.as_ref(), all, planted) {
+            return self.refused(core, &format!("{refusal:?}"));
+        }
+        let shards = all.iter().filter_map(|(_, versioned)| match &versioned.value {
+            Value::Shard(config) => Some(config),
+            _ => None,
+        });
+        let counted_on = boot::is_counted_on(store, shards, planted);
         let fresh = u128::from(core.rng.word());
         let booting = self.booting();
         let Some((start, opened)) = &mut booting.found else { return };
-        match start.look(record.as_ref(), fresh) {
+        match start.look(record.as_ref(), counted_on, fresh) {
             Ok(Step::Serve { boot, suspect, .. }) => {
                 booting.suspect = suspect;
                 booting.serves = Some((boot, None));
@@ -338,11 +378,37 @@ impl NodeHost {
         }
     }
 
-    /// It must not run. Whoever looks after it gives it an empty disk.
+    /// A place is a name. That no other store of it runs was seen by its key.
+    fn check_name(
+        &self,
+        ours: Option<&StoreRecord>,
+        all: &[(Key, Versioned)],
+        planted: Option<Planted>,
+    ) -> Result<Vec<StoreId>, Refusal> {
+        let other = |(key, versioned): &(Key, Versioned)| match key {
+            Key::Store(store) if *store != self.store => {
+                Some(Other { store: *store, record: store_of(versioned)?, answers: false })
+            }
+            _ => None,
+        };
+        let others: Vec<Other> = all.iter().filter_map(other).collect();
+        let name = format!("{:?}", place_of(self.store));
+        boot::check_name(ours, &name, self.replaces, &others, planted)
+    }
+
+    /// It must not run. Whoever looks after it puts the disk back that was there before, or gives it an empty one.
     fn refused(&mut self, core: &mut Core, why: &str) {
         if self.place == Place::Twin {
             core.oracle.coverage.reached(Path::TwinRefused);
             return self.crash(core, false);
+        }
+        if self.aside.is_some() {
+            core.oracle.coverage.reached(Path::EmptyRefused);
+            self.crash(core, false);
+            self.is_put_back(core);
+            // Refused both: the one that was given up is of no use any more.
+            self.aside.take_if(|_| self.replaces);
+            return core.after(100_000, Happening::Restart { place: self.place });
         }
         if self.harmed != Some(self.store) {
             let detail = format!("{:?} may not start at {}: {why}", self.store, core.now);
@@ -366,6 +432,10 @@ impl NodeHost {
         let me = StoreBoot { store: self.store, boot };
         let suspect = self.booting().suspect;
         let Some((_, mut opened)) = self.booting().found.take() else { return };
+        if self.aside.is_some() && self.store == self.newest && !self.replaces {
+            let detail = format!("{me:?}, an empty disk, took a name unasked at {}", core.now);
+            core.oracle.violations.push(Violation { promise: "names", detail });
+        }
         core.oracle.serves(me, self.disk.is_outdated());
         self.disk.serves();
         if suspect {
@@ -453,11 +523,58 @@ impl NodeHost {
         self.is_harmed(rolled)
     }
 
-    /// An empty disk is a new store.
+    /// An empty disk is a new store, which an operator wants in the place of the old one.
     pub fn is_emptied(&mut self) {
         self.is_harmed(true);
         self.disk.wipe();
-        self.store = StoreId(self.store.0 + 0x100);
+        self.aside = None;
+        self.becomes_new();
+        self.replaces = true;
+    }
+
+    /// Its disk is not there at the next start, but an empty folder is. `replaces`: the operator takes it for lost.
+    pub fn is_unmounted(&mut self, core: &Core, replaces: bool) {
+        if self.aside.is_some() || !self.is_down() {
+            return;
+        }
+        let (plan, index) = (&core.plan, (self.store.0 & 0xFF) as usize - 0xA0);
+        let life = u64::from(self.life) << 8;
+        let seed = plan.seed.rotate_left(24) ^ (0xE3B7_00A0 + life + index as u64);
+        let empty = Disk::new(Rng::new(seed), plan.log, plan.slowness[index]);
+        let disk = std::mem::replace(&mut self.disk, empty);
+        self.aside = Some(Aside { disk, store: self.store, replaces: self.replaces });
+        self.becomes_new();
+        self.replaces = replaces;
+    }
+
+    /// The store of the disk that is not mounted.
+    pub fn away(&self) -> Option<StoreId> {
+        self.aside.as_ref().map(|aside| aside.store)
+    }
+
+    fn becomes_new(&mut self) {
+        self.newest = StoreId(self.newest.0 + 0x100);
+        self.store = self.newest;
+    }
+
+    /// The disk that was there before is, and the other one is aside. Not while shards count on the one that is there.
+    pub fn is_put_back(&mut self, core: &mut Core) {
+        let store = self.store;
+        let counted_on = core.etcd.shards().any(|(config, _)| config.isr.contains(&store));
+        if counted_on {
+            return;
+        }
+        let Some(back) = self.aside.take() else { return };
+        self.crash(core, false);
+        core.oracle.coverage.reached(Path::DiskPutBack);
+        let away = Aside {
+            disk: std::mem::replace(&mut self.disk, back.disk),
+            store: std::mem::replace(&mut self.store, back.store),
+            replaces: std::mem::replace(&mut self.replaces, back.replaces),
+        };
+        // An empty one that was to replace nothing is thrown away: it was never in use.
+        let is_of_use = self.store == self.newest || away.replaces;
+        self.aside = is_of_use.then_some(away);
     }
 
     fn is_harmed(&mut self, harmed: bool) -> bool {

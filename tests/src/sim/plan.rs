@@ -15,6 +15,7 @@ use super::draws::{Drawings, Draws};
 use super::faults::Kind;
 use super::leaps::LeapPlan;
 use super::log::LogSizes;
+use super::operator::OperatorPlan;
 use super::rng::Rng;
 use super::token_clients::TokenPlan;
 
@@ -59,6 +60,7 @@ pub struct Plan {
     pub faults: Vec<Kind>,
     pub fault_every: u64,
     pub disks: DiskPlan,
+    pub operator: OperatorPlan,
     /// Chaos promotes for no reason, one time in so many thousand looks.
     pub spurious_permille: u64,
     /// A second coordinator acts at random.
@@ -144,6 +146,7 @@ impl Plan {
         let node = node_settings(&mut draws, &tokens, shape, planted);
         let gateway = gateway_settings(&mut draws, &tokens, &node, planted);
         let disks = DiskPlan::from_seed(seed, shape.min_in_sync.into(), shape.replicas.into());
+        let operator = OperatorPlan::from_seed(seed, &disks);
         let coordinator =
             coordinator_settings(&mut draws, &tokens, shape, (shards, lease_ttl), planted);
         let leaps = LeapPlan::draw(&mut draws, faults_until);
@@ -182,6 +185,7 @@ impl Plan {
             faults,
             fault_every: rng.between(100_000, 800_000),
             disks,
+            operator,
             chaos: rng.percent(50),
             bootstraps: rng.percent(30),
             spurious_permille: if rng.percent(50) { rng.between(1, 40) } else { 0 },
@@ -228,6 +232,7 @@ impl Plan {
             lease_ttl: 2_000_000,
             faults: vec![],
             disks: DiskPlan { faults: vec![], ..plan.disks },
+            operator: OperatorPlan { every: None, ..plan.operator },
             chaos: false,
             bootstraps: true,
             faults_until: u64::MAX,

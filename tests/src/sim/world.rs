@@ -78,6 +78,9 @@ impl World {
         if !world.core.plan.disks.faults.is_empty() {
             world.core.at(500_000, Happening::DiskFault);
         }
+        if world.core.plan.operator.every.is_some() {
+            world.core.at(500_000, Happening::OperatorLooks);
+        }
         for (at, far) in world.core.plan.leaps.all.clone() {
             world.core.at(at, Happening::Leap { far, since: at });
         }
@@ -276,6 +279,9 @@ impl World {
                 }
             }
             Happening::Restart { place } => self.restart(place),
+            Happening::PutBack { place } => self.put_back(place),
+            Happening::OperatorLooks => self.operator_looks(),
+            Happening::OperatorWants { shard, intent } => core.operator_wants(shard, intent),
         }
     }
 
@@ -339,6 +345,13 @@ impl World {
         match place {
             Place::Node(at) => self.nodes[at as usize].me(),
             _ => None,
+        }
+    }
+
+    fn put_back(&mut self, place: Place) {
+        if let Place::Node(at) = place {
+            self.nodes[at as usize].is_put_back(&mut self.core);
+            self.core.after(50_000, Happening::Restart { place });
         }
     }
 

@@ -237,6 +237,7 @@ pub(crate) fn store() -> impl Strategy<Value = StoreRecord> {
         Just(StoreStatus::Suspect),
         Just(StoreStatus::Lost),
         Just(StoreStatus::Retired),
+        Just(StoreStatus::LostSuspect),
     ];
     ([text(), text(), text(), text()], number(), any::<u128>(), status).prop_map(
         |([name, address, zone, host], boot, nonce, status)| StoreRecord {

@@ -1,0 +1,91 @@
+//! An operator who does not wait: of a shard that nothing leads, a copy is named that is to lead, whatever it lacks
+//! (`dkc shards promote --accept-loss`).
+//!
+//! No promise would be left if something were lost by it. So this one only names copies of trusted members of the in-sync
+//! set, and works in runs alone whose disks keep what they have: all that is acknowledged by then is in such a copy. It is
+//! slow to type, and does not always withdraw what was not obeyed: a word about a record that stands no more must not be
+//! obeyed, since the copy may lack what was acknowledged meanwhile.
+
+use engine::config::ShardConfig;
+use engine::ids::{ShardId, TimeMs};
+use engine::records::{Operator, PromoteIntent};
+
+use super::core::{Core, Happening};
+use super::disk_faults::{DiskFault, DiskPlan};
+use super::etcd::{Key, Value, Write};
+use super::nodes::NodeHost;
+use super::rng::Rng;
+use super::world::World;
+
+/// When an operator looks, if a run has one.
+#[derive(Clone, Debug)]
+pub struct OperatorPlan {
+    pub every: Option<u64>,
+    pub rng: Rng,
+}
+
+impl OperatorPlan {
+    pub fn from_seed(seed: u64, disks: &DiskPlan) -> Self {
+        let mut rng = Rng::new(seed.rotate_left(53) ^ 0x09E2_A702_5EED);
+        let every = rng.between(30_000, 500_000);
+        let acts = rng.percent(30) && disks.faults.iter().all(|fault| fault.keeps_all());
+        Self { every: acts.then_some(every), rng }
+    }
+}
+
+impl DiskFault {
+    /// All that was durable is there afterwards, be it on a disk that is mounted later.
+    fn keeps_all(self) -> bool {
+        matches!(self, Self::FsyncFails | Self::Full | Self::Cloned | Self::Unmounted)
+    }
+}
+
+impl World {
+    pub fn operator_looks(&mut self) {
+        let Some(every) = self.core.plan.operator.every else { return };
+        if !self.core.is_faulty() {
+            return;
+        }
+        self.core.after(every, Happening::OperatorLooks);
+        let unled = |config: &&ShardConfig| {
+            !self.nodes.iter().any(|node| node.me() == Some(config.primary))
+        };
+        let shards = self.core.etcd.shards().map(|(config, _)| config);
+        let shards: Vec<ShardConfig> = shards.filter(unled).cloned().collect();
+        for config in shards {
+            let mut able: Vec<&NodeHost> =
+                self.nodes.iter().filter(|node| holds_all(node, &config)).collect();
+            let rng = &mut self.core.plan.operator.rng;
+            rng.shuffle(&mut able);
+            let Some(node) = able.first() else { continue };
+            let from = Operator { at: TimeMs(self.core.now / 1_000), name: "sim".into() };
+            let intent = PromoteIntent { store: node.store, version: config.version, from };
+            let types = rng.between(1_000, 1_500_000);
+            let withdraws = rng.percent(50).then(|| types + rng.between(100_000, 2_000_000));
+            let shard = config.shard();
+            self.core.after(types, Happening::OperatorWants { shard, intent: Some(intent) });
+            if let Some(withdraws) = withdraws {
+                self.core.after(withdraws, Happening::OperatorWants { shard, intent: None });
+            }
+        }
+    }
+}
+
+/// It runs, and is a trusted member. A copy that its own disk has not filled yet may hold less.
+fn holds_all(node: &NodeHost, config: &ShardConfig) -> bool {
+    let Some(machine) = node.machine() else { return false };
+    let is_trusted = config.isr.contains(&node.store) && !config.tainted.contains(&node.store);
+    let view = machine.replicas().find(|view| view.shard == config.shard());
+    let is_whole = view.is_some_and(|view| view.exists && (!view.unfit || view.stopped.is_some()));
+    is_trusted && is_whole
+}
+
+impl Core {
+    pub fn operator_wants(&mut self, shard: ShardId, intent: Option<PromoteIntent>) {
+        let key = Key::Promote(shard);
+        self.etcd_write(match intent {
+            Some(intent) => Write::Put(key, Value::Promote(intent), None),
+            None => Write::Delete(key),
+        });
+    }
+}
