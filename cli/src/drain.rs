@@ -78,9 +78,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
 
 /// A name means the one store of that name which is not gone; a uuid means that store.
 fn named<'a>(stores: &'a [Kept<StoreRecord>], node: &str) -> Option<&'a Kept<StoreRecord>> {
-    let stands = |kept: &&Kept<StoreRecord>| {
-        !matches!(kept.record.status, StoreStatus::Lost | StoreStatus::Retired)
-    };
+    let stands = |kept: &&Kept<StoreRecord>| !kept.record.status.is_gone();
     let means = |kept: &&Kept<StoreRecord>| {
         kept.record.name == node || format!("{:032x}", kept.id.0) == node
     };

@@ -18,6 +18,7 @@ mod etcd;
 mod exit;
 mod output;
 mod scrub;
+mod shards;
 mod status;
 
 use std::process::ExitCode;
@@ -64,6 +65,8 @@ enum Command {
     Drain(drain::Args),
     /// Have a node read and check everything on its disk
     Scrub(scrub::Args),
+    /// Give a shard that waits for lost copies a primary
+    Shards(shards::Args),
     /// Measure a running cluster: rate, latency, CPU of each role
     Bench(bench_command::Args),
     /// Ends the processes of a cluster whose `dkc dev` died (started by it)
@@ -107,6 +110,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => block_on(doctor::run(args)),
         Command::Drain(args) => block_on(drain::run(args)),
         Command::Scrub(args) => block_on(scrub::run(args)),
+        Command::Shards(args) => block_on(shards::run(args)),
         Command::Status(args) => block_on(status::run(args)),
     };
     end(ended)

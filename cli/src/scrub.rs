@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::bail;
 use engine::ids::{ShardId, StoreBoot};
 use engine::message::{NodeQuery, NodeQueryReply, ScrubStatus};
-use engine::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
+use engine::records::{Meta, NodeRecord, StoreRecord};
 use metastore::Metastore;
 use serde::Serialize;
 
@@ -134,7 +134,7 @@ async fn nodes(metastore: &Metastore, cluster: u128, args: &Args) -> anyhow::Res
     let running = metastore.list::<NodeRecord>().await?.all;
     let mut nodes = Vec::new();
     for kept in stores {
-        let stands = !matches!(kept.record.status, StoreStatus::Lost | StoreStatus::Retired);
+        let stands = !kept.record.status.is_gone();
         let means =
             |node: &String| kept.record.name == *node || format!("{:032x}", kept.id.0) == *node;
         let Some(runs) = running.iter().find(|runs| runs.id == kept.id) else { continue };

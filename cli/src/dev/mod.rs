@@ -65,6 +65,9 @@ pub(crate) struct Args {
     /// Start a process that died again, after 2 s
     #[arg(long)]
     respawn: bool,
+    /// Nodes whose data is gone for good, by name: their folders are taken as empty ones
+    #[arg(long, value_name = "NAME[,…]")]
+    replace: Option<String>,
     /// The executable to start for each role, instead of this one
     #[arg(long, hide = true)]
     program: Option<PathBuf>,
@@ -99,7 +102,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     };
     output::note(&format!("data and logs in {}", folder.display()));
 
-    let mut supervisor = Supervisor::new(&folder, args.respawn)?;
+    let mut supervisor = Supervisor::new(&folder, args.respawn, args.replace.clone())?;
     let supervised = tokio::select! {
         ended = supervise(&args, &settings, &folder, &program, &mut supervisor) => ended,
         _ = interrupt.recv() => Ok(Exit::Done),

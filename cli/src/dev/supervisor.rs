@@ -35,6 +35,8 @@ const STAGES: [(&[Role], Duration); 4] = [
 pub(crate) struct Supervisor {
     folder: PathBuf,
     respawn: bool,
+    /// Nodes that take the name of another store.
+    replace: Option<String>,
     guard: Guard,
     members: Vec<Member>,
     written: Option<ClusterFile>,
@@ -60,13 +62,13 @@ pub(crate) struct Ended {
 }
 
 impl Supervisor {
-    pub(crate) fn new(folder: &Path, respawn: bool) -> io::Result<Self> {
+    pub(crate) fn new(folder: &Path, respawn: bool, replace: Option<String>) -> io::Result<Self> {
         fs::create_dir_all(folder.join("logs"))?;
         let guard = Guard::start()?;
         let folder = folder.to_owned();
         let members = Vec::new();
         let mut supervisor =
-            Self { folder, respawn, guard, members, written: None, searched: None };
+            Self { folder, respawn, replace, guard, members, written: None, searched: None };
         // What the last run left there is not true any more.
         supervisor.publish()?;
         Ok(supervisor)
@@ -93,6 +95,10 @@ impl Supervisor {
             if name.to_string_lossy().starts_with("ETCD") {
                 command.env_remove(name);
             }
+        }
+        // Not as a flag: it is for this start, and the argv is what the process is known by.
+        if let Some(names) = &self.replace {
+            command.env("DKC_REPLACE", names);
         }
         // A group of its own: Ctrl-C at the terminal is for this process, which stops the others
         // in order.

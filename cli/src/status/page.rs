@@ -10,6 +10,7 @@ pub(crate) struct Cluster {
     pub(crate) cluster: String,
     pub(crate) nodes: Vec<Node>,
     pub(crate) shards: Vec<Shard>,
+    pub(crate) losses: Vec<Loss>,
     /// Why nothing is placed yet, when the gateway says so ("2 of 3 nodes").
     pub(crate) waiting_for: Option<String>,
 }
@@ -32,6 +33,27 @@ pub(crate) struct Scrub {
     pub(crate) ended_ms: u64,
     pub(crate) copies: u64,
     pub(crate) damaged: Vec<u64>,
+}
+
+/// An epoch that began with a copy which may lack what was acknowledged.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Loss {
+    pub(crate) shard: u64,
+    pub(crate) epoch: u64,
+    pub(crate) primary: String,
+    pub(crate) last: u64,
+    pub(crate) given_up: Vec<GivenUp>,
+    /// None: no operator was asked, since all copies were damaged.
+    pub(crate) by: Option<String>,
+    pub(crate) at_ms: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct GivenUp {
+    pub(crate) node: String,
+    pub(crate) last: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -96,6 +118,8 @@ pub(super) struct Summary {
     pub(super) digests_disagree: Vec<u64>,
     pub(super) damaged: Vec<Damaged>,
     pub(super) not_open: Vec<NotOpen>,
+    /// How many epochs began with a loss, ever.
+    pub(super) losses: usize,
 }
 
 #[derive(Debug, Eq, PartialEq, Serialize)]
@@ -195,6 +219,7 @@ impl Cluster {
             lag_max: self.shards.iter().map(Shard::lag).max().unwrap_or(0),
             digests_disagree: self.shards.iter().filter(disagree).map(|shard| shard.id).collect(),
             damaged: self.shards.iter().flat_map(Shard::damaged).collect(),
+            losses: self.losses.len(),
             not_open: closed
                 .map(|shard| NotOpen {
                     id: shard.id,
@@ -225,7 +250,12 @@ pub(super) mod tests {
                     {"node": "node-1", "last": 9, "applied": 9, "digest": "00", "digest_at": 9},
                     {"node": "node-2", "last": 4, "applied": 4, "stopped": "damage found at start"}]},
                 {"id": 1, "slots": [32768, 65535], "epoch": 2, "version": 4, "state": "frozen", "primary": null,
-                 "isr": ["node-1", "node-2"], "learners": ["node-3"], "replicas": [], "digests_agree": false}]
+                 "isr": ["node-1", "node-2"], "learners": ["node-3"], "replicas": [], "digests_agree": false}],
+            "losses": [
+                {"shard": 1, "epoch": 2, "primary": "node-1", "last": 20, "by": null, "at_ms": null,
+                 "given_up": [{"node": "node-2", "uuid": "02", "last": null}]},
+                {"shard": 0, "epoch": 1, "primary": "node-1", "last": 7, "by": "me@here", "at_ms": 9000,
+                 "given_up": [{"node": "node-2", "uuid": "02", "last": 9}]}]
         }))
         .unwrap()
     }
@@ -249,6 +279,7 @@ pub(super) mod tests {
                 why: "damage found at start".to_owned(),
             }],
             not_open: vec![NotOpen { id: 1, state: "frozen".to_owned(), why }],
+            losses: 2,
         };
         assert_eq!(cluster().summary(), want);
     }

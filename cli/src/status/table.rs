@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::page::{Cluster, Damaged, Node, NotOpen, Shard, Summary};
+use super::page::{Cluster, Damaged, Loss, Node, NotOpen, Shard, Summary};
 use crate::output::grouped;
 
 /// More rows than this are for `--all`.
 const ROWS_MAX: usize = 20;
 /// Under load replicas are some entries apart whenever one looks; below this it says nothing.
 const LAG_MIN: u64 = 1_000;
+/// Losses stay for good: more than these are for `--all`.
+const LOSSES_MAX: usize = 3;
 
 pub(super) fn text(cluster: &Cluster, all: bool) -> String {
     let summary = cluster.summary();
@@ -55,6 +57,7 @@ pub(super) fn text(cluster: &Cluster, all: bool) -> String {
     for Damaged { id, node, why } in &summary.damaged {
         text += &format!("  shard {id} on {node}: {why}\n");
     }
+    text += &losses(cluster, all, SystemTime::now());
     text += &scrubs(cluster, SystemTime::now());
     for id in &summary.digests_disagree {
         text += &format!("\nshard {id}: ITS REPLICAS HOLD DIFFERENT COUNTERS\n");
@@ -98,17 +101,47 @@ fn nodes(cluster: &Cluster) -> String {
     table(&columns, nodes.into_iter().map(row).collect())
 }
 
+/// What was given up, ever: the latest epochs first.
+fn losses(cluster: &Cluster, all: bool, now: SystemTime) -> String {
+    let mut losses: Vec<&Loss> = cluster.losses.iter().collect();
+    losses.sort_by_key(|loss| std::cmp::Reverse((loss.at_ms, loss.epoch, loss.shard)));
+    let most = if all { losses.len() } else { losses.len().min(LOSSES_MAX) };
+    let mut text = String::new();
+    if most > 0 {
+        text += "\nled with a loss, which is not undone:\n";
+    }
+    for loss in &losses[..most] {
+        let Loss { shard, epoch, primary, last, given_up, .. } = loss;
+        let given_up: Vec<_> = given_up.iter().map(|it| it.node.as_str()).collect();
+        let given_up = if given_up.is_empty() { "none".to_owned() } else { given_up.join(", ") };
+        let by = match (&loss.by, loss.at_ms) {
+            (Some(by), Some(at_ms)) => format!("accepted by {by} {}", ago(at_ms, now)),
+            _ => "all copies were damaged".to_owned(),
+        };
+        text += &format!(
+            "  shard {shard} from epoch {epoch}: the copy of {primary}, which ended at {last}; given up: {given_up}; {by}\n"
+        );
+    }
+    if losses.len() > most {
+        text += &format!("  … and {} more (--all)\n", losses.len() - most);
+    }
+    text
+}
+
+fn ago(at_ms: u64, now: SystemTime) -> String {
+    let at = UNIX_EPOCH + Duration::from_millis(at_ms);
+    match now.duration_since(at).unwrap_or_default().as_secs() {
+        0..60 => "just now".to_owned(),
+        seconds @ 60..7_200 => format!("{} min ago", seconds / 60),
+        seconds => format!("{} h ago", seconds / 3_600),
+    }
+}
+
 /// When each node last read its whole disk; nothing if none has since it started.
 fn scrubs(cluster: &Cluster, now: SystemTime) -> String {
     let scrubbed = cluster.nodes.iter().filter_map(|node| {
         let scrub = node.last_scrub.as_ref()?;
-        let ended = UNIX_EPOCH + Duration::from_millis(scrub.ended_ms);
-        let ago = now.duration_since(ended).unwrap_or_default().as_secs();
-        let ago = match ago {
-            0..60 => "just now".to_owned(),
-            60..7_200 => format!("{} min ago", ago / 60),
-            _ => format!("{} h ago", ago / 3_600),
-        };
+        let ago = ago(scrub.ended_ms, now);
         let found = match &scrub.damaged[..] {
             [] => format!("{} copies, all as written", scrub.copies),
             damaged => format!(
@@ -190,7 +223,21 @@ filled anew, nothing is read from them meanwhile:
 
 shard 1: ITS REPLICAS HOLD DIFFERENT COUNTERS
 ";
-        assert_eq!(text(&cluster(), false), want);
+        let cluster = Cluster { losses: vec![], ..cluster() };
+        assert_eq!(text(&cluster, false), want);
+    }
+
+    #[test]
+    fn losses_are_shown_the_latest_first() {
+        let mut cluster = cluster();
+        let now = UNIX_EPOCH + Duration::from_secs(609);
+        let accepted = "  shard 0 from epoch 1: the copy of node-1, which ended at 7; given up: node-2; accepted by me@here 10 min ago\n";
+        let damaged = "  shard 1 from epoch 2: the copy of node-1, which ended at 20; given up: node-2; all copies were damaged\n";
+        let want = format!("\nled with a loss, which is not undone:\n{accepted}{damaged}");
+        assert_eq!(losses(&cluster, false, now), want);
+        cluster.losses = vec![cluster.losses[0].clone(); 5];
+        assert!(losses(&cluster, false, now).ends_with("  … and 2 more (--all)\n"));
+        assert_eq!(losses(&cluster, true, now).lines().count(), 7);
     }
 
     #[test]

@@ -340,6 +340,10 @@ impl Fleet {
         if self.sandbox.namespaces {
             command.args(["nsenter", &format!("--net=/run/netns/{member}"), "--"]);
         }
+        // A word for the one whose folder an operator has emptied.
+        if self.replaced.iter().any(|name| name == member) {
+            command.env("DKC_REPLACE", member);
+        }
         command.args(argv).stdin(Stdio::null()).stdout(again).stderr(log);
         let mut preload = Vec::new();
         if let Some(shim) = &self.shim {

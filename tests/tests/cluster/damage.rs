@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use tests::cluster::load::Load;
-use tests::cluster::{Cluster, Process, dkc_binary, until};
+use tests::cluster::{Cluster, dkc_binary, until};
 
 use super::{SOON, check_filled, fill};
 
@@ -56,17 +56,12 @@ impl File {
     }
 }
 
-fn value_of(node: &Process, flag: &str) -> String {
-    let at = node.argv.iter().position(|word| word == flag).expect("a flag of dkc dev");
-    node.argv[at + 1].clone()
-}
-
 /// `dkc scrub`: what it says, and whether all is well.
 fn scrub(cluster: &Cluster, name: &str) -> (String, bool) {
     let node = cluster.process(name);
-    let (etcd, own) = (value_of(&node, "--etcd"), value_of(&node, "--cluster"));
+    let (etcd, own) = (node.value_of("--etcd"), node.value_of("--cluster"));
     let mut command = Command::new(dkc_binary());
-    command.args(["scrub", name, "--rate", "1000", "--etcd", &etcd, "--cluster", &own]);
+    command.args(["scrub", name, "--rate", "1000", "--etcd", etcd, "--cluster", own]);
     let output = command.output().expect("dkc runs");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     (said, output.status.success())
@@ -178,7 +173,7 @@ fn a_node_that_forgot_who_it_is_says_what_to_do() {
     let log = cluster.log("nameless");
     assert!(log.contains("delete the store's folder to start as a new store"), "{log}");
     fs::remove_dir_all(node.data()).expect("the folder of a node that is dead");
-    cluster.start_again(&node);
+    cluster.start_replacing(&node);
     wait_until_healed(&cluster);
     check_filled(&cluster, "rot", KEYS, 1);
     cluster.wait_until_copies_agree(3);

@@ -96,11 +96,57 @@ fn a_wiped_folder_is_a_new_store() {
     let old = uuid(&cluster, "node-2");
     let node = cluster.kill("node-2");
     std::fs::remove_dir_all(node.data()).expect("the folder of a node that is dead");
-    cluster.start_again(&node);
+    // It may be a disk that is not mounted.
+    let code = cluster.exit_code_of("unasked", &node.argv, REFUSED_WITHIN);
+    assert_eq!(code, REFUSED, "{}", cluster.log("unasked"));
+    cluster.start_replacing(&node);
     // Its places are the newcomer's at once, without the rebuild delay of 10 min.
     cluster.wait_until_full(3);
     assert_ne!(uuid(&cluster, "node-2"), old);
     check_filled(&cluster, "wipe", 5000, 2);
+    cluster.wait_until_copies_agree(3);
+}
+
+/// Story: all machines reboot, and no data disk is mounted (cases.md P01). First the nodes refuse to start on the empty mount
+/// points; then an operator says `--replace` for all three, which must not cost the data either.
+#[test]
+fn disks_that_are_not_mounted_at_a_boot_lose_nothing() {
+    let cluster = Cluster::start(&[]);
+    fill(&cluster, "boot", 1000, 7);
+    let names = ["node-1", "node-2", "node-3"];
+    let nodes = names.map(|name| cluster.kill(name));
+    let disk = |node: &Process| node.data().with_extension("disk");
+    for node in &nodes {
+        std::fs::rename(node.data(), disk(node)).expect("a folder of our own");
+        let code = cluster.exit_code_of("unmounted", &node.argv, REFUSED_WITHIN);
+        assert_eq!(code, REFUSED, "{}", cluster.log("unmounted"));
+    }
+    let log = cluster.log("unmounted");
+    assert!(log.contains("Is its disk not mounted here?"), "{log}");
+    nodes.iter().for_each(|node| cluster.start_replacing(node));
+    until(SOON, || match names.iter().all(|name| cluster.log(name).contains("takes the name")) {
+        true => Ok(()),
+        false => Err("not all have taken a name".to_owned()),
+    });
+    // The shards wait for the disks, and the empty stores are not taken for the ones that they wait for.
+    until(SOON, || {
+        let page =
+            tests::cluster::status(&cluster.gateways()).map_err(|error| error.to_string())?;
+        let shards = page["shards"].as_array().expect("a list");
+        let waits = |shard: &serde_json::Value| {
+            shard["state"] == "no-primary"
+                && shard["isr"][0].as_str().is_some_and(|name| name.contains('@'))
+        };
+        if shards.iter().all(waits) { Ok(()) } else { Err(page.to_string()) }
+    });
+    for node in names.map(|name| cluster.kill(name)) {
+        let data = node.data();
+        std::fs::remove_dir_all(&data).expect("the folder of a node that is dead");
+        std::fs::rename(disk(&node), &data).expect("a folder of our own");
+        cluster.start_again(&node);
+    }
+    cluster.wait_until_full(3);
+    check_filled(&cluster, "boot", 1000, 7);
     cluster.wait_until_copies_agree(3);
 }
 

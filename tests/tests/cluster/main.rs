@@ -7,6 +7,7 @@
 //!
 //! Counting a real text under kills is told by `tests/count_words*.sh`.
 
+mod accepted;
 mod catch_up;
 mod damage;
 mod failover;
