@@ -1,5 +1,6 @@
 //! A node that was away is filled again: from its peers' logs, or by whole copies where these do not reach back that far.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use tests::cluster::Cluster;
@@ -93,21 +94,20 @@ fn long_key(number: u64) -> String {
     key
 }
 
-/// `keys` long keys, each counted `rounds` times, in batches of 4 MB.
+/// `keys` long keys, each counted `rounds` times by `dkc count`, which sends again what is refused.
 fn fill_long(cluster: &Cluster, keys: u64, rounds: u64) {
-    const BATCH: u64 = 4_000;
-    let mut client = Client::new(&cluster.gateway);
-    for round in 0..rounds {
-        for first in (0..keys).step_by(BATCH as usize) {
-            let numbers = first..keys.min(first + BATCH);
-            let want = numbers.end - numbers.start;
-            let lines: String = numbers.map(|number| long_key(number) + "\n").collect();
-            let headers = [("Content-Type", "text/plain")];
-            let path = "/v1/counters/long/increment";
-            let answer = client.call("POST", path, &headers, lines.as_bytes(), SOON);
-            let answer = answer.unwrap_or_else(|error| panic!("round {round}: {error:?}"));
-            assert_eq!((answer.status, &answer.body["applied"]), (200, &want.into()), "{answer:?}");
+    let path = cluster.folder().join(format!("long-{keys}"));
+    if !path.exists() {
+        let file = std::fs::File::create(&path).expect("a file in a folder of our own");
+        let mut file = std::io::BufWriter::new(file);
+        for number in 0..keys {
+            writeln!(file, "{}", long_key(number)).expect("room on the disk");
         }
+    }
+    for _ in 0..rounds {
+        let mut count = cluster.dkc(&["count", "long", "--batch", "4000"]);
+        let output = count.arg(&path).output().expect("dkc count runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 }
 
