@@ -226,7 +226,7 @@ impl Services {
         mut stream: Streaming<wire::ToFollower>,
         mut closed: Closed,
     ) -> End {
-        let (announced, announcements) = watch::channel(0);
+        let (_open, ended) = watch::channel(());
         loop {
             let message = tokio::select! {
                 message = stream.message() => message,
@@ -247,23 +247,14 @@ impl Services {
                 Ok(message) => message,
                 Err(invalid) => return End::Refused(invalid.into()),
             };
-            let transfer = match &message {
-                ToFollower::Hello { from, .. } => {
-                    info!(peer = %from.store, boot = from.boot.0, "dialled by a peer");
-                    let link = Link { conn, announced: announcements.clone() };
-                    self.links.note(*from, greeting.link, link);
-                    None
-                }
-                ToFollower::Snapshot { transfer, .. } => Some(*transfer),
-                _ => None,
-            };
+            if let ToFollower::Hello { from, .. } = &message {
+                info!(peer = %from.store, boot = from.boot.0, "dialled by a peer");
+                let link = Link { conn, ended: ended.clone() };
+                self.links.note(*from, greeting.link, link);
+            }
             let room = self.inbox.peers.room(bytes).await;
             if !self.inbox.tell(Told::Received(Event::ToFollower { conn, message }, room)) {
                 return End::Refused(ending());
-            }
-            // Only now: a copy must not be staged before the loop was told to expect it.
-            if let Some(transfer) = transfer {
-                announced.send_replace(transfer);
             }
         }
     }
@@ -279,8 +270,8 @@ pub struct Links {
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
     pub(crate) conn: Conn,
-    /// The last transfer that was announced on it. Its sender is dropped with the connection.
-    pub(crate) announced: watch::Receiver<u64>,
+    /// Its sender is dropped with the connection.
+    pub(crate) ended: watch::Receiver<()>,
 }
 
 impl Links {

@@ -137,7 +137,8 @@ impl Pace {
 
 // ---- the receiving end ---------------------------------------------------------------------------
 
-/// Takes a copy. Its stream is answered once all of it is staged.
+/// Takes a copy. Its stream is answered once all of it is staged. Only a copy that this node's machine has accepted is sent,
+/// so the machine knows of it when it is staged.
 pub(crate) async fn receive(
     services: &Services,
     mut stream: Streaming<wire::SnapshotPart>,
@@ -158,7 +159,7 @@ pub(crate) async fn receive(
     loop {
         let part = tokio::select! {
             part = stream.message() => part?,
-            () = gone(&mut link.announced) => return Err(no_link()),
+            _ = link.ended.changed() => return Err(no_link()),
         };
         let part = part.ok_or_else(|| Status::invalid_argument("the copy was cut short"))?;
         match rows.take(part)? {
@@ -169,19 +170,11 @@ pub(crate) async fn receive(
             SnapshotEvent::Header { .. } => return Err(Status::invalid_argument("two headers")),
         }
     }
-    // The machine must have been told to expect it: the two connections don't wait for each other.
-    let announced = link.announced.wait_for(|&last| last >= transfer).await;
-    announced.map_err(|_| no_link())?;
     let state = block_in_place(|| stager.finish()).map_err(refused)?;
     let shard = slots.shard();
     info!(%shard, transfer, from = %from.store, "copy received");
     services.inbox.event(Event::SnapshotStaged { conn: link.conn, transfer, state });
     Ok(())
-}
-
-/// Resolves when the connection is gone.
-async fn gone(announced: &mut tokio::sync::watch::Receiver<u64>) {
-    while announced.changed().await.is_ok() {}
 }
 
 fn refused(why: NotStaged) -> Status {

@@ -263,8 +263,8 @@ impl Node {
         });
         let Some((shard, bytes, replica)) = wanted else {
             effects.push(Effect::DiscardSnapshot { conn, transfer });
-            if let Some(Announced { shard, .. }) = announced {
-                let outcome = SnapshotOutcome::NotInstalled;
+            if self.accepted.contains_key(&conn) {
+                let (shard, outcome) = (state.slots.shard(), SnapshotOutcome::NotInstalled);
                 let message = FromFollower::Snapshot { transfer, shard, outcome };
                 effects.push(Effect::FromFollower { conn, message });
             }

@@ -175,6 +175,20 @@ fn a_copy_that_was_meant_for_an_older_one_is_not_installed() {
     }
 }
 
+/// Its sender waits for an answer, else it would wait for ever.
+#[test]
+fn a_copy_that_was_never_announced_is_discarded_and_answered() {
+    let mut bench = follower();
+    let state = Box::new(ShardState { slots: Slots::ALL, ..ShardState::default() });
+    let effects = bench.on(Event::SnapshotStaged { conn: FROM_A, transfer: 7, state });
+    let [Effect::DiscardSnapshot { .. }, Effect::FromFollower { message, .. }] = &effects[..]
+    else {
+        panic!("{effects:?}")
+    };
+    let (shard, outcome) = (SHARD, SnapshotOutcome::NotInstalled);
+    assert_eq!(*message, FromFollower::Snapshot { transfer: 7, shard, outcome });
+}
+
 /// Else the log would not reach back to where the copy ends, and a second one would have to follow it.
 #[test]
 fn the_log_is_kept_from_where_a_copy_on_its_way_ends() {
