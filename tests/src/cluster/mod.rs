@@ -31,6 +31,8 @@ use self::http::Client;
 const READY_WITHIN: Duration = Duration::from_secs(90);
 /// DESIGN §13.
 pub const STOP_WITHIN: Duration = Duration::from_secs(15);
+/// Gigabytes of lag take a minute on an idle machine; what is stuck stays so for longer.
+const FULL_WITHIN: Duration = Duration::from_secs(300);
 /// `cluster.json` is true within 1 s; the rest is for a busy machine.
 const NOTICED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -252,7 +254,7 @@ impl Cluster {
     /// Waits until every shard is open with `replicas` members in sync and all of them agree.
     #[track_caller]
     pub fn wait_until_full(&self, replicas: usize) {
-        until(Duration::from_secs(120), || {
+        until(FULL_WITHIN, || {
             self.shards()?.iter().try_for_each(|shard| {
                 shard.assert_no_copy_differs();
                 shard.is_full(replicas)
