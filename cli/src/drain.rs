@@ -51,10 +51,22 @@ struct Report {
 pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     let metastore = args.etcd.connect().await?;
     let stores = metastore.list::<StoreRecord>().await?.all;
-    let Some(store) = named(&stores, &args.node) else {
-        let known: Vec<&str> = stores.iter().map(|kept| kept.record.name.as_str()).collect();
-        output::note(&format!("error: no node {:?}; there are: {}", args.node, known.join(" ")));
-        return Ok(Exit::Usage);
+    let store = match named(&stores, &args.node)[..] {
+        [store] => store,
+        [] => {
+            let known: Vec<&str> = stores.iter().map(|kept| kept.record.name.as_str()).collect();
+            let known = known.join(" ");
+            output::note(&format!("error: no node {:?}; there are: {known}", args.node));
+            return Ok(Exit::Usage);
+        }
+        ref several => {
+            let uuids: Vec<String> = several.iter().map(|kept| kept.id.to_string()).collect();
+            let (name, uuids) = (&args.node, uuids.join(", "));
+            output::note(&format!(
+                "error: {name:?} is more than one store: name it by its uuid, {uuids}"
+            ));
+            return Ok(Exit::Usage);
+        }
     };
     let node = Node { metastore, store: store.id, name: store.record.name.clone() };
     if args.undo {
@@ -76,13 +88,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// A name means the one store of that name which is not gone; a uuid means that store.
-fn named<'a>(stores: &'a [Kept<StoreRecord>], node: &str) -> Option<&'a Kept<StoreRecord>> {
+/// A name means the stores of that name which are not gone: more than one while shards still need one that was replaced. A
+/// uuid means that store.
+fn named<'a>(stores: &'a [Kept<StoreRecord>], node: &str) -> Vec<&'a Kept<StoreRecord>> {
     let stands = |kept: &&Kept<StoreRecord>| !kept.record.status.is_gone();
     let means = |kept: &&Kept<StoreRecord>| {
         kept.record.name == node || format!("{:032x}", kept.id.0) == node
     };
-    stores.iter().filter(stands).find(means)
+    stores.iter().filter(stands).filter(means).collect()
 }
 
 impl Report {
@@ -201,8 +214,9 @@ mod tests {
 
     /// Which of these stores a word means, by number.
     #[track_caller]
-    fn check(stores: &[Kept<StoreRecord>], word: &str, want: Option<u128>) {
-        assert_eq!(named(stores, word).map(|kept| kept.id.0), want, "{word}");
+    fn check(stores: &[Kept<StoreRecord>], word: &str, want: &[u128]) {
+        let meant: Vec<u128> = named(stores, word).iter().map(|kept| kept.id.0).collect();
+        assert_eq!(meant, want, "{word}");
     }
 
     /// A lost store holds nothing. Taken for the one that runs under its name it would look empty at once, and the
@@ -210,17 +224,21 @@ mod tests {
     #[test]
     fn a_name_means_the_store_that_is_not_gone() {
         let uuid = |number: u128| format!("{number:032x}");
-        for gone in [StoreStatus::Lost, StoreStatus::Retired] {
+        for gone in [StoreStatus::Lost, StoreStatus::LostSuspect, StoreStatus::Retired] {
             for running in [StoreStatus::Active, StoreStatus::Draining, StoreStatus::Suspect] {
                 let both = [store(1, "node-2", gone), store(2, "node-2", running)];
-                check(&both, "node-2", Some(2));
+                check(&both, "node-2", &[2]);
                 let both = [store(1, "node-2", running), store(2, "node-2", gone)];
-                check(&both, "node-2", Some(1));
-                check(&both, &uuid(1), Some(1));
-                check(&both, &uuid(2), None);
+                check(&both, "node-2", &[1]);
+                check(&both, &uuid(1), &[1]);
+                check(&both, &uuid(2), &[]);
             }
-            check(&[store(1, "node-2", gone)], "node-2", None);
+            check(&[store(1, "node-2", gone)], "node-2", &[]);
         }
-        check(&[store(1, "node-2", StoreStatus::Active)], "node-3", None);
+        check(&[store(1, "node-2", StoreStatus::Active)], "node-3", &[]);
+        // One is away and needed, and another has its name.
+        let both = [1, 2].map(|id| store(id, "node-2", StoreStatus::Active));
+        check(&both, "node-2", &[1, 2]);
+        check(&both, &uuid(2), &[2]);
     }
 }
