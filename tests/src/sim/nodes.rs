@@ -349,6 +349,12 @@ impl NodeHost {
         if let Err(refusal) = self.check_name(record.as_ref(), all, planted) {
             return self.refused(core, &format!("{refusal:?}"));
         }
+        let is_known = |aside: &Aside| all.iter().any(|(key, _)| *key == Key::Store(aside.store));
+        let takes = record.is_none() && self.aside.as_ref().is_some_and(is_known);
+        if takes && !self.replaces {
+            let detail = format!("{store:?}, an empty disk, takes a name unasked at {}", core.now);
+            core.oracle.violations.push(Violation { promise: "names", detail });
+        }
         let shards = all.iter().filter_map(|(_, versioned)| match &versioned.value {
             Value::Shard(config) => Some(config),
             _ => None,
@@ -432,10 +438,6 @@ impl NodeHost {
         let me = StoreBoot { store: self.store, boot };
         let suspect = self.booting().suspect;
         let Some((_, mut opened)) = self.booting().found.take() else { return };
-        if self.aside.is_some() && self.store == self.newest && !self.replaces {
-            let detail = format!("{me:?}, an empty disk, took a name unasked at {}", core.now);
-            core.oracle.violations.push(Violation { promise: "names", detail });
-        }
         core.oracle.serves(me, self.disk.is_outdated());
         self.disk.serves();
         if suspect {
@@ -572,8 +574,9 @@ impl NodeHost {
             store: std::mem::replace(&mut self.store, back.store),
             replaces: std::mem::replace(&mut self.replaces, back.replaces),
         };
-        // An empty one that was to replace nothing is thrown away: it was never in use.
-        let is_of_use = self.store == self.newest || away.replaces;
+        // An empty one that etcd does not know was never in use, and is thrown away.
+        let is_known = core.etcd.get(Key::Store(away.store)).is_some();
+        let is_of_use = self.store == self.newest || is_known;
         self.aside = is_of_use.then_some(away);
     }
 
