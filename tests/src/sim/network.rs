@@ -315,7 +315,19 @@ impl Core {
 
     /// The link dies with one of its next messages, before or after it or in its middle.
     pub fn cut_soon(&mut self, id: u64) {
-        let last = self.rng.between(1, 30);
+        self.cut_within(id, 30);
+    }
+
+    /// A whole copy begins to be sent. In runs that cut connections, some are interrupted: they are seldom, and soon over.
+    pub fn copy_begins(&mut self, conn: Conn) {
+        let cuts = [Kind::Cut, Kind::Snap].iter().any(|kind| self.plan.faults.contains(kind));
+        if cuts && self.is_faulty() && self.rng.percent(25) {
+            self.cut_within(link_of(conn).0, 4);
+        }
+    }
+
+    fn cut_within(&mut self, id: u64, messages: u64) {
+        let last = self.rng.between(1, messages);
         if let Some(link) = self.net.links.get_mut(&id) {
             link.last_message = Some(last);
         }

@@ -761,7 +761,12 @@ impl Driver<'_> {
                 self.disk.begin_ingest(core, me, Ingest::Flush { flush, table, shards });
             }
             Effect::Trim { shards } => self.disk.trim(core, me, shards),
-            Effect::ToFollower { conn, message } => core.send(conn, Wire::ToFollower(message)),
+            Effect::ToFollower { conn, message } => {
+                if matches!(message, ToFollower::Snapshot { .. }) {
+                    core.copy_begins(conn);
+                }
+                core.send(conn, Wire::ToFollower(message));
+            }
             Effect::FromFollower { conn, message } => {
                 self.accepts(core, conn, &message);
                 core.send(conn, Wire::FromFollower(message));
