@@ -104,8 +104,14 @@ pub enum Planted {
     FullIsForgotten,
     /// A whole copy is accepted whether it has room or not.
     CopyWithoutRoom,
+    /// A primary whose disk is full goes on leading, whoever could take writes in its place.
+    FullLeadsOn,
+    /// A follower whose disk is full takes nothing, not even the barrier of a new primary.
+    FullRefusesBarrier,
     /// A read of the log that gives nothing is asked for again.
     EmptyReadGoesOn,
+    /// What was read from the log in a former epoch is sent in this one.
+    OldReadIsSent,
     /// What is needed of the log is said after a flush alone.
     TrimOnlyOnFlush,
     /// A tainted member that is trusted again counts as one that makes the in-sync set larger.
@@ -145,7 +151,7 @@ pub enum Planted {
 }
 
 impl Planted {
-    pub const ALL: [Self; 68] = [
+    pub const ALL: [Self; 71] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -195,7 +201,10 @@ impl Planted {
         Self::UnfitPasses,
         Self::FullIsForgotten,
         Self::CopyWithoutRoom,
+        Self::FullLeadsOn,
+        Self::FullRefusesBarrier,
         Self::EmptyReadGoesOn,
+        Self::OldReadIsSent,
         Self::TrimOnlyOnFlush,
         Self::TrustMakesRoom,
         Self::ApplyWithoutRoom,

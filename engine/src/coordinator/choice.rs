@@ -21,8 +21,12 @@ pub(super) struct Candidate {
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Rank {
     Good,
-    /// Good, but it is to lead no more: it drains, or it is the one that asked to be replaced.
+    /// Good, but it is to lead no more: it drains, or it has handed over.
     Leaving,
+    /// Good, but its disk has no room: it would serve reads only.
+    Full,
+    /// Good, but it is the one that asked to be replaced, or was cut off.
+    Replaced,
     Suspect,
     Unfit,
 }

@@ -336,7 +336,7 @@ impl Office {
         round: &Round,
         led: &BTreeMap<StoreId, usize>,
     ) -> Ruling {
-        let candidates = self.candidates(config, need, round, led);
+        let candidates = self.candidates(turn.now, config, need, round, led);
         let handing = self.promotions.handing.get(&config.shard());
         let why = match choose(&candidates, handing.map(|handing| handing.to)) {
             None => "no in-sync member that may lead has answered",
@@ -356,6 +356,7 @@ impl Office {
 
     fn candidates(
         &self,
+        now: Now,
         config: &ShardConfig,
         need: Need,
         round: &Round,
@@ -368,7 +369,8 @@ impl Office {
             let status = self.records.stores.get(store)?.value.status;
             // Lost and retired stores are not probed, so they are not alive here.
             let process = self.health.alive(store).filter(|it| round.asked[&store] == *it)?;
-            let leaves = matches!(need, Need::Resigned | Need::CutOff | Need::HandedOver);
+            let replaced = store == old && matches!(need, Need::Resigned | Need::CutOff);
+            let handed_over = store == old && matches!(need, Need::HandedOver);
             // A damaged copy is the last resort, one that lost all it had is none: it would count from 0.
             if end.unfit && end.last.1 == Seq(0) {
                 return None;
@@ -376,8 +378,9 @@ impl Office {
             let rank = match status {
                 _ if end.unfit => Rank::Unfit,
                 StoreStatus::Suspect => Rank::Suspect,
-                StoreStatus::Draining => Rank::Leaving,
-                _ if leaves && store == old => Rank::Leaving,
+                _ if replaced => Rank::Replaced,
+                _ if self.reports.is_full(now, process) => Rank::Full,
+                _ if handed_over || status == StoreStatus::Draining => Rank::Leaving,
                 _ => Rank::Good,
             };
             let led = led.get(&store).copied().unwrap_or(0);

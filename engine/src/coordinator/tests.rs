@@ -818,6 +818,24 @@ fn a_suspect_store_is_promoted_only_after_all_others() {
     assert_eq!(bench.accept().primary, process(3, 1));
 }
 
+#[test]
+fn a_member_whose_disk_is_full_is_promoted_after_those_that_take_writes() {
+    let mut bench = without_primary(vec![shard_at(0)]);
+    bench.report(3, Report { full: true, silent: ids(&[1]), ..Report::default() });
+    bench.gathered(&[end(2, 0, (4, 20)), end(3, 0, (4, 21))]);
+    assert_eq!(bench.accept().primary, process(2, 1));
+}
+
+/// What it has is whole: it serves reads at least.
+#[test]
+fn a_member_whose_disk_is_full_is_promoted_before_a_copy_that_may_be_wrong() {
+    let mut bench = without_primary(vec![shard_at(0)]);
+    bench.set_status(2, StoreStatus::Suspect);
+    bench.report(3, Report { full: true, silent: ids(&[1]), ..Report::default() });
+    bench.gathered(&[end(2, 0, (4, 30)), end(3, 0, (4, 21))]);
+    assert_eq!(bench.accept().primary, process(3, 1));
+}
+
 /// Seed 1717 of the simulator, with disks that rot: the good member was alive and answered a few milliseconds late, so
 /// the damaged one was promoted, and what only the good one held was lost.
 #[test]
@@ -1260,6 +1278,24 @@ fn a_draining_primary_steps_down_before_another_is_named() {
     assert_eq!((next.primary, next.isr), (process(2, 1), ids(&[1, 2, 3])));
     bench.undrain(1);
     assert_eq!(bench.accept_status(), (id(1), StoreStatus::Active));
+}
+
+#[test]
+fn a_full_primary_steps_down_for_a_member_that_has_room() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    for full in [2, 1] {
+        bench.report(full, Report { full: true, ..Report::default() });
+    }
+    bench.pass(100);
+    let step_down = Effect::StepDown { to: process(1, 1), shard: ShardId(0), epoch: Epoch(4) };
+    assert!(!bench.take().contains(&step_down), "one alone can't take writes");
+    bench.report(2, Report::default());
+    bench.pass(100);
+    assert!(bench.take().contains(&step_down));
+    let end_of_log = Some((Epoch(4), Seq(30)));
+    bench.on(Event::SteppedDown { shard: ShardId(0), epoch: Epoch(4), end: end_of_log });
+    bench.gathered(&[end(1, 0, (4, 30)), end(2, 0, (4, 30)), end(3, 0, (4, 30))]);
+    assert_eq!(bench.accept().primary, process(2, 1));
 }
 
 /// A stop that was announced costs nobody the time that it takes to find out.

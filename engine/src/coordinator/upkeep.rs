@@ -8,9 +8,10 @@ use crate::coordinator::health::Verdict;
 use crate::coordinator::office::{Office, Write};
 use crate::coordinator::story::{Story, Waits};
 use crate::coordinator::{Effect, Kept, Turn, Writes};
-use crate::ids::{Epoch, Now, Slots, StoreBoot, StoreId, Version};
+use crate::ids::{Epoch, Now, ShardId, Slots, StoreBoot, StoreId, Version};
 use crate::message::ShardEnd;
 use crate::planner::{self, Change, Cluster, Guard, Placement, Shard, Store, StoreState};
+use crate::planted::Planted;
 use crate::records::{Meta, StoreRecord, StoreStatus};
 use crate::shard_map::ranges;
 
@@ -335,6 +336,9 @@ impl Office {
         for change in changes {
             let story = match change {
                 Change::HandOver { shard, to } => {
+                    if self.is_planted_to_stay(turn, shard) {
+                        continue;
+                    }
                     self.hand_over(turn, shard, to);
                     continue;
                 }
@@ -349,6 +353,13 @@ impl Office {
             writes.push(Write { config, story: Some(story) });
         }
         self.propose_shards(turn, writes);
+    }
+
+    /// A planted bug: the primary is on a full store.
+    fn is_planted_to_stay(&self, turn: &Turn<'_>, shard: ShardId) -> bool {
+        let primary = self.records.shards.get(shard).map(|kept| kept.value.primary.store);
+        Planted::FullLeadsOn.is_in(turn.settings.planted)
+            && primary.is_some_and(|store| self.is_full(turn.now, store))
     }
 
     fn shard_view<'a>(&self, now: Now, config: &'a ShardConfig) -> Shard<'a> {

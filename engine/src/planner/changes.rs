@@ -145,6 +145,13 @@ impl<'a> Plan<'a> {
         !matches!(self.state(store), StoreState::Away | StoreState::Gone)
     }
 
+    /// It can't take what is written to the shard.
+    fn is_unable(&self, shard: &Shard<'_>, store: StoreId) -> bool {
+        !self.answers(store)
+            || self.state(store) == StoreState::Full
+            || shard.unable.contains(&store)
+    }
+
     /// A store whose copies may stay.
     pub(super) fn belongs(&self, store: StoreId) -> bool {
         !matches!(self.state(store), StoreState::Gone | StoreState::Suspect)
@@ -167,11 +174,7 @@ impl<'a> Plan<'a> {
     /// that member's place is needed at once. Below the floor, too.
     fn swap_at_floor(&self, shard: &Shard<'_>) -> Option<Change> {
         let config = shard.config;
-        let unable = |store: StoreId| {
-            !self.answers(store)
-                || self.state(store) == StoreState::Full
-                || shard.unable.contains(&store)
-        };
+        let unable = |store: StoreId| self.is_unable(shard, store);
         let at_floor = config.room(self.cluster.min_in_sync) == 0;
         let below = config.isr.len() < self.cluster.min_in_sync;
         let stuck = at_floor && config.isr.iter().any(|&store| unable(store)) || below;
@@ -231,16 +234,21 @@ impl<'a> Plan<'a> {
         if (whole || many) && room { release(extra) } else { None }
     }
 
-    /// The primary is on a store that is to lead no more, or whose copy is to go.
+    /// The primary is on a store that is to lead no more, or that takes no writes, or whose copy is to go.
     fn leave(&self, shard: &Shard<'_>) -> Option<Change> {
         let config = shard.config;
         let primary = config.primary.store;
         let unwanted = !config.target.contains(&primary)
             && config.target.iter().all(|store| config.isr.contains(store));
-        let leaves = matches!(
-            self.state(primary),
-            StoreState::Draining | StoreState::Suspect | StoreState::Gone
-        );
+        let leaves = match self.state(primary) {
+            StoreState::Draining | StoreState::Suspect | StoreState::Gone => true,
+            // Too few that can write would refuse writes under any primary.
+            StoreState::Full => {
+                let able = config.isr.iter().filter(|&&store| !self.is_unable(shard, store));
+                able.count() >= self.cluster.min_in_sync
+            }
+            StoreState::Ready | StoreState::Away | StoreState::Unregistered => false,
+        };
         if !leaves && !unwanted {
             return None;
         }

@@ -464,6 +464,32 @@ fn a_primary_that_is_wanted_no_more_hands_over_first() {
     assert_eq!(draining.plan(), [Change::HandOver { shard: ShardId(0), to: StoreId(2) }]);
 }
 
+/// It answers reads and refuses writes: any other member that has room leads better.
+#[test]
+fn a_primary_whose_disk_is_full_hands_over_where_enough_members_have_room() {
+    let hand_over = [Change::HandOver { shard: ShardId(0), to: StoreId(3) }];
+    let mut bench = one_shard(&[1, 2, 3]);
+    bench.set(1, StoreState::Full);
+    bench.shards[0].tainted = vec![StoreId(2)];
+    assert_eq!(bench.plan(), hand_over);
+    // Below the floor of those with room another primary would refuse writes, too.
+    bench.set(2, StoreState::Full);
+    assert_eq!(bench.plan(), []);
+    bench.set(3, StoreState::Full);
+    assert_eq!(bench.plan(), []);
+}
+
+/// At the floor a spare is filled first, and then the others can do without the full one.
+#[test]
+fn at_the_floor_a_full_primary_hands_over_once_its_spare_is_in_sync() {
+    let mut bench = one_shard(&[1, 2]);
+    bench.set(1, StoreState::Full);
+    bench.set(3, StoreState::Away);
+    assert_eq!(bench.plan(), recruit(4, Some(3)));
+    bench.round();
+    assert_eq!(bench.plan(), [Change::HandOver { shard: ShardId(0), to: StoreId(2) }]);
+}
+
 #[test]
 fn a_store_that_drains_is_emptied_and_redundancy_never_dips() {
     let mut bench = Bench::new(stores(&[""; 4]), 12, 3);

@@ -164,6 +164,8 @@ pub struct Disk {
     pub stalled_until: u64,
     /// Until then there is no room: what writes files waits, and a copy that comes can't be staged.
     pub no_room_until: u64,
+    /// It is full, but for its reserve, until somebody makes room: also after a restart.
+    pub stays_full: bool,
     /// What the machine was told of its room.
     pub room_told: u64,
     /// Each fsync takes so many times longer …
@@ -202,6 +204,7 @@ impl Disk {
             images_of_a_run: Unmended::ImagesOfARun.is_drawn(),
             stalled_until: 0,
             no_room_until: 0,
+            stays_full: false,
             room_told: u64::MAX,
             slowness: 1,
             last_synced_at: 0,

@@ -6,7 +6,11 @@
 //!
 //! All of it has its own chance and its own clock: a seed without these faults is the same run as ever.
 
+use std::collections::BTreeSet;
+
+use engine::ids::StoreId;
 use engine::records::StoreStatus;
+use engine::replica::primary::Primary;
 
 use super::core::Happening;
 use super::draws::Unmended;
@@ -21,6 +25,8 @@ pub enum DiskFault {
     FsyncFails,
     /// The log is too long or the disk too full for a while.
     Full,
+    /// The disk is full but for its reserve, and stays so until somebody makes room: see [`World::make_room`].
+    StaysFull,
     /// A bit that was durable is another, and a later group bears witness that it was.
     Rot,
     /// A counter's row can't be read.
@@ -37,9 +43,10 @@ pub enum DiskFault {
 }
 
 impl DiskFault {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::FsyncFails,
         Self::Full,
+        Self::StaysFull,
         Self::Rot,
         Self::RowLost,
         Self::RolledBack,
@@ -50,7 +57,7 @@ impl DiskFault {
 
     /// Something that was durable may be gone, or nobody can know that it is not.
     fn harms(self) -> bool {
-        !matches!(self, Self::Full | Self::Cloned)
+        !matches!(self, Self::Full | Self::StaysFull | Self::Cloned)
     }
 }
 
@@ -114,6 +121,7 @@ impl World {
             }
             DiskFault::FsyncFails => node.fsync_fails(core),
             DiskFault::Full => node.is_full_for(core, back_after / 2),
+            DiskFault::StaysFull => node.stays_full(),
             DiskFault::RowLost => node.loses_a_row(),
             DiskFault::Rot => {
                 node.crash(core, false);
@@ -158,6 +166,42 @@ impl World {
             self.core.after(back_after / 2 + 1_000, Happening::Restart { place });
             self.core.after(2 * back_after + 500_000, Happening::PutBack { place });
         }
+    }
+
+    /// Somebody makes room on the disks that stay full, as late as may be: first every shard answers reads, and takes
+    /// writes wherever enough members could. So a cluster that waits for room where it need not never heals.
+    pub fn make_room(&mut self) {
+        if self.core.now < self.next_room {
+            return;
+        }
+        self.next_room = self.core.now + 100_000;
+        let full: BTreeSet<StoreId> =
+            self.nodes.iter().filter(|node| node.disk.stays_full).map(|node| node.store).collect();
+        if full.is_empty() || self.waits_beside_room(&full).is_some() {
+            return;
+        }
+        for node in self.nodes.iter_mut().filter(|node| node.disk.stays_full) {
+            node.has_room_again(&mut self.core);
+        }
+    }
+
+    /// A shard that does not serve although no more is wrong than that these disks are full.
+    pub fn waits_beside_room(&self, full: &BTreeSet<StoreId>) -> Option<String> {
+        let machine =
+            |store: StoreId| self.nodes.iter().find(|node| node.store == store)?.machine();
+        self.core.etcd.shards().find_map(|(config, _)| {
+            let (shard, store) = (config.shard(), config.primary.store);
+            let mut views = machine(store).into_iter().flat_map(|node| node.replicas());
+            let leads = |primary: &Primary| primary.epoch == config.epoch && primary.active;
+            if !views.any(|view| view.shard == shard && view.primary.is_some_and(leads)) {
+                return Some(format!("shard {shard}: nobody answers reads, with {full:?} full"));
+            }
+            let able = |store: &&StoreId| !full.contains(store) && machine(**store).is_some();
+            let able = config.isr.iter().filter(able).count();
+            (full.contains(&store) && able >= self.core.plan.min_in_sync).then(|| {
+                format!("shard {shard}: led by {store:?}, whose disk is full, {able} are not")
+            })
+        })
     }
 
     /// Each shard has a good in-sync copy without this disk, and no member that is in sync since there was nothing yet to

@@ -510,6 +510,18 @@ impl NodeHost {
         matches!(self.phase, Phase::Up(_))
     }
 
+    /// Its disk is full until [`has_room_again`](Self::has_room_again), whatever process looks at it.
+    pub fn stays_full(&mut self) -> bool {
+        self.disk.stays_full = true;
+        matches!(self.phase, Phase::Up(_))
+    }
+
+    pub fn has_room_again(&mut self, core: &mut Core) {
+        self.disk.stays_full = false;
+        core.tell_after(0, self.process(), Told::Disk(DiskDone::Full(false)));
+        core.tell_after(0, self.process(), Told::Disk(DiskDone::Room(u64::MAX)));
+    }
+
     pub fn rots(&mut self) -> bool {
         let rots = self.disk.rot();
         self.is_harmed(rots)
@@ -892,6 +904,10 @@ impl Driver<'_> {
         self.handle(core, Event::WallClock(TimeMs(wall)));
         if self.running.exits() {
             return;
+        }
+        if self.disk.stays_full {
+            self.disk_done(core, DiskDone::Full(true));
+            self.disk_done(core, DiskDone::Room(0));
         }
         self.dial_all(core);
         self.keep_alive(core);

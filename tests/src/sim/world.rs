@@ -35,6 +35,8 @@ pub struct World {
     stage: Stage,
     /// When a healed cluster may be helped over its waits again.
     pub next_leap: u64,
+    /// When disks that stay full are looked at again.
+    pub next_room: u64,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -69,6 +71,7 @@ impl World {
             twin,
             stage,
             next_leap: 0,
+            next_room: 0,
         };
         if !world.core.plan.bootstraps {
             world.place_shards();
@@ -161,6 +164,9 @@ impl World {
             self.heal();
             self.next_leap = self.core.now + 10_000_000;
         }
+        if self.stage != Stage::Faulty {
+            self.make_room();
+        }
         if self.stage == Stage::Reading {
             self.leap_to_heal();
         }
@@ -185,7 +191,9 @@ impl World {
 
     fn unfinished(&self) -> String {
         let waits = format!("{} operations and final reads are unanswered", self.clients.left());
-        self.unequal().map_or(waits.clone(), |unequal| format!("{unequal}; {waits}"))
+        let full = self.nodes.iter().filter(|node| node.disk.stays_full).map(|node| node.store);
+        let why = self.waits_beside_room(&full.collect()).or_else(|| self.unequal());
+        why.map_or(waits.clone(), |why| format!("{why}; {waits}"))
     }
 
     fn take(&mut self, happening: Happening) {
