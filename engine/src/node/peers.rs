@@ -542,8 +542,10 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&slice.shard) else {
             return Err(Reject::WrongCopy { copy: CopyNo(0) }.into());
         };
+        let record = self.records.get(&slice.shard);
+        let in_sync = record.is_some_and(|(record, _)| record.isr.contains(&self.me.store));
         let last = replica.log.last().seq;
-        replica.accept(&mut turn_of!(self, effects), slice)?;
+        replica.accept(&mut turn_of!(self, effects), slice, in_sync)?;
         let new = replica.log.last().seq;
         if new > last {
             self.prefetch(slice.shard, last.next(), effects);

@@ -500,7 +500,8 @@ fn a_follower_whose_disk_is_full_is_tried_again_whatever_it_acknowledges() {
 #[test]
 fn a_follower_whose_disk_is_full_learns_what_is_committed() {
     let mut bench = backup();
-    let entries = log(&[1, 1, 1]);
+    let mut entries = log(&[1, 1]);
+    entries.push(Entry::after(entries[1].position(), Epoch(1), TimeMs(1), Body::Ops(add(1))));
     bench.append(1, slice(1, &entries[..2], 0, true));
     bench.on(Event::Durable { group: 2 });
     bench.on(Event::DiskFull(true));

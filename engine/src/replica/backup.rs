@@ -31,8 +31,14 @@ impl From<Reject> for NotTaken {
 }
 
 impl Replica {
-    /// Takes a slice: checks its epoch, copy and place, and writes what is new of it.
-    pub fn accept(&mut self, turn: &mut Turn<'_>, slice: &Slice) -> Result<(), NotTaken> {
+    /// Takes a slice: checks its epoch, copy and place, and writes what is new of it. `in_sync`: this store is
+    /// a member of the in-sync set, as far as it knows.
+    pub fn accept(
+        &mut self,
+        turn: &mut Turn<'_>,
+        slice: &Slice,
+        in_sync: bool,
+    ) -> Result<(), NotTaken> {
         let obeys_any = turn.planted(Planted::ObeyOldEpoch) && self.primary().is_none();
         if slice.epoch < self.promised && !obeys_any {
             return Err(Reject::StaleEpoch { promised: self.promised }.into());
@@ -52,7 +58,7 @@ impl Replica {
         if !self.trust.is_working() {
             return Err(Reject::Stopped.into());
         }
-        let joined = self.join(turn, slice)?;
+        let joined = self.join(turn, slice, in_sync)?;
         // Of what is known to be committed nothing has to stay in the log: so a follower whose log is
         // too long learns it, although it takes nothing new.
         self.matched = self.matched.max(joined.seq);
@@ -70,8 +76,16 @@ impl Replica {
         self.commit = self.commit.max(announced.min(self.matched));
     }
 
-    /// Writes what is new of the slice, unless the disk is full.
-    fn join(&mut self, turn: &mut Turn<'_>, slice: &Slice) -> Result<Joined, NotTaken> {
+    /// Writes what is new of the slice, as far as a disk that is full takes it.
+    fn join(
+        &mut self,
+        turn: &mut Turn<'_>,
+        slice: &Slice,
+        in_sync: bool,
+    ) -> Result<Joined, NotTaken> {
+        let takes = |turn: &Turn<'_>, entry: &Entry| {
+            !turn.disk_full || fits_reserve(turn, entry, slice, in_sync)
+        };
         let mut at = self.starting_point(turn, slice)?;
         for entry in &slice.entries {
             if entry.seq <= at.seq {
@@ -82,7 +96,7 @@ impl Replica {
                 Some(_) if entry.seq <= self.state.applied.seq => {
                     return Err(self.contradicted(turn));
                 }
-                _ if turn.disk_full => return Ok(Joined { seq: at.seq, is_whole: false }),
+                _ if !takes(turn, entry) => return Ok(Joined { seq: at.seq, is_whole: false }),
                 Some(_) => {
                     check(entry, at)?;
                     self.truncate(turn, entry.seq.prev());
@@ -138,6 +152,15 @@ struct Joined {
     seq: Seq,
     /// All of the slice is in the log.
     is_whole: bool,
+}
+
+/// A disk that is full still takes this. The reserve has room for it, and without it a new primary never commits its
+/// barrier: a cluster that is full everywhere would answer no read after a restart. Below a barrier a member of the
+/// in-sync set lacks at most what was in flight; others may lack any amount.
+fn fits_reserve(turn: &Turn<'_>, entry: &Entry, slice: &Slice, in_sync: bool) -> bool {
+    let is_small = matches!(entry.body, Body::Barrier | Body::Expire { .. });
+    let opens_epoch = in_sync && entry.epoch < slice.epoch;
+    (is_small || opens_epoch) && !turn.planted(Planted::FullRefusesBarrier)
 }
 
 /// The entry really follows `at`, and its bytes are the ones that were sealed.

@@ -40,6 +40,53 @@ fn a_copy_that_has_no_room_is_refused() {
     assert_eq!(announce(&mut bench, 6, 1_000), accepted);
 }
 
+/// Seq 1 opens epoch 1, seq 2 is a write of it, and seq 3 opens epoch 2.
+fn two_epochs() -> Vec<Entry> {
+    let mut entries = log(&[1]);
+    for (epoch, body) in [(1, Body::Ops(add(1))), (2, Body::Barrier)] {
+        let last = entries.last().map(Entry::position).unwrap();
+        entries.push(Entry::after(last, Epoch(epoch), TimeMs(1), body));
+    }
+    entries
+}
+
+fn held(bench: &Bench) -> Seq {
+    bench.node.replicas().next().expect("there is one").last.seq
+}
+
+/// All disks of a cluster are full, and all nodes were restarted: without the barrier of the new primary no read would be
+/// answered until there is room. It stands on what was in flight before.
+#[test]
+fn a_full_member_takes_the_barrier_of_a_new_primary_and_what_lies_below_it() {
+    let mut bench = follower();
+    bench.on(Event::DiskFull(true));
+    let entries = two_epochs();
+    bench.append(2, slice(1, &entries[..2], 1, false));
+    assert_eq!(held(&bench), Seq(1), "a write of this epoch is refused");
+    bench.append(3, slice(2, &entries, 1, true));
+    assert_eq!(held(&bench), Seq(3));
+    // Of the new epoch a write is refused, too, and what drops old records is taken.
+    let last = entries[2].position();
+    let write = Entry::after(last, Epoch(2), TimeMs(1), Body::Ops(add(2)));
+    let expire = Entry::after(last, Epoch(2), TimeMs(1), Body::Expire { bucket: 1 });
+    let with = |entry| [&entries[..], &[entry]].concat();
+    bench.append(4, slice(2, &with(write), 3, false));
+    assert_eq!(held(&bench), Seq(3));
+    bench.append(5, slice(2, &with(expire), 3, true));
+    assert_eq!(held(&bench), Seq(4));
+}
+
+/// It may lack any amount of what former epochs wrote.
+#[test]
+fn a_full_learner_takes_no_writes_of_former_epochs() {
+    let mut bench = follower();
+    let isr = vec![A.store];
+    bench.config(ShardConfig { isr, learners: vec![B.store], ..record(1, 2, A) });
+    bench.on(Event::DiskFull(true));
+    bench.append(2, slice(2, &two_epochs(), 1, true));
+    assert_eq!(held(&bench), Seq(1));
+}
+
 /// Two copies that have room one by one may have none together.
 #[test]
 fn what_was_accepted_has_taken_its_room() {
