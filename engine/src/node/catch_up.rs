@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::entry::{Body, Entry, Position};
-use crate::ids::{ShardId, StoreId};
+use crate::ids::{Epoch, ShardId, StoreId};
 use crate::message::Slice;
 use crate::node::{Effect, Node};
 use crate::planted::Planted;
@@ -29,7 +29,8 @@ use crate::store::log::scan::Place;
 pub(super) struct CatchUp {
     /// Followers that are fed this way, or were when it was last looked.
     lagging: BTreeMap<StoreId, BTreeSet<ShardId>>,
-    reading: bool,
+    /// The read that is under way: the epoch in which each shard wanted something of it.
+    reading: Option<BTreeMap<ShardId, Epoch>>,
     /// The block that was read last.
     at: Place,
 }
@@ -43,7 +44,7 @@ impl CatchUp {
 impl Node {
     /// Asks for the next block if one is wanted, there is room to send what is in it, and none is being read.
     pub(super) fn read_log_if_due(&mut self, effects: &mut Vec<Effect>) {
-        if self.catch_up.reading || self.catch_up.lagging.is_empty() {
+        if self.catch_up.reading.is_some() || self.catch_up.lagging.is_empty() {
             return;
         }
         let mut lagging = std::mem::take(&mut self.catch_up.lagging);
@@ -64,7 +65,8 @@ impl Node {
         if wanted.is_empty() {
             return;
         }
-        self.catch_up.reading = true;
+        let epoch = |one: &Wanted| Some((one.shard, self.epoch_led(one.shard)?));
+        self.catch_up.reading = Some(wanted.iter().filter_map(epoch).collect());
         let sizes = self.settings.sizes;
         let half = sizes.window_bytes.div_ceil(2);
         let bytes_max = sizes.read_log_bytes.min(sizes.message_bytes).min(half);
@@ -84,17 +86,26 @@ impl Node {
         matches!(follower.feed, Feed::FromLog { .. }).then_some(Wanted { shard, after })
     }
 
-    /// A block was read: what is in it for each follower is sent.
+    fn epoch_led(&self, shard: ShardId) -> Option<Epoch> {
+        Some(self.replicas.get(&shard)?.primary()?.epoch)
+    }
+
+    /// A block was read: what is in it for each follower is sent. What was wanted in an earlier epoch is not: this node's
+    /// log may have been cut and gone on otherwise since, with the position that it was wanted after still in it.
     pub(super) fn on_log_read(
         &mut self,
         at: Place,
         parts: Vec<LogPart>,
         effects: &mut Vec<Effect>,
     ) {
-        self.catch_up.reading = false;
+        let asked = self.catch_up.reading.take().unwrap_or_default();
         self.catch_up.at = at;
         let mut slices: BTreeMap<StoreId, Vec<Slice>> = BTreeMap::new();
         for part in parts {
+            let is_of_now = self.epoch_led(part.shard) == asked.get(&part.shard).copied();
+            if !is_of_now && !Planted::OldReadIsSent.is_in(self.settings.planted) {
+                continue;
+            }
             let Some(replica) = self.replicas.get_mut(&part.shard) else { continue };
             let planted = self.settings.planted;
             for (store, slice) in feed_from(replica, &part, planted) {

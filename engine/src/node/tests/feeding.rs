@@ -60,6 +60,9 @@ struct World {
     reads: usize,
     read_bytes: usize,
     copies_sent: usize,
+    /// Answers of A's disk are held back.
+    holds_reads: bool,
+    held: Option<(Place, Vec<LogPart>)>,
     /// C acknowledges nothing any more; bytes of entries sent to it since.
     mute: bool,
     unacked: usize,
@@ -87,6 +90,8 @@ impl World {
             reads: 0,
             read_bytes: 0,
             copies_sent: 0,
+            holds_reads: false,
+            held: None,
             mute: false,
             unacked: 0,
         };
@@ -259,7 +264,11 @@ impl World {
                     &here.segments[&block.segment][block.offset..block.offset + block.len]
                 });
                 let parts = read.parts(here.writer.owner(), bytes, bytes_max);
-                then(Event::LogRead { at, parts: parts.expect("it is all there") });
+                let parts = parts.expect("it is all there");
+                match self.holds_reads {
+                    true => self.held = Some((at, parts)),
+                    false => then(Event::LogRead { at, parts }),
+                }
             }
             _ => {}
         }
@@ -377,6 +386,40 @@ fn each_block_is_read_once_for_all_shards() {
     let world = check_lag(sizes, 3_000, 300);
     let log: usize = world.machines[0].writer.index().blocks().iter().map(|(_, len)| len).sum();
     assert!(world.read_bytes < 2 * log, "{world}: {} read, {log} are there", world.read_bytes);
+}
+
+/// A asks its disk for what C lacks; before the answer its log is cut and goes on otherwise, and A leads anew, with C at
+/// the same place. What was read in the former epoch would leave C with entries that no log holds any more.
+#[test]
+fn what_was_read_in_a_former_epoch_is_not_sent() {
+    let mut world = World::new(Lengths { memory: 0, keep: 1 << 30, ..SHIPPED });
+    world.cut(2);
+    for _ in 0..20 {
+        world.write(0, 300);
+        world.settle();
+    }
+    world.pass(1_000);
+    world.holds_reads = true;
+    world.connect(2);
+    world.settle();
+    let (at, mut parts) = world.held.take().expect("C lags");
+    let slots = world.slots(0);
+    let stores = vec![A.store, B.store, C.store];
+    for machine in 0..3 {
+        let learners = vec![C.store];
+        let config = ShardConfig { slots, learners, target: stores.clone(), ..record(2, 2, A) };
+        world.on(machine, Event::Config { config, mod_revision: 8, linearizable: false });
+    }
+    world.settle();
+    world.holds_reads = false;
+    // What A's log held then.
+    let LogPart { prev, entries, .. } = &mut parts[0];
+    *entries = vec![Entry::after(*prev, Epoch(1), prev.time, Body::Expire { bucket: 7 })];
+    world.on(0, Event::LogRead { at, parts });
+    world.settle();
+    world.pass(1_000);
+    world.check_filled();
+    assert_eq!(world.copies_sent, 0, "the log has all that C lacks");
 }
 
 /// What is on its way to a follower that does not acknowledge stays within the window, however much it lacks.
