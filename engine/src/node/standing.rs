@@ -120,8 +120,7 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
         let (commit, last) = (replica.commit, replica.log.last().seq);
         let Some(primary) = replica.primary_mut() else { return };
-        let blocked =
-            primary.members(None).len() < min || hinder(primary, standings).next().is_some();
+        let blocked = primary.is_below_floor(min) || hinder(primary, standings).next().is_some();
         primary.progress.look(now, commit, last, blocked, near_ms);
     }
 
@@ -137,7 +136,7 @@ impl Node {
         // Those that will not acknowledge by themselves leave, if the floor can spare them; the primary stays.
         let lasting = [Standing::Silent, Standing::Full];
         let stay = || hinder(primary, standings).filter(|it| is(&lasting, it));
-        primary.members(None).len() < min
+        primary.is_below_floor(min)
             || stay().count() > room
             || stay().any(|(store, _)| store == me)
             || self.is_blocked(primary)

@@ -178,7 +178,13 @@ impl Primary {
         members
     }
 
-    /// The highest seq that is durable on all of M, if M is large enough to commit at all. Below
+    /// Too few members are settled for a commit. An addition that is unsettled, or that the commit waits for only for a
+    /// moment, makes no difference: until etcd has it, it can't be promoted, so what it holds protects nothing.
+    pub fn is_below_floor(&self, min_in_sync: usize) -> bool {
+        self.record.isr.len() < min_in_sync
+    }
+
+    /// The highest seq that is durable on all of M, if the record names enough members to commit at all. Below
     /// the barrier nothing is committed by this primary, whoever has acknowledged it.
     pub fn committable(
         &self,
@@ -187,10 +193,10 @@ impl Primary {
         min_in_sync: usize,
         planted: Option<Planted>,
     ) -> Option<Seq> {
-        let members = self.members(planted);
-        if members.len() < min_in_sync {
+        if self.is_below_floor(min_in_sync) {
             return None;
         }
+        let members = self.members(planted);
         let acked = |store: &StoreId| match self.followers.get(store) {
             _ if *store == me => durable,
             Some(follower) => follower.acked,
@@ -374,6 +380,27 @@ mod tests {
         assert_eq!(primary.read_record(record, 91, Now(3)), []);
         let record = ShardConfig { learners: vec![C], ..next(&primary, 1) };
         assert_eq!(primary.read_record(record, 92, Now(4)), [C]);
+    }
+
+    /// Floor of two: A alone, or with one that is no member yet, commits nothing.
+    #[test]
+    fn an_addition_counts_for_the_floor_once_it_is_settled() {
+        let mut primary = primary();
+        let record = ShardConfig {
+            version: Version(8),
+            isr: vec![A],
+            learners: vec![B, C],
+            ..primary.record.clone()
+        };
+        primary.read_record(record, 80, Now(0));
+        ack(&mut primary, B, 12);
+        primary.joining = Some((B, Now(0)));
+        check(&primary, 12, None);
+        propose(&mut primary, &[B], &[]);
+        check(&primary, 12, None);
+        let next = primary.record.changed(&[B], &[], &[], 2);
+        primary.read_record(next, 90, Now(0));
+        check(&primary, 12, Some(12));
     }
 
     #[test]
