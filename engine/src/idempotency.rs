@@ -511,6 +511,12 @@ impl Buckets {
     /// A hash of all this: equal on all replicas at equal seq.
     pub fn digest(&self) -> u128 {
         let mut bytes = Vec::new();
+        // How many there are, too: else the fields of one kind could be read as those of the other.
+        put_varint(&mut bytes, self.leaps.len() as u64);
+        for leap in &self.leaps {
+            put_varint(&mut bytes, leap.from.0);
+            put_varint(&mut bytes, leap.step_ms);
+        }
         for (&number, bucket) in &self.live {
             put_varint(&mut bytes, number);
             put_varint(&mut bytes, bucket.records);
@@ -701,6 +707,18 @@ mod tests {
         let from = now + undecided + 1;
         buckets.pass(&LIMITS, TimeMs(from), TimeMs(from + day));
         assert_eq!(buckets.leaps(), [Leap { from: TimeMs(from), step_ms: day }]);
+    }
+
+    /// Whether a request is too old depends on them: replicas that differ in them would decide differently.
+    #[test]
+    fn the_digest_covers_leaps() {
+        let leaps = [vec![], vec![(5, 7)], vec![(5, 8)], vec![(6, 7)], vec![(5, 7), (6, 7)]];
+        let leap = |(from, step_ms)| Leap { from: TimeMs(from), step_ms };
+        let of = |leaps: Vec<(u64, u64)>| {
+            Buckets::new(BTreeMap::new(), leaps.into_iter().map(leap).collect()).digest()
+        };
+        let digests = BTreeSet::from(leaps.clone().map(of));
+        assert_eq!(digests.len(), leaps.len());
     }
 
     #[test]
