@@ -61,7 +61,7 @@ pub struct LogBytes {
     pub ready: usize,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ReplicaLog {
     /// The position before the first entry in memory.
     base: Position,
@@ -77,24 +77,6 @@ pub struct ReplicaLog {
     epochs: Vec<(Epoch, Seq)>,
 }
 
-/// With as much spare room as the original, which is counted, too.
-impl Clone for ReplicaLog {
-    fn clone(&self) -> Self {
-        let mut entries = VecDeque::with_capacity(self.entries.capacity());
-        entries.extend(self.entries.iter().cloned());
-        Self {
-            base: self.base,
-            entries,
-            kept_bytes: self.kept_bytes,
-            pending_bytes: self.pending_bytes,
-            applied_end: self.applied_end,
-            end: self.end,
-            durable: self.durable,
-            epochs: self.epochs.clone(),
-        }
-    }
-}
-
 impl Held {
     /// What it takes once it is applied.
     fn kept_bytes(&self) -> usize {
@@ -104,7 +86,8 @@ impl Held {
             Body::Unknown { bytes, .. } => memory::of_bytes(bytes.len()),
             Body::Barrier | Body::Expire { .. } | Body::Split { .. } => 0,
         };
-        size_of::<Self>() + content
+        // A queue that grows by doubling has room for another one beside each.
+        2 * size_of::<Self>() + content
     }
 
     /// What it takes now.
@@ -164,20 +147,15 @@ impl ReplicaLog {
         let ready_end = ready.and_then(|ready| self.get(ready.min(self.durable)));
         let ready = ready_end.map_or(0, |held| held.end.saturating_sub(self.applied_end));
         LogBytes {
-            kept: self.kept_bytes + self.spare_bytes(),
+            kept: self.kept_bytes,
             pending: self.pending_bytes,
             ready: usize::try_from(ready).expect("it is in memory"),
         }
     }
 
-    /// What has been allocated for entries and holds none.
-    fn spare_bytes(&self) -> usize {
-        (self.entries.capacity() - self.entries.len()) * size_of::<Held>()
-    }
-
     /// The same, by looking at every entry: what [`ReplicaLog::bytes`] must come to.
     pub fn walked_bytes(&self) -> usize {
-        self.spare_bytes() + self.entries.iter().map(Held::bytes).sum::<usize>()
+        self.entries.iter().map(Held::bytes).sum()
     }
 
     /// The entry has been applied: what that needed is no longer held.
