@@ -56,34 +56,41 @@ impl Node {
             .map(|&id| (id, *self.collecting.absent_since.get(&id).unwrap_or(&now)))
             .collect();
         self.collecting.absent_since = absent;
+        // Every entry names all sessions that live: with thousands of them not every shard is collected in one turn.
+        let mut room = self.settings.sizes.message_bytes;
         for shard in led {
-            self.collect_shard(shard, at, &alive, effects);
+            let Some(body) = self.collection(shard, at, &alive) else { continue };
+            let Some(seq) = self.order(shard, body, effects) else { continue };
+            let entry = self.replicas[&shard].log.get(seq);
+            room = room.saturating_sub(entry.map_or(0, |held| held.entry.size()));
+            if room == 0 {
+                break;
+            }
         }
     }
 
-    fn collect_shard(
-        &mut self,
+    /// What drops the shard's rows of sessions that are gone; none if it has no such rows.
+    fn collection(
+        &self,
         shard: ShardId,
         at: Revision,
         alive: &BTreeSet<SessionId>,
-        effects: &mut Vec<Effect>,
-    ) {
+    ) -> Option<Body> {
         let grace = self.settings.collect_every_ms;
         let rows = &self.replicas[&shard].state.sessions.rows;
         let is_gone = |id: &SessionId| {
             let absent = self.collecting.absent_since.get(id);
             absent.is_some_and(|&since| self.now.ms_since(since) >= grace)
         };
+        if Planted::CollectWithoutL.is_in(self.settings.planted) {
+            return (!rows.is_empty()).then(|| Body::Collect { r: at, l: vec![] });
+        }
+        if !rows.keys().any(is_gone) {
+            return None;
+        }
         let kept = |id: &&SessionId| id.0 <= at && !is_gone(id) && !alive.contains(id);
         let mut l: Vec<_> = alive.iter().chain(rows.keys().filter(kept)).copied().collect();
         l.sort();
-        let mut drops = rows.keys().any(is_gone);
-        if Planted::CollectWithoutL.is_in(self.settings.planted) {
-            l.clear();
-            drops = !rows.is_empty();
-        }
-        if drops {
-            self.order(shard, Body::Collect { r: at, l }, effects);
-        }
+        Some(Body::Collect { r: at, l })
     }
 }

@@ -218,3 +218,33 @@ fn waiting_reads_are_limited_by_their_bytes() {
     bench.on(Event::GatewayGone { conn: GATEWAY });
     assert_eq!(bench.node.reads.bytes(), 0);
 }
+
+/// Ten thousand sessions live, and one that has written to every shard is gone. Each shard's entry names all that live: in
+/// one turn they would be megabytes for each hundred shards.
+#[test]
+fn the_rows_of_a_session_that_is_gone_are_dropped_a_few_shards_at_a_time() {
+    let mut bench = alone(usize::MAX);
+    (0..SHARDS).for_each(|number| write(&mut bench, number, 1, 100));
+    let id = |revision| SessionId(Revision { incarnation: 1, revision });
+    let alive: Vec<_> = (100..10_100).map(id).collect();
+    let mut list = || {
+        bench.now = bench.now.plus_ms(bench.node.settings.collect_every_ms);
+        let (at, alive) = (Revision { incarnation: 1, revision: 20_000 }, alive.clone());
+        let effects = bench.on(Event::SessionsListed { at, alive });
+        sync(&mut bench);
+        let is_collection = |effect: &&Effect| match effect {
+            Effect::Write(Record::Append { entry, .. }) => {
+                matches!(entry.body, Body::Collect { .. })
+            }
+            _ => false,
+        };
+        effects.iter().filter(is_collection).count()
+    };
+    assert_eq!(list(), 0, "it was absent for no time yet");
+    let entry_bytes = 12 * 10_000;
+    let most = Sizes::default().message_bytes.div_ceil(entry_bytes);
+    assert!(most < usize::from(SHARDS));
+    assert_eq!(list(), most);
+    assert_eq!(list(), usize::from(SHARDS) - most);
+    assert_eq!(list(), 0, "all rows of it are gone");
+}
