@@ -152,9 +152,10 @@ pub enum Event {
     Ingested {
         flush: u64,
     },
-    /// The disk is nearly full, or no longer.
+    /// The disk is nearly full, or the log is too long; or neither any longer.
     DiskFull(bool),
-    /// Bytes that may be written before the disk is nearly full. Told when that changes; without it there is no limit.
+    /// Bytes that may be written to the state before the disk is nearly full, however long the log is. Told when that
+    /// changes; without it there is no limit.
     Room {
         bytes: u64,
     },

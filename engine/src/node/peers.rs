@@ -401,9 +401,12 @@ impl Node {
         let full = |replica: &Replica| {
             let primary = replica.primary()?;
             let is_full = |(store, follower): &(&StoreId, &Follower)| {
-                follower.feed == Feed::Full
-                    && !self.health.is_full(**store)
-                    && self.health.room(**store) >= follower.copy_bytes
+                // Room for a whole copy says more than that the log is too long.
+                let has_room = match follower.copy_bytes {
+                    0 => !self.health.is_full(**store),
+                    bytes => self.health.room(**store) >= bytes,
+                };
+                follower.feed == Feed::Full && has_room
             };
             let full: Vec<_> =
                 primary.followers.iter().filter(is_full).map(|(&store, _)| store).collect();

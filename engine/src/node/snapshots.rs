@@ -197,16 +197,14 @@ impl Node {
 
 impl Node {
     /// Bytes of whole copies that have room here, beside those that were accepted and are not installed yet. What of them
-    /// is staged already counts twice, which errs on the safe side.
+    /// is staged already counts twice, which errs on the safe side. A log that is too long takes none of that room: what it
+    /// holds of the shard goes with the copy, and may be the very reason why it is too long.
     pub(super) fn room_for_copies(&self) -> u64 {
         let coming = self.accepted.values().flat_map(|link| link.announced.values());
         let coming = coming.filter(|announced| self.expects(announced));
         let coming = coming.map(|announced| announced.bytes);
         let incoming = self.transfers.incoming.values().map(|incoming| incoming.bytes);
-        match self.disk_full {
-            true => 0,
-            false => coming.chain(incoming).fold(self.room_bytes, u64::saturating_sub),
-        }
+        coming.chain(incoming).fold(self.room_bytes, u64::saturating_sub)
     }
 
     /// A copy that its primary still means to send, and that would still be taken.
@@ -229,7 +227,7 @@ impl Node {
         let Some(link) = self.accepted.get_mut(&conn) else { return };
         // Its primary begins again: the one before will not come.
         link.announced.retain(|_, before| before.shard != shard);
-        let fits = announced.bytes <= self.room_for_copies() && !self.disk_full;
+        let fits = announced.bytes <= self.room_for_copies();
         let fits = fits || Planted::CopyWithoutRoom.is_in(self.settings.planted);
         if fits && let Some(link) = self.accepted.get_mut(&conn) {
             link.announced.insert(transfer, announced);
