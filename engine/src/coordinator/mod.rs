@@ -256,6 +256,8 @@ pub struct Timing {
     pub retry_ms: u64,
     /// A hand-over that has not come about by then is given up.
     pub hand_over_ms: u64,
+    /// A node whose disk has been full for so long is given nothing, and leads nothing that others can.
+    pub full_after_ms: u64,
     /// A primary whose shard has been frozen for this long is replaced, if another member hears more of the cluster.
     pub cut_off_after_ms: u64,
     /// A shard is taken from a living primary that is cut off or resigns no more often than this …
@@ -291,6 +293,7 @@ impl Default for Timing {
         Self {
             retry_ms: 100,
             hand_over_ms: 1_000,
+            full_after_ms: 1_000,
             cut_off_after_ms: 2_000,
             pace_ms: 1_000,
             pace_ms_max: 60_000,

@@ -379,7 +379,7 @@ impl Office {
                 _ if end.unfit => Rank::Unfit,
                 StoreStatus::Suspect => Rank::Suspect,
                 _ if replaced => Rank::Replaced,
-                _ if self.reports.is_full(now, process) => Rank::Full,
+                _ if self.reports.full_ms(now, process).is_some() => Rank::Full,
                 _ if handed_over || status == StoreStatus::Draining => Rank::Leaving,
                 _ => Rank::Good,
             };

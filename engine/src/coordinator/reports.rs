@@ -12,6 +12,8 @@ struct Heard {
     from: StoreBoot,
     at: Now,
     report: Report,
+    /// Its disk has been reported to be full without a break since then.
+    full_since: Option<Now>,
     frozen: BTreeMap<ShardId, Frozen>,
 }
 
@@ -49,8 +51,10 @@ impl Reports {
             (*shard, Frozen { since: since(shard), hindered_by: hindered_by.clone() })
         });
         let frozen = frozen.collect();
+        let full_before = same_process.and_then(|known| known.full_since);
+        let full_since = report.full.then(|| full_before.unwrap_or(now));
         let news = same_process.is_none_or(|known| known.report != report);
-        self.heard.insert(from.store, Heard { from, at: now, report, frozen });
+        self.heard.insert(from.store, Heard { from, at: now, report, full_since, frozen });
         news
     }
 
@@ -76,9 +80,9 @@ impl Reports {
         hinder.filter(|(_, standing)| standing.needs_spare()).map(|&(store, _)| store)
     }
 
-    /// This process has said that its disk has no room.
-    pub(super) fn is_full(&self, now: Now, process: StoreBoot) -> bool {
-        self.of(now, process).is_some_and(|heard| heard.report.full)
+    /// For how long this process has said that its disk has no room; none if it has some.
+    pub(super) fn full_ms(&self, now: Now, process: StoreBoot) -> Option<u64> {
+        Some(now.ms_since(self.of(now, process)?.full_since?))
     }
 
     /// The primary asks to be replaced.
@@ -116,6 +120,17 @@ mod tests {
         assert_eq!(reports.frozen_ms(second(3), A, SHARD), Some(2_000));
         reports.heard(second(4), A, Report::default());
         assert_eq!(reports.frozen_ms(second(4), A, SHARD), None);
+    }
+
+    #[test]
+    fn a_disk_is_full_since_the_first_of_an_unbroken_row() {
+        let mut reports = Reports::new(3_000);
+        let full = || Report { full: true, ..Report::default() };
+        reports.heard(second(1), A, full());
+        reports.heard(second(2), A, full());
+        assert_eq!(reports.full_ms(second(3), A), Some(2_000));
+        reports.heard(second(4), A, Report::default());
+        assert_eq!(reports.full_ms(second(4), A), None);
     }
 
     #[test]

@@ -1283,13 +1283,13 @@ fn a_draining_primary_steps_down_before_another_is_named() {
 #[test]
 fn a_full_primary_steps_down_for_a_member_that_has_room() {
     let mut bench = Bench::leading(3, vec![shard_at(0)]);
-    for full in [2, 1] {
-        bench.report(full, Report { full: true, ..Report::default() });
-    }
-    bench.pass(100);
+    let full = || Report { full: true, ..Report::default() };
+    (1..=2).for_each(|store| bench.report(store, full()));
+    bench.pass(2_000);
     let step_down = Effect::StepDown { to: process(1, 1), shard: ShardId(0), epoch: Epoch(4) };
     assert!(!bench.take().contains(&step_down), "one alone can't take writes");
     bench.report(2, Report::default());
+    bench.report(1, full());
     bench.pass(100);
     assert!(bench.take().contains(&step_down));
     let end_of_log = Some((Epoch(4), Seq(30)));

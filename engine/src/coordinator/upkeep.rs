@@ -408,8 +408,10 @@ impl Office {
         }
     }
 
+    /// Not for a moment only, as when a log is too long until the next flush.
     fn is_full(&self, now: Now, store: StoreId) -> bool {
-        self.health.alive(store).is_some_and(|process| self.reports.is_full(now, process))
+        let full_ms = self.health.alive(store).and_then(|it| self.reports.full_ms(now, it));
+        full_ms.is_some_and(|ms| ms >= self.timing.full_after_ms)
     }
 
     fn review_away(&mut self, turn: &Turn<'_>) {
