@@ -193,10 +193,10 @@ impl World {
             let (shard, store) = (config.shard(), config.primary.store);
             let mut views = machine(store).into_iter().flat_map(|node| node.replicas());
             let leads = |primary: &Primary| primary.epoch == config.epoch && primary.active;
-            // A harmed copy is replaced by a whole one, for which there is no room.
+            // A harmed copy, or one that is gone, is replaced by a whole one, for which there is no room.
             let is_harmed = |store: &StoreId| {
                 let node = self.nodes.iter().find(|node| node.store == *store);
-                full.contains(store) && !node.is_some_and(|node| has_good(node, shard))
+                node.is_none_or(|node| full.contains(store) && !has_good(node, shard))
             };
             if config.isr.iter().any(is_harmed) {
                 return None;
