@@ -196,7 +196,7 @@ impl World {
             // A harmed copy, or one that is gone, is replaced by a whole one, for which there is no room.
             let is_harmed = |store: &StoreId| {
                 let node = self.nodes.iter().find(|node| node.store == *store);
-                node.is_none_or(|node| full.contains(store) && !has_good(node, shard))
+                node.is_none_or(|node| node.machine().is_some() && !has_good(node, shard))
             };
             if config.isr.iter().any(is_harmed) {
                 return None;
