@@ -466,8 +466,12 @@ mod tests {
 
     #[test]
     fn a_shard_that_is_led_needs_nothing_given_up() {
-        let role =
-            |epoch| RoleStatus::Primary { epoch: Epoch(epoch), open: false, hindered_by: vec![] };
+        let role = |epoch| RoleStatus::Primary {
+            epoch: Epoch(epoch),
+            open: false,
+            hindered_by: vec![],
+            records: Default::default(),
+        };
         let led = |epoch| vec![(StoreId(2), true, Some(copy(1, 1, role(epoch))))];
         assert_eq!(view().leader(&led(4)), Some("b".to_owned()));
         assert_eq!(view().leader(&led(3)), None);

@@ -250,9 +250,12 @@ mod tests {
                 NodeQuery::StepDown { shard, epoch } => {
                     NodeQueryReply::StepDown { shard, end: Some((epoch, Seq(5))) }
                 }
-                NodeQuery::Status => {
-                    NodeQueryReply::Status { from, replicas: Vec::new(), scrub: Default::default() }
-                }
+                NodeQuery::Status => NodeQueryReply::Status {
+                    from,
+                    replicas: Vec::new(),
+                    scrub: Default::default(),
+                    full: false,
+                },
                 NodeQuery::Scrub { .. } => NodeQueryReply::Scrub { from },
             };
             Ok(Response::new(reply.into()))

@@ -319,6 +319,8 @@ pub enum NodeQueryReply {
         from: StoreBoot,
         replicas: Vec<ReplicaStatus>,
         scrub: ScrubStatus,
+        /// The disk has no room: writes are refused, reads are served.
+        full: bool,
     },
     /// It will be done; `Status` tells what comes of it.
     Scrub {
@@ -344,12 +346,21 @@ pub struct ReplicaStatus {
 pub enum RoleStatus {
     Follower,
     /// Leads in this epoch. `open`: its barrier is committed and it takes writes. `hindered_by`:
-    /// members and learners that do not acknowledge, and why.
+    /// members and learners that do not acknowledge, and why. `records`: of requests with a key.
     Primary {
         epoch: Epoch,
         open: bool,
         hindered_by: Vec<(StoreId, Standing)>,
+        records: RecordsKept,
     },
+}
+
+/// Records of requests with an idempotency key, as one shard keeps them.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct RecordsKept {
+    pub count: u64,
+    /// Of their rows: limited by the cluster's settings.
+    pub bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -357,6 +357,7 @@ fn cluster() -> Value {
         ("digest_at", count()),
     ]));
     let standings = json!(["silent", "disk-full", "no-copy", "lost-data", "copying", "behind"]);
+    let records = grows(object([("count", count()), ("bytes", count()), ("bytes_max", count())]));
     let hindrance = grows(object([("node", string()), ("standing", json!({"enum": standings}))]));
     let shard = grows(object([
         ("id", count()),
@@ -368,6 +369,7 @@ fn cluster() -> Value {
         ("isr", list(string())),
         ("learners", list(string())),
         ("hindered_by", list(hindrance)),
+        ("records?", records),
         ("replicas", list(replica)),
         ("digests_agree", json!({"type": "boolean"})),
     ]));
@@ -378,6 +380,7 @@ fn cluster() -> Value {
         ("zone", string()),
         ("address", string()),
         ("state", json!({"enum": ["up", "down", "draining", "suspect"]})),
+        ("disk_full", json!({"type": "boolean"})),
     ]));
     let given_up = grows(object([
         ("node", string()),
@@ -393,9 +396,11 @@ fn cluster() -> Value {
         ("by", json!({"type": ["string", "null"]})),
         ("at_ms", json!({"type": ["integer", "null"], "minimum": 0})),
     ]));
+    let idempotency = grows(object([("window_ms", count()), ("bytes_max", count())]));
     grows(object([
         ("cluster", string()),
         ("incarnation", json!({"type": ["integer", "null"]})),
+        ("idempotency?", idempotency),
         ("nodes", list(node)),
         ("shards", list(shard)),
         ("losses", list(loss)),

@@ -75,6 +75,7 @@ struct Said {
     from: StoreBoot,
     replicas: BTreeMap<ShardId, ReplicaStatus>,
     scrub: ScrubStatus,
+    full: bool,
 }
 
 async fn ask_all(known: &Directory) -> Told {
@@ -115,9 +116,9 @@ async fn ask(cluster: u128, address: &str) -> Result<Said, String> {
     let query = wire::NodeQuery::new(cluster, NodeQuery::Status);
     let reply = client.query(query).await.map_err(|status| status.message().to_owned())?;
     match NodeQueryReply::try_from(reply.into_inner()) {
-        Ok(NodeQueryReply::Status { from, replicas, scrub }) => {
+        Ok(NodeQueryReply::Status { from, replicas, scrub, full }) => {
             let replicas = replicas.into_iter().map(|replica| (replica.shard, replica)).collect();
-            Ok(Said { from, replicas, scrub })
+            Ok(Said { from, replicas, scrub, full })
         }
         Ok(_) => Err("it answered another question".to_owned()),
         Err(invalid) => Err(invalid.to_string()),
@@ -128,6 +129,8 @@ async fn ask(cluster: u128, address: &str) -> Result<Said, String> {
 struct Page<'a> {
     cluster: &'a str,
     incarnation: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotency: Option<Idempotency>,
     nodes: Vec<Node<'a>>,
     shards: Vec<Shard>,
     /// What operators gave up with `dkc shards promote … --accept-loss`, for good.
@@ -135,6 +138,14 @@ struct Page<'a> {
     /// Why nothing is placed yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting_for: Option<String>,
+}
+
+/// What limits the records of requests with a key.
+#[derive(Serialize)]
+struct Idempotency {
+    window_ms: u64,
+    /// Of all shards together, in one copy.
+    bytes_max: u64,
 }
 
 #[derive(Serialize)]
@@ -145,6 +156,8 @@ struct Node<'a> {
     zone: &'a str,
     address: &'a str,
     state: &'static str,
+    /// It refuses writes for want of room, and serves reads.
+    disk_full: bool,
     /// None: there was no scrub since it started, or it does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_scrub: Option<Scrub>,
@@ -192,8 +205,19 @@ struct Shard {
     learners: Vec<String>,
     /// Members and learners that do not acknowledge what the primary sends them, as it says.
     hindered_by: Vec<Hindrance>,
+    /// Of requests with a key, as its primary keeps them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    records: Option<Records>,
     replicas: Vec<Replica>,
     digests_agree: bool,
+}
+
+#[derive(Serialize)]
+struct Records {
+    count: u64,
+    bytes: u64,
+    /// Beyond it the shard refuses new keys.
+    bytes_max: u64,
 }
 
 #[derive(Serialize)]
@@ -222,6 +246,10 @@ fn page<'a>(cluster: &'a str, known: &'a Directory, told: &Told) -> Page<'a> {
     Page {
         cluster,
         incarnation: known.meta.as_ref().map(|meta| meta.incarnation),
+        idempotency: known.meta.as_ref().map(|meta| Idempotency {
+            window_ms: meta.idempotency.window_ms,
+            bytes_max: meta.idempotency.bytes_max,
+        }),
         nodes,
         shards: known.shards.values().map(|config| shard(known, told, config)).collect(),
         losses: known.losses.iter().map(|record| loss(known, record)).collect(),
@@ -263,7 +291,9 @@ fn node<'a>(known: &'a Directory, told: &Told, store: StoreId, kept: &'a StoreRe
         copies: scrub.shards,
         damaged: scrub.damaged.iter().map(|shard| shard.0).collect(),
     });
-    Node { name, uuid: store.to_string(), boot: kept.boot.0, zone, address, state, last_scrub }
+    let disk_full = told.get(&store).is_some_and(|said| said.full);
+    let (uuid, boot) = (store.to_string(), kept.boot.0);
+    Node { name, uuid, boot, zone, address, state, disk_full, last_scrub }
 }
 
 fn shard(known: &Directory, told: &Told, config: &ShardConfig) -> Shard {
@@ -275,21 +305,21 @@ fn shard(known: &Directory, told: &Told, config: &ShardConfig) -> Shard {
     // Only what that very run of the store says of that very epoch counts as leading.
     let primary = told.get(&config.primary.store).filter(|said| said.from == config.primary);
     let leads = primary.and_then(|said| match &said.replicas.get(&config.shard())?.role {
-        RoleStatus::Primary { epoch, open, hindered_by } if *epoch == config.epoch => {
-            Some((*open, hindered_by))
+        RoleStatus::Primary { epoch, open, hindered_by, records } if *epoch == config.epoch => {
+            Some((*open, hindered_by, *records))
         }
         _ => None,
     });
     let state = match leads {
-        Some((true, _)) => "open",
-        Some((false, _)) => "frozen",
+        Some((true, ..)) => "open",
+        Some((false, ..)) => "frozen",
         None => "no-primary",
     };
     let hindrance = |&(store, standing): &(StoreId, Standing)| Hindrance {
         node: known.name(store),
         standing: standing.name(),
     };
-    let hindered_by = leads.map_or(&[][..], |(_, hindered_by)| hindered_by);
+    let hindered_by = leads.map_or(&[][..], |(_, hindered_by, _)| hindered_by);
     Shard {
         id: config.shard().0,
         slots: [config.slots.lo, config.slots.hi],
@@ -300,6 +330,11 @@ fn shard(known: &Directory, told: &Told, config: &ShardConfig) -> Shard {
         isr: names(&config.isr),
         learners: names(&config.learners),
         hindered_by: hindered_by.iter().map(hindrance).collect(),
+        records: leads.zip(known.meta.as_ref()).map(|((.., kept), meta)| Records {
+            count: kept.count,
+            bytes: kept.bytes,
+            bytes_max: meta.idempotency.bytes_max_of(config.slots),
+        }),
         digests_agree: digests_agree(statuses.iter().map(|(_, status)| *status)),
         replicas: statuses.into_iter().map(|(node, status)| replica(node, status)).collect(),
     }
@@ -330,7 +365,7 @@ fn digests_agree<'a>(replicas: impl Iterator<Item = &'a ReplicaStatus>) -> bool 
 #[cfg(test)]
 mod tests {
     use engine::ids::{Boot, Epoch, Slots, TimeMs, Version};
-    use engine::message::DigestPoint;
+    use engine::message::{DigestPoint, RecordsKept};
     use engine::records::{Meta, NodeRecord, Operator};
     use serde_json::{Value, json};
 
@@ -407,14 +442,15 @@ mod tests {
             let store = StoreId(store);
             let from = StoreBoot { store, boot: Boot(boot) };
             let replicas = BTreeMap::from([(ShardId(0), status)]);
-            (store, Said { from, replicas, scrub: ScrubStatus::default() })
+            (store, Said { from, replicas, scrub: ScrubStatus::default(), full: store.0 == 3 })
         };
         replicas.into_iter().map(one).collect()
     }
 
     fn leads(epoch: u64, open: bool) -> RoleStatus {
         let hindered_by = vec![(StoreId(3), Standing::Full)];
-        RoleStatus::Primary { epoch: Epoch(epoch), open, hindered_by }
+        let records = RecordsKept { count: 5, bytes: 400 };
+        RoleStatus::Primary { epoch: Epoch(epoch), open, hindered_by, records }
     }
 
     fn json_of(told: &Told) -> Value {
@@ -429,15 +465,21 @@ mod tests {
             (3, 1, status(5, 1, RoleStatus::Follower)),
         ]);
         let digest = |digits: &str| format!("{digits:0>32}");
+        let settings = engine::idempotency::Settings::default();
         let want = json!({
             "cluster": "dkc", "incarnation": 4,
+            "idempotency": {"window_ms": settings.window_ms, "bytes_max": settings.bytes_max},
             "nodes": [
-                {"name": "node-1", "uuid": digest("1"), "boot": 2, "zone": "a", "address": "elsewhere:1", "state": "up"},
-                {"name": "node-2", "uuid": digest("2"), "boot": 1, "zone": "a", "address": "node-2:1", "state": "draining"},
-                {"name": "node-3", "uuid": digest("3"), "boot": 1, "zone": "a", "address": "node-3:1", "state": "suspect"}],
+                {"name": "node-1", "uuid": digest("1"), "boot": 2, "zone": "a", "address": "elsewhere:1", "state": "up",
+                 "disk_full": false},
+                {"name": "node-2", "uuid": digest("2"), "boot": 1, "zone": "a", "address": "node-2:1", "state": "draining",
+                 "disk_full": false},
+                {"name": "node-3", "uuid": digest("3"), "boot": 1, "zone": "a", "address": "node-3:1", "state": "suspect",
+                 "disk_full": true}],
             "shards": [{"id": 0, "slots": [0, 65535], "epoch": 3, "version": 9, "state": "open", "primary": "node-1",
                 "isr": ["node-1", "node-2"], "learners": ["node-3"],
-                "hindered_by": [{"node": "node-3", "standing": "disk-full"}], "digests_agree": true, "replicas": [
+                "hindered_by": [{"node": "node-3", "standing": "disk-full"}], "records": {"count": 5, "bytes": 400, "bytes_max": settings.bytes_max},
+                "digests_agree": true, "replicas": [
                     {"node": "node-1", "last": 10, "applied": 9, "digest": digest("ab"), "digest_at": 9,
                      "sessions_digest": digest("0")},
                     {"node": "node-2", "last": 10, "applied": 9, "digest": digest("ab"), "digest_at": 9,

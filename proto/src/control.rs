@@ -2,7 +2,8 @@
 
 use engine::ids::{Epoch, Seq, ShardId, StoreBoot, StoreId, TimeMs};
 use engine::message::{
-    NodeQuery, NodeQueryReply, ReplicaStatus, Report, RoleStatus, ScrubStatus, ShardEnd, Standing,
+    NodeQuery, NodeQueryReply, RecordsKept, ReplicaStatus, Report, RoleStatus, ScrubStatus,
+    ShardEnd, Standing,
 };
 
 use crate::Invalid;
@@ -64,11 +65,10 @@ impl From<NodeQueryReply> for wire::NodeQueryReply {
                     .map(|(epoch, seq)| wire::step_down_reply::End { epoch: epoch.0, seq: seq.0 });
                 Kind::StepDown(wire::StepDownReply { shard: u32::from(shard.0), end })
             }
-            NodeQueryReply::Status { from, replicas, scrub } => Kind::Status(wire::StatusReply {
-                from: Some(from.into()),
-                replicas: each(replicas),
-                scrub: Some(scrub.into()),
-            }),
+            NodeQueryReply::Status { from, replicas, scrub, full } => {
+                let (from, scrub) = (Some(from.into()), Some(scrub.into()));
+                Kind::Status(wire::StatusReply { from, replicas: each(replicas), scrub, full })
+            }
             NodeQueryReply::Scrub { from } => Kind::Scrub(from.into()),
         };
         Self { kind: Some(kind) }
@@ -96,6 +96,7 @@ impl TryFrom<wire::NodeQueryReply> for NodeQueryReply {
                 from: boot_of("status.from", status.from)?,
                 replicas: all(status.replicas)?,
                 scrub: status.scrub.map(ScrubStatus::try_from).transpose()?.unwrap_or_default(),
+                full: status.full,
             },
             Kind::Scrub(from) => Self::Scrub { from: from.into() },
         })
@@ -166,9 +167,14 @@ impl From<ReplicaStatus> for wire::ReplicaStatus {
     fn from(from: ReplicaStatus) -> Self {
         let primary = match from.role {
             RoleStatus::Follower => None,
-            RoleStatus::Primary { epoch, open, hindered_by } => {
-                let (epoch, hindered_by) = (epoch.0, each(hindered_by));
-                Some(wire::PrimaryStatus { epoch, open, hindered_by })
+            RoleStatus::Primary { epoch, open, hindered_by, records } => {
+                Some(wire::PrimaryStatus {
+                    epoch: epoch.0,
+                    open,
+                    hindered_by: each(hindered_by),
+                    records: records.count,
+                    record_bytes: records.bytes,
+                })
             }
         };
         Self {
@@ -199,6 +205,7 @@ impl TryFrom<wire::ReplicaStatus> for ReplicaStatus {
                     epoch: Epoch(primary.epoch),
                     open: primary.open,
                     hindered_by: all(primary.hindered_by)?,
+                    records: RecordsKept { count: primary.records, bytes: primary.record_bytes },
                 },
             },
             stopped: from.stopped,

@@ -16,8 +16,8 @@ use engine::ids::{
 use engine::key::CounterKey;
 use engine::message::{
     Answer, DigestPoint, FromFollower, GatewayMessage, NodeQuery, NodeQueryReply, NodeReply,
-    ReadResult, Refusal, Reject, ReplicaStatus, Report, RoleStatus, ScrubStatus, ShardAvailability,
-    ShardEnd, Slice, SnapshotOutcome, Standing, ToFollower,
+    ReadResult, RecordsKept, Refusal, Reject, ReplicaStatus, Report, RoleStatus, ScrubStatus,
+    ShardAvailability, ShardEnd, Slice, SnapshotOutcome, Standing, ToFollower,
 };
 use prost::Message;
 use proto::wire;
@@ -324,6 +324,7 @@ impl Random {
                     epoch: Epoch(self.number()),
                     open: self.flag(),
                     hindered_by: self.list(|r| (r.store(), r.standing())),
+                    records: RecordsKept { count: self.number(), bytes: self.number() },
                 },
             },
             stopped: self.flag().then(|| self.number().to_string()),
@@ -342,6 +343,7 @@ impl Random {
                     shards: self.number(),
                     damaged: self.list(Self::shard),
                 },
+                full: self.flag(),
             },
             0 => NodeQueryReply::Probe { from: self.boot(), fsync_age_ms: self.number() },
             1 => NodeQueryReply::Gather {

@@ -39,6 +39,7 @@ pub struct NodeMetrics {
     scrub_ended: Gauge,
     damaged_copies: Gauge,
     connections_closed_full: Counter,
+    disk_full: Gauge,
     disk_free: Gauge,
     disk_free_inodes: Gauge,
     log_size: Gauge,
@@ -97,6 +98,7 @@ impl Default for NodeMetrics {
             scrub_ended: Gauge::default(),
             damaged_copies: Gauge::default(),
             connections_closed_full: Counter::default(),
+            disk_full: Gauge::default(),
             disk_free: Gauge::default(),
             disk_free_inodes: Gauge::default(),
             log_size: Gauge::default(),
@@ -190,6 +192,11 @@ impl NodeMetrics {
             self.connections_closed_full.clone(),
         );
         r.register(
+            "disk_full",
+            "1 while the disk has no room: writes are refused, reads are served",
+            self.disk_full.clone(),
+        );
+        r.register(
             "disk_free_bytes",
             "Free on the file system of the data folder, looked at twice a second",
             self.disk_free.clone(),
@@ -245,6 +252,7 @@ impl NodeMetrics {
 
     /// What is to be seen of the machine and its disk right now.
     pub fn look(&mut self, node: &Node, names: &Names, disk: &Disk) {
+        self.disk_full.set(node.is_disk_full().into());
         self.disk_free.set(i64_of(disk.free_bytes()));
         self.disk_free_inodes.set(i64_of(disk.free_inodes()));
         self.log_size.set(i64_of(disk.log_bytes()));

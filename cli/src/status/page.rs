@@ -23,6 +23,8 @@ pub(crate) struct Node {
     pub(crate) zone: String,
     pub(crate) boot: u64,
     pub(crate) state: String,
+    /// It refuses writes for want of room.
+    pub(crate) disk_full: bool,
     /// None: it has not scrubbed its disk since it started.
     pub(crate) last_scrub: Option<Scrub>,
 }
@@ -66,8 +68,18 @@ pub(crate) struct Shard {
     pub(crate) isr: Vec<String>,
     pub(crate) learners: Vec<String>,
     pub(crate) hindered_by: Vec<Hindrance>,
+    pub(crate) records: Records,
     pub(crate) replicas: Vec<Replica>,
     pub(crate) digests_agree: Option<bool>,
+}
+
+/// Of requests with a key.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Records {
+    pub(crate) count: u64,
+    pub(crate) bytes: u64,
+    pub(crate) bytes_max: u64,
 }
 
 /// A member or learner that does not acknowledge.
@@ -115,6 +127,11 @@ pub(super) struct Summary {
     pub(super) in_sync_max: usize,
     /// The most log entries any replica is behind the longest log of its shard.
     pub(super) lag_max: u64,
+    /// Records of requests with a key, and how much the fullest shard has used of its room for them.
+    pub(super) records: u64,
+    pub(super) records_used_percent: u64,
+    /// Nodes that refuse writes for want of room.
+    pub(super) disk_full: Vec<String>,
     pub(super) digests_disagree: Vec<u64>,
     pub(super) damaged: Vec<Damaged>,
     pub(super) not_open: Vec<NotOpen>,
@@ -157,6 +174,12 @@ impl Shard {
     pub(super) fn lag(&self) -> u64 {
         let shortest = self.replicas.iter().filter_map(|replica| replica.last).min();
         self.longest() - shortest.unwrap_or_else(|| self.longest())
+    }
+
+    /// What its records of requests with a key take of the room that there is for them.
+    fn used_percent(&self) -> u64 {
+        let Records { bytes, bytes_max, .. } = self.records;
+        (100 * bytes).div_ceil(bytes_max.max(1))
     }
 
     pub(super) fn why(&self, cluster: &Cluster) -> String {
@@ -205,6 +228,10 @@ impl Cluster {
         line
     }
 
+    fn full(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|node| node.disk_full)
+    }
+
     pub(super) fn summary(&self) -> Summary {
         let sizes = || self.shards.iter().map(|shard| shard.isr.len());
         let closed = self.shards.iter().filter(|shard| !shard.is_open());
@@ -217,6 +244,9 @@ impl Cluster {
             in_sync_min: sizes().min().unwrap_or(0),
             in_sync_max: sizes().max().unwrap_or(0),
             lag_max: self.shards.iter().map(Shard::lag).max().unwrap_or(0),
+            records: self.shards.iter().map(|shard| shard.records.count).sum(),
+            records_used_percent: self.shards.iter().map(Shard::used_percent).max().unwrap_or(0),
+            disk_full: self.full().map(|node| node.name.clone()).collect(),
             digests_disagree: self.shards.iter().filter(disagree).map(|shard| shard.id).collect(),
             damaged: self.shards.iter().flat_map(Shard::damaged).collect(),
             losses: self.losses.len(),
@@ -242,11 +272,12 @@ pub(super) mod tests {
         serde_json::from_value(json!({
             "cluster": "dkc", "incarnation": 1,
             "nodes": [
-                {"name": "node-1", "state": "up", "boot": 1, "address": "127.0.0.1:1", "zone": ""},
+                {"name": "node-1", "state": "up", "boot": 1, "address": "127.0.0.1:1", "zone": "", "disk_full": true},
                 {"name": "node-2", "state": "down", "boot": 3, "address": "127.0.0.1:2", "zone": ""}],
             "shards": [
                 {"id": 0, "slots": [0, 32767], "epoch": 1, "version": 2, "state": "open", "primary": "node-1",
-                 "isr": ["node-1"], "learners": [], "digests_agree": true, "replicas": [
+                 "isr": ["node-1"], "learners": [], "records": {"count": 700, "bytes": 301, "bytes_max": 1000},
+                 "digests_agree": true, "replicas": [
                     {"node": "node-1", "last": 9, "applied": 9, "digest": "00", "digest_at": 9},
                     {"node": "node-2", "last": 4, "applied": 4, "stopped": "damage found at start"}]},
                 {"id": 1, "slots": [32768, 65535], "epoch": 2, "version": 4, "state": "frozen", "primary": null,
@@ -272,6 +303,9 @@ pub(super) mod tests {
             in_sync_min: 1,
             in_sync_max: 2,
             lag_max: 5,
+            records: 700,
+            records_used_percent: 31,
+            disk_full: vec!["node-1".to_owned()],
             digests_disagree: vec![1],
             damaged: vec![Damaged {
                 id: 0,

@@ -31,6 +31,12 @@ pub(super) fn text(cluster: &Cluster, all: bool) -> String {
         text += &format!(
             "\n{shards_open} of {shards} shards open, in-sync sets of {members} replicas, largest lag {lag} entries\n"
         );
+        if summary.records > 0 {
+            let (records, percent) = (grouped(summary.records), summary.records_used_percent);
+            text += &format!(
+                "{records} idempotency records, at most {percent} % of a shard's room for them used\n"
+            );
+        }
     }
     let shown: Vec<_> = cluster.shards.iter().filter(odd).collect();
     let most = if all { shown.len() } else { shown.len().min(ROWS_MAX) };
@@ -40,6 +46,9 @@ pub(super) fn text(cluster: &Cluster, all: bool) -> String {
     }
     if shown.len() > most {
         text += &format!("… and {} more (--all)\n", shown.len() - most);
+    }
+    if !summary.disk_full.is_empty() {
+        text += &format!("\ndisk full, takes no writes: {}\n", summary.disk_full.join(", "));
     }
     let mut reasons = BTreeMap::<_, Vec<u64>>::new();
     for NotOpen { id, state, why } in &summary.not_open {
@@ -210,10 +219,13 @@ node-1  up     -     127.0.0.1:1          1         2        2
 node-2  down   -     127.0.0.1:2          0         1        1
 
 1 of 2 shards open, in-sync sets of 1 to 2 replicas, largest lag 5 entries
+700 idempotency records, at most 31 % of a shard's room for them used
 
 SHARD  STATE   EPOCH  PRIMARY  LAG  IN SYNC        LEARNERS
     0  open        1  node-1     5  node-1
     1  frozen      2  -          0  node-1,node-2  node-3
+
+disk full, takes no writes: node-1
 
 not open:
   shard 1 is frozen: its in-sync set (node-1, node-2) can't get smaller, and node-2 is down

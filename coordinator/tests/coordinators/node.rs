@@ -219,9 +219,12 @@ impl Answers {
                 let (_, seq) = says.ends.get(&shard).copied().unwrap_or_default();
                 NodeQueryReply::StepDown { shard, end: Some((epoch, seq)) }
             }
-            NodeQuery::Status => {
-                NodeQueryReply::Status { from, replicas: Vec::new(), scrub: Default::default() }
-            }
+            NodeQuery::Status => NodeQueryReply::Status {
+                from,
+                replicas: Vec::new(),
+                scrub: Default::default(),
+                full: false,
+            },
             NodeQuery::Scrub { .. } => NodeQueryReply::Scrub { from },
         })
     }

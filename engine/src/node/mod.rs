@@ -743,6 +743,11 @@ impl Node {
         self.replicas.values().map(Replica::view)
     }
 
+    /// The disk has no room: writes are refused, reads are served.
+    pub fn is_disk_full(&self) -> bool {
+        self.disk_full
+    }
+
     /// The tables, as reads see them now.
     pub fn tables(&self) -> &Tables {
         &self.tables

@@ -1,7 +1,7 @@
 //! What the coordinator asks of a node.
 
 use crate::ids::ShardId;
-use crate::message::{NodeQuery, NodeQueryReply, ReplicaStatus, RoleStatus, ShardEnd};
+use crate::message::{NodeQuery, NodeQueryReply, RecordsKept, ReplicaStatus, RoleStatus, ShardEnd};
 use crate::node::{Effect, Node};
 use crate::planted::Planted;
 use crate::replica::Replica;
@@ -38,6 +38,7 @@ impl Node {
                 from: self.me,
                 scrub: self.scrub_status(),
                 replicas: self.status(),
+                full: self.disk_full,
             },
         };
         effects.push(Effect::QueryReply { query, reply });
@@ -70,6 +71,10 @@ impl Node {
                 open: primary.active
                     && (!primary.frozen || Planted::StatusSaysOpen.is_in(self.settings.planted)),
                 hindered_by: self.hindered_by(replica.shard),
+                records: RecordsKept {
+                    count: replica.state.tokens.records(),
+                    bytes: replica.state.tokens.bytes(),
+                },
             },
         };
         ReplicaStatus {

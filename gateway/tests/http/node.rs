@@ -347,12 +347,23 @@ impl Control for Shared {
                 sessions: 0,
                 tokens: 0,
             },
-            role: RoleStatus::Primary { epoch: Epoch(1), open: true, hindered_by: vec![] },
+            role: RoleStatus::Primary {
+                epoch: Epoch(1),
+                open: true,
+                hindered_by: vec![],
+                records: Default::default(),
+            },
             stopped: None,
         };
         let replicas = self.shards.iter().map(status).collect();
         Ok(Response::new(
-            NodeQueryReply::Status { from: self.me, replicas, scrub: Default::default() }.into(),
+            NodeQueryReply::Status {
+                from: self.me,
+                replicas,
+                scrub: Default::default(),
+                full: false,
+            }
+            .into(),
         ))
     }
 }

@@ -37,11 +37,12 @@ fn pages() {
     assert_eq!((&told["cluster"], &told["incarnation"]), (&json!("test"), &json!(1)));
     let address = cluster.nodes[1].address.to_string();
     let want = json!({"name": "node-2", "uuid": "00000000000000000000000000000002", "boot": 1, "zone": "z",
-        "address": address, "state": "up"});
+        "address": address, "state": "up", "disk_full": false});
     assert_eq!(told["nodes"][1], want);
     let digest = format!("{:032x}", 0xab);
     let want = json!({"id": 32768, "slots": [32768, 65535], "epoch": 1, "version": 1, "state": "open",
         "primary": "node-2", "isr": ["node-2"], "learners": [], "hindered_by": [], "digests_agree": true,
+        "records": {"count": 0, "bytes": 0, "bytes_max": told["idempotency"]["bytes_max"].as_u64().unwrap() / 2},
         "replicas": [{"node": "node-2", "last": 7, "applied": 6, "digest": digest, "sessions_digest": format!("{:032x}", 0),
         "digest_at": 6}]});
     assert_eq!(told["shards"][1], want);
