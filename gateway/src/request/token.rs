@@ -7,6 +7,8 @@
 //! A newcomer would let pass what is nearly one, such as a key without quotes. Whoever sends it relies on it, so it is
 //! either understood or refused by name.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use engine::ids::TimeMs;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
@@ -19,6 +21,8 @@ pub(crate) const TOKEN_BYTES_MAX: usize = 255;
 
 /// How far a client's clock may be ahead of the gateway's.
 const AHEAD_MS_MAX: u64 = 300_000;
+/// Times that are seconds, of 2001 to 5138: as milliseconds they lie between the 12th day of 1970 and 1973.
+const SECONDS: Range<u64> = 1_000_000_000..100_000_000_000;
 /// A gateway's own clock that is behind the shards' time by more is wrong.
 const BEHIND_MS_MAX: u64 = 86_400_000;
 
@@ -35,9 +39,18 @@ pub struct Token {
 }
 
 impl Token {
-    /// Refuses an issue time that is ahead: its record would stay until the shard's time has come that far.
+    /// Refuses an issue time that is ahead: its record would stay until the shard's time has come that far. And one that
+    /// was given in seconds: it would pass for one of 1970, and every request would be too old.
     pub(super) fn check_issued(&self, clock: TimeMs) -> Result<(), Problem> {
         let Some(issued) = self.issued else { return Ok(()) };
+        if SECONDS.contains(&issued.0) && !SECONDS.contains(&clock.0) {
+            let detail = format!(
+                "is in milliseconds since 1970, and {} can only be seconds: {} would be the same in milliseconds",
+                issued.0,
+                1_000 * issued.0
+            );
+            return Err(Problem::bad_input("Idempotency-Issued-At", detail));
+        }
         let ahead = issued.0.saturating_sub(clock.0);
         if ahead <= AHEAD_MS_MAX {
             return Ok(());
@@ -140,6 +153,21 @@ mod tests {
         let problem = Token { key: "k".into(), issued: Some(TimeMs(NOW)) }.check_issued(TimeMs(1));
         let problem = problem.expect_err("53 years ahead");
         assert_eq!(problem.field.as_deref(), Some("Idempotency-Issued-At"));
+    }
+
+    #[test]
+    fn an_issue_time_in_seconds_is_bad_input_that_names_the_unit() {
+        const NOW: u64 = 1_764_380_000;
+        let check = |clock, issued| {
+            let token = Token { key: "k".into(), issued: Some(TimeMs(issued)) };
+            token.check_issued(TimeMs(clock)).err().map(|problem| problem.detail)
+        };
+        let detail = check(1_000 * NOW, NOW).expect("it is in seconds");
+        assert!(detail.contains("milliseconds") && detail.contains("1764380000000"), "{detail}");
+        for old in [0, 999_999_999, 100_000_000_000, 1_000 * (NOW - 86_400)] {
+            assert_eq!(check(1_000 * NOW, old), None, "{old}: it is only old");
+        }
+        assert_eq!(check(NOW, NOW), None, "where it is 1970, that is a time like any other");
     }
 
     #[test]

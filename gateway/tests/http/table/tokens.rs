@@ -194,6 +194,7 @@ fn too_old(table: &mut Table) {
         (NOW.0 - WINDOW_MS, ""),
         (NOW.0 + 299_000, ""),
         (4_100_000_000_000, "400 bad-input Idempotency-Issued-At"),
+        (NOW.0 / 1_000, "400 bad-input Idempotency-Issued-At"),
     ] {
         let headers = format!("Idempotency-Key: \"o\"\nIdempotency-Issued-At: {issued}");
         let asked = [
