@@ -56,6 +56,9 @@ const HEADERS_MAX: usize = 64;
 /// So much of a refused body is still read, to be able to say why.
 const DRAIN_BYTES_MAX: usize = 32 << 20;
 const DRAIN_WITHIN: Duration = Duration::from_secs(2);
+/// Where clients wait for a place: a connection is closed for them once it has been idle for so long, of as many one.
+const SHED_IDLE: Duration = Duration::from_secs(1);
+const SHED_SHARE: usize = 16;
 /// So much is set aside for a body that is only announced; it grows as it comes.
 const ANNOUNCED_BYTES_MAX: usize = 64 * 1024;
 
@@ -75,10 +78,19 @@ pub(crate) struct Front {
 
 #[derive(Default)]
 struct Connections {
-    open: Slab<Option<Waker>>,
+    open: Slab<Seat>,
     stopping: bool,
     /// Waits until all are closed.
     closed: Option<Waker>,
+}
+
+/// One connection that is open.
+struct Seat {
+    task: Option<Waker>,
+    /// Since when no request of it is under way; none while one is.
+    idle_since: Option<Instant>,
+    /// It closes as soon as nothing of it is under way.
+    ends: bool,
 }
 
 impl Front {
@@ -99,9 +111,11 @@ impl Front {
         let open = Open::new(self.clone());
         let line_ended = Rc::new(Cell::new(false));
         let service = service_fn(|request| {
-            let (front, line_ended) = (self.clone(), line_ended.clone());
+            let (front, line_ended, place) = (self.clone(), line_ended.clone(), open.place);
             async move {
+                front.is_idle_since(place, None);
                 let answer = front.answer(request).await;
+                front.is_idle_since(place, Some(Instant::now()));
                 // What comes from here on belongs to the next head, but for what has been read already.
                 line_ended.set(false);
                 Ok::<_, Infallible>(answer)
@@ -135,11 +149,33 @@ impl Front {
     pub(crate) fn stop(&self) {
         let mut connections = self.connections.borrow_mut();
         connections.stopping = true;
-        for (_, waker) in &mut connections.open {
-            if let Some(waker) = waker.take() {
-                waker.wake();
-            }
+        connections.open.iter_mut().for_each(|(_, seat)| seat.wake());
+    }
+
+    /// Ends the connections that have been idle for longest, a sixteenth of all and at least one, so that others find a
+    /// place. What has just been used is kept: its client may be about to send.
+    pub(crate) fn shed(&self) {
+        let mut connections = self.connections.borrow_mut();
+        let open = &mut connections.open;
+        let ending = open.iter().filter(|(_, seat)| seat.ends).count();
+        let many = open.len().div_ceil(SHED_SHARE).saturating_sub(ending);
+        let mut idle: Vec<&mut Seat> = open
+            .iter_mut()
+            .map(|(_, seat)| seat)
+            .filter(|seat| {
+                !seat.ends && seat.idle_since.is_some_and(|it| it.elapsed() >= SHED_IDLE)
+            })
+            .collect();
+        idle.sort_by_key(|seat| seat.idle_since);
+        for seat in idle.into_iter().take(many) {
+            seat.ends = true;
+            seat.wake();
+            self.counters.shed.inc();
         }
+    }
+
+    fn is_idle_since(&self, place: usize, since: Option<Instant>) {
+        self.connections.borrow_mut().open[place].idle_since = since;
     }
 
     /// Waits until no connection is open.
@@ -484,6 +520,14 @@ async fn drain(body: &mut Incoming, until: Instant) {
     let _cut = tokio::time::timeout_at(until.into(), rest).await;
 }
 
+impl Seat {
+    fn wake(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.wake();
+        }
+    }
+}
+
 /// A connection's place in the list of open ones.
 struct Open {
     front: Rc<Front>,
@@ -492,7 +536,8 @@ struct Open {
 
 impl Open {
     fn new(front: Rc<Front>) -> Self {
-        let place = front.connections.borrow_mut().open.insert(None);
+        let seat = Seat { task: None, idle_since: Some(Instant::now()), ends: false };
+        let place = front.connections.borrow_mut().open.insert(seat);
         front.counters.connections.inc();
         Self { front, place }
     }
@@ -500,14 +545,12 @@ impl Open {
     /// Whether the connection is to end. If not, the task is woken when it is.
     fn is_to_end(&self, waker: &Waker) -> bool {
         let mut connections = self.front.connections.borrow_mut();
-        if connections.stopping {
-            return true;
+        let stopping = connections.stopping;
+        let seat = &mut connections.open[self.place];
+        if !seat.task.as_ref().is_some_and(|kept| kept.will_wake(waker)) {
+            seat.task = Some(waker.clone());
         }
-        let kept = &mut connections.open[self.place];
-        if !kept.as_ref().is_some_and(|kept| kept.will_wake(waker)) {
-            *kept = Some(waker.clone());
-        }
-        false
+        stopping || seat.ends
     }
 }
 

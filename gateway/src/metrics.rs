@@ -54,6 +54,7 @@ pub(crate) struct Counters {
     ops_sent: Counter,
     pub(crate) replays: Counter,
     pub(crate) connections: Gauge<i64>,
+    pub(crate) shed: Counter,
 }
 
 /// From 100 up: every status there is.
@@ -96,6 +97,11 @@ impl Counters {
                 "Operations that were answered as they had been applied before, under the same token",
             ),
             connections,
+            shed: counter(
+                registry,
+                "connections_shed",
+                "Idle client connections that were closed because others waited for a place",
+            ),
         }
     }
 

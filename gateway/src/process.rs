@@ -209,9 +209,12 @@ fn connections() -> Result<Connections, Fatal> {
 
 /// Takes connections and gives each to the worker that has the fewest. A listener per worker would let the kernel
 /// choose by a hash, and with few connections some workers would stay without any.
+///
+/// One that finds no place does not wait for as long as another may be idle: the workers close some that are.
 async fn accept(listener: &TcpListener, connections: &Connections, doors: &[Door]) -> Infallible {
+    let crowded = || doors.iter().for_each(|door| tell(&door.inbox, ToWorker::Crowded));
     loop {
-        let (stream, place) = connections.accept(listener).await;
+        let (stream, place) = connections.accept_or(listener, crowded).await;
         if let Err(error) = hand_over(stream, place, doors) {
             warn!(%error, "connection not handed over");
         }

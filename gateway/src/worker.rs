@@ -35,6 +35,8 @@ pub(crate) enum ToWorker {
     Connection(Connection),
     Shard(ShardConfig),
     Session(Option<SessionId>),
+    /// A client waits for a place: close connections that are idle.
+    Crowded,
     /// Take no more, finish what there is by then, end.
     Stop {
         until: Instant,
@@ -156,6 +158,7 @@ async fn work(number: usize, shared: Shared, mut news: mpsc::UnboundedReceiver<T
                 ToWorker::Connection(connection) => take(&front, connection),
                 ToWorker::Shard(config) => lanes.push(Event::Config(config)),
                 ToWorker::Session(session) => lanes.push(Event::Session(session)),
+                ToWorker::Crowded => front.shed(),
                 ToWorker::Stop { until } => return until,
             }
         }

@@ -15,7 +15,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 use tracing::warn;
@@ -24,6 +24,8 @@ use tracing::warn;
 const SAY_EVERY: Duration = Duration::from_secs(60);
 /// After a connection that could not be taken.
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
+/// While a connection waits for a place.
+const CROWDED_EVERY: Duration = Duration::from_millis(100);
 /// A peer speaks first, and at once.
 const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(10);
 /// More are never counted, whatever the limit says.
@@ -72,10 +74,18 @@ impl Connections {
 
     /// The next connection that comes, once there is a place for it.
     pub async fn accept(&self, listener: &TcpListener) -> (TcpStream, Place) {
-        let place = self.place().await;
+        self.accept_or(listener, || {}).await
+    }
+
+    /// The same. While the connection waits for a place, `crowded` is called now and then, so that others can be closed.
+    pub async fn accept_or(
+        &self,
+        listener: &TcpListener,
+        crowded: impl FnMut(),
+    ) -> (TcpStream, Place) {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => return (stream, place),
+                Ok((stream, _)) => return (stream, self.place(crowded).await),
                 Err(error) => {
                     self.say(&error.to_string());
                     sleep(AGAIN_AFTER).await;
@@ -102,12 +112,17 @@ impl Connections {
         ReceiverStream::new(told)
     }
 
-    async fn place(&self) -> Place {
+    async fn place(&self, mut crowded: impl FnMut()) -> Place {
         if let Ok(place) = self.free.clone().try_acquire_owned() {
             return Place(place);
         }
         self.say("as many are open as may be");
-        Place(self.free.clone().acquire_owned().await.expect("it is never closed"))
+        loop {
+            crowded();
+            if let Ok(place) = timeout(CROWDED_EVERY, self.free.clone().acquire_owned()).await {
+                return Place(place.expect("it is never closed"));
+            }
+        }
     }
 
     fn say(&self, why: &str) {
@@ -227,12 +242,15 @@ mod tests {
             for _ in 0..2 {
                 clients.push(TcpStream::connect(at).await.unwrap());
             }
-            let first = connections.accept(&listener).await;
-            let mut second = std::pin::pin!(connections.accept(&listener));
-            let waits = std::future::poll_fn(|cx| Poll::Ready(second.as_mut().poll(cx))).await;
-            assert!(waits.is_pending());
-            drop(first);
-            second.await;
+            let mut first = Some(connections.accept(&listener).await);
+            // Whoever has one gives it up when others wait.
+            let mut waits = 0;
+            let make_room = || {
+                waits += 1;
+                first.take_if(|_| waits == 2);
+            };
+            connections.accept_or(&listener, make_room).await;
+            assert_eq!(waits, 2);
         });
     }
 

@@ -8,6 +8,7 @@ mod cluster;
 mod etcd;
 mod node;
 
+mod crowd;
 mod failures;
 mod life;
 mod pages;
