@@ -2,7 +2,7 @@
 //!
 //! The key's create_revision is the leader's *term*. Leading is a hint like every lease (trap T1): two processes may both
 //! think that they lead. What they do is safe all the same, because every change that a coordinator makes compares its
-//! term in the same transaction ([`Metastore::cas_shards`]), and of two terms only one stands in etcd.
+//! term in the same transaction, and of two terms only one stands in etcd.
 
 use crate::lease::{HeldKey, Lease, LeaseEvent, LeaseSettings};
 use crate::{Candidate, Metastore};

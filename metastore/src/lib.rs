@@ -6,7 +6,7 @@
 //! - **A lease proves nothing and neither does a watch.** They are hints that something may have changed. Act only after
 //!   a linearizable read or by compare-and-set ([`Txn`]).
 //! - **A transaction has three outcomes** ([`Outcome`]). One whose answer was lost may take effect later, so it is never
-//!   sent again; [`Metastore::settle_shard`] decides it.
+//!   sent again; the next version of the record decides it.
 //! - **Any lease can vanish though its process is well** (an etcd that was stopped for longer than the time to live
 //!   does that to all of them when it goes on). [`Lease`] makes it and its keys again.
 //!
@@ -27,5 +27,5 @@ pub use error::Error;
 pub use lease::{BootGuard, HeldKey, Lease, LeaseEvent, LeaseLeft, LeaseSettings};
 pub use probe::{Probe, failover_bound};
 pub use record::{Candidate, DrainIntent, Record};
-pub use txn::{Outcome, SHARDS_PER_TXN_MAX, Txn};
+pub use txn::{Outcome, Txn};
 pub use watch::{Broken, Change, Changes, Watch, WatchEvent, WatchSettings};

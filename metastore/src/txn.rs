@@ -1,21 +1,19 @@
 //! Compare-and-set: the only way to write, and what to do when the answer was lost.
 //!
 //! A transaction whose answer was lost may have taken effect, or may yet, even after a read that does not show it
-//! (trap T7). Sending it again would be a second transaction. So it is never sent again here; it is *settled*: once the
-//! record's mod_revision has moved past the one that the lost transaction compares, it can never take effect any more.
+//! (trap T7). Sending it again would be a second transaction. So it is never sent again here. Once the record's
+//! mod_revision has moved past the one that the lost transaction compares, it can never take effect any more: who has to know
+//! writes the record once more, as a newer version.
 
 use std::time::Duration;
 
 use engine::config::ShardConfig;
-use engine::ids::{ShardId, StoreId, Version};
+use engine::ids::StoreId;
 use engine::records::NodeRecord;
 use etcd_client::{Compare, CompareOp, DeleteOptions, PutOptions, TxnOp};
 use tracing::warn;
 
-use crate::{Candidate, Error, Kept, Metastore, Record};
-
-/// etcd allows 128 comparisons and 128 writes per transaction; one comparison is the coordinator's term.
-pub const SHARDS_PER_TXN_MAX: usize = 127;
+use crate::{Error, Metastore, Record};
 
 /// What became of a transaction.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -75,65 +73,6 @@ impl Metastore {
             txn = txn.if_created_at::<NodeRecord>(&store, created);
         }
         txn.commit().await
-    }
-
-    /// Writes several shards' records as the coordinator does: if each is still where it was read and the coordinator
-    /// is still the leader of this term. At most [`SHARDS_PER_TXN_MAX`].
-    pub async fn cas_shards<'a>(
-        &self,
-        changes: impl IntoIterator<Item = (&'a ShardConfig, u64)>,
-        term: u64,
-    ) -> Result<Outcome, Error> {
-        let guarded = self.txn().if_created_at::<Candidate>(&(), term);
-        let txn = changes.into_iter().fold(guarded, |txn, (config, modified)| {
-            txn.replace(&config.shard(), config, modified)
-        });
-        assert!(txn.writes.len() <= SHARDS_PER_TXN_MAX, "etcd would refuse so many writes");
-        txn.commit().await
-    }
-
-    /// Decides what became of a change to a shard that was [`Outcome::Unknown`] and compared `modified`: returns the
-    /// record as it stands once it has moved past `modified`, however long etcd is away. If what comes back is the
-    /// change itself, it took effect; if not, it never did or was overwritten since, and never will again.
-    ///
-    /// When the record still stands at `modified` the lost change may yet come. A read can't tell, so this writes the
-    /// same content as a newer version, which shuts it out.
-    pub async fn settle_shard(
-        &self,
-        shard: ShardId,
-        modified: u64,
-    ) -> Result<Kept<ShardConfig>, Error> {
-        let mut pause = Pause::new(Duration::from_millis(50), Duration::from_secs(1));
-        loop {
-            match self.try_settle(shard, modified).await {
-                Ok(Some(settled)) => return Ok(settled),
-                Ok(None) => {}
-                Err(error) if error.is_transient() => {
-                    warn!(%shard, %error, "a lost change waits to be settled");
-                }
-                Err(error) => return Err(error),
-            }
-            pause.wait().await;
-        }
-    }
-
-    async fn try_settle(
-        &self,
-        shard: ShardId,
-        modified: u64,
-    ) -> Result<Option<Kept<ShardConfig>>, Error> {
-        let Some(current) = self.get::<ShardConfig>(&shard).await? else {
-            // Shard records are never deleted.
-            return Err(Error::Refused { what: "settling", why: format!("no shard {shard}") });
-        };
-        if current.modified != modified {
-            return Ok(Some(current));
-        }
-        let mut newer = current.record;
-        newer.version = Version(newer.version.0 + 1);
-        // Whatever comes of it, the next read shows it.
-        self.cas_shard(&newer, modified, None).await?;
-        Ok(None)
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use metastore::{Candidate, Election, Leadership, LeaseSettings, Metastore, Outcome};
 
-use crate::{at_version, connect, raw, shard, start, within};
+use crate::{at_version, cas_shards, connect, raw, shard, start, within};
 
 const TTL_S: u32 = 1;
 
@@ -114,12 +114,12 @@ async fn what_a_deposed_leader_still_sends_has_no_effect_and_it_learns_of_it() {
     raw(&etcd).await.lease_revoke(lease).await.expect("etcd answers");
 
     let newer = at_version(shard(5), 2);
-    let late = store.cas_shards([(&newer, revision)], term).await.expect("an answer");
+    let late = cas_shards(&store, [(&newer, revision)], term).await.expect("an answer");
     assert_eq!(late, Outcome::Failed);
     assert_eq!(within(5, old.next()).await, Some(Leadership::Standby));
     let again = leads(&mut old).await;
     assert!(again > term, "a new term");
-    let now = store.cas_shards([(&newer, revision)], again).await.expect("an answer");
+    let now = cas_shards(&store, [(&newer, revision)], again).await.expect("an answer");
     assert!(matches!(now, Outcome::Done { .. }));
 }
 

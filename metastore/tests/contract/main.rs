@@ -14,7 +14,7 @@ use std::time::Duration;
 use engine::config::ShardConfig;
 use engine::ids::{Boot, Epoch, Slots, StoreBoot, StoreId, Version};
 use engine::records::{GatewayRecord, NodeRecord, StoreRecord, StoreStatus};
-use metastore::{Metastore, Settings};
+use metastore::{Candidate, Error, Metastore, Outcome, Settings};
 
 use etcd::Etcd;
 
@@ -54,6 +54,19 @@ fn shard(lo: u16) -> ShardConfig {
         isr: vec![StoreId(1), StoreId(2)],
         ..ShardConfig::default()
     }
+}
+
+/// Writes several shards' records as the leading coordinator does: if each is still where it was read, and the term stands.
+async fn cas_shards<'a>(
+    store: &Metastore,
+    changes: impl IntoIterator<Item = (&'a ShardConfig, u64)>,
+    term: u64,
+) -> Result<Outcome, Error> {
+    let guarded = store.txn().if_created_at::<Candidate>(&(), term);
+    let replace = |txn: metastore::Txn, (config, modified): (&ShardConfig, u64)| {
+        txn.replace(&config.shard(), config, modified)
+    };
+    changes.into_iter().fold(guarded, replace).commit().await
 }
 
 fn at_version(mut config: ShardConfig, version: u64) -> ShardConfig {
