@@ -96,10 +96,10 @@ impl DiskSettings {
 /// and the machine the rest by its settings (`Options::node_settings`).
 ///
 /// First comes what the process takes whatever it is given: code, threads, socket buffers, what RocksDB
-/// needs beside its cache. The rest is divided in sixteenths. Each part is a limit of what is *held*, as
+/// needs beside its cache. The rest is divided in eighteenths. Each part is a limit of what is *held*, as
 /// the allocator gives it, not of what a message says that it holds:
 ///
-/// | part | sixteenths | beyond it |
+/// | part | eighteenths | beyond it |
 /// |---|---|---|
 /// | RocksDB's blocks, indexes and filters | 4 | the oldest go |
 /// | counter tables: active, frozen, and half of one while it grows | 5 | flush; nothing more is applied until it is done |
@@ -108,6 +108,10 @@ impl DiskSettings {
 /// | applied log for followers that lag | 1 | the oldest go; such followers are fed from the disk |
 /// | reads under way, reads that wait for a proof | 1 | reads are refused |
 /// | session rows, copies on their way, log entries read for followers, messages being sent | 1 | limits of their own |
+/// | the allocator's: pages that were freed a moment ago or are used in part; RocksDB's table readers | 2 | |
+///
+/// What is received may take one message of the largest size on each side, however little memory there is: then the other
+/// parts are smaller.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct MemoryPlan {
     /// RocksDB's blocks, indexes and filters.
@@ -129,20 +133,22 @@ pub struct MemoryPlan {
 /// What the process takes beside what is divided.
 const OWN_BYTES: usize = 48 << 20;
 /// Less than this is not divided.
-const DIVIDED_BYTES_MIN: usize = 32 << 20;
+const DIVIDED_BYTES_MIN: usize = 64 << 20;
+const PARTS: usize = 18;
 
 impl MemoryPlan {
     pub fn of(memory_bytes: usize) -> Self {
         let divided = memory_bytes.saturating_sub(OWN_BYTES).max(DIVIDED_BYTES_MIN);
-        let part = divided / 16;
+        // One message of the largest size on each side, lest it wait for space that never comes.
+        let intake_bytes = (divided / PARTS).max(proto::MESSAGE_BYTES_MAX);
+        let part = (divided - 2 * intake_bytes) / (PARTS - 2);
         Self {
             cache_bytes: 4 * part,
             open_files_max: i32::try_from((divided >> 20) * 4).unwrap_or(i32::MAX).min(4_000),
             table_bytes_max: 2 * part,
             pending_bytes_max: 2 * part,
             log_memory_bytes: part,
-            // One message of the largest size, lest it wait for space that never comes.
-            intake_bytes: part.max(proto::MESSAGE_BYTES_MAX),
+            intake_bytes,
             waiting_read_bytes_max: part / 2,
         }
     }
