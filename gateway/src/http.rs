@@ -57,8 +57,8 @@ const HEADERS_MAX: usize = 64;
 const DRAIN_BYTES_MAX: usize = 32 << 20;
 const DRAIN_WITHIN: Duration = Duration::from_secs(2);
 /// Where clients wait for a place: a connection is closed for them once it has been idle for so long, of as many one.
-const SHED_IDLE: Duration = Duration::from_secs(1);
-const SHED_SHARE: usize = 16;
+const SHED_IDLE: Duration = Duration::from_millis(500);
+const SHED_SHARE: usize = 8;
 /// So much is set aside for a body that is only announced; it grows as it comes.
 const ANNOUNCED_BYTES_MAX: usize = 64 * 1024;
 
@@ -152,7 +152,7 @@ impl Front {
         connections.open.iter_mut().for_each(|(_, seat)| seat.wake());
     }
 
-    /// Ends the connections that have been idle for longest, a sixteenth of all and at least one, so that others find a
+    /// Ends the connections that have been idle for longest, an eighth of all and at least one, so that others find a
     /// place. What has just been used is kept: its client may be about to send.
     pub(crate) fn shed(&self) {
         let mut connections = self.connections.borrow_mut();
