@@ -40,43 +40,63 @@ impl Causes {
 
 /// Knows the causes, and tells the machine when the first comes and when the last goes.
 pub(crate) struct Fullness {
-    causes: Mutex<Causes>,
+    seen: Mutex<Seen>,
     tell: Tell,
+}
+
+#[derive(Debug)]
+struct Seen {
+    causes: Causes,
+    /// Above the reserve, as the file system says; and what the machine was told.
+    room: u64,
+    room_told: u64,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self { causes: Causes::default(), room: u64::MAX, room_told: u64::MAX }
+    }
 }
 
 impl Fullness {
     pub(crate) fn new(tell: Tell) -> Self {
-        Self { causes: Mutex::default(), tell }
+        Self { seen: Mutex::default(), tell }
     }
 
     pub(crate) fn log(&self, full: bool) {
-        self.change(|causes| causes.log = full);
+        self.change(|seen| seen.causes.log = full);
     }
 
     fn space(&self, full: bool) {
-        self.change(|causes| causes.space = full);
+        self.change(|seen| seen.causes.space = full);
     }
 
     pub(crate) fn job_waits(&self) {
-        self.change(|causes| causes.jobs += 1);
+        self.change(|seen| seen.causes.jobs += 1);
     }
 
     pub(crate) fn job_goes_on(&self) {
-        self.change(|causes| causes.jobs = causes.jobs.saturating_sub(1));
+        self.change(|seen| seen.causes.jobs = seen.causes.jobs.saturating_sub(1));
     }
 
     fn room(&self, bytes: u64) {
-        self.tell.event(Event::Room { bytes });
+        self.change(|seen| seen.room = bytes);
     }
 
-    fn change(&self, change: impl FnOnce(&mut Causes)) {
+    fn change(&self, change: impl FnOnce(&mut Seen)) {
         // Told under the lock, so that the last that is told is what holds.
-        let mut causes = self.causes.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = *causes;
-        change(&mut causes);
-        if *causes != before {
-            let Causes { log, space, jobs } = *causes;
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = seen.causes;
+        change(&mut seen);
+        let causes = seen.causes;
+        if causes != before {
+            let Causes { log, space, jobs } = causes;
             tracing::warn!(log, space, jobs_waiting = jobs, "disk full or no longer");
+        }
+        // What a job lacks (a quota) the file system may not show.
+        let room = if causes.jobs > 0 { 0 } else { seen.room };
+        if std::mem::replace(&mut seen.room_told, room) != room {
+            self.tell.event(Event::Room { bytes: room });
         }
         if causes.any() != before.any() {
             self.tell.event(Event::DiskFull(causes.any()));
@@ -150,15 +170,12 @@ impl SpaceWatch {
         let inodes = Arc::new(AtomicU64::new(space.inodes));
         let seen = (free.clone(), inodes.clone());
         let watch = move || {
-            let (mut full, mut room) = (false, None);
+            let mut full = false;
             let mut space = space;
             loop {
                 full = space.is_full(min, full);
                 fullness.space(full);
-                let spare = space.free.saturating_sub(min.bytes);
-                if room.replace(spare) != Some(spare) {
-                    fullness.room(spare);
-                }
+                fullness.room(space.free.saturating_sub(min.bytes));
                 if stopped.recv_timeout(LOOK_EVERY) != Err(mpsc::RecvTimeoutError::Timeout) {
                     return Ok(());
                 }
@@ -245,6 +262,8 @@ mod tests {
         fullness.job_goes_on();
         drop(fullness);
         let told: Vec<_> = told.iter().map(|event| format!("{event:?}")).collect();
-        assert_eq!(told, ["DiskFull(true)", "DiskFull(false)"]);
+        let room = |bytes: u64| format!("Room {{ bytes: {bytes} }}");
+        let want = ["DiskFull(true)".into(), room(0), room(u64::MAX), "DiskFull(false)".into()];
+        assert_eq!(told, want);
     }
 }
