@@ -42,7 +42,8 @@ fn among_idle_clients() {
         let answer = client.call("POST /v1/counters/ns/k/increment", &[], b"");
         assert_eq!(answer.status, 200);
         let took = began.elapsed();
-        assert!(took < Duration::from_secs(2), "it waited for {took:?}");
+        // A second or so, and more where the machine is busy; before, as long as others may be idle: 75 s.
+        assert!(took < Duration::from_secs(5), "it waited for {took:?}");
         idle.push(client);
     }
     let metrics = cluster.client().get("/metrics").body;
