@@ -201,14 +201,18 @@ static uint16_t preserve(int fd, int is_new) {
     uint16_t file = know(stat.st_ino);
     int kept = real_open(AT_FDCWD, path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (kept >= 0) {
+        int known = is_new;
         if (!is_new) {
             char self[64];
             snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
             int from = real_open(AT_FDCWD, self, O_RDONLY | O_CLOEXEC, 0);
             copy(from, kept, 0, stat.st_size);
+            known = from >= 0;
             close(from);
         }
         close(kept);
+        if (!known)
+            syscall(SYS_unlinkat, AT_FDCWD, path, 0);
     } else {
         /* By a process before: what it wrote and never synced is not known any more. */
         files[file - 1].from = 0;
@@ -242,6 +246,11 @@ static int note(char what, const char *path, const char *other, const char *gone
     if (gone) {
         kept_path(kept, number);
         has_kept = syscall(SYS_linkat, AT_FDCWD, gone, AT_FDCWD, kept, 0) == 0;
+        if (!has_kept && errno != ENOENT) {
+            /* For want of inodes it can't be undone, so it is on the disk. */
+            next_name--;
+            return 0;
+        }
     }
     size_t len = (size_t)snprintf(line, sizeof line, "%c\t%u\t%d\t%.*s\t%s\t%s\n", what, number, has_kept,
                                   (int)folder_len(path), path, path, other ? other : "");
@@ -468,6 +477,8 @@ static int sync_file(int fd, long call) {
         pthread_mutex_lock(&lock);
         data_path(path, stat.st_ino);
         int kept = real_open(AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0);
+        /* Of a file that can't be followed, for want of descriptors, all is on the disk. */
+        int known = kept >= 0 || errno == ENOENT;
         /* Through a descriptor that can't write, too, whatever was written through another. */
         struct file *file = is_ours(fd) ? &files[file_of[fd] - 1] : NULL;
         if (kept >= 0) {
@@ -475,12 +486,15 @@ static int sync_file(int fd, long call) {
             snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
             int from = real_open(AT_FDCWD, self, O_RDONLY | O_CLOEXEC, 0);
             off_t begin = file ? file->from : 0, end = file ? file->to : stat.st_size;
+            known = from >= 0;
             copy(from, kept, begin, end < stat.st_size ? end : stat.st_size);
             if (syscall(SYS_ftruncate, kept, stat.st_size) != 0)
                 die("its file system is full");
             close(from);
             close(kept);
         }
+        if (!known)
+            syscall(SYS_unlinkat, AT_FDCWD, path, 0);
         if (file)
             file->from = file->to = 0;
         pthread_mutex_unlock(&lock);

@@ -276,6 +276,11 @@ impl Fleet {
         self.disk(name).cut().map_err(|error| format!("disk of {name}: {error}"))
     }
 
+    /// Whatever a node that is down has written is on its disk.
+    pub fn settle_disk(&self, name: &str) -> std::io::Result<()> {
+        self.disk(name).settle()
+    }
+
     /// From now on each sync of a node takes between so many milliseconds, and so many of the next ones fail.
     pub fn set_disk(&self, name: &str, sync_ms: (u32, u32), fails: u32) -> Result<(), String> {
         use std::os::unix::fs::FileExt;
@@ -508,6 +513,7 @@ impl Fleet {
     /// The folder of a node that is down is replaced by an empty one, as when a volume is not mounted.
     pub fn unmount_data(&mut self, name: &str) -> std::io::Result<()> {
         let data = self.data(name);
+        self.disk(name).settle()?;
         std::fs::rename(&data, data.with_extension("away"))?;
         std::fs::create_dir(&data)?;
         self.member_mut(name).unmounted = Some(0);
@@ -520,7 +526,10 @@ impl Fleet {
         let data = self.data(name);
         let made = std::fs::read_dir(&data).is_ok_and(|mut entries| entries.next().is_some());
         let refusals = self.member_mut(name).unmounted.take().unwrap_or(0);
-        let swapped = std::fs::remove_dir_all(&data)
+        let swapped = self
+            .disk(name)
+            .settle()
+            .and_then(|()| std::fs::remove_dir_all(&data))
             .and_then(|()| std::fs::rename(data.with_extension("away"), &data));
         swapped.map_err(|error| format!("the folder of {name} can't be put back: {error}"))?;
         match made {

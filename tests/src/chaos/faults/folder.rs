@@ -51,8 +51,9 @@ impl Fault for Rollback {
         field.fleet.hold(&self.victim);
         field.fleet.wait_until_dead(&self.victim);
         let put_back = copied.and_then(|()| {
-            let swapped =
-                std::fs::remove_dir_all(&data).and_then(|()| std::fs::rename(&image, &data));
+            let swapped = std::fs::remove_dir_all(&data)
+                .and_then(|()| field.fleet.settle_disk(&self.victim))
+                .and_then(|()| std::fs::rename(&image, &data));
             swapped.map_err(|error| error.to_string())
         });
         if let Err(why) = put_back {
