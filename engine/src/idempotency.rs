@@ -251,9 +251,13 @@ impl Limits {
     }
 
     fn bucket(&self, time: TimeMs, issued: TimeMs) -> u64 {
-        let of_issue = !Planted::BucketIgnoresIssueTime.is_in(self.planted);
-        let last = if of_issue { time.0.max(issued.0) } else { time.0 };
-        last / self.bucket_ms()
+        let mut issued = issued.0;
+        if Planted::BucketIgnoresIssueTime.is_in(self.planted) {
+            issued = 0;
+        } else if Planted::IssueTimeClamped.is_in(self.planted) {
+            issued = issued.min(time.0.saturating_add(24 * 3_600_000));
+        }
+        time.0.max(issued) / self.bucket_ms()
     }
 
     /// An entry of this time may drop a bucket whose life was prolonged by so much.

@@ -34,6 +34,8 @@ pub enum Planted {
     ExpireTooEarly,
     /// A record is as old as its entry, though its request says that it was issued later.
     BucketIgnoresIssueTime,
+    /// A record is no younger than a day ahead of its entry, whatever its request says.
+    IssueTimeClamped,
     /// Records age by a leap of shard time.
     LeapAgesRecords,
     /// Shard time follows the primary's own wall clock.
@@ -108,6 +110,10 @@ pub enum Planted {
     FullLeadsOn,
     /// A follower whose disk is full takes nothing, not even the barrier of a new primary.
     FullRefusesBarrier,
+    /// A shard of which nothing was applied yet has no copy to give.
+    EmptyIsNoCopy,
+    /// A node whose log is too long takes no whole copy.
+    FullLogTakesNoCopy,
     /// A read of the log that gives nothing is asked for again.
     EmptyReadGoesOn,
     /// What was read from the log in a former epoch is sent in this one.
@@ -151,7 +157,7 @@ pub enum Planted {
 }
 
 impl Planted {
-    pub const ALL: [Self; 71] = [
+    pub const ALL: [Self; 74] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -166,6 +172,7 @@ impl Planted {
         Self::RecordNotInFrozen,
         Self::ExpireTooEarly,
         Self::BucketIgnoresIssueTime,
+        Self::IssueTimeClamped,
         Self::LeapAgesRecords,
         Self::OwnClockTrusted,
         Self::ShareIgnored,
@@ -203,6 +210,8 @@ impl Planted {
         Self::CopyWithoutRoom,
         Self::FullLeadsOn,
         Self::FullRefusesBarrier,
+        Self::EmptyIsNoCopy,
+        Self::FullLogTakesNoCopy,
         Self::EmptyReadGoesOn,
         Self::OldReadIsSent,
         Self::TrimOnlyOnFlush,

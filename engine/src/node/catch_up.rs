@@ -8,7 +8,7 @@
 //!
 //! One read is under way at a time, whatever the number of shards that lag, and it takes the block that comes next in
 //! the log for all of them: so a block is read once, not once for each shard. A follower takes part while half of the
-//! window of its connection is free; the other half is for entries that come meanwhile.
+//! window of its connection is free. That half is kept for what is read; entries that come meanwhile have the other one.
 //!
 //! Every part moves the follower on or ends this way of feeding it: what the log does not hold, or what does not
 //! follow what the follower has, is not asked for again. The follower gets a whole copy then.
@@ -31,11 +31,18 @@ pub(super) struct CatchUp {
     lagging: BTreeMap<StoreId, BTreeSet<ShardId>>,
     /// The read that is under way: the epoch in which each shard wanted something of it.
     reading: Option<BTreeMap<ShardId, Epoch>>,
+    /// The followers that it is for.
+    readers: BTreeSet<StoreId>,
     /// The block that was read last.
     at: Place,
 }
 
 impl CatchUp {
+    /// Of a window of this size, what is kept free for the read under way.
+    pub(super) fn reserved(&self, store: StoreId, window_bytes: usize) -> usize {
+        if self.readers.contains(&store) { window_bytes.div_ceil(2) } else { 0 }
+    }
+
     pub(super) fn begin(&mut self, store: StoreId, shard: ShardId) {
         self.lagging.entry(store).or_default().insert(shard);
     }
@@ -48,14 +55,16 @@ impl Node {
             return;
         }
         let mut lagging = std::mem::take(&mut self.catch_up.lagging);
-        let mut wanted = Vec::new();
+        let (mut wanted, mut readers) = (Vec::new(), BTreeSet::new());
+        let half = self.settings.sizes.window_bytes.div_ceil(2);
         for (&store, shards) in &mut lagging {
-            if self.has_room_to_catch_up(store) {
+            if self.room_of(store) >= half {
                 shards.retain(|&shard| {
                     let want = self.wanted(store, shard);
                     wanted.extend(want);
                     want.is_some()
                 });
+                readers.extend((!shards.is_empty()).then_some(store));
             }
         }
         lagging.retain(|_, shards| !shards.is_empty());
@@ -67,17 +76,17 @@ impl Node {
         }
         let epoch = |one: &Wanted| Some((one.shard, self.epoch_led(one.shard)?));
         self.catch_up.reading = Some(wanted.iter().filter_map(epoch).collect());
+        self.catch_up.readers = readers;
         let sizes = self.settings.sizes;
-        let half = sizes.window_bytes.div_ceil(2);
         let bytes_max = sizes.read_log_bytes.min(sizes.message_bytes).min(half);
         effects.push(Effect::ReadLog { wanted, from: self.catch_up.at, bytes_max });
     }
 
-    fn has_room_to_catch_up(&self, store: StoreId) -> bool {
+    /// Bytes that may be sent to the follower now. One that is gone wants nothing, which is seen by looking.
+    fn room_of(&self, store: StoreId) -> usize {
         let link = self.dialled_to.get(&store).and_then(|conn| self.dialled.get(conn));
-        // One that is gone wants nothing, which is seen by looking.
-        let window = self.settings.sizes.window_bytes;
-        link.is_none_or(|link| link.room(window) >= window.div_ceil(2))
+        let window_bytes = self.settings.sizes.window_bytes;
+        link.map_or(window_bytes, |link| link.room(window_bytes))
     }
 
     fn wanted(&self, store: StoreId, shard: ShardId) -> Option<Wanted> {
@@ -99,6 +108,9 @@ impl Node {
         effects: &mut Vec<Effect>,
     ) {
         let asked = self.catch_up.reading.take().unwrap_or_default();
+        let mut ready = std::mem::take(&mut self.catch_up.readers);
+        // One large entry may have taken its half and this one: the block is read again for it.
+        ready.retain(|&store| self.room_of(store) > 0);
         self.catch_up.at = at;
         let mut slices: BTreeMap<StoreId, Vec<Slice>> = BTreeMap::new();
         for part in parts {
@@ -108,7 +120,7 @@ impl Node {
             }
             let Some(replica) = self.replicas.get_mut(&part.shard) else { continue };
             let planted = self.settings.planted;
-            for (store, slice) in feed_from(replica, &part, planted) {
+            for (store, slice) in feed_from(replica, &part, &ready, planted) {
                 slices.entry(store).or_default().extend(slice);
                 self.to_send.insert((store, part.shard));
             }
@@ -119,10 +131,11 @@ impl Node {
     }
 }
 
-/// What each follower that wanted this part is sent. One that gets nothing needs a whole copy.
+/// What each follower that wanted this part and is `ready` is sent. One that gets nothing needs a whole copy.
 fn feed_from(
     replica: &mut Replica,
     part: &LogPart,
+    ready: &BTreeSet<StoreId>,
     planted: Option<Planted>,
 ) -> Vec<(StoreId, Option<Slice>)> {
     let (shard, slots, commit) = (replica.shard, replica.slots, replica.commit);
@@ -136,7 +149,7 @@ fn feed_from(
     let mut out = Vec::new();
     for (&store, follower) in &mut primary.followers {
         let Feed::FromLog { opening } = follower.feed else { continue };
-        if follower.sent != part.prev {
+        if follower.sent != part.prev || !ready.contains(&store) {
             continue;
         }
         let Some(last) = entries.last().filter(|_| is_sound).map(Entry::position) else {

@@ -11,6 +11,8 @@
 //! loaded. So every load remembers how many ingests there had been, and is repeated if there was
 //! another.
 
+use std::collections::BTreeSet;
+
 use crate::apply::{self, Loaded, Needs, ShardState, Values};
 use crate::entry::Position;
 use crate::idempotency::Record;
@@ -59,6 +61,8 @@ pub(super) struct Flushing {
     unflushed_since: Option<Now>,
     /// Flush although it is not due.
     wanted: bool,
+    /// The next flush writes the records of these shards, even if nothing of them was applied.
+    records: BTreeSet<ShardId>,
 }
 
 #[derive(Clone, Debug)]
@@ -260,9 +264,11 @@ impl Node {
         let active = std::mem::take(&mut self.tables.active);
         let table = std::sync::Arc::new(active.freeze());
         self.tables.frozen = Some(table.clone());
+        let records = std::mem::take(&mut self.flushing.records);
         let (mut shards, mut marks) = (Vec::new(), Vec::new());
         for replica in self.replicas.values().filter(|replica| replica.trust.exists()) {
-            if replica.state.applied.seq > replica.flushed.seq {
+            let asked = records.contains(&replica.shard);
+            if asked || replica.state.applied.seq > replica.flushed.seq {
                 shards.push((replica.copy, replica.state.clone()));
                 marks.push((replica.copy, replica.state.applied, replica.digest()));
             }
@@ -286,6 +292,17 @@ impl Node {
         self.flushing.under_way.as_ref().map(|under_way| under_way.flush)
     }
 
+    /// The state is to hold a record of the shard: of an empty copy, if nothing was applied yet.
+    pub(super) fn want_record(&mut self, shard: ShardId) {
+        if Planted::EmptyIsNoCopy.is_in(self.settings.planted) {
+            self.want_flush();
+            return;
+        }
+        self.flushing.records.insert(shard);
+        self.flushing.unflushed_since.get_or_insert(self.now);
+        self.flushing.wanted = true;
+    }
+
     pub(super) fn on_ingested(&mut self, flush: u64, effects: &mut Vec<Effect>) {
         let Some(done) = self.flushing.under_way.take_if(|under_way| under_way.flush == flush)
         else {
@@ -296,7 +313,11 @@ impl Node {
         self.dirty.extend(self.memory.held_up());
         for (copy, applied, point) in done.shards {
             let Some(replica) = self.replicas.get_mut(&point.shard) else { continue };
-            if replica.trust.exists() && replica.copy == copy && applied.seq > replica.flushed.seq {
+            if !replica.trust.exists() || replica.copy != copy {
+                continue;
+            }
+            replica.recorded = true;
+            if applied.seq > replica.flushed.seq {
                 replica.flushed = applied;
                 replica.flushed_point = point;
             }

@@ -292,8 +292,9 @@ impl Node {
             true => usize::MAX,
             false => bytes,
         };
+        let kept_free = self.catch_up.reserved(store, sizes.window_bytes);
         let room = link
-            .room(limit(Planted::WindowIgnored, sizes.window_bytes))
+            .room(limit(Planted::WindowIgnored, sizes.window_bytes - kept_free))
             .min(limit(Planted::MessageUnlimited, sizes.message_bytes));
         let (mut slices, mut bytes) = (Vec::new(), 0);
         for shard in shards {

@@ -150,7 +150,7 @@ impl Node {
     /// may be what moved the version.
     pub(super) fn on_proposed(&mut self, id: u64, outcome: CasOutcome, effects: &mut Vec<Effect>) {
         let Some(shard) = self.proposals.remove(&id) else { return };
-        let retry_at = self.now.plus_ms(100);
+        let retry_at = self.now.plus_ms(self.settings.timing.propose_again_ms);
         let Some(primary) = self.replicas.get_mut(&shard).and_then(Replica::primary_mut) else {
             return;
         };

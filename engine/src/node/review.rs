@@ -208,7 +208,7 @@ impl Node {
         effects.push(Effect::Propose { proposal: id, expect, config, candidate });
     }
 
-    /// Tells the coordinator, on change and every second, what it can't see from etcd.
+    /// Tells the coordinator, on change and every so often, what it can't see from etcd.
     pub(super) fn report(&mut self, effects: &mut Vec<Effect>) {
         let mut report = Report {
             silent: self.health.silent(self.now, self.settings.silent_after_ms),
@@ -232,7 +232,7 @@ impl Node {
         if report == self.reported && self.now < self.next_report {
             return;
         }
-        self.next_report = self.now.plus_ms(1_000);
+        self.next_report = self.now.plus_ms(self.settings.timing.report_every_ms);
         self.reported = report.clone();
         effects.push(Effect::Report(report));
     }

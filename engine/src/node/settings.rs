@@ -171,6 +171,10 @@ pub struct Timing {
     pub copy_again_ms: u64,
     /// What is needed of the log is said this often, beside after each flush.
     pub trim_every_ms: u64,
+    /// After a proposal that etcd refused or did not answer, none is made for so long.
+    pub propose_again_ms: u64,
+    /// The coordinator is reported to on every change, and this often without one.
+    pub report_every_ms: u64,
 }
 
 impl Default for Timing {
@@ -189,6 +193,8 @@ impl Default for Timing {
             etcd_fresh_ms: 3_000,
             copy_again_ms: 1_000,
             trim_every_ms: 1_000,
+            propose_again_ms: 100,
+            report_every_ms: 1_000,
         }
     }
 }

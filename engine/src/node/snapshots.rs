@@ -13,6 +13,9 @@
 //! A copy that has no room is not begun: half of it would take the room that what is there needs, and nodes whose disks
 //! are equally full would copy for ever.
 //!
+//! Of a shard of which nothing was applied yet the copy is empty, and the whole log follows it. At a floor of all its
+//! members nothing may ever be applied before one that lost its copy has another.
+//!
 //! The tables hold changes of all shards together, so before rows of a shard are replaced or
 //! removed, everything in the tables is flushed first: else a later flush would add the old copy's
 //! changes to the new one's rows.
@@ -86,7 +89,7 @@ impl Node {
         if !replica.trust.is_working() {
             return; // What is wrong here would be wrong there.
         }
-        let (slots, pin) = (replica.slots, replica.flushed.seq);
+        let (slots, pin, recorded) = (replica.slots, replica.flushed.seq, replica.recorded);
         let Some(primary) = replica.primary_mut() else { return };
         // A member of M is never handed a copy that may lack what it has acknowledged, unless it
         // is known to have lost that already.
@@ -96,8 +99,8 @@ impl Node {
         if counted {
             return;
         }
-        if pin == Seq(0) {
-            self.want_flush(); // There is no shard record to send yet.
+        if !recorded {
+            self.want_record(shard);
             return;
         }
         follower.feed = Feed::Snapshot { transfer };
@@ -204,6 +207,9 @@ impl Node {
         let coming = coming.filter(|announced| self.expects(announced));
         let coming = coming.map(|announced| announced.bytes);
         let incoming = self.transfers.incoming.values().map(|incoming| incoming.bytes);
+        if self.disk_full && Planted::FullLogTakesNoCopy.is_in(self.settings.planted) {
+            return 0;
+        }
         coming.chain(incoming).fold(self.room_bytes, u64::saturating_sub)
     }
 

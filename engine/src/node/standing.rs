@@ -111,7 +111,7 @@ impl Node {
         let record = &primary.record;
         let trusted = record.isr.contains(&store) && !record.tainted.contains(&store);
         let needs_copy = trusted && follower.feed == Feed::NeedsSnapshot;
-        follower.short || needs_copy && !Planted::NeedyIsWaitedFor.is_in(self.settings.planted)
+        (follower.short || needs_copy) && !Planted::NeedyIsWaitedFor.is_in(self.settings.planted)
     }
 
     /// Looks how the commit of a shard moves.

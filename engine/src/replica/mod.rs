@@ -57,7 +57,9 @@ pub struct Replica {
     pub matched: Seq,
     /// Applied and in the state on disk.
     pub flushed: Position,
-    /// What that amounts to.
+    /// The state on disk has a record of this copy, so that there is something to send.
+    pub recorded: bool,
+    /// What `flushed` amounts to.
     pub flushed_point: DigestPoint,
     /// Digests at every [`Sizes::digest_every`]th seq and at barriers, newest last.
     pub points: VecDeque<DigestPoint>,
@@ -87,6 +89,7 @@ impl Replica {
             commit: Seq(0),
             matched: Seq(0),
             flushed: Position::default(),
+            recorded: false,
             flushed_point: DigestPoint { shard, ..DigestPoint::default() },
             points: VecDeque::new(),
             leaving: false,
@@ -121,6 +124,7 @@ impl Replica {
         self.log = ReplicaLog::from(state.applied);
         self.commit = state.applied.seq;
         self.flushed = state.applied;
+        self.recorded = state.applied.seq > Seq(0);
         self.matched = Seq(0);
         self.points.clear();
         self.state = state;

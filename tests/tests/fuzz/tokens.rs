@@ -195,6 +195,7 @@ fn under_one_token_nothing_is_done_twice() {
 fn without_one_of_the_rules_something_is() {
     for planted in [
         Planted::BucketIgnoresIssueTime,
+        Planted::IssueTimeClamped,
         Planted::LeapAgesRecords,
         Planted::ExpireTooEarly,
         Planted::IssueTimeNotJudged,

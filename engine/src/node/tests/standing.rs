@@ -157,6 +157,29 @@ fn a_member_that_needs_a_whole_copy_is_marked_and_gets_one() {
     assert_eq!(without.isr, [A.store, B.store]);
 }
 
+/// At the floor nothing is committed without B, whose copy is wrong: so nothing was applied that a copy could be made of,
+/// and never would be.
+#[test]
+fn a_member_is_filled_though_nothing_was_ever_applied() {
+    let mut bench = three(2);
+    let record = of(&record(1, 1, A), &[A, B]);
+    bench.config(record.clone());
+    bench.on(Event::Durable { group: 1 });
+    let next = proposed(&bench.on(reject(TO_B, 1, Reject::Stopped))).expect("B is marked");
+    assert_eq!(next.tainted, [B.store]);
+    let mut effects = bench.config(next);
+    effects.extend(pass(&mut bench, 100, &[TO_B, TO_C]));
+    let flush = effects.iter().find_map(|effect| match effect {
+        Effect::Flush { flush, shards, .. } => Some((*flush, shards.clone())),
+        _ => None,
+    });
+    let (flush, shards) = flush.expect("there is a record to send");
+    assert_eq!(shards[0].1.applied, Position::default());
+    let mut effects = bench.on(Event::Ingested { flush });
+    effects.extend(pass(&mut bench, 100, &[TO_B, TO_C]));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::MeasureSnapshot { .. })));
+}
+
 /// Its answer is lost, and then C dies while etcd is away: C counts, and can't leave.
 #[test]
 fn an_unsettled_addition_that_dies_freezes_the_shard() {

@@ -25,14 +25,11 @@ pub struct Limits {
     gathered: BTreeMap<StoreBoot, usize>,
     /// Messages on their way to followers: number and bytes of entries.
     sent: BTreeMap<(StoreBoot, Conn), Vec<(u64, usize)>>,
-    /// What is sent now was read from the log on disk: a read has a limit of its own.
-    from_log: bool,
     wrong: Option<String>,
 }
 
 impl Limits {
     pub fn event(&mut self, me: StoreBoot, event: &Event, sizes: &Sizes) {
-        self.from_log = matches!(event, Event::LogRead { .. });
         match event {
             Event::FromFollower { conn, message: FromFollower::Ack { n } } => {
                 if let Some(sent) = self.sent.get_mut(&(me, *conn)) {
@@ -97,12 +94,12 @@ impl Limits {
             (if last.entries.len() > 1 { of(last) } else { 0 }, rest)
         });
         let before: usize = rest.iter().map(of).sum();
-        let fits = self.from_log || before + last <= sizes.message_bytes;
+        let fits = before + last <= sizes.message_bytes;
         self.expect(fits, || format!("{me:?} sends {bytes} bytes of entries in one message"));
         let sent = self.sent.entry((me, conn)).or_default();
         let under_way: usize = sent.iter().map(|(_, bytes)| bytes).sum();
         sent.push((n, bytes));
-        let fits = self.from_log || bytes == 0 || under_way < sizes.window_bytes;
+        let fits = bytes == 0 || under_way < sizes.window_bytes;
         self.expect(fits, || {
             format!("{me:?} sends {bytes} bytes more while {under_way} are under way")
         });
