@@ -206,6 +206,9 @@ impl Driver<'_> {
             }
             Effect::Story(story) => {
                 let kind = kind_of(&story);
+                if let Story::Leaderless { why, .. } = story {
+                    core.oracle.coverage.leaderless(why);
+                }
                 *core.stories.entry(kind).or_default() += 1;
             }
             Effect::Exit { difference } => {

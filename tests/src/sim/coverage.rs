@@ -8,10 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use engine::config::ShardConfig;
 use engine::entry::{Body, Entry};
-use engine::ids::{Bseq, Conn, Epoch, Seq, SessionId, ShardId, StoreBoot, StoreId, Version};
+use engine::ids::{
+    Bseq, Conn, Epoch, Seq, SessionId, ShardId, StoreBoot, StoreId, TimeMs, Version,
+};
 use engine::message::{
     Answer, FromFollower, NodeQueryReply, NodeReply, Refusal, Reject, Report, ShardAvailability,
-    SnapshotOutcome, ToFollower,
+    SnapshotOutcome, Standing, ToFollower,
 };
 use engine::node::{CasOutcome, Effect, Event, ReplicaView};
 use engine::store::log::Record;
@@ -47,15 +49,35 @@ pub enum Path {
     SteppedDown,
     /// A process that was asked to stop handed over what it had, and ended.
     Left,
+    /// A primary reported a frozen shard, and who holds it up: a member that is silent …
+    HinderedBySilence,
+    /// … has a full disk …
+    HinderedByFullDisk,
+    /// … has no copy …
+    HinderedByNoCopy,
+    /// … lacks what it has acknowledged …
+    HinderedByLoss,
+    /// … is being sent a whole copy …
+    HinderedByCopying,
+    /// … or answers and is late.
+    HinderedByLag,
+    /// A copy that may be wrong was the only one in reach, and was not promoted.
+    WrongCopyWaits,
+    /// A lone survivor that was restarted was not promoted at once.
+    LoneSurvivorWaits,
 
     // -- catching up
     /// A follower was fed with what the primary no longer had in memory.
     FedFromLog,
+    /// The log no longer held what a follower was to be fed with, and it was sent a whole copy.
+    NotInLog,
     FilledBySnapshot,
     SnapshotInterrupted,
     CopyDropped,
     /// A follower refused a whole copy that had no room.
     CopyWithoutRoom,
+    /// A flush waited for room on the disk.
+    FlushWithoutRoom,
     /// Entries that alone kept an old segment of the log were written again.
     EntriesCarried,
     /// What a store needed for itself made its log too long, or did so no longer.
@@ -68,6 +90,10 @@ pub enum Path {
     /// A batch of a collected session came, and was told so.
     SessionExpired,
     BucketExpired,
+    /// A request with a token was refused for want of room for its record …
+    ShareTaken,
+    /// … while another namespace still found some.
+    ShareLeft,
     /// A refusal before ordering, for want of room.
     Overloaded,
 
@@ -76,6 +102,8 @@ pub enum Path {
     ReadIndexDenied,
     /// Etcd proved a read that the peers could not.
     ReadProvenByEtcd,
+    /// Etcd knew a newer primary than the one that asked.
+    ReadDeniedByEtcd,
     /// A follower answered with a stale value, and said how stale.
     StaleRead,
     /// A follower that could not prove the bound refused.
@@ -92,6 +120,8 @@ pub enum Path {
     // -- time
     /// Hours or days passed while nothing was in flight.
     Leapt,
+    /// The time of a shard leapt to what the clocks of its members say.
+    ShardTimeLeapt,
 
     // -- disks
     /// Power was lost in the middle of a group's write.
@@ -115,7 +145,7 @@ pub enum Path {
 }
 
 impl Path {
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 56] = [
         Self::TailSurvived,
         Self::TailTruncated,
         Self::FailoverWithoutData,
@@ -129,26 +159,40 @@ impl Path {
         Self::Resigned,
         Self::SteppedDown,
         Self::Left,
+        Self::HinderedBySilence,
+        Self::HinderedByFullDisk,
+        Self::HinderedByNoCopy,
+        Self::HinderedByLoss,
+        Self::HinderedByCopying,
+        Self::HinderedByLag,
+        Self::WrongCopyWaits,
+        Self::LoneSurvivorWaits,
         Self::FedFromLog,
+        Self::NotInLog,
         Self::FilledBySnapshot,
         Self::SnapshotInterrupted,
         Self::CopyDropped,
         Self::CopyWithoutRoom,
+        Self::FlushWithoutRoom,
         Self::EntriesCarried,
         Self::LogTooLong,
         Self::DuplicateAfterFailover,
         Self::SessionCollected,
         Self::SessionExpired,
         Self::BucketExpired,
+        Self::ShareTaken,
+        Self::ShareLeft,
         Self::Overloaded,
         Self::ReadIndexDenied,
         Self::ReadProvenByEtcd,
+        Self::ReadDeniedByEtcd,
         Self::StaleRead,
         Self::TooStale,
         Self::ProposalUnknown,
         Self::LateTxn,
         Self::EtcdWentBack,
         Self::Leapt,
+        Self::ShardTimeLeapt,
         Self::GroupTorn,
         Self::TornGroupCut,
         Self::DamageTold,
@@ -180,9 +224,16 @@ pub struct Coverage {
     batches: BTreeMap<(ShardId, SessionId, Bseq), (Epoch, Seq)>,
     /// Copies on their way.
     transfers: BTreeSet<(StoreBoot, Conn, u64)>,
+    /// Where shard time stands, and how much more at once is a leap.
+    times: BTreeMap<ShardId, TimeMs>,
+    leap_ms: u64,
 }
 
 impl Coverage {
+    pub fn new(leap_ms: u64) -> Self {
+        Self { leap_ms, ..Self::default() }
+    }
+
     pub fn reached(&mut self, path: Path) {
         *self.counts.entry(path).or_default() += 1;
     }
@@ -205,17 +256,24 @@ impl Coverage {
                 let cut = self.transfers.extract_if(.., gone).count();
                 (0..cut).for_each(|_| self.reached(Path::SnapshotInterrupted));
             }
-            Event::LogRead { parts, .. } if parts.iter().any(|part| !part.entries.is_empty()) => {
-                self.reached(Path::FedFromLog);
+            Event::LogRead { parts, .. } => {
+                for part in parts {
+                    let found = !part.entries.is_empty();
+                    self.reached(if found { Path::FedFromLog } else { Path::NotInLog });
+                }
             }
             Event::SnapshotInstalled { .. } => self.reached(Path::FilledBySnapshot),
             Event::Proposed { outcome: CasOutcome::Unknown, .. } => {
                 self.reached(Path::ProposalUnknown);
             }
-            Event::EtcdChecked { configs: Some(configs), .. }
-                if configs.iter().any(|config| config.primary == me) =>
-            {
-                self.reached(Path::ReadProvenByEtcd);
+            Event::EtcdChecked { configs: Some(configs), .. } => {
+                for config in configs {
+                    let leads = config.primary == me;
+                    self.reached(match leads {
+                        true => Path::ReadProvenByEtcd,
+                        false => Path::ReadDeniedByEtcd,
+                    });
+                }
             }
             _ => {}
         }
@@ -238,9 +296,7 @@ impl Coverage {
                 self.transfers.insert((me, *conn, *transfer));
             }
             Effect::Gateway { reply, .. } => self.told_a_gateway(reply),
-            Effect::Report(Report { resigned, .. }) if !resigned.is_empty() => {
-                self.reached(Path::Resigned);
-            }
+            Effect::Report(report) => self.reported(report),
             Effect::QueryReply { reply: NodeQueryReply::StepDown { end: Some(_), .. }, .. } => {
                 self.reached(Path::SteppedDown);
             }
@@ -252,7 +308,45 @@ impl Coverage {
         }
     }
 
+    fn reported(&mut self, report: &Report) {
+        if !report.resigned.is_empty() {
+            self.reached(Path::Resigned);
+        }
+        for (_, standing) in report.frozen.iter().flat_map(|(_, hindered_by)| hindered_by) {
+            match standing {
+                Standing::Good => {}
+                Standing::Silent => self.reached(Path::HinderedBySilence),
+                Standing::Full => self.reached(Path::HinderedByFullDisk),
+                Standing::NoCopy => self.reached(Path::HinderedByNoCopy),
+                Standing::Lost => self.reached(Path::HinderedByLoss),
+                Standing::Filling => self.reached(Path::HinderedByCopying),
+                Standing::Behind => self.reached(Path::HinderedByLag),
+            }
+        }
+    }
+
+    /// A coordinator left a shard without a primary for now.
+    pub fn leaderless(&mut self, why: &str) {
+        if why.contains("may be damaged") {
+            self.reached(Path::WrongCopyWaits);
+        } else if why.contains("was restarted") {
+            self.reached(Path::LoneSurvivorWaits);
+        }
+    }
+
+    /// The time of an entry, and how far shard time may go without a leap.
+    fn time(&mut self, shard: ShardId, entry: &Entry) {
+        let before = self.times.entry(shard).or_default();
+        let step_ms = entry.time.0.saturating_sub(before.0);
+        let begins = before.0 == 0;
+        *before = (*before).max(entry.time);
+        if step_ms > self.leap_ms && !begins {
+            self.reached(Path::ShardTimeLeapt);
+        }
+    }
+
     fn appended(&mut self, shard: ShardId, entry: &Entry) {
+        self.time(shard, entry);
         match entry.body {
             Body::Barrier => {
                 // The primary writes it before any follower hears of it.

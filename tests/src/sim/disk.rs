@@ -26,7 +26,7 @@ use engine::store::table::Frozen;
 use super::checker::durable::{Durable, Found};
 use super::core::{Core, Process, Told};
 use super::coverage::Path;
-use super::draws::Unmended;
+use super::draws::are_images_of_a_run_drawn;
 use super::log::{Damaged, Left, Log, LogSizes, OpenLog};
 use super::rng::Rng;
 use super::token_rows::TokenRows;
@@ -166,6 +166,8 @@ pub struct Disk {
     pub no_room_until: u64,
     /// It is full, but for its reserve, until somebody makes room: also after a restart.
     pub stays_full: bool,
+    /// The disk is small: so many bytes may be written until then.
+    pub small: Option<(u64, u64)>,
     /// What the machine was told of its room.
     pub room_told: u64,
     /// Each fsync takes so many times longer …
@@ -201,10 +203,11 @@ impl Disk {
             rng,
             sizes,
             slowness_for_good,
-            images_of_a_run: Unmended::ImagesOfARun.is_drawn(),
+            images_of_a_run: are_images_of_a_run_drawn(),
             stalled_until: 0,
             no_room_until: 0,
             stays_full: false,
+            small: None,
             room_told: u64::MAX,
             slowness: 1,
             last_synced_at: 0,
@@ -349,6 +352,9 @@ impl Disk {
         let (after, ingest) = self.ingests.get(&id)?;
         if !matches!(ingest, Ingest::Snapshot { .. }) && core.now < self.no_room_until {
             let wait = self.no_room_until - core.now;
+            if matches!(ingest, Ingest::Flush { .. }) {
+                core.oracle.coverage.reached(Path::FlushWithoutRoom);
+            }
             core.tell_after(wait, me, Told::Disk(DiskDone::Ingest { id }));
             return None;
         }

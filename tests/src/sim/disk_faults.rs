@@ -13,7 +13,6 @@ use engine::records::StoreStatus;
 use engine::replica::primary::Primary;
 
 use super::core::Happening;
-use super::draws::Unmended;
 use super::etcd::{Key, Value};
 use super::nodes::NodeHost;
 use super::rng::Rng;
@@ -29,6 +28,8 @@ pub enum DiskFault {
     StaysFull,
     /// A bit that was durable is another, and a later group bears witness that it was.
     Rot,
+    /// The same, and every other node is away when this one comes back: its copies are the only ones in reach.
+    LeftAlone,
     /// A counter's row can't be read.
     RowLost,
     /// The folder is as it was before some earlier start.
@@ -43,11 +44,12 @@ pub enum DiskFault {
 }
 
 impl DiskFault {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::FsyncFails,
         Self::Full,
         Self::StaysFull,
         Self::Rot,
+        Self::LeftAlone,
         Self::RowLost,
         Self::RolledBack,
         Self::Emptied,
@@ -72,15 +74,17 @@ pub struct DiskPlan {
 impl DiskPlan {
     /// With a floor of one a disk may be the only one that counts at any moment: none is harmed then, since nothing is
     /// promised of a shard that has lost its last in-sync copy.
-    pub fn from_seed(seed: u64, min_in_sync: usize, replicas: usize) -> Self {
+    pub fn from_seed(seed: u64, min_in_sync: usize) -> Self {
         let mut rng = Rng::new(seed.rotate_left(45) ^ 0x0D15_CFA1_75ED);
         let mut faults = Vec::new();
         if rng.percent(30) {
             faults = DiskFault::ALL.to_vec();
             rng.shuffle(&mut faults);
             faults.truncate(rng.between(1, 3) as usize);
-            let spared = min_in_sync == replicas && !Unmended::NothingToCopy.is_drawn();
-            faults.retain(|fault| min_in_sync > 1 && !spared || !fault.harms());
+            faults.retain(|fault| min_in_sync > 1 || !fault.harms());
+        }
+        if min_in_sync > 1 && rng.percent(5) && !faults.contains(&DiskFault::LeftAlone) {
+            faults.push(DiskFault::LeftAlone);
         }
         let every = rng.between(200_000, 900_000);
         Self { faults, every, rng }
@@ -96,10 +100,14 @@ impl World {
         let next = disks.rng.between(disks.every / 2, disks.every * 3 / 2);
         let kinds = disks.faults.clone();
         let fault = disks.rng.pick(&kinds);
-        let at = disks.rng.index(self.nodes.len());
+        let mut at = disks.rng.index(self.nodes.len());
+        let of_the_filled = disks.rng.percent(50).then(|| disks.rng.word());
         let back_after = disks.rng.between(1_000, 1_500_000);
         self.core.after(next, Happening::DiskFault);
         let Some(fault) = fault else { return };
+        if let (DiskFault::Full, Some(word)) = (fault, of_the_filled) {
+            at = self.being_filled(word).unwrap_or(at);
+        }
         let nodes = 0..self.nodes.len();
         if fault.harms() && !(nodes.into_iter().all(|at| self.is_whole(at)) && self.is_spare(at)) {
             return;
@@ -123,7 +131,7 @@ impl World {
             DiskFault::Full => node.is_full_for(core, back_after / 2),
             DiskFault::StaysFull => node.stays_full(),
             DiskFault::RowLost => node.loses_a_row(),
-            DiskFault::Rot => {
+            DiskFault::Rot | DiskFault::LeftAlone => {
                 node.crash(core, false);
                 node.rots()
             }
@@ -134,6 +142,11 @@ impl World {
             DiskFault::Emptied => {
                 node.crash(core, true);
                 node.is_emptied();
+                // The new one is smaller, until somebody makes room.
+                let rng = &mut core.plan.disks.rng;
+                let (room, until) =
+                    (rng.below(3_000), core.now + rng.between(1_000_000, 4_000_000));
+                node.disk.small = rng.percent(60).then_some((room, until));
                 true
             }
             DiskFault::Unmounted => {
@@ -146,11 +159,39 @@ impl World {
             let kind = format!("{fault:?}");
             *self.faults.disks.entry(kind).or_default() += 1;
         }
+        let alone = struck && fault == DiskFault::LeftAlone;
         if let Some(harmed) = node.harmed.filter(|_| struck && fault.harms()) {
             core.oracle.harmed(harmed);
         }
         let place = self.nodes[at].place;
+        let back_after = if alone { back_after / 8 } else { back_after };
         self.core.after(back_after, Happening::Restart { place });
+        if alone {
+            self.others_go(at);
+        }
+    }
+
+    /// One of the nodes that are to be given a whole copy, or at least what they lack: there the room counts most.
+    fn being_filled(&self, word: u64) -> Option<usize> {
+        let records: Vec<_> = self.core.etcd.shards().map(|(config, _)| config).collect();
+        let is_filled = |node: &NodeHost| {
+            let named = |stores: &[StoreId]| stores.contains(&node.store);
+            records.iter().any(|config| named(&config.learners) || named(&config.tainted))
+        };
+        let filled: Vec<_> =
+            (0..self.nodes.len()).filter(|&at| is_filled(&self.nodes[at])).collect();
+        filled.get(word as usize % filled.len().max(1)).copied()
+    }
+
+    /// All nodes but this one are away, for longer than it takes to come back and to be waited for.
+    fn others_go(&mut self, but: usize) {
+        for other in (0..self.nodes.len()).filter(|&other| other != but) {
+            let rng = &mut self.core.plan.disks.rng;
+            let (power_lost, back) = (rng.percent(50), rng.between(4_000_000, 7_000_000));
+            self.nodes[other].crash(&mut self.core, power_lost);
+            self.goes_away(other, back);
+        }
+        self.core.plan.last_until(self.core.now + 7_000_000);
     }
 
     /// One that is taken for lost is, for all that the others know; while all are away nothing takes their place.

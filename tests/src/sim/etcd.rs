@@ -7,7 +7,7 @@
 //! changed); a keep-alive may be told "kept" of a lease that is gone; a watch may be arbitrarily late,
 //! break, or miss what happened, so that only reading everything again tells.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use engine::config::ShardConfig;
 use engine::history::History;
@@ -171,6 +171,8 @@ pub struct Etcd {
     pub slow: bool,
     pub lies: bool,
     pub forgets: bool,
+    /// Watches of these places that have ended are not made again yet.
+    pub deaf: BTreeSet<Place>,
     kept: Image,
     /// While an old snapshot answers: what it took the place of.
     real: Option<Image>,
@@ -446,7 +448,12 @@ impl Core {
     /// One lease is revoked though its process is well.
     pub fn etcd_revoke_one(&mut self) {
         let leases: Vec<u64> = self.etcd.kept.leases.keys().copied().collect();
-        let Some(lease) = self.rng.pick(&leases) else { return };
+        if let Some(lease) = self.rng.pick(&leases) {
+            self.etcd_revoke(lease);
+        }
+    }
+
+    pub fn etcd_revoke(&mut self, lease: u64) {
         let before = self.etcd.history.len();
         self.etcd.revoke(lease);
         self.etcd_changed(before);
@@ -492,7 +499,7 @@ impl Core {
         if watcher.seen == usize::MAX {
             return None;
         }
-        if cut_off || self.etcd.health != Health::Up {
+        if cut_off || self.etcd.health != Health::Up || self.etcd.deaf.contains(&process.place) {
             let again = self.rng.between(10_000, 300_000);
             self.after(again, Happening::EtcdRelist { watcher: at });
             return None;

@@ -49,6 +49,9 @@ pub enum Kind {
     /// A node, and perhaps a gateway beside it, are behind a congested line: all that they hear, or say, or both,
     /// comes late, though nothing is lost. The world has moved on before they know.
     SlowLine,
+    /// A gateway loses its key, and its connections with what was to be answered on them; it finds the nodes again once
+    /// its session may have been collected.
+    Orphan,
     /// A node hears nobody but perhaps one gateway; then others die, and it comes back to those that restart,
     /// while etcd is still out of its reach: a deposed primary that nobody has told.
     Exile,
@@ -77,7 +80,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::NodeKill,
         Self::NodePower,
         Self::NodeAway,
@@ -98,6 +101,7 @@ impl Kind {
         Self::Flap,
         Self::Island,
         Self::SlowLine,
+        Self::Orphan,
         Self::Exile,
         Self::SlowDisk,
         Self::StalledDisk,
@@ -132,6 +136,8 @@ pub struct Faults {
 
 enum Undo {
     Unblock(Vec<(Place, Place)>),
+    /// The same, and the watches of these places may be made again.
+    Island(Vec<(Place, Place)>, Vec<Place>),
     /// These lines are fast again.
     Slow(Vec<(Place, Place)>),
     /// The first half of an exile: these open, those later.
@@ -182,9 +188,8 @@ impl World {
                 let node = self.core.rng.index(self.nodes.len());
                 let power_lost = self.core.rng.percent(50);
                 self.nodes[node].crash(&mut self.core, power_lost);
-                let place = self.nodes[node].place;
                 let back = self.core.rng.between(2_000_000, 8_000_000);
-                self.core.after(back, Happening::Restart { place });
+                self.goes_away(node, back);
             }
             Kind::AllPower => {
                 for node in 0..self.nodes.len() {
@@ -284,6 +289,7 @@ impl World {
                 }
             }
             Kind::SlowLine => self.slow_line(),
+            Kind::Orphan => self.orphan(),
             Kind::Exile => self.exile(),
             Kind::SlowDisk => {
                 let node = self.core.rng.index(self.nodes.len());
@@ -311,6 +317,14 @@ impl World {
         self.nodes[node].crash(&mut self.core, power_lost);
         let place = self.nodes[node].place;
         self.restart_later(place, 2_000_000);
+    }
+
+    /// Nothing else brings it back before, but the end of all faults.
+    pub fn goes_away(&mut self, node: usize, for_micros: u64) {
+        let node = &mut self.nodes[node];
+        node.away_until = node.away_until.max(self.core.now + for_micros);
+        let place = node.place;
+        self.core.at(node.away_until, Happening::Restart { place });
     }
 
     fn restart_later(&mut self, place: Place, within: u64) {
@@ -377,6 +391,24 @@ impl World {
         }
     }
 
+    fn orphan(&mut self) {
+        let at = self.core.rng.index(self.gateways.len());
+        let (place, lease) = (self.gateways[at].place, self.gateways[at].lease());
+        for link in self.core.net.standing_at(place) {
+            self.core.cut(link);
+        }
+        if let Some(lease) = lease {
+            self.core.etcd_revoke(lease);
+        }
+        let nodes = self.nodes.iter().map(|node| node.place);
+        let pairs: Vec<_> = nodes.flat_map(|node| [(place, node), (node, place)]).collect();
+        for &(from, to) in &pairs {
+            self.core.block(from, to);
+        }
+        let after = self.core.rng.between(20_000, 900_000);
+        self.end_after(Undo::Unblock(pairs), after);
+    }
+
     /// Those on it go on as before, for all that they can tell; the others replace them all. They may
     /// still reach etcd, but it tells them nothing unasked.
     fn island(&mut self) {
@@ -392,7 +424,9 @@ impl World {
         island.push(Place::Gateway(self.core.rng.index(self.gateways.len()) as u8));
         let mut others = self.all_places();
         others.retain(|other| !island.contains(other));
-        if self.core.rng.percent(50) {
+        let reaches_etcd = self.core.rng.percent(50);
+        if reaches_etcd {
+            self.core.etcd.deaf.extend(&island);
             self.core.etcd_break_watches(|place| island.contains(&place));
             others.retain(|&other| other != Place::Etcd);
         }
@@ -404,7 +438,7 @@ impl World {
             self.core.block(from, to);
         }
         let after = self.core.rng.between(500_000, 5_000_000);
-        self.end_after(Undo::Unblock(pairs), after);
+        self.end_after(Undo::Island(pairs, island), after);
     }
 
     fn any_process(&mut self) -> Place {
@@ -568,10 +602,10 @@ impl World {
     pub fn fault_ends(&mut self, fault: u64) {
         let Some(undo) = self.faults.running.remove(&fault) else { return };
         match undo {
-            Undo::Unblock(pairs) => {
-                for (from, to) in pairs {
-                    self.core.unblock(from, to);
-                }
+            Undo::Unblock(pairs) => self.unblock(pairs),
+            Undo::Island(pairs, island) => {
+                self.unblock(pairs);
+                self.core.etcd.deaf.retain(|place| !island.contains(place));
             }
             Undo::Slow(pairs) => {
                 for (from, to) in pairs {
@@ -586,6 +620,12 @@ impl World {
             Undo::EtcdForgets => self.core.etcd.forgets = false,
             Undo::Snapshot(image) => self.restore_etcd(*image),
             Undo::EtcdRestored => self.core.etcd_put_right(),
+        }
+    }
+
+    fn unblock(&mut self, pairs: Vec<(Place, Place)>) {
+        for (from, to) in pairs {
+            self.core.unblock(from, to);
         }
     }
 

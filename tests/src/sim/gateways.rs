@@ -73,6 +73,11 @@ impl GatewayHost {
         Process { place: self.place, life: self.life }
     }
 
+    /// The lease that its key hangs on.
+    pub fn lease(&self) -> Option<u64> {
+        self.running.as_ref()?.lease
+    }
+
     pub fn is_down(&self) -> bool {
         self.running.is_none()
     }

@@ -41,11 +41,18 @@ pub struct LogSizes {
     pub segment_bytes: usize,
     pub block_bytes: usize,
     pub keep_bytes: usize,
+    /// Beyond what is kept, room for a few groups, without which nothing begins.
+    pub slack_bytes: usize,
 }
 
 impl Default for LogSizes {
     fn default() -> Self {
-        Self { segment_bytes: SEGMENT_BYTES, block_bytes: BLOCK_BYTES, keep_bytes: 1 << 30 }
+        Self {
+            segment_bytes: SEGMENT_BYTES,
+            block_bytes: BLOCK_BYTES,
+            keep_bytes: 1 << 30,
+            slack_bytes: 8 << 10,
+        }
     }
 }
 
@@ -57,12 +64,13 @@ impl LogSizes {
             segment_bytes: if drawn < 128 { 0 } else { drawn },
             block_bytes: draws.size("block_bytes", 1, shipped.block_bytes),
             keep_bytes: draws.size("log_keep_bytes", 1, shipped.keep_bytes),
+            slack_bytes: draws.size("log_slack_bytes", 2 << 10, shipped.slack_bytes),
         }
     }
 
-    /// As shipped, as much again; and room for a few groups, without which nothing begins.
-    fn slack_bytes(self) -> usize {
-        self.keep_bytes.max(8 << 10)
+    /// As shipped, as much again as is kept.
+    fn spare_bytes(self) -> usize {
+        self.keep_bytes.max(self.slack_bytes)
     }
 }
 
@@ -288,7 +296,7 @@ impl OpenLog {
 
     /// What must be kept for this store itself has made the log too long.
     pub fn is_full(&self) -> bool {
-        let bytes_max = self.sizes.keep_bytes.saturating_add(self.sizes.slack_bytes());
+        let bytes_max = self.sizes.keep_bytes.saturating_add(self.sizes.spare_bytes());
         self.writer.as_ref().is_some_and(|writer| writer.index().exceeds(bytes_max))
     }
 

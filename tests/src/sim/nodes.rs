@@ -57,6 +57,8 @@ pub struct NodeHost {
     newest: StoreId,
     /// An operator has said that this store is to replace the one of its name.
     replaces: bool,
+    /// It is not started before.
+    pub away_until: u64,
     clock: Clock,
     phase: Phase,
 }
@@ -162,6 +164,7 @@ impl NodeHost {
             aside: None,
             newest: store_id(index),
             replaces: false,
+            away_until: 0,
             clock: core.plan.clocks[usize::from(index)],
             phase: Phase::Down,
         }
@@ -183,6 +186,7 @@ impl NodeHost {
             aside,
             newest,
             replaces,
+            away_until: 0,
             clock,
             phase,
         })
@@ -470,6 +474,12 @@ impl NodeHost {
             full: Full::default(),
         }));
         core.etcd_watch(self.process());
+        let small = self.disk.small.filter(|&(_, until)| core.now < until);
+        if let Some((room, until)) = small {
+            let told = |room| Told::Disk(DiskDone::Room(room));
+            core.tell_after(0, self.process(), told(room));
+            core.tell_after(until - core.now, self.process(), told(u64::MAX));
+        }
         self.run(core, Told::Tock);
     }
 
@@ -520,6 +530,11 @@ impl NodeHost {
         self.disk.stays_full = false;
         core.tell_after(0, self.process(), Told::Disk(DiskDone::Full(false)));
         core.tell_after(0, self.process(), Told::Disk(DiskDone::Room(u64::MAX)));
+    }
+
+    /// Its machine was told that its disk is full, or its log too long.
+    pub fn is_full(&self) -> bool {
+        matches!(&self.phase, Phase::Up(running) if running.full.any())
     }
 
     pub fn rots(&mut self) -> bool {

@@ -59,6 +59,7 @@ impl Oracle {
             sizes: plan.node.sizes,
             batches: plan.gateway.sizes,
             min_in_sync: plan.min_in_sync,
+            coverage: Coverage::new(plan.node.limits().leap_ms()),
             ..Self::default()
         }
     }

@@ -113,9 +113,11 @@ impl Shape {
                 (replicas, rng.between(1, replicas))
             }
         };
-        let nodes = match rng.percent(50) {
-            true => replicas.max(5),
-            false => rng.between(replicas, 7),
+        let nodes = match rng.below(20) {
+            0..10 => replicas.max(5),
+            // A node was taken away for good, and there is no other in its place.
+            10..12 => rng.between(min_in_sync, replicas),
+            _ => rng.between(replicas, 7),
         };
         draws.note("nodes", nodes, 5);
         draws.note("replicas", replicas, 3);
@@ -145,7 +147,7 @@ impl Plan {
         let lease_ttl = 1_000 * draws.wait("lease_ttl_ms", 500, 2_000, 2_000);
         let node = node_settings(&mut draws, &tokens, shape, planted);
         let gateway = gateway_settings(&mut draws, &tokens, &node, planted);
-        let disks = DiskPlan::from_seed(seed, shape.min_in_sync.into(), shape.replicas.into());
+        let disks = DiskPlan::from_seed(seed, shape.min_in_sync.into());
         let operator = OperatorPlan::from_seed(seed, &disks);
         let coordinator =
             coordinator_settings(&mut draws, &tokens, shape, (shards, lease_ttl), planted);
@@ -187,7 +189,7 @@ impl Plan {
             disks,
             operator,
             chaos: rng.percent(50),
-            bootstraps: rng.percent(30),
+            bootstraps: rng.percent(30) && shape.nodes >= shape.replicas,
             spurious_permille: if rng.percent(50) { rng.between(1, 40) } else { 0 },
             faults_until,
             load_until: faults_until + 500_000,
@@ -248,6 +250,14 @@ impl Plan {
         }
     }
 
+    /// Faults go on until then at least.
+    pub fn last_until(&mut self, until: u64) {
+        let more = until.saturating_sub(self.faults_until);
+        self.faults_until += more;
+        self.load_until += more;
+        self.heals_by += more;
+    }
+
     pub fn node(&self, index: usize) -> Settings {
         let mut settings = self.node.clone();
         if self.lazy_flushes && index % 2 == 1 {
@@ -293,6 +303,9 @@ fn node_settings(
         disk_probe_every_ms: silent_after_ms / 5,
         frozen_after_ms: draws.wait("frozen_after_ms", 200, 1_000, shipped.frozen_after_ms),
         read_index_ms: draws.wait("read_index_ms", least, most, shipped.read_index_ms),
+        etcd_check_every_ms: draws.wait("etcd_check_every_ms", 5, 100, shipped.etcd_check_every_ms),
+        read_give_up_ms: draws.wait("read_give_up_ms", 300, 5_000, shipped.read_give_up_ms),
+        proof_wait_ms: draws.wait("proof_wait_ms", 10, 300, shipped.proof_wait_ms),
         log_memory_bytes: draws.size("log_memory_bytes", 1, shipped.log_memory_bytes),
         table_bytes_max: draws.size("table_bytes_max", 512, shipped.table_bytes_max),
         flush_after_ms,
@@ -335,8 +348,16 @@ fn node_timing(draws: &mut Draws) -> node::Timing {
         ejected_ms_max: draws.wait("ejected_ms_max", ejected_ms, 60_000, shipped.ejected_ms_max),
         leave_within_ms: draws.wait("leave_within_ms", 50, 4_000, shipped.leave_within_ms),
         step_down_ms: draws.wait("step_down_ms", 50, 2_000, shipped.step_down_ms),
-        // Within two seconds a shard whose commit can't move says so: these are part of that promise.
-        ..shipped
+        // Within two seconds a shard whose commit can't move says so: the first two are part of that promise.
+        blocked_ms: draws.wait("blocked_ms", 50, 500, shipped.blocked_ms),
+        stalled_ms: draws.wait("stalled_ms", 200, 1_500, shipped.stalled_ms),
+        near_ms: draws.wait("near_ms", 20, 250, shipped.near_ms),
+        join_again_ms: draws.wait("join_again_ms", 50, 5_000, shipped.join_again_ms),
+        etcd_fresh_ms: draws.wait("etcd_fresh_ms", 600, 3_000, shipped.etcd_fresh_ms),
+        copy_again_ms: draws.wait("copy_again_ms", 20, 1_000, shipped.copy_again_ms),
+        trim_every_ms: draws.wait("trim_every_ms", 10, 1_000, shipped.trim_every_ms),
+        propose_again_ms: draws.wait("propose_again_ms", 5, 100, shipped.propose_again_ms),
+        report_every_ms: draws.wait("report_every_ms", 100, 1_000, shipped.report_every_ms),
     }
 }
 
@@ -402,6 +423,10 @@ fn coordinator_settings(
         newcomer_wait_ms: draws.wait("newcomer_wait_ms", 0, 300, shipped.newcomer_wait_ms),
         rebuild_delay_ms: draws.wait("rebuild_delay_ms", 100, 5_000, shipped.rebuild_delay_ms),
         lease_ttl_ms: lease_ttl / 1_000,
+        probe_every_ms: draws.wait("probe_every_ms", 50, 400, shipped.probe_every_ms),
+        probe_timeout_ms: draws.wait("probe_timeout_ms", 50, 300, shipped.probe_timeout_ms),
+        fsync_age_max_ms: draws.wait("fsync_age_max_ms", 800, 2_000, shipped.fsync_age_max_ms),
+        gather_ms: draws.wait("gather_ms", 10, 200, shipped.gather_ms),
         lone_wait_ms: draws.wait("lone_wait_ms", 100, 3_000, shipped.lone_wait_ms),
         guard_ms: draws.wait("guard_ms", 100, 5_000, shipped.guard_ms),
         balance_after_ms: draws.wait("balance_after_ms", 50, 1_000, shipped.balance_after_ms),
@@ -409,7 +434,12 @@ fn coordinator_settings(
         shards_per_txn: draws.size("shards_per_txn", 1, shipped.shards_per_txn),
         planner: planner::Limits {
             moves_max: draws.size("moves_max", 1, shipped.planner.moves_max),
-            ..shipped.planner
+            guard_nodes_min: draws.size("guard_nodes_min", 1, shipped.planner.guard_nodes_min),
+            guard_percent_max: draws.size(
+                "guard_percent_max",
+                1,
+                shipped.planner.guard_percent_max,
+            ),
         },
         timing,
         planted,
@@ -433,7 +463,12 @@ fn coordinator_timing(draws: &mut Draws) -> coordinator::Timing {
         pause_ms: wait("pause_ms", 20, 200, shipped.pause_ms),
         plan_every_ms: wait("plan_every_ms", 20, 100, shipped.plan_every_ms),
         plan_idle_ms: wait("plan_idle_ms", 200, 1_000, shipped.plan_idle_ms),
-        ..shipped
+        ask_suspect_every_ms: wait("ask_suspect_ms", 20, 1_000, shipped.ask_suspect_every_ms),
+        refused_again_ms: wait("refused_again_ms", 5, 200, shipped.refused_again_ms),
+        // Longer than nodes are silent between two reports.
+        complaint_ms: wait("complaint_ms", 1_100, 3_000, shipped.complaint_ms),
+        away_ms: wait("away_ms", 200, 1_000, shipped.away_ms),
+        report_ms: wait("report_ms", 1_100, 3_000, shipped.report_ms),
     }
 }
 
@@ -459,11 +494,16 @@ fn slowness(draws: &mut Draws, nodes: u8) -> Vec<u64> {
 /// Mostly right to the second; else hours or days off, and drifting.
 fn clocks(draws: &mut Draws, nodes: u8) -> Vec<Clock> {
     let far = draws.rng.percent(20);
-    let clock = |_| {
+    // A single clock that is wrong is outvoted; of several the shard's time may be anything.
+    let alone = draws.rng.percent(50).then(|| draws.rng.below(nodes.into()));
+    let clock = |at: u8| {
         let mut clock = Clock { skew_ms: draws.rng.below(2_000) as i64, drift_ppm: 0 };
-        if far && draws.rng.percent(50) {
-            let off = draws.log_uniform(10_000, 3 * DAY_MS) as i64;
-            clock.skew_ms = if draws.rng.percent(50) { off } else { -off };
+        if far && alone.map_or_else(|| draws.rng.percent(50), |alone| alone == u64::from(at)) {
+            // One that is ahead does harm: requests are too old for it.
+            let least = if alone.is_some() { DAY_MS / 24 } else { 10_000 };
+            let off = draws.log_uniform(least, 3 * DAY_MS) as i64;
+            let ahead = if alone.is_some() { 80 } else { 50 };
+            clock.skew_ms = if draws.rng.percent(ahead) { off } else { -off };
             clock.drift_ppm = draws.rng.between(0, 400_000) as i64 - 200_000;
         }
         clock

@@ -21,6 +21,7 @@ use engine::ops::{Op, OpKind};
 
 use super::clients::REST;
 use super::core::{Core, Happening, Place};
+use super::coverage::Path;
 use super::history::{DIGITS_MAX, History, Use};
 use super::rng::Rng;
 
@@ -150,8 +151,9 @@ pub struct TokenClients {
     pub plan: TokenPlan,
     rng: Rng,
     counters: Vec<usize>,
-    /// Of a namespace of their own, for few requests.
+    /// Of a namespace of their own, for few requests, which comes once there is no room for more of the other.
     modest: Vec<usize>,
+    crowded: bool,
     /// The token that a client is busy with, and how often it will still ask.
     busy: BTreeMap<usize, (usize, u64)>,
     open: usize,
@@ -173,7 +175,8 @@ impl TokenClients {
             let first = rng.between(200_000, 400_000);
             core.after(first, Happening::TokenClient { client });
         }
-        Self { cases: Vec::new(), plan, rng, counters, modest, busy: BTreeMap::new(), open: 0 }
+        let (cases, busy) = (Vec::new(), BTreeMap::new());
+        Self { cases, plan, rng, counters, modest, crowded: false, busy, open: 0 }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -230,7 +233,7 @@ impl TokenClients {
         }
         counters.sort();
         counters.dedup();
-        let modest = self.plan.hurry && self.rng.percent(5);
+        let modest = self.crowded && self.rng.percent(10);
         if modest {
             counters = vec![self.modest[0]];
         }
@@ -339,7 +342,15 @@ impl TokenClients {
         core.journal.note(core.now, || format!("token client: {answered:?}"));
         self.open -= 1;
         let nobody = || vec![Told::Unknown(None); case.counters.len()];
-        attempt.answer = Some((core.step, answered.told.unwrap_or_else(nobody)));
+        let told = answered.told.unwrap_or_else(nobody);
+        let is_told = |what| told.contains(&what);
+        if is_told(Told::NotApplied(Some(Failure::TokenQuota))) {
+            self.crowded |= self.plan.hurry;
+            core.oracle.coverage.reached(Path::ShareTaken);
+        } else if case.modest && matches!(told[0], Told::Applied(_)) {
+            core.oracle.coverage.reached(Path::ShareLeft);
+        }
+        attempt.answer = Some((core.step, told));
         attempt.replayed = answered.replayed;
     }
 }

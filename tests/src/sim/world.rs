@@ -192,8 +192,12 @@ impl World {
     /// Some shard whose replicas are not equal yet.
     fn unequal(&self) -> Option<String> {
         let node = |store| self.nodes.iter().find(|node| node.store == store)?.machine();
-        let replicas = self.core.plan.replicas;
-        self.core.etcd.shards().find_map(|(config, _)| heals::unfinished(config, replicas, node))
+        let replicas = self.core.plan.replicas.min(self.nodes.len());
+        let refusing = self.nodes.iter().find(|node| node.is_full());
+        let refusing = refusing.map(|node| format!("{:?} takes no writes", node.place));
+        let mut shards = self.core.etcd.shards();
+        refusing
+            .or_else(|| shards.find_map(|(config, _)| heals::unfinished(config, replicas, node)))
     }
 
     fn unfinished(&self) -> String {
@@ -376,6 +380,7 @@ impl World {
             return self.core.after(20_000, Happening::Restart { place });
         }
         match place {
+            Place::Node(at) if self.core.now < self.nodes[at as usize].away_until => {}
             Place::Node(at) => self.nodes[at as usize].start(&mut self.core),
             Place::Gateway(at) => self.gateways[at as usize].start(&mut self.core),
             Place::Coordinator(at) => self.coordinators[at as usize].start(&mut self.core),
