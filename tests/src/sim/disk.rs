@@ -99,6 +99,14 @@ pub enum Ingest {
     },
 }
 
+impl Ingest {
+    /// A whole copy may be so large that much else happens while it is read.
+    fn takes(&self, core: &mut Core) -> u64 {
+        let is_copy = matches!(self, Self::Snapshot { .. });
+        core.rng.between(500, if is_copy && core.plan.jitter { 400_000 } else { 20_000 })
+    }
+}
+
 /// What a machine is told of its disk.
 #[derive(Clone, Copy, Debug)]
 pub struct Fullness {
@@ -340,9 +348,9 @@ impl Disk {
             Ingest::Flush { .. } | Ingest::Snapshot { .. } => 0,
         };
         self.next += 1;
+        let took = ingest.takes(core);
         self.ingests.insert(self.next, (after, ingest));
         if self.ingests.len() == 1 {
-            let took = core.rng.between(500, 20_000);
             core.tell_after(took, me, Told::Disk(DiskDone::Ingest { id: self.next }));
         }
     }
@@ -364,8 +372,8 @@ impl Disk {
         }
         let (_, ingest) = self.ingests.remove(&id)?;
         // They happen in the order in which they were asked for.
-        if let Some(&id) = self.ingests.keys().next() {
-            let took = core.rng.between(500, 20_000);
+        if let Some((&id, (_, next))) = self.ingests.first_key_value() {
+            let took = next.takes(core);
             core.tell_after(took, me, Told::Disk(DiskDone::Ingest { id }));
         }
         match &ingest {
