@@ -272,6 +272,7 @@ impl Node {
     fn on_own_damage(&mut self, shard: ShardId, why: &'static str, effects: &mut Vec<Effect>) {
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
         replica.stop(&mut turn_of!(self, effects), why);
+        self.dirty.insert(shard);
         self.next_report = self.now;
         self.announce_copy(shard, effects);
     }

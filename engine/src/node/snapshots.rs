@@ -275,6 +275,7 @@ impl Node {
             return;
         };
         replica.trust.replace();
+        self.dirty.insert(shard); // Nothing more of it waits to be applied.
         let mut after_flush = self.want_flush();
         if Planted::InstallOverTables.is_in(self.settings.planted) {
             after_flush = None;

@@ -407,7 +407,7 @@ impl Disk {
             // The log is too long: the state may be written.
             0 => Fullness { full: true, room: u64::MAX },
             1 => Fullness { full: true, room: 0 },
-            _ => Fullness { full: false, room: self.rng.below(3_000) },
+            _ => Fullness { full: false, room: self.rng.below(600) },
         };
         if fullness.room == 0 {
             self.no_room_until = now + micros;

@@ -64,7 +64,7 @@ impl LogSizes {
             segment_bytes: if drawn < 128 { 0 } else { drawn },
             block_bytes: draws.size("block_bytes", 1, shipped.block_bytes),
             keep_bytes: draws.size("log_keep_bytes", 1, shipped.keep_bytes),
-            slack_bytes: draws.size("log_slack_bytes", 2 << 10, shipped.slack_bytes),
+            slack_bytes: shipped.slack_bytes,
         }
     }
 

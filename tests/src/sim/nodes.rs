@@ -420,7 +420,9 @@ impl NodeHost {
             self.aside.take_if(|_| self.replaces);
             return core.after(100_000, Happening::Restart { place: self.place });
         }
-        if self.harmed != Some(self.store) {
+        // Of two disks that were both in use in one place the later one may be the one that was given up.
+        let swapped = self.store != store_id(self.index()) && why.starts_with("GivenUp");
+        if self.harmed != Some(self.store) && !swapped {
             let detail = format!("{:?} may not start at {}: {why}", self.store, core.now);
             core.oracle.violations.push(Violation { promise: "heals", detail });
         }
@@ -563,7 +565,9 @@ impl NodeHost {
 
     /// Its disk is not there at the next start, but an empty folder is. `replaces`: the operator takes it for lost.
     pub fn is_unmounted(&mut self, core: &Core, replaces: bool) {
-        if self.aside.is_some() || !self.is_down() {
+        // One that no process has claimed yet gives nothing up.
+        let claimed = core.etcd.get(Key::Store(self.store)).is_some();
+        if self.aside.is_some() || !self.is_down() || !claimed {
             return;
         }
         let (plan, index) = (&core.plan, (self.store.0 & 0xFF) as usize - 0xA0);

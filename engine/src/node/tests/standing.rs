@@ -168,7 +168,7 @@ fn a_member_is_filled_though_nothing_was_ever_applied() {
     let next = proposed(&bench.on(reject(TO_B, 1, Reject::Stopped))).expect("B is marked");
     assert_eq!(next.tainted, [B.store]);
     let mut effects = bench.config(next);
-    effects.extend(pass(&mut bench, 100, &[TO_B, TO_C]));
+    effects.extend(pass(&mut bench, 500, &[TO_B, TO_C]));
     let flush = effects.iter().find_map(|effect| match effect {
         Effect::Flush { flush, shards, .. } => Some((*flush, shards.clone())),
         _ => None,
@@ -176,7 +176,7 @@ fn a_member_is_filled_though_nothing_was_ever_applied() {
     let (flush, shards) = flush.expect("there is a record to send");
     assert_eq!(shards[0].1.applied, Position::default());
     let mut effects = bench.on(Event::Ingested { flush });
-    effects.extend(pass(&mut bench, 100, &[TO_B, TO_C]));
+    effects.extend(pass(&mut bench, 500, &[TO_B, TO_C]));
     assert!(effects.iter().any(|effect| matches!(effect, Effect::MeasureSnapshot { .. })));
 }
 
