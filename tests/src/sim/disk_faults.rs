@@ -144,8 +144,7 @@ impl World {
                 node.is_emptied();
                 // The new one is smaller, until somebody makes room.
                 let rng = &mut core.plan.disks.rng;
-                let (room, until) =
-                    (rng.below(400), core.now + rng.between(1_000_000, 4_000_000));
+                let (room, until) = (rng.below(400), core.now + rng.between(1_000_000, 4_000_000));
                 node.disk.small = rng.percent(60).then_some((room, until));
                 true
             }

@@ -69,7 +69,7 @@ impl LogSizes {
     }
 
     /// As shipped, as much again as is kept.
-    fn spare_bytes(self) -> usize {
+    pub fn spare_bytes(self) -> usize {
         self.keep_bytes.max(self.slack_bytes)
     }
 }

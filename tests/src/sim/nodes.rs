@@ -421,7 +421,8 @@ impl NodeHost {
             return core.after(100_000, Happening::Restart { place: self.place });
         }
         // Of two disks that were both in use in one place the later one may be the one that was given up.
-        let swapped = self.store != store_id(self.index()) && why.starts_with("GivenUp");
+        let swapped = self.store != store_id((self.store.0 & 0xFF) as u8 - 0xA0)
+            && why.starts_with("GivenUp");
         if self.harmed != Some(self.store) && !swapped {
             let detail = format!("{:?} may not start at {}: {why}", self.store, core.now);
             core.oracle.violations.push(Violation { promise: "heals", detail });
