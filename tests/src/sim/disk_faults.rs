@@ -158,7 +158,8 @@ impl World {
             let kind = format!("{fault:?}");
             *self.faults.disks.entry(kind).or_default() += 1;
         }
-        let alone = struck && fault == DiskFault::LeftAlone;
+        // A coordinator that acts at random knows nothing of logs, and would name the one that is there.
+        let alone = struck && fault == DiskFault::LeftAlone && !self.core.plan.chaos;
         if let Some(harmed) = node.harmed.filter(|_| struck && fault.harms()) {
             core.oracle.harmed(harmed);
         }
