@@ -159,7 +159,7 @@ impl World {
             *self.faults.disks.entry(kind).or_default() += 1;
         }
         // A coordinator that acts at random knows nothing of logs, and would name the one that is there.
-        let alone = struck && fault == DiskFault::LeftAlone && !self.core.plan.chaos;
+        let alone = struck && fault == DiskFault::LeftAlone && !core.plan.chaos;
         if let Some(harmed) = node.harmed.filter(|_| struck && fault.harms()) {
             core.oracle.harmed(harmed);
         }

@@ -474,6 +474,7 @@ fn coordinator_timing(draws: &mut Draws) -> coordinator::Timing {
         complaint_ms: wait("complaint_ms", 1_100, 3_000, shipped.complaint_ms),
         away_ms: wait("away_ms", 200, 1_000, shipped.away_ms),
         report_ms: wait("report_ms", 1_100, 3_000, shipped.report_ms),
+        full_after_ms: wait("full_after_ms", 100, shipped.full_after_ms, shipped.full_after_ms),
     }
 }
 
