@@ -106,7 +106,7 @@ pub enum Planted {
     FullIsForgotten,
     /// A whole copy is accepted whether it has room or not.
     CopyWithoutRoom,
-    /// A primary whose disk is full goes on leading, whoever could take writes in its place.
+    /// Whether a disk has room is not looked at when a primary is chosen, nor while it leads.
     FullLeadsOn,
     /// A follower whose disk is full takes nothing, not even the barrier of a new primary.
     FullRefusesBarrier,

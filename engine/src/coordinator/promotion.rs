@@ -336,7 +336,7 @@ impl Office {
         round: &Round,
         led: &BTreeMap<StoreId, usize>,
     ) -> Ruling {
-        let candidates = self.candidates(turn.now, config, need, round, led);
+        let candidates = self.candidates(turn, config, need, round, led);
         let handing = self.promotions.handing.get(&config.shard());
         let why = match choose(&candidates, handing.map(|handing| handing.to)) {
             None => "no in-sync member that may lead has answered",
@@ -356,7 +356,7 @@ impl Office {
 
     fn candidates(
         &self,
-        now: Now,
+        turn: &Turn<'_>,
         config: &ShardConfig,
         need: Need,
         round: &Round,
@@ -369,6 +369,8 @@ impl Office {
             let status = self.records.stores.get(store)?.value.status;
             // Lost and retired stores are not probed, so they are not alive here.
             let process = self.health.alive(store).filter(|it| round.asked[&store] == *it)?;
+            let full = self.reports.full_ms(turn.now, process).is_some()
+                && !Planted::FullLeadsOn.is_in(turn.settings.planted);
             let replaced = store == old && matches!(need, Need::Resigned | Need::CutOff);
             let handed_over = store == old && matches!(need, Need::HandedOver);
             // A damaged copy is the last resort, one that lost all it had is none: it would count from 0.
@@ -379,7 +381,7 @@ impl Office {
                 _ if end.unfit => Rank::Unfit,
                 StoreStatus::Suspect => Rank::Suspect,
                 _ if replaced => Rank::Replaced,
-                _ if self.reports.full_ms(now, process).is_some() => Rank::Full,
+                _ if full => Rank::Full,
                 _ if handed_over || status == StoreStatus::Draining => Rank::Leaving,
                 _ => Rank::Good,
             };
