@@ -33,7 +33,7 @@ pub enum DiskError {
     Damage { segment: u64, offset: usize },
     #[error(
         "{0}: damaged so far that it no longer says whose store this is; once the shards have other \
-         copies, delete the store's folder to start as a new store"
+         copies, delete the store's folder and start with --replace to be a new store"
     )]
     Nameless(PathBuf),
     #[error("the {0} thread ended")]

@@ -171,7 +171,10 @@ fn a_node_that_forgot_who_it_is_says_what_to_do() {
     }
     assert_eq!(cluster.exit_code_of("nameless", &node.argv, SOON), 5);
     let log = cluster.log("nameless");
-    assert!(log.contains("delete the store's folder to start as a new store"), "{log}");
+    assert!(
+        log.contains("delete the store's folder and start with --replace to be a new store"),
+        "{log}"
+    );
     fs::remove_dir_all(node.data()).expect("the folder of a node that is dead");
     cluster.start_replacing(&node);
     wait_until_healed(&cluster);
