@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use engine::node::{Settings, Sizes};
+use engine::node::{Settings, Sizes, pending_beside_log};
 use engine::records::Meta;
 
 use crate::disk::MemoryPlan;
@@ -142,7 +142,10 @@ impl Options {
 
     /// How `--memory-bytes` is shared out.
     pub fn memory_plan(&self) -> MemoryPlan {
-        MemoryPlan::of(self.memory())
+        let log = self.log_keep_bytes.saturating_add(self.log_slack_bytes);
+        let log = usize::try_from(log).unwrap_or(usize::MAX);
+        let plan = MemoryPlan::of(self.memory());
+        MemoryPlan { pending_bytes_max: pending_beside_log(plan.pending_bytes_max, log), ..plan }
     }
 
     /// The machine's settings.
@@ -176,5 +179,33 @@ impl Options {
 
     fn memory(&self) -> usize {
         usize::try_from(self.memory_bytes).unwrap_or(usize::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    /// Story: a log full of entries that were not applied took no barrier that could commit them.
+    #[test]
+    fn a_log_holds_eight_times_what_may_be_pending() {
+        #[track_caller]
+        fn check(flags: &[&str], want: usize) {
+            let needed = ["node", "--name", "a", "--data", "d", "--cluster", "c", "--etcd", "e:1"];
+            let line = Line::try_parse_from(needed.iter().chain(flags)).map_err(|e| e.to_string());
+            let options = line.unwrap_or_else(|error| panic!("{error}")).options;
+            assert_eq!(options.memory_plan().pending_bytes_max, want);
+        }
+        check(&[], MemoryPlan::of(512 << 20).pending_bytes_max);
+        check(&["--memory-bytes", "68719476736"], 256 << 20);
+        check(&["--log-keep-bytes", "0", "--log-slack-bytes", "8000000"], 1_000_000);
     }
 }

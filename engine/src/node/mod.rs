@@ -76,7 +76,7 @@ use crate::store::log::index::Needed;
 use crate::store::log::scan::Place;
 use crate::store::table::{Frozen, Tables};
 
-pub use settings::{Settings, Sizes, Timing};
+pub use settings::{Settings, Sizes, Timing, pending_beside_log};
 
 /// Everything that can happen to a node.
 #[derive(Clone, Debug)]

@@ -32,7 +32,8 @@ pub struct Settings {
     /// Applied entries of all shards kept in memory for followers that lag. Those applied first go first.
     pub log_memory_bytes: usize,
     /// Ordered and not yet applied, of all shards, with all that applying needs: beyond it batches are refused. And
-    /// beyond so much that waits for this node alone it acknowledges nothing to those that it follows.
+    /// beyond so much that waits for this node alone it acknowledges nothing to those that it follows. No more than fits
+    /// the log ([`pending_beside_log`]).
     pub pending_bytes_max: usize,
     /// The active table is frozen at this size …
     pub table_bytes_max: usize,
@@ -54,6 +55,12 @@ pub struct Settings {
     /// How long, and how often.
     pub timing: Timing,
     pub planted: Option<Planted>,
+}
+
+/// What may be pending on a node whose log may grow to so many bytes. A log full of entries that are not applied takes
+/// nothing that could commit them, not even a new primary's barrier: its shards would stay frozen.
+pub fn pending_beside_log(pending_bytes: usize, log_bytes: usize) -> usize {
+    pending_bytes.min(log_bytes / 8)
 }
 
 impl Default for Settings {

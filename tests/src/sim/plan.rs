@@ -6,7 +6,7 @@
 use engine::coordinator::Flags;
 use engine::ids::{Slot, Slots};
 use engine::key::KEY_BYTES_MAX;
-use engine::node::{self, Settings};
+use engine::node::{self, Settings, pending_beside_log};
 use engine::planted::Planted;
 use engine::{batcher, coordinator, planner};
 
@@ -147,10 +147,8 @@ impl Plan {
         let lease_ttl = 1_000 * draws.wait("lease_ttl_ms", 500, 2_000, 2_000);
         let log = LogSizes::draw(&mut draws);
         let mut node = node_settings(&mut draws, &tokens, shape, planted);
-        // As shipped, a log holds more than nodes may have ordered and not applied: one that is full of it takes nothing
-        // that could move the commit.
         let log_bytes = log.keep_bytes.saturating_add(log.spare_bytes());
-        node.pending_bytes_max = node.pending_bytes_max.min((log_bytes / 8).max(2_000));
+        node.pending_bytes_max = pending_beside_log(node.pending_bytes_max, log_bytes).max(2_000);
         let gateway = gateway_settings(&mut draws, &tokens, &node, planted);
         let disks = DiskPlan::from_seed(seed, shape.min_in_sync.into());
         let operator = OperatorPlan::from_seed(seed, &disks);
