@@ -232,15 +232,18 @@ impl Limits {
     }
 
     /// A step of shard time that is larger is a leap: no record ages by it. So a primary that slews
-    /// makes smaller ones, as long as it orders an entry once in a bucket's length.
+    /// makes smaller ones, as long as it orders an entry once in a bucket's length: 9/8 of that.
     pub fn leap_ms(&self) -> u64 {
-        self.bucket_ms().saturating_mul(2)
+        let bucket = self.bucket_ms();
+        bucket.saturating_add(bucket.div_ceil(2))
     }
 
-    /// How long after it came to a gateway a request without a stated issue time may be applied.
+    /// How long after it came to a gateway a request without a stated issue time may be applied. The first entry of a shard
+    /// that was idle moves its time by up to a leap, by which a request ages that has just come; a quarter of that is for
+    /// how old the gateway's reading of the shard's time is.
     pub fn undecided_ms(&self) -> u64 {
-        let window = self.settings.window_ms;
-        (window / 8).max(window.min(120_000))
+        let (window, leap) = (self.settings.window_ms, self.leap_ms());
+        (window / 8).max(window.min(120_000)).max(leap.saturating_add(leap / 4))
     }
 
     /// How long a bucket lives after its end, leaps not counted.
@@ -607,6 +610,21 @@ mod tests {
         assert!((42_000..42_100).contains(&hour.settings.requests_per_s()));
     }
 
+    /// Story: after a shard had been idle for just less than a leap, a request that had just come was too old.
+    #[test]
+    fn no_step_but_a_leap_makes_a_request_too_old_that_has_just_come() {
+        for window_ms in [10_000, 120_000, 600_000, 3_600_000, 604_800_000] {
+            for buckets in [1, 2, 6, 16, 32, 1_000] {
+                let settings = Settings { window_ms, buckets, ..Settings::default() };
+                let limits = Limits { settings, planted: None };
+                let heard_before = (window_ms / 8).min(1_000).min(limits.leap_ms() / 4);
+                let time = TimeMs(1_800_000_000_000);
+                let heard = IssueTime::Heard(TimeMs(time.0 - limits.leap_ms() - heard_before));
+                assert!(!Buckets::default().is_too_old(&limits, time, heard), "{settings:?}");
+            }
+        }
+    }
+
     /// Records of no namespace in particular.
     fn of(buckets: impl IntoIterator<Item = u64>) -> Buckets {
         let mut all = Buckets::default();
@@ -646,7 +664,7 @@ mod tests {
     #[test]
     fn no_record_ages_by_a_leap() {
         let mut buckets = of([4, 5, 6]);
-        buckets.pass(&LIMITS, TimeMs(5_000), TimeMs(7_000));
+        buckets.pass(&LIMITS, TimeMs(5_000), TimeMs(6_500));
         assert_eq!(buckets, of([4, 5, 6]));
         buckets.pass(&LIMITS, TimeMs(5_900), TimeMs(105_900));
         assert_eq!(buckets.to_expire(&LIMITS, TimeMs(105_900)), [6]);
