@@ -1185,6 +1185,28 @@ fn a_store_that_a_shard_needs_is_not_given_up_for_one_of_its_name() {
     assert!(!gives_up(&effects, 1) && !gives_up(&effects, 2), "{effects:?}");
 }
 
+/// A primary that stopped its copy as wrong is none that is known to be good: the member that is away has the only one.
+#[test]
+fn a_store_is_not_given_up_while_the_other_copy_is_known_to_be_wrong() {
+    let config = ShardConfig { isr: ids(&[1, 2]), target: ids(&[1, 2]), ..shard_at(0) };
+    for (resigned, want) in [(vec![ShardId(0)], false), (vec![], true)] {
+        let mut bench = Bench::leading(2, vec![config.clone()]);
+        bench.report(1, Report { resigned: resigned.clone(), ..Report::default() });
+        bench.kill(2);
+        bench.lease_ends(2);
+        bench.boot(9, 1);
+        let found = bench.etcd.stores.iter_mut().find(|(it, _)| *it == id(9)).unwrap();
+        found.1.value.name = "node-2".into();
+        bench.tell_store(9);
+        for _ in 0..20 {
+            bench.report(1, Report { resigned: resigned.clone(), ..Report::default() });
+            bench.pass(500);
+        }
+        let effects = bench.take();
+        assert_eq!(gives_up(&effects, 2), want, "{effects:?}");
+    }
+}
+
 /// Story: a start sent its claim and died, its disk was replaced, and the store in its place served. It was being restarted
 /// when the claim came at last: the record was the newer one of that name, and the store with the data was given up for one
 /// that had never run (simulator, seed 3173).

@@ -214,6 +214,8 @@ impl Office {
             primary.store != store
                 && self.health.alive(primary.store) == Some(primary)
                 && record.is_some_and(|kept| kept.value.status != StoreStatus::Suspect)
+                // One whose copy proved wrong asks to be replaced.
+                && !self.reports.resigns(turn.now, primary, config.shard())
         };
         let mut shards = self.records.shards.iter().map(|(_, kept)| &kept.value);
         let planted = turn.settings.planted;
