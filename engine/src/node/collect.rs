@@ -16,11 +16,13 @@ pub(super) struct Collecting {
     next: Now,
     /// Since when this process has seen a session absent.
     absent_since: BTreeMap<SessionId, Now>,
+    /// Shards up to here had their turn last; the next begins behind it.
+    last: Option<ShardId>,
 }
 
 impl Collecting {
     pub(super) fn new(now: Now, every_ms: u64) -> Self {
-        Self { next: now.plus_ms(every_ms), absent_since: BTreeMap::new() }
+        Self { next: now.plus_ms(every_ms), absent_since: BTreeMap::new(), last: None }
     }
 }
 
@@ -44,7 +46,7 @@ impl Node {
         // A set: every row of every shard is looked up in it, and a cluster has as many of both as it
         // has gateway workers.
         let alive: BTreeSet<_> = alive.into_iter().collect();
-        let led: Vec<_> = self
+        let mut led: Vec<_> = self
             .replicas
             .values()
             .filter(|replica| replica.primary().is_some_and(|primary| primary.active))
@@ -58,12 +60,15 @@ impl Node {
         self.collecting.absent_since = absent;
         // Every entry names all sessions that live: with thousands of them not every shard is collected in one turn.
         let mut room = self.settings.sizes.message_bytes;
+        let begin = led.partition_point(|&shard| Some(shard) <= self.collecting.last);
+        led.rotate_left(begin);
         for shard in led {
             let Some(body) = self.collection(shard, at, &alive) else { continue };
             let Some(seq) = self.order(shard, body, effects) else { continue };
             let entry = self.replicas[&shard].log.get(seq);
             room = room.saturating_sub(entry.map_or(0, |held| held.entry.size()));
             if room == 0 {
+                self.collecting.last = Some(shard);
                 break;
             }
         }
