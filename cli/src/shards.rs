@@ -3,18 +3,21 @@
 //! For a shard whose good copies are gone for good. The coordinator waits for them without end, since only a person can
 //! know that they will not return. The command says what is given up, asks, and writes an intent into etcd that is good for
 //! the record it was decided on and no other. The leading coordinator obeys it, if no copy may lead by itself, and leaves a
-//! record of the loss for good. An intent that is not obeyed in time is withdrawn: it must not be obeyed hours later.
+//! record of the loss for good. An intent that is not obeyed is withdrawn, however the waiting ends: it must not be
+//! obeyed hours later.
 
 use std::io::{self, BufRead, IsTerminal};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use engine::config::ShardConfig;
-use engine::ids::{Epoch, Seq, ShardId, StoreId, TimeMs};
+use engine::ids::{Epoch, Seq, ShardId, StoreId, TimeMs, Version};
 use engine::message::{NodeQuery, NodeQueryReply, ReplicaStatus, RoleStatus};
 use engine::records::{LossRecord, Meta, NodeRecord, Operator, PromoteIntent, StoreRecord};
 use metastore::{Candidate, Kept, Metastore, Outcome};
 use serde::Serialize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 
 use crate::etcd::EtcdArgs;
 use crate::exit::Exit;
@@ -23,6 +26,10 @@ use crate::output;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// A node that says nothing for so long does not answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// How long etcd is asked to end an intent: a few tries, if each call runs into its time limit.
+const WITHDRAW_WITHIN: Duration = Duration::from_secs(10);
+/// No shard's record has this version (the first has 1), so an intent with it means nothing.
+const OF_NO_RECORD: Version = Version(0);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -48,8 +55,13 @@ struct Promote {
     /// Don't ask
     #[arg(long)]
     yes: bool,
-    /// Seconds to wait for the coordinator; then the wish is withdrawn
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    /// Seconds to wait for the coordinator; then the request is withdrawn
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(1..=86_400)
+    )]
     wait: u64,
     #[command(flatten)]
     etcd: EtcdArgs,
@@ -68,6 +80,9 @@ struct Report {
     /// Where the log of its copy ends.
     last: u64,
     given_up: Vec<GivenUp>,
+    /// The operator whom the record names. None: it is not written yet, or it needed none since all
+    /// copies were damaged.
+    by: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -120,24 +135,29 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
         output::note("not confirmed: nothing was written");
         return Ok(Exit::Failed);
     }
-    let wish = Wish { metastore, config: view.record.record.clone(), store };
-    match wish.fulfilled(Duration::from_secs(args.wait)).await? {
-        Ended::Accepted(loss) => {
-            let report = Report { epoch: loss.epoch.0, last: loss.last.1.0, ..report };
+    let config = view.record.record.clone();
+    let request = Request::new(metastore, config, store);
+    match request.carried_out(Duration::from_secs(args.wait)).await? {
+        Ended::Recorded(loss) => {
+            let report = view.recorded(&loss, &report);
             match args.json {
                 true => output::json(&report)?,
                 false => output::result(&report.sentence())?,
             }
-            Ok(Exit::Done)
+            let (exit, remark) = verdict(&request.intent, &loss, &report, &view.name(store));
+            if let Some(remark) = remark {
+                output::note(&remark);
+            }
+            Ok(exit)
         }
         Ended::Refused(why) => {
             output::note(&format!("error: {why}. Nothing was given up"));
             Ok(Exit::Failed)
         }
-        Ended::Unknown => {
-            output::note(
-                "unknown: etcd's answer was lost. `dkc status` shows under \"led with a loss\" what came of it",
-            );
+        Ended::Unknown(why) => {
+            output::note(&format!(
+                "unknown: {why}. `dkc status` shows under \"led with a loss\" what came of it"
+            ));
             Ok(Exit::Unknown)
         }
     }
@@ -237,6 +257,25 @@ impl View {
             uuid: to.to_string(),
             last: last(to).unwrap_or_default().0,
             given_up: config.isr.iter().filter(|&&store| store != to).map(given_up).collect(),
+            by: None,
+        }
+    }
+
+    /// What the record says. Whether a node answers is as it was `before`.
+    fn recorded(&self, loss: &LossRecord, before: &Report) -> Report {
+        let given_up = |&(store, last): &(StoreId, Option<Seq>)| {
+            let uuid = store.to_string();
+            let answers = before.given_up.iter().any(|one| one.uuid == uuid && one.answers);
+            GivenUp { node: self.name(store), uuid, answers, last: last.map(|seq| seq.0) }
+        };
+        Report {
+            shard: loss.shard.0,
+            epoch: loss.epoch.0,
+            primary: self.name(loss.primary.store),
+            uuid: loss.primary.store.to_string(),
+            last: loss.last.1.0,
+            given_up: loss.given_up.iter().map(given_up).collect(),
+            by: loss.accepted_by.as_ref().map(|operator| operator.name.clone()),
         }
     }
 }
@@ -270,96 +309,221 @@ impl Report {
     }
 
     fn sentence(&self) -> String {
-        let Self { shard, epoch, primary, last, given_up, .. } = self;
+        let Self { shard, epoch, primary, last, given_up, by, .. } = self;
         let names: Vec<&str> = given_up.iter().map(|one| one.node.as_str()).collect();
+        let by = match by {
+            Some(by) => format!("accepted by {by}"),
+            None => "all copies were damaged".to_owned(),
+        };
         format!(
-            "shard {shard} is led by {primary} in epoch {epoch}, from position {last} on; given up: {}",
+            "shard {shard} is led by {primary} in epoch {epoch}, from position {last} on; \
+             given up: {}; {by}",
             names.join(", ")
         )
     }
 }
 
-/// A wish on its way.
-struct Wish {
+/// An intent on its way through etcd.
+struct Request {
     metastore: Metastore,
     config: ShardConfig,
-    store: StoreId,
+    intent: PromoteIntent,
 }
 
+#[derive(Debug)]
 enum Ended {
-    Accepted(LossRecord),
-    Refused(&'static str),
-    Unknown,
+    /// The shard's next epoch began with a loss: with this one's or with another.
+    Recorded(LossRecord),
+    /// It was not obeyed, and can't be any more.
+    Refused(String),
+    /// It may be obeyed yet.
+    Unknown(String),
 }
 
-impl Wish {
-    async fn fulfilled(&self, wait: Duration) -> anyhow::Result<Ended> {
-        let shard = self.config.shard();
+/// What etcd holds of the shard.
+enum Seen {
+    /// The record that the intent was decided on.
+    Same,
+    /// Another record, which did not begin with a loss: the intent means nothing any more.
+    Changed,
+    Loss(LossRecord),
+}
+
+impl Request {
+    fn new(metastore: Metastore, config: ShardConfig, store: StoreId) -> Self {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let intent = PromoteIntent {
-            store: self.store,
-            version: self.config.version,
-            from: Operator {
-                at: TimeMs(u64::try_from(at.as_millis()).unwrap_or(u64::MAX)),
-                name: operator(),
-            },
+        let at = TimeMs(u64::try_from(at.as_millis()).unwrap_or(u64::MAX));
+        let from = Operator { at, name: operator() };
+        let intent = PromoteIntent { store, version: config.version, from };
+        Self { metastore, config, intent }
+    }
+
+    /// Writes the intent and waits until it is obeyed, for so long at most. An error means that it
+    /// was not written.
+    async fn carried_out(&self, wait: Duration) -> anyhow::Result<Ended> {
+        let until = Instant::now().checked_add(wait).context("--wait is too long")?;
+        let mut signals = Signals::catch()?;
+        let Some(slot) = self.slot().await? else {
+            let why = "another request came at the same time, or etcd's answer was lost";
+            return Ok(Ended::Refused(why.to_owned()));
         };
-        let before = self.metastore.get::<PromoteIntent>(&shard).await?;
-        let written = match &before {
-            Some(kept) => self.metastore.replace(&shard, &intent, kept.modified).await?,
-            None => self.metastore.create(&shard, &intent).await?,
+        let shard = self.config.shard();
+        // Whatever comes from here on, the intent does not stay behind.
+        let ended = match self.metastore.replace(&shard, &self.intent, slot).await {
+            Ok(Outcome::Done { .. }) => self.obeyed(until, &mut signals).await,
+            Ok(Outcome::Failed) => Err("another request came at the same time".to_owned()),
+            Ok(Outcome::Unknown) => Err("etcd's answer to the request was lost".to_owned()),
+            Err(error) => Err(error.to_string()),
         };
-        let modified = match written {
-            Outcome::Done { revision } => revision,
-            Outcome::Failed => {
-                return Ok(Ended::Refused("another such wish came at the same time"));
-            }
-            Outcome::Unknown => return Ok(Ended::Unknown),
-        };
-        let until = tokio::time::Instant::now() + wait;
-        loop {
-            if let Some(ended) = self.look().await? {
-                // Obeyed, or decided on a record that stands no more.
-                if matches!(ended, Ended::Refused(_)) {
-                    let _without_effect = self.withdraw(modified).await?;
+        let withdrawn = self.withdraw(slot).await;
+        Ok(match ended {
+            Ok(loss) => Ended::Recorded(loss),
+            Err(why) if !withdrawn => Ended::Unknown(format!(
+                "{why}, and etcd did not confirm that the request is withdrawn: \
+                 it may be obeyed yet"
+            )),
+            // It may have been obeyed just before it was to be withdrawn.
+            Err(why) => match self.look().await {
+                Ok(Seen::Loss(loss)) => Ended::Recorded(loss),
+                Ok(Seen::Same | Seen::Changed) => {
+                    Ended::Refused(format!("{why}; the request is withdrawn"))
                 }
-                return Ok(ended);
+                Err(error) => Ended::Unknown(format!(
+                    "{why}; the request stands no more, but it may have been obeyed: {error}"
+                )),
+            },
+        })
+    }
+
+    /// The revision of the shard's key for intents, which is made if there is none. The intent then
+    /// replaces what has this revision. If etcd's answer to that is lost, deleting the key at the
+    /// same revision rules out that the intent is written later.
+    async fn slot(&self) -> Result<Option<u64>, metastore::Error> {
+        let shard = self.config.shard();
+        if let Some(kept) = self.metastore.get::<PromoteIntent>(&shard).await? {
+            return Ok(Some(kept.modified));
+        }
+        let without_meaning = PromoteIntent { version: OF_NO_RECORD, ..self.intent.clone() };
+        Ok(match self.metastore.create(&shard, &without_meaning).await? {
+            Outcome::Done { revision } => Some(revision),
+            Outcome::Failed | Outcome::Unknown => None,
+        })
+    }
+
+    /// The loss that the shard's next epoch begins with, or why it is not waited for any more.
+    async fn obeyed(&self, until: Instant, signals: &mut Signals) -> Result<LossRecord, String> {
+        tokio::select! {
+            loss = self.loss() => loss,
+            () = signals.next() => {
+                output::note("stopping: the request is being withdrawn");
+                Err("interrupted".to_owned())
             }
-            if tokio::time::Instant::now() >= until {
-                return self.withdraw(modified).await;
+            () = tokio::time::sleep_until(until) => {
+                Err("the coordinator did not do it in time, and its log says why".to_owned())
+            }
+        }
+    }
+
+    async fn loss(&self) -> Result<LossRecord, String> {
+        loop {
+            match self.look().await {
+                Ok(Seen::Loss(loss)) => return Ok(loss),
+                Ok(Seen::Changed) => {
+                    let why = "the shard's record changed meanwhile: look at `dkc status`";
+                    return Err(why.to_owned());
+                }
+                // etcd may answer again in time.
+                Ok(Seen::Same) | Err(metastore::Error::NoAnswer { .. }) => {}
+                Err(error) => return Err(error.to_string()),
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
-    async fn look(&self) -> anyhow::Result<Option<Ended>> {
+    async fn look(&self) -> Result<Seen, metastore::Error> {
         let shard = self.config.shard();
-        let epoch = Epoch(self.config.epoch.0 + 1);
-        if let Some(loss) = self.metastore.get::<LossRecord>(&(shard, epoch)).await? {
-            return Ok(Some(Ended::Accepted(loss.record)));
-        }
         let stands = self.metastore.get::<ShardConfig>(&shard).await?;
-        let moved = stands.is_none_or(|kept| kept.record.version != self.config.version);
-        // The record of a loss is written with the shard's: it would be there by now.
-        Ok(match moved {
-            true => match self.metastore.get::<LossRecord>(&(shard, epoch)).await? {
-                Some(loss) => Some(Ended::Accepted(loss.record)),
-                None => Some(Ended::Refused(
-                    "the shard's record changed meanwhile: look at `dkc status`",
-                )),
-            },
-            false => None,
+        if stands.is_some_and(|kept| kept.record.version == self.config.version) {
+            return Ok(Seen::Same);
+        }
+        // The record of a loss is written in one transaction with the shard's: it is there by now.
+        let epoch = Epoch(self.config.epoch.0 + 1);
+        let loss = self.metastore.get::<LossRecord>(&(shard, epoch)).await?;
+        Ok(loss.map_or(Seen::Changed, |kept| Seen::Loss(kept.record)))
+    }
+
+    /// Ends the intent, so that it can't be obeyed any more. False: etcd did not confirm that in
+    /// time.
+    async fn withdraw(&self, slot: u64) -> bool {
+        let withdrawn = async {
+            while !self.is_withdrawn(slot).await.unwrap_or(false) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::time::timeout(WITHDRAW_WITHIN, withdrawn).await.is_ok()
+    }
+
+    /// Deletes the intent, or what it was to replace. True: it does not stand and never will, since
+    /// `slot` is gone too.
+    async fn is_withdrawn(&self, slot: u64) -> Result<bool, metastore::Error> {
+        let shard = self.config.shard();
+        let Some(kept) = self.metastore.get::<PromoteIntent>(&shard).await? else {
+            return Ok(true);
+        };
+        if kept.record != self.intent && kept.modified != slot {
+            // Another request replaced it.
+            return Ok(true);
+        }
+        let deleted = self.metastore.delete::<PromoteIntent>(&shard, kept.modified).await?;
+        Ok(matches!(deleted, Outcome::Done { .. }))
+    }
+}
+
+/// How the command ends with this loss on record, and what its operator must know about that.
+fn verdict(
+    intent: &PromoteIntent,
+    loss: &LossRecord,
+    recorded: &Report,
+    wanted: &str,
+) -> (Exit, Option<String>) {
+    let Report { epoch, primary, by, .. } = recorded;
+    if loss.primary.store != intent.store {
+        let remark = format!(
+            "error: epoch {epoch} began with the copy of {primary}, not of {wanted}: \
+             this request was not obeyed"
+        );
+        return (Exit::Failed, Some(remark));
+    }
+    let remark = match by {
+        _ if loss.accepted_by.as_ref() == Some(&intent.from) => return (Exit::Done, None),
+        Some(by) => format!("it was done for another request, of {by}: this one was not needed"),
+        None => "the coordinator did it by itself: this request was not needed".to_owned(),
+    };
+    (Exit::Done, Some(remark))
+}
+
+/// What ends a process that waits. Once they are caught, none of them ends it by itself.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn catch() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
-    async fn withdraw(&self, modified: u64) -> anyhow::Result<Ended> {
-        let shard = self.config.shard();
-        match self.metastore.delete::<PromoteIntent>(&shard, modified).await? {
-            Outcome::Done { .. } => Ok(Ended::Refused(
-                "the coordinator did not do it in time, and its log says why; the wish is withdrawn",
-            )),
-            Outcome::Failed => Ok(self.look().await?.unwrap_or(Ended::Unknown)),
-            Outcome::Unknown => Ok(Ended::Unknown),
+    /// Waits for one of them.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
         }
     }
 }
@@ -373,7 +537,7 @@ fn operator() -> String {
 
 #[cfg(test)]
 mod tests {
-    use engine::ids::{Boot, Slots, StoreBoot, Version};
+    use engine::ids::{Boot, Slots, StoreBoot};
     use engine::message::DigestPoint;
     use engine::records::StoreStatus;
 
@@ -462,6 +626,59 @@ mod tests {
         assert_eq!(view().running("b"), Some(StoreId(2)));
         assert_eq!(view().running("a"), None);
         assert_eq!(view().running(&StoreId(2).to_string()), Some(StoreId(2)));
+    }
+
+    fn request() -> PromoteIntent {
+        let from = Operator { at: TimeMs(7), name: "me@here".into() };
+        PromoteIntent { store: StoreId(2), version: Version(9), from }
+    }
+
+    #[track_caller]
+    fn check_verdict(store: u128, by: Option<Operator>, exit: Exit, remark: Option<&str>) {
+        let before = view().report(StoreId(2), &vec![(StoreId(3), true, None)]);
+        let loss = LossRecord {
+            shard: ShardId(5),
+            epoch: Epoch(5),
+            primary: StoreBoot { store: StoreId(store), boot: Boot(1) },
+            last: (Epoch(4), Seq(20)),
+            given_up: vec![(StoreId(1), Some(Seq(18))), (StoreId(3), None)],
+            accepted_by: by,
+        };
+        let report = view().recorded(&loss, &before);
+        let given_up: Vec<_> =
+            report.given_up.iter().map(|it| (it.node.as_str(), it.answers, it.last)).collect();
+        assert_eq!(given_up, [("a", false, Some(18)), ("c", true, None)]);
+        assert_eq!((report.epoch, report.last), (5, 20));
+        let (got, said) = verdict(&request(), &loss, &report, "b");
+        assert_eq!(got, exit);
+        assert_eq!(said.is_some(), remark.is_some(), "{said:?}");
+        let said = said.unwrap_or_default();
+        assert!(said.contains(remark.unwrap_or_default()), "{said}");
+    }
+
+    #[test]
+    fn only_the_loss_that_was_asked_for_is_a_success() {
+        let mine = request().from;
+        let other = Operator { name: "other@there".into(), ..mine.clone() };
+        check_verdict(2, Some(mine.clone()), Exit::Done, None);
+        check_verdict(2, Some(other.clone()), Exit::Done, Some("other@there"));
+        check_verdict(2, None, Exit::Done, Some("by itself"));
+        for by in [Some(mine), Some(other), None] {
+            check_verdict(1, by, Exit::Failed, Some("copy of a, not of b"));
+        }
+    }
+
+    #[test]
+    fn the_waiting_has_an_end() {
+        let parses = |wait: &str| {
+            let command = <Promote as clap::Args>::augment_args(clap::Command::new("promote"));
+            let given = ["promote", "5", "b", "--accept-loss", "--wait", wait];
+            command.try_get_matches_from(given).is_ok()
+        };
+        assert!(parses("1") && parses("86400"));
+        for wrong in ["0", "86401", "18446744073709551615"] {
+            assert!(!parses(wrong), "{wrong}");
+        }
     }
 
     #[test]

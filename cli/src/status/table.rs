@@ -1,5 +1,6 @@
 //! The cluster as tables, for people: everything about nodes, and of the shards those that are not as they should be.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -110,10 +111,12 @@ fn nodes(cluster: &Cluster) -> String {
     table(&columns, nodes.into_iter().map(row).collect())
 }
 
-/// What was given up, ever: the latest epochs first.
+/// What was given up, ever. Losses without an operator come first: they carry no time, so each may be
+/// the newest of all. The others follow, the latest first by the clocks of the operators.
 fn losses(cluster: &Cluster, all: bool, now: SystemTime) -> String {
     let mut losses: Vec<&Loss> = cluster.losses.iter().collect();
-    losses.sort_by_key(|loss| std::cmp::Reverse((loss.at_ms, loss.epoch, loss.shard)));
+    losses
+        .sort_by_key(|loss| (loss.at_ms.is_some(), Reverse((loss.at_ms, loss.epoch, loss.shard))));
     let most = if all { losses.len() } else { losses.len().min(LOSSES_MAX) };
     let mut text = String::new();
     if most > 0 {
@@ -240,13 +243,20 @@ shard 1: ITS REPLICAS HOLD DIFFERENT COUNTERS
     }
 
     #[test]
-    fn losses_are_shown_the_latest_first() {
+    fn losses_without_a_time_are_shown_first_and_then_the_latest() {
         let mut cluster = cluster();
         let now = UNIX_EPOCH + Duration::from_secs(609);
         let accepted = "  shard 0 from epoch 1: the copy of node-1, which ended at 7; given up: node-2; accepted by me@here 10 min ago\n";
         let damaged = "  shard 1 from epoch 2: the copy of node-1, which ended at 20; given up: node-2; all copies were damaged\n";
-        let want = format!("\nled with a loss, which is not undone:\n{accepted}{damaged}");
+        let want = format!("\nled with a loss, which is not undone:\n{damaged}{accepted}");
         assert_eq!(losses(&cluster, false, now), want);
+        // However many an operator accepted since.
+        let by_operator = cluster.losses[1].clone();
+        let later = (10..15).map(|at_s| Loss { at_ms: Some(at_s * 1_000), ..by_operator.clone() });
+        cluster.losses.extend(later);
+        let text = losses(&cluster, false, now);
+        assert!(text.contains(damaged) && text.ends_with("  … and 4 more (--all)\n"), "{text}");
+        assert_eq!(text.lines().nth(3), Some(accepted.replace("10 min", "9 min").trim_end()));
         cluster.losses = vec![cluster.losses[0].clone(); 5];
         assert!(losses(&cluster, false, now).ends_with("  … and 2 more (--all)\n"));
         assert_eq!(losses(&cluster, true, now).lines().count(), 7);
