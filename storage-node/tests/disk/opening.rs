@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::entry::{Body, Entry, Position};
 use engine::ids::{CopyNo, Epoch, ShardId, Slots, TimeMs};
@@ -16,6 +16,8 @@ use crate::pair::{next_identity, settings, store_id};
 use crate::torn;
 
 pub(crate) const SHARD: ShardId = ShardId(0);
+/// What is locked for longer is in use.
+const LOCKED_FOR_MAX: Duration = Duration::from_secs(2);
 
 /// A disk whose identity is written, and what it tells.
 pub(crate) struct Bench {
@@ -35,12 +37,23 @@ impl Bench {
 
     pub(crate) fn with(settings: DiskSettings) -> Result<Self, DiskError> {
         let (events, told) = mpsc::channel();
-        let failures = events.clone();
-        let (disk, opened) = Disk::open(
-            settings,
-            move |event| drop(events.send(Ok(event))),
-            move |error| drop(failures.send(Err(error))),
-        )?;
+        let open = || {
+            let (events, failures) = (events.clone(), events.clone());
+            Disk::open(
+                settings.clone(),
+                move |event| drop(events.send(Ok(event))),
+                move |error| drop(failures.send(Err(error))),
+            )
+        };
+        // A child that the kill loop has just forked has all locks of this process, until it is another program.
+        let began = Instant::now();
+        let (disk, opened) = loop {
+            match open() {
+                Err(DiskError::Locked(_)) if began.elapsed() < LOCKED_FOR_MAX => {}
+                other => break other?,
+            }
+            std::thread::yield_now();
+        };
         let next_group = opened.next_group;
         let (full, last) = (Vec::new(), Position::default());
         let mut bench = Self { disk, opened, events: told, full, next_group, last };
