@@ -121,11 +121,14 @@ fn need(need: Need) -> &'static str {
     }
 }
 
-/// What a probe found, in words; metrics have it in one.
+/// A loss is logged with all that its record in etcd says: an operator looks for these copies.
 fn tell_loss(loss: &LossRecord, book: &Book) {
     let given_up = |(store, last): &(StoreId, Option<Seq>)| {
-        let last = last.map_or("nothing".to_owned(), |seq| format!("all up to {}", seq.0));
-        format!("{} (store {store}, known to hold {last})", book.name(*store))
+        let known = match last {
+            Some(seq) => format!("known to hold all up to {}", seq.0),
+            None => "nothing is known of it".to_owned(),
+        };
+        format!("{} (store {store}, {known})", book.name(*store))
     };
     let given_up: Vec<String> = loss.given_up.iter().map(given_up).collect();
     let by = loss.accepted_by.as_ref().map(|operator| operator.name.as_str());
@@ -140,6 +143,7 @@ fn tell_loss(loss: &LossRecord, book: &Book) {
     );
 }
 
+/// What a probe found, in words; metrics have it in one.
 fn found(cause: Cause) -> &'static str {
     match cause {
         Cause::Refused => "its address refuses connections",

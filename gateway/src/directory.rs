@@ -27,7 +27,7 @@ pub(crate) struct Directory {
     pub(crate) coordinator: Option<String>,
     /// Stores that an operator wants emptied.
     pub(crate) draining: BTreeSet<StoreId>,
-    /// What operators gave up to have a shard led.
+    /// What was given up to have a shard led, by an operator or since all its copies were damaged.
     pub(crate) losses: Vec<LossRecord>,
 }
 

@@ -133,7 +133,8 @@ struct Page<'a> {
     idempotency: Option<Idempotency>,
     nodes: Vec<Node<'a>>,
     shards: Vec<Shard>,
-    /// What operators gave up with `dkc shards promote … --accept-loss`, for good.
+    /// What was given up for good: by an operator with `dkc shards promote … --accept-loss`, or
+    /// because all copies of a shard were damaged.
     losses: Vec<Loss>,
     /// Why nothing is placed yet.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -194,20 +194,24 @@ impl Starting<'_> {
             ),
             Refusal::NotOurs { boot } if !opened.damage.is_empty() => format!(
                 "damage has taken from {folder} which start of store {store} it was last (etcd knows of boot {}): {}. It \
-                 must not run. Start on an empty folder with --replace to be filled anew",
+                 must not run. If it is a copy: put the store's own folder back, or start the node that has it. Only if \
+                 there is none any more: start on an empty folder with --replace, and the other nodes fill it",
                 boot.0,
                 opened.damage.join("; ")
             ),
             Refusal::NotOurs { boot } => format!(
                 "the data in {folder} is not what store {store} had when it last started (boot {}): the disk was rolled \
-                 back to an older state, or the folder was copied and the copy was started. It must not run. Start on the \
-                 right data, or on an empty folder with --replace to be filled anew",
+                 back to an older state, or the folder was copied and the copy was started. It must not run. Put the \
+                 store's own folder back, or start the node that has it. Only if that one is gone for good: start on an \
+                 empty folder with --replace, and the other nodes fill it",
                 boot.0
             ),
             Refusal::GivenUp { status } => format!(
                 "store {store} of {folder} was given up ({status:?}), and no shard counts on its copies any more: others \
-                 have its places. Start on an empty folder, with another --name, or with --replace if a store of this name \
-                 is to be replaced"
+                 have its places, and this folder's data will not be used again, under any name. Has another store the \
+                 name {:?} now? Then start that one, on its own folder. A new node needs an empty folder and a --name of \
+                 its own; --replace only if the store that has the name now is gone for good",
+                self.options.name
             ),
             refusal @ (Refusal::NameRuns { .. } | Refusal::NameTaken { .. }) => {
                 self.name_refused(refusal, None, &[])
@@ -270,6 +274,8 @@ impl Starting<'_> {
             let other = others.iter().find(|other| other.store == store);
             other.map_or("", |other| other.record.address.as_str())
         };
+        let meant = self.options.replace.as_deref().filter(|names| !names.is_empty());
+        let not_meant = meant.map(|names| format!(" (--replace={names} names other nodes)"));
         match refusal {
             Refusal::NameRuns { store } => format!(
                 "the name {name:?} belongs to store {store} at {}, which is running: choose another --name, or start on \
@@ -279,8 +285,10 @@ impl Starting<'_> {
             Refusal::NameTaken { store } => format!(
                 "{holds}, and the name {name:?} belongs to store {store}, last at {}, which is away but not given up. Is \
                  its disk not mounted here? Then mount it. Is this another machine? Then choose another --name. Only if \
-                 the data of that store is gone for good: start with --replace, and this one takes its name and its places",
-                address(store)
+                 the data of that store is gone for good: start with --replace, and this one takes its name and its \
+                 places{}",
+                address(store),
+                not_meant.unwrap_or_default()
             ),
             other => format!("the name {name:?} can't be had: {other:?}"),
         }

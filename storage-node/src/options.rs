@@ -86,10 +86,21 @@ pub struct Options {
     #[arg(long, env = "DKC_MEMORY_BYTES", default_value_t = 512 << 20)]
     pub memory_bytes: u64,
     /// A whole copy of a shard is sent to another node with no more than so many megabytes per second.
-    #[arg(long, env = "DKC_COPY_RATE", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    #[arg(
+        long,
+        env = "DKC_COPY_RATE",
+        default_value_t = Limits::default().copy_bytes_per_second / 1_000_000,
+        value_parser = clap::value_parser!(u64).range(1..=100_000)
+    )]
     pub copy_rate: u64,
     /// HTTP/2's window for each stream between nodes.
-    #[arg(long, env = "DKC_STREAM_WINDOW_BYTES", default_value_t = 8 << 20, hide = true, value_parser = clap::value_parser!(u32).range(65_535..=1 << 30))]
+    #[arg(
+        long,
+        env = "DKC_STREAM_WINDOW_BYTES",
+        default_value_t = Limits::default().stream_window,
+        hide = true,
+        value_parser = clap::value_parser!(u32).range(65_535..=(1 << 30) - 1)
+    )]
     pub stream_window_bytes: u32,
     /// Everything on the disk is read and checked this often, in seconds; 0: only by `dkc scrub`.
     #[arg(long, env = "DKC_SCRUB_EVERY", default_value_t = 86_400)]
@@ -199,8 +210,8 @@ mod tests {
     fn a_log_holds_eight_times_what_may_be_pending() {
         #[track_caller]
         fn check(flags: &[&str], want: usize) {
-            let needed = ["node", "--name", "a", "--data", "d", "--cluster", "c", "--etcd", "e:1"];
-            let line = Line::try_parse_from(needed.iter().chain(flags)).map_err(|e| e.to_string());
+            let needed = "node --name a --data d --cluster c --etcd e:1 --listen 127.0.0.1:0";
+            let line = Line::try_parse_from(needed.split(' ').chain(flags.iter().copied()));
             let options = line.unwrap_or_else(|error| panic!("{error}")).options;
             assert_eq!(options.memory_plan().pending_bytes_max, want);
         }

@@ -47,17 +47,19 @@ pub const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much nodes send each other.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Of HTTP/2, for each stream, in bytes; for a connection it is twice that. Shipped it is larger than what a stream has
-    /// under way by the engine's window, so that HTTP/2 does not hold it up.
+    /// Of HTTP/2, for each stream, in bytes: less than 2³⁰, since for a connection it is twice that
+    /// and HTTP/2 allows 2³¹ - 1. Shipped it is larger than what a stream has under way by the
+    /// engine's window, so that HTTP/2 does not hold it up.
     pub stream_window: u32,
     /// Of packed rows, for each whole copy on its way.
     pub copy_bytes_per_second: u64,
 }
 
 impl Default for Limits {
-    /// A copy: a fifth of what a plain SSD reads, half of a gigabit.
+    /// What `--stream-window-bytes` and `--copy-rate` are if not set. A copy: a fifth of what a plain
+    /// SSD reads, half of a gigabit.
     fn default() -> Self {
-        Self { stream_window: 8 << 20, copy_bytes_per_second: 64 << 20 }
+        Self { stream_window: 8 << 20, copy_bytes_per_second: 64_000_000 }
     }
 }
 

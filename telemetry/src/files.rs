@@ -243,7 +243,7 @@ mod tests {
                 clients.push(TcpStream::connect(at).await.unwrap());
             }
             let mut first = Some(connections.accept(&listener).await);
-            // Whoever has one gives it up when others wait.
+            // The connection that has one gives it up when others wait.
             let mut waits = 0;
             let make_room = || {
                 waits += 1;

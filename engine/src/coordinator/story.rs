@@ -36,7 +36,8 @@ pub enum Story {
         last: (Epoch, Seq),
         took_ms: u64,
     },
-    /// A shard has the primary that an operator named: what the other copies hold is given up.
+    /// A shard is led with a loss, by the copy that an operator named, or by the one with the longest
+    /// log where all are damaged. What the other copies hold is given up.
     LossAccepted(Box<LossRecord>),
     /// Nobody can be promoted for now.
     Leaderless {

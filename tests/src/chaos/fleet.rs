@@ -533,7 +533,7 @@ impl Fleet {
             .and_then(|()| std::fs::rename(data.with_extension("away"), &data));
         swapped.map_err(|error| format!("the folder of {name} can't be put back: {error}"))?;
         match made {
-            true if refusals == 0 => Err(format!("{name} began anew in an empty folder")),
+            true if refusals == 0 => Err(format!("{name} became a new store in an empty folder")),
             _ => Ok(refusals),
         }
     }

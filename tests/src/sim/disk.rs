@@ -172,7 +172,7 @@ pub struct Disk {
     pub stalled_until: u64,
     /// Until then there is no room: what writes files waits, and a copy that comes can't be staged.
     pub no_room_until: u64,
-    /// It is full, but for its reserve, until somebody makes room: also after a restart.
+    /// It is full, but for its reserve, until the operator makes room: also after a restart.
     pub stays_full: bool,
     /// The disk is small: so many bytes may be written until then.
     pub small: Option<(u64, u64)>,

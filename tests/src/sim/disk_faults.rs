@@ -23,7 +23,7 @@ pub enum DiskFault {
     FsyncFails,
     /// The log is too long or the disk too full for a while.
     Full,
-    /// The disk is full but for its reserve, and stays so until somebody makes room: see [`World::make_room`].
+    /// The disk is full but for its reserve, and stays so until the operator makes room: see [`World::make_room`].
     StaysFull,
     /// A bit that was durable is another, and a later group bears witness that it was.
     Rot,
@@ -141,7 +141,7 @@ impl World {
             DiskFault::Emptied => {
                 node.crash(core, true);
                 node.is_emptied();
-                // The new one is smaller, until somebody makes room.
+                // The new one is smaller, until the operator makes room.
                 let rng = &mut core.plan.disks.rng;
                 let (room, until) = (rng.below(400), core.now + rng.between(1_000_000, 4_000_000));
                 node.disk.small = rng.percent(60).then_some((room, until));
@@ -208,7 +208,7 @@ impl World {
         }
     }
 
-    /// Somebody makes room on the disks that stay full, as late as may be: first every shard answers reads, and takes
+    /// The operator makes room on the disks that stay full, as late as may be: first every shard answers reads, and takes
     /// writes wherever enough members could. So a cluster that waits for room where it need not never heals.
     pub fn make_room(&mut self) {
         if self.core.now < self.next_room {

@@ -139,8 +139,8 @@ impl Fault for Clone {
 
 /// The folders of one node, or of all, are replaced by empty ones, as when volumes are not mounted at a boot, and put back.
 ///
-/// A node must not begin anew there: it refuses with exit code 4, its store is given up by nobody, and it goes on when its
-/// folder is back.
+/// A node must not start as a new store there: it refuses with exit code 4, its store is not given
+/// up, and it goes on when its folder is back.
 #[derive(Default)]
 pub struct Unmount {
     victims: Vec<String>,
@@ -149,7 +149,7 @@ pub struct Unmount {
 impl Fault for Unmount {
     fn begin(&mut self, field: &mut Field) -> Result<String, String> {
         let all = field.rng.percent(40);
-        // Those whose folder was emptied on purpose are told to begin anew.
+        // Those whose folder was emptied on purpose are started as new stores, with `--replace`.
         let replaced = field.fleet.replaced.clone();
         let names = field.some(Role::Node, if all { 5 } else { 1 });
         let names: Vec<_> = names.into_iter().filter(|name| !replaced.contains(name)).collect();
