@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use tests::cluster::load::Load;
-use tests::cluster::{Cluster, Process, until};
+use tests::cluster::{Cluster, Process, Signal, until};
 
 use crate::{SOON, check_filled, fill};
 
@@ -114,7 +114,12 @@ fn disks_that_are_not_mounted_at_a_boot_lose_nothing() {
     let cluster = Cluster::start(&[]);
     fill(&cluster, "boot", 1000, 7);
     let names = ["node-1", "node-2", "node-3"];
-    let nodes = names.map(|name| cluster.kill(name));
+    // All at once: a node that died before the others would be needed by no shard, and be given up.
+    let nodes = names.map(|name| cluster.process(name));
+    for node in &nodes {
+        cluster.signal(&node.name, Signal::KILL);
+    }
+    nodes.iter().for_each(|node| cluster.wait_until_gone(&node.name));
     let disk = |node: &Process| node.data().with_extension("disk");
     for node in &nodes {
         std::fs::rename(node.data(), disk(node)).expect("a folder of our own");
