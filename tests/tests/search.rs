@@ -100,7 +100,7 @@ fn a_retry_is_searched_to_the_last_state() {
         "an expiry is ordered",
         "an uncommitted tail survives a failover",
     ];
-    check_sessions(TOKENS, 1_019_943, 3_069_913, &happens);
+    check_sessions(TOKENS, 4_707_424, 14_634_911, &happens);
 }
 
 /// Two states that are taken for one do the same, whatever happens to them: every state that was reached by two ways is

@@ -84,7 +84,7 @@ pub const COLLECTIONS: sessions::Bounds =
 
 /// A client asks again with its token, through either gateway, before and after the token's time; one failover.
 pub const TOKENS: sessions::Bounds =
-    sessions::Bounds { gateways: 2, keys: 2, epochs: 2, ticks: 2, tick_s: 190, ..RETRIED };
+    sessions::Bounds { gateways: 2, keys: 2, epochs: 2, ticks: 3, tick_s: 140, ..RETRIED };
 
 /// Nothing happens but that ops are sent, and answered.
 const QUIET: sessions::Bounds = sessions::Bounds {
@@ -116,7 +116,7 @@ pub const SESSION_MUTATIONS: &[(Planted, sessions::Bounds)] = &[
     (Planted::ClosedIsRefused, sessions::Bounds { cuts: 1, full: 1, ..QUIET }),
     (Planted::OneRefusalDecides, sessions::Bounds { epochs: 2, ops: 2, late: 1, ..QUIET }),
     (Planted::ExpiredIsDefinite, sessions::Bounds { cuts: 1, late: 1, ..COLLECTED }),
-    (Planted::IssueTimeNotJudged, sessions::Bounds { ticks: 2, tick_s: 190, ..RETRIED }),
+    (Planted::IssueTimeNotJudged, sessions::Bounds { ticks: 3, tick_s: 140, ..RETRIED }),
     (Planted::ExpireTooEarly, sessions::Bounds { ticks: 1, tick_s: 100, ..RETRIED }),
     (Planted::PartAppliedAgain, sessions::Bounds { tokens: Some(Scope::Batch), ..RETRIED }),
 ];
