@@ -9,7 +9,8 @@ use tests::cluster::{Cluster, Process, Shard, dkc_binary, status, until};
 
 use crate::{SOON, check_filled, fill};
 
-const FLAGS: [&str; 5] = ["--shards", "2", "--", "--flush-after-ms", "200"];
+/// One worker has one session, which is the one that ends.
+const FLAGS: [&str; 7] = ["--shards", "2", "--", "--flush-after-ms", "200", "--workers", "1"];
 const KEYS: u64 = 300;
 /// What the copy that is left holds of each key, and what was acknowledged beyond it.
 const KEPT: u64 = 3;
