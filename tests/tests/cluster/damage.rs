@@ -22,7 +22,7 @@ const KEYS: u64 = 2_000;
 enum File {
     /// With the largest number, of those that begin and end so.
     State(&'static str, &'static str),
-    /// From the oldest on, or from the newest.
+    /// The oldest, or the newest; in which more is written than whose log it is, since without that a node can't start.
     Segment { newest: bool },
 }
 
@@ -39,6 +39,10 @@ impl File {
         };
         let mut files: Vec<_> =
             files.map(|file| file.expect("a file").path()).filter(named).collect();
+        if matches!(self, Self::Segment { .. }) {
+            let used = |path: &PathBuf| fs::read(path).ok()?.iter().rposition(|&byte| byte != 0);
+            files.retain(|path| used(path) > Some(1024));
+        }
         files.sort();
         let file = if newest { files.pop() } else { files.into_iter().next() };
         file.unwrap_or_else(|| panic!("no {begin}…{end} in {}", data.display()))
