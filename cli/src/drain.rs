@@ -14,7 +14,7 @@ use engine::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
 use metastore::{DrainIntent, Kept, Metastore, Outcome};
 use serde::Serialize;
 
-use crate::etcd::EtcdArgs;
+use crate::etcd::{EtcdArgs, is_meant};
 use crate::exit::Exit;
 use crate::output;
 
@@ -78,7 +78,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
         }
     }
     let (leads, copies) = node.holds().await?;
-    let uuid = format!("{:032x}", node.store.0);
+    let uuid = node.store.to_string();
     let report = Report { node: node.name, uuid, draining: !args.undo, leads, copies };
     if args.json {
         output::json(&report)?
@@ -88,14 +88,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// A name means the stores of that name which are not gone: more than one while shards still need one that was replaced. A
-/// uuid means that store.
+/// The stores that this word means.
 fn named<'a>(stores: &'a [Kept<StoreRecord>], node: &str) -> Vec<&'a Kept<StoreRecord>> {
-    let stands = |kept: &&Kept<StoreRecord>| !kept.record.status.is_gone();
-    let means = |kept: &&Kept<StoreRecord>| {
-        kept.record.name == node || format!("{:032x}", kept.id.0) == node
-    };
-    stores.iter().filter(stands).filter(means).collect()
+    stores.iter().filter(|kept| is_meant(kept, node)).collect()
 }
 
 impl Report {

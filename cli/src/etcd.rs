@@ -1,7 +1,8 @@
 //! Commands that speak with etcd themselves: which one, and which cluster in it.
 
 use anyhow::Context;
-use metastore::{Metastore, Settings};
+use engine::records::StoreRecord;
+use metastore::{Kept, Metastore, Settings};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct EtcdArgs {
@@ -26,4 +27,11 @@ impl EtcdArgs {
         let connected = Metastore::connect(&settings).await;
         connected.with_context(|| format!("--etcd {}", self.etcd.join(",")))
     }
+}
+
+/// An operator's word for a node means this store: it stands, and that is its name or its uuid. A name may mean more than
+/// one while shards still need a store that was replaced.
+pub(crate) fn is_meant(kept: &Kept<StoreRecord>, node: &str) -> bool {
+    let is_named = kept.record.name == node || kept.id.to_string() == node;
+    is_named && !kept.record.status.is_gone()
 }

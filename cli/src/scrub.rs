@@ -12,7 +12,7 @@ use engine::records::{Meta, NodeRecord, StoreRecord};
 use metastore::Metastore;
 use serde::Serialize;
 
-use crate::etcd::EtcdArgs;
+use crate::etcd::{EtcdArgs, is_meant};
 use crate::exit::Exit;
 use crate::output;
 
@@ -135,10 +135,8 @@ async fn nodes(metastore: &Metastore, cluster: u128, args: &Args) -> anyhow::Res
     let mut nodes = Vec::new();
     for kept in stores {
         let stands = !kept.record.status.is_gone();
-        let means =
-            |node: &String| kept.record.name == *node || format!("{:032x}", kept.id.0) == *node;
         let Some(runs) = running.iter().find(|runs| runs.id == kept.id) else { continue };
-        if stands && args.node.as_ref().is_none_or(means) {
+        if args.node.as_ref().map_or(stands, |node| is_meant(&kept, node)) {
             let process = StoreBoot { store: kept.id, boot: runs.record.boot };
             let address = runs.record.address.clone();
             nodes.push(Node { name: kept.record.name, cluster, address, process });

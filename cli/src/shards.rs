@@ -19,7 +19,7 @@ use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
-use crate::etcd::EtcdArgs;
+use crate::etcd::{EtcdArgs, is_meant};
 use crate::exit::Exit;
 use crate::output;
 
@@ -187,12 +187,9 @@ impl View {
 
     /// The store of this name or uuid that runs.
     fn running(&self, node: &str) -> Option<StoreId> {
-        let means = |kept: &&Kept<StoreRecord>| {
-            let runs = self.nodes.iter().any(|node| node.id == kept.id);
-            let named = kept.record.name == node || kept.id.to_string() == node;
-            runs && named && !kept.record.status.is_gone()
-        };
-        self.stores.iter().find(means).map(|kept| kept.id)
+        let runs = |store| self.nodes.iter().any(|node| node.id == store);
+        let found = self.stores.iter().find(|kept| runs(kept.id) && is_meant(kept, node));
+        found.map(|kept| kept.id)
     }
 
     fn name(&self, store: StoreId) -> String {
