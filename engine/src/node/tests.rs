@@ -650,7 +650,7 @@ fn a_follower_that_is_to_end_stays_until_it_is_out_of_the_set() {
     late.now = late.now.plus_ms(late.node.settings.timing.leave_within_ms);
     assert!(left(late.on(Event::Tick)), "it has waited for long enough");
     let mut at_the_floor = backup();
-    assert!(left(at_the_floor.on(Event::Leave)), "nobody may let it go");
+    assert!(left(at_the_floor.on(Event::Leave)), "no primary may let it go");
 }
 
 // ---- bounded-stale reads: the primary ------------------------------------------------------------

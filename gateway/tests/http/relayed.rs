@@ -22,7 +22,7 @@ fn anywhere() -> SocketAddr {
 #[test]
 fn what_went_while_etcd_was_out_of_reach_is_gone() {
     let mut cluster = Cluster::without_gateway(1);
-    // One that leads nothing. Its key says another address than its store's record, where nobody listens: it is
+    // One that leads nothing. Its key says another address than its store's record, where nothing listens: it is
     // asked there, and so is down, for as long as the gateway knows of that key.
     cluster.nodes.push(Node::start(2, 1, anywhere(), vec![]));
     let (store, idle) = (cluster.store(), StoreId(2));

@@ -487,7 +487,7 @@ impl Fleet {
             let spent = member.disk_errors >= DISK_ERRORS_MAX || code == Some(REFUSED);
             member.must_refuse &= code != Some(REFUSED);
             if let Some(refusals) = &mut member.unmounted {
-                // Its folder comes back: nobody gives it another one.
+                // Its folder comes back: it is given no other.
                 *refusals += u32::from(code == Some(REFUSED));
                 let explained = explained || code == Some(REFUSED);
                 self.ends.push(End { explained, ..end });

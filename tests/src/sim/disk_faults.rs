@@ -248,7 +248,7 @@ impl World {
                 return None;
             }
             if !led.is_some_and(|(primary, _)| primary.active) {
-                return Some(format!("shard {shard}: nobody answers reads, with {full:?} full"));
+                return Some(format!("shard {shard}: no member answers reads, with {full:?} full"));
             }
             let able = |store: &&StoreId| !full.contains(store) && machine(**store).is_some();
             let able = config.isr.iter().filter(able).count();

@@ -388,7 +388,7 @@ fn each_block_is_read_once_for_all_shards() {
     assert!(world.read_bytes < 2 * log, "{world}: {} read, {log} are there", world.read_bytes);
 }
 
-/// A asks its disk for what C lacks; before the answer its log is cut and goes on otherwise, and A leads anew, with C at
+/// A asks its disk for what C lacks; before the answer its log is cut and goes on otherwise, and A leads again, with C at
 /// the same place. What was read in the former epoch would leave C with entries that no log holds any more.
 #[test]
 fn what_was_read_in_a_former_epoch_is_not_sent() {
