@@ -459,6 +459,7 @@ pub struct Node {
     next_report: Now,
     next_expire: Now,
     next_trim: Now,
+    next_ask: Now,
     reported: Report,
 
     replicas: BTreeMap<ShardId, Replica>,
@@ -549,6 +550,7 @@ impl Node {
             next_report: now,
             next_expire: now.plus_ms(settings.limits().bucket_ms()),
             next_trim: now.plus_ms(settings.timing.trim_every_ms),
+            next_ask: now.plus_ms(settings.timing.ask_again_ms),
             reported: Report::default(),
             memory: memory::Memory::of(replicas.values()),
             replicas,
@@ -688,6 +690,7 @@ impl Node {
         self.to_review.extend(led.map(|(&shard, _)| shard));
         self.flush_if_due(effects);
         self.trim_if_due(effects);
+        self.ask_of_leftovers(effects);
         self.collect_if_due(effects);
         self.expire_if_due(effects);
         self.scrub_if_due(effects);

@@ -86,7 +86,7 @@ impl Node {
             let new = record.epoch == Epoch(1) && in_sync && !self.settings.suspect;
             self.create_copy(shard, new, effects);
         }
-        if !wanted && exists && !record.target.contains(&store) {
+        if exists && !self.may_stay(record) {
             // What was acknowledged after the read began may count for a record after this one.
             let leaving = self.replicas.get_mut(&shard).map(|replica| &mut replica.leaving);
             let asked = leaving.is_some_and(|leaving| std::mem::replace(leaving, true));
@@ -100,6 +100,28 @@ impl Node {
         if record.primary == self.me || any_boot && record.primary.store == store {
             self.begin(shard, effects);
         }
+    }
+
+    /// A copy on this node is one that the shard's record knows of.
+    pub(super) fn may_stay(&self, record: &ShardConfig) -> bool {
+        [&record.isr, &record.learners, &record.target]
+            .iter()
+            .any(|named| named.contains(&self.me.store))
+    }
+
+    /// A copy that etcd does not name goes once a read of etcd says so. That read may be lost, or be answered while the
+    /// copy is being replaced, and of a record that does not change nothing is heard again: so etcd is asked until it is gone.
+    pub(super) fn ask_of_leftovers(&mut self, effects: &mut Vec<Effect>) {
+        if self.now < self.next_ask {
+            return;
+        }
+        self.next_ask = self.now.plus_ms(self.settings.timing.ask_again_ms);
+        let is_left = |shard: &ShardId| {
+            self.records.get(shard).is_some_and(|(record, _)| !self.may_stay(record))
+        };
+        let held = self.replicas.iter().filter(|(_, replica)| replica.trust.exists());
+        let left = held.map(|(&shard, _)| shard).filter(is_left);
+        effects.extend(left.map(|shard| Effect::ReadConfig { shard }));
     }
 
     /// Becomes primary: promise, then a barrier on top of its whole log. Both are in the log before

@@ -180,6 +180,9 @@ pub struct Timing {
     pub trim_every_ms: u64,
     /// After a proposal that etcd refused or did not answer, none is made for so long.
     pub propose_again_ms: u64,
+    /// Etcd is asked so often what becomes of a copy that it does not name, until that is gone. Longer than a read may
+    /// take: of two reads under way the older one would decide.
+    pub ask_again_ms: u64,
     /// The coordinator is reported to on every change, and this often without one.
     pub report_every_ms: u64,
 }
@@ -201,6 +204,7 @@ impl Default for Timing {
             copy_again_ms: 1_000,
             trim_every_ms: 1_000,
             propose_again_ms: 100,
+            ask_again_ms: 5_000,
             report_every_ms: 1_000,
         }
     }

@@ -323,7 +323,7 @@ impl Node {
         let after_flush = self.want_flush();
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
         if matches!(replica.trust, Trust::Absent { .. } | Trust::Replacing { .. }) {
-            return; // Being replaced right now: the next look will find it.
+            return; // Being replaced right now: etcd is asked again once it is installed.
         }
         replica.drop_copy(&mut turn_of!(self, effects));
         self.next_trim = self.now;

@@ -360,6 +360,8 @@ fn node_timing(draws: &mut Draws) -> node::Timing {
         copy_again_ms: draws.wait("copy_again_ms", 20, 1_000, shipped.copy_again_ms),
         trim_every_ms: draws.wait("trim_every_ms", 10, 1_000, shipped.trim_every_ms),
         propose_again_ms: draws.wait("propose_again_ms", 5, 100, shipped.propose_again_ms),
+        // Longer than a call of etcd may take.
+        ask_again_ms: draws.wait("ask_again_ms", 500, 5_000, shipped.ask_again_ms),
         report_every_ms: draws.wait("report_every_ms", 100, 1_000, shipped.report_every_ms),
     }
 }
