@@ -342,6 +342,7 @@ impl Node {
         let (base, last) = (replica.log.base().seq, replica.log.last().seq);
         let crate::replica::Role::Primary(primary) = &mut replica.role else { return None };
         let (epoch, commit) = (primary.epoch, primary.announced(commit));
+        let (barrier, active) = (primary.barrier, primary.active);
         let follower = primary.followers.get_mut(&store)?;
         let opening = match follower.feed {
             Feed::Streaming { opening } => opening,
@@ -366,7 +367,17 @@ impl Node {
             self.to_send.insert((store, shard));
             return None;
         }
-        let entries = replica.log.slice(prev.seq.next(), bytes_max);
+        // A follower whose disk is full refuses what is above the barrier, and all that comes in one message with it: so
+        // until the barrier is committed it ends a message, and a follower that has it says so first.
+        let ends_at = match prev.seq < barrier {
+            _ if active => None,
+            true => Some(barrier),
+            false => opening.then_some(prev.seq),
+        };
+        let mut entries = replica.log.slice(prev.seq.next(), bytes_max);
+        if let Some(end) = ends_at {
+            entries.retain(|entry| entry.seq <= end);
+        }
         follower.sent = entries.last().map_or(prev, Entry::position);
         follower.feed = Feed::Streaming { opening: false };
         if follower.sent.seq < last {

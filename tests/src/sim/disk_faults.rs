@@ -233,21 +233,17 @@ impl World {
             let (shard, store) = (config.shard(), config.primary.store);
             let mut views = machine(store).into_iter().flat_map(|node| node.replicas());
             let view = views.find(|view| view.shard == shard);
-            let led = view.and_then(|view| Some((view.primary?, view.last.seq)));
-            let led = led.filter(|(primary, _)| primary.epoch == config.epoch);
+            let led = view.and_then(|view| view.primary);
+            let led = led.filter(|primary| primary.epoch == config.epoch);
             // A harmed copy, or one that is gone, is replaced by a whole one, for which there is no room.
             let is_harmed = |store: &StoreId| {
                 let node = self.nodes.iter().find(|node| node.store == *store);
                 node.is_none_or(|node| node.machine().is_some() && !has_good(node, shard))
             };
-            // Writes that were ordered before the barrier was committed: a full follower that has come back refuses them, and
-            // with them to say that it holds the barrier (seed 50059, to be mended).
-            let has_writes =
-                led.is_some_and(|(primary, last)| !primary.active && last > primary.barrier);
-            if config.isr.iter().any(is_harmed) || has_writes {
+            if config.isr.iter().any(is_harmed) {
                 return None;
             }
-            if !led.is_some_and(|(primary, _)| primary.active) {
+            if !led.is_some_and(|primary| primary.active) {
                 return Some(format!("shard {shard}: no member answers reads, with {full:?} full"));
             }
             let able = |store: &&StoreId| !full.contains(store) && machine(**store).is_some();

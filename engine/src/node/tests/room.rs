@@ -84,6 +84,52 @@ fn a_full_member_takes_the_barrier_of_a_new_primary_and_what_lies_below_it() {
     assert_eq!(held(&bench), Seq(4));
 }
 
+/// Story: a primary had ordered writes on top of its barrier, which was not committed since one member was away. That one
+/// came back with the barrier and a full disk, and refused the writes, and with them to say that it has the barrier: no
+/// read was answered until there was room (simulator, seed 50059).
+#[test]
+fn a_full_member_says_that_it_has_the_barrier_below_what_it_refuses() {
+    for held in [0, 1] {
+        let mut bench = beginning();
+        bench.config(record(1, 1, A));
+        bench.frame(1, add(1));
+        bench.on(Event::Durable { group: 2 });
+        bench.on(Event::Closed { conn: TO_B });
+        bench.on(Event::Dialled { conn: TO_B, peer: B });
+        let copies = vec![(SHARD, CopyNo(1))];
+        let message = FromFollower::Welcome { from: B, copies };
+        let mut todo = bench.on(Event::FromFollower { conn: TO_B, message });
+        let mut joined = false;
+        // It takes nothing but the barrier, at seq 1.
+        for _ in 0..10 {
+            for effect in std::mem::take(&mut todo) {
+                let Effect::ToFollower { message: ToFollower::Append { n, slices }, .. } = effect
+                else {
+                    continue;
+                };
+                let slice = &slices[0];
+                joined |= slice.prev.seq <= Seq(held);
+                let refused = if !joined {
+                    let applied = Position::default();
+                    let barrier = bench.node.replicas[&SHARD].log.position(Seq(1));
+                    let ends = barrier.filter(|_| held == 1).into_iter().collect();
+                    Some(Reject::Mismatch { ends, applied })
+                } else {
+                    slice.entries.iter().any(|entry| entry.seq > Seq(1)).then_some(Reject::NoSpace)
+                };
+                if let Some(reason) = refused {
+                    let message = FromFollower::Reject { n, shard: SHARD, reason };
+                    todo.extend(bench.on(Event::FromFollower { conn: TO_B, message }));
+                }
+                let message = FromFollower::Ack { n };
+                todo.extend(bench.on(Event::FromFollower { conn: TO_B, message }));
+            }
+        }
+        let view = bench.node.replicas().next().expect("it leads");
+        assert!(view.primary.expect("it leads").active, "B has {held} entries: {view:?}");
+    }
+}
+
 /// It may lack any amount of what former epochs wrote.
 #[test]
 fn a_full_learner_takes_no_writes_of_former_epochs() {
