@@ -154,10 +154,12 @@ pub enum Planted {
     NeededStoreGivenUp,
     /// An operator's word to accept a loss is obeyed whatever has become of the shard since.
     IntentOfAnyRecord,
+    /// A primary that asks to be replaced, its copy proved wrong, is a good copy beside a store that is away.
+    ResignedIsGood,
 }
 
 impl Planted {
-    pub const ALL: [Self; 74] = [
+    pub const ALL: [Self; 75] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -232,6 +234,7 @@ impl Planted {
         Self::EmptyFolderTakesName,
         Self::NeededStoreGivenUp,
         Self::IntentOfAnyRecord,
+        Self::ResignedIsGood,
     ];
 
     /// Is this bug planted?

@@ -208,6 +208,7 @@ impl Office {
 
     /// A shard counts on its copy, and no other one that is known to be good leads it.
     fn is_needed(&self, turn: &Turn<'_>, store: StoreId) -> bool {
+        let planted = turn.settings.planted;
         let led_by_another = |config: &ShardConfig| {
             let primary = config.primary;
             let record = self.records.stores.get(primary.store);
@@ -215,10 +216,10 @@ impl Office {
                 && self.health.alive(primary.store) == Some(primary)
                 && record.is_some_and(|kept| kept.value.status != StoreStatus::Suspect)
                 // One whose copy proved wrong asks to be replaced.
-                && !self.reports.resigns(turn.now, primary, config.shard())
+                && (!self.reports.resigns(turn.now, primary, config.shard())
+                    || Planted::ResignedIsGood.is_in(planted))
         };
         let mut shards = self.records.shards.iter().map(|(_, kept)| &kept.value);
-        let planted = turn.settings.planted;
         shards.any(|config| {
             boot::is_counted_on(store, std::iter::once(config), planted) && !led_by_another(config)
         })
