@@ -46,6 +46,8 @@ pub struct Quarry {
     /// The first seed that shows it: the same one however many cores look.
     pub found: Option<u64>,
     pub looked_at: u64,
+    /// Seeds that fail without it, too, and show nothing of it.
+    pub fail_anyway: Vec<u64>,
     pub recorded: Option<Recorded>,
     next: u64,
     running: u64,
@@ -106,7 +108,15 @@ pub fn hunt(bugs: &[Planted], limits: Limits, tell: impl Fn(&Quarry) + Sync) -> 
     panic::set_hook(Box::new(|_| {}));
     let quarry = |&bug| {
         let recorded = Recorded::of(bug);
-        Quarry { bug, found: None, looked_at: 0, recorded, next: limits.from, running: 0 }
+        Quarry {
+            bug,
+            found: None,
+            looked_at: 0,
+            fail_anyway: vec![],
+            recorded,
+            next: limits.from,
+            running: 0,
+        }
     };
     let all: Mutex<Vec<Quarry>> = Mutex::new(bugs.iter().map(quarry).collect());
     let threads = available_parallelism().map_or(2, usize::from);
@@ -116,10 +126,14 @@ pub fn hunt(bugs: &[Planted], limits: Limits, tell: impl Fn(&Quarry) + Sync) -> 
                 loop {
                     let next = take(&mut lock(&all), limits);
                     let Some((at, bug, seed)) = next else { return };
-                    let shows = !run(seed, Some(bug), None).violations.is_empty();
+                    let fails = |bug| !run(seed, bug, None).violations.is_empty();
+                    let fails_with_it = fails(Some(bug));
+                    let fails_anyway = fails_with_it && fails(None);
+                    let shows = fails_with_it && !fails_anyway;
                     let mut all = lock(&all);
                     let quarry = &mut all[at];
                     quarry.running -= 1;
+                    quarry.fail_anyway.extend(fails_anyway.then_some(seed));
                     if shows {
                         quarry.found = Some(quarry.found.map_or(seed, |first| first.min(seed)));
                         quarry.looked_at = quarry.found.unwrap_or(seed) - limits.from + 1;
