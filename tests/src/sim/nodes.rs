@@ -224,7 +224,7 @@ impl NodeHost {
     pub fn look(&self, core: &mut Core) {
         if let Phase::Up(running) = &self.phase {
             running.machine.check_invariants();
-            core.oracle.look(core.now, running.me, &running.machine);
+            core.oracle.look(core.clock(), running.me, &running.machine);
         }
     }
 
@@ -645,7 +645,7 @@ impl NodeHost {
             self.crash(core, false);
         } else if driver.running.left {
             // What it has acknowledged in its last turn counts.
-            core.oracle.look(core.now, driver.running.me, &driver.running.machine);
+            core.oracle.look(core.clock(), driver.running.me, &driver.running.machine);
             // Its lease ends with it, so that nobody has to wait.
             if let Some(lease) = driver.running.lease {
                 core.etcd(process, Call::Revoke { lease });

@@ -93,7 +93,7 @@ impl Oracle {
         }
     }
 
-    /// After every event of a node.
+    /// After every event of a node. `now`: by the machines' clocks.
     pub fn look(&mut self, now: u64, me: StoreBoot, node: &Node) {
         self.memory.look(me, node, &mut self.violations);
         self.limits.look(me, node, &self.sizes);

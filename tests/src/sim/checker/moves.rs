@@ -1,7 +1,8 @@
 //! The commit of a shard moves, or its primary says within two seconds that the shard is frozen: what is ordered and
 //! hangs without a word is a client that waits for its time-out, and a page that shows an open shard.
 //!
-//! Where false alarms would come from: a process that stands still says nothing, and is not looked at meanwhile.
+//! Where false alarms would come from: a process that stands still says nothing, and is not looked at meanwhile. To
+//! itself it stood still, too, when its clock leapt: so the time is that of its clock.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use engine::node::ReplicaView;
 use super::Violation;
 
 const PROMISE: &str = "moves";
-/// Said by then, in microseconds: two seconds, and the next review.
+/// Said by then, in microseconds of the machines' clocks: two seconds, and the next review.
 const WITHIN: u64 = 2_200_000;
 /// A process that was not looked at for so long stood still.
 const GAP: u64 = 200_000;
