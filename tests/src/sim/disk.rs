@@ -280,7 +280,9 @@ impl Disk {
                     return core.tell_after(ends - core.now, me, Told::Disk(done));
                 }
                 LogJob::Read { wanted, from, bytes_max } => {
-                    let took = core.rng.between(50, 2_000);
+                    // A busy disk: by the time that it has been read, the log may have been cut and led anew.
+                    let slow = core.plan.jitter && core.rng.percent(10);
+                    let took = core.rng.between(50, if slow { 400_000 } else { 2_000 });
                     let done = match open.log.read(log, std::mem::take(wanted), *from, *bytes_max) {
                         Ok((at, parts)) => DiskDone::LogRead { at, parts },
                         Err(Damaged) => DiskDone::Damaged,

@@ -17,6 +17,11 @@ use super::nodes::NodeHost;
 use super::rng::Rng;
 use super::world::World;
 
+/// A cluster with full disks is looked at this often …
+const ROOM_LOOK: u64 = 100_000;
+/// … and has to serve at so many looks in a row before the operator makes room.
+const SERVES_LOOKS: u32 = 30;
+
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum DiskFault {
     /// An fsync fails: the process ends, and what it was writing is anybody's guess.
@@ -67,6 +72,8 @@ impl DiskFault {
 pub struct DiskPlan {
     pub faults: Vec<DiskFault>,
     pub every: u64,
+    /// One disk stays full, and it is one of a node that leads: the others have room, and could lead as well.
+    pub one_leader_full: bool,
     pub rng: Rng,
 }
 
@@ -86,7 +93,8 @@ impl DiskPlan {
             faults.push(DiskFault::LeftAlone);
         }
         let every = rng.between(200_000, 900_000);
-        Self { faults, every, rng }
+        let one_leader_full = rng.percent(50);
+        Self { faults, every, one_leader_full, rng }
     }
 }
 
@@ -106,6 +114,10 @@ impl World {
         let Some(fault) = fault else { return };
         if let (DiskFault::Full, Some(word)) = (fault, of_the_filled) {
             at = self.being_filled(word).unwrap_or(at);
+        }
+        if fault == DiskFault::StaysFull && self.core.plan.disks.one_leader_full {
+            let Some(leader) = self.first_to_be_full() else { return };
+            at = leader;
         }
         let nodes = 0..self.nodes.len();
         if fault.harms() && !(nodes.into_iter().all(|at| self.is_whole(at)) && self.is_spare(at)) {
@@ -182,6 +194,15 @@ impl World {
         filled.get(word as usize % filled.len().max(1)).copied()
     }
 
+    /// A node that leads, while no disk stays full yet.
+    fn first_to_be_full(&mut self) -> Option<usize> {
+        let mut shards = self.core.etcd.shards().map(|(config, _)| config.primary.store);
+        let leads: Vec<_> = shards.by_ref().collect();
+        let store = self.core.plan.disks.rng.pick(&leads)?;
+        let any = self.nodes.iter().any(|node| node.disk.stays_full);
+        self.nodes.iter().position(|node| node.store == store).filter(|_| !any)
+    }
+
     /// All nodes but this one are away, for longer than it takes to come back and to be waited for.
     fn others_go(&mut self, but: usize) {
         for other in (0..self.nodes.len()).filter(|&other| other != but) {
@@ -214,10 +235,13 @@ impl World {
         if self.core.now < self.next_room {
             return;
         }
-        self.next_room = self.core.now + 100_000;
+        self.next_room = self.core.now + ROOM_LOOK;
         let full: BTreeSet<StoreId> =
             self.nodes.iter().filter(|node| node.disk.stays_full).map(|node| node.store).collect();
-        if full.is_empty() || self.waits_beside_room(&full).is_some() {
+        // For a moment only a shard may well have too few other members, when one of them is being replaced.
+        let waits = !full.is_empty() && self.waits_beside_room(&full).is_some();
+        self.serves_without_room = if waits { 0 } else { self.serves_without_room + 1 };
+        if full.is_empty() || self.serves_without_room < SERVES_LOOKS {
             return;
         }
         for node in self.nodes.iter_mut().filter(|node| node.disk.stays_full) {

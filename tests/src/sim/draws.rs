@@ -18,6 +18,9 @@ pub fn are_images_of_a_run_drawn() -> bool {
     *ALL.get_or_init(|| std::env::var_os("DKC_SIM_ALL").is_some())
 }
 
+/// A log that is as short as that is met by a run of some seconds.
+const TIGHT_BYTES: usize = 8 << 10;
+
 /// One limit as a seed drew it.
 #[derive(Clone, Copy, Debug)]
 pub struct Drawn {
@@ -35,6 +38,8 @@ pub struct Draws {
     small_percent: u64,
     /// … and how many of the waits.
     short_percent: u64,
+    /// Logs are short and what is written is large: logs get too long, and are trimmed, carried and replaced all the time.
+    tight_log: bool,
     pub drawings: Drawings,
 }
 
@@ -43,7 +48,23 @@ impl Draws {
         let mut rng = Rng::new(seed.rotate_left(9) ^ 0xD3A3_11B7_5EED);
         let small_percent = [0, 10, 40, 90][rng.index(4)];
         let short_percent = if rng.percent(20) { 0 } else { 100 };
-        Self { rng, small_percent, short_percent, drawings: Drawings::new() }
+        let tight_log = rng.percent(10);
+        Self { rng, small_percent, short_percent, tight_log, drawings: Drawings::new() }
+    }
+
+    /// A limit of the log: like any other, or in some seeds so small that runs of some seconds meet it again and again.
+    pub fn log_size(&mut self, name: &'static str, least: usize, shipped: usize) -> usize {
+        if !self.tight_log {
+            return self.size(name, least, shipped);
+        }
+        let value = self.log_uniform(least as u64, shipped.min(TIGHT_BYTES) as u64);
+        self.note(name, value, shipped as u64);
+        value as usize
+    }
+
+    /// What is written is large beside the log.
+    pub fn has_tight_log(&self) -> bool {
+        self.tight_log
     }
 
     /// A limit: as shipped, or anything between `least` and that.

@@ -59,11 +59,11 @@ impl Default for LogSizes {
 impl LogSizes {
     pub fn draw(draws: &mut Draws) -> Self {
         let shipped = Self::default();
-        let drawn = draws.size("segment_bytes", 64, shipped.segment_bytes);
+        let drawn = draws.log_size("segment_bytes", 64, shipped.segment_bytes);
         Self {
             segment_bytes: if drawn < 128 { 0 } else { drawn },
             block_bytes: draws.size("block_bytes", 1, shipped.block_bytes),
-            keep_bytes: draws.size("log_keep_bytes", 1, shipped.keep_bytes),
+            keep_bytes: draws.log_size("log_keep_bytes", 1, shipped.keep_bytes),
             slack_bytes: shipped.slack_bytes,
         }
     }

@@ -480,7 +480,7 @@ fn coordinator_timing(draws: &mut Draws) -> coordinator::Timing {
 
 /// Mostly as short as they come; else up to what is legal.
 fn name_bytes(draws: &mut Draws) -> usize {
-    let long = draws.rng.percent(25);
+    let long = draws.rng.percent(if draws.has_tight_log() { 75 } else { 25 });
     let bytes = if long { draws.log_uniform(8, KEY_BYTES_MAX as u64) } else { 0 };
     draws.note("name_bytes", bytes, 0);
     bytes as usize

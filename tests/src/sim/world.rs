@@ -37,6 +37,8 @@ pub struct World {
     pub next_leap: u64,
     /// When disks that stay full are looked at again.
     pub next_room: u64,
+    /// At so many looks in a row every shard served that could.
+    pub serves_without_room: u32,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -72,6 +74,7 @@ impl World {
             stage,
             next_leap: 0,
             next_room: 0,
+            serves_without_room: 0,
         };
         if !world.core.plan.bootstraps {
             world.place_shards();
