@@ -438,3 +438,22 @@ fn reading_waits_for_room_in_the_window() {
     assert!(world.unacked <= 20_000 + 4_000, "{world}: {} under way", world.unacked);
     assert!(world.unacked >= 10_000, "{world}: {} under way", world.unacked);
 }
+
+/// What a former copy has acknowledged says nothing of the one that is there now, nor what another process has. No seed
+/// shows it: a learner would have to be ready, to wait before it is added, and to be filled anew meanwhile.
+#[test]
+fn what_a_former_copy_has_acknowledged_does_not_count() {
+    let again = StoreBoot { boot: Boot(2), ..B };
+    for (peer, copy, want) in [(B, CopyNo(1), 2), (B, CopyNo(2), 0), (again, CopyNo(1), 0)] {
+        let mut bench = primary();
+        bench.frame(1, add(1));
+        bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: 2 } });
+        let acked = |bench: &mut Bench| bench.node.follower_mut(B.store, SHARD).unwrap().acked;
+        assert_eq!(acked(&mut bench), Seq(2));
+        bench.on(Event::Closed { conn: TO_B });
+        bench.on(Event::Dialled { conn: TO_B, peer });
+        let message = FromFollower::Welcome { from: peer, copies: vec![(SHARD, copy)] };
+        bench.on(Event::FromFollower { conn: TO_B, message });
+        assert_eq!(acked(&mut bench), Seq(want), "{peer:?} with {copy:?}");
+    }
+}
