@@ -9,7 +9,7 @@ use std::time::Duration;
 use engine::config::ShardConfig;
 use engine::coordinator::{self, Accepted, Change, Event, Listing, Writes};
 use engine::node::CasOutcome;
-use engine::records::{Meta, NodeRecord, PromoteIntent, StoreRecord};
+use engine::records::{Meta, NameRecord, NodeRecord, PromoteIntent, StoreRecord};
 use metastore::{
     Candidate, DrainIntent, Error, Listed, Metastore, Outcome, Record, Txn, Watch, WatchEvent,
     WatchSettings,
@@ -68,6 +68,7 @@ impl Etcd {
         let lists = tokio::try_join!(
             self.metastore.list::<Meta>(),
             self.metastore.list::<StoreRecord>(),
+            self.metastore.list::<NameRecord>(),
             self.metastore.list::<NodeRecord>(),
             self.metastore.list::<ShardConfig>(),
             self.metastore.list::<DrainIntent>(),
@@ -114,6 +115,7 @@ impl Etcd {
         let settings = WatchSettings::default;
         let mut metas = self.metastore.watch::<Meta>(settings());
         let mut stores = self.metastore.watch::<StoreRecord>(settings());
+        let mut names = self.metastore.watch::<NameRecord>(settings());
         let mut nodes = self.metastore.watch::<NodeRecord>(settings());
         let mut shards = self.metastore.watch::<ShardConfig>(settings());
         let mut drains = self.metastore.watch::<DrainIntent>(settings());
@@ -122,6 +124,7 @@ impl Etcd {
             let told = tokio::select! {
                 told = next_meta(&mut metas) => told,
                 told = next(&mut stores, Change::Store) => told,
+                told = next(&mut names, Change::Name) => told,
                 told = next(&mut nodes, Change::Node) => told,
                 told = next(&mut shards, Change::Shard) => told,
                 told = next(&mut drains, |store, one| Change::Drain(store, one.map(wanted))) => told,
@@ -174,6 +177,7 @@ impl Etcd {
 type Lists = (
     Listed<Meta>,
     Listed<StoreRecord>,
+    Listed<NameRecord>,
     Listed<NodeRecord>,
     Listed<ShardConfig>,
     Listed<DrainIntent>,
@@ -182,14 +186,21 @@ type Lists = (
 
 /// Lists of several moments as one. It is of the oldest moment: of a later one it would claim to hold changes that the
 /// oldest list lacks, and the machine passes over a change that a listing holds already.
-fn listing((meta, stores, nodes, shards, drains, promotes): Lists) -> Listing {
-    let revisions =
-        [meta.revision, stores.revision, nodes.revision, shards.revision, drains.revision];
-    let revisions = revisions.into_iter().chain([promotes.revision]);
+fn listing((meta, stores, names, nodes, shards, drains, promotes): Lists) -> Listing {
+    let revisions = [
+        meta.revision,
+        stores.revision,
+        names.revision,
+        nodes.revision,
+        shards.revision,
+        drains.revision,
+        promotes.revision,
+    ];
     Listing {
-        revision: revisions.min().unwrap_or(0),
+        revision: revisions.into_iter().min().unwrap_or(0),
         meta: meta.all.into_iter().next().map(kept),
         stores: stores.all.into_iter().map(|one| (one.id, kept(one))).collect(),
+        names: names.all.into_iter().map(|one| (one.id.clone(), kept(one))).collect(),
         nodes: nodes.all.into_iter().map(|one| (one.id, kept(one))).collect(),
         shards: shards.all.into_iter().map(kept).collect(),
         drains: drains.all.into_iter().map(|one| (one.id, wanted(kept(one)))).collect(),
@@ -257,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_listing_is_of_the_moment_of_its_oldest_list() {
-        for oldest in 0..6_u64 {
+        for oldest in 0..7_u64 {
             let at = |list: u64| if list == oldest { 4 } else { 5 + list };
             let lists = (
                 none_at(at(0)),
@@ -266,6 +277,7 @@ mod tests {
                 none_at(at(3)),
                 none_at(at(4)),
                 none_at(at(5)),
+                none_at(at(6)),
             );
             assert_eq!(listing(lists).revision, 4, "list {oldest}");
         }

@@ -12,9 +12,10 @@
 //! refused for ever. A copy of the folder has the same nonces: whoever of the two starts first moves etcd on, and the
 //! other does not know the new one.
 //!
-//! A name is one store's. A store that takes the name of another, be it an empty folder or one with data, gives that other
-//! one up: so it needs an operator's word ([`check_name`]), or a data volume that was not mounted at one boot would be
-//! replaced by the empty folder below it.
+//! A name is one store's: `name/{name}` says whose, and a claim writes it in the same transaction, so of two starts that
+//! want one name only the first can have it. A store that takes the name of another, be it an empty folder or one with
+//! data, gives that other one up: so it needs an operator's word (`--replace`), or a data volume that was not mounted at
+//! one boot would be replaced by the empty folder below it. The word means the store that had the name when the start began.
 //!
 //! A store that was given up is taken back if its disk returns and some shard still counts on its copy: then everything
 //! acknowledged there is on it.
@@ -29,16 +30,48 @@ use crate::planted::Planted;
 use crate::records::{StoreRecord, StoreStatus};
 use crate::store::log::{CLAIMS_MAX, Identity};
 
-/// One start of one store. Told the store's record each time it was read.
+/// One start of one store. Told what etcd says each time that was read.
 #[derive(Clone, Debug)]
 pub struct Start {
     cluster: u128,
     store: StoreId,
+    wish: Wish,
     suspect: bool,
     /// As the log has it, what this run wrote included.
     known: Option<Identity>,
     /// The last claim of `known` is this run's.
     claimed: bool,
+    /// Which other store had the name at the first look. None: there was no look yet.
+    first_holder: Option<Option<StoreId>>,
+    planted: Option<Planted>,
+}
+
+/// What the operator wants the store to be.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Wish {
+    pub name: String,
+    /// The store that has the name, if it does not run, is to be replaced.
+    pub replace: bool,
+}
+
+/// What etcd says, read after the key of the run before this one was gone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen<'a> {
+    /// The store's own record.
+    pub record: Option<&'a StoreRecord>,
+    /// The store that the name's record names, if it is another one.
+    pub holder: Option<&'a Holder>,
+    /// What [`is_counted_on`] said of it, read later than the record; of interest for a store that was given up.
+    pub counted_on: bool,
+}
+
+/// Another store that has a name, as etcd knows it.
+#[derive(Clone, Debug)]
+pub struct Holder {
+    pub store: StoreId,
+    pub record: StoreRecord,
+    /// A process answers as this store.
+    pub answers: bool,
 }
 
 /// What to do next.
@@ -46,9 +79,20 @@ pub struct Start {
 pub enum Step {
     /// Etcd knows this run: it may register and serve. A suspect store's copies must not be promoted.
     Serve { boot: Boot, nonce: u128, suspect: bool },
-    /// If nobody answers as this store, write `log` if there is one, wait for its fsync, then put the rest into the
-    /// record that was read (or make it). Whatever comes of that, read the record again.
-    Claim { log: Option<Identity>, boot: Boot, nonce: u128, status: StoreStatus },
+    /// If nobody answers as this store, write the claim's `log` if there is one, and wait for its fsync. Then put the rest
+    /// into the record that was read (or make it), and the store into the name's record, in one transaction. Whatever comes
+    /// of that, read the records again.
+    Claim(Claim),
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Claim {
+    pub log: Option<Identity>,
+    pub boot: Boot,
+    pub nonce: u128,
+    pub status: StoreStatus,
+    /// The store that loses the name.
+    pub replaces: Option<StoreId>,
 }
 
 /// Why this disk must not run as a store.
@@ -68,39 +112,6 @@ pub enum Refusal {
     NameTaken { store: StoreId },
 }
 
-/// Another store, as etcd knows it.
-#[derive(Clone, Debug)]
-pub struct Other {
-    pub store: StoreId,
-    pub record: StoreRecord,
-    /// A process answers as this store.
-    pub answers: bool,
-}
-
-/// Whether a store may go by this name. `ours`: its own record, none if etcd has none. `replace`: the operator says that
-/// the store which has the name is to be replaced. Returns the stores that are.
-pub fn check_name(
-    ours: Option<&StoreRecord>,
-    name: &str,
-    replace: bool,
-    others: &[Other],
-    planted: Option<Planted>,
-) -> Result<Vec<StoreId>, Refusal> {
-    let namesakes =
-        || others.iter().filter(|it| it.record.name == name && !it.record.status.is_gone());
-    if let Some(running) = namesakes().find(|other| other.answers) {
-        return Err(Refusal::NameRuns { store: running.store });
-    }
-    // It had the name before: if the other one was to replace it, that has not come about.
-    let is_ours = ours.is_some_and(|record| record.name == name);
-    let replaces = replace || Planted::EmptyFolderTakesName.is_in(planted);
-    match namesakes().next() {
-        Some(taken) if !is_ours && !replaces => Err(Refusal::NameTaken { store: taken.store }),
-        _ if is_ours => Ok(vec![]),
-        _ => Ok(namesakes().map(|other| other.store).collect()),
-    }
-}
-
 /// Some shard counts on this store's copy: everything acknowledged there is on it.
 pub fn is_counted_on<'a>(
     store: StoreId,
@@ -117,6 +128,7 @@ impl Start {
     /// `found`: who the disk says it is. `fresh`: who it becomes if it says nothing. `suspect`: recovery found damage.
     pub fn new(
         cluster: u128,
+        wish: Wish,
         suspect: bool,
         found: Option<Identity>,
         fresh: StoreId,
@@ -127,48 +139,68 @@ impl Start {
             return Err(Refusal::OtherCluster { cluster: found.cluster });
         }
         let store = found.as_ref().map_or(fresh, |found| found.store);
-        Ok(Self { cluster, store, suspect, known: found, claimed: false })
+        Ok(Self {
+            cluster,
+            store,
+            wish,
+            suspect,
+            known: found,
+            claimed: false,
+            first_holder: None,
+            planted: None,
+        })
+    }
+
+    /// With this bug, if the build has any.
+    pub fn planted(self, planted: Option<Planted>) -> Self {
+        Self { planted, ..self }
     }
 
     pub fn store(&self) -> StoreId {
         self.store
     }
 
-    /// The store's record was read, after the key of the run before this one was gone. `counted_on`: what
-    /// [`is_counted_on`] said of it, read later than the record; of interest for a store that was given up. `fresh`: a
-    /// number that nothing else has, for the nonce if one is needed.
-    pub fn look(
-        &mut self,
-        record: Option<&StoreRecord>,
-        counted_on: bool,
-        fresh: u128,
-    ) -> Result<Step, Refusal> {
-        if let Some(identity) = self.known.as_ref().filter(|_| self.claimed)
-            && let Some(record) = record
-            && record.nonce == identity.nonce()
+    /// Etcd was read. `fresh`: a number that nothing else has, for the nonce if one is needed.
+    pub fn look(&mut self, seen: Seen<'_>, fresh: u128) -> Result<Step, Refusal> {
+        if let Some(record) = seen.record
+            && self.holder(seen).is_none()
+            && self.is_claimed(record)
         {
             let suspect = record.status == StoreStatus::Suspect;
             return Ok(Step::Serve { boot: record.boot, nonce: record.nonce, suspect });
         }
-        self.check(record, counted_on)?;
-        let log = self.prepare(record, fresh);
+        self.check(seen)?;
+        let replaces = self.check_name(seen)?;
+        let log = self.prepare(seen.record, fresh);
         let (boot, nonce) = match &log {
             Some(identity) => (identity.boot, identity.nonce()),
             None => {
                 self.known.as_ref().map(|known| (known.boot, known.nonce())).unwrap_or_default()
             }
         };
-        let status = match record.map(|record| record.status) {
+        let status = match seen.record.map(|record| record.status) {
             _ if self.suspect => StoreStatus::Suspect,
             Some(status) => status.taken_back().unwrap_or(status),
             None => StoreStatus::Active,
         };
-        Ok(Step::Claim { log, boot, nonce, status })
+        Ok(Step::Claim(Claim { log, boot, nonce, status, replaces }))
+    }
+
+    /// Etcd knows this run, and it was not given up since.
+    fn is_claimed(&self, record: &StoreRecord) -> bool {
+        let ours = self.known.as_ref().filter(|_| self.claimed).map(Identity::nonce);
+        ours == Some(record.nonce) && !record.status.is_gone()
+    }
+
+    /// The other store that has the name, if it still goes by it.
+    fn holder<'a>(&self, seen: Seen<'a>) -> Option<&'a Holder> {
+        let has_it = |it: &&Holder| it.record.name == self.wish.name && !it.record.status.is_gone();
+        seen.holder.filter(has_it)
     }
 
     /// The record is one that this disk knows.
-    fn check(&self, record: Option<&StoreRecord>, counted_on: bool) -> Result<(), Refusal> {
-        let Some(record) = record else {
+    fn check(&self, seen: Seen<'_>) -> Result<(), Refusal> {
+        let Some(record) = seen.record else {
             // First starts that ended between log and etcd left no record.
             let had_one = self.known.as_ref().is_some_and(|known| known.over.is_some());
             return if had_one { Err(Refusal::Forgotten) } else { Ok(()) };
@@ -176,10 +208,28 @@ impl Start {
         if !self.known.as_ref().is_some_and(|known| known.knows(record.nonce)) {
             return Err(Refusal::NotOurs { boot: record.boot });
         }
-        let returns = counted_on && record.status.taken_back().is_some();
+        let returns = seen.counted_on && record.status.taken_back().is_some();
         match record.status {
             status if status.is_gone() && !returns => Err(Refusal::GivenUp { status }),
             _ => Ok(()),
+        }
+    }
+
+    /// Whether the store may have its name. Returns the store that loses it.
+    fn check_name(&mut self, seen: Seen<'_>) -> Result<Option<StoreId>, Refusal> {
+        let holder = self.holder(seen);
+        let first = *self.first_holder.get_or_insert(holder.map(|it| it.store));
+        let Some(&Holder { store, answers, .. }) = holder else { return Ok(None) };
+        if answers {
+            return Err(Refusal::NameRuns { store });
+        }
+        // What had the name before takes it back: if the other one was to replace it, that has not come about.
+        let had_it = seen.record.is_some_and(|record| record.name == self.wish.name);
+        let may = had_it || self.wish.replace || Planted::EmptyFolderTakesName.is_in(self.planted);
+        // Neither is about one that has taken the name since: a start of the same moment.
+        match may && first == Some(store) {
+            true => Ok(Some(store)),
+            false => Err(Refusal::NameTaken { store }),
         }
     }
 
@@ -217,241 +267,4 @@ fn next_boot(known: Option<&Identity>, record: Option<&StoreRecord>) -> Boot {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const CLUSTER: u128 = 1;
-    const STORE: StoreId = StoreId(2);
-
-    /// Etcd's record of the store, and the log. Starts are numbered by their nonce.
-    #[derive(Default)]
-    struct Bench {
-        etcd: Option<StoreRecord>,
-        log: Option<Identity>,
-        counted_on: bool,
-    }
-
-    fn record(boot: u64, nonce: u128, status: StoreStatus) -> StoreRecord {
-        StoreRecord {
-            name: "a".into(),
-            address: "a:1".into(),
-            zone: String::new(),
-            host: String::new(),
-            boot: Boot(boot),
-            nonce,
-            status,
-        }
-    }
-
-    impl Bench {
-        fn start(&self) -> Start {
-            Start::new(CLUSTER, false, self.log.clone(), STORE).unwrap()
-        }
-
-        /// A start with this nonce that comes as far as its log. Returns the record it would put into etcd.
-        fn logs(&mut self, nonce: u128) -> Result<(Start, StoreRecord), Refusal> {
-            let mut start = self.start();
-            let claim = self.look(&mut start, nonce)?;
-            Ok((start, claim))
-        }
-
-        fn look(&mut self, start: &mut Start, nonce: u128) -> Result<StoreRecord, Refusal> {
-            match start.look(self.etcd.as_ref(), self.counted_on, nonce)? {
-                Step::Claim { log, boot, nonce, status } => {
-                    self.log = log.or(self.log.take());
-                    Ok(record(boot.0, nonce, status))
-                }
-                serve @ Step::Serve { .. } => panic!("{serve:?} without a claim"),
-            }
-        }
-
-        /// A whole start.
-        fn serves(&mut self, nonce: u128) -> Result<Step, Refusal> {
-            let (mut start, claim) = self.logs(nonce)?;
-            self.etcd = Some(claim);
-            start.look(self.etcd.as_ref(), self.counted_on, 0)
-        }
-    }
-
-    #[track_caller]
-    fn check(bench: &mut Bench, nonce: u128, want: Result<u64, Refusal>) {
-        let want = want.map(|boot| Step::Serve { boot: Boot(boot), nonce, suspect: false });
-        assert_eq!(bench.serves(nonce), want);
-    }
-
-    #[test]
-    fn boot_numbers_rise_from_the_first_record_on() {
-        let mut bench = Bench::default();
-        // Its first start ended between log and etcd, and so did the second: no reason to refuse the third.
-        for nonce in [1, 2] {
-            assert_eq!(bench.logs(nonce).unwrap().1.boot, Boot(1));
-        }
-        check(&mut bench, 3, Ok(1));
-        check(&mut bench, 4, Ok(2));
-        // A later one ended there: its number is used up.
-        bench.logs(5).unwrap();
-        check(&mut bench, 6, Ok(4));
-    }
-
-    /// Story: run 2 logged its nonce and sent its claim; run 3 read the record before that came, logged, and died. Then
-    /// the claim of run 2 came: its nonce was two back, the log knew only one, and the store was refused for ever
-    /// (simulator, seed 100371).
-    #[test]
-    fn a_claim_that_comes_late_is_known_however_many_starts_ago() {
-        let mut bench = Bench::default();
-        check(&mut bench, 1, Ok(1));
-        let (_, late) = bench.logs(2).unwrap();
-        for nonce in 3..9 {
-            bench.logs(nonce).unwrap();
-        }
-        bench.etcd = Some(late);
-        check(&mut bench, 9, Ok(9));
-        // The first record can come as late.
-        let mut bench = Bench::default();
-        let (_, late) = bench.logs(1).unwrap();
-        bench.logs(2).unwrap();
-        bench.logs(3).unwrap();
-        bench.etcd = Some(late);
-        check(&mut bench, 4, Ok(2));
-    }
-
-    #[test]
-    fn a_late_claim_of_the_run_before_is_moved_over() {
-        let mut bench = Bench::default();
-        check(&mut bench, 1, Ok(1));
-        let (_, late) = bench.logs(2).unwrap();
-        let (mut start, _) = bench.logs(3).unwrap();
-        bench.etcd = Some(late);
-        // Ours was refused. The same nonce, over the new record and with a higher number.
-        let again = bench.look(&mut start, 99).unwrap();
-        assert_eq!((again.nonce, again.boot), (3, Boot(4)));
-        let log = bench.log.clone().unwrap();
-        assert_eq!((log.over, log.claims), (Some(2), vec![3]));
-        // Told again that nothing came of it: the log has it already.
-        let step = start.look(bench.etcd.as_ref(), false, 99).unwrap();
-        assert!(matches!(step, Step::Claim { log: None, nonce: 3, .. }), "{step:?}");
-        bench.etcd = Some(again);
-        let serve = Step::Serve { boot: Boot(4), nonce: 3, suspect: false };
-        assert_eq!(start.look(bench.etcd.as_ref(), false, 99), Ok(serve));
-    }
-
-    #[test]
-    fn claims_over_what_has_moved_on_are_forgotten() {
-        let mut bench = Bench::default();
-        check(&mut bench, 1, Ok(1));
-        for nonce in 2..200 {
-            bench.logs(nonce).unwrap();
-        }
-        assert_eq!(bench.log.as_ref().unwrap().claims.len(), CLAIMS_MAX);
-        check(&mut bench, 200, Ok(200));
-        bench.logs(201).unwrap();
-        assert_eq!(bench.log.unwrap().claims, [201]);
-    }
-
-    #[test]
-    fn a_copy_and_an_older_disk_are_refused() {
-        let mut bench = Bench::default();
-        check(&mut bench, 1, Ok(1));
-        let image = bench.log.clone();
-        check(&mut bench, 2, Ok(2));
-        check(&mut bench, 3, Ok(3));
-        bench.log = image;
-        check(&mut bench, 4, Err(Refusal::NotOurs { boot: Boot(3) }));
-        // An empty disk that is given this store's number knows nothing.
-        bench.log = None;
-        check(&mut bench, 4, Err(Refusal::NotOurs { boot: Boot(3) }));
-    }
-
-    #[test]
-    fn what_etcd_lost_or_gave_up_is_refused() {
-        let mut bench = Bench::default();
-        check(&mut bench, 1, Ok(1));
-        check(&mut bench, 2, Ok(2));
-        let known = bench.etcd.clone().unwrap();
-        bench.etcd = None;
-        check(&mut bench, 3, Err(Refusal::Forgotten));
-        for status in [StoreStatus::Lost, StoreStatus::Retired] {
-            bench.etcd = Some(StoreRecord { status, ..known.clone() });
-            check(&mut bench, 3, Err(Refusal::GivenUp { status }));
-        }
-        let elsewhere = Start::new(9, false, bench.log, STORE);
-        assert_eq!(elsewhere.unwrap_err(), Refusal::OtherCluster { cluster: CLUSTER });
-    }
-
-    /// Story: three data volumes were not mounted at one boot, empty folders took the three names, all three stores were
-    /// given up, and with the disks back the service refused the only copies there were.
-    #[test]
-    fn a_store_that_was_given_up_is_taken_back_while_a_shard_counts_on_it() {
-        for (given_up, back) in [
-            (StoreStatus::Lost, Ok(StoreStatus::Active)),
-            (StoreStatus::LostSuspect, Ok(StoreStatus::Suspect)),
-            (StoreStatus::Retired, Err(Refusal::GivenUp { status: StoreStatus::Retired })),
-        ] {
-            let mut bench = Bench { counted_on: true, ..Bench::default() };
-            check(&mut bench, 1, Ok(1));
-            let known = bench.etcd.clone().unwrap();
-            bench.etcd = Some(StoreRecord { status: given_up, ..known });
-            assert_eq!(bench.logs(2).map(|(_, claim)| claim.status), back);
-        }
-    }
-
-    #[test]
-    fn a_shard_counts_on_members_that_are_not_tainted() {
-        let members = |isr: &[u128], tainted: &[u128]| ShardConfig {
-            isr: isr.iter().copied().map(StoreId).collect(),
-            tainted: tainted.iter().copied().map(StoreId).collect(),
-            learners: vec![STORE],
-            ..ShardConfig::default()
-        };
-        let counted_on = |shards: &[ShardConfig]| is_counted_on(STORE, shards.iter(), None);
-        assert!(!counted_on(&[members(&[1, 3], &[])]));
-        assert!(!counted_on(&[members(&[1, 2], &[2])]));
-        assert!(counted_on(&[members(&[1, 3], &[]), members(&[1, 2], &[1])]));
-    }
-
-    #[test]
-    fn a_name_changes_hands_by_an_operators_word_only() {
-        let namesake =
-            |status, answers| Other { store: StoreId(9), record: record(1, 1, status), answers };
-        #[track_caller]
-        fn check(
-            ours: Option<&str>,
-            replace: bool,
-            other: Other,
-            want: Result<Vec<StoreId>, Refusal>,
-        ) {
-            let ours = ours
-                .map(|name| StoreRecord { name: name.into(), ..record(1, 1, StoreStatus::Active) });
-            assert_eq!(check_name(ours.as_ref(), "a", replace, &[other], None), want);
-        }
-        let store = StoreId(9);
-        let (away, runs) =
-            (namesake(StoreStatus::Active, false), namesake(StoreStatus::Active, true));
-        // An empty folder, and one that had another name (its disk is in another machine).
-        for ours in [None, Some("b")] {
-            check(ours, false, away.clone(), Err(Refusal::NameTaken { store }));
-            check(ours, true, away.clone(), Ok(vec![store]));
-            check(ours, true, runs.clone(), Err(Refusal::NameRuns { store }));
-            check(ours, false, namesake(StoreStatus::Lost, false), Ok(vec![]));
-        }
-        // It had the name before: nothing is taken from anything.
-        check(Some("a"), false, away, Ok(vec![]));
-        check(Some("a"), false, runs, Err(Refusal::NameRuns { store }));
-    }
-
-    #[test]
-    fn a_status_is_kept_and_damage_makes_it_suspect() {
-        let mut bench = Bench::default();
-        check(&mut bench, 1, Ok(1));
-        let draining = StoreRecord { status: StoreStatus::Draining, ..bench.etcd.clone().unwrap() };
-        bench.etcd = Some(draining);
-        assert_eq!(bench.logs(2).unwrap().1.status, StoreStatus::Draining);
-        let mut damaged = Start::new(CLUSTER, true, bench.log.clone(), STORE).unwrap();
-        bench.etcd = Some(bench.look(&mut damaged, 3).unwrap());
-        let step = damaged.look(bench.etcd.as_ref(), false, 0).unwrap();
-        assert!(matches!(step, Step::Serve { suspect: true, .. }), "{step:?}");
-        // It stays so, over a start that finds nothing wrong, until the copies are made anew.
-        let (_, claim) = bench.logs(4).unwrap();
-        assert_eq!(claim.status, StoreStatus::Suspect);
-    }
-}
+mod tests;

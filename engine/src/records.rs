@@ -38,6 +38,13 @@ pub struct StoreRecord {
     pub status: StoreStatus,
 }
 
+/// `name/{name}`: the store that has a name, until another takes it. It counts while that store goes by the name and is not
+/// given up.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NameRecord {
+    pub store: StoreId,
+}
+
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum StoreStatus {
     Active = 0,
@@ -204,6 +211,21 @@ impl StoreRecord {
             },
         };
         from.finish("store record")?;
+        Ok(record)
+    }
+}
+
+impl NameRecord {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![FORMAT];
+        out.extend_from_slice(&self.store.0.to_le_bytes());
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut from = begin(bytes, "name record format")?;
+        let record = Self { store: StoreId(from.u128_le("named store")?) };
+        from.finish("name record")?;
         Ok(record)
     }
 }
@@ -419,6 +441,9 @@ mod tests {
             status: StoreStatus::Suspect,
         };
         assert_eq!(StoreRecord::decode(&store.encode()), Ok(store));
+        let name = NameRecord { store: StoreId(7) };
+        assert_eq!(name.encode(), [&[1, 7][..], &[0; 15]].concat());
+        assert_eq!(NameRecord::decode(&name.encode()), Ok(name));
         let node = NodeRecord {
             boot: Boot(3),
             address: "127.0.0.1:7001".into(),

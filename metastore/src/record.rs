@@ -8,7 +8,9 @@ use std::fmt::Debug;
 use engine::codec::{Malformed, Reader, put_bytes};
 use engine::config::ShardConfig;
 use engine::ids::{Epoch, ShardId, StoreId};
-use engine::records::{GatewayRecord, LossRecord, Meta, NodeRecord, PromoteIntent, StoreRecord};
+use engine::records::{
+    GatewayRecord, LossRecord, Meta, NameRecord, NodeRecord, PromoteIntent, StoreRecord,
+};
 
 /// One kind of record.
 pub trait Record: Clone + Debug + PartialEq + Send + Sync + 'static {
@@ -99,10 +101,16 @@ record!(Meta, "meta", (), |(): &()| String::new(), only);
 record!(Candidate, "coordinator", (), |(): &()| String::new(), only);
 record!(StoreRecord, "store/", StoreId, StoreId::to_string, |name| hex(name).map(StoreId));
 record!(NodeRecord, "node/", StoreId, StoreId::to_string, |name| hex(name).map(StoreId));
+// The name as it was given, 1 to 64 bytes.
+record!(NameRecord, "name/", String, String::clone, named);
 // The id is the worker's nonce.
 record!(GatewayRecord, "gateway/", u128, |nonce: &u128| format!("{nonce:032x}"), hex);
 
 record!(PromoteIntent, "intent/promote/", ShardId, ShardId::to_string, shard);
+
+fn named(name: &str) -> Option<String> {
+    (!name.is_empty()).then(|| name.to_owned())
+}
 
 /// "007" and "+7" parse too, but are not how 7 is spelled.
 fn shard(name: &str) -> Option<ShardId> {
@@ -199,6 +207,7 @@ mod tests {
         check::<Meta>(&(), "meta");
         check::<Candidate>(&(), "coordinator");
         check::<StoreRecord>(&StoreId(0xab), "store/000000000000000000000000000000ab");
+        check::<NameRecord>(&"node-1".into(), "name/node-1");
         check::<NodeRecord>(&StoreId(0xab), "node/000000000000000000000000000000ab");
         check::<GatewayRecord>(&u128::MAX, "gateway/ffffffffffffffffffffffffffffffff");
         check::<ShardConfig>(&ShardId(2730), "shard/2730");

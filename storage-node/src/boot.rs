@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   lock the folder, recover ──▶ etcd? ──▶ meta? ──▶ wait until node/{uuid} is gone
-//!     ──▶ read store/{uuid}, look ──▶ log, fsync ──▶ CAS ──▶ read again, look ──▶ listen, register
+//!     ──▶ read store/{uuid} and name/{name}, look ──▶ log, fsync ──▶ CAS ──▶ read again, look ──▶ listen, register
 //! ```
 //!
 //! Two processes of one store are also told apart by what needs a network: who holds the store's key in etcd, and who
@@ -11,12 +11,12 @@
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use engine::boot::{self, Other, Refusal, Start, Step};
+use engine::boot::{self, Claim, Holder, Refusal, Seen, Start, Step, Wish};
 use engine::config::ShardConfig;
 use engine::ids::{Boot, StoreBoot, StoreId};
 use engine::message::{NodeQuery, NodeQueryReply};
 use engine::node::Event;
-use engine::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
+use engine::records::{Meta, NameRecord, NodeRecord, StoreRecord, StoreStatus};
 use engine::store::log::Record as LogRecord;
 use metastore::{BootGuard, Error, Kept, Metastore, Outcome, Settings};
 use telemetry::Health;
@@ -115,6 +115,31 @@ fn transient<T>(error: Error, what: &str) -> Result<Option<T>, Exit> {
     }
 }
 
+/// What etcd says of a store and of the name that it is to have.
+#[derive(Default)]
+struct Known {
+    record: Option<Kept<StoreRecord>>,
+    counted_on: bool,
+    name: Option<Kept<NameRecord>>,
+    /// The store that the name's record names, if it is another one.
+    holder: Option<Holder>,
+}
+
+impl Known {
+    fn seen(&self) -> Seen<'_> {
+        Seen {
+            record: self.record.as_ref().map(|kept| &kept.record),
+            holder: self.holder.as_ref(),
+            counted_on: self.counted_on,
+        }
+    }
+
+    /// Where the holder of the name was last.
+    fn address(&self) -> &str {
+        self.holder.as_ref().map_or("", |holder| holder.record.address.as_str())
+    }
+}
+
 /// What a start needs to know of its process and its cluster.
 pub struct Starting<'a> {
     pub options: &'a Options,
@@ -136,51 +161,82 @@ impl Starting<'_> {
         let fresh = StoreId(random()?);
         let known = opened.identity.clone();
         let suspect = opened.is_suspect();
-        let mut start = Start::new(self.meta.cluster, suspect, known, fresh)
-            .map_err(|refusal| self.refused(fresh, refusal, opened))?;
+        let wish = Wish { name: self.options.name.clone(), replace: self.options.replaces() };
+        let mut start = Start::new(self.meta.cluster, wish, suspect, known, fresh)
+            .map_err(|refusal| self.refused(fresh, refusal, &Known::default(), opened))?;
         let store = start.store();
-        self.check_name(store, opened).await?;
         let mut bound = None;
+        let mut looks = 0;
         loop {
-            let record = self.await_turn(store).await?;
-            let counted_on = self.is_counted_on(store, record.as_ref()).await?;
-            let record_now = record.as_ref().map(|kept| &kept.record);
-            let step = start.look(record_now, counted_on, random()?);
-            let claim = match step.map_err(|refusal| self.refused(store, refusal, opened))? {
-                Step::Claim { log, boot, nonce, status } => {
-                    self.check_silent(store, record.as_ref()).await?;
-                    // Before the boot number is used up, and only now: nobody may take us for the run before.
-                    let (_, address) = match &mut bound {
-                        Some(bound) => bound,
-                        none => none.insert(self.listen().await?),
-                    };
-                    if let Some(identity) = log {
-                        let identity = LogRecord::Identity(identity);
-                        tokio::task::block_in_place(|| disk.write_durably(identity))?;
+            let known = self.read_records(store).await?;
+            looks += 1;
+            if looks == 1 && known.holder.is_none() && self.options.replaces() {
+                warn!(
+                    "--replace has nothing to do here: take it away, or it may be obeyed by mistake"
+                );
+            }
+            let step = start.look(known.seen(), random()?);
+            let claim =
+                match step.map_err(|refusal| self.refused(store, refusal, &known, opened))? {
+                    Step::Claim(claim) => claim,
+                    Step::Serve { boot, nonce, suspect } => {
+                        let (listener, address) = match bound {
+                            Some(bound) => bound,
+                            None => self.listen().await?,
+                        };
+                        match suspect {
+                            true => disk.disk.suspicion_noted(),
+                            false => disk.disk.trusted(),
+                        }
+                        info!(%store, boot = boot.0, address, suspect, "identity claimed");
+                        let me = StoreBoot { store, boot };
+                        let guard = BootGuard { store, boot, nonce };
+                        return Ok(Booted { me, guard, listener, address, suspect });
                     }
-                    self.record(boot, nonce, status, address.clone())
-                }
-                Step::Serve { boot, nonce, suspect } => {
-                    let (listener, address) = match bound {
-                        Some(bound) => bound,
-                        None => self.listen().await?,
-                    };
-                    match suspect {
-                        true => disk.disk.suspicion_noted(),
-                        false => disk.disk.trusted(),
-                    }
-                    info!(%store, boot = boot.0, address, suspect, "identity claimed");
-                    let me = StoreBoot { store, boot };
-                    let guard = BootGuard { store, boot, nonce };
-                    return Ok(Booted { me, guard, listener, address, suspect });
-                }
+                };
+            self.check_silent(store, known.record.as_ref()).await?;
+            // Before the boot number is used up, and only now: nobody may take us for the run before.
+            let (_, address) = match &mut bound {
+                Some(bound) => bound,
+                none => none.insert(self.listen().await?),
             };
-            self.claim(store, claim, record).await?;
+            let Claim { log, boot, nonce, status, replaces } = claim;
+            if let Some(store) = replaces {
+                let name = &self.options.name;
+                warn!(name, %store, "takes the name of a store that is to be replaced");
+            }
+            if let Some(identity) = log {
+                let identity = LogRecord::Identity(identity);
+                tokio::task::block_in_place(|| disk.write_durably(identity))?;
+            }
+            let record = self.record(boot, nonce, status, address.clone());
+            self.claim(store, record, known).await?;
         }
     }
 
+    /// What etcd says of the store, read once no process is registered as it, and of the name that it is to have.
+    async fn read_records(&self, store: StoreId) -> Result<Known, Exit> {
+        let record = self.await_turn(store).await?;
+        let counted_on = self.is_counted_on(store, record.as_ref()).await?;
+        let id = &self.options.name;
+        let name = self.read(async || self.metastore.get::<NameRecord>(id).await).await?;
+        let other = name.as_ref().map(|kept| kept.record.store).filter(|other| *other != store);
+        let holder = match other {
+            Some(other) => self.holder(other).await?,
+            None => None,
+        };
+        Ok(Known { record, counted_on, name, holder })
+    }
+
+    async fn holder(&self, store: StoreId) -> Result<Option<Holder>, Exit> {
+        let kept = self.read(async || self.metastore.get::<StoreRecord>(&store).await).await?;
+        let Some(Kept { record, .. }) = kept else { return Ok(None) };
+        let answers = self.answers(&record.address, store).await;
+        Ok(Some(Holder { store, record, answers }))
+    }
+
     /// What a refusal means to whoever started this process.
-    fn refused(&self, store: StoreId, refusal: Refusal, opened: &Opened) -> Exit {
+    fn refused(&self, store: StoreId, refusal: Refusal, known: &Known, opened: &Opened) -> Exit {
         let folder = self.options.data.display();
         Exit::Refused(match refusal {
             Refusal::OtherCluster { cluster } => format!(
@@ -213,85 +269,33 @@ impl Starting<'_> {
                  its own; --replace only if the store that has the name now is gone for good",
                 self.options.name
             ),
-            refusal @ (Refusal::NameRuns { .. } | Refusal::NameTaken { .. }) => {
-                self.name_refused(refusal, None, &[])
-            }
+            Refusal::NameRuns { store } => format!(
+                "the name {:?} belongs to store {store} at {}, which is running: choose another --name, or start on its own \
+                 data folder",
+                self.options.name,
+                known.address()
+            ),
+            Refusal::NameTaken { store } => self.name_taken(store, known),
         })
     }
 
-    /// A name means one store. Another one that has it is replaced only if the operator says so.
-    async fn check_name(&self, store: StoreId, opened: &Opened) -> Result<(), Exit> {
-        let name = &self.options.name;
-        let listed = self.read(async || self.metastore.list::<StoreRecord>().await).await?;
-        let (mut ours, mut others) = (None, Vec::new());
-        for kept in listed.all {
-            if kept.id == store {
-                ours = Some(kept);
-            } else if kept.record.name == *name && !kept.record.status.is_gone() {
-                let answers = self.answers(&kept.record.address, kept.id).await;
-                others.push(Other { store: kept.id, record: kept.record, answers });
-            }
-        }
-        let counted_on = self.is_counted_on(store, ours.as_ref()).await?;
-        if let Some(Kept { record, .. }) = &ours
-            && record.status.is_gone()
-            && !counted_on
-        {
-            // Clearer than that another one has its name, which is the consequence.
-            let refusal = Refusal::GivenUp { status: record.status };
-            return Err(self.refused(store, refusal, opened));
-        }
-        let ours = ours.map(|kept| kept.record);
-        let replaces = self.options.replaces();
-        match boot::check_name(ours.as_ref(), name, replaces, &others, None) {
-            Ok(replaced) => {
-                for store in &replaced {
-                    warn!(name, %store, "takes the name of a store that is to be replaced");
-                }
-                if replaces && replaced.is_empty() {
-                    warn!(
-                        "--replace has nothing to do here: take it away, or it may be obeyed by mistake"
-                    );
-                }
-                Ok(())
-            }
-            Err(refusal) => Err(Exit::Refused(self.name_refused(refusal, ours.as_ref(), &others))),
-        }
-    }
-
-    fn name_refused(
-        &self,
-        refusal: Refusal,
-        ours: Option<&StoreRecord>,
-        others: &[Other],
-    ) -> String {
+    fn name_taken(&self, store: StoreId, known: &Known) -> String {
         let (name, folder) = (&self.options.name, self.options.data.display());
-        let holds = match ours {
-            Some(record) => format!("{folder} holds the store of {:?}", record.name),
+        let holds = match &known.record {
+            Some(Kept { record, .. }) => format!("{folder} holds the store of {:?}", record.name),
             None => format!("{folder} holds no store"),
         };
-        let address = |store| {
-            let other = others.iter().find(|other| other.store == store);
-            other.map_or("", |other| other.record.address.as_str())
-        };
         let meant = self.options.replace.as_deref().filter(|names| !names.is_empty());
-        let not_meant = meant.map(|names| format!(" (--replace={names} names other nodes)"));
-        match refusal {
-            Refusal::NameRuns { store } => format!(
-                "the name {name:?} belongs to store {store} at {}, which is running: choose another --name, or start on \
-                 its own data folder",
-                address(store)
-            ),
-            Refusal::NameTaken { store } => format!(
-                "{holds}, and the name {name:?} belongs to store {store}, last at {}, which is away but not given up. Is \
-                 its disk not mounted here? Then mount it. Is this another machine? Then choose another --name. Only if \
-                 the data of that store is gone for good: start with --replace, and this one takes its name and its \
-                 places{}",
-                address(store),
-                not_meant.unwrap_or_default()
-            ),
-            other => format!("the name {name:?} can't be had: {other:?}"),
-        }
+        let not_meant = meant.filter(|_| !self.options.replaces());
+        let not_meant = not_meant.map(|names| format!(" (--replace={names} names other nodes)"));
+        format!(
+            "{holds}, and the name {name:?} belongs to store {store}, last at {}, which is away but not given up. Is its \
+             disk not mounted here? Then mount it. Is this another machine, or was another started with this name at the \
+             same moment? Then choose another --name. Only if the data of that store is gone for good: start with \
+             --replace, and this one takes its name and its places{}",
+            known.address(),
+            not_meant.unwrap_or_default()
+        )
     }
 
     /// Of interest only for a store that was given up.
@@ -375,17 +379,19 @@ impl Starting<'_> {
         }
     }
 
-    /// Tries to make etcd know this run. What came of it is seen by reading.
-    async fn claim(
-        &self,
-        store: StoreId,
-        ours: StoreRecord,
-        record: Option<Kept<StoreRecord>>,
-    ) -> Result<(), Exit> {
-        let outcome = match &record {
-            Some(kept) => self.metastore.replace(&store, &ours, kept.modified).await,
-            None => self.metastore.create(&store, &ours).await,
+    /// Tries to make etcd know this run, and whose the name is. What came of it is seen by reading.
+    async fn claim(&self, store: StoreId, ours: StoreRecord, known: Known) -> Result<(), Exit> {
+        let (id, name) = (&self.options.name, NameRecord { store });
+        let txn = self.metastore.txn();
+        let txn = match &known.record {
+            Some(kept) => txn.replace(&store, &ours, kept.modified),
+            None => txn.create(&store, &ours),
         };
+        let txn = match &known.name {
+            Some(kept) => txn.replace(id, &name, kept.modified),
+            None => txn.create(id, &name),
+        };
+        let outcome = txn.commit().await;
         match outcome {
             Ok(Outcome::Done { .. }) => Ok(()),
             Ok(lost) => {

@@ -53,7 +53,7 @@ use crate::message::{Report, ShardEnd};
 use crate::node::CasOutcome;
 use crate::planner;
 use crate::planted::Planted;
-use crate::records::{LossRecord, Meta, NodeRecord, PromoteIntent, StoreRecord};
+use crate::records::{LossRecord, Meta, NameRecord, NodeRecord, PromoteIntent, StoreRecord};
 
 use office::Office;
 
@@ -76,6 +76,7 @@ pub struct Listing {
     pub revision: u64,
     pub meta: Option<Kept<Meta>>,
     pub stores: Vec<(StoreId, Kept<StoreRecord>)>,
+    pub names: Vec<(String, Kept<NameRecord>)>,
     pub nodes: Vec<(StoreId, Kept<NodeRecord>)>,
     pub shards: Vec<Kept<ShardConfig>>,
     /// Stores that an operator wants emptied.
@@ -89,6 +90,7 @@ pub struct Listing {
 pub enum Change {
     Meta(Kept<Meta>),
     Store(StoreId, Option<Kept<StoreRecord>>),
+    Name(String, Option<Kept<NameRecord>>),
     Node(StoreId, Option<Kept<NodeRecord>>),
     Shard(ShardId, Option<Kept<ShardConfig>>),
     Drain(StoreId, Option<Kept<()>>),

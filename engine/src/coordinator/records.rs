@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use crate::config::ShardConfig;
 use crate::coordinator::{Change, Kept, Listing};
 use crate::ids::{Boot, ShardId, StoreId};
-use crate::records::{Meta, NodeRecord, PromoteIntent, StoreRecord};
+use crate::records::{Meta, NameRecord, NodeRecord, PromoteIntent, StoreRecord};
 
 /// All records of one kind.
 #[derive(Debug)]
@@ -31,7 +31,15 @@ impl<K: Ord + Copy, V> Table<K, V> {
     pub(super) fn iter(&self) -> impl Iterator<Item = (K, &Kept<V>)> {
         self.kept.iter().map(|(&key, kept)| (key, kept))
     }
+}
 
+impl<V> Table<String, V> {
+    pub(super) fn named(&self, name: &str) -> Option<&Kept<V>> {
+        self.kept.get(name)
+    }
+}
+
+impl<K: Ord + Clone, V> Table<K, V> {
     pub(super) fn len(&self) -> usize {
         self.kept.len()
     }
@@ -53,14 +61,15 @@ impl<K: Ord + Copy, V> Table<K, V> {
         if stands {
             return false;
         }
+        let was_here = self.kept.remove(&key).is_some();
         let gone = self.gone.entry(key).or_default();
         *gone = revision.max(*gone);
-        self.kept.remove(&key).is_some()
+        was_here
     }
 
     /// All there was at this revision.
     fn listed(&mut self, revision: u64, all: Vec<(K, Kept<V>)>) {
-        let listed: Vec<K> = all.iter().map(|(key, _)| *key).collect();
+        let listed: Vec<K> = all.iter().map(|(key, _)| key.clone()).collect();
         for (key, kept) in all {
             self.set(key, kept);
         }
@@ -73,6 +82,8 @@ impl<K: Ord + Copy, V> Table<K, V> {
 pub(super) struct Records {
     pub(super) meta: Option<Kept<Meta>>,
     pub(super) stores: Table<StoreId, StoreRecord>,
+    /// Which store has a name.
+    pub(super) names: Table<String, NameRecord>,
     pub(super) nodes: Table<StoreId, NodeRecord>,
     pub(super) shards: Table<ShardId, ShardConfig>,
     /// What operators want emptied.
@@ -88,6 +99,7 @@ impl Records {
             self.set_meta(meta);
         }
         self.stores.listed(listing.revision, listing.stores);
+        self.names.listed(listing.revision, listing.names);
         self.nodes.listed(listing.revision, listing.nodes);
         self.shards.listed(listing.revision, shards);
         self.drains.listed(listing.revision, listing.drains);
@@ -100,6 +112,8 @@ impl Records {
             Change::Meta(kept) => self.set_meta(kept),
             Change::Store(id, Some(kept)) => self.stores.set(id, kept),
             Change::Store(id, None) => self.stores.delete(id, revision),
+            Change::Name(name, Some(kept)) => self.names.set(name, kept),
+            Change::Name(name, None) => self.names.delete(name, revision),
             Change::Node(id, Some(kept)) => self.nodes.set(id, kept),
             Change::Node(id, None) => self.nodes.delete(id, revision),
             Change::Shard(id, Some(kept)) => self.shards.set(id, kept),
@@ -125,6 +139,14 @@ impl Records {
         let running = self.nodes.get(store).map_or(Boot(0), |node| node.value.boot);
         let is_gone = record.value.status.is_gone();
         (!is_gone).then_some(record.value.boot.max(running))
+    }
+
+    /// The store that has this one's name, if it is another.
+    pub(super) fn namesake(&self, store: StoreId) -> Option<StoreId> {
+        let name = &self.stores.get(store)?.value.name;
+        let holder = self.names.named(name)?.value.store;
+        let goes_by_it = self.stores.get(holder).is_some_and(|kept| kept.value.name == *name);
+        (holder != store && goes_by_it).then_some(holder)
     }
 
     /// The store's newest process has a lease that lives.

@@ -7,7 +7,7 @@ use super::story::{Cause, Need};
 use super::*;
 use crate::ids::{Boot, Slots, TimeMs, Version};
 use crate::message::Standing;
-use crate::records::{Operator, StoreStatus};
+use crate::records::{NameRecord, Operator, StoreStatus};
 
 const TERM: u64 = 77;
 /// Where the shards were written that a test begins with: after all nodes came.
@@ -136,6 +136,7 @@ impl Bench {
         let record = Kept { value: record, created, modified: revision };
         self.etcd.stores.retain(|(known, _)| *known != id(store));
         self.etcd.stores.push((id(store), record));
+        self.name(store, &format!("node-{store}"));
         let node =
             NodeRecord { boot, address: format!("host:{store}"), capacity: 1, versions: (1, 1) };
         self.etcd.nodes.retain(|(known, _)| *known != id(store));
@@ -143,12 +144,26 @@ impl Bench {
         self.found.insert(id(store), alive(store, boot.0));
     }
 
-    /// As a watch tells it.
+    /// The store has taken this name. (The coordinator is not told.)
+    fn name(&mut self, store: u128, name: &str) {
+        let revision = self.revision();
+        let found = self.etcd.stores.iter_mut().find(|(it, _)| *it == id(store)).unwrap();
+        found.1.value.name = name.into();
+        found.1.modified = revision;
+        self.etcd.names.retain(|(it, _)| it != name);
+        self.etcd.names.push((name.into(), kept(NameRecord { store: id(store) }, revision)));
+    }
+
+    /// As watches tell it.
     fn tell_store(&mut self, store: u128) {
         let (_, record) = self.etcd.stores.iter().find(|(it, _)| *it == id(store)).unwrap();
         let record = record.clone();
         let node = self.etcd.nodes.iter().find(|(it, _)| *it == id(store)).unwrap().1.clone();
         let revision = self.etcd.revision;
+        let names = self.etcd.names.clone().into_iter();
+        for (name, kept) in names.filter(|(_, kept)| kept.value.store == id(store)) {
+            self.on(Event::Changed { revision, change: Change::Name(name, Some(kept)) });
+        }
         self.on(Event::Changed { revision, change: Change::Store(id(store), Some(record)) });
         self.on(Event::Changed { revision, change: Change::Node(id(store), Some(node)) });
     }
@@ -1120,11 +1135,7 @@ fn a_store_under_the_name_of_a_dead_one_takes_its_places() {
     bench.report(2, silent(&[3]));
     bench.accept();
     bench.boot(9, 1);
-    bench.etcd.stores.iter_mut().for_each(|(store, kept)| {
-        if *store == id(9) {
-            kept.value.name = "node-3".into();
-        }
-    });
+    bench.name(9, "node-3");
     bench.tell_store(9);
     let writes = bench.take();
     let lost = |effect: &&Effect| match effect {
@@ -1161,8 +1172,7 @@ fn a_store_that_a_shard_needs_is_not_given_up_for_one_of_its_name() {
     }
     for (store, name) in [(8, "node-1"), (9, "node-2")] {
         bench.boot(store, 1);
-        let found = bench.etcd.stores.iter_mut().find(|(it, _)| *it == id(store)).unwrap();
-        found.1.value.name = name.into();
+        bench.name(store, name);
         bench.tell_store(store);
     }
     bench.pass(10_000);
@@ -1173,8 +1183,6 @@ fn a_store_that_a_shard_needs_is_not_given_up_for_one_of_its_name() {
         bench.kill(newcomer);
         bench.lease_ends(newcomer);
         bench.boot(store, 2);
-        let found = bench.etcd.stores.iter_mut().find(|(it, _)| *it == id(store)).unwrap();
-        found.1.value.name = format!("node-{store}");
         bench.tell_store(store);
     }
     bench.pass(200);
@@ -1193,8 +1201,7 @@ fn is_given_up_beside(reports: &Report) -> bool {
     bench.kill(2);
     bench.lease_ends(2);
     bench.boot(9, 1);
-    let found = bench.etcd.stores.iter_mut().find(|(it, _)| *it == id(9)).unwrap();
-    found.1.value.name = "node-2".into();
+    bench.name(9, "node-2");
     bench.tell_store(9);
     for _ in 0..20 {
         bench.report(1, reports.clone());
@@ -1221,10 +1228,10 @@ fn a_store_that_does_not_run_takes_nobodys_place() {
     bench.kill(3);
     bench.report(2, silent(&[3]));
     bench.accept();
-    let revision = bench.revision();
-    let record = StoreRecord { name: "node-3".into(), ..bench.etcd.stores[2].1.value.clone() };
-    let change = Change::Store(id(9), Some(kept(record, revision)));
-    bench.on(Event::Changed { revision, change });
+    let record = bench.etcd.stores[2].clone().1;
+    bench.etcd.stores.push((id(9), record));
+    bench.name(9, "node-3");
+    bench.on(Event::WatchBroke);
     bench.pass(5_000);
     assert!(!bench.take().iter().any(writes_a_store));
 }
@@ -1233,12 +1240,35 @@ fn a_store_that_does_not_run_takes_nobodys_place() {
 fn a_name_of_a_living_store_is_its_own() {
     let mut bench = Bench::leading(3, vec![shard_at(0)]);
     bench.boot(9, 1);
-    for (_, kept) in &mut bench.etcd.stores {
-        kept.value.name = "same".into();
-        kept.modified += 100;
-    }
-    bench.etcd.revision = 300;
-    bench.on(Event::WatchBroke);
+    bench.name(9, "node-3");
+    bench.tell_store(9);
+    bench.pass(5_000);
+    assert!(!bench.take().iter().any(writes_a_store));
+}
+
+/// Which store was made first says nothing: a node that is started under another name takes that of a younger one.
+#[test]
+fn a_store_that_is_renamed_takes_the_places_of_a_younger_one() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    bench.kill(3);
+    bench.report(2, silent(&[3]));
+    bench.accept();
+    bench.name(2, "node-3");
+    bench.tell_store(2);
+    bench.pass(200);
+    assert!(gives_up(&bench.take(), 3));
+}
+
+/// A name's record that names a store of another name by now means nothing.
+#[test]
+fn a_name_that_its_store_no_longer_goes_by_is_nobodys() {
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    bench.kill(3);
+    bench.report(2, silent(&[3]));
+    bench.accept();
+    bench.name(2, "node-3");
+    bench.name(2, "node-4");
+    bench.tell_store(2);
     bench.pass(5_000);
     assert!(!bench.take().iter().any(writes_a_store));
 }

@@ -173,37 +173,24 @@ impl Office {
         self.review_suspects(turn);
     }
 
-    /// A name means the one store of that name which is not given up: when another runs under it and this one is dead, this
-    /// one is given up, unless a shard has nothing better than its copy.
+    /// A store whose name another one has taken is given up: once it is dead, the other runs, and no shard has nothing better
+    /// than its copy.
     fn review_names(&mut self, turn: &mut Turn<'_>) {
-        let stands = |(store, _): &(StoreId, _)| self.records.newest_boot(*store).is_some();
-        let standing: Vec<(StoreId, &Kept<StoreRecord>)> =
-            self.records.stores.iter().filter(stands).collect();
         let mut lost = Vec::new();
-        for &(old, kept) in &standing {
-            let takes_over = |&&(new, other): &&(StoreId, &Kept<StoreRecord>)| {
-                // One that is only recorded holds nothing, and may never have run: claims can come late.
-                new != old
-                    && other.value.name == kept.value.name
-                    && self.records.is_registered(new)
-                    && !self.is_dead(turn.now, new)
-                    && (other.created > kept.created || self.holds_nothing(old))
-            };
-            if let Some(&(new, _)) = standing.iter().find(takes_over)
-                && self.is_dead(turn.now, old)
-                && !self.is_needed(turn, old)
-            {
-                lost.push((old, new, kept.modified, kept.value.clone()));
+        for (store, kept) in self.records.stores.iter() {
+            // One that is only recorded holds nothing, and may never have run: claims can come late.
+            let runs =
+                |it: &StoreId| self.records.is_registered(*it) && !self.is_dead(turn.now, *it);
+            let Some(to) = self.records.namesake(store).filter(runs) else { continue };
+            let stands = self.records.newest_boot(store).is_some();
+            if stands && self.is_dead(turn.now, store) && !self.is_needed(turn, store) {
+                lost.push((store, to, kept.modified, kept.value.clone()));
             }
         }
         for (store, to, expect, record) in lost {
             let record = StoreRecord { status: record.status.given_up(), ..record };
             self.write_store(turn, store, expect, record, Story::Lost { store, to });
         }
-    }
-
-    fn holds_nothing(&self, store: StoreId) -> bool {
-        !self.records.shards.iter().any(|(_, kept)| kept.value.isr.contains(&store))
     }
 
     /// A shard counts on its copy, and no other one that is known to be good leads it.

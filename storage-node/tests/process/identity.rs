@@ -131,6 +131,32 @@ async fn a_name_is_one_store() {
     newcomer.until_ready_says(200, "ok").await;
 }
 
+/// Two machines got one name, and both wait for the cluster to be made: then they start at the same moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_nodes_that_start_at_once_one_gets_the_name() {
+    let etcd = Etcd::start().await;
+    let folders = tempfile::tempdir().expect("a temporary folder");
+    // `--replace` means a store that is away: not one that starts as well.
+    let replaces = [("DKC_REPLACE", "*")];
+    let spawn =
+        |folder: &str| Node::spawn(&etcd.endpoint(), "a", &folders.path().join(folder), &replaces);
+    let (mut one, mut other) = (spawn("one"), spawn("other"));
+    for node in [&one, &other] {
+        node.until_ready_says(503, "meta").await;
+    }
+    let metastore = metastore_of(&etcd).await;
+    let made = metastore.create(&(), &meta(1)).await;
+    assert!(matches!(made, Ok(Outcome::Done { .. })), "{made:?}");
+    let (refused, serves) = tokio::select! {
+        _ = one.ended() => (&mut one, &mut other),
+        _ = other.ended() => (&mut other, &mut one),
+    };
+    refused.refuses(4, "the name \"a\" belongs to store").await;
+    serves.until_ready_says(200, "ok").await;
+    let stores = metastore.list::<StoreRecord>().await.expect("etcd answers").all;
+    assert_eq!(stores.len(), 1, "the other one has claimed nothing: {stores:?}");
+}
+
 /// Two data volumes were swapped: each holds the store of another name.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_does_not_take_the_name_of_another_that_is_away() {

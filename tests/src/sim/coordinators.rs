@@ -11,12 +11,12 @@ use engine::coordinator::{
 use engine::ids::{Epoch, ShardId, StoreBoot, StoreId, Version};
 use engine::message::{NodeQuery, NodeQueryReply};
 use engine::node::CasOutcome;
-use engine::records::{NodeRecord, PromoteIntent, StoreRecord};
+use engine::records::{NameRecord, NodeRecord, PromoteIntent, StoreRecord};
 
 use super::checker::Violation;
 use super::core::{Core, Place, Process, Told, since};
 use super::etcd::{Call, Compare, Key, Reply, Value, Versioned, WatchEvent, Write};
-use super::nodes::place_of;
+use super::nodes::{name_of, place_of};
 
 /// The driver's own clock: elections and keep-alives.
 const TOCK: u64 = 50_000;
@@ -425,6 +425,7 @@ fn listing(revision: u64, all: Vec<(Key, Versioned)>) -> Listing {
         match change_of(key, Some(versioned)) {
             Some(Change::Meta(kept)) => listing.meta = Some(kept),
             Some(Change::Store(store, Some(kept))) => listing.stores.push((store, kept)),
+            Some(Change::Name(name, Some(kept))) => listing.names.push((name, kept)),
             Some(Change::Node(store, Some(kept))) => listing.nodes.push((store, kept)),
             Some(Change::Shard(_, Some(kept))) => listing.shards.push(kept),
             Some(Change::Promote(shard, Some(kept))) => listing.promotes.push((shard, kept)),
@@ -439,6 +440,12 @@ fn change_of(key: Key, value: Option<Versioned>) -> Option<Change> {
         (Key::Meta, Some(v)) => Change::Meta(kept(&v, meta_of(&v)?)),
         (Key::Store(store), v) => {
             Change::Store(store, v.and_then(|v| Some(kept(&v, store_of(&v)?))))
+        }
+        // None is ever deleted, and its value says whose place it is.
+        (Key::Name(_), v) => {
+            let v = v?;
+            let Value::Name(store) = v.value else { return None };
+            Change::Name(name_of(store), Some(kept(&v, NameRecord { store })))
         }
         (Key::Node(store), v) => Change::Node(store, v.and_then(|v| Some(kept(&v, node_of(&v)?)))),
         (Key::Shard(shard), v) => {
@@ -479,7 +486,7 @@ fn shard_of(versioned: &Versioned) -> Option<engine::config::ShardConfig> {
 pub fn store_of(versioned: &Versioned) -> Option<StoreRecord> {
     let Value::Store { me, nonce, status } = &versioned.value else { return None };
     Some(StoreRecord {
-        name: format!("{:?}", place_of(me.store)),
+        name: name_of(me.store),
         address: String::new(),
         zone: zone_of(me.store),
         host: String::new(),

@@ -25,6 +25,8 @@ pub enum Key {
     Meta,
     Coordinator,
     Store(StoreId),
+    /// A place is a name.
+    Name(u8),
     Node(StoreId),
     Gateway(u64),
     Shard(ShardId),
@@ -37,6 +39,7 @@ pub enum Value {
     Meta(Meta),
     Coordinator { place: u8 },
     Store { me: StoreBoot, nonce: u64, status: StoreStatus },
+    Name(StoreId),
     Node(StoreBoot),
     Gateway,
     Shard(ShardConfig),

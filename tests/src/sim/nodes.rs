@@ -8,11 +8,10 @@
 use std::collections::BTreeMap;
 
 use engine::apply::ShardState;
-use engine::boot::{self, Other, Refusal, Start, Step};
+use engine::boot::{self, Claim, Holder, Seen, Start, Step, Wish};
 use engine::ids::{Boot, Conn, Now, Revision, SessionId, StoreBoot, StoreId, TimeMs};
 use engine::message::{FromFollower, SnapshotOutcome, ToFollower};
 use engine::node::{CasOutcome, Effect, Event, Node, Settings};
-use engine::planted::Planted;
 use engine::records::{StoreRecord, StoreStatus};
 use engine::store::log::Record;
 
@@ -75,12 +74,19 @@ struct Booting {
     /// None until the disk is read.
     found: Option<(Start, Opened)>,
     call: Option<u64>,
-    /// What is to be claimed once this group is durable, and over which version of the store's record.
-    logging: Option<(u64, Value, u64)>,
+    /// What is to be claimed once this group is durable.
+    logging: Option<(u64, Claimed)>,
     /// What was claimed, and the lease that will say so.
     serves: Option<(Boot, Option<u64>)>,
     /// Etcd says that none of the copies is to be trusted.
     suspect: bool,
+}
+
+/// A store's record, and the versions of it and of its name's record that it takes the place of.
+struct Claimed {
+    value: Value,
+    over: u64,
+    name_over: u64,
 }
 
 struct Running {
@@ -281,16 +287,18 @@ impl NodeHost {
                     return self.refused(core, "its log no longer says whose it is");
                 }
                 let identity = opened.identity.clone();
-                let start = Start::new(CLUSTER, opened.suspect, identity, self.store);
-                booting.found = Some((start.expect("its own cluster"), opened));
+                let wish = Wish { name: name_of(self.store), replace: self.replaces };
+                let start = Start::new(CLUSTER, wish, opened.suspect, identity, self.store);
+                let start = start.expect("its own cluster").planted(core.plan.planted);
+                booting.found = Some((start, opened));
                 self.read_store(core);
             }
             Told::Tock => self.read_store(core),
             Told::Disk(DiskDone::Synced { group }) => {
                 self.disk.synced(core, me, group);
-                let logged = booting.logging.take_if(|(number, ..)| *number == group);
-                if let Some((_, value, over)) = logged {
-                    self.claim(core, value, over);
+                if let Some((_, claimed)) = booting.logging.take_if(|(number, _)| *number == group)
+                {
+                    self.claim(core, claimed);
                 }
             }
             Told::EtcdTimeout { call } if booting.call == Some(call) => {
@@ -346,64 +354,57 @@ impl NodeHost {
     /// The store's record was read, and nobody is registered as this store.
     fn identify(&mut self, core: &mut Core, all: &[(Key, Versioned)]) {
         let (me, store) = (self.process(), self.store);
-        let found = all.iter().find(|(key, _)| *key == Key::Store(store));
-        let over = found.map_or(0, |(_, record)| record.modified);
-        let record: Option<StoreRecord> = found.and_then(|(_, record)| store_of(record));
+        let find = |wanted: Key| all.iter().find(|(key, _)| *key == wanted).map(|(_, kept)| kept);
+        let over = |key| find(key).map_or(0, |kept| kept.modified);
+        let record: Option<StoreRecord> = find(Key::Store(store)).and_then(store_of);
         let planted = core.plan.planted;
-        if let Err(refusal) = self.check_name(record.as_ref(), all, planted) {
-            return self.refused(core, &format!("{refusal:?}"));
-        }
         let is_known = |aside: &Aside| all.iter().any(|(key, _)| *key == Key::Store(aside.store));
-        let takes = record.is_none() && self.aside.as_ref().is_some_and(is_known);
-        if takes && !self.replaces {
-            let detail = format!("{store:?}, an empty disk, takes a name unasked at {}", core.now);
-            core.oracle.violations.push(Violation { promise: "names", detail });
-        }
+        let is_empty = record.is_none() && self.aside.as_ref().is_some_and(is_known);
+        let takes_unasked = is_empty && !self.replaces;
         let shards = all.iter().filter_map(|(_, versioned)| match &versioned.value {
             Value::Shard(config) => Some(config),
             _ => None,
         });
         let counted_on = boot::is_counted_on(store, shards, planted);
+        let holder = find(name_key(store)).and_then(|kept| match kept.value {
+            Value::Name(other) if other != store => Some(other),
+            _ => None,
+        });
+        // That it does not run was seen by its key.
+        let holder = holder.and_then(|store| {
+            let record = find(Key::Store(store)).and_then(store_of)?;
+            Some(Holder { store, record, answers: false })
+        });
         let fresh = u128::from(core.rng.word());
+        let seen = Seen { record: record.as_ref(), holder: holder.as_ref(), counted_on };
         let booting = self.booting();
         let Some((start, opened)) = &mut booting.found else { return };
-        match start.look(record.as_ref(), counted_on, fresh) {
+        match start.look(seen, fresh) {
             Ok(Step::Serve { boot, suspect, .. }) => {
                 booting.suspect = suspect;
                 booting.serves = Some((boot, None));
                 booting.call = Some(core.etcd(me, Call::Grant { ttl: core.plan.lease_ttl }));
             }
-            Ok(Step::Claim { log, boot, nonce, status }) => {
+            Ok(Step::Claim(Claim { log, boot, nonce, status, .. })) => {
                 booting.serves = None;
+                if takes_unasked {
+                    let at = core.now;
+                    let detail = format!("{store:?}, an empty disk, takes a name unasked at {at}");
+                    core.oracle.violations.push(Violation { promise: "names", detail });
+                }
                 let nonce = u64::try_from(nonce).expect("drawn as one");
                 let value = Value::Store { me: StoreBoot { store, boot }, nonce, status };
-                let Some(identity) = log else { return self.claim(core, value, over) };
+                let (over, name_over) = (over(Key::Store(store)), over(name_key(store)));
+                let claimed = Claimed { value, over, name_over };
+                let Some(identity) = log else { return self.claim(core, claimed) };
                 let group = opened.next_group;
                 opened.next_group += 1;
-                booting.logging = Some((group, value, over));
+                booting.logging = Some((group, claimed));
                 self.disk.write(Record::Identity(identity));
                 self.disk.sync(core, me, group);
             }
             Err(refusal) => self.refused(core, &format!("{refusal:?}")),
         }
-    }
-
-    /// A place is a name. That no other store of it runs was seen by its key.
-    fn check_name(
-        &self,
-        ours: Option<&StoreRecord>,
-        all: &[(Key, Versioned)],
-        planted: Option<Planted>,
-    ) -> Result<Vec<StoreId>, Refusal> {
-        let other = |(key, versioned): &(Key, Versioned)| match key {
-            Key::Store(store) if *store != self.store => {
-                Some(Other { store: *store, record: store_of(versioned)?, answers: false })
-            }
-            _ => None,
-        };
-        let others: Vec<Other> = all.iter().filter_map(other).collect();
-        let name = format!("{:?}", place_of(self.store));
-        boot::check_name(ours, &name, self.replaces, &others, planted)
     }
 
     /// It must not run. Whoever looks after it puts the disk back that was there before, or gives it an empty one.
@@ -434,10 +435,12 @@ impl NodeHost {
         core.after(100_000, Happening::Restart { place: self.place });
     }
 
-    fn claim(&mut self, core: &mut Core, value: Value, over: u64) {
-        let key = Key::Store(self.store);
-        let compares = vec![Compare::Modified(key, over)];
-        let writes = vec![Write::Put(key, value, None)];
+    fn claim(&mut self, core: &mut Core, claimed: Claimed) {
+        let Claimed { value, over, name_over } = claimed;
+        let (key, name) = (Key::Store(self.store), name_key(self.store));
+        let compares = vec![Compare::Modified(key, over), Compare::Modified(name, name_over)];
+        let named = Write::Put(name, Value::Name(self.store), None);
+        let writes = vec![Write::Put(key, value, None), named];
         self.booting().call = Some(core.etcd(self.process(), Call::Txn { compares, writes }));
     }
 
@@ -664,6 +667,16 @@ pub fn store_id(index: u8) -> StoreId {
 pub fn place_of(store: StoreId) -> Place {
     // A new disk in the same place makes another store of it.
     Place::Node((store.0 & 0xFF) as u8 - 0xA0)
+}
+
+/// A place is a name.
+pub fn name_of(store: StoreId) -> String {
+    format!("{:?}", place_of(store))
+}
+
+fn name_key(store: StoreId) -> Key {
+    let Place::Node(index) = place_of(store) else { unreachable!("stores are in places of nodes") };
+    Key::Name(index)
 }
 
 impl Running {

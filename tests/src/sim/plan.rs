@@ -330,8 +330,12 @@ fn node_sizes(draws: &mut Draws, counters: usize) -> node::Sizes {
         window_bytes: size("window_bytes", 1, shipped.window_bytes),
         message_bytes: size("message_bytes", 1, shipped.message_bytes),
         read_log_bytes: size("read_log_bytes", 1, shipped.read_log_bytes),
-        // A request with a token on all of its counters, each with the longest name.
-        batch_bytes_limit: size("batch_bytes_limit", 1_200 * counters, shipped.batch_bytes_limit),
+        // A request with a token on all of its counters, on one of them twice, each with the longest name.
+        batch_bytes_limit: size(
+            "batch_bytes_limit",
+            1_200 * (counters + 1),
+            shipped.batch_bytes_limit,
+        ),
         waiting_reads_max: size("waiting_reads_max", 1, shipped.waiting_reads_max),
         waiting_read_bytes_max: size("read_bytes_max", 1, shipped.waiting_read_bytes_max),
         digest_every: size("digest_every", 1, shipped.digest_every as usize) as u64,
@@ -374,11 +378,13 @@ fn gateway_settings(
 ) -> batcher::Settings {
     let shipped = batcher::Settings::default();
     let limit = node.sizes.batch_bytes_limit;
+    let values = tokens.counters as usize + 2;
     let mut size = |name, least, shipped| draws.size(name, least, shipped);
     let sizes = batcher::Sizes {
         batch_ops_max: size("batch_ops_max", 1, shipped.sizes.batch_ops_max),
         batch_bytes_max: size("batch_bytes_max", 1, shipped.sizes.batch_bytes_max).min(limit),
-        batch_values_max: size("batch_values_max", 2, shipped.sizes.batch_values_max),
+        // An outcome of each operation of a request with a token, and one more.
+        batch_values_max: size("batch_values_max", values, shipped.sizes.batch_values_max),
         batch_bytes_limit: limit,
         message_bytes: size("frame_bytes", 1, shipped.sizes.message_bytes),
         read_message_bytes: size("read_message_bytes", 1, shipped.sizes.read_message_bytes),

@@ -9,7 +9,7 @@ use engine::config::ShardConfig;
 use engine::entry::Entry;
 use engine::key::CounterKey;
 use engine::ops;
-use engine::records::{GatewayRecord, Meta, NodeRecord, StoreRecord};
+use engine::records::{GatewayRecord, Meta, NameRecord, NodeRecord, StoreRecord};
 use engine::store::layout::{self, RowKey};
 use engine::store::log::Record;
 use proptest::prelude::*;
@@ -96,6 +96,8 @@ fn etcd_records() {
         .check(values::meta().boxed());
     Codec { encode: StoreRecord::encode, decode: |bytes| StoreRecord::decode(&bytes).ok() }
         .check(values::store().boxed());
+    Codec { encode: NameRecord::encode, decode: |bytes| NameRecord::decode(&bytes).ok() }
+        .check(values::name().boxed());
     Codec { encode: NodeRecord::encode, decode: |bytes| NodeRecord::decode(&bytes).ok() }
         .check(values::node().boxed());
     Codec { encode: GatewayRecord::encode, decode: |bytes| GatewayRecord::decode(&bytes).ok() }

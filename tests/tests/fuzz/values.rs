@@ -14,7 +14,7 @@ use engine::ids::{
 };
 use engine::key::CounterKey;
 use engine::ops::{self, Op, OpKind, Ops, Tokened};
-use engine::records::{GatewayRecord, Meta, NodeRecord, StoreRecord, StoreStatus};
+use engine::records::{GatewayRecord, Meta, NameRecord, NodeRecord, StoreRecord, StoreStatus};
 use engine::sessions::{BatchResult, Collection, Row, Sessions};
 use engine::store::log::{CLAIMS_MAX, Held, Identity, Record, SmallState};
 use proptest::collection::{btree_map, btree_set, vec};
@@ -250,6 +250,10 @@ pub(crate) fn store() -> impl Strategy<Value = StoreRecord> {
             status,
         },
     )
+}
+
+pub(crate) fn name() -> impl Strategy<Value = NameRecord> {
+    any::<u128>().prop_map(|store| NameRecord { store: StoreId(store) })
 }
 
 pub(crate) fn node() -> impl Strategy<Value = NodeRecord> {
