@@ -148,7 +148,7 @@ impl Plan {
         let log = LogSizes::draw(&mut draws);
         let mut node = node_settings(&mut draws, &tokens, shape, planted);
         let log_bytes = log.keep_bytes.saturating_add(log.spare_bytes());
-        node.pending_bytes_max = pending_beside_log(node.pending_bytes_max, log_bytes).max(2_000);
+        node.pending_bytes_max = pending_beside_log(node.pending_bytes_max, log_bytes);
         let gateway = gateway_settings(&mut draws, &tokens, &node, planted);
         let disks = DiskPlan::from_seed(seed, shape.min_in_sync.into());
         let operator = OperatorPlan::from_seed(seed, &disks);
