@@ -42,6 +42,7 @@ impl Book {
                 self.nodes.insert(*store, kept.clone());
             }
             Change::Store(_, None)
+            | Change::Name(..)
             | Change::Node(_, None)
             | Change::Shard(..)
             | Change::Drain(..)
