@@ -104,6 +104,13 @@ async fn a_copy_passes_through_windows_smaller_than_its_parts() {
     fills_by_a_whole_copy(&[("DKC_STREAM_WINDOW_BYTES", "65535"), ("DKC_COPY_RATE", "1")]).await;
 }
 
+/// And with as much of both as can be set.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_passes_through_the_largest_windows() {
+    let most = ((1 << 30) - 1).to_string();
+    fills_by_a_whole_copy(&[("DKC_STREAM_WINDOW_BYTES", &most), ("DKC_COPY_RATE", "100000")]).await;
+}
+
 /// A name for each number, long, and hardly to be packed.
 fn name(number: i64) -> String {
     let mut random = number.unsigned_abs() + 1;
