@@ -79,10 +79,8 @@ impl Settings {
             let all: Vec<_> = KINDS.iter().map(|kind| kind.name).collect();
             return Err(format!("no fault is called {odd:?}; there are: {}", all.join(", ")));
         }
-        let wanted = |kind: &&Kind| match self.faults.is_empty() {
-            true => !kind.by_name,
-            false => self.faults.iter().any(|name| name == kind.name),
-        };
+        let named = |kind: &&Kind| self.faults.iter().any(|name| name == kind.name);
+        let wanted = |kind: &&Kind| self.faults.is_empty() || named(kind);
         Ok(KINDS.iter().filter(wanted).filter(|kind| (kind.is_possible)(sandbox)).collect())
     }
 }

@@ -61,18 +61,12 @@ pub struct Kind {
     pub lasts: (u64, u64),
     /// It may cost a replica its data.
     pub alone: bool,
-    /// Only if it is named: no long run with all others has met it yet.
-    pub by_name: bool,
     pub make: fn() -> Box<dyn Fault>,
     pub is_possible: fn(&Sandbox) -> bool,
 }
 
 const fn kind(name: &'static str, lasts: (u64, u64), make: fn() -> Box<dyn Fault>) -> Kind {
-    Kind { name, lasts, alone: false, by_name: false, make, is_possible: |_| true }
-}
-
-const fn by_name(kind: Kind) -> Kind {
-    Kind { by_name: true, ..kind }
+    Kind { name, lasts, alone: false, make, is_possible: |_| true }
 }
 
 const fn alone(name: &'static str, lasts: (u64, u64), make: fn() -> Box<dyn Fault>) -> Kind {
@@ -97,11 +91,11 @@ pub const KINDS: &[Kind] = &[
     kind("move", (500, 3_000), || Box::new(kill::Move::default())),
     kind("big-lag", (6_000, 15_000), || Box::new(folder::BigLag::default())),
     kind("slow-disk", (3_000, 10_000), || Box::new(disk::Slow::default())),
-    by_name(Kind {
+    Kind {
         is_possible: |sandbox| sandbox.small_disks,
         ..kind("no-inodes", (3_000, 12_000), || Box::new(disk::NoInodes::default()))
-    }),
-    by_name(kind("few-files", (3_000, 12_000), || Box::new(files::Few::default()))),
+    },
+    kind("few-files", (3_000, 12_000), || Box::new(files::Few::default())),
     kind("pause", (1_000, 30_000), || Box::new(pause::Pause::default())),
     filtered("cut-nodes", (2_000, 12_000), || Box::new(partition::Cut::nodes())),
     filtered("cut-one-way", (2_000, 12_000), || Box::new(partition::Cut::one_way())),
@@ -129,6 +123,6 @@ pub const KINDS: &[Kind] = &[
     alone("flip-manifest", (1, 1_000), || Box::new(disk::Flip::manifest())),
     alone("failing-disk", (1_000, 3_000), || Box::new(disk::Failing::default())),
     alone("rollback", (1_000, 4_000), || Box::new(folder::Rollback::default())),
-    by_name(alone("unmount", (8_000, 15_000), || Box::new(folder::Unmount::default()))),
+    alone("unmount", (8_000, 15_000), || Box::new(folder::Unmount::default())),
     alone("clone", (1_000, 2_000), || Box::new(folder::Clone::default())),
 ];
