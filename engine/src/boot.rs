@@ -41,9 +41,18 @@ pub struct Start {
     known: Option<Identity>,
     /// The last claim of `known` is this run's.
     claimed: bool,
-    /// Which other store had the name at the first look. None: there was no look yet.
-    first_holder: Option<Option<StoreId>>,
+    /// None: there was no look yet.
+    first: Option<First>,
     planted: Option<Planted>,
+}
+
+/// What the first look has shown.
+#[derive(Clone, Copy, Debug)]
+struct First {
+    /// Another store had the name.
+    holder: Option<StoreId>,
+    /// The store went by it before.
+    had_it: bool,
 }
 
 /// What the operator wants the store to be.
@@ -146,7 +155,7 @@ impl Start {
             suspect,
             known: found,
             claimed: false,
-            first_holder: None,
+            first: None,
             planted: None,
         })
     }
@@ -218,16 +227,18 @@ impl Start {
     /// Whether the store may have its name. Returns the store that loses it.
     fn check_name(&mut self, seen: Seen<'_>) -> Result<Option<StoreId>, Refusal> {
         let holder = self.holder(seen);
-        let first = *self.first_holder.get_or_insert(holder.map(|it| it.store));
+        let had_it = seen.record.is_some_and(|record| record.name == self.wish.name);
+        let first = First { holder: holder.map(|it| it.store), had_it };
+        let first = *self.first.get_or_insert(first);
         let Some(&Holder { store, answers, .. }) = holder else { return Ok(None) };
         if answers {
             return Err(Refusal::NameRuns { store });
         }
-        // What had the name before takes it back: if the other one was to replace it, that has not come about.
-        let had_it = seen.record.is_some_and(|record| record.name == self.wish.name);
-        let may = had_it || self.wish.replace || Planted::EmptyFolderTakesName.is_in(self.planted);
-        // Neither is about one that has taken the name since: a start of the same moment.
-        match may && first == Some(store) {
+        // The word is about the store that had the name then, not about another that starts as well.
+        let replace = self.wish.replace || Planted::EmptyFolderTakesName.is_in(self.planted);
+        let is_meant = replace && first.holder == Some(store);
+        // What had the name before takes it back, also from a claim that came late: nothing has come of replacing it.
+        match first.had_it || is_meant {
             true => Ok(Some(store)),
             false => Err(Refusal::NameTaken { store }),
         }

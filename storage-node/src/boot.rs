@@ -203,7 +203,7 @@ impl Starting<'_> {
             let Claim { log, boot, nonce, status, replaces } = claim;
             if let Some(store) = replaces {
                 let name = &self.options.name;
-                warn!(name, %store, "takes the name of a store that is to be replaced");
+                warn!(name, %store, "takes the name of another store");
             }
             if let Some(identity) = log {
                 let identity = LogRecord::Identity(identity);
