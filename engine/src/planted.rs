@@ -148,6 +148,8 @@ pub enum Planted {
     FrameUnlimited,
     /// A frozen shard shows itself as open.
     StatusSaysOpen,
+    /// Any read of etcd tells that a copy is to go, also one that began before the copy was counted on again.
+    AnyReadDeletes,
     /// An empty folder takes the name of a store that is only away.
     EmptyFolderTakesName,
     /// A store is given up, and for good, whatever its copies are needed for.
@@ -159,7 +161,7 @@ pub enum Planted {
 }
 
 impl Planted {
-    pub const ALL: [Self; 75] = [
+    pub const ALL: [Self; 76] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -231,6 +233,7 @@ impl Planted {
         Self::BatchUnlimited,
         Self::FrameUnlimited,
         Self::StatusSaysOpen,
+        Self::AnyReadDeletes,
         Self::EmptyFolderTakesName,
         Self::NeededStoreGivenUp,
         Self::IntentOfAnyRecord,

@@ -27,7 +27,7 @@ use crate::peers::{Peers, Target};
 /// What the machine can ask of etcd.
 #[derive(Debug)]
 pub enum Wish {
-    ReadConfig { shard: ShardId },
+    ReadConfig { read: u64, shard: ShardId },
     Propose { proposal: u64, expect: u64, config: ShardConfig, candidate: Option<(StoreId, u64)> },
     CheckEtcd { check: u64, shards: Vec<ShardId> },
     ListSessions,
@@ -64,7 +64,7 @@ impl Etcd {
 
     async fn ask(self, wish: Wish) {
         let event = match wish {
-            Wish::ReadConfig { shard } => self.read_config(shard).await,
+            Wish::ReadConfig { read, shard } => self.read_config(read, shard).await,
             Wish::Propose { proposal, expect, config, candidate } => {
                 let outcome = self.propose(expect, &config, candidate).await;
                 Some(Event::Proposed { proposal, outcome })
@@ -80,9 +80,9 @@ impl Etcd {
     }
 
     /// None: the machine asks again when it still wants to know.
-    async fn read_config(&self, shard: ShardId) -> Option<Event> {
+    async fn read_config(&self, read: u64, shard: ShardId) -> Option<Event> {
         match self.metastore.get::<ShardConfig>(&shard).await {
-            Ok(kept) => kept.map(|kept| config_event(kept, true)),
+            Ok(kept) => kept.map(|kept| config_event(kept, Some(read))),
             Err(error) => {
                 debug!(%shard, %error, "shard record not read");
                 None
@@ -144,8 +144,8 @@ impl Etcd {
     }
 }
 
-fn config_event(kept: Kept<ShardConfig>, linearizable: bool) -> Event {
-    Event::Config { config: kept.record, mod_revision: kept.modified, linearizable }
+fn config_event(kept: Kept<ShardConfig>, read: Option<u64>) -> Event {
+    Event::Config { config: kept.record, mod_revision: kept.modified, read }
 }
 
 /// Everything that is followed.
@@ -193,11 +193,11 @@ impl Followed {
         match event {
             WatchEvent::All(listed) => {
                 for kept in listed.all {
-                    self.etcd.inbox.event(config_event(kept, false));
+                    self.etcd.inbox.event(config_event(kept, None));
                 }
             }
             WatchEvent::Changed(kept) => {
-                self.etcd.inbox.event(config_event(kept, false));
+                self.etcd.inbox.event(config_event(kept, None));
             }
             WatchEvent::Deleted { id, .. } => error!(shard = %id, "a shard's record was deleted"),
             WatchEvent::WentBack { was, now } => self.went_back(was, now),

@@ -375,7 +375,9 @@ impl NodeLoop {
             }
             Effect::Found(finding) => self.chronicle.found(&finding),
 
-            Effect::ReadConfig { shard } => self.etcd.perform(Wish::ReadConfig { shard }),
+            Effect::ReadConfig { read, shard } => {
+                self.etcd.perform(Wish::ReadConfig { read, shard })
+            }
             Effect::Propose { proposal, expect, config, candidate } => {
                 self.etcd.perform(Wish::Propose { proposal, expect, config, candidate });
             }

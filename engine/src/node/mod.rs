@@ -193,12 +193,11 @@ pub enum Event {
     },
 
     // -- etcd
-    /// A shard's record, as a watch or a read has seen it. `linearizable`: by a linearizable read
-    /// begun after it was asked for by `ReadConfig`.
+    /// A shard's record, as a watch has seen it, or this `ReadConfig`: a linearizable read begun after that effect.
     Config {
         config: ShardConfig,
         mod_revision: u64,
-        linearizable: bool,
+        read: Option<u64>,
     },
     /// The `node/` keys there are: process, and the key's create_revision.
     Peers(Vec<(StoreBoot, u64)>),
@@ -233,7 +232,7 @@ impl Event {
     fn shows_etcd(&self) -> bool {
         match self {
             Self::LeaseConfirmed | Self::SessionsListed { .. } => true,
-            Self::Config { linearizable, .. } => *linearizable,
+            Self::Config { read, .. } => read.is_some(),
             Self::Proposed { outcome, .. } => *outcome != CasOutcome::Unknown,
             Self::EtcdChecked { configs, .. } => configs.is_some(),
             _ => false,
@@ -340,8 +339,9 @@ pub enum Effect {
     },
 
     // -- etcd
-    /// Read the shard's record linearizably.
+    /// Read the shard's record linearizably. Of two reads the later one has the higher number.
     ReadConfig {
+        read: u64,
         shard: ShardId,
     },
     /// Write `config` if the record is still at `expect`, and, where a candidate is named, if its
@@ -659,8 +659,8 @@ impl Node {
             Event::SnapshotFailed { transfer } => self.on_snapshot_failed(transfer),
             Event::Scrubbed { scrub, found } => self.on_scrubbed(scrub, found, effects),
 
-            Event::Config { config, mod_revision, linearizable } => {
-                self.on_record(config, mod_revision, linearizable, effects);
+            Event::Config { config, mod_revision, read } => {
+                self.on_record(config, mod_revision, read, effects);
             }
             Event::Peers(peers) => self.on_peers(peers, effects),
             Event::Proposed { proposal, outcome } => self.on_proposed(proposal, outcome, effects),

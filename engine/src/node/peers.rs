@@ -197,7 +197,7 @@ impl Node {
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
         if let Reject::StaleEpoch { promised } = reason {
             if self.step_down_below(shard, promised) {
-                effects.push(Effect::ReadConfig { shard });
+                self.read_record(shard, effects);
             }
             return;
         }

@@ -19,7 +19,7 @@ impl Node {
         &mut self,
         record: ShardConfig,
         mod_revision: u64,
-        linearizable: bool,
+        read: Option<u64>,
         effects: &mut Vec<Effect>,
     ) {
         let shard = record.shard();
@@ -32,7 +32,7 @@ impl Node {
         if is_new {
             self.follow_record(&record, mod_revision, effects);
         }
-        self.hold_what_is_asked(&record, linearizable, effects);
+        self.hold_what_is_asked(&record, read, effects);
         self.to_review.insert(shard);
         self.dirty.insert(shard);
     }
@@ -74,7 +74,7 @@ impl Node {
     pub(super) fn hold_what_is_asked(
         &mut self,
         record: &ShardConfig,
-        linearizable: bool,
+        read: Option<u64>,
         effects: &mut Vec<Effect>,
     ) {
         let (shard, store) = (record.shard(), self.me.store);
@@ -88,12 +88,21 @@ impl Node {
         }
         if exists && !self.may_stay(record) {
             // What was acknowledged after the read began may count for a record after this one.
-            let leaving = self.replicas.get_mut(&shard).map(|replica| &mut replica.leaving);
-            let asked = leaving.is_some_and(|leaving| std::mem::replace(leaving, true));
-            if linearizable && asked {
-                self.drop_copy(shard, effects);
-            } else {
-                effects.push(Effect::ReadConfig { shard });
+            let leaving = self.replicas.get(&shard).and_then(|replica| replica.leaving);
+            let is_proof = match Planted::AnyReadDeletes.is_in(self.settings.planted) {
+                true => read.is_some() && leaving.is_some(),
+                false => leaving.is_some_and(|asked| read.is_some_and(|read| read >= asked)),
+            };
+            match leaving {
+                Some(_) if is_proof => self.drop_copy(shard, effects),
+                // The answer comes, or etcd is asked again.
+                Some(_) => {}
+                None => {
+                    let asked = self.read_record(shard, effects);
+                    if let Some(replica) = self.replicas.get_mut(&shard) {
+                        replica.leaving = Some(asked);
+                    }
+                }
             }
         }
         let any_boot = Planted::LeadAfterRestart.is_in(self.settings.planted);
@@ -120,8 +129,17 @@ impl Node {
             self.records.get(shard).is_some_and(|(record, _)| !self.may_stay(record))
         };
         let held = self.replicas.iter().filter(|(_, replica)| replica.trust.exists());
-        let left = held.map(|(&shard, _)| shard).filter(is_left);
-        effects.extend(left.map(|shard| Effect::ReadConfig { shard }));
+        let left: Vec<ShardId> = held.map(|(&shard, _)| shard).filter(is_left).collect();
+        for shard in left {
+            self.read_record(shard, effects);
+        }
+    }
+
+    /// Asks etcd for the shard's record. Returns the number of the read.
+    pub(super) fn read_record(&mut self, shard: ShardId, effects: &mut Vec<Effect>) -> u64 {
+        let read = self.fresh_id();
+        effects.push(Effect::ReadConfig { read, shard });
+        read
     }
 
     /// Becomes primary: promise, then a barrier on top of its whole log. Both are in the log before
@@ -184,7 +202,7 @@ impl Node {
         match outcome {
             CasOutcome::Done { mod_revision } => {
                 let config = proposal.config.clone();
-                self.on_record(config, mod_revision, false, effects);
+                self.on_record(config, mod_revision, None, effects);
             }
             CasOutcome::Failed | CasOutcome::Unknown => {
                 if outcome == CasOutcome::Failed
@@ -192,7 +210,7 @@ impl Node {
                 {
                     primary.proposals.clear();
                 }
-                effects.push(Effect::ReadConfig { shard });
+                self.read_record(shard, effects);
             }
         }
     }

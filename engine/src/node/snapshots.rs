@@ -354,7 +354,7 @@ impl Node {
             replica.trust.clean();
         }
         if let Some((record, _)) = self.records.get(&shard).cloned() {
-            self.hold_what_is_asked(&record, false, effects);
+            self.hold_what_is_asked(&record, None, effects);
         }
     }
 

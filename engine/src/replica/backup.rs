@@ -67,7 +67,7 @@ impl Replica {
             return Err(Reject::NoSpace.into());
         }
         // This will be acknowledged: the primary may count on the copy, whatever etcd said before.
-        self.leaving = false;
+        self.leaving = None;
         Ok(())
     }
 

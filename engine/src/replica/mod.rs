@@ -63,8 +63,8 @@ pub struct Replica {
     pub flushed_point: DigestPoint,
     /// Digests at every [`Sizes::digest_every`]th seq and at barriers, newest last.
     pub points: VecDeque<DigestPoint>,
-    /// Etcd was asked whether this copy is to go, and nothing has been taken from a primary since.
-    pub leaving: bool,
+    /// The first read of etcd that asks whether this copy is to go, and began after all that was taken from a primary.
+    pub leaving: Option<u64>,
     pub role: Role,
 }
 
@@ -92,7 +92,7 @@ impl Replica {
             recorded: false,
             flushed_point: DigestPoint { shard, ..DigestPoint::default() },
             points: VecDeque::new(),
-            leaving: false,
+            leaving: None,
             role: Role::Follower,
         }
     }
@@ -188,7 +188,7 @@ impl Replica {
     fn begin_copy(&mut self, turn: &mut Turn<'_>, state: ShardState) {
         self.copy = CopyNo(self.copy.0 + 1);
         self.trust = Trust::Good;
-        self.leaving = false;
+        self.leaving = None;
         turn.write(Record::Copy {
             shard: self.shard,
             slots: self.slots,

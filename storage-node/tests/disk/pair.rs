@@ -276,7 +276,7 @@ impl Pair {
         let mod_revision = self.etcd.write(index, config.clone());
         for store in 0..2 {
             let config = config.clone();
-            self.handle(store, Event::Config { config, mod_revision, linearizable: true });
+            self.handle(store, Event::Config { config, mod_revision, read: None });
         }
     }
 
@@ -461,9 +461,9 @@ impl Pair {
             Effect::Close { conn } => panic!("store {store} closes {conn:?}"),
             Effect::Report(_) | Effect::QueryReply { .. } => {}
 
-            Effect::ReadConfig { shard } => {
+            Effect::ReadConfig { read, shard } => {
                 let (config, mod_revision) = self.etcd.shards[index_of(shard)].clone();
-                let event = Event::Config { config, mod_revision, linearizable: true };
+                let event = Event::Config { config, mod_revision, read: Some(read) };
                 self.wires.push_back((store, event));
             }
             Effect::Propose { proposal, expect, config, .. } => {
@@ -486,7 +486,7 @@ impl Pair {
             false => CasOutcome::Failed,
         };
         if let CasOutcome::Done { mod_revision } = outcome {
-            let event = Event::Config { config, mod_revision, linearizable: false };
+            let event = Event::Config { config, mod_revision, read: None };
             self.wires.push_back((1 - store, event));
         }
         self.wires.push_back((store, Event::Proposed { proposal, outcome }));

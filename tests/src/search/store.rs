@@ -324,7 +324,7 @@ impl Store {
             Cause::Config { config } => {
                 let config = table.configs.get(config).clone();
                 let mod_revision = config.version.0;
-                Event::Config { config, mod_revision, linearizable: false }
+                Event::Config { config, mod_revision, read: None }
             }
             Cause::Proposed { proposal, outcome } => {
                 let outcome = match outcome {

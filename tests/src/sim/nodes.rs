@@ -145,7 +145,7 @@ struct Peer {
 
 /// Why etcd was asked.
 enum Asked {
-    Config,
+    Config(u64),
     Propose(u64),
     Check(u64),
     Sessions,
@@ -843,9 +843,9 @@ impl Driver<'_> {
             Effect::DropRows { shard, slots } => {
                 self.disk.begin_ingest(core, me, Ingest::Drop { shard, slots });
             }
-            Effect::ReadConfig { shard } => {
+            Effect::ReadConfig { read, shard } => {
                 let call = core.etcd(me, Call::Read(vec![Key::Shard(shard)]));
-                self.running.calls.insert(call, Asked::Config);
+                self.running.calls.insert(call, Asked::Config(read));
             }
             Effect::Propose { proposal, expect, config, candidate } => {
                 let key = Key::Shard(config.shard());
@@ -1102,9 +1102,9 @@ impl Driver<'_> {
 
     fn etcd_reply(&mut self, core: &mut Core, asked: Asked, reply: Reply) {
         match (asked, reply) {
-            (Asked::Config, Reply::Read { keys }) => {
+            (Asked::Config(read), Reply::Read { keys }) => {
                 for (_, record) in keys {
-                    self.config(core, record, true);
+                    self.config(core, record, Some(read));
                 }
             }
             (Asked::Propose(proposal), Reply::Txn { done, revision }) => {
@@ -1149,7 +1149,7 @@ impl Driver<'_> {
 
     fn etcd_timeout(&mut self, core: &mut Core, asked: Asked) {
         match asked {
-            Asked::Config | Asked::Sessions | Asked::KeepAlive => {}
+            Asked::Config(_) | Asked::Sessions | Asked::KeepAlive => {}
             Asked::Propose(proposal) => {
                 self.handle(core, Event::Proposed { proposal, outcome: CasOutcome::Unknown });
             }
@@ -1158,9 +1158,9 @@ impl Driver<'_> {
         }
     }
 
-    fn config(&mut self, core: &mut Core, record: Option<Versioned>, linearizable: bool) {
+    fn config(&mut self, core: &mut Core, record: Option<Versioned>, read: Option<u64>) {
         if let Some(Versioned { value: Value::Shard(config), modified, .. }) = record {
-            self.handle(core, Event::Config { config, mod_revision: modified, linearizable });
+            self.handle(core, Event::Config { config, mod_revision: modified, read });
         }
     }
 
@@ -1168,7 +1168,7 @@ impl Driver<'_> {
         let mut peers_changed = false;
         for WatchEvent { key, value } in events {
             match (key, value) {
-                (Key::Shard(_), record) => self.config(core, record, false),
+                (Key::Shard(_), record) => self.config(core, record, None),
                 (Key::Node(store), Some(Versioned { value: Value::Node(me), created, .. })) => {
                     peers_changed = true;
                     self.running.keys.insert(store, (me, created));

@@ -106,7 +106,7 @@ impl World {
             };
             for machine in 0..3 {
                 let config = config.clone();
-                world.on(machine, Event::Config { config, mod_revision: 7, linearizable: false });
+                world.on(machine, Event::Config { config, mod_revision: 7, read: None });
             }
         }
         world.connect(1);
@@ -408,7 +408,7 @@ fn what_was_read_in_a_former_epoch_is_not_sent() {
     for machine in 0..3 {
         let learners = vec![C.store];
         let config = ShardConfig { slots, learners, target: stores.clone(), ..record(2, 2, A) };
-        world.on(machine, Event::Config { config, mod_revision: 8, linearizable: false });
+        world.on(machine, Event::Config { config, mod_revision: 8, read: None });
     }
     world.settle();
     world.holds_reads = false;

@@ -291,11 +291,11 @@ fn reads_until_deleted(
     let mut reads = 0;
     for _ in 0..3 * bench.node.settings.timing.ask_again_ms / 50 {
         for effect in std::mem::take(&mut todo) {
-            let Effect::ReadConfig { .. } = effect else { continue };
+            let Effect::ReadConfig { read, .. } = effect else { continue };
             reads += 1;
             if answers(reads) {
                 let config = config.clone();
-                let event = Event::Config { config, mod_revision: 8, linearizable: true };
+                let event = Event::Config { config, mod_revision: 8, read: Some(read) };
                 todo.extend(bench.on(event));
             }
         }

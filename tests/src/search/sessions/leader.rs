@@ -143,11 +143,9 @@ impl Leader {
 
     fn event(&mut self, cause: Cause, table: &Table) -> Option<Event> {
         Some(match cause {
-            Cause::Record { epoch } => Event::Config {
-                config: record(epoch),
-                mod_revision: epoch.into(),
-                linearizable: false,
-            },
+            Cause::Record { epoch } => {
+                Event::Config { config: record(epoch), mod_revision: epoch.into(), read: None }
+            }
             Cause::Accepted { conn } => Event::GatewayConnected { conn: Conn(conn) },
             Cause::Received { conn, wire } => match table.wires.borrow().get(wire) {
                 Wire::To(message) => Event::Gateway { conn: Conn(conn), message: message.clone() },
