@@ -81,6 +81,8 @@ pub struct Holder {
     pub record: StoreRecord,
     /// A process answers as this store.
     pub answers: bool,
+    /// What [`is_counted_on`] said of it.
+    pub counted_on: bool,
 }
 
 /// What to do next.
@@ -230,15 +232,15 @@ impl Start {
         let had_it = seen.record.is_some_and(|record| record.name == self.wish.name);
         let first = First { holder: holder.map(|it| it.store), had_it };
         let first = *self.first.get_or_insert(first);
-        let Some(&Holder { store, answers, .. }) = holder else { return Ok(None) };
+        let Some(&Holder { store, answers, counted_on, .. }) = holder else { return Ok(None) };
         if answers {
             return Err(Refusal::NameRuns { store });
         }
         // The word is about the store that had the name then, not about another that starts as well.
         let replace = self.wish.replace || Planted::EmptyFolderTakesName.is_in(self.planted);
         let is_meant = replace && first.holder == Some(store);
-        // What had the name before takes it back, also from a claim that came late: nothing has come of replacing it.
-        match first.had_it || is_meant {
+        // What had the name before takes it back, also from a claim that came late, if nothing has come of replacing it.
+        match is_meant || first.had_it && !counted_on {
             true => Ok(Some(store)),
             false => Err(Refusal::NameTaken { store }),
         }

@@ -217,7 +217,8 @@ impl Starting<'_> {
     /// What etcd says of the store, read once no process is registered as it, and of the name that it is to have.
     async fn read_records(&self, store: StoreId) -> Result<Known, Exit> {
         let record = self.await_turn(store).await?;
-        let counted_on = self.is_counted_on(store, record.as_ref()).await?;
+        let is_gone = record.as_ref().is_some_and(|kept| kept.record.status.is_gone());
+        let counted_on = is_gone && self.is_counted_on(store).await?;
         let id = &self.options.name;
         let name = self.read(async || self.metastore.get::<NameRecord>(id).await).await?;
         let other = name.as_ref().map(|kept| kept.record.store).filter(|other| *other != store);
@@ -232,7 +233,8 @@ impl Starting<'_> {
         let kept = self.read(async || self.metastore.get::<StoreRecord>(&store).await).await?;
         let Some(Kept { record, .. }) = kept else { return Ok(None) };
         let answers = self.answers(&record.address, store).await;
-        Ok(Some(Holder { store, record, answers }))
+        let counted_on = self.is_counted_on(store).await?;
+        Ok(Some(Holder { store, record, answers, counted_on }))
     }
 
     /// What a refusal means to whoever started this process.
@@ -298,15 +300,7 @@ impl Starting<'_> {
         )
     }
 
-    /// Of interest only for a store that was given up.
-    async fn is_counted_on(
-        &self,
-        store: StoreId,
-        record: Option<&Kept<StoreRecord>>,
-    ) -> Result<bool, Exit> {
-        if !record.is_some_and(|kept| kept.record.status.is_gone()) {
-            return Ok(false);
-        }
+    async fn is_counted_on(&self, store: StoreId) -> Result<bool, Exit> {
         let listed = self.read(async || self.metastore.list::<ShardConfig>().await).await?;
         Ok(boot::is_counted_on(store, listed.all.iter().map(|kept| &kept.record), None))
     }

@@ -91,7 +91,10 @@ impl Fullness {
         let causes = seen.causes;
         if causes != before {
             let Causes { log, space, jobs } = causes;
-            tracing::warn!(log, space, jobs_waiting = jobs, "disk full or no longer");
+            match causes.any() {
+                true => tracing::warn!(log, space, jobs_waiting = jobs, "disk full"),
+                false => tracing::info!("disk has room again"),
+            }
         }
         // What a job lacks (a quota) the file system may not show.
         let room = if causes.jobs > 0 { 0 } else { seen.room };

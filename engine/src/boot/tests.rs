@@ -206,7 +206,7 @@ fn a_shard_counts_on_members_that_are_not_tainted() {
 const OTHER: StoreId = StoreId(9);
 
 fn holder(status: StoreStatus, answers: bool) -> Holder {
-    Holder { store: OTHER, record: record(1, 1, status), answers }
+    Holder { store: OTHER, record: record(1, 1, status), answers, counted_on: false }
 }
 
 /// The store that loses the name by a claim.
@@ -248,8 +248,11 @@ fn a_name_changes_hands_by_an_operators_word_only() {
         check(ours, false, &holder(StoreStatus::Lost, false), Ok(None));
         check(ours, false, &renamed, Ok(None));
     }
-    // It had the name before, and takes it back.
+    // It had the name before, and takes it back from one that holds nothing.
     check(Some("a"), false, &away, Ok(Some(OTHER)));
+    let filled = Holder { counted_on: true, ..away };
+    check(Some("a"), false, &filled, Err(Refusal::NameTaken { store: OTHER }));
+    check(Some("a"), true, &filled, Ok(Some(OTHER)));
     check(Some("a"), false, &runs, Err(Refusal::NameRuns { store: OTHER }));
 }
 

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use engine::apply::ShardState;
 use engine::boot::{self, Claim, Holder, Seen, Start, Step, Wish};
+use engine::config::ShardConfig;
 use engine::ids::{Boot, Conn, Now, Revision, SessionId, StoreBoot, StoreId, TimeMs};
 use engine::message::{FromFollower, SnapshotOutcome, ToFollower};
 use engine::node::{CasOutcome, Effect, Event, Node, Settings};
@@ -361,11 +362,13 @@ impl NodeHost {
         let is_known = |aside: &Aside| all.iter().any(|(key, _)| *key == Key::Store(aside.store));
         let is_empty = record.is_none() && self.aside.as_ref().is_some_and(is_known);
         let takes_unasked = is_empty && !self.replaces;
-        let shards = all.iter().filter_map(|(_, versioned)| match &versioned.value {
-            Value::Shard(config) => Some(config),
+        let shard = |(_, versioned): &(Key, Versioned)| match &versioned.value {
+            Value::Shard(config) => Some(config.clone()),
             _ => None,
-        });
-        let counted_on = boot::is_counted_on(store, shards, planted);
+        };
+        let shards: Vec<ShardConfig> = all.iter().filter_map(shard).collect();
+        let is_counted_on = |store| boot::is_counted_on(store, shards.iter(), planted);
+        let counted_on = is_counted_on(store);
         let holder = find(name_key(store)).and_then(|kept| match kept.value {
             Value::Name(other) if other != store => Some(other),
             _ => None,
@@ -373,7 +376,7 @@ impl NodeHost {
         // That it does not run was seen by its key.
         let holder = holder.and_then(|store| {
             let record = find(Key::Store(store)).and_then(store_of)?;
-            Some(Holder { store, record, answers: false })
+            Some(Holder { store, record, answers: false, counted_on: is_counted_on(store) })
         });
         let fresh = u128::from(core.rng.word());
         let seen = Seen { record: record.as_ref(), holder: holder.as_ref(), counted_on };
