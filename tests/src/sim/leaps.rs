@@ -6,6 +6,10 @@
 //!
 //! Clients pause before it. A run that can't be brought to rest does not leap.
 
+use std::collections::BTreeMap;
+
+use engine::ids::{ShardId, StoreId};
+
 use super::core::{Core, Happening};
 use super::coverage::Path;
 use super::draws::Draws;
@@ -75,10 +79,42 @@ impl World {
     }
 
     /// Waits as shipped are minutes long, and nothing happens meanwhile.
+    ///
+    /// While a learner is being filled something does happen. To everybody a leap is a minute without a heartbeat: the
+    /// learner's store counts as lost, and its place goes to another one, which begins from nothing. Where the log is read
+    /// one entry at a time, filling takes longer than there is between two leaps, and never ended.
     pub fn leap_to_heal(&mut self) {
         if self.core.now >= self.next_leap && self.clients.is_idle() && self.tokens.is_idle() {
             self.next_leap = self.core.now + HEALING_EVERY;
-            self.core.leap(HEALING_LEAP);
+            let lags = self.lags();
+            let before = std::mem::replace(&mut self.lags, lags);
+            let is_filled = |(learner, lag): (&(ShardId, StoreId), &u64)| {
+                *lag > 0 && before.get(learner).is_none_or(|before| lag < before)
+            };
+            if !self.lags.iter().any(is_filled) {
+                self.core.leap(HEALING_LEAP);
+            }
         }
+    }
+
+    /// How many entries of its primary's log each learner has not got yet.
+    fn lags(&self) -> BTreeMap<(ShardId, StoreId), u64> {
+        let last = |store, shard| {
+            let machine = self.nodes.iter().find(|node| node.store == store)?.machine()?;
+            let view = machine.replicas().find(|view| view.shard == shard)?;
+            Some(view.last.seq.0)
+        };
+        let mut lags = BTreeMap::new();
+        for (config, _) in self.core.etcd.shards() {
+            let shard = config.shard();
+            for &store in &config.learners {
+                if let (Some(led), Some(got)) =
+                    (last(config.primary.store, shard), last(store, shard))
+                {
+                    lags.insert((shard, store), led.saturating_sub(got));
+                }
+            }
+        }
+        lags
     }
 }

@@ -1,7 +1,9 @@
 //! One run: all processes, the clients, the faults, and the loop that takes what happens next.
 
+use std::collections::BTreeMap;
+
 use engine::config::ShardConfig;
-use engine::ids::{Boot, Epoch, StoreBoot, Version};
+use engine::ids::{Boot, Epoch, ShardId, StoreBoot, StoreId, Version};
 
 use super::chaos::ChaosHost;
 use super::checker::{self, Violation, heals};
@@ -35,6 +37,8 @@ pub struct World {
     stage: Stage,
     /// When a healed cluster may be helped over its waits again.
     pub next_leap: u64,
+    /// How far behind each learner was when that was last asked.
+    pub lags: BTreeMap<(ShardId, StoreId), u64>,
     /// When disks that stay full are looked at again.
     pub next_room: u64,
     /// At so many looks in a row every shard served that could.
@@ -73,6 +77,7 @@ impl World {
             twin,
             stage,
             next_leap: 0,
+            lags: BTreeMap::new(),
             next_room: 0,
             serves_without_room: 0,
         };
