@@ -233,6 +233,7 @@ impl Node {
         let Some(link) = self.accepted.get_mut(&conn) else { return };
         // Its primary begins again: the one before will not come.
         link.announced.retain(|_, before| before.shard != shard);
+        self.promise_for_copy(&announced, effects);
         let fits = announced.bytes <= self.room_for_copies();
         let fits = fits || Planted::CopyWithoutRoom.is_in(self.settings.planted);
         if fits && let Some(link) = self.accepted.get_mut(&conn) {
@@ -241,6 +242,17 @@ impl Node {
         let outcome = if fits { SnapshotOutcome::Accepted } else { SnapshotOutcome::NoSpace };
         let message = FromFollower::Snapshot { transfer, shard, outcome };
         effects.push(Effect::FromFollower { conn, message });
+    }
+
+    /// The notice may be the first that this node hears of its primary's epoch: no slice was sent while the window had no
+    /// room, and by then the log no longer reached back. It obliges as a slice does, else no copy would ever be installed.
+    fn promise_for_copy(&mut self, announced: &Announced, effects: &mut Vec<Effect>) {
+        let &Announced { shard, epoch, copy, .. } = announced;
+        let Some(replica) = self.replicas.get_mut(&shard) else { return };
+        if replica.trust.exists() && replica.copy == copy && replica.promised < epoch {
+            replica.promise(&mut turn_of!(self, effects), epoch);
+            self.dirty.insert(shard);
+        }
     }
 
     pub(super) fn on_snapshot_staged(

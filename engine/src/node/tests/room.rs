@@ -276,6 +276,24 @@ fn a_copy_that_was_meant_for_an_older_one_is_not_installed() {
     }
 }
 
+/// While the window had room for other shards only, the log of this one was trimmed: the follower has promised nothing yet
+/// (simulator, seed 505568).
+#[test]
+fn a_copy_is_installed_though_its_notice_is_the_first_of_the_epoch() {
+    for (copy, fits) in [(CopyNo(1), true), (CopyNo(2), false)] {
+        let mut bench = backup();
+        let (shard, epoch, transfer) = (SHARD, Epoch(1), 7);
+        let notice = ToFollower::Snapshot { transfer, shard, epoch, copy, bytes: 1 };
+        let effects = bench.on(Event::ToFollower { conn: FROM_A, message: notice });
+        let promised = |it: &Effect| matches!(it, Effect::Write(Record::Promise { .. }));
+        assert_eq!(effects.iter().any(promised), fits, "in place of {copy:?}: {effects:?}");
+        let state = Box::new(ShardState { slots: Slots::ALL, ..ShardState::default() });
+        let effects = bench.on(Event::SnapshotStaged { conn: FROM_A, transfer, state });
+        let discarded = |effect: &Effect| matches!(effect, Effect::DiscardSnapshot { .. });
+        assert_eq!(!effects.iter().any(discarded), fits, "in place of {copy:?}: {effects:?}");
+    }
+}
+
 fn without_b() -> ShardConfig {
     ShardConfig { isr: vec![A.store], target: vec![A.store], ..record(1, 2, A) }
 }
