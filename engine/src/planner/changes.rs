@@ -219,6 +219,13 @@ impl<'a> Plan<'a> {
         if let Some(&store) = config.target.iter().chain(&config.learners).find(idle) {
             return release(store);
         }
+        // Nobody can be recruited in its place, and it would never be in sync. (Under the guard it may be back soon.)
+        let lost = |&&store: &&StoreId| self.state(store) == StoreState::Gone;
+        if let Some(&store) = config.learners.iter().find(lost)
+            && !self.cluster.hold
+        {
+            return release(store);
+        }
         let room = config.room(self.cluster.min_in_sync) > 0;
         let others = || config.isr.iter().copied().filter(|&store| store != config.primary.store);
         if let Some(store) = others().find(|&store| self.state(store) == StoreState::Suspect)

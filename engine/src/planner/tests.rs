@@ -438,6 +438,23 @@ fn without_anybody_else_a_lost_place_stays_empty() {
     assert_eq!(bench.plan(), []);
 }
 
+/// Such a shard was never at rest: it could be neither levelled nor drained (simulator, seeds 504228 and 522819).
+#[test]
+fn without_anybody_else_a_lost_learner_is_let_go() {
+    let mut bench = one_shard(&[1, 2]);
+    bench.shards[0].learners = vec![StoreId(3)];
+    for n in 3..=5 {
+        bench.set(n, StoreState::Gone);
+    }
+    bench.hold = true;
+    assert_eq!(bench.plan(), []);
+    bench.hold = false;
+    assert_eq!(bench.plan(), [Change::Release { shard: ShardId(0), store: StoreId(3) }]);
+    // Somebody else takes the place, if there is anybody.
+    bench.set(4, StoreState::Ready);
+    assert_eq!(bench.plan(), recruit(4, Some(3)));
+}
+
 #[test]
 fn too_many_replicas_are_let_go_never_below_the_floor() {
     let mut bench = one_shard(&[1, 2, 3, 4]);
