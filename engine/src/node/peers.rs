@@ -554,11 +554,10 @@ impl Node {
     }
 
     fn take_slice(&mut self, slice: &Slice, effects: &mut Vec<Effect>) -> Result<(), NotTaken> {
+        let in_sync = self.is_in_sync(slice.shard);
         let Some(replica) = self.replicas.get_mut(&slice.shard) else {
             return Err(Reject::WrongCopy { copy: CopyNo(0) }.into());
         };
-        let record = self.records.get(&slice.shard);
-        let in_sync = record.is_some_and(|(record, _)| record.isr.contains(&self.me.store));
         let last = replica.log.last().seq;
         replica.accept(&mut turn_of!(self, effects), slice, in_sync)?;
         let new = replica.log.last().seq;
@@ -579,6 +578,22 @@ impl Node {
                 let message = FromFollower::Ack { n };
                 effects.push(Effect::FromFollower { conn, message });
             }
+        }
+    }
+
+    /// This store has just heard that it is in sync. As long as it did not know, it refused on a full disk what a member takes:
+    /// the barrier of a new epoch, and what lies below it. Its primary does not try a disk again that says to be full, so it
+    /// is told of the copy once more, and begins anew.
+    pub(super) fn tell_who_was_refused(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+        let Some(replica) = self.replicas.get(&shard) else { return };
+        if !self.disk_full || !replica.trust.is_working() {
+            return;
+        }
+        let copy = replica.copy;
+        let refused = self.accepted.iter().filter(|(_, link)| link.skipping.contains(&shard));
+        for (&conn, _) in refused {
+            effects
+                .push(Effect::FromFollower { conn, message: FromFollower::Copy { shard, copy } });
         }
     }
 

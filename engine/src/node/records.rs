@@ -24,6 +24,7 @@ impl Node {
     ) {
         let shard = record.shard();
         let known = self.records.get(&shard).map(|(known, _)| (known.epoch, known.version));
+        let was_in_sync = self.is_in_sync(shard);
         if known.is_some_and(|known| (record.epoch, record.version) < known) {
             return;
         }
@@ -32,9 +33,18 @@ impl Node {
         if is_new {
             self.follow_record(&record, mod_revision, effects);
         }
+        if !was_in_sync && self.is_in_sync(shard) {
+            self.tell_who_was_refused(shard, effects);
+        }
         self.hold_what_is_asked(&record, read, effects);
         self.to_review.insert(shard);
         self.dirty.insert(shard);
+    }
+
+    /// This store is a member of the in-sync set, as far as it knows.
+    pub(super) fn is_in_sync(&self, shard: ShardId) -> bool {
+        let record = self.records.get(&shard);
+        record.is_some_and(|(record, _)| record.isr.contains(&self.me.store))
     }
 
     fn follow_record(

@@ -130,6 +130,59 @@ fn a_full_member_says_that_it_has_the_barrier_below_what_it_refuses() {
     }
 }
 
+/// Story: a learner became a member, and its disk full, before its watch of etcd told it so. It refused what a member takes,
+/// and its primary tried a disk that stays full no more: no read was answered until there was room (simulator, seed 517990).
+#[test]
+fn a_full_member_that_hears_late_that_it_is_one_takes_the_barrier() {
+    let mut bench = follower();
+    let isr = vec![A.store];
+    bench.config(ShardConfig { isr, learners: vec![B.store], ..record(1, 2, A) });
+    bench.on(Event::DiskFull(true));
+    let entries = two_epochs();
+    bench.append(2, slice(2, &entries, 1, true));
+    assert_eq!(held(&bench), Seq(1));
+    let told = |effects: Vec<Effect>| {
+        let copy = FromFollower::Copy { shard: SHARD, copy: CopyNo(1) };
+        let from_b = effects.into_iter().filter_map(|effect| match effect {
+            Effect::FromFollower { conn: FROM_A, message } => Some(message),
+            _ => None,
+        });
+        from_b.filter(|message| *message == copy).count()
+    };
+    assert_eq!(told(bench.config(record(1, 3, A))), 1, "its primary tries again");
+    bench.append(3, slice(2, &entries, 1, true));
+    assert_eq!(held(&bench), Seq(3));
+    // What it has always known is not told.
+    assert_eq!(told(bench.config(record(2, 4, A))), 0);
+}
+
+/// And its primary does: of its disk it hears that it is full.
+#[test]
+fn a_primary_tries_a_full_follower_again_that_tells_of_its_copy() {
+    let mut bench = beginning();
+    bench.config(record(1, 1, A));
+    let alive = FromFollower::Alive {
+        sent: 0,
+        fsync_age_ms: 0,
+        full: true,
+        room_bytes: 0,
+        wall: TimeMs(1),
+        digests: vec![],
+    };
+    bench.on(Event::FromFollower { conn: TO_B, message: alive });
+    let reject = FromFollower::Reject { n: 1, shard: SHARD, reason: Reject::NoSpace };
+    bench.on(Event::FromFollower { conn: TO_B, message: reject });
+    let copy = FromFollower::Copy { shard: SHARD, copy: CopyNo(1) };
+    let effects = bench.on(Event::FromFollower { conn: TO_B, message: copy });
+    let sent = effects.iter().find_map(|effect| match effect {
+        Effect::ToFollower { conn: TO_B, message: ToFollower::Append { slices, .. } } => {
+            Some(&slices[0])
+        }
+        _ => None,
+    });
+    assert!(sent.is_some_and(|slice| slice.resume), "{effects:?}");
+}
+
 /// It may lack any amount of what former epochs wrote.
 #[test]
 fn a_full_learner_takes_no_writes_of_former_epochs() {
