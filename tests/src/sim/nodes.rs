@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use engine::apply::ShardState;
-use engine::boot::{self, Claim, Holder, Seen, Start, Step, Wish};
+use engine::boot::{self, Claim, Holder, Refusal, Seen, Start, Step, Wish};
 use engine::config::ShardConfig;
 use engine::ids::{Boot, Conn, Now, Revision, SessionId, StoreBoot, StoreId, TimeMs};
 use engine::message::{FromFollower, SnapshotOutcome, ToFollower};
@@ -285,7 +285,7 @@ impl NodeHost {
             Told::Disk(DiskDone::Recovered) => {
                 let opened = self.disk.open(core, me, self.store);
                 if opened.nameless {
-                    return self.refused(core, "its log no longer says whose it is");
+                    return self.refused(core, None);
                 }
                 let identity = opened.identity.clone();
                 let wish = Wish { name: name_of(self.store), replace: self.replaces };
@@ -406,12 +406,14 @@ impl NodeHost {
                 self.disk.write(Record::Identity(identity));
                 self.disk.sync(core, me, group);
             }
-            Err(refusal) => self.refused(core, &format!("{refusal:?}")),
+            Err(refusal) => self.refused(core, Some(refusal)),
         }
     }
 
-    /// It must not run. Whoever looks after it puts the disk back that was there before, or gives it an empty one.
-    fn refused(&mut self, core: &mut Core, why: &str) {
+    /// It must not run: no refusal is that its log no longer says whose it is. Whoever looks after it puts the disk back that
+    /// was there before, or gives it an empty one.
+    fn refused(&mut self, core: &mut Core, refusal: Option<Refusal>) {
+        core.journal.note(core.now, || format!("{:?} is refused: {refusal:?}", self.store));
         if self.place == Place::Twin {
             core.oracle.coverage.reached(Path::TwinRefused);
             return self.crash(core, false);
@@ -419,19 +421,27 @@ impl NodeHost {
         if self.aside.is_some() {
             core.oracle.coverage.reached(Path::EmptyRefused);
             self.crash(core, false);
-            self.is_put_back(core);
+            // A disk that was given up, or that went back in time, is refused for ever, also while an in-sync set names its
+            // store: marked there, or since nobody has taken it out yet (seeds 509887 and 511437).
+            let for_ever = match refusal {
+                Some(Refusal::GivenUp { .. }) => true,
+                Some(Refusal::NotOurs { .. }) | None => self.harmed == Some(self.store),
+                _ => false,
+            };
+            if for_ever || !self.is_in_sync(core) {
+                self.swap_disks(core);
+            }
             // Refused both: the one that was given up is of no use any more.
             self.aside.take_if(|_| self.replaces);
             return core.after(100_000, Happening::Restart { place: self.place });
         }
         // Of two disks that were both in use in one place the later one may be the one that was given up.
         let swapped = self.store != store_id((self.store.0 & 0xFF) as u8 - 0xA0)
-            && why.starts_with("GivenUp");
+            && matches!(refusal, Some(Refusal::GivenUp { .. }));
         if self.harmed != Some(self.store) && !swapped {
-            let detail = format!("{:?} may not start at {}: {why}", self.store, core.now);
+            let detail = format!("{:?} may not start at {}: {refusal:?}", self.store, core.now);
             core.oracle.violations.push(Violation { promise: "heals", detail });
         }
-        core.journal.note(core.now, || format!("{:?} is refused: {why}", self.store));
         core.oracle.coverage.reached(Path::StartRefused);
         self.crash(core, false);
         self.is_emptied();
@@ -599,11 +609,17 @@ impl NodeHost {
 
     /// The disk that was there before is, and the other one is aside. Not while shards count on the one that is there.
     pub fn is_put_back(&mut self, core: &mut Core) {
-        let store = self.store;
-        let counted_on = core.etcd.shards().any(|(config, _)| config.isr.contains(&store));
-        if counted_on {
-            return;
+        if !self.is_in_sync(core) {
+            self.swap_disks(core);
         }
+    }
+
+    /// The in-sync set of some shard names the store that is there.
+    fn is_in_sync(&self, core: &Core) -> bool {
+        core.etcd.shards().any(|(config, _)| config.isr.contains(&self.store))
+    }
+
+    fn swap_disks(&mut self, core: &mut Core) {
         let Some(back) = self.aside.take() else { return };
         self.crash(core, false);
         core.oracle.coverage.reached(Path::DiskPutBack);
