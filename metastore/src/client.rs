@@ -368,6 +368,11 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_without_a_revision_is_none() {
+        assert!(revision(None).is_err_and(|error| error.is_transient()));
+    }
+
+    #[test]
     fn names_are_one_part_of_a_key() {
         for fine in ["dkc", "a", "Eu-West_1.b"] {
             assert!(cluster_name(fine).is_ok(), "{fine}");

@@ -245,6 +245,7 @@ mod tests {
         assert_eq!(<Candidate as Record>::decode(b"\x01\x07[::1]:7"), Ok(candidate));
         assert!(<Candidate as Record>::decode(b"\x01\x07[::1]:").is_err());
         assert!(<Candidate as Record>::decode(b"\x02\x07[::1]:7").is_err());
+        assert!(<Candidate as Record>::decode(b"\x01\x01\xff").is_err());
         assert!(<DrainIntent as Record>::decode(&[2]).is_err());
     }
 }

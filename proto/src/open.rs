@@ -133,8 +133,10 @@ mod tests {
 
     #[test]
     fn a_stream_that_does_not_open_is_refused() {
-        let other = wire::ToNode { kind: None };
-        assert_eq!(other.accept(CLUSTER), Err(Refused::Invalid(Invalid::Missing("open"))));
+        let missing = Err(Refused::Invalid(Invalid::Missing("open")));
+        assert_eq!(wire::ToNode { kind: None }.accept(CLUSTER), missing);
+        assert_eq!(wire::ToFollower { kind: None }.accept(CLUSTER), missing);
+        assert_eq!(wire::Open::accept_required(None, CLUSTER), missing);
         assert!(wire::ToNode::opening(CLUSTER).accept(CLUSTER).is_ok());
         assert_eq!(wire::ToFollower::opening(CLUSTER, 4).accept(CLUSTER).unwrap().link, 4);
     }

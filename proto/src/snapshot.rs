@@ -232,6 +232,11 @@ mod tests {
         refused(|parts| parts.insert(1, header()));
         refused(|parts| parts.push(header()));
         refused(|parts| drop(parts.remove(parts.len() - 2)));
+        refused(|parts| parts[1].kind = None);
+        refused(|parts| match parts[0].kind.as_mut() {
+            Some(snapshot_part::Kind::Header(header)) => header.open = None,
+            other => panic!("no header: {other:?}"),
+        });
     }
 
     #[test]
@@ -240,6 +245,20 @@ mod tests {
         refused(|parts| chunk(&mut parts[1]).raw_bytes -= 1);
         refused(|parts| chunk(&mut parts[1]).raw_bytes = u32::MAX);
         refused(|parts| chunk(&mut parts[1]).rows = Bytes::from_static(b"\xff\xff\xff"));
+    }
+
+    /// Its sum is right: so it was sent like that.
+    #[test]
+    fn a_row_that_is_cut_short_is_refused() {
+        let mut row = Vec::new();
+        put_bytes(&mut row, b"key");
+        put_bytes(&mut row, b"value");
+        for end in 1..row.len() {
+            let mut writer = RowsWriter { raw: row[..end].to_vec(), ..RowsWriter::default() };
+            let cut = writer.close();
+            let refused = read(vec![header(), cut]).unwrap_err();
+            assert!(matches!(refused, Invalid::Malformed { field: "chunk.rows", .. }), "{refused}");
+        }
     }
 
     #[test]

@@ -496,6 +496,23 @@ fn slots_in_the_wrong_order_are_refused_by_name() {
 }
 
 #[test]
+fn a_stream_that_opens_twice_is_refused() {
+    let refused = GatewayMessage::try_from(wire::ToNode::opening(7)).unwrap_err();
+    assert_eq!(refused, proto::Invalid::Open);
+    let refused = ToFollower::try_from(wire::ToFollower::opening(7, 1)).unwrap_err();
+    assert_eq!(refused, proto::Invalid::Open);
+}
+
+/// Without it an operator would be shown a copy that agrees with no other.
+#[test]
+fn a_status_without_its_digest_is_refused() {
+    let mut status = wire::ReplicaStatus::from(Random(1).replica_status());
+    status.digest = None;
+    let refused = ReplicaStatus::try_from(status).unwrap_err();
+    assert_eq!(refused, proto::Invalid::Missing("status.digest"));
+}
+
+#[test]
 fn a_kind_of_a_newer_build_is_named() {
     // Field 99, a varint: no kind that this build knows.
     let newer: &[u8] = &[0x98, 0x06, 0x01];

@@ -128,6 +128,8 @@ mod tests {
         }
         check("# TYPE a gauge\na 1", "no end");
         check("a 1\n", "no type before");
+        check("# TYPE a\n", "no type");
+        check("# TYPE a gauge\na\n", "no value");
         check("# TYPE a counter\na_total 1\n", "does not fit");
         check("# TYPE a gauge\n# TYPE a gauge\n", "second type");
         check("# TYPE a gauge\na 1\na 1\n", "told twice");

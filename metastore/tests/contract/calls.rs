@@ -32,6 +32,8 @@ pub(crate) enum Fate {
     HoldCall,
     /// It has its effect; the answer arrives once [`Calls::release`] is called. Later calls are answered before.
     HoldAnswer,
+    /// It is a `Status`, and is answered by an etcd of this version.
+    SayVersion(&'static str),
 }
 
 /// The relay. Cloned, it is the same.
@@ -129,6 +131,7 @@ impl Shared {
         match fate {
             Some(Fate::LoseCall) => return lost(),
             Some(Fate::HoldCall) => self.hold().await,
+            Some(Fate::SayVersion(version)) => return status_of(version),
             _ => {}
         }
         let answer = self.pass_on(request).await;
@@ -161,6 +164,14 @@ impl Shared {
 /// As from a connection that broke.
 fn lost() -> Response<Body> {
     Status::unavailable("the relay has lost it").into_http()
+}
+
+/// What a `Status` is answered with: a message that is not compressed, its length, and field 2, the version.
+fn status_of(version: &str) -> Response<Body> {
+    let message = format!("\x12{}{version}", version.len() as u8 as char);
+    let framed = format!("\0\0\0\0{}{message}", message.len() as u8 as char);
+    let answered = Response::builder().header("content-type", "application/grpc");
+    answered.header("grpc-status", "0").body(Body::new(framed)).expect("a response")
 }
 
 /// One of etcd's services.

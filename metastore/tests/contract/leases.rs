@@ -323,3 +323,68 @@ async fn a_registration_whose_answer_was_lost_is_found() {
     assert_eq!(session(&direct, 1).await, Some(created));
     assert_eq!(calls.seen("Txn"), 1);
 }
+
+/// The answer to a renewal may be lost while the lease stands: the keys stay what they were.
+#[tokio::test]
+async fn a_renewal_whose_answer_was_lost_loses_no_key() {
+    let etcd = Etcd::start().await;
+    let calls = Calls::start(etcd.endpoint()).await;
+    let store = connect(calls.endpoint()).await;
+    let mut lease = store.hold(vec![gateway(1)], LeaseSettings { ttl_s: 5, ..settings() });
+    let created = loop {
+        match news(&mut lease).await {
+            Some(LeaseEvent::Registered { created, .. }) => break created,
+            Some(LeaseEvent::Granted { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    for fate in [Fate::LoseAnswer, Fate::LoseCall] {
+        calls.next("LeaseKeepAlive", fate);
+        within(15, calls.happened()).await;
+        // Not before the next turn, which looks at the key again.
+        confirmed(&mut lease).await;
+        confirmed(&mut lease).await;
+    }
+    assert_eq!(session(&store, 1).await, Some(created));
+    assert_eq!(calls.seen("LeaseGrant"), 1);
+}
+
+/// The lease goes between its renewal and the transaction that makes the key: another one is made.
+#[tokio::test]
+async fn a_lease_that_goes_before_its_key_is_made_is_replaced() {
+    let etcd = Etcd::start().await;
+    let calls = Calls::start(etcd.endpoint()).await;
+    let (store, mut raw) = (connect(calls.endpoint()).await, raw(&etcd).await);
+    calls.next("Txn", Fate::HoldCall);
+    let mut lease = store.hold(vec![gateway(1)], settings());
+    within(15, calls.holds(1)).await;
+    for granted in raw.leases().await.expect("etcd answers").leases() {
+        raw.lease_revoke(granted.id()).await.expect("etcd answers");
+    }
+    calls.release();
+    let mut seen = Vec::new();
+    while !matches!(seen.last(), Some(LeaseEvent::Registered { .. })) {
+        seen.push(news(&mut lease).await.expect("it goes on"));
+    }
+    assert!(seen.contains(&LeaseEvent::Lost), "{seen:?}");
+    assert_eq!(calls.seen("LeaseGrant"), 2);
+}
+
+/// A key would name a store that nobody can look up.
+#[tokio::test]
+async fn a_node_whose_store_has_no_record_does_not_register() {
+    let etcd = Etcd::start().await;
+    let calls = Calls::start(etcd.endpoint()).await;
+    let (store, direct) = (connect(calls.endpoint()).await, connect(etcd.endpoint()).await);
+    let mut lease = store.hold(vec![node(1, 11)], settings());
+    // Key and record, in each of three turns.
+    within(15, async {
+        while calls.seen("Range") < 6 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert_eq!(direct.get::<NodeRecord>(&STORE).await.expect("a read"), None);
+    direct.create(&STORE, &store_record(1, 11)).await.expect("an answer");
+    registered(&mut lease).await;
+}

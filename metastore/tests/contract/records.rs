@@ -7,7 +7,8 @@ use engine::ids::{ShardId, StoreId};
 use engine::records::{GatewayRecord, Meta, NodeRecord, StoreRecord};
 use metastore::{Candidate, DrainIntent, Error, Metastore, Outcome, Record, Settings};
 
-use crate::etcd::free_port;
+use crate::calls::{Calls, Fate};
+use crate::etcd::{Etcd, free_port};
 use crate::{gateway_record, node_record, raw, shard, start, store_record, within};
 
 /// Written, read alone and read in a list.
@@ -107,6 +108,29 @@ async fn an_etcd_that_is_not_there_is_worth_waiting_for_and_a_wrong_name_is_not(
     settings.cluster = "a/b".into();
     let error = within(5, Metastore::connect(&settings)).await.err().expect("not a name");
     assert!(!error.is_transient(), "{error}");
+    for endpoints in [vec![], vec!["http://a b".to_owned()]] {
+        let settings = Settings::new(endpoints, "test");
+        let error = within(5, Metastore::connect(&settings)).await.err().expect("no address");
+        assert!(!error.is_transient(), "{error}");
+    }
+}
+
+/// What we rely on came with 3.5; waiting does not bring it.
+#[tokio::test]
+async fn an_etcd_that_is_too_old_is_refused_and_a_faulty_one_is_warned_of() {
+    let etcd = Etcd::start().await;
+    let calls = Calls::start(etcd.endpoint()).await;
+    let settings = Settings::new(vec![calls.endpoint()], "test");
+    (0..2).for_each(|_| calls.next("Status", Fate::SayVersion("3.4.27")));
+    let refused = within(10, Metastore::connect(&settings)).await.err().expect("too old");
+    assert!(matches!(&refused, Error::TooOld { found } if found == "3.4.27"), "{refused}");
+    assert!(!refused.is_transient());
+    let refused = within(10, Metastore::probe(&settings, 5)).await.expect_err("too old");
+    assert!(matches!(&refused, Error::TooOld { found } if found == "3.4.27"), "{refused}");
+    (0..2).for_each(|_| calls.next("Status", Fate::SayVersion("3.5.2")));
+    assert!(within(10, Metastore::connect(&settings)).await.is_ok());
+    let probe = within(10, Metastore::probe(&settings, 5)).await.expect("it works");
+    assert!(probe.warning.is_some_and(|said| said.contains("3.5.6")), "{probe:?}");
 }
 
 #[tokio::test]
@@ -130,6 +154,11 @@ async fn a_dead_member_beside_a_live_one_fails_nothing() {
     let (mut etcd, _) = start().await;
     let endpoints = vec![format!("127.0.0.1:{}", free_port()), etcd.endpoint()];
     let settings = Settings::new(endpoints, "test");
+    // Each begins at either: of so many, some at the dead one.
+    for _ in 0..20 {
+        within(5, Metastore::connect(&settings)).await.map(drop).expect("one answers");
+        within(5, Metastore::probe(&settings, 5)).await.expect("one answers");
+    }
     let store = within(5, Metastore::connect(&settings)).await.expect("one answers");
     for nonce in 0..50 {
         let outcome = store.create(&nonce, &gateway_record("a")).await.expect("an answer");

@@ -145,6 +145,24 @@ async fn history_that_is_compacted_away_is_told_and_the_rest_is_heard() {
     assert!(matches!(change, Change::Changed(kept) if kept.id == ShardId(4)));
 }
 
+/// A process that knows all shards but one would take it for missing. It goes on with what it knew, until it can read all.
+#[tokio::test]
+async fn a_record_that_cannot_be_read_holds_the_watch_up_and_is_not_passed_over() {
+    let (etcd, store) = start().await;
+    make(&store, 1).await;
+    let mut watch = store.watch::<ShardConfig>(WatchSettings::default());
+    assert_eq!(next_list(&mut watch).await.all.len(), 1);
+    let mut raw = raw(&etcd).await;
+    raw.put("/dkc/test/shard/2", "newer", None).await.expect("etcd answers");
+    make(&store, 3).await;
+    let heard = tokio::time::timeout(Duration::from_millis(500), watch.next()).await;
+    assert!(heard.is_err(), "{heard:?}");
+    raw.delete("/dkc/test/shard/2", None).await.expect("etcd answers");
+    let listed = next_list(&mut watch).await;
+    let ids: Vec<_> = listed.all.iter().map(|kept| kept.id).collect();
+    assert_eq!(ids, [ShardId(1), ShardId(3)]);
+}
+
 /// Trap T10: etcd was restored from a backup, or is another one. Nobody may follow it by himself.
 #[tokio::test]
 async fn an_etcd_whose_history_went_back_is_not_followed() {
