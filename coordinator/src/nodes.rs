@@ -368,6 +368,14 @@ mod tests {
         other.shutdown_background();
     }
 
+    /// Whatever stands in its record.
+    #[tokio::test]
+    async fn a_node_that_can_not_be_dialled_is_silent() {
+        let mut asker = Asker::new(anywhere());
+        asker.at = "not an address".to_owned();
+        assert_eq!(asker.probe().await, ProbeResult::Silent);
+    }
+
     #[tokio::test]
     async fn every_question_is_answered_also_when_nobody_can_be_asked() {
         let (runtime, at) = run(well(), anywhere());

@@ -271,10 +271,13 @@ async fn a_node_whose_key_went_while_no_watch_was_open_is_missed() {
     assert!(metrics.contains("dkc_elections_total 1"), "it led all the time: {metrics}");
 }
 
-/// A promotion whose answer was lost took effect or did not: it is settled by what etcd holds, and never made twice.
+/// A promotion whose answer was lost took effect or did not: it is settled by what etcd holds, and never made twice. One
+/// that etcd refused did not, and is made again.
 #[tokio::test]
-async fn a_promotion_whose_answer_is_lost_happens_once() {
-    for fate in [Fate::LoseAnswer, Fate::LoseCall] {
+async fn a_promotion_that_is_lost_or_refused_happens_once() {
+    for (fate, outcome) in
+        [(Fate::LoseAnswer, "unknown"), (Fate::LoseCall, "unknown"), (Fate::Refuse, "failed")]
+    {
         let etcd = Etcd::start().await;
         let calls = Calls::start(etcd.endpoint()).await;
         let options = Options { lease_ttl: 60, ..flags(&calls.endpoint(), 1) };
@@ -285,12 +288,12 @@ async fn a_promotion_whose_answer_is_lost_happens_once() {
         cluster.nodes.get_mut(&1).expect("node 1").kill();
         cluster.fails_over_from_1(&before, &longest).await;
         calls.happened().await;
-        let unknown = async {
-            while !cluster.coordinator.page("/metrics").await.is_some_and(|(_, page)| {
-                page.contains("dkc_proposals_total{outcome=\"unknown\"} 1")
-            }) {}
+        let line = format!("dkc_proposals_total{{outcome=\"{outcome}\"}} 1");
+        let told = async {
+            let page = async || cluster.coordinator.page("/metrics").await;
+            while !page().await.is_some_and(|(_, page)| page.contains(&line)) {}
         };
-        within(10, unknown).await;
+        within(10, told).await;
     }
 }
 
@@ -533,6 +536,44 @@ async fn a_coordinator_waits_for_an_etcd_that_is_down_and_says_so() {
     coordinator.says((503, "etcd")).await;
     // It can be stopped meanwhile, and stays for less than the 10 s that it has.
     within(10, coordinator.stop()).await.expect("exit code 0");
+}
+
+/// Waiting does not help, so a supervisor is to see an exit code.
+#[tokio::test]
+async fn an_etcd_that_is_too_old_ends_the_process() {
+    let etcd = Etcd::start().await;
+    let calls = Calls::start(etcd.endpoint()).await;
+    calls.next("Status", Fate::SayVersion("3.4.27"));
+    let exit = within(10, Process::start(flags(&calls.endpoint(), 1)).end()).await;
+    let exit = exit.expect_err("it is too old");
+    assert_eq!(exit.code(), 2);
+    assert!(exit.to_string().contains("3.4.27 is too old"), "{exit}");
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_a_setting_to_be_changed() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("it is bound");
+    let listens = Options { listen: address, ..flags("127.0.0.1:1", 1) };
+    let shows = Options { metrics: Some(address), ..flags("127.0.0.1:1", 1) };
+    for options in [listens, shows] {
+        let exit = within(10, Process::start(options).end()).await.expect_err("it is taken");
+        assert_eq!(exit.code(), 2);
+        assert!(exit.to_string().contains(&address.to_string()), "{exit}");
+    }
+}
+
+/// Every third read is lost, those of the first listing too: it reads again until it knows everything.
+#[tokio::test]
+async fn a_coordinator_begins_though_reads_are_lost() {
+    let etcd = Etcd::start().await;
+    let calls = Calls::start(etcd.endpoint()).await;
+    for _ in 0..14 {
+        for fate in [Fate::Pass, Fate::Pass, Fate::LoseAnswer] {
+            calls.next("Range", fate);
+        }
+    }
+    Cluster::placed_by(etcd, flags(&calls.endpoint(), 1), 60).await;
 }
 
 /// All leases are gone when etcd goes on; nobody is dead.
