@@ -128,6 +128,11 @@ impl Cluster {
         self.runtime.block_on(self.etcd.run());
     }
 
+    /// An etcd that knows nothing, at the same address.
+    pub(crate) fn etcd_begins_anew(&mut self) {
+        self.runtime.block_on(self.etcd.replace_by_empty());
+    }
+
     pub(crate) fn start_gateway(&mut self) {
         self.start_gateway_with(|_| {});
     }

@@ -154,6 +154,23 @@ fn a_lost_answer_counts_once() {
     assert_eq!(node.state().batches, 2);
 }
 
+/// It is of a newer build, say. Its connection ends and is made again, for as long as that takes, and what it did meanwhile
+/// counts once.
+#[test]
+fn a_node_that_can_not_be_understood() {
+    let cluster = Cluster::start(1);
+    let node = &cluster.nodes[0];
+    let mut client = cluster.client();
+    node.set_mood(Mood::Babbles);
+    client.request("POST /v1/counters/ns/k/increment", &[], br#"{"delta":5,"return":"value"}"#);
+    until("it is sent again", || node.state().batches >= 2);
+    node.set_mood(Mood::TurnsAway);
+    until("it is refused", || node.state().turned_away >= 2);
+    node.set_mood(Mood::Serves);
+    assert_eq!(client.answer(false).json()["value"], 5);
+    assert_eq!(node.value("ns", b"k"), 5);
+}
+
 #[test]
 fn nobody_leads_the_shard() {
     let mut cluster = Cluster::start(2);

@@ -14,6 +14,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
+use crate::calls::{Calls, Fate};
 use crate::client::Client;
 use crate::cluster::{Cluster, Gateway, led_by, meta, options, register, until};
 use crate::node::{Mood, Node};
@@ -158,6 +159,45 @@ fn a_port_that_is_taken_is_a_setting_to_be_changed() {
     let fatal = served.unwrap_err();
     assert_eq!(fatal.exit_code(), 2);
     assert!(fatal.to_string().contains(&http.to_string()), "{fatal}");
+}
+
+/// Waiting helps against neither, so a supervisor is to see an exit code: an etcd that is too old, and a cluster that a newer
+/// build has made.
+#[test]
+fn what_no_waiting_helps_against_ends_it() {
+    #[track_caller]
+    fn ends(cluster: &Cluster, etcd: String, why: &str) {
+        let served = gateway::serve(options(etcd), |_| {}, std::future::pending());
+        let fatal = cluster.block_on(served).unwrap_err();
+        assert_eq!(fatal.exit_code(), 2);
+        assert!(fatal.to_string().contains(why), "{fatal}");
+    }
+    let cluster = Cluster::empty();
+    let etcd = cluster.etcd.endpoint();
+    let calls = cluster.block_on(Calls::start(etcd.clone()));
+    calls.next("Status", Fate::SayVersion("3.4.27"));
+    ends(&cluster, calls.endpoint(), "3.4.27 is too old");
+    // etcd speaks JSON too: at /dkc/test/meta a format that nobody knows.
+    let newer = br#"{"key": "L2RrYy90ZXN0L21ldGE=", "value": "/w=="}"#;
+    let put = Client::new(etcd.parse().unwrap()).call("POST /v3/kv/put", &[], newer);
+    assert_eq!(put.status, 200, "{put:?}");
+    ends(&cluster, etcd, "written by a newer dkc");
+}
+
+/// Trap T10: etcd was restored from a backup, or is another one. A map from there could name a primary that was deposed.
+#[test]
+fn an_etcd_whose_history_went_back_is_not_followed() {
+    let mut cluster = Cluster::start(1);
+    let mut client = cluster.client();
+    let page = |client: &mut Client| client.get("/v1/cluster").json()["shards"].clone();
+    let before = page(&mut client);
+    cluster.etcd_begins_anew();
+    until("it is told", || {
+        let answer = client.get("/readyz");
+        (answer.status, answer.body.as_str()) == (503, "etcd-went-back\n")
+    });
+    assert_eq!(page(&mut client), before, "the last map");
+    assert_eq!(client.call("GET /v1/counters/ns/k", &[], b"").status, 200);
 }
 
 #[derive(Clone, Default)]

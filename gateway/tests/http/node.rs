@@ -37,6 +37,10 @@ pub(crate) enum Mood {
     Swallows,
     /// It does everything, and says so only when its mood changes.
     Holds,
+    /// It does everything, and says what nobody can read.
+    Babbles,
+    /// The same, and it refuses every gateway that comes.
+    TurnsAway,
     /// It remembers no more tokens.
     FullOfTokens,
     /// It has dropped the session of the batch that comes next, and serves all others.
@@ -57,6 +61,8 @@ pub(crate) struct State {
     pub(crate) moods: BTreeMap<u16, Mood>,
     /// Sends of batches that have come in.
     pub(crate) batches: u64,
+    /// Gateways that were refused.
+    pub(crate) turned_away: u64,
     rows: BTreeMap<(SessionId, u16), (Bseq, Answer)>,
     /// Sessions that were dropped: no batch of theirs is applied any more.
     expired: BTreeSet<SessionId>,
@@ -90,6 +96,7 @@ impl Node {
             mood: Mood::Serves,
             moods: BTreeMap::new(),
             batches: 0,
+            turned_away: 0,
             rows: BTreeMap::new(),
             expired: BTreeSet::new(),
             tokens: BTreeMap::new(),
@@ -199,6 +206,11 @@ impl State {
                             self.expired.insert(batch.session);
                             self.mood = Mood::Serves;
                             Answer::Expired
+                        }
+                        Mood::Babbles | Mood::TurnsAway => {
+                            self.apply(&batch);
+                            let _gone = to.send(Ok(wire::ToGateway { kind: None }));
+                            continue;
                         }
                         Mood::Serves | Mood::Holds | Mood::FullOfTokens => self.apply(&batch),
                     };
@@ -313,6 +325,13 @@ impl Gateway for Shared {
         let mut from = request.into_inner();
         let (to, replies) = mpsc::unbounded_channel();
         let shared = self.clone();
+        {
+            let mut state = self.state.lock().unwrap();
+            if state.mood == Mood::TurnsAway {
+                state.turned_away += 1;
+                return Err(Status::failed_precondition("in no mood"));
+            }
+        }
         tokio::spawn(async move {
             let first = from.message().await.unwrap().expect("it opens");
             if let Err(refused) = first.accept(CLUSTER) {

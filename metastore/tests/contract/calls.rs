@@ -24,6 +24,8 @@ use tonic::transport::{Channel, Endpoint, Server};
 /// What becomes of one call.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Fate {
+    /// Nothing: it is a later one that is meant.
+    Pass,
     /// It has its effect, and its answer is lost.
     LoseAnswer,
     /// It never reaches etcd.
@@ -32,6 +34,8 @@ pub(crate) enum Fate {
     HoldCall,
     /// It has its effect; the answer arrives once [`Calls::release`] is called. Later calls are answered before.
     HoldAnswer,
+    /// It never reaches etcd, and etcd seems to refuse it.
+    Refuse,
     /// It is a `Status`, and is answered by an etcd of this version.
     SayVersion(&'static str),
 }
@@ -131,6 +135,7 @@ impl Shared {
         match fate {
             Some(Fate::LoseCall) => return lost(),
             Some(Fate::HoldCall) => self.hold().await,
+            Some(Fate::Refuse) => return Status::permission_denied("by the relay").into_http(),
             Some(Fate::SayVersion(version)) => return status_of(version),
             _ => {}
         }
