@@ -26,8 +26,9 @@ use storage_node::peers::{Limits, Peers};
 use storage_node::rpc::{self, Links, Services};
 use telemetry::Health;
 use tokio::net::TcpListener;
-use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Code, Status};
 
 use crate::calls::{Calls, Fate};
 use crate::etcd::Relay;
@@ -66,12 +67,55 @@ async fn a_proposal_whose_answer_was_lost_is_told_as_unknown() {
         etcd.perform(Wish::Propose { proposal, expect, config, candidate: None });
         proposed(&told, proposal)
     };
+    calls.next("Txn", Fate::Refuse);
+    assert_eq!(propose(0), CasOutcome::Failed, "etcd refused it");
     calls.next("Txn", Fate::LoseCall);
     assert_eq!(propose(1), CasOutcome::Unknown);
     calls.next("Txn", Fate::LoseAnswer);
     assert_eq!(propose(2), CasOutcome::Unknown);
     assert_eq!(propose(3), CasOutcome::Failed, "the one before took effect");
     assert_eq!(cluster.shard().await.modified, expect + 1, "once");
+}
+
+/// Of a read that was not answered the machine is told nothing, or that nothing is known: never that there is nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_whose_answer_was_lost_is_no_empty_list() {
+    let cluster = Cluster::start(1).await;
+    let shard = ShardConfig { slots: Slots::ALL, ..ShardConfig::default() };
+    let made = cluster.metastore.create(&shard.shard(), &shard).await;
+    assert!(matches!(made, Ok(Outcome::Done { .. })), "{made:?}");
+    let calls = Calls::start(cluster.etcd.endpoint()).await;
+    let settings = Settings::new(vec![calls.endpoint()], "test");
+    let store = Metastore::connect(&settings).await.expect("etcd answers");
+    let (inbox, told) = Inbox::new(1 << 20);
+    let etcd = Etcd::new(store, inbox, 1);
+    let ask = |wish| {
+        etcd.perform(wish);
+        tokio::task::block_in_place(|| told.recv_timeout(QUIET).ok())
+    };
+    let check = || Wish::CheckEtcd { check: 4, shards: vec![shard.shard()] };
+    let read = || Wish::ReadConfig { shard: shard.shard() };
+    for _ in 0..3 {
+        calls.next("Range", Fate::LoseAnswer);
+    }
+    let checked = ask(check());
+    let Some(Told::Event(Event::EtcdChecked { check: 4, configs: None })) = checked else {
+        panic!("{checked:?}")
+    };
+    let listed = ask(Wish::ListSessions);
+    assert!(listed.is_none(), "{listed:?}");
+    let seen = ask(read());
+    assert!(seen.is_none(), "{seen:?}");
+    // And when it is answered:
+    let checked = ask(check());
+    let Some(Told::Event(Event::EtcdChecked { check: 4, configs: Some(configs) })) = checked else {
+        panic!("{checked:?}")
+    };
+    assert_eq!(configs, [shard.clone()]);
+    let listed = ask(Wish::ListSessions);
+    assert!(matches!(listed, Some(Told::Event(Event::SessionsListed { .. }))), "{listed:?}");
+    let seen = ask(read());
+    assert!(matches!(seen, Some(Told::Event(Event::Config { .. }))), "{seen:?}");
 }
 
 /// Waits for what came of it.
@@ -267,4 +311,112 @@ async fn copies_may_be_announced_in_any_order() {
     let [Told::Event(Event::SnapshotStaged { transfer: FIRST, .. })] = &told[..] else {
         panic!("{told:?}")
     };
+}
+
+/// It is told to whoever opened the stream, who may be of a newer build.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_makes_no_sense_ends_with_the_reason() {
+    let bench = Bench::start(1 << 20).await;
+    let open = || wire::ToNode::opening(CLUSTER_ID);
+    let ended = session(&bench.url, tokio_stream::iter(vec![open(), open()]));
+    bench.until_quiet();
+    ends_with(ended, Code::InvalidArgument, "open").await;
+    let ended = session(&bench.url, tokio_stream::empty());
+    ends_with(ended, Code::FailedPrecondition, "open").await;
+    let silent = session(&bench.url, tokio_stream::pending());
+    ends_with(silent, Code::DeadlineExceeded, "said nothing").await;
+    let open = || wire::ToFollower::opening(CLUSTER_ID, 1);
+    let mut peer = PeerClient::connect(bench.url.clone()).await.expect("it listens");
+    let ended = tokio::spawn(async move {
+        let follow = peer.follow(tokio_stream::iter(vec![open(), open()])).await;
+        end_of(follow?.into_inner()).await
+    });
+    bench.until_quiet();
+    ends_with(ended, Code::InvalidArgument, "open").await;
+}
+
+/// Nobody is left to hear what comes: whoever comes is sent elsewhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_about_to_end_takes_no_stream() {
+    let Bench { told, url, _folder, _disk } = Bench::start(1 << 20).await;
+    drop(told);
+    let ended = session(&url, tokio_stream::iter(vec![wire::ToNode::opening(CLUSTER_ID)]));
+    ends_with(ended, Code::Unavailable, "about to end").await;
+    let mut peer = PeerClient::connect(url).await.expect("it listens");
+    let opening = tokio_stream::once(wire::ToFollower::opening(CLUSTER_ID, 1));
+    let refused = peer.follow(opening).await.expect_err("it is about to end");
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+}
+
+/// A copy for somebody else, for a connection that is gone, or less than a whole one: nothing is told to the machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_not_whole_or_not_meant_is_refused() {
+    const LINK: u64 = 5;
+    let bench = Bench::start(1 << 20).await;
+    let (send, messages) = tokio::sync::mpsc::unbounded_channel();
+    let opening = tokio_stream::once(wire::ToFollower::opening(CLUSTER_ID, LINK));
+    let mut peer = PeerClient::connect(bench.url.clone()).await.expect("it listens");
+    let follow = opening.chain(UnboundedReceiverStream::new(messages));
+    let replies = peer.follow(follow).await.expect("it takes the stream");
+    send.send(ToFollower::Hello { from: PEER, to: ME }.into()).expect("the stream stands");
+    // Held: else the connection would be over.
+    let _greeted = bench.until_quiet();
+
+    let state = ShardState { slots: Slots::ALL, ..ShardState::default() };
+    let record = layout::encode_shard(CopyNo(1), &state);
+    let header = |to: StoreBoot, link, record: &[u8]| {
+        let header = wire::SnapshotHeader {
+            open: Some(wire::Open::new(CLUSTER_ID, link)),
+            from: Some(PEER.into()),
+            to: Some(to.into()),
+            transfer: 1,
+            slots: Some(Slots::ALL.into()),
+            shard_record: record.to_vec().into(),
+        };
+        wire::SnapshotPart { kind: Some(snapshot_part::Kind::Header(header)) }
+    };
+    let before = StoreBoot { boot: Boot(ME.boot.0 - 1), ..ME };
+    let mut copies = PeerClient::connect(bench.url.clone()).await.expect("it listens");
+    for (header, code, why) in [
+        (header(before, LINK, &record), Code::FailedPrecondition, "another run"),
+        (header(ME, LINK + 1, &record), Code::FailedPrecondition, "is gone"),
+        (header(ME, LINK, b"no record"), Code::DataLoss, ""),
+        (header(ME, LINK, &record), Code::InvalidArgument, "cut short"),
+    ] {
+        let refused = copies.snapshot(tokio_stream::once(header)).await.expect_err(why);
+        assert_eq!(refused.code(), code, "{refused}");
+        assert!(refused.message().contains(why), "{refused}");
+    }
+    // The connection goes while the copy comes.
+    let waits = tokio_stream::once(header(ME, LINK, &record)).chain(tokio_stream::pending());
+    let coming = tokio::spawn(async move { copies.snapshot(waits).await });
+    drop((send, replies));
+    let refused = tokio::time::timeout(Duration::from_secs(20), coming).await.expect("in time");
+    let refused = refused.expect("no panic").expect_err("its connection is gone");
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    let staged = |told: &Told| matches!(told, Told::Event(Event::SnapshotStaged { .. }));
+    assert!(!bench.until_quiet().iter().any(staged));
+}
+
+type Ended = tokio::task::JoinHandle<Result<(), Status>>;
+
+/// Opens a gateway's stream, says this on it, and gives how it ended.
+fn session(url: &str, said: impl Stream<Item = wire::ToNode> + Send + 'static) -> Ended {
+    let url = url.to_owned();
+    tokio::spawn(async move {
+        let mut client = GatewayClient::connect(url).await.expect("it listens");
+        end_of(client.session(said).await?.into_inner()).await
+    })
+}
+
+async fn end_of<T>(mut replies: tonic::Streaming<T>) -> Result<(), Status> {
+    while replies.message().await?.is_some() {}
+    Ok(())
+}
+
+async fn ends_with(ended: Ended, code: Code, why: &str) {
+    let ended = tokio::time::timeout(Duration::from_secs(20), ended).await.expect("it ends");
+    let status = ended.expect("no panic").expect_err("it is refused");
+    assert_eq!(status.code(), code, "{status}");
+    assert!(status.message().contains(why), "{status}");
 }

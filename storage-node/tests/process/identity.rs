@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use engine::config::ShardConfig;
 use engine::ids::{Epoch, Slots, Version};
 use engine::records::{NodeRecord, StoreRecord, StoreStatus};
-use metastore::Outcome;
+use metastore::{BootGuard, HeldKey, Kept, LeaseEvent, LeaseSettings, Outcome};
 use rustix::process::Signal;
 
+use crate::calls::{Calls, Fate};
 use crate::etcd::Etcd;
 use crate::harness::{Cluster, Node, copy_folder, meta, metastore_of};
 
@@ -244,5 +245,88 @@ async fn senseless_options_are_a_usage_error() {
         ("DKC_CLUSTER", "a/b", "--cluster"),
     ] {
         Node::spawn("127.0.0.1:1", "a", &folder, &[(flag, value)]).refuses(2, why).await;
+    }
+}
+
+/// Waiting does not help, so a supervisor is to see an exit code.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_etcd_that_is_too_old_is_refused() {
+    let cluster = Cluster::start(1).await;
+    let calls = Calls::start(cluster.etcd.endpoint()).await;
+    calls.next("Status", Fate::SayVersion("3.4.27"));
+    let etcd = [("DKC_ETCD", &*calls.endpoint())];
+    let mut node = cluster.spawn_with("a", &cluster.folder("a"), &etcd);
+    node.refuses(2, "3.4.27 is too old").await;
+}
+
+/// Whichever of the calls that a start makes is lost, on the way there or on the way back: it becomes one store and serves.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_starts_whichever_call_of_etcd_is_lost() {
+    for fate in [Fate::LoseCall, Fate::LoseAnswer] {
+        let cluster = Cluster::start(1).await;
+        let calls = Calls::start(cluster.etcd.endpoint()).await;
+        for method in ["Status", "Txn", "LeaseGrant", "LeaseKeepAlive", "Watch"] {
+            calls.next(method, fate);
+        }
+        // Every second one, so that each of the reads that are made one after the other is lost once.
+        for _ in 0..8 {
+            calls.next("Range", Fate::Pass);
+            calls.next("Range", fate);
+        }
+        let etcd = [("DKC_ETCD", &*calls.endpoint())];
+        let node = cluster.node_with("a", &etcd).await;
+        node.until_ready_says(200, "ok").await;
+        calls.happened().await;
+        let stores = cluster.metastore.list::<StoreRecord>().await.expect("etcd answers").all;
+        let known: Vec<_> = stores.iter().map(|kept| (kept.id, kept.record.boot)).collect();
+        assert_eq!(known, [(node.me.store, node.me.boot)], "{fate:?}");
+    }
+}
+
+/// Nor does waiting help against an etcd that refuses.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_etcd_refuses_ends() {
+    for (method, before, code, why) in [
+        ("Range", 0, 2, "--etcd: etcd refused"),
+        ("Range", 1, 1, "etcd: etcd refused"),
+        ("Txn", 0, 1, "etcd refuses this store's record"),
+    ] {
+        let cluster = Cluster::start(1).await;
+        let calls = Calls::start(cluster.etcd.endpoint()).await;
+        (0..before).for_each(|_| calls.next(method, Fate::Pass));
+        calls.next(method, Fate::Refuse);
+        let etcd = [("DKC_ETCD", &*calls.endpoint())];
+        cluster.spawn_with("a", &cluster.folder("a"), &etcd).refuses(code, why).await;
+    }
+}
+
+/// Who has its key answers nobody here: perhaps it hangs, perhaps the two are cut off from each other. Its lease says that it
+/// lives.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_whose_lease_is_renewed_is_refused() {
+    let cluster = Cluster::start(1).await;
+    let mut node = cluster.node("a").await;
+    assert_eq!(node.stop().await, Some(0));
+    let Kept { id: store, record, .. } = cluster.store("a").await.expect("its record");
+    let guard = BootGuard { store, boot: record.boot, nonce: record.nonce };
+    let address = "127.0.0.1:1".to_owned();
+    let key = NodeRecord { boot: record.boot, address, capacity: 1, versions: (1, 1) };
+    let settings = LeaseSettings { ttl_s: 2, ..LeaseSettings::default() };
+    let mut lease = cluster.metastore.hold(vec![HeldKey::node(&key, guard)], settings);
+    while !matches!(lease.next().await, Some(LeaseEvent::Registered { .. })) {}
+    tokio::spawn(async move { while lease.next().await.is_some() {} });
+    cluster.spawn("a").refuses(4, "its lease is renewed").await;
+    let kept = cluster.store("a").await.expect("its record");
+    assert_eq!(kept.record.boot, record.boot, "the other one has claimed nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_is_taken_is_a_setting_to_be_changed() {
+    let cluster = Cluster::start(1).await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("it is bound").to_string();
+    for flag in ["DKC_LISTEN", "DKC_METRICS"] {
+        let mut node = cluster.spawn_with("a", &cluster.folder(flag), &[(flag, &address)]);
+        node.refuses(2, &address).await;
     }
 }

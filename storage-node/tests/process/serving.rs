@@ -7,7 +7,7 @@ use proto::wire::gateway_client::GatewayClient;
 use proto::wire::{self, to_node};
 use rustix::process::Signal;
 
-use crate::harness::{CLUSTER_ID, Cluster};
+use crate::harness::{CLUSTER_ID, Cluster, metastore_of};
 use crate::worker::Worker;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,6 +96,23 @@ async fn a_node_serves_while_etcd_is_away() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     assert!(now >= created);
+}
+
+/// Trap T10: etcd was restored from a backup, or is another one. A running node says so, goes on with what it knew, and asks
+/// nothing of it: a registration there would be a claim on what others may hold.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_etcd_whose_history_went_back_is_not_followed() {
+    let mut cluster = Cluster::start(1).await;
+    let node = cluster.node("a").await;
+    cluster.place(&[&node]).await;
+    let mut worker = Worker::connect(&node, 7).await;
+    assert_eq!(worker.add("likes", 1).await, 1);
+    cluster.etcd.replace_by_empty().await;
+    node.until_ready_says(503, "etcd-went-back").await;
+    assert_eq!(worker.add("likes", 1).await, 2);
+    assert_eq!(worker.read("likes").await, 2);
+    cluster.metastore = metastore_of(&cluster.etcd).await;
+    assert_eq!(cluster.key(node.me.store).await, None);
 }
 
 /// A process that was stopped for longer than its lease lives goes on as the same boot.
