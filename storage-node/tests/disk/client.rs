@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use engine::batch::{Batch, Codec};
 use engine::idempotency::{IssueTime, Scope, Token, TokenOutcome};
 use engine::ids::{Bseq, Revision, SessionId, TimeMs};
-use engine::message::{Answer, GatewayMessage, NodeReply};
+use engine::message::{Answer, GatewayMessage, NodeReply, Refusal, ShardAvailability};
 use engine::ops::{self, Op, OpKind};
 
 use crate::ledger::{counter_key, delta};
@@ -71,21 +71,7 @@ impl Client {
             let adds: Vec<_> = adds.collect();
             repeated += adds.len();
             for some in adds.chunks(200) {
-                let mut payload = ops::begin();
-                for &(counter, add) in some {
-                    put_add(&mut payload, counter, add, OpKind::Add { delta: delta(add) });
-                }
-                self.seal(pair, shard, payload, Vec::new());
-                let outcomes = |pair: &Pair| {
-                    pair.replies.iter().find_map(|reply| match reply {
-                        NodeReply::Answer { answer: Answer::Applied { tokens, .. }, .. } => {
-                            Some(tokens.clone())
-                        }
-                        _ => None,
-                    })
-                };
-                pair.until("an answer to what was repeated", |pair| outcomes(pair).is_some());
-                let outcomes = outcomes(pair).expect("waited for");
+                let outcomes = self.repeat(pair, shard, some);
                 assert_eq!(outcomes.len(), some.len());
                 for (add, outcome) in some.iter().zip(outcomes) {
                     assert_eq!(
@@ -94,11 +80,43 @@ impl Client {
                         "{add:?} is there, its record is not"
                     );
                 }
-                pair.replies.clear();
-                self.lanes[shard].under_way.clear();
             }
         }
         repeated
+    }
+
+    /// Sends these adds until they are taken: on a busy machine the other store may seem to be silent for a moment.
+    fn repeat(&mut self, pair: &mut Pair, shard: usize, adds: &[(u32, u32)]) -> Vec<TokenOutcome> {
+        loop {
+            let mut payload = ops::begin();
+            for &(counter, add) in adds {
+                put_add(&mut payload, counter, add, OpKind::Add { delta: delta(add) });
+            }
+            self.seal(pair, shard, payload, Vec::new());
+            let answer = |pair: &Pair| {
+                pair.replies.iter().find_map(|reply| match reply {
+                    NodeReply::Answer { answer, .. } => Some(answer.clone()),
+                    _ => None,
+                })
+            };
+            pair.until("an answer to what was repeated", |pair| answer(pair).is_some());
+            let answer = answer(pair).expect("waited for");
+            self.lanes[shard].under_way.clear();
+            let opens = |reply: &NodeReply| {
+                matches!(reply, NodeReply::ShardState { state: ShardAvailability::Open, .. })
+            };
+            match answer {
+                Answer::Applied { tokens, .. } => {
+                    pair.replies.clear();
+                    return tokens;
+                }
+                Answer::Refused(Refusal::Frozen) => {
+                    pair.until("an open shard", |pair| pair.replies.iter().any(opens));
+                    pair.replies.clear();
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     pub(crate) fn under_way(&self) -> usize {

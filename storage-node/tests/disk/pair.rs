@@ -367,7 +367,7 @@ impl Pair {
     pub(crate) fn until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
         let began = Instant::now();
         while !done(self) {
-            assert!(began.elapsed() < PATIENCE, "waited for {what}");
+            assert!(began.elapsed() < PATIENCE, "waited for {what}, got {:?}", self.replies);
             self.turn();
         }
     }
