@@ -245,6 +245,15 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_without_a_value_is_none() {
+        let body = r#"{"type":"x/no-primary","title":"No primary","outcome":"not-applied"}"#;
+        let refused = parse::<Counter>(&response(503, body)).unwrap_err();
+        assert_eq!(refused, later("no-primary: No primary"));
+        let unread = parse::<Counter>(&response(200, "<html>")).unwrap_err();
+        assert!(unread.why().contains("can't be read"), "{unread:?}");
+    }
+
+    #[test]
     fn keys() {
         #[track_caller]
         fn check(key: &[u8], want: &str) {

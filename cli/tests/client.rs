@@ -4,6 +4,10 @@
 //! counted, or listed as unknown. So for every key `known ≤ count ≤ known + unknown`. And nothing stays unknown that the
 //! service could still tell: it is asked again, under the same token.
 
+#[path = "../../metastore/tests/contract/calls.rs"]
+mod calls;
+#[path = "../../metastore/tests/contract/etcd.rs"]
+mod etcd;
 mod fake;
 mod operator;
 #[allow(dead_code, unreachable_pub, reason = "shared with chaos, which uses all of it")]
@@ -12,7 +16,7 @@ mod power;
 mod resume;
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
 
@@ -222,6 +226,34 @@ fn a_signal_ends_in_a_report() {
     assert_eq!((&report["applied"], &report["complete"]), (&3.into(), &false.into()));
 }
 
+/// The first Ctrl-C still counts what was read, for as long as that takes; the second one does not wait: what became of it
+/// nobody knows.
+#[test]
+fn a_second_signal_ends_it_without_a_report() {
+    let gateway = FakeGateway::start(|_| Fate::Refuse(503));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_dkc"))
+        .args(["count", "words", "--json", "--url", &gateway.url()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"a\n").unwrap();
+    while gateway.state.lock().unwrap().heads.is_empty() {
+        std::thread::yield_now();
+    }
+    let pid = child.id().to_string();
+    let interrupt =
+        || assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    interrupt();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    while !said.next().expect("it goes on").unwrap().starts_with("stopping:") {}
+    interrupt();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((code(&output), output.stdout), (3, Vec::new()));
+}
+
 /// Ctrl-C while a line waits for company: it was read, so it is counted.
 #[test]
 fn what_was_read_is_counted_before_the_report() {
@@ -379,27 +411,60 @@ fn exit_codes() {
     check(&["incr", "words", "k"], &gone_url, 1);
     check(&["get", "words", "k"], &gone_url, 1);
     check(&["status"], &gone_url, 1);
+    check(&["status", "--json"], &gone_url, 1);
+    check(&["bench", "--seconds", "1"], &gone_url, 1);
+    check(&["get", "Words", "k"], &gone_url, 2);
+    check(&["get", "words", ""], &gone_url, 2);
     check(&["incr", "Words", "k"], &gone_url, 2);
     check(&["incr", "words", ""], &gone_url, 2);
     check(&["incr", "words", "k", "9223372036854775808"], &gone_url, 2);
     check(&["count", "words", "/no/such/file"], &gone_url, 2);
+    check(&["count", "words", "/"], &gone_url, 2);
     check(&["count", "words", "--delimiter", ","], &gone_url, 2);
     check(&["count", "words", "--field", "0"], &gone_url, 2);
     check(&["count", "words", "--field", "1", "--delimiter", "ab"], &gone_url, 2);
     check(&["count", "words", "--flush-interval", "0s"], &gone_url, 2);
     check(&["count", "words", "--resume-id", "a/b"], &gone_url, 2);
     check(&["status"], "ftp://x", 2);
+    let refusing = FakeGateway::start(|_| Fate::Refuse(503));
+    check(&["bench", "--seconds", "1", "--warm-up", "0"], &refusing.url(), 1);
     // An answer that never comes after the request has left: unknown.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let deaf = format!("http://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let mut reader = std::io::BufReader::new(stream.unwrap());
+            let mut reader = BufReader::new(stream.unwrap());
             fake::http::read_request(&mut reader);
         }
     });
     check(&["incr", "words", "k", "--give-up", "1"], &deaf, 3);
     check(&["get", "words", "k"], &deaf, 1);
+}
+
+/// Where to note things nobody says, and no home is known: then nothing is begun.
+#[test]
+fn a_journal_needs_a_folder() {
+    let mut count = Command::new(env!("CARGO_BIN_EXE_dkc"));
+    count.args(["count", "words", "--resume-id", "a"]).stdin(Stdio::null());
+    let output = count.env_remove("HOME").env_remove("XDG_STATE_HOME").output().unwrap();
+    assert_eq!(code(&output), 2, "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--resume-dir"), "{output:?}");
+}
+
+/// A script would take half of a result for the whole. A reader that went away (`| head -1`) wants no more.
+#[test]
+fn a_result_that_can_not_be_written_is_an_error() {
+    let gateway = FakeGateway::start(|_| Fate::Apply);
+    let status_to = |stdout: Stdio| {
+        let mut status = Command::new(env!("CARGO_BIN_EXE_dkc"));
+        status.args(["status", "--url", &gateway.url()]).stdout(stdout).stderr(Stdio::null());
+        status.status().unwrap().code()
+    };
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    assert_eq!(status_to(full.into()), Some(1));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(status_to(writer.into()), Some(0));
 }
 
 #[test]

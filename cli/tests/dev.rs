@@ -323,9 +323,12 @@ fn refuses_what_can_not_work() {
     check("replicas", &["--http", "127.0.0.1:0", "--nodes", "2", "--replicas", "3"], 2);
     check("nodes", &["--nodes", "0"], 2);
 
-    let mut dev =
-        Dev::start_with(&folder("config"), &["--http", "127.0.0.1:0"], &[(REFUSING, "1")]);
-    assert_eq!(dev.ready(), "");
-    assert_eq!(dev.child.wait().unwrap().code(), Some(2));
-    assert_eq!(dev.pids(), []);
+    // A node that refuses its settings; something that is no etcd.
+    for environment in [(REFUSING, "1"), ("ETCD", "/bin/echo")] {
+        let flags = ["--http", "127.0.0.1:0"];
+        let mut dev = Dev::start_with(&folder("config"), &flags, &[environment]);
+        assert_eq!(dev.ready(), "", "{environment:?}");
+        assert_eq!(dev.child.wait().unwrap().code(), Some(2), "{environment:?}");
+        assert_eq!(dev.pids(), []);
+    }
 }

@@ -1,5 +1,7 @@
 //! The commands of whoever runs a cluster: is it configured rightly, is the machine fit, how does it do.
 
+mod records;
+
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
@@ -113,6 +115,16 @@ fn nonsense_is_refused_before_a_start() {
     check(&[&node[..], &["--data", "/dev/null"]].concat(), 2, "--data /dev/null: it is no folder");
     check(&[&node[..], &["--data", "/tmp", "--memory-bytes", "7"]].concat(), 2, "--memory-bytes 7");
     check(&node, 2, "--data");
+}
+
+/// A port that is taken is a setting to be changed.
+#[test]
+fn a_role_that_can_not_listen_ends_with_2() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = &taken.local_addr().unwrap().to_string();
+    check(&["gateway", "--etcd", NOBODY, "--http", address], 2, address);
+    let coordinator = ["coordinator", "--name", "c", "--etcd", NOBODY, "--listen", address];
+    check(&coordinator, 2, address);
 }
 
 /// Without an etcd to compare it with, it can only be told.
