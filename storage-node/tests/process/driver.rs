@@ -94,7 +94,7 @@ async fn a_read_whose_answer_was_lost_is_no_empty_list() {
         tokio::task::block_in_place(|| told.recv_timeout(QUIET).ok())
     };
     let check = || Wish::CheckEtcd { check: 4, shards: vec![shard.shard()] };
-    let read = || Wish::ReadConfig { shard: shard.shard() };
+    let read = || Wish::ReadConfig { read: 9, shard: shard.shard() };
     for _ in 0..3 {
         calls.next("Range", Fate::LoseAnswer);
     }
@@ -115,7 +115,7 @@ async fn a_read_whose_answer_was_lost_is_no_empty_list() {
     let listed = ask(Wish::ListSessions);
     assert!(matches!(listed, Some(Told::Event(Event::SessionsListed { .. }))), "{listed:?}");
     let seen = ask(read());
-    assert!(matches!(seen, Some(Told::Event(Event::Config { .. }))), "{seen:?}");
+    assert!(matches!(seen, Some(Told::Event(Event::Config { read: Some(9), .. }))), "{seen:?}");
 }
 
 /// Waits for what came of it.
