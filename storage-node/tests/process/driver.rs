@@ -111,7 +111,7 @@ async fn a_read_whose_answer_was_lost_is_no_empty_list() {
     let Some(Told::Event(Event::EtcdChecked { check: 4, configs: Some(configs) })) = checked else {
         panic!("{checked:?}")
     };
-    assert_eq!(configs, [shard.clone()]);
+    assert_eq!(configs, std::slice::from_ref(&shard));
     let listed = ask(Wish::ListSessions);
     assert!(matches!(listed, Some(Told::Event(Event::SessionsListed { .. }))), "{listed:?}");
     let seen = ask(read());
