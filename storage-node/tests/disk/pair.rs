@@ -272,11 +272,12 @@ impl Pair {
         members.max_by_key(end).expect("the set is never empty").me
     }
 
+    /// As a read of etcd tells it, so that both stores know that etcd answers.
     fn publish(&mut self, index: usize, config: ShardConfig) {
         let mod_revision = self.etcd.write(index, config.clone());
         for store in 0..2 {
             let config = config.clone();
-            self.handle(store, Event::Config { config, mod_revision, read: None });
+            self.handle(store, Event::Config { config, mod_revision, read: Some(0) });
         }
     }
 
