@@ -18,7 +18,7 @@ mod resume;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
 
 use fake::{FakeGateway, Fate};
 use serde_json::Value;
@@ -189,27 +189,43 @@ fn a_gateway_that_is_gone_is_passed_over() {
     assert_eq!((code(&output), &report["not_applied"][0]["last_line"]), (1, &2.into()));
 }
 
+/// `dkc count` on input that goes on after this much of it.
+fn start_count(
+    gateway: &FakeGateway,
+    args: &[&str],
+    input: &[u8],
+    stderr: Stdio,
+) -> (Child, ChildStdin) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_dkc"))
+        .args(["count", "words", "--json", "--url", &gateway.url()])
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(stderr)
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input).unwrap();
+    (child, stdin)
+}
+
+/// Ctrl-C.
+fn interrupt(child: &Child) {
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+}
+
 /// Counts three lines, `a b a`, of an input that stays open, and presses Ctrl-C once the gateway has got so far.
 fn count_interrupted(
     gateway: &FakeGateway,
     args: &[&str],
     so_far: impl Fn(&fake::State) -> bool,
 ) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_dkc"))
-        .args(["count", "words", "--json", "--url", &gateway.url()])
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(b"a\nb\na\n").unwrap();
+    let (child, stdin) = start_count(gateway, args, b"a\nb\na\n", Stdio::null());
     while !so_far(&gateway.state.lock().unwrap()) {
         std::thread::yield_now();
     }
-    let pid = child.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    interrupt(&child);
     let output = child.wait_with_output().unwrap();
     drop(stdin);
     output
@@ -227,29 +243,18 @@ fn a_signal_ends_in_a_report() {
 }
 
 /// The first Ctrl-C still counts what was read, for as long as that takes; the second one does not wait: what became of it
-/// nobody knows.
+/// is unknown.
 #[test]
 fn a_second_signal_ends_it_without_a_report() {
     let gateway = FakeGateway::start(|_| Fate::Refuse(503));
-    let mut child = Command::new(env!("CARGO_BIN_EXE_dkc"))
-        .args(["count", "words", "--json", "--url", &gateway.url()])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(b"a\n").unwrap();
+    let (mut child, _stdin) = start_count(&gateway, &[], b"a\n", Stdio::piped());
     while gateway.state.lock().unwrap().heads.is_empty() {
         std::thread::yield_now();
     }
-    let pid = child.id().to_string();
-    let interrupt =
-        || assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
-    interrupt();
+    interrupt(&child);
     let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
     while !said.next().expect("it goes on").unwrap().starts_with("stopping:") {}
-    interrupt();
+    interrupt(&child);
     let output = child.wait_with_output().unwrap();
     assert_eq!((code(&output), output.stdout), (3, Vec::new()));
 }

@@ -90,7 +90,7 @@ pub struct Holder {
 pub enum Step {
     /// Etcd knows this run: it may register and serve. A suspect store's copies must not be promoted.
     Serve { boot: Boot, nonce: u128, suspect: bool },
-    /// If nobody answers as this store, write the claim's `log` if there is one, and wait for its fsync. Then put the rest
+    /// If no process answers as this store, write the claim's `log` if there is one, and wait for its fsync. Then put the rest
     /// into the record that was read (or make it), and the store into the name's record, in one transaction. Whatever comes
     /// of that, read the records again.
     Claim(Claim),

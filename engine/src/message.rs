@@ -201,8 +201,8 @@ impl Slice {
 pub enum FromFollower {
     /// First on every connection: who this is, and the number of each copy it holds.
     Welcome { from: StoreBoot, copies: Vec<(ShardId, CopyNo)> },
-    /// A copy was deleted, created or installed: said before anything else about the shard. Or one that has refused what
-    /// came takes it now, and is to be fed anew.
+    /// A copy was deleted, created or installed: said before anything else about the shard. Or a replica that has refused
+    /// slices accepts them now, and its feed is to be opened again.
     Copy { shard: ShardId, copy: CopyNo },
     /// Every slice of messages ≤ `n` that was neither rejected nor skipped is durable.
     Ack { n: u64 },

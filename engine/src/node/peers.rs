@@ -582,8 +582,8 @@ impl Node {
     }
 
     /// This store has just heard that it is in sync. As long as it did not know, it refused on a full disk what a member takes:
-    /// the barrier of a new epoch, and what lies below it. Its primary does not try a disk again that says to be full, so it
-    /// is told of the copy once more, and begins anew.
+    /// the barrier of a new epoch, and what lies below it. A primary sends nothing to a disk that reports full, so
+    /// the copy is announced to it once more, which opens its feed again.
     pub(super) fn tell_who_was_refused(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         let Some(replica) = self.replicas.get(&shard) else { return };
         if !self.disk_full || !replica.trust.is_working() {

@@ -180,8 +180,8 @@ pub struct Timing {
     pub trim_every_ms: u64,
     /// After a proposal that etcd refused or did not answer, none is made for so long.
     pub propose_again_ms: u64,
-    /// Etcd is asked so often what becomes of a copy that it does not name, until that is gone. Longer than a read may
-    /// take: of two reads under way the older one would decide.
+    /// Etcd is asked this often about a copy that it does not name, until the copy is deleted. Reads are numbered, so a
+    /// late answer decides nothing that a later read is asked for.
     pub ask_again_ms: u64,
     /// The coordinator is reported to on every change, and this often without one.
     pub report_every_ms: u64,

@@ -219,7 +219,7 @@ impl<'a> Plan<'a> {
         if let Some(&store) = config.target.iter().chain(&config.learners).find(idle) {
             return release(store);
         }
-        // Nobody can be recruited in its place, and it would never be in sync. (Under the guard it may be back soon.)
+        // No store can be recruited in its place, and it would never be in sync. (Under the guard it may be back soon.)
         let lost = |&&store: &&StoreId| self.state(store) == StoreState::Gone;
         if let Some(&store) = config.learners.iter().find(lost)
             && !self.cluster.hold

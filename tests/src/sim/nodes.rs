@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 
 use engine::apply::ShardState;
 use engine::boot::{self, Claim, Holder, Refusal, Seen, Start, Step, Wish};
-use engine::config::ShardConfig;
 use engine::ids::{Boot, Conn, Now, Revision, SessionId, StoreBoot, StoreId, TimeMs};
 use engine::message::{FromFollower, SnapshotOutcome, ToFollower};
 use engine::node::{CasOutcome, Effect, Event, Node, Settings};
@@ -362,12 +361,13 @@ impl NodeHost {
         let is_known = |aside: &Aside| all.iter().any(|(key, _)| *key == Key::Store(aside.store));
         let is_empty = record.is_none() && self.aside.as_ref().is_some_and(is_known);
         let takes_unasked = is_empty && !self.replaces;
-        let shard = |(_, versioned): &(Key, Versioned)| match &versioned.value {
-            Value::Shard(config) => Some(config.clone()),
-            _ => None,
+        let shards = || {
+            all.iter().filter_map(|(_, versioned)| match &versioned.value {
+                Value::Shard(config) => Some(config),
+                _ => None,
+            })
         };
-        let shards: Vec<ShardConfig> = all.iter().filter_map(shard).collect();
-        let is_counted_on = |store| boot::is_counted_on(store, shards.iter(), planted);
+        let is_counted_on = |store| boot::is_counted_on(store, shards(), planted);
         let counted_on = is_counted_on(store);
         let holder = find(name_key(store)).and_then(|kept| match kept.value {
             Value::Name(other) if other != store => Some(other),
