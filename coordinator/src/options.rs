@@ -9,6 +9,7 @@ use engine::coordinator::{Flags, Settings};
 use engine::records::Meta;
 
 use crate::Exit;
+use crate::service::connections;
 
 /// More shards than slots there can't be.
 const SHARDS_MAX: i64 = 65_536;
@@ -104,6 +105,7 @@ impl Options {
                 "--expect-nodes {expected}: --replicas {replicas} need at least as many nodes"
             ));
         }
+        connections()?;
         self.flags().check().map_err(Exit::Usage)
     }
 

@@ -70,6 +70,7 @@ fn run_here(options: Options) -> Result<(), Exit> {
 /// Runs a coordinator within a runtime until `stop` is ready.
 pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(), Exit> {
     options.check()?;
+    let connections = connections()?;
     tokio::pin!(stop);
     // What runs beside the loop; it ends with this function.
     let mut beside = JoinSet::new();
@@ -88,7 +89,7 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
     let common = telemetry::grpc(&health, proto::DESCRIPTORS, &own).await;
     let common = common.map_err(|error| Exit::Failed(format!("reflection: {error}")))?;
     let desk = proto::limited!(ReportsServer::new(Desk::new(told.clone(), leads_now)));
-    let incoming = connections()?.incoming(listener);
+    let incoming = connections.incoming(listener);
     beside.spawn(async move {
         let server = Server::builder().add_routes(common).add_service(desk);
         if let Err(error) = server.serve_with_incoming(incoming).await {
@@ -144,13 +145,10 @@ async fn connect(options: &Options) -> Result<Metastore, Exit> {
 /// Files for other things than connections that come: etcd, nodes that are asked, metrics.
 const FILES_KEPT: u64 = 64 + 32;
 
-fn connections() -> Result<Connections, Exit> {
-    let allowed = files::allowed();
-    files::connections(allowed, FILES_KEPT).map(Connections::new).ok_or_else(|| {
-        Exit::Usage(format!(
-            "{allowed} open files are allowed, too few: raise the hard limit (ulimit -Hn, LimitNOFILE=)"
-        ))
-    })
+/// The places of connections that come.
+pub(crate) fn connections() -> Result<Connections, Exit> {
+    let connections = files::connections(files::allowed(), FILES_KEPT);
+    connections.map(Connections::new).map_err(|few| Exit::Usage(few.to_string()))
 }
 
 async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, Exit> {

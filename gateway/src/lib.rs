@@ -95,6 +95,13 @@ pub struct Options {
     pub idle_timeout: u32,
 }
 
+impl Options {
+    /// Refuses what makes no sense here, and says what would.
+    pub fn check(&self) -> Result<(), Fatal> {
+        process::connections().map(drop)
+    }
+}
+
 /// Runs a gateway until SIGTERM or SIGINT. Returns the process's exit code (DESIGN §13).
 pub fn run(options: Options) -> u8 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -189,13 +189,10 @@ const FILES_KEPT: u64 = 64 + 64;
 const FILES_GOOD: u64 = 10_240;
 
 /// As many clients as the limit of open files leaves room for; said if they are few.
-fn connections() -> Result<Connections, Fatal> {
+pub(crate) fn connections() -> Result<Connections, Fatal> {
     let allowed = files::allowed();
-    let connections = files::connections(allowed, FILES_KEPT).ok_or_else(|| {
-        Fatal::Settings(format!(
-            "{allowed} open files are allowed, too few: raise the hard limit (ulimit -Hn, LimitNOFILE=)"
-        ))
-    })?;
+    let connections =
+        files::connections(allowed, FILES_KEPT).map_err(|few| Fatal::Settings(few.to_string()))?;
     if allowed < FILES_GOOD {
         warn!(
             allowed,

@@ -1,6 +1,6 @@
 //! How a storage node shares out the files that it may have open.
 
-use crate::exit::Exit;
+use telemetry::files::{self, TooFew};
 
 /// Segments and sorted files being written, two databases' own, sockets of the runtime, etcd, metrics.
 const KEPT: u64 = 96;
@@ -18,14 +18,11 @@ pub(crate) struct FilePlan {
 
 impl FilePlan {
     /// `allowed`: of the whole process. `sorted_files`: as many as the memory is good for.
-    pub(crate) fn of(allowed: u64, sorted_files: i32) -> Result<Self, Exit> {
-        let left = telemetry::files::connections(allowed, KEPT).unwrap_or(0) as u64;
+    pub(crate) fn of(allowed: u64, sorted_files: i32) -> Result<Self, TooFew> {
+        let left = files::connections(allowed, KEPT).unwrap_or(0) as u64;
         let sorted = u64::try_from(sorted_files).unwrap_or(0).min(left / 2);
         if sorted < SORTED_FILES_MIN {
-            return Err(Exit::Usage(format!(
-                "{allowed} open files are allowed, too few: raise the hard limit (ulimit -Hn, LimitNOFILE=) to {} or more",
-                Self::LEAST
-            )));
+            return Err(TooFew { allowed, least: Self::LEAST });
         }
         let sorted_files = i32::try_from(sorted).unwrap_or(i32::MAX);
         Ok(Self { sorted_files, connections: (left - sorted) as usize })

@@ -8,6 +8,7 @@ use engine::records::Meta;
 
 use crate::disk::MemoryPlan;
 use crate::exit::Exit;
+use crate::files::FilePlan;
 use crate::peers::Limits;
 
 /// Below this nothing useful fits: two tables, a cache and a message of the largest size.
@@ -135,7 +136,13 @@ impl Options {
                 self.segment_bytes
             ));
         }
-        Ok(())
+        self.files().map(drop)
+    }
+
+    /// How the files that this process may open are shared out.
+    pub(crate) fn files(&self) -> Result<FilePlan, Exit> {
+        FilePlan::of(telemetry::files::allowed(), self.memory_plan().open_files_max)
+            .map_err(|few| Exit::Usage(few.to_string()))
     }
 
     /// This store may take the name of one that is away.

@@ -75,7 +75,7 @@ pub fn run(options: Options) -> u8 {
 
 async fn serve(options: Options) -> Result<(), Exit> {
     options.check()?;
-    let files = FilePlan::of(telemetry::files::allowed(), options.memory_plan().open_files_max)?;
+    let files = options.files()?;
     let mut stop = std::pin::pin!(asked_to_stop()?);
     let health = Health::new("recovery");
     let metrics = NodeMetrics::default();

@@ -2,8 +2,9 @@
 //!
 //! Every connection is a file. A process that has taken so many that it can open no other can't write the next segment of
 //! its log, nor reach etcd; so it takes fewer than it could, leaves the others waiting in the kernel's queue, and goes on
-//! taking them when some have gone. A connection that says nothing at all is not kept for ever.
+//! taking them when some have gone. A connection that does not say which protocol it speaks is not kept.
 
+use std::fmt::{self, Display, Formatter};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -27,7 +28,9 @@ const AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// While a connection waits for a place.
 const CROWDED_EVERY: Duration = Duration::from_millis(100);
 /// A peer speaks first, and at once.
-const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(10);
+const PREFACE_WITHIN: Duration = Duration::from_secs(10);
+/// What an HTTP/2 client's first bytes are, all of them (RFC 9113, 3.4). The server pings whoever has sent them.
+const PREFACE_BYTES: usize = 24;
 /// More are never counted, whatever the limit says.
 const CONNECTIONS_MAX: u64 = 1 << 20;
 
@@ -47,12 +50,38 @@ pub fn allowed() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+/// The process may have too few files open to be of any use.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct TooFew {
+    pub allowed: u64,
+    /// As many are enough.
+    pub least: u64,
+}
+
+impl Display for TooFew {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { allowed, least } = self;
+        write!(
+            f,
+            "{allowed} open files are allowed, too few: raise the hard limit (ulimit -Hn, LimitNOFILE=) to {least} or more"
+        )
+    }
+}
+
 /// Connections that may be open at once if `kept` of the allowed files are for other things, and an eighth of all beside:
-/// the more there may be of everything, the more peers there are. None if too few are left to be of any use.
-pub fn connections(allowed: u64, kept: u64) -> Option<usize> {
+/// the more there may be of everything, the more peers there are.
+pub fn connections(allowed: u64, kept: u64) -> Result<usize, TooFew> {
     const LEAST: u64 = 8;
-    let left = allowed.checked_sub(kept.saturating_add(allowed / 8))?;
-    (left >= LEAST).then_some(left.min(CONNECTIONS_MAX) as usize)
+    let left = allowed - allowed / 8;
+    match left.checked_sub(kept).filter(|&left| left >= LEAST) {
+        Some(left) => Ok(left.min(CONNECTIONS_MAX) as usize),
+        None => Err(TooFew { allowed, least: with_an_eighth(kept.saturating_add(LEAST)) }),
+    }
+}
+
+/// The smallest number of which so many are left without its eighth.
+fn with_an_eighth(left: u64) -> u64 {
+    left.saturating_add(left.saturating_sub(1) / 7)
 }
 
 /// The places that connections of one process share. Cheap to clone.
@@ -144,8 +173,10 @@ impl Connections {
 #[derive(Debug)]
 pub struct Counted {
     stream: TcpStream,
-    /// When it is given up, while it has said nothing.
+    /// When it is given up, while it has not sent its preface.
     silent: Option<Pin<Box<Sleep>>>,
+    /// Bytes of the preface that have not come yet.
+    preface_left: usize,
     _place: Place,
 }
 
@@ -153,7 +184,8 @@ impl Counted {
     fn new(stream: TcpStream, place: Place) -> io::Result<Self> {
         // Messages are small and whole: waiting for more to send would only delay them.
         stream.set_nodelay(true)?;
-        Ok(Self { stream, silent: Some(Box::pin(sleep(FIRST_BYTE_WITHIN))), _place: place })
+        let silent = Some(Box::pin(sleep(PREFACE_WITHIN)));
+        Ok(Self { stream, silent, preface_left: PREFACE_BYTES, _place: place })
     }
 }
 
@@ -171,8 +203,10 @@ impl AsyncRead for Counted {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if read.is_ready() {
+        self.preface_left = self.preface_left.saturating_sub(buf.filled().len() - before);
+        if self.preface_left == 0 {
             self.silent = None;
         } else if let Some(silent) = &mut self.silent
             && silent.as_mut().poll(cx).is_ready()
@@ -215,7 +249,7 @@ impl AsyncWrite for Counted {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
@@ -225,11 +259,22 @@ mod tests {
 
     #[test]
     fn something_is_kept_for_everything_else() {
-        assert_eq!(connections(1_024, 64), Some(832));
-        assert_eq!(connections(80, 64), None);
-        assert_eq!(connections(90, 64), Some(15));
-        assert_eq!(connections(u64::MAX, 64), Some(1 << 20));
-        assert_eq!(connections(0, 64), None);
+        let too_few = |allowed| Err(TooFew { allowed, least: 82 });
+        assert_eq!(connections(1_024, 64), Ok(832));
+        assert_eq!(connections(80, 64), too_few(80));
+        assert_eq!(connections(90, 64), Ok(15));
+        assert_eq!(connections(u64::MAX, 64), Ok(1 << 20));
+        assert_eq!(connections(0, 64), too_few(0));
+        assert!(connections(0, u64::MAX).is_err());
+    }
+
+    #[test]
+    fn the_number_that_is_said_to_be_enough_is_the_smallest_that_is() {
+        for kept in 0..2_000 {
+            let least = connections(0, kept).unwrap_err().least;
+            assert_eq!(connections(least, kept), Ok(8), "{kept}");
+            assert!(connections(least - 1, kept).is_err(), "{kept}");
+        }
     }
 
     #[test]
@@ -255,15 +300,23 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_says_nothing_is_given_up() {
+    fn a_connection_that_does_not_send_its_preface_is_given_up() {
         runtime().block_on(async {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-            let (stream, place) = Connections::new(1).accept(&listener).await;
-            let mut counted = Counted::new(stream, place).unwrap();
-            counted.silent = Some(Box::pin(sleep(Duration::ZERO)));
-            let read = counted.read_u8().await;
-            assert_eq!(read.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            for sent in [0, 1, PREFACE_BYTES - 1, PREFACE_BYTES, PREFACE_BYTES + 1] {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+                let (stream, place) = Connections::new(1).accept(&listener).await;
+                let mut counted = Counted::new(stream, place).unwrap();
+                client.write_all(&vec![b'P'; sent]).await.unwrap();
+                counted.read_exact(&mut vec![0; sent]).await.unwrap();
+                let kept = counted.silent.take().is_none();
+                assert_eq!(kept, sent >= PREFACE_BYTES, "{sent} bytes");
+                if !kept {
+                    counted.silent = Some(Box::pin(sleep(Duration::ZERO)));
+                    let read = counted.read_u8().await;
+                    assert_eq!(read.unwrap_err().kind(), io::ErrorKind::TimedOut, "{sent} bytes");
+                }
+            }
         });
     }
 }
