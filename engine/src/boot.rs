@@ -88,11 +88,12 @@ pub struct Holder {
 /// What to do next.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Step {
-    /// Etcd knows this run: it may register and serve. A suspect store's copies must not be promoted.
+    /// Etcd knows this run: it may register and serve, if the records still say so when it registers. A suspect store's copies
+    /// must not be promoted.
     Serve { boot: Boot, nonce: u128, suspect: bool },
     /// If no process answers as this store, write the claim's `log` if there is one, and wait for its fsync. Then put the rest
-    /// into the record that was read (or make it), and the store into the name's record, in one transaction. Whatever comes
-    /// of that, read the records again.
+    /// into the record that was read (or make it), and the store into the name's record, in one transaction that fails if a
+    /// process is registered as the store that loses the name. Whatever comes of that, read the records again.
     Claim(Claim),
 }
 
@@ -279,5 +280,7 @@ fn next_boot(known: Option<&Identity>, record: Option<&StoreRecord>) -> Boot {
     record.map_or(Boot(1), |record| Boot(record.boot.max(local).0 + 1))
 }
 
+#[cfg(test)]
+mod race;
 #[cfg(test)]
 mod tests;

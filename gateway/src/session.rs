@@ -50,7 +50,7 @@ impl Sessions {
                 }
                 Some(LeaseEvent::Granted { .. } | LeaseEvent::Confirmed) => {}
                 // Only a storage node is superseded; and a task that has failed is made again.
-                Some(LeaseEvent::Superseded { .. }) | None => {
+                Some(LeaseEvent::Superseded { .. } | LeaseEvent::NameLost { .. }) | None => {
                     warn!("the lease's task has ended, beginning another");
                     self.lease = self.hold();
                     return self.none();

@@ -42,7 +42,7 @@ impl Election {
                     return Some(Leadership::Standby);
                 }
                 LeaseEvent::Lost | LeaseEvent::Granted { .. } | LeaseEvent::Confirmed => {}
-                LeaseEvent::Superseded { .. } => return None,
+                LeaseEvent::Superseded { .. } | LeaseEvent::NameLost { .. } => return None,
             }
         }
     }

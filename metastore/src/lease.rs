@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::ids::{Boot, StoreId};
-use engine::records::{GatewayRecord, NodeRecord, StoreRecord};
+use engine::records::{GatewayRecord, NameRecord, NodeRecord, StoreRecord};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -28,7 +28,7 @@ use tracing::{debug, info, warn};
 use crate::client::positive;
 use crate::probe::failover_bound;
 use crate::txn::Pause;
-use crate::{Candidate, Error, Metastore, Outcome, Record};
+use crate::{Candidate, Error, Kept, Metastore, Outcome, Record, Txn};
 
 /// How often a key that somebody else holds is looked at.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
@@ -62,6 +62,8 @@ pub enum LeaseEvent {
     Lost,
     /// A newer run of this store has registered: this process must end. Nothing follows.
     Superseded { boot: Boot },
+    /// The store's name belongs to another store now: this process must end. Nothing follows.
+    NameLost { store: StoreId },
 }
 
 /// A key to be held by the process's lease.
@@ -77,7 +79,7 @@ pub struct HeldKey {
 enum Rival {
     /// It is an earlier lease of our own: the key is deleted and made anew, so that it gets a new create_revision.
     Ourselves,
-    /// The same, but only while the store's record names this boot.
+    /// The same, but only while the store's record names this boot, and the name's record this store.
     EarlierBoot(BootGuard),
     /// It is somebody else, who holds it rightly: wait until it is gone.
     Other,
@@ -123,7 +125,7 @@ pub struct Lease {
 
 impl Lease {
     /// The next event. Keep taking them: a process that has stopped listening is not renewed any more once
-    /// it has an event to hear. None after [`LeaseEvent::Superseded`].
+    /// it has an event to hear. None after [`LeaseEvent::Superseded`] and [`LeaseEvent::NameLost`].
     pub async fn next(&mut self) -> Option<LeaseEvent> {
         self.events.recv().await
     }
@@ -197,7 +199,8 @@ struct Holder {
 enum End {
     /// It or a key of it is gone.
     Lost,
-    Superseded(Boot),
+    /// Another process has this one's place, and will keep it.
+    Replaced(LeaseEvent),
     /// The receiver has gone.
     Unheard,
 }
@@ -267,8 +270,8 @@ impl Holder {
                     info!(lease, "lease lost, making another");
                     self.sender.send(LeaseEvent::Lost).await.is_ok()
                 }
-                End::Superseded(boot) => {
-                    let _nobody_listens = self.sender.send(LeaseEvent::Superseded { boot }).await;
+                End::Replaced(event) => {
+                    let _nobody_listens = self.sender.send(event).await;
                     false
                 }
                 End::Unheard => false,
@@ -429,8 +432,7 @@ impl Holder {
             Rival::Other if seen.is_some() => return Ok(Keys::NotYet),
             Rival::Other | Rival::Ourselves => {}
             Rival::EarlierBoot(guard) => {
-                let modified = self.check_boot(*guard).await?;
-                txn = txn.if_modified_at::<StoreRecord>(&guard.store, modified);
+                txn = self.guarded(txn, *guard).await?;
             }
         }
         if let Some((created, by)) = seen {
@@ -452,16 +454,25 @@ impl Holder {
         }
     }
 
-    /// The store's record still names this boot; returns its mod_revision, for the guard of a transaction.
-    async fn check_boot(&self, guard: BootGuard) -> Result<u64, Trouble> {
+    /// The transaction, good only while the store's record names this boot, and the name's record this store.
+    async fn guarded(&self, txn: Txn, guard: BootGuard) -> Result<Txn, Trouble> {
         let Some(kept) = self.store.get::<StoreRecord>(&guard.store).await? else {
             let why = format!("no record of store {}", guard.store);
             return Err(Trouble::Error(Error::Refused { what: "registration", why }));
         };
         if kept.record.boot != guard.boot || kept.record.nonce != guard.nonce {
-            return Err(Trouble::End(End::Superseded(kept.record.boot)));
+            let superseded = LeaseEvent::Superseded { boot: kept.record.boot };
+            return Err(Trouble::End(End::Replaced(superseded)));
         }
-        Ok(kept.modified)
+        let txn = txn.if_modified_at::<StoreRecord>(&guard.store, kept.modified);
+        let name = kept.record.name;
+        match self.store.get::<NameRecord>(&name).await? {
+            Some(Kept { record: NameRecord { store }, .. }) if store != guard.store => {
+                Err(Trouble::End(End::Replaced(LeaseEvent::NameLost { store })))
+            }
+            Some(kept) => Ok(txn.if_modified_at::<NameRecord>(&name, kept.modified)),
+            None => Ok(txn.if_absent::<NameRecord>(&name)),
+        }
     }
 
     /// Notes that a key stands, and tells it if this is news.

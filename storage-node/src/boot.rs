@@ -202,6 +202,8 @@ impl Starting<'_> {
             };
             let Claim { log, boot, nonce, status, replaces } = claim;
             if let Some(store) = replaces {
+                let running = |address: &str, how: &str| self.name_runs(store, address, how);
+                self.await_gone(store, running).await?;
                 let name = &self.options.name;
                 warn!(name, %store, "takes the name of another store");
             }
@@ -210,13 +212,17 @@ impl Starting<'_> {
                 tokio::task::block_in_place(|| disk.write_durably(identity))?;
             }
             let record = self.record(boot, nonce, status, address.clone());
-            self.claim(store, record, known).await?;
+            self.claim(store, record, replaces, known).await?;
         }
     }
 
     /// What etcd says of the store, read once no process is registered as it, and of the name that it is to have.
     async fn read_records(&self, store: StoreId) -> Result<Known, Exit> {
-        let record = self.await_turn(store).await?;
+        let running = |address: &str, how: &str| {
+            format!("store {store} is running at {address}: {how}. Was the data folder copied?")
+        };
+        self.await_gone(store, running).await?;
+        let record = self.read(async || self.metastore.get::<StoreRecord>(&store).await).await?;
         let is_gone = record.as_ref().is_some_and(|kept| kept.record.status.is_gone());
         let counted_on = is_gone && self.is_counted_on(store).await?;
         let id = &self.options.name;
@@ -271,14 +277,19 @@ impl Starting<'_> {
                  its own; --replace only if the store that has the name now is gone for good",
                 self.options.name
             ),
-            Refusal::NameRuns { store } => format!(
-                "the name {:?} belongs to store {store} at {}, which is running: choose another --name, or start on its own \
-                 data folder",
-                self.options.name,
-                known.address()
-            ),
+            Refusal::NameRuns { store } => {
+                self.name_runs(store, known.address(), "it answers a probe")
+            }
             Refusal::NameTaken { store } => self.name_taken(store, known),
         })
+    }
+
+    fn name_runs(&self, store: StoreId, address: &str, how: &str) -> String {
+        format!(
+            "the name {:?} belongs to store {store} at {address}, which is running ({how}): choose another --name, or start \
+             on its own data folder",
+            self.options.name
+        )
     }
 
     fn name_taken(&self, store: StoreId, known: &Known) -> String {
@@ -305,34 +316,33 @@ impl Starting<'_> {
         Ok(boot::is_counted_on(store, listed.all.iter().map(|kept| &kept.record), None))
     }
 
-    /// Waits until no process is registered as this store. Returns the store's record, read after that.
-    async fn await_turn(&self, store: StoreId) -> Result<Option<Kept<StoreRecord>>, Exit> {
+    /// Waits until no process is registered as this store. `running` is what is said of one that lives: where it is, and how
+    /// it was seen to.
+    async fn await_gone(
+        &self,
+        store: StoreId,
+        running: impl Fn(&str, &str) -> String,
+    ) -> Result<(), Exit> {
         let mut renewals = Renewals::default();
         let mut said = false;
         loop {
             let key = self.read(async || self.metastore.get::<NodeRecord>(&store).await).await?;
-            let Some(key) = key else { break };
+            let Some(key) = key else { return Ok(()) };
+            let address = &key.record.address;
             if !said {
-                info!(%store, boot = key.record.boot.0, address = key.record.address,
-                    "waiting until the run before this one is forgotten by etcd");
+                info!(%store, boot = key.record.boot.0, address,
+                    "waiting until its last run is forgotten by etcd");
                 said = true;
             }
-            let running = |how: &str| {
-                Exit::Refused(format!(
-                    "store {store} is running at {}: {how}. Was the data folder copied?",
-                    key.record.address
-                ))
-            };
-            if self.answers(&key.record.address, store).await {
-                return Err(running("it answers a probe"));
+            if self.answers(address, store).await {
+                return Err(Exit::Refused(running(address, "it answers a probe")));
             }
             let left = self.read(async || self.metastore.lease_left(key.lease).await).await?;
             if renewals.seen(key.lease, left.map(|lease| lease.left), Instant::now()) {
-                return Err(running("its lease is renewed"));
+                return Err(Exit::Refused(running(address, "its lease is renewed")));
             }
             sleep(TRY_EVERY).await;
         }
-        self.read(async || self.metastore.get::<StoreRecord>(&store).await).await
     }
 
     /// Nobody answers as this store. All leases may vanish though every process is well, so a missing key proves nothing.
@@ -374,7 +384,13 @@ impl Starting<'_> {
     }
 
     /// Tries to make etcd know this run, and whose the name is. What came of it is seen by reading.
-    async fn claim(&self, store: StoreId, ours: StoreRecord, known: Known) -> Result<(), Exit> {
+    async fn claim(
+        &self,
+        store: StoreId,
+        ours: StoreRecord,
+        replaces: Option<StoreId>,
+        known: Known,
+    ) -> Result<(), Exit> {
         let (id, name) = (&self.options.name, NameRecord { store });
         let txn = self.metastore.txn();
         let txn = match &known.record {
@@ -384,6 +400,11 @@ impl Starting<'_> {
         let txn = match &known.name {
             Some(kept) => txn.replace(id, &name, kept.modified),
             None => txn.create(id, &name),
+        };
+        // What has lost its name must not have registered meanwhile: a process that serves keeps it.
+        let txn = match &replaces {
+            Some(other) => txn.if_absent::<NodeRecord>(other),
+            None => txn,
         };
         let outcome = txn.commit().await;
         match outcome {

@@ -421,6 +421,11 @@ async fn supervise(
                     boot.0
                 ))));
             }
+            Some(LeaseEvent::NameLost { store }) => {
+                inbox.tell(Told::Exit(Exit::Refused(format!(
+                    "store {store} has taken this node's name: it was started with --replace"
+                ))));
+            }
             None => return,
         }
     }

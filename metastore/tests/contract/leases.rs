@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use engine::ids::{Boot, StoreId};
-use engine::records::{GatewayRecord, NodeRecord, StoreRecord};
+use engine::records::{GatewayRecord, NameRecord, NodeRecord, StoreRecord};
 use metastore::{
     BootGuard, HeldKey, Lease, LeaseEvent, LeaseSettings, Metastore, Outcome, Settings,
 };
@@ -308,6 +308,45 @@ async fn a_claim_between_the_look_and_the_registration_shuts_it_out() {
     };
     assert_eq!(end, Some(LeaseEvent::Superseded { boot: Boot(2) }));
     assert_eq!(direct.get::<NodeRecord>(&STORE).await.expect("a read"), None);
+}
+
+/// A store that stood still between its claim and its registration, while an operator gave its name to another one: neither
+/// a look before the change nor one after it lets the older one serve beside the newer.
+#[tokio::test]
+async fn a_store_that_has_lost_its_name_does_not_register() {
+    for before_the_look in [true, false] {
+        let etcd = Etcd::start().await;
+        let calls = Calls::start(etcd.endpoint()).await;
+        let (store, direct) = (connect(calls.endpoint()).await, connect(etcd.endpoint()).await);
+        let name = "node-1".to_owned();
+        let other = StoreId(STORE.0 + 1);
+        direct.create(&STORE, &store_record(1, 11)).await.expect("an answer");
+        let made = direct.create(&name, &NameRecord { store: STORE }).await.expect("an answer");
+        let Outcome::Done { revision } = made else { panic!("{made:?}") };
+        let taken = async || {
+            let taken = direct.replace(&name, &NameRecord { store: other }, revision).await;
+            assert!(matches!(taken, Ok(Outcome::Done { .. })), "{taken:?}");
+        };
+        if before_the_look {
+            taken().await;
+        } else {
+            calls.next("Txn", Fate::HoldCall);
+        }
+        let mut lease = store.hold(vec![node(1, 11)], settings());
+        if !before_the_look {
+            calls.holds(1).await;
+            taken().await;
+            calls.release();
+        }
+        let end = loop {
+            match news(&mut lease).await {
+                Some(LeaseEvent::Granted { .. }) => {}
+                end => break end,
+            }
+        };
+        assert_eq!(end, Some(LeaseEvent::NameLost { store: other }), "{before_the_look}");
+        assert_eq!(direct.get::<NodeRecord>(&STORE).await.expect("a read"), None);
+    }
 }
 
 /// The key was made and its answer lost: it is found standing by this very lease, and not made again.
