@@ -108,11 +108,12 @@ impl Node {
         if primary.stepping_down.is_some() || !replica.trust.is_working() {
             return Err(Refusal::NotPrimary(None));
         }
-        if primary.frozen {
-            return Err(Refusal::Frozen);
-        }
+        // A full primary says so even if its shard is frozen: where all disks are full, that is why it is.
         if self.disk_full {
             return Err(Refusal::NoSpace);
+        }
+        if primary.frozen {
+            return Err(Refusal::Frozen);
         }
         if overloaded {
             return Err(Refusal::Overloaded);
