@@ -256,6 +256,8 @@ pub struct Settings {
 pub struct Timing {
     /// A shard that could not be given a primary is looked at again after this.
     pub retry_ms: u64,
+    /// It is told that a shard has no primary once it has had none for so long: less is an ordinary failover.
+    pub leaderless_ms: u64,
     /// A hand-over that has not come about by then is given up.
     pub hand_over_ms: u64,
     /// A node whose disk has been full for so long is given nothing, and leads nothing that others can.
@@ -294,6 +296,7 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             retry_ms: 100,
+            leaderless_ms: 1_000,
             hand_over_ms: 1_000,
             full_after_ms: 1_000,
             cut_off_after_ms: 2_000,

@@ -490,7 +490,8 @@ impl Office {
     fn postpone(&mut self, turn: &mut Turn<'_>, shard: ShardId, why: &'static str) {
         let Some(waiting) = self.promotions.needs.get_mut(&shard) else { return };
         waiting.after = turn.now.plus_ms(self.timing.retry_ms);
-        if waiting.told != Some(why) {
+        let lasts = turn.now.ms_since(waiting.since) >= self.timing.leaderless_ms;
+        if lasts && waiting.told != Some(why) {
             waiting.told = Some(why);
             turn.tell(Story::Leaderless { shard, why });
         }
