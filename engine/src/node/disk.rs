@@ -338,6 +338,7 @@ impl Node {
     /// The disk is nearly full, or no longer: what a flush and a trim can free is freed now.
     pub(super) fn on_disk_full(&mut self, full: bool, effects: &mut Vec<Effect>) {
         self.disk_full = full;
+        self.to_review.extend(self.replicas.keys().copied());
         if full {
             self.want_flush();
             self.flush_if_due(effects);

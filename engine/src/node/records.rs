@@ -225,11 +225,16 @@ impl Node {
         }
     }
 
+    /// What gateways are told. With a full disk each write is refused for that: they are not told to say something else.
+    pub(super) fn is_told_frozen(&self, replica: &Replica) -> bool {
+        !self.disk_full && replica.primary().is_some_and(|primary| primary.frozen)
+    }
+
     /// Tells every gateway when the shard takes no writes here, and when that is over: also because
     /// this node leads it no longer.
     pub(super) fn tell_gateways(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         let Some(replica) = self.replicas.get(&shard) else { return };
-        let state = match replica.primary().is_some_and(|primary| primary.frozen) {
+        let state = match self.is_told_frozen(replica) {
             true if self.frozen_told.insert(shard) => ShardAvailability::Frozen,
             false if self.frozen_told.remove(&shard) => ShardAvailability::Open,
             _ => return,

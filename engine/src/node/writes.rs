@@ -17,7 +17,7 @@ impl Node {
     pub(super) fn on_gateway_connected(&mut self, conn: Conn, effects: &mut Vec<Effect>) {
         self.gateways.insert(conn, 0);
         for replica in self.replicas.values() {
-            if replica.primary().is_some_and(|primary| primary.frozen) {
+            if self.is_told_frozen(replica) {
                 let state = ShardAvailability::Frozen;
                 let reply = NodeReply::ShardState { slots: replica.slots, state };
                 effects.push(Effect::Gateway { conn, reply });

@@ -128,6 +128,12 @@ fn at_the_floor_with_a_full_member_the_shard_is_frozen() {
     }
     assert!(leads(&bench).frozen);
     check(bench.frame(2, add(2)), &["Refused(Frozen)"]);
+    // Where its own disk is full as well, that is what can be mended.
+    let full = bench.on(Event::DiskFull(true));
+    assert_eq!(states(&full), [ShardAvailability::Open]);
+    check(bench.frame(3, add(3)), &["Refused(NoSpace)"]);
+    let room = bench.on(Event::DiskFull(false));
+    assert_eq!(states(&room), [ShardAvailability::Frozen]);
 }
 
 /// The copy of C was found wrong while it was not in the record that A knew: what A had proposed was
