@@ -5,7 +5,7 @@
 //! what etcd says. A start reads its disk, waits until the key of the process before it is gone, and asks the engine
 //! who it is (DESIGN §6).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use engine::apply::ShardState;
 use engine::boot::{self, Claim, Holder, Refusal, Seen, Start, Step, Wish};
@@ -48,6 +48,8 @@ pub struct NodeHost {
     pub disk: Disk,
     /// The store whose disk was harmed last.
     pub harmed: Option<StoreId>,
+    /// Of each store whose disk was ever harmed in this place: the one that is put aside may be another (seed 3056).
+    ever_harmed: BTreeSet<StoreId>,
     /// Its life when that was.
     harmed_in: u32,
     /// The disk that was in its place before this one, and whose it is: it may be put back.
@@ -166,6 +168,7 @@ impl NodeHost {
                 core.plan.slowness[usize::from(index)],
             ),
             harmed: None,
+            ever_harmed: BTreeSet::new(),
             harmed_in: 0,
             aside: None,
             newest: store_id(index),
@@ -188,6 +191,7 @@ impl NodeHost {
             life,
             disk,
             harmed,
+            ever_harmed: BTreeSet::new(),
             harmed_in,
             aside,
             newest,
@@ -425,7 +429,7 @@ impl NodeHost {
             // store: marked there, or since nobody has taken it out yet (seeds 509887 and 511437).
             let for_ever = match refusal {
                 Some(Refusal::GivenUp { .. }) => true,
-                Some(Refusal::NotOurs { .. }) | None => self.harmed == Some(self.store),
+                Some(Refusal::NotOurs { .. }) | None => self.ever_harmed.contains(&self.store),
                 _ => false,
             };
             if for_ever || !self.is_in_sync(core) {
@@ -438,7 +442,7 @@ impl NodeHost {
         // Of two disks that were both in use in one place the later one may be the one that was given up.
         let swapped = self.store != store_id((self.store.0 & 0xFF) as u8 - 0xA0)
             && matches!(refusal, Some(Refusal::GivenUp { .. }));
-        if self.harmed != Some(self.store) && !swapped {
+        if !self.ever_harmed.contains(&self.store) && !swapped {
             let detail = format!("{:?} may not start at {}: {refusal:?}", self.store, core.now);
             core.oracle.violations.push(Violation { promise: "heals", detail });
         }
@@ -637,6 +641,7 @@ impl NodeHost {
     fn is_harmed(&mut self, harmed: bool) -> bool {
         if harmed {
             self.harmed = Some(self.store);
+            self.ever_harmed.insert(self.store);
             self.harmed_in = self.life;
         }
         harmed
