@@ -139,6 +139,7 @@ impl Worker {
         let queue = self.queues.get_mut(&shard)?;
         queue.decided(&undecided.batch);
         queue.refusals = 0;
+        queue.overloaded = false;
         Some(undecided)
     }
 
@@ -191,8 +192,9 @@ impl Worker {
             Refusal::NotPrimary(_) | Refusal::NoSuchShard | Refusal::Damaged | Refusal::Stale => {
                 Then::Wait
             }
+            // A table is being flushed: that takes less than most clients' patience, and the queue here is bounded.
+            Refusal::Overloaded => Then::Wait,
             Refusal::Frozen => Then::Fail(Failure::Frozen),
-            Refusal::Overloaded => Then::Fail(Failure::Overloaded),
             Refusal::NoSpace => Then::Fail(Failure::NoSpace),
             Refusal::TooLarge => Then::Fail(Failure::TooLarge),
         };
@@ -215,6 +217,7 @@ impl Worker {
         if !queue.undecided.as_ref().is_some_and(|undecided| undecided.is_last(send)) {
             return;
         }
+        queue.overloaded = matches!(refusal, Refusal::Overloaded);
         let after_ms = match refusal {
             Refusal::NotPrimary(_) | Refusal::NoSuchShard | Refusal::Damaged | Refusal::Stale => {
                 queue.refusals += 1;

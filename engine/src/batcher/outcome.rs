@@ -46,7 +46,7 @@ pub enum Failure {
     NoPrimary,
     /// The shard is at the floor with a silent member, or its new primary can't commit.
     Frozen,
-    /// The primary sheds load.
+    /// The primary has too much to do, for writes until the deadline.
     Overloaded,
     /// The primary's disk is full.
     NoSpace,

@@ -108,6 +108,8 @@ pub(super) struct Queue {
     pub retry_at: Now,
     /// Refusals in a row under one and the same config.
     pub refusals: u32,
+    /// The last send was refused since the primary had too much to do.
+    pub overloaded: bool,
     /// The lane in whose line the shard stands.
     pub in_line: Option<Conn>,
 }
@@ -126,6 +128,7 @@ impl Queue {
             ended: None,
             retry_at: Now(0),
             refusals: 0,
+            overloaded: false,
             in_line: None,
         }
     }

@@ -70,14 +70,18 @@ impl Worker {
     }
 
     /// Why an operation of the shard was never sent.
-    fn why_waiting(&self, shard: ShardId) -> Failure {
+    pub(super) fn why_waiting(&self, shard: ShardId) -> Failure {
         let Some(queue) = self.queues.get(&shard) else { return Failure::Slow };
         if self.present.is_none() || queue.ended == self.present {
             return Failure::NoSession;
         }
         let primary = self.map.get(shard).and_then(|config| self.router.to(config.primary));
         let refused = queue.refusals > 0;
-        if primary.is_none() || refused { Failure::NoPrimary } else { Failure::Slow }
+        match primary.is_none() || refused {
+            true => Failure::NoPrimary,
+            false if queue.overloaded => Failure::Overloaded,
+            false => Failure::Slow,
+        }
     }
 
     /// Lines a shard up if it has something to send, or notes when it will have.

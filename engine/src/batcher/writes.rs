@@ -137,7 +137,14 @@ impl Worker {
         let share = self.settings.worker_bytes_max / self.queues.len().max(1);
         let full = waiting >= self.settings.queue_bytes_max
             || self.bytes >= self.settings.worker_bytes_max && waiting >= share;
-        if full { Err(Failure::QueueFull) } else { Ok(()) }
+        if !full {
+            return Ok(());
+        }
+        // A queue that is full since nothing can be sent is refused for that.
+        Err(match self.why_waiting(shard) {
+            Failure::Slow | Failure::Overloaded => Failure::QueueFull,
+            why => why,
+        })
     }
 
     /// The map has another range for the shard than its queue was made for: what waits is sorted

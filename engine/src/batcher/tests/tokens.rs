@@ -119,8 +119,17 @@ fn a_shard_that_refuses_to_be_asked_refuses_those_that_wait() {
     let mut story = Story::new();
     let asks = groups(ALL, 1, &[]);
     story.turn([one(1, &[add("a", 5)], None)], &[frame(1, 1, [&asks])]);
-    let overloaded = answer(1, 1, &asks, refused(Refusal::Overloaded));
-    story.turn([overloaded], &[failed(1, &[(0, Failure::Overloaded)])]);
+    let full = answer(1, 1, &asks, refused(Refusal::NoSpace));
+    story.turn([full], &[failed(1, &[(0, Failure::NoSpace)])]);
+}
+
+#[test]
+fn a_shard_that_is_too_busy_to_be_asked_is_asked_again() {
+    let mut story = Story::new();
+    let asks = groups(ALL, 1, &[]);
+    story.turn([one(1, &[add("a", 5)], None)], &[frame(1, 1, [&asks])]);
+    story.turn([answer(1, 1, &asks, refused(Refusal::Overloaded))], &[]);
+    story.wakes_at_ms(50, &[frame(1, 2, [&asks])]);
 }
 
 #[test]
