@@ -150,6 +150,8 @@ pub enum Planted {
     StatusSaysOpen,
     /// Any read of etcd tells that a copy is to go, also one that began before the copy was counted on again.
     AnyReadDeletes,
+    /// Old records are ordered to go again and again while the first order is on its way.
+    UpkeepPilesUp,
     /// An empty folder takes the name of a store that is only away.
     EmptyFolderTakesName,
     /// A store is given up, and for good, whatever its copies are needed for.
@@ -161,7 +163,7 @@ pub enum Planted {
 }
 
 impl Planted {
-    pub const ALL: [Self; 76] = [
+    pub const ALL: [Self; 77] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -234,6 +236,7 @@ impl Planted {
         Self::FrameUnlimited,
         Self::StatusSaysOpen,
         Self::AnyReadDeletes,
+        Self::UpkeepPilesUp,
         Self::EmptyFolderTakesName,
         Self::NeededStoreGivenUp,
         Self::IntentOfAnyRecord,
