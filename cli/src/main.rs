@@ -87,7 +87,10 @@ fn main() -> ExitCode {
     };
     let cli = Cli::from_arg_matches(&parsed.matches).unwrap_or_else(|error| error.exit());
     let ended = match cli.command {
-        Command::Gateway(role) => return start(&parsed, role, |_, _| Ok(()), gateway::run),
+        Command::Gateway(role) => {
+            let check = |options: &gateway::Options, _: Option<&Meta>| options.check();
+            return start(&parsed, role, check, gateway::run);
+        }
         Command::StorageNode(role) => {
             let check = |options: &storage_node::Options, _: Option<&Meta>| {
                 options.check().map_err(|exit| exit.to_string())
