@@ -88,7 +88,9 @@ fn main() -> ExitCode {
     let cli = Cli::from_arg_matches(&parsed.matches).unwrap_or_else(|error| error.exit());
     let ended = match cli.command {
         Command::Gateway(role) => {
-            let check = |options: &gateway::Options, _: Option<&Meta>| options.check();
+            let check = |options: &gateway::Options, _: Option<&Meta>| {
+                options.check().map_err(|fatal| fatal.to_string())
+            };
             return start(&parsed, role, check, gateway::run);
         }
         Command::StorageNode(role) => {

@@ -123,9 +123,9 @@ pub struct Options {
 }
 
 impl Options {
-    /// What can be told of the settings together without a start. An error names a setting, and what to change.
-    pub fn check(&self) -> Result<(), String> {
-        process::shares(self).map(|_| ()).map_err(|fatal| fatal.to_string())
+    /// Refuses what makes no sense here, and says what would.
+    pub fn check(&self) -> Result<(), Fatal> {
+        process::shares(self).map(drop)
     }
 }
 
