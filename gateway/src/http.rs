@@ -7,6 +7,8 @@
 //! - `pipeline_flush` is off: while anything unread is in its buffer it flushes nothing, so what is no HTTP would be met
 //!   with silence instead of a 400.
 //! - `writev` is off: nearly every answer is one small piece, cheaper copied behind its head than gathered by the kernel.
+//! - A connection ends by an answer that says so, or when its client has nothing under way and nothing in the socket:
+//!   hyper's own graceful shutdown would drop a request that was sent and not read yet (see `linger.rs`).
 //! - A refused request's body is read and dropped, within bounds, before the answer is given: a socket that is closed
 //!   with bytes unread is reset, and the client would never see why it was refused.
 
@@ -20,33 +22,38 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use engine::batcher::{ReadValues, WriteResult};
+use engine::batcher::{Failure, ReadValues, WriteResult};
 use engine::idempotency::{Scope, Token};
-use engine::ids::Now;
+use engine::ids::{Now, Slot};
 use engine::key::CounterKey;
 use engine::ops::{Op, OpKind};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
-use hyper::header::EXPECT;
+use hyper::header::{CACHE_CONTROL, CONNECTION, EXPECT, HeaderName, HeaderValue, VARY};
+use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, StatusCode};
+use hyper::{HeaderMap, Method, Request, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use slab::Slab;
 use telemetry::{Health, Metrics};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tracing::debug;
 
+use crate::browser::{self, Allowed, Origins};
 use crate::failure;
-use crate::held::{Counted, Held};
+use crate::held::{Answer, Counted, Held};
 use crate::lanes::Lanes;
 use crate::linger::Gentle;
 use crate::metrics::{Counters, Operation};
 use crate::openapi;
 use crate::problem::{Kind, Problem};
 use crate::refusals::Refusals;
-use crate::request::{self, BODY_BYTES_MAX, Batch, BodyType, FailedItem, Head, Page, Route};
-use crate::response::{self, About, Response};
+use crate::request::{
+    self, BODY_BYTES_MAX, Batch, BodyType, FailedItem, Head, Page, ReadQuery, Route,
+};
+use crate::response::{self, About, Form, Response};
 use crate::status;
 
 /// The largest head of a request, and what is read from a socket at once. Whoever sends half a head makes us hold it, on
@@ -62,23 +69,52 @@ const SHED_SHARE: usize = 8;
 /// So much is set aside for a body that is only announced; it grows as it comes.
 const ANNOUNCED_BYTES_MAX: usize = 64 * 1024;
 
+static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+/// No answer stays true.
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
+
+/// What the pages tell of.
+#[derive(Clone)]
+pub(crate) struct Pages {
+    /// Of the gateway itself, and of all that it serves.
+    pub(crate) health: Health,
+    pub(crate) all: Health,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) board: status::Board,
+}
+
+/// How clients are treated.
+#[derive(Clone)]
+pub(crate) struct Manners {
+    /// How long a connection may say nothing, take for a request's head, or not take anything of an answer.
+    pub(crate) idle: Duration,
+    /// Bytes of bodies and answers that a worker agrees to hold.
+    pub(crate) held: usize,
+    pub(crate) origins: Origins,
+}
+
 /// What the requests of one worker need.
 pub(crate) struct Front {
-    pub(crate) lanes: Rc<Lanes>,
-    pub(crate) health: Health,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) counters: Arc<Counters>,
-    pub(crate) board: status::Board,
-    /// How long a connection may say nothing, take for a request's head, or not take anything of an answer.
-    idle: Duration,
+    lanes: Rc<Lanes>,
+    pages: Pages,
+    counters: Arc<Counters>,
+    manners: Manners,
+    /// `Keep-Alive`, as every answer has it that is not the last.
+    keep_alive: HeaderValue,
     /// Connections that are open, each with its task, and whether they are to end.
     connections: RefCell<Connections>,
     held: Held,
+    /// The process ends: who has not sent all of a body by now is waited for no longer.
+    over: watch::Sender<bool>,
 }
 
 #[derive(Default)]
 struct Connections {
     open: Slab<Seat>,
+    /// Every answer is the last of its connection.
+    leaving: bool,
+    /// Each ends as soon as nothing of it is under way.
     stopping: bool,
     /// Waits until all are closed.
     closed: Option<Waker>,
@@ -96,32 +132,36 @@ struct Seat {
 impl Front {
     pub(crate) fn new(
         lanes: Rc<Lanes>,
-        health: Health,
-        metrics: Arc<Metrics>,
+        pages: Pages,
         counters: Arc<Counters>,
-        board: status::Board,
-        idle: Duration,
+        manners: Manners,
     ) -> Rc<Self> {
-        let (connections, held) = Default::default();
-        Rc::new(Self { lanes, health, metrics, counters, board, idle, connections, held })
+        let timeout = format!("timeout={}", manners.idle.as_secs());
+        let keep_alive = HeaderValue::from_str(&timeout).expect("digits can stand in a header");
+        let held = Held::new(manners.held);
+        let (connections, over) = Default::default();
+        Rc::new(Self { lanes, pages, counters, manners, keep_alive, connections, held, over })
     }
 
     /// Serves one connection to its end.
     pub(crate) async fn serve(self: Rc<Self>, stream: TcpStream) {
         let open = Open::new(self.clone());
-        let line_ended = Rc::new(Cell::new(false));
+        let (line_ended, ends) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
         let service = service_fn(|request| {
-            let (front, line_ended, place) = (self.clone(), line_ended.clone(), open.place);
+            let (front, place) = (self.clone(), open.place);
+            let (line_ended, ends) = (line_ended.clone(), ends.clone());
             async move {
+                // Its body may still be on its way.
+                ends.set(false);
                 front.is_idle_since(place, None);
-                let answer = front.answer(request).await;
+                let answer = front.answer(request, place).await;
                 front.is_idle_since(place, Some(Instant::now()));
                 // What comes from here on belongs to the next head, but for what has been read already.
                 line_ended.set(false);
                 Ok::<_, Infallible>(answer)
             }
         });
-        let stream = Gentle::new(stream, self.idle);
+        let stream = Gentle::new(stream, self.manners.idle, ends.clone());
         let stream = Refusals::new(stream, line_ended.clone(), self.counters.clone());
         let connection = http1::Builder::new()
             .half_close(true)
@@ -129,15 +169,11 @@ impl Front {
             .max_buf_size(READ_BYTES_MAX)
             .max_headers(HEADERS_MAX)
             .timer(TokioTimer::new())
-            .header_read_timeout(self.idle)
+            .header_read_timeout(self.manners.idle)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
-        let mut told = false;
         let served = poll_fn(|cx| {
-            if !told && open.is_to_end(cx.waker()) {
-                told = true;
-                connection.as_mut().graceful_shutdown();
-            }
+            ends.set(open.is_to_end(cx.waker()));
             connection.as_mut().poll(cx)
         });
         if let Err(error) = served.await {
@@ -145,10 +181,20 @@ impl Front {
         }
     }
 
-    /// Every connection ends after the request that it has under way.
+    /// Every connection ends after the next answer.
+    pub(crate) fn leave(&self) {
+        self.connections.borrow_mut().leaving = true;
+    }
+
+    /// Nobody is waited for any longer.
+    pub(crate) fn end(&self) {
+        self.over.send_replace(true);
+    }
+
+    /// Every connection ends after what it has under way.
     pub(crate) fn stop(&self) {
         let mut connections = self.connections.borrow_mut();
-        connections.stopping = true;
+        (connections.leaving, connections.stopping) = (true, true);
         connections.open.iter_mut().for_each(|(_, seat)| seat.wake());
     }
 
@@ -191,33 +237,78 @@ impl Front {
         .await;
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response {
+    /// The answer that is given now is the last on its connection.
+    fn is_last(&self, place: usize) -> bool {
+        let connections = self.connections.borrow();
+        connections.leaving || connections.open[place].ends
+    }
+
+    async fn answer(&self, request: Request<Incoming>, place: usize) -> Response {
         let (parts, mut body) = request.into_parts();
-        let head = request::head(&parts).and_then(|head| head.at(self.lanes.clock()));
+        let judged = self.manners.origins.judge(&parts.headers);
+        let head = match &judged {
+            Ok(_) => request::head(&parts).and_then(|head| head.at(self.lanes.clock())),
+            Err(problem) => Err(problem.clone()),
+        };
+        let allowed = judged.unwrap_or_default();
         let operation = head.as_ref().map_or(Operation::None, |head| Operation::of(&head.route));
         let timeout = head.as_ref().map_or(DRAIN_WITHIN, |head| head.timeout);
+        let marks = Marks {
+            has_forms: head.as_ref().is_ok_and(|head| head.route.has_forms()),
+            stays_true: head.as_ref().is_ok_and(|head| head.route == Route::Page(Page::OpenApi)),
+        };
         let deadline = Deadline::after(&self.lanes, timeout);
         let mut counted = self.held.nothing();
         let answered = match head {
+            _ if allowed.answers_preflight(&parts) => Ok(preflight()),
             Ok(head) => self.respond(head, &mut body, &mut counted, &deadline).await,
             Err(problem) => Err(problem),
         };
         let mut response = match answered {
+            // Whoever probes with it wants the status.
+            Ok(response) if parts.method == Method::OPTIONS => response.map(|_| Answer::new("")),
             Ok(response) => response,
             Err(problem) => {
                 // What came of the body is dropped already, and so is what still comes.
                 counted.set(0);
                 // Who waits to be told to go on has not sent it yet.
                 if !body.is_end_stream() && !parts.headers.contains_key(EXPECT) {
-                    drain(&mut body, deadline.instant).await;
+                    let mut over = self.over.subscribe();
+                    tokio::select! {
+                        () = drain(&mut body, deadline.instant) => {}
+                        _ = over.wait_for(|&over| over) => {}
+                    }
                 }
                 response::problem(&problem)
             }
         };
         counted.set(response.body().bytes());
-        response.body_mut().count(counted);
+        response.body_mut().count(counted, self.manners.idle);
         self.counters.request(operation, response.status().as_u16());
+        self.mark(response.headers_mut(), marks, &allowed);
+        if self.is_last(place) {
+            response.headers_mut().insert(CONNECTION, CLOSE);
+        } else if is_kept(&parts) {
+            response.headers_mut().insert(&KEEP_ALIVE, self.keep_alive.clone());
+        }
         response
+    }
+
+    /// Says for whom an answer is, and that no cache may keep it.
+    fn mark(&self, headers: &mut HeaderMap, marks: Marks, allowed: &Allowed) {
+        if !marks.stays_true {
+            headers.insert(CACHE_CONTROL, NO_STORE);
+        }
+        let vary = match (marks.has_forms, self.manners.origins.vary()) {
+            (true, true) => Some("Accept, Origin"),
+            (true, false) => Some("Accept"),
+            (false, true) => Some("Origin"),
+            (false, false) => None,
+        };
+        if let Some(vary) = vary {
+            headers.insert(VARY, HeaderValue::from_static(vary));
+        }
+        allowed.tell(headers);
     }
 
     async fn respond(
@@ -228,22 +319,20 @@ impl Front {
         deadline: &Deadline,
     ) -> Result<Response, Problem> {
         let Head { route, body: body_type, token, plain, .. } = head;
+        if !route.has_body() && !body.is_end_stream() {
+            return Err(request::body_not_wanted());
+        }
         let token_of = |scope, also| {
             token.map(|token| Token { scope, token: token.key, issued: token.issued, also })
         };
         if !matches!(route, Route::Page(_)) && self.lanes.is_full() {
-            let detail = "too much waits in this gateway already";
-            let status = match route.writes() {
-                true => Kind::Overloaded.status(),
-                false => StatusCode::SERVICE_UNAVAILABLE,
-            };
-            return Err(Problem { status, ..Problem::new(Kind::Overloaded, detail) });
+            return Err(self.crowded(&route));
         }
         match route {
             Route::Increment { counter, query } => {
-                let body = read(body, counted, deadline).await?;
+                let body = self.read(body, counted, deadline).await?;
                 let asked = request::increment(body_type, &body, query)?;
-                let about = About::new(&counter, plain);
+                let about = About::new(&counter, Form { plain, exact: asked.exact });
                 let delta = i128::from(asked.delta);
                 let kind = match asked.returning {
                     true => OpKind::AddReturning { delta },
@@ -256,40 +345,79 @@ impl Front {
                 }
                 Ok(done.marked(about.incremented(asked.delta, done.value)))
             }
-            Route::Delete { counter } => {
-                let about = About::deleted(&counter, plain);
+            Route::Delete { counter, exact } => {
+                let about = About::deleted(&counter, Form { plain, exact });
                 let op = Op { counter, kind: OpKind::Delete };
                 let done = self.write_one(op, token_of(Scope::Counter, 0), deadline).await?;
                 Ok(done.marked(about.value(done.value.ok_or_else(no_value)?, None)))
             }
-            Route::Get { counter, bounded_ms } => {
-                let about = About::new(&counter, plain);
+            Route::Get { counter, query: ReadQuery { bounded_ms, exact } } => {
+                let about = About::new(&counter, Form { plain, exact });
                 let found = self.read_values(vec![counter], bounded_ms, deadline).await?;
                 let &value = found.values.first().ok_or_else(no_value)?;
                 Ok(about.value(value, bounded_ms.map(|_| found.staleness_ms)))
             }
-            Route::GetMany { namespace, bounded_ms } => {
-                let body = read(body, counted, deadline).await?;
+            Route::GetMany { namespace, query: ReadQuery { bounded_ms, exact } } => {
+                let body = self.read(body, counted, deadline).await?;
                 let keys = request::keys(&namespace, &body)?;
                 if keys.is_empty() {
-                    return Ok(response::values(&[], &[], bounded_ms.map(|_| 0)));
+                    return Ok(response::values(&[], &[], exact, bounded_ms.map(|_| 0)));
                 }
                 let found = self.read_values(keys.clone(), bounded_ms, deadline).await?;
                 if found.values.len() != keys.len() {
                     return Err(no_value());
                 }
                 let staleness_ms = bounded_ms.map(|_| found.staleness_ms);
-                refusable(response::values(&keys, &found.values, staleness_ms), counted)
+                let values = response::values(&keys, &found.values, exact, staleness_ms);
+                refusable(values, counted)
             }
             Route::IncrementMany { namespace } => {
-                let body = read(body, counted, deadline).await?;
-                let batch = request::increments(&namespace, body_type, &body)?;
-                counted.add(batch.failed_bytes())?;
-                let token = token_of(Scope::Batch, batch.also());
+                let body = self.read(body, counted, deadline).await?;
                 let written = Written { namespace: &namespace, body_type, body: &body };
+                let batch = written.items(|bytes| counted.add(bytes))?;
+                let token = token_of(Scope::Batch, batch.also());
                 Ok(self.write_many(batch, token, written, deadline).await)
             }
             Route::Page(page) => refusable(self.page(page).await, counted),
+        }
+    }
+
+    /// Too much waits for more to be taken.
+    fn crowded(&self, route: &Route) -> Problem {
+        let slot = match route {
+            Route::Increment { counter, .. }
+            | Route::Get { counter, .. }
+            | Route::Delete { counter, .. } => Some(counter.slot()),
+            _ => None,
+        };
+        let failure =
+            slot.map_or(Failure::QueueFull, |slot| self.true_reason(Failure::QueueFull, slot));
+        match route.writes() {
+            true => failure::of_write(failure),
+            false => failure::of_read(failure),
+        }
+    }
+
+    /// What waited for a shard that nobody leads says so, also where the queue was full or time ran out.
+    fn true_reason(&self, failure: Failure, slot: Slot) -> Failure {
+        match failure {
+            Failure::QueueFull | Failure::Slow if self.lanes.is_unled(slot) => Failure::NoPrimary,
+            failure => failure,
+        }
+    }
+
+    /// The same for operations of a batch. They have gone to the machine, and that is rare: the body is read again.
+    fn true_reasons(&self, failed: &mut [(u32, Failure)], written: &Written<'_>) {
+        let is_vague =
+            |(_, failure): &(u32, Failure)| matches!(failure, Failure::QueueFull | Failure::Slow);
+        if !self.lanes.are_some_unled() || !failed.iter().any(is_vague) {
+            return;
+        }
+        let Ok(again) = written.items(|_| Ok(())) else { return };
+        for (index, failure) in failed {
+            if let Some(op) = again.ops.get(*index as usize) {
+                *failure = self.true_reason(*failure, op.counter.slot());
+            }
         }
     }
 
@@ -299,10 +427,17 @@ impl Front {
         bounded_ms: Option<u64>,
         deadline: &Deadline,
     ) -> Result<ReadValues, Problem> {
+        let some_unled = self.lanes.are_some_unled();
+        let unled = some_unled.then(|| keys.iter().map(CounterKey::slot).collect::<Vec<_>>());
         let found = self.lanes.read(keys, bounded_ms, deadline.at).await;
-        found.map_err(match bounded_ms {
-            Some(_) => failure::of_bounded_read,
-            None => failure::of_read,
+        found.map_err(|failure| {
+            let slots = unled.iter().flatten();
+            let reasons = slots.map(|&slot| self.true_reason(failure, slot));
+            let failure = reasons.max_by_key(|&reason| reason != failure).unwrap_or(failure);
+            match bounded_ms {
+                Some(_) => failure::of_bounded_read(failure),
+                None => failure::of_read(failure),
+            }
         })
     }
 
@@ -312,11 +447,12 @@ impl Front {
         token: Option<Token>,
         deadline: &Deadline,
     ) -> Result<Done, Problem> {
+        let slot = op.counter.slot();
         let result = self.lanes.write(vec![op], token, deadline.at).await;
         let WriteResult { values, replayed, failed } = result;
         self.counters.replays.inc_by(replayed as u64);
         match failed.first() {
-            Some(&(_, failure)) => Err(failure::of_write(failure)),
+            Some(&(_, failure)) => Err(failure::of_write(self.true_reason(failure, slot))),
             None => {
                 let value = values.first().map(|&(_, value)| value);
                 Ok(Done { value, replayed: replayed > 0 })
@@ -335,8 +471,9 @@ impl Front {
         if ops.is_empty() {
             return response::batch(items, &failed);
         }
-        let result = self.lanes.write(ops, token, deadline.at).await;
+        let mut result = self.lanes.write(ops, token, deadline.at).await;
         self.counters.replays.inc_by(result.replayed as u64);
+        self.true_reasons(&mut result.failed, &written);
         let not_done = result.failed.into_iter().map(|(op, failure)| FailedItem {
             index: indexes[op as usize],
             key: None,
@@ -359,24 +496,76 @@ impl Front {
     }
 
     async fn page(&self, page: Page) -> Response {
-        let path = match page {
-            Page::Livez => "/livez",
-            Page::Readyz => "/readyz",
-            Page::Metrics => "/metrics",
+        let Pages { health, all, metrics, board } = &self.pages;
+        let (path, health) = match page {
+            Page::Livez => ("/livez", health),
+            Page::Readyz => ("/readyz", health),
+            Page::ReadyzAll => ("/readyz", all),
+            Page::Metrics => ("/metrics", health),
             Page::Cluster => {
-                let body = self.board.cluster().await;
+                let body = board.cluster().await;
                 return response::page(StatusCode::OK, "application/json", body);
             }
             Page::OpenApi => {
-                let body = openapi::text().to_vec();
-                return response::page(StatusCode::OK, "application/json", body);
+                return response::page(StatusCode::OK, "application/json", openapi::text());
             }
         };
-        match telemetry::page(path, &self.health, &self.metrics) {
-            Some(page) => response::page(page.status, page.content_type, page.body.into_bytes()),
+        match telemetry::page(path, health, metrics) {
+            Some(page) => response::page(page.status, page.content_type, page.body),
             None => response::problem(&Problem::new(Kind::Internal, "a page of ours is missing")),
         }
     }
+
+    /// The whole body. What comes too late or is too large had no effect.
+    async fn read(
+        &self,
+        body: &mut Incoming,
+        counted: &mut Counted,
+        deadline: &Deadline,
+    ) -> Result<Bytes, Problem> {
+        if body.is_end_stream() {
+            return Ok(Bytes::new());
+        }
+        if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+            return Err(request::body_too_large());
+        }
+        let mut over = self.over.subscribe();
+        let collected = tokio::time::timeout_at(deadline.instant.into(), collect(body, counted));
+        tokio::select! {
+            biased;
+            collected = collected => collected.unwrap_or_else(|_| {
+                let detail = "the body did not come in whole before the deadline";
+                Err(Problem::bad_input("body", detail))
+            }),
+            _ = over.wait_for(|&over| over) => Err(failure::of_write(Failure::Stopping)),
+        }
+    }
+}
+
+/// What is said of an answer because of what was asked for.
+struct Marks {
+    /// `Accept` chooses its form.
+    has_forms: bool,
+    /// A cache may keep it.
+    stays_true: bool,
+}
+
+/// The client means to keep the connection.
+fn is_kept(parts: &Parts) -> bool {
+    let lines = parts.headers.get_all(CONNECTION).iter().filter_map(|line| line.to_str().ok());
+    let mut words = lines.flat_map(|line| line.split(',')).map(str::trim);
+    match parts.version {
+        Version::HTTP_10 => words.any(|word| word.eq_ignore_ascii_case("keep-alive")),
+        _ => !words.any(|word| word.eq_ignore_ascii_case("close")),
+    }
+}
+
+/// What a browser asks before a script may send something.
+fn preflight() -> Response {
+    let mut response = Response::new(Answer::new(""));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    browser::tell_preflight(response.headers_mut());
+    response
 }
 
 /// The machine answered with fewer values than were asked for.
@@ -406,12 +595,14 @@ struct Written<'a> {
 }
 
 impl Written<'_> {
+    fn items(&self, room: impl FnMut(usize) -> Result<(), Problem>) -> Result<Batch, Problem> {
+        request::increments(self.namespace, self.body_type, self.body, room)
+    }
+
     /// Gives failed items their keys. The operations have gone to the machine, and failing is rare: the body is read
     /// again.
     fn name(&self, failed: &mut [FailedItem]) {
-        let Ok(again) = request::increments(self.namespace, self.body_type, self.body) else {
-            return;
-        };
+        let Ok(again) = self.items(|_| Ok(())) else { return };
         for item in failed.iter_mut().filter(|item| item.key.is_none()) {
             if let Ok(op) = again.indexes.binary_search(&item.index) {
                 item.key = Some(again.ops[op].counter.key().to_vec());
@@ -439,24 +630,6 @@ fn refusable(response: Response, counted: &mut Counted) -> Result<Response, Prob
     let refused = |problem| Problem { status, ..problem };
     counted.answer(response.body().bytes()).map_err(refused)?;
     Ok(response)
-}
-
-/// The whole body. What comes too late or is too large had no effect.
-async fn read(
-    body: &mut Incoming,
-    counted: &mut Counted,
-    deadline: &Deadline,
-) -> Result<Bytes, Problem> {
-    if body.is_end_stream() {
-        return Ok(Bytes::new());
-    }
-    if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
-        return Err(request::body_too_large());
-    }
-    let collected = collect(body, counted);
-    tokio::time::timeout_at(deadline.instant.into(), collected).await.unwrap_or_else(|_| {
-        Err(Problem::bad_input("body", "the body did not come in whole before the deadline"))
-    })
 }
 
 async fn collect(body: &mut Incoming, counted: &mut Counted) -> Result<Bytes, Problem> {
@@ -542,7 +715,7 @@ impl Open {
         Self { front, place }
     }
 
-    /// Whether the connection is to end. If not, the task is woken when it is.
+    /// Whether the connection is to end, since nothing of it is under way. If not, the task is woken when it is.
     fn is_to_end(&self, waker: &Waker) -> bool {
         let mut connections = self.front.connections.borrow_mut();
         let stopping = connections.stopping;
@@ -550,7 +723,7 @@ impl Open {
         if !seat.task.as_ref().is_some_and(|kept| kept.will_wake(waker)) {
             seat.task = Some(waker.clone());
         }
-        stopping || seat.ends
+        (stopping || seat.ends) && seat.idle_since.is_some()
     }
 }
 

@@ -18,7 +18,7 @@ use engine::batcher::{
     Effect, Event, Failure, ReadValues, Settings, Worker as Machine, WriteResult,
 };
 use engine::idempotency::Token;
-use engine::ids::{Now, TimeMs};
+use engine::ids::{Now, Slot, Slots, TimeMs};
 use engine::key::CounterKey;
 use engine::message::{Answer, NodeReply};
 use engine::ops::Op;
@@ -31,6 +31,8 @@ use crate::request;
 /// The machine's number of a request is `count << SLOT_BITS | slot`: it counts up, as the machine wants it, and says
 /// where its waiting future is.
 const SLOT_BITS: u32 = 20;
+/// No request waits for longer.
+const LONGEST: Duration = Duration::from_millis(request::TIMEOUT_MS_MAX as u64 + 1_000);
 
 /// What the worker's tasks share.
 pub(crate) struct Lanes {
@@ -41,20 +43,24 @@ pub(crate) struct Lanes {
     events: RefCell<Vec<Event>>,
     /// The task of the turns.
     turn: RefCell<Option<Waker>>,
-    slots: RefCell<Slots>,
+    slots: RefCell<Places>,
     /// So much is held that nothing more is to be read from clients.
     full: Cell<bool>,
     /// The newest time of any shard, and when it was that.
     shard_time: Cell<Option<(TimeMs, Now)>>,
+    /// Slots of shards without a primary that this worker could send anything to.
+    unled: RefCell<Vec<Slots>>,
+    /// The process ends: the time of every request is over.
+    over: Cell<bool>,
 }
 
 #[derive(Default)]
-struct Slots {
-    slots: Slab<Slot>,
+struct Places {
+    slots: Slab<Place>,
     count: u64,
 }
 
-struct Slot {
+struct Place {
     request: u64,
     state: State,
 }
@@ -81,6 +87,8 @@ impl Lanes {
             slots: RefCell::default(),
             full: Cell::new(false),
             shard_time: Cell::new(None),
+            unled: RefCell::default(),
+            over: Cell::new(false),
         })
     }
 
@@ -109,6 +117,32 @@ impl Lanes {
     /// Too much is held already: whoever asks for more is sent away before the body is read.
     pub(crate) fn is_full(&self) -> bool {
         self.full.get()
+    }
+
+    /// Nobody who could be reached leads the slot's shard.
+    pub(crate) fn is_unled(&self, slot: Slot) -> bool {
+        self.unled.borrow().iter().any(|slots| slots.contains(slot))
+    }
+
+    /// As [`Lanes::is_unled`] for any slot.
+    pub(crate) fn are_some_unled(&self) -> bool {
+        !self.unled.borrow().is_empty()
+    }
+
+    /// The process ends: every request that is open is answered now, by what is known of it.
+    pub(crate) fn end(&self) {
+        self.over.set(true);
+        self.push(Event::TurnEnded);
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.get()
+    }
+
+    /// What the machine takes for now.
+    fn turn_time(&self) -> Now {
+        let ahead = if self.is_over() { LONGEST } else { Duration::ZERO };
+        Now(self.now().0 + ahead.as_micros() as u64)
     }
 
     /// Gives the machine an event, in the next turn.
@@ -164,9 +198,22 @@ impl Lanes {
         }
         slots.count += 1;
         let request = slots.count << SLOT_BITS | slot as u64;
-        entry.insert(Slot { request, state: State::Waiting(None) });
+        entry.insert(Place { request, state: State::Waiting(None) });
         self.push(event(request));
         Some(Asked { lanes: self.clone(), slot: Some(slot) })
+    }
+
+    /// Why something was not done. What only waited for its time is told that this process ends, once it does.
+    fn reason(&self, failure: Failure) -> Failure {
+        let waited = matches!(
+            failure,
+            Failure::Slow
+                | Failure::NoPrimary
+                | Failure::NoSession
+                | Failure::NoShard
+                | Failure::QueueFull
+        );
+        if waited && self.is_over() { Failure::Stopping } else { failure }
     }
 
     fn done(&self, request: u64, done: Done) {
@@ -297,25 +344,46 @@ pub(crate) async fn turns(
         }
         poll_fn(|cx| lanes.poll_turn(cx, timer.as_mut())).await;
         std::mem::swap(&mut events, &mut *lanes.events.borrow_mut());
-        let now = lanes.now();
+        let now = lanes.turn_time();
         let mut surroundings_changed = false;
         for event in events.drain(..) {
             surroundings_changed |= is_of_the_surroundings(&event);
             machine.handle(now, event, &mut effects);
         }
         // The age of a bounded read is of this moment, not of the turn's beginning.
-        machine.handle(lanes.now(), Event::TurnEnded, &mut effects);
+        machine.handle(lanes.turn_time(), Event::TurnEnded, &mut effects);
         for effect in effects.drain(..) {
             match effect {
-                Effect::Wrote { request, result } => lanes.done(request, Done::Wrote(result)),
-                Effect::ReadDone { request, result } => lanes.done(request, Done::Read(result)),
+                Effect::Wrote { request, mut result } => {
+                    let reasons = result.failed.iter_mut().map(|(_, failure)| failure);
+                    reasons.for_each(|failure| *failure = lanes.reason(*failure));
+                    lanes.done(request, Done::Wrote(result));
+                }
+                Effect::ReadDone { request, result } => {
+                    let result = result.map_err(|failure| lanes.reason(failure));
+                    lanes.done(request, Done::Read(result));
+                }
                 other => world.perform(other),
             }
         }
-        lanes.full.set(machine.bytes() >= settings.worker_bytes_max);
+        if surroundings_changed {
+            lanes.unled.replace(unled(&machine));
+        }
+        // From half of it on the machine chooses who may still come.
+        lanes.full.set(machine.bytes() >= 2 * settings.worker_bytes_max);
         lanes.shard_time.set(machine.shard_time(now).map(|time| (time, now)));
         world.look(&machine, surroundings_changed);
     }
+}
+
+/// Slots of the shards whose primary no connection leads to.
+fn unled(machine: &Machine) -> Vec<Slots> {
+    let away = machine.unconnected();
+    if away.is_empty() {
+        return Vec::new();
+    }
+    let shards = machine.map().iter().filter(|shard| away.contains(&shard.primary));
+    shards.map(|shard| shard.slots).collect()
 }
 
 fn is_of_the_surroundings(event: &Event) -> bool {
@@ -360,5 +428,24 @@ mod tests {
         done();
         assert_eq!(left(), 0);
         assert_eq!(ask().slot, Some(0), "it is used again");
+    }
+
+    #[test]
+    fn what_waits_at_the_end_is_told_so() {
+        let lanes = Lanes::new();
+        let waited = [Failure::Slow, Failure::NoPrimary, Failure::NoSession, Failure::QueueFull];
+        for failure in waited {
+            assert_eq!(lanes.reason(failure), failure);
+        }
+        let before = lanes.turn_time();
+        lanes.end();
+        assert!(lanes.turn_time().0 - before.0 >= LONGEST.as_micros() as u64);
+        for failure in waited {
+            assert_eq!(lanes.reason(failure), Failure::Stopping);
+        }
+        // What may have been done, or has a reason of its own, is not renamed.
+        for failure in [Failure::Deadline, Failure::TokenReused, Failure::Frozen] {
+            assert_eq!(lanes.reason(failure), failure);
+        }
     }
 }

@@ -10,6 +10,7 @@
 //! applied twice. What a newcomer would get wrong: nothing here decides what an answer of a node means; that is the
 //! machine's business. This crate decides what the outcome is called in HTTP ([`problem`], [`request`], [`response`]).
 
+mod browser;
 mod directory;
 mod failure;
 mod held;
@@ -17,6 +18,7 @@ mod http;
 mod lanes;
 mod linger;
 mod links;
+mod memory;
 mod metrics;
 mod openapi;
 mod process;
@@ -93,12 +95,37 @@ pub struct Options {
         value_parser = clap::value_parser!(u32).range(1..=3600)
     )]
     pub idle_timeout: u32,
+    /// What this gateway may hold in memory, all in all
+    #[arg(long, env = "DKC_MEMORY_BYTES", value_name = "BYTES", default_value_t = 1 << 30)]
+    pub memory_bytes: u64,
+    /// Clients that may be connected [default: as many as open files and a quarter of --memory-bytes leave room for]
+    #[arg(long, env = "DKC_CONNECTIONS", value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub connections: Option<u32>,
+    /// Origins whose pages may talk to this gateway through browsers, such as https://shop.example; * for all [default: none]
+    #[arg(
+        long,
+        env = "DKC_ALLOW_ORIGIN",
+        value_name = "ORIGIN[,…]",
+        value_delimiter = ',',
+        value_parser = browser::origin
+    )]
+    pub allow_origin: Vec<String>,
+    /// Seconds that it still serves after SIGTERM, while /readyz says so and balancers turn elsewhere; a second one, and
+    /// Ctrl-C, cut them short
+    #[arg(
+        long,
+        env = "DKC_DRAIN_SECONDS",
+        value_name = "SECONDS",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u32).range(..=3600)
+    )]
+    pub drain_seconds: u32,
 }
 
 impl Options {
     /// Refuses what makes no sense here, and says what would.
     pub fn check(&self) -> Result<(), Fatal> {
-        process::connections().map(drop)
+        process::shares(self).map(drop)
     }
 }
 
@@ -113,8 +140,8 @@ pub fn run(options: Options) -> u8 {
         }
     };
     let served = runtime.block_on(async {
-        let stop = process::signalled()?;
-        serve(options, |_| {}, stop).await
+        let (stop, hurry) = process::signalled()?;
+        serve(options, |_| {}, stop, hurry).await
     });
     match served {
         Ok(()) => 0,

@@ -6,9 +6,15 @@
 //!
 //! Who does not read makes us hold what is to be written, and hyper would wait for ever: after a while without a byte
 //! taken the connection is broken.
+//!
+//! A connection that is to end although its client keeps it open ends only when nothing of it is in the socket: what was
+//! sent before is still served. So it seems to hyper that the client has closed its side once there is nothing to read.
 
+use std::cell::Cell;
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -30,11 +36,19 @@ pub(crate) struct Gentle {
     closing: Option<(Pin<Box<Sleep>>, usize)>,
     /// The other side has closed its own: nothing is on its way.
     ended: bool,
+    /// It ends as soon as nothing can be read.
+    ends: Rc<Cell<bool>>,
 }
 
 impl Gentle {
-    pub(crate) fn new(stream: TcpStream, patience: Duration) -> Self {
-        Self { stream, patience, stalled: None, closing: None, ended: false }
+    pub(crate) fn new(stream: TcpStream, patience: Duration, ends: Rc<Cell<bool>>) -> Self {
+        Self { stream, patience, stalled: None, closing: None, ended: false, ends }
+    }
+
+    /// Whether the kernel has something that nobody has read. The runtime may not know of it yet.
+    fn has_more(&self) -> bool {
+        let Ok(socket) = self.stream.as_fd().try_clone_to_owned() else { return false };
+        std::net::TcpStream::from(socket).peek(&mut [0]).is_ok_and(|bytes| bytes > 0)
     }
 }
 
@@ -48,6 +62,9 @@ impl AsyncRead for Gentle {
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if let Poll::Ready(Ok(())) = read {
             self.ended = buffer.filled().len() == before;
+        }
+        if read.is_pending() && self.ends.get() && !self.has_more() {
+            return Poll::Ready(Ok(()));
         }
         read
     }

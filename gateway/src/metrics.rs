@@ -55,6 +55,7 @@ pub(crate) struct Counters {
     pub(crate) replays: Counter,
     pub(crate) connections: Gauge<i64>,
     pub(crate) shed: Counter,
+    pub(crate) without_primary: Gauge<i64>,
 }
 
 /// From 100 up: every status there is.
@@ -77,6 +78,12 @@ impl Counters {
         };
         let connections = Gauge::<i64>::default();
         registry.register("connections", "Client connections that are open", connections.clone());
+        let without_primary = Gauge::<i64>::default();
+        registry.register(
+            "gateway_shards_without_primary",
+            "Shards whose primary this gateway has no connection to",
+            without_primary.clone(),
+        );
         let refusals = REFUSAL_REASONS
             .map(|reason| refused.get_or_create(&[("reason", reason.to_owned())]).clone());
         Self {
@@ -97,6 +104,7 @@ impl Counters {
                 "Operations that were answered as they had been applied before, under the same token",
             ),
             connections,
+            without_primary,
             shed: counter(
                 registry,
                 "connections_shed",

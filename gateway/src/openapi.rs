@@ -38,8 +38,15 @@ const WRITE: &[Kind] = &[
 ];
 /// A read that is turned away is 503, whatever the reason.
 const READ: &[Kind] = &[Kind::NoPrimary, Kind::Deadline, Kind::Internal];
-const URL: &[Kind] = &[Kind::BadInput, Kind::UrlTooLong];
-const BODY: &[Kind] = &[Kind::TooLarge, Kind::UnsupportedMediaType];
+const BODY: &[Kind] = &[Kind::TooLarge];
+/// What any request can say wrongly.
+const ANY: &[Kind] = &[
+    Kind::BadInput,
+    Kind::ForbiddenOrigin,
+    Kind::UrlTooLong,
+    Kind::UnsupportedMediaType,
+    Kind::ExpectationFailed,
+];
 
 fn document() -> Value {
     json!({
@@ -73,7 +80,7 @@ fn document() -> Value {
                 "post": read_many(),
             },
             "/v1/cluster": page("cluster", "The cluster: nodes, shards, who leads what", "application/json", schema("Cluster")),
-            "/livez": page("livez", "Whether the process lives", "text/plain", text_schema()),
+            "/livez": livez(),
             "/readyz": readyz(),
             "/metrics": page("metrics", "Metrics for Prometheus", "text/plain", text_schema()),
             "/openapi.json": page("openapi", "This document", "application/json", json!({"type": "object"})),
@@ -99,15 +106,16 @@ fn increment() -> Value {
     operation(
         "increment",
         "Add to one counter",
-        json!({"parameters": [delta, returning, parameter("token"), parameter("issued")], "requestBody": {"required": false, "content":
+        json!({"parameters": [delta, returning, parameter("exact"), parameter("token"), parameter("issued")], "requestBody": {"required": false, "content":
             {"application/json": {"schema": schema("IncrementBody")}}}}),
         written(&[("application/json", schema("Applied")), ("text/plain", decimal())]),
-        &[URL, BODY, WRITE],
+        &[BODY, WRITE],
     )
 }
 
 fn increment_many() -> Value {
-    let lines = "A line is `key` or `key<TAB>delta`, split at its last TAB if an integer follows";
+    let lines = "A line is `key` or `key<TAB>delta`, split at its last TAB if an integer follows; anything else there that looks \
+        like a number is refused";
     operation(
         "incrementMany",
         "Add to many counters; each item succeeds or fails by itself",
@@ -117,7 +125,7 @@ fn increment_many() -> Value {
             "text/plain": {"schema": {"type": "string", "description": lines}},
         }}}),
         written(&[("application/json", schema("Batch"))]),
-        &[URL, BODY, WRITE],
+        &[BODY, WRITE],
     )
 }
 
@@ -128,6 +136,7 @@ fn age() -> Value {
             "schema": {"enum": ["linearizable", "bounded"], "default": "linearizable"}},
         {"name": "max_staleness_ms", "in": "query", "description": "Only with consistency=bounded",
             "schema": {"type": "integer", "minimum": 0, "maximum": i64::MAX, "default": 1000}},
+        parameter("exact"),
     ])
 }
 
@@ -137,7 +146,7 @@ fn read_one() -> Value {
         "Read one counter; one that was never touched is 0",
         json!({"parameters": age()}),
         ok(&[("application/json", schema("Value")), ("text/plain", decimal())]),
-        &[URL, READ],
+        &[READ],
     )
 }
 
@@ -148,7 +157,7 @@ fn read_many() -> Value {
         json!({"parameters": age(), "requestBody": {"required": true,
             "content": {"application/json": {"schema": schema("ReadManyBody")}}}}),
         ok(&[("application/json", schema("Values"))]),
-        &[URL, BODY, READ],
+        &[BODY, READ],
     )
 }
 
@@ -156,31 +165,52 @@ fn delete() -> Value {
     operation(
         "delete",
         "Set one counter to 0 and answer its last value",
-        json!({"parameters": [parameter("token"), parameter("issued")]}),
+        json!({"parameters": [parameter("exact"), parameter("token"), parameter("issued")]}),
         written(&[("application/json", schema("Deleted")), ("text/plain", decimal())]),
-        &[URL, WRITE],
+        &[WRITE],
     )
 }
 
 fn page(id: &str, summary: &str, media: &str, schema: Value) -> Value {
-    let get = operation(id, summary, json!({}), ok(&[(media, schema)]), &[&[Kind::UrlTooLong]]);
+    let get = operation(id, summary, json!({}), ok(&[(media, schema)]), &[]);
     json!({"head": head(&get), "get": get})
 }
 
+fn livez() -> Value {
+    let mut page = page("livez", "Whether the process lives", "text/plain", text_schema());
+    page["options"] = probe(&page["get"]);
+    page
+}
+
 fn readyz() -> Value {
-    let mut page =
-        page("readyz", "Whether it can serve, and if not, why", "text/plain", text_schema());
+    let summary = "Whether this gateway has started and is not being stopped; if not, why";
+    let mut page = page("readyz", summary, "text/plain", text_schema());
+    let all = json!([{"name": "all", "in": "query", "allowEmptyValue": true, "schema": text_schema(),
+        "description": "Strict: whether every shard has a primary that this gateway reaches, too"}]);
     let not_ready = json!({"description": "Not ready: the reason",
         "content": {"text/plain": {"schema": text_schema()}}});
-    page["head"]["responses"]["503"] = json!({"description": "Not ready"});
-    page["get"]["responses"]["503"] = not_ready;
+    (page["get"]["parameters"], page["get"]["responses"]["503"]) = (all, not_ready);
+    page["head"] = head(&page["get"]);
+    page["options"] = probe(&page["get"]);
     page
+}
+
+/// The same with OPTIONS, as HAProxy asks: the status alone tells. A refusal has its body.
+fn probe(get: &Value) -> Value {
+    let mut probe = get.clone();
+    probe["operationId"] =
+        json!(format!("{}Probe", get["operationId"].as_str().unwrap_or_default()));
+    for status in ["200", "503"] {
+        let response = probe["responses"].get_mut(status).and_then(Value::as_object_mut);
+        response.map(|response| response.remove("content"));
+    }
+    probe
 }
 
 /// `more` holds the parameters and the body, `kinds` what can go wrong.
 fn operation(id: &str, summary: &str, more: Value, ok: Value, kinds: &[&[Kind]]) -> Value {
     let mut responses = Map::from_iter([("200".to_owned(), ok)]);
-    let kinds = kinds.concat();
+    let kinds = [ANY, &kinds.concat()].concat();
     for kind in &kinds {
         let status = kind.status();
         let same: Vec<_> = kinds.iter().copied().filter(|kind| kind.status() == status).collect();
@@ -216,6 +246,9 @@ fn parameters() -> Value {
         "timeout": {"name": "Request-Timeout-Ms", "in": "header",
             "description": "How long the client waits for what became of it",
             "schema": {"type": "integer", "minimum": 1, "maximum": TIMEOUT_MS_MAX, "default": TIMEOUT_DEFAULT.as_millis() as u64}},
+        "exact": {"name": "value", "in": "query", "schema": {"const": "string"},
+            "description": "Every value as a string too, `value_string`: exact where numbers have 53 bits, as in JavaScript. \
+                On an increment only with return=value."},
         "token": {"name": "Idempotency-Key", "in": "header",
             "description": "A String of RFC 8941: the same request with the same key is applied once, and answered as it was first",
             "schema": {"type": "string", "pattern": format!("^\"([ !#-\\[\\]-~]|\\\\[\"\\\\]){{1,{TOKEN_BYTES_MAX}}}\"$")}},
@@ -302,6 +335,8 @@ fn list(items: Value) -> Value {
 
 fn schemas() -> Value {
     let integer = || json!({"type": "integer"});
+    let value = || schema("Number");
+    let exact = || schema("NumberString");
     let count = || json!({"type": "integer", "minimum": 0});
     let string = || json!({"type": "string"});
     let problems: Vec<_> =
@@ -313,16 +348,21 @@ fn schemas() -> Value {
         "KeyBase64": {"type": "string", "contentEncoding": "base64", "pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw](==)?|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=?)?$",
             "minLength": 2, "description": "A key of any bytes. Answers use it for keys that are not UTF-8."},
         "Delta": {"type": "integer", "minimum": i64::MIN, "maximum": i64::MAX, "default": 1},
+        // 2^127 has an exact double, 2^127 - 1 has none.
+        "Number": {"type": "integer", "minimum": i128::MIN as f64, "exclusiveMaximum": i128::MAX as f64,
+            "description": "128 bits with a sign: it may not fit int64, nor a double exactly. See value=string."},
+        "NumberString": {"type": "string", "pattern": "^-?[0-9]{1,39}$",
+            "description": "The same number in decimal, if value=string was asked for"},
         "IncrementBody": object([("delta?", schema("Delta")), ("return?", json!({"const": "value"}))]),
         "Increment": keyed(object([("delta?", schema("Delta"))])),
         "IncrementManyBody": object([("increments", json!({"type": "array", "items": schema("Increment"), "maxItems": ITEMS_MAX}))]),
         "ReadManyBody": object([("keys", json!({"type": "array", "maxItems": ITEMS_MAX,
             "items": {"oneOf": [schema("Key"), keyed(object([]))]}}))]),
-        "Applied": keyed(object([("namespace", string()), ("applied", schema("Delta")), ("value?", integer())])),
-        "Value": keyed(object([("namespace", string()), ("value", integer()), ("staleness_ms?", count())])),
-        "Deleted": keyed(object([("value", integer())])),
+        "Applied": keyed(object([("namespace", string()), ("applied", schema("Delta")), ("value?", value()), ("value_string?", exact())])),
+        "Value": keyed(object([("namespace", string()), ("value", value()), ("value_string?", exact()), ("staleness_ms?", count())])),
+        "Deleted": keyed(object([("value", value()), ("value_string?", exact())])),
         "Values": object([
-            ("counters", list(keyed(object([("value", integer())])))), ("staleness_ms?", count()),
+            ("counters", list(keyed(object([("value", value()), ("value_string?", exact())])))), ("staleness_ms?", count()),
         ]),
         "Batch": object([("accepted", count()), ("applied", count()), ("failed", list(schema("FailedItem")))]),
         "ProblemType": {"type": "string", "enum": problems},
@@ -379,7 +419,7 @@ fn cluster() -> Value {
         ("boot", count()),
         ("zone", string()),
         ("address", string()),
-        ("state", json!({"enum": ["up", "down", "draining", "suspect"]})),
+        ("state", json!({"enum": ["up", "down", "draining", "suspect", "unknown"]})),
         ("disk_full", json!({"type": "boolean"})),
     ]));
     let given_up = grows(object([

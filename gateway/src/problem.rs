@@ -16,12 +16,16 @@ pub const TYPE_PREFIX: &str = "https://dkc.invalid/problems/";
 pub enum Kind {
     /// Something the client said makes no sense; `field` says what.
     BadInput,
+    /// A browser sent it for a page that may not talk to this gateway.
+    ForbiddenOrigin,
     NotFound,
     MethodNotAllowed,
     /// A body, a batch or one operation beyond the limits.
     TooLarge,
     UrlTooLong,
     UnsupportedMediaType,
+    /// `Expect` asks for what nobody here can do.
+    ExpectationFailed,
     /// The token has been used for another request.
     TokenReused,
     /// The request was issued longer ago than tokens are remembered.
@@ -49,13 +53,15 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::BadInput,
+        Self::ForbiddenOrigin,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::TooLarge,
         Self::UrlTooLong,
         Self::UnsupportedMediaType,
+        Self::ExpectationFailed,
         Self::TokenReused,
         Self::TokenTooOld,
         Self::Quota,
@@ -74,11 +80,13 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::BadInput => "bad-input",
+            Self::ForbiddenOrigin => "forbidden-origin",
             Self::NotFound => "not-found",
             Self::MethodNotAllowed => "method-not-allowed",
             Self::TooLarge => "too-large",
             Self::UrlTooLong => "url-too-long",
             Self::UnsupportedMediaType => "unsupported-media-type",
+            Self::ExpectationFailed => "expectation-failed",
             Self::TokenReused => "token-reused",
             Self::TokenTooOld => "token-too-old",
             Self::Quota => "quota",
@@ -97,11 +105,13 @@ impl Kind {
     pub fn title(self) -> &'static str {
         match self {
             Self::BadInput => "Bad input",
+            Self::ForbiddenOrigin => "Forbidden origin",
             Self::NotFound => "No such path",
             Self::MethodNotAllowed => "Method not allowed",
             Self::TooLarge => "Too large",
             Self::UrlTooLong => "URL too long",
             Self::UnsupportedMediaType => "Unsupported media type",
+            Self::ExpectationFailed => "Expectation failed",
             Self::TokenReused => "Idempotency key reused",
             Self::TokenTooOld => "Idempotency key too old",
             Self::Quota => "Too many idempotency keys",
@@ -120,11 +130,13 @@ impl Kind {
     pub fn status(self) -> StatusCode {
         match self {
             Self::BadInput => StatusCode::BAD_REQUEST,
+            Self::ForbiddenOrigin => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UrlTooLong => StatusCode::URI_TOO_LONG,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::ExpectationFailed => StatusCode::EXPECTATION_FAILED,
             Self::TokenReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TokenTooOld => StatusCode::GONE,
             Self::Quota | Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
@@ -204,11 +216,13 @@ mod tests {
             Kind::ALL.iter().map(|kind| (kind.name(), kind.status().as_u16())).collect();
         let want = [
             ("bad-input", 400),
+            ("forbidden-origin", 403),
             ("not-found", 404),
             ("method-not-allowed", 405),
             ("too-large", 413),
             ("url-too-long", 414),
             ("unsupported-media-type", 415),
+            ("expectation-failed", 417),
             ("token-reused", 422),
             ("token-too-old", 410),
             ("quota", 429),
@@ -227,6 +241,7 @@ mod tests {
             Kind::ALL.into_iter().filter(|&kind| Problem::new(kind, "").mends()).collect();
         assert_eq!(mends.len(), 7, "{mends:?}");
     }
+
     /// In a row of its own, with its status.
     #[test]
     fn the_docs_name_each() {

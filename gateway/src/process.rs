@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use engine::batcher::Settings;
 use engine::config::ShardConfig;
 use telemetry::files::{self, Connections, Place};
 use telemetry::{Health, Metrics};
@@ -20,7 +19,10 @@ use tonic::transport::Server;
 use tracing::{error, info, warn};
 
 use crate::Options;
+use crate::browser::Origins;
 use crate::directory::{self, Directory};
+use crate::http::{Manners, Pages};
+use crate::memory::{self, Shares};
 use crate::metrics::Counters;
 use crate::readiness::Readiness;
 use crate::reports::Reporter;
@@ -28,8 +30,11 @@ use crate::session::Sessions;
 use crate::status::Board;
 use crate::worker::{self, Connection, Door, FromWorker, Handle, Shared, ToWorker};
 
-/// How long a stopping gateway waits for what is under way. With the lease's return it stays below 10 s.
+/// How long a stopping gateway, once it has drained, waits for what is under way. With the lease's return it stays below
+/// 10 s.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// How long it takes to take the connections that the kernel still holds.
+const LAST_ONES: Duration = Duration::from_millis(20);
 /// Connections that the kernel holds until they are taken.
 const BACKLOG: u32 = 4096;
 const WORKERS_MAX_DEFAULT: usize = 4;
@@ -69,34 +74,51 @@ impl From<io::Error> for Fatal {
     }
 }
 
-/// Waits for SIGTERM or SIGINT.
-pub(crate) fn signalled() -> Result<impl Future<Output = ()>, Fatal> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
+/// Two moments: when it is asked to stop, by SIGTERM or SIGINT; and when to be quick about it, by SIGINT or another SIGTERM.
+pub(crate) fn signalled() -> Result<(impl Future<Output = ()>, impl Future<Output = ()>), Fatal> {
+    let heard = |kind| signal(kind).map_err(Fatal::from);
+    let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
+    let (mut asked, mut asked_at_once) = (heard(terminate)?, heard(interrupt)?);
+    let (mut asked_twice, mut at_once) = (heard(terminate)?, heard(interrupt)?);
+    let stop = async move {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = asked.recv() => {}
+            _ = asked_at_once.recv() => {}
         }
-    })
+    };
+    let hurry = async move {
+        let twice = async {
+            asked_twice.recv().await;
+            asked_twice.recv().await;
+        };
+        tokio::select! {
+            () = twice => {}
+            _ = at_once.recv() => {}
+        }
+    };
+    Ok((stop, hurry))
 }
 
-/// Runs a gateway until `stop`. `listening` is told where clients are served, which `--http` with port 0 leaves open.
+/// Runs a gateway until `stop`, and then until it has drained, or `hurry`. `listening` is told where clients are served,
+/// which `--http` with port 0 leaves open.
 pub async fn serve(
     options: Options,
     listening: impl FnOnce(SocketAddr),
     stop: impl Future<Output = ()>,
+    hurry: impl Future<Output = ()>,
 ) -> Result<(), Fatal> {
-    let connections = connections()?;
+    let workers = workers(&options);
+    let shares = shares(&options)?;
+    let connections = Connections::new(shares.connections);
     let listener = listen("--http", options.http)?;
     let address = listener.local_addr()?;
     let (directory, seen) = watch::channel(Directory::default());
-    let workers = options.workers.map_or_else(default_workers, usize::from);
-    let health = Health::new("etcd");
-    let readiness = Readiness::new(health.clone(), seen.clone(), workers);
+    let (health, all) = (Health::new("etcd"), Health::new("etcd"));
     let mut counters = None;
     let metrics = Arc::new(Metrics::new(|registry| counters = Some(Counters::new(registry))));
     let counters = Arc::new(counters.expect("it was just filled"));
+    let without = counters.without_primary.clone();
+    let readiness = Readiness::new(health.clone(), all.clone(), seen.clone(), without, workers);
     if let Some(at) = options.metrics {
         tokio::spawn(telemetry::serve(listen("--metrics", at)?, health.clone(), metrics.clone()));
     }
@@ -106,16 +128,17 @@ pub async fn serve(
     let (board, filling) = Board::new(options.cluster.clone(), seen.clone());
     tokio::spawn(filling);
     let (process, asked) = mpsc::unbounded_channel();
-    let settings = Settings { linger_us: options.linger_us, ..Settings::default() };
     let shared = Shared {
-        settings,
+        settings: shares.settings(options.linger_us),
         directory: seen.clone(),
         readiness: readiness.clone(),
-        health,
-        metrics,
+        pages: Pages { health, all, metrics, board },
         counters,
-        board,
-        idle: Duration::from_secs(options.idle_timeout.into()),
+        manners: Manners {
+            idle: Duration::from_secs(options.idle_timeout.into()),
+            held: shares.held,
+            origins: Origins::new(options.allow_origin.clone()),
+        },
         process,
     };
     let handles = (0..workers).map(|number| worker::spawn(number, shared.clone()));
@@ -127,10 +150,25 @@ pub async fn serve(
     let inboxes = workers.inboxes();
     let doors = workers.doors();
     let (end, ending) = oneshot::channel();
-    let member = Member { options, address, directory, readiness, inboxes, asked };
+    let drain = Duration::from_secs(options.drain_seconds.into());
+    let stopping = async {
+        stop.await;
+        info!(?drain, "stopping: still served, not ready any more");
+        readiness.stops();
+        inboxes.iter().for_each(|inbox| tell(inbox, ToWorker::Leave));
+        let _cut_short = tokio::time::timeout(drain, hurry).await;
+    };
+    let member = Member {
+        options,
+        address,
+        directory,
+        readiness: readiness.clone(),
+        inboxes: inboxes.clone(),
+        asked,
+    };
     let mut cluster = tokio::spawn(member.run(ending));
     let outcome = tokio::select! {
-        () = stop => Ok(()),
+        () = stopping => Ok(()),
         number = workers.any_ended() => Err(Fatal::Failed(format!("worker {number} has failed"))),
         ended = &mut cluster => Err(match ended {
             Ok(Err(fatal)) => fatal,
@@ -138,9 +176,12 @@ pub async fn serve(
         }),
         never = accept(&listener, &connections, &doors) => match never {},
     };
+    readiness.stops();
+    // Those that the kernel holds have come in time: closed with the listener, they would be reset.
+    let _taken = tokio::time::timeout(LAST_ONES, accept(&listener, &connections, &doors)).await;
     // From here on new connections are refused: clients see at once that they have to go elsewhere.
     drop(listener);
-    info!("stopping");
+    info!("no more is taken");
     workers.stop(Instant::now() + PATIENCE).await;
     if end.send(()).is_ok() && tokio::time::timeout(Duration::from_secs(1), cluster).await.is_err()
     {
@@ -179,8 +220,9 @@ fn listen(flag: &str, address: SocketAddr) -> Result<TcpListener, Fatal> {
     })
 }
 
-fn default_workers() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX_DEFAULT)
+fn workers(options: &Options) -> usize {
+    let cpus = || std::thread::available_parallelism().map_or(1, usize::from);
+    options.workers.map_or_else(|| cpus().min(WORKERS_MAX_DEFAULT), usize::from)
 }
 
 /// Files for other things than clients: links to nodes, etcd, metrics.
@@ -188,8 +230,9 @@ const FILES_KEPT: u64 = 64 + 64;
 /// Below it a gateway serves fewer clients than a test of it has.
 const FILES_GOOD: u64 = 10_240;
 
-/// As many clients as the limit of open files leaves room for; said if they are few.
-pub(crate) fn connections() -> Result<Connections, Fatal> {
+/// Who may have how much of the memory, and as many clients as the limit of open files leaves room for at most; said if
+/// those are few.
+pub(crate) fn shares(options: &Options) -> Result<Shares, Fatal> {
     let allowed = files::allowed();
     let connections =
         files::connections(allowed, FILES_KEPT).map_err(|few| Fatal::Settings(few.to_string()))?;
@@ -201,7 +244,8 @@ pub(crate) fn connections() -> Result<Connections, Fatal> {
             "few connections are possible: raise the hard limit of open files (ulimit -Hn, LimitNOFILE=)"
         );
     }
-    Ok(Connections::new(connections))
+    memory::divide(options.memory_bytes, options.connections, connections, workers(options))
+        .map_err(Fatal::Settings)
 }
 
 /// Takes connections and gives each to the worker that has the fewest. A listener per worker would let the kernel

@@ -133,7 +133,11 @@ fn explained(head: &[u8], status: StatusCode) -> Vec<u8> {
     let mut out = format!("HTTP/1.1 {status}").into_bytes();
     out.extend_from_slice(head.get(line..content).unwrap_or_default());
     let kind = response::PROBLEM;
-    out.extend(format!("\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n", body.len()).bytes());
+    let length = body.len();
+    let headers = format!(
+        "\r\ncontent-type: {kind}\r\ncache-control: no-store\r\ncontent-length: {length}\r\n"
+    );
+    out.extend(headers.bytes());
     out.extend_from_slice(head.get(content + NO_CONTENT.len()..).unwrap_or_default());
     out.extend(body);
     out
@@ -190,8 +194,15 @@ mod tests {
         let length = format!("content-length: {}", body.len());
         let lines: Vec<_> = head.split("\r\n").collect();
         let content_type = "content-type: application/problem+json";
-        let want =
-            ["HTTP/1.1 414 URI Too Long", "connection: close", content_type, &length, "date: d"];
+        let stored = "cache-control: no-store";
+        let want = [
+            "HTTP/1.1 414 URI Too Long",
+            "connection: close",
+            content_type,
+            stored,
+            &length,
+            "date: d",
+        ];
         assert_eq!(lines, want);
         assert!(body.contains(r#""outcome":"not-applied""#), "{body}");
     }

@@ -3,8 +3,11 @@
 //! JSON is written by hand: values can have more digits than most JSON libraries carry, and this runs once per
 //! increment. What becomes of an answer is decided before; here it is only said.
 
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
 use engine::key::CounterKey;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{HeaderMap, StatusCode};
@@ -19,13 +22,22 @@ pub type Response = hyper::Response<Answer>;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 pub(crate) const PROBLEM: &str = "application/problem+json";
 const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
-/// Seconds after which trying again is worth it. Whole and at least 1, so there is not much to choose.
-const RETRY_LATER: HeaderValue = HeaderValue::from_static("1");
-/// Tokens are forgotten by and by, for minutes.
-const RETRY_MUCH_LATER: HeaderValue = HeaderValue::from_static("60");
+/// All who were refused at once must not come back at once: they are told one of so many seconds, by chance.
+const RETRY_SPREAD_S: u64 = 3;
 static IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
-fn answer(status: StatusCode, content_type: HeaderValue, body: Vec<u8>) -> Response {
+/// After how many seconds trying again is worth it, at least.
+fn retry_after(kind: Kind) -> Duration {
+    Duration::from_secs(match kind {
+        // Somebody has to make room.
+        Kind::NoSpace => 5,
+        // Tokens are forgotten by and by, for minutes.
+        Kind::Quota => 60,
+        _ => 1,
+    })
+}
+
+fn answer(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Response {
     let mut response = Response::new(Answer::new(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, content_type);
@@ -35,50 +47,58 @@ fn answer(status: StatusCode, content_type: HeaderValue, body: Vec<u8>) -> Respo
 /// The beginning of an answer about one counter, written while its name is still at hand: the machine takes it.
 pub struct About {
     body: Vec<u8>,
-    plain: bool,
+    form: Form,
+}
+
+/// How a value is written.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Form {
+    /// As a bare decimal, without a name.
+    pub plain: bool,
+    /// In JSON as a string too, for those whose numbers have 53 bits.
+    pub exact: bool,
 }
 
 impl About {
-    /// `plain`: the answer is a bare decimal, without the name.
-    pub fn new(counter: &CounterKey, plain: bool) -> Self {
+    pub fn new(counter: &CounterKey, form: Form) -> Self {
         let mut body = Vec::with_capacity(128);
-        if !plain {
+        if !form.plain {
             body.extend_from_slice(b"{\"namespace\":\"");
             // Letters that need no escape, as every namespace has.
             body.extend_from_slice(counter.namespace());
             body.extend_from_slice(b"\",");
             put_key(&mut body, counter.key());
         }
-        Self { body, plain }
+        Self { body, form }
     }
 
     /// About a counter that is 0 again: its answer does not repeat the namespace.
-    pub fn deleted(counter: &CounterKey, plain: bool) -> Self {
+    pub fn deleted(counter: &CounterKey, form: Form) -> Self {
         let mut body = Vec::with_capacity(64);
-        if !plain {
+        if !form.plain {
             body.push(b'{');
             put_key(&mut body, counter.key());
         }
-        Self { body, plain }
+        Self { body, form }
     }
 
     pub fn incremented(mut self, applied: i64, value: Option<i128>) -> Response {
-        if self.plain {
+        if self.form.plain {
             return self.bare(value.unwrap_or(applied.into()));
         }
         self.member("applied", applied.into());
         if let Some(value) = value {
-            self.member("value", value);
+            put_value(&mut self.body, value, self.form.exact);
         }
         self.finish()
     }
 
     /// `staleness_ms`: only where a bounded one was asked for.
     pub fn value(mut self, value: i128, staleness_ms: Option<u64>) -> Response {
-        if self.plain {
+        if self.form.plain {
             return self.bare(value);
         }
-        self.member("value", value);
+        put_value(&mut self.body, value, self.form.exact);
         if let Some(staleness_ms) = staleness_ms {
             self.member("staleness_ms", staleness_ms.into());
         }
@@ -104,13 +124,17 @@ impl About {
 }
 
 /// Many values, in the order of the keys. `staleness_ms`: only where a bounded one was asked for.
-pub fn values(keys: &[CounterKey], values: &[i128], staleness_ms: Option<u64>) -> Response {
+pub fn values(
+    keys: &[CounterKey],
+    values: &[i128],
+    exact: bool,
+    staleness_ms: Option<u64>,
+) -> Response {
     let mut body = b"{\"counters\":[".to_vec();
     for (place, (counter, &value)) in keys.iter().zip(values).enumerate() {
         body.extend_from_slice(if place == 0 { b"{" } else { b",{" });
         put_key(&mut body, counter.key());
-        body.extend_from_slice(b",\"value\":");
-        put_number(&mut body, value);
+        put_value(&mut body, value, exact);
         body.push(b'}');
     }
     body.push(b']');
@@ -212,8 +236,8 @@ fn finish_problem(problem: &Problem, body: Vec<u8>) -> Response {
 
 fn add_headers(problem: &Problem, headers: &mut HeaderMap) {
     if problem.mends() {
-        let later = if problem.kind == Kind::Quota { RETRY_MUCH_LATER } else { RETRY_LATER };
-        headers.insert(RETRY_AFTER, later);
+        let seconds = retry_after(problem.kind).as_secs() + fastrand::u64(..RETRY_SPREAD_S);
+        headers.insert(RETRY_AFTER, seconds.into());
     }
     if let Some(allow) = problem.allow {
         headers.insert(ALLOW, HeaderValue::from_static(allow));
@@ -236,7 +260,7 @@ fn put_reason(body: &mut Vec<u8>, problem: &Problem) {
 }
 
 /// Something else than a counter: health, metrics, the cluster.
-pub fn page(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response {
+pub fn page(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response {
     answer(status, HeaderValue::from_static(content_type), body)
 }
 
@@ -256,6 +280,17 @@ fn put_key(body: &mut Vec<u8>, key: &[u8]) {
             body.extend_from_slice(BASE64.encode(key).as_bytes());
             body.push(b'"');
         }
+    }
+}
+
+/// `,"value":5` and, if it is wanted exact in every language, `,"value_string":"5"`.
+fn put_value(body: &mut Vec<u8>, value: i128, exact: bool) {
+    body.extend_from_slice(b",\"value\":");
+    put_number(body, value);
+    if exact {
+        body.extend_from_slice(b",\"value_string\":\"");
+        put_number(body, value);
+        body.push(b'"');
     }
 }
 
@@ -305,7 +340,8 @@ mod tests {
 
     #[test]
     fn one_counter() {
-        let about = |plain| About::new(&counter(b"k"), plain);
+        let form = |plain| Form { plain, exact: false };
+        let about = |plain| About::new(&counter(b"k"), form(plain));
         check(about(false).incremented(5, None), r#"{"namespace":"ns","key":"k","applied":5}"#);
         check(
             about(false).incremented(-5, Some(-7)),
@@ -316,21 +352,35 @@ mod tests {
             about(false).value(0, Some(12)),
             r#"{"namespace":"ns","key":"k","value":0,"staleness_ms":12}"#,
         );
-        check(About::deleted(&counter(b"k"), false).value(9, None), r#"{"key":"k","value":9}"#);
+        check(
+            About::deleted(&counter(b"k"), form(false)).value(9, None),
+            r#"{"key":"k","value":9}"#,
+        );
         check_plain(about(true).incremented(5, None), "5");
         check_plain(about(true).incremented(5, Some(12)), "12");
         check_plain(about(true).value(-3, Some(1)), "-3");
-        check_plain(About::deleted(&counter(b"k"), true).value(9, None), "9");
+        check_plain(About::deleted(&counter(b"k"), form(true)).value(9, None), "9");
     }
 
     #[test]
     fn values_have_any_size() {
         let big = i128::MAX;
-        let about = About::new(&counter(b"k"), false);
+        let about = About::new(&counter(b"k"), Form::default());
         check(about.value(big, None), &format!(r#"{{"namespace":"ns","key":"k","value":{big}}}"#));
-        check_plain(
-            About::new(&counter(b"k"), true).value(i128::MIN, None),
-            &i128::MIN.to_string(),
+        let plain = Form { plain: true, exact: true };
+        let about = About::new(&counter(b"k"), plain);
+        check_plain(about.value(i128::MIN, None), &i128::MIN.to_string());
+        let exact = Form { plain: false, exact: true };
+        let least = i128::MIN;
+        check(
+            About::new(&counter(b"k"), exact).incremented(5, Some(least)),
+            &format!(
+                r#"{{"namespace":"ns","key":"k","applied":5,"value":{least},"value_string":"{least}"}}"#
+            ),
+        );
+        check(
+            values(&[counter(b"k")], &[-7], true, Some(2)),
+            r#"{"counters":[{"key":"k","value":-7,"value_string":"-7"}],"staleness_ms":2}"#,
         );
     }
 
@@ -338,11 +388,11 @@ mod tests {
     fn keys_are_text_or_base64() {
         let keys = [counter("é\"\n\0".as_bytes()), counter(b"\xff\x00")];
         check(
-            values(&keys, &[1, i128::from(u64::MAX)], None),
+            values(&keys, &[1, i128::from(u64::MAX)], false, None),
             r#"{"counters":[{"key":"é\"\n\u0000","value":1},{"key_base64":"/wA=","value":18446744073709551615}]}"#,
         );
-        check(values(&[], &[], None), r#"{"counters":[]}"#);
-        check(values(&[], &[], Some(7)), r#"{"counters":[],"staleness_ms":7}"#);
+        check(values(&[], &[], false, None), r#"{"counters":[]}"#);
+        check(values(&[], &[], false, Some(7)), r#"{"counters":[],"staleness_ms":7}"#);
     }
 
     fn failed(index: u32, key: &[u8], problem: Problem) -> FailedItem {
@@ -369,7 +419,7 @@ mod tests {
     fn a_batch_that_failed_for_one_reason_has_its_status() {
         let frozen = |index| failed(index, b"a", Problem::new(Kind::Frozen, "shard 3"));
         let response = batch(2, &[frozen(0), frozen(1)]);
-        assert_eq!(response.headers()[RETRY_AFTER], "1");
+        assert!(["1", "2", "3"].iter().any(|seconds| response.headers()[RETRY_AFTER] == seconds));
         let (status, content_type, body) = text(response);
         assert_eq!((status, content_type.as_str()), (503, "application/problem+json"));
         let want = r#"{"title":"Shard frozen","status":503,"type":"https://dkc.invalid/problems/frozen","outcome":"not-applied","detail":"shard 3","accepted":2,"applied":0}"#;
@@ -400,6 +450,12 @@ mod tests {
             let told = Problem::new(kind, "");
             let response = problem(&told);
             assert_eq!(response.headers().contains_key(RETRY_AFTER), told.mends(), "{kind:?}");
+        }
+        for (kind, least) in [(Kind::Overloaded, 1), (Kind::NoSpace, 5), (Kind::Quota, 60)] {
+            let told = |_| problem(&Problem::new(kind, "")).headers()[RETRY_AFTER].clone();
+            let seconds: std::collections::BTreeSet<u64> =
+                (0..200).map(told).map(|told| told.to_str().unwrap().parse().unwrap()).collect();
+            assert!(seconds.into_iter().eq(least..least + RETRY_SPREAD_S), "{kind:?}");
         }
         let allow = Problem { allow: Some("POST"), ..Problem::new(Kind::MethodNotAllowed, "") };
         assert_eq!(problem(&allow).headers()[ALLOW], "POST");

@@ -1,12 +1,18 @@
 //! `GET /v1/cluster`: what etcd says, and what the nodes themselves say of their replicas.
 //!
 //! A node is *up* when it answers, not when its key stands in etcd: a key outlives its process by the lease, and a
-//! process its key by any outage of etcd. The page is put together by one task, for everybody who waits for it at once:
-//! whoever asks gets a page that was begun after they asked, and a thousand who ask cost one.
+//! process its key by any outage of etcd. It is *down* when it refuses or does not answer, and *unknown* when it could not
+//! even be asked: that is no news of the node.
+//!
+//! The page is put together by one task, for everybody who waits for it at once: whoever asks gets a page that was begun
+//! after they asked, and a thousand who ask cost one. Two are begun [`EVERY`] apart at least, over connections that are
+//! kept: who asks in a loop costs the nodes little, and this gateway no ports.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::time::Duration;
 
+use bytes::Bytes;
 use engine::config::ShardConfig;
 use engine::ids::{Seq, ShardId, StoreBoot, StoreId};
 use engine::message::{
@@ -18,6 +24,8 @@ use proto::wire::control_client::ControlClient;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tonic::transport::Channel;
 use tracing::debug;
 
 use crate::directory::Directory;
@@ -26,9 +34,12 @@ use crate::links::endpoint;
 /// How long a node may take to tell how it is.
 const ASK_WITHIN: Duration = Duration::from_millis(500);
 
+/// The page is made no more often.
+const EVERY: Duration = Duration::from_millis(200);
+
 /// Where the page is asked for.
 #[derive(Clone)]
-pub(crate) struct Board(mpsc::UnboundedSender<oneshot::Sender<Vec<u8>>>);
+pub(crate) struct Board(mpsc::UnboundedSender<oneshot::Sender<Bytes>>);
 
 impl Board {
     /// The board, and the task that fills it.
@@ -36,17 +47,21 @@ impl Board {
         cluster: String,
         directory: watch::Receiver<Directory>,
     ) -> (Self, impl Future<Output = ()>) {
-        let (sender, mut waiting) = mpsc::unbounded_channel::<oneshot::Sender<Vec<u8>>>();
+        let (sender, mut waiting) = mpsc::unbounded_channel::<oneshot::Sender<Bytes>>();
         let task = async move {
+            let mut lines = Lines::default();
+            let mut next_at = Instant::now();
             while let Some(first) = waiting.recv().await {
+                sleep_until(next_at).await;
+                next_at = Instant::now() + EVERY;
                 let mut askers = vec![first];
                 while let Ok(next) = waiting.try_recv() {
                     askers.push(next);
                 }
                 let known = directory.borrow().clone();
-                let told = ask_all(&known).await;
+                let told = lines.ask_all(&known).await;
                 let page = page(&cluster, &known, &told);
-                let body = serde_json::to_vec(&page).expect("a page of plain values");
+                let body: Bytes = serde_json::to_vec(&page).expect("a page of plain values").into();
                 for asker in askers {
                     // One who has gone meanwhile needs no page.
                     let _gone = asker.send(body.clone());
@@ -56,20 +71,40 @@ impl Board {
         (Self(sender), task)
     }
 
-    pub(crate) async fn cluster(&self) -> Vec<u8> {
+    pub(crate) async fn cluster(&self) -> Bytes {
         let (sender, page) = oneshot::channel();
         let asked = self.0.send(sender);
         match (asked, page.await) {
             (Ok(()), Ok(page)) => page,
             // The process is ending.
-            _ => b"{}".to_vec(),
+            _ => Bytes::from_static(b"{}"),
         }
     }
 }
 
-/// What each node that answered said of its replicas, and which run of its store it is.
-type Told = BTreeMap<StoreId, Said>;
+/// What came of asking each node.
+#[derive(Clone, Debug, Default)]
+struct Told(BTreeMap<StoreId, Answer>);
 
+#[derive(Clone, Debug)]
+enum Answer {
+    Said(Said),
+    /// It refuses, does not answer, or is another store by now.
+    Down,
+    /// It could not be asked.
+    Unasked,
+}
+
+impl Told {
+    fn said(&self, store: StoreId) -> Option<&Said> {
+        match self.0.get(&store)? {
+            Answer::Said(said) => Some(said),
+            Answer::Down | Answer::Unasked => None,
+        }
+    }
+}
+
+/// What a node said of its replicas, and which run of its store it is.
 #[derive(Clone, Debug)]
 struct Said {
     from: StoreBoot,
@@ -78,43 +113,94 @@ struct Said {
     full: bool,
 }
 
-async fn ask_all(known: &Directory) -> Told {
-    let Some(cluster) = known.meta.as_ref().map(|meta| meta.cluster) else {
-        return Told::new();
-    };
-    let mut asking = JoinSet::new();
-    for (store, kept) in known.members() {
-        let node = known.nodes.get(&store).map(|node| &node.address);
-        let address = node.unwrap_or(&kept.address).clone();
-        asking.spawn(async move {
-            let told = tokio::time::timeout(ASK_WITHIN, ask(cluster, &address)).await;
-            match told {
-                Ok(Ok(said)) if said.from.store == store => Some((store, said)),
-                Ok(Ok(_)) => None,
-                Ok(Err(why)) => {
-                    debug!(%store, address, why, "no status");
-                    None
-                }
-                Err(_) => {
-                    debug!(%store, address, "no status in time");
-                    None
-                }
-            }
-        });
+/// The connections to the nodes for these questions, by address.
+#[derive(Default)]
+struct Lines(BTreeMap<String, ControlClient<Channel>>);
+
+impl Lines {
+    async fn ask_all(&mut self, known: &Directory) -> Told {
+        let Some(cluster) = known.meta.as_ref().map(|meta| meta.cluster) else {
+            return Told::default();
+        };
+        let mut asking = JoinSet::new();
+        let mut kept = std::mem::take(&mut self.0);
+        for (store, record) in known.members() {
+            let node = known.nodes.get(&store).map(|node| &node.address);
+            let address = node.unwrap_or(&record.address).clone();
+            let line = kept.remove(&address);
+            asking.spawn(async move {
+                let (answer, line) = answer(cluster, store, &address, line).await;
+                (store, address, answer, line)
+            });
+        }
+        let mut told = Told::default();
+        while let Some(answered) = asking.join_next().await {
+            let (store, address, answer, line) =
+                answered.expect("asking neither panics nor is cancelled");
+            told.0.insert(store, answer);
+            self.0.extend(line.map(|line| (address, line)));
+        }
+        told
     }
-    let mut told = Told::new();
-    while let Some(answered) = asking.join_next().await {
-        told.extend(answered.ok().flatten());
-    }
-    told
 }
 
-async fn ask(cluster: u128, address: &str) -> Result<Said, String> {
-    let endpoint = endpoint(address).map_err(|error| error.to_string())?;
-    let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
-    let mut client = proto::limited!(ControlClient::new(channel));
+/// What a node says, and the connection to it if it is one to keep.
+async fn answer(
+    cluster: u128,
+    store: StoreId,
+    address: &str,
+    line: Option<ControlClient<Channel>>,
+) -> (Answer, Option<ControlClient<Channel>>) {
+    let asking = async {
+        if let Some(mut line) = line
+            && let Ok(said) = ask(cluster, &mut line).await
+        {
+            return Ok((said, line));
+        }
+        // The one that was kept may lead to a process that is no more.
+        let mut line = connect(address).await?;
+        let said = ask(cluster, &mut line).await.map_err(|why| (Answer::Down, why))?;
+        Ok((said, line))
+    };
+    let (answer, why) = match tokio::time::timeout(ASK_WITHIN, asking).await {
+        Ok(Ok((said, line))) if said.from.store == store => {
+            return (Answer::Said(said), Some(line));
+        }
+        Ok(Ok(_)) => (Answer::Down, "another store answered".to_owned()),
+        Ok(Err((answer, why))) => (answer, why),
+        Err(_) => (Answer::Down, "it did not answer in time".to_owned()),
+    };
+    debug!(%store, address, why, "no status");
+    (answer, None)
+}
+
+async fn connect(address: &str) -> Result<ControlClient<Channel>, (Answer, String)> {
+    let endpoint = endpoint(address).map_err(|error| (Answer::Unasked, error.to_string()))?;
+    let channel = endpoint.connect().await.map_err(|error| {
+        let answer = if tells_of_the_node(&error) { Answer::Down } else { Answer::Unasked };
+        (answer, error.to_string())
+    })?;
+    Ok(proto::limited!(ControlClient::new(channel)))
+}
+
+/// A connection failed at its other end: not for want of a port, an open file or a name's address here.
+fn tells_of_the_node(error: &(dyn std::error::Error + 'static)) -> bool {
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, TimedOut,
+    };
+    let failed = std::iter::successors(Some(error), |error| error.source())
+        .find_map(|error| error.downcast_ref::<io::Error>());
+    failed.is_some_and(|failed| {
+        matches!(
+            failed.kind(),
+            ConnectionRefused | ConnectionReset | ConnectionAborted | HostUnreachable | TimedOut
+        )
+    })
+}
+
+async fn ask(cluster: u128, line: &mut ControlClient<Channel>) -> Result<Said, String> {
     let query = wire::NodeQuery::new(cluster, NodeQuery::Status);
-    let reply = client.query(query).await.map_err(|status| status.message().to_owned())?;
+    let reply = line.query(query).await.map_err(|status| status.message().to_owned())?;
     match NodeQueryReply::try_from(reply.into_inner()) {
         Ok(NodeQueryReply::Status { from, replicas, scrub, full }) => {
             let replicas = replicas.into_iter().map(|replica| (replica.shard, replica)).collect();
@@ -277,34 +363,35 @@ fn loss(known: &Directory, record: &LossRecord) -> Loss {
 }
 
 fn node<'a>(known: &'a Directory, told: &Told, store: StoreId, kept: &'a StoreRecord) -> Node<'a> {
-    let state = match (told.contains_key(&store), kept.status) {
-        (false, _) => "down",
-        (true, StoreStatus::Suspect) => "suspect",
-        (true, StoreStatus::Draining) => "draining",
-        (true, _) if known.draining.contains(&store) => "draining",
-        (true, _) => "up",
+    let state = match (told.0.get(&store), kept.status) {
+        (None | Some(Answer::Unasked), _) => "unknown",
+        (Some(Answer::Down), _) => "down",
+        (_, StoreStatus::Suspect) => "suspect",
+        (_, StoreStatus::Draining) => "draining",
+        _ if known.draining.contains(&store) => "draining",
+        _ => "up",
     };
     let address = known.nodes.get(&store).map_or(&kept.address, |node| &node.address);
     let (name, zone) = (known.name(store), &kept.zone);
-    let scrub = told.get(&store).map(|said| &said.scrub).filter(|scrub| scrub.has_ended());
+    let scrub = told.said(store).map(|said| &said.scrub).filter(|scrub| scrub.has_ended());
     let last_scrub = scrub.map(|scrub| Scrub {
         ended_ms: scrub.ended.0,
         copies: scrub.shards,
         damaged: scrub.damaged.iter().map(|shard| shard.0).collect(),
     });
-    let disk_full = told.get(&store).is_some_and(|said| said.full);
+    let disk_full = told.said(store).is_some_and(|said| said.full);
     let (uuid, boot) = (store.to_string(), kept.boot.0);
     Node { name, uuid, boot, zone, address, state, disk_full, last_scrub }
 }
 
 fn shard(known: &Directory, told: &Told, config: &ShardConfig) -> Shard {
     let names = |stores: &[StoreId]| stores.iter().map(|&store| known.name(store)).collect();
-    let of = |store: StoreId| told.get(&store)?.replicas.get(&config.shard());
+    let of = |store: StoreId| told.said(store)?.replicas.get(&config.shard());
     let members = config.isr.iter().chain(&config.learners);
     let statuses: Vec<_> =
         members.filter_map(|&store| Some((known.name(store), of(store)?))).collect();
     // Only what that very run of the store says of that very epoch counts as leading.
-    let primary = told.get(&config.primary.store).filter(|said| said.from == config.primary);
+    let primary = told.said(config.primary.store).filter(|said| said.from == config.primary);
     let leads = primary.and_then(|said| match &said.replicas.get(&config.shard())?.role {
         RoleStatus::Primary { epoch, open, hindered_by, records } if *epoch == config.epoch => {
             Some((*open, hindered_by, *records))
@@ -443,9 +530,10 @@ mod tests {
             let store = StoreId(store);
             let from = StoreBoot { store, boot: Boot(boot) };
             let replicas = BTreeMap::from([(ShardId(0), status)]);
-            (store, Said { from, replicas, scrub: ScrubStatus::default(), full: store.0 == 3 })
+            let scrub = ScrubStatus::default();
+            (store, Answer::Said(Said { from, replicas, scrub, full: store.0 == 3 }))
         };
-        replicas.into_iter().map(one).collect()
+        Told(replicas.into_iter().map(one).collect())
     }
 
     fn leads(epoch: u64, open: bool) -> RoleStatus {
@@ -505,7 +593,7 @@ mod tests {
         let by_itself =
             LossRecord { epoch: Epoch(6), given_up: vec![], accepted_by: None, ..loss.clone() };
         let known = Directory { losses: vec![loss, by_itself], ..known() };
-        let page = serde_json::to_value(page("dkc", &known, &Told::new())).unwrap();
+        let page = serde_json::to_value(page("dkc", &known, &Told::default())).unwrap();
         let uuid = |digit: &str| format!("{digit:0>32}");
         let want = json!([{"shard": 0, "epoch": 4, "primary": "node-2", "last": 20, "at_ms": 7, "by": "me@here",
             "given_up": [{"node": "node-1", "uuid": uuid("1"), "last": 25},
@@ -521,7 +609,7 @@ mod tests {
         let namesake = store("node-2", 1, StoreStatus::Active);
         known.stores.insert(StoreId(9), namesake);
         known.nodes.insert(StoreId(9), known.nodes[&StoreId(1)].clone());
-        let told = Told::new();
+        let told = Told::default();
         let page = serde_json::to_value(page("dkc", &known, &told)).unwrap();
         assert_eq!(page["shards"][0]["isr"], json!(["node-1", "node-2@00000000"]));
         let names: Vec<_> =
@@ -541,9 +629,23 @@ mod tests {
         check(&one(2, leads(2, true)), "no-primary");
         check(&one(2, RoleStatus::Follower), "no-primary");
         check(&one(3, leads(3, true)), "no-primary");
-        check(&Told::new(), "no-primary");
-        let down = json_of(&Told::new());
-        assert!(down["nodes"].as_array().unwrap().iter().all(|node| node["state"] == "down"));
+        check(&Told::default(), "no-primary");
+    }
+
+    /// That a node could not be asked is no news of it.
+    #[test]
+    fn a_node_is_down_by_its_own_word_or_silence_alone() {
+        let told =
+            Told(BTreeMap::from([(StoreId(1), Answer::Down), (StoreId(2), Answer::Unasked)]));
+        let page = json_of(&told);
+        let states: Vec<_> =
+            page["nodes"].as_array().unwrap().iter().map(|it| &it["state"]).collect();
+        assert_eq!(states, ["down", "unknown", "unknown"]);
+        let failed = |kind: io::ErrorKind| tells_of_the_node(&io::Error::from(kind));
+        assert!(failed(io::ErrorKind::ConnectionRefused) && failed(io::ErrorKind::TimedOut));
+        assert!(!failed(io::ErrorKind::AddrNotAvailable) && !failed(io::ErrorKind::AddrInUse));
+        // As for want of open files.
+        assert!(!tells_of_the_node(&io::Error::from_raw_os_error(24)));
     }
 
     #[test]
@@ -566,11 +668,11 @@ mod tests {
     #[test]
     fn before_anything_is_placed_it_says_what_it_waits_for() {
         let known = Directory { shards: BTreeMap::new(), ..known() };
-        let page = serde_json::to_value(page("dkc", &known, &Told::new())).unwrap();
+        let page = serde_json::to_value(page("dkc", &known, &Told::default())).unwrap();
         assert_eq!(page["waiting_for"], "1 of 3 nodes");
         assert_eq!(page["shards"], json!([]));
         let unmade = Directory::default();
-        let page = serde_json::to_value(super::page("dkc", &unmade, &Told::new())).unwrap();
+        let page = serde_json::to_value(super::page("dkc", &unmade, &Told::default())).unwrap();
         assert_eq!(page["waiting_for"], "etcd, and a coordinator that makes the cluster");
     }
 }

@@ -10,12 +10,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
-use engine::batcher::{Counts, Effect, Event, NotReady, Settings, Worker as Machine};
+use engine::batcher::{Counts, Effect, Event, Settings, Worker as Machine};
 use engine::config::ShardConfig;
 use engine::ids::SessionId;
 use engine::message::Report;
 use telemetry::files::Place;
-use telemetry::{Health, Metrics};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -23,12 +22,11 @@ use tokio::task::spawn_local;
 use tracing::{error, warn};
 
 use crate::directory::Directory;
-use crate::http::Front;
+use crate::http::{Front, Manners, Pages};
 use crate::lanes::{self, Lanes, World};
 use crate::links::Links;
 use crate::metrics::Counters;
-use crate::readiness::Readiness;
-use crate::status;
+use crate::readiness::{Readiness, Standing};
 
 /// What a worker is told.
 pub(crate) enum ToWorker {
@@ -37,11 +35,16 @@ pub(crate) enum ToWorker {
     Session(Option<SessionId>),
     /// A client waits for a place: close connections that are idle.
     Crowded,
+    /// Every answer from now on is the last on its connection.
+    Leave,
     /// Take no more, finish what there is by then, end.
     Stop {
         until: Instant,
     },
 }
+
+/// So long before a stopping worker ends, what is still open is answered by what is known of it.
+const ANSWERED_BEFORE: Duration = Duration::from_millis(500);
 
 /// A client that has come.
 pub(crate) struct Connection {
@@ -94,12 +97,9 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) directory: watch::Receiver<Directory>,
     pub(crate) readiness: Readiness,
-    pub(crate) health: Health,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) pages: Pages,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) board: status::Board,
-    /// How long a connection may say nothing, or take for the head of a request.
-    pub(crate) idle: Duration,
+    pub(crate) manners: Manners,
     pub(crate) process: mpsc::UnboundedSender<FromWorker>,
 }
 
@@ -139,19 +139,12 @@ async fn work(number: usize, shared: Shared, mut news: mpsc::UnboundedReceiver<T
         counters: shared.counters.clone(),
         process: shared.process,
         idle,
-        seen: RefCell::new(Seen { counts: Counts::default(), not_ready: Some(NotReady::Map) }),
+        seen: RefCell::new(Seen { counts: Counts::default(), standing: Standing::default() }),
     };
     let settings = Settings { worker: number, ..shared.settings };
     let machine = Machine::new(settings.clone());
     let turns = spawn_local(lanes::turns(lanes.clone(), machine, settings, world));
-    let front = Front::new(
-        lanes.clone(),
-        shared.health,
-        shared.metrics,
-        shared.counters,
-        shared.board,
-        shared.idle,
-    );
+    let front = Front::new(lanes.clone(), shared.pages, shared.counters, shared.manners);
     let obeying = async {
         while let Some(told) = news.recv().await {
             match told {
@@ -159,6 +152,7 @@ async fn work(number: usize, shared: Shared, mut news: mpsc::UnboundedReceiver<T
                 ToWorker::Shard(config) => lanes.push(Event::Config(config)),
                 ToWorker::Session(session) => lanes.push(Event::Session(session)),
                 ToWorker::Crowded => front.shed(),
+                ToWorker::Leave => front.leave(),
                 ToWorker::Stop { until } => return until,
             }
         }
@@ -176,6 +170,13 @@ async fn work(number: usize, shared: Shared, mut news: mpsc::UnboundedReceiver<T
         front.closed().await;
         let _ended = is_idle.wait_for(|&idle| idle).await;
     };
+    tokio::pin!(finished);
+    let last = until.checked_sub(ANSWERED_BEFORE).unwrap_or(until);
+    if tokio::time::timeout_at(last.into(), &mut finished).await.is_ok() {
+        return;
+    }
+    lanes.end();
+    front.end();
     if tokio::time::timeout_at(until.into(), finished).await.is_err() {
         warn!(worker = number, "stopped with something unfinished");
     }
@@ -207,7 +208,7 @@ struct Surroundings {
 
 struct Seen {
     counts: Counts,
-    not_ready: Option<NotReady>,
+    standing: Standing,
 }
 
 impl World for Surroundings {
@@ -236,10 +237,10 @@ impl World for Surroundings {
             seen.counts = counts;
         }
         if surroundings_changed {
-            let not_ready = machine.not_ready();
-            if not_ready != seen.not_ready {
-                self.readiness.worker_waits_for(self.number, not_ready);
-                seen.not_ready = not_ready;
+            let standing = Standing::of(machine);
+            if standing != seen.standing {
+                self.readiness.worker_stands(self.number, standing);
+                seen.standing = standing;
             }
         }
         let idle = machine.is_idle();

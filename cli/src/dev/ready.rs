@@ -1,4 +1,4 @@
-//! When a local cluster is ready: etcd answers, every gateway's `/readyz` is 200, and every shard is
+//! When a local cluster is ready: etcd answers, every gateway's `/readyz?all` is 200, and every shard is
 //! open.
 
 use std::path::Path;
@@ -29,10 +29,10 @@ pub(crate) async fn etcd(url: Url) {
 pub(crate) async fn gateways(urls: Vec<Url>) {
     until(|| async {
         for url in &urls {
-            let ready = get(url, "/readyz").await?;
+            let ready = get(url, "/readyz?all").await?;
             if ready.status != 200 {
                 let why = String::from_utf8_lossy(&ready.body).trim().to_owned();
-                return Err(format!("{url}/readyz: {why}"));
+                return Err(format!("{url}/readyz?all: {why}"));
             }
             let told = get(url, "/v1/cluster").await?;
             let cluster: Cluster =

@@ -191,7 +191,12 @@ impl Supervisor {
         let running = |members: &[Member]| -> Vec<Process> {
             members.iter().filter(|member| those(member)).filter_map(Member::process).collect()
         };
-        running(&self.members).into_iter().for_each(Process::terminate);
+        // Nobody is left who would have to see first that a gateway goes.
+        let ask = match roles.contains(&Role::Gateway) {
+            true => Process::terminate_at_once,
+            false => Process::terminate,
+        };
+        running(&self.members).into_iter().for_each(ask);
         while !running(&self.members).is_empty() {
             if Instant::now() > until {
                 for member in self.members.iter().filter(|member| those(member)) {

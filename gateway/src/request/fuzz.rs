@@ -22,10 +22,16 @@ fn runner() -> TestRunner {
     TestRunner::new(config)
 }
 
-/// A key of any bytes that a line of text can hold, and a delta.
+/// A key of any bytes that a line of text can hold, and a delta. Not of those that begin as a byte order mark does: before
+/// all others that is no part of a key.
 fn item() -> impl Strategy<Value = (Vec<u8>, i64)> {
     let byte = any::<u8>().prop_filter("ends a line", |&byte| byte != b'\n');
-    (vec(byte, 1..12), any::<i64>())
+    let key = vec(byte, 1..12).prop_filter("a mark", |key| {
+        ![&b"\xef\xbb\xbf"[..], b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"]
+            .iter()
+            .any(|mark| key.starts_with(mark))
+    });
+    (key, any::<i64>())
 }
 
 fn text(items: &[(Vec<u8>, i64)]) -> Vec<u8> {
@@ -70,7 +76,7 @@ fn the_three_forms_say_the_same() {
             };
             let want: Vec<_> = items.iter().map(op).collect();
             for (form, write) in FORMS {
-                let batch = increments("ns", form, &write(&items));
+                let batch = increments("ns", form, &write(&items), |_| Ok(()));
                 prop_assert_eq!(batch.map(|batch| batch.ops), Ok(want.clone()), "{:?}", form);
             }
             Ok(())
@@ -103,7 +109,7 @@ fn every_item_is_accounted_for() {
     runner()
         .run(&bodies, |body| {
             for (form, _) in FORMS {
-                let Ok(batch) = increments("ns", form, &body) else { continue };
+                let Ok(batch) = increments("ns", form, &body, |_| Ok(())) else { continue };
                 let failed = batch.failed.iter().map(|item| item.index);
                 let bad = |key: &Vec<u8>| key.is_empty() || key.len() > 1_024;
                 prop_assert!(!batch.failed.iter().filter_map(|item| item.key.as_ref()).any(bad));
@@ -115,8 +121,7 @@ fn every_item_is_accounted_for() {
                 );
             }
             let _ = keys("ns", &body);
-            let _ =
-                increment(BodyType::Json, &body, IncrementQuery { delta: None, returning: false });
+            let _ = increment(BodyType::Json, &body, IncrementQuery::default());
             Ok(())
         })
         .unwrap_or_else(|failure| panic!("{failure}"));

@@ -30,6 +30,18 @@ pub(crate) fn integer(bytes: &[u8]) -> Result<i64, NotInteger> {
     })
 }
 
+/// Whether people would take it for a number: digits of any script with what is written around them, `0x1f`, `NaN`.
+pub(crate) fn looks_numeric(bytes: &[u8]) -> bool {
+    const AROUND: &str = "+-.,_'eExX%\u{2212}";
+    let Ok(text) = str::from_utf8(bytes) else { return false };
+    let bare = text.trim().trim_start_matches(['+', '-', '\u{2212}']);
+    let is_word = ["nan", "inf", "infinity"].iter().any(|word| bare.eq_ignore_ascii_case(word));
+    let hex = bare.strip_prefix("0x").or(bare.strip_prefix("0X"));
+    let is_hex = hex.is_some_and(|hex| hex.chars().all(|digit| digit.is_ascii_hexdigit()));
+    let around = |char: char| char.is_numeric() || char.is_whitespace() || AROUND.contains(char);
+    is_word || is_hex || text.contains(char::is_numeric) && text.chars().all(around)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,5 +68,42 @@ mod tests {
         {
             check(form, Err(NotInteger::Form));
         }
+    }
+
+    #[test]
+    fn what_people_would_take_for_a_number() {
+        for like in [
+            "1.5",
+            "5.0",
+            "1e3",
+            "1e400",
+            " 5",
+            "5 ",
+            "--5",
+            "+-5",
+            "0x5",
+            "0xff",
+            "1_000",
+            "1,000",
+            "1'000",
+            ".5",
+            "5.",
+            "5%",
+            "\u{665}",
+            "\u{2212}5",
+            "\u{bd}",
+            "NaN",
+            "-Infinity",
+            "+inf",
+            "5\u{a0}",
+        ] {
+            assert!(looks_numeric(like.as_bytes()), "{like:?}");
+        }
+        for unlike in [
+            "", "+", "-", " ", "x", "b", "e", "5 apples", "5x5=25", "3f-a", "0xyz", "12:30", "v1.5",
+        ] {
+            assert!(!looks_numeric(unlike.as_bytes()), "{unlike:?}");
+        }
+        assert!(!looks_numeric(b"\xff5"));
     }
 }

@@ -1,8 +1,9 @@
-//! JSON bodies, read in one pass and without building values.
+//! JSON bodies, read in one pass over what is written and without building values.
 //!
-//! A body of many items is *readable* when it is well-formed and holds its list; what stands in an item is judged item by
-//! item, so that one wrong item fails alone. Hence the visitors here accept any value where a key or a delta belongs and
-//! note what is wrong with it, instead of ending the whole parse with an error as derived ones would.
+//! A body is *readable* when it is JSON by RFC 8259, is UTF-8 and holds its list. What stands in an item is judged item by
+//! item, so that one wrong item fails alone. Hence every piece is first taken as it is written and only then understood:
+//! half of a surrogate pair and a number beyond all types are JSON, and no reason to refuse the items beside them. A list,
+//! a line of NDJSON and a list of keys all come here, so the same item is the same in each.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -12,11 +13,11 @@ use base64::Engine;
 use base64::alphabet;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
-use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
+use serde_json::value::RawValue;
 
-use super::NotInteger;
+use super::{integer, mark};
 use crate::problem::Problem;
 
 /// The usual alphabet, with its padding or without.
@@ -54,72 +55,98 @@ pub(super) struct IncrementBody {
 
 pub(super) fn increment_body(body: &[u8]) -> Result<IncrementBody, Problem> {
     let mut told = IncrementBody::default();
-    let wrong = read(
-        body,
-        "body",
-        Object(|name: &str, value: Value<'_>| match name {
-            "delta" if told.delta.is_none() => {
-                told.delta = Some(value.integer("delta")?);
-                Ok(())
-            }
-            "return" if !told.returning => match value {
-                Value::Text(text) if text == "value" => {
-                    told.returning = true;
-                    Ok(())
-                }
-                _ => Err(Wrong::new("return", "can only be \"value\"")),
-            },
-            _ => Err(unexpected(name)),
-        }),
-    )?;
+    let members = Members(|name: &str, value: Written<'_>| match name {
+        "delta" if told.delta.is_none() => {
+            told.delta = Some(value.integer("delta")?);
+            Ok(())
+        }
+        "return" if !told.returning && value.text("return").is_ok_and(|text| text == "value") => {
+            told.returning = true;
+            Ok(())
+        }
+        "return" if !told.returning => Err(Wrong::new("return", "can only be \"value\"")),
+        _ => Err(unexpected(name)),
+    });
+    let wrong = read(body, &Cell::new("body"), members)?;
     wrong.map_or(Ok(told), |wrong| Err(wrong.problem()))
 }
 
-/// `{"increments": [ITEM, …]}` or `{"keys": [ITEM, …]}`: hands each item on as it comes.
+/// `{"increments": [ITEM, …]}` or `{"keys": [ITEM, …]}`: hands each item on as it comes, until one is refused.
 pub(super) fn items(
     body: &[u8],
     list: &'static str,
-    take: impl FnMut(Item<'_>),
+    take: impl FnMut(Item<'_>) -> Result<(), Problem>,
 ) -> Result<(), Problem> {
-    let inside = Cell::new("body");
-    let whole = Whole { list, inside: &inside, take };
-    let mut from = serde_json::Deserializer::from_slice(body);
-    let read = whole.deserialize(&mut from).and_then(|wrong| from.end().map(|()| wrong));
-    match read {
-        Ok(None) => Ok(()),
-        Ok(Some(wrong)) => Err(wrong.problem()),
-        Err(error) => Err(unreadable(inside.get(), &error)),
+    let (inside, refused) = (Cell::new("body"), Cell::new(None));
+    let wrong = read(body, &inside, Whole { list, inside: &inside, refused: &refused, take });
+    match (refused.take(), wrong) {
+        (Some(problem), _) => Err(problem),
+        (None, wrong) => wrong?.map_or(Ok(()), |wrong| Err(wrong.problem())),
     }
 }
 
 /// One item by itself, as a line of NDJSON is.
 pub(super) fn item(line: &[u8]) -> Item<'_> {
-    serde_json::from_slice(line).unwrap_or_else(|error| {
-        let wrong = Wrong::new("body", format!("is not JSON: {error}"));
-        Item { wrong: Some(wrong), ..Item::default() }
-    })
+    if line.starts_with(mark::UTF_8) {
+        return Item::wrong(Wrong::new("body", mark::IN_JSON));
+    }
+    match serde_json::from_slice::<&RawValue>(line) {
+        Ok(written) => Item::of(written.get()),
+        Err(error) => Item::wrong(Wrong::new("body", format!("is not JSON: {error}"))),
+    }
 }
 
+/// `inside`: where the parse is, for the error that ends it.
 fn read<'de, S: DeserializeSeed<'de>>(
     body: &'de [u8],
-    field: &'static str,
+    inside: &Cell<&'static str>,
     seed: S,
 ) -> Result<S::Value, Problem> {
+    mark::refuse_wide(body)?;
+    if body.starts_with(mark::UTF_8) {
+        return Err(Problem::bad_input("body", mark::IN_JSON));
+    }
     let mut from = serde_json::Deserializer::from_slice(body);
     let value = seed.deserialize(&mut from).and_then(|value| from.end().map(|()| value));
-    value.map_err(|error| unreadable(field, &error))
-}
-
-fn unreadable(field: &'static str, error: &serde_json::Error) -> Problem {
-    // Of the two, only wrong data can be blamed on a field.
-    match error.classify() {
-        Category::Data => Problem::bad_input(field, error.to_string()),
+    value.map_err(|error| match error.classify() {
+        // Of the two, only wrong data can be blamed on a field.
+        Category::Data => Problem::bad_input(inside.get(), error.to_string()),
         _ => Problem::bad_input("body", format!("is not JSON: {error}")),
-    }
+    })
 }
 
 fn unexpected(name: &str) -> Wrong {
     Wrong::new(name.to_owned(), "is not known here, or is there twice")
+}
+
+/// One value, as it is written.
+#[derive(Clone, Copy)]
+struct Written<'a>(&'a str);
+
+impl<'a> Written<'a> {
+    fn integer(self, field: &'static str) -> Result<i64, Wrong> {
+        integer(self.0.as_bytes()).map_err(|why| Wrong::new(field, why.detail()))
+    }
+
+    /// What a string says.
+    fn text(self, field: &'static str) -> Result<Cow<'a, str>, Wrong> {
+        if !self.0.starts_with('"') {
+            return Err(Wrong::new(field, "is no string"));
+        }
+        self.unescaped().ok_or_else(|| {
+            let detail = "has half of a surrogate pair, which is no character; \"key_base64\" takes any bytes";
+            Wrong::new(field, detail)
+        })
+    }
+
+    /// What stands between the quotes. None: that is no text, but half of a surrogate pair.
+    fn unescaped(self) -> Option<Cow<'a, str>> {
+        let inner = self.0.strip_prefix('"')?.strip_suffix('"')?;
+        if !inner.contains('\\') {
+            return Some(Cow::Borrowed(inner));
+        }
+        serde_json::from_str(self.0).ok().map(Cow::Owned)
+    }
 }
 
 /// One element of a list: what it says, and the first thing that is wrong with it.
@@ -133,21 +160,38 @@ pub(super) struct Item<'a> {
 }
 
 impl<'a> Item<'a> {
-    fn take(&mut self, name: &str, value: Value<'a>) -> Result<(), Wrong> {
+    fn wrong(wrong: Wrong) -> Self {
+        Self { wrong: Some(wrong), ..Self::default() }
+    }
+
+    /// `written` is JSON.
+    fn of(written: &'a str) -> Self {
+        let mut item = Self::default();
+        item.wrong = match written.as_bytes().first() {
+            Some(b'{') => {
+                let members = Members(|name: &str, value: Written<'a>| item.take(name, value));
+                let read = members.deserialize(&mut serde_json::Deserializer::from_str(written));
+                read.unwrap_or_else(|error| Some(Wrong::new("body", error.to_string())))
+            }
+            Some(b'"') => {
+                item.bare = true;
+                item.take("key", Written(written)).err()
+            }
+            _ => Some(Wrong::new("key", "an item is an object with \"key\" or \"key_base64\"")),
+        };
+        item
+    }
+
+    fn take(&mut self, name: &str, value: Written<'a>) -> Result<(), Wrong> {
         match name {
             "key" | "key_base64" if self.key.is_some() => Err(Wrong::new("key", "is there twice")),
             "key" => {
-                let Value::Text(text) = value else {
-                    return Err(Wrong::new("key", "is no string"));
-                };
-                self.key = Some(bytes(text));
+                self.key = Some(bytes(value.text("key")?));
                 Ok(())
             }
             "key_base64" => {
-                let decoded = match value {
-                    Value::Text(text) => BASE64.decode(text.as_bytes()).ok(),
-                    _ => None,
-                };
+                let text = value.text("key_base64").ok();
+                let decoded = text.and_then(|text| BASE64.decode(text.as_bytes()).ok());
                 let decoded = decoded.ok_or_else(|| Wrong::new("key_base64", "is no base64"))?;
                 self.key = Some(Cow::Owned(decoded));
                 Ok(())
@@ -168,193 +212,16 @@ fn bytes(text: Cow<'_, str>) -> Cow<'_, [u8]> {
     }
 }
 
-impl<'de> Deserialize<'de> for Item<'de> {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct ItemVisitor;
-        impl<'de> Visitor<'de> for ItemVisitor {
-            type Value = Item<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an item")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Item<'de>, A::Error> {
-                let mut item = Item::default();
-                item.wrong = members(map, |name, value| item.take(name, value))?;
-                Ok(item)
-            }
-
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Item<'de>, E> {
-                let key = Some(Cow::Borrowed(text.as_bytes()));
-                Ok(Item { key, bare: true, ..Item::default() })
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Item<'de>, E> {
-                let key = Some(Cow::Owned(text.as_bytes().to_vec()));
-                Ok(Item { key, bare: true, ..Item::default() })
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Item<'de>, A::Error> {
-                skip(seq)?;
-                Ok(no_item())
-            }
-
-            fn visit_bool<E>(self, _: bool) -> Result<Item<'de>, E> {
-                Ok(no_item())
-            }
-
-            fn visit_u64<E>(self, _: u64) -> Result<Item<'de>, E> {
-                Ok(no_item())
-            }
-
-            fn visit_i64<E>(self, _: i64) -> Result<Item<'de>, E> {
-                Ok(no_item())
-            }
-
-            fn visit_f64<E>(self, _: f64) -> Result<Item<'de>, E> {
-                Ok(no_item())
-            }
-
-            fn visit_unit<E>(self) -> Result<Item<'de>, E> {
-                Ok(no_item())
-            }
-        }
-        from.deserialize_any(ItemVisitor)
-    }
+/// The next name of an object; as it stands between its quotes if that is no text.
+fn next_name<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<Cow<'de, str>>, A::Error> {
+    let name = map.next_key::<&'de RawValue>()?.map(RawValue::get);
+    Ok(name.map(|name| Written(name).unescaped().unwrap_or(Cow::Borrowed(name.trim_matches('"')))))
 }
 
-fn no_item<'a>() -> Item<'a> {
-    let wrong = Wrong::new("key", "an item is an object with \"key\" or \"key_base64\"");
-    Item { wrong: Some(wrong), ..Item::default() }
-}
+/// An object whose members go to a closure, all of them, whatever is found wrong on the way. Gives the first such thing.
+struct Members<T>(T);
 
-/// Any value, as far as it matters here.
-enum Value<'a> {
-    Text(Cow<'a, str>),
-    Integer(i64),
-    NoInteger(NotInteger),
-    Other,
-}
-
-impl Value<'_> {
-    fn integer(self, field: &'static str) -> Result<i64, Wrong> {
-        match self {
-            Self::Integer(integer) => Ok(integer),
-            Self::NoInteger(why) => Err(Wrong::new(field, why.detail())),
-            Self::Text(_) | Self::Other => Err(Wrong::new(field, NotInteger::Form.detail())),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Value<'de> {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct ValueVisitor;
-        impl<'de> Visitor<'de> for ValueVisitor {
-            type Value = Value<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a value")
-            }
-
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Value<'de>, E> {
-                Ok(Value::Text(Cow::Borrowed(text)))
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Value<'de>, E> {
-                Ok(Value::Text(Cow::Owned(text.to_owned())))
-            }
-
-            fn visit_i64<E>(self, number: i64) -> Result<Value<'de>, E> {
-                Ok(Value::Integer(number))
-            }
-
-            fn visit_u64<E>(self, number: u64) -> Result<Value<'de>, E> {
-                Ok(i64::try_from(number)
-                    .map_or(Value::NoInteger(NotInteger::Range), Value::Integer))
-            }
-
-            /// Whole numbers beyond u64 come here too, and so does `-0`.
-            fn visit_f64<E>(self, number: f64) -> Result<Value<'de>, E> {
-                Ok(if number == 0.0 && number.is_sign_negative() {
-                    Value::Integer(0)
-                } else if number.abs() >= 2f64.powi(63) {
-                    Value::NoInteger(NotInteger::Range)
-                } else {
-                    Value::NoInteger(NotInteger::Form)
-                })
-            }
-
-            fn visit_bool<E>(self, _: bool) -> Result<Value<'de>, E> {
-                Ok(Value::Other)
-            }
-
-            fn visit_unit<E>(self) -> Result<Value<'de>, E> {
-                Ok(Value::Other)
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Value<'de>, A::Error> {
-                skip(seq)?;
-                Ok(Value::Other)
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value<'de>, A::Error> {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(Value::Other)
-            }
-        }
-        from.deserialize_any(ValueVisitor)
-    }
-}
-
-fn skip<'de, A: SeqAccess<'de>>(mut seq: A) -> Result<(), A::Error> {
-    while seq.next_element::<IgnoredAny>()?.is_some() {}
-    Ok(())
-}
-
-/// The name of a member: borrowed unless it was written with escapes.
-struct Name<'a>(Cow<'a, str>);
-
-impl<'de> Deserialize<'de> for Name<'de> {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct NameVisitor;
-        impl<'de> Visitor<'de> for NameVisitor {
-            type Value = Name<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a name")
-            }
-
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Name<'de>, E> {
-                Ok(Name(Cow::Borrowed(text)))
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Name<'de>, E> {
-                Ok(Name(Cow::Owned(text.to_owned())))
-            }
-        }
-        from.deserialize_str(NameVisitor)
-    }
-}
-
-/// Goes through an object to its end, whatever is found wrong on the way; returns the first such thing.
-fn members<'de, A: MapAccess<'de>>(
-    mut map: A,
-    mut take: impl FnMut(&str, Value<'de>) -> Result<(), Wrong>,
-) -> Result<Option<Wrong>, A::Error> {
-    let mut wrong = None;
-    while let Some(Name(name)) = map.next_key()? {
-        let taken = take(&name, map.next_value()?);
-        if let (None, Err(first)) = (&wrong, taken) {
-            wrong = Some(first);
-        }
-    }
-    Ok(wrong)
-}
-
-/// An object whose members go to a closure.
-struct Object<T>(T);
-
-impl<'de, T: FnMut(&str, Value<'de>) -> Result<(), Wrong>> DeserializeSeed<'de> for Object<T> {
+impl<'de, T: FnMut(&str, Written<'de>) -> Result<(), Wrong>> DeserializeSeed<'de> for Members<T> {
     type Value = Option<Wrong>;
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Option<Wrong>, D::Error> {
@@ -362,27 +229,34 @@ impl<'de, T: FnMut(&str, Value<'de>) -> Result<(), Wrong>> DeserializeSeed<'de> 
     }
 }
 
-impl<'de, T: FnMut(&str, Value<'de>) -> Result<(), Wrong>> Visitor<'de> for Object<T> {
+impl<'de, T: FnMut(&str, Written<'de>) -> Result<(), Wrong>> Visitor<'de> for Members<T> {
     type Value = Option<Wrong>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Option<Wrong>, A::Error> {
-        members(map, self.0)
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Option<Wrong>, A::Error> {
+        let mut wrong = None;
+        while let Some(name) = next_name(&mut map)? {
+            let value = map.next_value::<&'de RawValue>()?;
+            let taken = (self.0)(&name, Written(value.get()));
+            wrong = wrong.or(taken.err());
+        }
+        Ok(wrong)
     }
 }
 
 /// A body of many items: an object with one member, the list.
 struct Whole<'a, T> {
     list: &'static str,
-    /// Where the parse is, for the error that ends it.
     inside: &'a Cell<&'static str>,
+    /// Why an item was not taken: that ends the parse.
+    refused: &'a Cell<Option<Problem>>,
     take: T,
 }
 
-impl<'de, T: FnMut(Item<'_>)> DeserializeSeed<'de> for Whole<'_, T> {
+impl<'de, T: FnMut(Item<'_>) -> Result<(), Problem>> DeserializeSeed<'de> for Whole<'_, T> {
     type Value = Option<Wrong>;
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Option<Wrong>, D::Error> {
@@ -390,7 +264,7 @@ impl<'de, T: FnMut(Item<'_>)> DeserializeSeed<'de> for Whole<'_, T> {
     }
 }
 
-impl<'de, T: FnMut(Item<'_>)> Visitor<'de> for Whole<'_, T> {
+impl<'de, T: FnMut(Item<'_>) -> Result<(), Problem>> Visitor<'de> for Whole<'_, T> {
     type Value = Option<Wrong>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -399,11 +273,11 @@ impl<'de, T: FnMut(Item<'_>)> Visitor<'de> for Whole<'_, T> {
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Option<Wrong>, A::Error> {
         let (mut wrong, mut seen) = (None, false);
-        while let Some(Name(name)) = map.next_key()? {
+        while let Some(name) = next_name(&mut map)? {
             if name == self.list && !seen {
                 seen = true;
                 self.inside.set(self.list);
-                map.next_value_seed(List(&mut self.take))?;
+                map.next_value_seed(List { refused: self.refused, take: &mut self.take })?;
                 self.inside.set("body");
             } else {
                 map.next_value::<IgnoredAny>()?;
@@ -417,9 +291,12 @@ impl<'de, T: FnMut(Item<'_>)> Visitor<'de> for Whole<'_, T> {
     }
 }
 
-struct List<'a, T>(&'a mut T);
+struct List<'a, T> {
+    refused: &'a Cell<Option<Problem>>,
+    take: &'a mut T,
+}
 
-impl<'de, T: FnMut(Item<'_>)> DeserializeSeed<'de> for List<'_, T> {
+impl<'de, T: FnMut(Item<'_>) -> Result<(), Problem>> DeserializeSeed<'de> for List<'_, T> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
@@ -427,7 +304,7 @@ impl<'de, T: FnMut(Item<'_>)> DeserializeSeed<'de> for List<'_, T> {
     }
 }
 
-impl<'de, T: FnMut(Item<'_>)> Visitor<'de> for List<'_, T> {
+impl<'de, T: FnMut(Item<'_>) -> Result<(), Problem>> Visitor<'de> for List<'_, T> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -435,8 +312,11 @@ impl<'de, T: FnMut(Item<'_>)> Visitor<'de> for List<'_, T> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while let Some(item) = seq.next_element::<Item<'de>>()? {
-            (self.0)(item);
+        while let Some(written) = seq.next_element::<&'de RawValue>()? {
+            if let Err(problem) = (self.take)(Item::of(written.get())) {
+                self.refused.set(Some(problem));
+                return Err(A::Error::custom("an item was refused"));
+            }
         }
         Ok(())
     }

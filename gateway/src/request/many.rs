@@ -3,8 +3,9 @@
 use engine::key::{CounterKey, KEY_BYTES_MAX};
 use engine::ops::{Op, OpKind};
 
+use super::integer::{NotInteger, integer, looks_numeric};
 use super::json::{self, Item, Wrong};
-use super::{BodyType, ITEMS_MAX, NotInteger, integer, name_problem};
+use super::{BodyType, ITEMS_MAX, mark, name_problem};
 use crate::problem::{Kind, Problem};
 
 /// What an answer says of an item that failed, without its key and the detail.
@@ -31,7 +32,9 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// What its operations do not tell of the request: a hash of the items that make no sense, 0 if there are none.
+    /// What its operations do not tell of the request: a hash of the items that make no sense, 0 if there are none. Of
+    /// each its place, its key and the field that is to blame. Not the detail, which is prose: another build may say it
+    /// in other words, and the same request must stay the same.
     pub(crate) fn also(&self) -> u64 {
         if self.failed.is_empty() {
             return 0;
@@ -39,94 +42,117 @@ impl Batch {
         let mut bytes = Vec::new();
         for FailedItem { index, key, problem } in &self.failed {
             bytes.extend_from_slice(&index.to_le_bytes());
-            for part in [key.as_deref().unwrap_or_default(), problem.detail.as_bytes()] {
+            let field = problem.field.as_deref().unwrap_or_default();
+            for part in [key.as_deref().unwrap_or_default(), field.as_bytes()] {
                 bytes.extend_from_slice(&part.len().to_le_bytes());
                 bytes.extend_from_slice(part);
             }
         }
         engine::key::hash(&bytes) as u64
     }
+}
 
-    /// About as many bytes as its items that make no sense take, here and in the answer: many times what they take in the
-    /// body.
-    pub(crate) fn failed_bytes(&self) -> usize {
-        let one = |FailedItem { key, problem, .. }: &FailedItem| {
-            let key = key.as_ref().map_or(0, Vec::len);
-            size_of::<FailedItem>() + ANSWER_BYTES + 2 * (key + problem.detail.len())
-        };
-        self.failed.iter().map(one).sum()
+impl FailedItem {
+    /// About as many bytes as it takes, here and in the answer: many times what it takes in the body.
+    fn bytes(&self) -> usize {
+        let field = self.problem.field.as_ref().map_or(0, |field| field.len());
+        let key = self.key.as_ref().map_or(0, Vec::len);
+        size_of::<Self>() + ANSWER_BYTES + 2 * (key + self.problem.detail.len() + field)
+    }
+}
+
+/// A batch on its way from a body.
+struct Reading<'a, R> {
+    namespace: &'a str,
+    /// Asked for as many bytes as an item that makes no sense will take.
+    room: R,
+    batch: Batch,
+}
+
+impl<R: FnMut(usize) -> Result<(), Problem>> Reading<'_, R> {
+    /// The place of the next item.
+    fn index(&self) -> Result<u32, Problem> {
+        let items = self.batch.ops.len() + self.batch.failed.len();
+        one_more(items)?;
+        Ok(u32::try_from(items).expect("there are at most 100,000"))
     }
 
-    fn items(&self) -> usize {
-        self.ops.len() + self.failed.len()
-    }
-
-    fn index(&self) -> u32 {
-        u32::try_from(self.items()).expect("a body of 8 MiB has fewer items")
-    }
-
-    fn add(&mut self, namespace: &str, key: &[u8], delta: i64) {
-        let index = self.index();
-        match CounterKey::new(namespace.as_bytes(), key) {
+    fn add(&mut self, key: &[u8], delta: i64) -> Result<(), Problem> {
+        let index = self.index()?;
+        match CounterKey::new(self.namespace.as_bytes(), key) {
             Ok(counter) => {
                 let kind = OpKind::Add { delta: i128::from(delta) };
-                self.ops.push(Op { counter, kind });
-                self.indexes.push(index);
+                self.batch.ops.push(Op { counter, kind });
+                self.batch.indexes.push(index);
+                Ok(())
             }
             Err(error) => {
                 let problem = name_problem(error, key.len());
                 // Too long to be worth repeating, or empty.
-                self.failed.push(FailedItem { index, key: None, problem });
+                self.failed(FailedItem { index, key: None, problem })
             }
         }
     }
 
-    fn fail(&mut self, key: Option<&[u8]>, wrong: Wrong) {
+    fn fail(&mut self, key: Option<&[u8]>, wrong: Wrong) -> Result<(), Problem> {
         // One that is no key is not repeated: it may be too long, and the answer's document has none that is empty.
         let key = key.filter(|key| (1..=KEY_BYTES_MAX).contains(&key.len())).map(<[u8]>::to_vec);
-        let index = self.index();
-        self.failed.push(FailedItem { index, key, problem: wrong.problem() });
+        let index = self.index()?;
+        self.failed(FailedItem { index, key, problem: wrong.problem() })
     }
 
-    fn take(&mut self, namespace: &str, item: &Item<'_>) {
+    fn failed(&mut self, item: FailedItem) -> Result<(), Problem> {
+        (self.room)(item.bytes())?;
+        self.batch.failed.push(item);
+        Ok(())
+    }
+
+    fn take(&mut self, item: Item<'_>) -> Result<(), Problem> {
         let key = item.key.as_deref();
-        match (&item.wrong, key) {
-            (Some(wrong), _) => self.fail(key, wrong.clone()),
+        match (item.wrong, key) {
+            (Some(wrong), _) => self.fail(key, wrong),
             (None, Some(_)) if item.bare => {
-                self.fail(
-                    key,
-                    Wrong::new("key", "an item is an object with \"key\" and \"delta\""),
-                );
+                let detail = "an item is an object with \"key\" and \"delta\"";
+                self.fail(key, Wrong::new("key", detail))
             }
-            (None, Some(key)) => self.add(namespace, key, item.delta.unwrap_or(1)),
+            (None, Some(key)) => self.add(key, item.delta.unwrap_or(1)),
             (None, None) => self.fail(None, Wrong::new("key", "is missing")),
+        }
+    }
+
+    fn line(&mut self, line: &[u8]) -> Result<(), Problem> {
+        match split(line) {
+            Ok((key, delta)) => self.add(key, delta),
+            Err((key, why)) => self.fail(Some(key), Wrong::new("delta", why.detail())),
         }
     }
 }
 
-/// The items of a batch of increments. An error means that nothing can be understood, and nothing is applied.
-pub fn increments(namespace: &str, body_type: BodyType, body: &[u8]) -> Result<Batch, Problem> {
-    let mut batch = Batch::default();
+/// The items of a batch of increments. An error means that nothing is applied: nothing can be understood, there are too
+/// many, or there is no room. `room` is asked as they are read for the bytes that those take that make no sense.
+pub fn increments(
+    namespace: &str,
+    body_type: BodyType,
+    body: &[u8],
+    room: impl FnMut(usize) -> Result<(), Problem>,
+) -> Result<Batch, Problem> {
+    mark::refuse_wide(body)?;
+    let mut reading = Reading { namespace, room, batch: Batch::default() };
     match body_type {
-        BodyType::Json => {
-            json::items(body, "increments", |item| batch.take(namespace, &item))?;
-        }
+        BodyType::Json => json::items(body, "increments", |item| reading.take(item))?,
         BodyType::NdJson => {
-            for line in lines(body).filter(|line| !line.trim_ascii().is_empty()) {
-                batch.take(namespace, &json::item(line));
-            }
+            let lines = || lines(body).filter(|line| !line.trim_ascii().is_empty());
+            few_enough(body, lines())?;
+            lines().try_for_each(|line| reading.take(json::item(line)))?;
         }
         BodyType::Text => {
-            for line in lines(body).filter(|line| !line.is_empty()) {
-                match split(line) {
-                    Ok((key, delta)) => batch.add(namespace, key, delta),
-                    Err((key, why)) => batch.fail(Some(key), Wrong::new("delta", why.detail())),
-                }
-            }
+            let body = body.strip_prefix(mark::UTF_8).unwrap_or(body);
+            let lines = || lines(body).filter(|line| !line.is_empty());
+            few_enough(body, lines())?;
+            lines().try_for_each(|line| reading.line(line))?;
         }
     }
-    limited(batch.items())?;
-    Ok(batch)
+    Ok(reading.batch)
 }
 
 /// The keys of a request for many values: any that makes no sense fails it as a whole.
@@ -135,18 +161,18 @@ pub fn keys(namespace: &str, body: &[u8]) -> Result<Vec<CounterKey>, Problem> {
     let mut wrong = None;
     let mut items = 0;
     json::items(body, "keys", |item| {
-        let index = items;
-        items += 1;
+        one_more(items)?;
         match key(namespace, item) {
             Ok(counter) => keys.push(counter),
             Err(problem) => {
                 let field = problem.field.as_deref().unwrap_or("key");
-                let field = format!("keys[{index}].{field}");
+                let field = format!("keys[{items}].{field}");
                 wrong.get_or_insert_with(|| Problem::bad_input(field, problem.detail.clone()));
             }
         }
+        items += 1;
+        Ok(())
     })?;
-    limited(items)?;
     wrong.map_or(Ok(keys), Err)
 }
 
@@ -161,33 +187,102 @@ fn key(namespace: &str, item: Item<'_>) -> Result<CounterKey, Problem> {
     CounterKey::new(namespace.as_bytes(), &key).map_err(|error| name_problem(error, key.len()))
 }
 
-fn limited(items: usize) -> Result<(), Problem> {
-    if items <= ITEMS_MAX {
+/// So many items were there: may there be another? What is beyond the limit is not even read.
+fn one_more(items: usize) -> Result<(), Problem> {
+    if items < ITEMS_MAX {
         return Ok(());
     }
-    let detail = format!("a body has at most 100,000 items, this one has {items}");
-    Err(Problem::new(Kind::TooLarge, detail))
+    Err(Problem::new(Kind::TooLarge, "a body has at most 100,000 items, this one has more"))
 }
 
-/// Up to each LF, one CR before it dropped. What follows the last LF is a line too.
+/// Lines need not be understood to be counted. A body that is shorter can't have too many.
+fn few_enough<'a>(body: &[u8], mut lines: impl Iterator<Item = &'a [u8]>) -> Result<(), Problem> {
+    if body.len() > 2 * ITEMS_MAX && lines.nth(ITEMS_MAX).is_some() {
+        return one_more(ITEMS_MAX);
+    }
+    Ok(())
+}
+
+/// Up to each LF, one CR at the end dropped. What follows the last LF is a line too.
 fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
-    body.split_inclusive(|&byte| byte == b'\n').map(|line| match line {
-        [line @ .., b'\r', b'\n'] | [line @ .., b'\n'] => line,
-        line => line,
+    body.split_inclusive(|&byte| byte == b'\n').map(|line| {
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        line.strip_suffix(b"\r").unwrap_or(line)
     })
 }
 
 /// A key and what is asked of it, or what is wrong with its delta.
 type Split<'a> = Result<(&'a [u8], i64), (&'a [u8], NotInteger)>;
 
-/// `key<TAB>delta`, split at the last TAB if an integer follows; else all of it is the key, and 1 is meant.
+/// `key<TAB>delta`, split at the last TAB if an integer follows. Something else that looks like a number is no delta, and
+/// nobody meant it for a part of the key. Else all of it is the key, and 1 is meant.
 fn split(line: &[u8]) -> Split<'_> {
     let Some(tab) = line.iter().rposition(|&byte| byte == b'\t') else {
         return Ok((line, 1));
     };
-    match integer(&line[tab + 1..]) {
-        Ok(delta) => Ok((&line[..tab], delta)),
-        Err(NotInteger::Form) => Ok((line, 1)),
-        Err(why @ NotInteger::Range) => Err((&line[..tab], why)),
+    let (key, last) = (&line[..tab], &line[tab + 1..]);
+    match integer(last) {
+        Ok(delta) => Ok((key, delta)),
+        Err(NotInteger::Form) if !looks_numeric(last) => Ok((line, 1)),
+        Err(why) => Err((key, why)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It is in records that outlive a build: a request that is sent again through a newer gateway is the same.
+    #[test]
+    fn the_hash_of_items_that_make_no_sense_is_golden() {
+        #[track_caller]
+        fn check(body_type: BodyType, body: &str, want: u64) {
+            let batch = increments("ns", body_type, body.as_bytes(), |_| Ok(())).unwrap();
+            assert_eq!(batch.also(), want, "{body}");
+        }
+        check(BodyType::Text, "a\n", 0);
+        check(BodyType::Text, "a\nb\t1.5\n", GOLDEN[0]);
+        check(BodyType::NdJson, "{\"key\":\"a\"}\n{\"key\":\"b\",\"delta\":\"x\"}", GOLDEN[0]);
+        let list = r#"{"increments":[{"key":"a"},{"key":"b","delta":1e400}]}"#;
+        check(BodyType::Json, list, GOLDEN[0]);
+        check(BodyType::NdJson, "x\n", GOLDEN[1]);
+        check(BodyType::Json, r#"{"increments":[{"key":"b","delat":5}]}"#, GOLDEN[2]);
+    }
+
+    const GOLDEN: [u64; 3] =
+        [14_058_007_857_810_406_569, 2_113_402_453_858_228_916, 15_237_282_713_297_260_791];
+
+    #[test]
+    fn the_first_item_too_many_ends_the_parse_in_every_form() {
+        for (body_type, start, item, end) in [
+            (BodyType::Json, "{\"increments\":[0", ",0", ""),
+            (BodyType::NdJson, "x\n", "x\n", "\n"),
+            (BodyType::Text, "x\n", "x\n", "\n"),
+        ] {
+            let body = format!("{start}{}{end}", item.repeat(2 * ITEMS_MAX));
+            let mut asked = 0;
+            let room = |_| {
+                asked += 1;
+                Ok(())
+            };
+            let read = increments("ns", body_type, body.as_bytes(), room);
+            assert_eq!(read.map_err(|problem| problem.kind), Err(Kind::TooLarge), "{body_type:?}");
+            assert!(asked <= ITEMS_MAX, "{body_type:?}: {asked} were looked at");
+        }
+        let body = format!("{{\"keys\":[0{}", ",0".repeat(2 * ITEMS_MAX));
+        let read = keys("ns", body.as_bytes());
+        assert_eq!(read.map_err(|problem| problem.kind), Err(Kind::TooLarge));
+    }
+
+    #[test]
+    fn where_there_is_no_room_the_parse_ends() {
+        let mut left = 10_000_usize;
+        let room = |bytes: usize| {
+            left = left.checked_sub(bytes).ok_or_else(|| Problem::new(Kind::Overloaded, ""))?;
+            Ok(())
+        };
+        let body = "x\n".repeat(1000);
+        let read = increments("ns", BodyType::NdJson, body.as_bytes(), room);
+        assert_eq!(read.map_err(|problem| problem.kind), Err(Kind::Overloaded));
     }
 }

@@ -22,19 +22,20 @@ pub enum Route {
     IncrementMany {
         namespace: String,
     },
-    /// `GET /v1/counters/{ns}/{key}`. `bounded_ms`: a value that is at most so old will do.
+    /// `GET /v1/counters/{ns}/{key}`
     Get {
         counter: CounterKey,
-        bounded_ms: Option<u64>,
+        query: ReadQuery,
     },
-    /// `POST /v1/counters/{ns}/get`. `bounded_ms`: values that are at most so old will do.
+    /// `POST /v1/counters/{ns}/get`
     GetMany {
         namespace: String,
-        bounded_ms: Option<u64>,
+        query: ReadQuery,
     },
-    /// `DELETE /v1/counters/{ns}/{key}`
+    /// `DELETE /v1/counters/{ns}/{key}`. `exact`: the value as a string, too.
     Delete {
         counter: CounterKey,
+        exact: bool,
     },
     Page(Page),
 }
@@ -44,6 +45,8 @@ pub enum Route {
 pub enum Page {
     Livez,
     Readyz,
+    /// `/readyz?all`: whether every shard can be written to, too.
+    ReadyzAll,
     Metrics,
     Cluster,
     OpenApi,
@@ -54,6 +57,17 @@ pub enum Page {
 pub struct IncrementQuery {
     pub delta: Option<i64>,
     pub returning: bool,
+    /// The value as a string, too.
+    pub exact: bool,
+}
+
+/// What the URL of a read says.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct ReadQuery {
+    /// Values that are at most so old will do. None: as of now.
+    pub bounded_ms: Option<u64>,
+    /// Each value as a string, too.
+    pub exact: bool,
 }
 
 impl Route {
@@ -63,6 +77,11 @@ impl Route {
 
     pub fn writes(&self) -> bool {
         matches!(self, Self::Increment { .. } | Self::IncrementMany { .. } | Self::Delete { .. })
+    }
+
+    /// Whether `Accept` chooses the form of the answer.
+    pub fn has_forms(&self) -> bool {
+        matches!(self, Self::Increment { .. } | Self::Get { .. } | Self::Delete { .. })
     }
 }
 
@@ -76,16 +95,25 @@ pub(super) fn route(method: &Method, uri: &Uri) -> Result<Route, Problem> {
     }
     let page = match path {
         "/livez" => Page::Livez,
+        "/readyz" if asks_for_all(query.unwrap_or_default()) => Page::ReadyzAll,
         "/readyz" => Page::Readyz,
         "/metrics" => Page::Metrics,
         "/v1/cluster" => Page::Cluster,
         "/openapi.json" => Page::OpenApi,
         _ => return Err(no_such_path()),
     };
+    let is_health = matches!(page, Page::Livez | Page::Readyz | Page::ReadyzAll);
     match *method {
         Method::GET | Method::HEAD => Ok(Route::Page(page)),
+        // What HAProxy asks with, if it is not told otherwise.
+        Method::OPTIONS if is_health => Ok(Route::Page(page)),
+        _ if is_health => Err(not_allowed("GET, HEAD, OPTIONS")),
         _ => Err(not_allowed("GET, HEAD")),
     }
+}
+
+fn asks_for_all(query: &str) -> bool {
+    query.split('&').any(|parameter| parameter == "all" || parameter.starts_with("all="))
 }
 
 /// `rest` is what follows `/v1/counters/`.
@@ -105,19 +133,18 @@ fn counters(method: &Method, rest: &str, query: &str) -> Result<Route, Problem> 
         (Some(_), ..) => Err(no_such_path()),
         (None, _, &Method::GET | &Method::HEAD) => {
             let counter = named(namespace, key)?;
-            Ok(Route::Get { counter, bounded_ms: consistency(query)? })
+            Ok(Route::Get { counter, query: read_query(query)? })
         }
         (None, _, &Method::DELETE) => {
             let counter = named(namespace, key)?;
-            no_parameters(query)?;
-            Ok(Route::Delete { counter })
+            Ok(Route::Delete { counter, exact: only_exact(query)? })
         }
         (None, _, &Method::POST) if key == "increment" || key == "get" => {
             // Any key will do: it is the namespace that is checked, once for all items.
             let namespace = named(namespace, "k")?.namespace().to_owned();
             let namespace = String::from_utf8(namespace).expect("a checked namespace is ASCII");
             if key == "get" {
-                return Ok(Route::GetMany { namespace, bounded_ms: consistency(query)? });
+                return Ok(Route::GetMany { namespace, query: read_query(query)? });
             }
             no_parameters(query)?;
             Ok(Route::IncrementMany { namespace })
@@ -200,8 +227,25 @@ fn once<T>(slot: &mut Option<T>, value: T) -> Option<()> {
     slot.is_none().then(|| *slot = Some(value))
 }
 
+/// `value=string`: for those whose numbers have 53 bits.
+fn exact(slot: &mut Option<()>, value: &[u8]) -> Result<Option<()>, Problem> {
+    match value {
+        b"string" => Ok(once(slot, ())),
+        _ => Err(Problem::bad_input("value", "can only be \"string\"")),
+    }
+}
+
+fn only_exact(query: &str) -> Result<bool, Problem> {
+    let mut asked = None;
+    parameters(query, |name, value| match name {
+        "value" => exact(&mut asked, value),
+        _ => Ok(None),
+    })?;
+    Ok(asked.is_some())
+}
+
 fn increment_query(query: &str) -> Result<IncrementQuery, Problem> {
-    let (mut delta, mut returning) = (None, None);
+    let (mut delta, mut returning, mut asked) = (None, None, None);
     parameters(query, |name, value| match name {
         "delta" => {
             let value = integer(value).map_err(|why| Problem::bad_input("delta", why.detail()))?;
@@ -209,17 +253,17 @@ fn increment_query(query: &str) -> Result<IncrementQuery, Problem> {
         }
         "return" if value == b"value" => Ok(once(&mut returning, true)),
         "return" => Err(Problem::bad_input("return", "can only be \"value\"")),
+        "value" => exact(&mut asked, value),
         _ => Ok(None),
     })?;
-    Ok(IncrementQuery { delta, returning: returning.is_some() })
+    Ok(IncrementQuery { delta, returning: returning.is_some(), exact: asked.is_some() })
 }
 
 /// How old a value may be that a client is content with, when it does not say.
 const STALENESS_MS_DEFAULT: u64 = 1_000;
 
-/// None: as of now.
-fn consistency(query: &str) -> Result<Option<u64>, Problem> {
-    let (mut bounded, mut max_ms) = (None, None);
+fn read_query(query: &str) -> Result<ReadQuery, Problem> {
+    let (mut bounded, mut max_ms, mut asked) = (None, None, None);
     parameters(query, |name, value| match name {
         "consistency" => match value {
             b"linearizable" => Ok(once(&mut bounded, false)),
@@ -230,13 +274,16 @@ fn consistency(query: &str) -> Result<Option<u64>, Problem> {
             Ok(ms @ 0..) => Ok(once(&mut max_ms, ms.unsigned_abs())),
             _ => Err(Problem::bad_input("max_staleness_ms", "is a whole number of milliseconds")),
         },
+        "value" => exact(&mut asked, value),
         _ => Ok(None),
     })?;
-    match (bounded, max_ms) {
-        (Some(true), max_ms) => Ok(Some(max_ms.unwrap_or(STALENESS_MS_DEFAULT))),
-        (_, None) => Ok(None),
+    let bounded_ms = match (bounded, max_ms) {
+        (Some(true), max_ms) => Some(max_ms.unwrap_or(STALENESS_MS_DEFAULT)),
+        (_, None) => None,
         (_, Some(_)) => {
-            Err(Problem::bad_input("max_staleness_ms", "belongs to consistency=bounded"))
+            let detail = "belongs to consistency=bounded";
+            return Err(Problem::bad_input("max_staleness_ms", detail));
         }
-    }
+    };
+    Ok(ReadQuery { bounded_ms, exact: asked.is_some() })
 }

@@ -35,24 +35,30 @@ fn named(namespace: &str, key: &[u8]) -> CounterKey {
 }
 
 fn get(key: &[u8]) -> Route {
-    Route::Get { counter: named("ns", key), bounded_ms: None }
+    Route::Get { counter: named("ns", key), query: ReadQuery::default() }
 }
 
 fn one(delta: Option<i64>, returning: bool) -> Route {
-    Route::Increment { counter: named("ns", b"k"), query: IncrementQuery { delta, returning } }
+    Route::Increment {
+        counter: named("ns", b"k"),
+        query: IncrementQuery { delta, returning, exact: false },
+    }
 }
 
 #[test]
 fn paths() {
     routed("POST /v1/counters/ns/k/increment", one(None, false));
     routed("POST /v1/counters/ns/increment", Route::IncrementMany { namespace: "ns".into() });
-    let many = Route::GetMany { namespace: "ns".into(), bounded_ms: None };
+    let many = Route::GetMany { namespace: "ns".into(), query: ReadQuery::default() };
     routed("POST /v1/counters/ns/get", many);
     routed("GET /v1/counters/ns/k", get(b"k"));
     routed("HEAD /v1/counters/ns/k", get(b"k"));
-    routed("DELETE /v1/counters/ns/k", Route::Delete { counter: named("ns", b"k") });
+    routed("DELETE /v1/counters/ns/k", Route::Delete { counter: named("ns", b"k"), exact: false });
     routed("GET /livez", Route::Page(Page::Livez));
     routed("GET /readyz?verbose", Route::Page(Page::Readyz));
+    routed("GET /readyz?allow", Route::Page(Page::Readyz));
+    routed("GET /readyz?all", Route::Page(Page::ReadyzAll));
+    routed("OPTIONS /readyz?x&all=1", Route::Page(Page::ReadyzAll));
     routed("GET /metrics", Route::Page(Page::Metrics));
     routed("HEAD /v1/cluster", Route::Page(Page::Cluster));
     routed("GET http://host:1/v1/counters/ns/k", get(b"k"));
@@ -73,13 +79,15 @@ fn consistency() {
     #[track_caller]
     fn check(query: &str, want: Option<u64>) {
         let counter = named("ns", b"k");
-        routed(&format!("GET /v1/counters/ns/k?{query}"), Route::Get { counter, bounded_ms: want });
+        let want = ReadQuery { bounded_ms: want, exact: false };
+        routed(&format!("GET /v1/counters/ns/k?{query}"), Route::Get { counter, query: want });
     }
     check("consistency=linearizable", None);
     check("consistency=bounded&max_staleness_ms=250", Some(250));
     check("max_staleness_ms=0&consistency=bounded", Some(0));
     check("consistency=bounded", Some(1_000));
-    let many = Route::GetMany { namespace: "ns".into(), bounded_ms: Some(7) };
+    let query = ReadQuery { bounded_ms: Some(7), exact: false };
+    let many = Route::GetMany { namespace: "ns".into(), query };
     routed("POST /v1/counters/ns/get?consistency=bounded&max_staleness_ms=7", many);
     refused("POST /v1/counters/ns/get?max_staleness_ms=5", 400, "max_staleness_ms");
     refused("POST /v1/counters/ns/get?consistency=fresh", 400, "consistency");
@@ -144,5 +152,75 @@ fn plain_answers() {
     check("text/plain;q=0.9, application/json;q=0.5", true);
     check("text/plain;q=0", false);
     check("text/html, application/xhtml+xml", false);
+    check("application/json\nAccept: text/plain", false);
+    check("text/html\nAccept: text/plain", true);
     assert!(!judged("GET /v1/counters/ns/k").unwrap().plain);
+}
+
+/// Every line of a name is looked at, and what would change the meaning of a request is never passed over.
+#[test]
+fn headers_are_understood_or_refused() {
+    let batch = "POST /v1/counters/ns/increment";
+    let many = Route::IncrementMany { namespace: "ns".into() };
+    for fine in [
+        "Transfer-Encoding: chunked",
+        "Transfer-Encoding: Chunked",
+        "Content-Encoding: identity",
+        "Content-Encoding: Identity\nContent-Encoding: identity",
+        "Content-Type: text/plain; charset=UTF-8",
+        "Content-Type: text/plain;charset=\"us-ascii\"; format=flowed",
+        "Content-Type: application/json ; CHARSET=utf8",
+        "Expect: 100-Continue",
+        "Host: x",
+    ] {
+        routed(&format!("{batch}\n{fine}"), many.clone());
+    }
+    for (wrong, status, field) in [
+        ("Transfer-Encoding: gzip, chunked", 400, "Transfer-Encoding"),
+        ("Transfer-Encoding: gzip\nTransfer-Encoding: chunked", 400, "Transfer-Encoding"),
+        ("Transfer-Encoding: chunked\nTransfer-Encoding: chunked", 400, "Transfer-Encoding"),
+        ("Transfer-Encoding: chunked, chunked", 400, "Transfer-Encoding"),
+        ("Transfer-Encoding: identity, chunked", 400, "Transfer-Encoding"),
+        ("Transfer-Encoding: chunked;q=1", 400, "Transfer-Encoding"),
+        ("Content-Range: bytes 0-1/99", 400, "Content-Range"),
+        ("Host: x\nHost: x", 400, "Host"),
+        ("Expect: foo", 417, ""),
+        ("Expect: 100-continue\nExpect: foo", 417, ""),
+        ("Expect: 100-continue, foo", 417, ""),
+        ("Content-Encoding: gzip", 415, ""),
+        ("Content-Encoding: identity\nContent-Encoding: gzip", 415, ""),
+        ("Content-Encoding: gzip\nContent-Encoding: identity", 415, ""),
+        ("Content-Encoding: identity, gzip", 415, ""),
+        ("Content-Encoding: ", 415, ""),
+        ("Content-Type: text/plain\nContent-Type: application/json", 415, ""),
+        ("Content-Type: application/json\nContent-Type: application/json", 415, ""),
+        ("Content-Type: text/plain, application/json", 415, ""),
+        ("Content-Type: text/plain; charset=utf-16", 415, ""),
+        ("Content-Type: text/plain; charset=latin1", 415, ""),
+        ("Content-Type: application/json; charset=\"iso-8859-1\"", 415, ""),
+        ("Content-Type: text/plain; format=flowed; charset=utf-7", 415, ""),
+        ("Content-Type: text/plain; charset=utf-8; charset=utf-16", 415, ""),
+        ("Content-Type: text/plain; charset", 415, ""),
+    ] {
+        refused(&format!("{batch}\n{wrong}"), status, field);
+    }
+}
+
+#[test]
+fn values_as_strings_are_asked_for_by_name() {
+    let counter = || named("ns", b"k");
+    let read = ReadQuery { bounded_ms: None, exact: true };
+    let get = "GET /v1/counters/ns/k";
+    routed(&format!("{get}?value=string"), Route::Get { counter: counter(), query: read });
+    let many = Route::GetMany { namespace: "ns".into(), query: read };
+    routed("POST /v1/counters/ns/get?value=string", many);
+    let delete = "DELETE /v1/counters/ns/k?value=string";
+    routed(delete, Route::Delete { counter: counter(), exact: true });
+    let query = IncrementQuery { delta: None, returning: true, exact: true };
+    let one = "POST /v1/counters/ns/k/increment?return=value&value=string";
+    routed(one, Route::Increment { counter: counter(), query });
+    for wrong in ["value", "value=", "value=number", "value=string&value=string"] {
+        refused(&format!("{get}?{wrong}"), 400, "value");
+    }
+    refused("POST /v1/counters/ns/increment?value=string", 400, "value");
 }

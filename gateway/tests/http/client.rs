@@ -44,6 +44,15 @@ impl Client {
         Self { stream, input: Vec::new() }
     }
 
+    /// One whose kernel takes little that it has not read.
+    pub(crate) async fn narrow(address: SocketAddr) -> Self {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let stream = socket.connect(address).await.unwrap().into_std().unwrap();
+        stream.set_nonblocking(false).unwrap();
+        Self { stream, input: Vec::new() }
+    }
+
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
     }
@@ -114,6 +123,11 @@ impl Client {
         }
         let body = String::from_utf8(self.input.drain(..length).collect()).unwrap();
         Answer { status, headers, body }
+    }
+
+    /// A little of what comes, and drops it.
+    pub(crate) fn take_some(&mut self) {
+        let _closed = self.stream.read(&mut [0; 200]);
     }
 
     /// Nothing more comes: the server has closed the connection.

@@ -29,6 +29,7 @@ pub(crate) struct Cluster {
 pub(crate) struct Gateway {
     pub(crate) address: SocketAddr,
     stop: oneshot::Sender<()>,
+    hurry: oneshot::Sender<()>,
     thread: JoinHandle<Result<(), Fatal>>,
 }
 
@@ -44,6 +45,10 @@ pub(crate) fn options(etcd: String) -> Options {
         lease_ttl: 1,
         linger_us: 0,
         idle_timeout: 75,
+        memory_bytes: 1 << 30,
+        connections: None,
+        allow_origin: Vec::new(),
+        drain_seconds: 0,
     }
 }
 
@@ -51,6 +56,7 @@ impl Gateway {
     pub(crate) fn start(options: Options) -> Self {
         let (told, address) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
+        let (hurry, hurried) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -61,10 +67,23 @@ impl Gateway {
                 options,
                 |address| told.send(address).unwrap(),
                 stopped,
+                async {
+                    if hurried.await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                },
             ))
         });
         let address = address.recv_timeout(Duration::from_secs(10)).expect("it listens");
-        Self { address, stop, thread }
+        Self { address, stop, hurry, thread }
+    }
+
+    /// Asks it to stop, and then to be quick about it: what it is told between the two is up to the caller.
+    pub(crate) fn stop_in_a_hurry(self, between: impl FnOnce()) -> Result<(), Fatal> {
+        let _ended = self.stop.send(());
+        between();
+        let _ended = self.hurry.send(());
+        self.thread.join().expect("it does not panic")
     }
 
     /// Asks it to stop; the thread ends when it has.
@@ -153,7 +172,7 @@ impl Cluster {
 
     pub(crate) fn ready(&self) {
         let mut client = self.client();
-        until("the gateway is ready", || client.get("/readyz").status == 200);
+        until("the gateway reaches every shard", || client.get("/readyz?all").status == 200);
     }
 
     /// A key whose counter the given node leads.

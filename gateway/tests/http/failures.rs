@@ -17,8 +17,10 @@ fn said(answer: &Answer, want: (u16, &str, &str)) {
     let (status, kind, outcome) = want;
     assert_eq!((answer.status, answer.kind().as_str()), (status, kind), "{answer:?}");
     assert_eq!(answer.outcome(), outcome);
-    let retry = matches!(status, 429 | 503).then_some("1");
-    assert_eq!(answer.headers.get("retry-after").map(String::as_str), retry);
+    let retry = answer.headers.get("retry-after").map(|seconds| seconds.parse().unwrap());
+    let least = if kind == "no-space" { 5 } else { 1 };
+    let later = retry.is_some_and(|seconds: u64| (least..least + 3).contains(&seconds));
+    assert_eq!(later, matches!(status, 429 | 503), "{answer:?}");
 }
 
 fn increment(client: &mut Client, headers: &[&str]) -> Answer {
@@ -178,8 +180,11 @@ fn nobody_leads_the_shard() {
     cluster.nodes[1].kill();
     let mut client = cluster.client();
     // Each worker notices by itself, and is named until all have.
-    until("the gateway has noticed", || client.get("/readyz").body == "connection to node-2\n");
-    assert_eq!(client.get("/readyz").status, 503);
+    until("the gateway has noticed", || client.get("/readyz?all").body == "connection to node-2\n");
+    assert_eq!(client.get("/readyz?all").status, 503);
+    assert_eq!(client.get("/readyz").status, 200, "a part's trouble is not all of it");
+    let metrics = client.get("/metrics").body;
+    assert!(metrics.contains("dkc_gateway_shards_without_primary 1\n"), "{metrics}");
     let path = format!("/v1/counters/ns/{there}");
     let answer = client.call(&format!("POST {path}/increment"), &[SHORT], b"");
     said(&answer, (503, "no-primary", "not-applied"));
@@ -197,7 +202,40 @@ fn nobody_leads_the_shard() {
     cluster.block_on(promote(&store, ShardId(32_768), &cluster.nodes[0]));
     assert_eq!(client.answer(false).status, 200);
     assert_eq!(cluster.nodes[0].value("ns", there.as_bytes()), 1);
-    until("all primaries can be reached", || client.get("/readyz").status == 200);
+    until("all primaries can be reached", || client.get("/readyz?all").status == 200);
+    assert!(client.get("/metrics").body.contains("dkc_gateway_shards_without_primary 0\n"));
+}
+
+/// Whatever ends the wait for a shard that nobody leads, that is the reason: the queue is full, or the time is over.
+#[test]
+fn what_waits_for_a_primary_is_told_so() {
+    let mut cluster = Cluster::without_gateway(2);
+    cluster.start_gateway_with(|options| options.workers = Some(1));
+    cluster.ready();
+    let there = cluster.key_of(1, "b");
+    cluster.nodes[1].kill();
+    let mut client = cluster.client();
+    until("the gateway has noticed", || client.get("/readyz?all").status == 503);
+    let batch = "POST /v1/counters/ns/increment";
+    let lines = format!("{there}\n").repeat(100_000);
+    let text = "Content-Type: text/plain";
+    let mut waiting: Vec<_> = (0..4).map(|_| cluster.client()).collect();
+    for client in &mut waiting {
+        client.request(batch, &[text, "Request-Timeout-Ms: 4000"], lines.as_bytes());
+    }
+    let no_primary = (503, "no-primary", "not-applied");
+    // Until it is full the request waits for its time; then it is refused at once.
+    let one = format!("POST /v1/counters/ns/{there}/increment");
+    until("the queue is full", || {
+        let began = Instant::now();
+        said(&client.call(&one, &[SHORT], b""), no_primary);
+        began.elapsed() < Duration::from_millis(100)
+    });
+    let item = format!("{{\"increments\":[{{\"key\":\"{there}\"}}]}}");
+    said(&client.call(batch, &[SHORT], item.as_bytes()), no_primary);
+    for client in &mut waiting {
+        said(&client.answer(false), no_primary);
+    }
 }
 
 /// Another boot of the same store on the same port is another process, and is connected to as such.
@@ -210,7 +248,7 @@ fn a_node_starts_again() {
     let id = cluster.nodes[0].me.store;
     cluster.nodes[0].kill();
     cluster.block_on(unregister(&store, id));
-    until("the gateway has noticed", || client.get("/readyz").status == 503);
+    until("the gateway has noticed", || client.get("/readyz?all").status == 503);
     let again = cluster.nodes[0].again(2);
     cluster.nodes[0] = again;
     cluster.block_on(async {

@@ -31,14 +31,17 @@ fn what_a_starting_gateway_waits_for() {
     let mut client = cluster.client();
     #[track_caller]
     fn waits_for(client: &mut Client, reason: &str) {
-        let said = |client: &mut Client| {
-            let answer = client.get("/readyz");
+        let said = |client: &mut Client, path| {
+            let answer = client.get(path);
             (answer.status, answer.body)
         };
-        until(reason, || said(client) == (503, format!("{reason}\n")));
+        until(reason, || said(client, "/readyz") == (503, format!("{reason}\n")));
+        assert_eq!(said(client, "/readyz?all"), (503, format!("{reason}\n")));
+        let probed = client.call("OPTIONS /readyz", &[], b"");
+        assert_eq!((probed.status, probed.body.as_str()), (503, ""));
         let answer = client.call(INCREMENT, &["Request-Timeout-Ms: 100"], b"");
         assert_eq!((answer.status, answer.outcome().as_str()), (503, "not-applied"), "{answer:?}");
-        assert_eq!(answer.headers["retry-after"], "1");
+        assert!(["1", "2", "3"].contains(&answer.headers["retry-after"].as_str()));
         let answer = client.call("GET /v1/counters/ns/k", &["Request-Timeout-Ms: 100"], b"");
         assert_eq!((answer.status, answer.outcome().as_str()), (503, "not-applied"), "{answer:?}");
         assert_eq!(client.get("/livez").status, 200);
@@ -133,6 +136,109 @@ fn a_graceful_stop_finishes_what_is_under_way() {
     assert_eq!(left.len(), 0, "the lease was not given back");
 }
 
+/// Balancers see first that it goes; whoever comes all the same is served, and told to come on another connection.
+#[test]
+fn a_stopping_gateway_serves_on_for_a_while() {
+    let mut cluster = Cluster::without_gateway(1);
+    cluster.start_gateway_with(|options| options.drain_seconds = 3);
+    cluster.ready();
+    let address = cluster.address();
+    let mut kept = cluster.client();
+    assert_eq!(kept.call(INCREMENT, &[], b"").headers["keep-alive"], "timeout=75");
+    let began = Instant::now();
+    let stopped = cluster.gateway.take().unwrap().stop();
+    until("it says that it stops", || {
+        let answer = Client::new(address).get("/readyz");
+        (answer.status, answer.body.as_str()) == (503, "stopping\n")
+    });
+    for mut client in [kept, Client::new(address)] {
+        let answer = client.call(INCREMENT, &[], b"");
+        assert_eq!((answer.status, answer.headers["connection"].as_str()), (200, "close"));
+        assert!(!answer.headers.contains_key("keep-alive"));
+        assert!(client.is_closed());
+    }
+    assert!(began.elapsed() < Duration::from_secs(3), "this machine is too slow for this test");
+    stopped.join().unwrap().unwrap();
+    assert!(began.elapsed() >= Duration::from_secs(3));
+    assert_eq!(cluster.nodes[0].value("ns", b"k"), 3);
+    assert!(TcpStream::connect(address).is_err());
+}
+
+/// A second signal, or Ctrl-C.
+#[test]
+fn a_drain_can_be_cut_short() {
+    let mut cluster = Cluster::without_gateway(1);
+    cluster.start_gateway_with(|options| options.drain_seconds = 3600);
+    cluster.ready();
+    let address = cluster.address();
+    let gateway = cluster.gateway.take().unwrap();
+    let drains = || until("it drains", || Client::new(address).get("/readyz").status == 503);
+    gateway.stop_in_a_hurry(drains).unwrap();
+}
+
+/// What is in the socket when it stops was sent in time.
+#[test]
+fn a_request_that_was_sent_before_the_stop_is_answered() {
+    let mut cluster = Cluster::start(1);
+    let mut clients: Vec<_> = (0..100).map(|_| cluster.client()).collect();
+    for client in &mut clients {
+        assert_eq!(client.get("/livez").status, 200);
+    }
+    for client in &mut clients {
+        client.request(INCREMENT, &[], b"");
+    }
+    let stopped = cluster.gateway.take().unwrap().stop();
+    let answers = clients.iter_mut().map(|client| client.answer(false));
+    let applied = answers.filter(|answer| match answer.status {
+        200 => true,
+        _ => {
+            assert_eq!(
+                (answer.kind(), answer.outcome()),
+                ("stopping".into(), "not-applied".into())
+            );
+            false
+        }
+    });
+    assert_eq!(applied.count() as i128, cluster.nodes[0].value("ns", b"k"));
+    assert!(clients.iter_mut().all(Client::is_closed));
+    stopped.join().unwrap().unwrap();
+}
+
+/// Nobody learns by a broken connection that a gateway has ended.
+#[test]
+fn what_is_open_at_the_end_gets_a_definite_answer() {
+    let mut cluster = Cluster::start(2);
+    let (sent, unsent) = (cluster.key_of(0, "a"), cluster.key_of(1, "b"));
+    cluster.nodes[0].set_mood(Mood::Swallows);
+    cluster.nodes[1].kill();
+    let mut watching = cluster.client();
+    until("it has noticed", || watching.get("/readyz?all").body == "connection to node-2\n");
+    let long = "Request-Timeout-Ms: 60000";
+    let ask = |line: String| {
+        let mut client = cluster.client();
+        client.request(&line, &[long], b"");
+        client
+    };
+    let mut out = ask(format!("POST /v1/counters/ns/{sent}/increment"));
+    let mut waiting = ask(format!("POST /v1/counters/ns/{unsent}/increment"));
+    let mut reading = ask(format!("GET /v1/counters/ns/{unsent}"));
+    let mut half = cluster.client();
+    let head = format!("{INCREMENT} HTTP/1.1\r\nHost: x\r\n{long}\r\nContent-Length: 11\r\n\r\n");
+    half.send(format!("{head}{{\"del").as_bytes());
+    until("it was sent", || cluster.nodes[0].state().batches > 0);
+    let stopped = cluster.gateway.take().unwrap().stop();
+    let told = |client: &mut Client| {
+        let answer = client.answer(false);
+        (answer.status, answer.kind(), answer.outcome())
+    };
+    let definite = (503, "stopping".to_owned(), "not-applied".to_owned());
+    assert_eq!(told(&mut waiting), definite);
+    assert_eq!(told(&mut reading), definite);
+    assert_eq!(told(&mut half), definite);
+    assert_eq!(told(&mut out), (504, "deadline".to_owned(), "unknown".to_owned()));
+    stopped.join().unwrap().unwrap();
+}
+
 /// What can't be finished is not waited for beyond 10 s; here its own deadline ends it.
 #[test]
 fn a_stop_does_not_wait_for_a_dead_node() {
@@ -155,7 +261,12 @@ fn a_port_that_is_taken_is_a_setting_to_be_changed() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let http = taken.local_addr().unwrap();
     let options = gateway::Options { http, ..options(cluster.etcd.endpoint()) };
-    let served = cluster.block_on(gateway::serve(options, |_| {}, std::future::pending()));
+    let served = cluster.block_on(gateway::serve(
+        options,
+        |_| {},
+        std::future::pending(),
+        std::future::pending(),
+    ));
     let fatal = served.unwrap_err();
     assert_eq!(fatal.exit_code(), 2);
     assert!(fatal.to_string().contains(&http.to_string()), "{fatal}");
@@ -167,7 +278,8 @@ fn a_port_that_is_taken_is_a_setting_to_be_changed() {
 fn what_no_waiting_helps_against_ends_it() {
     #[track_caller]
     fn ends(cluster: &Cluster, etcd: String, why: &str) {
-        let served = gateway::serve(options(etcd), |_| {}, std::future::pending());
+        let served =
+            gateway::serve(options(etcd), |_| {}, std::future::pending(), std::future::pending());
         let fatal = cluster.block_on(served).unwrap_err();
         assert_eq!(fatal.exit_code(), 2);
         assert!(fatal.to_string().contains(why), "{fatal}");
@@ -193,9 +305,10 @@ fn an_etcd_whose_history_went_back_is_not_followed() {
     let before = page(&mut client);
     cluster.etcd_begins_anew();
     until("it is told", || {
-        let answer = client.get("/readyz");
+        let answer = client.get("/readyz?all");
         (answer.status, answer.body.as_str()) == (503, "etcd-went-back\n")
     });
+    assert_eq!(client.get("/readyz").status, 200, "it serves on");
     assert_eq!(page(&mut client), before, "the last map");
     assert_eq!(client.call("GET /v1/counters/ns/k", &[], b"").status, 200);
 }

@@ -63,6 +63,10 @@ pub(crate) struct State {
     pub(crate) batches: u64,
     /// Gateways that were refused.
     pub(crate) turned_away: u64,
+    /// Times that it was asked how it is.
+    pub(crate) queries: u64,
+    /// Connections over which it was.
+    pub(crate) askers: BTreeSet<SocketAddr>,
     rows: BTreeMap<(SessionId, u16), (Bseq, Answer)>,
     /// Sessions that were dropped: no batch of theirs is applied any more.
     expired: BTreeSet<SessionId>,
@@ -97,6 +101,8 @@ impl Node {
             moods: BTreeMap::new(),
             batches: 0,
             turned_away: 0,
+            queries: 0,
+            askers: BTreeSet::new(),
             rows: BTreeMap::new(),
             expired: BTreeSet::new(),
             tokens: BTreeMap::new(),
@@ -352,8 +358,13 @@ impl Gateway for Shared {
 impl Control for Shared {
     async fn query(
         &self,
-        _: Request<wire::NodeQuery>,
+        request: Request<wire::NodeQuery>,
     ) -> Result<Response<wire::NodeQueryReply>, Status> {
+        {
+            let mut state = self.state.lock().unwrap();
+            state.queries += 1;
+            state.askers.extend(request.remote_addr());
+        }
         let status = |slots: &Slots| ReplicaStatus {
             shard: slots.shard(),
             promised: Epoch(1),

@@ -1,8 +1,13 @@
 //! What is told about the gateway and the cluster.
 
+use std::time::{Duration, Instant};
+
+use engine::ids::{Boot, StoreId};
+use engine::records::NodeRecord;
 use serde_json::json;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, register, unregister, until};
+use crate::node::Node;
 
 #[test]
 fn pages() {
@@ -46,4 +51,122 @@ fn pages() {
         "replicas": [{"node": "node-2", "last": 7, "applied": 6, "digest": digest, "sessions_digest": format!("{:032x}", 0),
         "digest_at": 6}]});
     assert_eq!(told["shards"][1], want);
+}
+
+/// Who asks in a loop, and a crowd that does, cost a node five questions a second over one connection.
+#[test]
+fn the_cluster_is_gathered_at_most_every_200_ms_for_all() {
+    let cluster = Cluster::start(1);
+    let began = Instant::now();
+    let address = cluster.address();
+    let ask = || {
+        let mut client = crate::client::Client::new(address);
+        while began.elapsed() < Duration::from_millis(1_500) {
+            assert_eq!(client.get("/v1/cluster").status, 200);
+        }
+    };
+    std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(ask))));
+    let most = began.elapsed().as_millis() as u64 / 200 + 1;
+    let state = cluster.nodes[0].state();
+    assert!((2..=most).contains(&state.queries), "{} questions, {most} at most", state.queries);
+    assert_eq!(state.askers.len(), 1, "{:?}", state.askers);
+}
+
+/// That it can't be asked is not its fault.
+#[test]
+fn a_node_that_can_not_be_asked_is_unknown() {
+    let mut cluster = Cluster::without_gateway(1);
+    cluster.nodes.push(Node::start(2, 1, ([127, 0, 0, 1], 0).into(), vec![]));
+    let store = cluster.store();
+    cluster.block_on(async {
+        register(&store, &cluster.nodes[1]).await;
+        unregister(&store, StoreId(2)).await;
+        let address = "no address".to_owned();
+        let key = NodeRecord { boot: Boot(1), address, capacity: 1, versions: (1, 1) };
+        store.create(&StoreId(2), &key).await.unwrap();
+    });
+    cluster.start_gateway();
+    cluster.ready();
+    let mut client = cluster.client();
+    let mut state = || client.get("/v1/cluster").json()["nodes"][1]["state"].clone();
+    until("it is known", || state() == "unknown");
+    cluster.nodes[0].kill();
+    let mut client = cluster.client();
+    until("the other is gone", || client.get("/v1/cluster").json()["nodes"][0]["state"] == "down");
+}
+
+/// A cache may keep nothing but the contract, and knows what answers depend on.
+#[test]
+fn nothing_is_kept_by_caches() {
+    let cluster = Cluster::start(1);
+    let mut client = cluster.client();
+    let forms = [
+        "GET /v1/counters/ns/k",
+        "POST /v1/counters/ns/k/increment",
+        "DELETE /v1/counters/ns/k",
+        "HEAD /v1/counters/ns/k",
+    ];
+    let others = ["GET /livez", "GET /readyz", "GET /metrics", "GET /v1/cluster", "GET /nowhere"];
+    for (lines, vary) in [(&forms[..], Some("Accept")), (&others[..], None)] {
+        for line in lines {
+            let answer = client.call(line, &[], b"");
+            assert_eq!(answer.headers["cache-control"], "no-store", "{line}");
+            assert_eq!(answer.headers.get("vary").map(String::as_str), vary, "{line}");
+            assert_eq!(answer.headers["keep-alive"], "timeout=75", "{line}");
+        }
+    }
+    assert!(!client.get("/openapi.json").headers.contains_key("cache-control"));
+    let last = client.call("GET /livez", &["Connection: close"], b"");
+    assert!(!last.headers.contains_key("keep-alive"));
+    assert_eq!(last.headers["connection"], "close");
+    let mut client = cluster.client();
+    client.send(b"rubbish\r\n\r\n");
+    assert_eq!(client.answer(false).headers["cache-control"], "no-store");
+}
+
+/// What a browser sends for a page, and what it asks before.
+#[test]
+fn pages_of_named_origins_may_count() {
+    let mut cluster = Cluster::without_gateway(1);
+    const SHOP: &str = "https://shop.example";
+    cluster.start_gateway_with(|options| options.allow_origin = vec![SHOP.to_owned()]);
+    cluster.ready();
+    let mut client = cluster.client();
+    let (own, evil) = (format!("Origin: {SHOP}"), "Origin: https://evil.example");
+    let line = "/v1/counters/ns/k/increment";
+    let method = "Access-Control-Request-Method: POST";
+    let names = "Access-Control-Request-Headers: content-type,idempotency-key";
+    let asked = client.call(&format!("OPTIONS {line}"), &[&own, method, names], b"");
+    assert_eq!((asked.status, asked.body.as_str()), (204, ""));
+    let said = |name: &str| asked.headers[name].clone();
+    assert_eq!(said("access-control-allow-origin"), SHOP);
+    assert!(said("access-control-allow-methods").contains("POST"));
+    let sent = said("access-control-allow-headers");
+    assert!(
+        ["Content-Type", "Idempotency-Key", "Request-Timeout-Ms"]
+            .iter()
+            .all(|name| sent.contains(name))
+    );
+    assert_eq!((said("vary").as_str(), said("cache-control").as_str()), ("Origin", "no-store"));
+    let counted = client.call(&format!("POST {line}"), &[&own], b"");
+    assert_eq!((counted.status, counted.headers["vary"].as_str()), (200, "Accept, Origin"));
+    assert_eq!(counted.headers["access-control-allow-origin"], SHOP);
+    assert!(counted.headers["access-control-expose-headers"].contains("Retry-After"));
+    // A problem can be read, too.
+    let wrong = client.call(&format!("POST {line}?delta=x"), &[&own], b"");
+    assert_eq!(wrong.status, 400);
+    assert_eq!(wrong.headers["access-control-allow-origin"], SHOP);
+    for (line, headers) in [
+        (format!("OPTIONS {line}"), [evil, method]),
+        (format!("POST {line}"), [evil, "Content-Type: text/plain;charset=UTF-8"]),
+        ("DELETE /v1/counters/ns/k".to_owned(), [evil, "Sec-Fetch-Site: cross-site"]),
+        ("GET /v1/counters/ns/k".to_owned(), ["X: y", "Sec-Fetch-Site: cross-site"]),
+    ] {
+        let answer = client.call(&line, &headers, b"");
+        assert_eq!((answer.status, answer.kind().as_str()), (403, "forbidden-origin"), "{line}");
+        assert!(!answer.headers.contains_key("access-control-allow-origin"));
+    }
+    assert_eq!(cluster.nodes[0].value("ns", b"k"), 1);
+    // Who is no browser is not asked where he comes from.
+    assert_eq!(client.call(&format!("OPTIONS {line}"), &[], b"").status, 405);
 }

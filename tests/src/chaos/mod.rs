@@ -232,7 +232,7 @@ fn start(nemesis: &mut Nemesis<'_>) -> Result<Vec<String>, String> {
     let gateways = nemesis.field.fleet.gateways();
     let ready = || -> Result<(), String> {
         for gateway in &gateways {
-            match Client::new(gateway).get("/readyz") {
+            match Client::new(gateway).get("/readyz?all") {
                 Ok(answer) if answer.status == 200 => {}
                 other => return Err(format!("{gateway} is not ready: {other:?}")),
             }

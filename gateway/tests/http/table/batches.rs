@@ -55,7 +55,9 @@ fn json(table: &mut Table) {
         (r#"{"increments":[{"key":"a"}],"return":"value"}"#, "400 bad-input return", ""),
         (r#"{"increments":[{"key":"a"}"#, "400 bad-input body", ""),
         (r#"{"increments":[{"key":"a"},]}"#, "400 bad-input body", ""),
-        (r#"{"increments":[{"key":"a"},{"key":"\ud800"}]}"#, "400 bad-input body", ""),
+        ("{\"increments\":[{\"key\":\"a\"},{\"key\":\"b\nc\"}]}", "400 bad-input body", ""),
+        (r#"{"increments":[{"key":"a"},{"key":"b","delta":05}]}"#, "400 bad-input body", ""),
+        ("\u{feff}{\"increments\":[{\"key\":\"a\"}]}", "400 bad-input body", ""),
         (r#"{"increments":[{"key":"a"}]} x"#, "400 bad-input body", ""),
         ("a\t5\n", "400 bad-input body", ""),
     ] {
@@ -75,6 +77,7 @@ fn json(table: &mut Table) {
 
 /// Each of these items fails alone, beside one that does not; and by itself, which is the whole batch's status then.
 fn json_items(table: &mut Table) {
+    let nested = format!("{{\"key\":\"a\",\"delta\":{}{}}}", "[".repeat(200), "]".repeat(200));
     for (item, field) in [
         ("{}", "key"),
         ("5", "key"),
@@ -102,6 +105,20 @@ fn json_items(table: &mut Table) {
         (r#"{"key":"a","delta":-9223372036854775809}"#, "delta"),
         (r#"{"key":"a","detla":5}"#, "detla"),
         (r#"{"key":"a","return":"value"}"#, "return"),
+        // What is JSON, though no text and no number of any type.
+        (r#"{"key":"\ud83d"}"#, "key"),
+        (r#"{"key":"\ude00\ud83d"}"#, "key"),
+        (r#""\ud83d""#, "key"),
+        (r#"{"key_base64":"\ud83d"}"#, "key_base64"),
+        (r#"{"key":"a","x":"\ud83d"}"#, "x"),
+        (r#"{"key":"a","x\ud83d":1}"#, r"x\ud83d"),
+        (r#"{"key":"a","delta":1e400}"#, "delta"),
+        (r#"{"key":"a","delta":-1e400}"#, "delta"),
+        (r#"{"key":"a","delta":1e3}"#, "delta"),
+        (r#"{"key":"a","delta":-0.0}"#, "delta"),
+        (r#"{"key":"a","delta":123456789012345678901234567890}"#, "delta"),
+        ("1e400", "key"),
+        (nested.as_str(), "delta"),
     ] {
         let body =
             format!("{BATCH}\n\n{{\"increments\":[{{\"key\":\"z\"}},{item},{{\"key\":\"z\"}}]}}");
@@ -135,11 +152,22 @@ fn ndjson(table: &mut Table) {
         ),
         ("{\"increments\":[{\"key\":\"a\"}]}", "400 0/0 0:increments", ""),
         ("a\t5\n", "400 0/0 0:body", ""),
+        ("\u{feff}{\"key\":\"a\"}\n{\"key\":\"b\"}\n", "200 1/1 0:body", "b=1"),
     ] {
         table.row(format!("{BATCH}\nContent-Type: application/x-ndjson\n\n{body}"), say, did);
     }
     let line = b"\nContent-Type: application/x-ndjson\n\n{\"key\":\"\xff\"}\n{\"key\":\"b\"}\n";
     table.row([BATCH.as_bytes(), line].concat(), "200 1/1 0:body", "b=1");
+    // UTF-16 and UTF-32: no line of it is what it seems to be.
+    for mark in [&b"\xff\xfe"[..], b"\xfe\xff", b"\xff\xfe\0\0", b"\0\0\xfe\xff"] {
+        for media in ["text/plain", "application/x-ndjson", "application/json"] {
+            let head = format!("{BATCH}\nContent-Type: {media}\n\n");
+            let ask = [head.as_bytes(), mark, b"a\0\n\0"].concat();
+            table.row(ask, "400 bad-input body", "");
+        }
+        let ask = [&b"POST /v1/counters/NS/get\n\n"[..], mark, b"{\0}\0"].concat();
+        table.row(ask, "400 bad-input body", "");
+    }
 }
 
 fn text(table: &mut Table) {
@@ -163,15 +191,25 @@ fn text(table: &mut Table) {
         (b"a\t5\t", "200 1/1", r"a\t5\t=1"),
         (b"a\t", "200 1/1", r"a\t=1"),
         (b"\t", "200 1/1", r"\t=1"),
-        (b"a\t5 ", "200 1/1", r"a\t5 =1"),
-        (b"a\t 5", "200 1/1", r"a\t 5=1"),
-        (b"a\t1.5", "200 1/1", r"a\t1.5=1"),
-        (b"a\t1e3", "200 1/1", r"a\t1e3=1"),
         (b"a\t+", "200 1/1", r"a\t+=1"),
-        (b"a\t--5", "200 1/1", r"a\t--5=1"),
-        // One CR before a LF, no more and nowhere else.
-        (b"a\r\r\nb\rc\nd\r", "200 3/3", r"a\r=1, b\rc=1, d\r=1"),
-        (b"a\t5\r\nb\t5\r", "200 2/2", r"a=5, b\t5\r=1"),
+        (b"a\tv1.5", "200 1/1", r"a\tv1.5=1"),
+        // What looks like a number there and is no integer was meant as a delta.
+        (b"a\t5 \nb", "200 1/1 0:delta", "b=1"),
+        (b"a\t 5\nb", "200 1/1 0:delta", "b=1"),
+        (b"a\t1.5\nb", "200 1/1 0:delta", "b=1"),
+        (b"a\t1e3\nb", "200 1/1 0:delta", "b=1"),
+        (b"a\t1,000\nb", "200 1/1 0:delta", "b=1"),
+        (b"a\t--5\nb", "200 1/1 0:delta", "b=1"),
+        (b"a\t0x10\nb", "200 1/1 0:delta", "b=1"),
+        (b"a\tNaN\nb", "200 1/1 0:delta", "b=1"),
+        ("a\t\u{2212}5\nb".as_bytes(), "200 1/1 0:delta", "b=1"),
+        // One CR at the end of a line, no more and nowhere else.
+        (b"a\r\r\nb\rc\nd\r", "200 3/3", r"a\r=1, b\rc=1, d=1"),
+        (b"a\t5\r\nb\t5\r", "200 2/2", "a=5, b=5"),
+        // A mark before all is no part of the first key; elsewhere it is like any bytes.
+        (b"\xef\xbb\xbfa\na\n", "200 2/2", "a=2"),
+        (b"\xef\xbb\xbf", "200 0/0", ""),
+        (b"a\n\xef\xbb\xbfa\n", "200 2/2", r"a=1, \xef\xbb\xbfa=1"),
         (b" a \n", "200 1/1", " a =1"),
         (b"\xff\x00\t7\n\xc3\xa9\n", "200 2/2", r"\xc3\xa9=1, \xff\x00=7"),
         // A bad line fails alone.
@@ -182,7 +220,7 @@ fn text(table: &mut Table) {
         (long.as_bytes(), "400 0/0 0:key", ""),
     ];
     for (body, say, did) in rows {
-        for media in ["text/plain", "text/plain; charset=latin1"] {
+        for media in ["text/plain", "text/plain; charset=us-ascii"] {
             let head = format!("{BATCH}\nContent-Type: {media}\n\n");
             table.row([head.as_bytes(), body].concat(), say, did);
         }

@@ -27,8 +27,10 @@ pub(super) fn rows(table: &mut Table) {
     table.unanswered(&all("504 deadline", "504 deadline"));
     // From here on there is no node.
     table.killed();
-    table.row("GET /readyz", "503 text connection to node-1\n", "");
-    table.row("HEAD /readyz", "503", "");
+    table.row("GET /readyz?all", "503 text connection to node-1\n", "");
+    table.row("HEAD /readyz?all", "503", "");
+    table.row("OPTIONS /readyz?all", "503 text ", "");
+    table.row("GET /readyz", "200 text ok\n", "");
     table.row("GET /livez", "200 text ok\n", "");
     for (ask, say) in all("503 no-primary", "503 no-primary") {
         table.row(ask, &say, "");

@@ -80,9 +80,9 @@ impl Table {
         let line = lines.next().expect("a request line");
         let headers: Vec<_> = lines.collect();
         let answer = self.client.call(line, &headers, body);
-        self.judge(line, &answer, &say.replace("NS", &namespace));
+        self.judge(line, &answer, &say.replace("\"NS\"", &format!("\"{namespace}\"")));
         assert_eq!(self.values(&namespace), did, "what was done\n{head}\n{answer:?}");
-        if (400..=415).contains(&answer.status) && answer.status != 410 {
+        if (400..=417).contains(&answer.status) && answer.status != 410 {
             let now = self.node().state().batches;
             assert_eq!(now, batches, "sent to a node although refused\n{head}");
         }
@@ -123,7 +123,7 @@ impl Table {
     fn killed(&mut self) {
         self.cluster.nodes[0].kill();
         let told = "connection to node-1\n";
-        until("the gateway has noticed", || self.client.get("/readyz").body == told);
+        until("the gateway has noticed", || self.client.get("/readyz?all").body == told);
     }
 
     fn node(&self) -> &Node {

@@ -14,6 +14,7 @@ pub(super) fn rows(table: &mut Table) {
     media_types(table);
     limits(table);
     pages(table);
+    any_request(table);
 }
 
 fn paths(table: &mut Table) {
@@ -178,8 +179,11 @@ fn methods(table: &mut Table) {
     for method in ["POST", "PUT", "PATCH", "OPTIONS", "TRACE"] {
         let counter = "405 method-not-allowed DELETE, GET, HEAD";
         table.row(format!("{method} /v1/counters/NS/k\n\n{{\"delta\":5}}"), counter, "");
-        for page in ["/livez", "/readyz", "/metrics", "/v1/cluster", "/openapi.json"] {
+        for page in ["/metrics", "/v1/cluster", "/openapi.json"] {
             table.row(format!("{method} {page}"), "405 method-not-allowed GET, HEAD", "");
+        }
+        for page in ["/livez", "/readyz"].iter().filter(|_| method != "OPTIONS") {
+            table.row(format!("{method} {page}"), "405 method-not-allowed GET, HEAD, OPTIONS", "");
         }
     }
     for method in ["PUT", "PATCH", "OPTIONS", "TRACE"] {
@@ -288,6 +292,20 @@ fn media_types(table: &mut Table) {
         unknown,
         "",
     );
+    for headers in [
+        "Content-Encoding: identity\nContent-Encoding: gzip",
+        "Content-Type: application/json",
+        "Content-Type: text/plain",
+    ] {
+        let ask = format!("{BATCH}\nContent-Type: text/plain\n{headers}\n\n{item}");
+        table.row(ask, unknown, "");
+    }
+    for charset in ["utf-16", "latin1", "\"windows-1252\""] {
+        for media in ["text/plain", "application/json", "application/x-ndjson"] {
+            let ask = format!("{BATCH}\nContent-Type: {media}; charset={charset}\n\n{item}");
+            table.row(ask, unknown, "");
+        }
+    }
     table.row("POST /v1/counters/NS/get\nContent-Type: text/plain\n\nk", unknown, "");
     table.row("POST /v1/counters/NS/get\nContent-Type: application/x-ndjson\n\n\"k\"", unknown, "");
     table.row(format!("{one}\nContent-Type: text/plain\n\n5"), unknown, "");
@@ -347,11 +365,57 @@ fn limits(table: &mut Table) {
 fn pages(table: &mut Table) {
     table.row("GET /livez", "200 text ok\n", "");
     table.row("GET /readyz?verbose", "200 text ok\n", "");
+    table.row("GET /readyz?all", "200 text ok\n", "");
+    // As HAProxy asks.
+    for page in ["/livez", "/readyz", "/readyz?all"] {
+        table.row(format!("OPTIONS {page}"), "200 text ", "");
+    }
     for page in ["/livez", "/readyz", "/metrics", "/v1/cluster", "/openapi.json"] {
         table.row(format!("HEAD {page}"), "200", "");
         table.row(format!("GET {page}\nRequest-Timeout-Ms: x"), "200 *", "");
         let long = format!("{page}?{}", "&".repeat(8 * 1024));
         table.row(format!("GET {long}"), "414 url-too-long", "");
         table.row(format!("HEAD {long}"), "414", "");
+        if matches!(page, "/livez" | "/readyz") {
+            table.row(format!("OPTIONS {long}"), "414 url-too-long", "");
+        }
+    }
+}
+
+/// What any request may say wrongly, whatever it asks for.
+fn any_request(table: &mut Table) {
+    for line in [
+        "POST /v1/counters/NS/k/increment",
+        "GET /v1/counters/NS/k",
+        "HEAD /v1/counters/NS/k",
+        "DELETE /v1/counters/NS/k",
+        BATCH,
+        "POST /v1/counters/NS/get",
+        "GET /livez",
+        "HEAD /livez",
+        "OPTIONS /livez",
+        "GET /readyz",
+        "HEAD /readyz",
+        "OPTIONS /readyz",
+        "GET /metrics",
+        "HEAD /metrics",
+        "GET /v1/cluster",
+        "HEAD /v1/cluster",
+        "GET /openapi.json",
+        "HEAD /openapi.json",
+    ] {
+        for (header, say) in [
+            ("Origin: https://evil.example", "403 forbidden-origin"),
+            ("Origin: null", "403 forbidden-origin"),
+            ("Sec-Fetch-Site: cross-site", "403 forbidden-origin"),
+            ("Sec-Fetch-Site: same-origin", "403 forbidden-origin"),
+            ("Content-Encoding: gzip", "415 unsupported-media-type"),
+            ("Expect: foo", "417 expectation-failed"),
+            ("Content-Range: bytes 0-1/99", "400 bad-input Content-Range"),
+            ("Host: other", "400 bad-input Host"),
+        ] {
+            let say = if line.starts_with("HEAD ") { &say[..3] } else { say };
+            table.row(format!("{line}\n{header}"), say, "");
+        }
     }
 }

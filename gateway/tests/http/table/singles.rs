@@ -119,7 +119,12 @@ fn increments_that_make_no_sense(table: &mut Table) {
         ("\n\n{\"delta\":5", "body"),
         ("\n\n{\"delta\":05}", "body"),
         ("\n\n{\"delta\":+5}", "body"),
-        ("\n\n{\"delta\":1e400}", "body"),
+        ("\n\n{\"delta\":1e400}", "delta"),
+        ("\n\n{\"delta\":-0.0}", "delta"),
+        ("\n\n{\"return\":\"\\ud83d\"}", "return"),
+        ("?value=string", "value"),
+        ("?return=value&value=number", "value"),
+        ("?return=value&value=string&value=string", "value"),
         ("\n\n{delta:5}", "body"),
         ("\n\n{\"delta\":5,}", "body"),
         ("\n\n\u{feff}{}", "body"),
@@ -153,13 +158,29 @@ fn values(table: &mut Table) {
             &format!("200 text {value}"),
             &did,
         );
+        // Numbers of 53 bits can't hold them.
+        let exact = format!("\"value\":{value},\"value_string\":\"{value}\"");
+        table.again(
+            "GET /v1/counters/NS/k?value=string",
+            &format!(r#"200 {{"namespace":"NS","key":"k",{exact}}}"#),
+            &did,
+        );
+        table.again(
+            "GET /v1/counters/NS/k?value=string&consistency=bounded",
+            &format!(r#"200 {{"namespace":"NS","key":"k",{exact},"staleness_ms":0}}"#),
+            &did,
+        );
+        table.again(
+            format!("{ONE}?delta=0&return=value&value=string"),
+            &format!(r#"200 {{"namespace":"NS","key":"k","applied":0,{exact}}}"#),
+            &did,
+        );
+        let ask = "POST /v1/counters/NS/get?value=string\n\n{\"keys\":[\"k\"]}";
+        table.again(ask, &format!(r#"200 {{"counters":[{{"key":"k",{exact}}}]}}"#), &did);
         let ask = "POST /v1/counters/NS/get\n\n{\"keys\":[\"k\"]}";
         table.again(ask, &format!(r#"200 {{"counters":[{{"key":"k","value":{value}}}]}}"#), &did);
-        table.again(
-            "DELETE /v1/counters/NS/k",
-            &format!(r#"200 {{"key":"k","value":{value}}}"#),
-            "",
-        );
+        let ask = "DELETE /v1/counters/NS/k?value=string";
+        table.again(ask, &format!(r#"200 {{"key":"k",{exact}}}"#), "");
     }
 }
 
@@ -214,6 +235,10 @@ fn reads(table: &mut Table) {
         ("[]", "body"),
         ("", "body"),
         (r#"{"keys":["a"}"#, "body"),
+        ("\u{feff}{\"keys\":[]}", "body"),
+        (r#"{"keys":["a","\ud83d"]}"#, "keys[1].key"),
+        (r#"{"keys":["a",1e400]}"#, "keys[1].key"),
+        (r#"{"keys":[{"key":"a","x":1e400}]}"#, "keys[0].x"),
     ] {
         table.row(format!("{many}\n\n{body}"), &format!("400 bad-input {field}"), "");
     }
