@@ -52,6 +52,39 @@ async fn a_promoted_backup_has_everything_and_counts_nothing_twice() {
     caught_up(&a, &b).await;
 }
 
+/// Whoever takes nodes away one after the other waits until the last one is ready.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_away_is_ready_once_its_copies_are_in_sync() {
+    let cluster = Cluster::start(1).await;
+    let (a, mut b) = (cluster.node("a").await, cluster.node("b").await);
+    b.until_ready_says(200, "ok").await;
+    cluster.place(&[&a, &b]).await;
+    let mut worker = Worker::connect(&a, 7).await;
+    assert_eq!(worker.add("likes", 1).await, 1);
+
+    // Back so soon that it stands in the in-sync set still: its primary says nothing, so it may be behind.
+    b.kill();
+    a.signal(Signal::STOP);
+    let in_sync = cluster.shard().await.record.isr.contains(&b.me.store);
+    let b = cluster.node("b").await;
+    b.until_ready_says(503, "catching up: 1 of 1 copies").await;
+    a.signal(Signal::CONT);
+    b.until_ready_says(200, "ok").await;
+    assert!(cluster.shard().await.record.isr.contains(&b.me.store), "was in sync: {in_sync}");
+
+    // Back after it has left the set.
+    let mut b = b;
+    b.kill();
+    assert_eq!(worker.add("likes", 1).await, 2);
+    cluster.until_shard("without b", |shard| shard.isr == [a.me.store]).await;
+    a.signal(Signal::STOP);
+    let b = cluster.node("b").await;
+    b.until_ready_says(503, "catching up: 1 of 1 copies").await;
+    a.signal(Signal::CONT);
+    b.until_ready_says(200, "ok").await;
+    assert!(cluster.shard().await.record.isr.contains(&b.me.store));
+}
+
 /// A killed backup is out of the in-sync set long before the second that silence takes (DESIGN §6), and comes back as
 /// a learner that has caught up.
 #[tokio::test(flavor = "multi_thread")]
