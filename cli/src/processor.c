@@ -97,7 +97,7 @@ static void check_processor(void) {
     }
     say("error: this processor lacks ");
     say(missing);
-    say(", and this dkc is compiled for it: run it on one of 2013 or later (Haswell, Zen), and have a virtual machine show its "
+    say(", which this dkc is compiled for: run it on one of 2013 or later (Haswell, Zen), and have a virtual machine show its "
         "host's processor (QEMU: -cpu host)\n");
     _exit(2);
 }

@@ -140,7 +140,7 @@ fn an_address_is_looked_at_by_every_role() {
         check(&with("https://etcd:2379", "node-9:7019"), 2, "no TLS");
         check(&with(NOBODY, "node-9:7019"), 0, "warning: --etcd");
         check(
-            &with("[2001:db8::1]:1", "127.0.0.1:7019"),
+            &with("etcd.invalid:2379", "127.0.0.1:7019"),
             0,
             "only processes of this machine can dial 127.0.0.1:7019",
         );
