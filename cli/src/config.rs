@@ -351,7 +351,7 @@ mod tests {
         );
         check(
             &["DKC_WORKRES", "DKC_HTTP_PORT"],
-            &["did you mean DKC_HTTP?", "did you mean DKC_WORKERS?"],
+            &["DKC_HTTP_PORT is set", "did you mean DKC_WORKERS?"],
         );
         check(&["DKC_ZZZZZZZZZZZZZZZZZZZZ"], &["nothing in dkc reads it"]);
         // As Kubernetes sets them for a service that is called dkc-gateway.

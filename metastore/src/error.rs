@@ -104,12 +104,17 @@ impl Error {
             RESOURCE_EXHAUSTED | UNAVAILABLE if words.starts_with("etcdserver: ") => {
                 Self::Slow { what, why: why() }
             }
-            PERMISSION_DENIED | UNAUTHENTICATED => Self::WantsUser { what, why: why() },
+            PERMISSION_DENIED | UNAUTHENTICATED if words.starts_with("etcdserver: ") => {
+                Self::WantsUser { what, why: why() }
+            }
             INVALID_ARGUMENT if words.contains("user name is empty") => {
                 Self::WantsUser { what, why: why() }
             }
             NOT_FOUND if words.contains("lease not found") => Self::LeaseGone,
-            INVALID_ARGUMENT | NOT_FOUND => Self::Refused { what, why: why() },
+            // Of the last two: a proxy before it, which may just not be ready.
+            INVALID_ARGUMENT | NOT_FOUND | PERMISSION_DENIED | UNAUTHENTICATED => {
+                Self::Refused { what, why: why() }
+            }
             // The rest may have happened on the way there or on the way back.
             _ => Self::NoAnswer { what, why: format!("{words} (code {code})") },
         }
@@ -162,6 +167,7 @@ mod tests {
         check(3, "etcdserver: user name is empty", "etcd-auth", "auth disable");
         check(16, "etcdserver: invalid auth token", "etcd-auth", "auth disable");
         check(7, "etcdserver: permission denied", "etcd-auth", "auth disable");
+        check(7, "RBAC: access denied", "etcd", "etcd refused txn: RBAC");
         // The write that used the room up has taken effect, and is answered so too.
         assert!(error(8, "etcdserver: mvcc: database space exceeded").is_transient());
     }

@@ -187,7 +187,7 @@ fn whether_a_process_is_ready_is_an_exit_code() {
     let waits = serving("503 Service Unavailable", "etcd\n");
     check(&["ready", &format!("http://{waits}")], 1, "");
     check(&["ready", NOBODY], 1, NOBODY);
-    check(&["ready", "here"], 2, "here");
+    check(&["ready"], 2, "HOST:PORT");
 }
 
 /// A port that is taken is a setting to be changed.
