@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use engine::config::ShardConfig;
 use telemetry::files::{self, Connections, Place};
-use telemetry::{Health, Metrics};
+use telemetry::{Health, Metrics, Vital};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -114,19 +114,21 @@ pub async fn serve(
     let address = listener.local_addr()?;
     let (directory, seen) = watch::channel(Directory::default());
     let (health, all) = (Health::new("etcd"), Health::new("etcd"));
+    let (vital, mut failures) = telemetry::vital();
     let mut counters = None;
     let metrics = Arc::new(Metrics::new(|registry| counters = Some(Counters::new(registry))));
     let counters = Arc::new(counters.expect("it was just filled"));
     let without = counters.without_primary.clone();
     let readiness = Readiness::new(health.clone(), all.clone(), seen.clone(), without, workers);
     if let Some(at) = options.metrics {
-        tokio::spawn(telemetry::serve(listen("--metrics", at)?, health.clone(), metrics.clone()));
+        let serving = telemetry::serve(listen("--metrics", at)?, health.clone(), metrics.clone());
+        tokio::spawn(vital.forever("serving --metrics", serving));
     }
     if let Some(at) = options.grpc {
-        serve_grpc(listen("--grpc", at)?, &health).await?;
+        serve_grpc(listen("--grpc", at)?, &health, &vital).await?;
     }
     let (board, filling) = Board::new(options.cluster.clone(), seen.clone());
-    tokio::spawn(filling);
+    tokio::spawn(vital.job("making /v1/cluster", filling));
     let (process, asked) = mpsc::unbounded_channel();
     let shared = Shared {
         settings: shares.settings(options.linger_us),
@@ -139,6 +141,7 @@ pub async fn serve(
             held: shares.held,
             origins: Origins::new(options.allow_origin.clone()),
         },
+        vital,
         process,
     };
     let handles = (0..workers).map(|number| worker::spawn(number, shared.clone()));
@@ -169,6 +172,7 @@ pub async fn serve(
     let mut cluster = tokio::spawn(member.run(ending));
     let outcome = tokio::select! {
         () = stopping => Ok(()),
+        why = failures.next() => Err(Fatal::Failed(why)),
         number = workers.any_ended() => Err(Fatal::Failed(format!("worker {number} has failed"))),
         ended = &mut cluster => Err(match ended {
             Ok(Err(fatal)) => fatal,
@@ -194,16 +198,16 @@ pub async fn serve(
 const GRPC_CONNECTIONS_MAX: usize = 64;
 
 /// For those who look after every role in the same way. Nothing is counted there.
-async fn serve_grpc(listener: TcpListener, health: &Health) -> Result<(), Fatal> {
+async fn serve_grpc(listener: TcpListener, health: &Health, vital: &Vital) -> Result<(), Fatal> {
     let routes = telemetry::grpc(health, proto::DESCRIPTORS, &[]).await;
     let routes = routes.map_err(|error| Fatal::Failed(format!("reflection: {error}")))?;
     let serving = Server::builder().add_routes(routes);
-    tokio::spawn(async move {
+    tokio::spawn(vital.forever("serving --grpc", async move {
         let incoming = Connections::new(GRPC_CONNECTIONS_MAX).incoming(listener);
         if let Err(error) = serving.serve_with_incoming(incoming).await {
             warn!(%error, "health is no longer served over gRPC");
         }
-    });
+    }));
     Ok(())
 }
 

@@ -14,6 +14,7 @@ use engine::batcher::{Counts, Effect, Event, Settings, Worker as Machine};
 use engine::config::ShardConfig;
 use engine::ids::SessionId;
 use engine::message::Report;
+use telemetry::Vital;
 use telemetry::files::Place;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
@@ -100,6 +101,7 @@ pub(crate) struct Shared {
     pub(crate) pages: Pages,
     pub(crate) counters: Arc<Counters>,
     pub(crate) manners: Manners,
+    pub(crate) vital: Vital,
     pub(crate) process: mpsc::UnboundedSender<FromWorker>,
 }
 
@@ -129,8 +131,8 @@ pub(crate) fn spawn(number: usize, shared: Shared) -> std::io::Result<Handle> {
 
 async fn work(number: usize, shared: Shared, mut news: mpsc::UnboundedReceiver<ToWorker>) {
     let lanes = Lanes::new();
-    let links = Links::new(lanes.clone(), shared.directory.clone());
-    spawn_local(links.clone().keep());
+    let links = Links::new(lanes.clone(), shared.directory.clone(), shared.vital.clone());
+    spawn_local(shared.vital.job("keeping links to nodes", links.clone().keep()));
     let (idle, mut is_idle) = watch::channel(true);
     let world = Surroundings {
         number,
