@@ -4,7 +4,7 @@
 //! of the processes that are registered no two have one name; and the store that an operator's word is not about keeps its
 //! own.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::*;
@@ -167,7 +167,7 @@ impl World {
     }
 
     fn explore(self) -> Vec<Self> {
-        let (mut known, mut open, mut ends) = (HashSet::new(), vec![self], Vec::new());
+        let (mut known, mut open, mut ends) = (BTreeSet::new(), vec![self], Vec::new());
         while let Some(world) = open.pop() {
             let mut hasher = DefaultHasher::new();
             format!("{world:?}").hash(&mut hasher);
