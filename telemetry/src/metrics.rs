@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
+use crate::log::DROPPED;
+
 /// Everything registered, under the prefix `dkc_`. Filled once at the start; the handles that were registered are then
 /// changed without a lock.
 #[derive(Debug)]
@@ -17,6 +19,11 @@ impl Metrics {
     /// they are written out.
     pub fn new(fill: impl FnOnce(&mut Registry)) -> Self {
         let mut registry = Registry::with_prefix("dkc");
+        registry.register(
+            "log_lines_dropped",
+            "Lines of the log that could not be written",
+            DROPPED.clone(),
+        );
         fill(&mut registry);
         Self { registry }
     }

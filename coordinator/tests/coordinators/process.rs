@@ -45,7 +45,7 @@ fn local() -> SocketAddr {
 
 impl Process {
     pub(crate) fn start(options: Options) -> Self {
-        telemetry::logs("coordinator", "test", telemetry::LogOptions::default());
+        let _written = telemetry::logs("coordinator", "test", telemetry::LogOptions::default());
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).enable_all().build().expect("a runtime");
         let (stop, stopped) = oneshot::channel();

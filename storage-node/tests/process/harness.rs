@@ -39,7 +39,7 @@ struct Arguments {
 /// The options come by the environment, as `dkc storage-node` may get them too.
 pub(crate) fn node_main() -> u8 {
     let Arguments { options, log } = Arguments::parse_from(["node"]);
-    telemetry::logs("storage-node", &options.name, log);
+    let _written = telemetry::logs("storage-node", &options.name, log);
     storage_node::run(options)
 }
 
