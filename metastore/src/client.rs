@@ -10,13 +10,15 @@ use std::time::Duration;
 
 use engine::codec::Malformed;
 use engine::history::History;
+use engine::records::Meta;
 use etcd_client::{
     Client, ConnectOptions, GetOptions, GetResponse, KeyValue, KvClient, ResponseHeader,
     TxnResponse, WatchClient,
 };
 use tracing::warn;
 
-use crate::{Error, Outcome, Record};
+use crate::pause::Pace;
+use crate::{Error, Outcome, Record, tls};
 
 /// The most that one answer may hold. All 65,536 shards that there could be, with every list of theirs full, need about
 /// 30 MiB; tonic's own limit of 4 MiB would make a cluster of 15,000 shards unreadable.
@@ -74,21 +76,56 @@ pub struct Metastore {
     call_timeout: Duration,
     /// Shared by all clones: an answer to one call is measured by what any other has heard.
     history: Arc<Mutex<History>>,
+    /// Reads that failed in a row, and transactions.
+    pub(crate) reads: Arc<Pace>,
+    pub(crate) writes: Arc<Pace>,
 }
 
 impl Metastore {
-    /// Connects, and refuses an etcd that is too old. A transient error means "not reachable now": a starting process
+    /// Connects, and refuses an etcd that is none for dkc. A transient error means "not reachable now": a starting process
     /// says so and tries again. The connections belong to the runtime that this is called on.
     pub async fn connect(settings: &Settings) -> Result<Self, Error> {
         let store = Self::open(settings).await?;
-        let mut checked = store.check_version().await;
-        for _ in 1..store.members.len() {
-            match checked {
-                Err(ref error) if error.is_transient() => checked = store.check_version().await,
-                _ => break,
-            }
+        let version = store.find_member(&settings.endpoints).await?;
+        if judge_version(&version) == Verdict::Old {
+            warn!(version, "{OLD}");
         }
-        checked.map(|()| store)
+        Ok(store)
+    }
+
+    /// Asks one member after the other, until one is found to be fit. Says its version.
+    ///
+    /// A member that refuses to serve us decides nothing as long as another one may yet answer, since what refuses may be
+    /// no etcd but a proxy before it that is not ready. If all refuse, that is the answer.
+    pub(crate) async fn find_member(&self, endpoints: &[String]) -> Result<String, Error> {
+        let (mut unreached, mut refused) = (None, None);
+        for _ in endpoints {
+            let turn = self.turn.load(Ordering::Relaxed);
+            match self.check_member(&endpoints[turn % endpoints.len()]).await {
+                Ok(version) => return Ok(version),
+                Err(error) if error.is_transient() => unreached = Some(error),
+                Err(error) => refused = Some(error),
+            }
+            self.pass_on(turn);
+        }
+        Err(unreached.or(refused).expect("there is a member"))
+    }
+
+    /// The version of the member whose turn it is, if it serves us.
+    async fn check_member(&self, endpoint: &str) -> Result<String, Error> {
+        let version = match self.version().await {
+            Ok(version) => version,
+            Err(error) if error.is_transient() && tls::is_spoken(endpoint).await => {
+                return Err(Error::SpeaksTls { endpoint: endpoint.to_owned() });
+            }
+            Err(error) => return Err(error),
+        };
+        if judge_version(&version) == Verdict::TooOld {
+            return Err(Error::TooOld { found: version });
+        }
+        // Whether it wants a user is known by a read only.
+        self.range("get", self.key::<Meta>(&()), None).await?;
+        Ok(version)
     }
 
     /// Makes the clients without asking etcd anything.
@@ -116,20 +153,8 @@ impl Metastore {
         let turn = Arc::new(AtomicUsize::new(fastrand::usize(..members.len())));
         let prefix = format!("/dkc/{}/", settings.cluster).into();
         let call_timeout = settings.call_timeout;
-        let history = Arc::default();
-        Ok(Self { members: members.into(), turn, prefix, call_timeout, history })
-    }
-
-    async fn check_version(&self) -> Result<(), Error> {
-        let version = self.version().await?;
-        match judge_version(&version) {
-            Verdict::Good => Ok(()),
-            Verdict::Old => {
-                warn!(version, "{OLD}");
-                Ok(())
-            }
-            Verdict::TooOld => Err(Error::TooOld { found: version }),
-        }
+        let (history, reads, writes) = Default::default();
+        Ok(Self { members: members.into(), turn, prefix, call_timeout, history, reads, writes })
     }
 
     /// What etcd says it is.
@@ -170,11 +195,41 @@ impl Metastore {
         key: String,
         options: Option<GetOptions>,
     ) -> Result<(GetResponse, u64), Error> {
-        let asked = self.asks()?;
-        let mut kv = self.kv();
-        let reply = self.call(what, kv.get(key, options)).await?;
-        let revision = self.answered(asked, reply.header())?;
-        Ok((reply, revision))
+        let reading = async {
+            let asked = self.asks()?;
+            let mut kv = self.kv();
+            let reply = self.call(what, kv.get(key, options)).await?;
+            let revision = self.answered(asked, reply.header())?;
+            Ok((reply, revision))
+        };
+        self.paced(&self.reads, reading).await
+    }
+
+    /// A call that, if it fails, says so the later the more have failed before.
+    pub(crate) async fn paced<T>(
+        &self,
+        pace: &Pace,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let began = pace.begins();
+        let answer = call.await;
+        match &answer {
+            Ok(_) => pace.answered(),
+            Err(error) => pace.failed(began, self.members.len(), error.reason()).await,
+        }
+        answer
+    }
+
+    /// Why etcd takes no changes, if the last one that was tried failed: in a word, for `/readyz`.
+    pub fn takes_no_changes(&self) -> Option<&'static str> {
+        self.writes.why()
+    }
+
+    /// Whether the member whose turn it is says of itself that its quota is used up: then it takes no changes.
+    pub async fn is_full(&self) -> Result<bool, Error> {
+        let mut maintenance = self.client().maintenance_client();
+        let status = self.call("status", maintenance.status()).await?;
+        Ok(status.errors().iter().any(|error| error.contains("NOSPACE")))
     }
 
     /// No answer yet was from a history that is not the one before. Else nothing is asked any more.
@@ -268,15 +323,18 @@ impl Metastore {
         let turn = self.turn.load(Ordering::Relaxed);
         let answer = match tokio::time::timeout(limit, answer).await {
             Ok(answer) => answer.map_err(|error| Error::from_client(what, error)),
-            Err(_) => Err(Error::NoAnswer { what, why: format!("none in {limit:?}") }),
+            Err(_) => Err(Error::Slow { what, why: format!("no answer in {limit:?}") }),
         };
         if answer.as_ref().is_err_and(Error::is_transient) {
-            // Many calls may have failed at this member; it is passed on once.
-            let next = turn.wrapping_add(1);
-            let _moved =
-                self.turn.compare_exchange(turn, next, Ordering::Relaxed, Ordering::Relaxed);
+            self.pass_on(turn);
         }
         answer
+    }
+
+    /// The next member's turn. Many calls may have failed at this one; it is passed on once.
+    fn pass_on(&self, turn: usize) {
+        let next = turn.wrapping_add(1);
+        let _moved = self.turn.compare_exchange(turn, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
@@ -287,17 +345,6 @@ pub fn cluster_name(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err("1 to 64 of A-Z a-z 0-9 _ . - are allowed".to_owned())
-}
-
-/// Where an etcd member is, as a setting: `host:port`, or that after `http://`.
-pub fn endpoint(text: &str) -> Result<String, String> {
-    let address = text.strip_prefix("http://").unwrap_or(text);
-    let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
-    let plain = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);
-    if host.is_empty() || !host.chars().all(plain) || port.parse::<u16>().is_err() {
-        return Err("host:port or http://host:port is expected".to_owned());
-    }
-    Ok(text.to_owned())
 }
 
 fn malformed(key: &[u8], malformed: Malformed) -> Error {
@@ -379,18 +426,6 @@ mod tests {
         }
         for wrong in ["", "a/b", "a b", "ä", &"x".repeat(65)] {
             assert!(cluster_name(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn an_endpoint_has_a_host_and_a_port() {
-        for fine in ["127.0.0.1:2379", "http://etcd-1.example:2379", "[::1]:2379"] {
-            assert_eq!(endpoint(fine).as_deref(), Ok(fine));
-        }
-        for wrong in
-            ["", "etcd", ":2379", "etcd:", "etcd:65536", "https://etcd:1", "a b:1", "a/b:1"]
-        {
-            assert!(endpoint(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -21,13 +21,13 @@ use std::time::Duration;
 use engine::ids::{Boot, StoreId};
 use engine::records::{GatewayRecord, NodeRecord, StoreRecord};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
 use crate::client::positive;
+use crate::pause::Pause;
 use crate::probe::failover_bound;
-use crate::txn::Pause;
+use crate::task::Task;
 use crate::{Candidate, Error, Metastore, Outcome, Record};
 
 /// How often a key that somebody else holds is looked at.
@@ -118,14 +118,18 @@ impl HeldKey {
 pub struct Lease {
     events: mpsc::Receiver<LeaseEvent>,
     stop: Option<oneshot::Sender<()>>,
-    task: JoinHandle<()>,
+    task: Task,
 }
 
 impl Lease {
     /// The next event. Keep taking them: a process that has stopped listening is not renewed any more once
     /// it has an event to hear. None after [`LeaseEvent::Superseded`].
     pub async fn next(&mut self) -> Option<LeaseEvent> {
-        self.events.recv().await
+        let event = self.events.recv().await;
+        if event.is_none() {
+            self.task.end().await;
+        }
+        event
     }
 
     /// Gives the lease back, so that the keys go at once instead of when it runs out.
@@ -136,15 +140,7 @@ impl Lease {
         }
         // A task that still wants to tell something must find that nobody listens, instead of waiting.
         self.events.close();
-        if let Err(error) = (&mut self.task).await {
-            warn!(%error, "the lease's task failed");
-        }
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.task.abort();
+        self.task.end().await;
     }
 }
 
@@ -156,7 +152,7 @@ impl Metastore {
         let (stop, stopped) = oneshot::channel();
         let held = vec![None; keys.len()];
         let holder = Holder { store: self.clone(), settings, keys, held, sender };
-        Lease { events, stop: Some(stop), task: tokio::spawn(holder.run(stopped)) }
+        Lease { events, stop: Some(stop), task: Task::spawn(holder.run(stopped)) }
     }
 }
 

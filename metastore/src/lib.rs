@@ -12,19 +12,25 @@
 //!
 //! Nothing here writes without a comparison: the public interface has no blind put.
 
+mod address;
 mod client;
 mod election;
 mod error;
 mod lease;
+mod pause;
 mod probe;
 mod record;
+mod task;
+mod tls;
 mod txn;
 mod watch;
 
-pub use client::{Kept, Listed, Metastore, Settings, cluster_name, endpoint};
+pub use address::{advertised, endpoint, listened, loopback_beside};
+pub use client::{Kept, Listed, Metastore, Settings, cluster_name};
 pub use election::{Election, Leadership};
 pub use error::Error;
 pub use lease::{BootGuard, HeldKey, Lease, LeaseEvent, LeaseLeft, LeaseSettings};
+pub use pause::Pause;
 pub use probe::{Probe, failover_bound};
 pub use record::{Candidate, DrainIntent, Record};
 pub use txn::{Outcome, Txn};

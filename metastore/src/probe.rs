@@ -28,22 +28,11 @@ pub fn failover_bound(ttl_s: u32) -> Duration {
 
 impl Metastore {
     /// Asks etcd what it is, how fast it answers and how long its leases are: it grants one without keys and gives it back.
-    /// An etcd that is too old is an error.
+    /// An etcd that is none for dkc is an error.
     pub async fn probe(settings: &Settings, ttl_s: u32) -> Result<Probe, Error> {
         let store = Self::open(settings).await?;
-        let mut version = store.version().await;
-        for _ in 1..settings.endpoints.len() {
-            match version {
-                Err(ref error) if error.is_transient() => version = store.version().await,
-                _ => break,
-            }
-        }
-        let version = version?;
-        let warning = match judge_version(&version) {
-            Verdict::Good => None,
-            Verdict::Old => Some(OLD),
-            Verdict::TooOld => return Err(Error::TooOld { found: version }),
-        };
+        let version = store.find_member(&settings.endpoints).await?;
+        let warning = (judge_version(&version) == Verdict::Old).then_some(OLD);
         let mut took = Vec::new();
         for _ in 0..ROUNDS {
             let began = Instant::now();

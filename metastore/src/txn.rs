@@ -5,8 +5,6 @@
 //! mod_revision has moved past the one that the lost transaction compares, it can never take effect any more: who has to know
 //! writes the record once more, as a newer version.
 
-use std::time::Duration;
-
 use engine::config::ShardConfig;
 use engine::ids::StoreId;
 use engine::records::NodeRecord;
@@ -149,15 +147,15 @@ impl Txn {
     pub async fn commit(self) -> Result<Outcome, Error> {
         assert!(!self.writes.is_empty(), "a transaction without writes says nothing");
         let txn = etcd_client::Txn::new().when(self.compares).and_then(self.writes);
-        let answered = async {
+        let answered = self.store.paced(&self.store.writes, async {
             let asked = self.store.asks()?;
             let mut kv = self.store.kv();
-            let reply = self.store.call("txn", kv.txn(txn)).await?;
+            let reply = self.store.call("transaction", kv.txn(txn)).await?;
             self.store.outcome(asked, &reply)
-        };
+        });
         match answered.await {
             Err(error) if error.is_transient() => {
-                warn!(%error, "the answer to a transaction was lost");
+                warn!(%error, "it is not known what became of a transaction");
                 Ok(Outcome::Unknown)
             }
             answered => answered,
@@ -168,27 +166,4 @@ impl Txn {
 /// A revision as etcd wants it. One beyond i64 is none that etcd ever gave, so it must match nothing.
 fn signed(revision: u64) -> i64 {
     i64::try_from(revision).unwrap_or(i64::MAX)
-}
-
-/// Waiting between tries: longer each time up to a limit, and never in step with others.
-pub(crate) struct Pause {
-    first: Duration,
-    next: Duration,
-    longest: Duration,
-}
-
-impl Pause {
-    pub(crate) fn new(first: Duration, longest: Duration) -> Self {
-        Self { first, next: first, longest }
-    }
-
-    pub(crate) async fn wait(&mut self) {
-        tokio::time::sleep(self.next.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-        self.next = (self.next * 2).min(self.longest);
-    }
-
-    /// What was waited for happened.
-    pub(crate) fn reset(&mut self) {
-        self.next = self.first;
-    }
 }

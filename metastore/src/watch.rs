@@ -13,12 +13,12 @@ use std::time::Duration;
 use engine::history::WentBack;
 use etcd_client::{EventType, WatchOptions, WatchStream};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
 use crate::client::{Kept, Listed, positive};
-use crate::txn::Pause;
+use crate::pause::Pause;
+use crate::task::Task;
 use crate::{Error, Metastore, Record};
 
 #[derive(Clone, Debug)]
@@ -57,19 +57,17 @@ pub enum WatchEvent<R: Record> {
 /// Follows one kind of record until dropped.
 pub struct Watch<R: Record> {
     events: mpsc::Receiver<WatchEvent<R>>,
-    task: JoinHandle<()>,
+    task: Task,
 }
 
 impl<R: Record> Watch<R> {
     /// The next event; none after [`WatchEvent::WentBack`].
     pub async fn next(&mut self) -> Option<WatchEvent<R>> {
-        self.events.recv().await
-    }
-}
-
-impl<R: Record> Drop for Watch<R> {
-    fn drop(&mut self) {
-        self.task.abort();
+        let event = self.events.recv().await;
+        if event.is_none() {
+            self.task.end().await;
+        }
+        event
     }
 }
 
@@ -79,7 +77,7 @@ impl Metastore {
         // A receiver that is slow holds the stream up; when it has caught up it may get everything anew.
         let (sender, events) = mpsc::channel(256);
         let follower = Follower { store: self.clone(), settings, sender };
-        Watch { events, task: tokio::spawn(follower.run()) }
+        Watch { events, task: Task::spawn(follower.run()) }
     }
 
     /// The changes of one kind of record from a revision on, until the stream breaks. [`Metastore::watch`] is made

@@ -22,6 +22,8 @@ pub(crate) struct Etcd {
     port: u16,
     peer_port: u16,
     election_ms: u32,
+    /// For its command line.
+    flags: &'static [&'static str],
     /// Raised when a new, empty history takes the place of the old one.
     generation: u32,
     child: Option<Child>,
@@ -36,17 +38,28 @@ impl Etcd {
     pub(crate) fn not_running() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (port, peer_port) = (free_port(), free_port());
-        Self { folder, port, peer_port, election_ms: 100, generation: 0, child: None }
+        let flags = &[];
+        Self { folder, port, peer_port, election_ms: 100, flags, generation: 0, child: None }
     }
 
     pub(crate) async fn start_electing_within(election_ms: u32) -> Self {
         let mut etcd = Self::not_running();
         etcd.election_ms = election_ms;
+        etcd.started().await
+    }
+
+    pub(crate) async fn start_with(flags: &'static [&'static str]) -> Self {
+        let mut etcd = Self::not_running();
+        etcd.flags = flags;
+        etcd.started().await
+    }
+
+    async fn started(mut self) -> Self {
         // Between choosing a port and etcd's taking it, another test may have taken it.
-        while !etcd.try_run().await {
-            (etcd.port, etcd.peer_port) = (free_port(), free_port());
+        while !self.try_run().await {
+            (self.port, self.peer_port) = (free_port(), free_port());
         }
-        etcd
+        self
     }
 
     pub(crate) fn endpoint(&self) -> String {
@@ -77,6 +90,7 @@ impl Etcd {
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("one={peer}")])
+            .args(self.flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -3,6 +3,7 @@
 mod calls;
 mod elections;
 mod etcd;
+mod fitness;
 mod leases;
 mod records;
 mod txns;
