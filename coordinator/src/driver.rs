@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use engine::coordinator::{Coordinator, Effect, Event, Story};
-use engine::ids::Now;
+use engine::ids::{Now, StoreBoot};
 use metastore::{Election, Leadership};
-use telemetry::Health;
+use telemetry::{Failures, Health, Vital};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -30,6 +30,7 @@ pub(crate) struct Driver {
     pub(crate) gauges: Gauges,
     /// Whether reports are taken, and of which cluster.
     pub(crate) leads: watch::Sender<Option<u128>>,
+    pub(crate) vital: Vital,
     pub(crate) state: State,
 }
 
@@ -44,12 +45,13 @@ pub(crate) struct State {
     began: Instant,
     book: Book,
     elected: bool,
-    etcd_answers: bool,
+    /// Why etcd is of no use now.
+    etcd_trouble: Option<&'static str>,
 }
 
 impl State {
     pub(crate) fn new() -> Self {
-        Self { began: Instant::now(), book: Book::default(), elected: false, etcd_answers: true }
+        Self { began: Instant::now(), book: Book::default(), elected: false, etcd_trouble: None }
     }
 
     fn now(&self) -> Now {
@@ -70,6 +72,7 @@ impl Driver {
         mut self,
         mut election: Election,
         mut inbox: mpsc::Receiver<Told>,
+        mut failures: Failures,
         stop: impl Future<Output = ()>,
     ) -> Result<(), Exit> {
         tokio::pin!(stop);
@@ -78,6 +81,7 @@ impl Driver {
             let turn = tokio::select! {
                 biased;
                 () = &mut stop => break Ok(()),
+                why = failures.next() => Err(End::Exit(Exit::Failed(why))),
                 // Before anything else, so that a deposed leader begins nothing more.
                 change = election.next() => match change {
                     Some(change) => self.election(change),
@@ -129,8 +133,8 @@ impl Driver {
     fn told(&mut self, told: Told) -> Result<(), End> {
         match told {
             Told::Event(event) => self.turn(event),
-            Told::EtcdAnswers(answers) => {
-                self.state.etcd_answers = answers;
+            Told::Etcd(trouble) => {
+                self.state.etcd_trouble = trouble;
                 self.show();
                 Ok(())
             }
@@ -168,16 +172,21 @@ impl Driver {
     fn perform(&mut self, effect: Effect, stories: &mut Vec<Story>) -> Result<(), End> {
         let book = &self.state.book;
         let cluster = book.meta.as_ref().map_or(0, |meta| meta.cluster);
-        let asked = |to| Asked { to, address: book.address(to.store), cluster };
+        let asked = |to: StoreBoot| Asked {
+            to,
+            name: book.name(to.store),
+            address: book.address(to.store),
+            cluster,
+        };
         match effect {
             Effect::List { list } => {
-                tokio::spawn(self.etcd.clone().list(list));
+                tokio::spawn(self.vital.job("a list of records", self.etcd.clone().list(list)));
             }
             Effect::Propose { proposal, term, writes } => {
                 let (etcd, gauges) = (self.etcd.clone(), self.gauges.clone());
-                tokio::spawn(async move {
+                tokio::spawn(self.vital.job("a proposal", async move {
                     gauges.proposed(etcd.propose(proposal, term, writes).await);
-                });
+                }));
             }
             Effect::Probe { probe, to } => self.nodes.probe(asked(to), probe),
             Effect::Gather { gather, to, shards } => self.nodes.gather(asked(to), gather, shards),
@@ -200,8 +209,8 @@ impl Driver {
     }
 
     fn waits_for(&self) -> Option<String> {
-        if !self.state.etcd_answers {
-            return Some("etcd".into());
+        if let Some(trouble) = self.state.etcd_trouble {
+            return Some(trouble.into());
         }
         if !self.state.elected {
             return None;

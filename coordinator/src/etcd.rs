@@ -25,8 +25,8 @@ use tracing::{error, info, warn};
 )]
 pub(crate) enum Told {
     Event(Event),
-    /// Whether etcd answers. Said when it changes.
-    EtcdAnswers(bool),
+    /// Why etcd is of no use now, in a word; none: it is. Said when it changes.
+    Etcd(Option<&'static str>),
     /// etcd's history is shorter than it was.
     WentBack {
         was: u64,
@@ -110,7 +110,7 @@ impl Etcd {
         outcome
     }
 
-    /// Follows all records until the driver has gone, or etcd's history went back.
+    /// Follows all records. Waits for ever once the driver has gone, or etcd's history went back.
     pub(crate) async fn follow(self) {
         let settings = WatchSettings::default;
         let mut metas = self.metastore.watch::<Meta>(settings());
@@ -131,40 +131,49 @@ impl Etcd {
                 told = next(&mut promotes, Change::Promote) => told,
             };
             let ends = matches!(told, None | Some(Told::WentBack { .. }));
-            if let Some(told) = told
-                && self.told.send(told).await.is_err()
-            {
-                return;
-            }
-            if ends {
-                return;
+            let is_heard = match told {
+                Some(told) => self.told.send(told).await.is_ok(),
+                None => true,
+            };
+            if ends || !is_heard {
+                return std::future::pending().await;
             }
         }
     }
 
-    /// Says whenever etcd ceases or begins to answer.
+    /// Says whenever etcd ceases to be of use, or is again.
     pub(crate) async fn ask_for_ever(self) {
-        let mut answered = true;
+        let mut known = None;
         let mut turns = tokio::time::interval(ASK_EVERY);
         loop {
             turns.tick().await;
-            let answers = match self.metastore.get::<Meta>(&()).await {
-                Err(error) if error.is_transient() => {
-                    if answered {
-                        warn!(%error, "etcd does not answer: nodes and gateways go on, changes wait");
-                    }
-                    false
-                }
-                // A record that can't be read is an answer; whoever needs it says that it can't be read.
-                _ => true,
-            };
-            if answers && !answered {
-                info!("etcd answers again");
+            let trouble = self.trouble().await;
+            let now = trouble.as_ref().map(Error::reason);
+            if now == known {
+                continue;
             }
-            if answers != answered && self.told.send(Told::EtcdAnswers(answers)).await.is_err() {
-                return;
+            match trouble {
+                Some(error) => warn!(%error, "no change can be made: nodes and gateways go on"),
+                None => info!("etcd takes changes again"),
             }
-            answered = answers;
+            known = now;
+            if self.told.send(Told::Etcd(now)).await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Why no change can be made, if that is so.
+    async fn trouble(&self) -> Option<Error> {
+        match self.metastore.get::<Meta>(&()).await {
+            // A record that can't be read is an answer; whoever needs it says that it can't be read.
+            Ok(_) | Err(Error::Malformed { .. }) => {}
+            Err(error) => return Some(error),
+        }
+        match self.metastore.is_full().await {
+            Ok(true) => Some(Error::Full { what: "change" }),
+            Ok(false) => None,
+            Err(error) => Some(error),
         }
     }
 

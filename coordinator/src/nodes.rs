@@ -13,6 +13,7 @@ use engine::ids::{Epoch, ShardId, StoreBoot, StoreId};
 use engine::message::{NodeQuery, NodeQueryReply};
 use proto::wire;
 use proto::wire::control_client::ControlClient;
+use telemetry::Vital;
 use tokio::sync::mpsc;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
@@ -30,6 +31,9 @@ const STEP_DOWN_LIMIT: Duration = Duration::from_secs(1);
 pub(crate) struct Nodes {
     told: mpsc::Sender<Told>,
     links: BTreeMap<StoreId, Link>,
+    /// Addresses that nobody can dial: each was logged once.
+    undialable: BTreeMap<StoreId, String>,
+    vital: Vital,
 }
 
 struct Link {
@@ -45,8 +49,8 @@ enum Miss {
 }
 
 impl Nodes {
-    pub(crate) fn new(told: mpsc::Sender<Told>) -> Self {
-        Self { told, links: BTreeMap::new() }
+    pub(crate) fn new(told: mpsc::Sender<Told>, vital: Vital) -> Self {
+        Self { told, links: BTreeMap::new(), undialable: BTreeMap::new(), vital }
     }
 
     pub(crate) fn probe(&mut self, asked: Asked<'_>, probe: u64) {
@@ -55,7 +59,7 @@ impl Nodes {
         };
         let question = asked.question(NodeQuery::Probe { to: asked.to });
         let told = self.told.clone();
-        tokio::spawn(async move {
+        self.spawn(async move {
             let result = match ask(client, question, PROBE_LIMIT).await {
                 Ok(NodeQueryReply::Probe { from, fsync_age_ms }) => {
                     ProbeResult::Alive { from, fsync_age_ms }
@@ -74,7 +78,7 @@ impl Nodes {
         };
         let question = asked.question(NodeQuery::Gather { shards });
         let told = self.told.clone();
-        tokio::spawn(async move {
+        self.spawn(async move {
             let ends = match ask(client, question, GATHER_LIMIT).await {
                 // Another process of that store may hold another log.
                 Ok(NodeQueryReply::Gather { from, ends }) if from == to => Some(ends),
@@ -90,7 +94,7 @@ impl Nodes {
         };
         let question = asked.question(NodeQuery::StepDown { shard, epoch });
         let told = self.told.clone();
-        tokio::spawn(async move {
+        self.spawn(async move {
             let end = match ask(client, question, STEP_DOWN_LIMIT).await {
                 Ok(NodeQueryReply::StepDown { shard: of, end }) if of == shard => end,
                 _ => None,
@@ -106,25 +110,43 @@ impl Nodes {
         if self.links.get(&store).is_none_or(|link| link.address != address) {
             let client = match dial(address) {
                 Ok(client) => client,
-                Err(error) => {
-                    warn!(%store, address, %error, "not an address that can be dialled");
+                Err(why) => {
+                    self.say_undialable(asked, address, &why);
                     return None;
                 }
             };
+            self.undialable.remove(&store);
             self.links.insert(store, Link { address: address.to_owned(), client });
         }
         self.links.get(&store).map(|link| link.client.clone())
     }
 
+    /// Once for each address, since it is asked several times a second.
+    fn say_undialable(&mut self, asked: &Asked<'_>, address: &str, why: &str) {
+        let store = asked.to.store;
+        if self.undialable.get(&store).is_none_or(|said| said != address) {
+            self.undialable.insert(store, address.to_owned());
+            warn!(node = asked.name, %store, address, why,
+                "a node can't be dialled and gets no shards: start it again with another --advertise");
+        }
+    }
+
     /// Answers without asking anybody.
     fn tell_now(&self, event: Event) {
-        tokio::spawn(tell(self.told.clone(), event));
+        self.spawn(tell(self.told.clone(), event));
+    }
+
+    /// The machine waits for the answer to each of its questions.
+    fn spawn(&self, question: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(self.vital.job("a question to a node", question));
     }
 }
 
 /// Whom to ask, and what they must hear to answer.
 pub(crate) struct Asked<'a> {
     pub(crate) to: StoreBoot,
+    /// For people.
+    pub(crate) name: String,
     pub(crate) address: Option<&'a str>,
     pub(crate) cluster: u128,
 }
@@ -136,8 +158,11 @@ impl Asked<'_> {
 }
 
 /// Connects when it is first asked something, and again whenever the connection is gone.
-fn dial(address: &str) -> Result<ControlClient<Channel>, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+fn dial(address: &str) -> Result<ControlClient<Channel>, String> {
+    let address = metastore::advertised(address)?;
+    let endpoint = Endpoint::from_shared(format!("http://{address}"));
+    let endpoint = endpoint.map_err(|error| error.to_string())?;
+    let endpoint = endpoint
         .connect_timeout(Duration::from_secs(1))
         .tcp_nodelay(true)
         // A connection that fell silent without an end is given up, so that a node that can be reached again is not
@@ -288,6 +313,10 @@ mod tests {
         Node { cluster: CLUSTER, me: NODE, answers: true }
     }
 
+    fn asked(to: StoreBoot, address: Option<&str>) -> Asked<'_> {
+        Asked { to, name: "node-1".to_owned(), address, cluster: CLUSTER }
+    }
+
     struct Asker {
         nodes: Nodes,
         inbox: mpsc::Receiver<Told>,
@@ -297,7 +326,8 @@ mod tests {
     impl Asker {
         fn new(at: SocketAddr) -> Self {
             let (told, inbox) = mpsc::channel(8);
-            Self { nodes: Nodes::new(told), inbox, at: at.to_string() }
+            let (vital, _) = telemetry::vital();
+            Self { nodes: Nodes::new(told, vital), inbox, at: at.to_string() }
         }
 
         async fn answer(&mut self) -> Event {
@@ -310,7 +340,7 @@ mod tests {
         }
 
         async fn probe(&mut self) -> ProbeResult {
-            let asked = Asked { to: NODE, address: Some(&self.at), cluster: CLUSTER };
+            let asked = asked(NODE, Some(&self.at));
             self.nodes.probe(asked, 9);
             match self.answer().await {
                 Event::Probed { probe: 9, result } => result,
@@ -368,12 +398,23 @@ mod tests {
         other.shutdown_background();
     }
 
-    /// Whatever stands in its record.
+    /// Whatever stands in its record; and it is said once, not at each question.
     #[tokio::test]
     async fn a_node_that_can_not_be_dialled_is_silent() {
-        let mut asker = Asker::new(anywhere());
-        asker.at = "not an address".to_owned();
-        assert_eq!(asker.probe().await, ProbeResult::Silent);
+        let (runtime, at) = run(well(), anywhere());
+        for address in ["not an address", "node-9", "0.0.0.0:7001", "", "http://127.0.0.1:1"] {
+            let mut asker = Asker::new(at);
+            asker.at = address.to_owned();
+            for _ in 0..3 {
+                assert_eq!(asker.probe().await, ProbeResult::Silent, "{address}");
+                assert_eq!(asker.nodes.undialable[&NODE.store], address);
+            }
+            // Started again with another one.
+            asker.at = at.to_string();
+            assert!(matches!(asker.probe().await, ProbeResult::Alive { .. }));
+            assert!(asker.nodes.undialable.is_empty());
+        }
+        runtime.shutdown_background();
     }
 
     #[tokio::test]
@@ -382,7 +423,7 @@ mod tests {
         let (to, shard) = (NODE, ShardId(4));
         let mut asker = Asker::new(at);
         for (address, known) in [(Some(at.to_string()), true), (None, false)] {
-            let asked = || Asked { to, address: address.as_deref(), cluster: CLUSTER };
+            let asked = || asked(to, address.as_deref());
             asker.nodes.gather(asked(), 1, vec![shard]);
             let event = asker.answer().await;
             let Event::Gathered { gather: 1, store, ends } = event else { panic!("{event:?}") };
@@ -396,8 +437,7 @@ mod tests {
         // Where a log of another process of that store ends is no answer.
         let to = StoreBoot { boot: Boot(2), ..NODE };
         let address = at.to_string();
-        let asked = Asked { to, address: Some(&address), cluster: CLUSTER };
-        asker.nodes.gather(asked, 2, vec![shard]);
+        asker.nodes.gather(asked(to, Some(&address)), 2, vec![shard]);
         let event = asker.answer().await;
         assert!(matches!(event, Event::Gathered { gather: 2, ends: None, .. }), "{event:?}");
         runtime.shutdown_background();

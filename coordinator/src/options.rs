@@ -41,13 +41,13 @@ pub struct Options {
     #[arg(long, env = "DKC_CLUSTER", default_value = "dkc", value_parser = metastore::cluster_name)]
     pub cluster: String,
     /// Where nodes and gateways report to, `ip:port`.
-    #[arg(long, env = "DKC_LISTEN")]
+    #[arg(long, env = "DKC_LISTEN", value_name = "IP:PORT", value_parser = metastore::listened)]
     pub listen: SocketAddr,
     /// What they are told to dial, `host:port`, if it is not the address of `--listen`.
-    #[arg(long, env = "DKC_ADVERTISE")]
+    #[arg(long, env = "DKC_ADVERTISE", value_name = "HOST:PORT", value_parser = metastore::advertised)]
     pub advertise: Option<String>,
     /// Where `/livez`, `/readyz` and `/metrics` are served. None: nowhere.
-    #[arg(long, env = "DKC_METRICS")]
+    #[arg(long, env = "DKC_METRICS", value_name = "IP:PORT", value_parser = metastore::listened)]
     pub metrics: Option<SocketAddr>,
     /// How many shards the cluster is made with. Absent: as it is (24 for a new one).
     #[arg(long, env = "DKC_SHARDS", value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX))]
@@ -88,6 +88,13 @@ pub struct Options {
 }
 
 impl Options {
+    /// What is odd, though it would run.
+    pub fn oddity(&self) -> Option<String> {
+        let listen = self.listen.to_string();
+        let dialled = self.advertise.as_deref().unwrap_or(&listen);
+        metastore::loopback_beside(dialled, &self.etcd)
+    }
+
     /// Refuses what makes no sense, and says what would.
     pub fn check(&self) -> Result<(), Exit> {
         let usage = |why: String| Err(Exit::Usage(why));

@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::coordinator::Coordinator;
-use metastore::{Candidate, Error, LeaseSettings, Metastore, Settings};
+use metastore::{Candidate, LeaseSettings, Metastore, Pause, Settings};
 use proto::wire::reports_server::{self, ReportsServer};
 use telemetry::files::{self, Connections};
 use telemetry::{Health, Metrics};
@@ -26,9 +26,11 @@ use crate::{Exit, Options};
 /// What may wait for the driver, which never waits for anybody itself.
 const INBOX_MAX: usize = 1_024;
 
-/// How often etcd is asked while it does not answer at the start, and how often that is said.
-const CONNECT_EVERY: Duration = Duration::from_millis(500);
-const SAID_EVERY: u32 = 20;
+/// How long after a failure etcd is asked again at the start: first, and in the end.
+const CONNECT_AGAIN_FIRST: Duration = Duration::from_millis(100);
+const CONNECT_AGAIN_LONGEST: Duration = Duration::from_secs(1);
+/// What a start waits for is said again this often.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// Runs a coordinator until it is asked to stop (SIGTERM, SIGINT); returns the exit code.
 pub fn run(options: Options) -> u8 {
@@ -71,14 +73,16 @@ fn run_here(options: Options) -> Result<(), Exit> {
 pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(), Exit> {
     options.check()?;
     tokio::pin!(stop);
-    // What runs beside the loop; it ends with this function.
+    let (vital, mut failures) = telemetry::vital();
+    // What runs beside the loop; it ends with this function, and this function with any of it.
     let mut beside = JoinSet::new();
     let health = Health::new("etcd");
     let gauges = Gauges::new();
     if let Some(address) = options.metrics {
         let metrics = Metrics::new(|registry| gauges.register(registry));
         let listener = bind("--metrics", address).await?;
-        beside.spawn(telemetry::serve(listener, health.clone(), Arc::new(metrics)));
+        let serving = telemetry::serve(listener, health.clone(), Arc::new(metrics));
+        beside.spawn(vital.forever("serving --metrics", serving));
     }
     let listener = bind("--listen", options.listen).await?;
     let address = advertised(&options, &listener)?;
@@ -89,20 +93,21 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
     let common = common.map_err(|error| Exit::Failed(format!("reflection: {error}")))?;
     let desk = proto::limited!(ReportsServer::new(Desk::new(told.clone(), leads_now)));
     let incoming = connections()?.incoming(listener);
-    beside.spawn(async move {
+    beside.spawn(vital.forever("serving --listen", async move {
         let server = Server::builder().add_routes(common).add_service(desk);
         if let Err(error) = server.serve_with_incoming(incoming).await {
-            warn!(%error, "reports are no longer taken");
+            error!(%error, "reports are no longer taken");
         }
-    });
+    }));
 
     let metastore = tokio::select! {
-        connected = connect(&options) => connected?,
+        connected = connect(&options, &health) => connected?,
+        why = failures.next() => return Err(Exit::Failed(why)),
         () = &mut stop => return Ok(()),
     };
     let etcd = Etcd::new(metastore.clone(), told.clone());
-    beside.spawn(etcd.clone().follow());
-    beside.spawn(etcd.clone().ask_for_ever());
+    beside.spawn(vital.forever("following etcd", etcd.clone().follow()));
+    beside.spawn(vital.forever("asking etcd", etcd.clone().ask_for_ever()));
     let lease = LeaseSettings { ttl_s: options.lease_ttl, ..LeaseSettings::default() };
     let election = metastore.stand_for_election(&Candidate { address: address.clone() }, lease);
     info!(address, cluster = options.cluster, "stands for election");
@@ -110,34 +115,34 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
         machine: Coordinator::new(options.settings(fastrand::u128(1..))),
         options,
         etcd,
-        nodes: Nodes::new(told),
+        nodes: Nodes::new(told, vital.clone()),
         health,
         gauges,
         leads,
+        vital,
         state: State::new(),
     };
-    driver.run(election, inbox, stop).await
+    driver.run(election, inbox, failures, stop).await
 }
 
 /// Connects to etcd, however long that takes.
-async fn connect(options: &Options) -> Result<Metastore, Exit> {
+async fn connect(options: &Options, health: &Health) -> Result<Metastore, Exit> {
     let settings = Settings::new(options.etcd.clone(), &options.cluster);
-    let mut tries = 0_u32;
+    let mut pause = Pause::new(CONNECT_AGAIN_FIRST, CONNECT_AGAIN_LONGEST);
+    let mut said: Option<Instant> = None;
     loop {
-        match Metastore::connect(&settings).await {
+        let error = match Metastore::connect(&settings).await {
             Ok(metastore) => return Ok(metastore),
-            Err(error) if error.is_transient() => {
-                if tries.is_multiple_of(SAID_EVERY) {
-                    warn!(etcd = options.etcd.join(","), %error, "etcd does not answer, waiting for it");
-                }
-            }
-            Err(error @ (Error::Refused { .. } | Error::TooOld { .. })) => {
-                return Err(Exit::Usage(error.to_string()));
-            }
+            Err(error) if error.is_transient() => error,
+            Err(error) if error.is_misfit() => return Err(Exit::Usage(format!("--etcd: {error}"))),
             Err(error) => return Err(Exit::Failed(error.to_string())),
+        };
+        health.not_ready(error.reason());
+        if said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
+            said = Some(Instant::now());
+            warn!(etcd = options.etcd.join(","), %error, "waiting for etcd");
         }
-        tries = tries.wrapping_add(1);
-        tokio::time::sleep(CONNECT_EVERY).await;
+        pause.wait().await;
     }
 }
 
