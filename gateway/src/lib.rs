@@ -55,13 +55,19 @@ pub struct Options {
     #[arg(long, env = "DKC_CLUSTER", default_value = "dkc", value_parser = metastore::cluster_name)]
     pub cluster: String,
     /// Where clients are served
-    #[arg(long, env = "DKC_HTTP", value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    #[arg(
+        long,
+        env = "DKC_HTTP",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:8080",
+        value_parser = metastore::listened
+    )]
     pub http: SocketAddr,
     /// Where /livez, /readyz and /metrics are served too, apart from the clients
-    #[arg(long, env = "DKC_METRICS", value_name = "ADDR")]
+    #[arg(long, env = "DKC_METRICS", value_name = "ADDR", value_parser = metastore::listened)]
     pub metrics: Option<SocketAddr>,
     /// Where grpc.health.v1 and reflection are served, nothing else [default: nowhere]
-    #[arg(long, env = "DKC_GRPC", value_name = "ADDR")]
+    #[arg(long, env = "DKC_GRPC", value_name = "ADDR", value_parser = metastore::listened)]
     pub grpc: Option<SocketAddr>,
     /// Threads that serve clients [default: the number of CPUs, at most 4]
     #[arg(long, env = "DKC_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]

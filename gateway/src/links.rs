@@ -14,6 +14,7 @@ use engine::ids::{Conn, StoreBoot, StoreId};
 use engine::message::{GatewayMessage, NodeReply};
 use proto::wire::gateway_client::GatewayClient;
 use proto::wire::{ToGateway, ToNode};
+use telemetry::Vital;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
@@ -40,6 +41,7 @@ pub(crate) struct Links {
     /// Stores that have a task of their own.
     kept: RefCell<BTreeSet<StoreId>>,
     conns: Cell<u64>,
+    vital: Vital,
 }
 
 /// A stream that stands.
@@ -55,9 +57,13 @@ enum DialError {
 }
 
 impl Links {
-    pub(crate) fn new(lanes: Rc<Lanes>, directory: watch::Receiver<Directory>) -> Rc<Self> {
+    pub(crate) fn new(
+        lanes: Rc<Lanes>,
+        directory: watch::Receiver<Directory>,
+        vital: Vital,
+    ) -> Rc<Self> {
         let (senders, kept) = Default::default();
-        Rc::new(Self { lanes, directory, senders, kept, conns: Cell::new(0) })
+        Rc::new(Self { lanes, directory, senders, kept, conns: Cell::new(0), vital })
     }
 
     /// Puts a message on its way. A connection that has just broken says so by itself.
@@ -73,7 +79,8 @@ impl Links {
         loop {
             for store in directory.borrow_and_update().reachable() {
                 if self.kept.borrow_mut().insert(store) {
-                    tokio::task::spawn_local(self.clone().link(store));
+                    let linking = self.vital.job("a link to a node", self.clone().link(store));
+                    tokio::task::spawn_local(linking);
                 }
             }
             if directory.changed().await.is_err() {

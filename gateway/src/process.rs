@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use engine::batcher::Settings;
 use engine::config::ShardConfig;
 use telemetry::files::{self, Connections, Place};
-use telemetry::{Health, Metrics};
+use telemetry::{Health, Metrics, Vital};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -94,17 +94,19 @@ pub async fn serve(
     let workers = options.workers.map_or_else(default_workers, usize::from);
     let health = Health::new("etcd");
     let readiness = Readiness::new(health.clone(), seen.clone(), workers);
+    let (vital, mut failures) = telemetry::vital();
     let mut counters = None;
     let metrics = Arc::new(Metrics::new(|registry| counters = Some(Counters::new(registry))));
     let counters = Arc::new(counters.expect("it was just filled"));
     if let Some(at) = options.metrics {
-        tokio::spawn(telemetry::serve(listen("--metrics", at)?, health.clone(), metrics.clone()));
+        let serving = telemetry::serve(listen("--metrics", at)?, health.clone(), metrics.clone());
+        tokio::spawn(vital.forever("serving --metrics", serving));
     }
     if let Some(at) = options.grpc {
-        serve_grpc(listen("--grpc", at)?, &health).await?;
+        serve_grpc(listen("--grpc", at)?, &health, &vital).await?;
     }
     let (board, filling) = Board::new(options.cluster.clone(), seen.clone());
-    tokio::spawn(filling);
+    tokio::spawn(vital.job("making /v1/cluster", filling));
     let (process, asked) = mpsc::unbounded_channel();
     let settings = Settings { linger_us: options.linger_us, ..Settings::default() };
     let shared = Shared {
@@ -115,6 +117,7 @@ pub async fn serve(
         metrics,
         counters,
         board,
+        vital,
         idle: Duration::from_secs(options.idle_timeout.into()),
         process,
     };
@@ -131,6 +134,7 @@ pub async fn serve(
     let mut cluster = tokio::spawn(member.run(ending));
     let outcome = tokio::select! {
         () = stop => Ok(()),
+        why = failures.next() => Err(Fatal::Failed(why)),
         number = workers.any_ended() => Err(Fatal::Failed(format!("worker {number} has failed"))),
         ended = &mut cluster => Err(match ended {
             Ok(Err(fatal)) => fatal,
@@ -153,16 +157,16 @@ pub async fn serve(
 const GRPC_CONNECTIONS_MAX: usize = 64;
 
 /// For those who look after every role in the same way. Nothing is counted there.
-async fn serve_grpc(listener: TcpListener, health: &Health) -> Result<(), Fatal> {
+async fn serve_grpc(listener: TcpListener, health: &Health, vital: &Vital) -> Result<(), Fatal> {
     let routes = telemetry::grpc(health, proto::DESCRIPTORS, &[]).await;
     let routes = routes.map_err(|error| Fatal::Failed(format!("reflection: {error}")))?;
     let serving = Server::builder().add_routes(routes);
-    tokio::spawn(async move {
+    tokio::spawn(vital.forever("serving --grpc", async move {
         let incoming = Connections::new(GRPC_CONNECTIONS_MAX).incoming(listener);
         if let Err(error) = serving.serve_with_incoming(incoming).await {
             warn!(%error, "health is no longer served over gRPC");
         }
-    });
+    }));
     Ok(())
 }
 

@@ -49,7 +49,7 @@ impl Sessions {
                     return self.none();
                 }
                 Some(LeaseEvent::Granted { .. } | LeaseEvent::Confirmed) => {}
-                // Only a storage node is superseded; and a task that has failed is made again.
+                // Only a storage node is superseded.
                 Some(LeaseEvent::Superseded { .. }) | None => {
                     warn!("the lease's task has ended, beginning another");
                     self.lease = self.hold();

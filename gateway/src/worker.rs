@@ -15,7 +15,7 @@ use engine::config::ShardConfig;
 use engine::ids::SessionId;
 use engine::message::Report;
 use telemetry::files::Place;
-use telemetry::{Health, Metrics};
+use telemetry::{Health, Metrics, Vital};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -98,6 +98,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) board: status::Board,
+    pub(crate) vital: Vital,
     /// How long a connection may say nothing, or take for the head of a request.
     pub(crate) idle: Duration,
     pub(crate) process: mpsc::UnboundedSender<FromWorker>,
@@ -129,8 +130,8 @@ pub(crate) fn spawn(number: usize, shared: Shared) -> std::io::Result<Handle> {
 
 async fn work(number: usize, shared: Shared, mut news: mpsc::UnboundedReceiver<ToWorker>) {
     let lanes = Lanes::new();
-    let links = Links::new(lanes.clone(), shared.directory.clone());
-    spawn_local(links.clone().keep());
+    let links = Links::new(lanes.clone(), shared.directory.clone(), shared.vital.clone());
+    spawn_local(shared.vital.job("keeping links to nodes", links.clone().keep()));
     let (idle, mut is_idle) = watch::channel(true);
     let world = Surroundings {
         number,
