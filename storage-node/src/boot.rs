@@ -18,7 +18,7 @@ use engine::message::{NodeQuery, NodeQueryReply};
 use engine::node::Event;
 use engine::records::{Meta, NameRecord, NodeRecord, StoreRecord, StoreStatus};
 use engine::store::log::Record as LogRecord;
-use metastore::{BootGuard, Error, Kept, Metastore, Outcome, Settings};
+use metastore::{BootGuard, Error, Kept, Metastore, Outcome, Pause, Settings};
 use telemetry::Health;
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
@@ -31,6 +31,11 @@ use crate::options::Options;
 
 /// Between two tries of something that is waited for.
 const TRY_EVERY: Duration = Duration::from_millis(100);
+/// Of an etcd that does not answer, in the end.
+const TRY_AGAIN_LONGEST: Duration = Duration::from_secs(1);
+/// What a start waits for is said after this, and then again this often.
+const SAY_AFTER: Duration = Duration::from_secs(1);
+const SAY_EVERY: Duration = Duration::from_secs(60);
 /// A node that is alive answers a probe within this.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How much later than it should etcd may delete the key of a lease that ran out.
@@ -64,54 +69,46 @@ pub struct OpenDisk {
 /// Waits for an etcd that answers.
 pub async fn connect(options: &Options, health: &Health) -> Result<Metastore, Exit> {
     let settings = Settings::new(options.etcd.clone(), &options.cluster);
-    wait(health, "etcd", async || match Metastore::connect(&settings).await {
-        Ok(metastore) => Ok(Some(metastore)),
-        Err(error) => transient(error, "etcd"),
-    })
-    .await
+    wait(health, "etcd", async || Metastore::connect(&settings).await.map(Some)).await
 }
 
 /// Waits for the cluster's settings: the leading coordinator makes them.
 pub async fn meta(metastore: &Metastore, health: &Health) -> Result<Meta, Exit> {
-    wait(health, "meta", async || match metastore.get::<Meta>(&()).await {
-        Ok(kept) => Ok(kept.map(|kept| kept.record)),
-        Err(error) => transient(error, "meta"),
-    })
-    .await
+    let read = async || Ok(metastore.get::<Meta>(&()).await?.map(|kept| kept.record));
+    wait(health, "meta", read).await
 }
 
 /// Tries until there is something; meanwhile `/readyz` says what is waited for.
 async fn wait<T>(
     health: &Health,
-    reason: &'static str,
-    mut attempt: impl AsyncFnMut() -> Result<Option<T>, Exit>,
+    what: &'static str,
+    mut attempt: impl AsyncFnMut() -> Result<Option<T>, Error>,
 ) -> Result<T, Exit> {
-    let began = Instant::now();
-    let mut said = false;
-    health.not_ready(reason);
+    let mut pause = Pause::new(TRY_EVERY, TRY_AGAIN_LONGEST);
+    let mut say_at = Instant::now() + SAY_AFTER;
+    health.not_ready(what);
     loop {
-        if let Some(found) = attempt().await? {
-            return Ok(found);
+        let error = match attempt().await {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => None,
+            Err(error) if error.is_transient() => Some(error),
+            Err(error) if error.is_misfit() => return Err(Exit::Usage(format!("--etcd: {error}"))),
+            Err(error) => return Err(Exit::Failed(format!("{what}: {error}"))),
+        };
+        let reason = error.as_ref().map_or(what, Error::reason);
+        health.not_ready(reason);
+        if Instant::now() >= say_at {
+            say_at = Instant::now() + SAY_EVERY;
+            match &error {
+                Some(error) => warn!(reason, %error, "waiting for etcd"),
+                None => warn!(reason, "waiting"),
+            }
         }
-        if !said && began.elapsed() >= Duration::from_secs(1) {
-            warn!(reason, "waiting");
-            said = true;
+        match error {
+            Some(_) => pause.wait().await,
+            // A coordinator may make it at any moment.
+            None => sleep(TRY_EVERY).await,
         }
-        sleep(TRY_EVERY).await;
-    }
-}
-
-/// An error that waiting may help against is none yet.
-fn transient<T>(error: Error, what: &str) -> Result<Option<T>, Exit> {
-    if error.is_transient() {
-        tracing::debug!(%error, what, "not yet");
-        return Ok(None);
-    }
-    match error {
-        Error::TooOld { .. } | Error::Refused { .. } => {
-            Err(Exit::Usage(format!("--etcd: {error}")))
-        }
-        error => Err(Exit::Failed(format!("{what}: {error}"))),
     }
 }
 
@@ -402,10 +399,12 @@ impl Starting<'_> {
         loop {
             match attempt().await {
                 Ok(found) => {
-                    self.health.not_ready("identity");
+                    // An etcd that answers and takes no changes is why this takes so long.
+                    let reason = self.metastore.takes_no_changes().unwrap_or("identity");
+                    self.health.not_ready(reason);
                     return Ok(found);
                 }
-                Err(error) if error.is_transient() => self.health.not_ready("etcd"),
+                Err(error) if error.is_transient() => self.health.not_ready(error.reason()),
                 Err(error) => return Err(Exit::Failed(format!("etcd: {error}"))),
             }
             sleep(TRY_EVERY).await;

@@ -15,7 +15,7 @@ use engine::ids::{Boot, Revision, SessionId, ShardId, StoreBoot, StoreId};
 use engine::node::{CasOutcome, Event};
 use engine::records::{GatewayRecord, NodeRecord, StoreRecord};
 use metastore::{Kept, Metastore, Outcome, Record, Watch, WatchEvent, WatchSettings};
-use telemetry::Health;
+use telemetry::Vital;
 use tokio::runtime::Handle;
 use tracing::{debug, error, warn};
 
@@ -23,6 +23,7 @@ use crate::exit::Exit;
 use crate::inbox::{Inbox, Told};
 use crate::names::Names;
 use crate::peers::{Peers, Target};
+use crate::readiness::Readiness;
 
 /// What the machine can ask of etcd.
 #[derive(Debug)]
@@ -38,6 +39,7 @@ pub enum Wish {
 pub struct Etcd {
     metastore: Metastore,
     inbox: Inbox,
+    vital: Vital,
     runtime: Handle,
     /// Of the etcd that this process began with.
     incarnation: u32,
@@ -51,15 +53,15 @@ impl std::fmt::Debug for Etcd {
 
 impl Etcd {
     /// Within a runtime.
-    pub fn new(metastore: Metastore, inbox: Inbox, incarnation: u32) -> Self {
+    pub fn new(metastore: Metastore, inbox: Inbox, vital: Vital, incarnation: u32) -> Self {
         let runtime = Handle::current();
-        Self { metastore, inbox, runtime, incarnation }
+        Self { metastore, inbox, vital, runtime, incarnation }
     }
 
     /// Asks, and tells the loop what came of it. Never waits.
     pub fn perform(&self, wish: Wish) {
         let etcd = self.clone();
-        self.runtime.spawn(async move { etcd.ask(wish).await });
+        self.runtime.spawn(self.vital.job("a question to etcd", etcd.ask(wish)));
     }
 
     async fn ask(self, wish: Wish) {
@@ -154,7 +156,7 @@ pub struct Followed {
     pub me: StoreBoot,
     pub peers: Peers,
     pub names: Names,
-    pub health: Health,
+    pub readiness: Readiness,
 }
 
 /// What was heard, whichever record it was about.
@@ -162,12 +164,12 @@ enum Heard {
     Shard(WatchEvent<ShardConfig>),
     Node(WatchEvent<NodeRecord>),
     Store(WatchEvent<StoreRecord>),
-    /// A watch has ended by itself, which it does only after its history went back.
+    /// A watch has ended by itself, which it does only after etcd's history went back.
     Ended,
 }
 
 impl Followed {
-    /// Follows the records for as long as the process runs.
+    /// Follows the records for as long as etcd's history goes on; never returns.
     pub async fn run(mut self) {
         let metastore = self.etcd.metastore.clone();
         let mut shards = metastore.watch::<ShardConfig>(WatchSettings::default());
@@ -184,7 +186,7 @@ impl Followed {
                 Heard::Shard(event) => self.shard(event),
                 Heard::Node(event) => self.node(event, &mut keys),
                 Heard::Store(event) => self.store(event),
-                Heard::Ended => return,
+                Heard::Ended => return std::future::pending().await,
             }
         }
     }
@@ -195,6 +197,7 @@ impl Followed {
                 for kept in listed.all {
                     self.etcd.inbox.event(config_event(kept, None));
                 }
+                self.etcd.inbox.tell(Told::ShardsListed);
             }
             WatchEvent::Changed(kept) => {
                 self.etcd.inbox.event(config_event(kept, None));
@@ -266,7 +269,7 @@ impl Followed {
             now,
             "etcd's history went back, so it is not followed any more: read \"Back up etcd\" in docs/operations.md"
         );
-        self.health.not_ready("etcd-went-back");
+        self.readiness.over("etcd-went-back");
     }
 }
 

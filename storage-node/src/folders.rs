@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use crate::error::{DiskError, context};
@@ -16,7 +17,7 @@ pub fn make_durably(folder: &Path) -> Result<(), DiskError> {
         Some(above) => above,
         None => return Ok(()),
     };
-    match fs::create_dir(folder) {
+    match make(folder) {
         Ok(()) => sync(above),
         // Its name may be there since an earlier start that died before it was durable. A level above that this user may
         // not read is another's to look after: nothing was made in it by this process.
@@ -30,11 +31,16 @@ pub fn make_durably(folder: &Path) -> Result<(), DiskError> {
         }
         Err(missing) if missing.kind() == io::ErrorKind::NotFound && above != folder => {
             make_durably(above)?;
-            fs::create_dir(folder).map_err(|why| context("make", folder, why))?;
+            make(folder).map_err(|why| context("make", folder, why))?;
             sync(above)
         }
         Err(why) => Err(context("make", folder, why)),
     }
+}
+
+/// For this user alone: the keys that are counted lie below.
+fn make(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(folder)
 }
 
 pub(crate) fn sync(folder: &Path) -> Result<(), DiskError> {
@@ -44,6 +50,8 @@ pub(crate) fn sync(folder: &Path) -> Result<(), DiskError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -52,7 +60,8 @@ mod tests {
         let deep = folder.path().join("a/b/c");
         for _ in 0..2 {
             make_durably(&deep).unwrap();
-            assert!(deep.is_dir());
+            let mode = deep.metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o700, "nobody else reads what is counted");
         }
     }
 

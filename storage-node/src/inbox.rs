@@ -27,6 +27,8 @@ use crate::outbox::Outbox;
 pub enum Told {
     /// From etcd, or about a peer: never held back.
     Event(Event),
+    /// etcd has told of every shard that there is.
+    ShardsListed,
     /// From a disk thread.
     Disk(DiskEvent),
     /// From a socket. What it takes of the intake is given back when this is dropped.

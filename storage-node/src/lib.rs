@@ -34,6 +34,7 @@ mod options;
 pub mod outbox;
 mod patience;
 pub mod peers;
+pub mod readiness;
 pub mod reports;
 pub mod rpc;
 mod scrub;

@@ -22,6 +22,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use engine::ids::{Conn, Now, TimeMs};
 use engine::message::{Answer, GatewayMessage, NodeQueryReply, NodeReply, Report};
 use engine::node::{Effect, Event, ExitReason, Node};
+use telemetry::Vital;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
@@ -34,6 +35,7 @@ use crate::inbox::Told;
 use crate::metrics::NodeMetrics;
 use crate::names::Names;
 use crate::outbox::{NotSent, Outbox, Outboxes};
+use crate::readiness::CatchingUp;
 use crate::snapshot_transfer::{Sender, Transfer};
 
 /// Deadlines are looked at after this many events at the latest.
@@ -92,6 +94,8 @@ pub struct Parts {
     pub reports: watch::Sender<Report>,
     pub metrics: NodeMetrics,
     pub names: Names,
+    pub catching_up: CatchingUp,
+    pub vital: Vital,
     pub runtime: Handle,
 }
 
@@ -122,6 +126,8 @@ pub struct NodeLoop {
     metrics: NodeMetrics,
     names: Names,
     chronicle: Chronicle,
+    catching_up: CatchingUp,
+    vital: Vital,
     /// Nobody misses this node any more.
     left: bool,
     /// No work is taken any more; what is under way is waited for until then.
@@ -164,6 +170,8 @@ impl NodeLoop {
             metrics: parts.metrics,
             chronicle: Chronicle::new(parts.names.clone()),
             names: parts.names,
+            catching_up: parts.catching_up,
+            vital: parts.vital,
             left: false,
             stopping: None,
             exit: None,
@@ -217,6 +225,7 @@ impl NodeLoop {
         if self.now >= self.next_story {
             self.next_story = self.now.plus_ms(STORY_EVERY_MS);
             self.chronicle.look(self.node.replicas());
+            self.catching_up.look(self.node.replicas());
         }
         if self.now >= self.next_metrics {
             self.next_metrics = self.now.plus_ms(METRICS_EVERY_MS);
@@ -254,6 +263,7 @@ impl NodeLoop {
                 }
                 None => self.handle(event),
             },
+            Told::ShardsListed => self.catching_up.listed(),
             Told::Disk(told) => {
                 let event = self.disk.accept(told);
                 if let Event::Durable { group } = event {
@@ -304,6 +314,7 @@ impl NodeLoop {
 
     /// Hands an event to the machine and does what it wants, and so on for what breaks while that is done.
     fn handle(&mut self, event: Event) {
+        self.catching_up.note(&event);
         let mut next = Some(event);
         while let Some(event) = next.filter(|_| self.exit.is_none()) {
             let mut effects = std::mem::take(&mut self.effects);
@@ -415,7 +426,7 @@ impl NodeLoop {
         let reader = self.disk.snapshot_reader(slots);
         let address = address.to_owned();
         let copy = Transfer { conn, transfer, slots, to, address, reader };
-        self.runtime.spawn(self.copies.clone().send(copy));
+        self.runtime.spawn(self.vital.job("sending a copy", self.copies.clone().send(copy)));
     }
 
     fn on_durable(&mut self, group: u64) {

@@ -37,10 +37,10 @@ pub struct Options {
     )]
     pub replace: Option<String>,
     /// Where gateways, other nodes and the coordinator reach it, `ip:port`.
-    #[arg(long, env = "DKC_LISTEN")]
+    #[arg(long, env = "DKC_LISTEN", value_name = "IP:PORT", value_parser = metastore::listened)]
     pub listen: SocketAddr,
     /// What others are told to dial, `host:port`, if it is not the address of `--listen`.
-    #[arg(long, env = "DKC_ADVERTISE")]
+    #[arg(long, env = "DKC_ADVERTISE", value_name = "HOST:PORT", value_parser = metastore::advertised)]
     pub advertise: Option<String>,
     /// Where etcd is: `host:port`, several with commas between them.
     #[arg(
@@ -56,7 +56,7 @@ pub struct Options {
     #[arg(long, env = "DKC_CLUSTER", default_value = "dkc", value_parser = metastore::cluster_name)]
     pub cluster: String,
     /// Where `/livez`, `/readyz` and `/metrics` are served. None: nowhere.
-    #[arg(long, env = "DKC_METRICS")]
+    #[arg(long, env = "DKC_METRICS", value_name = "IP:PORT", value_parser = metastore::listened)]
     pub metrics: Option<SocketAddr>,
     /// The failure zone: replicas of a shard are kept in different ones.
     #[arg(long, env = "DKC_ZONE", default_value = "")]
@@ -111,6 +111,13 @@ pub struct Options {
 }
 
 impl Options {
+    /// What is odd, though it would run.
+    pub fn oddity(&self) -> Option<String> {
+        let listen = self.listen.to_string();
+        let dialled = self.advertise.as_deref().unwrap_or(&listen);
+        metastore::loopback_beside(dialled, &self.etcd)
+    }
+
     /// Refuses what makes no sense, and says what would.
     pub fn check(&self) -> Result<(), Exit> {
         let usage = |why: String| Err(Exit::Usage(why));

@@ -20,6 +20,7 @@ use engine::message::FromFollower;
 use engine::node::Event;
 use proto::wire;
 use proto::wire::peer_client::PeerClient;
+use telemetry::Vital;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
@@ -89,11 +90,12 @@ struct Dialler {
     cluster: u128,
     inbox: Inbox,
     limits: Limits,
+    vital: Vital,
 }
 
 impl Peers {
-    pub fn new(me: StoreId, cluster: u128, inbox: Inbox, limits: Limits) -> Self {
-        Self { me, dialler: Dialler { cluster, inbox, limits }, known: BTreeMap::new() }
+    pub fn new(me: StoreId, cluster: u128, inbox: Inbox, limits: Limits, vital: Vital) -> Self {
+        Self { me, dialler: Dialler { cluster, inbox, limits, vital }, known: BTreeMap::new() }
     }
 
     /// A store was heard of. An older boot than the one known is no news.
@@ -114,7 +116,10 @@ impl Peers {
             }
             None => {
                 let (sender, receiver) = watch::channel(target);
-                tokio::spawn(self.dialler.clone().keep_dialled(receiver));
+                let dialler = self.dialler.clone();
+                tokio::spawn(
+                    self.dialler.vital.job("a link to a node", dialler.keep_dialled(receiver)),
+                );
                 self.known.insert(store, sender);
             }
         }

@@ -18,8 +18,8 @@ use proto::wire::gateway_server::{self, Gateway, GatewayServer};
 use proto::wire::peer_server::{self, Peer, PeerServer};
 use proto::wire::{self, to_follower, to_node};
 use proto::{Greeting, Invalid, Refused};
-use telemetry::Health;
 use telemetry::files::Connections;
+use telemetry::{Health, Vital};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -51,6 +51,7 @@ pub struct Services {
     /// Where copies that come in are kept.
     pub staging: Staging,
     pub limits: Limits,
+    pub vital: Vital,
 }
 
 /// Serves until dropped.
@@ -108,12 +109,12 @@ impl Gateway for Services {
         }
         let inbox = self.inbox.clone();
         let (refused, refusal) = mpsc::channel(1);
-        tokio::spawn(async move {
+        tokio::spawn(self.vital.job("hearing a gateway", async move {
             let end = hear_gateway(&inbox, conn, stream, closed).await;
             debug!(?from, %end, "gateway connection ended");
             end.tell(&refused);
             inbox.event(Event::GatewayGone { conn });
-        });
+        }));
         let replies = ReceiverStream::new(replies).map(|reply| Ok(reply.into()));
         Ok(Response::new(Box::pin(replies.chain(ReceiverStream::new(refusal).map(Err)))))
     }
@@ -197,13 +198,13 @@ impl Peer for Services {
         }
         let services = self.clone();
         let (refused, refusal) = mpsc::channel(1);
-        tokio::spawn(async move {
+        tokio::spawn(self.vital.job("hearing a node", async move {
             let end = services.hear_peer(conn, greeting, stream, closed).await;
             debug!(conn = conn.0, %end, "peer's connection ended");
             end.tell(&refused);
             services.links.forget(conn);
             services.inbox.event(Event::Closed { conn });
-        });
+        }));
         let messages = ReceiverStream::new(messages).map(|message| Ok(message.into()));
         Ok(Response::new(Box::pin(messages.chain(ReceiverStream::new(refusal).map(Err)))))
     }

@@ -11,7 +11,7 @@ use engine::node::{Node, Settings};
 use engine::records::{Meta, NodeRecord};
 use metastore::{BootGuard, HeldKey, Lease, LeaseEvent, LeaseSettings, Metastore};
 use telemetry::files::Connections;
-use telemetry::{Health, Metrics};
+use telemetry::{Failures, Health, Metrics, Vital};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,6 +31,7 @@ use crate::names::Names;
 use crate::node_loop::{Clock, Ended, NodeLoop, Parts, Pulse};
 use crate::options::Options;
 use crate::peers::Peers;
+use crate::readiness::{CatchingUp, Readiness};
 use crate::reports;
 use crate::rpc::{self, Links, Services};
 use crate::snapshot_transfer::Sender;
@@ -79,17 +80,20 @@ async fn serve(options: Options) -> Result<(), Exit> {
     let mut stop = std::pin::pin!(asked_to_stop()?);
     let health = Health::new("recovery");
     let metrics = NodeMetrics::default();
-    serve_metrics(&options, &health, &metrics).await?;
+    let (vital, mut failures) = telemetry::vital();
+    serve_metrics(&options, &health, &metrics, &vital).await?;
     let (inbox, told) = Inbox::new(options.memory_plan().intake_bytes);
     let starting = start(&options, files, &health, &inbox, told);
     let started = tokio::select! {
         started = starting => started?,
+        why = failures.next() => return Err(Exit::Failed(why)),
         () = &mut stop => {
             info!("stopped before it had begun");
             return Ok(());
         }
     };
-    run_node(started, options, files, health, metrics, inbox, stop).await
+    let around = Around { files, health, metrics, inbox, vital, failures };
+    run_node(started, options, around, stop).await
 }
 
 /// Resolves when a person or a supervisor wants the process to end.
@@ -109,13 +113,15 @@ async fn serve_metrics(
     options: &Options,
     health: &Health,
     metrics: &NodeMetrics,
+    vital: &Vital,
 ) -> Result<(), Exit> {
     let Some(address) = options.metrics else { return Ok(()) };
     let listener = TcpListener::bind(address).await.map_err(|error| {
         Exit::Usage(format!("--metrics {address}: can't listen there: {error}"))
     })?;
     let shown = Arc::new(Metrics::new(|registry| metrics.register(registry)));
-    tokio::spawn(telemetry::serve(listener, health.clone(), shown));
+    let serving = telemetry::serve(listener, health.clone(), shown);
+    tokio::spawn(vital.forever("serving --metrics", serving));
     Ok(())
 }
 
@@ -210,23 +216,32 @@ fn disk_settings(options: &Options, files: FilePlan) -> DiskSettings {
     }
 }
 
-/// From the moment that the identity is claimed to the end.
-async fn run_node(
-    started: Started,
-    options: Options,
+/// What a process has before it knows who it is.
+struct Around {
     files: FilePlan,
     health: Health,
     metrics: NodeMetrics,
     inbox: Inbox,
+    vital: Vital,
+    failures: Failures,
+}
+
+/// From the moment that the identity is claimed to the end.
+async fn run_node(
+    started: Started,
+    options: Options,
+    around: Around,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Exit> {
+    let Around { files, health, metrics, inbox, vital, mut failures } = around;
     let Started { disk, opened, metastore, meta, booted } = started;
     let Booted { me, guard, listener, address, suspect } = booted;
     let clock = Clock::start();
     let pulse = Pulse::new(clock);
     let names = Names::default();
     names.note(me.store, &options.name);
-    let etcd = Etcd::new(metastore.clone(), inbox.clone(), meta.incarnation);
+    let etcd = Etcd::new(metastore.clone(), inbox.clone(), vital.clone(), meta.incarnation);
+    let readiness = Readiness::new(health.clone());
     let (reports, newest_report) = watch::channel(Report::default());
 
     let limits = options.limits();
@@ -237,6 +252,7 @@ async fn run_node(
         links: Links::default(),
         staging: disk.disk.staging(),
         limits,
+        vital: vital.clone(),
     };
     let parts = Parts {
         node: node(&options, &meta, me, suspect, disk.next_group, opened.replicas, clock),
@@ -249,22 +265,20 @@ async fn run_node(
         reports,
         metrics,
         names: names.clone(),
+        catching_up: CatchingUp::new(me.store, readiness.clone()),
+        vital: vital.clone(),
         runtime: Handle::current(),
     };
     let mut ended = start_loop(parts, disk.early)?;
 
     let connections = Connections::new(files.connections);
     let server = tokio::spawn(rpc::serve(listener, connections, services, health.clone()));
-    let peers = Peers::new(me.store, meta.cluster, inbox.clone(), limits);
-    let followed = Followed { etcd, me, peers, names, health: health.clone() };
-    tokio::spawn(followed.run());
-    tokio::spawn(reports::send_all(
-        metastore.clone(),
-        meta.cluster,
-        me,
-        newest_report,
-        inbox.clone(),
-    ));
+    let peers = Peers::new(me.store, meta.cluster, inbox.clone(), limits, vital.clone());
+    let followed = Followed { etcd, me, peers, names, readiness: readiness.clone() };
+    tokio::spawn(vital.forever("following etcd", followed.run()));
+    let (store, cluster) = (metastore.clone(), meta.cluster);
+    let reporting = reports::send_all(store, cluster, me, newest_report, inbox.clone());
+    tokio::spawn(vital.job("reporting", reporting));
     let record = NodeRecord {
         boot: me.boot,
         address,
@@ -273,11 +287,12 @@ async fn run_node(
     };
     let lease =
         metastore.hold(vec![HeldKey::node(&record, guard)], lease_settings(&options, &pulse));
-    let lease = Registration::supervise(lease, inbox.clone(), health.clone());
+    let lease = Registration::supervise(lease, inbox.clone(), readiness.clone(), &vital);
 
     let order = tokio::select! {
         end = &mut ended => return finish(end, lease, &metastore, guard).await,
         () = stop => Told::Stop,
+        why = failures.next() => Told::Exit(Exit::Failed(why)),
         served = server => {
             let why = match served {
                 Ok(Ok(())) => "it ended".to_owned(),
@@ -287,7 +302,7 @@ async fn run_node(
             Told::Exit(Exit::Failed(format!("the gRPC server failed: {why}")))
         }
     };
-    health.not_ready("stopping");
+    readiness.over("stopping");
     inbox.tell(order);
     finish(ended.await, lease, &metastore, guard).await
 }
@@ -377,9 +392,10 @@ struct Registration {
 }
 
 impl Registration {
-    fn supervise(lease: Lease, inbox: Inbox, health: Health) -> Self {
+    fn supervise(lease: Lease, inbox: Inbox, readiness: Readiness, vital: &Vital) -> Self {
         let (stop, stopped) = oneshot::channel();
-        Self { stop, task: tokio::spawn(supervise(lease, inbox, health, stopped)) }
+        let supervising = supervise(lease, inbox, readiness, stopped);
+        Self { stop, task: tokio::spawn(vital.job("the registration", supervising)) }
     }
 
     /// So that others need not wait until it runs out.
@@ -393,10 +409,9 @@ impl Registration {
 async fn supervise(
     mut lease: Lease,
     inbox: Inbox,
-    health: Health,
+    readiness: Readiness,
     mut stopped: oneshot::Receiver<()>,
 ) {
-    let mut registered = false;
     loop {
         let event = tokio::select! {
             event = lease.next() => event,
@@ -405,10 +420,7 @@ async fn supervise(
         match event {
             Some(LeaseEvent::Registered { created, .. }) => {
                 info!(created, "registered");
-                if !registered {
-                    registered = true;
-                    health.ready();
-                }
+                readiness.registered();
             }
             Some(LeaseEvent::Confirmed) => {
                 inbox.event(engine::node::Event::LeaseConfirmed);

@@ -23,6 +23,7 @@ use storage_node::etcd::{Etcd, Followed, Wish};
 use storage_node::inbox::{Inbox, Told};
 use storage_node::names::Names;
 use storage_node::peers::{Limits, Peers};
+use storage_node::readiness::Readiness;
 use storage_node::rpc::{self, Links, Services};
 use telemetry::Health;
 use tokio::net::TcpListener;
@@ -61,7 +62,7 @@ async fn a_proposal_whose_answer_was_lost_is_told_as_unknown() {
     let made = cluster.metastore.create(&first.shard(), &first).await;
     let Ok(Outcome::Done { revision: expect }) = made else { panic!("{made:?}") };
     let (inbox, told) = Inbox::new(1 << 20);
-    let etcd = Etcd::new(store, inbox, 1);
+    let etcd = Etcd::new(store, inbox, telemetry::vital().0, 1);
     let propose = |proposal| {
         let config = ShardConfig { version: Version(2), ..first.clone() };
         etcd.perform(Wish::Propose { proposal, expect, config, candidate: None });
@@ -88,7 +89,7 @@ async fn a_read_whose_answer_was_lost_is_no_empty_list() {
     let settings = Settings::new(vec![calls.endpoint()], "test");
     let store = Metastore::connect(&settings).await.expect("etcd answers");
     let (inbox, told) = Inbox::new(1 << 20);
-    let etcd = Etcd::new(store, inbox, 1);
+    let etcd = Etcd::new(store, inbox, telemetry::vital().0, 1);
     let ask = |wish| {
         etcd.perform(wish);
         tokio::task::block_in_place(|| told.recv_timeout(QUIET).ok())
@@ -140,12 +141,13 @@ async fn a_peer_whose_key_went_while_etcd_was_out_of_reach_is_missed() {
         cluster.metastore.create(&peer.store, &key).await.expect("etcd answers");
     }
     let (inbox, told) = Inbox::new(1 << 20);
+    let vital = telemetry::vital().0;
     let followed = Followed {
-        etcd: Etcd::new(store, inbox.clone(), 1),
+        etcd: Etcd::new(store, inbox.clone(), vital.clone(), 1),
         me: ME,
-        peers: Peers::new(ME.store, CLUSTER_ID, inbox, Limits::default()),
+        peers: Peers::new(ME.store, CLUSTER_ID, inbox, Limits::default(), vital),
         names: Names::default(),
-        health: Health::new("test"),
+        readiness: Readiness::new(Health::new("test")),
     };
     tokio::spawn(followed.run());
     peers_are(&told, &[PEER, other]);
@@ -210,8 +212,9 @@ impl Bench {
         let (disk, _) = Disk::open(settings, |_| {}, |error| panic!("{error}")).expect("a disk");
         let (inbox, told) = Inbox::new(intake_bytes);
         let (links, staging) = (Links::default(), disk.staging());
-        let limits = Limits::default();
-        let services = Services { inbox, me: ME, cluster: CLUSTER_ID, links, staging, limits };
+        let (limits, vital) = (Limits::default(), telemetry::vital().0);
+        let cluster = CLUSTER_ID;
+        let services = Services { inbox, me: ME, cluster, links, staging, limits, vital };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("it is bound"));
         let connections = telemetry::files::Connections::new(16);

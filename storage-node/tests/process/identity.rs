@@ -288,7 +288,8 @@ async fn a_node_starts_whichever_call_of_etcd_is_lost() {
 async fn a_start_that_etcd_refuses_ends() {
     for (method, before, code, why) in [
         ("Range", 0, 2, "--etcd: etcd refused"),
-        ("Range", 1, 1, "etcd: etcd refused"),
+        ("Range", 1, 2, "--etcd: etcd refused"),
+        ("Range", 2, 1, "etcd: etcd refused"),
         ("Txn", 0, 1, "etcd refuses this store's record"),
     ] {
         let cluster = Cluster::start(1).await;

@@ -52,6 +52,45 @@ async fn a_promoted_backup_has_everything_and_counts_nothing_twice() {
     caught_up(&a, &b).await;
 }
 
+/// Whoever takes nodes away one after the other waits until the last one is ready.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_away_is_ready_once_its_copies_are_in_sync() {
+    let cluster = Cluster::start(1).await;
+    let (a, mut b) = (cluster.node("a").await, cluster.node("b").await);
+    b.until_ready_says(200, "ok").await;
+    cluster.place(&[&a, &b]).await;
+    let mut worker = Worker::connect(&a, 7).await;
+    assert_eq!(worker.add("likes", 1).await, 1);
+
+    // Its primary says nothing. So it may be behind, whether it stands in the in-sync set still or not.
+    for has_left in [false, true] {
+        b.kill();
+        if has_left {
+            assert_eq!(worker.add("likes", 1).await, 2);
+            cluster.until_shard("without b", |shard| shard.isr == [a.me.store]).await;
+        }
+        a.signal(Signal::STOP);
+        b = cluster.node("b").await;
+        b.until_ready_says(503, "catching up: 1 of 1 copies").await;
+        a.signal(Signal::CONT);
+        until_ready(&cluster, &b).await;
+        assert!(cluster.shard().await.record.isr.contains(&b.me.store), "left: {has_left}");
+    }
+}
+
+/// Waits until a node is ready. Meanwhile it is recruited whenever it is not in sync, as a coordinator does.
+async fn until_ready(cluster: &Cluster, node: &Node) {
+    let (store, began) = (node.me.store, Instant::now());
+    while node.page("/readyz").await != Some((200, "ok\n".to_owned())) {
+        assert!(began.elapsed() < Duration::from_secs(20), "not ready:\n{}", node.log());
+        let shard = cluster.shard().await.record;
+        if !shard.isr.contains(&store) && !shard.learners.contains(&store) {
+            cluster.change(|shard| config::insert(&mut shard.learners, store)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// A killed backup is out of the in-sync set long before the second that silence takes (DESIGN §6), and comes back as
 /// a learner that has caught up.
 #[tokio::test(flavor = "multi_thread")]
