@@ -15,12 +15,14 @@ use crate::config::Parsed;
 use crate::exit::Exit;
 use crate::output;
 
-/// Prints and checks. `own` is what the role says of its settings and of the cluster that stands in etcd, if there is one.
+/// Prints and checks. `oddities` are told, and are no errors; `own` is what the role says of its settings and of the cluster that stands in etcd, if there is one.
 pub(crate) async fn run(
     parsed: &Parsed,
+    oddities: &[String],
     own: impl Fn(Option<&Meta>) -> Result<(), String>,
 ) -> anyhow::Result<Exit> {
     output::result(parsed.print().trim_end())?;
+    oddities.iter().for_each(|oddity| output::note(&format!("warning: {oddity}")));
     let role = parsed.role();
     let mut errors: Vec<String> = own(None).err().into_iter().collect();
     errors.extend(listeners(role));
@@ -54,7 +56,7 @@ pub(crate) async fn run(
 
 /// Addresses that can't be listened on. All are held until the last one is tried: two of one's own must differ too.
 fn listeners(role: &ArgMatches) -> Vec<String> {
-    let flags = ["listen", "http", "metrics"];
+    let flags = ["listen", "http", "metrics", "grpc"];
     let given = flags
         .into_iter()
         .filter_map(|flag| Some((flag, *role.try_get_one::<SocketAddr>(flag).ok().flatten()?)));

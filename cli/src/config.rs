@@ -135,9 +135,7 @@ fn check(arg: &Arg, key: &str, words: &[String]) -> Result<(), String> {
 
 fn unknown(role: &Command, key: &str) -> String {
     let names = || settings(role).filter_map(Arg::get_long);
-    let distance = |name: &&str| strsim::damerau_levenshtein(name, key);
-    let nearest = names().min_by_key(distance).filter(|name| distance(name) <= name.len() / 2);
-    match nearest {
+    match nearest(names(), key) {
         Some(nearest) => format!("unknown key {key:?}: did you mean {nearest:?}?"),
         None => {
             format!("unknown key {key:?}: known are {}", names().collect::<Vec<_>>().join(", "))
@@ -145,7 +143,47 @@ fn unknown(role: &Command, key: &str) -> String {
     }
 }
 
+/// The name that was probably meant.
+fn nearest<'a>(names: impl Iterator<Item = &'a str>, given: &str) -> Option<&'a str> {
+    let distance = |name: &&str| strsim::damerau_levenshtein(name, given);
+    names.min_by_key(distance).filter(|name| distance(name) <= name.len() / 2)
+}
+
+/// Of the scripts and tests of this repository, which leave them in the environment of what they start.
+const OF_SCRIPTS: [&str; 2] = ["DKC_BIN", "DKC_CACHE"];
+
+/// What is said of each `DKC_*` variable that no command reads.
+///
+/// Kubernetes puts variables for each service into a pod, such as `DKC_GATEWAY_SERVICE_HOST`: those are no mistake.
+fn unknown_variables(command: &Command, set: &BTreeSet<String>) -> Vec<String> {
+    let of_command = |command: &Command| -> Vec<String> {
+        let named = command.get_arguments().filter_map(Arg::get_env);
+        named.map(|name| name.to_string_lossy().into_owned()).collect()
+    };
+    let known: BTreeSet<String> = command.get_subcommands().flat_map(of_command).collect();
+    let services: Vec<_> =
+        set.iter().filter_map(|name| name.strip_suffix("SERVICE_HOST")).collect();
+    let is_unknown = |name: &&String| {
+        name.starts_with("DKC_")
+            && !known.contains(*name)
+            && !OF_SCRIPTS.contains(&name.as_str())
+            && !services.iter().any(|service| name.starts_with(service))
+    };
+    let say = |name: &String| {
+        let meant = nearest(known.iter().map(String::as_str), name);
+        let meant = meant.map_or_else(String::new, |meant| format!(": did you mean {meant}?"));
+        format!("the variable {name} is set, and nothing in dkc reads it{meant}")
+    };
+    set.iter().filter(is_unknown).map(say).collect()
+}
+
 impl Parsed {
+    /// What is said of each `DKC_*` variable of this process that no command reads.
+    pub(crate) fn unknown_variables(&self) -> Vec<String> {
+        let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+        unknown_variables(&self.command, &names.collect())
+    }
+
     pub(crate) fn role_name(&self) -> &str {
         self.matches.subcommand_name().expect("a role is a subcommand")
     }
@@ -293,6 +331,37 @@ mod tests {
         check("log = \"loud\"", &["log", "loud", "warn"]);
         check("workers = ", &["line 1"]);
         check("workers = 1\nworkers = 2", &["workers"]);
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_named_with_what_was_meant() {
+        #[track_caller]
+        fn check(set: &[&str], want: &[&str]) {
+            let set = set.iter().map(|&name| name.to_owned()).collect();
+            let said = unknown_variables(&Line::command(), &set);
+            assert_eq!(said.len(), want.len(), "{said:?}");
+            for (said, want) in said.iter().zip(want) {
+                assert!(said.contains(want), "{said}");
+            }
+        }
+        check(&["DKC_ETCD", "DKC_HTTP", "DKC_CONFIG", "DKC_LOG", "HOME", "DKCX", "DKC_CACHE"], &[]);
+        check(
+            &["DKC_MIN_INSYNC"],
+            &["DKC_MIN_INSYNC is set, and nothing in dkc reads it: did you mean DKC_MIN_IN_SYNC?"],
+        );
+        check(
+            &["DKC_WORKRES", "DKC_HTTP_PORT"],
+            &["DKC_HTTP_PORT is set", "did you mean DKC_WORKERS?"],
+        );
+        check(&["DKC_ZZZZZZZZZZZZZZZZZZZZ"], &["nothing in dkc reads it"]);
+        // As Kubernetes sets them for a service that is called dkc-gateway.
+        let service = [
+            "DKC_GATEWAY_SERVICE_HOST",
+            "DKC_GATEWAY_SERVICE_PORT_HTTP",
+            "DKC_GATEWAY_PORT_80_TCP",
+        ];
+        check(&service, &[]);
+        check(&service[1..], &["DKC_GATEWAY_PORT_80_TCP", "DKC_GATEWAY_SERVICE_PORT_HTTP"]);
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod drain;
 mod etcd;
 mod exit;
 mod output;
+mod ready;
 mod scrub;
 mod shards;
 mod status;
@@ -59,6 +60,8 @@ enum Command {
     Get(counters::GetArgs),
     /// Show nodes, shards and which shards are not open
     Status(status::Args),
+    /// Ask whether a process is ready (GET /readyz); ends with 0 if it is: for health checks
+    Ready(ready::Args),
     /// Tell whether this machine, a disk and an etcd are fit for a role, and what to do if not
     Doctor(doctor::Args),
     /// Empty a node, so that its machine may be switched off
@@ -87,19 +90,21 @@ fn main() -> ExitCode {
     };
     let cli = Cli::from_arg_matches(&parsed.matches).unwrap_or_else(|error| error.exit());
     let ended = match cli.command {
-        Command::Gateway(role) => return start(&parsed, role, |_, _| Ok(()), gateway::run),
+        Command::Gateway(role) => return start(&parsed, role, None, |_, _| Ok(()), gateway::run),
         Command::StorageNode(role) => {
+            let oddity = role.options.oddity();
             let check = |options: &storage_node::Options, _: Option<&Meta>| {
                 options.check().map_err(|exit| exit.to_string())
             };
-            return start(&parsed, role, check, storage_node::run);
+            return start(&parsed, role, oddity, check, storage_node::run);
         }
         Command::Coordinator(role) => {
+            let oddity = role.options.oddity();
             let check = |options: &coordinator::Options, made: Option<&Meta>| {
                 options.check().map_err(|exit| exit.to_string())?;
                 made.and_then(|made| options.difference(made)).map_or(Ok(()), Err)
             };
-            return start(&parsed, role, check, coordinator::run);
+            return start(&parsed, role, oddity, check, coordinator::run);
         }
         Command::Guard => dev::guard::run(),
         Command::Bench(args) => bench_command::run(args),
@@ -112,6 +117,7 @@ fn main() -> ExitCode {
         Command::Scrub(args) => block_on(scrub::run(args)),
         Command::Shards(args) => block_on(shards::run(args)),
         Command::Status(args) => block_on(status::run(args)),
+        Command::Ready(args) => block_on(ready::run(args)),
     };
     end(ended)
 }
@@ -125,18 +131,22 @@ fn end(ended: anyhow::Result<Exit>) -> ExitCode {
         .into()
 }
 
-/// A role brings a runtime of its own and ends with its own code.
+/// A role brings a runtime of its own and ends with its own code. `oddity` is what is odd about its settings.
 fn start<O: clap::Args>(
     parsed: &Parsed,
     role: Role<O>,
+    oddity: Option<String>,
     check: impl Fn(&O, Option<&Meta>) -> Result<(), String>,
     run: impl FnOnce(O) -> u8,
 ) -> ExitCode {
+    let oddities: Vec<_> = oddity.into_iter().chain(parsed.unknown_variables()).collect();
     if role.check_config {
-        return end(block_on(check_config::run(parsed, |made| check(&role.options, made))));
+        let check = |made: Option<&Meta>| check(&role.options, made);
+        return end(block_on(check_config::run(parsed, &oddities, check)));
     }
     let name = parsed.role().get_one::<String>("name").expect("every role has one");
-    telemetry::logs(parsed.role_name(), name, role.log);
+    let _written = telemetry::logs(parsed.role_name(), name, role.log);
+    oddities.iter().for_each(|oddity| tracing::warn!("{oddity}"));
     run(role.options).into()
 }
 

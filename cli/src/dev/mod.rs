@@ -14,6 +14,7 @@ mod supervisor;
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -57,11 +58,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", default_value = "dkc-data")]
     data: PathBuf,
     /// Where the first gateway listens [default: 127.0.0.1:8080]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = metastore::listened)]
     http: Option<SocketAddr>,
     /// Use this etcd, not a private one
-    #[arg(long, value_name = "ENDPOINTS")]
-    etcd: Option<String>,
+    #[arg(
+        long,
+        value_name = "HOST:PORT[,…]",
+        value_delimiter = ',',
+        value_parser = metastore::endpoint
+    )]
+    etcd: Vec<String>,
     /// Start a process that died again, after 2 s
     #[arg(long)]
     respawn: bool,
@@ -83,7 +89,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
 
-    fs::create_dir_all(&args.data).with_context(|| args.data.display().to_string())?;
+    make_private(&args.data).with_context(|| args.data.display().to_string())?;
     let folder = args.data.canonicalize().with_context(|| args.data.display().to_string())?;
     let Some(_lock) = lock(&folder)? else {
         output::note(&format!("error: another dkc dev runs on {}", folder.display()));
@@ -116,6 +122,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     supervised
 }
 
+/// Keys that were counted are in the data: other users of this machine have no business there.
+fn make_private(folder: &Path) -> std::io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
 fn lock(folder: &Path) -> anyhow::Result<Option<File>> {
     let file = File::options().create(true).append(true).open(folder.join("dev.lock"))?;
     match file.try_lock() {
@@ -143,7 +154,7 @@ fn settle(args: &Args, folder: &Path) -> anyhow::Result<Result<Settings, String>
         http: args.http,
     };
     let chosen = Settings::new(&wish, kept.as_ref())
-        .and_then(|mut settings| settings.choose_ports(args.etcd.is_none()).map(|()| settings));
+        .and_then(|mut settings| settings.choose_ports(args.etcd.is_empty()).map(|()| settings));
     if let Ok(settings) = &chosen {
         cluster_file::replace(&path, settings).context("dev.json")?;
     }
@@ -158,10 +169,9 @@ async fn supervise(
     program: &Path,
     supervisor: &mut Supervisor,
 ) -> anyhow::Result<Exit> {
-    let etcd = match &args.etcd {
-        // The roles take `host:port`; what people copy has a scheme.
-        Some(endpoints) => endpoints.replace("http://", ""),
-        None => {
+    let etcd = match args.etcd.as_slice() {
+        endpoints @ [_, ..] => endpoints.join(","),
+        [] => {
             let found = match etcd::find() {
                 Ok(found) => found,
                 Err(why) => {

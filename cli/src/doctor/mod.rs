@@ -121,15 +121,28 @@ async fn etcd(endpoints: Vec<String>, ttl_s: u32) -> Finding {
     // Nothing of a cluster's own is read; any name will do.
     match Metastore::probe(&Settings::new(endpoints, "doctor"), ttl_s).await {
         Ok(probe) => judge_etcd(&named, &probe, ttl_s),
-        Err(error) => {
-            let advice = match error {
-                Error::TooOld { .. } => "update etcd to 3.5.6 or newer",
-                _ => {
-                    "see that etcd runs there and that this machine can reach it; processes wait for it"
-                }
-            };
-            Finding::failed("etcd", &format!("{named}: {error}"), advice)
+        Err(error) => Finding::failed("etcd", &format!("{named}: {error}"), cure(&error)),
+    }
+}
+
+/// What to do about an etcd that is of no use.
+fn cure(error: &Error) -> &'static str {
+    match error {
+        Error::TooOld { .. } => "update etcd to 3.5.6 or newer",
+        Error::Full { .. } => {
+            "make room: `etcdctl compact REVISION`, `etcdctl defrag` on each member, then `etcdctl alarm disarm`; processes \
+             that run go on, others wait"
         }
+        Error::SpeaksTls { .. } | Error::WantsUser { .. } => {
+            "give dkc an etcd without TLS and without users; no process starts with this one"
+        }
+        Error::Slow { .. } => {
+            "look at etcd's log (\"slow fdatasync\", \"took too long\", \"no leader\") and at its disk; processes wait for it"
+        }
+        Error::Refused { .. } => {
+            "see that what answers there is etcd, and not a proxy or something else"
+        }
+        _ => "see that etcd runs there and that this machine can reach it; processes wait for it",
     }
 }
 
@@ -176,6 +189,16 @@ mod tests {
         check(None, 60, 2, "warn  etcd");
         check(None, 1, 5, "replaced within 6 s");
         check(Some("old"), 1, 2, "-> old: update it");
+    }
+
+    #[test]
+    fn each_etcd_that_is_of_no_use_has_its_cure() {
+        let (what, why) = ("txn", String::new());
+        assert!(cure(&Error::Full { what }).contains("alarm disarm"));
+        assert!(cure(&Error::SpeaksTls { endpoint: why.clone() }).contains("without TLS"));
+        assert!(cure(&Error::WantsUser { what, why: why.clone() }).contains("without users"));
+        assert!(cure(&Error::Slow { what, why: why.clone() }).contains("its disk"));
+        assert!(cure(&Error::NoAnswer { what, why }).contains("can reach it"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 mod records;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
 
@@ -115,6 +115,79 @@ fn nonsense_is_refused_before_a_start() {
     check(&[&node[..], &["--data", "/dev/null"]].concat(), 2, "--data /dev/null: it is no folder");
     check(&[&node[..], &["--data", "/tmp", "--memory-bytes", "7"]].concat(), 2, "--memory-bytes 7");
     check(&node, 2, "--data");
+}
+
+/// Where others could not dial it, and what is odd; `tests/processes.py` has many more.
+#[test]
+fn an_address_is_looked_at_by_every_role() {
+    let roles = [
+        &["coordinator", "--check-config", "--name", "c", "--listen", "127.0.0.1:0"][..],
+        &[
+            "storage-node",
+            "--check-config",
+            "--name",
+            "n",
+            "--data",
+            "/tmp/none",
+            "--listen",
+            "127.0.0.1:0",
+        ][..],
+    ];
+    for role in roles {
+        let with = |etcd, address| [role, &["--etcd", etcd, "--advertise", address]].concat();
+        check(&with(NOBODY, "node-9"), 2, "--advertise");
+        check(&with(NOBODY, "0.0.0.0:7019"), 2, "--advertise");
+        check(&with("https://etcd:2379", "node-9:7019"), 2, "no TLS");
+        check(&with(NOBODY, "node-9:7019"), 0, "warning: --etcd");
+        check(
+            &with("etcd.invalid:2379", "127.0.0.1:7019"),
+            0,
+            "only processes of this machine can dial 127.0.0.1:7019",
+        );
+    }
+    check(&["gateway", "--check-config", "--http", "localhost:8080"], 2, "\"localhost\" is a name");
+    check(&["dev", "--http", "8080"], 2, "no port");
+}
+
+#[test]
+fn a_misspelt_variable_is_said() {
+    let args = ["gateway", "--check-config", "--etcd", NOBODY, "--http", "127.0.0.1:0"];
+    let output = role(&args, &[("DKC_WORKRES", "2")]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(code(&output), 0, "{said}");
+    assert!(
+        said.contains("warning: the variable DKC_WORKRES is set") && said.contains("DKC_WORKERS"),
+        "{said}"
+    );
+}
+
+/// The address of a server that answers one request.
+fn serving(status: &'static str, body: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let head = BufReader::new(&stream)
+            .lines()
+            .map_while(Result::ok)
+            .take_while(|line| !line.is_empty());
+        let head: Vec<_> = head.collect();
+        assert!(head[0].starts_with("GET /readyz HTTP/1.1"), "{head:?}");
+        let length = body.len();
+        write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+    });
+    address
+}
+
+/// For health checks where there is no curl.
+#[test]
+fn whether_a_process_is_ready_is_an_exit_code() {
+    let ready = serving("200 OK", "ok\n");
+    check(&["ready", &ready], 0, "");
+    let waits = serving("503 Service Unavailable", "etcd\n");
+    check(&["ready", &format!("http://{waits}")], 1, "");
+    check(&["ready", NOBODY], 1, NOBODY);
+    check(&["ready"], 2, "HOST:PORT");
 }
 
 /// A port that is taken is a setting to be changed.
