@@ -83,6 +83,64 @@ def compose_is_what_roles_accept():
                 yield f"compose.yaml: {name}: no {source}"
 
 
+def compose_looks_after_what_it_runs():
+    """Docker learns who is ready, and neither a log nor a process takes the whole machine."""
+    services = compose()["services"]
+    for name, service in services.items():
+        if "max-size" not in service.get("logging", {}).get("options", {}):
+            yield f"compose.yaml: {name}: its log is not rotated"
+        if "test" not in service.get("healthcheck", {}):
+            yield f"compose.yaml: {name}: no health check"
+        if "mem_limit" not in service:
+            yield f"compose.yaml: {name}: no limit of memory"
+        if service["image"] != "dkc":
+            continue
+        port = service["environment"]["DKC_METRICS"].rsplit(":", 1)[1]
+        if service["healthcheck"]["test"] != ["CMD", "dkc", "ready", f"127.0.0.1:{port}"]:
+            yield f"compose.yaml: {name}: its health check does not ask its DKC_METRICS"
+        problem = memory_is_too_small(service["command"][0], service["environment"], service["mem_limit"])
+        if problem:
+            yield f"compose.yaml: {name}: {problem}"
+    version = services["grafana"]["image"].split(":")[1]
+    if int(version.split(".")[0]) < 12:
+        yield f"compose.yaml: Grafana {version} has known holes"
+
+
+MIB = 1 << 20
+
+
+def bytes_of(text):
+    number, unit = re.fullmatch(r"(\d+)(Gi|Mi|g|m)", text).groups()
+    return int(number) * (MIB << 10 if unit[0].lower() == "g" else MIB)
+
+
+def memory_is_too_small(role, variables, limit):
+    """What docs/operations.md, "Size", says that a role takes."""
+    if role == "storage-node":
+        wanted = int(variables["DKC_MEMORY_BYTES"]) * 11 // 10
+    elif role == "gateway":
+        # Bodies and answers, as much again while they are moved; and 8,000 connections that have sent half a head.
+        wanted = int(variables["DKC_WORKERS"]) * 2 * 256 * MIB + 8_000 * 64 * 1024
+    else:
+        wanted = 128 * MIB
+    if bytes_of(limit) < wanted:
+        return f"it may take {wanted // MIB} MiB, its limit is {limit}"
+    return None
+
+
+def image_names_whose_work_is_in_it():
+    """Licences ask for it. The script that writes them down is run here as the image runs it."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    if "scripts/third-party" not in text or "/usr/share/doc/dkc/" not in text:
+        yield "Dockerfile: no third-party notices in the image"
+    said = subprocess.run([REPOSITORY / "scripts/third-party"], capture_output=True, text=True)
+    if said.returncode:
+        yield f"scripts/third-party: {said.stderr}"
+    for wanted in ["tokio ", "rocksdb ", "RocksDB", "LZ4", "jemalloc", "Apache License", "MIT License", "BSD"]:
+        if wanted not in said.stdout:
+            yield f"scripts/third-party: nothing about {wanted}"
+
+
 def dockerfile_builds_what_the_sources_need():
     text = (DEPLOY / "Dockerfile").read_text()
     version = re.search(r'^rust-version = "(.*)"', (REPOSITORY / "Cargo.toml").read_text(), re.M)[1]
@@ -156,6 +214,101 @@ def kubernetes_is_what_it_and_roles_accept():
             for port in resource["spec"]["ports"]:
                 if port["name"] not in known:
                     yield f"{what(resource)}: the pods have no port {port['name']}"
+
+
+def kubernetes_is_as_safe_as_it_can_be():
+    """The restricted profile, who may go when, and what fits."""
+    resources = manifests()
+    budgets = {each["metadata"]["name"]: each["spec"] for each in resources if each["kind"] == "PodDisruptionBudget"}
+    for resource in resources:
+        if resource["kind"] not in ["Deployment", "StatefulSet"]:
+            continue
+        pod = resource["spec"]["template"]["spec"]
+        for problem in [*profile_is_not_restricted(pod), *pod_is_not_looked_after(pod)]:
+            yield f"{what(resource)}: {problem}"
+        budget = budgets.get(resource["metadata"]["name"], {})
+        stateless = resource["kind"] == "Deployment"
+        if budget.get("unhealthyPodEvictionPolicy") != ("AlwaysAllow" if stateless else "IfHealthyBudget"):
+            yield f"{what(resource)}: its PodDisruptionBudget does not say when one that is not ready may go"
+        if pod["containers"][0]["image"] == "dkc":
+            yield from (f"{what(resource)}: {problem}" for problem in role_does_not_fit(pod))
+    labels = next(each["metadata"]["labels"] for each in resources if each["kind"] == "Namespace")
+    if labels.get("pod-security.kubernetes.io/enforce") != "restricted":
+        yield "Namespace: the restricted profile is not enforced"
+
+
+def profile_is_not_restricted(pod):
+    shared, container = pod["securityContext"], pod["containers"][0]["securityContext"]
+    if pod.get("automountServiceAccountToken") is not False:
+        yield "it has a token of Kubernetes"
+    if not shared.get("runAsNonRoot") or shared.get("seccompProfile") != {"type": "RuntimeDefault"}:
+        yield "runAsNonRoot and seccompProfile are wanted"
+    if "fsGroup" in shared and shared.get("fsGroupChangePolicy") != "OnRootMismatch":
+        yield "every file of its volume gets a new owner at each start"
+    wanted = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+    if container != wanted:
+        yield f"its securityContext is not {wanted}"
+
+
+def pod_is_not_looked_after(pod):
+    container = pod["containers"][0]
+    if not {"livenessProbe", "readinessProbe"} <= set(container):
+        yield "probes are wanted"
+    if "memory" not in container["resources"]["limits"]:
+        yield "no limit of memory"
+    apart = pod.get("affinity", {}).get("podAntiAffinity", {})
+    rules = apart.get("requiredDuringSchedulingIgnoredDuringExecution", []) + pod.get("topologySpreadConstraints", [])
+    if "kubernetes.io/hostname" not in {rule["topologyKey"] for rule in rules}:
+        yield "all of them may be put on one machine"
+
+
+def role_does_not_fit(pod):
+    container = pod["containers"][0]
+    role = container["args"][0]
+    variables = {each["name"]: each.get("value", "") for each in container["env"]}
+    if pod.get("nodeSelector") != {"kubernetes.io/arch": "amd64"}:
+        yield "it may be put on a machine of another architecture"
+    for name in ["DKC_LISTEN", "DKC_HTTP", "DKC_METRICS"]:
+        if name in variables and not variables[name].startswith("$(POD_IP):"):
+            yield f"{name} is of one family of addresses"
+    problem = memory_is_too_small(role, variables, container["resources"]["limits"]["memory"])
+    if problem:
+        yield problem
+    if role == "gateway":
+        pause = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        if not 0 < pause <= pod["terminationGracePeriodSeconds"] - 20:
+            yield "no preStop, or none that fits into its grace period"
+
+
+# Whoever reaches one of these is a member of the cluster.
+TRUSTED_PORTS = {7001, 7002, 2379, 2380}
+
+
+def network_policies_let_in_who_belongs_there():
+    policies = [each for each in manifests() if each["kind"] == "NetworkPolicy"]
+    pods = {
+        each["metadata"]["name"]: each["spec"]["template"]
+        for each in manifests()
+        if each["kind"] in ["Deployment", "StatefulSet"]
+    }
+    if not any(each["spec"] == {"podSelector": {}, "policyTypes": ["Ingress"]} for each in policies):
+        yield "no NetworkPolicy says that nobody is let in unless another one does"
+    for name, pod in pods.items():
+        own = [each["spec"] for each in policies if each["spec"]["podSelector"] == {"matchLabels": pod["metadata"]["labels"]}]
+        rules = [rule for spec in own for rule in spec["ingress"]]
+        opened = {port["port"]: rule.get("from", []) for rule in rules for port in rule["ports"]}
+        there = {port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
+        if set(opened) != there:
+            yield f"NetworkPolicy {name}: opens {sorted(opened)}, the pods have {sorted(there)}"
+        for port in TRUSTED_PORTS & set(opened):
+            peers = opened[port]
+            if not peers or any(set(peer) != {"podSelector"} or not peer["podSelector"] for peer in peers):
+                yield f"NetworkPolicy {name}: {port} is open to others than the cluster's own pods"
+            for peer in peers:
+                expressions = peer["podSelector"].get("matchExpressions", [])
+                named = [value for each in expressions for value in each["values"]]
+                for unknown in set(named) - set(pods):
+                    yield f"NetworkPolicy {name}: no pods are called {unknown}"
 
 
 def what(resource):
@@ -258,9 +411,13 @@ def main():
     checks = [
         yaml_parses,
         compose_is_what_roles_accept,
+        compose_looks_after_what_it_runs,
+        image_names_whose_work_is_in_it,
         dockerfile_builds_what_the_sources_need,
         units_are_what_systemd_and_roles_accept,
         kubernetes_is_what_it_and_roles_accept,
+        kubernetes_is_as_safe_as_it_can_be,
+        network_policies_let_in_who_belongs_there,
         prometheus_accepts_its_files,
         prometheus_scrapes_what_compose_runs,
         metrics_exist,
