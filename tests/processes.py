@@ -1,0 +1,558 @@
+#!/usr/bin/env python3
+"""Shows that no process of dkc is half dead, whatever is around it: tests/processes.py [CASE …]
+
+Roles are started by hand, as docs/operations.md does, on free ports ($DKC_BIN, $ETCD). Then the log can't be written (a full
+file system, a pipe that has gone, one that nobody drains), etcd is full, speaks TLS or wants users, addresses and variables
+are wrong, and the processor is one of before 2013 (by QEMU, from Debian's package). Each case is a generator that yields
+what is wrong.
+"""
+
+import base64
+import contextlib
+import fcntl
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+DKC = os.environ.get("DKC_BIN", "dkc")
+ETCD = os.environ["ETCD"]
+CACHE = Path(os.environ["DKC_CACHE"])
+# Nothing here takes this long unless it is broken.
+PATIENCE = 40
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Broken(Exception):
+    """What a case waits for does not come."""
+
+
+def until(what, check, seconds=PATIENCE):
+    """Waits until `check` gives something that is true."""
+    end = time.monotonic() + seconds
+    while True:
+        found = check()
+        if found:
+            return found
+        if time.monotonic() > end:
+            raise Broken(f"{what}: not within {seconds} s")
+        time.sleep(0.05)
+
+
+def ask(port, path, method="GET", body=None, seconds=10):
+    """(status, text), or None where nobody answers."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
+    try:
+        connection.request(method, path, body=body)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def run(*arguments, seconds=PATIENCE, env=None, stderr=subprocess.PIPE):
+    """(code, output, errors) of a command that ends."""
+    said = subprocess.run(
+        [DKC, *map(str, arguments)], stdout=subprocess.PIPE, stderr=stderr, stdin=subprocess.DEVNULL, text=True,
+        timeout=seconds, env=os.environ | (env or {}),
+    )
+    return said.returncode, said.stdout, said.stderr or ""
+
+
+class Process:
+    """A process with a log of its own."""
+
+    def __init__(self, name, command, log, ports, pass_fds=()):
+        self.name, self.command, self.log, self.ports, self.pass_fds = name, command, log, ports, pass_fds
+        self.start()
+
+    def start(self, log=None):
+        """`log`: something that is open already, in the place of the file."""
+        if log is not None:
+            self.child = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log)
+            return
+        with open(self.log, "ab") as file:
+            self.child = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file)
+
+    def text(self):
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def lines(self, pattern=""):
+        return [line for line in self.text().splitlines() if re.search(pattern, line)]
+
+    def is_running(self):
+        return self.child.poll() is None
+
+    def end(self, how=signal.SIGKILL):
+        if self.is_running():
+            self.child.send_signal(how)
+        return self.child.wait(PATIENCE)
+
+    def readyz(self):
+        return ask(self.ports["metrics"], "/readyz") or (0, "")
+
+    def metric(self, name):
+        page = (ask(self.ports["metrics"], "/metrics") or (0, ""))[1]
+        found = re.search(rf"^{name}(?:{{[^}}]*}})? (\S+)$", page, re.M)
+        return float(found[1]) if found else 0.0
+
+
+class Cluster:
+    """etcd, a coordinator, three nodes and a gateway. `logs` is the folder of their logs."""
+
+    def __init__(self, folder, logs=None, etcd_flags=(), replicas=3):
+        self.folder, self.logs = Path(folder), Path(logs or folder)
+        self.etcd_port, self.peer_port = free_port(), free_port()
+        self.etcd_flags = list(etcd_flags)
+        self.all = {}
+        self.start_etcd()
+        self.role("coordinator-1", "coordinator", "--expect-nodes", 3, "--shards", 8)
+        for number in (1, 2, 3):
+            self.node(f"node-{number}")
+        self.role("gateway-1", "gateway", http=True)
+
+    def start_etcd(self):
+        url, peer = f"http://127.0.0.1:{self.etcd_port}", f"http://127.0.0.1:{self.peer_port}"
+        command = [
+            ETCD, "--data-dir", str(self.folder / "etcd"), "--log-level", "error", "--listen-peer-urls", peer,
+            "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
+            "--listen-client-urls", url, "--advertise-client-urls", url, *self.etcd_flags,
+        ]
+        self.all["etcd"] = Process("etcd", command, self.folder / "etcd.log", {"metrics": self.etcd_port})
+        until("etcd answers", lambda: (ask(self.etcd_port, "/health") or (0, ""))[0] == 200)
+
+    def role(self, name, role, *flags, http=False, log=None):
+        ports = {"metrics": free_port(), ("http" if http else "listen"): free_port()}
+        listening = [word for kind, port in ports.items() for word in (f"--{kind}", f"127.0.0.1:{port}")]
+        command = [DKC, role, "--name", name, "--etcd", f"127.0.0.1:{self.etcd_port}", *listening, *map(str, flags)]
+        self.all[name] = Process(name, command, self.logs / f"{name}.log", ports)
+        return self.all[name]
+
+    def node(self, name):
+        # Small, since several run beside each other on a machine that has other work.
+        flags = ["--data", self.folder / name, "--memory-bytes", 128 << 20, "--segment-bytes", 1 << 20]
+        return self.role(name, "storage-node", *flags)
+
+    def __getitem__(self, name):
+        return self.all[name]
+
+    @property
+    def http(self):
+        return self["gateway-1"].ports["http"]
+
+    def until_ready(self):
+        for name, process in self.all.items():
+            if name != "etcd":
+                until(f"{name} is ready", lambda: process.readyz()[0] == 200)
+        until("writes are taken", lambda: self.count(8) == 8)
+
+    def count(self, keys):
+        """How many of so many counters take an increment."""
+        answers = [ask(self.http, f"/v1/counters/processes/key-{key}/increment", "POST") for key in range(keys)]
+        return sum(1 for answer in answers if answer and answer[0] == 200)
+
+    def etcd_call(self, path, message, seconds=10):
+        return ask(self.etcd_port, path, "POST", json.dumps(message), seconds)
+
+    def stop(self):
+        for process in reversed(list(self.all.values())):
+            process.end()
+
+
+@contextlib.contextmanager
+def cluster(**how):
+    with tempfile.TemporaryDirectory(prefix="dkc-processes-") as folder:
+        made = Cluster(folder, **how)
+        try:
+            made.until_ready()
+            yield made
+        finally:
+            made.stop()
+
+
+def log_lines_per_second(process, seconds):
+    before = len(process.lines())
+    time.sleep(seconds)  # a rate is measured over time
+    return (len(process.lines()) - before) / seconds
+
+
+# ---- logs --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def small_disk():
+    """A file system of 64 KiB."""
+    with tempfile.TemporaryDirectory(prefix="dkc-small-") as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=True)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def log_on_a_full_disk():
+    """All roles log to a disk without room while a node dies and returns: nothing else changes, and they log again after."""
+    if os.geteuid() != 0:
+        print("processes: NOT CHECKED: a full file system needs root")
+        return
+    with small_disk() as logs, cluster(logs=logs) as made:
+        # No page of a log has room left that it could write into.
+        for log in logs.glob("*.log"):
+            with open(log, "ab") as file:
+                file.write(b"\n" * (-log.stat().st_size % 4096))
+        filler = logs / "filler"
+        with contextlib.suppress(OSError), open(filler, "wb") as file:
+            while True:
+                file.write(b"x")
+                file.flush()
+        made["node-2"].end()
+        until("all counters take writes without node-2", lambda: made.count(16) == 16)
+        made["node-2"].start()
+        until("node-2 is ready again", lambda: made["node-2"].readyz()[0] == 200)
+        made["node-3"].end()
+        until("all counters take writes without node-3", lambda: made.count(16) == 16)
+        made["node-3"].start()
+        until("node-3 is ready again", lambda: made["node-3"].readyz()[0] == 200)
+        roles = [process for name, process in made.all.items() if name != "etcd"]
+        for process in roles:
+            if not process.is_running():
+                yield f"{process.name} ended with {process.child.returncode}"
+        lost = [process for process in roles if process.metric("dkc_log_lines_dropped_total") > 0]
+        if len(lost) < 4:
+            yield f"only {[process.name for process in lost]} show lines that were lost"
+        filler.unlink()
+        for process in lost:
+            try:
+                until("it logs", lambda: process.lines("lines of the log were lost"))
+            except Broken as broken:
+                yield f"{process.name}, with room again: {broken}: {process.text()[-300:]}"
+
+
+def log_that_is_refused():
+    """/dev/full, a pipe whose reader has gone, and one that nobody drains: each role serves all the same."""
+    with cluster() as made:
+        for name in ["node-2", "coordinator-1", "gateway-1"]:
+            process = made[name]
+            for kind, opened in [("/dev/full", full_device), ("a closed pipe", closed_pipe), ("a pipe nobody drains", full_pipe)]:
+                process.end()
+                with opened() as log:
+                    process.start(log)
+                    try:
+                        until(f"{name} is ready, its log {kind}", lambda: process.readyz()[0] == 200)
+                        if kind != "a pipe nobody drains":
+                            until("lost lines are counted", lambda: process.metric("dkc_log_lines_dropped_total") > 0)
+                        if not process.is_running():
+                            yield f"{name}, its log {kind}: ended with {process.child.returncode}"
+                        began = time.monotonic()
+                        code = process.end(signal.SIGTERM)
+                        if code != 0 or time.monotonic() - began > 12:
+                            yield f"{name}, its log {kind}: ends with {code} after {time.monotonic() - began:.1f} s"
+                    except Broken as broken:
+                        yield str(broken)
+            process.start()
+            until(f"{name} is ready", lambda: process.readyz()[0] == 200)
+
+
+@contextlib.contextmanager
+def full_device():
+    with open("/dev/full", "wb") as log:
+        yield log
+
+
+@contextlib.contextmanager
+def closed_pipe():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as log:
+        yield log
+
+
+@contextlib.contextmanager
+def full_pipe():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    with os.fdopen(writer, "wb") as log:
+        yield log
+    os.close(reader)
+
+
+# ---- etcd --------------------------------------------------------------------------------------------------------
+
+
+def etcd_is_full():
+    """What runs goes on; who waits says for what; no log and no etcd is flooded; room and `alarm disarm` heal it."""
+    with cluster(etcd_flags=["--quota-backend-bytes", str(16 << 20)]) as made:
+        port = made.etcd_port
+        filling = base64.b64encode(os.urandom(900_000)).decode()
+        for number in range(40):
+            key = base64.b64encode(b"fill-%d" % number).decode()
+            answer = made.etcd_call("/v3/kv/put", {"key": key, "value": filling})
+            if "space exceeded" in answer[1]:
+                break
+        else:
+            raise Broken("etcd does not fill up")
+        until("the coordinator says so", lambda: made["coordinator-1"].readyz() == (503, "etcd-full\n"))
+        if made.count(8) != 8:
+            yield "writes are not taken while all nodes are there"
+        code, said, _ = run("doctor", "--etcd", f"127.0.0.1:{port}", "--data", made.folder)
+        if code != 1 or "etcd is full" not in said or "alarm disarm" not in said:
+            yield f"doctor: {code}: {said}"
+        made["node-2"].end()
+        fourth = made.node("node-4")
+        until("node-4 says what it waits for", lambda: fourth.readyz() == (503, "etcd-full\n"))
+        for process in [made["coordinator-1"], made["node-1"], fourth]:
+            rate = log_lines_per_second(process, 5)
+            if rate > 3:
+                yield f"{process.name} writes {rate:.0f} lines a second"
+        for process in [made["coordinator-1"], fourth]:
+            if not process.lines("etcd is full"):
+                yield f"{process.name} does not say what is wrong: {process.text()[-300:]}"
+        made["node-2"].start()
+        revision = int(json.loads(made.etcd_call("/v3/kv/range", {"key": "YQ=="})[1])["header"]["revision"])
+        everything = base64.b64encode(b"fill-").decode(), base64.b64encode(b"fill.").decode()
+        made.etcd_call("/v3/kv/deleterange", {"key": everything[0], "range_end": everything[1]})
+        made.etcd_call("/v3/kv/compaction", {"revision": revision + 1, "physical": True})
+        made.etcd_call("/v3/maintenance/defragment", {}, 60)
+        member = json.loads(made.etcd_call("/v3/cluster/member/list", {})[1])["members"][0]["ID"]
+        made.etcd_call("/v3/maintenance/alarm", {"action": "DEACTIVATE", "memberID": member, "alarm": "NOSPACE"})
+        made.until_ready()
+
+
+def etcd_speaks_tls():
+    """Named at once, by doctor and by each role, which ends with 2."""
+    with tempfile.TemporaryDirectory(prefix="dkc-processes-") as folder:
+        port = free_port()
+        url, peer = f"https://127.0.0.1:{port}", f"http://127.0.0.1:{free_port()}"
+        command = [
+            ETCD, "--data-dir", f"{folder}/etcd", "--log-level", "error", "--auto-tls", "--listen-client-urls", url,
+            "--advertise-client-urls", url, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+            "--initial-cluster", f"default={peer}",
+        ]
+        etcd = Process("etcd", command, Path(folder) / "etcd.log", {})
+        try:
+            until("etcd listens", lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+            yield from refused_by_all(folder, f"127.0.0.1:{port}", "speaks TLS")
+            code, _, said = run("doctor", "--etcd", url)
+            if code != 2 or "TLS" not in said:
+                yield f"doctor --etcd {url}: {code}: {said}"
+            # Another member may answer yet, so this is waited for.
+            code, said = starts(folder, "gateway", f"127.0.0.1:{port},127.0.0.1:{free_port()}", 3)
+            if code is not None:
+                yield f"gateway with another member that is away: {code}: {said}"
+        finally:
+            etcd.end()
+
+
+def starts(folder, role, etcd, seconds):
+    """(code, log) of a role; no code if it goes on for so long."""
+    flags = ["--name", "n9", "--etcd", etcd]
+    flags += ["--http", f"127.0.0.1:{free_port()}"] if role == "gateway" else ["--listen", f"127.0.0.1:{free_port()}"]
+    flags += ["--data", f"{folder}/n9"] if role == "storage-node" else []
+    try:
+        code, _, said = run(role, *flags, seconds=seconds)
+        return code, said
+    except subprocess.TimeoutExpired as goes_on:
+        return None, (goes_on.stderr or b"").decode(errors="replace")
+
+
+def refused_by_all(folder, etcd, words):
+    code, said, _ = run("doctor", "--etcd", etcd, "--data", folder)
+    if code != 1 or words not in said or "see that etcd runs there" in said:
+        yield f"doctor: {code}: {said}"
+    for role in ["coordinator", "storage-node", "gateway"]:
+        code, said = starts(folder, role, etcd, PATIENCE)
+        errors = [line for line in said.splitlines() if "ERROR" in line]
+        if code != 2 or len(errors) != 1 or words not in errors[0]:
+            yield f"{role}: {code}: {said}"
+
+
+def etcd_wants_users():
+    """Running processes go on; one that starts ends with 2; nothing is flooded; all heals when users are done without."""
+    with cluster() as made:
+        etcd = f"127.0.0.1:{made.etcd_port}"
+        for path, message in [
+            ("/v3/auth/user/add", {"name": "root", "password": "x"}),
+            ("/v3/auth/role/add", {"name": "root"}),
+            ("/v3/auth/user/grant", {"user": "root", "role": "root"}),
+            ("/v3/auth/enable", {}),
+        ]:
+            made.etcd_call(path, message)
+        if made.count(8) != 8:
+            yield "writes are not taken while all nodes are there"
+        yield from refused_by_all(made.folder, etcd, "wants a user")
+        until("the coordinator says so", lambda: made["coordinator-1"].readyz() == (503, "etcd-auth\n"))
+        made["node-2"].end()
+        for name in ["coordinator-1", "node-1", "gateway-1"]:
+            rate = log_lines_per_second(made[name], 5)
+            if rate > 8:
+                yield f"{name} writes {rate:.0f} lines a second"
+        token = json.loads(made.etcd_call("/v3/auth/authenticate", {"name": "root", "password": "x"})[1])["token"]
+        connection = http.client.HTTPConnection("127.0.0.1", made.etcd_port, timeout=10)
+        connection.request("POST", "/v3/auth/disable", body="{}", headers={"Authorization": token})
+        connection.getresponse().read()
+        made["node-2"].start()
+        made.until_ready()
+
+
+# ---- settings ----------------------------------------------------------------------------------------------------
+
+CAN_NOT_BE_DIALLED = [
+    "http://127.0.0.1:7019", "node-9", "node-9:", "node-9:http", "0.0.0.0:7019", "[::]:7019", ":::7019", "127.0.0.1:0",
+    "127.0.0.1:99999", "a b:7019", " 127.0.0.1:7019", "127.0.0.1:7019 ", ":7019", "", "127.0.0.1:7019/", "fd00::5",
+    "[fd00::5]", "[fd00::5:7019", "10.0.0.256:7019", "255.255.255.255:7019", "a,b:7019", "$(POD_IP):7019", "node-9:+7019",
+]
+
+
+def addresses_are_looked_at():
+    with tempfile.TemporaryDirectory(prefix="dkc-processes-") as folder:
+        listen, etcd = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+        roles = {
+            "storage-node": ["--name", "n9", "--data", f"{folder}/n9", "--listen", listen],
+            "coordinator": ["--name", "c9", "--listen", listen],
+        }
+        for role, flags in roles.items():
+            flags += ["--etcd", etcd]
+            for address in CAN_NOT_BE_DIALLED:
+                for more in [["--check-config"], []]:
+                    code, _, said = run(role, *flags, f"--advertise={address}", *more)
+                    if code != 2 or "--advertise" not in said:
+                        yield f"{role} --advertise {address!r} {more}: {code}: {said}"
+                code, _, said = run(role, *flags, "--check-config", env={"DKC_ADVERTISE": address})
+                if code != 2 or "--advertise" not in said:
+                    yield f"{role}, DKC_ADVERTISE={address!r}: {code}: {said}"
+            for address, meant in [("fd00::5:7019", "[fd00::5]:7019"), ("node-9:7019", "node-9:7019")]:
+                code, said, _ = run(role, *flags, "--advertise", address, "--check-config")
+                if code != 0 or f'advertise = "{meant}"' not in said and f'advertise = "{address}"' not in said:
+                    yield f"{role} --advertise {address}: {code}: {said}"
+            elsewhere = [*flags[:-1], "etcd.invalid:2379"]
+            code, _, said = run(role, *elsewhere, "--advertise", "127.0.0.1:7019", "--check-config")
+            if code != 0 or "warning: only processes of this machine can dial 127.0.0.1:7019" not in said:
+                yield f"{role}, loopback beside an etcd elsewhere: {code}: {said}"
+        for role, flag in [("gateway", "--http"), ("gateway", "--metrics"), ("gateway", "--grpc"), ("gateway", "--etcd")]:
+            for address in ["localhost" if flag == "--etcd" else "localhost:1", " 127.0.0.1:1", "http:///", "127.0.0.1:99999"]:
+                code, _, said = run(role, f"{flag}={address}", "--check-config")
+                if code != 2 or flag not in said:
+                    yield f"{role} {flag} {address}: {code}: {said}"
+
+
+def misspelt_variables_are_named():
+    with tempfile.TemporaryDirectory(prefix="dkc-processes-") as folder:
+        env = {"DKC_MIN_INSYNC": "1"}
+        flags = ["--name", "c9", "--listen", f"127.0.0.1:{free_port()}", "--etcd", f"127.0.0.1:{free_port()}"]
+        code, _, said = run("coordinator", *flags, "--check-config", env=env)
+        if code != 0 or "DKC_MIN_INSYNC" not in said or "DKC_MIN_IN_SYNC" not in said:
+            yield f"--check-config: {code}: {said}"
+        log = Path(folder) / "log"
+        with open(log, "wb") as file:
+            child = subprocess.Popen([DKC, "coordinator", *flags], stderr=file, env=os.environ | env)
+        try:
+            until("it is said at a start", lambda: "did you mean DKC_MIN_IN_SYNC" in log.read_text(), 10)
+        except Broken as broken:
+            yield str(broken)
+        finally:
+            child.kill()
+            child.wait()
+
+
+def a_node_that_nobody_can_dial_is_named_once():
+    """As one that an earlier dkc has registered: its record is made by hand."""
+    with cluster() as made:
+        prefix = base64.b64encode(b"/dkc/dkc/node/").decode()
+        end = base64.b64encode(b"/dkc/dkc/node0").decode()
+        found = json.loads(made.etcd_call("/v3/kv/range", {"key": prefix, "range_end": end})[1])["kvs"][0]
+        value = base64.b64decode(found["value"])
+        addresses = {name: f"127.0.0.1:{made[name].ports['listen']}".encode() for name in ["node-1", "node-2", "node-3"]}
+        name, address = next((name, address) for name, address in addresses.items() if address in value)
+        # Of the same length, since it stands there with its length.
+        changed = value.replace(address, b"http://" + b"x" * (len(address) - 7))
+        made.etcd_call("/v3/kv/put", {"key": found["key"], "value": base64.b64encode(changed).decode(), "ignore_lease": True})
+        coordinator = made["coordinator-1"]
+        made[name].end()
+        until("it is named", lambda: coordinator.lines("can't be dialled"), 20)
+        rate = log_lines_per_second(coordinator, 3)
+        if len(coordinator.lines("can't be dialled")) > 2 or rate > 3:
+            yield f"{len(coordinator.lines('dialled'))} times, {rate:.0f} lines a second"
+
+
+# ---- the processor -----------------------------------------------------------------------------------------------
+
+
+def old_processors_are_told_so():
+    qemu = CACHE / "qemu-user/usr/bin/qemu-x86_64"
+    lacks = {
+        "Nehalem": "avx2", "SandyBridge": "avx2", "IvyBridge": "avx2", "qemu64": "avx2", "Haswell,-avx2": "avx2",
+        "Haswell,-bmi2": "bmi2", "Haswell,-bmi1": "bmi1", "Haswell,-abm": "lzcnt", "Haswell,-pclmulqdq": "pclmulqdq",
+    }
+    for processor, missing in lacks.items():
+        for arguments in [["--version"], ["doctor"], ["gateway", "--check-config"], ["incr", "--help"]]:
+            said = on(qemu, processor, arguments)
+            lines = of_dkc(said)
+            if said.returncode != 2 or len(lines) != 1 or missing not in lines[0] or said.stdout:
+                yield f"{processor}, {arguments}: {said.returncode}: {said.stdout}{said.stderr}"
+    for processor in ["Haswell", "max"]:
+        said = on(qemu, processor, ["--version"])
+        if said.returncode != 0 or not said.stdout.startswith("dkc ") or of_dkc(said):
+            yield f"{processor}: {said.returncode}: {said.stdout}{said.stderr}"
+
+
+def of_dkc(said):
+    """What it says, without QEMU's own warnings."""
+    return [line for line in said.stderr.splitlines() if not line.startswith("qemu-")]
+
+
+def on(qemu, processor, arguments):
+    command = [qemu, "-cpu", processor, DKC, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+
+
+CASES = [
+    old_processors_are_told_so,
+    addresses_are_looked_at,
+    misspelt_variables_are_named,
+    a_node_that_nobody_can_dial_is_named_once,
+    log_that_is_refused,
+    log_on_a_full_disk,
+    etcd_is_full,
+    etcd_speaks_tls,
+    etcd_wants_users,
+]
+
+
+def main():
+    wanted = sys.argv[1:] or [case.__name__ for case in CASES]
+    failed = 0
+    for case in [case for case in CASES if case.__name__ in wanted]:
+        began = time.monotonic()
+        try:
+            problems = list(case())
+        except Broken as broken:
+            problems = [str(broken)]
+        failed += bool(problems)
+        took = time.monotonic() - began
+        print(f"processes: {case.__name__.replace('_', ' ')}: {'FAILED' if problems else 'ok'}, {took:.0f} s", flush=True)
+        for problem in problems:
+            print(f"  {problem}")
+    print(f"processes: {len(wanted) - failed} of {len(wanted)} cases passed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
