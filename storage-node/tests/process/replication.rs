@@ -63,7 +63,6 @@ async fn a_node_that_was_away_is_ready_once_its_copies_are_in_sync() {
     assert_eq!(worker.add("likes", 1).await, 1);
 
     // Its primary says nothing. So it may be behind, whether it stands in the in-sync set still or not.
-    let mut b = b;
     for has_left in [false, true] {
         b.kill();
         if has_left {
