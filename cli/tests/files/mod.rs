@@ -27,12 +27,17 @@ impl Story {
     fn count(&self, content: &[u8], args: &[&str]) -> Output {
         let path = self.path("input");
         fs::write(&path, content).unwrap();
-        dkc(&[&["count", "words", &path], args].concat(), &self.gateway.url(), b"")
+        dkc(
+            &[&["count", "words", &path, "--give-up", "20"], args].concat(),
+            &self.gateway.url(),
+            b"",
+        )
     }
 
     /// The same by a pipe.
     fn count_pipe(&self, content: &[u8], args: &[&str]) -> Output {
-        dkc(&[&["count", "words", "-"], args].concat(), &self.gateway.url(), content)
+        let line = ["count", "words", "-", "--give-up", "20"];
+        dkc(&[&line, args].concat(), &self.gateway.url(), content)
     }
 
     fn counters(&self) -> BTreeMap<String, i128> {
