@@ -111,4 +111,5 @@ def key(word):
         return {"key_base64": base64.b64encode(word).decode()}
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,15 +1,17 @@
 //! One HTTP/1.1 connection that knows whether a request may have had an effect.
 //!
 //! A newcomer would retry after any error. That counts twice: an error after the first byte of a
-//! request left this process says nothing about what the server did with it. So there are two
-//! errors, and only one of them is safe to retry:
+//! request left this process says nothing about what the server did with it. So the errors are
+//! kept apart, and only the first is safe to retry:
 //!
 //! - [`CallError::NotSent`]: the connection could not be made, or was found closed before a byte
 //!   was written. Nothing happened.
 //! - [`CallError::Unanswered`]: a byte was written and no complete answer came back. Unknown.
+//! - [`CallError::NoHttp`]: a fresh connection answered in another protocol. No gateway is there, and none behind it.
 //!
 //! An answer counts only when it is complete by its own framing (`Content-Length` or chunked); a
-//! body that ends with the connection can't be told from one cut off, and is taken for cut off.
+//! body that ends with the connection can't be told from one cut off, and is taken for cut off. Of an
+//! answer that reports a failure the status alone says something, so there the body may end anywhere.
 //! One request is out at a time; after any error, or `Connection: close`, the connection is dropped.
 
 use std::fmt;
@@ -17,10 +19,10 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// How long connecting may take. Nothing was sent by then, so another address is tried safely.
+/// How long each address of a name may take to connect. Nothing was sent by then, so the next one is tried safely.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// The longest head of an answer. A gateway's are below 1 KiB; more is not a gateway.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -155,8 +157,16 @@ fn head(method: &str, url: &Url, path: &str, deadline: Duration, body_bytes: usi
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Response {
     pub status: u16,
+    /// `host:port` of the server that answered.
+    pub from: String,
     /// `Retry-After`, when it was whole seconds.
     pub retry_after: Option<Duration>,
+    /// `Content-Type`
+    pub content_type: Option<String>,
+    /// `Location`
+    pub location: Option<String>,
+    /// `Idempotent-Replayed: true`: the service had applied a request with this token before, and applied nothing now.
+    pub replayed: bool,
     pub body: Vec<u8>,
 }
 
@@ -167,6 +177,8 @@ pub enum CallError {
     NotSent(io::Error),
     /// At least one byte left and no complete answer came: it may or may not have had its effect.
     Unanswered(io::Error),
+    /// The first bytes that came back are no HTTP, so nothing there understood the request.
+    NoHttp,
 }
 
 impl fmt::Display for CallError {
@@ -174,6 +186,7 @@ impl fmt::Display for CallError {
         match self {
             Self::NotSent(error) => write!(formatter, "not sent: {error}"),
             Self::Unanswered(error) => write!(formatter, "sent, but no answer: {error}"),
+            Self::NoHttp => formatter.write_str("what listens there speaks no HTTP/1.1"),
         }
     }
 }
@@ -187,15 +200,22 @@ pub struct Connection {
     stream: Option<TcpStream>,
     /// What was read and not yet understood. Empty between calls.
     input: Vec<u8>,
+    /// Whether a byte of the last request may have left.
+    sent: bool,
 }
 
 impl Connection {
     pub fn new(url: Url) -> Self {
-        Self { url, stream: None, input: Vec::new() }
+        Self { url, stream: None, input: Vec::new(), sent: false }
     }
 
     pub fn url(&self) -> &Url {
         &self.url
+    }
+
+    /// Whether a byte of the last request may have left: for a call whose future was dropped.
+    pub fn was_sent(&self) -> bool {
+        self.sent
     }
 
     /// Sends `request` and waits for its answer, no longer than `within`.
@@ -205,47 +225,70 @@ impl Connection {
         within: Duration,
     ) -> Result<Response, CallError> {
         let deadline = Instant::now() + within;
+        self.sent = false;
         // Taken out, and put back only after a whole answer: whatever ends this call early,
         // a dropped future included, a half-used connection is never used again.
-        let mut stream = match self.stream.take() {
-            Some(stream) if is_quiet(&stream) => stream,
-            _ => connect(&self.url).await.map_err(CallError::NotSent)?,
+        let (mut stream, is_fresh) = match self.stream.take() {
+            Some(stream) if is_quiet(&stream) => (stream, false),
+            _ => (connect(&self.url).await.map_err(CallError::NotSent)?, true),
         };
         self.input.clear();
+        self.sent = true;
         send(&stream, &request.bytes, deadline).await?;
-        let answer = timeout_at(deadline, self.receive(&mut stream)).await;
-        let (response, stays) = answer
-            .map_err(|_| CallError::Unanswered(io::ErrorKind::TimedOut.into()))?
-            .map_err(CallError::Unanswered)?;
+        let answer = timeout_at(deadline, self.receive(&mut stream, is_fresh)).await;
+        let timed_out = || CallError::Unanswered(io::ErrorKind::TimedOut.into());
+        let (response, stays) = answer.unwrap_or_else(|_| Err(timed_out()))?;
         if stays && self.input.is_empty() {
             self.stream = Some(stream);
         }
         Ok(response)
     }
 
-    async fn receive(&mut self, stream: &mut TcpStream) -> io::Result<(Response, bool)> {
+    async fn receive(
+        &mut self,
+        stream: &mut TcpStream,
+        is_fresh: bool,
+    ) -> Result<(Response, bool), CallError> {
         loop {
-            let head = loop {
-                if let Some((head, bytes)) = parse_head(&self.input)? {
-                    self.input.drain(..bytes);
-                    break head;
-                }
-                if self.input.len() > HEAD_BYTES_MAX {
-                    return Err(invalid("the head of the answer does not end"));
-                }
-                read_more(stream, &mut self.input).await?;
-            };
+            let head = self.receive_head(stream, is_fresh).await?;
             // 100 Continue and its like come before the answer and are none.
             if head.status < 200 {
                 continue;
             }
             let mut body = Vec::new();
-            match head.body {
-                BodyLength::Bytes(bytes) => self.receive_sized(stream, bytes, &mut body).await?,
-                BodyLength::Chunked => self.receive_chunked(stream, &mut body).await?,
+            let received = match head.body {
+                BodyLength::Bytes(bytes) => self.receive_sized(stream, bytes, &mut body).await,
+                BodyLength::Chunked => self.receive_chunked(stream, &mut body).await,
+                BodyLength::ToClose => self.receive_to_close(stream, &mut body).await,
+            };
+            received.map_err(CallError::Unanswered)?;
+            let Head { status, retry_after, content_type, location, replayed, stays, .. } = head;
+            let from = self.url.authority.clone();
+            let response =
+                Response { status, from, retry_after, content_type, location, replayed, body };
+            return Ok((response, stays));
+        }
+    }
+
+    async fn receive_head(
+        &mut self,
+        stream: &mut TcpStream,
+        is_fresh: bool,
+    ) -> Result<Head, CallError> {
+        loop {
+            // On a kept connection it may be the end of an earlier answer.
+            if is_fresh && !may_be_http(&self.input) {
+                return Err(CallError::NoHttp);
             }
-            let Head { status, retry_after, stays, .. } = head;
-            return Ok((Response { status, retry_after, body }, stays));
+            if let Some((head, bytes)) = parse_head(&self.input).map_err(CallError::Unanswered)? {
+                self.input.drain(..bytes);
+                return Ok(head);
+            }
+            if self.input.len() > HEAD_BYTES_MAX {
+                let error = invalid("the head of the answer does not end");
+                return Err(CallError::Unanswered(error));
+            }
+            read_more(stream, &mut self.input).await.map_err(CallError::Unanswered)?;
         }
     }
 
@@ -263,6 +306,21 @@ impl Connection {
         }
         body.extend_from_slice(&self.input[..bytes]);
         self.input.drain(..bytes);
+        Ok(())
+    }
+
+    async fn receive_to_close(
+        &mut self,
+        stream: &mut TcpStream,
+        body: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        while self.input.len() < HEAD_BYTES_MAX {
+            match read_more(stream, &mut self.input).await {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+                read => read?,
+            }
+        }
+        body.append(&mut self.input);
         Ok(())
     }
 
@@ -305,12 +363,40 @@ impl Connection {
     }
 }
 
+/// To the first address of the name that takes it: one that does not answer leaves the others their time.
 async fn connect(url: &Url) -> io::Result<TcpStream> {
-    let stream = timeout(CONNECT_WITHIN, TcpStream::connect(url.authority()))
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no connection within 2 s"))??;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+    let addresses: Vec<_> = within(lookup_host(url.authority())).await?.collect();
+    let mut failures = Vec::new();
+    for address in addresses {
+        match within(TcpStream::connect(address)).await {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Err(error) => failures.push((address, error)),
+        }
+    }
+    match failures.pop() {
+        None => Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address")),
+        Some((_, error)) if failures.is_empty() => Err(error),
+        Some(last) => {
+            let kind = last.1.kind();
+            failures.push(last);
+            let told = failures.iter().map(|(address, error)| format!("{address}: {error}"));
+            Err(io::Error::new(kind, told.collect::<Vec<_>>().join(", ")))
+        }
+    }
+}
+
+async fn within<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let late = || io::Error::new(io::ErrorKind::TimedOut, "no connection within 2 s");
+    timeout(CONNECT_WITHIN, work).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Whether an answer may begin with these bytes.
+fn may_be_http(input: &[u8]) -> bool {
+    let begin = b"HTTP/1.";
+    input.iter().zip(begin).all(|(got, want)| got == want)
 }
 
 /// Whether a connection kept from the last call can still carry one. A server that closed it while
@@ -354,6 +440,9 @@ async fn read_more(stream: &mut TcpStream, input: &mut Vec<u8>) -> io::Result<()
 struct Head {
     status: u16,
     retry_after: Option<Duration>,
+    content_type: Option<String>,
+    location: Option<String>,
+    replayed: bool,
     body: BodyLength,
     stays: bool,
 }
@@ -362,6 +451,8 @@ struct Head {
 enum BodyLength {
     Bytes(usize),
     Chunked,
+    /// All that comes until the connection is closed.
+    ToClose,
 }
 
 /// The head at the front of `input` and its length, or `None` while it is not all there.
@@ -369,12 +460,21 @@ fn parse_head(input: &[u8]) -> io::Result<Option<(Head, usize)>> {
     let Some(end) = input.windows(4).position(|four| four == b"\r\n\r\n") else {
         return Ok(None);
     };
-    let text = std::str::from_utf8(&input[..end]).map_err(|_| invalid("a head that is no text"))?;
+    // A proxy may say anything in its headers, and its status counts all the same.
+    let text = String::from_utf8_lossy(&input[..end]);
     let mut lines = text.split("\r\n");
     let first = lines.next().unwrap_or_default();
     let status = parse_status(first).ok_or_else(|| invalid("no status line"))?;
     let stays = first.starts_with("HTTP/1.1");
-    let mut head = Head { status, retry_after: None, body: BodyLength::Bytes(0), stays };
+    let mut head = Head {
+        status,
+        retry_after: None,
+        content_type: None,
+        location: None,
+        replayed: false,
+        body: BodyLength::Bytes(0),
+        stays,
+    };
     // These have no body, whatever their headers say (RFC 9112 §6.3).
     let bodiless = status < 200 || status == 204 || status == 304;
     let mut framed = bodiless;
@@ -396,10 +496,19 @@ fn parse_head(input: &[u8]) -> io::Result<Option<(Head, usize)>> {
             head.stays &= !value.split(',').any(closes);
         } else if is("retry-after") {
             head.retry_after = value.parse().ok().map(Duration::from_secs);
+        } else if is("content-type") {
+            head.content_type = Some(value.to_owned());
+        } else if is("location") {
+            head.location = Some(value.to_owned());
+        } else if is("idempotent-replayed") {
+            head.replayed = value == "true";
         }
     }
-    if !framed {
+    if !framed && status < 300 {
         return Err(invalid("an answer whose end can't be told from a broken connection"));
+    }
+    if !framed {
+        (head.body, head.stays) = (BodyLength::ToClose, false);
     }
     Ok(Some((head, end + 4)))
 }
@@ -464,6 +573,7 @@ mod tests {
                 ),
                 Err(CallError::NotSent(_)) => "not sent".to_owned(),
                 Err(CallError::Unanswered(error)) => format!("unanswered {:?}", error.kind()),
+                Err(CallError::NoHttp) => "no HTTP".to_owned(),
             }
         });
         assert_eq!(got, want);
@@ -493,10 +603,51 @@ mod tests {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi!\r\n0\r\n\r\n",
             "unanswered InvalidData",
         );
+        // What came of the body is no other protocol.
+        check("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", "unanswered UnexpectedEof");
         // Ends with the connection: whole, or cut off? Nobody knows.
         check("HTTP/1.1 200 OK\r\n\r\nhi", "unanswered InvalidData");
         check("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", "unanswered InvalidData");
-        check("SSH-2.0-OpenSSH\r\n\r\n", "unanswered InvalidData");
+        // The status is whole.
+        check("HTTP/1.0 501 X\r\n\r\nhi", "501 hi None");
+        check("HTTP/1.1 404 X\r\nServer: ä\r\nContent-Length: 0\r\n\r\n", "404  None");
+    }
+
+    #[test]
+    fn another_protocol_is_named() {
+        check("SSH-2.0-OpenSSH\r\n\r\n", "no HTTP");
+        check("-ERR unknown command 'GET'\r\n", "no HTTP");
+        check("\x15\x03\x01\0\x02\x02\x46", "no HTTP");
+        // Cut off, it may have been anything.
+        check("HT", "unanswered UnexpectedEof");
+    }
+
+    #[test]
+    fn what_an_answer_says_of_itself() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let response = runtime.block_on(async {
+            let head = "HTTP/1.1 301 Moved\r\nContent-Type: text/html\r\nlocation: https://a/\r\n";
+            let rest = "Idempotent-Replayed: true\r\nContent-Length: 0\r\n\r\n";
+            let url = serve(vec![[head, rest].concat().leak()]).await;
+            let request = Request::get(&url, "/", WITHIN);
+            Connection::new(url).call(&request, WITHIN).await.unwrap()
+        });
+        assert!(response.from.starts_with("127.0.0.1:"), "{response:?}");
+        assert_eq!(response.content_type.as_deref(), Some("text/html"));
+        assert_eq!(response.location.as_deref(), Some("https://a/"));
+        assert!(response.replayed);
+    }
+
+    /// `localhost` is 127.0.0.1 and, on most machines, ::1 before it, where nothing listens.
+    #[tokio::test]
+    async fn every_address_of_a_name_is_tried() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let url = Url::parse(&format!("http://localhost:{port}")).unwrap();
+        connect(&url).await.unwrap();
+        drop(listener);
+        let refused = connect(&url).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused, "{refused}");
     }
 
     #[tokio::test]

@@ -1,8 +1,10 @@
 //! What a gateway's answer means for the increments that were asked for (DESIGN §12).
 //!
 //! A newcomer would go by the status code. The `outcome` in the body decides: only an answer that
-//! says `not-applied` in so many words may be retried without a token. Anything that can't be understood,
-//! from a proxy's 502 to counts that don't add up, is unknown: guessing could count twice.
+//! says `not-applied` in so many words may be retried without a token. An answer without an outcome is not a
+//! gateway's but that of a proxy, or of whatever else listens there. Where its status says that the request was turned
+//! away (3xx, 4xx, 501, 505) nothing was applied. Anything else that can't be understood, from a proxy's 502 to counts
+//! that don't add up, is unknown: guessing could count twice.
 
 use std::time::Duration;
 
@@ -22,6 +24,10 @@ pub(crate) enum Refusal {
     Unknown(String),
     /// Its token is too old: nothing happened now, and whether it did earlier is no longer known.
     TooOld(String),
+    /// Nothing happened: the request has more bytes than a gateway, or a proxy before it, takes.
+    TooLarge(String),
+    /// Nothing happened: no gateway got the request.
+    NoGateway(String),
 }
 
 impl Refusal {
@@ -32,9 +38,8 @@ impl Refusal {
 
     pub(crate) fn why(&self) -> &str {
         match self {
-            Self::Never(why) | Self::Later { why, .. } | Self::Unknown(why) | Self::TooOld(why) => {
-                why
-            }
+            Self::Never(why) | Self::Later { why, .. } | Self::Unknown(why) => why,
+            Self::TooOld(why) | Self::TooLarge(why) | Self::NoGateway(why) => why,
         }
     }
 }
@@ -53,6 +58,11 @@ struct Problem {
 }
 
 impl Problem {
+    /// Whether a gateway said it: each of its problems has an outcome.
+    fn is_ours(&self) -> bool {
+        matches!(self.outcome.as_str(), "not-applied" | "unknown")
+    }
+
     /// The last part of the problem's URI.
     fn kind(&self) -> &str {
         self.kind.rsplit('/').next().unwrap_or_default()
@@ -80,10 +90,40 @@ impl Problem {
 
 /// What an answer other than 200 says about everything that was asked.
 pub(crate) fn refusal(response: &Response) -> Refusal {
-    let Ok(problem) = serde_json::from_slice::<Problem>(&response.body) else {
-        return Refusal::Unknown(format!("status {} without a reason", response.status));
-    };
-    problem.refusal(matches!(response.status, 429 | 503), response.retry_after)
+    match serde_json::from_slice::<Problem>(&response.body) {
+        Ok(problem) if problem.is_ours() => {
+            match problem.refusal(matches!(response.status, 429 | 503), response.retry_after) {
+                Refusal::Never(why) if response.status == 413 => Refusal::TooLarge(why),
+                refusal => refusal,
+            }
+        }
+        _ => stranger(response),
+    }
+}
+
+/// What the answer of something that is no gateway says.
+fn stranger(response: &Response) -> Refusal {
+    let why = no_gateway(response);
+    match response.status {
+        413 => Refusal::TooLarge(why),
+        // A proxy's own limits of time and rate: it passed nothing on.
+        408 | 425 | 429 => Refusal::Later { why, after: response.retry_after },
+        300..=499 | 501 | 505 => Refusal::NoGateway(why),
+        _ => Refusal::Unknown(why),
+    }
+}
+
+fn no_gateway(response: &Response) -> String {
+    let Response { from, status, content_type, location, .. } = response;
+    let content_type = content_type.as_deref().unwrap_or("without a Content-Type");
+    let location = location.as_ref().map(|to| format!(", Location: {to}")).unwrap_or_default();
+    format!("{from} is no dkc gateway: {status}, {content_type}{location}")
+}
+
+/// The body of a 200.
+fn read<'a, T: Deserialize<'a>>(response: &'a Response) -> Result<T, Refusal> {
+    serde_json::from_slice(&response.body)
+        .map_err(|error| Refusal::Unknown(format!("{}: {error}", no_gateway(response))))
 }
 
 #[derive(Debug, Deserialize)]
@@ -108,8 +148,7 @@ pub(crate) fn failed_items(
     if response.status != 200 {
         return Err(refusal(response));
     }
-    let answer: BatchAnswer = serde_json::from_slice(&response.body)
-        .map_err(|error| Refusal::Unknown(format!("an answer that can't be read: {error}")))?;
+    let answer: BatchAnswer = read(response)?;
     let mut seen = vec![false; items];
     let mut failed = Vec::with_capacity(answer.failed.len());
     for item in &answer.failed {
@@ -161,8 +200,7 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(response: &'a Response) -> Result<T,
     if response.status != 200 {
         return Err(refusal(response));
     }
-    serde_json::from_slice(&response.body)
-        .map_err(|error| Refusal::Unknown(format!("an answer that can't be read: {error}")))
+    read(response)
 }
 
 #[cfg(test)]
@@ -170,7 +208,8 @@ mod tests {
     use super::*;
 
     fn response(status: u16, body: &str) -> Response {
-        Response { status, retry_after: None, body: body.as_bytes().to_vec() }
+        let from = "gw:80".to_owned();
+        Response { status, from, body: body.as_bytes().to_vec(), ..Response::default() }
     }
 
     #[track_caller]
@@ -221,10 +260,7 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_unknown() {
-        let reason = "status 503 without a reason";
-        check(503, "<html>", Err(unknown(reason)));
-        check(503, r#"{"type":"x/frozen"}"#, Err(unknown("frozen")));
-        check(502, "{}", Err(unknown("no reason given")));
+        check(503, r#"{"type":"x/y","outcome":"unknown"}"#, Err(unknown("y")));
         check(
             200,
             r#"{"applied":2,"failed":[]}"#,
@@ -244,13 +280,55 @@ mod tests {
         assert!(matches!(failed_items(&response(200, "{"), 3), Err(Refusal::Unknown(_))));
     }
 
+    /// Web servers, proxies and other services on the port: what their status says, and their name.
+    #[test]
+    fn answers_of_strangers() {
+        #[track_caller]
+        fn check(status: u16, body: &str, want: impl Fn(String) -> Refusal) {
+            let why = format!("gw:80 is no dkc gateway: {status}, text/html");
+            let content_type = Some("text/html".to_owned());
+            let response = Response { content_type, ..response(status, body) };
+            assert_eq!(failed_items(&response, 3), Err(want(why)), "{status} {body}");
+        }
+        for body in ["<html>", "", "{}", r#"{"type":"x/frozen"}"#, r#"{"outcome":"fine"}"#] {
+            for status in
+                [300, 301, 302, 307, 308, 400, 401, 403, 404, 405, 410, 451, 499, 501, 505]
+            {
+                check(status, body, Refusal::NoGateway);
+            }
+            for status in [201, 500, 502, 503, 504, 520, 599] {
+                check(status, body, Refusal::Unknown);
+            }
+            for status in [408, 425, 429] {
+                check(status, body, |why| Refusal::Later { why, after: None });
+            }
+            check(413, body, Refusal::TooLarge);
+        }
+        for body in ["<html>", "", "{}", r#"{"status":"ok"}"#] {
+            let Err(Refusal::Unknown(why)) = failed_items(&response(200, body), 3) else {
+                panic!("{body} is taken for an answer")
+            };
+            assert!(why.starts_with("gw:80 is no dkc gateway: 200, "), "{why}");
+        }
+        let moved =
+            Response { location: Some("https://gw/".to_owned()), ..response(301, "<html>") };
+        let why = "gw:80 is no dkc gateway: 301, without a Content-Type, Location: https://gw/";
+        assert_eq!(refusal(&moved), Refusal::NoGateway(why.to_owned()));
+    }
+
+    #[test]
+    fn a_gateway_s_own_limit_of_bytes() {
+        let body = r#"{"type":"x/too-large","outcome":"not-applied"}"#;
+        check(413, body, Err(Refusal::TooLarge("too-large".to_owned())));
+    }
+
     #[test]
     fn an_answer_without_a_value_is_none() {
         let body = r#"{"type":"x/no-primary","title":"No primary","outcome":"not-applied"}"#;
         let refused = parse::<Counter>(&response(503, body)).unwrap_err();
         assert_eq!(refused, later("no-primary: No primary"));
         let unread = parse::<Counter>(&response(200, "<html>")).unwrap_err();
-        assert!(unread.why().contains("can't be read"), "{unread:?}");
+        assert!(unread.why().contains("is no dkc gateway: 200"), "{unread:?}");
     }
 
     #[test]

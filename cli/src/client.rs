@@ -10,12 +10,15 @@ use std::time::{Duration, Instant};
 use bench::http::{CallError, Connection, Media, Request, Response, Token, Url};
 
 use crate::answer::{self, Refusal};
+use crate::output;
 
 /// What a gateway is asked to answer within, for commands of one request.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
 /// How much longer than the gateway's deadline its answer is waited for: the gateway knows the
 /// outcome better than this side does, so it gets to speak first.
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
+/// How long a command is silent while nothing answers.
+pub(crate) const TOLD_AFTER: Duration = Duration::from_secs(1);
 /// Between two rounds through all gateways.
 const AGAIN_AFTER: Duration = Duration::from_millis(200);
 
@@ -60,9 +63,8 @@ impl Gateways {
                 Some(json) => Request::post(connection.url(), path, deadline, Media::Json, json),
                 None => Request::get(connection.url(), path, deadline),
             };
-            result = connection.call(&request, deadline + GRACE).await.map_err(|error| {
-                Refusal::Later { why: format!("{}: {error}", connection.url()), after: None }
-            });
+            let answer = connection.call(&request, deadline + GRACE).await;
+            result = answer.map_err(|error| unanswered(connection.url(), &error));
             if matches!(&result, Ok(response) if response.status == 200) {
                 break;
             }
@@ -87,21 +89,19 @@ impl Gateways {
             for connection in &mut self.connections {
                 let url = connection.url().clone();
                 let request = Request::post_once(&url, path, DEADLINE, Media::Json, token, json);
-                refusal = match connection.call(&request, DEADLINE + GRACE).await {
+                let answer = connection.call(&request, DEADLINE + GRACE).await;
+                let was_answered = answer.is_ok();
+                refusal = match answer {
                     Ok(response) if response.status == 200 => return Ok(response),
                     Ok(response) => answer::refusal(&response),
-                    Err(error @ CallError::Unanswered(_)) => {
-                        Refusal::Unknown(format!("{url}: {error}"))
-                    }
-                    Err(error @ CallError::NotSent(_)) => {
-                        let why = format!("{url}: {error}");
-                        refusal = Refusal::Later { why, after: None };
-                        continue;
-                    }
+                    Err(error) => unanswered(&url, &error),
                 };
                 match &refusal {
                     Refusal::Unknown(why) => doubt = Some(why.clone()),
-                    Refusal::Never(_) | Refusal::Later { .. } | Refusal::TooOld(_) => break,
+                    // Another one may be a gateway.
+                    Refusal::NoGateway(_) => {}
+                    _ if was_answered => break,
+                    _ => {}
                 }
             }
             let goes_on = doubt.is_some() || refusal.is_quota();
@@ -111,6 +111,32 @@ impl Gateways {
             tokio::time::sleep(AGAIN_AFTER).await;
         }
     }
+}
+
+/// What a call without an answer means.
+pub(crate) fn unanswered(url: &Url, error: &CallError) -> Refusal {
+    match error {
+        CallError::NotSent(_) => Refusal::Later { why: format!("{url}: {error}"), after: None },
+        CallError::Unanswered(_) => Refusal::Unknown(format!("{url}: {error}")),
+        CallError::NoHttp => {
+            Refusal::NoGateway(format!("{} is no dkc gateway: {error}", url.authority()))
+        }
+    }
+}
+
+/// Waits for `work`, and says on stderr whom for when that takes a while.
+pub(crate) async fn told<T>(urls: &[Url], until: &str, work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    if let Ok(done) = tokio::time::timeout(TOLD_AFTER, &mut work).await {
+        return done;
+    }
+    output::note(&format!("no answer yet from {}: waiting {until}", names(urls)));
+    work.await
+}
+
+/// Gateways, as a user gave them.
+pub(crate) fn names(urls: &[Url]) -> String {
+    urls.iter().map(Url::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// What a token is made of that nobody else uses.
@@ -133,13 +159,92 @@ pub(crate) fn namespace(text: &str) -> Result<String, String> {
 /// The longest key, in bytes.
 pub(crate) const KEY_BYTES_MAX: usize = 1024;
 
-/// A key from the command line: any bytes.
-pub(crate) fn key(text: std::ffi::OsString) -> Result<Vec<u8>, String> {
+/// A key from the command line: any bytes, or in percent form.
+pub(crate) fn key(text: std::ffi::OsString, is_percent: bool) -> Result<Vec<u8>, String> {
     use std::os::unix::ffi::OsStringExt;
-    let key = text.into_vec();
+    let mut key = text.into_vec();
+    if is_percent {
+        key = percent_decode(&key).ok_or_else(|| {
+            let text = String::from_utf8_lossy(&key);
+            format!("{text:?} is not in percent form: after each % stand two digits of 0-9 A-F")
+        })?;
+    }
     if (1..=KEY_BYTES_MAX).contains(&key.len()) {
         Ok(key)
     } else {
         Err(format!("a key is 1 to {KEY_BYTES_MAX} bytes, this one has {}", key.len()))
+    }
+}
+
+/// A key in percent form, on one line of text: `%` itself, control characters and bytes that are no UTF-8 are escaped, and
+/// the rest is as it is. [`key`] reads it back.
+pub(crate) fn shown(key: &[u8]) -> String {
+    let mut text = String::with_capacity(key.len());
+    let escape = |text: &mut String, bytes: &[u8]| {
+        bytes.iter().for_each(|byte| text.push_str(&format!("%{byte:02X}")));
+    };
+    for chunk in key.utf8_chunks() {
+        for letter in chunk.valid().chars() {
+            if letter == '%' || letter.is_control() {
+                escape(&mut text, letter.encode_utf8(&mut [0; 4]).as_bytes());
+            } else {
+                text.push(letter);
+            }
+        }
+        escape(&mut text, chunk.invalid());
+    }
+    text
+}
+
+fn percent_decode(text: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&first, after)) = rest.split_first() {
+        if first != b'%' {
+            bytes.push(first);
+            rest = after;
+            continue;
+        }
+        let (digits, after) = after.split_at_checked(2)?;
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        bytes.push((digit(digits[0])? * 16 + digit(digits[1])?) as u8);
+        rest = after;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    #[test]
+    fn a_shown_key_can_be_given_back() {
+        #[track_caller]
+        fn check(bytes: &[u8], want: &str) {
+            assert_eq!(shown(bytes), want);
+            assert_eq!(key(want.into(), true).as_deref(), Ok(bytes), "{want}");
+            let raw = std::ffi::OsString::from_vec(bytes.to_vec());
+            assert_eq!(key(raw, false).as_deref(), Ok(bytes));
+        }
+        check(b"plain", "plain");
+        check("käse 🧀".as_bytes(), "käse 🧀");
+        check(b"100%", "100%25");
+        check(b"/a%20b", "/a%2520b");
+        check(b"caf\xe9", "caf%E9");
+        check(b"a\tb\nc\x1b[31m", "a%09b%0Ac%1B[31m");
+        check(b"\xff\xfe\x00", "%FF%FE%00");
+        check("\u{85}".as_bytes(), "%C2%85");
+        check(b"\xe2\x82", "%E2%82");
+    }
+
+    #[test]
+    fn what_is_no_percent_form_is_refused() {
+        for text in ["%", "a%4", "%zz", "100%", "%-1", "%+1"] {
+            assert!(key(text.into(), true).unwrap_err().contains("percent form"), "{text}");
+        }
+        assert_eq!(key("%e9".into(), true), Ok(b"\xe9".to_vec()));
+        assert!(key("".into(), true).is_err());
     }
 }

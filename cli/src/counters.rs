@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::answer::{Counter, KeyField, Refusal, parse};
-use crate::client::{self, DEADLINE, Gateways, ServerArgs};
+use crate::client::{self, DEADLINE, GRACE, Gateways, ServerArgs, shown};
 use crate::exit::Exit;
 use crate::output;
 
@@ -23,6 +23,9 @@ pub(crate) struct IncrArgs {
     namespace: String,
     /// The counter's key, any bytes
     key: OsString,
+    /// The key is in percent form, as `dkc get` prints it: `caf%E9`
+    #[arg(long)]
+    percent: bool,
     /// What to add; may be negative
     #[arg(default_value_t = 1, allow_negative_numbers = true)]
     delta: i64,
@@ -41,6 +44,9 @@ pub(crate) struct GetArgs {
     /// The counters' keys, any bytes
     #[arg(required = true, value_name = "KEY")]
     keys: Vec<OsString>,
+    /// Keys are in percent form, as they are printed: `caf%E9`
+    #[arg(long)]
+    percent: bool,
     #[command(flatten)]
     server: ServerArgs,
 }
@@ -59,7 +65,7 @@ struct Got<'a> {
 
 /// `dkc incr NS KEY [DELTA]`: prints the new value.
 pub(crate) async fn incr(args: IncrArgs) -> anyhow::Result<Exit> {
-    let key = match client::key(args.key) {
+    let key = match client::key(args.key, args.percent) {
         Ok(key) => key,
         Err(why) => return usage(&why),
     };
@@ -69,7 +75,9 @@ pub(crate) async fn incr(args: IncrArgs) -> anyhow::Result<Exit> {
     // Seconds only, and within them the service's clock will do: this machine's may be wrong.
     let token = Token { key: client::fresh_id().context("/dev/urandom")?, issued_at_ms: None };
     let give_up = Duration::from_secs(args.give_up);
-    let answer = gateways.write(&path, &token, body.as_bytes(), give_up).await;
+    let until = format!("up to {} s (--give-up)", args.give_up);
+    let work = gateways.write(&path, &token, body.as_bytes(), give_up);
+    let answer = client::told(&args.server.urls, &until, work).await;
     match answer.and_then(|response| parse::<Counter>(&response)) {
         Ok(counter) if args.server.json => {
             let key = KeyField::new(&key);
@@ -92,10 +100,10 @@ struct Applied<'a> {
     value: i128,
 }
 
-/// `dkc get NS KEY…`: prints the value, or a line `key<TAB>value` for each of several.
+/// `dkc get NS KEY…`: prints the value, or a line `key<TAB>value` for each of several, the key in percent form.
 pub(crate) async fn get(args: GetArgs) -> anyhow::Result<Exit> {
-    let keys: Result<Vec<_>, _> = args.keys.into_iter().map(client::key).collect();
-    let keys = match keys {
+    let keys = args.keys.into_iter().map(|key| client::key(key, args.percent));
+    let keys = match keys.collect::<Result<Vec<_>, _>>() {
         Ok(keys) => keys,
         Err(why) => return usage(&why),
     };
@@ -109,16 +117,15 @@ pub(crate) async fn get(args: GetArgs) -> anyhow::Result<Exit> {
         .collect();
     let path = format!("/v1/counters/{}/get", args.namespace);
     let body = json!({ "keys": names }).to_string();
-    let answer =
-        Gateways::new(&args.server.urls).read(&path, Some(body.as_bytes()), DEADLINE).await;
+    let urls = &args.server.urls;
+    let mut gateways = Gateways::new(urls);
+    let until = format!("up to {} s each", (DEADLINE + GRACE).as_secs());
+    let work = gateways.read(&path, Some(body.as_bytes()), DEADLINE);
+    let answer = client::told(urls, &until, work).await;
     let counters = match answer.and_then(|response| parse::<Counters>(&response)) {
         Ok(answer) if answer.counters.len() == keys.len() => answer.counters,
-        Ok(_) => {
-            let refusal = nothing("an answer with another number of counters");
-            return refused(&refusal, args.server.json);
-        }
-        // A read that fails has changed nothing, whatever the answer looked like.
-        Err(refusal) => return refused(&nothing(refusal.why()), args.server.json),
+        Ok(_) => return unread("an answer with another number of counters", args.server.json),
+        Err(refusal) => return unread(refusal.why(), args.server.json),
     };
     if args.server.json {
         output::json(&Got { namespace: &args.namespace, counters: &counters })?;
@@ -126,14 +133,20 @@ pub(crate) async fn get(args: GetArgs) -> anyhow::Result<Exit> {
         output::result(&counter.value.to_string())?;
     } else {
         for (key, counter) in keys.iter().zip(&counters) {
-            output::result(&format!("{}\t{}", String::from_utf8_lossy(key), counter.value))?;
+            output::result(&format!("{}\t{}", shown(key), counter.value))?;
         }
     }
     Ok(Exit::Done)
 }
 
-fn nothing(why: &str) -> Refusal {
-    Refusal::Later { why: why.to_owned(), after: None }
+/// A read that fails has changed nothing, whatever the answer looked like.
+fn unread(why: &str, as_json: bool) -> anyhow::Result<Exit> {
+    if as_json {
+        output::json(&json!({ "outcome": "not-applied", "detail": why }))?;
+    } else {
+        output::note(&format!("not read: {why}"));
+    }
+    Ok(Exit::Failed)
 }
 
 fn usage(why: &str) -> anyhow::Result<Exit> {
@@ -146,9 +159,7 @@ fn refused(refusal: &Refusal, as_json: bool) -> anyhow::Result<Exit> {
     let (outcome, exit) = match refusal {
         Refusal::Unknown(_) => ("unknown", Exit::Unknown),
         // Nothing is in doubt, so no earlier send had an effect either.
-        Refusal::Never(_) | Refusal::Later { .. } | Refusal::TooOld(_) => {
-            ("not-applied", Exit::Failed)
-        }
+        _ => ("not-applied", Exit::Failed),
     };
     if as_json {
         output::json(&json!({ "outcome": outcome, "detail": refusal.why() }))?;

@@ -157,5 +157,9 @@ fn start<O: clap::Args>(
 
 /// One thread is enough for every command: what they do is wait for answers.
 fn block_on(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = runtime.block_on(command);
+    // A name may still be looked up; nobody waits for that.
+    runtime.shutdown_background();
+    ended
 }

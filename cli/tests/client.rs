@@ -9,13 +9,15 @@ mod calls;
 #[path = "../../metastore/tests/contract/etcd.rs"]
 mod etcd;
 mod fake;
+mod files;
 mod operator;
 #[allow(dead_code, unreachable_pub, reason = "shared with chaos, which uses all of it")]
 #[path = "../../tests/src/chaos/power.rs"]
 mod power;
 mod resume;
+mod strangers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
@@ -147,7 +149,7 @@ fn what_is_unknown_is_asked_again_until_it_is_applied() {
     check(Fate::Drop { counted: true });
     check(Fate::Drop { counted: false });
     check(Fate::Cut);
-    check(Fate::Proxy);
+    check(Fate::Stranger(502));
     check(Fate::Parts);
 }
 
@@ -159,7 +161,7 @@ fn everything_at_once(number: u64) -> Fate {
         2 => Fate::Drop { counted: number.is_multiple_of(2) },
         3 => Fate::Cut,
         4 => Fate::Parts,
-        5 => Fate::Proxy,
+        5 => Fate::Stranger(502),
         6 => Fate::Refuse(429),
         7 => Fate::Drop { counted: true },
         8 => Fate::Deadline { counted: true },
@@ -211,8 +213,12 @@ fn start_count(
 
 /// Ctrl-C.
 fn interrupt(child: &Child) {
+    signal(child, "-INT");
+}
+
+fn signal(child: &Child, signal: &str) {
     let pid = child.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
 }
 
 /// Counts three lines, `a b a`, of an input that stays open, and presses Ctrl-C once the gateway has got so far.
@@ -343,8 +349,19 @@ fn bad_lines_fail_alone() {
     assert_eq!((&report["applied"], &report["skipped"]), (&2.into(), &1.into()));
     let failed = report["failed"].to_string();
     assert_eq!(failed, r#"[{"first_line":2,"last_line":2},{"first_line":4,"last_line":5}]"#);
+    // Each with its own reason.
+    let reasons = [
+        r#"{"first":[{"key":"bad-1","line":2},{"key":"bad-1","line":5}],"lines":2,"reason":"bad-input"}"#,
+        r#"{"first":[{"line":4}],"lines":1,"reason":"its key is longer than 1024 bytes"}"#,
+    ];
+    let got = report["reasons"].as_array().unwrap().iter().map(Value::to_string);
+    assert_eq!(got.collect::<BTreeSet<_>>(), reasons.map(str::to_owned).into());
+    let output = dkc(&["count", "words"], &gateway.url(), input.as_bytes());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("reason: bad-input: 2 lines, first 2 (bad-1), 5 (bad-1)"), "{said}");
+    assert!(said.contains("reason: its key is longer than 1024 bytes: line 4"), "{said}");
     let state = gateway.state.lock().unwrap();
-    assert_eq!(state.counters["a\t7"], 1, "a TAB and a number are part of the key");
+    assert_eq!(state.counters["a\t7"], 2, "a TAB and a number are part of the key");
 }
 
 #[test]
@@ -368,6 +385,11 @@ fn single_counters() {
     assert_eq!(said(&["get", "words", "k", "other"]), "k\t40\nother\t0\n");
     let told = json(&dkc(&["incr", "words", "k", "--json"], &url, b""));
     assert_eq!(told.to_string(), r#"{"applied":1,"key":"k","namespace":"words","value":41}"#);
+    // Printed so that it can be given back.
+    assert_eq!(said(&["incr", "words", "%6Bk", "7", "--percent"]), "7\n");
+    assert_eq!(said(&["get", "words", "--percent", "%6Bk", "caf%E9"]), "kk\t7\ncaf%E9\t0\n");
+    assert_eq!(said(&["get", "words", "caf%E9", "a\tb\n"]), "caf%25E9\t0\na%09b%0A\t0\n");
+    assert_eq!(code(&dkc(&["get", "words", "--percent", "100%"], &url, b"")), 2);
     // Beyond what 64 bits hold.
     for _ in 0..3 {
         said(&["incr", "words", "big", "9223372036854775807"]);
@@ -426,6 +448,18 @@ fn exit_codes() {
     check(&["count", "words", "/no/such/file"], &gone_url, 2);
     check(&["count", "words", "/"], &gone_url, 2);
     check(&["count", "words", "--delimiter", ","], &gone_url, 2);
+    check(&["count", "words", "--csv"], &gone_url, 2);
+    check(&["count", "words", "--field", "name"], &gone_url, 2);
+    check(&["count", "words", "--csv", "--field", "1", "--delimiter", "\""], &gone_url, 2);
+    check(&["count", "words", "--regex", "a+"], &gone_url, 2);
+    check(&["count", "words", "--regex", "(a"], &gone_url, 2);
+    check(&["count", "words", "--regex", "(a)", "--field", "1"], &gone_url, 2);
+    check(&["count", "words", "--regex", "(a)", "--csv"], &gone_url, 2);
+    check(&["count", "words", "--follow"], &gone_url, 2);
+    check(&["count", "words", "/", "--follow"], &gone_url, 2);
+    check(&["count", "words", "log", "--follow", "--resume-id", "a"], &gone_url, 2);
+    check(&["count", "words", "log", "--follow", "--skip-header"], &gone_url, 2);
+    check(&["count", "words", "log", "--follow", "--csv", "--field", "name"], &gone_url, 2);
     check(&["count", "words", "--field", "0"], &gone_url, 2);
     check(&["count", "words", "--field", "1", "--delimiter", "ab"], &gone_url, 2);
     check(&["count", "words", "--flush-interval", "0s"], &gone_url, 2);
@@ -451,9 +485,14 @@ fn exit_codes() {
 fn a_journal_needs_a_folder() {
     let mut count = Command::new(env!("CARGO_BIN_EXE_dkc"));
     count.args(["count", "words", "--resume-id", "a"]).stdin(Stdio::null());
-    let output = count.env_remove("HOME").env_remove("XDG_STATE_HOME").output().unwrap();
-    assert_eq!(code(&output), 2, "{output:?}");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("--resume-dir"), "{output:?}");
+    count.env_remove("HOME").env_remove("XDG_STATE_HOME");
+    // Or a home that is none, as of many a container.
+    for home in [None, Some("/dev/null"), Some("/proc/nobody")] {
+        home.map(|home| count.env("HOME", home));
+        let output = count.output().unwrap();
+        assert_eq!(code(&output), 2, "{home:?}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("--resume-dir"), "{output:?}");
+    }
 }
 
 /// A script would take half of a result for the whole. A reader that went away (`| head -1`) wants no more.

@@ -1,7 +1,8 @@
 //! Where lines come from: a file, which is there, or somebody who still writes.
 //!
 //! Whoever reads a pipe must not wait for it for ever: the lines that came so far are to be counted after a while. A read
-//! from a pipe can't be given a time, so a thread does the reading, and [`Patient`] asks that thread.
+//! from a pipe can't be given a time, so a thread does the reading, and [`Patient`] asks that thread. Decompression runs
+//! in such a thread, too: beside the counting.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -9,28 +10,60 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
+use super::content::{self, Opened, Taking};
+use super::follow::Follow;
+
 const READ_BYTES: usize = 1 << 20;
 /// What a pipe holds.
 const CHUNK_BYTES: usize = 64 << 10;
 /// Chunks that are read ahead.
 const CHUNKS_MAX: usize = 16;
 /// How often whoever waits may look at something else.
-const WAIT: Duration = Duration::from_millis(50);
+pub(super) const WAIT: Duration = Duration::from_millis(50);
 
-/// Lines, and their bytes if that is known before: of a file.
-pub(super) fn open(path: &Path) -> io::Result<(Box<dyn BufRead + Send>, Option<u64>)> {
+/// Lines to count.
+pub(super) struct Input {
+    pub(super) lines: Box<dyn BufRead + Send>,
+    /// Its bytes, if that is known before.
+    pub(super) size: Option<u64>,
+    /// Somebody may still write it.
+    pub(super) is_live: bool,
+}
+
+/// A file, or standard input (`-`).
+pub(super) fn open(path: &Path, taking: Taking) -> io::Result<Input> {
     if path.as_os_str() == "-" {
-        return Ok((Box::new(Patient::new(io::stdin())), None));
+        return Ok(live(io::stdin(), taking));
     }
     let file = File::open(path)?;
     let data = file.metadata()?;
     if data.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
     }
-    if data.is_file() {
-        return Ok((Box::new(BufReader::with_capacity(READ_BYTES, file)), Some(data.len())));
+    if !data.is_file() {
+        return Ok(live(file, taking));
     }
-    Ok((Box::new(Patient::new(file)), None))
+    let file = BufReader::with_capacity(READ_BYTES, file);
+    Ok(match content::open(file, taking)? {
+        Opened::Plain(lines) => Input { lines, size: Some(data.len()), is_live: false },
+        Opened::Decompressed(text) => {
+            let lines = Box::new(Patient::new(|| Ok(text)));
+            Input { lines, size: None, is_live: false }
+        }
+    })
+}
+
+/// What is appended to a file from now on, and what it holds already.
+pub(super) fn follow(path: &Path, taking: Taking) -> Input {
+    Input { lines: Box::new(Follow::new(path, taking)), size: None, is_live: true }
+}
+
+/// A pipe. Its first bytes may take their time.
+fn live(input: impl Read + Send + 'static, taking: Taking) -> Input {
+    let text = move || match content::open(BufReader::with_capacity(CHUNK_BYTES, input), taking)? {
+        Opened::Plain(text) | Opened::Decompressed(text) => Ok(text),
+    };
+    Input { lines: Box::new(Patient::new(text)), size: None, is_live: true }
 }
 
 /// Gives [`io::ErrorKind::TimedOut`] when nothing has come for a moment; then it may be asked again.
@@ -41,10 +74,15 @@ struct Patient {
 }
 
 impl Patient {
-    fn new(mut input: impl Read + Send + 'static) -> Self {
+    /// `open` is called where the reading is done: it may wait, too.
+    fn new<R: Read>(open: impl FnOnce() -> io::Result<R> + Send + 'static) -> Self {
         let (sender, chunks) = sync_channel(CHUNKS_MAX);
         // Never joined: it may sit in a read from a terminal for ever.
         std::thread::spawn(move || {
+            let mut input = match open() {
+                Ok(input) => input,
+                Err(error) => return drop(sender.send(Err(error))),
+            };
             loop {
                 let mut chunk = vec![0; CHUNK_BYTES];
                 let read = match input.read(&mut chunk) {
@@ -91,38 +129,14 @@ impl BufRead for Patient {
     }
 }
 
-/// `1s`, `250ms`; a number alone is seconds.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let (digits, unit_ms) = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
-        (Some(digits), _) => (digits, 1),
-        (None, Some(digits)) => (digits, 1_000),
-        (None, None) => (text, 1_000),
-    };
-    match digits.parse::<u64>() {
-        Ok(count) if (1..=3_600_000).contains(&count.saturating_mul(unit_ms)) => {
-            Ok(Duration::from_millis(count * unit_ms))
-        }
-        _ => Err("1ms to 3600s is expected, such as 250ms or 2s".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn durations() {
-        let ms = |text| duration(text).map(|duration| duration.as_millis());
-        assert_eq!([ms("250ms"), ms("2s"), ms("3")], [Ok(250), Ok(2_000), Ok(3_000)]);
-        for wrong in ["", "s", "0", "0ms", "1.5s", "1m", "3601s", "99999999999999999999s"] {
-            assert!(duration(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
     fn who_waits_is_not_held_up() {
         let (theirs, mut ours) = std::os::unix::net::UnixStream::pair().expect("two sockets");
-        let mut input = Patient::new(theirs);
+        let mut input = Patient::new(|| Ok(theirs));
         assert_eq!(input.fill_buf().unwrap_err().kind(), io::ErrorKind::TimedOut);
         io::Write::write_all(&mut ours, b"a\nb").expect("it is read");
         let mut come = Vec::new();

@@ -8,14 +8,17 @@
 //! rest again as it was. If that is later than the service's idempotency window it is told "too old" for those few, and
 //! reports them as unknown; it never counts one twice.
 //!
+//! A proxy may find a request too large; then nothing of it was applied, and its lines are two requests from there on: that
+//! is on disk, too, before the first of them is sent.
+//!
 //! ```text
-//!   {"begun":{"namespace":"words"}}
+//!   {"begun":{"namespace":"words","series":"6f1c…"}}
 //!   {"cut":{"first_line":1,"lines":5000,"sum":1234,"issued_at_ms":1700000000000}}
 //!   {"decided":{"first_line":1,"lines":5000,"applied":5000,"skipped":0,"unknown":[],"failed":[]}}
 //! ```
 //!
-//! The tokens are made of the id, not of something that only the file knows: even where the file is lost, the same input
-//! cut alike counts once within the window.
+//! The tokens begin with a random number, the *series*, that is in the journal and nowhere else: two machines that count
+//! under one id, or two inputs, never take each other's requests for their own. So without its file an id begins anew.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
@@ -31,13 +34,23 @@ use storage_node::folders::make_durably;
 use super::batch::Batch;
 use super::lines::{LineRange, Lines};
 use super::pending::Outcome;
+use super::reasons::Reasons;
+use crate::client::fresh_id;
 
 /// One line of the file.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Record {
-    Begun { namespace: String },
+    Begun {
+        namespace: String,
+        series: String,
+    },
     Cut(Cut),
+    /// A cut, and the two that take its place.
+    Split {
+        first_line: u64,
+        into: [Cut; 2],
+    },
     Decided(Decided),
 }
 
@@ -70,14 +83,25 @@ pub(super) struct Job {
 }
 
 impl Job {
-    pub(super) fn new(id: &str, batch: Batch) -> Self {
-        let token = token(id, batch.first_line(), now_ms());
+    pub(super) fn new(series: &str, batch: Batch) -> Self {
+        let token = token(series, &batch, now_ms());
         Self { batch, token, in_doubt: false }
+    }
+
+    fn cut(&self) -> Cut {
+        Cut {
+            first_line: self.batch.first_line(),
+            lines: self.batch.line_count(),
+            sum: self.batch.sum(),
+            issued_at_ms: self.token.issued_at_ms.expect("every job has one"),
+        }
     }
 }
 
-fn token(id: &str, first_line: u64, issued_at_ms: u64) -> Token {
-    Token { key: format!("{id}-{first_line}"), issued_at_ms: Some(issued_at_ms) }
+/// The lines are in it: those of a half begin where those of the whole did.
+fn token(series: &str, batch: &Batch, issued_at_ms: u64) -> Token {
+    let key = format!("{series}-{}-{}", batch.first_line(), batch.line_count());
+    Token { key, issued_at_ms: Some(issued_at_ms) }
 }
 
 fn now_ms() -> u64 {
@@ -94,6 +118,7 @@ pub(super) enum Next {
 
 pub(super) struct Journal {
     id: String,
+    series: String,
     file: File,
     /// What earlier runs cut and this one has not come to yet.
     earlier: VecDeque<Cut>,
@@ -120,11 +145,17 @@ impl From<anyhow::Error> for NoJournal {
 impl Journal {
     /// Opens that of `id`, or begins one.
     pub(super) fn open(folder: &Path, id: &str, namespace: &str) -> Result<Self, NoJournal> {
-        make_durably(folder).map_err(anyhow::Error::from)?;
         let path = path(folder, id);
         let shown = || path.display().to_string();
+        // Whose home is not theirs, or read-only, as in a container.
+        let elsewhere = |error: String| {
+            NoJournal::Usage(format!(
+                "{error}: name a folder that can be written to with --resume-dir"
+            ))
+        };
+        make_durably(folder).map_err(|error| elsewhere(error.to_string()))?;
         let open = File::options().create(true).read(true).append(true).open(&path);
-        let mut file = open.with_context(shown)?;
+        let mut file = open.map_err(|error| elsewhere(format!("{}: {error}", shown())))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
@@ -143,8 +174,13 @@ impl Journal {
         file.set_len(whole as u64)
             .and_then(|()| file.seek(io::SeekFrom::End(0)))
             .with_context(shown)?;
-        let mut journal =
-            Self { id: id.to_owned(), file, earlier: VecDeque::new(), decided: BTreeMap::new() };
+        let mut journal = Self {
+            id: id.to_owned(),
+            series: String::new(),
+            file,
+            earlier: VecDeque::new(),
+            decided: BTreeMap::new(),
+        };
         match journal.load(&text[..whole]).with_context(shown)? {
             Some(other) if other == namespace => {}
             Some(other) => {
@@ -155,7 +191,9 @@ impl Journal {
                 return Err(NoJournal::Usage(why));
             }
             None => {
-                journal.write(&[Record::Begun { namespace: namespace.to_owned() }])?;
+                journal.series = fresh_id().context("/dev/urandom")?;
+                let series = journal.series.clone();
+                journal.write(&[Record::Begun { namespace: namespace.to_owned(), series }])?;
             }
         }
         // The file's name, too, which an earlier run may have left to a power cut.
@@ -170,11 +208,22 @@ impl Journal {
         for (number, line) in (1..).zip(text.lines()) {
             let record = serde_json::from_str(line).with_context(|| format!("line {number}"))?;
             match record {
-                Record::Begun { namespace } => begun = Some(namespace),
+                Record::Begun { namespace, series } => {
+                    begun = Some(namespace);
+                    self.series = series;
+                }
                 Record::Cut(cut) => {
                     anyhow::ensure!(cut.first_line == next_line, "line {number} does not follow");
                     next_line += cut.lines;
                     self.earlier.push_back(cut);
+                }
+                Record::Split { first_line, into } => {
+                    let find = self.earlier.binary_search_by_key(&first_line, |cut| cut.first_line);
+                    let at = find.ok().with_context(|| format!("line {number} splits nothing"))?;
+                    let lines = into.iter().map(|cut| cut.lines).sum::<u64>();
+                    anyhow::ensure!(lines == self.earlier[at].lines, "line {number} does not fit");
+                    self.earlier[at] = into[1];
+                    self.earlier.insert(at, into[0]);
                 }
                 Record::Decided(decided) => {
                     self.decided.insert(decided.first_line, decided);
@@ -182,6 +231,11 @@ impl Journal {
             }
         }
         Ok(begun)
+    }
+
+    /// What the tokens of this count begin with.
+    pub(super) fn series(&self) -> &str {
+        &self.series
     }
 
     /// How many lines each batch had that was cut by now.
@@ -200,13 +254,8 @@ impl Journal {
         for batch in batches {
             let first_line = batch.first_line();
             let Some(cut) = self.earlier.pop_front() else {
-                let job = Job::new(&self.id, batch);
-                cuts.push(Record::Cut(Cut {
-                    first_line,
-                    lines: job.batch.line_count(),
-                    sum: job.batch.sum(),
-                    issued_at_ms: job.token.issued_at_ms.expect("a new job has one"),
-                }));
+                let job = Job::new(&self.series, batch);
+                cuts.push(Record::Cut(job.cut()));
                 next.push(Next::Send(job));
                 continue;
             };
@@ -215,15 +264,15 @@ impl Journal {
                 let last = cut.first_line + cut.lines - 1;
                 anyhow::bail!(
                     "lines {first_line} to {last} are not what they were when the count with --resume-id {} began: from \
-                     there on nothing was counted. It goes on with the same input and the same --field only; another \
-                     input needs another id",
+                     there on this run counted nothing. It goes on with the same input, and with the same options that \
+                     say what a key is; another input needs another id",
                     self.id
                 );
             }
             next.push(match self.decided.remove(&first_line) {
                 Some(decided) => Next::Known(decided.outcome()),
                 None => {
-                    let token = token(&self.id, first_line, cut.issued_at_ms);
+                    let token = token(&self.series, &batch, cut.issued_at_ms);
                     Next::Send(Job { batch, token, in_doubt: true })
                 }
             });
@@ -273,14 +322,21 @@ impl Notes {
         );
         self.0.write_all(&bytes)
     }
+
+    /// When this returns both may be sent.
+    pub(super) fn split(&mut self, into: &[Job; 2]) -> anyhow::Result<()> {
+        let into = [into[0].cut(), into[1].cut()];
+        let mut bytes = Vec::new();
+        put(&mut bytes, &Record::Split { first_line: into[0].first_line, into });
+        self.0.write_all(&bytes).and_then(|()| self.0.sync_data()).context("the journal")
+    }
 }
 
 impl Decided {
     fn outcome(self) -> Outcome {
-        let mut reasons = Vec::new();
-        if !(self.unknown.is_empty() && self.failed.is_empty()) {
-            reasons.push("so said by an earlier run of this count".to_owned());
-        }
+        let mut reasons = Reasons::default();
+        reasons.add_ranges("an earlier run could not find out", &self.unknown);
+        reasons.add_ranges("could not be counted by an earlier run", &self.failed);
         Outcome {
             first_line: self.first_line,
             lines: self.lines,
@@ -291,6 +347,7 @@ impl Decided {
             not_applied: Lines::default(),
             is_final: true,
             is_resumed: true,
+            is_replayed: false,
             reasons,
         }
     }
@@ -327,7 +384,7 @@ pub(super) fn id(text: &str) -> Result<String, String> {
 mod tests {
     use std::io::BufReader;
 
-    use super::super::batch::Batches;
+    use super::super::batches::Batches;
     use super::*;
 
     fn open(folder: &Path) -> Journal {
@@ -344,7 +401,10 @@ mod tests {
     /// `token issued_at in_doubt` of what is to be sent, `applied/lines` of what is known.
     fn said(next: &[Next]) -> Vec<String> {
         let say = |next: &Next| match next {
-            Next::Send(job) => format!("{} {}", job.token.key, job.in_doubt),
+            Next::Send(job) => {
+                let (_, lines) = job.token.key.split_once('-').expect("behind the series");
+                format!("{lines} {}", job.in_doubt)
+            }
             Next::Known(outcome) => format!("{}/{}", outcome.applied, outcome.lines),
         };
         next.iter().map(say).collect()
@@ -362,7 +422,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let mut first = open(folder.path());
         let next = first.admit(read(&first, "a\nb\nc\nd\ne\n")).expect("all new");
-        assert_eq!(said(&next), ["id-1 false", "id-3 false", "id-5 false"]);
+        assert_eq!(said(&next), ["1-2 false", "3-2 false", "5-1 false"]);
         let at = issued(&next[2]);
         let mut notes = first.notes().expect("notes");
         let outcome = Outcome { first_line: 3, lines: 2, applied: 2, ..Outcome::default() };
@@ -373,7 +433,7 @@ mod tests {
         let mut second = open(folder.path());
         // There is more of it now, and the last line has an end.
         let next = second.admit(read(&second, "a\nb\nc\nd\ne\nf\n")).expect("the same input");
-        assert_eq!(said(&next), ["id-1 true", "2/2", "id-5 true", "id-6 false"]);
+        assert_eq!(said(&next), ["1-2 true", "2/2", "5-1 true", "6-1 false"]);
         assert_eq!(issued(&next[2]), at);
         assert!(issued(&next[3]) > at);
     }
@@ -389,11 +449,46 @@ mod tests {
         fs::write(&path, &text[..text.len() - 5]).expect("written");
         let mut second = open(folder.path());
         let next = second.admit(read(&second, "a\nb\nx\n")).expect("the second cut is gone");
-        assert_eq!(said(&next), ["id-1 true", "id-3 false"]);
+        assert_eq!(said(&next), ["1-2 true", "3-1 false"]);
         drop(second);
         let mut third = open(folder.path());
         let next = third.admit(read(&third, "a\nb\nx\n")).expect("what is torn is no longer there");
-        assert_eq!(said(&next), ["id-1 true", "id-3 true"]);
+        assert_eq!(said(&next), ["1-2 true", "3-1 true"]);
+    }
+
+    #[test]
+    fn tokens_are_of_one_journal_only() {
+        let key = |folder: &Path| {
+            let mut journal = open(folder);
+            let next = journal.admit(read(&journal, "a\n")).expect("new or the same");
+            match &next[..] {
+                [Next::Send(job)] => job.token.key.clone(),
+                _ => panic!("it is to be sent"),
+            }
+        };
+        let [one, other] = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
+        assert_eq!(key(one.path()), key(one.path()));
+        assert_ne!(key(one.path()), key(other.path()));
+    }
+
+    #[test]
+    fn what_was_split_stays_split() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut first = open(folder.path());
+        let next = first.admit(read(&first, "a\nb\nc\nd\n")).expect("all new");
+        let Some(Next::Send(job)) = next.last() else { panic!("it is to be sent") };
+        let halves = job.batch.halves().expect("two lines");
+        let halves = halves.map(|half| Job::new(first.series(), half));
+        let mut notes = first.notes().expect("notes");
+        notes.split(&halves).expect("it is written");
+        let outcome = Outcome { first_line: 3, lines: 1, applied: 1, ..Outcome::default() };
+        notes.decided(&outcome).expect("it is written");
+        drop((first, notes));
+        let mut second = open(folder.path());
+        let next = second.admit(read(&second, "a\nb\nc\nd\ne\n")).expect("the same input");
+        assert_eq!(said(&next), ["1-2 true", "1/1", "4-1 true", "5-1 false"]);
+        let Next::Send(job) = &next[2] else { panic!("it is to be sent") };
+        assert_eq!(job.token, halves[1].token);
     }
 
     #[test]
@@ -425,5 +520,11 @@ mod tests {
         assert!(refused("other").contains("\"words\""));
         fs::write(path(folder.path(), "id"), "{}\n").expect("written");
         assert!(matches!(Journal::open(folder.path(), "id", "words"), Err(NoJournal::Failed(_))));
+        // Where no folder can be made.
+        let file = path(folder.path(), "id");
+        let Err(NoJournal::Usage(why)) = Journal::open(&file, "id", "words") else {
+            panic!("a file is no folder")
+        };
+        assert!(why.contains("--resume-dir"), "{why}");
     }
 }

@@ -7,13 +7,16 @@
 //!
 //! When sending stops early, what is open is not applied, or unknown if it is in doubt.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use bench::http::{CallError, Response};
+use bench::http::{CallError, Response, Url};
 
 use super::batch::{Batch, Line};
 use super::lines::Lines;
+use super::reasons::Reasons;
 use crate::answer::{Refusal, failed_items};
+use crate::client::unanswered;
 
 /// How long to wait when a refusal names no time, or names none as a whole answer would.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
@@ -21,7 +24,6 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
 const RECONNECT_AFTER: Duration = Duration::from_millis(20);
 const RECONNECT_AFTER_MAX: Duration = Duration::from_millis(500);
-const REASONS_MAX: usize = 8;
 
 /// What to do after an answer.
 #[derive(Debug, Eq, PartialEq)]
@@ -30,17 +32,32 @@ pub(crate) enum Next {
     Done,
     /// Send it again, after a pause.
     Again { after: Duration, elsewhere: bool },
+    /// What answered is no gateway: another one may be.
+    Elsewhere,
+    /// It is too large for a gateway, or for a proxy before it, and nothing of it was applied.
+    Split,
 }
 
 /// A batch and where its items stand.
 pub(crate) struct Pending {
     batch: Batch,
-    states: Vec<State>,
-    reasons: Vec<String>,
-    /// Sends in a row without an answer.
+    items: Vec<Item>,
+    /// Why it was not decided at once, most lately.
+    last_reason: Arc<str>,
+    /// Sends without an answer, in a row.
     unanswered: u32,
+    sends: u32,
+    /// The first send was answered as one that had been applied before.
+    is_replayed: bool,
     /// Nothing of the whole batch could be taken for a reason that will not go away.
     pub(crate) hopeless: bool,
+}
+
+#[derive(Clone)]
+struct Item {
+    state: State,
+    /// Why it is not applied.
+    why: Arc<str>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -65,20 +82,42 @@ pub(crate) struct Outcome {
     pub(crate) is_final: bool,
     /// An earlier run of this count has seen to it.
     pub(crate) is_resumed: bool,
-    /// Why something was not applied or is unknown, each reason once.
-    pub(crate) reasons: Vec<String>,
+    /// The service had applied it before this count sent it first.
+    pub(crate) is_replayed: bool,
+    /// Why something was not applied or is unknown.
+    pub(crate) reasons: Reasons,
 }
 
 impl Pending {
     /// `in_doubt`: an earlier run of this count may have sent it.
     pub(crate) fn new(batch: Batch, in_doubt: bool) -> Self {
-        let states = vec![State::Open { in_doubt }; batch.items()];
-        Self { batch, states, reasons: Vec::new(), unanswered: 0, hopeless: false }
+        let why = if in_doubt { "an earlier run may have sent it" } else { "it was not sent" };
+        let last_reason: Arc<str> = why.into();
+        let item = Item { state: State::Open { in_doubt }, why: last_reason.clone() };
+        let items = vec![item; batch.items()];
+        Self {
+            batch,
+            items,
+            last_reason,
+            unanswered: 0,
+            sends: 0,
+            is_replayed: false,
+            hopeless: false,
+        }
+    }
+
+    pub(crate) fn batch(&self) -> &Batch {
+        &self.batch
     }
 
     /// Whether anything is not decided yet.
     pub(crate) fn is_open(&self) -> bool {
-        self.states.iter().any(|state| matches!(state, State::Open { .. }))
+        self.items.iter().any(|item| matches!(item.state, State::Open { .. }))
+    }
+
+    /// Whether an open item may have been applied.
+    fn is_in_doubt(&self) -> bool {
+        self.items.iter().any(|item| item.state == State::Open { in_doubt: true })
     }
 
     /// The body of the request, always the same.
@@ -86,38 +125,63 @@ impl Pending {
         self.batch.body()
     }
 
-    /// Takes the answer to the request.
-    pub(crate) fn on_answer(&mut self, answer: Result<Response, CallError>) -> Next {
+    /// Takes the answer to the request that was sent to `url`.
+    pub(crate) fn on_answer(&mut self, url: &Url, answer: Result<Response, CallError>) -> Next {
+        self.sends += 1;
         let response = match answer {
             Ok(response) => response,
-            Err(error) => {
-                if let CallError::Unanswered(_) = error {
-                    self.all_open(|_| State::Open { in_doubt: true });
-                }
-                self.note(error.to_string());
-                self.unanswered += 1;
-                let after = RECONNECT_AFTER * 2u32.saturating_pow(self.unanswered - 1);
-                return Next::Again { after: after.min(RECONNECT_AFTER_MAX), elsewhere: true };
-            }
+            Err(error) => match unanswered(url, &error) {
+                refusal @ Refusal::NoGateway(_) => return self.on_refusal(&refusal),
+                refusal => return self.on_silence(&refusal),
+            },
         };
         self.unanswered = 0;
-        match failed_items(&response, self.states.len()) {
-            Ok(failed) => self.on_items(&failed),
+        match failed_items(&response, self.items.len()) {
+            Ok(failed) => {
+                let is_first = self.sends == 1 && !self.is_in_doubt();
+                self.is_replayed |= is_first && response.replayed;
+                self.on_items(&failed)
+            }
             Err(refusal) => self.on_refusal(&refusal),
         }
     }
 
+    /// It can't be gone on with.
+    pub(crate) fn fail(&mut self, why: &str) {
+        self.last_reason = why.into();
+        self.all_open(|in_doubt| State::Open { in_doubt });
+        self.hopeless = true;
+    }
+
+    /// The request may have left, and its answer is not waited for.
+    pub(crate) fn abandon(&mut self) {
+        self.last_reason = "stopped before its answer came".into();
+        self.all_open(|_| State::Open { in_doubt: true });
+    }
+
+    fn on_silence(&mut self, refusal: &Refusal) -> Next {
+        self.last_reason = refusal.why().into();
+        self.all_open(|in_doubt| after(in_doubt, refusal));
+        self.unanswered += 1;
+        let after = RECONNECT_AFTER * 2u32.saturating_pow(self.unanswered - 1);
+        Next::Again { after: after.min(RECONNECT_AFTER_MAX), elsewhere: true }
+    }
+
     fn on_items(&mut self, failed: &[(usize, Refusal)]) -> Next {
-        let mut is_failed = vec![false; self.states.len()];
+        let mut is_failed = vec![false; self.items.len()];
         for (index, refusal) in failed {
             is_failed[*index] = true;
-            if let State::Open { in_doubt } = self.states[*index] {
-                self.states[*index] = after(in_doubt, refusal);
-                self.note(refusal.why().to_owned());
+            let item = &mut self.items[*index];
+            if let State::Open { in_doubt } = item.state {
+                // Many items fail alike.
+                if *self.last_reason != *refusal.why() {
+                    self.last_reason = refusal.why().into();
+                }
+                *item = Item { state: after(in_doubt, refusal), why: self.last_reason.clone() };
             }
         }
-        for (state, _) in self.states.iter_mut().zip(is_failed).filter(|(_, failed)| !failed) {
-            *state = State::Applied;
+        for (item, _) in self.items.iter_mut().zip(is_failed).filter(|(_, failed)| !failed) {
+            item.state = State::Applied;
         }
         if self.is_open() {
             Next::Again { after: RETRY_AFTER, elsewhere: false }
@@ -127,9 +191,15 @@ impl Pending {
     }
 
     fn on_refusal(&mut self, refusal: &Refusal) -> Next {
-        self.note(refusal.why().to_owned());
+        self.last_reason = refusal.why().into();
+        let can_split = !self.is_in_doubt() && self.batch.line_count() > 1;
         self.all_open(|in_doubt| after(in_doubt, refusal));
-        if self.is_open() {
+        match refusal {
+            Refusal::NoGateway(_) => return Next::Elsewhere,
+            Refusal::TooLarge(_) if can_split => return Next::Split,
+            _ => {}
+        }
+        if self.is_open() && !matches!(refusal, Refusal::TooLarge(_)) {
             let after = match refusal {
                 Refusal::Later { after, .. } => after.unwrap_or(RETRY_AFTER).min(RETRY_AFTER_MAX),
                 _ => RETRY_AFTER,
@@ -138,31 +208,21 @@ impl Pending {
             return Next::Again { after, elsewhere: true };
         }
         // A resumed batch can be too old, and others are not.
-        self.hopeless = self.states.contains(&State::Failed);
+        self.hopeless = self.is_open() || self.items.iter().any(|item| item.state == State::Failed);
         Next::Done
     }
 
     fn all_open(&mut self, becomes: impl Fn(bool) -> State) {
-        for state in &mut self.states {
-            if let State::Open { in_doubt } = *state {
-                *state = becomes(in_doubt);
+        for item in &mut self.items {
+            if let State::Open { in_doubt } = item.state {
+                *item = Item { state: becomes(in_doubt), why: self.last_reason.clone() };
             }
         }
     }
 
-    fn note(&mut self, reason: String) {
-        // Few, however many items and tries: reasons of one outage look alike. The newest is last.
-        if let Some(at) = self.reasons.iter().position(|other| *other == reason) {
-            self.reasons.remove(at);
-        } else if self.reasons.len() == REASONS_MAX {
-            self.reasons.remove(0);
-        }
-        self.reasons.push(reason);
-    }
-
     /// Why something had to be sent again, most lately.
     pub(crate) fn last_reason(&self) -> &str {
-        self.reasons.last().map_or("", String::as_str)
+        &self.last_reason
     }
 
     /// What became of every line.
@@ -170,31 +230,32 @@ impl Pending {
         let mut outcome = Outcome {
             first_line: self.batch.first_line(),
             is_final: !self.is_open() && !self.hopeless,
+            is_replayed: self.is_replayed,
             ..Outcome::default()
         };
-        let mut too_long = false;
         for (number, line) in self.batch.lines() {
             outcome.lines += 1;
             match line {
                 Line::Skipped => outcome.skipped += 1,
-                Line::TooLong => {
-                    too_long = true;
+                Line::Faulty(fault) => {
                     outcome.failed.add(number);
+                    outcome.reasons.add(fault.why(), number, None);
                 }
-                Line::Item(item) => match self.states[item as usize] {
-                    State::Applied => outcome.applied += 1,
-                    State::Unknown | State::Open { in_doubt: true } => outcome.unknown.add(number),
-                    State::Failed => outcome.failed.add(number),
-                    State::Open { in_doubt: false } => outcome.not_applied.add(number),
-                },
+                Line::Item(item) => {
+                    let Item { state, why } = &self.items[item as usize];
+                    let lines = match state {
+                        State::Applied => {
+                            outcome.applied += 1;
+                            continue;
+                        }
+                        State::Unknown | State::Open { in_doubt: true } => &mut outcome.unknown,
+                        State::Failed => &mut outcome.failed,
+                        State::Open { in_doubt: false } => &mut outcome.not_applied,
+                    };
+                    lines.add(number);
+                    outcome.reasons.add(why, number, Some(self.batch.key(item)));
+                }
             }
-        }
-        // What was mended by a retry needs no words.
-        if self.states.iter().any(|&state| state != State::Applied) {
-            outcome.reasons = self.reasons;
-        }
-        if too_long {
-            outcome.reasons.push("a key is longer than 1024 bytes".to_owned());
         }
         outcome
     }
@@ -209,19 +270,26 @@ fn after(in_doubt: bool, refusal: &Refusal) -> State {
         // Only an earlier send can have applied it.
         Refusal::TooOld(_) if in_doubt => State::Unknown,
         Refusal::TooOld(_) => State::Failed,
+        // This send had no effect, and what an earlier one had is not known by that.
+        Refusal::TooLarge(_) | Refusal::NoGateway(_) => State::Open { in_doubt },
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::batch::Batches;
+    use super::super::batches::Batches;
     use super::*;
     use std::io;
 
     type Answer = Result<Response, CallError>;
 
+    fn url() -> Url {
+        Url::parse("http://gw").unwrap()
+    }
+
     fn response(status: u16, body: &str) -> Answer {
-        Ok(Response { status, retry_after: None, body: body.as_bytes().to_vec() })
+        let from = "gw:80".to_owned();
+        Ok(Response { status, from, body: body.as_bytes().to_vec(), ..Response::default() })
     }
 
     fn applied(count: u64) -> Answer {
@@ -248,8 +316,8 @@ mod tests {
         for answer in answers {
             assert!(pending.is_open(), "an answer nobody waits for");
             assert_eq!(pending.body(), b"a\t2\nb\t1\nc\t1\n");
-            let next = pending.on_answer(answer);
-            assert_eq!(next == Next::Done, !pending.is_open());
+            let next = pending.on_answer(&url(), answer);
+            assert_eq!(next == Next::Done, !pending.is_open() || pending.hopeless);
         }
         let (open, hopeless) = (pending.is_open(), pending.hopeless);
         let outcome = pending.outcome();
@@ -346,6 +414,67 @@ mod tests {
         check_resumed(true, vec![problem(503, "frozen", NOT)], "applied 0 unknown 1-4");
     }
 
+    /// What comes next after each of these answers to a batch of "a b a c".
+    #[track_caller]
+    fn check_next(in_doubt: bool, answers: Vec<Answer>, want: &[Next]) {
+        let batch = Batches::new(&b"a\nb\na\nc\n"[..], 10).next().unwrap().unwrap();
+        let mut pending = Pending::new(batch, in_doubt);
+        let got: Vec<_> =
+            answers.into_iter().map(|answer| pending.on_answer(&url(), answer)).collect();
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn what_is_too_large_is_split_while_nothing_is_in_doubt() {
+        let again = || Next::Again { after: RETRY_AFTER, elsewhere: true };
+        for large in [|| response(413, "<html>"), || problem(413, "too-large", NOT)] {
+            check_next(false, vec![large()], &[Next::Split]);
+            check_next(false, vec![problem(503, "frozen", NOT), large()], &[again(), Next::Split]);
+            // Its halves would be other requests, and could count a second time.
+            check_next(true, vec![large()], &[Next::Done]);
+            check_next(false, vec![response(502, ""), large()], &[again(), Next::Done]);
+            check(vec![lost(), large()], "applied 0 unknown 1-4 hopeless");
+        }
+    }
+
+    #[test]
+    fn what_strangers_say_applied_nothing() {
+        for stranger in [|| response(404, "<html>"), || Err(CallError::NoHttp)] {
+            check_next(false, vec![stranger()], &[Next::Elsewhere]);
+            check(vec![stranger()], "applied 0 open 1-4");
+            check(vec![lost(), stranger()], "applied 0 unknown 1-4");
+            check(vec![stranger(), applied(3)], "applied 4");
+        }
+    }
+
+    #[test]
+    fn only_a_first_send_is_a_surprise_when_it_is_replayed() {
+        #[track_caller]
+        fn check(in_doubt: bool, answers: Vec<Answer>, want: bool) {
+            let batch = Batches::new(&b"a\nb\na\nc\n"[..], 10).next().unwrap().unwrap();
+            let mut pending = Pending::new(batch, in_doubt);
+            for answer in answers {
+                pending.on_answer(&url(), answer);
+            }
+            assert_eq!(pending.outcome().is_replayed, want);
+        }
+        let replayed = || applied(3).map(|response| Response { replayed: true, ..response });
+        check(false, vec![replayed()], true);
+        check(false, vec![applied(3)], false);
+        check(false, vec![lost(), replayed()], false);
+        check(true, vec![replayed()], false);
+    }
+
+    #[test]
+    fn each_line_has_its_own_reason() {
+        let part = items(&[(0, "bad-input", NOT), (2, "too-large", NOT)]);
+        let batch = Batches::new(&b"a\nb\na\nc\n"[..], 10).next().unwrap().unwrap();
+        let mut pending = Pending::new(batch, false);
+        pending.on_answer(&url(), part);
+        let reasons: Vec<_> = pending.outcome().reasons.texts().collect();
+        assert_eq!(reasons, ["bad-input: 2 lines, first 1 (a), 3 (a)", "too-large: line 4 (c)"]);
+    }
+
     #[test]
     fn the_server_names_the_pause_within_reason() {
         #[track_caller]
@@ -354,7 +483,7 @@ mod tests {
             let mut response = problem(503, "frozen", "not-applied").unwrap();
             response.retry_after = retry_after.map(Duration::from_secs);
             let after = Duration::from_millis(want_ms);
-            let next = Pending::new(batch, false).on_answer(Ok(response));
+            let next = Pending::new(batch, false).on_answer(&url(), Ok(response));
             assert_eq!(next, Next::Again { after, elsewhere: true });
         }
         check(None, 100);

@@ -8,13 +8,13 @@ use crate::output::grouped;
 const WIDTH: u64 = 30;
 
 /// What there is to show.
-pub(crate) struct Stand<'a> {
+pub(crate) struct Stand {
     pub(crate) lines: u64,
     pub(crate) bytes: u64,
     pub(crate) elapsed: Duration,
     /// Requests that were refused and wait to be sent again, and why the last of them was.
     pub(crate) waiting: usize,
-    pub(crate) reason: &'a str,
+    pub(crate) reason: String,
 }
 
 /// A progress bar on stderr; nothing at all when that is no terminal.
@@ -30,7 +30,7 @@ impl Progress {
         Self { size, visible: !quiet && io::stderr().is_terminal(), shown: false }
     }
 
-    pub(crate) fn show(&mut self, stand: &Stand<'_>) {
+    pub(crate) fn show(&mut self, stand: &Stand) {
         if self.visible {
             self.shown = true;
             drop(write!(io::stderr().lock(), "\r\x1b[2K{}", bar(self.size, stand)));
@@ -44,7 +44,7 @@ impl Progress {
     }
 }
 
-fn bar(size: Option<u64>, stand: &Stand<'_>) -> String {
+fn bar(size: Option<u64>, stand: &Stand) -> String {
     let seconds = stand.elapsed.as_secs_f64().max(1e-9);
     let rate = (stand.lines as f64 / seconds) as u64;
     let mut text = format!("{} lines, {}/s", grouped(stand.lines), grouped(rate));
@@ -89,7 +89,7 @@ mod tests {
         #[track_caller]
         fn check(size: Option<u64>, bytes: u64, waiting: usize, want: &str) {
             let elapsed = Duration::from_secs(2);
-            let stand = Stand { lines: 5000, bytes, elapsed, waiting, reason: "frozen" };
+            let stand = Stand { lines: 5000, bytes, elapsed, waiting, reason: "frozen".to_owned() };
             assert_eq!(bar(size, &stand), want);
         }
         check(None, 7, 0, "5,000 lines, 2,500/s");

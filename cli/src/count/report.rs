@@ -4,6 +4,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::lines::LineRange;
+use super::reasons::Reasons;
 use crate::exit::Exit;
 use crate::output::{self, grouped};
 
@@ -15,20 +16,27 @@ pub(super) struct Report {
     pub(super) lines: u64,
     /// Of these, lines that an earlier run with the same `--resume-id` had seen to.
     pub(super) resumed: u64,
+    /// Lines that the service had counted before this count sent them first.
+    pub(super) replayed: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) resume_id: Option<String>,
-    /// Lines without a key.
+    /// Lines without a key, and the header.
     pub(super) skipped: u64,
+    /// Bytes of a last line without an end, which is not counted.
+    pub(super) bytes_left: u64,
     pub(super) applied: u64,
     pub(super) unknown: Vec<LineRange>,
     pub(super) not_applied: Vec<LineRange>,
     pub(super) failed: Vec<LineRange>,
     /// Whether the whole input was read.
     pub(super) complete: bool,
+    /// Whether the input has no end.
+    #[serde(skip)]
+    pub(super) follows: bool,
     /// Whether each line that was read is in one of the heaps above.
     #[serde(skip)]
     pub(super) settled: bool,
-    pub(super) reasons: Vec<String>,
+    pub(super) reasons: Reasons,
     pub(super) retries: u64,
     pub(super) seconds: f64,
     pub(super) per_second: f64,
@@ -53,6 +61,19 @@ pub(super) fn say(report: &Report, as_json: bool) -> anyhow::Result<Exit> {
     if report.skipped > 0 {
         output::note(&format!("skipped {} lines without a key", grouped(report.skipped)));
     }
+    if report.bytes_left > 0 {
+        output::note(&format!(
+            "left {} bytes after the last line end: half a line counts once it is whole",
+            grouped(report.bytes_left)
+        ));
+    }
+    if report.replayed > 0 {
+        output::note(&format!(
+            "{} of the lines had been counted before under this journal's number: was it copied, or put back? If they are \
+             another machine's, they are missing; count them under an id of their own",
+            grouped(report.replayed)
+        ));
+    }
     let heaps = [
         ("unknown, may have been counted:", &report.unknown),
         ("not counted:", &report.not_applied),
@@ -64,14 +85,16 @@ pub(super) fn say(report: &Report, as_json: bool) -> anyhow::Result<Exit> {
         let more = if ranges.len() > 10 { ", … (--json lists all)" } else { "" };
         output::note(&format!("{title} {} lines: {}{more}", grouped(lines), shown.join(", ")));
     }
-    if !report.complete {
-        output::note(&format!("stopped before the end: nothing after line {lines} was counted"));
+    if !report.complete && !report.follows {
+        output::note(&format!(
+            "stopped before the end: this run counted nothing after line {lines}"
+        ));
     }
-    for reason in &report.reasons {
+    for reason in report.reasons.texts() {
         output::note(&format!("reason: {reason}"));
     }
     match &report.resume_id {
-        _ if report.complete && exit_of(report) == Exit::Done => {}
+        _ if (report.complete && exit_of(report) == Exit::Done) || report.follows => {}
         Some(id) => output::note(&format!(
             "to go on: the same command with the same input and --resume-id {id}, within the service's idempotency window \
              (1 h) for all to be exact"

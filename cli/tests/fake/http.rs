@@ -27,6 +27,11 @@ pub(crate) fn read_request(reader: &mut BufReader<TcpStream>) -> Option<(String,
 }
 
 pub(crate) fn answer(status: u16, body: &str) -> Vec<u8> {
+    answer_with(status, "", body)
+}
+
+/// `headers` are whole lines.
+pub(crate) fn answer_with(status: u16, headers: &str, body: &str) -> Vec<u8> {
     let length = body.len();
-    format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n{body}").into_bytes()
+    format!("HTTP/1.1 {status} X\r\n{headers}Content-Length: {length}\r\n\r\n{body}").into_bytes()
 }

@@ -14,7 +14,9 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
-use self::http::{answer, read_request};
+use self::http::{answer, answer_with, read_request};
+
+const REPLAYED: &str = "Idempotent-Replayed: true\r\n";
 
 /// What the gateway does with a batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,8 +38,12 @@ pub(crate) enum Fate {
     Parts,
     /// Items whose key begins with `bad` are bad input.
     BadInput,
-    /// A proxy's answer, nothing counted.
-    Proxy,
+    /// The answer of a proxy, or of something else that listens there: HTML. Nothing is counted.
+    Stranger(u16),
+    /// A stranger's 413 for a body of more bytes than this.
+    Limit(usize),
+    /// As if it had been counted before.
+    Replayed,
     /// 410, nothing counted.
     TooOld,
 }
@@ -105,8 +111,8 @@ impl Fate {
     fn counts(self) -> bool {
         match self {
             Self::Deadline { counted } | Self::Drop { counted } => counted,
-            Self::Refuse(_) | Self::Proxy | Self::TooOld => false,
-            Self::Apply | Self::Cut | Self::Parts | Self::BadInput => true,
+            Self::Refuse(_) | Self::Stranger(_) | Self::Replayed | Self::TooOld => false,
+            Self::Apply | Self::Cut | Self::Parts | Self::BadInput | Self::Limit(_) => true,
         }
     }
 }
@@ -130,6 +136,11 @@ impl State {
 
 fn problem(status: u16, kind: &str, outcome: &str) -> Vec<u8> {
     answer(status, &json!({ "type": format!("/problems/{kind}"), "outcome": outcome }).to_string())
+}
+
+fn stranger(status: u16) -> Vec<u8> {
+    let headers = "Content-Type: text/html\r\nLocation: https://elsewhere/\r\n";
+    answer_with(status, headers, "<html>it is not what you want</html>")
 }
 
 fn serve(stream: TcpStream, state: &Mutex<State>, decide: &Decide) -> Option<()> {
@@ -166,11 +177,16 @@ fn serve(stream: TcpStream, state: &Mutex<State>, decide: &Decide) -> Option<()>
                     Fate::Refuse(status) => problem(status, "frozen", "not-applied"),
                     Fate::Deadline { .. } => problem(504, "deadline", "unknown"),
                     Fate::Drop { .. } => return None,
+                    Fate::Stranger(status) => stranger(status),
                     _ => answer(200, &text),
                 };
                 stream.write_all(&bytes).ok()?;
             }
             ("POST", ["v1", "counters", _, "get"]) => {
+                if let Fate::Stranger(status) = decide() {
+                    stream.write_all(&stranger(status)).ok()?;
+                    continue;
+                }
                 let told: Value = serde_json::from_slice(&body).unwrap();
                 let state = state.lock().unwrap();
                 let counters: Vec<_> = told["keys"]
@@ -249,41 +265,51 @@ fn increment_batch(
     let mut state = state.lock().unwrap();
     state.heads.push(head.clone());
     let mut reused = false;
+    // Whether it was not counted before.
     let mut count = |index: usize| {
         let (name, delta) = &items[index];
-        match state.may_count(&head, body, index) {
+        let may = state.may_count(&head, body, index);
+        match may {
             Some(true) => *state.counters.entry(name.clone()).or_default() += delta,
             Some(false) => {}
             None => reused = true,
         }
+        may == Some(true)
     };
     let all = 0..items.len();
-    let applied = |applied: usize, failed: Vec<Value>| {
+    let applied_with = |headers: &str, applied: usize, failed: Vec<Value>| {
         let accepted = items.len();
         let body = json!({ "accepted": accepted, "applied": applied, "failed": failed });
-        answer(200, &body.to_string())
+        answer_with(200, headers, &body.to_string())
     };
+    let applied = |applied: usize, failed: Vec<Value>| applied_with("", applied, failed);
     let fail = |index: usize, kind: &str, outcome: &str| json!({ "index": index, "type": kind, "outcome": outcome });
     let answered = match decide() {
         Fate::Apply => {
-            all.for_each(&mut count);
-            Some((applied(items.len(), vec![]), false))
+            let fresh = all.filter(|&index| count(index)).count();
+            Some((applied_with(if fresh == 0 { REPLAYED } else { "" }, items.len(), vec![]), false))
         }
         Fate::Refuse(status) => Some((problem(status, "frozen", "not-applied"), false)),
         Fate::Deadline { counted } => {
             if counted {
-                all.for_each(&mut count);
+                for index in all {
+                    count(index);
+                }
             }
             Some((problem(504, "deadline", "unknown"), false))
         }
         Fate::Drop { counted } => {
             if counted {
-                all.for_each(&mut count);
+                for index in all {
+                    count(index);
+                }
             }
             None
         }
         Fate::Cut => {
-            all.for_each(&mut count);
+            for index in all {
+                count(index);
+            }
             let mut bytes = applied(items.len(), vec![]);
             bytes.truncate(bytes.len() - 3);
             Some((bytes, true))
@@ -299,7 +325,7 @@ fn increment_batch(
                             count(index);
                         }
                     }
-                    _ => count(index),
+                    _ => drop(count(index)),
                 }
             }
             Some((applied(items.len() - failed.len(), failed), false))
@@ -315,7 +341,15 @@ fn increment_batch(
             }
             Some((applied(items.len() - failed.len(), failed), false))
         }
-        Fate::Proxy => Some((answer(502, "<html>bad gateway</html>"), false)),
+        Fate::Replayed => Some((applied_with(REPLAYED, items.len(), vec![]), false)),
+        Fate::Stranger(status) => Some((stranger(status), false)),
+        Fate::Limit(bytes) if body.len() > bytes => Some((stranger(413), false)),
+        Fate::Limit(_) => {
+            for index in all {
+                count(index);
+            }
+            Some((applied(items.len(), vec![]), false))
+        }
         Fate::TooOld => Some((problem(410, "token-too-old", "unknown"), false)),
     };
     if reused { Some((problem(422, "token-reused", "not-applied"), false)) } else { answered }

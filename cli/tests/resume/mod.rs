@@ -7,7 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use crate::fake::{FakeGateway, Fate};
 use crate::power::{self, Disk};
-use crate::{code, everything_at_once, json, words};
+use crate::{code, everything_at_once, json, signal, words};
 
 /// What an interrupted and resumed count is played with.
 struct Story {
@@ -67,6 +67,7 @@ impl Story {
             if let Some(status) = child.try_wait().unwrap() {
                 let mut said = String::new();
                 child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+                child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
                 panic!("it ended with {status}: {said}");
             }
             std::thread::yield_now();
@@ -86,9 +87,8 @@ fn truth(words: &[String]) -> BTreeMap<String, i128> {
     counts
 }
 
-fn signal(child: &Child, signal: &str) {
-    let pid = child.id().to_string();
-    assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+fn lines_of(words: &[String]) -> String {
+    words.join("\n") + "\n"
 }
 
 fn journal(folder: &Path) -> std::path::PathBuf {
@@ -100,7 +100,7 @@ fn journal(folder: &Path) -> std::path::PathBuf {
 fn killed_and_started_again_a_file_is_counted_once() {
     let story = Story::new(everything_at_once);
     let words = words(20_000);
-    let file = story.file(&words.join("\n"));
+    let file = story.file(&lines_of(&words));
     for (round, batch) in ["50", "70", "33"].into_iter().enumerate() {
         let mut child = story.start(&[&file, "--batch", batch, "--in-flight", "4"]);
         story.wait_for((round + 1) * 60);
@@ -127,7 +127,7 @@ fn killed_and_started_again_a_file_is_counted_once() {
 fn after_a_power_cut_a_file_is_counted_once() {
     let story = Story::new(everything_at_once);
     let words = words(20_000);
-    let file = story.file(&words.join("\n"));
+    let file = story.file(&lines_of(&words));
     let shim = power::build_shim(story.folder.path()).unwrap();
     let at = |name| story.folder.path().join(name);
     // The journal's folder is made in one of ours, so that its name can be lost, too.
@@ -163,7 +163,7 @@ fn after_a_power_cut_a_file_is_counted_once() {
 fn killed_and_started_again_a_pipe_is_counted_once() {
     let story = Story::new(everything_at_once);
     let words = words(5_000);
-    let input = words.join("\n");
+    let input = lines_of(&words);
     for round in 1..=3 {
         let mut child = story.start(&["--flush-interval", "1ms", "--in-flight", "4"]);
         let mut stdin = child.stdin.take().unwrap();
@@ -195,6 +195,7 @@ fn after_ctrl_c_it_goes_on_and_says_how() {
     drop(stdin);
     let report = json(&output);
     assert_eq!((code(&output), &report["applied"]), (0, &3.into()), "{report}");
+    assert_eq!(report["bytes_left"], 9);
     assert_eq!((&report["complete"], &report["resume_id"]), (&false.into(), &"id".into()));
     let output = story.run(&[], b"a\nb\na\nhalf a line\nb\n");
     let report = json(&output);
@@ -277,4 +278,67 @@ fn a_torn_journal_is_gone_on_with() {
     let output = story.run(&[], b"a\n");
     assert_eq!(code(&output), 1);
     assert!(String::from_utf8_lossy(&output.stderr).contains("count-id.journal"), "{output:?}");
+}
+
+/// As cron does with a log that is being written: its last line may be half there.
+#[test]
+fn half_a_line_is_left_for_the_next_run() {
+    let story = Story::new(|_| Fate::Apply);
+    let counted = |text: &str, args: &[&str]| {
+        let file = story.file(text);
+        let from_file = story.run(&[&[file.as_str()], args].concat(), b"");
+        let report = json(&from_file);
+        assert_eq!((code(&from_file), &report["complete"]), (0, &true.into()), "{report}");
+        let said = String::from_utf8_lossy(&from_file.stderr).into_owned();
+        (report["applied"].as_u64().unwrap(), report["bytes_left"].as_u64().unwrap(), said)
+    };
+    let (applied, left, said) = counted("a\nb\nfo", &[]);
+    assert_eq!((applied, left), (2, 2), "{said}");
+    for _ in 0..2 {
+        assert_eq!(counted("a\nb\nfoo\nz\n", &[]).0, 4);
+    }
+    // With another end of the same line, and in smaller batches.
+    assert_eq!(counted("a\nb\nfoo\nz\nk\r", &["--batch", "1"]).1, 2);
+    assert_eq!(counted("a\nb\nfoo\nz\nk\r\n", &["--batch", "1"]).0, 5);
+    let want = [("a", 1), ("b", 1), ("foo", 1), ("k", 1), ("z", 1)];
+    assert_eq!(story.counters(), want.map(|(word, count)| (word.to_owned(), count)).into());
+    // Of a pipe.
+    let mut command = story.command(&[]);
+    let mut child =
+        command.arg("--resume-dir").arg(story.folder.path().join("other")).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"a\nha").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((code(&output), &json(&output)["bytes_left"]), (0, &2.into()));
+}
+
+/// Two machines, one id: each line counts.
+#[test]
+fn one_id_on_two_machines_is_two_counts() {
+    let story = Story::new(|_| Fate::Apply);
+    for machine in ["m1", "m2", "m3"] {
+        let mut command = story.command(&[]);
+        let state = command.env("XDG_STATE_HOME", story.folder.path().join(machine));
+        let mut child = state.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"200\n200\n200\n").unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((code(&output), &json(&output)["replayed"]), (0, &0.into()), "{output:?}");
+    }
+    assert_eq!(story.counters()["200"], 9);
+}
+
+/// A journal that was copied to another machine, whose lines the service takes for those of the first.
+#[test]
+fn a_first_send_that_was_applied_before_is_told() {
+    let story = Story::new(|number| if number < 2 { Fate::Replayed } else { Fate::Apply });
+    let output = story.run(&["--batch", "2"], b"a\nb\n");
+    let report = json(&output);
+    assert_eq!((code(&output), &report["applied"], &report["replayed"]), (0, &2.into(), &2.into()));
+    // For people.
+    let mut child = Command::new(env!("CARGO_BIN_EXE_dkc"));
+    child.args(["count", "words", "--url", &story.gateway.url()]).stdin(Stdio::piped());
+    let mut child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"a\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("1 of the lines had been counted before"), "{said}");
 }
