@@ -116,11 +116,8 @@ def bytes_of(text):
 
 def memory_is_too_small(role, variables, limit):
     """What docs/operations.md, "Size", says that a role takes."""
-    if role == "storage-node":
+    if role in ("storage-node", "gateway"):
         wanted = int(variables["DKC_MEMORY_BYTES"]) * 11 // 10
-    elif role == "gateway":
-        # Bodies and answers, as much again while they are moved; and 8,000 connections that have sent half a head.
-        wanted = int(variables["DKC_WORKERS"]) * 2 * 256 * MIB + 8_000 * 64 * 1024
     else:
         wanted = 128 * MIB
     if bytes_of(limit) < wanted:

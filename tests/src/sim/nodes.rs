@@ -439,6 +439,12 @@ impl NodeHost {
             self.aside.take_if(|_| self.replaces);
             return core.after(100_000, Happening::Restart { place: self.place });
         }
+        // A claim of the disk that was here before came late, and has the name: the operator means that one as well.
+        if self.replaces && matches!(refusal, Some(Refusal::NameTaken { .. })) {
+            core.oracle.coverage.reached(Path::StartRefused);
+            self.crash(core, false);
+            return core.after(100_000, Happening::Restart { place: self.place });
+        }
         // Of two disks that were both in use in one place the later one may be the one that was given up.
         let swapped = self.store != store_id((self.store.0 & 0xFF) as u8 - 0xA0)
             && matches!(refusal, Some(Refusal::GivenUp { .. }));
