@@ -151,7 +151,7 @@ pub enum Planted {
     /// Any read of etcd tells that a copy is to go, also one that began before the copy was counted on again.
     AnyReadDeletes,
     /// Old records are ordered to go again and again while the first order is on its way.
-    UpkeepPilesUp,
+    ExpiryPilesUp,
     /// An empty folder takes the name of a store that is only away.
     EmptyFolderTakesName,
     /// A store is given up, and for good, whatever its copies are needed for.
@@ -236,7 +236,7 @@ impl Planted {
         Self::FrameUnlimited,
         Self::StatusSaysOpen,
         Self::AnyReadDeletes,
-        Self::UpkeepPilesUp,
+        Self::ExpiryPilesUp,
         Self::EmptyFolderTakesName,
         Self::NeededStoreGivenUp,
         Self::IntentOfAnyRecord,

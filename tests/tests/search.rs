@@ -87,7 +87,7 @@ fn refusals_are_searched_to_the_last_state() {
         "an answer is lost",
         "an uncommitted tail survives a failover",
     ];
-    check_sessions(REFUSED, 74_191, 213_105, &happens);
+    check_sessions(REFUSED, 84_031, 234_510, &happens);
 }
 
 /// One request and its retry under one token, through two gateways, over a failover and the end of the token's time.
@@ -100,7 +100,7 @@ fn a_retry_is_searched_to_the_last_state() {
         "an expiry is ordered",
         "an uncommitted tail survives a failover",
     ];
-    check_sessions(TOKENS, 4_707_424, 14_634_911, &happens);
+    check_sessions(TOKENS, 4_198_302, 12_956_055, &happens);
 }
 
 /// Two states that are taken for one do the same, whatever happens to them: every state that was reached by two ways is

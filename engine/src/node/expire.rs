@@ -6,7 +6,7 @@
 //! effect is judged where it is applied.
 
 use crate::entry::Body;
-use crate::ids::{Seq, ShardId};
+use crate::ids::ShardId;
 use crate::node::{Effect, Node};
 use crate::planted::Planted;
 use crate::replica::Replica;
@@ -19,7 +19,7 @@ impl Node {
         }
         let limits = self.settings.limits();
         self.next_expire = self.now.plus_ms(limits.bucket_ms());
-        let led = self.replicas.values().filter(|replica| self.takes_upkeep(replica));
+        let led = self.replicas.values().filter(|replica| self.takes_expiry(replica));
         let due: Vec<(ShardId, Vec<u64>)> = led
             .map(|replica| {
                 let buckets = replica.state.tokens.to_expire(&limits, replica.log.last().time);
@@ -28,30 +28,23 @@ impl Node {
             .collect();
         for (shard, buckets) in due {
             for bucket in buckets {
-                self.order_upkeep(shard, Body::Expire { bucket }, effects);
+                let seq = self.order(shard, Body::Expire { bucket }, effects);
+                let primary = self.replicas.get_mut(&shard).and_then(Replica::primary_mut);
+                if let Some((primary, seq)) = primary.zip(seq) {
+                    primary.expiry = seq;
+                }
             }
         }
     }
 
     /// Whether the shard may be told to drop what is old: what it was told before is applied. Until then it would be told
     /// the same again, and one that commits slower than that would never come to an end.
-    pub(super) fn takes_upkeep(&self, replica: &Replica) -> bool {
-        let again = Planted::UpkeepPilesUp.is_in(self.settings.planted);
+    fn takes_expiry(&self, replica: &Replica) -> bool {
+        let again = Planted::ExpiryPilesUp.is_in(self.settings.planted);
         let takes = |primary: &Primary| {
-            let done = again || replica.state.applied.seq >= primary.upkeep;
+            let done = again || replica.state.applied.seq >= primary.expiry;
             primary.active && !primary.frozen && primary.stepping_down.is_none() && done
         };
         replica.trust.is_working() && replica.primary().is_some_and(takes)
-    }
-
-    pub(super) fn order_upkeep(
-        &mut self,
-        shard: ShardId,
-        body: Body,
-        effects: &mut Vec<Effect>,
-    ) -> Option<Seq> {
-        let seq = self.order(shard, body, effects)?;
-        self.replicas.get_mut(&shard)?.primary_mut()?.upkeep = seq;
-        Some(seq)
     }
 }

@@ -56,8 +56,8 @@ pub struct Primary {
     pub disputed: Vec<(StoreId, DigestPoint)>,
     /// What moves the shard's time.
     pub clock: ShardClock,
-    /// The last entry that drops old sessions or records.
-    pub upkeep: Seq,
+    /// The last entry that drops old idempotency records.
+    pub expiry: Seq,
 }
 
 /// A change of the in-sync set, asked of etcd.
@@ -157,7 +157,7 @@ impl Primary {
             votes: Votes::new(),
             disputed: Vec::new(),
             clock: ShardClock::new(now),
-            upkeep: Seq(0),
+            expiry: Seq(0),
         };
         primary.match_followers();
         primary
