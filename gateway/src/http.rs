@@ -398,26 +398,11 @@ impl Front {
         }
     }
 
-    /// What waited for a shard that nobody leads says so, also where the queue was full or time ran out.
+    /// What is refused before the machine sees it, and reads that it has no room for: the machine names the reason of writes.
     fn true_reason(&self, failure: Failure, slot: Slot) -> Failure {
         match failure {
             Failure::QueueFull | Failure::Slow if self.lanes.is_unled(slot) => Failure::NoPrimary,
             failure => failure,
-        }
-    }
-
-    /// The same for operations of a batch. They have gone to the machine, and that is rare: the body is read again.
-    fn true_reasons(&self, failed: &mut [(u32, Failure)], written: &Written<'_>) {
-        let is_vague =
-            |(_, failure): &(u32, Failure)| matches!(failure, Failure::QueueFull | Failure::Slow);
-        if !self.lanes.are_some_unled() || !failed.iter().any(is_vague) {
-            return;
-        }
-        let Ok(again) = written.items(|_| Ok(())) else { return };
-        for (index, failure) in failed {
-            if let Some(op) = again.ops.get(*index as usize) {
-                *failure = self.true_reason(*failure, op.counter.slot());
-            }
         }
     }
 
@@ -447,12 +432,11 @@ impl Front {
         token: Option<Token>,
         deadline: &Deadline,
     ) -> Result<Done, Problem> {
-        let slot = op.counter.slot();
         let result = self.lanes.write(vec![op], token, deadline.at).await;
         let WriteResult { values, replayed, failed } = result;
         self.counters.replays.inc_by(replayed as u64);
         match failed.first() {
-            Some(&(_, failure)) => Err(failure::of_write(self.true_reason(failure, slot))),
+            Some(&(_, failure)) => Err(failure::of_write(failure)),
             None => {
                 let value = values.first().map(|&(_, value)| value);
                 Ok(Done { value, replayed: replayed > 0 })
@@ -471,9 +455,8 @@ impl Front {
         if ops.is_empty() {
             return response::batch(items, &failed);
         }
-        let mut result = self.lanes.write(ops, token, deadline.at).await;
+        let result = self.lanes.write(ops, token, deadline.at).await;
         self.counters.replays.inc_by(result.replayed as u64);
-        self.true_reasons(&mut result.failed, &written);
         let not_done = result.failed.into_iter().map(|(op, failure)| FailedItem {
             index: indexes[op as usize],
             key: None,
