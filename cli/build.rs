@@ -7,7 +7,7 @@ fn main() {
     if env::var("CARGO_CFG_TARGET_ARCH").as_deref() != Ok("x86_64") {
         return;
     }
-    let features = env::var("CARGO_CFG_TARGET_FEATURE").expect("cargo tells what it compiles for");
+    let features = env::var("CARGO_CFG_TARGET_FEATURE").expect("cargo sets it for build scripts");
     let mut check = cc::Build::new();
     check.file("src/processor.c").inherit_rustflags(false).flag("-march=x86-64").warnings(true);
     for feature in features.split(',') {

@@ -15,7 +15,7 @@ use crate::config::Parsed;
 use crate::exit::Exit;
 use crate::output;
 
-/// Prints and checks. `oddities` are told, and are no errors; `own` is what the role says of its settings and of the cluster that stands in etcd, if there is one.
+/// Prints and checks. `oddities` are printed as warnings; `own` is what the role says of its settings and of the cluster that stands in etcd, if there is one.
 pub(crate) async fn run(
     parsed: &Parsed,
     oddities: &[String],

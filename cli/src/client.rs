@@ -124,7 +124,7 @@ pub(crate) fn unanswered(url: &Url, error: &CallError) -> Refusal {
     }
 }
 
-/// Waits for `work`, and says on stderr whom for when that takes a while.
+/// Waits for `work`. When that takes long, a line on stderr names the gateway that is waited for.
 pub(crate) async fn told<T>(urls: &[Url], until: &str, work: impl Future<Output = T>) -> T {
     tokio::pin!(work);
     if let Ok(done) = tokio::time::timeout(TOLD_AFTER, &mut work).await {

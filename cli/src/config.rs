@@ -152,7 +152,7 @@ fn nearest<'a>(names: impl Iterator<Item = &'a str>, given: &str) -> Option<&'a 
 /// Of the scripts and tests of this repository, which leave them in the environment of what they start.
 const OF_SCRIPTS: [&str; 2] = ["DKC_BIN", "DKC_CACHE"];
 
-/// What is said of each `DKC_*` variable that no command reads.
+/// A warning for each `DKC_*` variable that no command reads.
 ///
 /// Kubernetes puts variables for each service into a pod, such as `DKC_GATEWAY_SERVICE_HOST`: those are no mistake.
 fn unknown_variables(command: &Command, set: &BTreeSet<String>) -> Vec<String> {
@@ -178,7 +178,7 @@ fn unknown_variables(command: &Command, set: &BTreeSet<String>) -> Vec<String> {
 }
 
 impl Parsed {
-    /// What is said of each `DKC_*` variable of this process that no command reads.
+    /// A warning for each `DKC_*` variable of this process that no command reads.
     pub(crate) fn unknown_variables(&self) -> Vec<String> {
         let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
         unknown_variables(&self.command, &names.collect())

@@ -100,7 +100,7 @@ impl Args {
         }
     }
 
-    /// Why the input can't be what it is said to be.
+    /// Refuses options that the kind of input rules out.
     pub(super) fn check_input(&self) -> Result<(), String> {
         if self.follow && self.file.as_os_str() == "-" {
             return Err("--follow wants a file: a pipe is read to its end in any case".to_owned());

@@ -4,7 +4,7 @@
 //! whose quoted fields may hold line ends.
 //!
 //! The last line may have no end. Of an input that is there for good it is a line like others; of one that is to be read
-//! again, because somebody still writes it, it is the half of a line, and not counted ([`Batches::whole_lines_only`]).
+//! again, because it is still being written, it is half a line, and not counted ([`Batches::whole_lines_only`]).
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead};
@@ -25,15 +25,15 @@ pub(super) struct Batches<R> {
     lines_max: Arc<AtomicUsize>,
     keys: Keys,
     whole_lines_only: bool,
-    /// A smaller batch is handed out when its first line is this old: somebody may wait for the lines
-    /// that a pipe gave so far to be counted.
+    /// A smaller batch is handed out when its first line is this old: lines from a slow pipe are
+    /// counted soon after they came.
     flush_after: Option<Duration>,
     /// How many lines the first batches are to have: as an earlier run has cut them.
     cuts: VecDeque<u64>,
     /// Set from outside: nothing more is read. What was read by then is handed out.
     closed: Arc<AtomicBool>,
     ended: bool,
-    /// Why it ended, until that was said.
+    /// Why the input ended, until the reason is taken.
     failed: Option<io::Error>,
     next_line: u64,
     bytes_read: u64,
@@ -353,7 +353,7 @@ mod tests {
             flushed.cut_as(cuts.iter().copied().collect())
         };
         assert_eq!(keys(again(&[3, 1])), ["a,b,c", "d", "e,f"]);
-        // The input is shorter than it was: whoever compares sums sees that.
+        // The input is shorter than it was: the comparison of sums finds that.
         assert_eq!(keys(again(&[3, 9])), ["a,b,c", "d,e,f"]);
         let closed = Arc::new(AtomicBool::new(true));
         assert_eq!(keys(again(&[9]).until(closed)), [""; 0]);

@@ -37,8 +37,8 @@ impl Node {
         }
     }
 
-    /// Whether the shard may be told to drop what is old: what it was told before is applied. Until then it would be told
-    /// the same again, and one that commits slower than that would never come to an end.
+    /// Whether an `expire` may be ordered for the shard: the one before is applied. Until then the same one would be ordered
+    /// again, and a shard that commits slower than that would never come to an end.
     fn takes_expiry(&self, replica: &Replica) -> bool {
         let again = Planted::ExpiryPilesUp.is_in(self.settings.planted);
         let takes = |primary: &Primary| {
