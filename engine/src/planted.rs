@@ -66,6 +66,8 @@ pub enum Planted {
     ObeyOldEpoch,
     /// A follower joins its log to the primary's by number, without comparing chains.
     MatchByNumber,
+    /// A follower whose oldest entry in memory lies above what it is sent takes it for its own.
+    JoinBelowBase,
     /// A follower cuts its log where a message ends.
     TruncateToMessageEnd,
     /// With a copy its promise goes, too.
@@ -163,7 +165,7 @@ pub enum Planted {
 }
 
 impl Planted {
-    pub const ALL: [Self; 77] = [
+    pub const ALL: [Self; 78] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -194,6 +196,7 @@ impl Planted {
         Self::KeepAfterDemotion,
         Self::ObeyOldEpoch,
         Self::MatchByNumber,
+        Self::JoinBelowBase,
         Self::TruncateToMessageEnd,
         Self::DropForgetsPromise,
         Self::KeepAcksOfOldCopy,

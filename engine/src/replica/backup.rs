@@ -116,7 +116,8 @@ impl Replica {
     }
 
     /// Where both logs are known to agree: at `prev`, or at the oldest position in memory if the
-    /// slice begins below it (it was sent again, and all of that is applied here).
+    /// slice begins below it and holds the entry there. A slice that ends below it shows nothing: after an
+    /// accepted loss a primary may never have had what is applied here.
     fn starting_point(&mut self, turn: &mut Turn<'_>, slice: &Slice) -> Result<Position, NotTaken> {
         let by_number = turn.planted(Planted::MatchByNumber);
         let base = self.log.base();
@@ -124,7 +125,10 @@ impl Replica {
             return match slice.entries.iter().find(|entry| entry.seq == base.seq) {
                 Some(entry) if entry.chain == base.chain => Ok(base),
                 Some(_) => Err(self.contradicted(turn)),
-                None => Ok(slice.entries.last().map_or(slice.prev, Entry::position)),
+                None if turn.planted(Planted::JoinBelowBase) => {
+                    Ok(slice.entries.last().map_or(slice.prev, Entry::position))
+                }
+                None => Err(self.mismatch().into()),
             };
         }
         match self.log.position(slice.prev.seq) {

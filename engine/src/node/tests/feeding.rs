@@ -9,6 +9,8 @@ use crate::store::log::writer::{Resume, Writer};
 use crate::store::testing::{Random, Segments, put};
 
 const C: StoreBoot = StoreBoot { store: StoreId(3), boot: Boot(1) };
+/// Leads nothing any more.
+const D: StoreBoot = StoreBoot { store: StoreId(4), boot: Boot(1) };
 /// More events than any of these runs needs: it goes round in circles.
 const EVENTS_MAX: u64 = 20_000;
 
@@ -70,6 +72,28 @@ struct World {
 
 impl World {
     fn new(sizes: Lengths) -> Self {
+        let mut world = Self::unconfigured(sizes);
+        let config = ShardConfig { learners: vec![C.store], ..record(1, 1, A) };
+        world.configure(&config);
+        world.connect(1);
+        world.connect(2);
+        world.settle();
+        world
+    }
+
+    /// Every machine reads this record of each shard.
+    fn configure(&mut self, config: &ShardConfig) {
+        for shard in 0..self.sizes.shards {
+            let (slots, target) = (self.slots(shard), vec![A.store, B.store, C.store]);
+            let config = ShardConfig { slots, target, ..config.clone() };
+            for machine in 0..3 {
+                let config = config.clone();
+                self.on(machine, Event::Config { config, mod_revision: 7, read: None });
+            }
+        }
+    }
+
+    fn unconfigured(sizes: Lengths) -> Self {
         let owner = Owner { cluster: 1, store: StoreId(1) };
         let machine = |me: StoreBoot| Machine {
             node: Node::new(settings(&sizes), me, Now(0), 1, vec![]),
@@ -96,22 +120,6 @@ impl World {
             unacked: 0,
         };
         world.on(0, Event::GatewayConnected { conn: GATEWAY });
-        for shard in 0..world.sizes.shards {
-            let stores = vec![A.store, B.store, C.store];
-            let config = ShardConfig {
-                slots: world.slots(shard),
-                learners: vec![C.store],
-                target: stores,
-                ..record(1, 1, A)
-            };
-            for machine in 0..3 {
-                let config = config.clone();
-                world.on(machine, Event::Config { config, mod_revision: 7, read: None });
-            }
-        }
-        world.connect(1);
-        world.connect(2);
-        world.settle();
         world
     }
 
@@ -160,6 +168,28 @@ impl World {
         let batch = Batch::seal(slots, session, Bseq(n), Bseq(n), Codec::Raw, payload);
         let message = GatewayMessage::Frame { message: n, batches: vec![batch] };
         self.on(0, Event::Gateway { conn: GATEWAY, message });
+    }
+
+    /// D, the primary of epoch 1, sent this machine so many entries of the first shard, and said that so many are committed.
+    fn feed_from_d(&mut self, machine: usize, entries: usize, commit: u64) {
+        let (conn, to) = (Conn(1_000), [A, B, C][machine]);
+        self.on(machine, Event::Accepted { conn });
+        let hello = ToFollower::Hello { from: D, to };
+        self.on(machine, Event::ToFollower { conn, message: hello });
+        let slice = Slice {
+            shard: SHARD,
+            slots: self.slots(0),
+            epoch: Epoch(1),
+            copy: CopyNo(1),
+            prev: Position::default(),
+            commit: Seq(commit),
+            resume: true,
+            entries: log(&vec![1; entries]),
+        };
+        let append = ToFollower::Append { n: 1, slices: vec![slice] };
+        self.on(machine, Event::ToFollower { conn, message: append });
+        self.settle();
+        self.on(machine, Event::Closed { conn });
     }
 
     /// Everything that follows, with time standing still.
@@ -278,10 +308,16 @@ impl World {
         self.machines[machine].node.replicas().map(|replica| replica.last).collect()
     }
 
+    fn applied(&self, machine: usize) -> Vec<Position> {
+        self.machines[machine].node.replicas().map(|replica| replica.state.applied).collect()
+    }
+
     #[track_caller]
     fn check_filled(&self) {
-        assert_eq!(self.last(1), self.last(0), "{self}: B");
-        assert_eq!(self.last(2), self.last(0), "{self}: C");
+        for (machine, name) in [(1, "B"), (2, "C")] {
+            assert_eq!(self.last(machine), self.last(0), "{self}: {name}");
+            assert_eq!(self.applied(machine), self.applied(0), "{self}: {name}");
+        }
     }
 }
 
@@ -302,7 +338,13 @@ fn settings(sizes: &Lengths) -> Settings {
         ..Sizes::default()
     };
     let log_memory_bytes = sizes.memory;
-    Settings { log_memory_bytes, flush_after_ms: 500, sizes: limits, ..Settings::default() }
+    Settings {
+        log_memory_bytes,
+        min_in_sync: 1,
+        flush_after_ms: 500,
+        sizes: limits,
+        ..Settings::default()
+    }
 }
 
 /// C is away while so many entries of so many bytes come in, one after the other to every shard.
@@ -403,13 +445,7 @@ fn what_was_read_in_a_former_epoch_is_not_sent() {
     world.connect(2);
     world.settle();
     let (at, mut parts) = world.held.take().expect("C lags");
-    let slots = world.slots(0);
-    let stores = vec![A.store, B.store, C.store];
-    for machine in 0..3 {
-        let learners = vec![C.store];
-        let config = ShardConfig { slots, learners, target: stores.clone(), ..record(2, 2, A) };
-        world.on(machine, Event::Config { config, mod_revision: 8, read: None });
-    }
+    world.configure(&ShardConfig { learners: vec![C.store], ..record(2, 2, A) });
     world.settle();
     world.holds_reads = false;
     // What A's log held then.
@@ -420,6 +456,36 @@ fn what_was_read_in_a_former_epoch_is_not_sent() {
     world.pass(1_000);
     world.check_filled();
     assert_eq!(world.copies_sent, 0, "the log has all that C lacks");
+}
+
+/// A leads after a loss was accepted, and the others return with whatever they had applied of what is given up: in the end
+/// each has A's log, and the state that follows from it.
+#[test]
+fn whoever_returns_after_an_accepted_loss_is_filled() {
+    for seed in 0..400 {
+        let mut random = Random::new(seed);
+        let mut world = World::unconfigured(Lengths { shards: 1, ..drawn(&mut random) });
+        world.configure(&ShardConfig { isr: vec![A.store, B.store, C.store], ..record(1, 1, D) });
+        for machine in 0..3 {
+            let entries = random.below(8);
+            world.feed_from_d(machine, entries as usize, random.below(entries + 1));
+        }
+        world.pass(random.below(2) * 2_000);
+        let learners = vec![B.store, C.store];
+        world.configure(&ShardConfig { isr: vec![A.store], learners, ..record(2, 2, A) });
+        for _ in 0..8 {
+            match random.below(5) {
+                0 => world.connect(1),
+                1 => world.connect(2),
+                2 => world.pass(random.below(1_500)),
+                _ => (0..random.below(4)).for_each(|_| world.write(0, 100)),
+            }
+        }
+        world.connect(1);
+        world.connect(2);
+        world.pass(6_000);
+        world.check_filled();
+    }
 }
 
 /// What is on its way to a follower that does not acknowledge stays within the window, however much it lacks.
