@@ -170,6 +170,8 @@ impl Found {
                 if small.copy != copy {
                     self.entries.clear();
                 }
+                let last = small.held.map_or(Seq(0), |held| held.last);
+                self.entries.split_off(&last.next());
                 self.contradicted |= small.suspect;
             }
             Record::Suspect { copy: of, .. } => self.contradicted |= of == copy,
@@ -206,6 +208,11 @@ impl Found {
         if let Some(content) = &content {
             let last = content.entries.last().map_or(content.state.applied, Entry::position);
             self.small.promised = self.small.promised.max(last.epoch);
+            // What lies above it in the log is void: a later start must not find it again.
+            plan.resume.index.forget(shard, last.seq);
+            if let Some(held) = &mut self.small.held {
+                held.last = last.seq;
+            }
         }
         let own = Slots { lo: shard.0, hi: shard.0 };
         plan.resume.shards.insert(shard, self.small);
@@ -382,12 +389,16 @@ mod tests {
     fn void_entries_are_not_read() {
         let all = entries(4);
         let segments = log(vec![vec![copy(1, Position::default())], appends(&all)]);
-        let read = |plan: Plan, after: Position| {
-            let wanted = vec![Wanted { shard: SHARD, after }];
-            plan.resume.index.next_read(wanted, Place::default()).and_then(|read| read.block)
-        };
-        assert!(read(recover(state(1, all[1].position()), &segments), all[1].position()).is_some());
-        assert!(read(recover(state(2, all[1].position()), &segments), all[1].position()).is_none());
+        let at = all[1].position();
+        assert!(is_readable(&recover(state(1, at), &segments), at));
+        assert!(!is_readable(&recover(state(2, at), &segments), at));
+    }
+
+    /// The log's index has the entry after this one.
+    fn is_readable(plan: &Plan, after: Position) -> bool {
+        let wanted = vec![Wanted { shard: SHARD, after }];
+        let read = plan.resume.index.next_read(wanted, Place::default());
+        read.is_some_and(|read| read.block.is_some())
     }
 
     #[test]
@@ -492,6 +503,28 @@ mod tests {
         let state = state(2, all[1].position());
         let replaced = recover(state, &log_after(resume, vec![vec![], replaced]));
         assert_eq!(short(&replaced), (2, 1, Some((2, vec![], false)), 0));
+    }
+
+    /// The group that began the copy is bad: its first entry belongs to none, and the second one follows nothing. The
+    /// index must not carry the first one to where a later start would find both.
+    #[test]
+    fn what_a_start_does_not_find_stays_lost() {
+        let all = entries(2);
+        let held = Held { slots: SLOTS, base: Position::default(), last: Seq(1) };
+        let small = SmallState { copy: CopyNo(1), held: Some(held), ..SmallState::default() };
+        let restated = vec![Record::Shard { shard: SHARD, small }];
+        let begun = vec![copy(1, Position::default())];
+        let groups = vec![begun, appends(&all[..1]), restated, appends(&all[1..])];
+        let mut segments = log(groups);
+        let first = segments[&1].windows(4).position(|four| four == *b"dkg\x01").unwrap();
+        segments.get_mut(&1).unwrap()[first + 50] ^= 1;
+        let plan = recover(vec![], &segments);
+        assert!(plan.is_damaged());
+        let nothing = (1, 0, Some((0, vec![], true)), 0);
+        assert_eq!(short(&plan), nothing);
+        assert!(!is_readable(&plan, Position::default()));
+        segments.extend(log_after(plan.resume, vec![vec![]]));
+        assert_eq!(short(&recover(vec![], &segments)), nothing);
     }
 
     /// After a downgrade. It stops the copy that would have to apply it, and says nothing of the disk.
