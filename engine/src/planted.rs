@@ -112,6 +112,8 @@ pub enum Planted {
     FullLeadsOn,
     /// A follower whose disk is full takes nothing, not even the barrier of a new primary.
     FullRefusesBarrier,
+    /// At the floor a learner whose disk is full replaces no member, be that gone for good.
+    FullReplacesNobody,
     /// A shard of which nothing was applied yet has no copy to give.
     EmptyIsNoCopy,
     /// A node whose log is too long takes no whole copy.
@@ -165,7 +167,7 @@ pub enum Planted {
 }
 
 impl Planted {
-    pub const ALL: [Self; 78] = [
+    pub const ALL: [Self; 79] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -219,6 +221,7 @@ impl Planted {
         Self::CopyWithoutRoom,
         Self::FullLeadsOn,
         Self::FullRefusesBarrier,
+        Self::FullReplacesNobody,
         Self::EmptyIsNoCopy,
         Self::FullLogTakesNoCopy,
         Self::EmptyReadGoesOn,

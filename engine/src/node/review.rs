@@ -91,9 +91,19 @@ impl Node {
         let is_ready =
             |store: &StoreId| primary.is_caught_up(*store, replica.commit, self.settings.planted);
         // One at a time: the compare names one candidate's key.
-        let add = self.candidates(primary, standings).into_iter().find(is_ready);
-        let add = Vec::from_iter(add);
-        let remove = self.removable(primary, standings);
+        let mut remove = self.removable(primary, standings);
+        let mut add =
+            Vec::from_iter(self.candidates(primary, standings).into_iter().find(is_ready));
+        if add.is_empty() && primary.record.room(self.min_in_sync()) == 0 {
+            let full = self.full_candidates(primary, standings).into_iter().find(is_ready);
+            let stuck: Vec<_> = of(standings, Standing::Full).collect();
+            let gone =
+                |store: &StoreId| primary.record.isr.contains(store) && !stuck.contains(store);
+            if full.is_some() && remove.iter().any(gone) {
+                remove.retain(gone);
+                add.extend(full);
+            }
+        }
         let taint: Vec<_> = of(standings, Standing::Lost).collect();
         let mut floor = self.min_in_sync();
         if Planted::TrustMakesRoom.is_in(self.settings.planted) {
@@ -113,6 +123,25 @@ impl Node {
     /// proposal is unsettled or etcd away: each addition without an answer counts until there is
     /// one, and its death would stop the shard.
     fn candidates(&self, primary: &Primary, standings: &Standings) -> Vec<StoreId> {
+        self.candidates_that_are(Standing::Good, primary, standings)
+    }
+
+    /// The same whose disks are full. At the floor one that has everything takes the place of a member that does not
+    /// even acknowledge a barrier: reads are answered then, and a log that is full of what could not be committed is
+    /// trimmed.
+    fn full_candidates(&self, primary: &Primary, standings: &Standings) -> Vec<StoreId> {
+        if Planted::FullReplacesNobody.is_in(self.settings.planted) {
+            return Vec::new();
+        }
+        self.candidates_that_are(Standing::Full, primary, standings)
+    }
+
+    fn candidates_that_are(
+        &self,
+        standing: Standing,
+        primary: &Primary,
+        standings: &Standings,
+    ) -> Vec<StoreId> {
         let heard = self.health.is_etcd_heard(self.now, self.settings.timing.etcd_fresh_ms);
         let may_return = |store: &StoreId| {
             let follower = &primary.followers.get(store);
@@ -126,7 +155,7 @@ impl Node {
         if !heard || primary.is_unsettled() {
             return Vec::new();
         }
-        of(standings, Standing::Good).filter(wanted).filter(may_return).collect()
+        of(standings, standing).filter(wanted).filter(may_return).collect()
     }
 
     /// A learner that is always a moment late is never seen with all that is committed. The commit

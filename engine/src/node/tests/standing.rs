@@ -38,14 +38,20 @@ fn ack(conn: Conn, n: u64) -> Event {
 
 /// For so long these peers, and nobody else, are heard.
 fn pass(bench: &mut Bench, ms: u64, heard: &[Conn]) -> Vec<Effect> {
+    let heard: Vec<_> = heard.iter().map(|&conn| (conn, false)).collect();
+    pass_full(bench, ms, &heard)
+}
+
+/// The same where each says whether its disk is full.
+fn pass_full(bench: &mut Bench, ms: u64, heard: &[(Conn, bool)]) -> Vec<Effect> {
     let mut effects = Vec::new();
     for _ in 0..ms / 100 {
         bench.now = bench.now.plus_ms(100);
-        for &conn in heard {
+        for &(conn, full) in heard {
             let message = FromFollower::Alive {
                 sent: 0,
                 fsync_age_ms: 0,
-                full: false,
+                full,
                 wall: TimeMs(0),
                 room_bytes: u64::MAX,
                 digests: vec![],
@@ -134,6 +140,31 @@ fn at_the_floor_with_a_full_member_the_shard_is_frozen() {
     check(bench.frame(3, add(3)), &["Refused(NoSpace)"]);
     let room = bench.on(Event::DiskFull(false));
     assert_eq!(states(&room), [ShardAvailability::Frozen]);
+}
+
+/// At the floor B is gone, and the learner C has everything, on a disk that is full: C takes B's place, so that the
+/// barrier is committed and reads are answered. It takes no place of a member that
+/// has acknowledged the barrier, and whose own disk is full.
+#[test]
+fn at_the_floor_a_full_learner_replaces_a_member_that_is_gone() {
+    for (b_is_full, want) in [(false, Some(vec![A.store, C.store])), (true, None)] {
+        let mut bench = three(2);
+        let isr = of(&record(1, 1, A), &[A, B]);
+        bench.config(ShardConfig { learners: vec![C.store], ..isr });
+        bench.on(Event::Durable { group: 1 });
+        bench.on(ack(TO_C, 1));
+        if b_is_full {
+            bench.on(ack(TO_B, 1));
+        }
+        let mut effects = Vec::new();
+        for _ in 0..15 {
+            let heard =
+                if b_is_full { vec![(TO_C, true), (TO_B, true)] } else { vec![(TO_C, true)] };
+            effects.extend(pass_full(&mut bench, 100, &heard));
+            bench.on(Event::LeaseConfirmed);
+        }
+        assert_eq!(proposed(&effects).map(|next| next.isr), want);
+    }
 }
 
 /// The copy of C was found wrong while it was not in the record that A knew: what A had proposed was
