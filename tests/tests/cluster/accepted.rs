@@ -44,7 +44,6 @@ fn wait_until_writes_are_applied(cluster: &Cluster) {
 
 /// Node-3 was away for the last increments, and then the other two machines burned.
 #[test]
-#[ignore = "an open fault, see \"Not covered\" in docs/reliability.md: on a busy machine it fails in a third of the runs"]
 fn an_operator_accepts_that_something_is_lost() {
     let cluster = Cluster::start(&FLAGS);
     cluster.wait_until_full(3);
