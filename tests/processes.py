@@ -3,8 +3,8 @@
 
 Roles are started by hand, as docs/operations.md does, on free ports ($DKC_BIN, $ETCD). Then the log can't be written (a full
 file system, a pipe that has gone, one that nobody drains), etcd is full, speaks TLS or wants users, addresses and variables
-are wrong, and the processor is one of before 2013 (by QEMU, from Debian's package). Each case is a generator that yields
-what is wrong.
+are wrong, the processor is one of before 2013 (by QEMU, from Debian's package), and all that decides is stopped. Each case is a
+generator that yields what is wrong. Logs are full for FULL_LOG_SECONDS (10).
 """
 
 import base64
@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -27,6 +28,7 @@ ETCD = os.environ["ETCD"]
 CACHE = Path(os.environ["DKC_CACHE"])
 # Nothing here takes this long unless it is broken.
 PATIENCE = 40
+FULL_LOG_SECONDS = int(os.environ.get("FULL_LOG_SECONDS", "10"))
 
 
 def free_port():
@@ -51,11 +53,11 @@ def until(what, check, seconds=PATIENCE):
         time.sleep(0.05)
 
 
-def ask(port, path, method="GET", body=None, seconds=10):
+def ask(port, path, method="GET", body=None, seconds=10, headers={}):
     """(status, text), or None where nobody answers."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
     try:
-        connection.request(method, path, body=body)
+        connection.request(method, path, body=body, headers=headers)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
     except (OSError, http.client.HTTPException):
@@ -112,18 +114,19 @@ class Process:
 
 
 class Cluster:
-    """etcd, a coordinator, three nodes and a gateway. `logs` is the folder of their logs."""
+    """etcd, a coordinator, nodes and gateways. `logs` is the folder of their logs."""
 
-    def __init__(self, folder, logs=None, etcd_flags=(), replicas=3):
+    def __init__(self, folder, logs=None, etcd_flags=(), nodes=3, gateways=1):
         self.folder, self.logs = Path(folder), Path(logs or folder)
         self.etcd_port, self.peer_port = free_port(), free_port()
         self.etcd_flags = list(etcd_flags)
         self.all = {}
         self.start_etcd()
-        self.role("coordinator-1", "coordinator", "--expect-nodes", 3, "--shards", 8)
-        for number in (1, 2, 3):
+        self.role("coordinator-1", "coordinator", "--expect-nodes", nodes, "--shards", 8)
+        for number in range(1, nodes + 1):
             self.node(f"node-{number}")
-        self.role("gateway-1", "gateway", http=True)
+        for number in range(1, gateways + 1):
+            self.role(f"gateway-{number}", "gateway", http=True)
 
     def start_etcd(self):
         url, peer = f"http://127.0.0.1:{self.etcd_port}", f"http://127.0.0.1:{self.peer_port}"
@@ -205,7 +208,7 @@ def small_disk():
 
 
 def log_on_a_full_disk():
-    """All roles log to a disk without room while a node dies and returns: nothing else changes, and they log again after."""
+    """All roles log to a disk without room, under load, while nodes die and return: nothing else changes, and they log again after."""
     if os.geteuid() != 0:
         print("processes: NOT CHECKED: a full file system needs root")
         return
@@ -219,14 +222,16 @@ def log_on_a_full_disk():
             while True:
                 file.write(b"x")
                 file.flush()
-        made["node-2"].end()
-        until("all counters take writes without node-2", lambda: made.count(16) == 16)
-        made["node-2"].start()
-        until("node-2 is ready again", lambda: made["node-2"].readyz()[0] == 200)
-        made["node-3"].end()
-        until("all counters take writes without node-3", lambda: made.count(16) == 16)
-        made["node-3"].start()
-        until("node-3 is ready again", lambda: made["node-3"].readyz()[0] == 200)
+        with load(made) as clients:
+            end = time.monotonic() + FULL_LOG_SECONDS
+            while time.monotonic() < end:
+                for name in ["node-2", "node-3"]:
+                    made[name].end()
+                    until(f"all counters take writes without {name}", lambda: made.count(16) == 16)
+                    made[name].start()
+                    until(f"{name} is ready again", lambda: made[name].readyz()[0] == 200)
+        for client in clients:
+            yield from client.problems()
         roles = [process for name, process in made.all.items() if name != "etcd"]
         for process in roles:
             if not process.is_running():
@@ -240,6 +245,50 @@ def log_on_a_full_disk():
                 until("it logs", lambda: process.lines("lines of the log were lost"))
             except Broken as broken:
                 yield f"{process.name}, with room again: {broken}: {process.text()[-300:]}"
+
+
+class Load:
+    """Clients that increment one counter each, one request after the other, over kept connections and with a key each."""
+
+    def __init__(self, port, number):
+        self.path = f"/v1/counters/load/client-{number}"
+        self.port, self.applied, self.other, self.over = port, 0, [], False
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        while not self.over:
+            connection.request("POST", f"{self.path}/increment", headers={"Idempotency-Key": f'"{self.path}-{self.applied}"'})
+            answer = connection.getresponse()
+            text = answer.read().decode()
+            if answer.status == 200:
+                self.applied += 1
+            elif json.loads(text)["outcome"] != "unknown" or len(self.other) > 100:
+                self.other.append(f"{answer.status} {text}")
+
+    def problems(self):
+        if self.applied < 10 or self.other:
+            yield f"{self.path}: {self.applied} applied, and {self.other[:3]}"
+        value = json.loads(ask(self.port, self.path)[1])["value"]
+        if value != self.applied:
+            yield f"{self.path}: {self.applied} applied, the counter is {value}"
+
+
+@contextlib.contextmanager
+def load(made, clients=16):
+    """So many clients, who ask the first gateway until the end."""
+    all_clients = [Load(made.http, number) for number in range(clients)]
+    for client in all_clients:
+        client.thread.start()
+    try:
+        yield all_clients
+    finally:
+        for client in all_clients:
+            client.over = True
+        for client in all_clients:
+            client.thread.join(PATIENCE)
+    applied = sum(client.applied for client in all_clients)
+    print(f"processes: {clients} clients: {applied} increments applied", flush=True)
 
 
 def log_that_is_refused():
@@ -412,6 +461,41 @@ def etcd_wants_users():
         made.until_ready()
 
 
+def all_that_decides_is_stopped():
+    """etcd and the coordinator are gone, then a node: the gateways stay ready, and shards without that node go on."""
+    keys = [f"key-{number}" for number in range(200)]
+    with cluster(nodes=5, gateways=2) as made:
+        shards = json.loads(ask(made.http, "/v1/cluster")[1])["shards"]
+        whole = [shard for shard in shards if "node-5" not in shard["isr"]]
+        if not 0 < len(whole) < len(shards):
+            yield f"node-5 is in all shards or in none: {shards}"
+        for name in ["etcd", "coordinator-1", "node-5"]:
+            made[name].end()
+        first, end = None, time.monotonic() + 10
+        while time.monotonic() < end:
+            for name in ["gateway-1", "gateway-2"]:
+                gateway = made[name]
+                if gateway.readyz() != (200, "ok\n"):
+                    yield f"{name}: {gateway.readyz()}"
+                for action, message in [("increment", {"increments": [{"key": key} for key in keys]}), ("get", {"keys": keys})]:
+                    path = f"/v1/counters/stopped/{action}"
+                    status, text = ask(gateway.ports["http"], path, "POST", json.dumps(message), headers={"Request-Timeout-Ms": "1500"})
+                    said = json.loads(text)
+                    failed = {each["key"]: each["type"].rsplit("/", 1)[1] for each in said.get("failed", said.get("counters", [])) if "type" in each}
+                    first = first or failed
+                    served = len(keys) - len(failed)
+                    # Keys lie in shards at random: six standard deviations.
+                    share = len(whole) / len(shards)
+                    if abs(served - share * len(keys)) > 6 * (share * (1 - share) * len(keys)) ** 0.5:
+                        yield f"{name}: {status}, {served} of {len(keys)} keys are served, {len(whole)} of {len(shards)} shards are whole: {text[:500]}"
+                    if failed.keys() != first.keys() or not set(failed.values()) <= {"frozen", "no-primary"}:
+                        yield f"{name}, {action}: others than at first are refused, or for other reasons: {failed.keys() ^ first.keys()} {set(failed.values())}"
+        made.start_etcd()
+        made["coordinator-1"].start()
+        made["node-5"].start()
+        made.until_ready()
+
+
 # ---- settings ----------------------------------------------------------------------------------------------------
 
 CAN_NOT_BE_DIALLED = [
@@ -533,6 +617,7 @@ CASES = [
     etcd_is_full,
     etcd_speaks_tls,
     etcd_wants_users,
+    all_that_decides_is_stopped,
 ]
 
 
