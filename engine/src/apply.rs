@@ -284,7 +284,11 @@ impl Applying<'_> {
         }
     }
 
+    /// Nothing added leaves no row: a counter that has none is 0 as well.
     fn add(&mut self, name: &[u8], hash: u128, delta: i128) {
+        if delta == 0 {
+            return;
+        }
         self.tables.active.add(name, hash, delta);
         self.change_digest(hash, delta);
     }

@@ -74,8 +74,9 @@ pub struct Token {
 pub enum Scope {
     /// One operation: recorded under (namespace, counter, token).
     Counter = 0,
-    /// A request of many: recorded in each shard that it touches under (namespace, token), and
-    /// each shard's part is applied or replayed as a whole.
+    /// A request of many: recorded under (namespace, token) in its *home*, the shard of
+    /// [`Tag::home`], before any other shard hears of it, and then in each that it touches. Each
+    /// shard's part is applied or replayed as a whole.
     Batch = 1,
 }
 
@@ -132,6 +133,12 @@ pub struct RecordId {
 }
 
 impl Tag {
+    /// The counter whose shard decides which request has the token: of two requests of many under one token, the second
+    /// one finds the first one's record there, whatever shards the two touch. Nothing is ever added to the counter.
+    pub fn home(&self, namespace: &[u8]) -> Option<CounterKey> {
+        CounterKey::new(namespace, &self.hash.to_le_bytes()).ok()
+    }
+
     /// `counter`: one of those that the operations are on. `first`: the shard's first slot.
     pub fn record(&self, counter: &CounterKey, first: Slot) -> RecordId {
         let slot = match self.scope {

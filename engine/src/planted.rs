@@ -46,6 +46,8 @@ pub enum Planted {
     IssueTimeNotJudged,
     /// Whatever was done under a token answers every request with it.
     FingerprintIgnored,
+    /// All shards hear of a request of many at once, whatever its token is used for elsewhere.
+    HomeNotAsked,
     /// A part of a request with a token is applied again, record or not.
     PartAppliedAgain,
     /// An addition whose outcome is unknown is not waited for.
@@ -167,7 +169,7 @@ pub enum Planted {
 }
 
 impl Planted {
-    pub const ALL: [Self; 79] = [
+    pub const ALL: [Self; 80] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -188,6 +190,7 @@ impl Planted {
         Self::ShareIgnored,
         Self::IssueTimeNotJudged,
         Self::FingerprintIgnored,
+        Self::HomeNotAsked,
         Self::PartAppliedAgain,
         Self::ForgetUnsettledAddition,
         Self::FailureSettles,

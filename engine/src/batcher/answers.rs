@@ -112,10 +112,12 @@ impl Worker {
         for (part, outcome) in undecided.parts.iter().zip(outcomes) {
             let failure = match outcome {
                 TokenOutcome::Applied => {
+                    self.send_held(part.request, effects);
                     self.requests.applied(part, effects);
                     continue;
                 }
                 TokenOutcome::Replayed => {
+                    self.send_held(part.request, effects);
                     self.requests.replayed(part, effects);
                     continue;
                 }

@@ -460,7 +460,7 @@ impl Worker {
 
     /// Bytes of operations held, waiting and undecided.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.requests.held_bytes()
     }
 
     pub fn counts(&self) -> Counts {

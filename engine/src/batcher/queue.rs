@@ -21,11 +21,14 @@ pub(super) struct QueuedOp {
     pub op: Op,
     /// The upper half of the counter's hash: its top bits are the slot.
     pub hash: u64,
-    /// Its place in the request.
+    /// Its place in the request, or [`HOME`].
     pub index: u32,
     /// Its place in the batch: that of the op that it was merged into.
     pub entry: u32,
 }
+
+/// In the place of an index: this operation is none of the client's. It adds nothing, and takes the token to its home.
+pub(super) const HOME: u32 = u32::MAX;
 
 impl QueuedOp {
     /// What it costs to keep.
@@ -60,10 +63,28 @@ pub(super) enum Issued {
     Came(Now),
 }
 
+impl Issued {
+    /// The shard's time was told at this moment: whoever came before was issued before.
+    fn heard(self, time: TimeMs, at: Now) -> Self {
+        match self {
+            Self::Came(came) if came <= at => {
+                let then = TimeMs(time.0.saturating_sub(at.ms_since(came)));
+                Self::At(IssueTime::Heard(then))
+            }
+            issued => issued,
+        }
+    }
+}
+
 impl Part {
     pub(super) fn new(request: u64, ops: Vec<QueuedOp>, token: Option<PartToken>) -> Self {
         let bytes = ops.iter().map(QueuedOp::bytes).sum();
         Self { request, ops, bytes, token }
+    }
+
+    /// How many of its operations are the client's.
+    pub(super) fn asked(&self) -> usize {
+        self.ops.iter().filter(|queued| queued.index != HOME).count()
     }
 
     /// It can't be sent before the shard's time is known.
@@ -142,6 +163,20 @@ impl Queue {
         self.waiting.push_back(part);
     }
 
+    /// Adds a part that was held, where its request's place is.
+    pub(super) fn push_held(&mut self, now: Now, mut part: Part) {
+        if let (Some(token), Some((time, at))) = (&mut part.token, self.heard) {
+            token.issued = token.issued.heard(time, at);
+        }
+        if self.waiting.is_empty() {
+            self.since = now;
+        }
+        self.waiting_ops += part.ops.len();
+        self.waiting_bytes += part.bytes;
+        let at = range_of(&self.waiting, part.request).end;
+        self.waiting.insert(at, part);
+    }
+
     /// Adds one operation where the parts of its request are, or would be.
     pub(super) fn insert(
         &mut self,
@@ -165,12 +200,13 @@ impl Queue {
         part.ops.push(queued);
     }
 
-    /// Puts the parts of a dissolved batch back where they came from.
+    /// Puts the parts of a dissolved batch back where they came from. Parts of earlier requests may have come behind it.
     pub(super) fn push_front(&mut self, parts: VecDeque<Part>) {
         for part in parts.into_iter().rev() {
             self.waiting_ops += part.ops.len();
             self.waiting_bytes += part.bytes;
-            self.waiting.push_front(part);
+            let at = range_of(&self.waiting, part.request).start;
+            self.waiting.insert(at, part);
         }
         self.since = Now(0);
     }
@@ -202,10 +238,7 @@ impl Queue {
     pub(super) fn hear(&mut self, now: Now, time: TimeMs) {
         self.heard = Some((time, now));
         for token in self.waiting.iter_mut().filter_map(|part| part.token.as_mut()) {
-            if let Issued::Came(came) = token.issued {
-                let then = TimeMs(time.0.saturating_sub(now.ms_since(came)));
-                token.issued = Issued::At(IssueTime::Heard(then));
-            }
+            token.issued = token.issued.heard(time, now);
         }
     }
 

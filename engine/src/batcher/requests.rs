@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Effect;
-use super::outcome::{Failure, WriteResult};
-use super::queue::Part;
-use crate::ids::{Now, ShardId};
+use super::outcome::{Failure, Outcome, WriteResult};
+use super::queue::{HOME, Part};
+use crate::ids::{Now, ShardId, Slots};
 
 #[derive(Clone, Debug)]
 pub(super) struct Request {
@@ -17,6 +17,8 @@ pub(super) struct Request {
     pub undecided: usize,
     /// Where they went.
     pub shards: Vec<ShardId>,
+    /// What waits until the home of its token has taken the request, and for which range.
+    pub held: Vec<(Slots, Part)>,
     pub result: WriteResult,
 }
 
@@ -24,6 +26,8 @@ pub(super) struct Request {
 pub(super) struct Requests {
     open: BTreeMap<u64, Request>,
     deadlines: BTreeSet<(Now, u64)>,
+    /// Of all that is held.
+    held_bytes: usize,
 }
 
 impl Requests {
@@ -32,7 +36,20 @@ impl Requests {
             return answer(id, request.result, effects);
         }
         self.deadlines.insert((request.deadline, id));
+        self.held_bytes += bytes_of(&request.held);
         self.open.insert(id, request);
+    }
+
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    /// The home of its token has taken the request: what was held for it may go.
+    pub(super) fn release(&mut self, id: u64) -> Vec<(Slots, Part)> {
+        let held = self.open.get_mut(&id).map(|request| std::mem::take(&mut request.held));
+        let held = held.unwrap_or_default();
+        self.held_bytes -= bytes_of(&held);
+        held
     }
 
     pub(super) fn len(&self) -> usize {
@@ -74,7 +91,7 @@ impl Requests {
     /// All operations of the part were applied before, under the same token.
     pub(super) fn replayed(&mut self, part: &Part, effects: &mut Vec<Effect>) {
         if let Some(request) = self.open.get_mut(&part.request) {
-            request.result.replayed += part.ops.len();
+            request.result.replayed += part.asked();
         }
         self.applied(part, effects);
     }
@@ -84,7 +101,7 @@ impl Requests {
         self.decided(part.request, part.ops.len(), effects);
     }
 
-    /// These operations of a request have failed.
+    /// These operations of a request have failed. What was held for it fails with them: what it waited for is no more.
     pub(super) fn failed(
         &mut self,
         id: u64,
@@ -92,10 +109,18 @@ impl Requests {
         failure: Failure,
         effects: &mut Vec<Effect>,
     ) {
+        let held = self.release(id);
         let Some(request) = self.open.get_mut(&id) else { return };
-        let before = request.result.failed.len();
-        request.result.failed.extend(indexes.map(|index| (index, failure)));
-        let count = request.result.failed.len() - before;
+        let mut count = 0;
+        let mut fail = |index, failure| {
+            count += 1;
+            if index != HOME {
+                request.result.failed.push((index, failure));
+            }
+        };
+        indexes.for_each(|index| fail(index, failure));
+        let held = held.iter().flat_map(|(_, part)| &part.ops);
+        held.for_each(|queued| fail(queued.index, never_sent(failure)));
         self.decided(id, count, effects);
     }
 
@@ -114,6 +139,19 @@ impl Requests {
         let Some(request) = self.open.remove(&id) else { return };
         self.deadlines.remove(&(request.deadline, id));
         answer(id, request.result, effects);
+    }
+}
+
+fn bytes_of(held: &[(Slots, Part)]) -> usize {
+    held.iter().map(|(_, part)| part.bytes).sum()
+}
+
+/// What becomes of the parts that were held when the one at the token's home fails so. They were not sent, so nothing is
+/// unknown of them but what an earlier attempt under the token has done.
+fn never_sent(failure: Failure) -> Failure {
+    match failure.outcome() {
+        Outcome::Unknown if failure != Failure::TokenTooOld => Failure::Slow,
+        _ => failure,
     }
 }
 

@@ -2,14 +2,15 @@
 
 use super::Sizes;
 use super::outcome::{Failure, WriteResult};
-use super::queue::{Issued, Part, PartToken, Queue, QueuedOp};
+use super::queue::{HOME, Issued, Part, PartToken, Queue, QueuedOp};
 use super::requests::Request;
 use super::seal::HEAD_BYTES_MAX;
 use super::{Effect, Worker};
-use crate::idempotency::{IssueTime, Tag, Token};
-use crate::ids::{Now, ShardId, Slot, TimeMs};
+use crate::idempotency::{IssueTime, Scope, Tag, Token};
+use crate::ids::{Now, ShardId, Slot, Slots, TimeMs};
 use crate::key;
-use crate::ops::{self, Op};
+use crate::ops::{self, Op, OpKind};
+use crate::planted::Planted;
 use crate::shard_map::ShardMap;
 
 /// Memory that is used anew for every request. All empty in between.
@@ -76,8 +77,9 @@ impl Worker {
         effects: &mut Vec<Effect>,
     ) {
         self.counts_up(request);
+        let (shards, held) = (Vec::new(), Vec::new());
         let mut open =
-            Request { deadline, undecided: 0, shards: Vec::new(), result: WriteResult::default() };
+            Request { deadline, undecided: 0, shards, held, result: WriteResult::default() };
         let refused = if self.stopping {
             Some(Failure::Stopping)
         } else {
@@ -88,29 +90,71 @@ impl Worker {
             return self.requests.begin(request, open, effects);
         }
         let token = token.and_then(|token| Some((token.tag(&ops)?, token.issued)));
+        let home = token.and_then(|(tag, _)| self.home(&tag, &ops));
         let (parts, nowhere) = self.splitter.split(&self.map, ops);
         open.result.failed.extend(nowhere.into_iter().map(|index| (index, Failure::NoShard)));
-        for (place, ops) in parts {
-            let slots = self.map.at(place as usize).slots;
-            let token = token.map(|(tag, issued)| self.issue(slots.shard(), tag, issued));
+        let parts = parts.into_iter().map(|(place, ops)| (self.map.at(place as usize).slots, ops));
+        let mut parts: Vec<_> = parts.collect();
+        if let Some(home) = &home {
+            at_home_first(&mut parts, home);
+        }
+        let mut not_at_home = None;
+        for (at, (slots, ops)) in parts.into_iter().enumerate() {
+            let shard = slots.shard();
+            let token = token.map(|(tag, issued)| self.issue(shard, tag, issued));
             let part = Part::new(request, ops, token);
-            match self.admits(&part, slots.shard()) {
-                Ok(()) => {
-                    open.undecided += part.ops.len();
-                    open.shards.push(slots.shard());
-                    self.bytes += part.bytes;
-                    let queue =
-                        self.queues.entry(slots.shard()).or_insert_with(|| Queue::new(slots));
-                    queue.push(self.now, part);
-                    self.due.insert(slots.shard());
-                }
-                Err(failure) => {
-                    let indexes = part.ops.iter().map(|queued| queued.index);
-                    open.result.failed.extend(indexes.map(|index| (index, failure)));
-                }
+            let refused = not_at_home.or_else(|| self.admits(&part, shard).err());
+            if let Some(failure) = refused {
+                let asked = part.ops.iter().map(|queued| queued.index);
+                let asked = asked.filter(|&index| index != HOME);
+                open.result.failed.extend(asked.map(|index| (index, failure)));
+                not_at_home = refused.filter(|_| at == 0 && home.is_some()).or(not_at_home);
+                continue;
             }
+            open.undecided += part.ops.len();
+            if at > 0 && home.is_some() {
+                open.held.push((slots, part));
+                continue;
+            }
+            open.shards.push(shard);
+            self.bytes += part.bytes;
+            let queue = self.queues.entry(shard).or_insert_with(|| Queue::new(slots));
+            queue.push(self.now, part);
+            self.due.insert(shard);
         }
         self.requests.begin(request, open, effects);
+    }
+
+    /// The operation that takes the token of a request of many to its home, and that shard's range. None: the request
+    /// has no such token.
+    fn home(&self, tag: &Tag, ops: &[Op]) -> Option<(Slots, QueuedOp)> {
+        if tag.scope != Scope::Batch || Planted::HomeNotAsked.is_in(self.settings.planted) {
+            return None;
+        }
+        let counter = tag.home(ops.first()?.counter.namespace())?;
+        let hash = (key::hash(counter.name()) >> 64) as u64;
+        let slots = self.map.of_slot(slot_of(hash))?.slots;
+        let op = Op { counter, kind: OpKind::Add { delta: 0 } };
+        Some((slots, QueuedOp { op, hash, index: HOME, entry: 0 }))
+    }
+
+    /// The home of its token has taken a request: its other parts are sent.
+    pub(super) fn send_held(&mut self, request: u64, effects: &mut Vec<Effect>) {
+        for (slots, part) in self.requests.release(request) {
+            let shard = slots.shard();
+            let known = self.map.get(shard).is_some_and(|config| config.slots == slots);
+            if !known {
+                for queued in part.ops {
+                    self.route_again(request, queued, part.token, effects);
+                }
+                continue;
+            }
+            self.requests.went_to(request, shard);
+            self.bytes += part.bytes;
+            let queue = self.queues.entry(shard).or_insert_with(|| Queue::new(slots));
+            queue.push_held(self.now, part);
+            self.due.insert(shard);
+        }
     }
 
     /// When was it issued? As the client says, else as was heard lately of the shard's time.
@@ -136,7 +180,7 @@ impl Worker {
         // shard without a primary must not shut out the others.
         let share = self.settings.worker_bytes_max / self.queues.len().max(1);
         let full = waiting >= self.settings.queue_bytes_max
-            || self.bytes >= self.settings.worker_bytes_max && waiting >= share;
+            || self.bytes() >= self.settings.worker_bytes_max && waiting >= share;
         if !full {
             return Ok(());
         }
@@ -183,6 +227,17 @@ impl Worker {
         self.bytes += queued.bytes();
         queue.insert(self.now, request, queued, token);
         self.due.insert(shard);
+    }
+}
+
+/// The part at the token's home comes first: it is sent alone, and the others when it was taken. Without operations there,
+/// it is the one that takes the token.
+fn at_home_first(parts: &mut Vec<(Slots, Vec<QueuedOp>)>, home: &(Slots, QueuedOp)) {
+    let (slots, op) = home;
+    match parts.iter().position(|part| part.0 == *slots) {
+        Some(at) => parts.swap(0, at),
+        None if parts.is_empty() => {}
+        None => parts.insert(0, (*slots, vec![op.clone()])),
     }
 }
 

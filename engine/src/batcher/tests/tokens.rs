@@ -170,15 +170,121 @@ fn a_requests_parts_are_whole_and_their_items_summed() {
     let one = groups(LEFT, 1, &[(whole, &[add(&left, 5)])]);
     let two = groups(RIGHT, 1, &[(whole, &[add(&right, 2)])]);
     let asked = tokened(1, &ops, token(Scope::Batch, Some(9)));
-    story.turn([asked], &[frame(1, 1, [&one, &two])]);
-    story.turn([answer(1, 1, &one, told(&[], &[TokenOutcome::Replayed], 9))], &[]);
+    story.turn([asked], &[frame(1, 1, [&one])]);
+    let replayed = told(&[], &[TokenOutcome::Replayed], 9);
+    story.turn([answer(1, 1, &one, replayed)], &[frame(1, 2, [&two])]);
     let result = WriteResult {
         replayed: 2,
         failed: vec![(1, Failure::TokenTooOld)],
         ..WriteResult::default()
     };
     let too_old = told(&[], &[TokenOutcome::TooOld], 9);
-    story.turn([answer(1, 1, &two, too_old)], &[Effect::Wrote { request: 1, result }]);
+    story.turn([answer(1, 2, &two, too_old)], &[Effect::Wrote { request: 1, result }]);
+}
+
+/// Two shards, and a request about the right one whose token is at home in the left one: what takes it there is out.
+fn at_home() -> (Story, [Op; 1], Batch) {
+    let mut story = Story::with(Settings::default(), &[config(LEFT, 1, 1), config(RIGHT, 1, 1)]);
+    let ops = [returning(&key_in(RIGHT), 2)];
+    let tag = tag(Scope::Batch, &ops);
+    let home = tag.home(b"n").expect("the namespace is one");
+    assert!(LEFT.contains(home.slot()), "the tests are about a token that is at home elsewhere");
+    let takes = Op { counter: home, kind: OpKind::Add { delta: 0 } };
+    let sent = groups(LEFT, 1, &[(Some((tag, stated(9))), &[takes])]);
+    story.turn([tokened(1, &ops, token(Scope::Batch, Some(9)))], &[frame(1, 1, [&sent])]);
+    (story, ops, sent)
+}
+
+fn at_right(bseq: u64, ops: &[Op]) -> Batch {
+    groups(RIGHT, bseq, &[(Some((tag(Scope::Batch, ops), stated(9))), ops)])
+}
+
+/// Its operations are sent once its home has taken the token, and it alone is told of.
+#[test]
+fn a_token_is_taken_at_its_home_first() {
+    let (mut story, ops, sent) = at_home();
+    let right = at_right(1, &ops);
+    let replayed = told(&[], &[TokenOutcome::Replayed], 9);
+    story.turn([answer(1, 1, &sent, replayed)], &[frame(1, 2, [&right])]);
+    let applied = told(&[7], &[TokenOutcome::Applied], 9);
+    story.turn([answer(1, 2, &right, applied)], &[values(1, &[(0, 7)])]);
+    assert!(story.worker.is_idle());
+    assert_eq!((story.worker.bytes(), story.worker.next_deadline()), (0, None));
+}
+
+/// Another request has the token, or there is no room for it: nothing is sent anywhere else.
+#[test]
+fn what_its_home_refuses_no_other_shard_hears_of() {
+    for (said, failure) in [
+        (told(&[], &[TokenOutcome::Reused], 9), Failure::TokenReused),
+        (told(&[], &[TokenOutcome::TooOld], 9), Failure::TokenTooOld),
+        (told(&[], &[TokenOutcome::Quota], 9), Failure::TokenQuota),
+        (refused(Refusal::Frozen), Failure::Frozen),
+        (Answer::Malformed, Failure::Malformed),
+        // What it did at its home is unknown, but that is nothing that was asked for.
+        (Answer::AnsweredBefore, Failure::Slow),
+    ] {
+        let (mut story, _, sent) = at_home();
+        story.turn([answer(1, 1, &sent, said)], &[failed(1, &[(0, failure)])]);
+        assert_eq!((story.worker.requests(), story.worker.bytes()), (0, 0));
+    }
+}
+
+#[test]
+fn a_home_that_does_not_answer_leaves_the_rest_unsent() {
+    let (mut story, ..) = at_home();
+    story.now = DEADLINE;
+    story.turn([], &[failed(1, &[(0, Failure::Slow)])]);
+}
+
+/// A home that takes nothing is known before anything is sent.
+#[test]
+fn a_frozen_home_refuses_at_once() {
+    let mut story = Story::with(Settings::default(), &[config(LEFT, 1, 1), config(RIGHT, 1, 1)]);
+    let reply = NodeReply::ShardState { slots: LEFT, state: ShardAvailability::Frozen };
+    story.turn([Event::Reply { conn: Conn(1), reply }], &[]);
+    let (left, right) = (add(&key_in(LEFT), 1), add(&key_in(RIGHT), 1));
+    let asked = |request, ops: &[Op]| [tokened(request, ops, token(Scope::Batch, Some(9)))];
+    story.turn(asked(1, &[right.clone()]), &[failed(1, &[(0, Failure::Frozen)])]);
+    let both = [(0, Failure::Frozen), (1, Failure::Frozen)];
+    story.turn(asked(2, &[right, left]), &[failed(2, &both)]);
+}
+
+/// What was held comes behind a batch of later requests, and stands before them when that is dissolved.
+#[test]
+fn held_operations_keep_their_place() {
+    let (mut story, ops, sent) = at_home();
+    let later = [add(&key_in(RIGHT), 5)];
+    let out = batch_of(RIGHT, 7, 1, &later);
+    story.turn([write(2, &later)], &[frame(1, 2, [&out])]);
+    story.turn([answer(1, 1, &sent, told(&[], &[TokenOutcome::Applied], 9))], &[]);
+    story.turn([answer(1, 2, &out, refused(Refusal::NotPrimary(None)))], &[]);
+    let whole = Some((tag(Scope::Batch, &ops), stated(9)));
+    let both = groups(RIGHT, 1, &[(whole, &ops), (None, &later)]);
+    story.wakes_at_ms(10, &[frame(1, 3, [&both])]);
+}
+
+/// Without an issue time of the client's it is when the request came, in the time of each shard.
+#[test]
+fn held_operations_were_issued_when_they_came() {
+    let mut story = Story::with(Settings::default(), &[config(LEFT, 1, 1), config(RIGHT, 1, 1)]);
+    let ops = [add(&key_in(RIGHT), 2)];
+    let tag = tag(Scope::Batch, &ops);
+    let takes = [Op { counter: tag.home(b"n").unwrap(), kind: OpKind::Add { delta: 0 } }];
+    let asks = groups(LEFT, 1, &[]);
+    let asked = tokened(1, &ops, token(Scope::Batch, None));
+    story.turn([asked], &[frame(1, 1, [&asks])]);
+    let taken = groups(LEFT, 2, &[(Some((tag, heard(100))), &takes)]);
+    story.turn([answer(1, 1, &asks, told(&[], &[], 100))], &[frame(1, 2, [&taken])]);
+    // Others have heard the right shard's time meanwhile.
+    story.now = ms(30);
+    let plain = [add(&key_in(RIGHT), 1)];
+    let out = batch_of(RIGHT, 7, 1, &plain);
+    story.turn([write(2, &plain)], &[frame(1, 3, [&out])]);
+    story.turn([answer(1, 3, &out, told(&[], &[], 5_000))], &[wrote(2)]);
+    let right = groups(RIGHT, 2, &[(Some((tag, heard(4_970))), &ops)]);
+    let done = told(&[], &[TokenOutcome::Applied], 120);
+    story.turn([answer(1, 2, &taken, done)], &[frame(1, 4, [&right])]);
 }
 
 #[test]

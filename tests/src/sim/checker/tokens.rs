@@ -2,7 +2,7 @@
 //! of the bargain (see [`token_clients`](super::super::token_clients)):
 //!
 //! - no digit of any value is above 1: nothing was counted twice;
-//! - of the two requests under one token at most one was ever done in a shard, so in a counter;
+//! - of the two requests under one token at most one was ever done, whatever shards they touched;
 //! - if any answer said that it was applied, its digit is there; and all such answers bring the same
 //!   value, with its own digit in it;
 //! - a namespace that holds next to nothing is not refused for want of room (`share`);
@@ -112,12 +112,18 @@ fn last_value(history: &History, counter: usize) -> Option<i128> {
 }
 
 fn wrong(case: &Case, last: &[Option<u64>], forgets: bool) -> Option<String> {
+    let mut done_somewhere = [false, false];
     for (item, &counter) in case.counters.iter().enumerate() {
         let Some(set) = last[counter] else { continue };
         let bit = |other: usize| 1u64 << (case.deltas[other][item].trailing_zeros() / 2);
         let done = [set & bit(0) != 0, set & bit(1) != 0];
-        if done == [true, true] {
-            return Some(format!("both requests were done in counter {counter}"));
+        for other in [0, 1] {
+            done_somewhere[other] |= done[other];
+        }
+        if done_somewhere == [true, true] {
+            return Some(format!(
+                "both requests were done, the second one of them in counter {counter}"
+            ));
         }
         for other in [0, 1] {
             let done = done[other];
