@@ -245,7 +245,7 @@ fn a_frozen_home_refuses_at_once() {
     story.turn([Event::Reply { conn: Conn(1), reply }], &[]);
     let (left, right) = (add(&key_in(LEFT), 1), add(&key_in(RIGHT), 1));
     let asked = |request, ops: &[Op]| [tokened(request, ops, token(Scope::Batch, Some(9)))];
-    story.turn(asked(1, &[right.clone()]), &[failed(1, &[(0, Failure::Frozen)])]);
+    story.turn(asked(1, std::slice::from_ref(&right)), &[failed(1, &[(0, Failure::Frozen)])]);
     let both = [(0, Failure::Frozen), (1, Failure::Frozen)];
     story.turn(asked(2, &[right, left]), &[failed(2, &both)]);
 }
