@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
+use hyper::header::{self, HeaderValue};
 use hyper::service::service_fn;
-use hyper::{Method, Response, StatusCode, header};
+use hyper::{Method, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
@@ -73,17 +74,26 @@ fn respond<B>(
     metrics: &Metrics,
 ) -> Response<Full<Bytes>> {
     let plain = |status, body: &str| Page { status, content_type: TEXT, body: body.to_owned() };
-    let page = match page(request.uri().path(), health, metrics) {
-        Some(page) if matches!(*request.method(), Method::GET | Method::HEAD) => page,
-        Some(_) => plain(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n"),
+    let path = request.uri().path();
+    // HAProxy's check of a server's health asks with OPTIONS; the status alone tells.
+    let allowed = match path {
+        "/metrics" => "GET, HEAD",
+        _ => "GET, HEAD, OPTIONS",
+    };
+    let method = request.method().as_str();
+    let page = match page(path, health, metrics) {
+        Some(page) if allowed.split(", ").any(|known| known == method) => page,
+        Some(_) => plain(StatusCode::METHOD_NOT_ALLOWED, &format!("{allowed} are answered here\n")),
         None => plain(StatusCode::NOT_FOUND, "/livez, /readyz and /metrics are served here\n"),
     };
-    let mut response = Response::new(Full::new(Bytes::from(page.body)));
+    let body = if request.method() == Method::OPTIONS { String::new() } else { page.body };
+    let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = page.status;
-    let content_type = header::HeaderValue::from_static(page.content_type);
-    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(page.content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if page.status == StatusCode::METHOD_NOT_ALLOWED {
-        response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
+        headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
     }
     response
 }
@@ -95,12 +105,16 @@ mod tests {
     use super::*;
 
     fn ask(method: Method, path: &str, health: &Health) -> (u16, String) {
+        let response = answer(method, path, health);
+        (response.status().as_u16(), format!("{:?}", response.body()))
+    }
+
+    fn answer(method: Method, path: &str, health: &Health) -> Response<Full<Bytes>> {
         let counter = Counter::<u64>::default();
         counter.inc_by(3);
         let metrics = Metrics::new(|registry| registry.register("batches", "Batches", counter));
         let request = hyper::Request::builder().method(method).uri(path).body(()).unwrap();
-        let response = respond(&request, health, &metrics);
-        (response.status().as_u16(), format!("{:?}", response.body()))
+        respond(&request, health, &metrics)
     }
 
     #[test]
@@ -129,6 +143,30 @@ mod tests {
     fn other_paths_and_methods_are_refused() {
         let health = Health::new("x");
         assert_eq!(ask(Method::GET, "/", &health).0, 404);
-        assert_eq!(ask(Method::POST, "/livez", &health).0, 405);
+        for (method, path, allowed) in [
+            (Method::POST, "/livez", "GET, HEAD, OPTIONS"),
+            (Method::POST, "/metrics", "GET, HEAD"),
+            (Method::OPTIONS, "/metrics", "GET, HEAD"),
+        ] {
+            let refused = answer(method, path, &health);
+            assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
+            assert_eq!(refused.headers()["allow"], allowed);
+        }
+    }
+
+    #[test]
+    fn balancers_may_ask_with_options() {
+        let health = Health::new("etcd");
+        let empty = format!("{:?}", Full::<Bytes>::default());
+        assert_eq!(ask(Method::OPTIONS, "/readyz", &health), (503, empty.clone()));
+        assert_eq!(ask(Method::OPTIONS, "/livez", &health), (200, empty));
+    }
+
+    #[test]
+    fn no_cache_keeps_a_page() {
+        for path in ["/livez", "/readyz", "/metrics", "/"] {
+            let answer = answer(Method::GET, path, &Health::new("x"));
+            assert_eq!(answer.headers()["cache-control"], "no-store", "{path}");
+        }
     }
 }
