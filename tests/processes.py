@@ -3,7 +3,7 @@
 
 Roles are started by hand, as docs/operations.md does, on free ports ($DKC_BIN, $ETCD). Then the log can't be written (a full
 file system, a pipe that has gone, one that nobody drains), etcd is full, speaks TLS or wants users, addresses and variables
-are wrong, the processor is one of before 2013 (by QEMU, from Debian's package), and all that decides is stopped. Each case is a
+are wrong, the processor is one of before 2013 (by QEMU, from Debian's package), /proc is hidden, and all that decides is stopped. Each case is a
 generator that yields what is wrong. Logs are full for FULL_LOG_SECONDS (10).
 """
 
@@ -581,6 +581,34 @@ def a_node_that_nobody_can_dial_is_named_once():
             yield f"{len(coordinator.lines('dialled'))} times, {rate:.0f} lines a second"
 
 
+# ---- what a hardened unit hides --------------------------------------------------------------------------------
+
+
+def hidden_proc_is_done_without():
+    """As with systemd's ProcSubset=pid: a node of before goes on with its data, and doctor says what can't be read."""
+    if os.geteuid() != 0:
+        print("processes: NOT CHECKED: a /proc of its own needs root")
+        return
+    with cluster() as made:
+        node = made["node-3"]
+        node.end()
+        node.command = hidden(node.command)
+        node.start()
+        until("node-3 is ready without all of /proc", lambda: node.readyz()[0] == 200)
+        if errors := node.lines(" ERROR "):
+            yield f"node-3: {errors}"
+        until("writes are taken", lambda: made.count(16) == 16)
+        said = subprocess.run(hidden([DKC, "doctor", "--data", str(made.folder)]), capture_output=True, text=True, timeout=PATIENCE)
+        if said.returncode != 0 or not re.search(r"^warn +/proc +.*can't be read", said.stdout, re.M):
+            yield f"doctor: {said.returncode}: {said.stdout}{said.stderr}"
+
+
+def hidden(command):
+    """The command in a namespace with a /proc that shows processes and nothing else; it ends with this one's child."""
+    script = 'mount -t proc -o subset=pid proc /proc; exec "$@"'
+    return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script, "sh", *command]
+
+
 # ---- the processor -----------------------------------------------------------------------------------------------
 
 
@@ -623,6 +651,7 @@ CASES = [
     etcd_speaks_tls,
     etcd_wants_users,
     all_that_decides_is_stopped,
+    hidden_proc_is_done_without,
 ]
 
 
