@@ -46,7 +46,7 @@ pub enum Planted {
     IssueTimeNotJudged,
     /// Whatever was done under a token answers every request with it.
     FingerprintIgnored,
-    /// All shards hear of a request of many at once, whatever its token is used for elsewhere.
+    /// A batch with a token goes to all its shards at once, whether or not another one has the token.
     HomeNotAsked,
     /// A part of a request with a token is applied again, record or not.
     PartAppliedAgain,
@@ -108,6 +108,8 @@ pub enum Planted {
     UnfitPasses,
     /// A follower that refused for want of space is never tried again.
     FullIsForgotten,
+    /// A whole copy is accepted while another one is being installed in its place.
+    CopyOverCopy,
     /// A whole copy is accepted whether it has room or not.
     CopyWithoutRoom,
     /// Whether a disk has room is not looked at when a primary is chosen, nor while it leads.
@@ -169,7 +171,7 @@ pub enum Planted {
 }
 
 impl Planted {
-    pub const ALL: [Self; 80] = [
+    pub const ALL: [Self; 81] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -221,6 +223,7 @@ impl Planted {
         Self::ExpiredIsDefinite,
         Self::UnfitPasses,
         Self::FullIsForgotten,
+        Self::CopyOverCopy,
         Self::CopyWithoutRoom,
         Self::FullLeadsOn,
         Self::FullRefusesBarrier,

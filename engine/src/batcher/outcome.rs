@@ -60,7 +60,7 @@ pub enum Failure {
     Stopping,
     /// A replica could not read the batch: a bug, and loud on the node's side.
     Malformed,
-    /// Another request was done under this token: this one was not, and with it never will be.
+    /// Another request has this token: this one was not applied, and with the token never will be.
     TokenReused,
     /// The shard keeps as many records of tokens as it may.
     TokenQuota,

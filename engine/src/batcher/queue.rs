@@ -1,8 +1,8 @@
 //! The operations of one shard: those that wait, and the batch that is out.
 //!
 //! What one request asks of one shard is one *part*. Parts wait in the order of their requests, and
-//! a batch takes them from the front; a dissolved batch puts them back there. So the parts of
-//! batch and queue together are always in the order of their requests.
+//! a batch takes them from the front. A part that was held comes later than its request, and may stand behind a batch
+//! of later ones; so a dissolved batch puts each part back at the place of its request.
 
 use std::collections::VecDeque;
 
@@ -27,7 +27,7 @@ pub(super) struct QueuedOp {
     pub entry: u32,
 }
 
-/// In the place of an index: this operation is none of the client's. It adds nothing, and takes the token to its home.
+/// In the place of an index: the operation adds nothing, and brings a token to its home. The client did not ask for it.
 pub(super) const HOME: u32 = u32::MAX;
 
 impl QueuedOp {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Effect;
-use super::outcome::{Failure, Outcome, WriteResult};
+use super::outcome::{Failure, WriteResult};
 use super::queue::{HOME, Part};
 use crate::ids::{Now, ShardId, Slots};
 
@@ -17,7 +17,7 @@ pub(super) struct Request {
     pub undecided: usize,
     /// Where they went.
     pub shards: Vec<ShardId>,
-    /// What waits until the home of its token has taken the request, and for which range.
+    /// What waits until the home of its token has recorded the request, and for which range.
     pub held: Vec<(Slots, Part)>,
     pub result: WriteResult,
 }
@@ -26,8 +26,8 @@ pub(super) struct Request {
 pub(super) struct Requests {
     open: BTreeMap<u64, Request>,
     deadlines: BTreeSet<(Now, u64)>,
-    /// Of all that is held.
-    held_bytes: usize,
+    /// Of all that is held, by the home that it waits for.
+    held_bytes: BTreeMap<ShardId, usize>,
 }
 
 impl Requests {
@@ -36,19 +36,32 @@ impl Requests {
             return answer(id, request.result, effects);
         }
         self.deadlines.insert((request.deadline, id));
-        self.held_bytes += bytes_of(&request.held);
+        if let Some(&home) = request.shards.first().filter(|_| !request.held.is_empty()) {
+            *self.held_bytes.entry(home).or_default() += bytes_of(&request.held);
+        }
         self.open.insert(id, request);
     }
 
+    /// Bytes of all that is held.
     pub(super) fn held_bytes(&self) -> usize {
-        self.held_bytes
+        self.held_bytes.values().sum()
     }
 
-    /// The home of its token has taken the request: what was held for it may go.
+    /// Bytes of what waits until this shard has recorded a token.
+    pub(super) fn held_for(&self, home: ShardId) -> usize {
+        self.held_bytes.get(&home).copied().unwrap_or(0)
+    }
+
+    /// Takes what was held for the request: the home of its token has recorded it, or never will.
     pub(super) fn release(&mut self, id: u64) -> Vec<(Slots, Part)> {
-        let held = self.open.get_mut(&id).map(|request| std::mem::take(&mut request.held));
-        let held = held.unwrap_or_default();
-        self.held_bytes -= bytes_of(&held);
+        let Some(request) = self.open.get_mut(&id) else { return Vec::new() };
+        let held = std::mem::take(&mut request.held);
+        // Nothing but the part at its home was sent before, so that shard is the first.
+        let home = request.shards.first().filter(|_| !held.is_empty());
+        if let Some(bytes) = home.and_then(|home| self.held_bytes.get_mut(home)) {
+            *bytes -= bytes_of(&held);
+        }
+        self.held_bytes.retain(|_, bytes| *bytes > 0);
         held
     }
 
@@ -149,9 +162,10 @@ fn bytes_of(held: &[(Slots, Part)]) -> usize {
 /// What becomes of the parts that were held when the one at the token's home fails so. They were not sent, so nothing is
 /// unknown of them but what an earlier attempt under the token has done.
 fn never_sent(failure: Failure) -> Failure {
-    match failure.outcome() {
-        Outcome::Unknown if failure != Failure::TokenTooOld => Failure::Slow,
-        _ => failure,
+    match failure {
+        Failure::SessionExpired | Failure::SessionAbandoned => Failure::NoSession,
+        Failure::Deadline | Failure::ResultGone => Failure::Slow,
+        failure => failure,
     }
 }
 

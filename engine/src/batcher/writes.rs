@@ -1,6 +1,8 @@
 //! A write request comes in: split by shard, admitted or refused, queued.
 
 use super::Sizes;
+use std::collections::VecDeque;
+
 use super::outcome::{Failure, WriteResult};
 use super::queue::{HOME, Issued, Part, PartToken, Queue, QueuedOp};
 use super::requests::Request;
@@ -91,6 +93,11 @@ impl Worker {
         }
         let token = token.and_then(|token| Some((token.tag(&ops)?, token.issued)));
         let home = token.and_then(|(tag, _)| self.home(&tag, &ops));
+        if let Some(Err(failure)) = home {
+            open.result.failed = (0..ops.len() as u32).map(|index| (index, failure)).collect();
+            return self.requests.begin(request, open, effects);
+        }
+        let home = home.and_then(Result::ok);
         let (parts, nowhere) = self.splitter.split(&self.map, ops);
         open.result.failed.extend(nowhere.into_iter().map(|index| (index, Failure::NoShard)));
         let parts = parts.into_iter().map(|(place, ops)| (self.map.at(place as usize).slots, ops));
@@ -98,50 +105,59 @@ impl Worker {
         if let Some(home) = &home {
             at_home_first(&mut parts, home);
         }
+        let mut taken = VecDeque::new();
         let mut not_at_home = None;
         for (at, (slots, ops)) in parts.into_iter().enumerate() {
-            let shard = slots.shard();
-            let token = token.map(|(tag, issued)| self.issue(shard, tag, issued));
+            let token = token.map(|(tag, issued)| self.issue(slots.shard(), tag, issued));
             let part = Part::new(request, ops, token);
-            let refused = not_at_home.or_else(|| self.admits(&part, shard).err());
-            if let Some(failure) = refused {
-                let asked = part.ops.iter().map(|queued| queued.index);
-                let asked = asked.filter(|&index| index != HOME);
-                open.result.failed.extend(asked.map(|index| (index, failure)));
-                not_at_home = refused.filter(|_| at == 0 && home.is_some()).or(not_at_home);
-                continue;
+            match not_at_home.or_else(|| self.admits(&part, slots.shard()).err()) {
+                None => taken.push_back((slots, part)),
+                Some(failure) => {
+                    not_at_home = (at == 0 && home.is_some()).then_some(failure).or(not_at_home);
+                    let asked = part.ops.iter().filter(|queued| queued.index != HOME);
+                    open.result.failed.extend(asked.map(|queued| (queued.index, failure)));
+                }
             }
-            open.undecided += part.ops.len();
-            if at > 0 && home.is_some() {
-                open.held.push((slots, part));
-                continue;
-            }
-            open.shards.push(shard);
-            self.bytes += part.bytes;
-            let queue = self.queues.entry(shard).or_insert_with(|| Queue::new(slots));
-            queue.push(self.now, part);
-            self.due.insert(shard);
         }
+        if taken.iter().all(|(_, part)| part.asked() == 0) {
+            // Nothing is left for which the home would record the token.
+            return self.requests.begin(request, open, effects);
+        }
+        open.undecided = taken.iter().map(|(_, part)| part.ops.len()).sum();
+        let at_once = if home.is_some() { 1 } else { taken.len() };
+        for (slots, part) in taken.drain(..at_once) {
+            open.shards.push(slots.shard());
+            self.bytes += part.bytes;
+            let queue = self.queues.entry(slots.shard()).or_insert_with(|| Queue::new(slots));
+            queue.push(self.now, part);
+            self.due.insert(slots.shard());
+        }
+        open.held = taken.into();
         self.requests.begin(request, open, effects);
     }
 
-    /// The operation that takes the token of a request of many to its home, and that shard's range. None: the request
-    /// has no such token.
-    fn home(&self, tag: &Tag, ops: &[Op]) -> Option<(Slots, QueuedOp)> {
+    /// The operation that brings the token of a batch to its home, and that shard's range. None: there is no such token.
+    fn home(&self, tag: &Tag, ops: &[Op]) -> Option<Result<(Slots, QueuedOp), Failure>> {
         if tag.scope != Scope::Batch || Planted::HomeNotAsked.is_in(self.settings.planted) {
             return None;
         }
         let counter = tag.home(ops.first()?.counter.namespace())?;
         let hash = (key::hash(counter.name()) >> 64) as u64;
-        let slots = self.map.of_slot(slot_of(hash))?.slots;
+        let Some(config) = self.map.of_slot(slot_of(hash)) else {
+            return Some(Err(Failure::NoShard));
+        };
         let op = Op { counter, kind: OpKind::Add { delta: 0 } };
-        Some((slots, QueuedOp { op, hash, index: HOME, entry: 0 }))
+        Some(Ok((config.slots, QueuedOp { op, hash, index: HOME, entry: 0 })))
     }
 
-    /// The home of its token has taken a request: its other parts are sent.
+    /// The home of its token has recorded a batch: its other parts are sent, if they may still wait.
     pub(super) fn send_held(&mut self, request: u64, effects: &mut Vec<Effect>) {
         for (slots, part) in self.requests.release(request) {
             let shard = slots.shard();
+            if let Err(failure) = self.admits(&part, shard) {
+                self.requests.part_failed(&part, failure, effects);
+                continue;
+            }
             let known = self.map.get(shard).is_some_and(|config| config.slots == slots);
             if !known {
                 for queued in part.ops {
@@ -175,7 +191,8 @@ impl Worker {
         if self.frozen_until(shard).is_some() {
             return Err(Failure::Frozen);
         }
-        let waiting = self.queues.get(&shard).map_or(0, |queue| queue.waiting_bytes);
+        let queued = self.queues.get(&shard).map_or(0, |queue| queue.waiting_bytes);
+        let waiting = queued + self.requests.held_for(shard);
         // When all together are too much, those that hold more than their share give way: one
         // shard without a primary must not shut out the others.
         let share = self.settings.worker_bytes_max / self.queues.len().max(1);
@@ -230,8 +247,8 @@ impl Worker {
     }
 }
 
-/// The part at the token's home comes first: it is sent alone, and the others when it was taken. Without operations there,
-/// it is the one that takes the token.
+/// The part at the token's home comes first: it is sent alone, and the others once it is recorded. Without operations there
+/// it is the one that brings the token.
 fn at_home_first(parts: &mut Vec<(Slots, Vec<QueuedOp>)>, home: &(Slots, QueuedOp)) {
     let (slots, op) = home;
     match parts.iter().position(|part| part.0 == *slots) {

@@ -149,7 +149,7 @@ impl Node {
         }
         self.transfers.outgoing.remove(&transfer);
         match outcome {
-            SnapshotOutcome::NotInstalled => self.snapshot_again(transfer, &outgoing),
+            SnapshotOutcome::NotInstalled => self.snapshot_failed(transfer, &outgoing),
             SnapshotOutcome::NoSpace if awaited => {
                 let Some(follower) = self.follower_mut(store, shard) else { return };
                 follower.feed = Feed::Full;
@@ -163,13 +163,14 @@ impl Node {
 
     pub(super) fn on_snapshot_failed(&mut self, transfer: u64) {
         if let Some(failed) = self.transfers.outgoing.remove(&transfer) {
-            let until = self.now.plus_ms(self.settings.timing.copy_again_ms);
-            self.transfers.resting.insert((failed.store, failed.shard), until);
-            self.snapshot_again(transfer, &failed);
+            self.snapshot_failed(transfer, &failed);
         }
     }
 
-    fn snapshot_again(&mut self, transfer: u64, failed: &Outgoing) {
+    /// Another one is begun after a while: what hindered this one may last, and whole copies are dear.
+    fn snapshot_failed(&mut self, transfer: u64, failed: &Outgoing) {
+        let until = self.now.plus_ms(self.settings.timing.copy_again_ms);
+        self.transfers.resting.insert((failed.store, failed.shard), until);
         if let Some(follower) = self.follower_mut(failed.store, failed.shard)
             && follower.feed == (Feed::Snapshot { transfer })
         {
@@ -234,14 +235,28 @@ impl Node {
         // Its primary begins again: the one before will not come.
         link.announced.retain(|_, before| before.shard != shard);
         self.promise_for_copy(&announced, effects);
+        let planted = self.settings.planted;
+        if !self.is_replaceable(shard) && !Planted::CopyOverCopy.is_in(planted) {
+            let outcome = SnapshotOutcome::NotInstalled;
+            let message = FromFollower::Snapshot { transfer, shard, outcome };
+            effects.push(Effect::FromFollower { conn, message });
+            return;
+        }
         let fits = announced.bytes <= self.room_for_copies();
-        let fits = fits || Planted::CopyWithoutRoom.is_in(self.settings.planted);
+        let fits = fits || Planted::CopyWithoutRoom.is_in(planted);
         if fits && let Some(link) = self.accepted.get_mut(&conn) {
             link.announced.insert(transfer, announced);
         }
         let outcome = if fits { SnapshotOutcome::Accepted } else { SnapshotOutcome::NoSpace };
         let message = FromFollower::Snapshot { transfer, shard, outcome };
         effects.push(Effect::FromFollower { conn, message });
+    }
+
+    /// A whole copy may take the place of what this node has of the shard: there is something, and no copy is being installed
+    /// already. That may last, where the disk lacks room or open files.
+    fn is_replaceable(&self, shard: ShardId) -> bool {
+        let trust = self.replicas.get(&shard).map(|replica| &replica.trust);
+        !matches!(trust, None | Some(Trust::Absent { .. } | Trust::Replacing { .. }))
     }
 
     /// The notice may be the first that this node hears of its primary's epoch: no slice was sent while the window had no
@@ -265,11 +280,10 @@ impl Node {
         let announced =
             self.accepted.get_mut(&conn).and_then(|link| link.announced.remove(&transfer));
         let wanted = announced.and_then(|Announced { shard, epoch, copy, bytes }| {
+            let replaceable = self.is_replaceable(shard);
             let replica = self.replicas.get_mut(&shard)?;
             // Of the promised epoch, and in place of the copy that the sender meant: a snapshot
             // that comes late must not replace a copy that has acknowledged since.
-            let replaceable =
-                !matches!(replica.trust, Trust::Absent { .. } | Trust::Replacing { .. });
             let fits = replaceable
                 && replica.promised == epoch
                 && replica.primary().is_none()

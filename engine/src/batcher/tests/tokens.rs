@@ -250,6 +250,75 @@ fn a_frozen_home_refuses_at_once() {
     story.turn(asked(2, &[right, left]), &[failed(2, &both)]);
 }
 
+/// Which shard is the home of its token is not known yet: no part may go without it.
+#[test]
+fn a_home_that_is_not_known_refuses_at_once() {
+    let mut story = Story::with(Settings::default(), &[config(LEFT, 1, 1), config(RIGHT, 1, 1)]);
+    story.worker = Worker::new(Settings::default());
+    let known = Event::Config(config(RIGHT, 1, 1));
+    story.turn([Event::Session(Some(session(7))), connected(1, 1), known], &[]);
+    let asked = tokened(1, &[add(&key_in(RIGHT), 1)], token(Scope::Batch, Some(9)));
+    story.turn([asked], &[failed(1, &[(0, Failure::NoShard)])]);
+}
+
+/// All that is asked for is refused at once: the token stays free for another batch.
+#[test]
+fn a_token_is_not_brought_home_for_nothing() {
+    let mut story = Story::with(Settings::default(), &[config(LEFT, 1, 1), config(RIGHT, 1, 1)]);
+    let reply = NodeReply::ShardState { slots: RIGHT, state: ShardAvailability::Frozen };
+    story.turn([Event::Reply { conn: Conn(1), reply }], &[]);
+    let asked = tokened(1, &[add(&key_in(RIGHT), 1)], token(Scope::Batch, Some(9)));
+    story.turn([asked], &[failed(1, &[(0, Failure::Frozen)])]);
+    assert!(story.worker.is_idle());
+}
+
+/// One home without a primary must not shut out the others: what is held for it counts as what waits for it.
+#[test]
+fn what_is_held_for_a_home_counts_as_its_own() {
+    let settings = Settings { worker_bytes_max: 10_000, ..Settings::default() };
+    let mut story = Story::with(settings, &[config(LEFT, 1, 1), config(RIGHT, 1, 2)]);
+    story.turn([closed(1)], &[]);
+    let long = (0..).map(|number: u32| format!("{number}{}", "k".repeat(1_000)));
+    let long: Vec<Op> = long.map(|key| add(&key, 1)).take(20).collect();
+    let long = long.iter().find(|op| RIGHT.contains(op.counter.slot())).expect("one of twenty");
+    let batch =
+        |request| tokened(request, std::slice::from_ref(long), token(Scope::Batch, Some(9)));
+    let mut asked = 0;
+    let refused = loop {
+        asked += 1;
+        assert!(asked < 12, "{} bytes are held", story.worker.bytes());
+        let mut effects = Vec::new();
+        story.worker.handle(story.now, batch(asked), &mut effects);
+        if !effects.is_empty() {
+            break effects;
+        }
+    };
+    assert_eq!(refused, [failed(asked, &[(0, Failure::NoPrimary)])]);
+    // The other shard takes what is its own.
+    let plain = [add(&key_in(RIGHT), 5)];
+    let sent = batch_of(RIGHT, 7, 1, &plain);
+    story.turn([write(asked + 1, &plain)], &[frame(2, 1, [&sent])]);
+}
+
+/// The shard that operations were held for has become full meanwhile.
+#[test]
+fn held_operations_are_admitted_again() {
+    let settings = Settings { queue_bytes_max: 1, ..Settings::default() };
+    let mut story = Story::with(settings, &[config(LEFT, 1, 1), config(RIGHT, 1, 1)]);
+    let ops = [add(&key_in(RIGHT), 2)];
+    let tag = tag(Scope::Batch, &ops);
+    let takes = [Op { counter: tag.home(b"n").unwrap(), kind: OpKind::Add { delta: 0 } }];
+    let taken = groups(LEFT, 1, &[(Some((tag, stated(9))), &takes)]);
+    let asked = tokened(1, &ops, token(Scope::Batch, Some(9)));
+    story.turn([asked], &[frame(1, 1, [&taken])]);
+    let plain = [add(&key_in(RIGHT), 1)];
+    let out = batch_of(RIGHT, 7, 1, &plain);
+    story.turn([write(2, &plain)], &[frame(1, 2, [&out])]);
+    story.turn([write(3, &plain)], &[]);
+    let done = told(&[], &[TokenOutcome::Applied], 9);
+    story.turn([answer(1, 1, &taken, done)], &[failed(1, &[(0, Failure::QueueFull)])]);
+}
+
 /// What was held comes behind a batch of later requests, and stands before them when that is dissolved.
 #[test]
 fn held_operations_keep_their_place() {

@@ -306,6 +306,40 @@ fn a_copy_that_failed_rests_before_it_is_begun_again() {
     assert!(measured(&bench.on(Event::Tick)).is_some());
 }
 
+/// The follower could not install it: another one may be no better off.
+#[test]
+fn a_copy_that_was_not_installed_rests_before_it_is_begun_again() {
+    let (mut bench, transfer) = measuring();
+    bench.on(Event::SnapshotMeasured { transfer, bytes: 7 });
+    let effects = answer(&mut bench, transfer, SnapshotOutcome::NotInstalled);
+    assert_eq!(measured(&effects), None);
+    bench.now = bench.now.plus_ms(bench.node.settings.timing.copy_again_ms - 1);
+    assert_eq!(measured(&bench.on(Event::Tick)), None);
+    bench.now = bench.now.plus_ms(bench.node.settings.timing.review_every_ms);
+    assert!(measured(&bench.on(Event::Tick)).is_some());
+}
+
+/// Chaos, seed 7: an install waited for open files, and the next primary sent 414 copies into its staging meanwhile.
+#[test]
+fn no_copy_is_taken_while_another_one_is_being_installed() {
+    let mut bench = follower();
+    let (shard, epoch, copy) = (SHARD, Epoch(1), CopyNo(1));
+    let announce = |bench: &mut Bench, transfer| {
+        let notice = ToFollower::Snapshot { transfer, shard, epoch, copy, bytes: 1 };
+        let effects = bench.on(Event::ToFollower { conn: FROM_A, message: notice });
+        effects.iter().find_map(|effect| match effect {
+            Effect::FromFollower { message: FromFollower::Snapshot { outcome, .. }, .. } => {
+                Some(*outcome)
+            }
+            _ => None,
+        })
+    };
+    assert_eq!(announce(&mut bench, 7), Some(SnapshotOutcome::Accepted));
+    let state = Box::new(ShardState { slots: Slots::ALL, ..ShardState::default() });
+    bench.on(Event::SnapshotStaged { conn: FROM_A, transfer: 7, state });
+    assert_eq!(announce(&mut bench, 8), Some(SnapshotOutcome::NotInstalled));
+}
+
 /// A copy that comes late was meant to replace one that has been replaced since, and has acknowledged.
 #[test]
 fn a_copy_that_was_meant_for_an_older_one_is_not_installed() {

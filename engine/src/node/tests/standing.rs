@@ -143,8 +143,8 @@ fn at_the_floor_with_a_full_member_the_shard_is_frozen() {
 }
 
 /// At the floor B is gone, and the learner C has everything, on a disk that is full: C takes B's place, so that the
-/// barrier is committed and reads are answered. It takes no place of a member that
-/// has acknowledged the barrier, and whose own disk is full.
+/// barrier is committed and reads are answered. It takes no place of a member that has acknowledged the barrier, and whose
+/// own disk is full.
 #[test]
 fn at_the_floor_a_full_learner_replaces_a_member_that_is_gone() {
     for (b_is_full, want) in [(false, Some(vec![A.store, C.store])), (true, None)] {
