@@ -51,6 +51,10 @@ def ask(port, path, method="GET", body=None, headers={}):
         connection.close()
 
 
+class Broken(Exception):
+    """What a case waits for does not come."""
+
+
 def until(what, check):
     end = time.monotonic() + PATIENCE
     while True:
@@ -58,7 +62,7 @@ def until(what, check):
             if check():
                 return
         if time.monotonic() > end:
-            sys.exit(f"proxies: {what}: not within {PATIENCE} s")
+            raise Broken(f"{what}: not within {PATIENCE} s")
         time.sleep(0.05)
 
 
@@ -71,9 +75,9 @@ def started(*command):
         )
         try:
             yield process
-            if process.poll() is not None:
-                said.seek(0)
-                sys.exit(f"proxies: {command[0]} ended with {process.returncode}: {said.read().decode()[-1000:]}")
+        except Broken as broken:
+            said.seek(0)
+            raise Broken(f"{broken}; {command[0]} ({process.poll()}) says {said.read().decode()[-1000:]}") from broken
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
@@ -150,8 +154,13 @@ def nginx_answers_for_a_gateway(gateway):
         yield f"{value} were counted"
 
 
-def nginx_gives_connections_up_first(gateway):
+def nginx_gives_connections_up_first(_):
     """The rule of docs/operations.md: with an idle timeout below the gateway's no request meets a connection that closes."""
+    with one_gateway("proxies", env=os.environ | {"DKC_IDLE_TIMEOUT": "3"}) as gateway:
+        yield from idle_connections(gateway)
+
+
+def idle_connections(gateway):
     upstream = f"upstream dkc {{ server 127.0.0.1:{gateway.port}; keepalive 64; keepalive_timeout 1s; }}"
     location = 'location / { proxy_pass http://dkc; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_next_upstream off; }'
 
@@ -160,7 +169,7 @@ def nginx_gives_connections_up_first(gateway):
         for _ in range(4):
             writer.write(post("/v1/counters/px-idle/x/increment"))
             # Around both timeouts, the proxy's and the gateway's.
-            await asyncio.sleep(random.choice([random.uniform(0.95, 1.05), random.uniform(1.95, 2.05)]))
+            await asyncio.sleep(random.choice([random.uniform(0.95, 1.05), random.uniform(2.95, 3.05)]))
         writer.write_eof()
         return await statuses(reader)
 
@@ -229,8 +238,10 @@ def haproxy_sees_who_is_ready(gateway):
             if (status := ask(port, "/v1/counters/px-haproxy/x/increment", "POST")[0]) != 200:
                 yield f"through it: {status}"
             os.kill(gateway.pid, signal.SIGSTOP)
-            until("a gateway that stands still is down", lambda: all(state.startswith("DOWN") for state in states().values()))
-            os.kill(gateway.pid, signal.SIGCONT)
+            try:
+                until("a gateway that stands still is down", lambda: all(state.startswith("DOWN") for state in states().values()))
+            finally:
+                os.kill(gateway.pid, signal.SIGCONT)
             until("it is up again", lambda: all(state.startswith("UP") for state in states().values()))
             if (status := ask(port, "/v1/counters/px-haproxy/x/increment", "POST")[0]) != 200:
                 yield f"through it, later: {status}"
@@ -247,13 +258,18 @@ CASES = [
 
 
 def main():
-    wanted = sys.argv[1:] or [case.__name__ for case in CASES]
+    names = [case.__name__ for case in CASES]
+    wanted = sys.argv[1:] or names
+    if unknown := set(wanted) - set(names):
+        sys.exit(f"proxies: no such case: {', '.join(unknown)}; there are {', '.join(names)}")
     failed = 0
-    # For nginx_gives_connections_up_first; the others do not wait that long.
-    with one_gateway("proxies", env=os.environ | {"DKC_IDLE_TIMEOUT": "2"}) as gateway:
+    with one_gateway("proxies") as gateway:
         for case in [case for case in CASES if case.__name__ in wanted]:
             began = time.monotonic()
-            problems = list(case(gateway))
+            try:
+                problems = list(case(gateway))
+            except Broken as broken:
+                problems = [str(broken)]
             failed += bool(problems)
             took = time.monotonic() - began
             print(f"proxies: {case.__name__.replace('_', ' ')}: {'FAILED' if problems else 'ok'}, {took:.1f} s", flush=True)

@@ -47,15 +47,16 @@ fn told(failure: Failure) -> (Kind, &'static str) {
         Failure::NoSession => {
             (Kind::NoSession, "this gateway has not registered with etcd yet, or etcd is away")
         }
-        Failure::NoPrimary => {
-            (Kind::NoPrimary, "no node that leads the counter's shard could be reached in time")
-        }
+        Failure::NoPrimary => (
+            Kind::NoPrimary,
+            "no node that leads a shard which this needs could be reached in time",
+        ),
         Failure::Frozen => (
             Kind::Frozen,
-            "the counter's shard has too few replicas that answer: it takes no writes until one returns",
+            "a shard that this needs has too few replicas that answer: it takes no writes until one returns",
         ),
         Failure::Overloaded => {
-            (Kind::Overloaded, "the node that leads the counter's shard is overloaded")
+            (Kind::Overloaded, "a node that leads a shard which this needs is overloaded")
         }
         Failure::QueueFull => (Kind::Overloaded, "too much waits in this gateway already"),
         Failure::Slow => (
@@ -63,7 +64,7 @@ fn told(failure: Failure) -> (Kind, &'static str) {
             "the deadline passed while it waited in this gateway; it was not sent",
         ),
         Failure::NoSpace => {
-            (Kind::NoSpace, "the disk of a node that holds the counter's shard is nearly full")
+            (Kind::NoSpace, "the disk of a node that holds a shard which this needs is nearly full")
         }
         Failure::TooLarge => (Kind::TooLarge, "more bytes than a node takes in one piece"),
         Failure::Stopping => (Kind::Stopping, "this gateway is being stopped: ask another one"),
@@ -78,7 +79,7 @@ fn told(failure: Failure) -> (Kind, &'static str) {
         ),
         Failure::TokenReused => (
             Kind::TokenReused,
-            "another request was made with this Idempotency-Key, and this one was not applied: give each its own",
+            "another request has this Idempotency-Key, and this one was not applied: give each its own",
         ),
         Failure::TokenTooOld => (
             Kind::TokenTooOld,
@@ -87,7 +88,7 @@ fn told(failure: Failure) -> (Kind, &'static str) {
         ),
         Failure::TokenQuota => (
             Kind::Quota,
-            "the records of Idempotency-Keys fill what this namespace may hold of the counter's shard: the oldest go in time",
+            "the records of Idempotency-Keys fill what this namespace may hold of a shard that this needs: the oldest go in time",
         ),
         Failure::ResultGone => {
             (Kind::SessionLost, "it was applied earlier, and its result is no longer known")

@@ -5,9 +5,13 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use super::{Fault, Field};
 use crate::chaos::fleet::Role;
 
+/// The exit code of a process that has failed, for a passing reason too.
+const FAILED: i32 = 1;
+
 /// The limit of a running process drops to what it has open, or a little above.
 ///
-/// It waits or refuses, takes nothing for damage, and goes on when it may open files again.
+/// It waits or refuses, takes nothing for damage, and goes on when it may open files again; or, once RocksDB has failed to
+/// open a table for a change of its own and so refuses every later one, it ends with 1 after a minute and starts again.
 #[derive(Default)]
 pub struct Few {
     /// With the limit that it had.
@@ -23,6 +27,7 @@ impl Fault for Few {
         let more = field.rng.below(6);
         let had = limit(pid, open + more).map_err(|error| format!("{victim}: {error}"))?;
         self.victim = Some((victim.clone(), pid, had));
+        field.fleet.explain(&victim, &[FAILED]);
         Ok(format!("{victim}: {open} open, {more} more may be"))
     }
 
