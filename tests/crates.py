@@ -13,6 +13,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+from cases import run_cases
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 CRATES_IO = "registry+https://github.com/rust-lang/crates.io-index"
 
@@ -147,13 +149,8 @@ def same_series(own, bound):
 
 def main():
     packages = metadata()
-    failed = 0
-    for check in [licences_are_allowed, all_come_from_crates_io, none_is_banned, no_advisory_is_open]:
-        problems = list(check(packages))
-        failed += bool(problems)
-        print(f"crates: {check.__name__.replace('_', ' ')}: {'FAILED' if problems else 'ok'}")
-        for problem in problems:
-            print(f"  {problem}")
+    checks = [licences_are_allowed, all_come_from_crates_io, none_is_banned, no_advisory_is_open]
+    failed = run_cases("crates", checks, packages)
     print(f"crates: {len(packages)} crates looked at")
     return 1 if failed else 0
 

@@ -20,6 +20,7 @@ import kubernetes_validate
 import yaml
 
 import docs
+from cases import run_cases
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEPLOY = REPOSITORY / "deploy"
@@ -419,15 +420,7 @@ def main():
         prometheus_scrapes_what_compose_runs,
         metrics_exist,
     ]
-    failed = 0
-    for check in checks:
-        problems = list(check())
-        failed += bool(problems)
-        print(f"deploy: {check.__name__.replace('_', ' ')}: {'FAILED' if problems else 'ok'}")
-        for problem in problems:
-            print(f"  {problem}")
-    print(f"deploy: {len(checks) - failed} of {len(checks)} checks passed")
-    return 1 if failed else 0
+    return 1 if run_cases("deploy", checks) else 0
 
 
 if __name__ == "__main__":

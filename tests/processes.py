@@ -23,6 +23,9 @@ import threading
 import time
 from pathlib import Path
 
+import cases
+from cases import Broken, free_port
+
 DKC = os.environ.get("DKC_BIN", "dkc")
 ETCD = os.environ["ETCD"]
 CACHE = Path(os.environ["DKC_CACHE"])
@@ -31,26 +34,8 @@ PATIENCE = 40
 FULL_LOG_SECONDS = int(os.environ.get("FULL_LOG_SECONDS", "10"))
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Broken(Exception):
-    """What a case waits for does not come."""
-
-
 def until(what, check, seconds=PATIENCE):
-    """Waits until `check` gives something that is true."""
-    end = time.monotonic() + seconds
-    while True:
-        found = check()
-        if found:
-            return found
-        if time.monotonic() > end:
-            raise Broken(f"{what}: not within {seconds} s")
-        time.sleep(0.05)
+    return cases.until(what, check, seconds)
 
 
 def ask(port, path, method="GET", body=None, seconds=10, headers={}):
@@ -661,24 +646,7 @@ CASES = [
 
 
 def main():
-    names = [case.__name__ for case in CASES]
-    wanted = sys.argv[1:] or names
-    if unknown := set(wanted) - set(names):
-        sys.exit(f"processes: no such case: {', '.join(unknown)}; there are {', '.join(names)}")
-    failed = 0
-    for case in [case for case in CASES if case.__name__ in wanted]:
-        began = time.monotonic()
-        try:
-            problems = list(case())
-        except Broken as broken:
-            problems = [str(broken)]
-        failed += bool(problems)
-        took = time.monotonic() - began
-        print(f"processes: {case.__name__.replace('_', ' ')}: {'FAILED' if problems else 'ok'}, {took:.0f} s", flush=True)
-        for problem in problems:
-            print(f"  {problem}")
-    print(f"processes: {len(wanted) - failed} of {len(wanted)} cases passed")
-    return 1 if failed else 0
+    return 1 if cases.run_cases("processes", cases.chosen("processes", CASES, sys.argv[1:])) else 0
 
 
 if __name__ == "__main__":

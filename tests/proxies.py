@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import cases
+from cases import Broken, free_port
 from one_gateway import DKC, one_gateway, post, statuses
 
 CACHE = Path(os.environ["DKC_CACHE"]) / "proxies"
@@ -34,12 +36,6 @@ def binary(name):
     return str(unpacked) if unpacked.exists() else shutil.which(name, path="/usr/sbin")
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def ask(port, path, method="GET", body=None, headers={}):
     """(status, text, headers)."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
@@ -51,19 +47,8 @@ def ask(port, path, method="GET", body=None, headers={}):
         connection.close()
 
 
-class Broken(Exception):
-    """What a case waits for does not come."""
-
-
 def until(what, check):
-    end = time.monotonic() + PATIENCE
-    while True:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            if check():
-                return
-        if time.monotonic() > end:
-            raise Broken(f"{what}: not within {PATIENCE} s")
-        time.sleep(0.05)
+    return cases.until(what, check, PATIENCE)
 
 
 @contextlib.contextmanager
@@ -258,25 +243,9 @@ CASES = [
 
 
 def main():
-    names = [case.__name__ for case in CASES]
-    wanted = sys.argv[1:] or names
-    if unknown := set(wanted) - set(names):
-        sys.exit(f"proxies: no such case: {', '.join(unknown)}; there are {', '.join(names)}")
-    failed = 0
+    wanted = cases.chosen("proxies", CASES, sys.argv[1:])
     with one_gateway("proxies") as gateway:
-        for case in [case for case in CASES if case.__name__ in wanted]:
-            began = time.monotonic()
-            try:
-                problems = list(case(gateway))
-            except Broken as broken:
-                problems = [str(broken)]
-            failed += bool(problems)
-            took = time.monotonic() - began
-            print(f"proxies: {case.__name__.replace('_', ' ')}: {'FAILED' if problems else 'ok'}, {took:.1f} s", flush=True)
-            for problem in problems:
-                print(f"  {problem}")
-    print(f"proxies: {len(wanted) - failed} of {len(wanted)} cases passed")
-    return 1 if failed else 0
+        return 1 if cases.run_cases("proxies", wanted, gateway) else 0
 
 
 if __name__ == "__main__":

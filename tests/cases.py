@@ -1,0 +1,55 @@
+"""What scripts of cases share: a case is a generator that yields what is wrong."""
+
+import contextlib
+import http.client
+import socket
+import sys
+import time
+
+
+class Broken(Exception):
+    """What a case waits for does not come."""
+
+
+def until(what, check, seconds):
+    """Waits until `check` gives something that is true, and returns it. A refused connection is nothing yet."""
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if found := check():
+                return found
+        if time.monotonic() > end:
+            raise Broken(f"{what}: not within {seconds} s")
+        time.sleep(0.05)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def chosen(script, cases, names):
+    """The cases of these names; all if there are none."""
+    known = {case.__name__: case for case in cases}
+    if unknown := set(names) - set(known):
+        sys.exit(f"{script}: no such case: {', '.join(unknown)}; there are {', '.join(known)}")
+    return [case for name, case in known.items() if not names or name in names]
+
+
+def run_cases(script, cases, *arguments):
+    """Runs all, prints what is wrong with each; how many failed."""
+    failed = 0
+    for case in cases:
+        began = time.monotonic()
+        try:
+            problems = list(case(*arguments))
+        except Broken as broken:
+            problems = [str(broken)]
+        failed += bool(problems)
+        took = time.monotonic() - began
+        print(f"{script}: {case.__name__.replace('_', ' ')}: {'FAILED' if problems else 'ok'}, {took:.1f} s", flush=True)
+        for problem in problems:
+            print(f"  {problem}")
+    print(f"{script}: {len(cases) - failed} of {len(cases)} cases passed")
+    return failed
