@@ -75,7 +75,7 @@ pub enum Scope {
     /// One operation: recorded under (namespace, counter, token).
     Counter = 0,
     /// A request of many: recorded under (namespace, token) in its *home*, the shard of
-    /// [`Tag::home`], before any other shard hears of it, and then in each that it touches. Each
+    /// [`Tag::home`], before it is sent to any other, and then in each that it touches. Each
     /// shard's part is applied or replayed as a whole.
     Batch = 1,
 }

@@ -75,7 +75,7 @@ fn respond<B>(
 ) -> Response<Full<Bytes>> {
     let plain = |status, body: &str| Page { status, content_type: TEXT, body: body.to_owned() };
     let path = request.uri().path();
-    // HAProxy's check of a server's health asks with OPTIONS; the status alone tells.
+    // HAProxy's health check sends OPTIONS, and looks at nothing but the status.
     let allowed = match path {
         "/metrics" => "GET, HEAD",
         _ => "GET, HEAD, OPTIONS",

@@ -110,14 +110,15 @@ impl Worker {
             self.requests.value(request, index, value);
         }
         for (part, outcome) in undecided.parts.iter().zip(outcomes) {
+            if part.token.is_some() && outcome.is_applied() {
+                self.send_held(part.request, effects);
+            }
             let failure = match outcome {
                 TokenOutcome::Applied => {
-                    self.send_held(part.request, effects);
                     self.requests.applied(part, effects);
                     continue;
                 }
                 TokenOutcome::Replayed => {
-                    self.send_held(part.request, effects);
                     self.requests.replayed(part, effects);
                     continue;
                 }

@@ -64,7 +64,7 @@ pub(super) enum Issued {
 }
 
 impl Issued {
-    /// The shard's time was told at this moment: whoever came before was issued before.
+    /// The shard's time was told at this moment: an operation that came before it was issued before it.
     fn heard(self, time: TimeMs, at: Now) -> Self {
         match self {
             Self::Came(came) if came <= at => {
@@ -154,26 +154,25 @@ impl Queue {
         }
     }
 
-    pub(super) fn push(&mut self, now: Now, part: Part) {
-        if self.waiting.is_empty() {
-            self.since = now;
-        }
-        self.waiting_ops += part.ops.len();
-        self.waiting_bytes += part.bytes;
-        self.waiting.push_back(part);
-    }
-
-    /// Adds a part that was held, where its request's place is.
-    pub(super) fn push_held(&mut self, now: Now, mut part: Part) {
+    /// Adds a part behind those of its request and of earlier ones. One that was held may find later requests here.
+    pub(super) fn push(&mut self, now: Now, mut part: Part) {
         if let (Some(token), Some((time, at))) = (&mut part.token, self.heard) {
             token.issued = token.issued.heard(time, at);
         }
         if self.waiting.is_empty() {
             self.since = now;
         }
+        let is_last = self.waiting.back().is_none_or(|last| last.request <= part.request);
+        let at = match is_last {
+            true => self.waiting.len(),
+            false => range_of(&self.waiting, part.request).end,
+        };
+        self.put(at, part);
+    }
+
+    fn put(&mut self, at: usize, part: Part) {
         self.waiting_ops += part.ops.len();
         self.waiting_bytes += part.bytes;
-        let at = range_of(&self.waiting, part.request).end;
         self.waiting.insert(at, part);
     }
 
@@ -203,10 +202,8 @@ impl Queue {
     /// Puts the parts of a dissolved batch back where they came from. Parts of earlier requests may have come behind it.
     pub(super) fn push_front(&mut self, parts: VecDeque<Part>) {
         for part in parts.into_iter().rev() {
-            self.waiting_ops += part.ops.len();
-            self.waiting_bytes += part.bytes;
             let at = range_of(&self.waiting, part.request).start;
-            self.waiting.insert(at, part);
+            self.put(at, part);
         }
         self.since = Now(0);
     }

@@ -54,14 +54,18 @@ impl Requests {
 
     /// Takes what was held for the request: the home of its token has recorded it, or never will.
     pub(super) fn release(&mut self, id: u64) -> Vec<(Slots, Part)> {
-        let Some(request) = self.open.get_mut(&id) else { return Vec::new() };
+        let request = self.open.get_mut(&id).filter(|request| !request.held.is_empty());
+        let Some(request) = request else { return Vec::new() };
         let held = std::mem::take(&mut request.held);
         // Nothing but the part at its home was sent before, so that shard is the first.
-        let home = request.shards.first().filter(|_| !held.is_empty());
-        if let Some(bytes) = home.and_then(|home| self.held_bytes.get_mut(home)) {
+        if let Some(&home) = request.shards.first()
+            && let Some(bytes) = self.held_bytes.get_mut(&home)
+        {
             *bytes -= bytes_of(&held);
+            if *bytes == 0 {
+                self.held_bytes.remove(&home);
+            }
         }
-        self.held_bytes.retain(|_, bytes| *bytes > 0);
         held
     }
 
@@ -114,7 +118,8 @@ impl Requests {
         self.decided(part.request, part.ops.len(), effects);
     }
 
-    /// These operations of a request have failed. What was held for it fails with them: what it waited for is no more.
+    /// These operations of a request have failed. What was held for it fails with them: its token was not
+    /// recorded.
     pub(super) fn failed(
         &mut self,
         id: u64,

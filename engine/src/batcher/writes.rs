@@ -1,8 +1,6 @@
 //! A write request comes in: split by shard, admitted or refused, queued.
 
 use super::Sizes;
-use std::collections::VecDeque;
-
 use super::outcome::{Failure, WriteResult};
 use super::queue::{HOME, Issued, Part, PartToken, Queue, QueuedOp};
 use super::requests::Request;
@@ -82,72 +80,79 @@ impl Worker {
         let (shards, held) = (Vec::new(), Vec::new());
         let mut open =
             Request { deadline, undecided: 0, shards, held, result: WriteResult::default() };
+        let token = token.and_then(|token| Some((token.tag(&ops)?, token.issued)));
+        let home = token.and_then(|(tag, _)| self.home(&tag, &ops));
         let refused = if self.stopping {
             Some(Failure::Stopping)
+        } else if self.present.is_none() {
+            Some(Failure::NoSession)
         } else {
-            self.present.is_none().then_some(Failure::NoSession)
+            home.as_ref().and_then(|home| home.as_ref().err().copied())
         };
         if let Some(failure) = refused {
             open.result.failed = (0..ops.len() as u32).map(|index| (index, failure)).collect();
             return self.requests.begin(request, open, effects);
         }
-        let token = token.and_then(|token| Some((token.tag(&ops)?, token.issued)));
-        let home = token.and_then(|(tag, _)| self.home(&tag, &ops));
-        if let Some(Err(failure)) = home {
-            open.result.failed = (0..ops.len() as u32).map(|index| (index, failure)).collect();
-            return self.requests.begin(request, open, effects);
-        }
         let home = home.and_then(Result::ok);
-        let (parts, nowhere) = self.splitter.split(&self.map, ops);
+        let (mut parts, nowhere) = self.splitter.split(&self.map, ops);
         open.result.failed.extend(nowhere.into_iter().map(|index| (index, Failure::NoShard)));
-        let parts = parts.into_iter().map(|(place, ops)| (self.map.at(place as usize).slots, ops));
-        let mut parts: Vec<_> = parts.collect();
-        if let Some(home) = &home {
+        let has_home = home.is_some();
+        if let Some(home) = home {
             at_home_first(&mut parts, home);
         }
-        let mut taken = VecDeque::new();
-        let mut not_at_home = None;
-        for (at, (slots, ops)) in parts.into_iter().enumerate() {
+        let (mut at_home, mut not_at_home) = (None, None);
+        for (at, (place, ops)) in parts.into_iter().enumerate() {
+            let slots = self.map.at(place as usize).slots;
+            let is_home = has_home && at == 0;
             let token = token.map(|(tag, issued)| self.issue(slots.shard(), tag, issued));
             let part = Part::new(request, ops, token);
-            match not_at_home.or_else(|| self.admits(&part, slots.shard()).err()) {
-                None => taken.push_back((slots, part)),
-                Some(failure) => {
-                    not_at_home = (at == 0 && home.is_some()).then_some(failure).or(not_at_home);
-                    let asked = part.ops.iter().filter(|queued| queued.index != HOME);
-                    open.result.failed.extend(asked.map(|queued| (queued.index, failure)));
-                }
+            let refused = not_at_home.or_else(|| self.admits(&part, slots.shard()).err());
+            if let Some(failure) = refused {
+                let asked = part.ops.iter().filter(|queued| queued.index != HOME);
+                open.result.failed.extend(asked.map(|queued| (queued.index, failure)));
+                not_at_home = not_at_home.or(refused.filter(|_| is_home));
+                continue;
+            }
+            open.undecided += part.ops.len();
+            if is_home {
+                at_home = Some((slots, part));
+            } else if has_home {
+                open.held.push((slots, part));
+            } else {
+                open.shards.push(slots.shard());
+                self.enqueue(slots, part);
             }
         }
-        if taken.iter().all(|(_, part)| part.asked() == 0) {
-            // Nothing is left for which the home would record the token.
-            return self.requests.begin(request, open, effects);
+        if let Some((slots, part)) = at_home {
+            // With nothing to follow, a token is not recorded.
+            if part.asked() == 0 && open.held.is_empty() {
+                open.undecided = 0;
+            } else {
+                open.shards.push(slots.shard());
+                self.enqueue(slots, part);
+            }
         }
-        open.undecided = taken.iter().map(|(_, part)| part.ops.len()).sum();
-        let at_once = if home.is_some() { 1 } else { taken.len() };
-        for (slots, part) in taken.drain(..at_once) {
-            open.shards.push(slots.shard());
-            self.bytes += part.bytes;
-            let queue = self.queues.entry(slots.shard()).or_insert_with(|| Queue::new(slots));
-            queue.push(self.now, part);
-            self.due.insert(slots.shard());
-        }
-        open.held = taken.into();
         self.requests.begin(request, open, effects);
     }
 
-    /// The operation that brings the token of a batch to its home, and that shard's range. None: there is no such token.
-    fn home(&self, tag: &Tag, ops: &[Op]) -> Option<Result<(Slots, QueuedOp), Failure>> {
+    fn enqueue(&mut self, slots: Slots, part: Part) {
+        self.bytes += part.bytes;
+        let queue = self.queues.entry(slots.shard()).or_insert_with(|| Queue::new(slots));
+        queue.push(self.now, part);
+        self.due.insert(slots.shard());
+    }
+
+    /// The operation that brings the token of a batch to its home, and that shard's place in the map. None: there is no
+    /// such token.
+    fn home(&self, tag: &Tag, ops: &[Op]) -> Option<Result<(u32, QueuedOp), Failure>> {
         if tag.scope != Scope::Batch || Planted::HomeNotAsked.is_in(self.settings.planted) {
             return None;
         }
         let counter = tag.home(ops.first()?.counter.namespace())?;
         let hash = (key::hash(counter.name()) >> 64) as u64;
-        let Some(config) = self.map.of_slot(slot_of(hash)) else {
-            return Some(Err(Failure::NoShard));
-        };
         let op = Op { counter, kind: OpKind::Add { delta: 0 } };
-        Some(Ok((config.slots, QueuedOp { op, hash, index: HOME, entry: 0 })))
+        let place = self.map.index_of(slot_of(hash)).ok_or(Failure::NoShard);
+        Some(place.map(|place| (place as u32, QueuedOp { op, hash, index: HOME, entry: 0 })))
     }
 
     /// The home of its token has recorded a batch: its other parts are sent, if they may still wait.
@@ -156,20 +161,14 @@ impl Worker {
             let shard = slots.shard();
             if let Err(failure) = self.admits(&part, shard) {
                 self.requests.part_failed(&part, failure, effects);
-                continue;
-            }
-            let known = self.map.get(shard).is_some_and(|config| config.slots == slots);
-            if !known {
+            } else if self.map.get(shard).is_some_and(|config| config.slots == slots) {
+                self.requests.went_to(request, shard);
+                self.enqueue(slots, part);
+            } else {
                 for queued in part.ops {
                     self.route_again(request, queued, part.token, effects);
                 }
-                continue;
             }
-            self.requests.went_to(request, shard);
-            self.bytes += part.bytes;
-            let queue = self.queues.entry(shard).or_insert_with(|| Queue::new(slots));
-            queue.push_held(self.now, part);
-            self.due.insert(shard);
         }
     }
 
@@ -197,7 +196,7 @@ impl Worker {
         // shard without a primary must not shut out the others.
         let share = self.settings.worker_bytes_max / self.queues.len().max(1);
         let full = waiting >= self.settings.queue_bytes_max
-            || self.bytes() >= self.settings.worker_bytes_max && waiting >= share;
+            || waiting >= share && self.bytes() >= self.settings.worker_bytes_max;
         if !full {
             return Ok(());
         }
@@ -249,12 +248,11 @@ impl Worker {
 
 /// The part at the token's home comes first: it is sent alone, and the others once it is recorded. Without operations there
 /// it is the one that brings the token.
-fn at_home_first(parts: &mut Vec<(Slots, Vec<QueuedOp>)>, home: &(Slots, QueuedOp)) {
-    let (slots, op) = home;
-    match parts.iter().position(|part| part.0 == *slots) {
+fn at_home_first(parts: &mut Vec<(u32, Vec<QueuedOp>)>, (home, op): (u32, QueuedOp)) {
+    match parts.iter().position(|&(place, _)| place == home) {
         Some(at) => parts.swap(0, at),
         None if parts.is_empty() => {}
-        None => parts.insert(0, (*slots, vec![op.clone()])),
+        None => parts.insert(0, (home, vec![op])),
     }
 }
 

@@ -90,18 +90,22 @@ impl Node {
         }
         let is_ready =
             |store: &StoreId| primary.is_caught_up(*store, replica.commit, self.settings.planted);
-        // One at a time: the compare names one candidate's key.
         let mut remove = self.removable(primary, standings);
-        let mut add =
-            Vec::from_iter(self.candidates(primary, standings).into_iter().find(is_ready));
-        if add.is_empty() && primary.record.room(self.min_in_sync()) == 0 {
-            let full = self.full_candidates(primary, standings).into_iter().find(is_ready);
-            let stuck: Vec<_> = of(standings, Standing::Full).collect();
+        // One at a time: the compare names one candidate's key.
+        let good = self.candidates(Standing::Good, primary, standings);
+        let mut add = Vec::from_iter(good.into_iter().find(is_ready));
+        // At the floor one whose disk is full, but that has everything, takes the place of a member that does not even
+        // acknowledge a barrier: reads are answered then, and a log that is full of what could not be committed is trimmed.
+        let at_floor = primary.record.room(self.min_in_sync()) == 0;
+        if add.is_empty() && at_floor && !Planted::FullReplacesNobody.is_in(self.settings.planted) {
+            let full: Vec<_> = of(standings, Standing::Full).collect();
             let gone =
-                |store: &StoreId| primary.record.isr.contains(store) && !stuck.contains(store);
-            if full.is_some() && remove.iter().any(gone) {
+                |store: &StoreId| primary.record.isr.contains(store) && !full.contains(store);
+            let spare = self.candidates(Standing::Full, primary, standings);
+            let spare = spare.into_iter().find(is_ready);
+            if spare.is_some() && remove.iter().any(gone) {
                 remove.retain(gone);
-                add.extend(full);
+                add.extend(spare);
             }
         }
         let taint: Vec<_> = of(standings, Standing::Lost).collect();
@@ -122,21 +126,7 @@ impl Node {
     /// Learners and tainted members that may be added once they are caught up. Nobody while a
     /// proposal is unsettled or etcd away: each addition without an answer counts until there is
     /// one, and its death would stop the shard.
-    fn candidates(&self, primary: &Primary, standings: &Standings) -> Vec<StoreId> {
-        self.candidates_that_are(Standing::Good, primary, standings)
-    }
-
-    /// The same whose disks are full. At the floor one that has everything takes the place of a member that does not
-    /// even acknowledge a barrier: reads are answered then, and a log that is full of what could not be committed is
-    /// trimmed.
-    fn full_candidates(&self, primary: &Primary, standings: &Standings) -> Vec<StoreId> {
-        if Planted::FullReplacesNobody.is_in(self.settings.planted) {
-            return Vec::new();
-        }
-        self.candidates_that_are(Standing::Full, primary, standings)
-    }
-
-    fn candidates_that_are(
+    fn candidates(
         &self,
         standing: Standing,
         primary: &Primary,
@@ -167,7 +157,7 @@ impl Node {
             let follower = primary.followers.get(&store);
             follower.is_some_and(|follower| self.is_near(primary, follower))
         };
-        let candidates = self.candidates(primary, standings);
+        let candidates = self.candidates(Standing::Good, primary, standings);
         let joining = match primary.joining {
             Some((store, since)) => {
                 let goes_on = candidates.contains(&store);

@@ -199,7 +199,7 @@ fn at_right(bseq: u64, ops: &[Op]) -> Batch {
     groups(RIGHT, bseq, &[(Some((tag(Scope::Batch, ops), stated(9))), ops)])
 }
 
-/// Its operations are sent once its home has taken the token, and it alone is told of.
+/// Its operations are sent once its home has recorded the token, and only they are in the result.
 #[test]
 fn a_token_is_taken_at_its_home_first() {
     let (mut story, ops, sent) = at_home();

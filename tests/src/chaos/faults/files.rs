@@ -5,7 +5,7 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use super::{Fault, Field};
 use crate::chaos::fleet::Role;
 
-/// The exit code of a process that has failed, for a passing reason too.
+/// The exit code of a node that has failed, for a passing reason too.
 const FAILED: i32 = 1;
 
 /// The limit of a running process drops to what it has open, or a little above.
@@ -27,7 +27,9 @@ impl Fault for Few {
         let more = field.rng.below(6);
         let had = limit(pid, open + more).map_err(|error| format!("{victim}: {error}"))?;
         self.victim = Some((victim.clone(), pid, had));
-        field.fleet.explain(&victim, &[FAILED]);
+        if field.fleet.member(&victim).role == Role::Node {
+            field.fleet.explain(&victim, &[FAILED]);
+        }
         Ok(format!("{victim}: {open} open, {more} more may be"))
     }
 
