@@ -6,6 +6,7 @@
 //! in a log file.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 
@@ -82,19 +83,28 @@ impl Settings {
         Ok(Self { nodes, gateways, coordinators, replicas, min_in_sync, shards, http, ports })
     }
 
-    /// Gives every listener a port: the remembered one, unless somebody else has it.
+    /// Gives every listener a port: the remembered one, unless another process has it.
     pub(crate) fn choose_ports(&mut self, private_etcd: bool) -> Result<(), String> {
+        self.choose_ports_that_bind(private_etcd, TcpListener::bind)
+    }
+
+    /// As [`Self::choose_ports`], of the ports that `bind` opens.
+    fn choose_ports_that_bind<L>(
+        &mut self,
+        private_etcd: bool,
+        mut bind: impl FnMut(SocketAddr) -> io::Result<L>,
+    ) -> Result<(), String> {
         // Every listener is held until all are chosen, so that no port is given out twice.
         let mut held = Vec::new();
         if self.http.port() != 0 {
-            let listener = TcpListener::bind(self.http).map_err(|error| {
+            let listener = bind(self.http).map_err(|error| {
                 format!("can't listen on {} ({error}): name another with --http", self.http)
             })?;
             held.push(listener);
         }
         let names = self.listeners(private_etcd);
         let host = |name: &str| if name.ends_with("/http") { self.http.ip() } else { LOCALHOST };
-        let bind = |name: &str, port: u16| TcpListener::bind((host(name), port));
+        let mut bind = |name: &str, port: u16| bind(SocketAddr::new(host(name), port));
         // First those that are remembered: a newcomer must not push them aside.
         let mut ports = BTreeMap::new();
         for (name, &port) in self.ports.iter().filter(|(name, _)| names.contains(name)) {
@@ -298,6 +308,8 @@ impl Extra {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn made(wish: &Wish) -> Settings {
@@ -349,7 +361,7 @@ mod tests {
     fn ports_stay_unless_taken() {
         let wish = Wish { http: "127.0.0.1:0".parse().ok(), ..Wish::default() };
         let mut first = made(&wish);
-        first.choose_ports(true).unwrap();
+        first.choose_ports_that_bind(true, free_but(None)).unwrap();
         let mut distinct: Vec<_> = first.ports.values().collect();
         distinct.sort();
         distinct.dedup();
@@ -358,13 +370,25 @@ mod tests {
         assert_eq!(distinct.len(), 13);
         assert_eq!(first.http.port(), first.ports["gateway-1/http"]);
 
-        let holder = TcpListener::bind(("127.0.0.1", first.ports["node-2/grpc"])).unwrap();
         let mut second = Settings::new(&Wish::default(), Some(&first)).unwrap();
-        second.choose_ports(true).unwrap();
+        let taken = first.ports["node-2/grpc"];
+        second.choose_ports_that_bind(true, free_but(Some(taken))).unwrap();
         let moved =
             |(name, port): (&String, &u16)| (first.ports[name] != *port).then(|| name.clone());
         assert_eq!(second.ports.iter().filter_map(moved).collect::<Vec<_>>(), ["node-2/grpc"]);
-        drop(holder);
+
+        let mut third = Settings::new(&Wish::default(), Some(&first)).unwrap();
+        let refused = third.choose_ports_that_bind(true, free_but(Some(first.http.port())));
+        assert!(refused.unwrap_err().contains("--http"));
+    }
+
+    /// A machine on which each port can be bound once, and `taken` never. The real one has other processes on it.
+    fn free_but(taken: Option<u16>) -> impl FnMut(SocketAddr) -> io::Result<()> {
+        let mut bound: BTreeSet<u16> = taken.into_iter().collect();
+        move |address| match bound.insert(address.port()) {
+            true => Ok(()),
+            false => Err(io::ErrorKind::AddrInUse.into()),
+        }
     }
 
     #[test]
