@@ -382,7 +382,7 @@ impl Front {
         }
     }
 
-    /// Too much waits for more to be taken.
+    /// Too much waits for more to be taken. The machine, which names the reason of all else, does not see these.
     fn crowded(&self, route: &Route) -> Problem {
         let slot = match route {
             Route::Increment { counter, .. }
@@ -390,19 +390,13 @@ impl Front {
             | Route::Delete { counter, .. } => Some(counter.slot()),
             _ => None,
         };
-        let failure =
-            slot.map_or(Failure::QueueFull, |slot| self.true_reason(Failure::QueueFull, slot));
+        let failure = match slot {
+            Some(slot) if self.lanes.is_unled(slot) => Failure::NoPrimary,
+            _ => Failure::QueueFull,
+        };
         match route.writes() {
             true => failure::of_write(failure),
             false => failure::of_read(failure),
-        }
-    }
-
-    /// What is refused before the machine sees it, and reads that it has no room for: the machine names the reason of writes.
-    fn true_reason(&self, failure: Failure, slot: Slot) -> Failure {
-        match failure {
-            Failure::QueueFull | Failure::Slow if self.lanes.is_unled(slot) => Failure::NoPrimary,
-            failure => failure,
         }
     }
 
@@ -412,17 +406,10 @@ impl Front {
         bounded_ms: Option<u64>,
         deadline: &Deadline,
     ) -> Result<ReadValues, Problem> {
-        let some_unled = self.lanes.are_some_unled();
-        let unled = some_unled.then(|| keys.iter().map(CounterKey::slot).collect::<Vec<_>>());
         let found = self.lanes.read(keys, bounded_ms, deadline.at).await;
-        found.map_err(|failure| {
-            let slots = unled.iter().flatten();
-            let reasons = slots.map(|&slot| self.true_reason(failure, slot));
-            let failure = reasons.max_by_key(|&reason| reason != failure).unwrap_or(failure);
-            match bounded_ms {
-                Some(_) => failure::of_bounded_read(failure),
-                None => failure::of_read(failure),
-            }
+        found.map_err(match bounded_ms {
+            Some(_) => failure::of_bounded_read,
+            None => failure::of_read,
         })
     }
 

@@ -124,11 +124,6 @@ impl Lanes {
         self.unled.borrow().iter().any(|slots| slots.contains(slot))
     }
 
-    /// As [`Lanes::is_unled`] for any slot.
-    pub(crate) fn are_some_unled(&self) -> bool {
-        !self.unled.borrow().is_empty()
-    }
-
     /// The process ends: every request that is open is answered now, by what is known of it.
     pub(crate) fn end(&self) {
         self.over.set(true);

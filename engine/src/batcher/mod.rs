@@ -482,7 +482,7 @@ impl Worker {
             Some(Failure::Stopping)
         } else {
             let full = self.reads.keys() >= self.settings.read_keys_max;
-            full.then_some(Failure::QueueFull)
+            full.then(|| self.why_no_room(&keys))
         };
         match refused {
             Some(failure) => effects.push(Effect::ReadDone { request, result: Err(failure) }),
@@ -490,6 +490,16 @@ impl Worker {
                 self.reads.begin(request, keys, max_staleness_ms, deadline, &self.map, effects);
             }
         }
+    }
+
+    /// Why a read of these keys finds no room. Where one of them has no primary that can be reached, that is the reason:
+    /// the reads before it wait for it, too.
+    fn why_no_room(&self, keys: &[CounterKey]) -> Failure {
+        let has_primary = |key: &CounterKey| {
+            let config = self.map.of_slot(key.slot());
+            config.is_some_and(|config| self.router.to(config.primary).is_some())
+        };
+        if keys.iter().all(has_primary) { Failure::QueueFull } else { Failure::NoPrimary }
     }
 
     /// Parts are kept in the order of their requests.

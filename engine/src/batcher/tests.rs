@@ -737,6 +737,18 @@ fn a_queue_that_is_full_for_want_of_a_primary_says_so() {
     story.turn([write(2, &[add("a", 1)])], &[failed(2, &[(0, Failure::NoPrimary)])]);
 }
 
+/// The left shard has no primary, and reads of it are all that the worker may hold.
+#[test]
+fn a_read_that_finds_no_room_says_what_it_would_wait_for() {
+    let settings = Settings { read_keys_max: 1, ..Settings::default() };
+    let mut story = Story::with(settings, &[config(LEFT, 1, 1), config(RIGHT, 1, 2)]);
+    let (left, right) = (key_in(LEFT), key_in(RIGHT));
+    story.turn([closed(1)], &[]);
+    story.turn([read(1, &[&left])], &[]);
+    story.turn([read(2, &[&right, &left])], &[read_done(2, Err(Failure::NoPrimary))]);
+    story.turn([read(3, &[&right])], &[read_done(3, Err(Failure::QueueFull))]);
+}
+
 /// The left shard has no primary and holds all that the worker may: the right one still goes.
 #[test]
 fn a_shard_that_holds_more_than_its_share_gives_way() {
