@@ -48,7 +48,8 @@ import subprocess
 import sys
 import tempfile
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from rust_source import ROOT, Source
+
 CRATES = ["cli", "coordinator", "gateway", "metastore", "proto", "storage-node", "telemetry"]
 NAMED = ROOT / "tests" / "dark_arms.txt"
 BY_CHANCE = "by chance"
@@ -68,7 +69,7 @@ def main():
     if not args.report:
         failed = run.go(args.command or [str(ROOT / "test"), "--drivers"], anew=not args.command)
     coverage = run.coverage()
-    sources = [Source(path) for path in driver_files()]
+    sources = [Arms(path) for path in driver_files()]
     tell_lines(sources, coverage)
     judged = judge(sources, coverage, args.list)
     if failed:
@@ -157,7 +158,7 @@ def driver_files():
     return [path for crate in CRATES for path in sorted((ROOT / crate / "src").rglob("*.rs"))]
 
 
-class Source:
+class Arms(Source):
     """A file: which of its lines are tests', which function a place lies in, and where its error arms are.
 
     Every offset is of bytes, as llvm counts columns.
@@ -177,28 +178,8 @@ class Source:
     )
 
     def __init__(self, path):
-        self.path = path
-        self.name = str(path.relative_to(ROOT))
-        text = path.read_bytes().decode("latin-1")
-        self.lines = text.split("\n")
-        self.code = blank(text)
-        self.starts = [0]
-        for line in self.lines:
-            self.starts.append(self.starts[-1] + len(line) + 1)
-        self.tests = self.find_tests()
+        super().__init__(path)
         self.functions = self.find_functions()
-
-    def find_tests(self):
-        """Spans of what is compiled for tests only; the whole file if its `mod` line says so."""
-        folder, stem = self.path.parent, self.path.stem
-        for above in [folder / "mod.rs", folder / "lib.rs", folder / "main.rs", folder.with_suffix(".rs")]:
-            if above.exists() and re.search(rf"#\[cfg\(test\)\]\s+mod {stem};", above.read_text()):
-                return [(0, len(self.code))]
-        spans = []
-        for found in re.finditer(r"#\[cfg\(test\)\]", self.code):
-            ends = re.compile(r"[{;]").search(self.code, found.end())
-            spans.append((found.start(), self.closing(ends.start()) if ends[0] == "{" else ends.end()))
-        return spans
 
     def find_functions(self):
         functions = []
@@ -207,18 +188,6 @@ class Source:
             if body and body[0] == "{":
                 functions.append((found.start(), self.closing(body.start()), found[1]))
         return functions
-
-    def closing(self, opening):
-        """Where the bracket that opens at `opening` is closed."""
-        depth = 0
-        for at in range(opening, len(self.code)):
-            if self.code[at] in "([{":
-                depth += 1
-            elif self.code[at] in ")]}":
-                depth -= 1
-                if depth == 0:
-                    return at + 1
-        sys.exit(f"driver_coverage: {self.name}: a bracket that nothing closes")
 
     def end_of_expression(self, at):
         """Up to the comma, semicolon or closing bracket that ends the expression that begins at `at`."""
@@ -234,9 +203,6 @@ class Source:
                 return at
             at += 1
         return at
-
-    def is_test(self, offset):
-        return any(start <= offset < end for start, end in self.tests)
 
     def function(self, offset):
         """Its span and its name."""
@@ -295,31 +261,10 @@ class Source:
         line_start = self.code.rfind("\n", 0, end)
         return "matches!(" in self.code[line_start:end] or self.code[start:end] in ("Err(_)", "Err(..)")
 
-    def line_of(self, offset):
-        return bisect.bisect_right(self.starts, offset)
-
     def place(self, offset):
         """As llvm has it, both from 1."""
         line = self.line_of(offset)
         return line, offset - self.starts[line - 1] + 1
-
-
-def blank(text):
-    """The text with comments, strings and characters replaced by spaces, every other byte where it was."""
-    token = re.compile(
-        r"//[^\n]*|/\*.*?\*/"
-        r"|b?r(?P<hashes>#*)\"(?:.*?)\"(?P=hashes)"
-        r"|b?\"(?:\\.|[^\"\\])*\""
-        r"|b?'(?:\\(?:x..|u\{[^}]*\}|.)|[^\\'])'",
-        re.DOTALL,
-    )
-
-    def spaces(found):
-        return re.sub(r"[^\n]", " ", found[0])
-
-    # A character outside of ASCII is several bytes here, so `'…'` is not seen by the pattern above.
-    text = re.sub(r"'[\x80-\xff]+'", spaces, text)
-    return token.sub(spaces, text)
 
 
 def count_of(segments, start, end):

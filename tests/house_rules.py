@@ -1,0 +1,159 @@
+#!/usr/bin/env python3
+"""Measures the language of the production code, and refuses what CONTRIBUTING.md does not allow.
+
+    house_rules.py [--list RULE]
+
+Each rule has a limit that may only fall (`LIMITS`). `--list RULE` prints every place that counts:
+
+    dialect       words in comments that are for people, or that no other project uses, per 1,000 words of comments
+    subjectless   comments whose first sentence has no subject, in percent
+    references    references to a document, a section or a file that is not in the repository
+    homonyms      names of types that are defined in more than one file, in percent of all names
+    width         lines over 100 columns
+
+Production code is `*/src/**/*.rs` without what is compiled for tests only, and without the crate `tests`.
+`missing_docs`, which every crate denies, counts public items without a comment.
+"""
+
+import argparse
+import collections
+import pathlib
+import re
+import subprocess
+import sys
+
+from rust_source import ROOT, TOKEN, Source
+
+CRATES = ["engine", "proto", "metastore", "telemetry", "process", "client", "gateway", "storage-node", "coordinator", "cli", "bench"]
+
+LIMITS = {"dialect": 1.0, "subjectless": 4.0, "references": 0, "homonyms": 8.0, "width": 0}
+
+DIALECT = re.compile(
+    r"\b(nobody|somebody|whoever|whom|anew|tell|tells|told|telling|hear|hears|heard|hearing|say|says|said|saying|speak|speaks"
+    r"|spoke|spoken|speaking|rightly|lately|forgiv\w+|blam\w+|condemn\w+|newcomers?|as good as|without a word|are none|is none)\b",
+    re.IGNORECASE,
+)
+# What a sentence does not begin with if its subject is named.
+NO_SUBJECT = re.compile(
+    r"(It|Its|They|Their|Them|He|She|His|What|Whatever|Whether|Which|Whichever|Whose|Who|Whoever|Where|How|Why|Of|None|That|Those|And|But|Or|So"
+    r"|Nor|Also|Not|Neither|Never|Only|Else|Otherwise|Then|Too|Same|Likewise|Ditto|…)\b"
+)
+REFERENCE = re.compile(r"DESIGN(?:\.md)? §|\btrap T\d|model-sessions|\bRFC-\d{4}\b|\.\./shared")
+DOCUMENT = re.compile(r"\b(docs/[\w./-]+\.(?:md|yaml|json))(#[\w-]+)?")
+TYPE = re.compile(r"^\s*(?:pub(?:\([^)]*\))?\s+)?(?:struct|enum|trait|union|type)\s+(\w+)", re.MULTILINE)
+COLUMNS = 100
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--list", choices=LIMITS, help="print every place that counts")
+    args = parser.parse_args()
+    sources = [Source(path) for crate in CRATES for path in sorted((ROOT / crate / "src").rglob("*.rs"))]
+    found = measure(sources)
+    if args.list:
+        for place in found[args.list][1]:
+            print(place)
+        return
+    broken = 0
+    for rule, limit in LIMITS.items():
+        value, places = found[rule]
+        verdict = "ok" if value <= limit else "FAILED"
+        broken += value > limit
+        print(f"house_rules: {rule}: {value:g} ({len(places)} places), at most {limit:g}: {verdict}")
+    if broken:
+        print("house_rules: `tests/house_rules.py --list RULE` prints the places; CONTRIBUTING.md explains the rules")
+    sys.exit(1 if broken else 0)
+
+
+def measure(sources):
+    """Rule -> (value, the places that count)."""
+    comments = [(source, *comment) for source in sources for comment in comments_of(source)]
+    words = sum(len(re.findall(r"[A-Za-z']+", text)) for _, _, text in comments)
+    dialect = [f"{source.name}:{line}: {word[0]}: {text[:110]}" for source, line, text in comments for word in DIALECT.finditer(prose(text))]
+    subjectless = [f"{source.name}:{line}: {text[:120]}" for source, line, text in comments if NO_SUBJECT.match(text)]
+    homonyms, names = homonyms_of(sources)
+    return {
+        "dialect": (round(1000 * len(dialect) / max(words, 1), 2), dialect),
+        "subjectless": (round(100 * len(subjectless) / max(len(comments), 1), 2), subjectless),
+        "references": counted(dead_references(sources)),
+        "homonyms": (round(100 * len(homonyms) / max(names, 1), 2), homonyms),
+        "width": counted(wide_lines(sources)),
+    }
+
+
+def counted(places):
+    places = list(places)
+    return len(places), places
+
+
+def comments_of(source):
+    """(line, text) of each comment: its lines joined, outside of tests."""
+    block, began, last = [], 0, -2
+    for found in TOKEN.finditer(source.text):
+        if not found["comment"] or source.is_test(found.start()):
+            continue
+        line = source.line_of(found.start())
+        text = re.sub(r"^//[/!]?|^/\*+|\*/$", "", found[0]).strip()
+        after_code = source.lines[line - 1][: found.start() - source.starts[line - 1]].strip() != ""
+        if line != last + 1 or after_code or not text:
+            if block:
+                yield began, " ".join(block)
+            block, began = [], line
+        if text:
+            block.append(text)
+        last = line
+    if block:
+        yield began, " ".join(block)
+
+
+def prose(text):
+    """Without names in code and quotations."""
+    return re.sub(r"`[^`]*`|\"[^\"]*\"", "", text)
+
+
+def homonyms_of(sources):
+    files = collections.defaultdict(set)
+    for source in sources:
+        for found in TYPE.finditer(source.code):
+            indented = source.code[found.start() :].lstrip("\n").startswith(" ")
+            if not source.is_test(found.start(1)) and not (indented and "type " in found[0]):
+                files[found[1]].add(source.name)
+    twice = {name: where for name, where in files.items() if len(where) > 1}
+    return [f"{name}: {', '.join(sorted(where))}" for name, where in sorted(twice.items())], len(files)
+
+
+def dead_references(sources):
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.split("\n")
+    others = [ROOT / name for name in tracked if name.endswith((".md", ".rs", ".py", ".sh", ".toml", ".proto", ".yml", ".yaml")) or name == "test"]
+    anchors = {}
+    for path in others:
+        if path.name == pathlib.Path(__file__).name or not path.exists():
+            continue
+        text = path.read_text(errors="replace")
+        for found in REFERENCE.finditer(text):
+            yield f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, found.start()) + 1}: {found[0]}"
+        for found in DOCUMENT.finditer(text):
+            target = ROOT / found[1]
+            if not target.exists():
+                yield f"{path.relative_to(ROOT)}: {found[1]} is not there"
+            elif found[2] and found[1].endswith(".md"):
+                known = anchors.setdefault(found[1], anchors_of(target.read_text()))
+                if found[2][1:] not in known:
+                    yield f"{path.relative_to(ROOT)}: {found[1]} has no {found[2]}"
+
+
+def anchors_of(text):
+    """As GitHub makes them of headings, and those that the text sets itself."""
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+    return slugs | set(re.findall(r"<a (?:id|name)=\"([\w-]+)\"", text))
+
+
+def wide_lines(sources):
+    for source in sources:
+        for number, line in enumerate(source.path.read_text().split("\n"), 1):
+            if len(line) > COLUMNS:
+                yield f"{source.name}:{number}: {len(line)} columns"
+
+
+if __name__ == "__main__":
+    main()
