@@ -31,7 +31,7 @@ IDLE_MAX = 32 << 10
 CONNECTION_MAX = 64 << 10
 # What the gateway is given, and how it divides that (gateway/src/memory.rs): a worker holds so much of bodies and answers,
 # and as much again while it is moved, read or written.
-MEMORY = 2 << 30
+MEMORY = int(os.environ.get("MEMORY_BYTES", 2 << 30))
 # All that are open at once; and that is seven eighths of the open files, but for some.
 PLACES = CONNECTIONS + 6000
 FILES = PLACES * 8 // 7 + 200

@@ -1,5 +1,6 @@
 """What scripts of cases share: a case is a generator that yields what is wrong."""
 
+import concurrent.futures
 import contextlib
 import http.client
 import socket
@@ -37,19 +38,22 @@ def chosen(script, cases, names):
     return [case for name, case in known.items() if not names or name in names]
 
 
-def run_cases(script, cases, *arguments):
-    """Runs all, prints what is wrong with each; how many failed."""
-    failed = 0
-    for case in cases:
+def run_cases(script, cases, *arguments, at_once=1):
+    """Runs all, prints what is wrong with each; how many failed. Cases that mostly wait may run `at_once`."""
+
+    def passed(case):
         began = time.monotonic()
         try:
             problems = list(case(*arguments))
         except Broken as broken:
             problems = [str(broken)]
-        failed += bool(problems)
         took = time.monotonic() - began
-        print(f"{script}: {case.__name__.replace('_', ' ')}: {'FAILED' if problems else 'ok'}, {took:.1f} s", flush=True)
-        for problem in problems:
-            print(f"  {problem}")
+        verdict = "FAILED" if problems else "ok"
+        lines = [f"{script}: {case.__name__.replace('_', ' ')}: {verdict}, {took:.1f} s", *(f"  {problem}" for problem in problems)]
+        print("\n".join(lines), flush=True)
+        return not problems
+
+    with concurrent.futures.ThreadPoolExecutor(at_once) as threads:
+        failed = list(threads.map(passed, cases)).count(False)
     print(f"{script}: {len(cases) - failed} of {len(cases)} cases passed")
     return failed
