@@ -3,6 +3,8 @@
 import concurrent.futures
 import contextlib
 import http.client
+import itertools
+import os
 import socket
 import sys
 import time
@@ -24,10 +26,15 @@ def until(what, check, seconds):
         time.sleep(0.05)
 
 
+_CHOSEN = itertools.count(os.getpid() * 61)
+
+
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port on which nothing listens, below those that the system gives to connections that go out (32768 up)."""
+    for nth in _CHOSEN:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", 10000 + nth % 10000))
+            return probe.getsockname()[1]
 
 
 def chosen(script, cases, names):

@@ -7,7 +7,7 @@
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use engine::records::Meta;
@@ -170,9 +170,20 @@ impl Drop for Etcd {
     }
 }
 
+/// A port on which nothing listens. The system gives ports from 32768 up to connections that go out, so one of those could be
+/// taken by a client before its server binds it; these are below.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("it is bound").port()
+    static CHOSEN: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // Test processes side by side begin at different places.
+        let nth = CHOSEN
+            .fetch_add(1, Ordering::Relaxed)
+            .wrapping_add(std::process::id().wrapping_mul(61));
+        let port = 10_000 + (nth % 10_000) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Passes bytes on between a client and an etcd, and can stop passing the answers on.
