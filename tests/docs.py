@@ -1,22 +1,22 @@
 #!/usr/bin/env python3
-"""Runs every command that README.md and docs/*.md show, and compares what they print with what is shown.
+"""Runs every command that README.md and docs/*.md show, and compares its output with the one that is shown.
 
-A document's `sh` and `console` blocks run in order in one shell, as its reader would type them: in a fresh folder that
-holds links to what is in the clone, with `dkc` ($DKC_BIN) and `etcd` ($ETCD) on the PATH, until the first command that
-fails. Ports on 127.0.0.1 are rewritten to free ones and back. What is meant for this script stands in comments right above
-a block:
+The `sh` and `console` blocks of a document run in order in one shell, as its reader would type them: in a new folder that
+has links to the files of the clone, with `dkc` ($DKC_BIN) and `etcd` ($ETCD) on the PATH, until the first command that
+fails. Ports on 127.0.0.1 are rewritten to free ones and back. Comments right above a block are instructions for this
+script:
 
     <!-- not run: needs root -->   exempt, for that reason
     <!-- no cluster -->            once in a document that starts its own; others share one `dkc dev` at 127.0.0.1:8080,
                                    so each uses counters of its own
-    <!-- printed above -->         above a `text` block: what the last command printed; digits and widths may differ
+    <!-- printed above -->         above a `text` block: the output of the last command; digits and widths may differ
 
-Commands in sentences and tables are not run, since most name no values or take minutes; each must still be one that could be:
-`dkc` knows the subcommand and every flag (`--help`), a file is in the clone, and what measures is a step of ./test, or a
-binary or example that cargo knows, whose source knows every flag.
+Commands in sentences and tables are not run, since most lack values or take minutes; each must still be valid: `dkc`
+knows the subcommand and every flag (`--help`), a file is in the clone, and a measurement is a step of ./test, or a binary
+or example that cargo knows, whose source knows every flag.
 
-In `sh`, comments at column 0 right below a command are what it prints, in `console` every line without `$ `: line by line,
-JSON as JSON, and `…` stands for anything.
+In `sh`, comments at column 0 right below a command are its output, in `console` every line without `$ `: line by line,
+JSON as JSON, and `…` stands for any text.
 """
 
 import contextlib
@@ -39,14 +39,14 @@ DOCUMENT_SECONDS = 120
 
 
 class Block:
-    """A fenced block: its language, its lines, where it begins and what the comment above it says."""
+    """A fenced block: its language, its lines, its first line number, and the comment above it."""
 
     def __init__(self, language, line, directive):
         self.language, self.line, self.directive, self.lines = language, line, directive, []
 
 
 class Command:
-    """A command, where it stands, and the lines that it must print; None: not said."""
+    """A command, its line number, and the lines that it must print; None if the document shows no output."""
 
     def __init__(self, text, line):
         self.text, self.line, self.prints, self.looks_like = text, line, None, None
@@ -77,7 +77,7 @@ def blocks(text):
 
 
 def is_complete(text):
-    """Whether a shell would run it, instead of waiting for another line."""
+    """Returns whether a shell would run this text, instead of waiting for another line."""
     if text.endswith("\\"):
         return False
     parsed = subprocess.run(["bash", "-n"], input=text + "\n", capture_output=True, text=True)
@@ -101,7 +101,7 @@ def commands(block):
 
 
 def dialogue(block):
-    """The commands of a `console` block: after `$`; all else is what they print."""
+    """The commands of a `console` block, which follow `$`; all other lines are their output."""
     found = []
     for number, line in enumerate(block.lines, block.line + 1):
         if line.startswith("$ "):
@@ -119,7 +119,7 @@ SHELL = {"sh": commands, "console": dialogue}
 
 
 def read(document):
-    """The commands of a document, why blocks are exempt, and whether it starts a cluster of its own."""
+    """The commands of a document, the exempt blocks with their reasons, and whether it starts a cluster of its own."""
     found, exempt, text = [], [], document.read_text()
     for block in blocks(text):
         if block.language in SHELL and block.directive.startswith("not run: "):
@@ -127,14 +127,14 @@ def read(document):
         elif block.language in SHELL:
             found += SHELL[block.language](block)
         elif block.language in ["", "bash", "shell"]:
-            raise Problem(f"line {block.line}: commands are in `sh` or `console` blocks, all else says what it is")
+            raise Problem(f"line {block.line}: commands belong into `sh` or `console` blocks, and every other block needs a language")
         elif block.directive == "printed above":
             found[-1].looks_like = block.lines
     return found, exempt, "<!-- no cluster -->" in text
 
 
 def mentioned(text):
-    """Commands in sentences and tables, with their lines; `… ARGUMENTS` goes on with the one before."""
+    """Commands in sentences and tables, with their lines; `… ARGUMENTS` continues the one before."""
     found, fenced = [], False
     for number, line in enumerate(text.splitlines(), 1):
         if line.lstrip().startswith("```"):
@@ -149,9 +149,9 @@ def mentioned(text):
 
 
 def doubts(command):
-    """Why a mentioned command could not be run as it stands."""
+    """The reasons why a mentioned command could not be run."""
     words = command.text.split()
-    # What follows ` -- ` is for the program that cargo runs, or for the roles that `dkc dev` starts.
+    # The arguments after ` -- ` are for the program that cargo runs, or for the roles that `dkc dev` starts.
     before, _, behind = command.text.partition(" -- ")
     flags = re.findall(r"(?<=[ \[])--[\w-]+", behind if words[0] == "cargo" else before)
     if words[0] == "dkc":
@@ -164,17 +164,17 @@ def doubts(command):
         known = "" if path.is_dir() else path.read_text() if path.is_file() else None
         measures = words[0].startswith("tests/") and os.access(path, os.X_OK) and path.is_file()
         if measures and words[0] not in (REPOSITORY / "test").read_text():
-            yield "is no step of ./test"
+            yield "is not a step of ./test"
     if known is None:
-        yield "there is no such thing"
+        yield "does not exist"
         return
     for flag in flags:
         if not re.search(rf"{flag}\b|\b{flag[2:].replace('-', '_')}\b", known):
-            yield f"knows no {flag}"
+            yield f"does not know {flag}"
 
 
 def source(words):
-    """The text of the binary, example or test that `cargo run` or `cargo test` is told to run."""
+    """The source of the binary, example or test that `cargo run` or `cargo test` runs."""
     if "-p" not in words:
         return None
     package = REPOSITORY / words[words.index("-p") + 1]
@@ -189,7 +189,7 @@ def source(words):
 
 
 class Ports:
-    """Free ports for those that documents name, and the way back."""
+    """Maps the ports that documents name to free ones, and back."""
 
     def __init__(self):
         self.free, self.named = {}, {}
@@ -202,7 +202,7 @@ class Ports:
 
     def port(self, named):
         while named not in self.free:
-            # Below the range that outgoing connections take theirs from.
+            # The ports are below the range for outgoing connections.
             port = str(random.randrange(20_000, 32_000))
             with contextlib.suppress(OSError), socket.socket() as listener:
                 listener.bind(("127.0.0.1", int(port)))
@@ -212,7 +212,7 @@ class Ports:
 
 
 def environment(folder, ports):
-    """Nothing of dkc's in it but the address, so that defaults are what the documents say."""
+    """The environment, without variables of dkc except the address, so that the defaults apply as in the documents."""
     tools = folder / "tools"
     tools.mkdir()
     for name, path in [("dkc", os.environ["DKC_BIN"]), ("etcd", os.environ["ETCD"])]:
@@ -224,7 +224,7 @@ def environment(folder, ports):
 
 @contextlib.contextmanager
 def session(*argv, **how):
-    """A process in a session of its own, all of which is ended."""
+    """Runs a process in a session of its own, all processes of which are ended."""
     process = subprocess.Popen(argv, start_new_session=True, stdin=subprocess.DEVNULL, **how)
     try:
         yield process
@@ -244,12 +244,12 @@ def cluster(folder, ports):
         with session(*line, stdout=subprocess.PIPE, stderr=stderr, **how) as process:
             said = process.stdout.readline()
             if not said.startswith("ready "):
-                raise Problem(f"dkc dev said {said!r}: {(folder / 'stderr').read_text()}")
+                raise Problem(f"dkc dev printed {said!r}: {(folder / 'stderr').read_text()}")
             yield
 
 
 def run(found, folder, ports):
-    """Runs the commands in one shell. Each has files of its own for what it prints."""
+    """Runs the commands in one shell. Each has files of its own for its output."""
     clone, printed = folder / "clone", folder / "printed"
     clone.mkdir()
     printed.mkdir()
@@ -287,7 +287,7 @@ def agrees(command, got):
 
 
 def shape(line):
-    """The line with every number and every gap alike."""
+    """The line with every number and every gap replaced, for comparison."""
     return re.sub(r"\s+", " ", re.sub(r"\d+(\.\d+)?", "0", line)).strip()
 
 
@@ -297,9 +297,52 @@ def same(shown, got):
     return re.fullmatch(".*".join(map(re.escape, shown.split("…"))), got) is not None
 
 
+def dead_links(document):
+    """Links to files and headings that are not in the clone, as (line, target)."""
+    for number, line in enumerate(document.read_text().splitlines(), 1):
+        for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", line)):
+            path, _, anchor = target.partition("#")
+            file = document.parent / path if path else document
+            if "://" not in target and not (file.exists() and (not anchor or anchor in anchors(file.read_text()))):
+                yield number, target
+
+
+def anchors(text):
+    """The anchors that GitHub makes of headings, and those that the text sets itself."""
+    headings = [heading.replace("`", "") for heading in re.findall(r"^#+ (.*?) *$", text, re.M)]
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r"<a id=\"([\w-]+)\"", text))
+
+
+def incomplete(reference):
+    """Differences between the tables of docs/reference.md and the flags of each role, the metrics and the alerts."""
+    parts = dict(re.findall(r"^###? (.*)\n((?:(?!#).*\n)*)", reference, re.M))
+    for role, title in [("gateway", "Gateway"), ("storage-node", "Storage node"), ("coordinator", "Coordinator")]:
+        told = subprocess.run([os.environ["DKC_BIN"], role, "--help"], capture_output=True, text=True, check=True).stdout
+        known = set(re.findall(r"^\s+(?:-\w, )?(--[a-z-]+)", told, re.M)) - {"--help"}
+        yield from differences(f"dkc {role}", known, first_cells(parts["All roles"]) | first_cells(parts[title]))
+    registered = set()
+    for path in REPOSITORY.glob("*/src/metrics.rs"):
+        registered |= set(re.findall(r'(?:register|counter)\(\s*(?:\w+,\s*)?"(\w+)"', path.read_text()))
+    named = {re.sub("_total$", "", name) for name in re.findall(r"`dkc_(\w+)` \|", parts["Metrics"])}
+    yield from differences("metrics", registered, named)
+    rules = (REPOSITORY / "deploy/prometheus/rules.yml").read_text()
+    yield from differences("alerts", set(re.findall(r"alert: (\w+)", rules)), first_cells(parts["Alerts"]))
+
+
+def first_cells(text):
+    return set(re.findall(r"^\| `([^`]+)` \|", text, re.M))
+
+
+def differences(what, known, named):
+    yield from (f"{what}: {missing} is missing" for missing in sorted(known - named))
+    yield from (f"{what}: there is no {unknown}" for unknown in sorted(named - known))
+
+
 def main():
     began, ran, exempt, failed, mentions = time.monotonic(), 0, 0, 0, 0
-    documents = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    documents = [REPOSITORY / name for name in ["README.md", "ARCHITECTURE.md", "tests/README.md"]]
+    documents += sorted((REPOSITORY / "docs").glob("*.md"))
     named = [REPOSITORY / name for name in sys.argv[1:]]
     work = Path(tempfile.mkdtemp(prefix="dkc-docs-"))
     with contextlib.ExitStack() as stack:
@@ -312,8 +355,12 @@ def main():
                 if found and not alone and shared is None:
                     shared = Ports()
                     stack.enter_context(cluster(work / "cluster", shared))
-                (work / document.stem).mkdir()
-                problems = run(found, work / document.stem, Ports() if alone else shared) if found else []
+                folder = work / str(name).replace("/", "-")
+                folder.mkdir()
+                problems = run(found, folder, Ports() if alone else shared) if found else []
+                problems += [f"line {line}: {target} leads nowhere" for line, target in dead_links(document)]
+                if document.name == "reference.md":
+                    problems += incomplete(document.read_text())
                 named_only = mentioned(document.read_text())
                 problems += [f"line {each.line}: `{each.text}`: {why}" for each in named_only for why in doubts(each)]
                 mentions += len(named_only)
