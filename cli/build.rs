@@ -1,4 +1,5 @@
-//! Compiles the check of the processor that `dkc` begins with: for any x86-64, whatever the rest is compiled for.
+//! Compiles the processor check that runs at the start of `dkc`, for any x86-64, whatever processor
+//! the rest is compiled for.
 
 use std::env;
 
@@ -13,7 +14,8 @@ fn main() {
     for feature in features.split(',') {
         check.define(&format!("NEEDS_{}", feature.replace(['.', '-'], "_")), None);
     }
-    // An object and not a library: nothing refers to it, and a linker takes from a library what is referred to.
+    // The check is linked as an object and not as a library: nothing refers to it, and a linker
+    // takes from a library only objects that are referred to.
     for object in check.compile_intermediates() {
         println!("cargo::rustc-link-arg-bins={}", object.display());
     }

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""What clients can do to a gateway: each by itself, then all at once, beside clients that behave and count on.
+"""Abuses a gateway in many ways: each by itself, then all at once, beside well-behaved clients that keep counting.
 
-Starts `dkc dev --nodes 1` (DKC names the binary). After each abuse the gateway is the same process and ready, has closed
-what it should, held no more memory than its documented limits add up to (docs/operations.md, "Size"), and every counter
-holds exactly what was acknowledged: the ledger. What is refused is in the ledger too, with nothing. Prints a table.
+Starts `dkc dev --nodes 1` (DKC names the binary). After each abuse the gateway must be the same process and ready, have
+closed the connections that it should close, and have used no more memory than its documented limits add up to
+(docs/operations.md, "Size"). Every counter must have exactly the value that was acknowledged, which the ledger records;
+a refused increment is in the ledger with 0. Prints a table.
 
-With names, as they stand in the table but with `_`: only those.
+Arguments are the names of abuses, as in the table but with `_`: then only those run.
 """
 
 import asyncio
@@ -25,20 +26,20 @@ ACTIVE = int(os.environ.get("ACTIVE", "1000"))
 ROUNDS = int(os.environ.get("ROUNDS", "20"))
 WORKERS, BEHAVED = 2, 4
 MIB = 1 << 20
-# An idle connection has had a request, and so its buffers.
+# The memory of an idle connection that has had a request, and so has its buffers.
 IDLE_MAX = 32 << 10
-# A head has 32 KiB at most, and a buffer that grows may be twice as large for a moment. As much for what is to be written.
+# A head has 32 KiB at most, and a growing buffer may be twice as large for a moment. The output may take as much.
 CONNECTION_MAX = 64 << 10
-# What the gateway is given, and how it divides that (gateway/src/memory.rs): a worker holds so much of bodies and answers,
-# and as much again while it is moved, read or written.
+# The gateway's memory and its division (gateway/src/memory.rs): a worker holds so many bytes of bodies and responses, and
+# as many again while they are moved, read or written.
 MEMORY = int(os.environ.get("MEMORY_BYTES", 2 << 30))
-# All that are open at once; and that is seven eighths of the open files, but for some.
+# The connections that are open at once: seven eighths of the open files, minus a few.
 PLACES = CONNECTIONS + 6000
 FILES = PLACES * 8 // 7 + 200
 HELD_MAX = WORKERS * 2 * ((MEMORY - (64 << 20) - PLACES * CONNECTION_MAX) // WORKERS // 4)
-# What any abuse may take besides, and what may be left of all of them at the end.
+# The memory that any abuse may take besides, and that may be left of all of them at the end.
 SOME, REST_MAX = 64 << 20, 256 << 20
-# Seconds for one of them; more, and something hangs. On a machine of its own all of them take about 60.
+# The time limit of one abuse in seconds; a longer one hangs. On an otherwise idle machine all of them take about 60.
 WITHIN = 120
 NAMESPACE = "/v1/counters/abuse"
 LAST = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -51,7 +52,7 @@ def main():
     if hard < FILES:
         sys.exit(f"abuse: {hard} open files allowed, {FILES} needed: ulimit -Hn")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # It starts with few, as most shells do: the gateway raises its own limit.
+    # The gateway starts with a low limit, as in most shells, and raises it itself.
     limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
     env = os.environ | {"DKC_WORKERS": str(WORKERS), "DKC_MEMORY_BYTES": str(MEMORY), "DKC_CONNECTIONS": str(PLACES)}
     with one_gateway("abuse", env=env, preexec_fn=limit) as gateway:
@@ -73,7 +74,7 @@ def expect(what, found, *wanted):
 
 
 def path(key):
-    """The increment of a key, every byte of it percent-encoded."""
+    """The path of an increment, with every byte of the key percent-encoded."""
     return NAMESPACE + "/" + "".join(f"%{byte:02x}" for byte in key) + "/increment"
 
 
@@ -90,10 +91,10 @@ def chunked(key, body, version="1.1"):
 class Abuse:
     def __init__(self, gateway):
         self.gateway = gateway
-        # By key: what was acknowledged.
+        # Key -> the acknowledged sum.
         self.ledger = {}
         self.slowest = 0.0
-        # Too much is held to take every body: 429 in the place of any other answer to one.
+        # The gateway may be out of memory for bodies: then it answers 429.
         self.crowded = False
 
     async def run(self):
@@ -118,11 +119,11 @@ class Abuse:
             (self.contradictory_lengths, 280 * CONNECTION_MAX),
             (self.no_http, 700 * CONNECTION_MAX),
         ]
-        print(f"{'abuse':<22}{'connections':>12}{'before':>8}{'highest':>9}{'after':>7}{'may grow by (MiB)':>19}  what came of it")
+        print(f"{'abuse':<22}{'connections':>12}{'before':>8}{'highest':>9}{'after':>7}{'may grow by (MiB)':>19}  result")
         only = sys.argv[1:]
         for abuse, may_grow in [one for one in each if not only or one[0].__name__ in only]:
             await self.item(abuse.__name__.replace("_", " "), abuse(), may_grow)
-        # Nobody can hold more than the limits, however many they are. Half of the connections lie idle.
+        # All clients together can't hold more than the limits. Half of the connections are idle.
         together = [abuse for abuse, _ in each if abuse != self.idle]
         every = CONNECTIONS * CONNECTION_MAX + HELD_MAX
         if not only or "all_at_once" in only:
@@ -134,11 +135,11 @@ class Abuse:
         await self.no_bugs()
         behaved = sum(self.ledger[f"behaved {number}".encode()] for number in range(BEHAVED))
         rest = self.gateway.memory()
-        print(f"{behaved} increments of clients that behave, the slowest took {self.slowest:.2f} s")
-        print(f"{len(self.ledger)} counters hold exactly the {sum(self.ledger.values())} that were acknowledged")
+        print(f"{behaved} increments of well-behaved clients, the slowest took {self.slowest:.2f} s")
+        print(f"{len(self.ledger)} counters have exactly the {sum(self.ledger.values())} increments that were acknowledged")
         print(f"memory at rest {self.at_rest // MIB} MiB, in the end {rest // MIB} MiB")
         if rest - self.at_rest > REST_MAX:
-            raise Wrong(f"{rest // MIB} MiB are left in the end, {(self.at_rest + REST_MAX) // MIB} MiB are allowed")
+            raise Wrong(f"{rest // MIB} MiB are still used at the end, {(self.at_rest + REST_MAX) // MIB} MiB are allowed")
 
     async def item(self, name, abuse, may_grow):
         before = self.gateway.memory()
@@ -162,7 +163,7 @@ class Abuse:
         await self.ledger_holds(name)
 
     async def all_closed(self, name):
-        """The gateway has seen that they are gone: only those who behave are left, and who asks."""
+        """Waits until the gateway has noticed the closed connections, and only the well-behaved clients and this one are left."""
         for _ in range(200):
             if await self.metric("dkc_connections") <= BEHAVED + 1:
                 return
@@ -174,7 +175,7 @@ class Abuse:
         return sum(int(line.split()[-1]) for line in page.decode().splitlines() if line.startswith(name))
 
     async def no_bugs(self):
-        """500 would be one, and nothing here is a reason for 504. 503 is for reads beyond what is held."""
+        """Checks the statuses: 500 would be a bug, and no abuse is a reason for 504. 503 is for reads beyond the limit."""
         for code in range(500, 600):
             for operation in ["increment", "increment_batch", "get", "get_batch", "delete", "page", "none"]:
                 if code == 503 and operation in ("get", "get_batch", "page"):
@@ -194,21 +195,21 @@ class Abuse:
         self.ledger[key] = self.ledger.get(key, 0) + count
 
     async def ledger_holds(self, when):
-        """Those who behave count meanwhile: theirs are compared with what they knew before and know after."""
+        """Compares the counters with the ledger. Those of the well-behaved clients change meanwhile, and lie between two states."""
         before = dict(self.ledger)
         keys = [{"key_base64": base64.b64encode(key).decode()} for key in before]
         status, body = await self.gateway.ask(post(f"{NAMESPACE}/get", json.dumps({"keys": keys}).encode()))
         expect(f"reading the counters, {when}", status, 200)
         for (key, least), counter in zip(before.items(), json.loads(body)["counters"], strict=True):
-            # One batch of a client that behaves may be on its way.
+            # One batch of a well-behaved client may be in flight.
             most = self.ledger[key] + (3 if key.startswith(b"behaved") and when != "at the end" else 0)
             if not least <= counter["value"] <= most:
                 raise Wrong(f"{when}: {key} is {counter['value']}, acknowledged {least} to {most}")
 
-    # ---- who behaves --------------------------------------------------------------------------------
+    # ---- the well-behaved clients -------------------------------------------------------------------
 
     async def behave(self, key):
-        """Counts on, one request after the other. Its bodies are small: however much is held, there is room for them."""
+        """Keeps counting, one request after the other. Its bodies are so small that there is always room for them."""
         self.acknowledged(key, 0)
         connection = await self.gateway.connect()
         while True:
@@ -218,7 +219,7 @@ class Abuse:
                 (3, post(f"{NAMESPACE}/increment", key + b"\n" + key + b"\t2\n", TEXT)),
             ]:
                 began = time.monotonic()
-                # Cancelled in the middle, it still learns what was counted.
+                # A client that is cancelled in a request still reads the response, to know what was counted.
                 status, body = await asyncio.shield(self.counted(key, counts, call(connection, request)))
                 self.slowest = max(self.slowest, time.monotonic() - began)
                 expect("a client that behaves", status, 200)
@@ -230,7 +231,7 @@ class Abuse:
             self.acknowledged(key, counts)
         return status, body
 
-    # ---- half and slow ------------------------------------------------------------------------------
+    # ---- incomplete and slow requests ---------------------------------------------------------------
 
     async def idle(self, count=CONNECTIONS):
         before = self.gateway.memory()
@@ -256,7 +257,7 @@ class Abuse:
         for _, writer in connections:
             writer.write(half)
         await asyncio.gather(*(writer.drain() for _, writer in connections))
-        # Nobody says when it has read them; that it holds them shows.
+        # The gateway does not report when it has read them, but its memory shows that it holds them.
         earlier, held = 0, self.gateway.memory()
         while held > earlier or not self.crowded and held - before < count * len(half) // 2:
             await asyncio.sleep(0.2)
@@ -265,7 +266,7 @@ class Abuse:
         return count, f"{(held - before) / count:.0f} B for each of {len(half)} B"
 
     async def half_bodies(self, count=2000):
-        """8 MiB announced, two bytes sent. Half of them go away, the others wait for what becomes of it."""
+        """Announces bodies of 8 MiB and sends two bytes. Half of the clients go away, the others wait for the response."""
         space = self.gateway.memory("VmSize")
         connections = await self.gateway.connect_many(count)
         self.acknowledged(b"half", 0)
@@ -282,13 +283,13 @@ class Abuse:
         for reader, _ in connections[count // 2 :]:
             expect("half a body", await statuses(reader), [400], *self.or_crowded())
         self.close(connections)
-        # What is only announced costs nothing, not even addresses: elsewhere they may be limited.
+        # Bytes that are only announced must cost nothing, not even address space, which may be limited.
         if space > 2 << 30 and not self.crowded:
-            raise Wrong(f"{space // MIB} MiB are set aside for bodies that are only announced")
+            raise Wrong(f"{space // MIB} MiB are reserved for bodies that are only announced")
         return count, f"8 MiB announced by each: 400 at the deadline, {space // MIB} MiB set aside"
 
     async def large_half_bodies(self, count=90, size=8 << 20):
-        """All of it but the last byte, more than the gateway agrees to hold."""
+        """Sends large bodies without their last byte, in total more than the gateway holds."""
         self.acknowledged(b"large", 0)
         head = f"POST {NAMESPACE}/increment HTTP/1.1\r\nHost: x\r\n{TEXT}\r\nContent-Length: {size}\r\nRequest-Timeout-Ms: 60000\r\n\r\n"
 
@@ -301,7 +302,7 @@ class Abuse:
                     await writer.drain()
                 writer.write(b"large12\n" * 8191 + b"large12")
                 await writer.drain()
-            # What is not refused by now is held.
+            # Bodies that are not refused by now are held.
             with contextlib.suppress(asyncio.TimeoutError):
                 return await asyncio.wait_for(statuses(reader), 6)
 
@@ -310,14 +311,14 @@ class Abuse:
         self.close(connections)
         refused = [status for status in found if status]
         for status in refused:
-            # A busy machine may take all the time that there is.
+            # On a busy machine this may take all the time there is.
             expect("a body beyond what is held", status, [429], [400])
         if [429] not in refused:
             raise Wrong(f"{count * size // MIB} MiB of bodies are held")
         return count, f"{count * size // MIB} MiB without their last byte: {len(refused)} refused, {found.count(None)} held"
 
     async def smallest_items(self, tries=5):
-        """8 MiB of items as small as can be, four million of them: the first one too many ends it."""
+        """Sends 8 MiB of the smallest items, four million of them: the first one above the limit ends the request."""
         self.acknowledged(b"x", 0)
         fill = lambda start, item: start + item * ((BODY_MAX - len(start)) // len(item))
         table = [
@@ -340,14 +341,14 @@ class Abuse:
                 seconds.append(time.monotonic() - began)
                 expect(f"{body[:30]}...", status, 413, *([429] if self.crowded else []))
                 self.close([connection])
-            # Others compete for this machine: its best is what the gateway does.
+            # Other processes compete for this machine: the fastest try shows the gateway's speed.
             slowest = max(slowest, min(seconds))
         if slowest > 0.1 and not self.crowded:
             raise Wrong(f"a body of too many items is refused after {slowest:.3f} s")
         return len(table) * tries, f"8 MiB each: 413 after {1000 * slowest:.0f} ms at most, the best of {tries}"
 
     async def dripping_bodies(self, count=400):
-        """A byte at a time. Half of them end, and count; the others are not whole in time."""
+        """Sends bodies one byte at a time. Half of them end in time, and count; the others do not."""
         self.acknowledged(b"half", 0)
         body = b'{"delta":3}'
         connections = await self.gateway.connect_many(count)
@@ -372,10 +373,10 @@ class Abuse:
         self.close(connections)
         return count, "a byte at a time: counted when whole, else 400"
 
-    # ---- who does not read --------------------------------------------------------------------------
+    # ---- clients that do not read -------------------------------------------------------------------
 
     async def deep_pipelines(self, count=100, depth=300):
-        """Hundreds of requests at once; nothing is read for a while, then all of it."""
+        """Sends hundreds of requests at once, reads nothing for a while, and then all responses."""
         connections = await self.gateway.connect_many(count, deaf=True)
         for _, writer in connections:
             writer.write(post(path(b"pipelined")) * depth + LAST)
@@ -396,7 +397,7 @@ class Abuse:
         return count, f"{depth} pages asked for on each"
 
     async def large_answers_unread(self, count=40):
-        """200 KB that are answered with 16 MB: lines that make no sense, but for one."""
+        """Sends 200 KB of invalid lines and one valid one: the response has 16 MB."""
         before = self.gateway.memory()
         lines = b'{"key":"answered"}\n' + b"x\n" * 99_999
         connections = await self.gateway.connect_many(count, deaf=True)
@@ -410,13 +411,13 @@ class Abuse:
         for status in found:
             expect("a large answer", status, 200, 429)
         self.acknowledged(b"answered", found.count(200))
-        # Read, but still connected.
+        # The clients have read the responses, but are still connected.
         held = self.gateway.memory()
         self.close(connections)
         if not found.count(429):
-            raise Wrong(f"{count * 16} MB of answers are held")
+            raise Wrong(f"{count * 16} MB of responses are held")
         if held - before > REST_MAX and not self.crowded:
-            raise Wrong(f"{(held - before) // MIB} MiB are held of answers that have been read")
+            raise Wrong(f"{(held - before) // MIB} MiB are held of responses that have been read")
         return count, f"16 MB to each: {found.count(200)} held, {found.count(429)} refused with 429; {held // MIB} MiB when read"
 
     # ---- odd HTTP -----------------------------------------------------------------------------------
@@ -430,7 +431,7 @@ class Abuse:
             (body + LAST, [200, 200], 2),
             (post(path(b"1.0"), b"", kept, version="1.0") * 3 + closed, [200] * 4, 4),
             (f"POST {path(b'1.0')} HTTP/1.0\r\n\r\n".encode(), [200], 1),
-            # 1.0 has no chunks.
+            # HTTP/1.0 has no chunks.
             (chunked(b"1.0", pieces(b"{}"), "1.0") + LAST, [400], 0),
         ]
         await asyncio.gather(*(self.sent(raw, want, count // 5, b"1.0", counts) for raw, want, counts in table))
@@ -443,17 +444,17 @@ class Abuse:
             (good, pieces(*(bytes([byte]) for byte in b'{"delta":5}')), [200, 200]),
             (good, b'b;name=value;x="y"\r\n{"delta":5}\r\n0\r\nTrailer: t\r\nX: y\r\n\r\n', [200, 200]),
             (good, b"0" * 40 + b'B\r\n{"delta":5}\r\n000\r\n\r\n', [200, 200]),
-            # Sizes that are none, or not those of what follows.
+            # Chunk sizes that are invalid, or do not match the data.
             (bad, b"zz\r\n{}\r\n0\r\n\r\n", [400]),
             (bad, b"-2\r\n{}\r\n0\r\n\r\n", [400]),
             (bad, b"\r\n{}\r\n0\r\n\r\n", [400]),
             (bad, b"1\r\n{}\r\n0\r\n\r\n", [400]),
             (bad, b"3\r\n{}\r\n0\r\n\r\n", [400]),
             (bad, b"fffffffffffffffff\r\n{}\r\n0\r\n\r\n", [400]),
-            # A chunk so large that it never ends: its time does.
+            # A chunk so large that it does not end before the time limit.
             (bad, b"ffffffffffffffff\r\n{}\r\n0\r\n\r\n", [400]),
             (bad, b"2\n{}\n0\n\n", [400]),
-            # Lines beyond all measure.
+            # Lines above every limit.
             (bad, b"2;" + b"x" * 100_000 + b"\r\n{}\r\n0\r\n\r\n", [400]),
             (bad, b"2" * 100_000, [400]),
             (bad, b"2\r\n{}\r\n0\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", [400]),
@@ -465,7 +466,7 @@ class Abuse:
         return len(table) * times, "counted when whole and well-formed, else 400 or 413"
 
     async def endless_bodies(self, count=24):
-        """Chunks, or a trailer, that never end: the gateway reads on for a while, to say why, and then closes."""
+        """Sends chunks or a trailer without end: the gateway reads on for a while, to deliver its refusal, and then closes."""
         self.acknowledged(b"refused", 0)
         chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
         endless = [chunk, b"1\r\nx\r\n" * 8192, b"0\r\n" + b"X: " + b"y" * 65536]
@@ -483,14 +484,14 @@ class Abuse:
                     sent += len(part)
                     part = endless[number % 3].removeprefix(b"0\r\n")
             found = await answered
-            # Cut off, it may not get to read the reason. A busy machine may take all of its time.
+            # A client that is cut off may not be able to read the reason. A busy machine may take all of its time.
             expect("an endless body", found, [], [400], [413], *self.or_crowded())
             return sent
 
         sent = await asyncio.gather(*(send(*each) for each in enumerate(connections)))
         self.close(connections)
         if max(sent) >= 256 << 20:
-            raise Wrong("an endless body is read on and on")
+            raise Wrong("an endless body is read without limit")
         return count, f"{sum(sent) // MIB} MiB sent, then closed: 413 or 400"
 
     async def heads_too_large(self, times=25):
@@ -509,7 +510,7 @@ class Abuse:
         return len(table) * times, "414 and 431"
 
     async def keys_of_every_byte(self):
-        """Percent-encoded and raw, in the path and in each kind of body."""
+        """Uses every byte in keys, percent-encoded and raw, in the path and in each kind of body."""
         every = [bytes([byte]) for byte in range(256)]
         connection = await self.gateway.connect()
         for byte in every:
@@ -517,13 +518,13 @@ class Abuse:
                 status, _ = await call(connection, post(line.replace("/INCREMENT", "/increment")))
                 expect(f"the key {key}", status, 200)
                 self.acknowledged(key, 1)
-        # Raw in the path: what a URL may contain. Of the rest, # and ? end the path, and / parts it.
+        # The bytes that a URL may contain raw. Of the others, # and ? end the path, and / separates its segments.
         for byte in every:
             raw = f"POST {NAMESPACE}/".encode() + byte + b"/increment HTTP/1.1\r\nHost: x\r\n\r\n"
             good = byte in b"!\"$&'()*+,-.:;=@[\\]^_{|}~" or byte.isalnum()
             refused = {b"#": [405, 200], b"?": [405, 200], b"/": [404, 200], b"%": [400, 200]}.get(byte, [400])
             await self.sent(raw + LAST, [200, 200] if good else refused, 1, byte, 1 if good else 0)
-        # Raw within a string of JSON: what is no control character, no quote and UTF-8. One wrong line fails alone.
+        # The characters that a JSON string may contain raw: UTF-8 without control characters and quotes. One wrong line fails alone.
         fine = [byte for byte in every if b" " <= byte <= b"\x7f" and byte not in b'"\\']
         for byte in every:
             body = b'{"increments":[{"key":"' + byte + b'"}]}'
@@ -536,9 +537,9 @@ class Abuse:
             ([(chr(byte[0]).encode(), 2) for byte in every], json.dumps({"increments": escaped}).encode(), [], 256, 0),
             ([(byte, 3) for byte in every], json.dumps({"increments": encoded}).encode(), [], 256, 0),
             ([(byte, 3) for byte in every], "\n".join(map(json.dumps, encoded)).encode(), [NDJSON], 256, 0),
-            # The line feed makes two lines of one, both wrong.
+            # The line feed splits the line into two, both wrong.
             ([(byte, 1) for byte in fine], b"\n".join(b'{"key":"' + byte + b'"}' for byte in every), [NDJSON], len(fine), 257 - len(fine)),
-            # A line that is empty, or only CR, is none.
+            # An empty line, or one with CR only, is ignored.
             ([(byte, 1) for byte in every if byte not in b"\r\n"], b"".join(byte + b"\n" for byte in every), [TEXT], 254, 0),
             ([(b"k" + byte, 7) for byte in every if byte != b"\n"], b"".join(b"k" + byte + b"\t7\n" for byte in every if byte != b"\n"), [TEXT], 255, 0),
         ]:
@@ -552,14 +553,14 @@ class Abuse:
         return 257, "256 in the path, encoded and raw; in JSON, NDJSON and text"
 
     async def contradictory_lengths(self, times=20):
-        """Two ideas of where a request ends: what one of them takes for the next request must not be one."""
+        """Sends requests with two contradictory lengths: the bytes after one end must not be read as the next request."""
         line = f"POST {path(b'lengths')} HTTP/1.1\r\nHost: x\r\n".encode()
         hidden = post(path(b"smuggled"))
         behind = b"0\r\n\r\n" + hidden
         length, te = b"Content-Length: %d\r\n" % len(behind), b"Transfer-Encoding: chunked\r\n"
         self.acknowledged(b"smuggled", 0)
         table = [
-            # RFC 9112, 6.1: the chunks count, and the connection is closed behind them.
+            # RFC 9112, 6.1: the chunks count, and the connection is closed after them.
             (line + length + te + b"\r\n" + behind, [200], 1),
             (line + te + length + b"\r\n" + behind, [200], 1),
             (line + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}", [200, 200], 1),
@@ -591,13 +592,13 @@ class Abuse:
             (b"POST" + line.replace(b"1.1", b"9.9") + LAST, [400]),
             (b"POST\r\n\r\n" + LAST, [400]),
             (b"\0" * 100_000, [400]),
-            # HTTP/2 from the start: no answer that we have would be understood.
+            # HTTP/2 from the first byte: the client would understand no response of the gateway.
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", []),
-            # TLS: the hello of a client.
+            # The ClientHello of TLS.
             (bytes.fromhex("16030102000100" + "01fc0303") + random_bytes(508), [400]),
         ]
         await asyncio.gather(*(self.sent(raw, want, times, b"refused", 0) for raw, want in table))
-        # Random bytes may begin like a head, so they end as none would.
+        # Random bytes may begin like a head, so they end in a way that no head does.
         garbage = [b"\xff" + random_bytes(random.Random(seed).randrange(1, 5000)) + b"\r\n\r\n" for seed in range(300)]
         await asyncio.gather(*(self.sent(raw, [400], 1, b"refused", 0) for raw in garbage))
         return len(table) * times + len(garbage), "400, 404 and 405; HTTP/2 is closed"
@@ -609,7 +610,7 @@ class Abuse:
         of = {self.half_heads: [CONNECTIONS // 2]}
         done = await asyncio.gather(*(abuse(*of.get(abuse, [])) for abuse in abuses))
         self.crowded = False
-        # Those who lay there idle have noticed nothing.
+        # The idle connections were not affected.
         await self.each(idle, get("/livez"))
         self.close(idle)
         return len(idle) + sum(connections for connections, _ in done), "as before"
@@ -617,7 +618,7 @@ class Abuse:
     # ---- helpers ------------------------------------------------------------------------------------
 
     async def sent(self, raw, want, times, key, counts):
-        """These bytes on so many connections at once, each read to its end: all must be answered like this."""
+        """Sends these bytes on so many connections at once and reads each to its end: all responses must be like this."""
 
         async def send():
             reader, writer = await self.gateway.connect()
@@ -639,7 +640,7 @@ class Abuse:
         return answered
 
     async def each(self, connections, request):
-        """One request on every connection, all at once."""
+        """Sends one request on every connection, all at once."""
         for status, _ in await asyncio.gather(*(call(one, request) for one in connections)):
             expect("one of many", status, 200)
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Holds a real cluster against its own OpenAPI document: schemathesis makes requests that the document allows, and
-# requests that it does not, and looks at every answer. Fixed seed, bounded number of examples: about a minute.
+# Checks a real cluster against its own OpenAPI document: schemathesis sends requests that the document allows, and
+# requests that it does not, and checks every response. The seed is fixed and the number of examples bounded, so it takes
+# about a minute.
 #
-# DKC names the binary. What is not checked, and why, is in api_fuzz.toml beside this script.
+# DKC names the binary. The exceptions, and their reasons, are in api_fuzz.toml beside this script.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -37,8 +38,8 @@ fuzz() {
     "$SCHEMATHESIS" --config-file tests/api_fuzz.toml run "$url/openapi.json" --url "$url" --phases examples,coverage,fuzzing \
         --seed 1 --generation-deterministic --max-examples "${EXAMPLES:-30}" --request-timeout 10 --continue-on-failure --no-color "$@"
 }
-# What is allowed is answered, given the time; what is not allowed is refused.
+# Requests that are allowed succeed, given the time; the others are refused.
 fuzz --mode positive -H 'Request-Timeout-Ms: 5000'
 fuzz --mode negative
-# Still there, and still counting.
+# The cluster still runs and counts.
 curl -sf -X POST "$url/v1/counters/after/k/increment?delta=5&return=value" | grep -q '"value":5'

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What the board shows of a running cluster, and which alerts fire: $DKC_CACHE/venv/bin/python tests/board.py
+"""Checks the dashboard and the alerts with a running cluster: $DKC_CACHE/venv/bin/python tests/board.py
 
-A real Prometheus with deploy/'s jobs and rules scrapes a `dkc dev` ($DKC_BIN) under load. While all is well no alert may be
-on; then a node is killed, and those that tell of it must be. Every panel is asked for what it would draw: Prometheus must
-understand it, and all but those that show trouble must have something to draw. Printed as docs/operations.md shows it.
+A real Prometheus with the jobs and rules of deploy/ scrapes a `dkc dev` ($DKC_BIN) under load. In normal operation no alert
+may fire; then a node is killed, and the alerts for that must fire. The query of every panel is run: Prometheus must accept
+it, and every panel except those for faults must have data. The output is that in docs/operations.md.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ import yaml
 import docs
 
 DEPLOY = docs.REPOSITORY / "deploy"
-# Seconds. What Grafana would put for $__rate_interval at this interval.
+# In seconds: Grafana's value of $__rate_interval at this interval.
 SCRAPE, RATE_INTERVAL, PATIENCE = 1, 10, 60
-# These show trouble that the story below does not make.
+# These panels show faults that this test does not cause.
 MAY_BE_EMPTY = {"Refused by nodes, by reason"}
 # The disk that the tests run on may be slow.
 OF_THE_MACHINE = {"DkcFsyncSlow"}
@@ -39,7 +39,7 @@ def panels():
 
 
 def configuration(processes):
-    """prometheus.yml with this cluster's addresses."""
+    """Writes prometheus.yml with this cluster's addresses."""
     config = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
     config["global"] = {"scrape_interval": f"{SCRAPE}s", "evaluation_interval": f"{SCRAPE}s"}
     config["rule_files"] = [str(DEPLOY / "prometheus/rules.yml")]
@@ -59,12 +59,12 @@ class Prometheus:
         try:
             return json.load(urllib.request.urlopen(url, timeout=10))["data"]
         except urllib.error.HTTPError as error:
-            if error.code == 503:  # Still starting.
+            if error.code == 503:  # Prometheus is still starting.
                 raise
             raise docs.Problem(f"Prometheus refuses {query}: {error.read().decode()}") from error
 
     def values(self, expression):
-        """(labels, value) of each series now; NaN is what a quantile of nothing gives."""
+        """(labels, value) of each series now; the quantile of an empty histogram is NaN."""
         asked = expression.replace("$__rate_interval", f"{RATE_INTERVAL}s")
         found = self.ask("query", query=asked)["result"]
         return [(each["metric"], float(each["value"][1])) for each in found if each["value"][1] != "NaN"]
@@ -77,7 +77,7 @@ class Prometheus:
         return bool(targets) and all(target["health"] == "up" for target in targets)
 
     def evaluated(self):
-        """Rules that were looked at since the last scrape of all."""
+        """The rules that were evaluated after the last scrape of all targets."""
         rules = self.ask("rules")["groups"][0]["rules"]
         return rules if all(rule["health"] == "ok" for rule in rules) else []
 
@@ -105,7 +105,7 @@ def wait_until(holds, what):
 
 
 def drawn(panel, asked):
-    """What a panel draws: (legend, value) of each series."""
+    """The data of a panel: (legend, value) of each series."""
     for target in panel["targets"]:
         for labels, value in asked.values(target["expr"]):
             yield re.sub(r"{{(\w+)}}", lambda label: labels.get(label[1], ""), target["legendFormat"]), value
@@ -122,7 +122,7 @@ def written(value, unit):
 
 
 def table(asked):
-    """The board as lines, and the panels that have nothing to draw."""
+    """The dashboard as lines, and the panels without data."""
     lines, empty = [], []
     for panel in panels():
         series = list(drawn(panel, asked))
@@ -145,14 +145,14 @@ def story(folder, address):
         wait_until(asked.all_up, "not everything is scraped")
         wait_until(asked.evaluated, "not every rule can be evaluated")
         wait_until(lambda: asked.values("sum(increase(dkc_requests_total[5s])) > 0"), "no request was seen")
-        # What comes up late was down at first.
+        # A target that starts late is down at first.
         wait_until(lambda: asked.alerts() <= OF_THE_MACHINE, "all is well, and alerts are on")
         with contextlib.suppress(urllib.error.HTTPError):
             urllib.request.urlopen(f"http://{address}/v1/counters/board/key/increment", data=b"nonsense", timeout=10)
         victim = next(each for each in processes if each["role"] == "storage-node")
         os.kill(victim["pid"], signal.SIGKILL)
         wait_until(lambda: AFTER_A_DEATH <= asked.alerts(), f"not on, though a node is dead: {sorted(AFTER_A_DEATH)}")
-        # A panel of rates has something to draw once two scrapes have seen it.
+        # A panel of rates has data after two scrapes.
         wait_until(lambda: not table(asked)[1], "a panel has nothing to draw")
         lines, _ = table(asked)
         return lines, asked.alerts()

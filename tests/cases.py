@@ -1,4 +1,4 @@
-"""What scripts of cases share: a case is a generator that yields what is wrong."""
+"""Shared by the scripts with cases: a case is a generator that yields a text for each failure."""
 
 import concurrent.futures
 import contextlib
@@ -11,11 +11,11 @@ import time
 
 
 class Broken(Exception):
-    """What a case waits for does not come."""
+    """A condition that a case waits for does not occur."""
 
 
 def until(what, check, seconds):
-    """Waits until `check` gives something that is true, and returns it. A refused connection is nothing yet."""
+    """Waits until `check` returns a true value, and returns it. A refused connection counts as false."""
     end = time.monotonic() + seconds
     while True:
         with contextlib.suppress(OSError, http.client.HTTPException):
@@ -38,7 +38,7 @@ def free_port():
 
 
 def chosen(script, cases, names):
-    """The cases of these names; all if there are none."""
+    """The cases with these names; all if no name is given."""
     known = {case.__name__: case for case in cases}
     if unknown := set(names) - set(known):
         sys.exit(f"{script}: no such case: {', '.join(unknown)}; there are {', '.join(known)}")
@@ -46,7 +46,7 @@ def chosen(script, cases, names):
 
 
 def run_cases(script, cases, *arguments, at_once=1):
-    """Runs all, prints what is wrong with each; how many failed. Cases that mostly wait may run `at_once`."""
+    """Runs all cases, prints the failures of each, and returns how many failed. Cases that mostly wait may run `at_once`."""
 
     def passed(case):
         began = time.monotonic()

@@ -3,11 +3,11 @@
 
     compare_counts.py --url URL --namespace NS --corpus FILE --report REPORT [--uniq FILE]
 
-REPORT is what `dkc count --json` printed. Lines it lists as unknown may have been counted or not, lines
-it lists as not applied or failed were not, and all others were, once. So for every distinct word
+REPORT is the output of `dkc count --json`. Lines that it lists as unknown may have been counted or not, lines
+that it lists as not applied or failed were not, and all others were counted once. So for every distinct word
     known <= count <= known + its occurrences in unknown lines.
-With no unknown lines that is equality. --uniq names the output of `sort | uniq -c`, against which this
-script's own figures are checked first. Exits 0 if all hold, 1 if one does not.
+Without unknown lines that is equality. --uniq names the output of `sort | uniq -c`, against which this
+script's own numbers are checked first. Exits 0 if all hold, 1 if one does not.
 """
 
 import argparse
@@ -47,9 +47,9 @@ def main():
     if args.uniq:
         check_uniq(args.uniq, every)
     if report["lines"] != lines:
-        sys.exit(f"the report speaks of {report['lines']} lines, the corpus has {lines}")
+        sys.exit(f"the report has {report['lines']} lines, the corpus has {lines}")
     if report["applied"] != sum(known.values()):
-        sys.exit(f"the report says {report['applied']} were counted, its lists leave {sum(known.values())}")
+        sys.exit(f"the report has {report['applied']} counted lines, its lists leave {sum(known.values())}")
 
     wrong = 0
     words = sorted(every)
@@ -67,7 +67,7 @@ def main():
 
 
 def fates_of_lines(report):
-    """Line number -> its fate, for the lines that were not surely counted."""
+    """Line number -> its outcome, for the lines that are not known to be counted."""
     fates = {}
     for fate in ("unknown", "not_applied", "failed"):
         for span in report[fate]:
@@ -85,7 +85,7 @@ def check_uniq(path, every):
             count, word = line.rstrip(b"\n").lstrip(b" ").split(b" ", 1)
             distinct += 1
             if every[word] != int(count):
-                sys.exit(f"sort | uniq -c says {int(count)} for {word!r}, this script {every[word]}")
+                sys.exit(f"sort | uniq -c has {int(count)} for {word!r}, this script {every[word]}")
     if distinct != len(every):
         sys.exit(f"sort | uniq -c has {distinct} words, this script {len(every)}")
 
@@ -100,7 +100,7 @@ def get(url, namespace, words):
     with urllib.request.urlopen(request, timeout=90) as answer:
         counters = json.load(answer)["counters"]
     if len(counters) != len(words):
-        sys.exit(f"asked for {len(words)} counters, got {len(counters)}")
+        sys.exit(f"requested {len(words)} counters, got {len(counters)}")
     return [counter["value"] for counter in counters]
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Writes a corpus of real words, one a line, to FILE: every licence and changelog this machine has,
-# repeated until it has LINES lines.
+# Writes a corpus of real words, one per line, to FILE: all licences and changelogs of this machine,
+# repeated up to LINES lines.
 #
 #   tests/corpus.sh FILE [LINES]
 set -eu
@@ -9,8 +9,8 @@ file=$1
 lines=${2:-5000000}
 export LC_ALL=C
 
-# A word is what stands between blanks and control characters; Unicode and stray bytes stay in it.
-# What is longer than a key may be (1024 bytes) is no word.
+# A word is the text between blanks and control characters, including Unicode and invalid bytes.
+# Texts that are longer than a key may be (1024 bytes) are left out.
 text() {
     find /usr/share/common-licenses -type f -exec cat {} +
     find /usr/share/doc -type f -iname 'changelog*' ! -name '*.gz' -exec cat {} +

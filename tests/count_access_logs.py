@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""`dkc count` counts access logs as they are on a web server's disk, and its counts are those that Python computes.
+"""Checks that `dkc count` counts the access logs of a web server exactly as Python does.
 
     count_access_logs.py [--megabytes N] [--seed N]
 
-The log is made here, in nginx's combined format: IPv4 and IPv6, users, quotes, bytes that are no UTF-8, query strings,
-empty and broken lines, stray quotes, CRs, keys that are too long. It is in parts, as logrotate leaves them: two members of
-gzip, bzip2, xz, plain, and the one that is being written, which ends in half a line. All parts are counted on a cluster of
-one node (`dkc dev`, DKC names the binary) in each way:
+The script generates the log in nginx's combined format: IPv4 and IPv6, users, quotes, bytes that are not UTF-8, query
+strings, empty and broken lines, stray quotes, CRs, keys that are too long. It has parts like those of logrotate: two
+members of gzip, bzip2, xz, plain, and the one that is being written, which ends in half a line. All parts are counted on
+a cluster of one node (`dkc dev`, DKC names the binary) in each of these ways:
 
     path     --field 7
     status   --regex '" (\\d{3}) '
     request  --csv --delimiter ' ' --field 6
 
-The newest part is counted with --resume-id, first as it is and then whole: its half line must count once, and as a whole.
-Exits 0 if every counter is what Python says, and so are the lines that were skipped or could not be counted.
+The newest part is counted with --resume-id, first as it is and then complete: its last line must count once, and as a whole.
+Exits 0 if every counter, and the numbers of lines that were skipped or failed, are those of Python.
 """
 
 import argparse
@@ -43,7 +43,7 @@ csv.field_size_limit(1 << 24)
 
 
 def pool(dice):
-    """Lines to choose from: each shape of line with many contents."""
+    """The lines to choose from: each shape of line with many contents."""
     return [line(dice, number) for number in range(POOL_LINES)]
 
 
@@ -64,7 +64,7 @@ def line(dice, number):
         return b"\n"
     if shape == 1:  # A crash in the middle of a line.
         return whole[: dice.randrange(len(whole))] + b"\n"
-    if shape == 2:  # A client's bytes, as nginx with escape=none writes them.
+    if shape == 2:  # Bytes of a client, as nginx with escape=none writes them.
         return whole.replace(b"/", b"/\xe9\xff", 1) + b"\n"
     if shape == 3:
         return whole.replace(b" HTTP", b"/" + b"x" * KEY_BYTES_MAX + b" HTTP") + b"\n"
@@ -75,12 +75,12 @@ def line(dice, number):
     return whole + b"\n"
 
 
-# Whatever quote is open, this line closes it.
+# This line closes any open quote.
 LAST = b'x" y\n'
 
 
 def write_part(file, lines, size, dice):
-    """At least `size` bytes of lines."""
+    """Writes at least `size` bytes of lines."""
     written = 0
     while written < size:
         chunk = b"".join(dice.choices(lines, k=min(CHUNK_LINES, (size - written) // 150 + 1)))
@@ -89,7 +89,7 @@ def write_part(file, lines, size, dice):
 
 
 def make_parts(folder, megabytes, dice):
-    """The paths of all parts, the oldest first; of each, how Python reads it."""
+    """The path of each part, the oldest first, with Python's function to open it."""
     lines, size = pool(dice), megabytes * 1_000_000 // 5
     parts = []
 
@@ -112,7 +112,7 @@ def make_parts(folder, megabytes, dice):
 
 
 class Expected:
-    """What Python counts, under the rules of `dkc count`."""
+    """The counts of Python, by the rules of `dkc count`."""
 
     def __init__(self):
         self.counts, self.lines, self.skipped, self.failed = Counter(), 0, 0, 0
@@ -159,7 +159,7 @@ WAYS = {
 
 
 def count(url, namespace, path, options, code):
-    """The report. `code`: how it must end."""
+    """Runs `dkc count`, which must end with `code`, and returns its report."""
     line = [DKC, "count", namespace, path, "--url", url, "--json", *options]
     done = subprocess.run(line, capture_output=True, text=True)
     if done.returncode != code:
@@ -196,22 +196,22 @@ def check_way(url, folder, name, parts):
 
 
 def count_live(url, folder, name, path, options, code):
-    """The part that is being written: counted while its last line is half there, and when it is whole."""
+    """Counts the part that is being written: while its last line is incomplete, and when it is complete."""
     options = [*options, "--resume-id", name, "--resume-dir", os.path.join(folder, "state")]
     with open(path, "rb") as file:
         whole = file.read()
-    # In the middle of a line, and not within one of LAST: a quote is open or not as it is for Python.
+    # The cut is in a line that is not one of LAST, so that open quotes are the same as for Python.
     cut = whole.rindex(b"\n", 0, len(whole) - len(LAST) - 1) + 4
     with open(path, "wb") as file:
         file.write(whole[:cut])
     half = count(url, name, path, options, code)
     if half["bytes_left"] == 0:
-        sys.exit(f"{name}: half a line was not left: {half}")
+        sys.exit(f"{name}: the incomplete line was not left out: {half}")
     with open(path, "ab") as file:
         file.write(whole[cut:])
     report = count(url, name, path, options, code)
     if report["resumed"] != half["lines"]:
-        sys.exit(f"{name}: {half['lines']} lines were counted first, {report['resumed']} were taken over")
+        sys.exit(f"{name}: {half['lines']} lines were counted first, {report['resumed']} were resumed")
     return report
 
 

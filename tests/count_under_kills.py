@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs `dkc count words` and kills the cluster's processes under it, one after the other.
+"""Runs `dkc count words` and kills the processes of the cluster meanwhile, one after the other.
 
     count_under_kills.py --folder DIR --replicas N [--gateway]
 
@@ -8,10 +8,10 @@ Each storage node, then each coordinator, is killed with SIGKILL by its pid in c
 by its argv after a few seconds, and the next is killed once `dkc status --json` shows every in-sync set
 full again. With --gateway the second gateway is killed too.
 
-The kills must happen during the count. The first one comes at full speed (with --gateway it is the
-gateway's, whose death must find requests in flight, or none would have to be sent again); from then on the input
-is paced by PACE, so that the last kill is over before the last line is given away. Exits 0 if the count
-ended as it should, else 1 and says why.
+The kills must happen during the count. The first one comes at full speed (with --gateway it is that of the
+gateway, which must have requests in flight, or none would have to be sent again); from then on the input is
+paced by PACE, so that the last kill is over before the last line is read. Exits 0 if the count ended as
+expected, else 1 with the reason.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import time
 DKC = os.environ.get("DKC", "dkc")
 DOWN_SECONDS = float(os.environ.get("DOWN_SECONDS", "3"))
 FULL_WITHIN = 120
-# Lines per second while kills go on, so that every kill hits a busy count.
+# Lines per second during the kills, so that every kill hits a busy count.
 PACE = int(os.environ.get("PACE", "50000"))
 
 
@@ -50,7 +50,7 @@ def main():
         )
     feeder = Feeder(os.path.join(args.folder, "words"), count.stdin)
     feeder.start()
-    # More than fits the pipe and the count's queue: requests are in flight from here on.
+    # More than fits into the pipe and the count's queue: requests are in flight from here on.
     feeder.wait_for(100_000)
     try:
         if args.gateway:
@@ -63,7 +63,7 @@ def main():
         feeder.free()
     code = count.wait()
     feeder.join()
-    # A gateway's death leaves nothing unknown, since each request is sent again under its token.
+    # The death of a gateway leaves nothing unknown, since each request is sent again under its token.
     if code != 0:
         with open(os.path.join(args.folder, "report")) as report:
             print(report.read()[:2000], file=sys.stderr)
@@ -74,7 +74,7 @@ def main():
 
 
 class Feeder(threading.Thread):
-    """Gives the corpus to the count: as fast as it is taken, but paced from the first kill to the last."""
+    """Writes the corpus to the count: at full speed, but paced from the first kill to the last."""
 
     def __init__(self, path, pipe):
         super().__init__(daemon=True)
@@ -88,7 +88,7 @@ class Feeder(threading.Thread):
     def run(self):
         try:
             with open(self.path, "rb") as file:
-                # Paced, it is a trickle and no series of floods: some line is always under way.
+                # The pace is even, without bursts, so that some line is always in flight.
                 while lines := file.readlines(64 << 10 if self.paced_from is None else 2 << 10):
                     self.pipe.write(b"".join(lines))
                     self.given += len(lines)
@@ -100,7 +100,7 @@ class Feeder(threading.Thread):
                         self.freed.wait(ahead)
             self.pipe.close()
         except BrokenPipeError:
-            pass  # The count ended early; its exit code says why.
+            pass  # The count ended early; its exit code shows the reason.
 
     def wait_for(self, lines):
         while self.given < min(lines, self.total) and self.is_alive():
@@ -122,15 +122,15 @@ def say(text):
 
 
 def kill_and_restart(data, victim, load):
-    """`load` is what goes on meanwhile: `given` says how much of it has gone out, and `note_kill` is called at the kill."""
-    # Its pid may be another by now.
+    """Kills a process and starts it again. `load` runs meanwhile: `given` is its progress, `note_kill` is called at the kill."""
+    # The pid may have changed.
     pid = next(p["pid"] for p in processes(data, victim["role"]) if p["name"] == victim["name"])
     os.kill(pid, signal.SIGKILL)
     load.note_kill()
     say(f"killed {victim['name']} (pid {pid}) after {load.given} increments")
     time.sleep(DOWN_SECONDS)
     log = open(os.path.join(data, "logs", victim["name"] + ".log"), "ab")
-    # Not our child for long: `dkc dev` adopts and stops it.
+    # `dkc dev` adopts the process, and stops it at the end.
     subprocess.Popen(victim["argv"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     deadline = time.monotonic() + 10
     while victim["name"] not in [p["name"] for p in processes(data, victim["role"])]:

@@ -3,8 +3,8 @@
 #
 #   tests/count_words.sh [URL]        counts on a running cluster, else starts one of its own
 #
-# DKC names the binary (default: `dkc` in PATH), LINES the size (default 5,000,000). The namespace is
-# new each time, so it can run on a cluster that has counted before.
+# DKC names the binary (default: `dkc` in PATH), LINES the size (default 5,000,000). Each run uses a new
+# namespace, so it can use a cluster that has counted before.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)

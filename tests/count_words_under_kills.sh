@@ -1,12 +1,12 @@
 #!/bin/sh
-# Counts a real corpus while every storage node and every coordinator in turn is killed with `kill -9`,
-# and compares every word: exact, exit code 0.
+# Counts a real corpus while all storage nodes and coordinators are killed in turn with `kill -9`, and
+# compares every word. The counts must be exact, and the exit code 0.
 #
 #   tests/count_words_under_kills.sh              nodes and coordinators
 #   tests/count_words_under_kills.sh --gateway    one of two gateways as well
 #
-# DKC names the binary (default: `dkc` in PATH), LINES the size (default 5,000,000: repeat it, and the
-# count must last until all kills are done), DOWN_SECONDS how long each stays dead (default 3).
+# DKC names the binary (default: `dkc` in PATH), LINES the size (default 5,000,000: the count must last
+# until all kills are done), DOWN_SECONDS the time that each process stays dead (default 3).
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)

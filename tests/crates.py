@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Checks what crates the workspace is made of: their sources, licences, and that none is there that we do not want.
+"""Checks the crates of the workspace: their sources, their licences, and that no unwanted one is among them.
 
-What `cargo deny check bans licenses sources` would say, by `cargo metadata` and Cargo.lock, since that tool takes longer to
-compile than dkc itself. Advisories (RustSec) are looked at where their database is at hand: $ADVISORY_DB names its folder.
+The checks are those of `cargo deny check bans licenses sources`, by `cargo metadata` and Cargo.lock, since that tool takes
+longer to compile than dkc itself. Advisories (RustSec) are checked if $ADVISORY_DB names the folder of their database.
 """
 
 import json
@@ -18,12 +18,12 @@ from cases import run_cases
 REPOSITORY = Path(__file__).resolve().parent.parent
 CRATES_IO = "registry+https://github.com/rust-lang/crates.io-index"
 
-# Licences whose terms we can keep by `scripts/third-party`.
+# Licences whose terms are met by the output of `scripts/third-party`.
 ALLOWED = {
     "0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "ISC", "MIT",
     "MIT-0", "Unicode-3.0", "Unlicense", "Zlib", "bzip2-1.0.6",
 }
-# Why each must not come in, not even through another crate.
+# The crates that must not be used, not even through another crate, each with its reason.
 BANNED = {
     "openssl-sys": "its C library is another one on each machine",
     "native-tls": "the same",
@@ -43,7 +43,7 @@ def metadata():
 
 
 class Licence:
-    """An SPDX expression: OR, AND, parentheses, WITH; and "/", which was OR once."""
+    """An SPDX expression: OR, AND, parentheses, WITH; and "/", which formerly meant OR."""
 
     def __init__(self, text):
         self.words = re.findall(r"[()]|[^\s()]+", text.replace("/", " OR "))
@@ -122,7 +122,7 @@ def numbers(version):
 
 
 def is_within(version, limits):
-    """Of `>= 1.2.3, < 1.4` and `^1.2.3`, as advisories have them."""
+    """Returns whether a version is in a range such as `>= 1.2.3, < 1.4` or `^1.2.3`, as advisories contain them."""
     own = numbers(version)
     for limit in limits.split(","):
         operator, bound = re.fullmatch(r"\s*([<>=^~]*)\s*([\w.+-]+)\s*", limit).groups()
@@ -151,7 +151,7 @@ def main():
     packages = metadata()
     checks = [licences_are_allowed, all_come_from_crates_io, none_is_banned, no_advisory_is_open]
     failed = run_cases("crates", checks, packages)
-    print(f"crates: {len(packages)} crates looked at")
+    print(f"crates: {len(packages)} crates checked")
     return 1 if failed else 0
 
 

@@ -1,8 +1,8 @@
-"""Checks what lies in deploy/ as far as that goes without running it: $DKC_CACHE/venv/bin/python tests/deploy.py
+"""Checks the files in deploy/ without deploying them: $DKC_CACHE/venv/bin/python tests/deploy.py
 
-Every file parses; the roles know each flag and variable that is set (`dkc ROLE --help`, $DKC_BIN); schemas of Kubernetes,
-systemd and Prometheus hold; names that point to each other agree; and every metric that a rule or the board names is shown
-by a running `dkc dev`, with the labels that are asked for. Each check is a function whose generator yields what is wrong.
+Every file parses; the roles know each flag and variable that is set (`dkc ROLE --help`, $DKC_BIN); the files match the
+schemas of Kubernetes, systemd and Prometheus; names that refer to each other agree; and a running `dkc dev` exposes every
+metric that a rule or the dashboard uses, with its labels. Each check is a generator that yields a text for each failure.
 """
 
 import json
@@ -25,7 +25,7 @@ from cases import run_cases
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEPLOY = REPOSITORY / "deploy"
 ROLES = ["storage-node", "coordinator", "gateway"]
-# What a machine without systemd-analyze can still be told about the units.
+# The sections of units, for the check on a machine without systemd-analyze.
 UNIT_SECTIONS = {"Unit", "Service", "Install"}
 
 
@@ -42,7 +42,7 @@ def yaml_parses():
 
 
 class Role:
-    """What a role can be told, from its help."""
+    """The flags and variables of a role, from its help."""
 
     def __init__(self, name):
         said = subprocess.run([os.environ["DKC_BIN"], name, "--help"], capture_output=True, text=True, check=True)
@@ -85,7 +85,7 @@ def compose_is_what_roles_accept():
 
 
 def compose_looks_after_what_it_runs():
-    """Docker learns who is ready, and neither a log nor a process takes the whole machine."""
+    """Docker checks readiness, and neither a log nor a process may use up the machine."""
     services = compose()["services"]
     for name, service in services.items():
         if "max-size" not in service.get("logging", {}).get("options", {}):
@@ -98,7 +98,7 @@ def compose_looks_after_what_it_runs():
             continue
         port = service["environment"]["DKC_METRICS"].rsplit(":", 1)[1]
         if service["healthcheck"]["test"] != ["CMD", "dkc", "ready", f"127.0.0.1:{port}"]:
-            yield f"compose.yaml: {name}: its health check does not ask its DKC_METRICS"
+            yield f"compose.yaml: {name}: its health check does not use its DKC_METRICS"
         problem = memory_is_too_small(service["command"][0], service["environment"], service["mem_limit"])
         if problem:
             yield f"compose.yaml: {name}: {problem}"
@@ -116,7 +116,7 @@ def bytes_of(text):
 
 
 def memory_is_too_small(role, variables, limit):
-    """What docs/operations.md, "Size", says that a role takes."""
+    """Returns whether the memory is below the need of a role, as in docs/operations.md, "Size"."""
     if role in ("storage-node", "gateway"):
         wanted = int(variables["DKC_MEMORY_BYTES"]) * 11 // 10
     else:
@@ -127,7 +127,7 @@ def memory_is_too_small(role, variables, limit):
 
 
 def image_names_whose_work_is_in_it():
-    """Licences ask for it. The script that writes them down is run here as the image runs it."""
+    """Licences require it. The script that lists them is run here as in the image."""
     text = (DEPLOY / "Dockerfile").read_text()
     if "scripts/third-party" not in text or "/usr/share/doc/dkc/" not in text:
         yield "Dockerfile: no third-party notices in the image"
@@ -143,7 +143,7 @@ def dockerfile_builds_what_the_sources_need():
     text = (DEPLOY / "Dockerfile").read_text()
     version = re.search(r'^rust-version = "(.*)"', (REPOSITORY / "Cargo.toml").read_text(), re.M)[1]
     if f"FROM rust:{version}-" not in text:
-        yield f"Dockerfile: Cargo.toml asks for Rust {version}"
+        yield f"Dockerfile: Cargo.toml requires Rust {version}"
     packages = re.search(r"^PACKAGES=\((.*?)\)", (REPOSITORY / "scripts/setup").read_text(), re.M | re.S)[1].split()
     used = re.search(r"--no-install-recommends(.*?)&&", text, re.S)[1].replace("\\", "").split()
     for unknown in sorted(set(used) - set(packages)):
@@ -151,7 +151,7 @@ def dockerfile_builds_what_the_sources_need():
 
 
 def units_are_what_systemd_and_roles_accept():
-    """The units as installed, but for the path of the binary, which must be there to be verified."""
+    """The units as installed, except for the path of the binary, which must exist for the check."""
     units = DEPLOY / "systemd"
     for role in ROLES:
         variables = [
@@ -163,7 +163,7 @@ def units_are_what_systemd_and_roles_accept():
         for problem in Role(role).refuses([], variables):
             yield f"systemd, {role}: {problem}"
     if shutil.which("systemd-analyze") is None:
-        print("deploy: NOT CHECKED: no systemd-analyze here; of the units only the names of sections are looked at")
+        print("deploy: NOT CHECKED: no systemd-analyze here, so only the names of the units' sections are checked")
         for unit in [*units.glob("*.service"), *units.glob("*.d/*.conf")]:
             for section in set(re.findall(r"^\[(.*)\]$", unit.read_text(), re.M)) - UNIT_SECTIONS:
                 yield f"{unit.name}: no section {section}"
@@ -175,7 +175,7 @@ def units_are_what_systemd_and_roles_accept():
             unit.write_text(unit.read_text().replace("/usr/local/bin/dkc", os.environ["DKC_BIN"]))
             how = {"env": os.environ | {"SYSTEMD_UNIT_PATH": f"{folder}:"}, "capture_output": True, "text": True}
             said = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], **how)
-            # It ends with 0 in spite of what it warns of, such as an unknown key; other units of the machine are not ours.
+            # The exit code is 0 in spite of warnings, such as an unknown key; warnings about other units are ignored.
             ours = [line for line in said.stderr.splitlines() if folder in line or "dkc" in line]
             if said.returncode or ours:
                 yield f"{unit.name}: systemd-analyze: " + "\n".join(ours or [said.stderr])
@@ -215,7 +215,7 @@ def kubernetes_is_what_it_and_roles_accept():
 
 
 def kubernetes_is_as_safe_as_it_can_be():
-    """The restricted profile, who may go when, and what fits."""
+    """The restricted profile, disruption budgets, and settings that fit each other."""
     resources = manifests()
     budgets = {each["metadata"]["name"]: each["spec"] for each in resources if each["kind"] == "PodDisruptionBudget"}
     for resource in resources:
@@ -227,7 +227,7 @@ def kubernetes_is_as_safe_as_it_can_be():
         budget = budgets.get(resource["metadata"]["name"], {})
         stateless = resource["kind"] == "Deployment"
         if budget.get("unhealthyPodEvictionPolicy") != ("AlwaysAllow" if stateless else "IfHealthyBudget"):
-            yield f"{what(resource)}: its PodDisruptionBudget does not say when one that is not ready may go"
+            yield f"{what(resource)}: its PodDisruptionBudget does not set when a pod that is not ready may be evicted"
         if pod["containers"][0]["image"] == "dkc":
             yield from (f"{what(resource)}: {problem}" for problem in role_does_not_fit(pod))
     labels = next(each["metadata"]["labels"] for each in resources if each["kind"] == "Namespace")
@@ -238,9 +238,9 @@ def kubernetes_is_as_safe_as_it_can_be():
 def profile_is_not_restricted(pod):
     shared, container = pod["securityContext"], pod["containers"][0]["securityContext"]
     if pod.get("automountServiceAccountToken") is not False:
-        yield "it has a token of Kubernetes"
+        yield "it has a service account token"
     if not shared.get("runAsNonRoot") or shared.get("seccompProfile") != {"type": "RuntimeDefault"}:
-        yield "runAsNonRoot and seccompProfile are wanted"
+        yield "runAsNonRoot and seccompProfile are required"
     if "fsGroup" in shared and shared.get("fsGroupChangePolicy") != "OnRootMismatch":
         yield "every file of its volume gets a new owner at each start"
     wanted = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
@@ -251,7 +251,7 @@ def profile_is_not_restricted(pod):
 def pod_is_not_looked_after(pod):
     container = pod["containers"][0]
     if not {"livenessProbe", "readinessProbe"} <= set(container):
-        yield "probes are wanted"
+        yield "probes are required"
     if "memory" not in container["resources"]["limits"]:
         yield "no limit of memory"
     apart = pod.get("affinity", {}).get("podAntiAffinity", {})
@@ -278,7 +278,7 @@ def role_does_not_fit(pod):
             yield "no preStop, or none that fits into its grace period"
 
 
-# Whoever reaches one of these is a member of the cluster.
+# A client that reaches one of these ports is a member of the cluster.
 TRUSTED_PORTS = {7001, 7002, 2379, 2380}
 
 
@@ -290,7 +290,7 @@ def network_policies_let_in_who_belongs_there():
         if each["kind"] in ["Deployment", "StatefulSet"]
     }
     if not any(each["spec"] == {"podSelector": {}, "policyTypes": ["Ingress"]} for each in policies):
-        yield "no NetworkPolicy says that nobody is let in unless another one does"
+        yield "no NetworkPolicy denies traffic by default"
     for name, pod in pods.items():
         own = [each["spec"] for each in policies if each["spec"]["podSelector"] == {"matchLabels": pod["metadata"]["labels"]}]
         rules = [rule for spec in own for rule in spec["ingress"]]
@@ -352,7 +352,7 @@ def prometheus_scrapes_what_compose_runs():
 
 
 def expressions():
-    """What the board and the rules ask for: (where, expression)."""
+    """The queries of the dashboard and the rules: (where, expression)."""
     for rule in documents(DEPLOY / "prometheus/rules.yml")[0]["groups"][0]["rules"]:
         yield f"rule {rule['alert']}", rule["expr"]
     for panel in json.loads((DEPLOY / "grafana/board.json").read_text())["panels"]:
@@ -361,7 +361,7 @@ def expressions():
 
 
 def metrics_exist():
-    """Some are shown a moment after what they tell of, hence the patience."""
+    """Some metrics appear a moment after their event, so the check retries."""
     with tempfile.TemporaryDirectory(prefix="dkc-deploy-") as folder:
         with docs.cluster(Path(folder) / "cluster", docs.Ports()):
             until = time.monotonic() + 10
@@ -381,7 +381,7 @@ def missing(shown):
             labels = set(matched) | labels_of(expression)
             found = [shown[role][name] for role in roles if name in shown[role]]
             if not found:
-                yield f"{where}: no {' or '.join(roles)} shows {name}"
+                yield f"{where}: no {' or '.join(roles)} exposes {name}"
             elif not any(labels <= known | {"instance"} for known in found):
                 yield f"{where}: {name} has no label among {sorted(labels)}"
 
@@ -391,7 +391,7 @@ def labels_of(expression):
 
 
 def scrape(cluster_file):
-    """The labels of every metric, by role, once each role has had something to do."""
+    """The labels of every metric, by role, after some load on each role."""
     shown = {role: {} for role in ROLES}
     processes = json.loads(cluster_file.read_text())["processes"]
     http = next(each["addresses"]["http"] for each in processes if each["role"] == "gateway")

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""How much of the drivers' code one `./test` runs, and which of their error arms it never does.
+"""Measures the coverage of the drivers by one `./test`, and finds error arms that it never executes.
 
     driver_coverage.py [--report | --with COMMAND...] [--list]
 
-The simulator has others in the drivers' place (disks, sockets, etcd, the command line), so what handles their errors
-is run by real processes only. This runs `./test --drivers`, which is `./test` without the steps that execute no
-driver, with the crates below instrumented (`-C instrument-coverage`), and prints the lines covered of each crate and
-the error arms that stayed dark. `--report` looks again at what the last run left; `--with COMMAND` runs a command,
-such as one `cargo test`, and adds what it executes to that. `--list` prints every dark arm as the list below wants it.
+The simulator replaces the drivers (disks, sockets, etcd, the command line), so only real processes run their error
+handling. This script runs `./test --drivers`, which is `./test` without the steps that execute no driver, with the
+crates below instrumented (`-C instrument-coverage`), and prints the covered lines of each crate and the error arms that
+were not executed ("dark"). `--report` prints the result of the last run again; `--with COMMAND` runs a command, such as
+one `cargo test`, and adds its coverage to that result. `--list` prints every dark arm in the format of the list below.
 
-**An error arm** is a place outside of tests where the source says one of these (`ARMS`):
+**An error arm** is a place outside of tests where the source has one of these (`ARMS`):
     Err(…) => …            the body of the match arm; so of `if let Err(…) = … {`
     let … = … else {       the body
     Err(…)                 where one is made
@@ -17,21 +17,21 @@ such as one `cargo test`, and adds what it executes to that. `--list` prints eve
     .ok_or(…)?             the way out at the `?`; so of `.map_err(name)?`
     warn!( error!( bail!(  the call
     Status::name(          a gRPC status that is made
-    Exit::Name             an exit code that is chosen, but `Exit::Done`
-An arm within another dark one is not told as well. Any other `?` is no arm: it hands on what an arm elsewhere has made
-or takes. Of some arms the compiler counts nothing: closures that are a constant, bodies below `#[async_trait]`; how many
-is printed.
+    Exit::Name             an exit code that is chosen (also `CommandExit::`, `CoordinatorExit::`, `NodeExit::`), except `Done`
+An arm within another dark one is not reported. Any other `?` is not an arm: it passes an error on that another arm
+creates or handles. The compiler has no counters for some arms: closures that are a constant, bodies below
+`#[async_trait]`; their number is printed.
 
-**tests/dark_arms.txt** names the arms that may stay dark, each below the reason why, by file, function and line of
-text: so they survive whatever moves lines. The run fails if an arm is dark and not named, and if one is named that is
-gone or was executed: then it has a test, and is to be struck out. Reasons that begin with "by chance" may hold arms
-that some runs execute and others don't.
+**tests/dark_arms.txt** lists the arms that may stay dark, each below its reason, by file, function and text of the line,
+which stay the same when lines move. The run fails if a dark arm is not listed, and if a listed one is gone or was
+executed: then it has a test, and must be deleted from the list. Arms below a reason that begins with "by chance" may be
+executed by some runs and not by others.
 
-**How.** RUSTC_WORKSPACE_WRAPPER names this file, so cargo calls it in rustc's place for the crates of the workspace and
-for no other: dependencies, RocksDB among them, are not compiled again, and artefacts with and without do not get
-into each other's way. Counters live in a file that every process of the same binary maps (`%c`, continuous mode,
-`%m`): a process that is ended with SIGKILL leaves what it has counted, and there are as many files as binaries. They lie
-in memory (/dev/shm), so that counting writes to no disk on which a test fsyncs.
+**Method.** RUSTC_WORKSPACE_WRAPPER names this file, so cargo calls it instead of rustc for the crates of the workspace
+only: dependencies, RocksDB among them, are not compiled again, and artefacts with and without instrumentation don't
+collide. The counters are in a file that every process of the same binary maps (`%c`, continuous mode, `%m`): a process
+that is ended with SIGKILL leaves its counts, and there are as many files as binaries. The files are in memory (/dev/shm),
+so that counting writes to no disk on which a test fsyncs.
 
 Needs rustup's component `llvm-tools` (`scripts/setup --coverage`).
 """
@@ -53,7 +53,7 @@ from rust_source import ROOT, Source
 CRATES = ["cli", "coordinator", "gateway", "metastore", "proto", "storage-node", "telemetry"]
 NAMED = ROOT / "tests" / "dark_arms.txt"
 BY_CHANCE = "by chance"
-# Counters at an address that is known only at run time: what continuous mode needs on Linux.
+# Continuous mode on Linux needs counters at an address that is known only at run time.
 INSTRUMENT = ["-Cinstrument-coverage", "-Cllvm-args=-runtime-counter-relocation"]
 
 
@@ -73,12 +73,12 @@ def main():
     tell_lines(sources, coverage)
     judged = judge(sources, coverage, args.list)
     if failed:
-        print("the run itself failed, so this may be too dark")
+        print("the run itself failed, so more arms may be dark than otherwise")
     sys.exit(0 if judged and not failed else 1)
 
 
 def wrapper():
-    """What cargo calls: `driver_coverage.py rustc --crate-name …`."""
+    """The command that cargo calls: `driver_coverage.py rustc --crate-name …`."""
     line = sys.argv[1:]
     crate = line[line.index("--crate-name") + 1] if "--crate-name" in line else None
     if os.environ.get("CARGO_PKG_NAME") in CRATES and crate != "build_script_build":
@@ -87,7 +87,7 @@ def wrapper():
 
 
 class Run:
-    """One run of instrumented code, and the folder that it leaves: counters, and the names of the binaries that counted."""
+    """One run of instrumented code, and its folder: the counters, and the names of the instrumented binaries."""
 
     def __init__(self, target):
         self.target = target
@@ -96,7 +96,7 @@ class Run:
         self.counted = self.folder / "counted.profdata"
 
     def go(self, command, anew):
-        """Whether it failed."""
+        """Runs the command, and returns whether it failed."""
         if anew:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -120,23 +120,23 @@ class Run:
         for line in process.stdout:
             sys.stdout.buffer.write(line)
             sys.stdout.buffer.flush()
-            # As cargo says it: "Running tests/client.rs (/…/ci/deps/client-0123456789abcdef)".
+            # The line of cargo: "Running tests/client.rs (/…/ci/deps/client-0123456789abcdef)".
             ran = re.search(rb"^ *Running .* \((/.*)\)$", line)
             if ran:
                 seen.add(ran[1].decode())
         failed = process.wait() != 0
-        # `cargo test` and `cargo build` may make one each, since tests unite other features of libraries.
+        # `cargo test` and `cargo build` may link one each, since tests unite other features of libraries.
         dkc = self.target / "ci" / "dkc"
         linked = [path for path in dkc.parent.glob("deps/dkc-*") if os.access(path, os.X_OK)]
         seen.update(str(path) for path in linked if b"__llvm_covmap" in path.read_bytes())
-        # Without it cargo links the plain one again, the next time that it is wanted.
+        # The instrumented binary must not be used as the plain one, which cargo links here again when it builds.
         dkc.unlink(missing_ok=True)
         with open(self.binaries, "a") as file:
             file.writelines(f"{binary}\n" for binary in sorted(seen))
         return failed
 
     def coverage(self):
-        """File -> its segments, as `llvm-cov export` has them: (line, column, count, has count, begins a region, is a gap)."""
+        """File -> its segments, in the format of `llvm-cov export`: (line, column, count, has count, begins a region, is a gap)."""
         if not self.counted.exists():
             sys.exit(f"driver_coverage: no {self.counted}: nothing ran")
         binaries = [line for line in sorted(set(self.binaries.read_text().split("\n"))) if line and os.path.exists(line)]
@@ -160,12 +160,12 @@ def driver_files():
 
 
 class Arms(Source):
-    """A file: which of its lines are tests', which function a place lies in, and where its error arms are.
+    """A file: its test lines, its functions, and its error arms.
 
     Every offset is of bytes, as llvm counts columns.
     """
 
-    # How arms begin; the name of the group says to `span` what they execute.
+    # The beginnings of arms; by the name of the group, `span` finds the code that they execute.
     ARMS = re.compile(
         r"(?<![\w!])(?:"
         r"(?P<err>Err\()"
@@ -173,7 +173,7 @@ class Arms(Source):
         r"|(?P<named>(?:map_err|ok_or)\()"
         r"|(?P<macro>(?:warn|error|bail)!\()"
         r"|(?P<status>Status::[a-z_]+\()"
-        r"|(?P<exit>Exit::(?!Done\b)[A-Z]\w*)"
+        r"|(?P<exit>(?:Command|Coordinator|Node)?Exit::(?!Done\b)[A-Z]\w*)"
         r"|(?P<otherwise>else \{)"
         r")"
     )
@@ -206,11 +206,11 @@ class Arms(Source):
         return at
 
     def function(self, offset):
-        """Its span and its name."""
+        """The span and the name of the function around an offset."""
         return max((around for around in self.functions if around[0] <= offset < around[1]), default=(0, len(self.code), "-"))
 
     def arms(self):
-        """(where its text begins, the span of what it executes) of each error arm."""
+        """(the beginning, the span of the code that it executes) of each error arm."""
         for found in self.ARMS.finditer(self.code):
             if self.is_test(found.start()):
                 continue
@@ -228,7 +228,7 @@ class Arms(Source):
                 is_pattern = after.startswith(("=>", "|", "if ")) or re.search(r"\buse [^;]*$|[=!]= $|(?:impl|for) $", code[:start][-200:])
                 return None if is_pattern else (start, found.end())
             case "otherwise":
-                # An `if` has a bracket before its `else`; a `let` must not.
+                # An `if` has a bracket before its `else`; a `let … else` has none.
                 return None if code[:start].rstrip().endswith("}") else (start, self.closing(found.end() - 1))
             case "closure":
                 body = code.index("|", found.end()) + 1
@@ -258,18 +258,18 @@ class Arms(Source):
         return None
 
     def in_pattern(self, start, end):
-        """`matches!(x, Err(…))` and the like: nothing is made there."""
+        """Returns whether this is a pattern, as in `matches!(x, Err(…))`, which creates no error."""
         line_start = self.code.rfind("\n", 0, end)
         return "matches!(" in self.code[line_start:end] or self.code[start:end] in ("Err(_)", "Err(..)")
 
     def place(self, offset):
-        """As llvm has it, both from 1."""
+        """The line and the column, both from 1, as in llvm."""
         line = self.line_of(offset)
         return line, offset - self.starts[line - 1] + 1
 
 
 def count_of(segments, start, end):
-    """How often the code of a span was executed: by its first region, or by the one around it. None: there is none."""
+    """The number of executions of a span, by its first region or the one around it; None without a region."""
     at = bisect.bisect_left(segments, (*start, -1))
     for line, column, count, has_count, begins, gap in segments[at:]:
         if (line, column) >= end:
@@ -284,7 +284,7 @@ def count_of(segments, start, end):
 
 
 def lines_of(segments):
-    """Line -> how often it was executed, by llvm's rule: the most of what begins in it or reaches into it."""
+    """Line -> how often it was executed, by llvm's rule: the maximum of the regions that begin in it or extend into it."""
     counts = {}
     of_line = collections.defaultdict(list)
     for segment in segments:
@@ -318,7 +318,7 @@ def tell_lines(sources, coverage):
 
 
 def judge(sources, coverage, list_all):
-    """Whether the dark arms are those that the list names."""
+    """Returns whether the dark arms are those of the list."""
     every, dark, unseen = 0, {}, 0
     for source in sources:
         segments = coverage.get(source.path, [])
@@ -340,7 +340,7 @@ def judge(sources, coverage, list_all):
     named, by_chance = read_named()
     unnamed = found - named - by_chance
     gone = named - found
-    print(f"\nerror arms: {every}, of them dark: {found.total()}. Of {unseen} more the compiler counts nothing")
+    print(f"\nerror arms: {every}, of them dark: {found.total()}. The compiler has no counters for {unseen} more")
     print(f"  named in {NAMED.relative_to(ROOT)}: {named.total()}, and {by_chance.total()} that some runs execute")
     if list_all:
         tell("dark", found, dark)
@@ -359,7 +359,7 @@ def tell(what, arms, places):
 
 
 def read_named():
-    """The arms of the list, as often as they stand there: (those that are dark in each run, those that some runs execute)."""
+    """The arms of the list, with repetitions: (those that are dark in each run, those that some runs execute)."""
     named, by_chance, reason = collections.Counter(), collections.Counter(), ""
     for number, line in enumerate(NAMED.read_text().splitlines() if NAMED.exists() else [], 1):
         if not line.strip() or line.startswith("# "):

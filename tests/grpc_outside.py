@@ -1,10 +1,10 @@
-"""The gRPC ports as a stranger finds them, who has no .proto file: everything is asked by reflection.
+"""Uses the gRPC ports with a foreign client that has no .proto file, by reflection.
 
     grpc_outside.py CLUSTER_JSON      of a `dkc dev` with one shard
 
-Lists the services of every process (by both versions of reflection, as grpcurl may ask either), checks its health, and
-reads a counter from a storage node with messages made from the descriptors that the node itself handed out. Python's
-gRPC is another implementation than ours: what only our own client understands fails here.
+Lists the services of every process (by both versions of reflection, since grpcurl may use either), checks its health,
+and reads a counter from a storage node with messages that are built from the node's own descriptors. Python's gRPC is
+another implementation than that of dkc: anything that only dkc's client understands fails here.
 """
 
 import base64
@@ -50,7 +50,7 @@ def check(what, got, want):
 
 
 def listed(channel, version):
-    """What `grpcurl list` asks. The messages of both versions are the same bytes."""
+    """The request of `grpcurl list`. The messages of both versions have the same bytes."""
     ask = channel.stream_stream(
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
@@ -90,7 +90,7 @@ def cluster_uuid(etcd, node):
 
 
 class Stranger:
-    """Messages made from nothing but what the node says of itself."""
+    """Builds messages from the descriptors of the node."""
 
     def __init__(self, channel):
         self.channel = channel
@@ -128,7 +128,7 @@ def check_read(channel, gateway, cluster):
     def messages():
         yield opening
         yield stranger.message("ToNode", read=read)
-        # A session ends, for both, when its asker has said all: what has not been answered by then is not.
+        # A session ends for both sides when the client closes its stream; requests without a response then get none.
         answered.wait(LIMIT)
 
     replies = stranger.session(messages())
@@ -159,7 +159,7 @@ def check_newer_version(channel, cluster):
         sys.exit("FAILED a newer message version was not refused")
     except grpc.RpcError as error:
         check("a newer message version", error.code(), grpc.StatusCode.FAILED_PRECONDITION)
-        check("is named", "speaks message version 2" in error.details(), True)
+        check("is named", "uses message version 2" in error.details(), True)
 
 
 main(*sys.argv[1:])

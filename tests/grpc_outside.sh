@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Starts a small cluster and asks its gRPC ports as a stranger would (grpc_outside.py). DKC names the binary (default:
-# `dkc` in PATH). Wants the venv that `scripts/setup` makes.
+# Starts a small cluster and calls its gRPC ports with a foreign client (grpc_outside.py). DKC names the binary (default:
+# `dkc` in PATH). Requires the venv of `scripts/setup --tests`.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"

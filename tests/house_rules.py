@@ -3,7 +3,7 @@
 
     house_rules.py [--list RULE]
 
-Each rule has a limit that may only fall (`LIMITS`). `--list RULE` prints every place that counts:
+Each rule has a limit that may only fall (`RULES`). `--list RULE` prints every place that counts:
 
     dialect       words in comments that are for people, or that no other project uses, per 1,000 words of comments
     subjectless   comments whose first sentence has no subject, in percent
@@ -26,8 +26,6 @@ from rust_source import ROOT, TOKEN, Source
 
 CRATES = ["engine", "proto", "metastore", "telemetry", "process", "client", "gateway", "storage-node", "coordinator", "cli", "bench"]
 
-LIMITS = {"dialect": 1.0, "subjectless": 4.0, "references": 0, "homonyms": 8.0, "width": 0}
-
 DIALECT = re.compile(
     r"\b(nobody|somebody|whoever|whom|anew|tell|tells|told|telling|hear|hears|heard|hearing|say|says|said|saying|speak|speaks"
     r"|spoke|spoken|speaking|rightly|lately|forgiv\w+|blam\w+|condemn\w+|newcomers?|as good as|without a word|are none|is none)\b",
@@ -46,39 +44,53 @@ COLUMNS = 100
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--list", choices=LIMITS, help="print every place that counts")
+    parser.add_argument("--list", choices=RULES, help="print every place that counts")
     args = parser.parse_args()
     sources = [Source(path) for crate in CRATES for path in sorted((ROOT / crate / "src").rglob("*.rs"))]
-    found = measure(sources)
     if args.list:
-        for place in found[args.list][1]:
-            print(place)
+        measure, _ = RULES[args.list]
+        print("\n".join(measure(sources)[1]))
         return
     broken = 0
-    for rule, limit in LIMITS.items():
-        value, places = found[rule]
-        verdict = "ok" if value <= limit else "FAILED"
+    for rule, (measure, limit) in RULES.items():
+        value, places = measure(sources)
         broken += value > limit
+        verdict = "ok" if value <= limit else "FAILED"
         print(f"house_rules: {rule}: {value:g} ({len(places)} places), at most {limit:g}: {verdict}")
     if broken:
         print("house_rules: `tests/house_rules.py --list RULE` prints the places; CONTRIBUTING.md explains the rules")
     sys.exit(1 if broken else 0)
 
 
-def measure(sources):
-    """Rule -> (value, the places that count)."""
+def dialect(sources):
+    """Words per 1,000 words of comments."""
+    words, places = 0, []
+    for source in sources:
+        for line, text in comments_of(source):
+            words += len(re.findall(r"[A-Za-z']+", text))
+            places += [f"{source.name}:{line}: {word[0]}: {text[:110]}" for word in DIALECT.finditer(prose(text))]
+    return round(1000 * len(places) / max(words, 1), 2), places
+
+
+def subjectless(sources):
+    """Percent of comments."""
     comments = [(source, *comment) for source in sources for comment in comments_of(source)]
-    words = sum(len(re.findall(r"[A-Za-z']+", text)) for _, _, text in comments)
-    dialect = [f"{source.name}:{line}: {word[0]}: {text[:110]}" for source, line, text in comments for word in DIALECT.finditer(prose(text))]
-    subjectless = [f"{source.name}:{line}: {text[:120]}" for source, line, text in comments if NO_SUBJECT.match(text)]
-    homonyms, names = homonyms_of(sources)
-    return {
-        "dialect": (round(1000 * len(dialect) / max(words, 1), 2), dialect),
-        "subjectless": (round(100 * len(subjectless) / max(len(comments), 1), 2), subjectless),
-        "references": counted(dead_references(sources)),
-        "homonyms": (round(100 * len(homonyms) / max(names, 1), 2), homonyms),
-        "width": counted(wide_lines(sources)),
-    }
+    places = [f"{source.name}:{line}: {text[:120]}" for source, line, text in comments if NO_SUBJECT.match(text)]
+    return round(100 * len(places) / max(len(comments), 1), 2), places
+
+
+def homonyms(sources):
+    """Percent of the names of types."""
+    places, names = homonyms_of(sources)
+    return round(100 * len(places) / max(names, 1), 2), places
+
+
+def references(sources):
+    return counted(dead_references(sources))
+
+
+def width(sources):
+    return counted(wide_lines(sources))
 
 
 def counted(places):
@@ -154,6 +166,15 @@ def wide_lines(sources):
             if len(line) > COLUMNS:
                 yield f"{source.name}:{number}: {len(line)} columns"
 
+
+# What measures it, and the most that it may be.
+RULES = {
+    "dialect": (dialect, 1.0),
+    "subjectless": (subjectless, 4.0),
+    "references": (references, 0),
+    "homonyms": (homonyms, 8.0),
+    "width": (width, 0),
+}
 
 if __name__ == "__main__":
     main()

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""What strangers, proxies and browsers send to a gateway, and what is right: one line each. DKC names the binary.
+"""Sends the unusual requests of foreign clients, proxies and browsers to a gateway, and checks each response. DKC names the
+binary.
 
-The cases are those that people met with other systems (caches, codings, byte order marks, health checks, cut emoji, numbers
-of JavaScript, pages of others), each with its neighbours. The Rust tests have many more; this shows them on the binary.
+The cases are known from other systems (caches, encodings, byte order marks, health checks, truncated emoji, numbers of
+JavaScript, pages of other origins), each with similar ones. The Rust tests have many more; this runs them on the binary.
 """
 
 import gzip
@@ -46,7 +47,7 @@ def show(case, what, found, want):
 
 
 def told(answered):
-    """What was applied, or why nothing was."""
+    """The applied increments, or the reason for a refusal."""
     status, _, body = answered
     answer = json.loads(body)
     if status != 200:
@@ -147,7 +148,7 @@ def browsers(gateway):
         (f"OPTIONS {one}", ["Origin: https://evil.example", "Access-Control-Request-Method: POST"]),
     ]:
         show("P26", f"{line.split()[0]} {headers[0]}", told(ask(gateway, line, *headers)), "403 forbidden-origin")
-    # Node's own fetch says how it fetches, and is no browser.
+    # The fetch of Node sends Sec-Fetch-Mode, and is not a browser.
     show("P26", "a program", told(ask(gateway, f"POST {one}", "Sec-Fetch-Mode: cors")), "200 1")
 
 

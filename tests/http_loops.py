@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The loops that docs/http.md shows end as they say, whatever answers: a gateway, a proxy's page, nobody."""
+"""Checks that the loops of docs/http.md end as documented, whether a gateway, a proxy or no server responds."""
 
 import json
 import re
@@ -27,7 +27,7 @@ APPLIED = Answer(200, '{"namespace":"n","key":"k","applied":1}')
 FROZEN = problem(503, "not-applied", Retry_After="2")
 BAD = problem(400, "not-applied")
 OLD = problem(410, "unknown")
-# What answers, and how each loop ends: without a key, and with one (which asks again while it is unknown).
+# The responses, and the end of each loop: without a key, and with one (which retries while the outcome is unknown).
 CASES = [
     ([APPLIED], "applied", "applied"),
     ([FROZEN, APPLIED], "applied", "applied"),

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""A cluster takes keyed requests as fast as it can for as long as one likes: nothing is refused.
+"""Checks that a cluster takes keyed requests at full speed for any length of time, without a refusal.
 
     keyed_load.py [--seconds N] [--shards N] [-- FLAGS]
 
 Three nodes (`dkc dev`, DKC names the binary; FLAGS are the roles'). `dkc bench --keyed` sends single increments, each
 with an Idempotency-Key of its own, while `dkc count` counts files one after the other, each of whose batches has one.
 At the end no request was refused or failed, every counter of the files is exact, and no node has refused a key. The last
-lines say how many increments of each kind there were and how full the records' room is. Exits 1 if something is wrong.
+lines are the number of increments of each kind and the used space of the records. Exits 1 if a check fails.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import urllib.request
 
 from count_under_kills import DKC, processes
 
-# Too many for a batch to hold one twice, so that `dkc count` cannot add lines up.
+# There are so many keys that no batch has one twice, so that `dkc count` can't add lines up.
 KEYS = 100_000
 LINES = 1_000_000
 
@@ -48,7 +48,7 @@ def main():
 
 
 def run(args, folder, url):
-    """What was wrong, in words."""
+    """Runs the load, and returns the failures as texts."""
     words = os.path.join(folder, "words")
     with open(words, "w") as file:
         file.writelines(f"word-{number % KEYS}\n" for number in range(LINES))
@@ -85,7 +85,7 @@ def counts(url, files):
 
 
 def records(data):
-    """How full the room of the fullest shard is that each node leads; a refused key is wrong."""
+    """The used space of the fullest shard that each node leads; a refused key is a failure."""
     wrong = []
     for process in processes(data, "storage-node"):
         with urllib.request.urlopen(f"http://{process['addresses']['metrics']}/metrics") as answer:

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""What each process of a cluster holds in memory under mixed load, against what it may.
+"""Compares the memory of each process of a cluster under mixed load with its budget.
 
     memory.py [--seconds N] [--shards N] [--memory-mib N] [--keep DIR]
 
 A cluster of three nodes, one gateway and one coordinator (`dkc dev`, DKC names the binary) takes single
 increments, batches of 1,000, keyed requests, keys of 1,000 bytes, and reads, one key and many. A third of the way
-one node is killed; it comes back at two thirds, and catches up under load. Every second each process is looked at.
-The last lines are a table: resident memory at most and at the end, and the budget. Exits 1 if a process was ever
-above its budget × 1.1, or if a kind of load found no answer.
+one node is killed; it comes back at two thirds, and catches up under load. The memory of each process is read every
+second. The last lines are a table: the highest and the last resident memory, and the budget. Exits 1 if a process was
+ever above its budget × 1.1, or if a kind of load got no response.
 
-A node's budget is its `--memory-bytes`; a gateway's and a coordinator's stand in docs/operations.md ("Size").
+A node's budget is its `--memory-bytes`; those of a gateway and a coordinator are in docs/operations.md ("Size").
 """
 
 import argparse
@@ -29,7 +29,7 @@ from one_gateway import Gateway, call, get, post
 
 MIB = 1 << 20
 ALLOWED = 1.1
-# Beside what is documented for a worker, a gateway's and a coordinator's own.
+# The own memory of a gateway and a coordinator, beside that of the workers.
 GATEWAY_MIB = 64 + 2 * 256
 COORDINATOR_MIB = 128
 
@@ -52,7 +52,7 @@ def run(args, folder):
     try:
         ready = dev.stdout.readline()
         if not ready.startswith("ready http://"):
-            sys.exit("memory: dkc dev did not get ready")
+            sys.exit("memory: dkc dev did not become ready")
         watch = Watch(folder, args)
         load = Load(ready.split("//")[1].strip(), args.seconds)
         asyncio.run(go(args, folder, watch, load))
@@ -69,23 +69,23 @@ async def go(args, folder, watch, load):
 
 
 async def absence(args, folder):
-    """A node is away for a third of the time."""
+    """Kills a node, and starts it again after a third of the time."""
     await asyncio.sleep(args.seconds / 3)
     victim = processes(folder, "storage-node")[-1]
     os.kill(victim["pid"], signal.SIGKILL)
     say(f"killed {victim['name']}")
     await asyncio.sleep(args.seconds / 3)
     log = open(os.path.join(folder, "logs", victim["name"] + ".log"), "ab")
-    # Not our child for long: `dkc dev` adopts and stops it.
+    # `dkc dev` adopts the process, and stops it at the end.
     subprocess.Popen(victim["argv"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     say(f"started {victim['name']} again")
 
 
-# ---- what it takes -------------------------------------------------------------------------------
+# ---- the memory ----------------------------------------------------------------------------------
 
 
 class Watch:
-    """Resident memory of every process, each second."""
+    """Reads the resident memory of every process, once a second."""
 
     def __init__(self, folder, args):
         self.folder, self.seconds = folder, args.seconds
@@ -105,7 +105,7 @@ class Watch:
                 try:
                     now = Gateway("127.0.0.1:0", process["pid"]).memory()
                 except (OSError, StopIteration):
-                    continue  # It has just been killed.
+                    continue  # The process has just been killed.
                 self.role[name], self.last[name] = role, now
                 self.most[name] = max(self.most[name], now)
 
@@ -119,7 +119,7 @@ class Watch:
 
 
 class Load:
-    """Clients in a closed loop, of every kind there is."""
+    """Clients of every kind, each in a closed loop."""
 
     def __init__(self, address, seconds):
         self.gateway = Gateway(address, os.getpid())

@@ -1,4 +1,4 @@
-"""A cluster of one node and one gateway, and HTTP by hand, for what clients can do to a gateway. DKC names the binary."""
+"""A cluster of one node and one gateway, and raw HTTP, for tests of misbehaving clients. DKC names the binary."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ class Gateway:
         self.port, self.pid = int(port), pid
 
     def memory(self, what="VmRSS"):
-        """What the process holds, in bytes: now, or (VmHWM) at most since `forget_peak`. Fails if it has died."""
+        """The memory of the process in bytes: now, or (VmHWM) the maximum since `forget_peak`. Fails if it has died."""
         with open(f"/proc/{self.pid}/status") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith(what))
 
@@ -28,7 +28,7 @@ class Gateway:
             file.write("5")
 
     async def connect(self, deaf=False):
-        """`deaf`: nothing is read, and the kernel takes little, until `transport.resume_reading`."""
+        """Opens a connection. If `deaf`, nothing is read until `transport.resume_reading`, and the kernel buffers little."""
         sock = socket.socket()
         sock.setblocking(False)
         if deaf:
@@ -48,7 +48,7 @@ class Gateway:
         return some
 
     async def ask(self, request):
-        """One request on a connection of its own: status and body."""
+        """Sends one request on a connection of its own, and returns status and body."""
         connection = await self.connect()
         try:
             return await call(connection, request)
@@ -58,14 +58,14 @@ class Gateway:
 
 @contextlib.contextmanager
 def one_gateway(name, **how):
-    """`name`: of the test, for what goes wrong; `how`: as for Popen."""
+    """Runs `dkc dev`. `name` is that of the test, for error messages; `how` are arguments of Popen."""
     with tempfile.TemporaryDirectory() as folder:
         line = [DKC, "dev", "--nodes", "1", "--http", "127.0.0.1:0", "--data", folder]
         dev = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, **how)
         try:
             ready = dev.stdout.readline()
             if not ready.startswith("ready http://"):
-                sys.exit(f"{name}: dkc dev did not get ready")
+                sys.exit(f"{name}: dkc dev did not become ready")
             with open(os.path.join(folder, "cluster.json")) as file:
                 processes = json.load(file)["processes"]
             pid = next(p["pid"] for p in processes if p["role"] == "gateway")
@@ -81,7 +81,7 @@ def get(path):
 
 
 def post(path, body=b"", *headers, version="1.1"):
-    """A request that waits long, so that a busy machine does not make its outcome unknown."""
+    """A request with a long timeout, so that a busy machine does not make its outcome unknown."""
     lines = [f"POST {path} HTTP/{version}", "Host: x", "Request-Timeout-Ms: 60000", *headers, f"Content-Length: {len(body)}"]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
@@ -93,14 +93,14 @@ async def call(connection, request):
 
 
 async def answer(reader):
-    """The next one: status and body."""
+    """Reads the next response: status and body."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
     length = int(head.split("content-length:")[1].split("\r\n")[0])
     return int(head.split()[1]), await reader.readexactly(length)
 
 
 async def statuses(reader):
-    """Of all answers until the connection is closed. What was cut within an answer is none."""
+    """The statuses of all responses until the connection is closed. A truncated response does not count."""
     found = []
     with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
         while True:

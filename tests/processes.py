@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Shows that no process of dkc is half dead, whatever is around it: tests/processes.py [CASE …]
+"""Checks that each process of dkc either serves or ends, whatever fails around it: tests/processes.py [CASE …]
 
-Roles are started by hand, as docs/operations.md does, on free ports ($DKC_BIN, $ETCD). Then the log can't be written (a full
-file system, a pipe that has gone, one that nobody drains), etcd is full, speaks TLS or wants users, addresses and variables
-are wrong, the processor is one of before 2013 (by QEMU, from Debian's package), /proc is hidden, and all that decides is stopped. Each case is a
-generator that yields what is wrong. Logs are full for FULL_LOG_SECONDS (10).
+The roles are started one by one, as in docs/operations.md, on free ports ($DKC_BIN, $ETCD). Then the log can't be written
+(a full file system, a closed pipe, a pipe without a reader), etcd is full, requires TLS or authentication, addresses and
+variables are wrong, the processor is from before 2013 (by QEMU, from Debian's package), /proc is hidden, and etcd and the
+coordinator are stopped. Each case is a generator that yields a text for each failure. Logs are full for FULL_LOG_SECONDS
+(10).
 """
 
 import base64
@@ -29,7 +30,7 @@ from cases import Broken, free_port
 DKC = os.environ.get("DKC_BIN", "dkc")
 ETCD = os.environ["ETCD"]
 CACHE = Path(os.environ["DKC_CACHE"])
-# Nothing here takes this long unless it is broken.
+# No step takes this long unless it fails.
 PATIENCE = 40
 # Cases have clusters of their own, and wait most of the time.
 AT_ONCE = 3
@@ -41,7 +42,7 @@ def until(what, check, seconds=PATIENCE):
 
 
 def ask(port, path, method="GET", body=None, seconds=10, headers={}):
-    """(status, text), or None where nobody answers."""
+    """(status, text), or None without a response."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
     try:
         connection.request(method, path, body=body, headers=headers)
@@ -70,7 +71,7 @@ class Process:
         self.start()
 
     def start(self, log=None):
-        """`log`: something that is open already, in the place of the file."""
+        """Starts the process. `log` is an open file to use instead of the log file."""
         if log is not None:
             self.child = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log)
             return
@@ -133,7 +134,7 @@ class Cluster:
         return self.all[name]
 
     def node(self, name):
-        # Small, since several run beside each other on a machine that has other work.
+        # The memory is small, since several processes run on a busy machine.
         flags = ["--data", self.folder / name, "--memory-bytes", 128 << 20, "--segment-bytes", 1 << 20]
         return self.role(name, "storage-node", *flags)
 
@@ -151,7 +152,7 @@ class Cluster:
         until("writes are taken", lambda: self.count(8) == 8)
 
     def count(self, keys):
-        """How many of so many counters take an increment."""
+        """The number of counters that take an increment."""
         answers = [ask(self.http, f"/v1/counters/processes/key-{key}/increment", "POST") for key in range(keys)]
         return sum(1 for answer in answers if answer and answer[0] == 200)
 
@@ -176,7 +177,7 @@ def cluster(**how):
 
 def log_lines_per_second(process, seconds):
     before = len(process.lines())
-    time.sleep(seconds)  # a rate is measured over time
+    time.sleep(seconds)  # a rate needs time
     return (len(process.lines()) - before) / seconds
 
 
@@ -195,12 +196,12 @@ def small_disk():
 
 
 def log_on_a_full_disk():
-    """All roles log to a disk without room, under load, while nodes die and return: nothing else changes, and they log again after."""
+    """All roles log to a full disk, under load, while nodes die and return: nothing else changes, and they log again later."""
     if os.geteuid() != 0:
         print("processes: NOT CHECKED: a full file system needs root")
         return
     with small_disk() as logs, cluster(logs=logs) as made:
-        # No page of a log has room left that it could write into.
+        # No page of a log has free space that could still be written.
         for log in logs.glob("*.log"):
             with open(log, "ab") as file:
                 file.write(b"\n" * (-log.stat().st_size % 4096))
@@ -229,13 +230,14 @@ def log_on_a_full_disk():
         filler.unlink()
         for process in lost:
             try:
-                until("it logs", lambda: process.lines("lines of the log were lost"))
+                until("it logs", lambda: process.lines("log lines were lost"))
             except Broken as broken:
                 yield f"{process.name}, with room again: {broken}: {process.text()[-300:]}"
 
 
 class Load:
-    """A client that increments one counter again and again, over a kept connection, each increment with a key of its own until it counted."""
+    """A client that increments one counter repeatedly, over a kept connection, each increment with a key of its own until it
+    counts."""
 
     def __init__(self, port, number):
         self.path = f"/v1/counters/load/client-{number}"
@@ -269,7 +271,7 @@ class Load:
 
 @contextlib.contextmanager
 def load(made, clients=16):
-    """So many clients, who ask the first gateway until the end."""
+    """Runs so many clients against the first gateway until the end."""
     all_clients = [Load(made.http, number) for number in range(clients)]
     for client in all_clients:
         client.thread.start()
@@ -285,17 +287,17 @@ def load(made, clients=16):
 
 
 def log_that_is_refused():
-    """/dev/full, a pipe whose reader has gone, and one that nobody drains: each role serves all the same."""
+    """The log is /dev/full, a closed pipe, or a pipe without a reader: each role serves all the same."""
     with cluster() as made:
         for name in ["node-2", "coordinator-1", "gateway-1"]:
             process = made[name]
-            for kind, opened in [("/dev/full", full_device), ("a closed pipe", closed_pipe), ("a pipe nobody drains", full_pipe)]:
+            for kind, opened in [("/dev/full", full_device), ("a closed pipe", closed_pipe), ("a pipe without a reader", full_pipe)]:
                 process.end()
                 with opened() as log:
                     process.start(log)
                     try:
                         until(f"{name} is ready, its log {kind}", lambda: process.readyz()[0] == 200)
-                        if kind != "a pipe nobody drains":
+                        if kind != "a pipe without a reader":
                             until("lost lines are counted", lambda: process.metric("dkc_log_lines_dropped_total") > 0)
                         if not process.is_running():
                             yield f"{name}, its log {kind}: ended with {process.child.returncode}"
@@ -340,7 +342,7 @@ def full_pipe():
 
 
 def etcd_is_full():
-    """What runs goes on; who waits says for what; no log and no etcd is flooded; room and `alarm disarm` heal it."""
+    """Running processes continue and report the reason; neither logs nor etcd are flooded; space and `alarm disarm` heal it."""
     with cluster(etcd_flags=["--quota-backend-bytes", str(16 << 20)]) as made:
         port = made.etcd_port
         filling = base64.b64encode(os.urandom(900_000)).decode()
@@ -351,7 +353,7 @@ def etcd_is_full():
                 break
         else:
             raise Broken("etcd does not fill up")
-        until("the coordinator says so", lambda: made["coordinator-1"].readyz() == (503, "etcd-full\n"))
+        until("the coordinator reports it", lambda: made["coordinator-1"].readyz() == (503, "etcd-full\n"))
         if made.count(8) != 8:
             yield "writes are not taken while all nodes are there"
         code, said, _ = run("doctor", "--etcd", f"127.0.0.1:{port}", "--data", made.folder)
@@ -359,14 +361,14 @@ def etcd_is_full():
             yield f"doctor: {code}: {said}"
         made["node-2"].end()
         fourth = made.node("node-4")
-        until("node-4 says what it waits for", lambda: fourth.readyz() == (503, "etcd-full\n"))
+        until("node-4 reports what it waits for", lambda: fourth.readyz() == (503, "etcd-full\n"))
         for process in [made["coordinator-1"], made["node-1"], fourth]:
             rate = log_lines_per_second(process, 5)
             if rate > 3:
                 yield f"{process.name} writes {rate:.0f} lines a second"
         for process in [made["coordinator-1"], fourth]:
             if not process.lines("etcd is full"):
-                yield f"{process.name} does not say what is wrong: {process.text()[-300:]}"
+                yield f"{process.name} does not report what is wrong: {process.text()[-300:]}"
         made["node-2"].start()
         revision = int(json.loads(made.etcd_call("/v3/kv/range", {"key": "YQ=="})[1])["header"]["revision"])
         everything = base64.b64encode(b"fill-").decode(), base64.b64encode(b"fill.").decode()
@@ -379,7 +381,7 @@ def etcd_is_full():
 
 
 def etcd_speaks_tls():
-    """Named at once, by doctor and by each role, which ends with 2."""
+    """Doctor and each role report this at once, and the role ends with 2."""
     with tempfile.TemporaryDirectory(prefix="dkc-processes-") as folder:
         port = free_port()
         url, peer = f"https://127.0.0.1:{port}", f"http://127.0.0.1:{free_port()}"
@@ -391,11 +393,11 @@ def etcd_speaks_tls():
         etcd = Process("etcd", command, Path(folder) / "etcd.log", {})
         try:
             until("etcd listens", lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
-            yield from refused_by_all(folder, f"127.0.0.1:{port}", "speaks TLS")
+            yield from refused_by_all(folder, f"127.0.0.1:{port}", "requires TLS")
             code, _, said = run("doctor", "--etcd", url)
             if code != 2 or "TLS" not in said:
                 yield f"doctor --etcd {url}: {code}: {said}"
-            # Another member may answer yet, so this is waited for.
+            # Another member may still reply, so the gateway waits.
             code, said = starts(folder, "gateway", f"127.0.0.1:{port},127.0.0.1:{free_port()}", 3)
             if code is not None:
                 yield f"gateway with another member that is away: {code}: {said}"
@@ -404,7 +406,7 @@ def etcd_speaks_tls():
 
 
 def starts(folder, role, etcd, seconds):
-    """(code, log) of a role; no code if it goes on for so long."""
+    """(code, log) of a role; the code is None if it still runs after that time."""
     flags = ["--name", "n9", "--etcd", etcd]
     flags += ["--http", f"127.0.0.1:{free_port()}"] if role == "gateway" else ["--listen", f"127.0.0.1:{free_port()}"]
     flags += ["--data", f"{folder}/n9"] if role == "storage-node" else []
@@ -417,7 +419,7 @@ def starts(folder, role, etcd, seconds):
 
 def refused_by_all(folder, etcd, words):
     code, said, _ = run("doctor", "--etcd", etcd, "--data", folder)
-    if code != 1 or words not in said or "see that etcd runs there" in said:
+    if code != 1 or words not in said or "check that etcd is running" in said:
         yield f"doctor: {code}: {said}"
     for role in ["coordinator", "storage-node", "gateway"]:
         code, said = starts(folder, role, etcd, PATIENCE)
@@ -427,7 +429,7 @@ def refused_by_all(folder, etcd, words):
 
 
 def etcd_wants_users():
-    """Running processes go on; one that starts ends with 2; nothing is flooded; all heals when users are done without."""
+    """Running processes continue; one that starts ends with 2; nothing is flooded; all heal without authentication."""
     with cluster() as made:
         etcd = f"127.0.0.1:{made.etcd_port}"
         for path, message in [
@@ -439,8 +441,8 @@ def etcd_wants_users():
             made.etcd_call(path, message)
         if made.count(8) != 8:
             yield "writes are not taken while all nodes are there"
-        yield from refused_by_all(made.folder, etcd, "wants a user")
-        until("the coordinator says so", lambda: made["coordinator-1"].readyz() == (503, "etcd-auth\n"))
+        yield from refused_by_all(made.folder, etcd, "requires authentication")
+        until("the coordinator reports it", lambda: made["coordinator-1"].readyz() == (503, "etcd-auth\n"))
         made["node-2"].end()
         for name in ["coordinator-1", "node-1", "gateway-1"]:
             rate = log_lines_per_second(made[name], 5)
@@ -455,7 +457,7 @@ def etcd_wants_users():
 
 
 def all_that_decides_is_stopped():
-    """etcd and the coordinator are gone, then a node: the gateways stay ready, and shards without that node go on."""
+    """etcd and the coordinator are stopped, then a node: the gateways stay ready, and shards without that node serve on."""
     keys = [f"key-{number}" for number in range(200)]
     with cluster(nodes=5, gateways=2) as made:
         shards = json.loads(ask(made.http, "/v1/cluster")[1])["shards"]
@@ -476,14 +478,14 @@ def all_that_decides_is_stopped():
                 status, text = ask(gateway.ports["http"], f"{path}/increment", "POST", message, headers=headers)
                 failed = {each["key"]: each["type"].rsplit("/", 1)[1] for each in json.loads(text).get("failed", [])}
                 served = [key for key in keys if key not in failed]
-                # Keys lie in shards at random: six standard deviations.
+                # Keys are in random shards: the limit is six standard deviations.
                 share = len(whole) / len(shards)
                 if abs(len(served) - share * len(keys)) > 6 * (share * (1 - share) * len(keys)) ** 0.5:
                     yield f"{name}: {status}, {len(served)} of {len(keys)} keys are served, {len(whole)} of {len(shards)} shards are whole: {text[:500]}"
-                # What is sent while a shard is not known to lack a member waits for it until its deadline.
+                # A request for a shard that is not yet known to lack a member waits until its deadline.
                 first = failed if first is None else first
                 if failed.keys() != first.keys() or not set(failed.values()) <= {"frozen", "no-primary", "deadline"}:
-                    yield f"{name}: others than at first are refused, or for other reasons: {failed.keys() ^ first.keys()} {set(failed.values())}"
+                    yield f"{name}: other keys than at first are refused, or for other reasons: {failed.keys() ^ first.keys()} {set(failed.values())}"
                 for key in served[:20]:
                     if (answer := ask(gateway.ports["http"], f"{path}/{key}") or (0, ""))[0] != 200:
                         yield f"{name}: {key} is not read: {answer}"
@@ -545,7 +547,7 @@ def misspelt_variables_are_named():
         with open(log, "wb") as file:
             child = subprocess.Popen([DKC, "coordinator", *flags], stderr=file, env=os.environ | env)
         try:
-            until("it is said at a start", lambda: "did you mean DKC_MIN_IN_SYNC" in log.read_text(), 10)
+            until("a start logs it", lambda: "did you mean DKC_MIN_IN_SYNC" in log.read_text(), 10)
         except Broken as broken:
             yield str(broken)
         finally:
@@ -554,7 +556,7 @@ def misspelt_variables_are_named():
 
 
 def a_node_that_nobody_can_dial_is_named_once():
-    """As one that an earlier dkc has registered: its record is made by hand."""
+    """The record of the node is written by hand, as if an earlier version of dkc had registered it."""
     with cluster() as made:
         prefix = base64.b64encode(b"/dkc/dkc/node/").decode()
         end = base64.b64encode(b"/dkc/dkc/node0").decode()
@@ -562,7 +564,7 @@ def a_node_that_nobody_can_dial_is_named_once():
         value = base64.b64decode(found["value"])
         addresses = {name: f"127.0.0.1:{made[name].ports['listen']}".encode() for name in ["node-1", "node-2", "node-3"]}
         name, address = next((name, address) for name, address in addresses.items() if address in value)
-        # Of the same length, since it stands there with its length.
+        # The address has the same length, since its length is part of the record.
         changed = value.replace(address, b"http://" + b"x" * (len(address) - 7))
         made.etcd_call("/v3/kv/put", {"key": found["key"], "value": base64.b64encode(changed).decode(), "ignore_lease": True})
         coordinator = made["coordinator-1"]
@@ -573,13 +575,13 @@ def a_node_that_nobody_can_dial_is_named_once():
             yield f"{len(coordinator.lines('dialled'))} times, {rate:.0f} lines a second"
 
 
-# ---- what a hardened unit hides --------------------------------------------------------------------------------
+# ---- a hardened unit -------------------------------------------------------------------------------------------
 
 
 def hidden_proc_is_done_without():
-    """As with systemd's ProcSubset=pid: a node of before goes on with its data, and doctor says what can't be read."""
+    """As with systemd's ProcSubset=pid: a restarted node continues with its data, and doctor reports what it can't read."""
     if os.geteuid() != 0:
-        print("processes: NOT CHECKED: a /proc of its own needs root")
+        print("processes: NOT CHECKED: a separate /proc needs root")
         return
     with cluster() as made:
         node = made["node-3"]
@@ -591,12 +593,12 @@ def hidden_proc_is_done_without():
             yield f"node-3: {errors}"
         until("writes are taken", lambda: made.count(16) == 16)
         said = subprocess.run(hidden([DKC, "doctor", "--data", str(made.folder)]), capture_output=True, text=True, timeout=PATIENCE)
-        if said.returncode != 0 or not re.search(r"^warn +/proc +.*can't be read", said.stdout, re.M):
+        if said.returncode != 0 or not re.search(r"^warn +/proc +.*cannot be read", said.stdout, re.M):
             yield f"doctor: {said.returncode}: {said.stdout}{said.stderr}"
 
 
 def hidden(command):
-    """The command in a namespace with a /proc that shows processes and nothing else; it ends with this one's child."""
+    """The command, in a namespace with a /proc that contains only processes; it ends with the child of this process."""
     script = 'mount -t proc -o subset=pid proc /proc; exec "$@"'
     return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script, "sh", *command]
 
@@ -623,7 +625,7 @@ def old_processors_are_told_so():
 
 
 def of_dkc(said):
-    """What it says, without QEMU's own warnings."""
+    """The output of dkc, without the warnings of QEMU."""
     return [line for line in said.stderr.splitlines() if not line.startswith("qemu-")]
 
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Shows what holds behind real proxies: tests/proxies.py [CASE …]
+"""Checks dkc behind real proxies: tests/proxies.py [CASE …]
 
-nginx, Varnish and HAProxy, as Debian ships them (scripts/setup unpacks them), stand before a gateway of `dkc dev` ($DKC),
-set up as their users do and as docs/http.md and docs/operations.md say. Each case is a generator that yields what is wrong.
+nginx, Varnish and HAProxy, as Debian ships them (scripts/setup unpacks them), run before a gateway of `dkc dev` ($DKC),
+with usual configurations and those of docs/http.md and docs/operations.md. Each case is a generator that yields a text
+for each failure.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ from one_gateway import DKC, one_gateway, post, statuses
 CACHE = Path(os.environ["DKC_CACHE"]) / "proxies"
 LIBRARIES = CACHE / "usr/lib" / f"{os.uname().machine}-linux-gnu"
 ENVIRONMENT = os.environ | {"LD_LIBRARY_PATH": f"{LIBRARIES}:{LIBRARIES}/varnish"}
-# Nothing here takes this long unless it is broken.
+# No step takes this long unless it fails.
 PATIENCE = 30
 
 
@@ -53,7 +54,7 @@ def until(what, check):
 
 @contextlib.contextmanager
 def started(*command):
-    """A proxy in the foreground, in a session of its own, all of which is ended."""
+    """Runs a proxy in the foreground, in a session of its own, all processes of which are ended."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             list(map(str, command)), env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
@@ -62,7 +63,7 @@ def started(*command):
             yield process
         except Broken as broken:
             said.seek(0)
-            raise Broken(f"{broken}; {command[0]} ({process.poll()}) says {said.read().decode()[-1000:]}") from broken
+            raise Broken(f"{broken}; {command[0]} ({process.poll()}) printed {said.read().decode()[-1000:]}") from broken
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
@@ -71,7 +72,7 @@ def started(*command):
 
 @contextlib.contextmanager
 def nginx(location, upstream="", server=""):
-    """nginx with its defaults but for this location; gives its port."""
+    """Runs nginx with its defaults except for this location, and returns its port."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="dkc-nginx-") as folder:
         config = Path(folder) / "nginx.conf"
@@ -87,7 +88,7 @@ def nginx(location, upstream="", server=""):
 
 
 def run(*arguments, stdin=""):
-    """(code, output and errors) of a command of dkc's."""
+    """(code, output and errors) of a dkc command."""
     said = subprocess.run([DKC, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=4 * PATIENCE)
     return said.returncode, said.stdout + said.stderr
 
@@ -96,7 +97,7 @@ def run(*arguments, stdin=""):
 
 
 def nginx_takes_small_bodies_only(gateway):
-    """Its default is 1 MB: batches are halved, and everything is counted once."""
+    """nginx limits bodies to 1 MB by default: batches are halved, and everything is counted once."""
     lines = "".join(f"https://shop.example/{'p' * 300}{number}\n" for number in range(20_000))
     with nginx(f"location / {{ proxy_pass http://127.0.0.1:{gateway.port}; }}") as port:
         began = time.monotonic()
@@ -111,7 +112,7 @@ def nginx_takes_small_bodies_only(gateway):
 
 
 def nginx_passes_paths_on(gateway):
-    """As docs/http.md says: `proxy_pass` without a path. Keys of every kind arrive as they were sent."""
+    """With `proxy_pass` without a path, as in docs/http.md, keys of every kind arrive unchanged."""
     with nginx(f"location / {{ proxy_pass http://127.0.0.1:{gateway.port}; }}") as port:
         for path, counter in [
             ("px-path/..%2Fbank%2Fbalance", "../bank/balance"), ("px-path/%40scope%2Fname", "@scope/name"), ("px-path/x%2F%2F..%2Fy", "x//../y"),
@@ -125,7 +126,7 @@ def nginx_passes_paths_on(gateway):
 
 
 def nginx_answers_for_a_gateway(gateway):
-    """Its own pages: 502 is waited for, a redirect is final; nothing is counted twice or taken for an answer of dkc's."""
+    """nginx responds itself: a 502 is retried, a redirect is final; nothing is counted twice or taken for a response of dkc."""
     with nginx(f"location / {{ proxy_pass http://127.0.0.1:{free_port()}; }}") as port:
         code, said = run("count", "px-gone", "-", "--url", f"http://127.0.0.1:{port}", "--give-up", 2, stdin="x\n")
         if code != 3 or "502" not in said:
@@ -140,7 +141,7 @@ def nginx_answers_for_a_gateway(gateway):
 
 
 def nginx_gives_connections_up_first(_):
-    """The rule of docs/operations.md: with an idle timeout below the gateway's no request meets a connection that closes."""
+    """With an idle timeout below the gateway's, as in docs/operations.md, no request uses a connection that closes."""
     with one_gateway("proxies", env=os.environ | {"DKC_IDLE_TIMEOUT": "3"}) as gateway:
         yield from idle_connections(gateway)
 
@@ -153,7 +154,7 @@ def idle_connections(gateway):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(4):
             writer.write(post("/v1/counters/px-idle/x/increment"))
-            # Around both timeouts, the proxy's and the gateway's.
+            # The pauses are around both timeouts, the proxy's and the gateway's.
             await asyncio.sleep(random.choice([random.uniform(0.95, 1.05), random.uniform(2.95, 3.05)]))
         writer.write_eof()
         return await statuses(reader)
@@ -172,7 +173,8 @@ def idle_connections(gateway):
 
 
 def varnish_keeps_no_value(gateway):
-    """With its defaults, which keep a 200 for two minutes: every read is what was acknowledged before, in the form that was asked for."""
+    """Varnish caches a 200 for two minutes by default: still every read returns the last acknowledged value, in the requested
+    format."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="dkc-varnish-") as folder:
         listen = ["-F", "-n", folder, "-a", f"127.0.0.1:{port}", "-b", f"127.0.0.1:{gateway.port}", "-j", "none"]
@@ -194,14 +196,14 @@ def varnish_keeps_no_value(gateway):
             for wrong in ["/v1/counters/downloads", "/v1/nothing"]:
                 first, second = ask(port, wrong), ask(port, wrong)
                 if int(second[2]["Age"] or 0) or first[0] != second[0]:
-                    yield f"{wrong} was kept: {second[0]}"
+                    yield f"{wrong} was cached: {second[0]}"
 
 
 # ---- HAProxy -----------------------------------------------------------------------------------------------------
 
 
 def haproxy_sees_who_is_ready(gateway):
-    """Both forms of its check; by the first it asks with OPTIONS. A gateway that is paused is taken out, and in again."""
+    """Both kinds of health check; the first one uses OPTIONS. A paused gateway is taken out of rotation, and in again."""
     port, stats = free_port(), free_port()
     checks = {"options": "option httpchk /readyz", "get": "option httpchk GET /readyz", "sent": "option httpchk\n http-check send meth GET uri /readyz ver HTTP/1.1 hdr Host dkc"}
     backends = "".join(f"backend {name}\n {check}\n server g1 127.0.0.1:{gateway.port} check inter 200ms fall 1 rise 1\n" for name, check in checks.items())

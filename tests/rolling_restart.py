@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Two gateways are restarted one after the other under load. DKC names the binary.
+"""Restarts two gateways one after the other under load. DKC names the binary.
 
-Clients keep their connections and send no Idempotency-Key, so a request without an answer could never be told from one
-that counted. None may be without: a gateway that is asked to stop says so at /readyz, serves on, and has everybody leave by
-`Connection: close`. And the counter must hold exactly what was answered with 200.
+Clients keep their connections and send no Idempotency-Key, so the outcome of a request without a response is unknown. Every
+request must get a response: a gateway that receives SIGTERM reports "stopping" at /readyz, continues to serve, and closes
+its connections with `Connection: close`. The counter must have exactly the increments with status 200.
 
 DRAIN_SECONDS sets another `--drain-seconds`. With 0 a gateway closes kept connections without notice, so requests that
-cross the close are without an answer, as HTTP/1.1 has it: the counter then holds what was answered with 200, and at most
-those besides.
+cross the close are without a response, as HTTP/1.1 has it: the counter then has the increments with status 200, and at
+most those besides.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ def main():
         started = []
         try:
             if not dev.stdout.readline().startswith("ready http://"):
-                sys.exit("rolling_restart: dkc dev did not get ready")
+                sys.exit("rolling_restart: dkc dev did not become ready")
             asyncio.run(roll(Path(folder), started))
         finally:
             for gateway in started:
@@ -51,7 +51,7 @@ def main():
 
 
 def gateways(folder):
-    """By name, whether they run or not."""
+    """The gateways by name, including those that don't run."""
     file = json.loads((folder / "cluster.json").read_text())
     return {each["name"]: each for each in file["processes"] + file["dead"] if each["role"] == "gateway"}
 
@@ -69,8 +69,8 @@ async def roll(folder, started):
             told.append(await balancer.status(gateway["addresses"]["http"]))
         said = time.monotonic() - began
         if DRAIN_SECONDS != "0" and 503 not in told:
-            sys.exit(f"rolling_restart: {name} never said that it stops: {set(told)}")
-        print(f"{name}: said 503 for {said:.1f} s before it took nothing more", flush=True)
+            sys.exit(f"rolling_restart: {name} never reported that it stops: {set(told)}")
+        print(f"{name}: readyz was 503 for {said:.1f} s before the port was closed", flush=True)
         while "pid" in gateways(folder)[name]:
             await asyncio.sleep(0.05)
         log = open(folder / f"{name}.again.log", "w")
@@ -88,7 +88,7 @@ async def roll(folder, started):
 
 
 class Balancer:
-    """Sends each request to a gateway that is ready, over connections that are kept for as long as it says."""
+    """Sends each request to a gateway that is ready, over connections that are kept until the gateway closes them."""
 
     def __init__(self, addresses):
         self.addresses = addresses
@@ -96,7 +96,7 @@ class Balancer:
         self.over = False
 
     async def status(self, address):
-        """Of /readyz. None: nobody listens."""
+        """The status of /readyz; None if the port is closed."""
         try:
             reader, writer = await asyncio.open_connection(*address.rsplit(":", 1))
         except ConnectionError:
@@ -136,7 +136,7 @@ class Balancer:
             await asyncio.sleep(random.uniform(0, 2 * PAUSE))
 
     async def connect(self):
-        """To one that is ready; a gateway that starts is not there for a moment."""
+        """Connects to a gateway that is ready; one that starts is not reachable for a moment."""
         while True:
             for address in random.sample(self.addresses, len(self.addresses)):
                 if await self.status(address) == 200:

@@ -1,4 +1,4 @@
-"""Rust source as scripts look at it: what is code, what is a comment, what is for tests only.
+"""Rust source for scripts: the code, the comments, and the parts that are compiled for tests only.
 
 Files are read as Latin-1, so that offsets are bytes: llvm counts columns that way.
 """
@@ -17,6 +17,8 @@ TOKEN = re.compile(
     re.DOTALL,
 )
 
+BRACKET = re.compile(r"[(\[{)\]}]")
+
 
 class Source:
     """A file, and which of its spans are compiled for tests only."""
@@ -33,7 +35,7 @@ class Source:
         self.tests = self.find_tests()
 
     def find_tests(self):
-        """Spans of what is compiled for tests only; the whole file if its `mod` line says so."""
+        """Spans of what is compiled for tests only; the whole file if its `mod` line is."""
         folder, stem = self.path.parent, self.path.stem
         for above in [folder / "mod.rs", folder / "lib.rs", folder / "main.rs", folder.with_suffix(".rs")]:
             if above.exists() and re.search(rf"#\[cfg\(test\)\]\s+mod {stem};", above.read_text()):
@@ -45,15 +47,12 @@ class Source:
         return spans
 
     def closing(self, opening):
-        """Where the bracket that opens at `opening` is closed."""
+        """The offset after the bracket that closes the one at `opening`."""
         depth = 0
-        for at in range(opening, len(self.code)):
-            if self.code[at] in "([{":
-                depth += 1
-            elif self.code[at] in ")]}":
-                depth -= 1
-                if depth == 0:
-                    return at + 1
+        for bracket in BRACKET.finditer(self.code, opening):
+            depth += 1 if bracket[0] in "([{" else -1
+            if depth == 0:
+                return bracket.end()
         raise ValueError(f"{self.name}: the bracket at byte {opening} is not closed")
 
     def is_test(self, offset):

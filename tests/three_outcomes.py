@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""A client that knows the three outcomes and nothing else stays exact while machines die.
+"""Checks that clients which only use the three outcomes stay exact while machines die.
 
 Starts a cluster of three nodes, two gateways and two coordinators (DKC names the binary). CLIENTS clients make single
-increments by the loop of docs/http.md: applied is counted, not-applied is sent again, unknown is noted and left. Each
+increments by the loop of docs/http.md: applied is counted, not-applied is sent again, unknown is recorded and left. Each
 node and each coordinator is killed with SIGKILL in turn and started again; then one gateway. Afterwards every counter
-must hold at least what its client knows to be applied, and at most that and what is unknown to it; while no gateway
-dies, nothing may be unknown.
+must be at least the number of increments that its client knows to be applied, and at most that plus its unknown ones;
+while no gateway dies, nothing may be unknown.
 
 With --tokens each increment has an Idempotency-Key and is sent, with that same key, until it is applied and then twice
 more, through one gateway and the other in turn; with a quarter of the keys another increment is then tried, which must be
-refused as 422. Every counter must hold each increment exactly once, nothing may stay unknown, gateway killed or not, and every
-answer must name the value that the first one named.
+refused as 422. Every counter must contain each increment exactly once, nothing may stay unknown, with or without the kill
+of a gateway, and every response must have the value of the first one.
 """
 
 import http.client
@@ -28,9 +28,9 @@ from count_under_kills import DKC, kill_and_restart, processes, say, wait_until_
 
 TOKENS = sys.argv[1:] == ["--tokens"]
 CLIENTS = int(os.environ.get("CLIENTS", "16"))
-# A client's increments go round so many counters of its own.
+# The number of counters of each client, which are incremented in turn.
 KEYS = 4
-# The key of every so many increments is tried with another request.
+# The key of every so many increments is used for another request, too.
 REUSE_EVERY = 4
 
 
@@ -51,7 +51,7 @@ class Client(threading.Thread):
                 counted = self.applied if self.increment(key) == "applied" else self.unknown
                 counted[key] += 1
                 key = (key + 1) % KEYS
-        except Exception as error:  # Shown by main: a client that died in silence would prove nothing.
+        except Exception as error:  # main reports this: a client that died silently would prove nothing.
             self.wrong = error
 
     def increment(self, key):
@@ -67,7 +67,7 @@ class Client(threading.Thread):
             time.sleep(int(answer.headers["Retry-After"]))
 
     def send(self, path, headers={}):
-        """None if the connection broke; where none was made nothing was sent, and the next address is tried."""
+        """Sends a request; None if the connection broke. If no connection was made, the next address is tried."""
         connection = self.connect()
         try:
             connection.request("POST", path, headers={"Request-Timeout-Ms": "20000", **headers})
@@ -88,13 +88,13 @@ class Client(threading.Thread):
             try:
                 connection.connect()
                 return connection
-            except ConnectionError:  # Refused, or reset in the backlog of a gateway that dies: nothing was sent.
+            except ConnectionError:  # The connection was refused, or reset in the backlog of a gateway that died: nothing was sent.
                 self.urls = self.urls[1:] + self.urls[:1]
                 time.sleep(0.05)
 
 
 class Repeater(Client):
-    """Makes each increment three times over, under one key and through both gateways, and may try another with that key."""
+    """Sends each increment three times, with one key and through both gateways, and may send another one with that key."""
 
     def increment(self, key):
         path = f"/v1/counters/outcomes/client-{self.number}-{key}/increment?return=value"
@@ -108,11 +108,11 @@ class Repeater(Client):
                 if answer.headers["Idempotent-Replayed"] == "true":
                     self.replayed += 1
                 elif not first:
-                    raise ValueError(f"{path}: applied anew, {values}")
+                    raise ValueError(f"{path}: applied again, {values}")
                 first = False
                 continue
             self.wait_after(answer)
-        # Nobody else adds to this counter.
+        # No other client increments this counter.
         if values != [self.applied[key] + 1] * 3:
             raise ValueError(f"{path}: {values}, after {self.applied[key]} increments")
         if self.applied[key] % REUSE_EVERY == 0:
@@ -120,7 +120,7 @@ class Repeater(Client):
         return "applied"
 
     def reuse(self, path, headers):
-        """The value that the next increment is told shows that nothing of this one was counted."""
+        """Sends another increment with a used key. The next value shows that nothing of it was counted."""
         while True:
             answer = self.send(f"{path}&delta=1000000", headers)
             self.urls = self.urls[1:] + self.urls[:1]

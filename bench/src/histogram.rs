@@ -1,16 +1,16 @@
-//! Latencies, kept in buckets at most 1/64 wide of what they hold.
+//! A histogram of latencies, whose buckets are at most 1/64 as wide as the latencies in them.
 //!
-//! A list of every latency would grow with the run and cost the generator cache misses it then
-//! charges to the server. The buckets are exact up to 127 µs; above, a quantile is the upper edge
-//! of its bucket, so it errs by under 1.6 % and never flatters.
+//! A list of every latency would grow with the run, and its cache misses in the generator would add
+//! to the measured latency of the server. The buckets are exact up to 127 µs; above, a quantile is
+//! the upper edge of its bucket, so it is too high by less than 1.6 % and never too low.
 
 use std::time::Duration;
 
-/// Buckets of a doubling.
+/// The number of buckets per power of two.
 const STEPS: u64 = 64;
 const STEP_BITS: u32 = STEPS.ilog2();
 
-/// Counts of latencies in microseconds.
+/// The counts of latencies, in buckets of microseconds.
 #[derive(Clone, Debug, Default)]
 pub struct Histogram {
     buckets: Vec<u64>,
@@ -18,6 +18,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
+    /// Adds one latency.
     pub fn record(&mut self, latency: Duration) {
         let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
         let bucket = bucket_of(micros);
@@ -28,6 +29,7 @@ impl Histogram {
         self.count += 1;
     }
 
+    /// Adds all latencies of another histogram.
     pub fn merge(&mut self, other: &Self) {
         if other.buckets.len() > self.buckets.len() {
             self.buckets.resize(other.buckets.len(), 0);
@@ -38,11 +40,13 @@ impl Histogram {
         self.count += other.count;
     }
 
+    /// Returns the number of latencies.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// The latency that `share` (0 to 1) of all did not exceed; `None` when there are none.
+    /// Returns the latency that a `share` (0 to 1) of all latencies does not exceed; `None` if the
+    /// histogram is empty.
     pub fn quantile(&self, share: f64) -> Option<Duration> {
         if self.count == 0 {
             return None;
@@ -57,13 +61,14 @@ impl Histogram {
     }
 }
 
-/// 0, 1 … 127 each on its own, then 64 to each doubling.
+/// Returns the bucket of a latency: 0 to 127 µs have one bucket each, then each power of two has
+/// 64.
 fn bucket_of(micros: u64) -> usize {
     let doubling = micros.checked_ilog2().unwrap_or(0).saturating_sub(STEP_BITS);
     (u64::from(doubling) * STEPS + (micros >> doubling)) as usize
 }
 
-/// The largest number of microseconds in a bucket.
+/// Returns the largest number of microseconds in a bucket.
 fn upper_edge(bucket: usize) -> u64 {
     let bucket = bucket as u64;
     let doubling = (bucket / STEPS).saturating_sub(1);
@@ -76,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_latency_is_in_the_bucket_that_says_so() {
+    fn every_latency_is_at_or_just_below_the_edge_of_its_bucket() {
         let mut last = 0;
         for micros in (0..5_000).chain([65_535, 65_536, 1_000_000, 60_000_000, u64::MAX / 2]) {
             let bucket = bucket_of(micros);

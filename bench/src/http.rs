@@ -1,18 +1,21 @@
-//! One HTTP/1.1 connection that knows whether a request may have had an effect.
+//! An HTTP/1.1 connection that knows whether a request may have had an effect.
 //!
-//! A newcomer would retry after any error. That counts twice: an error after the first byte of a
-//! request left this process says nothing about what the server did with it. So the errors are
-//! kept apart, and only the first is safe to retry:
+//! A retry after any error would count twice: an error after the first byte of a request left this
+//! process leaves open whether the server has applied it. So the errors are distinguished, and the
+//! outcome is known for two of them:
 //!
 //! - [`CallError::NotSent`]: the connection could not be made, or was found closed before a byte
-//!   was written. Nothing happened.
-//! - [`CallError::Unanswered`]: a byte was written and no complete answer came back. Unknown.
-//! - [`CallError::NoHttp`]: a fresh connection answered in another protocol. No gateway is there, and none behind it.
+//!   was written. The request had no effect.
+//! - [`CallError::Unanswered`]: a byte was written and no complete response came back. The outcome
+//!   is unknown.
+//! - [`CallError::NoHttp`]: a new connection replied in another protocol. Neither a gateway nor a
+//!   proxy for one listens there.
 //!
-//! An answer counts only when it is complete by its own framing (`Content-Length` or chunked); a
-//! body that ends with the connection can't be told from one cut off, and is taken for cut off. Of an
-//! answer that reports a failure the status alone says something, so there the body may end anywhere.
-//! One request is out at a time; after any error, or `Connection: close`, the connection is dropped.
+//! A response counts only if it is complete by its own framing (`Content-Length` or chunked): a
+//! body that ends with the connection is indistinguishable from a truncated one, and is treated as
+//! truncated. In a response that reports a failure, only the status matters, so there the body may
+//! end anywhere. One request is in flight at a time; after any error, or `Connection: close`, the
+//! connection is dropped.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -22,15 +25,18 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// How long each address of a name may take to connect. Nothing was sent by then, so the next one is tried safely.
+/// The time limit of connecting to each address of a host name. Nothing was sent by then, so it is
+/// safe to try the next address.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-/// The longest head of an answer. A gateway's are below 1 KiB; more is not a gateway.
+/// The size limit of the head of a response. The heads of a gateway are below 1 KiB; a longer one
+/// is not from a gateway.
 const HEAD_BYTES_MAX: usize = 64 << 10;
-/// The longest body. The largest, 100,000 failed items with keys of 1 KiB in base64, is 170 MiB.
+/// The size limit of a body. The largest one that a gateway sends, 100,000 failed items with keys
+/// of 1 KiB in base64, is 170 MiB.
 const BODY_BYTES_MAX: usize = 256 << 20;
 const READ_BYTES: usize = 16 << 10;
 
-/// Where a server listens: `http://host:port`, and nothing else.
+/// The address of a server: `http://host:port`, without a path.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Url {
     /// `host:port`, as `TcpStream::connect` and the `Host` header want it.
@@ -38,7 +44,7 @@ pub struct Url {
 }
 
 impl Url {
-    /// From `http://host[:port][/]`. The reason why not is for the user.
+    /// Parses `http://host[:port][/]`. The error is a text for the user.
     pub fn parse(text: &str) -> Result<Self, String> {
         let Some(rest) = text.strip_prefix("http://") else {
             return Err(format!("{text:?} does not begin with http://"));
@@ -58,7 +64,7 @@ impl Url {
         }
     }
 
-    /// `host:port`
+    /// Returns `host:port`.
     pub fn authority(&self) -> &str {
         &self.authority
     }
@@ -70,11 +76,12 @@ impl fmt::Display for Url {
     }
 }
 
-/// How a body is written.
+/// The format of a request body.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Media {
+    /// `application/json`
     Json,
-    /// Lines.
+    /// `text/plain`: one key per line.
     Text,
 }
 
@@ -87,41 +94,46 @@ impl Media {
     }
 }
 
-/// What makes it safe to send a request again that may have been applied: the service applies it once per token.
+/// The headers that make it safe to send a request again that may have been applied: the service
+/// applies it once per key.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Token {
-    /// Printable ASCII without `"` and `\\`, which would have to be escaped.
+pub struct IdempotencyHeaders {
+    /// `Idempotency-Key`: printable ASCII without `"` and `\\`, which would have to be escaped.
     pub key: String,
-    /// When the request was made, in ms since 1970: the same at every send. None: the service goes by when each comes in.
+    /// `Idempotency-Issued-At`: the time at which the request was created, in ms since 1970, the
+    /// same in every send. If it is `None`, the service uses the time at which each send arrives.
     pub issued_at_ms: Option<u64>,
 }
 
-/// A request, as bytes ready to leave.
+/// A request, encoded and ready to be sent.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct HttpRequest {
     bytes: Vec<u8>,
 }
 
-impl Request {
-    /// `path` must already be percent-encoded. `deadline` becomes `Request-Timeout-Ms`.
+impl HttpRequest {
+    /// Returns a GET request. `path` must be percent-encoded. `deadline` is sent as
+    /// `Request-Timeout-Ms`.
     pub fn get(url: &Url, path: &str, deadline: Duration) -> Self {
         let mut bytes = head("GET", url, path, deadline, 0);
         bytes.extend_from_slice(b"\r\n");
         Self { bytes }
     }
 
+    /// Returns a POST request. `path` and `deadline` are as in [`get`](Self::get).
     pub fn post(url: &Url, path: &str, deadline: Duration, media: Media, body: &[u8]) -> Self {
         let bytes = head("POST", url, path, deadline, body.len());
         Self::with_body(bytes, media, body)
     }
 
-    /// One that may be sent again, as it is and to whomever, until it is answered.
+    /// Returns a POST request that may be sent again unchanged, to any gateway, until a response
+    /// comes.
     pub fn post_once(
         url: &Url,
         path: &str,
         deadline: Duration,
         media: Media,
-        token: &Token,
+        token: &IdempotencyHeaders,
         body: &[u8],
     ) -> Self {
         let mut bytes = head("POST", url, path, deadline, body.len());
@@ -142,7 +154,7 @@ impl Request {
 }
 
 fn head(method: &str, url: &Url, path: &str, deadline: Duration, body_bytes: usize) -> Vec<u8> {
-    // Room for the rest of the head, so that one allocation is enough.
+    // The capacity includes the rest of the head, so that one allocation is enough.
     let mut bytes = Vec::with_capacity(path.len() + body_bytes + 256);
     let (authority, deadline) = (url.authority(), deadline.as_millis());
     write!(
@@ -153,31 +165,35 @@ fn head(method: &str, url: &Url, path: &str, deadline: Duration, body_bytes: usi
     bytes
 }
 
-/// A complete answer.
+/// A complete response.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Response {
+pub struct HttpResponse {
+    /// The status code.
     pub status: u16,
-    /// `host:port` of the server that answered.
+    /// The `host:port` of the server.
     pub from: String,
-    /// `Retry-After`, when it was whole seconds.
+    /// `Retry-After`, if it is a number of seconds.
     pub retry_after: Option<Duration>,
     /// `Content-Type`
     pub content_type: Option<String>,
     /// `Location`
     pub location: Option<String>,
-    /// `Idempotent-Replayed: true`: the service had applied a request with this token before, and applied nothing now.
+    /// `Idempotent-Replayed: true`: the service had applied a request with this key before, and
+    /// applied nothing now.
     pub replayed: bool,
+    /// The decoded body.
     pub body: Vec<u8>,
 }
 
-/// Why there is no answer, and so what may be done next.
+/// The reason why there is no response, which decides what may be done next.
 #[derive(Debug)]
 pub enum CallError {
-    /// No byte of the request left this process: nothing happened, send it again anywhere.
+    /// No byte of the request left this process: it had no effect, and may be sent again anywhere.
     NotSent(io::Error),
-    /// At least one byte left and no complete answer came: it may or may not have had its effect.
+    /// At least one byte was sent and no complete response came: the request may or may not have
+    /// had its effect.
     Unanswered(io::Error),
-    /// The first bytes that came back are no HTTP, so nothing there understood the request.
+    /// The first bytes that came back are not HTTP, so the server did not understand the request.
     NoHttp,
 }
 
@@ -186,48 +202,54 @@ impl fmt::Display for CallError {
         match self {
             Self::NotSent(error) => write!(formatter, "not sent: {error}"),
             Self::Unanswered(error) => write!(formatter, "sent, but no answer: {error}"),
-            Self::NoHttp => formatter.write_str("what listens there speaks no HTTP/1.1"),
+            Self::NoHttp => formatter.write_str("the server there does not use HTTP/1.1"),
         }
     }
 }
 
 impl std::error::Error for CallError {}
 
-/// A connection to one server, made when first needed and again after it broke.
+/// A connection to one server, which is opened by the first call and again after a failure.
 #[derive(Debug)]
-pub struct Connection {
+pub struct HttpConnection {
     url: Url,
     stream: Option<TcpStream>,
-    /// What was read and not yet understood. Empty between calls.
+    /// Bytes that were read and not parsed yet. The buffer is empty between calls.
     input: Vec<u8>,
-    /// Whether a byte of the last request may have left.
+    /// True once a byte of the last request may have left this process.
     sent: bool,
 }
 
-impl Connection {
+impl HttpConnection {
+    /// Returns a connection that the first call opens.
     pub fn new(url: Url) -> Self {
         Self { url, stream: None, input: Vec::new(), sent: false }
     }
 
+    /// Returns the address of the server.
     pub fn url(&self) -> &Url {
         &self.url
     }
 
-    /// Whether a byte of the last request may have left: for a call whose future was dropped.
+    /// Returns whether a byte of the last request may have left this process, for a call whose
+    /// future was dropped.
     pub fn was_sent(&self) -> bool {
         self.sent
     }
 
-    /// Sends `request` and waits for its answer, no longer than `within`.
+    /// Sends `request` and waits for its response, no longer than `within`.
+    ///
+    /// If the future is dropped, the connection is closed, and [`was_sent`](Self::was_sent) returns
+    /// whether the request may have had an effect.
     pub async fn call(
         &mut self,
-        request: &Request,
+        request: &HttpRequest,
         within: Duration,
-    ) -> Result<Response, CallError> {
+    ) -> Result<HttpResponse, CallError> {
         let deadline = Instant::now() + within;
         self.sent = false;
-        // Taken out, and put back only after a whole answer: whatever ends this call early,
-        // a dropped future included, a half-used connection is never used again.
+        // The stream is taken out, and put back only after a complete response: a call that ends
+        // early, by an error or because its future is dropped, leaves no half-used connection.
         let (mut stream, is_fresh) = match self.stream.take() {
             Some(stream) if is_quiet(&stream) => (stream, false),
             _ => (connect(&self.url).await.map_err(CallError::NotSent)?, true),
@@ -248,10 +270,10 @@ impl Connection {
         &mut self,
         stream: &mut TcpStream,
         is_fresh: bool,
-    ) -> Result<(Response, bool), CallError> {
+    ) -> Result<(HttpResponse, bool), CallError> {
         loop {
             let head = self.receive_head(stream, is_fresh).await?;
-            // 100 Continue and its like come before the answer and are none.
+            // 100 Continue and other 1xx responses precede the final response.
             if head.status < 200 {
                 continue;
             }
@@ -262,10 +284,12 @@ impl Connection {
                 BodyLength::ToClose => self.receive_to_close(stream, &mut body).await,
             };
             received.map_err(CallError::Unanswered)?;
-            let Head { status, retry_after, content_type, location, replayed, stays, .. } = head;
+            let ResponseHead {
+                status, retry_after, content_type, location, replayed, stays, ..
+            } = head;
             let from = self.url.authority.clone();
             let response =
-                Response { status, from, retry_after, content_type, location, replayed, body };
+                HttpResponse { status, from, retry_after, content_type, location, replayed, body };
             return Ok((response, stays));
         }
     }
@@ -274,9 +298,9 @@ impl Connection {
         &mut self,
         stream: &mut TcpStream,
         is_fresh: bool,
-    ) -> Result<Head, CallError> {
+    ) -> Result<ResponseHead, CallError> {
         loop {
-            // On a kept connection it may be the end of an earlier answer.
+            // On a reused connection, these bytes may be the end of an earlier response.
             if is_fresh && !may_be_http(&self.input) {
                 return Err(CallError::NoHttp);
             }
@@ -285,7 +309,7 @@ impl Connection {
                 return Ok(head);
             }
             if self.input.len() > HEAD_BYTES_MAX {
-                let error = invalid("the head of the answer does not end");
+                let error = invalid("the head of the response does not end");
                 return Err(CallError::Unanswered(error));
             }
             read_more(stream, &mut self.input).await.map_err(CallError::Unanswered)?;
@@ -299,7 +323,7 @@ impl Connection {
         body: &mut Vec<u8>,
     ) -> io::Result<()> {
         if bytes > BODY_BYTES_MAX - body.len() {
-            return Err(invalid("the answer is too long"));
+            return Err(invalid("the response is too long"));
         }
         while self.input.len() < bytes {
             read_more(stream, &mut self.input).await?;
@@ -337,13 +361,13 @@ impl Connection {
                 .and_then(|text| usize::from_str_radix(text.trim(), 16).ok())
                 .ok_or_else(|| invalid("a chunk without a length"))?;
             if length == 0 {
-                // Trailers, then an empty line.
+                // Trailers follow, then an empty line.
                 while !self.receive_line(stream).await?.is_empty() {}
                 return Ok(());
             }
             self.receive_sized(stream, length, body).await?;
             if !self.receive_line(stream).await?.is_empty() {
-                return Err(invalid("a chunk longer than it said"));
+                return Err(invalid("a chunk longer than its length"));
             }
         }
     }
@@ -356,14 +380,15 @@ impl Connection {
                 return Ok(line);
             }
             if self.input.len() > HEAD_BYTES_MAX {
-                return Err(invalid("a line of the answer does not end"));
+                return Err(invalid("a line of the response does not end"));
             }
             read_more(stream, &mut self.input).await?;
         }
     }
 }
 
-/// To the first address of the name that takes it: one that does not answer leaves the others their time.
+/// Connects to the first address of the host name that accepts. Each address has a time limit of
+/// its own, so one that does not reply leaves the others their time.
 async fn connect(url: &Url) -> io::Result<TcpStream> {
     let addresses: Vec<_> = within(lookup_host(url.authority())).await?.collect();
     let mut failures = Vec::new();
@@ -382,8 +407,8 @@ async fn connect(url: &Url) -> io::Result<TcpStream> {
         Some(last) => {
             let kind = last.1.kind();
             failures.push(last);
-            let told = failures.iter().map(|(address, error)| format!("{address}: {error}"));
-            Err(io::Error::new(kind, told.collect::<Vec<_>>().join(", ")))
+            let texts = failures.iter().map(|(address, error)| format!("{address}: {error}"));
+            Err(io::Error::new(kind, texts.collect::<Vec<_>>().join(", ")))
         }
     }
 }
@@ -393,14 +418,15 @@ async fn within<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     timeout(CONNECT_WITHIN, work).await.unwrap_or_else(|_| Err(late()))
 }
 
-/// Whether an answer may begin with these bytes.
+/// Returns whether a response may begin with these bytes.
 fn may_be_http(input: &[u8]) -> bool {
     let begin = b"HTTP/1.";
     input.iter().zip(begin).all(|(got, want)| got == want)
 }
 
-/// Whether a connection kept from the last call can still carry one. A server that closed it while
-/// it was idle is seen here, while nothing was sent; later it would be an unknown outcome.
+/// Returns whether a connection from an earlier call can still be used. A close by the server while
+/// the connection was idle is noticed here, before anything is sent; later it would make the
+/// outcome unknown.
 fn is_quiet(stream: &TcpStream) -> bool {
     let mut byte = [0];
     matches!(stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
@@ -412,7 +438,7 @@ async fn send(stream: &TcpStream, bytes: &[u8], deadline: Instant) -> Result<(),
         match stream.try_write(&bytes[sent..]) {
             Ok(0) => return Err(broken(sent, io::ErrorKind::WriteZero.into())),
             Ok(count) => sent += count,
-            // Only here a timer is needed: most requests fit the socket's buffer.
+            // A timer is needed in this case alone: most requests fit into the socket's buffer.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 timeout_at(deadline, stream.writable())
                     .await
@@ -437,7 +463,7 @@ async fn read_more(stream: &mut TcpStream, input: &mut Vec<u8>) -> io::Result<()
     }
 }
 
-struct Head {
+struct ResponseHead {
     status: u16,
     retry_after: Option<Duration>,
     content_type: Option<String>,
@@ -451,22 +477,23 @@ struct Head {
 enum BodyLength {
     Bytes(usize),
     Chunked,
-    /// All that comes until the connection is closed.
+    /// The body ends with the connection.
     ToClose,
 }
 
-/// The head at the front of `input` and its length, or `None` while it is not all there.
-fn parse_head(input: &[u8]) -> io::Result<Option<(Head, usize)>> {
+/// Parses the head at the front of `input`. Returns it with its length, or `None` while it is
+/// incomplete.
+fn parse_head(input: &[u8]) -> io::Result<Option<(ResponseHead, usize)>> {
     let Some(end) = input.windows(4).position(|four| four == b"\r\n\r\n") else {
         return Ok(None);
     };
-    // A proxy may say anything in its headers, and its status counts all the same.
+    // The headers of a proxy may contain any bytes, and its status counts all the same.
     let text = String::from_utf8_lossy(&input[..end]);
     let mut lines = text.split("\r\n");
     let first = lines.next().unwrap_or_default();
     let status = parse_status(first).ok_or_else(|| invalid("no status line"))?;
     let stays = first.starts_with("HTTP/1.1");
-    let mut head = Head {
+    let mut head = ResponseHead {
         status,
         retry_after: None,
         content_type: None,
@@ -475,14 +502,14 @@ fn parse_head(input: &[u8]) -> io::Result<Option<(Head, usize)>> {
         body: BodyLength::Bytes(0),
         stays,
     };
-    // These have no body, whatever their headers say (RFC 9112 §6.3).
+    // These responses have no body, regardless of their headers (RFC 9112 §6.3).
     let bodiless = status < 200 || status == 204 || status == 304;
     let mut framed = bodiless;
     for line in lines {
         let (name, value) = line.split_once(':').ok_or_else(|| invalid("a header without ':'"))?;
         let (is, value) = (|other: &str| name.eq_ignore_ascii_case(other), value.trim());
         if is("content-length") && !bodiless && head.body != BodyLength::Chunked {
-            let length = value.parse().map_err(|_| invalid("a Content-Length of no number"))?;
+            let length = value.parse().map_err(|_| invalid("a Content-Length without a number"))?;
             head.body = BodyLength::Bytes(length);
             framed = true;
         } else if is("transfer-encoding") && !bodiless {
@@ -505,7 +532,7 @@ fn parse_head(input: &[u8]) -> io::Result<Option<(Head, usize)>> {
         }
     }
     if !framed && status < 300 {
-        return Err(invalid("an answer whose end can't be told from a broken connection"));
+        return Err(invalid("a response without a length, whose end may be a broken connection"));
     }
     if !framed {
         (head.body, head.stays) = (BodyLength::ToClose, false);
@@ -522,7 +549,7 @@ fn invalid(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-/// A path segment: every byte that is not unreserved, percent-encoded, `/` included.
+/// Returns a path segment: every byte that is not unreserved is percent-encoded, `/` included.
 pub fn percent_encode(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for &byte in bytes {
@@ -543,7 +570,7 @@ mod tests {
 
     const WITHIN: Duration = Duration::from_secs(5);
 
-    /// Plays `turns` to whoever connects: each is said after one read, then the connection closes.
+    /// Accepts one connection and sends each of `turns` after one read, then closes it.
     async fn serve(turns: Vec<&'static str>) -> Url {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
@@ -563,8 +590,8 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let got = runtime.block_on(async {
             let url = serve(vec![turn]).await;
-            let request = Request::get(&url, "/", WITHIN);
-            match Connection::new(url).call(&request, WITHIN).await {
+            let request = HttpRequest::get(&url, "/", WITHIN);
+            match HttpConnection::new(url).call(&request, WITHIN).await {
                 Ok(response) => format!(
                     "{} {} {:?}",
                     response.status,
@@ -580,7 +607,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_whole_answer_is_one() {
+    fn only_a_complete_response_counts() {
         check("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "200 hi None");
         check("HTTP/1.1 503 X\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n", "503  Some(7)");
         check("HTTP/1.1 204 No\r\n\r\n", "204  None");
@@ -589,7 +616,8 @@ mod tests {
             "200 a None",
         );
         check(
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nhi\r\nA\r\n0123456789\r\n0\r\nT: u\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
+             2;x=y\r\nhi\r\nA\r\n0123456789\r\n0\r\nT: u\r\n\r\n",
             "200 hi0123456789 None",
         );
         check("", "unanswered UnexpectedEof");
@@ -603,12 +631,12 @@ mod tests {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi!\r\n0\r\n\r\n",
             "unanswered InvalidData",
         );
-        // What came of the body is no other protocol.
+        // A truncated body is not another protocol.
         check("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", "unanswered UnexpectedEof");
-        // Ends with the connection: whole, or cut off? Nobody knows.
+        // A body that ends with the connection may be complete or truncated.
         check("HTTP/1.1 200 OK\r\n\r\nhi", "unanswered InvalidData");
         check("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", "unanswered InvalidData");
-        // The status is whole.
+        // For a failure, a complete status is enough.
         check("HTTP/1.0 501 X\r\n\r\nhi", "501 hi None");
         check("HTTP/1.1 404 X\r\nServer: ä\r\nContent-Length: 0\r\n\r\n", "404  None");
     }
@@ -618,19 +646,19 @@ mod tests {
         check("SSH-2.0-OpenSSH\r\n\r\n", "no HTTP");
         check("-ERR unknown command 'GET'\r\n", "no HTTP");
         check("\x15\x03\x01\0\x02\x02\x46", "no HTTP");
-        // Cut off, it may have been anything.
+        // A truncated beginning may have been any protocol.
         check("HT", "unanswered UnexpectedEof");
     }
 
     #[test]
-    fn what_an_answer_says_of_itself() {
+    fn headers_of_a_response_are_parsed() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let response = runtime.block_on(async {
             let head = "HTTP/1.1 301 Moved\r\nContent-Type: text/html\r\nlocation: https://a/\r\n";
             let rest = "Idempotent-Replayed: true\r\nContent-Length: 0\r\n\r\n";
             let url = serve(vec![[head, rest].concat().leak()]).await;
-            let request = Request::get(&url, "/", WITHIN);
-            Connection::new(url).call(&request, WITHIN).await.unwrap()
+            let request = HttpRequest::get(&url, "/", WITHIN);
+            HttpConnection::new(url).call(&request, WITHIN).await.unwrap()
         });
         assert!(response.from.starts_with("127.0.0.1:"), "{response:?}");
         assert_eq!(response.content_type.as_deref(), Some("text/html"));
@@ -655,8 +683,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
         drop(listener);
-        let request = Request::get(&url, "/", WITHIN);
-        let got = Connection::new(url).call(&request, WITHIN).await;
+        let request = HttpRequest::get(&url, "/", WITHIN);
+        let got = HttpConnection::new(url).call(&request, WITHIN).await;
         assert!(matches!(got, Err(CallError::NotSent(_))), "{got:?}");
     }
 
@@ -664,12 +692,12 @@ mod tests {
     async fn a_connection_serves_many_calls() {
         let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
         let url = serve(vec![answer, answer]).await;
-        let request = Request::post(&url, "/", WITHIN, Media::Json, b"{}");
-        let mut connection = Connection::new(url);
+        let request = HttpRequest::post(&url, "/", WITHIN, Media::Json, b"{}");
+        let mut connection = HttpConnection::new(url);
         for _ in 0..2 {
             assert_eq!(connection.call(&request, WITHIN).await.unwrap().body, b"hi");
         }
-        // The server closed it, and listens no more.
+        // The server has closed the connection and its listener.
         let third = connection.call(&request, WITHIN).await;
         assert!(third.is_err(), "{third:?}");
     }
@@ -678,12 +706,10 @@ mod tests {
     async fn silence_ends_at_the_deadline() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
-        let request = Request::get(&url, "/", WITHIN);
-        let got = Connection::new(url).call(&request, Duration::from_millis(50)).await;
-        assert!(
-            matches!(&got, Err(CallError::Unanswered(error)) if error.kind() == io::ErrorKind::TimedOut),
-            "{got:?}"
-        );
+        let request = HttpRequest::get(&url, "/", WITHIN);
+        let got = HttpConnection::new(url).call(&request, Duration::from_millis(50)).await;
+        let Err(CallError::Unanswered(error)) = got else { panic!("{got:?}") };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
     #[test]
@@ -709,15 +735,16 @@ mod tests {
     #[test]
     fn a_token_is_two_headers() {
         let url = Url::parse("http://a").unwrap();
-        let said = |issued_at_ms| {
-            let token = Token { key: "k-1".to_owned(), issued_at_ms };
-            let request = Request::post_once(&url, "/", WITHIN, Media::Text, &token, b"a");
+        let bytes_of = |issued_at_ms| {
+            let token = IdempotencyHeaders { key: "k-1".to_owned(), issued_at_ms };
+            let request = HttpRequest::post_once(&url, "/", WITHIN, Media::Text, &token, b"a");
             String::from_utf8(request.bytes).unwrap()
         };
-        let begin = "POST / HTTP/1.1\r\nHost: a:80\r\nRequest-Timeout-Ms: 5000\r\nIdempotency-Key: \"k-1\"\r\n";
+        let begin = "POST / HTTP/1.1\r\nHost: a:80\r\nRequest-Timeout-Ms: 5000\r\n\
+                     Idempotency-Key: \"k-1\"\r\n";
         let end = "Content-Type: text/plain\r\nContent-Length: 1\r\n\r\na";
-        assert_eq!(said(None), format!("{begin}{end}"));
-        assert_eq!(said(Some(7)), format!("{begin}Idempotency-Issued-At: 7\r\n{end}"));
+        assert_eq!(bytes_of(None), format!("{begin}{end}"));
+        assert_eq!(bytes_of(Some(7)), format!("{begin}Idempotency-Issued-At: 7\r\n{end}"));
     }
 
     #[test]

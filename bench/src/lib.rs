@@ -1,12 +1,13 @@
-//! Load on a running cluster over HTTP, and what that load costs.
+//! Generates load on a running cluster over HTTP, and measures its cost.
 //!
-//! [`http`] is a client that does one thing more than usual: it tells a request of which not one
-//! byte left this process from one whose fate nobody knows. `dkc count` and the other client
-//! commands stand on it too. [`load`] is a closed loop over it, [`histogram`] keeps the latencies
-//! and [`cpu`] reads from `/proc` what each role spent.
+//! [`http`] is a client that distinguishes a request of which not one byte left this process from a
+//! request whose outcome is unknown. `dkc count` and the other client commands use it, too.
+//! [`load`] is a closed loop over it, [`histogram`] records the latencies, and [`cpu`] reads the
+//! CPU time of each role from `/proc`.
 //!
-//! A closed loop hides the wait of requests it did not send while it waited for an answer. So its
-//! p99 is what *these* clients saw, never what users at a fixed arrival rate would see.
+//! A closed loop hides the waiting time of the requests that it did not send while it waited for a
+//! response (coordinated omission). So its p99 is the latency of *these* clients, not the latency
+//! of users at a fixed arrival rate.
 
 pub mod cpu;
 pub mod histogram;

@@ -1,11 +1,12 @@
-//! A closed loop: every client sends, waits for the answer, sends again.
+//! A closed loop: every client sends a request, waits for the response, and sends the next one.
 //!
-//! The generator shares the machine with what it measures, so it is kept lean: one thread unless
-//! more are asked for, and requests are written straight from a number. They are not made
-//! beforehand: a stock small enough for memory would hold fewer keys than the run claims.
+//! The generator shares the machine with the servers that it measures, so it is kept lean: one
+//! thread unless more are requested, and requests are written directly from a random number. They
+//! are not prepared in advance: a set that fits into memory would contain fewer keys than the run
+//! claims.
 //!
-//! Only whole answers with status 200 that applied everything count towards rate and latency;
-//! everything else is an error, and a run with errors says so beside its numbers.
+//! Rate and latency count complete responses with status 200 that applied everything; any other
+//! result is an error, and the report of a run with errors contains their number.
 
 use std::fmt::Write;
 use std::io;
@@ -16,41 +17,49 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use crate::histogram::Histogram;
-use crate::http::{Connection, Media, Request, Token, Url};
+use crate::http::{HttpConnection, HttpRequest, IdempotencyHeaders, Media, Url};
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// What to do to a cluster.
+/// The load to generate on a cluster.
 #[derive(Clone, Debug)]
-pub struct Load {
+pub struct LoadPlan {
+    /// The gateways, among which the clients are spread evenly.
     pub urls: Vec<Url>,
+    /// The namespace of the counters.
     pub namespace: String,
+    /// The number of clients, each with one connection.
     pub clients: usize,
-    /// Threads the clients live on.
+    /// The number of threads that run the clients.
     pub threads: usize,
-    /// Increments in a request. 1 means the single-increment endpoint.
+    /// The number of increments in a request. 1 means the single-increment endpoint.
     pub batch: usize,
-    /// How a batch is written.
+    /// The format of a batch.
     pub media: Media,
-    /// Each request has an `Idempotency-Key` of its own.
+    /// True if each request has an `Idempotency-Key` of its own.
     pub keyed: bool,
-    /// Increments go to keys `k0` to `k{keys-1}`, evenly, at random.
+    /// The number of keys: increments go to `k0` to `k{keys-1}`, uniformly at random.
     pub keys: u64,
-    /// Goes first, and is not measured.
+    /// The time before the measured part.
     pub warm_up: Duration,
+    /// The time of the measured part.
     pub measured: Duration,
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Measured {
+    /// The actual duration of the measured part.
     pub seconds: f64,
+    /// The number of requests that applied everything.
     pub requests: u64,
+    /// The number of increments in those requests.
     pub increments: u64,
-    /// Requests without a whole 200 answer that applied everything.
+    /// The number of requests without a complete 200 response that applied everything.
     pub errors: u64,
     /// The first error, as an example.
     pub error: Option<String>,
+    /// The latencies of the requests that applied everything.
     #[serde(skip)]
     pub latencies: Histogram,
 }
@@ -69,9 +78,13 @@ const WARMING: u8 = 0;
 const MEASURING: u8 = 1;
 const OVER: u8 = 2;
 
-/// Runs the load, on threads of its own. `at_start` and `at_end` are called where the measured part
-/// begins and ends, to read the CPU clocks.
-pub fn run(load: &Load, at_start: impl FnOnce(), at_end: impl FnOnce()) -> io::Result<Measured> {
+/// Runs the load on threads of its own. `at_start` and `at_end` are called when the measured part
+/// begins and ends, to read the CPU times. Fails if a thread can't start or panics.
+pub fn run(
+    load: &LoadPlan,
+    at_start: impl FnOnce(),
+    at_end: impl FnOnce(),
+) -> io::Result<Measured> {
     let phase = Arc::new(AtomicU8::new(WARMING));
     let mut threads = Vec::new();
     for thread in 0..load.threads {
@@ -98,14 +111,14 @@ pub fn run(load: &Load, at_start: impl FnOnce(), at_end: impl FnOnce()) -> io::R
 }
 
 async fn clients(
-    load: &Load,
+    load: &LoadPlan,
     numbers: impl Iterator<Item = usize>,
     phase: &Arc<AtomicU8>,
 ) -> Measured {
     let tasks: Vec<_> = numbers
         .map(|number| {
             let url = load.urls[number % load.urls.len()].clone();
-            tokio::spawn(client(url, Requests::new(load, number as u64), phase.clone()))
+            tokio::spawn(client(url, RequestGenerator::new(load, number as u64), phase.clone()))
         })
         .collect();
     let mut all = Measured::default();
@@ -121,8 +134,8 @@ async fn clients(
     all
 }
 
-async fn client(url: Url, mut requests: Requests, phase: Arc<AtomicU8>) -> Measured {
-    let mut connection = Connection::new(url);
+async fn client(url: Url, mut requests: RequestGenerator, phase: Arc<AtomicU8>) -> Measured {
+    let mut connection = HttpConnection::new(url);
     let batch = requests.batch as u64;
     let mut measured = Measured::default();
     loop {
@@ -140,7 +153,7 @@ async fn client(url: Url, mut requests: Requests, phase: Arc<AtomicU8>) -> Measu
             Err(error) => Some(error.to_string()),
         };
         let failed = error.is_some();
-        // What straddles an edge of the measured part belongs to neither side.
+        // A request that is in flight when the measured part begins or ends is not counted.
         if before == MEASURING && phase.load(Ordering::Relaxed) == MEASURING {
             match error {
                 None => {
@@ -155,7 +168,7 @@ async fn client(url: Url, mut requests: Requests, phase: Arc<AtomicU8>) -> Measu
             }
         }
         if failed {
-            // A server that refuses at once would otherwise be asked in a hot loop.
+            // Without a pause, a server that refuses at once would be called in a hot loop.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -163,53 +176,55 @@ async fn client(url: Url, mut requests: Requests, phase: Arc<AtomicU8>) -> Measu
 
 fn all_applied(body: &[u8], batch: u64) -> bool {
     #[derive(serde::Deserialize)]
-    struct Answer {
+    struct AppliedBody {
         applied: u64,
     }
-    // A single increment answers with its delta, which is 1, and so does a batch of one.
-    serde_json::from_slice::<Answer>(body).is_ok_and(|answer| answer.applied == batch)
+    // The response to a single increment contains its delta, which is 1, like that of a batch of
+    // one.
+    serde_json::from_slice::<AppliedBody>(body).is_ok_and(|answer| answer.applied == batch)
 }
 
 fn start_of(body: &[u8]) -> String {
     String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned()
 }
 
-/// The requests of one client, without end.
-struct Requests {
+/// Generates the requests of one client, without end.
+struct RequestGenerator {
     namespace: String,
     batch: usize,
     media: Media,
     keys: u64,
-    random: Random,
-    /// What the tokens of this client begin with, if requests have any, and how many there were.
+    random: XorShift64,
+    /// The prefix of this client's idempotency keys, and the number of keys so far, if requests
+    /// have keys.
     tokens: Option<(String, u64)>,
-    /// The path of a single increment, or the body of a batch: kept for its memory.
+    /// The path of a single increment, or the body of a batch. The buffer is reused.
     text: String,
 }
 
-impl Requests {
-    fn new(load: &Load, seed: u64) -> Self {
+impl RequestGenerator {
+    fn new(load: &LoadPlan, seed: u64) -> Self {
         Self {
             namespace: load.namespace.clone(),
             batch: load.batch,
             media: load.media,
             keys: load.keys,
-            random: Random::new(seed),
+            random: XorShift64::new(seed),
             tokens: load.keyed.then(|| (token_prefix(seed), 0)),
             text: String::new(),
         }
     }
 
-    fn next(&mut self, url: &Url) -> Request {
+    fn next(&mut self, url: &Url) -> HttpRequest {
         let Self { namespace, batch, media, keys, random, tokens, text } = self;
         text.clear();
         let token = tokens.as_mut().map(|(prefix, count)| {
             *count += 1;
-            Token { key: format!("{prefix}-{count}"), issued_at_ms: None }
+            IdempotencyHeaders { key: format!("{prefix}-{count}"), issued_at_ms: None }
         });
         let post = |path: &str, media, body: &[u8]| match &token {
-            Some(token) => Request::post_once(url, path, DEADLINE, media, token, body),
-            None => Request::post(url, path, DEADLINE, media, body),
+            Some(token) => HttpRequest::post_once(url, path, DEADLINE, media, token, body),
+            None => HttpRequest::post(url, path, DEADLINE, media, body),
         };
         if *batch == 1 {
             let key = random.below(*keys);
@@ -235,7 +250,7 @@ impl Requests {
     }
 }
 
-/// Another one in each run, and for each client.
+/// Returns a prefix that differs between runs and between clients.
 fn token_prefix(client: u64) -> String {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("bench-{:x}-{client}", since_1970.as_nanos())
@@ -245,10 +260,11 @@ fn append(text: &mut String, what: std::fmt::Arguments<'_>) {
     text.write_fmt(what).expect("a String takes every character");
 }
 
-/// xorshift64*: keys need no better, and the same run asks for the same keys.
-struct Random(u64);
+/// The generator xorshift64*, which is good enough for keys. The seed is fixed, so that each run
+/// uses the same keys.
+struct XorShift64(u64);
 
-impl Random {
+impl XorShift64 {
     fn new(seed: u64) -> Self {
         Self((seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
@@ -257,7 +273,7 @@ impl Random {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
-        // The high bits are the good ones; a remainder would use the low ones.
+        // The high bits are of better quality; a remainder would use the low ones.
         let number = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d);
         ((u128::from(number) * u128::from(limit)) >> 64) as u64
     }
@@ -271,7 +287,7 @@ mod tests {
     fn keys_are_spread_evenly() {
         let mut seen = [0_u32; 10];
         for client in 0..10 {
-            let mut random = Random::new(client);
+            let mut random = XorShift64::new(client);
             (0..1000).for_each(|_| seen[random.below(10) as usize] += 1);
         }
         assert!(seen.iter().all(|&count| (850..1150).contains(&count)), "{seen:?}");

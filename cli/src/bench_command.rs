@@ -1,9 +1,9 @@
-//! `dkc bench`: a closed loop on a running cluster, with what it cost each role.
+//! `dkc bench`: a closed-loop load on a running cluster, with the CPU that it costs each role.
 //!
-//! No number stands alone: batch size, clients, keys and replicas stand beside it, and so does the
-//! CPU of the generator, which shares the machine with what it measures. Fsync is not an option of
-//! this service, so its mode is stated, not asked: an answer comes after fsync on every in-sync
-//! replica.
+//! Every result includes its conditions: batch size, clients, keys and replicas, and the CPU of the
+//! load generator, which shares the machine with the cluster under test. Fsync cannot be switched
+//! off in this service, so its mode is stated, not configured: an answer comes after fsync on every
+//! in-sync replica.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,64 +11,68 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::Context;
-use bench::cpu::{Sample, Watched};
+use bench::cpu::{MeasuredProcess, Sample};
 use bench::http::Media;
-use bench::load::{self, Load, Measured};
+use bench::load::{self, LoadPlan, Measured};
 use serde::Serialize;
 
 use crate::answer::parse;
 use crate::client::{self, DEADLINE, Gateways, ServerArgs};
 use crate::dev::cluster_file;
-use crate::exit::Exit;
+use crate::exit::CommandExit;
 use crate::output;
-use crate::status::Cluster;
+use crate::status::ClusterInfo;
 
+/// Options of `dkc bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Clients, each with a connection and one request at a time
+    /// Number of clients, each with one connection and one request at a time
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     clients: u32,
-    /// Increments in each request; 1 uses the single-increment endpoint
+    /// Increments per request; 1 uses the endpoint for single increments
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     batch: u32,
-    /// How a batch is written
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    format: Format,
-    /// Give each request an Idempotency-Key of its own
+    /// Format of a batch
+    #[arg(long, value_enum, default_value_t = BatchFormat::Text)]
+    format: BatchFormat,
+    /// Send each request with its own Idempotency-Key
     #[arg(long)]
     keyed: bool,
-    /// Threads of the generator
+    /// Threads of the load generator
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     threads: u32,
-    /// How many different keys
+    /// Number of distinct keys
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     keys: u64,
-    /// Seconds measured
+    /// Duration of the measurement in seconds
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// Seconds before that, not measured
+    /// Duration of the warm-up before the measurement in seconds
     #[arg(long, default_value_t = 2)]
     warm_up: u64,
-    /// Namespace to count in
+    /// Namespace of the counters
     #[arg(long, default_value = "bench", value_parser = client::namespace)]
     namespace: String,
-    /// `cluster.json` of a local cluster, for the CPU of its roles
+    /// The `cluster.json` of a local cluster, to measure the CPU of its roles
     #[arg(long, value_name = "FILE")]
     cluster_json: Option<PathBuf>,
     #[command(flatten)]
     server: ServerArgs,
 }
 
+/// The format of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-enum Format {
-    /// `text/plain`, a key on each line
+enum BatchFormat {
+    /// `text/plain`, one key per line
     Text,
+    /// `application/json`
     Json,
 }
 
+/// The result of a measurement, and its conditions.
 #[derive(Debug, Serialize)]
-struct Report {
+struct BenchReport {
     increments_per_second: f64,
     requests_per_second: f64,
     p50_ms: Option<f64>,
@@ -76,42 +80,44 @@ struct Report {
     clients: u32,
     threads: u32,
     batch: u32,
-    format: Format,
+    format: BatchFormat,
     keys: u64,
-    /// The in-sync replicas of each shard: the smallest and largest set when the run began.
+    /// The sizes of the smallest and the largest in-sync set when the measurement began.
     replicas: [usize; 2],
     nodes: usize,
     fsync: &'static str,
     loop_kind: &'static str,
     #[serde(flatten)]
     measured: Measured,
-    /// CPU microseconds per increment; `null` for a role that lost or gained a process meanwhile.
+    /// CPU microseconds per increment; `null` for a role whose processes changed during the
+    /// measurement.
     cpu_micros_per_increment: BTreeMap<String, Option<f64>>,
-    /// CPUs kept busy.
+    /// The number of CPUs that each role kept busy.
     cpus_busy: BTreeMap<String, Option<f64>>,
 }
 
-pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
+/// Runs the load and prints the result.
+pub(crate) fn run(args: Args) -> anyhow::Result<CommandExit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut gateways = Gateways::new(&args.server.urls);
     let answer = runtime.block_on(gateways.read("/v1/cluster", None, DEADLINE));
-    let cluster: Cluster = match answer.and_then(|response| parse(&response)) {
+    let cluster: ClusterInfo = match answer.and_then(|response| parse(&response)) {
         Ok(cluster) => cluster,
-        Err(refusal) => {
-            output::note(&format!("no gateway answers: {}", refusal.why()));
-            return Ok(Exit::Failed);
+        Err(failure) => {
+            output::note(&format!("no gateway answers: {}", failure.why()));
+            return Ok(CommandExit::Failed);
         }
     };
     let watched = watched(&args)?;
-    let load = Load {
+    let load = LoadPlan {
         urls: args.server.urls.clone(),
         namespace: args.namespace.clone(),
         clients: args.clients as usize,
         threads: args.threads as usize,
         batch: args.batch as usize,
         media: match args.format {
-            Format::Text => Media::Text,
-            Format::Json => Media::Json,
+            BatchFormat::Text => Media::Text,
+            BatchFormat::Json => Media::Json,
         },
         keyed: args.keyed,
         keys: args.keys,
@@ -127,17 +133,21 @@ pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
     if args.server.json {
         output::json(&report)?;
     } else {
-        say(&report)?;
+        print(&report)?;
     }
-    Ok(if report.measured.errors > 0 { Exit::Failed } else { Exit::Done })
+    Ok(if report.measured.errors > 0 { CommandExit::Failed } else { CommandExit::Done })
 }
 
-fn watched(args: &Args) -> anyhow::Result<Vec<Watched>> {
-    let mut watched = vec![Watched { role: "generator".to_owned(), pid: std::process::id() }];
+fn watched(args: &Args) -> anyhow::Result<Vec<MeasuredProcess>> {
+    let mut watched =
+        vec![MeasuredProcess { role: "generator".to_owned(), pid: std::process::id() }];
     if let Some(path) = &args.cluster_json {
         let cluster = cluster_file::read(path).with_context(|| path.display().to_string())?;
         for process in cluster.processes {
-            watched.push(Watched { role: process.spec.role.name().to_owned(), pid: process.pid });
+            watched.push(MeasuredProcess {
+                role: process.spec.role.name().to_owned(),
+                pid: process.pid,
+            });
         }
     }
     Ok(watched)
@@ -145,10 +155,10 @@ fn watched(args: &Args) -> anyhow::Result<Vec<Watched>> {
 
 fn report(
     args: &Args,
-    cluster: &Cluster,
+    cluster: &ClusterInfo,
     measured: Measured,
     cpu: &BTreeMap<String, Option<Duration>>,
-) -> Report {
+) -> BenchReport {
     let sizes = || cluster.shards.iter().map(|shard| shard.isr.len());
     let millis =
         |share| measured.latencies.quantile(share).map(|latency| latency.as_secs_f64() * 1e3);
@@ -160,7 +170,7 @@ fn report(
             })
             .collect()
     };
-    Report {
+    BenchReport {
         increments_per_second: measured.increments as f64 / measured.seconds,
         requests_per_second: measured.requests as f64 / measured.seconds,
         p50_ms: millis(0.5),
@@ -180,13 +190,13 @@ fn report(
     }
 }
 
-fn say(report: &Report) -> anyhow::Result<()> {
-    let Report { clients, batch, keys, replicas: [least, most], nodes, fsync, .. } = report;
+fn print(report: &BenchReport) -> anyhow::Result<()> {
+    let BenchReport { clients, batch, keys, replicas: [least, most], nodes, fsync, .. } = report;
     let replicas = if least == most { least.to_string() } else { format!("{least} to {most}") };
     let format = match report.format {
         _ if *batch == 1 => "single increments",
-        Format::Text => "text",
-        Format::Json => "JSON",
+        BatchFormat::Text => "text",
+        BatchFormat::Json => "JSON",
     };
     let millis =
         |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2} ms"));
@@ -198,7 +208,8 @@ fn say(report: &Report) -> anyhow::Result<()> {
         millis(report.p99_ms)
     ))?;
     output::result(&format!(
-        "batch {batch} ({format}), {clients} clients (closed loop), {keys} keys, {nodes} nodes, {replicas} in-sync replicas, fsync {fsync}, {:.1} s",
+        "batch {batch} ({format}), {clients} clients (closed loop), {keys} keys, {nodes} nodes, \
+         {replicas} in-sync replicas, fsync {fsync}, {:.1} s",
         report.measured.seconds
     ))?;
     for (role, busy) in &report.cpus_busy {
@@ -206,13 +217,16 @@ fn say(report: &Report) -> anyhow::Result<()> {
         let figures = match (busy, each) {
             (Some(busy), Some(each)) => format!("{busy:.2} CPUs, {each:.2} µs per increment"),
             (Some(busy), None) => format!("{busy:.2} CPUs"),
-            (None, _) => "unknown: a process came or went".to_owned(),
+            (None, _) => "unknown: a process started or ended".to_owned(),
         };
         output::result(&format!("cpu {role}: {figures}"))?;
     }
     if report.measured.errors > 0 {
         let example = report.measured.error.as_deref().unwrap_or_default();
-        output::note(&format!("{} requests failed, such as: {example}", report.measured.errors));
+        output::note(&format!(
+            "{} requests failed, for example: {example}",
+            report.measured.errors
+        ));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! `--check-config`: what can be known without starting.
+//! `--check-config`: checks what can be checked without starting the role.
 //!
-//! The settings go to standard output, as a file that means the same; what was found goes to standard error. What would
-//! only make a start wait, an etcd that does not answer, is a warning.
+//! The settings go to stdout as an equivalent configuration file, and the findings to stderr. A
+//! condition that only delays a start, such as an etcd that does not answer, is a warning.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -9,20 +9,21 @@ use std::path::{Path, PathBuf};
 use clap::ArgMatches;
 use engine::records::Meta;
 use engine::store::log::group::Owner;
-use metastore::{Metastore, Probe, Settings, failover_bound};
+use metastore::{EtcdInspection, Metastore, Settings, failover_bound};
 
-use crate::config::Parsed;
-use crate::exit::Exit;
+use crate::config::ParsedConfig;
+use crate::exit::CommandExit;
 use crate::output;
 
-/// Prints and checks. `oddities` are printed as warnings; `own` is what the role says of its settings and of the cluster that stands in etcd, if there is one.
+/// Prints and checks the settings. `warnings` are printed, too; `own` is the role's check of
+/// its settings and of the cluster that etcd holds, if there is one.
 pub(crate) async fn run(
-    parsed: &Parsed,
-    oddities: &[String],
+    parsed: &ParsedConfig,
+    warnings: &[String],
     own: impl Fn(Option<&Meta>) -> Result<(), String>,
-) -> anyhow::Result<Exit> {
+) -> anyhow::Result<CommandExit> {
     output::result(parsed.print().trim_end())?;
-    oddities.iter().for_each(|oddity| output::note(&format!("warning: {oddity}")));
+    warnings.iter().for_each(|warning| output::note(&format!("warning: {warning}")));
     let role = parsed.role();
     let mut errors: Vec<String> = own(None).err().into_iter().collect();
     errors.extend(listeners(role));
@@ -40,7 +41,8 @@ pub(crate) async fn run(
     if errors.is_empty() {
         let own = |made: Option<&Meta>| match (owner, made) {
             (Some((data, owner)), Some(made)) if owner.cluster != made.cluster => Err(format!(
-                "--data {}: holds data of another cluster than etcd's, which is {:032x}: check --etcd, --cluster and --data",
+                "--data {}: holds data of another cluster; the cluster in etcd is {:032x}: check \
+                 --etcd, --cluster and --data",
                 data.display(),
                 made.cluster
             )),
@@ -51,10 +53,11 @@ pub(crate) async fn run(
     for error in &errors {
         output::note(&format!("error: {error}"));
     }
-    Ok(if errors.is_empty() { Exit::Done } else { Exit::Usage })
+    Ok(if errors.is_empty() { CommandExit::Done } else { CommandExit::Usage })
 }
 
-/// Addresses that can't be listened on. All are held until the last one is tried: two of one's own must differ too.
+/// Returns an error for each address that cannot be bound. All listeners are kept until the last
+/// address was tried, so that two equal addresses of this role are found, too.
 fn listeners(role: &ArgMatches) -> Vec<String> {
     let flags = ["listen", "http", "metrics", "grpc"];
     let given = flags
@@ -63,26 +66,27 @@ fn listeners(role: &ArgMatches) -> Vec<String> {
     let bound: Vec<_> = given.map(|(flag, at)| (flag, at, TcpListener::bind(at))).collect();
     let failed = |(flag, at, bound): &(&str, SocketAddr, std::io::Result<TcpListener>)| {
         let error = bound.as_ref().err()?;
-        Some(format!("--{flag} {at}: can't listen there: {error}"))
+        Some(format!("--{flag} {at}: cannot listen on this address: {error}"))
     };
     bound.iter().filter_map(failed).collect()
 }
 
-/// Whose data is there, if anybody's; or why a node can't have its own there.
+/// Returns the owner of the data in the folder, if there is any. The error is the reason why a node
+/// cannot use the folder.
 fn folder(data: &Path) -> Result<Option<Owner>, String> {
     if data.exists() && !data.is_dir() {
-        return Err("it is no folder".into());
+        return Err("not a directory".into());
     }
-    // Made at the start, if it is not there.
+    // A missing folder is created at start: its closest existing ancestor must be writable.
     let there = data.ancestors().find(|path| path.exists() || path.as_os_str().is_empty());
     let there = there.filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
     rustix::fs::access(there, access)
-        .map_err(|error| format!("{} can't be written to: {error}", there.display()))?;
+        .map_err(|error| format!("{} is not writable: {error}", there.display()))?;
     storage_node::inspect::owner(data).map_err(|error| error.to_string())
 }
 
-/// Notes what is odd; the error is what a start would refuse.
+/// Prints warnings about etcd; the error is a condition that prevents a start.
 async fn etcd(
     role: &ArgMatches,
     own: impl Fn(Option<&Meta>) -> Result<(), String>,
@@ -93,23 +97,29 @@ async fn etcd(
     let cluster: &String = role.get_one("cluster").expect("every role has it");
     let ttl_s: u32 = *role.get_one("lease_ttl").expect("every role has it");
     let settings = Settings::new(endpoints, cluster);
-    let Probe { version, warning, granted_s, .. } = match Metastore::probe(&settings, ttl_s).await {
-        Ok(probe) => probe,
-        Err(error) if error.is_transient() => {
-            output::note(&format!("warning: --etcd {named}: {error}: a start would wait for it"));
-            return Ok(());
-        }
-        Err(error) => return Err(format!("--etcd {named}: {error}")),
-    };
+    let EtcdInspection { version, warning, granted_s, .. } =
+        match Metastore::inspect(&settings, ttl_s).await {
+            Ok(inspection) => inspection,
+            Err(error) if error.is_transient() => {
+                output::note(&format!(
+                    "warning: --etcd {named}: {error}: a start would wait until etcd answers"
+                ));
+                return Ok(());
+            }
+            Err(error) => return Err(format!("--etcd {named}: {error}")),
+        };
     output::note(&format!("etcd {version} answers"));
     if let Some(warning) = warning {
-        output::note(&format!("warning: --etcd {named}: {warning}: this one is {version}"));
+        output::note(&format!(
+            "warning: --etcd {named}: {warning}; this etcd has version {version}"
+        ));
     }
     if granted_s > ttl_s {
         let within = failover_bound(granted_s).as_secs();
         output::note(&format!(
-            "warning: --lease-ttl {ttl_s}: this etcd grants no lease below {granted_s} s (1.5 times its election timeout), \
-             so a process that stops without a word is replaced within {within} s"
+            "warning: --lease-ttl {ttl_s}: this etcd grants no lease below {granted_s} s (1.5 \
+             times its election timeout), so a process that fails silently is replaced within \
+             {within} s"
         ));
     }
     let store = Metastore::connect(&settings).await.map_err(|error| error.to_string())?;
@@ -117,7 +127,7 @@ async fn etcd(
         Ok(Some(kept)) => own(Some(&kept.record)),
         Ok(None) => {
             output::note(&format!(
-                "cluster {cluster:?} is not made yet: a coordinator will make it"
+                "cluster {cluster:?} does not exist yet: a coordinator will create it"
             ));
             Ok(())
         }

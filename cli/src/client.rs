@@ -1,31 +1,33 @@
 //! Calls to a cluster that may have several gateways.
 //!
-//! Which gateway answers makes no difference. A request that changes nothing may go to the next one at any time
-//! ([`Gateways::read`]); one that changes something has a token, and then it may, too ([`Gateways::write`]).
+//! All gateways are equivalent. A read may be sent to the next gateway at any time
+//! ([`Gateways::read`]); so may a write, because it has an idempotency token ([`Gateways::write`]).
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
-use bench::http::{CallError, Connection, Media, Request, Response, Token, Url};
+use bench::http::{
+    CallError, HttpConnection, HttpRequest, HttpResponse, IdempotencyHeaders, Media, Url,
+};
 
-use crate::answer::{self, Refusal};
+use crate::answer::{self, CallFailure};
 use crate::output;
 
-/// What a gateway is asked to answer within, for commands of one request.
+/// The deadline that a command with one request gives the gateway.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
-/// How much longer than the gateway's deadline its answer is waited for: the gateway knows the
-/// outcome better than this side does, so it gets to speak first.
+/// The client waits this much longer than the gateway's deadline: the gateway knows the outcome and
+/// the client does not, so the gateway's answer should come before the client's time-out.
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
-/// How long a command is silent while nothing answers.
-pub(crate) const TOLD_AFTER: Duration = Duration::from_secs(1);
-/// Between two rounds through all gateways.
+/// A command that has waited this long for an answer prints what it waits for.
+pub(crate) const NOTICE_AFTER: Duration = Duration::from_secs(1);
+/// The pause between two rounds through all gateways.
 const AGAIN_AFTER: Duration = Duration::from_millis(200);
 
-/// Which cluster, and how to say the result.
+/// Options of the client commands: the gateways and the output format.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ServerArgs {
-    /// Gateways of the cluster, separated by commas
+    /// URLs of the cluster's gateways
     #[arg(
         long = "url",
         env = "DKC_URL",
@@ -42,26 +44,30 @@ pub(crate) struct ServerArgs {
 
 /// The gateways of one cluster.
 pub(crate) struct Gateways {
-    connections: Vec<Connection>,
+    connections: Vec<HttpConnection>,
 }
 
 impl Gateways {
+    /// Creates clients for these gateways; no connection is opened yet.
     pub(crate) fn new(urls: &[Url]) -> Self {
-        Self { connections: urls.iter().cloned().map(Connection::new).collect() }
+        Self { connections: urls.iter().cloned().map(HttpConnection::new).collect() }
     }
 
-    /// Asks each in turn until one answers 200. Else the last one's answer or error.
+    /// Sends a read to each gateway in turn until one answers 200. If none does, returns the answer
+    /// or the error of the last one.
     pub(crate) async fn read(
         &mut self,
         path: &str,
         json: Option<&[u8]>,
         deadline: Duration,
-    ) -> Result<Response, Refusal> {
-        let mut result = Err(Refusal::Never("no URL given".to_owned()));
+    ) -> Result<HttpResponse, CallFailure> {
+        let mut result = Err(CallFailure::Permanent("no URL given".to_owned()));
         for connection in &mut self.connections {
             let request = match json {
-                Some(json) => Request::post(connection.url(), path, deadline, Media::Json, json),
-                None => Request::get(connection.url(), path, deadline),
+                Some(json) => {
+                    HttpRequest::post(connection.url(), path, deadline, Media::Json, json)
+                }
+                None => HttpRequest::get(connection.url(), path, deadline),
             };
             let answer = connection.call(&request, deadline + GRACE).await;
             result = answer.map_err(|error| unanswered(connection.url(), &error));
@@ -72,81 +78,89 @@ impl Gateways {
         result
     }
 
-    /// Sends it under one token until it is known what became of it, for as long as `give_up` at most. What is refused
-    /// while nothing is in doubt ends it at once, but for want of room for the token, which comes with time.
+    /// Sends a write under one token until its outcome is known, for at most `give_up`. A rejection
+    /// while no earlier send is in doubt is final, except that of a full token quota: there is room
+    /// again when older tokens expire.
     pub(crate) async fn write(
         &mut self,
         path: &str,
-        token: &Token,
+        token: &IdempotencyHeaders,
         json: &[u8],
         give_up: Duration,
-    ) -> Result<Response, Refusal> {
+    ) -> Result<HttpResponse, CallFailure> {
         let begun = Instant::now();
-        // Why an earlier send may have been applied.
+        // The reason why an earlier send may have been applied.
         let mut doubt = None;
         loop {
-            let mut refusal = Refusal::Never("no URL given".to_owned());
+            let mut failure = CallFailure::Permanent("no URL given".to_owned());
             for connection in &mut self.connections {
                 let url = connection.url().clone();
-                let request = Request::post_once(&url, path, DEADLINE, Media::Json, token, json);
+                let request =
+                    HttpRequest::post_once(&url, path, DEADLINE, Media::Json, token, json);
                 let answer = connection.call(&request, DEADLINE + GRACE).await;
                 let was_answered = answer.is_ok();
-                refusal = match answer {
+                failure = match answer {
                     Ok(response) if response.status == 200 => return Ok(response),
-                    Ok(response) => answer::refusal(&response),
+                    Ok(response) => answer::failure(&response),
                     Err(error) => unanswered(&url, &error),
                 };
-                match &refusal {
-                    Refusal::Unknown(why) => doubt = Some(why.clone()),
-                    // Another one may be a gateway.
-                    Refusal::NoGateway(_) => {}
+                match &failure {
+                    CallFailure::Unknown(why) => doubt = Some(why.clone()),
+                    // The next URL may be a gateway.
+                    CallFailure::NotAGateway(_) => {}
                     _ if was_answered => break,
                     _ => {}
                 }
             }
-            let goes_on = doubt.is_some() || refusal.is_quota();
-            if !goes_on || begun.elapsed() >= give_up || matches!(refusal, Refusal::TooOld(_)) {
-                return Err(doubt.map_or(refusal, Refusal::Unknown));
+            let goes_on = doubt.is_some() || failure.is_quota();
+            if !goes_on
+                || begun.elapsed() >= give_up
+                || matches!(failure, CallFailure::TokenTooOld(_))
+            {
+                return Err(doubt.map_or(failure, CallFailure::Unknown));
             }
             tokio::time::sleep(AGAIN_AFTER).await;
         }
     }
 }
 
-/// What a call without an answer means.
-pub(crate) fn unanswered(url: &Url, error: &CallError) -> Refusal {
+/// Classifies a call without an answer.
+pub(crate) fn unanswered(url: &Url, error: &CallError) -> CallFailure {
     match error {
-        CallError::NotSent(_) => Refusal::Later { why: format!("{url}: {error}"), after: None },
-        CallError::Unanswered(_) => Refusal::Unknown(format!("{url}: {error}")),
+        CallError::NotSent(_) => {
+            CallFailure::Retryable { why: format!("{url}: {error}"), after: None }
+        }
+        CallError::Unanswered(_) => CallFailure::Unknown(format!("{url}: {error}")),
         CallError::NoHttp => {
-            Refusal::NoGateway(format!("{} is no dkc gateway: {error}", url.authority()))
+            CallFailure::NotAGateway(format!("{} is not a dkc gateway: {error}", url.authority()))
         }
     }
 }
 
-/// Waits for `work`. When that takes long, a line on stderr names the gateway that is waited for.
-pub(crate) async fn told<T>(urls: &[Url], until: &str, work: impl Future<Output = T>) -> T {
+/// Waits for `work`. If that takes long, a line on stderr names the gateways that have not
+/// answered.
+pub(crate) async fn with_notice<T>(urls: &[Url], until: &str, work: impl Future<Output = T>) -> T {
     tokio::pin!(work);
-    if let Ok(done) = tokio::time::timeout(TOLD_AFTER, &mut work).await {
+    if let Ok(done) = tokio::time::timeout(NOTICE_AFTER, &mut work).await {
         return done;
     }
     output::note(&format!("no answer yet from {}: waiting {until}", names(urls)));
     work.await
 }
 
-/// Gateways, as a user gave them.
+/// The gateways' URLs as the user gave them.
 pub(crate) fn names(urls: &[Url]) -> String {
     urls.iter().map(Url::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// What a token is made of that nobody else uses.
+/// Returns 128 random bits in hex, which make a token unique.
 pub(crate) fn fresh_id() -> io::Result<String> {
     let mut bytes = [0; 16];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(format!("{:032x}", u128::from_le_bytes(bytes)))
 }
 
-/// A namespace, checked here so that a typing mistake costs no request.
+/// Checks a namespace before any request is sent.
 pub(crate) fn namespace(text: &str) -> Result<String, String> {
     let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-');
     if (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
@@ -159,14 +173,14 @@ pub(crate) fn namespace(text: &str) -> Result<String, String> {
 /// The longest key, in bytes.
 pub(crate) const KEY_BYTES_MAX: usize = 1024;
 
-/// A key from the command line: any bytes, or in percent form.
+/// Parses a key from the command line: any bytes, or percent-encoded.
 pub(crate) fn key(text: std::ffi::OsString, is_percent: bool) -> Result<Vec<u8>, String> {
     use std::os::unix::ffi::OsStringExt;
     let mut key = text.into_vec();
     if is_percent {
         key = percent_decode(&key).ok_or_else(|| {
             let text = String::from_utf8_lossy(&key);
-            format!("{text:?} is not in percent form: after each % stand two digits of 0-9 A-F")
+            format!("{text:?} is not percent-encoded: each % must be followed by two hex digits")
         })?;
     }
     if (1..=KEY_BYTES_MAX).contains(&key.len()) {
@@ -176,8 +190,8 @@ pub(crate) fn key(text: std::ffi::OsString, is_percent: bool) -> Result<Vec<u8>,
     }
 }
 
-/// A key in percent form, on one line of text: `%` itself, control characters and bytes that are no UTF-8 are escaped, and
-/// the rest is as it is. [`key`] reads it back.
+/// Percent-encodes a key for one line of text: `%` itself, control characters and bytes that are
+/// not UTF-8 are escaped. [`key`] decodes the result.
 pub(crate) fn shown(key: &[u8]) -> String {
     let mut text = String::with_capacity(key.len());
     let escape = |text: &mut String, bytes: &[u8]| {
@@ -240,9 +254,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_percent_form_is_refused() {
+    fn invalid_percent_encoding_is_refused() {
         for text in ["%", "a%4", "%zz", "100%", "%-1", "%+1"] {
-            assert!(key(text.into(), true).unwrap_err().contains("percent form"), "{text}");
+            assert!(key(text.into(), true).unwrap_err().contains("percent-encoded"), "{text}");
         }
         assert_eq!(key("%e9".into(), true), Ok(b"\xe9".to_vec()));
         assert!(key("".into(), true).is_err());

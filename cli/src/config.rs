@@ -1,9 +1,10 @@
-//! The settings of a role: flags, then `DKC_*` variables, then a file, then defaults.
+//! The settings of a role, from flags, `DKC_*` variables, a file and defaults, in this order of
+//! precedence.
 //!
-//! The file is TOML without sections, and its keys are the long flags (`lease-ttl = 2`, kebab-case). What it says becomes
-//! the *defaults* of clap's arguments before the command line is parsed. So clap does what it does anyway: one precedence,
-//! one check of every value wherever it came from, and it knows the origin of each. No role has a parser of its own, and a
-//! new flag is a new key.
+//! The file is TOML without sections, and its keys are the long flags (`lease-ttl = 2`,
+//! kebab-case). Its values become the *defaults* of clap's arguments before the command line is
+//! parsed. So clap applies one precedence and one check to every value, and records the origin of
+//! each. No role has a parser of its own, and every new flag is a new key of the file.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -13,52 +14,56 @@ use std::path::{Path, PathBuf};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-/// A role's own options, and what all roles have.
+/// A role's own options, and the options that all roles have.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Role<O: clap::Args> {
+pub(crate) struct RoleArgs<O: clap::Args> {
+    /// The role's own options.
     #[command(flatten)]
     pub(crate) options: O,
+    /// The options of the log.
     #[command(flatten)]
     pub(crate) log: telemetry::LogOptions,
-    /// TOML file of settings, named as these flags; flags and variables go before it
+    /// TOML file with settings, whose keys are the names of these flags; flags and environment
+    /// variables take precedence
     #[arg(long, env = "DKC_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Check everything that can be checked without starting, print the settings and where each is from, and end: with 2
-    /// if this would not start
+    /// Check the settings without starting, print them with their origins, and exit: with 2 if the
+    /// role would not start
     #[arg(long)]
     pub(crate) check_config: bool,
 }
 
-/// A command line that was understood, and where its settings are from.
-pub(crate) struct Parsed {
+/// A parsed command line, and the origins of its settings.
+pub(crate) struct ParsedConfig {
+    /// The arguments of the whole command line.
     pub(crate) matches: ArgMatches,
     command: Command,
-    file: Option<File>,
+    file: Option<ConfigFile>,
 }
 
-/// What a file has set.
-struct File {
+/// The keys that a configuration file sets.
+struct ConfigFile {
     path: PathBuf,
     keys: BTreeSet<String>,
 }
 
-/// Why a command line was not understood.
-pub(crate) enum Refused {
+/// The reason why a command line cannot be parsed.
+pub(crate) enum ConfigError {
     /// Wrong usage, or `--help`.
     Usage(clap::Error),
-    /// The file can't be used.
+    /// The configuration file cannot be used.
     File(String),
 }
 
-impl From<clap::Error> for Refused {
+impl From<clap::Error> for ConfigError {
     fn from(error: clap::Error) -> Self {
         Self::Usage(error)
     }
 }
 
-/// Parses a command line, with the file that it names.
-pub(crate) fn parse(command: Command, line: &[OsString]) -> Result<Parsed, Refused> {
-    // First only to find the file: without it a setting that is needed may be missing.
+/// Parses a command line, with the configuration file that it names.
+pub(crate) fn parse(command: Command, line: &[OsString]) -> Result<ParsedConfig, ConfigError> {
+    // The first, lenient pass only finds the file, which may contain required settings.
     let lenient = command.clone().ignore_errors(true).try_get_matches_from(line);
     let found = lenient.ok().and_then(|mut matches| {
         let (name, role) = matches.remove_subcommand()?;
@@ -70,21 +75,22 @@ pub(crate) fn parse(command: Command, line: &[OsString]) -> Result<Parsed, Refus
         Some((name, path)) => {
             let role = command.find_subcommand(&name).expect("it was just found").clone();
             let (role, keys) = with_file(role, &path)
-                .map_err(|why| Refused::File(format!("{}: {why}", path.display())))?;
-            (command.mut_subcommand(&name, |_| role), Some(File { path, keys }))
+                .map_err(|why| ConfigError::File(format!("{}: {why}", path.display())))?;
+            (command.mut_subcommand(&name, |_| role), Some(ConfigFile { path, keys }))
         }
     };
     let matches = command.clone().try_get_matches_from(line)?;
-    Ok(Parsed { matches, command, file })
+    Ok(ParsedConfig { matches, command, file })
 }
 
-/// What can be set: every flag that takes a value, but the one that names the file.
+/// Returns the settings of a role: every flag that takes a value, except the one that names the
+/// file.
 fn settings(role: &Command) -> impl Iterator<Item = &Arg> {
     let is_setting = |arg: &&Arg| arg.get_action().takes_values() && arg.get_id() != "config";
     role.get_arguments().filter(is_setting)
 }
 
-/// The role's command, with what the file says for defaults, and the keys that it has.
+/// Returns the role's command with the values of the file as defaults, and the keys of the file.
 fn with_file(mut role: Command, file: &Path) -> Result<(Command, BTreeSet<String>), String> {
     let text = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
@@ -93,7 +99,7 @@ fn with_file(mut role: Command, file: &Path) -> Result<(Command, BTreeSet<String
         let Some(arg) = known.cloned() else { return Err(unknown(&role, key)) };
         let words = words(&arg, value).ok_or_else(|| {
             let list = if is_list(&arg) { " or a list of them" } else { "" };
-            format!("{key} = {value}: a string or a number{list} is expected")
+            format!("{key} = {value}: expected a string or a number{list}")
         })?;
         check(&arg, key, &words)?;
         role = role.mut_arg(arg.get_id(), |arg| arg.required(false).default_values(words));
@@ -117,14 +123,14 @@ fn words(arg: &Arg, value: &toml::Value) -> Option<Vec<String>> {
     }
 }
 
-/// The value is one that the flag would take. Here, so that the error names the file.
+/// Checks that the flag accepts the value. The check is done here so that the error names the file.
 fn check(arg: &Arg, key: &str, words: &[String]) -> Result<(), String> {
     let alone = Command::new("file").no_binary_name(true).arg(arg.clone().required(false));
     let given = words.iter().map(|word| format!("--{key}={word}"));
     match alone.try_get_matches_from(given) {
         Ok(_) => Ok(()),
         Err(error) => {
-            // The rest is about a command line, and there is none.
+            // The rest of clap's text is about a command line.
             let text = error.to_string();
             let lines: Vec<_> =
                 text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
@@ -138,23 +144,27 @@ fn unknown(role: &Command, key: &str) -> String {
     match nearest(names(), key) {
         Some(nearest) => format!("unknown key {key:?}: did you mean {nearest:?}?"),
         None => {
-            format!("unknown key {key:?}: known are {}", names().collect::<Vec<_>>().join(", "))
+            format!(
+                "unknown key {key:?}: known keys are {}",
+                names().collect::<Vec<_>>().join(", ")
+            )
         }
     }
 }
 
-/// The name that was probably meant.
+/// Returns the known name that is most similar to `given`, unless all differ too much.
 fn nearest<'a>(names: impl Iterator<Item = &'a str>, given: &str) -> Option<&'a str> {
     let distance = |name: &&str| strsim::damerau_levenshtein(name, given);
     names.min_by_key(distance).filter(|name| distance(name) <= name.len() / 2)
 }
 
-/// Of the scripts and tests of this repository, which leave them in the environment of what they start.
+/// Variables of this repository's scripts and tests, which processes started by them inherit.
 const OF_SCRIPTS: [&str; 2] = ["DKC_BIN", "DKC_CACHE"];
 
-/// A warning for each `DKC_*` variable that no command reads.
+/// Returns a warning for each `DKC_*` variable that no command reads.
 ///
-/// Kubernetes puts variables for each service into a pod, such as `DKC_GATEWAY_SERVICE_HOST`: those are no mistake.
+/// Kubernetes sets variables for each service in a pod, such as `DKC_GATEWAY_SERVICE_HOST`: these
+/// are not reported.
 fn unknown_variables(command: &Command, set: &BTreeSet<String>) -> Vec<String> {
     let of_command = |command: &Command| -> Vec<String> {
         let named = command.get_arguments().filter_map(Arg::get_env);
@@ -169,31 +179,33 @@ fn unknown_variables(command: &Command, set: &BTreeSet<String>) -> Vec<String> {
             && !OF_SCRIPTS.contains(&name.as_str())
             && !services.iter().any(|service| name.starts_with(service))
     };
-    let say = |name: &String| {
+    let warning = |name: &String| {
         let meant = nearest(known.iter().map(String::as_str), name);
         let meant = meant.map_or_else(String::new, |meant| format!(": did you mean {meant}?"));
-        format!("the variable {name} is set, and nothing in dkc reads it{meant}")
+        format!("unknown environment variable {name}{meant}")
     };
-    set.iter().filter(is_unknown).map(say).collect()
+    set.iter().filter(is_unknown).map(warning).collect()
 }
 
-impl Parsed {
-    /// A warning for each `DKC_*` variable of this process that no command reads.
+impl ParsedConfig {
+    /// Returns a warning for each `DKC_*` variable of this process that no command reads.
     pub(crate) fn unknown_variables(&self) -> Vec<String> {
         let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
         unknown_variables(&self.command, &names.collect())
     }
 
+    /// The subcommand of the role.
     pub(crate) fn role_name(&self) -> &str {
         self.matches.subcommand_name().expect("a role is a subcommand")
     }
 
-    /// Matches of the role.
+    /// The arguments of the role.
     pub(crate) fn role(&self) -> &ArgMatches {
         self.matches.subcommand().expect("a role is a subcommand").1
     }
 
-    /// The settings as a file, each with where it is from. Read as `--config` it means the same.
+    /// The settings as a configuration file, each with its origin. Given as `--config`, the file
+    /// has the same effect as this command line.
     pub(crate) fn print(&self) -> String {
         let (name, matches) = self.matches.subcommand().expect("a role is a subcommand");
         let role = self.command.find_subcommand(name).expect("it was parsed");
@@ -235,7 +247,7 @@ impl Parsed {
     }
 }
 
-/// A number where it looks like one; it is read as a word anyway.
+/// Formats a value as a TOML number if it is one: [`words`] turns numbers into words again.
 fn value(word: &str) -> toml::Value {
     match word.parse::<i64>() {
         Ok(number) if number.to_string() == word => toml::Value::Integer(number),
@@ -258,11 +270,11 @@ mod tests {
 
     #[derive(Debug, clap::Subcommand)]
     enum Roles {
-        Coordinator(Role<coordinator::Options>),
-        Gateway(Role<gateway::Options>),
+        Coordinator(RoleArgs<coordinator::Options>),
+        Gateway(RoleArgs<gateway::Options>),
     }
 
-    fn parsed(file: &str, line: &str) -> Result<Parsed, String> {
+    fn parsed(file: &str, line: &str) -> Result<ParsedConfig, String> {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("dkc.toml");
         std::fs::write(&path, file).expect("a file of ours");
@@ -270,8 +282,8 @@ mod tests {
         let line: Vec<_> = line.split_whitespace().map(OsString::from).collect();
         let parsed = parse(Line::command(), &line);
         parsed.map_err(|refused| match refused {
-            Refused::Usage(error) => error.to_string(),
-            Refused::File(why) => why,
+            ConfigError::Usage(error) => error.to_string(),
+            ConfigError::File(why) => why,
         })
     }
 
@@ -303,7 +315,7 @@ mod tests {
         let file = format!("{COORDINATOR}cluster = \"42\"\n");
         let first = parsed(&file, "dkc coordinator --config FILE --replicas 5").expect("good");
         let again = parsed(&first.print(), "dkc coordinator --config FILE").expect("good");
-        let plain = |parsed: &Parsed| parsed.print().parse::<toml::Table>().expect("TOML");
+        let plain = |parsed: &ParsedConfig| parsed.print().parse::<toml::Table>().expect("TOML");
         assert_eq!(plain(&again), plain(&first));
         assert_eq!(plain(&first)["replicas"].as_integer(), Some(5));
     }
@@ -324,7 +336,7 @@ mod tests {
         check("zzz = 2", &["unknown key \"zzz\"", "workers"]);
         check("config = \"x\"", &["unknown key"]);
         check("check-config = \"x\"", &["unknown key"]);
-        check("workers = [1]", &["workers", "a number is expected"]);
+        check("workers = [1]", &["workers", "expected a string or a number"]);
         check("workers = true", &["workers"]);
         check("etcd = []", &["etcd"]);
         check("etcd = [\"nowhere\"]", &["etcd", "'nowhere'", "host:port"]);
@@ -334,27 +346,27 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_variable_is_named_with_what_was_meant() {
+    fn an_unknown_variable_is_reported_with_the_nearest_name() {
         #[track_caller]
         fn check(set: &[&str], want: &[&str]) {
             let set = set.iter().map(|&name| name.to_owned()).collect();
-            let said = unknown_variables(&Line::command(), &set);
-            assert_eq!(said.len(), want.len(), "{said:?}");
-            for (said, want) in said.iter().zip(want) {
-                assert!(said.contains(want), "{said}");
+            let warnings = unknown_variables(&Line::command(), &set);
+            assert_eq!(warnings.len(), want.len(), "{warnings:?}");
+            for (warning, want) in warnings.iter().zip(want) {
+                assert!(warning.contains(want), "{warning}");
             }
         }
         check(&["DKC_ETCD", "DKC_HTTP", "DKC_CONFIG", "DKC_LOG", "HOME", "DKCX", "DKC_CACHE"], &[]);
         check(
             &["DKC_MIN_INSYNC"],
-            &["DKC_MIN_INSYNC is set, and nothing in dkc reads it: did you mean DKC_MIN_IN_SYNC?"],
+            &["unknown environment variable DKC_MIN_INSYNC: did you mean DKC_MIN_IN_SYNC?"],
         );
         check(
             &["DKC_WORKRES", "DKC_HTTP_PORT"],
-            &["DKC_HTTP_PORT is set", "did you mean DKC_WORKERS?"],
+            &["variable DKC_HTTP_PORT", "did you mean DKC_WORKERS?"],
         );
-        check(&["DKC_ZZZZZZZZZZZZZZZZZZZZ"], &["nothing in dkc reads it"]);
-        // As Kubernetes sets them for a service that is called dkc-gateway.
+        check(&["DKC_ZZZZZZZZZZZZZZZZZZZZ"], &["unknown environment variable"]);
+        // Kubernetes sets these for a service with the name dkc-gateway.
         let service = [
             "DKC_GATEWAY_SERVICE_HOST",
             "DKC_GATEWAY_SERVICE_PORT_HTTP",

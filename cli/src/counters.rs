@@ -1,70 +1,75 @@
 //! `dkc incr` and `dkc get`: single counters from a shell.
 //!
-//! `incr` has a token of its own for each invocation: an answer that does not come, or says unknown, is asked for again
-//! until it is known, for `--give-up`. What was refused is left to whoever called it: that may be repeated at will.
+//! `incr` uses a new token for each invocation: if no answer comes, or the outcome is unknown, the
+//! request is sent again until the outcome is known, for at most `--give-up`. A rejected increment
+//! is not retried: the caller may safely run the command again.
 
 use std::ffi::OsString;
 use std::time::Duration;
 
 use anyhow::Context;
-use bench::http::{Token, percent_encode};
+use bench::http::{IdempotencyHeaders, percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::answer::{Counter, KeyField, Refusal, parse};
+use crate::answer::{CallFailure, Counter, KeyField, parse};
 use crate::client::{self, DEADLINE, GRACE, Gateways, ServerArgs, shown};
-use crate::exit::Exit;
+use crate::exit::CommandExit;
 use crate::output;
 
+/// Options of `dkc incr`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct IncrArgs {
     /// Namespace of the counter
     #[arg(value_name = "NS", value_parser = client::namespace)]
     namespace: String,
-    /// The counter's key, any bytes
+    /// Key of the counter; may be any bytes
     key: OsString,
-    /// The key is in percent form, as `dkc get` prints it: `caf%E9`
+    /// The key is percent-encoded, as `dkc get` prints it: `caf%E9`
     #[arg(long)]
     percent: bool,
-    /// What to add; may be negative
+    /// Amount to add; may be negative
     #[arg(default_value_t = 1, allow_negative_numbers = true)]
     delta: i64,
-    /// Seconds after which an outcome that is unknown stays so
+    /// Seconds to retry while the outcome is unknown
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     give_up: u64,
     #[command(flatten)]
     server: ServerArgs,
 }
 
+/// Options of `dkc get`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct GetArgs {
     /// Namespace of the counters
     #[arg(value_name = "NS", value_parser = client::namespace)]
     namespace: String,
-    /// The counters' keys, any bytes
+    /// Keys of the counters; may be any bytes
     #[arg(required = true, value_name = "KEY")]
     keys: Vec<OsString>,
-    /// Keys are in percent form, as they are printed: `caf%E9`
+    /// The keys are percent-encoded, as this command prints them: `caf%E9`
     #[arg(long)]
     percent: bool,
     #[command(flatten)]
     server: ServerArgs,
 }
 
+/// The body of a gateway's answer to a read.
 #[derive(Deserialize)]
-struct Counters {
+struct GetAnswer {
     counters: Vec<Counter>,
 }
 
-/// What `dkc get --json` prints. A struct, since `json!` takes no value beyond 64 bits.
+/// The JSON that `dkc get --json` prints. This is a struct because `json!` takes no value beyond 64
+/// bits.
 #[derive(Serialize)]
-struct Got<'a> {
+struct GetOutput<'a> {
     namespace: &'a str,
     counters: &'a [Counter],
 }
 
 /// `dkc incr NS KEY [DELTA]`: prints the new value.
-pub(crate) async fn incr(args: IncrArgs) -> anyhow::Result<Exit> {
+pub(crate) async fn incr(args: IncrArgs) -> anyhow::Result<CommandExit> {
     let key = match client::key(args.key, args.percent) {
         Ok(key) => key,
         Err(why) => return usage(&why),
@@ -72,27 +77,30 @@ pub(crate) async fn incr(args: IncrArgs) -> anyhow::Result<Exit> {
     let path = format!("/v1/counters/{}/{}/increment", args.namespace, percent_encode(&key));
     let body = json!({ "delta": args.delta, "return": "value" }).to_string();
     let mut gateways = Gateways::new(&args.server.urls);
-    // Seconds only, and within them the service's clock will do: this machine's may be wrong.
-    let token = Token { key: client::fresh_id().context("/dev/urandom")?, issued_at_ms: None };
+    // The service's clock is used as issue time: the retries take seconds, and the clock of this
+    // machine may be wrong.
+    let token =
+        IdempotencyHeaders { key: client::fresh_id().context("/dev/urandom")?, issued_at_ms: None };
     let give_up = Duration::from_secs(args.give_up);
     let until = format!("up to {} s (--give-up)", args.give_up);
     let work = gateways.write(&path, &token, body.as_bytes(), give_up);
-    let answer = client::told(&args.server.urls, &until, work).await;
+    let answer = client::with_notice(&args.server.urls, &until, work).await;
     match answer.and_then(|response| parse::<Counter>(&response)) {
         Ok(counter) if args.server.json => {
             let key = KeyField::new(&key);
             let (namespace, delta) = (&args.namespace, args.delta);
-            let outcome = Applied { namespace, key, applied: delta, value: counter.value };
+            let outcome = IncrOutput { namespace, key, applied: delta, value: counter.value };
             output::json(&outcome)?;
-            Ok(Exit::Done)
+            Ok(CommandExit::Done)
         }
-        Ok(counter) => output::result(&counter.value.to_string()).map(|()| Exit::Done),
-        Err(refusal) => refused(&refusal, args.server.json),
+        Ok(counter) => output::result(&counter.value.to_string()).map(|()| CommandExit::Done),
+        Err(failure) => report_failure(&failure, args.server.json),
     }
 }
 
+/// The JSON that `dkc incr --json` prints.
 #[derive(Serialize)]
-struct Applied<'a> {
+struct IncrOutput<'a> {
     namespace: &'a str,
     #[serde(flatten)]
     key: KeyField,
@@ -100,14 +108,15 @@ struct Applied<'a> {
     value: i128,
 }
 
-/// `dkc get NS KEY…`: prints the value, or a line `key<TAB>value` for each of several, the key in percent form.
-pub(crate) async fn get(args: GetArgs) -> anyhow::Result<Exit> {
+/// `dkc get NS KEY…`: prints the value of one counter, or a line `key<TAB>value` for each of
+/// several counters, with percent-encoded keys.
+pub(crate) async fn get(args: GetArgs) -> anyhow::Result<CommandExit> {
     let keys = args.keys.into_iter().map(|key| client::key(key, args.percent));
     let keys = match keys.collect::<Result<Vec<_>, _>>() {
         Ok(keys) => keys,
         Err(why) => return usage(&why),
     };
-    // Plain strings where possible: the form the contract shows.
+    // Plain strings where possible, as in docs/http.md.
     let names: Vec<_> = keys
         .iter()
         .map(|key| match KeyField::new(key) {
@@ -121,14 +130,19 @@ pub(crate) async fn get(args: GetArgs) -> anyhow::Result<Exit> {
     let mut gateways = Gateways::new(urls);
     let until = format!("up to {} s each", (DEADLINE + GRACE).as_secs());
     let work = gateways.read(&path, Some(body.as_bytes()), DEADLINE);
-    let answer = client::told(urls, &until, work).await;
-    let counters = match answer.and_then(|response| parse::<Counters>(&response)) {
+    let answer = client::with_notice(urls, &until, work).await;
+    let counters = match answer.and_then(|response| parse::<GetAnswer>(&response)) {
         Ok(answer) if answer.counters.len() == keys.len() => answer.counters,
-        Ok(_) => return unread("an answer with another number of counters", args.server.json),
-        Err(refusal) => return unread(refusal.why(), args.server.json),
+        Ok(_) => {
+            return report_unread(
+                "the answer has another number of counters than requested",
+                args.server.json,
+            );
+        }
+        Err(failure) => return report_unread(failure.why(), args.server.json),
     };
     if args.server.json {
-        output::json(&Got { namespace: &args.namespace, counters: &counters })?;
+        output::json(&GetOutput { namespace: &args.namespace, counters: &counters })?;
     } else if let [counter] = &counters[..] {
         output::result(&counter.value.to_string())?;
     } else {
@@ -136,35 +150,35 @@ pub(crate) async fn get(args: GetArgs) -> anyhow::Result<Exit> {
             output::result(&format!("{}\t{}", shown(key), counter.value))?;
         }
     }
-    Ok(Exit::Done)
+    Ok(CommandExit::Done)
 }
 
-/// A read that fails has changed nothing, whatever the answer looked like.
-fn unread(why: &str, as_json: bool) -> anyhow::Result<Exit> {
+/// Reports a read that failed. A read changes nothing, so its outcome is never unknown.
+fn report_unread(why: &str, as_json: bool) -> anyhow::Result<CommandExit> {
     if as_json {
         output::json(&json!({ "outcome": "not-applied", "detail": why }))?;
     } else {
-        output::note(&format!("not read: {why}"));
+        output::note(&format!("read failed: {why}"));
     }
-    Ok(Exit::Failed)
+    Ok(CommandExit::Failed)
 }
 
-fn usage(why: &str) -> anyhow::Result<Exit> {
+fn usage(why: &str) -> anyhow::Result<CommandExit> {
     output::note(&format!("error: {why}"));
-    Ok(Exit::Usage)
+    Ok(CommandExit::Usage)
 }
 
-/// Says why it was not done, or that nobody knows.
-fn refused(refusal: &Refusal, as_json: bool) -> anyhow::Result<Exit> {
-    let (outcome, exit) = match refusal {
-        Refusal::Unknown(_) => ("unknown", Exit::Unknown),
-        // Nothing is in doubt, so no earlier send had an effect either.
-        _ => ("not-applied", Exit::Failed),
+/// Reports an increment that was not applied, or whose outcome is unknown.
+fn report_failure(failure: &CallFailure, as_json: bool) -> anyhow::Result<CommandExit> {
+    let (outcome, exit) = match failure {
+        CallFailure::Unknown(_) => ("unknown", CommandExit::Unknown),
+        // No send is in doubt, so no earlier send was applied either.
+        _ => ("not-applied", CommandExit::Failed),
     };
     if as_json {
-        output::json(&json!({ "outcome": outcome, "detail": refusal.why() }))?;
+        output::json(&json!({ "outcome": outcome, "detail": failure.why() }))?;
     } else {
-        output::note(&format!("{outcome}: {}", refusal.why()));
+        output::note(&format!("{outcome}: {}", failure.why()));
     }
     Ok(exit)
 }

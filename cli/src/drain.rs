@@ -1,33 +1,35 @@
-//! `dkc drain NODE`: empties a node, so that its machine may be switched off.
+//! `dkc drain NODE`: moves all shards off a node, so that it can be shut down.
 //!
-//! It writes an operator's intent into etcd and watches what comes of it: the leading coordinator hands the node's shards
-//! over and moves its copies, each only once its replacement is in sync. The intent stands whether this command goes on
-//! watching or not, until `--undo` takes it back.
+//! The command writes a drain intent to etcd and waits until the node is empty: the leading
+//! coordinator moves the node's primaries and then its copies, each only once its replacement is in
+//! sync. The intent stays in etcd when this command ends, until `--undo` removes it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::bail;
-use engine::config::ShardConfig;
 use engine::ids::StoreId;
 use engine::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
-use metastore::{DrainIntent, Kept, Metastore, Outcome};
+use engine::shard_record::ShardRecord;
+use metastore::{DrainIntent, Metastore, Revisioned, TxnOutcome};
 use serde::Serialize;
 
-use crate::etcd::{EtcdArgs, is_meant};
-use crate::exit::Exit;
+use crate::etcd::{EtcdArgs, is_denoted_by};
+use crate::exit::CommandExit;
 use crate::output;
 
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// The pause between two reads of the shards' records.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Options of `dkc drain`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The node's name, or its store's uuid
+    /// Name of the node, or uuid of its store
     node: String,
-    /// Take it back: the node is given shards again
+    /// Cancel the drain: the node may hold shards again
     #[arg(long)]
     undo: bool,
-    /// Don't wait until the node is empty
+    /// Return without waiting until the node is empty
     #[arg(long, conflicts_with = "undo")]
     no_wait: bool,
     #[command(flatten)]
@@ -37,18 +39,20 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// What stands at the end of the command.
+/// The result of the command.
 #[derive(Debug, Serialize)]
-struct Report {
+struct DrainReport {
     node: String,
     uuid: String,
     draining: bool,
-    /// Shards that it leads, and copies that it holds.
+    /// The number of shards that the node leads.
     leads: usize,
+    /// The number of copies that the node holds.
     copies: usize,
 }
 
-pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
+/// Starts or cancels a drain, and prints the state of the node.
+pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     let metastore = args.etcd.connect().await?;
     let stores = metastore.list::<StoreRecord>().await?.all;
     let store = match named(&stores, &args.node)[..] {
@@ -56,19 +60,19 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
         [] => {
             let known: Vec<&str> = stores.iter().map(|kept| kept.record.name.as_str()).collect();
             let known = known.join(" ");
-            output::note(&format!("error: no node {:?}; there are: {known}", args.node));
-            return Ok(Exit::Usage);
+            output::note(&format!("error: no node {:?}; known nodes: {known}", args.node));
+            return Ok(CommandExit::Usage);
         }
         ref several => {
             let uuids: Vec<String> = several.iter().map(|kept| kept.id.to_string()).collect();
             let (name, uuids) = (&args.node, uuids.join(", "));
             output::note(&format!(
-                "error: {name:?} is more than one store: name it by its uuid, {uuids}"
+                "error: {name:?} denotes several stores: use the uuid of one of them: {uuids}"
             ));
-            return Ok(Exit::Usage);
+            return Ok(CommandExit::Usage);
         }
     };
-    let node = Node { metastore, store: store.id, name: store.record.name.clone() };
+    let node = DrainTarget { metastore, store: store.id, name: store.record.name.clone() };
     if args.undo {
         node.undo().await?;
     } else {
@@ -79,45 +83,51 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     }
     let (leads, copies) = node.holds().await?;
     let uuid = node.store.to_string();
-    let report = Report { node: node.name, uuid, draining: !args.undo, leads, copies };
+    let report = DrainReport { node: node.name, uuid, draining: !args.undo, leads, copies };
     if args.json {
         output::json(&report)?
     } else {
         output::result(&report.sentence())?
     }
-    Ok(Exit::Done)
+    Ok(CommandExit::Done)
 }
 
-/// The stores that this word means.
-fn named<'a>(stores: &'a [Kept<StoreRecord>], node: &str) -> Vec<&'a Kept<StoreRecord>> {
-    stores.iter().filter(|kept| is_meant(kept, node)).collect()
+/// Returns the stores that `node`, a name or a uuid, denotes.
+fn named<'a>(
+    stores: &'a [Revisioned<StoreRecord>],
+    node: &str,
+) -> Vec<&'a Revisioned<StoreRecord>> {
+    stores.iter().filter(|kept| is_denoted_by(kept, node)).collect()
 }
 
-impl Report {
+impl DrainReport {
     fn sentence(&self) -> String {
         let Self { node, leads, copies, .. } = self;
         match (self.draining, copies) {
-            (false, _) => format!("{node} drains no more: it is given shards again"),
-            (true, 0) => format!("{node} is empty: its machine may be switched off"),
+            (false, _) => format!("{node} is no longer draining: it may hold shards again"),
+            (true, 0) => format!("{node} is empty: it can be shut down"),
             (true, _) => {
-                format!("{node} drains: it leads {leads} shards and holds {copies} copies")
+                format!("{node} is draining: it leads {leads} shards and holds {copies} copies")
             }
         }
     }
 }
 
-struct Node {
+/// The node to drain.
+struct DrainTarget {
     metastore: Metastore,
     store: StoreId,
     name: String,
 }
 
-impl Node {
-    /// Said again it changes nothing.
+impl DrainTarget {
+    /// Writes the intent. An intent that exists already stays as it is.
     async fn drain(&self) -> anyhow::Result<()> {
         match self.metastore.create(&self.store, &DrainIntent).await? {
-            Outcome::Done { .. } | Outcome::Failed => Ok(()),
-            Outcome::Unknown => bail!("etcd's answer was lost: say it again"),
+            TxnOutcome::Done { .. } | TxnOutcome::Failed => Ok(()),
+            TxnOutcome::Unknown => bail!(
+                "the answer of etcd was lost and the outcome is unknown: run the command again"
+            ),
         }
     }
 
@@ -127,44 +137,48 @@ impl Node {
         };
         let gone = self.metastore.delete::<DrainIntent>(&self.store, intent.modified).await?;
         match gone {
-            Outcome::Done { .. } => Ok(()),
-            Outcome::Failed | Outcome::Unknown => {
-                bail!("the intent has changed meanwhile: say it again")
+            TxnOutcome::Done { .. } => Ok(()),
+            TxnOutcome::Failed | TxnOutcome::Unknown => {
+                bail!(
+                    "the intent was changed concurrently, or the outcome is unknown: run the \
+                     command again"
+                )
             }
         }
     }
 
     async fn until_empty(&self) -> anyhow::Result<()> {
-        let mut said = (usize::MAX, usize::MAX);
+        let mut reported = (usize::MAX, usize::MAX);
         let mut warned = false;
         loop {
             let (leads, copies) = self.holds().await?;
             if copies == 0 {
                 return Ok(());
             }
-            if (leads, copies) != said {
-                said = (leads, copies);
+            if (leads, copies) != reported {
+                reported = (leads, copies);
                 output::note(&format!("{}: leads {leads}, holds {copies}", self.name));
             }
             if !std::mem::replace(&mut warned, true) {
                 self.warn_if_there_is_no_room().await?;
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Shards that it leads, and those that it is to hold a copy of, in sync or not.
+    /// Counts the shards that the node leads, and the shards of which it holds a copy or is to hold
+    /// one, in sync or not.
     async fn holds(&self) -> anyhow::Result<(usize, usize)> {
-        let shards = self.metastore.list::<ShardConfig>().await?.all;
+        let shards = self.metastore.list::<ShardRecord>().await?.all;
         let leads = shards.iter().filter(|kept| kept.record.primary.store == self.store).count();
-        let holds = |kept: &&Kept<ShardConfig>| {
+        let holds = |kept: &&Revisioned<ShardRecord>| {
             let shard = &kept.record;
             [&shard.isr, &shard.learners, &shard.target].iter().any(|all| all.contains(&self.store))
         };
         Ok((leads, shards.iter().filter(holds).count()))
     }
 
-    /// Each copy needs a node that has none of the same shard.
+    /// Warns if the other nodes are too few: each copy needs a node without a copy of that shard.
     async fn warn_if_there_is_no_room(&self) -> anyhow::Result<()> {
         let Some(meta) = self.metastore.get::<Meta>(&()).await? else { return Ok(()) };
         let stores = self.metastore.list::<StoreRecord>().await?.all;
@@ -172,7 +186,7 @@ impl Node {
         let drains: BTreeSet<StoreId> = drains.iter().map(|kept| kept.id).collect();
         let running = self.metastore.list::<NodeRecord>().await?.all;
         let running: BTreeSet<StoreId> = running.iter().map(|kept| kept.id).collect();
-        let takes = |kept: &&Kept<StoreRecord>| {
+        let takes = |kept: &&Revisioned<StoreRecord>| {
             kept.record.status == StoreStatus::Active
                 && running.contains(&kept.id)
                 && !drains.contains(&kept.id)
@@ -180,7 +194,8 @@ impl Node {
         let others = stores.iter().filter(takes).count();
         if others < usize::from(meta.record.replicas) {
             output::note(&format!(
-                "{others} other nodes can't hold {} copies of each shard: the rest moves once another node joins",
+                "{others} other nodes cannot hold {} copies of each shard: the remaining copies \
+                 move when another node joins",
                 meta.record.replicas
             ));
         }
@@ -194,7 +209,7 @@ mod tests {
 
     use super::*;
 
-    fn store(id: u128, name: &str, status: StoreStatus) -> Kept<StoreRecord> {
+    fn store(id: u128, name: &str, status: StoreStatus) -> Revisioned<StoreRecord> {
         let record = StoreRecord {
             name: name.into(),
             address: "127.0.0.1:1".into(),
@@ -204,18 +219,18 @@ mod tests {
             nonce: 1,
             status,
         };
-        Kept { id: StoreId(id), record, created: 1, modified: 1, lease: 0 }
+        Revisioned { id: StoreId(id), record, created: 1, modified: 1, lease: 0 }
     }
 
-    /// Which of these stores a word means, by number.
+    /// Checks which of these stores a name or uuid denotes.
     #[track_caller]
-    fn check(stores: &[Kept<StoreRecord>], word: &str, want: &[u128]) {
+    fn check(stores: &[Revisioned<StoreRecord>], word: &str, want: &[u128]) {
         let meant: Vec<u128> = named(stores, word).iter().map(|kept| kept.id.0).collect();
         assert_eq!(meant, want, "{word}");
     }
 
-    /// A lost store holds nothing. Taken for the one that runs under its name it would look empty at once, and the
-    /// machine of the running one would be switched off.
+    /// A lost store holds nothing. If it were taken for the running store of the same name, the
+    /// drain would appear complete at once, and the machine with the data would be shut down.
     #[test]
     fn a_name_means_the_store_that_is_not_gone() {
         let uuid = |number: u128| format!("{number:032x}");
@@ -231,7 +246,7 @@ mod tests {
             check(&[store(1, "node-2", gone)], "node-2", &[]);
         }
         check(&[store(1, "node-2", StoreStatus::Active)], "node-3", &[]);
-        // One is away and needed, and another has its name.
+        // One store is down but still needed, and a new store has its name.
         let both = [1, 2].map(|id| store(id, "node-2", StoreStatus::Active));
         check(&both, "node-2", &[1, 2]);
         check(&both, &uuid(2), &[2]);

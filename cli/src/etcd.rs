@@ -1,12 +1,13 @@
-//! Commands that speak with etcd themselves: which one, and which cluster in it.
+//! Options of the commands that access etcd directly: its endpoints and the cluster's name.
 
 use anyhow::Context;
 use engine::records::StoreRecord;
-use metastore::{Kept, Metastore, Settings};
+use metastore::{Metastore, Revisioned, Settings};
 
+/// The etcd and the cluster that a command works on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct EtcdArgs {
-    /// etcd's members
+    /// Endpoints of etcd
     #[arg(
         long,
         env = "DKC_ETCD",
@@ -22,6 +23,7 @@ pub(crate) struct EtcdArgs {
 }
 
 impl EtcdArgs {
+    /// Connects to etcd; an error names the endpoints.
     pub(crate) async fn connect(&self) -> anyhow::Result<Metastore> {
         let settings = Settings::new(self.etcd.clone(), &self.cluster);
         let connected = Metastore::connect(&settings).await;
@@ -29,9 +31,10 @@ impl EtcdArgs {
     }
 }
 
-/// An operator's word for a node means this store: it stands, and that is its name or its uuid. A name may mean more than
-/// one while shards still need a store that was replaced.
-pub(crate) fn is_meant(kept: &Kept<StoreRecord>, node: &str) -> bool {
+/// Returns whether `node`, as an operator gave it, denotes this store: the store is not gone, and
+/// `node` is its name or its uuid. A name may denote several stores while shards still need a store
+/// that was replaced.
+pub(crate) fn is_denoted_by(kept: &Revisioned<StoreRecord>, node: &str) -> bool {
     let is_named = kept.record.name == node || kept.id.to_string() == node;
     is_named && !kept.record.status.is_gone()
 }

@@ -1,22 +1,23 @@
-//! How a `dkc` command ends: what its exit code says.
+//! The exit codes of `dkc` commands.
 
 use std::process::ExitCode;
 
-/// DESIGN §13. When several are true the later one here wins: an unknown outcome must not hide
-/// behind a refusal, which a caller may simply retry.
+/// The exit code of a command. If several apply, the last one here wins: an unknown outcome must
+/// not be reported as a failure, which a caller may simply retry.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) enum Exit {
+pub(crate) enum CommandExit {
+    /// The command succeeded.
     Done = 0,
     /// Something was not applied, or the command failed.
     Failed = 1,
     /// The command line or a setting is wrong.
     Usage = 2,
-    /// Some outcomes are unknown.
+    /// The outcome of at least one increment or change is unknown.
     Unknown = 3,
 }
 
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
+impl From<CommandExit> for ExitCode {
+    fn from(exit: CommandExit) -> Self {
         Self::from(exit as u8)
     }
 }

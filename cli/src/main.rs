@@ -1,8 +1,8 @@
 //! `dkc`: roles, a local cluster, client commands and measurements in one binary.
 //!
-//! Each subcommand is a module with an `Args` and a function that ends in an [`Exit`]. The client
-//! commands know the service by its HTTP contract only, so they work against any version that
-//! speaks it. What they may retry is decided in [`answer`] and `bench::http`, nowhere else.
+//! Each subcommand is a module with an `Args` and a function that returns a [`CommandExit`]. The
+//! client commands depend on the HTTP API of the service only, so they work with every version
+//! that implements it. [`answer`] and `bench::http` alone decide which requests may be retried.
 
 mod answer;
 mod bench_command;
@@ -27,14 +27,15 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use engine::records::Meta;
 
-use crate::config::{Parsed, Refused, Role};
-use crate::exit::Exit;
+use crate::config::{ConfigError, ParsedConfig, RoleArgs};
+use crate::exit::CommandExit;
 
-// Many small values that live as long as a batch does; glibc's allocator keeps their memory.
+// A role allocates many small values that live as long as a batch; glibc's allocator would not
+// return their memory.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Counts things, exactly, across many machines.
+/// Distributed counter service
 #[derive(Parser)]
 #[command(name = "dkc", version)]
 struct Cli {
@@ -44,35 +45,35 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run a gateway: HTTP in, batches to storage nodes out
-    Gateway(Role<gateway::Options>),
-    /// Run a storage node
-    StorageNode(Role<storage_node::Options>),
-    /// Run a coordinator; any number may run, one leads
-    Coordinator(Role<coordinator::Options>),
-    /// Run a whole local cluster, every role a process of its own
+    /// Run a gateway, which serves the HTTP API
+    Gateway(RoleArgs<gateway::Options>),
+    /// Run a storage node, which holds copies of shards
+    StorageNode(RoleArgs<storage_node::Options>),
+    /// Run a coordinator; of several, one leads
+    Coordinator(RoleArgs<coordinator::Options>),
+    /// Run a local cluster with one process per role
     Dev(dev::Args),
-    /// Count every line of a file as a key
+    /// Count the lines of a file or stream, each line as a key
     Count(count::Args),
-    /// Add to a counter and print its new value
+    /// Increment a counter and print its new value
     Incr(counters::IncrArgs),
     /// Print the values of counters
     Get(counters::GetArgs),
-    /// Show nodes, shards and which shards are not open
+    /// Show nodes and shards, and why shards are not open
     Status(status::Args),
-    /// Ask whether a process is ready (GET /readyz); ends with 0 if it is: for health checks
+    /// Check whether a process is ready (GET /readyz); exits with 0 if it is
     Ready(ready::Args),
-    /// Tell whether this machine, a disk and an etcd are fit for a role, and what to do if not
+    /// Check this machine, its disk and etcd before a role runs here
     Doctor(doctor::Args),
-    /// Empty a node, so that its machine may be switched off
+    /// Move all shards off a node, so that it can be shut down
     Drain(drain::Args),
-    /// Have a node read and check everything on its disk
+    /// Verify all data on the disk of a node
     Scrub(scrub::Args),
-    /// Give a shard that waits for lost copies a primary
+    /// Recover a shard whose copies are lost
     Shards(shards::Args),
-    /// Measure a running cluster: rate, latency, CPU of each role
+    /// Measure throughput, latency and CPU of a running cluster
     Bench(bench_command::Args),
-    /// Ends the processes of a cluster whose `dkc dev` died (started by it)
+    /// Stop the processes of a `dkc dev` that died (started by `dkc dev`)
     #[command(hide = true)]
     Guard,
 }
@@ -81,11 +82,11 @@ fn main() -> ExitCode {
     let line: Vec<_> = std::env::args_os().collect();
     let parsed = match config::parse(Cli::command(), &line) {
         Ok(parsed) => parsed,
-        // clap ends with 2 on wrong usage and 0 on --help, as DESIGN §13 wants.
-        Err(Refused::Usage(error)) => error.exit(),
-        Err(Refused::File(why)) => {
+        // clap exits with 2 on wrong usage and with 0 on --help, as `CommandExit` does.
+        Err(ConfigError::Usage(error)) => error.exit(),
+        Err(ConfigError::File(why)) => {
             output::note(&format!("error: {why}"));
-            return Exit::Usage.into();
+            return CommandExit::Usage.into();
         }
     };
     let cli = Cli::from_arg_matches(&parsed.matches).unwrap_or_else(|error| error.exit());
@@ -97,19 +98,19 @@ fn main() -> ExitCode {
             return start(&parsed, role, None, check, gateway::run);
         }
         Command::StorageNode(role) => {
-            let oddity = role.options.oddity();
+            let warning = role.options.oddity();
             let check = |options: &storage_node::Options, _: Option<&Meta>| {
                 options.check().map_err(|exit| exit.to_string())
             };
-            return start(&parsed, role, oddity, check, storage_node::run);
+            return start(&parsed, role, warning, check, storage_node::run);
         }
         Command::Coordinator(role) => {
-            let oddity = role.options.oddity();
+            let warning = role.options.oddity();
             let check = |options: &coordinator::Options, made: Option<&Meta>| {
                 options.check().map_err(|exit| exit.to_string())?;
                 made.and_then(|made| options.difference(made)).map_or(Ok(()), Err)
             };
-            return start(&parsed, role, oddity, check, coordinator::run);
+            return start(&parsed, role, warning, check, coordinator::run);
         }
         Command::Guard => dev::guard::run(),
         Command::Bench(args) => bench_command::run(args),
@@ -127,39 +128,42 @@ fn main() -> ExitCode {
     end(ended)
 }
 
-fn end(ended: anyhow::Result<Exit>) -> ExitCode {
+fn end(ended: anyhow::Result<CommandExit>) -> ExitCode {
     ended
         .unwrap_or_else(|error| {
             output::note(&format!("error: {error:#}"));
-            Exit::Failed
+            CommandExit::Failed
         })
         .into()
 }
 
-/// A role brings a runtime of its own and ends with its own code. `oddity` is what is odd about its settings.
+/// Runs a role, which has its own runtime and its own exit codes. `warning` concerns its
+/// settings.
 fn start<O: clap::Args>(
-    parsed: &Parsed,
-    role: Role<O>,
-    oddity: Option<String>,
+    parsed: &ParsedConfig,
+    role: RoleArgs<O>,
+    warning: Option<String>,
     check: impl Fn(&O, Option<&Meta>) -> Result<(), String>,
     run: impl FnOnce(O) -> u8,
 ) -> ExitCode {
-    let oddities: Vec<_> = oddity.into_iter().chain(parsed.unknown_variables()).collect();
+    let warnings: Vec<_> = warning.into_iter().chain(parsed.unknown_variables()).collect();
     if role.check_config {
         let check = |made: Option<&Meta>| check(&role.options, made);
-        return end(block_on(check_config::run(parsed, &oddities, check)));
+        return end(block_on(check_config::run(parsed, &warnings, check)));
     }
     let name = parsed.role().get_one::<String>("name").expect("every role has one");
     let _written = telemetry::logs(parsed.role_name(), name, role.log);
-    oddities.iter().for_each(|oddity| tracing::warn!("{oddity}"));
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     run(role.options).into()
 }
 
-/// One thread is enough for every command: what they do is wait for answers.
-fn block_on(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
+/// Runs a command on one thread, which is enough: commands mostly wait for answers.
+fn block_on(
+    command: impl Future<Output = anyhow::Result<CommandExit>>,
+) -> anyhow::Result<CommandExit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(command);
-    // A name may still be looked up; nobody waits for that.
+    // A DNS lookup may still run on a blocking thread: its result is not needed.
     runtime.shutdown_background();
     ended
 }

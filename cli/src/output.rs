@@ -1,18 +1,18 @@
-//! What a command says: results to stdout, everything else to stderr.
+//! Output of commands: results to stdout, everything else to stderr.
 //!
-//! A reader that went away (`dkc status | head -1`) is no error worth a word, but any other failure
-//! to write a result is: a script would take half of it for the whole.
+//! A closed pipe (`dkc status | head -1`) is not an error, but every other failure to write a
+//! result is: a script would take half of the result for the whole.
 
 use std::io::{self, Write};
 
 use serde::Serialize;
 
-/// Writes a result and a line end.
+/// Writes a result and a line end to stdout.
 pub(crate) fn result(text: &str) -> anyhow::Result<()> {
     still_read(text).map(|_| ())
 }
 
-/// The same, and says whether somebody still reads.
+/// Writes a result as [`result`] does, and returns whether the pipe still has a reader.
 pub(crate) fn still_read(text: &str) -> anyhow::Result<bool> {
     let mut stdout = io::stdout().lock();
     match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
@@ -27,12 +27,12 @@ pub(crate) fn json<T: Serialize>(value: &T) -> anyhow::Result<()> {
     result(&serde_json::to_string(value)?)
 }
 
-/// Says something to whoever watches. Nothing depends on it being read.
+/// Writes a message to stderr. An error is ignored: nothing depends on the message.
 pub(crate) fn note(text: &str) {
     drop(writeln!(io::stderr().lock(), "{text}"));
 }
 
-/// A number as people read it: `1,234,567`.
+/// Formats a number with thousands separators: `1,234,567`.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);

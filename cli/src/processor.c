@@ -1,17 +1,17 @@
-/* Ends a process on a processor that lacks what it was compiled for, with a line that says so.
+/* Ends the process with an error message if the processor lacks a feature that the program was compiled for.
  *
- * Without it such a process dies of SIGILL at some instruction or other, or, where the instruction means something else
- * there (lzcnt is bsr), goes on with wrong numbers. It is C, compiled for any x86-64, since everything that is Rust may
- * contain such an instruction; and it runs before all other code of this program, the constructors of its libraries and
- * the allocator included. build.rs defines NEEDS_x for each feature x that rustc compiles for (-Ctarget-cpu). */
+ * Without this check the process would die of SIGILL at some instruction, or continue with wrong numbers where the
+ * instruction has another meaning (lzcnt is bsr). The check is written in C and compiled for any x86-64, since Rust code
+ * may contain such an instruction; and it runs before all other code of the program, including the constructors of its
+ * libraries and the allocator. build.rs defines NEEDS_x for each feature x that rustc compiles for (-Ctarget-cpu). */
 
 #include <cpuid.h>
 #include <stdint.h>
 #include <string.h>
 #include <unistd.h>
 
-/* Registers that the kernel keeps when it switches tasks: without them AVX can't be used though the processor has it. */
-static int keeps_avx_registers(void) {
+/* Returns whether the kernel saves the AVX registers when it switches tasks: AVX cannot be used otherwise. */
+static int saves_avx_registers(void) {
     uint32_t low, high;
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return (low & 6) == 6;
@@ -24,8 +24,8 @@ static void add(char *list, size_t size, const char *name) {
     strncat(list, name, size - strlen(list) - 1);
 }
 
-static void say(const char *text) {
-    /* Nobody can be told that this fails. */
+static void print(const char *text) {
+    /* An error cannot be reported, so it is ignored. */
     ssize_t written = write(STDERR_FILENO, text, strlen(text));
     (void)written;
 }
@@ -35,7 +35,7 @@ static void check_processor(void) {
     __get_cpuid(1, &a, &ignored, &c, &d);
     __get_cpuid_count(7, 0, &a, &leaf7_b, &ignored, &ignored);
     __get_cpuid(0x80000001, &a, &b, &extended_c, &ignored);
-    const int avx_works = (c & bit_OSXSAVE) != 0 && keeps_avx_registers();
+    const int avx_works = (c & bit_OSXSAVE) != 0 && saves_avx_registers();
     char missing[256] = "";
     (void)avx_works;
     (void)leaf7_b;
@@ -95,12 +95,12 @@ static void check_processor(void) {
     if (missing[0] == '\0') {
         return;
     }
-    say("error: this processor lacks ");
-    say(missing);
-    say(", which this dkc is compiled for: run it on one of 2013 or later (Haswell, Zen), and have a virtual machine show its "
-        "host's processor (QEMU: -cpu host)\n");
+    print("error: this processor lacks ");
+    print(missing);
+    print(", which this build of dkc requires: use a processor of 2013 or later (Haswell, Zen), and expose the host's "
+          "processor to virtual machines (QEMU: -cpu host)\n");
     _exit(2);
 }
 
-/* Before the constructors of shared libraries, which call the allocator, which is ours. */
+/* The array runs before the constructors of shared libraries, which call the allocator of this program. */
 __attribute__((section(".preinit_array"), used)) static void (*const first)(void) = check_processor;

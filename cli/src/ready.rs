@@ -1,18 +1,19 @@
-//! `dkc ready`: whether a process is ready, for health checks where there is no curl.
+//! `dkc ready`: checks whether a process is ready, for health checks in images without curl.
 
 use std::time::Duration;
 
-use bench::http::{Connection, Request, Url};
+use bench::http::{HttpConnection, HttpRequest, Url};
 
-use crate::exit::Exit;
+use crate::exit::CommandExit;
 use crate::output;
 
+/// Options of `dkc ready`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Where the process serves /readyz: its --metrics, or a gateway's --http
+    /// Address that serves /readyz: --metrics of a process, or --http of a gateway
     #[arg(value_name = "HOST:PORT", value_parser = url)]
     at: Url,
-    /// Seconds to wait for an answer
+    /// Time-out in seconds
     #[arg(
         long,
         value_name = "SECONDS",
@@ -22,22 +23,23 @@ pub(crate) struct Args {
     within: u32,
 }
 
-/// As people write it, with or without `http://`.
+/// Parses an address with or without `http://`.
 fn url(text: &str) -> Result<Url, String> {
     Url::parse(&format!("http://{}", text.strip_prefix("http://").unwrap_or(text)))
 }
 
-pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
+/// Prints the answer of `/readyz`; succeeds if its status is 200.
+pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     let within = Duration::from_secs(args.within.into());
-    let request = Request::get(&args.at, "/readyz", within);
-    match Connection::new(args.at.clone()).call(&request, within).await {
+    let request = HttpRequest::get(&args.at, "/readyz", within);
+    match HttpConnection::new(args.at.clone()).call(&request, within).await {
         Ok(answer) => {
             output::result(String::from_utf8_lossy(&answer.body).trim_end())?;
-            Ok(if answer.status == 200 { Exit::Done } else { Exit::Failed })
+            Ok(if answer.status == 200 { CommandExit::Done } else { CommandExit::Failed })
         }
         Err(error) => {
             output::note(&format!("error: {}/readyz: {error}", args.at));
-            Ok(Exit::Failed)
+            Ok(CommandExit::Failed)
         }
     }
 }

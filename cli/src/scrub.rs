@@ -1,7 +1,7 @@
-//! `dkc scrub NODE`: has a node read everything on its disk, and tells what came of it.
+//! `dkc scrub NODE`: makes a node verify all data on its disk, and reports the result.
 //!
-//! The node does it by itself once a day; this is for a disk that one has doubts about. It is asked, not helped: the scrub
-//! goes on whether this command watches or not.
+//! A node scrubs its disk once a day anyway; this command is for a disk that is suspected to be
+//! faulty. The scrub runs in the node and continues when this command ends.
 
 use std::time::Duration;
 
@@ -12,57 +12,65 @@ use engine::records::{Meta, NodeRecord, StoreRecord};
 use metastore::Metastore;
 use serde::Serialize;
 
-use crate::etcd::{EtcdArgs, is_meant};
-use crate::exit::Exit;
+use crate::etcd::{EtcdArgs, is_denoted_by};
+use crate::exit::CommandExit;
 use crate::output;
 
-const LOOK_EVERY: Duration = Duration::from_millis(300);
-/// A node that says nothing for so long is taken for ended.
-const SILENT_MAX: Duration = Duration::from_secs(5);
+/// The pause between two queries for the state of a scrub.
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
+/// A node that does not answer for this long counts as ended.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
+/// Options of `dkc scrub`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The node's name, or its store's uuid
+    /// Name of the node, or uuid of its store
     #[arg(required_unless_present = "all")]
     node: Option<String>,
-    /// Every node that runs
+    /// Scrub every running node
     #[arg(long, conflicts_with = "node")]
     all: bool,
-    /// Of the counters only those of these shards (their ids in `dkc status --all`)
+    /// Verify the counters of these shards only (ids as in `dkc status --all`)
     #[arg(long, value_name = "ID[,…]", value_delimiter = ',')]
     shard: Vec<u16>,
-    /// Megabytes per second, at most; else the node's own --scrub-rate
+    /// Maximum rate in MB/s [default: the node's --scrub-rate]
     #[arg(long, value_name = "MB/S", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     rate: Option<u64>,
-    /// Don't wait for what comes of it
+    /// Return without waiting for the result
     #[arg(long)]
     no_wait: bool,
     #[command(flatten)]
     etcd: EtcdArgs,
-    /// Print the result of each node as a line of JSON
+    /// Print the result of each node as one line of JSON
     #[arg(long)]
     json: bool,
 }
 
-/// What came of it on one node.
+/// The result of the scrub of one node.
 #[derive(Debug, Serialize)]
-struct Report {
+struct ScrubReport {
     node: String,
-    result: Outcome,
+    result: ScrubResult,
     copies: u64,
     damaged: Vec<u16>,
 }
 
+/// The result of the scrub of one node, as in the JSON output.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-enum Outcome {
+enum ScrubResult {
+    /// The scrub was started and not waited for.
     Begun,
+    /// No damage was found.
     Clean,
+    /// At least one copy is damaged.
     Damaged,
+    /// The process of the node ended before its scrub did.
     Ended,
 }
 
-pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
+/// Starts scrubs and prints their results.
+pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     let metastore = args.etcd.connect().await?;
     let Some(meta) = metastore.get::<Meta>(&()).await? else {
         bail!("no cluster {:?}", args.etcd.cluster)
@@ -70,10 +78,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     let nodes = nodes(&metastore, meta.record.cluster, &args).await?;
     if nodes.is_empty() {
         output::note(&format!(
-            "error: {} does not run",
-            args.node.as_deref().unwrap_or("any node")
+            "error: not running: {}",
+            args.node.as_deref().unwrap_or("all nodes")
         ));
-        return Ok(Exit::Usage);
+        return Ok(CommandExit::Usage);
     }
     let shards: Vec<ShardId> = args.shard.iter().copied().map(ShardId).collect();
     let mut asked = Vec::new();
@@ -85,98 +93,108 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
         node.ask(query).await.map_err(|why| anyhow::anyhow!("{}: {why}", node.name))?;
         asked.push((node, before));
     }
-    let mut well = true;
+    let mut all_clean = true;
     for (node, before) in asked {
         let report = match args.no_wait {
-            true => {
-                Report { node: node.name, result: Outcome::Begun, copies: 0, damaged: Vec::new() }
-            }
+            true => ScrubReport {
+                node: node.name,
+                result: ScrubResult::Begun,
+                copies: 0,
+                damaged: Vec::new(),
+            },
             false => node.outcome(before).await,
         };
-        well &= matches!(report.result, Outcome::Begun | Outcome::Clean);
+        all_clean &= matches!(report.result, ScrubResult::Begun | ScrubResult::Clean);
         if args.json {
             output::json(&report)?;
         } else {
             output::result(&report.sentence())?;
         }
     }
-    Ok(if well { Exit::Done } else { Exit::Failed })
+    Ok(if all_clean { CommandExit::Done } else { CommandExit::Failed })
 }
 
-impl Report {
+impl ScrubReport {
     fn sentence(&self) -> String {
         let Self { node, result, copies, damaged } = self;
         match result {
-            Outcome::Begun => format!("{node} reads its disk: `dkc status` tells what comes of it"),
-            Outcome::Clean => format!("{node} is clean: {copies} copies are what was written"),
-            Outcome::Damaged => {
+            ScrubResult::Begun => format!("{node}: scrub started; `dkc status` shows its result"),
+            ScrubResult::Clean => format!("{node}: no damage found in {copies} copies"),
+            ScrubResult::Damaged => {
                 let damaged = damaged.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
                 format!(
-                    "{node} is DAMAGED: its copies of shards {damaged} are not what was written, and are filled anew"
+                    "{node}: DAMAGED copies of shards {damaged}; they are rebuilt from the other \
+                     copies"
                 )
             }
-            Outcome::Ended => format!(
-                "{node} has ended: its log says what it found. Started again, it is filled anew by the others"
+            ScrubResult::Ended => format!(
+                "{node}: process ended during the scrub; see its log. After a restart it is \
+                 rebuilt from the other copies"
             ),
         }
     }
 }
 
-struct Node {
+/// A node to scrub.
+struct ScrubTarget {
     name: String,
     cluster: u128,
     address: String,
     process: StoreBoot,
 }
 
-async fn nodes(metastore: &Metastore, cluster: u128, args: &Args) -> anyhow::Result<Vec<Node>> {
+async fn nodes(
+    metastore: &Metastore,
+    cluster: u128,
+    args: &Args,
+) -> anyhow::Result<Vec<ScrubTarget>> {
     let stores = metastore.list::<StoreRecord>().await?.all;
     let running = metastore.list::<NodeRecord>().await?.all;
     let mut nodes = Vec::new();
     for kept in stores {
-        let stands = !kept.record.status.is_gone();
+        let is_active = !kept.record.status.is_gone();
         let Some(runs) = running.iter().find(|runs| runs.id == kept.id) else { continue };
-        if args.node.as_ref().map_or(stands, |node| is_meant(&kept, node)) {
+        if args.node.as_ref().map_or(is_active, |node| is_denoted_by(&kept, node)) {
             let process = StoreBoot { store: kept.id, boot: runs.record.boot };
             let address = runs.record.address.clone();
-            nodes.push(Node { name: kept.record.name, cluster, address, process });
+            nodes.push(ScrubTarget { name: kept.record.name, cluster, address, process });
         }
     }
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(nodes)
 }
 
-impl Node {
+impl ScrubTarget {
     async fn ask(&self, query: NodeQuery) -> Result<NodeQueryReply, String> {
         let asked = storage_node::ask(self.cluster, &self.address, query);
-        let answer = tokio::time::timeout(SILENT_MAX, asked).await;
-        answer.unwrap_or_else(|_| Err("it does not answer".to_owned()))
+        let answer = tokio::time::timeout(ANSWER_WITHIN, asked).await;
+        answer.unwrap_or_else(|_| Err("no answer in time".to_owned()))
     }
 
     async fn status(&self) -> Result<(ScrubStatus, StoreBoot), String> {
         match self.ask(NodeQuery::Status).await? {
             NodeQueryReply::Status { from, scrub, .. } => Ok((scrub, from)),
-            _ => Err("it answered another question".to_owned()),
+            _ => Err("unexpected reply".to_owned()),
         }
     }
 
-    async fn outcome(self, before: ScrubStatus) -> Report {
+    async fn outcome(self, before: ScrubStatus) -> ScrubReport {
         loop {
-            let report = |result, copies, damaged: &[ShardId]| Report {
+            let report = |result, copies, damaged: &[ShardId]| ScrubReport {
                 node: self.name.clone(),
                 result,
                 copies,
                 damaged: damaged.iter().map(|shard| shard.0).collect(),
             };
             match self.status().await {
-                Ok((_, from)) if from != self.process => return report(Outcome::Ended, 0, &[]),
-                Err(_) => return report(Outcome::Ended, 0, &[]),
+                Ok((_, from)) if from != self.process => return report(ScrubResult::Ended, 0, &[]),
+                Err(_) => return report(ScrubResult::Ended, 0, &[]),
                 Ok((now, _)) if now.ended != before.ended && !now.running => {
                     let clean = now.damaged.is_empty();
-                    let result = if clean { Outcome::Clean } else { Outcome::Damaged };
+                    let result = if clean { ScrubResult::Clean } else { ScrubResult::Damaged };
                     return report(result, now.shards, &now.damaged);
                 }
-                Ok(_) => tokio::time::sleep(LOOK_EVERY).await,
+                Ok(_) => tokio::time::sleep(POLL_INTERVAL).await,
             }
         }
     }

@@ -1,61 +1,66 @@
-//! `dkc shards promote SHARD NODE --accept-loss`: has a shard led by a copy that may lack what was acknowledged.
+//! `dkc shards promote SHARD NODE --accept-loss`: makes a copy the primary of its shard although it
+//! may lack acknowledged increments.
 //!
-//! For a shard whose good copies are gone for good. The coordinator waits for them without end, since only a person can
-//! know that they will not return. The command says what is given up, asks, and writes an intent into etcd that is good for
-//! the record it was decided on and no other. The leading coordinator obeys it, if no copy may lead by itself, and leaves a
-//! record of the loss for good. An intent that is not obeyed is withdrawn, however the waiting ends: it must not be
-//! obeyed hours later.
+//! The command is for a shard whose complete copies are lost for good. The coordinator waits for
+//! them without limit, since only a person can know that they will not return. The command shows
+//! what is lost, asks for confirmation, and writes a promote intent to etcd that is valid for one
+//! version of the shard's record only. The leading coordinator carries it out if no copy may lead
+//! by itself, and keeps a permanent record of the loss. An intent that is not carried out is
+//! withdrawn, however the wait ends: it must not be carried out hours later.
 
 use std::io::{self, BufRead, IsTerminal};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use engine::config::ShardConfig;
 use engine::ids::{Epoch, Seq, ShardId, StoreId, TimeMs, Version};
 use engine::message::{NodeQuery, NodeQueryReply, ReplicaStatus, RoleStatus};
 use engine::records::{LossRecord, Meta, NodeRecord, Operator, PromoteIntent, StoreRecord};
-use metastore::{Candidate, Kept, Metastore, Outcome};
+use engine::shard_record::ShardRecord;
+use metastore::{CoordinatorRecord, Metastore, Revisioned, TxnOutcome};
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
-use crate::etcd::{EtcdArgs, is_meant};
-use crate::exit::Exit;
+use crate::etcd::{EtcdArgs, is_denoted_by};
+use crate::exit::CommandExit;
 use crate::output;
 
-const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// A node that says nothing for so long does not answer.
+/// The pause between two reads of etcd.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// The time-out of a query to a node.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// How long etcd is asked to end an intent: a few tries, if each call runs into its time limit.
+/// The time limit for withdrawing an intent: enough for a few attempts that all time out.
 const WITHDRAW_WITHIN: Duration = Duration::from_secs(10);
-/// No shard's record has this version (the first has 1), so an intent with it means nothing.
-const OF_NO_RECORD: Version = Version(0);
+/// No shard record has this version (the first has 1), so an intent with it has no effect.
+const NO_RECORD_VERSION: Version = Version(0);
 
+/// Options of `dkc shards`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
-    command: Command,
+    command: ShardsCommand,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Command {
-    /// Have a shard led by the copy of this node, although acknowledged increments may be missing in it
+enum ShardsCommand {
+    /// Make a node's copy the primary although it may lack acknowledged increments
     Promote(Promote),
 }
 
+/// Options of `dkc shards promote`.
 #[derive(Debug, clap::Args)]
 struct Promote {
-    /// The shard's id, as in `dkc status`
+    /// Id of the shard, as in `dkc status`
     shard: u16,
-    /// The node's name, or its store's uuid
+    /// Name of the node, or uuid of its store
     node: String,
-    /// What the other copies hold and this one does not is given up, for good
+    /// Accept that increments which only the other copies hold are lost for good
     #[arg(long, required = true)]
     accept_loss: bool,
-    /// Don't ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
-    /// Seconds to wait for the coordinator; then the request is withdrawn
+    /// Seconds to wait for the coordinator before the request is withdrawn
     #[arg(
         long,
         value_name = "SECONDS",
@@ -70,75 +75,78 @@ struct Promote {
     json: bool,
 }
 
-/// What was given up, or would be.
+/// The loss that a promotion causes, or has caused.
 #[derive(Debug, Serialize)]
-struct Report {
+struct PromoteReport {
     shard: u16,
     epoch: u64,
     primary: String,
     uuid: String,
-    /// Where the log of its copy ends.
+    /// The last position in the log of the new primary's copy.
     last: u64,
-    given_up: Vec<GivenUp>,
-    /// The operator whom the record names. None: it is not written yet, or it needed none since all
-    /// copies were damaged.
+    given_up: Vec<GivenUpCopy>,
+    /// The operator in the loss record. `None` if the record is not written yet, or if no operator
+    /// was needed because all copies were damaged.
     by: Option<String>,
 }
 
+/// A copy whose additional entries are lost.
 #[derive(Debug, Serialize)]
-struct GivenUp {
+struct GivenUpCopy {
     node: String,
     uuid: String,
     answers: bool,
-    /// The highest position that it is known to hold. None: nothing is known of it.
+    /// The highest position that the copy is known to hold; `None` if nothing is known.
     last: Option<u64>,
 }
 
-pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
-    let Command::Promote(args) = args.command;
+/// Promotes a copy after confirmation.
+pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
+    let ShardsCommand::Promote(args) = args.command;
     if !args.yes && !io::stdin().is_terminal() {
         output::note(
-            "error: the input is no terminal, so there is nothing to confirm on: add --yes",
+            "error: stdin is not a terminal, so the command cannot ask for confirmation: add --yes",
         );
-        return Ok(Exit::Usage);
+        return Ok(CommandExit::Usage);
     }
     let metastore = args.etcd.connect().await?;
     let Some(meta) = metastore.get::<Meta>(&()).await? else {
         bail!("no cluster {:?}", args.etcd.cluster)
     };
     let shard = ShardId(args.shard);
-    let Some(record) = metastore.get::<ShardConfig>(&shard).await? else {
-        output::note(&format!("error: no shard {shard}: `dkc status --all` names them"));
-        return Ok(Exit::Usage);
+    let Some(record) = metastore.get::<ShardRecord>(&shard).await? else {
+        output::note(&format!("error: no shard {shard}: `dkc status --all` lists the shards"));
+        return Ok(CommandExit::Usage);
     };
-    let view = View::read(&metastore, meta.record.cluster, record).await?;
+    let view = ShardContext::read(&metastore, meta.record.cluster, record).await?;
     let Some(store) = view.running(&args.node) else {
-        output::note(&format!("error: no node {:?} runs", args.node));
-        return Ok(Exit::Usage);
+        output::note(&format!("error: node {:?} is not running", args.node));
+        return Ok(CommandExit::Usage);
     };
-    if metastore.get::<Candidate>(&()).await?.is_none() {
+    if metastore.get::<CoordinatorRecord>(&()).await?.is_none() {
         output::note(
-            "error: no coordinator leads, and only one can do it: start one. Nothing was written",
+            "error: no coordinator is leader, and the leader carries out a promotion: start a \
+             coordinator. Nothing was written",
         );
-        return Ok(Exit::Failed);
+        return Ok(CommandExit::Failed);
     }
     let copies = view.copies(store).await;
     if let Some(leader) = view.leader(&copies) {
         output::note(&format!(
-            "error: shard {shard} is led by {leader}: nothing needs to be given up"
+            "error: shard {shard} already has primary {leader}: no promotion is needed"
         ));
-        return Ok(Exit::Failed);
+        return Ok(CommandExit::Failed);
     }
     let report = view.report(store, &copies);
     report.warn();
     if !args.yes && !report.is_confirmed(&mut io::stdin().lock())? {
         output::note("not confirmed: nothing was written");
-        return Ok(Exit::Failed);
+        return Ok(CommandExit::Failed);
     }
     let config = view.record.record.clone();
-    let request = Request::new(metastore, config, store);
+    let request = PromoteRequest::new(metastore, config, store);
     match request.carried_out(Duration::from_secs(args.wait)).await? {
-        Ended::Recorded(loss) => {
+        PromoteResult::Recorded(loss) => {
             let report = view.recorded(&loss, &report);
             match args.json {
                 true => output::json(&report)?,
@@ -150,45 +158,47 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
             }
             Ok(exit)
         }
-        Ended::Refused(why) => {
-            output::note(&format!("error: {why}. Nothing was given up"));
-            Ok(Exit::Failed)
+        PromoteResult::Refused(why) => {
+            output::note(&format!("error: {why}. Nothing was changed"));
+            Ok(CommandExit::Failed)
         }
-        Ended::Unknown(why) => {
+        PromoteResult::Unknown(why) => {
             output::note(&format!(
-                "unknown: {why}. `dkc status` shows under \"led with a loss\" what came of it"
+                "unknown: {why}. `dkc status` lists the promotion under \"promoted with data \
+                 loss\" if it was carried out"
             ));
-            Ok(Exit::Unknown)
+            Ok(CommandExit::Unknown)
         }
     }
 }
 
-/// The shard and its surroundings, as etcd has them.
-struct View {
+/// The shard's record and the stores and nodes of the cluster, as read from etcd.
+struct ShardContext {
     cluster: u128,
-    record: Kept<ShardConfig>,
-    stores: Vec<Kept<StoreRecord>>,
-    nodes: Vec<Kept<NodeRecord>>,
+    record: Revisioned<ShardRecord>,
+    stores: Vec<Revisioned<StoreRecord>>,
+    nodes: Vec<Revisioned<NodeRecord>>,
 }
 
-/// What a store says of its copy. None: it does not answer, or holds none.
-type Copies = Vec<(StoreId, bool, Option<ReplicaStatus>)>;
+/// Each store with whether it answers, and with the status of its copy. `None` if it does not
+/// answer or holds no copy.
+type CopyStatuses = Vec<(StoreId, bool, Option<ReplicaStatus>)>;
 
-impl View {
+impl ShardContext {
     async fn read(
         metastore: &Metastore,
         cluster: u128,
-        record: Kept<ShardConfig>,
+        record: Revisioned<ShardRecord>,
     ) -> anyhow::Result<Self> {
         let stores = metastore.list::<StoreRecord>().await?.all;
         let nodes = metastore.list::<NodeRecord>().await?.all;
         Ok(Self { cluster, record, stores, nodes })
     }
 
-    /// The store of this name or uuid that runs.
+    /// Returns the running store with this name or uuid.
     fn running(&self, node: &str) -> Option<StoreId> {
         let runs = |store| self.nodes.iter().any(|node| node.id == store);
-        let found = self.stores.iter().find(|kept| runs(kept.id) && is_meant(kept, node));
+        let found = self.stores.iter().find(|kept| runs(kept.id) && is_denoted_by(kept, node));
         found.map(|kept| kept.id)
     }
 
@@ -197,18 +207,19 @@ impl View {
         kept.map_or_else(|| store.to_string(), |kept| kept.record.name.clone())
     }
 
-    /// Asks the members of the in-sync set and the one that is to lead.
-    async fn copies(&self, to: StoreId) -> Copies {
+    /// Queries the members of the in-sync set and the store that is to be primary.
+    async fn copies(&self, to: StoreId) -> CopyStatuses {
         let isr = &self.record.record.isr;
         let mut copies = Vec::new();
         for &store in isr.iter().chain([&to].into_iter().filter(|to| !isr.contains(to))) {
-            let said = self.ask(store).await;
-            copies.push((store, said.is_some(), said.flatten()));
+            let reply = self.ask(store).await;
+            copies.push((store, reply.is_some(), reply.flatten()));
         }
         copies
     }
 
-    /// None: it does not answer. Then: what it holds of the shard.
+    /// Queries a store for the status of its copy. The outer `Option` is `None` if the store does
+    /// not answer, the inner one if it holds no copy of the shard.
     async fn ask(&self, store: StoreId) -> Option<Option<ReplicaStatus>> {
         let node = self.nodes.iter().find(|node| node.id == store)?;
         let asked = storage_node::ask(self.cluster, &node.record.address, NodeQuery::Status);
@@ -221,33 +232,36 @@ impl View {
         }
     }
 
-    /// Who leads the shard, if that is so.
-    fn leader(&self, copies: &Copies) -> Option<String> {
+    /// Returns the name of the node that leads the shard in its current epoch, if there is one.
+    fn leader(&self, copies: &CopyStatuses) -> Option<String> {
         let config = &self.record.record;
-        let leads = |copy: &ReplicaStatus| matches!(copy.role, RoleStatus::Primary { epoch, .. } if epoch == config.epoch);
+        let leads = |copy: &ReplicaStatus| match copy.role {
+            RoleStatus::Primary { epoch, .. } => epoch == config.epoch,
+            _ => false,
+        };
         let leader = copies.iter().find(|(_, _, copy)| copy.as_ref().is_some_and(leads))?;
         Some(self.name(leader.0))
     }
 
-    fn report(&self, to: StoreId, copies: &Copies) -> Report {
+    fn report(&self, to: StoreId, copies: &CopyStatuses) -> PromoteReport {
         let config = &self.record.record;
         let last = |store: StoreId| {
             let copy = copies.iter().find(|(other, ..)| *other == store)?.2.as_ref()?;
             Some(copy.last)
         };
-        // What is applied anywhere is committed, and every member that is trusted holds all that is.
+        // An applied entry is committed, and every trusted member holds all committed entries.
         let committed = copies.iter().filter_map(|(_, _, copy)| Some(copy.as_ref()?.applied)).max();
         let given_up = |&store: &StoreId| {
             let trusted = !config.tainted.contains(&store);
             let known = last(store).max(committed.filter(|_| trusted));
-            GivenUp {
+            GivenUpCopy {
                 node: self.name(store),
                 uuid: store.to_string(),
                 answers: copies.iter().any(|(other, answers, _)| *other == store && *answers),
                 last: known.filter(|&seq| seq > Seq(0)).map(|seq| seq.0),
             }
         };
-        Report {
+        PromoteReport {
             shard: config.shard().0,
             epoch: config.epoch.0 + 1,
             primary: self.name(to),
@@ -258,14 +272,14 @@ impl View {
         }
     }
 
-    /// What the record says. Whether a node answers is as it was `before`.
-    fn recorded(&self, loss: &LossRecord, before: &Report) -> Report {
+    /// Builds the report from the loss record; whether a node answers is taken from `before`.
+    fn recorded(&self, loss: &LossRecord, before: &PromoteReport) -> PromoteReport {
         let given_up = |&(store, last): &(StoreId, Option<Seq>)| {
             let uuid = store.to_string();
             let answers = before.given_up.iter().any(|one| one.uuid == uuid && one.answers);
-            GivenUp { node: self.name(store), uuid, answers, last: last.map(|seq| seq.0) }
+            GivenUpCopy { node: self.name(store), uuid, answers, last: last.map(|seq| seq.0) }
         };
-        Report {
+        PromoteReport {
             shard: loss.shard.0,
             epoch: loss.epoch.0,
             primary: self.name(loss.primary.store),
@@ -277,29 +291,31 @@ impl View {
     }
 }
 
-impl Report {
-    /// What is about to be done, before it is.
+impl PromoteReport {
+    /// Prints the consequences before the confirmation.
     fn warn(&self) {
         let Self { shard, primary, uuid, last, given_up, .. } = self;
         output::note(&format!(
-            "shard {shard} is to be led by {primary} (store {uuid}), whose log of it ends at {last}."
+            "{primary} (store {uuid}) becomes primary of shard {shard}. The log of its copy ends \
+             at position {last}."
         ));
         output::note(
-            "What these copies hold beyond that is given up, and is overwritten if they return:",
+            "Entries of these copies after that position are lost, and are overwritten if the \
+             copies return:",
         );
-        for GivenUp { node, uuid, answers, last } in given_up {
+        for GivenUpCopy { node, uuid, answers, last } in given_up {
             let answers = if *answers { "answers" } else { "does not answer" };
-            let last = last.map_or("nothing is known of it".to_owned(), |last| {
-                format!("known to hold all up to {last}")
+            let last = last.map_or("position unknown".to_owned(), |last| {
+                format!("known to hold entries up to {last}")
             });
             output::note(&format!("  {node} (store {uuid}): {answers}, {last}"));
         }
     }
 
-    /// The shard and the node were typed, in one line.
+    /// Asks for confirmation; returns whether the user typed the shard and the node on one line.
     fn is_confirmed(&self, from: &mut impl BufRead) -> io::Result<bool> {
         let wanted = format!("{} {}", self.shard, self.primary);
-        output::note(&format!("To go on, type the shard and the node: {wanted}"));
+        output::note(&format!("To confirm, type the shard and the node: {wanted}"));
         let mut line = String::new();
         from.read_line(&mut line)?;
         Ok(line.trim() == wanted)
@@ -313,41 +329,43 @@ impl Report {
             None => "all copies were damaged".to_owned(),
         };
         format!(
-            "shard {shard} is led by {primary} in epoch {epoch}, from position {last} on; \
-             given up: {}; {by}",
+            "{primary} is primary of shard {shard} in epoch {epoch}, from position {last} on; \
+             lost copies: {}; {by}",
             names.join(", ")
         )
     }
 }
 
-/// An intent on its way through etcd.
-struct Request {
+/// A promote intent and the record that it refers to.
+struct PromoteRequest {
     metastore: Metastore,
-    config: ShardConfig,
+    config: ShardRecord,
     intent: PromoteIntent,
 }
 
+/// The result of a request for a promotion.
 #[derive(Debug)]
-enum Ended {
-    /// The shard's next epoch began with a loss: with this one's or with another.
+enum PromoteResult {
+    /// The shard's next epoch began with a loss: by this request or by another one.
     Recorded(LossRecord),
-    /// It was not obeyed, and can't be any more.
+    /// The request was not carried out, and cannot be carried out any more.
     Refused(String),
-    /// It may be obeyed yet.
+    /// The request may still be carried out.
     Unknown(String),
 }
 
-/// What etcd holds of the shard.
-enum Seen {
-    /// The record that the intent was decided on.
+/// The change of the shard's record since the request.
+enum ShardChange {
+    /// The record still has the version that the intent refers to.
     Same,
-    /// Another record, which did not begin with a loss: the intent means nothing any more.
+    /// There is a newer record without a loss: the intent is void.
     Changed,
+    /// The next epoch began with this loss.
     Loss(LossRecord),
 }
 
-impl Request {
-    fn new(metastore: Metastore, config: ShardConfig, store: StoreId) -> Self {
+impl PromoteRequest {
+    fn new(metastore: Metastore, config: ShardRecord, store: StoreId) -> Self {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let at = TimeMs(u64::try_from(at.as_millis()).unwrap_or(u64::MAX));
         let from = Operator { at, name: operator() };
@@ -355,113 +373,119 @@ impl Request {
         Self { metastore, config, intent }
     }
 
-    /// Writes the intent and waits until it is obeyed, for so long at most. An error means that it
-    /// was not written.
-    async fn carried_out(&self, wait: Duration) -> anyhow::Result<Ended> {
+    /// Writes the intent and waits until it is carried out, for at most `wait`. An error means that
+    /// the intent was not written.
+    async fn carried_out(&self, wait: Duration) -> anyhow::Result<PromoteResult> {
         let until = Instant::now().checked_add(wait).context("--wait is too long")?;
         let mut signals = Signals::catch()?;
         let Some(slot) = self.slot().await? else {
-            let why = "another request came at the same time, or etcd's answer was lost";
-            return Ok(Ended::Refused(why.to_owned()));
+            let why = "another request was made concurrently, or the answer of etcd was lost";
+            return Ok(PromoteResult::Refused(why.to_owned()));
         };
         let shard = self.config.shard();
-        // Whatever comes from here on, the intent does not stay behind.
+        // From here on the intent is withdrawn however the wait ends.
         let ended = match self.metastore.replace(&shard, &self.intent, slot).await {
-            Ok(Outcome::Done { .. }) => self.obeyed(until, &mut signals).await,
-            Ok(Outcome::Failed) => Err("another request came at the same time".to_owned()),
-            Ok(Outcome::Unknown) => Err("etcd's answer to the request was lost".to_owned()),
+            Ok(TxnOutcome::Done { .. }) => self.wait_until_carried_out(until, &mut signals).await,
+            Ok(TxnOutcome::Failed) => Err("another request was made concurrently".to_owned()),
+            Ok(TxnOutcome::Unknown) => Err("the answer of etcd to the request was lost".to_owned()),
             Err(error) => Err(error.to_string()),
         };
         let withdrawn = self.withdraw(slot).await;
         Ok(match ended {
-            Ok(loss) => Ended::Recorded(loss),
-            Err(why) if !withdrawn => Ended::Unknown(format!(
+            Ok(loss) => PromoteResult::Recorded(loss),
+            Err(why) if !withdrawn => PromoteResult::Unknown(format!(
                 "{why}, and etcd did not confirm that the request is withdrawn: \
-                 it may be obeyed yet"
+                 it may still be carried out"
             )),
-            // It may have been obeyed just before it was to be withdrawn.
-            Err(why) => match self.look().await {
-                Ok(Seen::Loss(loss)) => Ended::Recorded(loss),
-                Ok(Seen::Same | Seen::Changed) => {
-                    Ended::Refused(format!("{why}; the request is withdrawn"))
+            // The intent may have been carried out just before it was withdrawn.
+            Err(why) => match self.read_change().await {
+                Ok(ShardChange::Loss(loss)) => PromoteResult::Recorded(loss),
+                Ok(ShardChange::Same | ShardChange::Changed) => {
+                    PromoteResult::Refused(format!("{why}; the request is withdrawn"))
                 }
-                Err(error) => Ended::Unknown(format!(
-                    "{why}; the request stands no more, but it may have been obeyed: {error}"
+                Err(error) => PromoteResult::Unknown(format!(
+                    "{why}; the request is withdrawn, but it may have been carried out before: \
+                     {error}"
                 )),
             },
         })
     }
 
-    /// The revision of the shard's key for intents, which is made if there is none. The intent then
-    /// replaces what has this revision. If etcd's answer to that is lost, deleting the key at the
-    /// same revision rules out that the intent is written later.
+    /// Returns the revision of the shard's key for intents, which is created if it is missing. The
+    /// intent then replaces the value of this revision. If etcd's answer to that is lost, deleting
+    /// the key at the same revision rules out that the intent is written later.
     async fn slot(&self) -> Result<Option<u64>, metastore::Error> {
         let shard = self.config.shard();
         if let Some(kept) = self.metastore.get::<PromoteIntent>(&shard).await? {
             return Ok(Some(kept.modified));
         }
-        let without_meaning = PromoteIntent { version: OF_NO_RECORD, ..self.intent.clone() };
-        Ok(match self.metastore.create(&shard, &without_meaning).await? {
-            Outcome::Done { revision } => Some(revision),
-            Outcome::Failed | Outcome::Unknown => None,
+        let void_intent = PromoteIntent { version: NO_RECORD_VERSION, ..self.intent.clone() };
+        Ok(match self.metastore.create(&shard, &void_intent).await? {
+            TxnOutcome::Done { revision } => Some(revision),
+            TxnOutcome::Failed | TxnOutcome::Unknown => None,
         })
     }
 
-    /// The loss that the shard's next epoch begins with, or why it is not waited for any more.
-    async fn obeyed(&self, until: Instant, signals: &mut Signals) -> Result<LossRecord, String> {
+    /// Waits for the loss that the shard's next epoch begins with. The error is the reason why the
+    /// wait ended without one.
+    async fn wait_until_carried_out(
+        &self,
+        until: Instant,
+        signals: &mut Signals,
+    ) -> Result<LossRecord, String> {
         tokio::select! {
             loss = self.loss() => loss,
             () = signals.next() => {
-                output::note("stopping: the request is being withdrawn");
+                output::note("stopping: withdrawing the request");
                 Err("interrupted".to_owned())
             }
             () = tokio::time::sleep_until(until) => {
-                Err("the coordinator did not do it in time, and its log says why".to_owned())
+                Err("the coordinator did not carry it out in time; see its log".to_owned())
             }
         }
     }
 
     async fn loss(&self) -> Result<LossRecord, String> {
         loop {
-            match self.look().await {
-                Ok(Seen::Loss(loss)) => return Ok(loss),
-                Ok(Seen::Changed) => {
-                    let why = "the shard's record changed meanwhile: look at `dkc status`";
+            match self.read_change().await {
+                Ok(ShardChange::Loss(loss)) => return Ok(loss),
+                Ok(ShardChange::Changed) => {
+                    let why = "the shard's record was changed concurrently: check `dkc status`";
                     return Err(why.to_owned());
                 }
-                // etcd may answer again in time.
-                Ok(Seen::Same) | Err(metastore::Error::NoAnswer { .. }) => {}
+                // etcd may answer again before the time limit.
+                Ok(ShardChange::Same) | Err(metastore::Error::NoAnswer { .. }) => {}
                 Err(error) => return Err(error.to_string()),
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    async fn look(&self) -> Result<Seen, metastore::Error> {
+    async fn read_change(&self) -> Result<ShardChange, metastore::Error> {
         let shard = self.config.shard();
-        let stands = self.metastore.get::<ShardConfig>(&shard).await?;
-        if stands.is_some_and(|kept| kept.record.version == self.config.version) {
-            return Ok(Seen::Same);
+        let current = self.metastore.get::<ShardRecord>(&shard).await?;
+        if current.is_some_and(|kept| kept.record.version == self.config.version) {
+            return Ok(ShardChange::Same);
         }
-        // The record of a loss is written in one transaction with the shard's: it is there by now.
+        // A loss record is written in one transaction with the shard's record, so it exists by now.
         let epoch = Epoch(self.config.epoch.0 + 1);
         let loss = self.metastore.get::<LossRecord>(&(shard, epoch)).await?;
-        Ok(loss.map_or(Seen::Changed, |kept| Seen::Loss(kept.record)))
+        Ok(loss.map_or(ShardChange::Changed, |kept| ShardChange::Loss(kept.record)))
     }
 
-    /// Ends the intent, so that it can't be obeyed any more. False: etcd did not confirm that in
-    /// time.
+    /// Withdraws the intent, so that it cannot be carried out any more. Returns false if etcd did
+    /// not confirm that in time.
     async fn withdraw(&self, slot: u64) -> bool {
         let withdrawn = async {
             while !self.is_withdrawn(slot).await.unwrap_or(false) {
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         };
         tokio::time::timeout(WITHDRAW_WITHIN, withdrawn).await.is_ok()
     }
 
-    /// Deletes the intent, or what it was to replace. True: it does not stand and never will, since
-    /// `slot` is gone too.
+    /// Deletes the intent, or the value that it was to replace. Returns true if the intent does not
+    /// exist and never will, since the value of revision `slot` is gone, too.
     async fn is_withdrawn(&self, slot: u64) -> Result<bool, metastore::Error> {
         let shard = self.config.shard();
         let Some(kept) = self.metastore.get::<PromoteIntent>(&shard).await? else {
@@ -472,34 +496,37 @@ impl Request {
             return Ok(true);
         }
         let deleted = self.metastore.delete::<PromoteIntent>(&shard, kept.modified).await?;
-        Ok(matches!(deleted, Outcome::Done { .. }))
+        Ok(matches!(deleted, TxnOutcome::Done { .. }))
     }
 }
 
-/// How the command ends with this loss on record, and what its operator must know about that.
+/// Returns the exit code for this loss record, and a remark if the record is not that of this
+/// request.
 fn verdict(
     intent: &PromoteIntent,
     loss: &LossRecord,
-    recorded: &Report,
+    recorded: &PromoteReport,
     wanted: &str,
-) -> (Exit, Option<String>) {
-    let Report { epoch, primary, by, .. } = recorded;
+) -> (CommandExit, Option<String>) {
+    let PromoteReport { epoch, primary, by, .. } = recorded;
     if loss.primary.store != intent.store {
         let remark = format!(
             "error: epoch {epoch} began with the copy of {primary}, not of {wanted}: \
-             this request was not obeyed"
+             this request was not carried out"
         );
-        return (Exit::Failed, Some(remark));
+        return (CommandExit::Failed, Some(remark));
     }
     let remark = match by {
-        _ if loss.accepted_by.as_ref() == Some(&intent.from) => return (Exit::Done, None),
-        Some(by) => format!("it was done for another request, of {by}: this one was not needed"),
-        None => "the coordinator did it by itself: this request was not needed".to_owned(),
+        _ if loss.accepted_by.as_ref() == Some(&intent.from) => return (CommandExit::Done, None),
+        Some(by) => format!("a request of {by} was carried out: this one was not needed"),
+        None => {
+            "the coordinator promoted the copy by itself: this request was not needed".to_owned()
+        }
     };
-    (Exit::Done, Some(remark))
+    (CommandExit::Done, Some(remark))
 }
 
-/// What ends a process that waits. Once they are caught, none of them ends it by itself.
+/// The signals that interrupt the wait. Once they are caught, none of them ends the process.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -515,7 +542,7 @@ impl Signals {
         })
     }
 
-    /// Waits for one of them.
+    /// Waits for one of the signals.
     async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
@@ -525,7 +552,7 @@ impl Signals {
     }
 }
 
-/// Who gives this command, for people to read later.
+/// The user and host that run this command, for the loss record.
 fn operator() -> String {
     let user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -540,14 +567,14 @@ mod tests {
 
     use super::*;
 
-    fn kept<I, R>(id: I, record: R) -> Kept<R>
+    fn kept<I, R>(id: I, record: R) -> Revisioned<R>
     where
-        R: metastore::Record<Id = I>,
+        R: metastore::EtcdRecord<Id = I>,
     {
-        Kept { id, record, created: 1, modified: 1, lease: 0 }
+        Revisioned { id, record, created: 1, modified: 1, lease: 0 }
     }
 
-    fn view() -> View {
+    fn view() -> ShardContext {
         let store = |id: u128, name: &str, status| {
             let record = StoreRecord {
                 name: name.into(),
@@ -565,16 +592,16 @@ mod tests {
                 NodeRecord { boot: Boot(1), address: "a:1".into(), capacity: 1, versions: (1, 1) };
             kept(StoreId(id), record)
         };
-        let config = ShardConfig {
+        let config = ShardRecord {
             slots: Slots { lo: 5, hi: 9 },
             epoch: Epoch(4),
             version: Version(9),
             primary: StoreBoot { store: StoreId(1), boot: Boot(1) },
             isr: vec![StoreId(1), StoreId(2), StoreId(3)],
             tainted: vec![StoreId(3)],
-            ..ShardConfig::default()
+            ..ShardRecord::default()
         };
-        View {
+        ShardContext {
             cluster: 1,
             record: kept(ShardId(5), config),
             stores: vec![
@@ -600,7 +627,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_up_is_said_and_must_be_confirmed() {
+    fn a_loss_is_shown_and_must_be_confirmed() {
         let copies = vec![
             (StoreId(1), false, None),
             (StoreId(2), true, Some(copy(20, 18, RoleStatus::Follower))),
@@ -610,16 +637,16 @@ mod tests {
         assert_eq!((report.last, report.epoch, report.primary.as_str()), (20, 5, "b"));
         let known: Vec<_> =
             report.given_up.iter().map(|one| (one.node.as_str(), one.last)).collect();
-        // What a tainted one holds is not known.
+        // The position of a tainted copy is not known.
         assert_eq!(known, [("a", Some(18)), ("c", None)]);
         for (typed, confirmed) in [("5 b\n", true), ("yes\n", false), ("5\n", false), ("", false)] {
-            let said = report.is_confirmed(&mut typed.as_bytes());
-            assert_eq!(said.ok(), Some(confirmed), "{typed:?}");
+            let answer = report.is_confirmed(&mut typed.as_bytes());
+            assert_eq!(answer.ok(), Some(confirmed), "{typed:?}");
         }
     }
 
     #[test]
-    fn a_name_means_the_store_that_runs_and_stands() {
+    fn a_name_denotes_the_running_store_that_is_not_gone() {
         assert_eq!(view().running("b"), Some(StoreId(2)));
         assert_eq!(view().running("a"), None);
         assert_eq!(view().running(&StoreId(2).to_string()), Some(StoreId(2)));
@@ -631,7 +658,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_verdict(store: u128, by: Option<Operator>, exit: Exit, remark: Option<&str>) {
+    fn check_verdict(store: u128, by: Option<Operator>, exit: CommandExit, remark: Option<&str>) {
         let before = view().report(StoreId(2), &vec![(StoreId(3), true, None)]);
         let loss = LossRecord {
             shard: ShardId(5),
@@ -646,27 +673,27 @@ mod tests {
             report.given_up.iter().map(|it| (it.node.as_str(), it.answers, it.last)).collect();
         assert_eq!(given_up, [("a", false, Some(18)), ("c", true, None)]);
         assert_eq!((report.epoch, report.last), (5, 20));
-        let (got, said) = verdict(&request(), &loss, &report, "b");
+        let (got, printed) = verdict(&request(), &loss, &report, "b");
         assert_eq!(got, exit);
-        assert_eq!(said.is_some(), remark.is_some(), "{said:?}");
-        let said = said.unwrap_or_default();
-        assert!(said.contains(remark.unwrap_or_default()), "{said}");
+        assert_eq!(printed.is_some(), remark.is_some(), "{printed:?}");
+        let printed = printed.unwrap_or_default();
+        assert!(printed.contains(remark.unwrap_or_default()), "{printed}");
     }
 
     #[test]
     fn only_the_loss_that_was_asked_for_is_a_success() {
         let mine = request().from;
         let other = Operator { name: "other@there".into(), ..mine.clone() };
-        check_verdict(2, Some(mine.clone()), Exit::Done, None);
-        check_verdict(2, Some(other.clone()), Exit::Done, Some("other@there"));
-        check_verdict(2, None, Exit::Done, Some("by itself"));
+        check_verdict(2, Some(mine.clone()), CommandExit::Done, None);
+        check_verdict(2, Some(other.clone()), CommandExit::Done, Some("other@there"));
+        check_verdict(2, None, CommandExit::Done, Some("by itself"));
         for by in [Some(mine), Some(other), None] {
-            check_verdict(1, by, Exit::Failed, Some("copy of a, not of b"));
+            check_verdict(1, by, CommandExit::Failed, Some("copy of a, not of b"));
         }
     }
 
     #[test]
-    fn the_waiting_has_an_end() {
+    fn the_wait_is_limited() {
         let parses = |wait: &str| {
             let command = <Promote as clap::Args>::augment_args(clap::Command::new("promote"));
             let given = ["promote", "5", "b", "--accept-loss", "--wait", wait];
@@ -679,7 +706,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_that_is_led_needs_nothing_given_up() {
+    fn a_shard_with_a_primary_needs_no_promotion() {
         let role = |epoch| RoleStatus::Primary {
             epoch: Epoch(epoch),
             open: false,

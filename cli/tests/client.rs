@@ -1,8 +1,8 @@
-//! The client commands, as a user runs them, against a gateway that fails in every way it may.
+//! The client commands, as a user runs them, against a gateway that fails in every possible way.
 //!
-//! What is promised: every line is either known to be counted exactly once, known not to be
-//! counted, or listed as unknown. So for every key `known ≤ count ≤ known + unknown`. And nothing stays unknown that the
-//! service could still tell: it is asked again, under the same token.
+//! The promise: every line is either known to be counted exactly once, known not to be counted, or
+//! listed as unknown. So for every key `known ≤ count ≤ known + unknown`. No line stays unknown
+//! whose outcome the service could still report: its request is sent again under the same token.
 
 #[path = "../../metastore/tests/contract/calls.rs"]
 mod calls;
@@ -11,11 +11,11 @@ mod etcd;
 mod fake;
 mod files;
 mod operator;
+mod other_servers;
 #[allow(dead_code, unreachable_pub, reason = "shared with chaos, which uses all of it")]
 #[path = "../../tests/src/chaos/power.rs"]
 mod power;
 mod resume;
-mod strangers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
@@ -36,7 +36,7 @@ fn dkc(args: &[&str], urls: &str, input: &[u8]) -> Output {
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
-    // It may end without reading everything.
+    // The process may end without reading everything.
     let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
     let output = child.wait_with_output().unwrap();
     writer.join().unwrap();
@@ -51,7 +51,7 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
-/// Words that repeat: a few often, most rarely.
+/// Words that repeat, a few of them often and most of them rarely.
 fn words(lines: u64) -> Vec<String> {
     let mut state = 88_172_645_463_325_252_u64;
     let mut next = || {
@@ -74,9 +74,9 @@ fn count(lines: u64, decide: impl Fn(u64) -> Fate + Send + Sync + 'static) -> (i
     let args = ["count", "words", "--json", "--batch", "50", "--in-flight", "4"];
     let output = dkc(&args, &urls, input.as_bytes());
     let report = json(&output);
-    let listed = |heap: &str| -> Vec<bool> {
+    let listed = |category: &str| -> Vec<bool> {
         let mut lines = vec![false; words.len()];
-        for range in report[heap].as_array().unwrap() {
+        for range in report[category].as_array().unwrap() {
             let at = |end: &str| range[end].as_u64().unwrap() as usize;
             for line in &mut lines[at("first_line") - 1..at("last_line")] {
                 assert!(!*line, "a line is listed twice");
@@ -99,10 +99,13 @@ fn count(lines: u64, decide: impl Fn(u64) -> Fate + Send + Sync + 'static) -> (i
             }
             (true, false) => *most += 1,
             (false, true) => {}
-            (true, true) => panic!("line {} is in two heaps", index + 1),
+            (true, true) => panic!("line {} is in two categories", index + 1),
         }
     }
-    assert_eq!(report["applied"], known, "what it says it counted is what it does not list");
+    assert_eq!(
+        report["applied"], known,
+        "the number of counted lines is that of the lines that are not listed"
+    );
     let state = gateway.state.lock().unwrap();
     for (word, (least, most)) in bounds {
         let counted = state.counters.get(word).copied().unwrap_or(0);
@@ -137,7 +140,7 @@ fn refusals_are_sent_again_until_applied() {
 }
 
 #[test]
-fn what_is_unknown_is_asked_again_until_it_is_applied() {
+fn unknown_batches_are_sent_again_until_they_are_applied() {
     #[track_caller]
     fn check(fate: Fate) {
         let (code, report) =
@@ -149,7 +152,7 @@ fn what_is_unknown_is_asked_again_until_it_is_applied() {
     check(Fate::Drop { counted: true });
     check(Fate::Drop { counted: false });
     check(Fate::Cut);
-    check(Fate::Stranger(502));
+    check(Fate::OtherServer(502));
     check(Fate::Parts);
 }
 
@@ -161,7 +164,7 @@ fn everything_at_once(number: u64) -> Fate {
         2 => Fate::Drop { counted: number.is_multiple_of(2) },
         3 => Fate::Cut,
         4 => Fate::Parts,
-        5 => Fate::Stranger(502),
+        5 => Fate::OtherServer(502),
         6 => Fate::Refuse(429),
         7 => Fate::Drop { counted: true },
         8 => Fate::Deadline { counted: true },
@@ -191,7 +194,7 @@ fn a_gateway_that_is_gone_is_passed_over() {
     assert_eq!((code(&output), &report["not_applied"][0]["last_line"]), (1, &2.into()));
 }
 
-/// `dkc count` on input that goes on after this much of it.
+/// Starts `dkc count` with this beginning of an input that stays open.
 fn start_count(
     gateway: &FakeGateway,
     args: &[&str],
@@ -211,7 +214,7 @@ fn start_count(
     (child, stdin)
 }
 
-/// Ctrl-C.
+/// Sends the signal of Ctrl-C.
 fn interrupt(child: &Child) {
     signal(child, "-INT");
 }
@@ -221,7 +224,8 @@ fn signal(child: &Child, signal: &str) {
     assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
 }
 
-/// Counts three lines, `a b a`, of an input that stays open, and presses Ctrl-C once the gateway has got so far.
+/// Counts three lines, `a b a`, of an input that stays open, and sends Ctrl-C when the gateway has
+/// reached a state.
 fn count_interrupted(
     gateway: &FakeGateway,
     args: &[&str],
@@ -237,8 +241,8 @@ fn count_interrupted(
     output
 }
 
-/// Input that never ends, from somebody who types: what was typed is counted at once, and Ctrl-C
-/// ends the count with a report though the reader still waits.
+/// Input that never ends, as from a terminal: lines are counted at once, and Ctrl-C ends the count
+/// with a report although the reader still waits.
 #[test]
 fn a_signal_ends_in_a_report() {
     let gateway = FakeGateway::start(|_| Fate::Apply);
@@ -248,8 +252,8 @@ fn a_signal_ends_in_a_report() {
     assert_eq!((&report["applied"], &report["complete"]), (&3.into(), &false.into()));
 }
 
-/// The first Ctrl-C still counts what was read, for as long as that takes; the second one does not wait: what became of it
-/// is unknown.
+/// After the first Ctrl-C the lines that were read are still counted, however long that takes; the
+/// second one ends the process at once, so the outcome is unknown.
 #[test]
 fn a_second_signal_ends_it_without_a_report() {
     let gateway = FakeGateway::start(|_| Fate::Refuse(503));
@@ -258,14 +262,14 @@ fn a_second_signal_ends_it_without_a_report() {
         std::thread::yield_now();
     }
     interrupt(&child);
-    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
-    while !said.next().expect("it goes on").unwrap().starts_with("stopping:") {}
+    let mut messages = BufReader::new(child.stderr.take().unwrap()).lines();
+    while !messages.next().expect("a line").unwrap().starts_with("stopping:") {}
     interrupt(&child);
     let output = child.wait_with_output().unwrap();
     assert_eq!((code(&output), output.stdout), (3, Vec::new()));
 }
 
-/// Ctrl-C while a line waits for company: it was read, so it is counted.
+/// Ctrl-C while a line waits for its batch to fill: the line was read, so it is counted.
 #[test]
 fn what_was_read_is_counted_before_the_report() {
     #[track_caller]
@@ -306,10 +310,10 @@ fn lines_of_a_stream_are_counted_as_they_come() {
     drop(stdin);
     let output = child.wait_with_output().unwrap();
     assert_eq!(code(&output), 0);
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(said.starts_with("counted 6 of 9 lines"), "{said}");
-    let noted = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(noted.contains("skipped 3 lines without a key"), "{noted}");
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(stdout.starts_with("counted 6 of 9 lines"), "{stdout}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("skipped 3 lines without a key"), "{stderr}");
     let state = gateway.state.lock().unwrap();
     assert_eq!((state.counters["/a"], state.counters.len()), (3, 2));
 }
@@ -323,7 +327,7 @@ fn fields_are_cut_where_they_are_asked_to_be() {
     assert_eq!(gateway.state.lock().unwrap().counters["d"], 2);
 }
 
-/// A service that refuses for ever: `--give-up` ends it, and nothing counts as applied.
+/// A service that rejects for ever: `--give-up` ends the count, and nothing counts as applied.
 #[test]
 fn giving_up_lists_what_was_not_applied() {
     let (gateway, words) = (FakeGateway::start(|_| Fate::Refuse(503)), words(500).join("\n"));
@@ -331,7 +335,7 @@ fn giving_up_lists_what_was_not_applied() {
     let output = dkc(&args, &gateway.url(), words.as_bytes());
     let report = json(&output);
     assert_eq!((code(&output), &report["applied"]), (1, &0.into()), "{report}");
-    // What was sent is listed; what was not even sent is beyond `lines`.
+    // Lines that were sent are listed; lines that were never sent are beyond `lines`.
     let want = format!(r#"[{{"first_line":1,"last_line":{}}}]"#, report["lines"]);
     assert_eq!(report["not_applied"].to_string(), want);
     assert_eq!(report["complete"], false);
@@ -349,17 +353,17 @@ fn bad_lines_fail_alone() {
     assert_eq!((&report["applied"], &report["skipped"]), (&2.into(), &1.into()));
     let failed = report["failed"].to_string();
     assert_eq!(failed, r#"[{"first_line":2,"last_line":2},{"first_line":4,"last_line":5}]"#);
-    // Each with its own reason.
+    // Each line has its own reason.
     let reasons = [
         r#"{"first":[{"key":"bad-1","line":2},{"key":"bad-1","line":5}],"lines":2,"reason":"bad-input"}"#,
-        r#"{"first":[{"line":4}],"lines":1,"reason":"its key is longer than 1024 bytes"}"#,
+        r#"{"first":[{"line":4}],"lines":1,"reason":"the key is longer than 1024 bytes"}"#,
     ];
     let got = report["reasons"].as_array().unwrap().iter().map(Value::to_string);
     assert_eq!(got.collect::<BTreeSet<_>>(), reasons.map(str::to_owned).into());
     let output = dkc(&["count", "words"], &gateway.url(), input.as_bytes());
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("reason: bad-input: 2 lines, first 2 (bad-1), 5 (bad-1)"), "{said}");
-    assert!(said.contains("reason: its key is longer than 1024 bytes: line 4"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("reason: bad-input: 2 lines, first 2 (bad-1), 5 (bad-1)"), "{stderr}");
+    assert!(stderr.contains("reason: the key is longer than 1024 bytes: line 4"), "{stderr}");
     let state = gateway.state.lock().unwrap();
     assert_eq!(state.counters["a\t7"], 2, "a TAB and a number are part of the key");
 }
@@ -377,33 +381,33 @@ fn bytes_that_are_no_text_are_keys_too() {
 fn single_counters() {
     let gateway = FakeGateway::start(|_| Fate::Apply);
     let url = gateway.url();
-    let said = |args: &[&str]| String::from_utf8(dkc(args, &url, b"").stdout).unwrap();
-    assert_eq!(said(&["incr", "words", "k"]), "1\n");
-    assert_eq!(said(&["incr", "words", "k", "41"]), "42\n");
-    assert_eq!(said(&["incr", "words", "k", "-2"]), "40\n");
-    assert_eq!(said(&["get", "words", "k"]), "40\n");
-    assert_eq!(said(&["get", "words", "k", "other"]), "k\t40\nother\t0\n");
-    let told = json(&dkc(&["incr", "words", "k", "--json"], &url, b""));
-    assert_eq!(told.to_string(), r#"{"applied":1,"key":"k","namespace":"words","value":41}"#);
-    // Printed so that it can be given back.
-    assert_eq!(said(&["incr", "words", "%6Bk", "7", "--percent"]), "7\n");
-    assert_eq!(said(&["get", "words", "--percent", "%6Bk", "caf%E9"]), "kk\t7\ncaf%E9\t0\n");
-    assert_eq!(said(&["get", "words", "caf%E9", "a\tb\n"]), "caf%25E9\t0\na%09b%0A\t0\n");
+    let stdout = |args: &[&str]| String::from_utf8(dkc(args, &url, b"").stdout).unwrap();
+    assert_eq!(stdout(&["incr", "words", "k"]), "1\n");
+    assert_eq!(stdout(&["incr", "words", "k", "41"]), "42\n");
+    assert_eq!(stdout(&["incr", "words", "k", "-2"]), "40\n");
+    assert_eq!(stdout(&["get", "words", "k"]), "40\n");
+    assert_eq!(stdout(&["get", "words", "k", "other"]), "k\t40\nother\t0\n");
+    let printed = json(&dkc(&["incr", "words", "k", "--json"], &url, b""));
+    assert_eq!(printed.to_string(), r#"{"applied":1,"key":"k","namespace":"words","value":41}"#);
+    // Keys are printed in a form that the commands accept.
+    assert_eq!(stdout(&["incr", "words", "%6Bk", "7", "--percent"]), "7\n");
+    assert_eq!(stdout(&["get", "words", "--percent", "%6Bk", "caf%E9"]), "kk\t7\ncaf%E9\t0\n");
+    assert_eq!(stdout(&["get", "words", "caf%E9", "a\tb\n"]), "caf%25E9\t0\na%09b%0A\t0\n");
     assert_eq!(code(&dkc(&["get", "words", "--percent", "100%"], &url, b"")), 2);
-    // Beyond what 64 bits hold.
+    // A value of more than 64 bits.
     for _ in 0..3 {
-        said(&["incr", "words", "big", "9223372036854775807"]);
+        stdout(&["incr", "words", "big", "9223372036854775807"]);
     }
-    assert_eq!(said(&["get", "words", "big"]), "27670116110564327421\n");
-    let told = said(&["get", "words", "big", "--json"]);
+    assert_eq!(stdout(&["get", "words", "big"]), "27670116110564327421\n");
+    let printed = stdout(&["get", "words", "big", "--json"]);
     let want = r#"{"namespace":"words","counters":[{"key":"big","value":27670116110564327421}]}"#;
-    assert_eq!(told.trim_end(), want);
-    // The key is one path segment, whatever is in it.
-    assert_eq!(said(&["incr", "words", "a/b c"]), "1\n");
+    assert_eq!(printed.trim_end(), want);
+    // The key is one path segment, whatever it contains.
+    assert_eq!(stdout(&["incr", "words", "a/b c"]), "1\n");
     assert_eq!(gateway.state.lock().unwrap().counters["a%2Fb%20c"], 1);
 }
 
-/// One token per invocation: what was lost is asked for again, of whichever gateway answers.
+/// One token per invocation: after a lost answer the request is sent again to any gateway.
 #[test]
 fn an_increment_whose_answer_is_lost_counts_once() {
     for lost in [
@@ -419,7 +423,7 @@ fn an_increment_whose_answer_is_lost_counts_once() {
             assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{value}\n"), "{lost:?}");
         }
     }
-    // What is refused is told at once; it is known that nothing happened.
+    // A rejection is reported at once; nothing was applied.
     let gateway = FakeGateway::start(|_| Fate::Refuse(503));
     assert_eq!(code(&dkc(&["incr", "words", "k"], &gateway.url(), b"")), 1);
     assert_eq!(gateway.state.lock().unwrap().heads.len(), 1);
@@ -467,7 +471,7 @@ fn exit_codes() {
     check(&["status"], "ftp://x", 2);
     let refusing = FakeGateway::start(|_| Fate::Refuse(503));
     check(&["bench", "--seconds", "1", "--warm-up", "0"], &refusing.url(), 1);
-    // An answer that never comes after the request has left: unknown.
+    // No answer comes after the request was sent: the outcome is unknown.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let deaf = format!("http://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
@@ -480,13 +484,13 @@ fn exit_codes() {
     check(&["get", "words", "k"], &deaf, 1);
 }
 
-/// Where to note things nobody says, and no home is known: then nothing is begun.
+/// Without --resume-dir and without a home directory, the count does not begin.
 #[test]
 fn a_journal_needs_a_folder() {
     let mut count = Command::new(env!("CARGO_BIN_EXE_dkc"));
     count.args(["count", "words", "--resume-id", "a"]).stdin(Stdio::null());
     count.env_remove("HOME").env_remove("XDG_STATE_HOME");
-    // Or a home that is none, as of many a container.
+    // Or with a home directory that cannot be used, as in many containers.
     for home in [None, Some("/dev/null"), Some("/proc/nobody")] {
         home.map(|home| count.env("HOME", home));
         let output = count.output().unwrap();
@@ -495,7 +499,7 @@ fn a_journal_needs_a_folder() {
     }
 }
 
-/// A script would take half of a result for the whole. A reader that went away (`| head -1`) wants no more.
+/// A script would take half of a result for the whole. A closed pipe (`| head -1`) is not an error.
 #[test]
 fn a_result_that_can_not_be_written_is_an_error() {
     let gateway = FakeGateway::start(|_| Fate::Apply);
@@ -512,19 +516,19 @@ fn a_result_that_can_not_be_written_is_an_error() {
 }
 
 #[test]
-fn status_says_what_is_not_open_and_why() {
+fn status_lists_shards_that_are_not_open_with_reasons() {
     let gateway = FakeGateway::start(|_| Fate::Apply);
     let text = String::from_utf8(dkc(&["status"], &gateway.url(), b"").stdout).unwrap();
     assert!(text.contains("1 of 2 shards open"), "{text}");
     assert!(text.contains("node-2 is not registered"), "{text}");
-    let told = json(&dkc(&["status", "--json"], &gateway.url(), b""));
-    assert_eq!(told["cluster"], "fake");
-    assert_eq!(told["summary"]["not_open"][0]["id"], 1);
-    assert_eq!(told["summary"]["in_sync_min"], 1);
+    let page = json(&dkc(&["status", "--json"], &gateway.url(), b""));
+    assert_eq!(page["cluster"], "fake");
+    assert_eq!(page["summary"]["not_open"][0]["id"], 1);
+    assert_eq!(page["summary"]["in_sync_min"], 1);
 }
 
 #[test]
-fn bench_counts_what_it_says() {
+fn bench_counts_what_it_reports() {
     let gateway = FakeGateway::start(|_| Fate::Apply);
     let url = gateway.url();
     for (batch, format) in [("1", "text"), ("100", "text"), ("100", "json")] {
@@ -547,14 +551,14 @@ fn bench_counts_what_it_says() {
         let before: i128 = gateway.state.lock().unwrap().counters.values().sum();
         let report = json(&dkc(&args, &url, b""));
         let after: i128 = gateway.state.lock().unwrap().counters.values().sum();
-        let said = i128::from(report["increments"].as_u64().unwrap());
+        let reported = i128::from(report["increments"].as_u64().unwrap());
         let batch: i128 = batch.parse().unwrap();
         assert_eq!(report["errors"], 0, "{report}");
-        assert!(said > 0, "{report}");
-        // What went before and after the measured second was counted too.
+        assert!(reported > 0, "{report}");
+        // Increments before and after the measured second were counted, too.
         let counted = after - before;
-        assert!(counted >= said, "{counted} {report}");
-        assert!(counted <= said * 2 + 8 * batch, "{counted} {report}");
+        assert!(counted >= reported, "{counted} {report}");
+        assert!(counted <= reported * 2 + 8 * batch, "{counted} {report}");
         assert!(report["cpus_busy"]["generator"].as_f64().is_some(), "{report}");
     }
 }

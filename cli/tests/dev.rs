@@ -1,9 +1,9 @@
-//! `dkc dev`, with roles that only pretend.
+//! `dkc dev` with fake roles.
 //!
-//! This program is its own etcd, coordinator, storage node and gateway: `dkc dev --program` starts
-//! it again for each role, and `$ETCD` names it too. So everything about the supervisor is real
-//! (processes, signals, ports, files) and nothing about the cluster is. It has its own `main`
-//! because the standard one would take the roles' flags for its own.
+//! This program is also the fake etcd, coordinator, storage node and gateway: `dkc dev --program`
+//! starts it again for each role, and so does `$ETCD`. So everything about the supervisor is real
+//! (processes, signals, ports, files) and nothing about the cluster is. The program has its own
+//! `main` because the standard one would parse the roles' flags.
 
 #[path = "fake/http.rs"]
 mod http;
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         Some("coordinator" | "storage-node") => {
             serve(flag("--listen").expect("it listens"), 200, "{}")
         }
-        // What `cargo test` and its users pass: a filter, or flags for the usual main.
+        // The arguments of `cargo test`: a filter, or flags for the standard main.
         filter => run_tests(filter.unwrap_or_default()),
     }
 }
@@ -67,7 +67,7 @@ fn serve(address: &str, status: u16, body: &str) -> ExitCode {
 
 fn run_tests(filter: &str) -> ExitCode {
     let tests: [(&str, fn()); 6] = [
-        ("starts_says_ready_and_stops", starts_says_ready_and_stops),
+        ("starts_prints_ready_and_stops", starts_prints_ready_and_stops),
         (
             "the_dead_stay_dead_and_the_restarted_are_adopted",
             the_dead_stay_dead_and_the_restarted_are_adopted,
@@ -75,7 +75,7 @@ fn run_tests(filter: &str) -> ExitCode {
         ("respawns_when_asked", respawns_when_asked),
         ("resumes_as_the_same_cluster", resumes_as_the_same_cluster),
         ("nothing_outlives_a_killed_supervisor", nothing_outlives_a_killed_supervisor),
-        ("refuses_what_can_not_work", refuses_what_can_not_work),
+        ("rejects_invalid_settings", rejects_invalid_settings),
     ];
     let mut stdout = std::io::stdout();
     let mut passed = 0;
@@ -85,7 +85,7 @@ fn run_tests(filter: &str) -> ExitCode {
         test();
         passed += 1;
     }
-    // As the usual main says it, for scripts that add up.
+    // The line of the standard main, for scripts that add up results.
     writeln!(stdout, "test result: ok. {passed} passed; 0 failed").expect("stdout");
     ExitCode::SUCCESS
 }
@@ -118,14 +118,14 @@ impl Dev {
             .spawn()
             .unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        let (says, lines) = mpsc::channel();
+        let (send, lines) = mpsc::channel();
         std::thread::spawn(move || {
-            stdout.lines().map_while(Result::ok).for_each(|line| drop(says.send(line)));
+            stdout.lines().map_while(Result::ok).for_each(|line| drop(send.send(line)));
         });
         Self { child, folder: folder.to_owned(), lines }
     }
 
-    /// Its next line on stdout; empty when it ended without one.
+    /// The next line on stdout; empty if the process ended without one.
     fn ready(&mut self) -> String {
         match self.lines.recv_timeout(READY_WITHIN) {
             Err(mpsc::RecvTimeoutError::Timeout) => panic!("it neither gets ready nor ends"),
@@ -154,7 +154,7 @@ impl Dev {
         processes.map(pair).collect()
     }
 
-    /// Ends it as Ctrl-C or `kill` would; the exit code, and how long it took.
+    /// Ends the process with a signal; returns the exit code and the duration.
     fn stop(mut self, signal: &str) -> (Option<i32>, Duration) {
         let begun = Instant::now();
         kill(signal, u64::from(self.child.id()));
@@ -165,7 +165,7 @@ impl Dev {
 
 impl Drop for Dev {
     fn drop(&mut self) {
-        // The guard ends the rest. Errors: it was stopped already.
+        // The guard ends the other processes. An error means that it was stopped already.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -190,7 +190,7 @@ fn within(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// What `cluster.json` promises, with room for a busy machine.
+/// The delay that `cluster.json` promises, with reserve for a busy machine.
 const SOON: Duration = Duration::from_secs(5);
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOP_WITHIN: Duration = Duration::from_secs(15);
@@ -201,7 +201,7 @@ fn folder(name: &str) -> PathBuf {
     folder
 }
 
-fn starts_says_ready_and_stops() {
+fn starts_prints_ready_and_stops() {
     let folder = folder("starts");
     let flags = [
         "--http",
@@ -237,7 +237,7 @@ fn starts_says_ready_and_stops() {
     let first = process("gateway-1")["addresses"]["http"].as_str().unwrap().to_owned();
     assert_eq!(ready, format!("ready http://{first}"));
 
-    // A stopped process can't stop by itself, and must not keep the others.
+    // A process that is stopped by a signal cannot end by itself, and must not delay the others.
     kill("-STOP", dev.pid("node-1").unwrap());
     let (code, took) = dev.stop("-TERM");
     assert_eq!(code, Some(0));
@@ -290,7 +290,7 @@ fn resumes_as_the_same_cluster() {
     let mut dev = Dev::start(&folder, &[]);
     assert_eq!(dev.ready(), ready);
     assert_eq!(argvs(&dev), before);
-    // One supervisor for a folder.
+    // Only one supervisor per folder.
     let mut second = Dev::start(&folder, &[]);
     assert_eq!(second.ready(), "");
     assert_eq!(second.child.wait().unwrap().code(), Some(2));
@@ -310,7 +310,7 @@ fn nothing_outlives_a_killed_supervisor() {
     within(STOP_WITHIN, "all processes end", || pids.iter().all(|(_, pid)| !is_alive(*pid)));
 }
 
-fn refuses_what_can_not_work() {
+fn rejects_invalid_settings() {
     #[track_caller]
     fn check(name: &str, flags: &[&str], want: i32) {
         let mut dev = Dev::start(&folder(name), flags);
@@ -323,7 +323,7 @@ fn refuses_what_can_not_work() {
     check("replicas", &["--http", "127.0.0.1:0", "--nodes", "2", "--replicas", "3"], 2);
     check("nodes", &["--nodes", "0"], 2);
 
-    // A node that refuses its settings; something that is no etcd.
+    // A coordinator that rejects its settings; a program that is not etcd.
     for environment in [(REFUSING, "1"), ("ETCD", "/bin/echo")] {
         let flags = ["--http", "127.0.0.1:0"];
         let mut dev = Dev::start_with(&folder("config"), &flags, &[environment]);

@@ -1,57 +1,64 @@
-//! The loop: what is told goes into the machine, and what the machine wants is done.
+//! The loop of the process: it feeds events to the state machine and performs its effects.
 //!
-//! A standby runs the same loop. The machine does nothing before it is elected, and a list made after the election tells
-//! it everything.
+//! A standby runs the same loop. The state machine does nothing before it is elected, and the list
+//! of records that is read after the election contains everything it needs.
 
 use std::time::Duration;
 
-use engine::coordinator::{Coordinator, Effect, Event, Story};
+use engine::coordinator::{Coordinator, Decision, Effect, Event};
 use engine::ids::{Now, StoreBoot};
-use metastore::{Election, Leadership};
-use telemetry::{Failures, Health, Vital};
+use metastore::{Election, LeadershipChange};
+use telemetry::{CriticalTasks, Health, TaskFailures};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use crate::book::Book;
-use crate::etcd::{Etcd, Told};
+use crate::decision_log::log_decisions;
+use crate::etcd::{DriverMessage, EtcdHandle};
 use crate::metrics::Gauges;
-use crate::nodes::{Asked, Nodes};
-use crate::tell::tell;
-use crate::{Exit, Options};
+use crate::node_directory::NodeDirectory;
+use crate::nodes::{Nodes, QueryTarget};
+use crate::{CoordinatorExit, Options};
 
-/// What the driver works with.
+/// The parts that the loop works with.
 pub(crate) struct Driver {
     pub(crate) options: Options,
-    pub(crate) machine: Coordinator,
-    pub(crate) etcd: Etcd,
+    pub(crate) coordinator: Coordinator,
+    pub(crate) etcd: EtcdHandle,
     pub(crate) nodes: Nodes,
     pub(crate) health: Health,
     pub(crate) gauges: Gauges,
-    /// Whether reports are taken, and of which cluster.
-    pub(crate) leads: watch::Sender<Option<u128>>,
-    pub(crate) vital: Vital,
-    pub(crate) state: State,
+    /// The cluster that this process leads, and of which it takes reports; `None` for a standby.
+    pub(crate) led_cluster: watch::Sender<Option<u128>>,
+    pub(crate) tasks: CriticalTasks,
+    pub(crate) state: DriverState,
 }
 
-/// Why the loop ended by itself.
-enum End {
-    Exit(Exit),
+/// The reason why the loop ended by itself.
+enum DriverExit {
+    /// The process ends.
+    Exit(CoordinatorExit),
+    /// etcd's history went back: the process stays, but does nothing more.
     WentBack,
 }
 
-/// What the driver knows by itself.
-pub(crate) struct State {
+/// The state of the loop, beside that of the state machine.
+pub(crate) struct DriverState {
     began: Instant,
-    book: Book,
+    directory: NodeDirectory,
     elected: bool,
-    /// Why etcd is of no use now.
-    etcd_trouble: Option<&'static str>,
+    /// The reason why etcd can't be used now, as a word for `/readyz`; `None` if it can.
+    etcd_problem: Option<&'static str>,
 }
 
-impl State {
+impl DriverState {
     pub(crate) fn new() -> Self {
-        Self { began: Instant::now(), book: Book::default(), elected: false, etcd_trouble: None }
+        Self {
+            began: Instant::now(),
+            directory: NodeDirectory::default(),
+            elected: false,
+            etcd_problem: None,
+        }
     }
 
     fn now(&self) -> Now {
@@ -64,47 +71,51 @@ impl State {
 }
 
 impl Driver {
-    /// Runs until `stop` is ready, or for as long as this process agrees with the cluster. It then gives up the lead.
+    /// Runs until `stop` is ready, or for as long as the flags of this process match the cluster,
+    /// and gives up leadership at the end.
     ///
-    /// An etcd whose history went back is not followed any more, and not by a supervisor's restart either, which would
-    /// remember nothing: the process stays, says why it is not ready, and waits to be stopped.
+    /// An etcd whose history went back is not followed any more. A restart by a supervisor would
+    /// follow it, since the new process would not know the former history; so the process stays,
+    /// reports on `/readyz` why it is not ready, and waits to be stopped.
     pub(crate) async fn run(
         mut self,
         mut election: Election,
-        mut inbox: mpsc::Receiver<Told>,
-        mut failures: Failures,
+        mut inbox: mpsc::Receiver<DriverMessage>,
+        mut failures: TaskFailures,
         stop: impl Future<Output = ()>,
-    ) -> Result<(), Exit> {
+    ) -> Result<(), CoordinatorExit> {
         tokio::pin!(stop);
         let ended = loop {
-            let deadline = self.machine.next_deadline().map(|moment| self.state.at(moment));
-            let turn = tokio::select! {
+            let deadline = self.coordinator.next_deadline().map(|moment| self.state.at(moment));
+            let handled = tokio::select! {
                 biased;
                 () = &mut stop => break Ok(()),
-                why = failures.next() => Err(End::Exit(Exit::Failed(why))),
-                // Before anything else, so that a deposed leader begins nothing more.
+                why = failures.next() => Err(DriverExit::Exit(CoordinatorExit::Failed(why))),
+                // Elections come before messages, so that a deposed leader begins nothing more.
                 change = election.next() => match change {
-                    Some(change) => self.election(change),
-                    None => Err(End::Exit(Exit::Failed("the election's task failed".into()))),
+                    Some(change) => self.on_leadership_change(change),
+                    None => Err(DriverExit::Exit(CoordinatorExit::Failed(
+                        "the election's task failed".into(),
+                    ))),
                 },
-                Some(told) = inbox.recv() => self.told(told),
-                () = until(deadline) => self.turn(Event::Tick),
+                Some(message) = inbox.recv() => self.on_message(message),
+                () = until(deadline) => self.handle(Event::Tick),
             };
-            if let Err(end) = turn {
+            if let Err(end) = handled {
                 break Err(end);
             }
         };
         if self.state.elected {
-            info!("gives up the lead");
+            info!("giving up leadership");
         }
-        self.leads.send_replace(None);
+        self.led_cluster.send_replace(None);
         self.gauges.leading.set(0);
         self.health.not_ready("stopping");
         election.resign().await;
         match ended {
             Ok(()) => Ok(()),
-            Err(End::Exit(exit)) => Err(exit),
-            Err(End::WentBack) => {
+            Err(DriverExit::Exit(exit)) => Err(exit),
+            Err(DriverExit::WentBack) => {
                 self.health.not_ready("etcd-went-back");
                 stop.await;
                 Ok(())
@@ -112,117 +123,121 @@ impl Driver {
         }
     }
 
-    fn election(&mut self, change: Leadership) -> Result<(), End> {
+    fn on_leadership_change(&mut self, change: LeadershipChange) -> Result<(), DriverExit> {
         match change {
-            Leadership::Leading { term, .. } => {
+            LeadershipChange::Leading { term, .. } => {
                 info!(term, "elected");
                 self.state.elected = true;
                 self.gauges.elections.inc();
                 self.gauges.leading.set(1);
-                self.turn(Event::Elected { term })
+                self.handle(Event::Elected { term })
             }
-            Leadership::Standby => {
-                warn!("no longer leads: stands by");
+            LeadershipChange::Standby => {
+                warn!("deposed, now a standby");
                 self.state.elected = false;
                 self.gauges.leading.set(0);
-                self.turn(Event::Deposed)
+                self.handle(Event::Deposed)
             }
         }
     }
 
-    fn told(&mut self, told: Told) -> Result<(), End> {
-        match told {
-            Told::Event(event) => self.turn(event),
-            Told::Etcd(trouble) => {
-                self.state.etcd_trouble = trouble;
-                self.show();
+    fn on_message(&mut self, message: DriverMessage) -> Result<(), DriverExit> {
+        match message {
+            DriverMessage::Event(event) => self.handle(event),
+            DriverMessage::EtcdProblem(problem) => {
+                self.state.etcd_problem = problem;
+                self.publish_status();
                 Ok(())
             }
-            Told::WentBack { was, now } => {
+            DriverMessage::WentBack { was, now } => {
                 error!(
                     was,
                     now,
-                    "etcd's history went back, so it is not followed any more: if it was restored from a backup, start \
-                     nothing and read \"Back up etcd\" in docs/operations.md"
+                    "etcd's history went back, so it is not followed any more: if it was restored \
+                     from a backup, start nothing and read \"Back up etcd\" in docs/operations.md"
                 );
-                Err(End::WentBack)
+                Err(DriverExit::WentBack)
             }
         }
     }
 
-    /// One event, and all that follows from it.
-    fn turn(&mut self, event: Event) -> Result<(), End> {
-        self.state.book.note(&event);
-        if let Some(meta) = &self.state.book.meta
+    /// Handles one event, and performs the effects that follow from it.
+    fn handle(&mut self, event: Event) -> Result<(), DriverExit> {
+        self.state.directory.update(&event);
+        if let Some(meta) = &self.state.directory.meta
             && let Some(difference) = self.options.difference(meta)
         {
-            return Err(End::Exit(Exit::Usage(difference)));
+            return Err(DriverExit::Exit(CoordinatorExit::Usage(difference)));
         }
         let mut effects = Vec::new();
-        self.machine.handle(self.state.now(), event, &mut effects);
-        let mut stories = Vec::new();
+        self.coordinator.handle(self.state.now(), event, &mut effects);
+        let mut decisions = Vec::new();
         for effect in effects {
-            self.perform(effect, &mut stories)?;
+            self.perform(effect, &mut decisions)?;
         }
-        tell(stories, &self.state.book, &self.gauges);
-        self.show();
+        log_decisions(decisions, &self.state.directory, &self.gauges);
+        self.publish_status();
         Ok(())
     }
 
-    fn perform(&mut self, effect: Effect, stories: &mut Vec<Story>) -> Result<(), End> {
-        let book = &self.state.book;
-        let cluster = book.meta.as_ref().map_or(0, |meta| meta.cluster);
-        let asked = |to: StoreBoot| Asked {
+    fn perform(&mut self, effect: Effect, decisions: &mut Vec<Decision>) -> Result<(), DriverExit> {
+        let directory = &self.state.directory;
+        let cluster = directory.meta.as_ref().map_or(0, |meta| meta.cluster);
+        let target = |to: StoreBoot| QueryTarget {
             to,
-            name: book.name(to.store),
-            address: book.address(to.store),
+            name: directory.name(to.store),
+            address: directory.address(to.store),
             cluster,
         };
         match effect {
             Effect::List { list } => {
-                tokio::spawn(self.vital.job("a list of records", self.etcd.clone().list(list)));
+                tokio::spawn(self.tasks.job("a list of records", self.etcd.clone().list(list)));
             }
             Effect::Propose { proposal, term, writes } => {
                 let (etcd, gauges) = (self.etcd.clone(), self.gauges.clone());
-                tokio::spawn(self.vital.job("a proposal", async move {
+                tokio::spawn(self.tasks.job("a proposal", async move {
                     gauges.proposed(etcd.propose(proposal, term, writes).await);
                 }));
             }
-            Effect::Probe { probe, to } => self.nodes.probe(asked(to), probe),
-            Effect::Gather { gather, to, shards } => self.nodes.gather(asked(to), gather, shards),
-            Effect::StepDown { to, shard, epoch } => self.nodes.step_down(asked(to), shard, epoch),
-            Effect::Story(story) => stories.push(story),
-            Effect::Exit { difference } => return Err(End::Exit(Exit::Usage(difference))),
+            Effect::Probe { probe, to } => self.nodes.probe(target(to), probe),
+            Effect::Gather { gather, to, shards } => self.nodes.gather(target(to), gather, shards),
+            Effect::StepDown { to, shard, epoch } => self.nodes.step_down(target(to), shard, epoch),
+            Effect::Decision(decision) => decisions.push(decision),
+            Effect::Exit { difference } => {
+                return Err(DriverExit::Exit(CoordinatorExit::Usage(difference)));
+            }
         }
         Ok(())
     }
 
-    /// Brings what others see up to date.
-    fn show(&self) {
-        let cluster = self.state.book.meta.as_ref().map(|meta| meta.cluster);
-        let leads = cluster.filter(|_| self.state.elected);
-        self.leads.send_if_modified(|shown| std::mem::replace(shown, leads) != leads);
-        match self.waits_for() {
+    /// Updates the led cluster and the readiness of the process.
+    fn publish_status(&self) {
+        let cluster = self.state.directory.meta.as_ref().map(|meta| meta.cluster);
+        let led_cluster = cluster.filter(|_| self.state.elected);
+        self.led_cluster
+            .send_if_modified(|last| std::mem::replace(last, led_cluster) != led_cluster);
+        match self.not_ready_reason() {
             Some(reason) => self.health.not_ready(reason),
             None => self.health.ready(),
         }
     }
 
-    fn waits_for(&self) -> Option<String> {
-        if let Some(trouble) = self.state.etcd_trouble {
-            return Some(trouble.into());
+    fn not_ready_reason(&self) -> Option<String> {
+        if let Some(problem) = self.state.etcd_problem {
+            return Some(problem.into());
         }
         if !self.state.elected {
             return None;
         }
-        match self.machine.waits_for() {
+        match self.coordinator.waits_for() {
             Some(waits) => Some(waits.to_string()),
-            None if self.machine.is_leading() => None,
-            None => Some("reading what etcd holds".into()),
+            None if self.coordinator.is_leading() => None,
+            None => Some("reading the records from etcd".into()),
         }
     }
 }
 
+/// Waits until a deadline, or forever without one.
 async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,

@@ -1,54 +1,55 @@
-//! What the driver asks of etcd and hears from it.
+//! The driver's calls to etcd, and the watches of its records.
 //!
-//! The machine's wishes are calls of one try each: a transaction whose answer was lost is told as unknown and never sent
-//! again. The kinds of records that the machine knows are followed from the start, also by a standby, so that a list made after an election
-//! and the changes that are heard leave no gap.
+//! The effects of the state machine are calls that are tried once: a transaction whose reply was
+//! lost is reported as unknown and never sent again. All kinds of records that the state machine
+//! uses are followed from the start, also by a standby, so that there is no gap between a list that
+//! is read after an election and the changes that follow.
 
 use std::time::Duration;
 
-use engine::config::ShardConfig;
-use engine::coordinator::{self, Accepted, Change, Event, Listing, Writes};
+use engine::coordinator::{self, AcceptedLoss, Event, Listing, RecordChange, Writes};
 use engine::node::CasOutcome;
 use engine::records::{Meta, NameRecord, NodeRecord, PromoteIntent, StoreRecord};
+use engine::shard_record::ShardRecord;
 use metastore::{
-    Candidate, DrainIntent, Error, Listed, Metastore, Outcome, Record, Txn, Watch, WatchEvent,
-    WatchSettings,
+    CoordinatorRecord, DrainIntent, Error, EtcdRecord, Listed, Metastore, Txn, TxnOutcome, Watch,
+    WatchEvent, WatchSettings,
 };
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-/// What reaches the driver, whoever says it.
+/// A message to the driver's loop.
 #[derive(Debug)]
 #[expect(
     clippy::large_enum_variant,
     reason = "nearly every message is an event, and a queue of a thousand is 224 KiB at most"
 )]
-pub(crate) enum Told {
+pub(crate) enum DriverMessage {
+    /// An event for the state machine.
     Event(Event),
-    /// Why etcd is of no use now, in a word; none: it is. Said when it changes.
-    Etcd(Option<&'static str>),
+    /// The reason why etcd can't be used now, as a word for `/readyz`; `None` if it can. Sent when
+    /// it changes.
+    EtcdProblem(Option<&'static str>),
     /// etcd's history is shorter than it was.
-    WentBack {
-        was: u64,
-        now: u64,
-    },
+    WentBack { was: u64, now: u64 },
 }
 
-/// How often etcd is asked whether it answers.
-const ASK_EVERY: Duration = Duration::from_secs(1);
+/// The interval of the checks whether etcd replies and accepts writes.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
+/// Calls etcd, and sends the results to the driver. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Etcd {
+pub(crate) struct EtcdHandle {
     metastore: Metastore,
-    told: mpsc::Sender<Told>,
+    messages: mpsc::Sender<DriverMessage>,
 }
 
-impl Etcd {
-    pub(crate) fn new(metastore: Metastore, told: mpsc::Sender<Told>) -> Self {
-        Self { metastore, told }
+impl EtcdHandle {
+    pub(crate) fn new(metastore: Metastore, messages: mpsc::Sender<DriverMessage>) -> Self {
+        Self { metastore, messages }
     }
 
-    /// Reads everything, beginning now.
+    /// Reads all records, and sends them to the driver.
     pub(crate) async fn list(self, list: u64) {
         let listing = match self.read_all().await {
             Ok(listing) => Some(listing),
@@ -57,11 +58,11 @@ impl Etcd {
                 None
             }
             Err(error) => {
-                error!(%error, "records can't be read: nothing is changed until they can");
+                error!(%error, "records can't be read: no change is made until they can");
                 None
             }
         };
-        self.tell(Event::Listed { list, listing }).await;
+        self.send(Event::Listed { list, listing }).await;
     }
 
     async fn read_all(&self) -> Result<Listing, Error> {
@@ -70,103 +71,108 @@ impl Etcd {
             self.metastore.list::<StoreRecord>(),
             self.metastore.list::<NameRecord>(),
             self.metastore.list::<NodeRecord>(),
-            self.metastore.list::<ShardConfig>(),
+            self.metastore.list::<ShardRecord>(),
             self.metastore.list::<DrainIntent>(),
             self.metastore.list::<PromoteIntent>(),
         )?;
         Ok(listing(lists))
     }
 
-    /// One transaction, which compares the term too. Sent once.
+    /// Sends one transaction once, which also compares the term, and sends its outcome to the
+    /// driver.
     pub(crate) async fn propose(self, proposal: u64, term: u64, writes: Writes) -> CasOutcome {
-        let txn = self.metastore.txn().if_created_at::<Candidate>(&(), term);
+        let txn = self.metastore.txn().if_created_at::<CoordinatorRecord>(&(), term);
         let txn = match &writes {
             Writes::Meta(meta) => txn.create(&(), meta),
             Writes::Store { store, expect, record } => write(txn, store, record, *expect),
             Writes::Shards(shards) => shards
                 .iter()
-                .fold(txn, |txn, (expect, config)| write(txn, &config.shard(), config, *expect)),
-            Writes::Accepted(accepted) => {
-                let Accepted { expect, config, loss, intent } = &**accepted;
-                let txn = write(txn, &config.shard(), config, *expect)
+                .fold(txn, |txn, (expect, record)| write(txn, &record.shard(), record, *expect)),
+            Writes::AcceptedLoss(accepted) => {
+                let AcceptedLoss { expect, record, loss, intent } = &**accepted;
+                let txn = write(txn, &record.shard(), record, *expect)
                     .create(&(loss.shard, loss.epoch), loss);
                 match intent {
-                    Some(at) => txn.delete::<PromoteIntent>(&config.shard(), *at),
+                    Some(at) => txn.delete::<PromoteIntent>(&record.shard(), *at),
                     None => txn,
                 }
             }
         };
         let outcome = match txn.commit().await {
-            Ok(Outcome::Done { revision }) => CasOutcome::Done { mod_revision: revision },
-            Ok(Outcome::Failed) => CasOutcome::Failed,
-            Ok(Outcome::Unknown) => CasOutcome::Unknown,
-            // It surely had no effect.
+            Ok(TxnOutcome::Done { revision }) => CasOutcome::Done { mod_revision: revision },
+            Ok(TxnOutcome::Failed) => CasOutcome::Failed,
+            Ok(TxnOutcome::Unknown) => CasOutcome::Unknown,
+            // A transaction that was refused had no effect.
             Err(error) => {
-                error!(%error, "etcd refused a change");
+                error!(%error, "etcd refused a transaction");
                 CasOutcome::Failed
             }
         };
-        self.tell(Event::Proposed { proposal, outcome }).await;
+        self.send(Event::Proposed { proposal, outcome }).await;
         outcome
     }
 
-    /// Follows all records. Waits for ever once the driver has gone, or etcd's history went back.
+    /// Follows all records. Never returns: once the driver is gone or etcd's history went back, it
+    /// only waits.
     pub(crate) async fn follow(self) {
         let settings = WatchSettings::default;
         let mut metas = self.metastore.watch::<Meta>(settings());
         let mut stores = self.metastore.watch::<StoreRecord>(settings());
         let mut names = self.metastore.watch::<NameRecord>(settings());
         let mut nodes = self.metastore.watch::<NodeRecord>(settings());
-        let mut shards = self.metastore.watch::<ShardConfig>(settings());
+        let mut shards = self.metastore.watch::<ShardRecord>(settings());
         let mut drains = self.metastore.watch::<DrainIntent>(settings());
         let mut promotes = self.metastore.watch::<PromoteIntent>(settings());
+        let drain = |store, one: Option<_>| RecordChange::Drain(store, one.map(without_value));
         loop {
-            let told = tokio::select! {
-                told = next_meta(&mut metas) => told,
-                told = next(&mut stores, Change::Store) => told,
-                told = next(&mut names, Change::Name) => told,
-                told = next(&mut nodes, Change::Node) => told,
-                told = next(&mut shards, Change::Shard) => told,
-                told = next(&mut drains, |store, one| Change::Drain(store, one.map(wanted))) => told,
-                told = next(&mut promotes, Change::Promote) => told,
+            let message = tokio::select! {
+                message = next_meta(&mut metas) => message,
+                message = next(&mut stores, RecordChange::Store) => message,
+                message = next(&mut names, RecordChange::Name) => message,
+                message = next(&mut nodes, RecordChange::Node) => message,
+                message = next(&mut shards, RecordChange::Shard) => message,
+                message = next(&mut drains, drain) => message,
+                message = next(&mut promotes, RecordChange::Promote) => message,
             };
-            let ends = matches!(told, None | Some(Told::WentBack { .. }));
-            let is_heard = match told {
-                Some(told) => self.told.send(told).await.is_ok(),
+            let ends = matches!(message, None | Some(DriverMessage::WentBack { .. }));
+            let is_delivered = match message {
+                Some(message) => self.messages.send(message).await.is_ok(),
                 None => true,
             };
-            if ends || !is_heard {
+            if ends || !is_delivered {
                 return std::future::pending().await;
             }
         }
     }
 
-    /// Says whenever etcd ceases to be of use, or is again.
-    pub(crate) async fn ask_for_ever(self) {
+    /// Checks at intervals whether etcd can be used, and sends each change to the driver. Never
+    /// returns.
+    pub(crate) async fn watch_health(self) {
         let mut known = None;
-        let mut turns = tokio::time::interval(ASK_EVERY);
+        let mut turns = tokio::time::interval(CHECK_EVERY);
         loop {
             turns.tick().await;
-            let trouble = self.trouble().await;
-            let now = trouble.as_ref().map(Error::reason);
+            let problem = self.problem().await;
+            let now = problem.as_ref().map(Error::reason);
             if now == known {
                 continue;
             }
-            match trouble {
-                Some(error) => warn!(%error, "no change can be made: nodes and gateways go on"),
-                None => info!("etcd takes changes again"),
+            match problem {
+                Some(error) => warn!(%error, "etcd accepts no writes, so no change can be made"),
+                None => info!("etcd accepts writes again"),
             }
             known = now;
-            if self.told.send(Told::Etcd(now)).await.is_err() {
+            if self.messages.send(DriverMessage::EtcdProblem(now)).await.is_err() {
                 return std::future::pending().await;
             }
         }
     }
 
-    /// Why no change can be made, if that is so.
-    async fn trouble(&self) -> Option<Error> {
+    /// Returns the reason why etcd accepts no writes; `None` if it does.
+    async fn problem(&self) -> Option<Error> {
         match self.metastore.get::<Meta>(&()).await {
-            // A record that can't be read is an answer; whoever needs it says that it can't be read.
+            // A record that can't be decoded is a reply, too; the list that needs it logs the
+            // error.
             Ok(_) | Err(Error::Malformed { .. }) => {}
             Err(error) => return Some(error),
         }
@@ -177,25 +183,26 @@ impl Etcd {
         }
     }
 
-    async fn tell(&self, event: Event) {
-        // When the driver has gone nobody needs to know.
-        let _nobody_listens = self.told.send(Told::Event(event)).await;
+    async fn send(&self, event: Event) {
+        // Once the driver is gone, the event is not needed.
+        let _driver_gone = self.messages.send(DriverMessage::Event(event)).await;
     }
 }
 
-type Lists = (
+type RecordLists = (
     Listed<Meta>,
     Listed<StoreRecord>,
     Listed<NameRecord>,
     Listed<NodeRecord>,
-    Listed<ShardConfig>,
+    Listed<ShardRecord>,
     Listed<DrainIntent>,
     Listed<PromoteIntent>,
 );
 
-/// Lists of several moments as one. It is of the oldest moment: of a later one it would claim to hold changes that the
-/// oldest list lacks, and the machine passes over a change that a listing holds already.
-fn listing((meta, stores, names, nodes, shards, drains, promotes): Lists) -> Listing {
+/// Combines lists of several revisions into one listing, which has the oldest of their revisions.
+/// With a later one it would claim to contain changes that the oldest list lacks, and the state
+/// machine ignores a change that a listing contains already.
+fn listing((meta, stores, names, nodes, shards, drains, promotes): RecordLists) -> Listing {
     let revisions = [
         meta.revision,
         stores.revision,
@@ -207,60 +214,71 @@ fn listing((meta, stores, names, nodes, shards, drains, promotes): Lists) -> Lis
     ];
     Listing {
         revision: revisions.into_iter().min().unwrap_or(0),
-        meta: meta.all.into_iter().next().map(kept),
-        stores: stores.all.into_iter().map(|one| (one.id, kept(one))).collect(),
-        names: names.all.into_iter().map(|one| (one.id.clone(), kept(one))).collect(),
-        nodes: nodes.all.into_iter().map(|one| (one.id, kept(one))).collect(),
-        shards: shards.all.into_iter().map(kept).collect(),
-        drains: drains.all.into_iter().map(|one| (one.id, wanted(kept(one)))).collect(),
-        promotes: promotes.all.into_iter().map(|one| (one.id, kept(one))).collect(),
+        meta: meta.all.into_iter().next().map(at_revision),
+        stores: stores.all.into_iter().map(|one| (one.id, at_revision(one))).collect(),
+        names: names.all.into_iter().map(|one| (one.id.clone(), at_revision(one))).collect(),
+        nodes: nodes.all.into_iter().map(|one| (one.id, at_revision(one))).collect(),
+        shards: shards.all.into_iter().map(at_revision).collect(),
+        drains: drains
+            .all
+            .into_iter()
+            .map(|one| (one.id, without_value(at_revision(one))))
+            .collect(),
+        promotes: promotes.all.into_iter().map(|one| (one.id, at_revision(one))).collect(),
     }
 }
 
-/// The next event of one watch, in the machine's words. None: the watch has ended.
-async fn next<R: Record>(
+/// Waits for the next event of one watch, and converts it for the state machine. Returns `None` if
+/// the watch has ended.
+async fn next<R: EtcdRecord>(
     watch: &mut Watch<R>,
-    change: impl Fn(R::Id, Option<coordinator::Kept<R>>) -> Change,
-) -> Option<Told> {
+    change: impl Fn(R::Id, Option<coordinator::AtRevision<R>>) -> RecordChange,
+) -> Option<DriverMessage> {
     let (revision, change) = match watch.next().await? {
-        // Somebody may have gone in the meantime, which no list says: the machine reads everything itself.
-        WatchEvent::All(_) => return Some(Told::Event(Event::WatchBroke)),
-        WatchEvent::Changed(one) => (one.modified, change(one.id.clone(), Some(kept(one)))),
+        // A record may have been deleted meanwhile, which no list shows: the state machine has all
+        // records read again.
+        WatchEvent::All(_) => return Some(DriverMessage::Event(Event::WatchBroke)),
+        WatchEvent::Changed(one) => (one.modified, change(one.id.clone(), Some(at_revision(one)))),
         WatchEvent::Deleted { id, revision } => (revision, change(id, None)),
-        WatchEvent::WentBack { was, now } => return Some(Told::WentBack { was, now }),
+        WatchEvent::WentBack { was, now } => return Some(DriverMessage::WentBack { was, now }),
     };
-    Some(Told::Event(Event::Changed { revision, change }))
+    Some(DriverMessage::Event(Event::Changed { revision, change }))
 }
 
-/// The cluster's settings are never deleted, so a list of them is as good as a change. A standby, whose machine reads
-/// nothing, learns from it whether it agrees with the cluster.
-async fn next_meta(watch: &mut Watch<Meta>) -> Option<Told> {
+/// Waits for the next event of the watch of the cluster's settings. They are never deleted, so a
+/// list of them equals a change. A standby, whose state machine reads nothing, learns from it
+/// whether its flags match the cluster.
+async fn next_meta(watch: &mut Watch<Meta>) -> Option<DriverMessage> {
     match watch.next().await? {
         WatchEvent::All(listed) => Some(match listed.all.into_iter().next() {
             Some(one) => meta_changed(one),
-            None => Told::Event(Event::WatchBroke),
+            None => DriverMessage::Event(Event::WatchBroke),
         }),
         WatchEvent::Changed(one) => Some(meta_changed(one)),
-        WatchEvent::Deleted { .. } => Some(Told::Event(Event::WatchBroke)),
-        WatchEvent::WentBack { was, now } => Some(Told::WentBack { was, now }),
+        WatchEvent::Deleted { .. } => Some(DriverMessage::Event(Event::WatchBroke)),
+        WatchEvent::WentBack { was, now } => Some(DriverMessage::WentBack { was, now }),
     }
 }
 
-fn meta_changed(one: metastore::Kept<Meta>) -> Told {
-    Told::Event(Event::Changed { revision: one.modified, change: Change::Meta(kept(one)) })
+fn meta_changed(one: metastore::Revisioned<Meta>) -> DriverMessage {
+    DriverMessage::Event(Event::Changed {
+        revision: one.modified,
+        change: RecordChange::Meta(at_revision(one)),
+    })
 }
 
-fn kept<R: Record>(one: metastore::Kept<R>) -> coordinator::Kept<R> {
-    coordinator::Kept { value: one.record, created: one.created, modified: one.modified }
+fn at_revision<R: EtcdRecord>(one: metastore::Revisioned<R>) -> coordinator::AtRevision<R> {
+    coordinator::AtRevision { value: one.record, created: one.created, modified: one.modified }
 }
 
-/// That it is there says all.
-fn wanted(one: coordinator::Kept<DrainIntent>) -> coordinator::Kept<()> {
-    coordinator::Kept { value: (), created: one.created, modified: one.modified }
+/// Drops the value of a drain intent: its key is the whole request.
+fn without_value(one: coordinator::AtRevision<DrainIntent>) -> coordinator::AtRevision<()> {
+    coordinator::AtRevision { value: (), created: one.created, modified: one.modified }
 }
 
-/// `expect` 0: there must be no such record.
-fn write<R: Record>(txn: Txn, id: &R::Id, record: &R, expect: u64) -> Txn {
+/// Adds a write to a transaction. If `expect` is 0, the record must not exist; otherwise it must
+/// still be at that mod_revision.
+fn write<R: EtcdRecord>(txn: Txn, id: &R::Id, record: &R, expect: u64) -> Txn {
     match expect {
         0 => txn.create(id, record),
         modified => txn.replace(id, record, modified),
@@ -271,12 +289,12 @@ fn write<R: Record>(txn: Txn, id: &R::Id, record: &R, expect: u64) -> Txn {
 mod tests {
     use super::*;
 
-    fn none_at<R: Record>(revision: u64) -> Listed<R> {
+    fn none_at<R: EtcdRecord>(revision: u64) -> Listed<R> {
         Listed { all: Vec::new(), revision }
     }
 
     #[test]
-    fn a_listing_is_of_the_moment_of_its_oldest_list() {
+    fn a_listing_has_the_revision_of_its_oldest_list() {
         for oldest in 0..7_u64 {
             let at = |list: u64| if list == oldest { 4 } else { 5 + list };
             let lists = (

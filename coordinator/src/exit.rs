@@ -1,18 +1,18 @@
-//! Why a coordinator ends, and the code that it ends with (DESIGN §13).
+//! The reasons for which a coordinator ends, and its exit codes.
 
-/// What ends a coordinator, other than being asked to stop.
+/// The reason for which a coordinator ends other than by a signal.
 #[derive(Debug, thiserror::Error)]
-pub enum Exit {
+pub enum CoordinatorExit {
     /// Something outside is missing or broken, such as a port that is taken.
     #[error("{0}")]
     Failed(String),
-    /// A flag makes no sense, or the cluster is another one than the flags say.
+    /// A flag is invalid, or the cluster was made with other settings than the flags.
     #[error("{0}")]
     Usage(String),
 }
 
-impl Exit {
-    /// The exit code of the process.
+impl CoordinatorExit {
+    /// Returns the exit code of the process: 1 or 2.
     pub fn code(&self) -> u8 {
         match self {
             Self::Failed(_) => 1,

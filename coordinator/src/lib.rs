@@ -1,29 +1,29 @@
-//! The driver of `engine::coordinator`: who leads, what etcd says, which nodes answer.
+//! The coordinator process: the driver of the state machine in `engine::coordinator`.
 //!
-//! It decides nothing about shards. Events go into the machine, its effects are performed, and what came of them goes
-//! back in:
+//! The driver makes no decisions about shards. It feeds events to the state machine, performs its
+//! effects, and feeds their results back:
 //!
 //! ```text
-//!   election ── Elected, Deposed ──▶ ┌────────┐ ── List, Propose ──▶ etcd ──▶ Listed, Proposed, Changed ──┐
-//!   nodes    ── Reported ──────────▶ │ driver │ ── Probe, Gather, StepDown ──▶ nodes ──▶ Probed, … ───────┤
-//!                                    └────────┘ ◀───────────────────────────────────────────────────────┘
+//!   election ── Elected, Deposed ──▶ ┌────────┐ ── List, Propose ─────────▶ etcd ──┐
+//!   nodes    ── Reported ──────────▶ │ driver │ ── Probe, Gather, StepDown ▶ nodes ─┤
+//!                                    └────────┘ ◀── Listed, Proposed, Probed, … ────┘
 //! ```
 //!
-//! What a newcomer would get wrong: none of this is on the way of a read or a write, and none of it keeps data safe.
-//! With every coordinator gone, or etcd down, nodes and gateways go on; two that both think they lead do no harm, since
-//! each change compares the term of who asks for it (DESIGN §5, §9).
+//! The coordinator is not on the path of a read or a write, and no data depends on it: without any
+//! coordinator, or while etcd is down, nodes and gateways continue. Two processes that both believe
+//! they lead do no harm, since each transaction compares the term of its sender.
 
-mod book;
+mod decision_log;
 mod driver;
 mod etcd;
 mod exit;
 mod metrics;
+mod node_directory;
 mod nodes;
 mod options;
 mod reports;
 mod service;
-mod tell;
 
-pub use exit::Exit;
+pub use exit::CoordinatorExit;
 pub use options::Options;
 pub use service::{run, serve};

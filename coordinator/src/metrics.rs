@@ -1,6 +1,6 @@
-//! What a coordinator counts.
+//! The metrics of a coordinator.
 
-use engine::coordinator::story::Cause;
+use engine::coordinator::decision::Cause;
 use engine::node::CasOutcome;
 use telemetry::prometheus_client::metrics::counter::Counter;
 use telemetry::prometheus_client::metrics::family::Family;
@@ -11,7 +11,7 @@ use telemetry::prometheus_client::registry::Registry;
 /// One label and its value.
 type Label = [(&'static str, &'static str); 1];
 
-/// Handles of what is registered; changed without a lock.
+/// Handles of the registered metrics. They are changed without a lock; clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Gauges {
     pub(crate) promotions: Counter,
@@ -25,7 +25,7 @@ pub(crate) struct Gauges {
 
 impl Gauges {
     pub(crate) fn new() -> Self {
-        // Shown from the start, so that the first of each is seen as a rise.
+        // All labels exist from the start, so that the first event of each shows as an increase.
         let (deaths, proposals) = (Family::default(), Family::default());
         for why in Cause::ALL {
             drop(deaths.get_or_create(&[("cause", cause(why))]));
@@ -47,17 +47,17 @@ impl Gauges {
 
     pub(crate) fn register(&self, registry: &mut Registry) {
         let promotions = self.promotions.clone();
-        registry.register("promotions", "Shards that were given a new primary", promotions);
+        registry.register("promotions", "Shards that got a new primary", promotions);
         let losses = self.losses.clone();
-        registry.register("losses", "Shards that began an epoch with a loss on record", losses);
+        registry.register("losses", "Shards that began an epoch with a recorded data loss", losses);
         registry.register(
             "promotion_seconds",
-            "From when the need of a new primary was seen to when it was written",
+            "Time from the detection that a shard needs a new primary until it was written to etcd",
             self.promotion_seconds.clone(),
         );
         let elections = self.elections.clone();
-        registry.register("elections", "How often this process became the leader", elections);
-        registry.register("leading", "1 while this process leads", self.leading.clone());
+        registry.register("elections", "Elections that this process has won", elections);
+        registry.register("leading", "1 while this process is the leader", self.leading.clone());
         let deaths = self.deaths.clone();
         registry.register("node_deaths", "Nodes found dead by a probe", deaths);
         let proposals = self.proposals.clone();
@@ -78,7 +78,7 @@ impl Gauges {
     }
 }
 
-/// What a probe found, in a word.
+/// Returns the result of a failed probe, as a label.
 fn cause(cause: Cause) -> &'static str {
     match cause {
         Cause::Refused => "refused",

@@ -1,7 +1,8 @@
-//! Questions to storage nodes: are you alive, where do your logs end, please step down.
+//! Queries to storage nodes: probes, gathering of log ends, and requests to step down.
 //!
-//! A connection per node is kept open, so that a probe costs one message. **A refused connection and silence are told
-//! apart**: the first is a process that has gone, known at once; the second may be a network that is slow.
+//! One connection per node is kept open, so that a probe costs one message. **A refused connection
+//! and silence are different results**: the first means that the process is gone, and is known at
+//! once; the second may be a slow network.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -13,151 +14,155 @@ use engine::ids::{Epoch, ShardId, StoreBoot, StoreId};
 use engine::message::{NodeQuery, NodeQueryReply};
 use proto::wire;
 use proto::wire::control_client::ControlClient;
-use telemetry::Vital;
+use telemetry::CriticalTasks;
 use tokio::sync::mpsc;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, warn};
 
-use crate::etcd::Told;
+use crate::etcd::DriverMessage;
 
-/// Who has not answered a probe by then is silent (DESIGN §9).
+/// The time limit of a probe. A node that has not replied by then is silent.
 const PROBE_LIMIT: Duration = Duration::from_millis(150);
-/// The machine itself waits for less; what comes later may still help the next decision.
+/// The time limit of gathering. The state machine waits for less; a later reply may still help its
+/// next decision.
 const GATHER_LIMIT: Duration = Duration::from_millis(150);
-/// A primary answers when what it has ordered is on its disk.
+/// The time limit of stepping down. A primary replies once all entries in its log are on its disk.
 const STEP_DOWN_LIMIT: Duration = Duration::from_secs(1);
 
+/// The connections to the storage nodes.
 pub(crate) struct Nodes {
-    told: mpsc::Sender<Told>,
-    links: BTreeMap<StoreId, Link>,
-    /// Addresses that nobody can dial: each was logged once.
+    messages: mpsc::Sender<DriverMessage>,
+    connections: BTreeMap<StoreId, QueryConnection>,
+    /// The last address of each node that can't be dialled; each was logged once.
     undialable: BTreeMap<StoreId, String>,
-    vital: Vital,
+    tasks: CriticalTasks,
 }
 
-struct Link {
+struct QueryConnection {
     address: String,
     client: ControlClient<Channel>,
 }
 
-/// Why there is no answer.
-enum Miss {
-    /// Nothing listens there.
+/// The reason why there is no reply.
+enum QueryFailure {
+    /// The connection was refused: no process listens there.
     Refused,
+    /// There was no valid reply in time.
     Silent,
 }
 
 impl Nodes {
-    pub(crate) fn new(told: mpsc::Sender<Told>, vital: Vital) -> Self {
-        Self { told, links: BTreeMap::new(), undialable: BTreeMap::new(), vital }
+    pub(crate) fn new(messages: mpsc::Sender<DriverMessage>, tasks: CriticalTasks) -> Self {
+        Self { messages, connections: BTreeMap::new(), undialable: BTreeMap::new(), tasks }
     }
 
-    pub(crate) fn probe(&mut self, asked: Asked<'_>, probe: u64) {
-        let Some(client) = self.client(&asked) else {
-            return self.tell_now(Event::Probed { probe, result: ProbeResult::Silent });
+    pub(crate) fn probe(&mut self, target: QueryTarget<'_>, probe: u64) {
+        let Some(client) = self.client(&target) else {
+            return self.reply_now(Event::Probed { probe, result: ProbeResult::Silent });
         };
-        let question = asked.question(NodeQuery::Probe { to: asked.to });
-        let told = self.told.clone();
+        let message = target.message(NodeQuery::Probe { to: target.to });
+        let messages = self.messages.clone();
         self.spawn(async move {
-            let result = match ask(client, question, PROBE_LIMIT).await {
+            let result = match query(client, message, PROBE_LIMIT).await {
                 Ok(NodeQueryReply::Probe { from, fsync_age_ms }) => {
                     ProbeResult::Alive { from, fsync_age_ms }
                 }
-                Ok(_) | Err(Miss::Silent) => ProbeResult::Silent,
-                Err(Miss::Refused) => ProbeResult::Refused,
+                Ok(_) | Err(QueryFailure::Silent) => ProbeResult::Silent,
+                Err(QueryFailure::Refused) => ProbeResult::Refused,
             };
-            tell(told, Event::Probed { probe, result }).await;
+            send(messages, Event::Probed { probe, result }).await;
         });
     }
 
-    pub(crate) fn gather(&mut self, asked: Asked<'_>, gather: u64, shards: Vec<ShardId>) {
-        let to = asked.to;
-        let Some(client) = self.client(&asked) else {
-            return self.tell_now(Event::Gathered { gather, store: to.store, ends: None });
+    pub(crate) fn gather(&mut self, target: QueryTarget<'_>, gather: u64, shards: Vec<ShardId>) {
+        let to = target.to;
+        let Some(client) = self.client(&target) else {
+            return self.reply_now(Event::Gathered { gather, store: to.store, ends: None });
         };
-        let question = asked.question(NodeQuery::Gather { shards });
-        let told = self.told.clone();
+        let message = target.message(NodeQuery::Gather { shards });
+        let messages = self.messages.clone();
         self.spawn(async move {
-            let ends = match ask(client, question, GATHER_LIMIT).await {
-                // Another process of that store may hold another log.
+            let ends = match query(client, message, GATHER_LIMIT).await {
+                // Another process of that store may have another log.
                 Ok(NodeQueryReply::Gather { from, ends }) if from == to => Some(ends),
                 _ => None,
             };
-            tell(told, Event::Gathered { gather, store: to.store, ends }).await;
+            send(messages, Event::Gathered { gather, store: to.store, ends }).await;
         });
     }
 
-    pub(crate) fn step_down(&mut self, asked: Asked<'_>, shard: ShardId, epoch: Epoch) {
-        let Some(client) = self.client(&asked) else {
-            return self.tell_now(Event::SteppedDown { shard, epoch, end: None });
+    pub(crate) fn step_down(&mut self, target: QueryTarget<'_>, shard: ShardId, epoch: Epoch) {
+        let Some(client) = self.client(&target) else {
+            return self.reply_now(Event::SteppedDown { shard, epoch, end: None });
         };
-        let question = asked.question(NodeQuery::StepDown { shard, epoch });
-        let told = self.told.clone();
+        let message = target.message(NodeQuery::StepDown { shard, epoch });
+        let messages = self.messages.clone();
         self.spawn(async move {
-            let end = match ask(client, question, STEP_DOWN_LIMIT).await {
+            let end = match query(client, message, STEP_DOWN_LIMIT).await {
                 Ok(NodeQueryReply::StepDown { shard: of, end }) if of == shard => end,
                 _ => None,
             };
-            tell(told, Event::SteppedDown { shard, epoch, end }).await;
+            send(messages, Event::SteppedDown { shard, epoch, end }).await;
         });
     }
 
-    /// The connection to a node; none if nobody knows where it is.
-    fn client(&mut self, asked: &Asked<'_>) -> Option<ControlClient<Channel>> {
-        let address = asked.address?;
-        let store = asked.to.store;
-        if self.links.get(&store).is_none_or(|link| link.address != address) {
+    /// Returns the connection to a node, or `None` if its address is not known or can't be dialled.
+    fn client(&mut self, target: &QueryTarget<'_>) -> Option<ControlClient<Channel>> {
+        let address = target.address?;
+        let store = target.to.store;
+        if self.connections.get(&store).is_none_or(|connection| connection.address != address) {
             let client = match dial(address) {
                 Ok(client) => client,
                 Err(why) => {
-                    self.say_undialable(asked, address, &why);
+                    self.log_undialable(target, address, &why);
                     return None;
                 }
             };
             self.undialable.remove(&store);
-            self.links.insert(store, Link { address: address.to_owned(), client });
+            self.connections.insert(store, QueryConnection { address: address.to_owned(), client });
         }
-        self.links.get(&store).map(|link| link.client.clone())
+        self.connections.get(&store).map(|connection| connection.client.clone())
     }
 
-    /// Once for each address, since it is asked several times a second.
-    fn say_undialable(&mut self, asked: &Asked<'_>, address: &str, why: &str) {
-        let store = asked.to.store;
-        if self.undialable.get(&store).is_none_or(|said| said != address) {
+    /// Logs an address that can't be dialled, once, since its node is queried several times a
+    /// second.
+    fn log_undialable(&mut self, target: &QueryTarget<'_>, address: &str, why: &str) {
+        let store = target.to.store;
+        if self.undialable.get(&store).is_none_or(|logged| logged != address) {
             self.undialable.insert(store, address.to_owned());
-            warn!(node = asked.name, %store, address, why,
-                "a node can't be dialled and gets no shards: start it again with another --advertise");
+            warn!(node = target.name, %store, address, why,
+                "node can't be dialled and gets no shards: restart it with another --advertise");
         }
     }
 
-    /// Answers without asking anybody.
-    fn tell_now(&self, event: Event) {
-        self.spawn(tell(self.told.clone(), event));
+    /// Sends a result without a query.
+    fn reply_now(&self, event: Event) {
+        self.spawn(send(self.messages.clone(), event));
     }
 
-    /// The machine waits for the answer to each of its questions.
-    fn spawn(&self, question: impl Future<Output = ()> + Send + 'static) {
-        tokio::spawn(self.vital.job("a question to a node", question));
+    /// Runs a query in a critical task: the state machine waits for the result of each query.
+    fn spawn(&self, query: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(self.tasks.job("a query to a node", query));
     }
 }
 
-/// Whom to ask, and what they must hear to answer.
-pub(crate) struct Asked<'a> {
+/// The node that a query is for.
+pub(crate) struct QueryTarget<'a> {
     pub(crate) to: StoreBoot,
-    /// For people.
+    /// The name of the node, for the log.
     pub(crate) name: String,
     pub(crate) address: Option<&'a str>,
     pub(crate) cluster: u128,
 }
 
-impl Asked<'_> {
-    fn question(&self, query: NodeQuery) -> wire::NodeQuery {
+impl QueryTarget<'_> {
+    fn message(&self, query: NodeQuery) -> wire::NodeQuery {
         wire::NodeQuery::new(self.cluster, query)
     }
 }
 
-/// Connects when it is first asked something, and again whenever the connection is gone.
+/// Returns a client that connects at the first query, and again whenever the connection is gone.
 fn dial(address: &str) -> Result<ControlClient<Channel>, String> {
     let address = metastore::advertised(address)?;
     let endpoint = Endpoint::from_shared(format!("http://{address}"));
@@ -165,46 +170,49 @@ fn dial(address: &str) -> Result<ControlClient<Channel>, String> {
     let endpoint = endpoint
         .connect_timeout(Duration::from_secs(1))
         .tcp_nodelay(true)
-        // A connection that fell silent without an end is given up, so that a node that can be reached again is not
-        // asked over the old one, which sends again ever more rarely.
+        // A silent connection is closed, so that a node that can be reached again is not queried
+        // over the old one, whose TCP retransmissions have become rare.
         .http2_keep_alive_interval(Duration::from_secs(1))
         .keep_alive_timeout(Duration::from_secs(1))
         .keep_alive_while_idle(true);
     Ok(proto::limited!(ControlClient::new(endpoint.connect_lazy())))
 }
 
-/// Every question may be asked twice: answering changes nothing, and stepping down names its epoch.
-async fn ask(
+/// Sends a query, and sends it again if the connection was cut. Every query may be sent twice: a
+/// reply changes nothing, and a request to step down names its epoch.
+async fn query(
     mut client: ControlClient<Channel>,
-    question: wire::NodeQuery,
+    message: wire::NodeQuery,
     limit: Duration,
-) -> Result<NodeQueryReply, Miss> {
-    let asking = async {
-        match client.query(question.clone()).await {
-            // The connection had ended meanwhile. Whether somebody listens is known after dialling.
-            Err(status) if was_cut(&status) => client.query(question).await,
+) -> Result<NodeQueryReply, QueryFailure> {
+    let querying = async {
+        match client.query(message.clone()).await {
+            // The connection had ended meanwhile. A new one shows whether a process listens.
+            Err(status) if was_cut(&status) => client.query(message).await,
             answer => answer,
         }
     };
-    match tokio::time::timeout(limit, asking).await {
+    match tokio::time::timeout(limit, querying).await {
         Ok(Ok(reply)) => NodeQueryReply::try_from(reply.into_inner()).map_err(|error| {
-            warn!(%error, "a node's answer can't be read");
-            Miss::Silent
+            warn!(%error, "reply of a node can't be read");
+            QueryFailure::Silent
         }),
-        Ok(Err(status)) if is_refused(&status) => Err(Miss::Refused),
+        Ok(Err(status)) if is_refused(&status) => Err(QueryFailure::Refused),
         Ok(Err(status)) => {
-            debug!(%status, "no answer");
-            Err(Miss::Silent)
+            debug!(%status, "query failed");
+            Err(QueryFailure::Silent)
         }
-        Err(_) => Err(Miss::Silent),
+        Err(_) => Err(QueryFailure::Silent),
     }
 }
 
-/// It was the connection that failed, not the process at its end that refused; and not for want of a listener.
+/// Returns whether the connection has failed after it was made, and no process has refused the
+/// query.
 fn was_cut(status: &Status) -> bool {
     status.source().is_some() && !is_refused(status)
 }
 
+/// Returns whether no process listens at the address.
 fn is_refused(status: &Status) -> bool {
     let mut cause: Option<&(dyn Error + 'static)> = status.source();
     while let Some(error) = cause {
@@ -218,8 +226,8 @@ fn is_refused(status: &Status) -> bool {
     false
 }
 
-async fn tell(told: mpsc::Sender<Told>, event: Event) {
-    let _nobody_listens = told.send(Told::Event(event)).await;
+async fn send(messages: mpsc::Sender<DriverMessage>, event: Event) {
+    let _driver_gone = messages.send(DriverMessage::Event(event)).await;
 }
 
 #[cfg(test)]
@@ -241,7 +249,7 @@ mod tests {
     const CLUSTER: u128 = 7;
     const NODE: StoreBoot = StoreBoot { store: StoreId(1), boot: Boot(1) };
 
-    /// A node that answers, or says nothing at all.
+    /// A node that replies, or does not reply at all.
     struct Node {
         cluster: u128,
         me: StoreBoot,
@@ -287,7 +295,8 @@ mod tests {
         }
     }
 
-    /// A process: shut down, its sockets are closed as a killed one's are.
+    /// Runs a node in a runtime of its own: when that is shut down, its sockets close as those of a
+    /// killed process do.
     fn run(node: Node, at: SocketAddr) -> (Runtime, SocketAddr) {
         let runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = { runtime }.worker_threads(1).enable_all().build().expect("a runtime");
@@ -309,39 +318,39 @@ mod tests {
         SocketAddr::from(([127, 0, 0, 1], 0))
     }
 
-    fn well() -> Node {
+    fn healthy() -> Node {
         Node { cluster: CLUSTER, me: NODE, answers: true }
     }
 
-    fn asked(to: StoreBoot, address: Option<&str>) -> Asked<'_> {
-        Asked { to, name: "node-1".to_owned(), address, cluster: CLUSTER }
+    fn target(to: StoreBoot, address: Option<&str>) -> QueryTarget<'_> {
+        QueryTarget { to, name: "node-1".to_owned(), address, cluster: CLUSTER }
     }
 
-    struct Asker {
+    struct Prober {
         nodes: Nodes,
-        inbox: mpsc::Receiver<Told>,
+        inbox: mpsc::Receiver<DriverMessage>,
         at: String,
     }
 
-    impl Asker {
+    impl Prober {
         fn new(at: SocketAddr) -> Self {
-            let (told, inbox) = mpsc::channel(8);
-            let (vital, _) = telemetry::vital();
-            Self { nodes: Nodes::new(told, vital), inbox, at: at.to_string() }
+            let (messages, inbox) = mpsc::channel(8);
+            let (tasks, _) = telemetry::critical_tasks();
+            Self { nodes: Nodes::new(messages, tasks), inbox, at: at.to_string() }
         }
 
         async fn answer(&mut self) -> Event {
             let limit = Duration::from_secs(5);
-            let told = tokio::time::timeout(limit, self.inbox.recv()).await;
-            match told.expect("an answer").expect("a sender lives") {
-                Told::Event(event) => event,
+            let message = tokio::time::timeout(limit, self.inbox.recv()).await;
+            match message.expect("an answer").expect("a sender lives") {
+                DriverMessage::Event(event) => event,
                 other => panic!("{other:?}"),
             }
         }
 
         async fn probe(&mut self) -> ProbeResult {
-            let asked = asked(NODE, Some(&self.at));
-            self.nodes.probe(asked, 9);
+            let target = target(NODE, Some(&self.at));
+            self.nodes.probe(target, 9);
             match self.answer().await {
                 Event::Probed { probe: 9, result } => result,
                 other => panic!("{other:?}"),
@@ -351,94 +360,96 @@ mod tests {
 
     #[tokio::test]
     async fn a_process_that_went_is_refused_and_its_successor_is_seen() {
-        let (runtime, at) = run(well(), anywhere());
-        let mut asker = Asker::new(at);
-        assert_eq!(asker.probe().await, ProbeResult::Alive { from: NODE, fsync_age_ms: 3 });
+        let (runtime, at) = run(healthy(), anywhere());
+        let mut prober = Prober::new(at);
+        assert_eq!(prober.probe().await, ProbeResult::Alive { from: NODE, fsync_age_ms: 3 });
         runtime.shutdown_background();
-        // Known without waiting for the limit, also over the connection that stood. (Shutting down takes a moment.)
-        let asked = Instant::now();
-        while asker.probe().await != ProbeResult::Refused {
-            assert!(asked.elapsed() < Duration::from_secs(5), "never refused");
+        // A refusal is known before the time limit, also after a connection was open. (Shutting
+        // down takes a moment.)
+        let began = Instant::now();
+        while prober.probe().await != ProbeResult::Refused {
+            assert!(began.elapsed() < Duration::from_secs(5), "never refused");
         }
-        let asked = Instant::now();
-        assert_eq!(asker.probe().await, ProbeResult::Refused);
-        assert!(asked.elapsed() < PROBE_LIMIT, "{:?}", asked.elapsed());
+        let began = Instant::now();
+        assert_eq!(prober.probe().await, ProbeResult::Refused);
+        assert!(began.elapsed() < PROBE_LIMIT, "{:?}", began.elapsed());
 
         let newer = StoreBoot { boot: Boot(2), ..NODE };
-        let (runtime, _) = run(Node { me: newer, ..well() }, at);
-        assert_eq!(asker.probe().await, ProbeResult::Alive { from: newer, fsync_age_ms: 3 });
+        let (runtime, _) = run(Node { me: newer, ..healthy() }, at);
+        assert_eq!(prober.probe().await, ProbeResult::Alive { from: newer, fsync_age_ms: 3 });
         runtime.shutdown_background();
     }
 
-    /// A node that is started again may listen elsewhere, and somebody else where it was.
+    /// A node that is restarted may have another address, and another process may have its former
+    /// one.
     #[tokio::test]
     async fn a_node_is_asked_where_it_is_now() {
-        let (before, at) = run(well(), anywhere());
-        let mut asker = Asker::new(at);
-        assert_eq!(asker.probe().await, ProbeResult::Alive { from: NODE, fsync_age_ms: 3 });
+        let (before, at) = run(healthy(), anywhere());
+        let mut prober = Prober::new(at);
+        assert_eq!(prober.probe().await, ProbeResult::Alive { from: NODE, fsync_age_ms: 3 });
         let newer = StoreBoot { boot: Boot(2), ..NODE };
-        let (after, at) = run(Node { me: newer, ..well() }, anywhere());
-        asker.at = at.to_string();
-        assert_eq!(asker.probe().await, ProbeResult::Alive { from: newer, fsync_age_ms: 3 });
+        let (after, at) = run(Node { me: newer, ..healthy() }, anywhere());
+        prober.at = at.to_string();
+        assert_eq!(prober.probe().await, ProbeResult::Alive { from: newer, fsync_age_ms: 3 });
         before.shutdown_background();
-        assert_eq!(asker.probe().await, ProbeResult::Alive { from: newer, fsync_age_ms: 3 });
+        assert_eq!(prober.probe().await, ProbeResult::Alive { from: newer, fsync_age_ms: 3 });
         after.shutdown_background();
     }
 
     #[tokio::test]
-    async fn silence_is_told_in_time_and_is_not_refusal() {
-        let (silent, at) = run(Node { answers: false, ..well() }, anywhere());
-        let asked = Instant::now();
-        assert_eq!(Asker::new(at).probe().await, ProbeResult::Silent);
-        assert!(asked.elapsed() >= PROBE_LIMIT, "{:?}", asked.elapsed());
+    async fn silence_is_reported_in_time_and_is_not_refusal() {
+        let (silent, at) = run(Node { answers: false, ..healthy() }, anywhere());
+        let began = Instant::now();
+        assert_eq!(Prober::new(at).probe().await, ProbeResult::Silent);
+        assert!(began.elapsed() >= PROBE_LIMIT, "{:?}", began.elapsed());
         silent.shutdown_background();
-        // Who answers for another cluster is nobody of ours.
-        let (other, at) = run(Node { cluster: CLUSTER + 1, ..well() }, anywhere());
-        assert_eq!(Asker::new(at).probe().await, ProbeResult::Silent);
+        // A node of another cluster counts as silent.
+        let (other, at) = run(Node { cluster: CLUSTER + 1, ..healthy() }, anywhere());
+        assert_eq!(Prober::new(at).probe().await, ProbeResult::Silent);
         other.shutdown_background();
     }
 
-    /// Whatever stands in its record; and it is said once, not at each question.
+    /// The record may contain any address. An invalid one is logged once, not at each query.
     #[tokio::test]
     async fn a_node_that_can_not_be_dialled_is_silent() {
-        let (runtime, at) = run(well(), anywhere());
+        let (runtime, at) = run(healthy(), anywhere());
         for address in ["not an address", "node-9", "0.0.0.0:7001", "", "http://127.0.0.1:1"] {
-            let mut asker = Asker::new(at);
-            asker.at = address.to_owned();
+            let mut prober = Prober::new(at);
+            prober.at = address.to_owned();
             for _ in 0..3 {
-                assert_eq!(asker.probe().await, ProbeResult::Silent, "{address}");
-                assert_eq!(asker.nodes.undialable[&NODE.store], address);
+                assert_eq!(prober.probe().await, ProbeResult::Silent, "{address}");
+                assert_eq!(prober.nodes.undialable[&NODE.store], address);
             }
-            // Started again with another one.
-            asker.at = at.to_string();
-            assert!(matches!(asker.probe().await, ProbeResult::Alive { .. }));
-            assert!(asker.nodes.undialable.is_empty());
+            // The node is restarted with a valid address.
+            prober.at = at.to_string();
+            assert!(matches!(prober.probe().await, ProbeResult::Alive { .. }));
+            assert!(prober.nodes.undialable.is_empty());
         }
         runtime.shutdown_background();
     }
 
     #[tokio::test]
-    async fn every_question_is_answered_also_when_nobody_can_be_asked() {
-        let (runtime, at) = run(well(), anywhere());
+    async fn every_query_has_a_result_also_without_an_address() {
+        let (runtime, at) = run(healthy(), anywhere());
         let (to, shard) = (NODE, ShardId(4));
-        let mut asker = Asker::new(at);
+        let mut prober = Prober::new(at);
         for (address, known) in [(Some(at.to_string()), true), (None, false)] {
-            let asked = || asked(to, address.as_deref());
-            asker.nodes.gather(asked(), 1, vec![shard]);
-            let event = asker.answer().await;
+            let target = || target(to, address.as_deref());
+            prober.nodes.gather(target(), 1, vec![shard]);
+            let event = prober.answer().await;
             let Event::Gathered { gather: 1, store, ends } = event else { panic!("{event:?}") };
             assert_eq!(store, to.store);
             assert_eq!(ends.map(|ends| ends[0].last), known.then_some((Epoch(1), Seq(5))));
-            asker.nodes.step_down(asked(), shard, Epoch(1));
-            let event = asker.answer().await;
+            prober.nodes.step_down(target(), shard, Epoch(1));
+            let event = prober.answer().await;
             let Event::SteppedDown { end, .. } = event else { panic!("{event:?}") };
             assert_eq!(end, known.then_some((Epoch(1), Seq(5))));
         }
-        // Where a log of another process of that store ends is no answer.
+        // The log end of another process of that store does not count.
         let to = StoreBoot { boot: Boot(2), ..NODE };
         let address = at.to_string();
-        asker.nodes.gather(asked(to, Some(&address)), 2, vec![shard]);
-        let event = asker.answer().await;
+        prober.nodes.gather(target(to, Some(&address)), 2, vec![shard]);
+        let event = prober.answer().await;
         assert!(matches!(event, Event::Gathered { gather: 2, ends: None, .. }), "{event:?}");
         runtime.shutdown_background();
     }

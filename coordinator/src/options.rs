@@ -1,34 +1,35 @@
-//! What a coordinator can be told when it is started.
+//! The flags of a coordinator.
 //!
-//! `--shards`, `--replicas`, `--min-in-sync` and `--idempotency-window` describe the cluster, which is made once, by the first
-//! coordinator that leads. Later they must agree with what was made, or be absent.
+//! `--shards`, `--replicas`, `--min-in-sync`, `--idempotency-window` and `--idempotency-bytes`
+//! describe the cluster, which the first leading coordinator creates once. Later they must match
+//! the cluster, or be absent.
 
 use std::net::SocketAddr;
 
 use engine::coordinator::{Flags, Settings};
 use engine::records::Meta;
 
-use crate::Exit;
+use crate::CoordinatorExit;
 use crate::service::connections;
 
-/// More shards than slots there can't be.
+/// A cluster can't have more shards than slots.
 const SHARDS_MAX: i64 = 65_536;
 /// More copies cost more than they protect.
 const REPLICAS_MAX: i64 = 15;
-/// Shorter than a failover and a few retries it would protect nobody.
+/// A window that is shorter than a failover and a few retries would protect no client.
 const WINDOW_S_MIN: i64 = 10;
-/// A thousandth of the default: below, hardly a client gets a record.
+/// A thousandth of the default: with less, hardly any request gets a record.
 const BYTES_MIN: u64 = 8 << 20;
-/// A week; each record takes its place for three windows.
+/// A week; each record occupies space for three windows.
 const WINDOW_S_MAX: i64 = 604_800;
 
 /// Flags of `dkc coordinator`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// This process's name, for people.
+    /// Name of this process, for operators
     #[arg(long, env = "DKC_NAME")]
     pub name: String,
-    /// Where etcd is: `host:port`, several with commas between them.
+    /// Addresses of the etcd members, separated by commas
     #[arg(
         long,
         env = "DKC_ETCD",
@@ -38,29 +39,45 @@ pub struct Options {
         value_parser = metastore::endpoint
     )]
     pub etcd: Vec<String>,
-    /// The cluster's name in etcd.
+    /// Name of the cluster in etcd
     #[arg(long, env = "DKC_CLUSTER", default_value = "dkc", value_parser = metastore::cluster_name)]
     pub cluster: String,
-    /// Where nodes and gateways report to, `ip:port`.
+    /// Address to listen on for the reports of nodes and gateways
     #[arg(long, env = "DKC_LISTEN", value_name = "IP:PORT", value_parser = metastore::listened)]
     pub listen: SocketAddr,
-    /// What they are told to dial, `host:port`, if it is not the address of `--listen`.
-    #[arg(long, env = "DKC_ADVERTISE", value_name = "HOST:PORT", value_parser = metastore::advertised)]
+    /// Address that nodes and gateways dial [default: that of --listen]
+    #[arg(
+        long,
+        env = "DKC_ADVERTISE",
+        value_name = "HOST:PORT",
+        value_parser = metastore::advertised
+    )]
     pub advertise: Option<String>,
-    /// Where `/livez`, `/readyz` and `/metrics` are served. None: nowhere.
+    /// Address to serve /livez, /readyz and /metrics on [default: off]
     #[arg(long, env = "DKC_METRICS", value_name = "IP:PORT", value_parser = metastore::listened)]
     pub metrics: Option<SocketAddr>,
-    /// How many shards the cluster is made with. Absent: as it is (24 for a new one).
+    /// Number of shards of a new cluster [default: 24]. An existing cluster must have the same
+    /// number
     #[arg(long, env = "DKC_SHARDS", value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX))]
     pub shards: Option<u32>,
-    /// Copies of each shard. Absent: as it is (3 for a new one).
-    #[arg(long, env = "DKC_REPLICAS", value_parser = clap::value_parser!(u8).range(1..=REPLICAS_MAX))]
+    /// Copies of each shard in a new cluster [default: 3]. An existing cluster must have the same
+    /// number
+    #[arg(
+        long,
+        env = "DKC_REPLICAS",
+        value_parser = clap::value_parser!(u8).range(1..=REPLICAS_MAX)
+    )]
     pub replicas: Option<u8>,
-    /// Copies that must hold a change before it is acknowledged. Absent: as it is (2 for a new one, if there are
-    /// as many copies).
-    #[arg(long, env = "DKC_MIN_IN_SYNC", value_parser = clap::value_parser!(u8).range(1..=REPLICAS_MAX))]
+    /// Copies that must have a write before it is acknowledged, in a new cluster [default: 2, if
+    /// there are as many copies]. An existing cluster must have the same number
+    #[arg(
+        long,
+        env = "DKC_MIN_IN_SYNC",
+        value_parser = clap::value_parser!(u8).range(1..=REPLICAS_MAX)
+    )]
     pub min_in_sync: Option<u8>,
-    /// Seconds for which an Idempotency-Key is remembered at least. Absent: as it is (3600 for a new cluster).
+    /// Minimum time for which an Idempotency-Key is remembered, in a new cluster [default: 3600].
+    /// An existing cluster must have the same value
     #[arg(
         long,
         env = "DKC_IDEMPOTENCY_WINDOW",
@@ -68,8 +85,9 @@ pub struct Options {
         value_parser = clap::value_parser!(u32).range(WINDOW_S_MIN..=WINDOW_S_MAX)
     )]
     pub idempotency_window: Option<u32>,
-    /// Bytes that the records of Idempotency-Keys may take in each copy of the cluster, so replicas times that in
-    /// all. Absent: as it is (8589934592, 8 GiB, for a new cluster).
+    /// Space for the records of Idempotency-Keys in each copy of a new cluster, so its --replicas
+    /// times that in total [default: 8589934592, 8 GiB]. An existing cluster must have the same
+    /// value
     #[arg(
         long,
         env = "DKC_IDEMPOTENCY_BYTES",
@@ -77,31 +95,38 @@ pub struct Options {
         value_parser = clap::value_parser!(u64).range(BYTES_MIN..)
     )]
     pub idempotency_bytes: Option<u64>,
-    /// Shards are placed as soon as this many nodes are there. Absent: once enough are and none has come for 3 s.
+    /// Number of nodes that are awaited before shards are placed [default: enough for --replicas,
+    /// and until no node has joined for 3 s]
     #[arg(long, env = "DKC_EXPECT_NODES", value_parser = clap::value_parser!(u32).range(1..))]
     pub expect_nodes: Option<u32>,
-    /// Seconds after which the copies of a node that does not return are made on others.
+    /// Seconds after which the copies of a dead node are created on other nodes
     #[arg(long, env = "DKC_REBUILD_DELAY", default_value_t = 600)]
     pub rebuild_delay: u64,
-    /// Seconds after which a dead coordinator is noticed; the same as the nodes have.
-    #[arg(long, env = "DKC_LEASE_TTL", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    /// Lease time to live in seconds, after which a dead coordinator is replaced. Use the same
+    /// value as for the nodes
+    #[arg(
+        long,
+        env = "DKC_LEASE_TTL",
+        default_value_t = 2,
+        value_parser = clap::value_parser!(u32).range(1..=3600)
+    )]
     pub lease_ttl: u32,
 }
 
 impl Options {
-    /// What is odd, though it would run.
+    /// Returns a warning about flags that work but are probably a mistake.
     pub fn oddity(&self) -> Option<String> {
         let listen = self.listen.to_string();
         let dialled = self.advertise.as_deref().unwrap_or(&listen);
         metastore::loopback_beside(dialled, &self.etcd)
     }
 
-    /// Refuses what makes no sense, and says what would.
-    pub fn check(&self) -> Result<(), Exit> {
-        let usage = |why: String| Err(Exit::Usage(why));
+    /// Refuses invalid flags, with an error that states what is valid.
+    pub fn check(&self) -> Result<(), CoordinatorExit> {
+        let usage = |why: String| Err(CoordinatorExit::Usage(why));
         if self.listen.ip().is_unspecified() && self.advertise.is_none() {
             return usage(format!(
-                "--listen {}: others can't dial that; say with --advertise host:port what they can",
+                "--listen {}: others can't dial that address; set --advertise to one that they can",
                 self.listen
             ));
         }
@@ -113,7 +138,7 @@ impl Options {
             ));
         }
         connections()?;
-        self.flags().check().map_err(Exit::Usage)
+        self.flags().check().map_err(CoordinatorExit::Usage)
     }
 
     fn flags(&self) -> Flags {
@@ -128,14 +153,14 @@ impl Options {
         }
     }
 
-    /// How the cluster that stands in etcd differs from what was asked for, if it does.
+    /// Returns the first difference between the flags and the settings of the cluster in etcd.
     pub fn difference(&self, meta: &Meta) -> Option<String> {
         let difference = self.flags().difference(meta)?;
         let cluster = &self.cluster;
-        Some(format!("cluster {cluster:?}: {difference}; leave the flag out to accept what it has"))
+        Some(format!("cluster {cluster:?}: {difference}; omit the flag to accept its setting"))
     }
 
-    /// The machine's settings.
+    /// Returns the settings of the state machine.
     pub(crate) fn settings(&self, new_cluster: u128) -> Settings {
         Settings {
             flags: self.flags(),
@@ -166,18 +191,18 @@ mod tests {
         Line::try_parse_from(line.split_whitespace()).map(|line| line.options)
     }
 
-    /// Refused, by the parser or by the check, with these words.
+    /// Checks that the parser or the check refuses these flags with this text.
     #[track_caller]
     fn refused(flags: &str, want: &str) {
         let why = match parse(flags) {
             Err(error) => error.to_string(),
-            Ok(options) => options.check().expect_err("nonsense").to_string(),
+            Ok(options) => options.check().expect_err("invalid flags").to_string(),
         };
         assert!(why.contains(want), "{flags}: {why}");
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_flags_are_refused() {
         refused("--shards 0", "--shards");
         refused("--shards 65537", "--shards");
         refused("--replicas 0", "--replicas");
@@ -191,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_cannot_dial_needs_another_address() {
+    fn an_address_that_others_cannot_dial_needs_another_one() {
         let mut options = parse("").expect("good flags");
         options.listen = "0.0.0.0:7".parse().expect("an address");
         assert!(options.check().is_err());
@@ -208,7 +233,7 @@ mod tests {
             min_in_sync: 2,
             hash: 1,
             incarnation: 1,
-            idempotency: engine::idempotency::Settings::default(),
+            idempotency: engine::idempotency::TokenSettings::default(),
         };
         let difference = parse(flags).expect("good flags").difference(&meta);
         match want {

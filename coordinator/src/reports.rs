@@ -1,50 +1,54 @@
-//! What nodes and gateways say unasked. Only the leader listens.
+//! Receives the reports of nodes and gateways. A standby refuses them.
 //!
-//! Reports are hints: the machine looks for itself before it acts on one. So one that finds the driver busy is dropped;
-//! the next comes within a second.
+//! Reports are hints: the state machine probes before it acts on one. So a report that arrives
+//! while the driver is busy is dropped; the next one comes within a second.
 
 use engine::coordinator::Event;
-use engine::message::Report;
+use engine::message::HealthReport;
 use proto::wire;
 use proto::wire::reports_server::Reports;
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status};
 use tracing::debug;
 
-use crate::etcd::Told;
+use crate::etcd::DriverMessage;
 
-pub(crate) struct Desk {
-    told: mpsc::Sender<Told>,
-    /// The cluster that this process leads; none while it is a standby.
-    leads: watch::Receiver<Option<u128>>,
+/// The gRPC service `Reports`.
+pub(crate) struct ReportService {
+    messages: mpsc::Sender<DriverMessage>,
+    /// The cluster that this process leads; `None` while it is a standby.
+    led_cluster: watch::Receiver<Option<u128>>,
 }
 
-impl Desk {
-    pub(crate) fn new(told: mpsc::Sender<Told>, leads: watch::Receiver<Option<u128>>) -> Self {
-        Self { told, leads }
+impl ReportService {
+    pub(crate) fn new(
+        messages: mpsc::Sender<DriverMessage>,
+        led_cluster: watch::Receiver<Option<u128>>,
+    ) -> Self {
+        Self { messages, led_cluster }
     }
 }
 
 #[tonic::async_trait]
-impl Reports for Desk {
+impl Reports for ReportService {
     async fn report(
         &self,
         request: Request<wire::NodeReport>,
     ) -> Result<Response<wire::Empty>, Status> {
-        let leads = *self.leads.borrow();
-        let Some(cluster) = leads else {
-            return Err(Status::unavailable("a standby: report to the leader"));
+        let led_cluster = *self.led_cluster.borrow();
+        let Some(cluster) = led_cluster else {
+            return Err(Status::unavailable("this coordinator is a standby: report to the leader"));
         };
         let report = request.into_inner();
         wire::Open::accept_required(report.open.as_ref(), cluster)?;
         let from = report.from.map(Into::into);
-        let report = Report::try_from(report)?;
+        let report = HealthReport::try_from(report)?;
         let event = match from {
             Some(from) => Event::Reported { from, report },
             None => Event::GatewayReported { suspects: report.silent },
         };
-        if self.told.try_send(Told::Event(event)).is_err() {
-            debug!("too busy for a report");
+        if self.messages.try_send(DriverMessage::Event(event)).is_err() {
+            debug!("driver busy, report dropped");
         }
         Ok(Response::new(wire::Empty {}))
     }
@@ -58,16 +62,20 @@ mod tests {
 
     const CLUSTER: u128 = 7;
 
-    /// What becomes of a report that names `cluster`, at a process that leads `leads`.
-    async fn report(leads: Option<u128>, cluster: u128, from_node: bool) -> Result<Event, Status> {
-        let (told, mut inbox) = mpsc::channel(1);
-        let desk = Desk::new(told, watch::channel(leads).1);
+    /// Sends a report that names `cluster` to a process that leads `led_cluster`.
+    async fn report(
+        led_cluster: Option<u128>,
+        cluster: u128,
+        from_node: bool,
+    ) -> Result<Event, Status> {
+        let (messages, mut inbox) = mpsc::channel(1);
+        let service = ReportService::new(messages, watch::channel(led_cluster).1);
         let from = from_node.then_some(StoreBoot { store: StoreId(2), boot: Boot(1) });
-        let report = Report { silent: vec![StoreId(1)], ..Report::default() };
-        let reported = desk.report(Request::new(wire::NodeReport::new(cluster, from, report)));
+        let report = HealthReport { silent: vec![StoreId(1)], ..HealthReport::default() };
+        let reported = service.report(Request::new(wire::NodeReport::new(cluster, from, report)));
         let refused = reported.await.err();
         match (inbox.try_recv(), refused) {
-            (Ok(Told::Event(event)), None) => Ok(event),
+            (Ok(DriverMessage::Event(event)), None) => Ok(event),
             (Err(_), Some(status)) => Err(status),
             other => panic!("{other:?}"),
         }

@@ -1,13 +1,13 @@
-//! The process: what it listens on, waiting for etcd, and its end.
+//! The process: its listeners, its start while etcd is away, and its shutdown.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::coordinator::Coordinator;
-use metastore::{Candidate, LeaseSettings, Metastore, Pause, Settings};
+use metastore::{CoordinatorRecord, LeaseSettings, Metastore, RetryBackoff, Settings};
 use proto::wire::reports_server::{self, ReportsServer};
-use telemetry::files::{self, Connections};
+use telemetry::files::{self, ConnectionLimit};
 use telemetry::{Health, Metrics};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,23 +16,24 @@ use tokio::task::JoinSet;
 use tonic::transport::Server;
 use tracing::{error, info, warn};
 
-use crate::driver::{Driver, State};
-use crate::etcd::Etcd;
+use crate::driver::{Driver, DriverState};
+use crate::etcd::EtcdHandle;
 use crate::metrics::Gauges;
 use crate::nodes::Nodes;
-use crate::reports::Desk;
-use crate::{Exit, Options};
+use crate::reports::ReportService;
+use crate::{CoordinatorExit, Options};
 
-/// What may wait for the driver, which never waits for anybody itself.
+/// The capacity of the queue of messages to the driver.
 const INBOX_MAX: usize = 1_024;
 
-/// How long after a failure etcd is asked again at the start: first, and in the end.
+/// The first delay between tries to connect to etcd at the start.
 const CONNECT_AGAIN_FIRST: Duration = Duration::from_millis(100);
+/// The longest delay between tries to connect to etcd at the start.
 const CONNECT_AGAIN_LONGEST: Duration = Duration::from_secs(1);
-/// What a start waits for is said again this often.
-const SAY_EVERY: Duration = Duration::from_secs(60);
+/// The interval at which a start that waits for etcd logs a warning again.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
-/// Runs a coordinator until it is asked to stop (SIGTERM, SIGINT); returns the exit code.
+/// Runs a coordinator until a signal stops it (SIGTERM, SIGINT), and returns the exit code.
 pub fn run(options: Options) -> u8 {
     match run_here(options) {
         Ok(()) => {
@@ -46,9 +47,10 @@ pub fn run(options: Options) -> u8 {
     }
 }
 
-fn run_here(options: Options) -> Result<(), Exit> {
-    let failed = |error: std::io::Error| Exit::Failed(format!("can't start: {error}"));
-    // Everything here is small and waits for others most of the time; two, so that a large list does not hold up a probe.
+fn run_here(options: Options) -> Result<(), CoordinatorExit> {
+    let failed = |error: std::io::Error| CoordinatorExit::Failed(format!("can't start: {error}"));
+    // The tasks are small and mostly wait for I/O. A second thread keeps a large list from delaying
+    // a probe.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -59,8 +61,8 @@ fn run_here(options: Options) -> Result<(), Exit> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let stop = async move {
             tokio::select! {
-                _ = terminate.recv() => info!("asked to stop by SIGTERM"),
-                _ = interrupt.recv() => info!("asked to stop by SIGINT"),
+                _ = terminate.recv() => info!("received SIGTERM, stopping"),
+                _ = interrupt.recv() => info!("received SIGINT, stopping"),
             }
         };
         serve(options, stop).await
@@ -69,13 +71,18 @@ fn run_here(options: Options) -> Result<(), Exit> {
     ended
 }
 
-/// Runs a coordinator within a runtime until `stop` is ready.
-pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(), Exit> {
+/// Runs a coordinator within a runtime until `stop` is ready. An error is the reason why it ended
+/// by itself.
+pub async fn serve(
+    options: Options,
+    stop: impl Future<Output = ()>,
+) -> Result<(), CoordinatorExit> {
     options.check()?;
     let connections = connections()?;
     tokio::pin!(stop);
-    let (vital, mut failures) = telemetry::vital();
-    // What runs beside the loop; it ends with this function, and this function with any of it.
+    let (tasks, mut failures) = telemetry::critical_tasks();
+    // The tasks beside the loop. They are aborted when this function returns, and the end of any of
+    // them ends this function.
     let mut beside = JoinSet::new();
     let health = Health::new("etcd");
     let gauges = Gauges::new();
@@ -83,91 +90,98 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
         let metrics = Metrics::new(|registry| gauges.register(registry));
         let listener = bind("--metrics", address).await?;
         let serving = telemetry::serve(listener, health.clone(), Arc::new(metrics));
-        beside.spawn(vital.forever("serving --metrics", serving));
+        beside.spawn(tasks.forever("serving --metrics", serving));
     }
     let listener = bind("--listen", options.listen).await?;
     let address = advertised(&options, &listener)?;
-    let (told, inbox) = mpsc::channel(INBOX_MAX);
-    let (leads, leads_now) = watch::channel(None);
+    let (messages, inbox) = mpsc::channel(INBOX_MAX);
+    let (led_cluster, led_cluster_now) = watch::channel(None);
     let own = [reports_server::SERVICE_NAME];
     let common = telemetry::grpc(&health, proto::DESCRIPTORS, &own).await;
-    let common = common.map_err(|error| Exit::Failed(format!("reflection: {error}")))?;
-    let desk = proto::limited!(ReportsServer::new(Desk::new(told.clone(), leads_now)));
+    let common = common.map_err(|error| CoordinatorExit::Failed(format!("reflection: {error}")))?;
+    let reports = ReportService::new(messages.clone(), led_cluster_now);
+    let reports = proto::limited!(ReportsServer::new(reports));
     let incoming = connections.incoming(listener);
-    beside.spawn(vital.forever("serving --listen", async move {
-        let server = Server::builder().add_routes(common).add_service(desk);
+    beside.spawn(tasks.forever("serving --listen", async move {
+        let server = Server::builder().add_routes(common).add_service(reports);
         if let Err(error) = server.serve_with_incoming(incoming).await {
-            error!(%error, "reports are no longer taken");
+            error!(%error, "gRPC server failed, reports are no longer received");
         }
     }));
 
     let metastore = tokio::select! {
         connected = connect(&options, &health) => connected?,
-        why = failures.next() => return Err(Exit::Failed(why)),
+        why = failures.next() => return Err(CoordinatorExit::Failed(why)),
         () = &mut stop => return Ok(()),
     };
-    let etcd = Etcd::new(metastore.clone(), told.clone());
-    beside.spawn(vital.forever("following etcd", etcd.clone().follow()));
-    beside.spawn(vital.forever("asking etcd", etcd.clone().ask_for_ever()));
+    let etcd = EtcdHandle::new(metastore.clone(), messages.clone());
+    beside.spawn(tasks.forever("following etcd", etcd.clone().follow()));
+    beside.spawn(tasks.forever("checking etcd", etcd.clone().watch_health()));
     let lease = LeaseSettings { ttl_s: options.lease_ttl, ..LeaseSettings::default() };
-    let election = metastore.stand_for_election(&Candidate { address: address.clone() }, lease);
-    info!(address, cluster = options.cluster, "stands for election");
+    let election =
+        metastore.stand_for_election(&CoordinatorRecord { address: address.clone() }, lease);
+    info!(address, cluster = options.cluster, "entered the election");
     let driver = Driver {
-        machine: Coordinator::new(options.settings(fastrand::u128(1..))),
+        coordinator: Coordinator::new(options.settings(fastrand::u128(1..))),
         options,
         etcd,
-        nodes: Nodes::new(told, vital.clone()),
+        nodes: Nodes::new(messages, tasks.clone()),
         health,
         gauges,
-        leads,
-        vital,
-        state: State::new(),
+        led_cluster,
+        tasks,
+        state: DriverState::new(),
     };
     driver.run(election, inbox, failures, stop).await
 }
 
-/// Connects to etcd, however long that takes.
-async fn connect(options: &Options, health: &Health) -> Result<Metastore, Exit> {
+/// Connects to etcd, and waits as long as it can't be reached.
+async fn connect(options: &Options, health: &Health) -> Result<Metastore, CoordinatorExit> {
     let settings = Settings::new(options.etcd.clone(), &options.cluster);
-    let mut pause = Pause::new(CONNECT_AGAIN_FIRST, CONNECT_AGAIN_LONGEST);
-    let mut said: Option<Instant> = None;
+    let mut backoff = RetryBackoff::new(CONNECT_AGAIN_FIRST, CONNECT_AGAIN_LONGEST);
+    let mut warned: Option<Instant> = None;
     loop {
         let error = match Metastore::connect(&settings).await {
             Ok(metastore) => return Ok(metastore),
             Err(error) if error.is_transient() => error,
-            Err(error) if error.is_misfit() => return Err(Exit::Usage(format!("--etcd: {error}"))),
-            Err(error) => return Err(Exit::Failed(error.to_string())),
+            Err(error) if error.is_misfit() => {
+                return Err(CoordinatorExit::Usage(format!("--etcd: {error}")));
+            }
+            Err(error) => return Err(CoordinatorExit::Failed(error.to_string())),
         };
         health.not_ready(error.reason());
-        if said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
-            said = Some(Instant::now());
+        if warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
+            warned = Some(Instant::now());
             warn!(etcd = options.etcd.join(","), %error, "waiting for etcd");
         }
-        pause.wait().await;
+        backoff.wait().await;
     }
 }
 
-/// Files for other things than connections that come: etcd, nodes that are asked, metrics.
-const FILES_KEPT: u64 = 64 + 32;
+/// The number of file descriptors that are reserved for other uses than incoming connections: etcd,
+/// connections to nodes, metrics.
+const FILES_RESERVED: u64 = 64 + 32;
 
-/// The places of connections that come.
-pub(crate) fn connections() -> Result<Connections, Exit> {
-    let connections = files::connections(files::allowed(), FILES_KEPT);
-    connections.map(Connections::new).map_err(|few| Exit::Usage(few.to_string()))
+/// Returns the limit of incoming connections, by the limit of open files.
+pub(crate) fn connections() -> Result<ConnectionLimit, CoordinatorExit> {
+    let connections = files::connections(files::allowed(), FILES_RESERVED);
+    connections.map(ConnectionLimit::new).map_err(|few| CoordinatorExit::Usage(few.to_string()))
 }
 
-async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, Exit> {
+async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, CoordinatorExit> {
     let bound = TcpListener::bind(address).await;
-    bound.map_err(|error| Exit::Usage(format!("{flag} {address}: can't listen there: {error}")))
+    bound.map_err(|error| {
+        CoordinatorExit::Usage(format!("{flag} {address}: can't listen there: {error}"))
+    })
 }
 
-/// What others are told to dial.
-fn advertised(options: &Options, listener: &TcpListener) -> Result<String, Exit> {
+/// Returns the address that others dial: that of `--advertise`, or else the bound one.
+fn advertised(options: &Options, listener: &TcpListener) -> Result<String, CoordinatorExit> {
     if let Some(address) = &options.advertise {
         return Ok(address.clone());
     }
     let bound = listener.local_addr();
     bound
         .map(|address| address.to_string())
-        .map_err(|error| Exit::Failed(format!("--listen {}: {error}", options.listen)))
+        .map_err(|error| CoordinatorExit::Failed(format!("--listen {}: {error}", options.listen)))
 }

@@ -1,44 +1,49 @@
-//! Decide at apply: the pure function every replica runs over the committed log (DESIGN §6.5).
+//! Applying an entry: the pure function that every replica runs over the committed log.
 //!
-//! Duplicate? Malformed? What value? All of it is decided here, in log order, from nothing but the
-//! log, so replicas can't disagree, and truncating the log needs no undo.
+//! This module decides whether a batch is a duplicate or malformed, and which values its operations
+//! return, in log order and from nothing but the log. So replicas can't disagree, and truncating
+//! the log needs no undo.
 //!
-//! In two steps, since some ops need a counter's value or a client's record, which may lie on disk:
-//! [`needs`] names what to load, [`apply`] takes what was loaded. What lies in the tables is added inside
-//! `apply`, so a loaded value stays right however long it waits, as long as no ingest has moved
-//! table content below it.
+//! Applying has two steps, since some operations need a counter's value or a client's record, which
+//! may be on disk: [`needs`] names what to load, [`apply`] takes what was loaded. The content of
+//! the tables is added inside `apply`, so a loaded value stays right however long it waits, as long
+//! as no ingest has moved table content below it.
 
 use std::collections::BTreeMap;
 
 use crate::digest;
 use crate::entry::{Body, Entry, Position};
-use crate::idempotency::{Asked, Buckets, Limits, Record, RecordId, Scope, TokenOutcome, Verdict};
+use crate::idempotency::{
+    Buckets, RecordId, Scope, TokenLimits, TokenOutcome, TokenRecord, TokenVerdict, TokenedRequest,
+};
 use crate::ids::{Slot, Slots, TimeMs};
 use crate::key::{self, CounterKey};
 use crate::memory;
-use crate::message::{Answer, DigestPoint};
-use crate::ops::{self, Op, OpKind, Ops, OpsError, Tokened};
+use crate::message::{BatchReply, DigestPoint};
+use crate::ops::{self, Op, OpKind, Ops, OpsError, TokenedOps};
 use crate::planted::Planted;
-use crate::sessions::{BatchResult, Judgement, Sessions};
+use crate::sessions::{BatchResult, Judgement, SessionTable};
 use crate::store::layout;
 use crate::store::table::Tables;
 
-/// Everything a shard's log has built, but for the counters themselves (those are in the table and
-/// in `state`). Written to disk whole with every flush.
+/// The replicated state of a shard without the counters themselves, which are in the table and in
+/// the state on disk. Written to disk as a whole with every flush.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct ShardState {
+    /// The slots that the shard covers.
     pub slots: Slots,
     /// The last entry applied.
     pub applied: Position,
     /// Σ H(name) · value mod 2^128 over all counters, H odd.
     pub counter_digest: u128,
-    pub sessions: Sessions,
-    /// Which idempotency records exist: those of these buckets.
+    /// The sessions of gateway workers, and which of their batches were applied.
+    pub sessions: SessionTable,
+    /// The idempotency records that exist: those of these buckets.
     pub tokens: Buckets,
 }
 
 impl ShardState {
-    /// What it amounts to: equal on all replicas at equal seq.
+    /// The digest of this state: equal on all replicas at equal seq.
     pub fn digest(&self) -> DigestPoint {
         DigestPoint {
             shard: self.slots.shard(),
@@ -50,31 +55,36 @@ impl ShardState {
     }
 }
 
-/// Counters as they are in the state, below the tables.
+/// Values of counters in the state on disk, below the tables.
 pub type Values = BTreeMap<CounterKey, i128>;
 
-/// What must be loaded from the state before an entry can be applied, each once.
+/// The rows to load from the state before an entry can be applied, each once.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Needs {
+    /// Counters whose value an operation needs.
     pub counters: Vec<CounterKey>,
+    /// Idempotency records of the entry's tokens.
     pub records: Vec<RecordId>,
 }
 
 impl Needs {
+    /// Returns whether the entry can be applied without a load.
     pub fn is_empty(&self) -> bool {
         self.counters.is_empty() && self.records.is_empty()
     }
 }
 
-/// What was loaded for an entry. A record of a dropped bucket may be among it.
+/// The rows that were loaded for an entry. A record of a dropped bucket may be among them.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Loaded {
+    /// Values of counters; a counter that is absent is 0.
     pub values: Values,
-    pub records: BTreeMap<RecordId, Record>,
+    /// Idempotency records; one that is absent was not in the state.
+    pub records: BTreeMap<RecordId, TokenRecord>,
 }
 
 impl Needs {
-    /// What they take of memory, but for the names, which are the entry's.
+    /// Bytes of memory in use, without the names, which belong to the entry.
     pub fn bytes(&self) -> usize {
         memory::allocated(self.counters.capacity() * size_of::<CounterKey>())
             + memory::allocated(self.records.capacity() * size_of::<RecordId>())
@@ -82,11 +92,12 @@ impl Needs {
 }
 
 impl Loaded {
-    /// What it takes of memory, but for the names, which are the entry's.
+    /// Bytes of memory in use, without the names, which belong to the entry.
     pub fn bytes(&self) -> usize {
-        let values = |record: &Record| memory::allocated(size_of_val(record.values.as_slice()));
+        let values =
+            |record: &TokenRecord| memory::allocated(size_of_val(record.values.as_slice()));
         memory::of_map::<CounterKey, i128>(self.values.len())
-            + memory::of_map::<RecordId, Record>(self.records.len())
+            + memory::of_map::<RecordId, TokenRecord>(self.records.len())
             + self.records.values().map(values).sum::<usize>()
     }
 }
@@ -94,24 +105,31 @@ impl Loaded {
 /// An entry's ops, decoded once.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub enum Decoded {
-    /// Not an `ops` entry.
+    /// An entry without operations.
     #[default]
     NoOps,
+    /// The operations of an `ops` entry.
     Ops(Ops),
-    /// Intact, but not to be read: applied as "no effect" on every replica alike.
+    /// An intact batch that can't be decoded: applied as "no effect" on every replica alike.
     Malformed,
 }
 
-/// A newer build wrote this entry. Guessing at it would make this replica differ from the others,
-/// so the shard must stop here.
+/// The entry was written by a newer build. Guessing at it would make this replica differ from the
+/// others, so the shard must stop here. The text names what is unknown.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Unknown(pub &'static str);
 
-/// Decodes what the entry says.
+/// Decodes the operations of an entry.
+///
+/// # Errors
+///
+/// [`Unknown`] if only a newer build can apply the entry.
 pub fn decode(entry: &Entry) -> Result<Decoded, Unknown> {
     let batch = match &entry.body {
         Body::Ops(batch) => batch,
-        Body::Barrier | Body::Collect { .. } | Body::Expire { .. } => return Ok(Decoded::NoOps),
+        Body::Barrier | Body::ExpireSessions { .. } | Body::ExpireTokens { .. } => {
+            return Ok(Decoded::NoOps);
+        }
         Body::Split { .. } => return Err(Unknown("split")),
         Body::Unknown { .. } => {
             return Err(Unknown("an entry of a kind that only a newer build knows"));
@@ -124,7 +142,7 @@ pub fn decode(entry: &Entry) -> Result<Decoded, Unknown> {
     }
 }
 
-/// What must be known before the entry can be applied to a shard of these slots.
+/// Returns what to load before the entry can be applied to a shard of these slots.
 pub fn needs(decoded: &Decoded, slots: Slots) -> Needs {
     let Decoded::Ops(Ops { ops, tokened }) = decoded else { return Needs::default() };
     let asking = ops.iter().filter(|op| op.kind.needs_value());
@@ -137,57 +155,57 @@ pub fn needs(decoded: &Decoded, slots: Slots) -> Needs {
     Needs { counters, records }
 }
 
-fn record_id(group: &Tokened, ops: &[Op], slots: Slots) -> RecordId {
+fn record_id(group: &TokenedOps, ops: &[Op], slots: Slots) -> RecordId {
     group.tag.record(&ops[group.first].counter, Slot(slots.lo))
 }
 
-/// Applies the next entry, and says how its batch is to be answered (none for other entries).
+/// Applies the next entry and returns the answer to its batch; `None` for an entry without one.
 ///
-/// `decoded` and `loaded` are what [`decode`] and [`needs`] asked for. Pure and total.
+/// `decoded` comes from [`decode`]; `loaded` holds what [`needs`] asked for. Pure and total.
 pub fn apply(
     state: &mut ShardState,
     tables: &mut Tables,
     entry: &Entry,
     decoded: &Decoded,
     loaded: &Loaded,
-    limits: &Limits,
-) -> Option<Answer> {
-    state.tokens.pass(limits, state.applied.time, entry.time);
+    limits: &TokenLimits,
+) -> Option<BatchReply> {
+    state.tokens.advance_time(limits, state.applied.time, entry.time);
     state.applied = entry.position();
     let batch = match &entry.body {
         Body::Ops(batch) => batch,
-        Body::Collect { r, l } => {
-            state.sessions.collect(*r, l, limits.planted);
+        Body::ExpireSessions { up_to, survivors } => {
+            state.sessions.expire(*up_to, survivors, limits.planted);
             return None;
         }
-        Body::Expire { bucket } => {
+        Body::ExpireTokens { bucket } => {
             state.tokens.expire(limits, entry.time, *bucket);
             return None;
         }
         Body::Barrier | Body::Split { .. } | Body::Unknown { .. } => return None,
     };
-    let answer = match state.sessions.judge(batch.session, batch.bseq) {
+    let answer = match state.sessions.judge(batch.session, batch.batch_seq) {
         Judgement::Next => {
             let apply = Applying { state: &mut *state, tables, loaded, limits, time: entry.time };
             let result = apply.run(decoded);
-            state.sessions.record(batch.session, batch.bseq, result.clone());
+            state.sessions.record(batch.session, batch.batch_seq, result.clone());
             answer_of(result, entry)
         }
         Judgement::Decided(Some(result)) => answer_of(result, entry),
-        Judgement::Decided(None) => Answer::AnsweredBefore,
-        Judgement::Expired => Answer::Expired,
-        Judgement::NoEffect => Answer::NoEffect,
+        Judgement::Decided(None) => BatchReply::AnsweredBefore,
+        Judgement::Expired => BatchReply::Expired,
+        Judgement::NoEffect => BatchReply::NoEffect,
     };
     state.sessions.forget_below(batch.session, batch.answered_below);
     Some(answer)
 }
 
-fn answer_of(result: BatchResult, entry: &Entry) -> Answer {
+fn answer_of(result: BatchResult, entry: &Entry) -> BatchReply {
     match result {
         BatchResult::Applied { values, tokens } => {
-            Answer::Applied { values, tokens, time: entry.time }
+            BatchReply::Applied { values, tokens, time: entry.time }
         }
-        BatchResult::Malformed => Answer::Malformed,
+        BatchResult::Malformed => BatchReply::Malformed,
     }
 }
 
@@ -196,15 +214,15 @@ struct Applying<'a> {
     state: &'a mut ShardState,
     tables: &'a mut Tables,
     loaded: &'a Loaded,
-    limits: &'a Limits,
+    limits: &'a TokenLimits,
     time: TimeMs,
 }
 
 impl Applying<'_> {
     fn run(mut self, decoded: &Decoded) -> BatchResult {
         let Decoded::Ops(Ops { ops, tokened }) = decoded else { return BatchResult::Malformed };
-        // An op for another shard's slot can only come from a gateway gone wrong. It must have no
-        // effect: its counter's rows belong to another log.
+        // An operation for another shard's slot can only come from a faulty gateway. It must have
+        // no effect, since its counter's rows belong to another log.
         if ops.iter().any(|op| !self.state.slots.contains(op.counter.slot())) {
             return BatchResult::Malformed;
         }
@@ -219,39 +237,40 @@ impl Applying<'_> {
         BatchResult::Applied { values, tokens }
     }
 
-    /// Ops with a token: the effect and its record, or neither.
+    /// Applies operations with a token: both the effect and its record, or neither.
     fn apply_tokened(
         &mut self,
-        group: &Tokened,
+        group: &TokenedOps,
         ops: &[Op],
         values: &mut Vec<i128>,
     ) -> TokenOutcome {
         let id = record_id(group, ops, self.state.slots);
         let ops = group.of(ops);
         let namespace = ops[0].counter.namespace();
-        let asked = ops.iter().filter(|op| op.kind.needs_value()).count();
+        let value_count = ops.iter().filter(|op| op.kind.needs_value()).count();
         let planted = self.limits.planted;
         let mut found = self.tables.record(id, planted).or_else(|| self.loaded.records.get(&id));
         if group.tag.scope == Scope::Batch && Planted::PartAppliedAgain.is_in(planted) {
             found = None;
         }
-        let asks = Asked { tag: group.tag, issued: group.issued, namespace, values: asked };
+        let request =
+            TokenedRequest { tag: group.tag, issued: group.issued, namespace, values: value_count };
         let at = (self.state.slots, self.time);
-        match self.state.tokens.judge(self.limits, at, asks, found) {
-            Verdict::Replay(recorded) => {
+        match self.state.tokens.judge(self.limits, at, request, found) {
+            TokenVerdict::Replay(recorded) => {
                 values.extend(recorded);
                 TokenOutcome::Replayed
             }
-            Verdict::Refuse(outcome) => {
-                values.resize(values.len() + asked, 0);
+            TokenVerdict::Refuse(outcome) => {
+                values.resize(values.len() + value_count, 0);
                 outcome
             }
-            Verdict::Apply { bucket } => {
+            TokenVerdict::Apply { bucket } => {
                 let mut own = Vec::new();
                 self.apply_ops(ops, &mut own);
                 values.extend(&own);
                 let fingerprint = group.tag.fingerprint as u64;
-                let record = Record { bucket, fingerprint, values: own };
+                let record = TokenRecord { bucket, fingerprint, values: own };
                 let share = layout::record_share(id, &record);
                 self.state.tokens.add(self.limits, namespace, bucket, share);
                 self.tables.active.put_record(id, record);
@@ -284,7 +303,7 @@ impl Applying<'_> {
         }
     }
 
-    /// Nothing added leaves no row: a counter that has none is 0 as well.
+    /// Adds to a counter. A delta of 0 leaves no row, since a counter without a row is 0 as well.
     fn add(&mut self, name: &[u8], hash: u128, delta: i128) {
         if delta == 0 {
             return;
@@ -293,10 +312,10 @@ impl Applying<'_> {
         self.change_digest(hash, delta);
     }
 
-    /// Linear, so that adding needs no old value.
+    /// The digest is linear, so adding needs no old value.
     fn change_digest(&mut self, hash: u128, delta: i128) {
         let sum = &mut self.state.counter_digest;
-        *sum = sum.wrapping_add(digest::share(hash | 1, delta));
+        *sum = sum.wrapping_add(digest::share(digest::weight_of(hash), delta));
     }
 }
 
@@ -305,12 +324,17 @@ mod tests {
     use super::*;
     use crate::batch::{Batch, Codec};
     use crate::idempotency::{self, IssueTime, Tag};
-    use crate::ids::{Bseq, Epoch, Revision, SessionId, TimeMs};
+    use crate::ids::{BatchSeq, Epoch, Revision, SessionId, TimeMs};
 
-    /// A bucket is a second; room for two records with a value and what a third may need at most.
-    const LIMITS: Limits = Limits { settings: SETTINGS, planted: None };
-    const SETTINGS: idempotency::Settings =
-        idempotency::Settings { window_ms: 6_000, buckets: 6, bytes_max: 130, namespaces_max: 4 };
+    /// A bucket is a second; the limit has room for two records with a value and the most that a
+    /// third may need.
+    const LIMITS: TokenLimits = TokenLimits { settings: SETTINGS, planted: None };
+    const SETTINGS: idempotency::TokenSettings = idempotency::TokenSettings {
+        window_ms: 6_000,
+        buckets: 6,
+        bytes_max: 130,
+        namespaces_max: 4,
+    };
 
     struct Shard {
         state: ShardState,
@@ -331,16 +355,22 @@ mod tests {
     }
 
     impl Shard {
-        fn batch(&mut self, bseq: u64, ops: &[(&str, OpKind)]) -> Answer {
+        fn batch(&mut self, batch_seq: u64, ops: &[(&str, OpKind)]) -> BatchReply {
             let op = |&(key, kind): &(&str, OpKind)| Op { counter: counter(key), kind };
             let ops: Vec<_> = ops.iter().map(op).collect();
-            self.payload(bseq, ops::encode(&ops))
+            self.payload(batch_seq, ops::encode(&ops))
         }
 
-        fn payload(&mut self, bseq: u64, payload: bytes::Bytes) -> Answer {
+        fn payload(&mut self, batch_seq: u64, payload: bytes::Bytes) -> BatchReply {
             let session = SessionId(Revision { incarnation: 1, revision: 1 });
-            let batch =
-                Batch::seal(Slots::ALL, session, Bseq(bseq), Bseq(bseq), Codec::Raw, payload);
+            let batch = Batch::seal(
+                Slots::ALL,
+                session,
+                BatchSeq(batch_seq),
+                BatchSeq(batch_seq),
+                Codec::Raw,
+                payload,
+            );
             let entry = Entry::after(self.state.applied, Epoch(1), TimeMs(0), Body::Ops(batch));
             let decoded = decode(&entry).unwrap();
             apply(&mut self.state, &mut self.tables, &entry, &decoded, &self.loaded, &LIMITS)
@@ -348,8 +378,8 @@ mod tests {
         }
     }
 
-    fn applied(values: &[i128]) -> Answer {
-        Answer::Applied { values: values.to_vec(), tokens: vec![], time: TimeMs(0) }
+    fn applied(values: &[i128]) -> BatchReply {
+        BatchReply::Applied { values: values.to_vec(), tokens: vec![], time: TimeMs(0) }
     }
 
     #[test]
@@ -369,16 +399,16 @@ mod tests {
         let add = [("a", OpKind::AddReturning { delta: 1 })];
         assert_eq!(shard.batch(1, &add), applied(&[1]));
         assert_eq!(shard.batch(1, &add), applied(&[1]));
-        assert_eq!(shard.batch(3, &add), Answer::NoEffect);
+        assert_eq!(shard.batch(3, &add), BatchReply::NoEffect);
         assert_eq!(shard.batch(2, &add), applied(&[2]));
-        assert_eq!(shard.batch(1, &add), Answer::AnsweredBefore);
+        assert_eq!(shard.batch(1, &add), BatchReply::AnsweredBefore);
     }
 
     #[test]
     fn a_malformed_batch_is_decided_and_takes_its_number() {
         let mut shard = shard();
         let nonsense = bytes::Bytes::from_static(&[1, 0, 99]);
-        assert_eq!(shard.payload(1, nonsense), Answer::Malformed);
+        assert_eq!(shard.payload(1, nonsense), BatchReply::Malformed);
         assert_eq!(shard.batch(2, &[("a", OpKind::AddReturning { delta: 1 })]), applied(&[1]));
     }
 
@@ -387,10 +417,10 @@ mod tests {
         let mut shard = shard();
         let slot = counter("a").slot().0;
         shard.state.slots = Slots { lo: slot.wrapping_add(1), hi: slot.wrapping_add(1) };
-        assert_eq!(shard.batch(1, &[("a", OpKind::Delete)]), Answer::Malformed);
+        assert_eq!(shard.batch(1, &[("a", OpKind::Delete)]), BatchReply::Malformed);
     }
 
-    /// The digest is the same whatever way led to the values.
+    /// The digest does not depend on how the values came about.
     #[test]
     fn the_digest_depends_on_the_values_alone() {
         let mut one = shard();
@@ -430,11 +460,12 @@ mod tests {
 
     const ADD: OpKind = OpKind::AddReturning { delta: 5 };
 
-    /// One group of ops with a token: hash and fingerprint in one, the issue time.
+    /// One group of operations with a token: hash and fingerprint in one number, and the issue
+    /// time.
     type Group<'a> = (Scope, (u128, u128), u64, &'a [(&'a str, OpKind)]);
 
     impl Shard {
-        /// Applies a batch of such groups at this time; a batch number comes by itself.
+        /// Applies a batch of such groups at this time, under the next batch number.
         fn tokens(&mut self, time: u64, groups: &[Group<'_>]) -> (Vec<i128>, Vec<TokenOutcome>) {
             let mut payload = ops::begin();
             for &(scope, (hash, fingerprint), issued, group) in groups {
@@ -446,26 +477,26 @@ mod tests {
                 }
             }
             let session = SessionId(Revision { incarnation: 1, revision: 1 });
-            let last = self.state.sessions.rows.get(&session).map_or(Bseq(0), |row| row.last);
-            let bseq = last.next();
+            let last = self.state.sessions.rows.get(&session).map_or(BatchSeq(0), |row| row.last);
+            let batch_seq = last.next();
             let payload = payload.into();
-            let batch = Batch::seal(Slots::ALL, session, bseq, bseq, Codec::Raw, payload);
+            let batch = Batch::seal(Slots::ALL, session, batch_seq, batch_seq, Codec::Raw, payload);
             match self.entry(time, Body::Ops(batch)) {
-                Some(Answer::Applied { values, tokens, time: told }) => {
-                    assert_eq!(told, TimeMs(time), "every answer tells the shard's time");
+                Some(BatchReply::Applied { values, tokens, time: answered }) => {
+                    assert_eq!(answered, TimeMs(time), "every answer has the shard's time");
                     (values, tokens)
                 }
                 other => panic!("{other:?}"),
             }
         }
 
-        fn entry(&mut self, time: u64, body: Body) -> Option<Answer> {
+        fn entry(&mut self, time: u64, body: Body) -> Option<BatchReply> {
             let entry = Entry::after(self.state.applied, Epoch(1), TimeMs(time), body);
             let decoded = decode(&entry).unwrap();
             apply(&mut self.state, &mut self.tables, &entry, &decoded, &self.loaded, &LIMITS)
         }
 
-        /// One op on counter "a" with this token, issued when it is applied.
+        /// One operation on counter "a" with this token, issued when it is applied.
         #[track_caller]
         fn one(&mut self, time: u64, tag: (u128, u128), want: (i128, TokenOutcome)) {
             let got = self.tokens(time, &[(Scope::Counter, tag, time, &[("a", ADD)])]);
@@ -482,12 +513,12 @@ mod tests {
         shard.one(4_000, (1, 2), (0, Reused));
         assert_eq!(shard.batch(5, &[("a", OpKind::AddReturning { delta: 0 })]), {
             let time = TimeMs(0);
-            Answer::Applied { values: vec![10], tokens: vec![], time }
+            BatchReply::Applied { values: vec![10], tokens: vec![], time }
         });
         assert_eq!(shard.state.tokens.records(), 2);
     }
 
-    /// Twice in one batch: the second one finds the first one's record.
+    /// Within one batch: the second group finds the first one's record.
     #[test]
     fn a_token_counts_once_within_a_batch_too() {
         let mut shard = shard();
@@ -530,18 +561,18 @@ mod tests {
         assert_eq!(shard.state.counter_digest, digest::share(digest::weight(b"ns\0a"), 15));
     }
 
-    /// With the bucket the record is gone, wherever it still lies: the token counts anew.
+    /// With its bucket the record is gone, wherever its row still lies: the token counts again.
     #[test]
     fn an_expired_record_does_not_exist() {
         let mut shard = shard();
         shard.one(1_000, (1, 1), (5, Applied));
-        // Time passes in steps: a single one of so much would be a leap.
+        // Time passes in steps, since a single large one would be a leap.
         for time in (2_000..=14_000).step_by(1_000) {
             assert_eq!(shard.entry(time, Body::Barrier), None);
         }
-        assert_eq!(shard.entry(14_749, Body::Expire { bucket: 1 }), None);
+        assert_eq!(shard.entry(14_749, Body::ExpireTokens { bucket: 1 }), None);
         shard.one(14_749, (1, 1), (5, Replayed));
-        assert_eq!(shard.entry(14_750, Body::Expire { bucket: 1 }), None);
+        assert_eq!(shard.entry(14_750, Body::ExpireTokens { bucket: 1 }), None);
         assert_eq!(shard.state.tokens.records(), 0);
         shard.one(14_750, (1, 1), (10, Applied));
     }
@@ -553,28 +584,28 @@ mod tests {
         let active = std::mem::take(&mut shard.tables.active);
         let id = RecordId { slot: counter("a").slot(), hash: 1 };
         let record = active.record(id).cloned().expect("it was just written");
-        shard.tables.frozen = Some(std::sync::Arc::new(active.freeze()));
+        shard.tables.sealed = Some(std::sync::Arc::new(active.seal()));
         shard.one(2_000, (1, 1), (5, Replayed));
-        shard.tables.frozen = None;
+        shard.tables.sealed = None;
         shard.loaded.values.insert(counter("a"), 5);
         shard.loaded.records.insert(id, record);
         shard.one(3_000, (1, 1), (5, Replayed));
         shard.one(4_000, (2, 2), (10, Applied));
     }
 
-    /// The bucket's digest is what the rows give, whoever adds them up.
+    /// The bucket's digest is the sum over the rows, in any order.
     #[test]
     fn a_buckets_digest_is_the_sum_over_its_rows() {
         let mut shard = shard();
         shard.one(1_000, (1, 1), (5, Applied));
         shard.one(1_500, (2, 2), (10, Applied));
-        let frozen = std::mem::take(&mut shard.tables.active).freeze();
-        let shares = frozen.records().map(|(id, record)| layout::record_share(id, record));
-        let mut counted = idempotency::Counted::default();
+        let sealed = std::mem::take(&mut shard.tables.active).seal();
+        let shares = sealed.records().map(|(id, record)| layout::record_share(id, record));
+        let mut counted = idempotency::BucketCounts::default();
         shares.for_each(|(share, bytes)| counted.add(1, share, bytes));
-        assert!(shard.state.tokens.agrees(&counted));
+        assert!(shard.state.tokens.matches(&counted));
         counted.add(1, 0, 1);
-        assert!(!shard.state.tokens.agrees(&counted));
+        assert!(!shard.state.tokens.matches(&counted));
     }
 
     #[test]
@@ -585,7 +616,7 @@ mod tests {
         ];
         let group = |scope, first| {
             let tag = Tag { scope, hash: first as u128, fingerprint: 0 };
-            Tokened { tag, issued: IssueTime::Stated(TimeMs(0)), first, count: 1 }
+            TokenedOps { tag, issued: IssueTime::Stated(TimeMs(0)), first, count: 1 }
         };
         let tokened = vec![group(Scope::Batch, 0), group(Scope::Counter, 1)];
         let needs = needs(&Decoded::Ops(Ops { ops, tokened }), Slots { lo: 7, hi: 9 });

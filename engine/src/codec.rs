@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-/// The bytes are not what the format says. `what` names the field for the log.
+/// The bytes do not follow the format. The text names the field, for the log.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Malformed(pub &'static str);
 
@@ -18,10 +18,12 @@ impl std::fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
+/// Appends a varint.
 pub fn put_varint(out: &mut Vec<u8>, value: u64) {
     put_varint_u128(out, u128::from(value));
 }
 
+/// Appends a varint of up to 128 bits.
 pub fn put_varint_u128(out: &mut Vec<u8>, mut value: u128) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
@@ -30,44 +32,48 @@ pub fn put_varint_u128(out: &mut Vec<u8>, mut value: u128) {
     out.push(value as u8);
 }
 
-/// Zigzag, so that small negative numbers are short too.
+/// Appends a signed varint: zigzag, so that small negative numbers are short too.
 pub fn put_varint_i128(out: &mut Vec<u8>, value: i128) {
     put_varint_u128(out, ((value << 1) ^ (value >> 127)) as u128);
 }
 
-/// Bytes that [`put_varint_i128`] takes.
+/// The number of bytes that [`put_varint_i128`] appends.
 pub fn varint_i128_len(value: i128) -> usize {
     let bits = 128 - ((value << 1) ^ (value >> 127)).leading_zeros() as usize;
     bits.div_ceil(7).max(1)
 }
 
-/// A length and the bytes.
+/// Appends a length and the bytes.
 pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
 /// Takes values off the front of a byte string. Byte strings that it returns share memory with the
-/// input.
+/// input. Each method returns [`Malformed`] with the name `what` if the input is too short or not a
+/// value of that kind.
 #[derive(Clone, Debug)]
 pub struct Reader {
     rest: Bytes,
 }
 
 impl Reader {
+    /// A reader of these bytes.
     pub fn new(bytes: Bytes) -> Self {
         Self { rest: bytes }
     }
 
+    /// Returns whether everything was read.
     pub fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }
 
+    /// The number of bytes left.
     pub fn remaining(&self) -> usize {
         self.rest.len()
     }
 
-    /// The next `len` bytes.
+    /// Takes the next `len` bytes.
     pub fn take(&mut self, len: usize, what: &'static str) -> Result<Bytes, Malformed> {
         if self.rest.len() < len {
             return Err(Malformed(what));
@@ -82,34 +88,42 @@ impl Reader {
         Ok(array)
     }
 
+    /// Takes one byte.
     pub fn u8(&mut self, what: &'static str) -> Result<u8, Malformed> {
         Ok(self.array::<1>(what)?[0])
     }
 
+    /// Takes a big-endian u16.
     pub fn u16_be(&mut self, what: &'static str) -> Result<u16, Malformed> {
         Ok(u16::from_be_bytes(self.array(what)?))
     }
 
+    /// Takes a little-endian u32.
     pub fn u32_le(&mut self, what: &'static str) -> Result<u32, Malformed> {
         Ok(u32::from_le_bytes(self.array(what)?))
     }
 
+    /// Takes a little-endian u64.
     pub fn u64_le(&mut self, what: &'static str) -> Result<u64, Malformed> {
         Ok(u64::from_le_bytes(self.array(what)?))
     }
 
+    /// Takes a little-endian u128.
     pub fn u128_le(&mut self, what: &'static str) -> Result<u128, Malformed> {
         Ok(u128::from_le_bytes(self.array(what)?))
     }
 
+    /// Takes a varint of up to 64 bits.
     pub fn varint(&mut self, what: &'static str) -> Result<u64, Malformed> {
         u64::try_from(self.varint_u128(what)?).map_err(|_| Malformed(what))
     }
 
+    /// Takes a varint of up to 32 bits.
     pub fn varint_u32(&mut self, what: &'static str) -> Result<u32, Malformed> {
         u32::try_from(self.varint_u128(what)?).map_err(|_| Malformed(what))
     }
 
+    /// Takes a varint of up to 128 bits.
     pub fn varint_u128(&mut self, what: &'static str) -> Result<u128, Malformed> {
         let mut value = 0u128;
         for at in 0..19 {
@@ -129,19 +143,20 @@ impl Reader {
         Err(Malformed(what))
     }
 
+    /// Takes a signed varint.
     pub fn varint_i128(&mut self, what: &'static str) -> Result<i128, Malformed> {
         let raw = self.varint_u128(what)?;
         Ok((raw >> 1) as i128 ^ -((raw & 1) as i128))
     }
 
-    /// A length and that many bytes.
+    /// Takes a length and that many bytes.
     pub fn bytes(&mut self, what: &'static str) -> Result<Bytes, Malformed> {
         let len = usize::try_from(self.varint(what)?).map_err(|_| Malformed(what))?;
         self.take(len, what)
     }
 
-    /// A count of things that take at least one byte each: never more than there are bytes, so a
-    /// damaged count can't make the caller reserve memory for it.
+    /// Takes a count of things that take at least one byte each: never more than there are bytes,
+    /// so a damaged count can't make the caller reserve memory for it.
     pub fn count(&mut self, what: &'static str) -> Result<usize, Malformed> {
         let count = usize::try_from(self.varint(what)?).map_err(|_| Malformed(what))?;
         if count > self.rest.len() {
@@ -150,7 +165,11 @@ impl Reader {
         Ok(count)
     }
 
-    /// Everything has been read.
+    /// Ends the reading.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] if bytes are left.
     pub fn finish(self, what: &'static str) -> Result<(), Malformed> {
         if self.rest.is_empty() { Ok(()) } else { Err(Malformed(what)) }
     }

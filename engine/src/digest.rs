@@ -1,18 +1,25 @@
-//! The digest of a shard's counters: two replicas that hold the same counters have the same one.
+//! The digest of a shard's counters: two replicas that hold the same counters have the same digest.
 //!
-//! Σ H(name) · value mod 2^128, H odd. A sum, so it is kept up to date without reading anything
-//! (adding δ adds `H·δ`) and does not depend on any order; a weight that is odd has an inverse, so
-//! a change of any one value always changes the digest. A counter of 0 weighs nothing, so it does
-//! not matter whether it is absent or stored as 0.
+//! The digest is Σ H(name) · value mod 2^128, H odd. A sum is kept up to date without reading
+//! anything (adding δ adds `H·δ`) and does not depend on any order; a weight that is odd has an
+//! inverse, so a change of any one value always changes the digest. A counter of 0 weighs nothing,
+//! so it does not matter whether it is absent or stored as 0.
 
 use crate::key;
 
-/// H: what one unit of this counter weighs. Never changes: it is in shard records on disk.
+/// H: the weight of one unit of this counter. Never changes: digests in shard records on disk
+/// depend on it.
 pub fn weight(name: &[u8]) -> u128 {
-    key::hash(name) | 1
+    weight_of(key::hash(name))
 }
 
-/// What the counter at `value` adds to the digest; also what a change by `value` does.
+/// H of a counter whose name has this [`key::hash`]: the hash, made odd.
+pub fn weight_of(hash: u128) -> u128 {
+    hash | 1
+}
+
+/// The share of a counter at `value` in the digest; also the change of the digest when `value` is
+/// added.
 pub fn share(weight: u128, value: i128) -> u128 {
     weight.wrapping_mul(value as u128)
 }
@@ -40,7 +47,7 @@ mod tests {
         check(i128::MIN, -1);
     }
 
-    /// Golden: digests are on disk and compared between builds.
+    /// Golden test: digests are on disk and compared between builds.
     #[test]
     fn the_weight_of_a_counter_never_changes() {
         assert_eq!(weight(b"likes\0video-1"), key::hash(b"likes\0video-1") | 1);

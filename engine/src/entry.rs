@@ -1,8 +1,8 @@
 //! Log entries, and the chain that ties each to all before it.
 //!
-//! Two logs that agree on the chain at one seq agree on everything up to it: the chain is a hash
-//! over the previous chain and all of the entry. It is what a follower compares before it accepts
-//! or truncates anything, and what tells a diverged or altered history at the point of contact.
+//! The chain is a hash over the previous chain and all of the entry, so two logs that agree on the
+//! chain at one seq agree on everything up to it. A follower compares chains before it accepts or
+//! truncates anything, which detects a diverged or altered history at the first common position.
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
@@ -13,54 +13,71 @@ use crate::ids::{Chain, Epoch, Revision, Seq, SessionId, TimeMs};
 
 const KIND_OPS: u8 = 1;
 const KIND_BARRIER: u8 = 2;
-const KIND_COLLECT: u8 = 3;
-const KIND_EXPIRE: u8 = 4;
+const KIND_EXPIRE_SESSIONS: u8 = 3;
+const KIND_EXPIRE_TOKENS: u8 = 4;
 const KIND_SPLIT: u8 = 5;
 
-/// One log position.
+/// One entry of a shard's log.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Entry {
+    /// The epoch of the primary that ordered the entry.
     pub epoch: Epoch,
+    /// The entry's position.
     pub seq: Seq,
     /// The shard's own time: moves towards the primary's wall clock, never backwards.
     pub time: TimeMs,
+    /// The hash over the previous chain and this entry.
     pub chain: Chain,
+    /// The content.
     pub body: Body,
 }
 
+/// The content of an entry.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Body {
+    /// A batch of operations.
     Ops(Batch),
-    /// The first entry of an epoch: once it is committed, so is everything before it.
+    /// The first entry of an epoch (a no-op): once it is committed, so is everything before it.
     Barrier,
-    /// Drop the rows of sessions that are gone: those ≤ `r` and not in `l`.
-    Collect {
-        r: Revision,
-        l: Vec<SessionId>,
+    /// Drops the rows of sessions that are gone: those with an id ≤ `up_to` that are not in
+    /// `survivors`.
+    ExpireSessions {
+        /// The highest session id that this entry is about.
+        up_to: Revision,
+        /// Sessions at or below `up_to` that stay.
+        survivors: Vec<SessionId>,
     },
-    /// Drop the idempotency records of this bucket.
-    Expire {
+    /// Drops the idempotency records of one bucket.
+    ExpireTokens {
+        /// The bucket's number.
         bucket: u64,
     },
-    /// The shard ends here; two children begin, the second one at this slot.
+    /// The shard ends here; two children begin.
     Split {
+        /// The first slot of the second child.
         at: u16,
     },
-    /// A newer build wrote it, and this one does not know what it says. It is kept and passed on as it is; the copy stops
-    /// where it would be applied. All kinds that come after [`Body::Ops`] have their length before them, so that the
-    /// entries behind this one can be read.
+    /// An entry of a kind that only a newer build knows. It is kept and passed on unchanged; the
+    /// copy stops where it would be applied. All kinds after [`Body::Ops`] have their length before
+    /// them, so that the entries behind this one can be read.
     Unknown {
+        /// The unknown kind.
         kind: u8,
+        /// The body, without its length.
         bytes: Bytes,
     },
 }
 
-/// Where a log ends, or where two logs are compared.
+/// The identity of a log position: where a log ends, or where two logs are compared.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Position {
+    /// The epoch of the entry here.
     pub epoch: Epoch,
+    /// The entry's seq; 0 is before the first entry.
     pub seq: Seq,
+    /// The entry's chain: equal chains at one seq mean equal logs up to it.
     pub chain: Chain,
+    /// The entry's time.
     pub time: TimeMs,
 }
 
@@ -72,12 +89,13 @@ impl Entry {
         Self { epoch, seq, time, chain, body }
     }
 
+    /// The position of this entry.
     pub fn position(&self) -> Position {
         Position { epoch: self.epoch, seq: self.seq, chain: self.chain, time: self.time }
     }
 
-    /// The entry follows `previous`: next seq, no lower epoch, no earlier time, and its chain is
-    /// what its content gives. The payload's own sum is asked of [`Batch::is_intact`].
+    /// Returns whether the entry follows `previous`: next seq, no lower epoch, no earlier time, and
+    /// a chain that its content gives. [`Batch::is_intact`] checks the payload's own sum.
     pub fn follows(&self, previous: Position) -> bool {
         self.seq == previous.seq.next()
             && self.epoch >= previous.epoch
@@ -85,6 +103,7 @@ impl Entry {
             && self.chain == chain(previous.chain, self.epoch, self.seq, self.time, &self.body)
     }
 
+    /// Appends the encoded entry to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.push(self.body.kind());
         put_varint(out, self.epoch.0);
@@ -97,10 +116,14 @@ impl Entry {
         }
     }
 
-    /// Reads the fields; whether it is the right entry here is asked of [`Entry::follows`].
+    /// Reads the fields. [`Entry::follows`] checks whether the entry belongs here.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] names the field that can't be read.
     pub fn decode(from: &mut Reader) -> Result<Self, Malformed> {
         let kind = from.u8("entry kind")?;
-        // What was never written reads as zeros.
+        // Unwritten bytes of a segment read as zeros.
         if kind == 0 {
             return Err(Malformed("entry kind"));
         }
@@ -113,12 +136,12 @@ impl Entry {
         })
     }
 
-    /// Bytes the entry takes, near enough for limits and budgets.
+    /// The size in bytes, near enough for limits and budgets.
     pub fn size(&self) -> usize {
         const HEAD: usize = 64;
         match &self.body {
             Body::Ops(batch) => HEAD + batch.payload.len(),
-            Body::Collect { l, .. } => HEAD + 12 * l.len(),
+            Body::ExpireSessions { survivors, .. } => HEAD + 12 * survivors.len(),
             Body::Unknown { bytes, .. } => HEAD + bytes.len(),
             _ => HEAD,
         }
@@ -130,14 +153,14 @@ impl Body {
         match self {
             Self::Ops(_) => KIND_OPS,
             Self::Barrier => KIND_BARRIER,
-            Self::Collect { .. } => KIND_COLLECT,
-            Self::Expire { .. } => KIND_EXPIRE,
+            Self::ExpireSessions { .. } => KIND_EXPIRE_SESSIONS,
+            Self::ExpireTokens { .. } => KIND_EXPIRE_TOKENS,
             Self::Split { .. } => KIND_SPLIT,
             Self::Unknown { kind, .. } => *kind,
         }
     }
 
-    /// The sum the chain is made of. A batch brings its own.
+    /// The sum that the chain is made of. A batch brings its own.
     fn sum(&self) -> u64 {
         match self {
             Self::Ops(batch) => batch.sum,
@@ -150,14 +173,14 @@ impl Body {
         match self {
             Self::Ops(batch) => batch.encode(&mut out),
             Self::Barrier => {}
-            Self::Collect { r, l } => {
-                put_revision(&mut out, *r);
-                put_varint(&mut out, l.len() as u64);
-                for &id in l {
+            Self::ExpireSessions { up_to, survivors } => {
+                put_revision(&mut out, *up_to);
+                put_varint(&mut out, survivors.len() as u64);
+                for &id in survivors {
                     put_session(&mut out, id);
                 }
             }
-            Self::Expire { bucket } => put_varint(&mut out, *bucket),
+            Self::ExpireTokens { bucket } => put_varint(&mut out, *bucket),
             Self::Split { at } => out.extend_from_slice(&at.to_be_bytes()),
             Self::Unknown { bytes, .. } => out.extend_from_slice(bytes),
         }
@@ -176,13 +199,13 @@ impl Body {
         let mut from = Reader::new(bytes);
         let body = match kind {
             KIND_BARRIER => Self::Barrier,
-            KIND_COLLECT => {
-                let r = revision(&mut from)?;
+            KIND_EXPIRE_SESSIONS => {
+                let up_to = revision(&mut from)?;
                 let count = from.count("collected sessions")?;
-                let l = (0..count).map(|_| session(&mut from)).collect::<Result<_, _>>()?;
-                Self::Collect { r, l }
+                let survivors = (0..count).map(|_| session(&mut from)).collect::<Result<_, _>>()?;
+                Self::ExpireSessions { up_to, survivors }
             }
-            KIND_EXPIRE => Self::Expire { bucket: from.varint("bucket")? },
+            KIND_EXPIRE_TOKENS => Self::ExpireTokens { bucket: from.varint("bucket")? },
             _ => Self::Split { at: from.u16_be("split slot")? },
         };
         from.finish("entry body")?;
@@ -208,11 +231,11 @@ mod tests {
     fn bodies() -> Vec<Body> {
         vec![
             Body::Barrier,
-            Body::Collect {
-                r: Revision { incarnation: 1, revision: 900 },
-                l: vec![SessionId(Revision { incarnation: 1, revision: 17 })],
+            Body::ExpireSessions {
+                up_to: Revision { incarnation: 1, revision: 900 },
+                survivors: vec![SessionId(Revision { incarnation: 1, revision: 17 })],
             },
-            Body::Expire { bucket: 300 },
+            Body::ExpireTokens { bucket: 300 },
             Body::Split { at: 4096 },
         ]
     }
@@ -238,11 +261,12 @@ mod tests {
         let entry = Entry::after(at, Epoch(2), TimeMs(5), Body::Barrier);
         assert!(!Entry { epoch: Epoch(3), ..entry.clone() }.follows(at));
         assert!(!Entry { time: TimeMs(6), ..entry.clone() }.follows(at));
-        assert!(!Entry { body: Body::Expire { bucket: 0 }, ..entry.clone() }.follows(at));
+        assert!(!Entry { body: Body::ExpireTokens { bucket: 0 }, ..entry.clone() }.follows(at));
         assert!(!entry.follows(entry.position()));
     }
 
-    /// Else one entry of a newer build would end what two builds have to say to each other about all shards.
+    /// Otherwise one entry of a newer build would end the communication of two builds about all
+    /// shards.
     #[test]
     fn an_unknown_kind_is_kept_and_what_follows_it_is_read() {
         let unknown = Body::Unknown { kind: 77, bytes: Bytes::from_static(b"later") };

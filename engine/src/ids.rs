@@ -1,6 +1,5 @@
-//! The numbers and names everything else speaks of, each with a type of its own.
-//!
-//! A bare `u64` is never passed where two of them could be swapped. See DESIGN §2 for the words.
+//! The numbers and names that the other modules use, each with a type of its own, so that two of
+//! them can't be swapped. A bare `u64` is never passed where that could happen.
 
 use std::fmt;
 
@@ -40,66 +39,76 @@ impl fmt::Debug for StoreId {
     }
 }
 
-/// How often a store has been started. Raised and fsynced at each start, so a restarted process is
-/// never taken for the one before it.
+/// The number of times that a store has been started. Raised and fsynced at each start, so a
+/// restarted process is never taken for the one before it.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Boot(pub u64);
 
-/// One run of one store: what identity means everywhere (a node's name is for people only).
+/// One boot of one store, which identifies a process everywhere. (A node's name is for people
+/// only.)
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct StoreBoot {
+    /// The store.
     pub store: StoreId,
+    /// The number of this start of the store.
     pub boot: Boot,
 }
 
-/// Number of a shard's current primary. Rises only when a primary is assigned; fences the old one.
+/// The number of a shard's current primary, like a term in Raft. Rises only when a primary is
+/// assigned; fences the old one.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Epoch(pub u64);
 
-/// Rises by one with every change of a shard's configuration.
+/// The version of a shard's record: rises by one with every change.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Version(pub u64);
 
-/// Position in a shard's log. The first entry has 1; 0 is "before the first".
+/// A position in a shard's log. The first entry has 1; 0 is "before the first".
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Seq(pub u64);
 
 impl Seq {
+    /// The seq after this one.
     pub fn next(self) -> Self {
         Self(self.0 + 1)
     }
 
+    /// The seq before this one; 0 stays 0.
     pub fn prev(self) -> Self {
         Self(self.0.saturating_sub(1))
     }
 }
 
-/// Running hash over a log: equal chains at one seq mean equal logs up to it.
+/// A running hash over a log: equal chains at one seq mean equal logs up to it.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Chain(pub u64);
 
-/// Number of a store's copy of one shard. Raised when the copy is deleted, re-seeded or installed,
-/// so an acknowledgement never speaks for a copy that is gone.
+/// The number of a store's copy of one shard. Raised when the copy is deleted, re-seeded or
+/// installed, so an acknowledgement is never counted for a copy that is gone.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct CopyNo(pub u64);
 
-/// A position in etcd's history. `incarnation` rises when etcd was restored from a backup, so
-/// pairs compare rightly although plain revisions went back.
+/// A position in etcd's history. `incarnation` rises when etcd was restored from a backup, so pairs
+/// compare correctly although plain revisions went back.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Revision {
+    /// The number of times etcd was restored from a backup, starting at 1.
     pub incarnation: u32,
+    /// Etcd's revision.
     pub revision: u64,
 }
 
-/// Identity of one gateway worker: where its `gateway/` key was created. Never reused.
+/// The identity of one gateway worker: the revision at which its `gateway/` key was created. Never
+/// reused.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct SessionId(pub Revision);
 
-/// Number of a batch within (session, shard): 1, 2, 3 …
+/// The number of a batch within (session, shard): 1, 2, 3 …
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Bseq(pub u64);
+pub struct BatchSeq(pub u64);
 
-impl Bseq {
+impl BatchSeq {
+    /// The number after this one.
     pub fn next(self) -> Self {
         Self(self.0 + 1)
     }
@@ -112,7 +121,9 @@ pub struct Slot(pub u16);
 /// A contiguous range of slots, both ends included: what a shard covers.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Slots {
+    /// The first slot.
     pub lo: u16,
+    /// The last slot.
     pub hi: u16,
 }
 
@@ -120,10 +131,12 @@ impl Slots {
     /// Every slot there is.
     pub const ALL: Self = Self { lo: 0, hi: u16::MAX };
 
+    /// Returns whether the range contains the slot.
     pub fn contains(self, slot: Slot) -> bool {
         self.lo <= slot.0 && slot.0 <= self.hi
     }
 
+    /// The shard that covers this range.
     pub fn shard(self) -> ShardId {
         ShardId(self.lo)
     }
@@ -139,7 +152,7 @@ impl fmt::Display for ShardId {
     }
 }
 
-/// One connection, as the driver numbers them: never reused within a process. What arrives on one
-/// connection arrives in order, at most once, and nothing arrives after it is closed.
+/// The number that the driver gives to one connection: never reused within a process. What arrives
+/// on one connection arrives in order, at most once, and nothing arrives after it is closed.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Conn(pub u64);

@@ -1,8 +1,8 @@
-//! Which counter: a namespace and a key, their hash, and the slot that follows from it.
+//! The name of a counter: a namespace and a key, their hash, and the slot that follows from it.
 //!
-//! Inside the engine a counter's name is one byte string, `namespace ‖ 0 ‖ key`, as it is hashed,
-//! sent, kept in the table and written to disk. A namespace holds no zero byte, so the first zero
-//! separates the two.
+//! Inside the engine a counter's name is one byte string, `namespace ‖ 0 ‖ key`, which is also what
+//! is hashed, sent, kept in the table and written to disk. A namespace holds no zero byte, so the
+//! first zero separates the two.
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_128;
@@ -18,16 +18,17 @@ pub const KEY_BYTES_MAX: usize = 1024;
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct CounterKey(Bytes);
 
-/// Why a name is none.
+/// The reason why a name is invalid.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum KeyError {
-    /// Not 1 to 64 of `a-z 0-9 _ . -`.
+    /// The namespace is not 1 to 64 of `a-z 0-9 _ . -`.
     Namespace,
-    /// Not 1 to 1,024 bytes.
+    /// The key is not 1 to 1,024 bytes.
     Key,
 }
 
 impl CounterKey {
+    /// Makes a checked name.
     pub fn new(namespace: &[u8], key: &[u8]) -> Result<Self, KeyError> {
         check_namespace(namespace)?;
         check_key(key)?;
@@ -38,7 +39,7 @@ impl CounterKey {
         Ok(Self(name.into()))
     }
 
-    /// From the form it has inside the engine.
+    /// Checks a name in the form `namespace ‖ 0 ‖ key`.
     pub fn from_name(name: Bytes) -> Result<Self, KeyError> {
         let zero = name.iter().position(|&byte| byte == 0).ok_or(KeyError::Namespace)?;
         check_namespace(&name[..zero])?;
@@ -51,14 +52,17 @@ impl CounterKey {
         &self.0
     }
 
+    /// The name as `namespace ‖ 0 ‖ key`, without a copy.
     pub fn into_name(self) -> Bytes {
         self.0
     }
 
+    /// The namespace.
     pub fn namespace(&self) -> &[u8] {
         &self.0[..self.zero()]
     }
 
+    /// The key.
     pub fn key(&self) -> &[u8] {
         &self.0[self.zero() + 1..]
     }
@@ -67,6 +71,7 @@ impl CounterKey {
         self.0.iter().position(|&byte| byte == 0).expect("checked when it was made")
     }
 
+    /// The slot that the counter lies in.
     pub fn slot(&self) -> Slot {
         slot_of(hash(&self.0))
     }
@@ -82,12 +87,12 @@ fn check_key(key: &[u8]) -> Result<(), KeyError> {
     if (1..=KEY_BYTES_MAX).contains(&key.len()) { Ok(()) } else { Err(KeyError::Key) }
 }
 
-/// xxh3-128 of a name. Never changes: data on disk is placed by it.
+/// The xxh3-128 of a name. Never changes, since data on disk is placed by it.
 pub fn hash(name: &[u8]) -> u128 {
     xxh3_128(name)
 }
 
-/// The top 16 bits.
+/// The slot of a hash: its top 16 bits.
 pub fn slot_of(hash: u128) -> Slot {
     Slot((hash >> 112) as u16)
 }
@@ -120,7 +125,7 @@ mod tests {
         assert_eq!(CounterKey::from_name(counter.clone().into_name()), Ok(counter));
     }
 
-    /// Golden: placing data on disk depends on it.
+    /// Golden test: the placement of data on disk depends on it.
     #[test]
     fn the_slot_of_a_counter_never_changes() {
         let counter = CounterKey::new(b"likes", b"video-1").unwrap();

@@ -1,22 +1,22 @@
-//! Every decision the counter service makes, and no I/O.
+//! The decisions of the counter service, without I/O.
 //!
 //! This crate contains no networking, no files, no threads, no clock and no randomness. A driver
-//! hands it events and performs the effects that come back:
+//! passes events to a state machine and performs the effects that come back:
 //!
 //! ```text
 //!   driver ── Event ──▶ machine.handle(now, event, &mut effects) ── Effect ──▶ driver
 //!   driver ◀── when to call again ── machine.next_deadline()
 //! ```
 //!
-//! So a run is a list of events and effects: it prints, replays and diffs, and the simulator in
-//! `tests` runs the very code that production runs. Three machines stand on their own: [`node`]
-//! (all replicas of one storage node), [`batcher`] (one gateway worker) and [`coordinator`].
-//! The rest is their parts, and the formats of what they keep and say.
+//! The history of a process is therefore a list of events and effects: it can be printed, replayed
+//! and compared, and the simulator in `tests` runs the very code that production runs. There are
+//! three state machines: [`node`] (all replicas of one storage node), [`batcher`] (one gateway
+//! worker) and [`coordinator`]. The other modules are parts of them, and the formats of their data
+//! and messages.
 
-// Words and formats, used by everything below.
+// Identifiers and formats, used by everything below.
 pub mod batch;
 pub mod codec;
-pub mod config;
 pub mod entry;
 pub mod history;
 pub mod idempotency;
@@ -27,8 +27,9 @@ pub mod message;
 pub mod ops;
 pub mod planted;
 pub mod records;
+pub mod shard_record;
 
-// The state a shard's log builds, and where it is kept.
+// The state that a shard's log builds, and where it is stored.
 pub mod apply;
 pub mod digest;
 pub mod sessions;

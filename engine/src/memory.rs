@@ -1,9 +1,9 @@
-//! What things take of memory, so that what is counted is what is held.
+//! The memory that values take, so that the counted bytes are the bytes in use.
 //!
-//! The sizes are those of the allocator that production uses (jemalloc): a request is rounded up to one
-//! of four sizes between two powers of two, so that up to a fifth of a block is unused.
+//! The sizes are those of the allocator that production uses (jemalloc): a request is rounded up to
+//! one of four sizes between two powers of two, so up to a fifth of a block is unused.
 
-/// What the allocator gives to a request of this size.
+/// The bytes that the allocator gives to a request of this size.
 pub const fn allocated(bytes: usize) -> usize {
     match bytes {
         0 => 0,
@@ -13,13 +13,14 @@ pub const fn allocated(bytes: usize) -> usize {
     }
 }
 
-/// What a byte string takes beside what holds it: its bytes, and their reference count.
+/// The bytes that a byte string takes beside the value that holds it: its bytes and their reference
+/// count.
 pub const fn of_bytes(len: usize) -> usize {
     if len == 0 { 0 } else { allocated(len) + 32 }
 }
 
-/// What the nodes of a `BTreeMap` of so many entries take. A node has room for eleven; one that was
-/// filled in ascending order, as most are here, holds six.
+/// The bytes that the nodes of a `BTreeMap` of so many entries take. A node has room for eleven;
+/// one that was filled in ascending order, as most are here, holds six.
 pub const fn of_map<K, V>(len: usize) -> usize {
     let node = allocated(11 * (size_of::<K>() + size_of::<V>()) + 16);
     len.div_ceil(6) * node

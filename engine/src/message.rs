@@ -1,101 +1,142 @@
-//! What processes say to each other. The `proto` crate carries these over gRPC; the simulator
-//! carries them as they are.
+//! The messages between processes. The `proto` crate carries them over gRPC; the simulator carries
+//! them as they are.
 //!
-//! A connection between nodes has a direction: the dialling node speaks as primary and asks, the
-//! accepting node answers. Two nodes that lead shards for each other hold two connections.
+//! A connection between nodes has a direction: the dialling node sends as primary, the accepting
+//! node answers as follower. Two nodes that lead shards for each other hold two connections.
 
 use crate::batch::Batch;
-use crate::config::ShardConfig;
 use crate::entry::{Entry, Position};
 use crate::idempotency::TokenOutcome;
-use crate::ids::{Bseq, CopyNo, Epoch, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId, TimeMs};
+use crate::ids::{
+    BatchSeq, CopyNo, Epoch, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId, TimeMs,
+};
 use crate::key::CounterKey;
+use crate::shard_record::ShardRecord;
 
 // ---- gateway worker → storage node -------------------------------------------------------------
 
+/// Gateway worker → storage node.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum GatewayMessage {
-    /// What one worker sends one node in one turn. `message` counts up from 1 per connection.
-    Frame { message: u64, batches: Vec<Batch> },
-    /// Reads. `id` is the gateway's own, unique per connection. All keys of one read lie in
-    /// `slots`. Linearizable, unless `max_staleness_ms` says that a value of that age will do: then
-    /// a follower may answer, too.
-    Read { id: u64, slots: Slots, keys: Vec<CounterKey>, max_staleness_ms: Option<u64> },
+    /// The batches that one worker sends to one node in one turn.
+    Frame {
+        /// Counts up from 1 per connection.
+        message: u64,
+        /// The batches, of any number of shards.
+        batches: Vec<Batch>,
+    },
+    /// A read of counters of one shard.
+    Read {
+        /// Chosen by the gateway, unique per connection.
+        id: u64,
+        /// The shard, by its range: all keys lie in it.
+        slots: Slots,
+        /// The counters to read.
+        keys: Vec<CounterKey>,
+        /// `None`: the read is linearizable, and only the primary may answer. Otherwise values
+        /// that are at most this old suffice, and a follower may answer too.
+        max_staleness_ms: Option<u64>,
+    },
 }
 
-/// Storage node → gateway worker. Every answer names its send in full, so that it settles that
-/// send and no other.
+/// Storage node → gateway worker. Every answer names its send in full, so it settles that send and
+/// no other.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum NodeReply {
+    /// The answer to one send of one batch.
     Answer {
+        /// The number of the frame.
         message: u64,
+        /// The shard.
         slots: Slots,
+        /// The session of the batch.
         session: SessionId,
-        bseq: Bseq,
-        answer: Answer,
+        /// The number of the batch.
+        batch_seq: BatchSeq,
+        /// The outcome of this send.
+        answer: BatchReply,
     },
+    /// The answer to a read.
     Read {
+        /// The read's id.
         id: u64,
+        /// The values, or the reason why the read was refused.
         result: Result<ReadResult, Refusal>,
     },
-    /// Told to every connected gateway when it changes, and on connecting.
+    /// Sent to every connected gateway when it changes, and on connecting.
     ShardState {
+        /// The shard.
         slots: Slots,
+        /// The availability of the shard.
         state: ShardAvailability,
     },
 }
 
+/// The result of a read.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ReadResult {
-    /// In the order of the keys asked for.
+    /// The values, in the order of the keys asked for.
     pub values: Vec<i128>,
     /// The shard's own time.
     pub time: TimeMs,
-    /// All that was acknowledged so long before this answer left is in the values. 0: they are
+    /// The values contain all that was acknowledged this long before the answer left. 0: they are
     /// linearizable.
     pub staleness_us: u64,
 }
 
+/// The availability of a shard for writes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ShardAvailability {
+    /// The shard takes writes.
     Open,
     /// The commit can't move: a member can't acknowledge and can't leave the in-sync set.
     Frozen,
 }
 
-/// What became of one send of one batch.
+/// The outcome of one send of one batch.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Answer {
-    /// Applied, now or when it was sent before. `values[i]` answers the i-th op that asks for one;
-    /// `tokens[i]` tells what became of the i-th group of ops with a token (the values of one
-    /// without effect are 0). `time`: of the entry, so the shard's own time just now.
-    Applied { values: Vec<i128>, tokens: Vec<TokenOutcome>, time: TimeMs },
-    /// Applied before, and the worker has said that it knows the result.
+pub enum BatchReply {
+    /// Applied, now or when it was sent before.
+    Applied {
+        /// `values[i]` is the result of the i-th operation that asks for a value. The values of
+        /// operations without effect are 0.
+        values: Vec<i128>,
+        /// `tokens[i]` is the outcome of the i-th group of operations with a token.
+        tokens: Vec<TokenOutcome>,
+        /// The time of the entry, which is about the shard's own time now.
+        time: TimeMs,
+    },
+    /// Applied before, and the worker has stated since that it knows the result.
     AnsweredBefore,
-    /// Intact, but not to be read: decided, no effect.
+    /// Intact, but it can't be decoded: decided, without effect.
     Malformed,
-    /// This send had no effect: its number does not follow the last one, or there is no row.
+    /// This send has no effect: its number does not follow the last one, or the session has no
+    /// row.
     NoEffect,
-    /// This send had no effect: the session was collected.
+    /// This send has no effect: the session has expired.
     Expired,
-    /// Not ordered by this node.
+    /// This send was not ordered by this node.
     Refused(Refusal),
 }
 
-/// Why a node did not take something. Definite for this send, and for no other.
+/// The reason why a node refused a batch or a read. Definite for this send, and for no other.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Refusal {
-    /// This node does not lead the shard. What it knows of who does.
-    NotPrimary(Option<Box<ShardConfig>>),
-    /// No such shard on this node.
+    /// This node does not lead the shard. The record of the shard, as far as the node knows it.
+    NotPrimary(Option<Box<ShardRecord>>),
+    /// This node has no such shard.
     NoSuchShard,
+    /// The shard's commit can't move.
     Frozen,
+    /// The node has as much waiting as it may hold.
     Overloaded,
+    /// The disk has no room.
     NoSpace,
+    /// The batch or its answer is larger than the node takes.
     TooLarge,
-    /// The sum does not match: damaged on the way.
+    /// The sum does not match: the batch was damaged on the way.
     Damaged,
-    /// Of a bounded-stale read: this node can't prove that what it holds is young enough.
+    /// For a bounded-stale read: this node can't prove that its values are recent enough.
     Stale,
 }
 
@@ -105,43 +146,90 @@ pub enum Refusal {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum ToFollower {
     /// First on every connection. The accepting end closes it unless `to` is itself.
-    Hello { from: StoreBoot, to: StoreBoot },
-    /// Entries for any number of shards. `n` counts up from 1 per connection.
-    Append { n: u64, slices: Vec<Slice> },
+    Hello {
+        /// The dialling process.
+        from: StoreBoot,
+        /// The process that it wants to reach.
+        to: StoreBoot,
+    },
+    /// Entries for any number of shards.
+    Append {
+        /// Counts up from 1 per connection.
+        n: u64,
+        /// The entries, shard by shard.
+        slices: Vec<Slice>,
+    },
     /// Every 100 ms: liveness of the pair, and the commits that moved since.
-    Heartbeat { sent: u64, commits: Vec<(ShardId, Epoch, Seq)> },
-    /// Has any of these shards promised a higher epoch?
-    ReadIndex { round: u64, shards: Vec<(ShardId, Epoch)> },
-    /// Answers a probe, in full or in part: of each shard the epoch in which it is led, and a commit
-    /// captured after the probe had come and proved current since; or that there is none to tell.
-    Proof { probe: u64, proven: Vec<(ShardId, Epoch, Seq)>, refused: Vec<ShardId> },
-    /// A whole copy of a shard, of about so many bytes, is to replace this one. Nothing of it is sent before it is accepted;
-    /// then it comes as a stream of its own.
-    Snapshot { transfer: u64, shard: ShardId, epoch: Epoch, copy: CopyNo, bytes: u64 },
-    /// This copy is not what the others are (the point says what they are): it is to be filled anew.
-    Damaged { epoch: Epoch, copy: CopyNo, point: DigestPoint },
+    Heartbeat {
+        /// A time stamp that the answer echoes.
+        sent: u64,
+        /// The new commit of each shard, with the epoch that the sender leads.
+        commits: Vec<(ShardId, Epoch, Seq)>,
+    },
+    /// Asks whether any of these shards has promised a higher epoch.
+    ReadIndex {
+        /// The number of the round, for the answer.
+        round: u64,
+        /// The shards, with the epoch that the sender leads.
+        shards: Vec<(ShardId, Epoch)>,
+    },
+    /// Answers a [`FromFollower::ProofRequest`], in full or in part.
+    Proof {
+        /// The number of the request.
+        request: u64,
+        /// For each shard, the epoch in which it is led, and a commit that was captured after the
+        /// request had arrived and proved current since.
+        proven: Vec<(ShardId, Epoch, Seq)>,
+        /// The shards for which there is no such commit.
+        refused: Vec<ShardId>,
+    },
+    /// Announces a snapshot that is to replace the follower's copy of a shard. No part of it is
+    /// sent before it is accepted; then it comes as a stream of its own.
+    Snapshot {
+        /// The number of the transfer, for the answers.
+        transfer: u64,
+        /// The shard.
+        shard: ShardId,
+        /// The epoch that the sender leads.
+        epoch: Epoch,
+        /// The copy that is to be replaced.
+        copy: CopyNo,
+        /// The size, about.
+        bytes: u64,
+    },
+    /// The follower's copy differs from the others, whose digest is `point`: it is to be replaced.
+    Damaged {
+        /// The epoch that the sender leads.
+        epoch: Epoch,
+        /// The copy that differs.
+        copy: CopyNo,
+        /// The digest of the other copies.
+        point: DigestPoint,
+    },
 }
 
-/// What a primary knows of a replica of its shard: whether it acknowledges what it is sent, or why not.
+/// The state of a replica as its primary sees it: whether it acknowledges what it is sent, or the
+/// reason why not.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Standing {
-    /// It acknowledges, as far as is known.
+pub enum ReplicaHealth {
+    /// The replica acknowledges, as far as is known.
     Good,
-    /// It does not answer, can't be reached, or its disk does not answer: for a second.
+    /// For a second the replica has not answered, was not reachable, or its disk has not answered.
     Silent,
-    /// Its disk has no room.
+    /// The replica's disk has no room.
     Full,
-    /// It is connected and has no copy, or none yet.
+    /// The replica is connected and has no copy, or none yet.
     NoCopy,
-    /// It lacks what it has acknowledged, or its copy is wrong.
+    /// The replica lacks entries that it has acknowledged, or its copy is wrong.
     Lost,
-    /// It is being sent a whole copy.
+    /// A snapshot is being sent to the replica.
     Filling,
-    /// It answers, and what waits for its acknowledgement has waited for long.
+    /// The replica answers, but a commit has waited for its acknowledgement for long.
     Behind,
 }
 
-impl Standing {
+impl ReplicaHealth {
+    /// Every value.
     pub const ALL: [Self; 7] = [
         Self::Good,
         Self::Silent,
@@ -152,7 +240,7 @@ impl Standing {
         Self::Behind,
     ];
 
-    /// As the status page has it.
+    /// The name on the status page.
     pub fn name(self) -> &'static str {
         match self {
             Self::Good => "in-sync",
@@ -165,31 +253,36 @@ impl Standing {
         }
     }
 
-    /// It will not acknowledge by itself: another store is to take its place. (One that is being
-    /// copied to is as far as another one would be.)
+    /// Returns whether the replica will not acknowledge by itself, so that another store is to take
+    /// its place. (One that is being sent a snapshot is as far as another one would be.)
     pub fn needs_spare(self) -> bool {
         matches!(self, Self::Silent | Self::Full | Self::Behind)
     }
 }
 
-/// Part of one message for one shard.
+/// The part of one message for one shard.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Slice {
+    /// The shard.
     pub shard: ShardId,
+    /// The shard's slots.
     pub slots: Slots,
+    /// The epoch that the sender leads.
     pub epoch: Epoch,
-    /// The follower's copy that this speaks to.
+    /// The copy of the follower that the slice is for.
     pub copy: CopyNo,
-    /// The entries follow this position.
+    /// The position that the entries follow.
     pub prev: Position,
+    /// The primary's commit.
     pub commit: Seq,
     /// Ends the skipping that a reject began.
     pub resume: bool,
+    /// The entries, without a gap.
     pub entries: Vec<Entry>,
 }
 
 impl Slice {
-    /// Bytes the slice takes, near enough for limits and budgets.
+    /// The size in bytes, near enough for limits and budgets.
     pub fn size(&self) -> usize {
         const HEAD: usize = 32;
         HEAD + self.entries.iter().map(Entry::size).sum::<usize>()
@@ -199,195 +292,300 @@ impl Slice {
 /// Accepting node → dialling node.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum FromFollower {
-    /// First on every connection: who this is, and the number of each copy it holds.
-    Welcome { from: StoreBoot, copies: Vec<(ShardId, CopyNo)> },
-    /// A copy was deleted, created or installed: said before anything else about the shard. Or a replica that has refused
-    /// slices accepts them now, and its feed is to be opened again.
-    Copy { shard: ShardId, copy: CopyNo },
+    /// First on every connection.
+    Welcome {
+        /// The accepting process.
+        from: StoreBoot,
+        /// The number of each copy that it holds.
+        copies: Vec<(ShardId, CopyNo)>,
+    },
+    /// A copy was deleted, created or installed; sent before any other message about the shard. Or
+    /// a replica that has refused slices accepts them now, and its feed is to be opened again.
+    Copy {
+        /// The shard.
+        shard: ShardId,
+        /// The number of the present copy.
+        copy: CopyNo,
+    },
     /// Every slice of messages ≤ `n` that was neither rejected nor skipped is durable.
-    Ack { n: u64 },
-    /// Said before the ack of message `n`. Later slices of the shard are skipped until a resume.
-    Reject { n: u64, shard: ShardId, reason: Reject },
-    /// Answers a heartbeat: echoes `sent`; age of the last successful fsync; whether the disk has no
-    /// room for entries; bytes that whole copies may take here; what this node's wall clock says;
-    /// newest digests of the shards that the asker leads, where they are new.
+    Ack {
+        /// The number of the message.
+        n: u64,
+    },
+    /// A slice was rejected; sent before the ack of message `n`. Later slices of the shard are
+    /// skipped until one with [`Slice::resume`].
+    Reject {
+        /// The number of the message.
+        n: u64,
+        /// The shard of the slice.
+        shard: ShardId,
+        /// The reason.
+        reason: Reject,
+    },
+    /// Answers a heartbeat.
     Alive {
+        /// The echo of the heartbeat's `sent`.
         sent: u64,
+        /// The age of the last successful fsync.
         fsync_age_ms: u64,
+        /// The disk has no room for entries.
         full: bool,
+        /// The bytes that snapshots may take here.
         room_bytes: u64,
+        /// The wall clock of this node.
         wall: TimeMs,
+        /// The newest digests of the shards that the primary leads, where they are new.
         digests: Vec<DigestPoint>,
     },
-    /// Those of the asked shards that have promised more.
-    ReadIndex { round: u64, newer: Vec<(ShardId, Epoch)> },
-    /// How far must these shards be applied to hold all that is acknowledged by now?
-    Probe { probe: u64, shards: Vec<ShardId> },
-    /// What becomes of a snapshot: first whether it is to be sent, then how that ended.
-    Snapshot { transfer: u64, shard: ShardId, outcome: SnapshotOutcome },
+    /// Answers a [`ToFollower::ReadIndex`].
+    ReadIndex {
+        /// The number of the round.
+        round: u64,
+        /// The shards that have promised a higher epoch.
+        newer: Vec<(ShardId, Epoch)>,
+    },
+    /// Asks for the position to which each shard must be applied to contain everything that has
+    /// been acknowledged by now. Answered by [`ToFollower::Proof`].
+    ProofRequest {
+        /// The number of the request, for the answer.
+        request: u64,
+        /// The shards.
+        shards: Vec<ShardId>,
+    },
+    /// The state of a snapshot transfer: first whether it is to be sent, then how that ended.
+    Snapshot {
+        /// The number of the transfer.
+        transfer: u64,
+        /// The shard.
+        shard: ShardId,
+        /// The outcome so far.
+        outcome: SnapshotOutcome,
+    },
 }
 
+/// The outcome of a snapshot transfer, reported by the receiver.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum SnapshotOutcome {
-    /// It has room: send it.
+    /// There is room for the snapshot: it is to be sent.
     Accepted,
-    /// It has no room, and was not begun.
+    /// There is no room for the snapshot; nothing was begun.
     NoSpace,
-    /// It stands in place of the old copy, under a new copy number.
+    /// The snapshot has replaced the old copy, under a new copy number.
     Installed,
-    /// It came and was not wanted any more: the old copy stands.
+    /// The snapshot was received but no longer wanted: the old copy stays.
     NotInstalled,
 }
 
-/// What a replica's state amounts to at one seq: equal on all replicas at equal seq.
+/// The digest of a replica's state at one seq: equal on all replicas at equal seq.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct DigestPoint {
+    /// The shard.
     pub shard: ShardId,
+    /// The seq up to which the log is applied.
     pub seq: Seq,
+    /// The digest of all counters ([`crate::digest`]).
     pub counters: u128,
+    /// The digest of sessions and their expiry.
     pub sessions: u128,
-    /// Over the live buckets of idempotency records.
+    /// The digest of the live buckets of idempotency records.
     pub tokens: u128,
 }
 
-/// What a node's last scrub found, for people.
+/// The result of a node's last scrub, for the status page.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct ScrubStatus {
-    /// One is under way.
+    /// A scrub is running.
     pub running: bool,
-    /// By the node's wall clock. 0: there was none since it started.
+    /// The end of the last one, by the node's wall clock. 0: none has ended since the start.
     pub ended: TimeMs,
-    /// How many copies it has read.
+    /// The number of copies that it has read.
     pub shards: u64,
-    /// Those that are not what was written. What a checksum sees is not among them: it ends the process.
+    /// Copies whose content differs from what was written. Damage that a checksum detects is not
+    /// among them, since it ends the process.
     pub damaged: Vec<ShardId>,
 }
 
+/// The reason why a follower rejected a slice.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Reject {
     /// The follower obeys a newer primary.
     StaleEpoch {
+        /// The epoch that the follower has promised.
         promised: Epoch,
     },
-    /// `prev` is not in the follower's log. Where its log can be joined: the end of each epoch
-    /// above what it has applied, newest first, and lastly what it has applied.
+    /// `prev` is not in the follower's log.
     Mismatch {
+        /// The positions at which the log can be joined: the end of each epoch above what is
+        /// applied, newest first.
         ends: Vec<Position>,
+        /// The last position that can be joined: what the follower has applied.
         applied: Position,
     },
-    /// The slice speaks to another copy.
+    /// The slice is for another copy.
     WrongCopy {
+        /// The number of the present copy; 0 without a copy.
         copy: CopyNo,
     },
     /// The follower is stopped for this shard (damage, unknown entry) and needs a new copy.
     Stopped,
+    /// The follower's disk has no room.
     NoSpace,
 }
 
 // ---- coordinator ⇄ node -------------------------------------------------------------------------
 
-/// Asked of a node by the coordinator.
+/// Coordinator, gateway or CLI → node.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum NodeQuery {
-    /// Are you this process, and does your disk answer?
-    Probe { to: StoreBoot },
-    /// Where do the logs of these shards end?
-    Gather { shards: Vec<ShardId> },
-    /// Hand this shard over: stop ordering, so that `to` loses nothing by being promoted.
-    StepDown { shard: ShardId, epoch: Epoch },
-    /// What is there to be seen of this node's replicas?
+    /// Asks whether the node is this process, and whether its disk answers.
+    Probe {
+        /// The process that is meant.
+        to: StoreBoot,
+    },
+    /// Asks where the logs of these shards end.
+    Gather {
+        /// The shards.
+        shards: Vec<ShardId>,
+    },
+    /// Asks the node to hand this shard over: to stop ordering, so that promoting another store
+    /// loses nothing.
+    StepDown {
+        /// The shard.
+        shard: ShardId,
+        /// The epoch that the node leads.
+        epoch: Epoch,
+    },
+    /// Asks for the state of the node's replicas.
     Status,
-    /// Read everything that is on your disk, or these shards, at no more than this rate (0: the node's own).
-    Scrub { shards: Vec<ShardId>, bytes_per_s: u64 },
+    /// Asks the node to read everything on its disk, or these shards.
+    Scrub {
+        /// The shards; empty for everything.
+        shards: Vec<ShardId>,
+        /// The rate at which to read at most; 0 for the node's own setting.
+        bytes_per_s: u64,
+    },
 }
 
+/// Node → the process that sent a [`NodeQuery`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum NodeQueryReply {
+    /// Answers [`NodeQuery::Probe`].
     Probe {
+        /// The process that answers.
         from: StoreBoot,
+        /// The age of the last successful fsync.
         fsync_age_ms: u64,
     },
+    /// Answers [`NodeQuery::Gather`].
     Gather {
+        /// The process that answers.
         from: StoreBoot,
+        /// The end of each log; shards without a copy are left out.
         ends: Vec<ShardEnd>,
     },
-    /// The shard has stopped ordering and its log ends here, or the node does not lead it.
+    /// Answers [`NodeQuery::StepDown`].
     StepDown {
+        /// The shard.
         shard: ShardId,
+        /// The shard has stopped ordering and its log ends here. `None`: the node does not lead
+        /// it.
         end: Option<(Epoch, Seq)>,
     },
+    /// Answers [`NodeQuery::Status`].
     Status {
+        /// The process that answers.
         from: StoreBoot,
+        /// Every replica with a copy.
         replicas: Vec<ReplicaStatus>,
+        /// The scrub.
         scrub: ScrubStatus,
         /// The disk has no room: writes are refused, reads are served.
         full: bool,
     },
-    /// It will be done; `Status` tells what comes of it.
+    /// Answers [`NodeQuery::Scrub`]: the scrub is accepted; `Status` shows its progress.
     Scrub {
+        /// The process that answers.
         from: StoreBoot,
     },
 }
 
-/// One replica, for people to look at.
+/// The state of one replica, for the status page.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ReplicaStatus {
+    /// The shard.
     pub shard: ShardId,
+    /// The epoch that the replica has promised.
     pub promised: Epoch,
+    /// The last seq in the log.
     pub last: Seq,
+    /// The last seq that is applied.
     pub applied: Seq,
-    /// The newest digest there is.
+    /// The newest digest.
     pub digest: DigestPoint,
+    /// The role.
     pub role: RoleStatus,
-    /// Why nothing more is taken, if so.
+    /// The reason why the replica takes nothing more, if so.
     pub stopped: Option<String>,
 }
 
+/// The role of a replica, for the status page.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum RoleStatus {
+    /// The replica does not lead.
     Follower,
-    /// Leads in this epoch. `open`: its barrier is committed and it takes writes. `hindered_by`:
-    /// members and learners that do not acknowledge, and why. `records`: of requests with a key.
+    /// The replica leads.
     Primary {
+        /// The epoch that it leads.
         epoch: Epoch,
+        /// The barrier is committed and writes are taken.
         open: bool,
-        hindered_by: Vec<(StoreId, Standing)>,
+        /// Members and learners that do not acknowledge, with the reason.
+        hindered_by: Vec<(StoreId, ReplicaHealth)>,
+        /// The idempotency records of the shard.
         records: RecordsKept,
     },
 }
 
-/// Records of requests with an idempotency key, as one shard keeps them.
+/// The idempotency records that one shard keeps.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct RecordsKept {
+    /// The number of records.
     pub count: u64,
-    /// Of their rows: limited by the cluster's settings.
+    /// The bytes of their rows, which the cluster's settings limit.
     pub bytes: u64,
 }
 
+/// The end of a shard's log on one node.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ShardEnd {
+    /// The shard.
     pub shard: ShardId,
+    /// The epoch that the replica has promised.
     pub promised: Epoch,
     /// Epoch and seq of the last entry in the log.
     pub last: (Epoch, Seq),
+    /// The last seq that is applied.
     pub applied: Seq,
     /// The copy was damaged, or made empty at an epoch above 1 and has acknowledged no barrier
-    /// since: promote it only if nobody else is there.
+    /// since: to be promoted only if no other copy is available.
     pub unfit: bool,
 }
 
-/// What a node, unasked, tells the coordinator: hints, on change and every second.
+/// The report that a process sends to the coordinator without being asked: hints, on change and
+/// every second.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Report {
-    /// Peers that are silent, seen from here.
+pub struct HealthReport {
+    /// Peers that do not answer this process.
     pub silent: Vec<StoreId>,
     /// This node's disk has no room for entries.
     pub full: bool,
-    /// Shards led here that are frozen, and the members and learners that do not acknowledge. None
-    /// of them: the in-sync set is below the floor, or a commit is late for no reason known here.
-    pub frozen: Vec<(ShardId, Vec<(StoreId, Standing)>)>,
-    /// Shards led here whose primary asks to be replaced: it hears neither peers nor etcd.
+    /// Shards led here that are frozen, with the members and learners that do not acknowledge. An
+    /// empty list: the in-sync set is below `min_in_sync`, or a commit is late for a reason that is
+    /// not known here.
+    pub frozen: Vec<(ShardId, Vec<(StoreId, ReplicaHealth)>)>,
+    /// Shards led here whose primary asks to be replaced: it reaches neither peers nor etcd, or its
+    /// copy is wrong.
     pub resigned: Vec<ShardId>,
-    /// This process is about to end: others are to lead, and to be in sync without it.
+    /// This process is about to end: other nodes are to lead, and to be in sync without it.
     pub leaving: bool,
 }

@@ -1,8 +1,8 @@
-//! The op codec: what the payload of a batch says once it is unpacked.
+//! The codec of operations: the content of a batch's payload.
 //!
-//! `version 1` · then per op: `kind` · name (length, bytes) · for adds the delta (zigzag varint).
-//! Ops with a token stand behind a head of their own kind: scope · hash · fingerprint · issue time ·
-//! how many they are.
+//! `version 1` · then per operation: `kind` · name (length, bytes) · for adds the delta (zigzag
+//! varint). Operations with a token follow a head of their own kind: scope · hash · fingerprint ·
+//! issue time · the number of operations.
 //!
 //! Reading a payload is total. There are two ways to fail, and they must not be confused: bytes
 //! that no version of this format could mean are [`OpsError::Malformed`] (every replica skips the
@@ -22,77 +22,92 @@ const FORMAT: u8 = 1;
 const KIND_ADD: u8 = 0;
 const KIND_ADD_RETURNING: u8 = 1;
 const KIND_DELETE: u8 = 2;
-/// Not an op: a token, for the ops that follow.
+/// The head of the operations of one token; not an operation.
 const KIND_TOKEN: u8 = 3;
-/// Beside a token's scope: its issue time is the shard's, as the gateway has heard it.
-const HEARD: u8 = 2;
+/// A flag beside a token's scope: the issue time is the shard's time of arrival.
+const ARRIVED: u8 = 2;
 
-/// LZ4 pays for itself from here on (DESIGN §6).
-pub const COMPRESS_BYTES_MIN: usize = 512;
-/// An unpacked payload is never larger than this, whatever the packed one claims.
+/// An unpacked payload is never larger than this, whatever length the packed one states.
 pub const UNPACKED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// One change asked for.
+/// One change of one counter.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Op {
+    /// The counter.
     pub counter: CounterKey,
+    /// The change.
     pub kind: OpKind,
 }
 
+/// The kinds of change.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum OpKind {
-    /// Add, and say only that it was applied. Sums of coalesced i64 deltas, hence i128.
-    Add { delta: i128 },
-    /// Add, and answer the value after it.
-    AddReturning { delta: i128 },
-    /// Make the counter 0 again, and answer the value it had.
+    /// Adds, and returns only that it was applied.
+    Add {
+        /// A sum of merged i64 deltas, hence i128.
+        delta: i128,
+    },
+    /// Adds, and returns the value after it.
+    AddReturning {
+        /// As in [`OpKind::Add`].
+        delta: i128,
+    },
+    /// Makes the counter 0 again and returns the value it had.
     Delete,
 }
 
 impl OpKind {
-    /// The op's result depends on the value it finds, so that value must be loaded.
+    /// Returns whether the operation's result depends on the value it finds, so that this value
+    /// must be loaded.
     pub fn needs_value(self) -> bool {
         !matches!(self, Self::Add { .. })
     }
 }
 
-/// What a payload says.
+/// A decoded payload.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Ops {
-    /// All ops, in order, with a token or without.
+    /// All operations, in order, with a token or without.
     pub ops: Vec<Op>,
-    /// Which of them have a token: ascending, apart from each other, none empty.
-    pub tokened: Vec<Tokened>,
+    /// The operations that have a token: groups in ascending order, apart from each other, none
+    /// empty.
+    pub tokened: Vec<TokenedOps>,
 }
 
-/// Ops that were asked for under one token: applied as a whole or not at all.
+/// Operations under one token, applied as a whole or not at all.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Tokened {
+pub struct TokenedOps {
+    /// The token and the request.
     pub tag: Tag,
+    /// When the request was issued.
     pub issued: IssueTime,
-    /// Place of the first one among all ops, and how many there are.
+    /// The index of the first operation among all of the payload.
     pub first: usize,
+    /// The number of operations, at least 1.
     pub count: usize,
 }
 
 impl Ops {
-    /// What they take of memory, but for the bytes that their names are slices of.
+    /// Bytes of memory in use, without the bytes that the names are slices of.
     pub fn bytes(&self) -> usize {
         memory::allocated(self.ops.capacity() * size_of::<Op>())
-            + memory::allocated(self.tokened.capacity() * size_of::<Tokened>())
+            + memory::allocated(self.tokened.capacity() * size_of::<TokenedOps>())
     }
 }
 
-impl Tokened {
-    /// The ops themselves.
+impl TokenedOps {
+    /// The operations themselves, out of all of the payload.
     pub fn of<'a>(&self, ops: &'a [Op]) -> &'a [Op] {
         &ops[self.first..self.first + self.count]
     }
 }
 
+/// The reason why a payload can't be read. The text names the field.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum OpsError {
+    /// No version of the format could mean these bytes: the batch is skipped on every replica.
     Malformed(&'static str),
+    /// A newer build may know this version or kind: the shard must stop.
     Unknown(&'static str),
 }
 
@@ -107,12 +122,12 @@ pub fn begin() -> Vec<u8> {
     vec![FORMAT]
 }
 
-/// Adds one op to a payload.
+/// Appends one operation to a payload.
 pub fn put(out: &mut Vec<u8>, op: &Op) {
     put_named(out, &op.counter, op.kind);
 }
 
-/// The same, for ops that were merged: the counter of one, the kind of all.
+/// Appends operations that were merged into one: the counter of one, the kind of all.
 pub fn put_named(out: &mut Vec<u8>, counter: &CounterKey, kind: OpKind) {
     let (kind, delta) = match kind {
         OpKind::Add { delta } => (KIND_ADD, Some(delta)),
@@ -126,7 +141,7 @@ pub fn put_named(out: &mut Vec<u8>, counter: &CounterKey, kind: OpKind) {
     }
 }
 
-/// Bytes that [`put`] takes for it.
+/// The number of bytes that [`put`] appends.
 pub fn size(op: &Op) -> usize {
     let name = op.counter.name().len();
     let delta = match op.kind {
@@ -136,17 +151,17 @@ pub fn size(op: &Op) -> usize {
     1 + varint_i128_len(name as i128) + name + delta
 }
 
-/// Says that the next `count` ops have a token.
+/// Appends the head of a token for the next `count` operations.
 pub fn put_token(out: &mut Vec<u8>, tag: &Tag, issued: IssueTime, count: usize) {
-    let heard = if matches!(issued, IssueTime::Heard(_)) { HEARD } else { 0 };
-    out.extend_from_slice(&[KIND_TOKEN, tag.scope as u8 | heard]);
+    let arrived = if matches!(issued, IssueTime::Arrived(_)) { ARRIVED } else { 0 };
+    out.extend_from_slice(&[KIND_TOKEN, tag.scope as u8 | arrived]);
     out.extend_from_slice(&tag.hash.to_le_bytes());
     out.extend_from_slice(&tag.fingerprint.to_le_bytes());
     put_varint(out, issued.time().0);
     put_varint(out, count as u64);
 }
 
-/// A payload of these ops, all without a token.
+/// A payload of these operations, all without a token.
 pub fn encode(ops: &[Op]) -> Bytes {
     let mut out = begin();
     for op in ops {
@@ -155,12 +170,16 @@ pub fn encode(ops: &[Op]) -> Bytes {
     out.into()
 }
 
-/// The ops of a batch, in order. Names share memory with the payload.
+/// Decodes the operations of a batch, in order. Names share memory with the payload.
+///
+/// # Errors
+///
+/// [`OpsError`], see the module.
 pub fn decode_batch(batch: &Batch) -> Result<Ops, OpsError> {
     decode(unpack(batch)?)
 }
 
-/// Bytes that the names of a decoded batch hold beside its payload.
+/// The bytes that the names of a decoded batch hold beside its payload.
 pub fn unpacked_bytes(batch: &Batch) -> usize {
     let packed = batch.codec == Codec::Lz4 as u8;
     let size = packed.then(|| lz4_flex::block::uncompressed_size(&batch.payload));
@@ -184,7 +203,11 @@ fn unpack(batch: &Batch) -> Result<Bytes, OpsError> {
     Ok(unpacked.into())
 }
 
-/// The ops of an unpacked payload.
+/// Decodes the operations of an unpacked payload.
+///
+/// # Errors
+///
+/// [`OpsError`], see the module.
 pub fn decode(payload: Bytes) -> Result<Ops, OpsError> {
     let mut from = Reader::new(payload);
     if from.u8("ops format")? != FORMAT {
@@ -207,9 +230,9 @@ pub fn decode(payload: Bytes) -> Result<Ops, OpsError> {
     Ok(Ops { ops, tokened })
 }
 
-fn decode_token(from: &mut Reader, first: usize) -> Result<Tokened, OpsError> {
+fn decode_token(from: &mut Reader, first: usize) -> Result<TokenedOps, OpsError> {
     let head = from.u8("token scope")?;
-    let scope = match head & !HEARD {
+    let scope = match head & !ARRIVED {
         0 => Scope::Counter,
         1 => Scope::Batch,
         _ => return Err(OpsError::Unknown("token scope")),
@@ -217,18 +240,18 @@ fn decode_token(from: &mut Reader, first: usize) -> Result<Tokened, OpsError> {
     let hash = from.u128_le("token hash")?;
     let fingerprint = from.u128_le("token fingerprint")?;
     let issued = TimeMs(from.varint("token issue time")?);
-    let issued = match head & HEARD {
+    let issued = match head & ARRIVED {
         0 => IssueTime::Stated(issued),
-        _ => IssueTime::Heard(issued),
+        _ => IssueTime::Arrived(issued),
     };
     let count = from.count("token ops")?;
     if count == 0 || scope == Scope::Counter && count != 1 {
         return Err(OpsError::Malformed("token ops"));
     }
-    Ok(Tokened { tag: Tag { scope, hash, fingerprint }, issued, first, count })
+    Ok(TokenedOps { tag: Tag { scope, hash, fingerprint }, issued, first, count })
 }
 
-/// One op, but for its kind. A token has no place behind another one's head.
+/// Reads one operation after its kind. A token can't be among the operations of another token.
 fn decode_op(kind: u8, from: &mut Reader) -> Result<Op, OpsError> {
     if kind == KIND_TOKEN {
         return Err(OpsError::Malformed("token among the ops of another"));
@@ -249,7 +272,7 @@ fn decode_op(kind: u8, from: &mut Reader) -> Result<Op, OpsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Bseq, SessionId, Slots};
+    use crate::ids::{BatchSeq, SessionId, Slots};
 
     fn ops() -> Vec<Op> {
         let counter = |key: &str| CounterKey::new(b"likes", key.as_bytes()).unwrap();
@@ -269,7 +292,7 @@ mod tests {
         assert_eq!(decode(encode(&ops())), Ok(plain(ops())));
     }
 
-    /// Golden: these bytes are in logs on disk.
+    /// Golden test: these bytes are in logs on disk.
     #[test]
     fn the_bytes_never_change() {
         let want: &[u8] = &[
@@ -285,8 +308,8 @@ mod tests {
         let batch = Batch::seal(
             Slots::ALL,
             SessionId::default(),
-            Bseq(1),
-            Bseq(1),
+            BatchSeq(1),
+            BatchSeq(1),
             Codec::Lz4,
             packed.into(),
         );
@@ -297,11 +320,12 @@ mod tests {
         Tag { scope, hash: 0x0102, fingerprint: 3 }
     }
 
-    /// Golden, and the way back: a batch's part of two ops, and one without a token behind it.
+    /// Golden test, and the way back: a batch's part of two operations, and one without a token
+    /// behind it.
     #[test]
     fn a_token_stands_before_its_ops() {
         let mut out = begin();
-        let issued = IssueTime::Heard(TimeMs(300));
+        let issued = IssueTime::Arrived(TimeMs(300));
         put_token(&mut out, &tag(Scope::Batch), issued, 2);
         ops().iter().for_each(|op| put(&mut out, op));
         let head = [
@@ -313,7 +337,7 @@ mod tests {
         ];
         assert_eq!(out[..head.concat().len()], head.concat());
         let (first, count) = (0, 2);
-        let tokened = vec![Tokened { tag: tag(Scope::Batch), issued, first, count }];
+        let tokened = vec![TokenedOps { tag: tag(Scope::Batch), issued, first, count }];
         assert_eq!(decode(out.into()), Ok(Ops { ops: ops(), tokened }));
     }
 

@@ -1,58 +1,60 @@
-//! Bugs to plant: each breaks one rule, so that the simulator can show that it would notice.
+//! Bugs that tests plant: each breaks one rule, so that the simulator can show that it detects the
+//! violation.
 //!
-//! Without the feature `planted-bugs` the question is `false` at compile time, so production code
-//! holds nothing of them.
+//! Without the feature `planted-bugs`, [`Planted::is_in`] is `false` at compile time, so production
+//! code contains none of them.
 
-/// One rule dropped.
+/// One rule that is broken.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Planted {
     /// A promise is kept in memory only.
     SkipPromiseFsync,
-    /// A backup acknowledges what it has not fsynced.
+    /// A follower acknowledges entries that it has not fsynced.
     AckBeforeBackupFsync,
     /// A member whose removal is only proposed no longer counts.
     CountUnsettledRemoval,
-    /// A new primary serves at once.
+    /// A new primary serves before its barrier is committed.
     SkipBarrier,
-    /// A follower cuts its log back to its commit when a new primary comes.
+    /// A follower truncates its log to its commit when a new primary comes.
     TruncateToCommitHint,
-    /// A collection names no survivors.
+    /// An expiry of sessions names no survivors.
     CollectWithoutL,
     /// An operation is "not applied" at its deadline although its batch was sent.
     NotAppliedAfterSend,
-    /// A read joins a round that began before the value was captured.
+    /// A read joins a read-index round that began before the value was captured.
     CheckReadBeforeCapture,
-    /// A read takes the table now and the state later.
+    /// A read takes the table at once and the state later.
     TableThenDatabase,
-    /// A learner counts as caught up at the commit, also below the barrier.
+    /// A learner counts as caught up at the commit, also while that is below the barrier.
     LearnerAtCommitHint,
-    /// A backup dates a proof by its coming, not by the probe that asked for it.
+    /// A follower dates a proof by the time it arrives, not by the request that asked for it.
     AgeFromAnswer,
-    /// A record that lies in the frozen table is not looked up.
+    /// A record in the sealed table is not looked up.
     RecordNotInFrozen,
     /// A bucket of records is dropped as soon as it ends.
     ExpireTooEarly,
-    /// A record is as old as its entry, though its request says that it was issued later.
+    /// A record gets the bucket of its entry, although its request was issued later.
     BucketIgnoresIssueTime,
-    /// A record is no younger than a day ahead of its entry, whatever its request says.
+    /// A record's issue time is limited to a day ahead of its entry, whatever its request states.
     IssueTimeClamped,
-    /// Records age by a leap of shard time.
+    /// Records age by leaps of shard time.
     LeapAgesRecords,
     /// Shard time follows the primary's own wall clock.
     OwnClockTrusted,
-    /// One namespace may take all that there is for records.
+    /// One namespace may use all the space for records.
     ShareIgnored,
     /// Operations with a token are applied however long ago they were issued.
     IssueTimeNotJudged,
-    /// Whatever was done under a token answers every request with it.
+    /// The record of a token answers every request with that token, also a different one.
     FingerprintIgnored,
-    /// A batch with a token goes to all its shards at once, whether or not another one has the token.
+    /// A batch with a token goes to all its shards at once, whether or not another request has the
+    /// token.
     HomeNotAsked,
-    /// A part of a request with a token is applied again, record or not.
+    /// A part of a request with a token is applied again although it has a record.
     PartAppliedAgain,
-    /// An addition whose outcome is unknown is not waited for.
+    /// A commit does not wait for an added member while the outcome of the addition is unknown.
     ForgetUnsettledAddition,
-    /// A failed compare settles everything proposed before.
+    /// A failed compare-and-set settles everything that was proposed before.
     FailureSettles,
     /// A majority of the members suffices for a commit.
     CommitAtMajority,
@@ -60,117 +62,124 @@ pub enum Planted {
     CommitBelowBarrier,
     /// The primary counts itself by what it has sent, not by what it has fsynced.
     CountOwnUnsynced,
-    /// A restarted process goes on as primary of an epoch that names its former boot.
+    /// A restarted process continues as primary of an epoch that names its former boot.
     LeadAfterRestart,
-    /// A primary adopts the in-sync set of a record that names another one, and goes on.
+    /// A primary adopts the in-sync set of a record that names another primary, and continues.
     KeepAfterDemotion,
-    /// A follower takes slices of epochs below its promise.
+    /// A follower accepts slices of epochs below its promise.
     ObeyOldEpoch,
-    /// A follower joins its log to the primary's by number, without comparing chains.
+    /// A follower joins its log to the primary's by seq, without comparing chains.
     MatchByNumber,
-    /// A follower whose oldest entry in memory lies above what it is sent takes it for its own.
+    /// A follower whose oldest entry in memory lies above what it is sent accepts it without a
+    /// check.
     JoinBelowBase,
-    /// A follower cuts its log where a message ends.
+    /// A follower truncates its log where a message ends.
     TruncateToMessageEnd,
-    /// With a copy its promise goes, too.
+    /// Dropping a copy also drops the promise.
     DropForgetsPromise,
-    /// What a former copy has acknowledged still counts.
+    /// Acknowledgements of a former copy still count.
     KeepAcksOfOldCopy,
-    /// A read is told as soon as it is captured.
+    /// A read is answered as soon as its value is captured.
     ReadUnproven,
-    /// A read is captured while the barrier is committed, but not applied.
+    /// A read is captured while the barrier is committed but not applied.
     ReadBelowBarrier,
-    /// A read-index round does without one of the members.
+    /// A read-index round needs no answer from one of the members.
     ReadIndexMajority,
-    /// Whatever record etcd has shows that this node still leads.
+    /// Any record in etcd counts as proof that this node still leads.
     EtcdCheckUnread,
-    /// A commit is told to a follower without proof that this node still leads.
+    /// A commit is sent to a follower without proof that this node still leads.
     ProbeUnproven,
-    /// A loaded value is used although an ingest has come between.
+    /// A loaded value is used although an ingest took place in between.
     UseStaleLoad,
-    /// A flush, and with it each snapshot, forgets the session rows.
+    /// A flush, and with it each snapshot, contains no session rows.
     FlushWithoutSessions,
     /// A snapshot is installed below table content of the copy that it replaces.
     InstallOverTables,
-    /// A collection older than the newest is taken.
+    /// An expiry of sessions that is older than the newest is applied.
     CollectBackwards,
-    /// A collection takes back a session that an earlier one has dropped.
+    /// An expiry of sessions revives a session that an earlier one has dropped.
     ReviveExpired,
-    /// A primary that steps down refuses what it has ordered.
+    /// A primary that steps down refuses batches that it has ordered.
     RefuseOrdered,
-    /// A closed connection answers what was sent on it.
+    /// A closed connection counts as a refusal of the batches sent on it.
     ClosedIsRefused,
-    /// One refusal is definite although another send is open.
+    /// One refusal counts as "not applied" although another send is open.
     OneRefusalDecides,
-    /// "Expired" is definite although another send is open.
+    /// "Expired" counts as "not applied" although another send is open.
     ExpiredIsDefinite,
-    /// A copy that may have lost something says that it is as good as any.
+    /// A copy that may have lost something is reported as fit for promotion.
     UnfitPasses,
-    /// A follower that refused for want of space is never tried again.
+    /// A follower that refused for lack of space is never tried again.
     FullIsForgotten,
-    /// A whole copy is accepted while another one is being installed in its place.
+    /// A snapshot is accepted while another one is being installed in its place.
     CopyOverCopy,
-    /// A whole copy is accepted whether it has room or not.
+    /// A snapshot is accepted whether there is room for it or not.
     CopyWithoutRoom,
-    /// Whether a disk has room is not looked at when a primary is chosen, nor while it leads.
+    /// The coordinator ignores full disks when it chooses a primary, and while one leads.
     FullLeadsOn,
-    /// A follower whose disk is full takes nothing, not even the barrier of a new primary.
+    /// A follower whose disk is full rejects everything, even the barrier of a new primary.
     FullRefusesBarrier,
-    /// At the floor a learner whose disk is full replaces no member, be that gone for good.
+    /// While the in-sync set has `min_in_sync` members, a learner whose disk is full replaces no
+    /// member, even one that is gone for good.
     FullReplacesNobody,
-    /// A shard of which nothing was applied yet has no copy to give.
+    /// A shard of which nothing was applied yet has no snapshot to send.
     EmptyIsNoCopy,
-    /// A node whose log is too long takes no whole copy.
+    /// A node whose log is too long accepts no snapshot.
     FullLogTakesNoCopy,
-    /// A read of the log that gives nothing is asked for again.
+    /// A read of the log that returned nothing is repeated.
     EmptyReadGoesOn,
-    /// What was read from the log in a former epoch is sent in this one.
+    /// Entries that were read from the log in a former epoch are sent in this one.
     OldReadIsSent,
-    /// What is needed of the log is said after a flush alone.
+    /// The log is trimmed only after a flush.
     TrimOnlyOnFlush,
     /// A tainted member that is trusted again counts as one that makes the in-sync set larger.
     TrustMakesRoom,
     /// Entries are applied into a table that is full, while another one is being flushed.
     ApplyWithoutRoom,
-    /// A follower acknowledges what it takes however much it has to apply.
+    /// A follower acknowledges entries however much it has to apply.
     AckWithoutRoom,
-    /// A copy that may be wrong leads after a while, though a better one may still come back.
+    /// A copy that may be wrong is promoted after a while, although a better one may still come
+    /// back.
     WrongCopyLeadsInTime,
-    /// A shard is frozen for a member that is silent only, not for one that can't acknowledge.
+    /// A shard is frozen only for a silent member, not for one that can't acknowledge for another
+    /// reason.
     FrozenIsSilence,
-    /// A member that can go on only with a whole copy is waited for.
+    /// A commit waits for a member that needs a snapshot.
     NeedyIsWaitedFor,
-    /// A group is closed by its fsync alone, however large it grows.
+    /// A group is closed only by its fsync, however large it grows.
     GroupUnlimited,
-    /// A follower is sent everything at once.
+    /// A follower is sent everything at once, without a window.
     WindowIgnored,
-    /// One message holds everything that there is to send.
+    /// One message holds all entries to be sent.
     MessageUnlimited,
-    /// Any number of reads may wait.
+    /// The number of waiting reads has no limit.
     WaitingUnbounded,
-    /// All digests that are kept are told at once.
+    /// All digests that are kept are sent in one message.
     PointsUnlimited,
-    /// A batch is closed at the limits that are shipped, whatever the settings say.
+    /// A batch is closed at the default limits instead of those of the settings.
     BatchUnlimited,
-    /// A frame holds every batch that there is.
+    /// A frame has no limit on its batches.
     FrameUnlimited,
-    /// A frozen shard shows itself as open.
+    /// The status shows a frozen shard as open.
     StatusSaysOpen,
-    /// Any read of etcd tells that a copy is to go, also one that began before the copy was counted on again.
+    /// Any read of etcd may lead to the deletion of a copy, also one that began before the copy was
+    /// counted on again.
     AnyReadDeletes,
-    /// Old records are ordered to go again and again while the first order is on its way.
+    /// The expiry of old records is ordered again and again while the first entry is in flight.
     ExpiryPilesUp,
-    /// An empty folder takes the name of a store that is only away.
+    /// An empty folder takes the name of a store that is only offline.
     EmptyFolderTakesName,
-    /// A store is given up, and for good, whatever its copies are needed for.
+    /// A store is given up for good although its copies are needed.
     NeededStoreGivenUp,
-    /// An operator's word to accept a loss is obeyed whatever has become of the shard since.
+    /// An operator's acceptance of a loss is obeyed although the shard's record has changed since.
     IntentOfAnyRecord,
-    /// A primary that asks to be replaced, its copy proved wrong, is a good copy beside a store that is away.
+    /// A primary that asks to be replaced because its copy is wrong counts as a good copy beside a
+    /// store that is offline.
     ResignedIsGood,
 }
 
 impl Planted {
+    /// Every planted bug.
     pub const ALL: [Self; 81] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
@@ -255,7 +264,7 @@ impl Planted {
         Self::ResignedIsGood,
     ];
 
-    /// Is this bug planted?
+    /// Returns whether this bug is planted.
     pub fn is_in(self, planted: Option<Self>) -> bool {
         cfg!(feature = "planted-bugs") && planted == Some(self)
     }

@@ -1,6 +1,7 @@
 //! The other records in etcd: the cluster's settings, stores, running nodes and gateways.
 //!
-//! Binary, with a format byte in front; a record of a newer format is refused, never guessed at.
+//! Records are binary, with a format byte in front; a record of a newer format is refused, never
+//! guessed at.
 
 use bytes::Bytes;
 
@@ -13,58 +14,74 @@ const FORMAT: u8 = 1;
 /// `meta`: made once by the first leading coordinator, then fixed.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Meta {
+    /// The cluster's uuid.
     pub cluster: u128,
+    /// The number of shards.
     pub shards: u32,
+    /// The number of copies of each shard.
     pub replicas: u8,
+    /// The number of members below which an in-sync set commits nothing.
     pub min_in_sync: u8,
-    /// Which hash places keys: 1 = xxh3-128, top 16 bits.
+    /// The hash that places keys: 1 = xxh3-128, top 16 bits.
     pub hash: u8,
     /// Rises when etcd was restored from a backup.
     pub incarnation: u32,
-    pub idempotency: idempotency::Settings,
+    /// The idempotency settings.
+    pub idempotency: idempotency::TokenSettings,
 }
 
 /// `store/{uuid}`: one per disk, for ever.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct StoreRecord {
+    /// The name that the operator gave to the node.
     pub name: String,
-    /// Where its peer port listens, `host:port`.
+    /// The address of its peer port, `host:port`.
     pub address: String,
+    /// The zone, for placement; may be empty.
     pub zone: String,
+    /// The machine, for placement.
     pub host: String,
+    /// The number of its last start.
     pub boot: Boot,
-    /// Fresh with every boot: a disk that knows neither it nor the one before was rolled back.
+    /// A random number, new with every boot: a disk that knows neither it nor the one before was
+    /// rolled back.
     pub nonce: u128,
+    /// The status.
     pub status: StoreStatus,
 }
 
-/// `name/{name}`: the store that has a name, until another takes it. It counts while that store goes by the name and is not
-/// given up.
+/// `name/{name}`: the store that has a name, until another takes it. The record counts while that
+/// store goes by the name and is not given up.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NameRecord {
+    /// The store that has the name.
     pub store: StoreId,
 }
 
+/// The status of a store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum StoreStatus {
+    /// The store takes part.
     Active = 0,
+    /// The planner moves its copies to other stores.
     Draining = 1,
-    /// Its disk reported or showed an error: its copies are to be re-seeded.
+    /// The store's disk reported or showed an error: its copies are to be re-seeded.
     Suspect = 2,
     /// Given up: another store has its name and gets its places.
     Lost = 3,
+    /// Emptied on purpose and removed.
     Retired = 4,
     /// Given up while it was suspect.
     LostSuspect = 5,
 }
 
 impl StoreStatus {
-    /// Nothing waits for the store any more.
+    /// Returns whether the store is gone, so that nothing waits for it any more.
     pub fn is_gone(self) -> bool {
         matches!(self, Self::Lost | Self::Retired | Self::LostSuspect)
     }
 
-    /// What it is once it is given up.
+    /// The status after the store is given up.
     pub fn given_up(self) -> Self {
         match self {
             Self::Suspect => Self::LostSuspect,
@@ -73,7 +90,8 @@ impl StoreStatus {
         }
     }
 
-    /// What it is once it is taken back. None: it was not given up, or was emptied on purpose.
+    /// The status after the store is taken back. `None` if it was not given up, or was emptied on
+    /// purpose.
     pub fn taken_back(self) -> Option<Self> {
         match self {
             Self::Lost => Some(Self::Active),
@@ -86,50 +104,64 @@ impl StoreStatus {
 /// `node/{uuid}`: exists while the process's lease does.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NodeRecord {
+    /// The number of this start.
     pub boot: Boot,
+    /// The address of its peer port, `host:port`.
     pub address: String,
-    /// Bytes its disk holds.
+    /// The size of its disk in bytes.
     pub capacity: u64,
-    /// Oldest and newest message version spoken.
+    /// The oldest and newest message version that it supports.
     pub versions: (u32, u32),
 }
 
-/// `intent/promote/{shard}`: an operator wants the shard led by this store's copy, whatever it lacks.
+/// `intent/promote/{shard}`: an operator wants the shard to be led by this store's copy, whatever
+/// it lacks.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct PromoteIntent {
+    /// The store.
     pub store: StoreId,
-    /// The version of the shard's record that the operator has seen: with any other it means nothing.
+    /// The version of the shard's record that the operator has seen: with any other version the
+    /// intent has no effect.
     pub version: Version,
+    /// The operator.
     pub from: Operator,
 }
 
-/// A person who gave a command.
+/// The author of a command.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Operator {
-    /// When, by the clock of that person's machine.
+    /// The time of the command, by the clock of the author's machine.
     pub at: TimeMs,
-    /// `user@host`, for people.
+    /// `user@host`, for the record.
     pub name: String,
 }
 
-/// `loss/{shard}-{epoch}`: this epoch began with a copy that may lack acknowledged entries. Never changed or deleted.
+/// `loss/{shard}-{epoch}`: this epoch began with a copy that may lack acknowledged entries. Never
+/// changed or deleted.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct LossRecord {
+    /// The shard.
     pub shard: ShardId,
+    /// The epoch.
     pub epoch: Epoch,
+    /// The primary of the epoch.
     pub primary: StoreBoot,
     /// The last entry in the log of its copy. (0, 0): it held none.
     pub last: (Epoch, Seq),
-    /// The copies that were given up, and the highest position that each was known to hold. None: nothing is known of it.
+    /// The copies that were given up, and the highest position that each was known to hold. `None`:
+    /// nothing is known of it.
     pub given_up: Vec<(StoreId, Option<Seq>)>,
-    /// Who accepted it. None: every trusted member of the in-sync set had answered, and all their copies were damaged.
+    /// The operator who accepted the loss. `None`: every trusted member of the in-sync set had
+    /// answered, and all their copies were damaged.
     pub accepted_by: Option<Operator>,
 }
 
 /// `gateway/{nonce}`: one per worker. The session id is its create_revision.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct GatewayRecord {
+    /// The gateway's HTTP address.
     pub address: String,
+    /// The number of the worker in its gateway.
     pub worker: u32,
 }
 
@@ -143,13 +175,14 @@ fn text(from: &mut Reader, what: &'static str) -> Result<String, Malformed> {
 }
 
 impl Meta {
+    /// Encodes the record.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         out.extend_from_slice(&self.cluster.to_le_bytes());
         put_varint(&mut out, u64::from(self.shards));
         out.extend_from_slice(&[self.replicas, self.min_in_sync, self.hash]);
         put_varint(&mut out, u64::from(self.incarnation));
-        let idempotency::Settings { window_ms, buckets, bytes_max, namespaces_max } =
+        let idempotency::TokenSettings { window_ms, buckets, bytes_max, namespaces_max } =
             self.idempotency;
         put_varint(&mut out, window_ms);
         put_varint(&mut out, buckets.into());
@@ -158,6 +191,11 @@ impl Meta {
         out
     }
 
+    /// Decodes the record.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] names the field that can't be read.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut from = begin(bytes, "meta record format")?;
         let meta = Self {
@@ -167,7 +205,7 @@ impl Meta {
             min_in_sync: from.u8("min_in_sync")?,
             hash: from.u8("hash id")?,
             incarnation: from.varint_u32("incarnation")?,
-            idempotency: idempotency::Settings {
+            idempotency: idempotency::TokenSettings {
                 window_ms: from.varint("idempotency window")?,
                 buckets: from.varint_u32("idempotency buckets")?,
                 bytes_max: from.varint("idempotency bytes")?,
@@ -180,6 +218,7 @@ impl Meta {
 }
 
 impl StoreRecord {
+    /// Encodes the record.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         for text in [&self.name, &self.address, &self.zone, &self.host] {
@@ -191,6 +230,11 @@ impl StoreRecord {
         out
     }
 
+    /// Decodes the record.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] names the field that can't be read.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut from = begin(bytes, "store record format")?;
         let record = Self {
@@ -216,12 +260,18 @@ impl StoreRecord {
 }
 
 impl NameRecord {
+    /// Encodes the record.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         out.extend_from_slice(&self.store.0.to_le_bytes());
         out
     }
 
+    /// Decodes the record.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] names the field that can't be read.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut from = begin(bytes, "name record format")?;
         let record = Self { store: StoreId(from.u128_le("named store")?) };
@@ -231,6 +281,7 @@ impl NameRecord {
 }
 
 impl NodeRecord {
+    /// Encodes the record.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         put_varint(&mut out, self.boot.0);
@@ -241,6 +292,11 @@ impl NodeRecord {
         out
     }
 
+    /// Decodes the record.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] names the field that can't be read.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut from = begin(bytes, "node record format")?;
         let record = Self {
@@ -255,6 +311,7 @@ impl NodeRecord {
 }
 
 impl GatewayRecord {
+    /// Encodes the record.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         put_bytes(&mut out, self.address.as_bytes());
@@ -262,6 +319,11 @@ impl GatewayRecord {
         out
     }
 
+    /// Decodes the record.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] names the field that can't be read.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut from = begin(bytes, "gateway record format")?;
         let record = Self {
@@ -274,6 +336,7 @@ impl GatewayRecord {
 }
 
 impl PromoteIntent {
+    /// Encodes the record.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         out.extend_from_slice(&self.store.0.to_le_bytes());
@@ -282,6 +345,11 @@ impl PromoteIntent {
         out
     }
 
+    /// Decodes the record.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] names the field that can't be read.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut from = begin(bytes, "promote intent format")?;
         let intent = Self {
@@ -295,6 +363,7 @@ impl PromoteIntent {
 }
 
 impl LossRecord {
+    /// Encodes the record.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         put_varint(&mut out, u64::from(self.shard.0));
@@ -312,6 +381,11 @@ impl LossRecord {
         out
     }
 
+    /// Decodes the record.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] names the field that can't be read.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut from = begin(bytes, "loss record format")?;
         let shard = u16::try_from(from.varint_u32("lost shard")?);
@@ -428,7 +502,7 @@ mod tests {
             min_in_sync: 2,
             hash: 1,
             incarnation: 1,
-            idempotency: idempotency::Settings::default(),
+            idempotency: idempotency::TokenSettings::default(),
         };
         assert_eq!(Meta::decode(&meta.encode()), Ok(meta));
         let store = StoreRecord {

@@ -1,12 +1,13 @@
-//! Which shard a slot belongs to, and who leads it: what a gateway knows of etcd's `shard/` keys.
+//! The shard of each slot and its primary: a gateway's view of etcd's `shard/` keys.
 //!
-//! Fed by the watch and by the hints in refusals, in any order: the newest version of a key wins.
-//! Shards are only ever split, so where two keys claim one slot the narrower range is the newer.
+//! The map is fed by the watch and by the hints in refusals, in any order: the newest version of a
+//! key wins. Shards are only ever split, so where two keys claim one slot the narrower range is the
+//! newer one.
 //!
 //! Invariant: the ranges are sorted and do not overlap.
 
-use crate::config::ShardConfig;
 use crate::ids::{ShardId, Slot, Slots, StoreBoot};
+use crate::shard_record::ShardRecord;
 
 /// The ranges that `count` shards are made with: shard i covers ⌊i·65536/count⌋ up to the next.
 pub fn ranges(count: u32) -> impl Iterator<Item = Slots> {
@@ -20,23 +21,23 @@ pub fn ranges(count: u32) -> impl Iterator<Item = Slots> {
 /// The newest record known of each shard.
 #[derive(Clone, Debug, Default)]
 pub struct ShardMap {
-    shards: Vec<ShardConfig>,
+    shards: Vec<ShardRecord>,
 }
 
 impl ShardMap {
-    /// Takes a record. False: it says nothing new.
-    pub fn learn(&mut self, config: ShardConfig) -> bool {
-        let slots = config.slots;
+    /// Takes a record. Returns whether it was newer than what was known.
+    pub fn learn(&mut self, record: ShardRecord) -> bool {
+        let slots = record.slots;
         if slots.lo > slots.hi {
             return false;
         }
-        // Those that overlap are neighbours, since the ranges are sorted.
+        // Ranges that overlap are neighbours, since the ranges are sorted.
         let first = self.shards.partition_point(|known| known.slots.hi < slots.lo);
         let end = self.shards.partition_point(|known| known.slots.lo <= slots.hi);
         let width = |slots: Slots| slots.hi - slots.lo;
-        let is_newer = |known: &ShardConfig| {
+        let is_newer = |known: &ShardRecord| {
             if known.slots.lo == slots.lo {
-                known.version < config.version
+                known.version < record.version
             } else {
                 width(known.slots) > width(slots)
             }
@@ -45,43 +46,43 @@ impl ShardMap {
         if !self.shards[overlapping.clone()].iter().all(is_newer) {
             return false;
         }
-        self.shards.splice(overlapping, [config]);
+        self.shards.splice(overlapping, [record]);
         true
     }
 
     /// The shard of a slot, if it is known.
-    pub fn of_slot(&self, slot: Slot) -> Option<&ShardConfig> {
+    pub fn of_slot(&self, slot: Slot) -> Option<&ShardRecord> {
         Some(&self.shards[self.index_of(slot)?])
     }
 
-    /// The place of that shard in [`ShardMap::iter`], as the map is now.
+    /// The index of that shard in [`ShardMap::iter`], as the map is now.
     pub fn index_of(&self, slot: Slot) -> Option<usize> {
         let index = self.shards.partition_point(|known| known.slots.hi < slot.0);
         self.shards.get(index).filter(|known| known.slots.contains(slot)).map(|_| index)
     }
 
-    /// The shard at a place that [`ShardMap::index_of`] gave.
-    pub fn at(&self, index: usize) -> &ShardConfig {
+    /// The shard at an index that [`ShardMap::index_of`] returned.
+    pub fn at(&self, index: usize) -> &ShardRecord {
         &self.shards[index]
     }
 
     /// The shard with this name, if it is known.
-    pub fn get(&self, shard: ShardId) -> Option<&ShardConfig> {
+    pub fn get(&self, shard: ShardId) -> Option<&ShardRecord> {
         self.of_slot(Slot(shard.0)).filter(|known| known.shard() == shard)
     }
 
-    /// Every slot belongs to a known shard.
+    /// Returns whether every slot belongs to a known shard.
     pub fn is_complete(&self) -> bool {
         let covered: u32 = self.iter().map(|s| u32::from(s.slots.hi - s.slots.lo) + 1).sum();
         covered == 1 << 16
     }
 
     /// All known shards, by their slots.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &ShardConfig> {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &ShardRecord> {
         self.shards.iter()
     }
 
-    /// Who leads anything, each once, sorted.
+    /// The primaries of all shards, each once, sorted.
     pub fn primaries(&self) -> Vec<StoreBoot> {
         let mut primaries: Vec<_> = self.iter().map(|shard| shard.primary).collect();
         primaries.sort();
@@ -95,17 +96,17 @@ mod tests {
     use super::*;
     use crate::ids::Version;
 
-    fn config(lo: u16, hi: u16, version: u64) -> ShardConfig {
+    fn record(lo: u16, hi: u16, version: u64) -> ShardRecord {
         let slots = Slots { lo, hi };
-        ShardConfig { slots, version: Version(version), ..ShardConfig::default() }
+        ShardRecord { slots, version: Version(version), ..ShardRecord::default() }
     }
 
-    /// What is known after learning these, as (lo, hi, version).
+    /// The map after these records, as (lo, hi, version).
     #[track_caller]
     fn check(learnt: &[(u16, u16, u64)], want: &[(u16, u16, u64)]) {
         let mut map = ShardMap::default();
         for &(lo, hi, version) in learnt {
-            map.learn(config(lo, hi, version));
+            map.learn(record(lo, hi, version));
         }
         let known: Vec<_> = map.iter().map(|s| (s.slots.lo, s.slots.hi, s.version.0)).collect();
         assert_eq!(known, want);
@@ -117,7 +118,7 @@ mod tests {
         check(&[(10, 19, 1), (0, 9, 1)], &[(0, 9, 1), (10, 19, 1)]);
     }
 
-    /// In whatever order the three records of a split come.
+    /// The order in which the three records of a split arrive does not matter.
     #[test]
     fn a_split_replaces_the_parent() {
         let want = [(0, 4, 8), (5, 9, 1)];
@@ -138,7 +139,7 @@ mod tests {
             let mut map = ShardMap::default();
             assert!(!map.is_complete());
             for slots in ranges(count) {
-                assert!(map.learn(config(slots.lo, slots.hi, 1)));
+                assert!(map.learn(record(slots.lo, slots.hi, 1)));
             }
             assert!(map.is_complete());
             assert_eq!(map.iter().len(), count as usize);
@@ -148,8 +149,8 @@ mod tests {
     #[test]
     fn slots_find_their_shard() {
         let mut map = ShardMap::default();
-        map.learn(config(10, 19, 1));
-        map.learn(config(30, 39, 1));
+        map.learn(record(10, 19, 1));
+        map.learn(record(30, 39, 1));
         let shard = |slot| map.of_slot(Slot(slot)).map(|known| known.slots.lo);
         assert_eq!(
             [9, 10, 19, 20, 30, 40].map(shard),

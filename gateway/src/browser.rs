@@ -1,12 +1,15 @@
-//! Browsers: which pages of others may have theirs talk to this gateway.
+//! Cross-origin requests: the web pages whose scripts may use this gateway from a browser.
 //!
-//! A script runs on the machine of whoever opened its page, inside a network that the page's owner can't reach. So what a
-//! browser sends for a page from elsewhere is refused, unless `--allow-origin` names that page's origin. That a browser has
-//! sent it shows by `Origin` (every request that writes has one) or `Sec-Fetch-Site`; no page can leave those out. A
-//! request without them is nobody's page's, whatever host it names: programs, balancers and probes are never judged.
+//! A script runs on the computer of the page's visitor, inside a network that the page's owner
+//! can't reach. Therefore a request that a browser sends for a page of another origin is refused,
+//! unless `--allow-origin` names that origin. The request of a browser is recognized by `Origin`
+//! (every request that writes has one) or `Sec-Fetch-Site`; no page can omit these headers. A
+//! request without them does not come from a page, whatever its `Host`: the requests of programs,
+//! load balancers and health checks are never refused here.
 //!
-//! What a newcomer would trust is an origin that equals the `Host`. But by DNS rebinding a page can have its own name lead
-//! here, and then both are the attacker's. Only an address, or `localhost`, is a host that no name server can redirect.
+//! An origin that equals the `Host` is not trusted: by DNS rebinding, a page can let its own name
+//! resolve to this gateway, and then both are the attacker's. Only an address or `localhost` is a
+//! host that no name server can redirect.
 
 use std::net::IpAddr;
 
@@ -21,25 +24,27 @@ use hyper::{Method, Uri};
 use crate::problem::{Kind, Problem};
 
 static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-/// What a script may send, and may read of an answer.
-const SENT: HeaderValue = HeaderValue::from_static(
+/// The request headers that a script may send.
+const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
     "Accept, Content-Type, Idempotency-Key, Idempotency-Issued-At, Request-Timeout-Ms",
 );
-const READ: HeaderValue = HeaderValue::from_static("Retry-After, Idempotent-Replayed");
+/// The response headers that a script may read.
+const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static("Retry-After, Idempotent-Replayed");
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, DELETE");
-/// Seconds for which a browser need not ask again.
-const ASKED_FOR: HeaderValue = HeaderValue::from_static("600");
+/// Seconds for which a browser may cache the answer to a preflight.
+const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 const ANY: &str = "*";
 
 /// The origins that `--allow-origin` names.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Origins(Vec<String>);
 
-/// What an answer tells the browser: for which origin's scripts it is. None: there is nothing to tell.
+/// The origin whose scripts may read an answer. `None` if the answer needs no such header.
 #[derive(Debug, Default, Eq, PartialEq)]
 pub(crate) struct Allowed(Option<HeaderValue>);
 
-/// One origin, as `--allow-origin` takes it, in the form in which browsers send it; or `*`.
+/// Parses a value of `--allow-origin`: `*`, or an origin, which is returned in the form in which
+/// browsers send it.
 pub(crate) fn origin(text: &str) -> Result<String, String> {
     let origin = text.trim_end_matches('/').to_ascii_lowercase();
     let names_a_host = |rest: &str| {
@@ -59,30 +64,31 @@ impl Origins {
         Self(named)
     }
 
-    /// Whether answers differ by who asks for them.
+    /// Returns whether answers depend on the origin of the request.
     pub(crate) fn vary(&self) -> bool {
         !self.0.is_empty() && !self.any()
     }
 
-    /// Refuses what a browser sends for a page that may not.
-    pub(crate) fn judge(&self, headers: &HeaderMap) -> Result<Allowed, Problem> {
+    /// Refuses a request that a browser sends for a page that is not allowed.
+    pub(crate) fn check(&self, headers: &HeaderMap) -> Result<Allowed, Problem> {
         let mut origins = headers.get_all(ORIGIN).iter();
         match (origins.next(), origins.next()) {
-            (Some(_), Some(_)) => Err(forbidden("Origin is there twice")),
+            (Some(_), Some(_)) => Err(forbidden("Origin is present twice")),
             (Some(_), None) if self.any() => Ok(Allowed(Some(HeaderValue::from_static(ANY)))),
             (Some(origin), None) if self.names(origin) => Ok(Allowed(Some(origin.clone()))),
             (Some(origin), None) if is_own(origin, headers.get(HOST)) => Ok(Allowed(None)),
             (Some(_), None) => Err(forbidden(
-                "a browser sent this for a page whose origin may not talk to this gateway: --allow-origin names those that may",
+                "a browser sent this for a page whose origin is not allowed: --allow-origin lists \
+                 the allowed ones",
             )),
-            (None, _) => self.judge_site(headers).map(|()| Allowed(None)),
+            (None, _) => self.check_site(headers).map(|()| Allowed(None)),
         }
     }
 
-    /// A browser's request without an origin reads something.
-    fn judge_site(&self, headers: &HeaderMap) -> Result<(), Problem> {
+    /// Checks a request without `Origin`. If it comes from a browser, it is a read.
+    fn check_site(&self, headers: &HeaderMap) -> Result<(), Problem> {
         let Some(site) = headers.get(&SEC_FETCH_SITE) else { return Ok(()) };
-        // Somebody has typed the address.
+        // `none`: a person has typed the address.
         if self.any() || site == "none" {
             return Ok(());
         }
@@ -107,32 +113,34 @@ impl Origins {
 }
 
 impl Allowed {
-    pub(crate) fn tell(&self, headers: &mut HeaderMap) {
+    /// Adds the headers that let the allowed origin's scripts read the answer.
+    pub(crate) fn add_headers(&self, headers: &mut HeaderMap) {
         let Some(origin) = &self.0 else { return };
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, READ);
+        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, RESPONSE_HEADERS);
     }
 
-    /// What a browser asks before it lets a script send the request itself.
-    pub(crate) fn answers_preflight(&self, parts: &Parts) -> bool {
+    /// Returns whether a request is the preflight that a browser sends before a script's own
+    /// request.
+    pub(crate) fn is_preflight(&self, parts: &Parts) -> bool {
         self.0.is_some()
             && parts.method == Method::OPTIONS
             && parts.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
     }
 }
 
-/// The answer to a preflight, beside for whom it is.
-pub(crate) fn tell_preflight(headers: &mut HeaderMap) {
+/// Adds the headers of the answer to a preflight, except for the allowed origin.
+pub(crate) fn add_preflight_headers(headers: &mut HeaderMap) {
     headers.insert(ACCESS_CONTROL_ALLOW_METHODS, METHODS);
-    headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, SENT);
-    headers.insert(ACCESS_CONTROL_MAX_AGE, ASKED_FOR);
+    headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, REQUEST_HEADERS);
+    headers.insert(ACCESS_CONTROL_MAX_AGE, MAX_AGE);
 }
 
 fn forbidden(detail: &'static str) -> Problem {
     Problem::new(Kind::ForbiddenOrigin, detail)
 }
 
-/// The page came from this very address.
+/// Returns whether the page came from this gateway, by its address.
 fn is_own(origin: &HeaderValue, host: Option<&HeaderValue>) -> bool {
     let (Ok(origin), Some(Ok(host))) = (origin.to_str(), host.map(HeaderValue::to_str)) else {
         return false;
@@ -141,7 +149,7 @@ fn is_own(origin: &HeaderValue, host: Option<&HeaderValue>) -> bool {
     is_fixed(host) && authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host))
 }
 
-/// An address, or a name that no name server is asked for.
+/// Returns whether a host is an address or `localhost`, which no name server resolves.
 fn is_fixed(host: &str) -> bool {
     let Ok(uri) = host.parse::<Uri>() else { return false };
     let name = uri.host().unwrap_or_default();
@@ -153,45 +161,45 @@ fn is_fixed(host: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn judged(allow: &[&str], lines: &[(&str, &str)]) -> Option<Option<String>> {
+    fn checked(allow: &[&str], lines: &[(&str, &str)]) -> Option<Option<String>> {
         let named = allow.iter().map(|named| origin(named).unwrap()).collect();
         let mut headers = HeaderMap::new();
         for (name, value) in lines {
             headers
                 .append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
         }
-        let judged = Origins::new(named).judge(&headers);
-        judged.ok().map(|Allowed(origin)| origin.map(|it| it.to_str().unwrap().to_owned()))
+        let checked = Origins::new(named).check(&headers);
+        checked.ok().map(|Allowed(origin)| origin.map(|it| it.to_str().unwrap().to_owned()))
     }
 
     #[track_caller]
-    fn free(allow: &[&str], lines: &[(&str, &str)]) {
-        assert_eq!(judged(allow, lines), Some(None), "{lines:?}");
+    fn unrestricted(allow: &[&str], lines: &[(&str, &str)]) {
+        assert_eq!(checked(allow, lines), Some(None), "{lines:?}");
     }
 
     #[track_caller]
-    fn told(allow: &[&str], lines: &[(&str, &str)], want: &str) {
-        assert_eq!(judged(allow, lines), Some(Some(want.to_owned())), "{lines:?}");
+    fn allowed(allow: &[&str], lines: &[(&str, &str)], want: &str) {
+        assert_eq!(checked(allow, lines), Some(Some(want.to_owned())), "{lines:?}");
     }
 
     #[track_caller]
     fn refused(allow: &[&str], lines: &[(&str, &str)]) {
-        assert_eq!(judged(allow, lines), None, "{lines:?}");
+        assert_eq!(checked(allow, lines), None, "{lines:?}");
     }
 
     const SITE: &str = "sec-fetch-site";
     const SHOP: &str = "https://shop.example";
 
-    /// Programs name any host, and some say how they fetch.
+    /// Programs send any host, and some send `Sec-Fetch-Mode`.
     #[test]
-    fn what_no_browser_sends_is_not_judged() {
+    fn requests_of_programs_are_not_restricted() {
         for host in ["127.0.0.1:8080", "[::1]:8080", "dkc-gateway.ns.svc:8080", "evil.example"] {
-            free(&[], &[("host", host)]);
-            // Node's own fetch.
-            free(&[], &[("host", host), ("sec-fetch-mode", "cors")]);
-            free(&[SHOP], &[("host", host)]);
+            unrestricted(&[], &[("host", host)]);
+            // The `fetch` of Node.js.
+            unrestricted(&[], &[("host", host), ("sec-fetch-mode", "cors")]);
+            unrestricted(&[SHOP], &[("host", host)]);
         }
-        free(&[], &[]);
+        unrestricted(&[], &[]);
     }
 
     #[test]
@@ -205,7 +213,8 @@ mod tests {
         refused(&[SHOP], &[local, ("origin", "http://shop.example")]);
         refused(&[SHOP], &[local, ("origin", SHOP), ("origin", SHOP)]);
         refused(&[SHOP], &[local, (SITE, "cross-site")]);
-        // Rebound: the attacker's name leads here, and so everything seems to be of one origin.
+        // DNS rebinding: the attacker's name resolves to this gateway, so the origin seems the
+        // same.
         let rebound = ("host", "evil.example:8080");
         refused(&[], &[rebound, ("origin", "http://evil.example:8080")]);
         refused(&[], &[rebound, (SITE, "same-origin")]);
@@ -213,22 +222,22 @@ mod tests {
     }
 
     #[test]
-    fn its_own_pages_and_those_that_are_named_may() {
+    fn own_pages_and_those_of_named_origins_are_allowed() {
         for host in ["127.0.0.1:8080", "[::1]:8080", "localhost:8080", "10.0.0.7"] {
-            free(&[], &[("host", host), ("origin", &format!("http://{host}"))]);
-            free(&[], &[("host", host), (SITE, "same-origin")]);
+            unrestricted(&[], &[("host", host), ("origin", &format!("http://{host}"))]);
+            unrestricted(&[], &[("host", host), (SITE, "same-origin")]);
         }
-        // Typed by a person.
-        free(&[], &[("host", "dkc.example"), (SITE, "none")]);
-        told(&[SHOP], &[("host", "dkc.example"), ("origin", SHOP), (SITE, "cross-site")], SHOP);
-        told(&["HTTPS://Shop.Example/"], &[("origin", SHOP)], SHOP);
-        free(&[SHOP], &[("host", "shop.example"), (SITE, "same-origin")]);
-        told(&["*"], &[("origin", "null")], "*");
-        free(&["*"], &[(SITE, "cross-site")]);
+        // A person typed the address.
+        unrestricted(&[], &[("host", "dkc.example"), (SITE, "none")]);
+        allowed(&[SHOP], &[("host", "dkc.example"), ("origin", SHOP), (SITE, "cross-site")], SHOP);
+        allowed(&["HTTPS://Shop.Example/"], &[("origin", SHOP)], SHOP);
+        unrestricted(&[SHOP], &[("host", "shop.example"), (SITE, "same-origin")]);
+        allowed(&["*"], &[("origin", "null")], "*");
+        unrestricted(&["*"], &[(SITE, "cross-site")]);
     }
 
     #[test]
-    fn what_is_no_origin_is_no_setting() {
+    fn invalid_origins_are_refused_as_settings() {
         for good in ["https://a.example", "http://127.0.0.1:3000", "http://[::1]:80", "*"] {
             assert_eq!(origin(good).as_deref(), Ok(good));
         }

@@ -1,86 +1,95 @@
-//! What etcd says of the cluster, as this process knows it, and where that comes from.
+//! The gateway's copy of the records in etcd, and the task that keeps it up to date.
 //!
-//! One task per process follows etcd; the workers, the links and the pages look at the same [`Directory`]. When etcd is
-//! away it stays as it was: the last map is served. It only ever *hints*: whether a node leads a shard is for the node
-//! to say.
+//! One task per process follows etcd; the workers, the node connections and the pages read the same
+//! [`Directory`]. When etcd is unavailable, the directory stays as it is, and the gateway goes on
+//! with the last shard map. The map is only a *hint*: each node itself decides whether it leads a
+//! shard.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use engine::config::ShardConfig;
 use engine::ids::{Boot, ShardId, StoreId};
 use engine::records::{LossRecord, Meta, NodeRecord, StoreRecord};
-use metastore::{Candidate, DrainIntent, Metastore, Record, Watch, WatchEvent, WatchSettings};
+use engine::shard_record::ShardRecord;
+use metastore::{
+    CoordinatorRecord, DrainIntent, EtcdRecord, Metastore, Watch, WatchEvent, WatchSettings,
+};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use crate::readiness::Readiness;
+use crate::readiness::GatewayReadiness;
 
-/// Everything known. Records of stores are kept although their node is gone: people know them by name.
+/// The newest known records of the cluster. The record of a store is kept when its node is gone,
+/// for its name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Directory {
     pub(crate) meta: Option<Meta>,
     pub(crate) stores: BTreeMap<StoreId, StoreRecord>,
     pub(crate) nodes: BTreeMap<StoreId, NodeRecord>,
-    pub(crate) shards: BTreeMap<ShardId, ShardConfig>,
-    /// Where the leading coordinator listens.
+    pub(crate) shards: BTreeMap<ShardId, ShardRecord>,
+    /// The address of the leading coordinator.
     pub(crate) coordinator: Option<String>,
-    /// Stores that an operator wants emptied.
+    /// The stores that an operator drains.
     pub(crate) draining: BTreeSet<StoreId>,
-    /// What was given up to have a shard led, by an operator or since all its copies were damaged.
+    /// The losses of data that were accepted so that a shard has a primary, by an operator or
+    /// because all its copies were damaged.
     pub(crate) losses: Vec<LossRecord>,
 }
 
-/// Where to find a store now.
+/// The current process of a store, and its address.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Target {
+pub(crate) struct NodeEndpoint {
     pub(crate) cluster: u128,
     pub(crate) address: String,
-    /// Which run of the store listens there, as far as etcd knows.
+    /// The boot of the process that listens there, as far as etcd knows.
     pub(crate) boot: Boot,
 }
 
 impl Directory {
-    /// Stores worth a connection: those that run, and those that lead something, whose key may just be gone.
+    /// The stores to connect to: those that run, and those that lead a shard, whose key in etcd may
+    /// have expired just now.
     pub(crate) fn reachable(&self) -> BTreeSet<StoreId> {
         let leading = self.shards.values().map(|shard| shard.primary.store);
         self.nodes.keys().copied().chain(leading).collect()
     }
 
-    /// Where a store of [`Directory::reachable`] listens. None: it is none of them, or nobody knows.
-    pub(crate) fn target(&self, store: StoreId) -> Option<Target> {
+    /// The endpoint of a store of [`Directory::reachable`]. `None` for any other store, or if no
+    /// address is known.
+    pub(crate) fn endpoint(&self, store: StoreId) -> Option<NodeEndpoint> {
         let cluster = self.meta.as_ref()?.cluster;
         if let Some(node) = self.nodes.get(&store) {
-            return Some(Target { cluster, address: node.address.clone(), boot: node.boot });
+            return Some(NodeEndpoint { cluster, address: node.address.clone(), boot: node.boot });
         }
         let leads = self.shards.values().any(|shard| shard.primary.store == store);
-        let kept = self.stores.get(&store).filter(|_| leads)?;
-        Some(Target { cluster, address: kept.address.clone(), boot: kept.boot })
+        let record = self.stores.get(&store).filter(|_| leads)?;
+        Some(NodeEndpoint { cluster, address: record.address.clone(), boot: record.boot })
     }
 
-    /// What people call a store. Of several with one name, the one that runs has it alone: the others bear their uuid,
-    /// lest one that is away seem to be up.
+    /// The name of a store, for logs and pages. If several stores have one name, only the one that
+    /// runs gets the plain name. The others get a part of their uuid, too: otherwise a store that
+    /// is down would seem to be up.
     pub(crate) fn name(&self, store: StoreId) -> String {
-        let Some(kept) = self.stores.get(&store) else { return store.to_string() };
-        let mut others = self.stores.iter().filter(|&(&other, record)| {
-            let may_be_meant = !record.status.is_gone() || self.nodes.contains_key(&other);
-            other != store && record.name == kept.name && may_be_meant
+        let Some(record) = self.stores.get(&store) else { return store.to_string() };
+        let mut others = self.stores.iter().filter(|&(&other, candidate)| {
+            let may_be_meant = !candidate.status.is_gone() || self.nodes.contains_key(&other);
+            other != store && candidate.name == record.name && may_be_meant
         });
         match others.next() {
             Some(_) if !self.nodes.contains_key(&store) => {
-                format!("{}@{}", kept.name, &store.to_string()[..8])
+                format!("{}@{}", record.name, &store.to_string()[..8])
             }
-            _ => kept.name.clone(),
+            _ => record.name.clone(),
         }
     }
 
-    /// Stores that belong to the cluster: neither lost nor retired.
+    /// The stores that belong to the cluster: neither lost nor retired.
     pub(crate) fn members(&self) -> impl Iterator<Item = (StoreId, &StoreRecord)> {
-        let stands = |(_, kept): &(&StoreId, &StoreRecord)| !kept.status.is_gone();
-        self.stores.iter().filter(stands).map(|(&id, kept)| (id, kept))
+        let is_member = |(_, record): &(&StoreId, &StoreRecord)| !record.status.is_gone();
+        self.stores.iter().filter(is_member).map(|(&id, record)| (id, record))
     }
 
-    /// Why no shard is placed yet, if that is so: "2 of 3 nodes".
+    /// The reason why no shard is placed yet, such as "2 of 3 nodes". `None` once shards are
+    /// placed.
     pub(crate) fn waiting_for(&self) -> Option<String> {
         if !self.shards.is_empty() {
             return None;
@@ -96,19 +105,20 @@ impl Directory {
     }
 }
 
-/// Connects, however long etcd is away. An etcd that is too old, or not asked for rightly, is no use waiting for.
+/// Connects to etcd, and waits for it as long as necessary. Errors that waiting can't resolve are
+/// returned: an etcd that is too old, or wrong settings.
 pub(crate) async fn connect(
     settings: &metastore::Settings,
-    readiness: &Readiness,
+    readiness: &GatewayReadiness,
 ) -> Result<Metastore, metastore::Error> {
-    let mut told = false;
+    let mut logged = false;
     loop {
         match Metastore::connect(settings).await {
             Ok(store) => return Ok(store),
             Err(error) if error.is_transient() => {
                 readiness.waits_for(Some("etcd"));
-                if !std::mem::replace(&mut told, true) {
-                    warn!(%error, "etcd can't be reached, waiting for it");
+                if !std::mem::replace(&mut logged, true) {
+                    warn!(%error, "waiting for etcd, which can't be reached");
                 }
             }
             Err(error) => return Err(error),
@@ -117,47 +127,48 @@ pub(crate) async fn connect(
     }
 }
 
-/// Waits until a coordinator has made the cluster.
+/// Waits until a coordinator has created the cluster.
 pub(crate) async fn meta(
     store: &Metastore,
-    readiness: &Readiness,
+    readiness: &GatewayReadiness,
 ) -> Result<Meta, metastore::Error> {
-    let mut told = false;
+    let mut logged = false;
     loop {
         match store.get::<Meta>(&()).await {
             Ok(Some(kept)) => return Ok(kept.record),
             Ok(None) => {
                 readiness.waits_for(Some("meta"));
-                if !std::mem::replace(&mut told, true) {
-                    info!("no cluster yet, waiting for a coordinator to make it");
+                if !std::mem::replace(&mut logged, true) {
+                    info!("waiting for a coordinator to create the cluster");
                 }
             }
-            // Of a newer build: waiting does not help.
+            // The record is from a newer build: waiting does not help.
             Err(error) if !error.is_transient() => return Err(error),
             Err(error) => {
                 readiness.waits_for(Some("etcd"));
-                warn!(%error, "meta can't be read");
+                warn!(%error, "could not read the cluster's meta record");
             }
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
-/// Follows etcd until dropped. `learn` is told of each shard record, in any order and more than once.
+/// Follows etcd until dropped. `on_shard` is called with each new shard record, in any order and
+/// possibly more than once.
 pub(crate) async fn follow(
     store: &Metastore,
     directory: &watch::Sender<Directory>,
-    readiness: &Readiness,
-    learn: impl Fn(&ShardConfig),
+    readiness: &GatewayReadiness,
+    on_shard: impl Fn(&ShardRecord),
 ) {
     let settings = WatchSettings::default;
-    let mut meta = Followed::new(store.watch::<Meta>(settings()));
-    let mut stores = Followed::new(store.watch::<StoreRecord>(settings()));
-    let mut nodes = Followed::new(store.watch::<NodeRecord>(settings()));
-    let mut shards = Followed::new(store.watch::<ShardConfig>(settings()));
-    let mut coordinator = Followed::new(store.watch::<Candidate>(settings()));
-    let mut draining = Followed::new(store.watch::<DrainIntent>(settings()));
-    let mut losses = Followed::new(store.watch::<LossRecord>(settings()));
+    let mut meta = WatchedRecords::new(store.watch::<Meta>(settings()));
+    let mut stores = WatchedRecords::new(store.watch::<StoreRecord>(settings()));
+    let mut nodes = WatchedRecords::new(store.watch::<NodeRecord>(settings()));
+    let mut shards = WatchedRecords::new(store.watch::<ShardRecord>(settings()));
+    let mut coordinator = WatchedRecords::new(store.watch::<CoordinatorRecord>(settings()));
+    let mut draining = WatchedRecords::new(store.watch::<DrainIntent>(settings()));
+    let mut losses = WatchedRecords::new(store.watch::<LossRecord>(settings()));
     loop {
         let goes_on = tokio::select! {
             goes_on = meta.next() => {
@@ -174,13 +185,13 @@ pub(crate) async fn follow(
                 goes_on
             }
             goes_on = shards.next() => {
-                // One by one: a large cluster's failover changes thousands of them, each in an event of its own.
+                // The changed records only: a failover in a large cluster changes thousands of
+                // them, each in an event of its own.
                 let changed = std::mem::take(&mut shards.changed);
                 let changed: Vec<_> = changed.iter().filter_map(|id| shards.all.get(id)).collect();
-                changed.iter().for_each(|shard| learn(shard));
-                directory.send_modify(|all| {
-                    all.shards.extend(changed.into_iter().map(|shard| (shard.shard(), shard.clone())));
-                });
+                changed.iter().for_each(|shard| on_shard(shard));
+                let changed = changed.into_iter().map(|shard| (shard.shard(), shard.clone()));
+                directory.send_modify(|all| all.shards.extend(changed));
                 goes_on
             }
             goes_on = coordinator.next() => {
@@ -200,27 +211,30 @@ pub(crate) async fn follow(
             }
         };
         if !goes_on {
-            error!("serving the last map, following etcd no more: start this gateway again");
+            error!(
+                "etcd is no longer followed, serving with the last shard map: restart this gateway"
+            );
             readiness.waits_for(Some("etcd-went-back"));
             return std::future::pending().await;
         }
     }
 }
 
-/// Everything of one kind, kept up to date by its watch.
-struct Followed<R: Record> {
+/// All records of one kind, kept up to date by a watch.
+struct WatchedRecords<R: EtcdRecord> {
     watch: Watch<R>,
     all: BTreeMap<R::Id, R>,
-    /// What has been heard of since last taken.
+    /// The ids of the records that changed since they were last taken.
     changed: BTreeSet<R::Id>,
 }
 
-impl<R: Record> Followed<R> {
+impl<R: EtcdRecord> WatchedRecords<R> {
     fn new(watch: Watch<R>) -> Self {
         Self { watch, all: BTreeMap::new(), changed: BTreeSet::new() }
     }
 
-    /// Takes in the next change. False: etcd's history went back, and nobody may follow it.
+    /// Applies the next change. Returns false if etcd's history went back: such an etcd must not be
+    /// followed.
     async fn next(&mut self) -> bool {
         match self.watch.next().await {
             Some(WatchEvent::All(listed)) => {
@@ -243,7 +257,7 @@ impl<R: Record> Followed<R> {
         true
     }
 
-    /// The one record of a kind that has only one.
+    /// The record of a kind that has only one.
     fn only(&self) -> Option<R> {
         self.all.values().next().cloned()
     }

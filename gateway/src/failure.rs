@@ -1,30 +1,31 @@
-//! Why the machine did not do something → the problem that its client is told.
+//! The problem that a client gets for each [`Failure`] of the batcher.
 
-use engine::batcher::{Failure, Outcome as Decided};
+use engine::batcher::{Failure, Outcome};
 
-use crate::problem::{Kind, Outcome, Problem};
+use crate::problem::{Kind, Problem};
 
-/// Of a write.
+/// The problem of a failed write.
 pub(crate) fn of_write(failure: Failure) -> Problem {
-    let (kind, detail) = told(failure);
+    let (kind, detail) = kind_and_detail(failure);
     match failure.outcome() {
-        Decided::NotApplied => Problem::new(kind, detail),
-        Decided::Unknown => Problem::unknown(kind, detail),
+        Outcome::NotApplied => Problem::new(kind, detail),
+        Outcome::Unknown => Problem::unknown(kind, detail),
     }
 }
 
-/// Of a read that an older value would have done for: the primary was asked last.
+/// The problem of a failed bounded read, which was sent to the primary last.
 pub(crate) fn of_bounded_read(failure: Failure) -> Problem {
     match failure {
         Failure::Deadline | Failure::Slow => Problem::new(
             Kind::NoPrimary,
-            "no backup could prove its value young enough, and no primary answered in time",
+            "no follower could prove its value young enough, and no primary answered in time",
         ),
         failure => of_read(failure),
     }
 }
 
-/// Of a read: it changed nothing, so the outcome is never unknown, and its status is 503 or 504.
+/// The problem of a failed read. A read changes nothing, so its outcome is never unknown, and its
+/// status is 503 or 504.
 pub(crate) fn of_read(failure: Failure) -> Problem {
     let problem = match failure {
         Failure::Deadline | Failure::Slow => {
@@ -41,7 +42,7 @@ pub(crate) fn of_read(failure: Failure) -> Problem {
     }
 }
 
-fn told(failure: Failure) -> (Kind, &'static str) {
+fn kind_and_detail(failure: Failure) -> (Kind, &'static str) {
     match failure {
         Failure::NoShard => (Kind::NoPrimary, "the cluster has no shard for this counter yet"),
         Failure::NoSession => {
@@ -53,71 +54,77 @@ fn told(failure: Failure) -> (Kind, &'static str) {
         ),
         Failure::Frozen => (
             Kind::Frozen,
-            "a shard that this needs has too few replicas that answer: it takes no writes until one returns",
+            "a shard that this needs has too few replicas that answer: it takes no writes until \
+             one returns",
         ),
         Failure::Overloaded => {
             (Kind::Overloaded, "a node that leads a shard which this needs is overloaded")
         }
-        Failure::QueueFull => (Kind::Overloaded, "too much waits in this gateway already"),
+        Failure::QueueFull => (Kind::Overloaded, "the queues of this gateway are full"),
         Failure::Slow => (
             Kind::Overloaded,
-            "the deadline passed while it waited in this gateway; it was not sent",
+            "the deadline passed while the request waited in this gateway; it was not sent",
         ),
         Failure::NoSpace => {
             (Kind::NoSpace, "the disk of a node that holds a shard which this needs is nearly full")
         }
         Failure::TooLarge => (Kind::TooLarge, "more bytes than a node takes in one piece"),
-        Failure::Stopping => (Kind::Stopping, "this gateway is being stopped: ask another one"),
+        Failure::Stopping => (Kind::Stopping, "this gateway is stopping: use another one"),
         Failure::Malformed => (Kind::Internal, "the replicas could not read what was sent: a bug"),
         Failure::Deadline => (
             Kind::Deadline,
-            "the deadline passed after it was sent: it may have been applied, or may be yet",
+            "the deadline passed after the request was sent: it may have been applied, or may be \
+             yet",
         ),
         Failure::SessionExpired | Failure::SessionAbandoned => (
             Kind::SessionLost,
-            "the gateway's session ended before an answer came: it may have been applied",
+            "the gateway's session ended before an answer came: the request may have been applied",
         ),
         Failure::TokenReused => (
             Kind::TokenReused,
-            "another request has this Idempotency-Key, and this one was not applied: give each its own",
+            "another request has this Idempotency-Key, and this one was not applied: give each \
+             request its own key",
         ),
         Failure::TokenTooOld => (
             Kind::TokenTooOld,
-            "it was issued longer ago than Idempotency-Keys are remembered: it was not applied now, and whether it was \
-             earlier is no longer known",
+            "the request was issued longer ago than Idempotency-Keys are kept: it was not applied \
+             now, and it is unknown whether it was applied earlier",
         ),
         Failure::TokenQuota => (
             Kind::Quota,
-            "the records of Idempotency-Keys fill what this namespace may hold of a shard that this needs: the oldest go in time",
+            "a shard that this needs keeps as many records of Idempotency-Keys as it may: try \
+             again when the oldest have expired",
         ),
-        Failure::ResultGone => {
-            (Kind::SessionLost, "it was applied earlier, and its result is no longer known")
-        }
+        Failure::ResultGone => (
+            Kind::SessionLost,
+            "the request was applied earlier, and its result is no longer known",
+        ),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::problem::outcome_name;
 
-    /// status, kind, outcome
-    type Told = (u16, &'static str, &'static str);
+    /// The status, the kind and the outcome.
+    type Summary = (u16, &'static str, &'static str);
 
-    fn said(problem: &Problem) -> Told {
-        (problem.status.as_u16(), problem.kind.name(), problem.outcome.name())
+    fn summary(problem: &Problem) -> Summary {
+        (problem.status.as_u16(), problem.kind.name(), outcome_name(problem.outcome))
     }
 
     #[track_caller]
-    fn check(failure: Failure, write: Told, read: Told) {
-        assert_eq!(said(&of_write(failure)), write, "write {failure:?}");
-        assert_eq!(said(&of_read(failure)), read, "read {failure:?}");
+    fn check(failure: Failure, write: Summary, read: Summary) {
+        assert_eq!(summary(&of_write(failure)), write, "write {failure:?}");
+        assert_eq!(summary(&of_read(failure)), read, "read {failure:?}");
     }
 
     #[test]
     fn a_bounded_read_without_an_answer_has_no_primary() {
         for failure in [Failure::Deadline, Failure::Slow, Failure::NoPrimary] {
             let problem = of_bounded_read(failure);
-            assert_eq!(said(&problem), (503, "no-primary", "not-applied"), "{failure:?}");
+            assert_eq!(summary(&problem), (503, "no-primary", "not-applied"), "{failure:?}");
         }
         assert_eq!(of_bounded_read(Failure::Frozen), of_read(Failure::Frozen));
     }
@@ -125,7 +132,7 @@ mod tests {
     #[test]
     fn failures() {
         const NOT: &str = "not-applied";
-        let both = |failure, told| check(failure, told, told);
+        let both = |failure, want| check(failure, want, want);
         both(Failure::NoShard, (503, "no-primary", NOT));
         both(Failure::NoSession, (503, "no-session", NOT));
         both(Failure::NoPrimary, (503, "no-primary", NOT));

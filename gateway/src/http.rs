@@ -1,16 +1,20 @@
-//! Sockets → requests → answers: hyper at the edge of one worker.
+//! The HTTP server of one worker: hyper, from socket to request to answer.
 //!
-//! Settings that a newcomer would change:
+//! Reasons for the settings of hyper and for the end of a connection:
 //!
-//! - `half_close` is on: whoever closes their sending side after the request, as `nc` does, still gets the answer. It
-//!   also saves a read per request, since hyper need not look for the end of the connection while it waits.
-//! - `pipeline_flush` is off: while anything unread is in its buffer it flushes nothing, so what is no HTTP would be met
-//!   with silence instead of a 400.
-//! - `writev` is off: nearly every answer is one small piece, cheaper copied behind its head than gathered by the kernel.
-//! - A connection ends by an answer that says so, or when its client has nothing under way and nothing in the socket:
-//!   hyper's own graceful shutdown would drop a request that was sent and not read yet (see `linger.rs`).
-//! - A refused request's body is read and dropped, within bounds, before the answer is given: a socket that is closed
-//!   with bytes unread is reset, and the client would never see why it was refused.
+//! - `half_close` is on: a client that closes its sending side after the request, as `nc` does,
+//!   still gets the answer. It also saves a read per request, since hyper need not look for the end
+//!   of the connection while it waits.
+//! - `pipeline_flush` is off: with it, hyper flushes nothing while its buffer has unread input, so
+//!   input that is not HTTP would get no answer instead of a 400.
+//! - `writev` is off: nearly every answer is one small piece, which is cheaper to copy behind its
+//!   head than to gather in the kernel.
+//! - A connection ends by an answer with `Connection: close`, or when it has no request in flight
+//!   and nothing in the socket: hyper's own graceful shutdown would drop a request that was sent
+//!   and not read yet (see `lingering_close.rs`).
+//! - The body of a refused request is read and dropped, within limits, before the answer is given:
+//!   the kernel resets a socket that is closed with bytes unread, and the client would never see
+//!   the reason.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -23,8 +27,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use engine::batcher::{Failure, ReadValues, WriteResult};
-use engine::idempotency::{Scope, Token};
-use engine::ids::{Now, Slot};
+use engine::idempotency::{ClientToken, Scope};
+use engine::ids::Now;
 use engine::key::CounterKey;
 use engine::ops::{Op, OpKind};
 use http_body_util::BodyExt;
@@ -43,250 +47,260 @@ use tracing::debug;
 
 use crate::browser::{self, Allowed, Origins};
 use crate::failure;
-use crate::held::{Answer, Counted, Held};
-use crate::lanes::Lanes;
-use crate::linger::Gentle;
-use crate::metrics::{Counters, Operation};
+use crate::lingering_close::LingeringStream;
+use crate::mailbox::Mailbox;
+use crate::malformed_heads::MalformedHeadStream;
+use crate::memory_budget::{AnswerBody, MemoryBudget, Reservation};
+use crate::metrics::{GatewayMetrics, Operation};
 use crate::openapi;
 use crate::problem::{Kind, Problem};
-use crate::refusals::Refusals;
 use crate::request::{
-    self, BODY_BYTES_MAX, Batch, BodyType, FailedItem, Head, Page, ReadQuery, Route,
+    self, BODY_BYTES_MAX, BodyType, FailedItem, IncrementBatch, InfoPage, ReadQuery, RequestHead,
+    Route,
 };
-use crate::response::{self, About, Form, Response};
+use crate::response::{self, CounterAnswer, Response, ValueForm};
 use crate::status;
 
-/// The largest head of a request, and what is read from a socket at once. Whoever sends half a head makes us hold it, on
-/// each of ten thousand connections.
+/// The largest head of a request, and the most that is read from a socket at once. A client that
+/// sends half a head makes the gateway hold it, on each of perhaps ten thousand connections.
 const READ_BYTES_MAX: usize = 32 * 1024;
 const HEADERS_MAX: usize = 64;
-/// So much of a refused body is still read, to be able to say why.
+/// The most that is still read of a refused body, so that the client gets the answer.
 const DRAIN_BYTES_MAX: usize = 32 << 20;
 const DRAIN_WITHIN: Duration = Duration::from_secs(2);
-/// Where clients wait for a place: a connection is closed for them once it has been idle for so long, of as many one.
+/// A connection must have been idle for this long to be closed in favour of a waiting client.
 const SHED_IDLE: Duration = Duration::from_millis(500);
+/// One of this many connections is closed at a time.
 const SHED_SHARE: usize = 8;
-/// So much is set aside for a body that is only announced; it grows as it comes.
+/// The most memory that is allocated in advance for a body of an announced length.
 const ANNOUNCED_BYTES_MAX: usize = 64 * 1024;
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-/// No answer stays true.
+/// Answers must not be cached: their content may change at any time.
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
-/// What the pages tell of.
+/// The sources of the pages about the gateway and the cluster.
 #[derive(Clone)]
 pub(crate) struct Pages {
-    /// Of the gateway itself, and of all that it serves.
+    /// The health of the gateway itself.
     pub(crate) health: Health,
+    /// The health of the gateway and of all shards.
     pub(crate) all: Health,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) board: status::Board,
+    pub(crate) status_page: status::StatusPage,
 }
 
-/// How clients are treated.
+/// The limits that clients are subject to.
 #[derive(Clone)]
-pub(crate) struct Manners {
-    /// How long a connection may say nothing, take for a request's head, or not take anything of an answer.
+pub(crate) struct ClientPolicy {
+    /// The time for which a connection may be idle, take to send the head of a request, or read
+    /// nothing of an answer.
     pub(crate) idle: Duration,
-    /// Bytes of bodies and answers that a worker agrees to hold.
-    pub(crate) held: usize,
+    /// Bytes of bodies and answers that a worker may hold.
+    pub(crate) body_bytes_max: usize,
     pub(crate) origins: Origins,
 }
 
-/// What the requests of one worker need.
-pub(crate) struct Front {
-    lanes: Rc<Lanes>,
+/// The HTTP server of one worker: its open connections, and everything that its requests need.
+pub(crate) struct HttpServer {
+    mailbox: Rc<Mailbox>,
     pages: Pages,
-    counters: Arc<Counters>,
-    manners: Manners,
-    /// `Keep-Alive`, as every answer has it that is not the last.
+    counters: Arc<GatewayMetrics>,
+    policy: ClientPolicy,
+    /// The value of `Keep-Alive` in every answer that does not close its connection.
     keep_alive: HeaderValue,
-    /// Connections that are open, each with its task, and whether they are to end.
-    connections: RefCell<Connections>,
-    held: Held,
-    /// The process ends: who has not sent all of a body by now is waited for no longer.
-    over: watch::Sender<bool>,
+    connections: RefCell<OpenConnections>,
+    budget: MemoryBudget,
+    /// The process is ending: the server no longer waits for the rest of any body.
+    ending: watch::Sender<bool>,
 }
 
 #[derive(Default)]
-struct Connections {
-    open: Slab<Seat>,
-    /// Every answer is the last of its connection.
-    leaving: bool,
-    /// Each ends as soon as nothing of it is under way.
+struct OpenConnections {
+    open: Slab<ConnectionState>,
+    /// Every answer closes its connection.
+    closing: bool,
+    /// Each connection ends as soon as it has no request in flight.
     stopping: bool,
-    /// Waits until all are closed.
-    closed: Option<Waker>,
+    /// The task that waits until all connections are closed.
+    all_closed: Option<Waker>,
 }
 
-/// One connection that is open.
-struct Seat {
+/// The state of an open connection.
+struct ConnectionState {
     task: Option<Waker>,
-    /// Since when no request of it is under way; none while one is.
+    /// The moment since which no request is in flight. `None` while one is.
     idle_since: Option<Instant>,
-    /// It closes as soon as nothing of it is under way.
+    /// The connection ends as soon as no request is in flight.
     ends: bool,
 }
 
-impl Front {
+impl HttpServer {
     pub(crate) fn new(
-        lanes: Rc<Lanes>,
+        mailbox: Rc<Mailbox>,
         pages: Pages,
-        counters: Arc<Counters>,
-        manners: Manners,
+        counters: Arc<GatewayMetrics>,
+        policy: ClientPolicy,
     ) -> Rc<Self> {
-        let timeout = format!("timeout={}", manners.idle.as_secs());
+        let timeout = format!("timeout={}", policy.idle.as_secs());
         let keep_alive = HeaderValue::from_str(&timeout).expect("digits can stand in a header");
-        let held = Held::new(manners.held);
-        let (connections, over) = Default::default();
-        Rc::new(Self { lanes, pages, counters, manners, keep_alive, connections, held, over })
+        let budget = MemoryBudget::new(policy.body_bytes_max);
+        let (connections, ending) = Default::default();
+        Rc::new(Self { mailbox, pages, counters, policy, keep_alive, connections, budget, ending })
     }
 
     /// Serves one connection to its end.
     pub(crate) async fn serve(self: Rc<Self>, stream: TcpStream) {
-        let open = Open::new(self.clone());
+        let guard = ConnectionGuard::new(self.clone());
         let (line_ended, ends) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
         let service = service_fn(|request| {
-            let (front, place) = (self.clone(), open.place);
+            let (server, id) = (self.clone(), guard.id);
             let (line_ended, ends) = (line_ended.clone(), ends.clone());
             async move {
-                // Its body may still be on its way.
+                // The body of this request may still be on its way.
                 ends.set(false);
-                front.is_idle_since(place, None);
-                let answer = front.answer(request, place).await;
-                front.is_idle_since(place, Some(Instant::now()));
-                // What comes from here on belongs to the next head, but for what has been read already.
+                server.set_idle_since(id, None);
+                let answer = server.answer(request, id).await;
+                server.set_idle_since(id, Some(Instant::now()));
+                // Input from here on belongs to the next head, except for what has been read
+                // already.
                 line_ended.set(false);
                 Ok::<_, Infallible>(answer)
             }
         });
-        let stream = Gentle::new(stream, self.manners.idle, ends.clone());
-        let stream = Refusals::new(stream, line_ended.clone(), self.counters.clone());
+        let stream = LingeringStream::new(stream, self.policy.idle, ends.clone());
+        let stream = MalformedHeadStream::new(stream, line_ended.clone(), self.counters.clone());
         let connection = http1::Builder::new()
             .half_close(true)
             .writev(false)
             .max_buf_size(READ_BYTES_MAX)
             .max_headers(HEADERS_MAX)
             .timer(TokioTimer::new())
-            .header_read_timeout(self.manners.idle)
+            .header_read_timeout(self.policy.idle)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
         let served = poll_fn(|cx| {
-            ends.set(open.is_to_end(cx.waker()));
+            ends.set(guard.is_to_end(cx.waker()));
             connection.as_mut().poll(cx)
         });
         if let Err(error) = served.await {
-            debug!(%error, "connection ended");
+            debug!(%error, "client connection failed");
         }
     }
 
-    /// Every connection ends after the next answer.
-    pub(crate) fn leave(&self) {
-        self.connections.borrow_mut().leaving = true;
+    /// Lets every answer from now on close its connection.
+    pub(crate) fn close_after_answers(&self) {
+        self.connections.borrow_mut().closing = true;
     }
 
-    /// Nobody is waited for any longer.
-    pub(crate) fn end(&self) {
-        self.over.send_replace(true);
+    /// Stops waiting for the rest of bodies: their requests are answered now.
+    pub(crate) fn stop_waiting(&self) {
+        self.ending.send_replace(true);
     }
 
-    /// Every connection ends after what it has under way.
+    /// Lets every connection end after the requests that it has in flight.
     pub(crate) fn stop(&self) {
         let mut connections = self.connections.borrow_mut();
-        (connections.leaving, connections.stopping) = (true, true);
-        connections.open.iter_mut().for_each(|(_, seat)| seat.wake());
+        (connections.closing, connections.stopping) = (true, true);
+        connections.open.iter_mut().for_each(|(_, connection)| connection.wake());
     }
 
-    /// Ends the connections that have been idle for longest, an eighth of all and at least one, so that others find a
-    /// place. What has just been used is kept: its client may be about to send.
-    pub(crate) fn shed(&self) {
+    /// Ends the connections that have been idle for longest, an eighth of all and at least one, so
+    /// that new clients can connect. Connections that were used just now are kept: their clients
+    /// may be about to send.
+    pub(crate) fn shed_idle(&self) {
         let mut connections = self.connections.borrow_mut();
         let open = &mut connections.open;
-        let ending = open.iter().filter(|(_, seat)| seat.ends).count();
-        let many = open.len().div_ceil(SHED_SHARE).saturating_sub(ending);
-        let mut idle: Vec<&mut Seat> = open
+        let ending = open.iter().filter(|(_, connection)| connection.ends).count();
+        let count = open.len().div_ceil(SHED_SHARE).saturating_sub(ending);
+        let is_long_idle = |since: Instant| since.elapsed() >= SHED_IDLE;
+        let mut idle: Vec<&mut ConnectionState> = open
             .iter_mut()
-            .map(|(_, seat)| seat)
-            .filter(|seat| {
-                !seat.ends && seat.idle_since.is_some_and(|it| it.elapsed() >= SHED_IDLE)
+            .map(|(_, connection)| connection)
+            .filter(|connection| {
+                !connection.ends && connection.idle_since.is_some_and(is_long_idle)
             })
             .collect();
-        idle.sort_by_key(|seat| seat.idle_since);
-        for seat in idle.into_iter().take(many) {
-            seat.ends = true;
-            seat.wake();
+        idle.sort_by_key(|connection| connection.idle_since);
+        for connection in idle.into_iter().take(count) {
+            connection.ends = true;
+            connection.wake();
             self.counters.shed.inc();
         }
     }
 
-    fn is_idle_since(&self, place: usize, since: Option<Instant>) {
-        self.connections.borrow_mut().open[place].idle_since = since;
+    fn set_idle_since(&self, id: usize, since: Option<Instant>) {
+        self.connections.borrow_mut().open[id].idle_since = since;
     }
 
     /// Waits until no connection is open.
-    pub(crate) async fn closed(&self) {
+    pub(crate) async fn all_closed(&self) {
         poll_fn(|cx| {
             let mut connections = self.connections.borrow_mut();
             if connections.open.is_empty() {
                 return Poll::Ready(());
             }
-            connections.closed = Some(cx.waker().clone());
+            connections.all_closed = Some(cx.waker().clone());
             Poll::Pending
         })
         .await;
     }
 
-    /// The answer that is given now is the last on its connection.
-    fn is_last(&self, place: usize) -> bool {
+    /// Returns whether the answer that is given now closes its connection.
+    fn closes(&self, id: usize) -> bool {
         let connections = self.connections.borrow();
-        connections.leaving || connections.open[place].ends
+        connections.closing || connections.open[id].ends
     }
 
-    async fn answer(&self, request: Request<Incoming>, place: usize) -> Response {
+    async fn answer(&self, request: Request<Incoming>, id: usize) -> Response {
         let (parts, mut body) = request.into_parts();
-        let judged = self.manners.origins.judge(&parts.headers);
-        let head = match &judged {
-            Ok(_) => request::head(&parts).and_then(|head| head.at(self.lanes.clock())),
+        let checked = self.policy.origins.check(&parts.headers);
+        let head = match &checked {
+            Ok(_) => {
+                request::head(&parts).and_then(|head| head.check_issue_time(self.mailbox.clock()))
+            }
             Err(problem) => Err(problem.clone()),
         };
-        let allowed = judged.unwrap_or_default();
+        let allowed = checked.unwrap_or_default();
         let operation = head.as_ref().map_or(Operation::None, |head| Operation::of(&head.route));
         let timeout = head.as_ref().map_or(DRAIN_WITHIN, |head| head.timeout);
-        let marks = Marks {
+        let traits = AnswerTraits {
             has_forms: head.as_ref().is_ok_and(|head| head.route.has_forms()),
-            stays_true: head.as_ref().is_ok_and(|head| head.route == Route::Page(Page::OpenApi)),
+            is_static: head.as_ref().is_ok_and(|head| head.route == Route::Page(InfoPage::OpenApi)),
         };
-        let deadline = Deadline::after(&self.lanes, timeout);
-        let mut counted = self.held.nothing();
+        let deadline = Deadline::after(&self.mailbox, timeout);
+        let mut reservation = self.budget.reserve();
         let answered = match head {
-            _ if allowed.answers_preflight(&parts) => Ok(preflight()),
-            Ok(head) => self.respond(head, &mut body, &mut counted, &deadline).await,
+            _ if allowed.is_preflight(&parts) => Ok(preflight()),
+            Ok(head) => self.respond(head, &mut body, &mut reservation, &deadline).await,
             Err(problem) => Err(problem),
         };
         let mut response = match answered {
-            // Whoever probes with it wants the status.
-            Ok(response) if parts.method == Method::OPTIONS => response.map(|_| Answer::new("")),
+            // A health check with OPTIONS wants the status only.
+            Ok(response) if parts.method == Method::OPTIONS => {
+                response.map(|_| AnswerBody::new(""))
+            }
             Ok(response) => response,
             Err(problem) => {
-                // What came of the body is dropped already, and so is what still comes.
-                counted.set(0);
-                // Who waits to be told to go on has not sent it yet.
+                // The received part of the body is dropped already, and the rest is dropped below.
+                reservation.set(0);
+                // A client that waits for `100 Continue` has not sent the body yet.
                 if !body.is_end_stream() && !parts.headers.contains_key(EXPECT) {
-                    let mut over = self.over.subscribe();
+                    let mut ending = self.ending.subscribe();
                     tokio::select! {
                         () = drain(&mut body, deadline.instant) => {}
-                        _ = over.wait_for(|&over| over) => {}
+                        _ = ending.wait_for(|&ending| ending) => {}
                     }
                 }
                 response::problem(&problem)
             }
         };
-        counted.set(response.body().bytes());
-        response.body_mut().count(counted, self.manners.idle);
-        self.counters.request(operation, response.status().as_u16());
-        self.mark(response.headers_mut(), marks, &allowed);
-        if self.is_last(place) {
+        reservation.set(response.body().bytes());
+        response.body_mut().limit(reservation, self.policy.idle);
+        self.counters.count_request(operation, response.status().as_u16());
+        self.add_headers(response.headers_mut(), traits, &allowed);
+        if self.closes(id) {
             response.headers_mut().insert(CONNECTION, CLOSE);
         } else if is_kept(&parts) {
             response.headers_mut().insert(&KEEP_ALIVE, self.keep_alive.clone());
@@ -294,12 +308,12 @@ impl Front {
         response
     }
 
-    /// Says for whom an answer is, and that no cache may keep it.
-    fn mark(&self, headers: &mut HeaderMap, marks: Marks, allowed: &Allowed) {
-        if !marks.stays_true {
+    /// Adds the headers for caches and browsers.
+    fn add_headers(&self, headers: &mut HeaderMap, traits: AnswerTraits, allowed: &Allowed) {
+        if !traits.is_static {
             headers.insert(CACHE_CONTROL, NO_STORE);
         }
-        let vary = match (marks.has_forms, self.manners.origins.vary()) {
+        let vary = match (traits.has_forms, self.policy.origins.vary()) {
             (true, true) => Some("Accept, Origin"),
             (true, false) => Some("Accept"),
             (false, true) => Some("Origin"),
@@ -308,57 +322,58 @@ impl Front {
         if let Some(vary) = vary {
             headers.insert(VARY, HeaderValue::from_static(vary));
         }
-        allowed.tell(headers);
+        allowed.add_headers(headers);
     }
 
     async fn respond(
         &self,
-        head: Head,
+        head: RequestHead,
         body: &mut Incoming,
-        counted: &mut Counted,
+        reservation: &mut Reservation,
         deadline: &Deadline,
     ) -> Result<Response, Problem> {
-        let Head { route, body: body_type, token, plain, .. } = head;
+        let RequestHead { route, body: body_type, token, plain, .. } = head;
         if !route.has_body() && !body.is_end_stream() {
             return Err(request::body_not_wanted());
         }
-        let token_of = |scope, also| {
-            token.map(|token| Token { scope, token: token.key, issued: token.issued, also })
+        let token_of = |scope, extra| {
+            token.map(|token| ClientToken { scope, token: token.key, issued: token.issued, extra })
         };
-        if !matches!(route, Route::Page(_)) && self.lanes.is_full() {
-            return Err(self.crowded(&route));
+        if !matches!(route, Route::Page(_)) && self.mailbox.is_full() {
+            return Err(self.queue_full(&route));
         }
         match route {
             Route::Increment { counter, query } => {
-                let body = self.read(body, counted, deadline).await?;
-                let asked = request::increment(body_type, &body, query)?;
-                let about = About::new(&counter, Form { plain, exact: asked.exact });
-                let delta = i128::from(asked.delta);
-                let kind = match asked.returning {
+                let body = self.read_body(body, reservation, deadline).await?;
+                let increment = request::increment(body_type, &body, query)?;
+                let form = ValueForm { plain, exact: increment.exact };
+                let answer = CounterAnswer::new(&counter, form);
+                let delta = i128::from(increment.delta);
+                let kind = match increment.returning {
                     true => OpKind::AddReturning { delta },
                     false => OpKind::Add { delta },
                 };
                 let op = Op { counter, kind };
-                let done = self.write_one(op, token_of(Scope::Counter, 0), deadline).await?;
-                if asked.returning && done.value.is_none() {
+                let applied = self.write_one(op, token_of(Scope::Counter, 0), deadline).await?;
+                if increment.returning && applied.value.is_none() {
                     return Err(no_value());
                 }
-                Ok(done.marked(about.incremented(asked.delta, done.value)))
+                Ok(applied.mark(answer.incremented(increment.delta, applied.value)))
             }
             Route::Delete { counter, exact } => {
-                let about = About::deleted(&counter, Form { plain, exact });
+                let answer = CounterAnswer::deleted(&counter, ValueForm { plain, exact });
                 let op = Op { counter, kind: OpKind::Delete };
-                let done = self.write_one(op, token_of(Scope::Counter, 0), deadline).await?;
-                Ok(done.marked(about.value(done.value.ok_or_else(no_value)?, None)))
+                let applied = self.write_one(op, token_of(Scope::Counter, 0), deadline).await?;
+                Ok(applied.mark(answer.value(applied.value.ok_or_else(no_value)?, None)))
             }
             Route::Get { counter, query: ReadQuery { bounded_ms, exact } } => {
-                let about = About::new(&counter, Form { plain, exact });
+                let answer = CounterAnswer::new(&counter, ValueForm { plain, exact });
                 let found = self.read_values(vec![counter], bounded_ms, deadline).await?;
                 let &value = found.values.first().ok_or_else(no_value)?;
-                Ok(about.value(value, bounded_ms.map(|_| found.staleness_ms)))
+                Ok(answer.value(value, bounded_ms.map(|_| found.staleness_ms)))
             }
             Route::GetMany { namespace, query: ReadQuery { bounded_ms, exact } } => {
-                let body = self.read(body, counted, deadline).await?;
+                let body = self.read_body(body, reservation, deadline).await?;
                 let keys = request::keys(&namespace, &body)?;
                 if keys.is_empty() {
                     return Ok(response::values(&[], &[], exact, bounded_ms.map(|_| 0)));
@@ -369,21 +384,22 @@ impl Front {
                 }
                 let staleness_ms = bounded_ms.map(|_| found.staleness_ms);
                 let values = response::values(&keys, &found.values, exact, staleness_ms);
-                refusable(values, counted)
+                refusable(values, reservation)
             }
             Route::IncrementMany { namespace } => {
-                let body = self.read(body, counted, deadline).await?;
-                let written = Written { namespace: &namespace, body_type, body: &body };
-                let batch = written.items(|bytes| counted.add(bytes))?;
-                let token = token_of(Scope::Batch, batch.also());
-                Ok(self.write_many(batch, token, written, deadline).await)
+                let body = self.read_body(body, reservation, deadline).await?;
+                let body = BatchBody { namespace: &namespace, body_type, body: &body };
+                let batch = body.parse(|bytes| reservation.add(bytes))?;
+                let token = token_of(Scope::Batch, batch.rejected_hash());
+                Ok(self.write_many(batch, token, body, deadline).await)
             }
-            Route::Page(page) => refusable(self.page(page).await, counted),
+            Route::Page(page) => refusable(self.page(page).await, reservation),
         }
     }
 
-    /// Too much waits for more to be taken. The machine, which names the reason of all else, does not see these.
-    fn crowded(&self, route: &Route) -> Problem {
+    /// The problem of a request that is refused because the queue is full. All other reasons come
+    /// from the batcher, which does not see these requests.
+    fn queue_full(&self, route: &Route) -> Problem {
         let slot = match route {
             Route::Increment { counter, .. }
             | Route::Get { counter, .. }
@@ -391,7 +407,7 @@ impl Front {
             _ => None,
         };
         let failure = match slot {
-            Some(slot) if self.lanes.is_unled(slot) => Failure::NoPrimary,
+            Some(slot) if self.mailbox.is_without_primary(slot) => Failure::NoPrimary,
             _ => Failure::QueueFull,
         };
         match route.writes() {
@@ -406,7 +422,7 @@ impl Front {
         bounded_ms: Option<u64>,
         deadline: &Deadline,
     ) -> Result<ReadValues, Problem> {
-        let found = self.lanes.read(keys, bounded_ms, deadline.at).await;
+        let found = self.mailbox.read(keys, bounded_ms, deadline.at).await;
         found.map_err(match bounded_ms {
             Some(_) => failure::of_bounded_read,
             None => failure::of_read,
@@ -416,81 +432,81 @@ impl Front {
     async fn write_one(
         &self,
         op: Op,
-        token: Option<Token>,
+        token: Option<ClientToken>,
         deadline: &Deadline,
-    ) -> Result<Done, Problem> {
-        let result = self.lanes.write(vec![op], token, deadline.at).await;
+    ) -> Result<AppliedWrite, Problem> {
+        let result = self.mailbox.write(vec![op], token, deadline.at).await;
         let WriteResult { values, replayed, failed } = result;
         self.counters.replays.inc_by(replayed as u64);
         match failed.first() {
             Some(&(_, failure)) => Err(failure::of_write(failure)),
             None => {
                 let value = values.first().map(|&(_, value)| value);
-                Ok(Done { value, replayed: replayed > 0 })
+                Ok(AppliedWrite { value, replayed: replayed > 0 })
             }
         }
     }
 
     async fn write_many(
         &self,
-        Batch { ops, indexes, mut failed }: Batch,
-        token: Option<Token>,
-        written: Written<'_>,
+        IncrementBatch { ops, indexes, mut failed }: IncrementBatch,
+        token: Option<ClientToken>,
+        body: BatchBody<'_>,
         deadline: &Deadline,
     ) -> Response {
         let items = ops.len() + failed.len();
         if ops.is_empty() {
             return response::batch(items, &failed);
         }
-        let result = self.lanes.write(ops, token, deadline.at).await;
+        let result = self.mailbox.write(ops, token, deadline.at).await;
         self.counters.replays.inc_by(result.replayed as u64);
-        let not_done = result.failed.into_iter().map(|(op, failure)| FailedItem {
+        let not_applied = result.failed.into_iter().map(|(op, failure)| FailedItem {
             index: indexes[op as usize],
             key: None,
             problem: failure::of_write(failure),
         });
-        let understood = failed.len();
-        failed.extend(not_done);
-        if failed.len() > understood {
+        let malformed = failed.len();
+        failed.extend(not_applied);
+        if failed.len() > malformed {
             failed.sort_by_key(|item| item.index);
             if response::only_reason(items, &failed).is_none() {
-                written.name(&mut failed);
+                body.add_keys(&mut failed);
             }
         }
-        // All that was applied was applied before: nothing has happened now.
-        let done = Done {
+        // Every item that was applied was applied before: this request changed nothing.
+        let applied = AppliedWrite {
             value: None,
             replayed: result.replayed > 0 && result.replayed == items - failed.len(),
         };
-        done.marked(response::batch(items, &failed))
+        applied.mark(response::batch(items, &failed))
     }
 
-    async fn page(&self, page: Page) -> Response {
-        let Pages { health, all, metrics, board } = &self.pages;
+    async fn page(&self, page: InfoPage) -> Response {
+        let Pages { health, all, metrics, status_page } = &self.pages;
         let (path, health) = match page {
-            Page::Livez => ("/livez", health),
-            Page::Readyz => ("/readyz", health),
-            Page::ReadyzAll => ("/readyz", all),
-            Page::Metrics => ("/metrics", health),
-            Page::Cluster => {
-                let body = board.cluster().await;
+            InfoPage::Livez => ("/livez", health),
+            InfoPage::Readyz => ("/readyz", health),
+            InfoPage::ReadyzAll => ("/readyz", all),
+            InfoPage::Metrics => ("/metrics", health),
+            InfoPage::Cluster => {
+                let body = status_page.cluster().await;
                 return response::page(StatusCode::OK, "application/json", body);
             }
-            Page::OpenApi => {
+            InfoPage::OpenApi => {
                 return response::page(StatusCode::OK, "application/json", openapi::text());
             }
         };
         match telemetry::page(path, health, metrics) {
             Some(page) => response::page(page.status, page.content_type, page.body),
-            None => response::problem(&Problem::new(Kind::Internal, "a page of ours is missing")),
+            None => response::problem(&Problem::new(Kind::Internal, "the page is missing: a bug")),
         }
     }
 
-    /// The whole body. What comes too late or is too large had no effect.
-    async fn read(
+    /// Receives the whole body. A request whose body comes too late or is too large has no effect.
+    async fn read_body(
         &self,
         body: &mut Incoming,
-        counted: &mut Counted,
+        reservation: &mut Reservation,
         deadline: &Deadline,
     ) -> Result<Bytes, Problem> {
         if body.is_end_stream() {
@@ -499,28 +515,29 @@ impl Front {
         if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
             return Err(request::body_too_large());
         }
-        let mut over = self.over.subscribe();
-        let collected = tokio::time::timeout_at(deadline.instant.into(), collect(body, counted));
+        let mut ending = self.ending.subscribe();
+        let collected =
+            tokio::time::timeout_at(deadline.instant.into(), collect(body, reservation));
         tokio::select! {
             biased;
             collected = collected => collected.unwrap_or_else(|_| {
                 let detail = "the body did not come in whole before the deadline";
                 Err(Problem::bad_input("body", detail))
             }),
-            _ = over.wait_for(|&over| over) => Err(failure::of_write(Failure::Stopping)),
+            _ = ending.wait_for(|&ending| ending) => Err(failure::of_write(Failure::Stopping)),
         }
     }
 }
 
-/// What is said of an answer because of what was asked for.
-struct Marks {
+/// The properties of an answer that follow from its request.
+struct AnswerTraits {
     /// `Accept` chooses its form.
     has_forms: bool,
     /// A cache may keep it.
-    stays_true: bool,
+    is_static: bool,
 }
 
-/// The client means to keep the connection.
+/// Returns whether the client wants to keep the connection.
 fn is_kept(parts: &Parts) -> bool {
     let lines = parts.headers.get_all(CONNECTION).iter().filter_map(|line| line.to_str().ok());
     let mut words = lines.flat_map(|line| line.split(',')).map(str::trim);
@@ -530,49 +547,53 @@ fn is_kept(parts: &Parts) -> bool {
     }
 }
 
-/// What a browser asks before a script may send something.
+/// The answer to the request that a browser sends before it lets a script send another one.
 fn preflight() -> Response {
-    let mut response = Response::new(Answer::new(""));
+    let mut response = Response::new(AnswerBody::new(""));
     *response.status_mut() = StatusCode::NO_CONTENT;
-    browser::tell_preflight(response.headers_mut());
+    browser::add_preflight_headers(response.headers_mut());
     response
 }
 
-/// The machine answered with fewer values than were asked for.
+/// The batcher returned fewer values than were requested.
 fn no_value() -> Problem {
-    Problem::unknown(Kind::Internal, "an answer without the value that was asked for: a bug")
+    Problem::unknown(Kind::Internal, "an answer without the requested value: a bug")
 }
 
-/// What became of one operation that was applied.
-struct Done {
-    /// If one was asked for.
+/// The result of a write that was applied.
+struct AppliedWrite {
+    /// The value, if the operation returns one.
     value: Option<i128>,
-    /// It was applied before, under the same token.
+    /// The write was applied before, under the same token.
     replayed: bool,
 }
 
-impl Done {
-    fn marked(&self, response: Response) -> Response {
+impl AppliedWrite {
+    /// Marks the answer if the write was replayed.
+    fn mark(&self, response: Response) -> Response {
         if self.replayed { response::replayed(response) } else { response }
     }
 }
 
-/// A body of many items, as it came.
-struct Written<'a> {
+/// The unparsed body of a request with many items.
+struct BatchBody<'a> {
     namespace: &'a str,
     body_type: BodyType,
     body: &'a [u8],
 }
 
-impl Written<'_> {
-    fn items(&self, room: impl FnMut(usize) -> Result<(), Problem>) -> Result<Batch, Problem> {
+impl BatchBody<'_> {
+    fn parse(
+        &self,
+        room: impl FnMut(usize) -> Result<(), Problem>,
+    ) -> Result<IncrementBatch, Problem> {
         request::increments(self.namespace, self.body_type, self.body, room)
     }
 
-    /// Gives failed items their keys. The operations have gone to the machine, and failing is rare: the body is read
-    /// again.
-    fn name(&self, failed: &mut [FailedItem]) {
-        let Ok(again) = self.items(|_| Ok(())) else { return };
+    /// Adds the keys of failed items. The batcher took the operations, and failures are rare, so
+    /// the body is parsed again.
+    fn add_keys(&self, failed: &mut [FailedItem]) {
+        let Ok(again) = self.parse(|_| Ok(())) else { return };
         for item in failed.iter_mut().filter(|item| item.key.is_none()) {
             if let Ok(op) = again.indexes.binary_search(&item.index) {
                 item.key = Some(again.ops[op].counter.key().to_vec());
@@ -581,33 +602,34 @@ impl Written<'_> {
     }
 }
 
-/// When a request is over, on both clocks.
+/// The deadline of a request, on both clocks.
 struct Deadline {
+    /// On the batcher's clock.
     at: Now,
     instant: Instant,
 }
 
 impl Deadline {
-    fn after(lanes: &Lanes, timeout: Duration) -> Self {
-        let at = Now(lanes.now().0 + timeout.as_micros() as u64);
+    fn after(mailbox: &Mailbox, timeout: Duration) -> Self {
+        let at = Now(mailbox.now().0 + timeout.as_micros() as u64);
         Self { at, instant: Instant::now() + timeout }
     }
 }
 
-/// Nothing was changed, so it may be refused if too much is held already.
-fn refusable(response: Response, counted: &mut Counted) -> Result<Response, Problem> {
+/// Refuses the answer to a request without effect if the memory budget is exhausted.
+fn refusable(response: Response, reservation: &mut Reservation) -> Result<Response, Problem> {
     let status = StatusCode::SERVICE_UNAVAILABLE;
     let refused = |problem| Problem { status, ..problem };
-    counted.answer(response.body().bytes()).map_err(refused)?;
+    reservation.replace(response.body().bytes()).map_err(refused)?;
     Ok(response)
 }
 
-async fn collect(body: &mut Incoming, counted: &mut Counted) -> Result<Bytes, Problem> {
+async fn collect(body: &mut Incoming, reservation: &mut Reservation) -> Result<Bytes, Problem> {
     let Some(first) = data(body).await? else {
         return Ok(Bytes::new());
     };
-    count(&first, counted)?;
-    // Most bodies come in one piece, which is taken as it is.
+    reserve(&first, reservation)?;
+    // Most bodies come in one piece, which needs no copy.
     let Some(second) = data(body).await? else {
         return Ok(first);
     };
@@ -616,26 +638,26 @@ async fn collect(body: &mut Incoming, counted: &mut Counted) -> Result<Bytes, Pr
     all.extend_from_slice(&first);
     let mut next = Some(second);
     while let Some(piece) = next {
-        count(&piece, counted)?;
+        reserve(&piece, reservation)?;
         all.extend_from_slice(&piece);
         next = data(body).await?;
     }
     Ok(all.freeze())
 }
 
-fn count(piece: &Bytes, counted: &mut Counted) -> Result<(), Problem> {
-    if counted.bytes() + piece.len() > BODY_BYTES_MAX {
+fn reserve(piece: &Bytes, reservation: &mut Reservation) -> Result<(), Problem> {
+    if reservation.bytes() + piece.len() > BODY_BYTES_MAX {
         return Err(request::body_too_large());
     }
-    counted.add(piece.len())
+    reservation.add(piece.len())
 }
 
-/// The next piece of a body.
+/// The next piece of a body. `None` at its end.
 async fn data(body: &mut Incoming) -> Result<Option<Bytes>, Problem> {
     loop {
         match body.frame().await {
             None => return Ok(None),
-            // What is no data is trailers, which say nothing that we know.
+            // Frames without data are trailers, none of which has a meaning here.
             Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data() {
                     return Ok(Some(data));
@@ -660,10 +682,10 @@ async fn drain(body: &mut Incoming, until: Instant) {
         }
     };
     let until = until.min(Instant::now() + DRAIN_WITHIN);
-    let _cut = tokio::time::timeout_at(until.into(), rest).await;
+    let _timed_out = tokio::time::timeout_at(until.into(), rest).await;
 }
 
-impl Seat {
+impl ConnectionState {
     fn wake(&mut self) {
         if let Some(task) = self.task.take() {
             task.wake();
@@ -671,39 +693,41 @@ impl Seat {
     }
 }
 
-/// A connection's place in the list of open ones.
-struct Open {
-    front: Rc<Front>,
-    place: usize,
+/// Keeps a connection in the list of open ones, until dropped.
+struct ConnectionGuard {
+    server: Rc<HttpServer>,
+    id: usize,
 }
 
-impl Open {
-    fn new(front: Rc<Front>) -> Self {
-        let seat = Seat { task: None, idle_since: Some(Instant::now()), ends: false };
-        let place = front.connections.borrow_mut().open.insert(seat);
-        front.counters.connections.inc();
-        Self { front, place }
+impl ConnectionGuard {
+    fn new(server: Rc<HttpServer>) -> Self {
+        let connection =
+            ConnectionState { task: None, idle_since: Some(Instant::now()), ends: false };
+        let id = server.connections.borrow_mut().open.insert(connection);
+        server.counters.connections.inc();
+        Self { server, id }
     }
 
-    /// Whether the connection is to end, since nothing of it is under way. If not, the task is woken when it is.
+    /// Returns whether the connection is to end and has no request in flight. If not, `waker` is
+    /// woken once the connection is to end.
     fn is_to_end(&self, waker: &Waker) -> bool {
-        let mut connections = self.front.connections.borrow_mut();
+        let mut connections = self.server.connections.borrow_mut();
         let stopping = connections.stopping;
-        let seat = &mut connections.open[self.place];
-        if !seat.task.as_ref().is_some_and(|kept| kept.will_wake(waker)) {
-            seat.task = Some(waker.clone());
+        let connection = &mut connections.open[self.id];
+        if !connection.task.as_ref().is_some_and(|task| task.will_wake(waker)) {
+            connection.task = Some(waker.clone());
         }
-        (stopping || seat.ends) && seat.idle_since.is_some()
+        (stopping || connection.ends) && connection.idle_since.is_some()
     }
 }
 
-impl Drop for Open {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        let mut connections = self.front.connections.borrow_mut();
-        connections.open.remove(self.place);
-        self.front.counters.connections.dec();
+        let mut connections = self.server.connections.borrow_mut();
+        connections.open.remove(self.id);
+        self.server.counters.connections.dec();
         if connections.open.is_empty()
-            && let Some(waker) = connections.closed.take()
+            && let Some(waker) = connections.all_closed.take()
         {
             waker.wake();
         }

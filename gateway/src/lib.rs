@@ -1,29 +1,30 @@
-//! hyper HTTP in, answers out: the driver of the engine's gateway machine (`engine::batcher`).
+//! The gateway process: serves HTTP and drives the engine's batcher (`engine::batcher`).
 //!
 //! ```text
-//!   http.rs ─ request/ ──▶ lanes.rs ──▶ machine ──▶ links.rs ──▶ storage nodes
+//!   http.rs ─ request/ ──▶ mailbox.rs ──▶ batcher ──▶ node_connections.rs ──▶ storage nodes
 //!   clients ◀─ response.rs ◀──┘  one thread per worker  │
-//!   etcd ──▶ directory.rs ──▶ every worker, the pages, the links
+//!   etcd ──▶ directory.rs ──▶ every worker, the pages, the node connections
 //! ```
 //!
-//! Stateless but for its sessions. A gateway that dies loses nothing that was acknowledged, and nothing that was not is
-//! applied twice. What a newcomer would get wrong: nothing here decides what an answer of a node means; that is the
-//! machine's business. This crate decides what the outcome is called in HTTP ([`problem`], [`request`], [`response`]).
+//! The sessions are the only state of a gateway. When a gateway dies, no acknowledged operation is
+//! lost, and no other operation is applied twice. Nothing here decides what an answer of a node
+//! means: the batcher does. This crate decides how an outcome is expressed in HTTP ([`problem`],
+//! [`request`], [`response`]).
 
 mod browser;
 mod directory;
 mod failure;
-mod held;
 mod http;
-mod lanes;
-mod linger;
-mod links;
+mod lingering_close;
+mod mailbox;
+mod malformed_heads;
 mod memory;
+mod memory_budget;
 mod metrics;
+mod node_connections;
 mod openapi;
 mod process;
 mod readiness;
-mod refusals;
 mod reports;
 mod session;
 mod status;
@@ -40,10 +41,10 @@ pub use process::{Fatal, serve};
 /// A gateway's settings.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// What people call this gateway, in logs
+    /// Name of this gateway, for logs
     #[arg(long, env = "DKC_NAME", default_value = "gateway")]
     pub name: String,
-    /// etcd's members
+    /// Addresses of the members of etcd
     #[arg(
         long,
         env = "DKC_ETCD",
@@ -53,10 +54,10 @@ pub struct Options {
         value_parser = metastore::endpoint
     )]
     pub etcd: Vec<String>,
-    /// Name of the cluster: several can share an etcd
+    /// Name of the cluster (several clusters can share an etcd)
     #[arg(long, env = "DKC_CLUSTER", default_value = "dkc", value_parser = metastore::cluster_name)]
     pub cluster: String,
-    /// Where clients are served
+    /// Address on which clients are served
     #[arg(
         long,
         env = "DKC_HTTP",
@@ -65,16 +66,16 @@ pub struct Options {
         value_parser = metastore::listened
     )]
     pub http: SocketAddr,
-    /// Where /livez, /readyz and /metrics are served too, apart from the clients
+    /// Address on which /livez, /readyz and /metrics are served too, apart from the clients
     #[arg(long, env = "DKC_METRICS", value_name = "ADDR", value_parser = metastore::listened)]
     pub metrics: Option<SocketAddr>,
-    /// Where grpc.health.v1 and reflection are served, nothing else [default: nowhere]
+    /// Address on which grpc.health.v1 and reflection are served, and nothing else [default: off]
     #[arg(long, env = "DKC_GRPC", value_name = "ADDR", value_parser = metastore::listened)]
     pub grpc: Option<SocketAddr>,
     /// Threads that serve clients [default: the number of CPUs, at most 4]
     #[arg(long, env = "DKC_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
-    /// Seconds without a sign of life after which etcd takes this gateway for dead
+    /// TTL of this gateway's etcd lease, in seconds
     #[arg(
         long,
         env = "DKC_LEASE_TTL",
@@ -83,7 +84,7 @@ pub struct Options {
         value_parser = clap::value_parser!(u32).range(1..=3600)
     )]
     pub lease_ttl: u32,
-    /// Microseconds that increments wait for company before they are sent
+    /// Batching delay in µs: how long an increment waits for others before it is sent
     #[arg(
         long,
         env = "DKC_LINGER_US",
@@ -92,7 +93,7 @@ pub struct Options {
         value_parser = clap::value_parser!(u64).range(..=1_000_000)
     )]
     pub linger_us: u64,
-    /// Seconds that a connection may say nothing, take for the head of a request, or take nothing of an answer
+    /// Idle, request-head and write timeout of a client connection, in seconds
     #[arg(
         long,
         env = "DKC_IDLE_TIMEOUT",
@@ -101,13 +102,20 @@ pub struct Options {
         value_parser = clap::value_parser!(u32).range(1..=3600)
     )]
     pub idle_timeout: u32,
-    /// What this gateway may hold in memory, all in all
+    /// Memory limit of this gateway, in bytes
     #[arg(long, env = "DKC_MEMORY_BYTES", value_name = "BYTES", default_value_t = 1 << 30)]
     pub memory_bytes: u64,
-    /// Clients that may be connected [default: as many as open files and a quarter of --memory-bytes leave room for]
-    #[arg(long, env = "DKC_CONNECTIONS", value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Maximum number of client connections [default: as many as the limit of open files and a
+    /// quarter of --memory-bytes allow]
+    #[arg(
+        long,
+        env = "DKC_CONNECTIONS",
+        value_name = "COUNT",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     pub connections: Option<u32>,
-    /// Origins whose pages may talk to this gateway through browsers, such as https://shop.example; * for all [default: none]
+    /// Origins whose pages may use this gateway from a browser, such as https://shop.example; * for
+    /// all [default: none]
     #[arg(
         long,
         env = "DKC_ALLOW_ORIGIN",
@@ -116,8 +124,8 @@ pub struct Options {
         value_parser = browser::origin
     )]
     pub allow_origin: Vec<String>,
-    /// Seconds that it still serves after SIGTERM, while /readyz says so and balancers turn elsewhere; a second one, and
-    /// Ctrl-C, cut them short
+    /// Seconds for which the gateway still serves after SIGTERM, while /readyz reports "stopping"
+    /// and load balancers turn elsewhere; a second SIGTERM or Ctrl-C ends them early
     #[arg(
         long,
         env = "DKC_DRAIN_SECONDS",
@@ -129,19 +137,20 @@ pub struct Options {
 }
 
 impl Options {
-    /// Refuses what makes no sense here, and says what would.
+    /// Checks the settings against each other and against the limit of open files. The error names
+    /// the setting that is wrong.
     pub fn check(&self) -> Result<(), Fatal> {
         process::shares(self).map(drop)
     }
 }
 
-/// Runs a gateway until SIGTERM or SIGINT. Returns the process's exit code (DESIGN §13).
+/// Runs a gateway until SIGTERM or SIGINT. Returns the exit code of the process.
 pub fn run(options: Options) -> u8 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
-            tracing::error!(%error, "no runtime");
+            tracing::error!(%error, "could not start the async runtime");
             return 1;
         }
     };

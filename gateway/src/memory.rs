@@ -1,36 +1,38 @@
-//! How the memory that a gateway may take is divided (docs/operations.md, "Size").
+//! The division of a gateway's memory (docs/operations.md, "Size").
 //!
-//! A fixed part is the process's own. Connections have theirs, since each may have sent half a head or take nothing of what
-//! is written to it. The rest is the workers', and of each worker's part a quarter is what it agrees to hold of bodies and
-//! answers, one is what that takes while it is moved or read, one is operations that wait or are under way, and one is
-//! left for reads, the links to nodes and the allocator. What is full makes its clients wait or refuses them.
+//! A fixed part belongs to the process itself. Connections have a part, since each may have sent
+//! half a head, or may not read what is written to it. The rest is divided among the workers. A
+//! quarter of a worker's part is for bodies and answers, a quarter for copies of them while they
+//! are moved or parsed, a quarter for operations that are queued or in flight, and a quarter for
+//! reads, node connections and the allocator. A worker with a full part lets its clients wait, or
+//! refuses them.
 
 use engine::batcher::Settings;
 
 use crate::request::BODY_BYTES_MAX;
 
-/// The process itself, pages, etcd's records.
+/// The part of the process itself: pages and the records from etcd.
 const OWN_BYTES: u64 = 64 << 20;
-/// What a connection takes at most.
+/// The most that a connection takes.
 const CONNECTION_BYTES: u64 = 64 << 10;
-/// Connections have a quarter of all, unless `--connections` says how many there may be.
+/// Connections get a quarter of the memory, unless `--connections` sets their number.
 const CONNECTIONS_SHARE: u64 = 4;
-/// A key of a read that waits, with its value.
+/// The memory of one key of a waiting read, with its value.
 const READ_KEY_BYTES: usize = 512;
 
-/// Who may have how much.
+/// The limits that follow from the memory of a gateway.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Shares {
-    /// Clients that may be connected.
+    /// The number of clients that may be connected.
     pub(crate) connections: usize,
-    /// Bytes of bodies and answers that a worker agrees to hold.
-    pub(crate) held: usize,
-    /// Bytes of operations that a worker agrees to hold.
-    pub(crate) operations: usize,
+    /// Bytes of bodies and answers that a worker may hold.
+    pub(crate) body_bytes_max: usize,
+    /// Bytes of operations that a worker may hold.
+    pub(crate) operation_bytes_max: usize,
 }
 
-/// Divides `memory` bytes. `files`: as many connections as open files leave room for. An error says what is wrong with
-/// which setting.
+/// Divides `memory` bytes. `files` is the number of connections that the limit of open files
+/// allows. An error names the setting that is wrong, and the reason.
 pub(crate) fn divide(
     memory: u64,
     wanted: Option<u32>,
@@ -41,7 +43,8 @@ pub(crate) fn divide(
         && wanted as usize > files
     {
         return Err(format!(
-            "--connections {wanted}: open files leave room for {files}: raise the hard limit (ulimit -Hn, LimitNOFILE=)"
+            "--connections {wanted}: open files leave room for {files}: raise the hard limit \
+             (ulimit -Hn, LimitNOFILE=)"
         ));
     }
     let by_memory = memory / CONNECTIONS_SHARE / CONNECTION_BYTES;
@@ -52,26 +55,31 @@ pub(crate) fn divide(
     if quarter < least {
         let needed = taken + 4 * least * workers as u64;
         return Err(format!(
-            "--memory-bytes {memory} is too little for {workers} workers and {connections} connections, which need {needed}: \
-             give more, or lower --workers or --connections"
+            "--memory-bytes {memory} is too little for {workers} workers and {connections} \
+             connections, which need {needed}: give more, or lower --workers or --connections"
         ));
     }
     let quarter = usize::try_from(quarter).unwrap_or(usize::MAX);
-    Ok(Shares { connections: connections as usize, held: quarter, operations: quarter })
+    Ok(Shares {
+        connections: connections as usize,
+        body_bytes_max: quarter,
+        operation_bytes_max: quarter,
+    })
 }
 
 impl Shares {
-    /// What the machine of a worker may hold. From half of it on, shards that have more waiting than their share give way
-    /// to the others; at all of it nothing more is read from clients.
+    /// The settings of a worker's batcher. From half of its limit on, shards with more than their
+    /// share of the queue are refused in favour of the others; at the limit, no more requests are
+    /// read from clients.
     pub(crate) fn settings(&self, linger_us: u64) -> Settings {
         let usual = Settings::default();
-        let half = self.operations / 2;
+        let half = self.operation_bytes_max / 2;
         Settings {
             linger_us,
-            worker_bytes_max: half,
+            total_bytes_max: half,
             queue_bytes_max: usual.queue_bytes_max.min(half),
-            lane_bytes_max: usual.lane_bytes_max.min(half),
-            read_keys_max: usual.read_keys_max.min(self.operations / READ_KEY_BYTES),
+            connection_bytes_max: usual.connection_bytes_max.min(half),
+            read_keys_max: usual.read_keys_max.min(self.operation_bytes_max / READ_KEY_BYTES),
             ..usual
         }
     }
@@ -89,35 +97,38 @@ mod tests {
             let shares = divide(memory * MIB, None, 1 << 20, workers).unwrap();
             let connections = shares.connections as u64 * CONNECTION_BYTES;
             assert_eq!(connections, memory * MIB / 4);
-            let of_workers = (2 * shares.held + 2 * shares.operations) as u64 * workers as u64;
+            let of_workers = (2 * shares.body_bytes_max + 2 * shares.operation_bytes_max) as u64
+                * workers as u64;
             let all = OWN_BYTES + connections + of_workers;
             assert!((memory * MIB - 4 * workers as u64..=memory * MIB).contains(&all), "{memory}");
         }
         let shares = divide(1024 * MIB, None, 1 << 20, 4).unwrap();
-        let want = Shares { connections: 4096, held: 44 << 20, operations: 44 << 20 };
+        let want =
+            Shares { connections: 4096, body_bytes_max: 44 << 20, operation_bytes_max: 44 << 20 };
         assert_eq!(shares, want);
         assert_eq!(divide(1024 * MIB, None, 1000, 4).unwrap().connections, 1000);
         let settings = shares.settings(7);
-        assert_eq!((settings.linger_us, settings.worker_bytes_max), (7, 22 << 20));
+        assert_eq!((settings.linger_us, settings.total_bytes_max), (7, 22 << 20));
         assert_eq!((settings.queue_bytes_max, settings.read_keys_max), (16 << 20, 90_112));
     }
 
     #[test]
-    fn what_does_not_fit_is_said() {
+    fn settings_that_do_not_fit_are_refused() {
         #[track_caller]
-        fn check(memory: u64, wanted: Option<u32>, workers: usize, says: &str) {
+        fn check(memory: u64, wanted: Option<u32>, workers: usize, want: &str) {
             let error = divide(memory * MIB, wanted, 1000, workers).unwrap_err();
-            assert!(error.contains(says), "{error}");
+            assert!(error.contains(want), "{error}");
         }
         check(1024, Some(1001), 1, "--connections 1001: open files leave room for 1000");
         check(
             64,
             None,
             1,
-            "--memory-bytes 67108864 is too little for 1 workers and 256 connections, which need 117440512",
+            "--memory-bytes 67108864 is too little for 1 workers and 256 connections, which need \
+             117440512",
         );
         check(128, Some(1000), 4, "lower --workers");
         let fits = divide(117_440_512, Some(256), 1000, 1).unwrap();
-        assert_eq!(fits.held as u64, 8 * MIB);
+        assert_eq!(fits.body_bytes_max as u64, 8 * MIB);
     }
 }

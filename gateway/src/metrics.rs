@@ -1,4 +1,4 @@
-//! What a gateway counts (DESIGN §12). Names of metrics are contract: dashboards are built on them.
+//! The metrics of a gateway. Their names are a contract: dashboards are built on them.
 
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
@@ -11,7 +11,7 @@ use telemetry::prometheus_client::registry::Registry;
 
 use crate::request::Route;
 
-/// What a request was about, as far as it was understood.
+/// The operation of a request, as far as the request was understood.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Operation {
     Increment,
@@ -20,10 +20,11 @@ pub(crate) enum Operation {
     GetMany,
     Delete,
     Page,
-    /// Refused before anybody could tell.
+    /// The request was refused before its operation was known.
     None,
 }
 
+/// The label of each [`Operation`], in the order of the variants.
 const OPERATIONS: [&str; 7] =
     ["increment", "increment_batch", "get", "get_batch", "delete", "page", "none"];
 
@@ -40,12 +41,13 @@ impl Operation {
     }
 }
 
-type Labels<const N: usize> = [(&'static str, String); N];
+type LabelPairs<const N: usize> = [(&'static str, String); N];
 
-/// Shared by all workers.
-pub(crate) struct Counters {
-    requests: Family<Labels<2>, Counter>,
-    /// By operation and status; looked up once, since the family itself is locked.
+/// The metrics of all workers together.
+pub(crate) struct GatewayMetrics {
+    requests: Family<LabelPairs<2>, Counter>,
+    /// The counters of `requests` by operation and status, each looked up once: a look-up in the
+    /// family takes a lock.
     known: [[OnceLock<Counter>; STATUSES]; OPERATIONS.len()],
     refusals: [Counter; REFUSAL_REASONS.len()],
     batches: Counter,
@@ -58,30 +60,34 @@ pub(crate) struct Counters {
     pub(crate) without_primary: Gauge<i64>,
 }
 
-/// From 100 up: every status there is.
+/// Statuses from 100 to 599.
 const STATUSES: usize = 500;
 
-impl Counters {
+impl GatewayMetrics {
     pub(crate) fn new(registry: &mut Registry) -> Self {
-        let requests = Family::<Labels<2>, Counter>::default();
+        let requests = Family::<LabelPairs<2>, Counter>::default();
         registry.register(
             "requests",
-            "Requests answered, by operation and status",
+            "Answered requests, by operation and status",
             requests.clone(),
         );
-        let refused = Family::<Labels<1>, Counter>::default();
-        registry.register("refusals", "What nodes refused, by reason", refused.clone());
+        let refused = Family::<LabelPairs<1>, Counter>::default();
+        registry.register(
+            "refusals",
+            "Batches and reads that nodes refused, by reason",
+            refused.clone(),
+        );
         let counter = |registry: &mut Registry, name, help| {
             let counter = Counter::<u64, AtomicU64>::default();
             registry.register(name, help, counter.clone());
             counter
         };
         let connections = Gauge::<i64>::default();
-        registry.register("connections", "Client connections that are open", connections.clone());
+        registry.register("connections", "Open client connections", connections.clone());
         let without_primary = Gauge::<i64>::default();
         registry.register(
             "gateway_shards_without_primary",
-            "Shards whose primary this gateway has no connection to",
+            "Shards to whose primary this gateway has no connection",
             without_primary.clone(),
         );
         let refusals = REFUSAL_REASONS
@@ -91,30 +97,34 @@ impl Counters {
             known: std::array::from_fn(|_| std::array::from_fn(|_| OnceLock::new())),
             refusals,
             batches: counter(registry, "batches", "Batches sealed"),
-            sends: counter(registry, "batch_sends", "Sends of batches, the first of each included"),
+            sends: counter(
+                registry,
+                "batch_sends",
+                "Sends of batches, including the first send of each",
+            ),
             ops: counter(registry, "batched_ops", "Operations put into batches"),
             ops_sent: counter(
                 registry,
                 "batched_ops_sent",
-                "The same, after adds of one key became one",
+                "Operations sent in batches, after adds to one key were merged",
             ),
             replays: counter(
                 registry,
                 "idempotent_replays",
-                "Operations that were answered as they had been applied before, under the same token",
+                "Operations answered with the result of an earlier one with the same token",
             ),
             connections,
             without_primary,
             shed: counter(
                 registry,
                 "connections_shed",
-                "Idle client connections that were closed because others waited for a place",
+                "Idle client connections closed to make room for new ones",
             ),
         }
     }
 
-    /// A request was answered.
-    pub(crate) fn request(&self, operation: Operation, status: u16) {
+    /// Counts an answered request.
+    pub(crate) fn count_request(&self, operation: Operation, status: u16) {
         let row = &self.known[operation as usize];
         let Some(known) = row.get(usize::from(status).wrapping_sub(100)) else {
             return;
@@ -127,8 +137,8 @@ impl Counters {
         counter.inc();
     }
 
-    /// A worker's counts have gone from `before` to `now`.
-    pub(crate) fn worker(&self, before: &Counts, now: &Counts) {
+    /// Adds the difference between two states of a worker's counts.
+    pub(crate) fn add_worker_counts(&self, before: &Counts, now: &Counts) {
         self.batches.inc_by(now.batches - before.batches);
         self.sends.inc_by(now.sends - before.sends);
         self.ops.inc_by(now.ops - before.ops);

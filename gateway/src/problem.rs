@@ -1,58 +1,65 @@
-//! What can be wrong, and what it means for what was asked (DESIGN §12).
+//! The problems (RFC 9457) that clients get, and the outcome of the request that each names.
 //!
-//! A problem has a *kind*, which fixes its status, its URI and its title, and an *outcome*, which fixes what the client
-//! may do next. Mostly the kind decides the outcome too; only a passed deadline can be either, and says which.
-//! The URIs are names, stable for ever, and lead nowhere.
+//! A problem has a *kind*, which determines its status, URI and title, and an *outcome*, which
+//! determines whether the client may safely send the request again. For most kinds, the kind also
+//! determines the outcome; the outcome of a passed deadline depends on the request. The URIs are
+//! stable names and do not resolve.
 
 use std::borrow::Cow;
 
+use engine::batcher::Outcome;
 use hyper::StatusCode;
 
-/// What every `type` begins with. The last part is [`Kind::name`].
+/// The beginning of every `type`. The last part is [`Kind::name`].
 pub const TYPE_PREFIX: &str = "https://dkc.invalid/problems/";
 
-/// One per stable URI.
+/// The kind of a problem. Each has a stable URI.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Kind {
-    /// Something the client said makes no sense; `field` says what.
+    /// The request is invalid; `field` names the part that is wrong.
     BadInput,
-    /// A browser sent it for a page that may not talk to this gateway.
+    /// A browser sent the request for a page of an origin that is not allowed.
     ForbiddenOrigin,
+    /// The path does not exist.
     NotFound,
+    /// The path does not have this method; `Allow` lists those that it has.
     MethodNotAllowed,
-    /// A body, a batch or one operation beyond the limits.
+    /// A body, a batch or a single operation exceeds the limits.
     TooLarge,
+    /// The URL exceeds the limit.
     UrlTooLong,
+    /// The media type, charset or encoding of the body is not supported.
     UnsupportedMediaType,
-    /// `Expect` asks for what nobody here can do.
+    /// `Expect` has an expectation other than `100-continue`.
     ExpectationFailed,
-    /// The token has been used for another request.
+    /// The idempotency key was used for another request.
     TokenReused,
-    /// The request was issued longer ago than tokens are remembered.
+    /// The request was issued longer ago than idempotency keys are kept.
     TokenTooOld,
-    /// The counter's shard remembers as many tokens as it may.
+    /// The counter's shard keeps as many idempotency records as it may.
     Quota,
-    /// The cluster has more to do than it can.
+    /// A queue or a memory limit of the gateway or of a node is exhausted.
     Overloaded,
-    /// The shard has as few in-sync replicas as it may, and one of them is silent.
+    /// The shard has too few in-sync replicas that answer to commit a write.
     Frozen,
-    /// Nobody who leads the shard could be reached.
+    /// The primary of the shard could not be reached.
     NoPrimary,
-    /// This gateway has not registered with etcd yet.
+    /// This gateway has no session yet, because it has not registered with etcd.
     NoSession,
-    /// The disks are nearly full.
+    /// The disk of a node is nearly full.
     NoSpace,
-    /// This gateway is being stopped.
+    /// This gateway is stopping.
     Stopping,
-    /// The request's time is over.
+    /// The deadline of the request passed.
     Deadline,
-    /// The session under which it was sent ended before it was decided.
+    /// The gateway's session ended before the outcome of the request was known.
     SessionLost,
-    /// A bug of ours.
+    /// A bug in dkc.
     Internal,
 }
 
 impl Kind {
+    /// All kinds.
     pub const ALL: [Self; 20] = [
         Self::BadInput,
         Self::ForbiddenOrigin,
@@ -76,7 +83,7 @@ impl Kind {
         Self::Internal,
     ];
 
-    /// The last part of its URI.
+    /// The last part of the URI.
     pub fn name(self) -> &'static str {
         match self {
             Self::BadInput => "bad-input",
@@ -102,6 +109,7 @@ impl Kind {
         }
     }
 
+    /// The title: a short summary that is the same for all problems of the kind.
     pub fn title(self) -> &'static str {
         match self {
             Self::BadInput => "Bad input",
@@ -127,6 +135,7 @@ impl Kind {
         }
     }
 
+    /// The HTTP status, except for refused reads (see [`Problem::status`]).
     pub fn status(self) -> StatusCode {
         match self {
             Self::BadInput => StatusCode::BAD_REQUEST,
@@ -149,54 +158,50 @@ impl Kind {
     }
 }
 
-/// What became of what was asked for. The third, applied, is no problem.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum Outcome {
-    /// It had no effect and never will.
-    NotApplied,
-    /// It may have had its effect, or may yet.
-    Unknown,
-}
-
-impl Outcome {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::NotApplied => "not-applied",
-            Self::Unknown => "unknown",
-        }
+/// The `outcome` of a problem. The third outcome of a write, applied, is not a problem.
+pub fn outcome_name(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::NotApplied => "not-applied",
+        Outcome::Unknown => "unknown",
     }
 }
 
+/// The reason why a request, or an item of a batch, was not answered with success.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Problem {
+    /// The kind of the problem.
     pub kind: Kind,
-    /// The kind's, but for reads that are turned away: those are 503 whatever the reason.
+    /// The status of the kind, except for refused reads: those have 503, whatever the reason.
     pub status: StatusCode,
+    /// The effect of the request, as far as it is known.
     pub outcome: Outcome,
-    /// What of the request is to blame: a field of the body, a part of the URL or a header.
+    /// The part of the request that is wrong: a field of the body, a part of the URL, or a header.
     pub field: Option<Cow<'static, str>>,
+    /// The explanation for people.
     pub detail: Cow<'static, str>,
-    /// The methods that this path has.
+    /// The methods that the path has, for [`Kind::MethodNotAllowed`].
     pub allow: Option<&'static str>,
 }
 
 impl Problem {
-    /// With no effect, now or ever.
+    /// A problem of a request that had no effect and never will have one.
     pub fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
         let outcome = Outcome::NotApplied;
         let status = kind.status();
         Self { kind, status, outcome, field: None, detail: detail.into(), allow: None }
     }
 
-    /// It may work when tried again: such an answer carries `Retry-After`.
-    pub fn mends(&self) -> bool {
+    /// Returns whether the same request may succeed later: such an answer carries `Retry-After`.
+    pub fn is_retryable(&self) -> bool {
         matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
     }
 
+    /// A problem of a request that may have had an effect, or may have one yet.
     pub fn unknown(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
         Self { outcome: Outcome::Unknown, ..Self::new(kind, detail) }
     }
 
+    /// A [`Kind::BadInput`] of the given part of the request.
     pub fn bad_input(
         field: impl Into<Cow<'static, str>>,
         detail: impl Into<Cow<'static, str>>,
@@ -209,7 +214,7 @@ impl Problem {
 mod tests {
     use super::*;
 
-    /// The table of DESIGN §12: which kind has which status. Names are contract: clients compare them.
+    /// The names and statuses of the kinds are a contract: clients compare them.
     #[test]
     fn kinds_are_golden() {
         let got: Vec<_> =
@@ -237,12 +242,12 @@ mod tests {
             ("internal", 500),
         ];
         assert_eq!(got, want);
-        let mends: Vec<_> =
-            Kind::ALL.into_iter().filter(|&kind| Problem::new(kind, "").mends()).collect();
-        assert_eq!(mends.len(), 7, "{mends:?}");
+        let is_retryable = |kind: &Kind| Problem::new(*kind, "").is_retryable();
+        let retryable: Vec<_> = Kind::ALL.into_iter().filter(is_retryable).collect();
+        assert_eq!(retryable.len(), 7, "{retryable:?}");
     }
 
-    /// In a row of its own, with its status.
+    /// Each kind has a row with its status.
     #[test]
     fn the_docs_name_each() {
         let docs = include_str!("../../docs/problems.md");

@@ -1,7 +1,7 @@
-//! Outcomes → HTTP answers (DESIGN §12).
+//! The HTTP answers: results and problems, as JSON or plain text.
 //!
-//! JSON is written by hand: values can have more digits than most JSON libraries carry, and this runs once per
-//! increment. What becomes of an answer is decided before; here it is only said.
+//! JSON is written by hand: values can have more digits than most JSON libraries support, and this
+//! code runs once per increment. It only formats: the outcome is decided elsewhere.
 
 use std::time::Duration;
 
@@ -12,59 +12,62 @@ use engine::key::CounterKey;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{HeaderMap, StatusCode};
 
-use crate::held::Answer;
-use crate::problem::{Kind, Problem, TYPE_PREFIX};
+use crate::memory_budget::AnswerBody;
+use crate::problem::{Kind, Problem, TYPE_PREFIX, outcome_name};
 use crate::request::FailedItem;
 
-/// Every answer is whole before its first byte leaves.
-pub type Response = hyper::Response<Answer>;
+/// An answer, complete before its first byte is sent.
+pub type Response = hyper::Response<AnswerBody>;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 pub(crate) const PROBLEM: &str = "application/problem+json";
 const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
-/// All who were refused at once must not come back at once: they are told one of so many seconds, by chance.
+/// The number of values from which `Retry-After` is drawn at random, so that clients that were
+/// refused at the same moment do not all return at the same moment.
 const RETRY_SPREAD_S: u64 = 3;
 static IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
-/// After how many seconds trying again is worth it, at least.
+/// The least time after which it is worth trying again.
 fn retry_after(kind: Kind) -> Duration {
     Duration::from_secs(match kind {
-        // Somebody has to make room.
+        // An operator must free disk space, or a flush must.
         Kind::NoSpace => 5,
-        // Tokens are forgotten by and by, for minutes.
+        // Idempotency records expire one by one, over minutes.
         Kind::Quota => 60,
         _ => 1,
     })
 }
 
 fn answer(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Response {
-    let mut response = Response::new(Answer::new(body));
+    let mut response = Response::new(AnswerBody::new(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }
 
-/// The beginning of an answer about one counter, written while its name is still at hand: the machine takes it.
-pub struct About {
+/// The answer about one counter. Its beginning is written before the request goes to the batcher,
+/// which takes the name of the counter.
+pub struct CounterAnswer {
     body: Vec<u8>,
-    form: Form,
+    form: ValueForm,
 }
 
-/// How a value is written.
+/// The form in which a value is written.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Form {
-    /// As a bare decimal, without a name.
+pub struct ValueForm {
+    /// A plain decimal number instead of JSON.
     pub plain: bool,
-    /// In JSON as a string too, for those whose numbers have 53 bits.
+    /// In JSON also a string, for languages whose numbers have 53 bits.
     pub exact: bool,
 }
 
-impl About {
-    pub fn new(counter: &CounterKey, form: Form) -> Self {
+impl CounterAnswer {
+    /// Begins an answer with the namespace and the key.
+    pub fn new(counter: &CounterKey, form: ValueForm) -> Self {
         let mut body = Vec::with_capacity(128);
         if !form.plain {
             body.extend_from_slice(b"{\"namespace\":\"");
-            // Letters that need no escape, as every namespace has.
+            // A namespace has only characters that need no escape.
             body.extend_from_slice(counter.namespace());
             body.extend_from_slice(b"\",");
             put_key(&mut body, counter.key());
@@ -72,8 +75,8 @@ impl About {
         Self { body, form }
     }
 
-    /// About a counter that is 0 again: its answer does not repeat the namespace.
-    pub fn deleted(counter: &CounterKey, form: Form) -> Self {
+    /// Begins the answer to a delete, which has the key but not the namespace.
+    pub fn deleted(counter: &CounterKey, form: ValueForm) -> Self {
         let mut body = Vec::with_capacity(64);
         if !form.plain {
             body.push(b'{');
@@ -82,9 +85,10 @@ impl About {
         Self { body, form }
     }
 
+    /// The answer to an increment by `applied`. `value` is the new value, if it was requested.
     pub fn incremented(mut self, applied: i64, value: Option<i128>) -> Response {
         if self.form.plain {
-            return self.bare(value.unwrap_or(applied.into()));
+            return self.plain(value.unwrap_or(applied.into()));
         }
         self.member("applied", applied.into());
         if let Some(value) = value {
@@ -93,10 +97,10 @@ impl About {
         self.finish()
     }
 
-    /// `staleness_ms`: only where a bounded one was asked for.
+    /// The answer to a read or a delete. `staleness_ms` is `Some` for bounded reads only.
     pub fn value(mut self, value: i128, staleness_ms: Option<u64>) -> Response {
         if self.form.plain {
-            return self.bare(value);
+            return self.plain(value);
         }
         put_value(&mut self.body, value, self.form.exact);
         if let Some(staleness_ms) = staleness_ms {
@@ -112,7 +116,7 @@ impl About {
         put_number(&mut self.body, number);
     }
 
-    fn bare(mut self, number: i128) -> Response {
+    fn plain(mut self, number: i128) -> Response {
         put_number(&mut self.body, number);
         answer(StatusCode::OK, PLAIN, self.body)
     }
@@ -123,7 +127,8 @@ impl About {
     }
 }
 
-/// Many values, in the order of the keys. `staleness_ms`: only where a bounded one was asked for.
+/// The answer to a read of many counters, in the order of the keys. `staleness_ms` is `Some` for
+/// bounded reads only.
 pub fn values(
     keys: &[CounterKey],
     values: &[i128],
@@ -146,10 +151,11 @@ pub fn values(
     answer(StatusCode::OK, JSON, body)
 }
 
-/// A batch of `items`, all applied but those in `failed`, which is in the order of the items.
+/// The answer to a batch of `items`, of which those in `failed` were not applied. `failed` is in
+/// the order of the items.
 pub fn batch(items: usize, failed: &[FailedItem]) -> Response {
     if let Some(reason) = only_reason(items, failed) {
-        // What is wrong differs from item to item.
+        // The mistake may differ from item to item.
         let failed = if reason.kind == Kind::BadInput { failed } else { &[] };
         let mut body = begin_problem(reason);
         body.extend_from_slice(b",\"accepted\":");
@@ -163,10 +169,10 @@ pub fn batch(items: usize, failed: &[FailedItem]) -> Response {
         body.push(b'}');
         return finish_problem(reason, body);
     }
-    let not_understood = failed.iter().filter(|item| item.problem.kind == Kind::BadInput).count();
+    let malformed = failed.iter().filter(|item| item.problem.kind == Kind::BadInput).count();
     let mut body = Vec::with_capacity(64 + 160 * failed.len());
     body.extend_from_slice(b"{\"accepted\":");
-    put_number(&mut body, (items - not_understood) as i128);
+    put_number(&mut body, (items - malformed) as i128);
     body.extend_from_slice(b",\"applied\":");
     put_number(&mut body, (items - failed.len()) as i128);
     body.push(b',');
@@ -175,7 +181,7 @@ pub fn batch(items: usize, failed: &[FailedItem]) -> Response {
     answer(StatusCode::OK, JSON, body)
 }
 
-/// Why all of them failed, if there is one reason.
+/// The problem that all items failed with, if all did and it is the same kind and outcome.
 pub fn only_reason(items: usize, failed: &[FailedItem]) -> Option<&Problem> {
     let first = &failed.first()?.problem;
     let same = |item: &FailedItem| {
@@ -200,13 +206,14 @@ fn put_failed(body: &mut Vec<u8>, failed: &[FailedItem]) {
     body.push(b']');
 }
 
-/// It tells of an earlier request with the same token: now nothing was done.
+/// Marks an answer as that of an earlier request with the same idempotency key: nothing was applied
+/// now.
 pub fn replayed(mut response: Response) -> Response {
     response.headers_mut().insert(&IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
     response
 }
 
-/// RFC 9457.
+/// The answer to a request that failed (RFC 9457).
 pub fn problem(problem: &Problem) -> Response {
     finish_problem(problem, problem_body(problem))
 }
@@ -235,7 +242,7 @@ fn finish_problem(problem: &Problem, body: Vec<u8>) -> Response {
 }
 
 fn add_headers(problem: &Problem, headers: &mut HeaderMap) {
-    if problem.mends() {
+    if problem.is_retryable() {
         let seconds = retry_after(problem.kind).as_secs() + fastrand::u64(..RETRY_SPREAD_S);
         headers.insert(RETRY_AFTER, seconds.into());
     }
@@ -244,13 +251,13 @@ fn add_headers(problem: &Problem, headers: &mut HeaderMap) {
     }
 }
 
-/// `type`, `outcome`, `detail` and, if there is one, `field`.
+/// Writes `type`, `outcome`, `detail` and, if there is one, `field`.
 fn put_reason(body: &mut Vec<u8>, problem: &Problem) {
     body.extend_from_slice(b"\"type\":\"");
     body.extend_from_slice(TYPE_PREFIX.as_bytes());
     body.extend_from_slice(problem.kind.name().as_bytes());
     body.extend_from_slice(b"\",\"outcome\":\"");
-    body.extend_from_slice(problem.outcome.name().as_bytes());
+    body.extend_from_slice(outcome_name(problem.outcome).as_bytes());
     body.extend_from_slice(b"\",\"detail\":");
     put_text(body, &problem.detail);
     if let Some(field) = &problem.field {
@@ -259,7 +266,7 @@ fn put_reason(body: &mut Vec<u8>, problem: &Problem) {
     }
 }
 
-/// Something else than a counter: health, metrics, the cluster.
+/// The answer with a page: health, metrics, the cluster, the OpenAPI document.
 pub fn page(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response {
     answer(status, HeaderValue::from_static(content_type), body)
 }
@@ -268,7 +275,7 @@ fn put_text(body: &mut Vec<u8>, text: &str) {
     serde_json::to_writer(body, text).expect("a Vec takes every byte");
 }
 
-/// `"key":"…"`, or `"key_base64":"…"` when the bytes are not UTF-8.
+/// Writes `"key":"…"`, or `"key_base64":"…"` if the bytes are not UTF-8.
 fn put_key(body: &mut Vec<u8>, key: &[u8]) {
     match str::from_utf8(key) {
         Ok(text) => {
@@ -283,7 +290,7 @@ fn put_key(body: &mut Vec<u8>, key: &[u8]) {
     }
 }
 
-/// `,"value":5` and, if it is wanted exact in every language, `,"value_string":"5"`.
+/// Writes `,"value":5` and, if `exact`, `,"value_string":"5"`.
 fn put_value(body: &mut Vec<u8>, value: i128, exact: bool) {
     body.extend_from_slice(b",\"value\":");
     put_number(body, value);
@@ -296,7 +303,7 @@ fn put_value(body: &mut Vec<u8>, value: i128, exact: bool) {
 
 fn put_number(body: &mut Vec<u8>, number: i128) {
     use std::io::Write;
-    // Most values fit into a word, where division is several times as fast.
+    // Most values fit into 64 bits, where division is several times as fast.
     let written = match i64::try_from(number) {
         Ok(small) => write!(body, "{small}"),
         Err(_) => write!(body, "{number}"),
@@ -306,10 +313,10 @@ fn put_number(body: &mut Vec<u8>, number: i128) {
 
 #[cfg(test)]
 mod tests {
+    use engine::batcher::Outcome;
     use http_body_util::BodyExt;
 
     use super::*;
-    use crate::problem::Outcome;
 
     fn counter(key: &[u8]) -> CounterKey {
         CounterKey::new(b"ns", key).unwrap()
@@ -340,42 +347,43 @@ mod tests {
 
     #[test]
     fn one_counter() {
-        let form = |plain| Form { plain, exact: false };
-        let about = |plain| About::new(&counter(b"k"), form(plain));
-        check(about(false).incremented(5, None), r#"{"namespace":"ns","key":"k","applied":5}"#);
+        let form = |plain| ValueForm { plain, exact: false };
+        let answer = |plain| CounterAnswer::new(&counter(b"k"), form(plain));
+        check(answer(false).incremented(5, None), r#"{"namespace":"ns","key":"k","applied":5}"#);
         check(
-            about(false).incremented(-5, Some(-7)),
+            answer(false).incremented(-5, Some(-7)),
             r#"{"namespace":"ns","key":"k","applied":-5,"value":-7}"#,
         );
-        check(about(false).value(105, None), r#"{"namespace":"ns","key":"k","value":105}"#);
+        check(answer(false).value(105, None), r#"{"namespace":"ns","key":"k","value":105}"#);
         check(
-            about(false).value(0, Some(12)),
+            answer(false).value(0, Some(12)),
             r#"{"namespace":"ns","key":"k","value":0,"staleness_ms":12}"#,
         );
         check(
-            About::deleted(&counter(b"k"), form(false)).value(9, None),
+            CounterAnswer::deleted(&counter(b"k"), form(false)).value(9, None),
             r#"{"key":"k","value":9}"#,
         );
-        check_plain(about(true).incremented(5, None), "5");
-        check_plain(about(true).incremented(5, Some(12)), "12");
-        check_plain(about(true).value(-3, Some(1)), "-3");
-        check_plain(About::deleted(&counter(b"k"), form(true)).value(9, None), "9");
+        check_plain(answer(true).incremented(5, None), "5");
+        check_plain(answer(true).incremented(5, Some(12)), "12");
+        check_plain(answer(true).value(-3, Some(1)), "-3");
+        check_plain(CounterAnswer::deleted(&counter(b"k"), form(true)).value(9, None), "9");
     }
 
     #[test]
     fn values_have_any_size() {
         let big = i128::MAX;
-        let about = About::new(&counter(b"k"), Form::default());
-        check(about.value(big, None), &format!(r#"{{"namespace":"ns","key":"k","value":{big}}}"#));
-        let plain = Form { plain: true, exact: true };
-        let about = About::new(&counter(b"k"), plain);
-        check_plain(about.value(i128::MIN, None), &i128::MIN.to_string());
-        let exact = Form { plain: false, exact: true };
+        let answer = CounterAnswer::new(&counter(b"k"), ValueForm::default());
+        check(answer.value(big, None), &format!(r#"{{"namespace":"ns","key":"k","value":{big}}}"#));
+        let plain = ValueForm { plain: true, exact: true };
+        let answer = CounterAnswer::new(&counter(b"k"), plain);
+        check_plain(answer.value(i128::MIN, None), &i128::MIN.to_string());
+        let exact = ValueForm { plain: false, exact: true };
         let least = i128::MIN;
         check(
-            About::new(&counter(b"k"), exact).incremented(5, Some(least)),
+            CounterAnswer::new(&counter(b"k"), exact).incremented(5, Some(least)),
             &format!(
-                r#"{{"namespace":"ns","key":"k","applied":5,"value":{least},"value_string":"{least}"}}"#
+                r#"{{"namespace":"ns","key":"k","applied":5,{}"value_string":"{least}"}}"#,
+                format_args!("\"value\":{least},")
             ),
         );
         check(
@@ -389,7 +397,10 @@ mod tests {
         let keys = [counter("é\"\n\0".as_bytes()), counter(b"\xff\x00")];
         check(
             values(&keys, &[1, i128::from(u64::MAX)], false, None),
-            r#"{"counters":[{"key":"é\"\n\u0000","value":1},{"key_base64":"/wA=","value":18446744073709551615}]}"#,
+            concat!(
+                r#"{"counters":[{"key":"é\"\n\u0000","value":1},"#,
+                r#"{"key_base64":"/wA=","value":18446744073709551615}]}"#
+            ),
         );
         check(values(&[], &[], false, None), r#"{"counters":[]}"#);
         check(values(&[], &[], false, Some(7)), r#"{"counters":[],"staleness_ms":7}"#);
@@ -404,14 +415,21 @@ mod tests {
         check(batch(0, &[]), r#"{"accepted":0,"applied":0,"failed":[]}"#);
         check(batch(3, &[]), r#"{"accepted":3,"applied":3,"failed":[]}"#);
         let items = [
-            failed(0, b"a", Problem::bad_input("delta", "is no whole number")),
+            failed(0, b"a", Problem::bad_input("delta", "is not a whole number")),
             failed(2, b"\xff", Problem::unknown(Kind::Deadline, "too late")),
         ];
         check(
             batch(3, &items),
-            r#"{"accepted":2,"applied":1,"failed":[{"index":0,"key":"a","type":"https://dkc.invalid/problems/bad-input","outcome":"not-applied","detail":"is no whole number","field":"delta"},{"index":2,"key_base64":"/w==","type":"https://dkc.invalid/problems/deadline","outcome":"unknown","detail":"too late"}]}"#,
+            concat!(
+                r#"{"accepted":2,"applied":1,"failed":[{"index":0,"key":"a","#,
+                r#""type":"https://dkc.invalid/problems/bad-input","outcome":"not-applied","#,
+                r#""detail":"is not a whole number","field":"delta"},"#,
+                r#"{"index":2,"key_base64":"/w==","#,
+                r#""type":"https://dkc.invalid/problems/deadline","outcome":"unknown","#,
+                r#""detail":"too late"}]}"#
+            ),
         );
-        // All failed, but not for one reason.
+        // All failed, but not for the same reason.
         assert_eq!(batch(2, &items).status(), 200);
     }
 
@@ -422,7 +440,11 @@ mod tests {
         assert!(["1", "2", "3"].iter().any(|seconds| response.headers()[RETRY_AFTER] == seconds));
         let (status, content_type, body) = text(response);
         assert_eq!((status, content_type.as_str()), (503, "application/problem+json"));
-        let want = r#"{"title":"Shard frozen","status":503,"type":"https://dkc.invalid/problems/frozen","outcome":"not-applied","detail":"shard 3","accepted":2,"applied":0}"#;
+        let want = concat!(
+            r#"{"title":"Shard frozen","status":503,"#,
+            r#""type":"https://dkc.invalid/problems/frozen","outcome":"not-applied","#,
+            r#""detail":"shard 3","accepted":2,"applied":0}"#
+        );
         assert_eq!(body, want);
         // A deadline can have either outcome, and the two may be retried differently.
         let late = |index, outcome| {
@@ -441,20 +463,24 @@ mod tests {
 
     #[test]
     fn problems() {
-        let told = Problem::bad_input("delta", "is \"x\"");
-        let (status, content_type, body) = text(problem(&told));
+        let bad = Problem::bad_input("delta", "is \"x\"");
+        let (status, content_type, body) = text(problem(&bad));
         assert_eq!((status, content_type.as_str()), (400, "application/problem+json"));
-        let want = r#"{"title":"Bad input","status":400,"type":"https://dkc.invalid/problems/bad-input","outcome":"not-applied","detail":"is \"x\"","field":"delta"}"#;
+        let want = concat!(
+            r#"{"title":"Bad input","status":400,"#,
+            r#""type":"https://dkc.invalid/problems/bad-input","outcome":"not-applied","#,
+            r#""detail":"is \"x\"","field":"delta"}"#
+        );
         assert_eq!(body, want);
         for kind in Kind::ALL {
-            let told = Problem::new(kind, "");
-            let response = problem(&told);
-            assert_eq!(response.headers().contains_key(RETRY_AFTER), told.mends(), "{kind:?}");
+            let example = Problem::new(kind, "");
+            let has_it = problem(&example).headers().contains_key(RETRY_AFTER);
+            assert_eq!(has_it, example.is_retryable(), "{kind:?}");
         }
         for (kind, least) in [(Kind::Overloaded, 1), (Kind::NoSpace, 5), (Kind::Quota, 60)] {
-            let told = |_| problem(&Problem::new(kind, "")).headers()[RETRY_AFTER].clone();
+            let draw = |_| problem(&Problem::new(kind, "")).headers()[RETRY_AFTER].clone();
             let seconds: std::collections::BTreeSet<u64> =
-                (0..200).map(told).map(|told| told.to_str().unwrap().parse().unwrap()).collect();
+                (0..200).map(draw).map(|drawn| drawn.to_str().unwrap().parse().unwrap()).collect();
             assert!(seconds.into_iter().eq(least..least + RETRY_SPREAD_S), "{kind:?}");
         }
         let allow = Problem { allow: Some("POST"), ..Problem::new(Kind::MethodNotAllowed, "") };

@@ -1,27 +1,28 @@
-//! The workers' sessions: one key in etcd for each, all by one lease.
+//! The workers' sessions: one key in etcd for each worker, all held by one lease.
 //!
-//! A session is where in etcd's history its key was created, so losing the lease gives every worker a new one. The
-//! machines know how to change over; here they are only told.
+//! A session is the revision at which its key was created, so the loss of the lease gives every
+//! worker a new session. The batchers know how to change over to it.
 
 use engine::ids::{Revision, SessionId};
 use engine::records::GatewayRecord;
 use metastore::{HeldKey, Lease, LeaseEvent, LeaseSettings, Metastore};
 use tracing::{info, warn};
 
-pub(crate) struct Sessions {
+/// The lease of this gateway, and the session of each worker.
+pub(crate) struct WorkerSessions {
     store: Metastore,
     address: String,
     incarnation: u32,
     ttl_s: u32,
     lease: Lease,
-    /// What each worker has.
+    /// The session of each worker.
     present: Vec<Option<SessionId>>,
 }
 
-/// Worker number so-and-so has this session now.
-pub(crate) type Changed = (usize, Option<SessionId>);
+/// The number of a worker, and the session that it has now.
+pub(crate) type SessionChange = (usize, Option<SessionId>);
 
-impl Sessions {
+impl WorkerSessions {
     pub(crate) fn new(
         store: Metastore,
         address: String,
@@ -33,14 +34,14 @@ impl Sessions {
         Self { store, address, incarnation, ttl_s, lease, present: vec![None; workers] }
     }
 
-    /// The next changes. Safe to drop and call again.
-    pub(crate) async fn next(&mut self) -> Vec<Changed> {
+    /// Waits for the next changes. The future may be dropped and requested again.
+    pub(crate) async fn next(&mut self) -> Vec<SessionChange> {
         loop {
             match self.lease.next().await {
                 Some(LeaseEvent::Registered { key, created, .. }) => {
                     let incarnation = self.incarnation;
                     let session = SessionId(Revision { incarnation, revision: created });
-                    info!(worker = key, revision = created, "session begins");
+                    info!(worker = key, revision = created, "session registered");
                     self.present[key] = Some(session);
                     return vec![(key, Some(session))];
                 }
@@ -49,9 +50,10 @@ impl Sessions {
                     return self.none();
                 }
                 Some(LeaseEvent::Granted { .. } | LeaseEvent::Confirmed) => {}
-                // Only a storage node is superseded, or loses its name.
+                // The lease of a gateway is not superseded and has no name to lose: a storage
+                // node's can.
                 Some(LeaseEvent::Superseded { .. } | LeaseEvent::NameLost { .. }) | None => {
-                    warn!("the lease's task has ended, beginning another");
+                    warn!("lease task ended, starting another");
                     self.lease = self.hold();
                     return self.none();
                 }
@@ -59,9 +61,11 @@ impl Sessions {
         }
     }
 
-    /// Gives up a session that must not be used any more, and with it, since they share a lease, all others.
-    pub(crate) async fn abandon(&mut self, session: SessionId) -> Vec<Changed> {
-        // Two workers may complain at once, of which the second speaks of what is gone already.
+    /// Gives up a session that must not be used any more, and with it all others, since all keys
+    /// share one lease.
+    pub(crate) async fn abandon(&mut self, session: SessionId) -> Vec<SessionChange> {
+        // Two workers may abandon their sessions at once: the second names one that is gone
+        // already.
         if !self.present.contains(&Some(session)) {
             return Vec::new();
         }
@@ -74,18 +78,19 @@ impl Sessions {
         hold(&self.store, &self.address, self.ttl_s, self.present.len())
     }
 
-    fn none(&mut self) -> Vec<Changed> {
+    fn none(&mut self) -> Vec<SessionChange> {
         self.present.fill(None);
         (0..self.present.len()).map(|worker| (worker, None)).collect()
     }
 
-    /// Gives the lease back, so that the keys go at once.
+    /// Revokes the lease, so that etcd deletes the keys at once.
     pub(crate) async fn stop(self) {
         self.lease.stop().await;
     }
 }
 
-/// Keys of names that nobody had before: a key that is there already must be this very process's.
+/// Registers one key per worker, under names that are new: a key that exists already can only be
+/// from an earlier attempt of this process.
 fn hold(store: &Metastore, address: &str, ttl_s: u32, workers: usize) -> Lease {
     let key = |worker: usize| {
         let worker = u32::try_from(worker).expect("there are at most 256 workers");

@@ -1,24 +1,26 @@
-//! `GET /v1/cluster`: what etcd says, and what the nodes themselves say of their replicas.
+//! `GET /v1/cluster`: the records in etcd, and the status of the replicas as the nodes report it.
 //!
-//! A node is *up* when it answers, not when its key stands in etcd: a key outlives its process by the lease, and a
-//! process its key by any outage of etcd. It is *down* when it refuses or does not answer, and *unknown* when it could not
-//! even be asked: that is no news of the node.
+//! A node is *up* if it answers, not if its key exists in etcd: a key outlives its process by the
+//! lease, and an outage of etcd can remove the key of a live process. A node is *down* if it
+//! refuses the connection or does not answer, and *unknown* if it could not be asked: a failure on
+//! the side of this gateway is no information about the node.
 //!
-//! The page is put together by one task, for everybody who waits for it at once: whoever asks gets a page that was begun
-//! after they asked, and a thousand who ask cost one. Two are begun [`EVERY`] apart at least, over connections that are
-//! kept: who asks in a loop costs the nodes little, and this gateway no ports.
+//! One task makes the page for all requests that wait at that moment. Every request gets a page
+//! that was begun after it came, and a thousand concurrent requests cost one page. Two pages are
+//! begun at least [`PAGE_INTERVAL`] apart, over connections that are kept, so that a client that
+//! polls in a loop costs the nodes little, and this gateway no ports.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine::config::ShardConfig;
 use engine::ids::{Seq, ShardId, StoreBoot, StoreId};
 use engine::message::{
-    NodeQuery, NodeQueryReply, ReplicaStatus, RoleStatus, ScrubStatus, Standing,
+    NodeQuery, NodeQueryReply, ReplicaHealth, ReplicaStatus, RoleStatus, ScrubStatus,
 };
 use engine::records::{LossRecord, StoreRecord, StoreStatus};
+use engine::shard_record::ShardRecord;
 use proto::wire;
 use proto::wire::control_client::ControlClient;
 use serde::Serialize;
@@ -29,52 +31,53 @@ use tonic::transport::Channel;
 use tracing::debug;
 
 use crate::directory::Directory;
-use crate::links::endpoint;
+use crate::node_connections::endpoint;
 
-/// How long a node may take to tell how it is.
-const ASK_WITHIN: Duration = Duration::from_millis(500);
+/// The time within which a node must answer.
+const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 
-/// The page is made no more often.
-const EVERY: Duration = Duration::from_millis(200);
+/// The shortest interval between two pages.
+const PAGE_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Where the page is asked for.
+/// Requests the page from the task that makes it.
 #[derive(Clone)]
-pub(crate) struct Board(mpsc::UnboundedSender<oneshot::Sender<Bytes>>);
+pub(crate) struct StatusPage(mpsc::UnboundedSender<oneshot::Sender<Bytes>>);
 
-impl Board {
-    /// The board, and the task that fills it.
+impl StatusPage {
+    /// Returns the page, and the task that makes it, which runs until all clones are dropped.
     pub(crate) fn new(
         cluster: String,
         directory: watch::Receiver<Directory>,
     ) -> (Self, impl Future<Output = ()>) {
         let (sender, mut waiting) = mpsc::unbounded_channel::<oneshot::Sender<Bytes>>();
         let task = async move {
-            let mut lines = Lines::default();
+            let mut clients = ControlClients::default();
             let mut next_at = Instant::now();
             while let Some(first) = waiting.recv().await {
                 sleep_until(next_at).await;
-                next_at = Instant::now() + EVERY;
-                let mut askers = vec![first];
+                next_at = Instant::now() + PAGE_INTERVAL;
+                let mut requests = vec![first];
                 while let Ok(next) = waiting.try_recv() {
-                    askers.push(next);
+                    requests.push(next);
                 }
-                let known = directory.borrow().clone();
-                let told = lines.ask_all(&known).await;
-                let page = page(&cluster, &known, &told);
+                let directory = directory.borrow().clone();
+                let answers = clients.query_all(&directory).await;
+                let page = page(&cluster, &directory, &answers);
                 let body: Bytes = serde_json::to_vec(&page).expect("a page of plain values").into();
-                for asker in askers {
-                    // One who has gone meanwhile needs no page.
-                    let _gone = asker.send(body.clone());
+                for request in requests {
+                    // A client that has gone meanwhile needs no page.
+                    let _gone = request.send(body.clone());
                 }
             }
         };
         (Self(sender), task)
     }
 
+    /// The page, as JSON.
     pub(crate) async fn cluster(&self) -> Bytes {
         let (sender, page) = oneshot::channel();
-        let asked = self.0.send(sender);
-        match (asked, page.await) {
+        let requested = self.0.send(sender);
+        match (requested, page.await) {
             (Ok(()), Ok(page)) => page,
             // The process is ending.
             _ => Bytes::from_static(b"{}"),
@@ -82,109 +85,114 @@ impl Board {
     }
 }
 
-/// What came of asking each node.
+/// The result of querying each node.
 #[derive(Clone, Debug, Default)]
-struct Told(BTreeMap<StoreId, Answer>);
+struct NodeAnswers(BTreeMap<StoreId, NodeAnswer>);
 
 #[derive(Clone, Debug)]
-enum Answer {
-    Said(Said),
-    /// It refuses, does not answer, or is another store by now.
+enum NodeAnswer {
+    Up(NodeStatus),
+    /// The node refuses the connection, does not answer, or is another store by now.
     Down,
-    /// It could not be asked.
-    Unasked,
+    /// The node could not be queried.
+    NotQueried,
 }
 
-impl Told {
-    fn said(&self, store: StoreId) -> Option<&Said> {
+impl NodeAnswers {
+    fn status(&self, store: StoreId) -> Option<&NodeStatus> {
         match self.0.get(&store)? {
-            Answer::Said(said) => Some(said),
-            Answer::Down | Answer::Unasked => None,
+            NodeAnswer::Up(status) => Some(status),
+            NodeAnswer::Down | NodeAnswer::NotQueried => None,
         }
     }
 }
 
-/// What a node said of its replicas, and which run of its store it is.
+/// The status that a process reports of its replicas and its disk.
 #[derive(Clone, Debug)]
-struct Said {
+struct NodeStatus {
     from: StoreBoot,
     replicas: BTreeMap<ShardId, ReplicaStatus>,
     scrub: ScrubStatus,
     full: bool,
 }
 
-/// The connections to the nodes for these questions, by address.
+/// The connections to the nodes for these queries, by address.
 #[derive(Default)]
-struct Lines(BTreeMap<String, ControlClient<Channel>>);
+struct ControlClients(BTreeMap<String, ControlClient<Channel>>);
 
-impl Lines {
-    async fn ask_all(&mut self, known: &Directory) -> Told {
-        let Some(cluster) = known.meta.as_ref().map(|meta| meta.cluster) else {
-            return Told::default();
+impl ControlClients {
+    async fn query_all(&mut self, directory: &Directory) -> NodeAnswers {
+        let Some(cluster) = directory.meta.as_ref().map(|meta| meta.cluster) else {
+            return NodeAnswers::default();
         };
-        let mut asking = JoinSet::new();
+        let mut queries = JoinSet::new();
         let mut kept = std::mem::take(&mut self.0);
-        for (store, record) in known.members() {
-            let node = known.nodes.get(&store).map(|node| &node.address);
+        for (store, record) in directory.members() {
+            let node = directory.nodes.get(&store).map(|node| &node.address);
             let address = node.unwrap_or(&record.address).clone();
-            let line = kept.remove(&address);
-            asking.spawn(async move {
-                let (answer, line) = answer(cluster, store, &address, line).await;
-                (store, address, answer, line)
+            let client = kept.remove(&address);
+            queries.spawn(async move {
+                let (answer, client) = answer(cluster, store, &address, client).await;
+                (store, address, answer, client)
             });
         }
-        let mut told = Told::default();
-        while let Some(answered) = asking.join_next().await {
-            let (store, address, answer, line) =
-                answered.expect("asking neither panics nor is cancelled");
-            told.0.insert(store, answer);
-            self.0.extend(line.map(|line| (address, line)));
+        let mut answers = NodeAnswers::default();
+        while let Some(answered) = queries.join_next().await {
+            let (store, address, answer, client) =
+                answered.expect("a query neither panics nor is cancelled");
+            answers.0.insert(store, answer);
+            self.0.extend(client.map(|client| (address, client)));
         }
-        told
+        answers
     }
 }
 
-/// What a node says, and the connection to it if it is one to keep.
+/// Queries a node. Returns the connection, too, if it can be kept.
 async fn answer(
     cluster: u128,
     store: StoreId,
     address: &str,
-    line: Option<ControlClient<Channel>>,
-) -> (Answer, Option<ControlClient<Channel>>) {
-    let asking = async {
-        if let Some(mut line) = line
-            && let Ok(said) = ask(cluster, &mut line).await
+    client: Option<ControlClient<Channel>>,
+) -> (NodeAnswer, Option<ControlClient<Channel>>) {
+    let querying = async {
+        if let Some(mut client) = client
+            && let Ok(status) = query(cluster, &mut client).await
         {
-            return Ok((said, line));
+            return Ok((status, client));
         }
-        // The one that was kept may lead to a process that is no more.
-        let mut line = connect(address).await?;
-        let said = ask(cluster, &mut line).await.map_err(|why| (Answer::Down, why))?;
-        Ok((said, line))
+        // The kept connection may lead to a process that has ended.
+        let mut client = connect(address).await?;
+        let status = query(cluster, &mut client).await.map_err(|why| (NodeAnswer::Down, why))?;
+        Ok((status, client))
     };
-    let (answer, why) = match tokio::time::timeout(ASK_WITHIN, asking).await {
-        Ok(Ok((said, line))) if said.from.store == store => {
-            return (Answer::Said(said), Some(line));
+    let (answer, why) = match tokio::time::timeout(ANSWER_WITHIN, querying).await {
+        Ok(Ok((status, client))) if status.from.store == store => {
+            return (NodeAnswer::Up(status), Some(client));
         }
-        Ok(Ok(_)) => (Answer::Down, "another store answered".to_owned()),
+        Ok(Ok(_)) => (NodeAnswer::Down, "another store answered".to_owned()),
         Ok(Err((answer, why))) => (answer, why),
-        Err(_) => (Answer::Down, "it did not answer in time".to_owned()),
+        Err(_) => (NodeAnswer::Down, "no answer in time".to_owned()),
     };
-    debug!(%store, address, why, "no status");
+    debug!(%store, address, why, "node status not available");
     (answer, None)
 }
 
-async fn connect(address: &str) -> Result<ControlClient<Channel>, (Answer, String)> {
-    let endpoint = endpoint(address).map_err(|error| (Answer::Unasked, error.to_string()))?;
+async fn connect(address: &str) -> Result<ControlClient<Channel>, (NodeAnswer, String)> {
+    let endpoint =
+        endpoint(address).map_err(|error| (NodeAnswer::NotQueried, error.to_string()))?;
     let channel = endpoint.connect().await.map_err(|error| {
-        let answer = if tells_of_the_node(&error) { Answer::Down } else { Answer::Unasked };
+        let answer = match is_remote_failure(&error) {
+            true => NodeAnswer::Down,
+            false => NodeAnswer::NotQueried,
+        };
         (answer, error.to_string())
     })?;
     Ok(proto::limited!(ControlClient::new(channel)))
 }
 
-/// A connection failed at its other end: not for want of a port, an open file or a name's address here.
-fn tells_of_the_node(error: &(dyn std::error::Error + 'static)) -> bool {
+/// Returns whether a connection failed at its other end, and not because this side lacked a port,
+/// an open file or the address of a name.
+fn is_remote_failure(error: &(dyn std::error::Error + 'static)) -> bool {
     use io::ErrorKind::{
         ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, TimedOut,
     };
@@ -198,90 +206,95 @@ fn tells_of_the_node(error: &(dyn std::error::Error + 'static)) -> bool {
     })
 }
 
-async fn ask(cluster: u128, line: &mut ControlClient<Channel>) -> Result<Said, String> {
+async fn query(cluster: u128, client: &mut ControlClient<Channel>) -> Result<NodeStatus, String> {
     let query = wire::NodeQuery::new(cluster, NodeQuery::Status);
-    let reply = line.query(query).await.map_err(|status| status.message().to_owned())?;
+    let reply = client.query(query).await.map_err(|status| status.message().to_owned())?;
     match NodeQueryReply::try_from(reply.into_inner()) {
         Ok(NodeQueryReply::Status { from, replicas, scrub, full }) => {
             let replicas = replicas.into_iter().map(|replica| (replica.shard, replica)).collect();
-            Ok(Said { from, replicas, scrub, full })
+            Ok(NodeStatus { from, replicas, scrub, full })
         }
-        Ok(_) => Err("it answered another question".to_owned()),
+        Ok(_) => Err("the answer is for another query".to_owned()),
         Err(invalid) => Err(invalid.to_string()),
     }
 }
 
+/// The page `/v1/cluster`. The structs with the suffix `Json` define its format, which `dkc status`
+/// reads.
 #[derive(Serialize)]
-struct Page<'a> {
+struct ClusterJson<'a> {
     cluster: &'a str,
     incarnation: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    idempotency: Option<Idempotency>,
-    nodes: Vec<Node<'a>>,
-    shards: Vec<Shard>,
-    /// What was given up for good: by an operator with `dkc shards promote … --accept-loss`, or
+    idempotency: Option<IdempotencyJson>,
+    nodes: Vec<NodeJson<'a>>,
+    shards: Vec<ShardJson>,
+    /// The accepted losses of data: by an operator with `dkc shards promote … --accept-loss`, or
     /// because all copies of a shard were damaged.
-    losses: Vec<Loss>,
-    /// Why nothing is placed yet.
+    losses: Vec<LossJson>,
+    /// The reason why no shard is placed yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting_for: Option<String>,
 }
 
-/// What limits the records of requests with a key.
+/// The limits of the records of requests with an idempotency key.
 #[derive(Serialize)]
-struct Idempotency {
+struct IdempotencyJson {
     window_ms: u64,
-    /// Of all shards together, in one copy.
+    /// The limit of all shards together, in one copy.
     bytes_max: u64,
 }
 
 #[derive(Serialize)]
-struct Node<'a> {
+struct NodeJson<'a> {
     name: String,
     uuid: String,
     boot: u64,
     zone: &'a str,
     address: &'a str,
     state: &'static str,
-    /// It refuses writes for want of room, and serves reads.
+    /// The node refuses writes because its disk is nearly full, and serves reads.
     disk_full: bool,
-    /// None: there was no scrub since it started, or it does not answer.
+    /// `None` if there was no scrub since the process started, or the node does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
-    last_scrub: Option<Scrub>,
+    last_scrub: Option<ScrubJson>,
 }
 
 #[derive(Serialize)]
-struct Loss {
+struct LossJson {
     shard: u16,
-    /// The epoch that began with it.
+    /// The epoch that began with the loss.
     epoch: u64,
-    /// The copy that leads since, and where its log ended.
+    /// The store whose copy was promoted.
     primary: String,
+    /// The last position in the log of that copy.
     last: u64,
-    given_up: Vec<GivenUp>,
-    /// The operator who accepted it, and when. None: all copies of trusted members were damaged, and the best leads.
+    given_up: Vec<GivenUpJson>,
+    /// The operator who accepted the loss. `None` if the copies of all trusted members were
+    /// damaged, and the best of them was promoted.
     by: Option<String>,
+    /// The moment at which the operator accepted it, in ms since 1970.
     at_ms: Option<u64>,
 }
 
 #[derive(Serialize)]
-struct GivenUp {
+struct GivenUpJson {
     node: String,
     uuid: String,
-    /// The highest position that it was known to hold.
+    /// The highest position that the copy was known to have.
     last: Option<u64>,
 }
 
 #[derive(Serialize)]
-struct Scrub {
+struct ScrubJson {
     ended_ms: u64,
     copies: u64,
-    /// Shards whose copies were not what had been written.
+    /// The shards whose copies were found damaged.
     damaged: Vec<u16>,
 }
 
 #[derive(Serialize)]
-struct Shard {
+struct ShardJson {
     id: u16,
     slots: [u16; 2],
     epoch: u64,
@@ -290,71 +303,72 @@ struct Shard {
     primary: String,
     isr: Vec<String>,
     learners: Vec<String>,
-    /// Members and learners that do not acknowledge what the primary sends them, as it says.
-    hindered_by: Vec<Hindrance>,
-    /// Of requests with a key, as its primary keeps them.
+    /// Members and learners that do not acknowledge what the primary sends, as the primary reports.
+    hindered_by: Vec<HindranceJson>,
+    /// The records of requests with an idempotency key, as the primary reports.
     #[serde(skip_serializing_if = "Option::is_none")]
-    records: Option<Records>,
-    replicas: Vec<Replica>,
+    records: Option<RecordsJson>,
+    replicas: Vec<ReplicaJson>,
     digests_agree: bool,
 }
 
 #[derive(Serialize)]
-struct Records {
+struct RecordsJson {
     count: u64,
     bytes: u64,
-    /// Beyond it the shard refuses new keys.
+    /// The limit beyond which the shard refuses new keys.
     bytes_max: u64,
 }
 
 #[derive(Serialize)]
-struct Hindrance {
+struct HindranceJson {
     node: String,
     standing: &'static str,
 }
 
 #[derive(Serialize)]
-struct Replica {
+struct ReplicaJson {
     node: String,
     last: u64,
     applied: u64,
-    /// Over the counters, 32 hexadecimal digits.
+    /// The digest of the counters, 32 hexadecimal digits.
     digest: String,
+    /// The position at which both digests were computed.
     digest_at: u64,
-    /// The same over sessions and their collection.
+    /// The digest of the sessions and of their expiry.
     sessions_digest: String,
-    /// Why the copy takes nothing more, if so: it is to be filled anew.
+    /// The reason why the copy applies nothing more and must be replaced. `None` if it is healthy.
     #[serde(skip_serializing_if = "Option::is_none")]
     stopped: Option<String>,
 }
 
-fn page<'a>(cluster: &'a str, known: &'a Directory, told: &Told) -> Page<'a> {
-    let nodes = known.members().map(|(store, kept)| node(known, told, store, kept)).collect();
-    Page {
+fn page<'a>(cluster: &'a str, directory: &'a Directory, answers: &NodeAnswers) -> ClusterJson<'a> {
+    let nodes = directory.members().map(|(store, record)| node(directory, answers, store, record));
+    ClusterJson {
         cluster,
-        incarnation: known.meta.as_ref().map(|meta| meta.incarnation),
-        idempotency: known.meta.as_ref().map(|meta| Idempotency {
+        incarnation: directory.meta.as_ref().map(|meta| meta.incarnation),
+        idempotency: directory.meta.as_ref().map(|meta| IdempotencyJson {
             window_ms: meta.idempotency.window_ms,
             bytes_max: meta.idempotency.bytes_max,
         }),
-        nodes,
-        shards: known.shards.values().map(|config| shard(known, told, config)).collect(),
-        losses: known.losses.iter().map(|record| loss(known, record)).collect(),
-        waiting_for: known.waiting_for(),
+        nodes: nodes.collect(),
+        shards: directory.shards.values().map(|record| shard(directory, answers, record)).collect(),
+        losses: directory.losses.iter().map(|record| loss(directory, record)).collect(),
+        waiting_for: directory.waiting_for(),
     }
 }
 
-fn loss(known: &Directory, record: &LossRecord) -> Loss {
-    let given_up = |&(store, last): &(StoreId, Option<Seq>)| GivenUp {
-        node: known.name(store),
+fn loss(directory: &Directory, record: &LossRecord) -> LossJson {
+    let given_up = |&(store, last): &(StoreId, Option<Seq>)| GivenUpJson {
+        node: directory.name(store),
         uuid: store.to_string(),
         last: last.map(|seq| seq.0),
     };
     let operator = record.accepted_by.as_ref();
-    Loss {
+    LossJson {
         shard: record.shard.0,
         epoch: record.epoch.0,
-        primary: known.name(record.primary.store),
+        primary: directory.name(record.primary.store),
         last: record.last.1.0,
         given_up: record.given_up.iter().map(given_up).collect(),
         by: operator.map(|operator| operator.name.clone()),
@@ -362,38 +376,45 @@ fn loss(known: &Directory, record: &LossRecord) -> Loss {
     }
 }
 
-fn node<'a>(known: &'a Directory, told: &Told, store: StoreId, kept: &'a StoreRecord) -> Node<'a> {
-    let state = match (told.0.get(&store), kept.status) {
-        (None | Some(Answer::Unasked), _) => "unknown",
-        (Some(Answer::Down), _) => "down",
+fn node<'a>(
+    directory: &'a Directory,
+    answers: &NodeAnswers,
+    store: StoreId,
+    record: &'a StoreRecord,
+) -> NodeJson<'a> {
+    let state = match (answers.0.get(&store), record.status) {
+        (None | Some(NodeAnswer::NotQueried), _) => "unknown",
+        (Some(NodeAnswer::Down), _) => "down",
         (_, StoreStatus::Suspect) => "suspect",
         (_, StoreStatus::Draining) => "draining",
-        _ if known.draining.contains(&store) => "draining",
+        _ if directory.draining.contains(&store) => "draining",
         _ => "up",
     };
-    let address = known.nodes.get(&store).map_or(&kept.address, |node| &node.address);
-    let (name, zone) = (known.name(store), &kept.zone);
-    let scrub = told.said(store).map(|said| &said.scrub).filter(|scrub| scrub.has_ended());
-    let last_scrub = scrub.map(|scrub| Scrub {
+    let address = directory.nodes.get(&store).map_or(&record.address, |node| &node.address);
+    let (name, zone) = (directory.name(store), &record.zone);
+    let status = answers.status(store);
+    let scrub = status.map(|status| &status.scrub).filter(|scrub| scrub.has_ended());
+    let last_scrub = scrub.map(|scrub| ScrubJson {
         ended_ms: scrub.ended.0,
         copies: scrub.shards,
         damaged: scrub.damaged.iter().map(|shard| shard.0).collect(),
     });
-    let disk_full = told.said(store).is_some_and(|said| said.full);
-    let (uuid, boot) = (store.to_string(), kept.boot.0);
-    Node { name, uuid, boot, zone, address, state, disk_full, last_scrub }
+    let disk_full = status.is_some_and(|status| status.full);
+    let (uuid, boot) = (store.to_string(), record.boot.0);
+    NodeJson { name, uuid, boot, zone, address, state, disk_full, last_scrub }
 }
 
-fn shard(known: &Directory, told: &Told, config: &ShardConfig) -> Shard {
-    let names = |stores: &[StoreId]| stores.iter().map(|&store| known.name(store)).collect();
-    let of = |store: StoreId| told.said(store)?.replicas.get(&config.shard());
-    let members = config.isr.iter().chain(&config.learners);
+fn shard(directory: &Directory, answers: &NodeAnswers, record: &ShardRecord) -> ShardJson {
+    let names = |stores: &[StoreId]| stores.iter().map(|&store| directory.name(store)).collect();
+    let of = |store: StoreId| answers.status(store)?.replicas.get(&record.shard());
+    let members = record.isr.iter().chain(&record.learners);
     let statuses: Vec<_> =
-        members.filter_map(|&store| Some((known.name(store), of(store)?))).collect();
-    // Only what that very run of the store says of that very epoch counts as leading.
-    let primary = told.said(config.primary.store).filter(|said| said.from == config.primary);
-    let leads = primary.and_then(|said| match &said.replicas.get(&config.shard())?.role {
-        RoleStatus::Primary { epoch, open, hindered_by, records } if *epoch == config.epoch => {
+        members.filter_map(|&store| Some((directory.name(store), of(store)?))).collect();
+    // A node counts as primary only if it has the boot of the record and leads in its epoch.
+    let primary = answers.status(record.primary.store);
+    let primary = primary.filter(|status| status.from == record.primary);
+    let leads = primary.and_then(|status| match &status.replicas.get(&record.shard())?.role {
+        RoleStatus::Primary { epoch, open, hindered_by, records } if *epoch == record.epoch => {
             Some((*open, hindered_by, *records))
         }
         _ => None,
@@ -403,33 +424,33 @@ fn shard(known: &Directory, told: &Told, config: &ShardConfig) -> Shard {
         Some((false, ..)) => "frozen",
         None => "no-primary",
     };
-    let hindrance = |&(store, standing): &(StoreId, Standing)| Hindrance {
-        node: known.name(store),
+    let hindrance = |&(store, standing): &(StoreId, ReplicaHealth)| HindranceJson {
+        node: directory.name(store),
         standing: standing.name(),
     };
     let hindered_by = leads.map_or(&[][..], |(_, hindered_by, _)| hindered_by);
-    Shard {
-        id: config.shard().0,
-        slots: [config.slots.lo, config.slots.hi],
-        epoch: config.epoch.0,
-        version: config.version.0,
+    ShardJson {
+        id: record.shard().0,
+        slots: [record.slots.lo, record.slots.hi],
+        epoch: record.epoch.0,
+        version: record.version.0,
         state,
-        primary: known.name(config.primary.store),
-        isr: names(&config.isr),
-        learners: names(&config.learners),
+        primary: directory.name(record.primary.store),
+        isr: names(&record.isr),
+        learners: names(&record.learners),
         hindered_by: hindered_by.iter().map(hindrance).collect(),
-        records: leads.zip(known.meta.as_ref()).map(|((.., kept), meta)| Records {
+        records: leads.zip(directory.meta.as_ref()).map(|((.., kept), meta)| RecordsJson {
             count: kept.count,
             bytes: kept.bytes,
-            bytes_max: meta.idempotency.bytes_max_of(config.slots),
+            bytes_max: meta.idempotency.bytes_max_of(record.slots),
         }),
         digests_agree: digests_agree(statuses.iter().map(|(_, status)| *status)),
         replicas: statuses.into_iter().map(|(node, status)| replica(node, status)).collect(),
     }
 }
 
-fn replica(node: String, status: &ReplicaStatus) -> Replica {
-    Replica {
+fn replica(node: String, status: &ReplicaStatus) -> ReplicaJson {
+    ReplicaJson {
         node,
         last: status.last.0,
         applied: status.applied.0,
@@ -440,7 +461,8 @@ fn replica(node: String, status: &ReplicaStatus) -> Replica {
     }
 }
 
-/// Digests of different moments can't be compared, so those say nothing.
+/// Returns false if two digests at the same position differ. Digests at different positions can't
+/// be compared.
 fn digests_agree<'a>(replicas: impl Iterator<Item = &'a ReplicaStatus>) -> bool {
     let mut at = BTreeMap::new();
     replicas.fold(true, |agree, replica| {
@@ -466,16 +488,16 @@ mod tests {
     }
 
     /// Three nodes and one shard, led by node-1 in epoch 3.
-    fn known() -> Directory {
+    fn directory() -> Directory {
         let boot = StoreBoot { store: StoreId(1), boot: Boot(2) };
-        let config = ShardConfig {
+        let record = ShardRecord {
             slots: Slots { lo: 0, hi: 65_535 },
             epoch: Epoch(3),
             version: Version(9),
             primary: boot,
             isr: vec![StoreId(1), StoreId(2)],
             learners: vec![StoreId(3)],
-            ..ShardConfig::default()
+            ..ShardRecord::default()
         };
         let node = NodeRecord {
             boot: Boot(2),
@@ -491,7 +513,7 @@ mod tests {
                 min_in_sync: 2,
                 hash: 1,
                 incarnation: 4,
-                idempotency: engine::idempotency::Settings::default(),
+                idempotency: engine::idempotency::TokenSettings::default(),
             }),
             stores: BTreeMap::from([
                 (StoreId(1), store("node-1", 2, StoreStatus::Active)),
@@ -500,7 +522,7 @@ mod tests {
                 (StoreId(4), store("node-4", 1, StoreStatus::Lost)),
             ]),
             nodes: BTreeMap::from([(StoreId(1), node)]),
-            shards: BTreeMap::from([(ShardId(0), config)]),
+            shards: BTreeMap::from([(ShardId(0), record)]),
             coordinator: None,
             draining: [StoreId(2)].into(),
             losses: vec![],
@@ -525,63 +547,65 @@ mod tests {
         }
     }
 
-    fn told(replicas: Vec<(u128, u64, ReplicaStatus)>) -> Told {
+    fn answers(replicas: Vec<(u128, u64, ReplicaStatus)>) -> NodeAnswers {
         let one = |(store, boot, status): (u128, u64, ReplicaStatus)| {
             let store = StoreId(store);
             let from = StoreBoot { store, boot: Boot(boot) };
             let replicas = BTreeMap::from([(ShardId(0), status)]);
             let scrub = ScrubStatus::default();
-            (store, Answer::Said(Said { from, replicas, scrub, full: store.0 == 3 }))
+            (store, NodeAnswer::Up(NodeStatus { from, replicas, scrub, full: store.0 == 3 }))
         };
-        Told(replicas.into_iter().map(one).collect())
+        NodeAnswers(replicas.into_iter().map(one).collect())
     }
 
     fn leads(epoch: u64, open: bool) -> RoleStatus {
-        let hindered_by = vec![(StoreId(3), Standing::Full)];
+        let hindered_by = vec![(StoreId(3), ReplicaHealth::Full)];
         let records = RecordsKept { count: 5, bytes: 400 };
         RoleStatus::Primary { epoch: Epoch(epoch), open, hindered_by, records }
     }
 
-    fn json_of(told: &Told) -> Value {
-        serde_json::to_value(page("dkc", &known(), told)).unwrap()
+    fn json_of(answers: &NodeAnswers) -> Value {
+        serde_json::to_value(page("dkc", &directory(), answers)).unwrap()
     }
 
     #[test]
-    fn the_page_is_as_the_contract_says() {
-        let told = told(vec![
+    fn the_page_has_the_contracted_format() {
+        let answers = answers(vec![
             (1, 2, status(9, 0xab, leads(3, true))),
             (2, 1, status(9, 0xab, RoleStatus::Follower)),
             (3, 1, status(5, 1, RoleStatus::Follower)),
         ]);
         let digest = |digits: &str| format!("{digits:0>32}");
-        let settings = engine::idempotency::Settings::default();
+        let settings = engine::idempotency::TokenSettings::default();
         let want = json!({
             "cluster": "dkc", "incarnation": 4,
             "idempotency": {"window_ms": settings.window_ms, "bytes_max": settings.bytes_max},
             "nodes": [
-                {"name": "node-1", "uuid": digest("1"), "boot": 2, "zone": "a", "address": "elsewhere:1", "state": "up",
-                 "disk_full": false},
-                {"name": "node-2", "uuid": digest("2"), "boot": 1, "zone": "a", "address": "node-2:1", "state": "draining",
-                 "disk_full": false},
-                {"name": "node-3", "uuid": digest("3"), "boot": 1, "zone": "a", "address": "node-3:1", "state": "suspect",
-                 "disk_full": true}],
-            "shards": [{"id": 0, "slots": [0, 65535], "epoch": 3, "version": 9, "state": "open", "primary": "node-1",
-                "isr": ["node-1", "node-2"], "learners": ["node-3"],
-                "hindered_by": [{"node": "node-3", "standing": "disk-full"}], "records": {"count": 5, "bytes": 400, "bytes_max": settings.bytes_max},
+                {"name": "node-1", "uuid": digest("1"), "boot": 2, "zone": "a",
+                 "address": "elsewhere:1", "state": "up", "disk_full": false},
+                {"name": "node-2", "uuid": digest("2"), "boot": 1, "zone": "a",
+                 "address": "node-2:1", "state": "draining", "disk_full": false},
+                {"name": "node-3", "uuid": digest("3"), "boot": 1, "zone": "a",
+                 "address": "node-3:1", "state": "suspect", "disk_full": true}],
+            "shards": [{"id": 0, "slots": [0, 65535], "epoch": 3, "version": 9,
+                "state": "open", "primary": "node-1", "isr": ["node-1", "node-2"],
+                "learners": ["node-3"],
+                "hindered_by": [{"node": "node-3", "standing": "disk-full"}],
+                "records": {"count": 5, "bytes": 400, "bytes_max": settings.bytes_max},
                 "digests_agree": true, "replicas": [
-                    {"node": "node-1", "last": 10, "applied": 9, "digest": digest("ab"), "digest_at": 9,
-                     "sessions_digest": digest("0")},
-                    {"node": "node-2", "last": 10, "applied": 9, "digest": digest("ab"), "digest_at": 9,
-                     "sessions_digest": digest("0")},
-                    {"node": "node-3", "last": 6, "applied": 5, "digest": digest("1"), "digest_at": 5,
-                     "sessions_digest": digest("0")}]}],
+                    {"node": "node-1", "last": 10, "applied": 9, "digest": digest("ab"),
+                     "digest_at": 9, "sessions_digest": digest("0")},
+                    {"node": "node-2", "last": 10, "applied": 9, "digest": digest("ab"),
+                     "digest_at": 9, "sessions_digest": digest("0")},
+                    {"node": "node-3", "last": 6, "applied": 5, "digest": digest("1"),
+                     "digest_at": 5, "sessions_digest": digest("0")}]}],
             "losses": [],
         });
-        assert_eq!(json_of(&told), want);
+        assert_eq!(json_of(&answers), want);
     }
 
     #[test]
-    fn what_operators_gave_up_stays_on_the_page() {
+    fn accepted_losses_stay_on_the_page() {
         let loss = LossRecord {
             shard: ShardId(0),
             epoch: Epoch(4),
@@ -592,25 +616,26 @@ mod tests {
         };
         let by_itself =
             LossRecord { epoch: Epoch(6), given_up: vec![], accepted_by: None, ..loss.clone() };
-        let known = Directory { losses: vec![loss, by_itself], ..known() };
-        let page = serde_json::to_value(page("dkc", &known, &Told::default())).unwrap();
+        let directory = Directory { losses: vec![loss, by_itself], ..directory() };
+        let page = serde_json::to_value(page("dkc", &directory, &NodeAnswers::default())).unwrap();
         let uuid = |digit: &str| format!("{digit:0>32}");
-        let want = json!([{"shard": 0, "epoch": 4, "primary": "node-2", "last": 20, "at_ms": 7, "by": "me@here",
-            "given_up": [{"node": "node-1", "uuid": uuid("1"), "last": 25},
+        let want = json!([{"shard": 0, "epoch": 4, "primary": "node-2", "last": 20, "at_ms": 7,
+            "by": "me@here", "given_up": [{"node": "node-1", "uuid": uuid("1"), "last": 25},
                 {"node": "node-4", "uuid": uuid("4"), "last": null}]},
-            {"shard": 0, "epoch": 6, "primary": "node-2", "last": 20, "at_ms": null, "by": null, "given_up": []}]);
+            {"shard": 0, "epoch": 6, "primary": "node-2", "last": 20, "at_ms": null, "by": null,
+             "given_up": []}]);
         assert_eq!(page["losses"], want);
     }
 
-    /// An empty store has the name of one that is away, and that shards wait for: it must not look as if that were up.
+    /// An empty store runs under the name of another one, which is down and which shards wait for:
+    /// the page must not show that one as up.
     #[test]
-    fn of_two_stores_with_one_name_the_one_that_is_away_bears_its_number() {
-        let mut known = known();
+    fn of_two_stores_with_one_name_the_one_that_is_down_gets_its_uuid_added() {
+        let mut directory = directory();
         let namesake = store("node-2", 1, StoreStatus::Active);
-        known.stores.insert(StoreId(9), namesake);
-        known.nodes.insert(StoreId(9), known.nodes[&StoreId(1)].clone());
-        let told = Told::default();
-        let page = serde_json::to_value(page("dkc", &known, &told)).unwrap();
+        directory.stores.insert(StoreId(9), namesake);
+        directory.nodes.insert(StoreId(9), directory.nodes[&StoreId(1)].clone());
+        let page = serde_json::to_value(page("dkc", &directory, &NodeAnswers::default())).unwrap();
         assert_eq!(page["shards"][0]["isr"], json!(["node-1", "node-2@00000000"]));
         let names: Vec<_> =
             page["nodes"].as_array().unwrap().iter().map(|node| &node["name"]).collect();
@@ -620,32 +645,34 @@ mod tests {
     #[test]
     fn only_the_primary_of_this_epoch_and_boot_opens_a_shard() {
         #[track_caller]
-        fn check(told: &Told, want: &str) {
-            assert_eq!(json_of(told)["shards"][0]["state"], want);
+        fn check(answers: &NodeAnswers, want: &str) {
+            assert_eq!(json_of(answers)["shards"][0]["state"], want);
         }
-        let one = |boot, role| told(vec![(1, boot, status(9, 1, role))]);
+        let one = |boot, role| answers(vec![(1, boot, status(9, 1, role))]);
         check(&one(2, leads(3, true)), "open");
         check(&one(2, leads(3, false)), "frozen");
         check(&one(2, leads(2, true)), "no-primary");
         check(&one(2, RoleStatus::Follower), "no-primary");
         check(&one(3, leads(3, true)), "no-primary");
-        check(&Told::default(), "no-primary");
+        check(&NodeAnswers::default(), "no-primary");
     }
 
-    /// That a node could not be asked is no news of it.
+    /// A node that could not be queried is unknown, not down.
     #[test]
-    fn a_node_is_down_by_its_own_word_or_silence_alone() {
-        let told =
-            Told(BTreeMap::from([(StoreId(1), Answer::Down), (StoreId(2), Answer::Unasked)]));
-        let page = json_of(&told);
+    fn only_a_node_that_refuses_or_is_silent_is_down() {
+        let answers = NodeAnswers(BTreeMap::from([
+            (StoreId(1), NodeAnswer::Down),
+            (StoreId(2), NodeAnswer::NotQueried),
+        ]));
+        let page = json_of(&answers);
         let states: Vec<_> =
             page["nodes"].as_array().unwrap().iter().map(|it| &it["state"]).collect();
         assert_eq!(states, ["down", "unknown", "unknown"]);
-        let failed = |kind: io::ErrorKind| tells_of_the_node(&io::Error::from(kind));
+        let failed = |kind: io::ErrorKind| is_remote_failure(&io::Error::from(kind));
         assert!(failed(io::ErrorKind::ConnectionRefused) && failed(io::ErrorKind::TimedOut));
         assert!(!failed(io::ErrorKind::AddrNotAvailable) && !failed(io::ErrorKind::AddrInUse));
-        // As for want of open files.
-        assert!(!tells_of_the_node(&io::Error::from_raw_os_error(24)));
+        // The process has too many open files.
+        assert!(!is_remote_failure(&io::Error::from_raw_os_error(24)));
     }
 
     #[test]
@@ -656,7 +683,7 @@ mod tests {
             let replicas = replicas.map(|(store, &(seq, digest))| {
                 (store, 1, status(seq, digest, RoleStatus::Follower))
             });
-            assert_eq!(json_of(&told(replicas.collect()))["shards"][0]["digests_agree"], want);
+            assert_eq!(json_of(&answers(replicas.collect()))["shards"][0]["digests_agree"], want);
         }
         check(&[(9, 1), (9, 1), (9, 1)], true);
         check(&[(9, 1), (8, 2), (9, 1)], true);
@@ -666,13 +693,14 @@ mod tests {
     }
 
     #[test]
-    fn before_anything_is_placed_it_says_what_it_waits_for() {
-        let known = Directory { shards: BTreeMap::new(), ..known() };
-        let page = serde_json::to_value(page("dkc", &known, &Told::default())).unwrap();
+    fn before_shards_are_placed_the_page_has_the_reason() {
+        let directory = Directory { shards: BTreeMap::new(), ..directory() };
+        let page = serde_json::to_value(page("dkc", &directory, &NodeAnswers::default())).unwrap();
         assert_eq!(page["waiting_for"], "1 of 3 nodes");
         assert_eq!(page["shards"], json!([]));
         let unmade = Directory::default();
-        let page = serde_json::to_value(super::page("dkc", &unmade, &Told::default())).unwrap();
+        let page =
+            serde_json::to_value(super::page("dkc", &unmade, &NodeAnswers::default())).unwrap();
         assert_eq!(page["waiting_for"], "etcd, and a coordinator that makes the cluster");
     }
 }

@@ -1,6 +1,7 @@
-//! One worker: a thread with its own runtime, machine, links and connections.
+//! One worker: a thread with its own runtime, batcher, client connections and node connections.
 //!
-//! It shares nothing with its neighbours but counters and the directory. What concerns it comes in by one channel.
+//! Workers share only metrics, readiness and the directory. Everything else reaches a worker by one
+//! channel.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -10,12 +11,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
-use engine::batcher::{Counts, Effect, Event, Settings, Worker as Machine};
-use engine::config::ShardConfig;
+use engine::batcher::{Batcher, Counts, Effect, Event, Settings};
 use engine::ids::SessionId;
-use engine::message::Report;
-use telemetry::Vital;
-use telemetry::files::Place;
+use engine::message::HealthReport;
+use engine::shard_record::ShardRecord;
+use telemetry::CriticalTasks;
+use telemetry::files::ConnectionPermit;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -23,138 +24,149 @@ use tokio::task::spawn_local;
 use tracing::{error, warn};
 
 use crate::directory::Directory;
-use crate::http::{Front, Manners, Pages};
-use crate::lanes::{self, Lanes, World};
-use crate::links::Links;
-use crate::metrics::Counters;
-use crate::readiness::{Readiness, Standing};
+use crate::http::{ClientPolicy, HttpServer, Pages};
+use crate::mailbox::{self, Mailbox, TurnDriver};
+use crate::metrics::GatewayMetrics;
+use crate::node_connections::NodeConnections;
+use crate::readiness::{GatewayReadiness, WorkerReadiness};
 
-/// What a worker is told.
+/// A message to a worker.
 pub(crate) enum ToWorker {
-    Connection(Connection),
-    Shard(ShardConfig),
+    Connection(ClientConnection),
+    Shard(ShardRecord),
     Session(Option<SessionId>),
-    /// A client waits for a place: close connections that are idle.
-    Crowded,
-    /// Every answer from now on is the last on its connection.
-    Leave,
-    /// Take no more, finish what there is by then, end.
+    /// A client could not be accepted for want of a free connection: close idle ones.
+    ShedIdle,
+    /// Every answer from now on closes its connection.
+    CloseAfterAnswers,
+    /// Accept nothing more, finish the requests in flight by `until`, and end.
     Stop {
         until: Instant,
     },
 }
 
-/// So long before a stopping worker ends, what is still open is answered by what is known of it.
+/// The open requests of a stopping worker are answered this long before its end, by what is known
+/// of them.
 const ANSWERED_BEFORE: Duration = Duration::from_millis(500);
 
-/// A client that has come.
-pub(crate) struct Connection {
+/// An accepted connection of a client.
+pub(crate) struct ClientConnection {
     pub(crate) stream: std::net::TcpStream,
-    pub(crate) counted: Counted,
-    pub(crate) place: Place,
+    pub(crate) load: LoadGuard,
+    pub(crate) permit: ConnectionPermit,
 }
 
-/// How many connections a worker has, those on their way to it included.
+/// The number of connections of a worker, including those that are on their way to it.
 #[derive(Clone, Default)]
-pub(crate) struct Load(Arc<AtomicUsize>);
+pub(crate) struct WorkerLoad(Arc<AtomicUsize>);
 
-/// One of them, until dropped.
-pub(crate) struct Counted(Arc<AtomicUsize>);
+/// One connection of a [`WorkerLoad`], counted until dropped.
+pub(crate) struct LoadGuard(Arc<AtomicUsize>);
 
-impl Load {
+impl WorkerLoad {
     pub(crate) fn count(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn one(&self) -> Counted {
+    pub(crate) fn add_one(&self) -> LoadGuard {
         self.0.fetch_add(1, Ordering::Relaxed);
-        Counted(self.0.clone())
+        LoadGuard(self.0.clone())
     }
 }
 
-impl Drop for Counted {
+impl Drop for LoadGuard {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Where connections for a worker are handed in.
-pub(crate) struct Door {
+/// The sending end of a worker's channel, with the number of its connections.
+#[derive(Clone)]
+pub(crate) struct WorkerHandle {
     pub(crate) inbox: mpsc::UnboundedSender<ToWorker>,
-    pub(crate) load: Load,
+    pub(crate) load: WorkerLoad,
 }
 
-/// What a worker asks of the process.
+/// A message from a worker to the process.
 pub(crate) enum FromWorker {
     /// A hint for the leading coordinator.
-    Report(Report),
-    /// This session is used for nothing new: register again.
+    Report(HealthReport),
+    /// The session must not be used for new batches: register again.
     Abandon(SessionId),
 }
 
-/// What all workers are given.
+/// The settings and shared parts that every worker starts with.
 #[derive(Clone)]
-pub(crate) struct Shared {
+pub(crate) struct WorkerContext {
     pub(crate) settings: Settings,
     pub(crate) directory: watch::Receiver<Directory>,
-    pub(crate) readiness: Readiness,
+    pub(crate) readiness: GatewayReadiness,
     pub(crate) pages: Pages,
-    pub(crate) counters: Arc<Counters>,
-    pub(crate) manners: Manners,
-    pub(crate) vital: Vital,
+    pub(crate) counters: Arc<GatewayMetrics>,
+    pub(crate) policy: ClientPolicy,
+    pub(crate) tasks: CriticalTasks,
     pub(crate) process: mpsc::UnboundedSender<FromWorker>,
 }
 
 /// A running worker. The thread ends after [`ToWorker::Stop`], or with a panic.
-pub(crate) struct Handle {
-    pub(crate) inbox: mpsc::UnboundedSender<ToWorker>,
-    pub(crate) load: Load,
+pub(crate) struct WorkerThread {
+    pub(crate) handle: WorkerHandle,
     pub(crate) thread: JoinHandle<()>,
-    /// Ready when the thread ends, however it does. None once that was noticed.
+    /// Ready when the thread ends, with or without a panic. `None` once that was noticed.
     pub(crate) ended: Option<oneshot::Receiver<()>>,
 }
 
-pub(crate) fn spawn(number: usize, shared: Shared) -> std::io::Result<Handle> {
-    let (inbox, news) = mpsc::unbounded_channel();
+/// Starts the thread of a worker.
+pub(crate) fn spawn(number: usize, context: WorkerContext) -> std::io::Result<WorkerThread> {
+    let (inbox, messages) = mpsc::unbounded_channel();
     let (alive, ended) = oneshot::channel();
     let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
         let _alive: oneshot::Sender<()> = alive;
         let runtime =
             Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
         match runtime {
-            Ok(runtime) => runtime.block_on(work(number, shared, news)),
-            Err(error) => error!(%error, "no runtime for a worker"),
+            Ok(runtime) => runtime.block_on(work(number, context, messages)),
+            Err(error) => error!(%error, "could not start the runtime of a worker"),
         }
     })?;
-    Ok(Handle { inbox, load: Load::default(), thread, ended: Some(ended) })
+    let handle = WorkerHandle { inbox, load: WorkerLoad::default() };
+    Ok(WorkerThread { handle, thread, ended: Some(ended) })
 }
 
-async fn work(number: usize, shared: Shared, mut news: mpsc::UnboundedReceiver<ToWorker>) {
-    let lanes = Lanes::new();
-    let links = Links::new(lanes.clone(), shared.directory.clone(), shared.vital.clone());
-    spawn_local(shared.vital.job("keeping links to nodes", links.clone().keep()));
+async fn work(
+    number: usize,
+    context: WorkerContext,
+    mut messages: mpsc::UnboundedReceiver<ToWorker>,
+) {
+    let mailbox = Mailbox::new();
+    let nodes =
+        NodeConnections::new(mailbox.clone(), context.directory.clone(), context.tasks.clone());
+    spawn_local(context.tasks.job("keeping connections to nodes", nodes.clone().maintain_all()));
     let (idle, mut is_idle) = watch::channel(true);
-    let world = Surroundings {
+    let driver = WorkerDriver {
         number,
-        links,
-        readiness: shared.readiness,
-        counters: shared.counters.clone(),
-        process: shared.process,
+        nodes,
+        readiness: context.readiness,
+        counters: context.counters.clone(),
+        process: context.process,
         idle,
-        seen: RefCell::new(Seen { counts: Counts::default(), standing: Standing::default() }),
+        published: RefCell::new(Published {
+            counts: Counts::default(),
+            readiness: WorkerReadiness::default(),
+        }),
     };
-    let settings = Settings { worker: number, ..shared.settings };
-    let machine = Machine::new(settings.clone());
-    let turns = spawn_local(lanes::turns(lanes.clone(), machine, settings, world));
-    let front = Front::new(lanes.clone(), shared.pages, shared.counters, shared.manners);
-    let obeying = async {
-        while let Some(told) = news.recv().await {
-            match told {
-                ToWorker::Connection(connection) => take(&front, connection),
-                ToWorker::Shard(config) => lanes.push(Event::Config(config)),
-                ToWorker::Session(session) => lanes.push(Event::Session(session)),
-                ToWorker::Crowded => front.shed(),
-                ToWorker::Leave => front.leave(),
+    let settings = Settings { number, ..context.settings };
+    let batcher = Batcher::new(settings.clone());
+    let turns = spawn_local(mailbox::run_turns(mailbox.clone(), batcher, settings, driver));
+    let server = HttpServer::new(mailbox.clone(), context.pages, context.counters, context.policy);
+    let receiving = async {
+        while let Some(message) = messages.recv().await {
+            match message {
+                ToWorker::Connection(connection) => serve(&server, connection),
+                ToWorker::Shard(record) => mailbox.push(Event::ShardRecord(record)),
+                ToWorker::Session(session) => mailbox.push(Event::Session(session)),
+                ToWorker::ShedIdle => server.shed_idle(),
+                ToWorker::CloseAfterAnswers => server.close_after_answers(),
                 ToWorker::Stop { until } => return until,
             }
         }
@@ -162,14 +174,14 @@ async fn work(number: usize, shared: Shared, mut news: mpsc::UnboundedReceiver<T
     };
     tokio::pin!(turns);
     let until = tokio::select! {
-        until = obeying => until,
+        until = receiving => until,
         ended = &mut turns => panic!("the turns have ended: {ended:?}"),
     };
-    lanes.push(Event::Stop);
-    front.stop();
-    // Clients first; then what was told unknown to them, or is on its way without anybody waiting.
+    mailbox.push(Event::Stop);
+    server.stop();
+    // Clients first; then the batches in flight whose clients got `unknown` or have gone.
     let finished = async {
-        front.closed().await;
+        server.all_closed().await;
         let _ended = is_idle.wait_for(|&idle| idle).await;
     };
     tokio::pin!(finished);
@@ -177,75 +189,77 @@ async fn work(number: usize, shared: Shared, mut news: mpsc::UnboundedReceiver<T
     if tokio::time::timeout_at(last.into(), &mut finished).await.is_ok() {
         return;
     }
-    lanes.end();
-    front.end();
+    mailbox.expire_all();
+    server.stop_waiting();
     if tokio::time::timeout_at(until.into(), finished).await.is_err() {
-        warn!(worker = number, "stopped with something unfinished");
+        warn!(worker = number, "worker stopped with requests or batches in flight");
     }
 }
 
-fn take(front: &Rc<Front>, Connection { stream, counted, place }: Connection) {
+fn serve(server: &Rc<HttpServer>, ClientConnection { stream, load, permit }: ClientConnection) {
     match TcpStream::from_std(stream) {
         Ok(stream) => {
-            let serving = front.clone().serve(stream);
+            let serving = server.clone().serve(stream);
             spawn_local(async move {
                 serving.await;
-                drop((counted, place));
+                drop((load, permit));
             });
         }
-        Err(error) => warn!(%error, "connection not taken"),
+        Err(error) => warn!(%error, "connection not registered with the runtime"),
     }
 }
 
-/// What is around the machine: links, metrics, readiness.
-struct Surroundings {
+/// Performs the batcher's effects and publishes its counts and readiness.
+struct WorkerDriver {
     number: usize,
-    links: Rc<Links>,
-    readiness: Readiness,
-    counters: Arc<Counters>,
+    nodes: Rc<NodeConnections>,
+    readiness: GatewayReadiness,
+    counters: Arc<GatewayMetrics>,
     process: mpsc::UnboundedSender<FromWorker>,
     idle: watch::Sender<bool>,
-    seen: RefCell<Seen>,
+    published: RefCell<Published>,
 }
 
-struct Seen {
+/// The counts and the readiness that were published last.
+struct Published {
     counts: Counts,
-    standing: Standing,
+    readiness: WorkerReadiness,
 }
 
-impl World for Surroundings {
+impl TurnDriver for WorkerDriver {
     fn perform(&self, effect: Effect) {
-        // A process that does not listen any more is ending.
+        // A send fails only when the process is ending.
         let _ending = match effect {
-            Effect::Send { conn, message } => return self.links.send(conn, message),
+            Effect::Send { conn, message } => return self.nodes.send(conn, message),
             Effect::Report(report) => self.process.send(FromWorker::Report(report)),
             Effect::AbandonSession(session) => {
-                // Collected, because the key was gone for long; or answered out of order, which would be a bug and
-                // is counted as `dkc_refusals_total{reason="order"}`.
-                warn!(worker = self.number, ?session, "session given up, making another");
+                // Either the shard expired the session, because its key in etcd was gone for long;
+                // or a batch came out of order, which would be a bug and is counted as
+                // `dkc_refusals_total{reason="order"}`.
+                warn!(worker = self.number, ?session, "session abandoned, registering another");
                 self.process.send(FromWorker::Abandon(session))
             }
             Effect::Wrote { .. } | Effect::ReadDone { .. } => {
-                unreachable!("answers go to those who wait for them")
+                unreachable!("the mailbox completes requests")
             }
         };
     }
 
-    fn look(&self, machine: &Machine, surroundings_changed: bool) {
-        let mut seen = self.seen.borrow_mut();
-        let counts = machine.counts();
-        if counts != seen.counts {
-            self.counters.worker(&seen.counts, &counts);
-            seen.counts = counts;
+    fn turn_ended(&self, batcher: &Batcher, cluster_changed: bool) {
+        let mut published = self.published.borrow_mut();
+        let counts = batcher.counts();
+        if counts != published.counts {
+            self.counters.add_worker_counts(&published.counts, &counts);
+            published.counts = counts;
         }
-        if surroundings_changed {
-            let standing = Standing::of(machine);
-            if standing != seen.standing {
-                self.readiness.worker_stands(self.number, standing);
-                seen.standing = standing;
+        if cluster_changed {
+            let readiness = WorkerReadiness::of(batcher);
+            if readiness != published.readiness {
+                self.readiness.set_worker(self.number, readiness);
+                published.readiness = readiness;
             }
         }
-        let idle = machine.is_idle();
+        let idle = batcher.is_idle();
         self.idle.send_if_modified(|known| std::mem::replace(known, idle) != idle);
     }
 }

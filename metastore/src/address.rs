@@ -1,21 +1,24 @@
-//! Addresses as people give them: what is dialled, what is listened on. Every flag that takes one is read here.
+//! Parses the addresses that flags take: addresses to dial and addresses to listen on.
 //!
-//! A port is always expected, so what follows the last colon is one. So an IPv6 address needs no brackets: `fd00::5:7001`,
-//! which is what `$(POD_IP):7001` becomes, is `[fd00::5]:7001`. A process that others can't dial looks well and is of no use to
-//! anybody, so what nobody can dial is refused here, with a word on what is expected.
+//! A port is always required, so the text after the last colon is the port. An IPv6 address
+//! therefore needs no brackets: `fd00::5:7001`, which is what `$(POD_IP):7001` becomes, is read as
+//! `[fd00::5]:7001`. A process that others can't dial looks healthy and is of no use, so an address
+//! that can't be dialled is refused here, with an error that states what is expected.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-/// Where others are to dial a process: `host:port`. With brackets around an IPv6 address.
+/// Parses the address at which others dial a process: `host:port`.
+///
+/// Returns it with brackets around an IPv6 address; the error is a text for the user.
 pub fn advertised(text: &str) -> Result<String, String> {
     Ok(dialled(text)?.to_string())
 }
 
-/// Where an etcd member is: `host:port`, or that after `http://`.
+/// Parses the address of an etcd member: `host:port`, with or without `http://` before it.
 pub fn endpoint(text: &str) -> Result<String, String> {
     if text.starts_with("https://") {
         return Err(
-            "dkc speaks no TLS with etcd yet: host:port or http://host:port of an etcd without \
+            "dkc can't use TLS with etcd yet: host:port or http://host:port of an etcd without \
              TLS is expected"
                 .to_owned(),
         );
@@ -29,19 +32,22 @@ pub fn endpoint(text: &str) -> Result<String, String> {
     Ok(format!("{scheme}{address}"))
 }
 
-/// Where a process listens: an IP address and a port.
+/// Parses the address that a process listens on: an IP address and a port.
 pub fn listened(text: &str) -> Result<SocketAddr, String> {
     let Address { host, port } = split(text)?;
     match host {
         Host::Ip(ip) => Ok(SocketAddr::new(ip, port)),
         Host::Name(name) => Err(format!(
-            "{name:?} is a name: the IP address of an interface is expected, or 0.0.0.0 or [::] for all of them"
+            "{name:?} is a name: the IP address of an interface is expected, or 0.0.0.0 or [::] \
+             for all of them"
         )),
     }
 }
 
-/// What an advertised address and etcd's addresses have to do with each other, if that is odd: nobody on another machine can
-/// dial a loopback address, and an etcd elsewhere means that there are other machines.
+/// Returns a warning if `address` is a loopback address while an etcd member has another address.
+///
+/// Other machines can't dial a loopback address, and an etcd elsewhere means that there are other
+/// machines.
 pub fn loopback_beside(address: &str, endpoints: &[String]) -> Option<String> {
     let is_loopback = |text: &str| {
         split(text.trim_start_matches("http://")).is_ok_and(|address| address.host.is_loopback())
@@ -49,13 +55,13 @@ pub fn loopback_beside(address: &str, endpoints: &[String]) -> Option<String> {
     let elsewhere = endpoints.iter().find(|endpoint| !is_loopback(endpoint))?;
     is_loopback(address).then(|| {
         format!(
-            "only processes of this machine can dial {address}, and etcd is elsewhere ({elsewhere}): say with --advertise \
-             what others can dial"
+            "only processes of this machine can dial {address}, and etcd is elsewhere \
+             ({elsewhere}): set --advertise to an address that others can dial"
         )
     })
 }
 
-/// A host and a port that make sense by themselves.
+/// A host and a port, each valid by itself.
 struct Address<'a> {
     host: Host<'a>,
     port: u16,
@@ -84,11 +90,11 @@ impl std::fmt::Display for Address<'_> {
     }
 }
 
-/// An address that can be dialled.
+/// Parses an address and refuses one that can't be dialled.
 fn dialled(text: &str) -> Result<Address<'_>, String> {
     let address = split(text)?;
     if address.port == 0 {
-        return Err("nobody can dial port 0".to_owned());
+        return Err("port 0 can't be dialled".to_owned());
     }
     if let Host::Ip(ip) = address.host {
         let plain = ip.to_canonical();
@@ -122,7 +128,7 @@ fn split(text: &str) -> Result<Address<'_>, String> {
     Ok(Address { host: host_of(host)?, port: port_of(port)? })
 }
 
-/// What stands before the last colon is an IPv6 address by itself.
+/// Returns whether the text before the last colon is an IPv6 address by itself.
 fn has_bare_host(text: &str) -> bool {
     text.rsplit_once(':').is_some_and(|(host, _)| host.parse::<Ipv6Addr>().is_ok())
 }
@@ -150,7 +156,7 @@ fn host_of(text: &str) -> Result<Host<'_>, String> {
     if text.contains([':', '[', ']']) {
         return wrong("IPv6 address");
     }
-    // Names that end in a number are addresses that went wrong, such as 10.0.0 or 10.0.0.256.
+    // A name that ends in a number is a mistyped address, such as 10.0.0 or 10.0.0.256.
     let is_name = |name: &str| {
         let last = name.rsplit('.').next().unwrap_or(name);
         name.len() <= 253
@@ -163,7 +169,8 @@ fn host_of(text: &str) -> Result<Host<'_>, String> {
     }
 }
 
-/// A part of a host's name. Underscores are in no standard and in many names of containers.
+/// Returns whether `label` is valid as a part of a host name. Underscores are not in the standard,
+/// but in the names of many containers.
 fn is_label(label: &str) -> bool {
     let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
     (1..=63).contains(&label.len()) && label.bytes().all(fine)
@@ -183,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_dialled_has_a_host_and_a_port() {
+    fn an_address_to_dial_has_a_host_and_a_port() {
         for fine in [
             "10.0.0.1:7001",
             "node-1:7001",
@@ -194,7 +201,7 @@ mod tests {
         ] {
             check(fine, Ok(fine));
         }
-        // As `$(POD_IP):7001` makes them.
+        // As `$(POD_IP):7001` makes them, without brackets.
         check("fd00::5:7001", Ok("[fd00::5]:7001"));
         check("2001:db8:1:2:3:4:5:6:7001", Ok("[2001:db8:1:2:3:4:5:6]:7001"));
         check("FD00:0::5:7001", Ok("[fd00::5]:7001"));
@@ -203,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_can_dial_is_refused_and_named() {
+    fn an_address_that_can_not_be_dialled_is_refused_with_a_reason() {
         for (given, want) in [
             ("", "empty"),
             (":7001", "no host's name"),
@@ -277,7 +284,7 @@ mod tests {
             let why = endpoint(wrong).expect_err(wrong);
             assert!(why.contains("host:port or http://host:port is expected"), "{wrong}: {why}");
         }
-        assert!(endpoint("https://etcd:1").is_err_and(|why| why.contains("no TLS")));
+        assert!(endpoint("https://etcd:1").is_err_and(|why| why.contains("can't use TLS")));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The connection to etcd: the version check, and typed linearizable reads.
 //!
-//! Every call has a deadline, since a stopped etcd keeps a connection open and says nothing. Every read is linearizable:
-//! a serializable one may be arbitrarily old (trap T40), and everything here is read in order to act on it.
+//! Every call has a deadline, since a stopped etcd keeps a connection open and does not reply.
+//! Every read is linearizable: a serializable read may be arbitrarily old, and every record is read
+//! in order to act on it.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,86 +18,98 @@ use etcd_client::{
 };
 use tracing::warn;
 
-use crate::pause::Pace;
-use crate::{Error, Outcome, Record, tls};
+use crate::backoff::CallBackoff;
+use crate::{Error, EtcdRecord, TxnOutcome, tls};
 
-/// The most that one answer may hold. All 65,536 shards that there could be, with every list of theirs full, need about
-/// 30 MiB; tonic's own limit of 4 MiB would make a cluster of 15,000 shards unreadable.
+/// The size limit of one reply. The records of all 65,536 shards that a cluster can have, with full
+/// member lists, need about 30 MiB; tonic's own limit of 4 MiB would make a cluster of 15,000
+/// shards unreadable.
 const REPLY_BYTES_MAX: usize = 64 << 20;
 
+/// The settings of a [`Metastore`].
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// `host:port` or `http://host:port` of each etcd member.
     pub endpoints: Vec<String>,
-    /// The cluster's name: all its keys lie below `/dkc/{cluster}/`. 1 to 64 of `a-z A-Z 0-9 _ . -`.
+    /// The cluster's name, 1 to 64 of `a-z A-Z 0-9 _ . -`. All keys of the cluster are below
+    /// `/dkc/{cluster}/`.
     pub cluster: String,
-    /// How long a call may take. An etcd member that lost its leader needs about 1 s to find another one.
+    /// The time limit of a call. An etcd member that lost its leader needs about 1 s to find
+    /// another one.
     pub call_timeout: Duration,
 }
 
 impl Settings {
+    /// Returns settings with the default time limit of a call, 2 s.
     pub fn new(endpoints: Vec<String>, cluster: &str) -> Self {
         Self { endpoints, cluster: cluster.to_owned(), call_timeout: Duration::from_secs(2) }
     }
 }
 
-/// A record with its place in etcd's history.
+/// A record with its key and its revisions in etcd.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Kept<R: Record> {
+pub struct Revisioned<R: EtcdRecord> {
+    /// The part of the key that identifies the record among those of its kind.
     pub id: R::Id,
+    /// The decoded value.
     pub record: R,
-    /// Revision at which the key was made; a key deleted and made again has a new one.
+    /// The create_revision of the key; a key that is deleted and created again has a new one.
     pub created: u64,
-    /// Revision of its last change: what a compare-and-set compares.
+    /// The mod_revision of the key, which a compare-and-set compares.
     pub modified: u64,
-    /// The lease that it lives by; 0 is none.
+    /// The lease that the key is bound to; 0 if it is bound to no lease.
     pub lease: i64,
 }
 
-/// Everything of one kind at one moment.
+/// All records of one kind at one revision.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Listed<R: Record> {
-    pub all: Vec<Kept<R>>,
-    /// etcd's revision at that moment.
+pub struct Listed<R: EtcdRecord> {
+    /// The records, in the order of their keys.
+    pub all: Vec<Revisioned<R>>,
+    /// The etcd revision at which they were read.
     pub revision: u64,
 }
 
-/// One cluster's part of an etcd. Cheap to clone; clones share the connections.
+/// The keys of one cluster in an etcd. Cheap to clone; clones share the connections.
 ///
-/// One member is asked for everything until it gives no answer; then it is the next one's turn. (The client library
-/// would spread calls over all members, and with one of three down every third call would fail; a transaction that
-/// fails so is [`Unknown`](crate::Outcome::Unknown) and costs a settling.)
+/// All calls go to one member until that member does not reply; then they go to the next member.
+/// (The client library would spread calls over all members: with one of three down every third call
+/// would fail, and a transaction that fails so is [`Unknown`](crate::TxnOutcome::Unknown), which
+/// takes another write to resolve.)
 #[derive(Clone)]
 pub struct Metastore {
     /// A client for each member.
     members: Arc<[Client]>,
-    /// Whose turn it is.
+    /// The number of the current member, modulo the number of members.
     turn: Arc<AtomicUsize>,
     prefix: Arc<str>,
     call_timeout: Duration,
-    /// Shared by all clones: an answer to one call is measured by what any other has heard.
+    /// The highest revision that any clone has received: no reply may be from an earlier history.
     history: Arc<Mutex<History>>,
-    /// Reads that failed in a row, and transactions.
-    pub(crate) reads: Arc<Pace>,
-    pub(crate) writes: Arc<Pace>,
+    /// The backoff of reads, and below that of transactions.
+    pub(crate) reads: Arc<CallBackoff>,
+    pub(crate) writes: Arc<CallBackoff>,
 }
 
 impl Metastore {
-    /// Connects, and refuses an etcd that is none for dkc. A transient error means "not reachable now": a starting process
-    /// says so and tries again. The connections belong to the runtime that this is called on.
+    /// Connects, and refuses an etcd that dkc can't use.
+    ///
+    /// A transient error means "not reachable now": a starting process logs it and tries again. The
+    /// connections belong to the runtime that this is called on.
     pub async fn connect(settings: &Settings) -> Result<Self, Error> {
         let store = Self::open(settings).await?;
         let version = store.find_member(&settings.endpoints).await?;
-        if judge_version(&version) == Verdict::Old {
+        if judge_version(&version) == VersionSupport::Old {
             warn!(version, "{OLD}");
         }
         Ok(store)
     }
 
-    /// Asks one member after the other, until one is found to be fit. Says its version.
+    /// Checks one member after the other until one is usable, and returns its version.
     ///
-    /// A member that refuses to serve us decides nothing as long as another one may yet answer, since what refuses may be
-    /// no etcd but a proxy before it that is not ready. If all refuse, that is the answer.
+    /// A refusal by one member decides nothing as long as another one may still reply, since it may
+    /// come from a proxy before etcd that is not ready. If all members refuse, the refusal is
+    /// returned.
     pub(crate) async fn find_member(&self, endpoints: &[String]) -> Result<String, Error> {
         let (mut unreached, mut refused) = (None, None);
         for _ in endpoints {
@@ -106,39 +119,40 @@ impl Metastore {
                 Err(error) if error.is_transient() => unreached = Some(error),
                 Err(error) => refused = Some(error),
             }
-            self.pass_on(turn);
+            self.next_member(turn);
         }
         Err(unreached.or(refused).expect("there is a member"))
     }
 
-    /// The version of the member whose turn it is, if it serves us.
+    /// Returns the version of the current member, if that member serves this process.
     async fn check_member(&self, endpoint: &str) -> Result<String, Error> {
         let version = match self.version().await {
             Ok(version) => version,
-            Err(error) if error.is_transient() && tls::is_spoken(endpoint).await => {
-                return Err(Error::SpeaksTls { endpoint: endpoint.to_owned() });
+            Err(error) if error.is_transient() && tls::is_required(endpoint).await => {
+                return Err(Error::RequiresTls { endpoint: endpoint.to_owned() });
             }
             Err(error) => return Err(error),
         };
-        if judge_version(&version) == Verdict::TooOld {
+        if judge_version(&version) == VersionSupport::TooOld {
             return Err(Error::TooOld { found: version });
         }
-        // Whether it wants a user is known by a read only.
+        // A read is needed to find out whether etcd requires authentication.
         self.range("get", self.key::<Meta>(&()), None).await?;
         Ok(version)
     }
 
-    /// Makes the clients without asking etcd anything.
+    /// Creates the clients without a call to etcd.
     pub(crate) async fn open(settings: &Settings) -> Result<Self, Error> {
         cluster_name(&settings.cluster)
             .map_err(|why| Error::Refused { what: "the cluster's name", why })?;
         let options = ConnectOptions::new()
             .with_connect_timeout(Duration::from_secs(1))
-            // Finds out about a member that vanished without a word. etcd takes pings closer than 5 s, or without
-            // a call under way, for an attack and closes the connection.
+            // Detects a member that vanished without closing the connection. etcd treats pings
+            // that are less than 5 s apart, or without a call in flight, as an attack and closes
+            // the connection.
             .with_keep_alive(Duration::from_secs(6), Duration::from_secs(3))
             .with_keep_alive_while_idle(false)
-            // A member cut off from its leader says so instead of keeping us waiting.
+            // A member that is cut off from its leader reports that instead of not replying.
             .with_require_leader(true);
         let mut members = Vec::new();
         for endpoint in &settings.endpoints {
@@ -149,7 +163,7 @@ impl Metastore {
             let why = "none is named".into();
             return Err(Error::Refused { what: "etcd's addresses", why });
         }
-        // Not all processes at the same member.
+        // The first member is chosen at random, so that not all processes use the same one.
         let turn = Arc::new(AtomicUsize::new(fastrand::usize(..members.len())));
         let prefix = format!("/dkc/{}/", settings.cluster).into();
         let call_timeout = settings.call_timeout;
@@ -157,38 +171,40 @@ impl Metastore {
         Ok(Self { members: members.into(), turn, prefix, call_timeout, history, reads, writes })
     }
 
-    /// What etcd says it is.
+    /// Returns the version that the current member reports.
     pub(crate) async fn version(&self) -> Result<String, Error> {
         let mut maintenance = self.client().maintenance_client();
         let status = self.call("status", maintenance.status()).await?;
         Ok(status.version().to_owned())
     }
 
-    /// One record, read linearizably.
-    pub async fn get<R: Record>(&self, id: &R::Id) -> Result<Option<Kept<R>>, Error> {
+    /// Reads one record linearizably. Returns `None` if its key does not exist.
+    pub async fn get<R: EtcdRecord>(&self, id: &R::Id) -> Result<Option<Revisioned<R>>, Error> {
         Ok(self.get_at(id).await?.0)
     }
 
-    /// One record, and etcd's revision when it was read.
-    pub(crate) async fn get_at<R: Record>(
+    /// Reads one record linearizably, and returns it with the etcd revision of the read.
+    pub(crate) async fn get_at<R: EtcdRecord>(
         &self,
         id: &R::Id,
-    ) -> Result<(Option<Kept<R>>, u64), Error> {
+    ) -> Result<(Option<Revisioned<R>>, u64), Error> {
         let (reply, revision) = self.range("get", self.key::<R>(id), None).await?;
-        let kept = reply.kvs().first().map(|kv| self.read::<R>(kv)).transpose()?;
-        Ok((kept, revision))
+        let stored = reply.kvs().first().map(|kv| self.read::<R>(kv)).transpose()?;
+        Ok((stored, revision))
     }
 
-    /// Every record of one kind, read linearizably in one step. One malformed record fails the whole list: a list that
-    /// silently lacks somebody is worse than none.
-    pub async fn list<R: Record>(&self) -> Result<Listed<R>, Error> {
+    /// Reads all records of one kind linearizably at one revision.
+    ///
+    /// One malformed record fails the whole list: a list that silently lacks a record is worse than
+    /// no list.
+    pub async fn list<R: EtcdRecord>(&self) -> Result<Listed<R>, Error> {
         let options = GetOptions::new().with_prefix();
         let (reply, revision) = self.range("list", self.folder::<R>(), Some(options)).await?;
         let all = reply.kvs().iter().map(|kv| self.read::<R>(kv)).collect::<Result<_, _>>()?;
         Ok(Listed { all, revision })
     }
 
-    /// Keys and the revision at which they were read, linearizably.
+    /// Reads keys linearizably, and returns them with the etcd revision of the read.
     pub(crate) async fn range(
         &self,
         what: &'static str,
@@ -196,72 +212,78 @@ impl Metastore {
         options: Option<GetOptions>,
     ) -> Result<(GetResponse, u64), Error> {
         let reading = async {
-            let asked = self.asks()?;
+            let asked = self.begin_call()?;
             let mut kv = self.kv();
             let reply = self.call(what, kv.get(key, options)).await?;
             let revision = self.answered(asked, reply.header())?;
             Ok((reply, revision))
         };
-        self.paced(&self.reads, reading).await
+        self.with_backoff(&self.reads, reading).await
     }
 
-    /// A call that, if it fails, says so the later the more have failed before.
-    pub(crate) async fn paced<T>(
+    /// Runs a call and delays its failure, for longer the more calls have failed before.
+    pub(crate) async fn with_backoff<T>(
         &self,
-        pace: &Pace,
+        backoff: &CallBackoff,
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        let began = pace.begins();
+        let began = backoff.begin();
         let answer = call.await;
         match &answer {
-            Ok(_) => pace.answered(),
-            Err(error) => pace.failed(began, self.members.len(), error.reason()).await,
+            Ok(_) => backoff.succeeded(),
+            Err(error) => backoff.failed(began, self.members.len(), error.reason()).await,
         }
         answer
     }
 
-    /// Why etcd takes no changes, if the last one that was tried failed: in a word, for `/readyz`.
-    pub fn takes_no_changes(&self) -> Option<&'static str> {
-        self.writes.why()
+    /// Returns why etcd refuses writes, as a word for `/readyz`; `None` if the last write
+    /// succeeded.
+    pub fn write_failure(&self) -> Option<&'static str> {
+        self.writes.last_failure()
     }
 
-    /// Whether the member whose turn it is says of itself that its quota is used up: then it takes no changes.
+    /// Returns whether the current member reports that its quota is used up, so that it refuses
+    /// writes.
     pub async fn is_full(&self) -> Result<bool, Error> {
         let mut maintenance = self.client().maintenance_client();
         let status = self.call("status", maintenance.status()).await?;
         Ok(status.errors().iter().any(|error| error.contains("NOSPACE")))
     }
 
-    /// No answer yet was from a history that is not the one before. Else nothing is asked any more.
+    /// Returns whether all replies so far were from one history of etcd. Once one was not, no more
+    /// calls are made.
     pub fn is_followed(&self) -> bool {
-        self.history().asks().is_ok()
+        self.history().before_call().is_ok()
     }
 
-    /// What a call is to keep for [`answered`](Self::answered).
-    pub(crate) fn asks(&self) -> Result<u64, Error> {
-        self.history().asks().map_err(Error::WentBack)
+    /// Begins a call, and returns the revision that its reply is compared with in
+    /// [`answered`](Self::answered).
+    pub(crate) fn begin_call(&self) -> Result<u64, Error> {
+        self.history().before_call().map_err(Error::WentBack)
     }
 
     pub(crate) fn history(&self) -> MutexGuard<'_, History> {
-        self.history.lock().unwrap_or_else(PoisonError::into_inner) // Nothing panics while it is held.
+        // No code panics while it holds this lock.
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The revision of a linearizable answer, if it goes on from where history was when it was asked for.
+    /// Returns the revision of a linearizable reply, which may not be lower than the highest one
+    /// that was known when the call began.
     fn answered(&self, asked: u64, header: Option<&ResponseHeader>) -> Result<u64, Error> {
         let revision = revision(header)?;
-        self.history().answered(asked, revision).map_err(Error::WentBack)?;
+        self.history().check_answer(asked, revision).map_err(Error::WentBack)?;
         Ok(revision)
     }
 
-    /// What became of a transaction, and the revision that it made.
-    pub(crate) fn outcome(&self, asked: u64, reply: &TxnResponse) -> Result<Outcome, Error> {
+    /// Returns the outcome of a transaction, and the revision that it created.
+    pub(crate) fn outcome(&self, asked: u64, reply: &TxnResponse) -> Result<TxnOutcome, Error> {
         if !reply.succeeded() {
             self.answered(asked, reply.header())?;
-            return Ok(Outcome::Failed);
+            return Ok(TxnOutcome::Failed);
         }
         let revision = revision(reply.header())?;
-        self.history().written(asked, revision).map_err(Error::WentBack)?;
-        Ok(Outcome::Done { revision })
+        self.history().check_write(asked, revision).map_err(Error::WentBack)?;
+        Ok(TxnOutcome::Done { revision })
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -280,32 +302,38 @@ impl Metastore {
         &self.prefix
     }
 
-    pub(crate) fn folder<R: Record>(&self) -> String {
+    pub(crate) fn folder<R: EtcdRecord>(&self) -> String {
         format!("{}{}", self.prefix, R::FOLDER)
     }
 
-    pub(crate) fn key<R: Record>(&self, id: &R::Id) -> String {
+    pub(crate) fn key<R: EtcdRecord>(&self, id: &R::Id) -> String {
         format!("{}{}{}", self.prefix, R::FOLDER, R::name(id))
     }
 
-    /// Which record a key names.
-    pub(crate) fn id_of<R: Record>(&self, key: &[u8]) -> Result<R::Id, Error> {
+    /// Returns the id of the record that a key names.
+    pub(crate) fn id_of<R: EtcdRecord>(&self, key: &[u8]) -> Result<R::Id, Error> {
         let folder = self.folder::<R>();
         let name = key.strip_prefix(folder.as_bytes()).and_then(|name| str::from_utf8(name).ok());
         name.and_then(R::id).ok_or_else(|| malformed(key, Malformed("key")))
     }
 
-    pub(crate) fn read<R: Record>(&self, kv: &KeyValue) -> Result<Kept<R>, Error> {
+    pub(crate) fn read<R: EtcdRecord>(&self, kv: &KeyValue) -> Result<Revisioned<R>, Error> {
         let id = self.id_of::<R>(kv.key())?;
         let record = R::decode(kv.value()).map_err(|error| malformed(kv.key(), error))?;
         if !record.belongs_at(&id) {
             return Err(malformed(kv.key(), Malformed("record of another key")));
         }
         let created = positive(kv.create_revision());
-        Ok(Kept { id, record, created, modified: positive(kv.mod_revision()), lease: kv.lease() })
+        Ok(Revisioned {
+            id,
+            record,
+            created,
+            modified: positive(kv.mod_revision()),
+            lease: kv.lease(),
+        })
     }
 
-    /// Waits for an answer, but not for ever.
+    /// Waits for a reply for as long as a call may take.
     pub(crate) async fn call<T>(
         &self,
         what: &'static str,
@@ -326,19 +354,19 @@ impl Metastore {
             Err(_) => Err(Error::Slow { what, why: format!("no answer in {limit:?}") }),
         };
         if answer.as_ref().is_err_and(Error::is_transient) {
-            self.pass_on(turn);
+            self.next_member(turn);
         }
         answer
     }
 
-    /// The next member's turn. Many calls may have failed at this one; it is passed on once.
-    fn pass_on(&self, turn: usize) {
+    /// Moves on to the next member, once: many calls may have failed at the current one.
+    fn next_member(&self, turn: usize) {
         let next = turn.wrapping_add(1);
         let _moved = self.turn.compare_exchange(turn, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
-/// A cluster's name, as a setting. A slash would put one cluster's keys among another's.
+/// Parses the name of a cluster. A slash would put one cluster's keys among those of another.
 pub fn cluster_name(text: &str) -> Result<String, String> {
     let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
     if (1..=64).contains(&text.len()) && text.bytes().all(fine) {
@@ -351,12 +379,13 @@ fn malformed(key: &[u8], malformed: Malformed) -> Error {
     Error::Malformed { key: String::from_utf8_lossy(key).into_owned(), malformed }
 }
 
-/// etcd's revisions are signed on the wire and never negative.
+/// Converts a revision from etcd, which is signed on the wire and never negative.
 pub(crate) fn positive(revision: i64) -> u64 {
     u64::try_from(revision).unwrap_or(0)
 }
 
-/// The revision that a read was made at. An answer without one can't be placed in history, so it is no answer.
+/// Returns the revision of a read. A reply without a revision can't be placed in etcd's history, so
+/// it is an error.
 fn revision(header: Option<&ResponseHeader>) -> Result<u64, Error> {
     match header.map(|header| positive(header.revision())) {
         Some(revision) if revision > 0 => Ok(revision),
@@ -364,30 +393,30 @@ fn revision(header: Option<&ResponseHeader>) -> Result<u64, Error> {
     }
 }
 
-/// Said of [`Verdict::Old`].
+/// The warning for [`VersionSupport::Old`].
 pub(crate) const OLD: &str = "etcd below 3.5.6 can lose consistency in a crash";
 
 #[derive(Debug, Eq, PartialEq)]
-pub(crate) enum Verdict {
+pub(crate) enum VersionSupport {
     Good,
-    /// Works, with bugs that etcd's makers warn of (trap T9).
+    /// The version works, with bugs that etcd's maintainers warn of.
     Old,
     TooOld,
 }
 
-pub(crate) fn judge_version(version: &str) -> Verdict {
-    // "3.6.0-rc.1" is a 3.6.0 here.
+pub(crate) fn judge_version(version: &str) -> VersionSupport {
+    // "3.6.0-rc.1" counts as 3.6.0.
     let release = version.split('-').next().unwrap_or(version);
     let mut parts = release.split('.').map(|part| part.parse::<u32>().ok());
     let mut next = || parts.next().flatten();
     match (next(), next(), next()) {
         (Some(major), Some(minor), patch) => match (major, minor, patch.unwrap_or(0)) {
-            good if good >= (3, 5, 6) => Verdict::Good,
-            old if old >= (3, 5, 0) => Verdict::Old,
-            _ => Verdict::TooOld,
+            good if good >= (3, 5, 6) => VersionSupport::Good,
+            old if old >= (3, 5, 0) => VersionSupport::Old,
+            _ => VersionSupport::TooOld,
         },
-        // What does not even say its version is not what we were made for.
-        _ => Verdict::TooOld,
+        // A server without a version that can be read is not supported.
+        _ => VersionSupport::TooOld,
     }
 }
 
@@ -396,22 +425,22 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(given: &str, want: Verdict) {
+    fn check(given: &str, want: VersionSupport) {
         assert_eq!(judge_version(given), want, "{given}");
     }
 
     #[test]
     fn versions_are_judged() {
-        check("3.4.23", Verdict::TooOld);
-        check("3.5.0", Verdict::Old);
-        check("3.5.5", Verdict::Old);
-        check("3.5.6", Verdict::Good);
-        check("3.5.16", Verdict::Good);
-        check("3.6.0-rc.1", Verdict::Good);
-        check("4.0", Verdict::Good);
-        check("2.3.8", Verdict::TooOld);
-        check("", Verdict::TooOld);
-        check("unknown", Verdict::TooOld);
+        check("3.4.23", VersionSupport::TooOld);
+        check("3.5.0", VersionSupport::Old);
+        check("3.5.5", VersionSupport::Old);
+        check("3.5.6", VersionSupport::Good);
+        check("3.5.16", VersionSupport::Good);
+        check("3.6.0-rc.1", VersionSupport::Good);
+        check("4.0", VersionSupport::Good);
+        check("2.3.8", VersionSupport::TooOld);
+        check("", VersionSupport::TooOld);
+        check("unknown", VersionSupport::TooOld);
     }
 
     #[test]

@@ -1,45 +1,57 @@
-//! Who leads the coordinators: whoever holds the `coordinator` key.
+//! The leader election of the coordinators: the holder of the `coordinator` key leads.
 //!
-//! The key's create_revision is the leader's *term*. Leading is a hint like every lease (trap T1): two processes may both
-//! think that they lead. What they do is safe all the same, because every change that a coordinator makes compares its
-//! term in the same transaction, and of two terms only one stands in etcd.
+//! The key's create_revision is the leader's *term*. Leadership is a hint like every lease: two
+//! processes may both believe that they lead. Their writes are safe all the same, because every
+//! write of a coordinator compares its term in the same transaction, and etcd holds only one term.
 
 use crate::lease::{HeldKey, Lease, LeaseEvent, LeaseSettings};
-use crate::{Candidate, Metastore};
+use crate::{CoordinatorRecord, Metastore};
 
+/// A change of the role of this process in the election.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Leadership {
-    /// Leads from `term` on. `revision` is etcd's, at or after the election.
-    Leading { term: u64, revision: u64 },
-    /// No longer leads, and stands for election again.
+pub enum LeadershipChange {
+    /// This process was elected.
+    Leading {
+        /// The create_revision of its key.
+        term: u64,
+        /// An etcd revision at or after the election.
+        revision: u64,
+    },
+    /// This process no longer leads, and is a candidate again.
     Standby,
 }
 
-/// Stands for election until dropped or resigned.
+/// A candidacy, which lasts until it is dropped or resigned.
 pub struct Election {
     lease: Lease,
     leads: bool,
 }
 
 impl Metastore {
-    /// Stands for election. A candidate that is not healthy neither leads nor takes over.
-    pub fn stand_for_election(&self, candidate: &Candidate, settings: LeaseSettings) -> Election {
+    /// Enters `candidate` into the election. A candidate that is not healthy (see
+    /// [`LeaseSettings::healthy`]) neither stays the leader nor becomes it.
+    pub fn stand_for_election(
+        &self,
+        candidate: &CoordinatorRecord,
+        settings: LeaseSettings,
+    ) -> Election {
         let lease = self.hold(vec![HeldKey::coordinator(candidate)], settings);
         Election { lease, leads: false }
     }
 }
 
 impl Election {
-    /// The next change. It begins as a standby. None: the task behind it has failed.
-    pub async fn next(&mut self) -> Option<Leadership> {
+    /// Waits for the next change; a candidate begins as a standby. Returns `None` if the task of
+    /// the lease has failed.
+    pub async fn next(&mut self) -> Option<LeadershipChange> {
         loop {
             match self.lease.next().await? {
                 LeaseEvent::Registered { created, revision, .. } => {
                     self.leads = true;
-                    return Some(Leadership::Leading { term: created, revision });
+                    return Some(LeadershipChange::Leading { term: created, revision });
                 }
                 LeaseEvent::Lost if std::mem::take(&mut self.leads) => {
-                    return Some(Leadership::Standby);
+                    return Some(LeadershipChange::Standby);
                 }
                 LeaseEvent::Lost | LeaseEvent::Granted { .. } | LeaseEvent::Confirmed => {}
                 LeaseEvent::Superseded { .. } | LeaseEvent::NameLost { .. } => return None,
@@ -47,7 +59,7 @@ impl Election {
         }
     }
 
-    /// Gives the lead up at once, if it has it, and stands no more.
+    /// Ends the candidacy, and gives up leadership at once.
     pub async fn resign(self) {
         self.lease.stop().await;
     }

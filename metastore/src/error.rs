@@ -1,60 +1,100 @@
-//! Why etcd gave no answer that can be used.
+//! The failures of calls to etcd, by what the caller can do about them.
 //!
-//! The lost answer of a *transaction* is not here: it is [`crate::Outcome::Unknown`], since the caller must treat it
-//! otherwise than a call that surely did nothing.
+//! The lost reply of a *transaction* is no error: it is [`crate::TxnOutcome::Unknown`], since the
+//! caller must treat it differently from a call that certainly had no effect.
 
 use engine::codec::Malformed;
 use engine::history::WentBack;
 
+/// The failure of a call to etcd.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No answer in time, or no connection, or etcd has no leader. Reads may be tried again at once; the process goes on
-    /// with what it knows.
+    /// There was no reply in time, or no connection. Reads may be retried at once; the process
+    /// continues with the records that it has.
     #[error("etcd gave no answer to {what}: {why}")]
-    NoAnswer { what: &'static str, why: String },
-    /// It can be reached and takes too long: a slow disk, no leader, more calls than it can serve. As above.
+    NoAnswer {
+        /// The call.
+        what: &'static str,
+        /// The reason.
+        why: String,
+    },
+    /// etcd can be reached and takes too long: a slow disk, no leader, or more calls than it can
+    /// serve. The effect is the same as that of no answer.
     #[error("etcd is slow, or has no leader: {what}: {why}")]
-    Slow { what: &'static str, why: String },
-    /// Its quota is used up: it takes no writes and grants no leases until somebody makes room. As above, since the write that
-    /// used it up has taken effect all the same.
+    Slow {
+        /// The call.
+        what: &'static str,
+        /// The reason.
+        why: String,
+    },
+    /// The quota of etcd is used up: it refuses writes and leases until an operator makes room.
+    /// Like no answer, this leaves the outcome open, since the write that used the quota up has
+    /// taken effect all the same.
     #[error(
-        "etcd is full (NOSPACE) and takes no {what}: compact and defragment it, then disarm the alarm: \"etcd is full\" in \
-         docs/operations.md"
+        "etcd is full (NOSPACE) and takes no {what}: compact and defragment it, then disarm the \
+         alarm: \"etcd is full\" in docs/operations.md"
     )]
-    Full { what: &'static str },
-    /// It speaks TLS, and so can't be spoken to.
+    Full {
+        /// The call.
+        what: &'static str,
+    },
+    /// etcd requires TLS, which dkc does not support.
     #[error(
-        "etcd at {endpoint} speaks TLS, which dkc does not speak with etcd yet: it needs an etcd without, in a network that \
-         only dkc is in"
+        "etcd at {endpoint} requires TLS, which dkc can't use with etcd yet: give it an etcd \
+         without TLS, in a network that only dkc is in"
     )]
-    SpeaksTls { endpoint: String },
-    /// It wants to know who asks, or does not allow it. Nothing was changed.
+    RequiresTls {
+        /// The address of the member, `host:port`.
+        endpoint: String,
+    },
+    /// etcd requires authentication, or denies permission. Nothing was changed.
     #[error(
-        "etcd wants a user, which dkc can't be yet: {what}: {why}: it needs an etcd without authentication (`etcdctl auth \
-         disable`), in a network that only dkc is in"
+        "etcd requires authentication, which dkc does not support yet: {what}: {why}: give it an \
+         etcd without authentication (`etcdctl auth disable`), in a network that only dkc is in"
     )]
-    WantsUser { what: &'static str, why: String },
-    /// etcd answered that it will not do this: a setting or a programme is wrong. Nothing was changed.
+    RequiresAuth {
+        /// The call.
+        what: &'static str,
+        /// The reason that etcd gives.
+        why: String,
+    },
+    /// etcd refused the call: a setting or a program is wrong. Nothing was changed.
     #[error("etcd refused {what}: {why}")]
-    Refused { what: &'static str, why: String },
+    Refused {
+        /// The call.
+        what: &'static str,
+        /// The reason that etcd gives.
+        why: String,
+    },
     /// The lease is gone, and with it every key that was bound to it.
     #[error("the lease is gone")]
     LeaseGone,
-    /// Somebody else wrote this, or a newer build did. Never guessed at.
+    /// A key or value can't be decoded: another program or a newer build wrote it. No default is
+    /// assumed for it.
     #[error(
-        "etcd key {key}: {malformed}: written by a newer dkc, or by another programme; update this process first"
+        "etcd key {key}: {malformed}: written by a newer dkc, or by another program; update this \
+         process first"
     )]
-    Malformed { key: String, malformed: Malformed },
-    /// What it answers is not what it was asked about. A transaction may have taken effect there, which is of no use.
+    Malformed {
+        /// The whole key.
+        key: String,
+        /// The part that can't be decoded.
+        malformed: Malformed,
+    },
+    /// etcd's revision is lower than one that it returned before: it was restored from a backup, or
+    /// it is another etcd. A transaction may have taken effect there, which is of no use.
     #[error("etcd is not followed any more: {0}")]
     WentBack(WentBack),
-    /// This etcd lacks what we rely on.
+    /// This version of etcd lacks features that dkc relies on.
     #[error("etcd {found} is too old: 3.5 or newer is needed")]
-    TooOld { found: String },
+    TooOld {
+        /// The version that etcd reports.
+        found: String,
+    },
 }
 
 impl Error {
-    /// Trying again later may help.
+    /// Returns whether a retry may help.
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
@@ -62,28 +102,28 @@ impl Error {
         )
     }
 
-    /// In a word, for `/readyz`.
+    /// Returns the reason as one word, for `/readyz`.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Full { .. } => "etcd-full",
-            Self::SpeaksTls { .. } => "etcd-tls",
-            Self::WantsUser { .. } => "etcd-auth",
+            Self::RequiresTls { .. } => "etcd-tls",
+            Self::RequiresAuth { .. } => "etcd-auth",
             _ => "etcd",
         }
     }
 
-    /// The settings are wrong, or this etcd is none for dkc: no use waiting for it.
+    /// Returns whether the settings are wrong, or dkc can't use this etcd: waiting does not help.
     pub fn is_misfit(&self) -> bool {
         matches!(
             self,
             Self::Refused { .. }
                 | Self::TooOld { .. }
-                | Self::SpeaksTls { .. }
-                | Self::WantsUser { .. }
+                | Self::RequiresTls { .. }
+                | Self::RequiresAuth { .. }
         )
     }
 
-    /// What etcd's client reports, sorted by what the caller can do about it.
+    /// Converts an error of etcd's client library.
     pub(crate) fn from_client(what: &'static str, error: etcd_client::Error) -> Self {
         use etcd_client::Error as Client;
         match error {
@@ -96,7 +136,7 @@ impl Error {
         }
     }
 
-    /// By gRPC's code and etcd's words.
+    /// Converts a gRPC status, by its code and by etcd's text.
     fn of_status(what: &'static str, code: i32, words: &str) -> Self {
         let why = || words.to_owned();
         match code {
@@ -105,25 +145,27 @@ impl Error {
                 Self::Slow { what, why: why() }
             }
             PERMISSION_DENIED | UNAUTHENTICATED if words.starts_with("etcdserver: ") => {
-                Self::WantsUser { what, why: why() }
+                Self::RequiresAuth { what, why: why() }
             }
             INVALID_ARGUMENT if words.contains("user name is empty") => {
-                Self::WantsUser { what, why: why() }
+                Self::RequiresAuth { what, why: why() }
             }
             NOT_FOUND if words.contains("lease not found") => Self::LeaseGone,
-            // Of the last two: a proxy before it, which may just not be ready.
+            // The last two, without etcd's prefix, come from a proxy before etcd, which may only
+            // not be ready yet.
             INVALID_ARGUMENT | NOT_FOUND | PERMISSION_DENIED | UNAUTHENTICATED => {
                 Self::Refused { what, why: why() }
             }
-            // The rest may have happened on the way there or on the way back.
+            // Any other error may have occurred on the way there or on the way back.
             _ => Self::NoAnswer { what, why: format!("{words} (code {code})") },
         }
     }
 }
 
-// gRPC's codes. Only etcd itself gives invalid-argument, not-found (a lease), permission-denied and unauthenticated, and
-// before anything took effect. Codes that the client library makes up too (such as out-of-range for an answer that is too
-// large, made *after* the effect) say nothing of the effect.
+// The codes of gRPC. Only etcd itself returns invalid-argument, not-found (a lease),
+// permission-denied and unauthenticated, and before the call took effect. Codes that the client
+// library creates, too (such as out-of-range for a reply that is too large, *after* the effect),
+// leave the effect open.
 const INVALID_ARGUMENT: i32 = 3;
 const NOT_FOUND: i32 = 5;
 const PERMISSION_DENIED: i32 = 7;
@@ -140,23 +182,23 @@ mod tests {
     }
 
     #[test]
-    fn only_what_surely_had_no_effect_is_definite() {
+    fn only_a_call_that_certainly_had_no_effect_is_refused() {
         for code in 0..=16 {
-            let definite =
+            let refused =
                 matches!(code, INVALID_ARGUMENT | NOT_FOUND | PERMISSION_DENIED | UNAUTHENTICATED);
-            assert_eq!(error(code, "words").is_transient(), !definite, "{code}");
-            assert_eq!(error(code, "words").is_misfit(), definite, "{code}");
+            assert_eq!(error(code, "words").is_transient(), !refused, "{code}");
+            assert_eq!(error(code, "words").is_misfit(), refused, "{code}");
         }
         assert!(matches!(error(5, "etcdserver: requested lease not found"), Error::LeaseGone));
     }
 
     #[test]
-    fn what_is_wrong_with_an_etcd_is_told_apart() {
+    fn the_problems_of_an_etcd_are_distinguished() {
         #[track_caller]
-        fn check(code: i32, words: &str, reason: &str, said: &str) {
+        fn check(code: i32, words: &str, reason: &str, text: &str) {
             let error = error(code, words);
             assert_eq!(error.reason(), reason, "{error}");
-            assert!(error.to_string().contains(said), "{error}");
+            assert!(error.to_string().contains(text), "{error}");
         }
         check(8, "etcdserver: mvcc: database space exceeded", "etcd-full", "disarm");
         check(8, "etcdserver: too many requests", "etcd", "is slow");
@@ -168,7 +210,7 @@ mod tests {
         check(16, "etcdserver: invalid auth token", "etcd-auth", "auth disable");
         check(7, "etcdserver: permission denied", "etcd-auth", "auth disable");
         check(7, "RBAC: access denied", "etcd", "etcd refused txn: RBAC");
-        // The write that used the room up has taken effect, and is answered so too.
+        // The write that used the quota up has taken effect, and gets this reply, too.
         assert!(error(8, "etcdserver: mvcc: database space exceeded").is_transient());
     }
 }

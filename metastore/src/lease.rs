@@ -1,19 +1,21 @@
-//! One process's lease and the keys that live by it, made again whenever they are gone.
+//! The lease of a process and the keys bound to it, which are created again when they are gone.
 //!
-//! What a newcomer would get wrong: a lease that etcd says is renewed proves nothing (trap T4), and a lease that vanished
-//! says nothing about the process (trap T2). So the keys themselves are looked at, after every doubt and every few
-//! seconds; whoever finds its own key gone makes it again and goes on, under a new create_revision.
+//! Two facts are easy to miss: a renewal that etcd acknowledged does not prove that the keys exist,
+//! and a lease that vanished does not mean that the process is unhealthy. So the keys themselves
+//! are read, after every failed call and every few seconds; a process that finds its own key gone
+//! creates it again and continues, under a new create_revision.
 //!
-//! A process whose disk stalls must not look alive, so it renews only while `healthy` says so.
+//! A process whose disk stalls must not look alive, so it renews only while `healthy` returns true.
 //!
 //! ```text
 //!   grant ──▶ hold the keys ──▶ renew, every TTL/5 ──▶ renew …
-//!     ▲                          │ lease or key gone      │ no answer: in doubt, look at the keys when etcd is back
-//!     └────────── Lost ◀─────────┴────────────────────────┘
+//!     ▲                          │ lease or key gone      │ no reply: unknown, so the keys
+//!     └────────── Lost ◀─────────┴────────────────────────┘ are read when etcd is back
 //! ```
 //!
-//! Every renewal is a call of its own, not a message on a long-lived stream: a stream that ended, or hangs on a member
-//! that was cut off, looks like silence, and silence must not be taken for success (trap T5).
+//! Every renewal is a call of its own, not a message on a long-lived stream: a stream that ended,
+//! or that hangs on a member which was cut off, only shows as silence, and silence must not be
+//! taken for success.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,22 +26,23 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
+use crate::backoff::RetryBackoff;
 use crate::client::positive;
-use crate::pause::Pause;
-use crate::probe::failover_bound;
+use crate::inspection::failover_bound;
 use crate::task::Task;
-use crate::{Candidate, Error, Kept, Metastore, Outcome, Record, Txn};
+use crate::{CoordinatorRecord, Error, EtcdRecord, Metastore, Revisioned, Txn, TxnOutcome};
 
-/// How often a key that somebody else holds is looked at.
+/// The interval at which a key that another process holds is read.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
+/// The settings of a [`Lease`].
 #[derive(Clone)]
 pub struct LeaseSettings {
-    /// Time to live that is asked for, in whole seconds (etcd counts in seconds).
+    /// The requested time to live, in whole seconds (etcd counts in seconds), at least 1.
     pub ttl_s: u32,
-    /// How often the keys are looked at although nothing seems wrong.
+    /// The interval at which the keys are read although nothing seems wrong.
     pub verify_every: Duration,
-    /// Whether this process may look alive now.
+    /// Returns whether this process is healthy: only then is the lease renewed.
     pub healthy: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
@@ -49,74 +52,100 @@ impl Default for LeaseSettings {
     }
 }
 
+/// A change of a [`Lease`] or of its keys.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum LeaseEvent {
-    /// A new lease. If `ttl_s` is above `asked_s`, a death is noticed that much later.
-    Granted { ttl_s: u32, asked_s: u32 },
-    /// Key number `key` stands. `created` identifies this registration (for a gateway, its session); `revision` is
-    /// etcd's, at or after it.
-    Registered { key: usize, created: u64, revision: u64 },
-    /// etcd has just renewed the lease and the keys were last seen standing. Not sent when the receiver is busy.
+    /// A new lease was granted. If `ttl_s` is above `asked_s`, a death is noticed that much later.
+    Granted {
+        /// The granted time to live, in seconds.
+        ttl_s: u32,
+        /// The requested time to live, in seconds.
+        asked_s: u32,
+    },
+    /// A key is bound to the lease.
+    Registered {
+        /// The index of the key in the list that [`Metastore::hold`] was given.
+        key: usize,
+        /// The create_revision, which identifies this registration (for a gateway, its session).
+        created: u64,
+        /// An etcd revision at or after the registration.
+        revision: u64,
+    },
+    /// etcd has just renewed the lease, and the last read of the keys found all bound to it. This
+    /// event is omitted while the receiver is busy.
     Confirmed,
-    /// The lease or a key is gone; all are being made again.
+    /// The lease or a key is gone; all are being created again.
     Lost,
-    /// A newer run of this store has registered: this process must end. Nothing follows.
-    Superseded { boot: Boot },
-    /// The store's name belongs to another store now: this process must end. Nothing follows.
-    NameLost { store: StoreId },
+    /// A newer boot of this store has registered: this process must end. No event follows.
+    Superseded {
+        /// The newer boot.
+        boot: Boot,
+    },
+    /// The store's name belongs to another store now: this process must end. No event follows.
+    NameLost {
+        /// The store that has the name.
+        store: StoreId,
+    },
 }
 
-/// A key to be held by the process's lease.
+/// A key to be bound to the process's lease.
 #[derive(Clone, Debug)]
 pub struct HeldKey {
     folder_and_name: String,
     value: Vec<u8>,
-    rival: Rival,
+    on_conflict: KeyConflict,
 }
 
-/// What is done about a key that is there already, by another lease.
+/// The reaction to a key that exists already and is bound to another lease.
 #[derive(Clone, Debug)]
-enum Rival {
-    /// It is an earlier lease of our own: the key is deleted and made anew, so that it gets a new create_revision.
-    Ourselves,
-    /// The same, but only while the store's record names this boot, and the name's record this store.
-    EarlierBoot(BootGuard),
-    /// It is somebody else, who holds it rightly: wait until it is gone.
-    Other,
+enum KeyConflict {
+    /// The other lease is an earlier one of this process: the key is deleted and created again, so
+    /// that it gets a new create_revision.
+    TakeOver,
+    /// The key is taken over, but only while the store's record names this boot, and the name's
+    /// record this store.
+    TakeOverEarlierBoot(BootGuard),
+    /// The key belongs to another process: wait until it is gone.
+    Wait,
 }
 
-/// The run of a store that may hold its `node/` key: the boot number and nonce that it wrote into its `store/` record.
+/// The boot of a store that may hold the store's `node/` key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct BootGuard {
+    /// The store.
     pub store: StoreId,
+    /// The boot number that this boot wrote into the `store/` record.
     pub boot: Boot,
+    /// The random number that this boot wrote into the `store/` record.
     pub nonce: u128,
 }
 
 impl HeldKey {
-    /// A storage node's `node/` key. Its `store/` record must have been written before.
+    /// Returns a storage node's `node/` key. Its `store/` record must have been written before.
     pub fn node(record: &NodeRecord, guard: BootGuard) -> Self {
         assert!(record.boot == guard.boot, "a node registers its own boot");
-        Self::new(&guard.store, record, Rival::EarlierBoot(guard))
+        Self::new(&guard.store, record, KeyConflict::TakeOverEarlierBoot(guard))
     }
 
-    /// One gateway worker's key. The nonce is random, so whoever holds it already is this very process.
+    /// Returns the key of one gateway worker. The nonce is random, so a key that exists already was
+    /// created by this process.
     pub fn gateway(nonce: u128, record: &GatewayRecord) -> Self {
-        Self::new(&nonce, record, Rival::Ourselves)
+        Self::new(&nonce, record, KeyConflict::TakeOver)
     }
 
-    /// The `coordinator` key, which one candidate at a time holds.
-    pub(crate) fn coordinator(candidate: &Candidate) -> Self {
-        Self::new(&(), candidate, Rival::Other)
+    /// Returns the `coordinator` key, which one candidate at a time holds.
+    pub(crate) fn coordinator(candidate: &CoordinatorRecord) -> Self {
+        Self::new(&(), candidate, KeyConflict::Wait)
     }
 
-    fn new<R: Record>(id: &R::Id, record: &R, rival: Rival) -> Self {
+    fn new<R: EtcdRecord>(id: &R::Id, record: &R, on_conflict: KeyConflict) -> Self {
         let folder_and_name = format!("{}{}", R::FOLDER, R::name(id));
-        Self { folder_and_name, value: record.encode(), rival }
+        Self { folder_and_name, value: record.encode(), on_conflict }
     }
 }
 
-/// A supervised lease. Dropped, it is no longer renewed and runs out; stopped, it is given back at once.
+/// A lease that is renewed in the background. When this is dropped, the lease is no longer renewed
+/// and expires; [`stop`](Self::stop) revokes it at once.
 pub struct Lease {
     events: mpsc::Receiver<LeaseEvent>,
     stop: Option<oneshot::Sender<()>>,
@@ -124,8 +153,10 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The next event. Keep taking them: a process that has stopped listening is not renewed any more once
-    /// it has an event to hear. None after [`LeaseEvent::Superseded`] and [`LeaseEvent::NameLost`].
+    /// Waits for the next event. Returns `None` after [`LeaseEvent::Superseded`] and
+    /// [`LeaseEvent::NameLost`].
+    ///
+    /// The caller must keep receiving: renewal stops while the queue of events is full.
     pub async fn next(&mut self) -> Option<LeaseEvent> {
         let event = self.events.recv().await;
         if event.is_none() {
@@ -134,44 +165,47 @@ impl Lease {
         event
     }
 
-    /// Gives the lease back, so that the keys go at once instead of when it runs out.
+    /// Revokes the lease, so that the keys vanish at once instead of when it expires.
     pub async fn stop(mut self) {
         if let Some(stop) = self.stop.take() {
-            // If the task has ended by itself there is nothing to give back.
+            // If the task has ended by itself, there is nothing to revoke.
             let _ended = stop.send(());
         }
-        // A task that still wants to tell something must find that nobody listens, instead of waiting.
+        // A task that is sending an event must find the channel closed, instead of waiting.
         self.events.close();
         self.task.end().await;
     }
 }
 
 impl Metastore {
-    /// Holds these keys by one lease, from when etcd first answers until dropped or stopped.
+    /// Binds these keys to one lease, from etcd's first reply until the lease is dropped or
+    /// stopped.
     pub fn hold(&self, keys: Vec<HeldKey>, settings: LeaseSettings) -> Lease {
-        assert!(settings.ttl_s > 0, "a lease of no time is none");
+        assert!(settings.ttl_s > 0, "a lease needs a time to live");
         let (sender, events) = mpsc::channel(64);
         let (stop, stopped) = oneshot::channel();
         let held = vec![None; keys.len()];
-        let holder = Holder { store: self.clone(), settings, keys, held, sender };
-        Lease { events, stop: Some(stop), task: Task::spawn(holder.run(stopped)) }
+        let task = LeaseTask { store: self.clone(), settings, keys, held, sender };
+        Lease { events, stop: Some(stop), task: Task::spawn(task.run(stopped)) }
     }
 }
 
-/// How long a lease lives on if nobody renews it.
+/// The remaining lifetime of a lease that is not renewed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct LeaseLeft {
-    /// Rounded down to whole seconds, as etcd tells it.
+    /// The time until it expires, rounded down to whole seconds, as etcd reports it.
     pub left: Duration,
+    /// The time to live that was granted.
     pub granted: Duration,
 }
 
 impl Metastore {
-    /// How long a lease has left: for whoever waits for another process's key to go. None: it is gone.
+    /// Returns the remaining lifetime of a lease, for a process that waits until another process's
+    /// key is gone. Returns `None` if the lease is gone.
     pub async fn lease_left(&self, lease: i64) -> Result<Option<LeaseLeft>, Error> {
         let mut leases = self.client().lease_client();
         let asked = self.call("lease time to live", leases.time_to_live(lease, None)).await?;
-        // etcd says -1 of a lease that it does not know.
+        // etcd returns -1 for a lease that it does not know.
         let Ok(left) = u64::try_from(asked.ttl()) else { return Ok(None) };
         let granted = u64::try_from(asked.granted_ttl()).unwrap_or(left);
         Ok(Some(LeaseLeft {
@@ -182,70 +216,72 @@ impl Metastore {
 }
 
 /// The task behind a [`Lease`].
-struct Holder {
+struct LeaseTask {
     store: Metastore,
     settings: LeaseSettings,
     keys: Vec<HeldKey>,
-    /// create_revision of each key that was last seen standing by the present lease.
+    /// The create_revision of each key that was last read as bound to the current lease.
     held: Vec<Option<u64>>,
     sender: mpsc::Sender<LeaseEvent>,
 }
 
-/// Why a lease's life ended.
-enum End {
-    /// It or a key of it is gone.
+/// The reason why a lease is no longer held.
+enum LeaseEnd {
+    /// The lease or one of its keys is gone.
     Lost,
-    /// Another process has this one's place, and will keep it.
+    /// Another process has replaced this one for good.
     Replaced(LeaseEvent),
-    /// The receiver has gone.
-    Unheard,
+    /// The receiver of the events was dropped.
+    ReceiverGone,
 }
 
-/// What is known about the keys.
+/// The result of the last read of the keys.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Known {
-    /// They have not been looked at yet, or etcd gave no answer since: what it said before may no longer hold.
-    Nothing,
-    /// One of them is somebody else's so far.
+enum KeysStatus {
+    /// The keys were not read yet, or a call has failed since then, so that an earlier result may
+    /// no longer hold.
+    Unknown,
+    /// Another process holds one of the keys.
     Awaited,
-    /// All stood by the present lease.
-    Stood { at: Instant },
+    /// All keys were bound to the current lease.
+    Held { at: Instant },
 }
 
-impl Known {
+impl KeysStatus {
     fn is_old(self, limit: Duration) -> bool {
         match self {
-            Self::Nothing | Self::Awaited => true,
-            Self::Stood { at } => at.elapsed() >= limit,
+            Self::Unknown | Self::Awaited => true,
+            Self::Held { at } => at.elapsed() >= limit,
         }
     }
 
-    /// Said aloud once per doubt, and always when waiting will not help.
-    fn doubt(&mut self, lease: i64, error: &Error) {
-        if *self == Self::Nothing && error.is_transient() {
-            debug!(lease, %error, "lease still in doubt");
+    /// Records a failed call. The first failure in a row is logged as a warning, and so is every
+    /// one that waiting does not cure.
+    fn on_failure(&mut self, lease: i64, error: &Error) {
+        if *self == Self::Unknown && error.is_transient() {
+            debug!(lease, %error, "state of the lease is still unknown");
         } else {
-            warn!(lease, %error, "lease in doubt");
+            warn!(lease, %error, "state of the lease is unknown");
         }
-        *self = Self::Nothing;
+        *self = Self::Unknown;
     }
 }
 
-/// How the keys were found.
-enum Keys {
-    /// All stand by this lease.
-    Stand,
-    /// Not yet: somebody else holds one, or two changes crossed. Look again at the next turn.
+/// The result of binding a key, or all keys, to the lease.
+enum HoldOutcome {
+    /// All are bound to this lease.
+    Held,
+    /// Another process holds a key, or another write came between: try again at the next turn.
     NotYet,
 }
 
-impl From<mpsc::error::SendError<LeaseEvent>> for End {
+impl From<mpsc::error::SendError<LeaseEvent>> for LeaseEnd {
     fn from(_: mpsc::error::SendError<LeaseEvent>) -> Self {
-        Self::Unheard
+        Self::ReceiverGone
     }
 }
 
-impl Holder {
+impl LeaseTask {
     async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
         loop {
             let lease = tokio::select! {
@@ -253,26 +289,27 @@ impl Holder {
                 _ = &mut stopped => return,
             };
             let end = tokio::select! {
-                end = self.live(lease) => end,
+                end = self.keep(lease) => end,
                 _ = &mut stopped => {
                     self.revoke(lease).await;
                     return;
                 }
             };
             self.held.fill(None);
-            // Told before anything that takes time: a leader that was deposed must stop at once.
+            // The event comes before anything that takes time: a leader that was deposed must stop
+            // at once.
             let goes_on = match end {
-                End::Lost => {
-                    info!(lease, "lease lost, making another");
+                LeaseEnd::Lost => {
+                    info!(lease, "lease lost, requesting another");
                     self.sender.send(LeaseEvent::Lost).await.is_ok()
                 }
-                End::Replaced(event) => {
-                    let _nobody_listens = self.sender.send(event).await;
+                LeaseEnd::Replaced(event) => {
+                    let _receiver_gone = self.sender.send(event).await;
                     false
                 }
-                End::Unheard => false,
+                LeaseEnd::ReceiverGone => false,
             };
-            // What is left of it goes at once, instead of standing in the way of the next.
+            // The remaining keys are deleted at once, so that they don't delay the next lease.
             self.revoke(lease).await;
             if !goes_on {
                 return;
@@ -280,13 +317,14 @@ impl Holder {
         }
     }
 
-    /// A new lease, however long etcd is away. A grant whose answer is lost leaves a lease without keys, which runs out.
+    /// Requests a lease until etcd grants one. A grant whose reply is lost leaves a lease without
+    /// keys, which expires.
     async fn grant(&self) -> i64 {
         let asked_s = self.settings.ttl_s;
-        let mut pause = Pause::new(Duration::from_millis(50), Duration::from_secs(1));
-        let mut said = false;
+        let mut backoff = RetryBackoff::new(Duration::from_millis(50), Duration::from_secs(1));
+        let mut warned = false;
         loop {
-            // A process that may not look alive does not register either.
+            // A process that is not healthy does not register.
             if (self.settings.healthy)() {
                 let mut leases = self.store.client().lease_client();
                 let granting = leases.grant(i64::from(asked_s), None);
@@ -299,81 +337,82 @@ impl Holder {
                                 asked_s,
                                 granted_s = ttl_s,
                                 replaced_within_s,
-                                "etcd grants no lease shorter than 1.5 times its election timeout: a process that stops \
-                                 without a word is replaced later than asked for"
+                                "etcd grants no lease shorter than 1.5 times its election timeout, \
+                                 so a process that stops silently is replaced later than requested"
                             );
                         }
                         let event = LeaseEvent::Granted { ttl_s, asked_s };
-                        // If nobody listens, the first registration notices.
-                        let _nobody_listens = self.sender.send(event).await;
+                        // If the receiver is gone, the first registration finds out.
+                        let _receiver_gone = self.sender.send(event).await;
                         return granted.id();
                     }
-                    Err(error) if said => debug!(%error, "still no lease"),
+                    Err(error) if warned => debug!(%error, "lease not granted yet"),
                     Err(error) => {
-                        warn!(%error, "no lease yet");
-                        said = true;
+                        warn!(%error, "lease not granted, trying again");
+                        warned = true;
                     }
                 }
             }
-            pause.wait().await;
+            backoff.wait().await;
         }
     }
 
-    /// Gives a lease back. If that fails it runs out by itself.
+    /// Revokes a lease. If that fails, the lease expires by itself.
     async fn revoke(&self, lease: i64) {
         let mut leases = self.store.client().lease_client();
         if let Err(error) = self.store.call("lease revoke", leases.revoke(lease)).await {
-            debug!(lease, %error, "not revoked");
+            debug!(lease, %error, "lease not revoked");
         }
     }
 
     /// Renews until the lease or a key is gone.
-    async fn live(&mut self, lease: i64) -> End {
+    async fn keep(&mut self, lease: i64) -> LeaseEnd {
         let ttl = Duration::from_secs(u64::from(self.settings.ttl_s));
         let mut turns = tokio::time::interval(ttl / 5);
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut known = Known::Nothing;
+        let mut keys = KeysStatus::Unknown;
         loop {
             let renews = tokio::select! {
                 _ = turns.tick() => true,
                 // Between two renewals, so that a standby takes over as soon as it may.
-                () = tokio::time::sleep(LOOK_AGAIN_AFTER), if known == Known::Awaited => false,
+                () = tokio::time::sleep(LOOK_AGAIN_AFTER), if keys == KeysStatus::Awaited => false,
             };
             if !(self.settings.healthy)() {
-                debug!(lease, "not renewed: this process is not healthy");
+                debug!(lease, "lease not renewed: this process is not healthy");
                 continue;
             }
             if renews {
                 match self.renew(lease, ttl / 2).await {
                     Ok(()) => {}
-                    Err(Error::LeaseGone) => return End::Lost,
+                    Err(Error::LeaseGone) => return LeaseEnd::Lost,
                     Err(error) => {
-                        known.doubt(lease, &error);
+                        keys.on_failure(lease, &error);
                         continue;
                     }
                 }
             }
-            if known.is_old(self.settings.verify_every) {
+            if keys.is_old(self.settings.verify_every) {
                 match self.hold_all(lease).await {
-                    Ok(Ok(Keys::Stand)) => known = Known::Stood { at: Instant::now() },
-                    Ok(Ok(Keys::NotYet)) => known = Known::Awaited,
-                    Ok(Err(error)) => known.doubt(lease, &error),
+                    Ok(Ok(HoldOutcome::Held)) => keys = KeysStatus::Held { at: Instant::now() },
+                    Ok(Ok(HoldOutcome::NotYet)) => keys = KeysStatus::Awaited,
+                    Ok(Err(error)) => keys.on_failure(lease, &error),
                     Err(end) => return end,
                 }
             }
-            if matches!(known, Known::Stood { .. }) && self.confirm().is_err() {
-                return End::Unheard;
+            if matches!(keys, KeysStatus::Held { .. }) && self.confirm().is_err() {
+                return LeaseEnd::ReceiverGone;
             }
         }
     }
 
-    /// Tells that etcd answered, unless something else waits to be heard: an old confirmation confirms nothing.
-    fn confirm(&self) -> Result<(), End> {
+    /// Sends a confirmation, unless other events are in the queue: an old confirmation is
+    /// worthless.
+    fn confirm(&self) -> Result<(), LeaseEnd> {
         if self.sender.is_closed() {
-            return Err(End::Unheard);
+            return Err(LeaseEnd::ReceiverGone);
         }
         if self.sender.capacity() == self.sender.max_capacity() {
-            let _receiver_went_just_now = self.sender.try_send(LeaseEvent::Confirmed);
+            let _receiver_just_gone = self.sender.try_send(LeaseEvent::Confirmed);
         }
         Ok(())
     }
@@ -387,109 +426,113 @@ impl Holder {
             Err(error @ Error::LeaseGone) => return Err(error),
             Err(error) => debug!(lease, %error, "asking whether the lease is gone"),
         }
-        // The client library says "not found" in words only; etcd is asked for a plain answer.
+        // The client library reports "not found" as text only, so etcd is queried for the lease.
         let asking = leases.time_to_live(lease, None);
         let left = self.store.call_within(limit, "lease time to live", asking).await?;
         if left.ttl() <= 0 {
             return Err(Error::LeaseGone);
         }
-        Err(Error::NoAnswer { what: "lease renewal", why: "not renewed, not gone".into() })
+        Err(Error::NoAnswer { what: "lease renewal", why: "not renewed, but not gone".into() })
     }
 
-    /// Sees to it that each key stands by this lease.
-    async fn hold_all(&mut self, lease: i64) -> Result<Result<Keys, Error>, End> {
-        let mut all = Keys::Stand;
+    /// Binds each key to this lease, unless it is bound already.
+    async fn hold_all(&mut self, lease: i64) -> Result<Result<HoldOutcome, Error>, LeaseEnd> {
+        let mut all = HoldOutcome::Held;
         for key in 0..self.keys.len() {
             match self.hold(key, lease).await {
-                Ok(Keys::Stand) => {}
-                Ok(Keys::NotYet) => all = Keys::NotYet,
-                Err(Trouble::End(end)) => return Err(end),
-                Err(Trouble::Error(Error::LeaseGone)) => return Err(End::Lost),
-                Err(Trouble::Error(error)) => return Ok(Err(error)),
+                Ok(HoldOutcome::Held) => {}
+                Ok(HoldOutcome::NotYet) => all = HoldOutcome::NotYet,
+                Err(HoldError::LeaseEnd(end)) => return Err(end),
+                Err(HoldError::Error(Error::LeaseGone)) => return Err(LeaseEnd::Lost),
+                Err(HoldError::Error(error)) => return Ok(Err(error)),
             }
         }
         Ok(Ok(all))
     }
 
-    async fn hold(&mut self, key: usize, lease: i64) -> Result<Keys, Trouble> {
+    async fn hold(&mut self, key: usize, lease: i64) -> Result<HoldOutcome, HoldError> {
         let name = format!("{}{}", self.store.prefix(), self.keys[key].folder_and_name);
         let (reply, revision) = self.store.range("get", name.clone(), None).await?;
-        let seen = reply.kvs().first().map(|kv| (positive(kv.create_revision()), kv.lease()));
-        match seen {
+        let found = reply.kvs().first().map(|kv| (positive(kv.create_revision()), kv.lease()));
+        match found {
             Some((created, by)) if by == lease => {
-                self.stands(key, created, revision).await?;
-                return Ok(Keys::Stand);
+                self.on_held(key, created, revision).await?;
+                return Ok(HoldOutcome::Held);
             }
-            _ if self.held[key].is_some() => return Err(Trouble::End(End::Lost)),
+            _ if self.held[key].is_some() => return Err(HoldError::LeaseEnd(LeaseEnd::Lost)),
             _ => {}
         }
         let mut txn = self.store.txn();
-        match &self.keys[key].rival {
-            Rival::Other if seen.is_some() => return Ok(Keys::NotYet),
-            Rival::Other | Rival::Ourselves => {}
-            Rival::EarlierBoot(guard) => {
+        match &self.keys[key].on_conflict {
+            KeyConflict::Wait if found.is_some() => return Ok(HoldOutcome::NotYet),
+            KeyConflict::Wait | KeyConflict::TakeOver => {}
+            KeyConflict::TakeOverEarlierBoot(guard) => {
                 txn = self.guarded(txn, *guard).await?;
             }
         }
-        if let Some((created, by)) = seen {
-            // Not put over: that would keep the create_revision, and with it the identity, of the one before.
+        if let Some((created, by)) = found {
+            // The key is deleted, not overwritten: that would keep its create_revision, and with it
+            // the identity of the earlier registration.
             info!(key = name, lease = by, "taking over the key of an earlier lease");
             txn.delete_raw(name, created).commit().await?;
-            // Made at once, not at the next turn: a restarted node should be seen soon.
+            // The key is created at once, not at the next turn: a restarted node should be visible
+            // soon.
             return Box::pin(self.hold(key, lease)).await;
         }
         let value = self.keys[key].value.clone();
         match txn.create_raw(name, value, lease).commit().await? {
-            Outcome::Done { revision } => {
-                self.stands(key, revision, revision).await?;
-                Ok(Keys::Stand)
+            TxnOutcome::Done { revision } => {
+                self.on_held(key, revision, revision).await?;
+                Ok(HoldOutcome::Held)
             }
-            // Unknown too: making it is safe to try again, since it compares for absence, and if the lost one takes effect
-            // the key is seen to stand by this lease.
-            Outcome::Failed | Outcome::Unknown => Ok(Keys::NotYet),
+            // An unknown outcome is tried again, too: the transaction compares for absence, and if
+            // the lost one takes effect, the next read finds the key bound to this lease.
+            TxnOutcome::Failed | TxnOutcome::Unknown => Ok(HoldOutcome::NotYet),
         }
     }
 
-    /// The transaction, good only while the store's record names this boot, and the name's record this store.
-    async fn guarded(&self, txn: Txn, guard: BootGuard) -> Result<Txn, Trouble> {
-        let Some(kept) = self.store.get::<StoreRecord>(&guard.store).await? else {
+    /// Adds comparisons to a transaction, so that it takes effect only while the store's record
+    /// names this boot, and the name's record this store.
+    async fn guarded(&self, txn: Txn, guard: BootGuard) -> Result<Txn, HoldError> {
+        let Some(store) = self.store.get::<StoreRecord>(&guard.store).await? else {
             let why = format!("no record of store {}", guard.store);
-            return Err(Trouble::Error(Error::Refused { what: "registration", why }));
+            return Err(HoldError::Error(Error::Refused { what: "registration", why }));
         };
-        if kept.record.boot != guard.boot || kept.record.nonce != guard.nonce {
-            let superseded = LeaseEvent::Superseded { boot: kept.record.boot };
-            return Err(Trouble::End(End::Replaced(superseded)));
+        if store.record.boot != guard.boot || store.record.nonce != guard.nonce {
+            let superseded = LeaseEvent::Superseded { boot: store.record.boot };
+            return Err(HoldError::LeaseEnd(LeaseEnd::Replaced(superseded)));
         }
-        let txn = txn.if_modified_at::<StoreRecord>(&guard.store, kept.modified);
-        let name = kept.record.name;
+        let txn = txn.if_modified_at::<StoreRecord>(&guard.store, store.modified);
+        let name = store.record.name;
         match self.store.get::<NameRecord>(&name).await? {
-            Some(Kept { record: NameRecord { store }, .. }) if store != guard.store => {
-                Err(Trouble::End(End::Replaced(LeaseEvent::NameLost { store })))
+            Some(Revisioned { record: NameRecord { store }, .. }) if store != guard.store => {
+                Err(HoldError::LeaseEnd(LeaseEnd::Replaced(LeaseEvent::NameLost { store })))
             }
-            Some(kept) => Ok(txn.if_modified_at::<NameRecord>(&name, kept.modified)),
+            Some(stored) => Ok(txn.if_modified_at::<NameRecord>(&name, stored.modified)),
             None => Ok(txn.if_absent::<NameRecord>(&name)),
         }
     }
 
-    /// Notes that a key stands, and tells it if this is news.
-    async fn stands(&mut self, key: usize, created: u64, revision: u64) -> Result<(), Trouble> {
+    /// Records that a key is bound to the lease, and sends an event if it was not before.
+    async fn on_held(&mut self, key: usize, created: u64, revision: u64) -> Result<(), HoldError> {
         if self.held[key] == Some(created) {
             return Ok(());
         }
         self.held[key] = Some(created);
         let event = LeaseEvent::Registered { key, created, revision };
-        self.sender.send(event).await.map_err(|closed| Trouble::End(closed.into()))
+        self.sender.send(event).await.map_err(|closed| HoldError::LeaseEnd(closed.into()))
     }
 }
 
-/// Why a key could not be held.
-enum Trouble {
-    /// Perhaps at the next turn.
+/// The reason why a key could not be bound to the lease.
+enum HoldError {
+    /// A call failed; the next turn tries again.
     Error(Error),
-    End(End),
+    /// The lease is no longer held.
+    LeaseEnd(LeaseEnd),
 }
 
-impl From<Error> for Trouble {
+impl From<Error> for HoldError {
     fn from(error: Error) -> Self {
         Self::Error(error)
     }

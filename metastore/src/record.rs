@@ -1,48 +1,54 @@
-//! The kinds of records, the key of each below `/dkc/{cluster}/`, and the way back from key to name.
+//! The kinds of records, the key of each below `/dkc/{cluster}/`, and the parsing of keys.
 //!
-//! Keys and values are formats for ever: the tests below hold golden bytes. A key that does not parse is an error,
-//! not a stranger to be skipped: skipping a gateway's key would collect a session that is alive.
+//! The formats of keys and values never change: the tests below contain golden bytes. A key that
+//! does not parse is an error and is not skipped: to skip a gateway's key would expire a session
+//! that is alive.
 
 use std::fmt::Debug;
 
 use engine::codec::{Malformed, Reader, put_bytes};
-use engine::config::ShardConfig;
 use engine::ids::{Epoch, ShardId, StoreId};
 use engine::records::{
     GatewayRecord, LossRecord, Meta, NameRecord, NodeRecord, PromoteIntent, StoreRecord,
 };
+use engine::shard_record::ShardRecord;
 
-/// One kind of record.
-pub trait Record: Clone + Debug + PartialEq + Send + Sync + 'static {
-    /// What tells two records of this kind apart.
+/// A kind of record in etcd.
+pub trait EtcdRecord: Clone + Debug + PartialEq + Send + Sync + 'static {
+    /// The identity of a record among those of its kind.
     type Id: Clone + Debug + Ord + Send + Sync + 'static;
-    /// What every key of this kind begins with, below the cluster's prefix.
+    /// The beginning of every key of this kind, after the cluster's prefix.
     const FOLDER: &'static str;
-    /// What follows the folder.
+    /// Returns the part of the key that follows the folder.
     fn name(id: &Self::Id) -> String;
+    /// Parses the part of a key that follows the folder. Returns `None` for any other spelling than
+    /// that of [`name`](Self::name).
     fn id(name: &str) -> Option<Self::Id>;
+    /// Returns the value that etcd holds.
     fn encode(&self) -> Vec<u8>;
+    /// Decodes a value.
     fn decode(bytes: &[u8]) -> Result<Self, Malformed>;
-    /// The record says of itself what its key says. Only some kinds can tell.
+    /// Returns whether the ids that the value contains match its key. A kind whose values contain
+    /// no id always returns true.
     fn belongs_at(&self, _id: &Self::Id) -> bool {
         true
     }
 }
 
-/// `coordinator`: who leads, or stands for it. Its create_revision is the leader's *term*.
+/// `coordinator`: the leading coordinator. The key's create_revision is the leader's *term*.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Candidate {
-    /// Where it listens, `host:port`, for reports and for people.
+pub struct CoordinatorRecord {
+    /// The address that it listens on, `host:port`, for reports and for operators.
     pub address: String,
 }
 
-/// `intent/drain/{uuid}`: an operator wants this store emptied. That it exists says all.
+/// `intent/drain/{uuid}`: an operator's request to empty this store. The key is the whole request.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct DrainIntent;
 
 const FORMAT: u8 = 1;
 
-impl Candidate {
+impl CoordinatorRecord {
     fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         put_bytes(&mut out, self.address.as_bytes());
@@ -61,20 +67,21 @@ impl Candidate {
     }
 }
 
-/// 32 hex digits, lower case, as `StoreId` prints: one spelling per number, so one key per record.
+/// Parses 32 hex digits in lower case, as `StoreId` prints them: one spelling per number, so one
+/// key per record.
 fn hex(name: &str) -> Option<u128> {
     let digits = name.len() == 32 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     if digits { u128::from_str_radix(name, 16).ok() } else { None }
 }
 
-/// The only record of its kind.
+/// Parses the empty name of a kind that has only one record.
 fn only(name: &str) -> Option<()> {
     name.is_empty().then_some(())
 }
 
 macro_rules! record {
     ($kind:ty, $folder:literal, $id:ty, $name:expr, $parse:expr) => {
-        impl Record for $kind {
+        impl EtcdRecord for $kind {
             type Id = $id;
             const FOLDER: &'static str = $folder;
 
@@ -98,10 +105,10 @@ macro_rules! record {
 }
 
 record!(Meta, "meta", (), |(): &()| String::new(), only);
-record!(Candidate, "coordinator", (), |(): &()| String::new(), only);
+record!(CoordinatorRecord, "coordinator", (), |(): &()| String::new(), only);
 record!(StoreRecord, "store/", StoreId, StoreId::to_string, |name| hex(name).map(StoreId));
 record!(NodeRecord, "node/", StoreId, StoreId::to_string, |name| hex(name).map(StoreId));
-// The name as it was given, 1 to 64 bytes.
+// The id is the node's name, 1 to 64 bytes.
 record!(NameRecord, "name/", String, String::clone, named);
 // The id is the worker's nonce.
 record!(GatewayRecord, "gateway/", u128, |nonce: &u128| format!("{nonce:032x}"), hex);
@@ -112,13 +119,13 @@ fn named(name: &str) -> Option<String> {
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-/// "007" and "+7" parse too, but are not how 7 is spelled.
+/// Parses a shard's number. "007" and "+7" would parse, too, but only "7" is the name of a key.
 fn shard(name: &str) -> Option<ShardId> {
     let shard = ShardId(name.parse().ok()?);
     (shard.to_string() == name).then_some(shard)
 }
 
-impl Record for LossRecord {
+impl EtcdRecord for LossRecord {
     type Id = (ShardId, Epoch);
     const FOLDER: &'static str = "loss/";
 
@@ -145,7 +152,7 @@ impl Record for LossRecord {
     }
 }
 
-impl Record for ShardConfig {
+impl EtcdRecord for ShardRecord {
     type Id = ShardId;
     const FOLDER: &'static str = "shard/";
 
@@ -170,7 +177,7 @@ impl Record for ShardConfig {
     }
 }
 
-impl Record for DrainIntent {
+impl EtcdRecord for DrainIntent {
     type Id = StoreId;
     const FOLDER: &'static str = "intent/drain/";
 
@@ -196,7 +203,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check<R: Record>(given: &R::Id, want: &str) {
+    fn check<R: EtcdRecord>(given: &R::Id, want: &str) {
         let name = R::name(given);
         assert_eq!(format!("{}{name}", R::FOLDER), want);
         assert_eq!(R::id(&name).as_ref(), Some(given));
@@ -205,20 +212,20 @@ mod tests {
     #[test]
     fn keys_are_golden() {
         check::<Meta>(&(), "meta");
-        check::<Candidate>(&(), "coordinator");
+        check::<CoordinatorRecord>(&(), "coordinator");
         check::<StoreRecord>(&StoreId(0xab), "store/000000000000000000000000000000ab");
         check::<NameRecord>(&"node-1".into(), "name/node-1");
         check::<NodeRecord>(&StoreId(0xab), "node/000000000000000000000000000000ab");
         check::<GatewayRecord>(&u128::MAX, "gateway/ffffffffffffffffffffffffffffffff");
-        check::<ShardConfig>(&ShardId(2730), "shard/2730");
-        check::<ShardConfig>(&ShardId(0), "shard/0");
+        check::<ShardRecord>(&ShardId(2730), "shard/2730");
+        check::<ShardRecord>(&ShardId(0), "shard/0");
         check::<DrainIntent>(&StoreId(1), "intent/drain/00000000000000000000000000000001");
         check::<PromoteIntent>(&ShardId(2730), "intent/promote/2730");
         check::<LossRecord>(&(ShardId(2730), Epoch(5)), "loss/2730-5");
     }
 
     #[track_caller]
-    fn refused<R: Record>(name: &str) {
+    fn refused<R: EtcdRecord>(name: &str) {
         assert_eq!(R::id(name), None);
     }
 
@@ -228,10 +235,10 @@ mod tests {
         refused::<StoreRecord>("ab");
         refused::<StoreRecord>("000000000000000000000000000000AB");
         refused::<StoreRecord>("+00000000000000000000000000000ab");
-        refused::<ShardConfig>("007");
-        refused::<ShardConfig>("+7");
-        refused::<ShardConfig>("65536");
-        refused::<ShardConfig>("");
+        refused::<ShardRecord>("007");
+        refused::<ShardRecord>("+7");
+        refused::<ShardRecord>("65536");
+        refused::<ShardRecord>("");
         refused::<PromoteIntent>("07");
         refused::<LossRecord>("7");
         refused::<LossRecord>("7-05");
@@ -240,12 +247,12 @@ mod tests {
 
     #[test]
     fn candidates_are_golden() {
-        let candidate = Candidate { address: "[::1]:7".into() };
-        assert_eq!(Record::encode(&candidate), b"\x01\x07[::1]:7");
-        assert_eq!(<Candidate as Record>::decode(b"\x01\x07[::1]:7"), Ok(candidate));
-        assert!(<Candidate as Record>::decode(b"\x01\x07[::1]:").is_err());
-        assert!(<Candidate as Record>::decode(b"\x02\x07[::1]:7").is_err());
-        assert!(<Candidate as Record>::decode(b"\x01\x01\xff").is_err());
-        assert!(<DrainIntent as Record>::decode(&[2]).is_err());
+        let candidate = CoordinatorRecord { address: "[::1]:7".into() };
+        assert_eq!(EtcdRecord::encode(&candidate), b"\x01\x07[::1]:7");
+        assert_eq!(<CoordinatorRecord as EtcdRecord>::decode(b"\x01\x07[::1]:7"), Ok(candidate));
+        assert!(<CoordinatorRecord as EtcdRecord>::decode(b"\x01\x07[::1]:").is_err());
+        assert!(<CoordinatorRecord as EtcdRecord>::decode(b"\x02\x07[::1]:7").is_err());
+        assert!(<CoordinatorRecord as EtcdRecord>::decode(b"\x01\x01\xff").is_err());
+        assert!(<DrainIntent as EtcdRecord>::decode(&[2]).is_err());
     }
 }

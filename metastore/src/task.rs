@@ -1,10 +1,10 @@
-//! A task behind a receiver: aborted with it, and its panic is the receiver's.
+//! The task that feeds a receiver: it is aborted with the receiver, and its panic is passed on.
 
 use std::panic::resume_unwind;
 
 use tokio::task::JoinHandle;
 
-/// Spawned by whoever holds this.
+/// A spawned task, which is aborted when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Task(Option<JoinHandle<()>>);
 
@@ -13,7 +13,8 @@ impl Task {
         Self(Some(tokio::spawn(task)))
     }
 
-    /// Waits until it has ended. If it panicked so does the caller: to be deaf and not know it would be worse.
+    /// Waits until the task has ended. If it panicked, the caller panics, too: a receiver that
+    /// silently gets no more events would be worse.
     pub(crate) async fn end(&mut self) {
         let Some(task) = &mut self.0 else { return };
         let ended = task.await;
@@ -38,7 +39,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_end_is_waited_for_more_than_once_and_a_panic_goes_on() {
+    async fn end_can_be_called_again_and_passes_a_panic_on() {
         let mut ends = Task::spawn(async {});
         ends.end().await;
         ends.end().await;

@@ -1,4 +1,4 @@
-//! Whether who listens somewhere speaks TLS: to a client that does not, such an etcd is one that breaks connections.
+//! Detects a server that requires TLS: a client without TLS only sees that its connections break.
 
 use std::time::Duration;
 
@@ -8,12 +8,14 @@ use tokio::time::timeout;
 
 const WITHIN: Duration = Duration::from_secs(1);
 
-/// Types of TLS records: an alert, a message of the handshake.
+/// The type of a TLS record with an alert.
 const ALERT: u8 = 21;
+/// The type of a TLS record with a message of the handshake.
 const HANDSHAKE: u8 = 22;
 
-/// Says hello as TLS does. Whoever speaks it answers with a hello or an alert, whatever it thinks of what is offered.
-pub(crate) async fn is_spoken(endpoint: &str) -> bool {
+/// Sends a TLS ClientHello. A server with TLS replies with a hello or an alert, even if it supports
+/// none of the offered suites.
+pub(crate) async fn is_required(endpoint: &str) -> bool {
     let address = endpoint.trim_start_matches("http://");
     let asked = async {
         let mut stream = TcpStream::connect(address).await?;
@@ -23,16 +25,16 @@ pub(crate) async fn is_spoken(endpoint: &str) -> bool {
         std::io::Result::Ok(record)
     };
     match timeout(WITHIN, asked).await {
-        // The major version is 3 in all of them.
+        // The major version is 3 in all versions of TLS.
         Ok(Ok([kind, 3, _])) => matches!(kind, ALERT | HANDSHAKE),
         _ => false,
     }
 }
 
-/// A ClientHello of TLS 1.2, with two suites and without extensions.
+/// Returns a ClientHello of TLS 1.2, with two suites and without extensions.
 fn hello() -> Vec<u8> {
     let mut body = vec![3, 3];
-    body.extend([0x5a; 32]); // what should be random, and is used for nothing
+    body.extend([0x5a; 32]); // the random number, which is not used
     body.push(0); // no session
     body.extend([0, 4, 0xc0, 0x2f, 0x00, 0x2f]); // suites
     body.extend([1, 0]); // no compression
@@ -48,7 +50,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes one connection, reads what comes and answers so.
+    /// Checks the result for a server that reads one ClientHello and replies with these bytes.
     async fn check(answer: &'static [u8], want: bool) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
@@ -61,7 +63,7 @@ mod tests {
             assert_eq!((header[0], usize::from(body[3])), (HANDSHAKE, body.len() - 4));
             stream.write_all(answer).await.expect("it listens");
         });
-        assert_eq!(is_spoken(&format!("http://{address}")).await, want, "{answer:?}");
+        assert_eq!(is_required(&format!("http://{address}")).await, want, "{answer:?}");
         server.await.expect("a hello");
     }
 
@@ -76,7 +78,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn where_nobody_listens_nothing_is_spoken() {
-        assert!(!is_spoken("127.0.0.1:1").await);
+    async fn a_port_without_a_listener_requires_no_tls() {
+        assert!(!is_required("127.0.0.1:1").await);
     }
 }

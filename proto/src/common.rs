@@ -1,4 +1,4 @@
-//! Ids, slot ranges and positions, both ways.
+//! Conversion of ids, slot ranges, positions and digests.
 
 use engine::entry::Position;
 use engine::ids::{
@@ -9,17 +9,17 @@ use engine::message::DigestPoint;
 use crate::Invalid;
 use crate::wire;
 
-/// A shard's name: 16 bits in a 32-bit field.
+/// Converts a shard's name: 16 bits in a 32-bit field.
 pub fn shard_of(shard: u32) -> Result<ShardId, Invalid> {
     u16::try_from(shard).map(ShardId).map_err(|_| Invalid::Range("shard"))
 }
 
-/// Shards by name.
+/// Converts shards' names.
 pub(crate) fn shards_of(shards: Vec<u32>) -> Result<Vec<ShardId>, Invalid> {
     shards.into_iter().map(shard_of).collect()
 }
 
-/// A required slot range.
+/// Converts a required slot range.
 pub fn slots_of(slots: Option<wire::Slots>) -> Result<Slots, Invalid> {
     slots.ok_or(Invalid::Missing("slots"))?.try_into()
 }
@@ -28,7 +28,7 @@ pub(crate) fn store_of(id: wire::StoreId) -> StoreId {
     StoreId(joined(id.high, id.low))
 }
 
-/// A required store and boot.
+/// Converts a required store and boot.
 pub(crate) fn boot_of(
     field: &'static str,
     boot: Option<wire::StoreBoot>,
@@ -36,7 +36,7 @@ pub(crate) fn boot_of(
     boot.map(StoreBoot::from).ok_or(Invalid::Missing(field))
 }
 
-/// A required position.
+/// Converts a required position.
 pub(crate) fn position_of(
     field: &'static str,
     position: Option<wire::Position>,
@@ -161,12 +161,12 @@ impl TryFrom<wire::DigestPoint> for DigestPoint {
     }
 }
 
-/// Converts each, stopping at the first that is invalid.
+/// Converts each received element, up to the first that is invalid.
 pub(crate) fn all<T, U: TryFrom<T, Error = Invalid>>(list: Vec<T>) -> Result<Vec<U>, Invalid> {
     list.into_iter().map(U::try_from).collect()
 }
 
-/// Converts each, going out.
+/// Converts each element to send.
 pub(crate) fn each<T, U: From<T>>(list: Vec<T>) -> Vec<U> {
     list.into_iter().map(U::from).collect()
 }

@@ -1,9 +1,9 @@
-//! Coordinator ⇄ storage node.
+//! Conversion of the messages between coordinators, gateways and storage nodes.
 
 use engine::ids::{Epoch, Seq, ShardId, StoreBoot, StoreId, TimeMs};
 use engine::message::{
-    NodeQuery, NodeQueryReply, RecordsKept, ReplicaStatus, Report, RoleStatus, ScrubStatus,
-    ShardEnd, Standing,
+    HealthReport, NodeQuery, NodeQueryReply, RecordsKept, ReplicaHealth, ReplicaStatus, RoleStatus,
+    ScrubStatus, ShardEnd,
 };
 
 use crate::Invalid;
@@ -11,6 +11,7 @@ use crate::common::{all, boot_of, each, shard_of, store_of};
 use crate::wire::{self, node_query, node_query_reply};
 
 impl wire::NodeQuery {
+    /// The request for a query, from a process of `cluster`.
     pub fn new(cluster: u128, query: NodeQuery) -> Self {
         let kind = match query {
             NodeQuery::Probe { to } => node_query::Kind::Probe(to.into()),
@@ -31,7 +32,7 @@ impl wire::NodeQuery {
     }
 }
 
-/// What is asked. The request's `open` is accepted first, by the server.
+/// Converts a request. Its `open` is not checked here: the server accepts it first.
 pub fn query_of(from: wire::NodeQuery) -> Result<NodeQuery, Invalid> {
     Ok(match from.kind.ok_or(Invalid::Missing("node_query.kind"))? {
         node_query::Kind::Probe(to) => NodeQuery::Probe { to: to.into() },
@@ -130,36 +131,36 @@ impl TryFrom<wire::ShardEnd> for ShardEnd {
     }
 }
 
-impl From<(StoreId, Standing)> for wire::Hindrance {
-    fn from((store, standing): (StoreId, Standing)) -> Self {
-        let standing = match standing {
-            Standing::Good => wire::Standing::Unspecified,
-            Standing::Silent => wire::Standing::Silent,
-            Standing::Full => wire::Standing::Full,
-            Standing::NoCopy => wire::Standing::NoCopy,
-            Standing::Lost => wire::Standing::Lost,
-            Standing::Filling => wire::Standing::Filling,
-            Standing::Behind => wire::Standing::Behind,
+impl From<(StoreId, ReplicaHealth)> for wire::Hindrance {
+    fn from((store, health): (StoreId, ReplicaHealth)) -> Self {
+        let health = match health {
+            ReplicaHealth::Good => wire::ReplicaHealth::Unspecified,
+            ReplicaHealth::Silent => wire::ReplicaHealth::Silent,
+            ReplicaHealth::Full => wire::ReplicaHealth::Full,
+            ReplicaHealth::NoCopy => wire::ReplicaHealth::NoCopy,
+            ReplicaHealth::Lost => wire::ReplicaHealth::Lost,
+            ReplicaHealth::Filling => wire::ReplicaHealth::Filling,
+            ReplicaHealth::Behind => wire::ReplicaHealth::Behind,
         };
-        Self { store: Some(store.into()), standing: standing.into() }
+        Self { store: Some(store.into()), health: health.into() }
     }
 }
 
-impl TryFrom<wire::Hindrance> for (StoreId, Standing) {
+impl TryFrom<wire::Hindrance> for (StoreId, ReplicaHealth) {
     type Error = Invalid;
 
     fn try_from(from: wire::Hindrance) -> Result<Self, Invalid> {
         let store = from.store.map(store_of).ok_or(Invalid::Missing("hindrance.store"))?;
-        let standing = match from.standing() {
-            wire::Standing::Unspecified => Standing::Good,
-            wire::Standing::Silent => Standing::Silent,
-            wire::Standing::Full => Standing::Full,
-            wire::Standing::NoCopy => Standing::NoCopy,
-            wire::Standing::Lost => Standing::Lost,
-            wire::Standing::Filling => Standing::Filling,
-            wire::Standing::Behind => Standing::Behind,
+        let health = match from.health() {
+            wire::ReplicaHealth::Unspecified => ReplicaHealth::Good,
+            wire::ReplicaHealth::Silent => ReplicaHealth::Silent,
+            wire::ReplicaHealth::Full => ReplicaHealth::Full,
+            wire::ReplicaHealth::NoCopy => ReplicaHealth::NoCopy,
+            wire::ReplicaHealth::Lost => ReplicaHealth::Lost,
+            wire::ReplicaHealth::Filling => ReplicaHealth::Filling,
+            wire::ReplicaHealth::Behind => ReplicaHealth::Behind,
         };
-        Ok((store, standing))
+        Ok((store, health))
     }
 }
 
@@ -238,8 +239,8 @@ impl TryFrom<wire::ScrubStatus> for ScrubStatus {
 }
 
 impl wire::NodeReport {
-    /// `from`: none when a gateway says it.
-    pub fn new(cluster: u128, from: Option<StoreBoot>, report: Report) -> Self {
+    /// The request for a report. `from` is `None` for reports of a gateway.
+    pub fn new(cluster: u128, from: Option<StoreBoot>, report: HealthReport) -> Self {
         let frozen = report.frozen.into_iter();
         Self {
             open: Some(wire::Open::new(cluster, 0)),
@@ -258,7 +259,7 @@ impl wire::NodeReport {
     }
 }
 
-impl TryFrom<wire::NodeReport> for Report {
+impl TryFrom<wire::NodeReport> for HealthReport {
     type Error = Invalid;
 
     fn try_from(from: wire::NodeReport) -> Result<Self, Invalid> {

@@ -1,17 +1,19 @@
-//! Gateway worker ⇄ storage node.
+//! Conversion of the messages between gateway workers and storage nodes.
 
 use bytes::Bytes;
 use engine::batch::Batch;
 use engine::codec::{Reader, put_varint_i128};
-use engine::config::ShardConfig;
 use engine::idempotency::TokenOutcome;
-use engine::ids::{Bseq, TimeMs};
+use engine::ids::{BatchSeq, TimeMs};
 use engine::key::CounterKey;
-use engine::message::{Answer, GatewayMessage, NodeReply, ReadResult, Refusal, ShardAvailability};
+use engine::message::{
+    BatchReply, GatewayMessage, NodeReply, ReadResult, Refusal, ShardAvailability,
+};
+use engine::shard_record::ShardRecord;
 
 use crate::Invalid;
 use crate::common::slots_of;
-use crate::wire::{self, answer, read_reply, refusal, to_gateway, to_node};
+use crate::wire::{self, batch_reply, read_reply, refusal, to_gateway, to_node};
 
 impl From<GatewayMessage> for wire::ToNode {
     fn from(from: GatewayMessage) -> Self {
@@ -51,7 +53,8 @@ impl TryFrom<wire::ToNode> for GatewayMessage {
     }
 }
 
-/// The keys share one copy of all names: a read may wait, and must not keep its message alive.
+/// Copies all names into one buffer, which the keys share: a read may wait, and must not keep the
+/// buffer of its message alive.
 fn keys_in(names: &[Bytes]) -> Result<Vec<CounterKey>, Invalid> {
     let mut all = Bytes::from(names.concat());
     let keys = names.iter().map(|name| CounterKey::from_name(all.split_to(name.len())));
@@ -85,12 +88,12 @@ fn batches_in(bytes: Bytes) -> Result<Vec<Batch>, Invalid> {
 impl From<NodeReply> for wire::ToGateway {
     fn from(from: NodeReply) -> Self {
         let kind = match from {
-            NodeReply::Answer { message, slots, session, bseq, answer } => {
-                to_gateway::Kind::Answer(wire::Answer {
+            NodeReply::Answer { message, slots, session, batch_seq, answer } => {
+                to_gateway::Kind::Answer(wire::BatchReply {
                     message,
                     slots: Some(slots.into()),
                     session: Some(session.into()),
-                    bseq: bseq.0,
+                    batch_seq: batch_seq.0,
                     kind: Some(answer.into()),
                 })
             }
@@ -122,7 +125,7 @@ impl TryFrom<wire::ToGateway> for NodeReply {
                 message: answer.message,
                 slots: slots_of(answer.slots)?,
                 session: answer.session.ok_or(Invalid::Missing("answer.session"))?.into(),
-                bseq: Bseq(answer.bseq),
+                batch_seq: BatchSeq(answer.batch_seq),
                 answer: answer.kind.ok_or(Invalid::Missing("answer.kind"))?.try_into()?,
             }),
             to_gateway::Kind::Read(read) => {
@@ -146,35 +149,35 @@ impl TryFrom<wire::ToGateway> for NodeReply {
     }
 }
 
-impl From<Answer> for answer::Kind {
-    fn from(from: Answer) -> Self {
+impl From<BatchReply> for batch_reply::Kind {
+    fn from(from: BatchReply) -> Self {
         match from {
-            Answer::Applied { values, tokens, time } => {
+            BatchReply::Applied { values, tokens, time } => {
                 Self::Applied(applied_out(&values, &tokens, time))
             }
-            Answer::AnsweredBefore => Self::AnsweredBefore(wire::Empty {}),
-            Answer::Malformed => Self::Malformed(wire::Empty {}),
-            Answer::NoEffect => Self::NoEffect(wire::Empty {}),
-            Answer::Expired => Self::Expired(wire::Empty {}),
-            Answer::Refused(refusal) => Self::Refused(refusal.into()),
+            BatchReply::AnsweredBefore => Self::AnsweredBefore(wire::Empty {}),
+            BatchReply::Malformed => Self::Malformed(wire::Empty {}),
+            BatchReply::NoEffect => Self::NoEffect(wire::Empty {}),
+            BatchReply::Expired => Self::Expired(wire::Empty {}),
+            BatchReply::Refused(refusal) => Self::Refused(refusal.into()),
         }
     }
 }
 
-impl TryFrom<answer::Kind> for Answer {
+impl TryFrom<batch_reply::Kind> for BatchReply {
     type Error = Invalid;
 
-    fn try_from(from: answer::Kind) -> Result<Self, Invalid> {
+    fn try_from(from: batch_reply::Kind) -> Result<Self, Invalid> {
         Ok(match from {
-            answer::Kind::Applied(applied) => {
+            batch_reply::Kind::Applied(applied) => {
                 let (values, tokens, time) = applied_in(applied)?;
                 Self::Applied { values, tokens, time }
             }
-            answer::Kind::AnsweredBefore(_) => Self::AnsweredBefore,
-            answer::Kind::Malformed(_) => Self::Malformed,
-            answer::Kind::NoEffect(_) => Self::NoEffect,
-            answer::Kind::Expired(_) => Self::Expired,
-            answer::Kind::Refused(refusal) => Self::Refused(refusal.try_into()?),
+            batch_reply::Kind::AnsweredBefore(_) => Self::AnsweredBefore,
+            batch_reply::Kind::Malformed(_) => Self::Malformed,
+            batch_reply::Kind::NoEffect(_) => Self::NoEffect,
+            batch_reply::Kind::Expired(_) => Self::Expired,
+            batch_reply::Kind::Refused(refusal) => Self::Refused(refusal.try_into()?),
         })
     }
 }
@@ -188,9 +191,10 @@ fn applied_out(values: &[i128], tokens: &[TokenOutcome], time: TimeMs) -> wire::
     wire::Applied { values: out.into(), time_ms: time.0, tokens: tokens.into() }
 }
 
-type Applied = (Vec<i128>, Vec<TokenOutcome>, TimeMs);
+/// The values, the outcomes of the tokens, and the time.
+type AppliedParts = (Vec<i128>, Vec<TokenOutcome>, TimeMs);
 
-fn applied_in(applied: wire::Applied) -> Result<Applied, Invalid> {
+fn applied_in(applied: wire::Applied) -> Result<AppliedParts, Invalid> {
     let mut from = Reader::new(applied.values);
     let mut values = Vec::new();
     while !from.is_empty() {
@@ -206,9 +210,9 @@ impl From<Refusal> for wire::Refusal {
     fn from(from: Refusal) -> Self {
         let empty = wire::Empty {};
         let kind = match from {
-            Refusal::NotPrimary(config) => {
-                let config = config.map(|config| config.encode().into()).unwrap_or_default();
-                refusal::Kind::NotPrimary(wire::NotPrimary { config })
+            Refusal::NotPrimary(record) => {
+                let record = record.map(|record| record.encode().into()).unwrap_or_default();
+                refusal::Kind::NotPrimary(wire::NotPrimary { record })
             }
             Refusal::NoSuchShard => refusal::Kind::NoSuchShard(empty),
             Refusal::Frozen => refusal::Kind::Frozen(empty),
@@ -227,11 +231,11 @@ impl TryFrom<wire::Refusal> for Refusal {
 
     fn try_from(from: wire::Refusal) -> Result<Self, Invalid> {
         Ok(match from.kind.ok_or(Invalid::Missing("refusal.kind"))? {
-            refusal::Kind::NotPrimary(not) if not.config.is_empty() => Self::NotPrimary(None),
+            refusal::Kind::NotPrimary(not) if not.record.is_empty() => Self::NotPrimary(None),
             refusal::Kind::NotPrimary(not) => {
-                let config = ShardConfig::decode(&not.config)
-                    .map_err(|why| Invalid::Malformed { field: "not_primary.config", why })?;
-                Self::NotPrimary(Some(Box::new(config)))
+                let record = ShardRecord::decode(&not.record)
+                    .map_err(|why| Invalid::Malformed { field: "not_primary.record", why })?;
+                Self::NotPrimary(Some(Box::new(record)))
             }
             refusal::Kind::NoSuchShard(_) => Self::NoSuchShard,
             refusal::Kind::Frozen(_) => Self::Frozen,

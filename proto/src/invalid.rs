@@ -1,21 +1,26 @@
-//! Why a message that came in is none.
+//! The reason why a received message is invalid.
 
 use engine::codec::Malformed;
 
-/// The message is not what the format says. The connection it came on is closed: its sender is
-/// broken, or newer than it should be.
+/// A received message that does not have the specified format. Its stream is ended: the sender has
+/// a bug, or is newer than it should be.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Invalid {
-    /// A field that must be there is not, or a `oneof` holds a kind this build does not know.
+    /// A required field is absent, or a `oneof` has a kind that this build does not know.
     #[error("{0} is missing, or of a kind unknown to this build")]
     Missing(&'static str),
-    /// A number or a length beyond its range.
+    /// A number or a length is out of its range.
     #[error("{0} is out of range")]
     Range(&'static str),
-    /// Bytes that the engine's codec refuses.
+    /// The engine's codec refuses the bytes of a field.
     #[error("{field} can't be read: {why}")]
-    Malformed { field: &'static str, why: Malformed },
-    /// `open` belongs at the beginning of a stream and nowhere else.
+    Malformed {
+        /// The field.
+        field: &'static str,
+        /// The codec's reason.
+        why: Malformed,
+    },
+    /// An `open` that is not the first message of its stream.
     #[error("open came twice, or not first")]
     Open,
 }

@@ -1,19 +1,19 @@
-//! What crosses a process boundary: the gRPC services, and checked conversion between their
-//! messages and the engine's types.
+//! The gRPC services, and the checked conversion between their messages and the engine's types.
 //!
-//! `proto/dkc/v1/*.proto` says what stands in each message; [`wire`] is the code made from it. The
-//! engine never sees a wire type and drivers never read one field by field: they convert.
+//! `proto/dkc/v1/*.proto` specify each message; [`wire`] is the code generated from them. The
+//! engine never sees a wire type, and drivers never read one field by field: they convert.
 //!
 //! ```text
-//!   engine value ── From ──▶ wire message ── prost, HTTP/2 ──▶ wire message ── TryFrom ──▶ engine value
+//!   engine value ─ From ─▶ wire message ─ prost, HTTP/2 ─▶ wire message ─ TryFrom ─▶ engine value
 //! ```
 //!
-//! Going out can't fail. Coming in checks everything once ([`Invalid`] names the field), so behind
-//! it nothing has to be doubted again, and no byte from a socket reaches an assert. What is not
-//! checked here: sums and chains, which belong to the protocol and are the engine's.
+//! The conversion to a wire message can't fail. The conversion from one checks everything once
+//! ([`Invalid`] names the field), so no later code has to check it again, and no byte from a socket
+//! reaches an assert. Checksums and chains are not checked here: they are part of the protocol,
+//! which is the engine's.
 //!
-//! Batches, entries and shard records cross as the engine encodes them, inside `bytes` fields: one
-//! codec for wire and disk, and payloads are slices of the message they came in.
+//! Batches, entries and shard records are sent as the engine encodes them, in `bytes` fields: there
+//! is one codec for wire and disk, and payloads are slices of the received message.
 
 mod common;
 mod control;
@@ -26,8 +26,8 @@ mod snapshot;
 pub use common::{shard_of, slots_of};
 pub use control::query_of;
 pub use invalid::Invalid;
-pub use open::{Greeting, Refused, VERSION, VERSION_OLDEST};
-pub use snapshot::{CHUNK_BYTES_MAX, Rows, RowsWriter, SnapshotEvent};
+pub use open::{AcceptedOpen, OpenError, VERSION, VERSION_OLDEST};
+pub use snapshot::{CHUNK_BYTES_MAX, SnapshotDecoder, SnapshotEncoder, SnapshotEvent};
 
 /// The generated messages, clients and servers.
 pub mod wire {
@@ -38,8 +38,8 @@ pub mod wire {
 /// The services and messages as reflection describes them: an encoded `FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("descriptors");
 
-/// No message is larger, in either direction: both ends of every channel are told (tonic's own
-/// limit for what comes in is 4 MiB, and there is none for what goes out).
+/// The largest message in either direction, in bytes. It must be set at both ends of every channel:
+/// tonic's default limit is 4 MiB for received messages, and sent ones have no limit.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
 /// Sets [`MESSAGE_BYTES_MAX`] for both directions of a generated client or server.

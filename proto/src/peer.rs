@@ -1,4 +1,4 @@
-//! Storage node ⇄ storage node.
+//! Conversion of the messages between storage nodes.
 
 use bytes::Bytes;
 use engine::codec::Reader;
@@ -24,10 +24,10 @@ impl From<ToFollower> for wire::ToFollower {
                 Kind::Heartbeat(wire::Heartbeat { sent, commits: each(commits) })
             }
             ToFollower::ReadIndex { round, shards } => {
-                Kind::ReadIndex(wire::ReadIndexAsk { round, shards: each(shards) })
+                Kind::ReadIndex(wire::ReadIndexRequest { round, shards: each(shards) })
             }
-            ToFollower::Proof { probe, proven, refused } => Kind::Proof(wire::Proof {
-                probe,
+            ToFollower::Proof { request, proven, refused } => Kind::Proof(wire::Proof {
+                request,
                 proven: each(proven),
                 refused: refused.into_iter().map(|shard| u32::from(shard.0)).collect(),
             }),
@@ -65,9 +65,11 @@ impl TryFrom<wire::ToFollower> for ToFollower {
             Kind::Heartbeat(beat) => {
                 Self::Heartbeat { sent: beat.sent, commits: all(beat.commits)? }
             }
-            Kind::ReadIndex(ask) => Self::ReadIndex { round: ask.round, shards: all(ask.shards)? },
+            Kind::ReadIndex(request) => {
+                Self::ReadIndex { round: request.round, shards: all(request.shards)? }
+            }
             Kind::Proof(proof) => Self::Proof {
-                probe: proof.probe,
+                request: proof.request,
                 proven: all(proof.proven)?,
                 refused: shards_of(proof.refused)?,
             },
@@ -179,12 +181,14 @@ impl From<FromFollower> for wire::FromFollower {
                 Kind::Alive(wire::Alive { sent, fsync_age_ms, full, room_bytes, digests, wall_ms })
             }
             FromFollower::ReadIndex { round, newer } => {
-                Kind::ReadIndex(wire::ReadIndexAnswer { round, newer: each(newer) })
+                Kind::ReadIndex(wire::ReadIndexReply { round, newer: each(newer) })
             }
-            FromFollower::Probe { probe, shards } => Kind::Probe(wire::Probe {
-                probe,
-                shards: shards.into_iter().map(|shard| u32::from(shard.0)).collect(),
-            }),
+            FromFollower::ProofRequest { request, shards } => {
+                Kind::ProofRequest(wire::ProofRequest {
+                    request,
+                    shards: shards.into_iter().map(|shard| u32::from(shard.0)).collect(),
+                })
+            }
             FromFollower::Snapshot { transfer, shard, outcome } => {
                 Kind::Snapshot(wire::SnapshotOutcome {
                     transfer,
@@ -225,16 +229,16 @@ impl TryFrom<wire::FromFollower> for FromFollower {
                 room_bytes: alive.room_bytes,
                 digests: all(alive.digests)?,
             },
-            Kind::ReadIndex(answer) => {
-                Self::ReadIndex { round: answer.round, newer: all(answer.newer)? }
+            Kind::ReadIndex(reply) => {
+                Self::ReadIndex { round: reply.round, newer: all(reply.newer)? }
             }
-            Kind::Probe(probe) => {
-                Self::Probe { probe: probe.probe, shards: shards_of(probe.shards)? }
+            Kind::ProofRequest(proof) => {
+                Self::ProofRequest { request: proof.request, shards: shards_of(proof.shards)? }
             }
-            Kind::Snapshot(told) => Self::Snapshot {
-                transfer: told.transfer,
-                shard: shard_of(told.shard)?,
-                outcome: told.outcome.ok_or(Invalid::Missing("snapshot.outcome"))?.into(),
+            Kind::Snapshot(report) => Self::Snapshot {
+                transfer: report.transfer,
+                shard: shard_of(report.shard)?,
+                outcome: report.outcome.ok_or(Invalid::Missing("snapshot.outcome"))?.into(),
             },
         })
     }

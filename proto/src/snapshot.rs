@@ -1,8 +1,8 @@
-//! A whole copy on its way: packing rows into chunks, and unpacking them checked.
+//! The transfer of snapshots: packing rows into chunks, and unpacking and checking them.
 //!
-//! A chunk is an LZ4 block of rows with the sum of what is in it; the sum is seeded with the
-//! chunk's number, so one that is missing, repeated or moved is noticed like one that is damaged.
-//! [`Rows`] also wants the rows in ascending order: they go straight into a sorted file.
+//! A chunk is an LZ4 block of rows with a checksum; the checksum is seeded with the chunk's number,
+//! so a missing, repeated or moved chunk is detected like a damaged one. [`SnapshotDecoder`] also
+//! requires ascending rows: they go straight into a sorted file.
 
 use bytes::Bytes;
 use engine::codec::{Malformed, Reader, put_bytes};
@@ -13,21 +13,21 @@ use crate::Invalid;
 use crate::common::{boot_of, slots_of};
 use crate::wire::{self, snapshot_part};
 
-/// A chunk holds no more than this, unpacked. One row is never larger than a shard record.
+/// The largest size of a chunk, unpacked, in bytes. A row is never larger than a shard record.
 pub const CHUNK_BYTES_MAX: usize = 4 << 20;
-/// A chunk is closed once it holds this much.
+/// A chunk is closed once it has this many bytes.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Packs rows into chunks.
+/// Packs ascending rows into chunks.
 #[derive(Debug, Default)]
-pub struct RowsWriter {
+pub struct SnapshotEncoder {
     raw: Vec<u8>,
     chunks: u64,
     rows: u64,
 }
 
-impl RowsWriter {
-    /// Adds a row; a full chunk comes back, ready to be sent.
+impl SnapshotEncoder {
+    /// Adds a row. Returns a chunk, ready to be sent, once it is full.
     pub fn push(&mut self, key: &[u8], value: &[u8]) -> Option<wire::SnapshotPart> {
         put_bytes(&mut self.raw, key);
         put_bytes(&mut self.raw, value);
@@ -35,7 +35,7 @@ impl RowsWriter {
         (self.raw.len() >= CHUNK_BYTES).then(|| self.close())
     }
 
-    /// The last chunk, if any, and the end.
+    /// Returns the last chunk, if it has rows, and the end.
     pub fn finish(mut self) -> Vec<wire::SnapshotPart> {
         let mut parts = Vec::new();
         if !self.raw.is_empty() {
@@ -58,26 +58,33 @@ impl RowsWriter {
     }
 }
 
-/// What one part of the stream is to the one who takes it.
+/// The content of one part of the stream.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum SnapshotEvent {
+    /// The first part. `open` is not accepted yet.
     Header {
+        /// The version and cluster of the sender, with its number of the `Follow` connection.
         open: wire::Open,
+        /// The sender.
         from: StoreBoot,
+        /// The receiver.
         to: StoreBoot,
+        /// The number of the transfer.
         transfer: u64,
+        /// The shard's range.
         slots: Slots,
+        /// The row of the shard itself, as `engine::store::layout` encodes it.
         shard_record: Bytes,
     },
-    /// Rows, ascending, and above all rows before them.
+    /// Ascending rows, above all rows before them.
     Rows(Vec<(Bytes, Bytes)>),
-    /// All of it came.
+    /// The snapshot is complete.
     End,
 }
 
-/// Takes a stream of parts apart, checking that it is whole and in order.
+/// Decodes a stream of parts and checks that it is complete and in order.
 #[derive(Debug, Default)]
-pub struct Rows {
+pub struct SnapshotDecoder {
     begun: bool,
     ended: bool,
     chunks: u64,
@@ -85,7 +92,8 @@ pub struct Rows {
     last_key: Bytes,
 }
 
-impl Rows {
+impl SnapshotDecoder {
+    /// Decodes the next part. After an error the snapshot must be discarded.
     pub fn take(&mut self, part: wire::SnapshotPart) -> Result<SnapshotEvent, Invalid> {
         let kind = part.kind.ok_or(Invalid::Missing("snapshot_part.kind"))?;
         let is_header = matches!(kind, snapshot_part::Kind::Header(_));
@@ -144,7 +152,7 @@ impl Rows {
             self.last_key = key.clone();
             rows.push((key, value));
         }
-        // The key must not keep the whole chunk in memory until the next one.
+        // A slice as key would keep the whole chunk in memory until the next one.
         self.last_key = Bytes::copy_from_slice(&self.last_key);
         Ok(rows)
     }
@@ -178,7 +186,7 @@ mod tests {
     }
 
     fn parts() -> Vec<wire::SnapshotPart> {
-        let mut writer = RowsWriter::default();
+        let mut writer = SnapshotEncoder::default();
         let mut parts = vec![header()];
         for (key, value) in rows() {
             parts.extend(writer.push(&key, &value));
@@ -188,7 +196,7 @@ mod tests {
     }
 
     fn read(parts: Vec<wire::SnapshotPart>) -> Result<Vec<(Bytes, Bytes)>, Invalid> {
-        let mut reader = Rows::default();
+        let mut reader = SnapshotDecoder::default();
         let mut rows = Vec::new();
         let mut ended = false;
         for part in parts {
@@ -203,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_crosses_whole() {
+    fn a_snapshot_crosses_whole() {
         assert!(parts().len() >= 4, "header, chunks, end");
         assert_eq!(read(parts()), Ok(rows()));
     }
@@ -224,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_that_is_not_whole_is_refused() {
+    fn an_incomplete_snapshot_is_refused() {
         refused(|parts| drop(parts.remove(0)));
         refused(|parts| drop(parts.remove(1)));
         refused(|parts| parts.swap(1, 2));
@@ -247,14 +255,15 @@ mod tests {
         refused(|parts| chunk(&mut parts[1]).rows = Bytes::from_static(b"\xff\xff\xff"));
     }
 
-    /// Its sum is right: so it was sent like that.
+    /// The checksum is correct, so the sender has sent it like that.
     #[test]
     fn a_row_that_is_cut_short_is_refused() {
         let mut row = Vec::new();
         put_bytes(&mut row, b"key");
         put_bytes(&mut row, b"value");
         for end in 1..row.len() {
-            let mut writer = RowsWriter { raw: row[..end].to_vec(), ..RowsWriter::default() };
+            let mut writer =
+                SnapshotEncoder { raw: row[..end].to_vec(), ..SnapshotEncoder::default() };
             let cut = writer.close();
             let refused = read(vec![header(), cut]).unwrap_err();
             assert!(matches!(refused, Invalid::Malformed { field: "chunk.rows", .. }), "{refused}");
@@ -263,7 +272,7 @@ mod tests {
 
     #[test]
     fn rows_out_of_order_are_refused() {
-        let mut writer = RowsWriter::default();
+        let mut writer = SnapshotEncoder::default();
         assert_eq!(writer.push(b"b", b""), None);
         assert_eq!(writer.push(b"a", b""), None);
         let mut parts = writer.finish();

@@ -1,28 +1,28 @@
-//! Every message crosses the wire and comes out as it went in; damaged ones are refused, never
-//! panic; the message limit holds in both directions on a real connection.
+//! Every message is equal after it has crossed the wire; a damaged message is refused and never
+//! causes a panic; the message limit holds in both directions on a real connection.
 
 use std::fmt::Debug;
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use engine::batch::{Batch, Codec};
-use engine::config::ShardConfig;
 use engine::entry::{Body, Entry, Position};
 use engine::idempotency::TokenOutcome;
 use engine::ids::{
-    Boot, Bseq, Chain, CopyNo, Epoch, Revision, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId,
-    TimeMs, Version,
+    BatchSeq, Boot, Chain, CopyNo, Epoch, Revision, Seq, SessionId, ShardId, Slots, StoreBoot,
+    StoreId, TimeMs, Version,
 };
 use engine::key::CounterKey;
 use engine::message::{
-    Answer, DigestPoint, FromFollower, GatewayMessage, NodeQuery, NodeQueryReply, NodeReply,
-    ReadResult, RecordsKept, Refusal, Reject, ReplicaStatus, Report, RoleStatus, ScrubStatus,
-    ShardAvailability, ShardEnd, Slice, SnapshotOutcome, Standing, ToFollower,
+    BatchReply, DigestPoint, FromFollower, GatewayMessage, HealthReport, NodeQuery, NodeQueryReply,
+    NodeReply, ReadResult, RecordsKept, Refusal, Reject, ReplicaHealth, ReplicaStatus, RoleStatus,
+    ScrubStatus, ShardAvailability, ShardEnd, Slice, SnapshotOutcome, ToFollower,
 };
+use engine::shard_record::ShardRecord;
 use prost::Message;
 use proto::wire;
 
-/// Splitmix64: small, and the same everywhere.
+/// Splitmix64, which is small and has the same numbers on every platform.
 struct Random(u64);
 
 impl Random {
@@ -38,7 +38,7 @@ impl Random {
         self.u64() % end
     }
 
-    /// Of any size: small ones and the largest are as likely as those between.
+    /// A number of any size: all bit lengths are equally likely.
     fn number(&mut self) -> u64 {
         self.u64() >> self.below(65).min(63)
     }
@@ -96,24 +96,27 @@ impl Random {
 
     fn batch(&mut self) -> Batch {
         let codec = if self.flag() { Codec::Raw } else { Codec::Lz4 };
-        let (bseq, below) = (Bseq(self.number()), Bseq(self.number()));
-        Batch::seal(self.slots(), self.session(), bseq, below, codec, self.bytes())
+        let (batch_seq, below) = (BatchSeq(self.number()), BatchSeq(self.number()));
+        Batch::seal(self.slots(), self.session(), batch_seq, below, codec, self.bytes())
     }
 
     fn entry(&mut self) -> Entry {
         let body = match self.below(6) {
             0 => Body::Ops(self.batch()),
             1 => Body::Barrier,
-            2 => Body::Collect { r: self.session().0, l: self.list(Self::session) },
-            3 => Body::Expire { bucket: self.number() },
+            2 => Body::ExpireSessions {
+                up_to: self.session().0,
+                survivors: self.list(Self::session),
+            },
+            3 => Body::ExpireTokens { bucket: self.number() },
             4 => Body::Split { at: self.u16() },
             _ => Body::Unknown { kind: 77, bytes: self.bytes() },
         };
         Entry::after(self.position(), Epoch(self.number()), TimeMs(self.number()), body)
     }
 
-    fn config(&mut self) -> ShardConfig {
-        ShardConfig {
+    fn shard_record(&mut self) -> ShardRecord {
+        ShardRecord {
             slots: self.slots(),
             epoch: Epoch(self.number()),
             version: Version(self.number()),
@@ -128,7 +131,7 @@ impl Random {
     fn refusal(&mut self) -> Refusal {
         match self.below(8) {
             0 => Refusal::NotPrimary(None),
-            1 => Refusal::NotPrimary(Some(Box::new(self.config()))),
+            1 => Refusal::NotPrimary(Some(Box::new(self.shard_record()))),
             2 => Refusal::NoSuchShard,
             3 => Refusal::Frozen,
             4 => Refusal::Overloaded,
@@ -177,18 +180,18 @@ impl Random {
                 message: self.number(),
                 slots: self.slots(),
                 session: self.session(),
-                bseq: Bseq(self.number()),
+                batch_seq: BatchSeq(self.number()),
                 answer: match self.below(6) {
-                    0 => Answer::Applied {
+                    0 => BatchReply::Applied {
                         values: self.list(Self::i128),
                         tokens: self.list(Self::token_outcome),
                         time: TimeMs(self.number()),
                     },
-                    1 => Answer::AnsweredBefore,
-                    2 => Answer::Malformed,
-                    3 => Answer::NoEffect,
-                    4 => Answer::Expired,
-                    _ => Answer::Refused(self.refusal()),
+                    1 => BatchReply::AnsweredBefore,
+                    2 => BatchReply::Malformed,
+                    3 => BatchReply::NoEffect,
+                    4 => BatchReply::Expired,
+                    _ => BatchReply::Refused(self.refusal()),
                 },
             },
         }
@@ -225,7 +228,7 @@ impl Random {
                 shards: self.list(|r| (r.shard(), Epoch(r.number()))),
             },
             4 => ToFollower::Proof {
-                probe: self.number(),
+                request: self.number(),
                 proven: self.list(|r| (r.shard(), Epoch(r.number()), Seq(r.number()))),
                 refused: self.list(Self::shard),
             },
@@ -273,7 +276,10 @@ impl Random {
                 round: self.number(),
                 newer: self.list(|r| (r.shard(), Epoch(r.number()))),
             },
-            6 => FromFollower::Probe { probe: self.number(), shards: self.list(Self::shard) },
+            6 => FromFollower::ProofRequest {
+                request: self.number(),
+                shards: self.list(Self::shard),
+            },
             _ => FromFollower::Snapshot {
                 transfer: self.number(),
                 shard: self.shard(),
@@ -364,12 +370,12 @@ impl Random {
         }
     }
 
-    fn standing(&mut self) -> Standing {
-        Standing::ALL[self.below(Standing::ALL.len() as u64) as usize]
+    fn standing(&mut self) -> ReplicaHealth {
+        ReplicaHealth::ALL[self.below(ReplicaHealth::ALL.len() as u64) as usize]
     }
 
-    fn report(&mut self) -> Report {
-        Report {
+    fn report(&mut self) -> HealthReport {
+        HealthReport {
             silent: self.list(Self::store),
             frozen: self.list(|r| (r.shard(), r.list(|r| (r.store(), r.standing())))),
             resigned: self.list(Self::shard),
@@ -381,14 +387,11 @@ impl Random {
 
 const ROUNDS: u64 = 3_000;
 
-/// The buffer that a message came in. What the message becomes may be held for hours, and is counted by its own
-/// size: it must not keep the buffer alive.
-struct Received(
-    Vec<u8>,
-    #[expect(dead_code, reason = "it is looked at by whoever holds the other one")] Arc<()>,
-);
+/// The buffer of a received message. The value that the message is converted to may be kept for
+/// hours, and is accounted by its own size: it must not keep the buffer alive.
+struct Received(Vec<u8>, #[expect(dead_code, reason = "the other reference counts it")] Arc<()>);
 
-/// Knows whether the buffer still exists.
+/// Observes whether the buffer still exists.
 struct BufferWatch(Weak<()>);
 
 impl Received {
@@ -410,8 +413,8 @@ impl BufferWatch {
     }
 }
 
-/// Makes random values; each must come back equal, and with any byte damaged or the end cut off
-/// must either be refused or give some value: it must not panic.
+/// Sends random values: each must arrive equal. With a byte damaged or the end cut off, it must be
+/// refused or arrive as another value, without a panic.
 #[track_caller]
 fn check<T, W>(
     make: impl Fn(&mut Random) -> T,
@@ -438,7 +441,7 @@ fn check<T, W>(
             damaged.truncate(damaged.len() - random.below(3).min(damaged.len() as u64) as usize);
         }
         if let Ok(arrived) = W::decode(Bytes::from(damaged)) {
-            // Either outcome is right: prost may have read another, valid message.
+            // Both outcomes are correct: prost may have decoded another, valid message.
             let _ = back(arrived);
         }
     }
@@ -476,16 +479,16 @@ fn query_replies_cross() {
 
 #[test]
 fn reports_cross() {
-    check(Random::report, |report| wire::NodeReport::new(7, None, report), Report::try_from);
+    check(Random::report, |report| wire::NodeReport::new(7, None, report), HealthReport::try_from);
 }
 
-/// The engine compares a batch's slots with its shard's, so none of these would be taken there either: what comes in is to be
-/// refused where it comes in.
+/// The engine would refuse such batches, too, since it compares their slots with those of the
+/// shard; but invalid input must be refused at the boundary.
 #[test]
 fn slots_in_the_wrong_order_are_refused_by_name() {
     let slots = Slots { lo: 9, hi: 8 };
     let session = SessionId::default();
-    let batch = Batch::seal(slots, session, Bseq(1), Bseq(1), Codec::Raw, Bytes::new());
+    let batch = Batch::seal(slots, session, BatchSeq(1), BatchSeq(1), Codec::Raw, Bytes::new());
     let frame = GatewayMessage::Frame { message: 1, batches: vec![batch] };
     let refused = GatewayMessage::try_from(wire::ToNode::from(frame)).unwrap_err();
     assert_eq!(refused, proto::Invalid::Range("batch.slots"));
@@ -503,7 +506,7 @@ fn a_stream_that_opens_twice_is_refused() {
     assert_eq!(refused, proto::Invalid::Open);
 }
 
-/// Without it an operator would be shown a copy that agrees with no other.
+/// Without a digest, an operator would see a copy that differs from all others.
 #[test]
 fn a_status_without_its_digest_is_refused() {
     let mut status = wire::ReplicaStatus::from(Random(1).replica_status());
@@ -514,7 +517,7 @@ fn a_status_without_its_digest_is_refused() {
 
 #[test]
 fn a_kind_of_a_newer_build_is_named() {
-    // Field 99, a varint: no kind that this build knows.
+    // Field 99, a varint: this build does not have such a kind.
     let newer: &[u8] = &[0x98, 0x06, 0x01];
     let arrived = wire::ToFollower::decode(newer).unwrap();
     let refused = ToFollower::try_from(arrived).unwrap_err();
@@ -522,7 +525,8 @@ fn a_kind_of_a_newer_build_is_named() {
     assert!(refused.to_string().contains("unknown to this build"));
 }
 
-/// It stops the copy of its shard. If it could not be read, it would end the stream of two nodes and so stop all shards.
+/// Such an entry stops only the copy of its shard. If it could not be decoded, it would end the
+/// stream of two nodes, and so stop all their shards.
 #[test]
 fn an_entry_kind_of_a_newer_build_comes_across() {
     let body = Body::Unknown { kind: 77, bytes: Bytes::from_static(b"later") };
@@ -548,7 +552,7 @@ mod limits {
     use wire::gateway_client::GatewayClient;
     use wire::gateway_server::{Gateway, GatewayServer};
 
-    /// Answers a read with one value per byte of its names: so the answer can be made large.
+    /// Answers a frame with its own bytes, and any other message with an answer beyond the limit.
     struct Echo;
 
     #[tonic::async_trait]
@@ -583,7 +587,7 @@ mod limits {
         }
     }
 
-    /// Sends one message; gives what came back.
+    /// Sends one message and returns the reply.
     async fn exchange(message: wire::ToNode) -> Result<wire::ToGateway, Status> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -619,7 +623,7 @@ mod limits {
 
     #[tokio::test]
     async fn a_larger_message_does_not_leave_the_client() {
-        // The stream is reset; what the caller then sees differs, but nothing crosses.
+        // The stream is reset. The error that the caller sees differs, but nothing crosses.
         assert!(exchange(frame(MESSAGE_BYTES_MAX)).await.is_err());
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! `cargo run --profile ci -p storage-node --example parts`
 //!
-//! Generator and server share the machine and one process, so compare the figures of one run with each other.
+//! Generator and server share the machine and one process, so figures are comparable only within
+//! one run.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -10,12 +11,12 @@ use std::time::{Duration, Instant};
 use engine::apply::ShardState;
 use engine::ids::{CopyNo, Slots};
 use engine::key::{self, CounterKey};
-use engine::store::table::{Frozen, Table};
+use engine::store::table::{SealedTable, Table};
 use proto::wire::gateway_client::GatewayClient;
 use proto::wire::gateway_server::{Gateway, GatewayServer};
 use proto::wire::{self, to_gateway, to_node};
 use proto::{CHUNK_BYTES_MAX, limited};
-use storage_node::state::{State, StateSettings};
+use storage_node::state::{StateSettings, StateStore};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
@@ -40,7 +41,7 @@ fn main() -> anyhow::Result<()> {
     )?;
 
     let folder = tempfile::tempdir()?;
-    let state = State::open(&folder.path().join("state"), StateSettings::default())?;
+    let state = StateStore::open(&folder.path().join("state"), StateSettings::default())?;
     let shards = [(CopyNo(1), ShardState { slots: Slots::ALL, ..ShardState::default() })];
     let frozen = table();
     let begun = Instant::now();
@@ -49,7 +50,8 @@ fn main() -> anyhow::Result<()> {
     let bytes = bytes_of(&folder.path().join("state"))? / COUNTERS;
     writeln!(
         out,
-        "RocksDB: {COUNTERS} counters sorted, written and ingested in {flush:?}; {bytes} bytes of disk each"
+        "RocksDB: {COUNTERS} counters sorted, written and ingested in {flush:?}; {bytes} bytes of \
+         disk each"
     )?;
     writeln!(out, "RocksDB: {:?} per counter read, 100 in one call", reads(&state)?)?;
     writeln!(out, "{}", squeezed(&state)?)?;
@@ -61,16 +63,16 @@ fn name(number: u64) -> Vec<u8> {
     format!("ns\0video-{:011}", number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 100_000_000_000).into()
 }
 
-fn table() -> Frozen {
+fn table() -> SealedTable {
     let mut table = Table::with_capacity(COUNTERS as usize);
     for number in 0..COUNTERS {
         let name = name(number);
         table.add(&name, key::hash(&name), i128::from(1 + number % 1_000));
     }
-    table.freeze()
+    table.seal()
 }
 
-fn reads(state: &State) -> anyhow::Result<Duration> {
+fn reads(state: &StateStore) -> anyhow::Result<Duration> {
     let view = state.view();
     let counter = |number: u64| CounterKey::new(b"ns", &name(number * 7_919 % COUNTERS)[3..]);
     let keys: Vec<_> = (0..READS).filter_map(|number| counter(number).ok()).collect();
@@ -83,8 +85,8 @@ fn reads(state: &State) -> anyhow::Result<Duration> {
     Ok(begun.elapsed() / READS as u32)
 }
 
-/// What a copy of the shard costs on its way to another node.
-fn squeezed(state: &State) -> anyhow::Result<String> {
+/// Packs the shard as a snapshot and returns the sizes and the rate.
+fn squeezed(state: &StateStore) -> anyhow::Result<String> {
     let (mut chunk, mut raw, mut small, mut spent) = (Vec::new(), 0, 0, Duration::ZERO);
     let mut pack = |chunk: &mut Vec<u8>| {
         let begun = Instant::now();
@@ -144,7 +146,7 @@ impl Gateway for Echo {
     }
 }
 
-/// Time per message there and back over loopback, with many under way at once.
+/// Time per message there and back over loopback, with many in flight at once.
 async fn crossing(bytes: usize) -> anyhow::Result<Duration> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;

@@ -1,14 +1,14 @@
-//! One question to a storage node, on a connection of its own.
+//! One query to a storage node, on a connection of its own.
 
 use engine::message::{NodeQuery, NodeQueryReply};
 use proto::wire;
 use proto::wire::control_client::ControlClient;
 
-use crate::peers::{self, Limits};
+use crate::peers::{self, PeerLimits};
 
-/// Asks the node of this cluster at that address. In words, what went wrong.
+/// Sends a query to the node of this cluster at that address. The error is a text for people.
 pub async fn ask(cluster: u128, address: &str, query: NodeQuery) -> Result<NodeQueryReply, String> {
-    let endpoint = peers::endpoint(address, Limits::default());
+    let endpoint = peers::endpoint(address, PeerLimits::default());
     let endpoint = endpoint.map_err(|error| error.to_string())?;
     let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
     let mut client = proto::limited!(ControlClient::new(channel));

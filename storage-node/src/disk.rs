@@ -1,4 +1,4 @@
-//! One store's disk, for the loop that owns the store's node machine.
+//! The disk of one store, for the loop that owns the store's state machine.
 //!
 //! ```text
 //!   loop ──write, sync──▶ log thread ── one write, one fdatasync per group ──▶ Durable
@@ -7,13 +7,14 @@
 //!        ──load─────────▶ readers ───────────────────────────────────────────▶ Loaded
 //! ```
 //!
-//! Nothing here blocks but [`Disk::open`] and dropping it. What is asked for is answered by a
-//! [`DiskEvent`], which the loop turns into the machine's event by [`Disk::accept`] *right before it
-//! handles that event*: this is the moment at which later loads begin to see what the event tells of
-//! (see [`crate::state::View`]). There is no other way to get at the event, so it can't be forgotten.
+//! Nothing here blocks except [`Disk::open`] and dropping the disk. Every request is answered by a
+//! [`DiskEvent`], which the loop turns into the state machine's event by [`Disk::accept`] *right
+//! before it handles that event*: this is the moment from which later loads see the change that the
+//! event reports (see [`crate::state::StateView`]). There is no other way to get at the event, so
+//! this step can't be forgotten.
 //!
-//! Any failure of any thread is told once through `failed`; nothing can be relied upon after it,
-//! and the process ends with [`DiskError::exit_code`].
+//! Any failure of any thread is reported once through `failed`; nothing can be relied upon after
+//! it, and the process ends with [`DiskError::exit_code`].
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -24,51 +25,54 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use engine::apply::{Needs, ShardState};
-use engine::idempotency::Limits;
+use engine::idempotency::TokenLimits;
 use engine::ids::{Conn, CopyNo, ShardId, Slots};
 use engine::node::{Event, RecoveredReplica};
-use engine::store::log::catch_up::Wanted;
+use engine::store::log::catch_up::WantedEntries;
 use engine::store::log::index::Needed;
-use engine::store::log::scan::Place;
-use engine::store::log::{Identity, Record};
-use engine::store::table::Frozen;
+use engine::store::log::scan::LogLocation;
+use engine::store::log::{Identity, LogRecord};
+use engine::store::table::SealedTable;
 use tokio::sync::oneshot;
 
 use crate::disk_open;
 use crate::error::{DiskError, context};
 use crate::kill;
 use crate::log_thread::{LogJob, LogThread};
-use crate::patience::Patience;
-use crate::scrub::{self, Pace};
+use crate::scrub::{self, ScrubPacer};
+use crate::shortage_retry::ShortageRetry;
 use crate::snapshot_files::{SnapshotReader, Staging};
 use crate::space::{SpaceMin, SpaceWatch};
-use crate::state::{State, StateSettings, View, open_checkpoint};
-use crate::workers::{Alarm, Workers};
+use crate::state::{StateSettings, StateStore, StateView, open_checkpoint};
+use crate::workers::{DiskWorkers, FailureReporter};
 
-/// Where a store lies and what it may use.
+/// The place and the limits of a store.
 #[derive(Clone, Debug)]
 pub struct DiskSettings {
-    /// The store's own folder; made if it is not there.
+    /// The store's own folder; created if it does not exist.
     pub folder: PathBuf,
     /// A segment of the log is full at this size (or after one group).
     pub segment_bytes: usize,
-    /// What is read of the log at least, and all at once.
+    /// The block size in which the log is read.
     pub block_bytes: usize,
-    /// Up to here the log is kept for followers that lack it; beyond, only for this store itself.
+    /// The length up to which the log is kept for lagging followers; beyond it, entries are kept
+    /// only for this store itself.
     pub log_keep_bytes: usize,
-    /// What must be kept for this store itself may make the log so much longer; then it refuses.
+    /// The bytes by which this store's own entries may exceed `log_keep_bytes` before it refuses
+    /// writes.
     pub log_slack_bytes: usize,
-    /// Refuses when fewer bytes are free on the file system …
+    /// The store refuses writes when fewer bytes than this are free on the file system.
     pub free_bytes_min: u64,
-    /// … or fewer files can be made there.
+    /// The store refuses writes when fewer files than this can be created there.
     pub free_inodes_min: u64,
+    /// The limits of the state.
     pub state: StateSettings,
-    /// Threads that load counters.
+    /// The number of threads that load counters.
     pub readers: usize,
 }
 
 impl DiskSettings {
-    /// What suits a store in this folder that may use this much memory.
+    /// Returns the defaults for a store in this folder with this memory plan.
     pub fn new(folder: PathBuf, memory: &MemoryPlan) -> Self {
         let segment_bytes = engine::store::log::group::SEGMENT_BYTES;
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
@@ -78,9 +82,11 @@ impl DiskSettings {
             block_bytes: engine::store::log::index::BLOCK_BYTES,
             log_keep_bytes: 1 << 30,
             log_slack_bytes: 1 << 30,
-            // Room for the segments being made, a flush of both tables, and one compaction of them.
+            // This leaves room for the segments being made, a flush of both tables, and one
+            // compaction of them.
             free_bytes_min: 4 * (segment_bytes + memory.table_bytes_max) as u64,
-            // A flush, a compaction and a copy make some dozens of files, and old ones go only afterwards.
+            // A flush, a compaction and a snapshot make some dozens of files, and old ones go only
+            // afterwards.
             free_inodes_min: 64,
             state: StateSettings {
                 cache_bytes: memory.cache_bytes,
@@ -92,54 +98,57 @@ impl DiskSettings {
     }
 }
 
-/// How a storage node's memory is shared out: the one place that says so. The disk is given its part,
-/// and the machine the rest by its settings (`Options::node_settings`).
+/// The division of a storage node's memory. The disk gets its part, and the state machine gets the
+/// rest by its settings (`Options::node_settings`).
 ///
-/// First comes what the process takes whatever it is given: code, threads, socket buffers, what RocksDB
-/// needs beside its cache. The rest is divided in eighteenths. Each part is a limit of what is *held*, as
-/// the allocator gives it, not of what a message says that it holds:
+/// A fixed part is for what the process takes in any case: code, threads, socket buffers, RocksDB
+/// beside its cache. The rest is divided into eighteenths. Each part limits what is *held*, as the
+/// allocator provides it, not the nominal size of messages:
 ///
 /// | part | eighteenths | beyond it |
 /// |---|---|---|
 /// | RocksDB's blocks, indexes and filters | 4 | the oldest go |
-/// | counter tables: active, frozen, and half of one while it grows | 5 | flush; nothing more is applied until it is done |
-/// | ordered and not applied yet, with decoded operations | 2 | batches are refused; a follower acknowledges nothing more |
-/// | received and not handled yet: gateways, peers | 2 | nothing more is read from those sockets |
+/// | counter tables: active, sealed, half of one that grows | 5 | applying waits for the flush |
+/// | ordered and not applied, decoded | 2 | batches are refused; a follower stops acknowledging |
+/// | received and not handled: gateways, peers | 2 | nothing more is read from those sockets |
 /// | applied log for followers that lag | 1 | the oldest go; such followers are fed from the disk |
-/// | reads under way, reads that wait for a proof | 1 | reads are refused |
-/// | session rows, copies on their way, log entries read for followers, messages being sent | 1 | limits of their own |
-/// | the allocator's: pages that were freed a moment ago or are used in part; RocksDB's table readers | 2 | |
+/// | reads in flight, reads that wait for a proof | 1 | reads are refused |
+/// | session rows, snapshots, log reads for followers, outgoing messages | 1 | own limits |
+/// | allocator: pages freed recently or used in part; RocksDB's table readers | 2 | |
 ///
-/// What is received may take one message of the largest size on each side, however little memory there is: then the other
-/// parts are smaller.
+/// Received data may take one message of the largest size on each side, however little memory there
+/// is: then the other parts are smaller.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct MemoryPlan {
-    /// RocksDB's blocks, indexes and filters.
+    /// The size of RocksDB's cache of blocks, indexes and filters.
     pub cache_bytes: usize,
-    /// RocksDB's table readers, some kilobytes each, lie outside the cache.
+    /// The most sorted files that RocksDB keeps open. Their readers, some kilobytes each, are
+    /// outside of the cache.
     pub open_files_max: i32,
-    /// One counter table.
+    /// The size of one counter table.
     pub table_bytes_max: usize,
-    /// Ordered and not yet applied, of all shards.
+    /// The size of entries ordered and not yet applied, of all shards.
     pub pending_bytes_max: usize,
-    /// Applied log entries, of all shards.
+    /// The size of applied log entries in memory, of all shards.
     pub log_memory_bytes: usize,
-    /// Of gateways, and as much again of peers.
+    /// The intake of gateways, and as much again of peers.
     pub intake_bytes: usize,
-    /// Of reads under way, and as much again of those that wait for a proof.
+    /// The size of reads in flight, and as much again of reads that wait for a proof.
     pub waiting_read_bytes_max: usize,
 }
 
-/// What the process takes beside what is divided.
+/// The fixed part of the process.
 const OWN_BYTES: usize = 48 << 20;
-/// Less than this is not divided.
+/// The least memory that is divided.
 const DIVIDED_BYTES_MIN: usize = 64 << 20;
 const PARTS: usize = 18;
 
 impl MemoryPlan {
+    /// Divides this many bytes.
     pub fn of(memory_bytes: usize) -> Self {
         let divided = memory_bytes.saturating_sub(OWN_BYTES).max(DIVIDED_BYTES_MIN);
-        // One message of the largest size on each side, lest it wait for space that never comes.
+        // One message of the largest size fits on each side, lest it wait for space that never
+        // comes.
         let intake_bytes = (divided / PARTS).max(proto::MESSAGE_BYTES_MAX);
         let part = (divided - 2 * intake_bytes) / (PARTS - 2);
         Self {
@@ -154,28 +163,29 @@ impl MemoryPlan {
     }
 }
 
-/// What was found on the disk.
+/// The content of a disk, as recovery found it.
 #[derive(Debug)]
-pub struct Opened {
-    /// Who this store is; none on a new disk. Then a new identity is to be made, written as the
-    /// first record and synced, before anything else is written.
+pub struct DiskContents {
+    /// The identity of this store; `None` on a new disk. Then a new identity must be made, written
+    /// as the first record and synced, before anything else is written.
     pub identity: Option<Identity>,
+    /// The replicas that the log and the state contain.
     pub replicas: Vec<RecoveredReplica>,
-    /// The number of the first group. The identity of this boot goes into it, so that the node
-    /// machine begins with the one after it.
+    /// The number of the first group. The identity of this boot goes into it, so the state machine
+    /// begins with the group after it.
     pub next_group: u64,
-    /// What is wrong, for people; none if nothing is. The store is to be noted as suspect in etcd,
-    /// and then [`Disk::suspicion_noted`] called.
+    /// Descriptions of damage, for people; empty without damage. Otherwise the store must be
+    /// recorded as suspect in etcd, and then [`Disk::suspicion_noted`] called.
     pub damage: Vec<String>,
-    /// Shards of which there is a record that this build can't read, though it is as it was written.
+    /// Shards with an intact record that this build can't decode, since a newer build wrote it.
     pub newer: BTreeSet<ShardId>,
-    /// Bytes that the file system holds.
+    /// The size of the file system in bytes.
     pub capacity: u64,
 }
 
-impl Opened {
-    /// Something durable could not be read, now or at an earlier start. A copy that is stopped by what a newer build wrote
-    /// says nothing of the others.
+impl DiskContents {
+    /// Returns whether something durable could not be read, now or at an earlier start. A copy that
+    /// is stopped by a newer build's record proves nothing about the others.
     pub fn is_suspect(&self) -> bool {
         let suspect = |replica: &RecoveredReplica| {
             let content = replica.content.as_ref();
@@ -185,58 +195,58 @@ impl Opened {
     }
 }
 
-/// Something that the disk has to say. [`Disk::accept`] opens it.
+/// An event of the disk. [`Disk::accept`] opens it.
 #[derive(Debug)]
 pub struct DiskEvent {
     event: Event,
-    /// The state as the machine knows it once it has handled the event.
-    view: Option<View>,
+    /// The state as the state machine knows it once it has handled the event.
+    view: Option<StateView>,
 }
 
-/// Where disk events go.
+/// The sink of disk events.
 #[derive(Clone)]
-pub(crate) struct Tell(Arc<dyn Fn(DiskEvent) + Send + Sync>);
+pub(crate) struct EventSink(Arc<dyn Fn(DiskEvent) + Send + Sync>);
 
-impl Tell {
-    pub(crate) fn event(&self, event: Event) {
+impl EventSink {
+    pub(crate) fn send(&self, event: Event) {
         (self.0)(DiskEvent { event, view: None });
     }
 
-    fn with_view(&self, event: Event, view: View) {
+    fn send_with_view(&self, event: Event, view: StateView) {
         (self.0)(DiskEvent { event, view: Some(view) });
     }
 
     #[cfg(test)]
     pub(crate) fn to_channel() -> (Self, mpsc::Receiver<Event>) {
         let (send, events) = mpsc::channel();
-        let tell = move |told: DiskEvent| send.send(told.event).expect("the test listens");
-        (Self(Arc::new(tell)), events)
+        let sink = move |sent: DiskEvent| send.send(sent.event).expect("the test listens");
+        (Self(Arc::new(sink)), events)
     }
 }
 
-/// The disk of one store. Dropping it lets begun jobs end and closes all files; what was asked for
-/// and not begun is dropped.
+/// The disk of one store. Dropping it lets running jobs end and closes all files; queued requests
+/// are dropped.
 pub struct Disk {
-    /// Of the group being gathered.
-    records: Vec<Record>,
-    /// Who waits for that group to be durable.
+    /// The records of the group being gathered.
+    records: Vec<LogRecord>,
+    /// The waiters for that group to be durable.
     waiting: Vec<mpsc::Sender<()>>,
-    view: Arc<View>,
-    tell: Tell,
-    alarm: Alarm,
-    patience: Patience,
+    view: Arc<StateView>,
+    sink: EventSink,
+    reporter: FailureReporter,
+    retry: ShortageRetry,
     staging: Staging,
     damage_mark: disk_open::DamageMark,
     folder: PathBuf,
-    /// A scrub under way is to give up.
+    /// Makes a running scrub give up.
     stopping: Arc<AtomicBool>,
     log: LogThread,
-    state_jobs: Workers,
-    scrubbers: Arc<Workers>,
-    readers: Workers,
+    state_jobs: DiskWorkers,
+    scrubbers: Arc<DiskWorkers>,
+    readers: DiskWorkers,
     space: SpaceWatch,
-    state: Arc<State>,
-    /// Held until all threads have ended.
+    state: Arc<StateStore>,
+    /// The lock is held until all threads have ended.
     _lock: Arc<File>,
 }
 
@@ -253,21 +263,21 @@ impl Drop for Disk {
 }
 
 impl Disk {
-    /// Takes the folder for this process alone, recovers what is in it, and starts the threads.
+    /// Locks the folder for this process, recovers its content, and starts the threads.
     ///
     /// `events` is called from those threads and must not block. `failed` is called at most once.
     pub fn open(
         settings: DiskSettings,
         events: impl Fn(DiskEvent) + Send + Sync + 'static,
         failed: impl Fn(DiskError) + Send + Sync + 'static,
-    ) -> Result<(Self, Opened), DiskError> {
+    ) -> Result<(Self, DiskContents), DiskError> {
         let found = disk_open::open(&settings)?;
-        let tell = Tell(Arc::new(events));
+        let sink = EventSink(Arc::new(events));
         let mark = found.damage_mark.clone();
         let lock = Arc::new(found.lock);
         let (folder, held) = (settings.folder.clone(), Arc::downgrade(&lock));
-        let alarm = Alarm::new(move |error: DiskError| {
-            // Nothing that is missed proves anything about a disk that is not there.
+        let reporter = FailureReporter::new(move |error: DiskError| {
+            // Missing files prove nothing about a disk that is not there.
             let is_away = |lock: Arc<File>| !disk_open::is_still_there(&folder, &lock);
             let error = match held.upgrade().is_some_and(is_away) {
                 true => DiskError::Away(folder.clone(), error.to_string()),
@@ -276,11 +286,11 @@ impl Disk {
             if error.is_damage()
                 && let Err(why) = mark.add(&[error.to_string()])
             {
-                tracing::error!(%why, "what was found could not be noted for the next start");
+                tracing::error!(%why, "could not write the damage mark for the next start");
             }
             failed(error);
         });
-        let opened = Opened {
+        let opened = DiskContents {
             identity: found.recovered.resume.identity.clone(),
             replicas: found.recovered.replicas,
             next_group: found.recovered.resume.next_group.max(1),
@@ -288,131 +298,135 @@ impl Disk {
             newer: found.recovered.newer,
             capacity: found.space.total,
         };
-        let fullness = Arc::new(crate::space::Fullness::new(tell.clone()));
+        let fullness = Arc::new(crate::space::Fullness::new(sink.clone()));
         let min = SpaceMin { bytes: settings.free_bytes_min, inodes: settings.free_inodes_min };
         let stopping: Arc<AtomicBool> = Arc::default();
-        let patience =
-            Patience::new(settings.folder.clone(), min, fullness.clone(), stopping.clone());
+        let retry =
+            ShortageRetry::new(settings.folder.clone(), min, fullness.clone(), stopping.clone());
         let space = SpaceWatch::start(
             settings.folder.clone(),
             found.space,
             min,
             fullness.clone(),
-            alarm.clone(),
+            reporter.clone(),
         );
         let log = LogThread::start(
-            found.log.patient(patience.clone()),
+            found.log.with_retry(retry.clone()),
             found.recovered.resume,
             &settings,
-            tell.clone(),
+            sink.clone(),
             fullness,
-            alarm.clone(),
+            reporter.clone(),
         );
         let state = Arc::new(found.state);
         let disk = Self {
             records: Vec::new(),
             waiting: Vec::new(),
             view: Arc::new(state.view()),
-            tell,
-            staging: Staging::new(state.clone(), alarm.clone()),
+            sink,
+            staging: Staging::new(state.clone(), reporter.clone()),
             damage_mark: found.damage_mark,
             folder: settings.folder,
             log,
             stopping,
-            state_jobs: Workers::start_low("dkc-state", 1, &alarm),
-            scrubbers: Arc::new(Workers::start_low("dkc-scrub", 1, &alarm)),
-            readers: Workers::start("dkc-reader", settings.readers.max(1), &alarm),
+            state_jobs: DiskWorkers::start_low_priority("dkc-state", 1, &reporter),
+            scrubbers: Arc::new(DiskWorkers::start_low_priority("dkc-scrub", 1, &reporter)),
+            readers: DiskWorkers::start("dkc-reader", settings.readers.max(1), &reporter),
             space,
             state,
-            alarm,
-            patience,
+            reporter,
+            retry,
             _lock: lock,
         };
         Ok((disk, opened))
     }
 
-    /// Opens what the disk told. To be called right before the machine handles the event.
-    pub fn accept(&mut self, told: DiskEvent) -> Event {
-        if let Some(view) = told.view {
+    /// Opens an event of the disk. The loop calls this right before the state machine handles the
+    /// event.
+    pub fn accept(&mut self, event: DiskEvent) -> Event {
+        if let Some(view) = event.view {
             self.view = Arc::new(view);
         }
-        told.event
+        event.event
     }
 
     // ---- the log -------------------------------------------------------------------------------
 
     /// Adds a record to the group being gathered. The first one on a new disk is its identity.
-    pub fn write(&mut self, record: Record) {
+    pub fn write(&mut self, record: LogRecord) {
         self.records.push(record);
     }
 
-    /// What was written since the last sync is group `group`: [`Event::Durable`] follows.
+    /// Closes the records written since the last sync as group `group`: [`Event::Durable`] follows.
     pub fn sync(&mut self, group: u64) {
         let records = std::mem::take(&mut self.records);
         self.log.run(LogJob::Group { number: group, records });
         for waiting in self.waiting.drain(..) {
-            self.log.run(LogJob::Tell(waiting));
+            self.log.run(LogJob::NotifyDurable(waiting));
         }
     }
 
-    /// Comes to an answer once everything written so far is durable; to an error if that never will.
+    /// Returns a channel that is signalled once everything written so far is durable, and closed if
+    /// that will never happen.
     fn durable_to_here(&mut self) -> mpsc::Receiver<()> {
         let (reached, answer) = mpsc::channel();
         match self.records.is_empty() {
-            true => self.log.run(LogJob::Tell(reached)),
+            true => self.log.run(LogJob::NotifyDurable(reached)),
             false => self.waiting.push(reached),
         }
         answer
     }
 
-    /// [`Event::LogRead`] follows, with one block's part of what is wanted, as of the groups synced so far.
-    pub fn read_log(&self, wanted: Vec<Wanted>, from: Place, bytes_max: usize) {
+    /// Reads one block's part of the wanted entries, as of the groups synced so far:
+    /// [`Event::LogRead`] follows.
+    pub fn read_log(&self, wanted: Vec<WantedEntries>, from: LogLocation, bytes_max: usize) {
         self.log.run(LogJob::Read { wanted, from, bytes_max });
     }
 
-    /// Deletes the segments that nobody needs.
+    /// Deletes the segments that are not needed any more.
     pub fn trim(&self, needed: Vec<Needed>) {
         self.log.run(LogJob::Trim(needed));
     }
 
-    /// How long ago an fsync of the log last came back.
+    /// Returns the time since the last fsync of the log succeeded.
     pub fn fsync_age(&self) -> Duration {
         self.log.fsync_age()
     }
 
-    /// Bytes of the log in use.
+    /// Returns the bytes of the log in use.
     pub fn log_bytes(&self) -> u64 {
         self.log.bytes()
     }
 
     // ---- the state -----------------------------------------------------------------------------
 
-    /// [`Event::Loaded`] follows, with the values as they are now.
+    /// Loads values as of the last accepted event: [`Event::Loaded`] follows.
     pub fn load(&self, load: u64, needs: Needs) {
-        let (view, tell) = (self.view.clone(), self.tell.clone());
-        let patience = self.patience.clone();
+        let (view, sink) = (self.view.clone(), self.sink.clone());
+        let retry = self.retry.clone();
         self.readers.run(move || {
-            let (values, records) = patience.run("read of counters", || {
+            let (values, records) = retry.run("read of counters", || {
                 Ok((view.values(&needs.counters)?, view.records(&needs.records)?))
             })?;
             drop(view);
-            tell.event(Event::Loaded { load, values, records });
+            sink.send(Event::Loaded { load, values, records });
             Ok(())
         });
     }
 
-    /// [`Event::Ingested`] follows.
-    pub fn flush(&self, flush: u64, table: Arc<Frozen>, shards: Vec<(CopyNo, ShardState)>) {
+    /// Writes a sealed table as sorted files: [`Event::Ingested`] follows.
+    pub fn flush(&self, flush: u64, table: Arc<SealedTable>, shards: Vec<(CopyNo, ShardState)>) {
         self.change("flush", Event::Ingested { flush }, move |state| {
             kill::point("flush.begun");
             state.flush(&table, &shards)
         });
     }
 
-    /// Removes a shard's rows. [`Event::RowsDropped`] follows.
+    /// Removes a shard's rows: [`Event::RowsDropped`] follows.
     ///
-    /// The log says first, durably, that their copy is gone. A crash between the two would else
-    /// look as if the state had lost a copy that the log still knows: a suspect store, for nothing.
+    /// The log first records, durably, that their copy is gone. Otherwise a crash between the two
+    /// would look as if the state had lost a copy that the log still knows, and the store would be
+    /// suspect for nothing.
     pub fn drop_rows(&mut self, shard: ShardId, slots: Slots) {
         let done = Event::RowsDropped { shard };
         self.change_once_durable("removal of a copy's rows", done, move |state| {
@@ -421,11 +435,11 @@ impl Disk {
         });
     }
 
-    /// [`Event::SnapshotInstalled`] follows.
+    /// Installs a staged snapshot as the shard's copy: [`Event::SnapshotInstalled`] follows.
     ///
-    /// The log says first, durably, what it was told of the shard before. After a crash between the
-    /// two it would else know nothing of a copy that the state has, as if it had lost it: a suspect
-    /// store, for nothing.
+    /// The log first records, durably, what precedes the copy. Otherwise, after a crash between the
+    /// two, it would know nothing of a copy that the state has, as if it had lost it, and the store
+    /// would be suspect for nothing.
     pub fn install_snapshot(
         &mut self,
         conn: Conn,
@@ -436,74 +450,74 @@ impl Disk {
         let staging = self.staging.clone();
         let done = Event::SnapshotInstalled { conn, transfer };
         let mut staged = None;
-        self.change_once_durable("install of a copy", done, move |state| {
+        self.change_once_durable("install of a snapshot", done, move |state| {
             kill::point("install.begun");
             let take =
-                || staging.take(conn, transfer).expect("a copy is staged before its install");
+                || staging.take(conn, transfer).expect("a snapshot is staged before its install");
             let files: &mut Vec<PathBuf> = staged.get_or_insert_with(take);
             state.install(files, copy, &shard)
         });
     }
 
-    /// Forgets what was staged.
+    /// Removes a staged snapshot.
     pub fn discard_snapshot(&self, conn: Conn, transfer: u64) {
         let staging = self.staging.clone();
         self.state_jobs.run(move || staging.discard(conn, transfer));
     }
 
-    /// The shard as it stands in the state, after all changes asked for before. None if the state
-    /// has no record of it; an error if the disk has failed.
+    /// Returns a reader of the shard as it is after all changes requested before. `None` if the
+    /// state has no record of the shard; the channel is closed if the disk has failed.
     pub fn snapshot_reader(&self, slots: Slots) -> oneshot::Receiver<Option<SnapshotReader>> {
         let (send, reader) = oneshot::channel();
-        let (state, alarm) = (self.state.clone(), self.alarm.clone());
-        let patience = self.patience.clone();
+        let (state, reporter) = (self.state.clone(), self.reporter.clone());
+        let retry = self.retry.clone();
         self.state_jobs.run(move || {
-            let open = || SnapshotReader::open(state.view(), slots, alarm.clone());
-            let reader = patience.run("begin of a copy's reading", open)?;
-            // Nobody may be waiting any more.
+            let open = || SnapshotReader::open(state.view(), slots, reporter.clone());
+            let reader = retry.run("begin of a snapshot", open)?;
+            // The caller may have gone.
             let _ = send.send(reader);
             Ok(())
         });
         reader
     }
 
-    /// [`Event::SnapshotMeasured`] follows.
+    /// Estimates the size of a shard's snapshot: [`Event::SnapshotMeasured`] follows.
     pub fn measure(&self, transfer: u64, slots: Slots) {
-        let (state, tell) = (self.state.clone(), self.tell.clone());
+        let (state, sink) = (self.state.clone(), self.sink.clone());
         self.readers.run(move || {
             let bytes = state.view().size_of(slots);
-            tell.event(Event::SnapshotMeasured { transfer, bytes });
+            sink.send(Event::SnapshotMeasured { transfer, bytes });
             Ok(())
         });
     }
 
-    /// Reads all that is on the disk, or of the state these shards alone. [`Event::Scrubbed`] follows, unless the process
-    /// ends before.
+    /// Reads and checks the whole disk, or of the state only these shards: [`Event::Scrubbed`]
+    /// follows, unless the process ends before.
     pub fn scrub(&self, scrub: u64, only: Vec<Slots>, bytes_per_s: u64) {
         let (blocks, log_blocks) = mpsc::channel();
         self.log.run(LogJob::Blocks(blocks));
-        let (state, tell, log) = (self.state.clone(), self.tell.clone(), self.log.folder().clone());
+        let (state, sink, log) = (self.state.clone(), self.sink.clone(), self.log.folder().clone());
         let (scrubbers, stopping) = (self.scrubbers.clone(), self.stopping.clone());
-        let patience = self.patience.clone();
+        let retry = self.retry.clone();
         self.state_jobs.run(move || {
             // A checkpoint that can't be made leaves nothing behind.
-            let folder = patience.run("begin of a scrub", || {
+            let folder = retry.run("begin of a scrub", || {
                 let folder = state.fresh_folder();
                 state.checkpoint(&folder)?;
                 Ok(folder)
             })?;
             scrubbers.run(move || {
-                let mut pace = Pace::new(bytes_per_s, stopping);
-                let found = patience.run("scrub", || {
+                let mut pacer = ScrubPacer::new(bytes_per_s, stopping);
+                let found = retry.run("scrub", || {
                     scrub::check_current(state.path())?;
-                    scrub::read_state(&open_checkpoint(&folder)?, &only, &mut pace)
+                    scrub::read_state(&open_checkpoint(&folder)?, &only, &mut pacer)
                 })?;
                 std::fs::remove_dir_all(&folder).map_err(|why| context("remove", &folder, why))?;
-                // No blocks: nothing was written yet, or the log has failed.
+                // There are no blocks if nothing was written yet, or if the log has failed.
                 let (owner, blocks) = log_blocks.recv().unwrap_or_default();
-                let read = scrub::read_log(&log, owner, &blocks, &mut pace)?;
+                let read = scrub::read_log(&log, owner, &blocks, &mut pacer)?;
                 if let (Ok(found), Ok(())) = (found, read) {
-                    tell.event(Event::Scrubbed { scrub, found });
+                    sink.send(Event::Scrubbed { scrub, found });
                 }
                 Ok(())
             });
@@ -511,41 +525,42 @@ impl Disk {
         });
     }
 
-    /// From now on idempotency records that are over are removed from the state. `limits`: the cluster's.
-    pub fn remove_expired(&self, limits: Limits) {
-        let (state, patience) = (self.state.clone(), self.patience.clone());
-        let job = "reading what has expired";
-        self.state_jobs.run(move || patience.run(job, || state.remove_expired(limits)));
+    /// Lets compactions remove expired idempotency records from now on. `limits` are the cluster's.
+    pub fn remove_expired(&self, limits: TokenLimits) {
+        let (state, retry) = (self.state.clone(), self.retry.clone());
+        let job = "read of expired buckets";
+        self.state_jobs.run(move || retry.run(job, || state.remove_expired(limits)));
     }
 
-    /// Where copies that arrive are staged, for whoever receives them.
+    /// Returns the place where incoming snapshots are staged.
     pub fn staging(&self) -> Staging {
         self.staging.clone()
     }
 
-    /// Bytes that were free on the file system when last looked at.
+    /// Returns the bytes that were free on the file system at the last check.
     pub fn free_bytes(&self) -> u64 {
         self.space.free()
     }
 
-    /// Files that could be made on the file system when last looked at; `u64::MAX` where they are not counted.
+    /// Returns how many files could be created at the last check; `u64::MAX` if the file system
+    /// does not limit them.
     pub fn free_inodes(&self) -> u64 {
         self.space.inodes()
     }
 
-    /// Etcd says now that this store is suspect: a later start need not find the damage again.
+    /// Notes that etcd records this store as suspect: a later start need not find the damage again.
     pub fn suspicion_noted(&self) {
-        let (mark, patience) = (self.damage_mark.clone(), self.patience.clone());
+        let (mark, retry) = (self.damage_mark.clone(), self.retry.clone());
         let job = "removal of the damage mark";
-        self.state_jobs.run(move || patience.run(job, || mark.remove()));
+        self.state_jobs.run(move || retry.run(job, || mark.remove()));
     }
 
-    /// Etcd says that this store is not suspect.
+    /// Notes that etcd does not record this store as suspect: a state that was set aside is
+    /// removed.
     pub fn trusted(&self) {
-        let (folder, patience) = (self.folder.clone(), self.patience.clone());
+        let (folder, retry) = (self.folder.clone(), self.retry.clone());
         let job = "removal of what was set aside";
-        self.state_jobs
-            .run(move || patience.run(job, || disk_open::forget_what_was_set_aside(&folder)));
+        self.state_jobs.run(move || retry.run(job, || disk_open::remove_set_aside_state(&folder)));
     }
 
     /// Queues a change of the state that waits until everything written so far is durable.
@@ -553,40 +568,40 @@ impl Disk {
         &mut self,
         job: &'static str,
         done: Event,
-        mut change: impl FnMut(&State) -> Result<(), DiskError> + Send + 'static,
+        mut change: impl FnMut(&StateStore) -> Result<(), DiskError> + Send + 'static,
     ) {
         let durable = self.durable_to_here();
-        let (state, tell) = (self.state.clone(), self.tell.clone());
-        let patience = self.patience.clone();
+        let (state, sink) = (self.state.clone(), self.sink.clone());
+        let retry = self.retry.clone();
         self.state_jobs.run(move || {
-            // No answer: the log has failed, or all of this ends.
+            // The channel is closed if the log has failed or the disk is being dropped.
             if durable.recv().is_err() {
                 return Ok(());
             }
-            patience.run(job, || change(&state))?;
-            changed(&state, &tell, done);
+            retry.run(job, || change(&state))?;
+            changed(&state, &sink, done);
             Ok(())
         });
     }
 
-    /// Queues a change of the state; the event goes out with the view of after it.
+    /// Queues a change of the state; the event is sent with the view of the state after it.
     fn change(
         &self,
         job: &'static str,
         done: Event,
-        mut change: impl FnMut(&State) -> Result<(), DiskError> + Send + 'static,
+        mut change: impl FnMut(&StateStore) -> Result<(), DiskError> + Send + 'static,
     ) {
-        let (state, tell) = (self.state.clone(), self.tell.clone());
-        let patience = self.patience.clone();
+        let (state, sink) = (self.state.clone(), self.sink.clone());
+        let retry = self.retry.clone();
         self.state_jobs.run(move || {
-            patience.run(job, || change(&state))?;
-            changed(&state, &tell, done);
+            retry.run(job, || change(&state))?;
+            changed(&state, &sink, done);
             Ok(())
         });
     }
 }
 
-fn changed(state: &State, tell: &Tell, done: Event) {
+fn changed(state: &StateStore, sink: &EventSink, done: Event) {
     kill::point("state.changed");
-    tell.with_view(done, state.view());
+    sink.send_with_view(done, state.view());
 }

@@ -1,23 +1,24 @@
-//! From a folder to what the store holds: everything that happens before the first event.
+//! Opening of a store's folder: everything that happens before the first event.
 //!
 //! ```text
-//!   lock ▶ state ▶ log, oldest segment first ▶ damage mark ▶ rewrite the last segment ▶ cut ▶ stale rows
+//!   lock ▶ state ▶ log, oldest segment first ▶ damage mark
+//!     ▶ rewrite the last segment ▶ cut ▶ drop stale rows
 //! ```
 //!
 //! The last segment is rewritten at every start, not only after a crash: the page cache may show
-//! what the disk does not hold, and a failed fsync leaves no other trace. Only then may anything of
-//! it be told to anyone.
+//! data that the disk does not hold, and a failed fsync leaves no other trace. Only then may any of
+//! it be reported to anyone.
 //!
-//! **The damage mark.** Cutting the end of a damaged log may cut away what proves the damage. So
-//! the mark, a file that says what was found, is durable before anything is cut, and stays until
-//! etcd says that the store is suspect. While it is there, every copy is suspect. A running process
-//! that finds damage leaves it too: the next start need not come across the same place again, nor
+//! **The damage mark.** Cutting the end of a damaged log may cut away the proof of the damage. So
+//! the mark, a file that lists the damage, is durable before anything is cut, and stays until etcd
+//! records the store as suspect. While it exists, every copy is suspect. A running process that
+//! finds damage writes it too: the next start need not come across the same place again, nor must
 //! etcd have been in reach.
 //!
-//! **A state that can't be read is set aside**, as a whole, and an empty one begins: its copies are
-//! to be filled anew anyway, and RocksDB would stumble over the bad place again at every compaction.
-//! Promises and copy numbers are in the log. What could be read of the old one is in
-//! `state.damaged`, for people, until the store is no longer suspect at a start.
+//! **A state that can't be read is set aside**, as a whole, and an empty one begins: its copies
+//! must be filled again anyway, and RocksDB would fail at the bad place again at every compaction.
+//! Promises and copy numbers are in the log. The remains of the old state are in `state.damaged`,
+//! for people, until the store is no longer suspect at a start.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
@@ -30,7 +31,7 @@ use engine::node::RecoveredReplica;
 use engine::store::log::group::{Owner, SEGMENT_HEADER_BYTES, SegmentHeader};
 use engine::store::log::scan::{Clean, Scanned, Scanner};
 use engine::store::log::writer::Resume;
-use engine::store::recovery::{Plan, Recovery};
+use engine::store::recovery::{Recovery, RecoveryPlan};
 
 use crate::disk::DiskSettings;
 use crate::error::{self, DiskError, context};
@@ -38,13 +39,13 @@ use crate::folders::{make_durably, sync as sync_folder};
 use crate::kill;
 use crate::log_files::LogFolder;
 use crate::space::Space;
-use crate::state::{State, StateSettings};
+use crate::state::{StateSettings, StateStore};
 
-/// A folder that is ours, in order, and read.
-pub(crate) struct Found {
+/// The locked folder, opened and recovered.
+pub(crate) struct OpenedFolder {
     pub(crate) lock: File,
     pub(crate) log: LogFolder,
-    pub(crate) state: State,
+    pub(crate) state: StateStore,
     pub(crate) recovered: Recovered,
     pub(crate) damage_mark: DamageMark,
     pub(crate) space: Space,
@@ -57,20 +58,20 @@ pub(crate) struct Recovered {
     pub(crate) newer: BTreeSet<ShardId>,
 }
 
-pub(crate) fn open(settings: &DiskSettings) -> Result<Found, DiskError> {
+pub(crate) fn open(settings: &DiskSettings) -> Result<OpenedFolder, DiskError> {
     let folder = &settings.folder;
     make_durably(folder)?;
     let lock = lock(folder)?;
     let damage_mark = DamageMark::new(folder);
     let state = open_state(&folder.join("state"), settings.state, &damage_mark)?;
     let log = LogFolder::open(&folder.join("log"))?;
-    // The names in it are as good as what they lead to.
+    // The folder's entries must be as durable as their content.
     sync_folder(folder)?;
     let recovered = recover(&log, &state, &damage_mark, settings.block_bytes)?;
-    Ok(Found { lock, log, state, recovered, damage_mark, space: Space::of(folder)? })
+    Ok(OpenedFolder { lock, log, state, recovered, damage_mark, space: Space::of(folder)? })
 }
 
-/// The folder is this process's alone, for as long as the file is open.
+/// Locks the folder for this process, for as long as the file is open.
 fn lock(folder: &Path) -> Result<File, DiskError> {
     let path = folder.join("lock");
     let open = File::options().create(true).truncate(false).write(true).open(&path);
@@ -82,10 +83,14 @@ fn lock(folder: &Path) -> Result<File, DiskError> {
     }
 }
 
-/// The state, or an empty one in the place of what is known or found to be damaged.
-fn open_state(path: &Path, settings: StateSettings, mark: &DamageMark) -> Result<State, DiskError> {
+/// Opens the state, or an empty one in place of a damaged one.
+fn open_state(
+    path: &Path,
+    settings: StateSettings,
+    mark: &DamageMark,
+) -> Result<StateStore, DiskError> {
     if !mark.read()?.iter().any(|line| line.starts_with(error::STATE)) {
-        let opened = State::open(path, settings);
+        let opened = StateStore::open(path, settings);
         let read = opened.and_then(|state| state.view().shards().map(|_| state));
         match read {
             Err(why) if why.is_damage() => mark.add(&[why.to_string()])?,
@@ -94,20 +99,21 @@ fn open_state(path: &Path, settings: StateSettings, mark: &DamageMark) -> Result
     }
     let aside = set_aside_path(path);
     if aside.exists() {
-        // A start ended between here and the removal of the mark. What is there now was never full.
+        // A start ended between here and the removal of the mark. The present state was never
+        // filled.
         fs::remove_dir_all(path).map_err(|why| context("remove", path, why))?;
     } else if path.exists() {
         fs::rename(path, &aside).map_err(|why| context("set aside", path, why))?;
     }
-    State::open(path, settings)
+    StateStore::open(path, settings)
 }
 
 fn set_aside_path(state: &Path) -> PathBuf {
     state.with_extension("damaged")
 }
 
-/// The store's copies are good again: nobody needs what was set aside.
-pub(crate) fn forget_what_was_set_aside(folder: &Path) -> Result<(), DiskError> {
+/// Removes a state that was set aside, once the store's copies are intact again.
+pub(crate) fn remove_set_aside_state(folder: &Path) -> Result<(), DiskError> {
     let aside = set_aside_path(&folder.join("state"));
     match fs::remove_dir_all(&aside) {
         Err(why) if why.kind() != io::ErrorKind::NotFound => Err(context("remove", &aside, why)),
@@ -115,7 +121,8 @@ pub(crate) fn forget_what_was_set_aside(folder: &Path) -> Result<(), DiskError> 
     }
 }
 
-/// Is the folder still the one whose lock is held? Not if its volume was unmounted, or another folder is in its place.
+/// Returns whether the folder is still the one whose lock is held. It is not if its volume was
+/// unmounted, or if another folder is in its place.
 pub(crate) fn is_still_there(folder: &Path, lock: &File) -> bool {
     use std::os::unix::fs::MetadataExt;
     let same = |(there, held): (fs::Metadata, fs::Metadata)| {
@@ -123,7 +130,7 @@ pub(crate) fn is_still_there(folder: &Path, lock: &File) -> bool {
     };
     match fs::metadata(folder.join("lock")) {
         Ok(there) => lock.metadata().is_ok_and(|held| same((there, held))),
-        // A device that fails is still there.
+        // A failing device is still there.
         Err(error) => !matches!(
             error.kind(),
             io::ErrorKind::NotFound
@@ -137,7 +144,7 @@ pub(crate) fn is_still_there(folder: &Path, lock: &File) -> bool {
 
 fn recover(
     log: &LogFolder,
-    state: &State,
+    state: &StateStore,
     mark: &DamageMark,
     block_bytes: usize,
 ) -> Result<Recovered, DiskError> {
@@ -156,14 +163,15 @@ fn recover(
         if !plan.replicas.is_empty() || !damage.is_empty() {
             return Err(DiskError::Nameless(log.path().to_owned()));
         }
-        // At most a first group that never became durable: nobody has heard of this store.
+        // The log has at most a first group that never became durable: the store was never
+        // announced.
         delete(log, segments.iter().rev())?;
         let resume = Resume::empty(block_bytes);
         return Ok(Recovered { replicas: Vec::new(), resume, damage, newer: BTreeSet::new() });
     }
     let newer = plan.stopped();
     for shard in &newer {
-        tracing::error!(%shard, "the log has a record of a newer build: this copy stops");
+        tracing::error!(%shard, "log record of a newer build, copy stopped");
     }
     clean(log, &segments, &scanned)?;
     for slots in &plan.stale_rows {
@@ -176,10 +184,10 @@ fn recover(
 /// Reads the state's shard records and the whole log, one segment in memory at a time.
 fn read(
     log: &LogFolder,
-    state: &State,
+    state: &StateStore,
     segments: &[u64],
     block_bytes: usize,
-) -> Result<(Plan, Scanned), DiskError> {
+) -> Result<(RecoveryPlan, Scanned), DiskError> {
     let mut recovery = Recovery::new(state.view().shards()?).with_block_bytes(block_bytes);
     let mut scanner = Scanner::new(owner(log, segments)?);
     for &segment in segments {
@@ -191,7 +199,7 @@ fn read(
     Ok((recovery.finish(scanned.clone()), scanned))
 }
 
-/// Whose log it is, by the first segment that says so.
+/// Returns the owner of the log, by the first segment with a readable header.
 fn owner(log: &LogFolder, segments: &[u64]) -> Result<Option<Owner>, DiskError> {
     for &segment in segments {
         let head = log.read_at(segment, 0, SEGMENT_HEADER_BYTES)?.unwrap_or_default();
@@ -202,7 +210,7 @@ fn owner(log: &LogFolder, segments: &[u64]) -> Result<Option<Owner>, DiskError> 
     Ok(None)
 }
 
-/// Leaves of the log exactly what was read as good, all of it on the disk.
+/// Reduces the log to exactly the groups that were read as good, all of them on the disk.
 fn clean(log: &LogFolder, segments: &[u64], scanned: &Scanned) -> Result<(), DiskError> {
     let mut needless = Vec::new();
     for &segment in segments.iter().filter(|&&one| scanned.end.is_none_or(|end| one >= end.segment))
@@ -223,7 +231,7 @@ fn delete<'a>(log: &LogFolder, segments: impl Iterator<Item = &'a u64>) -> Resul
     segments.into_iter().try_for_each(|&segment| log.delete(segment))
 }
 
-fn findings(plan: &Plan) -> Vec<String> {
+fn findings(plan: &RecoveryPlan) -> Vec<String> {
     let damage = plan.damage.iter().map(|damage| {
         format!("segment {} at byte {}: {}", damage.segment, damage.offset, damage.why)
     });
@@ -234,20 +242,20 @@ fn findings(plan: &Plan) -> Vec<String> {
     damage.chain(unreadable).collect()
 }
 
-fn suspect_all(plan: &mut Plan) {
+fn suspect_all(plan: &mut RecoveryPlan) {
     for replica in &mut plan.replicas {
         if let Some(content) = &mut replica.content {
             content.suspect = true;
         }
     }
-    for small in plan.resume.shards.values_mut() {
-        small.suspect |= small.held.is_some();
+    for checkpoint in plan.resume.shards.values_mut() {
+        checkpoint.suspect |= checkpoint.extent.is_some();
     }
 }
 
 // ---- the damage mark ---------------------------------------------------------------------------
 
-/// A file that says what was found to be damaged, line by line.
+/// A file that lists the damage found, line by line.
 #[derive(Clone, Debug)]
 pub(crate) struct DamageMark {
     folder: PathBuf,
@@ -268,7 +276,7 @@ impl DamageMark {
             Ok(bytes) => {
                 let text = String::from_utf8_lossy(&bytes);
                 let lines: Vec<_> = text.lines().map(str::to_owned).collect();
-                // An empty mark is a mark.
+                // An empty mark still marks damage.
                 Ok(if lines.is_empty() { vec!["found earlier".to_owned()] } else { lines })
             }
             Err(none) if none.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -276,7 +284,7 @@ impl DamageMark {
         }
     }
 
-    /// Adds what was found, durably.
+    /// Adds findings, durably.
     pub(crate) fn add(&self, found: &[String]) -> Result<(), DiskError> {
         let mut lines = self.read()?;
         lines.extend_from_slice(found);
@@ -296,7 +304,7 @@ impl DamageMark {
     pub(crate) fn remove(&self) -> Result<(), DiskError> {
         let path = self.path();
         match fs::remove_file(&path) {
-            // Not there: removed by an attempt whose fsync failed, perhaps.
+            // The file may have been removed by an earlier attempt whose fsync failed.
             Err(why) if why.kind() != io::ErrorKind::NotFound => Err(context("remove", &path, why)),
             _ => sync_folder(&self.folder),
         }

@@ -1,92 +1,116 @@
-//! What this node asks of etcd and hears from it.
+//! This node's requests to etcd and its watches.
 //!
-//! Two directions. The machine's wishes ([`Etcd::perform`]) are calls of one try each: a transaction whose answer was
-//! lost is told as unknown, never sent again, and it is the machine that settles it. And three kinds of records are
-//! followed: shards for the machine, `node/` and `store/` for whoever dials peers. All of it may come late; whoever acts
-//! on it compares.
+//! The state machine's requests ([`EtcdClient::perform`]) are calls of one attempt each: a
+//! transaction whose answer was lost is reported as unknown and never sent again, and the state
+//! machine settles it. Three kinds of records are watched: shards for the state machine, `node/`
+//! and `store/` for dialling peers. Everything may arrive late, so its users compare versions.
 //!
-//! An etcd whose history went back is not followed any more by a running process (DESIGN §5): the metastore gives no
-//! answers then, and the node goes on with what it knew until it is restarted.
+//! A running process stops following an etcd whose history went back: the metastore gives no
+//! answers then, and the node goes on with its last knowledge until it is restarted.
 
 use std::collections::BTreeMap;
 
-use engine::config::ShardConfig;
 use engine::ids::{Boot, Revision, SessionId, ShardId, StoreBoot, StoreId};
 use engine::node::{CasOutcome, Event};
 use engine::records::{GatewayRecord, NodeRecord, StoreRecord};
-use metastore::{Kept, Metastore, Outcome, Record, Watch, WatchEvent, WatchSettings};
-use telemetry::Vital;
+use engine::shard_record::ShardRecord;
+use metastore::{EtcdRecord, Metastore, Revisioned, TxnOutcome, Watch, WatchEvent, WatchSettings};
+use telemetry::CriticalTasks;
 use tokio::runtime::Handle;
 use tracing::{debug, error, warn};
 
-use crate::exit::Exit;
-use crate::inbox::{Inbox, Told};
-use crate::names::Names;
-use crate::peers::{Peers, Target};
-use crate::readiness::Readiness;
+use crate::exit::NodeExit;
+use crate::inbox::{Inbox, LoopMessage};
+use crate::names::StoreNames;
+use crate::peers::{PeerAddress, Peers};
+use crate::readiness::NodeReadiness;
 
-/// What the machine can ask of etcd.
+/// A request of the state machine to etcd.
 #[derive(Debug)]
-pub enum Wish {
-    ReadConfig { read: u64, shard: ShardId },
-    Propose { proposal: u64, expect: u64, config: ShardConfig, candidate: Option<(StoreId, u64)> },
-    CheckEtcd { check: u64, shards: Vec<ShardId> },
+pub enum EtcdRequest {
+    /// Reads a shard's record.
+    ReadRecord {
+        /// The number of this read.
+        read: u64,
+        /// The shard.
+        shard: ShardId,
+    },
+    /// Replaces a shard's record by compare-and-set.
+    Propose {
+        /// The number of this proposal.
+        proposal: u64,
+        /// The revision that the present record must have.
+        expect: u64,
+        /// The new record.
+        record: ShardRecord,
+        /// A store whose `node/` key must still be the one of this creation revision.
+        candidate: Option<(StoreId, u64)>,
+    },
+    /// Reads shard records to prove that etcd still confirms this node's leadership.
+    CheckEtcd {
+        /// The number of this check.
+        check: u64,
+        /// The shards.
+        shards: Vec<ShardId>,
+    },
+    /// Lists the sessions of gateways.
     ListSessions,
 }
 
-/// The calls that this node makes. Cheap to clone.
+/// The client of this node. Clones are cheap.
 #[derive(Clone)]
-pub struct Etcd {
+pub struct EtcdClient {
     metastore: Metastore,
     inbox: Inbox,
-    vital: Vital,
+    tasks: CriticalTasks,
     runtime: Handle,
-    /// Of the etcd that this process began with.
+    /// The incarnation of the etcd that this process began with.
     incarnation: u32,
 }
 
-impl std::fmt::Debug for Etcd {
+impl std::fmt::Debug for EtcdClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Etcd(incarnation {})", self.incarnation)
+        write!(f, "EtcdClient(incarnation {})", self.incarnation)
     }
 }
 
-impl Etcd {
-    /// Within a runtime.
-    pub fn new(metastore: Metastore, inbox: Inbox, vital: Vital, incarnation: u32) -> Self {
+impl EtcdClient {
+    /// Creates a client. Must be called within a runtime.
+    pub fn new(metastore: Metastore, inbox: Inbox, tasks: CriticalTasks, incarnation: u32) -> Self {
         let runtime = Handle::current();
-        Self { metastore, inbox, vital, runtime, incarnation }
+        Self { metastore, inbox, tasks, runtime, incarnation }
     }
 
-    /// Asks, and tells the loop what came of it. Never waits.
-    pub fn perform(&self, wish: Wish) {
+    /// Performs a request in a task and sends its outcome to the loop. Never waits.
+    pub fn perform(&self, request: EtcdRequest) {
         let etcd = self.clone();
-        self.runtime.spawn(self.vital.job("a question to etcd", etcd.ask(wish)));
+        self.runtime.spawn(self.tasks.job("a request to etcd", etcd.ask(request)));
     }
 
-    async fn ask(self, wish: Wish) {
-        let event = match wish {
-            Wish::ReadConfig { read, shard } => self.read_config(read, shard).await,
-            Wish::Propose { proposal, expect, config, candidate } => {
-                let outcome = self.propose(expect, &config, candidate).await;
+    async fn ask(self, request: EtcdRequest) {
+        let event = match request {
+            EtcdRequest::ReadRecord { read, shard } => self.read_record(read, shard).await,
+            EtcdRequest::Propose { proposal, expect, record, candidate } => {
+                let outcome = self.propose(expect, &record, candidate).await;
                 Some(Event::Proposed { proposal, outcome })
             }
-            Wish::CheckEtcd { check, shards } => {
-                Some(Event::EtcdChecked { check, configs: self.check(&shards).await })
+            EtcdRequest::CheckEtcd { check, shards } => {
+                Some(Event::EtcdChecked { check, records: self.check(&shards).await })
             }
-            Wish::ListSessions => self.list_sessions().await,
+            EtcdRequest::ListSessions => self.list_sessions().await,
         };
         if let Some(event) = event {
-            self.inbox.event(event);
+            self.inbox.send_event(event);
         }
     }
 
-    /// None: the machine asks again when it still wants to know.
-    async fn read_config(&self, read: u64, shard: ShardId) -> Option<Event> {
-        match self.metastore.get::<ShardConfig>(&shard).await {
-            Ok(kept) => kept.map(|kept| config_event(kept, Some(read))),
+    /// Returns `None` if the read failed: the state machine reads again if it still needs the
+    /// record.
+    async fn read_record(&self, read: u64, shard: ShardId) -> Option<Event> {
+        match self.metastore.get::<ShardRecord>(&shard).await {
+            Ok(kept) => kept.map(|kept| record_event(kept, Some(read))),
             Err(error) => {
-                debug!(%shard, %error, "shard record not read");
+                debug!(%shard, %error, "could not read shard record");
                 None
             }
         }
@@ -95,37 +119,37 @@ impl Etcd {
     async fn propose(
         &self,
         expect: u64,
-        config: &ShardConfig,
+        record: &ShardRecord,
         candidate: Option<(StoreId, u64)>,
     ) -> CasOutcome {
-        // Revisions begin at 1: these name a record, or a key, that was never read.
+        // Revisions begin at 1: a 0 stands for a record, or a key, that was never read.
         let names_nothing = expect == 0 || candidate.is_some_and(|(_, created)| created == 0);
         if names_nothing || !self.metastore.is_followed() {
             return CasOutcome::Failed;
         }
-        let outcome = self.metastore.cas_shard(config, expect, candidate).await;
+        let outcome = self.metastore.cas_shard(record, expect, candidate).await;
         match outcome {
-            Ok(Outcome::Done { revision }) => CasOutcome::Done { mod_revision: revision },
-            Ok(Outcome::Failed) => CasOutcome::Failed,
-            Ok(Outcome::Unknown) => CasOutcome::Unknown,
-            // It surely had no effect.
+            Ok(TxnOutcome::Done { revision }) => CasOutcome::Done { mod_revision: revision },
+            Ok(TxnOutcome::Failed) => CasOutcome::Failed,
+            Ok(TxnOutcome::Unknown) => CasOutcome::Unknown,
+            // An error means that the transaction was not applied.
             Err(error) => {
-                warn!(shard = %config.shard(), %error, "change of a shard refused by etcd");
+                warn!(shard = %record.shard(), %error, "etcd refused a shard record change");
                 CasOutcome::Failed
             }
         }
     }
 
-    async fn check(&self, shards: &[ShardId]) -> Option<Vec<ShardConfig>> {
-        // One read for all of them: linearizable as a whole, and etcd orders it once.
-        let listed = self.metastore.list::<ShardConfig>().await;
+    async fn check(&self, shards: &[ShardId]) -> Option<Vec<ShardRecord>> {
+        // One read covers all shards: it is linearizable as a whole, and etcd orders it once.
+        let listed = self.metastore.list::<ShardRecord>().await;
         match listed {
             Ok(listed) => {
                 let asked = listed.all.into_iter().filter(|kept| shards.contains(&kept.id));
                 Some(asked.map(|kept| kept.record).collect())
             }
             Err(error) => {
-                debug!(%error, "etcd was asked to prove a read and did not answer");
+                debug!(%error, "etcd did not answer a read proof");
                 None
             }
         }
@@ -135,7 +159,7 @@ impl Etcd {
         let listed = match self.metastore.list::<GatewayRecord>().await {
             Ok(listed) => listed,
             Err(error) => {
-                debug!(%error, "sessions not listed");
+                debug!(%error, "could not list sessions");
                 return None;
             }
         };
@@ -146,63 +170,68 @@ impl Etcd {
     }
 }
 
-fn config_event(kept: Kept<ShardConfig>, read: Option<u64>) -> Event {
-    Event::Config { config: kept.record, mod_revision: kept.modified, read }
+fn record_event(kept: Revisioned<ShardRecord>, read: Option<u64>) -> Event {
+    Event::ShardRecord { record: kept.record, mod_revision: kept.modified, read }
 }
 
-/// Everything that is followed.
-pub struct Followed {
-    pub etcd: Etcd,
+/// The watches of this node and their consumers.
+pub struct EtcdFollower {
+    /// The client, whose loop gets the events.
+    pub etcd: EtcdClient,
+    /// The store and the boot of this process.
     pub me: StoreBoot,
+    /// The peers to be dialled.
     pub peers: Peers,
-    pub names: Names,
-    pub readiness: Readiness,
+    /// The names of stores.
+    pub names: StoreNames,
+    /// The readiness of this node.
+    pub readiness: NodeReadiness,
 }
 
-/// What was heard, whichever record it was about.
-enum Heard {
-    Shard(WatchEvent<ShardConfig>),
+/// An event of one of the watches.
+enum WatchedEvent {
+    Shard(WatchEvent<ShardRecord>),
     Node(WatchEvent<NodeRecord>),
     Store(WatchEvent<StoreRecord>),
     /// A watch has ended by itself, which it does only after etcd's history went back.
     Ended,
 }
 
-impl Followed {
+impl EtcdFollower {
     /// Follows the records for as long as etcd's history goes on; never returns.
     pub async fn run(mut self) {
         let metastore = self.etcd.metastore.clone();
-        let mut shards = metastore.watch::<ShardConfig>(WatchSettings::default());
+        let mut shards = metastore.watch::<ShardRecord>(WatchSettings::default());
         let mut nodes = metastore.watch::<NodeRecord>(WatchSettings::default());
         let mut stores = metastore.watch::<StoreRecord>(WatchSettings::default());
         let mut keys = BTreeMap::new();
         loop {
-            let heard = tokio::select! {
-                event = next(&mut shards, Heard::Shard) => event,
-                event = next(&mut nodes, Heard::Node) => event,
-                event = next(&mut stores, Heard::Store) => event,
+            let event = tokio::select! {
+                event = next(&mut shards, WatchedEvent::Shard) => event,
+                event = next(&mut nodes, WatchedEvent::Node) => event,
+                event = next(&mut stores, WatchedEvent::Store) => event,
             };
-            match heard {
-                Heard::Shard(event) => self.shard(event),
-                Heard::Node(event) => self.node(event, &mut keys),
-                Heard::Store(event) => self.store(event),
-                Heard::Ended => return std::future::pending().await,
+            match event {
+                WatchedEvent::Shard(event) => self.shard(event),
+                WatchedEvent::Node(event) => self.node(event, &mut keys),
+                WatchedEvent::Store(event) => self.store(event),
+                WatchedEvent::Ended => return std::future::pending().await,
             }
         }
     }
 
-    fn shard(&self, event: WatchEvent<ShardConfig>) {
+    fn shard(&self, event: WatchEvent<ShardRecord>) {
         match event {
             WatchEvent::All(listed) => {
                 for kept in listed.all {
-                    self.etcd.inbox.event(config_event(kept, None));
+                    self.etcd.inbox.send_event(record_event(kept, None));
                 }
-                self.etcd.inbox.tell(Told::ShardsListed);
+                self.etcd.inbox.send(LoopMessage::ShardsListed);
             }
             WatchEvent::Changed(kept) => {
-                self.etcd.inbox.event(config_event(kept, None));
+                self.etcd.inbox.send_event(record_event(kept, None));
             }
-            WatchEvent::Deleted { id, .. } => error!(shard = %id, "a shard's record was deleted"),
+            WatchEvent::Deleted { id, .. } => error!(shard = %id, "shard record deleted"),
             WatchEvent::WentBack { was, now } => self.went_back(was, now),
         }
     }
@@ -223,35 +252,35 @@ impl Followed {
             }
             WatchEvent::WentBack { was, now } => return self.went_back(was, now),
         }
-        self.etcd.inbox.event(Event::Peers(keys.values().copied().collect()));
+        self.etcd.inbox.send_event(Event::Peers(keys.values().copied().collect()));
     }
 
     fn registered(
         &mut self,
-        kept: Kept<NodeRecord>,
+        kept: Revisioned<NodeRecord>,
         keys: &mut BTreeMap<StoreId, (StoreBoot, u64)>,
     ) {
         let peer = StoreBoot { store: kept.id, boot: kept.record.boot };
         keys.insert(kept.id, (peer, kept.created));
-        self.peers.meet(Target { peer, address: kept.record.address });
+        self.peers.note(PeerAddress { peer, address: kept.record.address });
     }
 
     fn store(&mut self, event: WatchEvent<StoreRecord>) {
         match event {
             WatchEvent::All(listed) => listed.all.into_iter().for_each(|kept| self.stored(kept)),
             WatchEvent::Changed(kept) => self.stored(kept),
-            WatchEvent::Deleted { id, .. } => warn!(store = %id, "a store's record was deleted"),
+            WatchEvent::Deleted { id, .. } => warn!(store = %id, "store record deleted"),
             WatchEvent::WentBack { was, now } => self.went_back(was, now),
         }
     }
 
-    fn stored(&mut self, kept: Kept<StoreRecord>) {
+    fn stored(&mut self, kept: Revisioned<StoreRecord>) {
         let record = kept.record;
         let peer = StoreBoot { store: kept.id, boot: record.boot };
         self.names.note(kept.id, &record.name);
         if kept.id == self.me.store {
             if record.boot > self.me.boot {
-                self.etcd.inbox.tell(Told::Exit(Exit::NewerBoot(peer)));
+                self.etcd.inbox.send(LoopMessage::Exit(NodeExit::NewerBoot(peer)));
             }
             return;
         }
@@ -259,7 +288,7 @@ impl Followed {
             status if status.is_gone() => self.peers.forget(kept.id),
             // A store that never ran has no address worth dialling.
             _ if record.boot == Boot(0) => {}
-            _ => self.peers.meet(Target { peer, address: record.address }),
+            _ => self.peers.note(PeerAddress { peer, address: record.address }),
         }
     }
 
@@ -267,12 +296,16 @@ impl Followed {
         error!(
             was,
             now,
-            "etcd's history went back, so it is not followed any more: read \"Back up etcd\" in docs/operations.md"
+            "etcd's history went back, no longer followed: read \"Back up etcd\" in \
+             docs/operations.md"
         );
-        self.readiness.over("etcd-went-back");
+        self.readiness.not_ready_again("etcd-went-back");
     }
 }
 
-async fn next<R: Record>(watch: &mut Watch<R>, heard: impl Fn(WatchEvent<R>) -> Heard) -> Heard {
-    watch.next().await.map_or(Heard::Ended, heard)
+async fn next<R: EtcdRecord>(
+    watch: &mut Watch<R>,
+    event: impl Fn(WatchEvent<R>) -> WatchedEvent,
+) -> WatchedEvent {
+    watch.next().await.map_or(WatchedEvent::Ended, event)
 }

@@ -1,34 +1,36 @@
-//! How a storage node shares out the files that it may have open.
+//! The allocation of a storage node's open files.
 
-use telemetry::files::{self, TooFew};
+use telemetry::files::{self, TooFewFiles};
 
-/// Segments and sorted files being written, two databases' own, sockets of the runtime, etcd, metrics.
+/// The files kept for everything else: segments and sorted files being written, RocksDB's own (two
+/// databases), sockets of the runtime, etcd, metrics.
 const KEPT: u64 = 96;
-/// RocksDB does with no fewer.
+/// The fewest sorted files that RocksDB can work with.
 const SORTED_FILES_MIN: u64 = 20;
 
-/// Who may have how many.
+/// The allocation of open files.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct FilePlan {
-    /// Sorted files of the state: they are closed and opened again as they are needed.
+    /// Sorted files of the state: they are closed and reopened as needed.
     pub(crate) sorted_files: i32,
     /// Connections that others have made to this node.
     pub(crate) connections: usize,
 }
 
 impl FilePlan {
-    /// `allowed`: of the whole process. `sorted_files`: as many as the memory is good for.
-    pub(crate) fn of(allowed: u64, sorted_files: i32) -> Result<Self, TooFew> {
+    /// Divides the files that the whole process is `allowed`. `sorted_files` is the number that the
+    /// memory suffices for.
+    pub(crate) fn of(allowed: u64, sorted_files: i32) -> Result<Self, TooFewFiles> {
         let left = files::connections(allowed, KEPT).unwrap_or(0) as u64;
         let sorted = u64::try_from(sorted_files).unwrap_or(0).min(left / 2);
         if sorted < SORTED_FILES_MIN {
-            return Err(TooFew { allowed, least: Self::LEAST });
+            return Err(TooFewFiles { allowed, least: Self::LEAST });
         }
         let sorted_files = i32::try_from(sorted).unwrap_or(i32::MAX);
         Ok(Self { sorted_files, connections: (left - sorted) as usize })
     }
 
-    /// Fewer leave too little for the state.
+    /// The fewest allowed files: fewer leave too little for the state.
     const LEAST: u64 = 155;
 }
 

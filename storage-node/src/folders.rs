@@ -1,4 +1,4 @@
-//! Folders whose names are on the disk.
+//! Folders whose names are durable.
 
 use std::fs::{self, File};
 use std::io;
@@ -7,11 +7,13 @@ use std::path::Path;
 
 use crate::error::{DiskError, context};
 
-/// Makes a folder and every level above it that is not there, each one's name durable in the level above it.
+/// Creates a folder and every missing level above it, each one's name durable in the level above
+/// it.
 ///
-/// Without that a power cut may leave a data folder that is not there, though what was written into it had been fsynced.
+/// Without this, the data folder may be missing after a power cut although its content had been
+/// fsynced.
 pub fn make_durably(folder: &Path) -> Result<(), DiskError> {
-    // Of a relative path with one part, the level above is the working folder.
+    // The level above a relative path with one part is the working folder.
     let above = match folder.parent() {
         Some(above) if above.as_os_str().is_empty() => Path::new("."),
         Some(above) => above,
@@ -19,8 +21,9 @@ pub fn make_durably(folder: &Path) -> Result<(), DiskError> {
     };
     match make(folder) {
         Ok(()) => sync(above),
-        // Its name may be there since an earlier start that died before it was durable. A level above that this user may
-        // not read is another's to look after: nothing was made in it by this process.
+        // The name may exist since an earlier start that died before it was durable. A parent that
+        // this user may not read is not this process's responsibility: nothing was created in it
+        // here.
         Err(there) if there.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {
             match sync(above) {
                 Err(DiskError::Io { why, .. }) if why.kind() == io::ErrorKind::PermissionDenied => {
@@ -38,7 +41,7 @@ pub fn make_durably(folder: &Path) -> Result<(), DiskError> {
     }
 }
 
-/// For this user alone: the keys that are counted lie below.
+/// The folder is readable by this user alone: it holds the keys of counters.
 fn make(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new().mode(0o700).create(folder)
 }

@@ -1,13 +1,15 @@
-//! What the loop is told: one queue, fed by sockets, disk and etcd.
+//! The messages to the loop: one queue, fed by sockets, disk and etcd.
 //!
-//! The queue itself is std's `mpsc`, without a bound: sending never blocks, so a disk thread is never held up by a
-//! full queue, and it wakes the loop only if the loop sleeps: under load a message costs no system call. (std's is
-//! crossbeam's queue; crossbeam or flume would add a dependency and nothing that is needed here.)
+//! The queue is std's unbounded `mpsc`: sending never blocks, so a disk thread is never held up by
+//! a full queue, and it wakes the loop only if the loop sleeps: under load a message costs no
+//! system call. (std's is crossbeam's queue; crossbeam or flume would add a dependency and nothing
+//! that is needed here.)
 //!
-//! Sockets are held back instead: before a message is queued, its reader takes as many units from an [`Intake`] as the
-//! message has kilobytes, and the loop gives them back once it has handled it. A reader that waits stops
-//! reading, HTTP/2's window fills, and the sender waits: memory stays bounded from end to end. Gateways and peers have an
-//! intake each, so that no flood of gateways holds up replication.
+//! Backpressure applies to sockets instead: before a message is queued, its reader takes as many
+//! permits from an [`Intake`] as the message has kilobytes, and the loop returns them once it has
+//! handled the message. A reader that waits stops reading, HTTP/2's window fills, and the sender
+//! waits: memory stays bounded from end to end. Gateways and peers have an intake each, so that no
+//! flood from gateways delays replication.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,64 +21,80 @@ use engine::node::Event;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::disk::DiskEvent;
-use crate::exit::Exit;
+use crate::exit::NodeExit;
 use crate::outbox::Outbox;
 
-/// One thing that the loop is told.
+/// One message to the loop.
 #[derive(Debug)]
-pub enum Told {
-    /// From etcd, or about a peer: never held back.
+pub enum LoopMessage {
+    /// An event from etcd, or about a peer: no backpressure applies.
     Event(Event),
-    /// etcd has told of every shard that there is.
+    /// Every shard record that etcd holds has been sent.
     ShardsListed,
-    /// From a disk thread.
+    /// An event from a disk thread.
     Disk(DiskEvent),
-    /// From a socket. What it takes of the intake is given back when this is dropped.
+    /// An event from a socket. Dropping the permit returns its kilobytes to the intake.
     Received(Event, OwnedSemaphorePermit),
-    /// A connection stands; what is to be sent on it goes here. Said before anything else about it.
-    Opened { conn: Conn, outbox: Outbox },
-    /// Somebody asks.
-    Query { message: NodeQuery, reply: oneshot::Sender<NodeQueryReply> },
-    /// Hand over what is led here, take no more work, make durable what is under way, and end.
+    /// A connection was opened, with the queue of its outgoing messages. This precedes every other
+    /// message about it.
+    Opened {
+        /// The connection.
+        conn: Conn,
+        /// The queue of its outgoing messages.
+        outbox: Outbox,
+    },
+    /// A query that awaits a reply.
+    Query {
+        /// The query.
+        message: NodeQuery,
+        /// The channel of the reply.
+        reply: oneshot::Sender<NodeQueryReply>,
+    },
+    /// Requests a graceful stop: hand over leadership, accept no more work, make groups in flight
+    /// durable.
     Stop,
-    /// End at once.
-    Exit(Exit),
+    /// Ends the loop at once.
+    Exit(NodeExit),
 }
 
-/// The sending end. Cheap to clone.
+/// The sending end of the queue. Clones are cheap.
 #[derive(Clone, Debug)]
 pub struct Inbox {
-    told: mpsc::Sender<Told>,
+    messages: mpsc::Sender<LoopMessage>,
     conns: Arc<AtomicU64>,
+    /// The intake of gateways.
     pub gateways: Intake,
+    /// The intake of peers.
     pub peers: Intake,
 }
 
 impl Inbox {
-    /// `intake_bytes`: for each of the two intakes.
-    pub fn new(intake_bytes: usize) -> (Self, mpsc::Receiver<Told>) {
-        let (told, receiver) = mpsc::channel();
+    /// Creates a queue. Each of the two intakes admits `intake_bytes`.
+    pub fn new(intake_bytes: usize) -> (Self, mpsc::Receiver<LoopMessage>) {
+        let (messages, receiver) = mpsc::channel();
         let intake = || Intake::new(intake_bytes);
-        let inbox = Self { told, conns: Arc::default(), gateways: intake(), peers: intake() };
+        let inbox = Self { messages, conns: Arc::default(), gateways: intake(), peers: intake() };
         (inbox, receiver)
     }
 
-    /// A number that no connection of this process has had.
+    /// Returns a connection number that this process has not used before.
     pub fn fresh_conn(&self) -> Conn {
         Conn(self.conns.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
-    /// Tells the loop. False: it has ended, and so will the process.
-    pub fn tell(&self, told: Told) -> bool {
-        self.told.send(told).is_ok()
+    /// Sends a message to the loop. Returns `false` if the loop has ended, and the process soon
+    /// will.
+    pub fn send(&self, message: LoopMessage) -> bool {
+        self.messages.send(message).is_ok()
     }
 
-    pub fn event(&self, event: Event) -> bool {
-        self.tell(Told::Event(event))
+    /// Sends an event to the loop. Returns `false` if the loop has ended.
+    pub fn send_event(&self, event: Event) -> bool {
+        self.send(LoopMessage::Event(event))
     }
 }
 
-/// How much may have been received and not been handled yet.
+/// A limit of the bytes that were received and not handled yet.
 #[derive(Clone, Debug)]
 pub struct Intake {
     kilobytes: Arc<Semaphore>,

@@ -1,4 +1,4 @@
-//! Whose data lies in a folder, without touching it: for `--check-config`.
+//! The owner of a data folder, read without touching it: for `--check-config`.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -9,8 +9,9 @@ use engine::store::log::group::{Owner, SEGMENT_HEADER_BYTES, SegmentHeader};
 
 use crate::error::{DiskError, context};
 
-/// The cluster and store that a data folder's log says it is of. None: there is no log yet, so a start would make a new
-/// store; or no segment of it has a header that can be read, which a start looks into.
+/// Returns the cluster and store named in a data folder's log. `None` if there is no log yet, so
+/// that a start would make a new store, or if no segment has a readable header, which a start looks
+/// into.
 pub fn owner(data: &Path) -> Result<Option<Owner>, DiskError> {
     let log = data.join("log");
     let names = match fs::read_dir(&log) {

@@ -1,10 +1,10 @@
 //! Points at which a test kills the process: the kill loop dies at each of them.
 //!
-//! Only with the feature `kill-points`, which nobody but that test asks for; without it all of this
-//! is empty. `DKC_KILL=name:n` dies by SIGKILL when the point is reached for the n-th time, so
-//! nothing is flushed, unwound or cleaned up.
+//! The points exist only with the feature `kill-points`, which only that test enables; otherwise
+//! these functions are empty. `DKC_KILL=name:n` kills the process by SIGKILL when the point is
+//! reached for the n-th time, so nothing is flushed, unwound or cleaned up.
 
-/// Every point there is, so that the test can't forget one.
+/// The names of all points, so that the test covers every one of them.
 pub const POINTS: &[&str] = &[
     "open.rewritten",
     "open.cleaned",
@@ -32,7 +32,7 @@ pub const POINTS: &[&str] = &[
     "drop.begun",
 ];
 
-/// Dies here, if this is the time.
+/// Kills the process if this point is due.
 #[inline]
 pub fn point(name: &'static str) {
     #[cfg(feature = "kill-points")]
@@ -42,7 +42,7 @@ pub fn point(name: &'static str) {
     let _ = name;
 }
 
-/// Does `last` and dies, if this is the time.
+/// Runs `last` and kills the process if this point is due.
 #[inline]
 pub fn point_after(name: &'static str, last: impl FnOnce()) {
     #[cfg(feature = "kill-points")]
@@ -53,7 +53,8 @@ pub fn point_after(name: &'static str, last: impl FnOnce()) {
     let _ = (name, last);
 }
 
-/// Dies some microseconds from now (`DKC_KILL_US`), in the middle of what follows.
+/// Kills the process some microseconds from now (`DKC_KILL_US`) if this point is due, in the middle
+/// of the call that follows.
 #[inline]
 pub fn point_during(name: &'static str) {
     #[cfg(feature = "kill-points")]
@@ -70,18 +71,18 @@ mod armed {
     use std::thread;
     use std::time::Duration;
 
-    struct Plan {
+    struct KillPlan {
         name: String,
         left: AtomicU64,
     }
 
-    fn plan() -> Option<&'static Plan> {
-        static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
+    fn plan() -> Option<&'static KillPlan> {
+        static PLAN: OnceLock<Option<KillPlan>> = OnceLock::new();
         let read = || {
             let text = std::env::var("DKC_KILL").ok()?;
             let (name, times) = text.split_once(':').expect("DKC_KILL=name:n");
             let left = times.parse().expect("DKC_KILL=name:n");
-            Some(Plan { name: name.into(), left: AtomicU64::new(left) })
+            Some(KillPlan { name: name.into(), left: AtomicU64::new(left) })
         };
         PLAN.get_or_init(read).as_ref()
     }

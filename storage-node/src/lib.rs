@@ -1,25 +1,24 @@
 //! The driver of `engine::node`: log files, RocksDB, peers, gateways, etcd.
 //!
-//! It decides nothing. Events go into the machine, its effects are performed; the one rule kept
-//! here is "writing effects in the order given" (see `engine::node`).
+//! The driver decides nothing. It hands events to the state machine and performs its effects; the
+//! one rule kept here is "perform writing effects in the order given" (see `engine::node`).
 //!
 //! ```text
 //!   rpc, peers ──▶ inbox ──▶ node_loop ──▶ outbox ──▶ rpc, peers
-//!   etcd       ──▶   "    (machine, disk) ──▶ etcd, reports, snapshot_transfer
+//!   etcd       ──▶   "    (state machine, disk) ──▶ etcd, reports, snapshot_transfer
 //!   disk       ──▶   "                    ──▶ disk
 //! ```
 //!
-//! [`run`] is the process: [`boot`] makes sure of who it is, then the loop has the word until the end.
+//! [`run`] is the process: [`boot`] settles its identity, then [`node_loop`] runs until the end.
 
 mod ask;
 pub mod boot;
-pub mod chronicle;
 pub mod disk;
 mod disk_open;
 pub mod error;
 pub mod etcd;
 pub mod exit;
-mod expired;
+mod expiry_filter;
 mod files;
 pub mod folders;
 pub mod inbox;
@@ -32,13 +31,14 @@ pub mod names;
 pub mod node_loop;
 mod options;
 pub mod outbox;
-mod patience;
 pub mod peers;
 pub mod readiness;
+pub mod replica_logger;
 pub mod reports;
 pub mod rpc;
 mod scrub;
 mod service;
+mod shortage_retry;
 pub mod snapshot_files;
 pub mod snapshot_transfer;
 mod space;

@@ -1,17 +1,17 @@
-//! The log's segment files: made ahead of need, written, rewritten after a crash, deleted.
+//! The log's segment files: preallocated, written, rewritten after a crash, deleted.
 //!
-//! No format is known here: bytes come from and go to `engine::store::log`. What this file owes the
-//! log is *when something is on the disk*:
+//! This file knows no format: bytes come from and go to `engine::store::log`. It guarantees the log
+//! *when something is on the disk*:
 //!
-//! - A file with a segment's name exists at its full size, zeros written and header in it, all of it
-//!   fsynced, before the first group goes in. So a group's fdatasync never has to write metadata,
-//!   and a segment without a good header is damage, never a crash.
-//! - A name is only given once the bytes under it are durable: everything is made under a name that
-//!   ends in `.new` and renamed; then the folder is fsynced. Whatever ends in `.new` at a start was
-//!   never used and goes.
+//! - A file with a segment's name exists at its full size, with zeros written and the header in it,
+//!   all of it fsynced, before the first group goes in. So a group's fdatasync never has to write
+//!   metadata, and a segment without a good header is damage, never a crash.
+//! - A name is only given once the bytes under it are durable: every file is made under a name that
+//!   ends in `.new` and renamed; then the folder is fsynced. Files that end in `.new` at a start
+//!   were never used and are removed.
 //!
 //! Zeros are written, not allocated by `fallocate`: an extent that is merely reserved is converted
-//! at its first write, and that is metadata again.
+//! at its first write, and that is a metadata write again.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -26,7 +26,7 @@ use engine::store::log::writer::Output;
 use crate::error::{DiskError, context};
 use crate::folders::{self, make_durably};
 use crate::kill;
-use crate::patience::Patience;
+use crate::shortage_retry::ShortageRetry;
 use crate::workers::{join, spawn};
 
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
@@ -35,14 +35,14 @@ static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 #[derive(Clone, Debug)]
 pub struct LogFolder {
     path: PathBuf,
-    /// None while the store is being opened: whoever opens it tries again as a whole.
-    patience: Option<Patience>,
+    /// `None` while the store is being opened: the caller retries the opening as a whole.
+    retry: Option<ShortageRetry>,
 }
 
 impl LogFolder {
-    /// Opens the folder, making it if it is not there, and removes what was never used.
+    /// Opens the folder, creating it if it does not exist, and removes unused files.
     pub fn open(path: &Path) -> Result<Self, DiskError> {
-        let folder = Self { path: path.to_owned(), patience: None };
+        let folder = Self { path: path.to_owned(), retry: None };
         make_durably(path)?;
         for name in folder.names()? {
             if name.ends_with(".new") {
@@ -54,27 +54,28 @@ impl LogFolder {
         Ok(folder)
     }
 
-    /// From now on what has run out is waited for.
-    pub(crate) fn patient(self, patience: Patience) -> Self {
-        Self { patience: Some(patience), ..self }
+    /// Retries operations that fail for want of resources from now on.
+    pub(crate) fn with_retry(self, retry: ShortageRetry) -> Self {
+        Self { retry: Some(retry), ..self }
     }
 
-    fn patiently<T>(
+    fn retried<T>(
         &self,
         job: &'static str,
         mut attempt: impl FnMut() -> Result<T, DiskError>,
     ) -> Result<T, DiskError> {
-        match &self.patience {
-            Some(patience) => patience.run(job, attempt),
+        match &self.retry {
+            Some(retry) => retry.run(job, attempt),
             None => attempt(),
         }
     }
 
+    /// Returns the path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The segments there are, oldest first.
+    /// Returns the numbers of the segments, oldest first.
     pub fn segments(&self) -> Result<Vec<u64>, DiskError> {
         let mut segments = Vec::new();
         for name in self.names()? {
@@ -87,18 +88,18 @@ impl LogFolder {
         Ok(segments)
     }
 
-    /// All bytes of a segment.
+    /// Returns all bytes of a segment.
     pub fn read(&self, segment: u64) -> Result<Bytes, DiskError> {
         let path = self.segment_path(segment);
         fs::read(&path).map(Bytes::from).map_err(|why| context("read", &path, why))
     }
 
-    /// What is read of this segment next comes from the disk, not from memory.
+    /// Drops a segment's cached pages, so that the next read comes from the disk.
     pub fn forget_cached(&self, segment: u64) -> Result<(), DiskError> {
         let path = self.segment_path(segment);
         match File::open(&path) {
             Ok(file) => {
-                // Only a hint anyway.
+                // The advice is only a hint, so its failure does not matter.
                 let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
                 Ok(())
             }
@@ -107,7 +108,8 @@ impl LogFolder {
         }
     }
 
-    /// Some bytes of a segment; none if the segment was deleted meanwhile, fewer at its end.
+    /// Returns some bytes of a segment, fewer at its end; `None` if the segment was deleted
+    /// meanwhile.
     pub fn read_at(
         &self,
         segment: u64,
@@ -120,7 +122,7 @@ impl LogFolder {
             Err(gone) if gone.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(why) => Err(context("open", &path, why)),
         };
-        let Some(file) = self.patiently("read of the log", open)? else { return Ok(None) };
+        let Some(file) = self.retried("read of the log", open)? else { return Ok(None) };
         let mut bytes = vec![0; len];
         let mut filled = 0;
         while filled < len {
@@ -154,7 +156,7 @@ impl LogFolder {
         self.sync()
     }
 
-    /// A file of zeros, fsynced, under a name that is not a segment's.
+    /// Makes a file of zeros, fsynced, under a name that is not a segment's.
     fn make_spare(&self, name: u64, size: usize) -> Result<PathBuf, DiskError> {
         let path = self.path.join(format!("spare-{name}.new"));
         let make = || -> io::Result<()> {
@@ -170,14 +172,14 @@ impl LogFolder {
             }
             file.sync_all()
         };
-        self.patiently("making the next log segment", || {
+        self.retried("making the next log segment", || {
             make().map_err(|why| context("preallocate", &path, why))
         })?;
         kill::point("spare.made");
         Ok(path)
     }
 
-    /// Gives a spare its header and its name.
+    /// Writes a segment's header into a spare file and renames it to the segment.
     fn put_to_use(&self, spare: &Path, segment: u64, header: &[u8]) -> Result<File, DiskError> {
         let write = || -> io::Result<File> {
             let file = OpenOptions::new().write(true).open(spare)?;
@@ -186,7 +188,7 @@ impl LogFolder {
             Ok(file)
         };
         kill::point("roll.begun");
-        let file = self.patiently("beginning a log segment", || {
+        let file = self.retried("beginning a log segment", || {
             write().map_err(|why| context("begin", spare, why))
         })?;
         kill::point("roll.header");
@@ -197,7 +199,7 @@ impl LogFolder {
 
     fn rename(&self, from: &Path, segment: u64) -> Result<(), DiskError> {
         let to = self.segment_path(segment);
-        self.patiently("naming a log segment", || {
+        self.retried("naming a log segment", || {
             fs::rename(from, &to).map_err(|why| context("rename to", &to, why))
         })?;
         self.sync()
@@ -217,7 +219,7 @@ impl LogFolder {
     }
 
     fn sync(&self) -> Result<(), DiskError> {
-        self.patiently("fsync of the log's folder", || folders::sync(&self.path))
+        self.retried("fsync of the log's folder", || folders::sync(&self.path))
     }
 }
 
@@ -230,11 +232,12 @@ pub struct LogWriter {
 }
 
 impl LogWriter {
+    /// Creates a writer; the first group begins a segment.
     pub fn new(folder: LogFolder, segment_bytes: usize) -> Self {
         Self { spares: Spares::new(folder.clone(), segment_bytes), folder, open: None }
     }
 
-    /// One write, one fdatasync.
+    /// Appends a group with one write and one fdatasync.
     pub fn write(&mut self, output: &Output) -> Result<(), DiskError> {
         if let Some(header) = &output.new_segment {
             let spare = self.spares.take(&self.folder, output.segment_bytes)?;
@@ -278,12 +281,12 @@ impl Spares {
                 }
             }
         });
-        // A thread that is gone is noticed by `take`.
+        // `take` notices a thread that has ended.
         let _ = wanted.send(());
         Self { size, wanted: Some(wanted), made, next_odd: 1, thread: Some(thread) }
     }
 
-    /// The file that was made ahead, if its size is right; else one made now.
+    /// Returns the file that was made ahead, if its size is right, or one made now.
     fn take(&mut self, folder: &LogFolder, size: usize) -> Result<PathBuf, DiskError> {
         if size != self.size {
             self.next_odd += 2;
@@ -297,7 +300,7 @@ impl Spares {
 }
 
 impl Drop for Spares {
-    /// Waits for the spare being made, so that whoever opens the folder next has it alone.
+    /// Waits for the spare being made, so that the next process to open the folder has it alone.
     fn drop(&mut self) {
         self.wanted = None;
         join(self.thread.take());

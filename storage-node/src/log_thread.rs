@@ -1,12 +1,13 @@
 //! The thread that writes the log: one group after the other, each durable before the next begins.
 //!
 //! The engine's writer and its index live here, not on the loop, for two reasons. A group's header
-//! says up to where the log was durable *when the group was written*, which only this thread knows.
-//! And a reader is sent to bytes that have been written, since it is sent in turn.
+//! names the position up to which the log was durable *when the group was written*, which only this
+//! thread knows. And requests to read are queued behind writes, so a reader only sees bytes that
+//! have been written.
 //!
-//! Reading and deleting of segments happens on a thread beside it, so that neither holds up an
-//! fsync; in turn again, so that nobody reads what is being deleted. What is to be carried out of an old
-//! segment is read there, too, and comes back as a job.
+//! A second thread beside it reads and deletes segments, so that neither delays an fsync. Its jobs
+//! are queued too, so that no read sees a segment being deleted. Entries to be carried out of an
+//! old segment are also read there, and come back as a job.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,56 +18,56 @@ use std::time::{Duration, Instant};
 use engine::entry::Entry;
 use engine::ids::ShardId;
 use engine::node::Event;
-use engine::store::log::Record;
-use engine::store::log::catch_up::{Carry, Wanted};
+use engine::store::log::LogRecord;
+use engine::store::log::catch_up::{Carry, WantedEntries};
 use engine::store::log::group::Owner;
 use engine::store::log::index::{Block, Needed};
-use engine::store::log::scan::Place;
-use engine::store::log::writer::{Resume, Writer};
+use engine::store::log::scan::LogLocation;
+use engine::store::log::writer::{LogEncoder, Resume};
 
-use crate::disk::{DiskSettings, Tell};
+use crate::disk::{DiskSettings, EventSink};
 use crate::error::DiskError;
 use crate::kill;
 use crate::log_files::{LogFolder, LogWriter};
 use crate::space::Fullness;
-use crate::workers::{Alarm, Workers, join, spawn};
+use crate::workers::{DiskWorkers, FailureReporter, join, spawn};
 
 pub(crate) enum LogJob {
     Group {
         number: u64,
-        records: Vec<Record>,
+        records: Vec<LogRecord>,
     },
     Read {
-        wanted: Vec<Wanted>,
-        from: Place,
+        wanted: Vec<WantedEntries>,
+        from: LogLocation,
         bytes_max: usize,
     },
     Trim(Vec<Needed>),
-    /// Entries of an old block, to go into the next group.
+    /// Entries of an old block, to be written with the next group.
     Carry(Block, Vec<(ShardId, Entry)>),
-    /// Whose log it is and which blocks of groups it has; no answer if nothing was written yet.
-    Blocks(mpsc::Sender<(Owner, Vec<(Place, usize)>)>),
-    /// All groups before it are durable: says so.
-    Tell(mpsc::Sender<()>),
+    /// Sends the owner of the log and its blocks of groups; nothing if nothing was written yet.
+    Blocks(mpsc::Sender<(Owner, Vec<(LogLocation, usize)>)>),
+    /// Signals that all groups before it are durable.
+    NotifyDurable(mpsc::Sender<()>),
 }
 
-/// The loop's end of it.
+/// The loop's handle of the thread.
 pub(crate) struct LogThread {
     jobs: Option<Arc<mpsc::Sender<LogJob>>>,
     thread: Option<JoinHandle<()>>,
-    seen: Arc<Seen>,
+    stats: Arc<LogStats>,
     folder: LogFolder,
 }
 
-/// What others may look at.
-struct Seen {
+/// The numbers that other threads may read.
+struct LogStats {
     opened: Instant,
-    /// When an fsync last came back, in microseconds since then.
+    /// The time of the last successful fsync, in microseconds since `opened`.
     fsynced: AtomicU64,
     bytes: AtomicU64,
 }
 
-impl Seen {
+impl LogStats {
     fn micros(&self) -> u64 {
         u64::try_from(self.opened.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
@@ -77,16 +78,17 @@ impl LogThread {
         folder: LogFolder,
         resume: Resume,
         settings: &DiskSettings,
-        tell: Tell,
+        sink: EventSink,
         fullness: Arc<Fullness>,
-        alarm: Alarm,
+        reporter: FailureReporter,
     ) -> Self {
         const NAME: &str = "dkc-log";
         let (jobs, queue) = mpsc::channel();
         let jobs = Arc::new(jobs);
         let bytes = AtomicU64::new(resume.index.bytes() as u64);
-        let seen = Arc::new(Seen { opened: Instant::now(), fsynced: AtomicU64::new(0), bytes });
-        let log = Log {
+        let stats =
+            Arc::new(LogStats { opened: Instant::now(), fsynced: AtomicU64::new(0), bytes });
+        let log = LogLoop {
             writer: None,
             resume: Some(resume),
             files: LogWriter::new(folder.clone(), settings.segment_bytes),
@@ -97,16 +99,17 @@ impl LogThread {
             carrying: VecDeque::new(),
             is_carried: false,
             jobs: Arc::downgrade(&jobs),
-            beside: Workers::start("dkc-log-beside", 1, &alarm),
-            tell,
+            beside: DiskWorkers::start("dkc-log-beside", 1, &reporter),
+            sink,
             fullness,
-            seen: seen.clone(),
+            stats: stats.clone(),
         };
-        let thread = spawn(NAME, move || alarm.guard(NAME, || log.run(&queue)));
-        Self { jobs: Some(jobs), thread: Some(thread), seen, folder }
+        let thread = spawn(NAME, move || reporter.guard(NAME, || log.run(&queue)));
+        Self { jobs: Some(jobs), thread: Some(thread), stats, folder }
     }
 
-    /// Queues a job. If the thread has failed, that has been told, and the process is about to end.
+    /// Queues a job. If the thread has failed, that has been reported, and the process is about to
+    /// end.
     pub(crate) fn run(&self, job: LogJob) {
         if let Some(jobs) = &self.jobs {
             let _ = jobs.send(job);
@@ -114,8 +117,8 @@ impl LogThread {
     }
 
     pub(crate) fn fsync_age(&self) -> Duration {
-        let last = self.seen.fsynced.load(Ordering::Relaxed);
-        Duration::from_micros(self.seen.micros().saturating_sub(last))
+        let last = self.stats.fsynced.load(Ordering::Relaxed);
+        Duration::from_micros(self.stats.micros().saturating_sub(last))
     }
 
     pub(crate) fn folder(&self) -> &LogFolder {
@@ -123,7 +126,7 @@ impl LogThread {
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        self.seen.bytes.load(Ordering::Relaxed)
+        self.stats.bytes.load(Ordering::Relaxed)
     }
 }
 
@@ -134,29 +137,29 @@ impl Drop for LogThread {
     }
 }
 
-struct Log {
-    /// Made with the first group, which on a new disk says whose log it is.
-    writer: Option<Writer>,
+struct LogLoop {
+    /// The writer, made with the first group, which on a new disk contains the owner of the log.
+    writer: Option<LogEncoder>,
     resume: Option<Resume>,
     files: LogWriter,
     folder: LogFolder,
     segment_bytes: usize,
     keep_bytes: usize,
     bytes_max: usize,
-    /// What is written again, block by block …
+    /// The blocks whose entries are written again …
     carrying: VecDeque<Carry>,
-    /// … the first of them in the group being gathered.
+    /// … of which the first is in the group being gathered.
     is_carried: bool,
     /// This thread's own queue.
     jobs: Weak<mpsc::Sender<LogJob>>,
-    beside: Workers,
-    tell: Tell,
+    beside: DiskWorkers,
+    sink: EventSink,
     fullness: Arc<Fullness>,
-    seen: Arc<Seen>,
+    stats: Arc<LogStats>,
 }
 
-impl Log {
-    /// Until nobody is left who could ask for anything.
+impl LogLoop {
+    /// Runs until all handles are dropped.
     fn run(mut self, queue: &mpsc::Receiver<LogJob>) -> Result<(), DiskError> {
         for job in queue {
             match job {
@@ -174,19 +177,19 @@ impl Log {
                         drop(asker.send((writer.owner(), writer.index().blocks())));
                     }
                 }
-                // Nobody waits any more if all of this ends.
-                LogJob::Tell(waiting) => drop(waiting.send(())),
+                // The waiter is gone if the disk is being dropped.
+                LogJob::NotifyDurable(waiting) => drop(waiting.send(())),
             }
         }
         Ok(())
     }
 
-    fn group(&mut self, number: u64, records: Vec<Record>) -> Result<(), DiskError> {
+    fn group(&mut self, number: u64, records: Vec<LogRecord>) -> Result<(), DiskError> {
         let writer = match &mut self.writer {
             Some(writer) => writer,
             None => {
                 let resume = self.resume.take().expect("taken only here");
-                self.writer.insert(Writer::new(resume.owned(&records), self.segment_bytes))
+                self.writer.insert(LogEncoder::new(resume.owned(&records), self.segment_bytes))
             }
         };
         for record in records {
@@ -196,12 +199,12 @@ impl Log {
         let rolled = output.new_segment.is_some();
         self.files.write(&output)?;
         writer.durable(number);
-        self.seen.fsynced.store(self.seen.micros(), Ordering::Relaxed);
+        self.stats.fsynced.store(self.stats.micros(), Ordering::Relaxed);
         if rolled {
             self.measure();
         }
         kill::point("group.synced");
-        self.tell.event(Event::Durable { group: number });
+        self.sink.send(Event::Durable { group: number });
         if std::mem::take(&mut self.is_carried) {
             self.carrying.pop_front();
             self.read_what_is_carried();
@@ -209,14 +212,14 @@ impl Log {
         Ok(())
     }
 
-    fn read(&mut self, wanted: Vec<Wanted>, from: Place, bytes_max: usize) {
+    fn read(&mut self, wanted: Vec<WantedEntries>, from: LogLocation, bytes_max: usize) {
         let known = match (&self.writer, &self.resume) {
             (Some(writer), _) => Some((writer.owner(), writer.index())),
             (None, resume) => resume.as_ref().map(|resume| (resume.owner, &resume.index)),
         };
         let Some((owner, index)) = known else { return };
         let Some(read) = index.next_read(wanted, from) else { return };
-        let (folder, tell) = (self.folder.clone(), self.tell.clone());
+        let (folder, sink) = (self.folder.clone(), self.sink.clone());
         self.beside.run(move || {
             let at = read.at();
             let bytes = match read.block {
@@ -224,7 +227,7 @@ impl Log {
                 None => None,
             };
             let parts = read.parts(owner, bytes.as_deref(), bytes_max)?;
-            tell.event(Event::LogRead { at, parts });
+            sink.send(Event::LogRead { at, parts });
             Ok(())
         });
     }
@@ -251,7 +254,7 @@ impl Log {
         self.measure();
     }
 
-    /// Has the next block of what is carried read, to be written with the group that follows.
+    /// Reads the next block to be carried, to be written with the group that follows.
     fn read_what_is_carried(&mut self) {
         let (Some(writer), Some(carry)) = (&self.writer, self.carrying.front()) else { return };
         let (owner, carry) = (writer.owner(), carry.clone());
@@ -261,9 +264,9 @@ impl Log {
             let bytes = folder.read_at(block.segment, block.offset, block.len)?;
             let entries = match bytes {
                 Some(bytes) => carry.entries(owner, &bytes)?,
-                None => Vec::new(), // Its segment went after all.
+                None => Vec::new(), // The segment was deleted after all.
             };
-            // Nothing is carried any more if all of this ends.
+            // The queue is gone if the disk is being dropped.
             drop(jobs.upgrade().map(|jobs| jobs.send(LogJob::Carry(block, entries))));
             Ok(())
         });
@@ -272,7 +275,7 @@ impl Log {
     fn measure(&self) {
         let index = self.writer.as_ref().map(|writer| writer.index());
         let bytes = index.map_or(0, |index| index.bytes());
-        self.seen.bytes.store(bytes as u64, Ordering::Relaxed);
+        self.stats.bytes.store(bytes as u64, Ordering::Relaxed);
         self.fullness.log(index.is_some_and(|index| index.exceeds(self.bytes_max)));
     }
 }

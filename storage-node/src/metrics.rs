@@ -1,10 +1,10 @@
-//! What the node shows of itself at `/metrics` (DESIGN §12).
+//! The metrics of a storage node.
 
 use std::collections::BTreeSet;
 
 use engine::ids::Now;
-use engine::message::{Answer, NodeReply, Refusal};
-use engine::node::{Node, TokensTold};
+use engine::message::{BatchReply, NodeReply, Refusal};
+use engine::node::{Node, TokenCounts};
 use telemetry::prometheus_client::metrics::counter::Counter;
 use telemetry::prometheus_client::metrics::family::Family;
 use telemetry::prometheus_client::metrics::gauge::Gauge;
@@ -12,23 +12,23 @@ use telemetry::prometheus_client::metrics::histogram::Histogram;
 use telemetry::prometheus_client::registry::Registry;
 
 use crate::disk::Disk;
-use crate::names::Names;
+use crate::names::StoreNames;
 
-type Labels = Vec<(&'static str, String)>;
+type NodeLabels = Vec<(&'static str, String)>;
 
-/// The handles; clones share them.
+/// The handles of the metrics; clones share them.
 #[derive(Clone, Debug)]
 pub struct NodeMetrics {
     commit_seconds: Histogram,
     fsync_seconds: Histogram,
     batches: Counter,
-    refusals: Family<Labels, Counter>,
-    in_sync_replicas: Family<Labels, Gauge>,
-    lag_entries: Family<Labels, Gauge>,
-    epoch: Family<Labels, Gauge>,
-    idempotency_records: Family<Labels, Gauge>,
-    idempotency_bytes: Family<Labels, Gauge>,
-    idempotency_bytes_max: Family<Labels, Gauge>,
+    refusals: Family<NodeLabels, Counter>,
+    in_sync_replicas: Family<NodeLabels, Gauge>,
+    lag_entries: Family<NodeLabels, Gauge>,
+    epoch: Family<NodeLabels, Gauge>,
+    idempotency_records: Family<NodeLabels, Gauge>,
+    idempotency_bytes: Family<NodeLabels, Gauge>,
+    idempotency_bytes_max: Family<NodeLabels, Gauge>,
     idempotency_recorded: Counter,
     idempotency_refused: Counter,
     frozen_shards: Gauge,
@@ -43,16 +43,17 @@ pub struct NodeMetrics {
     disk_free: Gauge,
     disk_free_inodes: Gauge,
     log_size: Gauge,
-    /// Labels that were set last time, so that those of a shard that moved away go.
-    shown: BTreeSet<Labels>,
-    shown_lags: BTreeSet<Labels>,
+    /// The labels set at the last update, so that those of a shard that moved away are removed.
+    shown: BTreeSet<NodeLabels>,
+    shown_lags: BTreeSet<NodeLabels>,
     mismatches_seen: u64,
     violations_seen: u64,
     scrubs_seen: (u64, u64),
-    tokens_seen: TokensTold,
+    tokens_seen: TokenCounts,
 }
 
-/// Shown from the start, so that the first refusal is seen as a rise.
+/// The reasons of refusals, all shown from the start, so that the first refusal is visible as a
+/// rise.
 const REASONS: [&str; 10] = [
     "not-primary",
     "no-such-shard",
@@ -66,14 +67,14 @@ const REASONS: [&str; 10] = [
     "expired",
 ];
 
-/// From 50 µs, doubling, to 1.6 s.
+/// A histogram with buckets from 50 µs, doubling, to 1.6 s.
 fn times() -> Histogram {
     Histogram::new((0..16).map(|power| 0.000_05 * f64::from(1u32 << power)))
 }
 
 impl Default for NodeMetrics {
     fn default() -> Self {
-        let refusals = Family::<Labels, Counter>::default();
+        let refusals = Family::<NodeLabels, Counter>::default();
         for reason in REASONS {
             drop(refusals.get_or_create(&labels_of_refusal(reason)));
         }
@@ -107,83 +108,84 @@ impl Default for NodeMetrics {
             mismatches_seen: 0,
             violations_seen: 0,
             scrubs_seen: (0, 0),
-            tokens_seen: TokensTold::default(),
+            tokens_seen: TokenCounts::default(),
         }
     }
 }
 
 impl NodeMetrics {
+    /// Registers all metrics.
     pub fn register(&self, registry: &mut Registry) {
         let r = registry;
         r.register(
             "commit_seconds",
-            "From a batch's arrival to the answer that it is applied",
+            "Seconds from a batch's arrival to its acknowledgement",
             self.commit_seconds.clone(),
         );
-        r.register("fsync_seconds", "Writing and fsyncing one group", self.fsync_seconds.clone());
-        r.register("batches", "Batches that came from gateways", self.batches.clone());
+        r.register(
+            "fsync_seconds",
+            "Seconds to write and fsync one group",
+            self.fsync_seconds.clone(),
+        );
+        r.register("batches", "Batches received from gateways", self.batches.clone());
         r.register("refusals", "Batches and reads refused, by reason", self.refusals.clone());
         r.register(
             "in_sync_replicas",
-            "Members of the in-sync set of each shard led here",
+            "Size of the in-sync set, by shard led here",
             self.in_sync_replicas.clone(),
         );
         r.register(
             "lag_entries",
-            "Entries that a follower of a shard led here has not acknowledged",
+            "Entries not acknowledged by a follower, by shard led here and node",
             self.lag_entries.clone(),
         );
-        r.register("epoch", "Epoch of each shard led here", self.epoch.clone());
+        r.register("epoch", "Epoch, by shard led here", self.epoch.clone());
         r.register(
             "idempotency_records",
-            "Clients' tokens that each shard led here remembers",
+            "Idempotency tokens recorded, by shard led here",
             self.idempotency_records.clone(),
         );
         r.register(
             "idempotency_bytes",
-            "What the records of tokens take in each shard led here",
+            "Bytes of token records, by shard led here",
             self.idempotency_bytes.clone(),
         );
         r.register(
             "idempotency_bytes_max",
-            "What they may take in each shard led here",
+            "Limit of the bytes of token records, by shard led here",
             self.idempotency_bytes_max.clone(),
         );
         r.register(
             "idempotency_recorded",
-            "Requests with a token that a record was made of, in shards led here",
+            "Requests whose token was recorded, in shards led here",
             self.idempotency_recorded.clone(),
         );
         r.register(
             "idempotency_refused",
-            "Requests with a token refused for want of room for a record, in shards led here",
+            "Requests refused because there was no room for a token record, in shards led here",
             self.idempotency_refused.clone(),
         );
         r.register("frozen_shards", "Frozen shards led here", self.frozen_shards.clone());
         r.register(
             "digest_mismatches",
-            "Followers whose state differed at the same position",
+            "Followers whose digest differed at the same position",
             self.digest_mismatches.clone(),
         );
         r.register(
             "durability_violations",
-            "Members that had lost what they had acknowledged",
+            "In-sync members that had lost acknowledged entries",
             self.durability_violations.clone(),
         );
-        r.register("scrubs", "Scrubs that came to their end", self.scrubs.clone());
-        r.register(
-            "scrub_damages",
-            "Copies that a scrub found not to be what was written",
-            self.scrub_damages.clone(),
-        );
+        r.register("scrubs", "Scrubs completed", self.scrubs.clone());
+        r.register("scrub_damages", "Damaged copies found by scrubs", self.scrub_damages.clone());
         r.register(
             "scrub_ended_seconds",
-            "When the last scrub ended, as a unix time; 0: none since the start",
+            "Unix time at which the last scrub ended, 0 if none since the start",
             self.scrub_ended.clone(),
         );
         r.register(
             "damaged_copies",
-            "Copies here that take nothing more and wait to be filled anew",
+            "Stopped copies that wait to be filled again",
             self.damaged_copies.clone(),
         );
         r.register(
@@ -193,48 +195,56 @@ impl NodeMetrics {
         );
         r.register(
             "disk_full",
-            "1 while the disk has no room: writes are refused, reads are served",
+            "1 while the disk is full: writes are refused, reads are served",
             self.disk_full.clone(),
         );
         r.register(
             "disk_free_bytes",
-            "Free on the file system of the data folder, looked at twice a second",
+            "Bytes free on the file system of the data folder, updated twice a second",
             self.disk_free.clone(),
         );
         r.register(
             "disk_free_inodes",
-            "Files that can still be made on the file system of the data folder",
+            "Inodes free on the file system of the data folder",
             self.disk_free_inodes.clone(),
         );
-        r.register("log_bytes", "Segments of the log that are in use", self.log_size.clone());
+        r.register("log_bytes", "Bytes of log segments in use", self.log_size.clone());
     }
 
-    pub fn synced(&self, began: Now, now: Now) {
+    /// Observes the duration of writing and syncing one group.
+    pub fn observe_fsync(&self, began: Now, now: Now) {
         self.fsync_seconds.observe(seconds(began, now));
     }
 
-    pub fn batches_came(&self, count: usize) {
+    /// Counts batches received from gateways.
+    pub fn count_batches(&self, count: usize) {
         self.batches.inc_by(count as u64);
     }
 
-    pub fn committed(&self, arrived: Now, now: Now) {
+    /// Observes the time from a batch's arrival to its commit.
+    pub fn observe_commit(&self, arrived: Now, now: Now) {
         self.commit_seconds.observe(seconds(arrived, now));
     }
 
-    pub fn closed_full(&self) {
+    /// Counts a connection that was closed since its queue was full.
+    pub fn count_closed_full(&self) {
         self.connections_closed_full.inc();
     }
 
-    /// Counts a reply that is a refusal.
-    pub fn replied(&self, reply: &NodeReply) {
+    /// Counts a reply if it is a refusal.
+    pub fn count_reply(&self, reply: &NodeReply) {
         let refusal = match reply {
-            NodeReply::Answer { answer: Answer::Refused(refusal), .. } => refusal,
+            NodeReply::Answer { answer: BatchReply::Refused(refusal), .. } => refusal,
             NodeReply::Read { result: Err(refusal), .. } => refusal,
-            NodeReply::Answer { answer: Answer::NoEffect, .. } => return self.refused("order"),
-            NodeReply::Answer { answer: Answer::Expired, .. } => return self.refused("expired"),
+            NodeReply::Answer { answer: BatchReply::NoEffect, .. } => {
+                return self.count_refusal("order");
+            }
+            NodeReply::Answer { answer: BatchReply::Expired, .. } => {
+                return self.count_refusal("expired");
+            }
             _ => return,
         };
-        self.refused(match refusal {
+        self.count_refusal(match refusal {
             Refusal::NotPrimary(_) => "not-primary",
             Refusal::NoSuchShard => "no-such-shard",
             Refusal::Frozen => "frozen",
@@ -246,12 +256,12 @@ impl NodeMetrics {
         });
     }
 
-    fn refused(&self, reason: &'static str) {
+    fn count_refusal(&self, reason: &'static str) {
         self.refusals.get_or_create(&labels_of_refusal(reason)).inc();
     }
 
-    /// What is to be seen of the machine and its disk right now.
-    pub fn look(&mut self, node: &Node, names: &Names, disk: &Disk) {
+    /// Updates the gauges and counters from the state machine and its disk.
+    pub fn update(&mut self, node: &Node, names: &StoreNames, disk: &Disk) {
         self.disk_full.set(node.is_disk_full().into());
         self.disk_free.set(i64_of(disk.free_bytes()));
         self.disk_free_inodes.set(i64_of(disk.free_inodes()));
@@ -298,19 +308,19 @@ impl NodeMetrics {
         let (scrubs, damages) = node.scrubs();
         raise(&self.scrubs, &mut self.scrubs_seen.0, scrubs);
         raise(&self.scrub_damages, &mut self.scrubs_seen.1, damages);
-        let TokensTold { recorded, refused } = node.tokens_told();
+        let TokenCounts { recorded, refused } = node.token_counts();
         raise(&self.idempotency_recorded, &mut self.tokens_seen.recorded, recorded);
         raise(&self.idempotency_refused, &mut self.tokens_seen.refused, refused);
         raise(&self.durability_violations, &mut self.violations_seen, node.durability_violations());
     }
 }
 
-fn labels_of_refusal(reason: &'static str) -> Labels {
+fn labels_of_refusal(reason: &'static str) -> NodeLabels {
     debug_assert!(REASONS.contains(&reason), "{reason} is shown from the start");
     vec![("reason", reason.to_owned())]
 }
 
-/// The machine counts by itself.
+/// Raises a counter to a total that the state machine counts.
 fn raise(counter: &Counter, seen: &mut u64, now: u64) {
     counter.inc_by(now.saturating_sub(*seen));
     *seen = now;

@@ -1,33 +1,34 @@
-//! Names of stores, for logs and metrics. Nothing is decided by them.
+//! Names of stores, for logs and metrics. No decision depends on them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::ids::StoreId;
 
-/// Shared by who hears of names and who shows them. Cheap to clone.
+/// The names of all known stores. Clones are cheap and share the names.
 #[derive(Clone, Debug, Default)]
-pub struct Names {
+pub struct StoreNames {
     names: Arc<Mutex<BTreeMap<StoreId, String>>>,
 }
 
-impl Names {
+impl StoreNames {
+    /// Notes the name of a store.
     pub fn note(&self, store: StoreId, name: &str) {
         self.lock().insert(store, name.to_owned());
     }
 
-    /// The store's name; its uuid if no name was heard of.
+    /// Returns the store's name, or its UUID if the name is not known.
     pub fn of(&self, store: StoreId) -> String {
         self.lock().get(&store).cloned().unwrap_or_else(|| store.to_string())
     }
 
-    /// Several, with commas between them.
+    /// Returns the names of several stores, separated by commas.
     pub fn of_all(&self, stores: &[StoreId]) -> String {
         stores.iter().map(|&store| self.of(store)).collect::<Vec<_>>().join(",")
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<StoreId, String>> {
-        // Nobody panics while holding it: it is only looked up and changed.
+        // Nothing panics while the lock is held: the map is only looked up and changed.
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

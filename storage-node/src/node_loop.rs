@@ -1,17 +1,18 @@
-//! The one thread that owns the machine and the disk.
+//! The one thread that owns the state machine and the disk.
 //!
 //! ```text
-//!   wait for something, or the next deadline
-//!     ──▶ hand it to the machine ──▶ perform the effects, in order ──▶ next, if something is ready
+//!   wait for a message, or the next deadline
+//!     ──▶ hand it to the state machine ──▶ perform the effects, in order ──▶ next message
 //! ```
 //!
-//! Effects are performed after every single event, not once per turn: a load must begin before the next event is handled,
-//! and a message that leaves now leaves earlier than one that waits for the rest of the turn. Nothing here blocks:
-//! messages go into queues ([`crate::outbox`]), writes to the disk's threads, etcd is asked by tasks. No rule of the
-//! protocol lives here but the order of effects.
+//! Effects are performed after every single event, not once per turn: a load must begin before the
+//! next event is handled, and a message that leaves now leaves earlier than one that waits for the
+//! rest of the turn. Nothing here blocks: messages go into queues ([`crate::outbox`]), writes go to
+//! the disk's threads, and requests to etcd are tasks. The only rule of the protocol that this file
+//! keeps is the order of effects.
 //!
-//! A loop that stood still (SIGSTOP, a starved machine) is noticed by the machine itself, by the time between two events;
-//! and a coordinator notices, since only the loop answers probes.
+//! The state machine itself notices a loop that was paused (SIGSTOP, a starved machine), by the
+//! time between two events. A coordinator notices too, since only the loop answers probes.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -20,167 +21,190 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::ids::{Conn, Now, TimeMs};
-use engine::message::{Answer, GatewayMessage, NodeQueryReply, NodeReply, Report};
+use engine::message::{BatchReply, GatewayMessage, HealthReport, NodeQueryReply, NodeReply};
 use engine::node::{Effect, Event, ExitReason, Node};
-use telemetry::Vital;
+use telemetry::CriticalTasks;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
-use crate::chronicle::Chronicle;
 use crate::disk::Disk;
-use crate::etcd::{Etcd, Wish};
-use crate::exit::Exit;
-use crate::inbox::Told;
+use crate::etcd::{EtcdClient, EtcdRequest};
+use crate::exit::NodeExit;
+use crate::inbox::LoopMessage;
 use crate::metrics::NodeMetrics;
-use crate::names::Names;
+use crate::names::StoreNames;
 use crate::outbox::{NotSent, Outbox, Outboxes};
-use crate::readiness::CatchingUp;
-use crate::snapshot_transfer::{Sender, Transfer};
+use crate::readiness::CatchUpTracker;
+use crate::replica_logger::ReplicaLogger;
+use crate::snapshot_transfer::{SnapshotSender, SnapshotTransfer};
 
-/// Deadlines are looked at after this many events at the latest.
+/// The most events that are handled between two looks at the deadlines.
 const EVENTS_PER_TURN_MAX: usize = 1_000;
-/// The machine wants to hear the wall clock every 100 ms.
+/// The interval of `WallClock` events; the state machine needs one every 100 ms.
 const WALL_CLOCK_EVERY_MS: u64 = 50;
-const STORY_EVERY_MS: u64 = 50;
+const LOG_EVERY_MS: u64 = 50;
 const METRICS_EVERY_MS: u64 = 1_000;
-/// A disk that takes longer to write the last group is not waited for.
+/// The longest time that a stop waits for the disk to write the last group.
 const STOP_WITHIN_MS: u64 = 2_000;
 
-/// Monotonic time since the process began, the machine's sleep included: proofs age by it. Copies agree.
+/// Monotonic time since the process began, including suspension of the machine: proofs age by it.
+/// Copies agree.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock(telemetry::Clock);
+pub struct LoopClock(telemetry::Clock);
 
-impl Clock {
+impl LoopClock {
+    /// Starts the clock at 0.
     pub fn start() -> Self {
         Self(telemetry::Clock::start())
     }
 
+    /// Returns the time since the start.
     pub fn now(self) -> Now {
         Now(u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX))
     }
 }
 
-/// When an fsync last came back *to the loop*: old if the disk stands still, or the loop does. Shared with the lease.
+/// The time at which the loop last learned of an fsync: old if the disk stalls or the loop does.
+/// The lease is renewed only while it is young.
 #[derive(Clone, Debug)]
-pub struct Pulse {
-    clock: Clock,
+pub struct LastFsync {
+    clock: LoopClock,
     last: Arc<AtomicU64>,
 }
 
-impl Pulse {
-    pub fn new(clock: Clock) -> Self {
+impl LastFsync {
+    /// Creates the shared time, set to now.
+    pub fn new(clock: LoopClock) -> Self {
         Self { clock, last: Arc::new(AtomicU64::new(clock.now().0)) }
     }
 
-    fn beat(&self, now: Now) {
+    fn note(&self, now: Now) {
         self.last.store(now.0, Ordering::Release);
     }
 
+    /// Returns the age of the last fsync in milliseconds.
     pub fn age_ms(&self) -> u64 {
         self.clock.now().ms_since(Now(self.last.load(Ordering::Acquire)))
     }
 }
 
-/// What the loop is made of.
+/// The parts that the loop is made of.
 pub struct Parts {
+    /// The state machine.
     pub node: Node,
+    /// The disk.
     pub disk: Disk,
-    pub told: Receiver<Told>,
-    pub clock: Clock,
-    pub pulse: Pulse,
-    pub etcd: Etcd,
-    pub copies: Sender,
-    pub reports: watch::Sender<Report>,
+    /// The receiving end of the inbox.
+    pub messages: Receiver<LoopMessage>,
+    /// The clock of the state machine.
+    pub clock: LoopClock,
+    /// The time of the last fsync, shared with the lease.
+    pub last_fsync: LastFsync,
+    /// The client of etcd.
+    pub etcd: EtcdClient,
+    /// The sender of snapshots.
+    pub snapshots: SnapshotSender,
+    /// The newest report to the coordinator.
+    pub reports: watch::Sender<HealthReport>,
+    /// The metrics.
     pub metrics: NodeMetrics,
-    pub names: Names,
-    pub catching_up: CatchingUp,
-    pub vital: Vital,
+    /// The names of stores.
+    pub names: StoreNames,
+    /// The tracker of copies that must catch up before the node is ready.
+    pub catch_up: CatchUpTracker,
+    /// The wrapper of the tasks that the loop starts.
+    pub tasks: CriticalTasks,
+    /// The runtime of the tasks that the loop starts.
     pub runtime: Handle,
 }
 
-/// The machine and everything that its effects touch.
+/// The state machine and everything that its effects touch.
 pub struct NodeLoop {
     node: Node,
     disk: Disk,
-    told: Receiver<Told>,
-    clock: Clock,
+    messages: Receiver<LoopMessage>,
+    clock: LoopClock,
     now: Now,
     outboxes: Outboxes,
     queries: HashMap<u64, oneshot::Sender<NodeQueryReply>>,
     next_query: u64,
-    etcd: Etcd,
-    copies: Sender,
-    reports: watch::Sender<Report>,
+    etcd: EtcdClient,
+    snapshots: SnapshotSender,
+    reports: watch::Sender<HealthReport>,
     runtime: Handle,
     effects: Vec<Effect>,
-    /// Connections that a message could not be sent on; the machine does not know yet.
+    /// Connections on which a message could not be sent, of which the state machine does not know
+    /// yet.
     broken: VecDeque<(Conn, Outbox)>,
     next_wall_clock: Now,
-    next_story: Now,
+    next_log: Now,
     next_metrics: Now,
-    pulse: Pulse,
-    /// Groups being written, and since when.
+    last_fsync: LastFsync,
+    /// The groups that are being written, each with the time it began.
     syncing: VecDeque<(u64, Now)>,
     arrivals: Arrivals,
     metrics: NodeMetrics,
-    names: Names,
-    chronicle: Chronicle,
-    catching_up: CatchingUp,
-    vital: Vital,
-    /// Nobody misses this node any more.
+    names: StoreNames,
+    replica_logger: ReplicaLogger,
+    catch_up: CatchUpTracker,
+    tasks: CriticalTasks,
+    /// Set once the state machine has handed over what it led.
     left: bool,
-    /// No work is taken any more; what is under way is waited for until then.
+    /// Set while the node stops: no work is accepted, and groups in flight are awaited until then.
     stopping: Option<Now>,
-    exit: Option<Exit>,
+    exit: Option<NodeExit>,
 }
 
-/// How the loop ended.
+/// The reason why the loop ended.
 #[derive(Debug)]
-pub enum Ended {
-    /// It was asked to.
+pub enum LoopEnd {
+    /// The process was asked to stop.
     Stopped,
-    Exit(Exit),
+    /// An error ended the loop.
+    Exit(NodeExit),
 }
 
 impl NodeLoop {
+    /// Creates a loop from its parts.
     pub fn new(parts: Parts) -> Self {
         let now = parts.clock.now();
         Self {
             node: parts.node,
             disk: parts.disk,
-            told: parts.told,
+            messages: parts.messages,
             clock: parts.clock,
             now,
             outboxes: Outboxes::default(),
             queries: HashMap::new(),
             next_query: 0,
             etcd: parts.etcd,
-            copies: parts.copies,
+            snapshots: parts.snapshots,
             reports: parts.reports,
             runtime: parts.runtime,
             effects: Vec::new(),
             broken: VecDeque::new(),
             next_wall_clock: now,
-            next_story: now,
+            next_log: now,
             next_metrics: now,
-            pulse: parts.pulse,
+            last_fsync: parts.last_fsync,
             syncing: VecDeque::new(),
             arrivals: Arrivals::default(),
             metrics: parts.metrics,
-            chronicle: Chronicle::new(parts.names.clone()),
+            replica_logger: ReplicaLogger::new(parts.names.clone()),
             names: parts.names,
-            catching_up: parts.catching_up,
-            vital: parts.vital,
+            catch_up: parts.catch_up,
+            tasks: parts.tasks,
             left: false,
             stopping: None,
             exit: None,
         }
     }
 
-    /// Runs until it is asked to stop or something ends it. `early`: what the disk told before. The disk comes back with
-    /// the reason: closing it may take long, and whoever ends must not wait for that.
-    pub fn run(mut self, early: Vec<Event>) -> (Ended, Disk) {
+    /// Runs until a stop is requested or an error ends the loop. `early` are events of the disk
+    /// from before the loop began. The disk is returned with the reason: closing it may take long,
+    /// and the end of the process must not wait for that.
+    pub fn run(mut self, early: Vec<Event>) -> (LoopEnd, Disk) {
         for event in early {
             self.handle(event);
         }
@@ -189,23 +213,23 @@ impl NodeLoop {
             if let Some(ended) = self.ended() {
                 return (ended, self.disk);
             }
-            match self.told.recv_timeout(self.patience()) {
-                Ok(told) => self.take(told),
+            match self.messages.recv_timeout(self.wait_limit()) {
+                Ok(message) => self.on_message(message),
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => {
-                    let why = Exit::Failed("everybody who speaks to the loop has ended".into());
-                    return (Ended::Exit(why), self.disk);
+                    let why = NodeExit::Failed("all senders to the loop have ended".into());
+                    return (LoopEnd::Exit(why), self.disk);
                 }
             }
             for _ in 0..EVENTS_PER_TURN_MAX {
-                let Ok(told) = self.told.try_recv() else { break };
-                self.take(told);
+                let Ok(message) = self.messages.try_recv() else { break };
+                self.on_message(message);
             }
         }
     }
 
-    /// How long to wait for something to happen.
-    fn patience(&self) -> Duration {
+    /// Returns how long to wait for the next message.
+    fn wait_limit(&self) -> Duration {
         let deadlines = [self.node.next_deadline(), Some(self.next_wall_clock), self.stopping];
         let next = deadlines.into_iter().flatten().min().unwrap_or(self.next_wall_clock);
         Duration::from_micros(next.0.saturating_sub(self.clock.now().0))
@@ -222,40 +246,40 @@ impl NodeLoop {
         if self.node.next_deadline().is_some_and(|deadline| deadline <= self.now) {
             self.handle(Event::Tick);
         }
-        if self.now >= self.next_story {
-            self.next_story = self.now.plus_ms(STORY_EVERY_MS);
-            self.chronicle.look(self.node.replicas());
-            self.catching_up.look(self.node.replicas());
+        if self.now >= self.next_log {
+            self.next_log = self.now.plus_ms(LOG_EVERY_MS);
+            self.replica_logger.log_changes(self.node.replicas());
+            self.catch_up.update(self.node.replicas());
         }
         if self.now >= self.next_metrics {
             self.next_metrics = self.now.plus_ms(METRICS_EVERY_MS);
-            self.metrics.look(&self.node, &self.names, &self.disk);
+            self.metrics.update(&self.node, &self.names, &self.disk);
         }
     }
 
-    fn ended(&mut self) -> Option<Ended> {
+    fn ended(&mut self) -> Option<LoopEnd> {
         if let Some(exit) = self.exit.take() {
-            return Some(Ended::Exit(exit));
+            return Some(LoopEnd::Exit(exit));
         }
         if std::mem::take(&mut self.left) {
             self.stop();
         }
         let until = self.stopping?;
         if self.syncing.is_empty() {
-            return Some(Ended::Stopped);
+            return Some(LoopEnd::Stopped);
         }
         if self.now >= until {
-            warn!("stopping without the last fsync");
-            return Some(Ended::Stopped);
+            warn!("stopping without waiting for the last fsync");
+            return Some(LoopEnd::Stopped);
         }
         None
     }
 
-    fn take(&mut self, told: Told) {
+    fn on_message(&mut self, message: LoopMessage) {
         self.now = self.clock.now();
-        match told {
-            Told::Event(event) => match closed(&event) {
-                // The machine has closed it itself: it has heard the last of it.
+        match message {
+            LoopMessage::Event(event) => match closed(&event) {
+                // The state machine has closed the connection itself and needs no event about it.
                 Some(conn) => {
                     if let Some(outbox) = self.outboxes.remove(conn) {
                         self.forget(conn, &outbox);
@@ -263,16 +287,16 @@ impl NodeLoop {
                 }
                 None => self.handle(event),
             },
-            Told::ShardsListed => self.catching_up.listed(),
-            Told::Disk(told) => {
-                let event = self.disk.accept(told);
+            LoopMessage::ShardsListed => self.catch_up.note_listed(),
+            LoopMessage::Disk(event) => {
+                let event = self.disk.accept(event);
                 if let Event::Durable { group } = event {
                     self.on_durable(group);
                 }
                 self.handle(event);
             }
-            Told::Received(event, _room) => self.received(event),
-            Told::Opened { conn, outbox } => {
+            LoopMessage::Received(event, _room) => self.received(event),
+            LoopMessage::Opened { conn, outbox } => {
                 if self.stopping.is_some() && matches!(outbox, Outbox::Gateway(_)) {
                     return; // Dropped, and so closed.
                 }
@@ -280,20 +304,20 @@ impl NodeLoop {
                 self.outboxes.insert(conn, outbox);
                 self.handle(event);
             }
-            Told::Query { message, reply } => {
+            LoopMessage::Query { message, reply } => {
                 self.next_query += 1;
                 self.queries.insert(self.next_query, reply);
                 self.handle(Event::Query { query: self.next_query, message });
             }
-            Told::Stop => {
+            LoopMessage::Stop => {
                 info!("stopping");
                 self.handle(Event::Leave);
             }
-            Told::Exit(exit) => self.exit = Some(exit),
+            LoopMessage::Exit(exit) => self.exit = Some(exit),
         }
     }
 
-    /// Something from a socket: not heard any more if the connection was closed here.
+    /// Handles an event from a socket; events of a connection that was closed here are ignored.
     fn received(&mut self, event: Event) {
         let (Event::Gateway { conn, .. }
         | Event::FromFollower { conn, .. }
@@ -306,15 +330,16 @@ impl NodeLoop {
         }
         if let Event::Gateway { conn, message: GatewayMessage::Frame { message, batches } } = &event
         {
-            self.metrics.batches_came(batches.len());
-            self.arrivals.came(*conn, *message, batches.len(), self.now);
+            self.metrics.count_batches(batches.len());
+            self.arrivals.note(*conn, *message, batches.len(), self.now);
         }
         self.handle(event);
     }
 
-    /// Hands an event to the machine and does what it wants, and so on for what breaks while that is done.
+    /// Hands an event to the state machine and performs its effects, then the same for each
+    /// connection that broke meanwhile.
     fn handle(&mut self, event: Event) {
-        self.catching_up.note(&event);
+        self.catch_up.note(&event);
         let mut next = Some(event);
         while let Some(event) = next.filter(|_| self.exit.is_none()) {
             let mut effects = std::mem::take(&mut self.effects);
@@ -362,7 +387,7 @@ impl NodeLoop {
             }
             Effect::QueryReply { query, reply } => {
                 if let Some(asker) = self.queries.remove(&query) {
-                    // Nobody may be waiting any more.
+                    // The caller may have gone.
                     let _gone = asker.send(reply);
                 }
             }
@@ -384,32 +409,34 @@ impl NodeLoop {
             Effect::Scrub { scrub, shards, bytes_per_s } => {
                 self.disk.scrub(scrub, shards, bytes_per_s)
             }
-            Effect::Found(finding) => self.chronicle.found(&finding),
+            Effect::Audit(finding) => self.replica_logger.log_finding(&finding),
 
-            Effect::ReadConfig { read, shard } => {
-                self.etcd.perform(Wish::ReadConfig { read, shard })
+            Effect::ReadRecord { read, shard } => {
+                self.etcd.perform(EtcdRequest::ReadRecord { read, shard })
             }
-            Effect::Propose { proposal, expect, config, candidate } => {
-                self.etcd.perform(Wish::Propose { proposal, expect, config, candidate });
+            Effect::Propose { proposal, expect, record, candidate } => {
+                self.etcd.perform(EtcdRequest::Propose { proposal, expect, record, candidate });
             }
             Effect::CheckEtcd { check, shards } => {
-                self.etcd.perform(Wish::CheckEtcd { check, shards });
+                self.etcd.perform(EtcdRequest::CheckEtcd { check, shards });
             }
-            Effect::ListSessions => self.etcd.perform(Wish::ListSessions),
+            Effect::ListSessions => self.etcd.perform(EtcdRequest::ListSessions),
 
             Effect::Left => self.left = true,
-            Effect::Exit(ExitReason::NewerBoot(newer)) => self.exit = Some(Exit::NewerBoot(newer)),
-            Effect::Exit(ExitReason::Disk(why)) => self.exit = Some(Exit::Disk(why)),
+            Effect::Exit(ExitReason::NewerBoot(newer)) => {
+                self.exit = Some(NodeExit::NewerBoot(newer))
+            }
+            Effect::Exit(ExitReason::Disk(why)) => self.exit = Some(NodeExit::Disk(why)),
         }
     }
 
-    /// A message that could not be sent ends its connection. The machine is told like of any other end, but as
-    /// the next thing, not in the middle of this one's effects.
+    /// A message that could not be sent ends its connection. The state machine is informed as of
+    /// any other end, but as the next event, not in the middle of this one's effects.
     fn sent(&mut self, conn: Conn, sent: Result<(), NotSent>) {
         let Err(not_sent) = sent else { return };
         if not_sent == NotSent::Full {
             warn!(conn = conn.0, "connection closed: the other end does not read");
-            self.metrics.closed_full();
+            self.metrics.count_closed_full();
         }
         if let Some(outbox) = self.outboxes.remove(conn) {
             self.broken.push_back((conn, outbox));
@@ -425,28 +452,29 @@ impl NodeLoop {
         let Some((to, address)) = self.outboxes.dialled(conn) else { return };
         let reader = self.disk.snapshot_reader(slots);
         let address = address.to_owned();
-        let copy = Transfer { conn, transfer, slots, to, address, reader };
-        self.runtime.spawn(self.vital.job("sending a copy", self.copies.clone().send(copy)));
+        let snapshot = SnapshotTransfer { conn, transfer, slots, to, address, reader };
+        self.runtime
+            .spawn(self.tasks.job("sending a snapshot", self.snapshots.clone().send(snapshot)));
     }
 
     fn on_durable(&mut self, group: u64) {
-        self.pulse.beat(self.now);
+        self.last_fsync.note(self.now);
         while let Some((_, began)) = self.syncing.pop_front_if(|(first, _)| *first <= group) {
-            self.metrics.synced(began, self.now);
+            self.metrics.observe_fsync(began, self.now);
         }
     }
 
     fn note_reply(&mut self, conn: Conn, reply: &NodeReply) {
-        self.metrics.replied(reply);
+        self.metrics.count_reply(reply);
         if let NodeReply::Answer { message, answer, .. } = reply {
             let arrived = self.arrivals.answered(conn, *message);
-            if let (Some(arrived), Answer::Applied { .. }) = (arrived, answer) {
-                self.metrics.committed(arrived, self.now);
+            if let (Some(arrived), BatchReply::Applied { .. }) = (arrived, answer) {
+                self.metrics.observe_commit(arrived, self.now);
             }
         }
     }
 
-    /// No more work from gateways; what is being written is waited for.
+    /// Closes the gateways' connections; groups in flight are awaited.
     fn stop(&mut self) {
         self.stopping = Some(self.now.plus_ms(STOP_WITHIN_MS));
         for conn in self.outboxes.gateways() {
@@ -457,7 +485,7 @@ impl NodeLoop {
     }
 }
 
-/// The connection that the event says is gone.
+/// Returns the connection whose end the event reports.
 fn closed(event: &Event) -> Option<Conn> {
     match event {
         Event::GatewayGone { conn } | Event::Closed { conn } => Some(*conn),
@@ -465,18 +493,19 @@ fn closed(event: &Event) -> Option<Conn> {
     }
 }
 
-/// When frames came, until all their batches are answered: for one metric.
+/// The arrival times of frames with unanswered batches, for the metric of commit times.
 #[derive(Debug, Default)]
 struct Arrivals {
-    /// By connection: message, when it came, batches without an answer.
+    /// By connection: the message's number, its arrival, and its batches without an answer.
     frames: BTreeMap<Conn, VecDeque<(u64, Now, usize)>>,
 }
 
-/// Frames remembered per connection. A gateway has two under way; more only wait for slow shards.
+/// The most frames remembered per connection. A gateway has two in flight; more only wait for slow
+/// shards.
 const ARRIVALS_MAX: usize = 1_024;
 
 impl Arrivals {
-    fn came(&mut self, conn: Conn, message: u64, batches: usize, now: Now) {
+    fn note(&mut self, conn: Conn, message: u64, batches: usize, now: Now) {
         let frames = self.frames.entry(conn).or_default();
         if frames.len() >= ARRIVALS_MAX {
             frames.pop_front();

@@ -1,33 +1,34 @@
-//! What a storage node can be told when it is started, and what follows from it.
+//! The options of a storage node, and the settings derived from them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use engine::node::{Settings, Sizes, pending_beside_log};
+use engine::node::{NodeSizes, Settings, pending_beside_log};
 use engine::records::Meta;
 
 use crate::disk::MemoryPlan;
-use crate::exit::Exit;
+use crate::exit::NodeExit;
 use crate::files::FilePlan;
-use crate::peers::Limits;
+use crate::peers::PeerLimits;
 
-/// Below this nothing useful fits: two tables, a cache and a message of the largest size.
+/// The least memory that is of use: two tables, a cache and a message of the largest size.
 const MEMORY_BYTES_MIN: u64 = 128 << 20;
 
-/// What `--replace` without a name stands for.
+/// The value of `--replace` without a name.
 const REPLACE_ANY: &str = "*";
 
-/// Flags of `dkc storage-node`.
+/// The flags of `dkc storage-node`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// This node's name: one node of the cluster at a time has it. For people; the store's uuid is what counts.
+    /// Unique name of this node, for people; the store's UUID is its identity
     #[arg(long, env = "DKC_NAME")]
     pub name: String,
-    /// The folder of its data. It is locked while the node runs.
+    /// Data folder, locked while the node runs
     #[arg(long, env = "DKC_DATA")]
     pub data: PathBuf,
-    /// The store that has this name so far is gone for good, and this folder is to take its name and its places. With
-    /// names (`--replace=NAME[,…]`): only if this node's is among them. Without effect where nothing is to be replaced.
+    /// Take over the name and the replicas of the store that had this name and is lost for good.
+    /// With names (`--replace=NAME[,…]`): only if this node's name is among them. No effect if
+    /// there is nothing to replace
     #[arg(
         long,
         env = "DKC_REPLACE",
@@ -37,13 +38,18 @@ pub struct Options {
         default_missing_value = REPLACE_ANY
     )]
     pub replace: Option<String>,
-    /// Where gateways, other nodes and the coordinator reach it, `ip:port`.
+    /// Listen address for gateways, other nodes and the coordinator
     #[arg(long, env = "DKC_LISTEN", value_name = "IP:PORT", value_parser = metastore::listened)]
     pub listen: SocketAddr,
-    /// What others are told to dial, `host:port`, if it is not the address of `--listen`.
-    #[arg(long, env = "DKC_ADVERTISE", value_name = "HOST:PORT", value_parser = metastore::advertised)]
+    /// Address that others dial, if it is not that of `--listen`
+    #[arg(
+        long,
+        env = "DKC_ADVERTISE",
+        value_name = "HOST:PORT",
+        value_parser = metastore::advertised
+    )]
     pub advertise: Option<String>,
-    /// Where etcd is: `host:port`, several with commas between them.
+    /// Addresses of etcd, comma-separated
     #[arg(
         long,
         env = "DKC_ETCD",
@@ -53,81 +59,92 @@ pub struct Options {
         value_parser = metastore::endpoint
     )]
     pub etcd: Vec<String>,
-    /// The cluster's name in etcd.
+    /// Name of the cluster in etcd
     #[arg(long, env = "DKC_CLUSTER", default_value = "dkc", value_parser = metastore::cluster_name)]
     pub cluster: String,
-    /// Where `/livez`, `/readyz` and `/metrics` are served. None: nowhere.
+    /// Listen address of `/livez`, `/readyz` and `/metrics` (default: off)
     #[arg(long, env = "DKC_METRICS", value_name = "IP:PORT", value_parser = metastore::listened)]
     pub metrics: Option<SocketAddr>,
-    /// The failure zone: replicas of a shard are kept in different ones.
+    /// Failure zone; the replicas of a shard are spread over zones
     #[arg(long, env = "DKC_ZONE", default_value = "")]
     pub zone: String,
-    /// The machine: the innermost failure zone. Default: the machine's own name.
+    /// Machine, the innermost failure zone (default: host name)
     #[arg(long, env = "DKC_HOST")]
     pub host: Option<String>,
-    /// Seconds after which a dead node is noticed by its lease.
-    #[arg(long, env = "DKC_LEASE_TTL", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    /// Time in seconds after which a dead node's lease expires
+    #[arg(
+        long,
+        env = "DKC_LEASE_TTL",
+        default_value_t = 2,
+        value_parser = clap::value_parser!(u32).range(1..=3600)
+    )]
     pub lease_ttl: u32,
-    /// Bytes of log kept for replicas that lag; beyond it they are filled by a whole copy.
+    /// Bytes of log kept for lagging replicas; beyond that they need a snapshot
     #[arg(long, env = "DKC_LOG_KEEP_BYTES", default_value_t = 1 << 30)]
     pub log_keep_bytes: u64,
-    /// Size of a log segment.
+    /// Size of a log segment in bytes
     #[arg(long, env = "DKC_SEGMENT_BYTES", default_value_t = 64 << 20)]
     pub segment_bytes: u64,
-    /// The log is read in blocks of this size.
+    /// Size in bytes of the blocks in which the log is read
     #[arg(long, env = "DKC_LOG_BLOCK_BYTES", default_value_t = 1 << 20, hide = true)]
     pub log_block_bytes: u64,
-    /// What only this node still needs may make the log longer than --log-keep-bytes by this; then it refuses writes.
+    /// Bytes by which entries that only this node needs may exceed --log-keep-bytes; beyond that it
+    /// refuses writes
     #[arg(long, env = "DKC_LOG_SLACK_BYTES", default_value_t = 1 << 30, hide = true)]
     pub log_slack_bytes: u64,
-    /// Committed changes are in the sorted files after this long.
+    /// Time in ms after which committed changes are written to sorted files
     #[arg(long, env = "DKC_FLUSH_AFTER_MS", default_value_t = 30_000)]
     pub flush_after_ms: u64,
-    /// Memory that the node may use.
+    /// Memory budget in bytes
     #[arg(long, env = "DKC_MEMORY_BYTES", default_value_t = 512 << 20)]
     pub memory_bytes: u64,
-    /// A whole copy of a shard is sent to another node with no more than so many megabytes per second.
+    /// Rate limit of each snapshot sent to another node, in MB/s
     #[arg(
         long,
         env = "DKC_COPY_RATE",
-        default_value_t = Limits::default().copy_bytes_per_second / 1_000_000,
+        default_value_t = PeerLimits::default().snapshot_bytes_per_second / 1_000_000,
         value_parser = clap::value_parser!(u64).range(1..=100_000)
     )]
     pub copy_rate: u64,
-    /// HTTP/2's window for each stream between nodes.
+    /// HTTP/2 window of each stream between nodes, in bytes
     #[arg(
         long,
         env = "DKC_STREAM_WINDOW_BYTES",
-        default_value_t = Limits::default().stream_window,
+        default_value_t = PeerLimits::default().stream_window,
         hide = true,
         value_parser = clap::value_parser!(u32).range(65_535..=(1 << 30) - 1)
     )]
     pub stream_window_bytes: u32,
-    /// Everything on the disk is read and checked this often, in seconds; 0: only by `dkc scrub`.
+    /// Interval of scrubs, which read and verify the whole disk, in seconds; 0: only by `dkc scrub`
     #[arg(long, env = "DKC_SCRUB_EVERY", default_value_t = 86_400)]
     pub scrub_every: u64,
-    /// No more than so many megabytes of it per second.
-    #[arg(long, env = "DKC_SCRUB_RATE", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    /// Rate limit of a scrub, in MB/s
+    #[arg(
+        long,
+        env = "DKC_SCRUB_RATE",
+        default_value_t = 20,
+        value_parser = clap::value_parser!(u64).range(1..=10_000)
+    )]
     pub scrub_rate: u64,
 }
 
 impl Options {
-    /// What is odd, though it would run.
+    /// Returns a warning about options that are valid but probably a mistake.
     pub fn oddity(&self) -> Option<String> {
         let listen = self.listen.to_string();
         let dialled = self.advertise.as_deref().unwrap_or(&listen);
         metastore::loopback_beside(dialled, &self.etcd)
     }
 
-    /// Refuses what makes no sense, and says what would.
-    pub fn check(&self) -> Result<(), Exit> {
-        let usage = |why: String| Err(Exit::Usage(why));
+    /// Checks the options. The error explains what is expected.
+    pub fn check(&self) -> Result<(), NodeExit> {
+        let usage = |why: String| Err(NodeExit::Usage(why));
         if self.name.is_empty() || self.name.len() > 64 {
             return usage("--name: 1 to 64 bytes are expected".into());
         }
         if self.listen.ip().is_unspecified() && self.advertise.is_none() {
             return usage(format!(
-                "--listen {}: others can't dial that; say with --advertise host:port what they can",
+                "--listen {}: others can't dial that; set --advertise to a host:port that they can",
                 self.listen
             ));
         }
@@ -146,26 +163,27 @@ impl Options {
         self.files().map(drop)
     }
 
-    /// How the files that this process may open are shared out.
-    pub(crate) fn files(&self) -> Result<FilePlan, Exit> {
+    /// Divides the files that this process may open.
+    pub(crate) fn files(&self) -> Result<FilePlan, NodeExit> {
         FilePlan::of(telemetry::files::allowed(), self.memory_plan().open_files_max)
-            .map_err(|few| Exit::Usage(few.to_string()))
+            .map_err(|few| NodeExit::Usage(few.to_string()))
     }
 
-    /// This store may take the name of one that is away.
+    /// Returns whether this store may take the name of another that is away.
     pub fn replaces(&self) -> bool {
         let names = self.replace.iter().flat_map(|names| names.split(','));
         names.map(str::trim).any(|name| name == REPLACE_ANY || name == self.name)
     }
 
-    /// The machine's name, as the planner is to know it.
+    /// Returns the machine's name for the planner.
     pub fn host_label(&self) -> String {
-        // Not from /proc, which a hardened unit may hide: without a name all machines would be one.
+        // The name is not read from /proc, which a hardened unit may hide: without a name all
+        // machines would look like one.
         let own = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         self.host.clone().unwrap_or_else(own)
     }
 
-    /// How `--memory-bytes` is shared out.
+    /// Divides `--memory-bytes`.
     pub fn memory_plan(&self) -> MemoryPlan {
         let log = self.log_keep_bytes.saturating_add(self.log_slack_bytes);
         let log = usize::try_from(log).unwrap_or(usize::MAX);
@@ -173,7 +191,7 @@ impl Options {
         MemoryPlan { pending_bytes_max: pending_beside_log(plan.pending_bytes_max, log), ..plan }
     }
 
-    /// The machine's settings.
+    /// Returns the settings of the state machine.
     pub fn node_settings(&self, meta: &Meta) -> Settings {
         let plan = self.memory_plan();
         Settings {
@@ -183,9 +201,9 @@ impl Options {
             table_bytes_max: plan.table_bytes_max,
             pending_bytes_max: plan.pending_bytes_max,
             log_memory_bytes: plan.log_memory_bytes,
-            sizes: Sizes {
+            sizes: NodeSizes {
                 waiting_read_bytes_max: plan.waiting_read_bytes_max,
-                ..Sizes::default()
+                ..NodeSizes::default()
             },
             scrub_every_ms: (self.scrub_every > 0)
                 .then_some(self.scrub_every.saturating_mul(1_000)),
@@ -194,11 +212,11 @@ impl Options {
         }
     }
 
-    /// What it sends other nodes, and how fast.
-    pub fn limits(&self) -> Limits {
-        Limits {
+    /// Returns the limits of what this node sends to other nodes.
+    pub fn limits(&self) -> PeerLimits {
+        PeerLimits {
             stream_window: self.stream_window_bytes,
-            copy_bytes_per_second: self.copy_rate * 1_000_000,
+            snapshot_bytes_per_second: self.copy_rate * 1_000_000,
         }
     }
 
@@ -219,7 +237,8 @@ mod tests {
         options: Options,
     }
 
-    /// Story: a log full of entries that were not applied took no barrier that could commit them.
+    /// A log full of entries that were not applied had no room for the barrier that could commit
+    /// them.
     #[test]
     fn a_log_holds_eight_times_what_may_be_pending() {
         #[track_caller]

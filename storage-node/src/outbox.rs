@@ -1,10 +1,12 @@
-//! What the loop sends: one bounded queue per connection, drained by the connection's own task.
+//! The messages that the loop sends: one bounded queue per connection, drained by the connection's
+//! own task.
 //!
-//! The loop never waits for a socket. A queue that is full belongs to somebody who does not read: the connection is
-//! closed, and whoever dials again is brought up to date. Messages cross as engine values and are encoded by the
-//! connection's task, not by the loop.
+//! The loop never waits for a socket. A full queue means that the other end does not read: the
+//! connection is closed, and the other end catches up after it reconnects. Messages are queued as
+//! engine values and encoded by the connection's task, not by the loop.
 //!
-//! An [`Outbox`] that is dropped closes its connection; the task that reads from it learns so by its [`Closed`].
+//! Dropping an [`Outbox`] closes its connection; the task that reads from it learns this by its
+//! [`Closed`].
 
 use std::collections::HashMap;
 
@@ -13,58 +15,70 @@ use engine::message::{FromFollower, NodeReply, ToFollower};
 use engine::node::Event;
 use tokio::sync::{mpsc, oneshot};
 
-/// Messages waiting to be sent to a gateway: a reply per batch or read, each small. Far more than its window of
-/// frames can ask for; reads it may have thousands of.
+/// The most messages waiting to be sent to a gateway: a reply per batch or read, each small. That
+/// is far more than its window of frames can produce; reads it may have thousands of.
 const GATEWAY_MESSAGES_MAX: usize = 32_768;
-/// Messages waiting to be sent to a peer. Their bytes are bounded by the engine's window per connection; besides
-/// there are some thirty small ones a second.
+/// The most messages waiting to be sent to a peer. Their bytes are bounded by the engine's window
+/// per connection; besides these there are some thirty small ones a second.
 const PEER_MESSAGES_MAX: usize = 4_096;
 
-/// Where what is to be sent on one connection goes.
+/// The loop's end of one connection.
 #[derive(Debug)]
 pub enum Outbox {
-    /// A gateway has dialled this node.
-    Gateway(Queue<NodeReply>),
-    /// A peer has dialled this node, to feed it.
-    Accepted(Queue<FromFollower>),
-    /// This node has dialled a peer, to feed it.
-    Dialled { queue: Queue<ToFollower>, peer: StoreBoot, address: String },
+    /// A connection that a gateway has dialled.
+    Gateway(OutboxQueue<NodeReply>),
+    /// A connection that a peer has dialled, to feed this node.
+    Accepted(OutboxQueue<FromFollower>),
+    /// A connection that this node has dialled, to feed a peer.
+    Dialled {
+        /// The queue of messages to the peer.
+        queue: OutboxQueue<ToFollower>,
+        /// The boot that was dialled.
+        peer: StoreBoot,
+        /// The address that was dialled.
+        address: String,
+    },
 }
 
-/// The loop's end of a queue.
+/// The loop's end of a queue of outgoing messages.
 #[derive(Debug)]
-pub struct Queue<T> {
+pub struct OutboxQueue<T> {
     messages: mpsc::Sender<T>,
-    /// Dropped with it.
+    /// Closes the connection when it is dropped.
     _open: oneshot::Sender<()>,
 }
 
 /// Resolves when the loop has closed the connection.
 pub type Closed = oneshot::Receiver<()>;
 
-fn queue<T>(messages_max: usize) -> (Queue<T>, mpsc::Receiver<T>, Closed) {
+fn queue<T>(messages_max: usize) -> (OutboxQueue<T>, mpsc::Receiver<T>, Closed) {
     let (messages, receiver) = mpsc::channel(messages_max);
     let (open, closed) = oneshot::channel();
-    (Queue { messages, _open: open }, receiver, closed)
+    (OutboxQueue { messages, _open: open }, receiver, closed)
 }
 
 impl Outbox {
+    /// Returns both ends of the queue, and the signal of its closing, for a gateway.
     pub fn gateway() -> (Self, mpsc::Receiver<NodeReply>, Closed) {
         let (queue, receiver, closed) = queue(GATEWAY_MESSAGES_MAX);
         (Self::Gateway(queue), receiver, closed)
     }
 
+    /// Returns both ends of the queue, and the signal of its closing, for a peer that has dialled
+    /// this node.
     pub fn accepted() -> (Self, mpsc::Receiver<FromFollower>, Closed) {
         let (queue, receiver, closed) = queue(PEER_MESSAGES_MAX);
         (Self::Accepted(queue), receiver, closed)
     }
 
+    /// Returns both ends of the queue, and the signal of its closing, for a peer that this node has
+    /// dialled.
     pub fn dialled(peer: StoreBoot, address: String) -> (Self, mpsc::Receiver<ToFollower>, Closed) {
         let (queue, receiver, closed) = queue(PEER_MESSAGES_MAX);
         (Self::Dialled { queue, peer, address }, receiver, closed)
     }
 
-    /// What the machine is told when the connection stands.
+    /// Returns the event that a connection was opened.
     pub fn opening(&self, conn: Conn) -> Event {
         match self {
             Self::Gateway(_) => Event::GatewayConnected { conn },
@@ -73,7 +87,7 @@ impl Outbox {
         }
     }
 
-    /// What the machine is told when it is gone.
+    /// Returns the event that the connection is gone.
     pub fn closing(&self, conn: Conn) -> Event {
         match self {
             Self::Gateway(_) => Event::GatewayGone { conn },
@@ -82,42 +96,44 @@ impl Outbox {
     }
 }
 
-/// The connections that stand. What is not in here is not heard any more.
+/// The open connections. Messages of other connections are ignored.
 #[derive(Debug, Default)]
 pub struct Outboxes {
     open: HashMap<Conn, Outbox>,
 }
 
-/// The message can't be sent: the connection is to be closed.
+/// The reason why a message can't be sent; the connection must be closed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum NotSent {
-    /// Whoever is there does not read.
+    /// The queue is full: the other end does not read.
     Full,
-    /// Nobody is there.
+    /// The connection is gone.
     Gone,
 }
 
 impl Outboxes {
+    /// Adds an open connection.
     pub fn insert(&mut self, conn: Conn, outbox: Outbox) {
         self.open.insert(conn, outbox);
     }
 
-    /// Closes the connection; none if it is closed already.
+    /// Closes the connection; `None` if it is closed already.
     pub fn remove(&mut self, conn: Conn) -> Option<Outbox> {
         self.open.remove(&conn)
     }
 
+    /// Returns whether the connection is open.
     pub fn is_open(&self, conn: Conn) -> bool {
         self.open.contains_key(&conn)
     }
 
-    /// The gateways' connections.
+    /// Returns the connections of gateways.
     pub fn gateways(&self) -> Vec<Conn> {
         let is_gateway = |outbox: &Outbox| matches!(outbox, Outbox::Gateway(_));
         self.open.iter().filter(|(_, outbox)| is_gateway(outbox)).map(|(&conn, _)| conn).collect()
     }
 
-    /// Whom this node has dialled, and where.
+    /// Returns the peer and the address of a connection that this node has dialled.
     pub fn dialled(&self, conn: Conn) -> Option<(StoreBoot, &str)> {
         match self.open.get(&conn) {
             Some(Outbox::Dialled { peer, address, .. }) => Some((*peer, address)),
@@ -125,8 +141,10 @@ impl Outboxes {
         }
     }
 
-    // What is sent on a connection that was closed meanwhile goes nowhere, as it would have anyway.
+    // A message for a connection that was closed meanwhile is dropped, as it would have been lost
+    // anyway.
 
+    /// Queues a reply to a gateway.
     pub fn to_gateway(&self, conn: Conn, reply: NodeReply) -> Result<(), NotSent> {
         match self.open.get(&conn) {
             Some(Outbox::Gateway(queue)) => queue.send(reply),
@@ -134,6 +152,7 @@ impl Outboxes {
         }
     }
 
+    /// Queues a message to the peer that feeds this node.
     pub fn from_follower(&self, conn: Conn, message: FromFollower) -> Result<(), NotSent> {
         match self.open.get(&conn) {
             Some(Outbox::Accepted(queue)) => queue.send(message),
@@ -141,6 +160,7 @@ impl Outboxes {
         }
     }
 
+    /// Queues a message to a peer that this node feeds.
     pub fn to_follower(&self, conn: Conn, message: ToFollower) -> Result<(), NotSent> {
         match self.open.get(&conn) {
             Some(Outbox::Dialled { queue, .. }) => queue.send(message),
@@ -149,7 +169,7 @@ impl Outboxes {
     }
 }
 
-impl<T> Queue<T> {
+impl<T> OutboxQueue<T> {
     fn send(&self, message: T) -> Result<(), NotSent> {
         self.messages.try_send(message).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => NotSent::Full,
@@ -175,7 +195,7 @@ mod tests {
         assert!(closed.try_recv() == Err(oneshot::error::TryRecvError::Empty));
         outboxes.remove(Conn(1));
         assert!(closed.try_recv() == Err(oneshot::error::TryRecvError::Closed));
-        // What was sent before is still delivered.
+        // Messages sent before are still delivered.
         assert!(unread.try_recv().is_ok());
         assert_eq!(outboxes.to_gateway(Conn(1), reply()), Ok(()));
     }

@@ -1,11 +1,12 @@
-//! Dials every other store there is, and keeps it dialled.
+//! Dials every other store, and keeps the connection open.
 //!
-//! Which stores there are is heard from etcd, from `node/` and `store/` alike: a lease that vanished is no reason to
-//! stop feeding a node, and a node that starts while all leases are gone must find the others too. Each store has one
-//! task; it dials the newest boot that was heard of, at the address that came with it.
+//! The stores are known from etcd, from `node/` and `store/` alike: a lease that vanished is no
+//! reason to stop feeding a node, and a node that starts while all leases are gone must find the
+//! others too. Each store has one task; it dials the newest known boot, at the address that came
+//! with it.
 //!
 //! ```text
-//!   dial ──▶ Follow ──▶ stands: messages both ways ──▶ closed ──▶ dial …
+//!   dial ──▶ Follow ──▶ open: messages both ways ──▶ closed ──▶ dial …
 //!     │ refused               a killed process is noticed here, by two refusals 50 ms apart:
 //!     └─ wait ──▶ dial …      about 100 ms after it died, not a second
 //! ```
@@ -20,7 +21,7 @@ use engine::message::FromFollower;
 use engine::node::Event;
 use proto::wire;
 use proto::wire::peer_client::PeerClient;
-use telemetry::Vital;
+use telemetry::CriticalTasks;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
@@ -29,77 +30,89 @@ use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, info, warn};
 
-use crate::inbox::{Inbox, Told};
+use crate::inbox::{Inbox, LoopMessage};
 use crate::outbox::{Closed, Outbox};
 
-/// On a local network a connection takes a millisecond; a peer that needs this long is not there.
+/// The time-out of a dial: on a local network a connection takes a millisecond.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
-/// Between the two refusals that tell a dead process from one that is just opening its port.
+/// The pause between the two refusals that distinguish a dead process from one that is just opening
+/// its port.
 const REFUSED_AGAIN_AFTER: Duration = Duration::from_millis(50);
-/// A peer that is away is tried this often at least: it should be fed soon when it is back.
+/// The longest pause between two dials: a peer should be fed soon after it is back.
 const DIAL_EVERY_MAX: Duration = Duration::from_millis(500);
-/// A connection that lasted this long was a good one.
+/// The duration of a connection after which the backoff is reset.
 const GOOD_AFTER: Duration = Duration::from_secs(1);
 
-/// A machine that vanished without a word is found out by a ping. (A process that is stopped is, too; that harms nobody.)
+/// The interval of HTTP/2 pings, which detect a machine that vanished silently. (They detect a
+/// paused process too, which is harmless.)
 pub const PING_EVERY: Duration = Duration::from_secs(5);
+/// The time-out of the answer to a ping.
 pub const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How much nodes send each other.
+/// The limits of traffic between nodes.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Of HTTP/2, for each stream, in bytes: less than 2³⁰, since for a connection it is twice that
-    /// and HTTP/2 allows 2³¹ - 1. Shipped it is larger than what a stream has under way by the
-    /// engine's window, so that HTTP/2 does not hold it up.
+pub struct PeerLimits {
+    /// The HTTP/2 window of each stream, in bytes: less than 2³⁰, since a connection's window is
+    /// twice that and HTTP/2 allows 2³¹ - 1. The default is larger than what a stream has in flight
+    /// by the engine's window, so that HTTP/2 does not delay it.
     pub stream_window: u32,
-    /// Of packed rows, for each whole copy on its way.
-    pub copy_bytes_per_second: u64,
+    /// The rate of packed rows of each snapshot in transfer, in bytes per second.
+    pub snapshot_bytes_per_second: u64,
 }
 
-impl Default for Limits {
-    /// What `--stream-window-bytes` and `--copy-rate` are if not set. A copy: a fifth of what a plain
-    /// SSD reads, half of a gigabit.
+impl Default for PeerLimits {
+    /// The defaults of `--stream-window-bytes` and `--copy-rate`. The rate is a fifth of what a
+    /// plain SSD reads, and half of a gigabit.
     fn default() -> Self {
-        Self { stream_window: 8 << 20, copy_bytes_per_second: 64_000_000 }
+        Self { stream_window: 8 << 20, snapshot_bytes_per_second: 64_000_000 }
     }
 }
 
-impl Limits {
+impl PeerLimits {
     pub(crate) fn connection_window(self) -> u32 {
         self.stream_window.saturating_mul(2)
     }
 }
 
-/// A run of a store, and where it listens.
+/// A boot of a store, and the address where it listens.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Target {
+pub struct PeerAddress {
+    /// The store and its boot.
     pub peer: StoreBoot,
+    /// The address, `host:port`.
     pub address: String,
 }
 
-/// All peers that were heard of.
+/// All known peers.
 #[derive(Debug)]
 pub struct Peers {
     me: StoreId,
     dialler: Dialler,
-    known: BTreeMap<StoreId, watch::Sender<Target>>,
+    known: BTreeMap<StoreId, watch::Sender<PeerAddress>>,
 }
 
 #[derive(Clone, Debug)]
 struct Dialler {
     cluster: u128,
     inbox: Inbox,
-    limits: Limits,
-    vital: Vital,
+    limits: PeerLimits,
+    tasks: CriticalTasks,
 }
 
 impl Peers {
-    pub fn new(me: StoreId, cluster: u128, inbox: Inbox, limits: Limits, vital: Vital) -> Self {
-        Self { me, dialler: Dialler { cluster, inbox, limits, vital }, known: BTreeMap::new() }
+    /// Creates an empty set of peers of store `me`.
+    pub fn new(
+        me: StoreId,
+        cluster: u128,
+        inbox: Inbox,
+        limits: PeerLimits,
+        tasks: CriticalTasks,
+    ) -> Self {
+        Self { me, dialler: Dialler { cluster, inbox, limits, tasks }, known: BTreeMap::new() }
     }
 
-    /// A store was heard of. An older boot than the one known is no news.
-    pub fn meet(&mut self, target: Target) {
+    /// Notes a boot of a store. A boot older than the known one is ignored.
+    pub fn note(&mut self, target: PeerAddress) {
         let store = target.peer.store;
         if store == self.me {
             return;
@@ -107,81 +120,83 @@ impl Peers {
         match self.known.get(&store) {
             Some(known) => {
                 known.send_if_modified(|known| {
-                    let news = target.peer.boot >= known.peer.boot && *known != target;
-                    if news {
+                    let is_news = target.peer.boot >= known.peer.boot && *known != target;
+                    if is_news {
                         *known = target;
                     }
-                    news
+                    is_news
                 });
             }
             None => {
                 let (sender, receiver) = watch::channel(target);
                 let dialler = self.dialler.clone();
                 tokio::spawn(
-                    self.dialler.vital.job("a link to a node", dialler.keep_dialled(receiver)),
+                    self.dialler
+                        .tasks
+                        .job("a connection to a node", dialler.keep_dialled(receiver)),
                 );
                 self.known.insert(store, sender);
             }
         }
     }
 
-    /// The store is gone for good: it is not dialled any more.
+    /// Stops dialling a store that is gone for good.
     pub fn forget(&mut self, store: StoreId) {
         self.known.remove(&store);
     }
 }
 
-/// How a dial failed.
+/// The reason why a dial failed.
 #[derive(Debug)]
 enum NotDialled {
-    /// The machine answers and nobody listens there.
+    /// The machine answers, and the port is closed.
     Refused,
     Other(String),
 }
 
 impl Dialler {
-    /// Until the store is forgotten.
-    async fn keep_dialled(self, mut target: watch::Receiver<Target>) {
+    /// Dials the store until it is forgotten.
+    async fn keep_dialled(self, mut target: watch::Receiver<PeerAddress>) {
         let mut refusals = 0u32;
-        let mut pause = Pause::default();
+        let mut backoff = DialBackoff::default();
         loop {
             let goal = target.borrow_and_update().clone();
             match self.dial(&goal).await {
-                Ok(link) => {
+                Ok(connection) => {
                     refusals = 0;
                     let since = Instant::now();
-                    self.serve(&goal, link, &mut target).await;
+                    self.serve(&goal, connection, &mut target).await;
                     if since.elapsed() >= GOOD_AFTER {
-                        pause = Pause::default();
+                        backoff = DialBackoff::default();
                     }
                 }
                 Err(NotDialled::Refused) => {
                     refusals = refusals.saturating_add(1);
                     if refusals == 1 {
-                        pause.next = REFUSED_AGAIN_AFTER;
+                        backoff.next = REFUSED_AGAIN_AFTER;
                     }
                     if refusals == 2 {
-                        self.inbox.event(Event::PeerRefused { store: goal.peer.store });
+                        self.inbox.send_event(Event::PeerRefused { store: goal.peer.store });
                     }
                 }
                 Err(NotDialled::Other(why)) => {
                     refusals = 0;
-                    debug!(peer = %goal.peer.store, address = goal.address, why, "not dialled");
+                    debug!(peer = %goal.peer.store, address = goal.address, why, "dial failed");
                 }
             }
             tokio::select! {
                 biased;
                 changed = target.changed() => match changed {
-                    Ok(()) => (refusals, pause) = (0, Pause::default()),
+                    Ok(()) => (refusals, backoff) = (0, DialBackoff::default()),
                     Err(_) => return,
                 },
-                () = pause.wait() => {}
+                () = backoff.wait() => {}
             }
         }
     }
 
-    /// A stream to the peer.
-    async fn dial(&self, goal: &Target) -> Result<Link, NotDialled> {
+    /// Opens a stream to the peer.
+    async fn dial(&self, goal: &PeerAddress) -> Result<DialledPeer, NotDialled> {
         let channel = connect(&goal.address, self.limits, DIAL_TIMEOUT).await?;
         let conn = self.inbox.fresh_conn();
         let (outbox, messages, closed) = Outbox::dialled(goal.peer, goal.address.clone());
@@ -192,25 +207,36 @@ impl Dialler {
             Ok(Ok(stream)) => stream.into_inner(),
             Ok(Err(status)) => {
                 if status.code() == tonic::Code::FailedPrecondition {
-                    warn!(address = goal.address, why = status.message(), "peer refuses this node");
+                    warn!(address = goal.address, why = status.message(), "peer refused this node");
                 }
                 return Err(NotDialled::Other(status.message().to_owned()));
             }
             Err(_) => return Err(NotDialled::Other("no answer".into())),
         };
-        Ok(Link { conn, outbox, closed, stream, _client: client })
+        Ok(DialledPeer { conn, outbox, closed, stream, _client: client })
     }
 
-    /// Passes on what the peer says, until the connection ends or another run of the store is to be dialled.
-    async fn serve(&self, goal: &Target, link: Link, target: &mut watch::Receiver<Target>) {
-        let Link { conn, outbox, mut closed, mut stream, _client } = link;
-        info!(peer = %goal.peer.store, boot = goal.peer.boot.0, address = goal.address, "peer dialled");
-        self.inbox.tell(Told::Opened { conn, outbox });
+    /// Forwards the peer's messages to the loop, until the connection ends or another boot of the
+    /// store is to be dialled.
+    async fn serve(
+        &self,
+        goal: &PeerAddress,
+        connection: DialledPeer,
+        target: &mut watch::Receiver<PeerAddress>,
+    ) {
+        let DialledPeer { conn, outbox, mut closed, mut stream, _client } = connection;
+        info!(
+            peer = %goal.peer.store,
+            boot = goal.peer.boot.0,
+            address = goal.address,
+            "connected to peer"
+        );
+        self.inbox.send(LoopMessage::Opened { conn, outbox });
         let why = loop {
             let message = tokio::select! {
                 message = stream.message() => message,
-                _ = &mut closed => break "closed here".to_owned(),
-                _ = target.changed() => break "another run of it is known".to_owned(),
+                _ = &mut closed => break "closed by this node".to_owned(),
+                _ = target.changed() => break "its boot or address changed".to_owned(),
             };
             let message = match message {
                 Ok(Some(message)) => message,
@@ -221,7 +247,7 @@ impl Dialler {
             match FromFollower::try_from(message) {
                 Ok(message) => {
                     let event = Event::FromFollower { conn, message };
-                    if !self.inbox.tell(Told::Received(event, room)) {
+                    if !self.inbox.send(LoopMessage::Received(event, room)) {
                         return;
                     }
                 }
@@ -229,40 +255,44 @@ impl Dialler {
             }
         };
         info!(peer = %goal.peer.store, boot = goal.peer.boot.0, why, "peer connection ended");
-        self.inbox.event(Event::Closed { conn });
+        self.inbox.send_event(Event::Closed { conn });
     }
 }
 
-/// A connection that is about to stand.
-struct Link {
+/// A connection that was dialled and is not announced to the loop yet.
+struct DialledPeer {
     conn: Conn,
     outbox: Outbox,
     closed: Closed,
     stream: Streaming<wire::FromFollower>,
-    /// The stream ends when its channel goes.
+    /// The stream ends when its channel is dropped.
     _client: PeerClient<Channel>,
 }
 
-/// Longer each time, up to a limit.
-struct Pause {
+/// A pause that grows each time, up to a limit.
+struct DialBackoff {
     next: Duration,
 }
 
-impl Default for Pause {
+impl Default for DialBackoff {
     fn default() -> Self {
         Self { next: Duration::from_millis(1) }
     }
 }
 
-impl Pause {
+impl DialBackoff {
     async fn wait(&mut self) {
         tokio::time::sleep(self.next).await;
         self.next = (self.next * 2).max(REFUSED_AGAIN_AFTER).min(DIAL_EVERY_MAX);
     }
 }
 
-/// A connection to a node, with the settings that all of ours have.
-async fn connect(address: &str, limits: Limits, limit: Duration) -> Result<Channel, NotDialled> {
+/// Connects to a node, with the settings that all our connections have.
+async fn connect(
+    address: &str,
+    limits: PeerLimits,
+    limit: Duration,
+) -> Result<Channel, NotDialled> {
     let endpoint =
         endpoint(address, limits).map_err(|error| NotDialled::Other(error.to_string()))?;
     match timeout(limit, endpoint.connect()).await {
@@ -273,8 +303,8 @@ async fn connect(address: &str, limits: Limits, limit: Duration) -> Result<Chann
     }
 }
 
-/// How a node is dialled.
-pub fn endpoint(address: &str, limits: Limits) -> Result<Endpoint, tonic::transport::Error> {
+/// Returns the endpoint of a node, with the settings that all our connections have.
+pub fn endpoint(address: &str, limits: PeerLimits) -> Result<Endpoint, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(DIAL_TIMEOUT)
         .tcp_nodelay(true)
@@ -286,7 +316,7 @@ pub fn endpoint(address: &str, limits: Limits) -> Result<Endpoint, tonic::transp
     Ok(endpoint)
 }
 
-/// The machine answered that nobody listens. tonic says so only somewhere among the causes.
+/// Returns whether the port is closed. tonic reports that only among the sources of the error.
 fn is_refused(error: &(dyn Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -304,16 +334,18 @@ fn is_refused(error: &(dyn Error + 'static)) -> bool {
 mod tests {
     use super::*;
 
-    /// `PeerRefused` hangs on how tonic and hyper wrap an error: this fails when an update changes it.
+    /// `PeerRefused` depends on how tonic and hyper wrap an error: this test fails if an update
+    /// changes it.
     #[tokio::test]
-    async fn a_refused_connection_is_told_from_others() {
+    async fn a_refused_connection_is_recognized() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
-        let refused = connect(&address, Limits::default(), DIAL_TIMEOUT).await.unwrap_err();
+        let refused = connect(&address, PeerLimits::default(), DIAL_TIMEOUT).await.unwrap_err();
         assert!(matches!(refused, NotDialled::Refused), "{refused:?}");
-        let other =
-            connect("no such host.invalid:1", Limits::default(), DIAL_TIMEOUT).await.unwrap_err();
+        let other = connect("no such host.invalid:1", PeerLimits::default(), DIAL_TIMEOUT)
+            .await
+            .unwrap_err();
         assert!(matches!(other, NotDialled::Other(_)), "{other:?}");
     }
 }

@@ -1,15 +1,16 @@
-//! Tells the leading coordinator what it can't see from etcd: who is silent, what is frozen.
+//! Reports to the leading coordinator: silent peers, frozen shards, and what else etcd can't show.
 //!
-//! Best effort: only the newest report counts, and one that does not get through is replaced by the next within a second.
-//! So nothing is queued and nothing is tried again. Only of a node that leaves the machine is told so: there is no use in
-//! waiting then.
+//! Reports are best effort: only the newest one counts, and one that does not get through is
+//! replaced by the next within a second. So nothing is queued and nothing is retried. The state
+//! machine is informed of a lost report only while the node leaves: there is no use in waiting
+//! then.
 
 use std::time::Duration;
 
 use engine::ids::StoreBoot;
-use engine::message::Report;
+use engine::message::HealthReport;
 use engine::node::Event;
-use metastore::{Candidate, Metastore, WatchEvent, WatchSettings};
+use metastore::{CoordinatorRecord, Metastore, WatchEvent, WatchSettings};
 use proto::wire;
 use proto::wire::reports_client::ReportsClient;
 use tokio::sync::watch;
@@ -18,34 +19,37 @@ use tonic::transport::Channel;
 use tracing::{debug, info};
 
 use crate::inbox::Inbox;
-use crate::peers::{self, Limits};
+use crate::peers::{self, PeerLimits};
 
-/// A report is of use for a second.
+/// The time-out of a report, which is outdated after a second.
 const SEND_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Sends every report that is the newest when its turn comes, until the loop ends.
+/// Sends the newest report whenever there is one, until the loop ends.
 pub async fn send_all(
     metastore: Metastore,
     cluster: u128,
     me: StoreBoot,
-    mut reports: watch::Receiver<Report>,
+    mut reports: watch::Receiver<HealthReport>,
     inbox: Inbox,
 ) {
-    let mut leader = metastore.watch::<Candidate>(WatchSettings::default());
+    let mut leader = metastore.watch::<CoordinatorRecord>(WatchSettings::default());
     let mut address: Option<String> = None;
     let mut client = None;
     loop {
         tokio::select! {
             event = leader.next() => {
                 let now = match event {
-                    Some(WatchEvent::All(listed)) => listed.all.into_iter().next().map(|kept| kept.record.address),
+                    Some(WatchEvent::All(listed)) => {
+                        listed.all.into_iter().next().map(|kept| kept.record.address)
+                    }
                     Some(WatchEvent::Changed(kept)) => Some(kept.record.address),
-                    // Its lease may have vanished while it goes on: it is told until another leads.
+                    // The coordinator's lease may have vanished while it goes on: it gets reports
+                    // until another one leads.
                     Some(WatchEvent::Deleted { .. }) => continue,
                     Some(WatchEvent::WentBack { .. }) | None => return,
                 };
                 if now.is_some() && now != address {
-                    info!(address = now, "coordinator");
+                    info!(address = now, "coordinator changed");
                     (address, client) = (now, None);
                 }
             }
@@ -64,7 +68,7 @@ pub async fn send_all(
                     debug!(address, why, "report not delivered");
                     client = None;
                     if leaving {
-                        inbox.event(Event::LeaveUnheard);
+                        inbox.send_event(Event::LeaveNotReported);
                     }
                 }
             }
@@ -80,7 +84,7 @@ async fn send(
     let client = match client {
         Some(client) => client,
         None => {
-            let endpoint = peers::endpoint(address, Limits::default());
+            let endpoint = peers::endpoint(address, PeerLimits::default());
             let endpoint = endpoint.map_err(|error| error.to_string())?;
             client.insert(proto::limited!(ReportsClient::new(endpoint.connect_lazy())))
         }

@@ -1,8 +1,9 @@
-//! What others ask of this node over gRPC: gateways, peers, the coordinator.
+//! The gRPC services of this node: for gateways, peers, the coordinator.
 //!
-//! Each stream has one task that reads: it checks, converts, waits for room in the intake, and tells the loop. What the
-//! loop sends comes out of the connection's outbox and is encoded as the response stream is polled. Nothing is
-//! decided here; a message that is none ends its stream with the reason. Other streams on the same connection go on.
+//! Each stream has one task that reads: it checks, converts, waits for room in the intake, and
+//! sends to the loop. The loop's replies come out of the connection's outbox and are encoded as the
+//! response stream is polled. Nothing is decided here; an invalid message ends its stream with the
+//! reason. Other streams on the same connection go on.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -17,9 +18,9 @@ use proto::wire::control_server::{self, Control, ControlServer};
 use proto::wire::gateway_server::{self, Gateway, GatewayServer};
 use proto::wire::peer_server::{self, Peer, PeerServer};
 use proto::wire::{self, to_follower, to_node};
-use proto::{Greeting, Invalid, Refused};
-use telemetry::files::Connections;
-use telemetry::{Health, Vital};
+use proto::{AcceptedOpen, Invalid, OpenError};
+use telemetry::files::ConnectionLimit;
+use telemetry::{CriticalTasks, Health};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -29,14 +30,14 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
-use crate::inbox::{Inbox, Told};
+use crate::inbox::{Inbox, LoopMessage};
 use crate::outbox::{Closed, Outbox};
-use crate::peers::{Limits, PING_EVERY, PING_TIMEOUT};
+use crate::peers::{PING_EVERY, PING_TIMEOUT, PeerLimits};
 use crate::snapshot_files::Staging;
 
-/// Whoever opens a stream says first who it is, and says so at once.
+/// The time-out of the first message, by which the other end identifies itself.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The loop answers within microseconds. If it takes this long nobody waits for the answer any more.
+/// The time-out of a query. The loop answers within microseconds.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -44,20 +45,26 @@ type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// The services of one node.
 #[derive(Clone, Debug)]
 pub struct Services {
+    /// The sending end of the loop's inbox.
     pub inbox: Inbox,
+    /// The store and the boot of this process.
     pub me: StoreBoot,
+    /// The cluster, which every stream must name.
     pub cluster: u128,
-    pub links: Links,
-    /// Where copies that come in are kept.
+    /// The connections by which peers feed this node.
+    pub feeds: FeedConnections,
+    /// The place where incoming snapshots are staged.
     pub staging: Staging,
-    pub limits: Limits,
-    pub vital: Vital,
+    /// The limits of traffic between nodes.
+    pub limits: PeerLimits,
+    /// The wrapper of the tasks that read streams.
+    pub tasks: CriticalTasks,
 }
 
-/// Serves until dropped.
+/// Serves until the future is dropped.
 pub async fn serve(
     listener: TcpListener,
-    connections: Connections,
+    connections: ConnectionLimit,
     services: Services,
     health: Health,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
@@ -79,17 +86,17 @@ pub async fn serve(
 }
 
 fn ending() -> Status {
-    Status::unavailable("this node is about to end")
+    Status::unavailable("this node is shutting down")
 }
 
-/// The first message of a stream.
+/// Receives the first message of a stream.
 pub(crate) async fn first<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
     let first = timeout(FIRST_MESSAGE_TIMEOUT, stream.message()).await;
-    let first = first.map_err(|_| Status::deadline_exceeded("the stream said nothing"))??;
-    first.ok_or_else(|| Refused::Invalid(Invalid::Missing("open")).into())
+    let first = first.map_err(|_| Status::deadline_exceeded("the stream sent nothing"))??;
+    first.ok_or_else(|| OpenError::Invalid(Invalid::Missing("open")).into())
 }
 
-// ---- gateways ------------------------------------------------------------------------------------
+// ---- gateways -----------------------------------------------------------------------------------
 
 #[tonic::async_trait]
 impl Gateway for Services {
@@ -104,40 +111,41 @@ impl Gateway for Services {
         first(&mut stream).await?.accept(self.cluster)?;
         let conn = self.inbox.fresh_conn();
         let (outbox, replies, closed) = Outbox::gateway();
-        if !self.inbox.tell(Told::Opened { conn, outbox }) {
+        if !self.inbox.send(LoopMessage::Opened { conn, outbox }) {
             return Err(ending());
         }
         let inbox = self.inbox.clone();
         let (refused, refusal) = mpsc::channel(1);
-        tokio::spawn(self.vital.job("hearing a gateway", async move {
-            let end = hear_gateway(&inbox, conn, stream, closed).await;
+        tokio::spawn(self.tasks.job("reading from a gateway", async move {
+            let end = read_gateway(&inbox, conn, stream, closed).await;
             debug!(?from, %end, "gateway connection ended");
-            end.tell(&refused);
-            inbox.event(Event::GatewayGone { conn });
+            end.report_to(&refused);
+            inbox.send_event(Event::GatewayGone { conn });
         }));
         let replies = ReceiverStream::new(replies).map(|reply| Ok(reply.into()));
         Ok(Response::new(Box::pin(replies.chain(ReceiverStream::new(refusal).map(Err)))))
     }
 }
 
-/// Why a stream is heard no longer.
-enum End {
-    /// It broke, or a message on it is none: whoever is still there is told.
+/// The reason why reading a stream has ended.
+enum StreamEnd {
+    /// The stream broke, or a message on it was invalid: the other end gets this status if it is
+    /// still there.
     Refused(Status),
-    /// As it should.
+    /// The stream ended in the normal way.
     Over(&'static str),
 }
 
-impl End {
-    fn tell(self, refused: &mpsc::Sender<Status>) {
+impl StreamEnd {
+    fn report_to(self, refused: &mpsc::Sender<Status>) {
         if let Self::Refused(status) = self {
-            // Else nobody is there any more.
+            // A failed send means that the other end is gone.
             let _unheard = refused.try_send(status);
         }
     }
 }
 
-impl std::fmt::Display for End {
+impl std::fmt::Display for StreamEnd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Refused(status) => f.write_str(status.message()),
@@ -146,22 +154,22 @@ impl std::fmt::Display for End {
     }
 }
 
-/// Passes on what a gateway says. Returns why that ended.
-async fn hear_gateway(
+/// Forwards a gateway's messages to the loop. Returns why that ended.
+async fn read_gateway(
     inbox: &Inbox,
     conn: Conn,
     mut stream: Streaming<wire::ToNode>,
     mut closed: Closed,
-) -> End {
+) -> StreamEnd {
     loop {
         let message = tokio::select! {
             message = stream.message() => message,
-            _ = &mut closed => return End::Over("closed here"),
+            _ = &mut closed => return StreamEnd::Over("closed by this node"),
         };
         let message = match message {
             Ok(Some(message)) => message,
-            Ok(None) => return End::Over("closed by the gateway"),
-            Err(status) => return End::Refused(status),
+            Ok(None) => return StreamEnd::Over("closed by the gateway"),
+            Err(status) => return StreamEnd::Refused(status),
         };
         let bytes = match &message.kind {
             Some(to_node::Kind::Frame(frame)) => frame.batches.len(),
@@ -170,16 +178,16 @@ async fn hear_gateway(
         };
         let message = match GatewayMessage::try_from(message) {
             Ok(message) => message,
-            Err(invalid) => return End::Refused(invalid.into()),
+            Err(invalid) => return StreamEnd::Refused(invalid.into()),
         };
         let room = inbox.gateways.room(bytes).await;
-        if !inbox.tell(Told::Received(Event::Gateway { conn, message }, room)) {
-            return End::Refused(ending());
+        if !inbox.send(LoopMessage::Received(Event::Gateway { conn, message }, room)) {
+            return StreamEnd::Refused(ending());
         }
     }
 }
 
-// ---- peers ---------------------------------------------------------------------------------------
+// ---- peers --------------------------------------------------------------------------------------
 
 #[tonic::async_trait]
 impl Peer for Services {
@@ -193,17 +201,17 @@ impl Peer for Services {
         let greeting = first(&mut stream).await?.accept(self.cluster)?;
         let conn = self.inbox.fresh_conn();
         let (outbox, messages, closed) = Outbox::accepted();
-        if !self.inbox.tell(Told::Opened { conn, outbox }) {
+        if !self.inbox.send(LoopMessage::Opened { conn, outbox }) {
             return Err(ending());
         }
         let services = self.clone();
         let (refused, refusal) = mpsc::channel(1);
-        tokio::spawn(self.vital.job("hearing a node", async move {
-            let end = services.hear_peer(conn, greeting, stream, closed).await;
-            debug!(conn = conn.0, %end, "peer's connection ended");
-            end.tell(&refused);
-            services.links.forget(conn);
-            services.inbox.event(Event::Closed { conn });
+        tokio::spawn(self.tasks.job("reading from a node", async move {
+            let end = services.read_peer(conn, greeting, stream, closed).await;
+            debug!(conn = conn.0, %end, "peer connection ended");
+            end.report_to(&refused);
+            services.feeds.forget(conn);
+            services.inbox.send_event(Event::Closed { conn });
         }));
         let messages = ReceiverStream::new(messages).map(|message| Ok(message.into()));
         Ok(Response::new(Box::pin(messages.chain(ReceiverStream::new(refusal).map(Err)))))
@@ -219,24 +227,24 @@ impl Peer for Services {
 }
 
 impl Services {
-    /// Passes on what a peer says that feeds this node. Returns why that ended.
-    async fn hear_peer(
+    /// Forwards the messages of a peer that feeds this node. Returns why that ended.
+    async fn read_peer(
         &self,
         conn: Conn,
-        greeting: Greeting,
+        greeting: AcceptedOpen,
         mut stream: Streaming<wire::ToFollower>,
         mut closed: Closed,
-    ) -> End {
+    ) -> StreamEnd {
         let (_open, ended) = watch::channel(());
         loop {
             let message = tokio::select! {
                 message = stream.message() => message,
-                _ = &mut closed => return End::Over("closed here"),
+                _ = &mut closed => return StreamEnd::Over("closed by this node"),
             };
             let message = match message {
                 Ok(Some(message)) => message,
-                Ok(None) => return End::Over("closed by the peer"),
-                Err(status) => return End::Refused(status),
+                Ok(None) => return StreamEnd::Over("closed by the peer"),
+                Err(status) => return StreamEnd::Refused(status),
             };
             let bytes = match &message.kind {
                 Some(to_follower::Kind::Append(append)) => {
@@ -246,55 +254,55 @@ impl Services {
             };
             let message = match ToFollower::try_from(message) {
                 Ok(message) => message,
-                Err(invalid) => return End::Refused(invalid.into()),
+                Err(invalid) => return StreamEnd::Refused(invalid.into()),
             };
             if let ToFollower::Hello { from, .. } = &message {
-                info!(peer = %from.store, boot = from.boot.0, "dialled by a peer");
-                let link = Link { conn, ended: ended.clone() };
-                self.links.note(*from, greeting.link, link);
+                info!(peer = %from.store, boot = from.boot.0, "peer connected");
+                let connection = FeedConnection { conn, ended: ended.clone() };
+                self.feeds.note(*from, greeting.connection, connection);
             }
             let room = self.inbox.peers.room(bytes).await;
-            if !self.inbox.tell(Told::Received(Event::ToFollower { conn, message }, room)) {
-                return End::Refused(ending());
+            if !self.inbox.send(LoopMessage::Received(Event::ToFollower { conn, message }, room)) {
+                return StreamEnd::Refused(ending());
             }
         }
     }
 }
 
-/// The connections by which peers feed this node, by the dialler's own number: a copy comes on a connection of its
-/// own and names the one that it belongs to.
+/// The connections by which peers feed this node, by the dialler's own number: a snapshot arrives
+/// on a connection of its own and names the one that it belongs to.
 #[derive(Clone, Debug, Default)]
-pub struct Links {
-    open: Arc<Mutex<HashMap<(StoreBoot, u64), Link>>>,
+pub struct FeedConnections {
+    open: Arc<Mutex<HashMap<(StoreBoot, u64), FeedConnection>>>,
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct Link {
+pub(crate) struct FeedConnection {
     pub(crate) conn: Conn,
-    /// Its sender is dropped with the connection.
+    /// The sender of this channel is dropped with the connection.
     pub(crate) ended: watch::Receiver<()>,
 }
 
-impl Links {
-    fn note(&self, from: StoreBoot, number: u64, link: Link) {
-        self.lock().insert((from, number), link);
+impl FeedConnections {
+    fn note(&self, from: StoreBoot, number: u64, connection: FeedConnection) {
+        self.lock().insert((from, number), connection);
     }
 
     fn forget(&self, conn: Conn) {
-        self.lock().retain(|_, link| link.conn != conn);
+        self.lock().retain(|_, connection| connection.conn != conn);
     }
 
-    pub(crate) fn find(&self, from: StoreBoot, number: u64) -> Option<Link> {
+    pub(crate) fn find(&self, from: StoreBoot, number: u64) -> Option<FeedConnection> {
         self.lock().get(&(from, number)).cloned()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(StoreBoot, u64), Link>> {
-        // Nobody panics while holding it: it is only looked up and changed.
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(StoreBoot, u64), FeedConnection>> {
+        // Nothing panics while the lock is held: the map is only looked up and changed.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-// ---- the coordinator -----------------------------------------------------------------------------
+// ---- the coordinator ----------------------------------------------------------------------------
 
 #[tonic::async_trait]
 impl Control for Services {
@@ -306,10 +314,10 @@ impl Control for Services {
         wire::Open::accept_required(request.open.as_ref(), self.cluster)?;
         let message = proto::query_of(request)?;
         let (reply, answer) = oneshot::channel();
-        if !self.inbox.tell(Told::Query { message, reply }) {
+        if !self.inbox.send(LoopMessage::Query { message, reply }) {
             return Err(ending());
         }
-        // Answered by the loop itself, also a probe: a loop that stands still must not look alive.
+        // The loop itself answers, also to a probe: a loop that is stuck must not look alive.
         match timeout(QUERY_TIMEOUT, answer).await {
             Ok(Ok(reply)) => Ok(Response::new(reply.into())),
             Ok(Err(_)) => Err(ending()),

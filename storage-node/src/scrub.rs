@@ -1,16 +1,18 @@
-//! Reads everything that a store has on its disk, so that rot is found while other copies are well.
+//! The scrub: reads everything that a store has on its disk, so that bit rot is found while other
+//! copies are intact.
 //!
 //! ```text
-//!   state thread ── checkpoint (hard links, in its turn) ──▶ scrub thread: every row of every shard, summed up
-//!   log thread ── which blocks there are ──▶ scrub thread: every group's sum
+//!   state thread ── checkpoint (hard links), when its turn comes ──▶ scrub thread: sum of all rows
+//!   log thread ──── the list of written blocks ──────────────────▶ scrub thread: sum of each group
 //! ```
 //!
-//! The state is read through a second, read-only RocksDB on a checkpoint: one moment of it, with a MANIFEST of its own made
-//! from the running one's bytes, past the block cache and, where the file system allows, past the page cache. A block that
-//! fails its checksum is a failure of the disk like any other; rows that don't add up are for the machine to judge.
+//! The state is read through a second, read-only RocksDB on a checkpoint: a consistent view with a
+//! MANIFEST of its own, made from the running one's bytes, past the block cache and, where the file
+//! system supports it, past the page cache. A block that fails its checksum is a disk failure like
+//! any other; the state machine judges rows whose sum is wrong.
 //!
-//! Not read: filters that no row leads to (their checksum is looked at by whoever uses them), and what RocksDB opens without
-//! (`OPTIONS`, `IDENTITY`, its own log).
+//! The scrub does not read filters that no row leads to (their readers verify their checksums) and
+//! files that RocksDB opens without (`OPTIONS`, `IDENTITY`, its own log).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,22 +20,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use engine::ids::Slots;
-use engine::node::audit::OnDisk;
+use engine::node::audit::ScrubbedShard;
 use engine::store::layout;
 use engine::store::log::group::{Owner, SEGMENT_HEADER_BYTES, SegmentHeader};
-use engine::store::log::scan::{Place, first_bad};
+use engine::store::log::scan::{LogLocation, first_bad};
 
 use crate::error::{DiskError, context};
 use crate::log_files::LogFolder;
-use crate::state::View;
+use crate::state::StateView;
 
-/// Sleeps are no longer, so that a process that ends is not waited for.
+/// The longest sleep, so that the end of the process does not have to wait.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
-/// Looked at the clock no more often.
+/// The bytes read between two looks at the clock.
 const STEP_BYTES: u64 = 64 << 10;
 
 /// Holds the scrub to its rate.
-pub(crate) struct Pace {
+pub(crate) struct ScrubPacer {
     bytes_per_s: u64,
     began: Instant,
     read: u64,
@@ -41,10 +43,10 @@ pub(crate) struct Pace {
     stopping: Arc<AtomicBool>,
 }
 
-/// The process is about to end.
+/// The scrub gave up because the process is about to end.
 pub(crate) struct Stopped;
 
-impl Pace {
+impl ScrubPacer {
     pub(crate) fn new(bytes_per_s: u64, stopping: Arc<AtomicBool>) -> Self {
         Self {
             bytes_per_s: bytes_per_s.max(1),
@@ -55,8 +57,8 @@ impl Pace {
         }
     }
 
-    /// So much was read: waits until that is due.
-    fn took(&mut self, bytes: usize) -> Result<(), Stopped> {
+    /// Waits until reading so many more bytes is within the rate.
+    fn wait(&mut self, bytes: usize) -> Result<(), Stopped> {
         self.read += bytes as u64;
         if self.read < self.next_look {
             return Ok(());
@@ -73,12 +75,13 @@ impl Pace {
     }
 }
 
-/// What each shard in the state amounts to. `only`: of these alone, unless there is none.
+/// Returns the digest of each shard in the state. `only` restricts it to these shards, unless it is
+/// empty.
 pub(crate) fn read_state(
-    view: &View,
+    view: &StateView,
     only: &[Slots],
-    pace: &mut Pace,
-) -> Result<Result<Vec<OnDisk>, Stopped>, DiskError> {
+    pacer: &mut ScrubPacer,
+) -> Result<Result<Vec<ScrubbedShard>, Stopped>, DiskError> {
     let mut found = Vec::new();
     for (copy, state) in view.shards()? {
         if !only.is_empty() && !only.contains(&state.slots) {
@@ -91,13 +94,13 @@ pub(crate) fn read_state(
                 let share = share.map_err(|why| crate::state::row_error(key, why))?;
                 counters = counters.wrapping_add(share);
             }
-            stopped = pace.took(key.len() + value.len()).is_err();
+            stopped = pacer.wait(key.len() + value.len()).is_err();
             Ok(!stopped)
         })?;
         if stopped {
             return Ok(Err(Stopped));
         }
-        found.push(OnDisk { copy, point: state.digest(), counters });
+        found.push(ScrubbedShard { copy, point: state.digest(), counters });
     }
     Ok(Ok(found))
 }
@@ -106,12 +109,13 @@ fn decoded(key: &[u8]) -> Result<layout::RowKey, DiskError> {
     layout::RowKey::decode(key).map_err(|why| crate::state::row_error(key, why))
 }
 
-/// The blocks of the log that were written when it was asked; those of segments deleted meanwhile are left out.
+/// Reads and verifies the blocks of the log that were written when the scrub began; blocks of
+/// segments deleted meanwhile are skipped.
 pub(crate) fn read_log(
     folder: &LogFolder,
     owner: Owner,
-    blocks: &[(Place, usize)],
-    pace: &mut Pace,
+    blocks: &[(LogLocation, usize)],
+    pacer: &mut ScrubPacer,
 ) -> Result<Result<(), Stopped>, DiskError> {
     let mut segment = None;
     for &(place, len) in blocks {
@@ -131,25 +135,25 @@ pub(crate) fn read_log(
         if let Some(bad) = first_bad(owner, place, len, &bytes) {
             return Err(DiskError::Damage { segment: bad.segment, offset: bad.offset });
         }
-        if pace.took(len).is_err() {
+        if pacer.wait(len).is_err() {
             return Ok(Err(Stopped));
         }
     }
     Ok(Ok(()))
 }
 
-/// `CURRENT` is read at a start and never again: it must name a MANIFEST that is there.
+/// Checks that `CURRENT`, which RocksDB reads only when it opens, names a MANIFEST that exists.
 pub(crate) fn check_current(state: &Path) -> Result<(), DiskError> {
-    let mut said = String::new();
-    // RocksDB may be about to put another in its place.
+    let mut content = String::new();
+    // RocksDB may be replacing the file at this moment.
     for _ in 0..3 {
         let current = state.join("CURRENT");
         let read = std::fs::read(&current).map_err(|why| context("read", &current, why))?;
-        said = String::from_utf8_lossy(&read).into_owned();
-        let named = said.strip_suffix('\n').filter(|name| name.starts_with("MANIFEST-"));
+        content = String::from_utf8_lossy(&read).into_owned();
+        let named = content.strip_suffix('\n').filter(|name| name.starts_with("MANIFEST-"));
         if named.is_some_and(|name| state.join(name).exists()) {
             return Ok(());
         }
     }
-    Err(DiskError::Current(said))
+    Err(DiskError::Current(content))
 }

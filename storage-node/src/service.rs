@@ -6,12 +6,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use engine::ids::StoreBoot;
-use engine::message::Report;
+use engine::message::HealthReport;
 use engine::node::{Node, Settings};
 use engine::records::{Meta, NodeRecord};
 use metastore::{BootGuard, HeldKey, Lease, LeaseEvent, LeaseSettings, Metastore};
-use telemetry::files::Connections;
-use telemetry::{Failures, Health, Metrics, Vital};
+use telemetry::files::ConnectionLimit;
+use telemetry::{CriticalTasks, Health, Metrics, TaskFailures};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,35 +19,35 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use crate::boot::{self, Booted, OpenDisk, Starting};
-use crate::disk::{Disk, DiskSettings, MemoryPlan, Opened};
+use crate::boot::{self, Booted, OpenDisk, StartUp};
+use crate::disk::{Disk, DiskContents, DiskSettings, MemoryPlan};
 use crate::error::DiskError;
-use crate::etcd::{Etcd, Followed};
-use crate::exit::Exit;
+use crate::etcd::{EtcdClient, EtcdFollower};
+use crate::exit::NodeExit;
 use crate::files::FilePlan;
-use crate::inbox::{Inbox, Told};
+use crate::inbox::{Inbox, LoopMessage};
 use crate::metrics::NodeMetrics;
-use crate::names::Names;
-use crate::node_loop::{Clock, Ended, NodeLoop, Parts, Pulse};
+use crate::names::StoreNames;
+use crate::node_loop::{LastFsync, LoopClock, LoopEnd, NodeLoop, Parts};
 use crate::options::Options;
 use crate::peers::Peers;
-use crate::readiness::{CatchingUp, Readiness};
+use crate::readiness::{CatchUpTracker, NodeReadiness};
 use crate::reports;
-use crate::rpc::{self, Links, Services};
-use crate::snapshot_transfer::Sender;
+use crate::rpc::{self, FeedConnections, Services};
+use crate::snapshot_transfer::SnapshotSender;
 
-/// A process whose last fsync is older does not look alive.
+/// The age of the last fsync above which the lease is no longer renewed.
 const HEALTHY_WITHIN_MS: u64 = 1_000;
-/// A disk without room is tried again this often.
+/// The interval in which a disk without room is opened again.
 const OPEN_AGAIN_EVERY: Duration = Duration::from_secs(1);
-/// What a start waits for is said again this often.
-const SAY_EVERY: Duration = Duration::from_secs(60);
-/// Giving the lease back and closing the disk, each.
+/// The interval of log lines about what a start waits for.
+const LOG_EVERY: Duration = Duration::from_secs(60);
+/// The time-out of revoking the lease, and of closing the disk.
 const STOP_STEP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Runs a storage node until SIGTERM or SIGINT, or until something ends it. Returns the exit code.
+/// Runs a storage node until SIGTERM or SIGINT, or until an error ends it. Returns the exit code.
 pub fn run(options: Options) -> u8 {
-    // Sockets are busy where clients are; the loop and the disk have threads of their own.
+    // Client connections keep the sockets busy; the loop and the disk have threads of their own.
     let threads = thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 4));
     let runtime = Builder::new_multi_thread()
         .worker_threads(threads)
@@ -57,7 +57,7 @@ pub fn run(options: Options) -> u8 {
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
-            error!(%error, "no runtime");
+            error!(%error, "could not start the runtime");
             return 1;
         }
     };
@@ -68,37 +68,37 @@ pub fn run(options: Options) -> u8 {
             exit.code()
         }
     };
-    // Waited for: tasks hold the state too, and RocksDB aborts a process that closes it while `exit` runs. What hangs is
-    // left behind after a while.
+    // The runtime is awaited: tasks hold the state too, and RocksDB aborts a process that closes it
+    // while `exit` runs. Tasks that hang are left behind after a while.
     runtime.shutdown_timeout(STOP_STEP_TIMEOUT);
     code
 }
 
-async fn serve(options: Options) -> Result<(), Exit> {
+async fn serve(options: Options) -> Result<(), NodeExit> {
     options.check()?;
     let files = options.files()?;
     let mut stop = std::pin::pin!(asked_to_stop()?);
     let health = Health::new("recovery");
     let metrics = NodeMetrics::default();
-    let (vital, mut failures) = telemetry::vital();
-    serve_metrics(&options, &health, &metrics, &vital).await?;
-    let (inbox, told) = Inbox::new(options.memory_plan().intake_bytes);
-    let starting = start(&options, files, &health, &inbox, told);
+    let (tasks, mut failures) = telemetry::critical_tasks();
+    serve_metrics(&options, &health, &metrics, &tasks).await?;
+    let (inbox, messages) = Inbox::new(options.memory_plan().intake_bytes);
+    let starting = start(&options, files, &health, &inbox, messages);
     let started = tokio::select! {
         started = starting => started?,
-        why = failures.next() => return Err(Exit::Failed(why)),
+        why = failures.next() => return Err(NodeExit::Failed(why)),
         () = &mut stop => {
-            info!("stopped before it had begun");
+            info!("stopped during the start");
             return Ok(());
         }
     };
-    let around = Around { files, health, metrics, inbox, vital, failures };
-    run_node(started, options, around, stop).await
+    let context = ProcessContext { files, health, metrics, inbox, tasks, failures };
+    run_node(started, options, context, stop).await
 }
 
-/// Resolves when a person or a supervisor wants the process to end.
-fn asked_to_stop() -> Result<impl Future<Output = ()>, Exit> {
-    let failed = |error| Exit::Failed(format!("no signals: {error}"));
+/// Resolves on SIGTERM or SIGINT.
+fn asked_to_stop() -> Result<impl Future<Output = ()>, NodeExit> {
+    let failed = |error| NodeExit::Failed(format!("can't handle signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     Ok(async move {
@@ -113,22 +113,22 @@ async fn serve_metrics(
     options: &Options,
     health: &Health,
     metrics: &NodeMetrics,
-    vital: &Vital,
-) -> Result<(), Exit> {
+    tasks: &CriticalTasks,
+) -> Result<(), NodeExit> {
     let Some(address) = options.metrics else { return Ok(()) };
     let listener = TcpListener::bind(address).await.map_err(|error| {
-        Exit::Usage(format!("--metrics {address}: can't listen there: {error}"))
+        NodeExit::Usage(format!("--metrics {address}: can't listen there: {error}"))
     })?;
     let shown = Arc::new(Metrics::new(|registry| metrics.register(registry)));
     let serving = telemetry::serve(listener, health.clone(), shown);
-    tokio::spawn(vital.forever("serving --metrics", serving));
+    tokio::spawn(tasks.forever("serving --metrics", serving));
     Ok(())
 }
 
-/// A node that knows who it is.
+/// A node whose identity is settled.
 struct Started {
     disk: OpenDisk,
-    opened: Opened,
+    opened: DiskContents,
     metastore: Metastore,
     meta: Meta,
     booted: Booted,
@@ -139,11 +139,11 @@ async fn start(
     files: FilePlan,
     health: &Health,
     inbox: &Inbox,
-    told: std::sync::mpsc::Receiver<Told>,
-) -> Result<Started, Exit> {
+    messages: std::sync::mpsc::Receiver<LoopMessage>,
+) -> Result<Started, NodeExit> {
     let settings = disk_settings(options, files);
     let (disk, opened) = open_disk(settings, health, inbox).await?;
-    let mut disk = OpenDisk::new(disk, opened.next_group, told);
+    let mut disk = OpenDisk::new(disk, opened.next_group, messages);
     let metastore = boot::connect(options, health).await?;
     let meta = boot::meta(&metastore, health).await?;
     let keys = meta.idempotency;
@@ -151,34 +151,34 @@ async fn start(
         window_s = keys.window_ms / 1_000,
         bytes_max = keys.bytes_max,
         requests_per_s = keys.requests_per_s(),
-        "Idempotency-Keys are remembered for that long, in so many bytes, at this rate"
+        "limits of Idempotency-Keys"
     );
     disk.disk.remove_expired(options.node_settings(&meta).limits());
-    let identity = Starting { options, metastore: &metastore, meta: &meta, health };
+    let identity = StartUp { options, metastore: &metastore, meta: &meta, health };
     let booted = identity.identify(&mut disk, &opened).await?;
     Ok(Started { disk, opened, metastore, meta, booted })
 }
 
-/// Opens the disk, however long it takes until there is room to do it: a node that ends for want of room is started again
-/// and waits here, its copies as they were.
+/// Opens the disk, retrying until there is room: a node that ended for want of room is started
+/// again and waits here, its copies as they were.
 async fn open_disk(
     settings: DiskSettings,
     health: &Health,
     inbox: &Inbox,
-) -> Result<(Disk, Opened), Exit> {
-    let mut said: Option<Instant> = None;
+) -> Result<(Disk, DiskContents), NodeExit> {
+    let mut last_logged: Option<Instant> = None;
     let (disk, opened) = loop {
         let (settings, inbox) = (settings.clone(), inbox.clone());
         let opened = tokio::task::spawn_blocking(move || try_open(settings, inbox)).await;
-        let error = match opened.map_err(|error| Exit::Failed(error.to_string()))? {
+        let error = match opened.map_err(|error| NodeExit::Failed(error.to_string()))? {
             Ok(opened) => break opened,
             Err(error) => error,
         };
-        let Some(lack) = error.lack() else { return Err(error.into()) };
-        health.not_ready(lack.reason());
-        if said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
-            said = Some(Instant::now());
-            warn!(why = error.with_advice(), "the disk can't be opened yet: waits");
+        let Some(shortage) = error.shortage() else { return Err(error.into()) };
+        health.not_ready(shortage.reason());
+        if last_logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
+            last_logged = Some(Instant::now());
+            warn!(why = error.with_advice(), "disk can't be opened yet, retrying");
         }
         tokio::time::sleep(OPEN_AGAIN_EVERY).await;
     };
@@ -189,16 +189,16 @@ async fn open_disk(
     Ok((disk, opened))
 }
 
-fn try_open(settings: DiskSettings, inbox: Inbox) -> Result<(Disk, Opened), DiskError> {
+fn try_open(settings: DiskSettings, inbox: Inbox) -> Result<(Disk, DiskContents), DiskError> {
     let failures = inbox.clone();
-    // Nobody hears it any more once the loop has ended, and then nobody needs to.
+    // Once the loop has ended, events have no receiver and need none.
     Disk::open(
         settings,
-        move |told| {
-            inbox.tell(Told::Disk(told));
+        move |event| {
+            inbox.send(LoopMessage::Disk(event));
         },
         move |error| {
-            failures.tell(Told::Exit(error.into()));
+            failures.send(LoopMessage::Exit(error.into()));
         },
     )
 }
@@ -216,69 +216,69 @@ fn disk_settings(options: &Options, files: FilePlan) -> DiskSettings {
     }
 }
 
-/// What a process has before it knows who it is.
-struct Around {
+/// The parts of a process that exist before its identity is settled.
+struct ProcessContext {
     files: FilePlan,
     health: Health,
     metrics: NodeMetrics,
     inbox: Inbox,
-    vital: Vital,
-    failures: Failures,
+    tasks: CriticalTasks,
+    failures: TaskFailures,
 }
 
-/// From the moment that the identity is claimed to the end.
+/// Runs the node from the claim of its identity to the end.
 async fn run_node(
     started: Started,
     options: Options,
-    around: Around,
+    context: ProcessContext,
     stop: impl Future<Output = ()>,
-) -> Result<(), Exit> {
-    let Around { files, health, metrics, inbox, vital, mut failures } = around;
+) -> Result<(), NodeExit> {
+    let ProcessContext { files, health, metrics, inbox, tasks, mut failures } = context;
     let Started { disk, opened, metastore, meta, booted } = started;
     let Booted { me, guard, listener, address, suspect } = booted;
-    let clock = Clock::start();
-    let pulse = Pulse::new(clock);
-    let names = Names::default();
+    let clock = LoopClock::start();
+    let last_fsync = LastFsync::new(clock);
+    let names = StoreNames::default();
     names.note(me.store, &options.name);
-    let etcd = Etcd::new(metastore.clone(), inbox.clone(), vital.clone(), meta.incarnation);
-    let readiness = Readiness::new(health.clone());
-    let (reports, newest_report) = watch::channel(Report::default());
+    let etcd = EtcdClient::new(metastore.clone(), inbox.clone(), tasks.clone(), meta.incarnation);
+    let readiness = NodeReadiness::new(health.clone());
+    let (reports, newest_report) = watch::channel(HealthReport::default());
 
     let limits = options.limits();
     let services = Services {
         inbox: inbox.clone(),
         me,
         cluster: meta.cluster,
-        links: Links::default(),
+        feeds: FeedConnections::default(),
         staging: disk.disk.staging(),
         limits,
-        vital: vital.clone(),
+        tasks: tasks.clone(),
     };
     let parts = Parts {
         node: node(&options, &meta, me, suspect, disk.next_group, opened.replicas, clock),
         disk: disk.disk,
-        told: disk.told,
+        messages: disk.messages,
         clock,
-        pulse: pulse.clone(),
+        last_fsync: last_fsync.clone(),
         etcd: etcd.clone(),
-        copies: Sender::new(meta.cluster, me, inbox.clone(), limits),
+        snapshots: SnapshotSender::new(meta.cluster, me, inbox.clone(), limits),
         reports,
         metrics,
         names: names.clone(),
-        catching_up: CatchingUp::new(me.store, readiness.clone()),
-        vital: vital.clone(),
+        catch_up: CatchUpTracker::new(me.store, readiness.clone()),
+        tasks: tasks.clone(),
         runtime: Handle::current(),
     };
     let mut ended = start_loop(parts, disk.early)?;
 
-    let connections = Connections::new(files.connections);
+    let connections = ConnectionLimit::new(files.connections);
     let server = tokio::spawn(rpc::serve(listener, connections, services, health.clone()));
-    let peers = Peers::new(me.store, meta.cluster, inbox.clone(), limits, vital.clone());
-    let followed = Followed { etcd, me, peers, names, readiness: readiness.clone() };
-    tokio::spawn(vital.forever("following etcd", followed.run()));
+    let peers = Peers::new(me.store, meta.cluster, inbox.clone(), limits, tasks.clone());
+    let follower = EtcdFollower { etcd, me, peers, names, readiness: readiness.clone() };
+    tokio::spawn(tasks.forever("following etcd", follower.run()));
     let (store, cluster) = (metastore.clone(), meta.cluster);
     let reporting = reports::send_all(store, cluster, me, newest_report, inbox.clone());
-    tokio::spawn(vital.job("reporting", reporting));
+    tokio::spawn(tasks.job("reporting", reporting));
     let record = NodeRecord {
         boot: me.boot,
         address,
@@ -286,28 +286,28 @@ async fn run_node(
         versions: (proto::VERSION_OLDEST, proto::VERSION),
     };
     let lease =
-        metastore.hold(vec![HeldKey::node(&record, guard)], lease_settings(&options, &pulse));
-    let lease = Registration::supervise(lease, inbox.clone(), readiness.clone(), &vital);
+        metastore.hold(vec![HeldKey::node(&record, guard)], lease_settings(&options, &last_fsync));
+    let lease = Registration::supervise(lease, inbox.clone(), readiness.clone(), &tasks);
 
     let order = tokio::select! {
         end = &mut ended => return finish(end, lease, &metastore, guard).await,
-        () = stop => Told::Stop,
-        why = failures.next() => Told::Exit(Exit::Failed(why)),
+        () = stop => LoopMessage::Stop,
+        why = failures.next() => LoopMessage::Exit(NodeExit::Failed(why)),
         served = server => {
             let why = match served {
                 Ok(Ok(())) => "it ended".to_owned(),
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
-            Told::Exit(Exit::Failed(format!("the gRPC server failed: {why}")))
+            LoopMessage::Exit(NodeExit::Failed(format!("the gRPC server failed: {why}")))
         }
     };
-    readiness.over("stopping");
-    inbox.tell(order);
+    readiness.not_ready_again("stopping");
+    inbox.send(order);
     finish(ended.await, lease, &metastore, guard).await
 }
 
-/// The machine, with what recovery found.
+/// Creates the state machine, with the recovered replicas.
 fn node(
     options: &Options,
     meta: &Meta,
@@ -315,10 +315,11 @@ fn node(
     suspect: bool,
     next_group: u64,
     mut replicas: Vec<engine::node::RecoveredReplica>,
-    clock: Clock,
+    clock: LoopClock,
 ) -> Node {
     if suspect {
-        // Nobody knows what else is wrong on this disk: none of its copies is to be promoted, all are to be filled anew.
+        // The extent of the damage is unknown: no copy of this disk may be promoted, and all are
+        // filled again.
         for content in replicas.iter_mut().filter_map(|replica| replica.content.as_mut()) {
             content.suspect = true;
         }
@@ -328,56 +329,56 @@ fn node(
     Node::new(settings, me, clock.now(), next_group, replicas)
 }
 
-/// How the loop ended, and its disk, which may take long to close.
-type LoopEnd = Result<(Ended, Disk), oneshot::error::RecvError>;
+/// The end of the loop, and its disk, which may take long to close.
+type LoopResult = Result<(LoopEnd, Disk), oneshot::error::RecvError>;
 
 fn start_loop(
     parts: Parts,
     early: Vec<engine::node::Event>,
-) -> Result<oneshot::Receiver<(Ended, Disk)>, Exit> {
+) -> Result<oneshot::Receiver<(LoopEnd, Disk)>, NodeExit> {
     let (end, ended) = oneshot::channel();
     let body = move || {
-        // If nobody waits for it the process is ending anyway.
+        // Without a receiver the process is ending anyway.
         let _unheard = end.send(NodeLoop::new(parts).run(early));
     };
     let thread = thread::Builder::new().name("dkc-loop".into()).spawn(body);
-    thread.map_err(|error| Exit::Failed(format!("no thread for the loop: {error}")))?;
+    thread.map_err(|error| NodeExit::Failed(format!("no thread for the loop: {error}")))?;
     Ok(ended)
 }
 
-fn lease_settings(options: &Options, pulse: &Pulse) -> LeaseSettings {
-    let pulse = pulse.clone();
+fn lease_settings(options: &Options, last_fsync: &LastFsync) -> LeaseSettings {
+    let last_fsync = last_fsync.clone();
     LeaseSettings {
         ttl_s: options.lease_ttl,
-        healthy: Arc::new(move || pulse.age_ms() < HEALTHY_WITHIN_MS),
+        healthy: Arc::new(move || last_fsync.age_ms() < HEALTHY_WITHIN_MS),
         ..LeaseSettings::default()
     }
 }
 
 async fn finish(
-    end: LoopEnd,
+    end: LoopResult,
     lease: Registration,
     metastore: &Metastore,
     guard: BootGuard,
-) -> Result<(), Exit> {
-    // Its thread panicked; the message is in the log.
-    let (end, disk) = end.map_err(|_| Exit::Failed("the loop failed".into()))?;
+) -> Result<(), NodeExit> {
+    // The loop's thread panicked; the message is in the log.
+    let (end, disk) = end.map_err(|_| NodeExit::Failed("the node loop panicked".into()))?;
     match end {
-        Ended::Stopped => {
+        LoopEnd::Stopped => {
             if timeout(STOP_STEP_TIMEOUT, lease.give_back()).await.is_err() {
-                warn!("lease not given back: it runs out by itself");
+                warn!("could not revoke the lease, it will expire");
             }
             let closing = tokio::task::spawn_blocking(move || drop(disk));
             if timeout(STOP_STEP_TIMEOUT, closing).await.is_err() {
-                warn!("ended before the disk was closed; nothing is lost by that");
+                warn!("disk not closed in time, nothing is lost");
             }
             info!("stopped");
             Ok(())
         }
-        Ended::Exit(exit) => {
-            // Its threads may hang in the very call that failed: they end with the process.
+        LoopEnd::Exit(exit) => {
+            // The disk's threads may hang in the very call that failed: they end with the process.
             std::mem::forget(disk);
-            if matches!(exit, Exit::Disk(_)) {
+            if matches!(exit, NodeExit::Disk(_)) {
                 boot::note_suspect(metastore, guard).await;
             }
             Err(exit)
@@ -385,22 +386,27 @@ async fn finish(
     }
 }
 
-/// This process's key in etcd, for as long as it lives.
+/// This process's key in etcd, for as long as the process lives.
 struct Registration {
     stop: oneshot::Sender<()>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Registration {
-    fn supervise(lease: Lease, inbox: Inbox, readiness: Readiness, vital: &Vital) -> Self {
+    fn supervise(
+        lease: Lease,
+        inbox: Inbox,
+        readiness: NodeReadiness,
+        tasks: &CriticalTasks,
+    ) -> Self {
         let (stop, stopped) = oneshot::channel();
         let supervising = supervise(lease, inbox, readiness, stopped);
-        Self { stop, task: tokio::spawn(vital.job("the registration", supervising)) }
+        Self { stop, task: tokio::spawn(tasks.job("the registration", supervising)) }
     }
 
-    /// So that others need not wait until it runs out.
+    /// Revokes the lease, so that others need not wait until it expires.
     async fn give_back(self) {
-        // A task that has ended has nothing to give back.
+        // A task that has ended has no lease to revoke.
         let _ended = self.stop.send(());
         let _failed = self.task.await;
     }
@@ -409,7 +415,7 @@ impl Registration {
 async fn supervise(
     mut lease: Lease,
     inbox: Inbox,
-    readiness: Readiness,
+    readiness: NodeReadiness,
     mut stopped: oneshot::Receiver<()>,
 ) {
     loop {
@@ -423,18 +429,18 @@ async fn supervise(
                 readiness.registered();
             }
             Some(LeaseEvent::Confirmed) => {
-                inbox.event(engine::node::Event::LeaseConfirmed);
+                inbox.send_event(engine::node::Event::LeaseConfirmed);
             }
             Some(LeaseEvent::Granted { .. }) => {}
-            Some(LeaseEvent::Lost) => warn!("registration lost, making it again"),
+            Some(LeaseEvent::Lost) => warn!("registration lost, registering again"),
             Some(LeaseEvent::Superseded { boot }) => {
-                inbox.tell(Told::Exit(Exit::Refused(format!(
+                inbox.send(LoopMessage::Exit(NodeExit::Refused(format!(
                     "boot {} of this store has begun elsewhere",
                     boot.0
                 ))));
             }
             Some(LeaseEvent::NameLost { store }) => {
-                inbox.tell(Told::Exit(Exit::Refused(format!(
+                inbox.send(LoopMessage::Exit(NodeExit::Refused(format!(
                     "store {store} has taken this node's name: it was started with --replace"
                 ))));
             }

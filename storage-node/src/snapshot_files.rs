@@ -1,8 +1,9 @@
-//! Whole copies of a shard: read out of the state, and staged as files until they are installed.
+//! Snapshots of a shard: read out of the state, and staged as files until they are installed.
 //!
-//! Both ends check. A copy that arrives is refused unless every row can be read, belongs to the
-//! shard, and all counters, and the idempotency records of each bucket, together give the digests that the
-//! shard's record names: a sender with a damaged disk can't spread it. A refused or forgotten copy leaves nothing behind.
+//! Both ends verify. An incoming snapshot is refused unless every row can be decoded and belongs to
+//! the shard, and all counters, and the idempotency records of each bucket, together have the
+//! digests that the shard's record names: a sender with a damaged disk can't spread the damage. A
+//! refused or discarded snapshot leaves nothing behind.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,55 +13,59 @@ use bytes::Bytes;
 use engine::apply::ShardState;
 use engine::codec::Malformed;
 use engine::digest;
-use engine::idempotency::{Counted, RecordId};
+use engine::idempotency::{BucketCounts, RecordId};
 use engine::ids::{Conn, Slots};
-use engine::store::layout::{self, Change, RowKey};
-use proto::RowsWriter;
+use engine::store::layout::{self, RowChange, RowKey};
+use proto::SnapshotEncoder;
 use proto::wire::SnapshotPart;
 use self_cell::self_cell;
 
 use crate::error::{DiskError, context};
 use crate::kill;
-use crate::state::{Files, State, View};
-use crate::workers::Alarm;
+use crate::state::{SortedFiles, StateStore, StateView};
+use crate::workers::FailureReporter;
 
-// ---- the sending end -----------------------------------------------------------------------------
+// ---- the sending end ----------------------------------------------------------------------------
 
-/// A shard as it stood in the state at one moment.
+/// A reader of a shard as of one moment.
 #[derive(Debug)]
 pub struct SnapshotReader {
-    view: View,
+    view: StateView,
     slots: Slots,
     record: Bytes,
-    alarm: Alarm,
+    reporter: FailureReporter,
 }
 
-/// How the reading of a copy ended.
+/// The outcome of reading a snapshot.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Sent {
-    /// All of it was handed out.
+pub enum SnapshotReadEnd {
+    /// All rows were handed out.
     Whole,
-    /// Whoever took it wanted no more.
+    /// The consumer stopped the reading.
     Stopped,
-    /// The disk could not be read. That has been told: the process ends.
+    /// The disk could not be read. The failure has been reported: the process ends.
     DiskFailed,
 }
 
 impl SnapshotReader {
-    pub(crate) fn open(view: View, slots: Slots, alarm: Alarm) -> Result<Option<Self>, DiskError> {
+    pub(crate) fn open(
+        view: StateView,
+        slots: Slots,
+        reporter: FailureReporter,
+    ) -> Result<Option<Self>, DiskError> {
         let record = view.shard_record(slots.shard())?;
-        Ok(record.map(|record| Self { view, slots, record: record.into(), alarm }))
+        Ok(record.map(|record| Self { view, slots, record: record.into(), reporter }))
     }
 
-    /// The shard's record, for the copy's header.
+    /// Returns the shard's record, for the snapshot's header.
     pub fn shard_record(&self) -> Bytes {
         self.record.clone()
     }
 
-    /// Reads the copy from beginning to end, packed into chunks. It blocks: for a thread of its own.
-    /// `each` sends a part and says whether to go on.
-    pub fn send(self, mut each: impl FnMut(SnapshotPart) -> bool) -> Sent {
-        let mut writer = RowsWriter::default();
+    /// Reads the whole snapshot, packed into chunks. `each` sends a part and returns whether to go
+    /// on. Blocks: call it on a thread of its own.
+    pub fn send(self, mut each: impl FnMut(SnapshotPart) -> bool) -> SnapshotReadEnd {
+        let mut writer = SnapshotEncoder::default();
         let mut wanted = true;
         let read = self.view.rows(self.slots, |key, value| {
             if let Some(part) = writer.push(key, value) {
@@ -69,39 +74,39 @@ impl SnapshotReader {
             Ok(wanted)
         });
         if let Err(error) = read {
-            self.alarm.ring(error);
-            return Sent::DiskFailed;
+            self.reporter.report(error);
+            return SnapshotReadEnd::DiskFailed;
         }
         match wanted && writer.finish().into_iter().all(each) {
-            true => Sent::Whole,
-            false => Sent::Stopped,
+            true => SnapshotReadEnd::Whole,
+            false => SnapshotReadEnd::Stopped,
         }
     }
 }
 
-// ---- the receiving end ---------------------------------------------------------------------------
+// ---- the receiving end --------------------------------------------------------------------------
 
-/// Files of copies that came whole, by connection and transfer.
+/// The files of snapshots that arrived whole, by connection and transfer.
 type Staged = BTreeMap<(Conn, u64), Vec<PathBuf>>;
 
-/// Where copies are kept until the machine says what becomes of them.
+/// The place of staged snapshots until the state machine installs or discards them.
 #[derive(Clone, Debug)]
 pub struct Staging {
-    state: Arc<State>,
+    state: Arc<StateStore>,
     staged: Arc<Mutex<Staged>>,
-    alarm: Alarm,
+    reporter: FailureReporter,
 }
 
-/// Why a copy was not staged.
+/// The reason why a snapshot was not staged.
 #[derive(Debug, thiserror::Error)]
 pub enum NotStaged {
-    /// What the sender sent can't be its state.
-    #[error("the copy is refused: {0}")]
+    /// The received rows can't be the sender's state.
+    #[error("snapshot refused: {0}")]
     Refused(Malformed),
-    /// It does not fit. Nothing of it is left behind.
-    #[error("no room for the copy: {0}")]
+    /// There is no room for it. Nothing of it is left behind.
+    #[error("no room for the snapshot: {0}")]
     NoRoom(String),
-    /// That has been told: the process ends.
+    /// The disk has failed, which has been reported: the process ends.
     #[error("the disk has failed")]
     DiskFailed,
 }
@@ -113,12 +118,12 @@ impl From<Malformed> for NotStaged {
 }
 
 impl Staging {
-    pub(crate) fn new(state: Arc<State>, alarm: Alarm) -> Self {
-        Self { state, staged: Arc::default(), alarm }
+    pub(crate) fn new(state: Arc<StateStore>, reporter: FailureReporter) -> Self {
+        Self { state, staged: Arc::default(), reporter }
     }
 
-    /// Begins with what the copy's header says. Blocks now and then, as all that follows does: for
-    /// a thread of its own.
+    /// Begins to stage the snapshot that this header announces. Blocks now and then, as the
+    /// stager's methods do: call them on a thread of their own.
     pub fn begin(
         &self,
         conn: Conn,
@@ -136,11 +141,11 @@ impl Staging {
             id: (conn, transfer),
             shard: Box::new(shard),
             digest: 0,
-            tokens: Counted::default(),
+            tokens: BucketCounts::default(),
         })
     }
 
-    /// The files of a staged copy; from now on they are the caller's.
+    /// Takes the files of a staged snapshot; from now on they are the caller's.
     pub(crate) fn take(&self, conn: Conn, transfer: u64) -> Option<Vec<PathBuf>> {
         let mut staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
         staged.remove(&(conn, transfer))
@@ -156,23 +161,23 @@ impl Staging {
 
 self_cell!(
     struct OpenFiles {
-        owner: Arc<State>,
+        owner: Arc<StateStore>,
 
         #[not_covariant]
-        dependent: Files,
+        dependent: SortedFiles,
     }
 );
 
-/// A copy that is arriving. Dropped before it is finished, it leaves nothing.
+/// A snapshot that is arriving. Dropping it before it is finished removes its files.
 pub struct Stager {
     files: OpenFiles,
     staging: Staging,
     id: (Conn, u64),
     shard: Box<ShardState>,
-    /// Of the counters so far.
+    /// The digest of the counters so far.
     digest: u128,
-    /// The idempotency records so far. Those of other buckets do not exist.
-    tokens: Counted,
+    /// The sums of the idempotency records so far. Records of other buckets do not exist.
+    tokens: BucketCounts,
 }
 
 impl std::fmt::Debug for Stager {
@@ -182,28 +187,28 @@ impl std::fmt::Debug for Stager {
 }
 
 impl Stager {
-    /// Takes rows, ascending, and above all rows before them (see [`proto::Rows`]).
+    /// Adds rows in ascending order, above all rows before them (see [`proto::SnapshotDecoder`]).
     pub fn rows(&mut self, rows: &[(Bytes, Bytes)]) -> Result<(), NotStaged> {
         for (key, value) in rows {
             self.check(key, value)?;
-            let change = Change::Put(value.to_vec());
+            let change = RowChange::Put(value.to_vec());
             let added = self.files.with_dependent_mut(|_, files| files.add(key, &change));
-            self.or_alarm(added)?;
+            self.or_report(added)?;
         }
         kill::point("stage.rows");
         Ok(())
     }
 
-    /// All rows came. What [`engine::node::Event::SnapshotStaged`] is to say.
+    /// Finishes after the last row. Returns the state for [`engine::node::Event::SnapshotStaged`].
     pub fn finish(mut self) -> Result<Box<ShardState>, NotStaged> {
         if self.digest != self.shard.counter_digest {
             return Err(Malformed("counter digest").into());
         }
-        if !self.shard.tokens.agrees(&self.tokens) {
+        if !self.shard.tokens.matches(&self.tokens) {
             return Err(Malformed("idempotency digests").into());
         }
         let files = self.files.with_dependent_mut(|_, files| files.finish());
-        let files = self.or_alarm(files)?;
+        let files = self.or_report(files)?;
         kill::point("stage.finished");
         let mut staged = self.staging.staged.lock().unwrap_or_else(PoisonError::into_inner);
         staged.insert(self.id, files);
@@ -211,7 +216,7 @@ impl Stager {
         Ok(self.shard)
     }
 
-    /// Is the row one that the shard may have? Adds its share to the digest.
+    /// Checks that the shard may have this row, and adds its share to the digest.
     fn check(&mut self, key: &[u8], value: &[u8]) -> Result<(), Malformed> {
         let slot = match RowKey::decode(key)? {
             RowKey::Counter { slot, counter } => {
@@ -237,12 +242,12 @@ impl Stager {
         }
     }
 
-    fn or_alarm<T>(&self, result: Result<T, DiskError>) -> Result<T, NotStaged> {
+    fn or_report<T>(&self, result: Result<T, DiskError>) -> Result<T, NotStaged> {
         result.map_err(|error| {
-            if error.lack().is_some() {
+            if error.shortage().is_some() {
                 return NotStaged::NoRoom(error.to_string());
             }
-            self.staging.alarm.ring(error);
+            self.staging.reporter.report(error);
             NotStaged::DiskFailed
         })
     }

@@ -1,8 +1,11 @@
-//! A whole copy of a shard on its way: a connection of its own, so that it never delays replication.
+//! The transfer of a shard's snapshot: on a connection of its own, so that it never delays
+//! replication.
 //!
-//! The sender reads the copy as it stood when the machine asked for it, packs and sends; slowly enough to leave room on
-//! disk and network for what clients wait for. The receiver stages it and tells its machine once all of it is there and
-//! good, which then decides what becomes of it. Both ends give up when the connection that the copy belongs to is gone.
+//! The sender reads the snapshot as of the moment when the state machine requested it, packs and
+//! sends it; slowly enough to leave disk and network for client requests. The receiver stages it
+//! and informs its state machine once all of it has arrived and been verified; the state machine
+//! then decides what becomes of it. Both ends give up when the connection that the snapshot belongs
+//! to is gone.
 
 use std::sync::Arc;
 use std::thread;
@@ -12,7 +15,7 @@ use engine::ids::{Conn, Slots, StoreBoot};
 use engine::node::Event;
 use proto::wire::peer_client::PeerClient;
 use proto::wire::{self, snapshot_part};
-use proto::{Rows, SnapshotEvent};
+use proto::{SnapshotDecoder, SnapshotEvent};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{block_in_place, spawn_blocking};
 use tokio_stream::StreamExt;
@@ -21,83 +24,90 @@ use tonic::{Status, Streaming};
 use tracing::{info, warn};
 
 use crate::inbox::Inbox;
-use crate::peers::{self, Limits};
+use crate::peers::{self, PeerLimits};
 use crate::rpc::{Services, first};
 use crate::snapshot_files::{NotStaged, SnapshotReader};
 
-/// Copies sent at once by one node: a second one, so that a slow receiver does not hold up all others.
+/// The number of snapshots that one node sends at once: a second one, so that a slow receiver does
+/// not delay all others.
 const AT_ONCE: usize = 2;
-/// Parts packed and not sent yet, of a mebibyte each before packing.
+/// The number of parts packed and not sent yet, a mebibyte each before packing.
 const PARTS_AHEAD: usize = 2;
 
-// ---- the sending end -----------------------------------------------------------------------------
+// ---- the sending end ----------------------------------------------------------------------------
 
-/// Sends copies. Cheap to clone.
+/// Sends snapshots. Clones are cheap and share the limit of transfers at once.
 #[derive(Clone, Debug)]
-pub struct Sender {
+pub struct SnapshotSender {
     cluster: u128,
     me: StoreBoot,
     inbox: Inbox,
-    limits: Limits,
+    limits: PeerLimits,
     turns: Arc<Semaphore>,
 }
 
-/// One copy to be sent.
+/// One snapshot to be sent.
 #[derive(Debug)]
-pub struct Transfer {
+pub struct SnapshotTransfer {
+    /// The connection that the snapshot belongs to.
     pub conn: Conn,
+    /// The number of the transfer.
     pub transfer: u64,
+    /// The slots of the shard.
     pub slots: Slots,
+    /// The receiver.
     pub to: StoreBoot,
+    /// The address of the receiver.
     pub address: String,
-    /// What is in the copy: it was asked for when the machine wanted it.
+    /// The content of the snapshot, as of the moment when the state machine requested it.
     pub reader: oneshot::Receiver<Option<SnapshotReader>>,
 }
 
-impl Sender {
-    pub fn new(cluster: u128, me: StoreBoot, inbox: Inbox, limits: Limits) -> Self {
+impl SnapshotSender {
+    /// Creates a sender.
+    pub fn new(cluster: u128, me: StoreBoot, inbox: Inbox, limits: PeerLimits) -> Self {
         Self { cluster, me, inbox, limits, turns: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
-    /// Sends the copy; the machine is told if it can't be.
-    pub async fn send(self, copy: Transfer) {
-        let (transfer, shard) = (copy.transfer, copy.slots.shard());
-        let (to, began) = (copy.to, Instant::now());
-        match self.try_send(copy).await {
+    /// Sends the snapshot, and informs the state machine if it fails.
+    pub async fn send(self, snapshot: SnapshotTransfer) {
+        let (transfer, shard) = (snapshot.transfer, snapshot.slots.shard());
+        let (to, began) = (snapshot.to, Instant::now());
+        match self.try_send(snapshot).await {
             Ok(()) => {
                 let ms = began.elapsed().as_millis() as u64;
-                info!(%shard, transfer, to = %to.store, ms, "copy sent");
+                info!(%shard, transfer, to = %to.store, ms, "snapshot sent");
             }
             Err(why) => {
-                warn!(%shard, transfer, to = %to.store, why, "copy not sent");
-                self.inbox.event(Event::SnapshotFailed { transfer });
+                warn!(%shard, transfer, to = %to.store, why, "snapshot not sent");
+                self.inbox.send_event(Event::SnapshotFailed { transfer });
             }
         }
     }
 
-    async fn try_send(&self, copy: Transfer) -> Result<(), String> {
+    async fn try_send(&self, snapshot: SnapshotTransfer) -> Result<(), String> {
         let _turn = self.turns.acquire().await.map_err(|_| "ending")?;
-        let reader = copy.reader.await.map_err(|_| "the disk has failed")?;
+        let reader = snapshot.reader.await.map_err(|_| "the disk has failed")?;
         let reader = reader.ok_or("the state has no record of the shard")?;
         let header = wire::SnapshotHeader {
-            open: Some(wire::Open::new(self.cluster, copy.conn.0)),
+            open: Some(wire::Open::new(self.cluster, snapshot.conn.0)),
             from: Some(self.me.into()),
-            to: Some(copy.to.into()),
-            transfer: copy.transfer,
-            slots: Some(copy.slots.into()),
+            to: Some(snapshot.to.into()),
+            transfer: snapshot.transfer,
+            slots: Some(snapshot.slots.into()),
             shard_record: reader.shard_record(),
         };
         let header = wire::SnapshotPart { kind: Some(snapshot_part::Kind::Header(header)) };
-        let endpoint = peers::endpoint(&copy.address, self.limits);
+        let endpoint = peers::endpoint(&snapshot.address, self.limits);
         let endpoint = endpoint.map_err(|error| error.to_string())?;
         let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
         let mut client = proto::limited!(PeerClient::new(channel));
         let (parts, sending) = mpsc::channel(PARTS_AHEAD);
-        let bytes_per_second = self.limits.copy_bytes_per_second;
+        let bytes_per_second = self.limits.snapshot_bytes_per_second;
         let reading = spawn_blocking(move || {
-            let mut pace = Pace::new(bytes_per_second);
+            let mut pacer = SendPacer::new(bytes_per_second);
             reader.send(|part| {
-                pace.wait(size_of(&part));
+                pacer.wait(size_of(&part));
                 parts.blocking_send(part).is_ok()
             })
         });
@@ -116,13 +126,13 @@ fn size_of(part: &wire::SnapshotPart) -> usize {
     }
 }
 
-/// Spreads bytes over time. What was not used is not saved up.
-struct Pace {
+/// Limits the rate of bytes. Unused time is not saved up.
+struct SendPacer {
     bytes_per_second: f64,
     next: Instant,
 }
 
-impl Pace {
+impl SendPacer {
     fn new(bytes_per_second: u64) -> Self {
         Self { bytes_per_second: bytes_per_second.max(1) as f64, next: Instant::now() }
     }
@@ -135,33 +145,35 @@ impl Pace {
     }
 }
 
-// ---- the receiving end ---------------------------------------------------------------------------
+// ---- the receiving end --------------------------------------------------------------------------
 
-/// Takes a copy. Its stream is answered once all of it is staged. Only a copy that this node's machine has accepted is sent,
-/// so the machine knows of it when it is staged.
+/// Receives a snapshot. Its stream is answered once all of it is staged. A peer only sends a
+/// snapshot that this node's state machine has accepted, so the state machine knows of it when it
+/// is staged.
 pub(crate) async fn receive(
     services: &Services,
     mut stream: Streaming<wire::SnapshotPart>,
 ) -> Result<(), Status> {
-    let mut rows = Rows::default();
+    let mut rows = SnapshotDecoder::default();
     let header = rows.take(first(&mut stream).await?)?;
     let SnapshotEvent::Header { open, from, to, transfer, slots, shard_record } = header else {
         return Err(Status::invalid_argument("the header comes first"));
     };
     let greeting = open.accept(services.cluster)?;
     if to != services.me {
-        return Err(Status::failed_precondition("meant for another run of this store"));
+        return Err(Status::failed_precondition("meant for another boot of this store"));
     }
-    let no_link = || Status::failed_precondition("the connection that the copy belongs to is gone");
-    let mut link = services.links.find(from, greeting.link).ok_or_else(no_link)?;
-    let begun = services.staging.begin(link.conn, transfer, slots, &shard_record);
+    let no_feed =
+        || Status::failed_precondition("the connection that the snapshot belongs to is gone");
+    let mut feed = services.feeds.find(from, greeting.connection).ok_or_else(no_feed)?;
+    let begun = services.staging.begin(feed.conn, transfer, slots, &shard_record);
     let mut stager = begun.map_err(refused)?;
     loop {
         let part = tokio::select! {
             part = stream.message() => part?,
-            _ = link.ended.changed() => return Err(no_link()),
+            _ = feed.ended.changed() => return Err(no_feed()),
         };
-        let part = part.ok_or_else(|| Status::invalid_argument("the copy was cut short"))?;
+        let part = part.ok_or_else(|| Status::invalid_argument("the snapshot was cut short"))?;
         match rows.take(part)? {
             SnapshotEvent::Rows(rows) => {
                 block_in_place(|| stager.rows(&rows)).map_err(refused)?;
@@ -172,8 +184,8 @@ pub(crate) async fn receive(
     }
     let state = block_in_place(|| stager.finish()).map_err(refused)?;
     let shard = slots.shard();
-    info!(%shard, transfer, from = %from.store, "copy received");
-    services.inbox.event(Event::SnapshotStaged { conn: link.conn, transfer, state });
+    info!(%shard, transfer, from = %from.store, "snapshot received");
+    services.inbox.send_event(Event::SnapshotStaged { conn: feed.conn, transfer, state });
     Ok(())
 }
 
@@ -191,12 +203,12 @@ mod tests {
 
     #[test]
     fn pace_is_kept() {
-        let mut pace = Pace::new(1_000_000);
+        let mut pacer = SendPacer::new(1_000_000);
         let began = Instant::now();
         for _ in 0..4 {
-            pace.wait(10_000);
+            pacer.wait(10_000);
         }
-        // The first goes at once; the other three wait 10 ms each.
+        // The first write is sent at once; the other three wait 10 ms each.
         assert!(began.elapsed() >= Duration::from_millis(30), "{:?}", began.elapsed());
     }
 }

@@ -1,12 +1,13 @@
-//! Whether there is room: refuse early, so that what was begun can be finished.
+//! Free space: the node refuses work early, so that accepted work can be finished.
 //!
-//! Three things can be in the way: the log, when most of it is entries that can't be flushed (the
-//! tails of frozen shards; a few are carried to newer segments); the file system, which
-//! others may fill too, with bytes or with names (inodes); and a job that waits for room
-//! ([`crate::patience`]), whatever the file system says: a quota is not seen there. Each makes the node refuse with
-//! "no space, not applied".
+//! There are three causes: the log, when most of it is entries that can't be flushed (the tails of
+//! frozen shards; a few are carried to newer segments); the file system, which others may fill too,
+//! with bytes or with names (inodes); and a job that waits for room ([`crate::shortage_retry`]),
+//! whatever the file system reports: it does not show a quota. Each makes the node refuse with "no
+//! space, not applied".
 //!
-//! The machine is also given the bytes above the reserve: a whole copy that needs more is refused before it begins.
+//! The state machine also gets the number of bytes above the reserve: a snapshot that needs more is
+//! refused before it begins.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,18 +18,18 @@ use std::time::Duration;
 use engine::node::Event;
 use rustix::fs::StatVfs;
 
-use crate::disk::Tell;
+use crate::disk::EventSink;
 use crate::error::{DiskError, context};
-use crate::workers::{Alarm, join, spawn};
+use crate::workers::{FailureReporter, join, spawn};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// What is in the way.
+/// The causes of a full disk.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 struct Causes {
     log: bool,
     space: bool,
-    /// Jobs that wait for room.
+    /// The number of jobs that wait for room.
     jobs: usize,
 }
 
@@ -38,57 +39,59 @@ impl Causes {
     }
 }
 
-/// Knows the causes, and tells the machine when the first comes and when the last goes.
+/// Collects the causes, and informs the state machine when the first appears and when the last is
+/// gone.
 pub(crate) struct Fullness {
-    seen: Mutex<Seen>,
-    tell: Tell,
+    state: Mutex<FullnessState>,
+    sink: EventSink,
 }
 
 #[derive(Debug)]
-struct Seen {
+struct FullnessState {
     causes: Causes,
-    /// Above the reserve, as the file system says; and what the machine was told.
+    /// The bytes above the reserve, by the file system; and the number that the state machine
+    /// knows.
     room: u64,
-    room_told: u64,
+    room_sent: u64,
 }
 
-impl Default for Seen {
+impl Default for FullnessState {
     fn default() -> Self {
-        Self { causes: Causes::default(), room: u64::MAX, room_told: u64::MAX }
+        Self { causes: Causes::default(), room: u64::MAX, room_sent: u64::MAX }
     }
 }
 
 impl Fullness {
-    pub(crate) fn new(tell: Tell) -> Self {
-        Self { seen: Mutex::default(), tell }
+    pub(crate) fn new(sink: EventSink) -> Self {
+        Self { state: Mutex::default(), sink }
     }
 
     pub(crate) fn log(&self, full: bool) {
-        self.change(|seen| seen.causes.log = full);
+        self.change(|state| state.causes.log = full);
     }
 
     fn space(&self, full: bool) {
-        self.change(|seen| seen.causes.space = full);
+        self.change(|state| state.causes.space = full);
     }
 
     pub(crate) fn job_waits(&self) {
-        self.change(|seen| seen.causes.jobs += 1);
+        self.change(|state| state.causes.jobs += 1);
     }
 
     pub(crate) fn job_goes_on(&self) {
-        self.change(|seen| seen.causes.jobs = seen.causes.jobs.saturating_sub(1));
+        self.change(|state| state.causes.jobs = state.causes.jobs.saturating_sub(1));
     }
 
     fn room(&self, bytes: u64) {
-        self.change(|seen| seen.room = bytes);
+        self.change(|state| state.room = bytes);
     }
 
-    fn change(&self, change: impl FnOnce(&mut Seen)) {
-        // Told under the lock, so that the last that is told is what holds.
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = seen.causes;
-        change(&mut seen);
-        let causes = seen.causes;
+    fn change(&self, change: impl FnOnce(&mut FullnessState)) {
+        // Events are sent under the lock, so that the last event is the present state.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = state.causes;
+        change(&mut state);
+        let causes = state.causes;
         if causes != before {
             let Causes { log, space, jobs } = causes;
             match causes.any() {
@@ -96,29 +99,29 @@ impl Fullness {
                 false => tracing::info!("disk has room again"),
             }
         }
-        // What a job lacks (a quota) the file system may not show.
-        let room = if causes.jobs > 0 { 0 } else { seen.room };
-        if std::mem::replace(&mut seen.room_told, room) != room {
-            self.tell.event(Event::Room { bytes: room });
+        // A quota that stops a job may be invisible in the file system's numbers.
+        let room = if causes.jobs > 0 { 0 } else { state.room };
+        if std::mem::replace(&mut state.room_sent, room) != room {
+            self.sink.send(Event::Room { bytes: room });
         }
         if causes.any() != before.any() {
-            self.tell.event(Event::DiskFull(causes.any()));
+            self.sink.send(Event::DiskFull(causes.any()));
         }
     }
 }
 
-/// What a file system holds.
+/// The size of a file system, and what is free on it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Space {
-    /// Bytes.
+    /// The size in bytes.
     pub(crate) total: u64,
-    /// Bytes that this process may use: without what is kept for root.
+    /// The bytes that this process may use, without those reserved for root.
     pub(crate) free: u64,
-    /// Files that may be made; `u64::MAX` where the file system does not count them.
+    /// The number of files that can be created; `u64::MAX` if the file system does not limit them.
     pub(crate) inodes: u64,
 }
 
-/// Refuses when less is free.
+/// The reserve: the node refuses work when less is free.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct SpaceMin {
     pub(crate) bytes: u64,
@@ -132,8 +135,8 @@ impl Space {
             .map_err(|why| context("ask for the free space of", folder, why.into()))
     }
 
-    /// Full below the least; no longer full only above a quarter more, so that the edge is not crossed
-    /// with every flush.
+    /// Returns whether the disk is full: below the reserve, and then until a quarter more than the
+    /// reserve is free, so that the state does not change with every flush.
     pub(crate) fn is_full(self, min: SpaceMin, was_full: bool) -> bool {
         let edge = |min: u64| if was_full { min.saturating_add(min / 4) } else { min };
         self.free < edge(min.bytes) || self.inodes < edge(min.inodes)
@@ -143,13 +146,13 @@ impl Space {
 impl From<&StatVfs> for Space {
     fn from(found: &StatVfs) -> Self {
         let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
-        // btrfs makes inodes as they are needed, and says that it has none.
+        // btrfs makes inodes as needed, and reports that it has none.
         let inodes = if found.f_files == 0 { u64::MAX } else { found.f_favail };
         Self { total: bytes(found.f_blocks), free: bytes(found.f_bavail), inodes }
     }
 }
 
-/// Looks at the free space now and then.
+/// Checks the free space at regular intervals.
 #[derive(Debug)]
 pub(crate) struct SpaceWatch {
     stop: Option<mpsc::Sender<()>>,
@@ -159,13 +162,13 @@ pub(crate) struct SpaceWatch {
 }
 
 impl SpaceWatch {
-    /// `space`: as it was found at the start.
+    /// Starts the thread. `space` is the free space found at the start of the process.
     pub(crate) fn start(
         folder: PathBuf,
         space: Space,
         min: SpaceMin,
         fullness: Arc<Fullness>,
-        alarm: Alarm,
+        reporter: FailureReporter,
     ) -> Self {
         const NAME: &str = "dkc-space";
         let (stop, stopped) = mpsc::channel();
@@ -187,16 +190,17 @@ impl SpaceWatch {
                 seen.1.store(space.inodes, Ordering::Relaxed);
             }
         };
-        let thread = spawn(NAME, move || alarm.guard(NAME, watch));
+        let thread = spawn(NAME, move || reporter.guard(NAME, watch));
         Self { stop: Some(stop), thread: Some(thread), free, inodes }
     }
 
-    /// Bytes that were free when last looked at.
+    /// Returns the bytes that were free at the last check.
     pub(crate) fn free(&self) -> u64 {
         self.free.load(Ordering::Relaxed)
     }
 
-    /// Files that could be made when last looked at; `u64::MAX` where they are not counted.
+    /// Returns how many files could be created at the last check; `u64::MAX` if they are not
+    /// limited.
     pub(crate) fn inodes(&self) -> u64 {
         self.inodes.load(Ordering::Relaxed)
     }
@@ -230,7 +234,8 @@ mod tests {
         check(1_000, 10, true, false);
     }
 
-    /// Blocks are counted in fragments, not in the larger unit of I/O; and part of what is free is kept for root.
+    /// Blocks are counted in fragments, not in the larger unit of I/O; and part of the free space
+    /// is reserved for root.
     #[test]
     fn free_is_what_this_process_may_use() {
         let found = StatVfs {
@@ -253,9 +258,9 @@ mod tests {
     }
 
     #[test]
-    fn told_when_the_first_cause_comes_and_the_last_one_goes() {
-        let (tell, told) = Tell::to_channel();
-        let fullness = Fullness::new(tell);
+    fn notifies_when_the_first_cause_comes_and_the_last_one_goes() {
+        let (sink, events) = EventSink::to_channel();
+        let fullness = Fullness::new(sink);
         fullness.log(false);
         fullness.log(true);
         fullness.space(true);
@@ -264,9 +269,9 @@ mod tests {
         fullness.space(false);
         fullness.job_goes_on();
         drop(fullness);
-        let told: Vec<_> = told.iter().map(|event| format!("{event:?}")).collect();
+        let sent: Vec<_> = events.iter().map(|event| format!("{event:?}")).collect();
         let room = |bytes: u64| format!("Room {{ bytes: {bytes} }}");
         let want = ["DiskFull(true)".into(), room(0), room(u64::MAX), "DiskFull(false)".into()];
-        assert_eq!(told, want);
+        assert_eq!(sent, want);
     }
 }

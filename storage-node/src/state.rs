@@ -1,13 +1,13 @@
 //! The state: one RocksDB that changes only by ingesting sorted files.
 //!
 //! Nothing is ever written through its memtable, so it needs no write-ahead log: a change is a file
-//! that was fsynced, and one MANIFEST record that names it. A crash leaves either all of one
-//! [`State::ingest`] or nothing of it.
+//! that was fsynced, and one MANIFEST record that names it. After a crash either all of one ingest
+//! took effect or nothing of it.
 //!
-//! **A [`View`] is the state as the node machine knows it.** It is a RocksDB snapshot, made right
-//! after an ingest, and handed to the loop together with the event that tells of it. Loads read the
-//! view, never the database: a load that saw an ingest before the machine has heard of it would
-//! count the flushed changes twice, once from the file and once from the table.
+//! **A [`StateView`] is the state as the state machine knows it.** It is a RocksDB snapshot, made
+//! right after an ingest, and handed to the loop together with the event that reports the ingest.
+//! Loads read the view, never the database: a load that saw an ingest before the state machine
+//! knows of it would count the flushed changes twice, once from the file and once from the table.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine::apply::ShardState;
 use engine::codec::Malformed;
-use engine::idempotency::{Limits, Record, RecordId};
+use engine::idempotency::{RecordId, TokenLimits, TokenRecord};
 use engine::ids::{CopyNo, ShardId, Slots};
 use engine::key::CounterKey;
-use engine::store::layout::{self, Change};
+use engine::store::layout::{self, RowChange};
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, DataBlockIndexType, Env,
@@ -29,19 +29,20 @@ use rocksdb::{
 use self_cell::self_cell;
 
 use crate::error::{DiskError, context};
-use crate::expired::{Expired, Known};
+use crate::expiry_filter::{ExpiredBuckets, ExpiryFilter};
 use crate::folders::make_durably;
 use crate::kill;
 
-/// What the state may use.
+/// The limits of the state.
 #[derive(Clone, Copy, Debug)]
 pub struct StateSettings {
-    /// For blocks, indexes and filters: all of it in one cache.
+    /// The size of the one cache of blocks, indexes and filters.
     pub cache_bytes: usize,
-    /// Table readers live outside the cache; each open file costs some kilobytes.
+    /// The most sorted files that are kept open. Table readers are outside of the cache; each open
+    /// file costs some kilobytes.
     pub open_files_max: i32,
-    /// A file of a flush or a copy is closed once it has this many bytes. RocksDB counts blocks that are full, so no
-    /// file is smaller than one of them (16 KiB before packing), but for the last.
+    /// The size at which a file of a flush or a snapshot is closed. RocksDB counts full blocks, so
+    /// no file but the last is smaller than one of them (16 KiB before packing).
     pub file_bytes: u64,
 }
 
@@ -51,24 +52,26 @@ impl Default for StateSettings {
     }
 }
 
-pub struct State {
+/// The RocksDB of one store's state.
+pub struct StateStore {
     db: Arc<DB>,
     options: Options,
     file_bytes: u64,
-    /// Files not ingested yet. What is here at a start never was, and goes.
+    /// The folder of files that are not ingested yet. Its content at a start was never ingested and
+    /// is removed.
     folder: PathBuf,
     next_file: AtomicU64,
-    expired: Expired,
+    expiry_filter: ExpiryFilter,
 }
 
-impl std::fmt::Debug for State {
+impl std::fmt::Debug for StateStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "State({:?})", self.folder)
+        write!(f, "StateStore({:?})", self.folder)
     }
 }
 
-impl State {
-    /// `path`: the database; beside it lies the folder of files to be ingested.
+impl StateStore {
+    /// Opens the database at `path`; the folder of files to be ingested is beside it.
     pub fn open(path: &Path, settings: StateSettings) -> Result<Self, DiskError> {
         let folder = path.with_extension("files");
         if folder.exists() {
@@ -76,66 +79,71 @@ impl State {
         }
         make_durably(&folder)?;
         let mut options = options(settings)?;
-        let expired = Expired::default();
-        options.set_compaction_filter_factory(expired.clone());
+        let expiry_filter = ExpiryFilter::default();
+        options.set_compaction_filter_factory(expiry_filter.clone());
         let db = Arc::new(DB::open(&options, path)?);
         let (next_file, file_bytes) = (AtomicU64::new(0), settings.file_bytes);
-        Ok(Self { db, options, file_bytes, folder, next_file, expired })
+        Ok(Self { db, options, file_bytes, folder, next_file, expiry_filter })
     }
 
-    /// From now on compactions remove the idempotency records that are over by these limits, which are the cluster's.
-    pub fn remove_expired(&self, limits: Limits) -> Result<(), DiskError> {
+    /// Lets compactions remove, from now on, the idempotency records that have expired by the
+    /// cluster's limits.
+    pub fn remove_expired(&self, limits: TokenLimits) -> Result<(), DiskError> {
         let shards = self.view().shards()?;
-        self.expired.begin(limits, shards.iter().map(|(_, state)| state));
+        self.expiry_filter.set_limits(limits, shards.iter().map(|(_, state)| state));
         Ok(())
     }
 
-    /// Links all files, as they are now, into this folder, which must not be there yet.
+    /// Makes a checkpoint: links all files, as they are now, into this folder, which must not exist
+    /// yet.
     pub fn checkpoint(&self, into: &Path) -> Result<(), DiskError> {
         Ok(Checkpoint::new(&self.db)?.create_checkpoint(into)?)
     }
 
-    /// Where something of the state's may lie until the process ends.
+    /// Returns an unused path for a checkpoint; it is removed at the next start at the latest.
     pub fn fresh_folder(&self) -> PathBuf {
         self.fresh_path().with_extension("checkpoint")
     }
 
-    /// Where the database lies.
+    /// Returns the path of the database.
     pub fn path(&self) -> &Path {
         self.db.path()
     }
 
-    /// The state as it is now.
-    pub fn view(&self) -> View {
-        let known = self.expired.seen();
-        View { snapshot: OwnedSnapshot::new(self.db.clone(), |db| db.snapshot()), _known: known }
+    /// Returns a view of the state as it is now.
+    pub fn view(&self) -> StateView {
+        let expired = self.expiry_filter.pin_view();
+        StateView {
+            snapshot: OwnedSnapshot::new(self.db.clone(), |db| db.snapshot()),
+            _expired: expired,
+        }
     }
 
     /// Writes the rows of a flush and ingests them in one call.
     pub fn flush(
         &self,
-        table: &engine::store::table::Frozen,
+        table: &engine::store::table::SealedTable,
         shards: &[(CopyNo, ShardState)],
     ) -> Result<(), DiskError> {
-        let mut files = Files::new(self);
+        let mut files = SortedFiles::new(self);
         for (key, change) in layout::rows(table, shards) {
             files.add(&key, &change)?;
         }
         let files = files.finish()?;
         self.ingest(files, &[])?;
-        self.expired.ingested(shards.iter().map(|(_, state)| state));
+        self.expiry_filter.ingested(shards.iter().map(|(_, state)| state));
         Ok(())
     }
 
     /// Removes all rows of a shard.
     pub fn drop_rows(&self, slots: Slots) -> Result<(), DiskError> {
-        self.expired.forget(slots);
+        self.expiry_filter.forget(slots);
         let file = self.range_deletes(slots)?;
         self.ingest(vec![file], &[])
     }
 
-    /// Puts a staged copy in the place of whatever the shard had, with its record: all or nothing. If it fails, the staged
-    /// files are still there.
+    /// Replaces the shard's rows and its record by a staged snapshot: all or nothing. If it fails,
+    /// the staged files are still there.
     pub fn install(
         &self,
         staged: &[PathBuf],
@@ -143,21 +151,21 @@ impl State {
         state: &ShardState,
     ) -> Result<(), DiskError> {
         // Files ingested in one call take effect in this order.
-        let mut record = Files::new(self);
+        let mut record = SortedFiles::new(self);
         let key = layout::shard_key(state.slots.shard());
-        record.add(&key, &Change::Put(layout::encode_shard(copy, state)))?;
+        record.add(&key, &RowChange::Put(layout::encode_shard(copy, state)))?;
         let before = [self.range_deletes(state.slots)?];
         let files = [&before[..], staged, &record.finish()?].concat();
         kill::point("install.files");
-        self.expired.forget(state.slots);
+        self.expiry_filter.forget(state.slots);
         self.ingest(files, staged)?;
-        self.expired.ingested([state]);
+        self.expiry_filter.ingested([state]);
         Ok(())
     }
 
-    /// Files for rows that come in ascending order, not ingested yet.
-    pub fn files(&self) -> Files<'_> {
-        Files::new(self)
+    /// Begins files for rows that come in ascending order. They are not ingested.
+    pub fn files(&self) -> SortedFiles<'_> {
+        SortedFiles::new(self)
     }
 
     fn range_deletes(&self, slots: Slots) -> Result<PathBuf, DiskError> {
@@ -178,14 +186,15 @@ impl State {
         Ok(path)
     }
 
-    /// Either all files take effect, in this order, or they are removed, but for those to `keep`.
+    /// Ingests files: either all take effect, in this order, or they are removed, except those to
+    /// `keep`.
     fn ingest(&self, files: Vec<PathBuf>, keep: &[PathBuf]) -> Result<(), DiskError> {
         if files.is_empty() {
             return Ok(());
         }
         let mut options = IngestExternalFileOptions::default();
         options.set_move_files(true);
-        // There is nothing in a memtable. Should there ever be, fail rather than flush it.
+        // The memtable is always empty. If it ever is not, the ingest fails rather than flushes it.
         options.set_allow_blocking_flush(false);
         kill::point("ingest.begun");
         kill::point_during("ingest.during");
@@ -203,20 +212,20 @@ impl State {
     }
 }
 
-/// Sorted files being written, each fsynced when it is full. Dropped unfinished, they are removed.
-pub struct Files<'a> {
-    state: &'a State,
+/// Sorted files being written, each fsynced when it is full. Dropping them unfinished removes them.
+pub struct SortedFiles<'a> {
+    state: &'a StateStore,
     writer: Option<(SstFileWriter<'a>, PathBuf)>,
     done: Vec<PathBuf>,
 }
 
-impl<'a> Files<'a> {
-    fn new(state: &'a State) -> Self {
+impl<'a> SortedFiles<'a> {
+    fn new(state: &'a StateStore) -> Self {
         Self { state, writer: None, done: Vec::new() }
     }
 
-    /// Adds a row; its key is above all before it.
-    pub fn add(&mut self, key: &[u8], change: &Change) -> Result<(), DiskError> {
+    /// Adds a row, whose key is above all keys before it.
+    pub fn add(&mut self, key: &[u8], change: &RowChange) -> Result<(), DiskError> {
         if self.writer.is_none() {
             let path = self.state.fresh_path();
             let writer = SstFileWriter::create(&self.state.options);
@@ -225,9 +234,9 @@ impl<'a> Files<'a> {
         }
         let (writer, _) = self.writer.as_mut().expect("made above");
         match change {
-            Change::Put(value) => writer.put(key, value)?,
-            Change::Merge(operand) => writer.merge(key, operand)?,
-            Change::Delete => writer.delete(key)?,
+            RowChange::Put(value) => writer.put(key, value)?,
+            RowChange::Merge(operand) => writer.merge(key, operand)?,
+            RowChange::Delete => writer.delete(key)?,
         }
         if writer.file_size() >= self.state.file_bytes {
             self.close()?;
@@ -235,7 +244,7 @@ impl<'a> Files<'a> {
         Ok(())
     }
 
-    /// All files, in order; none if there were no rows.
+    /// Finishes and returns all files, in order; the list is empty without rows.
     pub fn finish(&mut self) -> Result<Vec<PathBuf>, DiskError> {
         self.close()?;
         Ok(std::mem::take(&mut self.done))
@@ -243,7 +252,7 @@ impl<'a> Files<'a> {
 
     fn close(&mut self) -> Result<(), DiskError> {
         if let Some((mut writer, path)) = self.writer.take() {
-            // First, so that it is removed even if it can't be finished.
+            // The path is noted first, so that the file is removed even if it can't be finished.
             self.done.push(path);
             writer.finish()?;
         }
@@ -251,7 +260,7 @@ impl<'a> Files<'a> {
     }
 }
 
-impl Drop for Files<'_> {
+impl Drop for SortedFiles<'_> {
     fn drop(&mut self) {
         let open = self.writer.take().map(|(_, path)| path);
         remove(self.done.iter().chain(open.as_ref()));
@@ -260,13 +269,14 @@ impl Drop for Files<'_> {
 
 fn remove<'a>(files: impl IntoIterator<Item = &'a PathBuf>) {
     for file in files {
-        // What is left is removed at the next start.
+        // A file that is left is removed at the next start.
         let _ = fs::remove_file(file);
     }
 }
 
-/// A checkpoint, to be read once: with hardly any memory, and past the page cache if the file system allows that.
-pub(crate) fn open_checkpoint(path: &Path) -> Result<View, DiskError> {
+/// Opens a checkpoint that is read once: with hardly any memory, and past the page cache if the
+/// file system supports it.
+pub(crate) fn open_checkpoint(path: &Path) -> Result<StateView, DiskError> {
     let settings = StateSettings { cache_bytes: 4 << 20, open_files_max: 64, ..Default::default() };
     let mut options = options(settings)?;
     options.set_use_direct_reads(true);
@@ -276,17 +286,17 @@ pub(crate) fn open_checkpoint(path: &Path) -> Result<View, DiskError> {
         DB::open_for_read_only(&options, path, false)
     })?;
     let snapshot = OwnedSnapshot::new(Arc::new(db), |db| db.snapshot());
-    // Nothing is compacted there.
-    Ok(View { snapshot, _known: Arc::default() })
+    // A checkpoint is never compacted.
+    Ok(StateView { snapshot, _expired: Arc::default() })
 }
 
 type Snapshot<'a> = SnapshotWithThreadMode<'a, DB>;
 
-/// The state at one moment.
-pub struct View {
+/// A consistent view of the state at one moment.
+pub struct StateView {
     snapshot: OwnedSnapshot,
-    /// Keeps compactions from what this state has.
-    _known: Arc<Known>,
+    /// Keeps compactions from removing rows that this view shows.
+    _expired: Arc<ExpiredBuckets>,
 }
 
 self_cell!(
@@ -298,14 +308,14 @@ self_cell!(
     }
 );
 
-impl std::fmt::Debug for View {
+impl std::fmt::Debug for StateView {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "View({})", self.snapshot.borrow_dependent().sequence_number())
+        write!(f, "StateView({})", self.snapshot.borrow_dependent().sequence_number())
     }
 }
 
-impl View {
-    /// The values of these counters, in order; none where there is no row.
+impl StateView {
+    /// Returns the values of these counters, in order; `None` where there is no row.
     pub fn values(&self, keys: &[CounterKey]) -> Result<Vec<Option<i128>>, DiskError> {
         let rows: Vec<Vec<u8>> =
             keys.iter().map(|key| layout::counter_key(key.slot(), key.name())).collect();
@@ -320,8 +330,8 @@ impl View {
         rows.iter().zip(found).map(value).collect()
     }
 
-    /// The idempotency records of these ids, in order; none where there is no row.
-    pub fn records(&self, ids: &[RecordId]) -> Result<Vec<Option<Record>>, DiskError> {
+    /// Returns the idempotency records of these ids, in order; `None` where there is no row.
+    pub fn records(&self, ids: &[RecordId]) -> Result<Vec<Option<TokenRecord>>, DiskError> {
         let rows: Vec<Vec<u8>> =
             ids.iter().map(|id| layout::idempotency_key(id.slot, id.hash)).collect();
         let found = self.snapshot.borrow_dependent().multi_get(&rows);
@@ -335,7 +345,8 @@ impl View {
         rows.iter().zip(found).map(record).collect()
     }
 
-    /// Bytes that a shard's rows take on the disk, near enough to know whether a copy of them has room.
+    /// Returns about how many bytes a shard's rows take on the disk, exact enough to decide whether
+    /// a snapshot of them has room.
     pub fn size_of(&self, slots: Slots) -> u64 {
         let ranges = layout::ranges(slots);
         let ranges: Vec<_> =
@@ -343,12 +354,12 @@ impl View {
         self.snapshot.borrow_owner().get_approximate_sizes(&ranges).iter().sum()
     }
 
-    /// The shard's record, as bytes.
+    /// Returns the encoded record of the shard.
     pub fn shard_record(&self, shard: ShardId) -> Result<Option<Vec<u8>>, DiskError> {
         Ok(self.snapshot.borrow_dependent().get(layout::shard_key(shard))?)
     }
 
-    /// Every shard record there is.
+    /// Returns every shard record.
     pub fn shards(&self) -> Result<Vec<(CopyNo, ShardState)>, DiskError> {
         let [_, _, records] = layout::ranges(Slots::ALL);
         let mut shards = Vec::new();
@@ -359,7 +370,7 @@ impl View {
         Ok(shards)
     }
 
-    /// Every row that a shard owns, but for its record, in order. `each` says whether to go on.
+    /// Calls `each` for every row of a shard except its record, in order, until it returns `false`.
     pub fn rows(
         &self,
         slots: Slots,
@@ -377,7 +388,7 @@ impl View {
     ) -> Result<(), DiskError> {
         let mut read = ReadOptions::default();
         read.set_iterate_upper_bound(end);
-        // A copy on its way must not push out what readers need.
+        // A snapshot in transfer must not evict what reads need.
         read.fill_cache(false);
         let mut rows = self.snapshot.borrow_dependent().raw_iterator_opt(read);
         rows.seek(begin);
@@ -417,13 +428,13 @@ fn options(settings: StateSettings) -> Result<Options, DiskError> {
     options.set_env(&env);
     options.set_block_based_table_factory(&table);
     options.set_compression_type(DBCompressionType::Lz4);
-    // Reads mostly hit: no filter for the last level, which holds nine rows in ten.
+    // Reads mostly find a row: no filter is kept for the last level, which holds nine rows in ten.
     options.set_optimize_filters_for_hits(true);
     options.set_level_compaction_dynamic_level_bytes(true);
     options.set_max_open_files(settings.open_files_max);
     options.set_max_background_jobs(2);
     options.set_bytes_per_sync(1 << 20);
-    // Never filled: every change is an ingested file.
+    // The write buffer is never filled: every change is an ingested file.
     options.set_write_buffer_size(64 << 10);
     options.set_keep_log_file_num(2);
     options.set_max_log_file_size(4 << 20);
@@ -432,7 +443,8 @@ fn options(settings: StateSettings) -> Result<Options, DiskError> {
     Ok(options)
 }
 
-/// Total: bytes that are no counter's give none, which RocksDB reports as corruption.
+/// The merge operator is total: bytes that are not a counter give `None`, which RocksDB reports as
+/// corruption.
 fn full_merge(_key: &[u8], existing: Option<&[u8]>, operands: &MergeOperands) -> Option<Vec<u8>> {
     layout::merge(existing, operands).ok()
 }
@@ -448,19 +460,19 @@ fn partial_merge(
 #[cfg(test)]
 mod tests {
     use engine::entry::Position;
-    use engine::idempotency::Settings;
+    use engine::idempotency::TokenSettings;
     use engine::ids::{Slot, TimeMs};
     use engine::store::table::Table;
 
     use super::*;
 
     /// A bucket is a second.
-    const LIMITS: Limits = Limits { settings: SETTINGS, planted: None };
-    const SETTINGS: Settings =
-        Settings { window_ms: 6_000, buckets: 6, bytes_max: 1 << 20, namespaces_max: 4 };
+    const LIMITS: TokenLimits = TokenLimits { settings: SETTINGS, planted: None };
+    const SETTINGS: TokenSettings =
+        TokenSettings { window_ms: 6_000, buckets: 6, bytes_max: 1 << 20, namespaces_max: 4 };
 
     struct Bench {
-        state: State,
+        state: StateStore,
         folder: tempfile::TempDir,
     }
 
@@ -468,7 +480,7 @@ mod tests {
         fn open() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let state =
-                State::open(&folder.path().join("state"), StateSettings::default()).unwrap();
+                StateStore::open(&folder.path().join("state"), StateSettings::default()).unwrap();
             state.remove_expired(LIMITS).unwrap();
             Self { state, folder }
         }
@@ -480,18 +492,18 @@ mod tests {
             state
         }
 
-        /// A record of each bucket, the bucket's number being its hash.
+        /// Flushes a record of each written bucket, with the bucket's number as its hash.
         fn flush(&self, time_ms: u64, live: &[u64], written: &[u64]) {
             let mut table = Table::new();
             for &bucket in written {
                 let id = RecordId { slot: Slot(7), hash: bucket.into() };
-                table.put_record(id, Record { bucket, fingerprint: 0, values: vec![] });
+                table.put_record(id, TokenRecord { bucket, fingerprint: 0, values: vec![] });
             }
             let shards = [(CopyNo(1), Self::state_at(time_ms, live))];
-            self.state.flush(&table.freeze(), &shards).unwrap();
+            self.state.flush(&table.seal(), &shards).unwrap();
         }
 
-        /// The buckets of the records that are on the disk after everything was compacted.
+        /// Compacts everything and returns the buckets of the records that are left.
         fn left(&self) -> Vec<u64> {
             let mut all = rocksdb::CompactOptions::default();
             all.set_bottommost_level_compaction(rocksdb::BottommostLevelCompaction::Force);
@@ -500,7 +512,7 @@ mod tests {
         }
     }
 
-    fn buckets(view: &View) -> Vec<u64> {
+    fn buckets(view: &StateView) -> Vec<u64> {
         let mut buckets = Vec::new();
         view.rows(Slots::ALL, |key, value| {
             buckets.extend(layout::bucket_of(key, value).map(|(_, bucket)| bucket));
@@ -517,12 +529,12 @@ mod tests {
         assert_eq!(bench.left(), [1, 2, 3, 4, 9]);
         bench.flush(20_000, &[3, 9], &[]);
         assert_eq!(bench.left(), [3, 9]);
-        // One more is over; and one that is younger than any of before is not.
+        // One more bucket has expired; one that is younger than any before has not.
         bench.flush(21_000, &[9, 21], &[21]);
         assert_eq!(bench.left(), [9, 21]);
     }
 
-    /// What a start finds counts at once: a shard that nobody writes to is never flushed again.
+    /// Shard records found at a start count at once: a shard without writes is never flushed again.
     #[test]
     fn a_start_knows_what_is_over_from_the_shard_records() {
         let Bench { state, folder } = {
@@ -532,7 +544,8 @@ mod tests {
             bench
         };
         drop(state);
-        let state = State::open(&folder.path().join("state"), StateSettings::default()).unwrap();
+        let state =
+            StateStore::open(&folder.path().join("state"), StateSettings::default()).unwrap();
         let bench = Bench { state, folder };
         assert_eq!(bench.left(), [1, 2], "nothing is over before the cluster's settings are known");
         bench.state.remove_expired(LIMITS).unwrap();
@@ -541,7 +554,7 @@ mod tests {
 
     /// A copy that is read for another node is checked against the digests of its shard record.
     #[test]
-    fn what_somebody_can_still_see_stays() {
+    fn what_a_live_view_shows_stays() {
         let bench = Bench::open();
         bench.flush(4_000, &[1, 2], &[1, 2]);
         let view = bench.state.view();
@@ -556,19 +569,20 @@ mod tests {
         assert_eq!(bench.left(), Vec::<u64>::new());
     }
 
-    /// The copy that is put in the place of another may be of an earlier state of the shard.
+    /// The copy that replaces another may be of an earlier state of the shard.
     #[test]
     fn a_new_copy_is_judged_by_its_own_record() {
         let bench = Bench::open();
         bench.flush(4_000, &[1, 2], &[1, 2]);
         bench.flush(20_000, &[], &[]);
         let view = bench.state.view();
-        // The view is older than the state that the copy replaces: what is over is kept for each.
+        // The view is older than the state that the copy replaces: expired buckets are kept for
+        // each.
         bench.flush(20_001, &[], &[]);
         let mut files = bench.state.files();
         let id = RecordId { slot: Slot(7), hash: 1 };
-        let row = layout::encode_record(&Record { bucket: 1, fingerprint: 0, values: vec![] });
-        files.add(&layout::idempotency_key(id.slot, id.hash), &Change::Put(row)).unwrap();
+        let row = layout::encode_record(&TokenRecord { bucket: 1, fingerprint: 0, values: vec![] });
+        files.add(&layout::idempotency_key(id.slot, id.hash), &RowChange::Put(row)).unwrap();
         let staged = files.finish().unwrap();
         bench.state.install(&staged, CopyNo(2), &Bench::state_at(4_000, &[1])).unwrap();
         assert_eq!(bench.left(), [1]);

@@ -1,4 +1,4 @@
-//! Threads that run jobs, and the alarm that the first failure of any of them rings.
+//! Threads that run jobs, and the report of their first failure.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -6,72 +6,75 @@ use std::thread::{self, JoinHandle};
 
 use crate::error::DiskError;
 
-/// Tells of the first failure, and of no other: the process ends because of it.
+/// Reports the first failure and no other: the process ends because of it.
 #[derive(Clone)]
-pub(crate) struct Alarm {
+pub(crate) struct FailureReporter {
     failed: Arc<dyn Fn(DiskError) + Send + Sync>,
-    rung: Arc<AtomicBool>,
+    reported: Arc<AtomicBool>,
 }
 
-impl Alarm {
+impl FailureReporter {
     pub(crate) fn new(failed: impl Fn(DiskError) + Send + Sync + 'static) -> Self {
-        Self { failed: Arc::new(failed), rung: Arc::default() }
+        Self { failed: Arc::new(failed), reported: Arc::default() }
     }
 
-    pub(crate) fn ring(&self, error: DiskError) {
-        if !self.rung.swap(true, Ordering::AcqRel) {
+    pub(crate) fn report(&self, error: DiskError) {
+        if !self.reported.swap(true, Ordering::AcqRel) {
             (self.failed)(error);
         }
     }
 
-    /// Runs what a thread does; an error or a panic in it rings.
+    /// Runs the body of a thread and reports an error or a panic in it.
     pub(crate) fn guard(&self, name: &'static str, body: impl FnOnce() -> Result<(), DiskError>) {
-        struct OnPanic<'a>(&'a Alarm, &'static str);
-        impl Drop for OnPanic<'_> {
+        struct ReportOnPanic<'a>(&'a FailureReporter, &'static str);
+        impl Drop for ReportOnPanic<'_> {
             fn drop(&mut self) {
                 if thread::panicking() {
-                    self.0.ring(DiskError::Thread(self.1));
+                    self.0.report(DiskError::Thread(self.1));
                 }
             }
         }
-        let _on_panic = OnPanic(self, name);
+        let _on_panic = ReportOnPanic(self, name);
         if let Err(error) = body() {
-            self.ring(error);
+            self.report(error);
         }
     }
 }
 
-impl std::fmt::Debug for Alarm {
+impl std::fmt::Debug for FailureReporter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Alarm({})", self.rung.load(Ordering::Acquire))
+        write!(f, "FailureReporter({})", self.reported.load(Ordering::Acquire))
     }
 }
 
-type Job = Box<dyn FnOnce() -> Result<(), DiskError> + Send>;
+type DiskJob = Box<dyn FnOnce() -> Result<(), DiskError> + Send>;
 
-/// One thread or several that take jobs from one queue, in order. With one thread each job ends
-/// before the next begins, and after one that failed there is none.
+/// One or more threads that take jobs from one queue, in order. With one thread each job ends
+/// before the next begins, and no job runs after a failed one.
 #[derive(Debug)]
-pub(crate) struct Workers {
-    jobs: Option<mpsc::Sender<Job>>,
+pub(crate) struct DiskWorkers {
+    jobs: Option<mpsc::Sender<DiskJob>>,
     threads: Vec<JoinHandle<()>>,
     stopping: Arc<AtomicBool>,
 }
 
-impl Workers {
-    pub(crate) fn start(name: &'static str, count: usize, alarm: &Alarm) -> Self {
-        Self::start_after(name, count, alarm, || {})
+impl DiskWorkers {
+    pub(crate) fn start(name: &'static str, count: usize, reporter: &FailureReporter) -> Self {
+        Self::start_after(name, count, reporter, || {})
     }
 
-    /// Threads that get the processor only when others leave it. RocksDB's own are set so in its
-    /// options.
-    pub(crate) fn start_low(name: &'static str, count: usize, alarm: &Alarm) -> Self {
+    /// Starts threads of low CPU priority. RocksDB's own threads get theirs by its options.
+    pub(crate) fn start_low_priority(
+        name: &'static str,
+        count: usize,
+        reporter: &FailureReporter,
+    ) -> Self {
         // A quarter of the weight of a normal thread: behind the loop, yet never starved, since the
         // tables fill while a flush waits.
         const NICE: i32 = 6;
-        Self::start_after(name, count, alarm, || {
+        Self::start_after(name, count, reporter, || {
             if let Err(why) = rustix::process::setpriority_process(None, NICE) {
-                tracing::debug!(%why, "a thread keeps its priority");
+                tracing::debug!(%why, "could not lower thread priority");
             }
         })
     }
@@ -79,17 +82,17 @@ impl Workers {
     fn start_after(
         name: &'static str,
         count: usize,
-        alarm: &Alarm,
+        reporter: &FailureReporter,
         prepare: impl Fn() + Copy + Send + 'static,
     ) -> Self {
-        let (jobs, queue) = mpsc::channel::<Job>();
+        let (jobs, queue) = mpsc::channel::<DiskJob>();
         let queue = Arc::new(Mutex::new(queue));
         let stopping = Arc::new(AtomicBool::new(false));
         let threads = (0..count).map(|_| {
-            let (queue, stopping, alarm) = (queue.clone(), stopping.clone(), alarm.clone());
+            let (queue, stopping, reporter) = (queue.clone(), stopping.clone(), reporter.clone());
             spawn(name, move || {
                 prepare();
-                alarm.guard(name, || run_jobs(&queue, &stopping));
+                reporter.guard(name, || run_jobs(&queue, &stopping));
             })
         });
         Self { threads: threads.collect(), jobs: Some(jobs), stopping }
@@ -104,7 +107,7 @@ impl Workers {
     }
 }
 
-impl Drop for Workers {
+impl Drop for DiskWorkers {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::Release);
         self.jobs = None;
@@ -112,9 +115,13 @@ impl Drop for Workers {
     }
 }
 
-fn run_jobs(queue: &Mutex<mpsc::Receiver<Job>>, stopping: &AtomicBool) -> Result<(), DiskError> {
+fn run_jobs(
+    queue: &Mutex<mpsc::Receiver<DiskJob>>,
+    stopping: &AtomicBool,
+) -> Result<(), DiskError> {
     loop {
-        // Held while waiting, too: the others wait for the lock instead. No job runs under it.
+        // The lock is held while waiting, too: the other threads wait for the lock instead. No job
+        // runs under it.
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return Ok(()) };
         if stopping.load(Ordering::Acquire) {
@@ -128,7 +135,7 @@ pub(crate) fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) ->
     thread::Builder::new().name(name.into()).spawn(body).expect("a thread at start-up")
 }
 
-/// Waits for threads to end. What one of them panicked with has been reported by the alarm.
+/// Waits for threads to end. A panic of one of them has been reported already.
 pub(crate) fn join(threads: impl IntoIterator<Item = JoinHandle<()>>) {
     for thread in threads {
         let _ = thread.join();
@@ -139,32 +146,37 @@ pub(crate) fn join(threads: impl IntoIterator<Item = JoinHandle<()>>) {
 mod tests {
     use super::*;
 
-    fn alarm() -> (Alarm, mpsc::Receiver<String>) {
+    fn reporter() -> (FailureReporter, mpsc::Receiver<String>) {
         let (send, failures) = mpsc::channel();
-        (Alarm::new(move |error| send.send(error.to_string()).expect("the test listens")), failures)
+        (
+            FailureReporter::new(move |error| {
+                send.send(error.to_string()).expect("the test listens")
+            }),
+            failures,
+        )
     }
 
     #[test]
     fn one_thread_keeps_the_order_and_stops_at_a_failure() {
-        let (alarm, failures) = alarm();
-        let workers = Workers::start("test", 1, &alarm);
+        let (reporter, failures) = reporter();
+        let workers = DiskWorkers::start("test", 1, &reporter);
         let (ran, order) = mpsc::channel();
         for number in 0..4 {
             let ran = ran.clone();
             workers.run(move || {
                 ran.send(number).expect("the test listens");
-                if number == 2 { Err(DiskError::Thread("told")) } else { Ok(()) }
+                if number == 2 { Err(DiskError::Thread("second")) } else { Ok(()) }
             });
         }
-        assert_eq!(failures.recv().unwrap(), "the told thread ended");
+        assert_eq!(failures.recv().unwrap(), "the second thread ended");
         drop((workers, ran));
         assert_eq!(order.iter().collect::<Vec<_>>(), [0, 1, 2]);
     }
 
     #[test]
-    fn a_panic_is_a_failure_and_only_the_first_is_told() {
-        let (alarm, failures) = alarm();
-        let workers = Workers::start("test", 2, &alarm);
+    fn a_panic_is_a_failure_and_only_the_first_is_reported() {
+        let (reporter, failures) = reporter();
+        let workers = DiskWorkers::start("test", 2, &reporter);
         // Jobs that have not begun are dropped with the workers.
         let (begun, began) = mpsc::channel();
         for _ in 0..2 {
@@ -175,7 +187,7 @@ mod tests {
             });
         }
         assert_eq!(began.iter().take(2).count(), 2);
-        drop((workers, alarm));
+        drop((workers, reporter));
         assert_eq!(failures.iter().collect::<Vec<_>>(), ["the test thread ended"]);
     }
 }

@@ -1,24 +1,27 @@
 //! Time that also passes while the machine sleeps.
 //!
-//! [`std::time::Instant`] is CLOCK_MONOTONIC: a laptop that was suspended for an hour, or a machine that was hibernated,
-//! finds that no time has passed. A proof that a value was current would be as young as before it. CLOCK_BOOTTIME counts
-//! the sleep. Neither counts a pause of a virtual machine that its hypervisor hides from it.
+//! [`std::time::Instant`] is CLOCK_MONOTONIC: for a laptop that was suspended for an hour, or a
+//! machine that was hibernated, no time has passed. A proof that a value was current would look as
+//! young as before the pause. CLOCK_BOOTTIME counts the suspension. Neither clock counts a pause of
+//! a virtual machine that its hypervisor hides.
 
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Counts from when it was started. Copies agree.
+/// A stopwatch that counts from its start, suspension included. Copies of it agree.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     start: Duration,
 }
 
 impl Clock {
+    /// Starts a stopwatch now.
     pub fn start() -> Self {
         Self { start: since_boot() }
     }
 
+    /// Returns the time since the start.
     pub fn elapsed(self) -> Duration {
         since_boot().saturating_sub(self.start)
     }

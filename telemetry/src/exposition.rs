@@ -1,19 +1,20 @@
-//! Reads a page of metrics as strictly as Prometheus does, for tests: a page that a scraper refuses shows nothing at all.
+//! A parser of metrics pages for tests, as strict as Prometheus: a page that a scraper refuses
+//! shows nothing at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One metric of a page.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Family {
-    /// `counter`, `gauge` or `histogram`.
+    /// The type: `counter`, `gauge` or `histogram`.
     pub kind: String,
-    /// By name and labels, as they are written.
+    /// The values, by name and labels as they are written.
     pub samples: BTreeMap<String, f64>,
-    /// The names of labels that occur.
+    /// The names of all labels that occur.
     pub labels: BTreeSet<String>,
 }
 
-/// Everything on a page, by name. The error names the line that is wrong.
+/// Parses a page into its metrics by name. The error names the first line that is wrong.
 pub fn parse(page: &str) -> Result<BTreeMap<String, Family>, String> {
     let mut families = BTreeMap::<String, Family>::new();
     if !page.ends_with('\n') {
@@ -42,7 +43,7 @@ pub fn parse(page: &str) -> Result<BTreeMap<String, Family>, String> {
             }
             family.labels.extend(labels.into_iter().map(str::to_owned));
             if family.samples.insert(sample.to_owned(), value).is_some() {
-                return Err(wrong("told twice"));
+                return Err(wrong("a second value"));
             }
         }
     }
@@ -60,7 +61,8 @@ fn belongs(sample: &str, family: &str, kind: &str) -> bool {
     }
 }
 
-/// Without labels of its own, as all of ours are: buckets rise up to `+Inf`, which is the count.
+/// Checks a histogram without labels of its own, as all of ours are: its buckets rise up to `+Inf`,
+/// which equals the count.
 fn check_histogram(name: &str, family: &Family) -> Result<(), String> {
     let at = |sample: &str| family.samples.get(&format!("{name}{sample}")).copied();
     let bound = |sample: &str| {
@@ -84,14 +86,14 @@ fn is_name(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-/// Name of a sample, and the names of its labels.
+/// Splits a sample into its name and the names of its labels.
 fn split(sample: &str) -> Option<(&str, Vec<&str>)> {
     let Some((name, mut rest)) = sample.split_once('{') else { return Some((sample, Vec::new())) };
     let mut labels = Vec::new();
     loop {
         let (label, value) = rest.split_once("=\"")?;
         labels.push(label);
-        // A quote ends the value unless a backslash stands before it.
+        // A quote ends the value unless it is escaped by a backslash.
         let mut escaped = false;
         let end = value.find(|c| {
             let ends = c == '"' && !escaped;
@@ -111,8 +113,10 @@ mod tests {
 
     #[test]
     fn a_page_is_read() {
-        let page = "# HELP a_total What.\n# TYPE a_total counter\na_total{op=\"x \\\" y\",code=\"200\"} 3\n\
-                    # TYPE h histogram\nh_sum 1.5\nh_count 2\nh_bucket{le=\"1.0\"} 1\nh_bucket{le=\"+Inf\"} 2\n";
+        let page = "# HELP a_total What.\n# TYPE a_total counter\n\
+                    a_total{op=\"x \\\" y\",code=\"200\"} 3\n\
+                    # TYPE h histogram\nh_sum 1.5\nh_count 2\n\
+                    h_bucket{le=\"1.0\"} 1\nh_bucket{le=\"+Inf\"} 2\n";
         let families = parse(page).expect("a good page");
         assert_eq!(families["a_total"].labels, ["code", "op"].map(str::to_owned).into());
         assert_eq!(families["h"].kind, "histogram");
@@ -132,7 +136,7 @@ mod tests {
         check("# TYPE a gauge\na\n", "no value");
         check("# TYPE a counter\na_total 1\n", "does not fit");
         check("# TYPE a gauge\n# TYPE a gauge\n", "second type");
-        check("# TYPE a gauge\na 1\na 1\n", "told twice");
+        check("# TYPE a gauge\na 1\na 1\n", "second value");
         check("# TYPE a gauge\na x\n", "no number");
         check("# TYPE a gauge\na{b=\"c} 1\n", "labels");
         check("# TYPE a gauge\na{1b=\"c\"} 1\n", "a name");

@@ -1,8 +1,10 @@
-//! Open files: how many a process may have, and connections that leave enough of them for everything else.
+//! Open files: how many a process may have, and a limit of connections that leaves enough of them
+//! for everything else.
 //!
-//! Every connection is a file. A process that has taken so many that it can open no other can't write the next segment of
-//! its log, nor reach etcd; so it takes fewer than it could, leaves the others waiting in the kernel's queue, and goes on
-//! taking them when some have gone. A connection that does not say which protocol it speaks is not kept.
+//! Every connection is a file. A process that has taken so many that it can open no other can
+//! neither write the next segment of its log nor reach etcd. So it takes fewer than it could,
+//! leaves the others in the kernel's backlog, and takes them when some have gone. A gRPC connection
+//! that does not send its HTTP/2 preface is closed.
 
 use std::fmt::{self, Display, Formatter};
 use std::future::Future;
@@ -21,175 +23,183 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 use tracing::warn;
 
-/// Said no more often than this.
-const SAY_EVERY: Duration = Duration::from_secs(60);
-/// After a connection that could not be taken.
+/// The least interval between two log lines about connections that wait.
+const LOG_EVERY: Duration = Duration::from_secs(60);
+/// The pause after a connection that could not be accepted.
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
-/// While a connection waits for a place.
+/// The interval in which idle connections may be closed while another one waits for a permit.
 const CROWDED_EVERY: Duration = Duration::from_millis(100);
-/// A peer speaks first, and at once.
+/// The longest time between a connection and its HTTP/2 preface: the client sends first, and at
+/// once.
 const PREFACE_WITHIN: Duration = Duration::from_secs(10);
-/// What an HTTP/2 client's first bytes are, all of them (RFC 9113, 3.4). The server pings whoever has sent them.
+/// The length of the HTTP/2 client preface (RFC 9113, 3.4). The server pings a client that has sent
+/// it.
 const PREFACE_BYTES: usize = 24;
-/// More are never counted, whatever the limit says.
+/// The most connections that are ever allowed, however high the limit of open files is.
 const CONNECTIONS_MAX: u64 = 1 << 20;
 
 /// Raises the soft limit to the hard one and returns how many files this process may have open.
 ///
-/// The soft limit is often 1,024, for programs that use `select`, which can't count further. The hard one is what the
-/// administrator allows.
+/// The soft limit is often 1,024, for programs that use `select`, which can't count further. The
+/// hard one is what the administrator allows.
 pub fn allowed() -> u64 {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
         limit.current = limit.maximum;
         if let Err(error) = setrlimit(Resource::Nofile, limit) {
-            warn!(%error, "the limit of open files could not be raised");
+            warn!(%error, "could not raise the limit of open files");
         }
     }
-    // None: no limit at all.
+    // `None` means that there is no limit.
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// The process may have too few files open to be of any use.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct TooFew {
+pub struct TooFewFiles {
+    /// The number of open files that the process is allowed.
     pub allowed: u64,
-    /// As many are enough.
+    /// The smallest number of open files that is enough.
     pub least: u64,
 }
 
-impl Display for TooFew {
+impl Display for TooFewFiles {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Self { allowed, least } = self;
         write!(
             f,
-            "{allowed} open files are allowed, too few: raise the hard limit (ulimit -Hn, LimitNOFILE=) to {least} or more"
+            "{allowed} open files are allowed, too few: raise the hard limit (ulimit -Hn, \
+             LimitNOFILE=) to {least} or more"
         )
     }
 }
 
-/// Connections that may be open at once if `kept` of the allowed files are for other things, and an eighth of all beside:
-/// the more there may be of everything, the more peers there are.
-pub fn connections(allowed: u64, kept: u64) -> Result<usize, TooFew> {
+/// Returns how many connections may be open at once if `kept` of the allowed files are for other
+/// things. An eighth of all files is left over as well: the more there may be of everything, the
+/// more peers there are.
+pub fn connections(allowed: u64, kept: u64) -> Result<usize, TooFewFiles> {
     const LEAST: u64 = 8;
     let left = allowed - allowed / 8;
     match left.checked_sub(kept).filter(|&left| left >= LEAST) {
         Some(left) => Ok(left.min(CONNECTIONS_MAX) as usize),
-        None => Err(TooFew { allowed, least: with_an_eighth(kept.saturating_add(LEAST)) }),
+        None => Err(TooFewFiles { allowed, least: with_an_eighth(kept.saturating_add(LEAST)) }),
     }
 }
 
-/// The smallest number of which so many are left without its eighth.
+/// Returns the smallest number of which `left` remain after an eighth of it is taken away.
 fn with_an_eighth(left: u64) -> u64 {
     left.saturating_add(left.saturating_sub(1) / 7)
 }
 
-/// The places that connections of one process share. Cheap to clone.
+/// The connection permits of one process. Clones share them and are cheap.
 #[derive(Clone, Debug)]
-pub struct Connections {
+pub struct ConnectionLimit {
     free: Arc<Semaphore>,
     max: usize,
-    said: Arc<Mutex<Option<Instant>>>,
+    last_logged: Arc<Mutex<Option<Instant>>>,
 }
 
-/// A connection's place, until dropped.
+/// The permit of one connection. Dropping it lets another connection in.
 #[derive(Debug)]
-pub struct Place(#[allow(dead_code)] OwnedSemaphorePermit);
+pub struct ConnectionPermit(#[allow(dead_code)] OwnedSemaphorePermit);
 
-impl Connections {
+impl ConnectionLimit {
+    /// Creates a limit of `max` open connections.
     pub fn new(max: usize) -> Self {
-        Self { free: Arc::new(Semaphore::new(max)), max, said: Arc::default() }
+        Self { free: Arc::new(Semaphore::new(max)), max, last_logged: Arc::default() }
     }
 
-    /// The next connection that comes, once there is a place for it.
-    pub async fn accept(&self, listener: &TcpListener) -> (TcpStream, Place) {
+    /// Accepts the next connection, once there is a permit for it.
+    pub async fn accept(&self, listener: &TcpListener) -> (TcpStream, ConnectionPermit) {
         self.accept_or(listener, || {}).await
     }
 
-    /// The same. While the connection waits for a place, `crowded` is called now and then, so that others can be closed.
+    /// Accepts like [`accept`](Self::accept). While the connection waits for a permit, `crowded` is
+    /// called now and then, so that the caller can close others.
     pub async fn accept_or(
         &self,
         listener: &TcpListener,
         crowded: impl FnMut(),
-    ) -> (TcpStream, Place) {
+    ) -> (TcpStream, ConnectionPermit) {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => return (stream, self.place(crowded).await),
                 Err(error) => {
-                    self.say(&error.to_string());
+                    self.log(&error.to_string());
                     sleep(AGAIN_AFTER).await;
                 }
             }
         }
     }
 
-    /// Connections for a gRPC server, until it is dropped.
-    pub fn incoming(&self, listener: TcpListener) -> ReceiverStream<io::Result<Counted>> {
+    /// Returns the accepted connections as a stream for a gRPC server. Dropping it stops accepting.
+    pub fn incoming(&self, listener: TcpListener) -> ReceiverStream<io::Result<LimitedStream>> {
         let connections = self.clone();
-        let (tell, told) = mpsc::channel(1);
+        let (sender, accepted) = mpsc::channel(1);
         tokio::spawn(async move {
             loop {
                 let (stream, place) = tokio::select! {
                     accepted = connections.accept(&listener) => accepted,
-                    () = tell.closed() => return,
+                    () = sender.closed() => return,
                 };
-                if tell.send(Counted::new(stream, place)).await.is_err() {
+                if sender.send(LimitedStream::new(stream, place)).await.is_err() {
                     return;
                 }
             }
         });
-        ReceiverStream::new(told)
+        ReceiverStream::new(accepted)
     }
 
-    async fn place(&self, mut crowded: impl FnMut()) -> Place {
+    async fn place(&self, mut crowded: impl FnMut()) -> ConnectionPermit {
         if let Ok(place) = self.free.clone().try_acquire_owned() {
-            return Place(place);
+            return ConnectionPermit(place);
         }
-        self.say("as many are open as may be");
+        self.log("the limit of open connections is reached");
         loop {
             crowded();
             if let Ok(place) = timeout(CROWDED_EVERY, self.free.clone().acquire_owned()).await {
-                return Place(place.expect("it is never closed"));
+                return ConnectionPermit(place.expect("the semaphore is never closed"));
             }
         }
     }
 
-    fn say(&self, why: &str) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
-            *said = Some(Instant::now());
+    fn log(&self, why: &str) {
+        let mut last_logged = self.last_logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if last_logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
+            *last_logged = Some(Instant::now());
             let open = self.max - self.free.available_permits().min(self.max);
             warn!(
                 why,
                 open,
                 max = self.max,
-                "connections wait to be taken: raise the hard limit of open files (ulimit -Hn, LimitNOFILE=)"
+                "connections wait to be accepted: raise the hard limit of open files (ulimit -Hn, \
+                 LimitNOFILE=)"
             );
         }
     }
 }
 
-/// A connection that has a place.
+/// A TCP connection with a permit.
 #[derive(Debug)]
-pub struct Counted {
+pub struct LimitedStream {
     stream: TcpStream,
-    /// When it is given up, while it has not sent its preface.
+    /// Ends the connection if its preface has not come by then; `None` once the preface has come.
     silent: Option<Pin<Box<Sleep>>>,
-    /// Bytes of the preface that have not come yet.
+    /// The number of bytes of the preface that have not come yet.
     preface_left: usize,
-    _place: Place,
+    _place: ConnectionPermit,
 }
 
-impl Counted {
-    fn new(stream: TcpStream, place: Place) -> io::Result<Self> {
-        // Messages are small and whole: waiting for more to send would only delay them.
+impl LimitedStream {
+    fn new(stream: TcpStream, place: ConnectionPermit) -> io::Result<Self> {
+        // Messages are small and written as a whole: Nagle's algorithm would only delay them.
         stream.set_nodelay(true)?;
         let silent = Some(Box::pin(sleep(PREFACE_WITHIN)));
         Ok(Self { stream, silent, preface_left: PREFACE_BYTES, _place: place })
     }
 }
 
-impl Connected for Counted {
+impl Connected for LimitedStream {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
@@ -197,7 +207,7 @@ impl Connected for Counted {
     }
 }
 
-impl AsyncRead for Counted {
+impl AsyncRead for LimitedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -217,7 +227,7 @@ impl AsyncRead for Counted {
     }
 }
 
-impl AsyncWrite for Counted {
+impl AsyncWrite for LimitedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -259,7 +269,7 @@ mod tests {
 
     #[test]
     fn something_is_kept_for_everything_else() {
-        let too_few = |allowed| Err(TooFew { allowed, least: 82 });
+        let too_few = |allowed| Err(TooFewFiles { allowed, least: 82 });
         assert_eq!(connections(1_024, 64), Ok(832));
         assert_eq!(connections(80, 64), too_few(80));
         assert_eq!(connections(90, 64), Ok(15));
@@ -269,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_that_is_said_to_be_enough_is_the_smallest_that_is() {
+    fn the_number_that_is_reported_as_enough_is_the_smallest_that_is() {
         for kept in 0..2_000 {
             let least = connections(0, kept).unwrap_err().least;
             assert_eq!(connections(least, kept), Ok(8), "{kept}");
@@ -282,13 +292,13 @@ mod tests {
         runtime().block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let at = listener.local_addr().unwrap();
-            let connections = Connections::new(1);
+            let connections = ConnectionLimit::new(1);
             let mut clients = Vec::new();
             for _ in 0..2 {
                 clients.push(TcpStream::connect(at).await.unwrap());
             }
             let mut first = Some(connections.accept(&listener).await);
-            // The connection that has one gives it up when others wait.
+            // The connection with the permit releases it when others wait.
             let mut waits = 0;
             let make_room = || {
                 waits += 1;
@@ -305,8 +315,8 @@ mod tests {
             for sent in [0, 1, PREFACE_BYTES - 1, PREFACE_BYTES, PREFACE_BYTES + 1] {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-                let (stream, place) = Connections::new(1).accept(&listener).await;
-                let mut counted = Counted::new(stream, place).unwrap();
+                let (stream, place) = ConnectionLimit::new(1).accept(&listener).await;
+                let mut counted = LimitedStream::new(stream, place).unwrap();
                 client.write_all(&vec![b'P'; sent]).await.unwrap();
                 counted.read_exact(&mut vec![0; sent]).await.unwrap();
                 let kept = counted.silent.take().is_none();

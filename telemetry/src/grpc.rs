@@ -1,5 +1,5 @@
-//! What every gRPC port serves besides the role's own services: whether the process is ready (`grpc.health.v1`), and
-//! what there is to be called (reflection), so that `grpcurl -plaintext ADDR list` works without a file at hand.
+//! The services of every gRPC port besides the role's own: health (`grpc.health.v1`) and
+//! reflection, so that `grpcurl -plaintext ADDR list` works without a `.proto` file at hand.
 
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
@@ -8,16 +8,18 @@ use tonic_reflection::server::Builder;
 
 use crate::Health;
 
-/// The routes to begin a server with. `own` are the services that the role adds itself, described in `descriptors` (an
-/// encoded `FileDescriptorSet`): each is SERVING while the process is ready, as the process as a whole (service "") is.
+/// Returns the routes to begin a server with. `own` are the services that the role adds itself,
+/// described in `descriptors` (an encoded `FileDescriptorSet`): each is SERVING while the process
+/// is ready, and so is the process as a whole (service "").
 ///
-/// Fails only if `descriptors` can't be read.
+/// Fails only if `descriptors` can't be decoded.
 pub async fn grpc(
     health: &Health,
     descriptors: &[u8],
     own: &[&'static str],
 ) -> Result<Routes, tonic_reflection::server::Error> {
-    // By name: the descriptors also hold services of other roles, which are not served here.
+    // Services are listed by name: the descriptors also contain services of other roles, which are
+    // not served here.
     let names = own.iter().copied().chain(["grpc.health.v1.Health"]);
     let reflection = |version: &str| {
         let described = Builder::configure()
@@ -28,7 +30,7 @@ pub async fn grpc(
     };
     let (reporter, service) = health_reporter();
     let statuses: Vec<&str> = own.iter().copied().chain([""]).collect();
-    // Before anybody can ask: the reporter begins with SERVING.
+    // The status is set before the first request: the reporter begins with SERVING.
     let mut reason = health.watch();
     let ready = reason.borrow_and_update().is_none();
     report(&reporter, &statuses, ready).await;
@@ -38,7 +40,7 @@ pub async fn grpc(
             report(&reporter, &statuses, ready).await;
         }
     });
-    // Two versions of the same: newer clients ask for v1, older ones only for v1alpha.
+    // Reflection is served in two versions: newer clients ask for v1, older ones only for v1alpha.
     Ok(Routes::new(service)
         .add_service(reflection("v1").build_v1()?)
         .add_service(reflection("v1alpha").build_v1alpha()?))

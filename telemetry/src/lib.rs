@@ -1,11 +1,14 @@
-//! What every role shows of itself: its log, whether it is ready, its metrics.
+//! The signals that every role gives of itself: its log, its readiness, its metrics.
 //!
-//! Knows nothing of counters. A role sets up its log with [`logs`], says by [`Health`] what it still waits for, and puts
-//! its metrics into a [`Metrics`]; [`serve`] answers `/livez`, `/readyz` and `/metrics` on an address of their own, and
-//! [`grpc`] says the same, and what is served there, on its gRPC port. [`files`] keeps connections from using up what else
-//! needs a file, and [`Vital`] a process from living on without a task that it needs.
+//! This crate knows nothing of counters. A role sets up its log with [`logs`], reports by
+//! [`Health`] what it waits for, and puts its metrics into a [`Metrics`]; [`serve`] answers
+//! `/livez`, `/readyz` and `/metrics` on an address of their own, and [`grpc`] serves health and
+//! reflection on the role's gRPC port. [`files`] keeps connections from using up the files that
+//! everything else needs, and [`CriticalTasks`] keeps a process from living on without a task that
+//! it needs.
 
 mod clock;
+mod critical_tasks;
 pub mod exposition;
 pub mod files;
 mod grpc;
@@ -13,13 +16,12 @@ mod health;
 mod log;
 mod metrics;
 mod server;
-mod vital;
 
 pub use clock::Clock;
+pub use critical_tasks::{CriticalTasks, TaskFailures, critical_tasks};
 pub use grpc::grpc;
 pub use health::Health;
-pub use log::{Format, Level, Log, LogOptions, logs};
+pub use log::{LogFormat, LogGuard, LogLevel, LogOptions, logs};
 pub use metrics::Metrics;
 pub use prometheus_client;
-pub use server::{Page, page, serve};
-pub use vital::{Failures, Vital, vital};
+pub use server::{TextPage, page, serve};

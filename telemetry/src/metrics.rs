@@ -7,16 +7,16 @@ use prometheus_client::registry::Registry;
 
 use crate::log::DROPPED;
 
-/// Everything registered, under the prefix `dkc_`. Filled once at the start; the handles that were registered are then
-/// changed without a lock.
+/// All metrics of the process, under the prefix `dkc_`. The registry is filled once at the start;
+/// the registered handles are then changed without a lock.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
 }
 
 impl Metrics {
-    /// `fill` registers what the process has to show, by names without the prefix. Counters get `_total` appended when
-    /// they are written out.
+    /// Creates the registry. `fill` registers the role's metrics, by names without the prefix.
+    /// Counters get `_total` appended when they are written out.
     pub fn new(fill: impl FnOnce(&mut Registry)) -> Self {
         let mut registry = Registry::with_prefix("dkc");
         registry.register(
@@ -28,7 +28,7 @@ impl Metrics {
         Self { registry }
     }
 
-    /// In Prometheus' text format, version 0.0.4, which everything that scrapes reads.
+    /// Returns the metrics in Prometheus' text format, version 0.0.4, which every scraper reads.
     pub fn text(&self) -> String {
         let mut text = String::new();
         match encode(&mut text, &self.registry) {
@@ -38,7 +38,8 @@ impl Metrics {
     }
 }
 
-/// From OpenMetrics, which the library writes. There a counter `x` has samples `x_total`; here it is called like them.
+/// Converts from OpenMetrics, which the library writes. There a counter `x` has samples `x_total`;
+/// in the classic format the counter has the name of its samples.
 fn classic(open: &str) -> String {
     let counter =
         |line: &'_ str| Some(line.strip_prefix("# TYPE ")?.strip_suffix(" counter")?.to_owned());

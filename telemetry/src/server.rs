@@ -1,4 +1,4 @@
-//! `/livez`, `/readyz` and `/metrics` over plain HTTP, for whoever watches the process.
+//! `/livez`, `/readyz` and `/metrics` over plain HTTP, for monitoring.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -12,25 +12,30 @@ use hyper::{Method, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
-use crate::files::Connections;
+use crate::files::ConnectionLimit;
 use crate::{Health, Metrics};
 
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
-/// Open at once: a few people and a few programs look at a process, and they must not use up its files.
+/// The most connections at once: a few people and programs watch a process, and they must not use
+/// up its files.
 const CONNECTIONS_MAX: usize = 64;
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// What is answered on one of the three paths.
+/// The answer of one of the three paths.
 #[derive(Debug, Eq, PartialEq)]
-pub struct Page {
+pub struct TextPage {
+    /// The HTTP status.
     pub status: StatusCode,
+    /// The value of `content-type`.
     pub content_type: &'static str,
+    /// The text of the page.
     pub body: String,
 }
 
-/// The page of a path; none if it is not one of the three. A gateway serves them on its data port too.
-pub fn page(path: &str, health: &Health, metrics: &Metrics) -> Option<Page> {
-    let text = |status, body| Page { status, content_type: TEXT, body };
+/// Returns the page of a path, or `None` if the path is not one of the three. A gateway serves
+/// these pages on its data port too.
+pub fn page(path: &str, health: &Health, metrics: &Metrics) -> Option<TextPage> {
+    let text = |status, body| TextPage { status, content_type: TEXT, body };
     match path {
         "/livez" => Some(text(StatusCode::OK, "ok\n".to_owned())),
         "/readyz" => Some(match health.reason() {
@@ -38,15 +43,15 @@ pub fn page(path: &str, health: &Health, metrics: &Metrics) -> Option<Page> {
             Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, reason + "\n"),
         }),
         "/metrics" => {
-            Some(Page { status: StatusCode::OK, content_type: METRICS, body: metrics.text() })
+            Some(TextPage { status: StatusCode::OK, content_type: METRICS, body: metrics.text() })
         }
         _ => None,
     }
 }
 
-/// Serves until dropped.
+/// Serves the three pages on this listener until the future is dropped.
 pub async fn serve(listener: TcpListener, health: Health, metrics: Arc<Metrics>) {
-    let connections = Connections::new(CONNECTIONS_MAX);
+    let connections = ConnectionLimit::new(CONNECTIONS_MAX);
     loop {
         let (stream, place) = connections.accept(&listener).await;
         let (health, metrics) = (health.clone(), metrics.clone());
@@ -73,9 +78,9 @@ fn respond<B>(
     health: &Health,
     metrics: &Metrics,
 ) -> Response<Full<Bytes>> {
-    let plain = |status, body: &str| Page { status, content_type: TEXT, body: body.to_owned() };
+    let plain = |status, body: &str| TextPage { status, content_type: TEXT, body: body.to_owned() };
     let path = request.uri().path();
-    // HAProxy's health check sends OPTIONS, and looks at nothing but the status.
+    // HAProxy's health check sends OPTIONS and looks at nothing but the status.
     let allowed = match path {
         "/metrics" => "GET, HEAD",
         _ => "GET, HEAD, OPTIONS",
@@ -118,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_waits_says_for_what() {
+    fn a_process_that_waits_reports_its_reason() {
         let health = Health::new("etcd");
         let (status, body) = ask(Method::GET, "/readyz", &health);
         assert_eq!(status, 503);

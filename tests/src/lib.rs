@@ -1,4 +1,5 @@
 //! What tests the service as a whole: the simulator, the searches, and real processes under load and faults.
+#![allow(missing_docs, reason = "only its own binaries and tests use this crate")]
 
 pub mod chaos;
 pub mod cluster;

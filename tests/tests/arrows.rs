@@ -1,4 +1,5 @@
-//! Who may depend on whom: DESIGN §3's arrows point down only, and the engine stays pure.
+//! Which crate may depend on which (docs/design.md#crates): arrows point down only, and the engine
+//! stays pure.
 //!
 //! A forbidden dependency compiles just as well as an allowed one, so only a test can refuse it. Any subset of the
 //! arrows is fine: a crate that is not in the workspace yet is simply not looked at, but one that no table names fails.

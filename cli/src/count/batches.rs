@@ -1,10 +1,11 @@
-//! Input → lines → batches.
+//! Splits the input into lines and the lines into batches.
 //!
-//! A line is the bytes up to LF, one CR before it dropped (as in the service's `text/plain`). With `--csv` it is a record,
-//! whose quoted fields may hold line ends.
+//! A line consists of the bytes up to LF, without one CR before the LF (as in the service's
+//! `text/plain`). With `--csv` it is a record, whose quoted fields may contain line ends.
 //!
-//! The last line may have no end. Of an input that is there for good it is a line like others; of one that is to be read
-//! again, because it is still being written, it is half a line, and not counted ([`Batches::whole_lines_only`]).
+//! The last line may have no line end. In a complete input it is a line like the others; in an
+//! input that is still being written and will be read again, it is incomplete and not counted
+//! ([`Batches::whole_lines_only`]).
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead};
@@ -14,45 +15,46 @@ use std::time::{Duration, Instant};
 
 use memchr::memchr;
 
-use super::batch::{Batch, Builder, Fault};
-use super::csv::Place;
-use super::keys::{Keys, Part};
+use super::batch::{LineBatch, LineBatchBuilder, LineFault};
+use super::csv::CsvState;
+use super::keys::{KeyExtractor, KeySource};
 
 /// Makes batches of at most `lines_max` lines from an input.
 pub(super) struct Batches<R> {
     input: R,
-    /// Made smaller from outside when requests turn out to be too large.
+    /// The maximum number of lines, which workers reduce when requests are too large.
     lines_max: Arc<AtomicUsize>,
-    keys: Keys,
+    keys: KeyExtractor,
     whole_lines_only: bool,
-    /// A smaller batch is handed out when its first line is this old: lines from a slow pipe are
-    /// counted soon after they came.
+    /// A smaller batch is returned when its first line is this old, so that lines from a slow pipe
+    /// are counted soon after they arrive.
     flush_after: Option<Duration>,
-    /// How many lines the first batches are to have: as an earlier run has cut them.
+    /// The numbers of lines of the first batches, which an earlier run has sent.
     cuts: VecDeque<u64>,
-    /// Set from outside: nothing more is read. What was read by then is handed out.
+    /// Set by a signal: nothing more is read, and the lines read so far are returned.
     closed: Arc<AtomicBool>,
     ended: bool,
-    /// Why the input ended, until the reason is taken.
+    /// The error that ended the input, until it is returned.
     failed: Option<io::Error>,
     next_line: u64,
     bytes_read: u64,
-    open: Builder,
-    /// The begin of a line that goes on beyond what was read. Of one too long only enough
-    /// is kept to see that it is: a file without line ends must not end up in memory.
+    open: LineBatchBuilder,
+    /// The beginning of a line whose end was not read yet. Of a line that is too long, only enough
+    /// is kept to detect that: a file without line ends must not fill the memory.
     begun: Vec<u8>,
-    /// How long that line is so far.
+    /// The length of that line so far.
     begun_bytes: u64,
-    /// Where in its record that line stands.
-    place: Place,
+    /// The state of the CSV parser within that line.
+    csv_state: CsvState,
 }
 
 impl<R: BufRead> Batches<R> {
+    /// Reads `input` with the whole line as key and without time limits.
     pub(super) fn new(input: R, lines_max: usize) -> Self {
         Self {
             input,
             lines_max: Arc::new(lines_max.into()),
-            keys: Keys::new(Part::Whole, false),
+            keys: KeyExtractor::new(KeySource::Whole, false),
             whole_lines_only: false,
             flush_after: None,
             cuts: VecDeque::new(),
@@ -61,81 +63,87 @@ impl<R: BufRead> Batches<R> {
             failed: None,
             next_line: 1,
             bytes_read: 0,
-            open: Builder::default(),
+            open: LineBatchBuilder::default(),
             begun: Vec::new(),
             begun_bytes: 0,
-            place: Place::default(),
+            csv_state: CsvState::default(),
         }
     }
 
-    pub(super) fn under(self, keys: Keys) -> Self {
+    /// Sets how keys are extracted.
+    pub(super) fn with_keys(self, keys: KeyExtractor) -> Self {
         Self { keys, ..self }
     }
 
+    /// Sets a limit of lines that may be reduced while batches are read.
     pub(super) fn limited_by(self, lines_max: Arc<AtomicUsize>) -> Self {
         Self { lines_max, ..self }
     }
 
+    /// Sets whether an incomplete last line is left uncounted.
     pub(super) fn whole_lines_only(self, whole_lines_only: bool) -> Self {
         Self { whole_lines_only, ..self }
     }
 
+    /// Sets the maximum age of the first line of a batch.
     pub(super) fn flushed_after(self, flush_after: Option<Duration>) -> Self {
         Self { flush_after, ..self }
     }
 
+    /// Sets the numbers of lines of the first batches.
     pub(super) fn cut_as(self, cuts: VecDeque<u64>) -> Self {
         Self { cuts, ..self }
     }
 
+    /// Sets the flag that ends the reading.
     pub(super) fn until(self, closed: Arc<AtomicBool>) -> Self {
         Self { closed, ..self }
     }
 
-    /// How many bytes of the input were read by now.
+    /// The number of bytes read so far.
     pub(super) fn bytes_read(&self) -> u64 {
         self.bytes_read
     }
 
-    /// How many lines are in the batches handed out by now.
+    /// The number of lines in the batches returned so far.
     pub(super) fn lines_read(&self) -> u64 {
         self.next_line - 1
     }
 
-    /// How many bytes of a line without an end were read and not counted.
+    /// The number of bytes of an incomplete last line, which is not counted.
     pub(super) fn bytes_left(&self) -> u64 {
         self.begun_bytes
     }
 
-    /// The next batch, `None` after the last line. An error comes after all whole lines before it were handed out; after it
-    /// there is nothing more.
-    pub(super) fn next(&mut self) -> io::Result<Option<Batch>> {
+    /// Returns the next batch, or `None` after the last line. An error is returned after all whole
+    /// lines before it, and ends the input.
+    pub(super) fn next(&mut self) -> io::Result<Option<LineBatch>> {
         self.open.begin(self.next_line);
-        let mut first_came = None;
+        let mut first_read_at = None;
         let cut = self.cuts.pop_front();
         let lines_max =
             cut.map_or_else(|| self.lines_max.load(Ordering::Relaxed), |lines| lines as usize);
         let flush_after = self.flush_after.filter(|_| cut.is_none());
         while !self.ended && !self.open.is_full(lines_max) {
             let is_due = |since: Instant| flush_after.is_some_and(|after| since.elapsed() >= after);
-            if first_came.is_some_and(is_due) {
+            if first_read_at.is_some_and(is_due) {
                 break;
             }
-            // Looked at before reading: what was there when the end was called is still taken.
+            // The flag is read before the input: lines that arrived before the signal are counted.
             let closed = self.closed.load(Ordering::Relaxed);
             match self.read_once(lines_max) {
-                Ok(Read::End) => break,
-                Ok(Read::Nothing) => self.ended = closed,
-                // Not in the middle of what was read: those lines have left the pipe.
-                Ok(Read::Some { is_all }) => self.ended = is_all && closed,
+                Ok(ReadStep::End) => break,
+                Ok(ReadStep::Nothing) => self.ended = closed,
+                // The reading does not end within a buffer: its lines have already left the pipe.
+                Ok(ReadStep::Some { is_all }) => self.ended = is_all && closed,
                 Err(error) => (self.failed, self.ended) = (Some(error), true),
             }
-            if first_came.is_none() && self.open.line_count() > 0 {
-                first_came = Some(Instant::now());
+            if first_read_at.is_none() && self.open.line_count() > 0 {
+                first_read_at = Some(Instant::now());
             }
         }
         let batch = self.open.take();
-        // Sent once with all its lines; a part of it would be another request.
+        // An earlier run sent it with all its lines; a part of it would be another request.
         let is_part = self.ended && cut.is_some_and(|lines| batch.line_count() < lines);
         if batch.line_count() == 0 || is_part {
             return self.failed.take().map_or(Ok(None), Err);
@@ -144,12 +152,14 @@ impl<R: BufRead> Batches<R> {
         Ok(Some(batch))
     }
 
-    /// Takes lines from what the input has ready, as many as the batch has room for.
-    fn read_once(&mut self, lines_max: usize) -> io::Result<Read> {
+    /// Adds the lines that the input has ready, as many as fit into the batch.
+    fn read_once(&mut self, lines_max: usize) -> io::Result<ReadStep> {
         let buffer = match self.input.fill_buf() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Read::Nothing),
-            // Nothing has come for a moment.
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(Read::Nothing),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                return Ok(ReadStep::Nothing);
+            }
+            // No data arrived within the poll interval.
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(ReadStep::Nothing),
             filled => filled?,
         };
         if buffer.is_empty() {
@@ -162,7 +172,7 @@ impl<R: BufRead> Batches<R> {
             let rest = &buffer[used..];
             let end = match csv {
                 None => memchr(b'\n', rest),
-                Some(csv) => csv.record_end(&mut self.place, rest),
+                Some(csv) => csv.record_end(&mut self.csv_state, rest),
             };
             let part = &rest[..end.unwrap_or(rest.len())];
             used += part.len() + usize::from(end.is_some());
@@ -170,7 +180,7 @@ impl<R: BufRead> Batches<R> {
                 failed = self.keys.add(without_cr(part), &mut self.open).err();
                 continue;
             }
-            // One more for the CR, one more to be too long.
+            // One byte more for the CR, and one more to detect that the line is too long.
             let room = (line_bytes_max + 2).saturating_sub(self.begun.len());
             self.begun.extend_from_slice(&part[..part.len().min(room)]);
             self.begun_bytes += part.len() as u64;
@@ -183,33 +193,33 @@ impl<R: BufRead> Batches<R> {
         let is_all = used == buffer.len();
         self.input.consume(used);
         self.bytes_read += used as u64;
-        failed.map_or(Ok(Read::Some { is_all }), Err)
+        failed.map_or(Ok(ReadStep::Some { is_all }), Err)
     }
 
-    /// What becomes of a line without an end.
-    fn end_of_input(&mut self) -> io::Result<Read> {
+    /// Handles a last line without a line end.
+    fn end_of_input(&mut self) -> io::Result<ReadStep> {
         if self.whole_lines_only || self.begun.is_empty() {
-            return Ok(Read::End);
+            return Ok(ReadStep::End);
         }
-        if self.place == Place::Quoted {
-            self.open.add_fault(Fault::OpenQuote);
+        if self.csv_state == CsvState::Quoted {
+            self.open.add_fault(LineFault::OpenQuote);
         } else {
-            // It keeps its CR: only one before an LF is part of its end.
+            // The line keeps its CR: only a CR before an LF belongs to the line end.
             self.keys.add(&self.begun, &mut self.open)?;
         }
         self.begun.clear();
         self.begun_bytes = 0;
-        Ok(Read::End)
+        Ok(ReadStep::End)
     }
 }
 
-/// What a look at the input gave.
-enum Read {
-    /// Bytes, and whether there is room for all of them.
-    Some {
-        is_all: bool,
-    },
+/// The result of one read of the input.
+enum ReadStep {
+    /// Some bytes; `is_all`: all of them fitted into the batch.
+    Some { is_all: bool },
+    /// No bytes for now.
     Nothing,
+    /// The end of the input.
     End,
 }
 
@@ -219,10 +229,10 @@ fn without_cr(line: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::batch::Line;
+    use super::super::batch::LineKind;
     use super::super::csv::Csv;
     use super::super::keys::{Column, LINE_BYTES_MAX, Pattern};
-    use super::super::lines::{LineRange, Lines};
+    use super::super::lines::{LineRange, LineSet};
     use super::*;
     use std::io::BufReader;
 
@@ -234,14 +244,14 @@ mod tests {
         let mut got = Vec::new();
         while let Some(batch) = batches.next().unwrap() {
             let mut text = Vec::new();
-            let select = |wanted: Line| {
-                let mut lines = Lines::default();
+            let select = |wanted: LineKind| {
+                let mut lines = LineSet::default();
                 let those = batch.lines().filter(|&(_, line)| line == wanted);
                 those.for_each(|(number, _)| lines.add(number));
                 lines
             };
             for item in 0..batch.items() as u32 {
-                let lines: Vec<_> = select(Line::Item(item))
+                let lines: Vec<_> = select(LineKind::Item(item))
                     .ranges()
                     .iter()
                     .map(|range| format!("{}-{}", range.first_line, range.last_line))
@@ -251,8 +261,8 @@ mod tests {
                 let count = batch.counts[item as usize];
                 text.push(format!("{key}*{count} at {}", lines.join(",")));
             }
-            let too_long = Line::Faulty(Fault::KeyTooLong);
-            for (kind, what) in [(Line::Skipped, "skipped"), (too_long, "too long")] {
+            let too_long = LineKind::Faulty(LineFault::KeyTooLong);
+            for (kind, what) in [(LineKind::Skipped, "skipped"), (too_long, "too long")] {
                 let count: u64 = select(kind).ranges().iter().map(LineRange::count).sum();
                 if count > 0 {
                     text.push(format!("{count} {what}"));
@@ -328,9 +338,9 @@ mod tests {
     }
 
     #[test]
-    fn what_a_pipe_gave_is_not_held_back() {
+    fn lines_of_a_pipe_are_not_held_back() {
         let input = || BufReader::with_capacity(4, &b"a\nb\nc\ndddddd\n"[..]);
-        // Every line is old enough as soon as it is looked at.
+        // Every line is old enough as soon as it is read.
         let flushed = Batches::new(input(), 10).flushed_after(Some(Duration::ZERO));
         assert_eq!(keys(flushed), ["a,b", "c", "dddddd"]);
         let patient = Batches::new(input(), 10).flushed_after(Some(Duration::from_secs(3_600)));
@@ -338,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_before_the_end_was_called_is_handed_out() {
+    fn lines_read_before_the_signal_are_returned() {
         let input = BufReader::with_capacity(6, &b"a\nb\nc\nd\ne\n"[..]);
         let closed = Arc::new(AtomicBool::new(true));
         let batches = Batches::new(input, 2).until(closed);
@@ -360,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_tell_lines_apart() {
+    fn checksums_differ_between_lines() {
         let sum = |text: &'static [u8]| Batches::new(text, 10).next().unwrap().unwrap().sum();
         assert_eq!(sum(b"a\nb\na\n"), sum(b"a\r\nb\na"));
         let texts: [&[u8]; 7] =
@@ -371,9 +381,9 @@ mod tests {
 
     /// The keys of an input in pieces of five bytes.
     #[track_caller]
-    fn check_part(part: Part, skip_header: bool, input: &[u8], want: &str) {
+    fn check_part(part: KeySource, skip_header: bool, input: &[u8], want: &str) {
         let input = BufReader::with_capacity(5, input);
-        let batches = Batches::new(input, 10).under(Keys::new(part, skip_header));
+        let batches = Batches::new(input, 10).with_keys(KeyExtractor::new(part, skip_header));
         assert_eq!(keys(batches).join("|"), want);
     }
 
@@ -381,7 +391,7 @@ mod tests {
     fn a_field_of_a_line_is_the_key() {
         #[track_caller]
         fn check(input: &[u8], number: usize, delimiter: Option<u8>, want: &str) {
-            check_part(Part::Field { number, delimiter }, false, input, want);
+            check_part(KeySource::Field { number, delimiter }, false, input, want);
         }
         check(b"GET /a 200\n  GET\t /b\n", 2, None, "/a,/b");
         check(b"GET /a 200\r\n", 3, None, "200");
@@ -400,7 +410,12 @@ mod tests {
     fn a_column_is_the_key() {
         #[track_caller]
         fn check(column: Column, skip_header: bool, input: &[u8], want: &str) {
-            check_part(Part::Column(Csv { delimiter: b',' }, column), skip_header, input, want);
+            check_part(
+                KeySource::Column(Csv { delimiter: b',' }, column),
+                skip_header,
+                input,
+                want,
+            );
         }
         let table = b"id,status\r\n1,\"a\nb\"\r\n\r\n2,\"c,\"\"d\"\"\"\r\n3\r\n4,e";
         let named = |name: &str| Column::Name(name.to_owned());
@@ -415,22 +430,22 @@ mod tests {
 
     #[test]
     fn a_column_that_is_not_there_is_named() {
-        let said = |input: &'static [u8]| {
-            let part = Part::Column(Csv { delimiter: b',' }, Column::Name("b".to_owned()));
-            let mut batches = Batches::new(input, 10).under(Keys::new(part, false));
+        let error = |input: &'static [u8]| {
+            let part = KeySource::Column(Csv { delimiter: b',' }, Column::Name("b".to_owned()));
+            let mut batches = Batches::new(input, 10).with_keys(KeyExtractor::new(part, false));
             // The header was read, and is a line.
             assert_eq!(batches.next().unwrap().unwrap().line_count(), 1);
             let error = batches.next().unwrap_err();
             assert!(batches.next().unwrap().is_none());
             error.to_string()
         };
-        assert!(said(b"a,\"c\nd\"\n1,2\n").contains("names: a, c\nd"));
-        assert!(said(b"b,b\n1,2\n").contains("more than one column"));
+        assert!(error(b"a,\"c\nd\"\n1,2\n").contains("first line: a, c\nd"));
+        assert!(error(b"b,b\n1,2\n").contains("more than one column"));
     }
 
     #[test]
-    fn what_a_pattern_finds_is_the_key() {
-        let part = || Part::Found(Pattern::new(r#""GET ([^ ]+)"#).unwrap());
+    fn the_match_of_a_pattern_is_the_key() {
+        let part = || KeySource::Match(Pattern::new(r#""GET ([^ ]+)"#).unwrap());
         check_part(part(), false, b"x \"GET /a HTTP\"\r\nnothing\n\"GET /b", "/a,/b");
         check_part(part(), true, b"\"GET /a \n\"GET /b \n", "/b");
     }
@@ -438,32 +453,33 @@ mod tests {
     #[test]
     fn faulty_lines_have_a_reason() {
         #[track_caller]
-        fn check(part: Part, input: &[u8], want: &[Line]) {
-            let mut batches = Batches::new(input, 10).under(Keys::new(part, false));
+        fn check(part: KeySource, input: &[u8], want: &[LineKind]) {
+            let mut batches = Batches::new(input, 10).with_keys(KeyExtractor::new(part, false));
             let batch = batches.next().unwrap().unwrap();
             assert_eq!(batch.lines().map(|(_, line)| line).collect::<Vec<_>>(), want);
         }
         let long_key = [b"x".repeat(1025), b"\n".to_vec()].concat();
         let long_line = [b"x ".repeat(LINE_BYTES_MAX), b"\n".to_vec()].concat();
-        let column = || Part::Column(Csv { delimiter: b',' }, Column::Number(1));
-        let field = || Part::Field { number: 1, delimiter: None };
+        let column = || KeySource::Column(Csv { delimiter: b',' }, Column::Number(1));
+        let field = || KeySource::Field { number: 1, delimiter: None };
         for part in [field(), column()] {
-            check(part, &long_key, &[Line::Faulty(Fault::KeyTooLong)]);
+            check(part, &long_key, &[LineKind::Faulty(LineFault::KeyTooLong)]);
         }
         for part in [field(), column()] {
-            check(part, &long_line, &[Line::Faulty(Fault::LineTooLong)]);
+            check(part, &long_line, &[LineKind::Faulty(LineFault::LineTooLong)]);
         }
-        check(Part::Whole, &long_line, &[Line::Faulty(Fault::KeyTooLong)]);
-        check(column(), b"\"a\nb\n", &[Line::Faulty(Fault::OpenQuote)]);
+        check(KeySource::Whole, &long_line, &[LineKind::Faulty(LineFault::KeyTooLong)]);
+        check(column(), b"\"a\nb\n", &[LineKind::Faulty(LineFault::OpenQuote)]);
     }
 
     #[test]
-    fn half_a_line_may_be_left() {
+    fn an_incomplete_line_may_be_left() {
         #[track_caller]
-        fn check(part: Part, input: &[u8], want: &str, left: u64) {
+        fn check(part: KeySource, input: &[u8], want: &str, left: u64) {
             let input = BufReader::with_capacity(3, input);
-            let mut batches =
-                Batches::new(input, 10).under(Keys::new(part, false)).whole_lines_only(true);
+            let mut batches = Batches::new(input, 10)
+                .with_keys(KeyExtractor::new(part, false))
+                .whole_lines_only(true);
             let mut got = Vec::new();
             while let Some(batch) = batches.next().unwrap() {
                 got.extend((0..batch.items() as u32).map(|item| batch.key(item).to_vec()));
@@ -473,12 +489,12 @@ mod tests {
                 (want.to_owned(), left)
             );
         }
-        check(Part::Whole, b"a\nb\nfo", "a,b", 2);
-        check(Part::Whole, b"a\nb\r", "a", 2);
-        check(Part::Whole, b"a\nb\n", "a,b", 0);
-        check(Part::Whole, b"fo", "", 2);
-        check(Part::Whole, &b"x".repeat(5_000), "", 5_000);
-        let column = || Part::Column(Csv { delimiter: b',' }, Column::Number(1));
+        check(KeySource::Whole, b"a\nb\nfo", "a,b", 2);
+        check(KeySource::Whole, b"a\nb\r", "a", 2);
+        check(KeySource::Whole, b"a\nb\n", "a,b", 0);
+        check(KeySource::Whole, b"fo", "", 2);
+        check(KeySource::Whole, &b"x".repeat(5_000), "", 5_000);
+        let column = || KeySource::Column(Csv { delimiter: b',' }, Column::Number(1));
         check(column(), b"a\n\"b\nc\n", "a", 5);
         check(column(), b"a\nb,c", "a", 3);
     }
@@ -497,7 +513,7 @@ mod tests {
         assert_eq!(batches.next().unwrap().unwrap().line_count(), 2);
         assert_eq!(batches.next().unwrap_err().to_string(), "broken");
         assert!(batches.next().unwrap().is_none());
-        // Those that an earlier run has sent with others are not sent without them.
+        // Lines that an earlier run has sent with others are not sent without them.
         let mut batches = Batches::new(input(), 10).cut_as([3].into());
         assert_eq!(batches.next().unwrap_err().to_string(), "broken");
     }

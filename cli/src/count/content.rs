@@ -1,48 +1,53 @@
-//! What an input holds, by its first bytes: text, compressed text, or what has no lines to count.
+//! Detects the kind of an input by its first bytes: text, compressed text, or unsupported data.
 //!
-//! Names are not looked at: a pipe has none, and `access.log.1` may be compressed or not. What is recognised is
-//! decompressed on the way; nothing is unpacked twice. Bytes that are no text are refused, since each of their "lines"
-//! would make a counter that nobody can name.
+//! File names are ignored: a pipe has none, and `access.log.1` may be compressed or not. Recognised
+//! compression is undone while the input is read, but only once. Binary data is rejected, since
+//! each of its "lines" would become a counter with an unprintable key.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 
 use crate::output;
 
-/// Enough to find what makes a file binary. A pipe may give less at first.
+/// The bytes that are examined, enough to recognise a binary file. The first read of a pipe may
+/// return fewer.
 const BLOCK_BYTES: usize = 64 << 10;
-/// More than any preset of xz asks for (`-9`: 65 MiB): a stream that asks for more is refused, not obeyed.
+/// The memory limit of the xz decoder, more than any preset needs (`-9`: 65 MiB): a stream that
+/// needs more is rejected.
 const XZ_MEMORY_BYTES_MAX: u64 = 256 << 20;
 
-/// What may be done with an input.
+/// Options for reading an input.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Taking {
+pub(super) struct InputOptions {
+    /// True if recognised compression is undone.
     pub(super) decompress: bool,
-    /// Whatever it holds, its bytes are keys.
+    /// True if binary data is accepted.
     pub(super) binary: bool,
 }
 
-/// Why an input is not counted at all. The user can do something about it.
+/// The reason why an input is not counted at all: a usage error.
 #[derive(Debug)]
-pub(super) struct Refused(String);
+pub(super) struct UnsupportedInput(String);
 
-impl fmt::Display for Refused {
+impl fmt::Display for UnsupportedInput {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Refused {}
+impl std::error::Error for UnsupportedInput {}
 
-pub(super) fn refused(why: String) -> io::Error {
-    io::Error::other(Refused(why))
+/// Returns an error that [`is_unsupported`] recognises.
+pub(super) fn unsupported(why: String) -> io::Error {
+    io::Error::other(UnsupportedInput(why))
 }
 
-pub(super) fn is_refused(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<Refused>())
+/// Returns whether the error is a usage error from [`unsupported`].
+pub(super) fn is_unsupported(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<UnsupportedInput>())
 }
 
-/// A compression that is undone on the way.
+/// A compression that is undone while the input is read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Compression {
     Gzip,
@@ -51,8 +56,8 @@ enum Compression {
     Xz,
 }
 
-/// The first bytes of what is decompressed. Bzip2 has two: of a stream with and without blocks; a skippable frame of zstd
-/// sixteen, of which pzstd writes the first.
+/// The first bytes of compressed data. Bzip2 has two signatures, for a stream with and without
+/// blocks; skippable frames of zstd have sixteen, of which pzstd writes the first.
 const COMPRESSED: &[(&[u8], Compression)] = &[
     (b"\x1f\x8b\x08", Compression::Gzip),
     (b"\x28\xb5\x2f\xfd", Compression::Zstd),
@@ -62,7 +67,8 @@ const COMPRESSED: &[(&[u8], Compression)] = &[
     (b"\xfd7zXZ\0", Compression::Xz),
 ];
 
-/// The first bytes of what has to be unpacked by other programs, and one that writes the text to a pipe.
+/// The first bytes of formats that are not supported, their names, and a command that writes the
+/// text to a pipe.
 const PACKED: &[(&[u8], &str, &str)] = &[
     (b"PK\x03\x04", "a zip archive", "unzip -p"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x -so"),
@@ -75,7 +81,8 @@ const PACKED: &[(&[u8], &str, &str)] = &[
     (b"\x5d\0\0", "lzma", "xz -dc"),
 ];
 
-/// Byte order marks of what has to be converted. The longer one first: it begins like the other.
+/// Byte order marks of encodings that are not supported. The longer marks come first: they begin
+/// with the shorter ones.
 const ENCODED: &[(&[u8], &str)] = &[
     (b"\xff\xfe\0\0", "UTF-32"),
     (b"\0\0\xfe\xff", "UTF-32"),
@@ -83,6 +90,7 @@ const ENCODED: &[(&[u8], &str)] = &[
     (b"\xfe\xff", "UTF-16"),
 ];
 
+/// The byte order mark of UTF-8, which is skipped.
 const UTF_8_MARK: &[u8] = b"\xef\xbb\xbf";
 
 impl fmt::Display for Compression {
@@ -102,7 +110,7 @@ impl Compression {
         Some(found.1)
     }
 
-    /// All members, streams or frames of it, one after the other.
+    /// Returns a decoder of all members, streams or frames, one after the other.
     fn decoder<'a>(
         self,
         input: Box<dyn BufRead + Send + 'a>,
@@ -120,7 +128,7 @@ impl Compression {
     }
 }
 
-/// Text that was compressed. An error of it says so.
+/// Decompressed text. An error names the compression.
 struct Decompressed<'a> {
     compression: Compression,
     decoder: Box<dyn Read + Send + 'a>,
@@ -133,7 +141,7 @@ impl Read for Decompressed<'_> {
                 return error;
             }
             let what = format!(
-                "this {} data can't be decompressed: {error} (is it cut off or damaged?)",
+                "cannot decompress {} data: {error} (is it truncated or damaged?)",
                 self.compression
             );
             io::Error::new(io::ErrorKind::InvalidData, what)
@@ -141,12 +149,12 @@ impl Read for Decompressed<'_> {
     }
 }
 
-/// Whether bytes begin so; `?` in `magic` is a digit.
+/// Returns whether the bytes begin with `magic`, in which `?` stands for a digit.
 fn begins_with(bytes: &[u8], magic: &[u8]) -> bool {
     bytes.len() >= magic.len() && may_begin_with(bytes, magic)
 }
 
-/// Whether they would, if more of them came.
+/// Returns whether the bytes, or more of them, could begin with `magic`.
 fn may_begin_with(bytes: &[u8], magic: &[u8]) -> bool {
     bytes.iter().zip(magic).all(|(byte, want)| match want {
         b'?' => byte.is_ascii_digit(),
@@ -154,7 +162,7 @@ fn may_begin_with(bytes: &[u8], magic: &[u8]) -> bool {
     })
 }
 
-/// Whether too few bytes are here to say what they are.
+/// Returns whether there are too few bytes to detect the kind.
 fn is_undecided(first: &[u8]) -> bool {
     let compressed = COMPRESSED.iter().map(|(magic, _)| *magic);
     let packed = PACKED.iter().map(|(magic, ..)| *magic);
@@ -163,17 +171,18 @@ fn is_undecided(first: &[u8]) -> bool {
     all.any(|magic| first.len() < magic.len() && may_begin_with(first, magic))
 }
 
-/// The first bytes of an input: what one read gives, and more only while they could be anything. An error comes behind them.
-fn first_block(input: &mut impl Read) -> (Vec<u8>, Failed) {
+/// Reads the first bytes of an input: one read, and more only while the kind is not decided. An
+/// error is returned after these bytes.
+fn first_block(input: &mut impl Read) -> (Vec<u8>, DeferredError) {
     let mut block = vec![0; BLOCK_BYTES];
-    let (mut filled, mut failed) = (0, Failed(None));
+    let (mut filled, mut failed) = (0, DeferredError(None));
     while is_undecided(&block[..filled]) {
         match input.read(&mut block[filled..]) {
             Ok(0) => break,
             Ok(count) => filled += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
-                failed = Failed(Some(error));
+                failed = DeferredError(Some(error));
                 break;
             }
         }
@@ -182,16 +191,16 @@ fn first_block(input: &mut impl Read) -> (Vec<u8>, Failed) {
     (block, failed)
 }
 
-/// Gives an error once, if there was one.
-struct Failed(Option<io::Error>);
+/// A reader that returns an error once, if there is one, and is then empty.
+struct DeferredError(Option<io::Error>);
 
-impl Read for Failed {
+impl Read for DeferredError {
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
         self.0.take().map_or(Ok(0), Err)
     }
 }
 
-impl BufRead for Failed {
+impl BufRead for DeferredError {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         self.0.take().map_or(Ok(&[]), Err)
     }
@@ -199,40 +208,41 @@ impl BufRead for Failed {
     fn consume(&mut self, _: usize) {}
 }
 
-/// An input whose first bytes were looked at.
-pub(super) enum Opened<'a> {
-    /// As it is.
+/// An input whose kind is known.
+pub(super) enum OpenedInput<'a> {
+    /// Text that was not compressed.
     Plain(Box<dyn BufRead + Send + 'a>),
+    /// Text that is decompressed while it is read.
     Decompressed(Box<dyn BufRead + Send + 'a>),
 }
 
-/// Looks at an input, and gives its text from the first byte on.
+/// Detects the kind of an input and returns its text from the first byte on.
 pub(super) fn open<'a>(
     mut input: impl BufRead + Send + 'a,
-    taking: Taking,
-) -> io::Result<Opened<'a>> {
+    options: InputOptions,
+) -> io::Result<OpenedInput<'a>> {
     let (first, failed) = first_block(&mut input);
     let Some(compression) = Compression::of(&first) else {
-        return Ok(Opened::Plain(joined(text_of(first, taking)?, failed, input)));
+        return Ok(OpenedInput::Plain(joined(text_of(first, options)?, failed, input)));
     };
-    if !taking.decompress {
-        let first = compressed_as_it_is(first, compression, taking)?;
-        return Ok(Opened::Plain(joined(first, failed, input)));
+    if !options.decompress {
+        let first = compressed_as_it_is(first, compression, options)?;
+        return Ok(OpenedInput::Plain(joined(first, failed, input)));
     }
     let decoder = compression.decoder(joined(first, failed, input))?;
     let mut text = Decompressed { compression, decoder };
     let (first, failed) = first_block(&mut text);
     if let Some(inner) = Compression::of(&first) {
-        let why = format!("is compressed twice, {inner} within {compression}: unpack it once");
-        return Err(refused(why));
+        let why = format!("is compressed twice ({inner} within {compression}): decompress it once");
+        return Err(unsupported(why));
     }
     let rest = BufReader::with_capacity(BLOCK_BYTES, text);
-    Ok(Opened::Decompressed(joined(text_of(first, taking)?, failed, rest)))
+    Ok(OpenedInput::Decompressed(joined(text_of(first, options)?, failed, rest)))
 }
 
 fn joined<'a>(
     first: Vec<u8>,
-    failed: Failed,
+    failed: DeferredError,
     rest: impl BufRead + Send + 'a,
 ) -> Box<dyn BufRead + Send + 'a> {
     Box::new(Cursor::new(first).chain(failed).chain(rest))
@@ -241,49 +251,48 @@ fn joined<'a>(
 fn compressed_as_it_is(
     first: Vec<u8>,
     compression: Compression,
-    taking: Taking,
+    options: InputOptions,
 ) -> io::Result<Vec<u8>> {
-    if taking.binary {
+    if options.binary {
         return Ok(first);
     }
-    Err(refused(format!(
-        "is {compression} data: with --no-decompress it counts only with --binary"
-    )))
+    Err(unsupported(format!("is {compression} data: --no-decompress requires --binary for it")))
 }
 
-/// The first lines of a file that is followed, without a mark.
-pub(super) fn followed(first: Vec<u8>, taking: Taking) -> io::Result<Vec<u8>> {
-    match Compression::of(&first).filter(|_| !taking.binary) {
+/// Checks the first lines of a followed file, and returns them without a byte order mark.
+pub(super) fn followed(first: Vec<u8>, options: InputOptions) -> io::Result<Vec<u8>> {
+    match Compression::of(&first).filter(|_| !options.binary) {
         Some(compression) => {
-            Err(refused(format!("is {compression} data, which can't be followed")))
+            Err(unsupported(format!("is {compression} data, which cannot be followed")))
         }
-        None => text_of(first, taking),
+        None => text_of(first, options),
     }
 }
 
-/// The first bytes of a text without its mark.
-fn text_of(mut first: Vec<u8>, taking: Taking) -> io::Result<Vec<u8>> {
-    if taking.binary {
+/// Checks the first bytes of a text, and returns them without a byte order mark.
+fn text_of(mut first: Vec<u8>, options: InputOptions) -> io::Result<Vec<u8>> {
+    if options.binary {
         return Ok(first);
     }
     if let Some((_, what, unpack)) = PACKED.iter().find(|(magic, ..)| begins_with(&first, magic)) {
-        let why = format!("is {what}, which is not unpacked here: {unpack} FILE | dkc count NS -");
-        return Err(refused(why));
+        let why = format!("is {what}, which is not supported: {unpack} FILE | dkc count NS -");
+        return Err(unsupported(why));
     }
     if let Some((_, name)) = ENCODED.iter().find(|(mark, _)| begins_with(&first, mark)) {
-        return Err(refused(format!(
-            "is {name}, by its byte order mark: iconv -f {name} -t UTF-8 FILE | dkc count NS -"
+        return Err(unsupported(format!(
+            "is {name} according to its byte order mark: iconv -f {name} -t UTF-8 FILE | dkc \
+             count NS -"
         )));
     }
     if first.contains(&0) {
-        return Err(refused(
-            "is binary (it has NUL bytes): --binary counts its lines all the same; if it is UTF-16 without a mark: iconv \
-             -f UTF-16LE -t UTF-8 FILE | dkc count NS -"
+        return Err(unsupported(
+            "is binary (it contains NUL bytes): use --binary to count its lines; if it is UTF-16 \
+             without a mark: iconv -f UTF-16LE -t UTF-8 FILE | dkc count NS -"
                 .to_owned(),
         ));
     }
     if begins_with(&first, UTF_8_MARK) {
-        output::note("skipped a UTF-8 byte order mark at the begin of the input");
+        output::note("skipped a UTF-8 byte order mark at the beginning of the input");
         first.drain(..UTF_8_MARK.len());
     }
     Ok(first)
@@ -295,10 +304,10 @@ mod tests {
 
     use super::*;
 
-    const USUAL: Taking = Taking { decompress: true, binary: false };
-    const AS_IT_IS: Taking = Taking { decompress: false, binary: true };
+    const USUAL: InputOptions = InputOptions { decompress: true, binary: false };
+    const AS_IT_IS: InputOptions = InputOptions { decompress: false, binary: true };
 
-    /// Gives one byte a read, as a slow pipe may.
+    /// Returns one byte per read, as a slow pipe may.
     struct Drops<'a>(&'a [u8]);
 
     impl Read for Drops<'_> {
@@ -308,12 +317,12 @@ mod tests {
         }
     }
 
-    /// What comes out, and the error behind it.
-    fn read(input: &[u8], taking: Taking) -> (Vec<u8>, Option<io::Error>) {
+    /// Returns the text, and the error after it.
+    fn read(input: &[u8], options: InputOptions) -> (Vec<u8>, Option<io::Error>) {
         let mut text = Vec::new();
-        let opened = open(BufReader::with_capacity(16, Drops(input)), taking);
+        let opened = open(BufReader::with_capacity(16, Drops(input)), options);
         let error = match opened {
-            Ok(Opened::Plain(mut input) | Opened::Decompressed(mut input)) => {
+            Ok(OpenedInput::Plain(mut input) | OpenedInput::Decompressed(mut input)) => {
                 input.read_to_end(&mut text).err()
             }
             Err(error) => Some(error),
@@ -329,9 +338,9 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_refused(input: &[u8], taking: Taking, want: &str) {
-        let error = open(input, taking).err().expect("it is refused");
-        assert!(is_refused(&error), "{error}");
+    fn check_refused(input: &[u8], options: InputOptions, want: &str) {
+        let error = open(input, options).err().expect("an error");
+        assert!(is_unsupported(&error), "{error}");
         assert!(error.to_string().contains(want), "{error}");
     }
 
@@ -363,7 +372,7 @@ mod tests {
     fn text_is_taken_as_it_is() {
         check(b"", b"");
         check(b"a\nb\n", b"a\nb\n");
-        // Begins of what could have been something else.
+        // Beginnings that could also be those of another format.
         for text in
             [&b"B"[..], b"BZh9 is a word\n", b"\x1f", b"PK\n", b"LZIP\n", b"\xef\xbb", b"\xff"]
         {
@@ -372,12 +381,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_compressed_is_unpacked() {
+    fn compressed_text_is_decompressed() {
         for compression in ALL {
             for text in [&b""[..], b"a\nb\n", &b"line\n".repeat(100_000)] {
                 check(&compress(compression, text), text);
             }
-            // Members one after the other, as logrotate's and pzstd's.
+            // Several members, as logrotate and pzstd write them.
             let two = [compress(compression, b"a\nb"), compress(compression, b"c\n")].concat();
             check(&two, b"a\nbc\n");
         }
@@ -389,19 +398,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_or_cut_off_is_named() {
+    fn damaged_and_truncated_data_is_reported() {
         let text: Vec<u8> =
             (0..50_000).flat_map(|number| format!("line {number}\n").into_bytes()).collect();
         for compression in ALL {
             let packed = compress(compression, &text);
-            let cut_off = &packed[..packed.len() - 5];
+            let truncated = &packed[..packed.len() - 5];
             let mut damaged = packed.clone();
             let middle = packed.len() / 2;
             damaged[middle..middle + 40].fill(0x55);
-            for input in [cut_off, &damaged] {
+            for input in [truncated, &damaged] {
                 let (got, error) = read(input, USUAL);
                 let error = error.expect("an error").to_string();
-                assert!(error.contains(&format!("this {compression} data can't be")), "{error}");
+                assert!(
+                    error.contains(&format!("cannot decompress {compression} data")),
+                    "{error}"
+                );
                 assert!(got.len() <= text.len());
             }
             let behind = [&packed[..], b"\x01\x02\x03 no member of it"].concat();
@@ -412,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_refused() {
+    fn binary_data_is_rejected() {
         check_refused(b"a\0b\n", USUAL, "--binary");
         check_refused(b"\x7fELF\x02\x01\x01\0\0", USUAL, "--binary");
         check_refused(b"\xff\xfea\0\n\0", USUAL, "iconv -f UTF-16 -t UTF-8");
@@ -425,13 +437,13 @@ mod tests {
             let packed = compress(compression, b"a\n");
             let twice = compress(Compression::Gzip, &packed);
             check_refused(&twice, USUAL, "compressed twice");
-            let kept = Taking { decompress: false, binary: false };
-            check_refused(&packed, kept, "--no-decompress it counts only with --binary");
+            let kept = InputOptions { decompress: false, binary: false };
+            check_refused(&packed, kept, "--no-decompress requires --binary");
             assert_eq!(read(&packed, AS_IT_IS).0, packed);
             check_refused(&compress(compression, b"a\0\n"), USUAL, "--binary");
         }
         assert_eq!(read(b"a\0b\n", AS_IT_IS).0, b"a\0b\n");
-        let unpacked = Taking { decompress: true, binary: true };
+        let unpacked = InputOptions { decompress: true, binary: true };
         assert_eq!(read(&compress(Compression::Xz, b"a\0\n"), unpacked).0, b"a\0\n");
     }
 

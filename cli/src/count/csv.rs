@@ -1,31 +1,36 @@
-//! Records of comma-separated values (RFC 4180), read as Python's `csv` and spreadsheets do.
+//! Records of comma-separated values (RFC 4180), parsed as Python's `csv` and spreadsheets do.
 //!
-//! A field that begins with a quote goes on to the next single quote, over delimiters and line ends; two quotes in it are
-//! one. Anywhere else a quote is a character like others, so a log line with a stray one spoils itself alone.
+//! A field that begins with a quote ends at the next single quote, and may contain delimiters and
+//! line ends; two quotes in it stand for one. Anywhere else a quote is an ordinary character, so a
+//! stray quote in a log line affects that line only.
 //!
-//! `csv-core` is not used: it drops empty lines and ends a record at a lone CR, and records are to be numbered, cut and
-//! left half read exactly as lines are.
+//! The crate `csv-core` is not used: it drops empty lines and ends a record at a lone CR, but
+//! records must be numbered, split and left incomplete exactly as lines are.
 
 use memchr::{memchr, memchr2};
 
-/// The delimiter, which is all that differs.
+/// The dialect of CSV, which is defined by its delimiter.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Csv {
+    /// The byte between two fields.
     pub(super) delimiter: u8,
 }
 
-/// Where in a record the next byte stands.
+/// The state of the parser before the next byte.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) enum Place {
+pub(super) enum CsvState {
+    /// At the beginning of a field.
     #[default]
     FieldStart,
+    /// In a field without quotes.
     Plain,
+    /// Within quotes.
     Quoted,
-    /// Behind a quote that ends the field, or is the first of two.
-    BehindQuote,
+    /// After a quote that ends the quoted part, or is the first of two.
+    AfterQuote,
 }
 
-/// What a byte is.
+/// The meaning of a byte in its state.
 #[derive(Eq, PartialEq)]
 enum Byte {
     Content,
@@ -35,31 +40,34 @@ enum Byte {
 }
 
 impl Csv {
-    /// The place of the byte that follows, and what this one is.
-    fn step(self, place: Place, byte: u8) -> (Place, Byte) {
-        match (place, byte) {
-            (Place::Quoted, b'"') => (Place::BehindQuote, Byte::Quote),
-            (Place::Quoted, _) | (Place::BehindQuote, b'"') => (Place::Quoted, Byte::Content),
-            (Place::FieldStart, b'"') => (Place::Quoted, Byte::Quote),
-            (_, b'\n') => (Place::FieldStart, Byte::RecordEnd),
-            (_, byte) if byte == self.delimiter => (Place::FieldStart, Byte::FieldEnd),
-            _ => (Place::Plain, Byte::Content),
+    /// Returns the state after a byte, and the meaning of the byte.
+    fn step(self, state: CsvState, byte: u8) -> (CsvState, Byte) {
+        match (state, byte) {
+            (CsvState::Quoted, b'"') => (CsvState::AfterQuote, Byte::Quote),
+            (CsvState::Quoted, _) | (CsvState::AfterQuote, b'"') => {
+                (CsvState::Quoted, Byte::Content)
+            }
+            (CsvState::FieldStart, b'"') => (CsvState::Quoted, Byte::Quote),
+            (_, b'\n') => (CsvState::FieldStart, Byte::RecordEnd),
+            (_, byte) if byte == self.delimiter => (CsvState::FieldStart, Byte::FieldEnd),
+            _ => (CsvState::Plain, Byte::Content),
         }
     }
 
-    /// Where the record ends whose next bytes these are, or the place after them if it goes on.
-    pub(super) fn record_end(self, place: &mut Place, bytes: &[u8]) -> Option<usize> {
+    /// Returns the position of the record's end in its next bytes. If the record continues, `state`
+    /// becomes the state after these bytes.
+    pub(super) fn record_end(self, state: &mut CsvState, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while at < bytes.len() {
-            // What changes nothing is jumped over.
-            let jump = match place {
-                Place::Quoted => memchr(b'"', &bytes[at..]),
-                Place::Plain => memchr2(self.delimiter, b'\n', &bytes[at..]),
-                Place::FieldStart | Place::BehindQuote => Some(0),
+            // Bytes that do not change the state are skipped.
+            let jump = match state {
+                CsvState::Quoted => memchr(b'"', &bytes[at..]),
+                CsvState::Plain => memchr2(self.delimiter, b'\n', &bytes[at..]),
+                CsvState::FieldStart | CsvState::AfterQuote => Some(0),
             };
             at += jump?;
-            let (next, what) = self.step(*place, bytes[at]);
-            *place = next;
+            let (next, what) = self.step(*state, bytes[at]);
+            *state = next;
             if what == Byte::RecordEnd {
                 return Some(at);
             }
@@ -68,7 +76,7 @@ impl Csv {
         None
     }
 
-    /// The content of a field of a record, from 1. Empty if there is no such field.
+    /// Returns the content of a field, numbered from 1; empty if there is no such field.
     pub(super) fn field<'a>(
         self,
         record: &[u8],
@@ -76,10 +84,10 @@ impl Csv {
         content: &'a mut Vec<u8>,
     ) -> &'a [u8] {
         content.clear();
-        let (mut place, mut at) = (Place::default(), 1);
+        let (mut state, mut at) = (CsvState::default(), 1);
         for &byte in record {
-            let (next, what) = self.step(place, byte);
-            place = next;
+            let (next, what) = self.step(state, byte);
+            state = next;
             match what {
                 Byte::FieldEnd if at == number => break,
                 Byte::FieldEnd => at += 1,
@@ -90,12 +98,12 @@ impl Csv {
         content
     }
 
-    /// The contents of all fields of a record.
+    /// Returns the contents of all fields of a record.
     pub(super) fn fields(self, record: &[u8]) -> Vec<Vec<u8>> {
-        let (mut place, mut fields) = (Place::default(), vec![Vec::new()]);
+        let (mut state, mut fields) = (CsvState::default(), vec![Vec::new()]);
         for &byte in record {
-            let (next, what) = self.step(place, byte);
-            place = next;
+            let (next, what) = self.step(state, byte);
+            state = next;
             match what {
                 Byte::FieldEnd => fields.push(Vec::new()),
                 Byte::Content => fields.last_mut().expect("it begins with one").push(byte),
@@ -132,7 +140,8 @@ mod tests {
         check(COMMAS, "a,b c,", "a|b c|");
         check(COMMAS, r#""a,b","c""d","""""#, r#"a,b|c"d|""#);
         check(COMMAS, "\"a\nb\",c", "a\nb|c");
-        // A quote within is one; what stands behind a closing one belongs to the field, as in Python.
+        // A quote within a plain field is a character; text after a closing quote belongs to the
+        // field, as in Python.
         check(COMMAS, r#"a"b,"c"d,"e"f"g"#, r#"a"b|cd|ef"g"#);
         check(COMMAS, r#"a, "b""#, r#"a| "b""#);
         let blanks = Csv { delimiter: b' ' };
@@ -145,9 +154,9 @@ mod tests {
         let text = b"a,b\n\"c\nd\",e\r\n\n\"f\"\"\n\",g\nh\"i\n\"open\n";
         let want = ["a,b", "\"c\nd\",e\r", "", "\"f\"\"\n\",g", "h\"i"];
         for length in 1..=text.len() {
-            let (mut got, mut record, mut place) = (Vec::new(), Vec::new(), Place::default());
+            let (mut got, mut record, mut state) = (Vec::new(), Vec::new(), CsvState::default());
             for mut part in text.chunks(length) {
-                while let Some(end) = COMMAS.record_end(&mut place, part) {
+                while let Some(end) = COMMAS.record_end(&mut state, part) {
                     record.extend_from_slice(&part[..end]);
                     got.push(String::from_utf8(std::mem::take(&mut record)).unwrap());
                     part = &part[end + 1..];
@@ -155,7 +164,7 @@ mod tests {
                 record.extend_from_slice(part);
             }
             assert_eq!(got, want, "in parts of {length}");
-            assert_eq!((place, &record[..]), (Place::Quoted, &b"\"open\n"[..]));
+            assert_eq!((state, &record[..]), (CsvState::Quoted, &b"\"open\n"[..]));
         }
     }
 }

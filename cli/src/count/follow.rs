@@ -1,12 +1,15 @@
-//! A log that is being written, by its name, as `tail -F` reads it: what it holds, and then what is appended.
+//! Reads a log file while it is being written, as `tail -F` does: its content, and then the lines
+//! that are appended.
 //!
-//! - **Rotated by rename** (logrotate): the name is another file's now. Writers go on with the old one until they are
-//!   told to open the new one, so the old one is read on until nothing has come for [`LATE`].
-//! - **Truncated** (`copytruncate`): it is shorter than what was read of it, so it is read from its begin.
-//! - **Not there**, or not readable: it is looked for again.
+//! - **Rotated by rename** (logrotate): the name refers to a new file. Writers use the old file
+//!   until they reopen the log, so the old file is read until nothing was appended for [`LATE`].
+//! - **Truncated** (`copytruncate`): the file is shorter than the position read so far, so it is
+//!   read from its beginning.
+//! - **Missing** or not readable: opening is tried again.
 //!
-//! Only whole lines are handed on, so lines of two files can't mix, and the half of a line waits for its rest. When that
-//! can't come any more, since the file was truncated or is rotated away, the half is not counted, and stderr says so.
+//! The reader returns whole lines only, so lines of two files cannot mix, and an incomplete line
+//! waits for its rest. If the rest cannot come any more, because the file was truncated or rotated,
+//! the incomplete line is not counted, and a message on stderr reports it.
 
 use std::fs::{File, Metadata};
 use std::io::{self, BufRead, Read, Seek};
@@ -17,44 +20,46 @@ use std::time::{Duration, Instant};
 
 use memchr::memrchr;
 
-use super::content::{Taking, followed, refused};
-use super::input::WAIT;
+use super::content::{InputOptions, followed, unsupported};
+use super::input::POLL_INTERVAL;
 use super::keys::LINE_BYTES_MAX;
 use crate::output;
 
-/// How long nothing may come from a file that was rotated away before it is left.
+/// A rotated file is closed when nothing was appended for this long.
 const LATE: Duration = Duration::from_secs(5);
-/// What is read of a file at a time.
+/// The size of one read.
 const READ_BYTES: usize = 256 << 10;
-/// What is kept of a line that has no end yet: enough to see that it is too long.
+/// The bytes kept of an incomplete line: enough to detect that it is too long.
 const HALF_BYTES_MAX: usize = LINE_BYTES_MAX + 2;
 
-/// Gives [`io::ErrorKind::TimedOut`] when nothing has come for a moment; it never ends.
+/// The reader of a followed file. It has no end, and returns [`io::ErrorKind::TimedOut`] when no
+/// data arrived within the poll interval.
 pub(super) struct Follow {
     path: PathBuf,
-    taking: Taking,
-    /// The file of that name.
+    options: InputOptions,
+    /// The file that the name refers to.
     current: Option<Tail>,
-    /// Those that had it before.
+    /// The files that the name referred to before.
     rotated: Vec<Tail>,
-    /// What was last said about a file that is not there.
-    lack: String,
-    /// Whether the first bytes were looked at.
+    /// The last message about a missing file.
+    missing: String,
+    /// True if the kind of the content was checked.
     is_known: bool,
     late: Duration,
-    /// Whole lines.
+    /// Whole lines that were read; those before `used` were consumed.
     lines: Vec<u8>,
     used: usize,
 }
 
 impl Follow {
-    pub(super) fn new(path: &Path, taking: Taking) -> Self {
+    /// Follows the file with this name, which need not exist yet.
+    pub(super) fn new(path: &Path, options: InputOptions) -> Self {
         Self {
             path: path.to_owned(),
-            taking,
+            options,
             current: None,
             rotated: Vec::new(),
-            lack: String::new(),
+            missing: String::new(),
             is_known: false,
             late: LATE,
             lines: Vec::new(),
@@ -62,92 +67,93 @@ impl Follow {
         }
     }
 
-    /// Reads what has come, of files that were rotated away first.
+    /// Reads new data, from rotated files first.
     fn refill(&mut self) -> io::Result<()> {
         self.lines.clear();
         self.used = 0;
         loop {
-            let mut come = self.read_rotated()?;
+            let mut any = self.read_rotated()?;
             if self.lines.is_empty() {
-                come |= self.read_current()?;
+                any |= self.read_current()?;
             }
-            // A part of a long line is no reason to wait.
-            if !self.lines.is_empty() || !(come || self.has_changed()?) {
+            // After a part of a long line the loop reads on without waiting.
+            if !self.lines.is_empty() || !(any || self.has_changed()?) {
                 return Ok(());
             }
         }
     }
 
-    /// Whether anything came.
+    /// Reads the rotated files; returns whether there was new data.
     fn read_rotated(&mut self) -> io::Result<bool> {
-        let mut come = false;
+        let mut any = false;
         for tail in &mut self.rotated {
-            come |= tail.read(&mut self.lines)?;
+            any |= tail.read(&mut self.lines)?;
         }
-        let is_over = |tail: &mut Tail| tail.last_came.elapsed() >= self.late;
+        let is_over = |tail: &mut Tail| tail.last_read_at.elapsed() >= self.late;
         for mut old in self.rotated.extract_if(.., is_over) {
-            old.drop_half(&self.path, "rotated away");
+            old.drop_half(&self.path, "rotated");
         }
-        Ok(come)
+        Ok(any)
     }
 
     fn read_current(&mut self) -> io::Result<bool> {
         if self.current.is_none() {
-            self.look()?;
+            self.open()?;
         }
         let Some(tail) = &mut self.current else { return Ok(false) };
-        let come = tail.read(&mut self.lines)?;
+        let any = tail.read(&mut self.lines)?;
         if !self.is_known && !self.lines.is_empty() {
             self.is_known = true;
-            self.lines = followed(mem::take(&mut self.lines), self.taking)?;
+            self.lines = followed(mem::take(&mut self.lines), self.options)?;
         }
-        Ok(come)
+        Ok(any)
     }
 
-    /// Opens the file of the name, if there is one.
-    fn look(&mut self) -> io::Result<()> {
-        // Nothing else is opened: that may wait for a writer.
+    /// Opens the file that the name refers to, if there is one.
+    fn open(&mut self) -> io::Result<()> {
+        // A file that is not regular is not opened: opening a pipe may block until there is a
+        // writer.
         if self.path.metadata().is_ok_and(|data| !data.is_file()) {
-            return Err(refused("is no file, so it can't be followed".to_owned()));
+            return Err(unsupported("is not a regular file and cannot be followed".to_owned()));
         }
         match File::open(&self.path).and_then(|file| Ok((file.metadata()?, file))) {
             Ok((data, file)) => {
-                if !mem::take(&mut self.lack).is_empty() {
-                    output::note(&format!("{} is there", self.path.display()));
+                if !mem::take(&mut self.missing).is_empty() {
+                    output::note(&format!("{} exists now", self.path.display()));
                 }
                 self.current = Some(Tail::new(file, &data));
                 Ok(())
             }
             Err(error) => {
-                let lack = format!("waiting for {}: {error}", self.path.display());
-                if self.lack != lack {
-                    output::note(&lack);
-                    self.lack = lack;
+                let missing = format!("waiting for {}: {error}", self.path.display());
+                if self.missing != missing {
+                    output::note(&missing);
+                    self.missing = missing;
                 }
                 Ok(())
             }
         }
     }
 
-    /// Nothing has come: was the file truncated, or is the name another file's?
+    /// Without new data, checks whether the file was truncated or the name refers to another file.
     fn has_changed(&mut self) -> io::Result<bool> {
         let Some(tail) = &mut self.current else { return Ok(false) };
         if tail.file.metadata()?.len() < tail.position {
             output::note(&format!(
-                "{} was truncated: reading it from its begin",
+                "{} was truncated: reading it from its beginning",
                 self.path.display()
             ));
             tail.drop_half(&self.path, "truncated");
             tail.rewind()?;
             return Ok(true);
         }
-        // No file of that name: it may come back, and the old one may still be written.
+        // The name does not exist: it may be created again, and the old file may still be written.
         let Ok(data) = self.path.metadata() else { return Ok(false) };
         if id(&data) == tail.id {
             return Ok(false);
         }
         output::note(&format!("{} was rotated: following the new file", self.path.display()));
-        tail.last_came = Instant::now();
+        tail.last_read_at = Instant::now();
         self.rotated.extend(self.current.take());
         Ok(true)
     }
@@ -156,7 +162,7 @@ impl Follow {
 impl Drop for Follow {
     fn drop(&mut self) {
         for tail in self.rotated.iter_mut().chain(&mut self.current) {
-            tail.drop_half(&self.path, "left");
+            tail.drop_half(&self.path, "closed");
         }
     }
 }
@@ -174,7 +180,7 @@ impl BufRead for Follow {
         if self.used == self.lines.len() {
             self.refill()?;
             if self.lines.is_empty() {
-                std::thread::sleep(WAIT);
+                std::thread::sleep(POLL_INTERVAL);
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }
@@ -186,30 +192,30 @@ impl BufRead for Follow {
     }
 }
 
-/// A file that is read to its end again and again.
+/// A file that is read as it grows.
 struct Tail {
     file: File,
     id: (u64, u64),
     position: u64,
-    /// The begin of a line whose end has not come …
+    /// The beginning of an incomplete line, at most [`HALF_BYTES_MAX`].
     half: Vec<u8>,
-    /// … and how long it is, kept or not.
+    /// The length of the incomplete line.
     half_bytes: u64,
-    last_came: Instant,
+    last_read_at: Instant,
 }
 
-/// What stays with a file when it is renamed, and is no other's while it is open.
+/// The identity of a file, which survives renaming and is unique while the file is open.
 fn id(data: &Metadata) -> (u64, u64) {
     (data.dev(), data.ino())
 }
 
 impl Tail {
     fn new(file: File, data: &Metadata) -> Self {
-        let last_came = Instant::now();
-        Self { file, id: id(data), position: 0, half: Vec::new(), half_bytes: 0, last_came }
+        let last_read_at = Instant::now();
+        Self { file, id: id(data), position: 0, half: Vec::new(), half_bytes: 0, last_read_at }
     }
 
-    /// Appends whole lines that have come to `lines`, and tells whether anything has.
+    /// Appends new whole lines to `lines`; returns whether there was new data.
     fn read(&mut self, lines: &mut Vec<u8>) -> io::Result<bool> {
         let mut bytes = vec![0; READ_BYTES];
         let length = match self.file.read(&mut bytes) {
@@ -219,7 +225,7 @@ impl Tail {
         if length == 0 {
             return Ok(false);
         }
-        self.last_came = Instant::now();
+        self.last_read_at = Instant::now();
         self.position += length as u64;
         let whole = memrchr(b'\n', &bytes[..length]).map_or(0, |end| end + 1);
         if whole > 0 {
@@ -242,7 +248,7 @@ impl Tail {
     fn drop_half(&mut self, path: &Path, what: &str) {
         if self.half_bytes > 0 {
             output::note(&format!(
-                "{} was {what} with half a line at its end: its {} bytes are not counted",
+                "{} was {what} with an incomplete last line: its {} bytes are not counted",
                 path.display(),
                 self.half_bytes
             ));
@@ -259,14 +265,14 @@ mod tests {
 
     use super::*;
 
-    const USUAL: Taking = Taking { decompress: true, binary: false };
+    const USUAL: InputOptions = InputOptions { decompress: true, binary: false };
 
-    struct Story {
+    struct Fixture {
         folder: tempfile::TempDir,
         follow: Follow,
     }
 
-    impl Story {
+    impl Fixture {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let follow = Follow::new(&folder.path().join("log"), USUAL);
@@ -282,8 +288,8 @@ mod tests {
             file.write_all(text.as_bytes()).unwrap();
         }
 
-        /// All that has come.
-        fn come(&mut self) -> String {
+        /// Returns all new lines.
+        fn read_all(&mut self) -> String {
             let mut text = Vec::new();
             loop {
                 match self.follow.fill_buf() {
@@ -301,81 +307,81 @@ mod tests {
     }
 
     #[test]
-    fn what_is_appended_comes_line_by_line() {
-        let mut story = Story::new();
-        assert_eq!(story.come(), "");
-        story.append("log", "a\nb\nfo");
-        assert_eq!(story.come(), "a\nb\n");
-        story.append("log", "o");
-        assert_eq!(story.come(), "");
-        story.append("log", "\nz\n");
-        assert_eq!(story.come(), "foo\nz\n");
+    fn appended_text_is_returned_line_by_line() {
+        let mut fixture = Fixture::new();
+        assert_eq!(fixture.read_all(), "");
+        fixture.append("log", "a\nb\nfo");
+        assert_eq!(fixture.read_all(), "a\nb\n");
+        fixture.append("log", "o");
+        assert_eq!(fixture.read_all(), "");
+        fixture.append("log", "\nz\n");
+        assert_eq!(fixture.read_all(), "foo\nz\n");
     }
 
     #[test]
     fn a_rotated_file_is_read_to_its_end() {
-        let mut story = Story::new();
-        story.append("log", "a\nha");
-        assert_eq!(story.come(), "a\n");
-        fs::rename(story.path("log"), story.path("log.1")).unwrap();
-        // No file of that name yet, and the old one is still written.
-        story.append("log.1", "lf\nb\n");
-        assert_eq!(story.come(), "half\nb\n");
-        story.append("log", "c\n");
-        story.append("log.1", "d\nla");
-        assert_eq!(story.come(), "d\nc\n");
-        story.append("log.1", "te\n");
-        story.append("log", "e\n");
-        assert_eq!(story.come(), "late\ne\n");
-        // Twice, before the first is left.
-        fs::rename(story.path("log"), story.path("log.2")).unwrap();
-        story.append("log", "f\n");
-        assert_eq!(story.come(), "f\n");
-        assert_eq!(story.follow.rotated.len(), 2);
-        // Left once nothing has come for long.
-        story.follow.late = Duration::ZERO;
-        assert_eq!(story.come(), "");
-        assert!(story.follow.rotated.is_empty());
+        let mut fixture = Fixture::new();
+        fixture.append("log", "a\nha");
+        assert_eq!(fixture.read_all(), "a\n");
+        fs::rename(fixture.path("log"), fixture.path("log.1")).unwrap();
+        // The name does not exist yet, and the old file is still written.
+        fixture.append("log.1", "lf\nb\n");
+        assert_eq!(fixture.read_all(), "half\nb\n");
+        fixture.append("log", "c\n");
+        fixture.append("log.1", "d\nla");
+        assert_eq!(fixture.read_all(), "d\nc\n");
+        fixture.append("log.1", "te\n");
+        fixture.append("log", "e\n");
+        assert_eq!(fixture.read_all(), "late\ne\n");
+        // A second rotation before the first old file is closed.
+        fs::rename(fixture.path("log"), fixture.path("log.2")).unwrap();
+        fixture.append("log", "f\n");
+        assert_eq!(fixture.read_all(), "f\n");
+        assert_eq!(fixture.follow.rotated.len(), 2);
+        // An old file is closed when nothing was appended for long.
+        fixture.follow.late = Duration::ZERO;
+        assert_eq!(fixture.read_all(), "");
+        assert!(fixture.follow.rotated.is_empty());
     }
 
     #[test]
-    fn a_truncated_file_is_read_from_its_begin() {
-        let mut story = Story::new();
-        story.append("log", "a\nb\nfo");
-        assert_eq!(story.come(), "a\nb\n");
-        fs::write(story.path("log"), "c\n").unwrap();
-        assert_eq!(story.come(), "c\n");
-        story.append("log", "d\n");
-        assert_eq!(story.come(), "d\n");
+    fn a_truncated_file_is_read_from_its_beginning() {
+        let mut fixture = Fixture::new();
+        fixture.append("log", "a\nb\nfo");
+        assert_eq!(fixture.read_all(), "a\nb\n");
+        fs::write(fixture.path("log"), "c\n").unwrap();
+        assert_eq!(fixture.read_all(), "c\n");
+        fixture.append("log", "d\n");
+        assert_eq!(fixture.read_all(), "d\n");
     }
 
     #[test]
-    fn what_can_not_be_followed_is_refused() {
+    fn unsupported_content_is_rejected() {
         for (text, why) in
             [("a\0b\n", "binary"), ("PK\x03\x04\n", "zip"), ("BZh91AY&SY\n", "bzip2")]
         {
-            let mut story = Story::new();
-            story.append("log", text);
-            let error = story.follow.fill_buf().unwrap_err().to_string();
+            let mut fixture = Fixture::new();
+            fixture.append("log", text);
+            let error = fixture.follow.fill_buf().unwrap_err().to_string();
             assert!(error.contains(why), "{text:?}: {error}");
         }
-        let mut story = Story::new();
-        fs::create_dir(story.path("log")).unwrap();
-        assert!(story.follow.fill_buf().unwrap_err().to_string().contains("no file"));
+        let mut fixture = Fixture::new();
+        fs::create_dir(fixture.path("log")).unwrap();
+        assert!(fixture.follow.fill_buf().unwrap_err().to_string().contains("not a regular file"));
     }
 
     #[test]
-    fn half_a_line_takes_no_more_memory_than_it_may() {
-        let mut story = Story::new();
+    fn an_incomplete_line_takes_limited_memory() {
+        let mut fixture = Fixture::new();
         for _ in 0..5 {
-            story.append("log", &"x".repeat(LINE_BYTES_MAX));
-            assert_eq!(story.come(), "");
+            fixture.append("log", &"x".repeat(LINE_BYTES_MAX));
+            assert_eq!(fixture.read_all(), "");
         }
-        let tail = story.follow.current.as_ref().unwrap();
+        let tail = fixture.follow.current.as_ref().unwrap();
         assert_eq!(tail.half.len(), HALF_BYTES_MAX);
         assert_eq!(tail.half_bytes, 5 << 20);
-        story.append("log", "\na\n");
-        let come = story.come();
-        assert_eq!((come.len(), come.ends_with("\na\n")), (HALF_BYTES_MAX + 3, true));
+        fixture.append("log", "\na\n");
+        let lines = fixture.read_all();
+        assert_eq!((lines.len(), lines.ends_with("\na\n")), (HALF_BYTES_MAX + 3, true));
     }
 }

@@ -1,8 +1,9 @@
-//! Where lines come from: a file, which is there, or somebody who still writes.
+//! Opens the input: a complete file, or a pipe or file that is still being written.
 //!
-//! Whoever reads a pipe must not wait for it for ever: the lines that came so far are to be counted after a while. A read
-//! from a pipe can't be given a time, so a thread does the reading, and [`Patient`] asks that thread. Decompression runs
-//! in such a thread, too: beside the counting.
+//! A reader of a pipe must not block for ever: the lines that arrived so far are to be counted
+//! after a while. A read from a pipe has no time-out, so a thread reads, and [`PipeReader`] waits
+//! for that thread with a time-out. Decompression runs in such a thread, too, in parallel to the
+//! counting.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -10,30 +11,32 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
-use super::content::{self, Opened, Taking};
+use super::content::{self, InputOptions, OpenedInput};
 use super::follow::Follow;
 
+/// The buffer size for files.
 const READ_BYTES: usize = 1 << 20;
-/// What a pipe holds.
+/// The size of one read, which is the capacity of a pipe.
 const CHUNK_BYTES: usize = 64 << 10;
-/// Chunks that are read ahead.
+/// The number of chunks that are read ahead.
 const CHUNKS_MAX: usize = 16;
-/// How often whoever waits may look at something else.
-pub(super) const WAIT: Duration = Duration::from_millis(50);
+/// A read without new data returns to its caller this often.
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Lines to count.
+/// An opened input.
 pub(super) struct Input {
+    /// The decompressed text.
     pub(super) lines: Box<dyn BufRead + Send>,
-    /// Its bytes, if that is known before.
+    /// The size in bytes, if known beforehand.
     pub(super) size: Option<u64>,
-    /// Somebody may still write it.
+    /// True if the input may still be written.
     pub(super) is_live: bool,
 }
 
-/// A file, or standard input (`-`).
-pub(super) fn open(path: &Path, taking: Taking) -> io::Result<Input> {
+/// Opens a file, or stdin (`-`).
+pub(super) fn open(path: &Path, options: InputOptions) -> io::Result<Input> {
     if path.as_os_str() == "-" {
-        return Ok(live(io::stdin(), taking));
+        return Ok(live(io::stdin(), options));
     }
     let file = File::open(path)?;
     let data = file.metadata()?;
@@ -41,43 +44,44 @@ pub(super) fn open(path: &Path, taking: Taking) -> io::Result<Input> {
         return Err(io::ErrorKind::IsADirectory.into());
     }
     if !data.is_file() {
-        return Ok(live(file, taking));
+        return Ok(live(file, options));
     }
     let file = BufReader::with_capacity(READ_BYTES, file);
-    Ok(match content::open(file, taking)? {
-        Opened::Plain(lines) => Input { lines, size: Some(data.len()), is_live: false },
-        Opened::Decompressed(text) => {
-            let lines = Box::new(Patient::new(|| Ok(text)));
+    Ok(match content::open(file, options)? {
+        OpenedInput::Plain(lines) => Input { lines, size: Some(data.len()), is_live: false },
+        OpenedInput::Decompressed(text) => {
+            let lines = Box::new(PipeReader::new(|| Ok(text)));
             Input { lines, size: None, is_live: false }
         }
     })
 }
 
-/// What is appended to a file from now on, and what it holds already.
-pub(super) fn follow(path: &Path, taking: Taking) -> Input {
-    Input { lines: Box::new(Follow::new(path, taking)), size: None, is_live: true }
+/// Opens a file for its content and for everything that is appended to it.
+pub(super) fn follow(path: &Path, options: InputOptions) -> Input {
+    Input { lines: Box::new(Follow::new(path, options)), size: None, is_live: true }
 }
 
-/// A pipe. Its first bytes may take their time.
-fn live(input: impl Read + Send + 'static, taking: Taking) -> Input {
-    let text = move || match content::open(BufReader::with_capacity(CHUNK_BYTES, input), taking)? {
-        Opened::Plain(text) | Opened::Decompressed(text) => Ok(text),
+/// Opens a pipe, whose first bytes may arrive late.
+fn live(input: impl Read + Send + 'static, options: InputOptions) -> Input {
+    let text = move || match content::open(BufReader::with_capacity(CHUNK_BYTES, input), options)? {
+        OpenedInput::Plain(text) | OpenedInput::Decompressed(text) => Ok(text),
     };
-    Input { lines: Box::new(Patient::new(text)), size: None, is_live: true }
+    Input { lines: Box::new(PipeReader::new(text)), size: None, is_live: true }
 }
 
-/// Gives [`io::ErrorKind::TimedOut`] when nothing has come for a moment; then it may be asked again.
-struct Patient {
+/// A reader with a time-out: it returns [`io::ErrorKind::TimedOut`] when no data arrived within the
+/// poll interval, and may then be read again.
+struct PipeReader {
     chunks: Receiver<io::Result<Vec<u8>>>,
     chunk: Vec<u8>,
     used: usize,
 }
 
-impl Patient {
-    /// `open` is called where the reading is done: it may wait, too.
+impl PipeReader {
+    /// Starts the reading thread, which also calls `open`, since that may block, too.
     fn new<R: Read>(open: impl FnOnce() -> io::Result<R> + Send + 'static) -> Self {
         let (sender, chunks) = sync_channel(CHUNKS_MAX);
-        // Never joined: it may sit in a read from a terminal for ever.
+        // The thread is never joined: it may block in a read from a terminal for ever.
         std::thread::spawn(move || {
             let mut input = match open() {
                 Ok(input) => input,
@@ -104,7 +108,7 @@ impl Patient {
     }
 }
 
-impl Read for Patient {
+impl Read for PipeReader {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let length = self.fill_buf()?.read(bytes)?;
         self.consume(length);
@@ -112,10 +116,10 @@ impl Read for Patient {
     }
 }
 
-impl BufRead for Patient {
+impl BufRead for PipeReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.used == self.chunk.len() {
-            match self.chunks.recv_timeout(WAIT) {
+            match self.chunks.recv_timeout(POLL_INTERVAL) {
                 Ok(chunk) => (self.chunk, self.used) = (chunk?, 0),
                 Err(RecvTimeoutError::Timeout) => return Err(io::ErrorKind::TimedOut.into()),
                 Err(RecvTimeoutError::Disconnected) => return Ok(&[]),
@@ -134,20 +138,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_waits_is_not_held_up() {
+    fn a_read_without_data_times_out() {
         let (theirs, mut ours) = std::os::unix::net::UnixStream::pair().expect("two sockets");
-        let mut input = Patient::new(|| Ok(theirs));
+        let mut input = PipeReader::new(|| Ok(theirs));
         assert_eq!(input.fill_buf().unwrap_err().kind(), io::ErrorKind::TimedOut);
         io::Write::write_all(&mut ours, b"a\nb").expect("it is read");
-        let mut come = Vec::new();
-        while come.len() < 3 {
+        let mut received = Vec::new();
+        while received.len() < 3 {
             if let Ok(bytes) = input.fill_buf() {
-                come.extend_from_slice(bytes);
+                received.extend_from_slice(bytes);
                 let length = bytes.len();
                 input.consume(length);
             }
         }
-        assert_eq!(come, b"a\nb");
+        assert_eq!(received, b"a\nb");
         drop(ours);
         let end = loop {
             match input.fill_buf() {

@@ -1,15 +1,16 @@
-//! What a count with `--resume-id` remembers, so that the next run of it sends the same requests.
+//! The journal of a count with `--resume-id`, which makes the next run send the same requests.
 //!
-//! A token makes a repeated request count once, but only if it *is* the same request: the same lines under the same
-//! token, with the issue time of the first send. Lines of a pipe are cut into batches by the clock, `--batch` may change,
-//! and an issue time of now would count a batch again whose record the service has dropped. So none of the three is
-//! derived anew: the cut, the sum and the issue time of a batch are on disk **before it is sent**, and what became of it
-//! is noted afterwards. The next run cuts the input as noted, compares sums, takes over what was decided, and sends the
-//! rest again as it was. If that is later than the service's idempotency window it is told "too old" for those few, and
-//! reports them as unknown; it never counts one twice.
+//! A token makes a repeated request count once, but only if it *is* the same request: the same
+//! lines under the same token, with the issue time of the first send. Lines of a pipe are cut into
+//! batches by time, `--batch` may change, and with a new issue time the service would apply a batch
+//! again after it has dropped the batch's record. So the cut, the checksum and the issue time of a
+//! batch are on disk **before it is sent**, and its outcome is appended afterwards. The next run
+//! cuts the input as recorded, compares checksums, takes over known outcomes, and sends the
+//! remaining batches again unchanged. Batches that are sent again after the service's idempotency
+//! window are rejected as too old, and reported as unknown; they are never counted twice.
 //!
-//! A proxy may find a request too large; then nothing of it was applied, and its lines are two requests from there on: that
-//! is on disk, too, before the first of them is sent.
+//! A proxy may reject a request as too large. Then nothing of it was applied, and its lines become
+//! two requests; the split is on disk, too, before the first of them is sent.
 //!
 //! ```text
 //!   {"begun":{"namespace":"words","series":"6f1c…"}}
@@ -17,8 +18,9 @@
 //!   {"decided":{"first_line":1,"lines":5000,"applied":5000,"skipped":0,"unknown":[],"failed":[]}}
 //! ```
 //!
-//! The tokens begin with a random number, the *series*, that is in the journal and nowhere else: two machines that count
-//! under one id, or two inputs, never take each other's requests for their own. So without its file an id begins anew.
+//! The tokens begin with a random number, the *series*, which only the journal contains: two
+//! machines or two inputs with the same id never share tokens. So without the journal's file, an id
+//! starts a new count.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
@@ -27,34 +29,31 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use bench::http::Token;
+use bench::http::IdempotencyHeaders;
 use serde::{Deserialize, Serialize};
 use storage_node::folders::make_durably;
 
-use super::batch::Batch;
-use super::lines::{LineRange, Lines};
-use super::pending::Outcome;
+use super::batch::LineBatch;
+use super::lines::{LineRange, LineSet};
+use super::pending::BatchOutcome;
 use super::reasons::Reasons;
 use crate::client::fresh_id;
 
 /// One line of the file.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Record {
-    Begun {
-        namespace: String,
-        series: String,
-    },
+enum JournalRecord {
+    /// The first record: the namespace, and the series of the tokens.
+    Begun { namespace: String, series: String },
+    /// A batch that is about to be sent.
     Cut(Cut),
-    /// A cut, and the two that take its place.
-    Split {
-        first_line: u64,
-        into: [Cut; 2],
-    },
+    /// The two batches that replace one.
+    Split { first_line: u64, into: [Cut; 2] },
+    /// The outcome of a batch.
     Decided(Decided),
 }
 
-/// Lines that make one request.
+/// The lines of one request, with their checksum and the issue time of its token.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 struct Cut {
     first_line: u64,
@@ -63,7 +62,7 @@ struct Cut {
     issued_at_ms: u64,
 }
 
-/// What became of them for good.
+/// The final outcome of a batch.
 #[derive(Debug, Deserialize, Serialize)]
 struct Decided {
     first_line: u64,
@@ -74,16 +73,19 @@ struct Decided {
     failed: Vec<LineRange>,
 }
 
-/// A batch and what it is sent under.
-pub(super) struct Job {
-    pub(super) batch: Batch,
-    pub(super) token: Token,
-    /// An earlier run may have sent it.
+/// A batch with the token that it is sent under.
+pub(super) struct SendJob {
+    /// The batch.
+    pub(super) batch: LineBatch,
+    /// The token.
+    pub(super) token: IdempotencyHeaders,
+    /// True if an earlier run may have sent it.
     pub(super) in_doubt: bool,
 }
 
-impl Job {
-    pub(super) fn new(series: &str, batch: Batch) -> Self {
+impl SendJob {
+    /// A batch that was never sent before, with a token of this series.
+    pub(super) fn new(series: &str, batch: LineBatch) -> Self {
         let token = token(series, &batch, now_ms());
         Self { batch, token, in_doubt: false }
     }
@@ -98,69 +100,71 @@ impl Job {
     }
 }
 
-/// The lines are in it: those of a half begin where those of the whole did.
-fn token(series: &str, batch: &Batch, issued_at_ms: u64) -> Token {
+/// Returns a batch's token. It contains the number of lines, because the first half of a split
+/// batch begins at the same line as the whole.
+fn token(series: &str, batch: &LineBatch, issued_at_ms: u64) -> IdempotencyHeaders {
     let key = format!("{series}-{}-{}", batch.first_line(), batch.line_count());
-    Token { key, issued_at_ms: Some(issued_at_ms) }
+    IdempotencyHeaders { key, issued_at_ms: Some(issued_at_ms) }
 }
 
 fn now_ms() -> u64 {
-    // A clock before 1970 is refused by the service as too old.
+    // With a clock before 1970 the service rejects the token as too old.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
-/// What is to be done with a batch that was read.
-pub(super) enum Next {
-    Send(Job),
-    /// It was decided by an earlier run.
-    Known(Outcome),
+/// The next step for a batch that was read.
+pub(super) enum Admitted {
+    /// The batch is to be sent.
+    Send(SendJob),
+    /// The outcome of the batch is known from an earlier run.
+    Known(BatchOutcome),
 }
 
+/// The journal of a count, which is locked while it is open.
 pub(super) struct Journal {
     id: String,
     series: String,
     file: File,
-    /// What earlier runs cut and this one has not come to yet.
+    /// The batches of earlier runs that this run has not read yet.
     earlier: VecDeque<Cut>,
     decided: BTreeMap<u64, Decided>,
 }
 
-/// Takes down what became of batches.
-pub(super) struct Notes(File);
+/// Appends outcomes and splits to a journal.
+pub(super) struct JournalWriter(File);
 
-/// Why there is no journal.
+/// The reason why a journal cannot be opened.
 #[derive(Debug)]
-pub(super) enum NoJournal {
-    /// The user can do something about it.
+pub(super) enum JournalError {
+    /// A usage error.
     Usage(String),
+    /// Any other error.
     Failed(anyhow::Error),
 }
 
-impl From<anyhow::Error> for NoJournal {
+impl From<anyhow::Error> for JournalError {
     fn from(error: anyhow::Error) -> Self {
         Self::Failed(error)
     }
 }
 
 impl Journal {
-    /// Opens that of `id`, or begins one.
-    pub(super) fn open(folder: &Path, id: &str, namespace: &str) -> Result<Self, NoJournal> {
+    /// Opens the journal of `id`, or creates it.
+    pub(super) fn open(folder: &Path, id: &str, namespace: &str) -> Result<Self, JournalError> {
         let path = path(folder, id);
         let shown = || path.display().to_string();
-        // Whose home is not theirs, or read-only, as in a container.
-        let elsewhere = |error: String| {
-            NoJournal::Usage(format!(
-                "{error}: name a folder that can be written to with --resume-dir"
-            ))
+        // The home directory may be read-only or owned by another user, as in a container.
+        let not_writable = |error: String| {
+            JournalError::Usage(format!("{error}: set --resume-dir to a writable directory"))
         };
-        make_durably(folder).map_err(|error| elsewhere(error.to_string()))?;
+        make_durably(folder).map_err(|error| not_writable(error.to_string()))?;
         let open = File::options().create(true).read(true).append(true).open(&path);
-        let mut file = open.map_err(|error| elsewhere(format!("{}: {error}", shown())))?;
+        let mut file = open.map_err(|error| not_writable(format!("{}: {error}", shown())))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
-                return Err(NoJournal::Usage(format!(
-                    "another dkc count with --resume-id {id} runs"
+                return Err(JournalError::Usage(format!(
+                    "another dkc count with --resume-id {id} is running"
                 )));
             }
             Err(fs::TryLockError::Error(error)) => {
@@ -169,7 +173,8 @@ impl Journal {
         }
         let mut text = String::new();
         file.read_to_string(&mut text).with_context(shown)?;
-        // What is after the last line end was being written when the machine stopped: it was not sent.
+        // A last line without a line end was being written when the machine stopped: its batch was
+        // not sent.
         let whole = text.rfind('\n').map_or(0, |at| at + 1);
         file.set_len(whole as u64)
             .and_then(|()| file.seek(io::SeekFrom::End(0)))
@@ -188,44 +193,53 @@ impl Journal {
                     "--resume-id {id} belongs to a count of namespace {other:?} ({})",
                     shown()
                 );
-                return Err(NoJournal::Usage(why));
+                return Err(JournalError::Usage(why));
             }
             None => {
                 journal.series = fresh_id().context("/dev/urandom")?;
                 let series = journal.series.clone();
-                journal.write(&[Record::Begun { namespace: namespace.to_owned(), series }])?;
+                journal
+                    .write(&[JournalRecord::Begun { namespace: namespace.to_owned(), series }])?;
             }
         }
-        // The file's name, too, which an earlier run may have left to a power cut.
+        // The directory entry is made durable, too: an earlier run may not have synced it.
         File::open(folder).and_then(|folder| folder.sync_all()).with_context(shown)?;
         Ok(journal)
     }
 
-    /// The namespace that was counted to.
+    /// Reads the records; returns the namespace, or `None` for a new journal.
     fn load(&mut self, text: &str) -> anyhow::Result<Option<String>> {
         let mut begun = None;
         let mut next_line = 1;
         for (number, line) in (1..).zip(text.lines()) {
             let record = serde_json::from_str(line).with_context(|| format!("line {number}"))?;
             match record {
-                Record::Begun { namespace, series } => {
+                JournalRecord::Begun { namespace, series } => {
                     begun = Some(namespace);
                     self.series = series;
                 }
-                Record::Cut(cut) => {
-                    anyhow::ensure!(cut.first_line == next_line, "line {number} does not follow");
+                JournalRecord::Cut(cut) => {
+                    anyhow::ensure!(
+                        cut.first_line == next_line,
+                        "line {number} does not continue the previous cut"
+                    );
                     next_line += cut.lines;
                     self.earlier.push_back(cut);
                 }
-                Record::Split { first_line, into } => {
+                JournalRecord::Split { first_line, into } => {
                     let find = self.earlier.binary_search_by_key(&first_line, |cut| cut.first_line);
-                    let at = find.ok().with_context(|| format!("line {number} splits nothing"))?;
+                    let at = find
+                        .ok()
+                        .with_context(|| format!("line {number} splits an unknown batch"))?;
                     let lines = into.iter().map(|cut| cut.lines).sum::<u64>();
-                    anyhow::ensure!(lines == self.earlier[at].lines, "line {number} does not fit");
+                    anyhow::ensure!(
+                        lines == self.earlier[at].lines,
+                        "line {number} splits into another number of lines"
+                    );
                     self.earlier[at] = into[1];
                     self.earlier.insert(at, into[0]);
                 }
-                Record::Decided(decided) => {
+                JournalRecord::Decided(decided) => {
                     self.decided.insert(decided.first_line, decided);
                 }
             }
@@ -233,47 +247,50 @@ impl Journal {
         Ok(begun)
     }
 
-    /// What the tokens of this count begin with.
+    /// The prefix of all tokens of this count.
     pub(super) fn series(&self) -> &str {
         &self.series
     }
 
-    /// How many lines each batch had that was cut by now.
+    /// The numbers of lines of the batches of earlier runs.
     pub(super) fn cuts(&self) -> VecDeque<u64> {
         self.earlier.iter().map(|cut| cut.lines).collect()
     }
 
-    pub(super) fn notes(&self) -> io::Result<Notes> {
-        Ok(Notes(self.file.try_clone()?))
+    /// Returns a writer to the same file.
+    pub(super) fn writer(&self) -> io::Result<JournalWriter> {
+        Ok(JournalWriter(self.file.try_clone()?))
     }
 
-    /// Batches in the order of the input, each once. When this returns they may be sent.
-    pub(super) fn admit(&mut self, batches: Vec<Batch>) -> anyhow::Result<Vec<Next>> {
+    /// Records batches, which are given in the order of the input and each once. When this returns,
+    /// they may be sent.
+    pub(super) fn admit(&mut self, batches: Vec<LineBatch>) -> anyhow::Result<Vec<Admitted>> {
         let mut cuts = Vec::new();
         let mut next = Vec::with_capacity(batches.len());
         for batch in batches {
             let first_line = batch.first_line();
             let Some(cut) = self.earlier.pop_front() else {
-                let job = Job::new(&self.series, batch);
-                cuts.push(Record::Cut(job.cut()));
-                next.push(Next::Send(job));
+                let job = SendJob::new(&self.series, batch);
+                cuts.push(JournalRecord::Cut(job.cut()));
+                next.push(Admitted::Send(job));
                 continue;
             };
             if (cut.first_line, cut.lines, cut.sum) != (first_line, batch.line_count(), batch.sum())
             {
                 let last = cut.first_line + cut.lines - 1;
                 anyhow::bail!(
-                    "lines {first_line} to {last} are not what they were when the count with --resume-id {} began: from \
-                     there on this run counted nothing. It goes on with the same input, and with the same options that \
-                     say what a key is; another input needs another id",
+                    "lines {first_line} to {last} differ from those of the first run with \
+                     --resume-id {}: this run counted nothing from there on. Use the same input \
+                     and the same key options to continue, or another --resume-id for another \
+                     input",
                     self.id
                 );
             }
             next.push(match self.decided.remove(&first_line) {
-                Some(decided) => Next::Known(decided.outcome()),
+                Some(decided) => Admitted::Known(decided.outcome()),
                 None => {
                     let token = token(&self.series, &batch, cut.issued_at_ms);
-                    Next::Send(Job { batch, token, in_doubt: true })
+                    Admitted::Send(SendJob { batch, token, in_doubt: true })
                 }
             });
         }
@@ -281,19 +298,19 @@ impl Journal {
         Ok(next)
     }
 
-    /// The input has ended: has it all that an earlier run has read?
+    /// Checks at the end of the input that it has all lines that an earlier run has read.
     pub(super) fn input_ended(&self) -> anyhow::Result<()> {
         match self.earlier.front() {
             None => Ok(()),
             Some(cut) => anyhow::bail!(
-                "the input ends before line {}, which it had when the count with --resume-id {} began",
+                "the input ends before line {}, which the first run with --resume-id {} has read",
                 cut.first_line,
                 self.id
             ),
         }
     }
 
-    fn write(&mut self, records: &[Record]) -> anyhow::Result<()> {
+    fn write(&mut self, records: &[JournalRecord]) -> anyhow::Result<()> {
         if records.is_empty() {
             return Ok(());
         }
@@ -305,13 +322,14 @@ impl Journal {
     }
 }
 
-impl Notes {
-    /// Not synced: what gets lost is asked of the service again.
-    pub(super) fn decided(&mut self, outcome: &Outcome) -> io::Result<()> {
+impl JournalWriter {
+    /// Appends an outcome. The file is not synced: if the record is lost, the next run sends the
+    /// batch again.
+    pub(super) fn decided(&mut self, outcome: &BatchOutcome) -> io::Result<()> {
         let mut bytes = Vec::new();
         put(
             &mut bytes,
-            &Record::Decided(Decided {
+            &JournalRecord::Decided(Decided {
                 first_line: outcome.first_line,
                 lines: outcome.lines,
                 applied: outcome.applied,
@@ -323,28 +341,28 @@ impl Notes {
         self.0.write_all(&bytes)
     }
 
-    /// When this returns both may be sent.
-    pub(super) fn split(&mut self, into: &[Job; 2]) -> anyhow::Result<()> {
+    /// Appends a split. When this returns, both halves may be sent.
+    pub(super) fn split(&mut self, into: &[SendJob; 2]) -> anyhow::Result<()> {
         let into = [into[0].cut(), into[1].cut()];
         let mut bytes = Vec::new();
-        put(&mut bytes, &Record::Split { first_line: into[0].first_line, into });
+        put(&mut bytes, &JournalRecord::Split { first_line: into[0].first_line, into });
         self.0.write_all(&bytes).and_then(|()| self.0.sync_data()).context("the journal")
     }
 }
 
 impl Decided {
-    fn outcome(self) -> Outcome {
+    fn outcome(self) -> BatchOutcome {
         let mut reasons = Reasons::default();
-        reasons.add_ranges("an earlier run could not find out", &self.unknown);
-        reasons.add_ranges("could not be counted by an earlier run", &self.failed);
-        Outcome {
+        reasons.add_ranges("unknown since an earlier run", &self.unknown);
+        reasons.add_ranges("rejected in an earlier run", &self.failed);
+        BatchOutcome {
             first_line: self.first_line,
             lines: self.lines,
             applied: self.applied,
             skipped: self.skipped,
-            unknown: Lines::of(self.unknown),
-            failed: Lines::of(self.failed),
-            not_applied: Lines::default(),
+            unknown: LineSet::of(self.unknown),
+            failed: LineSet::of(self.failed),
+            not_applied: LineSet::default(),
             is_final: true,
             is_resumed: true,
             is_replayed: false,
@@ -353,12 +371,12 @@ impl Decided {
     }
 }
 
-fn put(bytes: &mut Vec<u8>, record: &Record) {
+fn put(bytes: &mut Vec<u8>, record: &JournalRecord) {
     serde_json::to_writer(&mut *bytes, record).expect("a Vec takes every byte");
     bytes.push(b'\n');
 }
 
-/// Where journals are kept, unless it was said: `$XDG_STATE_HOME/dkc`, or `~/.local/state/dkc`.
+/// The default directory of journals: `$XDG_STATE_HOME/dkc`, or `~/.local/state/dkc`.
 pub(super) fn default_folder() -> Option<PathBuf> {
     let set =
         |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -366,11 +384,12 @@ pub(super) fn default_folder() -> Option<PathBuf> {
     Some(state.join("dkc"))
 }
 
+/// The file of a journal.
 pub(super) fn path(folder: &Path, id: &str) -> PathBuf {
     folder.join(format!("count-{id}.journal"))
 }
 
-/// Letters that may stand in a file name and in a token.
+/// Checks an id: characters that are allowed in a file name and in a token.
 pub(super) fn id(text: &str) -> Result<String, String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     if (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
@@ -391,29 +410,29 @@ mod tests {
         Journal::open(folder, "id", "words").expect("a journal")
     }
 
-    /// All batches of an input, cut as the journal says and else into two lines.
-    fn read(journal: &Journal, input: &'static str) -> Vec<Batch> {
+    /// Reads all batches of an input, cut as the journal records, and otherwise into two lines.
+    fn read(journal: &Journal, input: &'static str) -> Vec<LineBatch> {
         let input = BufReader::new(input.as_bytes());
         let mut batches = Batches::new(input, 2).cut_as(journal.cuts());
         std::iter::from_fn(|| batches.next().expect("it is memory")).collect()
     }
 
-    /// `token issued_at in_doubt` of what is to be sent, `applied/lines` of what is known.
-    fn said(next: &[Next]) -> Vec<String> {
-        let say = |next: &Next| match next {
-            Next::Send(job) => {
-                let (_, lines) = job.token.key.split_once('-').expect("behind the series");
+    /// Formats a batch to send as `token in_doubt`, and a known outcome as `applied/lines`.
+    fn formatted(next: &[Admitted]) -> Vec<String> {
+        let format = |next: &Admitted| match next {
+            Admitted::Send(job) => {
+                let (_, lines) = job.token.key.split_once('-').expect("after the series");
                 format!("{lines} {}", job.in_doubt)
             }
-            Next::Known(outcome) => format!("{}/{}", outcome.applied, outcome.lines),
+            Admitted::Known(outcome) => format!("{}/{}", outcome.applied, outcome.lines),
         };
-        next.iter().map(say).collect()
+        next.iter().map(format).collect()
     }
 
-    fn issued(next: &Next) -> u64 {
+    fn issued(next: &Admitted) -> u64 {
         match next {
-            Next::Send(job) => job.token.issued_at_ms.expect("it has one"),
-            Next::Known(_) => panic!("it is known"),
+            Admitted::Send(job) => job.token.issued_at_ms.expect("it has one"),
+            Admitted::Known(_) => panic!("it is known"),
         }
     }
 
@@ -422,24 +441,25 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let mut first = open(folder.path());
         let next = first.admit(read(&first, "a\nb\nc\nd\ne\n")).expect("all new");
-        assert_eq!(said(&next), ["1-2 false", "3-2 false", "5-1 false"]);
+        assert_eq!(formatted(&next), ["1-2 false", "3-2 false", "5-1 false"]);
         let at = issued(&next[2]);
-        let mut notes = first.notes().expect("notes");
-        let outcome = Outcome { first_line: 3, lines: 2, applied: 2, ..Outcome::default() };
-        notes.decided(&outcome).expect("it is written");
-        drop((first, notes));
+        let mut writer = first.writer().expect("writer");
+        let outcome =
+            BatchOutcome { first_line: 3, lines: 2, applied: 2, ..BatchOutcome::default() };
+        writer.decided(&outcome).expect("it is written");
+        drop((first, writer));
         std::thread::sleep(std::time::Duration::from_millis(2));
 
         let mut second = open(folder.path());
         // There is more of it now, and the last line has an end.
         let next = second.admit(read(&second, "a\nb\nc\nd\ne\nf\n")).expect("the same input");
-        assert_eq!(said(&next), ["1-2 true", "2/2", "5-1 true", "6-1 false"]);
+        assert_eq!(formatted(&next), ["1-2 true", "2/2", "5-1 true", "6-1 false"]);
         assert_eq!(issued(&next[2]), at);
         assert!(issued(&next[3]) > at);
     }
 
     #[test]
-    fn what_was_being_written_was_not_sent() {
+    fn a_torn_record_was_not_sent() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut first = open(folder.path());
         first.admit(read(&first, "a\nb\nc\n")).expect("all new");
@@ -449,11 +469,11 @@ mod tests {
         fs::write(&path, &text[..text.len() - 5]).expect("written");
         let mut second = open(folder.path());
         let next = second.admit(read(&second, "a\nb\nx\n")).expect("the second cut is gone");
-        assert_eq!(said(&next), ["1-2 true", "3-1 false"]);
+        assert_eq!(formatted(&next), ["1-2 true", "3-1 false"]);
         drop(second);
         let mut third = open(folder.path());
-        let next = third.admit(read(&third, "a\nb\nx\n")).expect("what is torn is no longer there");
-        assert_eq!(said(&next), ["1-2 true", "3-1 true"]);
+        let next = third.admit(read(&third, "a\nb\nx\n")).expect("the torn record is gone");
+        assert_eq!(formatted(&next), ["1-2 true", "3-1 true"]);
     }
 
     #[test]
@@ -462,7 +482,7 @@ mod tests {
             let mut journal = open(folder);
             let next = journal.admit(read(&journal, "a\n")).expect("new or the same");
             match &next[..] {
-                [Next::Send(job)] => job.token.key.clone(),
+                [Admitted::Send(job)] => job.token.key.clone(),
                 _ => panic!("it is to be sent"),
             }
         };
@@ -472,27 +492,28 @@ mod tests {
     }
 
     #[test]
-    fn what_was_split_stays_split() {
+    fn a_split_batch_stays_split() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut first = open(folder.path());
         let next = first.admit(read(&first, "a\nb\nc\nd\n")).expect("all new");
-        let Some(Next::Send(job)) = next.last() else { panic!("it is to be sent") };
+        let Some(Admitted::Send(job)) = next.last() else { panic!("it is to be sent") };
         let halves = job.batch.halves().expect("two lines");
-        let halves = halves.map(|half| Job::new(first.series(), half));
-        let mut notes = first.notes().expect("notes");
-        notes.split(&halves).expect("it is written");
-        let outcome = Outcome { first_line: 3, lines: 1, applied: 1, ..Outcome::default() };
-        notes.decided(&outcome).expect("it is written");
-        drop((first, notes));
+        let halves = halves.map(|half| SendJob::new(first.series(), half));
+        let mut writer = first.writer().expect("writer");
+        writer.split(&halves).expect("it is written");
+        let outcome =
+            BatchOutcome { first_line: 3, lines: 1, applied: 1, ..BatchOutcome::default() };
+        writer.decided(&outcome).expect("it is written");
+        drop((first, writer));
         let mut second = open(folder.path());
         let next = second.admit(read(&second, "a\nb\nc\nd\ne\n")).expect("the same input");
-        assert_eq!(said(&next), ["1-2 true", "1/1", "4-1 true", "5-1 false"]);
-        let Next::Send(job) = &next[2] else { panic!("it is to be sent") };
+        assert_eq!(formatted(&next), ["1-2 true", "1/1", "4-1 true", "5-1 false"]);
+        let Admitted::Send(job) = &next[2] else { panic!("it is to be sent") };
         assert_eq!(job.token, halves[1].token);
     }
 
     #[test]
-    fn another_input_is_noticed_before_it_is_sent() {
+    fn another_input_is_detected_before_it_is_sent() {
         for input in
             ["a\nb\nc\nx\n", "a\nb\nc\n", "a\nb\n", "a\nb\n\nd\n", "a\nb\nc\nd", "b\na\nc\nd\n"]
         {
@@ -502,7 +523,7 @@ mod tests {
             drop(first);
             let mut second = open(folder.path());
             let admitted = second.admit(read(&second, input)).and_then(|_| second.input_ended());
-            // A line end that was not there says nothing else.
+            // A missing last line end makes no difference.
             assert_eq!(admitted.is_err(), input != "a\nb\nc\nd", "{input:?}");
         }
     }
@@ -512,17 +533,20 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let first = open(folder.path());
         let refused = |namespace| match Journal::open(folder.path(), "id", namespace) {
-            Err(NoJournal::Usage(why)) => why,
+            Err(JournalError::Usage(why)) => why,
             _ => panic!("it is not refused"),
         };
-        assert!(refused("words").contains("runs"));
+        assert!(refused("words").contains("is running"));
         drop(first);
         assert!(refused("other").contains("\"words\""));
         fs::write(path(folder.path(), "id"), "{}\n").expect("written");
-        assert!(matches!(Journal::open(folder.path(), "id", "words"), Err(NoJournal::Failed(_))));
-        // Where no folder can be made.
+        assert!(matches!(
+            Journal::open(folder.path(), "id", "words"),
+            Err(JournalError::Failed(_))
+        ));
+        // A folder that cannot be created.
         let file = path(folder.path(), "id");
-        let Err(NoJournal::Usage(why)) = Journal::open(&file, "id", "words") else {
+        let Err(JournalError::Usage(why)) = Journal::open(&file, "id", "words") else {
             panic!("a file is no folder")
         };
         assert!(why.contains("--resume-dir"), "{why}");

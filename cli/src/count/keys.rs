@@ -1,39 +1,41 @@
-//! Which part of a line is its key: all of it, a field, a column of CSV, or what a regular expression finds.
+//! Extracts the key of a line: the whole line, a field, a column of CSV, or the match of a regular
+//! expression.
 //!
-//! Bytes are never taken for text: a log has lines of any encoding, and a line that is no UTF-8 must not be passed over.
-//! So regular expressions match bytes, too (`(?u)` in one makes it Unicode).
+//! Lines are bytes, not text: a log has lines of any encoding, and a line that is not UTF-8 must
+//! not be skipped. So regular expressions match bytes, too (`(?u)` in one makes it Unicode).
 
 use std::io;
 
 use regex::bytes::{CaptureLocations, Regex, RegexBuilder};
 
-use super::batch::{Builder, Fault};
-use super::content::refused;
+use super::batch::{LineBatchBuilder, LineFault};
+use super::content::unsupported;
 use super::csv::Csv;
 use crate::client::KEY_BYTES_MAX;
 
-/// A line of which a part is wanted may be this long.
+/// The maximum length of a line of which only a part is the key.
 pub(super) const LINE_BYTES_MAX: usize = 1 << 20;
 
-/// Which part of a line is its key.
+/// The part of a line that is its key.
 #[derive(Debug)]
-pub(super) enum Part {
+pub(super) enum KeySource {
+    /// The whole line.
     Whole,
-    /// From 1. Between two fields stands one delimiter; without one any white space, and before the first too.
-    Field {
-        number: usize,
-        delimiter: Option<u8>,
-    },
+    /// A field, numbered from 1. Fields are separated by one delimiter, or, without a delimiter, by
+    /// white space, which may also precede the first field.
+    Field { number: usize, delimiter: Option<u8> },
+    /// A column of CSV.
     Column(Csv, Column),
-    Found(Pattern),
+    /// The match of a regular expression.
+    Match(Pattern),
 }
 
 /// A column of CSV.
 #[derive(Clone, Debug)]
 pub(super) enum Column {
-    /// From 1.
+    /// The number of the column, from 1.
     Number(usize),
-    /// As the first record calls it.
+    /// The name of the column in the first record.
     Name(String),
 }
 
@@ -42,17 +44,17 @@ pub(super) enum Column {
 pub(super) struct Pattern {
     regex: Regex,
     group: usize,
-    /// Kept for its memory.
+    /// The positions of the last match, kept to reuse its memory.
     found: CaptureLocations,
 }
 
 impl Pattern {
-    /// The key is the group named `key`, or else the first.
+    /// Compiles an expression, whose key is the group named `key`, or else the first group.
     pub(super) fn new(text: &str) -> Result<Self, String> {
         let built = RegexBuilder::new(text).unicode(false).build();
         let regex = built.map_err(|error| format!("--regex: {error}"))?;
         if regex.captures_len() < 2 {
-            return Err("--regex has no group: put what is the key in parentheses".to_owned());
+            return Err("--regex has no group: put the key in parentheses".to_owned());
         }
         let group = regex.capture_names().position(|name| name == Some("key")).unwrap_or(1);
         let found = regex.capture_locations();
@@ -66,69 +68,70 @@ impl Pattern {
     }
 }
 
-/// Puts lines into batches, each under its key.
-pub(super) struct Keys {
-    part: Part,
+/// Adds lines to batches under their keys.
+pub(super) struct KeyExtractor {
+    part: KeySource,
     skip_header: bool,
-    /// The content of a field in quotes; kept for its memory.
+    /// The content of a quoted field, kept to reuse its memory.
     unquoted: Vec<u8>,
 }
 
-impl Keys {
-    /// `skip_header`: the first line is none to count.
-    pub(super) fn new(part: Part, skip_header: bool) -> Self {
-        let named = matches!(part, Part::Column(_, Column::Name(_)));
+impl KeyExtractor {
+    /// `skip_header`: the first line is not counted. A column with a name implies that.
+    pub(super) fn new(part: KeySource, skip_header: bool) -> Self {
+        let named = matches!(part, KeySource::Column(_, Column::Name(_)));
         Self { part, skip_header: skip_header || named, unquoted: Vec::new() }
     }
 
-    /// How the lines are quoted, if they are.
+    /// The CSV dialect, if lines are CSV records.
     pub(super) fn csv(&self) -> Option<Csv> {
         match &self.part {
-            Part::Column(csv, _) => Some(*csv),
+            KeySource::Column(csv, _) => Some(*csv),
             _ => None,
         }
     }
 
-    /// The longest line that can have a key.
+    /// The maximum length of a line that can have a key.
     pub(super) fn line_bytes_max(&self) -> usize {
         match self.part {
-            Part::Whole => KEY_BYTES_MAX,
+            KeySource::Whole => KEY_BYTES_MAX,
             _ => LINE_BYTES_MAX,
         }
     }
 
-    /// Adds the line to the batch, without its line end. Fails when it should name the columns and does not.
-    pub(super) fn add(&mut self, line: &[u8], batch: &mut Builder) -> io::Result<()> {
+    /// Adds a line, given without its line end, to the batch. Returns an error if the line is the
+    /// header and lacks the required column.
+    pub(super) fn add(&mut self, line: &[u8], batch: &mut LineBatchBuilder) -> io::Result<()> {
         if self.skip_header && batch.next_line() == 1 {
             batch.add_skipped();
             return self.read_header(line);
         }
         if line.len() > self.line_bytes_max() {
-            let is_key = matches!(self.part, Part::Whole);
-            batch.add_fault(if is_key { Fault::KeyTooLong } else { Fault::LineTooLong });
+            let is_key = matches!(self.part, KeySource::Whole);
+            batch.add_fault(if is_key { LineFault::KeyTooLong } else { LineFault::LineTooLong });
             return Ok(());
         }
         let key = match &mut self.part {
-            Part::Whole => line,
-            Part::Field { number, delimiter } => field(line, *number, *delimiter),
-            Part::Column(csv, Column::Number(number)) => {
+            KeySource::Whole => line,
+            KeySource::Field { number, delimiter } => field(line, *number, *delimiter),
+            KeySource::Column(csv, Column::Number(number)) => {
                 csv.field(line, *number, &mut self.unquoted)
             }
-            // Its number is known since the header was read.
-            Part::Column(_, Column::Name(_)) => &[],
-            Part::Found(pattern) => pattern.of(line),
+            // This arm is not reached: the header has replaced the name by a number.
+            KeySource::Column(_, Column::Name(_)) => &[],
+            KeySource::Match(pattern) => pattern.of(line),
         };
         match key.len() {
             0 => batch.add_skipped(),
-            length if length > KEY_BYTES_MAX => batch.add_fault(Fault::KeyTooLong),
+            length if length > KEY_BYTES_MAX => batch.add_fault(LineFault::KeyTooLong),
             _ => batch.add(key),
         }
         Ok(())
     }
 
-    /// Finds the number of the column that is asked for by name.
+    /// Replaces the column's name by its number in the header.
     fn read_header(&mut self, line: &[u8]) -> io::Result<()> {
-        let Part::Column(csv, column) = &mut self.part else { return Ok(()) };
+        let KeySource::Column(csv, column) = &mut self.part else { return Ok(()) };
         let Column::Name(name) = column else { return Ok(()) };
         let names = csv.fields(line);
         let mut those = (1..).zip(&names).filter(|(_, other)| **other == name.as_bytes());
@@ -138,8 +141,9 @@ impl Keys {
                 let what = if found.is_some() { "more than one column is" } else { "no column is" };
                 let all: Vec<_> = names.iter().map(|name| String::from_utf8_lossy(name)).collect();
                 let all = all.join(", ").chars().take(500).collect::<String>();
-                return Err(refused(format!(
-                    "{what} named {name:?}; the first line names: {all} (a number works, too: --field 1)"
+                return Err(unsupported(format!(
+                    "{what} named {name:?}; columns of the first line: {all} (a number is also \
+                     possible: --field 1)"
                 )));
             }
         }
@@ -147,7 +151,7 @@ impl Keys {
     }
 }
 
-/// Empty if the line has no such field.
+/// Returns a field, which is empty if the line has no such field.
 fn field(line: &[u8], number: usize, delimiter: Option<u8>) -> &[u8] {
     let found = match delimiter {
         Some(delimiter) => line.split(|&byte| byte == delimiter).nth(number - 1),
@@ -184,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_without_use_are_refused() {
+    fn invalid_patterns_are_rejected() {
         assert!(Pattern::new("a+").unwrap_err().contains("no group"));
         assert!(Pattern::new("(a").unwrap_err().starts_with("--regex: "));
     }

@@ -1,41 +1,46 @@
 //! Sets of line numbers, kept as ranges.
 //!
-//! Lines are added one by one or in runs, in any order and from any batch; the ranges that come out
-//! are in order, disjoint, and joined where they touch, so the list is as short as it can be. It
-//! is joined now and then on the way too: what is kept grows with what has to be told, not with the
+//! Lines are added one by one or in ranges, in any order; the resulting ranges are in order,
+//! disjoint, and joined where they touch, so the list is as short as possible. The list is also
+//! joined from time to time while it grows, so its memory grows with the result, not with the
 //! input.
 
 use serde::{Deserialize, Serialize};
 
-/// Lines `first_line` to `last_line`, both included, numbered from 1.
+/// The lines `first_line` to `last_line`, both included, numbered from 1.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub(crate) struct LineRange {
+    /// The first line.
     pub(crate) first_line: u64,
+    /// The last line.
     pub(crate) last_line: u64,
 }
 
 impl LineRange {
+    /// The number of lines.
     pub(crate) fn count(&self) -> u64 {
         self.last_line - self.first_line + 1
     }
 }
 
-/// Fewer than this are not worth joining.
+/// The list is not joined while it has fewer ranges than this.
 const RUNS_BEFORE_JOIN: usize = 1024;
 
-/// A set of lines. What goes in may not be in it already.
+/// A set of line numbers. A line may be added only once.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Lines {
+pub(crate) struct LineSet {
     runs: Vec<LineRange>,
-    /// How many runs were left when they were last joined.
+    /// The number of ranges after they were last joined.
     joined: usize,
 }
 
-impl Lines {
+impl LineSet {
+    /// A set of these ranges.
     pub(crate) fn of(runs: Vec<LineRange>) -> Self {
         Self { runs, joined: 0 }
     }
 
+    /// Adds one line.
     pub(crate) fn add(&mut self, line: u64) {
         match self.runs.last_mut() {
             Some(run) if run.last_line + 1 == line => run.last_line = line,
@@ -43,6 +48,7 @@ impl Lines {
         }
     }
 
+    /// Adds all lines of another set.
     pub(crate) fn append(&mut self, other: &Self) {
         self.runs.extend_from_slice(&other.runs);
         if self.runs.len() > 2 * self.joined + RUNS_BEFORE_JOIN {
@@ -50,6 +56,7 @@ impl Lines {
         }
     }
 
+    /// The shortest list of ranges, in order.
     pub(crate) fn ranges(mut self) -> Vec<LineRange> {
         self.join();
         self.runs
@@ -74,9 +81,9 @@ mod tests {
 
     #[track_caller]
     fn check(adds: &[&[u64]], want: &[(u64, u64)]) {
-        let mut all = Lines::default();
+        let mut all = LineSet::default();
         for adds in adds {
-            let mut lines = Lines::default();
+            let mut lines = LineSet::default();
             adds.iter().for_each(|&line| lines.add(line));
             all.append(&lines);
         }
@@ -99,10 +106,10 @@ mod tests {
 
     #[test]
     fn a_long_list_of_touching_runs_stays_short() {
-        let mut all = Lines::default();
-        // Backwards, so that no run is joined as it comes.
+        let mut all = LineSet::default();
+        // Backwards, so that no line joins the previous range when it is added.
         for line in (1..=100_000).rev() {
-            let mut one = Lines::default();
+            let mut one = LineSet::default();
             one.add(line);
             all.append(&one);
             assert!(all.runs.len() <= RUNS_BEFORE_JOIN + 3);

@@ -1,24 +1,27 @@
 //! `dkc count`: counts every line of a file as a key.
 //!
 //! ```text
-//!   reader (thread) ── Batch ──▶ journal (thread) ── Job ──▶ workers, each one request at a time ── Outcome ──▶ totals
+//!   reader (thread) ─ LineBatch ▶ journal (thread) ─ SendJob ▶ workers ─ BatchOutcome ▶ totals
 //!
-//!   reader: bytes (input, follow) → text (content) → lines (batches, csv) → keys (keys) → Batch (batch)
+//!   reader: bytes (input, follow) → text (content) → lines (batches, csv) → keys (keys)
+//!           → LineBatch (batch)
 //! ```
 //!
-//! Several requests are in flight, so lines are not counted in order; they need not be, since
-//! addition doesn't care. A batch is sent under one token until all of it is applied, through whichever gateway
-//! answers. What can't be found out is reported by line: `known ≤ count ≤ known + unknown` holds for
-//! every key. Memory is bounded by the batches in flight, not by the input. With `--resume-id` a [`journal`] makes that
-//! hold across runs, too.
+//! Several requests are in flight, one per worker, so lines are not counted in order; addition is
+//! commutative. A batch is sent under one token until all of it is applied, through any gateway.
+//! Lines with an unknown outcome are reported: `known ≤ count ≤ known + unknown` holds for every
+//! key. Memory is bounded by the batches in flight, not by the input. With `--resume-id`, a
+//! [`journal`] extends this guarantee over several runs.
 //!
-//! Counting stops early when a batch could not be counted for `--give-up`, when the service refuses
-//! a whole request for good, or when what answers is no gateway. Then what was sent is still waited for, what was
-//! read and not sent counts as never read, and the report says after which line nothing was counted.
+//! The count stops early when a batch could not be counted for `--give-up`, when the service
+//! rejects a whole request for good, or when no server that answers is a gateway. Then answers to
+//! requests in flight are still awaited, lines that were read but not sent count as not read, and
+//! the report states after which line nothing was counted.
 //!
-//! Ctrl-C (or SIGTERM) is the usual end of `tail -F log | dkc count hits`, so it is no failure: nothing
-//! more is read, what was read is counted, and the exit code is about that alone. It is bounded ([`signals`]): what is
-//! not answered within three seconds is reported as unknown.
+//! Ctrl-C (or SIGTERM) is the usual end of `tail -F log | dkc count hits`, so it is not a failure:
+//! reading stops, the lines read so far are counted, and the exit code depends on them alone. The
+//! time for this is limited ([`signals`]): requests that are not answered within three seconds are
+//! reported as unknown.
 
 mod args;
 mod batch;
@@ -48,24 +51,26 @@ use anyhow::Context;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 pub(crate) use self::args::Args;
-use self::batch::Batch;
+use self::batch::LineBatch;
 use self::batches::Batches;
 use self::input::Input;
-use self::journal::{Job, Journal, NoJournal};
-use self::pending::Outcome;
-use self::progress::Progress;
-use self::report::{Report, say};
-use self::shared::{Busy, Shared, Stop};
+use self::journal::{Journal, JournalError, SendJob};
+use self::pending::BatchOutcome;
+use self::progress::ProgressBar;
+use self::report::{CountReport, print_report};
+use self::shared::{CountContext, StallTimer, Stop};
 use crate::client;
-use crate::exit::Exit;
+use crate::exit::CommandExit;
 use crate::output;
 
-type Reader = Batches<Box<dyn io::BufRead + Send>>;
+/// Reads batches from any input.
+type BatchReader = Batches<Box<dyn io::BufRead + Send>>;
 
-pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
+/// Counts the input and prints the report.
+pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     let usage = |why: &str| {
         output::note(&format!("error: {why}"));
-        Ok(Exit::Usage)
+        Ok(CommandExit::Usage)
     };
     let of_input = |error: &io::Error| match args.file.to_str() {
         Some("-") => format!("standard input: {error}"),
@@ -81,17 +86,17 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     };
     let journal = match open_journal(&args) {
         Ok(journal) => journal,
-        Err(NoJournal::Usage(why)) => return usage(&why),
-        Err(NoJournal::Failed(error)) => return Err(error),
+        Err(JournalError::Usage(why)) => return usage(&why),
+        Err(JournalError::Failed(error)) => return Err(error),
     };
-    let notes = |journal: &Journal| journal.notes().context("the journal");
-    let splits = journal.as_ref().map(notes).transpose()?.map(std::sync::Mutex::new);
-    let to_notes = journal.as_ref().map(notes).transpose()?;
+    let writer = |journal: &Journal| journal.writer().context("the journal");
+    let splits = journal.as_ref().map(writer).transpose()?.map(std::sync::Mutex::new);
+    let outcome_journal = journal.as_ref().map(writer).transpose()?;
     let series = match &journal {
         Some(journal) => journal.series().to_owned(),
         None => client::fresh_id().context("/dev/urandom")?,
     };
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(CountContext {
         path: format!("/v1/counters/{}/increment", args.namespace),
         urls: args.server.urls.clone(),
         give_up: Duration::from_secs(args.give_up),
@@ -104,46 +109,46 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
         retries: AtomicU64::new(0),
         waiting: AtomicUsize::new(0),
         reason: std::sync::Mutex::default(),
-        busy: std::sync::Mutex::new(Busy::new()),
+        stall: std::sync::Mutex::new(StallTimer::new()),
     });
-    // Before the first request: a signal from here on ends in a report.
+    // Signals are caught before the first request: from here on each one leads to a report.
     tokio::spawn(signals::stop_at_signal(shared.clone())?);
     let begun = Instant::now();
     let size = input.size;
     let flush_after = input.is_live.then_some(args.flush_interval);
     let batches = Batches::new(input.lines, args.batch as usize)
-        .under(keys)
+        .with_keys(keys)
         .limited_by(shared.lines_max.clone())
-        // Such an input is read again, when it may hold more.
+        // Such an input may have been extended when it is read again.
         .whole_lines_only(args.resume_id.is_some() || args.follow)
         .flushed_after(flush_after)
         .until(shared.closed.clone());
     let workers = args.in_flight as usize;
-    // Twice as many batches as workers: none waits for the reader.
+    // Twice as many batches as workers, so that no worker waits for the reader.
     let (to_workers, jobs) = mpsc::channel(workers);
     let (to_totals, outcomes) = mpsc::channel(workers);
-    let mut source = start_reading(batches, journal, &shared, to_workers, &to_totals, workers);
+    let mut threads = start_reading(batches, journal, &shared, to_workers, &to_totals, workers);
     let jobs = Arc::new(Mutex::new(jobs));
     for worker in 0..workers {
         tokio::spawn(workers::work(worker, shared.clone(), jobs.clone(), to_totals.clone()));
     }
     drop((jobs, to_totals));
 
-    let progress = Progress::new(size, args.server.json);
-    let mut report = totals::total(outcomes, &shared, progress, to_notes, begun).await;
-    match source.read.try_recv() {
+    let progress = ProgressBar::new(size, args.server.json);
+    let mut report = totals::total(outcomes, &shared, progress, outcome_journal, begun).await;
+    match threads.read.try_recv() {
         Ok(Ok(ReadLines { lines, bytes_left, all })) => {
             report.bytes_left = bytes_left;
             report.settled = lines == report.lines;
             report.complete = all && report.settled;
         }
-        Ok(Err(error)) if content::is_refused(&error) => return usage(&of_input(&error)),
+        Ok(Err(error)) if content::is_unsupported(&error) => return usage(&of_input(&error)),
         Ok(Err(error)) => report.reasons.note(&of_input(&error)),
-        // Stopped before it had ended.
+        // The count stopped before the reader ended.
         Err(oneshot::error::TryRecvError::Empty) => {}
         Err(oneshot::error::TryRecvError::Closed) => anyhow::bail!("the reader panicked"),
     }
-    if let Some(Ok(Err(error))) = source.remembered.map(|mut remembered| remembered.try_recv()) {
+    if let Some(Ok(Err(error))) = threads.journaled.map(|mut journaled| journaled.try_recv()) {
         report.reasons.note(&format!("{error:#}"));
         (report.settled, report.complete) = (false, false);
     }
@@ -152,104 +157,108 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
 
 fn open_input(args: &Args) -> io::Result<Input> {
     if args.follow {
-        return Ok(input::follow(&args.file, args.taking()));
+        return Ok(input::follow(&args.file, args.input_options()));
     }
-    input::open(&args.file, args.taking())
+    input::open(&args.file, args.input_options())
 }
 
-fn open_journal(args: &Args) -> Result<Option<Journal>, NoJournal> {
+fn open_journal(args: &Args) -> Result<Option<Journal>, JournalError> {
     let Some(id) = &args.resume_id else { return Ok(None) };
     let folder = args.resume_dir.clone().or_else(journal::default_folder);
     let folder = folder.ok_or_else(|| {
-        let why = "--resume-id needs a folder to note things in: name one with --resume-dir";
-        NoJournal::Usage(why.to_owned())
+        let why = "--resume-id needs a directory for its journal: set --resume-dir";
+        JournalError::Usage(why.to_owned())
     })?;
     Journal::open(&folder, id, &args.namespace).map(Some)
 }
 
-/// What the threads that read have to say when they end.
-struct Source {
+/// The results of the reading threads, which are available when the threads end.
+struct ReaderThreads {
     read: oneshot::Receiver<io::Result<ReadLines>>,
-    remembered: Option<oneshot::Receiver<anyhow::Result<()>>>,
+    /// The result of the journal, if there is one.
+    journaled: Option<oneshot::Receiver<anyhow::Result<()>>>,
 }
 
-/// How far the input was read.
+/// The position up to which the input was read.
 struct ReadLines {
     lines: u64,
     bytes_left: u64,
-    /// To its end.
+    /// True if the input was read to its end.
     all: bool,
 }
 
 /// Starts the threads that hand batches to the workers: one, or with a journal two.
 fn start_reading(
-    batches: Reader,
+    batches: BatchReader,
     journal: Option<Journal>,
-    shared: &Arc<Shared>,
-    to_workers: mpsc::Sender<Job>,
-    to_totals: &mpsc::Sender<Outcome>,
+    shared: &Arc<CountContext>,
+    to_workers: mpsc::Sender<SendJob>,
+    to_totals: &mpsc::Sender<BatchOutcome>,
     queue: usize,
-) -> Source {
-    // What was read is said before the workers see that no more batches come.
-    let (say_read, read) = oneshot::channel();
+) -> ReaderThreads {
+    // The result is sent before the channel to the workers is closed.
+    let (send_read, read) = oneshot::channel();
     let Some(journal) = journal else {
         let shared = shared.clone();
         std::thread::spawn(move || {
-            let hand_on = |batch| to_workers.blocking_send(Job::new(&shared.series, batch)).is_ok();
-            drop(say_read.send(read_all(batches, &shared, hand_on)));
+            let pass_on =
+                |batch| to_workers.blocking_send(SendJob::new(&shared.series, batch)).is_ok();
+            drop(send_read.send(read_all(batches, &shared, pass_on)));
         });
-        return Source { read, remembered: None };
+        return ReaderThreads { read, journaled: None };
     };
     let batches = batches.cut_as(journal.cuts());
     let (to_journal, admitted) = mpsc::channel(queue);
-    let (say_remembered, remembered) = oneshot::channel();
+    let (send_journaled, journaled) = oneshot::channel();
     let (to_totals, closed) = (to_totals.clone(), shared.closed.clone());
     let shared = shared.clone();
     std::thread::spawn(move || {
-        let hand_on = |batch| to_journal.blocking_send(batch).is_ok();
-        drop(say_read.send(read_all(batches, &shared, hand_on)));
+        let pass_on = |batch| to_journal.blocking_send(batch).is_ok();
+        drop(send_read.send(read_all(batches, &shared, pass_on)));
     });
     std::thread::spawn(move || {
-        let done = remember(journal, admitted, &closed, &to_workers, &to_totals);
-        drop(say_remembered.send(done));
+        let done = record(journal, admitted, &closed, &to_workers, &to_totals);
+        drop(send_journaled.send(done));
     });
-    Source { read, remembered: Some(remembered) }
+    ReaderThreads { read, journaled: Some(journaled) }
 }
 
+/// Reads batches and passes them on until the input or the count ends.
 fn read_all(
-    mut batches: Reader,
-    shared: &Shared,
-    mut hand_on: impl FnMut(Batch) -> bool,
+    mut batches: BatchReader,
+    shared: &CountContext,
+    mut pass_on: impl FnMut(LineBatch) -> bool,
 ) -> io::Result<ReadLines> {
-    let stand = |batches: &Reader, all| ReadLines {
+    let position = |batches: &BatchReader, all| ReadLines {
         lines: batches.lines_read(),
         bytes_left: batches.bytes_left(),
         all,
     };
     while let Some(batch) = batches.next()? {
         shared.bytes_read.store(batches.bytes_read(), Ordering::Relaxed);
-        if !hand_on(batch) {
-            return Ok(stand(&batches, false));
+        if !pass_on(batch) {
+            return Ok(position(&batches, false));
         }
     }
-    Ok(stand(&batches, !shared.closed.load(Ordering::Relaxed)))
+    Ok(position(&batches, !shared.closed.load(Ordering::Relaxed)))
 }
 
-/// Notes batches in the journal before they can be sent: all that were read by then with one write.
-fn remember(
+/// Records batches in the journal before they are sent: all batches that are waiting with one
+/// write.
+fn record(
     mut journal: Journal,
-    mut read: mpsc::Receiver<Batch>,
+    mut read: mpsc::Receiver<LineBatch>,
     closed: &AtomicBool,
-    to_workers: &mpsc::Sender<Job>,
-    to_totals: &mpsc::Sender<Outcome>,
+    to_workers: &mpsc::Sender<SendJob>,
+    to_totals: &mpsc::Sender<BatchOutcome>,
 ) -> anyhow::Result<()> {
     while let Some(batch) = read.blocking_recv() {
         let more = std::iter::from_fn(|| read.try_recv().ok());
         let group = std::iter::once(batch).chain(more).collect();
         for next in journal.admit(group)? {
             let taken = match next {
-                journal::Next::Send(job) => to_workers.blocking_send(job).is_ok(),
-                journal::Next::Known(outcome) => to_totals.blocking_send(outcome).is_ok(),
+                journal::Admitted::Send(job) => to_workers.blocking_send(job).is_ok(),
+                journal::Admitted::Known(outcome) => to_totals.blocking_send(outcome).is_ok(),
             };
             if !taken {
                 return Ok(());
@@ -259,10 +268,14 @@ fn remember(
     if closed.load(Ordering::Relaxed) { Ok(()) } else { journal.input_ended() }
 }
 
-fn finish(mut report: Report, shared: &Shared, args: Args) -> anyhow::Result<Exit> {
+fn finish(
+    mut report: CountReport,
+    shared: &CountContext,
+    args: Args,
+) -> anyhow::Result<CommandExit> {
     report.retries = shared.retries.load(Ordering::Relaxed);
     report.namespace = args.namespace;
     report.follows = args.follow;
     report.resume_id = args.resume_id;
-    say(&report, args.server.json)
+    print_report(&report, args.server.json)
 }

@@ -1,99 +1,115 @@
-//! One batch on its way to being decided: what is known of its items so far. No I/O: answers in, the next step out.
+//! The state of one batch until the outcome of all its items is known. There is no I/O here: the
+//! input is an answer, and the output is the next step.
 //!
-//! **Every send is the same request under the same token**, so the service applies each item once, however often it is
-//! sent and to however many gateways; a part of the batch would be another request. An item is *open* until an answer
-//! says what became of it. `not-applied` speaks of one send only: an item that an earlier send may have applied stays in
-//! doubt until a later one says that it is applied.
+//! **Every send is the same request under the same token**, so the service applies each item once,
+//! however often it is sent and to however many gateways; a part of the batch would be another
+//! request. An item is *open* until an answer decides it. `not-applied` concerns one send only: an
+//! item that an earlier send may have applied stays in doubt until an answer reports it as applied.
 //!
-//! When sending stops early, what is open is not applied, or unknown if it is in doubt.
+//! If sending stops early, open items are not applied, or unknown if they are in doubt.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bench::http::{CallError, Response, Url};
+use bench::http::{CallError, HttpResponse, Url};
 
-use super::batch::{Batch, Line};
-use super::lines::Lines;
+use super::batch::{LineBatch, LineKind};
+use super::lines::LineSet;
 use super::reasons::Reasons;
-use crate::answer::{Refusal, failed_items};
+use crate::answer::{CallFailure, failed_items};
 use crate::client::unanswered;
 
-/// How long to wait when a refusal names no time, or names none as a whole answer would.
+/// The pause before a retry if the answer has no Retry-After, or if only some items failed.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// The longest wait a server may ask for; it is asked again in any case.
+/// The maximum pause: a longer Retry-After is shortened to it.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
+/// The pause after a first send without an answer; it doubles with each further one.
 const RECONNECT_AFTER: Duration = Duration::from_millis(20);
+/// The maximum of that pause.
 const RECONNECT_AFTER_MAX: Duration = Duration::from_millis(500);
 
-/// What to do after an answer.
+/// The next step after an answer.
 #[derive(Debug, Eq, PartialEq)]
-pub(crate) enum Next {
+pub(crate) enum NextStep {
     /// Every item is decided.
     Done,
-    /// Send it again, after a pause.
+    /// Send it again after a pause, to the next gateway if `elsewhere`.
     Again { after: Duration, elsewhere: bool },
-    /// What answered is no gateway: another one may be.
+    /// The server that answered is not a gateway: try the next URL.
     Elsewhere,
-    /// It is too large for a gateway, or for a proxy before it, and nothing of it was applied.
+    /// The batch is too large for the gateway, or for a proxy before it, and nothing was applied.
     Split,
 }
 
-/// A batch and where its items stand.
+/// A batch with the states of its items.
 pub(crate) struct Pending {
-    batch: Batch,
-    items: Vec<Item>,
-    /// Why it was not decided at once, most lately.
+    batch: LineBatch,
+    items: Vec<PendingItem>,
+    /// The last reason why it had to be sent again.
     last_reason: Arc<str>,
-    /// Sends without an answer, in a row.
+    /// The number of consecutive sends without an answer.
     unanswered: u32,
     sends: u32,
-    /// The first send was answered as one that had been applied before.
+    /// True if the answer to the first send was a replay: the service had applied it before.
     is_replayed: bool,
-    /// Nothing of the whole batch could be taken for a reason that will not go away.
+    /// True if the whole batch was rejected for a permanent reason.
     pub(crate) hopeless: bool,
 }
 
+/// An item of the batch.
 #[derive(Clone)]
-struct Item {
-    state: State,
-    /// Why it is not applied.
+struct PendingItem {
+    state: ItemState,
+    /// The reason why it is not applied.
     why: Arc<str>,
 }
 
+/// The state of an item.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum State {
+enum ItemState {
+    /// The item is not decided. `in_doubt`: an earlier send may have applied it.
     Open { in_doubt: bool },
+    /// Applied.
     Applied,
+    /// Possibly applied, and no further send can find out.
     Unknown,
+    /// Rejected for a permanent reason.
     Failed,
 }
 
-/// What became of a batch's lines.
+/// The outcome of a batch's lines.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Outcome {
+pub(crate) struct BatchOutcome {
+    /// The number of the first line in the input.
     pub(crate) first_line: u64,
+    /// The number of lines.
     pub(crate) lines: u64,
+    /// The number of lines without a key.
     pub(crate) skipped: u64,
+    /// The number of counted lines.
     pub(crate) applied: u64,
-    pub(crate) unknown: Lines,
-    pub(crate) not_applied: Lines,
-    pub(crate) failed: Lines,
-    /// Nothing that is sent now or later could change it.
+    /// Lines that may have been counted.
+    pub(crate) unknown: LineSet,
+    /// Lines that were not counted, and could be.
+    pub(crate) not_applied: LineSet,
+    /// Lines that cannot be counted.
+    pub(crate) failed: LineSet,
+    /// True if no further send could change the outcome.
     pub(crate) is_final: bool,
-    /// An earlier run of this count has seen to it.
+    /// True if the outcome was taken from the journal of an earlier run.
     pub(crate) is_resumed: bool,
-    /// The service had applied it before this count sent it first.
+    /// True if the service had applied the batch before this count sent it for the first time.
     pub(crate) is_replayed: bool,
-    /// Why something was not applied or is unknown.
+    /// The reasons why lines are not applied or unknown.
     pub(crate) reasons: Reasons,
 }
 
 impl Pending {
     /// `in_doubt`: an earlier run of this count may have sent it.
-    pub(crate) fn new(batch: Batch, in_doubt: bool) -> Self {
+    pub(crate) fn new(batch: LineBatch, in_doubt: bool) -> Self {
         let why = if in_doubt { "an earlier run may have sent it" } else { "it was not sent" };
         let last_reason: Arc<str> = why.into();
-        let item = Item { state: State::Open { in_doubt }, why: last_reason.clone() };
+        let item = PendingItem { state: ItemState::Open { in_doubt }, why: last_reason.clone() };
         let items = vec![item; batch.items()];
         Self {
             batch,
@@ -106,33 +122,38 @@ impl Pending {
         }
     }
 
-    pub(crate) fn batch(&self) -> &Batch {
+    /// The batch itself.
+    pub(crate) fn batch(&self) -> &LineBatch {
         &self.batch
     }
 
-    /// Whether anything is not decided yet.
+    /// Returns whether an item is not decided yet.
     pub(crate) fn is_open(&self) -> bool {
-        self.items.iter().any(|item| matches!(item.state, State::Open { .. }))
+        self.items.iter().any(|item| matches!(item.state, ItemState::Open { .. }))
     }
 
-    /// Whether an open item may have been applied.
+    /// Returns whether an open item may have been applied.
     fn is_in_doubt(&self) -> bool {
-        self.items.iter().any(|item| item.state == State::Open { in_doubt: true })
+        self.items.iter().any(|item| item.state == ItemState::Open { in_doubt: true })
     }
 
-    /// The body of the request, always the same.
+    /// The body of the request, which never changes.
     pub(crate) fn body(&self) -> Vec<u8> {
         self.batch.body()
     }
 
-    /// Takes the answer to the request that was sent to `url`.
-    pub(crate) fn on_answer(&mut self, url: &Url, answer: Result<Response, CallError>) -> Next {
+    /// Handles the answer to the request that was sent to `url`.
+    pub(crate) fn on_answer(
+        &mut self,
+        url: &Url,
+        answer: Result<HttpResponse, CallError>,
+    ) -> NextStep {
         self.sends += 1;
         let response = match answer {
             Ok(response) => response,
             Err(error) => match unanswered(url, &error) {
-                refusal @ Refusal::NoGateway(_) => return self.on_refusal(&refusal),
-                refusal => return self.on_silence(&refusal),
+                failure @ CallFailure::NotAGateway(_) => return self.on_failure(&failure),
+                failure => return self.on_no_answer(&failure),
             },
         };
         self.unanswered = 0;
@@ -142,115 +163,121 @@ impl Pending {
                 self.is_replayed |= is_first && response.replayed;
                 self.on_items(&failed)
             }
-            Err(refusal) => self.on_refusal(&refusal),
+            Err(failure) => self.on_failure(&failure),
         }
     }
 
-    /// It can't be gone on with.
+    /// Gives the batch up because of a local error.
     pub(crate) fn fail(&mut self, why: &str) {
         self.last_reason = why.into();
-        self.all_open(|in_doubt| State::Open { in_doubt });
+        self.all_open(|in_doubt| ItemState::Open { in_doubt });
         self.hopeless = true;
     }
 
-    /// The request may have left, and its answer is not waited for.
+    /// Gives the batch up although the request may have been sent.
     pub(crate) fn abandon(&mut self) {
-        self.last_reason = "stopped before its answer came".into();
-        self.all_open(|_| State::Open { in_doubt: true });
+        self.last_reason = "stopped before the answer arrived".into();
+        self.all_open(|_| ItemState::Open { in_doubt: true });
     }
 
-    fn on_silence(&mut self, refusal: &Refusal) -> Next {
-        self.last_reason = refusal.why().into();
-        self.all_open(|in_doubt| after(in_doubt, refusal));
+    fn on_no_answer(&mut self, failure: &CallFailure) -> NextStep {
+        self.last_reason = failure.why().into();
+        self.all_open(|in_doubt| after(in_doubt, failure));
         self.unanswered += 1;
         let after = RECONNECT_AFTER * 2u32.saturating_pow(self.unanswered - 1);
-        Next::Again { after: after.min(RECONNECT_AFTER_MAX), elsewhere: true }
+        NextStep::Again { after: after.min(RECONNECT_AFTER_MAX), elsewhere: true }
     }
 
-    fn on_items(&mut self, failed: &[(usize, Refusal)]) -> Next {
+    fn on_items(&mut self, failed: &[(usize, CallFailure)]) -> NextStep {
         let mut is_failed = vec![false; self.items.len()];
-        for (index, refusal) in failed {
+        for (index, failure) in failed {
             is_failed[*index] = true;
             let item = &mut self.items[*index];
-            if let State::Open { in_doubt } = item.state {
-                // Many items fail alike.
-                if *self.last_reason != *refusal.why() {
-                    self.last_reason = refusal.why().into();
+            if let ItemState::Open { in_doubt } = item.state {
+                // Many items fail for the same reason, whose text is shared.
+                if *self.last_reason != *failure.why() {
+                    self.last_reason = failure.why().into();
                 }
-                *item = Item { state: after(in_doubt, refusal), why: self.last_reason.clone() };
+                *item =
+                    PendingItem { state: after(in_doubt, failure), why: self.last_reason.clone() };
             }
         }
         for (item, _) in self.items.iter_mut().zip(is_failed).filter(|(_, failed)| !failed) {
-            item.state = State::Applied;
+            item.state = ItemState::Applied;
         }
         if self.is_open() {
-            Next::Again { after: RETRY_AFTER, elsewhere: false }
+            NextStep::Again { after: RETRY_AFTER, elsewhere: false }
         } else {
-            Next::Done
+            NextStep::Done
         }
     }
 
-    fn on_refusal(&mut self, refusal: &Refusal) -> Next {
-        self.last_reason = refusal.why().into();
+    fn on_failure(&mut self, failure: &CallFailure) -> NextStep {
+        self.last_reason = failure.why().into();
         let can_split = !self.is_in_doubt() && self.batch.line_count() > 1;
-        self.all_open(|in_doubt| after(in_doubt, refusal));
-        match refusal {
-            Refusal::NoGateway(_) => return Next::Elsewhere,
-            Refusal::TooLarge(_) if can_split => return Next::Split,
+        self.all_open(|in_doubt| after(in_doubt, failure));
+        match failure {
+            CallFailure::NotAGateway(_) => return NextStep::Elsewhere,
+            CallFailure::TooLarge(_) if can_split => return NextStep::Split,
             _ => {}
         }
-        if self.is_open() && !matches!(refusal, Refusal::TooLarge(_)) {
-            let after = match refusal {
-                Refusal::Later { after, .. } => after.unwrap_or(RETRY_AFTER).min(RETRY_AFTER_MAX),
+        if self.is_open() && !matches!(failure, CallFailure::TooLarge(_)) {
+            let after = match failure {
+                CallFailure::Retryable { after, .. } => {
+                    after.unwrap_or(RETRY_AFTER).min(RETRY_AFTER_MAX)
+                }
                 _ => RETRY_AFTER,
             };
-            // Another gateway may know more: this one may have lost its session.
-            return Next::Again { after, elsewhere: true };
+            // The next gateway may succeed: this one may have lost its session.
+            return NextStep::Again { after, elsewhere: true };
         }
-        // A resumed batch can be too old, and others are not.
-        self.hopeless = self.is_open() || self.items.iter().any(|item| item.state == State::Failed);
-        Next::Done
+        // A resumed batch may be too old without being hopeless: other batches are newer.
+        self.hopeless =
+            self.is_open() || self.items.iter().any(|item| item.state == ItemState::Failed);
+        NextStep::Done
     }
 
-    fn all_open(&mut self, becomes: impl Fn(bool) -> State) {
+    fn all_open(&mut self, becomes: impl Fn(bool) -> ItemState) {
         for item in &mut self.items {
-            if let State::Open { in_doubt } = item.state {
-                *item = Item { state: becomes(in_doubt), why: self.last_reason.clone() };
+            if let ItemState::Open { in_doubt } = item.state {
+                *item = PendingItem { state: becomes(in_doubt), why: self.last_reason.clone() };
             }
         }
     }
 
-    /// Why something had to be sent again, most lately.
+    /// The last reason why the batch had to be sent again.
     pub(crate) fn last_reason(&self) -> &str {
         &self.last_reason
     }
 
-    /// What became of every line.
-    pub(crate) fn outcome(self) -> Outcome {
-        let mut outcome = Outcome {
+    /// The outcome of every line.
+    pub(crate) fn outcome(self) -> BatchOutcome {
+        let mut outcome = BatchOutcome {
             first_line: self.batch.first_line(),
             is_final: !self.is_open() && !self.hopeless,
             is_replayed: self.is_replayed,
-            ..Outcome::default()
+            ..BatchOutcome::default()
         };
         for (number, line) in self.batch.lines() {
             outcome.lines += 1;
             match line {
-                Line::Skipped => outcome.skipped += 1,
-                Line::Faulty(fault) => {
+                LineKind::Skipped => outcome.skipped += 1,
+                LineKind::Faulty(fault) => {
                     outcome.failed.add(number);
                     outcome.reasons.add(fault.why(), number, None);
                 }
-                Line::Item(item) => {
-                    let Item { state, why } = &self.items[item as usize];
+                LineKind::Item(item) => {
+                    let PendingItem { state, why } = &self.items[item as usize];
                     let lines = match state {
-                        State::Applied => {
+                        ItemState::Applied => {
                             outcome.applied += 1;
                             continue;
                         }
-                        State::Unknown | State::Open { in_doubt: true } => &mut outcome.unknown,
-                        State::Failed => &mut outcome.failed,
-                        State::Open { in_doubt: false } => &mut outcome.not_applied,
+                        ItemState::Unknown | ItemState::Open { in_doubt: true } => {
+                            &mut outcome.unknown
+                        }
+                        ItemState::Failed => &mut outcome.failed,
+                        ItemState::Open { in_doubt: false } => &mut outcome.not_applied,
                     };
                     lines.add(number);
                     outcome.reasons.add(why, number, Some(self.batch.key(item)));
@@ -261,17 +288,17 @@ impl Pending {
     }
 }
 
-/// Where an open item stands after a send that did not apply it for sure.
-fn after(in_doubt: bool, refusal: &Refusal) -> State {
-    match refusal {
-        Refusal::Later { .. } => State::Open { in_doubt },
-        Refusal::Unknown(_) => State::Open { in_doubt: true },
-        Refusal::Never(_) => State::Failed,
-        // Only an earlier send can have applied it.
-        Refusal::TooOld(_) if in_doubt => State::Unknown,
-        Refusal::TooOld(_) => State::Failed,
-        // This send had no effect, and what an earlier one had is not known by that.
-        Refusal::TooLarge(_) | Refusal::NoGateway(_) => State::Open { in_doubt },
+/// Returns the state of an open item after a send that failed.
+fn after(in_doubt: bool, failure: &CallFailure) -> ItemState {
+    match failure {
+        CallFailure::Retryable { .. } => ItemState::Open { in_doubt },
+        CallFailure::Unknown(_) => ItemState::Open { in_doubt: true },
+        CallFailure::Permanent(_) => ItemState::Failed,
+        // This send was not applied, but an earlier one may have been.
+        CallFailure::TokenTooOld(_) if in_doubt => ItemState::Unknown,
+        CallFailure::TokenTooOld(_) => ItemState::Failed,
+        // This send was not applied; the outcome of earlier ones stays as it was.
+        CallFailure::TooLarge(_) | CallFailure::NotAGateway(_) => ItemState::Open { in_doubt },
     }
 }
 
@@ -281,7 +308,7 @@ mod tests {
     use super::*;
     use std::io;
 
-    type Answer = Result<Response, CallError>;
+    type Answer = Result<HttpResponse, CallError>;
 
     fn url() -> Url {
         Url::parse("http://gw").unwrap()
@@ -289,7 +316,7 @@ mod tests {
 
     fn response(status: u16, body: &str) -> Answer {
         let from = "gw:80".to_owned();
-        Ok(Response { status, from, body: body.as_bytes().to_vec(), ..Response::default() })
+        Ok(HttpResponse { status, from, body: body.as_bytes().to_vec(), ..HttpResponse::default() })
     }
 
     fn applied(count: u64) -> Answer {
@@ -308,16 +335,16 @@ mod tests {
         Err(CallError::Unanswered(io::ErrorKind::UnexpectedEof.into()))
     }
 
-    /// Plays answers to a batch of "a b a c" and compares what comes of it.
+    /// Feeds answers to a batch of "a b a c" and compares the outcome.
     #[track_caller]
     fn check_resumed(in_doubt: bool, answers: Vec<Answer>, want: &str) {
         let batch = Batches::new(&b"a\nb\na\nc\n"[..], 10).next().unwrap().unwrap();
         let mut pending = Pending::new(batch, in_doubt);
         for answer in answers {
-            assert!(pending.is_open(), "an answer nobody waits for");
+            assert!(pending.is_open(), "an answer to a decided batch");
             assert_eq!(pending.body(), b"a\t2\nb\t1\nc\t1\n");
             let next = pending.on_answer(&url(), answer);
-            assert_eq!(next == Next::Done, !pending.is_open() || pending.hopeless);
+            assert_eq!(next == NextStep::Done, !pending.is_open() || pending.hopeless);
         }
         let (open, hopeless) = (pending.is_open(), pending.hopeless);
         let outcome = pending.outcome();
@@ -343,7 +370,7 @@ mod tests {
         check_resumed(false, answers, want);
     }
 
-    /// Items that failed, by index, of three.
+    /// An answer to three items, with the failed ones by index.
     fn items(failed: &[(usize, &str, &str)]) -> Answer {
         let applied = 3 - failed.len();
         let item = |(index, kind, outcome): &(usize, &str, &str)| {
@@ -361,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_applied_is_sent_again() {
+    fn items_that_were_not_applied_are_sent_again() {
         check(vec![not_sent(), applied(3)], "applied 4");
         check(vec![problem(503, "frozen", NOT), applied(3)], "applied 4");
         check(vec![problem(429, "quota", NOT), applied(3)], "applied 4");
@@ -372,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_is_sent_again_and_stays_in_doubt_until_it_is_applied() {
+    fn unknown_items_are_sent_again_and_stay_in_doubt_until_they_are_applied() {
         for unknown in [
             lost,
             || problem(504, "deadline", "unknown"),
@@ -387,7 +414,7 @@ mod tests {
         let part = || items(&[(0, "deadline", "unknown"), (1, "frozen", NOT)]);
         check(vec![part(), applied(3)], "applied 4");
         check(vec![part()], "applied 1 unknown 1-1 unknown 3-3 open 2-2");
-        // Applied once is applied, whatever a later answer says.
+        // An applied item stays applied, whatever a later answer contains.
         check(
             vec![part(), problem(503, "frozen", NOT)],
             "applied 1 unknown 1-1 unknown 3-3 open 2-2",
@@ -396,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_never_work_is_not_sent_again() {
+    fn permanent_failures_are_not_sent_again() {
         check(vec![items(&[(0, "bad-input", NOT)])], "applied 2 failed 1-1 failed 3-3");
         check(vec![problem(400, "bad-input", NOT)], "applied 0 failed 1-4 hopeless");
         check(vec![items(&[(1, "token-reused", NOT)])], "applied 3 failed 2-2");
@@ -409,14 +436,14 @@ mod tests {
         let item = (0, "token-too-old", "unknown");
         check(vec![lost(), items(&[item])], "applied 2 unknown 1-1 unknown 3-3");
         check_resumed(true, vec![old()], "applied 0 unknown 1-4");
-        // Nobody has sent it before: this machine's clock is wrong.
+        // The batch was never sent before: this machine's clock is wrong.
         check(vec![old()], "applied 0 failed 1-4 hopeless");
         check_resumed(true, vec![problem(503, "frozen", NOT)], "applied 0 unknown 1-4");
     }
 
-    /// What comes next after each of these answers to a batch of "a b a c".
+    /// Checks the next step after each of these answers to a batch of "a b a c".
     #[track_caller]
-    fn check_next(in_doubt: bool, answers: Vec<Answer>, want: &[Next]) {
+    fn check_next(in_doubt: bool, answers: Vec<Answer>, want: &[NextStep]) {
         let batch = Batches::new(&b"a\nb\na\nc\n"[..], 10).next().unwrap().unwrap();
         let mut pending = Pending::new(batch, in_doubt);
         let got: Vec<_> =
@@ -425,30 +452,34 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_is_split_while_nothing_is_in_doubt() {
-        let again = || Next::Again { after: RETRY_AFTER, elsewhere: true };
+    fn a_large_batch_is_split_while_nothing_is_in_doubt() {
+        let again = || NextStep::Again { after: RETRY_AFTER, elsewhere: true };
         for large in [|| response(413, "<html>"), || problem(413, "too-large", NOT)] {
-            check_next(false, vec![large()], &[Next::Split]);
-            check_next(false, vec![problem(503, "frozen", NOT), large()], &[again(), Next::Split]);
-            // Its halves would be other requests, and could count a second time.
-            check_next(true, vec![large()], &[Next::Done]);
-            check_next(false, vec![response(502, ""), large()], &[again(), Next::Done]);
+            check_next(false, vec![large()], &[NextStep::Split]);
+            check_next(
+                false,
+                vec![problem(503, "frozen", NOT), large()],
+                &[again(), NextStep::Split],
+            );
+            // The halves would be other requests, and could count a second time.
+            check_next(true, vec![large()], &[NextStep::Done]);
+            check_next(false, vec![response(502, ""), large()], &[again(), NextStep::Done]);
             check(vec![lost(), large()], "applied 0 unknown 1-4 hopeless");
         }
     }
 
     #[test]
-    fn what_strangers_say_applied_nothing() {
-        for stranger in [|| response(404, "<html>"), || Err(CallError::NoHttp)] {
-            check_next(false, vec![stranger()], &[Next::Elsewhere]);
-            check(vec![stranger()], "applied 0 open 1-4");
-            check(vec![lost(), stranger()], "applied 0 unknown 1-4");
-            check(vec![stranger(), applied(3)], "applied 4");
+    fn answers_of_other_servers_applied_nothing() {
+        for other in [|| response(404, "<html>"), || Err(CallError::NoHttp)] {
+            check_next(false, vec![other()], &[NextStep::Elsewhere]);
+            check(vec![other()], "applied 0 open 1-4");
+            check(vec![lost(), other()], "applied 0 unknown 1-4");
+            check(vec![other(), applied(3)], "applied 4");
         }
     }
 
     #[test]
-    fn only_a_first_send_is_a_surprise_when_it_is_replayed() {
+    fn only_a_replayed_first_send_is_reported() {
         #[track_caller]
         fn check(in_doubt: bool, answers: Vec<Answer>, want: bool) {
             let batch = Batches::new(&b"a\nb\na\nc\n"[..], 10).next().unwrap().unwrap();
@@ -458,7 +489,7 @@ mod tests {
             }
             assert_eq!(pending.outcome().is_replayed, want);
         }
-        let replayed = || applied(3).map(|response| Response { replayed: true, ..response });
+        let replayed = || applied(3).map(|response| HttpResponse { replayed: true, ..response });
         check(false, vec![replayed()], true);
         check(false, vec![applied(3)], false);
         check(false, vec![lost(), replayed()], false);
@@ -484,7 +515,7 @@ mod tests {
             response.retry_after = retry_after.map(Duration::from_secs);
             let after = Duration::from_millis(want_ms);
             let next = Pending::new(batch, false).on_answer(&url(), Ok(response));
-            assert_eq!(next, Next::Again { after, elsewhere: true });
+            assert_eq!(next, NextStep::Again { after, elsewhere: true });
         }
         check(None, 100);
         check(Some(1), 1000);

@@ -1,42 +1,49 @@
-//! How far a count has come, in one line that replaces itself, for a person at a terminal.
+//! The progress of a count, as one line on a terminal that is redrawn.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use crate::output::grouped;
 
+/// The width of the bar in columns.
 const WIDTH: u64 = 30;
 
-/// What there is to show.
-pub(crate) struct Stand {
+/// The numbers that are shown.
+pub(crate) struct ProgressState {
+    /// Lines whose outcome is known.
     pub(crate) lines: u64,
+    /// Bytes of the input that were read.
     pub(crate) bytes: u64,
+    /// The time since the count began.
     pub(crate) elapsed: Duration,
-    /// Requests that were refused and wait to be sent again, and why the last of them was.
+    /// Requests that were rejected and wait to be sent again.
     pub(crate) waiting: usize,
+    /// The reason of the last rejection.
     pub(crate) reason: String,
 }
 
-/// A progress bar on stderr; nothing at all when that is no terminal.
-pub(crate) struct Progress {
+/// A progress bar on stderr, which shows nothing if stderr is not a terminal.
+pub(crate) struct ProgressBar {
     size: Option<u64>,
     visible: bool,
     shown: bool,
 }
 
-impl Progress {
-    /// `size` is that of the whole input in bytes, if it is known.
+impl ProgressBar {
+    /// `size` is the size of the whole input in bytes, if it is known.
     pub(crate) fn new(size: Option<u64>, quiet: bool) -> Self {
         Self { size, visible: !quiet && io::stderr().is_terminal(), shown: false }
     }
 
-    pub(crate) fn show(&mut self, stand: &Stand) {
+    /// Redraws the line.
+    pub(crate) fn show(&mut self, state: &ProgressState) {
         if self.visible {
             self.shown = true;
-            drop(write!(io::stderr().lock(), "\r\x1b[2K{}", bar(self.size, stand)));
+            drop(write!(io::stderr().lock(), "\r\x1b[2K{}", bar(self.size, state)));
         }
     }
 
+    /// Removes the line, so that other text can be printed.
     pub(crate) fn clear(&mut self) {
         if self.shown {
             drop(write!(io::stderr().lock(), "\r\x1b[2K"));
@@ -44,13 +51,13 @@ impl Progress {
     }
 }
 
-fn bar(size: Option<u64>, stand: &Stand) -> String {
-    let seconds = stand.elapsed.as_secs_f64().max(1e-9);
-    let rate = (stand.lines as f64 / seconds) as u64;
-    let mut text = format!("{} lines, {}/s", grouped(stand.lines), grouped(rate));
+fn bar(size: Option<u64>, state: &ProgressState) -> String {
+    let seconds = state.elapsed.as_secs_f64().max(1e-9);
+    let rate = (state.lines as f64 / seconds) as u64;
+    let mut text = format!("{} lines, {}/s", grouped(state.lines), grouped(rate));
     if let Some(size) = size.filter(|&size| size > 0) {
-        // The file may have grown since.
-        let bytes = stand.bytes.min(size);
+        // The file may have grown since its size was read.
+        let bytes = state.bytes.min(size);
         let filled = (bytes * WIDTH / size) as usize;
         let (full, empty) = ("#".repeat(filled), " ".repeat(WIDTH as usize - filled));
         text = format!("[{full}{empty}] {:3} % {text}", bytes * 100 / size);
@@ -59,10 +66,10 @@ fn bar(size: Option<u64>, stand: &Stand) -> String {
             text += &format!(", {} left", time(left.round() as u64));
         }
     }
-    if stand.waiting > 0 {
-        // Cut: a line longer than the terminal would not be replaced but scroll.
-        let reason: String = stand.reason.chars().take(60).collect();
-        text += &format!(", {} wait ({reason})", stand.waiting);
+    if state.waiting > 0 {
+        // The reason is truncated: a line longer than the terminal would scroll.
+        let reason: String = state.reason.chars().take(60).collect();
+        text += &format!(", {} waiting to retry ({reason})", state.waiting);
     }
     text
 }
@@ -89,11 +96,12 @@ mod tests {
         #[track_caller]
         fn check(size: Option<u64>, bytes: u64, waiting: usize, want: &str) {
             let elapsed = Duration::from_secs(2);
-            let stand = Stand { lines: 5000, bytes, elapsed, waiting, reason: "frozen".to_owned() };
-            assert_eq!(bar(size, &stand), want);
+            let state =
+                ProgressState { lines: 5000, bytes, elapsed, waiting, reason: "frozen".to_owned() };
+            assert_eq!(bar(size, &state), want);
         }
         check(None, 7, 0, "5,000 lines, 2,500/s");
-        check(None, 7, 2, "5,000 lines, 2,500/s, 2 wait (frozen)");
+        check(None, 7, 2, "5,000 lines, 2,500/s, 2 waiting to retry (frozen)");
         check(Some(0), 7, 0, "5,000 lines, 2,500/s");
         let empty = " ".repeat(30);
         check(Some(100), 0, 0, &format!("[{empty}]   0 % 5,000 lines, 2,500/s"));

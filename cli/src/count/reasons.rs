@@ -1,4 +1,5 @@
-//! Why lines were not counted: each reason once, with how many lines it stands for and the first of them.
+//! The reasons why lines were not counted: each reason once, with the number of its lines and the
+//! first of them.
 
 use serde::Serialize;
 
@@ -7,13 +8,14 @@ use crate::answer::KeyField;
 use crate::client::shown;
 use crate::output::grouped;
 
-/// Enough to see what went wrong; an outage repeats itself.
+/// The maximum number of distinct reasons: the reasons of an outage repeat.
 const REASONS_MAX: usize = 20;
-/// Enough to look them up in the input.
+/// The number of lines that are listed for each reason.
 const FIRST_MAX: usize = 3;
-const OTHERS: &str = "for other reasons";
+/// The reason of all lines beyond [`REASONS_MAX`].
+const OTHERS: &str = "other reasons";
 
-/// A line, and the key that it has.
+/// A line with its key, if that is known.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub(crate) struct KeyedLine {
     line: u64,
@@ -23,27 +25,29 @@ pub(crate) struct KeyedLine {
     shown: Option<String>,
 }
 
+/// A reason with its lines.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub(crate) struct Reason {
     reason: String,
-    /// How many lines it stands for; 0: for none in particular.
+    /// The number of lines with this reason; 0 if it concerns the whole count.
     lines: u64,
-    /// The first of them.
+    /// The first of these lines.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     first: Vec<KeyedLine>,
 }
 
-/// In the order in which they came up.
+/// Reasons in the order of their first occurrence.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Reasons(Vec<Reason>);
 
 impl Reasons {
-    /// A reason for no line in particular.
+    /// Adds a reason that concerns the whole count.
     pub(super) fn note(&mut self, why: &str) {
         self.entry(why);
     }
 
+    /// Adds a line with its reason.
     pub(super) fn add(&mut self, why: &str, line: u64, key: Option<&[u8]>) {
         let reason = self.entry(why);
         reason.lines += 1;
@@ -52,7 +56,7 @@ impl Reasons {
         }
     }
 
-    /// Whole ranges of lines, whose keys are not known.
+    /// Adds ranges of lines, whose keys are not known.
     pub(super) fn add_ranges(&mut self, why: &str, ranges: &[LineRange]) {
         for range in ranges {
             let reason = self.entry(why);
@@ -63,6 +67,7 @@ impl Reasons {
         }
     }
 
+    /// Adds all reasons of another batch.
     pub(super) fn append(&mut self, other: Self) {
         for Reason { reason, lines, first } in other.0 {
             let entry = self.entry(&reason);
@@ -83,14 +88,14 @@ impl Reasons {
         &mut self.0[at]
     }
 
-    /// A line of text for each.
+    /// Formats each reason as one line of text.
     pub(super) fn texts(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(Reason::text)
     }
 }
 
 impl Reason {
-    /// Whether the line would be among the first.
+    /// Returns whether the line belongs to the first lines of this reason.
     fn takes(&self, line: u64) -> bool {
         self.first.len() < FIRST_MAX || self.first.last().is_some_and(|last| line < last.line)
     }
@@ -126,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn each_reason_stands_once_with_its_first_lines() {
+    fn each_reason_is_listed_once_with_its_first_lines() {
         let mut reasons = Reasons::default();
         reasons.add("too long", 7, None);
         reasons.add("bad", 5, Some(b"caf\xe9"));
@@ -151,10 +156,10 @@ mod tests {
     }
 
     #[test]
-    fn there_are_not_more_than_anybody_reads() {
+    fn the_number_of_reasons_is_limited() {
         let mut reasons = Reasons::default();
         (1..=100).for_each(|line| reasons.add(&format!("reason {line}"), line, None));
         assert_eq!(reasons.0.len(), REASONS_MAX + 1);
-        assert_eq!(texts(&reasons)[REASONS_MAX], "for other reasons: 80 lines, first 21, 22, 23");
+        assert_eq!(texts(&reasons)[REASONS_MAX], "other reasons: 80 lines, first 21, 22, 23");
     }
 }

@@ -1,4 +1,4 @@
-//! What the threads and tasks of one count share.
+//! The state that the threads and tasks of one count share.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
@@ -8,41 +8,51 @@ use std::time::{Duration, Instant};
 use bench::http::Url;
 use tokio::sync::watch;
 
-use super::journal::Notes;
+use super::journal::JournalWriter;
 
-/// How far a count has been told to stop.
+/// The stages in which a count stops.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Stop {
+    /// The count continues.
     Not,
-    /// Nothing more is taken up or sent, and nothing refused is sent again. What was sent is waited for.
+    /// No batch is sent or sent again; answers to requests in flight are awaited.
     Sending,
-    /// Nor is that: it may have been applied or not.
+    /// Answers are not awaited either: requests in flight may have been applied or not.
     Waiting,
 }
 
-pub(super) struct Shared {
+/// The shared state of a count.
+pub(super) struct CountContext {
+    /// The path of the requests.
     pub(super) path: String,
+    /// The gateways.
     pub(super) urls: Vec<Url>,
+    /// The maximum time for which a batch is sent again.
     pub(super) give_up: Duration,
-    /// What the tokens begin with.
+    /// The prefix of the tokens.
     pub(super) series: String,
-    /// Where is noted that a batch was split, if anywhere.
-    pub(super) splits: Option<Mutex<Notes>>,
-    /// Lines in a batch; fewer once one was too large.
+    /// The journal for splits of batches, if there is one.
+    pub(super) splits: Option<Mutex<JournalWriter>>,
+    /// The maximum number of lines in a batch, which is reduced when a batch was too large.
     pub(super) lines_max: Arc<AtomicUsize>,
-    /// Nothing more is read; what was read is still counted.
+    /// Set when nothing more is to be read; lines that were read are still counted.
     pub(super) closed: Arc<AtomicBool>,
+    /// The stage of the stop.
     pub(super) stop: watch::Sender<Stop>,
+    /// Bytes of the input that were read.
     pub(super) bytes_read: AtomicU64,
+    /// Requests that were sent again.
     pub(super) retries: AtomicU64,
-    /// Requests that were refused and wait to be sent again …
+    /// Requests that were rejected and wait to be sent again.
     pub(super) waiting: AtomicUsize,
-    /// … and why the last of them was.
+    /// The reason of the last rejection.
     pub(super) reason: Mutex<String>,
-    pub(super) busy: Mutex<Busy>,
+    /// Since when no batch was decided.
+    pub(super) stall: Mutex<StallTimer>,
 }
 
-impl Shared {
+impl CountContext {
+    /// Stops the count so far, or further if it is stopping already.
     pub(super) fn stop(&self, how: Stop) {
         self.stop.send_if_modified(|stop| {
             let is_more = how > *stop;
@@ -51,28 +61,32 @@ impl Shared {
         });
     }
 
+    /// Returns whether nothing more may be sent.
     pub(super) fn is_stopped(&self) -> bool {
         *self.stop.borrow() >= Stop::Sending
     }
 
+    /// Waits until the count stops so far.
     pub(super) async fn stopped(&self, how: Stop) {
-        // An error would mean that the sender is gone, and it is right here.
+        // The only error is that the sender was dropped, but `self` owns it.
         let _ = self.stop.subscribe().wait_for(|&stop| stop >= how).await;
     }
 }
 
-/// Since when nothing was decided although something is to be.
-pub(super) struct Busy {
-    /// Batches that are under way.
+/// Measures for how long no batch was decided while batches are in flight.
+pub(super) struct StallTimer {
+    /// Batches in flight.
     batches: usize,
     since: Instant,
 }
 
-impl Busy {
+impl StallTimer {
+    /// A timer without batches.
     pub(super) fn new() -> Self {
         Self { batches: 0, since: Instant::now() }
     }
 
+    /// Registers a batch.
     pub(super) fn begin(&mut self) {
         if self.batches == 0 {
             self.since = Instant::now();
@@ -80,12 +94,14 @@ impl Busy {
         self.batches += 1;
     }
 
+    /// Registers that a batch was decided.
     pub(super) fn end(&mut self) {
         self.batches -= 1;
         self.since = Instant::now();
     }
 
-    pub(super) fn waits(&self) -> Option<Duration> {
+    /// Returns the time without a decided batch, or `None` if no batch is in flight.
+    pub(super) fn stalled_for(&self) -> Option<Duration> {
         (self.batches > 0).then(|| self.since.elapsed())
     }
 }

@@ -1,4 +1,5 @@
-//! Ctrl-C and SIGTERM. Both mean the same: the usual end of `tail -F log | dkc count hits`, and within three seconds.
+//! Ctrl-C and SIGTERM, which both end a count within three seconds: this is the usual end of
+//! `tail -F log | dkc count hits`.
 
 use std::io;
 use std::sync::Arc;
@@ -7,32 +8,36 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::shared::{Shared, Stop};
-use crate::exit::Exit;
+use super::shared::{CountContext, Stop};
+use crate::exit::CommandExit;
 use crate::output;
 
-/// How long after a signal what was read may still be sent, and its answer be waited for.
+/// For this long after a signal, lines that were read may still be sent and answers are awaited.
 const STOP_PATIENCE: Duration = Duration::from_millis(2_300);
-/// How much longer the report may take. An input whose reading hangs can keep it from coming.
+/// The report may take this much longer; it does not come if reading the input hangs.
 const REPORT_PATIENCE: Duration = Duration::from_millis(500);
 
-/// The first signal ends the reading, and lets what was read be counted; the second does not wait.
-pub(super) fn stop_at_signal(shared: Arc<Shared>) -> io::Result<impl Future<Output = ()>> {
+/// Handles signals: the first one ends the reading and lets the lines read so far be counted, the
+/// second one exits at once.
+pub(super) fn stop_at_signal(shared: Arc<CountContext>) -> io::Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     Ok(async move {
         signalled(&mut interrupt, &mut terminate).await;
         shared.closed.store(true, Ordering::Relaxed);
-        output::note("\nstopping: counting what was read (Ctrl-C again: don't wait, no report)");
+        output::note(
+            "\nstopping: counting the lines read so far (press Ctrl-C again to exit at once \
+             without a report)",
+        );
         let again = signalled(&mut interrupt, &mut terminate);
         tokio::pin!(again);
         if tokio::time::timeout(STOP_PATIENCE, &mut again).await.is_err() {
             shared.stop(Stop::Waiting);
             if tokio::time::timeout(REPORT_PATIENCE, &mut again).await.is_err() {
-                output::note("no report: the input does not answer");
+                output::note("no report: reading the input hangs");
             }
         }
-        std::process::exit(Exit::Unknown as i32);
+        std::process::exit(CommandExit::Unknown as i32);
     })
 }
 

@@ -1,51 +1,52 @@
-//! Adds up what became of batches, and shows how far the count has come.
+//! Adds up the outcomes of batches, and shows the progress.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::journal::Notes;
-use super::lines::Lines;
-use super::pending::Outcome;
-use super::progress::{Progress, Stand};
-use super::report::Report;
-use super::shared::Shared;
-use crate::client::{TOLD_AFTER, names};
+use super::journal::JournalWriter;
+use super::lines::LineSet;
+use super::pending::BatchOutcome;
+use super::progress::{ProgressBar, ProgressState};
+use super::report::CountReport;
+use super::shared::CountContext;
+use crate::client::{NOTICE_AFTER, names};
 use crate::output;
 
+/// The interval at which the progress is redrawn.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
 
-/// Takes outcomes until all senders are gone.
+/// Adds up outcomes until all senders are dropped.
 pub(super) async fn total(
-    mut outcomes: mpsc::Receiver<Outcome>,
-    shared: &Shared,
-    mut progress: Progress,
-    mut notes: Option<Notes>,
+    mut outcomes: mpsc::Receiver<BatchOutcome>,
+    shared: &CountContext,
+    mut progress: ProgressBar,
+    mut journal: Option<JournalWriter>,
     begun: Instant,
-) -> Report {
-    let mut report = Report::default();
-    let (mut unknown, mut not_applied) = (Lines::default(), Lines::default());
-    let mut failed = Lines::default();
+) -> CountReport {
+    let mut report = CountReport::default();
+    let (mut unknown, mut not_applied) = (LineSet::default(), LineSet::default());
+    let mut failed = LineSet::default();
     let mut show = tokio::time::interval(SHOW_EVERY);
-    let mut silence = Silence { is_told: false };
+    let mut stall = StallNotice { is_printed: false };
     loop {
         let outcome = tokio::select! {
             outcome = outcomes.recv() => outcome,
             _ = show.tick() => {
-                silence.look(shared, &mut progress);
-                progress.show(&stand(shared, report.lines, begun));
+                stall.check(shared, &mut progress);
+                progress.show(&progress_state(shared, report.lines, begun));
                 continue;
             }
         };
         let Some(outcome) = outcome else { break };
-        if let Some(notes) = &mut notes
+        if let Some(journal) = &mut journal
             && outcome.is_final
             && !outcome.is_resumed
-            && let Err(error) = notes.decided(&outcome)
+            && let Err(error) = journal.decided(&outcome)
         {
-            // The next run asks the service again.
-            report.reasons.note(&format!("not noted in the journal: {error}"));
+            // The next run sends the batch again.
+            report.reasons.note(&format!("not recorded in the journal: {error}"));
         }
         if outcome.is_resumed {
             report.resumed += outcome.lines;
@@ -70,8 +71,8 @@ pub(super) async fn total(
     report
 }
 
-fn stand(shared: &Shared, lines: u64, begun: Instant) -> Stand {
-    Stand {
+fn progress_state(shared: &CountContext, lines: u64, begun: Instant) -> ProgressState {
+    ProgressState {
         lines,
         bytes: shared.bytes_read.load(Ordering::Relaxed),
         elapsed: begun.elapsed(),
@@ -80,33 +81,34 @@ fn stand(shared: &Shared, lines: u64, begun: Instant) -> Stand {
     }
 }
 
-/// A time in which nothing is decided. Whoever started the count is told whom it waits for, once each time.
-struct Silence {
-    is_told: bool,
+/// Prints once per stall, a time in which no batch is decided, which gateways have not answered.
+struct StallNotice {
+    is_printed: bool,
 }
 
-impl Silence {
-    fn look(&mut self, shared: &Shared, progress: &mut Progress) {
-        let waits = shared.busy.lock().expect("no panic holds it").waits();
-        let Some(waits) = waits.filter(|&waits| waits >= TOLD_AFTER) else {
-            if std::mem::take(&mut self.is_told) {
+impl StallNotice {
+    fn check(&mut self, shared: &CountContext, progress: &mut ProgressBar) {
+        let stalled_for = shared.stall.lock().expect("no panic holds it").stalled_for();
+        let Some(stalled_for) = stalled_for.filter(|&time| time >= NOTICE_AFTER) else {
+            if std::mem::take(&mut self.is_printed) {
                 shared.reason.lock().expect("no panic holds it").clear();
                 progress.clear();
-                output::note("it goes on");
+                output::note("counting continues");
             }
             return;
         };
-        if std::mem::replace(&mut self.is_told, true) {
+        if std::mem::replace(&mut self.is_printed, true) {
             return;
         }
         let reason = shared.reason.lock().expect("no panic holds it").clone();
         let reason = if reason.is_empty() { "no answer yet".to_owned() } else { reason };
-        let left = shared.give_up.saturating_sub(waits).as_secs();
+        let left = shared.give_up.saturating_sub(stalled_for).as_secs();
         let give_up = shared.give_up.as_secs();
         progress.clear();
         output::note(&format!(
-            "nothing is counted for {:.1} s now: waiting for {} ({reason}); giving up in {left} s (--give-up {give_up})",
-            waits.as_secs_f64(),
+            "no progress for {:.1} s: waiting for {} ({reason}); giving up in {left} s (--give-up \
+             {give_up})",
+            stalled_for.as_secs_f64(),
             names(&shared.urls)
         ));
     }

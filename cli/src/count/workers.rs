@@ -1,31 +1,32 @@
-//! Sends batches, each until all of it is decided. A worker has one request at a time.
+//! Sends batches, each until all of its items are decided. A worker has one request in flight.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bench::http::{Connection, Request};
+use bench::http::{HttpConnection, HttpRequest};
 use tokio::sync::{Mutex, mpsc};
 
-use super::journal::Job;
-use super::pending::{Next, Outcome, Pending};
-use super::shared::{Shared, Stop};
+use super::journal::SendJob;
+use super::pending::{BatchOutcome, NextStep, Pending};
+use super::shared::{CountContext, Stop};
 use crate::client::GRACE;
 
-/// The longest the service allows. Nothing is gained by hearing "unknown" sooner.
+/// The deadline of a request, which is the maximum that the service allows: an earlier "unknown"
+/// would be of no use.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// A request has at least this long, however soon the count gives up.
+/// A request is awaited for at least this long, however soon the count gives up.
 const CALL_WITHIN_MIN: Duration = Duration::from_secs(1);
 
-/// Takes batches until there are no more, and sees each through before it takes the next.
+/// Takes batches until there are no more, and sends each until it is decided.
 pub(super) async fn work(
     number: usize,
-    shared: Arc<Shared>,
-    jobs: Arc<Mutex<mpsc::Receiver<Job>>>,
-    to_totals: mpsc::Sender<Outcome>,
+    shared: Arc<CountContext>,
+    jobs: Arc<Mutex<mpsc::Receiver<SendJob>>>,
+    to_totals: mpsc::Sender<BatchOutcome>,
 ) {
-    let connections: Vec<_> = shared.urls.iter().cloned().map(Connection::new).collect();
-    // Workers begin at different gateways, so that all of them get their share.
+    let connections: Vec<_> = shared.urls.iter().cloned().map(HttpConnection::new).collect();
+    // Workers begin at different gateways, so that the load is spread over all of them.
     let at = number % connections.len();
     let mut worker = Worker { shared: shared.clone(), connections, at };
     loop {
@@ -38,46 +39,51 @@ pub(super) async fn work(
         // A batch that is too large becomes two.
         let mut open = vec![job];
         while let Some(job) = open.pop() {
-            shared.busy.lock().expect("no panic holds it").begin();
-            let ended = worker.see_through(job).await;
-            shared.busy.lock().expect("no panic holds it").end();
+            shared.stall.lock().expect("no panic holds it").begin();
+            let ended = worker.send_until_decided(job).await;
+            shared.stall.lock().expect("no panic holds it").end();
             match ended {
-                Ended::Decided(outcome) => {
+                SendResult::Decided(outcome) => {
                     if to_totals.send(outcome).await.is_err() {
                         return;
                     }
                 }
-                Ended::Split([one, other]) => open.extend([other, one]),
+                SendResult::Split([one, other]) => open.extend([other, one]),
             }
         }
     }
 }
 
+/// One worker with its connections.
 struct Worker {
-    shared: Arc<Shared>,
-    connections: Vec<Connection>,
-    /// The gateway that is asked next.
+    shared: Arc<CountContext>,
+    connections: Vec<HttpConnection>,
+    /// The index of the gateway that gets the next request.
     at: usize,
 }
 
-enum Ended {
-    Decided(Outcome),
-    Split([Job; 2]),
+/// The result of sending a batch.
+enum SendResult {
+    /// The outcome of all its lines.
+    Decided(BatchOutcome),
+    /// The batch was too large: these two replace it.
+    Split([SendJob; 2]),
 }
 
 impl Worker {
-    /// Sends a batch until all of it is decided, or the count stops.
-    async fn see_through(&mut self, job: Job) -> Ended {
+    /// Sends a batch until all of its items are decided, or the count stops.
+    async fn send_until_decided(&mut self, job: SendJob) -> SendResult {
         let shared = self.shared.clone();
         let begun = Instant::now();
-        let Job { batch, token, in_doubt } = job;
+        let SendJob { batch, token, in_doubt } = job;
         let mut pending = Pending::new(batch, in_doubt);
         let (media, body) = (pending.batch().media(), pending.body());
-        let mut strangers = 0;
+        let mut other_servers = 0;
         while pending.is_open() && !pending.hopeless && !shared.is_stopped() {
             let connection = &mut self.connections[self.at];
             let url = connection.url().clone();
-            let request = Request::post_once(&url, &shared.path, DEADLINE, media, &token, &body);
+            let request =
+                HttpRequest::post_once(&url, &shared.path, DEADLINE, media, &token, &body);
             let left = shared.give_up.saturating_sub(begun.elapsed());
             let within = (DEADLINE + GRACE).min(left.max(CALL_WITHIN_MIN));
             let answer = tokio::select! {
@@ -92,18 +98,20 @@ impl Worker {
                 break;
             };
             let next = pending.on_answer(&url, answer);
-            strangers = if next == Next::Elsewhere { strangers + 1 } else { 0 };
+            other_servers = if next == NextStep::Elsewhere { other_servers + 1 } else { 0 };
             match next {
-                Next::Done => {}
-                Next::Elsewhere if strangers == self.connections.len() => pending.hopeless = true,
-                Next::Elsewhere => self.turn(),
-                Next::Split => match self.split(&pending) {
-                    Ok(halves) => return Ended::Split(halves),
+                NextStep::Done => {}
+                NextStep::Elsewhere if other_servers == self.connections.len() => {
+                    pending.hopeless = true
+                }
+                NextStep::Elsewhere => self.use_next_gateway(),
+                NextStep::Split => match self.split(&pending) {
+                    Ok(halves) => return SendResult::Split(halves),
                     Err(why) => pending.fail(&why),
                 },
-                Next::Again { after, elsewhere } => {
+                NextStep::Again { after, elsewhere } => {
                     if elsewhere {
-                        self.turn();
+                        self.use_next_gateway();
                     }
                     if begun.elapsed() + after > shared.give_up {
                         shared.stop(Stop::Sending);
@@ -116,19 +124,19 @@ impl Worker {
         if pending.hopeless {
             shared.stop(Stop::Sending);
         }
-        Ended::Decided(pending.outcome())
+        SendResult::Decided(pending.outcome())
     }
 
-    /// To the next gateway.
-    fn turn(&mut self) {
+    /// Directs the next request to the next gateway.
+    fn use_next_gateway(&mut self) {
         self.at = (self.at + 1) % self.connections.len();
     }
 
-    /// Two requests for one that was too large, and smaller ones from here on.
-    fn split(&self, pending: &Pending) -> Result<[Job; 2], String> {
-        let Shared { series, splits, lines_max, .. } = &*self.shared;
+    /// Splits a batch that was too large, and limits the size of later batches.
+    fn split(&self, pending: &Pending) -> Result<[SendJob; 2], String> {
+        let CountContext { series, splits, lines_max, .. } = &*self.shared;
         let halves = pending.batch().halves().expect("one line is never to be split");
-        let halves = halves.map(|half| Job::new(series, half));
+        let halves = halves.map(|half| SendJob::new(series, half));
         lines_max.fetch_min(halves[1].batch.line_count() as usize, Ordering::Relaxed);
         if let Some(splits) = splits {
             let mut notes = splits.lock().expect("no panic holds it");
@@ -139,7 +147,7 @@ impl Worker {
 }
 
 /// Waits before a request is sent again.
-async fn pause(shared: &Shared, why: &str, after: Duration) {
+async fn pause(shared: &CountContext, why: &str, after: Duration) {
     shared.retries.fetch_add(1, Ordering::Relaxed);
     why.clone_into(&mut shared.reason.lock().expect("no panic holds it"));
     shared.waiting.fetch_add(1, Ordering::Relaxed);

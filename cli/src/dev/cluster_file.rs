@@ -1,8 +1,8 @@
-//! `DIR/cluster.json`: which processes a local cluster consists of right now.
+//! `DIR/cluster.json`: the processes of a local cluster and their state.
 //!
-//! It is replaced by rename, so a reader never sees half of it. `processes` lists what runs;
-//! a process that died moves to `dead`, without a pid, so that nobody signals a number that may
-//! belong to somebody else by then, and its argv can still be read to start it again.
+//! The file is replaced by rename, so a reader never sees half of it. `processes` lists the running
+//! processes. A process that died moves to `dead`, without its pid, which the kernel may give to
+//! another process, and with its argv, so that a test can start it again.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,18 +10,22 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// What a process does.
+/// The role of a process.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Role {
+pub(crate) enum ProcessRole {
+    /// The private etcd.
     Etcd,
+    /// A coordinator.
     Coordinator,
+    /// A storage node.
     StorageNode,
+    /// A gateway.
     Gateway,
 }
 
-impl Role {
-    /// As it is written in the file and, but for etcd, in the subcommand.
+impl ProcessRole {
+    /// The name in the file, which is also the subcommand, except for etcd.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Etcd => "etcd",
@@ -32,40 +36,53 @@ impl Role {
     }
 }
 
+/// The content of the file.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct ClusterFile {
-    pub(crate) processes: Vec<Process>,
+    /// The running processes.
+    pub(crate) processes: Vec<ListedProcess>,
+    /// The processes that died and were not started again.
     #[serde(default)]
-    pub(crate) dead: Vec<Dead>,
+    pub(crate) dead: Vec<DeadProcess>,
 }
 
+/// A running process.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub(crate) struct Process {
+pub(crate) struct ListedProcess {
+    /// The pid.
     pub(crate) pid: u32,
+    /// The definition of the process.
     #[serde(flatten)]
-    pub(crate) spec: Spec,
+    pub(crate) spec: ProcessSpec,
 }
 
+/// A process that died.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub(crate) struct Dead {
+pub(crate) struct DeadProcess {
+    /// The definition of the process.
     #[serde(flatten)]
-    pub(crate) spec: Spec,
+    pub(crate) spec: ProcessSpec,
 }
 
-/// A process as it is meant to be, running or not.
+/// The definition of a process, running or not.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub(crate) struct Spec {
-    pub(crate) role: Role,
+pub(crate) struct ProcessSpec {
+    /// The role of the process.
+    pub(crate) role: ProcessRole,
+    /// The name, which is unique in the cluster.
     pub(crate) name: String,
+    /// The command line.
     pub(crate) argv: Vec<String>,
+    /// The addresses on which it listens, by kind: `grpc`, `http`, `metrics`.
     pub(crate) addresses: BTreeMap<String, String>,
 }
 
+/// Reads a cluster file.
 pub(crate) fn read(path: &Path) -> io::Result<ClusterFile> {
     Ok(serde_json::from_slice(&std::fs::read(path)?)?)
 }
 
-/// Writes any of this folder's files whole or not at all.
+/// Replaces one of the folder's files atomically.
 pub(crate) fn replace<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     let new = path.with_extension("json.new");
     let mut text = serde_json::to_vec_pretty(value)?;

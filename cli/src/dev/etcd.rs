@@ -1,10 +1,10 @@
-//! Which etcd to run: `$ETCD`, else the one that `./run` chose or unpacked, else the one in `PATH`, if
-//! it is new enough.
+//! Finds the etcd to run: `$ETCD`, or the one that `./run` chose or unpacked, or the one in `PATH`,
+//! if it is new enough.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The first that is there and at least 3.5; otherwise what was tried.
+/// Returns the first etcd that exists and is at least 3.5. The error lists the candidates.
 pub(crate) fn find() -> Result<String, String> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let candidates = match set("ETCD") {
@@ -12,7 +12,7 @@ pub(crate) fn find() -> Result<String, String> {
         None => {
             let home = set("HOME").map(|home| PathBuf::from(home).join(".cache/dkc"));
             let cache = set("DKC_CACHE").map(PathBuf::from).or(home);
-            // `scripts/setup` writes it.
+            // `scripts/setup` writes this file.
             let chosen =
                 cache.and_then(|cache| std::fs::read_to_string(cache.join("etcd-path")).ok());
             let chosen = chosen.map(|path| PathBuf::from(path.trim()));
@@ -27,20 +27,22 @@ pub(crate) fn find() -> Result<String, String> {
         }
     }
     let tried = tried.join("; ");
-    Err(format!("no etcd 3.5 or newer ({tried}). ./run installs one; $ETCD names another"))
+    Err(format!(
+        "no etcd 3.5 or newer found ({tried}). ./run installs one; set $ETCD to use another one"
+    ))
 }
 
 fn check(path: &Path) -> Result<(), String> {
-    let said = Command::new(path).arg("--version").output().map_err(|error| error.to_string())?;
-    let text = String::from_utf8_lossy(&said.stdout);
+    let output = Command::new(path).arg("--version").output().map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout);
     match version(&text) {
         Some(version) if version >= (3, 5) => Ok(()),
-        Some((major, minor)) => Err(format!("it is {major}.{minor}")),
-        None => Err("it does not say its version".to_owned()),
+        Some((major, minor)) => Err(format!("version {major}.{minor} is too old")),
+        None => Err("it does not print its version".to_owned()),
     }
 }
 
-/// From `etcd Version: 3.5.16`.
+/// Parses `etcd Version: 3.5.16`.
 fn version(text: &str) -> Option<(u32, u32)> {
     let number = text.lines().find_map(|line| line.strip_prefix("etcd Version:"))?;
     let mut parts = number.trim().split('.');

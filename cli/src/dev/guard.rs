@@ -1,10 +1,10 @@
-//! `dkc guard`: ends a local cluster whose `dkc dev` died without ending it.
+//! `dkc guard`: stops the processes of a local cluster whose `dkc dev` died.
 //!
 //! `kill -9` of `dkc dev` would leave its processes running, holding ports and data. The usual
-//! remedy, `PR_SET_PDEATHSIG`, needs unsafe code, can't be told to etcd, and would also end the
-//! processes that a test started again. So a child does it: it reads lines from the supervisor,
-//! each the whole list of processes as `PID:STARTED …`, and when the pipe closes it ends what the
-//! last line names. An orderly stop sends an empty list first.
+//! remedy, `PR_SET_PDEATHSIG`, needs unsafe code, cannot be set for etcd, and would also end
+//! processes that a test started again. So a child process does it: it reads lines from the
+//! supervisor, each the whole list of processes as `PID:STARTED …`, and when the pipe closes it
+//! stops the processes of the last line. An orderly stop sends an empty list first.
 
 use std::io::{self, BufRead, Write};
 use std::os::unix::process::CommandExt;
@@ -12,29 +12,30 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::process::Process;
-use crate::exit::Exit;
+use crate::exit::CommandExit;
 
-/// How long processes get to end by themselves.
+/// The time that processes get to stop before they are killed.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// The supervisor's end.
-pub(crate) struct Guard {
+/// The supervisor's side of the guard.
+pub(crate) struct ProcessGuard {
     child: Child,
     pipe: ChildStdin,
 }
 
-impl Guard {
+impl ProcessGuard {
+    /// Starts the guard process.
     pub(crate) fn start() -> io::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        // A group of its own: Ctrl-C is the supervisor's to handle.
+        // A process group of its own: only the supervisor handles Ctrl-C.
         command.arg("guard").stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
         let mut child = command.spawn()?;
         let pipe = child.stdin.take().expect("it was asked to be a pipe");
         Ok(Self { child, pipe })
     }
 
-    /// Says which processes there are now.
-    pub(crate) fn tell(&mut self, processes: &[Process]) -> io::Result<()> {
+    /// Sends the list of running processes.
+    pub(crate) fn update(&mut self, processes: &[Process]) -> io::Result<()> {
         let words: Vec<_> = processes
             .iter()
             .map(|process| format!("{}:{}", process.pid, process.started))
@@ -42,22 +43,22 @@ impl Guard {
         writeln!(self.pipe, "{}", words.join(" "))
     }
 
-    /// Nothing is left to guard.
+    /// Ends the guard; no process is left running.
     pub(crate) fn dismiss(mut self) -> io::Result<()> {
-        self.tell(&[])?;
+        self.update(&[])?;
         drop(self.pipe);
         self.child.wait().map(drop)
     }
 }
 
-/// The guard's end.
-pub(crate) fn run() -> anyhow::Result<Exit> {
+/// The guard process.
+pub(crate) fn run() -> anyhow::Result<CommandExit> {
     let mut last = String::new();
     for line in io::stdin().lock().lines() {
         last = line?;
     }
     end(&parse(&last));
-    Ok(Exit::Done)
+    Ok(CommandExit::Done)
 }
 
 fn parse(line: &str) -> Vec<Process> {
@@ -86,7 +87,7 @@ mod tests {
         let process = |pid, started| Process { pid, started };
         assert_eq!(parse("12:345 6:7"), [process(12, 345), process(6, 7)]);
         assert_eq!(parse(""), []);
-        // Half a line, from a supervisor that died in the middle.
+        // An incomplete line of a supervisor that died while writing.
         assert_eq!(parse("12:345 6"), [process(12, 345)]);
     }
 }

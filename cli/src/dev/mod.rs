@@ -1,8 +1,9 @@
-//! `dkc dev`: a whole local cluster, every role a process of its own.
+//! `dkc dev`: runs a local cluster with one process per role.
 //!
-//! It knows the roles by their command lines only, and starts its own executable for each. Its
-//! folder holds everything: data, logs, `dev.json` (settings and ports, so that it resumes as the
-//! same cluster) and `cluster.json` (what runs now). One `dkc dev` per folder, by a lock.
+//! The module depends on the command lines of the roles only, and starts its own executable for
+//! each. Its folder contains everything: data, logs, `dev.json` (settings and ports, so that the
+//! same cluster is started again) and `cluster.json` (the running processes). A lock allows one
+//! `dkc dev` per folder.
 
 pub(crate) mod cluster_file;
 mod etcd;
@@ -23,44 +24,46 @@ use bench::http::Url;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
-use self::cluster_file::Role;
-use self::plan::{Settings, Wish};
-use self::supervisor::{Ended, Supervisor};
-use crate::exit::Exit;
+use self::cluster_file::ProcessRole;
+use self::plan::{DevOptions, DevSettings};
+use self::supervisor::{ExitedProcess, Supervisor};
+use crate::exit::CommandExit;
 use crate::output;
 
-/// How often the processes are looked at; `cluster.json` promises to be true within 1 s.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// The exit code of a role whose flags or settings are wrong (DESIGN §13).
+/// The interval of checks of the processes; `cluster.json` is promised to be correct within 1 s.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// The exit code of a role with wrong flags or settings.
 const BAD_CONFIG: i32 = 2;
 
+/// Options of `dkc dev`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Storage nodes [default: 3, or as the folder remembers]
+    /// Number of storage nodes [default: 3, or that of the existing cluster]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     nodes: Option<u32>,
-    /// Gateways [default: 1]
+    /// Number of gateways [default: 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     gateways: Option<u32>,
-    /// Coordinators [default: 1]
+    /// Number of coordinators [default: 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     coordinators: Option<u32>,
-    /// Copies of each shard [default: 3, or as many as nodes]
+    /// Number of copies of each shard [default: 3, or the number of nodes if smaller]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     replicas: Option<u32>,
-    /// In-sync copies below which writes are refused [default: 2, or as many as replicas]
+    /// Minimum number of in-sync copies for writes [default: 2, or the number of replicas if
+    /// smaller]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     min_in_sync: Option<u32>,
-    /// Shards, fixed for good when the cluster is made [default: 24]
+    /// Number of shards, which cannot be changed later [default: 24]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     shards: Option<u32>,
-    /// Folder for data, logs and cluster.json
+    /// Directory for data, logs and cluster.json
     #[arg(long, value_name = "DIR", default_value = "dkc-data")]
     data: PathBuf,
-    /// Where the first gateway listens [default: 127.0.0.1:8080]
+    /// Listen address of the first gateway [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS", value_parser = metastore::listened)]
     http: Option<SocketAddr>,
-    /// Use this etcd, not a private one
+    /// Use this etcd instead of a private one
     #[arg(
         long,
         value_name = "HOST:PORT[,…]",
@@ -68,23 +71,23 @@ pub(crate) struct Args {
         value_parser = metastore::endpoint
     )]
     etcd: Vec<String>,
-    /// Start a process that died again, after 2 s
+    /// Restart processes that died, after 2 s
     #[arg(long)]
     respawn: bool,
-    /// Nodes whose data is gone for good, by name: their folders are taken as empty ones
+    /// Names of nodes whose data is lost for good: they start with empty stores
     #[arg(long, value_name = "NAME[,…]")]
     replace: Option<String>,
-    /// The executable to start for each role, instead of this one
+    /// Executable to start for each role instead of this one
     #[arg(long, hide = true)]
     program: Option<PathBuf>,
-    /// Flags for the roles, such as --log-keep-bytes (nodes) or --rebuild-delay (coordinators)
+    /// Flags for the roles, for example --log-keep-bytes (nodes) or --rebuild-delay (coordinators)
     #[arg(last = true, value_name = "FLAGS")]
     extra: Vec<String>,
 }
 
-/// Starts the cluster and keeps it until Ctrl-C or SIGTERM.
-pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
-    // From here on a signal stops what was started, however early it comes.
+/// Starts the cluster and supervises it until Ctrl-C or SIGTERM.
+pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
+    // Signals are caught before the first process is started: each signal stops all of them.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -92,37 +95,37 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     make_private(&args.data).with_context(|| args.data.display().to_string())?;
     let folder = args.data.canonicalize().with_context(|| args.data.display().to_string())?;
     let Some(_lock) = lock(&folder)? else {
-        output::note(&format!("error: another dkc dev runs on {}", folder.display()));
-        return Ok(Exit::Usage);
+        output::note(&format!("error: another dkc dev is running on {}", folder.display()));
+        return Ok(CommandExit::Usage);
     };
     let settings = match settle(&args, &folder)? {
         Ok(settings) => settings,
         Err(why) => {
             output::note(&format!("error: {why}"));
-            return Ok(Exit::Usage);
+            return Ok(CommandExit::Usage);
         }
     };
     let program = match &args.program {
         Some(program) => program.clone(),
-        None => std::env::current_exe().context("where this program is")?,
+        None => std::env::current_exe().context("path of this executable")?,
     };
     output::note(&format!("data and logs in {}", folder.display()));
 
     let mut supervisor = Supervisor::new(&folder, args.respawn, args.replace.clone())?;
     let supervised = tokio::select! {
         ended = supervise(&args, &settings, &folder, &program, &mut supervisor) => ended,
-        _ = interrupt.recv() => Ok(Exit::Done),
-        _ = terminate.recv() => Ok(Exit::Done),
+        _ = interrupt.recv() => Ok(CommandExit::Done),
+        _ = terminate.recv() => Ok(CommandExit::Done),
         // The terminal was closed.
-        _ = hangup.recv() => Ok(Exit::Done),
+        _ = hangup.recv() => Ok(CommandExit::Done),
     };
-    // Also after an error: nothing that was started may stay.
+    // Processes are stopped after an error, too.
     output::note("stopping");
     tokio::task::spawn_blocking(move || supervisor.stop()).await?.context("stopping")?;
     supervised
 }
 
-/// Keys that were counted are in the data: other users of this machine have no business there.
+/// Creates the folder for this user only: the data contains keys, which other users must not read.
 fn make_private(folder: &Path) -> std::io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
@@ -136,15 +139,15 @@ fn lock(folder: &Path) -> anyhow::Result<Option<File>> {
     }
 }
 
-/// The settings to run with, kept for the next time; or why there are none.
-fn settle(args: &Args, folder: &Path) -> anyhow::Result<Result<Settings, String>> {
+/// Chooses the settings and stores them for the next start. The inner error is a usage error.
+fn settle(args: &Args, folder: &Path) -> anyhow::Result<Result<DevSettings, String>> {
     let path = folder.join("dev.json");
-    let kept: Option<Settings> = match fs::read(&path) {
+    let kept: Option<DevSettings> = match fs::read(&path) {
         Ok(text) => Some(serde_json::from_slice(&text).context("dev.json")?),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error).context("dev.json"),
     };
-    let wish = Wish {
+    let options = DevOptions {
         nodes: args.nodes,
         gateways: args.gateways,
         coordinators: args.coordinators,
@@ -153,7 +156,7 @@ fn settle(args: &Args, folder: &Path) -> anyhow::Result<Result<Settings, String>
         shards: args.shards,
         http: args.http,
     };
-    let chosen = Settings::new(&wish, kept.as_ref())
+    let chosen = DevSettings::new(&options, kept.as_ref())
         .and_then(|mut settings| settings.choose_ports(args.etcd.is_empty()).map(|()| settings));
     if let Ok(settings) = &chosen {
         cluster_file::replace(&path, settings).context("dev.json")?;
@@ -161,14 +164,14 @@ fn settle(args: &Args, folder: &Path) -> anyhow::Result<Result<Settings, String>
     Ok(chosen)
 }
 
-/// Starts everything in order, says `ready`, and watches. Ends only when something is wrong.
+/// Starts all processes in order, prints `ready`, and supervises them. Returns only on a failure.
 async fn supervise(
     args: &Args,
-    settings: &Settings,
+    settings: &DevSettings,
     folder: &Path,
     program: &Path,
     supervisor: &mut Supervisor,
-) -> anyhow::Result<Exit> {
+) -> anyhow::Result<CommandExit> {
     let etcd = match args.etcd.as_slice() {
         endpoints @ [_, ..] => endpoints.join(","),
         [] => {
@@ -176,7 +179,7 @@ async fn supervise(
                 Ok(found) => found,
                 Err(why) => {
                     output::note(&format!("error: {why}"));
-                    return Ok(Exit::Usage);
+                    return Ok(CommandExit::Usage);
                 }
             };
             let spec = settings.etcd(&found, folder);
@@ -205,9 +208,9 @@ async fn supervise(
     }
     output::result(&format!("ready http://{}", settings.http))?;
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        for ended in supervisor.look()? {
-            tell(&ended, supervisor);
+        tokio::time::sleep(POLL_INTERVAL).await;
+        for ended in supervisor.poll()? {
+            report_exit(&ended, supervisor);
         }
     }
 }
@@ -216,21 +219,22 @@ fn parse_url(text: &str) -> anyhow::Result<Url> {
     Url::parse(text).map_err(anyhow::Error::msg)
 }
 
-/// Watches until `milestone` is reached, or something ended that it can't be reached without.
+/// Supervises the processes until `milestone` is reached, or until a process ended without which it
+/// cannot be reached.
 async fn watch_until(
     supervisor: &mut Supervisor,
     mut milestone: JoinHandle<()>,
-) -> anyhow::Result<Option<Exit>> {
+) -> anyhow::Result<Option<CommandExit>> {
     loop {
         tokio::select! {
             reached = &mut milestone => return reached.map(|()| None).context("waiting"),
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
-        for ended in supervisor.look()? {
-            tell(&ended, supervisor);
+        for ended in supervisor.poll()? {
+            report_exit(&ended, supervisor);
             let fatal = match (ended.role, ended.status.code()) {
-                (Role::Etcd, _) => Some(Exit::Failed),
-                (_, Some(BAD_CONFIG)) => Some(Exit::Usage),
+                (ProcessRole::Etcd, _) => Some(CommandExit::Failed),
+                (_, Some(BAD_CONFIG)) => Some(CommandExit::Usage),
                 _ => None,
             };
             if fatal.is_some() {
@@ -241,8 +245,9 @@ async fn watch_until(
     }
 }
 
-fn tell(ended: &Ended, supervisor: &Supervisor) {
-    let Ended { name, status, .. } = ended;
+/// Prints how a process ended, with the last lines of its log.
+fn report_exit(ended: &ExitedProcess, supervisor: &Supervisor) {
+    let ExitedProcess { name, status, .. } = ended;
     let log = supervisor.log_file(name);
     output::note(&format!("{name} ended: {status}; {}:", log.display()));
     let lines = ready::last_lines(&log);

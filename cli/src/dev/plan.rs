@@ -1,9 +1,9 @@
-//! What a local cluster consists of: its settings, ports and command lines.
+//! The plan of a local cluster: its settings, ports and command lines.
 //!
-//! Settings and ports are chosen once and kept in `DIR/dev.json`, so that a resumed cluster is the
-//! same one and the argv in an old `cluster.json` still works. A setting that was fixed when the
-//! cluster was made can't be changed by a flag later; saying so here beats a coordinator's refusal
-//! in a log file.
+//! Settings and ports are chosen once and stored in `DIR/dev.json`, so that the same cluster is
+//! started again and the argv in an old `cluster.json` still works. A setting that was fixed when
+//! the cluster was created cannot be changed by a flag later; the error is reported here, since
+//! that of a coordinator would only be in a log file.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,100 +12,124 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::cluster_file::{Role, Spec};
+use super::cluster_file::{ProcessRole, ProcessSpec};
 
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-/// Below Linux's range for outgoing connections (32768 up): a port there could be taken by any
-/// client while its process is down for a moment.
+/// The range of chosen ports, below Linux's range for outgoing connections (from 32768): a port of
+/// that range could be taken by any client while its process restarts.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
+/// The name of the cluster in etcd, and of the private etcd's member.
 const CLUSTER: &str = "dkc";
 
-/// What the user asked for; what is absent is remembered or has a default.
+/// The flags of the user; an absent value is taken from the existing cluster, or has a default.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Wish {
+pub(crate) struct DevOptions {
+    /// The number of storage nodes.
     pub(crate) nodes: Option<u32>,
+    /// The number of gateways.
     pub(crate) gateways: Option<u32>,
+    /// The number of coordinators.
     pub(crate) coordinators: Option<u32>,
+    /// The number of copies of each shard.
     pub(crate) replicas: Option<u32>,
+    /// The minimum size of the in-sync set.
     pub(crate) min_in_sync: Option<u32>,
+    /// The number of shards.
     pub(crate) shards: Option<u32>,
+    /// The listen address of the first gateway.
     pub(crate) http: Option<SocketAddr>,
 }
 
-/// `DIR/dev.json`
+/// The settings of a local cluster, as stored in `DIR/dev.json`.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub(crate) struct Settings {
+pub(crate) struct DevSettings {
+    /// The number of storage nodes.
     pub(crate) nodes: u32,
+    /// The number of gateways.
     pub(crate) gateways: u32,
+    /// The number of coordinators.
     pub(crate) coordinators: u32,
+    /// The number of copies of each shard.
     pub(crate) replicas: u32,
+    /// The minimum size of the in-sync set.
     pub(crate) min_in_sync: u32,
+    /// The number of shards.
     pub(crate) shards: u32,
+    /// The listen address of the first gateway.
     pub(crate) http: SocketAddr,
-    /// By process name and what it listens for, `node-1/grpc`.
+    /// The ports by process name and kind, for example `node-1/grpc`.
     #[serde(default)]
     pub(crate) ports: BTreeMap<String, u16>,
 }
 
-impl Settings {
-    /// From what is asked for now and what the folder remembers. The error names what disagrees.
-    pub(crate) fn new(wish: &Wish, kept: Option<&Self>) -> Result<Self, String> {
+impl DevSettings {
+    /// Combines the flags with the settings of the existing cluster. The error names a
+    /// contradiction.
+    pub(crate) fn new(options: &DevOptions, kept: Option<&Self>) -> Result<Self, String> {
         let fixed =
-            |name: &str, wish: Option<u32>, kept: Option<u32>, default: u32| match (wish, kept) {
-                (Some(wish), Some(kept)) if wish != kept => Err(format!(
-                    "--{name} {wish}: this cluster was made with {kept}, and that can't be changed"
+            |name: &str, flag: Option<u32>, kept: Option<u32>, default: u32| match (flag, kept) {
+                (Some(flag), Some(kept)) if flag != kept => Err(format!(
+                    "--{name} {flag}: this cluster was created with {kept}, which cannot be changed"
                 )),
-                _ => Ok(wish.or(kept).unwrap_or(default)),
+                _ => Ok(flag.or(kept).unwrap_or(default)),
             };
-        let nodes = wish.nodes.or(kept.map(|kept| kept.nodes)).unwrap_or(3);
+        let nodes = options.nodes.or(kept.map(|kept| kept.nodes)).unwrap_or(3);
         let replicas = kept.map(|kept| kept.replicas);
-        let replicas = fixed("replicas", wish.replicas, replicas, nodes.min(3))?;
+        let replicas = fixed("replicas", options.replicas, replicas, nodes.min(3))?;
         let min_in_sync = kept.map(|kept| kept.min_in_sync);
-        let min_in_sync = fixed("min-in-sync", wish.min_in_sync, min_in_sync, replicas.min(2))?;
-        let shards = fixed("shards", wish.shards, kept.map(|kept| kept.shards), 24)?;
-        let gateways = wish.gateways.or(kept.map(|kept| kept.gateways)).unwrap_or(1);
-        let coordinators = wish.coordinators.or(kept.map(|kept| kept.coordinators)).unwrap_or(1);
+        let min_in_sync = fixed("min-in-sync", options.min_in_sync, min_in_sync, replicas.min(2))?;
+        let shards = fixed("shards", options.shards, kept.map(|kept| kept.shards), 24)?;
+        let gateways = options.gateways.or(kept.map(|kept| kept.gateways)).unwrap_or(1);
+        let coordinators = options.coordinators.or(kept.map(|kept| kept.coordinators)).unwrap_or(1);
         if let Some(kept) = kept.filter(|kept| nodes < kept.nodes) {
             let had = kept.nodes;
             return Err(format!(
-                "--nodes {nodes}: this cluster has {had}, whose data would be missing"
+                "--nodes {nodes}: this cluster has {had} nodes, and the data of some would be \
+                 missing"
             ));
         }
         if replicas > nodes {
-            return Err(format!("--replicas {replicas} needs as many nodes; there are {nodes}"));
+            return Err(format!(
+                "--replicas {replicas} needs as many nodes, but there are {nodes}"
+            ));
         }
         if min_in_sync > replicas {
-            return Err(format!("--min-in-sync {min_in_sync} is more than --replicas {replicas}"));
+            return Err(format!(
+                "--min-in-sync {min_in_sync} is larger than --replicas {replicas}"
+            ));
         }
-        let http = wish.http.or(kept.map(|kept| kept.http));
+        let http = options.http.or(kept.map(|kept| kept.http));
         let http = http.unwrap_or_else(|| SocketAddr::new(LOCALHOST, 8080));
         let ports = kept.map(|kept| kept.ports.clone()).unwrap_or_default();
         Ok(Self { nodes, gateways, coordinators, replicas, min_in_sync, shards, http, ports })
     }
 
-    /// Gives every listener a port: the remembered one, unless another process has it.
+    /// Chooses a port for every listener: the stored one, unless another process uses it.
     pub(crate) fn choose_ports(&mut self, private_etcd: bool) -> Result<(), String> {
         self.choose_ports_that_bind(private_etcd, TcpListener::bind)
     }
 
-    /// As [`Self::choose_ports`], of the ports that `bind` opens.
+    /// Chooses ports as [`Self::choose_ports`] does, with `bind` in place of the operating system.
     fn choose_ports_that_bind<L>(
         &mut self,
         private_etcd: bool,
         mut bind: impl FnMut(SocketAddr) -> io::Result<L>,
     ) -> Result<(), String> {
-        // Every listener is held until all are chosen, so that no port is given out twice.
+        // Every listener is kept open until all ports are chosen, so that no port is chosen twice.
         let mut held = Vec::new();
         if self.http.port() != 0 {
             let listener = bind(self.http).map_err(|error| {
-                format!("can't listen on {} ({error}): name another with --http", self.http)
+                format!(
+                    "cannot listen on {} ({error}): choose another address with --http",
+                    self.http
+                )
             })?;
             held.push(listener);
         }
         let names = self.listeners(private_etcd);
         let host = |name: &str| if name.ends_with("/http") { self.http.ip() } else { LOCALHOST };
         let mut bind = |name: &str, port: u16| bind(SocketAddr::new(host(name), port));
-        // First those that are remembered: a newcomer must not push them aside.
+        // Stored ports come first: a new process must not take one of them.
         let mut ports = BTreeMap::new();
         for (name, &port) in self.ports.iter().filter(|(name, _)| names.contains(name)) {
             if let Ok(listener) = bind(name, port) {
@@ -114,7 +138,7 @@ impl Settings {
             }
         }
         let span = u32::from(PORTS.end - PORTS.start);
-        // Clusters made side by side begin their search at different places.
+        // Clusters that are created at the same time begin their search at different ports.
         let start = std::process::id().wrapping_mul(97) % span;
         let mut candidates = (0..span).map(|step| PORTS.start + ((start + step) % span) as u16);
         for name in names {
@@ -134,7 +158,7 @@ impl Settings {
         Ok(())
     }
 
-    /// Everything that needs a port chosen for it.
+    /// The names of all listeners that need a port.
     fn listeners(&self, private_etcd: bool) -> Vec<String> {
         let mut names = Vec::new();
         if private_etcd {
@@ -147,7 +171,7 @@ impl Settings {
             add("coordinator", 1..=self.coordinators, kind);
             add("node", 1..=self.nodes, kind);
         }
-        // The first gateway's address is the user's to choose.
+        // The user chooses the address of the first gateway, unless its port is 0.
         let first = if self.http.port() == 0 { 1 } else { 2 };
         add("gateway", first..=self.gateways, "http");
         for kind in ["grpc", "metrics"] {
@@ -161,15 +185,15 @@ impl Settings {
         SocketAddr::new(host, self.ports[&format!("{process}/{kind}")]).to_string()
     }
 
-    /// Where the gateways listen, the first one first.
+    /// The listen addresses of the gateways in order.
     pub(crate) fn gateway_addresses(&self) -> Vec<String> {
         let others =
             (2..=self.gateways).map(|number| self.address(&format!("gateway-{number}"), "http"));
         std::iter::once(self.http.to_string()).chain(others).collect()
     }
 
-    /// The private etcd.
-    pub(crate) fn etcd(&self, program: &str, folder: &Path) -> Spec {
+    /// The definition of the private etcd.
+    pub(crate) fn etcd(&self, program: &str, folder: &Path) -> ProcessSpec {
         let client = self.address("etcd", "grpc");
         let (client_url, peer_url) =
             (format!("http://{client}"), format!("http://{}", self.address("etcd", "peer")));
@@ -185,18 +209,26 @@ impl Settings {
             ("--initial-cluster", &cluster),
             ("--log-level", "warn"),
         ];
-        spec(Role::Etcd, "etcd", program, &[], &flags, &[("grpc", &client), ("http", &client)])
+        spec(
+            ProcessRole::Etcd,
+            "etcd",
+            program,
+            &[],
+            &flags,
+            &[("grpc", &client), ("http", &client)],
+        )
     }
 
-    /// Every process but etcd, in the order to start them. `extra` is what stood after `--`.
+    /// The definitions of all processes except etcd, in the order of their start. `extra` are the
+    /// words after `--`.
     pub(crate) fn roles(
         &self,
         program: &str,
         folder: &Path,
         etcd: &str,
         extra: &[String],
-    ) -> Vec<Spec> {
-        let extra = Extra::share_out(extra);
+    ) -> Vec<ProcessSpec> {
+        let extra = ExtraFlags::share_out(extra);
         let mut specs = Vec::new();
         for number in 1..=self.coordinators {
             let name = format!("coordinator-{number}");
@@ -213,7 +245,7 @@ impl Settings {
                 ("--expect-nodes", &self.nodes.to_string()),
             ];
             let addresses = [("grpc", grpc.as_str()), ("metrics", &metrics)];
-            let role = Role::Coordinator;
+            let role = ProcessRole::Coordinator;
             specs.push(spec(role, &name, program, &extra.coordinators, &flags, &addresses));
         }
         for number in 1..=self.nodes {
@@ -229,7 +261,14 @@ impl Settings {
                 ("--metrics", &metrics),
             ];
             let addresses = [("grpc", grpc.as_str()), ("metrics", &metrics)];
-            specs.push(spec(Role::StorageNode, &name, program, &extra.nodes, &flags, &addresses));
+            specs.push(spec(
+                ProcessRole::StorageNode,
+                &name,
+                program,
+                &extra.nodes,
+                &flags,
+                &addresses,
+            ));
         }
         for (number, http) in (1..).zip(self.gateway_addresses()) {
             let name = format!("gateway-{number}");
@@ -243,40 +282,53 @@ impl Settings {
                 ("--metrics", &metrics),
             ];
             let addresses = [("http", http.as_str()), ("grpc", &grpc), ("metrics", &metrics)];
-            specs.push(spec(Role::Gateway, &name, program, &extra.gateways, &flags, &addresses));
+            specs.push(spec(
+                ProcessRole::Gateway,
+                &name,
+                program,
+                &extra.gateways,
+                &flags,
+                &addresses,
+            ));
         }
         specs
     }
 }
 
 fn spec(
-    role: Role,
+    role: ProcessRole,
     name: &str,
     program: &str,
     extra: &[String],
     flags: &[(&str, &str)],
     addresses: &[(&str, &str)],
-) -> Spec {
+) -> ProcessSpec {
     let mut argv = vec![program.to_owned()];
-    if role != Role::Etcd {
+    if role != ProcessRole::Etcd {
         argv.push(role.name().to_owned());
     }
     argv.extend(flags.iter().flat_map(|(flag, value)| [(*flag).to_owned(), (*value).to_owned()]));
     argv.extend_from_slice(extra);
     let pair = |&(kind, address): &(&str, &str)| (kind.to_owned(), address.to_owned());
-    Spec { role, name: name.to_owned(), argv, addresses: addresses.iter().map(pair).collect() }
+    ProcessSpec {
+        role,
+        name: name.to_owned(),
+        argv,
+        addresses: addresses.iter().map(pair).collect(),
+    }
 }
 
-/// Flags after `--`, for each role.
+/// The flags after `--`, by role.
 #[derive(Debug, Default, Eq, PartialEq)]
-struct Extra {
+struct ExtraFlags {
     coordinators: Vec<String>,
     nodes: Vec<String>,
     gateways: Vec<String>,
 }
 
-impl Extra {
-    /// Most flags are the storage nodes'; they refuse what they don't know either.
+impl ExtraFlags {
+    /// Assigns each flag to the roles that have it. Unknown flags go to the storage nodes, which
+    /// report them.
     fn share_out(words: &[String]) -> Self {
         let mut extra = Self::default();
         let mut flag = "";
@@ -312,15 +364,15 @@ mod tests {
 
     use super::*;
 
-    fn made(wish: &Wish) -> Settings {
-        Settings::new(wish, None).unwrap()
+    fn made(options: &DevOptions) -> DevSettings {
+        DevSettings::new(options, None).unwrap()
     }
 
     #[test]
     fn defaults_follow_the_number_of_nodes() {
         #[track_caller]
         fn check(nodes: Option<u32>, want: (u32, u32, u32)) {
-            let got = made(&Wish { nodes, ..Wish::default() });
+            let got = made(&DevOptions { nodes, ..DevOptions::default() });
             assert_eq!((got.nodes, got.replicas, got.min_in_sync), want);
         }
         check(None, (3, 3, 2));
@@ -330,37 +382,41 @@ mod tests {
     }
 
     #[test]
-    fn what_was_made_stays() {
-        let kept = made(&Wish { nodes: Some(1), shards: Some(8), ..Wish::default() });
+    fn fixed_settings_stay() {
+        let kept = made(&DevOptions { nodes: Some(1), shards: Some(8), ..DevOptions::default() });
         #[track_caller]
-        fn check(wish: Wish, kept: &Settings, want: Result<(u32, u32), &str>) {
-            let got = Settings::new(&wish, Some(kept));
+        fn check(options: DevOptions, kept: &DevSettings, want: Result<(u32, u32), &str>) {
+            let got = DevSettings::new(&options, Some(kept));
             let got = got.map(|got| (got.nodes, got.shards));
             match (got, want) {
                 (Err(got), Err(want)) => assert!(got.contains(want), "{got}"),
                 (got, want) => assert_eq!(got, want.map_err(str::to_owned)),
             }
         }
-        check(Wish::default(), &kept, Ok((1, 8)));
-        check(Wish { shards: Some(8), ..Wish::default() }, &kept, Ok((1, 8)));
-        check(Wish { nodes: Some(2), ..Wish::default() }, &kept, Ok((2, 8)));
-        check(Wish { shards: Some(9), ..Wish::default() }, &kept, Err("--shards 9"));
-        check(Wish { nodes: Some(0), ..Wish::default() }, &kept, Err("--nodes 0"));
-        check(Wish { replicas: Some(2), ..Wish::default() }, &kept, Err("--replicas 2"));
+        check(DevOptions::default(), &kept, Ok((1, 8)));
+        check(DevOptions { shards: Some(8), ..DevOptions::default() }, &kept, Ok((1, 8)));
+        check(DevOptions { nodes: Some(2), ..DevOptions::default() }, &kept, Ok((2, 8)));
+        check(DevOptions { shards: Some(9), ..DevOptions::default() }, &kept, Err("--shards 9"));
+        check(DevOptions { nodes: Some(0), ..DevOptions::default() }, &kept, Err("--nodes 0"));
+        check(
+            DevOptions { replicas: Some(2), ..DevOptions::default() },
+            &kept,
+            Err("--replicas 2"),
+        );
     }
 
     #[test]
-    fn impossible_wishes_are_refused() {
-        let wish = Wish { nodes: Some(2), replicas: Some(3), ..Wish::default() };
-        assert!(Settings::new(&wish, None).unwrap_err().contains("--replicas 3"));
-        let wish = Wish { min_in_sync: Some(4), ..Wish::default() };
-        assert!(Settings::new(&wish, None).unwrap_err().contains("--min-in-sync 4"));
+    fn impossible_settings_are_rejected() {
+        let options = DevOptions { nodes: Some(2), replicas: Some(3), ..DevOptions::default() };
+        assert!(DevSettings::new(&options, None).unwrap_err().contains("--replicas 3"));
+        let options = DevOptions { min_in_sync: Some(4), ..DevOptions::default() };
+        assert!(DevSettings::new(&options, None).unwrap_err().contains("--min-in-sync 4"));
     }
 
     #[test]
     fn ports_stay_unless_taken() {
-        let wish = Wish { http: "127.0.0.1:0".parse().ok(), ..Wish::default() };
-        let mut first = made(&wish);
+        let options = DevOptions { http: "127.0.0.1:0".parse().ok(), ..DevOptions::default() };
+        let mut first = made(&options);
         first.choose_ports_that_bind(true, free_but(None)).unwrap();
         let mut distinct: Vec<_> = first.ports.values().collect();
         distinct.sort();
@@ -370,19 +426,20 @@ mod tests {
         assert_eq!(distinct.len(), 13);
         assert_eq!(first.http.port(), first.ports["gateway-1/http"]);
 
-        let mut second = Settings::new(&Wish::default(), Some(&first)).unwrap();
+        let mut second = DevSettings::new(&DevOptions::default(), Some(&first)).unwrap();
         let taken = first.ports["node-2/grpc"];
         second.choose_ports_that_bind(true, free_but(Some(taken))).unwrap();
         let moved =
             |(name, port): (&String, &u16)| (first.ports[name] != *port).then(|| name.clone());
         assert_eq!(second.ports.iter().filter_map(moved).collect::<Vec<_>>(), ["node-2/grpc"]);
 
-        let mut third = Settings::new(&Wish::default(), Some(&first)).unwrap();
+        let mut third = DevSettings::new(&DevOptions::default(), Some(&first)).unwrap();
         let refused = third.choose_ports_that_bind(true, free_but(Some(first.http.port())));
         assert!(refused.unwrap_err().contains("--http"));
     }
 
-    /// A machine on which each port can be bound once, and `taken` never. The real one has other processes on it.
+    /// A machine on which each port can be bound once, and `taken` never. The real machine runs
+    /// other processes.
     fn free_but(taken: Option<u16>) -> impl FnMut(SocketAddr) -> io::Result<()> {
         let mut bound: BTreeSet<u16> = taken.into_iter().collect();
         move |address| match bound.insert(address.port()) {
@@ -396,12 +453,12 @@ mod tests {
         #[track_caller]
         fn check(words: &str, coordinators: &str, nodes: &str, gateways: &str) {
             let split = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-            let want = Extra {
+            let want = ExtraFlags {
                 coordinators: split(coordinators),
                 nodes: split(nodes),
                 gateways: split(gateways),
             };
-            assert_eq!(Extra::share_out(&split(words)), want);
+            assert_eq!(ExtraFlags::share_out(&split(words)), want);
         }
         check("", "", "", "");
         check(

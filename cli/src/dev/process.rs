@@ -1,31 +1,32 @@
-//! Processes by number, without trusting the number.
+//! Processes, identified by pid and start time.
 //!
-//! A pid is given to somebody else after its process is gone, so a process here is a pid *and* the
-//! moment it started, and is looked up again before it is signalled. What is left is the time
-//! between the look and the signal: no pid comes round again that fast.
+//! The kernel reuses the pid of a process that is gone, so a process here is a pid *and* its start
+//! time, which is checked before each signal. A race remains between the check and the signal, but
+//! no pid is reused that fast.
 
 use std::fs;
 use std::io;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A process that was there when this was made.
+/// A process that existed when this value was created.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Process {
+    /// The pid.
     pub(crate) pid: u32,
-    /// Clock ticks from boot to its start.
+    /// The start time in clock ticks since boot.
     pub(crate) started: u64,
 }
 
 impl Process {
-    /// The process with this number, if it runs. One that ended and was not waited for doesn't.
+    /// Returns the process with this pid, if it runs. A zombie does not run.
     pub(crate) fn find(pid: u32) -> Option<Self> {
         let (process, runs) = Self::read(pid)?;
         runs.then_some(process)
     }
 
-    /// A child of ours that was not waited for, whether it still runs or not: its number is its own
-    /// until then.
+    /// Returns a child of this process that was not waited for, whether it still runs or not: its
+    /// pid is not reused until then.
     pub(crate) fn child(pid: u32) -> io::Result<Self> {
         let (process, _) = Self::read(pid).ok_or(io::ErrorKind::NotFound)?;
         Ok(process)
@@ -33,7 +34,7 @@ impl Process {
 
     fn read(pid: u32) -> Option<(Self, bool)> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name between the parentheses may hold anything. Field 3, the state, comes after it,
+        // The name in parentheses may contain any character. Field 3, the state, comes after it,
         // and field 22 is the start.
         let (_, fields) = stat.rsplit_once(')')?;
         let mut fields = fields.split_ascii_whitespace();
@@ -42,7 +43,7 @@ impl Process {
         Some((Self { pid, started }, !matches!(state, "Z" | "X")))
     }
 
-    /// The process of exactly this command line, if there is one.
+    /// Returns the process with exactly this command line, if there is one.
     pub(crate) fn with_argv(argv: &[String]) -> Option<Self> {
         let mut line = argv.join("\0").into_bytes();
         line.push(0);
@@ -56,22 +57,25 @@ impl Process {
         None
     }
 
+    /// Returns whether the process still runs.
     pub(crate) fn is_alive(self) -> bool {
         Self::find(self.pid) == Some(self)
     }
 
-    /// Asks it to end, also when it was stopped.
+    /// Sends SIGTERM, and SIGCONT in case the process is stopped.
     pub(crate) fn terminate(self) {
         self.signal(Signal::TERM);
         self.signal(Signal::CONT);
     }
 
-    /// The same, and to be quick about it: after the second signal a gateway does not drain.
+    /// Terminates the process without a graceful shutdown: after a second signal a gateway does not
+    /// drain.
     pub(crate) fn terminate_at_once(self) {
         self.signal(Signal::INT);
         self.terminate();
     }
 
+    /// Sends SIGKILL.
     pub(crate) fn kill(self) {
         self.signal(Signal::KILL);
     }
@@ -79,7 +83,7 @@ impl Process {
     fn signal(self, signal: Signal) {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
         if let Some(pid) = pid.filter(|_| self.is_alive()) {
-            // It may have ended since: then there is nobody to signal, which is what was wanted.
+            // An error means that the process has ended since, which is the goal.
             let _ = kill_process(pid, signal);
         }
     }
@@ -94,7 +98,7 @@ mod tests {
     fn processes_are_found_and_ended() {
         let argv = ["sleep".to_owned(), format!("{}", 1_000_000 + std::process::id())];
         let mut child = Command::new(&argv[0]).arg(&argv[1]).stdin(Stdio::null()).spawn().unwrap();
-        // Until exec the child still has our command line.
+        // Until exec the child still has the parent's command line.
         let found = loop {
             if let Some(found) = Process::with_argv(&argv) {
                 break found;
@@ -108,7 +112,7 @@ mod tests {
         namesake.kill();
         assert!(child.try_wait().unwrap().is_none(), "another process was killed in its place");
         found.terminate();
-        // Ended, not waited for: still ours by number, but nobody to signal.
+        // The child is a zombie: its pid is not reused, but it cannot be signalled.
         while found.is_alive() {
             std::thread::yield_now();
         }

@@ -1,21 +1,23 @@
-//! When a local cluster is ready: etcd answers, every gateway's `/readyz?all` is 200, and every shard is
-//! open.
+//! Waits until a local cluster is ready: etcd answers, every gateway's `/readyz?all` is 200, and
+//! every shard is open.
 
 use std::path::Path;
 use std::time::Duration;
 
-use bench::http::{Connection, Request, Response, Url};
+use bench::http::{HttpConnection, HttpRequest, HttpResponse, Url};
 
 use crate::answer::parse;
 use crate::output;
-use crate::status::Cluster;
+use crate::status::ClusterInfo;
 
+/// The pause between two checks.
 const EVERY: Duration = Duration::from_millis(100);
+/// The time-out of one request.
 const WITHIN: Duration = Duration::from_secs(2);
-/// Waiting longer than this for one thing is worth a word.
+/// After this time without success, the reason is printed.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Waits until etcd says it is well.
+/// Waits until etcd reports that it is healthy.
 pub(crate) async fn etcd(url: Url) {
     until(|| async {
         let response = get(&url, "/health").await?;
@@ -25,7 +27,7 @@ pub(crate) async fn etcd(url: Url) {
     .await;
 }
 
-/// Waits until every gateway is ready and sees every shard open.
+/// Waits until every gateway is ready and reports every shard as open.
 pub(crate) async fn gateways(urls: Vec<Url>) {
     until(|| async {
         for url in &urls {
@@ -34,12 +36,12 @@ pub(crate) async fn gateways(urls: Vec<Url>) {
                 let why = String::from_utf8_lossy(&ready.body).trim().to_owned();
                 return Err(format!("{url}/readyz?all: {why}"));
             }
-            let told = get(url, "/v1/cluster").await?;
-            let cluster: Cluster =
-                parse(&told).map_err(|refusal| format!("{url}/v1/cluster: {}", refusal.why()))?;
+            let response = get(url, "/v1/cluster").await?;
+            let cluster: ClusterInfo = parse(&response)
+                .map_err(|failure| format!("{url}/v1/cluster: {}", failure.why()))?;
             let closed = cluster.shards.iter().filter(|shard| !shard.is_open()).count();
             if cluster.shards.is_empty() {
-                return Err("no shards are placed yet".to_owned());
+                return Err("no shard is placed yet".to_owned());
             }
             if closed > 0 {
                 return Err(format!("{closed} of {} shards are not open", cluster.shards.len()));
@@ -50,26 +52,27 @@ pub(crate) async fn gateways(urls: Vec<Url>) {
     .await;
 }
 
+/// Repeats a check until it succeeds, and prints from time to time why it fails.
 async fn until<F: Future<Output = Result<(), String>>>(check: impl Fn() -> F) {
     let mut patience = PATIENCE;
     let begun = std::time::Instant::now();
     while let Err(why) = check().await {
         if begun.elapsed() > patience {
             output::note(&format!("waiting: {why}"));
-            // Less and less often: somebody may leave it to wait.
+            // The interval doubles: the wait may be long.
             patience *= 2;
         }
         tokio::time::sleep(EVERY).await;
     }
 }
 
-async fn get(url: &Url, path: &str) -> Result<Response, String> {
-    let request = Request::get(url, path, WITHIN);
-    let answer = Connection::new(url.clone()).call(&request, WITHIN).await;
+async fn get(url: &Url, path: &str) -> Result<HttpResponse, String> {
+    let request = HttpRequest::get(url, path, WITHIN);
+    let answer = HttpConnection::new(url.clone()).call(&request, WITHIN).await;
     answer.map_err(|error| format!("{url}{path}: {error}"))
 }
 
-/// The last lines of a log, to show with bad news.
+/// The last lines of a log, to be printed with an error.
 pub(crate) fn last_lines(path: &Path) -> String {
     let text = std::fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);

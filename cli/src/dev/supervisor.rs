@@ -1,11 +1,11 @@
 //! The processes of a local cluster: started, watched, stopped.
 //!
-//! A process that dies stays dead unless respawning was asked for. It may also be started again by
-//! somebody else with the same argv, as tests do; such a process is *adopted*: listed, watched and
-//! stopped like our own. So `cluster.json` is true whoever started what, and nothing survives a
-//! stop.
+//! A process that dies is started again only with `--respawn`. A test may also start it again with
+//! the same argv; such a process is *adopted*: listed, watched and stopped like a child process. So
+//! `cluster.json` is correct for processes of any origin, and no process survives a stop.
 //!
-//! Nothing here waits: the caller calls [`Supervisor::look`] several times a second.
+//! No method waits, except [`Supervisor::stop`]: the caller calls [`Supervisor::poll`] several
+//! times a second.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,138 +14,156 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use super::cluster_file::{self, ClusterFile, Dead, Role, Spec};
-use super::guard::Guard;
+use super::cluster_file::{self, ClusterFile, DeadProcess, ProcessRole, ProcessSpec};
+use super::guard::ProcessGuard;
 use super::process::Process;
 use crate::output;
 
-/// Reading every command line of the machine costs milliseconds.
+/// The interval of searches for dead processes that were started again: reading all command lines
+/// of the machine takes milliseconds.
 const SEARCH_EVERY: Duration = Duration::from_millis(500);
+/// A dead process is started again after this time.
 const RESPAWN_AFTER: Duration = Duration::from_secs(2);
-/// Until when, counted from the begin, each part of the cluster may stop by itself; below the 15 s
-/// that are promised. Gateways go first, so that clients get answers to what they sent; then
-/// coordinators, so that no node hands its shards to another one that is about to end; etcd last.
-const STAGES: [(&[Role], Duration); 4] = [
-    (&[Role::Gateway], Duration::from_secs(4)),
-    (&[Role::Coordinator], Duration::from_secs(6)),
-    (&[Role::StorageNode], Duration::from_secs(11)),
-    (&[Role::Etcd], Duration::from_secs(13)),
+/// The roles in the order in which they stop, each with the time since the beginning of the stop
+/// after which it is killed; all are below the 15 s that are promised. Gateways stop first, so that
+/// clients get answers to their requests; then coordinators, so that no node hands its shards to
+/// another node that is about to stop; etcd stops last.
+const STAGES: [(&[ProcessRole], Duration); 4] = [
+    (&[ProcessRole::Gateway], Duration::from_secs(4)),
+    (&[ProcessRole::Coordinator], Duration::from_secs(6)),
+    (&[ProcessRole::StorageNode], Duration::from_secs(11)),
+    (&[ProcessRole::Etcd], Duration::from_secs(13)),
 ];
 
+/// The supervisor of all processes.
 pub(crate) struct Supervisor {
     folder: PathBuf,
     respawn: bool,
-    /// Nodes that take the name of another store.
+    /// The names of nodes that replace a lost store.
     replace: Option<String>,
-    guard: Guard,
-    members: Vec<Member>,
+    guard: ProcessGuard,
+    members: Vec<SupervisedProcess>,
     written: Option<ClusterFile>,
     searched: Option<Instant>,
 }
 
-struct Member {
-    spec: Spec,
-    state: State,
+/// A process with its state.
+struct SupervisedProcess {
+    spec: ProcessSpec,
+    state: ProcessState,
 }
 
-enum State {
-    Ours { child: Child, process: Process },
+/// The state of a process.
+enum ProcessState {
+    /// A running child process.
+    Child { child: Child, process: Process },
+    /// A running process that was started by another process.
     Adopted(Process),
+    /// The process has ended.
     Dead { since: Instant },
 }
 
-/// A process of ours that ended.
-pub(crate) struct Ended {
+/// A child process that ended.
+pub(crate) struct ExitedProcess {
+    /// The name of the process.
     pub(crate) name: String,
-    pub(crate) role: Role,
+    /// The role of the process.
+    pub(crate) role: ProcessRole,
+    /// The exit status.
     pub(crate) status: ExitStatus,
 }
 
 impl Supervisor {
+    /// Starts the guard, and clears `cluster.json`.
     pub(crate) fn new(folder: &Path, respawn: bool, replace: Option<String>) -> io::Result<Self> {
         fs::create_dir_all(folder.join("logs"))?;
-        let guard = Guard::start()?;
+        let guard = ProcessGuard::start()?;
         let folder = folder.to_owned();
         let members = Vec::new();
         let mut supervisor =
             Self { folder, respawn, replace, guard, members, written: None, searched: None };
-        // What the last run left there is not true any more.
+        // The content of the previous run is out of date.
         supervisor.publish()?;
         Ok(supervisor)
     }
 
-    pub(crate) fn start(&mut self, spec: Spec) -> io::Result<()> {
+    /// Starts a process and supervises it from now on.
+    pub(crate) fn start(&mut self, spec: ProcessSpec) -> io::Result<()> {
         let state = self.spawn(&spec)?;
-        self.members.push(Member { spec, state });
+        self.members.push(SupervisedProcess { spec, state });
         self.publish()
     }
 
-    /// Where a process writes what it says.
+    /// The file with the output of a process.
     pub(crate) fn log_file(&self, name: &str) -> PathBuf {
         self.folder.join("logs").join(format!("{name}.log"))
     }
 
-    fn spawn(&self, spec: &Spec) -> io::Result<State> {
+    fn spawn(&self, spec: &ProcessSpec) -> io::Result<ProcessState> {
         let log = File::options().create(true).append(true).open(self.log_file(&spec.name))?;
         let mut command = Command::new(&spec.argv[0]);
         command.args(&spec.argv[1..]).stdin(Stdio::null());
         command.stdout(log.try_clone()?).stderr(log);
-        // etcd takes every flag from the environment too, and would mix them with ours.
+        // etcd reads every flag from the environment, too, which would override the command line.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("ETCD") {
                 command.env_remove(name);
             }
         }
-        // Not as a flag: it is for this start, and the argv is what the process is known by.
+        // As a variable and not as a flag: the argv identifies the process and must not change.
         if let Some(names) = &self.replace {
             command.env("DKC_REPLACE", names);
         }
-        // A group of its own: Ctrl-C at the terminal is for this process, which stops the others
-        // in order.
+        // A process group of its own: Ctrl-C at the terminal goes to this process only, which stops
+        // the others in order.
         let child = command.process_group(0).spawn()?;
-        // It may have ended by now; the next look tells.
+        // The child may have ended by now, which the next poll detects.
         let process = Process::child(child.id())?;
-        Ok(State::Ours { child, process })
+        Ok(ProcessState::Child { child, process })
     }
 
-    /// Notices what ended or came back, and brings `cluster.json` up to date.
-    pub(crate) fn look(&mut self) -> io::Result<Vec<Ended>> {
+    /// Detects processes that ended or were started again, and updates `cluster.json`. Returns the
+    /// children that ended.
+    pub(crate) fn poll(&mut self) -> io::Result<Vec<ExitedProcess>> {
         let mut ended = Vec::new();
         let now = Instant::now();
         for member in &mut self.members {
             match &mut member.state {
-                State::Ours { child, .. } => {
+                ProcessState::Child { child, .. } => {
                     if let Some(status) = child.try_wait()? {
-                        member.state = State::Dead { since: now };
+                        member.state = ProcessState::Dead { since: now };
                         let (name, role) = (member.spec.name.clone(), member.spec.role);
-                        ended.push(Ended { name, role, status });
+                        ended.push(ExitedProcess { name, role, status });
                     }
                 }
-                State::Adopted(process) if !process.is_alive() => {
+                ProcessState::Adopted(process) if !process.is_alive() => {
                     output::note(&format!("{} ended", member.spec.name));
-                    member.state = State::Dead { since: now };
+                    member.state = ProcessState::Dead { since: now };
                 }
-                State::Adopted(_) | State::Dead { .. } => {}
+                ProcessState::Adopted(_) | ProcessState::Dead { .. } => {}
             }
         }
         if self.searched.is_none_or(|at| at.elapsed() >= SEARCH_EVERY) {
             self.searched = Some(now);
-            self.bring_back()?;
+            self.adopt_or_respawn()?;
         }
         self.publish()?;
         Ok(ended)
     }
 
-    /// Adopts what somebody started again, and respawns if that was asked for.
-    fn bring_back(&mut self) -> io::Result<()> {
+    /// Adopts dead processes that were started again, and respawns the others if configured.
+    fn adopt_or_respawn(&mut self) -> io::Result<()> {
         for index in 0..self.members.len() {
             let member = &self.members[index];
-            let State::Dead { since } = member.state else { continue };
+            let ProcessState::Dead { since } = member.state else { continue };
             if let Some(process) = Process::with_argv(&member.spec.argv) {
-                output::note(&format!("{} runs again (pid {})", member.spec.name, process.pid));
-                self.members[index].state = State::Adopted(process);
+                output::note(&format!(
+                    "{} is running again (pid {})",
+                    member.spec.name, process.pid
+                ));
+                self.members[index].state = ProcessState::Adopted(process);
             } else if self.respawn && since.elapsed() >= RESPAWN_AFTER {
-                output::note(&format!("starting {} again", member.spec.name));
+                output::note(&format!("restarting {}", member.spec.name));
                 self.members[index].state = self.spawn(&member.spec)?;
             }
         }
@@ -158,41 +176,46 @@ impl Supervisor {
             let spec = member.spec.clone();
             match member.process() {
                 Some(process) => {
-                    file.processes.push(cluster_file::Process { pid: process.pid, spec });
+                    file.processes.push(cluster_file::ListedProcess { pid: process.pid, spec });
                 }
-                None => file.dead.push(Dead { spec }),
+                None => file.dead.push(DeadProcess { spec }),
             }
         }
         if self.written.as_ref() != Some(&file) {
-            let running: Vec<_> = self.members.iter().filter_map(Member::process).collect();
-            self.guard.tell(&running)?;
+            let running: Vec<_> =
+                self.members.iter().filter_map(SupervisedProcess::process).collect();
+            self.guard.update(&running)?;
             cluster_file::replace(&self.folder.join("cluster.json"), &file)?;
             self.written = Some(file);
         }
         Ok(())
     }
 
-    /// Stops everything, whoever started it.
+    /// Stops all processes, adopted ones included.
     pub(crate) fn stop(mut self) -> io::Result<()> {
-        // What somebody started a moment ago is ours to stop too.
+        // A process that was started a moment ago must be stopped, too.
         self.respawn = false;
         self.searched = None;
-        drop(self.look()?);
+        drop(self.poll()?);
         let begun = Instant::now();
         for (roles, patience) in STAGES {
             self.stop_roles(roles, begun + patience)?;
         }
-        drop(self.look()?);
+        drop(self.poll()?);
         self.guard.dismiss()
     }
 
-    fn stop_roles(&mut self, roles: &[Role], until: Instant) -> io::Result<()> {
-        let those = |member: &Member| roles.contains(&member.spec.role);
-        let running = |members: &[Member]| -> Vec<Process> {
-            members.iter().filter(|member| those(member)).filter_map(Member::process).collect()
+    fn stop_roles(&mut self, roles: &[ProcessRole], until: Instant) -> io::Result<()> {
+        let those = |member: &SupervisedProcess| roles.contains(&member.spec.role);
+        let running = |members: &[SupervisedProcess]| -> Vec<Process> {
+            members
+                .iter()
+                .filter(|member| those(member))
+                .filter_map(SupervisedProcess::process)
+                .collect()
         };
-        // Nobody is left who would have to see first that a gateway goes.
-        let ask = match roles.contains(&Role::Gateway) {
+        // A gateway need not drain: no load balancer has to notice first that it stops.
+        let ask = match roles.contains(&ProcessRole::Gateway) {
             true => Process::terminate_at_once,
             false => Process::terminate,
         };
@@ -205,23 +228,23 @@ impl Supervisor {
                         process.kill();
                     }
                 }
-                // A killed process ends, unless the kernel itself hangs; the guard's turn then.
+                // A killed process ends, unless the kernel hangs; then the guard tries again.
                 std::thread::sleep(Duration::from_millis(100));
-                drop(self.look()?);
+                drop(self.poll()?);
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(20));
-            drop(self.look()?);
+            drop(self.poll()?);
         }
         Ok(())
     }
 }
 
-impl Member {
+impl SupervisedProcess {
     fn process(&self) -> Option<Process> {
         match &self.state {
-            State::Ours { process, .. } | State::Adopted(process) => Some(*process),
-            State::Dead { .. } => None,
+            ProcessState::Child { process, .. } | ProcessState::Adopted(process) => Some(*process),
+            ProcessState::Dead { .. } => None,
         }
     }
 }

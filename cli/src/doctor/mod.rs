@@ -1,7 +1,9 @@
-//! `dkc doctor`: whether a machine, its disk and its etcd are fit for a role, and what to do if not.
+//! `dkc doctor`: checks whether a machine, its disk and its etcd meet the needs of a role, and
+//! advises what to do if not.
 //!
-//! Each check measures or reads one thing and gives a [`Finding`]; judging is apart from measuring, so that every verdict
-//! has a test. Ends with 1 when something is bad, else 0: a warning is for a person to weigh.
+//! Each check measures or reads one thing and returns a [`CheckResult`]. Measuring and judging are
+//! separate functions, so that every verdict has a test. The exit code is 1 if a result is bad, and
+//! otherwise 0: warnings are left to the operator.
 
 mod disk;
 mod machine;
@@ -9,104 +11,122 @@ mod machine;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use metastore::{Error, Metastore, Probe, Settings, failover_bound};
+use metastore::{Error, EtcdInspection, Metastore, Settings, failover_bound};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::exit::Exit;
+use crate::exit::CommandExit;
 use crate::output;
 
-/// Slower than this, every change of the cluster is slow.
+/// A longer round trip to etcd slows down every change of the cluster.
 const ROUND_TRIP_MAX: Duration = Duration::from_millis(50);
 
+/// Options of `dkc doctor`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Folder whose disk is tried; a small file is written there for a moment
+    /// Directory on the disk to check; a small temporary file is written there
     #[arg(long, env = "DKC_DATA", value_name = "DIR", default_value = ".")]
     data: PathBuf,
-    /// etcd's members; not asked if none is named
-    #[arg(long, env = "DKC_ETCD", value_name = "HOST:PORT[,…]", value_delimiter = ',', value_parser = metastore::endpoint)]
+    /// Endpoints of etcd; without any, etcd is not checked
+    #[arg(
+        long,
+        env = "DKC_ETCD",
+        value_name = "HOST:PORT[,…]",
+        value_delimiter = ',',
+        value_parser = metastore::endpoint
+    )]
     etcd: Vec<String>,
-    /// Lease that is asked of etcd, to see what it grants
-    #[arg(long, env = "DKC_LEASE_TTL", value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    /// Lease TTL to request from etcd, to check which TTL it grants
+    #[arg(
+        long,
+        env = "DKC_LEASE_TTL",
+        value_name = "SECONDS",
+        default_value_t = 2,
+        value_parser = clap::value_parser!(u32).range(1..=3600)
+    )]
     lease_ttl: u32,
-    /// Memory that a storage node here is to use
+    /// Memory budget of a storage node on this machine
     #[arg(long, env = "DKC_MEMORY_BYTES", value_name = "BYTES", default_value_t = 512 << 20)]
     memory_bytes: u64,
-    /// Print the findings as one line of JSON
+    /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
 }
 
+/// The verdict of a check.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Verdict {
+enum CheckVerdict {
+    /// Nothing to do.
     Ok,
+    /// A role works, but not well.
     Warn,
+    /// A role would fail or be unsafe.
     Bad,
 }
 
-/// What one check has found.
+/// The result of one check.
 #[derive(Debug, Serialize)]
-struct Finding {
+struct CheckResult {
     check: &'static str,
-    verdict: Verdict,
+    verdict: CheckVerdict,
     found: String,
-    /// What to do about it; none when there is nothing to do.
+    /// The advice what to do; `None` if there is nothing to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     advice: Option<String>,
 }
 
-impl Finding {
-    /// `judged` is a verdict that needs something done, and what.
-    fn new(check: &'static str, found: String, judged: Option<(Verdict, String)>) -> Self {
+impl CheckResult {
+    /// `judged` is a verdict other than ok, with advice.
+    fn new(check: &'static str, found: String, judged: Option<(CheckVerdict, String)>) -> Self {
         let (verdict, advice) = match judged {
-            None => (Verdict::Ok, None),
+            None => (CheckVerdict::Ok, None),
             Some((verdict, advice)) => (verdict, Some(advice)),
         };
         Self { check, verdict, found, advice }
     }
 
     fn failed(check: &'static str, why: &dyn std::fmt::Display, advice: &str) -> Self {
-        Self::new(check, why.to_string(), Some((Verdict::Bad, advice.to_owned())))
+        Self::new(check, why.to_string(), Some((CheckVerdict::Bad, advice.to_owned())))
     }
 }
 
-fn warn(advice: impl Into<String>) -> Option<(Verdict, String)> {
-    Some((Verdict::Warn, advice.into()))
+fn warn(advice: impl Into<String>) -> Option<(CheckVerdict, String)> {
+    Some((CheckVerdict::Warn, advice.into()))
 }
 
-fn bad(advice: impl Into<String>) -> Option<(Verdict, String)> {
-    Some((Verdict::Bad, advice.into()))
+fn bad(advice: impl Into<String>) -> Option<(CheckVerdict, String)> {
+    Some((CheckVerdict::Bad, advice.into()))
 }
 
-pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
-    let mut findings = vec![disk::fsync(&args.data), disk::headroom(&args.data)];
+/// Runs all checks and prints their results.
+pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
+    let mut results = vec![disk::fsync(&args.data), disk::headroom(&args.data)];
     if !args.etcd.is_empty() {
-        findings.push(etcd(args.etcd, args.lease_ttl).await);
+        results.push(etcd(args.etcd, args.lease_ttl).await);
     }
-    findings.push(machine::clock(&args.data).await);
-    findings.push(machine::open_files());
-    findings.push(machine::memory(args.memory_bytes));
-    findings.push(machine::proc());
-    findings.push(machine::cpu());
-    let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
-    let (warnings, bad) = (count(Verdict::Warn), count(Verdict::Bad));
+    results.push(machine::clock(&args.data).await);
+    results.push(machine::open_files());
+    results.push(machine::memory(args.memory_bytes));
+    results.push(machine::proc());
+    results.push(machine::cpu());
+    let count = |verdict| results.iter().filter(|result| result.verdict == verdict).count();
+    let (warnings, bad) = (count(CheckVerdict::Warn), count(CheckVerdict::Bad));
     if args.json {
-        output::json(&json!({ "checks": findings, "warnings": warnings, "bad": bad }))?;
+        output::json(&json!({ "checks": results, "warnings": warnings, "bad": bad }))?;
     } else {
-        output::result(text(&findings).trim_end())?;
+        output::result(text(&results).trim_end())?;
     }
-    Ok(if bad == 0 { Exit::Done } else { Exit::Failed })
+    Ok(if bad == 0 { CommandExit::Done } else { CommandExit::Failed })
 }
 
-fn text(findings: &[Finding]) -> String {
+fn text(results: &[CheckResult]) -> String {
     let mut text = String::new();
-    for Finding { check, verdict, found, advice } in findings {
+    for CheckResult { check, verdict, found, advice } in results {
         let verdict = match verdict {
-            Verdict::Ok => "ok",
-            Verdict::Warn => "warn",
-            Verdict::Bad => "BAD",
+            CheckVerdict::Ok => "ok",
+            CheckVerdict::Warn => "warn",
+            CheckVerdict::Bad => "BAD",
         };
         text += &format!("{verdict:<5} {check:<11} {found}\n");
         if let Some(advice) = advice {
@@ -116,38 +136,39 @@ fn text(findings: &[Finding]) -> String {
     text
 }
 
-async fn etcd(endpoints: Vec<String>, ttl_s: u32) -> Finding {
+async fn etcd(endpoints: Vec<String>, ttl_s: u32) -> CheckResult {
     let named = endpoints.join(",");
-    // Nothing of a cluster's own is read; any name will do.
-    match Metastore::probe(&Settings::new(endpoints, "doctor"), ttl_s).await {
-        Ok(probe) => judge_etcd(&named, &probe, ttl_s),
-        Err(error) => Finding::failed("etcd", &format!("{named}: {error}"), cure(&error)),
+    // No data of a cluster is read, so any name will do.
+    match Metastore::inspect(&Settings::new(endpoints, "doctor"), ttl_s).await {
+        Ok(inspection) => judge_etcd(&named, &inspection, ttl_s),
+        Err(error) => CheckResult::failed("etcd", &format!("{named}: {error}"), advice_for(&error)),
     }
 }
 
-/// What to do about an etcd that is of no use.
-fn cure(error: &Error) -> &'static str {
+/// Returns the advice for an etcd that cannot be used.
+fn advice_for(error: &Error) -> &'static str {
     match error {
         Error::TooOld { .. } => "update etcd to 3.5.6 or newer",
         Error::Full { .. } => {
-            "make room: `etcdctl compact REVISION`, `etcdctl defrag` on each member, then `etcdctl alarm disarm`; processes \
-             that run go on, others wait"
+            "make room: `etcdctl compact REVISION`, `etcdctl defrag` on each member, then \
+             `etcdctl alarm disarm`; running processes continue, others wait"
         }
-        Error::SpeaksTls { .. } | Error::WantsUser { .. } => {
-            "give dkc an etcd without TLS and without users; no process starts with this one"
+        Error::RequiresTls { .. } | Error::RequiresAuth { .. } => {
+            "use an etcd without TLS and without authentication; no process starts with this one"
         }
         Error::Slow { .. } => {
-            "look at etcd's log (\"slow fdatasync\", \"took too long\", \"no leader\") and at its disk; processes wait for it"
+            "check etcd's log (\"slow fdatasync\", \"took too long\", \"no leader\") and its \
+             disk; processes wait for it"
         }
         Error::Refused { .. } => {
-            "see that what answers there is etcd, and not a proxy or something else"
+            "check that etcd answers at this address, and not a proxy or another service"
         }
-        _ => "see that etcd runs there and that this machine can reach it; processes wait for it",
+        _ => "check that etcd is running and that this machine can reach it; processes wait for it",
     }
 }
 
-fn judge_etcd(named: &str, probe: &Probe, ttl_s: u32) -> Finding {
-    let Probe { version, warning, round_trip, granted_s } = probe;
+fn judge_etcd(named: &str, inspection: &EtcdInspection, ttl_s: u32) -> CheckResult {
+    let EtcdInspection { version, warning, round_trip, granted_s } = inspection;
     let ms = round_trip.as_secs_f64() * 1e3;
     let found = format!(
         "{named}: version {version}, round trip {ms:.1} ms, grants a lease of {granted_s} s"
@@ -156,15 +177,17 @@ fn judge_etcd(named: &str, probe: &Probe, ttl_s: u32) -> Finding {
     let judged = match warning {
         Some(warning) => warn(format!("{warning}: update it")),
         None if *granted_s > ttl_s => warn(format!(
-            "{ttl_s} s were asked for: a process that stops without a word is replaced within {within} s; lower etcd's \
-             --election-timeout if that is too late (it grants at least 1.5 times as much)"
+            "{ttl_s} s were requested: a process that fails silently is replaced within \
+             {within} s; lower etcd's --election-timeout if that is too late (etcd grants at \
+             least 1.5 times as much)"
         )),
         None if *round_trip > ROUND_TRIP_MAX => warn(
-            "elections and changes take several round trips: move etcd nearer, or give it a faster disk",
+            "elections and changes take several round trips: move etcd closer, or give it a \
+             faster disk",
         ),
         None => None,
     };
-    Finding::new("etcd", found, judged)
+    CheckResult::new("etcd", found, judged)
 }
 
 #[cfg(test)]
@@ -176,8 +199,9 @@ mod tests {
         #[track_caller]
         fn check(warning: Option<&'static str>, round_trip_ms: u64, granted_s: u32, want: &str) {
             let round_trip = Duration::from_millis(round_trip_ms);
-            let probe = Probe { version: "3.5.9".to_owned(), warning, round_trip, granted_s };
-            let text = text(&[judge_etcd("a:1", &probe, 2)]);
+            let inspection =
+                EtcdInspection { version: "3.5.9".to_owned(), warning, round_trip, granted_s };
+            let text = text(&[judge_etcd("a:1", &inspection, 2)]);
             assert!(text.contains(want), "{text}");
         }
         check(
@@ -192,25 +216,28 @@ mod tests {
     }
 
     #[test]
-    fn each_etcd_that_is_of_no_use_has_its_cure() {
+    fn each_error_of_etcd_has_its_advice() {
         let (what, why) = ("txn", String::new());
-        assert!(cure(&Error::Full { what }).contains("alarm disarm"));
-        assert!(cure(&Error::SpeaksTls { endpoint: why.clone() }).contains("without TLS"));
-        assert!(cure(&Error::WantsUser { what, why: why.clone() }).contains("without users"));
-        assert!(cure(&Error::Slow { what, why: why.clone() }).contains("its disk"));
-        assert!(cure(&Error::NoAnswer { what, why }).contains("can reach it"));
+        assert!(advice_for(&Error::Full { what }).contains("alarm disarm"));
+        assert!(advice_for(&Error::RequiresTls { endpoint: why.clone() }).contains("without TLS"));
+        assert!(
+            advice_for(&Error::RequiresAuth { what, why: why.clone() })
+                .contains("without authentication")
+        );
+        assert!(advice_for(&Error::Slow { what, why: why.clone() }).contains("its disk"));
+        assert!(advice_for(&Error::NoAnswer { what, why }).contains("can reach it"));
     }
 
     #[test]
-    fn findings_are_told_with_what_to_do() {
-        let findings = [
-            Finding::new("a", "fine".to_owned(), None),
-            Finding::new("b", "low".to_owned(), bad("raise it")),
+    fn results_are_printed_with_advice() {
+        let results = [
+            CheckResult::new("a", "fine".to_owned(), None),
+            CheckResult::new("b", "low".to_owned(), bad("raise it")),
         ];
         let want = "ok    a           fine\nBAD   b           low\n                  -> raise it\n";
-        assert_eq!(text(&findings), want);
-        let told = serde_json::to_value(&findings[1]).expect("plain values");
+        assert_eq!(text(&results), want);
+        let json = serde_json::to_value(&results[1]).expect("plain values");
         let want = json!({"check": "b", "verdict": "bad", "found": "low", "advice": "raise it"});
-        assert_eq!(told, want);
+        assert_eq!(json, want);
     }
 }

@@ -1,7 +1,8 @@
-//! `dkc status`: the cluster as one gateway sees it, and what is wrong with it.
+//! `dkc status`: the cluster as one gateway sees it, and its problems.
 //!
-//! It asks `GET /v1/cluster` and adds the one thing a person looks for: for each shard that is not open, why. Ends with 0
-//! when a gateway answered, however the cluster is: scripts look at `summary`.
+//! The command reads `GET /v1/cluster` and adds the reason for each shard that is not open. The
+//! exit code is 0 if a gateway answered, whatever the state of the cluster: scripts should read
+//! `summary`.
 
 mod changes;
 mod page;
@@ -11,57 +12,59 @@ mod watch;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-pub(crate) use self::page::Cluster;
+pub(crate) use self::page::ClusterInfo;
 use crate::answer::parse;
 use crate::client::{DEADLINE, Gateways, ServerArgs};
-use crate::exit::Exit;
+use crate::exit::CommandExit;
 use crate::output;
 
+/// Options of `dkc status`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     server: ServerArgs,
-    /// Show every shard, not only those that are not as they should be
+    /// Show every shard, not only those with a problem
     #[arg(long)]
     all: bool,
-    /// Look every second: a terminal is redrawn; elsewhere, and with --json, there is a line for every change. Times are
-    /// UTC, as in the logs
+    /// Refresh every second: a terminal is redrawn; otherwise, and with --json, each change is
+    /// printed as a line. Times are in UTC, as in the logs
     #[arg(long)]
     watch: bool,
 }
 
-pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
+/// Prints the status, once or with `--watch` until interrupted.
+pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     let mut gateways = Gateways::new(&args.server.urls);
     if args.watch {
         return watch::run(gateways, args.all, args.server.json).await;
     }
-    let told = match ask(&mut gateways).await {
-        Ok(told) => told,
+    let answer = match ask(&mut gateways).await {
+        Ok(answer) => answer,
         Err(why) if args.server.json => {
             output::json(&json!({ "detail": why }))?;
-            return Ok(Exit::Failed);
+            return Ok(CommandExit::Failed);
         }
         Err(why) => {
             output::note(&why);
-            return Ok(Exit::Failed);
+            return Ok(CommandExit::Failed);
         }
     };
     if args.server.json {
-        output::json(&told.document()?)?;
+        output::json(&answer.document()?)?;
     } else {
-        output::result(table::text(&told.cluster, args.all).trim_end())?;
+        output::result(table::text(&answer.cluster, args.all).trim_end())?;
     }
-    Ok(Exit::Done)
+    Ok(CommandExit::Done)
 }
 
-/// The page as it came, and as it is understood.
-struct Told {
+/// A gateway's answer, as JSON and parsed.
+struct StatusAnswer {
     page: Value,
-    cluster: Cluster,
+    cluster: ClusterInfo,
 }
 
-impl Told {
-    /// What `--json` prints: the page, and a summary.
+impl StatusAnswer {
+    /// The JSON that `--json` prints: the page with a summary.
     fn document(&self) -> serde_json::Result<Value> {
         let mut document = self.page.clone();
         document["summary"] = serde_json::to_value(self.cluster.summary())?;
@@ -69,11 +72,11 @@ impl Told {
     }
 }
 
-async fn ask(gateways: &mut Gateways) -> Result<Told, String> {
+async fn ask(gateways: &mut Gateways) -> Result<StatusAnswer, String> {
     let answer = gateways.read("/v1/cluster", None, DEADLINE).await;
     let page = answer.and_then(|response| parse::<Value>(&response));
-    let page = page.map_err(|refusal| format!("no gateway answers: {}", refusal.why()))?;
-    let cluster = Cluster::deserialize(&page)
-        .map_err(|error| format!("no gateway answers: not a cluster's page: {error}"))?;
-    Ok(Told { page, cluster })
+    let page = page.map_err(|failure| format!("no gateway answers: {}", failure.why()))?;
+    let cluster = ClusterInfo::deserialize(&page)
+        .map_err(|error| format!("no gateway answers: invalid body of /v1/cluster: {error}"))?;
+    Ok(StatusAnswer { page, cluster })
 }

@@ -1,9 +1,9 @@
-//! Just enough of HTTP/1.1 to pretend to be a server.
+//! A minimal HTTP/1.1 server for fake processes.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
 
-/// Reads one request: its first line, its head, its body.
+/// Reads one request; returns its first line, its head and its body.
 pub(crate) fn read_request(reader: &mut BufReader<TcpStream>) -> Option<(String, String, Vec<u8>)> {
     let mut first = String::new();
     if reader.read_line(&mut first).ok()? == 0 {
@@ -30,7 +30,7 @@ pub(crate) fn answer(status: u16, body: &str) -> Vec<u8> {
     answer_with(status, "", body)
 }
 
-/// `headers` are whole lines.
+/// Formats an answer; `headers` are whole lines.
 pub(crate) fn answer_with(status: u16, headers: &str, body: &str) -> Vec<u8> {
     let length = body.len();
     format!("HTTP/1.1 {status} X\r\n{headers}Content-Length: {length}\r\n\r\n{body}").into_bytes()

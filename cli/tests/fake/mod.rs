@@ -1,8 +1,8 @@
-//! A gateway that isn't one: it counts in a map, and answers as it is told to.
+//! A fake gateway: it counts in a map, and answers as a test demands.
 //!
-//! It speaks DESIGN §12 over plain sockets, with none of our own client code in it, and can do to a
-//! request what a failing cluster can: refuse it, lose the answer after or before counting, cut the
-//! answer in half, fail single items. What it counts under a token it counts once, item by item.
+//! The fake implements docs/http.md over plain sockets without the product's client code, and can
+//! fail as a failing cluster can: reject a request, lose the answer after or before counting, cut
+//! the answer in half, fail single items. An item is counted once per token.
 
 pub(crate) mod http;
 
@@ -38,11 +38,11 @@ pub(crate) enum Fate {
     Parts,
     /// Items whose key begins with `bad` are bad input.
     BadInput,
-    /// The answer of a proxy, or of something else that listens there: HTML. Nothing is counted.
-    Stranger(u16),
-    /// A stranger's 413 for a body of more bytes than this.
+    /// The answer of a proxy or another server: HTML. Nothing is counted.
+    OtherServer(u16),
+    /// A proxy's 413 for a body of more bytes than this.
     Limit(usize),
-    /// As if it had been counted before.
+    /// The answer of a batch that was counted before.
     Replayed,
     /// 410, nothing counted.
     TooOld,
@@ -51,9 +51,9 @@ pub(crate) enum Fate {
 /// Decides the fate of the next batch.
 type Decide = Arc<dyn Fn() -> Fate + Send + Sync>;
 
-/// What was sent under a token, and which of its items were counted.
+/// The request that was sent under a token, with the items that were counted.
 struct Sent {
-    /// Issue time and body: what may not change.
+    /// The issue time and the body, which may not change.
     request: (Option<String>, Vec<u8>),
     counted: BTreeSet<usize>,
 }
@@ -63,7 +63,7 @@ pub(crate) struct State {
     pub(crate) counters: BTreeMap<String, i128>,
     tokens: BTreeMap<String, Sent>,
     pub(crate) heads: Vec<String>,
-    /// What `/v1/cluster` says, if it is not to be what it always is.
+    /// The body of `/v1/cluster`, if it is not the default one.
     pub(crate) cluster: Option<Value>,
 }
 
@@ -95,7 +95,7 @@ impl FakeGateway {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (shared, decide) = (shared.clone(), decide.clone());
-                // Ends with its connection, however that ends.
+                // The thread ends with its connection.
                 std::thread::spawn(move || serve(stream.unwrap(), &shared, &decide));
             }
         });
@@ -111,15 +111,15 @@ impl Fate {
     fn counts(self) -> bool {
         match self {
             Self::Deadline { counted } | Self::Drop { counted } => counted,
-            Self::Refuse(_) | Self::Stranger(_) | Self::Replayed | Self::TooOld => false,
+            Self::Refuse(_) | Self::OtherServer(_) | Self::Replayed | Self::TooOld => false,
             Self::Apply | Self::Cut | Self::Parts | Self::BadInput | Self::Limit(_) => true,
         }
     }
 }
 
 impl State {
-    /// Whether this item of the request was not counted yet under its token, if it has one. None: the token was another
-    /// request's.
+    /// Returns whether this item of the request was not counted yet under its token, if it has one.
+    /// `None` if the token belongs to another request.
     fn may_count(&mut self, head: &str, body: &[u8], item: usize) -> Option<bool> {
         let header = |name: &str| {
             let line = head.lines().find(|line| line.to_ascii_lowercase().starts_with(name))?;
@@ -138,7 +138,7 @@ fn problem(status: u16, kind: &str, outcome: &str) -> Vec<u8> {
     answer(status, &json!({ "type": format!("/problems/{kind}"), "outcome": outcome }).to_string())
 }
 
-fn stranger(status: u16) -> Vec<u8> {
+fn other_server(status: u16) -> Vec<u8> {
     let headers = "Content-Type: text/html\r\nLocation: https://elsewhere/\r\n";
     answer_with(status, headers, "<html>it is not what you want</html>")
 }
@@ -161,8 +161,8 @@ fn serve(stream: TcpStream, state: &Mutex<State>, decide: &Decide) -> Option<()>
                 }
             }
             ("POST", ["v1", "counters", namespace, key, "increment"]) => {
-                let told: Value = serde_json::from_slice(&body).unwrap_or(json!({}));
-                let delta = told["delta"].as_i64().unwrap_or(1);
+                let parsed: Value = serde_json::from_slice(&body).unwrap_or(json!({}));
+                let delta = parsed["delta"].as_i64().unwrap_or(1);
                 let mut state = state.lock().unwrap();
                 let fate = decide();
                 if fate.counts() && state.may_count(&head, &body, 0) == Some(true) {
@@ -177,19 +177,19 @@ fn serve(stream: TcpStream, state: &Mutex<State>, decide: &Decide) -> Option<()>
                     Fate::Refuse(status) => problem(status, "frozen", "not-applied"),
                     Fate::Deadline { .. } => problem(504, "deadline", "unknown"),
                     Fate::Drop { .. } => return None,
-                    Fate::Stranger(status) => stranger(status),
+                    Fate::OtherServer(status) => other_server(status),
                     _ => answer(200, &text),
                 };
                 stream.write_all(&bytes).ok()?;
             }
             ("POST", ["v1", "counters", _, "get"]) => {
-                if let Fate::Stranger(status) = decide() {
-                    stream.write_all(&stranger(status)).ok()?;
+                if let Fate::OtherServer(status) = decide() {
+                    stream.write_all(&other_server(status)).ok()?;
                     continue;
                 }
-                let told: Value = serde_json::from_slice(&body).unwrap();
+                let parsed: Value = serde_json::from_slice(&body).unwrap();
                 let state = state.lock().unwrap();
-                let counters: Vec<_> = told["keys"]
+                let counters: Vec<_> = parsed["keys"]
                     .as_array()
                     .unwrap()
                     .iter()
@@ -212,15 +212,15 @@ fn serve(stream: TcpStream, state: &Mutex<State>, decide: &Decide) -> Option<()>
                         {"id": 1, "state": "frozen", "epoch": 1, "primary": "node-1",
                          "isr": ["node-1", "node-2"]}]
                 });
-                let told = state.lock().unwrap().cluster.clone();
-                stream.write_all(&answer(200, &told.unwrap_or(cluster).to_string())).ok()?;
+                let parsed = state.lock().unwrap().cluster.clone();
+                stream.write_all(&answer(200, &parsed.unwrap_or(cluster).to_string())).ok()?;
             }
             _ => stream.write_all(&problem(404, "not-found", "not-applied")).ok()?,
         }
     }
 }
 
-/// The name under which the map keeps a key of JSON: base64 keys keep their base64, marked.
+/// The name of a JSON key in the map: base64 keys keep their base64, with a prefix.
 fn name_of(item: &Value) -> String {
     match (item.as_str(), item["key"].as_str(), item["key_base64"].as_str()) {
         (Some(key), ..) | (_, Some(key), _) => key.to_owned(),
@@ -232,8 +232,8 @@ fn name_of(item: &Value) -> String {
 /// Keys and deltas of a batch, in either form.
 fn items_of(head: &str, body: &[u8]) -> Vec<(String, i128)> {
     if !head.to_ascii_lowercase().contains("content-type: text/plain") {
-        let told: Value = serde_json::from_slice(body).unwrap();
-        let items = told["increments"].as_array().unwrap().iter();
+        let parsed: Value = serde_json::from_slice(body).unwrap();
+        let items = parsed["increments"].as_array().unwrap().iter();
         return items.map(|item| (name_of(item), item["delta"].as_i64().unwrap().into())).collect();
     }
     let lines = body.strip_suffix(b"\n").unwrap_or(body).split(|&byte| byte == b'\n');
@@ -265,7 +265,7 @@ fn increment_batch(
     let mut state = state.lock().unwrap();
     state.heads.push(head.clone());
     let mut reused = false;
-    // Whether it was not counted before.
+    // Counts an item; returns whether it was not counted before.
     let mut count = |index: usize| {
         let (name, delta) = &items[index];
         let may = state.may_count(&head, body, index);
@@ -342,8 +342,8 @@ fn increment_batch(
             Some((applied(items.len() - failed.len(), failed), false))
         }
         Fate::Replayed => Some((applied_with(REPLAYED, items.len(), vec![]), false)),
-        Fate::Stranger(status) => Some((stranger(status), false)),
-        Fate::Limit(bytes) if body.len() > bytes => Some((stranger(413), false)),
+        Fate::OtherServer(status) => Some((other_server(status), false)),
+        Fate::Limit(bytes) if body.len() > bytes => Some((other_server(413), false)),
         Fate::Limit(_) => {
             for index in all {
                 count(index);

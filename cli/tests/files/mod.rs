@@ -1,4 +1,5 @@
-//! Files as people have them: compressed, cut off, in other encodings, CSV, logs that are rotated while they are read.
+//! Files as they occur in practice: compressed, truncated, in other encodings, CSV, and logs that
+//! are rotated while they are read.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -8,12 +9,13 @@ use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use crate::fake::{FakeGateway, Fate};
 use crate::{code, dkc, json, signal};
 
-struct Story {
+/// A folder for input, and a fake gateway.
+struct Fixture {
     folder: tempfile::TempDir,
     gateway: FakeGateway,
 }
 
-impl Story {
+impl Fixture {
     fn new() -> Self {
         let gateway = FakeGateway::start(|_| Fate::Apply);
         Self { folder: tempfile::tempdir().unwrap(), gateway }
@@ -34,7 +36,7 @@ impl Story {
         )
     }
 
-    /// The same by a pipe.
+    /// Counts this content through a pipe.
     fn count_pipe(&self, content: &[u8], args: &[&str]) -> Output {
         let line = ["count", "words", "-", "--give-up", "20"];
         dkc(&[&line, args].concat(), &self.gateway.url(), content)
@@ -55,7 +57,7 @@ impl Story {
         file.write_all(text.as_bytes()).unwrap();
     }
 
-    /// Once the counter has this value.
+    /// Waits until the counter has this value.
     fn wait_for(&self, key: &str, value: i128) {
         while self.counters().get(key) != Some(&value) {
             std::thread::yield_now();
@@ -69,7 +71,7 @@ fn gzip(text: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-fn said(output: &Output) -> String {
+fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -85,42 +87,42 @@ fn compressed_input_is_recognised_whatever_its_name() {
     let zstd = zstd::encode_all(&text[..], 3).unwrap();
     let xz = liblzma::encode_all(&text[..], 6).unwrap();
     for packed in [gzip(text), two_members, zstd, xz, bzip2(text)] {
-        let story = Story::new();
-        for output in [story.count(&packed, &[]), story.count_pipe(&packed, &[])] {
+        let fixture = Fixture::new();
+        for output in [fixture.count(&packed, &[]), fixture.count_pipe(&packed, &[])] {
             assert_eq!(code(&output), 0, "{output:?}");
         }
-        story.check_counters(&[("a", 4), ("b", 2)]);
-        let output = story.count(&packed, &["--no-decompress"]);
+        fixture.check_counters(&[("a", 4), ("b", 2)]);
+        let output = fixture.count(&packed, &["--no-decompress"]);
         assert_eq!(code(&output), 2, "{output:?}");
-        assert!(said(&output).contains("--binary"), "{output:?}");
-        story.check_counters(&[("a", 4), ("b", 2)]);
-        assert_eq!(code(&story.count(&packed, &["--no-decompress", "--binary"])), 0);
-        assert!(story.counters().len() > 2);
+        assert!(stderr(&output).contains("--binary"), "{output:?}");
+        fixture.check_counters(&[("a", 4), ("b", 2)]);
+        assert_eq!(code(&fixture.count(&packed, &["--no-decompress", "--binary"])), 0);
+        assert!(fixture.counters().len() > 2);
     }
 }
 
 #[test]
-fn damaged_input_says_up_to_where_it_was_counted() {
+fn damaged_input_is_counted_up_to_the_damage() {
     let text: Vec<_> = (0..50_000).map(|number| format!("{}\n", number * 7_919 % 1_000)).collect();
     let packed = gzip(text.concat().as_bytes());
-    let story = Story::new();
-    let output = story.count(&packed[..packed.len() / 2], &["--json"]);
+    let fixture = Fixture::new();
+    let output = fixture.count(&packed[..packed.len() / 2], &["--json"]);
     let report = json(&output);
     let lines = report["lines"].as_u64().unwrap();
     assert_eq!((code(&output), &report["applied"]), (1, &lines.into()), "{report}");
     assert!((1..50_000).contains(&lines), "{report}");
     assert!(
-        report["reasons"].to_string().contains("input: this gzip data can't be decompressed"),
+        report["reasons"].to_string().contains("input: cannot decompress gzip data"),
         "{report}"
     );
-    // All whole lines before it, no more and no half of one.
-    let counters = story.counters();
+    // All whole lines before the damage are counted, and nothing else.
+    let counters = fixture.counters();
     assert_eq!(counters.values().sum::<i128>(), i128::from(lines));
     assert!(counters.keys().all(|key| text.contains(&format!("{key}\n"))));
-    // The whole file, later, under the same id.
-    let state = story.path("state");
+    // The whole file is counted later under the same id.
+    let state = fixture.path("state");
     let resumed = ["--json", "--resume-id", "a", "--resume-dir", &state];
-    let fresh = Story::new();
+    let fresh = Fixture::new();
     let path = fresh.path("input");
     for (bytes, want) in [(&packed[..packed.len() / 2], 1), (&packed[..], 0)] {
         fs::write(&path, bytes).unwrap();
@@ -129,20 +131,20 @@ fn damaged_input_says_up_to_where_it_was_counted() {
     }
     assert_eq!(fresh.counters().values().sum::<i128>(), 50_000);
     assert_eq!(fresh.counters()["7"], 50);
-    let output = story.count(&packed[..packed.len() / 2], &[]);
-    assert!(said(&output).contains("this run counted nothing after line"), "{output:?}");
-    // Not even the first line.
+    let output = fixture.count(&packed[..packed.len() / 2], &[]);
+    assert!(stderr(&output).contains("this run counted nothing after line"), "{output:?}");
+    // A file without its first whole line.
     for output in
-        [story.count(&packed[..12], &["--json"]), story.count_pipe(&packed[..12], &["--json"])]
+        [fixture.count(&packed[..12], &["--json"]), fixture.count_pipe(&packed[..12], &["--json"])]
     {
         let report = json(&output);
         assert_eq!((code(&output), &report["lines"]), (1, &0.into()), "{report}");
-        assert!(report["reasons"].to_string().contains("can't be decompressed"), "{report}");
+        assert!(report["reasons"].to_string().contains("cannot decompress gzip data"), "{report}");
     }
 }
 
 #[test]
-fn what_is_no_text_is_refused_before_anything_is_sent() {
+fn binary_input_is_rejected_before_anything_is_sent() {
     let utf_16: Vec<u8> = "\u{feff}apple\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
     let inputs = [
         (&b"\x7fELF\x02\x01\x01\0\0\0\n"[..], "--binary"),
@@ -153,133 +155,133 @@ fn what_is_no_text_is_refused_before_anything_is_sent() {
         (&gzip(b"a\0b\n"), "--binary"),
         (&gzip(&gzip(b"a\n")), "twice"),
     ];
-    let story = Story::new();
+    let fixture = Fixture::new();
     for (input, want) in inputs {
-        for output in [story.count(input, &[]), story.count_pipe(input, &[])] {
+        for output in [fixture.count(input, &[]), fixture.count_pipe(input, &[])] {
             assert_eq!(code(&output), 2, "{output:?}");
-            assert!(said(&output).contains(want), "{output:?}");
+            assert!(stderr(&output).contains(want), "{output:?}");
             assert!(output.stdout.is_empty(), "{output:?}");
         }
     }
-    assert!(story.gateway.state.lock().unwrap().heads.is_empty());
-    assert_eq!(code(&story.count(b"a\0b\n", &["--binary"])), 0);
-    story.check_counters(&[("a\0b", 1)]);
+    assert!(fixture.gateway.state.lock().unwrap().heads.is_empty());
+    assert_eq!(code(&fixture.count(b"a\0b\n", &["--binary"])), 0);
+    fixture.check_counters(&[("a\0b", 1)]);
 }
 
 #[test]
 fn a_byte_order_mark_is_no_part_of_a_key() {
-    let story = Story::new();
+    let fixture = Fixture::new();
     let input = b"\xef\xbb\xbfapple\napple\n";
-    for output in [story.count(input, &[]), story.count_pipe(input, &["--field", "1"])] {
+    for output in [fixture.count(input, &[]), fixture.count_pipe(input, &["--field", "1"])] {
         assert_eq!(code(&output), 0, "{output:?}");
-        assert!(said(&output).contains("byte order mark"), "{output:?}");
+        assert!(stderr(&output).contains("byte order mark"), "{output:?}");
     }
     assert!(
-        String::from_utf8_lossy(&story.count(b"\xef\xbb\xbf", &[]).stdout)
+        String::from_utf8_lossy(&fixture.count(b"\xef\xbb\xbf", &[]).stdout)
             .starts_with("counted 0 of 0")
     );
-    story.check_counters(&[("apple", 4)]);
+    fixture.check_counters(&[("apple", 4)]);
 }
 
 #[test]
 fn columns_have_names_and_quotes() {
     let table = b"\xef\xbb\xbfid,\"status\",text\r\n1,ok,\"a, b\"\r\n2,\"not \"\"ok\"\"\",\"two\r\nlines\"\r\n3,ok,\r\n";
-    let story = Story::new();
-    let output = story.count(table, &["--csv", "--field", "status"]);
+    let fixture = Fixture::new();
+    let output = fixture.count(table, &["--csv", "--field", "status"]);
     assert_eq!(code(&output), 0, "{output:?}");
     assert!(
         String::from_utf8_lossy(&output.stdout).starts_with("counted 3 of 4 lines"),
         "{output:?}"
     );
-    story.check_counters(&[("ok", 2), ("not \"ok\"", 1)]);
-    let story = Story::new();
-    assert_eq!(code(&story.count_pipe(table, &["--csv", "--field", "3", "--skip-header"])), 0);
-    story.check_counters(&[("a, b", 1), ("two\r\nlines", 1)]);
-    let output = story.count(table, &["--csv", "--field", "state"]);
+    fixture.check_counters(&[("ok", 2), ("not \"ok\"", 1)]);
+    let fixture = Fixture::new();
+    assert_eq!(code(&fixture.count_pipe(table, &["--csv", "--field", "3", "--skip-header"])), 0);
+    fixture.check_counters(&[("a, b", 1), ("two\r\nlines", 1)]);
+    let output = fixture.count(table, &["--csv", "--field", "state"]);
     assert_eq!(code(&output), 2, "{output:?}");
-    assert!(said(&output).contains("id, status, text"), "{output:?}");
-    // A quote that is not closed is told, not taken.
-    let output = story.count(b"1,\"a\n2,b\n", &["--csv", "--field", "1", "--json"]);
+    assert!(stderr(&output).contains("id, status, text"), "{output:?}");
+    // A quote that is not closed is reported.
+    let output = fixture.count(b"1,\"a\n2,b\n", &["--csv", "--field", "1", "--json"]);
     assert_eq!(code(&output), 1);
-    assert!(json(&output)["reasons"].to_string().contains("within its quotes"), "{output:?}");
+    assert!(json(&output)["reasons"].to_string().contains("within a quoted field"), "{output:?}");
 }
 
 #[test]
 fn a_pattern_finds_the_key() {
     let log = b"::1 - - [x] \"GET /a?q=1 HTTP/1.1\" 200 5\n1.2.3.4 - - [x] \"POST /b HTTP/1.1\" 404 0\nbroken\n";
-    let story = Story::new();
-    let output = story.count(log, &["--regex", r#""[A-Z]+ ([^ ?"]+)"#, "--json"]);
+    let fixture = Fixture::new();
+    let output = fixture.count(log, &["--regex", r#""[A-Z]+ ([^ ?"]+)"#, "--json"]);
     assert_eq!((code(&output), &json(&output)["skipped"]), (0, &1.into()), "{output:?}");
-    story.check_counters(&[("/a", 1), ("/b", 1)]);
-    let story = Story::new();
-    let output = story.count(log, &["--regex", r#"(\S+) .*" (?P<key>\d{3}) "#, "--skip-header"]);
+    fixture.check_counters(&[("/a", 1), ("/b", 1)]);
+    let fixture = Fixture::new();
+    let output = fixture.count(log, &["--regex", r#"(\S+) .*" (?P<key>\d{3}) "#, "--skip-header"]);
     assert_eq!(code(&output), 0, "{output:?}");
-    story.check_counters(&[("404", 1)]);
+    fixture.check_counters(&[("404", 1)]);
 }
 
-/// `dkc count --follow` of a log, and what it says.
-fn follow(story: &Story) -> (Child, BufReader<ChildStderr>) {
+/// Starts `dkc count --follow` of a log; returns the process and its stderr.
+fn follow(fixture: &Fixture) -> (Child, BufReader<ChildStderr>) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_dkc"))
-        .args(["count", "words", &story.path("log"), "--follow", "--json"])
-        .args(["--flush-interval", "1ms", "--url", &story.gateway.url()])
+        .args(["count", "words", &fixture.path("log"), "--follow", "--json"])
+        .args(["--flush-interval", "1ms", "--url", &fixture.gateway.url()])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let said = BufReader::new(child.stderr.take().unwrap());
-    (child, said)
+    let stderr = BufReader::new(child.stderr.take().unwrap());
+    (child, stderr)
 }
 
-/// Reads what it says until this comes.
-fn wait_for(said: &mut BufReader<ChildStderr>, what: &str) {
+/// Reads messages until one contains this text.
+fn wait_for(stderr: &mut BufReader<ChildStderr>, what: &str) {
     let mut line = String::new();
     while !line.contains(what) {
         line.clear();
-        assert!(said.read_line(&mut line).unwrap() > 0, "it ended before it said {what:?}");
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended before it printed {what:?}");
     }
 }
 
 #[test]
 fn a_log_is_followed_over_rotation_and_truncation() {
-    let story = Story::new();
-    let (child, mut said) = follow(&story);
-    wait_for(&mut said, "waiting for");
-    story.append("log", "a\nb\nfo");
-    story.wait_for("b", 1);
-    story.append("log", "o\n");
-    story.wait_for("foo", 1);
-    // The writer goes on with the old file until it is told to open the new one.
-    fs::rename(story.path("log"), story.path("log.1")).unwrap();
-    story.append("log.1", "late\n");
-    story.append("log", "c\n");
-    wait_for(&mut said, "was rotated");
-    story.wait_for("c", 1);
-    story.append("log.1", "later\n");
-    story.wait_for("later", 1);
-    story.append("log", "d\nhal");
-    story.wait_for("d", 1);
-    fs::write(story.path("log"), "e\n").unwrap();
-    wait_for(&mut said, "was truncated");
-    wait_for(&mut said, "its 3 bytes are not counted");
-    story.wait_for("e", 1);
-    // What is complete by then is counted.
-    story.append("log", "f\nhalf");
+    let fixture = Fixture::new();
+    let (child, mut stderr) = follow(&fixture);
+    wait_for(&mut stderr, "waiting for");
+    fixture.append("log", "a\nb\nfo");
+    fixture.wait_for("b", 1);
+    fixture.append("log", "o\n");
+    fixture.wait_for("foo", 1);
+    // The writer uses the old file until it opens the new one.
+    fs::rename(fixture.path("log"), fixture.path("log.1")).unwrap();
+    fixture.append("log.1", "late\n");
+    fixture.append("log", "c\n");
+    wait_for(&mut stderr, "was rotated");
+    fixture.wait_for("c", 1);
+    fixture.append("log.1", "later\n");
+    fixture.wait_for("later", 1);
+    fixture.append("log", "d\nhal");
+    fixture.wait_for("d", 1);
+    fs::write(fixture.path("log"), "e\n").unwrap();
+    wait_for(&mut stderr, "was truncated");
+    wait_for(&mut stderr, "its 3 bytes are not counted");
+    fixture.wait_for("e", 1);
+    // Lines that are complete by then are counted.
+    fixture.append("log", "f\nhalf");
     signal(&child, "-TERM");
     let output = child.wait_with_output().unwrap();
     let report = json(&output);
     assert_eq!((code(&output), &report["applied"]), (0, &9.into()), "{report}");
-    wait_for(&mut said, "its 4 bytes are not counted");
+    wait_for(&mut stderr, "its 4 bytes are not counted");
     let mut rest = String::new();
-    said.read_to_string(&mut rest).unwrap();
+    stderr.read_to_string(&mut rest).unwrap();
     assert!(!rest.contains("--resume-id"), "{rest}");
     let keys = ["a", "b", "c", "d", "e", "f", "foo", "late", "later"];
-    story.check_counters(&keys.map(|key| (key, 1)));
+    fixture.check_counters(&keys.map(|key| (key, 1)));
 }
 
 #[test]
 fn what_can_not_be_followed_ends_with_2() {
-    let story = Story::new();
-    fs::write(story.path("log"), b"a\0\n").unwrap();
-    let (child, _) = follow(&story);
+    let fixture = Fixture::new();
+    fs::write(fixture.path("log"), b"a\0\n").unwrap();
+    let (child, _) = follow(&fixture);
     assert_eq!(code(&child.wait_with_output().unwrap()), 2);
 }

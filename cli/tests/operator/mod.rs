@@ -1,4 +1,4 @@
-//! The commands of whoever runs a cluster: is it configured rightly, is the machine fit, how does it do.
+//! The commands of operators: `--check-config`, `dkc ready`, `dkc doctor` and `dkc status`.
 
 mod records;
 
@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use crate::fake::{FakeGateway, Fate};
 use crate::{code, dkc};
 
-/// A port where nobody listens.
-const NOBODY: &str = "127.0.0.1:1";
+/// An address at which nothing listens.
+const UNREACHABLE: &str = "127.0.0.1:1";
 
 fn role(args: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dkc"));
@@ -22,11 +22,11 @@ fn role(args: &[&str], environment: &[(&str, &str)]) -> Output {
 }
 
 #[track_caller]
-fn check(args: &[&str], want_code: i32, want_said: &str) {
+fn check(args: &[&str], want_code: i32, want: &str) {
     let output = role(args, &[]);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(code(&output), want_code, "{args:?}: {said}");
-    assert!(said.contains(want_said), "{args:?}: {said}");
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(code(&output), want_code, "{args:?}: {printed}");
+    assert!(printed.contains(want), "{args:?}: {printed}");
 }
 
 #[test]
@@ -46,12 +46,12 @@ fn the_configuration_is_printed_with_its_origins() {
         "9",
     ];
     let output =
-        role(&args, &[("DKC_ETCD", NOBODY), ("DKC_LEASE_TTL", "4"), ("DKC_LINGER_US", "8")]);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(code(&output), 0, "{said}");
+        role(&args, &[("DKC_ETCD", UNREACHABLE), ("DKC_LEASE_TTL", "4"), ("DKC_LINGER_US", "8")]);
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(code(&output), 0, "{printed}");
     assert!(
-        said.contains("warning: --etcd 127.0.0.1:1"),
-        "a start would wait, and says so: {said}"
+        printed.contains("warning: --etcd 127.0.0.1:1"),
+        "a start would wait, and this is reported: {printed}"
     );
     let text = String::from_utf8(output.stdout).unwrap();
     let settings: toml::Table = text.parse().unwrap();
@@ -74,11 +74,11 @@ fn the_configuration_is_printed_with_its_origins() {
 fn nonsense_is_refused_before_a_start() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let gateway = ["gateway", "--check-config", "--etcd", NOBODY, "--http"];
+    let gateway = ["gateway", "--check-config", "--etcd", UNREACHABLE, "--http"];
     check(
         &[&gateway[..], &[&address]].concat(),
         2,
-        &format!("--http {address}: can't listen there"),
+        &format!("--http {address}: cannot listen on this address"),
     );
     let twice = ["127.0.0.1:30999", "--metrics", "127.0.0.1:30999"];
     check(&[&gateway[..], &twice].concat(), 2, "--metrics 127.0.0.1:30999");
@@ -92,7 +92,7 @@ fn nonsense_is_refused_before_a_start() {
         "--name",
         "c",
         "--etcd",
-        NOBODY,
+        UNREACHABLE,
         "--listen",
         "127.0.0.1:0",
     ];
@@ -108,16 +108,17 @@ fn nonsense_is_refused_before_a_start() {
         "--name",
         "n",
         "--etcd",
-        NOBODY,
+        UNREACHABLE,
         "--listen",
         "127.0.0.1:0",
     ];
-    check(&[&node[..], &["--data", "/dev/null"]].concat(), 2, "--data /dev/null: it is no folder");
+    check(&[&node[..], &["--data", "/dev/null"]].concat(), 2, "--data /dev/null: not a directory");
     check(&[&node[..], &["--data", "/tmp", "--memory-bytes", "7"]].concat(), 2, "--memory-bytes 7");
     check(&node, 2, "--data");
 }
 
-/// Where others could not dial it, and what is odd; `tests/processes.py` has many more.
+/// Addresses that other processes could not dial, and suspicious ones; `tests/processes.py` tests
+/// many more.
 #[test]
 fn an_address_is_looked_at_by_every_role() {
     let roles = [
@@ -135,10 +136,10 @@ fn an_address_is_looked_at_by_every_role() {
     ];
     for role in roles {
         let with = |etcd, address| [role, &["--etcd", etcd, "--advertise", address]].concat();
-        check(&with(NOBODY, "node-9"), 2, "--advertise");
-        check(&with(NOBODY, "0.0.0.0:7019"), 2, "--advertise");
-        check(&with("https://etcd:2379", "node-9:7019"), 2, "no TLS");
-        check(&with(NOBODY, "node-9:7019"), 0, "warning: --etcd");
+        check(&with(UNREACHABLE, "node-9"), 2, "--advertise");
+        check(&with(UNREACHABLE, "0.0.0.0:7019"), 2, "--advertise");
+        check(&with("https://etcd:2379", "node-9:7019"), 2, "can't use TLS");
+        check(&with(UNREACHABLE, "node-9:7019"), 0, "warning: --etcd");
         check(
             &with("etcd.invalid:2379", "127.0.0.1:7019"),
             0,
@@ -150,14 +151,15 @@ fn an_address_is_looked_at_by_every_role() {
 }
 
 #[test]
-fn a_misspelt_variable_is_said() {
-    let args = ["gateway", "--check-config", "--etcd", NOBODY, "--http", "127.0.0.1:0"];
+fn an_unknown_variable_is_reported() {
+    let args = ["gateway", "--check-config", "--etcd", UNREACHABLE, "--http", "127.0.0.1:0"];
     let output = role(&args, &[("DKC_WORKRES", "2")]);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(code(&output), 0, "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(code(&output), 0, "{printed}");
     assert!(
-        said.contains("warning: the variable DKC_WORKRES is set") && said.contains("DKC_WORKERS"),
-        "{said}"
+        printed.contains("warning: unknown environment variable DKC_WORKRES")
+            && printed.contains("DKC_WORKERS"),
+        "{printed}"
     );
 }
 
@@ -179,63 +181,63 @@ fn serving(status: &'static str, body: &'static str) -> String {
     address
 }
 
-/// For health checks where there is no curl.
+/// For health checks in images without curl.
 #[test]
 fn whether_a_process_is_ready_is_an_exit_code() {
     let ready = serving("200 OK", "ok\n");
     check(&["ready", &ready], 0, "");
     let waits = serving("503 Service Unavailable", "etcd\n");
     check(&["ready", &format!("http://{waits}")], 1, "");
-    check(&["ready", NOBODY], 1, NOBODY);
+    check(&["ready", UNREACHABLE], 1, UNREACHABLE);
     check(&["ready"], 2, "HOST:PORT");
 }
 
-/// A port that is taken is a setting to be changed.
+/// A port that is in use is a wrong setting.
 #[test]
 fn a_role_that_can_not_listen_ends_with_2() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = &taken.local_addr().unwrap().to_string();
-    check(&["gateway", "--etcd", NOBODY, "--http", address], 2, address);
-    let coordinator = ["coordinator", "--name", "c", "--etcd", NOBODY, "--listen", address];
+    check(&["gateway", "--etcd", UNREACHABLE, "--http", address], 2, address);
+    let coordinator = ["coordinator", "--name", "c", "--etcd", UNREACHABLE, "--listen", address];
     check(&coordinator, 2, address);
 }
 
-/// Without an etcd to compare it with, it can only be told.
+/// Without etcd the owner of the data cannot be compared, but it is printed.
 #[test]
-fn whose_data_a_folder_holds_is_told() {
+fn the_owner_of_the_data_is_printed() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().to_str().unwrap();
-    let node = ["storage-node", "--check-config", "--name", "n", "--etcd", NOBODY];
+    let node = ["storage-node", "--check-config", "--name", "n", "--etcd", UNREACHABLE];
     let args = [&node[..], &["--listen", "127.0.0.1:0", "--data", data]].concat();
-    let said = |args: &[&str]| String::from_utf8(role(args, &[]).stderr).unwrap();
-    assert!(!said(&args).contains("holds store"), "an empty folder is nobody's");
+    let printed = |args: &[&str]| String::from_utf8(role(args, &[]).stderr).unwrap();
+    assert!(!printed(&args).contains("holds store"), "an empty folder has no owner");
     let owner = Owner { cluster: 0xc0ffee, store: StoreId(7) };
     let header = SegmentHeader { owner, segment: 1, first_group: 1 };
     std::fs::create_dir(folder.path().join("log")).unwrap();
     std::fs::write(folder.path().join("log/1.log"), header.encode()).unwrap();
-    let said = said(&args);
-    assert!(said.contains(&format!("--data {data}: holds store {}", StoreId(7))), "{said}");
-    assert!(said.contains(&format!("of cluster {:032x}", 0xc0ffee)), "{said}");
+    let printed = printed(&args);
+    assert!(printed.contains(&format!("--data {data}: holds store {}", StoreId(7))), "{printed}");
+    assert!(printed.contains(&format!("of cluster {:032x}", 0xc0ffee)), "{printed}");
 }
 
 #[test]
-fn a_doctor_says_what_it_found() {
+fn doctor_prints_its_results() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().to_str().unwrap();
     let output = role(&["doctor", "--json", "--data", data], &[]);
-    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let checks: Vec<_> =
-        told["checks"].as_array().unwrap().iter().map(|one| &one["check"]).collect();
+        report["checks"].as_array().unwrap().iter().map(|one| &one["check"]).collect();
     assert_eq!(
         checks,
         ["fsync", "disk space", "clock", "open files", "memory", "/proc", "processor"]
     );
-    // What this machine is like is not for a test to say; that the exit code tells it, is.
-    assert_eq!(code(&output) == 0, told["bad"] == 0, "{told}");
-    for one in told["checks"].as_array().unwrap() {
+    // The test does not depend on this machine, but the exit code must match the results.
+    assert_eq!(code(&output) == 0, report["bad"] == 0, "{report}");
+    for one in report["checks"].as_array().unwrap() {
         assert_eq!(one["verdict"] == "ok", one.get("advice").is_none(), "{one}");
     }
-    let output = role(&["doctor", "--data", data, "--etcd", NOBODY], &[]);
+    let output = role(&["doctor", "--data", data, "--etcd", UNREACHABLE], &[]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(code(&output), 1);
     assert!(text.contains("BAD   etcd        127.0.0.1:1"), "{text}");
@@ -255,11 +257,11 @@ fn cluster(node_2: &str, primary: &str, epoch: u32) -> Value {
 }
 
 #[test]
-fn a_watch_tells_a_story() {
+fn a_watch_prints_changes() {
     for as_json in [false, true] {
         let gateway = FakeGateway::start(|_| Fate::Apply);
-        let says = |cluster| gateway.state.lock().unwrap().cluster = Some(cluster);
-        says(cluster("up", "node-2", 1));
+        let set = |cluster| gateway.state.lock().unwrap().cluster = Some(cluster);
+        set(cluster("up", "node-2", 1));
         let mut child = Command::new(env!("CARGO_BIN_EXE_dkc"))
             .args(["status", "--watch", "--url", &gateway.url()])
             .args(as_json.then_some("--json"))
@@ -269,7 +271,7 @@ fn a_watch_tells_a_story() {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut next = || lines.next().unwrap().unwrap();
         let first = next();
-        says(cluster("down", "node-1", 2));
+        set(cluster("down", "node-1", 2));
         let second = next();
         if as_json {
             let (first, second): (Value, Value) =
@@ -300,9 +302,9 @@ fn a_watch_tells_a_story() {
 fn a_status_is_short_unless_all_is_asked_for() {
     let gateway = FakeGateway::start(|_| Fate::Apply);
     gateway.state.lock().unwrap().cluster = Some(cluster("up", "node-2", 1));
-    let said = |args: &[&str]| String::from_utf8(dkc(args, &gateway.url(), b"").stdout).unwrap();
-    let text = said(&["status"]);
+    let printed = |args: &[&str]| String::from_utf8(dkc(args, &gateway.url(), b"").stdout).unwrap();
+    let text = printed(&["status"]);
     assert!(text.contains("node-1  up     z1"), "{text}");
     assert!(!text.contains("SHARD "), "{text}");
-    assert!(said(&["status", "--all"]).contains("SHARD  STATE"), "{text}");
+    assert!(printed(&["status", "--all"]).contains("SHARD  STATE"), "{text}");
 }

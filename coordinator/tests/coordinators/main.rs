@@ -1,4 +1,5 @@
-//! Coordinators against a real etcd and nodes that only answer: placing, promoting, taking over, waiting.
+//! Coordinators against a real etcd and fake nodes that only reply: placement, promotion, takeover,
+//! start without etcd.
 
 #[path = "../../../metastore/tests/contract/calls.rs"]
 mod calls;
@@ -11,10 +12,10 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use engine::config::ShardConfig;
 use engine::ids::{Boot, Epoch, ShardId, StoreBoot, StoreId, Version};
 use engine::records::{Meta, NodeRecord};
-use metastore::{Candidate, DrainIntent, Metastore, Outcome, Settings};
+use engine::shard_record::ShardRecord;
+use metastore::{CoordinatorRecord, DrainIntent, Metastore, Settings, TxnOutcome};
 
 use calls::{Calls, Fate};
 use coordinator::Options;
@@ -23,10 +24,10 @@ use node::Node;
 use process::{Process, flags};
 
 const CLUSTER: &str = "test";
-/// Of the nodes; a coordinator's is 1 s.
+/// The time to live of the nodes' leases; that of a coordinator is 1 s.
 const TTL_S: u32 = 2;
 const TTL: Duration = Duration::from_secs(TTL_S as u64);
-/// What a machine that builds and tests other things meanwhile may add to a time that is promised.
+/// The time that a busy machine, which builds and tests meanwhile, may add to a promised time.
 const BUSY: Duration = Duration::from_secs(2);
 
 /// Waits, but fails instead of hanging.
@@ -68,11 +69,12 @@ impl Cluster {
             cluster.nodes.insert(number, node);
         }
         cluster.shards_are(|shards| shards.len() == 12).await;
-        cluster.coordinator.says((200, "ok")).await;
+        cluster.coordinator.readyz_is((200, "ok")).await;
         cluster
     }
 
-    /// The same, but the coordinator, whose lease lives for `lease_ttl` seconds, reaches etcd through a relay.
+    /// Like [`placed`](Self::placed), but the coordinator, whose lease has a time to live of
+    /// `lease_ttl` seconds, reaches etcd through a relay.
     async fn placed_behind_a_relay(lease_ttl: u32) -> (Self, Relay) {
         let etcd = Etcd::start().await;
         let relay = Relay::start(etcd.endpoint()).await;
@@ -86,15 +88,15 @@ impl Cluster {
         self.nodes.insert(number, node);
     }
 
-    async fn shards(&self) -> Vec<ShardConfig> {
-        let listed = self.store.list::<ShardConfig>().await.expect("a list");
-        let mut shards: Vec<_> = listed.all.into_iter().map(|kept| kept.record).collect();
-        shards.sort_by_key(|config| config.slots.lo);
+    async fn shards(&self) -> Vec<ShardRecord> {
+        let listed = self.store.list::<ShardRecord>().await.expect("a list");
+        let mut shards: Vec<_> = listed.all.into_iter().map(|stored| stored.record).collect();
+        shards.sort_by_key(|record| record.slots.lo);
         shards
     }
 
     /// Waits until the records are like this.
-    async fn shards_are(&self, like: impl Fn(&[ShardConfig]) -> bool) -> Vec<ShardConfig> {
+    async fn shards_are(&self, like: impl Fn(&[ShardRecord]) -> bool) -> Vec<ShardRecord> {
         let began = Instant::now();
         loop {
             let shards = self.shards().await;
@@ -106,23 +108,23 @@ impl Cluster {
         }
     }
 
-    /// As the primaries say once all members have caught up. Where the coordinator changes a record at the same time, such
-    /// as by a learner that it adds, the record is read again.
-    async fn everybody_is_in_sync(&self) {
-        let everybody: Vec<_> = self.nodes.keys().copied().map(StoreId).collect();
+    /// Writes records as the primaries do once all members have caught up. A record that the
+    /// coordinator changes at the same time, such as by adding a learner, is read again.
+    async fn put_all_in_sync(&self) {
+        let all: Vec<_> = self.nodes.keys().copied().map(StoreId).collect();
         let written = async {
             let mut last = false;
             while !last {
                 last = true;
-                for kept in self.store.list::<ShardConfig>().await.expect("a list").all {
-                    if kept.record.isr == everybody && kept.record.learners.is_empty() {
+                for stored in self.store.list::<ShardRecord>().await.expect("a list").all {
+                    if stored.record.isr == all && stored.record.learners.is_empty() {
                         continue;
                     }
-                    let version = Version(kept.record.version.0 + 1);
-                    let (isr, learners) = (everybody.clone(), Vec::new());
-                    let config = ShardConfig { version, isr, learners, ..kept.record };
-                    let written = self.store.cas_shard(&config, kept.modified, None).await;
-                    last &= matches!(written, Ok(Outcome::Done { .. }));
+                    let version = Version(stored.record.version.0 + 1);
+                    let (isr, learners) = (all.clone(), Vec::new());
+                    let record = ShardRecord { version, isr, learners, ..stored.record };
+                    let written = self.store.cas_shard(&record, stored.modified, None).await;
+                    last &= matches!(written, Ok(TxnOutcome::Done { .. }));
                 }
             }
         };
@@ -134,13 +136,13 @@ impl Cluster {
         meta.expect("the cluster is made").record.cluster
     }
 
-    /// Node 2 has the longer log of every other shard, node 3 that of the rest.
-    fn fill_logs(&self, shards: &[ShardConfig]) -> BTreeMap<ShardId, StoreId> {
+    /// Gives node 2 the longer log of every other shard, and node 3 that of the others.
+    fn fill_logs(&self, shards: &[ShardRecord]) -> BTreeMap<ShardId, StoreId> {
         let mut longest = BTreeMap::new();
-        for (index, config) in shards.iter().enumerate() {
-            let shard = config.shard();
+        for (index, record) in shards.iter().enumerate() {
+            let shard = record.shard();
             let (longer, shorter) = if index % 2 == 0 { (2, 3) } else { (3, 2) };
-            // A later epoch counts for more than a higher seq.
+            // A later epoch precedes a higher seq.
             self.nodes[&longer].log_ends(shard, 1, 50);
             self.nodes[&shorter].log_ends(
                 shard,
@@ -152,13 +154,13 @@ impl Cluster {
         longest
     }
 
-    /// Waits until no shard is led by node 1; checks what became of those that were.
+    /// Waits until node 1 leads no shard, and checks the shards that it led.
     async fn fails_over_from_1(
         &self,
-        before: &[ShardConfig],
+        before: &[ShardRecord],
         longest: &BTreeMap<ShardId, StoreId>,
     ) {
-        let led = |shards: &[ShardConfig]| shards.iter().any(|one| one.primary.store == StoreId(1));
+        let led = |shards: &[ShardRecord]| shards.iter().any(|one| one.primary.store == StoreId(1));
         assert!(led(before), "it led some");
         let after = self.shards_are(|shards| !led(shards)).await;
         for (old, new) in before.iter().zip(&after) {
@@ -180,23 +182,23 @@ async fn shards_are_placed_once_the_expected_nodes_are_there() {
     let store = Metastore::connect(&settings).await.expect("etcd answers");
     let coordinator = Process::start(flags(&etcd.endpoint(), 1));
     let mut cluster = Cluster { etcd, store, nodes: BTreeMap::new(), coordinator };
-    cluster.coordinator.says((503, "0 of 3 nodes")).await;
+    cluster.coordinator.readyz_is((503, "0 of 3 nodes")).await;
     cluster.add(1).await;
     cluster.add(2).await;
-    cluster.coordinator.says((503, "2 of 3 nodes")).await;
+    cluster.coordinator.readyz_is((503, "2 of 3 nodes")).await;
     assert_eq!(cluster.shards().await, []);
     cluster.add(3).await;
     let shards = cluster.shards_are(|shards| shards.len() == 12).await;
-    cluster.coordinator.says((200, "ok")).await;
+    cluster.coordinator.readyz_is((200, "ok")).await;
 
     let all: Vec<StoreId> = (1..=3).map(StoreId).collect();
     let mut led = BTreeMap::<StoreBoot, u32>::new();
-    for (index, config) in (0_u32..).zip(&shards) {
+    for (index, record) in (0_u32..).zip(&shards) {
         let edges = (index * 65_536 / 12, (index + 1) * 65_536 / 12 - 1);
-        assert_eq!((u32::from(config.slots.lo), u32::from(config.slots.hi)), edges);
-        assert_eq!((config.epoch, config.version), (Epoch(1), Version(1)));
-        assert_eq!((&config.isr, &config.learners), (&all, &vec![]));
-        *led.entry(config.primary).or_default() += 1;
+        assert_eq!((u32::from(record.slots.lo), u32::from(record.slots.hi)), edges);
+        assert_eq!((record.epoch, record.version), (Epoch(1), Version(1)));
+        assert_eq!((&record.isr, &record.learners), (&all, &vec![]));
+        *led.entry(record.primary).or_default() += 1;
     }
     let each = |store: &StoreId| (StoreBoot { store: *store, boot: Boot(1) }, 4);
     assert_eq!(led, all.iter().map(each).collect());
@@ -204,7 +206,7 @@ async fn shards_are_placed_once_the_expected_nodes_are_there() {
     assert_eq!((meta.record.shards, meta.record.replicas, meta.record.min_in_sync), (12, 3, 2));
 }
 
-/// A process that is gone is known by its refused connections, long before its lease runs out.
+/// A process that is gone is detected by refused connections, long before its lease expires.
 #[tokio::test]
 async fn the_shards_of_a_killed_node_go_to_the_longest_logs() {
     let mut cluster = Cluster::placed_on_leases_of(60).await;
@@ -224,16 +226,17 @@ async fn the_shards_of_a_killed_node_go_to_the_longest_logs() {
     assert_eq!(families["dkc_proposals_total"].samples.len(), 3);
 }
 
-/// Whatever is kept by address is of the run before: the next death is decided by asking node 1 where it is now.
+/// No connection to the former boot's address is used: the next failover queries node 1 at its new
+/// address.
 #[tokio::test]
 async fn a_node_that_came_back_at_another_port_takes_over() {
     let mut cluster = Cluster::placed_on_leases_of(60).await;
-    for config in cluster.shards().await {
-        cluster.nodes[&1].log_ends(config.shard(), 1, 50);
-        cluster.nodes[&2].log_ends(config.shard(), 1, 40);
-        cluster.nodes[&3].log_ends(config.shard(), 1, 40);
+    for record in cluster.shards().await {
+        cluster.nodes[&1].log_ends(record.shard(), 1, 50);
+        cluster.nodes[&2].log_ends(record.shard(), 1, 40);
+        cluster.nodes[&3].log_ends(record.shard(), 1, 40);
     }
-    // It has a connection to where node 1 is before.
+    // The coordinator has a connection to the former address of node 1.
     let (id, to) = (cluster.cluster_id().await, cluster.coordinator.address());
     cluster.nodes[&2].reports_silent(&to, id, StoreId(1)).await.expect("the leader listens");
     let asked = async {
@@ -250,10 +253,10 @@ async fn a_node_that_came_back_at_another_port_takes_over() {
             shards.iter().all(|one| one.primary.store != StoreId(1) || one.primary == again)
         })
         .await;
-    cluster.everybody_is_in_sync().await;
+    cluster.put_all_in_sync().await;
     let before = cluster.shards().await;
     cluster.nodes.get_mut(&2).expect("node 2").kill();
-    let led_by_2 = |one: &ShardConfig| one.primary.store == StoreId(2);
+    let led_by_2 = |one: &ShardRecord| one.primary.store == StoreId(2);
     let after = cluster.shards_are(|shards| !shards.iter().any(led_by_2)).await;
     let mut moved = before.iter().zip(&after).filter(|(old, _)| led_by_2(old)).peekable();
     assert!(moved.peek().is_some(), "node 2 led some");
@@ -262,7 +265,8 @@ async fn a_node_that_came_back_at_another_port_takes_over() {
     }
 }
 
-/// The deletion of its key comes by no watch: it happened while none was open. The list after it lacks the node.
+/// No watch reports the deletion of the node's key, since none was open at that time. The list that
+/// is read after it lacks the node.
 #[tokio::test]
 async fn a_node_whose_key_went_while_no_watch_was_open_is_missed() {
     let (mut cluster, relay) = Cluster::placed_behind_a_relay(60).await;
@@ -275,15 +279,15 @@ async fn a_node_whose_key_went_while_no_watch_was_open_is_missed() {
     let key = cluster.store.get::<NodeRecord>(&StoreId(1)).await.expect("a read");
     let modified = key.expect("it is registered").modified;
     let gone = cluster.store.delete::<NodeRecord>(&StoreId(1), modified).await;
-    assert!(matches!(gone.expect("an answer"), Outcome::Done { .. }));
+    assert!(matches!(gone.expect("an answer"), TxnOutcome::Done { .. }));
     relay.mend();
     cluster.fails_over_from_1(&before, &longest).await;
     let (_, metrics) = cluster.coordinator.page("/metrics").await.expect("it listens");
     assert!(metrics.contains("dkc_elections_total 1"), "it led all the time: {metrics}");
 }
 
-/// A promotion whose answer was lost took effect or did not: it is settled by what etcd holds, and never made twice. One
-/// that etcd refused did not, and is made again.
+/// A promotion whose reply was lost took effect or not: etcd's records decide, and it is never made
+/// twice. One that etcd refused had no effect, and is made again.
 #[tokio::test]
 async fn a_promotion_that_is_lost_or_refused_happens_once() {
     for (fate, outcome) in
@@ -300,24 +304,25 @@ async fn a_promotion_that_is_lost_or_refused_happens_once() {
         cluster.fails_over_from_1(&before, &longest).await;
         calls.happened().await;
         let line = format!("dkc_proposals_total{{outcome=\"{outcome}\"}} 1");
-        let told = async {
+        let counted = async {
             let page = async || cluster.coordinator.page("/metrics").await;
             while !page().await.is_some_and(|(_, page)| page.contains(&line)) {}
         };
-        within(10, told).await;
+        within(10, counted).await;
     }
 }
 
-/// Its transactions would fail, since each compares the term; questions compare nothing, so they must not be asked.
+/// The transactions of a deposed leader fail, since each compares the term; queries compare
+/// nothing, so they must not be sent.
 #[tokio::test]
-async fn a_leader_that_was_deposed_asks_no_more() {
+async fn a_leader_that_was_deposed_sends_no_more_queries() {
     let (mut cluster, relay) = Cluster::placed_behind_a_relay(1).await;
-    // Node 1 answers, but its key is gone, so it is looked at again and again.
+    // Node 1 replies, but its key is gone, so it is probed again and again.
     cluster.nodes.get_mut(&1).expect("node 1").lose_lease();
     let key = cluster.store.get::<NodeRecord>(&StoreId(1)).await.expect("a read");
     let modified = key.expect("it is registered").modified;
     let gone = cluster.store.delete::<NodeRecord>(&StoreId(1), modified).await;
-    assert!(matches!(gone.expect("an answer"), Outcome::Done { .. }));
+    assert!(matches!(gone.expect("an answer"), TxnOutcome::Done { .. }));
     let asked = || cluster.nodes[&1].asked();
     let until_asked = async |more: u64| {
         let want = asked() + more;
@@ -326,11 +331,11 @@ async fn a_leader_that_was_deposed_asks_no_more() {
         }
     };
     within(10, until_asked(3)).await;
-    // Nobody renews the lease; another takes the lead; then it hears of that.
+    // The lease is not renewed, another process becomes leader, and then the coordinator learns it.
     relay.lose_answers();
-    let usurper = Candidate { address: "127.0.0.1:1".into() };
+    let usurper = CoordinatorRecord { address: "127.0.0.1:1".into() };
     let usurped = async {
-        while !matches!(cluster.store.create(&(), &usurper).await, Ok(Outcome::Done { .. })) {
+        while !matches!(cluster.store.create(&(), &usurper).await, Ok(TxnOutcome::Done { .. })) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -347,14 +352,14 @@ async fn a_leader_that_was_deposed_asks_no_more() {
         }
     };
     within(10, deposed).await;
-    // What was on its way then arrives.
+    // Queries that were in flight arrive.
     tokio::time::sleep(Duration::from_millis(300)).await;
     let before = asked();
     let more = tokio::time::timeout(Duration::from_secs(3), until_asked(1)).await;
     assert!(more.is_err(), "asked {} times after it was deposed", asked() - before);
 }
 
-/// SIGSTOP, or a cut cable: connections stand, nobody answers, the lease is renewed no more.
+/// SIGSTOP, or a cut cable: connections stay open without replies, and the lease is not renewed.
 #[tokio::test]
 async fn the_shards_of_a_silent_node_go_when_its_lease_is_gone() {
     let mut cluster = Cluster::placed().await;
@@ -369,7 +374,7 @@ async fn the_shards_of_a_silent_node_go_when_its_lease_is_gone() {
     assert!(took < TTL + Duration::from_secs(1) + BUSY, "took {took:?}");
 }
 
-/// Its lease lives, but a peer misses it too.
+/// The lease is alive, but a peer reports the node as silent.
 #[tokio::test]
 async fn the_shards_of_a_silent_node_go_when_a_peer_reports_it() {
     let cluster = Cluster::placed_on_leases_of(60).await;
@@ -382,7 +387,7 @@ async fn the_shards_of_a_silent_node_go_when_a_peer_reports_it() {
     cluster.fails_over_from_1(&before, &longest).await;
 }
 
-/// A node with a stalled disk answers, but can't acknowledge anything.
+/// A node with a stalled disk replies, but can't acknowledge anything.
 #[tokio::test]
 async fn the_shards_of_a_node_with_a_stalled_disk_go_when_its_lease_is_gone() {
     let mut cluster = Cluster::placed().await;
@@ -394,9 +399,9 @@ async fn the_shards_of_a_node_with_a_stalled_disk_go_when_its_lease_is_gone() {
     cluster.fails_over_from_1(&before, &longest).await;
 }
 
-/// A lease that vanished is not death, and neither is what a peer says.
+/// Neither a lease that vanished nor the report of a peer proves a death.
 #[tokio::test]
-async fn a_node_that_answers_keeps_its_shards_whatever_is_said_of_it() {
+async fn a_node_that_replies_keeps_its_shards_despite_reports() {
     let mut cluster = Cluster::placed().await;
     let before = cluster.shards().await;
     let longest = cluster.fill_logs(&before);
@@ -414,7 +419,7 @@ async fn a_node_that_answers_keeps_its_shards_whatever_is_said_of_it() {
         assert_eq!(cluster.shards().await, before);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    // And the coordinator was awake all the time.
+    // The coordinator was able to act all the time.
     cluster.nodes.get_mut(&1).expect("node 1").kill();
     cluster.fails_over_from_1(&before, &longest).await;
 }
@@ -426,7 +431,7 @@ async fn a_standby_takes_over_when_the_leader_dies_and_finishes_its_work() {
     let longest = cluster.fill_logs(&before);
     let id = cluster.cluster_id().await;
     let standby = Process::start(flags(&cluster.etcd.endpoint(), 2));
-    standby.says((200, "ok")).await;
+    standby.readyz_is((200, "ok")).await;
     let refused = cluster.nodes[&2].reports_silent(&standby.address(), id, StoreId(1)).await;
     assert_eq!(refused.expect_err("a standby").code(), tonic::Code::Unavailable);
 
@@ -436,24 +441,28 @@ async fn a_standby_takes_over_when_the_leader_dies_and_finishes_its_work() {
     cluster.coordinator = standby;
     cluster.fails_over_from_1(&before, &longest).await;
     let took = died.elapsed();
-    // The coordinator's own time to live, and what an election and a promotion may take.
+    // The limit is the coordinator's own time to live, plus the time of an election and a
+    // promotion.
     assert!(took < Duration::from_millis(1_000 + 1_000 + 500) + BUSY, "took {took:?}");
-    let leader = cluster.store.get::<Candidate>(&()).await.expect("a read").expect("one leads");
+    let leader =
+        cluster.store.get::<CoordinatorRecord>(&()).await.expect("a read").expect("one leads");
     assert_eq!(leader.record.address, cluster.coordinator.address());
 }
 
-/// It does not know yet that another leads: whatever it still sends compares its own term.
+/// The deposed leader does not know yet that another one leads; its transactions compare its own
+/// term.
 #[tokio::test]
 async fn a_leader_that_was_deposed_without_knowing_changes_nothing() {
     let mut cluster = Cluster::placed().await;
     let before = cluster.shards().await;
     let longest = cluster.fill_logs(&before);
-    let old = cluster.store.get::<Candidate>(&()).await.expect("a read").expect("one leads");
-    let gone = cluster.store.delete::<Candidate>(&(), old.modified).await;
-    assert!(matches!(gone.expect("an answer"), Outcome::Done { .. }));
-    let usurper = Candidate { address: "127.0.0.1:1".into() };
+    let old =
+        cluster.store.get::<CoordinatorRecord>(&()).await.expect("a read").expect("one leads");
+    let gone = cluster.store.delete::<CoordinatorRecord>(&(), old.modified).await;
+    assert!(matches!(gone.expect("an answer"), TxnOutcome::Done { .. }));
+    let usurper = CoordinatorRecord { address: "127.0.0.1:1".into() };
     let made = cluster.store.create(&(), &usurper).await.expect("an answer");
-    let Outcome::Done { revision } = made else { panic!("{made:?}") };
+    let TxnOutcome::Done { revision } = made else { panic!("{made:?}") };
 
     cluster.nodes.get_mut(&1).expect("node 1").kill();
     let tries = async {
@@ -466,9 +475,9 @@ async fn a_leader_that_was_deposed_without_knowing_changes_nothing() {
     };
     within(10, tries).await;
     assert_eq!(cluster.shards().await, before);
-    let gone = cluster.store.delete::<Candidate>(&(), revision).await;
-    assert!(matches!(gone.expect("an answer"), Outcome::Done { .. }));
-    // It finds its own key gone when it looks, every 10 s, and leads under a new term.
+    let gone = cluster.store.delete::<CoordinatorRecord>(&(), revision).await;
+    assert!(matches!(gone.expect("an answer"), TxnOutcome::Done { .. }));
+    // The coordinator reads its own key every 10 s, finds it gone, and leads under a new term.
     cluster.fails_over_from_1(&before, &longest).await;
 }
 
@@ -477,17 +486,17 @@ async fn a_leader_that_is_asked_to_stop_is_followed_at_once() {
     let etcd = Etcd::start().await;
     let settings = Settings::new(vec![etcd.endpoint()], CLUSTER);
     let store = Metastore::connect(&settings).await.expect("etcd answers");
-    // Were the lease not given back, it would live for long.
+    // A lease that is not revoked would be alive for long.
     let leader = Process::start(Options { lease_ttl: 60, ..flags(&etcd.endpoint(), 1) });
-    leader.says((503, "0 of 3 nodes")).await;
+    leader.readyz_is((503, "0 of 3 nodes")).await;
     let standby = Process::start(flags(&etcd.endpoint(), 2));
-    standby.says((200, "ok")).await;
+    standby.readyz_is((200, "ok")).await;
     let address = standby.address();
     let asked = Instant::now();
     within(5, leader.stop()).await.expect("exit code 0");
     let follows = async {
         loop {
-            let leader = store.get::<Candidate>(&()).await.expect("a read");
+            let leader = store.get::<CoordinatorRecord>(&()).await.expect("a read");
             if leader.is_some_and(|leader| leader.record.address == address) {
                 return;
             }
@@ -495,22 +504,22 @@ async fn a_leader_that_is_asked_to_stop_is_followed_at_once() {
     };
     within(5, follows).await;
     assert!(asked.elapsed() < BUSY, "{:?}", asked.elapsed());
-    standby.says((503, "0 of 3 nodes")).await;
+    standby.readyz_is((503, "0 of 3 nodes")).await;
 }
 
 #[tokio::test]
 async fn a_draining_node_hands_its_shards_over() {
     let mut cluster = Cluster::placed().await;
     cluster.add(4).await;
-    let told = cluster.store.create(&StoreId(1), &DrainIntent).await;
-    assert!(matches!(told.expect("an answer"), Outcome::Done { .. }));
-    let led = |shards: &[ShardConfig]| shards.iter().any(|one| one.primary.store == StoreId(1));
+    let made = cluster.store.create(&StoreId(1), &DrainIntent).await;
+    assert!(matches!(made.expect("an answer"), TxnOutcome::Done { .. }));
+    let led = |shards: &[ShardRecord]| shards.iter().any(|one| one.primary.store == StoreId(1));
     let after = cluster.shards_are(|shards| !led(shards)).await;
     let handed = cluster.nodes[&1].stepped_down();
     assert!(handed.len() >= 4, "{handed:?}");
     for (shard, epoch) in handed {
-        let config = after.iter().find(|config| config.shard() == shard).expect("it is there");
-        assert!(config.epoch > epoch, "promoted after it had stepped down: {config:?}");
+        let record = after.iter().find(|record| record.shard() == shard).expect("it is there");
+        assert!(record.epoch > epoch, "promoted after it had stepped down: {record:?}");
     }
 }
 
@@ -526,35 +535,35 @@ async fn flags_that_differ_from_the_cluster_end_the_process() {
     let mut options = flags(&cluster.etcd.endpoint(), 3);
     (options.shards, options.replicas, options.min_in_sync) = (None, None, None);
     let standby = Process::start(options);
-    standby.says((200, "ok")).await;
+    standby.readyz_is((200, "ok")).await;
     within(5, standby.stop()).await.expect("exit code 0");
-    // Nonsense is refused without asking anybody.
+    // Invalid flags are refused without a call to etcd.
     let mut options = flags("127.0.0.1:1", 4);
     (options.replicas, options.min_in_sync) = (Some(2), Some(3));
-    let exit = Process::start(options).end().await.expect_err("nonsense");
+    let exit = Process::start(options).end().await.expect_err("invalid flags");
     assert_eq!(exit.code(), 2);
 }
 
 #[tokio::test]
-async fn a_coordinator_waits_for_an_etcd_that_is_down_and_says_so() {
+async fn a_coordinator_waits_for_an_etcd_that_is_down_and_reports_it() {
     let mut etcd = Etcd::start().await;
     etcd.kill();
     let coordinator = Process::start(flags(&etcd.endpoint(), 1));
-    coordinator.says((503, "etcd")).await;
+    coordinator.readyz_is((503, "etcd")).await;
     etcd.run().await;
-    coordinator.says((503, "0 of 3 nodes")).await;
+    coordinator.readyz_is((503, "0 of 3 nodes")).await;
     etcd.kill();
-    coordinator.says((503, "etcd")).await;
-    // It can be stopped meanwhile, and stays for less than the 10 s that it has.
+    coordinator.readyz_is((503, "etcd")).await;
+    // The process can be stopped meanwhile, in less than the 10 s that it has.
     within(10, coordinator.stop()).await.expect("exit code 0");
 }
 
-/// Waiting does not help, so a supervisor is to see an exit code.
+/// Waiting does not help, so the process ends with an exit code for its supervisor.
 #[tokio::test]
 async fn an_etcd_that_is_too_old_ends_the_process() {
     let etcd = Etcd::start().await;
     let calls = Calls::start(etcd.endpoint()).await;
-    calls.next("Status", Fate::SayVersion("3.4.27"));
+    calls.next("Status", Fate::ReplyVersion("3.4.27"));
     let exit = within(10, Process::start(flags(&calls.endpoint(), 1)).end()).await;
     let exit = exit.expect_err("it is too old");
     assert_eq!(exit.code(), 2);
@@ -574,7 +583,8 @@ async fn a_port_that_is_taken_is_a_setting_to_be_changed() {
     }
 }
 
-/// Every third read is lost, those of the first listing too: it reads again until it knows everything.
+/// Every third read is lost, also those of the first listing: the coordinator reads again until it
+/// has all records.
 #[tokio::test]
 async fn a_coordinator_begins_though_reads_are_lost() {
     let etcd = Etcd::start().await;
@@ -587,16 +597,16 @@ async fn a_coordinator_begins_though_reads_are_lost() {
     Cluster::placed_by(etcd, flags(&calls.endpoint(), 1), 60).await;
 }
 
-/// All leases are gone when etcd goes on; nobody is dead.
+/// All leases have expired when etcd resumes, but no node is dead.
 #[tokio::test]
-async fn an_etcd_that_slept_kills_nobody() {
+async fn an_etcd_that_was_paused_causes_no_failover() {
     let mut cluster = Cluster::placed().await;
     let before = cluster.shards().await;
     let longest = cluster.fill_logs(&before);
     cluster.etcd.freeze();
     tokio::time::sleep(TTL * 5 / 2).await;
     cluster.etcd.thaw();
-    cluster.coordinator.says((200, "ok")).await;
+    cluster.coordinator.readyz_is((200, "ok")).await;
     let registered = async {
         loop {
             let listed = cluster.store.list::<NodeRecord>().await;
@@ -607,22 +617,22 @@ async fn an_etcd_that_slept_kills_nobody() {
     };
     within(10, registered).await;
     assert_eq!(cluster.shards().await, before);
-    // It leads again, under a new term.
+    // The coordinator leads again, under a new term.
     cluster.nodes.get_mut(&1).expect("node 1").kill();
     cluster.fails_over_from_1(&before, &longest).await;
 }
 
-/// Nobody may follow an etcd whose history went back before an operator said so.
+/// No process may follow an etcd whose history went back before an operator has decided so.
 #[tokio::test]
-async fn an_etcd_whose_history_went_back_is_led_no_more() {
+async fn no_coordinator_leads_with_an_etcd_whose_history_went_back() {
     let mut cluster = Cluster::placed().await;
     cluster.nodes.clear();
     cluster.etcd.replace_by_empty().await;
-    cluster.coordinator.says((503, "etcd-went-back")).await;
-    // Nor does our own metastore follow it.
+    cluster.coordinator.readyz_is((503, "etcd-went-back")).await;
+    // The test's own metastore does not follow it, either.
     let settings = Settings::new(vec![cluster.etcd.endpoint()], CLUSTER);
     cluster.store = Metastore::connect(&settings).await.expect("etcd answers");
-    let leader = cluster.store.get::<Candidate>(&()).await.expect("a read");
+    let leader = cluster.store.get::<CoordinatorRecord>(&()).await.expect("a read");
     assert_eq!(leader, None);
     assert_eq!(cluster.shards().await, []);
     let coordinator = cluster.coordinator;

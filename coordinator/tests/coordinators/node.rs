@@ -1,15 +1,16 @@
-//! A storage node as the coordinator sees it: a server that answers questions, and keys in etcd.
+//! A fake storage node: a server that replies to the coordinator's queries, and keys in etcd.
 //!
-//! It has a runtime of its own, so that it can be killed: its sockets close, its lease is renewed no more.
+//! The node has a runtime of its own, so that it can be killed: its sockets close, and its lease is
+//! no longer renewed.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use engine::ids::{Boot, Epoch, Seq, ShardId, StoreBoot, StoreId};
-use engine::message::{NodeQuery, NodeQueryReply, Report, ShardEnd};
+use engine::message::{HealthReport, NodeQuery, NodeQueryReply, ShardEnd};
 use engine::records::{NodeRecord, StoreRecord, StoreStatus};
-use metastore::{BootGuard, HeldKey, LeaseEvent, LeaseSettings, Metastore, Outcome, Settings};
+use metastore::{BootGuard, HeldKey, LeaseEvent, LeaseSettings, Metastore, Settings, TxnOutcome};
 use proto::wire;
 use proto::wire::control_server::{Control, ControlServer};
 use proto::wire::reports_client::ReportsClient;
@@ -21,48 +22,48 @@ use tonic::{Request, Response, Status};
 
 use crate::CLUSTER;
 
-/// What a node says of itself. Shared with the test, which changes it.
+/// The replies of a node. They are shared with the test, which changes them.
 #[derive(Default)]
-struct Says {
-    /// Where its logs end; those not named are empty.
+struct NodeAnswers {
+    /// The ends of its logs; logs that are not named are empty.
     ends: BTreeMap<ShardId, (Epoch, Seq)>,
     fsync_age_ms: u64,
     silent: bool,
-    /// Questions that reached it.
+    /// The number of queries that it has received.
     asked: u64,
     stepped_down: Vec<(ShardId, Epoch)>,
 }
 
 pub(crate) struct Node {
     pub(crate) me: StoreBoot,
-    says: Arc<Mutex<Says>>,
+    answers: Arc<Mutex<NodeAnswers>>,
     runtime: Option<Runtime>,
-    /// Ends the lease's renewal, not the server.
+    /// Ends the renewal of the lease, but not the server.
     unlease: Option<oneshot::Sender<()>>,
 }
 
 impl Node {
-    /// Starts and registers.
+    /// Starts a node and registers it.
     pub(crate) async fn start(etcd: String, store: u128, ttl_s: u32) -> Self {
         let me = StoreBoot { store: StoreId(store), boot: Boot(1) };
-        Self::run(etcd, me, ttl_s, Says::default()).await
+        Self::run(etcd, me, ttl_s, NodeAnswers::default()).await
     }
 
-    /// Killed and started again: the next boot, with the same logs, at another port.
+    /// Kills the node and starts it again: the next boot, with the same logs, at another port.
     pub(crate) async fn restart_elsewhere(&mut self, etcd: String, ttl_s: u32) {
         self.kill();
         let me = StoreBoot { boot: Boot(self.me.boot.0 + 1), ..self.me };
-        let ends = self.says().ends.clone();
-        *self = Self::run(etcd, me, ttl_s, Says { ends, ..Says::default() }).await;
+        let ends = self.answers().ends.clone();
+        *self = Self::run(etcd, me, ttl_s, NodeAnswers { ends, ..NodeAnswers::default() }).await;
     }
 
-    async fn run(etcd: String, me: StoreBoot, ttl_s: u32, says: Says) -> Self {
-        let says = Arc::new(Mutex::new(says));
+    async fn run(etcd: String, me: StoreBoot, ttl_s: u32, answers: NodeAnswers) -> Self {
+        let answers = Arc::new(Mutex::new(answers));
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).enable_all().build().expect("a runtime");
         let (unlease, unleased) = oneshot::channel();
         let (registered, done) = oneshot::channel();
-        let server = Answers { me, says: Arc::clone(&says) };
+        let server = ControlService { me, answers: Arc::clone(&answers) };
         runtime.spawn(async move {
             let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
             let listener = tokio::net::TcpListener::bind(anywhere).await.expect("a port");
@@ -73,44 +74,44 @@ impl Node {
             register(etcd, me, address, ttl_s, registered, unleased).await;
         });
         crate::within(10, done).await.expect("it registers");
-        Self { me, says, runtime: Some(runtime), unlease: Some(unlease) }
+        Self { me, answers, runtime: Some(runtime), unlease: Some(unlease) }
     }
 
-    /// kill -9: nobody listens any more, nothing is given back.
+    /// kill -9: the port is closed, and the lease is not revoked.
     pub(crate) fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
     }
 
-    /// Its lease is renewed no more, though it goes on.
+    /// Stops renewing the lease, while the node continues.
     pub(crate) fn lose_lease(&mut self) {
         self.unlease = None;
     }
 
-    /// It takes what is asked and answers nothing, as if stopped.
+    /// Receives queries without replying, like a stopped process.
     pub(crate) fn fall_silent(&self) {
-        self.says().silent = true;
+        self.answers().silent = true;
     }
 
     pub(crate) fn stall_disk(&self) {
-        self.says().fsync_age_ms = 5_000;
+        self.answers().fsync_age_ms = 5_000;
     }
 
     pub(crate) fn log_ends(&self, shard: ShardId, epoch: u64, seq: u64) {
-        self.says().ends.insert(shard, (Epoch(epoch), Seq(seq)));
+        self.answers().ends.insert(shard, (Epoch(epoch), Seq(seq)));
     }
 
-    /// How many questions have reached it.
+    /// Returns the number of queries that the node has received.
     pub(crate) fn asked(&self) -> u64 {
-        self.says().asked
+        self.answers().asked
     }
 
     pub(crate) fn stepped_down(&self) -> Vec<(ShardId, Epoch)> {
-        self.says().stepped_down.clone()
+        self.answers().stepped_down.clone()
     }
 
-    /// Tells a coordinator that this peer is silent.
+    /// Reports to a coordinator that a peer is silent.
     pub(crate) async fn reports_silent(
         &self,
         coordinator: &str,
@@ -119,12 +120,12 @@ impl Node {
     ) -> Result<(), Status> {
         let url = format!("http://{coordinator}");
         let mut client = ReportsClient::connect(url).await.expect("it listens");
-        let report = Report { silent: vec![silent], ..Report::default() };
+        let report = HealthReport { silent: vec![silent], ..HealthReport::default() };
         client.report(wire::NodeReport::new(cluster, Some(self.me), report)).await.map(|_| ())
     }
 
-    fn says(&self) -> std::sync::MutexGuard<'_, Says> {
-        self.says.lock().expect("nobody panics holding it")
+    fn answers(&self) -> std::sync::MutexGuard<'_, NodeAnswers> {
+        self.answers.lock().expect("no panic while it is held")
     }
 }
 
@@ -159,7 +160,7 @@ async fn register(
         None => metastore.create(&me.store, &record).await,
         Some(kept) => metastore.replace(&me.store, &record, kept.modified).await,
     };
-    assert!(matches!(made.expect("an answer"), Outcome::Done { .. }));
+    assert!(matches!(made.expect("an answer"), TxnOutcome::Done { .. }));
     let node = NodeRecord { boot: me.boot, address, capacity: 1 << 40, versions: (1, 1) };
     let guard = BootGuard { store: me.store, boot: me.boot, nonce: 1 };
     let lease = LeaseSettings { ttl_s, ..LeaseSettings::default() };
@@ -173,13 +174,13 @@ async fn register(
     }
 }
 
-struct Answers {
+struct ControlService {
     me: StoreBoot,
-    says: Arc<Mutex<Says>>,
+    answers: Arc<Mutex<NodeAnswers>>,
 }
 
 #[tonic::async_trait]
-impl Control for Answers {
+impl Control for ControlService {
     async fn query(
         &self,
         request: Request<wire::NodeQuery>,
@@ -193,30 +194,30 @@ impl Control for Answers {
     }
 }
 
-impl Answers {
-    /// None: it says nothing.
+impl ControlService {
+    /// Returns the reply to a query, or `None` if the node is silent.
     fn reply(&self, query: NodeQuery) -> Option<NodeQueryReply> {
-        let mut says = self.says.lock().expect("nobody panics holding it");
-        says.asked += 1;
-        if says.silent {
+        let mut answers = self.answers.lock().expect("no panic while it is held");
+        answers.asked += 1;
+        if answers.silent {
             return None;
         }
         let from = self.me;
         Some(match query {
             NodeQuery::Probe { .. } => {
-                NodeQueryReply::Probe { from, fsync_age_ms: says.fsync_age_ms }
+                NodeQueryReply::Probe { from, fsync_age_ms: answers.fsync_age_ms }
             }
             NodeQuery::Gather { shards } => {
                 let end = |shard| {
-                    let last = says.ends.get(&shard).copied().unwrap_or_default();
+                    let last = answers.ends.get(&shard).copied().unwrap_or_default();
                     let (promised, applied) = (last.0, last.1);
                     ShardEnd { shard, promised, last, applied, unfit: false }
                 };
                 NodeQueryReply::Gather { from, ends: shards.into_iter().map(end).collect() }
             }
             NodeQuery::StepDown { shard, epoch } => {
-                says.stepped_down.push((shard, epoch));
-                let (_, seq) = says.ends.get(&shard).copied().unwrap_or_default();
+                answers.stepped_down.push((shard, epoch));
+                let (_, seq) = answers.ends.get(&shard).copied().unwrap_or_default();
                 NodeQueryReply::StepDown { shard, end: Some((epoch, seq)) }
             }
             NodeQuery::Status => NodeQueryReply::Status {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use coordinator::{Exit, Options};
+use coordinator::{CoordinatorExit, Options};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
@@ -15,11 +15,11 @@ use crate::etcd::free_port;
 pub(crate) struct Process {
     pub(crate) options: Options,
     runtime: Option<Runtime>,
-    served: Option<JoinHandle<Result<(), Exit>>>,
+    served: Option<JoinHandle<Result<(), CoordinatorExit>>>,
     stop: Option<oneshot::Sender<()>>,
 }
 
-/// Flags that most tests share: a small cluster that is placed as soon as three nodes are there.
+/// The flags of most tests: a small cluster, placed as soon as three nodes are registered.
 pub(crate) fn flags(etcd: &str, number: u32) -> Options {
     Options {
         name: format!("coordinator-{number}"),
@@ -50,26 +50,26 @@ impl Process {
         let runtime = builder.worker_threads(1).enable_all().build().expect("a runtime");
         let (stop, stopped) = oneshot::channel();
         let serving = coordinator::serve(options.clone(), async {
-            // A test that drops it kills the whole runtime.
+            // A test that drops the sender kills the whole runtime.
             let _stopped = stopped.await;
         });
         let served = Some(runtime.spawn(serving));
         Self { options, runtime: Some(runtime), served, stop: Some(stop) }
     }
 
-    /// SIGTERM.
-    pub(crate) async fn stop(mut self) -> Result<(), Exit> {
+    /// Stops the process as SIGTERM does.
+    pub(crate) async fn stop(mut self) -> Result<(), CoordinatorExit> {
         let _it_may_have_ended = self.stop.take().expect("stopped once").send(());
         self.end().await
     }
 
-    /// Waits until it ends by itself.
-    pub(crate) async fn end(&mut self) -> Result<(), Exit> {
+    /// Waits until the process ends by itself.
+    pub(crate) async fn end(&mut self) -> Result<(), CoordinatorExit> {
         let served = self.served.take().expect("awaited once");
         crate::within(10, served).await.expect("it does not panic")
     }
 
-    /// kill -9.
+    /// Ends the process as `kill -9` does.
     pub(crate) fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -80,7 +80,7 @@ impl Process {
         self.options.listen.to_string()
     }
 
-    /// Status and body of `/readyz`; none while nobody listens.
+    /// Returns the status and the body of `/readyz`; `None` while the port is closed.
     pub(crate) async fn readyz(&self) -> Option<(u16, String)> {
         let page = self.page("/readyz").await?;
         Some((page.0, page.1.trim().to_owned()))
@@ -98,17 +98,17 @@ impl Process {
         Some((status, body.to_owned()))
     }
 
-    /// Waits until `/readyz` says this.
-    pub(crate) async fn says(&self, want: (u16, &str)) {
+    /// Waits until `/readyz` returns this.
+    pub(crate) async fn readyz_is(&self, want: (u16, &str)) {
         let mut last = None;
-        let saying = async {
+        let polling = async {
             while last.as_ref() != Some(&(want.0, want.1.to_owned())) {
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;
                 last = self.readyz().await;
             }
         };
-        let waited = tokio::time::timeout(std::time::Duration::from_secs(15), saying).await;
-        assert!(waited.is_ok(), "wanted {want:?}, /readyz says {last:?}");
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(15), polling).await;
+        assert!(waited.is_ok(), "wanted {want:?}, /readyz returns {last:?}");
     }
 }
 

@@ -1,74 +1,75 @@
-//! Bounded-stale reads: which backup is asked, and how old its answer is (DESIGN §8).
+//! Bounded-stale reads: the choice of a follower, and the age of its answer.
 //!
-//! A part of such a read goes to one backup after another, and lastly to the primary, whose answer
-//! is linearizable. Each worker begins with another backup, so that they share the work; one that
-//! could not answer comes last for a while.
+//! A part of such a read goes to one follower after another, and lastly to the primary, whose
+//! answer is linearizable. Each batcher begins with another follower, so that they share the work;
+//! a follower that could not answer comes last for a while.
 //!
-//! **The age.** A backup says how old its values were when its answer left. The question was sent
-//! before that: so on this worker's clock the values hold all that was acknowledged by the sending
-//! less that age, and what has passed since the sending makes them older. No two clocks are
-//! compared, and a pause anywhere is counted.
+//! **The age.** A follower's answer contains the age that its values had when the answer left. The
+//! request was sent before that. So on this batcher's clock the values include everything that was
+//! acknowledged by the time of sending less that age, and the time since the sending makes them
+//! older. No two clocks are compared, and a pause anywhere is counted.
 
 use std::collections::BTreeMap;
 
-use super::read_queue::{Part, Queue, Way};
-use crate::config::ShardConfig;
+use super::read_queue::{ReadPart, ReadQueue, ReadTarget};
 use crate::ids::{Now, ShardId, StoreId};
 use crate::router::Router;
+use crate::shard_record::ShardRecord;
 
-/// What a part is content with, and who could not give it.
+/// The age that a part accepts, and the followers that could not satisfy it.
 #[derive(Clone, Debug)]
-pub(super) struct Bound {
+pub(super) struct StalenessBound {
     pub max_staleness_ms: u64,
     pub tried: Vec<StoreId>,
 }
 
-/// A part that a backup has answered.
+/// A part that a follower has answered.
 #[derive(Clone, Debug)]
-pub(super) struct Dated {
+pub(super) struct DatedPart {
     pub shard: ShardId,
-    pub part: Part,
-    /// When it was asked for …
+    pub part: ReadPart,
+    /// The time at which the request was sent.
     pub sent: Now,
-    /// … and how old it was when the answer left.
+    /// The age of the values when the answer left.
     pub staleness_us: u64,
 }
 
-impl Dated {
-    /// It is older than its client allows.
+impl DatedPart {
+    /// Returns whether the part is older than its client accepts.
     pub(super) fn is_too_old(&self, now: Now) -> bool {
         !self.allows(self.staleness_ms(now))
     }
 
-    /// Its client is content with values of this age.
+    /// Returns whether its client accepts values of this age.
     pub(super) fn allows(&self, staleness_ms: u64) -> bool {
         self.part.bound.as_ref().is_some_and(|bound| staleness_ms <= bound.max_staleness_ms)
     }
 
-    /// How old it is at most, rounded up.
+    /// The greatest age that the values can have, rounded up.
     pub(super) fn staleness_ms(&self, now: Now) -> u64 {
         (now.0 - self.sent.0).saturating_add(self.staleness_us).div_ceil(1_000)
     }
 }
 
-/// The backup to ask next: in sync, connected and not tried yet. None: the primary is asked.
+/// The follower to ask next, which is in sync, connected and not tried yet; `None` if only the
+/// primary is left.
 pub(super) fn choose(
-    bound: &Bound,
-    config: &ShardConfig,
+    bound: &StalenessBound,
+    record: &ShardRecord,
     router: &Router,
-    queues: &BTreeMap<Way, Queue>,
-    worker: usize,
+    queues: &BTreeMap<ReadTarget, ReadQueue>,
+    number: usize,
     now: Now,
 ) -> Option<StoreId> {
-    let shard = config.shard();
-    let backup = |store: &&StoreId| **store != config.primary.store;
-    let mut backups: Vec<StoreId> = config.isr.iter().filter(backup).copied().collect();
-    let first = worker % backups.len().max(1);
-    backups.rotate_left(first);
-    backups.retain(|store| !bound.tried.contains(store) && router.to_store(*store).is_some());
-    let shunned = |store: &StoreId| {
-        let queue = queues.get(&Way { shard, backup: Some(*store) });
-        queue.is_some_and(|queue| queue.shunned_until > now)
+    let shard = record.shard();
+    let follower = |store: &&StoreId| **store != record.primary.store;
+    let mut followers: Vec<StoreId> = record.isr.iter().filter(follower).copied().collect();
+    let first = number % followers.len().max(1);
+    followers.rotate_left(first);
+    followers.retain(|store| !bound.tried.contains(store) && router.to_store(*store).is_some());
+    let avoided = |store: &StoreId| {
+        let queue = queues.get(&ReadTarget { shard, follower: Some(*store) });
+        queue.is_some_and(|queue| queue.avoided_until > now)
     };
-    backups.into_iter().min_by_key(shunned)
+    followers.into_iter().min_by_key(avoided)
 }

@@ -1,36 +1,38 @@
-//! One gateway worker: operations in, batches out, each decided exactly once.
+//! The state machine of one gateway worker: operations in, batches out, each decided exactly once.
 //!
 //! ```text
-//!   driver                                         worker machine
-//!   ──────                                         ──────────────
+//!   driver                                         batcher
+//!   ──────                                         ───────
 //!   HTTP      ── Write{request}, Read{request} ──▶  split by shard, queued
 //!             ── TurnEnded ───────────────────────▶  sealed, packed into frames
 //!   sockets   ◀── Send{conn, Frame | Read} ────────
-//!             ── Reply{conn} ─────────────────────▶  decided, refused, or still open
+//!             ── Reply{conn} ─────────────────────▶  decided, rejected, or still in flight
 //!   HTTP      ◀── Wrote{request}, ReadDone ────────
-//!   etcd      ── Session, Config ─────────────────▶
+//!   etcd      ── Session, ShardRecord ────────────▶
 //! ```
 //!
-//! **How to drive it.** Wait until something has happened or `next_deadline` has come. Give the
-//! machine every event that is ready, one by one; then give it [`Event::TurnEnded`], once, and
-//! perform the effects in the order given. Nothing is sent and no deadline is looked at before the
-//! turn ends: that is what lets a thousand requests that were ready together travel in one frame.
-//! A `TurnEnded` too many is harmless, one too few delays everything.
+//! **How to drive it.** Wait until something has happened or `next_deadline` has come. Pass every
+//! event that is ready to the batcher, one by one, then [`Event::TurnEnded`], once, and perform the
+//! effects in the order given. Nothing is sent and no deadline expires before the turn ends: this
+//! is what lets a thousand requests that were ready together travel in one frame. A superfluous
+//! `TurnEnded` is harmless, a missing one delays everything.
 //!
-//! **What a newcomer would get wrong.** A batch that was sent once is immutable: the same bytes
-//! under the same number are sent again, to whoever is primary, until it is decided, whatever its
-//! clients have been told meanwhile. "Not applied" may be said of a sent operation only if *every*
-//! send of its batch was answered, and none with an effect: then the batch is *definite*, is
-//! dissolved, and its number is free for other bytes. A closed connection or a time-out answers
-//! nothing.
-
-//! The rooms: [`writes`] splits and admits requests; [`queue`] holds one shard's operations;
-//! [`seal`] makes a batch of them; [`sends`] ends the turn; [`answers`] is the table of DESIGN §11;
-//! [`undecided`] knows whether a batch is definite; [`requests`] and [`reads`] know who waits;
-//! [`bounded`] knows which backup to ask and how old its answer is.
+//! **Easy to get wrong.** A batch that was sent once is immutable: the same bytes are sent again
+//! under the same number, to the present primary, until the batch is decided, whatever answer its
+//! clients have got meanwhile. A sent operation may be reported as "not applied" only if *every*
+//! send of its batch was answered, and none with an effect. The batch is then *rejected*: its
+//! operations go back to the queue or fail, and its number is free for other bytes. A closed
+//! connection or a time-out is not an answer.
+//!
+//! The modules: [`writes`] splits and admits requests; [`queue`] holds one shard's operations;
+//! [`seal`] makes a batch of them; [`sends`] ends the turn; [`answers`] handles the replies of
+//! nodes; [`in_flight`] decides whether a batch is rejected; [`requests`] and [`reads`] hold the
+//! requests that wait; [`bounded`] chooses the follower for a bounded-stale read and computes the
+//! age of its answer.
 
 mod answers;
 mod bounded;
+mod in_flight;
 mod outcome;
 mod queue;
 mod read_queue;
@@ -38,7 +40,6 @@ mod reads;
 mod requests;
 mod seal;
 mod sends;
-mod undecided;
 mod writes;
 
 #[cfg(test)]
@@ -46,154 +47,191 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use self::queue::Queue;
-use self::reads::Reads;
-use self::requests::Requests;
+use self::queue::ShardQueue;
+use self::reads::PendingReads;
+use self::requests::PendingWrites;
 use self::seal::Sealer;
 use self::writes::Splitter;
 use crate::batch::{BATCH_BYTES_LIMIT, BATCH_BYTES_MAX, BATCH_OPS_MAX};
-use crate::config::ShardConfig;
-use crate::idempotency::Token;
+use crate::idempotency::ClientToken;
 use crate::ids::{Conn, Now, SessionId, ShardId, StoreBoot, StoreId, TimeMs};
 use crate::key::CounterKey;
-use crate::message::{GatewayMessage, NodeReply, Report};
+use crate::message::{GatewayMessage, HealthReport, NodeReply};
 use crate::ops::Op;
 use crate::planted::Planted;
 use crate::router::Router;
 use crate::shard_map::ShardMap;
+use crate::shard_record::ShardRecord;
 
 pub use outcome::{Failure, Outcome, ReadValues, WriteResult};
 
-/// Everything that can happen to a worker.
+/// Everything that can happen to a batcher.
 #[derive(Clone, Debug)]
 pub enum Event {
     // -- HTTP
-    /// One request: 1 to 100,000 operations on counters of any shards. Answered by one `Wrote`, by
-    /// the end of the turn in which `deadline` passes. `request` is the driver's own number; it
-    /// counts up and is never used twice, for writes and reads together.
+    /// One request of 1 to 100,000 operations on counters of any shards. It is answered by one
+    /// `Wrote`, at the latest at the end of the turn in which `deadline` passes.
     ///
-    /// With a token: the operations as the client gave them, in its order, all of one namespace (the
-    /// worker sums those of one counter); of [`Scope::Counter`](crate::idempotency::Scope::Counter)
-    /// exactly one. What one shard has to do is done as a whole or not at all, and fails as a whole.
+    /// With a token, `ops` are the operations as the client gave them, in its order and all of one
+    /// namespace (the batcher sums those of one counter); with
+    /// [`Scope::Counter`](crate::idempotency::Scope::Counter) exactly one. The part of each shard
+    /// is applied as a whole or not at all, and fails as a whole.
     Write {
+        /// The driver's own number. Numbers increase and are never used twice, for writes and reads
+        /// together.
         request: u64,
+        /// The operations.
         ops: Vec<Op>,
-        token: Option<Token>,
+        /// The client's idempotency key, if there is one.
+        token: Option<ClientToken>,
+        /// The time at which the request is answered by what is known then.
         deadline: Now,
     },
-    /// A read of any counters. Answered by one `ReadDone`. Linearizable, unless the client is
-    /// content with values of this age.
+    /// A read of any counters, answered by one `ReadDone`.
     Read {
+        /// The driver's own number; see `Write`.
         request: u64,
+        /// The counters to read.
         keys: Vec<CounterKey>,
+        /// The age of values that the client accepts; `None` for a linearizable read.
         max_staleness_ms: Option<u64>,
+        /// The time at which the read fails.
         deadline: Now,
     },
 
     // -- etcd
-    /// This worker's key in etcd was created (the id is its create_revision), or is gone. Losing it
-    /// ends nothing: the worker goes on with the old session until there is a new one, and then
-    /// changes over shard by shard, each as soon as it has no undecided batch.
+    /// The worker's key in etcd was created (the id is its create_revision), or is gone. The loss
+    /// of the key ends nothing: the batcher goes on with the old session until there is a new one,
+    /// and then changes over shard by shard, each as soon as it has no batch in flight.
     Session(Option<SessionId>),
-    /// A shard's record, as a watch or a list has shown it. Any order, any number of times.
-    Config(ShardConfig),
+    /// A shard's record, from a watch or a list, in any order, any number of times.
+    ShardRecord(ShardRecord),
 
     // -- sockets
-    /// A connection to this process stands (its handshake named it). A later one to the same store
-    /// takes the place of an earlier one, which the driver closes in its own time.
+    /// A connection to this process is established (its handshake named the process). A later one
+    /// to the same store replaces an earlier one, which the driver closes in its own time.
     Connected {
+        /// The connection.
         conn: Conn,
+        /// The process at its other end.
         node: StoreBoot,
     },
-    /// Nothing more will come from it. What was sent and not answered stays unanswered for ever.
+    /// The connection is closed. Messages that were sent on it without an answer stay unanswered
+    /// for ever.
     Closed {
+        /// The connection.
         conn: Conn,
     },
     /// The store's address refused a connection, or reset one and refused the next: the process is
-    /// gone, if the machine can believe it.
+    /// gone, if this host's network can be trusted.
     DialRefused {
+        /// The store.
         store: StoreId,
     },
+    /// A node's reply.
     Reply {
+        /// The connection on which it came.
         conn: Conn,
+        /// The reply.
         reply: NodeReply,
     },
 
-    /// All that was ready has been handled, or the time given by `next_deadline` has come.
+    /// All events that were ready have been handled, or the time given by `next_deadline` has come.
     TurnEnded,
-    /// A graceful stop: requests from now on are refused; what is queued and undecided goes on. The
-    /// driver ends when [`Worker::is_idle`], or when it has no more patience.
+    /// A graceful stop: requests from now on are refused; queued and sent ones go on. The driver
+    /// ends when [`Batcher::is_idle`], or when its own time-out has passed.
     Stop,
 }
 
-/// Everything a worker can ask of its driver.
+/// Everything a batcher can ask of its driver.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Effect {
-    /// In order per connection. If it can't be sent, the connection is closed and told so.
-    Send { conn: Conn, message: GatewayMessage },
-    /// Every operation of the request is decided, or its deadline has passed.
-    Wrote { request: u64, result: WriteResult },
-    /// The values, or why there are none. A read that fails has no effect, whatever the reason.
-    ReadDone { request: u64, result: Result<ReadValues, Failure> },
-    /// A hint for the coordinator: it asks the store itself before it acts.
-    Report(Report),
-    /// A shard has collected the session, or a node answered "out of order", which no correct run
-    /// shows (`counts` tells which). Make a new key for this worker, and tell it by `Session`; the
-    /// old key may go when its lease does.
+    /// Send a message, in order per connection. If it can't be sent, the driver closes the
+    /// connection and reports `Closed`.
+    Send {
+        /// The connection.
+        conn: Conn,
+        /// The message.
+        message: GatewayMessage,
+    },
+    /// Answer a write: every operation is decided, or the deadline has passed.
+    Wrote {
+        /// The number of the request.
+        request: u64,
+        /// The outcome of its operations.
+        result: WriteResult,
+    },
+    /// Answer a read. A read that fails has no effect, whatever the reason.
+    ReadDone {
+        /// The number of the request.
+        request: u64,
+        /// The values, or the reason for their absence.
+        result: Result<ReadValues, Failure>,
+    },
+    /// Send a hint to the coordinator, which probes the store itself before it acts.
+    Report(HealthReport),
+    /// A shard has expired the session, or a node answered "out of order", which no correct run
+    /// shows (`counts` distinguishes them). Create a new key for this worker, and report it by
+    /// `Session`; the old key may go when its lease does.
     AbandonSession(SessionId),
 }
 
-/// What is tuned, and what a test makes small.
+/// The settings of one batcher.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// A queue waits this long for company before it is sent. 0: only for the end of the turn.
+    /// The batching delay, like Kafka's `linger.ms`: a queue waits this long for more operations. 0
+    /// means until the end of the turn.
     pub linger_us: u64,
-    /// So many messages to one node may be without an answer …
+    /// The number of messages to one node that may be without an answer.
     pub window: usize,
-    /// … and one that is older than this no longer counts.
+    /// A message that is older than this no longer counts in the window.
     pub window_us: u64,
-    /// Operations of one shard waiting, in bytes; at or above it new ones are refused. One request
-    /// may go beyond it, since a request is never refused by an empty queue.
+    /// The bytes of waiting operations of one shard at which new ones are refused. One request may
+    /// exceed the limit, since an empty queue never refuses a request.
     pub queue_bytes_max: usize,
-    /// The same for all shards together, undecided batches included.
-    pub worker_bytes_max: usize,
-    /// Payloads of undecided batches on the way to one node.
-    pub lane_bytes_max: usize,
-    /// What was heard of a shard's time serves operations with a token for so long, as the time at which
-    /// they were issued. Then the shard is asked: by a batch without operations, whose answer tells.
-    pub heard_for_ms: u64,
-    /// Reads waiting, in keys; at or above it new ones are refused.
+    /// The same for all shards together, batches in flight included.
+    pub total_bytes_max: usize,
+    /// The payload bytes of batches in flight to one node at which no more are sent.
+    pub connection_bytes_max: usize,
+    /// The time for which a known shard time serves as the issue time of operations with a token.
+    /// After that the shard is asked again, by a batch without operations.
+    pub shard_time_valid_ms: u64,
+    /// The keys of waiting reads at which new reads are refused.
     pub read_keys_max: usize,
-    /// A backup that has not answered a bounded-stale read by then is done without. Longer than it
-    /// waits itself for a proof.
-    pub backup_wait_ms: u64,
-    /// This worker's number: each begins with another backup.
-    pub worker: usize,
-    pub sizes: Sizes,
-    pub timing: Timing,
+    /// A follower that has not answered a bounded-stale read by then is given up. This is longer
+    /// than the follower itself waits for a read proof.
+    pub follower_wait_ms: u64,
+    /// The number of the gateway worker. Each one begins with another follower.
+    pub number: usize,
+    /// The limits of batches and messages.
+    pub sizes: BatchSizes,
+    /// Further waits.
+    pub timing: BatcherTiming,
+    /// A planted bug, in tests only.
     pub planted: Option<Planted>,
 }
 
-/// Limits of one batch and of one message.
+/// The limits of one batch and of one message.
 #[derive(Clone, Copy, Debug)]
-pub struct Sizes {
-    /// A batch is closed at this many ops …
+pub struct BatchSizes {
+    /// A batch is closed at this many ops.
     pub batch_ops_max: usize,
-    /// … or at this many bytes of encoded ops …
+    /// A batch is closed at this many bytes of encoded ops.
     pub batch_bytes_max: usize,
-    /// … or when so many of them ask for a value (a token's outcome counts as one): the results of a batch are kept by
-    /// every replica until they are acknowledged.
+    /// A batch is closed when this many of its ops ask for a value (a token's outcome counts as
+    /// one): every replica keeps the results of a batch until they are acknowledged.
     pub batch_values_max: usize,
-    /// What a request with a token may need for its part of one shard: at most what the nodes order.
+    /// The bytes that a request with a token may need for its part of one shard: at most what the
+    /// nodes accept.
     pub batch_bytes_limit: usize,
-    /// A message is closed at so many bytes of payloads: with one more batch, which may be a request
-    /// with a token of 12 MiB, and its table it stays below the 16 MiB that a node takes.
+    /// A message is closed at this many bytes of payloads: with one more batch, which may be a
+    /// request with a token of 12 MiB, and its table it stays below the 16 MiB that a node accepts.
     pub message_bytes: usize,
-    /// A message of reads is closed at so many bytes of names.
+    /// A message of reads is closed at this many bytes of names.
     pub read_message_bytes: usize,
 }
 
-impl Default for Sizes {
+impl Default for BatchSizes {
     fn default() -> Self {
         Self {
             batch_ops_max: BATCH_OPS_MAX,
@@ -207,35 +245,36 @@ impl Default for Sizes {
     }
 }
 
-/// Waits, in milliseconds.
+/// The waits of a batcher, in milliseconds.
 #[derive(Clone, Copy, Debug)]
-pub struct Timing {
-    /// A refusal that asks for another primary: so far apart while the config stays the same …
+pub struct BatcherTiming {
+    /// The first pause after a refusal that asks for another primary, while the record stays the
+    /// same. It doubles each time up to `refused_ms_max`.
     pub refused_ms: u64,
-    /// … doubled each time up to this.
+    /// The most that `refused_ms` grows to.
     pub refused_ms_max: u64,
-    /// After "overloaded" and "no space".
+    /// The pause after "overloaded" and "no space".
     pub overloaded_ms: u64,
-    /// A word that a shard is frozen is believed for so long, unless it is taken back.
+    /// The time for which a `Frozen` notice of a shard stays valid without renewal.
     pub frozen_ms: u64,
-    /// A backup that could not answer is asked after the others for so long.
-    pub shun_ms: u64,
+    /// The time for which a follower that could not answer is asked after the others.
+    pub avoid_ms: u64,
 }
 
-impl Default for Timing {
+impl Default for BatcherTiming {
     fn default() -> Self {
         Self {
             refused_ms: 10,
             refused_ms_max: 200,
             overloaded_ms: 50,
             frozen_ms: 1_000,
-            shun_ms: 1_000,
+            avoid_ms: 1_000,
         }
     }
 }
 
-impl Timing {
-    /// How long to wait after so many refusals in a row.
+impl BatcherTiming {
+    /// The pause after this many consecutive refusals.
     fn backoff_ms(&self, refusals: u32) -> u64 {
         (self.refused_ms << refusals.saturating_sub(1).min(10)).min(self.refused_ms_max)
     }
@@ -248,43 +287,44 @@ impl Default for Settings {
             window: 2,
             window_us: 5_000,
             queue_bytes_max: 16 << 20,
-            worker_bytes_max: 128 << 20,
-            lane_bytes_max: 16 << 20,
-            heard_for_ms: 1_000,
+            total_bytes_max: 128 << 20,
+            connection_bytes_max: 16 << 20,
+            shard_time_valid_ms: 1_000,
             read_keys_max: 200_000,
-            backup_wait_ms: 400,
-            worker: 0,
-            sizes: Sizes::default(),
-            timing: Timing::default(),
+            follower_wait_ms: 400,
+            number: 0,
+            sizes: BatchSizes::default(),
+            timing: BatcherTiming::default(),
             planted: None,
         }
     }
 }
 
-/// What `/readyz` waits for.
+/// The reason why `/readyz` is not 200 yet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum NotReady {
     /// Some slots have no shard yet.
     Map,
-    /// No session: etcd has not answered, or the key is gone and not made again.
+    /// There is no session: etcd has not answered, or the key is gone and was not created again.
     Session,
-    /// No connection to this primary.
+    /// There is no connection to this primary.
     Primary(StoreBoot),
+    /// The gateway is stopping.
     Stopping,
 }
 
-/// How often what happened, since the start: for metrics.
+/// Counters since the start, for metrics.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Counts {
-    /// Batches sealed.
+    /// The number of batches sealed.
     pub batches: u64,
-    /// Sends of batches, the first of each included.
+    /// The number of sends of batches, the first of each included.
     pub sends: u64,
-    /// Operations put into batches, before adds of one key became one.
+    /// The number of operations put into batches, before adds of one key were merged.
     pub ops: u64,
-    /// The same after it.
+    /// The same number after the merge.
     pub ops_sent: u64,
-    /// Answers `Refused`, by reason, in the order of [`REFUSAL_REASONS`].
+    /// The number of `Refused` answers, by reason, in the order of [`REFUSAL_REASONS`].
     pub refusals: [u64; REFUSAL_REASONS.len()],
 }
 
@@ -309,16 +349,16 @@ impl Counts {
     }
 }
 
-/// What is to be looked at when its time comes. One that has become needless does no harm.
+/// The object to review when a timer fires. A superfluous timer does no harm.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-enum Timer {
+enum BatcherTimer {
     Shard(ShardId),
-    Lane(Conn),
+    Connection(Conn),
 }
 
-/// One gateway worker. See the module.
+/// The state machine of one gateway worker. See the module.
 #[derive(Clone, Debug)]
-pub struct Worker {
+pub struct Batcher {
     settings: Settings,
     now: Now,
     stopping: bool,
@@ -326,38 +366,41 @@ pub struct Worker {
 
     map: ShardMap,
     router: Router,
-    /// The session whose key stands.
+    /// The session whose key exists in etcd.
     session: Option<SessionId>,
-    /// The session for new batches: the last one whose key stood, unless it was given up.
+    /// The session for new batches: the last one whose key existed, unless it was given up.
     present: Option<SessionId>,
+    /// The session that was given up last.
     abandoned: Option<SessionId>,
 
-    /// The newest time of any shard, and when it was heard.
+    /// The newest time of any shard, and when the answer with it came.
     newest: Option<(TimeMs, Now)>,
-    queues: BTreeMap<ShardId, Queue>,
-    requests: Requests,
-    reads: Reads,
-    /// How many batches are out.
-    undecided: usize,
-    /// What all operations cost that wait or are out.
+    queues: BTreeMap<ShardId, ShardQueue>,
+    requests: PendingWrites,
+    reads: PendingReads,
+    /// The number of batches in flight.
+    in_flight: usize,
+    /// The memory of all operations that wait or are in flight, in bytes.
     bytes: usize,
 
-    /// Shards and lanes that something has happened to since the last turn ended.
+    /// Shards that something has happened to since the last turn ended.
     due: BTreeSet<ShardId>,
+    /// Connections that something has happened to since the last turn ended.
     touched: BTreeSet<Conn>,
-    timers: BTreeSet<(Now, Timer)>,
+    timers: BTreeSet<(Now, BatcherTimer)>,
 
     splitter: Splitter,
     sealer: Sealer,
     counts: Counts,
 }
 
-impl Worker {
+impl Batcher {
+    /// A batcher without a shard map, a session and connections.
     pub fn new(settings: Settings) -> Self {
-        let reads = Reads::new(&settings);
+        let reads = PendingReads::new(&settings);
         Self {
             sealer: Sealer::new(match Planted::BatchUnlimited.is_in(settings.planted) {
-                true => Sizes::default(),
+                true => BatchSizes::default(),
                 false => settings.sizes,
             }),
             settings,
@@ -371,9 +414,9 @@ impl Worker {
             newest: None,
             abandoned: None,
             queues: BTreeMap::new(),
-            requests: Requests::default(),
+            requests: PendingWrites::default(),
             reads,
-            undecided: 0,
+            in_flight: 0,
             bytes: 0,
             due: BTreeSet::new(),
             touched: BTreeSet::new(),
@@ -383,6 +426,7 @@ impl Worker {
         }
     }
 
+    /// Handles one event, and appends the effects that follow from it.
     pub fn handle(&mut self, now: Now, event: Event, effects: &mut Vec<Effect>) {
         self.now = now;
         match event {
@@ -393,7 +437,7 @@ impl Worker {
                 self.on_read(request, keys, max_staleness_ms, deadline, effects);
             }
             Event::Session(session) => self.on_session(session),
-            Event::Config(config) => self.learn(config),
+            Event::ShardRecord(record) => self.learn(record),
             Event::Connected { conn, node } => self.on_connected(conn, node),
             Event::Closed { conn } => self.on_closed(conn),
             Event::DialRefused { store } => self.on_dial_refused(store, effects),
@@ -403,25 +447,26 @@ impl Worker {
         }
     }
 
-    /// When to give it [`Event::TurnEnded`] although nothing has happened.
+    /// The time at which to pass [`Event::TurnEnded`] although nothing has happened.
     pub fn next_deadline(&self) -> Option<Now> {
         let timers = self.timers.first().map(|&(at, _)| at);
         [self.requests.deadline(), self.reads.deadline(), timers].into_iter().flatten().min()
     }
 
-    // ---- what can be asked of it ---------------------------------------------------------------
+    // ---- accessors -----------------------------------------------------------------------------
 
-    /// What this worker knows of the shards.
+    /// The known records of the shards.
     pub fn map(&self) -> &ShardMap {
         &self.map
     }
 
-    /// The session whose key stands in etcd.
+    /// The session whose key exists in etcd.
     pub fn session(&self) -> Option<SessionId> {
         self.session
     }
 
-    /// Why `/readyz` is not 200 yet, if so: the first of map, session, connections.
+    /// The reason why `/readyz` is not 200 yet, if it is not: the first of map, session,
+    /// connections.
     pub fn not_ready(&self) -> Option<NotReady> {
         if self.stopping {
             return Some(NotReady::Stopping);
@@ -442,27 +487,28 @@ impl Worker {
         primaries
     }
 
-    /// No request waits and no batch is undecided.
+    /// Returns whether no request waits and no batch is in flight.
     pub fn is_idle(&self) -> bool {
-        self.requests() == 0 && self.undecided == 0
+        self.requests() == 0 && self.in_flight == 0
     }
 
-    /// Requests without an answer.
+    /// The number of requests without an answer.
     pub fn requests(&self) -> usize {
         self.requests.len() + self.reads.len()
     }
 
-    /// What the shard says that is furthest ahead, if its time has passed since as the monotonic
-    /// clock does. None: no answer has told a time yet.
+    /// The time of the shard whose clock is furthest ahead, advanced by the time that has passed
+    /// since on the monotonic clock. `None` if no answer has contained a time yet.
     pub fn shard_time(&self, now: Now) -> Option<TimeMs> {
-        self.newest.map(|(time, heard)| TimeMs(time.0.saturating_add(now.ms_since(heard))))
+        self.newest.map(|(time, heard_at)| TimeMs(time.0.saturating_add(now.ms_since(heard_at))))
     }
 
-    /// Bytes of operations held, waiting and undecided.
+    /// The bytes of operations that are held, waiting and in flight.
     pub fn bytes(&self) -> usize {
         self.bytes + self.requests.held_bytes()
     }
 
+    /// The counters since the start.
     pub fn counts(&self) -> Counts {
         self.counts
     }
@@ -482,7 +528,7 @@ impl Worker {
             Some(Failure::Stopping)
         } else {
             let full = self.reads.keys() >= self.settings.read_keys_max;
-            full.then(|| self.why_no_room(&keys))
+            full.then(|| self.no_room_reason(&keys))
         };
         match refused {
             Some(failure) => effects.push(Effect::ReadDone { request, result: Err(failure) }),
@@ -492,17 +538,17 @@ impl Worker {
         }
     }
 
-    /// Why a read of these keys finds no room. Where one of them has no primary that can be reached, that is the reason:
-    /// the reads before it wait for it, too.
-    fn why_no_room(&self, keys: &[CounterKey]) -> Failure {
+    /// The reason why a read of these keys finds no room. If one of them has no reachable primary,
+    /// that is the reason: the reads before it wait for that primary, too.
+    fn no_room_reason(&self, keys: &[CounterKey]) -> Failure {
         let has_primary = |key: &CounterKey| {
-            let config = self.map.of_slot(key.slot());
-            config.is_some_and(|config| self.router.to(config.primary).is_some())
+            let record = self.map.of_slot(key.slot());
+            record.is_some_and(|record| self.router.to(record.primary).is_some())
         };
         if keys.iter().all(has_primary) { Failure::QueueFull } else { Failure::NoPrimary }
     }
 
-    /// Parts are kept in the order of their requests.
+    /// Checks that request numbers increase: parts are kept in the order of their requests.
     fn counts_up(&mut self, request: u64) {
         assert!(request > self.last_request, "the driver numbers requests upwards");
         self.last_request = request;
@@ -520,25 +566,25 @@ impl Worker {
     }
 
     /// Takes a shard's record, from etcd or from a refusal.
-    fn learn(&mut self, config: ShardConfig) {
-        if !self.map.learn(config.clone()) {
+    fn learn(&mut self, record: ShardRecord) {
+        if !self.map.learn(record.clone()) {
             return;
         }
-        let shard = config.shard();
+        let shard = record.shard();
         if let Some(queue) = self.queues.get_mut(&shard) {
             queue.retry_at = Now(0);
             queue.refusals = 0;
             self.due.insert(shard);
         }
-        self.reads.moved(self.now, &config, self.router.to(config.primary));
+        self.reads.moved(self.now, &record, self.router.to(record.primary));
     }
 
     // ---- connections ---------------------------------------------------------------------------
 
     fn on_connected(&mut self, conn: Conn, node: StoreBoot) {
         self.router.connected(conn, node);
-        let led = self.map.iter().filter(|config| config.primary == node);
-        let shards: Vec<ShardId> = led.map(ShardConfig::shard).collect();
+        let led = self.map.iter().filter(|record| record.primary == node);
+        let shards: Vec<ShardId> = led.map(ShardRecord::shard).collect();
         self.due.extend(&shards);
         self.reads.connected(shards);
     }
@@ -548,19 +594,22 @@ impl Worker {
             return;
         }
         for (&shard, queue) in &mut self.queues {
-            let cut = queue.undecided.as_mut().is_some_and(|undecided| undecided.closed(conn));
-            let was_in_line = queue.in_line.take_if(|lane| *lane == conn).is_some();
-            if cut || was_in_line {
+            let cut = queue.in_flight.as_mut().is_some_and(|in_flight| in_flight.closed(conn));
+            let was_queued = queue.queued_on.take_if(|at| *at == conn).is_some();
+            if cut || was_queued {
                 self.due.insert(shard);
             }
         }
         self.reads.closed(self.now, conn);
     }
 
-    /// The coordinator asks the store itself before it believes it.
+    /// Reports the store to the coordinator, which probes it itself before it acts.
     fn on_dial_refused(&mut self, store: StoreId, effects: &mut Vec<Effect>) {
-        if self.map.iter().any(|config| config.primary.store == store) {
-            effects.push(Effect::Report(Report { silent: vec![store], ..Report::default() }));
+        if self.map.iter().any(|record| record.primary.store == store) {
+            effects.push(Effect::Report(HealthReport {
+                silent: vec![store],
+                ..HealthReport::default()
+            }));
         }
     }
 }

@@ -1,75 +1,78 @@
-//! Reads: to the primary, and again until the deadline; or to a backup first, if the client says that
-//! an older value will do ([`bounded`](super::bounded)).
+//! Reads: from the primary, with retries until the deadline; or from a follower first, if the
+//! client accepts an older value ([`bounded`](super::bounded)).
 //!
-//! A read has no effect, so nothing here is as careful as with writes: whatever was sent to a node
-//! that is no longer the primary, or whose connection is gone, is simply asked again. What one
-//! request asks of one shard is one part; all parts of a shard that wait when a turn ends travel in
-//! one message, so a node proves them current together.
+//! A read has no effect, so retries are simple: a message to a node that is no longer the primary,
+//! or whose connection is gone, is just sent again. The keys of one request in one shard are one
+//! part. All parts of a shard that wait when a turn ends travel in one message, so one proof of the
+//! node covers them all.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::bounded::{self, Bound, Dated};
+use super::bounded::{self, DatedPart, StalenessBound};
 use super::outcome::{Failure, ReadValues};
-use super::read_queue::{Part, Queue, Way};
-use super::{Effect, Settings, Timing};
-use crate::config::ShardConfig;
+use super::read_queue::{ReadPart, ReadQueue, ReadTarget};
+use super::{BatcherTiming, Effect, Settings};
 use crate::ids::{Conn, Epoch, Now, ShardId};
 use crate::key::CounterKey;
 use crate::message::{GatewayMessage, ReadResult, Refusal};
 use crate::router::{Router, Window};
 use crate::shard_map::ShardMap;
+use crate::shard_record::ShardRecord;
 
+/// All reads that have not been answered.
 #[derive(Clone, Debug)]
-pub(super) struct Reads {
-    open: BTreeMap<u64, Read>,
+pub(super) struct PendingReads {
+    open: BTreeMap<u64, PendingRead>,
     deadlines: BTreeSet<(Now, u64)>,
-    queues: BTreeMap<Way, Queue>,
-    /// Parts for which nobody to ask has been chosen yet.
-    unrouted: Vec<(ShardId, u64, Part)>,
-    sent: BTreeMap<u64, Sent>,
+    queues: BTreeMap<ReadTarget, ReadQueue>,
+    /// Parts for which no node has been chosen yet.
+    unrouted: Vec<(ShardId, u64, ReadPart)>,
+    /// The messages without an answer, by their number.
+    sent: BTreeMap<u64, SentRead>,
     last_id: u64,
-    /// Keys of all open requests.
+    /// The number of keys of all open requests.
     keys: usize,
-    /// Bounded reads that have all their values. Their clients are told when the turn ends, and
-    /// that is the moment of which their age must hold (seed 5542: it was the reply's, two
-    /// milliseconds before).
+    /// Bounded reads that have all their values. They are answered when the turn ends, and their
+    /// age must be computed for that moment. (It was computed for the moment of the reply once, and
+    /// the answer was two milliseconds too young.)
     aging: BTreeSet<u64>,
-    due: BTreeSet<Way>,
-    timers: BTreeSet<(Now, Way)>,
-    /// When a message to a backup has waited for long enough.
+    due: BTreeSet<ReadTarget>,
+    timers: BTreeSet<(Now, ReadTarget)>,
+    /// The times at which messages to followers time out.
     silent: BTreeSet<(Now, u64)>,
     window: Window,
-    backup_wait_ms: u64,
-    worker: usize,
+    follower_wait_ms: u64,
+    number: usize,
     message_bytes: usize,
-    timing: Timing,
+    timing: BatcherTiming,
 }
 
 /// A request that waits for its values.
 #[derive(Clone, Debug)]
-struct Read {
+struct PendingRead {
     deadline: Now,
+    /// The number of parts without values.
     missing: usize,
     values: Vec<i128>,
     shards: Vec<ShardId>,
-    /// Parts whose values are of a backup.
-    dated: Vec<Dated>,
-    /// When the first question was sent to a primary whose answer is among the values. Linearizable
-    /// then, it ages beside the parts of backups that took longer.
+    /// The parts whose values came from a follower.
+    dated: Vec<DatedPart>,
+    /// The time of the first message to a primary whose answer is among the values. That answer was
+    /// linearizable then, and ages beside the parts of followers that took longer.
     asked_primary: Option<Now>,
 }
 
 /// A message without an answer.
 #[derive(Clone, Debug)]
-struct Sent {
+struct SentRead {
     conn: Conn,
     epoch: Epoch,
-    way: Way,
+    target: ReadTarget,
     at: Now,
-    parts: Vec<(u64, Part)>,
+    parts: Vec<(u64, ReadPart)>,
 }
 
-impl Reads {
+impl PendingReads {
     pub(super) fn new(settings: &Settings) -> Self {
         Self {
             open: BTreeMap::new(),
@@ -84,8 +87,8 @@ impl Reads {
             timers: BTreeSet::new(),
             silent: BTreeSet::new(),
             window: Window { messages: settings.window, us: settings.window_us },
-            backup_wait_ms: settings.backup_wait_ms,
-            worker: settings.worker,
+            follower_wait_ms: settings.follower_wait_ms,
+            number: settings.number,
             message_bytes: settings.sizes.read_message_bytes,
             timing: settings.timing,
         }
@@ -106,7 +109,8 @@ impl Reads {
         [deadline, timer, silent].into_iter().flatten().min()
     }
 
-    /// A read that was admitted. Every key must belong to a known shard, else it fails at once.
+    /// Takes a read that was admitted. Every key must belong to a known shard, or the read fails at
+    /// once.
     pub(super) fn begin(
         &mut self,
         request: u64,
@@ -117,12 +121,12 @@ impl Reads {
         effects: &mut Vec<Effect>,
     ) {
         let count = keys.len();
-        let mut parts: BTreeMap<ShardId, Part> = BTreeMap::new();
+        let mut parts: BTreeMap<ShardId, ReadPart> = BTreeMap::new();
         for (index, key) in (0u32..).zip(keys) {
-            let Some(config) = map.of_slot(key.slot()) else {
+            let Some(record) = map.of_slot(key.slot()) else {
                 return effects.push(Effect::ReadDone { request, result: Err(Failure::NoShard) });
             };
-            let part = parts.entry(config.shard()).or_default();
+            let part = parts.entry(record.shard()).or_default();
             part.indexes.push(index);
             part.keys.push(key);
         }
@@ -133,27 +137,28 @@ impl Reads {
         let shards = parts.keys().copied().collect();
         let (missing, values) = (parts.len(), vec![0; count]);
         let (dated, asked_primary) = (Vec::new(), None);
-        let read = Read { deadline, missing, values, shards, dated, asked_primary };
-        let bound = max_staleness_ms.map(|ms| Bound { max_staleness_ms: ms, tried: Vec::new() });
+        let read = PendingRead { deadline, missing, values, shards, dated, asked_primary };
+        let bound =
+            max_staleness_ms.map(|ms| StalenessBound { max_staleness_ms: ms, tried: Vec::new() });
         for (shard, part) in parts {
-            self.enqueue(shard, request, Part { bound: bound.clone(), ..part });
+            self.enqueue(shard, request, ReadPart { bound: bound.clone(), ..part });
         }
         self.keys += count;
         self.deadlines.insert((deadline, request));
         self.open.insert(request, read);
     }
 
-    fn enqueue(&mut self, shard: ShardId, request: u64, part: Part) {
+    fn enqueue(&mut self, shard: ShardId, request: u64, part: ReadPart) {
         if part.bound.is_some() {
             self.unrouted.push((shard, request, part));
             return;
         }
-        let way = Way::primary(shard);
-        self.queues.entry(way).or_default().waiting.insert(request, part);
-        self.due.insert(way);
+        let target = ReadTarget::primary(shard);
+        self.queues.entry(target).or_default().waiting.insert(request, part);
+        self.due.insert(target);
     }
 
-    /// A node's answer. Returns what it knows of the shard's config, if it says so.
+    /// Takes a node's answer. Returns the shard's record, if the answer contains it.
     pub(super) fn answered(
         &mut self,
         now: Now,
@@ -161,7 +166,7 @@ impl Reads {
         id: u64,
         result: Result<ReadResult, Refusal>,
         effects: &mut Vec<Effect>,
-    ) -> Option<ShardConfig> {
+    ) -> Option<ShardRecord> {
         if self.sent.get(&id)?.conn != conn {
             return None;
         }
@@ -169,16 +174,16 @@ impl Reads {
         let asked: usize = sent.parts.iter().map(|(_, part)| part.keys.len()).sum();
         match result {
             Ok(found) if found.values.len() == asked => {
-                self.queues.entry(sent.way).or_default().refusals = 0;
+                self.queues.entry(sent.target).or_default().refusals = 0;
                 let mut values = found.values.into_iter();
-                let (way, at, staleness_us) = (sent.way, sent.at, found.staleness_us);
+                let (target, at, staleness_us) = (sent.target, sent.at, found.staleness_us);
                 for (request, part) in sent.parts {
                     self.found(request, &part, values.by_ref());
                     if let Some(read) = self.open.get_mut(&request) {
-                        match way.backup {
+                        match target.follower {
                             Some(_) => {
-                                let shard = way.shard;
-                                read.dated.push(Dated { shard, part, sent: at, staleness_us });
+                                let shard = target.shard;
+                                read.dated.push(DatedPart { shard, part, sent: at, staleness_us });
                             }
                             None => {
                                 let first = read.asked_primary.map_or(at, |first| first.min(at));
@@ -190,10 +195,10 @@ impl Reads {
                 }
                 None
             }
-            Err(refusal) if sent.way.backup.is_some() => {
-                self.next_backup(now, sent);
+            Err(refusal) if sent.target.follower.is_some() => {
+                self.next_follower(now, sent);
                 match refusal {
-                    Refusal::NotPrimary(hint) => hint.map(|config| *config),
+                    Refusal::NotPrimary(hint) => hint.map(|record| *record),
                     _ => None,
                 }
             }
@@ -203,9 +208,10 @@ impl Reads {
             Err(Refusal::TooLarge) => self.fail_all(sent, Failure::TooLarge, effects),
             Err(Refusal::NotPrimary(hint)) => {
                 self.refused(now, sent);
-                hint.map(|config| *config)
+                hint.map(|record| *record)
             }
-            // The last: an answer with too few or too many values is nobody's.
+            // `Ok` here is an answer with too few or too many values, which can't be assigned to
+            // keys.
             Err(Refusal::NoSuchShard | Refusal::Damaged | Refusal::Stale) | Ok(_) => {
                 self.refused(now, sent);
                 None
@@ -213,8 +219,8 @@ impl Reads {
         }
     }
 
-    fn found(&mut self, request: u64, part: &Part, values: impl Iterator<Item = i128>) {
-        // The values are taken in any case: those of the next part follow.
+    fn found(&mut self, request: u64, part: &ReadPart, values: impl Iterator<Item = i128>) {
+        // The values are taken in any case, since those of the next part follow.
         let values = values.take(part.keys.len());
         let Some(read) = self.open.get_mut(&request) else { return values.for_each(drop) };
         for (&index, value) in part.indexes.iter().zip(values) {
@@ -223,7 +229,8 @@ impl Reads {
         read.missing -= 1;
     }
 
-    /// Answers a read that has all its values; one that has an age when the turn ends.
+    /// Answers a read that has all its values, or marks it for the end of the turn if it has an
+    /// age.
     fn finish_if_answered(&mut self, request: u64, effects: &mut Vec<Effect>) {
         let Some(read) = self.open.get(&request).filter(|read| read.missing == 0) else {
             return;
@@ -237,17 +244,18 @@ impl Reads {
         effects.push(Effect::ReadDone { request, result });
     }
 
-    /// The same for a read that has an age, which is that of its oldest part. What has become too old
-    /// meanwhile, since other parts took their time, is asked of the primary; where that is what the
-    /// primary has said, so are all others: the read is linearizable then.
+    /// Answers a read that has an age, which is that of its oldest part. Parts that have become too
+    /// old, since other parts took their time, are read again from the primary; so are all others
+    /// if that is true of the primary's own answer, and the read is linearizable then.
     fn finish_aging(&mut self, now: Now, request: u64, effects: &mut Vec<Effect>) {
         let Some(read) = self.open.get_mut(&request).filter(|read| read.missing == 0) else {
             return;
         };
         let primary_us = read.asked_primary.map_or(0, |asked| now.0 - asked.0);
-        let too_old =
-            |dated: &mut Dated| dated.is_too_old(now) || !dated.allows(primary_us.div_ceil(1_000));
-        let again: Vec<Dated> = read.dated.extract_if(.., too_old).collect();
+        let too_old = |dated: &mut DatedPart| {
+            dated.is_too_old(now) || !dated.allows(primary_us.div_ceil(1_000))
+        };
+        let again: Vec<DatedPart> = read.dated.extract_if(.., too_old).collect();
         read.missing = again.len();
         if again.is_empty() {
             let Some(read) = self.take_open(request) else { return };
@@ -256,18 +264,20 @@ impl Reads {
             let result = Ok(ReadValues { values: read.values, staleness_ms });
             return effects.push(Effect::ReadDone { request, result });
         }
-        for Dated { shard, part, .. } in again {
-            self.enqueue(shard, request, Part { bound: None, ..part });
+        for DatedPart { shard, part, .. } in again {
+            self.enqueue(shard, request, ReadPart { bound: None, ..part });
         }
     }
 
-    /// The backup can't tell, or says nothing: another one is asked, lastly the primary.
-    fn next_backup(&mut self, now: Now, sent: Sent) {
-        let Way { shard, backup } = sent.way;
-        self.queues.entry(sent.way).or_default().shunned_until = now.plus_ms(self.timing.shun_ms);
+    /// Asks another follower, or lastly the primary, since this one could not prove its values or
+    /// did not answer.
+    fn next_follower(&mut self, now: Now, sent: SentRead) {
+        let ReadTarget { shard, follower } = sent.target;
+        self.queues.entry(sent.target).or_default().avoided_until =
+            now.plus_ms(self.timing.avoid_ms);
         for (request, mut part) in sent.parts {
             if let Some(bound) = &mut part.bound {
-                bound.tried.extend(backup);
+                bound.tried.extend(follower);
             }
             if self.open.contains_key(&request) {
                 self.enqueue(shard, request, part);
@@ -275,44 +285,44 @@ impl Reads {
         }
     }
 
-    /// They wait for another primary.
-    fn refused(&mut self, now: Now, sent: Sent) {
-        if sent.way.backup.is_some() {
-            return self.next_backup(now, sent);
+    /// Lets the parts of a refused message wait for another primary.
+    fn refused(&mut self, now: Now, sent: SentRead) {
+        if sent.target.follower.is_some() {
+            return self.next_follower(now, sent);
         }
-        let queue = self.queues.entry(sent.way).or_default();
+        let queue = self.queues.entry(sent.target).or_default();
         queue.refusals += 1;
         queue.retry_at = now.plus_ms(self.timing.backoff_ms(queue.refusals));
         self.wait_again(now, sent);
     }
 
-    fn wait_again(&mut self, now: Now, sent: Sent) {
-        if sent.way.backup.is_some() {
-            return self.next_backup(now, sent);
+    fn wait_again(&mut self, now: Now, sent: SentRead) {
+        if sent.target.follower.is_some() {
+            return self.next_follower(now, sent);
         }
-        let queue = self.queues.entry(sent.way).or_default();
-        let open = |(request, _): &(u64, Part)| self.open.contains_key(request);
+        let queue = self.queues.entry(sent.target).or_default();
+        let open = |(request, _): &(u64, ReadPart)| self.open.contains_key(request);
         queue.waiting.extend(sent.parts.into_iter().filter(open));
-        self.due.insert(sent.way);
+        self.due.insert(sent.target);
     }
 
     fn fail_all(
         &mut self,
-        sent: Sent,
+        sent: SentRead,
         failure: Failure,
         effects: &mut Vec<Effect>,
-    ) -> Option<ShardConfig> {
+    ) -> Option<ShardRecord> {
         for (request, _) in sent.parts {
             self.fail(request, failure, effects);
         }
         None
     }
 
-    /// A whole request fails: nobody is served half an answer.
+    /// Fails a whole request: partial answers are never given.
     fn fail(&mut self, request: u64, failure: Failure, effects: &mut Vec<Effect>) {
         if let Some(read) = self.take_open(request) {
             for shard in read.shards {
-                for (_, queue) in self.queues.range_mut(Way::all(shard)) {
+                for (_, queue) in self.queues.range_mut(ReadTarget::all(shard)) {
                     queue.waiting.remove(&request);
                 }
             }
@@ -320,46 +330,49 @@ impl Reads {
         }
     }
 
-    fn take_open(&mut self, request: u64) -> Option<Read> {
+    fn take_open(&mut self, request: u64) -> Option<PendingRead> {
         let read = self.open.remove(&request)?;
         self.deadlines.remove(&(read.deadline, request));
         self.keys -= read.values.len();
         Some(read)
     }
 
-    fn take_sent(&mut self, id: u64) -> Option<Sent> {
+    fn take_sent(&mut self, id: u64) -> Option<SentRead> {
         let sent = self.sent.remove(&id)?;
-        if let Some(queue) = self.queues.get_mut(&sent.way) {
-            queue.on_the_way.retain(|&(other, _)| other != id);
+        if let Some(queue) = self.queues.get_mut(&sent.target) {
+            queue.unanswered.retain(|&(other, _)| other != id);
         }
-        self.silent.remove(&(sent.at.plus_ms(self.backup_wait_ms), id));
-        self.due.insert(sent.way);
+        self.silent.remove(&(sent.at.plus_ms(self.follower_wait_ms), id));
+        self.due.insert(sent.target);
         Some(sent)
     }
 
-    /// What was asked there is asked again.
+    /// Sends again the messages that were lost with a connection.
     pub(super) fn closed(&mut self, now: Now, conn: Conn) {
         self.ask_again(now, |sent| sent.conn == conn);
-        // What waited for a place on it: whoever is connected is chosen anew.
-        for (way, queue) in self.queues.iter_mut().filter(|(way, _)| way.backup.is_some()) {
+        // Parts that waited for this connection are routed to the followers that are still
+        // connected.
+        for (target, queue) in
+            self.queues.iter_mut().filter(|(target, _)| target.follower.is_some())
+        {
             let waiting = std::mem::take(&mut queue.waiting);
-            self.unrouted.extend(waiting.into_iter().map(|(id, part)| (way.shard, id, part)));
+            self.unrouted.extend(waiting.into_iter().map(|(id, part)| (target.shard, id, part)));
         }
     }
 
-    /// The shard has a newer config: whoever leads it now is asked. What a backup proves stays right.
-    pub(super) fn moved(&mut self, now: Now, config: &ShardConfig, conn: Option<Conn>) {
-        let way = Way::primary(config.shard());
-        if let Some(queue) = self.queues.get_mut(&way) {
+    /// Reads from the primary of the shard's newer record. The proof of a follower stays valid.
+    pub(super) fn moved(&mut self, now: Now, record: &ShardRecord, conn: Option<Conn>) {
+        let target = ReadTarget::primary(record.shard());
+        if let Some(queue) = self.queues.get_mut(&target) {
             queue.retry_at = Now(0);
             queue.refusals = 0;
-            self.due.insert(way);
+            self.due.insert(target);
         }
-        let here = |sent: &Sent| Some(sent.conn) == conn && sent.epoch == config.epoch;
-        self.ask_again(now, |sent| sent.way == way && !here(sent));
+        let here = |sent: &SentRead| Some(sent.conn) == conn && sent.epoch == record.epoch;
+        self.ask_again(now, |sent| sent.target == target && !here(sent));
     }
 
-    fn ask_again(&mut self, now: Now, which: impl Fn(&Sent) -> bool) {
+    fn ask_again(&mut self, now: Now, which: impl Fn(&SentRead) -> bool) {
         let again = self.sent.iter().filter(|(_, sent)| which(sent));
         let ids: Vec<u64> = again.map(|(&id, _)| id).collect();
         for id in ids {
@@ -369,9 +382,9 @@ impl Reads {
         }
     }
 
-    /// A connection stands: its shards are looked at.
+    /// Reviews the shards of a new connection.
     pub(super) fn connected(&mut self, shards: Vec<ShardId>) {
-        self.due.extend(shards.into_iter().map(Way::primary));
+        self.due.extend(shards.into_iter().map(ReadTarget::primary));
     }
 
     pub(super) fn turn_ended(
@@ -387,95 +400,96 @@ impl Reads {
         while let Some(&(at, request)) = self.deadlines.first()
             && at <= now
         {
-            let reason = self.why_late(request, map, router);
+            let reason = self.late_reason(request, map, router);
             self.fail(request, reason, effects);
         }
-        while let Some(&(at, way)) = self.timers.first()
+        while let Some(&(at, target)) = self.timers.first()
             && at <= now
         {
             self.timers.pop_first();
-            self.due.insert(way);
+            self.due.insert(target);
         }
         while let Some(&(at, id)) = self.silent.first()
             && at <= now
         {
             self.silent.pop_first();
             if let Some(sent) = self.take_sent(id) {
-                self.next_backup(now, sent);
+                self.next_follower(now, sent);
             }
         }
         self.route(now, map, router);
-        for way in std::mem::take(&mut self.due) {
-            self.send(now, way, map, router, effects);
+        for target in std::mem::take(&mut self.due) {
+            self.send(now, target, map, router, effects);
         }
     }
 
-    /// Chooses for each part whom to ask next.
+    /// Chooses for each unrouted part the node to ask next.
     fn route(&mut self, now: Now, map: &ShardMap, router: &Router) {
         for (shard, request, part) in std::mem::take(&mut self.unrouted) {
             if !self.open.contains_key(&request) {
                 continue;
             }
-            let choose = |bound: &Bound| {
-                let config = map.get(shard)?;
-                bounded::choose(bound, config, router, &self.queues, self.worker, now)
+            let choose = |bound: &StalenessBound| {
+                let record = map.get(shard)?;
+                bounded::choose(bound, record, router, &self.queues, self.number, now)
             };
-            let Some(backup) = part.bound.as_ref().and_then(choose) else {
-                self.enqueue(shard, request, Part { bound: None, ..part });
+            let Some(follower) = part.bound.as_ref().and_then(choose) else {
+                self.enqueue(shard, request, ReadPart { bound: None, ..part });
                 continue;
             };
-            let way = Way { shard, backup: Some(backup) };
-            self.queues.entry(way).or_default().waiting.insert(request, part);
-            self.due.insert(way);
+            let target = ReadTarget { shard, follower: Some(follower) };
+            self.queues.entry(target).or_default().waiting.insert(request, part);
+            self.due.insert(target);
         }
     }
 
-    fn why_late(&self, request: u64, map: &ShardMap, router: &Router) -> Failure {
+    /// The reason why a read was not answered by its deadline.
+    fn late_reason(&self, request: u64, map: &ShardMap, router: &Router) -> Failure {
         let Some(read) = self.open.get(&request) else { return Failure::Slow };
         let waits = |shard: &&ShardId| {
-            let mut queues = self.queues.range(Way::all(**shard));
+            let mut queues = self.queues.range(ReadTarget::all(**shard));
             queues.any(|(_, queue)| queue.waiting.contains_key(&request))
         };
         let Some(&shard) = read.shards.iter().find(waits) else { return Failure::Deadline };
-        let primary = map.get(shard).and_then(|config| router.to(config.primary));
-        let queue = self.queues.get(&Way::primary(shard));
+        let primary = map.get(shard).and_then(|record| router.to(record.primary));
+        let queue = self.queues.get(&ReadTarget::primary(shard));
         let refused = queue.is_some_and(|queue| queue.refusals > 0);
         if primary.is_none() || refused { Failure::NoPrimary } else { Failure::Slow }
     }
 
-    /// Sends what waits, in as few messages as it takes.
+    /// Sends the parts that wait, in as few messages as possible.
     fn send(
         &mut self,
         now: Now,
-        way: Way,
+        target: ReadTarget,
         map: &ShardMap,
         router: &Router,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(queue) = self.queues.get_mut(&way) else { return };
-        let Some(config) = map.get(way.shard) else { return };
-        let conn = match way.backup {
-            None => router.to(config.primary),
-            Some(backup) => router.to_store(backup),
+        let Some(queue) = self.queues.get_mut(&target) else { return };
+        let Some(record) = map.get(target.shard) else { return };
+        let conn = match target.follower {
+            None => router.to(record.primary),
+            Some(follower) => router.to_store(follower),
         };
         let Some(conn) = conn else { return };
         while !queue.waiting.is_empty() {
             if let Some(at) = queue.blocked_until(now, self.window) {
-                self.timers.insert((at, way));
+                self.timers.insert((at, target));
                 return;
             }
             self.last_id += 1;
             let id = self.last_id;
             let (parts, max_staleness_ms) = queue.take(self.message_bytes);
-            queue.on_the_way.push((id, now));
-            if way.backup.is_some() {
-                self.silent.insert((now.plus_ms(self.backup_wait_ms), id));
+            queue.unanswered.push((id, now));
+            if target.follower.is_some() {
+                self.silent.insert((now.plus_ms(self.follower_wait_ms), id));
             }
             let keys = parts.iter().flat_map(|(_, part)| &part.keys).cloned().collect();
-            let slots = config.slots;
+            let slots = record.slots;
             let message = GatewayMessage::Read { id, slots, keys, max_staleness_ms };
             effects.push(Effect::Send { conn, message });
-            self.sent.insert(id, Sent { conn, epoch: config.epoch, way, at: now, parts });
+            self.sent.insert(id, SentRead { conn, epoch: record.epoch, target, at: now, parts });
         }
     }
 }

@@ -1,38 +1,43 @@
 //! Write requests that wait for their answer.
 //!
-//! A request is answered once, when all its operations are decided or its deadline has passed; what
-//! becomes of its batch afterwards reaches nobody, since its number is not found here any more.
+//! A request is answered once, when all its operations are decided or its deadline has passed.
+//! After that the outcome of its batch is ignored, since its number is no longer found here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Effect;
 use super::outcome::{Failure, WriteResult};
-use super::queue::{HOME, Part};
+use super::queue::{HOME, RequestPart};
 use crate::ids::{Now, ShardId, Slots};
 
+/// One request that has not been answered.
 #[derive(Clone, Debug)]
-pub(super) struct Request {
+pub(super) struct PendingWrite {
     pub deadline: Now,
-    /// Operations that are neither applied nor failed.
-    pub undecided: usize,
-    /// Where they went.
+    /// The number of operations that are neither applied nor failed.
+    pub pending: usize,
+    /// The shards of the operations that were queued.
     pub shards: Vec<ShardId>,
-    /// What waits until the home of its token has recorded the request, and for which range.
-    pub held: Vec<(Slots, Part)>,
+    /// The parts that wait until the home of their token has recorded the request, each with the
+    /// range for which it was made.
+    pub held: Vec<(Slots, RequestPart)>,
+    /// The outcome so far.
     pub result: WriteResult,
 }
 
+/// All write requests that have not been answered.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Requests {
-    open: BTreeMap<u64, Request>,
+pub(super) struct PendingWrites {
+    open: BTreeMap<u64, PendingWrite>,
     deadlines: BTreeSet<(Now, u64)>,
-    /// Of all that is held, by the home that it waits for.
+    /// The bytes of held parts, by the home that they wait for.
     held_bytes: BTreeMap<ShardId, usize>,
 }
 
-impl Requests {
-    pub(super) fn begin(&mut self, id: u64, request: Request, effects: &mut Vec<Effect>) {
-        if request.undecided == 0 {
+impl PendingWrites {
+    /// Adds a request, or answers it at once if nothing of it is pending.
+    pub(super) fn begin(&mut self, id: u64, request: PendingWrite, effects: &mut Vec<Effect>) {
+        if request.pending == 0 {
             return answer(id, request.result, effects);
         }
         self.deadlines.insert((request.deadline, id));
@@ -42,22 +47,23 @@ impl Requests {
         self.open.insert(id, request);
     }
 
-    /// Bytes of all that is held.
+    /// The bytes of all held parts.
     pub(super) fn held_bytes(&self) -> usize {
         self.held_bytes.values().sum()
     }
 
-    /// Bytes of what waits until this shard has recorded a token.
+    /// The bytes of parts that wait until this shard has recorded a token.
     pub(super) fn held_for(&self, home: ShardId) -> usize {
         self.held_bytes.get(&home).copied().unwrap_or(0)
     }
 
-    /// Takes what was held for the request: the home of its token has recorded it, or never will.
-    pub(super) fn release(&mut self, id: u64) -> Vec<(Slots, Part)> {
+    /// Takes the held parts of a request: the home of its token has recorded it, or never will.
+    pub(super) fn release(&mut self, id: u64) -> Vec<(Slots, RequestPart)> {
         let request = self.open.get_mut(&id).filter(|request| !request.held.is_empty());
         let Some(request) = request else { return Vec::new() };
         let held = std::mem::take(&mut request.held);
-        // Nothing but the part at its home was sent before, so that shard is the first.
+        // The part at the token's home is the only one that was sent before, so that shard is the
+        // first.
         if let Some(&home) = request.shards.first()
             && let Some(bytes) = self.held_bytes.get_mut(&home)
         {
@@ -90,7 +96,7 @@ impl Requests {
         self.open.get(&id).map(|request| request.shards.clone()).unwrap_or_default()
     }
 
-    /// Part of it went to yet another shard.
+    /// Notes that operations of the request went to this shard, too.
     pub(super) fn went_to(&mut self, id: u64, shard: ShardId) {
         let Some(request) = self.open.get_mut(&id) else { return };
         if !request.shards.contains(&shard) {
@@ -98,28 +104,28 @@ impl Requests {
         }
     }
 
-    /// The value of one operation, which `applied` will count.
+    /// Notes the value of one operation, which `applied` will count.
     pub(super) fn value(&mut self, id: u64, index: u32, value: i128) {
         if let Some(request) = self.open.get_mut(&id) {
             request.result.values.push((index, value));
         }
     }
 
-    /// All operations of the part were applied before, under the same token.
-    pub(super) fn replayed(&mut self, part: &Part, effects: &mut Vec<Effect>) {
+    /// Notes that all operations of the part had been applied before, under the same token.
+    pub(super) fn replayed(&mut self, part: &RequestPart, effects: &mut Vec<Effect>) {
         if let Some(request) = self.open.get_mut(&part.request) {
             request.result.replayed += part.asked();
         }
         self.applied(part, effects);
     }
 
-    /// All operations of the part were applied.
-    pub(super) fn applied(&mut self, part: &Part, effects: &mut Vec<Effect>) {
+    /// Notes that all operations of the part were applied.
+    pub(super) fn applied(&mut self, part: &RequestPart, effects: &mut Vec<Effect>) {
         self.decided(part.request, part.ops.len(), effects);
     }
 
-    /// These operations of a request have failed. What was held for it fails with them: its token was not
-    /// recorded.
+    /// Notes that these operations of a request have failed. Parts that were held for it fail with
+    /// them, since its token was not recorded.
     pub(super) fn failed(
         &mut self,
         id: u64,
@@ -142,16 +148,21 @@ impl Requests {
         self.decided(id, count, effects);
     }
 
-    /// All operations of the part have failed.
-    pub(super) fn part_failed(&mut self, part: &Part, failure: Failure, effects: &mut Vec<Effect>) {
+    /// Notes that all operations of the part have failed.
+    pub(super) fn part_failed(
+        &mut self,
+        part: &RequestPart,
+        failure: Failure,
+        effects: &mut Vec<Effect>,
+    ) {
         let indexes = part.ops.iter().map(|queued| queued.index);
         self.failed(part.request, indexes, failure, effects);
     }
 
     fn decided(&mut self, id: u64, count: usize, effects: &mut Vec<Effect>) {
         let Some(request) = self.open.get_mut(&id) else { return };
-        request.undecided -= count;
-        if request.undecided > 0 {
+        request.pending -= count;
+        if request.pending > 0 {
             return;
         }
         let Some(request) = self.open.remove(&id) else { return };
@@ -160,12 +171,13 @@ impl Requests {
     }
 }
 
-fn bytes_of(held: &[(Slots, Part)]) -> usize {
+fn bytes_of(held: &[(Slots, RequestPart)]) -> usize {
     held.iter().map(|(_, part)| part.bytes).sum()
 }
 
-/// What becomes of the parts that were held when the one at the token's home fails so. They were not sent, so nothing is
-/// unknown of them but what an earlier attempt under the token has done.
+/// The failure of the parts that were held when the part at the token's home fails like this. They
+/// were not sent, so nothing about them is unknown but the effect of an earlier attempt under the
+/// token.
 fn never_sent(failure: Failure) -> Failure {
     match failure {
         Failure::SessionExpired | Failure::SessionAbandoned => Failure::NoSession,

@@ -1,74 +1,79 @@
-//! Waiting operations become the bytes of one batch; adds of one counter become one op.
+//! The sealing of batches: waiting operations become the bytes of one batch, and adds of one
+//! counter become one op.
 //!
-//! Merging is invisible. All adds that became one op are applied at one moment, as if in the order
-//! of their requests; whoever asked for a value gets the final one minus what was added after them.
-//! An add is merged only into the *last* op of its counter in the batch, so never across a delete.
+//! Merging is invisible to clients. All adds that became one op are applied at one moment, as if in
+//! the order of their requests; a client that asked for a value gets the final one minus what was
+//! added after its own. An add is merged only into the *last* op of its counter in the batch, so
+//! never across a delete.
 //!
-//! Operations with a token are merged with none but those of their own request, and stand together:
-//! a part with a token goes into one batch whole, however large it is.
+//! Operations with a token are merged only with those of their own request, and are contiguous: a
+//! part with a token goes into one batch as a whole, however large it is.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::Sizes;
-use super::queue::{Issued, Part, PartToken};
+use super::BatchSizes;
+use super::queue::{Issued, PartToken, RequestPart};
 use crate::ops::{self, OpKind};
 
-/// An op's kind, the length of its name, and the longest delta.
+/// The most bytes of an op besides its name: its kind, the length of its name, and the longest
+/// delta.
 const OP_BYTES_MAX: usize = 1 + 2 + 19;
-/// The payload's own head, and that of a token: kind, scope, hash, fingerprint, issue time, count.
+/// The bytes of the payload's own head, and of a token's: kind, scope, hash, fingerprint, issue
+/// time, count.
 pub(super) const HEAD_BYTES_MAX: usize = 1 + 2 + 16 + 16 + 10 + 3;
 
-/// What a batch is made of.
+/// The contents of a batch.
 pub(super) struct Sealed {
     pub payload: Bytes,
-    pub parts: VecDeque<Part>,
-    /// Ops in the payload.
+    pub parts: VecDeque<RequestPart>,
+    /// The number of ops in the payload.
     pub entries: usize,
-    /// How many of them ask for a value.
+    /// The number of ops that ask for a value.
     pub values: usize,
 }
 
-/// Memory that is used anew for every batch: an index by hash, with open addressing.
+/// Buffers that are reused for every batch: an index by hash, with open addressing.
 #[derive(Clone, Debug)]
 pub(super) struct Sealer {
-    sizes: Sizes,
-    /// One more than the place in `entries` of a counter's last op; 0 where there is none. A power
-    /// of two, at least twice as many places as there are entries.
+    sizes: BatchSizes,
+    /// One more than the index in `entries` of a counter's last op, or 0. The length is a power of
+    /// two, and at least twice the number of entries.
     index: Vec<u32>,
-    entries: Vec<Entry>,
+    entries: Vec<PayloadOp>,
 }
 
-/// One op of the payload. `part` and `op` say where the first one that it is made of stands.
+/// One op of the payload. `part` and `op` are the indexes of the first operation that it is made
+/// of.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct PayloadOp {
     part: usize,
     op: usize,
     hash: u64,
     kind: OpKind,
-    /// It belongs to a part with a token, and to that alone.
+    /// The op belongs to a part with a token, and to that alone.
     token: bool,
 }
 
-/// How far a batch has grown.
+/// The size of a batch so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Size {
     bytes: usize,
-    /// Values asked for, and tokens.
+    /// The number of values asked for, and of tokens.
     results: usize,
 }
 
 impl Sealer {
-    pub(super) fn new(sizes: Sizes) -> Self {
+    pub(super) fn new(sizes: BatchSizes) -> Self {
         Self { sizes, index: Vec::new(), entries: Vec::new() }
     }
 
     /// Takes as many operations from the front as fit into one batch: at least one, if there is
-    /// one, since no single operation is too large, and a part with a token is never too large for an
-    /// empty batch. None, if the first lacks the shard's time: the batch is empty then, and the
-    /// answer to it tells the time. `ops`: how many there are.
-    pub(super) fn seal(&mut self, waiting: &mut VecDeque<Part>, ops: usize) -> Sealed {
+    /// one, since no single operation is too large, and a part with a token is never too large for
+    /// an empty batch. If the first part lacks the shard's time, it takes none: the batch is then
+    /// empty, and its answer contains the time. `ops`: the number of waiting operations.
+    pub(super) fn seal(&mut self, waiting: &mut VecDeque<RequestPart>, ops: usize) -> Sealed {
         let first = waiting.front().filter(|part| part.token.is_some());
         let whole = first.map_or(0, |part| part.ops.len());
         let places = (ops.min(self.sizes.batch_ops_max).max(whole).max(8) * 2).next_power_of_two();
@@ -99,8 +104,9 @@ impl Sealer {
         Sealed { payload, parts, entries: self.entries.len(), values }
     }
 
-    /// The part, which has a token, fits whole; an empty batch has room for any.
-    fn has_room(&self, part: &Part, size: Size) -> bool {
+    /// Returns whether the part, which has a token, fits as a whole; an empty batch has room for
+    /// any.
+    fn has_room(&self, part: &RequestPart, size: Size) -> bool {
         let names: usize = part.ops.iter().map(|queued| queued.op.counter.name().len()).sum();
         let bytes = size.bytes + HEAD_BYTES_MAX + part.ops.len() * OP_BYTES_MAX + names;
         let asks = part.ops.iter().filter(|queued| queued.op.kind.needs_value()).count();
@@ -110,8 +116,8 @@ impl Sealer {
         fits || self.entries.is_empty()
     }
 
-    /// Takes the operations of the last part, as far as they fit. How many did?
-    fn take(&mut self, parts: &mut VecDeque<Part>, size: &mut Size) -> usize {
+    /// Takes the operations of the last part, as far as they fit. Returns their number.
+    fn take(&mut self, parts: &mut VecDeque<RequestPart>, size: &mut Size) -> usize {
         let part = parts.len() - 1;
         if parts[part].token.is_some() {
             size.bytes += HEAD_BYTES_MAX;
@@ -126,10 +132,11 @@ impl Sealer {
         parts[part].ops.len()
     }
 
-    /// Where in the batch the operation goes; none if it does not fit.
+    /// The index of the op in the batch that the operation becomes part of; `None` if it does not
+    /// fit.
     fn place(
         &mut self,
-        parts: &VecDeque<Part>,
+        parts: &VecDeque<RequestPart>,
         part: usize,
         op: usize,
         size: &mut Size,
@@ -144,7 +151,8 @@ impl Sealer {
             let same = entry.hash == queued.hash
                 && parts[entry.part].ops[entry.op].op.counter == queued.op.counter;
             if same {
-                // With a token only with its own; without one only with others without.
+                // An operation with a token merges only with those of its own part, one without
+                // only with others without.
                 let together = if token { entry.part == part } else { !entry.token };
                 let Some(merged) = merge(entry.kind, kind).filter(|_| together) else { break };
                 let asks_now = merged.needs_value() && !entry.kind.needs_value();
@@ -164,17 +172,17 @@ impl Sealer {
         let full = self.entries.len() >= self.sizes.batch_ops_max
             || grown.bytes > self.sizes.batch_bytes_max
             || grown.results > self.sizes.batch_values_max;
-        // An empty batch has room for any.
+        // An empty batch has room for any operation.
         if full && !token && !self.entries.is_empty() {
             return None;
         }
         *size = grown;
-        self.entries.push(Entry { part, op, hash: queued.hash, kind, token });
+        self.entries.push(PayloadOp { part, op, hash: queued.hash, kind, token });
         self.index[at] = self.entries.len() as u32;
         Some(self.entries.len() - 1)
     }
 
-    fn encode(&self, parts: &VecDeque<Part>, bytes_max: usize) -> Bytes {
+    fn encode(&self, parts: &VecDeque<RequestPart>, bytes_max: usize) -> Bytes {
         let mut payload = ops::begin();
         payload.reserve(bytes_max);
         let mut headed = None;
@@ -195,7 +203,7 @@ impl Sealer {
     }
 }
 
-/// Two ops of one counter as one, if they can be.
+/// Merges two ops of one counter into one, if that is possible.
 fn merge(first: OpKind, second: OpKind) -> Option<OpKind> {
     use OpKind::{Add, AddReturning, Delete};
     let (a, b) = match (first, second) {
@@ -221,14 +229,14 @@ mod tests {
         CounterKey::new(b"n", name.as_bytes()).expect("a short plain name")
     }
 
-    fn part(request: u64, ops: &[(&str, OpKind)]) -> Part {
+    fn part(request: u64, ops: &[(&str, OpKind)]) -> RequestPart {
         let queued = |(index, &(name, kind)): (usize, &(&str, OpKind))| QueuedOp {
             op: Op { counter: counter(name), kind },
             hash: (key::hash(counter(name).name()) >> 64) as u64,
             index: index as u32,
             entry: 0,
         };
-        Part::new(request, ops.iter().enumerate().map(queued).collect(), None)
+        RequestPart::new(request, ops.iter().enumerate().map(queued).collect(), None)
     }
 
     fn add(delta: i128) -> OpKind {
@@ -239,9 +247,9 @@ mod tests {
         OpKind::AddReturning { delta }
     }
 
-    fn seal(waiting: &mut VecDeque<Part>) -> Sealed {
+    fn seal(waiting: &mut VecDeque<RequestPart>) -> Sealed {
         let ops = waiting.iter().map(|part| part.ops.len()).sum();
-        Sealer::new(Sizes::default()).seal(waiting, ops)
+        Sealer::new(BatchSizes::default()).seal(waiting, ops)
     }
 
     fn decoded(payload: Bytes) -> Vec<Op> {
@@ -289,7 +297,8 @@ mod tests {
         check(&[&[("a", add(i128::MAX)), ("a", add(1))]], &[("a", add(i128::MAX)), ("a", add(1))]);
     }
 
-    /// What does not fit stays in front, in order, and what fits is at most what a node takes.
+    /// Operations that do not fit stay in front, in order, and the batch is at most what a node
+    /// accepts.
     #[test]
     fn a_batch_is_closed_at_its_limits() {
         let names: Vec<String> = (0..BATCH_OPS_MAX + 10).map(|n| n.to_string()).collect();
@@ -316,7 +325,7 @@ mod tests {
     /// A part that begins where a batch ends leaves no empty part behind in it.
     #[test]
     fn values_are_limited_too() {
-        let values_max = Sizes::default().batch_values_max;
+        let values_max = BatchSizes::default().batch_values_max;
         let names: Vec<String> = (0..values_max).map(|n| n.to_string()).collect();
         let ops: Vec<_> = names.iter().map(|name| (name.as_str(), returning(1))).collect();
         let mut waiting = VecDeque::from([part(1, &ops), part(2, &[("more", returning(1))])]);

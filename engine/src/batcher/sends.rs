@@ -1,29 +1,30 @@
-//! The end of a turn: deadlines, then what can be sent, packed by node.
+//! The end of a turn: deadlines expire, then batches are sent, packed by node.
 //!
-//! Only shards that something has happened to are looked at (`due`), so a turn costs what it
-//! changes, however many shards there are. A shard that has something to send lines up at the lane
-//! to its primary; a lane with a free place in its window takes from its line until the message is
-//! full.
+//! A turn reviews the shards that something has happened to and no others (`due`), so it costs what
+//! it changes, however many shards there are. A shard that has something to send joins the send
+//! queue of the connection to its primary; a connection with room in its window takes shards from
+//! its queue until the message is full.
 
+use super::in_flight::BatchSend;
 use super::outcome::Failure;
-use super::undecided::Send;
-use super::{Effect, Timer, Worker};
+use super::{Batcher, BatcherTimer, Effect};
 use crate::batch::Batch;
 use crate::ids::{Conn, Now, ShardId};
 use crate::message::GatewayMessage;
 use crate::planted::Planted;
 use crate::router::Window;
 
-/// Whether a shard has something to send.
-enum Readiness {
+/// The readiness of a shard to send.
+enum SendReadiness {
+    /// The shard has nothing to send.
     Nothing,
-    /// Not before.
+    /// The shard can send at this time.
     At(Now),
-    /// To this primary.
+    /// The shard can send to this primary now.
     Ready(Conn),
 }
 
-impl Worker {
+impl Batcher {
     pub(super) fn on_turn_ended(&mut self, effects: &mut Vec<Effect>) {
         while let Some(request) = self.requests.late(self.now) {
             self.expire(request, effects);
@@ -33,16 +34,16 @@ impl Worker {
         {
             self.timers.pop_first();
             match timer {
-                Timer::Shard(shard) => self.due.insert(shard),
-                Timer::Lane(conn) => self.touched.insert(conn),
+                BatcherTimer::Shard(shard) => self.due.insert(shard),
+                BatcherTimer::Connection(conn) => self.touched.insert(conn),
             };
         }
         for shard in std::mem::take(&mut self.due) {
-            self.look(shard, effects);
+            self.review_shard(shard, effects);
         }
-        // What `look` has rerouted is due again, at another shard.
+        // Operations that were rerouted are due again, in another shard.
         for shard in std::mem::take(&mut self.due) {
-            self.look(shard, effects);
+            self.review_shard(shard, effects);
         }
         for conn in std::mem::take(&mut self.touched) {
             self.pack(conn, effects);
@@ -50,11 +51,11 @@ impl Worker {
         self.reads.turn_ended(self.now, &self.map, &self.router, effects);
     }
 
-    /// The time is up for a request: each of its operations that is not decided is answered by
-    /// what is known of it now.
+    /// Expires a request: each operation that is not decided is answered by what is known of it
+    /// now.
     fn expire(&mut self, request: u64, effects: &mut Vec<Effect>) {
         for shard in self.requests.shards(request) {
-            let reason = self.why_waiting(shard);
+            let reason = self.unsent_reason(shard);
             let Some(queue) = self.queues.get_mut(&shard) else { continue };
             for part in queue.take_request(request) {
                 self.bytes -= part.bytes;
@@ -62,20 +63,20 @@ impl Worker {
             }
             let planted = Planted::NotAppliedAfterSend.is_in(self.settings.planted);
             let reason = if planted { Failure::Slow } else { Failure::Deadline };
-            for part in queue.undecided.iter().flat_map(|out| out.parts_of(request)) {
+            for part in queue.in_flight.iter().flat_map(|out| out.parts_of(request)) {
                 self.requests.part_failed(part, reason, effects);
             }
         }
         assert!(!self.requests.is_open(request), "all its parts are in a queue or a batch");
     }
 
-    /// Why an operation of the shard was never sent.
-    pub(super) fn why_waiting(&self, shard: ShardId) -> Failure {
+    /// The reason why an operation of the shard was never sent.
+    pub(super) fn unsent_reason(&self, shard: ShardId) -> Failure {
         let Some(queue) = self.queues.get(&shard) else { return Failure::Slow };
         if self.present.is_none() || queue.ended == self.present {
             return Failure::NoSession;
         }
-        let primary = self.map.get(shard).and_then(|config| self.router.to(config.primary));
+        let primary = self.map.get(shard).and_then(|record| self.router.to(record.primary));
         let refused = queue.refusals > 0;
         match primary.is_none() || refused {
             true => Failure::NoPrimary,
@@ -84,22 +85,23 @@ impl Worker {
         }
     }
 
-    /// Lines a shard up if it has something to send, or notes when it will have.
-    fn look(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+    /// Puts a shard into a send queue if it has something to send, or sets a timer for when it will
+    /// have.
+    fn review_shard(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         self.reroute(shard, effects);
         if self.frozen_until(shard).is_some() {
             self.fail_waiting(shard, Failure::Frozen, effects);
         }
         match self.readiness(shard) {
-            Readiness::Nothing => {}
-            Readiness::At(at) => {
-                self.timers.insert((at, Timer::Shard(shard)));
+            SendReadiness::Nothing => {}
+            SendReadiness::At(at) => {
+                self.timers.insert((at, BatcherTimer::Shard(shard)));
             }
-            Readiness::Ready(conn) => {
+            SendReadiness::Ready(conn) => {
                 let Some(queue) = self.queues.get_mut(&shard) else { return };
-                let Some(lane) = self.router.lane_mut(conn) else { return };
-                if queue.in_line.replace(conn) != Some(conn) {
-                    lane.line.push_back(shard);
+                let Some(connection) = self.router.connection_mut(conn) else { return };
+                if queue.queued_on.replace(conn) != Some(conn) {
+                    connection.send_queue.push_back(shard);
                 }
                 self.touched.insert(conn);
             }
@@ -119,35 +121,36 @@ impl Worker {
         }
     }
 
-    /// Until when the primary takes no writes for the shard, as far as it has said so.
+    /// The time until which the primary takes no writes for the shard, as far as it has reported.
     ///
-    /// While a batch of the shard is out there the word does not lapse: nothing could be sent to ask
-    /// again, and operations behind that batch would wait for their deadline instead of being
-    /// refused. The batch's answer is a newer word.
+    /// While a batch of the shard is in flight on that connection the notice does not expire:
+    /// nothing could be sent to ask again, and operations behind that batch would wait for their
+    /// deadline instead of being refused. The batch's answer replaces the notice.
     pub(super) fn frozen_until(&self, shard: ShardId) -> Option<Now> {
-        let config = self.map.get(shard)?;
-        let conn = self.router.to(config.primary)?;
-        let until = self.router.lane(conn)?.frozen_until(shard)?;
-        let undecided = self.queues.get(&shard).and_then(|queue| queue.undecided.as_ref());
-        let is_out = undecided.is_some_and(|undecided| !undecided.is_due(conn, config.epoch));
+        let record = self.map.get(shard)?;
+        let conn = self.router.to(record.primary)?;
+        let until = self.router.connection(conn)?.frozen_until(shard)?;
+        let in_flight = self.queues.get(&shard).and_then(|queue| queue.in_flight.as_ref());
+        let is_out = in_flight.is_some_and(|in_flight| !in_flight.is_due(conn, record.epoch));
         (until > self.now || is_out).then_some(until)
     }
 
-    fn readiness(&self, shard: ShardId) -> Readiness {
-        let Some(queue) = self.queues.get(&shard) else { return Readiness::Nothing };
-        let Some(config) = self.map.get(shard) else { return Readiness::Nothing };
-        let Some(conn) = self.router.to(config.primary) else { return Readiness::Nothing };
+    /// Returns whether, when and to which primary the shard can send.
+    fn readiness(&self, shard: ShardId) -> SendReadiness {
+        let Some(queue) = self.queues.get(&shard) else { return SendReadiness::Nothing };
+        let Some(record) = self.map.get(shard) else { return SendReadiness::Nothing };
+        let Some(conn) = self.router.to(record.primary) else { return SendReadiness::Nothing };
         let mut not_before = queue.retry_at;
-        match &queue.undecided {
-            Some(undecided) => {
-                if !undecided.is_due(conn, config.epoch) {
-                    return Readiness::Nothing;
+        match &queue.in_flight {
+            Some(in_flight) => {
+                if !in_flight.is_due(conn, record.epoch) {
+                    return SendReadiness::Nothing;
                 }
             }
             None => {
                 let no_session = self.present.is_none() || queue.ended == self.present;
                 if queue.waiting.is_empty() || no_session {
-                    return Readiness::Nothing;
+                    return SendReadiness::Nothing;
                 }
                 if !queue.fills_a_batch(&self.settings.sizes) {
                     let lingers = Now(queue.since.0.saturating_add(self.settings.linger_us));
@@ -156,46 +159,51 @@ impl Worker {
             }
         }
         not_before = not_before.max(self.frozen_until(shard).unwrap_or_default());
-        if not_before > self.now { Readiness::At(not_before) } else { Readiness::Ready(conn) }
+        if not_before > self.now {
+            SendReadiness::At(not_before)
+        } else {
+            SendReadiness::Ready(conn)
+        }
     }
 
-    /// Sends what stands in the lane's line, as far as its window and bytes allow.
+    /// Sends the shards of the connection's send queue, as far as its window and bytes allow.
     fn pack(&mut self, conn: Conn, effects: &mut Vec<Effect>) {
         let window = Window { messages: self.settings.window, us: self.settings.window_us };
         loop {
-            let Some(lane) = self.router.lane_mut(conn) else { return };
-            if lane.line.is_empty() {
+            let Some(connection) = self.router.connection_mut(conn) else { return };
+            if connection.send_queue.is_empty() {
                 return;
             }
-            if let Some(at) = lane.blocked_until(self.now, window) {
-                self.timers.insert((at, Timer::Lane(conn)));
+            if let Some(at) = connection.blocked_until(self.now, window) {
+                self.timers.insert((at, BatcherTimer::Connection(conn)));
                 return;
             }
-            let message = lane.next_message();
+            let message = connection.next_message();
             let batches = self.fill(conn, message);
             if batches.is_empty() {
                 return;
             }
-            let Some(lane) = self.router.lane_mut(conn) else { return };
-            lane.sent(self.now, batches.len());
+            let Some(connection) = self.router.connection_mut(conn) else { return };
+            connection.sent(self.now, batches.len());
             self.counts.sends += batches.len() as u64;
             effects
                 .push(Effect::Send { conn, message: GatewayMessage::Frame { message, batches } });
         }
     }
 
-    /// The batches of one message. Empty: nobody in the line has anything to send after all, or
-    /// too much is on the way already; then an answer will bring the lane here again.
+    /// The batches of one message. The list is empty if no shard in the queue has anything to send
+    /// after all, or if too many bytes are in flight already; an answer will then bring the
+    /// connection here again.
     fn fill(&mut self, conn: Conn, message: u64) -> Vec<Batch> {
         let mut batches = Vec::new();
         let mut bytes = 0;
         let unlimited = Planted::FrameUnlimited.is_in(self.settings.planted);
         while bytes < self.settings.sizes.message_bytes || unlimited {
-            let Some(lane) = self.router.lane_mut(conn) else { break };
-            if lane.bytes >= self.settings.lane_bytes_max {
+            let Some(connection) = self.router.connection_mut(conn) else { break };
+            if connection.bytes >= self.settings.connection_bytes_max {
                 break;
             }
-            let Some(shard) = lane.line.pop_front() else { break };
+            let Some(shard) = connection.send_queue.pop_front() else { break };
             if let Some(batch) = self.next_batch(shard, conn, message) {
                 bytes += batch.payload.len();
                 batches.push(batch);
@@ -204,35 +212,36 @@ impl Worker {
         batches
     }
 
-    /// The batch that the shard sends now: the one that is out, or a new one.
+    /// The batch that the shard sends now: the one in flight, or a new one.
     fn next_batch(&mut self, shard: ShardId, conn: Conn, message: u64) -> Option<Batch> {
         let queue = self.queues.get_mut(&shard)?;
-        // Since it lined up it may have moved to another lane, or lost what it had to send.
-        if queue.in_line != Some(conn) {
+        // Since the shard was queued it may have moved to another connection, or have nothing to
+        // send any more.
+        if queue.queued_on != Some(conn) {
             return None;
         }
-        queue.in_line = None;
-        let Readiness::Ready(now_to) = self.readiness(shard) else { return None };
+        queue.queued_on = None;
+        let SendReadiness::Ready(now_to) = self.readiness(shard) else { return None };
         if now_to != conn {
             return None;
         }
         let epoch = self.map.get(shard)?.epoch;
         let queue = self.queues.get_mut(&shard)?;
-        if queue.undecided.is_none() {
+        if queue.in_flight.is_none() {
             let sealed = queue.seal(self.present?, &mut self.sealer);
-            self.undecided += 1;
+            self.in_flight += 1;
             self.counts.batches += 1;
             self.counts.ops += sealed.parts.iter().map(|part| part.ops.len() as u64).sum::<u64>();
             self.counts.ops_sent += sealed.entries() as u64;
         }
         if !queue.waiting.is_empty() {
-            // The rest goes when this one is decided.
+            // The rest is sent when this batch is decided.
             queue.since = Now(0);
         }
-        let undecided = queue.undecided.as_mut()?;
-        undecided.sent(Send { conn, message, epoch });
-        let batch = undecided.batch.clone();
-        self.router.lane_mut(conn)?.bytes += batch.payload.len();
+        let in_flight = queue.in_flight.as_mut()?;
+        in_flight.sent(BatchSend { conn, message, epoch });
+        let batch = in_flight.batch.clone();
+        self.router.connection_mut(conn)?.bytes += batch.payload.len();
         Some(batch)
     }
 }

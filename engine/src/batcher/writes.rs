@@ -1,35 +1,37 @@
-//! A write request comes in: split by shard, admitted or refused, queued.
+//! The intake of write requests: split by shard, admitted or refused, queued.
 
-use super::Sizes;
+use super::BatchSizes;
 use super::outcome::{Failure, WriteResult};
-use super::queue::{HOME, Issued, Part, PartToken, Queue, QueuedOp};
-use super::requests::Request;
+use super::queue::{HOME, Issued, PartToken, QueuedOp, RequestPart, ShardQueue};
+use super::requests::PendingWrite;
 use super::seal::HEAD_BYTES_MAX;
-use super::{Effect, Worker};
-use crate::idempotency::{IssueTime, Scope, Tag, Token};
+use super::{Batcher, Effect};
+use crate::idempotency::{ClientToken, IssueTime, Scope, Tag};
 use crate::ids::{Now, ShardId, Slot, Slots, TimeMs};
 use crate::key;
 use crate::ops::{self, Op, OpKind};
 use crate::planted::Planted;
 use crate::shard_map::ShardMap;
 
-/// Memory that is used anew for every request. All empty in between.
+/// Buffers that are reused for every request, and empty in between.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Splitter {
-    /// Per operation: the upper half of its hash, and the place of its shard in the map.
+    /// Per operation: the upper half of its hash, and the index of its shard in the map.
     placed: Vec<(u64, u32)>,
-    /// Per shard of the map: how many of the operations are its own.
+    /// Per shard of the map: the number of its operations.
     counts: Vec<u32>,
+    /// Per shard of the map: its operations.
     parts: Vec<Vec<QueuedOp>>,
-    /// Shards that have any, in the order in which they came up.
+    /// The shards with operations, in the order of their first one.
     touched: Vec<u32>,
 }
 
+/// The index of no shard.
 const NOWHERE: u32 = u32::MAX;
 
 impl Splitter {
     /// The operations of each shard, in the order of the request, and the indexes of those that
-    /// belong to no known shard. Hashes every name once: the hash is kept with the operation.
+    /// belong to no known shard. Every name is hashed once: the hash is kept with the operation.
     fn split(&mut self, map: &ShardMap, ops: Vec<Op>) -> (Vec<(u32, Vec<QueuedOp>)>, Vec<u32>) {
         self.counts.resize(map.iter().len(), 0);
         self.parts.resize_with(map.iter().len(), Vec::new);
@@ -67,19 +69,19 @@ fn slot_of(hash: u64) -> Slot {
     Slot((hash >> 48) as u16)
 }
 
-impl Worker {
+impl Batcher {
     pub(super) fn on_write(
         &mut self,
         request: u64,
         ops: Vec<Op>,
-        token: Option<Token>,
+        token: Option<ClientToken>,
         deadline: Now,
         effects: &mut Vec<Effect>,
     ) {
         self.counts_up(request);
         let (shards, held) = (Vec::new(), Vec::new());
         let mut open =
-            Request { deadline, undecided: 0, shards, held, result: WriteResult::default() };
+            PendingWrite { deadline, pending: 0, shards, held, result: WriteResult::default() };
         let token = token.and_then(|token| Some((token.tag(&ops)?, token.issued)));
         let home = token.and_then(|(tag, _)| self.home(&tag, &ops));
         let refused = if self.stopping {
@@ -105,7 +107,7 @@ impl Worker {
             let slots = self.map.at(place as usize).slots;
             let is_home = has_home && at == 0;
             let token = token.map(|(tag, issued)| self.issue(slots.shard(), tag, issued));
-            let part = Part::new(request, ops, token);
+            let part = RequestPart::new(request, ops, token);
             let refused = not_at_home.or_else(|| self.admits(&part, slots.shard()).err());
             if let Some(failure) = refused {
                 let asked = part.ops.iter().filter(|queued| queued.index != HOME);
@@ -113,7 +115,7 @@ impl Worker {
                 not_at_home = not_at_home.or(refused.filter(|_| is_home));
                 continue;
             }
-            open.undecided += part.ops.len();
+            open.pending += part.ops.len();
             if is_home {
                 at_home = Some((slots, part));
             } else if has_home {
@@ -124,9 +126,9 @@ impl Worker {
             }
         }
         if let Some((slots, part)) = at_home {
-            // With nothing to follow, a token is not recorded.
+            // A token is not recorded if nothing of the request was admitted elsewhere.
             if part.asked() == 0 && open.held.is_empty() {
-                open.undecided = 0;
+                open.pending = 0;
             } else {
                 open.shards.push(slots.shard());
                 self.enqueue(slots, part);
@@ -135,15 +137,16 @@ impl Worker {
         self.requests.begin(request, open, effects);
     }
 
-    fn enqueue(&mut self, slots: Slots, part: Part) {
+    /// Puts a part into its shard's queue.
+    fn enqueue(&mut self, slots: Slots, part: RequestPart) {
         self.bytes += part.bytes;
-        let queue = self.queues.entry(slots.shard()).or_insert_with(|| Queue::new(slots));
+        let queue = self.queues.entry(slots.shard()).or_insert_with(|| ShardQueue::new(slots));
         queue.push(self.now, part);
         self.due.insert(slots.shard());
     }
 
-    /// The operation that brings the token of a batch to its home, and that shard's place in the map. None: there is no
-    /// such token.
+    /// The operation that carries the token of a batch to its home, and that shard's index in the
+    /// map. Returns `None` if there is no such token.
     fn home(&self, tag: &Tag, ops: &[Op]) -> Option<Result<(u32, QueuedOp), Failure>> {
         if tag.scope != Scope::Batch || Planted::HomeNotAsked.is_in(self.settings.planted) {
             return None;
@@ -155,13 +158,14 @@ impl Worker {
         Some(place.map(|place| (place as u32, QueuedOp { op, hash, index: HOME, entry: 0 })))
     }
 
-    /// The home of its token has recorded a batch: its other parts are sent, if they may still wait.
+    /// Sends the other parts of a request whose token its home has recorded, if they may still
+    /// wait.
     pub(super) fn send_held(&mut self, request: u64, effects: &mut Vec<Effect>) {
         for (slots, part) in self.requests.release(request) {
             let shard = slots.shard();
             if let Err(failure) = self.admits(&part, shard) {
                 self.requests.part_failed(&part, failure, effects);
-            } else if self.map.get(shard).is_some_and(|config| config.slots == slots) {
+            } else if self.map.get(shard).is_some_and(|record| record.slots == slots) {
                 self.requests.went_to(request, shard);
                 self.enqueue(slots, part);
             } else {
@@ -172,18 +176,21 @@ impl Worker {
         }
     }
 
-    /// When was it issued? As the client says, else as was heard lately of the shard's time.
+    /// The issue time of an operation: the client's own statement, or else a recent time of the
+    /// shard.
     fn issue(&self, shard: ShardId, tag: Tag, issued: Option<TimeMs>) -> PartToken {
         let queue = self.queues.get(&shard);
-        let heard = || queue.and_then(|queue| queue.heard(self.now, self.settings.heard_for_ms));
+        let known = || {
+            queue.and_then(|queue| queue.fresh_time(self.now, self.settings.shard_time_valid_ms))
+        };
         let stated = issued.map(IssueTime::Stated);
-        let issued = stated.or_else(|| heard().map(IssueTime::Heard));
-        let issued = issued.map_or(Issued::Came(self.now), Issued::At);
+        let issued = stated.or_else(|| known().map(IssueTime::Arrived));
+        let issued = issued.map_or(Issued::Arrived(self.now), Issued::At);
         PartToken { tag, issued }
     }
 
-    /// Whether new operations of the shard may wait at all.
-    fn admits(&self, part: &Part, shard: ShardId) -> Result<(), Failure> {
+    /// Checks whether a new part may wait in the shard's queue.
+    fn admits(&self, part: &RequestPart, shard: ShardId) -> Result<(), Failure> {
         if part.token.is_some() && !fits_a_batch(part, &self.settings.sizes) {
             return Err(Failure::TooLarge);
         }
@@ -192,27 +199,27 @@ impl Worker {
         }
         let queued = self.queues.get(&shard).map_or(0, |queue| queue.waiting_bytes);
         let waiting = queued + self.requests.held_for(shard);
-        // When all together are too much, those that hold more than their share give way: one
+        // When all queues together hold too much, those with more than their share are refused: one
         // shard without a primary must not shut out the others.
-        let share = self.settings.worker_bytes_max / self.queues.len().max(1);
+        let share = self.settings.total_bytes_max / self.queues.len().max(1);
         let full = waiting >= self.settings.queue_bytes_max
-            || waiting >= share && self.bytes() >= self.settings.worker_bytes_max;
+            || waiting >= share && self.bytes() >= self.settings.total_bytes_max;
         if !full {
             return Ok(());
         }
-        // A queue that is full since nothing can be sent is refused for that.
-        Err(match self.why_waiting(shard) {
+        // A queue that is full because nothing can be sent is refused for that reason.
+        Err(match self.unsent_reason(shard) {
             Failure::Slow | Failure::Overloaded => Failure::QueueFull,
             why => why,
         })
     }
 
-    /// The map has another range for the shard than its queue was made for: what waits is sorted
-    /// anew. What is out stays as it is, and is settled under its old range.
+    /// Sorts the waiting operations of a shard again if the map has other slots for it than its
+    /// queue was made for. The batch in flight stays as it is, and is settled under its old slots.
     pub(super) fn reroute(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
-        let Some(known) = self.map.get(shard).map(|config| config.slots) else { return };
+        let Some(known) = self.map.get(shard).map(|record| record.slots) else { return };
         let Some(queue) = self.queues.get_mut(&shard) else { return };
-        if queue.slots == known || queue.undecided.is_some() {
+        if queue.slots == known || queue.in_flight.is_some() {
             return;
         }
         let waiting = queue.take_waiting();
@@ -225,6 +232,7 @@ impl Worker {
         }
     }
 
+    /// Puts one operation into the queue of the shard that owns its slot now.
     fn route_again(
         &mut self,
         request: u64,
@@ -232,22 +240,23 @@ impl Worker {
         token: Option<PartToken>,
         effects: &mut Vec<Effect>,
     ) {
-        let slots = self.map.of_slot(slot_of(queued.hash)).map(|config| config.slots);
+        let slots = self.map.of_slot(slot_of(queued.hash)).map(|record| record.slots);
         let Some(slots) = slots else {
             let index = std::iter::once(queued.index);
             return self.requests.failed(request, index, Failure::NoShard, effects);
         };
         let shard = slots.shard();
         self.requests.went_to(request, shard);
-        let queue = self.queues.entry(shard).or_insert_with(|| Queue::new(slots));
+        let queue = self.queues.entry(shard).or_insert_with(|| ShardQueue::new(slots));
         self.bytes += queued.bytes();
         queue.insert(self.now, request, queued, token);
         self.due.insert(shard);
     }
 }
 
-/// The part at the token's home comes first: it is sent alone, and the others once it is recorded. Without operations there
-/// it is the one that brings the token.
+/// Moves the part at the token's home to the front: it is sent alone, and the others once it is
+/// recorded. If the home has no operations of the request, that part is only `op`, which carries
+/// the token.
 fn at_home_first(parts: &mut Vec<(u32, Vec<QueuedOp>)>, (home, op): (u32, QueuedOp)) {
     match parts.iter().position(|&(place, _)| place == home) {
         Some(at) => parts.swap(0, at),
@@ -256,8 +265,8 @@ fn at_home_first(parts: &mut Vec<(u32, Vec<QueuedOp>)>, (home, op): (u32, Queued
     }
 }
 
-/// What a node takes in one piece, all of it.
-fn fits_a_batch(part: &Part, sizes: &Sizes) -> bool {
+/// Returns whether a part with a token is small enough for one batch.
+fn fits_a_batch(part: &RequestPart, sizes: &BatchSizes) -> bool {
     let bytes: usize = part.ops.iter().map(|queued| ops::size(&queued.op)).sum();
     let values = part.ops.iter().filter(|queued| queued.op.kind.needs_value()).count();
     bytes + HEAD_BYTES_MAX <= sizes.batch_bytes_limit && values < sizes.batch_values_max

@@ -1,8 +1,8 @@
-//! Every order in which starts that want one name, and etcd, can take their steps.
+//! Every order of the steps of etcd and of starts that want one name.
 //!
-//! A step is one call of etcd or one look. A claim may arrive at once, later, or after its process has died. What must hold:
-//! of the processes that are registered no two have one name; and the store that an operator's word is not about keeps its
-//! own.
+//! A step is one call of etcd or one decision of a start. A claim may arrive at once, later, or
+//! after its process has died. What must hold: no two of the registered processes have one name;
+//! and a store keeps its name if no operator has consented to its replacement.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -10,7 +10,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use super::*;
 
 const NAME: &str = "a";
-/// A start that has looked so often is left where it is: two that take one name from each other could go on for ever.
+/// A start that has decided so often is abandoned: two that take one name from each other could
+/// continue for ever.
 const LOOKS_MAX: u128 = 4;
 
 /// Etcd: each record with the revision at which it was changed last.
@@ -23,25 +24,26 @@ struct Etcd {
     nodes: BTreeSet<StoreId>,
 }
 
-/// A claim on its way.
+/// A claim in flight.
 #[derive(Clone, Debug)]
 struct Flying {
     store: StoreId,
     record: StoreRecord,
-    /// Revisions of the store's record and of the name's that it is good for; 0: there is none.
+    /// The revisions of the store's record and of the name's that the claim requires; 0: there is
+    /// none.
     over: (u64, u64),
     replaces: Option<StoreId>,
 }
 
-/// What a start does next.
+/// The next step of a start.
 #[derive(Clone, Debug)]
 enum Next {
     ReadRecords,
-    /// Of the store that has the name.
+    /// Reads the record of the store that has the name.
     ReadHolder(Option<(StoreRecord, u64)>, Option<(StoreId, u64)>),
-    Look(Option<(StoreRecord, u64)>, Option<(StoreId, u64)>, Option<Holder>),
+    Look(Option<(StoreRecord, u64)>, Option<(StoreId, u64)>, Option<NameHolder>),
     Claim(Flying),
-    /// It may serve, and looks at the records that it registers by.
+    /// The start may serve, and reads the records that it registers by.
     ReadGuard(Boot, u128),
     Register((u64, u64)),
     Serves,
@@ -61,10 +63,10 @@ struct World {
     etcd: Etcd,
     processes: Vec<Process>,
     late: Vec<Flying>,
-    /// Processes that may die yet while their claim is on its way.
+    /// The number of processes that may still die while their claim is in flight.
     deaths: u32,
-    /// Some shard counts on the copies of this store.
-    counted_on: Option<StoreId>,
+    /// The store that some shard has as a trusted member.
+    trusted_member: Option<StoreId>,
 }
 
 impl Etcd {
@@ -106,9 +108,9 @@ impl World {
                 let ended = std::mem::replace(&mut next.processes[index].next, Next::Ended);
                 let Next::Claim(claim) = ended else { unreachable!("it was one above") };
                 next.late.push(claim);
-                // Whoever looks after it starts it again, on the same disk.
+                // The supervisor starts it again, on the same disk.
                 let process = &next.processes[index];
-                let (wish, log) = (process.start.wish.clone(), process.log.clone());
+                let (wish, log) = (process.start.request.clone(), process.log.clone());
                 let start = Start::new(1, wish, false, log, process.start.store).unwrap();
                 let again = &mut next.processes[index];
                 (again.start, again.next) = (start, Next::ReadRecords);
@@ -125,20 +127,20 @@ impl World {
     }
 
     fn step(&mut self, index: usize) {
-        let Self { etcd, processes, counted_on, .. } = self;
+        let Self { etcd, processes, trusted_member, .. } = self;
         let process = &mut processes[index];
         let store = process.start.store();
         let next = std::mem::replace(&mut process.next, Next::Serves);
         process.next = match next {
-            // In one step: nothing else changes the store's own record.
+            // Both reads are one step, since nothing else changes the store's own record.
             Next::ReadRecords => Next::ReadHolder(etcd.stores.get(&store).cloned(), etcd.name),
             Next::ReadHolder(record, name) => {
                 let other = name.map(|(other, _)| other).filter(|other| *other != store);
                 let holder = other.and_then(|other| {
                     let (record, _) = etcd.stores.get(&other)?.clone();
                     let answers = etcd.nodes.contains(&other);
-                    let counted_on = *counted_on == Some(other);
-                    Some(Holder { store: other, record, answers, counted_on })
+                    let trusted_member = *trusted_member == Some(other);
+                    Some(NameHolder { store: other, record, answers, trusted_member })
                 });
                 Next::Look(record, name, holder)
             }
@@ -189,9 +191,9 @@ impl World {
 }
 
 impl Process {
-    /// `store`: who it becomes on an empty disk.
+    /// `store` is the id that it takes on an empty disk.
     fn new(store: u128, replace: bool, log: Option<Identity>) -> Self {
-        let wish = Wish { name: NAME.into(), replace };
+        let wish = NameRequest { name: NAME.into(), replace };
         let start = Start::new(1, wish, false, log.clone(), StoreId(store)).unwrap();
         Self { start, log, next: Next::ReadRecords, looks: 0 }
     }
@@ -201,15 +203,15 @@ impl Process {
         index: usize,
         record: Option<(StoreRecord, u64)>,
         name: Option<(StoreId, u64)>,
-        holder: Option<&Holder>,
+        holder: Option<&NameHolder>,
     ) -> Next {
         self.looks += 1;
         let fresh = 1_000 * (index as u128 + 1) + self.looks;
         let (record, revision) = record.map_or((None, 0), |(record, at)| (Some(record), at));
-        let seen = Seen { record: record.as_ref(), holder, counted_on: false };
-        match self.start.look(seen, fresh) {
-            Ok(Step::Serve { boot, nonce, .. }) => Next::ReadGuard(boot, nonce),
-            Ok(Step::Claim(Claim { log, boot, nonce, status, replaces })) => {
+        let seen = EtcdState { record: record.as_ref(), holder, trusted_member: false };
+        match self.start.next_step(seen, fresh) {
+            Ok(StartStep::Serve { boot, nonce, .. }) => Next::ReadGuard(boot, nonce),
+            Ok(StartStep::Claim(StoreClaim { log, boot, nonce, status, replaces })) => {
                 self.log = log.or(self.log.take());
                 let record = store_record(boot, nonce, status);
                 let over = (revision, name.map_or(0, |(_, at)| at));
@@ -243,16 +245,17 @@ fn away() -> (Etcd, Option<Identity>) {
 }
 
 fn world(etcd: Etcd, processes: Vec<Process>, deaths: u32) -> World {
-    World { etcd, processes, late: Vec::new(), deaths, counted_on: None }
+    World { etcd, processes, late: Vec::new(), deaths, trusted_member: None }
 }
 
-/// Who serves at the end, over all orders.
+/// The stores that serve at the end, over all orders.
 fn winners(world: World) -> BTreeSet<Option<u128>> {
     world.explore().iter().map(|end| end.serves().map(|store| store.0)).collect()
 }
 
-/// Two empty folders, of which either may come first. A claim that came late may take the name from the one that has it,
-/// when its own process was refused already: then nobody serves, and either can be started again.
+/// Two empty folders, of which either may come first. A claim that came late may take the name from
+/// the store that has it, when its own process was refused already: then neither serves, and either
+/// can be started again.
 #[track_caller]
 fn check_empty(etcd: &Etcd, replace: bool) {
     let empty = |store| Process::new(store, replace, None);
@@ -283,14 +286,14 @@ fn a_store_keeps_its_name_from_empty_folders() {
     }
 }
 
-/// Whichever is first keeps it: a store that runs is not replaced.
+/// The first of them keeps the name: a store that runs is not replaced.
 #[test]
 fn a_store_that_starts_and_one_that_replaces_it_do_not_both_serve() {
     let (etcd, log) = away();
-    for counted_on in [None, Some(StoreId(1)), Some(StoreId(2))] {
+    for trusted_member in [None, Some(StoreId(1)), Some(StoreId(2))] {
         let own = Process::new(1, false, log.clone());
         let start = world(etcd.clone(), vec![own, Process::new(2, true, None)], 1);
-        let all = winners(World { counted_on, ..start });
-        assert!(all.is_superset(&[Some(1), Some(2)].into()), "{counted_on:?}: {all:?}");
+        let all = winners(World { trusted_member, ..start });
+        assert!(all.is_superset(&[Some(1), Some(2)].into()), "{trusted_member:?}: {all:?}");
     }
 }

@@ -1,38 +1,48 @@
-//! Who becomes primary, and who leaves the in-sync set with the promotion. Pure.
+//! The choice of a new primary, and of the members that leave the in-sync set with the promotion.
+//! Pure functions.
 //!
-//! Any in-sync member holds everything acknowledged, so any of them is safe; the longest log keeps
-//! most of what is still undecided. What is *not* as safe is a copy that may have lost something:
-//! a damaged or empty one, one on a suspect disk. They come last. A tainted one is never chosen.
+//! Any in-sync member holds everything acknowledged, so each of them is safe; the longest log keeps
+//! most of what is still in flight. A copy that may have lost something is *not* as safe: a damaged
+//! or empty one, or one on a suspect disk. Such copies come last. A tainted one is never chosen.
 
-use crate::config::ShardConfig;
 use crate::ids::{Epoch, Seq, StoreBoot, StoreId};
+use crate::shard_record::ShardRecord;
 
 /// An in-sync member that answered.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Candidate {
+pub(super) struct PromotionCandidate {
     pub(super) process: StoreBoot,
+    /// The last entry in its log.
     pub(super) last: (Epoch, Seq),
     pub(super) rank: Rank,
-    /// How many shards it leads already.
+    /// The number of shards that it leads already.
     pub(super) led: usize,
 }
 
-/// How good its copy is: a worse one is chosen only where there is no better.
+/// The quality of a copy: a worse one is chosen only where there is no better.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Rank {
+    /// The copy is good.
     Good,
-    /// Good, but it is to lead no more: it drains, or it has handed over.
+    /// The copy is good, but the store drains, or has handed the shard over.
     Leaving,
-    /// Good, but its disk has no room: it would serve reads only.
+    /// The copy is good, but the disk is full: it would serve reads only.
     Full,
-    /// Good, but it is the one that asked to be replaced, or was cut off.
+    /// The copy is good, but it is the primary that asked to be replaced, or was cut off.
     Replaced,
+    /// The store is suspect: its disk reported or showed an error.
     Suspect,
+    /// The copy is damaged.
     Unfit,
 }
 
-pub(super) fn choose(candidates: &[Candidate], preferred: Option<StoreId>) -> Option<Candidate> {
-    let best = |candidate: &&Candidate| {
+/// The best candidate: by rank, then the preferred store, then the longest log, then the fewest
+/// shards led.
+pub(super) fn choose(
+    candidates: &[PromotionCandidate],
+    preferred: Option<StoreId>,
+) -> Option<PromotionCandidate> {
+    let best = |candidate: &&PromotionCandidate| {
         let wanted = preferred == Some(candidate.process.store);
         let (last, led) = (std::cmp::Reverse(candidate.last), candidate.led);
         (candidate.rank, !wanted, last, led, candidate.process)
@@ -40,15 +50,15 @@ pub(super) fn choose(candidates: &[Candidate], preferred: Option<StoreId>) -> Op
     candidates.iter().min_by_key(best).copied()
 }
 
-/// The record after a promotion. `out`: members that should leave, most of all the first; they do so
-/// as far as the floor allows.
+/// The record after a promotion. `out`: members that should leave, the first most of all; they do
+/// so as far as `min_in_sync` allows.
 pub(super) fn promoted(
-    config: &ShardConfig,
+    record: &ShardRecord,
     primary: StoreBoot,
     out: &[StoreId],
     min_in_sync: usize,
-) -> ShardConfig {
-    let named = ShardConfig { epoch: Epoch(config.epoch.0 + 1), primary, ..config.clone() };
+) -> ShardRecord {
+    let named = ShardRecord { epoch: Epoch(record.epoch.0 + 1), primary, ..record.clone() };
     named.changed(&[], out, &[], min_in_sync)
 }
 
@@ -57,13 +67,13 @@ mod tests {
     use super::*;
     use crate::ids::{Boot, Version};
 
-    fn candidate(store: u128, last: (u64, u64), rank: Rank, led: usize) -> Candidate {
+    fn candidate(store: u128, last: (u64, u64), rank: Rank, led: usize) -> PromotionCandidate {
         let process = StoreBoot { store: StoreId(store), boot: Boot(1) };
-        Candidate { process, last: (Epoch(last.0), Seq(last.1)), rank, led }
+        PromotionCandidate { process, last: (Epoch(last.0), Seq(last.1)), rank, led }
     }
 
     #[track_caller]
-    fn check(candidates: &[Candidate], preferred: Option<u128>, want: Option<u128>) {
+    fn check(candidates: &[PromotionCandidate], preferred: Option<u128>, want: Option<u128>) {
         let chosen = choose(candidates, preferred.map(StoreId));
         assert_eq!(chosen.map(|candidate| candidate.process.store.0), want);
     }
@@ -99,18 +109,18 @@ mod tests {
 
     #[test]
     fn members_leave_down_to_the_floor_and_the_primary_stays() {
-        let config = ShardConfig {
+        let record = ShardRecord {
             epoch: Epoch(4),
             version: Version(7),
             isr: [1, 2, 3].map(StoreId).to_vec(),
             tainted: vec![StoreId(2)],
-            ..ShardConfig::default()
+            ..ShardRecord::default()
         };
         let primary = StoreBoot { store: StoreId(3), boot: Boot(5) };
-        let next = promoted(&config, primary, &[2, 3, 1].map(StoreId), 2);
+        let next = promoted(&record, primary, &[2, 3, 1].map(StoreId), 2);
         assert_eq!((next.epoch, next.version, next.primary), (Epoch(5), Version(8), primary));
         assert_eq!((next.isr, next.tainted), ([1, 3].map(StoreId).to_vec(), vec![]));
-        let alone = promoted(&config, primary, &[2, 3, 1].map(StoreId), 1);
+        let alone = promoted(&record, primary, &[2, 3, 1].map(StoreId), 1);
         assert_eq!(alone.isr, [StoreId(3)]);
     }
 }

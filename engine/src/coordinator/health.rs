@@ -1,60 +1,66 @@
-//! Who answers: the coordinator's own probes, and who else complains.
+//! Failure detection: the coordinator's own probes, and complaints by others.
 //!
-//! Every store's newest process is probed all the time, so that the answer is there when it is
+//! Every store's newest process is probed all the time, so that the result is at hand when it is
 //! needed. A process is *dead* (for promotion; nothing else follows from it) in three ways:
 //!
-//! * **By proof**: its address refused twice, 50 ms apart, or another process answered there. Nobody
-//!   needs to complain.
-//! * **By its own word**: it is about to end, and says so ahead.
-//! * **By agreement**: the last probe failed in any way, *and* there is a complaint: its lease is gone,
-//!   or a peer or a gateway says that it does not answer. Silence alone may be the coordinator's own:
-//!   if nobody else misses the process, it is left alone.
+//! * **By proof**: its address refused twice, 50 ms apart, or another process answered there. No
+//!   complaint is needed.
+//! * **By announcement**: it has announced its shutdown.
+//! * **By agreement**: the last probe failed in any way, *and* there is a complaint: its lease is
+//!   gone, or a peer or a gateway reports that it does not answer. Silence alone may be the
+//!   coordinator's own fault: without a complaint the process is left alone.
 //!
-//! A wrong verdict costs a promotion, which is always safe.
+//! A wrong result costs a promotion, which is always safe.
 
 use std::collections::BTreeMap;
 
-use crate::coordinator::story::{Cause, Story};
-use crate::coordinator::{Effect, ProbeResult, Timing, Turn};
+use crate::coordinator::decision::{Cause, Decision};
+use crate::coordinator::{CoordinatorTiming, CoordinatorTurn, Effect, ProbeResult};
 use crate::ids::{Boot, Now, StoreBoot, StoreId};
 
+/// The finding of the probes of one process.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Verdict {
-    /// Not answered yet.
+pub(super) enum Liveness {
+    /// No probe has ended yet.
     Unknown,
+    /// The last probe was answered in order.
     Alive,
+    /// The last probe failed, or the process has announced its shutdown.
     Dead(Cause),
 }
 
+/// The newest process of one store, and its probes.
 #[derive(Debug)]
-struct Watched {
+struct ProbedStore {
     boot: Boot,
-    verdict: Verdict,
-    /// Refusals in a row.
+    liveness: Liveness,
+    /// The number of consecutive refusals.
     refusals: u32,
-    /// The probe under way, and when it was sent.
+    /// The probe in flight, and when it was sent.
     probe: Option<(u64, Now)>,
     next_probe: Now,
-    /// Somebody complained last.
-    blamed: Option<Now>,
-    /// Its end has been told as part of the story.
-    told_dead: bool,
+    /// The time of the last complaint.
+    suspected_at: Option<Now>,
+    /// The death of the process has been logged.
+    logged_dead: bool,
 }
 
+/// All processes that are probed. See the module.
 #[derive(Debug)]
-pub(super) struct Health {
-    timing: Timing,
-    watched: BTreeMap<StoreId, Watched>,
-    looked: Now,
+pub(super) struct FailureDetector {
+    timing: CoordinatorTiming,
+    watched: BTreeMap<StoreId, ProbedStore>,
+    /// The time of the last review, by which a pause of this process is noticed.
+    reviewed_at: Now,
 }
 
-impl Health {
-    pub(super) fn new(timing: Timing) -> Self {
-        Self { timing, watched: BTreeMap::new(), looked: Now(0) }
+impl FailureDetector {
+    pub(super) fn new(timing: CoordinatorTiming) -> Self {
+        Self { timing, watched: BTreeMap::new(), reviewed_at: Now(0) }
     }
 
-    /// These processes are to be probed, and no others.
-    pub(super) fn expect(&mut self, now: Now, processes: &[StoreBoot]) {
+    /// Probes these processes and no others from now on.
+    pub(super) fn set_watched(&mut self, now: Now, processes: &[StoreBoot]) {
         let expected = |store: &StoreId| processes.iter().any(|process| process.store == *store);
         self.watched.retain(|store, _| expected(store));
         for process in processes {
@@ -62,79 +68,88 @@ impl Health {
             if known.is_some_and(|watched| watched.boot >= process.boot) {
                 continue;
             }
-            let watched = Watched {
+            let watched = ProbedStore {
                 boot: process.boot,
-                verdict: Verdict::Unknown,
+                liveness: Liveness::Unknown,
                 refusals: 0,
                 probe: None,
                 next_probe: now,
-                blamed: None,
-                told_dead: known.is_some_and(|watched| watched.told_dead),
+                suspected_at: None,
+                logged_dead: known.is_some_and(|watched| watched.logged_dead),
             };
             self.watched.insert(process.store, watched);
         }
     }
 
-    /// Somebody says that this store does not answer: it is asked at once.
-    pub(super) fn blame(&mut self, now: Now, store: StoreId) {
+    /// Notes a complaint that the store does not answer: it is probed at once.
+    pub(super) fn suspect(&mut self, now: Now, store: StoreId) {
         if let Some(watched) = self.watched.get_mut(&store) {
-            watched.blamed = Some(now);
-            if watched.verdict == Verdict::Alive {
+            watched.suspected_at = Some(now);
+            if watched.liveness == Liveness::Alive {
                 watched.next_probe = now;
             }
         }
     }
 
-    /// It says that it is about to end. True if that is news.
-    pub(super) fn leaves(&mut self, process: StoreBoot) -> bool {
+    /// Notes that the process has announced its shutdown. Returns whether that is new.
+    pub(super) fn note_leaving(&mut self, process: StoreBoot) -> bool {
         let watched = self.watched.get_mut(&process.store);
         let watched = watched.filter(|watched| watched.boot == process.boot);
-        watched.is_some_and(|watched| watched.settle(Verdict::Dead(Cause::Leaving)))
+        watched.is_some_and(|watched| watched.settle(Liveness::Dead(Cause::Leaving)))
     }
 
-    /// Its lease is gone: it is asked at once.
-    pub(super) fn ask(&mut self, now: Now, store: StoreId) {
+    /// Probes the store at once, since its lease is gone.
+    pub(super) fn probe_now(&mut self, now: Now, store: StoreId) {
         if let Some(watched) = self.watched.get_mut(&store) {
             watched.next_probe = now;
         }
     }
 
-    pub(super) fn verdict(&self, store: StoreId) -> Verdict {
-        self.watched.get(&store).map_or(Verdict::Unknown, |watched| watched.verdict)
+    pub(super) fn liveness(&self, store: StoreId) -> Liveness {
+        self.watched.get(&store).map_or(Liveness::Unknown, |watched| watched.liveness)
     }
 
-    /// The process of this store that answers.
+    /// The process of this store, if it answers.
     pub(super) fn alive(&self, store: StoreId) -> Option<StoreBoot> {
         let watched = self.watched.get(&store)?;
-        (watched.verdict == Verdict::Alive).then_some(StoreBoot { store, boot: watched.boot })
+        (watched.liveness == Liveness::Alive).then_some(StoreBoot { store, boot: watched.boot })
     }
 
-    /// Every process has answered, or has had its time to.
-    pub(super) fn is_settled(&self) -> bool {
-        self.watched.values().all(|watched| watched.verdict != Verdict::Unknown)
+    /// Returns whether every process has answered, or has had time to.
+    pub(super) fn all_probed(&self) -> bool {
+        self.watched.values().all(|watched| watched.liveness != Liveness::Unknown)
     }
 
-    /// Why the store's newest process is dead, if it is. `registered`: its lease lives.
+    /// The cause of death of the store's newest process, if it is dead. `registered`: its lease
+    /// lives.
     pub(super) fn death(&self, now: Now, store: StoreId, registered: bool) -> Option<Cause> {
         let watched = self.watched.get(&store)?;
-        let Verdict::Dead(cause) = watched.verdict else { return None };
-        let blamed = watched.blamed.is_some_and(|at| now.ms_since(at) < self.timing.complaint_ms);
+        let Liveness::Dead(cause) = watched.liveness else { return None };
+        let suspected =
+            watched.suspected_at.is_some_and(|at| now.ms_since(at) < self.timing.complaint_ms);
         let proven = match cause {
             Cause::Refused => watched.refusals >= 2,
             Cause::Replaced | Cause::Leaving => true,
             Cause::Silent | Cause::DiskStalled => false,
         };
-        (proven || blamed || !registered).then_some(cause)
+        (proven || suspected || !registered).then_some(cause)
     }
 
     // ---- probes --------------------------------------------------------------------------------
 
-    /// True if a verdict changed.
-    pub(super) fn probed(&mut self, turn: &mut Turn<'_>, probe: u64, result: ProbeResult) -> bool {
-        let asked = |watched: &Watched| watched.probe.is_some_and(|(number, _)| number == probe);
+    /// Takes the result of a probe. Returns whether it changed a process's liveness, or was a
+    /// refusal.
+    pub(super) fn on_probed(
+        &mut self,
+        turn: &mut CoordinatorTurn<'_>,
+        probe: u64,
+        result: ProbeResult,
+    ) -> bool {
+        let asked =
+            |watched: &ProbedStore| watched.probe.is_some_and(|(number, _)| number == probe);
         let Some((&store, watched)) = self.watched.iter_mut().find(|(_, watched)| asked(watched))
         else {
-            return false; // Too late, or about a process that is no longer of interest.
+            return false; // The answer is late, or about a process that is no longer probed.
         };
         let me = StoreBoot { store, boot: watched.boot };
         let cause = match result {
@@ -153,18 +168,18 @@ impl Health {
             watched.next_probe =
                 watched.next_probe.min(turn.now.plus_ms(self.timing.refused_again_ms));
         }
-        watched.settle(cause.map_or(Verdict::Alive, Verdict::Dead)) || refused
+        watched.settle(cause.map_or(Liveness::Alive, Liveness::Dead)) || refused
     }
 
-    /// Sends the probes that are due, and gives up those that take too long. True if a verdict
+    /// Sends the probes that are due, and gives up those that take too long. True if a liveness
     /// changed.
-    pub(super) fn look(&mut self, turn: &mut Turn<'_>) -> bool {
+    pub(super) fn send_due_probes(&mut self, turn: &mut CoordinatorTurn<'_>) -> bool {
         let (now, settings) = (turn.now, turn.settings);
-        if now.ms_since(self.looked) >= self.timing.away_ms {
-            // This process was away: answers may wait behind this event.
+        if now.ms_since(self.reviewed_at) >= self.timing.own_pause_ms {
+            // This process was paused: answers may be queued behind this event.
             self.watched.values_mut().for_each(|watched| watched.probe = None);
         }
-        self.looked = now;
+        self.reviewed_at = now;
         let mut changed = false;
         for (&store, watched) in &mut self.watched {
             if let Some((_, sent)) = watched.probe
@@ -172,7 +187,7 @@ impl Health {
             {
                 watched.probe = None;
                 watched.refusals = 0;
-                changed |= watched.settle(Verdict::Dead(Cause::Silent));
+                changed |= watched.settle(Liveness::Dead(Cause::Silent));
             }
             if watched.probe.is_none() && now >= watched.next_probe {
                 let probe = turn.fresh_id();
@@ -186,17 +201,17 @@ impl Health {
     }
 
     pub(super) fn next_deadline(&self, probe_timeout_ms: u64) -> Option<Now> {
-        let due = |watched: &Watched| match watched.probe {
+        let due = |watched: &ProbedStore| match watched.probe {
             Some((_, sent)) => sent.plus_ms(probe_timeout_ms),
             None => watched.next_probe,
         };
         self.watched.values().map(due).min()
     }
 
-    /// Tells who died and who is back, each once.
-    pub(super) fn tell(
+    /// Logs who died and who is back, each once. Returns whether there was any such change.
+    pub(super) fn log_changes(
         &mut self,
-        turn: &mut Turn<'_>,
+        turn: &mut CoordinatorTurn<'_>,
         registered: impl Fn(StoreId) -> bool,
     ) -> bool {
         let mut news = false;
@@ -204,29 +219,31 @@ impl Health {
             let death = self.death(turn.now, store, registered(store));
             let Some(watched) = self.watched.get_mut(&store) else { continue };
             let process = StoreBoot { store, boot: watched.boot };
-            let story = match death {
-                Some(why) if !watched.told_dead => Story::Died { process, why },
-                None if watched.told_dead && watched.verdict == Verdict::Alive => {
-                    Story::Returned { process }
+            let decision = match death {
+                Some(why) if !watched.logged_dead => Decision::Died { process, why },
+                None if watched.logged_dead && watched.liveness == Liveness::Alive => {
+                    Decision::Returned { process }
                 }
                 _ => continue,
             };
-            watched.told_dead = death.is_some();
-            turn.effects.push(Effect::Story(story));
+            watched.logged_dead = death.is_some();
+            turn.effects.push(Effect::Decision(decision));
             news = true;
         }
         news
     }
 }
 
-impl Watched {
-    fn settle(&mut self, verdict: Verdict) -> bool {
-        // It answers until it has ended, which proves nothing. Only another process returns.
-        if self.verdict == Verdict::Dead(Cause::Leaving) {
+impl ProbedStore {
+    /// Sets the liveness. Returns whether it changed.
+    fn settle(&mut self, liveness: Liveness) -> bool {
+        // A leaving process answers until it has ended, which proves nothing. Only another process
+        // of the store can return.
+        if self.liveness == Liveness::Dead(Cause::Leaving) {
             return false;
         }
-        let changed = self.verdict != verdict;
-        self.verdict = verdict;
+        let changed = self.liveness != liveness;
+        self.liveness = liveness;
         changed
     }
 }

@@ -1,43 +1,43 @@
-//! One coordinator process: places shards, notices dead primaries, promotes, and keeps replicas
+//! One coordinator process: places shards, detects dead primaries, promotes, and keeps replicas
 //! where the planner wants them.
 //!
 //! ```text
-//!   driver                                        coordinator machine
-//!   ──────                                        ───────────────────
-//!   etcd    ── Elected, Listed, Changed ───────▶  what is
-//!           ◀── List, Propose ─────────────────   what should be, by compare-and-set
+//!   driver                                        coordinator
+//!   ──────                                        ───────────
+//!   etcd    ── Elected, Listed, Changed ───────▶  observed state
+//!           ◀── List, Propose ─────────────────   desired state, by compare-and-set
 //!           ── Proposed ───────────────────────▶
 //!   nodes   ◀── Probe, Gather, StepDown ───────
 //!           ── Probed, Gathered, SteppedDown, Reported ──▶
-//!   log     ◀── Story ─────────────────────────
+//!   log     ◀── Decision ──────────────────────
 //! ```
 //!
-//! **Level-triggered**: it compares what etcd and the nodes say with what should be, and asks for
-//! the difference; nothing that matters is kept only here, so a newly elected process begins with a
-//! `List` and needs no more. What a newcomer would get wrong:
+//! **Level-triggered**: the coordinator compares the observed state (etcd and the nodes) with the
+//! desired state, and proposes the difference. It keeps nothing that matters in memory only, so a
+//! newly elected process begins with a `List` and needs no more. Easy to get wrong:
 //!
-//! * **It guards no data.** Epochs and in-sync sets do (DESIGN §6); a wrong suspicion, two leading
+//! * **The coordinator guards no data.** Epochs and in-sync sets do. A wrong suspicion, two leading
 //!   coordinators or a proposal that takes effect an hour late cost milliseconds, never counts.
-//! * **A vanished lease is not death, and a report is not death.** Both are reasons to believe the
-//!   coordinator's own probe (`health`).
-//! * **A failed or unknown proposal is settled by reading**, never by trying it again blindly. Its
-//!   shards rest until a `List` begun afterwards has come back.
+//! * **A vanished lease is not death, and a report is not death.** Both are only reasons to trust a
+//!   failed probe of the coordinator's own (`health`).
+//! * **A failed or unknown proposal is settled by reading**, never by a blind retry. Its shards
+//!   rest until a `List` that began afterwards has come back.
 //!
-//! The rooms: `records` keeps what etcd says; `health` probes; `promotion` finds new primaries, and `accepted`
-//! those that an operator names;
-//! `upkeep` places, recruits and releases with the help of [`crate::planner`]; [`story`] tells it.
+//! The modules: `records` holds the state of etcd; `health` probes; `promotion` finds new
+//! primaries, and `accepted` those that an operator names; `upkeep` places, recruits and releases
+//! with the help of [`crate::planner`]; [`decision`] is the log of what was done and why.
 //!
-//! **What the driver promises.** Every `Propose` is answered by exactly one `Proposed`, never
-//! retried. Every `List` by one `Listed`, from linearizable reads begun after the effect. Probes and
-//! gathers may stay unanswered: this machine has time-outs of its own. All effects may be performed
-//! in any order and side by side.
+//! **The driver's obligations.** Every `Propose` is answered by exactly one `Proposed`, and is not
+//! retried. Every `List` is answered by one `Listed`, from linearizable reads that began after the
+//! effect. Probes and gathers may stay unanswered: the coordinator has its own time-outs. All
+//! effects may be performed in any order and concurrently.
 
-pub mod story;
+pub mod decision;
 
 mod accepted;
 mod choice;
 mod health;
-mod office;
+mod leader_state;
 mod promotion;
 mod records;
 mod reports;
@@ -46,55 +46,68 @@ mod upkeep;
 #[cfg(test)]
 mod tests;
 
-use crate::config::ShardConfig;
 use crate::idempotency;
 use crate::ids::{Epoch, Now, Seq, ShardId, StoreBoot, StoreId};
-use crate::message::{Report, ShardEnd};
+use crate::message::{HealthReport, ShardEnd};
 use crate::node::CasOutcome;
 use crate::planner;
 use crate::planted::Planted;
 use crate::records::{LossRecord, Meta, NameRecord, NodeRecord, PromoteIntent, StoreRecord};
+use crate::shard_record::ShardRecord;
 
-use office::Office;
+use leader_state::LeaderState;
 
-pub use story::{Story, Waits};
+pub use decision::{Decision, PlacementWait};
 
 /// A value with its place in etcd's history.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Kept<V> {
+pub struct AtRevision<V> {
+    /// The record itself.
     pub value: V,
-    /// Where its key was made.
+    /// The create_revision of its key.
     pub created: u64,
-    /// Its last change: what a compare-and-set compares.
+    /// The mod_revision of its key, which a compare-and-set compares.
     pub modified: u64,
 }
 
-/// Everything there is. May be put together from several linearizable reads.
+/// All records of the cluster. A listing may be put together from several linearizable reads.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Listing {
     /// The lowest revision among the reads.
     pub revision: u64,
-    pub meta: Option<Kept<Meta>>,
-    pub stores: Vec<(StoreId, Kept<StoreRecord>)>,
-    pub names: Vec<(String, Kept<NameRecord>)>,
-    pub nodes: Vec<(StoreId, Kept<NodeRecord>)>,
-    pub shards: Vec<Kept<ShardConfig>>,
+    /// The cluster's settings; `None` before the first coordinator has written them.
+    pub meta: Option<AtRevision<Meta>>,
+    /// The record of every store that was ever registered.
+    pub stores: Vec<(StoreId, AtRevision<StoreRecord>)>,
+    /// The store that owns each name.
+    pub names: Vec<(String, AtRevision<NameRecord>)>,
+    /// The lease-bound registrations of running processes.
+    pub nodes: Vec<(StoreId, AtRevision<NodeRecord>)>,
+    /// The record of every shard.
+    pub shards: Vec<AtRevision<ShardRecord>>,
     /// Stores that an operator wants emptied.
-    pub drains: Vec<(StoreId, Kept<()>)>,
+    pub drains: Vec<(StoreId, AtRevision<()>)>,
     /// Shards that an operator wants led, whatever is lost.
-    pub promotes: Vec<(ShardId, Kept<PromoteIntent>)>,
+    pub promotes: Vec<(ShardId, AtRevision<PromoteIntent>)>,
 }
 
-/// One record changed, as a watch says it. `None`: its key is gone.
+/// The change of one record, as a watch delivers it. `None` means that its key was deleted.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Change {
-    Meta(Kept<Meta>),
-    Store(StoreId, Option<Kept<StoreRecord>>),
-    Name(String, Option<Kept<NameRecord>>),
-    Node(StoreId, Option<Kept<NodeRecord>>),
-    Shard(ShardId, Option<Kept<ShardConfig>>),
-    Drain(StoreId, Option<Kept<()>>),
-    Promote(ShardId, Option<Kept<PromoteIntent>>),
+pub enum RecordChange {
+    /// The cluster's settings, which are never deleted.
+    Meta(AtRevision<Meta>),
+    /// A store's record.
+    Store(StoreId, Option<AtRevision<StoreRecord>>),
+    /// The owner of a name.
+    Name(String, Option<AtRevision<NameRecord>>),
+    /// A process's registration, which its lease keeps alive.
+    Node(StoreId, Option<AtRevision<NodeRecord>>),
+    /// A shard's record.
+    Shard(ShardId, Option<AtRevision<ShardRecord>>),
+    /// An operator's intent to empty a store.
+    Drain(StoreId, Option<AtRevision<()>>),
+    /// An operator's intent to have a shard led with a loss.
+    Promote(ShardId, Option<AtRevision<PromoteIntent>>),
 }
 
 /// Everything that can happen to a coordinator.
@@ -104,195 +117,306 @@ pub enum Event {
     Tick,
 
     // -- etcd
-    /// This process made the `coordinator` key: its create_revision is the term. Until then the
-    /// machine does nothing at all (a standby).
-    Elected { term: u64 },
-    /// The key is gone, or nobody can say that it stands. (Hearing it late is harmless.)
+    /// This process created the `coordinator` key. Until then the coordinator does nothing at all
+    /// (a standby).
+    Elected {
+        /// The create_revision of the key.
+        term: u64,
+    },
+    /// The key is gone, or its lease can't be confirmed. (A late `Deposed` is harmless.)
     Deposed,
-    /// Answers `List`; none if etcd did not answer, and the machine asks again a little later.
-    Listed { list: u64, listing: Option<Listing> },
-    /// At `revision` one record changed. Hints: they may come late, twice, or not at all.
-    Changed { revision: u64, change: Change },
-    /// Changes may have been missed: the watch began anew.
+    /// Answers `List`.
+    Listed {
+        /// The number of the `List` effect.
+        list: u64,
+        /// `None` if etcd did not answer; the coordinator then asks again a little later.
+        listing: Option<Listing>,
+    },
+    /// One record changed. Changes are hints: they may come late, twice, or not at all.
+    Changed {
+        /// The revision of the change.
+        revision: u64,
+        /// The record's new state.
+        change: RecordChange,
+    },
+    /// Changes may have been missed: the watch was restarted.
     WatchBroke,
     /// Answers `Propose`.
-    Proposed { proposal: u64, outcome: CasOutcome },
+    Proposed {
+        /// The number of the `Propose` effect.
+        proposal: u64,
+        /// The outcome of the transaction.
+        outcome: CasOutcome,
+    },
 
     // -- nodes
     /// Answers `Probe`.
-    Probed { probe: u64, result: ProbeResult },
-    /// Answers `Gather`; none if that very process did not answer.
-    Gathered { gather: u64, store: StoreId, ends: Option<Vec<ShardEnd>> },
-    /// Answers `StepDown`: where the log ends that orders no more; none if the node does not lead
-    /// the shard, or did not answer.
-    SteppedDown { shard: ShardId, epoch: Epoch, end: Option<(Epoch, Seq)> },
-    /// What a node says unasked, of itself and of its peers.
-    Reported { from: StoreBoot, report: Report },
-    /// Stores that refused or reset a gateway's connection.
-    GatewayReported { suspects: Vec<StoreId> },
+    Probed {
+        /// The number of the `Probe` effect.
+        probe: u64,
+        /// The result of the probe.
+        result: ProbeResult,
+    },
+    /// Answers `Gather`.
+    Gathered {
+        /// The number of the `Gather` effect.
+        gather: u64,
+        /// The store that was asked.
+        store: StoreId,
+        /// The log ends of the copies it holds; `None` if that very process did not answer.
+        ends: Option<Vec<ShardEnd>>,
+    },
+    /// Answers `StepDown`.
+    SteppedDown {
+        /// The shard that was to be handed over.
+        shard: ShardId,
+        /// The epoch in which the node was primary.
+        epoch: Epoch,
+        /// The last entry of the log, which grows no more; `None` if the node is not primary of the
+        /// shard, or did not answer.
+        end: Option<(Epoch, Seq)>,
+    },
+    /// A node's unsolicited report on itself and its peers.
+    Reported {
+        /// The process that reports.
+        from: StoreBoot,
+        /// The report.
+        report: HealthReport,
+    },
+    /// A gateway reports stores that refused or reset its connection.
+    GatewayReported {
+        /// The stores.
+        suspects: Vec<StoreId>,
+    },
 }
 
+/// The result of one probe.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ProbeResult {
-    /// Somebody answered, and says who it is and when its disk last answered.
-    Alive { from: StoreBoot, fsync_age_ms: u64 },
-    /// Nothing listens there.
+    /// A process answered.
+    Alive {
+        /// The process that answered, which may be another than the one asked for.
+        from: StoreBoot,
+        /// The time since its disk last completed an fsync.
+        fsync_age_ms: u64,
+    },
+    /// Nothing listens at the address.
     Refused,
-    /// The driver has given up. (The machine does so by itself after `probe_timeout_ms`.)
+    /// The driver gave up waiting. (The coordinator does so by itself after `probe_timeout_ms`.)
     Silent,
 }
 
 /// Everything a coordinator can ask of its driver.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Effect {
-    /// Read everything, linearizably, beginning now.
-    List { list: u64 },
-    /// Write in one transaction, if every record is still where it is said to be and the
-    /// `coordinator` key still has `term` as its create_revision.
-    Propose { proposal: u64, term: u64, writes: Writes },
-    /// Ask the process that was registered last for this store (`NodeQuery::Probe`).
-    Probe { probe: u64, to: StoreBoot },
+    /// Read all records by linearizable reads that begin now.
+    List {
+        /// The number to answer with.
+        list: u64,
+    },
+    /// Write in one transaction, on condition that every record still has the expected mod_revision
+    /// and the `coordinator` key still has `term` as its create_revision.
+    Propose {
+        /// The number to answer with.
+        proposal: u64,
+        /// The term of this leader.
+        term: u64,
+        /// The records to write.
+        writes: Writes,
+    },
+    /// Send `NodeQuery::Probe` to the process that was registered last for this store.
+    Probe {
+        /// The number to answer with.
+        probe: u64,
+        /// The process to ask.
+        to: StoreBoot,
+    },
     /// Ask where the logs of these shards end (`NodeQuery::Gather`).
-    Gather { gather: u64, to: StoreBoot, shards: Vec<ShardId> },
-    /// Ask the primary to order no more (`NodeQuery::StepDown`).
-    StepDown { to: StoreBoot, shard: ShardId, epoch: Epoch },
-    /// For the log.
-    Story(Story),
-    /// The cluster was made with other settings than this process was given: say so, exit code 2.
-    Exit { difference: String },
+    Gather {
+        /// The number to answer with; several stores are asked under one.
+        gather: u64,
+        /// The process to ask.
+        to: StoreBoot,
+        /// The shards to ask for.
+        shards: Vec<ShardId>,
+    },
+    /// Ask the primary to append no more (`NodeQuery::StepDown`).
+    StepDown {
+        /// The primary.
+        to: StoreBoot,
+        /// The shard to be handed over.
+        shard: ShardId,
+        /// The epoch in which the process is primary.
+        epoch: Epoch,
+    },
+    /// Log this decision.
+    Decision(Decision),
+    /// Exit with code 2: the cluster was created with other settings than this process was given.
+    Exit {
+        /// The difference, for the error message.
+        difference: String,
+    },
 }
 
-/// What one transaction writes. `expect` is the mod_revision to compare, 0 for "no such key".
+/// The writes of one transaction. `expect` is the mod_revision to compare, 0 for "no such key".
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Writes {
-    /// The cluster's settings, if there are none.
+    /// The cluster's settings, if the key does not exist.
     Meta(Meta),
+    /// A store's new status.
     Store {
+        /// The store.
         store: StoreId,
+        /// The mod_revision of its record.
         expect: u64,
+        /// The new record.
         record: StoreRecord,
     },
-    /// At most [`Settings::shards_per_txn`]: (expect, config).
-    Shards(Vec<(u64, ShardConfig)>),
-    Accepted(Box<Accepted>),
+    /// At most [`Settings::shards_per_txn`] pairs of (expect, new record).
+    Shards(Vec<(u64, ShardRecord)>),
+    /// A promotion with a loss.
+    AcceptedLoss(Box<AcceptedLoss>),
 }
 
-/// One shard's record, with a loss that stays on record for good.
+/// A shard's new record, together with the record of a loss that is kept for good.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Accepted {
+pub struct AcceptedLoss {
+    /// The mod_revision of the shard's record.
     pub expect: u64,
-    pub config: ShardConfig,
+    /// The shard's new record.
+    pub record: ShardRecord,
+    /// The loss.
     pub loss: LossRecord,
-    /// The revision of the operator's intent that this obeys and ends. None: no operator was asked.
+    /// The mod_revision of the operator's intent that this transaction carries out and deletes;
+    /// `None` if no operator was asked.
     pub intent: Option<u64>,
 }
 
 impl Writes {
-    /// The shard records among them, each with what is compared.
-    fn shards(&self) -> Vec<(u64, &ShardConfig)> {
+    /// The shard records among the writes, each with the mod_revision to compare.
+    fn shards(&self) -> Vec<(u64, &ShardRecord)> {
         match self {
             Self::Meta(_) | Self::Store { .. } => vec![],
-            Self::Shards(shards) => shards.iter().map(|(at, config)| (*at, config)).collect(),
-            Self::Accepted(accepted) => vec![(accepted.expect, &accepted.config)],
+            Self::Shards(shards) => shards.iter().map(|(at, record)| (*at, record)).collect(),
+            Self::AcceptedLoss(accepted) => vec![(accepted.expect, &accepted.record)],
         }
     }
 }
 
-/// etcd takes 128 operations per transaction; one compares the term.
+/// etcd accepts 128 operations per transaction; one of them compares the term.
 pub const SHARDS_PER_TXN: usize = 127;
 
 // ---- settings ----------------------------------------------------------------------------------
 
-/// What the cluster is asked to be. The first leading coordinator writes it into `meta`; afterwards
-/// what is given must agree.
+/// The settings of the cluster that the flags ask for. The first leading coordinator writes them
+/// into `meta`; from then on the flags must agree with `meta`.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Flags {
+    /// The number of shards.
     pub shards: Option<u32>,
+    /// The number of copies of each shard.
     pub replicas: Option<u8>,
+    /// The number of in-sync members that a write needs.
     pub min_in_sync: Option<u8>,
+    /// The time for which idempotency records are kept.
     pub idempotency_window_ms: Option<u64>,
+    /// The most bytes of idempotency records that a shard keeps.
     pub idempotency_bytes: Option<u64>,
 }
 
-/// What is tuned, and what a test makes small.
+/// The settings of one coordinator.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// The cluster that the flags ask for.
     pub flags: Flags,
-    /// The uuid of the cluster, should this process be the one that makes it.
+    /// The uuid of the cluster, should this process be the one that creates it.
     pub new_cluster: u128,
-    /// How a new cluster keeps idempotency records, but for what the flags say.
-    pub idempotency: idempotency::Settings,
-    /// Shards are placed once so many nodes are registered …
+    /// The settings of idempotency records of a new cluster, unless a flag overrides them.
+    pub idempotency: idempotency::TokenSettings,
+    /// Shards are placed as soon as this many nodes are registered. If it is `None`, they are
+    /// placed when enough nodes are registered and none has joined for `join_wait_ms`.
     pub expect_nodes: Option<u32>,
-    /// … or, if that was not said, enough are and none came for this long.
-    pub newcomer_wait_ms: u64,
+    /// The time without a new node before shards are placed.
+    pub join_wait_ms: u64,
     /// A node that is away for longer is replaced.
     pub rebuild_delay_ms: u64,
     /// The time to live of the nodes' leases.
     pub lease_ttl_ms: u64,
+    /// The interval of probes of one process.
     pub probe_every_ms: u64,
+    /// A probe without an answer fails after this.
     pub probe_timeout_ms: u64,
-    /// A disk that has not answered for this long is as bad as silence.
+    /// A disk without a completed fsync for this long is treated like silence.
     pub fsync_age_max_ms: u64,
-    /// How long a gather waits for the last node.
+    /// The time that a gather waits for the last node.
     pub gather_ms: u64,
-    /// How long a shard waits for other members than a lone survivor that was restarted, from its
-    /// answer on.
+    /// The time that a shard waits for other members than a lone survivor that was restarted,
+    /// counted from the survivor's answer.
     pub lone_wait_ms: u64,
-    /// How long a mass failure holds back new copies.
+    /// The time for which a mass failure holds back new copies.
     pub guard_ms: u64,
-    /// Everything must have been quiet for this long before primaries are moved for balance.
+    /// The time without a disruption before primaries are moved for balance.
     pub balance_after_ms: u64,
+    /// The interval of lists while no other reason asks for one.
     pub relist_every_ms: u64,
     /// Shards in one transaction: at most [`SHARDS_PER_TXN`].
     pub shards_per_txn: usize,
-    pub planner: planner::Limits,
-    pub timing: Timing,
+    /// The limits of the planner.
+    pub planner: planner::PlannerLimits,
+    /// Further waits and intervals.
+    pub timing: CoordinatorTiming,
+    /// A planted bug, in tests only.
     pub planted: Option<Planted>,
 }
 
-/// Waits and intervals, in milliseconds.
+/// Waits and intervals of a coordinator, in milliseconds.
 #[derive(Clone, Copy, Debug)]
-pub struct Timing {
-    /// A shard that could not be given a primary is looked at again after this.
+pub struct CoordinatorTiming {
+    /// A shard for which no primary was found is reviewed again after this.
     pub retry_ms: u64,
-    /// It is told that a shard has no primary once it has had none for so long: less is an ordinary failover.
+    /// A shard that has had no primary for this long is logged as leaderless: a shorter time is an
+    /// ordinary failover.
     pub leaderless_ms: u64,
-    /// A hand-over that has not come about by then is given up.
+    /// A hand-over that is not complete after this is cancelled.
     pub hand_over_ms: u64,
-    /// A node whose disk has been full for so long is given nothing, and leads nothing that others can.
+    /// A node whose disk has been full for this long gets no copies, and leads no shard that others
+    /// can lead.
     pub full_after_ms: u64,
-    /// A primary whose shard has been frozen for this long is replaced, if another member hears more of the cluster.
+    /// A primary whose shard has been frozen for this long is replaced, if another member reaches
+    /// more of the cluster.
     pub cut_off_after_ms: u64,
-    /// A shard is taken from a living primary that is cut off or resigns no more often than this …
+    /// The least interval at which a shard is taken from a living primary that is cut off or
+    /// resigns. It doubles each time up to `pace_ms_max`, and is reset after twice that.
     pub pace_ms: u64,
-    /// … twice as seldom each time, up to this. It is forgotten after twice that.
+    /// The most that `pace_ms` grows to.
     pub pace_ms_max: u64,
-    /// Everything is looked at this often, and on every change.
-    pub look_every_ms: u64,
-    /// A list without an answer is asked for again after this …
+    /// The interval of full reviews; every change causes one, too.
+    pub review_every_ms: u64,
+    /// A list without an answer is repeated after this.
     pub list_timeout_ms: u64,
-    /// … and one that failed after this.
+    /// A list that failed is repeated after this.
     pub list_retry_ms: u64,
-    /// Nothing is proposed for this long after a proposal that failed for no reason that a list shows.
+    /// The pause in proposals after one that failed for no reason that a list shows.
     pub pause_ms: u64,
-    /// Plans are made no more often than this after news …
+    /// The least interval of plans while there are changes.
     pub plan_every_ms: u64,
-    /// … and this often without.
+    /// The interval of plans without changes.
     pub plan_idle_ms: u64,
-    /// Suspect stores are asked this often whether all that they hold is filled anew.
+    /// The interval at which suspect stores are asked whether all their copies have been replaced.
     pub ask_suspect_every_ms: u64,
-    /// After a first refusal the second probe follows this soon.
+    /// The second probe follows this soon after a first refusal.
     pub refused_again_ms: u64,
-    /// A complaint counts for so long: nodes repeat theirs every second.
+    /// The time for which a complaint about a store counts: nodes repeat theirs every second.
     pub complaint_ms: u64,
-    /// A coordinator that stood still for this long heard no answers in the meantime.
-    pub away_ms: u64,
-    /// A report counts for so long: nodes report every second, and one that missed two has perhaps nothing to say.
+    /// After a pause this long of the coordinator's own process, open probes are reset, not counted
+    /// against the nodes: their answers may be queued behind this event.
+    pub own_pause_ms: u64,
+    /// The time for which a report counts: nodes report every second, so an older report is
+    /// outdated.
     pub report_ms: u64,
 }
 
-impl Default for Timing {
+impl Default for CoordinatorTiming {
     fn default() -> Self {
         Self {
             retry_ms: 100,
@@ -302,7 +426,7 @@ impl Default for Timing {
             cut_off_after_ms: 2_000,
             pace_ms: 1_000,
             pace_ms_max: 60_000,
-            look_every_ms: 100,
+            review_every_ms: 100,
             list_timeout_ms: 5_000,
             list_retry_ms: 100,
             pause_ms: 200,
@@ -311,7 +435,7 @@ impl Default for Timing {
             ask_suspect_every_ms: 1_000,
             refused_again_ms: 50,
             complaint_ms: 3_000,
-            away_ms: 500,
+            own_pause_ms: 500,
             report_ms: 3_000,
         }
     }
@@ -322,9 +446,9 @@ impl Default for Settings {
         Self {
             flags: Flags::default(),
             new_cluster: 0,
-            idempotency: idempotency::Settings::default(),
+            idempotency: idempotency::TokenSettings::default(),
             expect_nodes: None,
-            newcomer_wait_ms: 3_000,
+            join_wait_ms: 3_000,
             rebuild_delay_ms: 600_000,
             lease_ttl_ms: 2_000,
             probe_every_ms: 200,
@@ -336,20 +460,24 @@ impl Default for Settings {
             balance_after_ms: 5_000,
             relist_every_ms: 180_000,
             shards_per_txn: SHARDS_PER_TXN,
-            planner: planner::Limits::default(),
-            timing: Timing::default(),
+            planner: planner::PlannerLimits::default(),
+            timing: CoordinatorTiming::default(),
             planted: None,
         }
     }
 }
 
-/// How a cluster is made where nothing is said.
+/// The settings of a new cluster without flags.
 const SHARDS: u32 = 24;
 const REPLICAS: u8 = 3;
 const MIN_IN_SYNC: u8 = 2;
 
 impl Flags {
-    /// Whether a cluster can be like this; if not, why.
+    /// Checks that a cluster can have these settings.
+    ///
+    /// # Errors
+    ///
+    /// The flag that is out of range, and its range.
     pub fn check(&self) -> Result<(), String> {
         let shards = self.shards.unwrap_or(SHARDS);
         let replicas = self.replicas.unwrap_or(REPLICAS);
@@ -366,30 +494,30 @@ impl Flags {
         Ok(())
     }
 
-    /// In what the cluster differs from what is asked for, if it does.
+    /// The difference between the cluster's settings and what the flags ask for, if there is one.
     pub fn difference(&self, meta: &Meta) -> Option<String> {
-        let says = |flag: &str, asked: Option<u64>, is: u64| {
-            let differs = asked.filter(|&asked| asked != is)?;
-            Some(format!("{flag} is {differs}, but this cluster was made with {is}"))
+        let differs = |flag: &str, asked: Option<u64>, is: u64| {
+            let wanted = asked.filter(|&asked| asked != is)?;
+            Some(format!("{flag} is {wanted}, but this cluster was made with {is}"))
         };
-        says("--shards", self.shards.map(u64::from), meta.shards.into())
-            .or_else(|| says("--replicas", self.replicas.map(u64::from), meta.replicas.into()))
+        differs("--shards", self.shards.map(u64::from), meta.shards.into())
+            .or_else(|| differs("--replicas", self.replicas.map(u64::from), meta.replicas.into()))
             .or_else(|| {
-                says("--min-in-sync", self.min_in_sync.map(u64::from), meta.min_in_sync.into())
+                differs("--min-in-sync", self.min_in_sync.map(u64::from), meta.min_in_sync.into())
             })
             .or_else(|| {
                 let asked = self.idempotency_window_ms.map(|ms| ms / 1_000);
-                says("--idempotency-window", asked, meta.idempotency.window_ms / 1_000)
+                differs("--idempotency-window", asked, meta.idempotency.window_ms / 1_000)
             })
             .or_else(|| {
                 let is = meta.idempotency.bytes_max;
-                says("--idempotency-bytes", self.idempotency_bytes, is)
+                differs("--idempotency-bytes", self.idempotency_bytes, is)
             })
     }
 }
 
 impl Settings {
-    /// The record of a cluster that is made now.
+    /// The `meta` record of a cluster that is created now.
     fn meta(&self) -> Meta {
         let replicas = self.flags.replicas.unwrap_or(REPLICAS);
         Meta {
@@ -399,7 +527,7 @@ impl Settings {
             min_in_sync: self.flags.min_in_sync.unwrap_or(MIN_IN_SYNC.min(replicas)),
             hash: 1,
             incarnation: 1,
-            idempotency: idempotency::Settings {
+            idempotency: idempotency::TokenSettings {
                 window_ms: self.flags.idempotency_window_ms.unwrap_or(self.idempotency.window_ms),
                 bytes_max: self.flags.idempotency_bytes.unwrap_or(self.idempotency.bytes_max),
                 ..self.idempotency
@@ -408,78 +536,86 @@ impl Settings {
     }
 }
 
-// ---- the machine -------------------------------------------------------------------------------
+// ---- the state machine -------------------------------------------------------------------------
 
-/// The machine. See the module.
+/// The state machine of one coordinator process. See the module.
 #[derive(Debug)]
 pub struct Coordinator {
     settings: Settings,
     now: Now,
-    /// Numbers of probes, lists, gathers and proposals: never used twice, whatever the term, so an
-    /// answer from a former one is nobody's.
+    /// The last number given to a probe, list, gather or proposal. No number is used twice,
+    /// whatever the term, so an answer to a former leader matches nothing.
     next_id: u64,
-    /// What this process does while it leads.
-    office: Option<Office>,
+    /// The state of a leader; `None` in a standby.
+    leader: Option<LeaderState>,
 }
 
-/// What one call of `handle` works with.
-struct Turn<'a> {
+/// The inputs and outputs of one call of `handle`.
+struct CoordinatorTurn<'a> {
     now: Now,
     settings: &'a Settings,
     next_id: &'a mut u64,
     effects: &'a mut Vec<Effect>,
 }
 
-impl Turn<'_> {
+impl CoordinatorTurn<'_> {
     fn fresh_id(&mut self) -> u64 {
         *self.next_id += 1;
         *self.next_id
     }
 
-    fn tell(&mut self, story: Story) {
-        self.effects.push(Effect::Story(story));
+    fn log(&mut self, decision: Decision) {
+        self.effects.push(Effect::Decision(decision));
     }
 }
 
 impl Coordinator {
+    /// A standby.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, now: Now(0), next_id: 0, office: None }
+        Self { settings, now: Now(0), next_id: 0, leader: None }
     }
 
+    /// Handles one event, and appends the effects that follow from it.
     pub fn handle(&mut self, now: Now, event: Event, effects: &mut Vec<Effect>) {
         self.now = self.now.max(now);
-        let mut turn =
-            Turn { now: self.now, settings: &self.settings, next_id: &mut self.next_id, effects };
+        let mut turn = CoordinatorTurn {
+            now: self.now,
+            settings: &self.settings,
+            next_id: &mut self.next_id,
+            effects,
+        };
         match event {
             Event::Elected { term } => {
-                if self.office.as_ref().is_none_or(|office| office.term() != term) {
-                    self.office = Some(Office::new(term, &mut turn));
+                if self.leader.as_ref().is_none_or(|leader| leader.term() != term) {
+                    self.leader = Some(LeaderState::new(term, &mut turn));
                 }
             }
-            Event::Deposed => self.office = None,
+            Event::Deposed => self.leader = None,
             event => {
-                if let Some(office) = &mut self.office {
-                    office.on(&mut turn, event);
+                if let Some(leader) = &mut self.leader {
+                    leader.on(&mut turn, event);
                 }
             }
         }
-        if let Some(office) = &mut self.office {
-            office.review(&mut turn);
+        if let Some(leader) = &mut self.leader {
+            leader.review(&mut turn);
         }
     }
 
-    /// When to call again with `Tick`, if nothing happens before.
+    /// The time at which to call `handle` with `Tick`, if no other event comes before. `None` in a
+    /// standby.
     pub fn next_deadline(&self) -> Option<Now> {
-        Some(self.office.as_ref()?.next_deadline(&self.settings))
+        Some(self.leader.as_ref()?.next_deadline(&self.settings))
     }
 
-    /// Whether this process leads and has read everything.
+    /// Returns whether this process leads and has loaded all records.
     pub fn is_leading(&self) -> bool {
-        self.office.as_ref().is_some_and(Office::is_listed)
+        self.leader.as_ref().is_some_and(LeaderState::is_listed)
     }
 
-    /// What the first placing waits for, if it does: for `/readyz` and `dkc status`.
-    pub fn waits_for(&self) -> Option<Waits> {
-        self.office.as_ref()?.waits_for()
+    /// The nodes that the first placement still waits for, if it does: for `/readyz` and `dkc
+    /// status`.
+    pub fn waits_for(&self) -> Option<PlacementWait> {
+        self.leader.as_ref()?.waits_for()
     }
 }

@@ -1,51 +1,54 @@
-//! What etcd says, put together from lists and changes that may come in any order.
+//! The state of etcd, assembled from lists and changes that may come in any order.
 //!
-//! A revision decides which of two states of a key is newer; a deletion is remembered by its revision
-//! until a list as new has confirmed it, so that an older list does not bring the key back.
+//! A revision decides which of two states of a key is newer. A deletion is remembered with its
+//! revision until a list at least as new has confirmed it, so that an older list does not bring the
+//! key back.
 
 use std::collections::BTreeMap;
 
-use crate::config::ShardConfig;
-use crate::coordinator::{Change, Kept, Listing};
+use crate::coordinator::{AtRevision, Listing, RecordChange};
 use crate::ids::{Boot, ShardId, StoreId};
 use crate::records::{Meta, NameRecord, NodeRecord, PromoteIntent, StoreRecord};
+use crate::shard_record::ShardRecord;
 
 /// All records of one kind.
 #[derive(Debug)]
-pub(super) struct Table<K, V> {
-    kept: BTreeMap<K, Kept<V>>,
+pub(super) struct RecordTable<K, V> {
+    /// The values that exist.
+    kept: BTreeMap<K, AtRevision<V>>,
+    /// The revisions of deletions that no list has confirmed yet.
     gone: BTreeMap<K, u64>,
 }
 
-impl<K, V> Default for Table<K, V> {
+impl<K, V> Default for RecordTable<K, V> {
     fn default() -> Self {
         Self { kept: BTreeMap::new(), gone: BTreeMap::new() }
     }
 }
 
-impl<K: Ord + Copy, V> Table<K, V> {
-    pub(super) fn get(&self, key: K) -> Option<&Kept<V>> {
+impl<K: Ord + Copy, V> RecordTable<K, V> {
+    pub(super) fn get(&self, key: K) -> Option<&AtRevision<V>> {
         self.kept.get(&key)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (K, &Kept<V>)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (K, &AtRevision<V>)> {
         self.kept.iter().map(|(&key, kept)| (key, kept))
     }
 }
 
-impl<V> Table<String, V> {
-    pub(super) fn named(&self, name: &str) -> Option<&Kept<V>> {
+impl<V> RecordTable<String, V> {
+    pub(super) fn named(&self, name: &str) -> Option<&AtRevision<V>> {
         self.kept.get(name)
     }
 }
 
-impl<K: Ord + Clone, V> Table<K, V> {
+impl<K: Ord + Clone, V> RecordTable<K, V> {
     pub(super) fn len(&self) -> usize {
         self.kept.len()
     }
 
-    /// True if this is news.
-    pub(super) fn set(&mut self, key: K, kept: Kept<V>) -> bool {
+    /// Takes a key's state. Returns whether it is newer than the known one.
+    pub(super) fn set(&mut self, key: K, kept: AtRevision<V>) -> bool {
         let known = self.kept.get(&key).map_or(0, |known| known.modified);
         let gone = self.gone.get(&key).copied().unwrap_or(0);
         if kept.modified <= known.max(gone) {
@@ -56,6 +59,7 @@ impl<K: Ord + Clone, V> Table<K, V> {
         true
     }
 
+    /// Takes a deletion. Returns whether it removed a value.
     pub(super) fn delete(&mut self, key: K, revision: u64) -> bool {
         let stands = self.kept.get(&key).is_some_and(|known| known.modified > revision);
         if stands {
@@ -67,8 +71,8 @@ impl<K: Ord + Clone, V> Table<K, V> {
         was_here
     }
 
-    /// All there was at this revision.
-    fn listed(&mut self, revision: u64, all: Vec<(K, Kept<V>)>) {
+    /// Takes a list: all values that existed at this revision.
+    fn listed(&mut self, revision: u64, all: Vec<(K, AtRevision<V>)>) {
         let listed: Vec<K> = all.iter().map(|(key, _)| key.clone()).collect();
         for (key, kept) in all {
             self.set(key, kept);
@@ -78,21 +82,22 @@ impl<K: Ord + Clone, V> Table<K, V> {
     }
 }
 
+/// All records of the cluster, as far as they are known.
 #[derive(Debug, Default)]
-pub(super) struct Records {
-    pub(super) meta: Option<Kept<Meta>>,
-    pub(super) stores: Table<StoreId, StoreRecord>,
-    /// Which store has a name.
-    pub(super) names: Table<String, NameRecord>,
-    pub(super) nodes: Table<StoreId, NodeRecord>,
-    pub(super) shards: Table<ShardId, ShardConfig>,
-    /// What operators want emptied.
-    pub(super) drains: Table<StoreId, ()>,
-    /// What operators want led, whatever is lost.
-    pub(super) promotes: Table<ShardId, PromoteIntent>,
+pub(super) struct ClusterRecords {
+    pub(super) meta: Option<AtRevision<Meta>>,
+    pub(super) stores: RecordTable<StoreId, StoreRecord>,
+    /// The store that owns each name.
+    pub(super) names: RecordTable<String, NameRecord>,
+    pub(super) nodes: RecordTable<StoreId, NodeRecord>,
+    pub(super) shards: RecordTable<ShardId, ShardRecord>,
+    /// Stores that operators want emptied.
+    pub(super) drains: RecordTable<StoreId, ()>,
+    /// Shards that operators want led, whatever is lost.
+    pub(super) promotes: RecordTable<ShardId, PromoteIntent>,
 }
 
-impl Records {
+impl ClusterRecords {
     pub(super) fn listed(&mut self, listing: Listing) {
         let shards = listing.shards.into_iter().map(|kept| (kept.value.shard(), kept)).collect();
         if let Some(meta) = listing.meta {
@@ -106,26 +111,26 @@ impl Records {
         self.promotes.listed(listing.revision, listing.promotes);
     }
 
-    /// True if this is news.
-    pub(super) fn changed(&mut self, revision: u64, change: Change) -> bool {
+    /// Takes one change. Returns whether it is new.
+    pub(super) fn changed(&mut self, revision: u64, change: RecordChange) -> bool {
         match change {
-            Change::Meta(kept) => self.set_meta(kept),
-            Change::Store(id, Some(kept)) => self.stores.set(id, kept),
-            Change::Store(id, None) => self.stores.delete(id, revision),
-            Change::Name(name, Some(kept)) => self.names.set(name, kept),
-            Change::Name(name, None) => self.names.delete(name, revision),
-            Change::Node(id, Some(kept)) => self.nodes.set(id, kept),
-            Change::Node(id, None) => self.nodes.delete(id, revision),
-            Change::Shard(id, Some(kept)) => self.shards.set(id, kept),
-            Change::Shard(id, None) => self.shards.delete(id, revision),
-            Change::Drain(id, Some(kept)) => self.drains.set(id, kept),
-            Change::Drain(id, None) => self.drains.delete(id, revision),
-            Change::Promote(id, Some(kept)) => self.promotes.set(id, kept),
-            Change::Promote(id, None) => self.promotes.delete(id, revision),
+            RecordChange::Meta(kept) => self.set_meta(kept),
+            RecordChange::Store(id, Some(kept)) => self.stores.set(id, kept),
+            RecordChange::Store(id, None) => self.stores.delete(id, revision),
+            RecordChange::Name(name, Some(kept)) => self.names.set(name, kept),
+            RecordChange::Name(name, None) => self.names.delete(name, revision),
+            RecordChange::Node(id, Some(kept)) => self.nodes.set(id, kept),
+            RecordChange::Node(id, None) => self.nodes.delete(id, revision),
+            RecordChange::Shard(id, Some(kept)) => self.shards.set(id, kept),
+            RecordChange::Shard(id, None) => self.shards.delete(id, revision),
+            RecordChange::Drain(id, Some(kept)) => self.drains.set(id, kept),
+            RecordChange::Drain(id, None) => self.drains.delete(id, revision),
+            RecordChange::Promote(id, Some(kept)) => self.promotes.set(id, kept),
+            RecordChange::Promote(id, None) => self.promotes.delete(id, revision),
         }
     }
 
-    fn set_meta(&mut self, kept: Kept<Meta>) -> bool {
+    fn set_meta(&mut self, kept: AtRevision<Meta>) -> bool {
         let is_new = self.meta.as_ref().is_none_or(|known| known.modified < kept.modified);
         if is_new {
             self.meta = Some(kept);
@@ -133,7 +138,7 @@ impl Records {
         is_new
     }
 
-    /// The newest process of a store that is known of, unless the store is gone for good.
+    /// The newest known process of a store, unless the store is gone for good.
     pub(super) fn newest_boot(&self, store: StoreId) -> Option<Boot> {
         let record = self.stores.get(store)?;
         let running = self.nodes.get(store).map_or(Boot(0), |node| node.value.boot);
@@ -141,7 +146,7 @@ impl Records {
         (!is_gone).then_some(record.value.boot.max(running))
     }
 
-    /// The store that has this one's name, if it is another.
+    /// The other store that owns this one's name, if there is one.
     pub(super) fn namesake(&self, store: StoreId) -> Option<StoreId> {
         let name = &self.stores.get(store)?.value.name;
         let holder = self.names.named(name)?.value.store;
@@ -149,7 +154,7 @@ impl Records {
         (holder != store && goes_by_it).then_some(holder)
     }
 
-    /// The store's newest process has a lease that lives.
+    /// Returns whether the lease of the store's newest process lives.
     pub(super) fn is_registered(&self, store: StoreId) -> bool {
         let node = self.nodes.get(store).map(|node| node.value.boot);
         node.is_some() && node == self.newest_boot(store)
@@ -160,13 +165,13 @@ impl Records {
 mod tests {
     use super::*;
 
-    fn kept(modified: u64) -> Kept<u64> {
-        Kept { value: modified, created: 1, modified }
+    fn kept(modified: u64) -> AtRevision<u64> {
+        AtRevision { value: modified, created: 1, modified }
     }
 
     #[track_caller]
-    fn check(act: impl Fn(&mut Table<u8, u64>), want: Option<u64>) {
-        let mut table = Table::default();
+    fn check(act: impl Fn(&mut RecordTable<u8, u64>), want: Option<u64>) {
+        let mut table = RecordTable::default();
         act(&mut table);
         assert_eq!(table.get(1).map(|kept| kept.value), want);
     }
@@ -181,12 +186,12 @@ mod tests {
 
     #[test]
     fn an_older_list_brings_nothing_back_and_takes_nothing_away() {
-        let deleted_first = |table: &mut Table<u8, u64>| {
+        let deleted_first = |table: &mut RecordTable<u8, u64>| {
             table.delete(1, 6);
             table.listed(5, vec![(1, kept(5))]);
         };
         check(deleted_first, None);
-        let made_first = |table: &mut Table<u8, u64>| {
+        let made_first = |table: &mut RecordTable<u8, u64>| {
             table.set(1, kept(6));
             table.listed(5, vec![]);
         };
@@ -195,12 +200,12 @@ mod tests {
 
     #[test]
     fn a_list_takes_away_what_it_does_not_name() {
-        let gone = |table: &mut Table<u8, u64>| {
+        let gone = |table: &mut RecordTable<u8, u64>| {
             table.set(1, kept(5));
             table.listed(7, vec![]);
         };
         check(gone, None);
-        let back = |table: &mut Table<u8, u64>| {
+        let back = |table: &mut RecordTable<u8, u64>| {
             table.delete(1, 6);
             table.listed(9, vec![(1, kept(8))]);
         };

@@ -1,16 +1,16 @@
 //! One coordinator: events in, exact effects out. Lists and probes are answered by a bench that
-//! knows who lives; what is proposed, gathered and told is looked at.
+//! holds the state of the cluster; proposals, gathers and decisions are compared.
 
 use std::collections::BTreeMap;
 
-use super::story::{Cause, Need};
+use super::decision::{Cause, PromotionReason};
 use super::*;
 use crate::ids::{Boot, Slots, TimeMs, Version};
-use crate::message::Standing;
+use crate::message::ReplicaHealth;
 use crate::records::{NameRecord, Operator, StoreStatus};
 
 const TERM: u64 = 77;
-/// Where the shards were written that a test begins with: after all nodes came.
+/// The revision of the shards that a test begins with: after all nodes registered.
 const WRITTEN: u64 = 200;
 
 fn id(store: u128) -> StoreId {
@@ -25,8 +25,8 @@ fn process(store: u128, boot: u64) -> StoreBoot {
     StoreBoot { store: id(store), boot: Boot(boot) }
 }
 
-fn shard_at(lo: u16) -> ShardConfig {
-    ShardConfig {
+fn shard_at(lo: u16) -> ShardRecord {
+    ShardRecord {
         slots: Slots { lo, hi: lo },
         epoch: Epoch(4),
         version: Version(9),
@@ -59,14 +59,14 @@ fn unfit(end: (StoreId, ShardEnd)) -> (StoreId, ShardEnd) {
 
 /// A cluster as etcd and the network show it, and one coordinator.
 struct Bench {
-    machine: Coordinator,
+    coordinator: Coordinator,
     now: Now,
     etcd: Listing,
-    /// What a probe of each store finds. A store that is not named is silent.
+    /// The result of a probe of each store. A store that is not in the map is silent.
     found: BTreeMap<StoreId, ProbeResult>,
-    /// What gathers find. Before anything is named here they stay open.
+    /// The log ends that gathers find. While the list is empty, gathers stay open.
     ends: Vec<(StoreId, ShardEnd)>,
-    /// Everything that was not answered.
+    /// The effects that were not answered.
     seen: Vec<Effect>,
     /// Lists stay unanswered.
     etcd_is_slow: bool,
@@ -74,10 +74,10 @@ struct Bench {
 }
 
 impl Bench {
-    /// Nodes 1 to `nodes` run, in their first boot, each in its own place.
+    /// Nodes 1 to `nodes` run, in their first boot, each in a place of its own.
     fn new(settings: Settings, nodes: u128) -> Self {
         let mut bench = Self {
-            machine: Coordinator::new(settings),
+            coordinator: Coordinator::new(settings),
             now: Now(1_000_000),
             etcd: Listing { revision: 100, ..Listing::default() },
             found: BTreeMap::new(),
@@ -92,23 +92,23 @@ impl Bench {
         bench
     }
 
-    /// Leads over these shards, all nodes well, and has had time to look around.
-    fn leading(nodes: u128, shards: Vec<ShardConfig>) -> Self {
+    /// Leads over these shards, with all nodes in order, after its first reviews.
+    fn leading(nodes: u128, shards: Vec<ShardRecord>) -> Self {
         Self::leading_with(Settings::default(), nodes, shards)
     }
 
-    fn leading_with(settings: Settings, nodes: u128, shards: Vec<ShardConfig>) -> Self {
+    fn leading_with(settings: Settings, nodes: u128, shards: Vec<ShardRecord>) -> Self {
         let mut bench = Self::new(settings, nodes);
         let count = shards.len();
         bench.etcd.meta = Some(kept(meta(shards.len() as u32), 1));
-        bench.etcd.shards = shards.into_iter().map(|config| kept(config, WRITTEN)).collect();
+        bench.etcd.shards = shards.into_iter().map(|record| kept(record, WRITTEN)).collect();
         bench.etcd.revision = WRITTEN;
-        // The bench numbers shards as it likes: none is missing.
+        // The bench numbers shards freely: none is missing.
         bench.etcd.meta.as_mut().unwrap().value.shards = 0;
         bench.on(Event::Elected { term: TERM });
         bench.pass(400);
-        let took = Story::TookOffice { term: TERM, stores: nodes as usize, shards: count };
-        assert_eq!(bench.take(), [Effect::Story(took)], "all is well to begin with");
+        let took = Decision::BecameLeader { term: TERM, stores: nodes as usize, shards: count };
+        assert_eq!(bench.take(), [Effect::Decision(took)], "all is well to begin with");
         bench
     }
 
@@ -119,7 +119,8 @@ impl Bench {
 
     // ---- what happens to the cluster -----------------------------------------------------------
 
-    /// The store's process registers, as a fresh one, and answers. (The coordinator is not told.)
+    /// The store's process registers, as a new one, and answers. (The coordinator does not learn of
+    /// it.)
     fn boot(&mut self, store: u128, boot: u64) {
         let (revision, boot) = (self.revision(), Boot(boot));
         let known = self.etcd.stores.iter().find(|(known, _)| *known == id(store));
@@ -133,7 +134,7 @@ impl Bench {
             nonce: 1,
             status: StoreStatus::Active,
         };
-        let record = Kept { value: record, created, modified: revision };
+        let record = AtRevision { value: record, created, modified: revision };
         self.etcd.stores.retain(|(known, _)| *known != id(store));
         self.etcd.stores.push((id(store), record));
         self.name(store, &format!("node-{store}"));
@@ -144,7 +145,7 @@ impl Bench {
         self.found.insert(id(store), alive(store, boot.0));
     }
 
-    /// The store has taken this name. (The coordinator is not told.)
+    /// The store has taken this name. (The coordinator does not learn of it.)
     fn name(&mut self, store: u128, name: &str) {
         let revision = self.revision();
         let found = self.etcd.stores.iter_mut().find(|(it, _)| *it == id(store)).unwrap();
@@ -154,18 +155,18 @@ impl Bench {
         self.etcd.names.push((name.into(), kept(NameRecord { store: id(store) }, revision)));
     }
 
-    /// As watches tell it.
-    fn tell_store(&mut self, store: u128) {
+    /// Delivers a store's records, as watches do.
+    fn send_changes_of(&mut self, store: u128) {
         let (_, record) = self.etcd.stores.iter().find(|(it, _)| *it == id(store)).unwrap();
         let record = record.clone();
         let node = self.etcd.nodes.iter().find(|(it, _)| *it == id(store)).unwrap().1.clone();
         let revision = self.etcd.revision;
         let names = self.etcd.names.clone().into_iter();
         for (name, kept) in names.filter(|(_, kept)| kept.value.store == id(store)) {
-            self.on(Event::Changed { revision, change: Change::Name(name, Some(kept)) });
+            self.on(Event::Changed { revision, change: RecordChange::Name(name, Some(kept)) });
         }
-        self.on(Event::Changed { revision, change: Change::Store(id(store), Some(record)) });
-        self.on(Event::Changed { revision, change: Change::Node(id(store), Some(node)) });
+        self.on(Event::Changed { revision, change: RecordChange::Store(id(store), Some(record)) });
+        self.on(Event::Changed { revision, change: RecordChange::Node(id(store), Some(node)) });
     }
 
     fn set_status(&mut self, store: u128, status: StoreStatus) {
@@ -173,21 +174,21 @@ impl Bench {
         let found = self.etcd.stores.iter_mut().find(|(it, _)| *it == id(store)).unwrap();
         found.1.value.status = status;
         found.1.modified = revision;
-        self.tell_store(store);
+        self.send_changes_of(store);
     }
 
     /// An operator wants the store emptied.
     fn drain(&mut self, store: u128) {
         let revision = self.revision();
         self.etcd.drains.push((id(store), kept((), revision)));
-        let change = Change::Drain(id(store), Some(kept((), revision)));
+        let change = RecordChange::Drain(id(store), Some(kept((), revision)));
         self.on(Event::Changed { revision, change });
     }
 
     fn undrain(&mut self, store: u128) {
         let revision = self.revision();
         self.etcd.drains.retain(|(it, _)| *it != id(store));
-        self.on(Event::Changed { revision, change: Change::Drain(id(store), None) });
+        self.on(Event::Changed { revision, change: RecordChange::Drain(id(store), None) });
     }
 
     /// The status of a store that is proposed, and takes effect.
@@ -212,7 +213,7 @@ impl Bench {
     fn lease_ends(&mut self, store: u128) {
         let revision = self.revision();
         self.etcd.nodes.retain(|(it, _)| *it != id(store));
-        self.on(Event::Changed { revision, change: Change::Node(id(store), None) });
+        self.on(Event::Changed { revision, change: RecordChange::Node(id(store), None) });
     }
 
     fn kill(&mut self, store: u128) {
@@ -223,7 +224,7 @@ impl Bench {
         self.found.remove(&id(store));
     }
 
-    fn report(&mut self, from: u128, report: Report) {
+    fn report(&mut self, from: u128, report: HealthReport) {
         self.on(Event::Reported { from: process(from, 1), report });
     }
 
@@ -231,7 +232,7 @@ impl Bench {
 
     fn on(&mut self, event: Event) {
         let mut effects = Vec::new();
-        self.machine.handle(self.now, event, &mut effects);
+        self.coordinator.handle(self.now, event, &mut effects);
         for effect in effects {
             match effect {
                 Effect::List { list } => self.lists.push(list),
@@ -256,10 +257,10 @@ impl Bench {
         }
     }
 
-    /// Lets time go by, from one deadline to the next.
+    /// Lets time pass, from one deadline to the next.
     fn pass(&mut self, ms: u64) {
         let until = self.now.plus_ms(ms);
-        while let Some(next) = self.machine.next_deadline().filter(|next| *next <= until) {
+        while let Some(next) = self.coordinator.next_deadline().filter(|next| *next <= until) {
             self.now = self.now.max(next);
             self.on(Event::Tick);
         }
@@ -270,8 +271,11 @@ impl Bench {
         std::mem::take(&mut self.seen)
     }
 
-    fn told(&self, story: impl Fn(&Story) -> bool) -> usize {
-        self.seen.iter().filter(|effect| matches!(effect, Effect::Story(it) if story(it))).count()
+    fn logged(&self, decision: impl Fn(&Decision) -> bool) -> usize {
+        self.seen
+            .iter()
+            .filter(|effect| matches!(effect, Effect::Decision(it) if decision(it)))
+            .count()
     }
 
     /// Answers the gathers that are open, and those to come.
@@ -292,8 +296,8 @@ impl Bench {
         self.on(Event::Gathered { gather, store: to.store, ends: Some(ends) });
     }
 
-    /// What is proposed for shards since the last `take`.
-    fn proposed(&self) -> Vec<(u64, Vec<(u64, ShardConfig)>)> {
+    /// The proposals for shards since the last `take`.
+    fn proposed(&self) -> Vec<(u64, Vec<(u64, ShardRecord)>)> {
         let proposal = |effect: &Effect| match effect {
             Effect::Propose { proposal, term, writes: Writes::Shards(shards) } => {
                 assert_eq!(*term, TERM);
@@ -306,64 +310,64 @@ impl Bench {
 
     /// The one shard that is proposed, and takes effect.
     #[track_caller]
-    fn accept(&mut self) -> ShardConfig {
+    fn accept(&mut self) -> ShardRecord {
         let proposed = self.proposed();
         let [(proposal, shards)] = &proposed[..] else { panic!("{:#?}", self.seen) };
-        let [(_, config)] = &shards[..] else { panic!("{shards:#?}") };
+        let [(_, record)] = &shards[..] else { panic!("{shards:#?}") };
         let mod_revision = self.revision();
-        self.etcd.shards.retain(|kept| kept.value.shard() != config.shard());
-        self.etcd.shards.push(kept(config.clone(), mod_revision));
+        self.etcd.shards.retain(|kept| kept.value.shard() != record.shard());
+        self.etcd.shards.push(kept(record.clone(), mod_revision));
         self.seen.clear();
         let outcome = CasOutcome::Done { mod_revision };
         self.on(Event::Proposed { proposal: *proposal, outcome });
-        config.clone()
+        record.clone()
     }
 }
 
-fn kept<V>(value: V, revision: u64) -> Kept<V> {
-    Kept { value, created: revision, modified: revision }
+fn kept<V>(value: V, revision: u64) -> AtRevision<V> {
+    AtRevision { value, created: revision, modified: revision }
 }
 
 fn alive(store: u128, boot: u64) -> ProbeResult {
     ProbeResult::Alive { from: process(store, boot), fsync_age_ms: 10 }
 }
 
-fn silent(stores: &[u128]) -> Report {
-    Report { silent: ids(stores), ..Report::default() }
+fn silent(stores: &[u128]) -> HealthReport {
+    HealthReport { silent: ids(stores), ..HealthReport::default() }
 }
 
 fn writes_a_store(effect: &Effect) -> bool {
     matches!(effect, Effect::Propose { writes: Writes::Store { .. }, .. })
 }
 
-// ---- office ------------------------------------------------------------------------------------
+// ---- leader ------------------------------------------------------------------------------------
 
 #[test]
 fn a_standby_does_nothing() {
     let mut bench = Bench::new(Settings::default(), 3);
     bench.on(Event::Tick);
-    bench.tell_store(1);
+    bench.send_changes_of(1);
     assert_eq!((bench.take(), bench.lists.len()), (vec![], 0));
-    assert_eq!(bench.machine.next_deadline(), None);
+    assert_eq!(bench.coordinator.next_deadline(), None);
 }
 
 #[test]
-fn in_office_it_reads_before_it_does_anything() {
-    let mut machine = Coordinator::new(Settings::default());
+fn a_leader_reads_before_it_does_anything() {
+    let mut coordinator = Coordinator::new(Settings::default());
     let mut effects = Vec::new();
-    machine.handle(Now(5), Event::Elected { term: TERM }, &mut effects);
+    coordinator.handle(Now(5), Event::Elected { term: TERM }, &mut effects);
     assert_eq!(effects, [Effect::List { list: 1 }]);
-    assert!(!machine.is_leading());
+    assert!(!coordinator.is_leading());
     effects.clear();
     // Etcd did not answer: it is asked again.
-    machine.handle(Now(5), Event::Listed { list: 1, listing: None }, &mut effects);
+    coordinator.handle(Now(5), Event::Listed { list: 1, listing: None }, &mut effects);
     assert_eq!(effects, []);
-    machine.handle(machine.next_deadline().unwrap(), Event::Tick, &mut effects);
+    coordinator.handle(coordinator.next_deadline().unwrap(), Event::Tick, &mut effects);
     assert_eq!(effects, [Effect::List { list: 2 }]);
 }
 
 #[test]
-fn deposed_it_forgets_and_hears_no_late_answers() {
+fn a_deposed_leader_forgets_and_ignores_late_answers() {
     let mut bench = Bench::leading(3, vec![shard_at(0)]);
     bench.kill(1);
     bench.pass(300);
@@ -379,7 +383,7 @@ fn deposed_it_forgets_and_hears_no_late_answers() {
     assert_eq!(bench.take(), []);
 }
 
-// ---- making a cluster --------------------------------------------------------------------------
+// ---- creating a cluster ------------------------------------------------------------------------
 
 #[test]
 fn the_first_coordinator_makes_the_cluster_from_its_flags() {
@@ -388,7 +392,10 @@ fn the_first_coordinator_makes_the_cluster_from_its_flags() {
     let mut bench = Bench::new(settings, 0);
     bench.on(Event::Elected { term: TERM });
     let meta = Meta { cluster: 99, shards: 6, replicas: 1, min_in_sync: 1, ..meta(6) };
-    let is_meta = |effect: &Effect| matches!(effect, Effect::Propose { term: TERM, writes: Writes::Meta(it), .. } if *it == meta);
+    let is_meta = |effect: &Effect| match effect {
+        Effect::Propose { term: TERM, writes: Writes::Meta(it), .. } => *it == meta,
+        _ => false,
+    };
     assert!(bench.take().iter().any(is_meta));
 }
 
@@ -448,9 +455,9 @@ fn shards_are_placed_when_enough_nodes_are_here_and_no_more_come() {
     let mut bench = empty(Settings::default(), 2);
     bench.pass(10_000);
     assert_eq!(bench.proposed(), []);
-    assert_eq!(bench.machine.waits_for(), Some(Waits { nodes: 2, of: 3 }));
+    assert_eq!(bench.coordinator.waits_for(), Some(PlacementWait { nodes: 2, of: 3 }));
     bench.boot(3, 1);
-    bench.tell_store(3);
+    bench.send_changes_of(3);
     bench.pass(2_900);
     assert_eq!(bench.proposed(), []);
     bench.pass(200);
@@ -458,15 +465,15 @@ fn shards_are_placed_when_enough_nodes_are_here_and_no_more_come() {
     assert_eq!(proposed.len(), 1);
     let shards = &proposed[0].1;
     assert_eq!(shards.len(), 12);
-    let slots: Vec<_> = shards.iter().map(|(_, config)| config.slots).collect();
+    let slots: Vec<_> = shards.iter().map(|(_, record)| record.slots).collect();
     assert_eq!(slots[0], Slots { lo: 0, hi: 5460 });
     assert_eq!(slots[11], Slots { lo: 60074, hi: 65535 });
-    for (expect, config) in shards {
-        assert_eq!((*expect, config.epoch, config.version), (0, Epoch(1), Version(1)));
-        assert_eq!((&config.isr, &config.target), (&ids(&[1, 2, 3]), &ids(&[1, 2, 3])));
-        assert_eq!(config.primary.boot, Boot(1));
+    for (expect, record) in shards {
+        assert_eq!((*expect, record.epoch, record.version), (0, Epoch(1), Version(1)));
+        assert_eq!((&record.isr, &record.target), (&ids(&[1, 2, 3]), &ids(&[1, 2, 3])));
+        assert_eq!(record.primary.boot, Boot(1));
     }
-    assert_eq!(bench.machine.waits_for(), None);
+    assert_eq!(bench.coordinator.waits_for(), None);
 }
 
 #[test]
@@ -475,9 +482,9 @@ fn shards_are_placed_at_once_when_all_that_are_expected_are_here() {
     let mut bench = empty(settings, 3);
     bench.pass(500);
     assert_eq!(bench.proposed(), []);
-    assert_eq!(bench.machine.waits_for(), Some(Waits { nodes: 3, of: 4 }));
+    assert_eq!(bench.coordinator.waits_for(), Some(PlacementWait { nodes: 3, of: 4 }));
     bench.boot(4, 1);
-    bench.tell_store(4);
+    bench.send_changes_of(4);
     bench.pass(100);
     assert_eq!(bench.proposed().len(), 1);
 }
@@ -490,15 +497,15 @@ fn a_half_placed_cluster_is_completed() {
     let settings = Settings { expect_nodes: Some(3), ..Settings::default() };
     let mut next = Bench::new(settings, 3);
     next.etcd.meta = Some(kept(meta(12), 1));
-    next.etcd.shards = placed[..7].iter().map(|(_, config)| kept(config.clone(), 60)).collect();
+    next.etcd.shards = placed[..7].iter().map(|(_, record)| kept(record.clone(), 60)).collect();
     next.on(Event::Elected { term: TERM });
     next.pass(100);
-    let missing: Vec<_> = next.proposed()[0].1.iter().map(|(_, config)| config.slots).collect();
-    let want: Vec<_> = placed[7..].iter().map(|(_, config)| config.slots).collect();
+    let missing: Vec<_> = next.proposed()[0].1.iter().map(|(_, record)| record.slots).collect();
+    let want: Vec<_> = placed[7..].iter().map(|(_, record)| record.slots).collect();
     assert_eq!(missing, want);
 }
 
-// ---- noticing a death --------------------------------------------------------------------------
+// ---- failure detection -------------------------------------------------------------------------
 
 fn gather(bench: &Bench) -> Vec<(u128, Vec<ShardId>)> {
     let asked = |effect: &Effect| match effect {
@@ -518,8 +525,8 @@ fn a_killed_primary_is_noticed_by_two_refusals() {
     let mut bench = Bench::leading(3, vec![shard_at(0)]);
     bench.kill(1);
     bench.pass(250);
-    let died = Story::Died { process: process(1, 1), why: Cause::Refused };
-    assert_eq!(bench.told(|story| *story == died), 1);
+    let died = Decision::Died { process: process(1, 1), why: Cause::Refused };
+    assert_eq!(bench.logged(|decision| *decision == died), 1);
     assert_eq!(gather(&bench), asked_both());
 }
 
@@ -551,7 +558,7 @@ fn a_complaint_about_a_living_node_is_not_believed() {
 }
 
 #[test]
-fn silence_is_the_coordinators_own_until_somebody_else_complains() {
+fn silence_is_the_coordinators_own_until_another_process_complains() {
     let mut bench = Bench::leading(3, vec![shard_at(0)]);
     bench.silence(1);
     bench.pass(5_000);
@@ -574,17 +581,17 @@ fn another_process_at_its_address_proves_it_dead() {
     let mut bench = Bench::leading(3, vec![shard_at(0)]);
     bench.found.insert(id(1), alive(9, 1));
     bench.pass(200);
-    let died = Story::Died { process: process(1, 1), why: Cause::Replaced };
-    assert_eq!(bench.told(|story| *story == died), 1);
+    let died = Decision::Died { process: process(1, 1), why: Cause::Replaced };
+    assert_eq!(bench.logged(|decision| *decision == died), 1);
     assert_eq!(gather(&bench), asked_both());
 }
 
 #[test]
-fn a_coordinator_that_stood_still_blames_nobody() {
+fn a_coordinator_that_was_paused_suspects_no_node() {
     let mut bench = Bench::leading(3, vec![shard_at(0)]);
     bench.lease_ends(1);
     bench.take();
-    // A probe is under way, unanswered; then this process stops for a minute.
+    // A probe is in flight; then this process stops for a minute.
     bench.silence(1);
     bench.pass(100);
     bench.now = bench.now.plus_ms(60_000);
@@ -593,10 +600,10 @@ fn a_coordinator_that_stood_still_blames_nobody() {
     assert_eq!(gather(&bench), []);
 }
 
-// ---- promoting ---------------------------------------------------------------------------------
+// ---- promotion ---------------------------------------------------------------------------------
 
-/// Node 1 is dead, and everybody agrees.
-fn without_primary(shards: Vec<ShardConfig>) -> Bench {
+/// Node 1 is dead, by proof.
+fn without_primary(shards: Vec<ShardRecord>) -> Bench {
     let mut bench = Bench::leading(3, shards);
     bench.kill(1);
     bench.report(2, silent(&[1]));
@@ -608,7 +615,7 @@ fn the_longest_log_is_promoted_and_the_dead_leave() {
     let mut bench = without_primary(vec![shard_at(0)]);
     bench.gathered(&[end(2, 0, (4, 20)), end(3, 0, (4, 21))]);
     let proposed = bench.proposed();
-    let want = ShardConfig {
+    let want = ShardRecord {
         epoch: Epoch(5),
         version: Version(10),
         primary: process(3, 1),
@@ -618,16 +625,16 @@ fn the_longest_log_is_promoted_and_the_dead_leave() {
     assert_eq!(proposed.len(), 1);
     assert_eq!(proposed[0].1, [(WRITTEN, want.clone())]);
     assert_eq!(bench.accept(), want);
-    let story = Story::Promoted {
+    let decision = Decision::Promoted {
         shard: ShardId(0),
         epoch: Epoch(5),
         from: process(1, 1),
         to: process(3, 1),
-        why: Need::Dead(Cause::Refused),
+        why: PromotionReason::Dead(Cause::Refused),
         last: (Epoch(4), Seq(21)),
         took_ms: 0,
     };
-    assert_eq!(bench.told(|it| *it == story), 1);
+    assert_eq!(bench.logged(|it| *it == decision), 1);
     bench.take();
     bench.pass(2_000);
     assert_eq!(bench.proposed(), [], "nothing is left to do");
@@ -675,7 +682,7 @@ fn a_gather_waits_for_the_last_node_but_not_for_long() {
 fn a_restarted_primary_does_not_simply_go_on() {
     let mut bench = Bench::leading(3, vec![shard_at(0)]);
     bench.boot(1, 2);
-    bench.tell_store(1);
+    bench.send_changes_of(1);
     assert_eq!(gather(&bench), asked_both(), "the others are known to answer");
     bench.gathered(&[end(2, 0, (4, 20)), end(3, 0, (4, 20))]);
     let next = bench.accept();
@@ -685,7 +692,7 @@ fn a_restarted_primary_does_not_simply_go_on() {
 
 #[test]
 fn a_restarted_primary_leads_again_only_in_a_new_epoch() {
-    let alone = ShardConfig { isr: ids(&[1]), target: ids(&[1]), ..shard_at(0) };
+    let alone = ShardRecord { isr: ids(&[1]), target: ids(&[1]), ..shard_at(0) };
     let mut bench = Bench::new(Settings::default(), 1);
     let single = Meta { shards: 0, replicas: 1, min_in_sync: 1, ..meta(1) };
     bench.etcd.meta = Some(kept(single, 1));
@@ -694,7 +701,7 @@ fn a_restarted_primary_leads_again_only_in_a_new_epoch() {
     bench.pass(400);
     bench.take();
     bench.boot(1, 2);
-    bench.tell_store(1);
+    bench.send_changes_of(1);
     bench.pass(100);
     bench.gathered(&[end(1, 0, (4, 30))]);
     let next = bench.accept();
@@ -703,73 +710,74 @@ fn a_restarted_primary_leads_again_only_in_a_new_epoch() {
 
 #[test]
 fn at_the_floor_the_dead_stay_members() {
-    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
-    let mut bench = without_primary(vec![config]);
+    let record = ShardRecord { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = without_primary(vec![record]);
     bench.gathered(&[end(2, 0, (4, 20))]);
     let next = bench.accept();
     assert_eq!((next.primary, next.isr), (process(2, 1), ids(&[1, 2])));
 }
 
 #[test]
-fn outside_the_in_sync_set_nobody_is_asked() {
-    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
-    let mut bench = without_primary(vec![config]);
+fn outside_the_in_sync_set_no_store_is_asked() {
+    let record = ShardRecord { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = without_primary(vec![record]);
     assert_eq!(gather(&bench), [(2, vec![ShardId(0)])]);
     bench.kill(2);
     bench.gathered(&[]);
-    let is_told = |bench: &Bench| bench.told(|story| matches!(story, Story::Leaderless { .. }));
+    let is_logged =
+        |bench: &Bench| bench.logged(|decision| matches!(decision, Decision::Leaderless { .. }));
     // An ordinary failover is not worth a warning.
     bench.pass(900);
-    assert_eq!(is_told(&bench), 0);
+    assert_eq!(is_logged(&bench), 0);
     bench.pass(300);
-    assert_eq!(is_told(&bench), 1);
+    assert_eq!(is_logged(&bench), 1);
     assert_eq!(bench.proposed(), []);
 }
 
 #[test]
 fn a_tainted_member_is_never_promoted() {
-    let config =
-        ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), tainted: ids(&[2]), ..shard_at(0) };
-    let mut bench = without_primary(vec![config]);
+    let record =
+        ShardRecord { isr: ids(&[1, 2]), learners: ids(&[3]), tainted: ids(&[2]), ..shard_at(0) };
+    let mut bench = without_primary(vec![record]);
     bench.gathered(&[end(2, 0, (4, 20))]);
     bench.pass(200_000);
     assert_eq!(bench.proposed(), []);
 }
 
-/// Story: 1 and 2 are in sync, 2 restarts and its scan finds damage, and the machine of 1 takes five minutes to reboot.
-/// After a minute the damaged copy was promoted, 1 came back with everything that had been acknowledged, contradicted the
-/// new primary, and was overwritten.
+/// The incident: 1 and 2 are in sync, 2 restarts and its scan finds damage, and the machine of 1
+/// takes five minutes to reboot. After a minute the damaged copy was promoted, 1 came back with
+/// everything that had been acknowledged, contradicted the new primary, and was overwritten.
 #[test]
 fn a_damaged_copy_waits_for_a_better_one_however_long_it_takes() {
-    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
-    let mut bench = without_primary(vec![config]);
+    let record = ShardRecord { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = without_primary(vec![record]);
     bench.gathered(&[unfit(end(2, 0, (4, 20)))]);
     bench.pass(3_600_000);
     assert_eq!(bench.proposed(), []);
     bench.boot(1, 2);
-    bench.tell_store(1);
+    bench.send_changes_of(1);
     bench.gathered(&[end(1, 0, (4, 25)), unfit(end(2, 0, (4, 20)))]);
     bench.pass(200);
     assert_eq!(bench.accept().primary, process(1, 2));
 }
 
-/// The same for a copy that looks well on a disk that does not.
+/// The same for a copy without damage on a disk that is suspect.
 #[test]
 fn a_copy_on_a_suspect_store_waits_for_a_better_one_however_long_it_takes() {
-    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
-    let mut bench = without_primary(vec![config]);
+    let record = ShardRecord { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = without_primary(vec![record]);
     bench.set_status(2, StoreStatus::Suspect);
     bench.gathered(&[end(2, 0, (4, 20))]);
     bench.pass(3_600_000);
     assert_eq!(bench.proposed(), []);
 }
 
-/// The other member's store is given up: what is left is the best there will ever be, and that it lacks something stays on
-/// record.
+/// The other member's store is given up: the remaining copy is the best there will ever be, and the
+/// possible loss stays on record.
 #[test]
 fn a_damaged_copy_leads_once_every_better_one_is_gone_for_good() {
-    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
-    let mut bench = without_primary(vec![config]);
+    let record = ShardRecord { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = without_primary(vec![record]);
     bench.gathered(&[unfit(end(2, 0, (4, 20)))]);
     bench.pass(1_000);
     bench.set_status(1, StoreStatus::Retired);
@@ -779,19 +787,20 @@ fn a_damaged_copy_leads_once_every_better_one_is_gone_for_good() {
     assert_eq!(loss.given_up, [(id(1), Some(Seq(0)))]);
 }
 
-/// Story: the whole cluster was without power for longer than a restarted survivor is made to wait, while a coordinator
-/// led. The first node that answered was promoted at once; the next one was ten seconds behind it.
+/// The incident: the whole cluster was without power for longer than a restarted survivor is made
+/// to wait, while a coordinator led. The first node that answered was promoted at once; the next
+/// one was ten seconds behind it.
 #[test]
 fn a_survivor_waits_from_its_own_answer_on() {
-    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
-    let mut bench = Bench::leading(3, vec![config]);
+    let record = ShardRecord { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = Bench::leading(3, vec![record]);
     for store in [1, 2, 3] {
         bench.kill(store);
         bench.lease_ends(store);
     }
     bench.pass(300_000);
     bench.boot(2, 2);
-    bench.tell_store(2);
+    bench.send_changes_of(2);
     bench.gathered(&[end(2, 0, (4, 20))]);
     bench.pass(59_000);
     assert_eq!(bench.proposed(), []);
@@ -799,28 +808,29 @@ fn a_survivor_waits_from_its_own_answer_on() {
     assert_eq!(bench.accept().primary, process(2, 2));
 }
 
-/// Its state could not be read and its log does not reach back to the first entry: promoted, it would count from 0.
+/// The state of the copy could not be read and its log does not reach back to the first entry:
+/// promoted, it would count from 0.
 #[test]
 fn a_copy_that_lost_everything_is_never_promoted() {
-    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
-    let mut bench = without_primary(vec![config]);
+    let record = ShardRecord { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = without_primary(vec![record]);
     bench.gathered(&[unfit(end(2, 0, (0, 0)))]);
     bench.pass(200_000);
     assert_eq!(bench.proposed(), []);
 }
 
-/// Nothing is left to wait for. What may be missing stays on record.
+/// There is nothing to wait for. The possible loss stays on record.
 #[test]
 fn when_all_have_answered_the_best_damaged_copy_is_taken_at_once() {
-    let config = ShardConfig {
+    let record = ShardRecord {
         isr: ids(&[2, 3]),
         learners: ids(&[1]),
         primary: process(2, 1),
         ..shard_at(0)
     };
-    let mut bench = Bench::leading(3, vec![config]);
+    let mut bench = Bench::leading(3, vec![record]);
     bench.boot(2, 2);
-    bench.tell_store(2);
+    bench.send_changes_of(2);
     bench.gathered(&[unfit(end(2, 0, (4, 20))), unfit(end(3, 0, (4, 25)))]);
     bench.pass(200);
     let (next, loss) = bench.accepted().pop().expect("the best leads");
@@ -840,26 +850,27 @@ fn a_suspect_store_is_promoted_only_after_all_others() {
 #[test]
 fn a_member_whose_disk_is_full_is_promoted_after_those_that_take_writes() {
     let mut bench = without_primary(vec![shard_at(0)]);
-    bench.report(3, Report { full: true, silent: ids(&[1]), ..Report::default() });
+    bench.report(3, HealthReport { full: true, silent: ids(&[1]), ..HealthReport::default() });
     bench.gathered(&[end(2, 0, (4, 20)), end(3, 0, (4, 21))]);
     assert_eq!(bench.accept().primary, process(2, 1));
 }
 
-/// What it has is whole: it serves reads at least.
+/// The copy of a full store is whole: it serves reads at least.
 #[test]
 fn a_member_whose_disk_is_full_is_promoted_before_a_copy_that_may_be_wrong() {
     let mut bench = without_primary(vec![shard_at(0)]);
     bench.set_status(2, StoreStatus::Suspect);
-    bench.report(3, Report { full: true, silent: ids(&[1]), ..Report::default() });
+    bench.report(3, HealthReport { full: true, silent: ids(&[1]), ..HealthReport::default() });
     bench.gathered(&[end(2, 0, (4, 30)), end(3, 0, (4, 21))]);
     assert_eq!(bench.accept().primary, process(3, 1));
 }
 
-/// Seed 1717 of the simulator, with disks that rot: the good member was alive and answered a few milliseconds late, so
-/// the damaged one was promoted, and what only the good one held was lost.
+/// Found by the simulator, with disks that rot: the good member was alive and answered a few
+/// milliseconds late, so the damaged one was promoted, and entries that only the good one held were
+/// lost.
 #[test]
 fn a_damaged_copy_is_not_promoted_over_a_member_that_is_slow_to_answer() {
-    let mut bench = without_primary(vec![ShardConfig { tainted: ids(&[1]), ..shard_at(0) }]);
+    let mut bench = without_primary(vec![ShardRecord { tainted: ids(&[1]), ..shard_at(0) }]);
     let gathers = bench.take();
     let asked = |effect: &Effect| match effect {
         Effect::Gather { gather, to, .. } if to.store == id(2) => Some(*gather),
@@ -878,23 +889,23 @@ fn a_damaged_copy_is_not_promoted_over_a_member_that_is_slow_to_answer() {
 /// All nodes lost power; one of two in-sync members is back.
 #[test]
 fn a_restarted_lone_survivor_waits_for_another_member() {
-    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
-    let mut bench = Bench::leading(3, vec![config]);
+    let record = ShardRecord { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = Bench::leading(3, vec![record]);
     bench.kill(1);
     bench.boot(2, 2);
-    bench.tell_store(2);
+    bench.send_changes_of(2);
     bench.gathered(&[end(2, 0, (4, 20))]);
     bench.pass(5_000);
     assert_eq!(bench.proposed(), []);
     bench.boot(1, 2);
-    bench.tell_store(1);
+    bench.send_changes_of(1);
     bench.pass(200);
     bench.gathered(&[end(1, 0, (4, 19)), end(2, 0, (4, 20))]);
     assert_eq!(bench.accept().primary, process(2, 2));
 }
 
 impl Bench {
-    /// An operator accepts what is lost, having seen this version of shard 0's record.
+    /// An operator accepts a loss, decided on this version of shard 0's record.
     fn accept_loss(&mut self, store: u128, version: u64) {
         let revision = self.revision();
         let intent = PromoteIntent {
@@ -902,14 +913,14 @@ impl Bench {
             version: Version(version),
             from: Operator { at: TimeMs(1), name: "me".into() },
         };
-        let change = Change::Promote(ShardId(0), Some(kept(intent, revision)));
+        let change = RecordChange::Promote(ShardId(0), Some(kept(intent, revision)));
         self.on(Event::Changed { revision, change });
     }
 
-    fn accepted(&mut self) -> Vec<(ShardConfig, LossRecord)> {
+    fn accepted(&mut self) -> Vec<(ShardRecord, LossRecord)> {
         let accepted = |effect| match effect {
-            Effect::Propose { writes: Writes::Accepted(accepted), .. } => {
-                Some((accepted.config, accepted.loss))
+            Effect::Propose { writes: Writes::AcceptedLoss(accepted), .. } => {
+                Some((accepted.record, accepted.loss))
             }
             _ => None,
         };
@@ -919,12 +930,12 @@ impl Bench {
 
 #[test]
 fn an_operator_may_accept_that_something_is_lost() {
-    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
-    let mut bench = without_primary(vec![config]);
+    let record = ShardRecord { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = without_primary(vec![record]);
     let (store, unfit) = unfit(end(2, 0, (4, 20)));
     bench.gathered(&[(store, ShardEnd { applied: Seq(18), ..unfit })]);
     bench.pass(1_000);
-    // Of a record that stands no more: decided on something else than what is.
+    // The intent is for an older version of the record: it was decided on another state.
     bench.accept_loss(2, 8);
     bench.pass(1_000);
     assert_eq!(bench.accepted(), []);
@@ -939,7 +950,7 @@ fn an_operator_may_accept_that_something_is_lost() {
 }
 
 #[test]
-fn an_operators_word_is_not_used_where_a_copy_may_lead_by_itself() {
+fn an_operators_intent_is_not_used_where_a_copy_may_lead_by_itself() {
     let mut bench = without_primary(vec![shard_at(0)]);
     bench.accept_loss(2, 9);
     bench.gathered(&[unfit(end(2, 0, (4, 20))), end(3, 0, (4, 21))]);
@@ -947,16 +958,17 @@ fn an_operators_word_is_not_used_where_a_copy_may_lead_by_itself() {
     assert_eq!(bench.accepted(), []);
 }
 
-/// All disks are lost, and a store that has held nothing is to begin again; and a learner that holds a part.
+/// All disks are lost, and a store without a copy is to begin again; and a learner that holds a
+/// part.
 #[test]
 fn an_operator_may_name_a_store_outside_the_in_sync_set() {
     for (ends, last) in [
         (end(3, 0, (2, 7)), (Epoch(2), Seq(7))),
-        // Of another shard.
+        // The intent is for another shard.
         (end(3, 1, (2, 7)), (Epoch(0), Seq(0))),
     ] {
-        let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
-        let mut bench = without_primary(vec![config]);
+        let record = ShardRecord { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+        let mut bench = without_primary(vec![record]);
         bench.kill(2);
         bench.report(3, silent(&[1, 2]));
         bench.pass(1_000);
@@ -971,8 +983,8 @@ fn an_operator_may_name_a_store_outside_the_in_sync_set() {
 
 #[test]
 fn a_lone_survivor_that_was_not_restarted_is_promoted_at_once() {
-    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
-    let mut bench = without_primary(vec![config]);
+    let record = ShardRecord { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = without_primary(vec![record]);
     bench.gathered(&[end(2, 0, (4, 20))]);
     assert_eq!(bench.accept().primary, process(2, 1));
 }
@@ -980,7 +992,7 @@ fn a_lone_survivor_that_was_not_restarted_is_promoted_at_once() {
 #[test]
 fn a_primary_that_resigns_is_replaced_and_not_too_often() {
     let mut bench = Bench::leading(3, vec![shard_at(0)]);
-    let resigned = Report { resigned: vec![ShardId(0)], ..Report::default() };
+    let resigned = HealthReport { resigned: vec![ShardId(0)], ..HealthReport::default() };
     bench.report(1, resigned.clone());
     assert_eq!(gather(&bench).len(), 3);
     bench.gathered(&[end(1, 0, (4, 30)), end(2, 0, (4, 20)), end(3, 0, (4, 20))]);
@@ -997,28 +1009,28 @@ fn a_primary_that_resigns_is_replaced_and_not_too_often() {
 }
 
 #[test]
-fn a_frozen_primary_that_hears_nobody_gives_way_to_one_that_does() {
-    let config = ShardConfig { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
-    let mut bench = Bench::leading(3, vec![config]);
-    let deaf = Report {
+fn a_frozen_primary_that_reaches_no_peer_is_replaced_by_one_that_does() {
+    let record = ShardRecord { isr: ids(&[1, 2]), learners: ids(&[3]), ..shard_at(0) };
+    let mut bench = Bench::leading(3, vec![record]);
+    let cut_off = HealthReport {
         silent: ids(&[2, 3]),
-        frozen: vec![(ShardId(0), vec![(StoreId(2), Standing::Silent)])],
-        ..Report::default()
+        frozen: vec![(ShardId(0), vec![(StoreId(2), ReplicaHealth::Silent)])],
+        ..HealthReport::default()
     };
     for _ in 0..2 {
-        bench.report(1, deaf.clone());
+        bench.report(1, cut_off.clone());
         bench.report(2, silent(&[1]));
         bench.pass(950);
     }
     assert_eq!(gather(&bench), []);
-    bench.report(1, deaf);
+    bench.report(1, cut_off);
     bench.pass(100);
     bench.gathered(&[end(1, 0, (4, 30)), end(2, 0, (4, 20))]);
     let next = bench.accept();
     assert_eq!((next.primary, next.isr), (process(2, 1), ids(&[1, 2])));
 }
 
-// ---- proposals that do not simply succeed ------------------------------------------------------
+// ---- proposals that fail, or have an unknown outcome -------------------------------------------
 
 /// Three shards are proposed in one transaction.
 fn three_proposed() -> (Bench, u64) {
@@ -1037,7 +1049,7 @@ fn all_ends() -> Vec<(StoreId, ShardEnd)> {
 #[test]
 fn after_a_failed_compare_the_one_that_moved_goes_singly() {
     let (mut bench, proposal) = three_proposed();
-    let moved = ShardConfig { version: Version(10), isr: ids(&[1, 2]), ..shard_at(1) };
+    let moved = ShardRecord { version: Version(10), isr: ids(&[1, 2]), ..shard_at(1) };
     bench.etcd.shards[1] = kept(moved, 201);
     bench.etcd_is_slow = true;
     bench.on(Event::Proposed { proposal, outcome: CasOutcome::Failed });
@@ -1049,7 +1061,7 @@ fn after_a_failed_compare_the_one_that_moved_goes_singly() {
     let again: Vec<Vec<(u64, u16)>> = bench
         .proposed()
         .iter()
-        .map(|(_, shards)| shards.iter().map(|(at, config)| (*at, config.slots.lo)).collect())
+        .map(|(_, shards)| shards.iter().map(|(at, record)| (*at, record.slots.lo)).collect())
         .collect();
     assert_eq!(again, [vec![(201, 1)], vec![(WRITTEN, 0), (WRITTEN, 2)]]);
 }
@@ -1095,8 +1107,8 @@ fn a_failure_without_a_reason_makes_it_pause() {
 // ---- upkeep ------------------------------------------------------------------------------------
 
 #[test]
-fn dead_backups_leave_above_the_floor_only() {
-    let at_floor = ShardConfig { isr: ids(&[1, 3]), learners: ids(&[2]), ..shard_at(1) };
+fn dead_followers_leave_above_the_floor_only() {
+    let at_floor = ShardRecord { isr: ids(&[1, 3]), learners: ids(&[2]), ..shard_at(1) };
     let mut bench = Bench::leading(3, vec![shard_at(0), at_floor]);
     bench.kill(3);
     bench.report(2, silent(&[3]));
@@ -1109,13 +1121,13 @@ fn dead_backups_leave_above_the_floor_only() {
 
 #[test]
 fn a_member_that_is_back_becomes_a_learner() {
-    let config = ShardConfig { isr: ids(&[1, 2]), ..shard_at(0) };
+    let record = ShardRecord { isr: ids(&[1, 2]), ..shard_at(0) };
     let mut bench = Bench::new(Settings::default(), 3);
     bench.etcd.meta = Some(kept(Meta { shards: 0, ..meta(1) }, 1));
-    bench.etcd.shards = vec![kept(config.clone(), 50)];
+    bench.etcd.shards = vec![kept(record.clone(), 50)];
     bench.on(Event::Elected { term: TERM });
     bench.pass(400);
-    let want = ShardConfig { version: Version(10), learners: ids(&[3]), ..config };
+    let want = ShardRecord { version: Version(10), learners: ids(&[3]), ..record };
     assert_eq!(bench.accept(), want);
 }
 
@@ -1140,7 +1152,7 @@ fn a_store_under_the_name_of_a_dead_one_takes_its_places() {
     bench.accept();
     bench.boot(9, 1);
     bench.name(9, "node-3");
-    bench.tell_store(9);
+    bench.send_changes_of(9);
     let writes = bench.take();
     let lost = |effect: &&Effect| match effect {
         Effect::Propose { writes: Writes::Store { store, record, .. }, .. } => {
@@ -1164,12 +1176,12 @@ fn gives_up(effects: &[Effect], wanted: u128) -> bool {
     })
 }
 
-/// Story: all data volumes were unmounted at one boot. Empty stores took the names, the stores with the data were given up
-/// at once, and nothing could ever lead.
+/// The incident: all data volumes were unmounted at one boot. Empty stores took the names, the
+/// stores with the data were given up at once, and nothing could ever lead.
 #[test]
 fn a_store_that_a_shard_needs_is_not_given_up_for_one_of_its_name() {
-    let config = ShardConfig { isr: ids(&[1, 2]), target: ids(&[1, 2]), ..shard_at(0) };
-    let mut bench = Bench::leading(2, vec![config]);
+    let record = ShardRecord { isr: ids(&[1, 2]), target: ids(&[1, 2]), ..shard_at(0) };
+    let mut bench = Bench::leading(2, vec![record]);
     for store in [1, 2] {
         bench.kill(store);
         bench.lease_ends(store);
@@ -1177,17 +1189,17 @@ fn a_store_that_a_shard_needs_is_not_given_up_for_one_of_its_name() {
     for (store, name) in [(8, "node-1"), (9, "node-2")] {
         bench.boot(store, 1);
         bench.name(store, name);
-        bench.tell_store(store);
+        bench.send_changes_of(store);
     }
     bench.pass(10_000);
     let effects = bench.take();
     assert!(!gives_up(&effects, 1) && !gives_up(&effects, 2), "{effects:?}");
-    // The disks are back, and the empty stores are not: they had nothing.
-    for (store, newcomer) in [(1, 8), (2, 9)] {
-        bench.kill(newcomer);
-        bench.lease_ends(newcomer);
+    // The disks are back, and the empty stores are gone: they had nothing.
+    for (store, empty) in [(1, 8), (2, 9)] {
+        bench.kill(empty);
+        bench.lease_ends(empty);
         bench.boot(store, 2);
-        bench.tell_store(store);
+        bench.send_changes_of(store);
     }
     bench.pass(200);
     bench.gathered(&[end(1, 0, (4, 20)), end(2, 0, (4, 20))]);
@@ -1197,16 +1209,17 @@ fn a_store_that_a_shard_needs_is_not_given_up_for_one_of_its_name() {
     assert!(!gives_up(&effects, 1) && !gives_up(&effects, 2), "{effects:?}");
 }
 
-/// The other copy of a shard leads it and reports this; the store that is away is given up for one of its name.
-fn is_given_up_beside(reports: &Report) -> bool {
-    let config = ShardConfig { isr: ids(&[1, 2]), target: ids(&[1, 2]), ..shard_at(0) };
-    let mut bench = Bench::leading(2, vec![config]);
+/// The other copy of a shard leads it and sends this report; the store that is away is given up for
+/// one of its name.
+fn is_given_up_beside(reports: &HealthReport) -> bool {
+    let record = ShardRecord { isr: ids(&[1, 2]), target: ids(&[1, 2]), ..shard_at(0) };
+    let mut bench = Bench::leading(2, vec![record]);
     bench.report(1, reports.clone());
     bench.kill(2);
     bench.lease_ends(2);
     bench.boot(9, 1);
     bench.name(9, "node-2");
-    bench.tell_store(9);
+    bench.send_changes_of(9);
     for _ in 0..20 {
         bench.report(1, reports.clone());
         bench.pass(500);
@@ -1214,20 +1227,22 @@ fn is_given_up_beside(reports: &Report) -> bool {
     gives_up(&bench.take(), 2)
 }
 
-/// A primary that stopped its copy as wrong is none that is known to be good: the member that is away has the only one.
-/// No seed shows it: the simulator harms no disk while another one is away.
+/// A primary that stopped its copy as wrong does not count as good: the member that is away has the
+/// only good copy. No seed of the simulator shows it, since the simulator harms no disk while
+/// another one is away.
 #[test]
 fn a_store_is_not_given_up_while_the_other_copy_is_known_to_be_wrong() {
-    let resigned = Report { resigned: vec![ShardId(0)], ..Report::default() };
+    let resigned = HealthReport { resigned: vec![ShardId(0)], ..HealthReport::default() };
     assert!(!is_given_up_beside(&resigned));
-    assert!(is_given_up_beside(&Report::default()));
+    assert!(is_given_up_beside(&HealthReport::default()));
 }
 
-/// Story: a start sent its claim and died, its disk was replaced, and the store in its place served. It was being restarted
-/// when the claim came at last: the record was the newer one of that name, and the store with the data was given up for one
-/// that had never run (simulator, seed 3173).
+/// The incident, found by the simulator: a start sent its claim and died, its disk was replaced,
+/// and the store in its place served. That store was being restarted when the claim took effect at
+/// last: the claimed record was the newer one of that name, and the store with the data was given
+/// up for one that had never run.
 #[test]
-fn a_store_that_does_not_run_takes_nobodys_place() {
+fn a_store_that_does_not_run_takes_no_place() {
     let mut bench = Bench::leading(3, vec![shard_at(0)]);
     bench.kill(3);
     bench.report(2, silent(&[3]));
@@ -1245,12 +1260,13 @@ fn a_name_of_a_living_store_is_its_own() {
     let mut bench = Bench::leading(3, vec![shard_at(0)]);
     bench.boot(9, 1);
     bench.name(9, "node-3");
-    bench.tell_store(9);
+    bench.send_changes_of(9);
     bench.pass(5_000);
     assert!(!bench.take().iter().any(writes_a_store));
 }
 
-/// Which store was made first says nothing: a node that is started under another name takes that of a younger one.
+/// The order in which stores were created decides nothing: a node that is started under another
+/// name takes that of a younger one.
 #[test]
 fn a_store_that_is_renamed_takes_the_places_of_a_younger_one() {
     let mut bench = Bench::leading(3, vec![shard_at(0)]);
@@ -1258,21 +1274,21 @@ fn a_store_that_is_renamed_takes_the_places_of_a_younger_one() {
     bench.report(2, silent(&[3]));
     bench.accept();
     bench.name(2, "node-3");
-    bench.tell_store(2);
+    bench.send_changes_of(2);
     bench.pass(200);
     assert!(gives_up(&bench.take(), 3));
 }
 
-/// A name's record that names a store of another name by now means nothing.
+/// A name's record has no effect if its store has another name by now.
 #[test]
-fn a_name_that_its_store_no_longer_goes_by_is_nobodys() {
+fn a_name_that_its_store_no_longer_has_means_nothing() {
     let mut bench = Bench::leading(3, vec![shard_at(0)]);
     bench.kill(3);
     bench.report(2, silent(&[3]));
     bench.accept();
     bench.name(2, "node-3");
     bench.name(2, "node-4");
-    bench.tell_store(2);
+    bench.send_changes_of(2);
     bench.pass(5_000);
     assert!(!bench.take().iter().any(writes_a_store));
 }
@@ -1286,12 +1302,13 @@ fn clears(effect: &Effect, wanted: u128) -> bool {
     }
 }
 
-/// With as many nodes as `min_in_sync` its copies can't be taken away. They are filled where they are, and it stayed
-/// suspect for ever: never to be promoted again.
+/// With as many nodes as `min_in_sync` the copies of a suspect store can't be taken away. They are
+/// refilled in place; without this rule the store stayed suspect for ever, and was never promoted
+/// again.
 #[test]
 fn a_suspect_store_at_the_floor_is_cleared_when_its_copies_are_new() {
-    let config = ShardConfig { isr: ids(&[1, 2]), target: ids(&[1, 2]), ..shard_at(0) };
-    let mut bench = Bench::leading(2, vec![config]);
+    let record = ShardRecord { isr: ids(&[1, 2]), target: ids(&[1, 2]), ..shard_at(0) };
+    let mut bench = Bench::leading(2, vec![record]);
     bench.set_status(2, StoreStatus::Suspect);
     bench.pass(1_200);
     bench.gathered(&[unfit(end(2, 0, (4, 9)))]);
@@ -1311,7 +1328,7 @@ fn a_suspect_store_is_cleared_when_it_holds_nothing_any_more() {
     assert_eq!((next.isr, next.target), (ids(&[1, 2]), ids(&[1, 2])));
     bench.take();
     bench.pass(1_000);
-    // It has not deleted its copy yet.
+    // The store has not deleted its copy yet.
     assert_eq!(gather(&bench), [(3, vec![ShardId(0)])]);
     bench.gathered(&[unfit(end(3, 0, (4, 9)))]);
     bench.ends.clear();
@@ -1329,7 +1346,7 @@ fn a_draining_primary_steps_down_before_another_is_named() {
     bench.drain(1);
     assert_eq!(bench.accept_status(), (id(1), StoreStatus::Draining));
     bench.pass(100);
-    let draining = Effect::Story(Story::Draining { store: id(1) });
+    let draining = Effect::Decision(Decision::Draining { store: id(1) });
     let step_down = Effect::StepDown { to: process(1, 1), shard: ShardId(0), epoch: Epoch(4) };
     assert_eq!(bench.take(), [draining, step_down]);
     let end_of_log = Some((Epoch(4), Seq(30)));
@@ -1344,12 +1361,12 @@ fn a_draining_primary_steps_down_before_another_is_named() {
 #[test]
 fn a_full_primary_steps_down_for_a_member_that_has_room() {
     let mut bench = Bench::leading(3, vec![shard_at(0)]);
-    let full = || Report { full: true, ..Report::default() };
+    let full = || HealthReport { full: true, ..HealthReport::default() };
     (1..=2).for_each(|store| bench.report(store, full()));
     bench.pass(2_000);
     let step_down = Effect::StepDown { to: process(1, 1), shard: ShardId(0), epoch: Epoch(4) };
     assert!(!bench.take().contains(&step_down), "one alone can't take writes");
-    bench.report(2, Report::default());
+    bench.report(2, HealthReport::default());
     bench.report(1, full());
     bench.pass(100);
     assert!(bench.take().contains(&step_down));
@@ -1359,36 +1376,39 @@ fn a_full_primary_steps_down_for_a_member_that_has_room() {
     assert_eq!(bench.accept().primary, process(2, 1));
 }
 
-/// A stop that was announced costs nobody the time that it takes to find out.
+/// An announced shutdown costs no detection time.
 #[test]
 fn a_process_that_leaves_is_replaced_at_once_and_comes_back_as_another() {
-    let follows = ShardConfig { primary: process(2, 1), ..shard_at(1) };
+    let follows = ShardRecord { primary: process(2, 1), ..shard_at(1) };
     let mut bench = Bench::leading(3, vec![shard_at(0), follows]);
-    bench.report(1, Report { leaving: true, ..Report::default() });
+    bench.report(1, HealthReport { leaving: true, ..HealthReport::default() });
     bench.gathered(&[end(2, 0, (4, 9)), end(3, 0, (4, 9))]);
-    let mut shards: Vec<ShardConfig> = Vec::new();
+    let mut shards: Vec<ShardRecord> = Vec::new();
     for (proposal, written) in bench.proposed() {
         let mod_revision = bench.revision();
-        shards.extend(written.into_iter().map(|(_, config)| config));
+        shards.extend(written.into_iter().map(|(_, record)| record));
         bench.on(Event::Proposed { proposal, outcome: CasOutcome::Done { mod_revision } });
     }
-    shards.sort_by_key(ShardConfig::shard);
+    shards.sort_by_key(ShardRecord::shard);
     let [led, followed] = &shards[..] else { panic!("{shards:#?}") };
     assert_eq!((led.epoch, led.primary, &led.isr), (Epoch(5), process(3, 1), &ids(&[2, 3])));
     assert_eq!((followed.epoch, &followed.isr), (Epoch(4), &ids(&[2, 3])));
-    assert_eq!(bench.told(|story| matches!(story, Story::Died { why: Cause::Leaving, .. })), 1);
+    assert_eq!(
+        bench.logged(|decision| matches!(decision, Decision::Died { why: Cause::Leaving, .. })),
+        1
+    );
 
     let revision = bench.etcd.revision;
-    bench.etcd.shards = shards.into_iter().map(|config| kept(config, revision)).collect();
+    bench.etcd.shards = shards.into_iter().map(|record| kept(record, revision)).collect();
     bench.take();
-    // It answers probes until it has ended, which brings it back into nothing.
+    // The process answers probes until it has ended, which does not bring it back.
     bench.pass(2_000);
     assert_eq!(bench.proposed(), []);
     bench.boot(1, 2);
-    bench.tell_store(1);
+    bench.send_changes_of(1);
     bench.pass(400);
-    let recruits = |(_, shards): &(u64, Vec<(u64, ShardConfig)>)| {
-        shards.iter().any(|(_, config)| config.learners == ids(&[1]))
+    let recruits = |(_, shards): &(u64, Vec<(u64, ShardRecord)>)| {
+        shards.iter().any(|(_, record)| record.learners == ids(&[1]))
     };
     assert!(bench.proposed().iter().any(recruits), "{:#?}", bench.take());
 }
@@ -1396,14 +1416,14 @@ fn a_process_that_leaves_is_replaced_at_once_and_comes_back_as_another() {
 #[test]
 fn a_mass_failure_holds_back_new_copies_but_no_promotions() {
     let settings = Settings { rebuild_delay_ms: 1_000, ..Settings::default() };
-    let config = ShardConfig { primary: process(3, 1), ..shard_at(0) };
-    let other = ShardConfig { isr: ids(&[3, 4, 5]), target: ids(&[3, 4, 5]), ..config.clone() };
-    let other = ShardConfig { slots: Slots { lo: 1, hi: 1 }, ..other };
-    let mut bench = Bench::leading_with(settings, 5, vec![config, other]);
+    let record = ShardRecord { primary: process(3, 1), ..shard_at(0) };
+    let other = ShardRecord { isr: ids(&[3, 4, 5]), target: ids(&[3, 4, 5]), ..record.clone() };
+    let other = ShardRecord { slots: Slots { lo: 1, hi: 1 }, ..other };
+    let mut bench = Bench::leading_with(settings, 5, vec![record, other]);
     bench.kill(1);
     bench.kill(4);
     bench.pass(400);
-    assert_eq!(bench.told(|story| *story == Story::Guarded { away: 2, of: 5 }), 1);
+    assert_eq!(bench.logged(|decision| *decision == Decision::Guarded { away: 2, of: 5 }), 1);
     let proposed = bench.proposed();
     assert_eq!(proposed.len(), 2, "each leaves as it is found dead");
     bench.take();

@@ -1,4 +1,5 @@
-//! Followers that lag by more than this node keeps in memory are fed from its log on disk.
+//! Catching up: followers that lag by more than this node keeps in memory are fed from its log on
+//! disk.
 //!
 //! ```text
 //!   ReadLog: who wants what, from which block on  ──▶  log
@@ -6,12 +7,14 @@
 //!      └─▶ to each follower, as far as its window allows; then the next block
 //! ```
 //!
-//! One read is under way at a time, whatever the number of shards that lag, and it takes the block that comes next in
-//! the log for all of them: so a block is read once, not once for each shard. A follower takes part while half of the
-//! window of its connection is free. That half is kept for what is read; entries that come meanwhile have the other one.
+//! One read is in flight at a time, whatever the number of lagging shards, and it reads the block
+//! that comes next in the log for all of them: so a block is read once, not once for each shard. A
+//! follower takes part while half of the window of its connection is free. That half is reserved
+//! for what is read; new entries use the other half.
 //!
-//! Every part moves the follower on or ends this way of feeding it: what the log does not hold, or what does not
-//! follow what the follower has, is not asked for again. The follower gets a whole copy then.
+//! Every part moves the follower on or ends this way of feeding it: what the log does not contain,
+//! or what does not follow the follower's log, is not read again. The follower gets a snapshot
+//! then.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,24 +24,24 @@ use crate::message::Slice;
 use crate::node::{Effect, Node};
 use crate::planted::Planted;
 use crate::replica::primary::Feed;
-use crate::replica::{Replica, Role};
-use crate::store::log::catch_up::{LogPart, Wanted};
-use crate::store::log::scan::Place;
+use crate::replica::{Replica, ReplicaRole};
+use crate::store::log::catch_up::{LogPart, WantedEntries};
+use crate::store::log::scan::LogLocation;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct CatchUp {
-    /// Followers that are fed this way, or were when it was last looked.
+    /// Followers that are fed this way, or were at the last check.
     lagging: BTreeMap<StoreId, BTreeSet<ShardId>>,
-    /// The read that is under way: the epoch in which each shard wanted something of it.
+    /// The read in flight: the epoch in which each shard wanted something of it.
     reading: Option<BTreeMap<ShardId, Epoch>>,
-    /// The followers that it is for.
+    /// The followers that the read in flight is for.
     readers: BTreeSet<StoreId>,
     /// The block that was read last.
-    at: Place,
+    at: LogLocation,
 }
 
 impl CatchUp {
-    /// Of a window of this size, what is kept free for the read under way.
+    /// Returns the part of a window of this size that is reserved for the read in flight.
     pub(super) fn reserved(&self, store: StoreId, window_bytes: usize) -> usize {
         if self.readers.contains(&store) { window_bytes.div_ceil(2) } else { 0 }
     }
@@ -49,7 +52,8 @@ impl CatchUp {
 }
 
 impl Node {
-    /// Asks for the next block if one is wanted, there is room to send what is in it, and none is being read.
+    /// Reads the next block if one is wanted, there is room to send its entries, and no read is in
+    /// flight.
     pub(super) fn read_log_if_due(&mut self, effects: &mut Vec<Effect>) {
         if self.catch_up.reading.is_some() || self.catch_up.lagging.is_empty() {
             return;
@@ -69,12 +73,12 @@ impl Node {
         }
         lagging.retain(|_, shards| !shards.is_empty());
         self.catch_up.lagging = lagging;
-        wanted.sort_by_key(|one: &Wanted| (one.shard, one.after.seq, one.after.chain));
+        wanted.sort_by_key(|one: &WantedEntries| (one.shard, one.after.seq, one.after.chain));
         wanted.dedup();
         if wanted.is_empty() {
             return;
         }
-        let epoch = |one: &Wanted| Some((one.shard, self.epoch_led(one.shard)?));
+        let epoch = |one: &WantedEntries| Some((one.shard, self.epoch_led(one.shard)?));
         self.catch_up.reading = Some(wanted.iter().filter_map(epoch).collect());
         self.catch_up.readers = readers;
         let sizes = self.settings.sizes;
@@ -82,34 +86,36 @@ impl Node {
         effects.push(Effect::ReadLog { wanted, from: self.catch_up.at, bytes_max });
     }
 
-    /// Bytes that may be sent to the follower now. One that is gone wants nothing, which is seen by looking.
+    /// Returns the bytes that may be sent to the follower now. For a follower that is gone it is
+    /// the whole window: its wants are dropped when they are checked.
     fn room_of(&self, store: StoreId) -> usize {
-        let link = self.dialled_to.get(&store).and_then(|conn| self.dialled.get(conn));
+        let connection = self.dialled_to.get(&store).and_then(|conn| self.dialled.get(conn));
         let window_bytes = self.settings.sizes.window_bytes;
-        link.map_or(window_bytes, |link| link.room(window_bytes))
+        connection.map_or(window_bytes, |connection| connection.room(window_bytes))
     }
 
-    fn wanted(&self, store: StoreId, shard: ShardId) -> Option<Wanted> {
+    fn wanted(&self, store: StoreId, shard: ShardId) -> Option<WantedEntries> {
         let follower = self.replicas.get(&shard)?.primary()?.followers.get(&store)?;
         let after = follower.sent;
-        matches!(follower.feed, Feed::FromLog { .. }).then_some(Wanted { shard, after })
+        matches!(follower.feed, Feed::FromLog { .. }).then_some(WantedEntries { shard, after })
     }
 
     fn epoch_led(&self, shard: ShardId) -> Option<Epoch> {
         Some(self.replicas.get(&shard)?.primary()?.epoch)
     }
 
-    /// A block was read: what is in it for each follower is sent. What was wanted in an earlier epoch is not: this node's
-    /// log may have been cut and gone on otherwise since, with the position that it was wanted after still in it.
+    /// Sends what was read to each follower. What was wanted in an earlier epoch is not sent: since
+    /// then this node's log may have been cut and continued otherwise, with the position that it
+    /// was wanted after still in it.
     pub(super) fn on_log_read(
         &mut self,
-        at: Place,
+        at: LogLocation,
         parts: Vec<LogPart>,
         effects: &mut Vec<Effect>,
     ) {
         let asked = self.catch_up.reading.take().unwrap_or_default();
         let mut ready = std::mem::take(&mut self.catch_up.readers);
-        // One large entry may have taken its half and this one: the block is read again for it.
+        // One large entry may have used its half and this one: the block is read again for it.
         ready.retain(|&store| self.room_of(store) > 0);
         self.catch_up.at = at;
         let mut slices: BTreeMap<StoreId, Vec<Slice>> = BTreeMap::new();
@@ -131,7 +137,8 @@ impl Node {
     }
 }
 
-/// What each follower that wanted this part and is `ready` is sent. One that gets nothing needs a whole copy.
+/// Returns a slice for each follower that wanted this part and is `ready`; a follower without one
+/// needs a snapshot.
 fn feed_from(
     replica: &mut Replica,
     part: &LogPart,
@@ -140,11 +147,11 @@ fn feed_from(
 ) -> Vec<(StoreId, Option<Slice>)> {
     let (shard, slots, commit) = (replica.shard, replica.slots, replica.commit);
     let base = replica.log.base();
-    // Above it memory has them.
+    // The entries above `base` are in memory.
     let below = |entry: &&Entry| entry.seq <= base.seq;
     let entries: Vec<_> = part.entries.iter().take_while(below).cloned().collect();
     let is_sound = is_the_log(&entries, part.prev, base);
-    let Role::Primary(primary) = &mut replica.role else { return Vec::new() };
+    let ReplicaRole::Primary(primary) = &mut replica.role else { return Vec::new() };
     let (epoch, commit) = (primary.epoch, primary.announced(commit));
     let mut out = Vec::new();
     for (&store, follower) in &mut primary.followers {
@@ -172,8 +179,8 @@ fn feed_from(
     out
 }
 
-/// What the disk gave is the log that this replica has: it follows `prev` without a gap, is intact, and meets what is in
-/// memory if it reaches that far.
+/// Returns whether the entries from the disk are this replica's log: they follow `prev` without a
+/// gap, are intact, and meet what is in memory if they reach that far.
 fn is_the_log(entries: &[Entry], prev: Position, base: Position) -> bool {
     let mut at = prev;
     for entry in entries {

@@ -1,7 +1,7 @@
-//! Dropping the rows of sessions that are gone (DESIGN §7).
+//! Dropping the rows of sessions that are gone.
 //!
-//! A session is gone when its `gateway/` key is, but a key may vanish and its worker live on, so a
-//! row is kept until this process has seen its session absent for a while. No clock decides
+//! A session is gone when its `gateway/` key is gone, but a key may vanish while its worker lives,
+//! so a row is kept until this process has seen its session absent for a while. No clock decides
 //! correctness: dropping too early costs the worker an "expired", never a double count.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,15 +12,15 @@ use crate::node::{Effect, Node};
 use crate::planted::Planted;
 
 #[derive(Clone, Debug)]
-pub(super) struct Collecting {
+pub(super) struct SessionCollection {
     next: Now,
     /// Since when this process has seen a session absent.
     absent_since: BTreeMap<SessionId, Now>,
-    /// Shards up to here had their turn last; the next begins behind it.
+    /// The last shard of the previous turn; the next turn begins after it.
     last: Option<ShardId>,
 }
 
-impl Collecting {
+impl SessionCollection {
     pub(super) fn new(now: Now, every_ms: u64) -> Self {
         Self { next: now.plus_ms(every_ms), absent_since: BTreeMap::new(), last: None }
     }
@@ -43,8 +43,8 @@ impl Node {
         effects: &mut Vec<Effect>,
     ) {
         let now = self.now;
-        // A set: every row of every shard is looked up in it, and a cluster has as many of both as it
-        // has gateway workers.
+        // A set, since every row of every shard is looked up in it, and a cluster has as many of
+        // both as it has gateway workers.
         let alive: BTreeSet<_> = alive.into_iter().collect();
         let mut led: Vec<_> = self
             .replicas
@@ -58,7 +58,8 @@ impl Node {
             .map(|&id| (id, *self.collecting.absent_since.get(&id).unwrap_or(&now)))
             .collect();
         self.collecting.absent_since = absent;
-        // Every entry names all sessions that live: with thousands of them not every shard is collected in one turn.
+        // Every entry contains all live sessions: with thousands of them not every shard is
+        // collected in one turn.
         let mut room = self.settings.sizes.message_bytes;
         let begin = led.partition_point(|&shard| Some(shard) <= self.collecting.last);
         led.rotate_left(begin);
@@ -74,7 +75,8 @@ impl Node {
         }
     }
 
-    /// What drops the shard's rows of sessions that are gone; none if it has no such rows.
+    /// Returns the body of an entry that drops the shard's rows of sessions that are gone; `None`
+    /// if it has no such rows.
     fn collection(
         &self,
         shard: ShardId,
@@ -88,14 +90,15 @@ impl Node {
             absent.is_some_and(|&since| self.now.ms_since(since) >= grace)
         };
         if Planted::CollectWithoutL.is_in(self.settings.planted) {
-            return (!rows.is_empty()).then(|| Body::Collect { r: at, l: vec![] });
+            return (!rows.is_empty())
+                .then(|| Body::ExpireSessions { up_to: at, survivors: vec![] });
         }
         if !rows.keys().any(is_gone) {
             return None;
         }
         let kept = |id: &&SessionId| id.0 <= at && !is_gone(id) && !alive.contains(id);
-        let mut l: Vec<_> = alive.iter().chain(rows.keys().filter(kept)).copied().collect();
-        l.sort();
-        Some(Body::Collect { r: at, l })
+        let mut survivors: Vec<_> = alive.iter().chain(rows.keys().filter(kept)).copied().collect();
+        survivors.sort();
+        Some(Body::ExpireSessions { up_to: at, survivors })
     }
 }

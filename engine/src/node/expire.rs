@@ -1,9 +1,9 @@
-//! Dropping idempotency records when their time is over (DESIGN §7).
+//! Dropping idempotency records when their time is over.
 //!
-//! Shard time is the only clock that counts: it moves with entries, so a shard that nobody writes to
-//! would keep its records for ever. While it has any, its primary orders an `expire` once in a
-//! bucket's length: that drops what may be dropped, or else only moves the time. Whether it has an
-//! effect is judged where it is applied.
+//! Shard time is the only clock that counts. It moves with entries, so a shard without writes would
+//! keep its records for ever. While it has any, its primary orders an `expire` once in a bucket's
+//! length: that drops what may be dropped, or otherwise only moves the time. The effect is decided
+//! where it is applied.
 
 use crate::entry::Body;
 use crate::ids::ShardId;
@@ -28,7 +28,7 @@ impl Node {
             .collect();
         for (shard, buckets) in due {
             for bucket in buckets {
-                let seq = self.order(shard, Body::Expire { bucket }, effects);
+                let seq = self.order(shard, Body::ExpireTokens { bucket }, effects);
                 let primary = self.replicas.get_mut(&shard).and_then(Replica::primary_mut);
                 if let Some((primary, seq)) = primary.zip(seq) {
                     primary.expiry = seq;
@@ -37,8 +37,9 @@ impl Node {
         }
     }
 
-    /// Whether an `expire` may be ordered for the shard: the one before is applied. Until then the same one would be ordered
-    /// again, and a shard that commits slower than that would never come to an end.
+    /// Returns whether an `expire` may be ordered for the shard: the one before is applied. Until
+    /// then the same one would be ordered again, and a shard that commits slower than that would
+    /// never finish.
     fn takes_expiry(&self, replica: &Replica) -> bool {
         let again = Planted::ExpiryPilesUp.is_in(self.settings.planted);
         let takes = |primary: &Primary| {

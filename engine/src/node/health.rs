@@ -1,140 +1,154 @@
-//! Who answers: kept per node pair, never per shard.
+//! The health of the peers, as this node observes it: one state for each peer, not for each shard.
 //!
 //! A peer is *silent* when for a second nothing came from it, or no connection to it could be made
-//! (it may still reach this node: then it is heard, and yet can't be fed), or it has owed an ack for
-//! a second, or it says that its disk has not answered for a second; or at once when its address refused two
-//! connections after a reset (a killed process). Silence is the reason to eject, never a proof of
-//! death: whatever the silent peer still does is fenced by epochs.
+//! (its messages may still reach this node, and yet it can't be fed), or it has not acknowledged a
+//! message, or it reports that its disk has not answered; or at once when its address refused two
+//! connections after a reset (a killed process). Silence is the reason to eject a peer, but no
+//! proof of its death: whatever the silent peer still does is fenced by epochs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Now, StoreId, TimeMs};
 
+/// Observations of the peers and of etcd, and what peers report.
 #[derive(Clone, Debug, Default)]
-pub struct Health {
-    heard: BTreeMap<StoreId, Now>,
-    owes_since: BTreeMap<StoreId, Now>,
-    /// There is no connection to it.
-    cut_since: BTreeMap<StoreId, Now>,
-    /// What a peer said of its disk: age of its last fsync, in milliseconds.
+pub struct PeerHealth {
+    last_message: BTreeMap<StoreId, Now>,
+    unacked_since: BTreeMap<StoreId, Now>,
+    /// Since when there has been no connection to the peer.
+    disconnected_since: BTreeMap<StoreId, Now>,
+    /// The age of the last fsync of each peer, as reported, in milliseconds.
     fsync_age_ms: BTreeMap<StoreId, u64>,
-    /// What a peer's wall clock said, and when.
+    /// The wall clock of each peer, as reported, and when the report came.
     walls: BTreeMap<StoreId, (TimeMs, Now)>,
-    /// Bytes that a peer says it has room for.
+    /// The free bytes of each peer, as reported.
     room_bytes: BTreeMap<StoreId, u64>,
     refused: BTreeSet<StoreId>,
-    /// Peers whose disks have no room.
+    /// Peers that report a full disk.
     full: BTreeSet<StoreId>,
-    /// Etcd last confirmed this node's lease.
-    etcd_heard: Option<Now>,
+    /// When etcd last answered a request of this node.
+    etcd_answered: Option<Now>,
 }
 
-impl Health {
-    /// Something came from the peer.
-    pub fn heard(&mut self, store: StoreId, now: Now) {
-        self.heard.insert(store, now);
+impl PeerHealth {
+    /// Records that a message came from the peer.
+    pub fn note_alive(&mut self, store: StoreId, now: Now) {
+        self.last_message.insert(store, now);
         self.refused.remove(&store);
     }
 
-    pub fn said_fsync_age(&mut self, store: StoreId, age_ms: u64) {
+    /// Records the age of the peer's last fsync, in milliseconds.
+    pub fn note_fsync_age(&mut self, store: StoreId, age_ms: u64) {
         self.fsync_age_ms.insert(store, age_ms);
     }
 
-    pub fn said_full(&mut self, store: StoreId, full: bool) {
+    /// Records whether the peer's disk is full.
+    pub fn note_full(&mut self, store: StoreId, full: bool) {
         match full {
             true => self.full.insert(store),
             false => self.full.remove(&store),
         };
     }
 
+    /// Returns whether the peer reports a full disk.
     pub fn is_full(&self, store: StoreId) -> bool {
         self.full.contains(&store)
     }
 
-    pub fn said_wall(&mut self, store: StoreId, wall: TimeMs, now: Now) {
+    /// Records the peer's wall clock.
+    pub fn note_wall(&mut self, store: StoreId, wall: TimeMs, now: Now) {
         self.walls.insert(store, (wall, now));
     }
 
-    /// What the peer's wall clock says now, if it goes on as it was heard last.
+    /// Returns the peer's wall clock now, if it has run on since the last report. `None` without a
+    /// report.
     pub fn wall(&self, store: StoreId, now: Now) -> Option<TimeMs> {
-        let (wall, heard) = self.walls.get(&store)?;
-        Some(TimeMs(wall.0.saturating_add(now.ms_since(*heard))))
+        let (wall, reported) = self.walls.get(&store)?;
+        Some(TimeMs(wall.0.saturating_add(now.ms_since(*reported))))
     }
 
-    pub fn said_room(&mut self, store: StoreId, bytes: u64) {
+    /// Records the free bytes of the peer.
+    pub fn note_room(&mut self, store: StoreId, bytes: u64) {
         self.room_bytes.insert(store, bytes);
     }
 
-    /// Bytes that a peer has room for, as it last said; no limit if it has said nothing.
+    /// Returns the free bytes of the peer, as it last reported; no limit without a report.
     pub fn room(&self, store: StoreId) -> u64 {
         self.room_bytes.get(&store).copied().unwrap_or(u64::MAX)
     }
 
-    /// The oldest message that the peer has not acknowledged was sent then.
-    pub fn owes(&mut self, store: StoreId, since: Option<Now>) {
+    /// Records when the oldest message was sent that the peer has not acknowledged; `None` if it
+    /// has acknowledged all.
+    pub fn note_unacked(&mut self, store: StoreId, since: Option<Now>) {
         match since {
-            Some(since) => self.owes_since.insert(store, since),
-            None => self.owes_since.remove(&store),
+            Some(since) => self.unacked_since.insert(store, since),
+            None => self.unacked_since.remove(&store),
         };
     }
 
-    pub fn refused(&mut self, store: StoreId) {
+    /// Records that the peer's address refused connections: the process is gone.
+    pub fn note_refused(&mut self, store: StoreId) {
         self.refused.insert(store);
     }
 
-    /// Begins to wait for a peer that has not been heard of yet.
+    /// Begins to wait for a peer from which nothing has come yet.
     pub fn expect(&mut self, store: StoreId, now: Now) {
-        self.heard.entry(store).or_insert(now);
+        self.last_message.entry(store).or_insert(now);
     }
 
-    /// There is no connection by which to feed the peer.
-    pub fn cut(&mut self, store: StoreId, now: Now) {
-        self.cut_since.entry(store).or_insert(now);
+    /// Records that there is no connection by which to feed the peer.
+    pub fn note_disconnected(&mut self, store: StoreId, now: Now) {
+        self.disconnected_since.entry(store).or_insert(now);
     }
 
-    /// There is one again.
-    pub fn joined(&mut self, store: StoreId) {
-        self.cut_since.remove(&store);
+    /// Records that there is a connection to the peer again.
+    pub fn note_connected(&mut self, store: StoreId) {
+        self.disconnected_since.remove(&store);
     }
 
-    pub fn etcd_heard(&mut self, now: Now) {
-        self.etcd_heard = Some(now);
+    /// Records that etcd has answered a request of this node.
+    pub fn note_etcd_answer(&mut self, now: Now) {
+        self.etcd_answered = Some(now);
     }
 
-    /// Etcd has answered lately.
-    pub fn is_etcd_heard(&self, now: Now, within_ms: u64) -> bool {
-        self.etcd_heard.is_some_and(|heard| now.ms_since(heard) < within_ms)
+    /// Returns whether etcd has answered within the last `within_ms`.
+    pub fn has_etcd_answered(&self, now: Now, within_ms: u64) -> bool {
+        self.etcd_answered.is_some_and(|answered| now.ms_since(answered) < within_ms)
     }
 
-    /// This process itself was away (stopped, or starved): nobody can be blamed for the silence.
-    pub fn forgive(&mut self, now: Now) {
-        self.heard.values_mut().for_each(|heard| *heard = now);
-        self.owes_since.values_mut().for_each(|since| *since = now);
-        self.cut_since.values_mut().for_each(|since| *since = now);
+    /// Resets the time-outs after a pause of this process (stopped, or starved): the silence of the
+    /// peers proves nothing.
+    pub fn reset_after_pause(&mut self, now: Now) {
+        self.last_message.values_mut().for_each(|last| *last = now);
+        self.unacked_since.values_mut().for_each(|since| *since = now);
+        self.disconnected_since.values_mut().for_each(|since| *since = now);
     }
 
+    /// Returns whether the peer is silent: see the module's documentation.
     pub fn is_silent(&self, store: StoreId, now: Now, silent_after_ms: u64) -> bool {
         let long = |since: Option<&Now>| {
             since.is_some_and(|&since| now.ms_since(since) >= silent_after_ms)
         };
         let stalled = self.fsync_age_ms.get(&store).is_some_and(|&age| age >= silent_after_ms);
         self.refused.contains(&store)
-            || long(self.heard.get(&store))
-            || long(self.owes_since.get(&store))
-            || long(self.cut_since.get(&store))
+            || long(self.last_message.get(&store))
+            || long(self.unacked_since.get(&store))
+            || long(self.disconnected_since.get(&store))
             || stalled
     }
 
+    /// Returns the peers that are silent.
     pub fn silent(&self, now: Now, silent_after_ms: u64) -> Vec<StoreId> {
         let silent = |store: &StoreId| self.is_silent(*store, now, silent_after_ms);
-        self.heard.keys().copied().filter(silent).collect()
+        self.last_message.keys().copied().filter(silent).collect()
     }
 
-    /// Somebody else hears this node: a peer, or etcd. If nobody does, it is this node that is cut
-    /// off, and it must not eject the others.
-    pub fn hears_anybody(&self, now: Now, silent_after_ms: u64) -> bool {
-        let peer = self.heard.keys().any(|&store| !self.is_silent(store, now, silent_after_ms));
-        peer || self.is_etcd_heard(now, 2 * silent_after_ms)
+    /// Returns whether this node has contact to a peer or to etcd. Without any it is this node that
+    /// is cut off, and it must not eject the others.
+    pub fn has_contact(&self, now: Now, silent_after_ms: u64) -> bool {
+        let peer =
+            self.last_message.keys().any(|&store| !self.is_silent(store, now, silent_after_ms));
+        peer || self.has_etcd_answered(now, 2 * silent_after_ms)
     }
 }
 
@@ -145,58 +159,58 @@ mod tests {
     const A: StoreId = StoreId(1);
 
     #[track_caller]
-    fn check(prepare: impl Fn(&mut Health), at_ms: u64, want: bool) {
-        let mut health = Health::default();
+    fn check(prepare: impl Fn(&mut PeerHealth), at_ms: u64, want: bool) {
+        let mut health = PeerHealth::default();
         prepare(&mut health);
         assert_eq!(health.is_silent(A, Now(at_ms * 1000), 1000), want);
     }
 
     #[test]
     fn silence_has_five_reasons() {
-        check(|health| health.heard(A, Now(0)), 999, false);
-        check(|health| health.heard(A, Now(0)), 1000, true);
-        let owes = |health: &mut Health| {
-            health.heard(A, Now(900_000));
-            health.owes(A, Some(Now(0)));
+        check(|health| health.note_alive(A, Now(0)), 999, false);
+        check(|health| health.note_alive(A, Now(0)), 1000, true);
+        let unacked = |health: &mut PeerHealth| {
+            health.note_alive(A, Now(900_000));
+            health.note_unacked(A, Some(Now(0)));
         };
-        check(owes, 999, false);
-        check(owes, 1000, true);
-        // A peer that reaches this node, but is not reached by it (seed 18576).
-        let cut = |health: &mut Health| {
-            health.cut(A, Now(0));
-            health.heard(A, Now(900_000));
+        check(unacked, 999, false);
+        check(unacked, 1000, true);
+        // A peer whose messages reach this node, but that this node can't connect to.
+        let cut = |health: &mut PeerHealth| {
+            health.note_disconnected(A, Now(0));
+            health.note_alive(A, Now(900_000));
         };
         check(cut, 999, false);
         check(cut, 1000, true);
-        let stalled = |health: &mut Health| {
-            health.heard(A, Now(0));
-            health.said_fsync_age(A, 1000);
+        let stalled = |health: &mut PeerHealth| {
+            health.note_alive(A, Now(0));
+            health.note_fsync_age(A, 1000);
         };
         check(stalled, 1, true);
-        let refused = |health: &mut Health| {
-            health.heard(A, Now(0));
-            health.refused(A);
+        let refused = |health: &mut PeerHealth| {
+            health.note_alive(A, Now(0));
+            health.note_refused(A);
         };
         check(refused, 1, true);
     }
 
     #[test]
-    fn a_process_that_was_away_blames_nobody() {
-        let away = |health: &mut Health| {
-            health.heard(A, Now(0));
-            health.owes(A, Some(Now(0)));
-            health.forgive(Now(60_000_000));
+    fn a_pause_of_this_process_resets_the_time_outs() {
+        let away = |health: &mut PeerHealth| {
+            health.note_alive(A, Now(0));
+            health.note_unacked(A, Some(Now(0)));
+            health.reset_after_pause(Now(60_000_000));
         };
         check(away, 60_500, false);
     }
 
     #[test]
-    fn a_node_that_nobody_hears_is_the_one_cut_off() {
-        let mut health = Health::default();
-        health.heard(A, Now(0));
-        assert!(health.hears_anybody(Now(1), 1000));
-        assert!(!health.hears_anybody(Now(5_000_000), 1000));
-        health.etcd_heard(Now(4_000_000));
-        assert!(health.hears_anybody(Now(5_000_000), 1000));
+    fn a_node_without_any_contact_is_the_one_cut_off() {
+        let mut health = PeerHealth::default();
+        health.note_alive(A, Now(0));
+        assert!(health.has_contact(Now(1), 1000));
+        assert!(!health.has_contact(Now(5_000_000), 1000));
+        health.note_etcd_answer(Now(4_000_000));
+        assert!(health.has_contact(Now(5_000_000), 1000));
     }
 }

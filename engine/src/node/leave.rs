@@ -1,20 +1,20 @@
-//! A graceful stop: what this node leads goes to others first, and it leaves the in-sync sets.
+//! A graceful stop: other nodes take over what this node leads, and it leaves the in-sync sets.
 //!
-//! The node asks for it by its reports. To the coordinator a process that leaves is as good as dead,
-//! at once and without a probe; so everything goes the way that it goes after a death, only that
-//! nobody has to find out first. Nothing here is needed for safety: the node leads and acknowledges
-//! until it hears of a higher epoch, as always, and what it has ordered by then and not committed is
-//! sent again by the gateways, the same bytes, to the new primary.
+//! The node requests this by its reports. The coordinator handles a process that leaves like a dead
+//! one, at once and without a probe, so everything goes the way that it goes after a death, without
+//! the time to detect it. Nothing here is needed for safety: the node leads and acknowledges until
+//! it receives a higher epoch, as always; and what it has ordered by then and not committed is sent
+//! again by the gateways, the same bytes, to the new primary.
 
-use crate::config::ShardConfig;
 use crate::ids::Now;
 use crate::node::{Effect, Node};
+use crate::shard_record::ShardRecord;
 
 #[derive(Clone, Debug, Default)]
 pub(super) enum Leaving {
     #[default]
     No,
-    /// Until then at the latest.
+    /// The process leaves, and waits until then at the latest.
     Until(Now),
     Left,
 }
@@ -27,8 +27,8 @@ impl Node {
         }
     }
 
-    /// No coordinator leads that could name others.
-    pub(super) fn on_leave_unheard(&mut self) {
+    /// Stops waiting: there is no leading coordinator that could name other primaries.
+    pub(super) fn on_leave_not_reported(&mut self) {
         if matches!(self.leaving, Leaving::Until(_)) {
             self.leaving = Leaving::Until(self.now);
         }
@@ -38,22 +38,23 @@ impl Node {
         !matches!(self.leaving, Leaving::No)
     }
 
-    pub(super) fn leave_if_free(&mut self, effects: &mut Vec<Effect>) {
+    pub(super) fn finish_leaving(&mut self, effects: &mut Vec<Effect>) {
         let Leaving::Until(until) = self.leaving else { return };
         let mut records = self.records.values().map(|(record, _)| record);
-        if self.now >= until || !records.any(|record| self.is_awaited(record)) {
+        if self.now >= until || !records.any(|record| self.is_still_needed(record)) {
             self.leaving = Leaving::Left;
             effects.push(Effect::Left);
         }
     }
 
-    /// Others can do without this node in this shard, and have not been told to yet.
-    fn is_awaited(&self, record: &ShardConfig) -> bool {
+    /// Returns whether this node has yet to hand over the shard: it leads the shard or is in its
+    /// in-sync set, and the other members could do without it.
+    fn is_still_needed(&self, record: &ShardRecord) -> bool {
         let me = self.me.store;
-        let heard = |&&store: &&_| store != me && !self.is_silent(store);
-        let others = record.isr.iter().filter(heard).count();
+        let reachable = |&&store: &&_| store != me && !self.is_silent(store);
+        let others = record.isr.iter().filter(reachable).count();
         let leads = record.primary == self.me && others > 0;
-        // At the floor nobody may leave.
+        // At `min_in_sync` no member may leave.
         let follows = record.isr.contains(&me) && record.room(self.min_in_sync()) > 0;
         leads || follows && others > 0
     }

@@ -1,4 +1,4 @@
-//! What the coordinator asks of a node.
+//! Answers to queries of the coordinator and of operators.
 
 use crate::ids::ShardId;
 use crate::message::{NodeQuery, NodeQueryReply, RecordsKept, ReplicaStatus, RoleStatus, ShardEnd};
@@ -30,7 +30,7 @@ impl Node {
                 NodeQueryReply::StepDown { shard, end }
             }
             NodeQuery::Scrub { shards, bytes_per_s } => {
-                self.want_scrub(shards, bytes_per_s);
+                self.request_scrub(shards, bytes_per_s);
                 self.scrub_if_due(effects);
                 NodeQueryReply::Scrub { from: self.me }
             }
@@ -44,7 +44,7 @@ impl Node {
         effects.push(Effect::QueryReply { query, reply });
     }
 
-    /// What a status page shows of the copies held here.
+    /// Returns the status of all copies on this node.
     pub fn status(&self) -> Vec<ReplicaStatus> {
         let held = self.replicas.values().filter(|replica| replica.trust.exists());
         held.map(|replica| self.status_of(replica)).collect()

@@ -1,10 +1,10 @@
-//! What etcd says of the shards: who leads, who is in sync, what this store is to hold.
+//! Following the shard records in etcd: which process leads, which stores are in sync, which copies
+//! this store has to have.
 //!
-//! A record seen by a watch may be outdated, and that is harmless: a primary that begins late can't
-//! fill its in-sync set, and whoever reads a higher version follows it. Only the deletion of a copy
-//! waits for a linearizable read.
+//! A record from a watch may be outdated, and that is harmless: a primary that begins late can't
+//! fill its in-sync set, and every process that reads a higher version follows it. Only the
+//! deletion of a copy waits for a linearizable read.
 
-use crate::config::ShardConfig;
 use crate::entry::Body;
 use crate::ids::{Boot, Epoch, Seq, ShardId, StoreBoot};
 use crate::message::ShardAvailability;
@@ -12,12 +12,13 @@ use crate::node::{CasOutcome, Effect, ExitReason, Node, turn_of};
 use crate::planted::Planted;
 use crate::replica::primary::Primary;
 use crate::replica::trust::Trust;
-use crate::replica::{Replica, Role};
+use crate::replica::{Replica, ReplicaRole};
+use crate::shard_record::ShardRecord;
 
 impl Node {
     pub(super) fn on_record(
         &mut self,
-        record: ShardConfig,
+        record: ShardRecord,
         mod_revision: u64,
         read: Option<u64>,
         effects: &mut Vec<Effect>,
@@ -34,14 +35,15 @@ impl Node {
             self.follow_record(&record, mod_revision, effects);
         }
         if !was_in_sync && self.is_in_sync(shard) {
-            self.tell_who_was_refused(shard, effects);
+            self.reannounce_refused_copy(shard, effects);
         }
-        self.hold_what_is_asked(&record, read, effects);
+        self.follow_assignment(&record, read, effects);
         self.to_review.insert(shard);
         self.dirty.insert(shard);
     }
 
-    /// This store is a member of the in-sync set, as far as it knows.
+    /// Returns whether this store is in the in-sync set, in the newest record that this node has
+    /// seen.
     pub(super) fn is_in_sync(&self, shard: ShardId) -> bool {
         let record = self.records.get(&shard);
         record.is_some_and(|(record, _)| record.isr.contains(&self.me.store))
@@ -49,7 +51,7 @@ impl Node {
 
     fn follow_record(
         &mut self,
-        record: &ShardConfig,
+        record: &ShardRecord,
         mod_revision: u64,
         effects: &mut Vec<Effect>,
     ) {
@@ -59,19 +61,20 @@ impl Node {
             && let Some(primary) = replica.primary_mut()
         {
             if Planted::KeepAfterDemotion.is_in(self.settings.planted) {
-                let record = ShardConfig { epoch: primary.epoch, ..record.clone() };
-                let _kept = primary.read_record(record, mod_revision, now);
+                let record = ShardRecord { epoch: primary.epoch, ..record.clone() };
+                let _kept = primary.adopt_record(record, mod_revision, now);
             } else if record.epoch != primary.epoch || record.primary != me {
                 if Planted::RefuseOrdered.is_in(self.settings.planted) {
                     super::writes::refuse_ordered(replica, effects);
                 }
-                // Never adopted under the old epoch, even if it names this store again.
-                replica.role = Role::Follower;
+                // A primary never adopts the record of a newer epoch, even if that names this store
+                // again.
+                replica.role = ReplicaRole::Follower;
             } else {
-                for store in primary.read_record(record.clone(), mod_revision, now) {
+                for store in primary.adopt_record(record.clone(), mod_revision, now) {
                     let conn = self.dialled_to.get(&store);
-                    if let Some(link) = conn.and_then(|conn| self.dialled.get_mut(conn)) {
-                        link.forget(shard);
+                    if let Some(connection) = conn.and_then(|conn| self.dialled.get_mut(conn)) {
+                        connection.forget(shard);
                     }
                 }
                 self.open_feeds(shard);
@@ -79,11 +82,11 @@ impl Node {
         }
     }
 
-    /// Copies are made where etcd wants them, and go where it does not; the one who is named
-    /// primary begins.
-    pub(super) fn hold_what_is_asked(
+    /// Follows the assignment of copies: creates a copy that the record assigns to this store,
+    /// deletes one that it does not, and begins to lead if it names this process.
+    pub(super) fn follow_assignment(
         &mut self,
-        record: &ShardConfig,
+        record: &ShardRecord,
         read: Option<u64>,
         effects: &mut Vec<Effect>,
     ) {
@@ -92,51 +95,54 @@ impl Node {
         let in_sync = record.isr.contains(&store);
         let wanted = in_sync || record.learners.contains(&store);
         if wanted && !exists {
-            // At epoch 1 the shard is new, and empty is all there is to hold.
+            // At epoch 1 the shard is new, and an empty copy has all its content.
             let new = record.epoch == Epoch(1) && in_sync && !self.settings.suspect;
             self.create_copy(shard, new, effects);
         }
-        if exists && !self.may_stay(record) {
-            // What was acknowledged after the read began may count for a record after this one.
-            let leaving = self.replicas.get(&shard).and_then(|replica| replica.leaving);
+        if exists && !self.is_assigned(record) {
+            // An entry that was acknowledged after the read began may count for a record after this
+            // one.
+            let leaving = self.replicas.get(&shard).and_then(|replica| replica.removal_read);
             let is_proof = match Planted::AnyReadDeletes.is_in(self.settings.planted) {
                 true => read.is_some() && leaving.is_some(),
                 false => leaving.is_some_and(|asked| read.is_some_and(|read| read >= asked)),
             };
             match leaving {
                 Some(_) if is_proof => self.drop_copy(shard, effects),
-                // The answer comes, or etcd is asked again.
+                // The answer will come, or the record is read again.
                 Some(_) => {}
                 None => {
                     let asked = self.read_record(shard, effects);
                     if let Some(replica) = self.replicas.get_mut(&shard) {
-                        replica.leaving = Some(asked);
+                        replica.removal_read = Some(asked);
                     }
                 }
             }
         }
         let any_boot = Planted::LeadAfterRestart.is_in(self.settings.planted);
         if record.primary == self.me || any_boot && record.primary.store == store {
-            self.begin(shard, effects);
+            self.begin_leading(shard, effects);
         }
     }
 
-    /// A copy on this node is one that the shard's record knows of.
-    pub(super) fn may_stay(&self, record: &ShardConfig) -> bool {
+    /// Returns whether the record assigns a copy of the shard to this store.
+    pub(super) fn is_assigned(&self, record: &ShardRecord) -> bool {
         [&record.isr, &record.learners, &record.target]
             .iter()
             .any(|named| named.contains(&self.me.store))
     }
 
-    /// A copy that etcd does not name goes once a read of etcd says so. That read may be lost, or be answered while the
-    /// copy is being replaced, and of a record that does not change nothing is heard again: so etcd is asked until it is gone.
-    pub(super) fn ask_of_leftovers(&mut self, effects: &mut Vec<Effect>) {
-        if self.now < self.next_ask {
+    /// Reads the records of copies that etcd does not assign to this store. Such a copy is deleted
+    /// once a read of etcd confirms it. That read may be lost, or be answered while the copy is
+    /// being replaced, and a record that does not change causes no other event: so the read is
+    /// repeated until the copy is gone.
+    pub(super) fn recheck_unassigned_copies(&mut self, effects: &mut Vec<Effect>) {
+        if self.now < self.next_copy_recheck {
             return;
         }
-        self.next_ask = self.now.plus_ms(self.settings.timing.ask_again_ms);
+        self.next_copy_recheck = self.now.plus_ms(self.settings.timing.copy_recheck_ms);
         let is_left = |shard: &ShardId| {
-            self.records.get(shard).is_some_and(|(record, _)| !self.may_stay(record))
+            self.records.get(shard).is_some_and(|(record, _)| !self.is_assigned(record))
         };
         let held = self.replicas.iter().filter(|(_, replica)| replica.trust.exists());
         let left: Vec<ShardId> = held.map(|(&shard, _)| shard).filter(is_left).collect();
@@ -145,16 +151,16 @@ impl Node {
         }
     }
 
-    /// Asks etcd for the shard's record. Returns the number of the read.
+    /// Reads the shard's record from etcd. Returns the number of the read.
     pub(super) fn read_record(&mut self, shard: ShardId, effects: &mut Vec<Effect>) -> u64 {
         let read = self.fresh_id();
-        effects.push(Effect::ReadConfig { read, shard });
+        effects.push(Effect::ReadRecord { read, shard });
         read
     }
 
-    /// Becomes primary: promise, then a barrier on top of its whole log. Both are in the log before
-    /// anything is counted, and nothing is served before the barrier is committed.
-    fn begin(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+    /// Begins to lead: a promise, then a barrier on top of the whole log. Both are in the log
+    /// before anything is counted, and nothing is served before the barrier is committed.
+    fn begin_leading(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         let Some((record, mod_revision)) = self.records.get(&shard).cloned() else { return };
         let now = self.now;
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
@@ -168,7 +174,7 @@ impl Node {
             replica.promise(&mut turn_of!(self, effects), epoch);
         }
         replica.begun = epoch;
-        replica.trust.name();
+        replica.trust.on_named_primary();
         let mut barrier = replica.log.last().seq.next();
         let skip = Planted::SkipBarrier.is_in(self.settings.planted);
         if skip {
@@ -176,7 +182,7 @@ impl Node {
         }
         let mut primary = Primary::new(record, mod_revision, barrier, now);
         primary.active = skip;
-        replica.role = Role::Primary(Box::new(primary));
+        replica.role = ReplicaRole::Primary(Box::new(primary));
         if !skip {
             self.order(shard, Body::Barrier, effects);
         }
@@ -195,9 +201,9 @@ impl Node {
         }
     }
 
-    /// A proposal has an outcome, or its answer was lost. Only a record with a higher version
-    /// settles anything: a failed compare does not, since an earlier proposal of this very primary
-    /// may be what moved the version.
+    /// Handles the outcome of a proposal. Only a record with a higher version settles anything: a
+    /// failed compare does not, since an earlier proposal of this very primary may be what moved
+    /// the version.
     pub(super) fn on_proposed(&mut self, id: u64, outcome: CasOutcome, effects: &mut Vec<Effect>) {
         let Some(shard) = self.proposals.remove(&id) else { return };
         let retry_at = self.now.plus_ms(self.settings.timing.propose_again_ms);
@@ -211,8 +217,8 @@ impl Node {
         primary.propose_after = retry_at;
         match outcome {
             CasOutcome::Done { mod_revision } => {
-                let config = proposal.config.clone();
-                self.on_record(config, mod_revision, None, effects);
+                let record = proposal.record.clone();
+                self.on_record(record, mod_revision, None, effects);
             }
             CasOutcome::Failed | CasOutcome::Unknown => {
                 if outcome == CasOutcome::Failed
@@ -225,18 +231,19 @@ impl Node {
         }
     }
 
-    /// What gateways are told. With a full disk each write is refused for that: they are not told to say something else.
-    pub(super) fn is_told_frozen(&self, replica: &Replica) -> bool {
+    /// Returns whether gateways are informed that the shard is frozen. With a full disk they are
+    /// not: each write is refused for that reason, and no other one is announced.
+    pub(super) fn is_announced_frozen(&self, replica: &Replica) -> bool {
         !self.disk_full && replica.primary().is_some_and(|primary| primary.frozen)
     }
 
-    /// Tells every gateway when the shard takes no writes here, and when that is over: also because
-    /// this node leads it no longer.
-    pub(super) fn tell_gateways(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+    /// Announces to every gateway that the shard takes no writes here, and that it does again, also
+    /// because this node no longer leads it.
+    pub(super) fn announce_availability(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         let Some(replica) = self.replicas.get(&shard) else { return };
-        let state = match self.is_told_frozen(replica) {
-            true if self.frozen_told.insert(shard) => ShardAvailability::Frozen,
-            false if self.frozen_told.remove(&shard) => ShardAvailability::Open,
+        let state = match self.is_announced_frozen(replica) {
+            true if self.frozen_announced.insert(shard) => ShardAvailability::Frozen,
+            false if self.frozen_announced.remove(&shard) => ShardAvailability::Open,
             _ => return,
         };
         self.next_report = self.now;

@@ -1,76 +1,78 @@
-//! Whole copies, for followers that the log no longer reaches.
+//! Snapshots of shards, for followers that the log no longer reaches.
 //!
-//! A snapshot is the shard's rows in the state, as of the `applied` of the shard record among
-//! them: one flush wrote both in one step, so no table content is needed. The receiver stages it
-//! all, then one ingest puts it in place of what was there, with its shard record under a new copy
-//! number: all or nothing. From there the log goes on.
+//! A snapshot is the shard's rows in the state, as of the `applied` of the shard record among them:
+//! one flush wrote both in one step, so no table content is needed. The receiver stages all of it,
+//! then one ingest puts it in place of what was there, with its shard record under a new copy
+//! number: all or nothing. From there the log continues.
 //!
 //! ```text
-//!   primary: MeasureSnapshot ──▶ notice with its size ──▶ follower: has it room?
-//!            SendSnapshot    ◀── accepted ──────────────┘      └── no: NoSpace, and the feed is full
+//!   primary: MeasureSnapshot ──▶ announcement, its size ─▶ follower: is there room?
+//!            SendSnapshot    ◀── accepted ───────────────┘      └── no: NoSpace, the feed is full
 //! ```
 //!
-//! A copy that has no room is not begun: half of it would take the room that what is there needs, and nodes whose disks
-//! are equally full would copy for ever.
+//! A snapshot without room is not begun: half of it would take the room that the data there needs,
+//! and nodes whose disks are equally full would send snapshots for ever.
 //!
-//! Of a shard of which nothing was applied yet the copy is empty, and the whole log follows it. At a floor of all its
-//! members nothing may ever be applied before one that lost its copy has another.
+//! The snapshot of a shard of which nothing was applied yet is empty, and the whole log follows it.
+//! If the in-sync set needs all its members, nothing may ever be applied before a member that lost
+//! its copy has another.
 //!
-//! The tables hold changes of all shards together, so before rows of a shard are replaced or
-//! removed, everything in the tables is flushed first: else a later flush would add the old copy's
-//! changes to the new one's rows.
+//! The tables contain changes of all shards together, so before rows of a shard are replaced or
+//! removed, everything in the tables is flushed first: otherwise a later flush would add the old
+//! copy's changes to the new one's rows.
 
 use std::collections::BTreeMap;
 
 use crate::apply::ShardState;
 use crate::ids::{Conn, CopyNo, Epoch, Now, Seq, ShardId, Slots, StoreId};
 use crate::message::{FromFollower, SnapshotOutcome, ToFollower};
-use crate::node::links::Announced;
+use crate::node::connections::AnnouncedSnapshot;
 use crate::node::{Effect, Node, turn_of};
 use crate::planted::Planted;
 use crate::replica::primary::Feed;
 use crate::replica::trust::Trust;
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Transfers {
-    outgoing: BTreeMap<u64, Outgoing>,
-    /// Staged copies that wait for a flush, or are being ingested.
-    incoming: BTreeMap<(Conn, u64), Incoming>,
-    /// Deleted copies whose rows go after this flush; none: they are going.
+pub(super) struct SnapshotTransfers {
+    outgoing: BTreeMap<u64, SendingSnapshot>,
+    /// Staged snapshots that wait for a flush, or are being ingested.
+    incoming: BTreeMap<(Conn, u64), ReceivingSnapshot>,
+    /// Deleted copies whose rows are removed after this flush; `None`: they are being removed.
     dropping: BTreeMap<ShardId, Option<u64>>,
-    /// No copy is begun before this moment: one has just failed, for a reason that this node does not know.
-    resting: BTreeMap<(StoreId, ShardId), Now>,
+    /// When the next snapshot may begin: the last one failed, for a reason that this node does not
+    /// know.
+    retry_after: BTreeMap<(StoreId, ShardId), Now>,
 }
 
 #[derive(Clone, Debug)]
-struct Outgoing {
+struct SendingSnapshot {
     conn: Conn,
     store: StoreId,
     shard: ShardId,
     slots: Slots,
-    /// The follower will need the log above it.
+    /// The follower will need the log above this seq.
     pin: Seq,
-    /// About how large it is, once that is known.
+    /// The estimated size, once it is known.
     bytes: u64,
 }
 
 #[derive(Clone, Debug)]
-struct Incoming {
+struct ReceivingSnapshot {
     shard: ShardId,
     state: ShardState,
     bytes: u64,
-    /// None: being ingested.
+    /// The flush that it waits for; `None`: it is being ingested.
     after_flush: Option<u64>,
 }
 
-impl Transfers {
-    /// Above it the log is needed by a copy on its way.
+impl SnapshotTransfers {
+    /// Returns the seq above which the log is needed by snapshots in transfer.
     pub(super) fn pin(&self, shard: ShardId) -> Option<Seq> {
         self.outgoing.values().filter(|out| out.shard == shard).map(|out| out.pin).min()
     }
 }
 
-// ---- the sending end -----------------------------------------------------------------------------
+// ---- the sending end ---------------------------------------------------------------------------
 
 impl Node {
     pub(super) fn begin_snapshot(
@@ -80,19 +82,19 @@ impl Node {
         effects: &mut Vec<Effect>,
     ) {
         let Some(&conn) = self.dialled_to.get(&store) else { return };
-        if self.transfers.resting.get(&(store, shard)).is_some_and(|&until| self.now < until) {
+        if self.transfers.retry_after.get(&(store, shard)).is_some_and(|&until| self.now < until) {
             return;
         }
-        self.transfers.resting.remove(&(store, shard));
+        self.transfers.retry_after.remove(&(store, shard));
         let transfer = self.fresh_id();
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
         if !replica.trust.is_working() {
-            return; // What is wrong here would be wrong there.
+            return; // A wrong copy must not spread.
         }
         let (slots, pin, recorded) = (replica.slots, replica.flushed.seq, replica.recorded);
         let Some(primary) = replica.primary_mut() else { return };
-        // A member of M is never handed a copy that may lack what it has acknowledged, unless it
-        // is known to have lost that already.
+        // A member of M never gets a snapshot that may lack what it has acknowledged, unless it is
+        // known to have lost that already.
         let counted =
             primary.members(None).contains(&store) && !primary.record.tainted.contains(&store);
         let Some(follower) = primary.followers.get_mut(&store) else { return };
@@ -100,16 +102,16 @@ impl Node {
             return;
         }
         if !recorded {
-            self.want_record(shard);
+            self.request_record(shard);
             return;
         }
         follower.feed = Feed::Snapshot { transfer };
-        let outgoing = Outgoing { conn, store, shard, slots, pin, bytes: 0 };
+        let outgoing = SendingSnapshot { conn, store, shard, slots, pin, bytes: 0 };
         self.transfers.outgoing.insert(transfer, outgoing);
         effects.push(Effect::MeasureSnapshot { transfer, slots });
     }
 
-    /// Asks the follower whether it has room.
+    /// Announces the snapshot to the follower, which checks whether it has room.
     pub(super) fn on_snapshot_measured(
         &mut self,
         transfer: u64,
@@ -119,7 +121,7 @@ impl Node {
         let Some(outgoing) = self.transfers.outgoing.get_mut(&transfer) else { return };
         outgoing.bytes = bytes;
         let (conn, store, shard) = (outgoing.conn, outgoing.store, outgoing.shard);
-        let Some((epoch, copy)) = self.awaits(store, shard, transfer) else {
+        let Some((epoch, copy)) = self.expected_by(store, shard, transfer) else {
             self.transfers.outgoing.remove(&transfer);
             return;
         };
@@ -127,8 +129,14 @@ impl Node {
         effects.push(Effect::ToFollower { conn, message });
     }
 
-    /// The epoch and the follower's copy that the transfer is for, while it is still wanted.
-    fn awaits(&mut self, store: StoreId, shard: ShardId, transfer: u64) -> Option<(Epoch, CopyNo)> {
+    /// Returns the epoch and the follower's copy that the snapshot is for, while it is still
+    /// wanted.
+    fn expected_by(
+        &mut self,
+        store: StoreId,
+        shard: ShardId,
+        transfer: u64,
+    ) -> Option<(Epoch, CopyNo)> {
         let epoch = self.replicas.get(&shard)?.primary()?.epoch;
         let follower = self.follower_mut(store, shard)?;
         (follower.feed == Feed::Snapshot { transfer }).then_some((epoch, follower.copy))
@@ -141,8 +149,8 @@ impl Node {
         effects: &mut Vec<Effect>,
     ) {
         let Some(outgoing) = self.transfers.outgoing.get(&transfer).cloned() else { return };
-        let Outgoing { conn, store, shard, slots, bytes, .. } = outgoing;
-        let awaited = self.awaits(store, shard, transfer).is_some();
+        let SendingSnapshot { conn, store, shard, slots, bytes, .. } = outgoing;
+        let awaited = self.expected_by(store, shard, transfer).is_some();
         if outcome == SnapshotOutcome::Accepted && awaited {
             effects.push(Effect::SendSnapshot { conn, transfer, shard, slots });
             return;
@@ -156,7 +164,7 @@ impl Node {
                 follower.copy_bytes = bytes;
                 self.to_review.insert(shard);
             }
-            // Installed: the announcement of the new copy has opened the feed already.
+            // Installed: the announcement of the new copy has already opened the feed.
             _ => {}
         }
     }
@@ -167,19 +175,20 @@ impl Node {
         }
     }
 
-    /// Another one is begun after a while: what hindered this one may last, and whole copies are dear.
-    fn snapshot_failed(&mut self, transfer: u64, failed: &Outgoing) {
+    /// Handles a failed snapshot. The next one begins after a while: the cause may last, and
+    /// snapshots are expensive.
+    fn snapshot_failed(&mut self, transfer: u64, failed: &SendingSnapshot) {
         let until = self.now.plus_ms(self.settings.timing.copy_again_ms);
-        self.transfers.resting.insert((failed.store, failed.shard), until);
+        self.transfers.retry_after.insert((failed.store, failed.shard), until);
         if let Some(follower) = self.follower_mut(failed.store, failed.shard)
             && follower.feed == (Feed::Snapshot { transfer })
         {
-            follower.feed = Feed::NeedsSnapshot; // Begun again at the next review.
+            follower.feed = Feed::NeedsSnapshot; // The next review begins it again.
         }
     }
 
-    /// Followers that wait for a snapshot are looked at again: the flush or the change of the
-    /// in-sync set that they waited for may have come.
+    /// Tries again the followers that wait for a snapshot: the flush or the change of the in-sync
+    /// set that they waited for may have come.
     pub(super) fn retry_snapshots(&mut self) {
         for (&shard, replica) in &self.replicas {
             let Some(primary) = replica.primary() else { continue };
@@ -191,21 +200,22 @@ impl Node {
         }
     }
 
-    /// The connection is gone, and what was on its way with it.
+    /// Discards the snapshots in transfer on a closed connection.
     pub(super) fn drop_transfers(&mut self, conn: Conn) {
         self.transfers.outgoing.retain(|_, out| out.conn != conn);
     }
 }
 
-// ---- the receiving end ---------------------------------------------------------------------------
+// ---- the receiving end -------------------------------------------------------------------------
 
 impl Node {
-    /// Bytes of whole copies that have room here, beside those that were accepted and are not installed yet. What of them
-    /// is staged already counts twice, which errs on the safe side. A log that is too long takes none of that room: what it
-    /// holds of the shard goes with the copy, and may be the very reason why it is too long.
-    pub(super) fn room_for_copies(&self) -> u64 {
-        let coming = self.accepted.values().flat_map(|link| link.announced.values());
-        let coming = coming.filter(|announced| self.expects(announced));
+    /// Returns the bytes of snapshots that have room here, beside those that were accepted and are
+    /// not installed yet. The staged part of them counts twice, which errs on the safe side. A log
+    /// that is too long reduces the room by nothing: what it contains of the shard is deleted with
+    /// the old copy, and may be the very reason why it is too long.
+    pub(super) fn room_for_snapshots(&self) -> u64 {
+        let coming = self.accepted.values().flat_map(|connection| connection.announced.values());
+        let coming = coming.filter(|announced| self.is_awaited(announced));
         let coming = coming.map(|announced| announced.bytes);
         let incoming = self.transfers.incoming.values().map(|incoming| incoming.bytes);
         if self.disk_full && Planted::FullLogTakesNoCopy.is_in(self.settings.planted) {
@@ -214,27 +224,27 @@ impl Node {
         coming.chain(incoming).fold(self.room_bytes, u64::saturating_sub)
     }
 
-    /// A copy that its primary still means to send, and that would still be taken.
-    fn expects(&self, announced: &Announced) -> bool {
+    /// Returns whether the announced snapshot may still come, and would be taken.
+    fn is_awaited(&self, announced: &AnnouncedSnapshot) -> bool {
         self.replicas.get(&announced.shard).is_some_and(|replica| {
             replica.trust.exists()
                 && (replica.promised, replica.copy) == (announced.epoch, announced.copy)
         })
     }
 
-    /// Says whether a copy of this size is to be sent.
+    /// Answers whether a snapshot of this size is to be sent.
     pub(super) fn on_snapshot_announced(
         &mut self,
         conn: Conn,
         transfer: u64,
-        announced: Announced,
+        announced: AnnouncedSnapshot,
         effects: &mut Vec<Effect>,
     ) {
         let shard = announced.shard;
-        let Some(link) = self.accepted.get_mut(&conn) else { return };
-        // Its primary begins again: the one before will not come.
-        link.announced.retain(|_, before| before.shard != shard);
-        self.promise_for_copy(&announced, effects);
+        let Some(connection) = self.accepted.get_mut(&conn) else { return };
+        // The primary begins again: the snapshot before will not come.
+        connection.announced.retain(|_, before| before.shard != shard);
+        self.promise_for_snapshot(&announced, effects);
         let planted = self.settings.planted;
         if !self.is_replaceable(shard) && !Planted::CopyOverCopy.is_in(planted) {
             let outcome = SnapshotOutcome::NotInstalled;
@@ -242,27 +252,29 @@ impl Node {
             effects.push(Effect::FromFollower { conn, message });
             return;
         }
-        let fits = announced.bytes <= self.room_for_copies();
+        let fits = announced.bytes <= self.room_for_snapshots();
         let fits = fits || Planted::CopyWithoutRoom.is_in(planted);
-        if fits && let Some(link) = self.accepted.get_mut(&conn) {
-            link.announced.insert(transfer, announced);
+        if fits && let Some(connection) = self.accepted.get_mut(&conn) {
+            connection.announced.insert(transfer, announced);
         }
         let outcome = if fits { SnapshotOutcome::Accepted } else { SnapshotOutcome::NoSpace };
         let message = FromFollower::Snapshot { transfer, shard, outcome };
         effects.push(Effect::FromFollower { conn, message });
     }
 
-    /// A whole copy may take the place of what this node has of the shard: there is something, and no copy is being installed
-    /// already. That may last, where the disk lacks room or open files.
+    /// Returns whether a snapshot may replace this node's copy of the shard: there is a copy, and
+    /// no snapshot is being installed already. The latter may take long, where the disk lacks room
+    /// or open files.
     fn is_replaceable(&self, shard: ShardId) -> bool {
         let trust = self.replicas.get(&shard).map(|replica| &replica.trust);
         !matches!(trust, None | Some(Trust::Absent { .. } | Trust::Replacing { .. }))
     }
 
-    /// The notice may be the first that this node hears of its primary's epoch: no slice was sent while the window had no
-    /// room, and by then the log no longer reached back. It obliges as a slice does, else no copy would ever be installed.
-    fn promise_for_copy(&mut self, announced: &Announced, effects: &mut Vec<Effect>) {
-        let &Announced { shard, epoch, copy, .. } = announced;
+    /// Promises the epoch of the announcement, which may be the first message of this epoch: no
+    /// slice was sent while the window had no room, and by then the log no longer reached back. It
+    /// obliges as a slice does; without that no snapshot would ever be installed.
+    fn promise_for_snapshot(&mut self, announced: &AnnouncedSnapshot, effects: &mut Vec<Effect>) {
+        let &AnnouncedSnapshot { shard, epoch, copy, .. } = announced;
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
         if replica.trust.exists() && replica.copy == copy && replica.promised < epoch {
             replica.promise(&mut turn_of!(self, effects), epoch);
@@ -277,13 +289,16 @@ impl Node {
         state: ShardState,
         effects: &mut Vec<Effect>,
     ) {
-        let announced =
-            self.accepted.get_mut(&conn).and_then(|link| link.announced.remove(&transfer));
-        let wanted = announced.and_then(|Announced { shard, epoch, copy, bytes }| {
+        let announced = self
+            .accepted
+            .get_mut(&conn)
+            .and_then(|connection| connection.announced.remove(&transfer));
+        let wanted = announced.and_then(|AnnouncedSnapshot { shard, epoch, copy, bytes }| {
             let replaceable = self.is_replaceable(shard);
             let replica = self.replicas.get_mut(&shard)?;
-            // Of the promised epoch, and in place of the copy that the sender meant: a snapshot
-            // that comes late must not replace a copy that has acknowledged since.
+            // The snapshot must be of the promised epoch, and replace the copy that the sender
+            // meant: a snapshot that comes late must not replace a copy that has acknowledged
+            // since.
             let fits = replaceable
                 && replica.promised == epoch
                 && replica.primary().is_none()
@@ -301,12 +316,12 @@ impl Node {
             return;
         };
         replica.trust.replace();
-        self.dirty.insert(shard); // Nothing more of it waits to be applied.
-        let mut after_flush = self.want_flush();
+        self.dirty.insert(shard); // No entry of it waits to be applied any more.
+        let mut after_flush = self.request_flush();
         if Planted::InstallOverTables.is_in(self.settings.planted) {
             after_flush = None;
         }
-        let incoming = Incoming { shard, state, bytes, after_flush };
+        let incoming = ReceivingSnapshot { shard, state, bytes, after_flush };
         self.transfers.incoming.insert((conn, transfer), incoming);
         match after_flush {
             None => self.install(conn, transfer, effects),
@@ -333,8 +348,8 @@ impl Node {
         let shard = incoming.shard;
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
         replica.install(&mut turn_of!(self, effects), incoming.state);
-        self.next_trim = self.now; // The former copy keeps nothing of the log any more.
-        self.snapshot += 1;
+        self.next_trim = self.now; // The former copy no longer needs the log.
+        self.ingests += 1;
         self.announce_copy(shard, effects);
         if self.accepted.contains_key(&conn) {
             let outcome = SnapshotOutcome::Installed;
@@ -344,12 +359,12 @@ impl Node {
         self.dirty.insert(shard);
     }
 
-    /// Deletes a copy that etcd, read linearizably, no longer wants here.
+    /// Deletes a copy that a linearizable read of etcd no longer assigns to this store.
     pub(super) fn drop_copy(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
-        let after_flush = self.want_flush();
+        let after_flush = self.request_flush();
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
         if matches!(replica.trust, Trust::Absent { .. } | Trust::Replacing { .. }) {
-            return; // Being replaced right now: etcd is asked again once it is installed.
+            return; // Being replaced now: the record is read again once that is done.
         }
         replica.drop_copy(&mut turn_of!(self, effects));
         self.next_trim = self.now;
@@ -362,7 +377,7 @@ impl Node {
         }
     }
 
-    /// Removes what a former copy has left in the state, unless that is under way.
+    /// Removes the rows of a former copy from the state, unless that is in progress.
     pub(super) fn drop_rows(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         let Some(slots) = self.replicas.get(&shard).map(|replica| replica.slots) else { return };
         if let std::collections::btree_map::Entry::Vacant(place) =
@@ -373,18 +388,19 @@ impl Node {
         }
     }
 
-    /// The shard's place is clean: if etcd wants a copy here again meanwhile, it is made now.
+    /// Handles the end of a removal of rows: if etcd assigns a copy to this store again meanwhile,
+    /// it is created now.
     pub(super) fn on_rows_dropped(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         self.transfers.dropping.remove(&shard);
         if let Some(replica) = self.replicas.get_mut(&shard) {
-            replica.trust.clean();
+            replica.trust.mark_clean();
         }
         if let Some((record, _)) = self.records.get(&shard).cloned() {
-            self.hold_what_is_asked(&record, None, effects);
+            self.follow_assignment(&record, None, effects);
         }
     }
 
-    /// The tables hold nothing older than this flush any more.
+    /// Begins the installs and removals that waited for this flush.
     pub(super) fn after_flush(&mut self, flush: u64, effects: &mut Vec<Effect>) {
         let due = |after: Option<u64>| after.is_some_and(|after| after <= flush);
         let installs: Vec<_> = self

@@ -1,9 +1,9 @@
-//! One node at a time: events in, exact effects out. What takes two nodes, time or failure is
-//! shown by the simulator.
+//! Tests of one node: events in, exact effects out. The simulator covers what takes two nodes, time
+//! or failure.
 
 mod memory;
+mod replica_health;
 mod room;
-mod standing;
 
 use bytes::Bytes;
 
@@ -11,9 +11,9 @@ use super::*;
 use crate::batch::{Batch, Codec};
 use crate::entry::Body;
 use crate::idempotency::{IssueTime, RecordId, Scope, Tag, TokenOutcome};
-use crate::ids::{Bseq, Version};
+use crate::ids::{BatchSeq, Version};
 use crate::key::CounterKey;
-use crate::message::{Answer, Refusal, Reject, Slice};
+use crate::message::{BatchReply, Refusal, Reject, Slice};
 use crate::ops::{self, Op, OpKind};
 
 mod feeding;
@@ -25,8 +25,8 @@ const TO_B: Conn = Conn(2);
 const FROM_A: Conn = Conn(3);
 const SHARD: ShardId = ShardId(0);
 
-fn record(epoch: u64, version: u64, primary: StoreBoot) -> ShardConfig {
-    ShardConfig {
+fn record(epoch: u64, version: u64, primary: StoreBoot) -> ShardRecord {
+    ShardRecord {
         slots: Slots::ALL,
         epoch: Epoch(epoch),
         version: Version(version),
@@ -42,29 +42,29 @@ fn counter() -> CounterKey {
     CounterKey::new(b"ns", b"key").unwrap()
 }
 
-fn batch(bseq: u64, kind: OpKind) -> Batch {
+fn batch(batch_seq: u64, kind: OpKind) -> Batch {
     let payload = ops::encode(&[Op { counter: counter(), kind }]);
     let session = SessionId(Revision { incarnation: 1, revision: 5 });
-    Batch::seal(Slots::ALL, session, Bseq(bseq), Bseq(bseq), Codec::Raw, payload)
+    Batch::seal(Slots::ALL, session, BatchSeq(batch_seq), BatchSeq(batch_seq), Codec::Raw, payload)
 }
 
-fn add(bseq: u64) -> Batch {
-    batch(bseq, OpKind::Add { delta: 1 })
+fn add(batch_seq: u64) -> Batch {
+    batch(batch_seq, OpKind::Add { delta: 1 })
 }
 
 struct Bench {
     node: Node,
     now: Now,
-    /// Loads that were asked for and not answered yet, and the last probe that was sent.
+    /// The loads that were not answered yet, and the last proof request that was sent.
     loads: std::collections::VecDeque<u64>,
-    probe: u64,
+    proof_request: u64,
 }
 
 impl Bench {
     fn new(me: StoreBoot) -> Self {
         let settings = Settings { disk_probe_every_ms: u64::MAX, ..Settings::default() };
         let node = Node::new(settings, me, Now(0), 1, vec![]);
-        Self { node, now: Now(0), loads: Default::default(), probe: 0 }
+        Self { node, now: Now(0), loads: Default::default(), proof_request: 0 }
     }
 
     /// The effects of one event, without the time-driven rest.
@@ -76,8 +76,11 @@ impl Bench {
         for effect in &effects {
             match effect {
                 Effect::Load { load, .. } => self.loads.push_back(*load),
-                Effect::FromFollower { message: FromFollower::Probe { probe, .. }, .. } => {
-                    self.probe = *probe;
+                Effect::FromFollower {
+                    message: FromFollower::ProofRequest { request, .. },
+                    ..
+                } => {
+                    self.proof_request = *request;
                 }
                 _ => {}
             }
@@ -85,8 +88,8 @@ impl Bench {
         effects
     }
 
-    fn config(&mut self, record: ShardConfig) -> Vec<Effect> {
-        self.on(Event::Config { config: record, mod_revision: 7, read: None })
+    fn deliver(&mut self, record: ShardRecord) -> Vec<Effect> {
+        self.on(Event::ShardRecord { record, mod_revision: 7, read: None })
     }
 
     fn frame(&mut self, message: u64, batch: Batch) -> Vec<Effect> {
@@ -100,7 +103,7 @@ impl Bench {
     }
 }
 
-/// A, leading epoch 1 with B, connected to B and to a gateway; nothing is fsynced yet.
+/// A, which leads epoch 1 with B in sync, connected to B and to a gateway; nothing is fsynced yet.
 fn beginning() -> Bench {
     let mut bench = Bench::new(A);
     bench.on(Event::Dialled { conn: TO_B, peer: B });
@@ -111,19 +114,19 @@ fn beginning() -> Bench {
     bench
 }
 
-/// The same with its barrier committed.
+/// The same node with its barrier committed.
 fn primary() -> Bench {
     let mut bench = beginning();
-    bench.config(record(1, 1, A));
+    bench.deliver(record(1, 1, A));
     bench.on(Event::Durable { group: 1 });
     bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: 1 } });
     bench
 }
 
 /// B, following A in epoch 1.
-fn backup() -> Bench {
+fn new_follower() -> Bench {
     let mut bench = Bench::new(B);
-    bench.config(record(1, 1, A));
+    bench.deliver(record(1, 1, A));
     bench.on(Event::Durable { group: 1 });
     bench.on(Event::Accepted { conn: FROM_A });
     bench.on(Event::ToFollower { conn: FROM_A, message: ToFollower::Hello { from: A, to: B } });
@@ -160,14 +163,14 @@ fn read(max_staleness_ms: Option<u64>) -> GatewayMessage {
     GatewayMessage::Read { id: 9, slots: Slots::ALL, keys: vec![counter()], max_staleness_ms }
 }
 
-/// What an effect is, in a word or two.
+/// An effect, in a word or two.
 fn word(effect: &Effect) -> String {
     match effect {
-        Effect::Write(Record::Append { entry, .. }) => format!("append {}", entry.seq.0),
-        Effect::Write(Record::Truncate { after, .. }) => format!("truncate {}", after.0),
-        Effect::Write(Record::Promise { epoch, .. }) => format!("promise {}", epoch.0),
-        Effect::Write(Record::Copy { copy, .. }) => format!("copy {}", copy.0),
-        Effect::Write(Record::Suspect { copy, .. }) => format!("suspect {}", copy.0),
+        Effect::Write(LogRecord::Append { entry, .. }) => format!("append {}", entry.seq.0),
+        Effect::Write(LogRecord::Truncate { after, .. }) => format!("truncate {}", after.0),
+        Effect::Write(LogRecord::Promise { epoch, .. }) => format!("promise {}", epoch.0),
+        Effect::Write(LogRecord::Copy { copy, .. }) => format!("copy {}", copy.0),
+        Effect::Write(LogRecord::Suspect { copy, .. }) => format!("suspect {}", copy.0),
         Effect::Sync { group } => format!("sync {group}"),
         Effect::ToFollower { message: ToFollower::Append { n, .. }, .. } => format!("send {n}"),
         Effect::ToFollower { message: ToFollower::ReadIndex { .. }, .. } => "ask".into(),
@@ -179,8 +182,8 @@ fn word(effect: &Effect) -> String {
             other => format!("reject: {other:?}"),
         },
         Effect::Gateway { reply: NodeReply::Answer { answer, .. }, .. } => match answer {
-            Answer::Applied { values, .. } => format!("applied {values:?}"),
-            Answer::Refused(Refusal::NotPrimary(hint)) => {
+            BatchReply::Applied { values, .. } => format!("applied {values:?}"),
+            BatchReply::Refused(Refusal::NotPrimary(hint)) => {
                 format!("not primary, hint: {}", hint.is_some())
             }
             other => format!("{other:?}"),
@@ -193,10 +196,12 @@ fn word(effect: &Effect) -> String {
             Err(Refusal::Stale) => "too stale".into(),
             Err(_) => "read refused".into(),
         },
-        Effect::FromFollower { message: FromFollower::Probe { .. }, .. } => "probe".into(),
-        Effect::ToFollower { message: ToFollower::Proof { probe, proven, refused }, .. } => {
+        Effect::FromFollower { message: FromFollower::ProofRequest { .. }, .. } => {
+            "proof request".into()
+        }
+        Effect::ToFollower { message: ToFollower::Proof { request, proven, refused }, .. } => {
             let commits: Vec<_> = proven.iter().map(|(_, epoch, seq)| (epoch.0, seq.0)).collect();
-            format!("proof {probe}: {commits:?}, {} refused", refused.len())
+            format!("proof {request}: {commits:?}, {} refused", refused.len())
         }
         Effect::Load { .. } => "load".into(),
         other => format!("{other:?}"),
@@ -211,15 +216,15 @@ fn check(effects: Vec<Effect>, want: &[&str]) {
 #[test]
 fn a_new_primary_promises_and_orders_its_barrier_before_anything_else() {
     let mut bench = beginning();
-    check(bench.config(record(1, 1, A)), &["copy 1", "promise 1", "append 1", "send 1", "sync 1"]);
+    check(bench.deliver(record(1, 1, A)), &["copy 1", "promise 1", "append 1", "send 1", "sync 1"]);
 }
 
 #[test]
 fn nothing_is_answered_before_the_barrier_is_committed() {
     let mut bench = beginning();
-    bench.config(record(1, 1, A));
+    bench.deliver(record(1, 1, A));
     check(bench.frame(1, add(1)), &["append 2", "send 2"]);
-    // Its own disk and B's: both entries, but neither alone.
+    // A's disk and B's disk each have both entries; neither alone commits them.
     check(bench.on(Event::Durable { group: 1 }), &["sync 2"]);
     check(bench.on(Event::Durable { group: 2 }), &[]);
     let ack = |n| Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n } };
@@ -236,8 +241,8 @@ fn an_answer_waits_for_every_member_whatever_comes_first() {
     check(bench.on(Event::Durable { group: 2 }), &["applied []"]);
 }
 
-/// With a record that the state holds the batch is answered by it; and while there are any, time moves
-/// by itself: a bucket's length after the last look an `expire` is ordered.
+/// A token whose record is in the state is answered by that record. While there are records, time
+/// moves by itself: after a bucket's length without one an `expire` is ordered.
 #[test]
 fn a_record_is_loaded_and_buckets_are_expired_in_time() {
     let mut bench = primary();
@@ -246,14 +251,21 @@ fn a_record_is_loaded_and_buckets_are_expired_in_time() {
     ops::put_token(&mut payload, &tag, IssueTime::Stated(TimeMs(0)), 1);
     ops::put(&mut payload, &Op { counter: counter(), kind: OpKind::Add { delta: 5 } });
     let session = SessionId(Revision { incarnation: 1, revision: 5 });
-    let seal = |bseq: u64| {
+    let seal = |batch_seq: u64| {
         let payload = payload.clone().into();
-        Batch::seal(Slots::ALL, session, Bseq(bseq), Bseq(bseq), Codec::Raw, payload)
+        Batch::seal(
+            Slots::ALL,
+            session,
+            BatchSeq(batch_seq),
+            BatchSeq(batch_seq),
+            Codec::Raw,
+            payload,
+        )
     };
     let expires = |effects: &[Effect]| {
         let of = |effect: &Effect| match effect {
-            Effect::Write(Record::Append { entry, .. }) => match entry.body {
-                Body::Expire { bucket } => Some(bucket),
+            Effect::Write(LogRecord::Append { entry, .. }) => match entry.body {
+                Body::ExpireTokens { bucket } => Some(bucket),
                 _ => None,
             },
             _ => None,
@@ -261,7 +273,7 @@ fn a_record_is_loaded_and_buckets_are_expired_in_time() {
         effects.iter().find_map(of)
     };
     let window_ms = bench.node.settings.idempotency.window_ms;
-    // No record, no bucket: nothing to order.
+    // Without a record there is no bucket, and nothing to order.
     bench.now = bench.now.plus_ms(window_ms);
     assert_eq!(expires(&bench.on(Event::Tick)), None);
 
@@ -277,22 +289,24 @@ fn a_record_is_loaded_and_buckets_are_expired_in_time() {
     let group = bench.node.groups.durable() + 1;
     bench.on(Event::Durable { group });
     bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: seq } });
-    let told = bench.on(Event::Loaded { load, values: vec![], records: vec![None] });
+    let effects = bench.on(Event::Loaded { load, values: vec![], records: vec![None] });
     assert!(
         matches!(
-            &told[..],
-            [Effect::Gateway { reply: NodeReply::Answer { answer: Answer::Applied { tokens, .. }, .. }, .. }]
-                if *tokens == [TokenOutcome::Applied]
+            &effects[..],
+            [Effect::Gateway {
+                reply: NodeReply::Answer { answer: BatchReply::Applied { tokens, .. }, .. },
+                ..
+            }] if *tokens == [TokenOutcome::Applied]
         ),
-        "{told:?}"
+        "{effects:?}"
     );
 
     bench.now = bench.now.plus_ms(window_ms / 16);
     let ordered = expires(&bench.on(Event::Tick));
     let live = bench.node.replicas().next().unwrap().state.tokens.live().keys().next().copied();
     assert_eq!((ordered, ordered.is_some()), (live, true));
-    // Once in that time, and not again before that one is applied: a shard that commits slower would never come to an end
-    // (simulator, seed 500333).
+    // An `expire` is ordered once in that time, and not again before that one is applied: a shard
+    // that commits slower would never finish (simulator, seed 500333).
     bench.now = bench.now.plus_ms(window_ms / 16 - 1_000);
     assert_eq!(expires(&bench.on(Event::Tick)), None);
     bench.now = bench.now.plus_ms(1_000);
@@ -333,7 +347,7 @@ fn a_batch_that_was_damaged_or_comes_to_the_wrong_node_is_refused_before_orderin
     check(bench.frame(1, damaged), &["Refused(Damaged)"]);
     let elsewhere = Batch { slots: Slots { lo: 9, hi: 9 }, ..add(1) };
     check(bench.frame(2, elsewhere), &["Refused(NoSuchShard)"]);
-    let mut bench = backup();
+    let mut bench = new_follower();
     bench.on(Event::GatewayConnected { conn: GATEWAY });
     check(bench.frame(1, add(1)), &["not primary, hint: true"]);
 }
@@ -342,14 +356,14 @@ fn a_batch_that_was_damaged_or_comes_to_the_wrong_node_is_refused_before_orderin
 #[test]
 fn a_record_that_names_a_former_boot_makes_no_primary() {
     let mut bench = Bench::new(StoreBoot { boot: Boot(2), ..A });
-    check(bench.config(record(1, 1, A)), &["copy 1", "sync 1"]);
+    check(bench.deliver(record(1, 1, A)), &["copy 1", "sync 1"]);
 }
 
 #[test]
 fn a_primary_that_reads_of_another_stops_at_once() {
     let mut bench = primary();
     bench.frame(1, add(1));
-    bench.config(record(2, 2, B));
+    bench.deliver(record(2, 2, B));
     bench.on(Event::Durable { group: 2 });
     let late = Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: 2 } };
     check(bench.on(late), &[]);
@@ -357,8 +371,8 @@ fn a_primary_that_reads_of_another_stops_at_once() {
 }
 
 #[test]
-fn a_backup_promises_before_it_obeys_and_acknowledges_after_its_fsync() {
-    let mut bench = backup();
+fn a_follower_promises_before_it_obeys_and_acknowledges_after_its_fsync() {
+    let mut bench = new_follower();
     let entries = log(&[1, 1]);
     let sent = slice(1, &entries, 0, true);
     check(bench.append(1, sent), &["promise 1", "append 1", "append 2", "sync 2"]);
@@ -366,8 +380,8 @@ fn a_backup_promises_before_it_obeys_and_acknowledges_after_its_fsync() {
 }
 
 #[test]
-fn a_backup_refuses_an_older_primary_and_skips_until_it_is_resumed() {
-    let mut bench = backup();
+fn a_follower_refuses_an_older_primary_and_skips_until_it_is_resumed() {
+    let mut bench = new_follower();
     let entries = log(&[3, 3, 3]);
     bench.append(1, slice(3, &entries[..1], 0, true));
     bench.on(Event::Durable { group: 2 });
@@ -379,7 +393,7 @@ fn a_backup_refuses_an_older_primary_and_skips_until_it_is_resumed() {
 
 #[test]
 fn a_gap_is_a_mismatch() {
-    let mut bench = backup();
+    let mut bench = new_follower();
     let entries = log(&[1, 1, 1]);
     bench.append(1, slice(1, &entries[..1], 0, true));
     bench.on(Event::Durable { group: 2 });
@@ -390,7 +404,7 @@ fn a_gap_is_a_mismatch() {
 /// entry contradicts it.
 #[test]
 fn a_contradicted_tail_is_cut_and_replaced() {
-    let mut bench = backup();
+    let mut bench = new_follower();
     bench.append(1, slice(1, &log(&[1, 1, 1]), 0, true));
     bench.on(Event::Durable { group: 2 });
     let newer = log(&[1, 1, 2]);
@@ -404,29 +418,29 @@ fn a_contradicted_tail_is_cut_and_replaced() {
 /// A bare prefix cuts nothing: the longer tail may be what was committed.
 #[test]
 fn a_shorter_log_alone_cuts_nothing() {
-    let mut bench = backup();
+    let mut bench = new_follower();
     bench.append(1, slice(1, &log(&[1, 1, 1]), 0, true));
     bench.on(Event::Durable { group: 2 });
     check(bench.append(2, slice(2, &log(&[1]), 0, true)), &["promise 2", "sync 3"]);
     assert_eq!(bench.node.replicas().next().unwrap().last.seq, Seq(3));
 }
 
-/// B was released, may have deleted its copy, and is named again, all while its acknowledgement was under way (simulator,
-/// seed 18431).
+/// B was released, may have deleted its copy, and is named again, all while its acknowledgement was
+/// in flight (simulator, seed 18431).
 #[test]
 fn what_was_sent_before_a_learner_was_named_again_does_not_make_it_caught_up() {
     let mut bench = beginning();
     bench.on(Event::LeaseConfirmed);
     bench.on(Event::Peers(vec![(A, 1), (B, 2)]));
-    let named = |version, learners: &[StoreBoot]| ShardConfig {
+    let named = |version, learners: &[StoreBoot]| ShardRecord {
         isr: vec![A.store],
         learners: learners.iter().map(|learner| learner.store).collect(),
         ..record(1, version, A)
     };
-    bench.config(named(1, &[B]));
+    bench.deliver(named(1, &[B]));
     bench.on(Event::Durable { group: 1 });
-    bench.config(named(2, &[]));
-    let effects = bench.config(named(3, &[B]));
+    bench.deliver(named(2, &[]));
+    let effects = bench.deliver(named(3, &[B]));
     let opening = effects.iter().find_map(|effect| match effect {
         Effect::ToFollower { message: ToFollower::Append { n, .. }, .. } => Some(*n),
         _ => None,
@@ -436,18 +450,19 @@ fn what_was_sent_before_a_learner_was_named_again_does_not_make_it_caught_up() {
             bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n } });
         effects.iter().any(|effect| matches!(effect, Effect::Propose { .. }))
     };
-    let opening = opening.expect("it is fed anew");
+    let opening = opening.expect("it is fed again");
     assert!(!proposes(opening - 1));
     assert!(proposes(opening));
 }
 
-/// Of what is flushed the log may be gone, and the entry of that very position with it: a copy of the state ends there, and
-/// is followed from there. (Simulator, seed 8013782: it was sent again and again, up to copy 719.)
+/// The log of what is flushed may be trimmed, and the entry of that very position with it: a
+/// snapshot ends there, and the log continues from there. (Simulator, seed 8013782: the snapshot
+/// was sent again and again, up to copy 719.)
 #[test]
 fn a_copy_of_the_state_is_followed_by_the_first_entry_after_it() {
     let mut bench = beginning();
     bench.node.settings.log_memory_bytes = 1;
-    bench.config(record(1, 1, A));
+    bench.deliver(record(1, 1, A));
     bench.on(Event::Durable { group: 1 });
     bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: 1 } });
     bench.now = Now((bench.node.settings.flush_after_ms + 1) * 1_000);
@@ -461,7 +476,7 @@ fn a_copy_of_the_state_is_followed_by_the_first_entry_after_it() {
     for n in 2..5 {
         let effects = bench.frame(n, add(n));
         entries.extend(effects.into_iter().filter_map(|effect| match effect {
-            Effect::Write(Record::Append { entry, .. }) => Some(entry),
+            Effect::Write(LogRecord::Append { entry, .. }) => Some(entry),
             _ => None,
         }));
         bench.on(Event::Durable { group: n });
@@ -473,11 +488,14 @@ fn a_copy_of_the_state_is_followed_by_the_first_entry_after_it() {
     let reason = Reject::Mismatch { ends: vec![], applied };
     let reject = FromFollower::Reject { n: 5, shard: SHARD, reason };
     let effects = bench.on(Event::FromFollower { conn: TO_B, message: reject });
-    let wanted = Wanted { shard: SHARD, after: applied };
-    let reads = |effect: &Effect| matches!(effect, Effect::ReadLog { wanted: these, .. } if *these == [wanted]);
+    let wanted = WantedEntries { shard: SHARD, after: applied };
+    let reads = |effect: &Effect| match effect {
+        Effect::ReadLog { wanted: these, .. } => *these == [wanted],
+        _ => false,
+    };
     assert!(effects.iter().any(reads), "{effects:?}");
     let part = LogPart { shard: SHARD, prev: applied, entries: entries.clone() };
-    let effects = bench.on(Event::LogRead { at: Place::default(), parts: vec![part] });
+    let effects = bench.on(Event::LogRead { at: LogLocation::default(), parts: vec![part] });
     let sent = effects.iter().find_map(|effect| match effect {
         Effect::ToFollower { message: ToFollower::Append { slices, .. }, .. } => slices.first(),
         _ => None,
@@ -486,7 +504,8 @@ fn a_copy_of_the_state_is_followed_by_the_first_entry_after_it() {
     assert_eq!((sent.prev, &sent.entries[..]), (applied, &entries[..]));
 }
 
-/// What it had taken before is acknowledged after the refusal: that is no sign of room (simulator, seed 2003905).
+/// The follower acknowledges after the refusal what it had taken before: that is no sign of room
+/// (simulator, seed 2003905).
 #[test]
 fn a_follower_whose_disk_is_full_is_tried_again_whatever_it_acknowledges() {
     let mut bench = primary();
@@ -504,11 +523,11 @@ fn a_follower_whose_disk_is_full_is_tried_again_whatever_it_acknowledges() {
     );
 }
 
-/// Its log is too long with what it has not applied, and it was restarted: nothing but the commit makes the log shorter
-/// (simulator, seed 430).
+/// The follower's log is too long with entries that are not applied, and it was restarted: only the
+/// commit makes the log shorter (simulator, seed 430).
 #[test]
 fn a_follower_whose_disk_is_full_learns_what_is_committed() {
-    let mut bench = backup();
+    let mut bench = new_follower();
     let mut entries = log(&[1, 1]);
     entries.push(Entry::after(entries[1].position(), Epoch(1), TimeMs(1), Body::Ops(add(1))));
     bench.append(1, slice(1, &entries[..2], 0, true));
@@ -531,31 +550,31 @@ fn a_follower_whose_disk_is_full_learns_what_is_committed() {
     );
 }
 
-/// Its primary counts on what it acknowledges: a read of etcd that began before may be older than the record that it
-/// counts for.
+/// The primary counts what a copy acknowledges: a read of etcd that began before may be older than
+/// the record that it counts for.
 #[test]
 fn a_copy_is_deleted_only_if_nothing_was_acknowledged_since_etcd_was_asked() {
-    let mut bench = backup();
-    let released = ShardConfig { isr: vec![A.store], target: vec![A.store], ..record(1, 2, A) };
+    let mut bench = new_follower();
+    let released = ShardRecord { isr: vec![A.store], target: vec![A.store], ..record(1, 2, A) };
     let on = |bench: &mut Bench, read| {
-        bench.on(Event::Config { config: released.clone(), mod_revision: 8, read })
+        bench.on(Event::ShardRecord { record: released.clone(), mod_revision: 8, read })
     };
     let asked = |effects: &[Effect]| {
         effects.iter().find_map(|effect| match effect {
-            Effect::ReadConfig { read, .. } => Some(*read),
+            Effect::ReadRecord { read, .. } => Some(*read),
             _ => None,
         })
     };
     let drops = |effects: &[Effect]| {
-        effects.iter().any(|effect| matches!(effect, Effect::Write(Record::Drop { .. })))
+        effects.iter().any(|effect| matches!(effect, Effect::Write(LogRecord::Drop { .. })))
     };
-    // Two reads are on their way, of which nothing tells the order.
+    // Two reads are in flight, in unknown order.
     let first = asked(&on(&mut bench, None)).unwrap();
-    bench.now = bench.now.plus_ms(bench.node.settings.timing.ask_again_ms);
+    bench.now = bench.now.plus_ms(bench.node.settings.timing.copy_recheck_ms);
     let second = asked(&bench.on(Event::Tick)).unwrap();
     let entries = log(&[1]);
     bench.append(1, slice(1, &entries, 0, true));
-    // The first of them shows that etcd is to be asked once more; the second began before that, too.
+    // The first of them shows that one more read is needed; the second began before that, too.
     let effects = on(&mut bench, Some(first));
     let third = asked(&effects).unwrap();
     assert!(!drops(&effects), "{effects:?}");
@@ -565,10 +584,11 @@ fn a_copy_is_deleted_only_if_nothing_was_acknowledged_since_etcd_was_asked() {
     assert!(drops(&effects) && asked(&effects).is_none(), "{effects:?}");
 }
 
-/// It is kept, since it is durable here; what follows it is not taken, and the shard's status says why.
+/// The entry is kept, since it is durable here; what follows it is not taken, and the shard's
+/// status contains the reason.
 #[test]
 fn an_entry_of_a_newer_build_stops_the_copy_of_its_shard() {
-    let mut bench = backup();
+    let mut bench = new_follower();
     let body = Body::Unknown { kind: 77, bytes: Bytes::from_static(b"later") };
     let mut entries = log(&[1]);
     entries.push(Entry::after(entries[0].position(), Epoch(1), TimeMs(1), body));
@@ -583,10 +603,10 @@ fn an_entry_of_a_newer_build_stops_the_copy_of_its_shard() {
     assert_eq!((view.stopped, view.state.applied.seq <= Seq(1)), (Some(why), true));
 }
 
-/// What is applied here is committed; a log that contradicts it stops this copy, and cuts nothing.
+/// Applied entries are committed; a log that contradicts them stops this copy, and cuts nothing.
 #[test]
 fn applied_entries_are_never_cut() {
-    let mut bench = backup();
+    let mut bench = new_follower();
     let first = Slice { commit: Seq(2), ..slice(1, &log(&[1, 1]), 0, true) };
     bench.append(1, first);
     bench.on(Event::Durable { group: 2 });
@@ -622,8 +642,8 @@ fn a_read_is_refused_when_a_peer_has_promised_more() {
         _ => None,
     };
     let asked = asked.iter().find_map(check_etcd).expect("etcd is asked instead");
-    let configs = Some(vec![record(2, 2, B)]);
-    check(bench.on(Event::EtcdChecked { check: asked, configs }), &["read refused"]);
+    let records = Some(vec![record(2, 2, B)]);
+    check(bench.on(Event::EtcdChecked { check: asked, records }), &["read refused"]);
 }
 
 #[test]
@@ -643,39 +663,43 @@ fn a_primary_that_is_to_end_stays_until_another_leads() {
     let mut bench = primary();
     assert!(!left(bench.on(Event::Leave)), "B could lead and does not yet");
     assert!(!left(bench.frame(1, add(1))), "meanwhile it takes writes");
-    assert!(left(bench.config(record(2, 2, B))));
-    assert!(!left(bench.on(Event::Tick)), "said once");
+    assert!(left(bench.deliver(record(2, 2, B))));
+    assert!(!left(bench.on(Event::Tick)), "reported once");
 
-    let mut unheard = primary();
-    unheard.on(Event::Leave);
-    assert!(left(unheard.on(Event::LeaveUnheard)), "nobody will name another");
+    let mut unreported = primary();
+    unreported.on(Event::Leave);
+    assert!(
+        left(unreported.on(Event::LeaveNotReported)),
+        "no coordinator will name another primary"
+    );
     let mut alone = Bench::new(A);
-    assert!(left(alone.on(Event::Leave)), "nobody misses it");
+    assert!(left(alone.on(Event::Leave)), "no shard needs it");
 }
 
-/// It counts for its primary until it is out of the set: gone before, it would hold up what is written meanwhile.
+/// A follower counts for its primary until it is out of the set: if it ended before, it would hold
+/// up what is written meanwhile.
 #[test]
 fn a_follower_that_is_to_end_stays_until_it_is_out_of_the_set() {
     let left = |effects: Vec<Effect>| effects.iter().any(|effect| matches!(effect, Effect::Left));
-    let mut bench = backup();
+    let mut bench = new_follower();
     bench.node.settings.min_in_sync = 1;
     assert!(!left(bench.on(Event::Leave)), "it is in sync");
-    let without = ShardConfig { isr: vec![A.store], ..record(1, 2, A) };
-    assert!(left(bench.config(without)));
+    let without = ShardRecord { isr: vec![A.store], ..record(1, 2, A) };
+    assert!(left(bench.deliver(without)));
 
-    let mut late = backup();
+    let mut late = new_follower();
     late.node.settings.min_in_sync = 1;
     late.on(Event::Leave);
     late.now = late.now.plus_ms(late.node.settings.timing.leave_within_ms);
     assert!(left(late.on(Event::Tick)), "it has waited for long enough");
-    let mut at_the_floor = backup();
+    let mut at_the_floor = new_follower();
     assert!(left(at_the_floor.on(Event::Leave)), "no primary may let it go");
 }
 
-// ---- bounded-stale reads: the primary ------------------------------------------------------------
+// ---- bounded-stale reads: the primary ----------------------------------------------------------
 
-fn probe(probe: u64) -> Event {
-    let message = FromFollower::Probe { probe, shards: vec![SHARD] };
+fn proof_request(request: u64) -> Event {
+    let message = FromFollower::ProofRequest { request, shards: vec![SHARD] };
     Event::FromFollower { conn: TO_B, message }
 }
 
@@ -685,46 +709,46 @@ fn round_answered(round: u64, newer: &[(ShardId, Epoch)]) -> Event {
 }
 
 #[test]
-fn a_probe_is_answered_with_a_commit_captured_after_it_came_and_proved_since() {
+fn a_request_is_answered_with_a_commit_captured_after_it_came_and_proved_since() {
     let mut bench = primary();
     bench.frame(1, add(1));
-    check(bench.on(probe(7)), &["ask"]);
-    // What is committed after the capture may be in the answer or not: it is not.
+    check(bench.on(proof_request(7)), &["ask"]);
+    // An entry that is committed after the capture may be in the answer or not: it is not.
     bench.on(Event::Durable { group: 2 });
     let ack = Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: 2 } };
     check(bench.on(ack), &["applied []"]);
     check(bench.on(round_answered(2, &[])), &["proof 7: [(1, 1)], 0 refused"]);
-    // The next one holds it.
-    check(bench.on(probe(8)), &["ask"]);
+    // The next proof contains it.
+    check(bench.on(proof_request(8)), &["ask"]);
     check(bench.on(round_answered(4, &[])), &["proof 8: [(1, 2)], 0 refused"]);
 }
 
-/// A round that was under way when the probe came proves nothing for it.
+/// A round that was in flight when the request came proves nothing for it.
 #[test]
-fn a_probe_waits_for_a_round_that_begins_after_it() {
+fn a_request_waits_for_a_round_that_begins_after_it() {
     let mut bench = primary();
-    check(bench.on(probe(7)), &["ask"]);
-    check(bench.on(probe(8)), &[]);
+    check(bench.on(proof_request(7)), &["ask"]);
+    check(bench.on(proof_request(8)), &[]);
     check(bench.on(round_answered(2, &[])), &["ask", "proof 7: [(1, 1)], 0 refused"]);
     check(bench.on(round_answered(4, &[])), &["proof 8: [(1, 1)], 0 refused"]);
 }
 
 #[test]
-fn nothing_is_told_before_the_barrier_is_committed_nor_by_a_follower() {
+fn nothing_is_proved_before_the_barrier_is_committed_nor_by_a_follower() {
     let mut bench = beginning();
-    bench.config(record(1, 1, A));
+    bench.deliver(record(1, 1, A));
     bench.on(Event::Durable { group: 1 });
-    check(bench.on(probe(7)), &["proof 7: [], 1 refused"]);
+    check(bench.on(proof_request(7)), &["proof 7: [], 1 refused"]);
     bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: 1 } });
-    check(bench.on(probe(8)), &["ask"]);
-    bench.config(record(2, 2, B));
-    check(bench.on(probe(9)), &["proof 9: [], 1 refused"]);
+    check(bench.on(proof_request(8)), &["ask"]);
+    bench.deliver(record(2, 2, B));
+    check(bench.on(proof_request(9)), &["proof 9: [], 1 refused"]);
 }
 
 #[test]
 fn a_peer_that_has_promised_more_proves_nothing_and_etcd_is_asked() {
     let mut bench = primary();
-    bench.on(probe(7));
+    bench.on(proof_request(7));
     bench.now = bench.now.plus_ms(40);
     let etcd_asked = |effects: &[Effect]| {
         effects.iter().find_map(|effect| match effect {
@@ -733,24 +757,24 @@ fn a_peer_that_has_promised_more_proves_nothing_and_etcd_is_asked() {
         })
     };
     let asked = etcd_asked(&bench.on(Event::Tick)).expect("B has not answered");
-    let configs = Some(vec![record(1, 1, A)]);
-    let effects = bench.on(Event::EtcdChecked { check: asked, configs });
+    let records = Some(vec![record(1, 1, A)]);
+    let effects = bench.on(Event::EtcdChecked { check: asked, records });
     check(effects, &["proof 7: [(1, 1)], 0 refused"]);
     // Deposed meanwhile.
-    bench.on(probe(8));
+    bench.on(proof_request(8));
     bench.on(round_answered(4, &[(SHARD, Epoch(2))]));
     bench.now = bench.now.plus_ms(200);
     let asked = etcd_asked(&bench.on(Event::Tick)).expect("the round has failed");
-    let configs = Some(vec![record(2, 2, B)]);
-    let effects = bench.on(Event::EtcdChecked { check: asked, configs });
+    let records = Some(vec![record(2, 2, B)]);
+    let effects = bench.on(Event::EtcdChecked { check: asked, records });
     check(effects, &["proof 8: [], 1 refused"]);
 }
 
-// ---- bounded-stale reads: the follower -----------------------------------------------------------
+// ---- bounded-stale reads: the follower ---------------------------------------------------------
 
-/// B with two entries of A's, both fsynced, the first of them committed as far as B has heard.
+/// B with two entries of A's, both fsynced; as far as B knows, the first of them is committed.
 fn follower() -> Bench {
-    let mut bench = backup();
+    let mut bench = new_follower();
     bench.on(Event::GatewayConnected { conn: GATEWAY });
     bench.append(1, Slice { commit: Seq(1), ..slice(1, &log(&[1, 1]), 0, true) });
     bench.on(Event::Durable { group: 2 });
@@ -763,10 +787,10 @@ impl Bench {
         self.on(Event::Gateway { conn: GATEWAY, message: read(Some(max_staleness_ms)) })
     }
 
-    /// Answers the last probe.
+    /// Answers the last proof request.
     fn proof(&mut self, epoch: u64, commit: u64) -> Vec<Effect> {
         let proven = vec![(SHARD, Epoch(epoch), Seq(commit))];
-        let message = ToFollower::Proof { probe: self.probe, proven, refused: vec![] };
+        let message = ToFollower::Proof { request: self.proof_request, proven, refused: vec![] };
         self.on(Event::ToFollower { conn: FROM_A, message })
     }
 
@@ -776,7 +800,7 @@ impl Bench {
         self.on(Event::Loaded { load, values: vec![Some(42)], records: vec![] })
     }
 
-    /// At this moment, without what is due then.
+    /// The effects of an event at this moment, without what is due then.
     fn at_ms(&mut self, ms: u64) -> &mut Self {
         self.now = Now(ms * 1_000);
         self.on(Event::Tick);
@@ -784,12 +808,12 @@ impl Bench {
     }
 }
 
-/// The time of the probe counts, not that of its answer.
+/// The time of the request counts, not that of its answer.
 #[test]
 fn a_read_is_as_old_as_the_probe_that_proved_it() {
     let mut bench = follower();
     bench.at_ms(100);
-    check(bench.bounded_read(1_000), &["probe"]);
+    check(bench.bounded_read(1_000), &["proof request"]);
     bench.at_ms(107);
     check(bench.proof(1, 2), &["load"]);
     bench.at_ms(110);
@@ -799,8 +823,8 @@ fn a_read_is_as_old_as_the_probe_that_proved_it() {
 #[test]
 fn what_is_applied_must_reach_the_commit() {
     let mut bench = follower();
-    check(bench.bounded_read(1_000), &["probe"]);
-    // Seq 3 has not come yet: nothing is told, and nothing more is asked.
+    check(bench.bounded_read(1_000), &["proof request"]);
+    // Seq 3 has not come yet: nothing is answered, and no other proof is requested.
     check(bench.proof(1, 3), &[]);
     check(bench.bounded_read(1_000), &[]);
     let entries = log(&[1, 1, 1]);
@@ -815,9 +839,9 @@ fn what_is_applied_must_reach_the_commit() {
 fn an_answer_of_another_epoch_than_the_promised_one_is_dropped() {
     for epoch in [0, 2] {
         let mut bench = follower();
-        check(bench.bounded_read(1_000), &["probe"]);
+        check(bench.bounded_read(1_000), &["proof request"]);
         check(bench.proof(epoch, 1), &["too stale"]);
-        check(bench.bounded_read(1_000), &["probe"]);
+        check(bench.bounded_read(1_000), &["proof request"]);
     }
 }
 
@@ -825,14 +849,15 @@ fn an_answer_of_another_epoch_than_the_promised_one_is_dropped() {
 fn an_answer_to_no_probe_of_ours_is_dropped() {
     let mut bench = follower();
     check(bench.proof(1, 1), &[]);
-    check(bench.bounded_read(1_000), &["probe"]);
-    bench.probe += 1;
+    check(bench.bounded_read(1_000), &["proof request"]);
+    bench.proof_request += 1;
     check(bench.proof(1, 1), &[]);
-    bench.probe -= 1;
+    bench.proof_request -= 1;
     check(bench.proof(1, 1), &["load"]);
 }
 
-/// Reads within the bound cost no message; from half of it on the next proof is fetched behind them.
+/// Reads within the bound need no message; from half of it on the next proof is requested in the
+/// background.
 #[test]
 fn a_proof_serves_while_it_is_young_enough() {
     let mut bench = follower();
@@ -844,8 +869,8 @@ fn a_proof_serves_while_it_is_young_enough() {
     check(bench.bounded_read(1_000), &["load"]);
     check(bench.loaded(), &["read [42], 500000 us old"]);
     bench.at_ms(601);
-    check(bench.bounded_read(1_000), &["load", "probe"]);
-    // One is out: whoever comes next shares it.
+    check(bench.bounded_read(1_000), &["load", "proof request"]);
+    // A request is in flight: the next read shares it.
     check(bench.bounded_read(1_000), &["load"]);
     check(bench.bounded_read(400), &[]);
     bench.at_ms(1_100);
@@ -858,27 +883,28 @@ fn a_proof_serves_while_it_is_young_enough() {
 fn without_a_proof_in_time_a_read_is_refused() {
     // The primary is silent.
     let mut bench = follower();
-    check(bench.bounded_read(1_000), &["probe"]);
+    check(bench.bounded_read(1_000), &["proof request"]);
     assert!(bench.node.next_deadline() <= Some(Now(300_000)));
     bench.now = Now(299_999);
     assert!(!bench.on(Event::Tick).iter().any(|effect| word(effect) == "too stale"));
     bench.now = Now(300_000);
     assert!(bench.on(Event::Tick).iter().any(|effect| word(effect) == "too stale"));
-    // It waits no longer than it could use what comes.
+    // The read waits no longer than it could use a proof.
     bench.bounded_read(10);
     bench.now = Now(310_000);
     check(bench.on(Event::Tick), &["too stale"]);
-    // It has none to give.
+    // The primary refuses a proof.
     bench.bounded_read(1_000);
-    let message = ToFollower::Proof { probe: bench.probe, proven: vec![], refused: vec![SHARD] };
+    let message =
+        ToFollower::Proof { request: bench.proof_request, proven: vec![], refused: vec![SHARD] };
     check(bench.on(Event::ToFollower { conn: FROM_A, message }), &["too stale"]);
-    // It is not connected.
+    // The primary is not connected.
     bench.bounded_read(1_000);
     check(bench.on(Event::Closed { conn: FROM_A }), &["too stale"]);
     check(bench.bounded_read(1_000), &["too stale"]);
 }
 
-/// A gateway with an older map asks the primary: it answers as ever.
+/// A gateway with an older map sends the read to the primary, which answers it like any other.
 #[test]
 fn a_primary_answers_a_bounded_read_like_any_other() {
     let mut bench = primary();
@@ -887,48 +913,48 @@ fn a_primary_answers_a_bounded_read_like_any_other() {
     check(bench.on(round_answered(3, &[])), &["read [42]"]);
 }
 
-/// Its log may have lost that there was a copy. Made anew at epoch 1 it would look like one that was always empty, and
-/// be promoted like any other.
+/// The store's log may have lost that there was a copy. Created again at epoch 1 it would look like
+/// one that was always empty, and be promoted like any other.
 #[test]
 fn a_suspect_store_makes_no_copy_that_passes_for_a_new_one() {
     #[track_caller]
     fn check(suspect: bool, unfit: bool) {
         let mut bench = Bench::new(B);
         bench.node.settings.suspect = suspect;
-        bench.config(record(1, 1, A));
+        bench.deliver(record(1, 1, A));
         let message = NodeQuery::Gather { shards: vec![SHARD] };
         let effects = bench.on(Event::Query { query: 1, message });
-        let told = |effect: &Effect| match effect {
+        let reports = |effect: &Effect| match effect {
             Effect::QueryReply { reply: NodeQueryReply::Gather { ends, .. }, .. } => {
                 ends.iter().any(|end| end.unfit == unfit)
             }
             _ => false,
         };
-        assert!(effects.iter().any(told), "{effects:?}");
+        assert!(effects.iter().any(reports), "{effects:?}");
     }
     check(false, false);
     check(true, true);
 }
 
 #[test]
-fn a_node_without_a_copy_tells_nothing() {
+fn a_node_without_a_copy_answers_no_read() {
     let mut bench = Bench::new(B);
     bench.on(Event::GatewayConnected { conn: GATEWAY });
     check(bench.bounded_read(1_000), &["too stale"]);
 }
 
-// ---- audit ---------------------------------------------------------------------------------------
+// ---- audit -------------------------------------------------------------------------------------
 
-use crate::node::audit::OnDisk;
+use crate::node::audit::ScrubbedShard;
 
-/// What the shard amounts to in A's copy once its barrier is applied, and B's with other counters.
+/// The digest of A's copy once its barrier is applied, and one of B's with other counters.
 fn points(bench: &Bench) -> (DigestPoint, DigestPoint) {
     let own = bench.node.replicas[&SHARD].digest();
     (own, DigestPoint { counters: 9, ..own })
 }
 
-/// B tells its digests; what A does about it at once, and at its next look at the clock.
-fn told(bench: &mut Bench, digests: Vec<DigestPoint>) -> Vec<Effect> {
+/// B reports its digests. Returns the effects at once, and at the next review.
+fn report_digests(bench: &mut Bench, digests: Vec<DigestPoint>) -> Vec<Effect> {
     let wall = TimeMs(0);
     let message = FromFollower::Alive {
         sent: 0,
@@ -944,7 +970,7 @@ fn told(bench: &mut Bench, digests: Vec<DigestPoint>) -> Vec<Effect> {
     effects.retain(|effect| {
         matches!(
             effect,
-            Effect::Found(_)
+            Effect::Audit(_)
                 | Effect::Scrub { .. }
                 | Effect::ToFollower { message: ToFollower::Damaged { .. }, .. }
         )
@@ -952,7 +978,7 @@ fn told(bench: &mut Bench, digests: Vec<DigestPoint>) -> Vec<Effect> {
     effects
 }
 
-fn scrubbed(bench: &mut Bench, scrub: u64, found: Vec<OnDisk>) -> Vec<Effect> {
+fn scrubbed(bench: &mut Bench, scrub: u64, found: Vec<ScrubbedShard>) -> Vec<Effect> {
     bench.on(Event::WallClock(TimeMs(77)));
     let effects = bench.on(Event::Scrubbed { scrub, found });
     bench.now = bench.now.plus_ms(60);
@@ -960,17 +986,17 @@ fn scrubbed(bench: &mut Bench, scrub: u64, found: Vec<OnDisk>) -> Vec<Effect> {
     effects
 }
 
-/// A and B differ, and there is no third: A's disk is asked.
+/// A and B differ, and there is no third copy: A's disk is scrubbed.
 fn differing() -> (Bench, DigestPoint, u64) {
     let mut bench = primary();
     let (own, theirs) = points(&bench);
     assert_eq!(own.seq, Seq(1));
-    let effects = told(&mut bench, vec![theirs]);
-    let [Effect::Found(found), Effect::Scrub { scrub, shards, .. }] = &effects[..] else {
+    let effects = report_digests(&mut bench, vec![theirs]);
+    let [Effect::Audit(found), Effect::Scrub { scrub, shards, .. }] = &effects[..] else {
         panic!("{effects:?}")
     };
-    let believed = "nobody yet: this node scrubs its own copy";
-    assert_eq!(*found, Finding::DigestsDiffer { own, store: B.store, theirs, believed });
+    let decision = "undecided, scrubbing own copy";
+    assert_eq!(*found, AuditFinding::DigestsDiffer { own, store: B.store, theirs, decision });
     assert_eq!((&shards[..], bench.node.digest_mismatches()), (&[Slots::ALL][..], 1));
     let scrub = *scrub;
     (bench, own, scrub)
@@ -980,39 +1006,39 @@ fn differing() -> (Bench, DigestPoint, u64) {
 fn equal_digests_are_no_finding() {
     let mut bench = primary();
     let (own, _) = points(&bench);
-    assert!(told(&mut bench, vec![own]).is_empty());
+    assert!(report_digests(&mut bench, vec![own]).is_empty());
     assert_eq!(bench.node.digest_mismatches(), 0);
 }
 
 #[test]
-fn a_primary_whose_disk_bears_it_out_is_believed() {
+fn a_primary_whose_disk_confirms_its_digest_is_right() {
     let (mut bench, own, scrub) = differing();
     let effects = scrubbed(&mut bench, scrub, vec![]);
-    let says = |effect: &Effect| {
+    let is_marked = |effect: &Effect| {
         let Effect::ToFollower { message: ToFollower::Damaged { point, .. }, .. } = effect else {
             return false;
         };
         *point == own
     };
-    assert!(effects.iter().any(says), "{effects:?}");
-    // At the floor it stays, marked: not to be promoted.
+    assert!(effects.iter().any(is_marked), "{effects:?}");
+    // At `min_in_sync` the follower stays in the set, marked: not to be promoted.
     assert!(effects.iter().any(|effect| match effect {
-        Effect::Propose { config, .. } => config.tainted == [B.store],
+        Effect::Propose { record, .. } => record.tainted == [B.store],
         _ => false,
     }));
     assert_eq!(bench.node.reported.resigned, []);
-    // It goes on telling what it had.
+    // The follower continues to report what it had.
     let (_, theirs) = points(&bench);
-    assert!(told(&mut bench, vec![theirs]).is_empty());
+    assert!(report_digests(&mut bench, vec![theirs]).is_empty());
 }
 
 #[test]
-fn a_primary_whose_disk_says_another_thing_asks_to_be_replaced() {
+fn a_primary_whose_disk_contradicts_its_digest_asks_to_be_replaced() {
     let (mut bench, own, scrub) = differing();
-    let on_disk = OnDisk { copy: CopyNo(1), point: own, counters: own.counters + 1 };
+    let on_disk = ScrubbedShard { copy: CopyNo(1), point: own, counters: own.counters + 1 };
     let effects = scrubbed(&mut bench, scrub, vec![on_disk]);
-    let damaged = Finding::Scrubbed { shards: 1, damaged: vec![SHARD] };
-    assert!(effects.iter().any(|effect| matches!(effect, Effect::Found(it) if *it == damaged)));
+    let damaged = AuditFinding::Scrubbed { shards: 1, damaged: vec![SHARD] };
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Audit(it) if *it == damaged)));
     assert_eq!(bench.node.reported.resigned, [SHARD]);
     let read = bench.on(Event::Gateway { conn: GATEWAY, message: read(None) });
     check(read, &["read refused"]);
@@ -1023,31 +1049,31 @@ fn a_primary_whose_disk_says_another_thing_asks_to_be_replaced() {
 #[test]
 fn a_record_on_disk_that_was_never_written_is_damage() {
     #[track_caller]
-    fn check(on_disk: impl Fn(DigestPoint) -> OnDisk, damaged: bool) {
+    fn check(on_disk: impl Fn(DigestPoint) -> ScrubbedShard, damaged: bool) {
         let mut bench = primary();
         let (own, _) = points(&bench);
         bench.on(Event::Query {
             query: 1,
             message: NodeQuery::Scrub { shards: vec![], bytes_per_s: 0 },
         });
-        let scrub = bench.node.scrubbing.under_way().expect("begun at once");
+        let scrub = bench.node.scrubbing.in_flight().expect("begun at once");
         scrubbed(&mut bench, scrub, vec![on_disk(own)]);
         assert_eq!(bench.node.replicas[&SHARD].trust.stopped().is_some(), damaged);
     }
     let copy = CopyNo(1);
-    check(|point| OnDisk { copy, point, counters: point.counters }, false);
-    check(|point| OnDisk { copy, point, counters: 5 }, true);
+    check(|point| ScrubbedShard { copy, point, counters: point.counters }, false);
+    check(|point| ScrubbedShard { copy, point, counters: 5 }, true);
     let other = |point| DigestPoint { sessions: 5, ..point };
-    check(|point| OnDisk { copy, point: other(point), counters: point.counters }, true);
-    // What was there before is nobody's any more, and of a seq that is not kept nothing is known.
-    check(|point| OnDisk { copy: CopyNo(0), point, counters: 5 }, false);
+    check(|point| ScrubbedShard { copy, point: other(point), counters: point.counters }, true);
+    // A former copy counts for nothing, and of a seq without a kept digest nothing is known.
+    check(|point| ScrubbedShard { copy: CopyNo(0), point, counters: 5 }, false);
     let elsewhere = |point| DigestPoint { seq: Seq(8), ..other(point) };
-    check(|point| OnDisk { copy, point: elsewhere(point), counters: point.counters }, false);
+    check(|point| ScrubbedShard { copy, point: elsewhere(point), counters: point.counters }, false);
 }
 
 #[test]
-fn a_follower_that_is_told_so_takes_nothing_more() {
-    let mut bench = backup();
+fn a_follower_whose_copy_is_marked_corrupt_takes_nothing_more() {
+    let mut bench = new_follower();
     let entries = log(&[1, 1]);
     bench.append(1, slice(1, &entries[..1], 0, true));
     bench.on(Event::Durable { group: 2 });
@@ -1056,7 +1082,7 @@ fn a_follower_that_is_told_so_takes_nothing_more() {
         let message = ToFollower::Damaged { epoch: Epoch(1), copy: CopyNo(copy), point };
         bench.on(Event::ToFollower { conn: FROM_A, message })
     };
-    // Of a copy that is no more.
+    // A digest of a copy that is gone.
     say(&mut bench, 7);
     assert_eq!(bench.node.replicas[&SHARD].trust.stopped(), None);
     let effects = say(&mut bench, 1);
@@ -1064,17 +1090,18 @@ fn a_follower_that_is_told_so_takes_nothing_more() {
         matches!(effect, Effect::FromFollower { message: FromFollower::Copy { .. }, .. })
     };
     assert!(effects.iter().any(announced), "its primary is to ask: {effects:?}");
-    let noted = |effect: &Effect| matches!(effect, Effect::Write(Record::Suspect { .. }));
+    let noted = |effect: &Effect| matches!(effect, Effect::Write(LogRecord::Suspect { .. }));
     assert!(effects.iter().any(noted), "a restart must know: {effects:?}");
     check(bench.append(2, slice(1, &entries, 1, true)), &["reject: Stopped"]);
     check(bench.on(Event::Durable { group: 3 }), &["ack 2"]);
 }
 
-/// Of a shard that nobody writes to any more the last entry is looked at, too.
+/// The last entry of a shard without writes is compared, too.
 #[test]
-fn at_rest_the_digest_of_the_last_entry_is_told() {
-    let mut bench = backup();
-    let body = Body::Collect { r: Revision { incarnation: 1, revision: 9 }, l: vec![] };
+fn at_rest_the_digest_of_the_last_entry_is_sent() {
+    let mut bench = new_follower();
+    let body =
+        Body::ExpireSessions { up_to: Revision { incarnation: 1, revision: 9 }, survivors: vec![] };
     let entry = Entry::after(Position::default(), Epoch(1), TimeMs(1), body);
     let slice = Slice { commit: Seq(1), ..slice(1, &[entry], 0, true) };
     bench.append(1, slice);
@@ -1095,8 +1122,8 @@ fn at_rest_the_digest_of_the_last_entry_is_told() {
     assert_eq!(beat(), []);
 }
 
-/// Rows may be left of a copy that was dropped just before a crash, and no record of them: only the number of the copy is
-/// known then, and none of its slots.
+/// Rows may be left of a copy that was dropped just before a crash, without a record: only the
+/// number of the copy is known then, and none of its slots.
 #[test]
 fn before_a_copy_is_made_again_the_whole_shard_is_cleared_of_a_former_one() {
     let mut bench = Bench::new(B);
@@ -1108,7 +1135,7 @@ fn before_a_copy_is_made_again_the_whole_shard_is_cleared_of_a_former_one() {
         content: None,
     };
     bench.node = Node::new(bench.node.settings.clone(), B, Now(0), 1, vec![dropped]);
-    let effects = bench.config(record(1, 1, A));
+    let effects = bench.deliver(record(1, 1, A));
     let cleared = effects.iter().find_map(|effect| match effect {
         Effect::DropRows { shard: SHARD, slots } => Some(*slots),
         _ => None,
@@ -1117,8 +1144,8 @@ fn before_a_copy_is_made_again_the_whole_shard_is_cleared_of_a_former_one() {
     check(bench.on(Event::RowsDropped { shard: SHARD }), &["copy 2", "sync 1"]);
 }
 
-/// An in-sync member that holds all that was ever acknowledged, and has not heard yet that it is committed, is as good as
-/// any: a damaged copy is not to be promoted beside it.
+/// An in-sync member that has all that was ever acknowledged, but does not know yet that it is
+/// committed, is as good as any: a damaged copy is not to be promoted beside it.
 #[test]
 fn a_copy_made_empty_is_fit_once_it_holds_the_barrier_of_its_epoch() {
     #[track_caller]
@@ -1126,7 +1153,7 @@ fn a_copy_made_empty_is_fit_once_it_holds_the_barrier_of_its_epoch() {
         assert_eq!(bench.node.replicas().next().unwrap().unfit, unfit);
     }
     let mut bench = Bench::new(B);
-    bench.config(record(2, 2, A));
+    bench.deliver(record(2, 2, A));
     bench.on(Event::Accepted { conn: FROM_A });
     bench.on(Event::ToFollower { conn: FROM_A, message: ToFollower::Hello { from: A, to: B } });
     bench.on(Event::Durable { group: 1 });

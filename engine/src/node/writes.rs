@@ -1,14 +1,14 @@
 //! Batches from gateways: checked, then ordered, or refused before ordering.
 //!
-//! A refusal is definite for its send alone. Once a batch is ordered it is answered from apply or
-//! not at all: a primary that steps down says nothing about what it has ordered, since that may
-//! still be committed.
+//! A refusal means "not applied" for its own send only. Once a batch is ordered it is answered from
+//! apply or not at all: a primary that steps down does not answer what it has ordered, since that
+//! may still be committed.
 
 use crate::batch::Batch;
 use crate::entry::{Body, Entry};
 use crate::ids::{Conn, ShardId, StoreId, TimeMs};
-use crate::message::{Answer, GatewayMessage, NodeReply, Refusal, ShardAvailability};
-use crate::node::reads::Ask;
+use crate::message::{BatchReply, GatewayMessage, NodeReply, Refusal, ShardAvailability};
+use crate::node::reads::ReadRequest;
 use crate::node::{Effect, Node, turn_of};
 use crate::planted::Planted;
 use crate::replica::{Replica, clock};
@@ -17,7 +17,7 @@ impl Node {
     pub(super) fn on_gateway_connected(&mut self, conn: Conn, effects: &mut Vec<Effect>) {
         self.gateways.insert(conn, 0);
         for replica in self.replicas.values() {
-            if self.is_told_frozen(replica) {
+            if self.is_announced_frozen(replica) {
                 let state = ShardAvailability::Frozen;
                 let reply = NodeReply::ShardState { slots: replica.slots, state };
                 effects.push(Effect::Gateway { conn, reply });
@@ -44,7 +44,7 @@ impl Node {
         let Some(last) = self.gateways.get_mut(&conn) else { return };
         match message {
             GatewayMessage::Frame { message, batches } => {
-                // Each message at most once, whatever the transport repeats.
+                // Each message is handled at most once, even if the transport repeats it.
                 if message <= *last {
                     return;
                 }
@@ -55,10 +55,10 @@ impl Node {
                 }
             }
             GatewayMessage::Read { id, slots, keys, max_staleness_ms } => {
-                let ask = Ask { conn, id, slots, keys };
+                let request = ReadRequest { conn, id, slots, keys };
                 match max_staleness_ms {
-                    None => self.on_read(ask, effects),
-                    Some(ms) => self.on_bounded_read(ask, ms, effects),
+                    None => self.on_read(request, effects),
+                    Some(ms) => self.on_bounded_read(request, ms, effects),
                 }
             }
         }
@@ -73,9 +73,9 @@ impl Node {
         effects: &mut Vec<Effect>,
     ) {
         if let Err(refusal) = self.may_order(&batch, overloaded) {
-            let (slots, session, bseq) = (batch.slots, batch.session, batch.bseq);
-            let answer = Answer::Refused(refusal);
-            let reply = NodeReply::Answer { message, slots, session, bseq, answer };
+            let (slots, session, batch_seq) = (batch.slots, batch.session, batch.batch_seq);
+            let answer = BatchReply::Refused(refusal);
+            let reply = NodeReply::Answer { message, slots, session, batch_seq, answer };
             effects.push(Effect::Gateway { conn, reply });
             return;
         }
@@ -87,14 +87,14 @@ impl Node {
         }
     }
 
-    /// Everything that can be said before ordering.
+    /// Checks everything that can be checked before ordering.
     fn may_order(&self, batch: &Batch, overloaded: bool) -> Result<(), Refusal> {
         let shard = batch.slots.shard();
         let Some(replica) = self.replicas.get(&shard) else {
-            return Err(self.refer(shard).unwrap_or(Refusal::NoSuchShard));
+            return Err(self.redirect(shard).unwrap_or(Refusal::NoSuchShard));
         };
         let Some(primary) = replica.primary() else {
-            return Err(self.refer(shard).unwrap_or(Refusal::NotPrimary(None)));
+            return Err(self.redirect(shard).unwrap_or(Refusal::NotPrimary(None)));
         };
         if replica.slots != batch.slots {
             return Err(Refusal::NoSuchShard);
@@ -108,7 +108,8 @@ impl Node {
         if primary.stepping_down.is_some() || !replica.trust.is_working() {
             return Err(Refusal::NotPrimary(None));
         }
-        // A full primary says so even if its shard is frozen: where all disks are full, that is why it is.
+        // A primary with a full disk answers so even if its shard is frozen: where all disks are
+        // full, that is the cause.
         if self.disk_full {
             return Err(Refusal::NoSpace);
         }
@@ -126,13 +127,14 @@ impl Node {
         tables_full || self.memory.pending_bytes() >= self.settings.pending_bytes_max
     }
 
-    /// Who leads the shard, as far as this node knows.
-    pub(super) fn refer(&self, shard: ShardId) -> Option<Refusal> {
+    /// Returns a refusal with the shard's record, so that the gateway finds the primary; `None` if
+    /// this node has no record.
+    pub(super) fn redirect(&self, shard: ShardId) -> Option<Refusal> {
         let (record, _) = self.records.get(&shard)?;
         Some(Refusal::NotPrimary(Some(Box::new(record.clone()))))
     }
 
-    /// Gives `body` the next seq of a shard that this node leads.
+    /// Orders `body`: gives it the next seq of a shard that this node leads, and returns the seq.
     pub(super) fn order(
         &mut self,
         shard: ShardId,
@@ -156,7 +158,8 @@ impl Node {
 }
 
 impl Node {
-    /// What the wall clocks of a shard's members say together; none while one of them is not known.
+    /// Returns the time on which the wall clocks of a shard's members agree; `None` while one of
+    /// them is not known.
     fn agreed_wall(&self, shard: ShardId) -> Option<TimeMs> {
         let primary = self.replicas.get(&shard)?.primary()?;
         if Planted::OwnClockTrusted.is_in(self.settings.planted) {
@@ -171,16 +174,16 @@ impl Node {
     }
 }
 
-/// A planted bug: an ordered batch may still be committed.
+/// A planted bug: refuses ordered batches, which may still be committed.
 pub(super) fn refuse_ordered(replica: &mut Replica, effects: &mut Vec<Effect>) {
     let waiting = replica.primary_mut().map(|primary| std::mem::take(&mut primary.waiting));
     for (seq, (conn, message)) in waiting.unwrap_or_default() {
         let Some(Body::Ops(batch)) = replica.log.get(seq).map(|held| &held.entry.body) else {
             continue;
         };
-        let (slots, session, bseq) = (batch.slots, batch.session, batch.bseq);
-        let answer = Answer::Refused(Refusal::NotPrimary(None));
-        let reply = NodeReply::Answer { message, slots, session, bseq, answer };
+        let (slots, session, batch_seq) = (batch.slots, batch.session, batch.batch_seq);
+        let answer = BatchReply::Refused(Refusal::NotPrimary(None));
+        let reply = NodeReply::Answer { message, slots, session, batch_seq, answer };
         effects.push(Effect::Gateway { conn, reply });
     }
 }

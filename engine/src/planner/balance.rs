@@ -1,33 +1,37 @@
-//! Levelling loads, one unit at a time, along paths.
+//! Levels loads, one unit at a time, along paths.
 //!
 //! A unit (a replica, a primary) can't always go straight from the fullest store to the emptiest:
-//! the shards of the one may have no place on the other. A path of several steps then does it, each
-//! store on the way giving one unit and taking one. As in any flow problem, loads differ by more than
-//! one only while such a path exists, so searching for paths until there is none is exact.
+//! the shards of the one may have no place on the other. A path of several steps then does it: each
+//! store on the way gives one unit and takes one. As in any flow problem, loads differ by more than
+//! one only while such a path exists, so the search is exact if it goes on while there is a path.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::ids::StoreId;
 
-/// One unit goes from one store to another.
+/// The move of one unit from one store to another.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Step<T> {
+pub struct BalanceStep<T> {
+    /// The unit that moves.
     pub unit: T,
+    /// The store that gives it.
     pub from: StoreId,
+    /// The store that takes it.
     pub to: StoreId,
 }
 
-/// The shortest path that takes one unit from the fullest store it can be taken from to a store with
-/// at least two less. `step` names a unit that can go straight from one store to another.
+/// The shortest path that takes one unit from the fullest possible store to a store with at least
+/// two less, last step first. `step` names a unit that can go straight from one store to another.
 pub fn path<T: Copy>(
     loads: &BTreeMap<StoreId, usize>,
     step: impl Fn(StoreId, StoreId) -> Option<T>,
-) -> Option<Vec<Step<T>>> {
+) -> Option<Vec<BalanceStep<T>>> {
     let mut fullest: Vec<(usize, StoreId)> = loads.iter().map(|(&id, &load)| (load, id)).collect();
     fullest.sort_by_key(|&(load, id)| (std::cmp::Reverse(load), id));
     let least = fullest.last()?.0;
     let heads = fullest.iter().take_while(|(load, _)| *load >= least + 2);
-    // Where a fuller store found no way, those it came by have none either.
+    // A store that was passed by the search from a fuller one, which found no path, has none
+    // either.
     let mut searched = BTreeSet::new();
     heads.into_iter().find_map(|&(load, from)| {
         if searched.contains(&from) {
@@ -43,8 +47,8 @@ fn path_from<T: Copy>(
     loads: &BTreeMap<StoreId, usize>,
     step: impl Fn(StoreId, StoreId) -> Option<T>,
     searched: &mut BTreeSet<StoreId>,
-) -> Option<Vec<Step<T>>> {
-    let mut came: BTreeMap<StoreId, Step<T>> = BTreeMap::new();
+) -> Option<Vec<BalanceStep<T>>> {
+    let mut came: BTreeMap<StoreId, BalanceStep<T>> = BTreeMap::new();
     let mut queue = VecDeque::from([from]);
     while let Some(at) = queue.pop_front() {
         // Emptier stores first: the same length of path then levels more.
@@ -55,7 +59,7 @@ fn path_from<T: Copy>(
                 continue;
             }
             let Some(unit) = step(at, to) else { continue };
-            came.insert(to, Step { unit, from: at, to });
+            came.insert(to, BalanceStep { unit, from: at, to });
             if loads[&to] + 2 <= load {
                 return Some(walk_back(&came, from, to));
             }
@@ -68,10 +72,10 @@ fn path_from<T: Copy>(
 }
 
 fn walk_back<T: Copy>(
-    came: &BTreeMap<StoreId, Step<T>>,
+    came: &BTreeMap<StoreId, BalanceStep<T>>,
     from: StoreId,
     to: StoreId,
-) -> Vec<Step<T>> {
+) -> Vec<BalanceStep<T>> {
     let mut steps = Vec::new();
     let mut at = to;
     while at != from {

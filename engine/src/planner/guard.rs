@@ -1,28 +1,33 @@
 //! Holds new copies back when much of the cluster vanished at once.
 //!
-//! A rack switch that fails takes a third of the nodes and brings them back in minutes. Copying what
-//! they held would load the rest just when it carries everything, and all of it for nothing. So: at
-//! least three nodes, more than 30 % of them gone within one lease's time to live, and no *new*
-//! copies are made until those have returned or the hold is over. One node alone is no mass failure,
-//! though it may be a third of the cluster. (Promotions, returning members and
-//! the swap of a frozen set are never held back: see [`super::changes`].)
+//! A rack switch that fails takes a third of the nodes and brings them back in minutes. Copying
+//! what they held would load the others just when they carry everything, and all of it in vain.
+//! Therefore no *new* copies are made after at least two nodes (of at least three that hold
+//! anything), and more than 30 % of them, vanished within the time to live of a lease, until they
+//! have returned or the hold is over. One node alone is no mass failure, though it may be a third
+//! of the cluster. (Promotions, returning members and the replacement in a frozen set are never
+//! held back: see [`super::changes`].)
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Now, StoreId};
-use crate::planner::Limits;
+use crate::planner::PlannerLimits;
 
+/// The nodes whose return new copies wait for. See the module.
 #[derive(Debug, Default)]
-pub struct Guard {
-    /// Since when each store that is away has been.
+pub struct MassFailureGuard {
+    /// The time since which each store that is away has been so.
     vanished: BTreeMap<StoreId, Now>,
-    /// Who is waited for, and until when.
+    /// The stores whose return is waited for.
     held: BTreeSet<StoreId>,
+    /// The end of the hold.
     until: Now,
 }
 
-impl Guard {
-    /// Sees who is away now, of how many that are expected.
+impl MassFailureGuard {
+    /// Takes the set of stores that are away now, out of `expected` that hold anything.
+    /// `window_ms`: how close to each other their failures must lie; `hold_ms`: how long the hold
+    /// lasts at most.
     pub fn observe(
         &mut self,
         now: Now,
@@ -30,7 +35,7 @@ impl Guard {
         expected: usize,
         window_ms: u64,
         hold_ms: u64,
-        limits: Limits,
+        limits: PlannerLimits,
     ) {
         self.vanished.retain(|store, _| away.contains(store));
         for &store in away {
@@ -51,6 +56,7 @@ impl Guard {
         }
     }
 
+    /// Returns whether new copies are held back.
     pub fn holds(&self) -> bool {
         !self.held.is_empty()
     }
@@ -63,13 +69,20 @@ mod tests {
     const TTL: u64 = 2_000;
     const HOLD: u64 = 600_000;
 
-    /// Each entry: at which second, and who is away then; of `expected` nodes.
+    /// Each entry is a second, and the nodes that are away then, of `expected`.
     #[track_caller]
     fn check(expected: usize, seen: &[(u64, &[u128])], want: bool) {
-        let mut guard = Guard::default();
+        let mut guard = MassFailureGuard::default();
         for &(at, away) in seen {
             let away = away.iter().copied().map(StoreId).collect();
-            guard.observe(Now(at * 1_000_000), &away, expected, TTL, HOLD, Limits::default());
+            guard.observe(
+                Now(at * 1_000_000),
+                &away,
+                expected,
+                TTL,
+                HOLD,
+                PlannerLimits::default(),
+            );
         }
         assert_eq!(guard.holds(), want);
     }

@@ -1,19 +1,19 @@
-//! Where replicas and primaries should be, and the next steps towards it. Pure functions.
+//! The planner: where replicas and primaries should be, and the next steps towards that. Pure
+//! functions.
 //!
-//! DESIGN §4 and §9: an explicit map, balanced to within one replica and one primary per node, with
+//! The placement is an explicit map, balanced to within one replica and one primary per node, with
 //! the replicas of a shard kept apart in zones (and, within them, hosts), in few moves. Where zones
-//! are so uneven that both can't be had, apart comes before balanced: balance is comfort, a zone that
-//! takes two replicas with it is not.
+//! are so uneven that both can't be had, apart comes before balanced: imbalance costs some
+//! throughput, a zone that takes two replicas with it costs availability.
 //!
-//! A shard's `target` is where its replicas belong. A change of the target *is* a move: the newcomer
-//! becomes a learner in the same write, joins the in-sync set, and only then is the store that it
-//! stands in for let go. So redundancy never dips, and a plan that was half done when the coordinator
-//! died is simply seen again by the next one.
+//! A shard's `target` is where its replicas belong. A change of the target *is* a move: the new
+//! store becomes a learner in the same write, joins the in-sync set, and only then is the store
+//! that it replaces released. So redundancy never drops, and a plan that was half done when the
+//! coordinator died is simply found again by the next one.
 //!
-//! [`placement`] makes the first map; [`changes`] finds the next steps of a map that is alive, `vacancies` among
-//! them those that make lost copies anew;
-//! [`balance`] is the search that both level loads with; [`guard`] holds new copies back after a mass
-//! failure.
+//! [`placement`] makes the first map; [`changes`] finds the next steps of a map in use, `vacancies`
+//! among them those that replace lost copies; [`balance`] is the search by which both level loads;
+//! [`guard`] holds new copies back after a mass failure.
 
 pub mod balance;
 pub mod changes;
@@ -26,55 +26,59 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use crate::config::{self, ShardConfig};
 use crate::ids::{ShardId, StoreId};
+use crate::shard_record::{self, ShardRecord};
 
-pub use changes::{Cluster, Shard, changes};
-pub use guard::Guard;
+pub use changes::{PlannerInput, ShardView, changes};
+pub use guard::MassFailureGuard;
 pub use placement::{Placement, place};
 
-/// A store, as far as planning goes.
+/// A store, as far as the planner is concerned.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Store {
+    /// The store's id.
     pub id: StoreId,
+    /// The zone of the store; stores of one zone may fail together.
     pub zone: String,
-    /// Stores on one host fall together: the innermost zone.
+    /// The host of the store, the innermost zone: stores on one host fail together.
     pub host: String,
-    /// Bytes its disk holds. Decides only who takes the odd replica.
+    /// The size of its disk in bytes, which only decides which store takes the odd replica.
     pub capacity: u64,
+    /// The store's state.
     pub state: StoreState,
 }
 
+/// The state of a store, which decides what it may be used for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum StoreState {
-    /// Answers, and may be given copies.
+    /// The store answers, and may get copies.
     Ready,
-    /// Answers, but its key is gone from etcd: it is given nothing until it has made it again.
+    /// The store answers, but its key is gone from etcd: it gets nothing until the key is back.
     Unregistered,
-    /// Does not answer, and is waited for.
+    /// The store does not answer, and its return is waited for.
     Away,
-    /// Answers, and its disk has no room: it is given nothing.
+    /// The store answers, but its disk is full: it gets nothing.
     Full,
-    /// To lead nothing and to be given nothing, but its copies are good.
+    /// The store is to be emptied: it gets nothing and leads nothing, but its copies are good.
     Draining,
-    /// Its copies are not to be trusted: they go as soon as the floor allows it.
+    /// The store's copies are not trusted: they are released as soon as `min_in_sync` allows it.
     Suspect,
-    /// Lost, retired, or away for too long: its places are free.
+    /// The store is lost, retired, or away for too long: its places are free.
     Gone,
 }
 
-/// What rations the planner's moves.
+/// The limits of the planner's moves.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Moves into a store, and out of one, at a time.
+pub struct PlannerLimits {
+    /// The number of concurrent moves into a store, and out of one.
     pub moves_max: usize,
     /// In a cluster of fewer nodes that hold anything the guard never holds.
     pub guard_nodes_min: usize,
-    /// The guard holds once more of the nodes than this are away, in percent.
+    /// The guard holds when more than this percentage of the nodes is away.
     pub guard_percent_max: usize,
 }
 
-impl Default for Limits {
+impl Default for PlannerLimits {
     fn default() -> Self {
         Self { moves_max: 2, guard_nodes_min: 3, guard_percent_max: 30 }
     }
@@ -82,17 +86,35 @@ impl Default for Limits {
 
 /// One step for one shard.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Change {
-    /// The store gets a copy, or comes back to its own; in the target it takes the place of `instead`.
-    Recruit { shard: ShardId, store: StoreId, instead: Option<StoreId> },
-    /// The store gives its copy up.
-    Release { shard: ShardId, store: StoreId },
-    /// Another in-sync member is to lead. Not a change of the record: it takes a step-down and a
-    /// promotion.
-    HandOver { shard: ShardId, to: StoreId },
+pub enum PlannedChange {
+    /// The store gets a copy, or comes back to its own.
+    Recruit {
+        /// The shard.
+        shard: ShardId,
+        /// The store that becomes a learner.
+        store: StoreId,
+        /// The store whose place in the target it takes.
+        instead: Option<StoreId>,
+    },
+    /// The store gives up its copy.
+    Release {
+        /// The shard.
+        shard: ShardId,
+        /// The store that leaves it.
+        store: StoreId,
+    },
+    /// Another in-sync member becomes primary. The record does not change by this alone: it takes a
+    /// step-down and a promotion.
+    HandOver {
+        /// The shard.
+        shard: ShardId,
+        /// The next primary.
+        to: StoreId,
+    },
 }
 
-impl Change {
+impl PlannedChange {
+    /// The shard that changes.
     pub fn shard(self) -> ShardId {
         match self {
             Self::Recruit { shard, .. }
@@ -101,49 +123,48 @@ impl Change {
         }
     }
 
-    /// What the record becomes. Who is in sync changes only as far as the floor allows.
-    pub fn apply(self, config: &ShardConfig, min_in_sync: usize) -> ShardConfig {
+    /// The record after the change. The in-sync set changes only as far as `min_in_sync` allows.
+    pub fn apply(self, record: &ShardRecord, min_in_sync: usize) -> ShardRecord {
         match self {
             Self::Recruit { store, instead, .. } => {
-                let mut next = config.changed(&[], &[], &[], min_in_sync);
+                let mut next = record.changed(&[], &[], &[], min_in_sync);
                 if let Some(instead) = instead {
-                    config::remove(&mut next.target, instead);
-                    config::remove(&mut next.learners, instead);
+                    shard_record::remove(&mut next.target, instead);
+                    shard_record::remove(&mut next.learners, instead);
                 }
-                config::insert(&mut next.target, store);
+                shard_record::insert(&mut next.target, store);
                 if !next.isr.contains(&store) {
-                    config::insert(&mut next.learners, store);
+                    shard_record::insert(&mut next.learners, store);
                 }
                 next
             }
             Self::Release { store, .. } => {
-                let mut next = config.changed(&[], &[store], &[], min_in_sync);
-                config::remove(&mut next.learners, store);
-                config::remove(&mut next.target, store);
+                let mut next = record.changed(&[], &[store], &[], min_in_sync);
+                shard_record::remove(&mut next.learners, store);
+                shard_record::remove(&mut next.target, store);
                 next
             }
-            Self::HandOver { .. } => config.changed(&[], &[], &[], min_in_sync),
+            Self::HandOver { .. } => record.changed(&[], &[], &[], min_in_sync),
         }
     }
 }
 
-/// How near to each other the members of a set are: pairs in one zone, pairs on one host. Less is
-/// better.
+/// The nearness of the members of a set: pairs in one zone, then pairs on one host. Less is better.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Nearness {
     zone_pairs: usize,
     host_pairs: usize,
 }
 
-/// The stores by name, for looking them up.
+/// The stores by id.
 pub(crate) type Stores<'a> = BTreeMap<StoreId, &'a Store>;
 
 pub(crate) fn by_id(stores: &[Store]) -> Stores<'_> {
     stores.iter().map(|store| (store.id, store)).collect()
 }
 
-/// How near one store is to the others of a set, `without` left out: the pairs that a set gains or
-/// loses by it.
+/// The nearness of one store to the others of a set, `without` left out: the pairs that a set gains
+/// or loses by it.
 pub(crate) fn near_to(
     stores: &Stores<'_>,
     store: StoreId,
@@ -162,7 +183,7 @@ pub(crate) fn near_to(
     near
 }
 
-/// Stores that are not known (their record is gone) are near to nobody.
+/// The nearness of the members of a set. A store without a record is near to no other.
 pub(crate) fn nearness(stores: &Stores<'_>, set: &[StoreId]) -> Nearness {
     let known: Vec<&Store> = set.iter().filter_map(|id| stores.get(id).copied()).collect();
     let pairs = known.iter().enumerate().flat_map(|(at, one)| {

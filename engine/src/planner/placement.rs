@@ -1,26 +1,28 @@
-//! The first map: every shard's replicas and primary, made when the cluster is.
+//! The first placement: every shard's replicas and primary, when the cluster is created.
 //!
-//! Greedy, then levelled. Greedy alone gets apartness right and balance nearly; the levelling makes
-//! it exact wherever apartness leaves a way.
+//! The placement is greedy, then levelled. The greedy part alone keeps replicas apart and balances
+//! them nearly; the levelling makes the balance exact wherever the zones allow it.
 
 use std::collections::BTreeMap;
 
-use crate::config::ShardConfig;
 use crate::ids::StoreId;
 use crate::planner::{Store, StoreState, Stores, balance, by_id, near_to, with};
+use crate::shard_record::ShardRecord;
 
+/// The places of one new shard.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Placement {
+    /// The store that leads the shard.
     pub primary: StoreId,
-    /// Sorted; the primary is one of them.
+    /// The stores of its replicas, sorted; the primary is one of them.
     pub replicas: Vec<StoreId>,
 }
 
-/// Places `count` new shards beside those that exist. `None` if fewer than `replicas` stores are
-/// ready.
+/// Places `count` new shards beside the existing ones. Returns `None` if fewer than `replicas`
+/// stores are ready.
 pub fn place(
     stores: &[Store],
-    existing: &[&ShardConfig],
+    existing: &[&ShardRecord],
     count: usize,
     replicas: usize,
 ) -> Option<Vec<Placement>> {
@@ -30,22 +32,22 @@ pub fn place(
         return None;
     }
     let ids = by_id(&ready);
-    let mut loads = counts(&ids, existing.iter().flat_map(|config| &config.target));
-    let mut together = Together::default();
-    existing.iter().for_each(|config| together.add(&config.target));
+    let mut loads = counts(&ids, existing.iter().flat_map(|record| &record.target));
+    let mut co_placements = CoPlacements::default();
+    existing.iter().for_each(|record| co_placements.add(&record.target));
     let mut sets: Vec<Vec<StoreId>> = Vec::with_capacity(count);
     for _ in 0..count {
         let mut set = Vec::with_capacity(replicas);
         for _ in 0..replicas {
-            let chosen = emptiest(&ids, &loads, &together, &set)?;
+            let chosen = emptiest(&ids, &loads, &co_placements, &set)?;
             *loads.entry(chosen).or_default() += 1;
             set.push(chosen);
         }
-        together.add(&set);
+        co_placements.add(&set);
         sets.push(set);
     }
     level_replicas(&ids, &mut loads, &mut sets);
-    let led = counts(&ids, existing.iter().map(|config| &config.primary.store));
+    let led = counts(&ids, existing.iter().map(|record| &record.primary.store));
     let primaries = primaries(led, &sets)?;
     let placement = |(mut replicas, primary): (Vec<StoreId>, StoreId)| {
         replicas.sort();
@@ -54,7 +56,7 @@ pub fn place(
     Some(sets.into_iter().zip(primaries).map(placement).collect())
 }
 
-/// How often each of the stores is named.
+/// The number of times that each of the stores is named.
 pub(super) fn counts<'a>(
     stores: &Stores<'_>,
     named: impl Iterator<Item = &'a StoreId>,
@@ -68,11 +70,11 @@ pub(super) fn counts<'a>(
     counts
 }
 
-/// How many shards each two stores share.
+/// The number of shards that each pair of stores shares.
 #[derive(Debug, Default)]
-struct Together(BTreeMap<(StoreId, StoreId), usize>);
+struct CoPlacements(BTreeMap<(StoreId, StoreId), usize>);
 
-impl Together {
+impl CoPlacements {
     fn add(&mut self, set: &[StoreId]) {
         for &one in set {
             for &other in set.iter().filter(|&&other| other != one) {
@@ -86,22 +88,22 @@ impl Together {
     }
 }
 
-/// The store that a set is best made larger by: apart first, then the emptiest, then the one that
-/// shares the fewest shards with those chosen, then the largest.
+/// The best store to add to a set: apart first, then the emptiest, then the one that shares the
+/// fewest shards with those chosen, then the largest.
 ///
-/// The third is for the day a store dies: what it led and what it held then falls to many others, not
-/// to the same two that happened to be placed beside it each time.
+/// The third criterion serves the day a store dies: what it led and held then falls to many others,
+/// not to the same two that happened to be placed beside it each time.
 fn emptiest(
     stores: &Stores<'_>,
     loads: &BTreeMap<StoreId, usize>,
-    together: &Together,
+    co_placements: &CoPlacements,
     set: &[StoreId],
 ) -> Option<StoreId> {
     let free = stores.values().filter(|store| !set.contains(&store.id));
     let cost = |store: &&&Store| {
         let near = near_to(stores, store.id, set, None);
         let load = loads.get(&store.id).copied().unwrap_or(0);
-        let shared = together.with(store.id, set);
+        let shared = co_placements.with(store.id, set);
         (near, load, shared, std::cmp::Reverse(store.capacity), store.id)
     };
     free.min_by_key(cost).map(|store| store.id)
@@ -131,7 +133,7 @@ fn level_replicas(
     }
 }
 
-/// Which sets each store is in.
+/// The sets that each store is in.
 fn held_by(sets: &[Vec<StoreId>]) -> BTreeMap<StoreId, Vec<usize>> {
     let mut held: BTreeMap<StoreId, Vec<usize>> = BTreeMap::new();
     for (at, set) in sets.iter().enumerate() {
@@ -142,7 +144,8 @@ fn held_by(sets: &[Vec<StoreId>]) -> BTreeMap<StoreId, Vec<usize>> {
     held
 }
 
-/// The set has `from`, has not `to`, and is no less apart with the one for the other.
+/// Returns whether `to` may take the place of `from` in the set: the set contains `from` and not
+/// `to`, and stays at least as far apart.
 pub(super) fn may_swap(stores: &Stores<'_>, set: &[StoreId], from: StoreId, to: StoreId) -> bool {
     if !set.contains(&from) || set.contains(&to) {
         return false;
@@ -150,8 +153,8 @@ pub(super) fn may_swap(stores: &Stores<'_>, set: &[StoreId], from: StoreId, to: 
     near_to(stores, to, set, Some(from)) <= near_to(stores, from, set, None)
 }
 
-/// One primary for each set, so that nobody leads more than one more than anybody else, as far as
-/// the sets allow it.
+/// Chooses one primary for each set, so that no store leads more than one shard more than another,
+/// as far as the sets allow it.
 fn primaries(mut led: BTreeMap<StoreId, usize>, sets: &[Vec<StoreId>]) -> Option<Vec<StoreId>> {
     let mut chosen = Vec::with_capacity(sets.len());
     for set in sets {

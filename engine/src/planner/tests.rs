@@ -1,8 +1,8 @@
-//! What a plan must be like, whatever the cluster: balanced, apart, and reached in few moves.
+//! The properties of a plan in any cluster: balanced, apart, and reached in few moves.
 
 use super::*;
-use crate::config::{insert, remove};
 use crate::ids::{Boot, Epoch, Slots, StoreBoot, Version};
+use crate::shard_record::{insert, remove};
 
 fn store(n: u128, zone: &str, host: &str) -> Store {
     Store {
@@ -20,7 +20,7 @@ fn stores(zones: &[&str]) -> Vec<Store> {
     each.map(|(zone, n)| store(n, zone, &format!("host-{n}"))).collect()
 }
 
-/// Enough of a stream of choices for a test.
+/// A pseudo-random stream of choices, good enough for a test.
 struct Rng(u64);
 
 impl Rng {
@@ -30,10 +30,10 @@ impl Rng {
     }
 }
 
-/// A cluster that does at once what plans say: learners join, and steps of time are rounds.
+/// A cluster that carries out plans at once: learners join, and steps of time are rounds.
 struct Bench {
     stores: Vec<Store>,
-    shards: Vec<ShardConfig>,
+    shards: Vec<ShardRecord>,
     replicas: usize,
     hold: bool,
     quiet: bool,
@@ -43,16 +43,16 @@ struct Bench {
 impl Bench {
     fn new(stores: Vec<Store>, shards: usize, replicas: usize) -> Self {
         let placements = place(&stores, &[], shards, replicas).expect("there are enough stores");
-        let config = |(at, placement): (usize, Placement)| ShardConfig {
+        let record = |(at, placement): (usize, Placement)| ShardRecord {
             slots: Slots { lo: at as u16, hi: at as u16 },
             epoch: Epoch(1),
             version: Version(1),
             primary: StoreBoot { store: placement.primary, boot: Boot(1) },
             isr: placement.replicas.clone(),
             target: placement.replicas,
-            ..ShardConfig::default()
+            ..ShardRecord::default()
         };
-        let shards = placements.into_iter().enumerate().map(config).collect();
+        let shards = placements.into_iter().enumerate().map(record).collect();
         Self { stores, shards, replicas, hold: false, quiet: true, unable: vec![] }
     }
 
@@ -60,39 +60,39 @@ impl Bench {
         self.stores.iter_mut().filter(|store| store.id.0 == n).for_each(|s| s.state = state);
     }
 
-    fn plan(&self) -> Vec<Change> {
-        let shard = |config| Shard { config, free: true, unable: self.unable.clone() };
-        let shards: Vec<Shard<'_>> = self.shards.iter().map(shard).collect();
-        changes(&Cluster {
+    fn plan(&self) -> Vec<PlannedChange> {
+        let shard = |record| ShardView { record, free: true, unable: self.unable.clone() };
+        let shards: Vec<ShardView<'_>> = self.shards.iter().map(shard).collect();
+        changes(&PlannerInput {
             stores: &self.stores,
             shards: &shards,
             replicas: self.replicas,
             min_in_sync: 2,
-            limits: Limits::default(),
+            limits: PlannerLimits::default(),
             hold: self.hold,
             quiet: self.quiet,
         })
     }
 
     /// Applies a plan, then lets every learner join that can. Returns the changes.
-    fn round(&mut self) -> Vec<Change> {
+    fn round(&mut self) -> Vec<PlannedChange> {
         let planned = self.plan();
         for change in &planned {
-            let config =
-                self.shards.iter_mut().find(|config| config.shard() == change.shard()).unwrap();
-            *config = change.apply(config, 2);
-            if let Change::HandOver { to, .. } = change {
-                config.primary.store = *to;
+            let record =
+                self.shards.iter_mut().find(|record| record.shard() == change.shard()).unwrap();
+            *record = change.apply(record, 2);
+            if let PlannedChange::HandOver { to, .. } = change {
+                record.primary.store = *to;
             }
-            assert!(config.isr.contains(&config.primary.store), "a primary was let go: {change:?}");
+            assert!(record.isr.contains(&record.primary.store), "a primary was let go: {change:?}");
         }
         self.check_limits();
-        for config in &mut self.shards {
-            for store in config.learners.clone() {
+        for record in &mut self.shards {
+            for store in record.learners.clone() {
                 let ready = |s: &Store| s.id == store && s.state == StoreState::Ready;
                 if self.stores.iter().any(ready) {
-                    remove(&mut config.learners, store);
-                    insert(&mut config.isr, store);
+                    remove(&mut record.learners, store);
+                    insert(&mut record.isr, store);
                 }
             }
         }
@@ -101,14 +101,14 @@ impl Bench {
 
     fn check_limits(&self) {
         for store in &self.stores {
-            let comes = |config: &&ShardConfig| config.learners.contains(&store.id);
+            let comes = |record: &&ShardRecord| record.learners.contains(&store.id);
             let coming = self.shards.iter().filter(comes).count();
             assert!(coming <= 2, "{coming} moves into {:?} at once", store.id);
         }
     }
 
-    /// Rounds until nothing is left to do; returns all changes.
-    fn settle(&mut self) -> Vec<Change> {
+    /// Runs rounds until nothing is left to do; returns all changes.
+    fn settle(&mut self) -> Vec<PlannedChange> {
         let mut all = Vec::new();
         for _ in 0..1_000 {
             let planned = self.round();
@@ -120,7 +120,7 @@ impl Bench {
         panic!("the plan never comes to rest: {:?}", self.plan());
     }
 
-    fn loads(&self, of: impl Fn(&ShardConfig) -> Vec<StoreId>) -> BTreeMap<StoreId, usize> {
+    fn loads(&self, of: impl Fn(&ShardRecord) -> Vec<StoreId>) -> BTreeMap<StoreId, usize> {
         let ready = self.stores.iter().filter(|store| store.state == StoreState::Ready);
         let mut loads: BTreeMap<StoreId, usize> = ready.map(|store| (store.id, 0)).collect();
         for store in self.shards.iter().flat_map(of) {
@@ -131,8 +131,8 @@ impl Bench {
 
     #[track_caller]
     fn check_balanced(&self) {
-        let replicas = self.loads(|config| config.isr.clone());
-        let primaries = self.loads(|config| vec![config.primary.store]);
+        let replicas = self.loads(|record| record.isr.clone());
+        let primaries = self.loads(|record| vec![record.primary.store]);
         for (what, loads) in [("replicas", replicas), ("primaries", primaries)] {
             let (most, least) = (loads.values().max(), loads.values().min());
             assert!(most.unwrap() - least.unwrap() <= 1, "{what}: {loads:?}");
@@ -143,26 +143,26 @@ impl Bench {
     #[track_caller]
     fn check_apart(&self) {
         let stores = by_id(&self.stores);
-        for config in &self.shards {
-            assert_eq!(nearness(&stores, &config.isr).zone_pairs, 0, "{config:?}");
+        for record in &self.shards {
+            assert_eq!(nearness(&stores, &record.isr).zone_pairs, 0, "{record:?}");
         }
     }
 
     #[track_caller]
     fn check_whole(&self) {
-        for config in &self.shards {
-            assert_eq!(config.isr.len(), self.replicas, "{config:?}");
-            assert_eq!(config.isr, config.target);
-            assert_eq!(config.learners, []);
+        for record in &self.shards {
+            assert_eq!(record.isr.len(), self.replicas, "{record:?}");
+            assert_eq!(record.isr, record.target);
+            assert_eq!(record.learners, []);
         }
     }
 }
 
-fn moves(changes: &[Change]) -> usize {
-    changes.iter().filter(|change| matches!(change, Change::Recruit { .. })).count()
+fn moves(changes: &[PlannedChange]) -> usize {
+    changes.iter().filter(|change| matches!(change, PlannedChange::Recruit { .. })).count()
 }
 
-// ---- the first map -----------------------------------------------------------------------------
+// ---- the first placement -----------------------------------------------------------------------
 
 #[test]
 fn the_first_map_is_balanced_whatever_the_numbers() {
@@ -194,9 +194,9 @@ fn zones_of_equal_size_are_kept_apart_and_balanced() {
 fn uneven_zones_are_kept_apart_first() {
     let bench = Bench::new(stores(&["a", "a", "a", "b", "c"]), 12, 3);
     bench.check_apart();
-    let loads = bench.loads(|config| config.isr.clone());
+    let loads = bench.loads(|record| record.isr.clone());
     assert_eq!(loads.values().copied().collect::<Vec<_>>(), [4, 4, 4, 12, 12]);
-    let primaries = bench.loads(|config| vec![config.primary.store]);
+    let primaries = bench.loads(|record| vec![record.primary.store]);
     assert!(primaries.values().all(|&led| led == 2 || led == 3), "{primaries:?}");
 }
 
@@ -205,8 +205,8 @@ fn a_host_is_the_innermost_zone() {
     let all: Vec<Store> = (0..6).map(|n| store(n, "", ["x", "y", "z"][n as usize / 2])).collect();
     let bench = Bench::new(all, 20, 3);
     let stores = by_id(&bench.stores);
-    for config in &bench.shards {
-        assert_eq!(nearness(&stores, &config.isr).host_pairs, 0, "{config:?}");
+    for record in &bench.shards {
+        assert_eq!(nearness(&stores, &record.isr).host_pairs, 0, "{record:?}");
     }
     bench.check_balanced();
 }
@@ -216,8 +216,8 @@ fn more_replicas_than_zones_are_spread_evenly() {
     let bench = Bench::new(stores(&["a", "a", "b", "b"]), 24, 3);
     bench.check_balanced();
     let stores = by_id(&bench.stores);
-    for config in &bench.shards {
-        assert_eq!(nearness(&stores, &config.isr).zone_pairs, 1, "{config:?}");
+    for record in &bench.shards {
+        assert_eq!(nearness(&stores, &record.isr).zone_pairs, 1, "{record:?}");
     }
 }
 
@@ -225,12 +225,12 @@ fn more_replicas_than_zones_are_spread_evenly() {
 fn what_is_missing_is_placed_around_what_is_there() {
     let all = stores(&[""; 5]);
     let half = Bench::new(all.clone(), 12, 3).shards;
-    let existing: Vec<&ShardConfig> = half.iter().collect();
+    let existing: Vec<&ShardRecord> = half.iter().collect();
     let rest = place(&all, &existing, 13, 3).unwrap();
     let mut bench = Bench::new(all, 25, 3);
-    for (config, placement) in bench.shards[12..].iter_mut().zip(rest) {
-        config.primary.store = placement.primary;
-        config.isr = placement.replicas;
+    for (record, placement) in bench.shards[12..].iter_mut().zip(rest) {
+        record.primary.store = placement.primary;
+        record.isr = placement.replicas;
     }
     bench.shards[..12].clone_from_slice(&half);
     bench.check_balanced();
@@ -242,8 +242,8 @@ fn the_partners_of_a_store_are_many() {
     for nodes in [4, 5, 6, 9] {
         let bench = Bench::new(stores(&vec![""; nodes]), 8 * nodes, 3);
         let shares = |n: u128| {
-            let of = |config: &&ShardConfig| {
-                config.isr.contains(&StoreId(1)) && config.isr.contains(&StoreId(n))
+            let of = |record: &&ShardRecord| {
+                record.isr.contains(&StoreId(1)) && record.isr.contains(&StoreId(n))
             };
             bench.shards.iter().filter(of).count()
         };
@@ -261,7 +261,7 @@ fn too_few_stores_are_not_placed_on() {
     assert_eq!(place(&three, &[], 4, 3), None);
 }
 
-// ---- a living map ------------------------------------------------------------------------------
+// ---- a map in use ------------------------------------------------------------------------------
 
 #[test]
 fn a_map_at_rest_stays_at_rest() {
@@ -296,7 +296,7 @@ fn a_new_node_in_a_zone_of_its_own_brings_the_replicas_apart() {
 }
 
 #[test]
-fn what_a_lost_node_held_is_made_anew_in_as_few_moves() {
+fn what_a_lost_node_held_is_replaced_in_as_few_moves() {
     let mut rng = Rng(4);
     for _ in 0..300 {
         let nodes = 4 + rng.below(6);
@@ -305,10 +305,10 @@ fn what_a_lost_node_held_is_made_anew_in_as_few_moves() {
         let gone = StoreId(1);
         bench.set(1, StoreState::Gone);
         let mut held = 0;
-        for config in &mut bench.shards {
-            held += usize::from(config.isr.contains(&gone));
-            remove(&mut config.isr, gone);
-            config.primary.store = config.isr[0];
+        for record in &mut bench.shards {
+            held += usize::from(record.isr.contains(&gone));
+            remove(&mut record.isr, gone);
+            record.primary.store = record.isr[0];
         }
         let changes = bench.settle();
         bench.check_balanced();
@@ -318,27 +318,27 @@ fn what_a_lost_node_held_is_made_anew_in_as_few_moves() {
 }
 
 #[test]
-fn who_is_away_is_waited_for_and_comes_back_to_its_own() {
+fn a_node_that_is_away_is_waited_for_and_comes_back_to_its_own() {
     let mut bench = Bench::new(stores(&[""; 5]), 10, 3);
     let before = bench.shards.clone();
     bench.set(1, StoreState::Away);
-    for config in &mut bench.shards {
-        remove(&mut config.isr, StoreId(1));
-        config.primary.store = config.isr[0];
+    for record in &mut bench.shards {
+        remove(&mut record.isr, StoreId(1));
+        record.primary.store = record.isr[0];
     }
     bench.quiet = false;
     assert_eq!(bench.plan(), []);
     bench.set(1, StoreState::Ready);
-    bench.hold = true; // It holds new copies only.
+    bench.hold = true; // The guard holds back new copies only.
     let planned = bench.plan();
     assert!(!planned.is_empty());
-    for (config, change) in bench.shards.clone().iter().zip(planned) {
-        assert!(config.target.contains(&StoreId(1)) || config.isr.len() == 3);
-        let Change::Recruit { store, instead, .. } = change else { panic!("{change:?}") };
+    for (record, change) in bench.shards.clone().iter().zip(planned) {
+        assert!(record.target.contains(&StoreId(1)) || record.isr.len() == 3);
+        let PlannedChange::Recruit { store, instead, .. } = change else { panic!("{change:?}") };
         assert_eq!((store, instead), (StoreId(1), None));
     }
-    let targets = |shards: &[ShardConfig]| -> Vec<_> {
-        shards.iter().map(|config| config.target.clone()).collect()
+    let targets = |shards: &[ShardRecord]| -> Vec<_> {
+        shards.iter().map(|record| record.target.clone()).collect()
     };
     assert_eq!(targets(&bench.shards), targets(&before));
 }
@@ -353,8 +353,8 @@ fn one_shard(isr: &[u128]) -> Bench {
     bench
 }
 
-fn recruit(store: u128, instead: Option<u128>) -> Vec<Change> {
-    vec![Change::Recruit {
+fn recruit(store: u128, instead: Option<u128>) -> Vec<PlannedChange> {
+    vec![PlannedChange::Recruit {
         shard: ShardId(0),
         store: StoreId(store),
         instead: instead.map(StoreId),
@@ -368,7 +368,7 @@ fn a_frozen_shard_recruits_at_once_even_under_the_guard() {
     bench.set(3, StoreState::Away);
     bench.hold = true;
     assert_eq!(bench.plan(), recruit(4, Some(3)));
-    // Once is enough, as long as the recruit answers.
+    // One recruit is enough, as long as it answers.
     bench.shards[0] = bench.plan()[0].apply(&bench.shards[0], 2);
     assert_eq!(bench.plan(), []);
     bench.set(4, StoreState::Away);
@@ -376,19 +376,20 @@ fn a_frozen_shard_recruits_at_once_even_under_the_guard() {
 }
 
 #[test]
-fn a_member_that_only_the_primary_does_not_hear_is_swapped_too() {
+fn a_member_that_is_silent_to_the_primary_only_is_swapped_too() {
     let mut bench = one_shard(&[1, 2]);
     bench.set(3, StoreState::Away);
     bench.unable = vec![StoreId(2)];
     assert_eq!(bench.plan(), recruit(4, Some(3)));
-    // The one that returned can't be heard either: somebody else is needed.
+    // The one that returned is silent, too: another store is needed.
     bench.set(3, StoreState::Ready);
     bench.unable = vec![StoreId(2), StoreId(3)];
     bench.shards[0].learners = vec![StoreId(3)];
     assert_eq!(bench.plan(), recruit(4, Some(3)));
 }
 
-/// It answers, and takes nothing: another takes its place, and one that is full itself is no help.
+/// The member answers, but accepts nothing: another store takes its place, and a full one is no
+/// help.
 #[test]
 fn a_member_whose_disk_is_full_is_swapped_for_one_that_has_room() {
     let mut bench = one_shard(&[1, 2]);
@@ -413,7 +414,7 @@ fn a_set_below_the_floor_is_given_a_member() {
 }
 
 #[test]
-fn above_the_floor_nobody_is_recruited_in_haste() {
+fn above_the_floor_no_store_is_recruited_in_haste() {
     let mut bench = one_shard(&[1, 2]);
     bench.set(3, StoreState::Away);
     assert_eq!(bench.plan(), []);
@@ -430,7 +431,7 @@ fn the_guard_holds_new_copies_back() {
 }
 
 #[test]
-fn without_anybody_else_a_lost_place_stays_empty() {
+fn without_another_store_a_lost_place_stays_empty() {
     let mut bench = one_shard(&[1, 2]);
     for n in 3..=5 {
         bench.set(n, StoreState::Gone);
@@ -438,9 +439,10 @@ fn without_anybody_else_a_lost_place_stays_empty() {
     assert_eq!(bench.plan(), []);
 }
 
-/// Such a shard was never at rest: it could be neither levelled nor drained (simulator, seeds 504228 and 522819).
+/// Such a shard was never at rest, so it could be neither levelled nor drained (found by the
+/// simulator).
 #[test]
-fn without_anybody_else_a_lost_learner_is_let_go() {
+fn without_another_store_a_lost_learner_is_released() {
     let mut bench = one_shard(&[1, 2]);
     bench.shards[0].learners = vec![StoreId(3)];
     for n in 3..=5 {
@@ -449,54 +451,56 @@ fn without_anybody_else_a_lost_learner_is_let_go() {
     bench.hold = true;
     assert_eq!(bench.plan(), []);
     bench.hold = false;
-    assert_eq!(bench.plan(), [Change::Release { shard: ShardId(0), store: StoreId(3) }]);
-    // Somebody else takes the place, if there is anybody.
+    assert_eq!(bench.plan(), [PlannedChange::Release { shard: ShardId(0), store: StoreId(3) }]);
+    // Another store takes the place, if there is one.
     bench.set(4, StoreState::Ready);
     assert_eq!(bench.plan(), recruit(4, Some(3)));
 }
 
 #[test]
-fn too_many_replicas_are_let_go_never_below_the_floor() {
+fn too_many_replicas_are_released_never_below_the_floor() {
     let mut bench = one_shard(&[1, 2, 3, 4]);
-    assert_eq!(bench.plan(), [Change::Release { shard: ShardId(0), store: StoreId(4) }]);
+    assert_eq!(bench.plan(), [PlannedChange::Release { shard: ShardId(0), store: StoreId(4) }]);
     bench.shards[0].isr = vec![StoreId(1), StoreId(4)];
     bench.shards[0].learners = vec![StoreId(2), StoreId(3)];
     assert_eq!(bench.plan(), []);
 }
 
 #[test]
-fn learners_that_nobody_wants_are_let_go() {
+fn learners_outside_the_target_are_released() {
     let mut bench = one_shard(&[1, 2, 3]);
     bench.shards[0].learners = vec![StoreId(5)];
-    assert_eq!(bench.plan(), [Change::Release { shard: ShardId(0), store: StoreId(5) }]);
+    assert_eq!(bench.plan(), [PlannedChange::Release { shard: ShardId(0), store: StoreId(5) }]);
 }
 
 #[test]
 fn a_primary_that_is_wanted_no_more_hands_over_first() {
     let mut bench = one_shard(&[1, 2, 3, 4]);
     bench.shards[0].primary.store = StoreId(4);
-    assert_eq!(bench.plan(), [Change::HandOver { shard: ShardId(0), to: StoreId(1) }]);
+    assert_eq!(bench.plan(), [PlannedChange::HandOver { shard: ShardId(0), to: StoreId(1) }]);
     let mut draining = one_shard(&[1, 2, 3]);
     draining.set(1, StoreState::Draining);
-    assert_eq!(draining.plan(), [Change::HandOver { shard: ShardId(0), to: StoreId(2) }]);
+    assert_eq!(draining.plan(), [PlannedChange::HandOver { shard: ShardId(0), to: StoreId(2) }]);
 }
 
-/// It answers reads and refuses writes: any other member that has room leads better.
+/// The primary answers reads and refuses writes: any other member that has room leads better.
 #[test]
 fn a_primary_whose_disk_is_full_hands_over_where_enough_members_have_room() {
-    let hand_over = [Change::HandOver { shard: ShardId(0), to: StoreId(3) }];
+    let hand_over = [PlannedChange::HandOver { shard: ShardId(0), to: StoreId(3) }];
     let mut bench = one_shard(&[1, 2, 3]);
     bench.set(1, StoreState::Full);
     bench.shards[0].tainted = vec![StoreId(2)];
     assert_eq!(bench.plan(), hand_over);
-    // Below the floor of those with room another primary would refuse writes, too.
+    // With fewer than `min_in_sync` members that have room, another primary would refuse writes,
+    // too.
     bench.set(2, StoreState::Full);
     assert_eq!(bench.plan(), []);
     bench.set(3, StoreState::Full);
     assert_eq!(bench.plan(), []);
 }
 
-/// At the floor a spare is filled first, and then the others can do without the full one.
+/// With `min_in_sync` members a spare is filled first, and then the shard does not need the full
+/// one.
 #[test]
 fn at_the_floor_a_full_primary_hands_over_once_its_spare_is_in_sync() {
     let mut bench = one_shard(&[1, 2]);
@@ -504,7 +508,7 @@ fn at_the_floor_a_full_primary_hands_over_once_its_spare_is_in_sync() {
     bench.set(3, StoreState::Away);
     assert_eq!(bench.plan(), recruit(4, Some(3)));
     bench.round();
-    assert_eq!(bench.plan(), [Change::HandOver { shard: ShardId(0), to: StoreId(2) }]);
+    assert_eq!(bench.plan(), [PlannedChange::HandOver { shard: ShardId(0), to: StoreId(2) }]);
 }
 
 #[test]
@@ -514,27 +518,27 @@ fn a_store_that_drains_is_emptied_and_redundancy_never_dips() {
     bench.quiet = false;
     bench.settle();
     bench.check_whole();
-    assert!(bench.shards.iter().all(|config| !config.isr.contains(&StoreId(2))));
-    assert!(bench.shards.iter().all(|config| config.primary.store != StoreId(2)));
-    // With nowhere to go it leads nothing, and that is all.
+    assert!(bench.shards.iter().all(|record| !record.isr.contains(&StoreId(2))));
+    assert!(bench.shards.iter().all(|record| record.primary.store != StoreId(2)));
+    // If there is no other store for its copies, it leads nothing and keeps them.
     let mut full = Bench::new(stores(&[""; 3]), 12, 3);
     full.set(2, StoreState::Draining);
     full.settle();
     full.check_whole();
-    assert!(full.shards.iter().all(|config| config.primary.store != StoreId(2)));
+    assert!(full.shards.iter().all(|record| record.primary.store != StoreId(2)));
 }
 
 #[test]
-fn suspect_copies_go_and_are_made_anew() {
+fn suspect_copies_are_released_and_replaced() {
     let mut bench = Bench::new(stores(&[""; 3]), 6, 3);
     bench.set(2, StoreState::Suspect);
     bench.quiet = false;
     bench.settle();
     let suspect = StoreId(2);
-    for config in &bench.shards {
-        let lists = [&config.isr, &config.learners, &config.target];
-        assert!(lists.iter().all(|list| !list.contains(&suspect)), "{config:?}");
-        assert_eq!(config.isr.len(), 2);
+    for record in &bench.shards {
+        let lists = [&record.isr, &record.learners, &record.target];
+        assert!(lists.iter().all(|list| !list.contains(&suspect)), "{record:?}");
+        assert_eq!(record.isr.len(), 2);
     }
     bench.set(2, StoreState::Ready);
     bench.settle();
@@ -542,9 +546,9 @@ fn suspect_copies_go_and_are_made_anew() {
 }
 
 #[test]
-fn primaries_are_levelled_one_at_a_time_and_only_when_all_is_quiet() {
+fn primaries_are_levelled_one_at_a_time_and_only_without_disruptions() {
     let mut bench = Bench::new(stores(&[""; 3]), 9, 3);
-    bench.shards.iter_mut().for_each(|config| config.primary.store = StoreId(1));
+    bench.shards.iter_mut().for_each(|record| record.primary.store = StoreId(1));
     bench.quiet = false;
     assert_eq!(bench.plan(), []);
     bench.quiet = true;
@@ -556,20 +560,20 @@ fn primaries_are_levelled_one_at_a_time_and_only_when_all_is_quiet() {
 #[test]
 fn a_busy_shard_is_left_alone() {
     let bench = one_shard(&[1, 2, 3, 4]);
-    let shards = [Shard { config: &bench.shards[0], free: false, unable: vec![] }];
-    let cluster = Cluster {
+    let shards = [ShardView { record: &bench.shards[0], free: false, unable: vec![] }];
+    let cluster = PlannerInput {
         stores: &bench.stores,
         shards: &shards,
         replicas: 3,
         min_in_sync: 2,
-        limits: Limits::default(),
+        limits: PlannerLimits::default(),
         hold: false,
         quiet: true,
     };
     assert_eq!(changes(&cluster), []);
 }
 
-/// Whatever happens, plans come to rest, and then everything is where it should be.
+/// Plans come to rest from any state, and then everything is where it should be.
 #[test]
 fn plans_come_to_rest_from_anywhere() {
     let mut rng = Rng(5);
@@ -577,19 +581,19 @@ fn plans_come_to_rest_from_anywhere() {
         let nodes = 4 + rng.below(5);
         let zones: Vec<&str> = (0..nodes).map(|_| ["a", "b", "c"][rng.below(3)]).collect();
         let mut bench = Bench::new(stores(&zones), 1 + rng.below(20), 3);
-        for config in &mut bench.shards {
+        for record in &mut bench.shards {
             for _ in 0..rng.below(4) {
                 let store = StoreId(1 + rng.below(nodes) as u128);
                 match rng.below(3) {
-                    0 => remove(&mut config.target, store),
-                    1 if store != config.primary.store => remove(&mut config.isr, store),
-                    _ if !config.isr.contains(&store) => insert(&mut config.learners, store),
+                    0 => remove(&mut record.target, store),
+                    1 if store != record.primary.store => remove(&mut record.isr, store),
+                    _ if !record.isr.contains(&store) => insert(&mut record.learners, store),
                     _ => {}
                 }
             }
         }
-        // Returning members and stray learners know no limit: begin with the usual round.
-        bench.shards.iter_mut().for_each(|config| config.learners.clear());
+        // Returning members and stray learners are not limited: the usual round comes first.
+        bench.shards.iter_mut().for_each(|record| record.learners.clear());
         bench.settle_unlimited();
         bench.check_whole();
     }
@@ -603,14 +607,14 @@ impl Bench {
                 return;
             }
             for change in planned {
-                let config =
-                    self.shards.iter_mut().find(|config| config.shard() == change.shard()).unwrap();
-                *config = change.apply(config, 2);
-                if let Change::HandOver { to, .. } = change {
-                    config.primary.store = to;
+                let record =
+                    self.shards.iter_mut().find(|record| record.shard() == change.shard()).unwrap();
+                *record = change.apply(record, 2);
+                if let PlannedChange::HandOver { to, .. } = change {
+                    record.primary.store = to;
                 }
-                for store in std::mem::take(&mut config.learners) {
-                    insert(&mut config.isr, store);
+                for store in std::mem::take(&mut record.learners) {
+                    insert(&mut record.isr, store);
                 }
             }
         }

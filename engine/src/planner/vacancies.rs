@@ -1,65 +1,66 @@
-//! What is missing is made anew: new copies for the places in targets that are empty, or whose store will not come
-//! back.
+//! Replacement of missing copies: new copies for places in targets that are empty, or whose store
+//! will not come back.
 
 use std::collections::BTreeMap;
 
-use crate::config::ShardConfig;
 use crate::ids::StoreId;
-use crate::planner::changes::{Plan, holds};
-use crate::planner::{Change, Stores, balance, near_to};
+use crate::planner::changes::{PlanBuilder, holds};
+use crate::planner::{PlannedChange, Stores, balance, near_to};
+use crate::shard_record::ShardRecord;
 
-/// A place in a target, and who is thought of for it.
+/// A place in a target, and the store that it is planned for.
 struct Vacancy<'a> {
-    config: &'a ShardConfig,
+    record: &'a ShardRecord,
     kept: Vec<StoreId>,
     instead: Option<StoreId>,
     store: StoreId,
 }
 
 impl Vacancy<'_> {
-    /// The second of the two stores would do as well as the first, which has it.
+    /// Returns whether the place may go from `from`, for which it is planned, to `to`, which would
+    /// do as well.
     fn may_go(&self, stores: &Stores<'_>, from: StoreId, to: StoreId) -> bool {
         let near = |store| near_to(stores, store, &self.kept, None);
-        self.store == from && !wants(self.config, to) && near(to) <= near(from)
+        self.store == from && !wants(self.record, to) && near(to) <= near(from)
     }
 }
 
-impl Plan<'_> {
-    /// The place in the target that is to be given to somebody else: an empty one (none), or that of a
+impl PlanBuilder<'_> {
+    /// The place in the target that needs another store: an empty one (`Some(None)`), or that of a
     /// store that will not come back.
-    pub(super) fn vacancy(&self, config: &ShardConfig) -> Option<Option<StoreId>> {
-        if config.target.len() < self.cluster.replicas {
+    pub(super) fn vacancy(&self, record: &ShardRecord) -> Option<Option<StoreId>> {
+        if record.target.len() < self.input.replicas {
             return Some(None);
         }
-        let gone = config.target.iter().copied().find(|&store| !self.belongs(store))?;
+        let gone = record.target.iter().copied().find(|&store| !self.belongs(store))?;
         Some(Some(gone))
     }
 
     /// The members of the target that stay.
-    pub(super) fn kept(&self, config: &ShardConfig) -> Vec<StoreId> {
-        config.target.iter().copied().filter(|&store| self.belongs(store)).collect()
+    pub(super) fn kept(&self, record: &ShardRecord) -> Vec<StoreId> {
+        record.target.iter().copied().filter(|&store| self.belongs(store)).collect()
     }
 
-    /// New copies for all vacancies, thought of together: first each goes to the emptiest store, then
-    /// they are shifted until the loads are level, and of that as many begin as may. What has to wait
-    /// is seen again by the next plan. (One by one, the last would find the empty stores holding the
-    /// shard already, and copies would have to move on later.)
+    /// Plans new copies for all vacancies together: first each goes to the emptiest store, then
+    /// they are shifted until the loads are level, and as many of them begin as the limits allow.
+    /// The next plan finds the others again. (If they were planned one by one, the last would find
+    /// the empty stores holding the shard already, and copies would have to move on later.)
     pub(super) fn rebuild(&mut self) {
-        if self.cluster.hold {
+        if self.input.hold {
             return;
         }
         let mut loads = self.loads.clone();
         loads.retain(|&store, _| self.is_ready(store));
         let mut vacancies = Vec::new();
-        for shard in self.cluster.shards.iter().filter(|shard| shard.free) {
-            let config = shard.config;
-            if let Some(instead) = self.vacancy(config)
-                && !self.changed.contains(&config.shard())
-                && let kept = self.kept(config)
-                && let Some(store) = self.emptiest(&loads, config, &kept)
+        for shard in self.input.shards.iter().filter(|shard| shard.free) {
+            let record = shard.record;
+            if let Some(instead) = self.vacancy(record)
+                && !self.changed.contains(&record.shard())
+                && let kept = self.kept(record)
+                && let Some(store) = self.emptiest(&loads, record, &kept)
             {
                 *loads.entry(store).or_default() += 1;
-                vacancies.push(Vacancy { config, kept, instead, store });
+                vacancies.push(Vacancy { record, kept, instead, store });
             }
         }
         while let Some(steps) = balance::path(&loads, |from, to| {
@@ -71,10 +72,10 @@ impl Plan<'_> {
                 *loads.entry(step.to).or_default() += 1;
             }
         }
-        for Vacancy { config, instead, store, .. } in vacancies {
+        for Vacancy { record, instead, store, .. } in vacancies {
             if self.may_come(store) {
-                let shard = config.shard();
-                self.extend(Some(Change::Recruit { shard, store, instead }));
+                let shard = record.shard();
+                self.extend(Some(PlannedChange::Recruit { shard, store, instead }));
             }
         }
     }
@@ -83,10 +84,10 @@ impl Plan<'_> {
     fn emptiest(
         &self,
         loads: &BTreeMap<StoreId, usize>,
-        config: &ShardConfig,
+        record: &ShardRecord,
         kept: &[StoreId],
     ) -> Option<StoreId> {
-        let free = loads.iter().filter(|(store, _)| !wants(config, **store));
+        let free = loads.iter().filter(|(store, _)| !wants(record, **store));
         let cost = |(store, load): &(&StoreId, &usize)| {
             let capacity = self.stores.get(store).map_or(0, |store| store.capacity);
             let near = near_to(&self.stores, **store, kept, None);
@@ -96,7 +97,7 @@ impl Plan<'_> {
     }
 }
 
-/// The store has a copy, or a place.
-pub(super) fn wants(config: &ShardConfig, store: StoreId) -> bool {
-    holds(config, store) || config.target.contains(&store)
+/// Returns whether the store has a copy of the shard, or a place in its target.
+pub(super) fn wants(record: &ShardRecord, store: StoreId) -> bool {
+    holds(record, store) || record.target.contains(&store)
 }

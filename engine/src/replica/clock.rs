@@ -1,38 +1,41 @@
-//! A shard's own time, which counts how long clients' tokens serve: moved by its primary with each
-//! entry, and judged by every replica from the log alone.
+//! A shard's own time, by which the age of clients' tokens is measured: moved by its primary with
+//! each entry, and judged by every replica from the log alone.
 //!
-//! No single wall clock is trusted with it. The primary takes the *lower median* of the clocks of all
-//! members of M, which come with their heartbeats: among three a clock in 1970 or in 2099 is outvoted,
-//! and of two the earlier one counts, since a shard whose time is ahead refuses requests as too old,
-//! while one whose time is behind only keeps records for longer. As long as the clock of a member is
-//! not known, time passes as it does on the monotonic clock. So does the time of a new shard, which
-//! begins at 0.
+//! No single wall clock determines it. The primary takes the *lower median* of the clocks of all
+//! members of M, which come with their heartbeats: among three a clock in 1970 or in 2099 is
+//! outvoted, and of two the earlier one counts, since a shard whose time is ahead refuses requests
+//! as too old, while one whose time is behind only keeps records for longer. As long as the clock
+//! of a member is not known, time passes as it does on the monotonic clock. So does the time of a
+//! new shard, which begins at 0.
 //!
 //! ```text
-//!   behind by more than `leap_ms`   at once, in one leap: no record ages by it (`Buckets::pass`)
-//!   behind by less                  9/8 of the time that passes, until it is there
-//!   ahead                           half of the time that passes: it never stands still, or records
-//!                                   would stay for ever
+//!   behind by more than `leap_ms`   at once, in one leap: no record ages by it
+//!                                   (`Buckets::advance_time`)
+//!   behind by less                  9/8 of the time that passes, until it has caught up
+//!   ahead                           half of the time that passes: it never stands still, or
+//!                                   records would stay for ever
 //! ```
 //!
-//! What a newcomer gets wrong: a leap must be recognised at apply, where nothing but the log is known.
-//! It is, by its size; so a slew must stay below it.
+//! A leap must be recognised at apply, where only the log is known. It is recognised by its size,
+//! so a slew must stay below that size.
 
 use crate::ids::{Now, TimeMs};
 
-/// What a primary remembers between two entries.
+/// The clock of a primary: what it keeps between two entries.
 #[derive(Clone, Debug)]
 pub struct ShardClock {
-    /// When shard time last moved.
+    /// The moment at which shard time last moved.
     moved: Now,
 }
 
 impl ShardClock {
+    /// A clock that begins now.
     pub fn new(now: Now) -> Self {
         Self { moved: now }
     }
 
-    /// The time of the next entry. `wall`: what the members' clocks say, if all are known.
+    /// The time of the next entry. `wall`: the agreed time of the members' clocks, if all are
+    /// known.
     pub fn next(
         &mut self,
         previous: TimeMs,
@@ -53,7 +56,7 @@ impl ShardClock {
     }
 }
 
-/// What these clocks say together.
+/// The time that these clocks agree on: their lower median. `None` without clocks.
 pub fn agreed(mut clocks: Vec<TimeMs>) -> Option<TimeMs> {
     clocks.sort();
     clocks.get(clocks.len().checked_sub(1)? / 2).copied()
@@ -74,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn it_follows_what_the_clocks_say_at_nine_eighths_of_real_time_at_most() {
+    fn it_follows_the_clocks_at_nine_eighths_of_real_time_at_most() {
         check(1_000, Some(1_080), 80, 1_080);
         check(1_000, Some(1_090), 80, 1_090);
         check(1_000, Some(9_000), 80, 1_090);
@@ -99,7 +102,7 @@ mod tests {
         check(1_000, None, 80, 1_080);
     }
 
-    /// What is too short for a step is not lost.
+    /// Time that is too short for a step is not lost.
     #[test]
     fn short_times_add_up() {
         let mut clock = ShardClock::new(Now(0));

@@ -1,6 +1,5 @@
 //! The part of a replica's log that is in memory: everything above what is applied, and as much
-//! below as the memory limit allows. What lies further below is read from disk when a follower
-//! needs it.
+//! below as the memory limit permits. Older entries are read from disk when a follower needs them.
 //!
 //! Invariants:
 //!   - entries are contiguous, each follows the one before, the first follows `base`;
@@ -14,89 +13,101 @@ use crate::ids::{Epoch, Seq};
 use crate::memory;
 use crate::ops;
 
-/// Entries that a log has room for however few it holds, so that it does not allocate for each.
+/// The number of entries that a log has room for, however few it holds, so that it does not
+/// allocate for each.
 const ROOM_MIN: usize = 8;
 
 /// An entry in memory.
 #[derive(Clone, Debug)]
-pub struct Held {
+pub struct CachedEntry {
+    /// The entry.
     pub entry: Entry,
-    /// What it needs before it can be applied; none once it is.
-    pub work: Option<Box<Work>>,
-    /// Bytes of all entries that this log has ever taken, up to and with this one.
+    /// The state of what the entry needs before it is applied; `None` once it is applied.
+    pub work: Option<Box<ApplyWork>>,
+    /// The bytes of all entries that this log has ever accepted, up to and with this one.
     end: u64,
 }
 
-/// What is to be known of an entry before it can be applied.
+/// The state of what an entry needs before it can be applied.
 #[derive(Clone, Debug)]
-pub struct Work {
+pub struct ApplyWork {
+    /// The entry's operations.
     pub decoded: Decoded,
+    /// The state of the load.
     pub loading: Loading,
 }
 
-/// How far the loading of an entry's counters has come.
+/// The state of loading an entry's counters and records.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Loading {
-    /// Needs nothing, or has not been asked for.
+    /// The entry needs nothing, or its load was not requested yet.
     NotAsked,
+    /// The load was requested.
     Asked {
+        /// The number of the load.
         load: u64,
-        /// The number of ingests when it was asked for.
-        snapshot: u64,
+        /// The number of ingests when it was requested.
+        ingests: u64,
     },
+    /// The load is complete.
     Ready {
+        /// The rows.
         loaded: Loaded,
-        snapshot: u64,
+        /// The number of ingests when it was requested. After a later one the rows are stale.
+        ingests: u64,
     },
 }
 
-/// What entries take of memory.
+/// The bytes of memory that entries take.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct LogBytes {
-    /// Of entries that are applied, and kept for followers that lag.
+    /// The bytes of entries that are applied, and kept for followers that lag.
     pub kept: usize,
-    /// Of entries that are not applied, with all that applying them needs …
+    /// The bytes of entries that are not applied, with everything that applying them needs.
     pub pending: usize,
-    /// … and those of them that are committed and durable: only this node's own work holds them up.
+    /// The part of `pending` that is committed and durable: only this node's own work delays it.
     pub ready: usize,
 }
 
+/// The log of one replica, as far as it is in memory.
 #[derive(Clone, Debug)]
 pub struct ReplicaLog {
     /// The position before the first entry in memory.
     base: Position,
-    entries: VecDeque<Held>,
+    entries: VecDeque<CachedEntry>,
     kept_bytes: usize,
     pending_bytes: usize,
-    /// [`Held::end`] of the last entry applied, and of the last one taken.
+    /// [`CachedEntry::end`] of the last entry applied, and of the last one taken.
     applied_end: u64,
     end: u64,
     durable: Seq,
-    /// First seq of each epoch from `base` on (the base itself stands for what lies below),
+    /// The first seq of each epoch from `base` on (the base itself stands for what lies below),
     /// ascending.
     epochs: Vec<(Epoch, Seq)>,
 }
 
-impl Held {
-    /// What it takes once it is applied.
+impl CachedEntry {
+    /// The bytes that it takes once it is applied.
     fn kept_bytes(&self) -> usize {
         let content = match &self.entry.body {
             Body::Ops(batch) => memory::of_bytes(batch.payload.len()),
-            Body::Collect { l, .. } => memory::allocated(size_of_val(l.as_slice())),
+            Body::ExpireSessions { survivors, .. } => {
+                memory::allocated(size_of_val(survivors.as_slice()))
+            }
             Body::Unknown { bytes, .. } => memory::of_bytes(bytes.len()),
-            Body::Barrier | Body::Expire { .. } | Body::Split { .. } => 0,
+            Body::Barrier | Body::ExpireTokens { .. } | Body::Split { .. } => 0,
         };
-        // A queue that grows by doubling has room for another one beside each.
+        // A queue that grows by doubling has room for another entry beside each.
         2 * size_of::<Self>() + content
     }
 
-    /// What it takes now.
+    /// The bytes that it takes now.
     fn bytes(&self) -> usize {
         self.kept_bytes() + self.work.as_ref().map_or(0, |work| work.bytes(&self.entry))
     }
 }
 
-impl Work {
+impl ApplyWork {
     fn bytes(&self, entry: &Entry) -> usize {
         let decoded = match (&self.decoded, &entry.body) {
             (Decoded::Ops(ops), Body::Ops(batch)) => {
@@ -128,12 +139,14 @@ impl ReplicaLog {
         }
     }
 
+    /// The position before the first entry in memory.
     pub fn base(&self) -> Position {
         self.base
     }
 
+    /// The position of the last entry.
     pub fn last(&self) -> Position {
-        self.entries.back().map_or(self.base, |held| held.entry.position())
+        self.entries.back().map_or(self.base, |cached| cached.entry.position())
     }
 
     /// The last seq that has been fsynced.
@@ -141,11 +154,11 @@ impl ReplicaLog {
         self.durable
     }
 
-    /// What the entries take. `ready`: those up to this one are committed, and nothing but their turn
-    /// keeps them from being applied.
+    /// The bytes that the entries take. `ready`: the entries up to this one are committed, and may
+    /// be applied as soon as it is their turn.
     pub fn bytes(&self, ready: Option<Seq>) -> LogBytes {
         let ready_end = ready.and_then(|ready| self.get(ready.min(self.durable)));
-        let ready = ready_end.map_or(0, |held| held.end.saturating_sub(self.applied_end));
+        let ready = ready_end.map_or(0, |cached| cached.end.saturating_sub(self.applied_end));
         LogBytes {
             kept: self.kept_bytes,
             pending: self.pending_bytes,
@@ -153,80 +166,83 @@ impl ReplicaLog {
         }
     }
 
-    /// The same, by looking at every entry: what [`ReplicaLog::bytes`] must come to.
+    /// Like [`ReplicaLog::bytes`], recounted by looking at every entry: both must agree.
     pub fn walked_bytes(&self) -> usize {
-        self.entries.iter().map(Held::bytes).sum()
+        self.entries.iter().map(CachedEntry::bytes).sum()
     }
 
-    /// The entry has been applied: what that needed is no longer held.
+    /// Notes that the entry has been applied, and releases what that needed.
     pub fn on_applied(&mut self, seq: Seq) {
-        let Some(held) = self.get_mut(seq) else { return };
-        let (pending, end) = (held.bytes(), held.end);
-        held.work = None;
-        let kept = held.kept_bytes();
+        let Some(cached) = self.get_mut(seq) else { return };
+        let (pending, end) = (cached.bytes(), cached.end);
+        cached.work = None;
+        let kept = cached.kept_bytes();
         self.pending_bytes -= pending;
         self.kept_bytes += kept;
         self.applied_end = end;
     }
 
+    /// Appends an entry, which must follow the last one.
     pub fn append(&mut self, entry: Entry, decoded: Decoded) {
         if self.epoch_at(entry.seq.prev()) != Some(entry.epoch) {
             self.epochs.push((entry.epoch, entry.seq));
         }
-        let work = Some(Box::new(Work { decoded, loading: Loading::NotAsked }));
-        let mut held = Held { entry, work, end: 0 };
-        self.pending_bytes += held.bytes();
-        self.end += held.bytes() as u64;
-        held.end = self.end;
-        self.entries.push_back(held);
+        let work = Some(Box::new(ApplyWork { decoded, loading: Loading::NotAsked }));
+        let mut cached = CachedEntry { entry, work, end: 0 };
+        self.pending_bytes += cached.bytes();
+        self.end += cached.bytes() as u64;
+        cached.end = self.end;
+        self.entries.push_back(cached);
     }
 
-    /// Notes how far the loading of an entry has come.
+    /// Sets the state of an entry's load.
     pub fn set_loading(&mut self, seq: Seq, loading: Loading) {
-        let Some(held) = self.get_mut(seq) else { return };
-        let before = held.bytes();
-        if let Some(work) = &mut held.work {
+        let Some(cached) = self.get_mut(seq) else { return };
+        let before = cached.bytes();
+        if let Some(work) = &mut cached.work {
             work.loading = loading;
         }
-        let after = held.bytes();
+        let after = cached.bytes();
         self.pending_bytes = self.pending_bytes - before + after;
     }
 
     /// Drops every entry above `after`; none of them is applied.
     pub fn truncate(&mut self, after: Seq) {
-        while let Some(held) = self.entries.pop_back_if(|held| held.entry.seq > after) {
-            self.pending_bytes -= held.bytes();
+        while let Some(cached) = self.entries.pop_back_if(|cached| cached.entry.seq > after) {
+            self.pending_bytes -= cached.bytes();
         }
-        self.end = self.entries.back().map_or(self.applied_end, |held| held.end);
+        self.end = self.entries.back().map_or(self.applied_end, |cached| cached.end);
         self.durable = self.durable.min(after);
         self.epochs.retain(|&(_, first)| first <= after);
     }
 
-    /// The log is fsynced up to `seq`.
+    /// Notes that the log is fsynced up to `seq`.
     pub fn on_durable(&mut self, seq: Seq) {
         self.durable = self.durable.max(seq.min(self.last().seq));
     }
 
-    /// Forgets the oldest entries, all of them applied, up to `upto`, until `bytes` are free.
+    /// Removes the oldest entries from memory, all of them applied, up to `upto`, until `bytes` are
+    /// free.
     pub fn shrink(&mut self, upto: Seq, bytes: usize) {
         let enough = self.kept_bytes.saturating_sub(bytes);
         while self.kept_bytes > enough
-            && let Some(held) = self.entries.pop_front_if(|held| held.entry.seq <= upto)
+            && let Some(cached) = self.entries.pop_front_if(|cached| cached.entry.seq <= upto)
         {
-            self.kept_bytes -= held.kept_bytes();
-            self.base = held.entry.position();
+            self.kept_bytes -= cached.kept_bytes();
+            self.base = cached.entry.position();
         }
-        // A burst must not leave its room behind in a shard that is quiet afterwards.
+        // A burst must not leave its capacity behind in a shard that is quiet afterwards.
         if self.entries.len() < self.entries.capacity() / 4 {
             self.entries.shrink_to((2 * self.entries.len()).max(ROOM_MIN));
         }
     }
 
-    pub fn get(&self, seq: Seq) -> Option<&Held> {
+    /// The entry at `seq`, if it is in memory.
+    pub fn get(&self, seq: Seq) -> Option<&CachedEntry> {
         self.entries.get(self.index(seq)?)
     }
 
-    fn get_mut(&mut self, seq: Seq) -> Option<&mut Held> {
+    fn get_mut(&mut self, seq: Seq) -> Option<&mut CachedEntry> {
         let index = self.index(seq)?;
         self.entries.get_mut(index)
     }
@@ -236,19 +252,21 @@ impl ReplicaLog {
         usize::try_from(above_base).ok()
     }
 
-    /// Where the log stands at `seq`, if that is in memory.
+    /// The position at `seq`, if it is in memory.
     pub fn position(&self, seq: Seq) -> Option<Position> {
         if seq == self.base.seq {
             return Some(self.base);
         }
-        self.get(seq).map(|held| held.entry.position())
+        self.get(seq).map(|cached| cached.entry.position())
     }
 
+    /// The epoch of the entry at `seq`, if it is in memory.
     pub fn epoch_at(&self, seq: Seq) -> Option<Epoch> {
         self.position(seq).map(|position| position.epoch)
     }
 
-    /// The last position of each epoch above `applied`, newest first: where a primary may join this log.
+    /// The last position of each epoch above `applied`, newest first: the positions at which a
+    /// primary may join this log.
     pub fn ends_above(&self, applied: Seq) -> Vec<Position> {
         let mut ends = Vec::new();
         let mut end = self.last().seq;
@@ -256,7 +274,7 @@ impl ReplicaLog {
             if end <= applied {
                 break;
             }
-            // What is not applied is in memory.
+            // Entries that are not applied are in memory.
             ends.extend(self.position(end));
             end = first.prev();
         }
@@ -269,17 +287,17 @@ impl ReplicaLog {
         Some(self.epochs.get(at + 1).map_or(self.last().seq, |&(_, first)| first.prev()))
     }
 
-    /// Entries from `from` on, up to `bytes_max` (at least one), if they are in memory.
+    /// The entries from `from` on, up to `bytes_max` (at least one), if they are in memory.
     pub fn slice(&self, from: Seq, bytes_max: usize) -> Vec<Entry> {
         let Some(index) = self.index(from) else { return Vec::new() };
         let mut bytes = 0;
         let mut entries = Vec::new();
-        for held in self.entries.range(index.min(self.entries.len())..) {
-            bytes += held.entry.size();
+        for cached in self.entries.range(index.min(self.entries.len())..) {
+            bytes += cached.entry.size();
             if bytes > bytes_max && !entries.is_empty() {
                 break;
             }
-            entries.push(held.entry.clone());
+            entries.push(cached.entry.clone());
         }
         entries
     }

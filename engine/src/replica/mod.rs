@@ -1,22 +1,22 @@
 //! One replica of one shard: its copy, its promise and its role.
 //!
 //! ```text
-//!            Config names this process            a higher epoch, or another primary
-//!   follower ────────────────────────▶ primary ────────────────────────────────────▶ follower
+//!   a record names this process as primary      a higher epoch, or another primary
+//!   follower ────────────────────────▶ primary ────────────────────────▶ follower
 //! ```
 //!
 //! A follower (member of the in-sync set or learner alike) obeys the primary of the highest epoch
-//! it has heard of: [`backup`]. A primary orders entries, counts acknowledgements and changes the
-//! in-sync set: [`primary`]. Where two logs part, [`reconcile`] finds it.
+//! that it knows: [`follower`]. A primary orders entries, counts acknowledgements and changes the
+//! in-sync set: [`primary`]. [`reconcile`] finds the position at which two logs diverge.
 //!
 //! Invariants:
-//!   - `promised` never goes down, not even when the copy goes;
+//!   - `promised` never goes down, not even when the copy is deleted;
 //!   - `applied ≤ commit`, and applied entries are fsynced here;
 //!   - nothing at or below `applied` is ever truncated;
 //!   - a process begins as primary at most once per epoch.
 
-pub mod backup;
 pub mod clock;
+pub mod follower;
 pub mod log;
 pub mod primary;
 pub mod reconcile;
@@ -28,49 +28,59 @@ use crate::apply::{self, ShardState};
 use crate::entry::{Body, Entry, Position};
 use crate::ids::{CopyNo, Epoch, Seq, ShardId, Slots};
 use crate::message::DigestPoint;
-use crate::node::turn::Turn;
-use crate::node::{RecoveredReplica, ReplicaView, Sizes};
+use crate::node::group_commit::TurnContext;
+use crate::node::{NodeSizes, RecoveredReplica, ReplicaView};
 use crate::planted::Planted;
-use crate::store::log::Record;
+use crate::store::log::LogRecord;
 use log::{LogBytes, ReplicaLog};
 use primary::Primary;
 use trust::Trust;
 
 /// One store's part in one shard. It exists, with its promise, for as long as the store does; the
-/// copy may come and go.
+/// copy may be deleted and made again.
 #[derive(Clone, Debug)]
 pub struct Replica {
+    /// The shard.
     pub shard: ShardId,
+    /// The shard's slots.
     pub slots: Slots,
     /// The number of the present copy, or of the last one.
     pub copy: CopyNo,
-    /// Whether there is a copy, and how good it is.
+    /// The quality of the copy, and whether there is one.
     pub trust: Trust,
+    /// The highest epoch that the store has promised: lower ones are refused.
     pub promised: Epoch,
     /// The highest epoch that this process has begun as primary.
     pub begun: Epoch,
+    /// The part of the log that is in memory.
     pub log: ReplicaLog,
+    /// The applied state.
     pub state: ShardState,
     /// The highest seq known to be committed.
     pub commit: Seq,
     /// The last seq that messages of the promised epoch have shown to be in the primary's log.
     pub matched: Seq,
-    /// Applied and in the state on disk.
+    /// The last position that is applied and in the state on disk.
     pub flushed: Position,
-    /// The state on disk has a record of this copy, so that there is something to send.
+    /// The state on disk has a record of this copy, so that there is a snapshot to send.
     pub recorded: bool,
-    /// What `flushed` amounts to.
+    /// The digest at `flushed`.
     pub flushed_point: DigestPoint,
-    /// Digests at every [`Sizes::digest_every`]th seq and at barriers, newest last.
+    /// Digests at every [`NodeSizes::digest_every`]th seq and at barriers, newest last.
     pub points: VecDeque<DigestPoint>,
-    /// The first read of etcd that asks whether this copy is to go, and began after all that was taken from a primary.
-    pub leaving: Option<u64>,
-    pub role: Role,
+    /// The first read of etcd that may decide about deleting this copy: it began after everything
+    /// that was accepted from a primary.
+    pub removal_read: Option<u64>,
+    /// The role: follower, or primary of the shard.
+    pub role: ReplicaRole,
 }
 
+/// The role of a replica.
 #[derive(Clone, Debug)]
-pub enum Role {
+pub enum ReplicaRole {
+    /// The replica obeys the primary of the epoch that it has promised.
     Follower,
+    /// The replica leads the shard.
     Primary(Box<Primary>),
 }
 
@@ -92,17 +102,17 @@ impl Replica {
             recorded: false,
             flushed_point: DigestPoint { shard, ..DigestPoint::default() },
             points: VecDeque::new(),
-            leaving: None,
-            role: Role::Follower,
+            removal_read: None,
+            role: ReplicaRole::Follower,
         }
     }
 
-    /// What recovery found. All of it was rewritten and fsynced by then.
+    /// A replica as recovery found it. All of it was rewritten and fsynced by then.
     pub fn recover(found: RecoveredReplica, planted: Option<Planted>) -> Self {
         let mut replica = Self::empty(found.shard, found.slots);
         replica.copy = found.copy;
-        // Recovery makes up for a promise that was not written by the epoch of the last entry. The bug is to
-        // keep promises in memory only, so it takes that away too.
+        // Recovery derives a promise that was not written from the epoch of the last entry. The bug
+        // is to keep promises in memory only, so it removes that too.
         if !Planted::SkipPromiseFsync.is_in(planted) {
             replica.promised = found.promised;
         }
@@ -131,12 +141,12 @@ impl Replica {
         self.flushed_point = self.digest();
     }
 
-    /// Takes an entry into memory. One that a newer build wrote stops the shard.
+    /// Adds an entry to the log in memory. One that a newer build wrote stops the shard.
     fn hold(&mut self, entry: Entry) {
         let decoded = match apply::decode(&entry) {
             Ok(decoded) => decoded,
             Err(unknown) => {
-                self.trust.not_understood(unknown.0);
+                self.trust.mark_unreadable(unknown.0);
                 apply::Decoded::NoOps
             }
         };
@@ -144,52 +154,52 @@ impl Replica {
     }
 
     /// Writes an entry to the log.
-    pub fn append(&mut self, turn: &mut Turn<'_>, entry: Entry) {
-        turn.write(Record::Append { shard: self.shard, entry: entry.clone() });
+    pub fn append(&mut self, turn: &mut TurnContext<'_>, entry: Entry) {
+        turn.write(LogRecord::Append { shard: self.shard, entry: entry.clone() });
         self.hold(entry);
     }
 
-    fn truncate(&mut self, turn: &mut Turn<'_>, after: Seq) {
+    fn truncate(&mut self, turn: &mut TurnContext<'_>, after: Seq) {
         assert!(after >= self.state.applied.seq, "applied entries are never truncated");
-        turn.write(Record::Truncate { shard: self.shard, after });
+        turn.write(LogRecord::Truncate { shard: self.shard, after });
         self.log.truncate(after);
         self.matched = self.matched.min(after);
     }
 
-    /// Obeys no epoch below this one from now on. What follows waits for the fsync that holds it:
-    /// acknowledgements speak of a group, and this record comes before them in it.
-    pub fn promise(&mut self, turn: &mut Turn<'_>, epoch: Epoch) {
+    /// Promises to obey no epoch below this one from now on. Messages that depend on it wait for
+    /// its fsync: acknowledgements are sent per group, and this record comes before them in it.
+    pub fn promise(&mut self, turn: &mut TurnContext<'_>, epoch: Epoch) {
         assert!(epoch > self.promised, "promises only rise");
         self.promised = epoch;
         self.matched = Seq(0);
-        self.role = Role::Follower;
+        self.role = ReplicaRole::Follower;
         if !turn.planted(Planted::SkipPromiseFsync) {
-            turn.write(Record::Promise { shard: self.shard, epoch });
+            turn.write(LogRecord::Promise { shard: self.shard, epoch });
         }
         if turn.planted(Planted::TruncateToCommitHint) && self.log.last().seq > self.commit {
             self.truncate(turn, self.commit.max(self.state.applied.seq));
         }
     }
 
-    /// Makes an empty copy. `fit`: the shard is new, so empty is all there is to hold.
-    pub fn create(&mut self, turn: &mut Turn<'_>, slots: Slots, fit: bool) {
+    /// Makes an empty copy. `fit`: the shard is new, so an empty copy is complete.
+    pub fn create(&mut self, turn: &mut TurnContext<'_>, slots: Slots, fit: bool) {
         let clean = self.trust == Trust::Absent { clean: true };
-        assert!(clean, "a copy is made where there is none, and nothing of a former one");
+        assert!(clean, "a copy is made only where there is no copy and no row of a former one");
         self.slots = slots;
         self.begin_copy(turn, ShardState { slots, ..ShardState::default() });
         self.trust = if fit { Trust::Good } else { Trust::Filling };
     }
 
-    /// Goes on with an installed snapshot in place of what was here.
-    pub fn install(&mut self, turn: &mut Turn<'_>, state: ShardState) {
+    /// Continues with an installed snapshot in place of the old copy.
+    pub fn install(&mut self, turn: &mut TurnContext<'_>, state: ShardState) {
         self.begin_copy(turn, state);
     }
 
-    fn begin_copy(&mut self, turn: &mut Turn<'_>, state: ShardState) {
+    fn begin_copy(&mut self, turn: &mut TurnContext<'_>, state: ShardState) {
         self.copy = CopyNo(self.copy.0 + 1);
         self.trust = Trust::Good;
-        self.leaving = None;
-        turn.write(Record::Copy {
+        self.removal_read = None;
+        turn.write(LogRecord::Copy {
             shard: self.shard,
             slots: self.slots,
             copy: self.copy,
@@ -198,34 +208,37 @@ impl Replica {
         self.begin_content(state);
     }
 
-    /// The copy is wrong: it takes and tells nothing more, also not after a restart, until it is made anew.
-    pub fn stop(&mut self, turn: &mut Turn<'_>, why: &'static str) {
-        turn.write(Record::Suspect { shard: self.shard, copy: self.copy });
+    /// Marks the copy as wrong: until it is replaced it accepts and sends nothing more, also after
+    /// a restart.
+    pub fn stop(&mut self, turn: &mut TurnContext<'_>, why: &'static str) {
+        turn.write(LogRecord::Suspect { shard: self.shard, copy: self.copy });
         self.trust.stop(why);
     }
 
     /// Deletes the copy. Its number and the promise stay.
-    pub fn drop_copy(&mut self, turn: &mut Turn<'_>) {
-        turn.write(Record::Drop { shard: self.shard, copy: self.copy });
+    pub fn drop_copy(&mut self, turn: &mut TurnContext<'_>) {
+        turn.write(LogRecord::Drop { shard: self.shard, copy: self.copy });
         self.trust = Trust::Absent { clean: false };
         if turn.planted(Planted::DropForgetsPromise) {
             self.promised = Epoch(0);
         }
         self.begin_content(ShardState { slots: self.slots, ..ShardState::default() });
-        self.role = Role::Follower;
+        self.role = ReplicaRole::Follower;
     }
 
+    /// The state of the primary, if this replica leads.
     pub fn primary(&self) -> Option<&Primary> {
         match &self.role {
-            Role::Primary(primary) => Some(primary),
-            Role::Follower => None,
+            ReplicaRole::Primary(primary) => Some(primary),
+            ReplicaRole::Follower => None,
         }
     }
 
+    /// The state of the primary, to be changed, if this replica leads.
     pub fn primary_mut(&mut self) -> Option<&mut Primary> {
         match &mut self.role {
-            Role::Primary(primary) => Some(primary),
-            Role::Follower => None,
+            ReplicaRole::Primary(primary) => Some(primary),
+            ReplicaRole::Follower => None,
         }
     }
 
@@ -236,24 +249,25 @@ impl Replica {
         (self.trust.is_working() && ready).then_some(next)
     }
 
-    /// The log is fsynced up to `seq`.
+    /// Notes that the log is fsynced up to `seq`.
     pub fn on_durable(&mut self, seq: Seq) {
         self.log.on_durable(seq);
-        // All that earlier epochs committed is below the barrier of this one, which is its first entry; what this one
-        // commits waits for every member. That the barrier is committed may not be heard before the primary dies.
+        // Everything that earlier epochs committed is below the barrier of this one, which is its
+        // first entry; commits of this epoch wait for every member. The commit of the barrier may
+        // never arrive here, if the primary dies before it is announced.
         let holds_barrier = self.log.epoch_at(self.log.durable()) == Some(self.promised);
         if holds_barrier && self.primary().is_none() {
-            self.trust.fill();
+            self.trust.mark_filled();
         }
     }
 
-    /// The entry at `seq` has been applied.
-    pub fn on_applied(&mut self, seq: Seq, sizes: &Sizes) {
+    /// Notes that the entry at `seq` has been applied.
+    pub fn on_applied(&mut self, seq: Seq, sizes: &NodeSizes) {
         self.log.on_applied(seq);
         let is_barrier = |body: &Body| matches!(body, Body::Barrier);
         let barrier = self.log.get(seq).is_some_and(|held| is_barrier(&held.entry.body));
         if barrier {
-            self.trust.fill();
+            self.trust.mark_filled();
         }
         if barrier || seq.0.is_multiple_of(sizes.digest_every) {
             if self.points.len() >= sizes.points_max {
@@ -263,18 +277,18 @@ impl Replica {
         }
     }
 
-    /// What its log takes of memory.
+    /// The bytes of memory that the log takes.
     pub fn log_bytes(&self) -> LogBytes {
         let applies = self.trust.is_working();
         self.log.bytes(applies.then_some(self.commit))
     }
 
-    /// What the state amounts to now.
+    /// The digest of the state now.
     pub fn digest(&self) -> DigestPoint {
         self.state.digest()
     }
 
-    /// For status and for the simulator's oracles.
+    /// A view of the replica, for the status page and the simulator's checkers.
     pub fn view(&self) -> ReplicaView<'_> {
         ReplicaView {
             shard: self.shard,
@@ -292,13 +306,13 @@ impl Replica {
         }
     }
 
-    /// What holds at the end of every event.
+    /// Asserts what must be true at the end of every event.
     pub fn check_invariants(&self) {
         let applied = self.state.applied.seq;
         assert!(applied <= self.commit, "applied is committed");
         assert!(applied <= self.log.durable(), "applied is fsynced here");
-        assert!(self.log.base().seq <= applied, "what is not applied is in memory");
-        assert!(self.log.durable() <= self.log.last().seq, "durable is written");
+        assert!(self.log.base().seq <= applied, "entries that are not applied are in memory");
+        assert!(self.log.durable() <= self.log.last().seq, "durable entries are written");
         if let Some(primary) = self.primary() {
             assert!(primary.epoch == self.promised, "a primary leads in the epoch it promised");
         }

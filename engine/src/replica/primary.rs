@@ -1,116 +1,137 @@
-//! What a primary knows: its epoch, the in-sync set as far as it is settled, and each follower.
+//! The state of a primary: its epoch, the in-sync set as far as it is settled, and each follower.
 //!
-//! The in-sync set stands in etcd, and a compare-and-set whose answer was lost may still take
-//! effect. So a primary counts *M*, the maximal set: the `isr` of the newest record of its epoch
-//! that it has read, plus every addition it has proposed against that version. A member leaves M
-//! only by reading a record with a higher version (DESIGN §6, rules 1 to 6).
+//! The in-sync set is in etcd, and a compare-and-set whose answer was lost may still take effect.
+//! So a primary counts *M*, the maximal set: the `isr` of the newest record of its epoch that it
+//! has read, plus every addition that it has proposed against that version. A member leaves M only
+//! when the primary reads a record with a higher version.
 //!
 //! ```text
 //!   propose +C ──▶ M = {A,B,C} ──▶ answer lost ──▶ M = {A,B,C} ──▶ read version 8 ──▶ M = isr of 8
 //! ```
 //!
-//! Acknowledging with {A,B} after the lost answer would be wrong: the addition may have happened,
-//! C may be promoted, and C lacks what only A and B hold.
+//! Acknowledging with {A,B} after the lost answer would be wrong: the addition may have happened, C
+//! may be promoted, and C lacks what only A and B hold.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::config::ShardConfig;
 use crate::entry::Position;
 use crate::ids::{Boot, Conn, CopyNo, Epoch, Now, Seq, StoreId, Version};
 use crate::message::DigestPoint;
-use crate::node::audit::Votes;
-use crate::node::standing::Progress;
+use crate::node::audit::DigestVotes;
+use crate::node::replica_health::CommitProgress;
 use crate::planted::Planted;
 use crate::replica::clock::ShardClock;
+use crate::shard_record::ShardRecord;
 
+/// The state of a shard's primary.
 #[derive(Clone, Debug)]
 pub struct Primary {
+    /// The epoch that it leads.
     pub epoch: Epoch,
     /// The first entry of this epoch. Once it is committed the primary serves.
     pub barrier: Seq,
+    /// The barrier is committed: the primary serves.
     pub active: bool,
-    /// The newest record of this epoch that was read, and its mod_revision.
-    pub record: ShardConfig,
+    /// The newest record of this epoch that was read.
+    pub record: ShardRecord,
+    /// The mod_revision of `record` in etcd.
     pub mod_revision: u64,
     /// Everything proposed against `record` so far.
-    pub proposals: Vec<Proposal>,
+    pub proposals: Vec<InSyncProposal>,
     /// No other proposal before this moment: one is under way, or one has just failed.
     pub propose_after: Now,
+    /// The members of M other than this store, and the learners.
     pub followers: BTreeMap<StoreId, Follower>,
-    /// Who is to be answered once the entry at this seq is applied: connection and message.
+    /// The batch to answer once the entry at this seq is applied: connection and message.
     pub waiting: BTreeMap<Seq, (Conn, u64)>,
+    /// The moment at which the epoch began here.
     pub began: Now,
-    /// Writes are refused and gateways told so.
+    /// Writes are refused, and gateways are notified of that.
     pub frozen: bool,
-    pub progress: Progress,
-    /// A learner that the commit waits for although nothing is proposed, and since when: one that is
-    /// always a moment late would never be seen with all that is committed.
+    /// The progress of the commit.
+    pub progress: CommitProgress,
+    /// A learner that the commit waits for although nothing is proposed, and since when: a learner
+    /// that is always a moment behind would never be seen with everything that is committed.
     pub joining: Option<(StoreId, Now)>,
-    /// No learner is waited for before.
+    /// No learner is waited for before this moment.
     pub join_after: Now,
-    /// Ordering stopped at the coordinator's wish, until this moment.
+    /// Ordering stopped at the coordinator's request, until this moment.
     pub stepping_down: Option<Now>,
-    /// What followers have told of their state, until it is judged.
-    pub votes: Votes,
-    /// Followers that differ from this node, and from what: its own copy is being scrubbed to know who is wrong.
+    /// The digests that followers have reported, until they are compared.
+    pub votes: DigestVotes,
+    /// Followers whose digest differs, and the digest of this node: it scrubs its own copy to
+    /// determine which of the two is wrong.
     pub disputed: Vec<(StoreId, DigestPoint)>,
-    /// What moves the shard's time.
+    /// The clock that moves the shard's time.
     pub clock: ShardClock,
     /// The last entry that drops old idempotency records.
     pub expiry: Seq,
 }
 
-/// A change of the in-sync set, asked of etcd.
+/// A change of the in-sync set that was proposed to etcd.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Proposal {
+pub struct InSyncProposal {
+    /// The number of the proposal, for its answer.
     pub id: u64,
+    /// The version that the change was made from.
     pub base: Version,
-    pub config: ShardConfig,
-    /// The answer has not come yet. Afterwards the record is read until its version has moved.
+    /// The record to be written.
+    pub record: ShardRecord,
+    /// The answer has not come yet. Afterwards the record is read until its version has changed.
     pub pending: bool,
 }
 
-/// What the primary knows of one follower.
+/// The state of one follower, as its primary knows it.
 #[derive(Clone, Debug)]
 pub struct Follower {
-    /// Whose acknowledgements count: the process and the copy it shook hands with.
+    /// The boot whose acknowledgements count: the process that the connection was made to.
     pub boot: Boot,
+    /// The copy whose acknowledgements count.
     pub copy: CopyNo,
     /// The highest seq that this copy has acknowledged in this epoch.
     pub acked: Seq,
-    /// It has acknowledged the slice that opened its feed: the copy is what this node believes.
+    /// The follower has acknowledged the slice that opened its feed: its copy is the one that this
+    /// node assumes.
     pub proven: bool,
-    /// What is sent next follows this position. Up to where this primary's log reaches back in memory it is one of that
-    /// log; below, it may be what the follower has told, to be compared with what is read from the disk.
+    /// The position that the next entries follow. As far as this primary's log in memory reaches it
+    /// is a position of that log; below, it may be one that the follower reported, to be compared
+    /// with what is read from the disk.
     pub sent: Position,
+    /// The state of its feed.
     pub feed: Feed,
-    /// It lacked what it had acknowledged: out of the in-sync set, and filled anew.
-    pub short: bool,
-    /// Where its log was last tried to be joined to this one.
+    /// The follower lacked entries that it had acknowledged: it is out of the in-sync set and gets
+    /// a snapshot.
+    pub lost_acked_data: bool,
+    /// The seq at which this node last tried to join the follower's log to its own.
     pub tried: Option<Seq>,
-    /// Of the whole copy for which it had no room, while its feed is full.
+    /// The bytes of the snapshot for which it had no room, while its feed is full.
     pub copy_bytes: u64,
 }
 
+/// The state of a follower's feed: what the primary sends to it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Feed {
     /// No connection, or it has no copy yet.
     Cut,
-    /// It refused for want of space, and is tried again with each heartbeat, or once there is room for the whole copy that
-    /// it refused. What it acknowledges meanwhile was on its way.
+    /// The follower refused for lack of space. It is tried again with each heartbeat, or once there
+    /// is room for the snapshot that it refused. Acknowledgements that arrive meanwhile were in
+    /// flight.
     Full,
-    /// Entries are sent as they come. `opening`: the next slice is sent even without entries, and
-    /// ends the skipping.
+    /// Entries are sent as they are ordered.
     Streaming {
+        /// The next slice is sent even without entries, and ends the skipping.
         opening: bool,
     },
-    /// Older entries are read from the log on disk. `opening`: as above.
+    /// Older entries are read from the log on disk.
     FromLog {
+        /// As in [`Feed::Streaming`].
         opening: bool,
     },
-    /// It needs a whole copy.
+    /// The follower needs a snapshot.
     NeedsSnapshot,
+    /// A snapshot is being sent.
     Snapshot {
+        /// The number of the transfer.
         transfer: u64,
     },
 }
@@ -124,20 +145,21 @@ impl Follower {
             proven: false,
             sent: Position::default(),
             feed: Feed::Cut,
-            short: false,
+            lost_acked_data: false,
             tried: None,
             copy_bytes: 0,
         }
     }
 
-    /// It is connected and gets entries.
+    /// Returns whether the follower is connected and gets entries.
     pub fn is_fed(&self) -> bool {
         matches!(self.feed, Feed::Streaming { .. } | Feed::FromLog { .. })
     }
 }
 
 impl Primary {
-    pub fn new(record: ShardConfig, mod_revision: u64, barrier: Seq, now: Now) -> Self {
+    /// A primary that begins the epoch of `record`, with its barrier at this seq.
+    pub fn new(record: ShardRecord, mod_revision: u64, barrier: Seq, now: Now) -> Self {
         let mut primary = Self {
             epoch: record.epoch,
             barrier,
@@ -150,11 +172,11 @@ impl Primary {
             waiting: BTreeMap::new(),
             began: now,
             frozen: false,
-            progress: Progress::new(now),
+            progress: CommitProgress::new(now),
             joining: None,
             join_after: now,
             stepping_down: None,
-            votes: Votes::new(),
+            votes: DigestVotes::new(),
             disputed: Vec::new(),
             clock: ShardClock::new(now),
             expiry: Seq(0),
@@ -163,32 +185,34 @@ impl Primary {
         primary
     }
 
-    /// *M*: whose fsync every commit waits for.
+    /// *M*: the stores whose fsync every commit waits for.
     pub fn members(&self, planted: Option<Planted>) -> BTreeSet<StoreId> {
         let mut members: BTreeSet<_> = self.record.isr.iter().copied().collect();
         if Planted::ForgetUnsettledAddition.is_in(planted) {
             return members;
         }
         for proposal in &self.proposals {
-            members.extend(&proposal.config.isr);
+            members.extend(&proposal.record.isr);
         }
         members.extend(self.joining.map(|(store, _)| store));
         if Planted::CountUnsettledRemoval.is_in(planted)
             && let Some(newest) = self.proposals.last()
         {
-            members.retain(|member| newest.config.isr.contains(member));
+            members.retain(|member| newest.record.isr.contains(member));
         }
         members
     }
 
-    /// Too few members are settled for a commit. An addition that is unsettled, or that the commit waits for only for a
-    /// moment, makes no difference: until etcd has it, it can't be promoted, so what it holds protects nothing.
+    /// Returns whether too few members are settled for a commit. An addition that is unsettled, or
+    /// that the commit waits for only for a moment, does not count: until etcd has it, it can't be
+    /// promoted, so its copy protects nothing.
     pub fn is_below_floor(&self, min_in_sync: usize) -> bool {
         self.record.isr.len() < min_in_sync
     }
 
-    /// The highest seq that is durable on all of M, if the record names enough members to commit at all. Below
-    /// the barrier nothing is committed by this primary, whoever has acknowledged it.
+    /// The highest seq that is durable on all of M, if the record names enough members to commit at
+    /// all. Below the barrier nothing is committed by this primary, whichever members have
+    /// acknowledged it.
     pub fn committable(
         &self,
         me: StoreId,
@@ -213,16 +237,16 @@ impl Primary {
         (seq >= self.barrier || Planted::CommitBelowBarrier.is_in(planted)).then_some(seq)
     }
 
-    /// Reads a record of this epoch with a higher version: it settles all that was proposed
-    /// against the older one, since their compare can no longer succeed.
+    /// Adopts a record of this epoch with a higher version: it settles everything that was proposed
+    /// against the older one, since the compare of those proposals can no longer succeed.
     ///
-    /// Returns the followers of whom nothing is known: those that are new, and all learners if a record
-    /// was passed over. While a store is neither member nor learner it may delete its copy, and make
-    /// another when it is named again, with its acknowledgements of the old one standing here or
-    /// on their way. Only what is sent from now on proves what it has (simulator, seeds 1610 and 6715).
-    pub fn read_record(
+    /// Returns the followers of which nothing is known: new ones, and all learners if a record was
+    /// passed over. While a store is neither member nor learner it may delete its copy, and make
+    /// another one when it is named again, while acknowledgements of the old copy are still counted
+    /// here or in flight. Only acknowledgements of what is sent from now on prove what it has.
+    pub fn adopt_record(
         &mut self,
-        record: ShardConfig,
+        record: ShardRecord,
         mod_revision: u64,
         now: Now,
     ) -> Vec<StoreId> {
@@ -261,9 +285,10 @@ impl Primary {
         }
     }
 
-    /// A learner that may be added: its feed is proven, and its copy has acknowledged, in this epoch, all that is
-    /// committed and the barrier. The commit alone would not do: below the barrier the primary
-    /// does not know yet what its predecessors have committed.
+    /// Returns whether a learner may be added: its feed is proven, and its copy has acknowledged,
+    /// in this epoch, everything that is committed and the barrier. The commit alone would not be
+    /// enough: below the barrier the primary does not know yet what its predecessors have
+    /// committed.
     pub fn is_caught_up(&self, store: StoreId, commit: Seq, planted: Option<Planted>) -> bool {
         let mut needed = commit.max(self.barrier);
         if Planted::LearnerAtCommitHint.is_in(planted) {
@@ -272,20 +297,21 @@ impl Primary {
         let feeds = |feed: &Feed| matches!(feed, Feed::Streaming { opening: false });
         self.followers.get(&store).is_some_and(|follower| {
             let proven = follower.proven && feeds(&follower.feed);
-            follower.acked >= needed && proven && !follower.short
+            follower.acked >= needed && proven && !follower.lost_acked_data
         })
     }
 
-    /// What followers may be told of this commit: until its barrier is committed a primary announces none.
+    /// The commit to announce to followers: none until the barrier is committed.
     pub fn announced(&self, commit: Seq) -> Seq {
         if self.active { commit } else { Seq(0) }
     }
 
-    /// A proposal is under way or its outcome unknown.
+    /// Returns whether a proposal is in flight or its outcome is unknown.
     pub fn is_unsettled(&self) -> bool {
         !self.proposals.is_empty()
     }
 
+    /// Returns whether a proposal is in flight.
     pub fn is_pending(&self) -> bool {
         self.proposals.iter().any(|proposal| proposal.pending)
     }
@@ -302,13 +328,13 @@ mod tests {
 
     /// A leads epoch 5 with {A, B} in sync and C learning; its barrier is at 10.
     fn primary() -> Primary {
-        let record = ShardConfig {
+        let record = ShardRecord {
             epoch: Epoch(5),
             version: Version(7),
             primary: StoreBoot { store: A, boot: Boot(1) },
             isr: vec![A, B],
             learners: vec![C],
-            ..ShardConfig::default()
+            ..ShardRecord::default()
         };
         Primary::new(record, 70, Seq(10), Now(0))
     }
@@ -343,9 +369,9 @@ mod tests {
     }
 
     fn propose(primary: &mut Primary, add: &[StoreId], remove: &[StoreId]) {
-        let config = primary.record.changed(add, remove, &[], 1);
+        let record = primary.record.changed(add, remove, &[], 1);
         let base = primary.record.version;
-        primary.proposals.push(Proposal { id: 1, base, config, pending: false });
+        primary.proposals.push(InSyncProposal { id: 1, base, record, pending: false });
         primary.match_followers();
     }
 
@@ -360,49 +386,51 @@ mod tests {
         check(&primary, 12, Some(10));
     }
 
-    /// Between versions 7 and 9 the learner may have been none, and its copy deleted; between 7 and 8 there was no time.
+    /// Between versions 7 and 9 the learner may have been removed, and its copy deleted; between 7
+    /// and 8 there was no time for that.
     #[test]
     fn of_learners_nothing_is_known_once_a_record_was_passed_over() {
         let mut primary = primary();
         ack(&mut primary, B, 12);
         ack(&mut primary, C, 12);
-        let next = |primary: &Primary, by| ShardConfig {
+        let next = |primary: &Primary, by| ShardRecord {
             version: Version(primary.record.version.0 + by),
             ..primary.record.clone()
         };
         let record = next(&primary, 1);
-        assert_eq!(primary.read_record(record, 80, Now(1)), []);
+        assert_eq!(primary.adopt_record(record, 80, Now(1)), []);
         assert!(primary.is_caught_up(C, Seq(12), None));
         let record = next(&primary, 2);
-        assert_eq!(primary.read_record(record, 90, Now(2)), [C]);
+        assert_eq!(primary.adopt_record(record, 90, Now(2)), [C]);
         assert!(!primary.is_caught_up(C, Seq(12), None));
         assert_eq!(primary.followers[&C].feed, Feed::Cut);
         check(&primary, 12, Some(12));
-        // Gone and named again, with nothing passed over.
-        let record = ShardConfig { learners: vec![], ..next(&primary, 1) };
-        assert_eq!(primary.read_record(record, 91, Now(3)), []);
-        let record = ShardConfig { learners: vec![C], ..next(&primary, 1) };
-        assert_eq!(primary.read_record(record, 92, Now(4)), [C]);
+        // The learner is removed and named again, with nothing passed over.
+        let record = ShardRecord { learners: vec![], ..next(&primary, 1) };
+        assert_eq!(primary.adopt_record(record, 91, Now(3)), []);
+        let record = ShardRecord { learners: vec![C], ..next(&primary, 1) };
+        assert_eq!(primary.adopt_record(record, 92, Now(4)), [C]);
     }
 
-    /// Floor of two: A alone, or with one that is no member yet, commits nothing.
+    /// With `min_in_sync` of two, A alone, or with a store that is not yet a member, commits
+    /// nothing.
     #[test]
     fn an_addition_counts_for_the_floor_once_it_is_settled() {
         let mut primary = primary();
-        let record = ShardConfig {
+        let record = ShardRecord {
             version: Version(8),
             isr: vec![A],
             learners: vec![B, C],
             ..primary.record.clone()
         };
-        primary.read_record(record, 80, Now(0));
+        primary.adopt_record(record, 80, Now(0));
         ack(&mut primary, B, 12);
         primary.joining = Some((B, Now(0)));
         check(&primary, 12, None);
         propose(&mut primary, &[B], &[]);
         check(&primary, 12, None);
         let next = primary.record.changed(&[B], &[], &[], 2);
-        primary.read_record(next, 90, Now(0));
+        primary.adopt_record(next, 90, Now(0));
         check(&primary, 12, Some(12));
     }
 
@@ -421,7 +449,7 @@ mod tests {
         let mut primary = primary();
         propose(&mut primary, &[C], &[]);
         let read = primary.record.changed(&[], &[], &[], 2);
-        primary.read_record(read, 80, Now(5));
+        primary.adopt_record(read, 80, Now(5));
         assert_eq!(primary.members(None), BTreeSet::from([A, B]));
         assert!(!primary.is_unsettled());
     }

@@ -1,24 +1,25 @@
-//! Where a primary's log and a follower's part.
+//! The last position at which a primary's log and a follower's agree.
 //!
-//! Within one epoch there is one primary, and its log only grows: two logs that hold entries of
-//! the same epoch agree up to the end of the shorter one. So the point is, in the newest epoch
-//! that both hold, the lower of the two ends. Both histories are needed: with only one, a fast
-//! double failover hides a divergence (KIP-279). The follower then checks the chain at that point;
-//! should it differ all the same, what it has applied is the last resort, as applied entries are
-//! committed and every later primary holds them.
+//! Within one epoch there is one primary, and its log only grows: two logs that contain entries of
+//! the same epoch agree up to the end of the shorter one. So the position is, in the newest epoch
+//! that both contain, the lower of the two ends. The epochs of both logs are needed: with those of
+//! one only, a fast double failover hides a divergence (Kafka's KIP-279). The follower then checks
+//! the chain at that position; should it differ all the same, the position that the follower has
+//! applied is used, since applied entries are committed and every later primary has them.
 
 use crate::entry::Position;
 use crate::replica::log::ReplicaLog;
 
 /// The last position at which both logs agree, judged by epochs. `ends` are the follower's, newest
-/// first, down to what it has applied. Below what `own` has in memory it is as the follower tells
-/// it, and what follows is compared with it when it is read from the disk.
+/// first, down to what it has applied. Below what `own` has in memory the result is the position
+/// that the follower reported; the entries that follow it are compared when they are read from the
+/// disk.
 pub fn join_point(own: &ReplicaLog, ends: &[Position], applied: Position) -> Position {
     for end in ends {
         if let Some(own_end) = own.end_of(end.epoch) {
             let seq = end.seq.min(own_end).max(applied.seq);
-            let told = (seq == end.seq).then_some(*end);
-            return own.position(seq).or(told).unwrap_or(applied);
+            let reported = (seq == end.seq).then_some(*end);
+            return own.position(seq).or(reported).unwrap_or(applied);
         }
     }
     own.position(applied.seq).unwrap_or(applied)
@@ -48,7 +49,8 @@ mod tests {
         let mut primary = log(primary);
         let joined = join_point(&primary, &ends, applied);
         assert_eq!(Some(joined), primary.position(Seq(want)));
-        // With nothing of it in memory: at an end of the follower's, or else at what it has applied.
+        // With no part of the primary's log in memory: the point is at an end of the follower's
+        // log, or at the position that it has applied.
         let last = primary.last().seq;
         (1..=last.0).for_each(|seq| primary.on_applied(Seq(seq)));
         primary.shrink(last, usize::MAX);
@@ -67,7 +69,7 @@ mod tests {
         check(&[1, 1, 3], &[1, 1, 2, 2], 1, 2);
     }
 
-    /// The follower never heard of epoch 2, the primary never of 3: the point lies in 1.
+    /// The follower has no entry of epoch 2, the primary none of 3: the point lies in 1.
     #[test]
     fn double_failover() {
         check(&[1, 2, 2, 4], &[1, 1, 3], 0, 1);

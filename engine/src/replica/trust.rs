@@ -1,44 +1,50 @@
-//! Is a copy to be trusted? One answer; from it follows whether the copy takes entries, whether it may
-//! be promoted, and what is said of it.
+//! The trust in a copy. One value decides whether the copy accepts entries, whether it may be
+//! promoted, and what is reported about it.
 //!
 //! ```text
 //!   Absent ──▶ Filling ──▶ Good ──▶ Wrong ──▶ Replacing ──▶ Good
 //!      └──────(new shard)───▲         └─(named primary: there is no better one)─▶ Filling
 //! ```
 
-/// What a store has of a shard, and how good it is.
+/// The quality of a store's copy of a shard.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Trust {
-    /// There is no copy. `clean`: nor does the state hold rows of a former one.
+    /// There is no copy.
     Absent {
+        /// The state on disk has no rows of a former copy either.
         clean: bool,
     },
-    /// It takes entries and may lack some: it was made empty at an epoch above 1, or it is damaged and
-    /// its store was named primary all the same. Good once it holds what it was to hold: a barrier of
-    /// the epoch that it follows, or one that was committed.
+    /// The copy accepts entries and may lack some: it was made empty at an epoch above 1, or it is
+    /// damaged and its store was named primary all the same. It becomes good once it is complete:
+    /// when it has a barrier of the epoch that it follows, or one that was committed.
     Filling,
+    /// The copy is complete.
     Good,
-    /// Damaged: nothing more is taken, applied or told until it is made anew.
+    /// The copy is damaged, for this reason: it accepts, applies and sends nothing more until it is
+    /// replaced.
     Wrong(&'static str),
-    /// Not damaged, but an entry of a newer build is in its log: nothing more is taken or applied.
+    /// The copy is not damaged, but an entry of a newer build is in its log: it accepts and applies
+    /// nothing more.
     Unknown(&'static str),
-    /// A staged copy is about to take its place. `wrong`: what was the matter with it, if anything.
+    /// A staged snapshot is about to replace the copy.
     Replacing {
+        /// The reason why the old copy is stopped, if it is.
         wrong: Option<&'static str>,
     },
 }
 
 impl Trust {
+    /// Returns whether there is a copy.
     pub fn exists(self) -> bool {
         !matches!(self, Self::Absent { .. })
     }
 
-    /// It takes entries, and they are applied.
+    /// Returns whether the copy accepts entries and applies them.
     pub fn is_working(self) -> bool {
         matches!(self, Self::Filling | Self::Good)
     }
 
-    /// Why it takes nothing more, until it is made anew.
+    /// The reason why the copy accepts nothing more until it is replaced, if so.
     pub fn stopped(self) -> Option<&'static str> {
         match self {
             Self::Wrong(why) | Self::Unknown(why) => Some(why),
@@ -47,12 +53,12 @@ impl Trust {
         }
     }
 
-    /// It may lack what it was to hold, or hold something else.
+    /// Returns whether the copy may lack data, or contain wrong data.
     pub fn is_unfit(self) -> bool {
         matches!(self, Self::Filling | Self::Wrong(_) | Self::Replacing { .. })
     }
 
-    /// Something is the matter with it. A copy that is being replaced still is.
+    /// Marks the copy as damaged. A copy that is being replaced stays so.
     pub(super) fn stop(&mut self, why: &'static str) {
         *self = match *self {
             Self::Replacing { .. } => Self::Replacing { wrong: Some(why) },
@@ -60,34 +66,35 @@ impl Trust {
         };
     }
 
-    /// An entry cannot be read by this build.
-    pub(super) fn not_understood(&mut self, why: &'static str) {
+    /// Notes that this build can't read an entry.
+    pub(super) fn mark_unreadable(&mut self, why: &'static str) {
         if self.is_working() {
             *self = Self::Unknown(why);
         }
     }
 
-    /// A staged copy will take its place.
+    /// Notes that a staged snapshot will replace the copy.
     pub fn replace(&mut self) {
         *self = Self::Replacing { wrong: self.stopped() };
     }
 
-    /// It is named primary: the best there is, and so it works.
-    pub fn name(&mut self) {
+    /// Notes that the store is named primary: there is no better copy, so a damaged one works
+    /// again.
+    pub fn on_named_primary(&mut self) {
         if matches!(self, Self::Wrong(_)) {
             *self = Self::Filling;
         }
     }
 
-    /// It holds what it was to hold.
-    pub(super) fn fill(&mut self) {
+    /// Notes that the copy is complete.
+    pub(super) fn mark_filled(&mut self) {
         if *self == Self::Filling {
             *self = Self::Good;
         }
     }
 
-    /// The rows of a former copy are gone.
-    pub fn clean(&mut self) {
+    /// Notes that the rows of a former copy are removed.
+    pub fn mark_clean(&mut self) {
         if !self.exists() {
             *self = Self::Absent { clean: true };
         }

@@ -1,4 +1,5 @@
-//! Rows of the state: keys, values, merges and the shard record. Final: they are on disk.
+//! The rows of the state: keys, values, merges and the shard record. The formats are final, since
+//! they are on disk.
 //!
 //! ```text
 //!   1 | slot(2) | namespace 0 key   a counter
@@ -8,9 +9,9 @@
 //!
 //! Integers in keys are big-endian, so a shard is three contiguous ranges. A counter's row is a
 //! *value* or an *operand* (a delta to be merged); they carry different tags, so neither is ever
-//! taken for the other. Merging is total: it never panics, and bytes that it does not understand
-//! are told as [`Malformed`], never folded into a number. The driver turns that into a failed merge,
-//! which RocksDB reports as corruption to whoever reads the row, which ends the process.
+//! taken for the other. Merging is total: it never panics, and bytes that it can't read are
+//! reported as [`Malformed`], never folded into a number. The driver turns that into a failed
+//! merge, which RocksDB reports as corruption to the reader of the row, which ends the process.
 //!
 //! A counter of 0 needs no row: an absent one reads as 0. But only an *absolute* 0 may become a
 //! delete; a *delta* of 0 changes nothing and is left out.
@@ -25,11 +26,11 @@ use crate::batch::{put_revision, put_session, revision, session};
 use crate::codec::{Malformed, Reader, put_bytes, put_varint, put_varint_i128};
 use crate::digest;
 use crate::entry::Position;
-use crate::idempotency::{Bucket, Buckets, Leap, Record, RecordId, TokenOutcome};
-use crate::ids::{Bseq, Chain, CopyNo, Epoch, Seq, ShardId, Slot, Slots, TimeMs};
+use crate::idempotency::{Bucket, Buckets, Leap, RecordId, TokenOutcome, TokenRecord};
+use crate::ids::{BatchSeq, Chain, CopyNo, Epoch, Seq, ShardId, Slot, Slots, TimeMs};
 use crate::key::CounterKey;
-use crate::sessions::{BatchResult, Collection, Row, Sessions};
-use crate::store::table::{Cell, Frozen};
+use crate::sessions::{BatchResult, SessionExpiry, SessionRow, SessionTable};
+use crate::store::table::{Cell, SealedTable};
 
 const KIND_COUNTER: u8 = 1;
 const KIND_IDEMPOTENCY: u8 = 2;
@@ -45,7 +46,7 @@ const IDEMPOTENCY_FORMAT: u8 = 1;
 
 // ---- keys
 
-/// Key of a counter's row. `name` is `namespace ‖ 0 ‖ key`.
+/// The key of a counter's row. `name` is `namespace ‖ 0 ‖ key`.
 pub fn counter_key(slot: Slot, name: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(3 + name.len());
     out.push(KIND_COUNTER);
@@ -54,7 +55,8 @@ pub fn counter_key(slot: Slot, name: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Key of an idempotency record: the slot of the counter, or of a batch part its shard's first.
+/// The key of an idempotency record: the slot of the counter, or for a part of a batch the first
+/// slot of its shard.
 pub fn idempotency_key(slot: Slot, hash: u128) -> Vec<u8> {
     let mut out = vec![KIND_IDEMPOTENCY];
     out.extend_from_slice(&slot.0.to_be_bytes());
@@ -62,23 +64,36 @@ pub fn idempotency_key(slot: Slot, hash: u128) -> Vec<u8> {
     out
 }
 
-/// Key of a shard's record.
+/// The key of a shard's record.
 pub fn shard_key(shard: ShardId) -> Vec<u8> {
     let mut out = vec![KIND_SHARD];
     out.extend_from_slice(&shard.0.to_be_bytes());
     out
 }
 
-/// What a key of the state names.
+/// A decoded key of the state.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum RowKey {
-    Counter { slot: Slot, counter: CounterKey },
-    Idempotency { slot: Slot, hash: u128 },
+    /// A counter.
+    Counter {
+        /// The counter's slot.
+        slot: Slot,
+        /// The counter's name.
+        counter: CounterKey,
+    },
+    /// An idempotency record.
+    Idempotency {
+        /// The slot in [`RecordId`].
+        slot: Slot,
+        /// The hash in [`RecordId`].
+        hash: u128,
+    },
+    /// A shard's record.
     Shard(ShardId),
 }
 
 impl RowKey {
-    /// Reads a key, checked to the last byte: also that a counter lies at its own slot.
+    /// Decodes a key, checked to the last byte; a counter must lie at its own slot.
     pub fn decode(key: &[u8]) -> Result<Self, Malformed> {
         let mut from = Reader::new(Bytes::copy_from_slice(key));
         let kind = from.u8("row kind")?;
@@ -108,11 +123,11 @@ impl RowKey {
     }
 }
 
-/// First key, and the first key that is no longer of it.
+/// A range of keys: the first key, and the first key after the range.
 pub type KeyRange = (Vec<u8>, Vec<u8>);
 
-/// Everything a shard owns: its counters, its idempotency records, its record. To iterate for a
-/// snapshot, or to delete by range.
+/// The ranges of a shard's rows: its counters, its idempotency records, its record. Used to iterate
+/// for a snapshot and to delete by range.
 pub fn ranges(slots: Slots) -> [KeyRange; 3] {
     [KIND_COUNTER, KIND_IDEMPOTENCY, KIND_SHARD].map(|kind| {
         let [lo, lo_low] = slots.lo.to_be_bytes();
@@ -130,12 +145,12 @@ pub fn ranges(slots: Slots) -> [KeyRange; 3] {
 
 // ---- counters
 
-/// A counter's row that stands for itself.
+/// A counter's row that is a value.
 pub fn counter_value(value: i128) -> Vec<u8> {
     number(TAG_VALUE, value)
 }
 
-/// A counter's row that is to be added to what lies below.
+/// A counter's row that is to be added to the rows below it.
 pub fn counter_operand(delta: i128) -> Vec<u8> {
     number(TAG_OPERAND, delta)
 }
@@ -147,7 +162,7 @@ fn number(tag: u8, number: i128) -> Vec<u8> {
     out
 }
 
-/// Reads a counter's value.
+/// Decodes a counter's value.
 pub fn decode_counter(bytes: &[u8]) -> Result<i128, Malformed> {
     decode_number(bytes, TAG_VALUE, "counter value")
 }
@@ -167,7 +182,7 @@ fn decode_number(bytes: &[u8], tag: u8, what: &'static str) -> Result<i128, Malf
     Ok(number)
 }
 
-/// What RocksDB's *full* merge gives: the value of `existing` (none is 0) and all operands on it.
+/// RocksDB's *full* merge: the value of `existing` (0 if absent) plus all operands.
 pub fn merge<'a>(
     existing: Option<&[u8]>,
     operands: impl IntoIterator<Item = &'a [u8]>,
@@ -176,7 +191,7 @@ pub fn merge<'a>(
     Ok(counter_value(fold(base, operands)?))
 }
 
-/// What RocksDB's *partial* merge gives: one operand in place of several, nothing known below.
+/// RocksDB's *partial* merge: one operand in place of several, with nothing known below.
 pub fn merge_operands<'a>(
     operands: impl IntoIterator<Item = &'a [u8]>,
 ) -> Result<Vec<u8>, Malformed> {
@@ -191,8 +206,8 @@ fn fold<'a>(base: i128, operands: impl IntoIterator<Item = &'a [u8]>) -> Result<
 
 // ---- idempotency records
 
-/// A row of kind 2: format · bucket · fingerprint · values as a byte string.
-pub fn encode_record(record: &Record) -> Vec<u8> {
+/// Encodes a row of kind 2: format · bucket · fingerprint · values as a byte string.
+pub fn encode_record(record: &TokenRecord) -> Vec<u8> {
     let mut out = vec![IDEMPOTENCY_FORMAT];
     put_varint(&mut out, record.bucket);
     out.extend_from_slice(&record.fingerprint.to_le_bytes());
@@ -202,7 +217,12 @@ pub fn encode_record(record: &Record) -> Vec<u8> {
     out
 }
 
-pub fn decode_record(bytes: &[u8]) -> Result<Record, Malformed> {
+/// Decodes a row of kind 2.
+///
+/// # Errors
+///
+/// [`Malformed`] names the field that can't be read.
+pub fn decode_record(bytes: &[u8]) -> Result<TokenRecord, Malformed> {
     let mut from = Reader::new(Bytes::copy_from_slice(bytes));
     if from.u8("idempotency format")? != IDEMPOTENCY_FORMAT {
         return Err(Malformed("idempotency format"));
@@ -215,23 +235,24 @@ pub fn decode_record(bytes: &[u8]) -> Result<Record, Malformed> {
     while !rest.is_empty() {
         values.push(rest.varint_i128("idempotency value")?);
     }
-    Ok(Record { bucket, fingerprint, values })
+    Ok(TokenRecord { bucket, fingerprint, values })
 }
 
-/// Where an idempotency record stands, and the bucket it is in, told from its row alone. None: it is another kind of row,
-/// or one that can't be read.
+/// The slot and the bucket of an idempotency record, from its row alone. `None` if the row is of
+/// another kind, or can't be read.
 pub fn bucket_of(key: &[u8], value: &[u8]) -> Option<(Slot, u64)> {
     let &[KIND_IDEMPOTENCY, high, low, ..] = key else { return None };
-    // No more than what is looked at: this is asked of each row that a compaction meets.
+    // The bytes that are needed are copied, and no others, since this runs for each row that a
+    // compaction meets.
     let mut from = Reader::new(Bytes::copy_from_slice(value.get(..11).unwrap_or(value)));
     let format = from.u8("idempotency format").ok()?;
     let bucket = from.varint("idempotency bucket").ok()?;
     (format == IDEMPOTENCY_FORMAT).then_some((Slot(u16::from_be_bytes([high, low])), bucket))
 }
 
-/// What a record adds to the digest of its bucket, and to its bytes. Whoever recomputes them from
-/// disk leaves out the rows whose bucket the shard record does not list: they do not exist.
-pub fn record_share(id: RecordId, record: &Record) -> (u128, u64) {
+/// The share of a record in the digest of its bucket, and its bytes. A recount from disk must leave
+/// out the rows whose bucket the shard record does not list, since those records do not exist.
+pub fn record_share(id: RecordId, record: &TokenRecord) -> (u128, u64) {
     let mut row = idempotency_key(id.slot, id.hash);
     row.extend(encode_record(record));
     (xxh3_128(&row), row.len() as u64)
@@ -239,7 +260,7 @@ pub fn record_share(id: RecordId, record: &Record) -> (u128, u64) {
 
 // ---- shard records
 
-/// A shard's record, for the copy of this number.
+/// Encodes a shard's record, for the copy of this number.
 pub fn encode_shard(copy: CopyNo, state: &ShardState) -> Vec<u8> {
     let mut out = vec![SHARD_FORMAT];
     put_varint(&mut out, copy.0);
@@ -251,6 +272,11 @@ pub fn encode_shard(copy: CopyNo, state: &ShardState) -> Vec<u8> {
     out
 }
 
+/// Decodes a shard's record and the number of its copy.
+///
+/// # Errors
+///
+/// [`Malformed`] names the field that can't be read.
 pub fn decode_shard(bytes: &[u8]) -> Result<(CopyNo, ShardState), Malformed> {
     let mut from = Reader::new(Bytes::copy_from_slice(bytes));
     if from.u8("shard format")? != SHARD_FORMAT {
@@ -292,14 +318,14 @@ pub(super) fn position(from: &mut Reader) -> Result<Position, Malformed> {
         chain: Chain(from.u64_le("position chain")?),
         time: TimeMs(from.varint("position time")?),
     };
-    // A position must have a next one: whoever asks for it is not to overflow.
+    // The next position of any position must not overflow.
     if position.seq.0 == u64::MAX { Err(Malformed("position seq")) } else { Ok(position) }
 }
 
-fn put_sessions(out: &mut Vec<u8>, sessions: &Sessions) {
-    put_revision(out, sessions.collection.r);
-    put_varint(out, sessions.collection.l.len() as u64);
-    for &id in &sessions.collection.l {
+fn put_sessions(out: &mut Vec<u8>, sessions: &SessionTable) {
+    put_revision(out, sessions.expiry.up_to);
+    put_varint(out, sessions.expiry.survivors.len() as u64);
+    for &id in &sessions.expiry.survivors {
         put_session(out, id);
     }
     put_varint(out, sessions.rows.len() as u64);
@@ -308,17 +334,17 @@ fn put_sessions(out: &mut Vec<u8>, sessions: &Sessions) {
         put_varint(out, row.last.0);
         put_varint(out, row.answered_below.0);
         put_varint(out, row.results.len() as u64);
-        for (&bseq, result) in &row.results {
-            put_varint(out, bseq.0);
+        for (&batch_seq, result) in &row.results {
+            put_varint(out, batch_seq.0);
             put_result(out, result);
         }
     }
 }
 
-fn sessions(from: &mut Reader) -> Result<Sessions, Malformed> {
-    let r = revision(from)?;
+fn sessions(from: &mut Reader) -> Result<SessionTable, Malformed> {
+    let up_to = revision(from)?;
     let count = from.count("collected sessions")?;
-    let l = (0..count).map(|_| session(from)).collect::<Result<_, _>>()?;
+    let survivors = (0..count).map(|_| session(from)).collect::<Result<_, _>>()?;
     let count = from.count("session rows")?;
     let rows = (0..count)
         .map(|_| Ok((session(from)?, row(from)?)))
@@ -326,17 +352,17 @@ fn sessions(from: &mut Reader) -> Result<Sessions, Malformed> {
     if rows.len() != count {
         return Err(Malformed("session rows"));
     }
-    Ok(Sessions { collection: Collection { r, l }, rows })
+    Ok(SessionTable { expiry: SessionExpiry { up_to, survivors }, rows })
 }
 
-fn row(from: &mut Reader) -> Result<Row, Malformed> {
-    let last = Bseq(from.varint("row last")?);
-    let answered_below = Bseq(from.varint("row answered below")?);
+fn row(from: &mut Reader) -> Result<SessionRow, Malformed> {
+    let last = BatchSeq(from.varint("row last")?);
+    let answered_below = BatchSeq(from.varint("row answered below")?);
     let count = from.count("row results")?;
     let results = (0..count)
-        .map(|_| Ok((Bseq(from.varint("result number")?), result(from)?)))
+        .map(|_| Ok((BatchSeq(from.varint("result number")?), result(from)?)))
         .collect::<Result<_, Malformed>>()?;
-    Ok(Row { last, answered_below, results })
+    Ok(SessionRow { last, answered_below, results })
 }
 
 fn put_buckets(out: &mut Vec<u8>, buckets: &Buckets) {
@@ -437,27 +463,31 @@ fn outcomes(from: &mut Reader) -> Result<Vec<TokenOutcome>, Malformed> {
 
 // ---- a flush
 
-/// One row of a flush's file.
+/// One row of a flush's file: how it changes the state.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Change {
+pub enum RowChange {
+    /// Replaces the row.
     Put(Vec<u8>),
+    /// Adds an operand to the row.
     Merge(Vec<u8>),
+    /// Removes the row.
     Delete,
 }
 
-/// The rows of one flush, in key order: what one sorted file holds. Counters and records of no given shard are
-/// left out: their copy was dropped while they lay in the table.
+/// The rows of one flush, in key order: the content of one sorted file. Counters and records of no
+/// given shard are left out, since their copy was dropped while they were in the table.
 pub fn rows<'a>(
-    frozen: &'a Frozen,
+    sealed: &'a SealedTable,
     shards: &'a [(CopyNo, ShardState)],
-) -> impl Iterator<Item = (Vec<u8>, Change)> + 'a {
+) -> impl Iterator<Item = (Vec<u8>, RowChange)> + 'a {
     let owner = |slot: Slot| shards.iter().find(|(_, state)| state.slots.contains(slot));
     let owned = move |slot: Slot| owner(slot).is_some();
     let mut known = None;
-    let counters = frozen
+    let counters = sealed
         .sorted()
         .filter(move |&(slot, _, _)| {
-            // Sorted by slot, so the answer for the slot before is nearly always the one asked for.
+            // The counters are sorted by slot, so the answer for the previous slot is nearly always
+            // the one that is needed.
             match known {
                 Some((asked, answer)) if asked == slot => answer,
                 _ => {
@@ -469,31 +499,35 @@ pub fn rows<'a>(
         })
         .filter_map(|(slot, name, cell)| Some((counter_key(slot, name), change(cell)?)));
     // A record whose bucket has been dropped since does not exist any more.
-    let exists = move |id: RecordId, record: &Record| {
+    let exists = move |id: RecordId, record: &TokenRecord| {
         owner(id.slot).is_some_and(|(_, state)| state.tokens.is_live(record.bucket))
     };
-    let tokens = frozen
+    let tokens = sealed
         .records()
         .filter(move |&(id, record)| exists(id, record))
-        .map(|(id, row)| (idempotency_key(id.slot, id.hash), Change::Put(encode_record(row))));
+        .map(|(id, row)| (idempotency_key(id.slot, id.hash), RowChange::Put(encode_record(row))));
     let mut records: Vec<_> = shards.iter().collect();
     records.sort_by_key(|(_, state)| state.slots.lo);
     let records = records.into_iter().map(|(copy, state)| {
-        (shard_key(state.slots.shard()), Change::Put(encode_shard(*copy, state)))
+        (shard_key(state.slots.shard()), RowChange::Put(encode_shard(*copy, state)))
     });
     counters.chain(tokens).chain(records)
 }
 
-fn change(cell: Cell) -> Option<Change> {
+fn change(cell: Cell) -> Option<RowChange> {
     match cell {
         Cell::Delta(0) => None,
-        Cell::Delta(delta) => Some(Change::Merge(counter_operand(delta))),
-        Cell::Absolute(0) => Some(Change::Delete),
-        Cell::Absolute(value) => Some(Change::Put(counter_value(value))),
+        Cell::Delta(delta) => Some(RowChange::Merge(counter_operand(delta))),
+        Cell::Absolute(0) => Some(RowChange::Delete),
+        Cell::Absolute(value) => Some(RowChange::Put(counter_value(value))),
     }
 }
 
 /// The digest of these counter rows (key, merged value), as the scrubber recomputes it from disk.
+///
+/// # Errors
+///
+/// [`Malformed`] if a row is not a counter's, or can't be read.
 pub fn scrub<'a>(rows: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Result<u128, Malformed> {
     rows.into_iter().try_fold(0u128, |sum, (key, value)| {
         let RowKey::Counter { counter, .. } = RowKey::decode(key)? else {
@@ -510,7 +544,7 @@ mod tests {
     use crate::ids::{Revision, SessionId};
     use crate::key;
     use crate::store::table::Table;
-    use crate::store::testing::Random;
+    use crate::store::testing::SplitMix64;
 
     #[track_caller]
     fn check_merge(existing: Option<i128>, operands: &[i128], want: i128) {
@@ -528,12 +562,13 @@ mod tests {
         check_merge(Some(i128::MAX), &[1], i128::MIN);
     }
 
-    /// However a compaction groups the operands, the value is the same.
+    /// The value is the same, however a compaction groups the operands.
     #[test]
     fn merging_is_associative() {
-        let mut random = Random::new(5);
+        let mut random = SplitMix64::new(5);
         for _ in 0..500 {
-            let number = |random: &mut Random| i128::from(random.next() as i64) << random.below(64);
+            let number =
+                |random: &mut SplitMix64| i128::from(random.next() as i64) << random.below(64);
             let base = counter_value(number(&mut random));
             let operands: Vec<_> = (0..5).map(|_| counter_operand(number(&mut random))).collect();
             let slices: Vec<_> = operands.iter().map(Vec::as_slice).collect();
@@ -562,7 +597,7 @@ mod tests {
         check_corrupt(Some(&[0x21, 2]), &[]);
     }
 
-    /// Golden: these bytes are in databases on disk.
+    /// Golden test: these bytes are in databases on disk.
     #[test]
     fn keys_and_counters_never_change() {
         assert_eq!(counter_key(Slot(0x0102), b"ns\0k"), *b"\x01\x01\x02ns\0k");
@@ -571,7 +606,7 @@ mod tests {
         assert_eq!(shard_key(ShardId(0xfffe)), [3, 0xff, 0xfe]);
         assert_eq!(counter_value(300), [1, 0xd8, 0x04]);
         assert_eq!(counter_operand(-1), [2, 1]);
-        let record = Record { bucket: 1, fingerprint: 2, values: vec![-1, 300] };
+        let record = TokenRecord { bucket: 1, fingerprint: 2, values: vec![-1, 300] };
         let want = [&[1, 1, 2][..], &[0; 7], &[3, 1, 0xd8, 0x04]].concat();
         assert_eq!(encode_record(&record), want);
         assert_eq!(decode_record(&want), Ok(record));
@@ -579,15 +614,15 @@ mod tests {
 
     fn full_state() -> ShardState {
         let session = |revision| SessionId(Revision { incarnation: 1, revision });
-        let row = |result| Row {
-            last: Bseq(4),
-            answered_below: Bseq(4),
-            results: [(Bseq(4), result)].into(),
+        let row = |result| SessionRow {
+            last: BatchSeq(4),
+            answered_below: BatchSeq(4),
+            results: [(BatchSeq(4), result)].into(),
         };
         let applied =
             Position { epoch: Epoch(2), seq: Seq(9), chain: Chain(0x0807), time: TimeMs(77) };
-        let collection =
-            Collection { r: Revision { incarnation: 1, revision: 8 }, l: [session(5)].into() };
+        let up_to = Revision { incarnation: 1, revision: 8 };
+        let expiry = SessionExpiry { up_to, survivors: [session(5)].into() };
         let rows = [
             (session(5), row(BatchResult::Applied { values: vec![-1, 300], tokens: vec![] })),
             (session(9), row(BatchResult::Malformed)),
@@ -596,12 +631,12 @@ mod tests {
             slots: Slots { lo: 16, hi: 31 },
             applied,
             counter_digest: 3,
-            sessions: Sessions { collection, rows: rows.into() },
+            sessions: SessionTable { expiry, rows: rows.into() },
             tokens: Buckets::default(),
         }
     }
 
-    /// Golden, field by field.
+    /// Golden test, field by field.
     #[test]
     fn the_shard_record_never_changes() {
         let want = [
@@ -609,7 +644,7 @@ mod tests {
             &[0, 16, 0, 31],                     // slots
             &[2, 9, 7, 8, 0, 0, 0, 0, 0, 0, 77], // applied
             &[3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-            &[1, 8, 1, 1, 5],                      // collection
+            &[1, 8, 1, 1, 5],                      // expiry
             &[2],                                  // rows
             &[1, 5, 4, 4, 1, 4, 0, 2, 1, 0xd8, 4], // a row, its values
             &[1, 9, 4, 4, 1, 4, 1],                // a row, malformed
@@ -620,7 +655,7 @@ mod tests {
         assert_eq!(decode_shard(&want), Ok((CopyNo(6), full_state())));
     }
 
-    /// Golden: with tokens there is more, and what was there before stays as it was.
+    /// Golden test: tokens add fields, and the fields before them stay as they were.
     #[test]
     fn buckets_and_outcomes_never_change() {
         let mut state = full_state();
@@ -630,7 +665,7 @@ mod tests {
         state.tokens = Buckets::new([(9, bucket)].into(), vec![leap]);
         let row = state.sessions.rows.values_mut().next().expect("there are two");
         let tokens = vec![TokenOutcome::Replayed, TokenOutcome::Quota];
-        row.results = [(Bseq(4), BatchResult::Applied { values: vec![1], tokens })].into();
+        row.results = [(BatchSeq(4), BatchResult::Applied { values: vec![1], tokens })].into();
         let encoded = encode_shard(CopyNo(6), &state);
         let tail = [
             &[1, 8, 3, 1, 9, 0xac, 2, 65, 4, 7][..],
@@ -645,11 +680,11 @@ mod tests {
         assert_eq!(decode_shard(&encoded), Ok((CopyNo(6), state)));
     }
 
-    /// Of a dropped bucket, or of a shard that is not here: not written.
+    /// Records of a dropped bucket, or of a shard that is not here, are not written.
     #[test]
     fn a_flush_writes_the_records_that_exist() {
         let mut table = Table::new();
-        let record = |bucket| Record { bucket, fingerprint: 0, values: vec![] };
+        let record = |bucket| TokenRecord { bucket, fingerprint: 0, values: vec![] };
         let id = |slot, hash| RecordId { slot: Slot(slot), hash };
         table.put_record(id(5, 2), record(1));
         table.put_record(id(5, 1), record(1));
@@ -657,15 +692,16 @@ mod tests {
         table.put_record(id(900, 4), record(1));
         table.add(b"ns\0k", key::hash(b"ns\0k"), 1);
         let mut state = ShardState { slots: Slots { lo: 0, hi: 99 }, ..ShardState::default() };
-        let settings = crate::idempotency::Settings::default();
-        let limits = crate::idempotency::Limits { settings, planted: None };
+        let settings = crate::idempotency::TokenSettings::default();
+        let limits = crate::idempotency::TokenLimits { settings, planted: None };
         state.tokens.add(&limits, b"ns", 1, (0, 40));
         let shards = [(CopyNo(1), state)];
-        let frozen = table.freeze();
-        let rows: Vec<_> = rows(&frozen, &shards).collect();
+        let sealed = table.seal();
+        let rows: Vec<_> = rows(&sealed, &shards).collect();
         assert!(rows.windows(2).all(|two| two[0].0 < two[1].0));
         let tokens: Vec<_> = rows.iter().filter(|(key, _)| key[0] == KIND_IDEMPOTENCY).collect();
-        let want = |hash| (idempotency_key(Slot(5), hash), Change::Put(encode_record(&record(1))));
+        let want =
+            |hash| (idempotency_key(Slot(5), hash), RowChange::Put(encode_record(&record(1))));
         assert_eq!(tokens, [&want(1), &want(2)]);
     }
 
@@ -731,23 +767,23 @@ mod tests {
         }
         let slots = Slots { lo: 0, hi: 0x7fff };
         let shards = [(CopyNo(1), ShardState { slots, ..ShardState::default() })];
-        let frozen = table.freeze();
-        let rows: Vec<_> = rows(&frozen, &shards).collect();
+        let sealed = table.seal();
+        let rows: Vec<_> = rows(&sealed, &shards).collect();
         assert!(rows.windows(2).all(|two| two[0].0 < two[1].0));
         let mut want = BTreeMap::new();
         for (n, name) in names.iter().enumerate() {
             let slot = key::slot_of(key::hash(name));
             let change = match n % 4 {
-                0 => Change::Merge(counter_operand(5)),
+                0 => RowChange::Merge(counter_operand(5)),
                 1 => continue,
-                2 => Change::Delete,
-                _ => Change::Put(counter_value(9)),
+                2 => RowChange::Delete,
+                _ => RowChange::Put(counter_value(9)),
             };
             if slots.contains(slot) {
                 want.insert(counter_key(slot, name), change);
             }
         }
-        want.insert(shard_key(ShardId(0)), Change::Put(encode_shard(CopyNo(1), &shards[0].1)));
+        want.insert(shard_key(ShardId(0)), RowChange::Put(encode_shard(CopyNo(1), &shards[0].1)));
         assert_eq!(rows, want.into_iter().collect::<Vec<_>>());
     }
 

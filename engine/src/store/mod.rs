@@ -1,4 +1,4 @@
-//! What is on disk: bytes in, bytes out, so that the simulator tears the real bytes.
+//! The formats on disk: bytes in, bytes out, so that the simulator tears the real bytes.
 //!
 //! Two things are on disk: the log ([`log`], append-only segment files) and the state ([`layout`],
 //! rows of one RocksDB column family, changed only by ingesting sorted files). Committed changes

@@ -1,20 +1,20 @@
-//! The recovery plan: what the state and the log, read together, say a store holds.
+//! The recovery plan: the content of a store according to its state and log together.
 //!
 //! The state has a shard record per copy (as of some applied entry); the log has what came after,
 //! the promises and the copy numbers. They were written at different moments, so they may disagree,
-//! and each disagreement means something:
+//! and each disagreement has a meaning:
 //!
 //! | copy number | meaning |
 //! |---|---|
 //! | state = log | replay the log above `applied` |
-//! | state > log | crash between installing a snapshot and the log's `Copy`: what the log holds is void |
+//! | state > log | crash between installing a snapshot and the log's `Copy`: the log is void |
 //! | state < log, copy began empty | the state's rows are of a former copy: to be removed |
 //! | state < log, copy began higher | the installed state is gone: damage |
-//! | log says dropped | the rows are to be removed |
+//! | log has a `Drop` | the rows are to be removed |
 //!
-//! Whatever happens to copies, a promise is never forgotten. A copy is *suspect* when its entries do
-//! not chain from `applied` to where the log says it reached, or when anything durable anywhere in
-//! the log is damaged.
+//! A promise is kept in every case. A copy is *suspect* when its entries do not chain from
+//! `applied` to the position that the log is known to have reached, or when anything durable
+//! anywhere in the log is damaged.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,75 +25,78 @@ use crate::node::{RecoveredContent, RecoveredReplica};
 use crate::store::log::index::Index;
 use crate::store::log::scan::{Damage, Group, Scanned};
 use crate::store::log::writer::Resume;
-use crate::store::log::{Held, Identity, Record, SmallState, Unreadable};
+use crate::store::log::{CopyExtent, Identity, LogRecord, ShardCheckpoint, Unreadable};
 
-/// Takes the groups of the log, in order.
+/// Builds the plan from the shard records of the state and the groups of the log, in order.
 #[derive(Debug, Default)]
 pub struct Recovery {
     state: BTreeMap<ShardId, (CopyNo, ShardState)>,
-    shards: BTreeMap<ShardId, Found>,
+    shards: BTreeMap<ShardId, ShardLog>,
     identity: Option<Identity>,
     index: Index,
     unreadable: Vec<Unreadable>,
 }
 
-/// What the log says of one shard so far.
+/// The log's content about one shard so far.
 #[derive(Debug, Default)]
-struct Found {
-    small: SmallState,
-    /// Of the present copy, above what the state has.
+struct ShardLog {
+    checkpoint: ShardCheckpoint,
+    /// Entries of the present copy, above what the state has.
     entries: BTreeMap<Seq, Entry>,
-    /// The log is not what an honest store writes, or part of it can't be read.
+    /// The log is not what a correct store writes, or part of it can't be read.
     contradicted: bool,
 }
 
-/// What a store holds, and what is wrong with it.
+/// The content of a store, and what is wrong with it.
 #[derive(Debug)]
-pub struct Plan {
+pub struct RecoveryPlan {
+    /// The replica of each shard that the store has taken part in.
     pub replicas: Vec<RecoveredReplica>,
-    /// None on a new disk. None *with* damage is a store that no longer knows who it is: it must
-    /// not start as a new one.
+    /// The store's identity. `None` on a new disk. `None` *with* damage means a store that has lost
+    /// its identity: it must not start as a new one.
     pub identity: Option<Identity>,
-    /// What the log writer goes on with.
+    /// The state from which the log encoder continues.
     pub resume: Resume,
     /// Rows of former copies that are still in the state: to be removed before anything else.
     pub stale_rows: Vec<Slots>,
+    /// The damage found in the log.
     pub damage: Vec<Damage>,
+    /// Records of the log that this build can't read.
     pub unreadable: Vec<Unreadable>,
 }
 
-impl Plan {
-    /// The store as a whole is suspect. A record that is intact and of one shard, and that this build can't read, stops
-    /// that shard's copy alone: a newer build wrote it.
+impl RecoveryPlan {
+    /// Returns whether the store as a whole is suspect. A record that is intact and of one shard,
+    /// and that this build can't read, stops that shard's copy alone, since a newer build wrote it.
     pub fn is_damaged(&self) -> bool {
         !self.damage.is_empty() || self.unreadable.iter().any(|one| one.shard.is_none())
     }
 
-    /// Shards of which a record can't be read.
+    /// The shards of which a record can't be read.
     pub fn stopped(&self) -> BTreeSet<ShardId> {
         self.unreadable.iter().filter_map(|one| one.shard).collect()
     }
 }
 
 impl Recovery {
-    /// `state`: the shard records found in it.
+    /// A recovery from the shard records that were found in the state.
     pub fn new(state: Vec<(CopyNo, ShardState)>) -> Self {
         let by_shard = |record: (CopyNo, ShardState)| (record.1.slots.shard(), record);
         Self { state: state.into_iter().map(by_shard).collect(), ..Self::default() }
     }
 
-    /// The log's index is made in blocks of this size.
+    /// Sets the block size of the log's index.
     pub fn with_block_bytes(self, block_bytes: usize) -> Self {
         Self { index: Index::new(block_bytes), ..self }
     }
 
-    /// Takes the next group.
+    /// Takes the next group of the log.
     pub fn group(&mut self, group: Group) {
         self.index.group(&group);
         self.unreadable.extend(group.unreadable);
         for record in group.records {
             match (record.shard(), record) {
-                (_, Record::Identity(identity)) => self.identity = Some(identity),
+                (_, LogRecord::Identity(identity)) => self.identity = Some(identity),
                 (Some(shard), record) => {
                     let state = self.state.get(&shard);
                     self.shards.entry(shard).or_default().record(state, record);
@@ -103,12 +106,12 @@ impl Recovery {
         }
     }
 
-    /// All groups were given.
-    pub fn finish(mut self, scanned: Scanned) -> Plan {
+    /// Returns the plan. All groups were given.
+    pub fn finish(mut self, scanned: Scanned) -> RecoveryPlan {
         let damaged =
             !scanned.damage.is_empty() || self.unreadable.iter().any(|one| one.shard.is_none());
         scanned.segments.iter().for_each(|&segment| self.index.segment(segment));
-        let mut plan = Plan {
+        let mut plan = RecoveryPlan {
             replicas: Vec::new(),
             identity: self.identity.clone(),
             resume: Resume {
@@ -124,11 +127,15 @@ impl Recovery {
             unreadable: self.unreadable,
         };
         for (&shard, (_, state)) in &self.state {
-            self.shards.entry(shard).or_insert_with(|| Found {
-                // Nobody writes rows of a shard without having promised: the log lost it.
+            self.shards.entry(shard).or_insert_with(|| ShardLog {
+                // No store writes rows of a shard without having promised, so the log has lost the
+                // promise.
                 contradicted: true,
-                small: SmallState { promised: state.applied.epoch, ..SmallState::default() },
-                ..Found::default()
+                checkpoint: ShardCheckpoint {
+                    promised: state.applied.epoch,
+                    ..ShardCheckpoint::default()
+                },
+                ..ShardLog::default()
             });
         }
         for (shard, mut found) in self.shards {
@@ -140,65 +147,72 @@ impl Recovery {
     }
 }
 
-impl Found {
-    fn record(&mut self, state: Option<&(CopyNo, ShardState)>, record: Record) {
-        let copy = self.small.copy;
-        // Entries without a copy: what began it is gone.
-        self.contradicted |= matches!(record, Record::Append { .. }) && self.small.held.is_none();
-        self.small.observe(&record);
+impl ShardLog {
+    fn record(&mut self, state: Option<&(CopyNo, ShardState)>, record: LogRecord) {
+        let copy = self.checkpoint.copy;
+        // Entries without a copy: the record that began the copy is gone.
+        self.contradicted |=
+            matches!(record, LogRecord::Append { .. }) && self.checkpoint.extent.is_none();
+        self.checkpoint.observe(&record);
         match record {
-            Record::Append { entry, .. } => {
+            LogRecord::Append { entry, .. } => {
                 let flushed = match state {
                     Some((of, _)) if *of > copy => Seq(u64::MAX),
                     Some((of, state)) if *of == copy => state.applied.seq,
                     _ => Seq(0),
                 };
-                if entry.seq > flushed && self.small.held.is_some() {
+                if entry.seq > flushed && self.checkpoint.extent.is_some() {
                     self.entries.insert(entry.seq, entry);
                 }
             }
-            Record::Truncate { after, .. } => {
+            LogRecord::Truncate { after, .. } => {
                 self.entries.split_off(&Seq(after.0.saturating_add(1)));
             }
-            Record::Copy { .. } | Record::Drop { .. } => {
+            LogRecord::Copy { .. } | LogRecord::Drop { .. } => {
                 self.entries.clear();
                 self.contradicted = false;
             }
-            // A restatement is what the store went on with, so it decides: after a recovery it may
-            // name an installed copy whose `Copy` was never written.
-            Record::Shard { small, .. } => {
-                if small.copy != copy {
+            // A checkpoint is the state that the store continued with, so it decides: after a
+            // recovery it may name an installed copy whose `Copy` was never written.
+            LogRecord::Checkpoint { checkpoint, .. } => {
+                if checkpoint.copy != copy {
                     self.entries.clear();
                 }
-                let last = small.held.map_or(Seq(0), |held| held.last);
+                let last = checkpoint.extent.map_or(Seq(0), |extent| extent.last);
                 self.entries.split_off(&last.next());
-                self.contradicted |= small.suspect;
+                self.contradicted |= checkpoint.suspect;
             }
-            Record::Suspect { copy: of, .. } => self.contradicted |= of == copy,
-            Record::Promise { .. } | Record::Identity(_) => {}
+            LogRecord::Suspect { copy: of, .. } => self.contradicted |= of == copy,
+            LogRecord::Promise { .. } | LogRecord::Identity(_) => {}
         }
     }
 
-    fn finish(mut self, shard: ShardId, state: Option<(CopyNo, ShardState)>, plan: &mut Plan) {
+    fn finish(
+        mut self,
+        shard: ShardId,
+        state: Option<(CopyNo, ShardState)>,
+        plan: &mut RecoveryPlan,
+    ) {
         let state_copy = state.as_ref().map(|(copy, _)| *copy);
         let slots = state.as_ref().map(|(_, state)| state.slots);
-        let newer = state_copy.is_some_and(|copy| copy > self.small.copy);
-        let same = state_copy == Some(self.small.copy);
-        let content = match (state, self.small.held) {
+        let newer = state_copy.is_some_and(|copy| copy > self.checkpoint.copy);
+        let same = state_copy == Some(self.checkpoint.copy);
+        let content = match (state, self.checkpoint.extent) {
             (Some((copy, state)), _) if newer => {
-                let held =
-                    Held { slots: state.slots, base: state.applied, last: state.applied.seq };
-                self.small.copy = copy;
-                self.small.held = Some(held);
-                // A later primary must not read what the former copy wrote, nor may it keep a segment.
+                let extent =
+                    CopyExtent { slots: state.slots, base: state.applied, last: state.applied.seq };
+                self.checkpoint.copy = copy;
+                self.checkpoint.extent = Some(extent);
+                // A follower must not get what the former copy wrote, nor may those entries keep a
+                // segment.
                 plan.resume.index.forget(shard, Seq(0));
                 Some(self.replay(state))
             }
             (Some((_, state)), Some(_)) if same => Some(self.replay(state)),
-            (_, Some(held)) => {
+            (_, Some(extent)) => {
                 plan.stale_rows.extend(slots);
-                self.contradicted |= held.base.seq > Seq(0);
-                Some(self.replay(ShardState { slots: held.slots, ..ShardState::default() }))
+                self.contradicted |= extent.base.seq > Seq(0);
+                Some(self.replay(ShardState { slots: extent.slots, ..ShardState::default() }))
             }
             (_, None) => {
                 plan.stale_rows.extend(slots);
@@ -207,25 +221,25 @@ impl Found {
         };
         if let Some(content) = &content {
             let last = content.entries.last().map_or(content.state.applied, Entry::position);
-            self.small.promised = self.small.promised.max(last.epoch);
-            // What lies above it in the log is void: a later start must not find it again.
+            self.checkpoint.promised = self.checkpoint.promised.max(last.epoch);
+            // Entries above it in the log are void: a later start must not find them again.
             plan.resume.index.forget(shard, last.seq);
-            if let Some(held) = &mut self.small.held {
-                held.last = last.seq;
+            if let Some(extent) = &mut self.checkpoint.extent {
+                extent.last = last.seq;
             }
         }
         let own = Slots { lo: shard.0, hi: shard.0 };
-        plan.resume.shards.insert(shard, self.small);
+        plan.resume.shards.insert(shard, self.checkpoint);
         plan.replicas.push(RecoveredReplica {
             shard,
-            slots: self.small.held.map(|held| held.slots).or(slots).unwrap_or(own),
-            promised: self.small.promised,
-            copy: self.small.copy,
+            slots: self.checkpoint.extent.map(|extent| extent.slots).or(slots).unwrap_or(own),
+            promised: self.checkpoint.promised,
+            copy: self.checkpoint.copy,
             content,
         });
     }
 
-    /// The entries that chain onto the state; suspect if that is not all of them.
+    /// The entries that chain onto the state. The copy is suspect if that is not all of them.
     fn replay(&mut self, state: ShardState) -> RecoveredContent {
         let mut suspect = self.contradicted;
         let mut at = state.applied;
@@ -239,9 +253,10 @@ impl Found {
             at = entry.position();
             entries.push(entry);
         }
-        // Short: what it acknowledged is gone. Long: the log lost what the state has.
-        suspect |= self.small.held.is_none_or(|held| at.seq != held.last);
-        self.small.suspect = suspect;
+        // A log that is too short has lost acknowledged entries; one that is too long has lost what
+        // the state has.
+        suspect |= self.checkpoint.extent.is_none_or(|extent| at.seq != extent.last);
+        self.checkpoint.suspect = suspect;
         RecoveredContent { state, entries, suspect }
     }
 }
@@ -253,16 +268,16 @@ mod tests {
     use super::*;
     use crate::entry::Position;
     use crate::ids::{Epoch, TimeMs};
-    use crate::store::log::catch_up::Wanted;
+    use crate::store::log::catch_up::WantedEntries;
     use crate::store::log::group::SegmentHeader;
-    use crate::store::log::scan::{Place, Scanner};
-    use crate::store::log::writer::Writer;
+    use crate::store::log::scan::{LogLocation, Scanner};
+    use crate::store::log::writer::LogEncoder;
     use crate::store::testing::{Segments, random_log};
 
     const SHARD: ShardId = ShardId(16);
     const SLOTS: Slots = Slots { lo: 16, hi: 31 };
 
-    fn recover(state: Vec<(CopyNo, ShardState)>, segments: &Segments) -> Plan {
+    fn recover(state: Vec<(CopyNo, ShardState)>, segments: &Segments) -> RecoveryPlan {
         let mut scanner = Scanner::new(None);
         let mut recovery = Recovery::new(state);
         for (&segment, bytes) in segments {
@@ -274,13 +289,13 @@ mod tests {
     }
 
     /// A log of these groups, in one segment.
-    fn log(groups: Vec<Vec<Record>>) -> Segments {
+    fn log(groups: Vec<Vec<LogRecord>>) -> Segments {
         log_after(Resume::default(), groups)
     }
 
-    fn log_after(resume: Resume, groups: Vec<Vec<Record>>) -> Segments {
+    fn log_after(resume: Resume, groups: Vec<Vec<LogRecord>>) -> Segments {
         let first = resume.next_group.max(1);
-        let mut writer = Writer::new(resume, 1 << 16);
+        let mut writer = LogEncoder::new(resume, 1 << 16);
         let mut segments = Segments::new();
         for (number, group) in (first..).zip(groups) {
             for record in group {
@@ -297,7 +312,7 @@ mod tests {
         let mut at = Position::default();
         (0..count)
             .map(|bucket| {
-                let body = Body::Expire { bucket: bucket as u64 };
+                let body = Body::ExpireTokens { bucket: bucket as u64 };
                 let entry = Entry::after(at, Epoch(1), TimeMs(7), body);
                 at = entry.position();
                 entry
@@ -305,16 +320,19 @@ mod tests {
             .collect()
     }
 
-    fn appends(entries: &[Entry]) -> Vec<Record> {
-        entries.iter().map(|entry| Record::Append { shard: SHARD, entry: entry.clone() }).collect()
+    fn appends(entries: &[Entry]) -> Vec<LogRecord> {
+        entries
+            .iter()
+            .map(|entry| LogRecord::Append { shard: SHARD, entry: entry.clone() })
+            .collect()
     }
 
-    fn copy(number: u64, base: Position) -> Record {
-        Record::Copy { shard: SHARD, slots: SLOTS, copy: CopyNo(number), base }
+    fn copy(number: u64, base: Position) -> LogRecord {
+        LogRecord::Copy { shard: SHARD, slots: SLOTS, copy: CopyNo(number), base }
     }
 
-    fn promise(epoch: u64) -> Record {
-        Record::Promise { shard: SHARD, epoch: Epoch(epoch) }
+    fn promise(epoch: u64) -> LogRecord {
+        LogRecord::Promise { shard: SHARD, epoch: Epoch(epoch) }
     }
 
     fn state(copy: u64, applied: Position) -> Vec<(CopyNo, ShardState)> {
@@ -325,15 +343,16 @@ mod tests {
     type Short = (u64, u64, Option<(u64, Vec<u64>, bool)>, usize);
 
     #[track_caller]
-    fn check(state: Vec<(CopyNo, ShardState)>, groups: Vec<Vec<Record>>, want: Short) {
+    fn check(state: Vec<(CopyNo, ShardState)>, groups: Vec<Vec<LogRecord>>, want: Short) {
         let plan = recover(state.clone(), &log(groups.clone()));
         assert_eq!(short(&plan), want);
-        // And once more after the restart has restated it all, its older segments gone.
+        // Recovery gives the same after a restart that has repeated the checkpoints, with the older
+        // segments gone.
         let entries = groups.into_iter().flatten();
-        let carried = entries.filter(|record| matches!(record, Record::Append { .. }));
+        let carried = entries.filter(|record| matches!(record, LogRecord::Append { .. }));
         let kept: Vec<_> = carried
             .filter(|record| match (record, &plan.replicas[0].content) {
-                (Record::Append { entry, .. }, Some(content)) => content.entries.contains(entry),
+                (LogRecord::Append { entry, .. }, Some(content)) => content.entries.contains(entry),
                 _ => false,
             })
             .collect();
@@ -341,7 +360,7 @@ mod tests {
         assert_eq!(short(&again), want, "after a restart");
     }
 
-    fn short(plan: &Plan) -> Short {
+    fn short(plan: &RecoveryPlan) -> Short {
         let replica = &plan.replicas[0];
         let content = replica.content.as_ref().map(|content| {
             let seqs = content.entries.iter().map(|entry| entry.seq.0).collect();
@@ -363,8 +382,8 @@ mod tests {
         let all = entries(4);
         let other = Entry::after(all[1].position(), Epoch(2), TimeMs(8), Body::Barrier);
         let rewritten = vec![
-            Record::Truncate { shard: SHARD, after: Seq(2) },
-            Record::Append { shard: SHARD, entry: other },
+            LogRecord::Truncate { shard: SHARD, after: Seq(2) },
+            LogRecord::Append { shard: SHARD, entry: other },
         ];
         let groups = vec![vec![copy(1, Position::default())], appends(&all), rewritten];
         check(state(1, all[1].position()), groups, (1, 2, Some((2, vec![3], false)), 0));
@@ -384,7 +403,7 @@ mod tests {
         check(state(2, all[1].position()), groups, (2, 1, Some((2, vec![], false)), 0));
     }
 
-    /// Nor does a follower get any of it: the index knows nothing of void entries.
+    /// A follower gets none of it either: the index does not contain void entries.
     #[test]
     fn void_entries_are_not_read() {
         let all = entries(4);
@@ -394,31 +413,31 @@ mod tests {
         assert!(!is_readable(&recover(state(2, at), &segments), at));
     }
 
-    /// The log's index has the entry after this one.
-    fn is_readable(plan: &Plan, after: Position) -> bool {
-        let wanted = vec![Wanted { shard: SHARD, after }];
-        let read = plan.resume.index.next_read(wanted, Place::default());
+    /// Returns whether the log's index has the entry after this one.
+    fn is_readable(plan: &RecoveryPlan, after: Position) -> bool {
+        let wanted = vec![WantedEntries { shard: SHARD, after }];
+        let read = plan.resume.index.next_read(wanted, LogLocation::default());
         read.is_some_and(|read| read.block.is_some())
     }
 
     #[test]
     fn a_dropped_copy_leaves_number_and_promise() {
-        let drop = Record::Drop { shard: SHARD, copy: CopyNo(2) };
+        let drop = LogRecord::Drop { shard: SHARD, copy: CopyNo(2) };
         let groups = vec![vec![promise(5), copy(1, Position::default())], vec![drop]];
         check(vec![], groups.clone(), (2, 5, None, 0));
         check(state(1, Position::default()), groups, (2, 5, None, 1));
     }
 
     #[test]
-    fn a_copy_found_wrong_is_suspect_until_it_is_made_anew() {
+    fn a_copy_found_wrong_is_suspect_until_it_is_replaced() {
         let all = entries(2);
-        let suspect = |number| Record::Suspect { shard: SHARD, copy: CopyNo(number) };
+        let suspect = |number| LogRecord::Suspect { shard: SHARD, copy: CopyNo(number) };
         let begun = vec![copy(1, Position::default())];
         let mut groups = vec![begun, appends(&all), vec![suspect(1)]];
         check(vec![], groups.clone(), (1, 1, Some((0, vec![1, 2], true)), 0));
         groups.push(vec![copy(2, Position::default())]);
         check(vec![], groups.clone(), (2, 0, Some((0, vec![], false)), 0));
-        // Said of a copy that is no more.
+        // The record is about a copy that no longer exists.
         groups.push(vec![suspect(1)]);
         check(vec![], groups, (2, 0, Some((0, vec![], false)), 0));
     }
@@ -458,8 +477,9 @@ mod tests {
         assert!(plan.replicas[0].content.as_ref().unwrap().suspect);
     }
 
-    /// A crash right after a segment was made, or with its first group torn. The kill loop found that
-    /// such a segment was never deleted, and called a gap once its neighbours were.
+    /// A crash right after a segment was made, or with its first group torn. The kill loop found
+    /// that such a segment was never deleted, and was reported as a gap once its neighbours were
+    /// deleted.
     #[test]
     fn an_empty_segment_is_known_to_the_index() {
         let groups = || log(vec![vec![copy(1, Position::default())]]);
@@ -475,7 +495,7 @@ mod tests {
             }
             let resume = recover(vec![], &segments).resume;
             assert_eq!(resume.next_segment, empty + 1);
-            let mut writer = Writer::new(resume, 1 << 16);
+            let mut writer = LogEncoder::new(resume, 1 << 16);
             let group = writer.sync(if empty == 2 { 2 } else { 1 });
             assert_eq!(group.segment, empty + 1);
             writer.durable(2);
@@ -484,20 +504,21 @@ mod tests {
         }
     }
 
-    /// What proved the damage is cut or trimmed away; the restatement still says so, until the copy
-    /// is replaced.
+    /// The proof of the damage is truncated or trimmed away; the checkpoint still has it, until the
+    /// copy is replaced.
     #[test]
     fn suspicion_outlives_its_proof() {
         let all = entries(2);
         let mut segments = log(vec![vec![copy(1, Position::default())], appends(&all), vec![]]);
-        // In the second group's body; the third group's header says that it was durable.
+        // The damage is in the second group's body; the third group's header proves that it was
+        // durable.
         let at = segments[&1].windows(4).rposition(|four| four == *b"dkg\x01").unwrap() - 1;
         segments.get_mut(&1).unwrap()[at] ^= 1;
         let plan = recover(vec![], &segments);
         assert!(plan.is_damaged());
         let replaced = vec![copy(2, all[1].position())];
         let mut resume = plan.resume;
-        resume.shards.get_mut(&SHARD).unwrap().held.as_mut().unwrap().last = Seq(0);
+        resume.shards.get_mut(&SHARD).unwrap().extent.as_mut().unwrap().last = Seq(0);
         let later = recover(vec![], &log_after(resume.clone(), vec![vec![]]));
         assert_eq!(short(&later), (1, 0, Some((0, vec![], true)), 0));
         let state = state(2, all[1].position());
@@ -505,14 +526,16 @@ mod tests {
         assert_eq!(short(&replaced), (2, 1, Some((2, vec![], false)), 0));
     }
 
-    /// The group that began the copy is bad: its first entry belongs to none, and the second one follows nothing. The
-    /// index must not carry the first one to where a later start would find both.
+    /// The group that began the copy is bad: its first entry belongs to no copy, and the second one
+    /// follows nothing. The index must not carry the first one to where a later start would find
+    /// both.
     #[test]
     fn what_a_start_does_not_find_stays_lost() {
         let all = entries(2);
-        let held = Held { slots: SLOTS, base: Position::default(), last: Seq(1) };
-        let small = SmallState { copy: CopyNo(1), held: Some(held), ..SmallState::default() };
-        let restated = vec![Record::Shard { shard: SHARD, small }];
+        let extent = CopyExtent { slots: SLOTS, base: Position::default(), last: Seq(1) };
+        let checkpoint =
+            ShardCheckpoint { copy: CopyNo(1), extent: Some(extent), ..ShardCheckpoint::default() };
+        let restated = vec![LogRecord::Checkpoint { shard: SHARD, checkpoint }];
         let begun = vec![copy(1, Position::default())];
         let groups = vec![begun, appends(&all[..1]), restated, appends(&all[1..])];
         let mut segments = log(groups);
@@ -527,7 +550,8 @@ mod tests {
         assert_eq!(short(&recover(vec![], &segments)), nothing);
     }
 
-    /// After a downgrade. It stops the copy that would have to apply it, and says nothing of the disk.
+    /// After a downgrade. The record stops the copy that would have to apply it, and is no sign of
+    /// a damaged disk.
     #[test]
     fn an_entry_of_a_newer_build_is_no_damage() {
         let body = Body::Unknown { kind: 77, bytes: Bytes::from_static(b"later") };
@@ -537,7 +561,7 @@ mod tests {
         assert!(!recover(vec![], &log(groups)).is_damaged());
     }
 
-    /// One flipped bit in any durable group: no copy may be trusted, none panics.
+    /// One flipped bit in any durable group: no copy may be trusted, and nothing panics.
     #[test]
     fn damage_anywhere_makes_every_copy_suspect() {
         let log = random_log(1, 8, 500);

@@ -1,60 +1,60 @@
-//! The counter table: committed changes between two flushes, one cache line per counter.
+//! The counter table (memtable): committed changes between two flushes, one cache line per counter.
 //!
-//! Open addressing with linear probing: a counter's line holds 64 bits of its hash, its sum and its
-//! name up to 38 bytes; a longer name lies in an arena and the line says where. So a hot counter
-//! costs one memory access. The name is compared, never only the hash.
+//! The table uses open addressing with linear probing: a counter's entry holds 64 bits of its hash,
+//! its sum and its name up to 38 bytes; a longer name lies in an arena, and the entry has its
+//! offset. So a hot counter costs one memory access. The name is compared, never only the hash.
 //!
-//! What a newcomer gets wrong: a [`Cell::Delta`] is not a value. It is to be added to whatever lies
-//! below: the frozen table, then the state. [`Cell::Absolute`] hides everything below.
+//! A [`Cell::Delta`] is not a value: it must be added to what lies below, which is the sealed
+//! table, then the state. [`Cell::Absolute`] hides everything below.
 //!
-//! **Arithmetic wraps** (mod 2^128), here, in the state's merges and in the digest alike. Deltas are
-//! i64 and sums i128, so no real counter gets there; but the order in which deltas are folded
-//! differs between replicas (flushes and compactions do as they like), and only wrapping is
+//! **Arithmetic wraps** (mod 2^128), here, in the state's merges and in the digest alike. Deltas
+//! are i64 and sums i128, so no real counter gets there; but the order in which deltas are folded
+//! differs between replicas (flushes and compactions are independent), and only wrapping is
 //! associative: with saturation two replicas could disagree.
 //!
-//! **Beside the counters lie the idempotency records** written since the last flush: few, so in an
-//! ordered map. They share the table's budget and its fate, since an effect and its record must
-//! reach the state in one step.
+//! **The table also holds the idempotency records** written since the last flush. They are few, so
+//! they are in an ordered map. They share the table's budget and its flush, since an effect and its
+//! record must reach the state in one step.
 //!
-//! Nothing is ever removed: a table is filled, frozen, written and dropped. Sorting is left to the
-//! flush. Doubling moves every line, so a node that cares about its longest pause gives the table
-//! its capacity at the start.
+//! Nothing is ever removed: a table is filled, sealed, written and dropped. Sorting is left to the
+//! flush. Doubling moves every entry, so a node that must avoid long pauses gives the table its
+//! capacity at the start.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::idempotency::{Record, RecordId};
+use crate::idempotency::{RecordId, TokenRecord};
 use crate::ids::Slot;
 use crate::key;
 use crate::memory;
 use crate::planted::Planted;
 
-/// The longest name kept in the line itself.
+/// The longest name kept in the entry itself.
 const INLINE_BYTES: usize = 38;
-const LINE_BYTES: usize = 64;
-/// What a record takes in the map beside the lines, without its values.
-const RECORD_BYTES: usize = memory::of_map::<RecordId, Record>(6) / 6;
-/// Lines of an empty table without a stated capacity.
-const LINES_MIN: usize = 64;
-/// What such a table takes.
-pub const EMPTY_BYTES: usize = LINES_MIN * LINE_BYTES;
+const ENTRY_BYTES: usize = 64;
+/// The bytes that a record takes in the map, without its values.
+const RECORD_BYTES: usize = memory::of_map::<RecordId, TokenRecord>(6) / 6;
+/// The number of entries of an empty table without a stated capacity.
+const ENTRIES_MIN: usize = 64;
+/// The bytes that such a table takes.
+pub const EMPTY_BYTES: usize = ENTRIES_MIN * ENTRY_BYTES;
 
 const DELTA: u8 = 1;
 const ABSOLUTE: u8 = 2;
 const LONG: u8 = 4;
 
-/// What the table knows of one counter.
+/// The table's information about one counter.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Cell {
-    /// To be added to what lies below.
+    /// A change to be added to what lies below.
     Delta(i128),
-    /// Hides everything below.
+    /// A value that hides everything below.
     Absolute(i128),
 }
 
 impl Cell {
-    /// This cell on top of one below it.
+    /// Combines this cell with one below it.
     pub fn over(self, below: Self) -> Self {
         match (self, below) {
             (Self::Absolute(value), _) => Self::Absolute(value),
@@ -74,11 +74,11 @@ impl Cell {
     }
 }
 
-/// One counter. `flags` 0 is an empty line. For a long name `name` begins with its place in the
+/// One counter. `flags` 0 is an empty entry. For a long name `name` begins with its offset in the
 /// arena (u64) and its length (u16), both little-endian.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Line {
+struct TableEntry {
     sum: i128,
     hash: u64,
     flags: u8,
@@ -86,9 +86,9 @@ struct Line {
     name: [u8; INLINE_BYTES],
 }
 
-const _: () = assert!(size_of::<Line>() == LINE_BYTES, "a counter is one cache line");
+const _: () = assert!(size_of::<TableEntry>() == ENTRY_BYTES, "a counter is one cache line");
 
-impl Line {
+impl TableEntry {
     const EMPTY: Self = Self { sum: 0, hash: 0, flags: 0, len: 0, name: [0; INLINE_BYTES] };
 
     fn is_empty(&self) -> bool {
@@ -118,11 +118,12 @@ impl Line {
 /// A table that is being filled.
 #[derive(Clone)]
 pub struct Table {
-    /// A power of two of them, at most three quarters full, so that a probe always ends.
-    lines: Vec<Line>,
+    /// The hash table: a power of two of entries, at most three quarters of them used, so that a
+    /// probe always ends.
+    entries: Vec<TableEntry>,
     arena: Vec<u8>,
     len: usize,
-    records: BTreeMap<RecordId, Record>,
+    records: BTreeMap<RecordId, TokenRecord>,
     record_bytes: usize,
 }
 
@@ -133,15 +134,16 @@ impl Default for Table {
 }
 
 impl Table {
+    /// An empty table.
     pub fn new() -> Self {
         Self::with_capacity(0)
     }
 
     /// A table that takes this many counters without moving any.
     pub fn with_capacity(counters: usize) -> Self {
-        let lines = (counters + counters / 3 + 1).next_power_of_two().max(LINES_MIN);
+        let entries = (counters + counters / 3 + 1).next_power_of_two().max(ENTRIES_MIN);
         Self {
-            lines: vec![Line::EMPTY; lines],
+            entries: vec![TableEntry::EMPTY; entries],
             arena: Vec::new(),
             len: 0,
             records: BTreeMap::new(),
@@ -149,141 +151,150 @@ impl Table {
         }
     }
 
-    /// Counters in it.
+    /// The number of counters.
     pub fn len(&self) -> usize {
         self.len
     }
 
+    /// Returns whether there is no counter.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The memory it takes.
+    /// The bytes of memory that the table takes.
     pub fn bytes(&self) -> usize {
-        self.lines.len() * LINE_BYTES + memory::allocated(self.arena.capacity()) + self.record_bytes
+        self.entries.len() * ENTRY_BYTES
+            + memory::allocated(self.arena.capacity())
+            + self.record_bytes
     }
 
-    /// The same, by looking at every record.
+    /// Like [`Table::bytes`], recounted by looking at every record.
     fn walked_bytes(&self) -> usize {
         let values =
-            |record: &Record| memory::allocated(record.values.capacity() * size_of::<i128>());
-        memory::allocated(self.lines.capacity() * LINE_BYTES)
+            |record: &TokenRecord| memory::allocated(record.values.capacity() * size_of::<i128>());
+        memory::allocated(self.entries.capacity() * ENTRY_BYTES)
             + memory::allocated(self.arena.capacity())
-            + memory::of_map::<RecordId, Record>(self.records.len())
+            + memory::of_map::<RecordId, TokenRecord>(self.records.len())
             + self.records.values().map(values).sum::<usize>()
     }
 
-    /// The next new counter may double the table, and so move every line.
+    /// Returns whether the next new counter would double the table, and so move every entry.
     pub fn is_full(&self) -> bool {
-        (self.len + 1) * 4 > self.lines.len() * 3
+        (self.len + 1) * 4 > self.entries.len() * 3
     }
 
-    /// It holds as much as fits into `bytes_max`: it takes more, or would with the next counter.
+    /// Returns whether the table holds as much as fits into `bytes_max`: it takes more already, or
+    /// would with the next counter.
     pub fn fills(&self, bytes_max: usize) -> bool {
-        let lines = if self.is_full() { self.lines.len() * LINE_BYTES } else { 0 };
-        // Long names may come by the thousand in one entry, so the arena counts as full at three quarters, too.
+        let entries = if self.is_full() { self.entries.len() * ENTRY_BYTES } else { 0 };
+        // One entry of the log may add thousands of long names, so the arena counts as full at
+        // three quarters, too.
         let arena_full = self.arena.len() > self.arena.capacity() / 4 * 3;
         let arena = if arena_full { self.arena.capacity() } else { 0 };
-        self.bytes() + lines + arena > bytes_max
+        self.bytes() + entries + arena > bytes_max
     }
 
     /// Adds `delta` to the counter. `hash` is [`key::hash`] of its name, which the caller has.
     pub fn add(&mut self, name: &[u8], hash: u128, delta: i128) {
-        let line = self.line(name, hash);
-        line.sum = line.sum.wrapping_add(delta);
+        let entry = self.entry(name, hash);
+        entry.sum = entry.sum.wrapping_add(delta);
     }
 
-    /// Sets the counter, whatever lies below.
+    /// Sets the counter, which hides everything below.
     pub fn set(&mut self, name: &[u8], hash: u128, value: i128) {
-        let line = self.line(name, hash);
-        line.sum = value;
-        line.flags = (line.flags & LONG) | ABSOLUTE;
+        let entry = self.entry(name, hash);
+        entry.sum = value;
+        entry.flags = (entry.flags & LONG) | ABSOLUTE;
     }
 
+    /// The counter's cell. `hash` is [`key::hash`] of its name.
     pub fn get(&self, name: &[u8], hash: u128) -> Option<Cell> {
-        let line = &self.lines[self.find(name, stored(hash))];
-        (!line.is_empty()).then(|| line.cell())
+        let entry = &self.entries[self.find(name, stored(hash))];
+        (!entry.is_empty()).then(|| entry.cell())
     }
 
-    /// Puts a record in the place of whatever was there.
-    pub fn put_record(&mut self, id: RecordId, mut record: Record) {
-        // It was filled by pushing, and would hold room for four values where there is one.
+    /// Stores a record in place of an older one under the same id.
+    pub fn put_record(&mut self, id: RecordId, mut record: TokenRecord) {
+        // The values were filled by pushing, and would take room for four where there is one.
         record.values.shrink_to_fit();
-        let values = |record: &Record| memory::allocated(size_of_val(record.values.as_slice()));
-        let bytes = |record: &Record| RECORD_BYTES + values(record);
+        let values =
+            |record: &TokenRecord| memory::allocated(size_of_val(record.values.as_slice()));
+        let bytes = |record: &TokenRecord| RECORD_BYTES + values(record);
         self.record_bytes += bytes(&record);
         if let Some(old) = self.records.insert(id, record) {
             self.record_bytes -= bytes(&old);
         }
     }
 
-    pub fn record(&self, id: RecordId) -> Option<&Record> {
+    /// The record with this id.
+    pub fn record(&self, id: RecordId) -> Option<&TokenRecord> {
         self.records.get(&id)
     }
 
-    pub fn freeze(self) -> Frozen {
-        Frozen { table: self }
+    /// Ends the filling of the table.
+    pub fn seal(self) -> SealedTable {
+        SealedTable { table: self }
     }
 
-    /// Where the counter is, or the empty line where it belongs.
+    /// The index of the counter, or of the empty entry where it belongs.
     fn find(&self, name: &[u8], hash: u64) -> usize {
-        let mask = self.lines.len() - 1;
+        let mask = self.entries.len() - 1;
         let mut at = hash as usize & mask;
         loop {
-            let line = &self.lines[at];
-            if line.is_empty() || (line.hash == hash && line.name(&self.arena) == name) {
+            let entry = &self.entries[at];
+            if entry.is_empty() || (entry.hash == hash && entry.name(&self.arena) == name) {
                 return at;
             }
             at = (at + 1) & mask;
         }
     }
 
-    /// The counter's line; a new one is a delta of 0.
-    fn line(&mut self, name: &[u8], hash: u128) -> &mut Line {
+    /// The counter's entry; a new one is a delta of 0.
+    fn entry(&mut self, name: &[u8], hash: u128) -> &mut TableEntry {
         debug_assert_eq!(hash, key::hash(name), "the hash is the name's");
         let hash = stored(hash);
         let mut at = self.find(name, hash);
-        if self.lines[at].is_empty() {
+        if self.entries[at].is_empty() {
             if self.is_full() {
                 self.double();
                 at = self.find(name, hash);
             }
-            self.lines[at] = self.new_line(name, hash);
+            self.entries[at] = self.new_entry(name, hash);
             self.len += 1;
         }
-        &mut self.lines[at]
+        &mut self.entries[at]
     }
 
-    fn new_line(&mut self, name: &[u8], hash: u64) -> Line {
-        let mut line = Line { hash, flags: DELTA, ..Line::EMPTY };
+    fn new_entry(&mut self, name: &[u8], hash: u64) -> TableEntry {
+        let mut entry = TableEntry { hash, flags: DELTA, ..TableEntry::EMPTY };
         if name.len() <= INLINE_BYTES {
-            line.name[..name.len()].copy_from_slice(name);
-            line.len = name.len() as u8;
+            entry.name[..name.len()].copy_from_slice(name);
+            entry.len = name.len() as u8;
         } else {
             let len = u16::try_from(name.len()).expect("a checked name is at most 1,089 bytes");
-            line.flags |= LONG;
-            line.name[..8].copy_from_slice(&(self.arena.len() as u64).to_le_bytes());
-            line.name[8..10].copy_from_slice(&len.to_le_bytes());
+            entry.flags |= LONG;
+            entry.name[..8].copy_from_slice(&(self.arena.len() as u64).to_le_bytes());
+            entry.name[8..10].copy_from_slice(&len.to_le_bytes());
             self.arena.extend_from_slice(name);
         }
-        line
+        entry
     }
 
     fn double(&mut self) {
-        let doubled = vec![Line::EMPTY; self.lines.len() * 2];
-        let old = std::mem::replace(&mut self.lines, doubled);
-        let mask = self.lines.len() - 1;
-        for line in old.into_iter().filter(|line| !line.is_empty()) {
-            let mut at = line.hash as usize & mask;
-            while !self.lines[at].is_empty() {
+        let doubled = vec![TableEntry::EMPTY; self.entries.len() * 2];
+        let old = std::mem::replace(&mut self.entries, doubled);
+        let mask = self.entries.len() - 1;
+        for entry in old.into_iter().filter(|entry| !entry.is_empty()) {
+            let mut at = entry.hash as usize & mask;
+            while !self.entries[at].is_empty() {
                 at = (at + 1) & mask;
             }
-            self.lines[at] = line;
+            self.entries[at] = entry;
         }
     }
 }
 
-/// The upper half: the slot is its top 16 bits, the place in the table its lowest.
+/// The upper half of a hash: the slot is its top 16 bits, the index in the table its lowest.
 fn stored(hash: u128) -> u64 {
     (hash >> 64) as u64
 }
@@ -294,90 +305,97 @@ impl fmt::Debug for Table {
     }
 }
 
-/// A table that no longer changes: what a flush writes.
+/// A table that no longer changes: the content of a flush.
 #[derive(Clone, Default)]
-pub struct Frozen {
+pub struct SealedTable {
     table: Table,
 }
 
-impl fmt::Debug for Frozen {
+impl fmt::Debug for SealedTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Frozen({} counters)", self.table.len)
+        write!(f, "SealedTable({} counters)", self.table.len)
     }
 }
 
-impl Frozen {
+impl SealedTable {
+    /// The counter's cell. `hash` is [`key::hash`] of its name.
     pub fn get(&self, name: &[u8], hash: u128) -> Option<Cell> {
         self.table.get(name, hash)
     }
 
+    /// The number of counters.
     pub fn len(&self) -> usize {
         self.table.len
     }
 
+    /// Returns whether there is no counter.
     pub fn is_empty(&self) -> bool {
         self.table.is_empty()
     }
 
+    /// The bytes of memory that the table takes.
     pub fn bytes(&self) -> usize {
         self.table.bytes()
     }
 
-    /// Every record, in the order of the state's keys: by slot, then by hash.
-    pub fn records(&self) -> impl Iterator<Item = (RecordId, &Record)> {
+    /// All records, in the order of the state's keys: by slot, then by hash.
+    pub fn records(&self) -> impl Iterator<Item = (RecordId, &TokenRecord)> {
         self.table.records.iter().map(|(&id, record)| (id, record))
     }
 
-    /// Every counter, in the order of the state's keys: by slot, then by name.
+    /// All counters, in the order of the state's keys: by slot, then by name.
     pub fn sorted(&self) -> impl Iterator<Item = (Slot, &[u8], Cell)> {
         let arena = &self.table.arena;
-        let mut lines: Vec<&Line> =
-            self.table.lines.iter().filter(|line| !line.is_empty()).collect();
-        lines.sort_unstable_by(|a, b| {
+        let mut entries: Vec<&TableEntry> =
+            self.table.entries.iter().filter(|entry| !entry.is_empty()).collect();
+        entries.sort_unstable_by(|a, b| {
             a.slot().cmp(&b.slot()).then_with(|| a.name(arena).cmp(b.name(arena)))
         });
-        lines.into_iter().map(|line| (line.slot(), line.name(arena), line.cell()))
+        entries.into_iter().map(|entry| (entry.slot(), entry.name(arena), entry.cell()))
     }
 }
 
-/// What lies above the state: the table being filled, over the one being flushed.
+/// The tables above the state: the one that is being filled, over the one that is being flushed.
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
+    /// The table that is being filled.
     pub active: Table,
-    pub frozen: Option<Arc<Frozen>>,
+    /// The table that is being flushed, if any.
+    pub sealed: Option<Arc<SealedTable>>,
 }
 
 impl Tables {
-    /// What both together know of the counter.
+    /// The counter's cell in both tables together.
     pub fn cell(&self, name: &[u8], hash: u128) -> Option<Cell> {
-        let below = self.frozen.as_ref().and_then(|frozen| frozen.get(name, hash));
+        let below = self.sealed.as_ref().and_then(|sealed| sealed.get(name, hash));
         match (self.active.get(name, hash), below) {
             (Some(above), Some(below)) => Some(above.over(below)),
             (above, below) => above.or(below),
         }
     }
 
-    /// The counter's value, over `base` from a state without the flush of `frozen`.
+    /// The counter's value, over `base` from a state without the flush of `sealed`.
     pub fn value(&self, base: Option<i128>, name: &[u8], hash: u128) -> i128 {
         self.cell(name, hash).map_or(base.unwrap_or(0), |cell| cell.value(base))
     }
 
-    /// The newest record here, whether its bucket lives or not: what lies below is older.
-    pub fn record(&self, id: RecordId, planted: Option<Planted>) -> Option<&Record> {
+    /// The newest record in the tables, whether its bucket is live or not: what lies below is
+    /// older.
+    pub fn record(&self, id: RecordId, planted: Option<Planted>) -> Option<&TokenRecord> {
         let skipped = Planted::RecordNotInFrozen.is_in(planted);
-        let frozen = self.frozen.as_ref().filter(|_| !skipped);
-        self.active.record(id).or_else(|| frozen?.table.record(id))
+        let sealed = self.sealed.as_ref().filter(|_| !skipped);
+        self.active.record(id).or_else(|| sealed?.table.record(id))
     }
 
-    /// What both take of memory, as counted.
+    /// The bytes of memory that both take, as counted.
     pub fn bytes(&self) -> usize {
-        self.active.bytes() + self.frozen.as_ref().map_or(0, |frozen| frozen.bytes())
+        self.active.bytes() + self.sealed.as_ref().map_or(0, |sealed| sealed.bytes())
     }
 
-    /// The same, by looking at all that they hold.
+    /// Like [`Tables::bytes`], recounted by looking at everything in them.
     pub fn walked_bytes(&self) -> usize {
-        let frozen = self.frozen.as_ref().map_or(0, |frozen| frozen.table.walked_bytes());
-        self.active.walked_bytes() + frozen
+        let sealed = self.sealed.as_ref().map_or(0, |sealed| sealed.table.walked_bytes());
+        self.active.walked_bytes() + sealed
     }
 }
 
@@ -386,17 +404,17 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::store::testing::Random;
+    use crate::store::testing::SplitMix64;
 
     fn name(number: u64, long: bool) -> Vec<u8> {
         let tail = if long { "-".repeat(40) } else { String::new() };
         format!("ns\0{number}{tail}").into_bytes()
     }
 
-    /// The table against an ordered map, over growth, long names and both kinds of cell.
+    /// Compares the table with an ordered map, over growth, long names and both kinds of cell.
     #[test]
     fn the_table_agrees_with_a_map() {
-        let mut random = Random::new(7);
+        let mut random = SplitMix64::new(7);
         for round in 0..20 {
             let mut table = Table::new();
             let mut map: BTreeMap<(u16, Vec<u8>), Cell> = BTreeMap::new();
@@ -417,9 +435,9 @@ mod tests {
                 assert_eq!(table.get(&name, hash), map.get(&id_of(&name)).copied());
             }
             assert_eq!(table.len(), map.len());
-            let frozen = table.freeze();
+            let sealed = table.seal();
             let got: Vec<_> =
-                frozen.sorted().map(|(slot, name, cell)| ((slot.0, name.to_vec()), cell)).collect();
+                sealed.sorted().map(|(slot, name, cell)| ((slot.0, name.to_vec()), cell)).collect();
             assert_eq!(got, map.into_iter().collect::<Vec<_>>());
         }
     }
@@ -428,13 +446,13 @@ mod tests {
         (key::slot_of(key::hash(name)).0, name.to_vec())
     }
 
-    /// Two names with one hash are two counters: only a compare of the name tells.
+    /// Two names with one hash are two counters: only a comparison of the names distinguishes them.
     #[test]
-    fn equal_hashes_are_told_apart_by_name() {
+    fn equal_hashes_are_distinguished_by_name() {
         let mut table = Table::new();
         let hash = stored(key::hash(b"ns\0a"));
         let at = table.find(b"ns\0b", hash);
-        table.lines[at] = table.new_line(b"ns\0b", hash);
+        table.entries[at] = table.new_entry(b"ns\0b", hash);
         table.len += 1;
         table.add(b"ns\0a", key::hash(b"ns\0a"), 1);
         assert_eq!(table.get(b"ns\0a", key::hash(b"ns\0a")), Some(Cell::Delta(1)));
@@ -442,7 +460,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(active: Option<Cell>, frozen: Option<Cell>, base: Option<i128>, want: i128) {
+    fn check(active: Option<Cell>, sealed: Option<Cell>, base: Option<i128>, want: i128) {
         let (name, hash) = (b"ns\0k".as_slice(), key::hash(b"ns\0k"));
         let table = |cell| {
             let mut table = Table::new();
@@ -453,8 +471,7 @@ mod tests {
             }
             table
         };
-        let tables =
-            Tables { active: table(active), frozen: Some(Arc::new(table(frozen).freeze())) };
+        let tables = Tables { active: table(active), sealed: Some(Arc::new(table(sealed).seal())) };
         assert_eq!(tables.value(base, name, hash), want);
     }
 
@@ -478,20 +495,21 @@ mod tests {
     #[test]
     fn the_newer_record_is_found_and_its_size_counts() {
         let id = RecordId { slot: Slot(1), hash: 2 };
-        let record = |bucket| Record { bucket, fingerprint: 0, values: vec![7] };
+        let record = |bucket| TokenRecord { bucket, fingerprint: 0, values: vec![7] };
         let mut tables = Tables::default();
         let before = tables.bytes();
         tables.active.put_record(id, record(1));
         assert_eq!(tables.bytes(), before + RECORD_BYTES + 16);
         tables.active.put_record(id, record(1));
         assert_eq!(tables.bytes(), before + RECORD_BYTES + 16);
-        tables.frozen = Some(Arc::new(std::mem::take(&mut tables.active).freeze()));
+        tables.sealed = Some(Arc::new(std::mem::take(&mut tables.active).seal()));
         assert_eq!(tables.record(id, None), Some(&record(1)));
         tables.active.put_record(id, record(2));
         assert_eq!(tables.record(id, None), Some(&record(2)));
     }
 
-    /// A table is flushed before it takes more than it may, not after: both its parts grow by doubling.
+    /// A table is flushed before it takes more than it may, not after, since both its parts grow by
+    /// doubling.
     #[test]
     fn a_table_is_full_before_it_outgrows_its_limit() {
         for long in [false, true] {

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 
 use crate::batch::{Batch, Codec};
 use crate::entry::{Body, Entry, Position};
-use crate::ids::{Bseq, CopyNo, Epoch, Revision, SessionId, ShardId, Slots, StoreId, TimeMs};
-use crate::store::log::Record;
+use crate::ids::{BatchSeq, CopyNo, Epoch, Revision, SessionId, ShardId, Slots, StoreId, TimeMs};
+use crate::store::log::LogRecord;
 use crate::store::log::group::Owner;
-use crate::store::log::writer::{Output, Resume, Writer};
+use crate::store::log::writer::{LogEncoder, Output, Resume};
 
-/// splitmix64.
-pub(crate) struct Random(u64);
+/// The generator splitmix64.
+pub(crate) struct SplitMix64(u64);
 
-impl Random {
+impl SplitMix64 {
     pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -36,11 +36,11 @@ pub(crate) type Segments = BTreeMap<u64, Vec<u8>>;
 
 pub(crate) struct RandomLog {
     pub(crate) segments: Segments,
-    /// What each group was given.
-    pub(crate) groups: Vec<Vec<Record>>,
+    /// The records of each group.
+    pub(crate) groups: Vec<Vec<LogRecord>>,
 }
 
-/// Does what the driver does with the writer's output.
+/// Applies the encoder's output to the files, as the driver does.
 pub(crate) fn put(segments: &mut Segments, output: Output) {
     if let Some(header) = output.new_segment {
         let mut bytes = vec![0; output.segment_bytes];
@@ -53,9 +53,9 @@ pub(crate) fn put(segments: &mut Segments, output: Output) {
 
 /// A log as an honest node writes it: two shards, each group fsynced before the next.
 pub(crate) fn random_log(seed: u64, groups: u64, segment_bytes: usize) -> RandomLog {
-    let mut random = Random::new(seed);
+    let mut random = SplitMix64::new(seed);
     let owner = Owner { cluster: 1, store: StoreId(2) };
-    let mut writer = Writer::new(Resume { owner, ..Resume::default() }, segment_bytes);
+    let mut writer = LogEncoder::new(Resume { owner, ..Resume::default() }, segment_bytes);
     let mut log = RandomLog { segments: Segments::new(), groups: Vec::new() };
     let mut history = vec![vec![Position::default()]; 2];
     for number in 1..=groups {
@@ -65,7 +65,7 @@ pub(crate) fn random_log(seed: u64, groups: u64, segment_bytes: usize) -> Random
             if number == 1 {
                 let slots = Slots { lo: shard.0, hi: shard.0 + 15 };
                 let base = Position::default();
-                records.push(Record::Copy { shard, slots, copy: CopyNo(1), base });
+                records.push(LogRecord::Copy { shard, slots, copy: CopyNo(1), base });
             }
             records.extend(random_records(&mut random, shard, history));
         }
@@ -79,14 +79,18 @@ pub(crate) fn random_log(seed: u64, groups: u64, segment_bytes: usize) -> Random
     log
 }
 
-fn random_records(random: &mut Random, shard: ShardId, history: &mut Vec<Position>) -> Vec<Record> {
+fn random_records(
+    random: &mut SplitMix64,
+    shard: ShardId,
+    history: &mut Vec<Position>,
+) -> Vec<LogRecord> {
     let mut out = Vec::new();
     if random.below(4) == 0 {
-        out.push(Record::Promise { shard, epoch: Epoch(random.below(9)) });
+        out.push(LogRecord::Promise { shard, epoch: Epoch(random.below(9)) });
     }
     if random.below(4) == 0 {
         history.truncate(1 + random.below(history.len() as u64) as usize);
-        out.push(Record::Truncate { shard, after: history[history.len() - 1].seq });
+        out.push(LogRecord::Truncate { shard, after: history[history.len() - 1].seq });
     }
     for _ in 0..random.below(3) {
         let body = match random.below(2) {
@@ -96,13 +100,13 @@ fn random_records(random: &mut Random, shard: ShardId, history: &mut Vec<Positio
         let last = history[history.len() - 1];
         let entry = Entry::after(last, last.epoch, TimeMs(last.time.0 + 1), body);
         history.push(entry.position());
-        out.push(Record::Append { shard, entry });
+        out.push(LogRecord::Append { shard, entry });
     }
     out
 }
 
-fn random_batch(random: &mut Random) -> Batch {
+fn random_batch(random: &mut SplitMix64) -> Batch {
     let session = SessionId(Revision { incarnation: 1, revision: random.below(100) });
     let payload: Vec<u8> = (0..random.below(30)).map(|_| random.next() as u8).collect();
-    Batch::seal(Slots::ALL, session, Bseq(1), Bseq(1), Codec::Raw, payload.into())
+    Batch::seal(Slots::ALL, session, BatchSeq(1), BatchSeq(1), Codec::Raw, payload.into())
 }

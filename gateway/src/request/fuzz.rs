@@ -1,6 +1,7 @@
-//! Bodies at random: the three forms say the same, and no bytes are understood in two ways or make anything panic.
+//! Random bodies: the three formats mean the same, and no bytes have two meanings or cause a panic.
 //!
-//! As in `tests/tests/fuzz/`: the same cases in every run, others by `PROPTEST_RNG_SEED` and `PROPTEST_CASES`.
+//! As in `tests/tests/fuzz/`, every run has the same cases; `PROPTEST_RNG_SEED` and
+//! `PROPTEST_CASES` select others.
 
 use std::fmt::Write as _;
 
@@ -22,8 +23,8 @@ fn runner() -> TestRunner {
     TestRunner::new(config)
 }
 
-/// A key of any bytes that a line of text can hold, and a delta. Not of those that begin as a byte order mark does: before
-/// all others that is no part of a key.
+/// A key of any bytes that a line of text can have, and a delta. Keys that begin with a byte order
+/// mark are excluded: at the beginning of a body, the mark is not part of a key.
 fn item() -> impl Strategy<Value = (Vec<u8>, i64)> {
     let byte = any::<u8>().prop_filter("ends a line", |&byte| byte != b'\n');
     let key = vec(byte, 1..12).prop_filter("a mark", |key| {
@@ -67,7 +68,7 @@ const FORMS: [(BodyType, Write); 3] =
     [(BodyType::Text, text), (BodyType::NdJson, ndjson), (BodyType::Json, json_list)];
 
 #[test]
-fn the_three_forms_say_the_same() {
+fn the_three_formats_mean_the_same() {
     runner()
         .run(&vec(item(), 0..8), |items| {
             let op = |(key, delta): &(Vec<u8>, i64)| Op {
@@ -84,7 +85,7 @@ fn the_three_forms_say_the_same() {
         .unwrap_or_else(|failure| panic!("{failure}"));
 }
 
-/// What can be read of damaged bodies: each item is applied or failed, never both and never neither.
+/// Of a damaged body that is still readable, each item is applied or failed, never both or neither.
 #[test]
 fn every_item_is_accounted_for() {
     let harm = (any::<Index>(), any::<u8>(), 0..4u8);

@@ -1,8 +1,9 @@
-//! Header lines: what they say of a request, and what is refused by name.
+//! Header lines: those with a meaning for a request, and those that are refused by name.
 //!
-//! A line that changes what a body means, and is not understood, must not be passed over: packed bytes would count as very
-//! odd keys, and two programs that read a request in different ways can be played against each other. So every line of such
-//! a name is looked at, not the first alone.
+//! An unknown line that changes the meaning of a body must not be ignored: compressed bytes would
+//! count as very odd keys, and an attacker can exploit two programs that parse a request
+//! differently (request smuggling). Therefore every line with such a name is checked, not only the
+//! first one.
 
 use std::time::Duration;
 
@@ -16,30 +17,30 @@ use crate::problem::{Kind, Problem};
 
 static REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("request-timeout-ms");
 
-/// Refuses what no request may say, whatever it asks for.
+/// Checks the headers that are refused for every route.
 pub(super) fn check(headers: &HeaderMap) -> Result<(), Problem> {
     if has_two(headers, &HOST) {
-        return Err(Problem::bad_input("Host", "is there twice"));
+        return Err(Problem::bad_input("Host", "is present twice"));
     }
     let is_chunked = |coding: &HeaderValue| is(coding, "chunked");
     if !headers.get_all(TRANSFER_ENCODING).iter().all(is_chunked)
         || has_two(headers, &TRANSFER_ENCODING)
     {
-        let detail = "can only be chunked, once: bodies are taken as they are";
+        let detail = "can only be chunked, once: transfer codings are not supported";
         return Err(Problem::bad_input("Transfer-Encoding", detail));
     }
     if headers.contains_key(CONTENT_RANGE) {
-        let detail = "belongs to answers: a request can't change a part of something";
+        let detail = "belongs to answers: a request can't change a part of a resource";
         return Err(Problem::bad_input("Content-Range", detail));
     }
     if !headers.get_all(EXPECT).iter().all(|expected| is(expected, "100-continue")) {
         return Err(Problem::new(Kind::ExpectationFailed, "Expect can only be 100-continue"));
     }
     if !headers.get_all(CONTENT_ENCODING).iter().all(|coding| is(coding, "identity")) {
-        return Err(unsupported("bodies are taken as they are, without a Content-Encoding"));
+        return Err(unsupported("bodies must not have a Content-Encoding"));
     }
     if has_two(headers, &CONTENT_TYPE) {
-        return Err(unsupported("Content-Type is there twice"));
+        return Err(unsupported("Content-Type is present twice"));
     }
     Ok(())
 }
@@ -52,12 +53,13 @@ fn is(value: &HeaderValue, word: &str) -> bool {
     value.as_bytes().trim_ascii().eq_ignore_ascii_case(word.as_bytes())
 }
 
+/// Parses `Request-Timeout-Ms`.
 pub(super) fn timeout(headers: &HeaderMap) -> Result<Duration, Problem> {
-    let mut told = headers.get_all(&REQUEST_TIMEOUT_MS).into_iter();
-    let Some(value) = told.next() else {
+    let mut values = headers.get_all(&REQUEST_TIMEOUT_MS).into_iter();
+    let Some(value) = values.next() else {
         return Ok(TIMEOUT_DEFAULT);
     };
-    match (integer(value.as_bytes()), told.next()) {
+    match (integer(value.as_bytes()), values.next()) {
         (Ok(ms @ 1..=TIMEOUT_MS_MAX), None) => Ok(Duration::from_millis(ms.unsigned_abs())),
         _ => {
             let detail = "is one whole number of milliseconds from 1 to 60000";
@@ -66,6 +68,7 @@ pub(super) fn timeout(headers: &HeaderMap) -> Result<Duration, Problem> {
     }
 }
 
+/// Parses `Content-Type`.
 pub(super) fn body_type(headers: &HeaderMap) -> Result<BodyType, Problem> {
     let Some(value) = headers.get(CONTENT_TYPE) else {
         return Ok(BodyType::Json);
@@ -87,7 +90,7 @@ pub(super) fn body_type(headers: &HeaderMap) -> Result<BodyType, Problem> {
     }
 }
 
-/// A parameter of a media type. One that is no charset changes nothing here.
+/// Returns whether a parameter of a media type is supported. All but `charset` are ignored.
 fn is_understood(parameter: &[u8]) -> bool {
     let mut parts = parameter.splitn(2, |&byte| byte == b'=').map(<[u8]>::trim_ascii);
     let is_charset = parts.next().is_some_and(|name| name.eq_ignore_ascii_case(b"charset"));
@@ -98,7 +101,8 @@ fn is_understood(parameter: &[u8]) -> bool {
     !is_charset || known.iter().any(|charset| value.eq_ignore_ascii_case(charset))
 }
 
-/// `text/plain` is preferred to JSON: named, and with no smaller weight than JSON has or, at the same weight, before it.
+/// Returns whether the client prefers `text/plain` to JSON: `Accept` lists it, and with a higher
+/// weight than JSON or, at the same weight, before it.
 pub(super) fn wants_plain(headers: &HeaderMap) -> bool {
     let lines = headers.get_all(ACCEPT).iter().filter_map(|accept| accept.to_str().ok());
     let mut plain = 0;
@@ -115,7 +119,7 @@ pub(super) fn wants_plain(headers: &HeaderMap) -> bool {
     plain > 0
 }
 
-/// A weight of `Accept`, 0 to 1 with three digits at most. What is none counts as 1.
+/// Parses a weight of `Accept`, 0 to 1 with at most three digits. An invalid weight counts as 1.
 fn thousandths(weight: &str) -> u32 {
     match weight.parse::<f32>() {
         Ok(weight) if (0.0..=1.0).contains(&weight) => (weight * 1_000.0) as u32,

@@ -1,18 +1,18 @@
-//! Whole numbers as people write them: `[+-]?[0-9]+`, within i64.
+//! Whole numbers in text: `[+-]?[0-9]+`, within i64.
 
-/// Why some bytes are no delta.
+/// The reason why a text is not a delta.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum NotInteger {
-    /// Not of that form at all.
+    /// The text does not have that form.
     Form,
-    /// Of that form, and too large or too small.
+    /// The number is too large or too small.
     Range,
 }
 
 impl NotInteger {
     pub(crate) fn detail(self) -> &'static str {
         match self {
-            Self::Form => "is no whole number",
+            Self::Form => "is not a whole number",
             Self::Range => {
                 "is not between -9,223,372,036,854,775,808 and 9,223,372,036,854,775,807"
             }
@@ -20,7 +20,7 @@ impl NotInteger {
     }
 }
 
-/// Reads one. Rust's own parser takes the same form.
+/// Parses a number. Rust's own parser accepts the same form.
 pub(crate) fn integer(bytes: &[u8]) -> Result<i64, NotInteger> {
     use std::num::IntErrorKind::{NegOverflow, PosOverflow};
     let text = str::from_utf8(bytes).map_err(|_| NotInteger::Form)?;
@@ -30,7 +30,8 @@ pub(crate) fn integer(bytes: &[u8]) -> Result<i64, NotInteger> {
     })
 }
 
-/// Whether people would take it for a number: digits of any script with what is written around them, `0x1f`, `NaN`.
+/// Returns whether a text looks like a number to people: digits of any script with signs and
+/// separators around them, `0x1f`, `NaN`.
 pub(crate) fn looks_numeric(bytes: &[u8]) -> bool {
     const AROUND: &str = "+-.,_'eExX%\u{2212}";
     let Ok(text) = str::from_utf8(bytes) else { return false };

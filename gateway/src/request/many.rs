@@ -1,41 +1,44 @@
-//! Bodies of many items: JSON, a JSON object per line, or plain lines.
+//! Bodies of many items: JSON, newline-delimited JSON, or plain lines.
 
 use engine::key::{CounterKey, KEY_BYTES_MAX};
 use engine::ops::{Op, OpKind};
 
 use super::integer::{NotInteger, integer, looks_numeric};
-use super::json::{self, Item, Wrong};
+use super::json::{self, FieldError, JsonItem};
 use super::{BodyType, ITEMS_MAX, mark, name_problem};
 use crate::problem::{Kind, Problem};
 
-/// What an answer says of an item that failed, without its key and the detail.
+/// The size of a failed item in an answer, without its key and detail.
 const ANSWER_BYTES: usize = 128;
 
-/// An item that makes no sense, or was not applied.
+/// An item of a batch that is malformed or was not applied.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct FailedItem {
+    /// The position of the item in the body, from 0.
     pub index: u32,
-    /// As far as it was understood.
+    /// The key, if it could be parsed.
     pub key: Option<Vec<u8>>,
+    /// The reason.
     pub problem: Problem,
 }
 
-/// The items of one request, sorted into those that were understood and those that were not.
+/// The items of one request, divided into valid and malformed ones.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Batch {
-    /// What was understood, in order.
+pub struct IncrementBatch {
+    /// The operations of the valid items, in order.
     pub ops: Vec<Op>,
-    /// The place of each of them among the items, from 0.
+    /// The position in the body of each operation, from 0.
     pub indexes: Vec<u32>,
-    /// What was not, in order.
+    /// The malformed items, in order.
     pub failed: Vec<FailedItem>,
 }
 
-impl Batch {
-    /// What its operations do not tell of the request: a hash of the items that make no sense, 0 if there are none. Of
-    /// each its place, its key and the field that is to blame. Not the detail, which is prose: another build may say it
-    /// in other words, and the same request must stay the same.
-    pub(crate) fn also(&self) -> u64 {
+impl IncrementBatch {
+    /// A hash of the malformed items, 0 without any. It makes the fingerprint of a request
+    /// complete, which otherwise has only the operations. The hash includes the position, the key
+    /// and the wrong field of each item, but not the detail: another build may have another text,
+    /// and the same request must keep its fingerprint.
+    pub(crate) fn rejected_hash(&self) -> u64 {
         if self.failed.is_empty() {
             return 0;
         }
@@ -53,7 +56,7 @@ impl Batch {
 }
 
 impl FailedItem {
-    /// About as many bytes as it takes, here and in the answer: many times what it takes in the body.
+    /// The approximate memory of the item, here and in the answer: many times its size in the body.
     fn bytes(&self) -> usize {
         let field = self.problem.field.as_ref().map_or(0, |field| field.len());
         let key = self.key.as_ref().map_or(0, Vec::len);
@@ -61,16 +64,17 @@ impl FailedItem {
     }
 }
 
-/// A batch on its way from a body.
-struct Reading<'a, R> {
+/// The parser of a batch.
+struct BatchParser<'a, R> {
     namespace: &'a str,
-    /// Asked for as many bytes as an item that makes no sense will take.
+    /// Is called with the memory of each malformed item, and refuses the request if there is not
+    /// enough.
     room: R,
-    batch: Batch,
+    batch: IncrementBatch,
 }
 
-impl<R: FnMut(usize) -> Result<(), Problem>> Reading<'_, R> {
-    /// The place of the next item.
+impl<R: FnMut(usize) -> Result<(), Problem>> BatchParser<'_, R> {
+    /// The position of the next item.
     fn index(&self) -> Result<u32, Problem> {
         let items = self.batch.ops.len() + self.batch.failed.len();
         one_more(items)?;
@@ -88,14 +92,15 @@ impl<R: FnMut(usize) -> Result<(), Problem>> Reading<'_, R> {
             }
             Err(error) => {
                 let problem = name_problem(error, key.len());
-                // Too long to be worth repeating, or empty.
+                // The answer does not repeat a key that is too long or empty.
                 self.failed(FailedItem { index, key: None, problem })
             }
         }
     }
 
-    fn fail(&mut self, key: Option<&[u8]>, wrong: Wrong) -> Result<(), Problem> {
-        // One that is no key is not repeated: it may be too long, and the answer's document has none that is empty.
+    fn fail(&mut self, key: Option<&[u8]>, wrong: FieldError) -> Result<(), Problem> {
+        // The answer does not repeat an invalid key: it may be too long, and the OpenAPI document
+        // does not allow an empty one.
         let key = key.filter(|key| (1..=KEY_BYTES_MAX).contains(&key.len())).map(<[u8]>::to_vec);
         let index = self.index()?;
         self.failed(FailedItem { index, key, problem: wrong.problem() })
@@ -107,55 +112,56 @@ impl<R: FnMut(usize) -> Result<(), Problem>> Reading<'_, R> {
         Ok(())
     }
 
-    fn take(&mut self, item: Item<'_>) -> Result<(), Problem> {
+    fn take(&mut self, item: JsonItem<'_>) -> Result<(), Problem> {
         let key = item.key.as_deref();
         match (item.wrong, key) {
             (Some(wrong), _) => self.fail(key, wrong),
             (None, Some(_)) if item.bare => {
                 let detail = "an item is an object with \"key\" and \"delta\"";
-                self.fail(key, Wrong::new("key", detail))
+                self.fail(key, FieldError::new("key", detail))
             }
             (None, Some(key)) => self.add(key, item.delta.unwrap_or(1)),
-            (None, None) => self.fail(None, Wrong::new("key", "is missing")),
+            (None, None) => self.fail(None, FieldError::new("key", "is missing")),
         }
     }
 
     fn line(&mut self, line: &[u8]) -> Result<(), Problem> {
         match split(line) {
             Ok((key, delta)) => self.add(key, delta),
-            Err((key, why)) => self.fail(Some(key), Wrong::new("delta", why.detail())),
+            Err((key, why)) => self.fail(Some(key), FieldError::new("delta", why.detail())),
         }
     }
 }
 
-/// The items of a batch of increments. An error means that nothing is applied: nothing can be understood, there are too
-/// many, or there is no room. `room` is asked as they are read for the bytes that those take that make no sense.
+/// Parses the body of a batch of increments. An error means that nothing is applied: the body is
+/// not readable, has too many items, or there is not enough memory. `room` is called with the
+/// memory of each malformed item.
 pub fn increments(
     namespace: &str,
     body_type: BodyType,
     body: &[u8],
     room: impl FnMut(usize) -> Result<(), Problem>,
-) -> Result<Batch, Problem> {
+) -> Result<IncrementBatch, Problem> {
     mark::refuse_wide(body)?;
-    let mut reading = Reading { namespace, room, batch: Batch::default() };
+    let mut parser = BatchParser { namespace, room, batch: IncrementBatch::default() };
     match body_type {
-        BodyType::Json => json::items(body, "increments", |item| reading.take(item))?,
+        BodyType::Json => json::items(body, "increments", |item| parser.take(item))?,
         BodyType::NdJson => {
             let lines = || lines(body).filter(|line| !line.trim_ascii().is_empty());
             few_enough(body, lines())?;
-            lines().try_for_each(|line| reading.take(json::item(line)))?;
+            lines().try_for_each(|line| parser.take(json::item(line)))?;
         }
         BodyType::Text => {
             let body = body.strip_prefix(mark::UTF_8).unwrap_or(body);
             let lines = || lines(body).filter(|line| !line.is_empty());
             few_enough(body, lines())?;
-            lines().try_for_each(|line| reading.line(line))?;
+            lines().try_for_each(|line| parser.line(line))?;
         }
     }
-    Ok(reading.batch)
+    Ok(parser.batch)
 }
 
-/// The keys of a request for many values: any that makes no sense fails it as a whole.
+/// Parses the body of a read of many counters. A single malformed key fails the request.
 pub fn keys(namespace: &str, body: &[u8]) -> Result<Vec<CounterKey>, Problem> {
     let mut keys = Vec::new();
     let mut wrong = None;
@@ -176,7 +182,7 @@ pub fn keys(namespace: &str, body: &[u8]) -> Result<Vec<CounterKey>, Problem> {
     wrong.map_or(Ok(keys), Err)
 }
 
-fn key(namespace: &str, item: Item<'_>) -> Result<CounterKey, Problem> {
+fn key(namespace: &str, item: JsonItem<'_>) -> Result<CounterKey, Problem> {
     if let Some(wrong) = item.wrong {
         return Err(wrong.problem());
     }
@@ -187,7 +193,7 @@ fn key(namespace: &str, item: Item<'_>) -> Result<CounterKey, Problem> {
     CounterKey::new(namespace.as_bytes(), &key).map_err(|error| name_problem(error, key.len()))
 }
 
-/// So many items were there: may there be another? What is beyond the limit is not even read.
+/// Refuses another item after the first `items`. Items beyond the limit are not parsed.
 fn one_more(items: usize) -> Result<(), Problem> {
     if items < ITEMS_MAX {
         return Ok(());
@@ -195,7 +201,7 @@ fn one_more(items: usize) -> Result<(), Problem> {
     Err(Problem::new(Kind::TooLarge, "a body has at most 100,000 items, this one has more"))
 }
 
-/// Lines need not be understood to be counted. A body that is shorter can't have too many.
+/// Refuses a body with too many lines, before any is parsed. A short body can't have too many.
 fn few_enough<'a>(body: &[u8], mut lines: impl Iterator<Item = &'a [u8]>) -> Result<(), Problem> {
     if body.len() > 2 * ITEMS_MAX && lines.nth(ITEMS_MAX).is_some() {
         return one_more(ITEMS_MAX);
@@ -203,7 +209,8 @@ fn few_enough<'a>(body: &[u8], mut lines: impl Iterator<Item = &'a [u8]>) -> Res
     Ok(())
 }
 
-/// Up to each LF, one CR at the end dropped. What follows the last LF is a line too.
+/// The lines of a body. Each ends at an LF or at the end of the body, without the LF or one CR
+/// before it.
 fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     body.split_inclusive(|&byte| byte == b'\n').map(|line| {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
@@ -211,12 +218,13 @@ fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// A key and what is asked of it, or what is wrong with its delta.
-type Split<'a> = Result<(&'a [u8], i64), (&'a [u8], NotInteger)>;
+/// The key and the delta of a line, or the key and the mistake in the delta.
+type LineParts<'a> = Result<(&'a [u8], i64), (&'a [u8], NotInteger)>;
 
-/// `key<TAB>delta`, split at the last TAB if an integer follows. Something else that looks like a number is no delta, and
-/// nobody meant it for a part of the key. Else all of it is the key, and 1 is meant.
-fn split(line: &[u8]) -> Split<'_> {
+/// Splits `key<TAB>delta` at the last TAB, if an integer follows. Other text that looks like a
+/// number is an invalid delta, since it was hardly meant to be a part of the key. In any other
+/// case, the whole line is the key, and the delta is 1.
+fn split(line: &[u8]) -> LineParts<'_> {
     let Some(tab) = line.iter().rposition(|&byte| byte == b'\t') else {
         return Ok((line, 1));
     };
@@ -232,13 +240,14 @@ fn split(line: &[u8]) -> Split<'_> {
 mod tests {
     use super::*;
 
-    /// It is in records that outlive a build: a request that is sent again through a newer gateway is the same.
+    /// The hash is part of records that outlive a build: a request that is repeated through a newer
+    /// gateway must have the same hash.
     #[test]
-    fn the_hash_of_items_that_make_no_sense_is_golden() {
+    fn the_hash_of_malformed_items_is_golden() {
         #[track_caller]
         fn check(body_type: BodyType, body: &str, want: u64) {
             let batch = increments("ns", body_type, body.as_bytes(), |_| Ok(())).unwrap();
-            assert_eq!(batch.also(), want, "{body}");
+            assert_eq!(batch.rejected_hash(), want, "{body}");
         }
         check(BodyType::Text, "a\n", 0);
         check(BodyType::Text, "a\nb\t1.5\n", GOLDEN[0]);
@@ -267,7 +276,7 @@ mod tests {
             };
             let read = increments("ns", body_type, body.as_bytes(), room);
             assert_eq!(read.map_err(|problem| problem.kind), Err(Kind::TooLarge), "{body_type:?}");
-            assert!(asked <= ITEMS_MAX, "{body_type:?}: {asked} were looked at");
+            assert!(asked <= ITEMS_MAX, "{body_type:?}: {asked} items were parsed");
         }
         let body = format!("{{\"keys\":[0{}", ",0".repeat(2 * ITEMS_MAX));
         let read = keys("ns", body.as_bytes());

@@ -1,11 +1,12 @@
-//! Bytes from a client → a request that can't be wrong any more (DESIGN §12).
+//! Parsing: from the bytes of a client to a valid request.
 //!
-//! Two steps, because refusing early is cheaper and safer: [`head`] looks at method, URL and headers before a byte of the
-//! body is read; [`increment`], [`increments`] and [`keys`] then read the body. Whatever stands there that is not
-//! understood is refused by name, never ignored: a misspelt `delta` that counted 1 would be a wrong count.
+//! There are two steps, because it is cheaper and safer to refuse early: [`head`] checks method,
+//! URL and headers before a byte of the body is read; [`increment`], [`increments`] and [`keys`]
+//! then parse the body. Unknown input is refused by name, never ignored: a misspelt `delta` that
+//! counted 1 would be a wrong count.
 //!
-//! What a newcomer would get wrong: `increment` and `get` are keys like any other. `POST /v1/counters/ns/get` reads
-//! many counters, `GET /v1/counters/ns/get` reads the counter `get`.
+//! `increment` and `get` are keys like any other. `POST /v1/counters/ns/get` reads many counters,
+//! `GET /v1/counters/ns/get` reads the counter `get`.
 
 mod headers;
 mod integer;
@@ -22,9 +23,9 @@ use engine::ids::TimeMs;
 use engine::key::{CounterKey, KeyError};
 use hyper::http::request::Parts;
 
-pub use self::many::{Batch, FailedItem, increments, keys};
-pub use self::target::{IncrementQuery, Page, ReadQuery, Route};
-pub use self::token::Token;
+pub use self::many::{FailedItem, IncrementBatch, increments, keys};
+pub use self::target::{IncrementQuery, InfoPage, ReadQuery, Route};
+pub use self::token::RequestToken;
 pub(crate) use self::token::{TOKEN_BYTES_MAX, clock};
 
 use self::integer::integer;
@@ -36,50 +37,57 @@ pub const URL_BYTES_MAX: usize = 8 * 1024;
 pub const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// The most items in one body.
 pub const ITEMS_MAX: usize = 100_000;
-/// How long a client waits that does not say.
+/// The timeout of a request without `Request-Timeout-Ms`.
 pub(crate) const TIMEOUT_DEFAULT: Duration = Duration::from_millis(5_000);
-/// How long a client may ask to wait.
+/// The longest timeout that a client may request.
 pub(crate) const TIMEOUT_MS_MAX: i64 = 60_000;
 
-/// How a body is to be read.
+/// The format of a body.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum BodyType {
-    /// Also what is not named, or named as `curl -d` does.
+    /// JSON. Also the format of a body without a type, or with the type that `curl -d` sends.
     Json,
+    /// Newline-delimited JSON: one object per line.
     NdJson,
+    /// One key per line, with an optional delta after a TAB.
     Text,
 }
 
-/// Everything there is to know before the body.
+/// A request without its body.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Head {
+pub struct RequestHead {
+    /// The operation and its parameters in the URL.
     pub route: Route,
+    /// The format of the body.
     pub body: BodyType,
+    /// The time for which the client waits.
     pub timeout: Duration,
-    /// Of a write. A read changes nothing, so there it means nothing and is not looked at.
-    pub token: Option<Token>,
-    /// Answer with the bare decimal.
+    /// The idempotency key of a write. `None` for a read, which changes nothing: its headers are
+    /// not checked.
+    pub token: Option<RequestToken>,
+    /// The answer is a plain decimal number.
     pub plain: bool,
 }
 
-/// One increment, read whole.
+/// A single increment, from URL and body.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Increment {
+pub struct IncrementRequest {
+    /// The amount to add.
     pub delta: i64,
-    /// Answer the value after it.
+    /// The answer contains the new value.
     pub returning: bool,
-    /// … as a string, too.
+    /// The answer contains the new value also as a string.
     pub exact: bool,
 }
 
-/// Judges method, URL and headers.
-pub fn head(parts: &Parts) -> Result<Head, Problem> {
+/// Checks method, URL and headers.
+pub fn head(parts: &Parts) -> Result<RequestHead, Problem> {
     let route = target::route(&parts.method, &parts.uri)?;
     let headers = &parts.headers;
     headers::check(headers)?;
     if let Route::Page(_) = route {
         let (body, timeout) = (BodyType::Json, TIMEOUT_DEFAULT);
-        return Ok(Head { route, body, timeout, token: None, plain: false });
+        return Ok(RequestHead { route, body, timeout, token: None, plain: false });
     }
     let timeout = headers::timeout(headers)?;
     let token = if route.writes() { token::token(headers)? } else { None };
@@ -87,34 +95,34 @@ pub fn head(parts: &Parts) -> Result<Head, Problem> {
     if body != BodyType::Json && matches!(route, Route::GetMany { .. }) {
         return Err(unsupported("a list of keys is JSON"));
     }
-    Ok(Head { route, body, timeout, token, plain: headers::wants_plain(headers) })
+    Ok(RequestHead { route, body, timeout, token, plain: headers::wants_plain(headers) })
 }
 
-impl Head {
-    /// What can be judged only by one who knows the time.
-    pub fn at(self, clock: TimeMs) -> Result<Self, Problem> {
+impl RequestHead {
+    /// Checks the issue time of the idempotency key, for which the time of day is needed.
+    pub fn check_issue_time(self, clock: TimeMs) -> Result<Self, Problem> {
         self.token.as_ref().map_or(Ok(()), |token| token.check_issued(clock))?;
         Ok(self)
     }
 }
 
-/// A body beyond [`BODY_BYTES_MAX`].
+/// The problem of a body beyond [`BODY_BYTES_MAX`].
 pub fn body_too_large() -> Problem {
     Problem::new(Kind::TooLarge, "the body is larger than 8 MiB (8,388,608 bytes)")
 }
 
-/// A body of a request that has none.
+/// The problem of a body where the request must have none.
 pub fn body_not_wanted() -> Problem {
     Problem::bad_input("body", "a request with this method has no body here")
 }
 
-/// The rest of a single increment: its body, and what its URL said.
+/// Parses the body of a single increment and merges it with the parameters of its URL.
 pub fn increment(
     body_type: BodyType,
     body: &[u8],
     query: IncrementQuery,
-) -> Result<Increment, Problem> {
-    let told = match (body.is_empty(), body_type) {
+) -> Result<IncrementRequest, Problem> {
+    let in_body = match (body.is_empty(), body_type) {
         (true, _) => json::IncrementBody::default(),
         (false, BodyType::Json) => json::increment_body(body)?,
         (false, BodyType::NdJson | BodyType::Text) => {
@@ -122,21 +130,21 @@ pub fn increment(
         }
     };
     let twice = |field| Problem::bad_input(field, "is in the URL and in the body");
-    let delta = match (query.delta, told.delta) {
+    let delta = match (query.delta, in_body.delta) {
         (Some(_), Some(_)) => return Err(twice("delta")),
-        (in_url, in_body) => in_url.or(in_body).unwrap_or(1),
+        (in_url, from_body) => in_url.or(from_body).unwrap_or(1),
     };
-    if query.returning && told.returning {
+    if query.returning && in_body.returning {
         return Err(twice("return"));
     }
-    let returning = query.returning || told.returning;
+    let returning = query.returning || in_body.returning;
     if query.exact && !returning {
         return Err(Problem::bad_input("value", "belongs to return=value"));
     }
-    Ok(Increment { delta, returning, exact: query.exact })
+    Ok(IncrementRequest { delta, returning, exact: query.exact })
 }
 
-/// A counter's name from its parts, as bytes.
+/// Checks the name of a counter.
 fn counter(namespace: &[u8], key: &[u8]) -> Result<CounterKey, Problem> {
     CounterKey::new(namespace, key).map_err(|error| name_problem(error, key.len()))
 }

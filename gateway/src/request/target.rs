@@ -1,7 +1,7 @@
-//! Method and URL → what is asked for.
+//! The route of a request, from method and URL.
 //!
-//! Paths are taken apart at `/` first and each part is percent-decoded once afterwards, so `%2F` stays part of a key and
-//! nothing is ever decoded twice. There is no handling of `.` and `..`: they are keys.
+//! A path is split at `/` first, and each part is percent-decoded once afterwards, so `%2F` stays
+//! part of a key and nothing is decoded twice. `.` and `..` are not special: they are keys.
 
 use std::borrow::Cow;
 
@@ -11,80 +11,101 @@ use hyper::{Method, Uri};
 use super::{URL_BYTES_MAX, counter, integer};
 use crate::problem::{Kind, Problem};
 
+/// The operation of a request, with its parameters in the URL.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Route {
     /// `POST /v1/counters/{ns}/{key}/increment`
     Increment {
+        /// The counter in the path.
         counter: CounterKey,
+        /// The parameters.
         query: IncrementQuery,
     },
     /// `POST /v1/counters/{ns}/increment`
     IncrementMany {
+        /// The namespace of all keys in the body.
         namespace: String,
     },
     /// `GET /v1/counters/{ns}/{key}`
     Get {
+        /// The counter in the path.
         counter: CounterKey,
+        /// The parameters.
         query: ReadQuery,
     },
     /// `POST /v1/counters/{ns}/get`
     GetMany {
+        /// The namespace of all keys in the body.
         namespace: String,
+        /// The parameters.
         query: ReadQuery,
     },
-    /// `DELETE /v1/counters/{ns}/{key}`. `exact`: the value as a string, too.
+    /// `DELETE /v1/counters/{ns}/{key}`
     Delete {
+        /// The counter in the path.
         counter: CounterKey,
+        /// The answer contains the last value also as a string.
         exact: bool,
     },
-    Page(Page),
+    /// A page about the gateway or the cluster.
+    Page(InfoPage),
 }
 
-/// What tells about the gateway and the cluster.
+/// A page about the gateway or the cluster.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Page {
+pub enum InfoPage {
+    /// `/livez`
     Livez,
+    /// `/readyz`
     Readyz,
-    /// `/readyz?all`: whether every shard can be written to, too.
+    /// `/readyz?all`: also whether every shard can be written to.
     ReadyzAll,
+    /// `/metrics`
     Metrics,
+    /// `/v1/cluster`
     Cluster,
+    /// `/openapi.json`
     OpenApi,
 }
 
-/// What the URL of a single increment says.
+/// The parameters in the URL of a single increment.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct IncrementQuery {
+    /// The amount to add.
     pub delta: Option<i64>,
+    /// The answer contains the new value.
     pub returning: bool,
-    /// The value as a string, too.
+    /// The answer contains the new value also as a string.
     pub exact: bool,
 }
 
-/// What the URL of a read says.
+/// The parameters in the URL of a read.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct ReadQuery {
-    /// Values that are at most so old will do. None: as of now.
+    /// The staleness that the client accepts, in ms. `None` for a linearizable read.
     pub bounded_ms: Option<u64>,
-    /// Each value as a string, too.
+    /// The answer contains each value also as a string.
     pub exact: bool,
 }
 
 impl Route {
+    /// Returns whether the request may have a body.
     pub fn has_body(&self) -> bool {
         matches!(self, Self::Increment { .. } | Self::IncrementMany { .. } | Self::GetMany { .. })
     }
 
+    /// Returns whether the request changes counters.
     pub fn writes(&self) -> bool {
         matches!(self, Self::Increment { .. } | Self::IncrementMany { .. } | Self::Delete { .. })
     }
 
-    /// Whether `Accept` chooses the form of the answer.
+    /// Returns whether `Accept` chooses the form of the answer.
     pub fn has_forms(&self) -> bool {
         matches!(self, Self::Increment { .. } | Self::Get { .. } | Self::Delete { .. })
     }
 }
 
+/// Parses method and URL.
 pub(super) fn route(method: &Method, uri: &Uri) -> Result<Route, Problem> {
     let (path, query) = (uri.path(), uri.query());
     if path.len() + query.map_or(0, |query| query.len() + 1) > URL_BYTES_MAX {
@@ -94,18 +115,18 @@ pub(super) fn route(method: &Method, uri: &Uri) -> Result<Route, Problem> {
         return counters(method, rest, query.unwrap_or_default());
     }
     let page = match path {
-        "/livez" => Page::Livez,
-        "/readyz" if asks_for_all(query.unwrap_or_default()) => Page::ReadyzAll,
-        "/readyz" => Page::Readyz,
-        "/metrics" => Page::Metrics,
-        "/v1/cluster" => Page::Cluster,
-        "/openapi.json" => Page::OpenApi,
+        "/livez" => InfoPage::Livez,
+        "/readyz" if asks_for_all(query.unwrap_or_default()) => InfoPage::ReadyzAll,
+        "/readyz" => InfoPage::Readyz,
+        "/metrics" => InfoPage::Metrics,
+        "/v1/cluster" => InfoPage::Cluster,
+        "/openapi.json" => InfoPage::OpenApi,
         _ => return Err(no_such_path()),
     };
-    let is_health = matches!(page, Page::Livez | Page::Readyz | Page::ReadyzAll);
+    let is_health = matches!(page, InfoPage::Livez | InfoPage::Readyz | InfoPage::ReadyzAll);
     match *method {
         Method::GET | Method::HEAD => Ok(Route::Page(page)),
-        // What HAProxy asks with, if it is not told otherwise.
+        // The default method of HAProxy's health checks.
         Method::OPTIONS if is_health => Ok(Route::Page(page)),
         _ if is_health => Err(not_allowed("GET, HEAD, OPTIONS")),
         _ => Err(not_allowed("GET, HEAD")),
@@ -140,7 +161,7 @@ fn counters(method: &Method, rest: &str, query: &str) -> Result<Route, Problem> 
             Ok(Route::Delete { counter, exact: only_exact(query)? })
         }
         (None, _, &Method::POST) if key == "increment" || key == "get" => {
-            // Any key will do: it is the namespace that is checked, once for all items.
+            // This checks the namespace alone, once for all items, so any key will do.
             let namespace = named(namespace, "k")?.namespace().to_owned();
             let namespace = String::from_utf8(namespace).expect("a checked namespace is ASCII");
             if key == "get" {
@@ -172,7 +193,7 @@ fn named(namespace: &str, key: &str) -> Result<CounterKey, Problem> {
     counter(&decoded("namespace", namespace)?, &decoded("key", key)?)
 }
 
-/// Decodes `%41` and its like, once. Nothing else is special, `+` least of all.
+/// Percent-decodes a text, once. No other character is special, not even `+`.
 fn decoded<'a>(field: &'static str, text: &'a str) -> Result<Cow<'a, [u8]>, Problem> {
     let bytes = text.as_bytes();
     if !bytes.contains(&b'%') {
@@ -197,7 +218,8 @@ fn decoded<'a>(field: &'static str, text: &'a str) -> Result<Cow<'a, [u8]>, Prob
     Ok(Cow::Owned(out))
 }
 
-/// Goes through the parameters of a query; each may be there once.
+/// Passes each parameter of a query to `take`, which returns `None` for one that is unknown or
+/// repeated.
 fn parameters(
     query: &str,
     mut take: impl FnMut(&str, &[u8]) -> Result<Option<()>, Problem>,
@@ -210,7 +232,7 @@ fn parameters(
         match take(&name, &value)? {
             Some(()) => {}
             None => {
-                let detail = "is no parameter of this request, or is there twice";
+                let detail = "is not a parameter of this request, or is present twice";
                 return Err(Problem::bad_input(name.into_owned(), detail));
             }
         }
@@ -222,12 +244,12 @@ fn no_parameters(query: &str) -> Result<(), Problem> {
     parameters(query, |_, _| Ok(None))
 }
 
-/// Sets what is not set yet.
+/// Sets `slot`. Returns `None` if it was set already.
 fn once<T>(slot: &mut Option<T>, value: T) -> Option<()> {
     slot.is_none().then(|| *slot = Some(value))
 }
 
-/// `value=string`: for those whose numbers have 53 bits.
+/// Parses `value=string`, for languages whose numbers have 53 bits.
 fn exact(slot: &mut Option<()>, value: &[u8]) -> Result<Option<()>, Problem> {
     match value {
         b"string" => Ok(once(slot, ())),
@@ -259,7 +281,7 @@ fn increment_query(query: &str) -> Result<IncrementQuery, Problem> {
     Ok(IncrementQuery { delta, returning: returning.is_some(), exact: asked.is_some() })
 }
 
-/// How old a value may be that a client is content with, when it does not say.
+/// The staleness that a bounded read without `max_staleness_ms` accepts.
 const STALENESS_MS_DEFAULT: u64 = 1_000;
 
 fn read_query(query: &str) -> Result<ReadQuery, Problem> {

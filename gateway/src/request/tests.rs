@@ -1,11 +1,12 @@
-//! What a request is understood as. What is refused, and what becomes of the rest, is in `tests/http/table/`.
+//! Parsing of requests. The answers to valid and invalid requests are tested in
+//! `tests/http/table/`.
 
 use hyper::Request;
 
 use super::*;
 
-/// A request line, header lines, and what becomes of it: the route, or status, field and what the detail speaks of.
-fn judged(text: &str) -> Result<Head, (u16, String)> {
+/// Parses a request line and header lines: the head, or the status and the field of the problem.
+fn parsed(text: &str) -> Result<RequestHead, (u16, String)> {
     let mut lines = text.lines();
     let (method, target) = lines.next().unwrap().split_once(' ').unwrap();
     let mut request = Request::builder().method(method).uri(target);
@@ -15,19 +16,19 @@ fn judged(text: &str) -> Result<Head, (u16, String)> {
     }
     let (parts, ()) = request.body(()).unwrap().into_parts();
     head(&parts).map_err(|problem| {
-        assert_eq!(problem.outcome, crate::problem::Outcome::NotApplied);
+        assert_eq!(problem.outcome, engine::batcher::Outcome::NotApplied);
         (problem.kind.status().as_u16(), problem.field.unwrap_or_default().into_owned())
     })
 }
 
 #[track_caller]
 fn routed(text: &str, want: Route) {
-    assert_eq!(judged(text).map(|head| head.route), Ok(want), "{text}");
+    assert_eq!(parsed(text).map(|head| head.route), Ok(want), "{text}");
 }
 
 #[track_caller]
 fn refused(text: &str, status: u16, field: &str) {
-    assert_eq!(judged(text), Err((status, field.to_owned())), "{text}");
+    assert_eq!(parsed(text), Err((status, field.to_owned())), "{text}");
 }
 
 fn named(namespace: &str, key: &[u8]) -> CounterKey {
@@ -54,13 +55,13 @@ fn paths() {
     routed("GET /v1/counters/ns/k", get(b"k"));
     routed("HEAD /v1/counters/ns/k", get(b"k"));
     routed("DELETE /v1/counters/ns/k", Route::Delete { counter: named("ns", b"k"), exact: false });
-    routed("GET /livez", Route::Page(Page::Livez));
-    routed("GET /readyz?verbose", Route::Page(Page::Readyz));
-    routed("GET /readyz?allow", Route::Page(Page::Readyz));
-    routed("GET /readyz?all", Route::Page(Page::ReadyzAll));
-    routed("OPTIONS /readyz?x&all=1", Route::Page(Page::ReadyzAll));
-    routed("GET /metrics", Route::Page(Page::Metrics));
-    routed("HEAD /v1/cluster", Route::Page(Page::Cluster));
+    routed("GET /livez", Route::Page(InfoPage::Livez));
+    routed("GET /readyz?verbose", Route::Page(InfoPage::Readyz));
+    routed("GET /readyz?allow", Route::Page(InfoPage::Readyz));
+    routed("GET /readyz?all", Route::Page(InfoPage::ReadyzAll));
+    routed("OPTIONS /readyz?x&all=1", Route::Page(InfoPage::ReadyzAll));
+    routed("GET /metrics", Route::Page(InfoPage::Metrics));
+    routed("HEAD /v1/cluster", Route::Page(InfoPage::Cluster));
     routed("GET http://host:1/v1/counters/ns/k", get(b"k"));
     for path in
         ["/", "/v1", "/v1/counters", "/v1/counters/", "/v1/counters/ns", "/v2/counters/ns/k"]
@@ -109,7 +110,7 @@ fn urls_have_8_kib() {
     let longest = format!("{start}{}", "&".repeat(URL_BYTES_MAX - start.len()));
     routed(&format!("GET {longest}"), get(b"k"));
     refused(&format!("GET {longest}&"), 414, "");
-    // Said first: what such a URL means does not matter any more.
+    // The length is checked before the meaning of the URL.
     refused(&format!("PUT /{}", "x".repeat(URL_BYTES_MAX)), 414, "");
 }
 
@@ -119,7 +120,7 @@ fn deadlines() {
     fn check(value: &str, want: Option<u64>) {
         let text = format!("GET /v1/counters/ns/k\nRequest-Timeout-Ms: {value}");
         match want {
-            Some(ms) => assert_eq!(judged(&text).unwrap().timeout.as_millis(), u128::from(ms)),
+            Some(ms) => assert_eq!(parsed(&text).unwrap().timeout.as_millis(), u128::from(ms)),
             None => refused(&text, 400, "Request-Timeout-Ms"),
         }
     }
@@ -128,7 +129,7 @@ fn deadlines() {
     for value in ["0", "-1", "60001", "5s", "1.5", "", "9223372036854775808"] {
         check(value, None);
     }
-    assert_eq!(judged("GET /v1/counters/ns/k").unwrap().timeout.as_millis(), 5_000);
+    assert_eq!(parsed("GET /v1/counters/ns/k").unwrap().timeout.as_millis(), 5_000);
     let twice = "GET /v1/counters/ns/k\nRequest-Timeout-Ms: 5\nRequest-Timeout-Ms: 6";
     refused(twice, 400, "Request-Timeout-Ms");
 }
@@ -137,7 +138,7 @@ fn deadlines() {
 fn plain_answers() {
     #[track_caller]
     fn check(accept: &str, want: bool) {
-        let head = judged(&format!("GET /v1/counters/ns/k\nAccept: {accept}")).unwrap();
+        let head = parsed(&format!("GET /v1/counters/ns/k\nAccept: {accept}")).unwrap();
         assert_eq!(head.plain, want, "{accept}");
     }
     check("*/*", false);
@@ -154,10 +155,11 @@ fn plain_answers() {
     check("text/html, application/xhtml+xml", false);
     check("application/json\nAccept: text/plain", false);
     check("text/html\nAccept: text/plain", true);
-    assert!(!judged("GET /v1/counters/ns/k").unwrap().plain);
+    assert!(!parsed("GET /v1/counters/ns/k").unwrap().plain);
 }
 
-/// Every line of a name is looked at, and what would change the meaning of a request is never passed over.
+/// Every line of a name is checked, and a line that would change the meaning of a request is never
+/// ignored.
 #[test]
 fn headers_are_understood_or_refused() {
     let batch = "POST /v1/counters/ns/increment";
@@ -207,7 +209,7 @@ fn headers_are_understood_or_refused() {
 }
 
 #[test]
-fn values_as_strings_are_asked_for_by_name() {
+fn values_as_strings_are_requested_by_a_parameter() {
     let counter = || named("ns", b"k");
     let read = ReadQuery { bounded_ms: None, exact: true };
     let get = "GET /v1/counters/ns/k";

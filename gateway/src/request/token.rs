@@ -1,11 +1,13 @@
-//! `Idempotency-Key` and `Idempotency-Issued-At`: what makes a write that is repeated count once.
+//! `Idempotency-Key` and `Idempotency-Issued-At`: the headers that make a repeated write count
+//! once.
 //!
-//! The key is a structured field of the kind String (RFC 8941 §3.3.3, as draft-ietf-httpapi-idempotency-key-header wants
-//! it): printable ASCII between double quotes, in which `\"` and `\\` stand for themselves; no parameters. What stands
-//! between the quotes, unescaped, is the token; how it was written makes no difference.
+//! The key is a structured field of the type String (RFC 8941 §3.3.3, as required by
+//! draft-ietf-httpapi-idempotency-key-header): printable ASCII between double quotes, with the
+//! escapes `\"` and `\\`, and without parameters. The unescaped text between the quotes is the
+//! token; two ways to write the same text are the same token.
 //!
-//! A newcomer would let pass what is nearly one, such as a key without quotes. Whoever sends it relies on it, so it is
-//! either understood or refused by name.
+//! A malformed key, such as one without quotes, is refused and never ignored: the client relies on
+//! it.
 
 use std::ops::Range;
 
@@ -19,33 +21,36 @@ use crate::problem::Problem;
 /// The longest token, in bytes and unescaped.
 pub(crate) const TOKEN_BYTES_MAX: usize = 255;
 
-/// How far a client's clock may be ahead of the gateway's.
+/// The time by which a client's clock may be ahead of the gateway's.
 const AHEAD_MS_MAX: u64 = 300_000;
-/// Times that are seconds, of 2001 to 5138: as milliseconds they lie between the 12th day of 1970 and 1973.
+/// Issue times that are obviously in seconds, from 2001 to 5138: as milliseconds they would lie
+/// between the 12th day of 1970 and 1973.
 const SECONDS: Range<u64> = 1_000_000_000..100_000_000_000;
-/// A gateway's own clock that is behind the shards' time by more is wrong.
+/// A gateway's own clock that is further behind the time of the shards is wrong.
 const BEHIND_MS_MAX: u64 = 86_400_000;
 
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 static IDEMPOTENCY_ISSUED_AT: HeaderName = HeaderName::from_static("idempotency-issued-at");
 
-/// What the headers of a write say.
+/// The idempotency headers of a write.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Token {
-    /// What stands between the quotes.
+pub struct RequestToken {
+    /// The unescaped text between the quotes, 1 to 255 bytes.
     pub key: Bytes,
-    /// When the client made the request first.
+    /// The time at which the client made the request first.
     pub issued: Option<TimeMs>,
 }
 
-impl Token {
-    /// Refuses an issue time that is ahead: its record would stay until the shard's time has come that far. And one that
-    /// was given in seconds: it would pass for one of 1970, and every request would be too old.
+impl RequestToken {
+    /// Refuses an issue time in the future: its record would stay until the shard's time has
+    /// reached it. Also refuses one in seconds: it would be a time in 1970, and every request too
+    /// old.
     pub(super) fn check_issued(&self, clock: TimeMs) -> Result<(), Problem> {
         let Some(issued) = self.issued else { return Ok(()) };
         if SECONDS.contains(&issued.0) && !SECONDS.contains(&clock.0) {
             let detail = format!(
-                "is in milliseconds since 1970, and {} can only be seconds: {} would be the same in milliseconds",
+                "is in milliseconds since 1970, and {} can only be seconds: {} would be the same \
+                 in milliseconds",
                 issued.0,
                 1_000 * issued.0
             );
@@ -56,21 +61,25 @@ impl Token {
             return Ok(());
         }
         let detail = format!(
-            "is {ahead} ms ahead of this gateway's clock, which is at {}: 300000 are allowed, so one of the two is wrong",
+            "is {ahead} ms ahead of this gateway's clock, which is at {}: 300000 are allowed, so \
+             one of the two is wrong",
             clock.0
         );
         Err(Problem::bad_input("Idempotency-Issued-At", detail))
     }
 }
 
-/// What time it is: by this machine's clock, unless that is far behind the newest time of any shard, which follows
-/// the clocks of all the shard's members. So a gateway in 1970 does not refuse every request. A shard's time that is
-/// far behind says nothing: a new shard begins at 0, and one that was off for days shows it until its next entry.
+/// The time of day, in ms since 1970: that of the computer's clock, unless it is far behind the
+/// newest time of any shard, which follows the clocks of all members of the shard. So a gateway
+/// whose clock is in 1970 does not refuse every request. A shard's time that is far behind is
+/// ignored: a new shard begins at 0, and one that was off for days has an old time until its next
+/// entry.
 pub(crate) fn clock(wall: TimeMs, shards: Option<TimeMs>) -> TimeMs {
     shards.filter(|shards| shards.0.saturating_sub(wall.0) > BEHIND_MS_MAX).unwrap_or(wall)
 }
 
-pub(super) fn token(headers: &HeaderMap) -> Result<Option<Token>, Problem> {
+/// Parses the idempotency headers. Returns `None` without any.
+pub(super) fn token(headers: &HeaderMap) -> Result<Option<RequestToken>, Problem> {
     let wrong = |detail| Problem::bad_input("Idempotency-Key", detail);
     let issued = issued(headers)?;
     let mut values = headers.get_all(&IDEMPOTENCY_KEY).into_iter();
@@ -84,13 +93,16 @@ pub(super) fn token(headers: &HeaderMap) -> Result<Option<Token>, Problem> {
         };
     };
     if values.next().is_some() {
-        return Err(wrong("is there twice"));
+        return Err(wrong("is present twice"));
     }
     let key = string(value).ok_or_else(|| {
-        wrong("is a string of printable ASCII in double quotes, such as \"8e03978e-40d5\", and nothing else")
+        wrong(
+            "is a string of printable ASCII in double quotes, such as \"8e03978e-40d5\", and \
+             nothing else",
+        )
     })?;
     match key.len() {
-        1..=TOKEN_BYTES_MAX => Ok(Some(Token { key: key.into(), issued })),
+        1..=TOKEN_BYTES_MAX => Ok(Some(RequestToken { key: key.into(), issued })),
         0 => Err(wrong("is empty")),
         _ => Err(wrong("has more than 255 bytes")),
     }
@@ -102,13 +114,14 @@ fn issued(headers: &HeaderMap) -> Result<Option<TimeMs>, Problem> {
     match (integer(value.as_bytes()), values.next()) {
         (Ok(ms @ 0..), None) => Ok(Some(TimeMs(ms.unsigned_abs()))),
         _ => {
-            let detail = "is one whole number, the milliseconds since 1970 at which the request was made first";
+            let detail = "is one whole number, the milliseconds since 1970 at which the request \
+                          was made first";
             Err(Problem::bad_input("Idempotency-Issued-At", detail))
         }
     }
 }
 
-/// A String of RFC 8941, unescaped.
+/// Unescapes a String of RFC 8941. Returns `None` if the value is not one.
 fn string(value: &HeaderValue) -> Option<Vec<u8>> {
     let inner = value.as_bytes().trim_ascii().strip_prefix(b"\"")?.strip_suffix(b"\"")?;
     let mut string = Vec::with_capacity(inner.len());
@@ -133,7 +146,7 @@ mod tests {
         const NOW: u64 = 1_700_000_000_000;
         #[track_caller]
         fn check(wall: u64, shards: Option<u64>, issued: u64, want: bool) {
-            let token = Token { key: "k".into(), issued: Some(TimeMs(issued)) };
+            let token = RequestToken { key: "k".into(), issued: Some(TimeMs(issued)) };
             let clock = clock(TimeMs(wall), shards.map(TimeMs));
             assert_eq!(token.check_issued(clock).is_ok(), want, "{clock:?}");
         }
@@ -142,15 +155,16 @@ mod tests {
         check(NOW, None, NOW + 300_001, false);
         check(NOW, Some(NOW - 80_000_000), NOW + 300_000, true);
         check(NOW, Some(NOW + 80_000_000), NOW + 300_001, false);
-        // Beside a new shard, and after a weekend off.
+        // The only shard is new; the cluster was off for a weekend.
         check(NOW, Some(12), NOW, true);
         check(NOW, Some(12), NOW + 300_001, false);
         check(NOW, Some(NOW - 200_000_000), NOW, true);
-        // In 1970.
+        // The gateway's clock is in 1970.
         check(0, None, NOW, false);
         check(0, Some(NOW), NOW, true);
         check(0, Some(NOW), NOW + 300_001, false);
-        let problem = Token { key: "k".into(), issued: Some(TimeMs(NOW)) }.check_issued(TimeMs(1));
+        let problem =
+            RequestToken { key: "k".into(), issued: Some(TimeMs(NOW)) }.check_issued(TimeMs(1));
         let problem = problem.expect_err("53 years ahead");
         assert_eq!(problem.field.as_deref(), Some("Idempotency-Issued-At"));
     }
@@ -159,7 +173,7 @@ mod tests {
     fn an_issue_time_in_seconds_is_bad_input_that_names_the_unit() {
         const NOW: u64 = 1_764_380_000;
         let check = |clock, issued| {
-            let token = Token { key: "k".into(), issued: Some(TimeMs(issued)) };
+            let token = RequestToken { key: "k".into(), issued: Some(TimeMs(issued)) };
             token.check_issued(TimeMs(clock)).err().map(|problem| problem.detail)
         };
         let detail = check(1_000 * NOW, NOW).expect("it is in seconds");
@@ -167,7 +181,7 @@ mod tests {
         for old in [0, 999_999_999, 100_000_000_000, 1_000 * (NOW - 86_400)] {
             assert_eq!(check(1_000 * NOW, old), None, "{old}: it is only old");
         }
-        assert_eq!(check(NOW, NOW), None, "where it is 1970, that is a time like any other");
+        assert_eq!(check(NOW, NOW), None, "if the clock is in 1970, such a time is valid");
     }
 
     #[test]

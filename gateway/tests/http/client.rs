@@ -1,4 +1,4 @@
-//! HTTP by hand over plain sockets: what `curl` shows, and what it would not send.
+//! HTTP over plain sockets, including requests that `curl` would not send.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -44,7 +44,7 @@ impl Client {
         Self { stream, input: Vec::new() }
     }
 
-    /// One whose kernel takes little that it has not read.
+    /// A client with a small receive buffer in the kernel.
     pub(crate) async fn narrow(address: SocketAddr) -> Self {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
@@ -57,17 +57,17 @@ impl Client {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// False if the other side takes nothing any more.
+    /// Returns false if the connection is broken.
     pub(crate) fn try_send(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).is_ok()
     }
 
-    /// The sending side is closed; answers still come.
+    /// Closes the sending side; answers still arrive.
     pub(crate) fn end_sending(&self) {
         self.stream.shutdown(std::net::Shutdown::Write).unwrap();
     }
 
-    /// A request with these header lines and a body of known length.
+    /// Sends a request with these header lines and a body of known length.
     pub(crate) fn request(&mut self, line: &str, headers: &[&str], body: &[u8]) {
         let mut text = format!("{line} HTTP/1.1\r\nHost: x\r\n");
         for header in headers {
@@ -97,7 +97,7 @@ impl Client {
         self.call(&format!("POST {path}"), &[], body.as_bytes())
     }
 
-    /// The next answer.
+    /// Receives the next answer.
     #[track_caller]
     pub(crate) fn answer(&mut self, bodiless: bool) -> Answer {
         let end = loop {
@@ -125,12 +125,12 @@ impl Client {
         Answer { status, headers, body }
     }
 
-    /// A little of what comes, and drops it.
+    /// Reads a few bytes and drops them.
     pub(crate) fn take_some(&mut self) {
         let _closed = self.stream.read(&mut [0; 200]);
     }
 
-    /// Nothing more comes: the server has closed the connection.
+    /// Returns whether the server has closed the connection without further data.
     pub(crate) fn is_closed(&mut self) -> bool {
         self.read() == 0 && self.input.is_empty()
     }

@@ -1,15 +1,15 @@
-//! A cluster of a test's own: a real etcd with hand-written records, nodes that only pretend, and a real gateway.
+//! A cluster for one test: a real etcd with hand-written records, fake nodes, and a real gateway.
 
 use std::net::SocketAddr;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use engine::config::ShardConfig;
 use engine::ids::{Epoch, ShardId, Slots, StoreId, Version};
 use engine::key::CounterKey;
 use engine::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
 use engine::shard_map::ranges;
+use engine::shard_record::ShardRecord;
 use gateway::{Fatal, Options};
 use metastore::{Metastore, Settings};
 use tokio::runtime::Runtime;
@@ -54,7 +54,7 @@ pub(crate) fn options(etcd: String) -> Options {
 
 impl Gateway {
     pub(crate) fn start(options: Options) -> Self {
-        let (told, address) = mpsc::channel();
+        let (listening, address) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
         let (hurry, hurried) = oneshot::channel();
         let thread = std::thread::spawn(move || {
@@ -65,7 +65,7 @@ impl Gateway {
             };
             runtime.block_on(gateway::serve(
                 options,
-                |address| told.send(address).unwrap(),
+                |address| listening.send(address).unwrap(),
                 stopped,
                 async {
                     if hurried.await.is_err() {
@@ -78,7 +78,7 @@ impl Gateway {
         Self { address, stop, hurry, thread }
     }
 
-    /// Asks it to stop, and then to be quick about it: what it is told between the two is up to the caller.
+    /// Stops the gateway, calls `between`, and ends the drain early.
     pub(crate) fn stop_in_a_hurry(self, between: impl FnOnce()) -> Result<(), Fatal> {
         let _ended = self.stop.send(());
         between();
@@ -86,7 +86,7 @@ impl Gateway {
         self.thread.join().expect("it does not panic")
     }
 
-    /// Asks it to stop; the thread ends when it has.
+    /// Stops the gateway. The thread ends when it has stopped.
     pub(crate) fn stop(self) -> JoinHandle<Result<(), Fatal>> {
         let _ended = self.stop.send(());
         self.thread
@@ -94,7 +94,7 @@ impl Gateway {
 }
 
 impl Cluster {
-    /// One shard per node, and a gateway that is ready.
+    /// Starts a cluster with one shard per node and a gateway that is ready.
     pub(crate) fn start(nodes: usize) -> Self {
         let mut cluster = Self::without_gateway(nodes);
         cluster.start_gateway();
@@ -121,12 +121,12 @@ impl Cluster {
         cluster
     }
 
-    /// Passes bytes on to this address.
+    /// A relay to this address.
     pub(crate) fn relay(&self, to: String) -> Relay {
         self.runtime.block_on(Relay::start(to))
     }
 
-    /// An etcd without anything in it.
+    /// A cluster of an empty etcd only.
     pub(crate) fn empty() -> Self {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).enable_all().build().unwrap();
@@ -147,8 +147,8 @@ impl Cluster {
         self.runtime.block_on(self.etcd.run());
     }
 
-    /// An etcd that knows nothing, at the same address.
-    pub(crate) fn etcd_begins_anew(&mut self) {
+    /// Replaces etcd by an empty one at the same address.
+    pub(crate) fn replace_etcd(&mut self) {
         self.runtime.block_on(self.etcd.replace_by_empty());
     }
 
@@ -175,7 +175,7 @@ impl Cluster {
         until("the gateway reaches every shard", || client.get("/readyz?all").status == 200);
     }
 
-    /// A key whose counter the given node leads.
+    /// A key of a counter whose primary is the given node.
     pub(crate) fn key_of(&self, node: usize, tag: &str) -> String {
         let slots = ranges(self.nodes.len() as u32).nth(node).unwrap();
         let at = |number: u32| format!("{tag}{number}");
@@ -189,7 +189,7 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         if let Some(gateway) = self.gateway.take() {
             let stopped = gateway.stop().join();
-            // A test that has failed already says so itself.
+            // A test that has failed already has its own message.
             if !std::thread::panicking() {
                 stopped.expect("it does not panic").expect("it stops in order");
             }
@@ -197,7 +197,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Looks again and again, for a while.
+/// Waits until `holds` returns true, for 20 s at most.
 #[track_caller]
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let began = Instant::now();
@@ -215,7 +215,7 @@ pub(crate) fn meta(shards: u32) -> Meta {
         min_in_sync: 1,
         hash: 1,
         incarnation: 1,
-        idempotency: engine::idempotency::Settings::default(),
+        idempotency: engine::idempotency::TokenSettings::default(),
     }
 }
 
@@ -247,22 +247,22 @@ pub(crate) async fn unregister(store: &Metastore, node: StoreId) {
     store.delete::<NodeRecord>(&node, kept.modified).await.unwrap();
 }
 
-pub(crate) fn led_by(node: &Node, slots: Slots) -> ShardConfig {
-    ShardConfig {
+pub(crate) fn led_by(node: &Node, slots: Slots) -> ShardRecord {
+    ShardRecord {
         slots,
         epoch: Epoch(1),
         version: Version(1),
         primary: node.me,
         isr: vec![node.me.store],
-        ..ShardConfig::default()
+        ..ShardRecord::default()
     }
 }
 
-/// Gives a shard to a node, as a coordinator would.
+/// Promotes a node, as a coordinator would.
 pub(crate) async fn promote(store: &Metastore, shard: ShardId, node: &Node) {
-    let kept = store.get::<ShardConfig>(&shard).await.unwrap().unwrap();
+    let kept = store.get::<ShardRecord>(&shard).await.unwrap().unwrap();
     let epoch = Epoch(kept.record.epoch.0 + 1);
     let version = Version(kept.record.version.0 + 1);
-    let config = ShardConfig { epoch, version, ..led_by(node, kept.record.slots) };
-    store.replace(&shard, &config, kept.modified).await.unwrap();
+    let record = ShardRecord { epoch, version, ..led_by(node, kept.record.slots) };
+    store.replace(&shard, &record, kept.modified).await.unwrap();
 }

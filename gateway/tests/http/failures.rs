@@ -1,4 +1,4 @@
-//! What is said when a cluster can't do what is asked, and what was done all the same.
+//! The answers of a gateway whose cluster can't serve a request, and the effects of such requests.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::node::Mood;
 const SHORT: &str = "Request-Timeout-Ms: 200";
 
 #[track_caller]
-fn said(answer: &Answer, want: (u16, &str, &str)) {
+fn check_problem(answer: &Answer, want: (u16, &str, &str)) {
     let (status, kind, outcome) = want;
     assert_eq!((answer.status, answer.kind().as_str()), (status, kind), "{answer:?}");
     assert_eq!(answer.outcome(), outcome);
@@ -31,7 +31,7 @@ fn read(client: &mut Client, headers: &[&str]) -> Answer {
     client.call("GET /v1/counters/ns/k", headers, b"")
 }
 
-/// Nothing of what a node refuses is applied, and everything works again when it does not.
+/// A refused request is not applied, and requests succeed again when the node stops refusing.
 #[test]
 fn a_node_that_refuses() {
     let cluster = Cluster::start(1);
@@ -39,13 +39,13 @@ fn a_node_that_refuses() {
     let node = &cluster.nodes[0];
     let mut check = |refusal: Refusal, write: (u16, &str), reading: (u16, &str)| {
         node.set_mood(Mood::Refuses(refusal));
-        said(&increment(&mut client, &[SHORT]), (write.0, write.1, "not-applied"));
-        said(&read(&mut client, &[SHORT]), (reading.0, reading.1, "not-applied"));
+        check_problem(&increment(&mut client, &[SHORT]), (write.0, write.1, "not-applied"));
+        check_problem(&read(&mut client, &[SHORT]), (reading.0, reading.1, "not-applied"));
         let batch = r#"{"increments":[{"key":"k"},{"key":"k"}]}"#;
         let answer = client.call("POST /v1/counters/ns/increment", &[SHORT], batch.as_bytes());
-        said(&answer, (write.0, write.1, "not-applied"));
+        check_problem(&answer, (write.0, write.1, "not-applied"));
         let get = client.call("POST /v1/counters/ns/get", &[SHORT], br#"{"keys":["k"]}"#);
-        said(&get, (reading.0, reading.1, "not-applied"));
+        check_problem(&get, (reading.0, reading.1, "not-applied"));
     };
     check(Refusal::Overloaded, (429, "overloaded"), (503, "overloaded"));
     check(Refusal::NoSpace, (503, "no-space"), (503, "no-space"));
@@ -57,7 +57,8 @@ fn a_node_that_refuses() {
     assert_eq!(value, 1, "something that was refused was applied");
 }
 
-/// Nobody is in sync but the primary, so it is asked; and a bounded read that fails is always a 503.
+/// Only the primary is in sync, so the bounded read goes to it; a bounded read that fails is always
+/// a 503.
 #[test]
 fn a_bounded_read_of_a_silent_primary_is_not_applied() {
     let cluster = Cluster::start(1);
@@ -65,9 +66,9 @@ fn a_bounded_read_of_a_silent_primary_is_not_applied() {
     cluster.nodes[0].set_mood(Mood::Swallows);
     let no_primary = (503, "no-primary", "not-applied");
     let get = "GET /v1/counters/ns/k?consistency=bounded";
-    said(&client.call(get, &[SHORT], b""), no_primary);
+    check_problem(&client.call(get, &[SHORT], b""), no_primary);
     let get = "POST /v1/counters/ns/get?consistency=bounded&max_staleness_ms=5000";
-    said(&client.call(get, &[SHORT], br#"{"keys":["k"]}"#), no_primary);
+    check_problem(&client.call(get, &[SHORT], br#"{"keys":["k"]}"#), no_primary);
 }
 
 #[test]
@@ -76,20 +77,20 @@ fn a_frozen_shard_refuses_at_once_and_reads_on() {
     let mut client = cluster.client();
     let node = &cluster.nodes[0];
     node.announce(Slots::ALL, ShardAvailability::Frozen);
-    until("the gateway has heard", || increment(&mut client, &[SHORT]).status == 503);
+    until("the gateway has received it", || increment(&mut client, &[SHORT]).status == 503);
     let sent = node.state().batches;
     let applied = node.value("ns", b"k");
     let began = Instant::now();
-    said(&increment(&mut client, &[]), (503, "frozen", "not-applied"));
+    check_problem(&increment(&mut client, &[]), (503, "frozen", "not-applied"));
     assert!(began.elapsed() < Duration::from_secs(2), "it waited for its deadline");
     assert_eq!(node.state().batches, sent, "it was sent all the same");
     // The node decides about reads.
     assert_eq!(read(&mut client, &[]).json()["value"], json!(i64::try_from(applied).unwrap()));
     node.announce(Slots::ALL, ShardAvailability::Open);
-    until("the gateway has heard", || increment(&mut client, &[SHORT]).status == 200);
+    until("the gateway has received it", || increment(&mut client, &[SHORT]).status == 200);
 }
 
-/// The batch of the example that this contract is about: one item's failure never hides another's success.
+/// The failure of one item never hides the success of another.
 #[test]
 fn a_batch_may_fail_in_part() {
     let cluster = Cluster::start(2);
@@ -100,9 +101,9 @@ fn a_batch_may_fail_in_part() {
     let path = "/v1/counters/ns/increment";
     let answer = client.post(path, &items.to_string());
     assert_eq!(answer.status, 200);
-    let told = answer.json();
-    assert_eq!((&told["accepted"], &told["applied"]), (&json!(3), &json!(1)));
-    let failed: Vec<_> = told["failed"]
+    let result = answer.json();
+    assert_eq!((&result["accepted"], &result["applied"]), (&json!(3), &json!(1)));
+    let failed: Vec<_> = result["failed"]
         .as_array()
         .unwrap()
         .iter()
@@ -115,23 +116,23 @@ fn a_batch_may_fail_in_part() {
     assert_eq!(failed, [space(0), (2, None, "bad-input".to_owned()), space(3)]);
     assert_eq!(cluster.nodes[0].value("ns", here.as_bytes()), 4);
     assert_eq!(cluster.nodes[1].value("ns", there.as_bytes()), 0);
-    // All of them, for one reason.
+    // All items fail, for the same reason.
     let items = json!({"increments": [{"key": there}, {"key": there}]});
-    said(&client.post(path, &items.to_string()), (503, "no-space", "not-applied"));
+    check_problem(&client.post(path, &items.to_string()), (503, "no-space", "not-applied"));
 }
 
 #[test]
-fn a_node_that_says_nothing() {
+fn a_node_that_does_not_answer() {
     let cluster = Cluster::start(1);
     let mut client = cluster.client();
     cluster.nodes[0].set_mood(Mood::Swallows);
     let began = Instant::now();
-    said(&increment(&mut client, &[SHORT]), (504, "deadline", "unknown"));
+    check_problem(&increment(&mut client, &[SHORT]), (504, "deadline", "unknown"));
     assert!(began.elapsed() >= Duration::from_millis(200));
-    said(&read(&mut client, &[SHORT]), (504, "deadline", "not-applied"));
+    check_problem(&read(&mut client, &[SHORT]), (504, "deadline", "not-applied"));
     let items = br#"{"increments":[{"key":"a"},{"key":"b"}]}"#;
     let answer = client.call("POST /v1/counters/ns/increment", &[SHORT], items);
-    // Queued behind the batch that is undecided: never sent, so surely not applied.
+    // The items are queued behind the batch in flight: never sent, so not applied.
     assert_eq!(answer.outcome(), "not-applied", "{answer:?}");
     cluster.nodes[0].set_mood(Mood::Serves);
     cluster.nodes[0].cut();
@@ -140,7 +141,7 @@ fn a_node_that_says_nothing() {
     assert_eq!(cluster.nodes[0].value("ns", b"k"), 2);
 }
 
-/// It was applied, its answer was lost, it was sent again: the client never notices.
+/// A batch is applied, its answer is lost, and it is sent again: the client does not notice.
 #[test]
 fn a_lost_answer_counts_once() {
     let cluster = Cluster::start(1);
@@ -156,8 +157,8 @@ fn a_lost_answer_counts_once() {
     assert_eq!(node.state().batches, 2);
 }
 
-/// It is of a newer build, say. Its connection ends and is made again, for as long as that takes, and what it did meanwhile
-/// counts once.
+/// The node may be of a newer build. The connection is ended and opened again until the node is
+/// understood, and an increment that it applied meanwhile counts once.
 #[test]
 fn a_node_that_can_not_be_understood() {
     let cluster = Cluster::start(1);
@@ -174,29 +175,33 @@ fn a_node_that_can_not_be_understood() {
 }
 
 #[test]
-fn nobody_leads_the_shard() {
+fn a_shard_without_a_primary() {
     let mut cluster = Cluster::start(2);
     let (here, there) = (cluster.key_of(0, "a"), cluster.key_of(1, "b"));
     cluster.nodes[1].kill();
     let mut client = cluster.client();
-    // Each worker notices by itself, and is named until all have.
+    // Each worker notices by itself; the reason has the number of workers until all have.
     until("the gateway has noticed", || client.get("/readyz?all").body == "connection to node-2\n");
     assert_eq!(client.get("/readyz?all").status, 503);
-    assert_eq!(client.get("/readyz").status, 200, "a part's trouble is not all of it");
+    assert_eq!(
+        client.get("/readyz").status,
+        200,
+        "one shard without a primary does not make the gateway unready"
+    );
     let metrics = client.get("/metrics").body;
     assert!(metrics.contains("dkc_gateway_shards_without_primary 1\n"), "{metrics}");
     let path = format!("/v1/counters/ns/{there}");
     let answer = client.call(&format!("POST {path}/increment"), &[SHORT], b"");
-    said(&answer, (503, "no-primary", "not-applied"));
+    check_problem(&answer, (503, "no-primary", "not-applied"));
     let answer = client.call(&format!("GET {path}"), &[SHORT], b"");
     assert!(matches!(answer.status, 503 | 504), "{answer:?}");
     assert_eq!(answer.outcome(), "not-applied");
-    // The other shard does not care.
+    // The other shard is not affected.
     assert_eq!(client.post(&format!("/v1/counters/ns/{here}/increment"), "").status, 200);
-    let told = client.get("/v1/cluster").json();
-    assert_eq!(told["nodes"][1]["state"], "down");
-    assert_eq!(told["shards"][1]["state"], "no-primary");
-    // A coordinator gives the shard to the other node: what waits goes there.
+    let page = client.get("/v1/cluster").json();
+    assert_eq!(page["nodes"][1]["state"], "down");
+    assert_eq!(page["shards"][1]["state"], "no-primary");
+    // A coordinator promotes the other node: the waiting increment is sent there.
     client.request(&format!("POST {path}/increment"), &[], b"");
     let store = cluster.store();
     cluster.block_on(promote(&store, ShardId(32_768), &cluster.nodes[0]));
@@ -206,9 +211,10 @@ fn nobody_leads_the_shard() {
     assert!(client.get("/metrics").body.contains("dkc_gateway_shards_without_primary 0\n"));
 }
 
-/// Whatever ends the wait for a shard that nobody leads, that is the reason: the queue is full, or the time is over.
+/// A request that waits for a primary fails with that reason, whether the queue is full or the
+/// deadline passes.
 #[test]
-fn what_waits_for_a_primary_is_told_so() {
+fn a_request_that_waits_for_a_primary_fails_with_no_primary() {
     let mut cluster = Cluster::without_gateway(2);
     cluster.start_gateway_with(|options| options.workers = Some(1));
     cluster.ready();
@@ -224,21 +230,21 @@ fn what_waits_for_a_primary_is_told_so() {
         client.request(batch, &[text, "Request-Timeout-Ms: 4000"], lines.as_bytes());
     }
     let no_primary = (503, "no-primary", "not-applied");
-    // Until it is full the request waits for its time; then it is refused at once.
+    // Until the queue is full, the request waits until its deadline; then it is refused at once.
     let one = format!("POST /v1/counters/ns/{there}/increment");
     until("the queue is full", || {
         let began = Instant::now();
-        said(&client.call(&one, &[SHORT], b""), no_primary);
+        check_problem(&client.call(&one, &[SHORT], b""), no_primary);
         began.elapsed() < Duration::from_millis(100)
     });
     let item = format!("{{\"increments\":[{{\"key\":\"{there}\"}}]}}");
-    said(&client.call(batch, &[SHORT], item.as_bytes()), no_primary);
+    check_problem(&client.call(batch, &[SHORT], item.as_bytes()), no_primary);
     for client in &mut waiting {
-        said(&client.answer(false), no_primary);
+        check_problem(&client.answer(false), no_primary);
     }
 }
 
-/// Another boot of the same store on the same port is another process, and is connected to as such.
+/// Another boot of the same store on the same port is another process, with another connection.
 #[test]
 fn a_node_starts_again() {
     let mut cluster = Cluster::start(1);

@@ -1,13 +1,13 @@
-//! Starting, losing etcd, stopping.
+//! Start, loss of etcd, and stop of a gateway.
 
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use engine::ids::StoreId;
-use engine::message::Report;
+use engine::message::HealthReport;
 use engine::records::GatewayRecord;
-use metastore::Candidate;
+use metastore::CoordinatorRecord;
 use proto::wire;
 use proto::wire::reports_server::{Reports, ReportsServer};
 use tonic::transport::Server;
@@ -22,21 +22,22 @@ use engine::ids::Slots;
 
 const INCREMENT: &str = "POST /v1/counters/ns/k/increment";
 
-/// It listens from the start, says what it waits for, and refuses clearly meanwhile.
+/// A starting gateway listens at once, reports the reason why it is not ready, and refuses requests
+/// as not applied.
 #[test]
-fn what_a_starting_gateway_waits_for() {
+fn a_starting_gateway_reports_its_reason() {
     let mut cluster = Cluster::empty();
     cluster.etcd.kill();
     cluster.start_gateway();
     let mut client = cluster.client();
     #[track_caller]
     fn waits_for(client: &mut Client, reason: &str) {
-        let said = |client: &mut Client, path| {
+        let get = |client: &mut Client, path| {
             let answer = client.get(path);
             (answer.status, answer.body)
         };
-        until(reason, || said(client, "/readyz") == (503, format!("{reason}\n")));
-        assert_eq!(said(client, "/readyz?all"), (503, format!("{reason}\n")));
+        until(reason, || get(client, "/readyz") == (503, format!("{reason}\n")));
+        assert_eq!(get(client, "/readyz?all"), (503, format!("{reason}\n")));
         let probed = client.call("OPTIONS /readyz", &[], b"");
         assert_eq!((probed.status, probed.body.as_str()), (503, ""));
         let answer = client.call(INCREMENT, &["Request-Timeout-Ms: 100"], b"");
@@ -68,20 +69,20 @@ fn without_etcd_it_serves_on() {
     let mut client = cluster.client();
     cluster.etcd.kill();
     let began = Instant::now();
-    // Longer than the lease lives.
+    // Longer than the TTL of the lease.
     while began.elapsed() < Duration::from_secs(3) {
         assert_eq!(client.call(INCREMENT, &[], b"").status, 200);
         assert_eq!(client.get("/v1/counters/ns/k").status, 200);
         assert_eq!(client.get("/readyz").status, 200);
         std::thread::sleep(Duration::from_millis(20));
     }
-    let told = client.get("/v1/cluster").json();
-    assert_eq!(told["nodes"][0]["state"], "up", "it answers, whatever etcd thinks");
+    let page = client.get("/v1/cluster").json();
+    assert_eq!(page["nodes"][0]["state"], "up", "the node answers, with or without etcd");
     let store = {
         cluster.etcd_runs();
         cluster.store()
     };
-    // The lease may have run out: then every worker has a new key, and a new session.
+    // The lease may have expired: then every worker gets a new key and a new session.
     until("both workers are registered", || {
         cluster.block_on(store.list::<GatewayRecord>()).unwrap().all.len() == 2
     });
@@ -115,28 +116,29 @@ fn a_lost_lease_means_new_sessions_and_nothing_else() {
 }
 
 #[test]
-fn a_graceful_stop_finishes_what_is_under_way() {
+fn a_graceful_stop_finishes_requests_in_flight() {
     let mut cluster = Cluster::start(1);
     let store = cluster.store();
     cluster.nodes[0].set_mood(Mood::Holds);
     let (mut client, mut idle) = (cluster.client(), cluster.client());
     assert_eq!(idle.get("/livez").status, 200);
     client.request(INCREMENT, &[], b"{\"delta\":3}");
-    until("it is under way", || cluster.nodes[0].value("ns", b"k") == 3);
+    until("it is in flight", || cluster.nodes[0].value("ns", b"k") == 3);
     let address = cluster.address();
     let stopped = cluster.gateway.take().unwrap().stop();
     assert!(idle.is_closed(), "an idle connection stays open");
-    until("nobody is let in any more", || TcpStream::connect(address).is_err());
+    until("new connections are refused", || TcpStream::connect(address).is_err());
     assert!(!stopped.is_finished());
     cluster.nodes[0].set_mood(Mood::Serves);
     assert_eq!(client.answer(false).json()["applied"], 3);
     assert!(client.is_closed());
     stopped.join().unwrap().unwrap();
     let left = cluster.block_on(store.list::<GatewayRecord>()).unwrap().all;
-    assert_eq!(left.len(), 0, "the lease was not given back");
+    assert_eq!(left.len(), 0, "the lease was not revoked");
 }
 
-/// Balancers see first that it goes; whoever comes all the same is served, and told to come on another connection.
+/// Load balancers see first that the gateway stops. Clients that still come are served, and every
+/// answer closes its connection.
 #[test]
 fn a_stopping_gateway_serves_on_for_a_while() {
     let mut cluster = Cluster::without_gateway(1);
@@ -147,7 +149,7 @@ fn a_stopping_gateway_serves_on_for_a_while() {
     assert_eq!(kept.call(INCREMENT, &[], b"").headers["keep-alive"], "timeout=75");
     let began = Instant::now();
     let stopped = cluster.gateway.take().unwrap().stop();
-    until("it says that it stops", || {
+    until("it reports that it stops", || {
         let answer = Client::new(address).get("/readyz");
         (answer.status, answer.body.as_str()) == (503, "stopping\n")
     });
@@ -164,7 +166,7 @@ fn a_stopping_gateway_serves_on_for_a_while() {
     assert!(TcpStream::connect(address).is_err());
 }
 
-/// A second signal, or Ctrl-C.
+/// A second SIGTERM, or Ctrl-C, ends the drain early.
 #[test]
 fn a_drain_can_be_cut_short() {
     let mut cluster = Cluster::without_gateway(1);
@@ -176,7 +178,7 @@ fn a_drain_can_be_cut_short() {
     gateway.stop_in_a_hurry(drains).unwrap();
 }
 
-/// What is in the socket when it stops was sent in time.
+/// A request that is in the socket when the gateway stops was sent in time.
 #[test]
 fn a_request_that_was_sent_before_the_stop_is_answered() {
     let mut cluster = Cluster::start(1);
@@ -204,9 +206,9 @@ fn a_request_that_was_sent_before_the_stop_is_answered() {
     stopped.join().unwrap().unwrap();
 }
 
-/// Nobody learns by a broken connection that a gateway has ended.
+/// A stopping gateway breaks no connection without an answer.
 #[test]
-fn what_is_open_at_the_end_gets_a_definite_answer() {
+fn requests_that_are_open_at_the_end_are_answered() {
     let mut cluster = Cluster::start(2);
     let (sent, unsent) = (cluster.key_of(0, "a"), cluster.key_of(1, "b"));
     cluster.nodes[0].set_mood(Mood::Swallows);
@@ -214,32 +216,33 @@ fn what_is_open_at_the_end_gets_a_definite_answer() {
     let mut watching = cluster.client();
     until("it has noticed", || watching.get("/readyz?all").body == "connection to node-2\n");
     let long = "Request-Timeout-Ms: 60000";
-    let ask = |line: String| {
+    let send = |line: String| {
         let mut client = cluster.client();
         client.request(&line, &[long], b"");
         client
     };
-    let mut out = ask(format!("POST /v1/counters/ns/{sent}/increment"));
-    let mut waiting = ask(format!("POST /v1/counters/ns/{unsent}/increment"));
-    let mut reading = ask(format!("GET /v1/counters/ns/{unsent}"));
+    let mut in_flight = send(format!("POST /v1/counters/ns/{sent}/increment"));
+    let mut waiting = send(format!("POST /v1/counters/ns/{unsent}/increment"));
+    let mut reading = send(format!("GET /v1/counters/ns/{unsent}"));
     let mut half = cluster.client();
     let head = format!("{INCREMENT} HTTP/1.1\r\nHost: x\r\n{long}\r\nContent-Length: 11\r\n\r\n");
     half.send(format!("{head}{{\"del").as_bytes());
     until("it was sent", || cluster.nodes[0].state().batches > 0);
     let stopped = cluster.gateway.take().unwrap().stop();
-    let told = |client: &mut Client| {
+    let problem = |client: &mut Client| {
         let answer = client.answer(false);
         (answer.status, answer.kind(), answer.outcome())
     };
-    let definite = (503, "stopping".to_owned(), "not-applied".to_owned());
-    assert_eq!(told(&mut waiting), definite);
-    assert_eq!(told(&mut reading), definite);
-    assert_eq!(told(&mut half), definite);
-    assert_eq!(told(&mut out), (504, "deadline".to_owned(), "unknown".to_owned()));
+    let not_applied = (503, "stopping".to_owned(), "not-applied".to_owned());
+    assert_eq!(problem(&mut waiting), not_applied);
+    assert_eq!(problem(&mut reading), not_applied);
+    assert_eq!(problem(&mut half), not_applied);
+    assert_eq!(problem(&mut in_flight), (504, "deadline".to_owned(), "unknown".to_owned()));
     stopped.join().unwrap().unwrap();
 }
 
-/// What can't be finished is not waited for beyond 10 s; here its own deadline ends it.
+/// A stop waits for an unfinished request for 10 s at most; here the deadline of the request ends
+/// it earlier.
 #[test]
 fn a_stop_does_not_wait_for_a_dead_node() {
     let mut cluster = Cluster::start(1);
@@ -256,7 +259,7 @@ fn a_stop_does_not_wait_for_a_dead_node() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_a_setting_to_be_changed() {
+fn a_port_in_use_is_a_wrong_setting() {
     let cluster = Cluster::empty();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let http = taken.local_addr().unwrap();
@@ -272,10 +275,10 @@ fn a_port_that_is_taken_is_a_setting_to_be_changed() {
     assert!(fatal.to_string().contains(&http.to_string()), "{fatal}");
 }
 
-/// Waiting helps against neither, so a supervisor is to see an exit code: an etcd that is too old, and a cluster that a newer
-/// build has made.
+/// An etcd that is too old and a cluster of a newer build end the gateway, so that a supervisor
+/// sees the exit code: waiting resolves neither.
 #[test]
-fn what_no_waiting_helps_against_ends_it() {
+fn errors_that_waiting_can_not_resolve_end_the_gateway() {
     #[track_caller]
     fn ends(cluster: &Cluster, etcd: String, why: &str) {
         let served =
@@ -287,24 +290,25 @@ fn what_no_waiting_helps_against_ends_it() {
     let cluster = Cluster::empty();
     let etcd = cluster.etcd.endpoint();
     let calls = cluster.block_on(Calls::start(etcd.clone()));
-    calls.next("Status", Fate::SayVersion("3.4.27"));
+    calls.next("Status", Fate::ReplyVersion("3.4.27"));
     ends(&cluster, calls.endpoint(), "3.4.27 is too old");
-    // etcd speaks JSON too: at /dkc/test/meta a format that nobody knows.
+    // Through the JSON API of etcd: a record of an unknown format at /dkc/test/meta.
     let newer = br#"{"key": "L2RrYy90ZXN0L21ldGE=", "value": "/w=="}"#;
     let put = Client::new(etcd.parse().unwrap()).call("POST /v3/kv/put", &[], newer);
     assert_eq!(put.status, 200, "{put:?}");
     ends(&cluster, etcd, "written by a newer dkc");
 }
 
-/// Trap T10: etcd was restored from a backup, or is another one. A map from there could name a primary that was deposed.
+/// etcd was restored from a backup, or replaced by another one. Its shard map could name a primary
+/// that was deposed.
 #[test]
 fn an_etcd_whose_history_went_back_is_not_followed() {
     let mut cluster = Cluster::start(1);
     let mut client = cluster.client();
     let page = |client: &mut Client| client.get("/v1/cluster").json()["shards"].clone();
     let before = page(&mut client);
-    cluster.etcd_begins_anew();
-    until("it is told", || {
+    cluster.replace_etcd();
+    until("the gateway has noticed", || {
         let answer = client.get("/readyz?all");
         (answer.status, answer.body.as_str()) == (503, "etcd-went-back\n")
     });
@@ -314,7 +318,7 @@ fn an_etcd_whose_history_went_back_is_not_followed() {
 }
 
 #[derive(Clone, Default)]
-struct Coordinator(Arc<Mutex<Vec<Report>>>);
+struct Coordinator(Arc<Mutex<Vec<HealthReport>>>);
 
 #[tonic::async_trait]
 impl Reports for Coordinator {
@@ -329,7 +333,7 @@ impl Reports for Coordinator {
     }
 }
 
-/// So that a failover need not wait for a lease to run out.
+/// The report lets a failover begin before the lease of the node expires.
 #[test]
 fn a_refused_connection_is_reported() {
     let mut cluster = Cluster::without_gateway(2);
@@ -338,7 +342,7 @@ fn a_refused_connection_is_reported() {
     cluster.block_on(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        store.create(&(), &Candidate { address }).await.unwrap();
+        store.create(&(), &CoordinatorRecord { address }).await.unwrap();
         let server = Server::builder().add_service(ReportsServer::new(coordinator.clone()));
         tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
     });

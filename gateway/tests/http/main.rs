@@ -1,4 +1,5 @@
-//! A real gateway over real sockets and a real etcd, against nodes that count in a map: DESIGN §12 row by row.
+//! Tests of a real gateway with real sockets and a real etcd, and with fake nodes that count in a
+//! map.
 
 #[path = "../../../metastore/tests/contract/calls.rs"]
 mod calls;

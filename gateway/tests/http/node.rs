@@ -1,7 +1,8 @@
-//! A storage node that isn't one: it counts in a map, and answers as its mood is.
+//! A fake storage node: it counts in a map, and answers according to its mood.
 //!
-//! It keeps the two promises that a gateway's exactness rests on: a batch counts once per (session, shard, number), and
-//! what has a token once per token, however often it is sent.
+//! The node keeps the two promises that the exactness of a gateway depends on: a batch is applied
+//! once per (session, shard, number), and a group of ops with a token once per token, however often
+//! it is sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -10,12 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use engine::batch::Batch;
 use engine::idempotency::{Scope, TokenOutcome};
-use engine::ids::{Boot, Bseq, Epoch, SessionId, ShardId, Slots, StoreBoot, StoreId, TimeMs};
+use engine::ids::{BatchSeq, Boot, Epoch, SessionId, ShardId, Slots, StoreBoot, StoreId, TimeMs};
 use engine::message::{
-    Answer, DigestPoint, GatewayMessage, NodeQueryReply, NodeReply, ReadResult, Refusal,
+    BatchReply, DigestPoint, GatewayMessage, NodeQueryReply, NodeReply, ReadResult, Refusal,
     ReplicaStatus, RoleStatus, ShardAvailability,
 };
-use engine::ops::{self, Op, OpKind, Ops, Tokened};
+use engine::ops::{self, Op, OpKind, Ops, TokenedOps};
 use proto::wire;
 use proto::wire::control_server::{Control, ControlServer};
 use proto::wire::gateway_server::{Gateway, GatewayServer};
@@ -28,28 +29,28 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub(crate) const CLUSTER: u128 = 0xc0ffee;
 
-/// What a node does with what it is sent.
+/// The behaviour of a node.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Mood {
     Serves,
     Refuses(Refusal),
-    /// It takes everything, does nothing and says nothing.
+    /// Ignores everything.
     Swallows,
-    /// It does everything, and says so only when its mood changes.
+    /// Applies everything, and answers only when the mood changes.
     Holds,
-    /// It does everything, and says what nobody can read.
+    /// Applies everything, and answers with invalid messages.
     Babbles,
-    /// The same, and it refuses every gateway that comes.
+    /// The same, and refuses every new stream.
     TurnsAway,
-    /// It remembers no more tokens.
+    /// Refuses new tokens.
     FullOfTokens,
-    /// It has dropped the session of the batch that comes next, and serves all others.
+    /// Expires the session of the next batch, and serves all others.
     DropsASession,
 }
 
-/// Its clock stands still.
+/// The time of the node, which never changes.
 pub(crate) const NOW: TimeMs = TimeMs(1_700_000_000_000);
-/// What was issued longer ago is too old.
+/// A token that was issued longer ago is too old.
 pub(crate) const WINDOW_MS: u64 = 3_600_000;
 
 type Answers = mpsc::UnboundedSender<Result<wire::ToGateway, Status>>;
@@ -57,23 +58,23 @@ type Answers = mpsc::UnboundedSender<Result<wire::ToGateway, Status>>;
 pub(crate) struct State {
     pub(crate) counters: BTreeMap<Vec<u8>, i128>,
     pub(crate) mood: Mood,
-    /// Moods of single shards, by the first slot; they go before the node's.
+    /// Moods of single shards, by the first slot; they override the node's.
     pub(crate) moods: BTreeMap<u16, Mood>,
-    /// Sends of batches that have come in.
+    /// The number of batches that were received, repetitions included.
     pub(crate) batches: u64,
-    /// Gateways that were refused.
+    /// The number of refused streams.
     pub(crate) turned_away: u64,
-    /// Times that it was asked how it is.
+    /// The number of status queries.
     pub(crate) queries: u64,
-    /// Connections over which it was.
+    /// The addresses that sent them.
     pub(crate) askers: BTreeSet<SocketAddr>,
-    rows: BTreeMap<(SessionId, u16), (Bseq, Answer)>,
-    /// Sessions that were dropped: no batch of theirs is applied any more.
+    rows: BTreeMap<(SessionId, u16), (BatchSeq, BatchReply)>,
+    /// Expired sessions: none of their batches is applied any more.
     expired: BTreeSet<SessionId>,
-    /// By hash and counter: the fingerprint, and the values of then.
+    /// By hash and counter: the fingerprint, and the values that were returned.
     tokens: BTreeMap<(u128, Vec<u8>), (u128, Vec<i128>)>,
     held: Vec<(Answers, NodeReply)>,
-    /// Streams of gateways.
+    /// The streams of gateways.
     streams: Vec<Answers>,
 }
 
@@ -92,7 +93,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// `shards`: what it says that it leads.
+    /// Starts a node that reports to lead `shards`.
     pub(crate) fn start(store: u128, boot: u64, at: SocketAddr, shards: Vec<Slots>) -> Self {
         let me = StoreBoot { store: StoreId(store), boot: Boot(boot) };
         let state = State {
@@ -112,7 +113,7 @@ impl Node {
         Self::run(at, Shared { me, shards, state: Arc::new(Mutex::new(state)) })
     }
 
-    /// The next run of the same store, on the same address, with what the one before had on its disk.
+    /// The next boot of the same store, on the same address, with the same data.
     pub(crate) fn again(&self, boot: u64) -> Self {
         let me = StoreBoot { boot: Boot(boot), ..self.me };
         Self::run(self.address, Shared { me, ..self.shared.clone() })
@@ -142,7 +143,7 @@ impl Node {
         self.shared.state.lock().unwrap()
     }
 
-    /// What was held goes out first.
+    /// Sends the held answers, and changes the mood.
     pub(crate) fn set_mood(&self, mood: Mood) {
         let mut state = self.state();
         for (to, reply) in std::mem::take(&mut state.held) {
@@ -151,16 +152,16 @@ impl Node {
         state.mood = mood;
     }
 
-    /// Tells every gateway how a shard is.
+    /// Sends the state of a shard to every gateway.
     pub(crate) fn announce(&self, slots: Slots, availability: ShardAvailability) {
         let state = self.state();
         for to in &state.streams {
-            let told = NodeReply::ShardState { slots, state: availability };
-            let _gone = to.send(Ok(told.into()));
+            let reply = NodeReply::ShardState { slots, state: availability };
+            let _gone = to.send(Ok(reply.into()));
         }
     }
 
-    /// Ends every gateway's stream; they may come back.
+    /// Ends every gateway's stream; gateways may connect again.
     pub(crate) fn cut(&self) {
         let mut state = self.state();
         state.held.clear();
@@ -169,7 +170,7 @@ impl Node {
         }
     }
 
-    /// Says in etcd that it listens elsewhere.
+    /// Sets the address that is registered in etcd.
     pub(crate) fn is_behind(&mut self, address: SocketAddr) {
         self.address = address;
     }
@@ -179,7 +180,7 @@ impl Node {
         self.state().counters.get(&name).copied().unwrap_or(0)
     }
 
-    /// kill -9.
+    /// Ends the node at once, like `kill -9`.
     pub(crate) fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -207,11 +208,11 @@ impl State {
                     let mood = self.mood_of(batch.slots);
                     let answer = match &mood {
                         Mood::Swallows => continue,
-                        Mood::Refuses(refusal) => Answer::Refused(refusal.clone()),
+                        Mood::Refuses(refusal) => BatchReply::Refused(refusal.clone()),
                         Mood::DropsASession => {
                             self.expired.insert(batch.session);
                             self.mood = Mood::Serves;
-                            Answer::Expired
+                            BatchReply::Expired
                         }
                         Mood::Babbles | Mood::TurnsAway => {
                             self.apply(&batch);
@@ -220,8 +221,8 @@ impl State {
                         }
                         Mood::Serves | Mood::Holds | Mood::FullOfTokens => self.apply(&batch),
                     };
-                    let Batch { slots, session, bseq, .. } = batch;
-                    let reply = NodeReply::Answer { message, slots, session, bseq, answer };
+                    let Batch { slots, session, batch_seq, .. } = batch;
+                    let reply = NodeReply::Answer { message, slots, session, batch_seq, answer };
                     self.reply(to, reply, mood == Mood::Holds);
                 }
             }
@@ -250,17 +251,17 @@ impl State {
         }
     }
 
-    fn apply(&mut self, batch: &Batch) -> Answer {
+    fn apply(&mut self, batch: &Batch) -> BatchReply {
         if self.expired.contains(&batch.session) {
-            return Answer::Expired;
+            return BatchReply::Expired;
         }
         let row = (batch.session, batch.slots.lo);
-        let last = self.rows.get(&row).map_or(Bseq(0), |(last, _)| *last);
-        if batch.bseq == last {
+        let last = self.rows.get(&row).map_or(BatchSeq(0), |(last, _)| *last);
+        if batch.batch_seq == last {
             return self.rows[&row].1.clone();
         }
-        if batch.bseq != last.next() {
-            return Answer::NoEffect;
+        if batch.batch_seq != last.next() {
+            return BatchReply::NoEffect;
         }
         let Ops { ops, tokened } = ops::decode_batch(batch).unwrap();
         let (mut values, mut tokens, mut next) = (Vec::new(), Vec::new(), 0);
@@ -272,12 +273,12 @@ impl State {
             values.extend(of_group);
         }
         values.extend(self.run(&ops[next..]));
-        let answer = Answer::Applied { values, tokens, time: NOW };
-        self.rows.insert(row, (batch.bseq, answer.clone()));
+        let answer = BatchReply::Applied { values, tokens, time: NOW };
+        self.rows.insert(row, (batch.batch_seq, answer.clone()));
         answer
     }
 
-    fn run_once(&mut self, group: &Tokened, ops: &[Op]) -> (TokenOutcome, Vec<i128>) {
+    fn run_once(&mut self, group: &TokenedOps, ops: &[Op]) -> (TokenOutcome, Vec<i128>) {
         let asked = ops.iter().filter(|op| op.kind.needs_value()).count();
         let whose = match group.tag.scope {
             Scope::Counter => ops[0].counter.name().to_vec(),
@@ -300,7 +301,7 @@ impl State {
         (refused, vec![0; asked])
     }
 
-    /// The values of those that ask for one.
+    /// Applies ops and returns the values of those that request one.
     fn run(&mut self, ops: &[Op]) -> Vec<i128> {
         let mut values = Vec::new();
         for op in ops {

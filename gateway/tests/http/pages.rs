@@ -1,4 +1,4 @@
-//! What is told about the gateway and the cluster.
+//! The pages about the gateway and the cluster.
 
 use std::time::{Duration, Instant};
 
@@ -36,26 +36,26 @@ fn pages() {
         let got: Vec<_> = families[name].labels.iter().map(String::as_str).collect();
         assert_eq!((families[name].kind.as_str(), got.as_slice()), ("counter", labels), "{name}");
     }
-    let told = client.get("/v1/cluster");
-    assert_eq!((told.status, told.headers["content-type"].as_str()), (200, "application/json"));
-    let told = told.json();
-    assert_eq!((&told["cluster"], &told["incarnation"]), (&json!("test"), &json!(1)));
+    let answer = client.get("/v1/cluster");
+    assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, "application/json"));
+    let page = answer.json();
+    assert_eq!((&page["cluster"], &page["incarnation"]), (&json!("test"), &json!(1)));
     let address = cluster.nodes[1].address.to_string();
     let want = json!({"name": "node-2", "uuid": "00000000000000000000000000000002", "boot": 1, "zone": "z",
         "address": address, "state": "up", "disk_full": false});
-    assert_eq!(told["nodes"][1], want);
+    assert_eq!(page["nodes"][1], want);
     let digest = format!("{:032x}", 0xab);
     let want = json!({"id": 32768, "slots": [32768, 65535], "epoch": 1, "version": 1, "state": "open",
         "primary": "node-2", "isr": ["node-2"], "learners": [], "hindered_by": [], "digests_agree": true,
-        "records": {"count": 0, "bytes": 0, "bytes_max": told["idempotency"]["bytes_max"].as_u64().unwrap() / 2},
+        "records": {"count": 0, "bytes": 0, "bytes_max": page["idempotency"]["bytes_max"].as_u64().unwrap() / 2},
         "replicas": [{"node": "node-2", "last": 7, "applied": 6, "digest": digest, "sessions_digest": format!("{:032x}", 0),
         "digest_at": 6}]});
-    assert_eq!(told["shards"][1], want);
+    assert_eq!(page["shards"][1], want);
 }
 
-/// Who asks in a loop, and a crowd that does, cost a node five questions a second over one connection.
+/// Any number of clients that poll in a loop cost a node five queries a second over one connection.
 #[test]
-fn the_cluster_is_gathered_at_most_every_200_ms_for_all() {
+fn nodes_are_queried_at_most_every_200_ms_for_all_clients() {
     let cluster = Cluster::start(1);
     let began = Instant::now();
     let address = cluster.address();
@@ -68,13 +68,13 @@ fn the_cluster_is_gathered_at_most_every_200_ms_for_all() {
     std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(ask))));
     let most = began.elapsed().as_millis() as u64 / 200 + 1;
     let state = cluster.nodes[0].state();
-    assert!((2..=most).contains(&state.queries), "{} questions, {most} at most", state.queries);
+    assert!((2..=most).contains(&state.queries), "{} queries, {most} at most", state.queries);
     assert_eq!(state.askers.len(), 1, "{:?}", state.askers);
 }
 
-/// That it can't be asked is not its fault.
+/// A node that the gateway can't query, for a reason of its own, is not down.
 #[test]
-fn a_node_that_can_not_be_asked_is_unknown() {
+fn a_node_that_can_not_be_queried_is_unknown() {
     let mut cluster = Cluster::without_gateway(1);
     cluster.nodes.push(Node::start(2, 1, ([127, 0, 0, 1], 0).into(), vec![]));
     let store = cluster.store();
@@ -95,9 +95,9 @@ fn a_node_that_can_not_be_asked_is_unknown() {
     until("the other is gone", || client.get("/v1/cluster").json()["nodes"][0]["state"] == "down");
 }
 
-/// A cache may keep nothing but the contract, and knows what answers depend on.
+/// A cache may keep only the OpenAPI document, and `Vary` lists the headers that answers depend on.
 #[test]
-fn nothing_is_kept_by_caches() {
+fn answers_are_not_cached() {
     let cluster = Cluster::start(1);
     let mut client = cluster.client();
     let forms = [
@@ -124,7 +124,7 @@ fn nothing_is_kept_by_caches() {
     assert_eq!(client.answer(false).headers["cache-control"], "no-store");
 }
 
-/// What a browser sends for a page, and what it asks before.
+/// The requests that a browser sends for a page, and their preflights.
 #[test]
 fn pages_of_named_origins_may_count() {
     let mut cluster = Cluster::without_gateway(1);
@@ -136,18 +136,18 @@ fn pages_of_named_origins_may_count() {
     let line = "/v1/counters/ns/k/increment";
     let method = "Access-Control-Request-Method: POST";
     let names = "Access-Control-Request-Headers: content-type,idempotency-key";
-    let asked = client.call(&format!("OPTIONS {line}"), &[&own, method, names], b"");
-    assert_eq!((asked.status, asked.body.as_str()), (204, ""));
-    let said = |name: &str| asked.headers[name].clone();
-    assert_eq!(said("access-control-allow-origin"), SHOP);
-    assert!(said("access-control-allow-methods").contains("POST"));
-    let sent = said("access-control-allow-headers");
+    let preflight = client.call(&format!("OPTIONS {line}"), &[&own, method, names], b"");
+    assert_eq!((preflight.status, preflight.body.as_str()), (204, ""));
+    let header = |name: &str| preflight.headers[name].clone();
+    assert_eq!(header("access-control-allow-origin"), SHOP);
+    assert!(header("access-control-allow-methods").contains("POST"));
+    let sent = header("access-control-allow-headers");
     assert!(
         ["Content-Type", "Idempotency-Key", "Request-Timeout-Ms"]
             .iter()
             .all(|name| sent.contains(name))
     );
-    assert_eq!((said("vary").as_str(), said("cache-control").as_str()), ("Origin", "no-store"));
+    assert_eq!((header("vary").as_str(), header("cache-control").as_str()), ("Origin", "no-store"));
     let counted = client.call(&format!("POST {line}"), &[&own], b"");
     assert_eq!((counted.status, counted.headers["vary"].as_str()), (200, "Accept, Origin"));
     assert_eq!(counted.headers["access-control-allow-origin"], SHOP);
@@ -167,6 +167,6 @@ fn pages_of_named_origins_may_count() {
         assert!(!answer.headers.contains_key("access-control-allow-origin"));
     }
     assert_eq!(cluster.nodes[0].value("ns", b"k"), 1);
-    // Who is no browser is not asked where he comes from.
+    // Requests of programs have no origin, and OPTIONS is then a method like any other.
     assert_eq!(client.call(&format!("OPTIONS {line}"), &[], b"").status, 405);
 }

@@ -1,11 +1,11 @@
-//! With something between the gateway and what it talks to: what it misses meanwhile, and what nobody tells it.
+//! A relay between the gateway and etcd or a node: lost, delayed and silent messages.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use engine::config::ShardConfig;
 use engine::ids::{Boot, Epoch, Slots, StoreId, Version};
 use engine::records::{GatewayRecord, NodeRecord};
+use engine::shard_record::ShardRecord;
 use metastore::DrainIntent;
 
 use crate::calls::{Calls, Fate};
@@ -18,12 +18,14 @@ fn anywhere() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
-/// What went while no watch was open comes by no watch: the lists that follow lack it, and replace what was known.
+/// A watch does not report records that were deleted while it was closed: the list that follows
+/// lacks them, and must replace the known records.
 #[test]
-fn what_went_while_etcd_was_out_of_reach_is_gone() {
+fn records_that_were_deleted_while_etcd_was_unreachable_are_removed() {
     let mut cluster = Cluster::without_gateway(1);
-    // One that leads nothing. Its key says another address than its store's record, where nothing listens: it is
-    // asked there, and so is down, for as long as the gateway knows of that key.
+    // The second node leads nothing. Its key has another address than the record of its store, and
+    // nothing listens there: the node is queried at that address, and so is down, for as long as
+    // the gateway has the key.
     cluster.nodes.push(Node::start(2, 1, anywhere(), vec![]));
     let (store, idle) = (cluster.store(), StoreId(2));
     let drains = cluster.block_on(async {
@@ -38,7 +40,7 @@ fn what_went_while_etcd_was_out_of_reach_is_gone() {
     let relay = cluster.relay(cluster.etcd.endpoint());
     cluster.start_gateway_with(|options| {
         options.etcd = vec![relay.endpoint()];
-        // It goes on with the same session.
+        // The gateway keeps its session.
         options.lease_ttl = 60;
     });
     cluster.ready();
@@ -55,13 +57,13 @@ fn what_went_while_etcd_was_out_of_reach_is_gone() {
         store.delete::<DrainIntent>(&StoreId(1), drains.modified).await.unwrap();
     });
     relay.mend();
-    until("the lists that lack them are taken in", || states() == "up up");
+    until("the lists that lack them are applied", || states() == "up up");
 }
 
-/// A gateway begins with a lease, a key for each worker, lists and watches. Whichever of these calls is lost, on the way there
-/// or on the way back: it begins all the same, and each worker has one session.
+/// A gateway starts with a lease, a key for each worker, lists and watches. It must start, with one
+/// session per worker, even if one of these calls or its answer is lost.
 #[test]
-fn a_gateway_begins_whichever_call_of_etcd_is_lost() {
+fn a_gateway_starts_although_any_call_of_etcd_is_lost() {
     for method in ["LeaseGrant", "LeaseKeepAlive", "Txn", "Range", "Watch"] {
         for fate in [Fate::LoseCall, Fate::LoseAnswer] {
             let mut cluster = Cluster::without_gateway(1);
@@ -84,7 +86,7 @@ fn a_gateway_begins_whichever_call_of_etcd_is_lost() {
     }
 }
 
-/// A watch that opens late, long after its list was answered: what changed between the two is not missed.
+/// A watch opens long after its list was answered: a change between the two is not missed.
 #[test]
 fn a_watch_that_opens_late_misses_nothing() {
     const KINDS: usize = 6;
@@ -95,7 +97,7 @@ fn a_watch_that_opens_late_misses_nothing() {
     cluster.start_gateway_with(|options| options.etcd = vec![calls.endpoint()]);
     cluster.block_on(calls.holds(KINDS));
     cluster.block_on(async {
-        let kept = store.get::<ShardConfig>(&shard).await.unwrap().unwrap();
+        let kept = store.get::<ShardRecord>(&shard).await.unwrap().unwrap();
         let (mut moved, to) = (kept.record, cluster.nodes[1].me);
         (moved.epoch, moved.version) = (Epoch(2), Version(2));
         (moved.primary, moved.isr) = (to, vec![to.store]);
@@ -103,15 +105,16 @@ fn a_watch_that_opens_late_misses_nothing() {
     });
     calls.release();
     let mut client = cluster.client();
-    until("it knows who leads", || {
+    until("it has the new primary", || {
         let page = client.get("/v1/cluster").json();
         page["shards"][0]["epoch"] == 2 && page["shards"][0]["primary"] == "node-2"
     });
 }
 
-/// No map says that anything is wrong, and no packet comes back: only a ping that is not answered shows it.
+/// The records in etcd do not change, and no packet arrives: only the missing answer to a ping
+/// shows that the connection is dead.
 #[test]
-fn a_connection_that_fell_silent_is_given_up() {
+fn a_silent_connection_is_closed() {
     let mut cluster = Cluster::empty();
     let mut node = Node::start(1, 1, anywhere(), vec![Slots::ALL]);
     let relay = cluster.relay(node.address.to_string());
@@ -140,21 +143,21 @@ fn a_connection_that_fell_silent_is_given_up() {
 #[test]
 fn a_session_that_a_node_has_dropped_is_replaced() {
     let cluster = Cluster::start(1);
-    // Each of the two workers, in turn.
+    // The clients are on different workers.
     let mut clients = [cluster.client(), cluster.client()];
     for client in &mut clients {
         assert_eq!(client.call(INCREMENT, &[], b"").status, 200);
         cluster.nodes[0].set_mood(Mood::DropsASession);
-        let _whatever_becomes_of_this_one = client.call(INCREMENT, &[], b"");
+        let _any_answer = client.call(INCREMENT, &[], b"");
         until("it writes under another session", || {
             client.call(INCREMENT, &["Request-Timeout-Ms: 500"], b"").status == 200
         });
     }
 }
 
-/// What was applied before and what is applied now: the answer is no replay.
+/// Some items were applied before and some are applied now: the answer is not marked as a replay.
 #[test]
-fn a_batch_that_was_applied_in_part_is_no_replay() {
+fn a_batch_that_was_applied_in_part_is_not_a_replay() {
     let cluster = Cluster::start(2);
     let mut client = cluster.client();
     let (here, there) = (cluster.key_of(0, "a"), cluster.key_of(1, "b"));
@@ -168,7 +171,7 @@ fn a_batch_that_was_applied_in_part_is_no_replay() {
     };
     cluster.nodes[1].set_mood(Mood::Refuses(engine::message::Refusal::NoSpace));
     assert_eq!(send(), (1, false));
-    // What was applied is a replay, all of it, although the rest fails again.
+    // All applied items are replays, although the rest fails again.
     assert_eq!(send(), (1, true));
     cluster.nodes[1].set_mood(Mood::Serves);
     assert_eq!(send(), (2, false));

@@ -1,8 +1,10 @@
-//! How much CPU one request costs the gateway. Not a gate: `cargo test -p gateway --test http -- --ignored --nocapture speed`.
+//! The CPU time of the gateway per request. This is a measurement, not a check:
+//! `cargo test -p gateway --test http -- --ignored --nocapture speed`.
 //!
-//! A closed loop of connections on one thread, against nodes that count in memory. What the gateway spends is read from
-//! its threads alone, by their names, so neither the generator nor the nodes are in the figure. `/livez` shows what HTTP
-//! costs by itself. `DKC_SPEED=1000` measures only what has that in its name.
+//! A closed loop of connections on one thread sends requests to a gateway whose nodes count in
+//! memory. The CPU time is that of the gateway's worker threads, by their names, so neither the
+//! generator nor the nodes are included. `/livez` shows the cost of HTTP alone. `DKC_SPEED=1000`
+//! runs only the measurements with that text in their names.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -108,14 +110,14 @@ async fn client(
     let mut answer = vec![0; 64 << 10];
     while !over.load(Ordering::Relaxed) {
         stream.write_all(request.as_bytes()).await.unwrap();
-        // Small enough to come in one piece.
+        // The answer is small enough to arrive in one piece.
         let read = stream.read(&mut answer).await.unwrap();
         assert!(answer[..read].starts_with(b"HTTP/1.1 200"), "{}", answer[..read].escape_ascii());
         count.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// What the gateway's workers have spent.
+/// The CPU time of the gateway's workers so far.
 fn spent() -> Duration {
     let mut nanos = 0;
     for task in std::fs::read_dir("/proc/self/task").unwrap() {

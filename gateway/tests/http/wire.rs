@@ -1,4 +1,4 @@
-//! What clients do to a connection.
+//! The protocol of a connection: pipelining, bodies, malformed and slow clients.
 
 use std::time::{Duration, Instant};
 
@@ -47,7 +47,7 @@ fn chunked_bodies() {
     client.send(head.as_bytes());
     client.send(b"0\r\n\r\n");
     assert_eq!(client.answer(false).json()["applied"], 1);
-    // Too large, and nothing says so beforehand.
+    // A body that is too large, without an announced length.
     let batch =
         "POST /v1/counters/ns/increment HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n";
     client.send(format!("{batch}Transfer-Encoding: chunked\r\n\r\n").as_bytes());
@@ -58,7 +58,7 @@ fn chunked_bodies() {
     client.send(b"0\r\n\r\n");
     assert_eq!(client.answer(false).status, 413);
     assert_eq!(client.get("/v1/counters/ns/k").json()["value"], 8);
-    // No chunk at all.
+    // The chunk is malformed.
     client.send(head.as_bytes());
     client.send(b"zz\r\n");
     assert_eq!(client.answer(false).status, 400);
@@ -66,7 +66,7 @@ fn chunked_bodies() {
 }
 
 #[test]
-fn who_waits_to_be_told_is_told_to_go_on() {
+fn expect_100_continue() {
     let cluster = Cluster::start(1);
     let mut client = cluster.client();
     let head = format!("{INCREMENT} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n");
@@ -74,7 +74,7 @@ fn who_waits_to_be_told_is_told_to_go_on() {
     assert_eq!(client.answer(false).status, 100);
     client.send(b"{\"delta\":3}");
     assert_eq!(client.answer(false).json()["applied"], 3);
-    // Or to save the trouble.
+    // The client does not send a body that would be refused.
     client.send(format!("{head}Content-Length: 9000000\r\n\r\n").as_bytes());
     assert_eq!(client.answer(false).status, 413);
 }
@@ -82,14 +82,14 @@ fn who_waits_to_be_told_is_told_to_go_on() {
 #[test]
 fn half_sent_requests_change_nothing() {
     let cluster = Cluster::start(1);
-    // Gone in the middle of the body.
+    // The client disconnects in the middle of the body.
     let mut client = cluster.client();
     client.send(
         format!("{INCREMENT} HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{{\"delta\"")
             .as_bytes(),
     );
     drop(client);
-    // Silent in the middle of the body.
+    // The client falls silent in the middle of the body.
     let mut client = cluster.client();
     let began = Instant::now();
     let head = format!(
@@ -116,9 +116,9 @@ fn slow_requests_are_waited_for() {
     assert_eq!(client.answer(false).json()["applied"], 3);
 }
 
-/// As `printf … | nc` does.
+/// `printf … | nc` closes its sending side after the request.
 #[test]
-fn who_has_nothing_more_to_say_still_gets_the_answer() {
+fn a_half_closed_connection_still_gets_the_answer() {
     let cluster = Cluster::start(1);
     let mut client = cluster.client();
     client.request(INCREMENT, &[], b"{\"delta\":3}");
@@ -128,7 +128,7 @@ fn who_has_nothing_more_to_say_still_gets_the_answer() {
 }
 
 #[test]
-fn what_is_no_http_is_refused() {
+fn malformed_heads_are_refused() {
     let cluster = Cluster::start(1);
     #[track_caller]
     fn check(cluster: &Cluster, text: &str, want: u16) {
@@ -140,9 +140,9 @@ fn what_is_no_http_is_refused() {
             431 => "too-large",
             _ => "bad-input",
         };
-        let told = (answer.status, answer.kind(), answer.outcome());
+        let problem = (answer.status, answer.kind(), answer.outcome());
         let text = &text[..text.len().min(60)];
-        assert_eq!(told, (want, kind.into(), "not-applied".into()), "{text}");
+        assert_eq!(problem, (want, kind.into(), "not-applied".into()), "{text}");
         assert_eq!(answer.headers["content-type"], "application/problem+json", "{text}");
         assert_eq!(answer.json()["status"], want, "{text}");
     }
@@ -157,7 +157,7 @@ fn what_is_no_http_is_refused() {
     ] {
         check(&cluster, text, 400);
     }
-    // Bodies whose end can't be told, or that are not what their length says.
+    // The end of the body is not defined, or the body does not match its length.
     for text in [
         "Transfer-Encoding: gzip\r\n\r\n0\r\n\r\n",
         "Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
@@ -174,7 +174,7 @@ fn what_is_no_http_is_refused() {
         &format!("{INCREMENT} HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"),
         400,
     );
-    // Long beyond what is looked at closely, and beyond what is read.
+    // The URL is longer than the limit of dkc, and longer than the buffer of hyper.
     check(&cluster, &format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(20_000)), 414);
     check(&cluster, &format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(100_000)), 414);
     check(&cluster, &format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(1_000_000)), 431);
@@ -182,9 +182,9 @@ fn what_is_no_http_is_refused() {
     assert_eq!(cluster.client().get("/v1/counters/ns/k").json()["value"], 0);
 }
 
-/// The answers before it are whole, and it comes after them.
+/// The answers to earlier requests are complete and come first.
 #[test]
-fn what_is_no_http_is_refused_behind_good_requests_too() {
+fn malformed_heads_after_valid_requests_are_refused() {
     let cluster = Cluster::start(1);
     let mut client = cluster.client();
     client.send(
@@ -202,7 +202,7 @@ fn what_is_no_http_is_refused_behind_good_requests_too() {
 }
 
 #[test]
-fn who_says_nothing_or_takes_too_long_for_a_head_is_closed() {
+fn idle_connections_and_slow_heads_are_closed() {
     let mut cluster = Cluster::without_gateway(1);
     cluster.start_gateway_with(|options| options.idle_timeout = 1);
     cluster.ready();
@@ -214,7 +214,7 @@ fn who_says_nothing_or_takes_too_long_for_a_head_is_closed() {
     assert_eq!(kept.get("/livez").status, 200);
     let mut trickling = cluster.client();
     trickling.send(b"GET /livez HTTP/1.1\r\n");
-    // A byte now and then does not help: the head must be whole in time.
+    // Single bytes do not extend the timeout: the head must be complete in time.
     while trickling.try_send(b"X: y\r\n") {
         std::thread::sleep(Duration::from_millis(20));
         assert!(began.elapsed() < Duration::from_secs(10), "it is still served");
@@ -225,8 +225,9 @@ fn who_says_nothing_or_takes_too_long_for_a_head_is_closed() {
     assert!(began.elapsed() >= Duration::from_secs(1), "closed after {:?}", began.elapsed());
 }
 
-/// A body of 200 KB that is answered with 16 MB: a reason for each of its lines but the first.
-fn much_to_answer() -> Vec<u8> {
+/// A request with a body of 200 KB that is answered with 16 MB: all of its lines but the first are
+/// malformed, and each gets a reason.
+fn request_with_a_large_answer() -> Vec<u8> {
     let lines = format!("{{\"key\":\"k\"}}\n{}", "x\n".repeat(99_999));
     let line =
         "POST /v1/counters/ns/increment HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson";
@@ -234,14 +235,14 @@ fn much_to_answer() -> Vec<u8> {
 }
 
 #[test]
-fn answers_that_nobody_takes_are_held_within_bounds() {
+fn memory_for_unread_answers_is_limited() {
     let mut cluster = Cluster::without_gateway(1);
-    // 368 MiB of it are for bodies and answers.
+    // 368 MiB of the memory are for bodies and answers.
     cluster.start_gateway_with(|options| {
         (options.workers, options.memory_bytes) = (Some(1), 2 << 30);
     });
     cluster.ready();
-    let request = much_to_answer();
+    let request = request_with_a_large_answer();
     let mut clients: Vec<_> = (0..40).map(|_| cluster.client()).collect();
     for client in &mut clients {
         client.send(&request);
@@ -261,48 +262,49 @@ fn answers_that_nobody_takes_are_held_within_bounds() {
     assert!((8..=24).contains(&applied), "368 MiB are held: {statuses:?}");
     assert!(statuses.iter().all(|status| [200, 429].contains(status)), "{statuses:?}");
     assert_eq!(cluster.client().get("/v1/counters/ns/k").json()["value"], applied);
-    // However much is held, what is small is taken.
+    // A small request is admitted although the memory is exhausted.
     let mut small = cluster.client();
     let body = format!("{{\"delta\":0{}}}", " ".repeat(30_000));
     assert_eq!(small.call(INCREMENT, &[], body.as_bytes()).status, 200);
-    // Taken, they make room.
+    // The answers that were read have freed memory.
     clients[0].send(&request);
     assert_eq!(clients[0].answer(false).status, 200);
 }
 
 #[test]
-fn who_does_not_take_an_answer_is_closed() {
+fn a_connection_whose_client_does_not_read_is_closed() {
     let mut cluster = Cluster::without_gateway(1);
     cluster.start_gateway_with(|options| options.idle_timeout = 1);
     cluster.ready();
     let mut deaf = cluster.client();
-    deaf.send(&much_to_answer());
+    deaf.send(&request_with_a_large_answer());
     let metrics_have = |line: &str| cluster.client().get("/metrics").body.contains(line);
     let answered = "dkc_requests_total{op=\"increment_batch\",code=\"200\"} 1\n";
     until("it is answered", || metrics_have(answered));
-    until("only who asks is connected", || metrics_have("dkc_connections 1\n"));
+    until("only the client that asks is connected", || metrics_have("dkc_connections 1\n"));
 }
 
-/// He takes something all the time, so it is not his silence that ends it.
+/// The client reads all the time, so the write timeout alone would not end the connection.
 #[test]
-fn who_takes_an_answer_too_slowly_is_closed() {
+fn a_connection_whose_client_reads_too_slowly_is_closed() {
     let mut cluster = Cluster::without_gateway(1);
     cluster.start_gateway_with(|options| options.idle_timeout = 1);
     cluster.ready();
     let mut slow = cluster.block_on(Client::narrow(cluster.address()));
-    slow.send(&much_to_answer());
+    slow.send(&request_with_a_large_answer());
     let began = Instant::now();
-    until("only who asks is connected", || {
-        // Some 20 KB/s of 16 MB.
+    until("only the client that asks is connected", || {
+        // About 20 KB/s of 16 MB.
         slow.take_some();
         cluster.client().get("/metrics").body.contains("dkc_connections 1\n")
     });
     assert!(began.elapsed() >= Duration::from_secs(1));
 }
 
-/// Packed bytes would pass for very odd keys, and whoever reads one line only, or the last coding only, lets them.
+/// Compressed bytes would count as very odd keys. A check of the first line only, or of the last
+/// coding only, would let them pass.
 #[test]
-fn a_transfer_coding_that_is_not_undone_is_refused_by_name() {
+fn an_unsupported_transfer_coding_is_refused_by_name() {
     let cluster = Cluster::start(1);
     let mut client = cluster.client();
     let batch = "POST /v1/counters/ns/increment HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain";
@@ -323,7 +325,7 @@ fn a_transfer_coding_that_is_not_undone_is_refused_by_name() {
     assert_eq!(client.get("/v1/counters/ns/a").json()["value"], 0);
 }
 
-/// A method that has no body here, and one all the same: it would be passed over, or taken for the next request.
+/// A body of a method without one would be ignored, or parsed as the next request.
 #[test]
 fn a_body_where_none_belongs_is_refused() {
     let cluster = Cluster::start(1);
@@ -342,12 +344,12 @@ fn a_body_where_none_belongs_is_refused() {
         );
         assert_eq!(client.answer(false).json()["field"], "body", "{line}");
     }
-    // An empty one is none.
+    // An empty body is allowed.
     assert_eq!(client.call("DELETE /v1/counters/ns/k", &["Content-Length: 0"], b"").status, 200);
 }
 
 #[test]
-fn many_connections_are_shared_out() {
+fn many_connections_are_served() {
     let cluster = Cluster::start(2);
     let mut clients: Vec<_> = (0..100).map(|_| cluster.client()).collect();
     for client in &mut clients {
@@ -359,7 +361,7 @@ fn many_connections_are_shared_out() {
     let mut last = clients.pop().unwrap();
     drop(clients);
     assert_eq!(last.get("/v1/counters/ns/k").json()["value"], 100);
-    until("the others are seen to be gone", || {
+    until("the gateway has noticed that the others are closed", || {
         last.get("/metrics").body.contains("dkc_connections 1\n")
     });
 }

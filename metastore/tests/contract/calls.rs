@@ -1,7 +1,8 @@
-//! A relay between a process and its etcd that knows single calls: one answer of many can be lost, held back and overtaken.
+//! A relay between a process and its etcd that distinguishes calls: a single reply can be lost,
+//! held back and overtaken.
 //!
-//! `etcd::Relay` knows bytes only: it loses all answers or none, and what loses all of them is noticed in other ways too.
-//! Used by the tests of all roles.
+//! `etcd::Relay` only knows bytes: it loses all replies or none, and the loss of all is noticed in
+//! other ways, too. The tests of all roles use this relay.
 #![allow(dead_code, reason = "each test binary that includes this uses a part of it")]
 
 use std::collections::VecDeque;
@@ -21,26 +22,27 @@ use tonic::server::NamedService;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 
-/// What becomes of one call.
+/// The fate of one call.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Fate {
-    /// Nothing: it is a later one that is meant.
+    /// The call passes; the plan is for a later one.
     Pass,
-    /// It has its effect, and its answer is lost.
+    /// The call takes effect, and its reply is lost.
     LoseAnswer,
-    /// It never reaches etcd.
+    /// The call never reaches etcd.
     LoseCall,
-    /// It reaches etcd once [`Calls::release`] is called.
+    /// The call reaches etcd once [`Calls::release`] is called.
     HoldCall,
-    /// It has its effect; the answer arrives once [`Calls::release`] is called. Later calls are answered before.
+    /// The call takes effect; the reply arrives once [`Calls::release`] is called. Replies to later
+    /// calls arrive before.
     HoldAnswer,
-    /// It never reaches etcd, and etcd seems to refuse it.
+    /// The call never reaches etcd, and etcd seems to refuse it.
     Refuse,
-    /// It is a `Status`, and is answered by an etcd of this version.
-    SayVersion(&'static str),
+    /// The call is a `Status`, and the reply contains this version.
+    ReplyVersion(&'static str),
 }
 
-/// The relay. Cloned, it is the same.
+/// The relay. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Calls {
     port: u16,
@@ -50,13 +52,13 @@ pub(crate) struct Calls {
 struct Shared {
     etcd: Channel,
     plan: Mutex<Plan>,
-    /// How often it was released.
+    /// The number of calls of [`Calls::release`].
     released: watch::Sender<u32>,
 }
 
 #[derive(Default)]
 struct Plan {
-    /// What becomes of the next calls of a method, such as `Txn`; the first of a method is for its next call.
+    /// The fates of the next calls of each method, such as `Txn`, in the order of the calls.
     fates: VecDeque<(&'static str, Fate)>,
     seen: VecDeque<String>,
     held: usize,
@@ -83,22 +85,22 @@ impl Calls {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// This becomes of the next call of a method for which nothing is planned yet.
+    /// Plans the fate of the next call of a method for which none is planned yet.
     pub(crate) fn next(&self, method: &'static str, fate: Fate) {
         self.shared.plan().fates.push_back((method, fate));
     }
 
-    /// What is held goes on.
+    /// Lets the held calls and replies continue.
     pub(crate) fn release(&self) {
         self.shared.released.send_modify(|times| *times += 1);
     }
 
-    /// How many calls of a method have come.
+    /// Returns the number of calls of a method so far.
     pub(crate) fn seen(&self, method: &str) -> usize {
         self.shared.plan().seen.iter().filter(|&seen| seen == method).count()
     }
 
-    /// Waits until all that was planned has happened, or is being held.
+    /// Waits until all planned calls have happened, or are held.
     pub(crate) async fn happened(&self) {
         let began = Instant::now();
         while !self.shared.plan().fates.is_empty() {
@@ -107,7 +109,7 @@ impl Calls {
         }
     }
 
-    /// Waits until so many calls are being held.
+    /// Waits until so many calls are held.
     pub(crate) async fn holds(&self, count: usize) {
         let began = Instant::now();
         while self.shared.plan().held != count {
@@ -119,7 +121,7 @@ impl Calls {
 
 impl Shared {
     fn plan(&self) -> MutexGuard<'_, Plan> {
-        self.plan.lock().expect("nobody panics holding it")
+        self.plan.lock().expect("no panic while it is held")
     }
 
     fn fate_of(&self, method: &str) -> Option<Fate> {
@@ -136,7 +138,7 @@ impl Shared {
             Some(Fate::LoseCall) => return lost(),
             Some(Fate::HoldCall) => self.hold().await,
             Some(Fate::Refuse) => return Status::permission_denied("by the relay").into_http(),
-            Some(Fate::SayVersion(version)) => return status_of(version),
+            Some(Fate::ReplyVersion(version)) => return status_of(version),
             _ => {}
         }
         let answer = self.pass_on(request).await;
@@ -160,18 +162,18 @@ impl Shared {
     async fn hold(&self) {
         let mut released = self.released.subscribe();
         self.plan().held += 1;
-        // Its sender is here.
+        // The sender is a field of this relay.
         let _released = released.changed().await;
         self.plan().held -= 1;
     }
 }
 
-/// As from a connection that broke.
+/// Returns the reply that a client sees when its connection breaks.
 fn lost() -> Response<Body> {
     Status::unavailable("the relay has lost it").into_http()
 }
 
-/// What a `Status` is answered with: a message that is not compressed, its length, and field 2, the version.
+/// Returns the reply to a `Status`: an uncompressed message, its length, and field 2, the version.
 fn status_of(version: &str) -> Response<Body> {
     let message = format!("\x12{}{version}", version.len() as u8 as char);
     let framed = format!("\0\0\0\0{}{message}", message.len() as u8 as char);

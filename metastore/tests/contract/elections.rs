@@ -1,8 +1,10 @@
-//! Elections: one leader, its term, and how soon another takes over.
+//! Elections: one leader, its term, and the time until another process takes over.
 
 use std::time::{Duration, Instant};
 
-use metastore::{Candidate, Election, Leadership, LeaseSettings, Metastore, Outcome};
+use metastore::{
+    CoordinatorRecord, Election, LeadershipChange, LeaseSettings, Metastore, TxnOutcome,
+};
 
 use crate::{at_version, cas_shards, connect, raw, shard, start, within};
 
@@ -12,8 +14,8 @@ fn settings() -> LeaseSettings {
     LeaseSettings { ttl_s: TTL_S, ..LeaseSettings::default() }
 }
 
-fn candidate(index: usize) -> Candidate {
-    Candidate { address: format!("127.0.0.1:{index}") }
+fn candidate(index: usize) -> CoordinatorRecord {
+    CoordinatorRecord { address: format!("127.0.0.1:{index}") }
 }
 
 async fn stand(endpoint: &str, index: usize) -> Election {
@@ -21,15 +23,15 @@ async fn stand(endpoint: &str, index: usize) -> Election {
 }
 
 async fn stand_for(endpoint: &str, index: usize, settings: LeaseSettings) -> Election {
-    // A connection of its own, as a process has.
+    // Each candidate has a connection of its own, as a process has.
     connect(endpoint.to_owned()).await.stand_for_election(&candidate(index), settings)
 }
 
-/// Waits until this one leads; returns its term.
+/// Waits until this candidate leads, and returns its term.
 async fn leads(election: &mut Election) -> u64 {
     loop {
         let change = within(15, election.next()).await.expect("it goes on");
-        if let Leadership::Leading { term, revision } = change {
+        if let LeadershipChange::Leading { term, revision } = change {
             assert!(revision >= term);
             return term;
         }
@@ -37,17 +39,17 @@ async fn leads(election: &mut Election) -> u64 {
 }
 
 async fn leader(store: &Metastore) -> Option<(String, u64)> {
-    let kept = store.get::<Candidate>(&()).await.expect("a read");
-    kept.map(|kept| (kept.record.address, kept.created))
+    let stored = store.get::<CoordinatorRecord>(&()).await.expect("a read");
+    stored.map(|stored| (stored.record.address, stored.created))
 }
 
-/// Which of them says first that it leads.
+/// Returns the candidate that is elected first.
 async fn first(elections: &mut [Election]) -> (usize, u64) {
     within(15, async {
         loop {
             for (index, election) in elections.iter_mut().enumerate() {
                 let soon = tokio::time::timeout(Duration::from_millis(5), election.next()).await;
-                if let Ok(Some(Leadership::Leading { term, .. })) = soon {
+                if let Ok(Some(LeadershipChange::Leading { term, .. })) = soon {
                     return (index, term);
                 }
             }
@@ -65,7 +67,7 @@ async fn exactly_one_leads_and_another_takes_over_in_time() {
     }
     let (winner, term) = first(&mut elections).await;
     assert_eq!(leader(&store).await, Some((candidate(winner).address, term)));
-    // Twice its time to live: the others stay quiet.
+    // For twice the time to live, no other candidate is elected.
     let others = tokio::time::timeout(Duration::from_secs(2), async {
         loop {
             let (index, _) = first(&mut elections).await;
@@ -74,13 +76,13 @@ async fn exactly_one_leads_and_another_takes_over_in_time() {
     });
     assert!(others.await.is_err());
 
-    // It dies without a word.
+    // The leader dies without revoking its lease.
     drop(elections.remove(winner));
     let died = Instant::now();
     let (_, next_term) = first(&mut elections).await;
     let took = died.elapsed();
     let promised = Duration::from_secs(u64::from(TTL_S) + 1);
-    // A machine that is busy with other tests may add a little.
+    // A machine that is busy with other tests may take a little longer.
     assert!(took < promised + Duration::from_secs(1), "took over after {took:?}");
     assert!(next_term > term);
     assert_eq!(leader(&store).await.map(|(_, created)| created), Some(next_term));
@@ -89,7 +91,7 @@ async fn exactly_one_leads_and_another_takes_over_in_time() {
 #[tokio::test]
 async fn a_leader_that_resigns_is_followed_at_once() {
     let (etcd, _store) = start().await;
-    // Were its lease not given back, it would live for long.
+    // A lease that is not revoked would be alive for long.
     let long = LeaseSettings { ttl_s: 60, ..settings() };
     let mut first = stand_for(&etcd.endpoint(), 0, long).await;
     let term = leads(&mut first).await;
@@ -100,32 +102,33 @@ async fn a_leader_that_resigns_is_followed_at_once() {
     assert!(resigned.elapsed() < Duration::from_secs(3), "{:?}", resigned.elapsed());
 }
 
-/// Frozen for longer than its time to live, it wakes up and still thinks that it leads. Its term says otherwise.
+/// A leader that was paused for longer than its time to live still believes that it leads. Its term
+/// prevents its writes.
 #[tokio::test]
-async fn what_a_deposed_leader_still_sends_has_no_effect_and_it_learns_of_it() {
+async fn writes_of_a_deposed_leader_have_no_effect_and_it_learns_that_it_was_deposed() {
     let (etcd, store) = start().await;
     let made = store.create(&shard(5).shard(), &shard(5)).await.expect("an answer");
-    let Outcome::Done { revision } = made else { panic!("{made:?}") };
+    let TxnOutcome::Done { revision } = made else { panic!("{made:?}") };
     let mut old = stand(&etcd.endpoint(), 0).await;
     let term = leads(&mut old).await;
-    // The lease vanishes, as if it had been asleep.
+    // The lease vanishes, as if the process had been paused.
     let key = raw(&etcd).await.get("/dkc/test/coordinator", None).await.expect("etcd answers");
     let lease = key.kvs()[0].lease();
     raw(&etcd).await.lease_revoke(lease).await.expect("etcd answers");
 
     let newer = at_version(shard(5), 2);
     let late = cas_shards(&store, [(&newer, revision)], term).await.expect("an answer");
-    assert_eq!(late, Outcome::Failed);
-    assert_eq!(within(5, old.next()).await, Some(Leadership::Standby));
+    assert_eq!(late, TxnOutcome::Failed);
+    assert_eq!(within(5, old.next()).await, Some(LeadershipChange::Standby));
     let again = leads(&mut old).await;
     assert!(again > term, "a new term");
     let now = cas_shards(&store, [(&newer, revision)], again).await.expect("an answer");
-    assert!(matches!(now, Outcome::Done { .. }));
+    assert!(matches!(now, TxnOutcome::Done { .. }));
 }
 
-/// The lease runs out for everybody when etcd goes on; still only one leads.
+/// All leases expire when etcd resumes; still only one candidate leads.
 #[tokio::test]
-async fn an_etcd_that_slept_elects_one_leader() {
+async fn an_etcd_that_was_paused_elects_one_leader() {
     let (etcd, store) = start().await;
     let mut elections = vec![stand(&etcd.endpoint(), 0).await, stand(&etcd.endpoint(), 1).await];
     let (_, term) = first(&mut elections).await;

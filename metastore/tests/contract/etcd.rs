@@ -1,7 +1,8 @@
-//! A real etcd of a test's own, which can be stopped, frozen and replaced; and a relay that loses its answers.
+//! A real etcd for one test, which can be stopped, paused and replaced; and a relay that loses its
+//! replies.
 //!
-//! It elects within 0.1 s instead of 1 s, so that it grants leases of 1 s (etcd's least is 1.5 × its election time,
-//! rounded up). Used by the tests of all roles.
+//! The election timeout is 0.1 s instead of 1 s, so that etcd grants leases of 1 s (its shortest
+//! lease is 1.5 times the election timeout, rounded up). The tests of all roles use this file.
 #![allow(dead_code, reason = "each test binary that includes this uses a part of it")]
 
 use std::net::TcpListener;
@@ -22,9 +23,9 @@ pub(crate) struct Etcd {
     port: u16,
     peer_port: u16,
     election_ms: u32,
-    /// For its command line.
+    /// More flags of etcd's command line.
     flags: &'static [&'static str],
-    /// Raised when a new, empty history takes the place of the old one.
+    /// The number of the history, which increases when an empty one replaces it.
     generation: u32,
     child: Option<Child>,
 }
@@ -34,7 +35,7 @@ impl Etcd {
         Self::start_electing_within(100).await
     }
 
-    /// One that [`run`](Self::run) starts.
+    /// Returns an etcd that [`run`](Self::run) starts.
     pub(crate) fn not_running() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (port, peer_port) = (free_port(), free_port());
@@ -55,7 +56,7 @@ impl Etcd {
     }
 
     async fn started(mut self) -> Self {
-        // Between choosing a port and etcd's taking it, another test may have taken it.
+        // Another test may have bound the port after it was chosen and before etcd bound it.
         while !self.try_run().await {
             (self.port, self.peer_port) = (free_port(), free_port());
         }
@@ -66,7 +67,7 @@ impl Etcd {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Starts it again, on the same port and data.
+    /// Starts etcd again, with the same port and data.
     pub(crate) async fn run(&mut self) {
         let began = Instant::now();
         while !self.try_run().await {
@@ -111,11 +112,11 @@ impl Etcd {
     async fn answers(&self) -> bool {
         let settings = Settings::new(vec![self.endpoint()], "is-it-there");
         let Ok(store) = Metastore::connect(&settings).await else { return false };
-        // It has a leader, too.
+        // A linearizable read also shows that etcd has a leader.
         store.get::<Meta>(&()).await.is_ok()
     }
 
-    /// kill -9.
+    /// Kills etcd with SIGKILL.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().expect("our own child");
@@ -123,10 +124,10 @@ impl Etcd {
         }
     }
 
-    /// SIGSTOP: connections stay and nothing answers.
+    /// Pauses etcd with SIGSTOP: connections stay open without replies.
     ///
-    /// The signal is delivered to a running thread only when that thread enters the kernel, so a call that follows at
-    /// once could still be answered: this returns when every thread has stopped.
+    /// The signal reaches a running thread only when that thread enters the kernel, so a call that
+    /// follows at once could still get a reply: this returns when every thread has stopped.
     pub(crate) fn freeze(&self) {
         self.signal(Signal::STOP);
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -140,7 +141,7 @@ impl Etcd {
         let child = self.child.as_ref().expect("it is running");
         let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).expect("our own child");
         tasks.flatten().all(|task| {
-            // "pid (name) state …"; the name may hold anything, also brackets.
+            // The format is "pid (name) state …"; the name may contain any bytes, also brackets.
             let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
             stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
         })
@@ -150,7 +151,7 @@ impl Etcd {
         self.signal(Signal::CONT);
     }
 
-    /// Another history, which begins anew, on the same port.
+    /// Replaces etcd by an empty one on the same port, whose history begins again.
     pub(crate) async fn replace_by_empty(&mut self) {
         self.kill();
         self.generation += 1;
@@ -186,12 +187,12 @@ pub(crate) fn free_port() -> u16 {
     }
 }
 
-/// Passes bytes on between a client and an etcd, and can stop passing the answers on.
+/// Passes bytes on between a client and an etcd, and can lose the replies.
 pub(crate) struct Relay {
     port: u16,
     deaf: Arc<AtomicBool>,
     closed: Arc<AtomicBool>,
-    /// On connections that were made before the last time that this was raised nothing passes.
+    /// Connections that were made before the last increase of this number pass nothing.
     silenced: watch::Sender<u32>,
     /// Every connection ends when this changes.
     cut: watch::Sender<u32>,
@@ -229,12 +230,13 @@ impl Relay {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// From now on what is asked arrives and what is answered does not.
+    /// Loses all replies from now on, while requests still arrive.
     pub(crate) fn lose_answers(&self) {
         self.deaf.store(true, Ordering::SeqCst);
     }
 
-    /// On the connections that stand nothing passes any more, either way, and they do not end; new ones work.
+    /// Passes nothing more in either direction on the open connections, without closing them. New
+    /// connections work.
     pub(crate) fn silence(&self) {
         self.silenced.send_modify(|times| *times += 1);
     }
@@ -276,7 +278,7 @@ async fn pass(
     tokio::select! {
         () = asked => {}
         () = answered => {}
-        // The sockets stay open, and nobody reads them.
+        // The sockets stay open and are not read.
         Ok(()) = silenced.changed() => std::future::pending().await,
     }
 }

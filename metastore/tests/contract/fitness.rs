@@ -1,16 +1,17 @@
-//! etcd as people run it: full, or with users. What is wrong is told apart, and whoever tries again and again is held back.
+//! Misconfigured etcds: full, or with authentication. The problems are distinguished, and a caller
+//! that retries is delayed.
 
 use std::time::{Duration, Instant};
 
 use engine::records::GatewayRecord;
 use etcd_client::{AlarmAction, AlarmOptions, AlarmType, CompactionOptions, ConnectOptions};
-use metastore::{Error, Metastore, Outcome, Settings};
+use metastore::{Error, Metastore, Settings, TxnOutcome};
 
 use crate::etcd::{Etcd, free_port};
 use crate::{connect, gateway_record, raw, start, within};
 
 #[tokio::test]
-async fn an_etcd_that_is_full_says_so_and_is_not_hammered() {
+async fn a_full_etcd_is_reported_and_not_called_in_a_hot_loop() {
     let etcd = Etcd::start_with(&["--quota-backend-bytes", "8388608"]).await;
     let store = connect(etcd.endpoint()).await;
     let mut raw = raw(&etcd).await;
@@ -25,15 +26,15 @@ async fn an_etcd_that_is_full_says_so_and_is_not_hammered() {
     let mut tries = 0;
     while began.elapsed() < Duration::from_secs(2) {
         let outcome = store.create(&1, &gateway_record("a")).await.expect("unknown is no error");
-        assert_eq!(outcome, Outcome::Unknown);
+        assert_eq!(outcome, TxnOutcome::Unknown);
         tries += 1;
     }
     assert!(tries < 20, "{tries} in 2 s");
-    assert_eq!(store.takes_no_changes(), Some("etcd-full"));
+    assert_eq!(store.write_failure(), Some("etcd-full"));
     let settings = Settings::new(vec![etcd.endpoint()], "test");
-    let error = Metastore::probe(&settings, 5).await.expect_err("it grants no lease");
+    let error = Metastore::inspect(&settings, 5).await.expect_err("it grants no lease");
     assert!(matches!(error, Error::Full { .. }), "{error}");
-    // Whoever starts waits for it.
+    // A starting process waits for it.
     assert!(within(5, Metastore::connect(&settings)).await.is_ok());
 
     for filler in 0..fillers {
@@ -49,12 +50,12 @@ async fn an_etcd_that_is_full_says_so_and_is_not_hammered() {
     raw.alarm(AlarmAction::Deactivate, AlarmType::Nospace, Some(of)).await.expect("disarmed");
     assert!(!store.is_full().await.expect("it answers"));
     let outcome = within(5, store.create(&2, &gateway_record("a"))).await.expect("an answer");
-    assert!(matches!(outcome, Outcome::Done { .. }), "{outcome:?}");
-    assert_eq!(store.takes_no_changes(), None);
+    assert!(matches!(outcome, TxnOutcome::Done { .. }), "{outcome:?}");
+    assert_eq!(store.write_failure(), None);
 }
 
 #[tokio::test]
-async fn an_etcd_that_wants_a_user_is_none_for_us_unless_another_may_answer() {
+async fn an_etcd_that_requires_authentication_is_refused_unless_another_member_may_reply() {
     let (etcd, store) = start().await;
     let mut raw = raw(&etcd).await;
     raw.user_add("root", "secret", None).await.expect("a user");
@@ -62,12 +63,14 @@ async fn an_etcd_that_wants_a_user_is_none_for_us_unless_another_may_answer() {
     raw.user_grant_role("root", "root").await.expect("granted");
     raw.auth_enable().await.expect("enabled");
 
-    let error = store.list::<GatewayRecord>().await.expect_err("it wants a user");
-    assert!(matches!(error, Error::WantsUser { .. }), "{error}");
-    let error = store.create(&1, &gateway_record("a")).await.expect_err("it wants a user");
-    assert!(matches!(error, Error::WantsUser { .. }), "{error}");
+    let error = store.list::<GatewayRecord>().await.expect_err("authentication is required");
+    assert!(matches!(error, Error::RequiresAuth { .. }), "{error}");
+    let error =
+        store.create(&1, &gateway_record("a")).await.expect_err("authentication is required");
+    assert!(matches!(error, Error::RequiresAuth { .. }), "{error}");
     let alone = Settings::new(vec![etcd.endpoint()], "test");
-    let error = within(5, Metastore::connect(&alone)).await.err().expect("it wants a user");
+    let error =
+        within(5, Metastore::connect(&alone)).await.err().expect("authentication is required");
     assert!(error.is_misfit() && !error.is_transient(), "{error}");
     let away = format!("127.0.0.1:{}", free_port());
     let with_another = Settings::new(vec![etcd.endpoint(), away], "test");

@@ -1,4 +1,5 @@
-//! What the metastore promises, against a real etcd: one for each test, which may stop, freeze or replace it.
+//! The promises of the metastore, against a real etcd: one for each test, which may stop, pause or
+//! replace it.
 
 mod calls;
 mod elections;
@@ -12,10 +13,10 @@ mod watches;
 use std::future::Future;
 use std::time::Duration;
 
-use engine::config::ShardConfig;
 use engine::ids::{Boot, Epoch, Slots, StoreBoot, StoreId, Version};
 use engine::records::{GatewayRecord, NodeRecord, StoreRecord, StoreStatus};
-use metastore::{Candidate, Error, Metastore, Outcome, Settings};
+use engine::shard_record::ShardRecord;
+use metastore::{CoordinatorRecord, Error, Metastore, Settings, TxnOutcome};
 
 use etcd::Etcd;
 
@@ -24,14 +25,14 @@ async fn connect(endpoint: String) -> Metastore {
     within(10, Metastore::connect(&settings)).await.expect("etcd answers")
 }
 
-/// An etcd, and a metastore on it.
+/// Starts an etcd, and connects a metastore to it.
 async fn start() -> (Etcd, Metastore) {
     let etcd = Etcd::start().await;
     let store = connect(etcd.endpoint()).await;
     (etcd, store)
 }
 
-/// etcd's own client, for what the metastore rightly does not offer.
+/// Returns a client of etcd's library, for calls that the metastore does not offer on purpose.
 async fn raw(etcd: &Etcd) -> etcd_client::Client {
     etcd_client::Client::connect([etcd.endpoint()], None).await.expect("an endpoint")
 }
@@ -46,33 +47,34 @@ fn within<T>(seconds: u64, what: impl Future<Output = T>) -> impl Future<Output 
     }
 }
 
-fn shard(lo: u16) -> ShardConfig {
-    ShardConfig {
+fn shard(lo: u16) -> ShardRecord {
+    ShardRecord {
         slots: Slots { lo, hi: lo },
         epoch: Epoch(1),
         version: Version(1),
         primary: StoreBoot { store: StoreId(1), boot: Boot(1) },
         isr: vec![StoreId(1), StoreId(2)],
-        ..ShardConfig::default()
+        ..ShardRecord::default()
     }
 }
 
-/// Writes several shards' records as the leading coordinator does: if each is still where it was read, and the term stands.
+/// Writes the records of several shards as the leading coordinator does: if each is still at the
+/// revision at which it was read, and the term is current.
 async fn cas_shards<'a>(
     store: &Metastore,
-    changes: impl IntoIterator<Item = (&'a ShardConfig, u64)>,
+    changes: impl IntoIterator<Item = (&'a ShardRecord, u64)>,
     term: u64,
-) -> Result<Outcome, Error> {
-    let guarded = store.txn().if_created_at::<Candidate>(&(), term);
-    let replace = |txn: metastore::Txn, (config, modified): (&ShardConfig, u64)| {
-        txn.replace(&config.shard(), config, modified)
+) -> Result<TxnOutcome, Error> {
+    let guarded = store.txn().if_created_at::<CoordinatorRecord>(&(), term);
+    let replace = |txn: metastore::Txn, (record, modified): (&ShardRecord, u64)| {
+        txn.replace(&record.shard(), record, modified)
     };
     changes.into_iter().fold(guarded, replace).commit().await
 }
 
-fn at_version(mut config: ShardConfig, version: u64) -> ShardConfig {
-    config.version = Version(version);
-    config
+fn at_version(mut record: ShardRecord, version: u64) -> ShardRecord {
+    record.version = Version(version);
+    record
 }
 
 fn store_record(boot: u64, nonce: u128) -> StoreRecord {

@@ -1,22 +1,24 @@
-//! Watches: everything, then what changes; and after any trouble everything again.
+//! Watches: the complete list, then the changes; and the complete list again after any failure.
 
 use std::time::Duration;
 
-use engine::config::ShardConfig;
 use engine::ids::{ShardId, Version};
 use engine::records::GatewayRecord;
+use engine::shard_record::ShardRecord;
 use etcd_client::CompactionOptions;
-use metastore::{Broken, Change, Listed, Metastore, Outcome, Watch, WatchEvent, WatchSettings};
+use metastore::{
+    Listed, Metastore, TxnOutcome, Watch, WatchChange, WatchEvent, WatchFailure, WatchSettings,
+};
 
 use crate::etcd::{Etcd, Relay};
 use crate::{at_version, connect, gateway_record, raw, shard, start, within};
 
-async fn next<R: metastore::Record>(watch: &mut Watch<R>) -> WatchEvent<R> {
+async fn next<R: metastore::EtcdRecord>(watch: &mut Watch<R>) -> WatchEvent<R> {
     within(15, watch.next()).await.expect("it goes on")
 }
 
-/// Skips single changes.
-async fn next_list<R: metastore::Record>(watch: &mut Watch<R>) -> Listed<R> {
+/// Waits for the next list, and skips single changes.
+async fn next_list<R: metastore::EtcdRecord>(watch: &mut Watch<R>) -> Listed<R> {
     loop {
         if let WatchEvent::All(listed) = next(watch).await {
             return listed;
@@ -26,7 +28,7 @@ async fn next_list<R: metastore::Record>(watch: &mut Watch<R>) -> Listed<R> {
 
 async fn make(store: &Metastore, lo: u16) -> u64 {
     let outcome = store.create(&ShardId(lo), &shard(lo)).await.expect("an answer");
-    let Outcome::Done { revision } = outcome else { panic!("{outcome:?}") };
+    let TxnOutcome::Done { revision } = outcome else { panic!("{outcome:?}") };
     revision
 }
 
@@ -34,19 +36,19 @@ async fn make(store: &Metastore, lo: u16) -> u64 {
 async fn everything_first_then_each_change_in_order() {
     let (_etcd, store) = start().await;
     let first = make(&store, 1).await;
-    let mut watch = store.watch::<ShardConfig>(WatchSettings::default());
+    let mut watch = store.watch::<ShardRecord>(WatchSettings::default());
     let WatchEvent::All(listed) = next(&mut watch).await else { panic!("a list comes first") };
     assert_eq!((listed.all.len(), listed.revision), (1, first));
 
     let second = make(&store, 2).await;
     store.create(&1, &gateway_record("another kind")).await.expect("an answer");
     store.cas_shard(&at_version(shard(1), 2), first, None).await.expect("an answer");
-    store.delete::<ShardConfig>(&ShardId(2), second).await.expect("an answer");
-    let WatchEvent::Changed(kept) = next(&mut watch).await else { panic!("shard 2 was made") };
-    assert_eq!((kept.id, kept.created, kept.modified), (ShardId(2), second, second));
-    let WatchEvent::Changed(kept) = next(&mut watch).await else { panic!("shard 1 changed") };
-    assert_eq!((kept.record.version, kept.created), (Version(2), first));
-    let deleted = WatchEvent::Deleted { id: ShardId(2), revision: kept.modified + 1 };
+    store.delete::<ShardRecord>(&ShardId(2), second).await.expect("an answer");
+    let WatchEvent::Changed(stored) = next(&mut watch).await else { panic!("shard 2 was made") };
+    assert_eq!((stored.id, stored.created, stored.modified), (ShardId(2), second, second));
+    let WatchEvent::Changed(stored) = next(&mut watch).await else { panic!("shard 1 changed") };
+    assert_eq!((stored.record.version, stored.created), (Version(2), first));
+    let deleted = WatchEvent::Deleted { id: ShardId(2), revision: stored.modified + 1 };
     assert_eq!(next(&mut watch).await, deleted);
 }
 
@@ -55,13 +57,13 @@ async fn everything_is_read_again_though_nothing_is_wrong() {
     let (_etcd, store) = start().await;
     let settings =
         WatchSettings { relist_every: Duration::from_millis(200), ..WatchSettings::default() };
-    let mut watch = store.watch::<ShardConfig>(settings);
+    let mut watch = store.watch::<ShardRecord>(settings);
     assert_eq!(next_list(&mut watch).await.all, []);
     make(&store, 1).await;
     within(10, async { while next_list(&mut watch).await.all.is_empty() {} }).await;
 }
 
-/// What changed while nothing was heard is in the list that follows, compacted or not (traps T5, T8).
+/// A change during a silence is in the list that follows, whether it was compacted or not.
 #[tokio::test]
 async fn a_broken_stream_is_followed_by_a_list_that_lacks_nothing() {
     let etcd = Etcd::start().await;
@@ -69,41 +71,45 @@ async fn a_broken_stream_is_followed_by_a_list_that_lacks_nothing() {
     let (store, direct) = (connect(relay.endpoint()).await, connect(etcd.endpoint()).await);
     let first = make(&direct, 1).await;
     make(&direct, 2).await;
-    let mut watch = store.watch::<ShardConfig>(WatchSettings::default());
+    let mut watch = store.watch::<ShardRecord>(WatchSettings::default());
     assert_eq!(next_list(&mut watch).await.all.len(), 2);
-    // Once a change is heard the stream stands, and only its breaking leads to another list.
+    // Once a change is received, the stream is open, and only its end leads to another list.
     let second = make(&direct, 3).await;
-    assert!(matches!(next(&mut watch).await, WatchEvent::Changed(kept) if kept.modified == second));
+    assert!(
+        matches!(next(&mut watch).await, WatchEvent::Changed(stored) if stored.modified == second)
+    );
 
     relay.lose_answers();
-    direct.delete::<ShardConfig>(&ShardId(1), first).await.expect("an answer");
+    direct.delete::<ShardRecord>(&ShardId(1), first).await.expect("an answer");
     let last = make(&direct, 4).await;
     let everything = CompactionOptions::new().with_physical();
     let newest = i64::try_from(last).expect("a small number");
     raw(&etcd).await.compact(newest, Some(everything)).await.expect("etcd answers");
     relay.mend();
     let listed = next_list(&mut watch).await;
-    let ids: Vec<u16> = listed.all.iter().map(|kept| kept.id.0).collect();
+    let ids: Vec<u16> = listed.all.iter().map(|stored| stored.id.0).collect();
     assert_eq!((ids, listed.revision), (vec![2, 3, 4], last));
     make(&direct, 5).await;
-    assert!(matches!(next(&mut watch).await, WatchEvent::Changed(kept) if kept.id == ShardId(5)));
+    assert!(
+        matches!(next(&mut watch).await, WatchEvent::Changed(stored) if stored.id == ShardId(5))
+    );
 }
 
 #[tokio::test]
 async fn a_restart_of_etcd_is_survived() {
     let (mut etcd, store) = start().await;
     make(&store, 1).await;
-    let mut watch = store.watch::<ShardConfig>(WatchSettings::default());
+    let mut watch = store.watch::<ShardRecord>(WatchSettings::default());
     assert_eq!(next_list(&mut watch).await.all.len(), 1);
     etcd.kill();
     etcd.run().await;
-    within(10, async { while store.list::<ShardConfig>().await.is_err() {} }).await;
+    within(10, async { while store.list::<ShardRecord>().await.is_err() {} }).await;
     make(&store, 2).await;
     within(15, async {
         loop {
             match next(&mut watch).await {
                 WatchEvent::All(listed) if listed.all.len() == 2 => return,
-                WatchEvent::Changed(kept) if kept.id == ShardId(2) => return,
+                WatchEvent::Changed(stored) if stored.id == ShardId(2) => return,
                 _ => {}
             }
         }
@@ -111,24 +117,25 @@ async fn a_restart_of_etcd_is_survived() {
     .await;
 }
 
-/// A quiet stream and a dead one look alike: one that does not even answer when asked is given up.
+/// A quiet stream and a dead one look alike: one that does not reply to a progress request is
+/// closed.
 #[tokio::test]
 async fn a_silent_stream_is_given_up_and_a_quiet_one_is_not() {
     let etcd = Etcd::start().await;
     let relay = Relay::start(etcd.endpoint()).await;
     let store = connect(relay.endpoint()).await;
     let silent_after = Duration::from_millis(400);
-    let mut changes = store.changes::<ShardConfig>(1, silent_after).await.expect("a stream");
-    // Four times as long with nothing to hear but answers to the questions.
+    let mut changes = store.changes::<ShardRecord>(1, silent_after).await.expect("a stream");
+    // For four times as long, the only messages are replies to progress requests.
     let quiet = tokio::time::timeout(silent_after * 4, changes.next()).await;
     assert!(quiet.is_err(), "{quiet:?}");
     relay.lose_answers();
     let silent = within(5, changes.next()).await;
-    assert!(matches!(silent, Err(Broken::Silent)), "{silent:?}");
+    assert!(matches!(silent, Err(WatchFailure::Silent)), "{silent:?}");
 }
 
 #[tokio::test]
-async fn history_that_is_compacted_away_is_told_and_the_rest_is_heard() {
+async fn compacted_history_is_reported_and_later_changes_are_received() {
     let (etcd, store) = start().await;
     let first = make(&store, 1).await;
     make(&store, 2).await;
@@ -136,34 +143,36 @@ async fn history_that_is_compacted_away_is_told_and_the_rest_is_heard() {
     let newest = i64::try_from(last).expect("a small number");
     raw(&etcd).await.compact(newest, None).await.expect("etcd answers");
     let silent_after = WatchSettings::default().silent_after;
-    let mut gone = store.changes::<ShardConfig>(first, silent_after).await.expect("a stream");
+    let mut gone = store.changes::<ShardRecord>(first, silent_after).await.expect("a stream");
     let broken = within(5, gone.next()).await;
-    assert!(matches!(broken, Err(Broken::Compacted)), "{broken:?}");
-    let mut rest = store.changes::<ShardConfig>(last + 1, silent_after).await.expect("a stream");
+    assert!(matches!(broken, Err(WatchFailure::Compacted)), "{broken:?}");
+    let mut rest = store.changes::<ShardRecord>(last + 1, silent_after).await.expect("a stream");
     make(&store, 4).await;
     let change = within(5, rest.next()).await.expect("a change");
-    assert!(matches!(change, Change::Changed(kept) if kept.id == ShardId(4)));
+    assert!(matches!(change, WatchChange::Changed(stored) if stored.id == ShardId(4)));
 }
 
-/// A process that knows all shards but one would take it for missing. It goes on with what it knew, until it can read all.
+/// A process that knows all shards but one would consider it missing. It continues with the former
+/// records until it can read all.
 #[tokio::test]
 async fn a_record_that_cannot_be_read_holds_the_watch_up_and_is_not_passed_over() {
     let (etcd, store) = start().await;
     make(&store, 1).await;
-    let mut watch = store.watch::<ShardConfig>(WatchSettings::default());
+    let mut watch = store.watch::<ShardRecord>(WatchSettings::default());
     assert_eq!(next_list(&mut watch).await.all.len(), 1);
     let mut raw = raw(&etcd).await;
     raw.put("/dkc/test/shard/2", "newer", None).await.expect("etcd answers");
     make(&store, 3).await;
-    let heard = tokio::time::timeout(Duration::from_millis(500), watch.next()).await;
-    assert!(heard.is_err(), "{heard:?}");
+    let event = tokio::time::timeout(Duration::from_millis(500), watch.next()).await;
+    assert!(event.is_err(), "{event:?}");
     raw.delete("/dkc/test/shard/2", None).await.expect("etcd answers");
     let listed = next_list(&mut watch).await;
-    let ids: Vec<_> = listed.all.iter().map(|kept| kept.id).collect();
+    let ids: Vec<_> = listed.all.iter().map(|stored| stored.id).collect();
     assert_eq!(ids, [ShardId(1), ShardId(3)]);
 }
 
-/// Trap T10: etcd was restored from a backup, or is another one. Nobody may follow it by himself.
+/// etcd was restored from a backup, or is another one. No process may follow it without a decision
+/// of an operator.
 #[tokio::test]
 async fn an_etcd_whose_history_went_back_is_not_followed() {
     let (mut etcd, store) = start().await;
@@ -182,8 +191,8 @@ async fn an_etcd_whose_history_went_back_is_not_followed() {
         }
     })
     .await;
-    let WatchEvent::WentBack { was: told, now } = event else { panic!("{event:?}") };
-    assert_eq!(told, was);
+    let WatchEvent::WentBack { was: former, now } = event else { panic!("{event:?}") };
+    assert_eq!(former, was);
     assert!(now < was);
     assert_eq!(within(5, watch.next()).await, None, "it has ended");
 }

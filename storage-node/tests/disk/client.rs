@@ -1,21 +1,21 @@
-//! A gateway worker: batches of digit-coded adds, several under way, and the reading of everything. Some adds have a
-//! token, under which each can be asked for once more at any later time.
+//! A gateway worker: batches of digit-coded adds, several in flight, and reads of all counters.
+//! Some adds have a token, by which each can be repeated at any later time.
 
 use std::collections::BTreeMap;
 
 use engine::batch::{Batch, Codec};
-use engine::idempotency::{IssueTime, Scope, Token, TokenOutcome};
-use engine::ids::{Bseq, Revision, SessionId, TimeMs};
-use engine::message::{Answer, GatewayMessage, NodeReply, Refusal, ShardAvailability};
+use engine::idempotency::{ClientToken, IssueTime, Scope, TokenOutcome};
+use engine::ids::{BatchSeq, Revision, SessionId, TimeMs};
+use engine::message::{BatchReply, GatewayMessage, NodeReply, Refusal, ShardAvailability};
 use engine::ops::{self, Op, OpKind};
 
 use crate::ledger::{counter_key, delta};
 use crate::pair::{Pair, SHARDS};
 
-/// Batches of one shard under way at once.
-const UNDER_WAY_MAX: usize = 4;
+/// The most batches of one shard in flight.
+const IN_FLIGHT_MAX: usize = 4;
 const OPS: usize = 24;
-/// Counters of one shard that are added to at one time.
+/// The number of counters of one shard that get adds at one time.
 const WINDOW: usize = 70;
 
 pub(crate) struct Client {
@@ -24,26 +24,26 @@ pub(crate) struct Client {
     /// The first counter that may take more adds.
     first: u32,
     message: [u64; 2],
-    lanes: [Lane; 2],
-    /// Batches answered.
+    queues: [ShardQueue; 2],
+    /// The number of batches answered.
     pub(crate) answered: u64,
 }
 
 #[derive(Default)]
-struct Lane {
+struct ShardQueue {
     next: u64,
-    under_way: BTreeMap<u64, Vec<(u32, u32)>>,
+    in_flight: BTreeMap<u64, Vec<(u32, u32)>>,
 }
 
 impl Client {
-    /// `session`: never used before on these stores.
+    /// Creates a client. `session` must never have been used on these stores.
     pub(crate) fn new(session: u64) -> Self {
         Self {
             session: SessionId(Revision { incarnation: 1, revision: session }),
             random: session.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             first: 0,
             message: [0; 2],
-            lanes: Default::default(),
+            queues: Default::default(),
             answered: 0,
         }
     }
@@ -56,8 +56,8 @@ impl Client {
         (self.random >> 33) as u32 % end
     }
 
-    /// Asks again, under its token, for everything that is known to be there: all of it must be answered as applied before.
-    /// Returns how much that was.
+    /// Repeats, under its token, every add that is known to be applied: all must be answered as
+    /// replayed. Returns their number.
     pub(crate) fn repeat_all(&mut self, pair: &mut Pair) -> usize {
         let mut repeated = 0;
         for (shard, slots) in SHARDS.into_iter().enumerate() {
@@ -85,7 +85,8 @@ impl Client {
         repeated
     }
 
-    /// Sends these adds until they are taken: on a busy machine the other store may seem to be silent for a moment.
+    /// Sends these adds until they are accepted: on a busy machine the other store may seem silent
+    /// for a moment.
     fn repeat(&mut self, pair: &mut Pair, shard: usize, adds: &[(u32, u32)]) -> Vec<TokenOutcome> {
         loop {
             let mut payload = ops::begin();
@@ -101,16 +102,16 @@ impl Client {
             };
             pair.until("an answer to what was repeated", |pair| answer(pair).is_some());
             let answer = answer(pair).expect("waited for");
-            self.lanes[shard].under_way.clear();
+            self.queues[shard].in_flight.clear();
             let opens = |reply: &NodeReply| {
                 matches!(reply, NodeReply::ShardState { state: ShardAvailability::Open, .. })
             };
             match answer {
-                Answer::Applied { tokens, .. } => {
+                BatchReply::Applied { tokens, .. } => {
                     pair.replies.clear();
                     return tokens;
                 }
-                Answer::Refused(Refusal::Frozen) => {
+                BatchReply::Refused(Refusal::Frozen) => {
                     pair.until("an open shard", |pair| pair.replies.iter().any(opens));
                     pair.replies.clear();
                 }
@@ -119,15 +120,15 @@ impl Client {
         }
     }
 
-    pub(crate) fn under_way(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.under_way.len()).sum()
+    pub(crate) fn in_flight(&self) -> usize {
+        self.queues.iter().map(|queue| queue.in_flight.len()).sum()
     }
 
-    /// Sends what may be sent, and takes the answers that came.
+    /// Sends what may be sent, and takes the answers that arrived.
     pub(crate) fn pump(&mut self, pair: &mut Pair) {
         self.take_answers(pair);
         for shard in 0..2 {
-            if pair.is_active(shard) && self.lanes[shard].under_way.len() < UNDER_WAY_MAX {
+            if pair.is_active(shard) && self.queues[shard].in_flight.len() < IN_FLIGHT_MAX {
                 self.send(pair, shard);
             }
         }
@@ -150,7 +151,7 @@ impl Client {
         while adds.len() < OPS {
             let (counter, add) = open.swap_remove(self.below(open.len() as u32) as usize);
             let delta = delta(add);
-            // Some ask for the value, so that loads go on beside flushes.
+            // Some ask for the value, so that there are loads beside flushes.
             let kind = match self.below(8) {
                 0 => OpKind::AddReturning { delta },
                 _ => OpKind::Add { delta },
@@ -158,19 +159,19 @@ impl Client {
             adds.push((counter, add));
             put_add(&mut payload, counter, add, kind);
         }
-        pair.ledger.say("sent", &adds);
+        pair.ledger.note_adds("sent", &adds);
         self.seal(pair, shard, payload, adds);
     }
 
     /// Sends the shard's next batch.
     fn seal(&mut self, pair: &mut Pair, shard: usize, payload: Vec<u8>, adds: Vec<(u32, u32)>) {
-        let lane = &mut self.lanes[shard];
-        lane.next += 1;
-        let bseq = Bseq(lane.next);
-        let oldest = lane.under_way.keys().next().map_or(bseq, |&oldest| Bseq(oldest));
-        lane.under_way.insert(bseq.0, adds);
+        let queue = &mut self.queues[shard];
+        queue.next += 1;
+        let batch_seq = BatchSeq(queue.next);
+        let oldest = queue.in_flight.keys().next().map_or(batch_seq, |&oldest| BatchSeq(oldest));
+        queue.in_flight.insert(batch_seq.0, adds);
         let (slots, session) = (SHARDS[shard], self.session);
-        let batch = Batch::seal(slots, session, bseq, oldest, Codec::Raw, payload.into());
+        let batch = Batch::seal(slots, session, batch_seq, oldest, Codec::Raw, payload.into());
         let message = &mut self.message[pair.primary(shard)];
         *message += 1;
         pair.ask(shard, GatewayMessage::Frame { message: *message, batches: vec![batch] });
@@ -179,10 +180,12 @@ impl Client {
     fn take_answers(&mut self, pair: &mut Pair) {
         for reply in std::mem::take(&mut pair.replies) {
             match reply {
-                NodeReply::Answer { slots, bseq, answer: Answer::Applied { .. }, .. } => {
+                NodeReply::Answer {
+                    slots, batch_seq, answer: BatchReply::Applied { .. }, ..
+                } => {
                     let shard = SHARDS.iter().position(|one| *one == slots).unwrap();
-                    let adds = self.lanes[shard].under_way.remove(&bseq.0).unwrap();
-                    pair.ledger.say("there", &adds);
+                    let adds = self.queues[shard].in_flight.remove(&batch_seq.0).unwrap();
+                    pair.ledger.note_adds("there", &adds);
                     self.answered += 1;
                 }
                 NodeReply::ShardState { .. } => {}
@@ -193,7 +196,7 @@ impl Client {
 
     /// Reads every counter there is, and compares.
     pub(crate) fn read_all(&mut self, pair: &mut Pair) {
-        assert_eq!(self.under_way(), 0, "nothing is under way");
+        assert_eq!(self.in_flight(), 0, "nothing is in flight");
         let counters: Vec<u32> = pair.ledger.counters.keys().copied().collect();
         for (shard, slots) in SHARDS.into_iter().enumerate() {
             let here = |counter: &&u32| slots.contains(counter_key(**counter).slot());
@@ -225,13 +228,13 @@ fn has_token(counter: u32, add: u32) -> bool {
     (counter + add).is_multiple_of(5)
 }
 
-/// Those with a token are blind adds, so that asking again is the same request.
+/// Adds with a token are blind adds, so that a repetition is the same request.
 fn put_add(payload: &mut Vec<u8>, counter: u32, add: u32, kind: OpKind) {
     let mut op = Op { counter: counter_key(counter), kind };
     if has_token(counter, add) {
         op.kind = OpKind::Add { delta: delta(add) };
         let token = vec![add as u8].into();
-        let token = Token { scope: Scope::Counter, token, issued: None, also: 0 };
+        let token = ClientToken { scope: Scope::Counter, token, issued: None, extra: 0 };
         let tag = token.tag(std::slice::from_ref(&op)).expect("there is an op");
         ops::put_token(payload, &tag, IssueTime::Stated(TimeMs(0)), 1);
     }

@@ -1,15 +1,15 @@
-//! Whole copies: carried, checked, installed in one step, or leaving nothing behind.
+//! Snapshots: transferred, verified, installed in one step, or leaving nothing behind.
 
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine::idempotency::{Limits, Record, RecordId};
+use engine::idempotency::{RecordId, TokenLimits, TokenRecord};
 use engine::ids::{Conn, CopyNo, Epoch, Slots};
 use engine::node::Event;
 use engine::store::layout;
-use engine::store::log::Record as LogRecord;
+use engine::store::log::LogRecord;
 use storage_node::snapshot_files::{NotStaged, Stager};
 
 use crate::opening::{Bench, SHARD};
@@ -72,7 +72,7 @@ fn an_installed_copy_takes_the_place_of_all_that_was_there() {
     }
     assert_eq!(load(&mut bench, "old"), None);
     assert_eq!(left_over(folder.path()), 0);
-    // The log never heard of the new copy, as after a crash right here.
+    // The log does not know the new copy, as after a crash right here.
     drop(bench);
     let bench = Bench::open(folder.path()).unwrap();
     let replica = &bench.opened.replicas[0];
@@ -81,24 +81,24 @@ fn an_installed_copy_takes_the_place_of_all_that_was_there() {
     assert_eq!((&content.state, content.suspect), (&*state, false));
 }
 
-/// Else a crash between the two leaves a copy of which the log knows nothing, as if it had lost it (simulator, with the
-/// log's real bytes on a slow disk).
+/// A crash between the two would otherwise leave a copy that the log does not know, as if it had
+/// lost it (found by the simulator, with the log's real bytes on a slow disk).
 #[test]
-fn a_copy_is_installed_only_once_the_log_says_durably_what_came_before_it() {
+fn a_copy_is_installed_only_once_the_log_records_durably_what_came_before_it() {
     let (_folder, mut bench) = open();
     let stager = begin(&bench, &[]);
     let state = stager.finish().unwrap();
     bench.disk.write(LogRecord::Promise { shard: SHARD, epoch: Epoch(1) });
     bench.disk.install_snapshot(CONN, TRANSFER, CopyNo(2), state);
-    // Time for it to go wrong; nothing waits for it to go right.
+    // This is time for a wrong event; nothing waits for the right one.
     assert!(bench.events.recv_timeout(Duration::from_millis(100)).is_err());
     bench.disk.sync(2);
     assert!(matches!(bench.event(), Event::Durable { group: 2 }));
     assert!(matches!(bench.event(), Event::SnapshotInstalled { conn: CONN, transfer: TRANSFER }));
 }
 
-/// The files are ingested in one call, so one that is missing fails nothing: the digests were compared when the copy
-/// was staged.
+/// The files are ingested in one call, and a missing one would go unnoticed: the digests were
+/// compared when the snapshot was staged.
 #[test]
 fn a_copy_of_several_files_is_installed_whole() {
     let folder = tempfile::tempdir().unwrap();
@@ -171,10 +171,10 @@ fn a_copy_that_can_not_be_the_senders_state_is_refused() {
 fn a_copy_whose_idempotency_records_are_not_the_senders_is_refused() {
     let (folder, bench) = open();
     let counters = [("a", 1)];
-    let record = |fingerprint| Record { bucket: 3, fingerprint, values: vec![7] };
+    let record = |fingerprint| TokenRecord { bucket: 3, fingerprint, values: vec![7] };
     let ids = [1, 2].map(|hash| RecordId { slot: counter("a").slot(), hash });
     let mut state = flush_of(9, &counters).1;
-    let limits = Limits { settings: Default::default(), planted: None };
+    let limits = TokenLimits { settings: Default::default(), planted: None };
     for (id, fingerprint) in ids.iter().zip(5..) {
         let share = layout::record_share(*id, &record(fingerprint));
         state.tokens.add(&limits, b"ns", 3, share);
@@ -200,7 +200,7 @@ fn a_copy_whose_idempotency_records_are_not_the_senders_is_refused() {
     stage(&[token(&ids[0], 5), token(&ids[1], 6)]).unwrap();
 }
 
-/// Its rows would survive the range that the install deletes.
+/// Rows of another shard would survive the range deletion of the install.
 #[test]
 fn a_row_of_another_shard_is_refused() {
     let (_folder, bench) = open();
@@ -227,7 +227,7 @@ fn a_copy_that_is_dropped_or_discarded_leaves_nothing() {
     stager.rows(&rows(&counters)).unwrap();
     stager.finish().unwrap();
     bench.disk.discard_snapshot(CONN, TRANSFER);
-    // In turn with the state's other jobs.
+    // This waits for the state's other jobs.
     assert!(bench.disk.snapshot_reader(Slots::ALL).blocking_recv().unwrap().is_none());
     assert_eq!(left_over(folder.path()), 0);
 }
@@ -243,7 +243,7 @@ fn what_is_read_out_is_what_is_staged() {
     let reader = bench.disk.snapshot_reader(Slots::ALL).blocking_recv().unwrap().unwrap();
     let record = reader.shard_record();
     let mut stager = bench.disk.staging().begin(CONN, TRANSFER, Slots::ALL, &record).unwrap();
-    let mut checked = proto::Rows::default();
+    let mut checked = proto::SnapshotDecoder::default();
     let boot = engine::ids::StoreBoot::default();
     let header = proto::wire::SnapshotHeader {
         open: Some(proto::wire::Open::new(1, 1)),
@@ -263,7 +263,7 @@ fn what_is_read_out_is_what_is_staged() {
         }
         true
     });
-    assert_eq!(sent, storage_node::snapshot_files::Sent::Whole);
+    assert_eq!(sent, storage_node::snapshot_files::SnapshotReadEnd::Whole);
     assert!(parts > 2, "several chunks and the end");
     stager.finish().unwrap();
 }
@@ -273,5 +273,5 @@ fn a_receiver_that_wants_no_more_stops_the_reading() {
     let (_folder, mut bench) = open();
     flush(&mut bench, 1, &[("a", 1)]);
     let reader = bench.disk.snapshot_reader(Slots::ALL).blocking_recv().unwrap().unwrap();
-    assert_eq!(reader.send(|_| false), storage_node::snapshot_files::Sent::Stopped);
+    assert_eq!(reader.send(|_| false), storage_node::snapshot_files::SnapshotReadEnd::Stopped);
 }

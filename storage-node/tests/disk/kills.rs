@@ -2,10 +2,10 @@
 //! the same disks.
 //!
 //! ```text
-//!   child    counts, flushes, rolls, trims, drops and installs copies … and dies at a point
-//!   parent   cuts the power (every third time: what no sync covered is undone) or tears what was not durable (half of the
-//!            others), starts both stores on what is left, reads every counter, recomputes every digest from the rows …
-//!            and sends the next child
+//!   child    counts, flushes, rolls, trims, drops and installs copies … and is killed at a point
+//!   parent   cuts the power (every third time: what no sync covered is undone) or tears what was
+//!            not durable (half of the others), starts both stores on what is left, reads every
+//!            counter, recomputes every digest from the rows … and starts the next child
 //! ```
 
 use std::os::unix::process::ExitStatusExt;
@@ -22,36 +22,37 @@ use crate::power::{self, Disk, Lost};
 use crate::torn;
 
 const FOLDER: &str = "DKC_KILL_FOLDER";
-/// A child that has not died by then will never reach its point.
+/// A child that lives longer will never reach its point.
 const CHILD_LIVES: Duration = Duration::from_secs(20);
 const SIGKILL: i32 = 9;
 
-/// A point, the how manieth time it is reached, and for one how long after.
+/// A point, the number of times that it is reached, and for one point a delay in µs.
 type Death = (&'static str, u64, u64);
 
 fn plan() -> Vec<Death> {
     let mut deaths = Vec::new();
     for times in [1, 2, 7] {
-        // At most twice per start, or per child.
+        // These points are reached at most twice per start, or per child.
         let seldom = |point: &str| point.starts_with("open.") || point.starts_with("drop.");
         let points = POINTS.iter().filter(|point| times < 3 || !seldom(point));
         deaths.extend(points.filter(|point| **point != STALE).map(|&point| (point, times, 0)));
     }
-    // In the middle of RocksDB's one call, wherever that is.
+    // These kills are in the middle of RocksDB's one call, at different moments.
     deaths.extend([100, 300, 600, 1_000, 2_000, 4_000].map(|us| ("ingest.during", 5, us)));
     deaths
 }
 
-/// Reached only by a start that finds rows of a dropped copy: after a death before their removal.
+/// The point is reached only by a start that finds rows of a dropped copy: after a kill before
+/// their removal.
 const STALE: &str = "open.dropped-stale";
 
 #[test]
 #[cfg_attr(not(feature = "kill-points"), ignore = "needs --features storage-node/kill-points")]
 fn nothing_is_lost_or_doubled_wherever_the_process_dies() {
     let mut folder = tempfile::tempdir().unwrap();
-    // What a failed run leaves is there to be looked at.
+    // The folder of a failed run is kept for inspection.
     folder.disable_cleanup(true);
-    say(&format!("in {}", folder.path().display()));
+    report(&format!("in {}", folder.path().display()));
     let began = Instant::now();
     let mut run = 1;
     // The first start has nothing to rewrite.
@@ -66,7 +67,7 @@ fn nothing_is_lost_or_doubled_wherever_the_process_dies() {
     let mut reached = Vec::new();
     for (number, death) in plan().into_iter().enumerate() {
         run += 1;
-        say(&format!("{death:?}"));
+        report(&format!("{death:?}"));
         let cuts = number % 3 == 0;
         let remembers = cuts.then_some((&*shim, &disk));
         assert!(dies(folder.path(), run, death, remembers), "{death:?} was never reached");
@@ -82,8 +83,8 @@ fn nothing_is_lost_or_doubled_wherever_the_process_dies() {
         run += 1;
         verify(folder.path(), run);
     }
-    // The rows go right after the log says so, or only after a flush: it takes a few tries to die
-    // in between.
+    // The rows are removed right after the log records it, or only after a flush: it takes a few
+    // attempts to hit the time in between.
     let stale = (0..20).any(|_| {
         run += 2;
         let dropped = dies(folder.path(), run - 1, ("drop.begun", 1, 0), None);
@@ -104,25 +105,26 @@ fn nothing_is_lost_or_doubled_wherever_the_process_dies() {
     let ledger = Ledger::open(&folder.path().join("ledger"));
     let there: u32 = ledger.counters.values().map(|counter| counter.there.count_ones()).sum();
     let gone: u32 = ledger.counters.values().map(|counter| counter.gone.count_ones()).sum();
-    say(&format!(
+    report(&format!(
         "died {deaths} times, at all of {} points; {there} adds are there, {gone} were never \
-         acknowledged and are not; cuts of the power undid bytes of {} files and {} names; {seconds} s",
+         acknowledged and are not; power cuts undid bytes of {} files and {} names; {seconds} s",
         POINTS.len(),
         cut.files,
         cut.names,
     ));
-    assert!(there > 10_000, "too little was counted to tell anything");
-    assert!(gone > 100, "too few adds were under way at a death");
+    assert!(there > 10_000, "too little was counted to prove anything");
+    assert!(gone > 100, "too few adds were in flight at a kill");
     assert!(cut.files > 0 && cut.names > 0, "no cut of the power undid anything: {cut:?}");
 }
 
-/// A line of the test's output: what the run amounts to, and where it was when it failed.
+/// Prints a line of the test's output: its result, or its place when it failed.
 #[expect(clippy::print_stdout, reason = "it is the test's output")]
-fn say(line: &str) {
+fn report(line: &str) {
     println!("kill loop: {line}");
 }
 
-/// Lets a child die, on a disk that remembers what was synced if it is to. False if it ended by itself.
+/// Runs a child until it is killed, on a disk that remembers what was synced if `remembers` is set.
+/// Returns `false` if the child ended by itself.
 fn dies(
     folder: &Path,
     run: u64,
@@ -150,7 +152,7 @@ fn dies(
     true
 }
 
-/// What the child does, until it dies.
+/// The child's work, until it is killed.
 #[test]
 #[ignore = "the kill loop starts it"]
 fn child() {
@@ -160,7 +162,7 @@ fn child() {
     let mut pair = Pair::start(folder.as_ref());
     let mut client = Client::new(run);
     let mut next_change = [10, 20];
-    // A start at which the point is not reached is told by ending.
+    // A start that does not reach the point ends by itself.
     let lives = match std::env::var("DKC_KILL").unwrap().starts_with("open.") {
         true => Duration::ZERO,
         false => CHILD_LIVES,
@@ -176,18 +178,18 @@ fn child() {
     }
 }
 
-/// Drops and fills the backup's copy in turn, as soon as the step before is done.
+/// Drops and fills the follower's copy in turn, as soon as the previous step is done.
 fn change_members(pair: &mut Pair, shard: usize) -> bool {
     let primary = pair.primary(shard);
-    let config = pair.config(shard);
-    if !config.learners.is_empty() || !pair.is_active(shard) {
+    let record = pair.record(shard);
+    if !record.learners.is_empty() || !pair.is_active(shard) {
         return false;
     }
-    if config.isr.len() == 2 {
-        pair.remove_backup(shard);
+    if record.isr.len() == 2 {
+        pair.remove_follower(shard);
         return true;
     }
-    // The log must no longer reach back to the beginning: else no copy would have to be sent.
+    // The log must no longer reach back to the beginning: otherwise no snapshot would be needed.
     let gone = pair.view(1 - primary, shard).is_none_or(|view| !view.exists);
     if !gone || pair.oldest_segment(primary) == 1 {
         return false;
@@ -196,7 +198,7 @@ fn change_members(pair: &mut Pair, shard: usize) -> bool {
     true
 }
 
-/// Starts on what is left, and looks at everything.
+/// Starts both stores on the remaining data, and checks everything.
 fn verify(folder: &Path, run: u64) {
     for store in 0..2 {
         torn::check_prefix(folder, store);
@@ -205,14 +207,14 @@ fn verify(folder: &Path, run: u64) {
     let mut client = Client::new(run);
     pair.until("both barriers", |pair| (0..2).all(|shard| pair.is_active(shard)));
     client.read_all(&mut pair);
-    // Under its token each add counts once, whatever died meanwhile.
+    // Under its token each add counts once, in spite of all kills.
     client.repeat_all(&mut pair);
     client.read_all(&mut pair);
     for shard in 0..2 {
-        let (primary, members) = (pair.primary(shard), pair.config(shard).isr.len());
+        let (primary, members) = (pair.primary(shard), pair.record(shard).isr.len());
         pair.check_rows(primary, shard);
         if members == 2 {
-            pair.until("the backup to apply all", |pair| same_applied(pair, shard));
+            pair.until("the follower to apply all", |pair| same_applied(pair, shard));
             let digest = |store| pair.view(store, shard).unwrap().state.counter_digest;
             assert_eq!(digest(0), digest(1), "shard {shard}");
             pair.check_rows(1 - primary, shard);

@@ -1,4 +1,4 @@
-//! What a client knows: which adds were sent, and what became of them.
+//! A client's ledger: the adds it sent, and the outcome of each.
 //!
 //! The i-th add to a counter has delta 4^i, so a value read shows exactly which adds it holds, and
 //! one that was applied twice shows as a digit above 1. The ledger is a file written as things
@@ -17,11 +17,11 @@ pub(crate) const ADDS_MAX: u32 = 60;
 pub(crate) struct Ledger {
     file: File,
     pub(crate) counters: BTreeMap<u32, Counter>,
-    /// The last group of each store that was told to be durable.
+    /// The last group of each store that was reported as durable.
     pub(crate) durable: [u64; 2],
 }
 
-/// Bit i speaks of the i-th add.
+/// Bit i stands for the i-th add.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Counter {
     pub(crate) sent: u64,
@@ -52,7 +52,7 @@ impl Ledger {
     pub(crate) fn open(path: &Path) -> Self {
         let text = fs::read_to_string(path).unwrap_or_default();
         let file = OpenOptions::new().create(true).append(true).open(path).unwrap();
-        // The process may have died in the middle of the last line: the next one must not go on from it.
+        // The process may have died within the last line: the next line must not continue it.
         let whole = text.rfind('\n').map_or(0, |at| at + 1);
         file.set_len(whole as u64).unwrap();
         let mut ledger = Self { file, counters: BTreeMap::new(), durable: [0; 2] };
@@ -73,7 +73,7 @@ impl Ledger {
             "sent" => counter.sent |= adds,
             "there" => counter.there |= adds,
             "gone" => counter.gone |= adds,
-            other => panic!("the ledger says {other}"),
+            other => panic!("unknown word in the ledger: {other}"),
         }
     }
 
@@ -82,7 +82,7 @@ impl Ledger {
     }
 
     /// Writes what happened to these adds, in one step.
-    pub(crate) fn say(&mut self, word: &str, adds: &[(u32, u32)]) {
+    pub(crate) fn note_adds(&mut self, word: &str, adds: &[(u32, u32)]) {
         let line = |&(counter, add): &(u32, u32)| format!("{word} {counter} {}\n", 1u64 << add);
         let text: String = adds.iter().map(line).collect();
         self.write(&text);
@@ -96,7 +96,8 @@ impl Ledger {
         self.durable[store] = group;
     }
 
-    /// Compares what a read gave, once nothing is under way any more. What was unknown is known now.
+    /// Checks the value of a read, once nothing is in flight. The outcome of every add is known
+    /// after it.
     pub(crate) fn check(&mut self, counter: u32, value: i128) {
         let known = self.counters[&counter];
         let mut seen = 0u64;

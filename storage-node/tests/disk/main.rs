@@ -3,7 +3,6 @@
 mod client;
 mod copies;
 mod kills;
-mod lacks;
 mod ledger;
 mod opening;
 mod pair;
@@ -12,4 +11,5 @@ mod pair;
 mod power;
 mod running;
 mod scrubbing;
+mod shortages;
 mod torn;

@@ -1,4 +1,4 @@
-//! What a start finds: nothing, everything, a torn tail, damage, or somebody else.
+//! Starts: on nothing, on everything, on a torn tail, on damage, on a foreign folder.
 
 use std::fs;
 use std::path::Path;
@@ -8,23 +8,23 @@ use std::time::{Duration, Instant};
 use engine::entry::{Body, Entry, Position};
 use engine::ids::{CopyNo, Epoch, ShardId, Slots, TimeMs};
 use engine::node::Event;
-use engine::store::log::Record;
-use storage_node::disk::{Disk, DiskEvent, DiskSettings, Opened};
+use engine::store::log::LogRecord;
+use storage_node::disk::{Disk, DiskContents, DiskEvent, DiskSettings};
 use storage_node::error::DiskError;
 
 use crate::pair::{next_identity, settings, store_id};
 use crate::torn;
 
 pub(crate) const SHARD: ShardId = ShardId(0);
-/// What is locked for longer is in use.
+/// The time after which a locked folder is in use.
 const LOCKED_FOR_MAX: Duration = Duration::from_secs(2);
 
-/// A disk whose identity is written, and what it tells.
+/// A disk whose identity is written, and its events.
 pub(crate) struct Bench {
     pub(crate) disk: Disk,
-    pub(crate) opened: Opened,
+    pub(crate) opened: DiskContents,
     pub(crate) events: Receiver<Result<DiskEvent, DiskError>>,
-    /// Each change of fullness that was told.
+    /// Each change of fullness that was reported.
     pub(crate) full: Vec<bool>,
     next_group: u64,
     pub(crate) last: Position,
@@ -36,16 +36,17 @@ impl Bench {
     }
 
     pub(crate) fn with(settings: DiskSettings) -> Result<Self, DiskError> {
-        let (events, told) = mpsc::channel();
+        let (sender, events) = mpsc::channel();
         let open = || {
-            let (events, failures) = (events.clone(), events.clone());
+            let (events, failures) = (sender.clone(), sender.clone());
             Disk::open(
                 settings.clone(),
                 move |event| drop(events.send(Ok(event))),
                 move |error| drop(failures.send(Err(error))),
             )
         };
-        // A child that the kill loop has just forked has all locks of this process, until it is another program.
+        // A child that the kill loop has just forked holds all locks of this process until it calls
+        // exec.
         let began = Instant::now();
         let (disk, opened) = loop {
             match open() {
@@ -56,22 +57,22 @@ impl Bench {
         };
         let next_group = opened.next_group;
         let (full, last) = (Vec::new(), Position::default());
-        let mut bench = Self { disk, opened, events: told, full, next_group, last };
+        let mut bench = Self { disk, opened, events, full, next_group, last };
         let identity = next_identity(&bench.opened, store_id(0));
-        bench.group(vec![Record::Identity(identity)]);
+        bench.group(vec![LogRecord::Identity(identity)]);
         Ok(bench)
     }
 
-    /// What the disk tells next, unopened.
-    pub(crate) fn told(&mut self) -> Result<DiskEvent, DiskError> {
+    /// Returns the disk's next event, not accepted yet.
+    pub(crate) fn next_unaccepted(&mut self) -> Result<DiskEvent, DiskError> {
         self.events.recv_timeout(Duration::from_secs(30)).expect("in time")
     }
 
-    /// The next event, accepted; what it says of fullness is noted.
+    /// Returns the next event, accepted; changes of fullness are noted.
     pub(crate) fn event(&mut self) -> Event {
         loop {
-            let told = self.told().expect("no failure");
-            match self.disk.accept(told) {
+            let event = self.next_unaccepted().expect("no failure");
+            match self.disk.accept(event) {
                 Event::DiskFull(full) => self.full.push(full),
                 Event::Room { .. } => {}
                 event => return event,
@@ -80,7 +81,7 @@ impl Bench {
     }
 
     /// Writes a group and waits until it is durable.
-    pub(crate) fn group(&mut self, records: Vec<Record>) {
+    pub(crate) fn group(&mut self, records: Vec<LogRecord>) {
         let group = self.next_group;
         self.next_group += 1;
         for record in records {
@@ -90,7 +91,7 @@ impl Bench {
         assert!(matches!(self.event(), Event::Durable { group: durable } if durable == group));
     }
 
-    /// Everything that was asked of the state is done: what has not begun when the disk is dropped never will be.
+    /// Waits until the state's jobs are done: queued jobs are dropped with the disk.
     pub(crate) fn state_is_done(&self) {
         self.disk.snapshot_reader(Slots::ALL).blocking_recv().expect("no failure");
     }
@@ -98,8 +99,8 @@ impl Bench {
     pub(crate) fn begin_copy(&mut self) {
         let base = Position::default();
         self.group(vec![
-            Record::Promise { shard: SHARD, epoch: Epoch(1) },
-            Record::Copy { shard: SHARD, slots: Slots::ALL, copy: CopyNo(1), base },
+            LogRecord::Promise { shard: SHARD, epoch: Epoch(1) },
+            LogRecord::Copy { shard: SHARD, slots: Slots::ALL, copy: CopyNo(1), base },
         ]);
     }
 
@@ -111,26 +112,26 @@ impl Bench {
         }
     }
 
-    pub(crate) fn next_entry(&mut self, bytes: usize) -> Record {
+    pub(crate) fn next_entry(&mut self, bytes: usize) -> LogRecord {
         let body = match bytes {
             0 => Body::Barrier,
             _ => Body::Ops(engine::batch::Batch::seal(
                 Slots::ALL,
                 engine::ids::SessionId::default(),
-                engine::ids::Bseq(1),
-                engine::ids::Bseq(1),
+                engine::ids::BatchSeq(1),
+                engine::ids::BatchSeq(1),
                 engine::batch::Codec::Raw,
                 vec![7; bytes].into(),
             )),
         };
         let entry = Entry::after(self.last, Epoch(1), TimeMs(0), body);
         self.last = entry.position();
-        Record::Append { shard: SHARD, entry }
+        LogRecord::Append { shard: SHARD, entry }
     }
 }
 
 /// Seqs of the entries found, and whether they are suspect.
-fn found(opened: &Opened) -> (Vec<u64>, bool) {
+fn found(opened: &DiskContents) -> (Vec<u64>, bool) {
     let [replica] = &opened.replicas[..] else { panic!("{opened:?}") };
     let content = replica.content.as_ref().expect("a copy");
     (content.entries.iter().map(|entry| entry.seq.0).collect(), content.suspect)
@@ -151,7 +152,7 @@ fn what_was_durable_is_there_again() {
     let folder = tempfile::tempdir().unwrap();
     let mut bench = Bench::open(folder.path()).unwrap();
     bench.begin_copy();
-    // Over several segments.
+    // The entries fill several segments.
     bench.append(30, 2_000);
     drop(bench);
     assert!(torn::segments(folder.path()).len() > 3);
@@ -161,10 +162,10 @@ fn what_was_durable_is_there_again() {
     assert_eq!(bench.opened.identity.as_ref().map(|identity| identity.boot.0), Some(1));
 }
 
-/// A start that died before its first group was durable has told nobody who it is: the next one is
+/// A start that died before its first group was durable has announced no identity: the next one is
 /// free to be another store.
 #[test]
-fn a_store_that_never_said_who_it_is_was_never_there() {
+fn a_store_without_a_durable_identity_was_never_there() {
     let folder = tempfile::tempdir().unwrap();
     drop(Bench::open(folder.path()).unwrap());
     let [(_, segment)] = &torn::segments(folder.path())[..] else { panic!("one segment") };
@@ -192,7 +193,7 @@ fn a_torn_tail_is_cut_and_what_is_before_it_stays() {
     for at in [end.offset, end.offset + 1, end.offset + 50, end.offset + end.len - 1] {
         let mut torn = intact.clone();
         torn[at..].fill(0);
-        // And what was never written anew, as a disk may show it.
+        // Stale bytes follow, as a disk may show them.
         torn[end.offset + end.len + 10..][..20].fill(0xee);
         fs::write(&segment, &torn).unwrap();
         let bench = Bench::open(folder.path()).unwrap();
@@ -201,7 +202,7 @@ fn a_torn_tail_is_cut_and_what_is_before_it_stays() {
         assert!(seqs == [1, 2, 3, 4] || seqs == [1, 2, 3, 4, 5], "cut at {at}: {seqs:?}");
         assert!(!suspect);
         drop(bench);
-        // That start has made a segment of its own.
+        // The start has made a segment of its own.
         let (_, own) = torn::segments(folder.path()).pop().unwrap();
         fs::remove_file(own).unwrap();
     }
@@ -256,14 +257,15 @@ fn a_durable_group_that_is_bad_makes_the_store_suspect() {
     assert_eq!(bench.opened.damage.len(), 1, "{:?}", bench.opened.damage);
 }
 
-/// What proves the damage may be cut, be it by the very start that has found it. The mark says so
-/// until etcd does; and the copy stays suspect even then.
+/// The proof of the damage may be cut, even by the very start that has found it. The mark remains
+/// until etcd records the suspicion; and the copy stays suspect even then.
 #[test]
 fn suspicion_outlives_its_proof() {
     let folder = tempfile::tempdir().unwrap();
     damaged(folder.path());
     drop(Bench::open(folder.path()).unwrap());
-    // As if the power had gone right after the cutting: nothing after the bad group is left.
+    // The state is as after a power cut right after the cutting: nothing after the bad group is
+    // left.
     let groups = torn::groups(folder.path());
     let bad_at = groups.windows(2).find(|two| two[1].number != two[0].number + 1).unwrap();
     let (segment, end) = (bad_at[0].segment, bad_at[0].offset + bad_at[0].len);
@@ -300,7 +302,7 @@ fn a_store_that_forgot_its_name_does_not_start() {
     assert_eq!(refused.exit_code(), 5);
 }
 
-/// A copy with rows in the state, and a log that no longer holds the entries that made them.
+/// Makes a copy with rows in the state, and a log that no longer holds the entries that made them.
 fn flushed(folder: &Path) {
     let mut bench = Bench::open(folder).unwrap();
     bench.begin_copy();
@@ -317,12 +319,12 @@ fn flushed(folder: &Path) {
         members: everything,
     };
     bench.disk.trim(vec![needed]);
-    // Behind the trimming.
+    // This read is queued behind the trimming.
     bench.disk.read_log(crate::running::wanted(30), Default::default(), 1);
     assert!(matches!(bench.event(), Event::LogRead { .. }));
 }
 
-/// The file of the state whose name begins so.
+/// Returns the state's file whose name has this beginning and end.
 pub(crate) fn state_file(folder: &Path, begin: &str, end: &str) -> std::path::PathBuf {
     let files = fs::read_dir(folder.join("state")).unwrap().map(|file| file.unwrap().path());
     let named = |path: &std::path::PathBuf| {
@@ -332,9 +334,9 @@ pub(crate) fn state_file(folder: &Path, begin: &str, end: &str) -> std::path::Pa
     files.filter(named).max().expect("such a file")
 }
 
-/// It failed with exit code 5 at every start, for ever, and nobody was told that the store is suspect: a byte in
-/// MANIFEST took a node away until somebody emptied its folder. Now its copies are suspect, with nothing in them that
-/// could be taken for the counters, and are filled anew.
+/// Such a start failed with exit code 5 for ever, and etcd did not learn that the store is suspect:
+/// one byte in MANIFEST took a node away until its folder was emptied by hand. Now its copies are
+/// suspect, with nothing in them that could be mistaken for the counters, and are filled again.
 #[test]
 fn a_state_that_can_not_be_read_is_set_aside() {
     #[track_caller]
@@ -380,9 +382,9 @@ fn a_state_that_can_not_be_read_is_set_aside() {
     check("", ".sst", |bytes| bytes[20] ^= 1);
 }
 
-/// Nothing but these reads them: what is in them does not matter.
+/// RocksDB's diagnostics alone read these files: their content does not matter.
 #[test]
-fn files_that_the_state_does_not_need_may_say_anything() {
+fn files_that_the_state_does_not_need_may_contain_anything() {
     let folder = tempfile::tempdir().unwrap();
     flushed(folder.path());
     for begin in ["OPTIONS", "IDENTITY"] {

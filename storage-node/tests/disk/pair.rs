@@ -1,8 +1,8 @@
-//! Two stores on real disks, each led by a real node machine, in one thread; etcd is a file.
+//! Two stores on real disks, each led by a real state machine, in one thread; etcd is a file.
 //!
-//! The network is a queue that loses nothing: what dies here is the process, both stores in one
-//! moment, and what must be right afterwards is what their disks hold. Time runs ten times as fast
-//! as the clock, so that flushes come often.
+//! The network is a queue that loses nothing: the process is killed, both stores at one moment, and
+//! afterwards the content of their disks must be right. Time runs ten times as fast as the clock,
+//! so that flushes come often.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -12,16 +12,16 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use engine::apply::ShardState;
-use engine::config::ShardConfig;
 use engine::ids::{Boot, Conn, Epoch, Now, ShardId, Slots, StoreBoot, StoreId, TimeMs, Version};
 use engine::message::{GatewayMessage, NodeReply};
 use engine::node::{CasOutcome, Effect, Event, Node, RecoveredReplica, ReplicaView, Settings};
 use engine::replica::primary::Primary;
-use engine::store::log::{Identity, Record};
+use engine::shard_record::ShardRecord;
+use engine::store::log::{Identity, LogRecord};
 use proto::wire;
-use storage_node::disk::{Disk, DiskEvent, DiskSettings, MemoryPlan, Opened};
+use storage_node::disk::{Disk, DiskContents, DiskEvent, DiskSettings, MemoryPlan};
 use storage_node::error::DiskError;
-use storage_node::snapshot_files::{NotStaged, Sent, SnapshotReader, Staging};
+use storage_node::snapshot_files::{NotStaged, SnapshotReadEnd, SnapshotReader, Staging};
 
 use crate::ledger::Ledger;
 
@@ -32,7 +32,7 @@ pub(crate) const SHARDS: [Slots; 2] =
     [Slots { lo: 0, hi: 0x7fff }, Slots { lo: 0x8000, hi: u16::MAX }];
 
 const FASTER: u64 = 10;
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) fn settings(folder: &Path) -> DiskSettings {
     let plan = MemoryPlan::of(32 << 20);
@@ -51,7 +51,7 @@ pub(crate) fn store_id(index: usize) -> StoreId {
 }
 
 /// The identity of the next boot.
-pub(crate) fn next_identity(opened: &Opened, store: StoreId) -> Identity {
+pub(crate) fn next_identity(opened: &DiskContents, store: StoreId) -> Identity {
     let before = opened.identity.as_ref();
     let boot = Boot(before.map_or(0, |identity| identity.boot.0) + 1);
     let nonce = u128::from(boot.0) << 8 | store.0;
@@ -59,12 +59,12 @@ pub(crate) fn next_identity(opened: &Opened, store: StoreId) -> Identity {
         cluster: CLUSTER,
         store,
         boot,
-        over: before.map(Identity::nonce),
+        read_nonce: before.map(Identity::nonce),
         claims: vec![nonce],
     }
 }
 
-enum Told {
+enum Message {
     Disk(usize, DiskEvent),
     Failed(usize, DiskError),
     Staged { store: usize, conn: Conn, transfer: u64, state: Box<ShardState> },
@@ -83,8 +83,8 @@ pub(crate) struct Pair {
     stores: Vec<Store>,
     etcd: Etcd,
     started: Instant,
-    told: Receiver<Told>,
-    tell: Sender<Told>,
+    messages: Receiver<Message>,
+    sender: Sender<Message>,
     wires: VecDeque<(usize, Event)>,
     pub(crate) replies: Vec<NodeReply>,
     transfers: Vec<JoinHandle<()>>,
@@ -96,7 +96,7 @@ pub(crate) struct Pair {
 /// The shards' records, in a file that survives the process.
 struct Etcd {
     path: PathBuf,
-    shards: Vec<(ShardConfig, u64)>,
+    shards: Vec<(ShardRecord, u64)>,
 }
 
 impl Etcd {
@@ -108,11 +108,11 @@ impl Etcd {
         Self { path, shards }
     }
 
-    fn write(&mut self, index: usize, config: ShardConfig) -> u64 {
+    fn write(&mut self, index: usize, record: ShardRecord) -> u64 {
         let revision = self.shards[index].1 + 1;
-        self.shards[index] = (config, revision);
-        let line = |(config, revision): &(ShardConfig, u64)| {
-            let hex: String = config.encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        self.shards[index] = (record, revision);
+        let line = |(record, revision): &(ShardRecord, u64)| {
+            let hex: String = record.encode().iter().map(|byte| format!("{byte:02x}")).collect();
             format!("{revision} {hex}\n")
         };
         let text: String = self.shards.iter().map(line).collect();
@@ -123,14 +123,14 @@ impl Etcd {
     }
 }
 
-fn read_record(line: &str) -> (ShardConfig, u64) {
+fn read_record(line: &str) -> (ShardRecord, u64) {
     let (revision, hex) = line.split_once(' ').unwrap();
     let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
     let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
-    (ShardConfig::decode(&bytes).unwrap(), revision.parse().unwrap())
+    (ShardRecord::decode(&bytes).unwrap(), revision.parse().unwrap())
 }
 
-/// Where the shard stands among [`SHARDS`].
+/// Returns the index of the shard in [`SHARDS`].
 fn index_of(shard: ShardId) -> usize {
     SHARDS.iter().position(|slots| slots.shard() == shard).unwrap()
 }
@@ -138,15 +138,15 @@ fn index_of(shard: ShardId) -> usize {
 impl Pair {
     /// Starts both stores, makes one primary per shard as the coordinator would, and connects them.
     pub(crate) fn start(folder: &Path) -> Self {
-        let (tell, told) = mpsc::channel();
+        let (sender, messages) = mpsc::channel();
         let mut pair = Self {
             folder: folder.to_owned(),
             ledger: Ledger::open(&folder.join("ledger")),
             stores: Vec::new(),
             etcd: Etcd::open(folder.join("etcd")),
             started: Instant::now(),
-            told,
-            tell,
+            messages,
+            sender,
             wires: VecDeque::new(),
             replies: Vec::new(),
             transfers: Vec::new(),
@@ -167,11 +167,11 @@ impl Pair {
     }
 
     fn boot(&mut self, index: usize) -> Store {
-        let (events, failures) = (self.tell.clone(), self.tell.clone());
+        let (events, failures) = (self.sender.clone(), self.sender.clone());
         let (mut disk, opened) = Disk::open(
             settings(&self.store_folder(index)),
-            move |event| drop(events.send(Told::Disk(index, event))),
-            move |error| drop(failures.send(Told::Failed(index, error))),
+            move |event| drop(events.send(Message::Disk(index, event))),
+            move |error| drop(failures.send(Message::Failed(index, error))),
         )
         .unwrap();
         let suspect = |replica: &&RecoveredReplica| {
@@ -182,11 +182,11 @@ impl Pair {
         assert!(!opened.is_suspect(), "store {index}: {suspects:?} {:?}", opened.damage);
         let identity = next_identity(&opened, store_id(index));
         let me = StoreBoot { store: identity.store, boot: identity.boot };
-        disk.write(Record::Identity(identity));
+        disk.write(LogRecord::Identity(identity));
         disk.sync(opened.next_group);
         loop {
-            match self.told.recv_timeout(PATIENCE).unwrap() {
-                Told::Disk(from, told) if from == index => match disk.accept(told) {
+            match self.messages.recv_timeout(TIMEOUT).unwrap() {
+                Message::Disk(from, event) if from == index => match disk.accept(event) {
                     Event::Durable { group } if group == opened.next_group => {
                         self.ledger.durable(index, group);
                         break;
@@ -194,12 +194,12 @@ impl Pair {
                     Event::DiskFull(_) | Event::Room { .. } => {}
                     other => panic!("{other:?} before the first group is durable"),
                 },
-                Told::Disk(_, told) => {
-                    let event = self.stores[0].disk.accept(told);
+                Message::Disk(_, event) => {
+                    let event = self.stores[0].disk.accept(event);
                     assert!(matches!(event, Event::DiskFull(_) | Event::Room { .. }));
                 }
-                Told::Failed(_, error) => panic!("{error}"),
-                Told::Staged { .. } | Told::SnapshotFailed { .. } => {
+                Message::Failed(_, error) => panic!("{error}"),
+                Message::Staged { .. } | Message::SnapshotFailed { .. } => {
                     unreachable!("nothing is sent")
                 }
             }
@@ -235,35 +235,35 @@ impl Pair {
     fn promote(&mut self) {
         for (index, slots) in SHARDS.into_iter().enumerate() {
             let both = vec![store_id(0), store_id(1)];
-            let config = match self.etcd.shards.get(index) {
+            let record = match self.etcd.shards.get(index) {
                 None => {
-                    self.etcd.shards.push((ShardConfig::default(), 0));
-                    ShardConfig {
+                    self.etcd.shards.push((ShardRecord::default(), 0));
+                    ShardRecord {
                         slots,
                         epoch: Epoch(1),
                         version: Version(1),
                         primary: self.stores[index].me,
                         isr: both.clone(),
                         target: both,
-                        ..ShardConfig::default()
+                        ..ShardRecord::default()
                     }
                 }
-                Some((config, _)) => ShardConfig {
-                    epoch: Epoch(config.epoch.0 + 1),
-                    version: Version(config.version.0 + 1),
-                    primary: self.best(config, index),
-                    ..config.clone()
+                Some((record, _)) => ShardRecord {
+                    epoch: Epoch(record.epoch.0 + 1),
+                    version: Version(record.version.0 + 1),
+                    primary: self.best(record, index),
+                    ..record.clone()
                 },
             };
-            self.publish(index, config);
+            self.publish(index, record);
         }
     }
 
-    /// The member with the longest log; of equals, now this one and now that.
-    fn best(&self, config: &ShardConfig, index: usize) -> StoreBoot {
-        let members = self.stores.iter().filter(|store| config.isr.contains(&store.me.store));
+    /// Returns the member with the longest log, and alternates between equal ones.
+    fn best(&self, record: &ShardRecord, index: usize) -> StoreBoot {
+        let members = self.stores.iter().filter(|store| record.isr.contains(&store.me.store));
         let end = |store: &&Store| {
-            let view = store.node.replicas().find(|view| view.shard == config.shard());
+            let view = store.node.replicas().find(|view| view.shard == record.shard());
             let view = view.expect("a member has a copy");
             assert!(view.exists && !view.unfit, "a member's copy is whole: {view:?}");
             let turn = store.me.boot.0 + store.me.store.0 as u64 + index as u64;
@@ -272,23 +272,23 @@ impl Pair {
         members.max_by_key(end).expect("the set is never empty").me
     }
 
-    /// As a read of etcd tells it, so that both stores know that etcd answers.
-    fn publish(&mut self, index: usize, config: ShardConfig) {
-        let mod_revision = self.etcd.write(index, config.clone());
+    /// Publishes a record like a read of etcd, so that both stores know that etcd answers.
+    fn publish(&mut self, index: usize, record: ShardRecord) {
+        let mod_revision = self.etcd.write(index, record.clone());
         for store in 0..2 {
-            let config = config.clone();
-            self.handle(store, Event::Config { config, mod_revision, read: Some(0) });
+            let record = record.clone();
+            self.handle(store, Event::ShardRecord { record, mod_revision, read: Some(0) });
         }
     }
 
     // ---- what a test asks ----------------------------------------------------------------------
 
-    pub(crate) fn config(&self, shard: usize) -> &ShardConfig {
+    pub(crate) fn record(&self, shard: usize) -> &ShardRecord {
         &self.etcd.shards[shard].0
     }
 
     pub(crate) fn primary(&self, shard: usize) -> usize {
-        let primary = self.config(shard).primary;
+        let primary = self.record(shard).primary;
         self.stores.iter().position(|store| store.me == primary).unwrap()
     }
 
@@ -296,7 +296,7 @@ impl Pair {
         self.stores[store].node.replicas().find(|view| view.shard == SHARDS[shard].shard())
     }
 
-    /// The shard's primary has committed its barrier, and applied it.
+    /// Returns whether the shard's primary has committed its barrier, and applied it.
     pub(crate) fn is_active(&self, shard: usize) -> bool {
         let Some(view) = self.view(self.primary(shard), shard) else { return false };
         let open = |primary: &Primary| primary.active && view.state.applied.seq >= primary.barrier;
@@ -311,7 +311,7 @@ impl Pair {
         self.stores.iter().map(|store| store.node.durability_violations()).sum()
     }
 
-    /// The number of the oldest segment of this store's log.
+    /// Returns the number of the oldest segment of this store's log.
     pub(crate) fn oldest_segment(&self, store: usize) -> u64 {
         let names = fs::read_dir(self.store_folder(store).join("log")).unwrap();
         let number = |name: String| name.strip_suffix(".log")?.parse().ok();
@@ -325,33 +325,33 @@ impl Pair {
         self.handle(primary, Event::Gateway { conn: GATEWAY, message });
     }
 
-    /// The coordinator takes the other store out of the shard.
-    pub(crate) fn remove_backup(&mut self, shard: usize) {
-        let primary = self.config(shard).primary.store;
-        let config = ShardConfig {
-            version: Version(self.config(shard).version.0 + 1),
+    /// Removes the other store from the shard, as a coordinator does.
+    pub(crate) fn remove_follower(&mut self, shard: usize) {
+        let primary = self.record(shard).primary.store;
+        let record = ShardRecord {
+            version: Version(self.record(shard).version.0 + 1),
             isr: vec![primary],
             learners: vec![],
             target: vec![primary],
-            ..self.config(shard).clone()
+            ..self.record(shard).clone()
         };
-        self.publish(shard, config);
+        self.publish(shard, record);
     }
 
-    /// The coordinator has the other store filled again.
+    /// Recruits the other store as a learner, as a coordinator does.
     pub(crate) fn add_learner(&mut self, shard: usize) {
         let learner = store_id(1 - self.primary(shard));
-        let config = ShardConfig {
-            version: Version(self.config(shard).version.0 + 1),
+        let record = ShardRecord {
+            version: Version(self.record(shard).version.0 + 1),
             learners: vec![learner],
             target: vec![store_id(0), store_id(1)],
-            ..self.config(shard).clone()
+            ..self.record(shard).clone()
         };
-        self.publish(shard, config);
+        self.publish(shard, record);
     }
 
-    /// What a copy of the shard read out of this store's state would be: every row checked, and the
-    /// digest of all of them compared with the shard's record. False if there is no record yet.
+    /// Checks the shard's snapshot out of this store's state: every row, and the digest of all of
+    /// them against the shard's record. Returns `false` if there is no record yet.
     pub(crate) fn check_rows(&mut self, store: usize, shard: usize) -> bool {
         let disk = &self.stores[store].disk;
         let reader = disk.snapshot_reader(SHARDS[shard]);
@@ -368,20 +368,20 @@ impl Pair {
     pub(crate) fn until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
         let began = Instant::now();
         while !done(self) {
-            assert!(began.elapsed() < PATIENCE, "waited for {what}, got {:?}", self.replies);
+            assert!(began.elapsed() < TIMEOUT, "waited for {what}, got {:?}", self.replies);
             self.turn();
         }
     }
 
-    /// Handles what there is; waits a moment if there is nothing.
+    /// Handles all pending events, or waits a moment for one.
     pub(crate) fn turn(&mut self) {
         while let Some((store, event)) = self.wires.pop_front() {
             self.handle(store, event);
         }
-        let mut next = self.told.recv_timeout(Duration::from_micros(200)).ok();
-        while let Some(told) = next {
-            self.told(told);
-            next = self.told.try_recv().ok();
+        let mut next = self.messages.recv_timeout(Duration::from_micros(200)).ok();
+        while let Some(message) = next {
+            self.on_message(message);
+            next = self.messages.try_recv().ok();
         }
         for store in 0..2 {
             if self.stores[store].node.next_deadline().is_some_and(|at| at <= self.now()) {
@@ -396,12 +396,12 @@ impl Pair {
         Now(self.started.elapsed().as_micros() as u64 * FASTER)
     }
 
-    fn told(&mut self, told: Told) {
-        match told {
-            Told::Disk(store, told) => {
-                let event = self.stores[store].disk.accept(told);
+    fn on_message(&mut self, message: Message) {
+        match message {
+            Message::Disk(store, event) => {
+                let event = self.stores[store].disk.accept(event);
                 match &event {
-                    // Noted first: what the machine does about it may reach others.
+                    // The ledger notes it first: the effects of the event may reach others.
                     Event::Durable { group } => self.ledger.durable(store, *group),
                     Event::SnapshotInstalled { .. } => self.installed += 1,
                     Event::RowsDropped { .. } => self.dropped += 1,
@@ -409,11 +409,11 @@ impl Pair {
                 }
                 self.handle(store, event);
             }
-            Told::Failed(store, error) => panic!("the disk of store {store} failed: {error}"),
-            Told::Staged { store, conn, transfer, state } => {
+            Message::Failed(store, error) => panic!("the disk of store {store} failed: {error}"),
+            Message::Staged { store, conn, transfer, state } => {
                 self.handle(store, Event::SnapshotStaged { conn, transfer, state });
             }
-            Told::SnapshotFailed { store, transfer } => {
+            Message::SnapshotFailed { store, transfer } => {
                 self.handle(store, Event::SnapshotFailed { transfer });
             }
         }
@@ -440,7 +440,7 @@ impl Pair {
             Effect::Trim { shards } => disk.trim(shards),
             Effect::DropRows { shard, slots } => disk.drop_rows(shard, slots),
             Effect::Scrub { scrub, shards, bytes_per_s } => disk.scrub(scrub, shards, bytes_per_s),
-            Effect::Found(_) => {}
+            Effect::Audit(_) => {}
             Effect::InstallSnapshot { conn, transfer, copy, state } => {
                 disk.install_snapshot(conn, transfer, copy, state);
             }
@@ -462,58 +462,58 @@ impl Pair {
             Effect::Close { conn } => panic!("store {store} closes {conn:?}"),
             Effect::Report(_) | Effect::QueryReply { .. } => {}
 
-            Effect::ReadConfig { read, shard } => {
-                let (config, mod_revision) = self.etcd.shards[index_of(shard)].clone();
-                let event = Event::Config { config, mod_revision, read: Some(read) };
+            Effect::ReadRecord { read, shard } => {
+                let (record, mod_revision) = self.etcd.shards[index_of(shard)].clone();
+                let event = Event::ShardRecord { record, mod_revision, read: Some(read) };
                 self.wires.push_back((store, event));
             }
-            Effect::Propose { proposal, expect, config, .. } => {
-                self.propose(store, proposal, expect, config);
+            Effect::Propose { proposal, expect, record, .. } => {
+                self.propose(store, proposal, expect, record);
             }
             Effect::CheckEtcd { check, shards } => {
-                let config = |shard: ShardId| self.etcd.shards[index_of(shard)].0.clone();
-                let configs = Some(shards.into_iter().map(config).collect());
-                self.wires.push_back((store, Event::EtcdChecked { check, configs }));
+                let record = |shard: ShardId| self.etcd.shards[index_of(shard)].0.clone();
+                let records = Some(shards.into_iter().map(record).collect());
+                self.wires.push_back((store, Event::EtcdChecked { check, records }));
             }
             Effect::ListSessions | Effect::Left => unreachable!("not within a test"),
             Effect::Exit(reason) => panic!("store {store} exits: {reason:?}"),
         }
     }
 
-    fn propose(&mut self, store: usize, proposal: u64, expect: u64, config: ShardConfig) {
-        let index = index_of(config.shard());
+    fn propose(&mut self, store: usize, proposal: u64, expect: u64, record: ShardRecord) {
+        let index = index_of(record.shard());
         let outcome = match self.etcd.shards[index].1 == expect {
-            true => CasOutcome::Done { mod_revision: self.etcd.write(index, config.clone()) },
+            true => CasOutcome::Done { mod_revision: self.etcd.write(index, record.clone()) },
             false => CasOutcome::Failed,
         };
         if let CasOutcome::Done { mod_revision } = outcome {
-            let event = Event::Config { config, mod_revision, read: None };
+            let event = Event::ShardRecord { record, mod_revision, read: None };
             self.wires.push_back((1 - store, event));
         }
         self.wires.push_back((store, Event::Proposed { proposal, outcome }));
     }
 
-    /// Carries a copy from one disk to the other, as a stream of its own would.
+    /// Carries a snapshot from one disk to the other, as its own stream would.
     fn transfer(&mut self, store: usize, conn: Conn, transfer: u64, slots: Slots) {
         let reader = self.stores[store].disk.snapshot_reader(slots);
         let staging = self.stores[1 - store].disk.staging();
-        let tell = self.tell.clone();
+        let sender = self.sender.clone();
         self.transfers.push(thread::spawn(move || {
             let copied = match reader.blocking_recv() {
                 Ok(Some(reader)) => copy(reader, &staging, conn, transfer, slots).ok(),
                 _ => None,
             };
-            let told = match copied {
-                Some(state) => Told::Staged { store: 1 - store, conn, transfer, state },
-                None => Told::SnapshotFailed { store, transfer },
+            let message = match copied {
+                Some(state) => Message::Staged { store: 1 - store, conn, transfer, state },
+                None => Message::SnapshotFailed { store, transfer },
             };
-            drop(tell.send(told));
+            drop(sender.send(message));
         }));
     }
 }
 
 impl Drop for Pair {
-    /// All threads end, so that the folder is free for whoever comes next.
+    /// All threads end, so that the folder is free for the next start.
     fn drop(&mut self) {
         for transfer in self.transfers.drain(..) {
             let _ = transfer.join();
@@ -521,7 +521,7 @@ impl Drop for Pair {
     }
 }
 
-/// Reads a copy and stages it, through the very messages that cross the wire.
+/// Reads a snapshot and stages it, through the same messages that cross the wire.
 fn copy(
     reader: SnapshotReader,
     staging: &Staging,
@@ -529,7 +529,7 @@ fn copy(
     transfer: u64,
     slots: Slots,
 ) -> Result<Box<ShardState>, NotStaged> {
-    let mut rows = proto::Rows::default();
+    let mut rows = proto::SnapshotDecoder::default();
     let boot = StoreBoot { store: store_id(0), boot: Boot(1) };
     let header = wire::SnapshotHeader {
         open: Some(wire::Open::new(CLUSTER, 1)),
@@ -552,6 +552,6 @@ fn copy(
         result.is_ok()
     });
     result?;
-    assert_eq!(sent, Sent::Whole);
+    assert_eq!(sent, SnapshotReadEnd::Whole);
     stager.finish()
 }

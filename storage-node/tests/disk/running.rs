@@ -1,4 +1,4 @@
-//! What a running disk owes its loop: the right view, the right order, and a loud end.
+//! A running disk gives its loop the right view, the right order, and a loud failure.
 
 use std::fs;
 use std::path::Path;
@@ -10,11 +10,11 @@ use engine::entry::{Body, Entry, Position};
 use engine::ids::{CopyNo, Epoch, Seq, ShardId, Slots, TimeMs};
 use engine::key::{self, CounterKey};
 use engine::node::Event;
-use engine::store::log::Record;
-use engine::store::log::catch_up::{LogPart, Wanted};
+use engine::store::log::LogRecord;
+use engine::store::log::catch_up::{LogPart, WantedEntries};
 use engine::store::log::index::Needed;
-use engine::store::log::scan::Place;
-use engine::store::table::{Frozen, Table};
+use engine::store::log::scan::LogLocation;
+use engine::store::table::{SealedTable, Table};
 use storage_node::disk::DiskSettings;
 use storage_node::error::DiskError;
 
@@ -27,7 +27,10 @@ pub(crate) fn counter(name: &str) -> CounterKey {
 }
 
 /// A table that adds to these counters, and the shard's state as of seq `seq` if they began at 0.
-pub(crate) fn flush_of(seq: u64, adds: &[(&str, i128)]) -> (std::sync::Arc<Frozen>, ShardState) {
+pub(crate) fn flush_of(
+    seq: u64,
+    adds: &[(&str, i128)],
+) -> (std::sync::Arc<SealedTable>, ShardState) {
     let mut table = Table::new();
     let mut state = ShardState { slots: Slots::ALL, ..ShardState::default() };
     state.applied = Position { epoch: Epoch(1), seq: Seq(seq), ..Position::default() };
@@ -37,7 +40,7 @@ pub(crate) fn flush_of(seq: u64, adds: &[(&str, i128)]) -> (std::sync::Arc<Froze
         let share = digest::share(digest::weight(counter.name()), *delta);
         state.counter_digest = state.counter_digest.wrapping_add(share);
     }
-    (table.freeze().into(), state)
+    (table.seal().into(), state)
 }
 
 pub(crate) fn flush(bench: &mut Bench, number: u64, adds: &[(&str, i128)]) {
@@ -61,19 +64,19 @@ fn open() -> (tempfile::TempDir, Bench) {
     (folder, bench)
 }
 
-/// The state has the flush already, but the machine has not heard of it: its table still holds the
-/// same changes, so a load must not.
+/// The state contains the flush already, but the state machine does not know it yet: its table
+/// still holds the same changes, so a load must not see them.
 #[test]
 fn a_load_sees_an_ingest_only_once_it_was_accepted() {
     let (_folder, mut bench) = open();
     flush(&mut bench, 1, &[("a", 5)]);
-    let ingested = bench.told().unwrap();
+    let ingested = bench.next_unaccepted().unwrap();
     assert_eq!(load(&mut bench, "a"), None);
     assert!(matches!(bench.disk.accept(ingested), Event::Ingested { flush: 1 }));
     assert_eq!(load(&mut bench, "a"), Some(5));
 }
 
-/// Nothing is waited for in between, and yet each finds what those before it have left.
+/// There are no waits in between, and yet each change sees the result of those before it.
 #[test]
 fn changes_of_the_state_happen_in_the_order_asked_for() {
     let (_folder, mut bench) = open();
@@ -85,26 +88,26 @@ fn changes_of_the_state_happen_in_the_order_asked_for() {
     flush(&mut bench, 3, &[("a", 7)]);
     assert!(first.blocking_recv().unwrap().is_some());
     assert!(none.blocking_recv().unwrap().is_none());
-    let told: Vec<_> = (0..4).map(|_| format!("{:?}", bench.event())).collect();
+    let events: Vec<_> = (0..4).map(|_| format!("{:?}", bench.event())).collect();
     let want = [
         "Ingested { flush: 1 }",
         "Ingested { flush: 2 }",
         "RowsDropped { shard: ShardId(0) }",
         "Ingested { flush: 3 }",
     ];
-    assert_eq!(told, want);
+    assert_eq!(events, want);
     assert_eq!(load(&mut bench, "a"), Some(7));
 }
 
-pub(crate) fn wanted(after: u64) -> Vec<Wanted> {
+pub(crate) fn wanted(after: u64) -> Vec<WantedEntries> {
     let after = Position { seq: Seq(after), ..Position::default() };
-    vec![Wanted { shard: SHARD, after }]
+    vec![WantedEntries { shard: SHARD, after }]
 }
 
-/// All that follows `after`, read block by block, each read of at most so many bytes.
+/// Reads all that follows `after`, block by block, at most so many bytes per read.
 fn read_log(bench: &mut Bench, mut after: u64, bytes_max: usize) -> Vec<u64> {
     let mut seqs = Vec::new();
-    let mut place = Place::default();
+    let mut place = LogLocation::default();
     loop {
         bench.disk.read_log(wanted(after), place, bytes_max);
         let parts = loop {
@@ -140,12 +143,13 @@ fn the_log_is_read_back_until_it_is_trimmed() {
     assert_eq!(read_log(&mut bench, 12, usize::MAX), (13..=30).collect::<Vec<_>>());
     let after = torn::segments(folder.path()).len();
     assert!(after < before && after > 1, "{before} segments, then {after}");
-    // What is trimmed was flushed: here it was not, and a start notices.
+    // Trimmed entries were flushed; here they were not, and a start notices it.
     drop(bench);
     assert!(Bench::open(folder.path()).unwrap().opened.is_suspect());
 }
 
-/// The tail of a frozen shard can't be flushed and so not be trimmed: refuse before the disk is full.
+/// The tail of a frozen shard can't be flushed and so not be trimmed: the disk refuses before it is
+/// full.
 #[test]
 fn a_log_that_can_not_shrink_refuses_until_it_can() {
     let folder = tempfile::tempdir().unwrap();
@@ -162,8 +166,9 @@ fn a_log_that_can_not_shrink_refuses_until_it_can() {
     assert_eq!(bench.full, [true, false]);
 }
 
-/// A copy that applies nothing, of a shard of its own, among the first groups of the log: all that follows would stay with
-/// it. Its entries are written again and the log shrinks; a start finds them where they are now.
+/// One copy, of a shard of its own, applies nothing, among the first groups of the log: it would
+/// hold everything after it. Its entries are written again and the log shrinks; a start finds them
+/// at their new place.
 #[test]
 fn what_alone_keeps_the_log_long_is_carried() {
     const STUCK: ShardId = ShardId(9);
@@ -174,19 +179,20 @@ fn what_alone_keeps_the_log_long_is_carried() {
     bench.begin_copy();
     let slots = Slots { lo: STUCK.0, hi: STUCK.0 };
     let (copy, base) = (CopyNo(1), Position::default());
-    bench.group(vec![Record::Copy { shard: STUCK, slots, copy, base }]);
+    bench.group(vec![LogRecord::Copy { shard: STUCK, slots, copy, base }]);
     let mut stuck = base;
     for _ in 0..5 {
         let entry = Entry::after(stuck, Epoch(1), TimeMs(0), Body::Barrier);
         stuck = entry.position();
-        bench.group(vec![Record::Append { shard: STUCK, entry }]);
+        bench.group(vec![LogRecord::Append { shard: STUCK, entry }]);
     }
     bench.append(60, 2_000);
     assert_eq!(bench.full, [true]);
     let nothing = Seq(0);
     let (members, applied) = (nothing, nothing);
     let needs = Needed { shard: STUCK, flushed: nothing, applied, members };
-    // Each trim lets go of what it may; what is carried is read beside and goes with the groups that follow.
+    // Each trim deletes what it may; carried entries are read on the second thread and written with
+    // the groups that follow.
     let begun = Instant::now();
     while bench.disk.log_bytes() > 40_000 {
         assert!(begun.elapsed() < Duration::from_secs(30), "{} bytes", bench.disk.log_bytes());
@@ -212,7 +218,7 @@ fn a_disk_nearly_full_refuses_at_once() {
     assert_eq!(bench.full, [true]);
 }
 
-/// The one file of the state.
+/// Returns the one file of the state.
 fn sst(folder: &Path) -> std::path::PathBuf {
     let files = fs::read_dir(folder.join("state")).unwrap().map(|entry| entry.unwrap().path());
     let files: Vec<_> =
@@ -224,7 +230,7 @@ fn sst(folder: &Path) -> std::path::PathBuf {
 #[test]
 fn a_changed_byte_in_the_state_ends_the_process() {
     let (folder, mut bench) = open();
-    // Many blocks: the first and the last are read, and cached, by the ingest.
+    // There are many blocks: the first and the last are read, and cached, by the ingest.
     let names: Vec<String> = (0..20_000).map(|number| format!("counter-{number}")).collect();
     let adds: Vec<(&str, i128)> = names.iter().map(|name| (name.as_str(), 1)).collect();
     flush(&mut bench, 1, &adds);
@@ -236,11 +242,11 @@ fn a_changed_byte_in_the_state_ends_the_process() {
     fs::write(&path, bytes).unwrap();
     let counters = names.iter().map(|name| counter(name)).collect();
     bench.disk.load(1, Needs { counters, ..Needs::default() });
-    let failed = bench.told().expect_err("a failure");
+    let failed = bench.next_unaccepted().expect_err("a failure");
     assert!(matches!(failed, DiskError::State(_)), "{failed}");
     assert_eq!(failed.exit_code(), 5);
     drop(bench);
-    // The bad place is not come across again, whether etcd has heard of it or not.
+    // The start does not read the bad place again, whether etcd knows of the damage or not.
     let mut bench = Bench::open(folder.path()).unwrap();
     assert_eq!(bench.opened.damage, [failed.to_string()]);
     assert_eq!(load(&mut bench, &names[10_000]), None);
@@ -256,13 +262,13 @@ fn a_changed_byte_in_the_log_is_never_read_as_missing() {
     let mut bytes = fs::read(&path).unwrap();
     bytes[group.offset + group.len - 1] ^= 1;
     fs::write(&path, bytes).unwrap();
-    bench.disk.read_log(wanted(2), Place::default(), usize::MAX);
-    let failed = bench.told().expect_err("a failure");
+    bench.disk.read_log(wanted(2), LogLocation::default(), usize::MAX);
+    let failed = bench.next_unaccepted().expect_err("a failure");
     assert!(matches!(failed, DiskError::Damage { .. }), "{failed}");
     assert_eq!(failed.exit_code(), 5);
 }
 
-/// After a failure nothing more is done and nothing more is told.
+/// After a failure nothing more is done and nothing more is reported.
 #[test]
 fn a_failed_group_is_the_last() {
     let (folder, mut bench) = open();
@@ -276,7 +282,7 @@ fn a_failed_group_is_the_last() {
     }
     let mut durable = 0;
     let failed = loop {
-        match bench.told().map(|told| bench.disk.accept(told)) {
+        match bench.next_unaccepted().map(|event| bench.disk.accept(event)) {
             Ok(event) => durable += u32::from(matches!(event, Event::Durable { .. })),
             Err(failed) => break failed,
         }
@@ -284,20 +290,20 @@ fn a_failed_group_is_the_last() {
     assert_eq!(failed.exit_code(), 5);
     assert!(durable < 3, "{durable} groups in a segment");
     drop(bench.disk);
-    assert!(bench.events.try_recv().is_err(), "told after the end");
+    assert!(bench.events.try_recv().is_err(), "an event after the end");
 }
 
-/// Else a crash between the two would look as if the state had lost a copy that the log still knows.
-/// The kill loop, on a busy machine, died there.
+/// A crash between the two would otherwise look as if the state had lost a copy that the log still
+/// knows. The kill loop hit this on a busy machine.
 #[test]
-fn rows_are_dropped_only_once_the_log_says_durably_that_their_copy_is_gone() {
+fn rows_are_dropped_only_once_the_log_records_durably_that_their_copy_is_gone() {
     let (_folder, mut bench) = open();
     bench.begin_copy();
     flush(&mut bench, 1, &[("a", 5)]);
     bench.event();
-    bench.disk.write(Record::Drop { shard: SHARD, copy: CopyNo(1) });
+    bench.disk.write(LogRecord::Drop { shard: SHARD, copy: CopyNo(1) });
     bench.disk.drop_rows(SHARD, Slots::ALL);
-    // Time for it to go wrong; nothing waits for it to go right.
+    // This is time for a wrong event; nothing waits for the right one.
     let began = Instant::now();
     while began.elapsed() < Duration::from_millis(100) {
         assert_eq!(load(&mut bench, "a"), Some(5));
@@ -315,7 +321,7 @@ fn stale_rows_of_a_dropped_copy_are_gone_after_a_start() {
     bench.begin_copy();
     flush(&mut bench, 1, &[("a", 5)]);
     bench.event();
-    bench.group(vec![Record::Drop { shard: ShardId(0), copy: CopyNo(1) }]);
+    bench.group(vec![LogRecord::Drop { shard: ShardId(0), copy: CopyNo(1) }]);
     drop(bench);
     let mut bench = Bench::open(folder.path()).unwrap();
     assert!(bench.opened.replicas[0].content.is_none());

@@ -1,4 +1,4 @@
-//! A scrub reads what nobody else reads, and finds what nobody else has found yet.
+//! A scrub reads cold data too, and finds damage there first.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use engine::ids::{CopyNo, Slots};
 use engine::node::Event;
-use engine::node::audit::OnDisk;
+use engine::node::audit::ScrubbedShard;
 use storage_node::error::DiskError;
 
 use crate::opening::{Bench, state_file};
@@ -27,11 +27,11 @@ fn filled(folder: &Path) -> Bench {
     bench
 }
 
-fn scrub(bench: &mut Bench, only: Vec<Slots>) -> Result<Vec<OnDisk>, DiskError> {
+fn scrub(bench: &mut Bench, only: Vec<Slots>) -> Result<Vec<ScrubbedShard>, DiskError> {
     bench.disk.scrub(5, only, FAST);
     loop {
-        let told = bench.told()?;
-        if let Event::Scrubbed { scrub: 5, found } = bench.disk.accept(told) {
+        let event = bench.next_unaccepted()?;
+        if let Event::Scrubbed { scrub: 5, found } = bench.disk.accept(event) {
             return Ok(found);
         }
     }
@@ -46,14 +46,14 @@ fn what_is_well_adds_up() {
     assert_eq!((on_disk.copy, on_disk.point.seq.0), (CopyNo(1), 1));
     assert_eq!(on_disk.counters, on_disk.point.counters);
     assert_ne!(on_disk.counters, 0);
-    // Of no shard that is here; and nothing is left behind.
+    // No shard here has these slots; and nothing is left behind.
     assert_eq!(scrub(&mut bench, vec![Slots { lo: 7, hi: 9 }]).unwrap(), []);
     assert_eq!(fs::read_dir(folder.path().join("state.files")).unwrap().count(), 0);
 }
 
 /// Checksums are good: only the sum shows that a row is not what it should be.
 #[test]
-fn rows_that_do_not_make_the_digest_are_told() {
+fn rows_that_do_not_match_the_digest_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let mut bench = Bench::open(folder.path()).unwrap();
     bench.begin_copy();
@@ -101,11 +101,11 @@ fn a_changed_byte_is_found_wherever_it_is() {
     check(|folder| change(&state_file(folder, "", ".sst"), |len| len / 2), "state: Corruption");
     check(|folder| change(&state_file(folder, "", ".sst"), |len| len - 1), "state: ");
     check(|folder| change(&state_file(folder, "MANIFEST", ""), |_| 10), "state: Corruption");
-    check(|folder| change(&state_file(folder, "CURRENT", ""), |_| 10), "state: CURRENT says");
-    // A closed segment: its header, and a group in it; and the one that is being written.
+    check(|folder| change(&state_file(folder, "CURRENT", ""), |_| 10), "state: CURRENT names");
+    // These change a closed segment's header and a group in it, and the segment being written.
     check(|folder| change(&segment(folder, 0), |_| 9), "log segment 1 at byte 0");
     check(|folder| change(&segment(folder, 1), |_| 1_000), "log segment 2 at byte");
-    // A closed segment that ends within a group, and one of which nothing but the header is left.
+    // These cut a closed segment within a group, and right after its header.
     check(|folder| cut_short(&segment(folder, 1), 1_000), "log segment 2 at byte");
     check(|folder| cut_short(&segment(folder, 1), 80), "log segment 2 at byte");
     let last = |folder: &Path| torn::groups(folder).pop().unwrap();
@@ -123,7 +123,7 @@ fn a_changed_byte_is_found_wherever_it_is() {
 fn a_scrub_keeps_its_rate_and_ends_with_the_process() {
     let folder = tempfile::tempdir().unwrap();
     let bench = filled(folder.path());
-    // It would take minutes.
+    // At this rate the scrub would take minutes.
     bench.disk.scrub(5, vec![], 1_000);
     std::thread::sleep(Duration::from_millis(300));
     assert!(bench.events.try_recv().is_err(), "too fast");

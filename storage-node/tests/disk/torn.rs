@@ -1,4 +1,4 @@
-//! What a power cut leaves of a log: all that was durable, and of the rest whatever chance leaves.
+//! The effect of a power cut on a log: durable groups stay, and of the rest an arbitrary part.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ fn store_folder(folder: &Path, store: usize) -> PathBuf {
     folder.join(format!("store-{store}"))
 }
 
-/// Every group that was told to be durable is there.
+/// Checks that every group that was reported as durable is there.
 pub(crate) fn check_prefix(folder: &Path, store: usize) {
     let durable = Ledger::open(&folder.join("ledger")).durable[store];
     let last = groups(&store_folder(folder, store)).last().map_or(0, |group| group.number);
@@ -65,7 +65,7 @@ pub(crate) fn tear(folder: &Path, seed: u64) {
     }
 }
 
-/// Zeroes the file from some byte above `from` on. False if there are only zeros anyway.
+/// Zeroes the file from some byte above `from` on. Returns `false` if there are only zeros anyway.
 fn tear_file(path: &Path, from: usize, seed: u64) -> bool {
     let mut bytes = fs::read(path).unwrap();
     let used = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);

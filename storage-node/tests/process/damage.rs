@@ -1,12 +1,12 @@
-//! A disk that fails or lies ends the process, or its copies; never the numbers.
+//! A disk that fails or corrupts data ends the process, or its copies; never the numbers.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use engine::config;
 use engine::records::StoreStatus;
+use engine::shard_record;
 
 use crate::harness::{Cluster, Node};
 use crate::power;
@@ -27,9 +27,10 @@ async fn status_of(cluster: &Cluster, node: &Node) -> StoreStatus {
     cluster.store(&node.name).await.expect("its record").record.status
 }
 
-/// One byte of what was acknowledged has changed: nobody may trust this disk, and another's copy takes its place.
+/// One acknowledged byte has changed: this disk can't be trusted any more, and a copy of another
+/// node replaces its own.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_store_is_suspect_and_filled_anew() {
+async fn a_damaged_store_is_suspect_and_filled_again() {
     let cluster = Cluster::start(1).await;
     let (a, mut b) = (cluster.node("a").await, cluster.node("b").await);
     cluster.place(&[&a, &b]).await;
@@ -48,18 +49,18 @@ async fn a_damaged_store_is_suspect_and_filled_anew() {
     assert_eq!(status_of(&cluster, &b).await, StoreStatus::Suspect, "{}", b.log());
     assert!(b.log().contains("damage found on the disk"), "{}", b.log());
     cluster.until_shard("without b", |shard| shard.isr == [a.me.store]).await;
-    cluster.change(|config| config::insert(&mut config.learners, b.me.store)).await;
+    cluster.change(|record| shard_record::insert(&mut record.learners, b.me.store)).await;
     cluster.until_shard("in sync", |shard| shard.isr.len() == 2).await;
     caught_up(&b, &a).await;
-    assert!(b.log().contains("copy received"), "{}", b.log());
+    assert!(b.log().contains("snapshot received"), "{}", b.log());
 
     let mut a = a;
     a.kill();
     cluster
-        .change(|config| {
-            config.epoch.0 += 1;
-            config.primary = b.me;
-            config.isr = vec![b.me.store];
+        .change(|record| {
+            record.epoch.0 += 1;
+            record.primary = b.me;
+            record.isr = vec![b.me.store];
         })
         .await;
     worker.reconnect(&b).await;
@@ -67,8 +68,8 @@ async fn a_damaged_store_is_suspect_and_filled_anew() {
     assert_eq!(worker.read("likes").await, 50);
 }
 
-/// The log can't be written any more: exit code 5, the store is noted as suspect, and what was acknowledged before is
-/// with the others.
+/// The log can't be written any more: the exit code is 5, the store is recorded as suspect, and the
+/// others have what was acknowledged before.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_disk_ends_the_process() {
     let cluster = Cluster::start(1).await;
@@ -106,11 +107,11 @@ impl IllDisk {
         disk
     }
 
-    /// From now on each sync takes so long, and so many of the next ones fail with EIO.
+    /// From now on each sync takes this long, and so many of the next ones fail with EIO.
     fn is(&self, sync_ms: u32, fails: u32) {
         let words = [sync_ms, sync_ms, fails];
         let bytes: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
-        // In place: the process has this very file mapped.
+        // The file is written in place: the process has it mapped.
         let file = fs::File::options().write(true).create(true).truncate(false).open(&self.faults);
         file.and_then(|file| file.write_all_at(&bytes, 0)).expect("a temporary file");
     }
@@ -128,8 +129,8 @@ impl IllDisk {
     }
 }
 
-/// Its process answers and its network is well, but it can't acknowledge anything. No peer reports it: that its lease is
-/// renewed no more is all that tells the coordinator.
+/// The process answers and its network works, but it can't acknowledge anything. No peer reports
+/// it: the lease that is no longer renewed is the coordinator's only sign.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_whose_disk_has_stalled_lets_its_lease_run_out() {
     let cluster = Cluster::start(1).await;
@@ -148,8 +149,8 @@ async fn a_node_whose_disk_has_stalled_lets_its_lease_run_out() {
     }
 }
 
-/// After a failed fsync nobody knows what is on the disk: nothing more is acknowledged, and no copy of this disk is
-/// trusted until it was compared or filled.
+/// After a failed fsync the content of the disk is unknown: nothing more is acknowledged, and no
+/// copy of this disk is trusted until it was compared or filled.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_sync_that_fails_ends_the_process_and_its_copies_trust() {
     let cluster = Cluster::start(1).await;
@@ -165,10 +166,10 @@ async fn one_sync_that_fails_ends_the_process_and_its_copies_trust() {
     assert_eq!(status_of(&cluster, &node).await, StoreStatus::Suspect, "{}", node.log());
 }
 
-/// A gateway that asks and does not read is cut off; others don't notice. What it is sent until then is bounded, so it
-/// comes to the end of the stream once it reads again.
+/// A gateway that sends requests and does not read is cut off; others don't notice. The messages to
+/// it are bounded, so it reaches the end of the stream once it reads again.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_does_not_read_is_cut_off() {
+async fn a_gateway_that_does_not_read_is_cut_off() {
     let cluster = Cluster::start(1).await;
     let node = cluster.node("a").await;
     cluster.place(&[&node]).await;
@@ -177,7 +178,8 @@ async fn who_does_not_read_is_cut_off() {
     let mut deaf = Worker::connect(&node, 8).await;
     let (mut asked, began) = (0, Instant::now());
     loop {
-        // More than a queue and all windows hold. They may wait here for as long as the node needs to take them.
+        // This is more than a queue and all windows hold. The requests may wait here for as long as
+        // the node needs.
         if asked < 500_000 {
             for _ in 0..5_000 {
                 deaf.post_read("likes");

@@ -1,30 +1,30 @@
-//! Parts of the driver by themselves: real sockets and a real etcd before them, and in the loop's place the test, which can
-//! be as slow as no loop is.
+//! Single parts of the driver: with real sockets and a real etcd, and the test in the loop's place,
+//! which can be slower than any loop.
 
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use engine::apply::ShardState;
 use engine::batch::{Batch, Codec};
-use engine::config::ShardConfig;
 use engine::ids::{
-    Boot, Bseq, CopyNo, Epoch, Revision, SessionId, ShardId, Slots, StoreBoot, StoreId, Version,
+    BatchSeq, Boot, CopyNo, Epoch, Revision, SessionId, ShardId, Slots, StoreBoot, StoreId, Version,
 };
 use engine::message::{GatewayMessage, ToFollower};
 use engine::node::{CasOutcome, Event};
 use engine::records::NodeRecord;
+use engine::shard_record::ShardRecord;
 use engine::store::layout;
-use metastore::{Metastore, Outcome, Settings};
+use metastore::{Metastore, Settings, TxnOutcome};
 use proto::wire::gateway_client::GatewayClient;
 use proto::wire::peer_client::PeerClient;
 use proto::wire::{self, snapshot_part};
 use storage_node::disk::{Disk, DiskSettings, MemoryPlan};
-use storage_node::etcd::{Etcd, Followed, Wish};
-use storage_node::inbox::{Inbox, Told};
-use storage_node::names::Names;
-use storage_node::peers::{Limits, Peers};
-use storage_node::readiness::Readiness;
-use storage_node::rpc::{self, Links, Services};
+use storage_node::etcd::{EtcdClient, EtcdFollower, EtcdRequest};
+use storage_node::inbox::{Inbox, LoopMessage};
+use storage_node::names::StoreNames;
+use storage_node::peers::{PeerLimits, Peers};
+use storage_node::readiness::NodeReadiness;
+use storage_node::rpc::{self, FeedConnections, Services};
 use telemetry::Health;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -38,35 +38,36 @@ use crate::worker::Worker;
 
 const ME: StoreBoot = StoreBoot { store: StoreId(1), boot: Boot(1) };
 const PEER: StoreBoot = StoreBoot { store: StoreId(2), boot: Boot(1) };
-/// Nothing comes any more after it.
+/// The silence after which nothing more is expected.
 const QUIET: Duration = Duration::from_millis(500);
 
-// ---- etcd ----------------------------------------------------------------------------------------
+// ---- etcd ---------------------------------------------------------------------------------------
 
-/// Said to have failed, the machine would believe that the record is as it was, whatever etcd holds.
+/// If it were reported as failed, the state machine would rely on the old record, whatever etcd
+/// holds.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proposal_whose_answer_was_lost_is_told_as_unknown() {
+async fn a_proposal_whose_answer_was_lost_is_reported_as_unknown() {
     let cluster = Cluster::start(1).await;
     let calls = Calls::start(cluster.etcd.endpoint()).await;
     let settings = Settings::new(vec![calls.endpoint()], "test");
     let store = Metastore::connect(&settings).await.expect("etcd answers");
-    let first = ShardConfig {
+    let first = ShardRecord {
         slots: Slots::ALL,
         epoch: Epoch(1),
         version: Version(1),
         primary: ME,
         isr: vec![ME.store],
         target: vec![ME.store],
-        ..ShardConfig::default()
+        ..ShardRecord::default()
     };
     let made = cluster.metastore.create(&first.shard(), &first).await;
-    let Ok(Outcome::Done { revision: expect }) = made else { panic!("{made:?}") };
-    let (inbox, told) = Inbox::new(1 << 20);
-    let etcd = Etcd::new(store, inbox, telemetry::vital().0, 1);
+    let Ok(TxnOutcome::Done { revision: expect }) = made else { panic!("{made:?}") };
+    let (inbox, messages) = Inbox::new(1 << 20);
+    let etcd = EtcdClient::new(store, inbox, telemetry::critical_tasks().0, 1);
     let propose = |proposal| {
-        let config = ShardConfig { version: Version(2), ..first.clone() };
-        etcd.perform(Wish::Propose { proposal, expect, config, candidate: None });
-        proposed(&told, proposal)
+        let record = ShardRecord { version: Version(2), ..first.clone() };
+        etcd.perform(EtcdRequest::Propose { proposal, expect, record, candidate: None });
+        proposed(&messages, proposal)
     };
     calls.next("Txn", Fate::Refuse);
     assert_eq!(propose(0), CasOutcome::Failed, "etcd refused it");
@@ -78,56 +79,64 @@ async fn a_proposal_whose_answer_was_lost_is_told_as_unknown() {
     assert_eq!(cluster.shard().await.modified, expect + 1, "once");
 }
 
-/// Of a read that was not answered the machine is told nothing, or that nothing is known: never that there is nothing.
+/// After a read without an answer the state machine gets no event, or one without a result: never
+/// an empty result.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_whose_answer_was_lost_is_no_empty_list() {
     let cluster = Cluster::start(1).await;
-    let shard = ShardConfig { slots: Slots::ALL, ..ShardConfig::default() };
+    let shard = ShardRecord { slots: Slots::ALL, ..ShardRecord::default() };
     let made = cluster.metastore.create(&shard.shard(), &shard).await;
-    assert!(matches!(made, Ok(Outcome::Done { .. })), "{made:?}");
+    assert!(matches!(made, Ok(TxnOutcome::Done { .. })), "{made:?}");
     let calls = Calls::start(cluster.etcd.endpoint()).await;
     let settings = Settings::new(vec![calls.endpoint()], "test");
     let store = Metastore::connect(&settings).await.expect("etcd answers");
-    let (inbox, told) = Inbox::new(1 << 20);
-    let etcd = Etcd::new(store, inbox, telemetry::vital().0, 1);
-    let ask = |wish| {
-        etcd.perform(wish);
-        tokio::task::block_in_place(|| told.recv_timeout(QUIET).ok())
+    let (inbox, messages) = Inbox::new(1 << 20);
+    let etcd = EtcdClient::new(store, inbox, telemetry::critical_tasks().0, 1);
+    let ask = |request| {
+        etcd.perform(request);
+        tokio::task::block_in_place(|| messages.recv_timeout(QUIET).ok())
     };
-    let check = || Wish::CheckEtcd { check: 4, shards: vec![shard.shard()] };
-    let read = || Wish::ReadConfig { read: 9, shard: shard.shard() };
+    let check = || EtcdRequest::CheckEtcd { check: 4, shards: vec![shard.shard()] };
+    let read = || EtcdRequest::ReadRecord { read: 9, shard: shard.shard() };
     for _ in 0..3 {
         calls.next("Range", Fate::LoseAnswer);
     }
     let checked = ask(check());
-    let Some(Told::Event(Event::EtcdChecked { check: 4, configs: None })) = checked else {
+    let Some(LoopMessage::Event(Event::EtcdChecked { check: 4, records: None })) = checked else {
         panic!("{checked:?}")
     };
-    let listed = ask(Wish::ListSessions);
+    let listed = ask(EtcdRequest::ListSessions);
     assert!(listed.is_none(), "{listed:?}");
     let seen = ask(read());
     assert!(seen.is_none(), "{seen:?}");
-    // And when it is answered:
+    // The same requests with an answer:
     let checked = ask(check());
-    let Some(Told::Event(Event::EtcdChecked { check: 4, configs: Some(configs) })) = checked else {
+    let Some(LoopMessage::Event(Event::EtcdChecked { check: 4, records: Some(records) })) = checked
+    else {
         panic!("{checked:?}")
     };
-    assert_eq!(configs, std::slice::from_ref(&shard));
-    let listed = ask(Wish::ListSessions);
-    assert!(matches!(listed, Some(Told::Event(Event::SessionsListed { .. }))), "{listed:?}");
+    assert_eq!(records, std::slice::from_ref(&shard));
+    let listed = ask(EtcdRequest::ListSessions);
+    assert!(matches!(listed, Some(LoopMessage::Event(Event::SessionsListed { .. }))), "{listed:?}");
     let seen = ask(read());
-    assert!(matches!(seen, Some(Told::Event(Event::Config { read: Some(9), .. }))), "{seen:?}");
+    assert!(
+        matches!(seen, Some(LoopMessage::Event(Event::ShardRecord { read: Some(9), .. }))),
+        "{seen:?}"
+    );
 }
 
 /// Waits for what came of it.
-fn proposed(told: &Receiver<Told>, proposal: u64) -> CasOutcome {
-    tokio::task::block_in_place(|| match told.recv_timeout(Duration::from_secs(20)) {
-        Ok(Told::Event(Event::Proposed { proposal: of, outcome })) if of == proposal => outcome,
+fn proposed(messages: &Receiver<LoopMessage>, proposal: u64) -> CasOutcome {
+    tokio::task::block_in_place(|| match messages.recv_timeout(Duration::from_secs(20)) {
+        Ok(LoopMessage::Event(Event::Proposed { proposal: of, outcome })) if of == proposal => {
+            outcome
+        }
         other => panic!("{other:?}"),
     })
 }
 
-/// What went while no watch was open comes by no watch: the list that follows lacks it, and replaces what was known.
+/// A deletion while no watch was open is in no watch: the list that follows lacks the key, and
+/// replaces the former knowledge.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_whose_key_went_while_etcd_was_out_of_reach_is_missed() {
     let cluster = Cluster::start(1).await;
@@ -140,31 +149,32 @@ async fn a_peer_whose_key_went_while_etcd_was_out_of_reach_is_missed() {
         let key = NodeRecord { boot: peer.boot, address, capacity: 1, versions: (1, 1) };
         cluster.metastore.create(&peer.store, &key).await.expect("etcd answers");
     }
-    let (inbox, told) = Inbox::new(1 << 20);
-    let vital = telemetry::vital().0;
-    let followed = Followed {
-        etcd: Etcd::new(store, inbox.clone(), vital.clone(), 1),
+    let (inbox, messages) = Inbox::new(1 << 20);
+    let tasks = telemetry::critical_tasks().0;
+    let follower = EtcdFollower {
+        etcd: EtcdClient::new(store, inbox.clone(), tasks.clone(), 1),
         me: ME,
-        peers: Peers::new(ME.store, CLUSTER_ID, inbox, Limits::default(), vital),
-        names: Names::default(),
-        readiness: Readiness::new(Health::new("test")),
+        peers: Peers::new(ME.store, CLUSTER_ID, inbox, PeerLimits::default(), tasks),
+        names: StoreNames::default(),
+        readiness: NodeReadiness::new(Health::new("test")),
     };
-    tokio::spawn(followed.run());
-    peers_are(&told, &[PEER, other]);
+    tokio::spawn(follower.run());
+    peers_are(&messages, &[PEER, other]);
     relay.close();
     let key = cluster.metastore.get::<NodeRecord>(&other.store).await.expect("etcd answers");
     let modified = key.expect("it was made above").modified;
     cluster.metastore.delete::<NodeRecord>(&other.store, modified).await.expect("etcd answers");
     relay.mend();
-    peers_are(&told, &[PEER]);
+    peers_are(&messages, &[PEER]);
 }
 
-/// Waits until the machine is told that these are there, and no others.
-fn peers_are(told: &Receiver<Told>, want: &[StoreBoot]) {
+/// Waits for an event that names exactly these peers.
+fn peers_are(messages: &Receiver<LoopMessage>, want: &[StoreBoot]) {
     tokio::task::block_in_place(|| {
         loop {
-            let told = told.recv_timeout(Duration::from_secs(20)).expect("it is told in time");
-            if let Told::Event(Event::Peers(peers)) = told
+            let message =
+                messages.recv_timeout(Duration::from_secs(20)).expect("a message in time");
+            if let LoopMessage::Event(Event::Peers(peers)) = message
                 && peers.iter().map(|(peer, _)| peer).eq(want)
             {
                 return;
@@ -173,8 +183,8 @@ fn peers_are(told: &Receiver<Told>, want: &[StoreBoot]) {
     });
 }
 
-/// The whole node: a primary whose change of the in-sync set is lost on the way there, or on the way back, settles it and
-/// goes on.
+/// On a whole node: a primary whose change of the in-sync set is lost on the way to etcd, or on the
+/// way back, settles it and goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_settles_a_change_that_was_lost() {
     for fate in [Fate::LoseAnswer, Fate::LoseCall] {
@@ -194,47 +204,48 @@ async fn a_primary_settles_a_change_that_was_lost() {
     }
 }
 
-// ---- sockets -------------------------------------------------------------------------------------
+// ---- sockets ------------------------------------------------------------------------------------
 
-/// A node's services, with `told` in the place of its loop.
+/// A node's services, with `messages` in the place of its loop.
 struct Bench {
     _folder: tempfile::TempDir,
     _disk: Disk,
-    told: Receiver<Told>,
+    messages: Receiver<LoopMessage>,
     url: String,
 }
 
 impl Bench {
-    /// `intake_bytes`: of what was received and is not handled yet.
+    /// Starts the services; `intake_bytes` limits what was received and not handled yet.
     async fn start(intake_bytes: usize) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let settings = DiskSettings::new(folder.path().join("a"), &MemoryPlan::of(32 << 20));
         let (disk, _) = Disk::open(settings, |_| {}, |error| panic!("{error}")).expect("a disk");
-        let (inbox, told) = Inbox::new(intake_bytes);
-        let (links, staging) = (Links::default(), disk.staging());
-        let (limits, vital) = (Limits::default(), telemetry::vital().0);
+        let (inbox, messages) = Inbox::new(intake_bytes);
+        let (feeds, staging) = (FeedConnections::default(), disk.staging());
+        let (limits, tasks) = (PeerLimits::default(), telemetry::critical_tasks().0);
         let cluster = CLUSTER_ID;
-        let services = Services { inbox, me: ME, cluster, links, staging, limits, vital };
+        let services = Services { inbox, me: ME, cluster, feeds, staging, limits, tasks };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("it is bound"));
-        let connections = telemetry::files::Connections::new(16);
+        let connections = telemetry::files::ConnectionLimit::new(16);
         tokio::spawn(rpc::serve(listener, connections, services, Health::new("test")));
-        Self { _folder: folder, _disk: disk, told, url }
+        Self { _folder: folder, _disk: disk, messages, url }
     }
 
-    /// Everything that comes until nothing comes any more.
-    fn until_quiet(&self) -> Vec<Told> {
+    /// Returns all messages until there is silence.
+    fn until_quiet(&self) -> Vec<LoopMessage> {
         let mut all = Vec::new();
         tokio::task::block_in_place(|| {
-            while let Ok(told) = self.told.recv_timeout(QUIET) {
-                all.push(told);
+            while let Ok(message) = self.messages.recv_timeout(QUIET) {
+                all.push(message);
             }
         });
         all
     }
 }
 
-/// A gateway may send faster than the loop takes: what waits is bounded by its bytes, and the sender is held back.
+/// A gateway may send faster than the loop handles: waiting messages are bounded in bytes, and the
+/// sender is held back.
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_wait_at_the_sender_while_the_loop_is_busy() {
     const FRAMES: usize = 32;
@@ -250,28 +261,32 @@ async fn frames_wait_at_the_sender_while_the_loop_is_busy() {
     for message in 0..FRAMES as u64 {
         let session = SessionId(Revision { incarnation: 1, revision: 7 });
         let payload = vec![7; FRAME_BYTES].into();
-        let bseq = Bseq(message + 1);
-        let batch = Batch::seal(Slots::ALL, session, bseq, bseq, Codec::Raw, payload);
+        let batch_seq = BatchSeq(message + 1);
+        let batch = Batch::seal(Slots::ALL, session, batch_seq, batch_seq, Codec::Raw, payload);
         let frame = GatewayMessage::Frame { message, batches: vec![batch] };
         send.send(frame.into()).expect("the stream stands");
     }
     let (mut taken, began) = (0, Instant::now());
-    // The loop's end of the connection: dropped, it would end it.
+    // These are the loop's ends of the connections: dropping one would end it.
     let mut opened = Vec::new();
     while taken < FRAMES {
-        // Held, as by a loop that does not come to them.
-        let (of_streams, held): (Vec<_>, Vec<_>) =
-            bench.until_quiet().into_iter().partition(|told| matches!(told, Told::Opened { .. }));
+        // The messages are held, as by a loop that is busy.
+        let (of_streams, held): (Vec<_>, Vec<_>) = bench
+            .until_quiet()
+            .into_iter()
+            .partition(|message| matches!(message, LoopMessage::Opened { .. }));
         opened.extend(of_streams);
-        let frames = held.iter().filter(|told| matches!(told, Told::Received(..))).count();
+        let frames =
+            held.iter().filter(|message| matches!(message, LoopMessage::Received(..))).count();
         assert!(frames * FRAME_BYTES <= INTAKE_BYTES, "{frames} frames at once");
         taken += frames;
         assert!(began.elapsed() < Duration::from_secs(60), "{taken} of {FRAMES} came");
     }
 }
 
-/// Copies are announced when their sizes are known, the smaller ones first, and sent when they were accepted. One waited
-/// for ever, and its sender with it, when the last announcement was that of a transfer with a lower number.
+/// Snapshots are announced when their sizes are known, the smaller ones first, and sent when they
+/// were accepted. One used to wait for ever, and its sender with it, when the last announcement was
+/// that of a transfer with a lower number.
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_may_be_announced_in_any_order() {
     const LINK: u64 = 5;
@@ -289,11 +304,12 @@ async fn copies_may_be_announced_in_any_order() {
         let notice = ToFollower::Snapshot { transfer, shard, epoch, copy, bytes: 1 };
         send.send(notice.into()).expect("the stream stands");
     }
-    let told = bench.until_quiet();
-    let received = told.iter().filter(|told| matches!(told, Told::Received(..))).count();
-    assert_eq!(received, 3, "the greeting and two announcements: {told:?}");
+    let messages = bench.until_quiet();
+    let received =
+        messages.iter().filter(|message| matches!(message, LoopMessage::Received(..))).count();
+    assert_eq!(received, 3, "the greeting and two announcements: {messages:?}");
 
-    // An empty shard: all there is of its copy is its record.
+    // The shard is empty: its snapshot consists of its record only.
     let state = ShardState { slots: Slots::ALL, ..ShardState::default() };
     let header = wire::SnapshotHeader {
         open: Some(wire::Open::new(CLUSTER_ID, LINK)),
@@ -304,19 +320,19 @@ async fn copies_may_be_announced_in_any_order() {
         shard_record: layout::encode_shard(CopyNo(1), &state).into(),
     };
     let header = wire::SnapshotPart { kind: Some(snapshot_part::Kind::Header(header)) };
-    let end = proto::RowsWriter::default().finish();
+    let end = proto::SnapshotEncoder::default().finish();
     let parts: Vec<_> = std::iter::once(header).chain(end).collect();
     let mut copies = PeerClient::connect(bench.url.clone()).await.expect("it listens");
     let copy = copies.snapshot(tokio_stream::iter(parts));
     let copy = tokio::time::timeout(Duration::from_secs(20), copy).await;
     copy.expect("a copy that is whole is answered").expect("it was taken");
-    let told = bench.until_quiet();
-    let [Told::Event(Event::SnapshotStaged { transfer: FIRST, .. })] = &told[..] else {
-        panic!("{told:?}")
+    let messages = bench.until_quiet();
+    let [LoopMessage::Event(Event::SnapshotStaged { transfer: FIRST, .. })] = &messages[..] else {
+        panic!("{messages:?}")
     };
 }
 
-/// It is told to whoever opened the stream, who may be of a newer build.
+/// The reason is sent to the other end, which may be of a newer build.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_makes_no_sense_ends_with_the_reason() {
     let bench = Bench::start(1 << 20).await;
@@ -327,7 +343,7 @@ async fn a_stream_that_makes_no_sense_ends_with_the_reason() {
     let ended = session(&bench.url, tokio_stream::empty());
     ends_with(ended, Code::FailedPrecondition, "open").await;
     let silent = session(&bench.url, tokio_stream::pending());
-    ends_with(silent, Code::DeadlineExceeded, "said nothing").await;
+    ends_with(silent, Code::DeadlineExceeded, "sent nothing").await;
     let open = || wire::ToFollower::opening(CLUSTER_ID, 1);
     let mut peer = PeerClient::connect(bench.url.clone()).await.expect("it listens");
     let ended = tokio::spawn(async move {
@@ -338,20 +354,21 @@ async fn a_stream_that_makes_no_sense_ends_with_the_reason() {
     ends_with(ended, Code::InvalidArgument, "open").await;
 }
 
-/// Nobody is left to hear what comes: whoever comes is sent elsewhere.
+/// The loop has ended: new streams are refused as unavailable.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_about_to_end_takes_no_stream() {
-    let Bench { told, url, _folder, _disk } = Bench::start(1 << 20).await;
-    drop(told);
+    let Bench { messages, url, _folder, _disk } = Bench::start(1 << 20).await;
+    drop(messages);
     let ended = session(&url, tokio_stream::iter(vec![wire::ToNode::opening(CLUSTER_ID)]));
-    ends_with(ended, Code::Unavailable, "about to end").await;
+    ends_with(ended, Code::Unavailable, "shutting down").await;
     let mut peer = PeerClient::connect(url).await.expect("it listens");
     let opening = tokio_stream::once(wire::ToFollower::opening(CLUSTER_ID, 1));
     let refused = peer.follow(opening).await.expect_err("it is about to end");
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
 }
 
-/// A copy for somebody else, for a connection that is gone, or less than a whole one: nothing is told to the machine.
+/// A snapshot for another boot, for a connection that is gone, or cut short: the state machine gets
+/// no event.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_is_not_whole_or_not_meant_is_refused() {
     const LINK: u64 = 5;
@@ -362,7 +379,7 @@ async fn a_copy_that_is_not_whole_or_not_meant_is_refused() {
     let follow = opening.chain(UnboundedReceiverStream::new(messages));
     let replies = peer.follow(follow).await.expect("it takes the stream");
     send.send(ToFollower::Hello { from: PEER, to: ME }.into()).expect("the stream stands");
-    // Held: else the connection would be over.
+    // The message is held: otherwise the connection would end.
     let _greeted = bench.until_quiet();
 
     let state = ShardState { slots: Slots::ALL, ..ShardState::default() };
@@ -381,7 +398,7 @@ async fn a_copy_that_is_not_whole_or_not_meant_is_refused() {
     let before = StoreBoot { boot: Boot(ME.boot.0 - 1), ..ME };
     let mut copies = PeerClient::connect(bench.url.clone()).await.expect("it listens");
     for (header, code, why) in [
-        (header(before, LINK, &record), Code::FailedPrecondition, "another run"),
+        (header(before, LINK, &record), Code::FailedPrecondition, "another boot"),
         (header(ME, LINK + 1, &record), Code::FailedPrecondition, "is gone"),
         (header(ME, LINK, b"no record"), Code::DataLoss, ""),
         (header(ME, LINK, &record), Code::InvalidArgument, "cut short"),
@@ -390,25 +407,26 @@ async fn a_copy_that_is_not_whole_or_not_meant_is_refused() {
         assert_eq!(refused.code(), code, "{refused}");
         assert!(refused.message().contains(why), "{refused}");
     }
-    // The connection goes while the copy comes.
+    // The connection ends while the snapshot arrives.
     let waits = tokio_stream::once(header(ME, LINK, &record)).chain(tokio_stream::pending());
     let coming = tokio::spawn(async move { copies.snapshot(waits).await });
     drop((send, replies));
     let refused = tokio::time::timeout(Duration::from_secs(20), coming).await.expect("in time");
     let refused = refused.expect("no panic").expect_err("its connection is gone");
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
-    let staged = |told: &Told| matches!(told, Told::Event(Event::SnapshotStaged { .. }));
+    let staged =
+        |message: &LoopMessage| matches!(message, LoopMessage::Event(Event::SnapshotStaged { .. }));
     assert!(!bench.until_quiet().iter().any(staged));
 }
 
 type Ended = tokio::task::JoinHandle<Result<(), Status>>;
 
-/// Opens a gateway's stream, says this on it, and gives how it ended.
-fn session(url: &str, said: impl Stream<Item = wire::ToNode> + Send + 'static) -> Ended {
+/// Opens a gateway's stream, sends these messages, and returns how it ended.
+fn session(url: &str, sent: impl Stream<Item = wire::ToNode> + Send + 'static) -> Ended {
     let url = url.to_owned();
     tokio::spawn(async move {
         let mut client = GatewayClient::connect(url).await.expect("it listens");
-        end_of(client.session(said).await?.into_inner()).await
+        end_of(client.session(sent).await?.into_inner()).await
     })
 }
 

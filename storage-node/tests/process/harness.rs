@@ -1,4 +1,4 @@
-//! Nodes as processes, and what a coordinator would do for them.
+//! Nodes as processes, and the part of the coordinator.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -6,11 +6,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use engine::config::ShardConfig;
 use engine::ids::{Epoch, ShardId, Slots, StoreBoot, StoreId, Version};
 use engine::message::{NodeQuery, NodeQueryReply, ReplicaStatus};
 use engine::records::{Meta, NodeRecord, StoreRecord};
-use metastore::{Kept, Metastore, Outcome};
+use engine::shard_record::ShardRecord;
+use metastore::{Metastore, Revisioned, TxnOutcome};
 use proto::wire;
 use proto::wire::control_client::ControlClient;
 use rustix::process::{Pid, Signal, kill_process};
@@ -25,8 +25,8 @@ pub(crate) const IS_NODE: &str = "DKC_TEST_NODE";
 const CLUSTER: &str = "test";
 /// The uuid in `meta`.
 pub(crate) const CLUSTER_ID: u128 = 0xC1;
-/// Nothing here takes this long unless it is broken.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The time-out of every step.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 #[derive(Parser)]
 struct Arguments {
@@ -36,7 +36,7 @@ struct Arguments {
     log: telemetry::LogOptions,
 }
 
-/// The options come by the environment, as `dkc storage-node` may get them too.
+/// Options come from the environment, which `dkc storage-node` supports too.
 pub(crate) fn node_main() -> u8 {
     let Arguments { options, log } = Arguments::parse_from(["node"]);
     let _written = telemetry::logs("storage-node", &options.name, log);
@@ -48,9 +48,9 @@ pub(crate) async fn metastore_of(etcd: &Etcd) -> Metastore {
     Metastore::connect(&settings).await.expect("etcd answers")
 }
 
-/// kill -9, and waits.
+/// Kills a process by SIGKILL, and waits.
 fn end(child: &mut Child) {
-    // It may have ended by itself.
+    // The process may have ended by itself.
     let _ended = child.kill();
     let _ended = child.wait();
 }
@@ -72,7 +72,7 @@ impl Cluster {
         let etcd = Etcd::start().await;
         let metastore = metastore_of(&etcd).await;
         let made = metastore.create(&(), &meta(min_in_sync)).await;
-        assert!(matches!(made, Ok(Outcome::Done { .. })), "{made:?}");
+        assert!(matches!(made, Ok(TxnOutcome::Done { .. })), "{made:?}");
         Self { etcd, metastore, folders: tempfile::tempdir().expect("a temporary folder") }
     }
 
@@ -118,17 +118,17 @@ impl Cluster {
                 node.address = key.record.address;
                 return;
             }
-            assert!(began.elapsed() < PATIENCE, "{} did not register:\n{}", node.name, node.log());
+            assert!(began.elapsed() < TIMEOUT, "{} did not register:\n{}", node.name, node.log());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    pub(crate) async fn store(&self, name: &str) -> Option<Kept<StoreRecord>> {
+    pub(crate) async fn store(&self, name: &str) -> Option<Revisioned<StoreRecord>> {
         let listed = self.metastore.list::<StoreRecord>().await.expect("etcd answers");
         listed.all.into_iter().find(|kept| kept.record.name == name)
     }
 
-    pub(crate) async fn key(&self, store: StoreId) -> Option<Kept<NodeRecord>> {
+    pub(crate) async fn key(&self, store: StoreId) -> Option<Revisioned<NodeRecord>> {
         self.metastore.get::<NodeRecord>(&store).await.expect("etcd answers")
     }
 
@@ -136,45 +136,45 @@ impl Cluster {
     pub(crate) async fn place(&self, nodes: &[&Node]) {
         let mut isr: Vec<_> = nodes.iter().map(|node| node.me.store).collect();
         isr.sort();
-        let config = ShardConfig {
+        let record = ShardRecord {
             slots: Slots::ALL,
             epoch: Epoch(1),
             version: Version(1),
             primary: nodes[0].me,
             target: isr.clone(),
             isr,
-            ..ShardConfig::default()
+            ..ShardRecord::default()
         };
-        let placed = self.metastore.create(&config.shard(), &config).await;
-        assert!(matches!(placed, Ok(Outcome::Done { .. })), "{placed:?}");
+        let placed = self.metastore.create(&record.shard(), &record).await;
+        assert!(matches!(placed, Ok(TxnOutcome::Done { .. })), "{placed:?}");
     }
 
-    pub(crate) async fn shard(&self) -> Kept<ShardConfig> {
-        let kept = self.metastore.get::<ShardConfig>(&ShardId(0)).await.expect("etcd answers");
+    pub(crate) async fn shard(&self) -> Revisioned<ShardRecord> {
+        let kept = self.metastore.get::<ShardRecord>(&ShardId(0)).await.expect("etcd answers");
         kept.expect("the shard was placed")
     }
 
     /// Changes the shard's record, as a coordinator does.
-    pub(crate) async fn change(&self, change: impl Fn(&mut ShardConfig)) {
+    pub(crate) async fn change(&self, change: impl Fn(&mut ShardRecord)) {
         let began = Instant::now();
         loop {
             let kept = self.shard().await;
-            let mut config = kept.record;
-            change(&mut config);
-            config.version = Version(config.version.0 + 1);
-            let changed = self.metastore.replace(&kept.id, &config, kept.modified).await;
-            if matches!(changed, Ok(Outcome::Done { .. })) {
+            let mut record = kept.record;
+            change(&mut record);
+            record.version = Version(record.version.0 + 1);
+            let changed = self.metastore.replace(&kept.id, &record, kept.modified).await;
+            if matches!(changed, Ok(TxnOutcome::Done { .. })) {
                 return;
             }
-            assert!(began.elapsed() < PATIENCE, "{changed:?}");
+            assert!(began.elapsed() < TIMEOUT, "{changed:?}");
         }
     }
 
     /// Makes this node the primary of the next epoch.
     pub(crate) async fn promote(&self, node: &Node) {
-        self.change(|config| {
-            config.epoch = Epoch(config.epoch.0 + 1);
-            config.primary = node.me;
+        self.change(|record| {
+            record.epoch = Epoch(record.epoch.0 + 1);
+            record.primary = node.me;
         })
         .await;
     }
@@ -184,7 +184,7 @@ impl Cluster {
     pub(crate) fn until_shard<'a>(
         &'a self,
         what: &'static str,
-        so: impl Fn(&ShardConfig) -> bool + 'a,
+        so: impl Fn(&ShardRecord) -> bool + 'a,
     ) -> impl Future<Output = ()> + 'a {
         let asker = std::panic::Location::caller();
         async move {
@@ -194,7 +194,7 @@ impl Cluster {
                 if so(&shard) {
                     return;
                 }
-                assert!(began.elapsed() < PATIENCE, "{asker}: not {what}: {shard:?}");
+                assert!(began.elapsed() < TIMEOUT, "{asker}: not {what}: {shard:?}");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
@@ -209,7 +209,7 @@ pub(crate) fn meta(min_in_sync: u8) -> Meta {
         min_in_sync,
         hash: 1,
         incarnation: 1,
-        idempotency: engine::idempotency::Settings::default(),
+        idempotency: engine::idempotency::TokenSettings::default(),
     }
 }
 
@@ -250,7 +250,7 @@ impl Node {
         Self { name: name.into(), me, address, metrics, log, child }
     }
 
-    /// What it has written into its log, with that of processes on the same folder before it.
+    /// Returns the node's log, including that of earlier processes on the same folder.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -263,7 +263,7 @@ impl Node {
         send(&self.child, signal);
     }
 
-    /// SIGTERM, and waits for the exit code.
+    /// Sends SIGTERM, and waits for the exit code.
     pub(crate) async fn stop(&mut self) -> Option<i32> {
         self.signal(Signal::TERM);
         self.ended().await.code()
@@ -276,12 +276,12 @@ impl Node {
             if let Some(status) = self.child.try_wait().expect("our own child") {
                 return status;
             }
-            assert!(began.elapsed() < PATIENCE, "{} goes on:\n{}", self.name, self.log());
+            assert!(began.elapsed() < TIMEOUT, "{} goes on:\n{}", self.name, self.log());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    /// It ends with this code and says this.
+    /// Waits until the node has ended, and checks its exit code and its log.
     #[track_caller]
     pub(crate) fn refuses<'a>(
         &'a mut self,
@@ -303,7 +303,7 @@ impl Node {
         endpoint.connect().await.expect("the node listens")
     }
 
-    /// What it says of its replica of the shard.
+    /// Returns the node's status of its replica of the shard.
     pub(crate) async fn replica(&self) -> Option<ReplicaStatus> {
         let client = ControlClient::new(self.channel().await);
         let query = wire::NodeQuery::new(CLUSTER_ID, NodeQuery::Status);
@@ -314,7 +314,7 @@ impl Node {
         }
     }
 
-    /// What it answers on its metrics port: status and body. None: it does not listen.
+    /// Returns the status and the body of a page on the metrics port, or `None` if it is closed.
     pub(crate) async fn page(&self, path: &str) -> Option<(u16, String)> {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let mut stream = tokio::net::TcpStream::connect(&self.metrics).await.ok()?;
@@ -326,8 +326,8 @@ impl Node {
         Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
     }
 
-    /// Waits until `/readyz` says so.
-    pub(crate) async fn until_ready_says(&self, status: u16, body: &str) {
+    /// Waits until `/readyz` has this status and text.
+    pub(crate) async fn until_ready_shows(&self, status: u16, body: &str) {
         let began = Instant::now();
         loop {
             let page = self.page("/readyz").await;
@@ -335,7 +335,7 @@ impl Node {
                 return;
             }
             let log = self.log();
-            assert!(began.elapsed() < PATIENCE, "{page:?} instead of {status} {body}: {log}");
+            assert!(began.elapsed() < TIMEOUT, "{page:?} instead of {status} {body}: {log}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -351,7 +351,7 @@ impl Drop for Node {
     }
 }
 
-/// A copy of a folder, as `cp -r` makes it: what goes meanwhile is left out.
+/// Copies a folder like `cp -r`; files deleted meanwhile are left out.
 pub(crate) fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a temporary folder");
     for entry in fs::read_dir(from).expect("a folder").map(|entry| entry.expect("an entry")) {

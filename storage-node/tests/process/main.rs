@@ -1,8 +1,8 @@
-//! Real storage nodes: processes with an etcd, RocksDB and sockets of their own. The test plays the coordinator, by
-//! writing records, and a gateway worker, over gRPC.
+//! Real storage nodes: processes with an etcd, RocksDB and sockets of their own. The test takes the
+//! part of the coordinator, by writing records, and of a gateway worker, over gRPC.
 //!
-//! A node is this very test binary, started again to run [`node_process`] alone: what is tested is
-//! `storage_node::run`, with nothing around it.
+//! A node is this test binary, started again to run [`node_process`] alone: `storage_node::run` is
+//! tested with nothing around it.
 
 #[path = "../../../metastore/tests/contract/calls.rs"]
 mod calls;

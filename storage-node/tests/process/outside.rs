@@ -1,14 +1,14 @@
-//! The gRPC port as somebody sees it who knows only the `.proto` files: health, a deposed primary, the size of a message;
-//! and what a newer build left behind.
+//! The gRPC port as seen by a client that knows only the `.proto` files: health, a deposed primary,
+//! the size of a message; and records of a newer build.
 
 use engine::batch::{BATCH_BYTES_LIMIT, Batch, Codec};
 use engine::codec::Malformed;
 use engine::ids::{
-    Boot, Bseq, CopyNo, Epoch, Revision, SessionId, ShardId, Slots, StoreBoot, StoreId,
+    BatchSeq, Boot, CopyNo, Epoch, Revision, SessionId, ShardId, Slots, StoreBoot, StoreId,
 };
 use engine::message::{FromFollower, GatewayMessage, NodeReply, Reject, Slice, ToFollower};
 use engine::records::Meta;
-use metastore::{Outcome, Record};
+use metastore::{EtcdRecord, TxnOutcome};
 use prost::Message;
 use proto::MESSAGE_BYTES_MAX;
 use proto::wire;
@@ -25,10 +25,10 @@ use crate::harness::{CLUSTER_ID, Cluster};
 use crate::worker::Worker;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_is_that_of_readyz_and_says_when_it_changes() {
+async fn health_follows_readyz() {
     let cluster = Cluster::start(1).await;
     let mut node = cluster.node("a").await;
-    node.until_ready_says(200, "ok").await;
+    node.until_ready_shows(200, "ok").await;
     let mut client = HealthClient::new(node.channel().await);
     let asked = |service: &str| HealthCheckRequest { service: service.into() };
     for service in ["", "dkc.v1.Gateway", "dkc.v1.Peer", "dkc.v1.Control"] {
@@ -47,7 +47,8 @@ async fn health_is_that_of_readyz_and_says_when_it_changes() {
     assert_eq!(node.ended().await.code(), Some(0), "{}", node.log());
 }
 
-/// A primary that was replaced and does not know it: what it sends is refused by name, and changes nothing.
+/// A primary that was replaced and does not know it: its messages are rejected with the reason, and
+/// change nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_of_an_older_epoch_is_refused() {
     let cluster = Cluster::start(1).await;
@@ -92,8 +93,8 @@ async fn a_primary_of_an_older_epoch_is_refused() {
     assert_eq!(worker.add("likes", 1).await, 2);
 }
 
-/// The largest message is taken. One byte more ends its own stream, with the reason, and harms nothing else: neither
-/// another stream on the same connection nor the process.
+/// The largest message is accepted. One byte more ends its own stream, with the reason, and affects
+/// nothing else: neither another stream on the same connection nor the process.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_largest_message_is_taken_and_one_byte_more_is_refused() {
     let cluster = Cluster::start(1).await;
@@ -106,15 +107,16 @@ async fn the_largest_message_is_taken_and_one_byte_more_is_refused() {
     let mut large = GatewayClient::new(channel.clone());
     let opening = || tokio_stream::once(wire::ToNode::opening(CLUSTER_ID));
     let sent = opening().chain(tokio_stream::once(message_of(MESSAGE_BYTES_MAX)));
-    // Kept open, else the node has nobody to answer.
+    // The stream is kept open: otherwise the node could not answer.
     let sent = sent.chain(tokio_stream::pending());
     let mut replies = large.session(sent).await.expect("the node takes the stream").into_inner();
     let mut decided = 0;
     while decided < 2 {
         let reply = replies.message().await.expect("the stream stands").expect("an answer");
         if let NodeReply::Answer { answer, .. } = reply.try_into().expect("a valid reply") {
-            // Its ops are no ops, but every one of its bytes was taken, checked and put into the log.
-            assert_eq!(answer, engine::message::Answer::Malformed);
+            // The operations are malformed, but every byte was received, checked and written to the
+            // log.
+            assert_eq!(answer, engine::message::BatchReply::Malformed);
             decided += 1;
         }
     }
@@ -125,14 +127,14 @@ async fn the_largest_message_is_taken_and_one_byte_more_is_refused() {
     let refusal = loop {
         match refused.message().await {
             Ok(Some(_)) => {}
-            Ok(None) => panic!("ended without a word"),
+            Ok(None) => panic!("ended without a reason"),
             Err(status) => break status,
         }
     };
     assert_eq!(refusal.code(), Code::OutOfRange, "{refusal}");
     assert!(refusal.message().contains(&MESSAGE_BYTES_MAX.to_string()), "{refusal}");
 
-    // The first stream, and a new one, over the same connection.
+    // The first stream and a new one work over the same connection.
     assert_eq!(worker.add("likes", 1).await, 2);
     assert_eq!(Worker::on(&channel, 8).await.read("likes").await, 2);
 }
@@ -141,9 +143,9 @@ async fn the_largest_message_is_taken_and_one_byte_more_is_refused() {
 #[derive(Clone, Debug, PartialEq)]
 struct NewerMeta;
 
-impl Record for NewerMeta {
+impl EtcdRecord for NewerMeta {
     type Id = ();
-    const FOLDER: &'static str = <Meta as Record>::FOLDER;
+    const FOLDER: &'static str = <Meta as EtcdRecord>::FOLDER;
 
     fn name((): &()) -> String {
         String::new()
@@ -167,19 +169,26 @@ async fn a_record_of_a_newer_build_is_refused_and_named() {
     let cluster = Cluster::start(1).await;
     let meta = cluster.metastore.get::<Meta>(&()).await.expect("etcd answers").expect("a cluster");
     let changed = cluster.metastore.replace(&(), &NewerMeta, meta.modified).await;
-    assert!(matches!(changed, Ok(Outcome::Done { .. })), "{changed:?}");
+    assert!(matches!(changed, Ok(TxnOutcome::Done { .. })), "{changed:?}");
     let mut node = cluster.spawn("a");
     node.refuses(1, "/meta: malformed meta record format: written by a newer dkc").await;
 }
 
 /// A message of exactly so many bytes: two batches of a session, the first of the largest size.
 fn message_of(bytes: usize) -> wire::ToNode {
-    let batch = |bseq, len| {
+    let batch = |batch_seq, len| {
         let session = SessionId(Revision { incarnation: 1, revision: 99 });
-        // The format, an add, and a name whose length is none.
+        // The payload is a format, an add, and a name with an invalid length.
         let mut payload = [engine::ops::begin(), vec![0]].concat();
         payload.resize(len, 0xff);
-        Batch::seal(Slots::ALL, session, Bseq(bseq), Bseq(1), Codec::Raw, payload.into())
+        Batch::seal(
+            Slots::ALL,
+            session,
+            BatchSeq(batch_seq),
+            BatchSeq(1),
+            Codec::Raw,
+            payload.into(),
+        )
     };
     let message = |second| -> wire::ToNode {
         let batches = vec![batch(1, BATCH_BYTES_LIMIT), batch(2, second)];

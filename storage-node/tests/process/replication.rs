@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use engine::config;
-use engine::message::{Answer, Refusal, RoleStatus};
+use engine::message::{BatchReply, Refusal, RoleStatus};
+use engine::shard_record;
 use rustix::process::Signal;
 
 use crate::harness::{Cluster, Node};
@@ -26,7 +26,7 @@ pub(crate) async fn caught_up(node: &Node, with: &Node) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_promoted_backup_has_everything_and_counts_nothing_twice() {
+async fn a_promoted_follower_has_everything_and_counts_nothing_twice() {
     let cluster = Cluster::start(2).await;
     let (mut a, b) = (cluster.node("a").await, cluster.node("b").await);
     cluster.place(&[&a, &b]).await;
@@ -37,13 +37,14 @@ async fn a_promoted_backup_has_everything_and_counts_nothing_twice() {
     a.kill();
     cluster.promote(&b).await;
     worker.reconnect(&b).await;
-    // Two must be in sync and one is there: its barrier can't be committed. A batch may come before it says that it is
-    // frozen: then it is taken and not answered. The same bytes sent again tell nothing of that.
+    // Two must be in sync and one is there: its barrier can't be committed. A batch may arrive
+    // before the node reports that it is frozen: then it is ordered and not answered. The same
+    // bytes sent again show nothing of that.
     worker.next_batch();
     worker.post_add("likes", 1);
     worker.until_frozen().await;
     assert_eq!(worker.try_read("likes").await, Err(Refusal::Frozen));
-    assert_eq!(worker.send_add("likes", 1).await, Answer::Refused(Refusal::Frozen));
+    assert_eq!(worker.send_add("likes", 1).await, BatchReply::Refused(Refusal::Frozen));
 
     let a = cluster.node("a").await;
     assert_eq!(worker.add_again("likes", 1).await, 101);
@@ -52,17 +53,18 @@ async fn a_promoted_backup_has_everything_and_counts_nothing_twice() {
     caught_up(&a, &b).await;
 }
 
-/// Whoever takes nodes away one after the other waits until the last one is ready.
+/// A rolling restart waits until the last node is ready.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_was_away_is_ready_once_its_copies_are_in_sync() {
     let cluster = Cluster::start(1).await;
     let (a, mut b) = (cluster.node("a").await, cluster.node("b").await);
-    b.until_ready_says(200, "ok").await;
+    b.until_ready_shows(200, "ok").await;
     cluster.place(&[&a, &b]).await;
     let mut worker = Worker::connect(&a, 7).await;
     assert_eq!(worker.add("likes", 1).await, 1);
 
-    // Its primary says nothing. So it may be behind, whether it stands in the in-sync set still or not.
+    // The primary is paused. So the copy may be behind, whether it is still in the in-sync set or
+    // not.
     for has_left in [false, true] {
         b.kill();
         if has_left {
@@ -71,30 +73,31 @@ async fn a_node_that_was_away_is_ready_once_its_copies_are_in_sync() {
         }
         a.signal(Signal::STOP);
         b = cluster.node("b").await;
-        b.until_ready_says(503, "catching up: 1 of 1 copies").await;
+        b.until_ready_shows(503, "catching up: 1 of 1 copies").await;
         a.signal(Signal::CONT);
         until_ready(&cluster, &b).await;
         assert!(cluster.shard().await.record.isr.contains(&b.me.store), "left: {has_left}");
     }
 }
 
-/// Waits until a node is ready. Meanwhile it is recruited whenever it is not in sync, as a coordinator does.
+/// Waits until a node is ready. Meanwhile it is recruited whenever it is not in sync, as a
+/// coordinator does.
 async fn until_ready(cluster: &Cluster, node: &Node) {
     let (store, began) = (node.me.store, Instant::now());
     while node.page("/readyz").await != Some((200, "ok\n".to_owned())) {
         assert!(began.elapsed() < Duration::from_secs(20), "not ready:\n{}", node.log());
         let shard = cluster.shard().await.record;
         if !shard.isr.contains(&store) && !shard.learners.contains(&store) {
-            cluster.change(|shard| config::insert(&mut shard.learners, store)).await;
+            cluster.change(|shard| shard_record::insert(&mut shard.learners, store)).await;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// A killed backup is out of the in-sync set long before the second that silence takes (DESIGN §6), and comes back as
-/// a learner that has caught up.
+/// A killed follower leaves the in-sync set long before the second after which a silent one is
+/// removed, and comes back as a learner that has caught up.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_backup_is_noticed_at_once_and_comes_back() {
+async fn a_killed_follower_is_noticed_at_once_and_comes_back() {
     let cluster = Cluster::start(1).await;
     let (a, mut b) = (cluster.node("a").await, cluster.node("b").await);
     cluster.place(&[&a, &b]).await;
@@ -108,15 +111,15 @@ async fn a_killed_backup_is_noticed_at_once_and_comes_back() {
     cluster.until_shard("without b", |shard| shard.isr == [a.me.store]).await;
 
     let b = cluster.node("b").await;
-    cluster.change(|config| config::insert(&mut config.learners, b.me.store)).await;
+    cluster.change(|record| shard_record::insert(&mut record.learners, b.me.store)).await;
     cluster.until_shard("in sync", |shard| shard.isr.len() == 2).await;
     assert_eq!(worker.add("likes", 1).await, 3);
     caught_up(&b, &a).await;
 }
 
-/// A backup that stands still is ejected after a second; when it goes on it is added again.
+/// A paused follower is removed after a second; when it resumes it is added again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_backup_is_ejected_and_heard_again() {
+async fn a_paused_follower_is_removed_and_added_again() {
     let cluster = Cluster::start(1).await;
     let (a, b) = (cluster.node("a").await, cluster.node("b").await);
     cluster.place(&[&a, &b]).await;
@@ -126,31 +129,32 @@ async fn a_stopped_backup_is_ejected_and_heard_again() {
     assert_eq!(worker.add("likes", 1).await, 2);
     cluster.until_shard("without b", |shard| shard.isr == [a.me.store]).await;
     b.signal(Signal::CONT);
-    cluster.change(|config| config::insert(&mut config.learners, b.me.store)).await;
+    cluster.change(|record| shard_record::insert(&mut record.learners, b.me.store)).await;
     cluster.until_shard("in sync", |shard| shard.isr.len() == 2).await;
     caught_up(&b, &a).await;
 }
 
-/// A node without the data, when the log no longer reaches back: a whole copy is sent, installed, and promoted.
+/// A node without the data, when the log no longer reaches back: a snapshot is sent, installed, and
+/// promoted.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_learner_is_filled_by_a_whole_copy() {
-    fills_by_a_whole_copy(&[]).await;
+async fn a_learner_is_filled_by_a_snapshot() {
+    fills_by_snapshot(&[]).await;
 }
 
-/// The same where a part of the copy is larger than what HTTP/2 lets through at once.
+/// The same with snapshot parts that are larger than HTTP/2's windows.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_passes_through_windows_smaller_than_its_parts() {
-    fills_by_a_whole_copy(&[("DKC_STREAM_WINDOW_BYTES", "65535"), ("DKC_COPY_RATE", "1")]).await;
+    fills_by_snapshot(&[("DKC_STREAM_WINDOW_BYTES", "65535"), ("DKC_COPY_RATE", "1")]).await;
 }
 
-/// And with as much of both as can be set.
+/// The same with the largest windows and rate.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_passes_through_the_largest_windows() {
     let most = ((1 << 30) - 1).to_string();
-    fills_by_a_whole_copy(&[("DKC_STREAM_WINDOW_BYTES", &most), ("DKC_COPY_RATE", "100000")]).await;
+    fills_by_snapshot(&[("DKC_STREAM_WINDOW_BYTES", &most), ("DKC_COPY_RATE", "100000")]).await;
 }
 
-/// A name for each number, long, and hardly to be packed.
+/// Returns a long name for each number, which hardly compresses.
 fn name(number: i64) -> String {
     let mut random = number.unsigned_abs() + 1;
     let mut word = |_| {
@@ -160,7 +164,7 @@ fn name(number: i64) -> String {
     (0..112).map(&mut word).collect()
 }
 
-async fn fills_by_a_whole_copy(limits: &[(&str, &str)]) {
+async fn fills_by_snapshot(limits: &[(&str, &str)]) {
     let cluster = Cluster::start(1).await;
     let flush = [("DKC_FLUSH_AFTER_MS", "30"), ("DKC_LOG_KEEP_BYTES", "0")];
     let flush = [&flush[..], limits].concat();
@@ -170,14 +174,14 @@ async fn fills_by_a_whole_copy(limits: &[(&str, &str)]) {
     for number in 0..300 {
         assert_eq!(worker.add(&name(number), number).await, number.into());
     }
-    // However busy the machine: the log must no longer reach back to the beginning.
+    // The log must no longer reach back to the beginning, however busy the machine is.
     let first = cluster.folder("a").join("log").join(format!("{:020}.log", 1));
     let began = Instant::now();
     while first.exists() {
         assert!(began.elapsed() < Duration::from_secs(20), "the log is not trimmed:\n{}", a.log());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // Restarted, so that what is in memory of the log is only what is above the flush.
+    // The node is restarted, so that only the log above the flush is in memory.
     assert_eq!(a.stop().await, Some(0));
     let a = cluster.node_with("a", &flush).await;
     cluster.promote(&a).await;
@@ -185,18 +189,18 @@ async fn fills_by_a_whole_copy(limits: &[(&str, &str)]) {
     assert_eq!(worker.add("likes", 1).await, 1);
 
     let b = cluster.node_with("b", limits).await;
-    cluster.change(|config| config::insert(&mut config.learners, b.me.store)).await;
+    cluster.change(|record| shard_record::insert(&mut record.learners, b.me.store)).await;
     cluster.until_shard("in sync", |shard| shard.isr.len() == 2).await;
-    assert!(b.log().contains("copy received"), "it was filled from the log:\n{}", b.log());
+    assert!(b.log().contains("snapshot received"), "it was filled from the log:\n{}", b.log());
     caught_up(&b, &a).await;
 
     let mut a = a;
     a.kill();
     cluster
-        .change(|config| {
-            config.epoch.0 += 1;
-            config.primary = b.me;
-            config.isr = vec![b.me.store];
+        .change(|record| {
+            record.epoch.0 += 1;
+            record.primary = b.me;
+            record.isr = vec![b.me.store];
         })
         .await;
     worker.reconnect(&b).await;

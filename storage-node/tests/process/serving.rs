@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use engine::message::{Answer, Refusal};
+use engine::message::{BatchReply, Refusal};
 use proto::wire::gateway_client::GatewayClient;
 use proto::wire::{self, to_node};
 use rustix::process::Signal;
@@ -29,7 +29,7 @@ async fn what_was_acknowledged_survives_a_stop_and_a_kill() {
     assert_eq!((again.me.store, again.me.boot.0), (node.me.store, 2));
     cluster.promote(&again).await;
     worker.reconnect(&again).await;
-    // The last batch once more: it is known.
+    // The last batch is sent once more: it is known.
     assert_eq!(worker.add_again("likes", -2).await, 3);
     assert_eq!(worker.add("likes", 1).await, 4);
 
@@ -75,7 +75,7 @@ async fn a_node_serves_while_etcd_is_away() {
     let created = cluster.key(node.me.store).await.expect("registered").created;
     cluster.etcd.freeze();
     let began = Instant::now();
-    // Longer than its lease lives.
+    // This is longer than the lease's TTL.
     for want in 2.. {
         assert_eq!(worker.add("likes", 1).await, want);
         assert_eq!(worker.read("likes").await, want);
@@ -84,10 +84,10 @@ async fn a_node_serves_while_etcd_is_away() {
         }
     }
     cluster.etcd.thaw();
-    // The lease may have gone meanwhile; then the key is made again.
-    node.until_ready_says(200, "ok").await;
+    // The lease may have expired meanwhile; then the key is created again.
+    node.until_ready_shows(200, "ok").await;
     let began = Instant::now();
-    // One look: the old key may still be there now and gone a moment later.
+    // This is one read: the old key may still be there now and gone a moment later.
     let now = loop {
         if let Some(key) = cluster.key(node.me.store).await {
             break key.created;
@@ -98,8 +98,8 @@ async fn a_node_serves_while_etcd_is_away() {
     assert!(now >= created);
 }
 
-/// Trap T10: etcd was restored from a backup, or is another one. A running node says so, goes on with what it knew, and asks
-/// nothing of it: a registration there would be a claim on what others may hold.
+/// etcd was restored from a backup, or is another one. A running node reports it, goes on with its
+/// last knowledge, and writes nothing to it: a registration there would claim what others may hold.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_etcd_whose_history_went_back_is_not_followed() {
     let mut cluster = Cluster::start(1).await;
@@ -108,7 +108,7 @@ async fn an_etcd_whose_history_went_back_is_not_followed() {
     let mut worker = Worker::connect(&node, 7).await;
     assert_eq!(worker.add("likes", 1).await, 1);
     cluster.etcd.replace_by_empty().await;
-    node.until_ready_says(503, "etcd-went-back").await;
+    node.until_ready_shows(503, "etcd-went-back").await;
     assert_eq!(worker.add("likes", 1).await, 2);
     assert_eq!(worker.read("likes").await, 2);
     cluster.metastore = metastore_of(&cluster.etcd).await;
@@ -142,7 +142,7 @@ async fn refusals_name_what_is_wrong() {
     let node = cluster.node("a").await;
     let mut worker = Worker::connect(&node, 7).await;
     worker.next_batch();
-    assert_eq!(worker.send_add("likes", 1).await, Answer::Refused(Refusal::NoSuchShard));
+    assert_eq!(worker.send_add("likes", 1).await, BatchReply::Refused(Refusal::NoSuchShard));
     let (status, text) = node.page("/metrics").await.expect("metrics");
     assert_eq!(status, 200);
     assert!(text.contains(r#"dkc_refusals_total{reason="no-such-shard"} 1"#), "{text}");
@@ -151,14 +151,14 @@ async fn refusals_name_what_is_wrong() {
 
 /// Dashboards and alerts are built on these names.
 #[tokio::test(flavor = "multi_thread")]
-async fn metrics_are_called_as_the_contract_says() {
+async fn metrics_have_the_names_of_the_contract() {
     let cluster = Cluster::start(1).await;
     let (leader, follower) = (cluster.node("a").await, cluster.node("b").await);
     cluster.place(&[&leader, &follower]).await;
     let mut worker = Worker::connect(&leader, 7).await;
     assert_eq!(worker.add("likes", 1).await, 1);
     let began = Instant::now();
-    // The machine is looked at now and then.
+    // The metrics are updated at intervals.
     let families = loop {
         let (_, page) = leader.page("/metrics").await.expect("metrics");
         let families = telemetry::exposition::parse(&page).expect("a page that Prometheus takes");
@@ -193,7 +193,7 @@ async fn metrics_are_called_as_the_contract_says() {
     assert!(families["dkc_lag_entries"].samples.keys().all(|key| key.contains("node=\"b\"")));
 }
 
-/// A process of another cluster, or of a newer build, is refused before anything it says counts.
+/// A process of another cluster, or of a newer build, is refused before any of its messages counts.
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_are_refused() {
     let cluster = Cluster::start(1).await;
@@ -208,7 +208,7 @@ async fn strangers_are_refused() {
     let newer = tokio_stream::once(wire::ToNode { kind: Some(to_node::Kind::Open(newer)) });
     let refused = client.session(newer).await.expect_err("a newer version");
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
-    assert!(refused.message().contains("speaks message version 2"), "{refused}");
+    assert!(refused.message().contains("uses message version 2"), "{refused}");
     let silent = tokio_stream::once(wire::ToNode { kind: None });
     let refused = client.session(silent).await.expect_err("no opening");
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition);

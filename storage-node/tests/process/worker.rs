@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use engine::batch::{Batch, Codec};
-use engine::ids::{Bseq, Revision, SessionId, Slots};
+use engine::ids::{BatchSeq, Revision, SessionId, Slots};
 use engine::key::CounterKey;
-use engine::message::{Answer, GatewayMessage, NodeReply, ReadResult, Refusal, ShardAvailability};
+use engine::message::{
+    BatchReply, GatewayMessage, NodeReply, ReadResult, Refusal, ShardAvailability,
+};
 use engine::ops::{self, Op, OpKind};
 use proto::wire;
 use proto::wire::gateway_client::GatewayClient;
@@ -18,12 +20,12 @@ use tonic::transport::Channel;
 use crate::harness::{CLUSTER_ID, Node};
 
 /// An answer that takes longer will not come.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One session on one connection. Reconnected to another node, the session goes on.
 pub(crate) struct Worker {
     session: SessionId,
-    bseq: u64,
+    batch_seq: u64,
     message: u64,
     reads: u64,
     send: mpsc::UnboundedSender<wire::ToNode>,
@@ -39,7 +41,7 @@ impl Worker {
     pub(crate) async fn on(channel: &Channel, session: u64) -> Self {
         let (send, replies) = open(channel).await;
         let session = SessionId(Revision { incarnation: 1, revision: session });
-        Self { session, bseq: 0, message: 0, reads: 0, send, replies }
+        Self { session, batch_seq: 0, message: 0, reads: 0, send, replies }
     }
 
     /// Goes on with the same session elsewhere.
@@ -50,7 +52,7 @@ impl Worker {
 
     /// Adds to a counter; answers the value after it.
     pub(crate) async fn add(&mut self, key: &str, delta: i64) -> i128 {
-        self.bseq += 1;
+        self.batch_seq += 1;
         self.add_again(key, delta).await
     }
 
@@ -58,22 +60,23 @@ impl Worker {
     pub(crate) async fn add_again(&mut self, key: &str, delta: i64) -> i128 {
         loop {
             match self.send_add(key, delta).await {
-                Answer::Applied { values, .. } => return values[0],
-                // Whoever is to lead has not begun yet.
-                Answer::Refused(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                BatchReply::Applied { values, .. } => return values[0],
+                // The new primary has not begun yet.
+                BatchReply::Refused(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                 other => panic!("{other:?}"),
             }
         }
     }
 
     /// Sends the last batch and returns whatever comes of this send.
-    pub(crate) async fn send_add(&mut self, key: &str, delta: i64) -> Answer {
+    pub(crate) async fn send_add(&mut self, key: &str, delta: i64) -> BatchReply {
         let sent = self.post_add(key, delta);
         loop {
-            if let NodeReply::Answer { message, answer, bseq, session, .. } = self.reply().await
+            if let NodeReply::Answer { message, answer, batch_seq, session, .. } =
+                self.reply().await
                 && message == sent
             {
-                assert_eq!((session, bseq), (self.session, Bseq(self.bseq)));
+                assert_eq!((session, batch_seq), (self.session, BatchSeq(self.batch_seq)));
                 return answer;
             }
         }
@@ -84,20 +87,22 @@ impl Worker {
         self.message += 1;
         let kind = OpKind::AddReturning { delta: delta.into() };
         let payload = ops::encode(&[Op { counter: counter(key), kind }]);
-        let bseq = Bseq(self.bseq);
-        let batch = Batch::seal(Slots::ALL, self.session, bseq, bseq, Codec::Raw, payload);
+        let batch_seq = BatchSeq(self.batch_seq);
+        let batch =
+            Batch::seal(Slots::ALL, self.session, batch_seq, batch_seq, Codec::Raw, payload);
         let frame = GatewayMessage::Frame { message: self.message, batches: vec![batch] };
         self.send.send(frame.into()).expect("the stream stands");
         self.message
     }
 
-    /// Waits until the shard is said to be frozen. No batch is answered before, but by a refusal for that reason.
+    /// Waits until the shard is reported as frozen. Before that a batch may only be refused for
+    /// that reason.
     pub(crate) async fn until_frozen(&mut self) {
         loop {
             match self.reply().await {
                 NodeReply::ShardState { state: ShardAvailability::Frozen, .. } => return,
                 NodeReply::Answer { answer, .. } => {
-                    assert_eq!(answer, Answer::Refused(Refusal::Frozen))
+                    assert_eq!(answer, BatchReply::Refused(Refusal::Frozen))
                 }
                 _ => {}
             }
@@ -105,7 +110,7 @@ impl Worker {
     }
 
     pub(crate) fn next_batch(&mut self) {
-        self.bseq += 1;
+        self.batch_seq += 1;
     }
 
     /// Reads a counter, asking again while it is refused.
@@ -151,9 +156,9 @@ impl Worker {
         self.try_reply().await.expect("the stream stands")
     }
 
-    /// None: the node has closed the stream.
+    /// Returns `None` if the node has closed the stream.
     pub(crate) async fn try_reply(&mut self) -> Option<NodeReply> {
-        let reply = tokio::time::timeout(PATIENCE, self.replies.message()).await;
+        let reply = tokio::time::timeout(TIMEOUT, self.replies.message()).await;
         let reply = reply.expect("an answer in time").ok().flatten();
         reply.map(|reply| reply.try_into().expect("a valid reply"))
     }

@@ -1,13 +1,14 @@
 //! The log: one line per event on standard error, fields after the message.
 //!
 //! ```text
-//!   event ──▶ formatted ──▶ [`repeats`]: said too often? ──▶ [`queue`]: room? ──▶ [`writer`]: a thread of its own
-//!                            └─ counted, told later           └─ lost, counted, told later
+//!   event ──▶ formatted ──▶ [`repeats`]: repeated? ──▶ [`queue`]: room? ──▶ [`writer`]: own thread
+//!                            └─ counted, reported later  └─ lost, counted, reported later
 //! ```
 //!
-//! What a newcomer would get wrong: standard error is a file on a full disk, a pipe whose reader has gone, or one that
-//! nobody drains. So whoever logs neither writes nor waits: only the writer's thread touches standard error, and a line that
-//! can't be written is lost, counted (`dkc_log_lines_dropped_total`) and told of when lines can be written again.
+//! Standard error may be a file on a full disk, a pipe whose reader has gone, or a pipe that is not
+//! drained. So a thread that logs neither writes nor waits: only the writer's thread touches
+//! standard error, and a line that can't be written is lost, counted
+//! (`dkc_log_lines_dropped_total`) and reported once lines can be written again.
 
 mod queue;
 mod repeats;
@@ -26,50 +27,58 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Dispatch, error, info};
 use tracing_subscriber::fmt::MakeWriter;
 
-use self::queue::{Limits, Queue};
-use self::writer::Writer;
+use self::queue::{LineQueue, QueueLimits};
+use self::writer::LineWriter;
 
-/// Lines that were never written, whatever the reason.
+/// The number of lines that were never written, for any reason.
 pub(crate) static DROPPED: LazyLock<Counter> = LazyLock::new(Counter::default);
 
-/// How long the end of a process waits for its last lines to be written.
+/// The longest time that a process waits at its end for its last lines to be written.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 
-/// How much is logged, and in what form.
+/// The log options of a process: level and format.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct LogOptions {
-    /// What is logged: this, and what is worse
+    /// Log lines of this level and worse
     #[arg(long, env = "DKC_LOG", value_name = "LEVEL", value_enum, default_value_t)]
-    pub log: Level,
-    /// How a line of the log looks
+    pub log: LogLevel,
+    /// Format of the log lines
     #[arg(long, env = "DKC_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
-    pub log_format: Format,
+    pub log_format: LogFormat,
 }
 
+/// The least severe lines that are logged.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub enum Level {
+pub enum LogLevel {
+    /// Nothing
     Off,
+    /// Faults that need a person
     Error,
+    /// Faults that the process coped with
     Warn,
+    /// Starts, stops and changes of role
     #[default]
     Info,
+    /// Single requests and connections
     Debug,
 }
 
+/// The format of the log lines.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub enum Format {
+pub enum LogFormat {
+    /// Text for people, with fields after the message
     #[default]
     Text,
-    /// Every line is a JSON object
+    /// One JSON object per line
     Json,
 }
 
-/// Dropped, it waits until all lines so far are written, but not for ever.
-#[must_use = "what is logged last is lost if nobody waits for it"]
+/// Keeps the log alive. Dropping it waits until all lines so far are written, but at most a second.
+#[must_use = "the last lines are lost unless the guard is dropped at the end"]
 #[derive(Debug)]
-pub struct Log(Option<Queue>);
+pub struct LogGuard(Option<LineQueue>);
 
-impl Drop for Log {
+impl Drop for LogGuard {
     fn drop(&mut self) {
         if let Some(queue) = &self.0 {
             queue.flush(FLUSH_WITHIN);
@@ -77,57 +86,60 @@ impl Drop for Log {
     }
 }
 
-/// Sets up the log of this process, and that a panic is a line of it. Called again, it changes nothing.
-pub fn logs(role: &str, name: &str, options: LogOptions) -> Log {
-    // Not by `std::io::Stderr`, whose lock a blocked write would hold while others panic.
-    let Ok(stderr) = io::stderr().as_fd().try_clone_to_owned() else { return Log(None) };
-    let queue = Queue::new(Limits::default(), DROPPED.clone());
+/// Sets up the log of this process, with panics as log lines. A second call changes nothing.
+pub fn logs(role: &str, name: &str, options: LogOptions) -> LogGuard {
+    // A blocked write would hold the lock of `std::io::Stderr` while other threads panic.
+    let Ok(stderr) = io::stderr().as_fd().try_clone_to_owned() else { return LogGuard(None) };
+    let queue = LineQueue::new(QueueLimits::default(), DROPPED.clone());
     let ansi = io::stderr().is_terminal();
     let dispatch = dispatch(options, ansi, queue.clone());
     if tracing::dispatcher::set_global_default(dispatch.clone()).is_err() {
-        return Log(None);
+        return LogGuard(None);
     }
-    let writer = Writer::new(queue.clone(), File::from(stderr), dispatch);
+    let writer = LineWriter::new(queue.clone(), File::from(stderr), dispatch);
     if std::thread::Builder::new().name("dkc-log".into()).spawn(|| writer.run()).is_err() {
-        // Lines gather up to the limit and are lost then: the process is of more use than its log.
-        return Log(None);
+        // Lines gather up to the limit and are then lost: the process is worth more than its log.
+        return LogGuard(None);
     }
     std::panic::set_hook(Box::new(panicked));
     info!(role, name, pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "starting");
-    Log(Some(queue))
+    LogGuard(Some(queue))
 }
 
-/// A plain level instead of a filter by module: filters are asked on every call site, and h2's are on the hot path.
+/// Builds the subscriber, with a plain level instead of a filter by module: filters are asked at
+/// every call site, and h2's are on the hot path.
 fn dispatch(
     options: LogOptions,
     ansi: bool,
     writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static,
 ) -> Dispatch {
     let level = match options.log {
-        Level::Off => LevelFilter::OFF,
-        Level::Error => LevelFilter::ERROR,
-        Level::Warn => LevelFilter::WARN,
-        Level::Info => LevelFilter::INFO,
-        Level::Debug => LevelFilter::DEBUG,
+        LogLevel::Off => LevelFilter::OFF,
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
     };
     let log = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_target(false)
         .with_ansi(ansi)
-        // Its own answer to a line that can't be written is `eprintln!`, which panics where that fails too.
+        // The subscriber reports a line that can't be written by `eprintln!`, which panics where
+        // that fails too.
         .log_internal_errors(false)
         .with_writer(writer);
     match options.log_format {
-        Format::Json => Dispatch::new(log.json().finish()),
-        Format::Text => Dispatch::new(log.finish()),
+        LogFormat::Json => Dispatch::new(log.json().finish()),
+        LogFormat::Text => Dispatch::new(log.finish()),
     }
 }
 
-/// As a line of the log: the standard hook writes to standard error itself, and would wait for a pipe that nobody drains.
+/// Logs a panic as a line of the log: the standard hook writes to standard error itself and would
+/// wait for a pipe that is not drained.
 fn panicked(panic: &std::panic::PanicHookInfo<'_>) {
     let thread = std::thread::current();
-    let thread = thread.name().unwrap_or("without a name");
-    let why = panic.payload_as_str().unwrap_or("no text");
+    let thread = thread.name().unwrap_or("unnamed");
+    let why = panic.payload_as_str().unwrap_or("no message");
     let at = panic.location().map(ToString::to_string).unwrap_or_default();
     let backtrace = Backtrace::capture();
     match backtrace.status() {

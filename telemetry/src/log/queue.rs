@@ -1,4 +1,4 @@
-//! Lines that wait to be written: bounded in bytes, and nobody waits for room.
+//! A queue of lines to be written: bounded in bytes, and pushing never waits for room.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,78 +11,78 @@ use tracing::callsite::Identifier;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::repeats::{Often, Repeated, Repeats};
+use super::repeats::{RepeatFilter, RepeatLimits, SuppressedLines};
 
-/// What of a log is kept in memory, and how often a line may be said.
+/// The limits of a log: memory, and the rate of repeated lines.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    /// Of lines that wait.
+pub(crate) struct QueueLimits {
+    /// The most bytes of lines that wait to be written.
     pub(crate) bytes_max: usize,
-    /// After a line could not be written, whether lines can be is tried again this often.
+    /// The interval in which writing is retried after a line could not be written.
     pub(crate) again_after: Duration,
-    pub(crate) often: Often,
+    pub(crate) repeat: RepeatLimits,
 }
 
-impl Default for Limits {
+impl Default for QueueLimits {
     fn default() -> Self {
         let again_after = Duration::from_secs(1);
-        Self { bytes_max: 1 << 20, again_after, often: Often::default() }
+        Self { bytes_max: 1 << 20, again_after, repeat: RepeatLimits::default() }
     }
 }
 
-/// Cheap to clone; clones share the lines.
+/// The queue between logging threads and the writer. Clones are cheap and share the lines.
 #[derive(Clone, Debug)]
-pub(crate) struct Queue(Arc<Shared>);
+pub(crate) struct LineQueue(Arc<SharedQueue>);
 
 #[derive(Debug)]
-struct Shared {
-    limits: Limits,
+struct SharedQueue {
+    limits: QueueLimits,
     dropped: Counter,
-    state: Mutex<State>,
-    /// There is work for the writer.
+    state: Mutex<QueueState>,
+    /// Signals that there is work for the writer.
     work: Condvar,
-    /// All that was waiting has been written.
+    /// Signals that all waiting lines have been written.
     flushed: Condvar,
 }
 
 #[derive(Debug)]
-struct State {
+struct QueueState {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// Lines lost of which the log does not tell yet.
+    /// The number of lost lines that the log has not reported yet.
     lost: u64,
-    repeats: Repeats,
-    /// What the writer itself says goes here: it writes that at once.
+    repeats: RepeatFilter,
+    /// The lines that the writer itself has logged; it writes them at once.
     own: Vec<Vec<u8>>,
     writer: Option<ThreadId>,
-    /// Somebody waits until nothing waits any more.
+    /// Set while a thread waits in [`LineQueue::flush`].
     flushing: bool,
 }
 
-/// What the writer is to do next.
+/// The next step of the writer.
 #[derive(Debug)]
-pub(crate) enum Work {
+pub(crate) enum WriterWork {
     Write(Vec<u8>),
-    TellRepeated(Vec<Repeated>),
-    TellLost(u64),
+    ReportSuppressed(Vec<SuppressedLines>),
+    ReportLost(u64),
 }
 
-impl Queue {
-    pub(crate) fn new(limits: Limits, dropped: Counter) -> Self {
-        let state = State {
+impl LineQueue {
+    pub(crate) fn new(limits: QueueLimits, dropped: Counter) -> Self {
+        let state = QueueState {
             lines: VecDeque::new(),
             bytes: 0,
             lost: 0,
-            repeats: Repeats::new(limits.often),
+            repeats: RepeatFilter::new(limits.repeat),
             own: Vec::new(),
             writer: None,
             flushing: false,
         };
         let (work, flushed) = Default::default();
-        Self(Arc::new(Shared { limits, dropped, state: Mutex::new(state), work, flushed }))
+        Self(Arc::new(SharedQueue { limits, dropped, state: Mutex::new(state), work, flushed }))
     }
 
-    /// A line to be written, unless it is said too often or there is no room.
+    /// Queues a line, unless it repeats too often or there is no room.
     fn push(&self, level: Level, place: Identifier, line: &[u8]) {
         let mut state = self.lock();
         if state.writer == Some(std::thread::current().id()) {
@@ -90,7 +90,7 @@ impl Queue {
             return;
         }
         let was_due = state.repeats.due();
-        // Whoever wants debugging wants all of it.
+        // Debug lines are never suppressed: at that level all of them are wanted.
         if level <= Level::INFO && !state.repeats.admits(Instant::now(), level, place, line) {
             if was_due.is_none() {
                 self.0.work.notify_one();
@@ -107,13 +107,13 @@ impl Queue {
         self.0.work.notify_one();
     }
 
-    /// The calling thread is the writer.
+    /// Marks the calling thread as the writer.
     pub(crate) fn begin(&self) {
         self.lock().writer = Some(std::thread::current().id());
     }
 
-    /// Waits for the next thing to do. `works`: the last line could be written.
-    pub(crate) fn next(&self, works: bool) -> Work {
+    /// Waits for the next step. `works` states whether the last line could be written.
+    pub(crate) fn next(&self, works: bool) -> WriterWork {
         let mut state = self.lock();
         let again_at = Instant::now() + self.0.limits.again_after;
         loop {
@@ -123,14 +123,14 @@ impl Queue {
                 false => state.repeats.take(now),
             };
             if !repeated.is_empty() {
-                return Work::TellRepeated(repeated);
+                return WriterWork::ReportSuppressed(repeated);
             }
             if state.lost > 0 && (works || now >= again_at) {
-                return Work::TellLost(state.lost);
+                return WriterWork::ReportLost(state.lost);
             }
             if let Some(line) = state.lines.pop_front() {
                 state.bytes -= line.len();
-                return Work::Write(line);
+                return WriterWork::Write(line);
             }
             if std::mem::take(&mut state.flushing) {
                 self.0.flushed.notify_all();
@@ -143,9 +143,9 @@ impl Queue {
 
     fn wait<'a>(
         &'a self,
-        state: MutexGuard<'a, State>,
+        state: MutexGuard<'a, QueueState>,
         until: Option<Instant>,
-    ) -> MutexGuard<'a, State> {
+    ) -> MutexGuard<'a, QueueState> {
         let work = &self.0.work;
         match until {
             None => work.wait(state).unwrap_or_else(PoisonError::into_inner),
@@ -156,46 +156,46 @@ impl Queue {
         }
     }
 
-    /// Lines that could not be written.
+    /// Counts lines that could not be written.
     pub(crate) fn lose(&self, lines: u64) {
         self.lock().lost += lines;
         self.0.dropped.inc_by(lines);
     }
 
-    /// The log has told that so many lines were lost.
-    pub(crate) fn told_lost(&self, lines: u64) {
+    /// Notes that the log has reported so many lost lines.
+    pub(crate) fn reported_lost(&self, lines: u64) {
         self.lock().lost -= lines;
     }
 
-    /// What the writer has said since.
+    /// Takes the lines that the writer itself has logged since the last call.
     pub(crate) fn take_own(&self) -> Vec<Vec<u8>> {
         std::mem::take(&mut self.lock().own)
     }
 
-    /// Waits until what waits is written, repetitions told; not longer than `limit`.
+    /// Waits until all waiting lines are written and suppressed ones reported, at most for `limit`.
     pub(crate) fn flush(&self, limit: Duration) {
         let mut state = self.lock();
         state.flushing = true;
         self.0.work.notify_one();
-        let goes_on = |state: &mut State| state.flushing;
+        let goes_on = |state: &mut QueueState| state.flushing;
         drop(self.0.flushed.wait_timeout_while(state, limit, goes_on));
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held.
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
+        // Nothing panics while the lock is held.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Takes one line; the subscriber writes each with one call.
+/// A sink for one line; the subscriber writes each line with one call.
 #[derive(Debug)]
-pub(crate) struct Line<'a> {
-    queue: &'a Queue,
+pub(crate) struct LineSink<'a> {
+    queue: &'a LineQueue,
     level: Level,
     place: Identifier,
 }
 
-impl io::Write for Line<'_> {
+impl io::Write for LineSink<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.queue.push(self.level, self.place.clone(), line);
         Ok(line.len())
@@ -206,14 +206,14 @@ impl io::Write for Line<'_> {
     }
 }
 
-impl<'a> MakeWriter<'a> for Queue {
-    type Writer = Line<'a>;
+impl<'a> MakeWriter<'a> for LineQueue {
+    type Writer = LineSink<'a>;
 
-    fn make_writer(&'a self) -> Line<'a> {
-        unreachable!("the subscriber says for which event it wants a writer")
+    fn make_writer(&'a self) -> LineSink<'a> {
+        unreachable!("the subscriber passes the event's metadata")
     }
 
-    fn make_writer_for(&'a self, event: &Metadata<'_>) -> Line<'a> {
-        Line { queue: self, level: *event.level(), place: event.callsite() }
+    fn make_writer_for(&'a self, event: &Metadata<'_>) -> LineSink<'a> {
+        LineSink { queue: self, level: *event.level(), place: event.callsite() }
     }
 }

@@ -1,4 +1,4 @@
-//! The one thread that writes the log. It may be held up, or fail, for as long as it likes.
+//! The one thread that writes the log. Its writes may block or fail for any length of time.
 
 use std::io::{self, Write};
 use std::thread;
@@ -6,58 +6,57 @@ use std::time::Duration;
 
 use tracing::{Dispatch, Level, error, info, warn};
 
-use super::queue::{Queue, Work};
-use super::repeats::Repeated;
+use super::queue::{LineQueue, WriterWork};
+use super::repeats::SuppressedLines;
 
-/// A pipe that is full, and that somebody has set not to block, is tried again after this.
+/// The pause before a full pipe in non-blocking mode is tried again.
 const FULL_PIPE_AGAIN: Duration = Duration::from_millis(20);
 
-/// Writes what a queue holds.
-pub(crate) struct Writer<W> {
-    queue: Queue,
+/// Writes the lines of a queue to an output.
+pub(crate) struct LineWriter<W> {
+    queue: LineQueue,
     output: W,
-    /// How the writer's own lines are formatted.
+    /// The subscriber that formats the writer's own lines.
     dispatch: Dispatch,
-    /// The last line could be written.
+    /// `true` if the last line could be written.
     works: bool,
-    /// What stands at the end of the output is half a line.
+    /// `true` if the output ends with half a line.
     torn: bool,
 }
 
-impl<W: Write> Writer<W> {
-    pub(crate) fn new(queue: Queue, output: W, dispatch: Dispatch) -> Self {
+impl<W: Write> LineWriter<W> {
+    pub(crate) fn new(queue: LineQueue, output: W, dispatch: Dispatch) -> Self {
         Self { queue, output, dispatch, works: true, torn: false }
     }
 
-    /// For as long as the process lives.
+    /// Writes lines for as long as the process lives.
     pub(crate) fn run(mut self) -> ! {
         self.queue.begin();
         loop {
             match self.queue.next(self.works) {
-                Work::Write(line) => self.write_or_lose(&line),
-                Work::TellRepeated(repeated) => {
-                    for line in self.say(|| repeated.iter().for_each(tell)) {
+                WriterWork::Write(line) => self.write_or_lose(&line),
+                WriterWork::ReportSuppressed(suppressed) => {
+                    for line in self.format_own(|| suppressed.iter().for_each(log_suppressed)) {
                         self.write_or_lose(&line);
                     }
                 }
-                Work::TellLost(lines) => self.tell_lost(lines),
+                WriterWork::ReportLost(lines) => self.report_lost(lines),
             }
         }
     }
 
-    /// Formats what `tell` says as lines of the log.
-    fn say(&self, tell: impl FnOnce()) -> Vec<Vec<u8>> {
-        tracing::dispatcher::with_default(&self.dispatch, tell);
+    /// Formats what `log` logs and returns it as lines.
+    fn format_own(&self, log: impl FnOnce()) -> Vec<Vec<u8>> {
+        tracing::dispatcher::with_default(&self.dispatch, log);
         self.queue.take_own()
     }
 
-    fn tell_lost(&mut self, lines: u64) {
-        let tell =
-            || error!(lines, "{lines} lines of the log were lost: they could not be written");
-        let told = self.say(tell);
-        // Nothing is said where not even errors are wanted.
-        if told.iter().all(|line| self.write(line).is_ok()) {
-            self.queue.told_lost(lines);
+    fn report_lost(&mut self, lines: u64) {
+        let log = || error!(lines, "{lines} log lines were lost: they could not be written");
+        let report = self.format_own(log);
+        // There are no lines if not even errors are logged.
+        if report.iter().all(|line| self.write(line).is_ok()) {
+            self.queue.reported_lost(lines);
         }
     }
 
@@ -67,7 +66,7 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    /// One whole line, beginning a new one.
+    /// Writes one whole line, after a line break if the output ends with half a line.
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
         let written = match self.torn {
             true => write_all(&mut self.output, b"\n"),
@@ -78,36 +77,36 @@ impl<W: Write> Writer<W> {
             write_all(&mut self.output, line)
         });
         self.works = written.is_ok();
-        written.map_err(|Torn { after, why }| {
+        written.map_err(|PartialWrite { after, why }| {
             self.torn |= after > 0;
             why
         })
     }
 }
 
-/// How much of a line was written, and why the rest was not.
-struct Torn {
+/// The end of a line that was written in part, and the error that stopped it.
+struct PartialWrite {
     after: usize,
     why: io::Error,
 }
 
-fn write_all(output: &mut impl Write, line: &[u8]) -> Result<(), Torn> {
+fn write_all(output: &mut impl Write, line: &[u8]) -> Result<(), PartialWrite> {
     let mut after = 0;
     while after < line.len() {
         match output.write(&line[after..]) {
-            Ok(0) => return Err(Torn { after, why: io::ErrorKind::WriteZero.into() }),
+            Ok(0) => return Err(PartialWrite { after, why: io::ErrorKind::WriteZero.into() }),
             Ok(count) => after += count,
             Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
             Err(why) if why.kind() == io::ErrorKind::WouldBlock => thread::sleep(FULL_PIPE_AGAIN),
-            Err(why) => return Err(Torn { after, why }),
+            Err(why) => return Err(PartialWrite { after, why }),
         }
     }
     Ok(())
 }
 
-/// At the level of what was not said, so that whoever wants that hears of it.
-fn tell(Repeated { level, line, times }: &Repeated) {
-    let message = "more lines like this were not written";
+/// Logs the count of suppressed lines at their own level, so that the same readers see it.
+fn log_suppressed(SuppressedLines { level, line, times }: &SuppressedLines) {
+    let message = "repeated lines suppressed";
     match *level {
         Level::ERROR => error!(times, line, "{message}"),
         Level::WARN => warn!(times, line, "{message}"),
@@ -122,8 +121,8 @@ mod tests {
     use prometheus_client::metrics::counter::Counter;
 
     use super::*;
-    use crate::log::queue::Limits;
-    use crate::log::repeats::Often;
+    use crate::log::queue::QueueLimits;
+    use crate::log::repeats::RepeatLimits;
     use crate::log::{LogOptions, dispatch};
 
     const LIMIT: Duration = Duration::from_secs(20);
@@ -135,7 +134,7 @@ mod tests {
     #[derive(Default)]
     struct Inside {
         text: String,
-        /// Bytes that still find room.
+        /// The number of bytes for which there is room.
         room: Option<usize>,
         blocked: bool,
         tries: usize,
@@ -179,43 +178,44 @@ mod tests {
 
     struct Log {
         output: Output,
-        queue: Queue,
+        queue: LineQueue,
         dropped: Counter,
         _scope: tracing::dispatcher::DefaultGuard,
     }
 
     /// A log of this thread.
-    fn log(limits: Limits) -> Log {
+    fn log(limits: QueueLimits) -> Log {
         let (output, dropped) = (Output::default(), Counter::default());
-        let queue = Queue::new(limits, dropped.clone());
+        let queue = LineQueue::new(limits, dropped.clone());
         let dispatch = dispatch(LogOptions::default(), false, queue.clone());
-        let writer = Writer::new(queue.clone(), output.clone(), dispatch.clone());
+        let writer = LineWriter::new(queue.clone(), output.clone(), dispatch.clone());
         thread::spawn(|| writer.run());
         let _scope = tracing::dispatcher::set_default(&dispatch);
         Log { output, queue, dropped, _scope }
     }
 
-    fn soon() -> Limits {
-        Limits { again_after: Duration::from_millis(5), ..Limits::default() }
+    fn soon() -> QueueLimits {
+        QueueLimits { again_after: Duration::from_millis(5), ..QueueLimits::default() }
     }
 
     #[test]
     fn lines_are_written_in_order_and_the_last_ones_before_the_end() {
         let log = log(soon());
         for number in 0..100 {
-            info!(number, "said");
+            info!(number, "line");
         }
         log.queue.flush(LIMIT);
-        let text = log.output.until("said", |_| true);
+        let text = log.output.until("written", |_| true);
         let numbers: Vec<_> =
             text.lines().map(|line| line.split_once("number=").unwrap().1).collect();
         assert_eq!(numbers, (0..100).map(|number| number.to_string()).collect::<Vec<_>>());
         assert_eq!(log.dropped.get(), 0);
     }
 
-    /// A file system that fills in the middle of a line, and has room again later: also if nobody logs then.
+    /// The file system fills in the middle of a line and has room again later; the report must come
+    /// even if nothing is logged then.
     #[test]
-    fn what_could_not_be_written_is_counted_and_told_of() {
+    fn lost_lines_are_counted_and_reported() {
         let log = log(soon());
         log.output.change(|inside| inside.room = Some(10));
         warn!("torn");
@@ -224,10 +224,10 @@ mod tests {
         log.output.until("tried again", |inside| inside.tries > tries + 5);
         assert_eq!(log.dropped.get(), 2);
         log.output.change(|inside| inside.room = None);
-        let text = log.output.until("told", |inside| inside.text.contains("were lost"));
+        let text = log.output.until("reported", |inside| inside.text.contains("were lost"));
         let lines: Vec<_> = text.lines().collect();
         assert_eq!((lines.len(), lines[0].len()), (2, 10), "half a line, then a whole one: {text}");
-        assert!(lines[1].contains("2 lines of the log were lost"), "{text}");
+        assert!(lines[1].contains("2 log lines were lost"), "{text}");
         warn!("goes on");
         let text = log.output.until("going on", |inside| inside.text.contains("goes on"));
         assert_eq!(text.matches("were lost").count(), 1, "{text}");
@@ -235,49 +235,50 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_nobody_drains_holds_nobody_up() {
-        let often = Often { place_max: 10_000, ..Often::default() };
-        let log = log(Limits { bytes_max: 1_000, often, ..soon() });
+    fn a_pipe_that_is_not_drained_blocks_no_thread() {
+        let repeat = RepeatLimits { place_max: 10_000, ..RepeatLimits::default() };
+        let log = log(QueueLimits { bytes_max: 1_000, repeat, ..soon() });
         log.output.change(|inside| inside.blocked = true);
         for number in 0..1_000 {
-            info!(number, "said");
+            info!(number, "line");
         }
         assert!(log.dropped.get() > 900, "{}", log.dropped.get());
-        // The end does not wait for it either.
+        // The end of the process does not wait for it either.
         log.queue.flush(Duration::from_millis(1));
         log.output.change(|inside| inside.blocked = false);
-        let text = log.output.until("told", |inside| inside.text.contains("were lost"));
+        let text = log.output.until("reported", |inside| inside.text.contains("were lost"));
         assert!(text.contains("number=0"), "{text}");
     }
 
     #[test]
-    fn lines_that_are_said_too_often_are_told_once_with_their_number() {
-        let often = Often { period: Duration::from_millis(50), same_max: 2, place_max: 100 };
-        let log = log(Limits { often, ..soon() });
+    fn repeated_lines_are_reported_once_with_their_number() {
+        let repeat =
+            RepeatLimits { period: Duration::from_millis(50), same_max: 2, place_max: 100 };
+        let log = log(QueueLimits { repeat, ..soon() });
         for _ in 0..10 {
             warn!("again");
         }
-        let text = log.output.until("told", |inside| inside.text.contains("not written"));
-        let told = text.lines().find(|line| line.contains("not written")).unwrap();
-        assert!(told.contains("WARN") && told.contains("again"), "{told}");
+        let text = log.output.until("reported", |inside| inside.text.contains("suppressed"));
+        let report = text.lines().find(|line| line.contains("suppressed")).unwrap();
+        assert!(report.contains("WARN") && report.contains("again"), "{report}");
         log.queue.flush(LIMIT);
-        let text = log.output.until("all told", |_| true);
+        let text = log.output.until("all reported", |_| true);
         let times = text.lines().filter_map(|line| line.split_once("times=")?.1.split(' ').next());
         let times: u32 = times.map(|times| times.parse::<u32>().unwrap()).sum();
-        let said = text.lines().filter(|line| line.ends_with("WARN again")).count();
-        assert_eq!(said + times as usize, 10, "{text}");
-        assert!(said >= 2, "{text}");
+        let written = text.lines().filter(|line| line.ends_with("WARN again")).count();
+        assert_eq!(written + times as usize, 10, "{text}");
+        assert!(written >= 2, "{text}");
         assert_eq!(log.dropped.get(), 0, "none of them was lost");
     }
 
-    /// Both ways to say it are lines that the format's readers take.
+    /// Both reports are lines that parsers of the format accept.
     #[test]
-    fn what_is_told_is_json_where_lines_are() {
-        let options = LogOptions { log_format: crate::Format::Json, ..LogOptions::default() };
-        let queue = Queue::new(soon(), Counter::default());
+    fn reports_are_json_where_lines_are() {
+        let options = LogOptions { log_format: crate::LogFormat::Json, ..LogOptions::default() };
+        let queue = LineQueue::new(soon(), Counter::default());
         let dispatch = dispatch(options, false, queue.clone());
         let output = Output::default();
-        let writer = Writer::new(queue.clone(), output.clone(), dispatch.clone());
+        let writer = LineWriter::new(queue.clone(), output.clone(), dispatch.clone());
         thread::spawn(|| writer.run());
         tracing::dispatcher::with_default(&dispatch, || {
             (0..7).for_each(|_| error!("a \"quoted\" line"));

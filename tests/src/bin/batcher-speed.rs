@@ -10,15 +10,15 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use engine::batcher::{Effect, Event, Settings, Worker};
-use engine::config::ShardConfig;
+use engine::batcher::{Batcher, Effect, Event, Settings};
 use engine::ids::{
     Boot, Conn, Epoch, Now, Revision, SessionId, StoreBoot, StoreId, TimeMs, Version,
 };
 use engine::key::CounterKey;
-use engine::message::{Answer, GatewayMessage, NodeReply};
+use engine::message::{BatchReply, GatewayMessage, NodeReply};
 use engine::ops::{Op, OpKind};
 use engine::shard_map::ranges;
+use engine::shard_record::ShardRecord;
 use tests::sim::rng::Rng;
 
 const OPS: usize = 2_000_000;
@@ -111,27 +111,27 @@ fn answer(conn: Conn, message: GatewayMessage, replies: &mut Vec<Event>) {
     for batch in batches {
         let ops = engine::ops::decode_batch(&batch).expect("it was just encoded");
         let values = ops.ops.iter().filter(|op| op.kind.needs_value()).map(|_| 7).collect();
-        let answer = Answer::Applied { values, tokens: Vec::new(), time: TimeMs(0) };
-        let (slots, session, bseq) = (batch.slots, batch.session, batch.bseq);
-        let reply = NodeReply::Answer { message, slots, session, bseq, answer };
+        let answer = BatchReply::Applied { values, tokens: Vec::new(), time: TimeMs(0) };
+        let (slots, session, batch_seq) = (batch.slots, batch.session, batch.batch_seq);
+        let reply = NodeReply::Answer { message, slots, session, batch_seq, answer };
         replies.push(Event::Reply { conn, reply });
     }
 }
 
 /// A worker with a session, a map and a connection to each node.
-fn ready(shards: u32) -> Worker {
-    let mut worker = Worker::new(Settings::default());
+fn ready(shards: u32) -> Batcher {
+    let mut worker = Batcher::new(Settings::default());
     let node = |number: u64| StoreBoot { store: StoreId(number.into()), boot: Boot(1) };
     let session = SessionId(Revision { incarnation: 1, revision: 7 });
     let mut events = vec![Event::Session(Some(session))];
     events.extend((0..NODES).map(|at| Event::Connected { conn: Conn(at), node: node(at) }));
     for (slots, number) in ranges(shards).zip(0u64..) {
-        events.push(Event::Config(ShardConfig {
+        events.push(Event::ShardRecord(ShardRecord {
             slots,
             epoch: Epoch(1),
             version: Version(1),
             primary: node(number % NODES),
-            ..ShardConfig::default()
+            ..ShardRecord::default()
         }));
     }
     for event in events {

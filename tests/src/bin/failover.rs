@@ -1,7 +1,7 @@
 //! `failover --runs 20 [--signal KILL|STOP] [-- FLAGS of dkc dev]`: the worst gap of each run.
 //!
-//! Exit code 0: every bound of the issue held (KILL: worst ≤ 1 s; STOP: median < TTL + 0.5 s, worst
-//! < TTL + 1 s); 1: one did not; 2: usage; 101: a count was wrong or the cluster did not recover.
+//! Exit code 0: every bound held (KILL: worst ≤ 1 s; STOP: median < TTL + 0.5 s, worst < TTL + 1 s);
+//! 1: one did not; 2: usage; 101: a count was wrong or the cluster did not recover.
 
 use std::io::Write;
 use std::process::ExitCode;

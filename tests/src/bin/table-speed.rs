@@ -40,6 +40,6 @@ fn measure(counters: usize) -> (u128, u128) {
     }
     let add = begun.elapsed().as_nanos() / ADDS as u128;
     let begun = Instant::now();
-    let rows = table.freeze().sorted().count();
+    let rows = table.seal().sorted().count();
     (add, begun.elapsed().as_nanos() / rows as u128)
 }

@@ -76,7 +76,7 @@ pub fn judge_copies(logs: &[(String, String)], faults: usize) -> Vec<Violation> 
     let mut violations = Vec::new();
     for (node, log) in logs {
         let mut received: BTreeMap<&str, usize> = BTreeMap::new();
-        for line in log.lines().filter(|line| line.contains("copy received")) {
+        for line in log.lines().filter(|line| line.contains("snapshot received")) {
             let shard = line.split_whitespace().find(|word| word.starts_with("shard="));
             *received.entry(shard.unwrap_or("no shard")).or_default() += 1;
         }
@@ -326,8 +326,8 @@ mod tests {
     #[test]
     fn copies_sent_again_and_again_are_noticed() {
         let log = |count: usize| {
-            let line = "INFO copy received shard=3 transfer=7 from=00ff\n".repeat(count);
-            [("node-1".to_owned(), format!("{line}INFO copy received shard=4 transfer=1\n"))]
+            let line = "INFO snapshot received shard=3 transfer=7 from=00ff\n".repeat(count);
+            [("node-1".to_owned(), format!("{line}INFO snapshot received shard=4 transfer=1\n"))]
         };
         assert_eq!(judge_copies(&log(6), 2).len(), 0);
         assert_eq!(judge_copies(&log(7), 2).len(), 1);

@@ -44,8 +44,8 @@ pub enum Outcome {
 }
 
 impl Answer {
-    /// What a single operation came to. Status and `outcome` must fit each other (DESIGN §12): what
-    /// does not is a bug, and no test should take it for one or the other.
+    /// What a single operation came to. Status and `outcome` must fit each other
+    /// (docs/problems.md): what does not is a bug, and no test should take it for one or the other.
     #[track_caller]
     pub fn outcome(&self) -> Outcome {
         self.outcome_or_surprise().unwrap_or_else(|surprise| panic!("{surprise}"))

@@ -29,7 +29,7 @@ use self::http::Client;
 
 /// Starting takes a second or two on an idle machine.
 const READY_WITHIN: Duration = Duration::from_secs(90);
-/// DESIGN §13.
+/// `dkc dev` stops everything within this time.
 pub const STOP_WITHIN: Duration = Duration::from_secs(15);
 /// Gigabytes of lag take a minute on an idle machine; what is stuck stays so for longer.
 const FULL_WITHIN: Duration = Duration::from_secs(300);

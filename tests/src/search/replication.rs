@@ -13,10 +13,10 @@
 
 use std::collections::BTreeSet;
 
-use engine::config::{self, ShardConfig};
 use engine::ids::{Epoch, Slots, Version};
 use engine::node::Settings;
 use engine::planted::Planted;
+use engine::shard_record::{self, ShardRecord};
 
 use super::frontier::{Step, World};
 use super::machines::Machines;
@@ -202,7 +202,7 @@ impl Replication {
         0..usize::from(self.bounds.stores)
     }
 
-    pub(super) fn config(&self, state: &State) -> &ShardConfig {
+    pub(super) fn config(&self, state: &State) -> &ShardRecord {
         let newest = state.records.last().expect("there is a record from the start");
         self.machines.table.configs.get(*newest)
     }
@@ -228,7 +228,7 @@ impl Replication {
         }
         self.settle(&mut state, &mut taking);
         let all = |range: std::ops::Range<u8>| range.map(|at| store_boot(at, 1).store).collect();
-        let first = ShardConfig {
+        let first = ShardRecord {
             slots: Slots::ALL,
             epoch: Epoch(1),
             version: Version(1),
@@ -483,12 +483,12 @@ impl Replication {
 
     // ---- the coordinator -----------------------------------------------------------------------
 
-    fn write_record(&mut self, state: &mut State, mut next: ShardConfig) {
+    fn write_record(&mut self, state: &mut State, mut next: ShardRecord) {
         next.version = Version(next.version.0 + 1);
         for at in self.stores() {
             let store = store_boot(at as u8, 0).store;
             if !next.isr.contains(&store) {
-                config::insert(&mut next.learners, store);
+                shard_record::insert(&mut next.learners, store);
             }
         }
         let number = self.machines.table.configs.number(next);
@@ -496,7 +496,7 @@ impl Replication {
     }
 
     /// Every way in which the coordinator may change the record now.
-    fn coordinator(&self, state: &State) -> Vec<(String, ShardConfig, bool)> {
+    fn coordinator(&self, state: &State) -> Vec<(String, ShardRecord, bool)> {
         let now = self.config(state);
         let mut all = Vec::new();
         let members: Vec<_> = now.isr.clone();
@@ -510,7 +510,7 @@ impl Replication {
                         continue;
                     }
                     let at = index_of(to);
-                    let mut next = ShardConfig { isr, ..now.clone() };
+                    let mut next = ShardRecord { isr, ..now.clone() };
                     next.epoch = Epoch(now.epoch.0 + 1);
                     next.primary = store_boot(at, state.boots[usize::from(at)]);
                     next.tainted.retain(|store| next.isr.contains(store));
@@ -526,8 +526,8 @@ impl Replication {
                 break;
             }
             let mut next = now.clone();
-            config::remove(&mut next.isr, out);
-            config::remove(&mut next.tainted, out);
+            shard_record::remove(&mut next.isr, out);
+            shard_record::remove(&mut next.tainted, out);
             let what = format!("the coordinator removes {}", name(index_of(out).into()));
             all.push((what, next, true));
         }
@@ -543,7 +543,7 @@ pub(super) fn name(store: usize) -> &'static str {
     ["A", "B", "C", "D"][store]
 }
 
-fn set_of(config: &ShardConfig) -> String {
+fn set_of(config: &ShardRecord) -> String {
     config.isr.iter().map(|&store| name(index_of(store).into())).collect()
 }
 

@@ -12,17 +12,17 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use engine::apply::ShardState;
 use engine::batch::{Batch, Codec};
-use engine::config::ShardConfig;
 use engine::entry::{Entry, Position};
 use engine::ids::{
-    Boot, Bseq, Conn, CopyNo, Epoch, Now, Revision, Seq, SessionId, ShardId, Slots, StoreBoot,
+    BatchSeq, Boot, Conn, CopyNo, Epoch, Now, Revision, Seq, SessionId, ShardId, Slots, StoreBoot,
     StoreId,
 };
 use engine::key::CounterKey;
-use engine::message::{Answer, FromFollower, GatewayMessage, NodeReply, ToFollower};
+use engine::message::{BatchReply, FromFollower, GatewayMessage, NodeReply, ToFollower};
 use engine::node::{CasOutcome, Effect, Event, Node, RecoveredContent, RecoveredReplica, Settings};
 use engine::ops::{self, Op, OpKind};
-use engine::store::log::Record;
+use engine::shard_record::ShardRecord;
+use engine::store::log::LogRecord;
 
 use super::machines::Machine;
 
@@ -47,7 +47,7 @@ pub struct Table {
     /// A follower's fsync is a step of its own.
     pub slow_fsync: bool,
     pub wires: Interned<Wire>,
-    pub configs: Interned<ShardConfig>,
+    pub configs: Interned<ShardRecord>,
 }
 
 /// Values, each kept once: equal is what prints alike.
@@ -192,8 +192,8 @@ pub struct Store {
 struct Disk {
     durable: Kept,
     /// Groups whose fsync has been asked for.
-    synced: VecDeque<(u64, Vec<Record>)>,
-    open: Vec<Record>,
+    synced: VecDeque<(u64, Vec<LogRecord>)>,
+    open: Vec<LogRecord>,
 }
 
 /// What a log amounts to.
@@ -206,20 +206,20 @@ struct Kept {
 }
 
 impl Kept {
-    fn take(&mut self, record: &Record) {
+    fn take(&mut self, record: &LogRecord) {
         match record {
-            Record::Append { entry, .. } => {
+            LogRecord::Append { entry, .. } => {
                 self.entries.truncate(entry.seq.0 as usize - 1);
                 self.entries.push(entry.clone());
             }
-            Record::Truncate { after, .. } => self.entries.truncate(after.0 as usize),
-            Record::Promise { epoch, .. } => self.promised = *epoch,
-            Record::Copy { copy, .. } => (self.copy, self.held) = (*copy, true),
-            Record::Drop { copy, .. } => {
+            LogRecord::Truncate { after, .. } => self.entries.truncate(after.0 as usize),
+            LogRecord::Promise { epoch, .. } => self.promised = *epoch,
+            LogRecord::Copy { copy, .. } => (self.copy, self.held) = (*copy, true),
+            LogRecord::Drop { copy, .. } => {
                 (self.copy, self.held) = (*copy, false);
                 self.entries.clear();
             }
-            Record::Suspect { .. } | Record::Identity(_) | Record::Shard { .. } => {}
+            LogRecord::Suspect { .. } | LogRecord::Identity(_) | LogRecord::Checkpoint { .. } => {}
         }
     }
 
@@ -263,7 +263,7 @@ fn batch(op: u8) -> Batch {
     let delta = 1i128 << (4 * op);
     let payload: Bytes = ops::encode(&[Op { counter: counter(), kind: OpKind::Add { delta } }]);
     let session = SessionId(Revision { incarnation: 1, revision: u64::from(op) + 1 });
-    Batch::seal(Slots::ALL, session, Bseq(1), Bseq(1), Codec::Raw, payload)
+    Batch::seal(Slots::ALL, session, BatchSeq(1), BatchSeq(1), Codec::Raw, payload)
 }
 
 impl Store {
@@ -324,7 +324,7 @@ impl Store {
             Cause::Config { config } => {
                 let config = table.configs.get(config).clone();
                 let mod_revision = config.version.0;
-                Event::Config { config, mod_revision, read: None }
+                Event::ShardRecord { record: config, mod_revision, read: None }
             }
             Cause::Proposed { proposal, outcome } => {
                 let outcome = match outcome {
@@ -351,7 +351,7 @@ impl Store {
             }
             Cause::EtcdChecked { check, config } => {
                 let configs = Some(vec![table.configs.get(config).clone()]);
-                Event::EtcdChecked { check, configs }
+                Event::EtcdChecked { check, records: configs }
             }
             Cause::Tick => {
                 self.now = Now(self.now.0 + TICK_US);
@@ -402,7 +402,7 @@ impl Store {
             }
             Effect::Close { conn } => out.push(Out::Close { conn: conn.0 }),
             Effect::Gateway { reply, .. } => match reply {
-                NodeReply::Answer { session, answer: Answer::Applied { .. }, .. } => {
+                NodeReply::Answer { session, answer: BatchReply::Applied { .. }, .. } => {
                     out.push(Out::Applied { op: (session.0.revision - 1) as u8 });
                 }
                 NodeReply::Read { id, result } => {
@@ -413,14 +413,14 @@ impl Store {
                 }
                 NodeReply::Answer { .. } | NodeReply::ShardState { .. } => {}
             },
-            Effect::Propose { proposal, expect, config, candidate } => {
+            Effect::Propose { proposal, expect, record: config, candidate } => {
                 let config = table.configs.number(config);
                 let candidate = candidate.map(|(store, key)| (index_of(store), key));
                 out.push(Out::Propose { proposal, expect, config, candidate });
             }
             Effect::CheckEtcd { check, .. } => out.push(Out::Check { check }),
             // Records are read all the time, and nothing here flushes, lags or ends.
-            Effect::ReadConfig { .. } | Effect::Report(_) | Effect::Trim { .. } => {}
+            Effect::ReadRecord { .. } | Effect::Report(_) | Effect::Trim { .. } => {}
             other => panic!("nothing asks for {other:?} here"),
         }
         None

@@ -6,9 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engine::config::{ShardConfig, insert, remove};
 use engine::ids::{Epoch, StoreBoot, StoreId, Version};
 use engine::records::StoreStatus;
+use engine::shard_record::{ShardRecord, insert, remove};
 
 use super::core::{Core, Place, Process, Told};
 use super::etcd::{Call, Compare, Key, Reply, Value, Write};
@@ -110,10 +110,10 @@ type Alive = BTreeMap<StoreId, StoreBoot>;
 /// A suspect store's copies are not for one to promote who knows nothing of logs.
 fn promote(
     core: &mut Core,
-    config: &ShardConfig,
+    config: &ShardRecord,
     alive: &Alive,
     suspect: &BTreeSet<StoreId>,
-) -> Option<ShardConfig> {
+) -> Option<ShardRecord> {
     let lives = alive.get(&config.primary.store) == Some(&config.primary);
     let spurious = core.is_faulty() && core.rng.below(1_000) < core.plan.spurious_permille;
     if lives && !spurious {
@@ -123,7 +123,7 @@ fn promote(
     let fit = |store: &&StoreId| alive.contains_key(store) && !passed(store);
     let fit: Vec<StoreId> = config.isr.iter().filter(fit).copied().collect();
     let primary = alive[&core.rng.pick(&fit)?];
-    let mut next = ShardConfig { primary, epoch: Epoch(config.epoch.0 + 1), ..config.clone() };
+    let mut next = ShardRecord { primary, epoch: Epoch(config.epoch.0 + 1), ..config.clone() };
     for store in config.isr.iter().copied() {
         let gone = !alive.contains_key(&store);
         let drops = gone || (store != primary.store && core.rng.percent(10));
@@ -136,7 +136,7 @@ fn promote(
 }
 
 /// Recruits what is missing, lets go what is too much.
-fn place(core: &mut Core, config: &ShardConfig, alive: &Alive) -> Option<ShardConfig> {
+fn place(core: &mut Core, config: &ShardRecord, alive: &Alive) -> Option<ShardRecord> {
     let mut next = config.clone();
     if config.isr.len() > core.plan.replicas {
         let others: Vec<StoreId> =

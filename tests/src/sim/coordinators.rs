@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use engine::coordinator::{
-    Accepted, Change, Coordinator, Effect, Event, Kept, Listing, ProbeResult, Story, Writes,
+    AcceptedLoss, AtRevision, Coordinator, Decision, Effect, Event, Listing, ProbeResult,
+    RecordChange, Writes,
 };
 use engine::ids::{Epoch, ShardId, StoreBoot, StoreId, Version};
 use engine::message::{NodeQuery, NodeQueryReply};
@@ -204,9 +205,9 @@ impl Driver<'_> {
                 let question = Question::StepDown(shard, epoch);
                 self.ask(core, to, NodeQuery::StepDown { shard, epoch }, question);
             }
-            Effect::Story(story) => {
-                let kind = kind_of(&story);
-                if let Story::Leaderless { why, .. } = story {
+            Effect::Decision(decision) => {
+                let kind = kind_of(&decision);
+                if let Decision::Leaderless { why, .. } = decision {
                     core.oracle.coverage.leaderless(why);
                 }
                 *core.stories.entry(kind).or_default() += 1;
@@ -376,24 +377,24 @@ fn transaction(core: &Core, term: u64, writes: Writes) -> Call {
             let value = Value::Store { me, nonce: record.nonce as u64, status: record.status };
             puts.push(Write::Put(key, value, None));
         }
-        Writes::Accepted(accepted) => {
-            let Accepted { expect, config, loss, intent } = *accepted;
-            let shard = config.shard();
+        Writes::AcceptedLoss(accepted) => {
+            let AcceptedLoss { expect, record, loss, intent } = *accepted;
+            let shard = record.shard();
             compares.push(Compare::Modified(Key::Shard(shard), expect));
-            compares.push(Compare::Created(Key::Loss(shard, config.epoch), 0));
-            puts.push(Write::Put(Key::Loss(shard, config.epoch), Value::Loss(loss), None));
-            puts.push(Write::Put(Key::Shard(shard), Value::Shard(config), None));
+            compares.push(Compare::Created(Key::Loss(shard, record.epoch), 0));
+            puts.push(Write::Put(Key::Loss(shard, record.epoch), Value::Loss(loss), None));
+            puts.push(Write::Put(Key::Shard(shard), Value::Shard(record), None));
             if let Some(intent) = intent {
                 compares.push(Compare::Modified(Key::Promote(shard), intent));
                 puts.push(Write::Delete(Key::Promote(shard)));
             }
         }
         Writes::Shards(shards) => {
-            check(core, &shards.iter().map(|(_, config)| config.shard()).collect::<Vec<_>>());
-            for (expect, config) in shards {
-                let key = Key::Shard(config.shard());
+            check(core, &shards.iter().map(|(_, record)| record.shard()).collect::<Vec<_>>());
+            for (expect, record) in shards {
+                let key = Key::Shard(record.shard());
                 compares.push(Compare::Modified(key, expect));
-                puts.push(Write::Put(key, Value::Shard(config), None));
+                puts.push(Write::Put(key, Value::Shard(record), None));
             }
         }
     }
@@ -402,12 +403,12 @@ fn transaction(core: &Core, term: u64, writes: Writes) -> Call {
 
 /// An operator's word is about the record that the operator has seen, and no other.
 fn check_intent(core: &mut Core, writes: &Writes) {
-    let Writes::Accepted(accepted) = writes else { return };
-    let Accepted { config, intent: Some(at), .. } = &**accepted else { return };
-    let known = core.etcd.get(Key::Promote(config.shard())).filter(|known| known.modified == *at);
+    let Writes::AcceptedLoss(accepted) = writes else { return };
+    let AcceptedLoss { record, intent: Some(at), .. } = &**accepted else { return };
+    let known = core.etcd.get(Key::Promote(record.shard())).filter(|known| known.modified == *at);
     let Some(intent) = known.and_then(intent_of) else { return };
-    if config.version != Version(intent.version.0 + 1) {
-        let detail = format!("{intent:?} is obeyed by {config:?} at {}", core.now);
+    if record.version != Version(intent.version.0 + 1) {
+        let detail = format!("{intent:?} is obeyed by {record:?} at {}", core.now);
         core.oracle.violations.push(Violation { promise: "losses", detail });
     }
 }
@@ -423,43 +424,45 @@ fn listing(revision: u64, all: Vec<(Key, Versioned)>) -> Listing {
     let mut listing = Listing { revision, ..Listing::default() };
     for (key, versioned) in all {
         match change_of(key, Some(versioned)) {
-            Some(Change::Meta(kept)) => listing.meta = Some(kept),
-            Some(Change::Store(store, Some(kept))) => listing.stores.push((store, kept)),
-            Some(Change::Name(name, Some(kept))) => listing.names.push((name, kept)),
-            Some(Change::Node(store, Some(kept))) => listing.nodes.push((store, kept)),
-            Some(Change::Shard(_, Some(kept))) => listing.shards.push(kept),
-            Some(Change::Promote(shard, Some(kept))) => listing.promotes.push((shard, kept)),
+            Some(RecordChange::Meta(kept)) => listing.meta = Some(kept),
+            Some(RecordChange::Store(store, Some(kept))) => listing.stores.push((store, kept)),
+            Some(RecordChange::Name(name, Some(kept))) => listing.names.push((name, kept)),
+            Some(RecordChange::Node(store, Some(kept))) => listing.nodes.push((store, kept)),
+            Some(RecordChange::Shard(_, Some(kept))) => listing.shards.push(kept),
+            Some(RecordChange::Promote(shard, Some(kept))) => listing.promotes.push((shard, kept)),
             _ => {}
         }
     }
     listing
 }
 
-fn change_of(key: Key, value: Option<Versioned>) -> Option<Change> {
+fn change_of(key: Key, value: Option<Versioned>) -> Option<RecordChange> {
     Some(match (key, value) {
-        (Key::Meta, Some(v)) => Change::Meta(kept(&v, meta_of(&v)?)),
+        (Key::Meta, Some(v)) => RecordChange::Meta(kept(&v, meta_of(&v)?)),
         (Key::Store(store), v) => {
-            Change::Store(store, v.and_then(|v| Some(kept(&v, store_of(&v)?))))
+            RecordChange::Store(store, v.and_then(|v| Some(kept(&v, store_of(&v)?))))
         }
         // None is ever deleted, and its value says whose place it is.
         (Key::Name(_), v) => {
             let v = v?;
             let Value::Name(store) = v.value else { return None };
-            Change::Name(name_of(store), Some(kept(&v, NameRecord { store })))
+            RecordChange::Name(name_of(store), Some(kept(&v, NameRecord { store })))
         }
-        (Key::Node(store), v) => Change::Node(store, v.and_then(|v| Some(kept(&v, node_of(&v)?)))),
+        (Key::Node(store), v) => {
+            RecordChange::Node(store, v.and_then(|v| Some(kept(&v, node_of(&v)?))))
+        }
         (Key::Shard(shard), v) => {
-            Change::Shard(shard, v.and_then(|v| Some(kept(&v, shard_of(&v)?))))
+            RecordChange::Shard(shard, v.and_then(|v| Some(kept(&v, shard_of(&v)?))))
         }
         (Key::Promote(shard), v) => {
-            Change::Promote(shard, v.and_then(|v| Some(kept(&v, intent_of(&v)?))))
+            RecordChange::Promote(shard, v.and_then(|v| Some(kept(&v, intent_of(&v)?))))
         }
         _ => return None,
     })
 }
 
-fn kept<V>(versioned: &Versioned, value: V) -> Kept<V> {
-    Kept { value, created: versioned.created, modified: versioned.modified }
+fn kept<V>(versioned: &Versioned, value: V) -> AtRevision<V> {
+    AtRevision { value, created: versioned.created, modified: versioned.modified }
 }
 
 fn meta_of(versioned: &Versioned) -> Option<engine::records::Meta> {
@@ -476,9 +479,9 @@ fn intent_of(versioned: &Versioned) -> Option<PromoteIntent> {
     }
 }
 
-fn shard_of(versioned: &Versioned) -> Option<engine::config::ShardConfig> {
+fn shard_of(versioned: &Versioned) -> Option<engine::shard_record::ShardRecord> {
     match &versioned.value {
-        Value::Shard(config) => Some(config.clone()),
+        Value::Shard(record) => Some(record.clone()),
         _ => None,
     }
 }
@@ -508,23 +511,23 @@ fn zone_of(store: StoreId) -> String {
 }
 
 /// For counting.
-fn kind_of(story: &Story) -> &'static str {
-    match story {
-        Story::TookOffice { .. } => "took office",
-        Story::Waits(_) => "waits",
-        Story::Placed { .. } => "placed",
-        Story::Died { .. } => "died",
-        Story::Returned { .. } => "returned",
-        Story::Promoted { .. } => "promoted",
-        Story::LossAccepted(_) => "loss accepted",
-        Story::Leaderless { .. } => "leaderless",
-        Story::Removed { .. } => "removed",
-        Story::Recruited { .. } => "recruited",
-        Story::Released { .. } => "released",
-        Story::Lost { .. } => "lost",
-        Story::Draining { .. } | Story::Undrained { .. } => "drained",
-        Story::Cleared { .. } => "cleared",
-        Story::Guarded { .. } => "guarded",
-        Story::Unguarded => "unguarded",
+fn kind_of(decision: &Decision) -> &'static str {
+    match decision {
+        Decision::BecameLeader { .. } => "took office",
+        Decision::PlacementWaits(_) => "waits",
+        Decision::Placed { .. } => "placed",
+        Decision::Died { .. } => "died",
+        Decision::Returned { .. } => "returned",
+        Decision::Promoted { .. } => "promoted",
+        Decision::LossAccepted(_) => "loss accepted",
+        Decision::Leaderless { .. } => "leaderless",
+        Decision::Removed { .. } => "removed",
+        Decision::Recruited { .. } => "recruited",
+        Decision::Released { .. } => "released",
+        Decision::Lost { .. } => "lost",
+        Decision::Draining { .. } | Decision::Undrained { .. } => "drained",
+        Decision::Cleared { .. } => "cleared",
+        Decision::Guarded { .. } => "guarded",
+        Decision::Unguarded => "unguarded",
     }
 }

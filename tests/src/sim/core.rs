@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use engine::ids::{Conn, Now, ShardId, StoreBoot};
-use engine::message::{NodeQuery, NodeQueryReply, Report};
+use engine::message::{HealthReport, NodeQuery, NodeQueryReply};
 use engine::records::PromoteIntent;
 
 use super::clients::{Answered, Request};
@@ -93,7 +93,7 @@ pub enum Told {
     /// From a node, or else from a gateway.
     Report {
         from: Option<StoreBoot>,
-        report: Report,
+        report: HealthReport,
     },
     // -- etcd
     Etcd {
@@ -123,7 +123,7 @@ pub enum Happening {
     Report {
         to: Place,
         from: Option<StoreBoot>,
-        report: Report,
+        report: HealthReport,
     },
     Request {
         to: Place,

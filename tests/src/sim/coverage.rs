@@ -6,17 +6,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engine::config::ShardConfig;
 use engine::entry::{Body, Entry};
 use engine::ids::{
-    Bseq, Conn, Epoch, Seq, SessionId, ShardId, StoreBoot, StoreId, TimeMs, Version,
+    BatchSeq, Conn, Epoch, Seq, SessionId, ShardId, StoreBoot, StoreId, TimeMs, Version,
 };
 use engine::message::{
-    Answer, FromFollower, NodeQueryReply, NodeReply, Refusal, Reject, Report, ShardAvailability,
-    SnapshotOutcome, Standing, ToFollower,
+    BatchReply, FromFollower, HealthReport, NodeQueryReply, NodeReply, Refusal, Reject,
+    ReplicaHealth, ShardAvailability, SnapshotOutcome, ToFollower,
 };
 use engine::node::{CasOutcome, Effect, Event, ReplicaView};
-use engine::store::log::Record;
+use engine::shard_record::ShardRecord;
+use engine::store::log::LogRecord;
 
 /// A path that a quiet run does not take.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -209,7 +209,7 @@ impl Path {
 #[derive(Default)]
 pub struct Coverage {
     pub counts: BTreeMap<Path, u64>,
-    records: BTreeMap<ShardId, ShardConfig>,
+    records: BTreeMap<ShardId, ShardRecord>,
     /// Stores that were in sync once and are not now.
     outside: BTreeSet<(ShardId, StoreId)>,
     /// What primaries have asked etcd for: so it is known whose change a record is.
@@ -221,7 +221,7 @@ pub struct Coverage {
     /// New primaries whose logs end with what nobody is known to have committed.
     tails: BTreeMap<(ShardId, Epoch), Seq>,
     /// Where each batch was committed first.
-    batches: BTreeMap<(ShardId, SessionId, Bseq), (Epoch, Seq)>,
+    batches: BTreeMap<(ShardId, SessionId, BatchSeq), (Epoch, Seq)>,
     /// Copies on their way.
     transfers: BTreeSet<(StoreBoot, Conn, u64)>,
     /// Where shard time stands, and how much more at once is a leap.
@@ -266,7 +266,7 @@ impl Coverage {
             Event::Proposed { outcome: CasOutcome::Unknown, .. } => {
                 self.reached(Path::ProposalUnknown);
             }
-            Event::EtcdChecked { configs: Some(configs), .. } => {
+            Event::EtcdChecked { records: Some(configs), .. } => {
                 for config in configs {
                     let leads = config.primary == me;
                     self.reached(match leads {
@@ -281,9 +281,9 @@ impl Coverage {
 
     pub fn effect(&mut self, me: StoreBoot, effect: &Effect) {
         match effect {
-            Effect::Write(Record::Append { shard, entry }) => self.appended(*shard, entry),
-            Effect::Write(Record::Truncate { .. }) => self.reached(Path::TailTruncated),
-            Effect::Write(Record::Drop { .. }) => self.reached(Path::CopyDropped),
+            Effect::Write(LogRecord::Append { shard, entry }) => self.appended(*shard, entry),
+            Effect::Write(LogRecord::Truncate { .. }) => self.reached(Path::TailTruncated),
+            Effect::Write(LogRecord::Drop { .. }) => self.reached(Path::CopyDropped),
             Effect::FromFollower { message: FromFollower::Reject { reason, .. }, .. } => {
                 match reason {
                     Reject::StaleEpoch { .. } => self.reached(Path::DeposedRefused),
@@ -301,26 +301,26 @@ impl Coverage {
                 self.reached(Path::SteppedDown);
             }
             Effect::Left => self.reached(Path::Left),
-            Effect::Propose { config, .. } => {
+            Effect::Propose { record: config, .. } => {
                 self.proposed.insert((config.shard(), config.version, config.isr.clone()));
             }
             _ => {}
         }
     }
 
-    fn reported(&mut self, report: &Report) {
+    fn reported(&mut self, report: &HealthReport) {
         if !report.resigned.is_empty() {
             self.reached(Path::Resigned);
         }
         for (_, standing) in report.frozen.iter().flat_map(|(_, hindered_by)| hindered_by) {
             match standing {
-                Standing::Good => {}
-                Standing::Silent => self.reached(Path::HinderedBySilence),
-                Standing::Full => self.reached(Path::HinderedByFullDisk),
-                Standing::NoCopy => self.reached(Path::HinderedByNoCopy),
-                Standing::Lost => self.reached(Path::HinderedByLoss),
-                Standing::Filling => self.reached(Path::HinderedByCopying),
-                Standing::Behind => self.reached(Path::HinderedByLag),
+                ReplicaHealth::Good => {}
+                ReplicaHealth::Silent => self.reached(Path::HinderedBySilence),
+                ReplicaHealth::Full => self.reached(Path::HinderedByFullDisk),
+                ReplicaHealth::NoCopy => self.reached(Path::HinderedByNoCopy),
+                ReplicaHealth::Lost => self.reached(Path::HinderedByLoss),
+                ReplicaHealth::Filling => self.reached(Path::HinderedByCopying),
+                ReplicaHealth::Behind => self.reached(Path::HinderedByLag),
             }
         }
     }
@@ -363,16 +363,16 @@ impl Coverage {
                     self.tails.insert((shard, entry.epoch), before);
                 }
             }
-            Body::Collect { .. } => self.reached(Path::SessionCollected),
-            Body::Expire { .. } => self.reached(Path::BucketExpired),
+            Body::ExpireSessions { .. } => self.reached(Path::SessionCollected),
+            Body::ExpireTokens { .. } => self.reached(Path::BucketExpired),
             Body::Ops(_) | Body::Split { .. } | Body::Unknown { .. } => {}
         }
     }
 
     fn told_a_gateway(&mut self, reply: &NodeReply) {
         let path = match reply {
-            NodeReply::Answer { answer: Answer::Expired, .. } => Path::SessionExpired,
-            NodeReply::Answer { answer: Answer::Refused(Refusal::Overloaded), .. } => {
+            NodeReply::Answer { answer: BatchReply::Expired, .. } => Path::SessionExpired,
+            NodeReply::Answer { answer: BatchReply::Refused(Refusal::Overloaded), .. } => {
                 Path::Overloaded
             }
             NodeReply::Read { result: Err(Refusal::Stale), .. } => Path::TooStale,
@@ -393,7 +393,8 @@ impl Coverage {
             let Some(held) = view.log.get(seq) else { continue };
             let Body::Ops(batch) = &held.entry.body else { continue };
             let place = (held.entry.epoch, seq);
-            let first = *self.batches.entry((shard, batch.session, batch.bseq)).or_insert(place);
+            let first =
+                *self.batches.entry((shard, batch.session, batch.batch_seq)).or_insert(place);
             if first.0 < place.0 {
                 self.reached(Path::DuplicateAfterFailover);
             }
@@ -404,7 +405,7 @@ impl Coverage {
         }
     }
 
-    pub fn record_written(&mut self, config: &ShardConfig) {
+    pub fn record_written(&mut self, config: &ShardRecord) {
         let shard = config.shard();
         let Some(old) = self.records.insert(shard, config.clone()) else { return };
         let came = config.isr.iter().filter(|store| !old.isr.contains(store)).count();

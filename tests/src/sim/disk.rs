@@ -10,18 +10,18 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use engine::apply::{Needs, ShardState};
-use engine::idempotency::{Record, RecordId};
+use engine::idempotency::{RecordId, TokenRecord};
 use engine::ids::{Conn, CopyNo, ShardId, Slots, StoreId};
 use engine::key::CounterKey;
 use engine::node::RecoveredReplica;
-use engine::store::layout::{self, Change, RowKey};
-use engine::store::log::catch_up::{LogPart, Wanted};
+use engine::store::layout::{self, RowChange, RowKey};
+use engine::store::log::catch_up::{LogPart, WantedEntries};
 use engine::store::log::index::Needed;
-use engine::store::log::scan::Place;
+use engine::store::log::scan::LogLocation;
 use engine::store::log::writer::Resume;
-use engine::store::log::{Identity, Record as LogRecord};
-use engine::store::recovery::Plan;
-use engine::store::table::Frozen;
+use engine::store::log::{Identity, LogRecord};
+use engine::store::recovery::RecoveryPlan;
+use engine::store::table::SealedTable;
 
 use super::checker::durable::{Durable, Found};
 use super::core::{Core, Process, Told};
@@ -49,10 +49,10 @@ pub enum DiskDone {
     Loaded {
         load: u64,
         values: Vec<Option<i128>>,
-        records: Vec<Option<Record>>,
+        records: Vec<Option<TokenRecord>>,
     },
     LogRead {
-        at: Place,
+        at: LogLocation,
         parts: Vec<LogPart>,
     },
     /// An ingest is to be performed now.
@@ -76,7 +76,7 @@ pub enum DiskDone {
 pub enum Ingest {
     Flush {
         flush: u64,
-        table: Arc<Frozen>,
+        table: Arc<SealedTable>,
         shards: Vec<(CopyNo, ShardState)>,
     },
     Install {
@@ -128,7 +128,7 @@ pub struct Opened {
 /// What the log is asked to do, one after the other.
 enum LogJob {
     Group { number: u64, records: Vec<LogRecord> },
-    Read { wanted: Vec<Wanted>, from: Place, bytes_max: usize },
+    Read { wanted: Vec<WantedEntries>, from: LogLocation, bytes_max: usize },
     Trim(Vec<Needed>),
 }
 
@@ -243,8 +243,8 @@ impl Disk {
         &mut self,
         core: &mut Core,
         me: Process,
-        wanted: Vec<Wanted>,
-        from: Place,
+        wanted: Vec<WantedEntries>,
+        from: LogLocation,
         bytes_max: usize,
     ) {
         self.log_job(core, me, LogJob::Read { wanted, from, bytes_max });
@@ -573,12 +573,12 @@ impl Disk {
 }
 
 /// What damage makes of every copy.
-fn suspect_all(plan: &mut Plan) {
+fn suspect_all(plan: &mut RecoveryPlan) {
     for content in plan.replicas.iter_mut().filter_map(|replica| replica.content.as_mut()) {
         content.suspect = true;
     }
-    for small in plan.resume.shards.values_mut() {
-        small.suspect |= small.held.is_some();
+    for checkpoint in plan.resume.shards.values_mut() {
+        checkpoint.suspect |= checkpoint.extent.is_some();
     }
 }
 
@@ -595,17 +595,17 @@ impl Platter {
     }
 
     /// One row of a flush: the bytes that production hands to RocksDB, and reads again.
-    fn write_row(&mut self, key: &[u8], change: Change) {
+    fn write_row(&mut self, key: &[u8], change: RowChange) {
         match RowKey::decode(key).expect("just encoded") {
             RowKey::Counter { slot, counter } => {
                 let name = (slot.0, counter.name().to_vec());
                 let value = match change {
-                    Change::Put(value) => value,
-                    Change::Merge(operand) => {
+                    RowChange::Put(value) => value,
+                    RowChange::Merge(operand) => {
                         let below = self.rows.get(&name).map(|&value| layout::counter_value(value));
                         layout::merge(below.as_deref(), [&operand[..]]).expect("just encoded")
                     }
-                    Change::Delete => {
+                    RowChange::Delete => {
                         self.rows.remove(&name);
                         return;
                     }
@@ -624,9 +624,9 @@ impl Platter {
 }
 
 /// What is not a counter is only ever written anew.
-fn row_of(change: Change) -> Vec<u8> {
+fn row_of(change: RowChange) -> Vec<u8> {
     match change {
-        Change::Put(row) => row,
+        RowChange::Put(row) => row,
         other => unreachable!("{other:?} of a row that is no counter"),
     }
 }

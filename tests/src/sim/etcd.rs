@@ -9,10 +9,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engine::config::ShardConfig;
 use engine::history::History;
 use engine::ids::{Epoch, SessionId, ShardId, StoreBoot, StoreId};
 use engine::records::{LossRecord, Meta, PromoteIntent, StoreStatus};
+use engine::shard_record::ShardRecord;
 
 use super::core::{Core, Happening, Place, Process, Told};
 use super::coverage::Path;
@@ -42,7 +42,7 @@ pub enum Value {
     Name(StoreId),
     Node(StoreBoot),
     Gateway,
-    Shard(ShardConfig),
+    Shard(ShardRecord),
     Promote(PromoteIntent),
     Loss(LossRecord),
 }
@@ -201,7 +201,7 @@ impl Etcd {
         self.truth().keys.iter().any(made)
     }
 
-    pub fn shards(&self) -> impl Iterator<Item = (&ShardConfig, u64)> {
+    pub fn shards(&self) -> impl Iterator<Item = (&ShardRecord, u64)> {
         self.truth().keys.values().filter_map(|versioned| match &versioned.value {
             Value::Shard(config) => Some((config, versioned.modified)),
             _ => None,
@@ -224,13 +224,13 @@ impl Etcd {
 
     /// This process has heard of nothing newer than the snapshot.
     pub fn could_follow(&self, process: Process, image: &Image) -> bool {
-        let asks = self.histories.get(&process).map_or(Ok(0), History::asks);
+        let asks = self.histories.get(&process).map_or(Ok(0), History::before_call);
         asks.is_ok_and(|newest| newest <= image.revision)
     }
 
     /// It does not follow this etcd any more, nor any.
     pub fn is_left_by(&self, process: Process) -> bool {
-        self.histories.get(&process).is_some_and(|history| history.asks().is_err())
+        self.histories.get(&process).is_some_and(|history| history.before_call().is_err())
     }
 
     fn perform(&mut self, now: u64, call: Call) -> Reply {
@@ -333,7 +333,7 @@ impl Core {
         let number = self.etcd.next_call;
         let gives_up_at = self.now + CALL_TIMEOUT;
         let compared = matches!(call, Call::Read(_) | Call::List | Call::Txn { .. });
-        let asks = self.etcd.histories.entry(from).or_default().asks();
+        let asks = self.etcd.histories.entry(from).or_default().before_call();
         let history = asks.ok().filter(|_| compared);
         if compared && history.is_none() {
             self.tell_after(CALL_TIMEOUT, from, Told::EtcdTimeout { call: number });
@@ -382,8 +382,8 @@ impl Core {
         let heard = self.etcd.histories.entry(from).or_default();
         let revision = self.etcd.kept.revision;
         let goes_on = history.is_none_or(|asked| match reply {
-            Reply::Txn { done: true, .. } => heard.written(asked, revision).is_ok(),
-            _ => heard.answered(asked, revision).is_ok(),
+            Reply::Txn { done: true, .. } => heard.check_write(asked, revision).is_ok(),
+            _ => heard.check_answer(asked, revision).is_ok(),
         });
         if !goes_on {
             self.oracle.coverage.reached(Path::EtcdWentBack);
@@ -507,13 +507,13 @@ impl Core {
             self.after(again, Happening::EtcdRelist { watcher: at });
             return None;
         }
-        let asks = self.etcd.histories.entry(process).or_default().asks();
+        let asks = self.etcd.histories.entry(process).or_default().before_call();
         if let Ok(asked) = asks {
             self.etcd_is_right_for(asked);
         }
         let revision = self.etcd.kept.revision;
         let history = self.etcd.histories.entry(process).or_default();
-        if asks.and_then(|asked| history.answered(asked, revision)).is_err() {
+        if asks.and_then(|asked| history.check_answer(asked, revision)).is_err() {
             self.oracle.coverage.reached(Path::EtcdWentBack);
             self.etcd.watchers[at].seen = usize::MAX;
             return None;
@@ -555,7 +555,7 @@ impl Core {
 
     fn etcd_heard(&mut self, process: Process) {
         let revision = self.etcd.kept.revision;
-        self.etcd.histories.entry(process).or_default().heard(revision);
+        self.etcd.histories.entry(process).or_default().observe(revision);
     }
 
     /// Somebody restores it from this snapshot: what has happened since is gone, for as long as nobody notices that.

@@ -70,7 +70,7 @@ fn kill(world: &mut World, node: usize, death: Death) {
 fn closed_shards(world: &World, dead: usize) -> usize {
     let dead = world.nodes[dead].store;
     let records = world.core.etcd.shards();
-    let open = |config: &engine::config::ShardConfig| {
+    let open = |config: &engine::shard_record::ShardRecord| {
         let node = world.nodes.iter().find(|node| node.store == config.primary.store);
         let machine = node.filter(|node| node.store != dead).and_then(|node| node.machine());
         let mut views = machine.into_iter().flat_map(|machine| machine.replicas());

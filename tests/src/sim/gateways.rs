@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use engine::batcher::{Effect, Event, Failure, Outcome as Known, ReadValues, Worker};
+use engine::batcher::{Batcher, Effect, Event, Failure, Outcome as Known, ReadValues};
 use engine::ids::{Conn, SessionId, StoreBoot, StoreId};
-use engine::message::{Answer, NodeReply};
+use engine::message::{BatchReply, NodeReply};
 use engine::ops::{Op, OpKind};
 
 use super::checker::{Violation, answers};
@@ -31,7 +31,7 @@ pub struct GatewayHost {
 }
 
 struct Running {
-    worker: Worker,
+    worker: Batcher,
     started: u64,
     effects: Vec<Effect>,
     /// What it was about to do when it was stopped, and when it had decided to.
@@ -88,7 +88,7 @@ impl GatewayHost {
         }
         self.life += 1;
         self.running = Some(Running {
-            worker: Worker::new(core.plan.gateway.clone()),
+            worker: Batcher::new(core.plan.gateway.clone()),
             started: core.clock(),
             effects: Vec::new(),
             held_back: Vec::new(),
@@ -293,8 +293,10 @@ impl Driver<'_> {
     fn watch_over(&mut self, core: &mut Core, reply: &NodeReply) {
         let NodeReply::Answer { session, answer, .. } = reply else { return };
         let wrong = match answer {
-            Answer::NoEffect => "is out of order",
-            Answer::Expired if core.etcd.has_session(*session) => "expired while its key stands",
+            BatchReply::NoEffect => "is out of order",
+            BatchReply::Expired if core.etcd.has_session(*session) => {
+                "expired while its key stands"
+            }
             _ => return,
         };
         let detail = format!("{:?}: {session:?} {wrong}", self.process);
@@ -416,7 +418,7 @@ impl Driver<'_> {
         for WatchEvent { value, .. } in events {
             match value {
                 Some(Versioned { value: Value::Shard(config), .. }) => {
-                    self.handle(core, Event::Config(config));
+                    self.handle(core, Event::ShardRecord(config));
                 }
                 Some(Versioned { value: Value::Node(me), .. }) => {
                     self.running.peers.entry(me.store).or_default();

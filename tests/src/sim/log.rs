@@ -13,13 +13,13 @@ use bytes::Bytes;
 use engine::apply::ShardState;
 use engine::entry::Entry;
 use engine::ids::{CopyNo, ShardId};
-use engine::store::log::Record;
-use engine::store::log::catch_up::{Gone, LogPart, Wanted};
+use engine::store::log::LogRecord;
+use engine::store::log::catch_up::{Gone, LogPart, WantedEntries};
 use engine::store::log::group::{GROUP_HEADER_BYTES, SEGMENT_BYTES, SegmentHeader};
 use engine::store::log::index::{BLOCK_BYTES, Block, Needed};
-use engine::store::log::scan::{Clean, Place, Scanned, Scanner};
-use engine::store::log::writer::{Resume, Writer};
-use engine::store::recovery::{Plan, Recovery};
+use engine::store::log::scan::{Clean, LogLocation, Scanned, Scanner};
+use engine::store::log::writer::{LogEncoder, Resume};
+use engine::store::recovery::{Recovery, RecoveryPlan};
 
 use super::draws::Draws;
 use super::rng::Rng;
@@ -159,7 +159,7 @@ impl Log {
         &mut self,
         state: &BTreeMap<ShardId, (CopyNo, ShardState)>,
         sizes: LogSizes,
-    ) -> (Plan, Scanned) {
+    ) -> (RecoveryPlan, Scanned) {
         let header = |bytes: &Vec<u8>| SegmentHeader::decode(&Bytes::copy_from_slice(bytes)).ok();
         let owner = self.segments.values().find_map(header).map(|header| header.owner);
         let mut recovery =
@@ -214,7 +214,7 @@ impl Log {
 pub struct OpenLog {
     sizes: LogSizes,
     /// Made with the first group, which on a new disk says whose log it is.
-    writer: Option<Writer>,
+    writer: Option<LogEncoder>,
     resume: Option<Resume>,
     /// What is written again, a block with each group.
     carrying: VecDeque<(Block, Vec<(ShardId, Entry)>)>,
@@ -226,12 +226,13 @@ impl OpenLog {
     }
 
     /// Writes a group. Returns the sum in its header, which all its bytes are in.
-    pub fn write(&mut self, log: &mut Log, number: u64, records: Vec<Record>) -> u64 {
+    pub fn write(&mut self, log: &mut Log, number: u64, records: Vec<LogRecord>) -> u64 {
         let writer = match &mut self.writer {
             Some(writer) => writer,
             None => {
                 let resume = self.resume.take().expect("taken only here");
-                self.writer.insert(Writer::new(resume.owned(&records), self.sizes.segment_bytes))
+                self.writer
+                    .insert(LogEncoder::new(resume.owned(&records), self.sizes.segment_bytes))
             }
         };
         if let Some((block, entries)) = self.carrying.pop_front() {
@@ -256,10 +257,10 @@ impl OpenLog {
     pub fn read(
         &self,
         log: &Log,
-        wanted: Vec<Wanted>,
-        from: Place,
+        wanted: Vec<WantedEntries>,
+        from: LogLocation,
         bytes_max: usize,
-    ) -> Result<(Place, Vec<LogPart>), Damaged> {
+    ) -> Result<(LogLocation, Vec<LogPart>), Damaged> {
         let (owner, index) = match (&self.writer, &self.resume) {
             (Some(writer), _) => (writer.owner(), writer.index()),
             (None, Some(resume)) => (resume.owner, &resume.index),

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use engine::apply::ShardState;
 use engine::ids::{Conn, ShardId, StoreBoot};
 use engine::message::{
-    FromFollower, GatewayMessage, NodeQuery, NodeQueryReply, NodeReply, Report, ToFollower,
+    FromFollower, GatewayMessage, HealthReport, NodeQuery, NodeQueryReply, NodeReply, ToFollower,
 };
 
 use super::checker::Violation;
@@ -491,7 +491,7 @@ impl Core {
     }
 
     /// To every coordinator: only the leading one listens.
-    pub fn report(&mut self, from: Process, me: Option<StoreBoot>, report: &Report) {
+    pub fn report(&mut self, from: Process, me: Option<StoreBoot>, report: &HealthReport) {
         for index in 0..self.plan.coordinators {
             let to = Place::Coordinator(index);
             if !self.net.is_blocked(from.place, to) {

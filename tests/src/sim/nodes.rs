@@ -2,18 +2,20 @@
 //!
 //! Like every driver it decides nothing about replication. It performs effects in order, dials
 //! every store it has heard of, keeps its lease alive while its disk answers, and tells the machine
-//! what etcd says. A start reads its disk, waits until the key of the process before it is gone, and asks the engine
-//! who it is (DESIGN §6).
+//! what etcd says. A start reads its disk, waits until the key of the process before it is gone,
+//! and asks the engine who it is (docs/design.md#identity).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use engine::apply::ShardState;
-use engine::boot::{self, Claim, Holder, Refusal, Seen, Start, Step, Wish};
+use engine::boot::{
+    self, EtcdState, NameHolder, NameRequest, Start, StartRefusal, StartStep, StoreClaim,
+};
 use engine::ids::{Boot, Conn, Now, Revision, SessionId, StoreBoot, StoreId, TimeMs};
 use engine::message::{FromFollower, SnapshotOutcome, ToFollower};
 use engine::node::{CasOutcome, Effect, Event, Node, Settings};
 use engine::records::{StoreRecord, StoreStatus};
-use engine::store::log::Record;
+use engine::store::log::LogRecord;
 
 use super::checker::Violation;
 use super::coordinators::store_of;
@@ -291,7 +293,7 @@ impl NodeHost {
                     return self.refused(core, None);
                 }
                 let identity = opened.identity.clone();
-                let wish = Wish { name: name_of(self.store), replace: self.replaces };
+                let wish = NameRequest { name: name_of(self.store), replace: self.replaces };
                 let start = Start::new(CLUSTER, wish, opened.suspect, identity, self.store);
                 let start = start.expect("its own cluster").planted(core.plan.planted);
                 booting.found = Some((start, opened));
@@ -371,8 +373,8 @@ impl NodeHost {
                 _ => None,
             })
         };
-        let is_counted_on = |store| boot::is_counted_on(store, shards(), planted);
-        let counted_on = is_counted_on(store);
+        let is_trusted_member = |store| boot::is_trusted_member(store, shards(), planted);
+        let trusted_member = is_trusted_member(store);
         let holder = find(name_key(store)).and_then(|kept| match kept.value {
             Value::Name(other) if other != store => Some(other),
             _ => None,
@@ -380,19 +382,24 @@ impl NodeHost {
         // That it does not run was seen by its key.
         let holder = holder.and_then(|store| {
             let record = find(Key::Store(store)).and_then(store_of)?;
-            Some(Holder { store, record, answers: false, counted_on: is_counted_on(store) })
+            Some(NameHolder {
+                store,
+                record,
+                answers: false,
+                trusted_member: is_trusted_member(store),
+            })
         });
         let fresh = u128::from(core.rng.word());
-        let seen = Seen { record: record.as_ref(), holder: holder.as_ref(), counted_on };
+        let seen = EtcdState { record: record.as_ref(), holder: holder.as_ref(), trusted_member };
         let booting = self.booting();
         let Some((start, opened)) = &mut booting.found else { return };
-        match start.look(seen, fresh) {
-            Ok(Step::Serve { boot, suspect, .. }) => {
+        match start.next_step(seen, fresh) {
+            Ok(StartStep::Serve { boot, suspect, .. }) => {
                 booting.suspect = suspect;
                 booting.serves = Some((boot, None));
                 booting.call = Some(core.etcd(me, Call::Grant { ttl: core.plan.lease_ttl }));
             }
-            Ok(Step::Claim(Claim { log, boot, nonce, status, .. })) => {
+            Ok(StartStep::Claim(StoreClaim { log, boot, nonce, status, .. })) => {
                 booting.serves = None;
                 if takes_unasked {
                     let at = core.now;
@@ -407,7 +414,7 @@ impl NodeHost {
                 let group = opened.next_group;
                 opened.next_group += 1;
                 booting.logging = Some((group, claimed));
-                self.disk.write(Record::Identity(identity));
+                self.disk.write(LogRecord::Identity(identity));
                 self.disk.sync(core, me, group);
             }
             Err(refusal) => self.refused(core, Some(refusal)),
@@ -416,7 +423,7 @@ impl NodeHost {
 
     /// It must not run: no refusal is that its log no longer says whose it is. Whoever looks after it puts the disk back that
     /// was there before, or gives it an empty one.
-    fn refused(&mut self, core: &mut Core, refusal: Option<Refusal>) {
+    fn refused(&mut self, core: &mut Core, refusal: Option<StartRefusal>) {
         core.journal.note(core.now, || format!("{:?} is refused: {refusal:?}", self.store));
         if self.place == Place::Twin {
             core.oracle.coverage.reached(Path::TwinRefused);
@@ -428,8 +435,8 @@ impl NodeHost {
             // A disk that was given up, or that went back in time, is refused for ever, also while an in-sync set names its
             // store: marked there, or since nobody has taken it out yet (seeds 509887 and 511437).
             let for_ever = match refusal {
-                Some(Refusal::GivenUp { .. }) => true,
-                Some(Refusal::NotOurs { .. }) | None => self.ever_harmed.contains(&self.store),
+                Some(StartRefusal::GivenUp { .. }) => true,
+                Some(StartRefusal::NotOurs { .. }) | None => self.ever_harmed.contains(&self.store),
                 _ => false,
             };
             if for_ever || !self.is_in_sync(core) {
@@ -440,14 +447,14 @@ impl NodeHost {
             return core.after(100_000, Happening::Restart { place: self.place });
         }
         // A claim of the disk that was here before came late, and has the name: the operator means that one as well.
-        if self.replaces && matches!(refusal, Some(Refusal::NameTaken { .. })) {
+        if self.replaces && matches!(refusal, Some(StartRefusal::NameTaken { .. })) {
             core.oracle.coverage.reached(Path::StartRefused);
             self.crash(core, false);
             return core.after(100_000, Happening::Restart { place: self.place });
         }
         // Of two disks that were both in use in one place the later one may be the one that was given up.
         let swapped = self.store != store_id((self.store.0 & 0xFF) as u8 - 0xA0)
-            && matches!(refusal, Some(Refusal::GivenUp { .. }));
+            && matches!(refusal, Some(StartRefusal::GivenUp { .. }));
         if !self.ever_harmed.contains(&self.store) && !swapped {
             let detail = format!("{:?} may not start at {}: {refusal:?}", self.store, core.now);
             core.oracle.violations.push(Violation { promise: "heals", detail });
@@ -873,11 +880,11 @@ impl Driver<'_> {
             Effect::DropRows { shard, slots } => {
                 self.disk.begin_ingest(core, me, Ingest::Drop { shard, slots });
             }
-            Effect::ReadConfig { read, shard } => {
+            Effect::ReadRecord { read, shard } => {
                 let call = core.etcd(me, Call::Read(vec![Key::Shard(shard)]));
                 self.running.calls.insert(call, Asked::Config(read));
             }
-            Effect::Propose { proposal, expect, config, candidate } => {
+            Effect::Propose { proposal, expect, record: config, candidate } => {
                 let key = Key::Shard(config.shard());
                 let mut compares = vec![Compare::Modified(key, expect)];
                 let created = |(store, at)| Compare::Created(Key::Node(store), at);
@@ -896,7 +903,7 @@ impl Driver<'_> {
                 self.running.calls.insert(call, Asked::Sessions);
             }
             // Its disks do not rot in a way that only a scrub would find.
-            Effect::Scrub { .. } | Effect::Found(_) => {}
+            Effect::Scrub { .. } | Effect::Audit(_) => {}
             Effect::Left => self.running.left = true,
             Effect::Exit(_) => unreachable!("the caller stops at it"),
         }
@@ -1150,7 +1157,7 @@ impl Driver<'_> {
                     _ => None,
                 };
                 let configs = Some(keys.into_iter().filter_map(config).collect());
-                self.handle(core, Event::EtcdChecked { check, configs });
+                self.handle(core, Event::EtcdChecked { check, records: configs });
             }
             (Asked::Sessions, Reply::List { revision, all }) => {
                 let session = |(key, value): (Key, Versioned)| {
@@ -1183,14 +1190,14 @@ impl Driver<'_> {
             Asked::Propose(proposal) => {
                 self.handle(core, Event::Proposed { proposal, outcome: CasOutcome::Unknown });
             }
-            Asked::Check(check) => self.handle(core, Event::EtcdChecked { check, configs: None }),
+            Asked::Check(check) => self.handle(core, Event::EtcdChecked { check, records: None }),
             Asked::Grant | Asked::Register => self.running.lease = None,
         }
     }
 
     fn config(&mut self, core: &mut Core, record: Option<Versioned>, read: Option<u64>) {
         if let Some(Versioned { value: Value::Shard(config), modified, .. }) = record {
-            self.handle(core, Event::Config { config, mod_revision: modified, read });
+            self.handle(core, Event::ShardRecord { record: config, mod_revision: modified, read });
         }
     }
 

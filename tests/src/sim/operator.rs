@@ -6,9 +6,9 @@
 //! slow to type, and does not always withdraw what was not obeyed: a word about a record that stands no more must not be
 //! obeyed, since the copy may lack what was acknowledged meanwhile.
 
-use engine::config::ShardConfig;
 use engine::ids::{ShardId, TimeMs};
 use engine::records::{Operator, PromoteIntent};
+use engine::shard_record::ShardRecord;
 
 use super::core::{Core, Happening};
 use super::disk_faults::{DiskFault, DiskPlan};
@@ -47,11 +47,11 @@ impl World {
             return;
         }
         self.core.after(every, Happening::OperatorLooks);
-        let unled = |config: &&ShardConfig| {
+        let unled = |config: &&ShardRecord| {
             !self.nodes.iter().any(|node| node.me() == Some(config.primary))
         };
         let shards = self.core.etcd.shards().map(|(config, _)| config);
-        let shards: Vec<ShardConfig> = shards.filter(unled).cloned().collect();
+        let shards: Vec<ShardRecord> = shards.filter(unled).cloned().collect();
         for config in shards {
             let mut able: Vec<&NodeHost> =
                 self.nodes.iter().filter(|node| holds_all(node, &config)).collect();
@@ -72,7 +72,7 @@ impl World {
 }
 
 /// It runs, and is a trusted member. A copy that its own disk has not filled yet may hold less.
-fn holds_all(node: &NodeHost, config: &ShardConfig) -> bool {
+fn holds_all(node: &NodeHost, config: &ShardRecord) -> bool {
     let Some(machine) = node.machine() else { return false };
     let is_trusted = config.isr.contains(&node.store) && !config.tainted.contains(&node.store);
     let view = machine.replicas().find(|view| view.shard == config.shard());

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use engine::batcher;
-use engine::config::ShardConfig;
 use engine::ids::{Seq, ShardId, StoreBoot, StoreId};
 use engine::message::{GatewayMessage, ToFollower};
 use engine::node::{self, Effect, Event, Node};
-use engine::store::log::Record;
+use engine::shard_record::ShardRecord;
+use engine::store::log::LogRecord;
 
 use super::checker::Violation;
 use super::checker::damage::Damaged;
@@ -43,8 +43,8 @@ pub struct Oracle {
     sessions: SessionRows,
     limits: Limits,
     moves: Moves,
-    sizes: node::Sizes,
-    batches: batcher::Sizes,
+    sizes: node::NodeSizes,
+    batches: batcher::BatchSizes,
     min_in_sync: usize,
     /// How often a node was looked at.
     looks: u64,
@@ -76,7 +76,7 @@ impl Oracle {
         self.memory.effect(me, effect);
         self.limits.effect(me, effect, &self.sizes);
         match effect {
-            Effect::Write(Record::Append { shard, entry }) => {
+            Effect::Write(LogRecord::Append { shard, entry }) => {
                 self.logs.written(*shard, entry, &mut self.violations);
             }
             Effect::ToFollower { message: ToFollower::Append { slices, .. }, .. } => {
@@ -145,7 +145,7 @@ impl Oracle {
         self.in_sync.harmed(store);
     }
 
-    pub fn record_written(&mut self, config: &ShardConfig) {
+    pub fn record_written(&mut self, config: &ShardRecord) {
         self.coverage.record_written(config);
         floor::check(config, self.min_in_sync, &mut self.violations);
         self.never_back.record_written(config, &mut self.violations);

@@ -332,10 +332,10 @@ fn node_settings(
     }
 }
 
-fn node_sizes(draws: &mut Draws, counters: usize) -> node::Sizes {
-    let shipped = node::Sizes::default();
+fn node_sizes(draws: &mut Draws, counters: usize) -> node::NodeSizes {
+    let shipped = node::NodeSizes::default();
     let mut size = |name, least, shipped| draws.size(name, least, shipped);
-    node::Sizes {
+    node::NodeSizes {
         group_bytes_max: size("group_bytes_max", 1, shipped.group_bytes_max),
         window_bytes: size("window_bytes", 1, shipped.window_bytes),
         message_bytes: size("message_bytes", 1, shipped.message_bytes),
@@ -350,15 +350,15 @@ fn node_sizes(draws: &mut Draws, counters: usize) -> node::Sizes {
         waiting_read_bytes_max: size("read_bytes_max", 1, shipped.waiting_read_bytes_max),
         digest_every: size("digest_every", 1, shipped.digest_every as usize) as u64,
         points_max: size("points_max", 1, shipped.points_max),
-        points_told_max: size("points_told_max", 1, shipped.points_told_max),
+        points_sent_max: size("points_told_max", 1, shipped.points_sent_max),
         votes_max: size("votes_max", 1, shipped.votes_max),
     }
 }
 
-fn node_timing(draws: &mut Draws) -> node::Timing {
-    let shipped = node::Timing::default();
+fn node_timing(draws: &mut Draws) -> node::NodeTiming {
+    let shipped = node::NodeTiming::default();
     let ejected_ms = draws.wait("ejected_ms", 50, 1_000, shipped.ejected_ms);
-    node::Timing {
+    node::NodeTiming {
         gap_ms: draws.wait("gap_ms", 100, 500, shipped.gap_ms),
         review_every_ms: draws.wait("review_every_ms", 10, 50, shipped.review_every_ms),
         ejected_ms,
@@ -375,7 +375,7 @@ fn node_timing(draws: &mut Draws) -> node::Timing {
         trim_every_ms: draws.wait("trim_every_ms", 10, 1_000, shipped.trim_every_ms),
         propose_again_ms: draws.wait("propose_again_ms", 5, 100, shipped.propose_again_ms),
         // Often shorter than a call of etcd takes: then several reads of one record are in flight.
-        ask_again_ms: draws.wait("ask_again_ms", 20, 5_000, shipped.ask_again_ms),
+        copy_recheck_ms: draws.wait("ask_again_ms", 20, 5_000, shipped.copy_recheck_ms),
         report_every_ms: draws.wait("report_every_ms", 100, 1_000, shipped.report_every_ms),
     }
 }
@@ -390,7 +390,7 @@ fn gateway_settings(
     let limit = node.sizes.batch_bytes_limit;
     let values = tokens.counters as usize + 2;
     let mut size = |name, least, shipped| draws.size(name, least, shipped);
-    let sizes = batcher::Sizes {
+    let sizes = batcher::BatchSizes {
         batch_ops_max: size("batch_ops_max", 1, shipped.sizes.batch_ops_max),
         batch_bytes_max: size("batch_bytes_max", 1, shipped.sizes.batch_bytes_max).min(limit),
         // An outcome of each operation of a request with a token, and one more.
@@ -399,22 +399,22 @@ fn gateway_settings(
         message_bytes: size("frame_bytes", 1, shipped.sizes.message_bytes),
         read_message_bytes: size("read_message_bytes", 1, shipped.sizes.read_message_bytes),
     };
-    let timing = batcher::Timing {
+    let timing = batcher::BatcherTiming {
         refused_ms: draws.wait("refused_ms", 1, 10, shipped.timing.refused_ms),
         refused_ms_max: draws.wait("refused_ms_max", 10, 200, shipped.timing.refused_ms_max),
         overloaded_ms: draws.wait("overloaded_ms", 5, 50, shipped.timing.overloaded_ms),
         frozen_ms: draws.wait("frozen_ms", 100, 1_000, shipped.timing.frozen_ms),
-        shun_ms: draws.wait("shun_ms", 10, 1_000, shipped.timing.shun_ms),
+        avoid_ms: draws.wait("avoid_ms", 10, 1_000, shipped.timing.avoid_ms),
     };
     batcher::Settings {
         linger_us: if draws.rng.percent(30) { draws.rng.between(1, 5_000) } else { 0 },
         window: draws.rng.between(1, 3) as usize,
         // Room for a handful of operations, or for all.
         queue_bytes_max: draws.size("queue_bytes_max", 400, shipped.queue_bytes_max),
-        worker_bytes_max: draws.size("worker_bytes_max", 1_000, shipped.worker_bytes_max),
-        lane_bytes_max: draws.size("lane_bytes_max", 20, shipped.lane_bytes_max),
+        total_bytes_max: draws.size("total_bytes_max", 1_000, shipped.total_bytes_max),
+        connection_bytes_max: draws.size("connection_bytes_max", 20, shipped.connection_bytes_max),
         read_keys_max: draws.size("read_keys_max", 4, shipped.read_keys_max),
-        heard_for_ms: tokens.heard_for_ms(),
+        shard_time_valid_ms: tokens.heard_for_ms(),
         sizes,
         timing,
         planted,
@@ -441,7 +441,7 @@ fn coordinator_settings(
             idempotency_bytes: Some(tokens.settings.bytes_max),
         },
         expect_nodes: expects.then_some(shape.nodes.into()),
-        newcomer_wait_ms: draws.wait("newcomer_wait_ms", 0, 300, shipped.newcomer_wait_ms),
+        join_wait_ms: draws.wait("join_wait_ms", 0, 300, shipped.join_wait_ms),
         rebuild_delay_ms: draws.wait("rebuild_delay_ms", 100, 5_000, shipped.rebuild_delay_ms),
         lease_ttl_ms: lease_ttl / 1_000,
         probe_every_ms: draws.wait("probe_every_ms", 50, 400, shipped.probe_every_ms),
@@ -453,7 +453,7 @@ fn coordinator_settings(
         balance_after_ms: draws.wait("balance_after_ms", 50, 1_000, shipped.balance_after_ms),
         relist_every_ms: draws.wait("relist_every_ms", 300, 3_000, shipped.relist_every_ms),
         shards_per_txn: draws.size("shards_per_txn", 1, shipped.shards_per_txn),
-        planner: planner::Limits {
+        planner: planner::PlannerLimits {
             moves_max: draws.size("moves_max", 1, shipped.planner.moves_max),
             guard_nodes_min: draws.size("guard_nodes_min", 1, shipped.planner.guard_nodes_min),
             guard_percent_max: draws.size(
@@ -468,17 +468,17 @@ fn coordinator_settings(
     }
 }
 
-fn coordinator_timing(draws: &mut Draws) -> coordinator::Timing {
-    let shipped = coordinator::Timing::default();
+fn coordinator_timing(draws: &mut Draws) -> coordinator::CoordinatorTiming {
+    let shipped = coordinator::CoordinatorTiming::default();
     let pace_ms = draws.wait("pace_ms", 100, 1_000, shipped.pace_ms);
     let mut wait = |name, least, most, shipped| draws.wait(name, least, most, shipped);
-    coordinator::Timing {
+    coordinator::CoordinatorTiming {
         retry_ms: wait("retry_ms", 10, 100, shipped.retry_ms),
         hand_over_ms: wait("hand_over_ms", 50, 1_000, shipped.hand_over_ms),
         cut_off_after_ms: wait("cut_off_after_ms", 200, 2_000, shipped.cut_off_after_ms),
         pace_ms,
         pace_ms_max: wait("pace_ms_max", pace_ms, 60_000, shipped.pace_ms_max),
-        look_every_ms: wait("look_every_ms", 20, 100, shipped.look_every_ms),
+        review_every_ms: wait("review_every_ms", 20, 100, shipped.review_every_ms),
         list_timeout_ms: wait("list_timeout_ms", 500, 5_000, shipped.list_timeout_ms),
         list_retry_ms: wait("list_retry_ms", 10, 100, shipped.list_retry_ms),
         pause_ms: wait("pause_ms", 20, 200, shipped.pause_ms),
@@ -488,7 +488,7 @@ fn coordinator_timing(draws: &mut Draws) -> coordinator::Timing {
         refused_again_ms: wait("refused_again_ms", 5, 200, shipped.refused_again_ms),
         // Longer than nodes are silent between two reports.
         complaint_ms: wait("complaint_ms", 1_100, 3_000, shipped.complaint_ms),
-        away_ms: wait("away_ms", 200, 1_000, shipped.away_ms),
+        own_pause_ms: wait("own_pause_ms", 200, 1_000, shipped.own_pause_ms),
         report_ms: wait("report_ms", 1_100, 3_000, shipped.report_ms),
         full_after_ms: wait("full_after_ms", 100, shipped.full_after_ms, shipped.full_after_ms),
         leaderless_ms: wait("leaderless_ms", 10, 1_000, shipped.leaderless_ms),

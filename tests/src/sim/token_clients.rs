@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use engine::batcher::{Failure, Outcome as Known, WriteResult};
-use engine::idempotency::{Scope, Settings, Token};
+use engine::idempotency::{ClientToken, Scope, TokenSettings};
 use engine::ids::TimeMs;
 use engine::ops::{Op, OpKind};
 
@@ -32,7 +32,7 @@ const WALL_CLOCK_START: u64 = 1_700_000_002_000;
 #[derive(Clone, Debug)]
 pub struct TokenPlan {
     pub clients: usize,
-    pub settings: Settings,
+    pub settings: TokenSettings,
     /// On so many counters; mostly few, else more than one message holds.
     pub counters: u64,
     /// Tokens come fast, so that one namespace takes all that there is for records.
@@ -47,7 +47,7 @@ impl TokenPlan {
         let tight = rng.percent(25);
         Self {
             clients: if rng.percent(70) { rng.between(1, 4) as usize } else { 0 },
-            settings: Settings {
+            settings: TokenSettings {
                 window_ms: if short { rng.between(300, 3_000) } else { 3_600_000 },
                 buckets: rng.between(2, 32) as u32,
                 // Room for a few records of each shard, or for all.
@@ -77,7 +77,7 @@ pub struct Send {
     pub token: usize,
     pub attempt: usize,
     pub ops: Vec<Op>,
-    pub with: Token,
+    pub with: ClientToken,
     pub deadline: u64,
 }
 
@@ -284,7 +284,7 @@ impl TokenClients {
         case.attempts.push(Attempt { other, asked: core.step, answer: None, replayed: 0 });
         let scope = if case.counters.len() == 1 { Scope::Counter } else { Scope::Batch };
         let name = Bytes::from(format!("token-{token}"));
-        let with = Token { scope, token: name, issued: case.issued, also: 0 };
+        let with = ClientToken { scope, token: name, issued: case.issued, extra: 0 };
         let patience = self.rng.between(50_000, 1_200_000);
         let delay = self.rng.between(100, 2_000);
         let deadline = core.now + delay + patience;

@@ -3,17 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use engine::idempotency::{Record, RecordId};
+use engine::idempotency::{RecordId, TokenRecord};
 use engine::ids::Slots;
 use engine::store::layout;
 
 #[derive(Clone, Debug, Default)]
 pub struct TokenRows {
-    rows: BTreeMap<RecordId, Record>,
+    rows: BTreeMap<RecordId, TokenRecord>,
 }
 
 impl TokenRows {
-    pub fn load(&self, ids: &[RecordId]) -> Vec<Option<Record>> {
+    pub fn load(&self, ids: &[RecordId]) -> Vec<Option<TokenRecord>> {
         ids.iter().map(|id| self.rows.get(id).cloned()).collect()
     }
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use engine::config::ShardConfig;
 use engine::ids::{Boot, Epoch, ShardId, StoreBoot, StoreId, Version};
+use engine::shard_record::ShardRecord;
 
 use super::chaos::ChaosHost;
 use super::checker::{self, Violation, heals};
@@ -107,14 +107,14 @@ impl World {
             stores.truncate(self.core.plan.replicas);
             let primary = StoreBoot { store: stores[0], boot: Boot(1) };
             stores.sort();
-            let config = ShardConfig {
+            let config = ShardRecord {
                 slots: self.core.plan.slots(index),
                 epoch: Epoch(1),
                 version: Version(1),
                 primary,
                 isr: stores.clone(),
                 target: stores,
-                ..ShardConfig::default()
+                ..ShardRecord::default()
             };
             self.core.oracle.record_written(&config);
             let key = Key::Shard(config.shard());

@@ -26,7 +26,7 @@ const SMALL: [&str; 11] = [
 const KEYS: u64 = 5_000;
 const ROUNDS: u64 = 400;
 /// Node-3 took a whole copy.
-const COPIED: &str = "copy received";
+const COPIED: &str = "snapshot received";
 
 /// Node-3 is away while `write` writes; says how long it then took to be in sync.
 fn away_while(cluster: &Cluster, write: impl FnOnce(&Cluster)) -> Duration {

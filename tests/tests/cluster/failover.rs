@@ -1,4 +1,4 @@
-//! A node that dies or hangs is replaced while its clients wait. The 20 runs of the issue are
+//! A node that dies or hangs is replaced while its clients wait. 20 runs are
 //! `cargo run -p tests --bin failover`; these few keep the bound from being lost by accident.
 
 use std::time::Duration;

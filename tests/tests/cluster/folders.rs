@@ -1,4 +1,5 @@
-//! Data folders that are not what they seem: behind, wiped, rolled back, copied (DESIGN §6, Identity).
+//! Data folders that are not what they seem: behind, wiped, rolled back, copied
+//! (docs/design.md#identity).
 //!
 //! A store is known by what lies in its folder. So a folder that was copied, or put back, could make
 //! a node promise what it no longer has; each of these is noticed and ends well.
@@ -84,7 +85,7 @@ fn a_node_that_missed_a_trimmed_log_gets_a_copy() {
     cluster.start_again(&node);
     cluster.wait_until_full(3);
     let log = cluster.log("node-3")[log..].to_owned();
-    assert!(log.contains("copy received"), "node-3 caught up without a copy:\n{log}");
+    assert!(log.contains("snapshot received"), "node-3 caught up without a copy:\n{log}");
     check_filled(&cluster, "trim", 10_000, 51);
     cluster.wait_until_copies_agree(3);
 }
@@ -107,8 +108,9 @@ fn a_wiped_folder_is_a_new_store() {
     cluster.wait_until_copies_agree(3);
 }
 
-/// Story: all machines reboot, and no data disk is mounted (cases.md P01). First the nodes refuse to start on the empty mount
-/// points; then an operator says `--replace` for all three, which must not cost the data either.
+/// Story: all machines reboot, and no data disk is mounted. First the nodes refuse to start on the
+/// empty mount points; then an operator says `--replace` for all three, which must not cost the
+/// data either.
 #[test]
 fn disks_that_are_not_mounted_at_a_boot_lose_nothing() {
     let cluster = Cluster::start(&[]);

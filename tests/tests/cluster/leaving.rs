@@ -62,7 +62,7 @@ fn a_drained_node_is_emptied_under_load_and_may_be_switched_off() {
     fill(&cluster, "drain", 2_000, 2);
     let load = Load::start(&cluster.gateways(), "load", &cluster.key_per_shard("load"));
     load.wait_for_all(20, SOON);
-    assert_eq!(drain(&cluster, &["node-2"]), "node-2 is empty: its machine may be switched off\n");
+    assert_eq!(drain(&cluster, &["node-2"]), "node-2 is empty: it can be shut down\n");
     let holds = |cluster: &Cluster| {
         let shards = cluster.shards().expect("a gateway that lives");
         shards.iter().filter(|shard| shard.isr.contains(&"node-2".to_owned())).count()
@@ -85,7 +85,7 @@ fn a_drained_node_is_emptied_under_load_and_may_be_switched_off() {
 
     // It comes back empty, and gets its share once it is wanted again.
     cluster.start_again(&node);
-    assert!(drain(&cluster, &["node-2", "--undo"]).contains("drains no more"));
+    assert!(drain(&cluster, &["node-2", "--undo"]).contains("no longer draining"));
     until(SOON, || if holds(&cluster) > 0 { Ok(()) } else { Err("it is given nothing".into()) });
     cluster.wait_until_full(3);
     cluster.wait_until_copies_agree(3);

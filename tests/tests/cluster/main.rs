@@ -57,7 +57,7 @@ fn check_filled(cluster: &Cluster, namespace: &str, keys: u64, want: u64) {
     assert!(wrong.is_empty(), "{} of {keys} are not {want}: {:?}", wrong.len(), wrong[0]);
 }
 
-/// The exact command lines of the README and of DESIGN §13 that a stranger tries first.
+/// The command lines that a new user tries first.
 #[test]
 fn one_node_counts_dies_and_resumes() {
     let mut cluster = Cluster::start(&["--nodes", "1"]);
@@ -84,7 +84,7 @@ fn one_node_counts_dies_and_resumes() {
     cluster.stop();
 }
 
-/// DESIGN §15, "whole cluster loses power": nothing that was acknowledged is missing.
+/// The whole cluster loses power: nothing that was acknowledged is missing.
 #[test]
 fn everything_dies_at_once_and_nothing_is_lost() {
     let cluster = Cluster::start(&["--coordinators", "2"]);

@@ -1,4 +1,5 @@
-//! etcd and the coordinators may go: running gateways and nodes keep serving (DESIGN §1, promise 5).
+//! etcd and the coordinators may go: running gateways and nodes keep serving
+//! (promise 5 of docs/guarantees.md).
 
 use std::thread::sleep;
 use std::time::Duration;

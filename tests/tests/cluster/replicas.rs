@@ -1,4 +1,4 @@
-//! Other numbers of copies than three: what each survives, as the README's table says.
+//! Other numbers of copies than three: what each survives, as the table of docs/guarantees.md says.
 
 use std::time::{Duration, Instant};
 

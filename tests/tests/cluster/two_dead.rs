@@ -12,7 +12,7 @@ use tests::cluster::{Cluster, Signal, until};
 
 use crate::SOON;
 
-/// From the second kill on; DESIGN says 2 s.
+/// From the second kill on (docs/design.md#frozen-shards).
 const FROZEN_WITHIN: Duration = Duration::from_secs(2);
 /// "At once", on a busy machine.
 const AT_ONCE: Duration = Duration::from_millis(500);

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use engine::apply::{Decoded, Loaded, ShardState, apply, decode, needs};
 use engine::batch::{Batch, Codec};
 use engine::entry::{Body, Entry};
-use engine::idempotency::{IssueTime, Limits, Scope, Settings, Token, TokenOutcome};
-use engine::ids::{Bseq, CopyNo, Epoch, Revision, SessionId, Slots, TimeMs};
+use engine::idempotency::{
+    ClientToken, IssueTime, Scope, TokenLimits, TokenOutcome, TokenSettings,
+};
+use engine::ids::{BatchSeq, CopyNo, Epoch, Revision, SessionId, Slots, TimeMs};
 use engine::key::CounterKey;
-use engine::message::Answer;
-use engine::ops::{Op, OpKind, Ops, Tokened};
-use engine::store::layout::{self, Change, RowKey};
+use engine::message::BatchReply;
+use engine::ops::{Op, OpKind, Ops, TokenedOps};
+use engine::store::layout::{self, RowChange, RowKey};
 use engine::store::table::{Table, Tables};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -20,9 +22,9 @@ use proptest::test_runner::TestRunner;
 use crate::{config, values};
 
 /// No record is dropped in the time that a case lasts.
-const LIMITS: Limits = Limits { settings: SETTINGS, planted: None };
-const SETTINGS: Settings =
-    Settings { window_ms: 3_600_000, buckets: 16, bytes_max: 1 << 20, namespaces_max: 64 };
+const LIMITS: TokenLimits = TokenLimits { settings: SETTINGS, planted: None };
+const SETTINGS: TokenSettings =
+    TokenSettings { window_ms: 3_600_000, buckets: 16, bytes_max: 1 << 20, namespaces_max: 64 };
 
 /// One step of a shard's life.
 #[derive(Clone, Debug)]
@@ -87,7 +89,7 @@ impl Shard {
         Self { state, tables: Tables::default(), disk: BTreeMap::new() }
     }
 
-    fn apply(&mut self, body: Body) -> Option<Answer> {
+    fn apply(&mut self, body: Body) -> Option<BatchReply> {
         let entry = Entry::after(self.state.applied, Epoch(1), TimeMs(0), body);
         let decoded = decode(&entry).expect("of this build");
         assert_ne!(decoded, Decoded::Malformed);
@@ -115,20 +117,20 @@ impl Shard {
     }
 
     fn freeze(&mut self) {
-        if self.tables.frozen.is_none() {
+        if self.tables.sealed.is_none() {
             let full = std::mem::replace(&mut self.tables.active, Table::new());
-            self.tables.frozen = Some(Arc::new(full.freeze()));
+            self.tables.sealed = Some(Arc::new(full.seal()));
         }
     }
 
     fn flush(&mut self) {
-        let Some(frozen) = self.tables.frozen.take() else { return };
+        let Some(frozen) = self.tables.sealed.take() else { return };
         let shards = [(CopyNo(1), self.state.clone())];
         for (key, change) in layout::rows(&frozen, &shards) {
             match change {
-                Change::Put(value) => drop(self.disk.insert(key, value)),
-                Change::Delete => drop(self.disk.remove(&key)),
-                Change::Merge(operand) => {
+                RowChange::Put(value) => drop(self.disk.insert(key, value)),
+                RowChange::Delete => drop(self.disk.remove(&key)),
+                RowChange::Merge(operand) => {
                     let existing = self.disk.get(&key).map(Vec::as_slice);
                     let merged = layout::merge(existing, [operand.as_slice()]);
                     self.disk.insert(key, merged.expect("both were written here"));
@@ -209,7 +211,7 @@ impl Oracle {
     fn batch(
         &mut self,
         session: u64,
-        bseq: u64,
+        batch_seq: u64,
         token: Option<(u8, u8)>,
         ops: &[(u8, OpKind)],
     ) -> Option<Told> {
@@ -217,7 +219,7 @@ impl Oracle {
             return None;
         }
         let sent = self.rows.get(&session).map_or(0, Vec::len) as u64;
-        if bseq == sent + 1 {
+        if batch_seq == sent + 1 {
             let told = match token {
                 Some((token, request)) => self.under_token(token, request, ops),
                 None => (self.run(ops), Vec::new()),
@@ -225,7 +227,7 @@ impl Oracle {
             self.rows.entry(session).or_default().push(told);
         }
         let row = self.rows.get(&session)?;
-        row.get(usize::try_from(bseq).ok()? - 1).cloned()
+        row.get(usize::try_from(batch_seq).ok()? - 1).cloned()
     }
 
     fn collect(&mut self, r: u64, l: &BTreeSet<u64>) {
@@ -246,15 +248,15 @@ fn asking(ops: &[(u8, OpKind)]) -> usize {
 fn payload(token: Option<(u8, u8)>, ops: &[(u8, OpKind)]) -> Vec<u8> {
     let ops: Vec<_> = ops.iter().map(|&(key, kind)| Op { counter: counter(key), kind }).collect();
     let tokened = token.and_then(|(token, request)| {
-        let token = Token {
+        let token = ClientToken {
             scope: Scope::Batch,
             token: vec![token].into(),
             issued: None,
-            also: request.into(),
+            extra: request.into(),
         };
         let tag = token.tag(&ops)?;
         let issued = IssueTime::Stated(TimeMs(0));
-        Some(Tokened { tag, issued, first: 0, count: ops.len() })
+        Some(TokenedOps { tag, issued, first: 0, count: ops.len() })
     });
     values::write_ops(&Ops { ops, tokened: tokened.into_iter().collect() })
 }
@@ -269,29 +271,31 @@ fn a_shard_counts_as_a_map_does() {
                     Step::Batch { session: number, again, token, ops } => {
                         let token = token.filter(|_| !ops.is_empty());
                         let sent = oracle.rows.get(&number).map_or(0, Vec::len) as u64;
-                        let bseq = (sent + 1).saturating_sub(again.unwrap_or(0)).max(1);
+                        let batch_seq = (sent + 1).saturating_sub(again.unwrap_or(0)).max(1);
                         let payload = payload(token, &ops).into();
                         // Every answer is still wanted, so that duplicates are answered in full.
                         let batch = Batch::seal(
                             Slots::ALL,
                             session(number),
-                            Bseq(bseq),
-                            Bseq(1),
+                            BatchSeq(batch_seq),
+                            BatchSeq(1),
                             Codec::Raw,
                             payload,
                         );
                         let answer = shard.apply(Body::Ops(batch));
                         let got = match answer {
-                            Some(Answer::Applied { values, tokens, .. }) => Some((values, tokens)),
-                            Some(Answer::Expired | Answer::NoEffect) => None,
+                            Some(BatchReply::Applied { values, tokens, .. }) => {
+                                Some((values, tokens))
+                            }
+                            Some(BatchReply::Expired | BatchReply::NoEffect) => None,
                             other => return Err(TestCaseError::fail(format!("{other:?}"))),
                         };
-                        prop_assert_eq!(got, oracle.batch(number, bseq, token, &ops));
+                        prop_assert_eq!(got, oracle.batch(number, batch_seq, token, &ops));
                     }
                     Step::Collect { r, l } => {
                         oracle.collect(r, &l);
                         let l = l.into_iter().map(session).collect();
-                        shard.apply(Body::Collect { r: session(r).0, l });
+                        shard.apply(Body::ExpireSessions { up_to: session(r).0, survivors: l });
                     }
                     Step::Freeze => shard.freeze(),
                     Step::Flush => shard.flush(),

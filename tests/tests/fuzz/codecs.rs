@@ -5,13 +5,13 @@ use std::fmt::Debug;
 use bytes::Bytes;
 use engine::batch::Batch;
 use engine::codec::Reader;
-use engine::config::ShardConfig;
 use engine::entry::Entry;
 use engine::key::CounterKey;
 use engine::ops;
 use engine::records::{GatewayRecord, Meta, NameRecord, NodeRecord, StoreRecord};
+use engine::shard_record::ShardRecord;
 use engine::store::layout::{self, RowKey};
-use engine::store::log::Record;
+use engine::store::log::LogRecord;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
@@ -83,14 +83,14 @@ fn entries() {
 
 #[test]
 fn log_records() {
-    let encode = |record: &Record| written(|out| record.encode(out));
-    let decode = |bytes| whole(bytes, Record::decode)?.ok();
+    let encode = |record: &LogRecord| written(|out| record.encode(out));
+    let decode = |bytes| whole(bytes, LogRecord::decode)?.ok();
     Codec { encode, decode }.check(values::record().boxed());
 }
 
 #[test]
 fn etcd_records() {
-    Codec { encode: ShardConfig::encode, decode: |bytes| ShardConfig::decode(&bytes).ok() }
+    Codec { encode: ShardRecord::encode, decode: |bytes| ShardRecord::decode(&bytes).ok() }
         .check(values::config().boxed());
     Codec { encode: Meta::encode, decode: |bytes| Meta::decode(&bytes).ok() }
         .check(values::meta().boxed());

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use engine::ids::StoreId;
-use engine::store::log::Record;
+use engine::store::log::LogRecord;
 use engine::store::log::group::{Owner, SegmentHeader};
 use engine::store::log::scan::{Scanned, Scanner};
-use engine::store::log::writer::{Resume, Writer};
+use engine::store::log::writer::{LogEncoder, Resume};
 use engine::store::recovery::Recovery;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -24,13 +24,13 @@ const OWNER: Owner = Owner { cluster: 1, store: StoreId(2) };
 #[derive(Clone, Debug, Default)]
 struct Log {
     segments: BTreeMap<u64, Vec<u8>>,
-    groups: BTreeMap<u64, Vec<Record>>,
+    groups: BTreeMap<u64, Vec<LogRecord>>,
 }
 
 fn log() -> impl Strategy<Value = Log> {
     vec(vec(values::record(), 0..4), 1..8).prop_map(|groups| {
         let mut log = Log::default();
-        let mut writer = Writer::new(Resume { owner: OWNER, ..Resume::default() }, 1_000);
+        let mut writer = LogEncoder::new(Resume { owner: OWNER, ..Resume::default() }, 1_000);
         for (number, records) in (1..).zip(groups) {
             records.iter().for_each(|record| writer.write(record.clone()));
             let output = writer.sync(number);
@@ -49,7 +49,7 @@ fn log() -> impl Strategy<Value = Log> {
 }
 
 /// Scans and recovers, as a start does; what was handed out, by number, and the verdict.
-fn read(segments: &BTreeMap<u64, Vec<u8>>) -> (Vec<(u64, Vec<Record>)>, Scanned) {
+fn read(segments: &BTreeMap<u64, Vec<u8>>) -> (Vec<(u64, Vec<LogRecord>)>, Scanned) {
     let bytes = |segment: &u64| Bytes::from(segments[segment].clone());
     let owner = segments.keys().find_map(|segment| SegmentHeader::decode(&bytes(segment)).ok());
     let mut scanner = Scanner::new(owner.map(|header| header.owner));
@@ -65,8 +65,8 @@ fn read(segments: &BTreeMap<u64, Vec<u8>>) -> (Vec<(u64, Vec<Record>)>, Scanned)
     (groups, scanned)
 }
 
-/// A segment may restate small states before the records it was given.
-fn ends_with(read: &[Record], given: &[Record]) -> bool {
+/// A segment may repeat checkpoints before the records it was given.
+fn ends_with(read: &[LogRecord], given: &[LogRecord]) -> bool {
     read.ends_with(given)
 }
 

@@ -8,7 +8,8 @@
 use std::collections::BTreeMap;
 
 use engine::idempotency::{
-    Asked, Buckets, IssueTime, Limits, Record, Scope, Settings, Tag, Verdict,
+    Buckets, IssueTime, Scope, Tag, TokenLimits, TokenRecord, TokenSettings, TokenVerdict,
+    TokenedRequest,
 };
 use engine::ids::{Now, Slots, TimeMs};
 use engine::planted::Planted;
@@ -44,12 +45,12 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn settings() -> impl Strategy<Value = Settings> {
+fn settings() -> impl Strategy<Value = TokenSettings> {
     let window = prop_oneof![300..5_000u64, Just(3_600_000), Just(604_800_000)];
-    (window, 1..40u32).prop_map(|(window_ms, buckets)| Settings {
+    (window, 1..40u32).prop_map(|(window_ms, buckets)| TokenSettings {
         window_ms,
         buckets,
-        ..Settings::default()
+        ..TokenSettings::default()
     })
 }
 
@@ -61,13 +62,13 @@ struct Attempt {
 }
 
 struct World {
-    limits: Limits,
+    limits: TokenLimits,
     real_ms: u64,
     wall_ahead_ms: i64,
     clock: ShardClock,
     time: TimeMs,
     buckets: Buckets,
-    records: BTreeMap<u8, Record>,
+    records: BTreeMap<u8, TokenRecord>,
     under_way: Vec<Attempt>,
     /// Of each token: when it was first sent, by real time, and when it says that it was issued.
     first: BTreeMap<u8, (u64, TimeMs)>,
@@ -75,8 +76,8 @@ struct World {
 }
 
 impl World {
-    fn new(settings: Settings, planted: Option<Planted>) -> Self {
-        let limits = Limits { settings, planted };
+    fn new(settings: TokenSettings, planted: Option<Planted>) -> Self {
+        let limits = TokenLimits { settings, planted };
         Self {
             limits,
             real_ms: 0,
@@ -103,7 +104,7 @@ impl World {
     fn entry(&mut self) {
         let (wall, now) = (self.wall(), Now(self.real_ms * 1_000));
         let next = self.clock.next(self.time, Some(wall), now, self.limits.leap_ms());
-        self.buckets.pass(&self.limits, self.time, next);
+        self.buckets.advance_time(&self.limits, self.time, next);
         self.time = next;
         for bucket in self.buckets.to_expire(&self.limits, self.time) {
             self.buckets.expire(&self.limits, self.time, bucket);
@@ -117,12 +118,12 @@ impl World {
 
     fn apply(&mut self, attempt: &Attempt) {
         let tag = Tag { scope: Scope::Counter, hash: attempt.token.into(), fingerprint: 1 };
-        let asked = Asked { tag, issued: attempt.issued, namespace: b"n", values: 0 };
+        let asked = TokenedRequest { tag, issued: attempt.issued, namespace: b"n", values: 0 };
         let found = self.records.get(&attempt.token);
         let verdict = self.buckets.judge(&self.limits, (Slots::ALL, self.time), asked, found);
-        if let Verdict::Apply { bucket } = verdict {
+        if let TokenVerdict::Apply { bucket } = verdict {
             self.buckets.add(&self.limits, b"n", bucket, (1, 40));
-            let record = Record { bucket, fingerprint: 1, values: vec![] };
+            let record = TokenRecord { bucket, fingerprint: 1, values: vec![] };
             self.records.insert(attempt.token, record);
             *self.done.entry(attempt.token).or_default() += 1;
         }
@@ -135,7 +136,7 @@ impl World {
         let (began, issued) = *self.first.entry(token).or_insert(now);
         let issued = match token.is_multiple_of(2) {
             true => IssueTime::Stated(issued),
-            false => IssueTime::Heard(self.time),
+            false => IssueTime::Arrived(self.time),
         };
         if token % 2 == 1 && self.real_ms - began > self.limits.settings.window_ms {
             return;
@@ -171,7 +172,7 @@ impl World {
 }
 
 /// What was done twice, if anything.
-fn twice(settings: Settings, steps: Vec<Step>, planted: Option<Planted>) -> Option<u8> {
+fn twice(settings: TokenSettings, steps: Vec<Step>, planted: Option<Planted>) -> Option<u8> {
     let mut world = World::new(settings, planted);
     for step in steps {
         world.step(step);

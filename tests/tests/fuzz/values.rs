@@ -5,18 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use engine::apply::ShardState;
 use engine::batch::{Batch, Codec};
-use engine::config::ShardConfig;
 use engine::entry::{Body, Entry, Position};
 use engine::idempotency::{self, Bucket, Buckets, IssueTime, Leap, Scope, Tag, TokenOutcome};
 use engine::ids::{
-    Boot, Bseq, Chain, CopyNo, Epoch, Revision, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId,
-    TimeMs, Version,
+    BatchSeq, Boot, Chain, CopyNo, Epoch, Revision, Seq, SessionId, ShardId, Slots, StoreBoot,
+    StoreId, TimeMs, Version,
 };
 use engine::key::CounterKey;
-use engine::ops::{self, Op, OpKind, Ops, Tokened};
+use engine::ops::{self, Op, OpKind, Ops, TokenedOps};
 use engine::records::{GatewayRecord, Meta, NameRecord, NodeRecord, StoreRecord, StoreStatus};
-use engine::sessions::{BatchResult, Collection, Row, Sessions};
-use engine::store::log::{CLAIMS_MAX, Held, Identity, Record, SmallState};
+use engine::sessions::{BatchResult, SessionExpiry, SessionRow, SessionTable};
+use engine::shard_record::ShardRecord;
+use engine::store::log::{CLAIMS_MAX, CopyExtent, Identity, LogRecord, ShardCheckpoint};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -64,7 +64,7 @@ pub(crate) fn ops() -> impl Strategy<Value = Ops> {
                 ops.truncate(1);
             }
             let (first, count) = (all.ops.len(), ops.len());
-            all.tokened.push(Tokened { tag, issued, first, count });
+            all.tokened.push(TokenedOps { tag, issued, first, count });
             all.ops.extend(ops);
         }
         all
@@ -72,7 +72,7 @@ pub(crate) fn ops() -> impl Strategy<Value = Ops> {
 }
 
 fn issue_time() -> impl Strategy<Value = IssueTime> {
-    let kind = prop_oneof![Just(IssueTime::Stated as fn(_) -> _), Just(IssueTime::Heard as _)];
+    let kind = prop_oneof![Just(IssueTime::Stated as fn(_) -> _), Just(IssueTime::Arrived as _)];
     (kind, number()).prop_map(|(kind, time)| kind(TimeMs(time)))
 }
 
@@ -96,9 +96,9 @@ pub(crate) fn write_ops(Ops { ops, tokened }: &Ops) -> Vec<u8> {
     out
 }
 
-pub(crate) fn token_record() -> impl Strategy<Value = idempotency::Record> {
+pub(crate) fn token_record() -> impl Strategy<Value = idempotency::TokenRecord> {
     (number(), any::<u64>(), vec(delta(), 0..4)).prop_map(|(bucket, fingerprint, values)| {
-        idempotency::Record { bucket, fingerprint, values }
+        idempotency::TokenRecord { bucket, fingerprint, values }
     })
 }
 
@@ -123,8 +123,8 @@ pub(crate) fn batch() -> impl Strategy<Value = Batch> {
     let nonsense = payload().prop_map(|bytes| (Codec::Lz4, bytes));
     let body = prop_oneof![raw, packed, nonsense];
     (slots(), session(), number(), number(), body).prop_map(
-        |(slots, session, bseq, below, (codec, payload))| {
-            Batch::seal(slots, session, Bseq(bseq), Bseq(below), codec, payload)
+        |(slots, session, batch_seq, below, (codec, payload))| {
+            Batch::seal(slots, session, BatchSeq(batch_seq), BatchSeq(below), codec, payload)
         },
     )
 }
@@ -143,8 +143,9 @@ pub(crate) fn entry() -> impl Strategy<Value = Entry> {
     let body = prop_oneof![
         batch().prop_map(Body::Ops),
         Just(Body::Barrier),
-        (revision(), vec(session(), 0..5)).prop_map(|(r, l)| Body::Collect { r, l }),
-        number().prop_map(|bucket| Body::Expire { bucket }),
+        (revision(), vec(session(), 0..5))
+            .prop_map(|(up_to, survivors)| Body::ExpireSessions { up_to, survivors }),
+        number().prop_map(|bucket| Body::ExpireTokens { bucket }),
         any::<u16>().prop_map(|at| Body::Split { at }),
         (6..=u8::MAX, vec(any::<u8>(), 0..9))
             .prop_map(|(kind, bytes)| Body::Unknown { kind, bytes: bytes.into() }),
@@ -154,45 +155,51 @@ pub(crate) fn entry() -> impl Strategy<Value = Entry> {
     })
 }
 
-fn small_state() -> impl Strategy<Value = SmallState> {
-    let held = (slots(), position(), number()).prop_map(|(slots, base, last)| Held {
+fn checkpoint() -> impl Strategy<Value = ShardCheckpoint> {
+    let extent = (slots(), position(), number()).prop_map(|(slots, base, last)| CopyExtent {
         slots,
         base,
         last: Seq(last),
     });
-    (number(), number(), any::<bool>(), option::of(held)).prop_map(
-        |(promised, copy, suspect, held)| SmallState {
+    (number(), number(), any::<bool>(), option::of(extent)).prop_map(
+        |(promised, copy, suspect, extent)| ShardCheckpoint {
             promised: Epoch(promised),
             copy: CopyNo(copy),
             suspect,
-            held,
+            extent,
         },
     )
 }
 
 fn identity() -> impl Strategy<Value = Identity> {
     let nonces = (option::of(any::<u128>()), vec(any::<u128>(), 1..=CLAIMS_MAX));
-    (any::<[u128; 2]>(), number(), nonces).prop_map(|([cluster, store], boot, (over, claims))| {
-        Identity { cluster, store: StoreId(store), boot: Boot(boot), over, claims }
-    })
+    (any::<[u128; 2]>(), number(), nonces).prop_map(
+        |([cluster, store], boot, (read_nonce, claims))| Identity {
+            cluster,
+            store: StoreId(store),
+            boot: Boot(boot),
+            read_nonce,
+            claims,
+        },
+    )
 }
 
-pub(crate) fn record() -> impl Strategy<Value = Record> {
+pub(crate) fn record() -> impl Strategy<Value = LogRecord> {
     let shard = || any::<u16>().prop_map(ShardId);
     prop_oneof![
-        4 => (shard(), entry()).prop_map(|(shard, entry)| Record::Append { shard, entry }),
-        1 => (shard(), number()).prop_map(|(shard, after)| Record::Truncate { shard, after: Seq(after) }),
-        1 => (shard(), number()).prop_map(|(shard, epoch)| Record::Promise { shard, epoch: Epoch(epoch) }),
+        4 => (shard(), entry()).prop_map(|(shard, entry)| LogRecord::Append { shard, entry }),
+        1 => (shard(), number()).prop_map(|(shard, after)| LogRecord::Truncate { shard, after: Seq(after) }),
+        1 => (shard(), number()).prop_map(|(shard, epoch)| LogRecord::Promise { shard, epoch: Epoch(epoch) }),
         1 => (shard(), slots(), number(), position())
-            .prop_map(|(shard, slots, copy, base)| Record::Copy { shard, slots, copy: CopyNo(copy), base }),
-        1 => (shard(), number()).prop_map(|(shard, copy)| Record::Drop { shard, copy: CopyNo(copy) }),
-        1 => (shard(), number()).prop_map(|(shard, copy)| Record::Suspect { shard, copy: CopyNo(copy) }),
-        1 => identity().prop_map(Record::Identity),
-        1 => (shard(), small_state()).prop_map(|(shard, small)| Record::Shard { shard, small }),
+            .prop_map(|(shard, slots, copy, base)| LogRecord::Copy { shard, slots, copy: CopyNo(copy), base }),
+        1 => (shard(), number()).prop_map(|(shard, copy)| LogRecord::Drop { shard, copy: CopyNo(copy) }),
+        1 => (shard(), number()).prop_map(|(shard, copy)| LogRecord::Suspect { shard, copy: CopyNo(copy) }),
+        1 => identity().prop_map(LogRecord::Identity),
+        1 => (shard(), checkpoint()).prop_map(|(shard, checkpoint)| LogRecord::Checkpoint { shard, checkpoint }),
     ]
 }
 
-pub(crate) fn config() -> impl Strategy<Value = ShardConfig> {
+pub(crate) fn config() -> impl Strategy<Value = ShardRecord> {
     let stores = || vec(any::<u128>().prop_map(StoreId), 0..5);
     (
         slots(),
@@ -204,7 +211,7 @@ pub(crate) fn config() -> impl Strategy<Value = ShardConfig> {
             |(slots, [epoch, version, boot], store, [isr, learners, target, tainted])| {
                 let primary = StoreBoot { store: StoreId(store), boot: Boot(boot) };
                 let (epoch, version) = (Epoch(epoch), Version(version));
-                ShardConfig { slots, epoch, version, primary, isr, learners, target, tainted }
+                ShardRecord { slots, epoch, version, primary, isr, learners, target, tainted }
             },
         )
 }
@@ -219,7 +226,7 @@ pub(crate) fn meta() -> impl Strategy<Value = Meta> {
             min_in_sync,
             hash,
             incarnation,
-            idempotency: idempotency::Settings {
+            idempotency: idempotency::TokenSettings {
                 window_ms: idempotency.0,
                 buckets: idempotency.1,
                 bytes_max: idempotency.2,
@@ -289,23 +296,23 @@ fn buckets() -> impl Strategy<Value = Buckets> {
         .prop_map(|(live, leaps)| Buckets::new(live, leaps))
 }
 
-fn sessions() -> impl Strategy<Value = Sessions> {
+fn sessions() -> impl Strategy<Value = SessionTable> {
     let result = prop_oneof![
         (vec(delta(), 0..4), vec(outcome(), 0..4))
             .prop_map(|(values, tokens)| BatchResult::Applied { values, tokens }),
         Just(BatchResult::Malformed),
     ];
-    let row = (number(), number(), btree_map(number().prop_map(Bseq), result, 0..3)).prop_map(
-        |(last, below, results): (_, _, BTreeMap<_, _>)| Row {
-            last: Bseq(last),
-            answered_below: Bseq(below),
+    let row = (number(), number(), btree_map(number().prop_map(BatchSeq), result, 0..3)).prop_map(
+        |(last, below, results): (_, _, BTreeMap<_, _>)| SessionRow {
+            last: BatchSeq(last),
+            answered_below: BatchSeq(below),
             results,
         },
     );
-    let collection = (revision(), btree_set(session(), 0..4))
-        .prop_map(|(r, l): (_, BTreeSet<_>)| Collection { r, l });
-    (collection, btree_map(session(), row, 0..4))
-        .prop_map(|(collection, rows)| Sessions { collection, rows })
+    let expiry = (revision(), btree_set(session(), 0..4))
+        .prop_map(|(up_to, survivors): (_, BTreeSet<_>)| SessionExpiry { up_to, survivors });
+    (expiry, btree_map(session(), row, 0..4))
+        .prop_map(|(expiry, rows)| SessionTable { expiry, rows })
 }
 
 pub(crate) fn shard_state() -> impl Strategy<Value = (CopyNo, ShardState)> {

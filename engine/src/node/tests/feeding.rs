@@ -1,17 +1,17 @@
-//! Followers that lag are fed from the log on disk: a primary and its followers as real machines, each with the log's
-//! own writer, index and reader, in memory.
+//! Lagging followers are fed from the log on disk: a primary and its followers as real state
+//! machines, each with the log's own writer, index and reader, in memory.
 
 use std::collections::VecDeque;
 
 use super::*;
 use crate::store::log::group::Owner;
-use crate::store::log::writer::{Resume, Writer};
-use crate::store::testing::{Random, Segments, put};
+use crate::store::log::writer::{LogEncoder, Resume};
+use crate::store::testing::{Segments, SplitMix64, put};
 
 const C: StoreBoot = StoreBoot { store: StoreId(3), boot: Boot(1) };
-/// Leads nothing any more.
+/// A former primary.
 const D: StoreBoot = StoreBoot { store: StoreId(4), boot: Boot(1) };
-/// More events than any of these runs needs: it goes round in circles.
+/// More events than any of these runs needs: beyond it the run is in a loop.
 const EVENTS_MAX: u64 = 20_000;
 
 #[derive(Clone, Debug)]
@@ -22,12 +22,12 @@ struct Lengths {
     read: usize,
     window: usize,
     message: usize,
-    /// Of the log, in memory, of each shard.
+    /// Bytes of the log in memory.
     memory: usize,
     keep: usize,
 }
 
-/// As shipped, with a memory budget of 512 MiB.
+/// The production values for a memory budget of 512 MiB.
 const SHIPPED: Lengths = Lengths {
     shards: 1,
     segment: 64 << 20,
@@ -40,18 +40,18 @@ const SHIPPED: Lengths = Lengths {
 };
 
 /// One process and its disk.
-struct Machine {
+struct TestNode {
     node: Node,
-    writer: Writer,
+    writer: LogEncoder,
     segments: Segments,
     state: BTreeMap<ShardId, ShardState>,
 }
 
 /// A, which leads every shard; B, in sync; C, a learner.
-struct World {
+struct FeedWorld {
     sizes: Lengths,
     now: Now,
-    machines: Vec<Machine>,
+    nodes: Vec<TestNode>,
     /// The connection on which A feeds each of the others.
     conns: BTreeMap<Conn, usize>,
     next_conn: u64,
@@ -62,18 +62,18 @@ struct World {
     reads: usize,
     read_bytes: usize,
     copies_sent: usize,
-    /// Answers of A's disk are held back.
+    /// The answers of A's disk, while they are delayed.
     holds_reads: bool,
-    held: Option<(Place, Vec<LogPart>)>,
-    /// C acknowledges nothing any more; bytes of entries sent to it since.
+    held: Option<(LogLocation, Vec<LogPart>)>,
+    /// While C acknowledges nothing: the bytes of entries sent to it.
     mute: bool,
     unacked: usize,
 }
 
-impl World {
+impl FeedWorld {
     fn new(sizes: Lengths) -> Self {
         let mut world = Self::unconfigured(sizes);
-        let config = ShardConfig { learners: vec![C.store], ..record(1, 1, A) };
+        let config = ShardRecord { learners: vec![C.store], ..record(1, 1, A) };
         world.configure(&config);
         world.connect(1);
         world.connect(2);
@@ -81,31 +81,31 @@ impl World {
         world
     }
 
-    /// Every machine reads this record of each shard.
-    fn configure(&mut self, config: &ShardConfig) {
+    /// Delivers this record of each shard to every node.
+    fn configure(&mut self, config: &ShardRecord) {
         for shard in 0..self.sizes.shards {
             let (slots, target) = (self.slots(shard), vec![A.store, B.store, C.store]);
-            let config = ShardConfig { slots, target, ..config.clone() };
-            for machine in 0..3 {
+            let config = ShardRecord { slots, target, ..config.clone() };
+            for number in 0..3 {
                 let config = config.clone();
-                self.on(machine, Event::Config { config, mod_revision: 7, read: None });
+                self.on(number, Event::ShardRecord { record: config, mod_revision: 7, read: None });
             }
         }
     }
 
     fn unconfigured(sizes: Lengths) -> Self {
         let owner = Owner { cluster: 1, store: StoreId(1) };
-        let machine = |me: StoreBoot| Machine {
+        let number = |me: StoreBoot| TestNode {
             node: Node::new(settings(&sizes), me, Now(0), 1, vec![]),
-            writer: Writer::new(Resume { owner, ..Resume::empty(sizes.block) }, sizes.segment),
+            writer: LogEncoder::new(Resume { owner, ..Resume::empty(sizes.block) }, sizes.segment),
             segments: Segments::new(),
             state: BTreeMap::new(),
         };
-        let machines = [A, B, C].map(machine).into_iter().collect();
+        let nodes = [A, B, C].map(number).into_iter().collect();
         let mut world = Self {
             sizes,
             now: Now(0),
-            machines,
+            nodes,
             conns: BTreeMap::new(),
             next_conn: 1,
             todo: VecDeque::new(),
@@ -130,31 +130,31 @@ impl World {
         Slots { lo, hi: if last { u16::MAX } else { lo.wrapping_add(width).wrapping_sub(1) } }
     }
 
-    fn is_connected(&self, machine: usize) -> bool {
-        self.conns.values().any(|&to| to == machine)
+    fn is_connected(&self, number: usize) -> bool {
+        self.conns.values().any(|&to| to == number)
     }
 
-    fn connect(&mut self, machine: usize) {
-        if self.is_connected(machine) {
+    fn connect(&mut self, number: usize) {
+        if self.is_connected(number) {
             return;
         }
         let conn = Conn(self.next_conn);
         self.next_conn += 1;
-        self.conns.insert(conn, machine);
-        let peer = [A, B, C][machine];
-        self.on(machine, Event::Accepted { conn });
+        self.conns.insert(conn, number);
+        let peer = [A, B, C][number];
+        self.on(number, Event::Accepted { conn });
         self.on(0, Event::Dialled { conn, peer });
     }
 
-    fn cut(&mut self, machine: usize) {
-        let cut: Vec<_> = self.conns.extract_if(.., |_, to| *to == machine).collect();
+    fn cut(&mut self, number: usize) {
+        let cut: Vec<_> = self.conns.extract_if(.., |_, to| *to == number).collect();
         for (conn, _) in cut {
             self.on(0, Event::Closed { conn });
-            self.on(machine, Event::Closed { conn });
+            self.on(number, Event::Closed { conn });
         }
     }
 
-    /// An entry of about so many bytes, ordered by A.
+    /// Orders an entry of about this many bytes on A.
     fn write(&mut self, shard: u16, bytes: usize) {
         self.written += 1;
         let n = self.written;
@@ -165,17 +165,18 @@ impl World {
         };
         let payload = ops::encode(&(0..bytes.div_ceil(100)).map(add).collect::<Vec<_>>());
         let slots = self.slots(shard);
-        let batch = Batch::seal(slots, session, Bseq(n), Bseq(n), Codec::Raw, payload);
+        let batch = Batch::seal(slots, session, BatchSeq(n), BatchSeq(n), Codec::Raw, payload);
         let message = GatewayMessage::Frame { message: n, batches: vec![batch] };
         self.on(0, Event::Gateway { conn: GATEWAY, message });
     }
 
-    /// D, the primary of epoch 1, sent this machine so many entries of the first shard, and said that so many are committed.
-    fn feed_from_d(&mut self, machine: usize, entries: usize, commit: u64) {
-        let (conn, to) = (Conn(1_000), [A, B, C][machine]);
-        self.on(machine, Event::Accepted { conn });
+    /// D, the primary of epoch 1, sent this node so many entries of the first shard, and announced
+    /// that so many are committed.
+    fn feed_from_d(&mut self, number: usize, entries: usize, commit: u64) {
+        let (conn, to) = (Conn(1_000), [A, B, C][number]);
+        self.on(number, Event::Accepted { conn });
         let hello = ToFollower::Hello { from: D, to };
-        self.on(machine, Event::ToFollower { conn, message: hello });
+        self.on(number, Event::ToFollower { conn, message: hello });
         let slice = Slice {
             shard: SHARD,
             slots: self.slots(0),
@@ -187,17 +188,17 @@ impl World {
             entries: log(&vec![1; entries]),
         };
         let append = ToFollower::Append { n: 1, slices: vec![slice] };
-        self.on(machine, Event::ToFollower { conn, message: append });
+        self.on(number, Event::ToFollower { conn, message: append });
         self.settle();
-        self.on(machine, Event::Closed { conn });
+        self.on(number, Event::Closed { conn });
     }
 
-    /// Everything that follows, with time standing still.
+    /// Handles everything that follows, while time stands still.
     fn settle(&mut self) {
-        while let Some((machine, event)) = self.todo.pop_front() {
+        while let Some((number, event)) = self.todo.pop_front() {
             self.events += 1;
             assert!(self.events < EVENTS_MAX, "{self}: it goes round in circles");
-            self.on(machine, event);
+            self.on(number, event);
         }
     }
 
@@ -205,21 +206,21 @@ impl World {
         let end = self.now.plus_ms(ms);
         while self.now < end {
             self.now = self.now.plus_ms(50);
-            (0..3).for_each(|machine| self.on(machine, Event::Tick));
+            (0..3).for_each(|number| self.on(number, Event::Tick));
             self.settle();
         }
     }
 
-    fn on(&mut self, machine: usize, event: Event) {
+    fn on(&mut self, number: usize, event: Event) {
         let mut effects = Vec::new();
-        self.machines[machine].node.handle(self.now, event, &mut effects);
-        self.machines[machine].node.check_invariants();
-        effects.into_iter().for_each(|effect| self.perform(machine, effect));
+        self.nodes[number].node.handle(self.now, event, &mut effects);
+        self.nodes[number].node.check_invariants();
+        effects.into_iter().for_each(|effect| self.perform(number, effect));
     }
 
-    fn perform(&mut self, machine: usize, effect: Effect) {
-        let here = &mut self.machines[machine];
-        let mut then = |event| self.todo.push_back((machine, event));
+    fn perform(&mut self, number: usize, effect: Effect) {
+        let here = &mut self.nodes[number];
+        let mut then = |event| self.todo.push_back((number, event));
         match effect {
             Effect::Write(record) => here.writer.write(record),
             Effect::Sync { group } => {
@@ -256,7 +257,7 @@ impl World {
             }
             Effect::FromFollower { conn, message } => {
                 let is_ack = matches!(message, FromFollower::Ack { .. });
-                if is_ack && self.mute && machine == 2 {
+                if is_ack && self.mute && number == 2 {
                     return;
                 }
                 if self.conns.contains_key(&conn) {
@@ -265,7 +266,7 @@ impl World {
             }
             Effect::Close { conn } => {
                 if let Some(to) = self.conns.remove(&conn) {
-                    let other = if machine == 0 { to } else { 0 };
+                    let other = if number == 0 { to } else { 0 };
                     self.todo.push_back((other, Event::Closed { conn }));
                 }
             }
@@ -304,38 +305,38 @@ impl World {
         }
     }
 
-    fn last(&self, machine: usize) -> Vec<Position> {
-        self.machines[machine].node.replicas().map(|replica| replica.last).collect()
+    fn last(&self, number: usize) -> Vec<Position> {
+        self.nodes[number].node.replicas().map(|replica| replica.last).collect()
     }
 
-    fn applied(&self, machine: usize) -> Vec<Position> {
-        self.machines[machine].node.replicas().map(|replica| replica.state.applied).collect()
+    fn applied(&self, number: usize) -> Vec<Position> {
+        self.nodes[number].node.replicas().map(|replica| replica.state.applied).collect()
     }
 
     #[track_caller]
     fn check_filled(&self) {
-        for (machine, name) in [(1, "B"), (2, "C")] {
-            assert_eq!(self.last(machine), self.last(0), "{self}: {name}");
-            assert_eq!(self.applied(machine), self.applied(0), "{self}: {name}");
+        for (number, name) in [(1, "B"), (2, "C")] {
+            assert_eq!(self.last(number), self.last(0), "{self}: {name}");
+            assert_eq!(self.applied(number), self.applied(0), "{self}: {name}");
         }
     }
 }
 
-impl std::fmt::Display for World {
+impl std::fmt::Display for FeedWorld {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (sizes, now) = (&self.sizes, self.now);
-        let seqs = |machine| self.last(machine).into_iter().map(|last| last.seq.0).max();
+        let seqs = |number| self.last(number).into_iter().map(|last| last.seq.0).max();
         write!(f, "{sizes:?} at {now:?}, {} entries, {} reads", self.written, self.reads)?;
         write!(f, ", ends: {:?} {:?} {:?}", seqs(0), seqs(1), seqs(2))
     }
 }
 
 fn settings(sizes: &Lengths) -> Settings {
-    let limits = Sizes {
+    let limits = NodeSizes {
         window_bytes: sizes.window,
         message_bytes: sizes.message,
         read_log_bytes: sizes.read,
-        ..Sizes::default()
+        ..NodeSizes::default()
     };
     let log_memory_bytes = sizes.memory;
     Settings {
@@ -347,10 +348,11 @@ fn settings(sizes: &Lengths) -> Settings {
     }
 }
 
-/// C is away while so many entries of so many bytes come in, one after the other to every shard.
+/// C is away while this many entries of this many bytes come in, one after the other to every
+/// shard.
 #[track_caller]
-fn check_lag(sizes: Lengths, entries: u64, bytes: usize) -> World {
-    let mut world = World::new(sizes);
+fn check_lag(sizes: Lengths, entries: u64, bytes: usize) -> FeedWorld {
+    let mut world = FeedWorld::new(sizes);
     world.cut(2);
     for n in 0..entries {
         world.write((n % u64::from(world.sizes.shards)) as u16, bytes);
@@ -363,8 +365,8 @@ fn check_lag(sizes: Lengths, entries: u64, bytes: usize) -> World {
     world
 }
 
-/// The proof of the review: 10 MB of log as shipped, 2 MiB of it in memory. Today's blocks of a megabyte are larger than
-/// any log that the simulator ever wrote.
+/// The proof of a review's finding: 10 MB of log with the production values, 2 MiB of it in memory.
+/// The blocks of a megabyte are larger than any log that the simulator ever wrote.
 #[test]
 fn a_learner_is_fed_from_a_log_of_many_blocks() {
     let world = check_lag(SHIPPED, 1_000, 10_000);
@@ -378,7 +380,7 @@ fn entries_larger_than_a_read_are_sent() {
     check_lag(Lengths { read: 1 << 20, message: 1 << 20, ..SHIPPED }, 4, 2 << 20);
 }
 
-fn drawn(random: &mut Random) -> Lengths {
+fn drawn(random: &mut SplitMix64) -> Lengths {
     let mut one_of = |lengths: [usize; 4]| lengths[random.below(4) as usize];
     Lengths {
         segment: one_of([0, 2_000, 20_000, 64 << 20]),
@@ -392,17 +394,17 @@ fn drawn(random: &mut Random) -> Lengths {
     }
 }
 
-/// Whatever the sizes are, and whoever was away for however long: in the end both have all of it.
+/// With all sizes and all lags, in the end both followers have the whole log.
 #[test]
 fn whoever_lags_by_whatever_is_filled() {
     for seed in 0..200 {
-        let mut random = Random::new(seed);
-        let mut world = World::new(drawn(&mut random));
+        let mut random = SplitMix64::new(seed);
+        let mut world = FeedWorld::new(drawn(&mut random));
         for _ in 0..40 {
-            let machine = 1 + random.below(2) as usize;
+            let number = 1 + random.below(2) as usize;
             match random.below(10) {
-                0 => world.cut(machine),
-                1 | 2 => world.connect(machine),
+                0 => world.cut(number),
+                1 | 2 => world.connect(number),
                 3 => world.pass(random.below(1_500)),
                 _ => {
                     let shard = random.below(world.sizes.shards.into()) as u16;
@@ -426,15 +428,16 @@ fn whoever_lags_by_whatever_is_filled() {
 fn each_block_is_read_once_for_all_shards() {
     let sizes = Lengths { shards: 100, block: 20_000, read: 60_000, memory: 0, ..SHIPPED };
     let world = check_lag(sizes, 3_000, 300);
-    let log: usize = world.machines[0].writer.index().blocks().iter().map(|(_, len)| len).sum();
+    let log: usize = world.nodes[0].writer.index().blocks().iter().map(|(_, len)| len).sum();
     assert!(world.read_bytes < 2 * log, "{world}: {} read, {log} are there", world.read_bytes);
 }
 
-/// A asks its disk for what C lacks; before the answer its log is cut and goes on otherwise, and A leads again, with C at
-/// the same place. What was read in the former epoch would leave C with entries that no log holds any more.
+/// A reads from its disk what C lacks; before the answer its log is cut and continues otherwise,
+/// and A leads again, with C at the same place. What was read in the former epoch would leave C
+/// with entries that no log contains any more.
 #[test]
 fn what_was_read_in_a_former_epoch_is_not_sent() {
-    let mut world = World::new(Lengths { memory: 0, keep: 1 << 30, ..SHIPPED });
+    let mut world = FeedWorld::new(Lengths { memory: 0, keep: 1 << 30, ..SHIPPED });
     world.cut(2);
     for _ in 0..20 {
         world.write(0, 300);
@@ -445,12 +448,12 @@ fn what_was_read_in_a_former_epoch_is_not_sent() {
     world.connect(2);
     world.settle();
     let (at, mut parts) = world.held.take().expect("C lags");
-    world.configure(&ShardConfig { learners: vec![C.store], ..record(2, 2, A) });
+    world.configure(&ShardRecord { learners: vec![C.store], ..record(2, 2, A) });
     world.settle();
     world.holds_reads = false;
-    // What A's log held then.
+    // The entries of A's log at that time.
     let LogPart { prev, entries, .. } = &mut parts[0];
-    *entries = vec![Entry::after(*prev, Epoch(1), prev.time, Body::Expire { bucket: 7 })];
+    *entries = vec![Entry::after(*prev, Epoch(1), prev.time, Body::ExpireTokens { bucket: 7 })];
     world.on(0, Event::LogRead { at, parts });
     world.settle();
     world.pass(1_000);
@@ -458,21 +461,21 @@ fn what_was_read_in_a_former_epoch_is_not_sent() {
     assert_eq!(world.copies_sent, 0, "the log has all that C lacks");
 }
 
-/// A leads after a loss was accepted, and the others return with whatever they had applied of what is given up: in the end
-/// each has A's log, and the state that follows from it.
+/// A leads after a loss was accepted, and the others return with some of the lost entries applied:
+/// in the end each has A's log, and the state that follows from it.
 #[test]
 fn whoever_returns_after_an_accepted_loss_is_filled() {
     for seed in 0..400 {
-        let mut random = Random::new(seed);
-        let mut world = World::unconfigured(Lengths { shards: 1, ..drawn(&mut random) });
-        world.configure(&ShardConfig { isr: vec![A.store, B.store, C.store], ..record(1, 1, D) });
-        for machine in 0..3 {
+        let mut random = SplitMix64::new(seed);
+        let mut world = FeedWorld::unconfigured(Lengths { shards: 1, ..drawn(&mut random) });
+        world.configure(&ShardRecord { isr: vec![A.store, B.store, C.store], ..record(1, 1, D) });
+        for number in 0..3 {
             let entries = random.below(8);
-            world.feed_from_d(machine, entries as usize, random.below(entries + 1));
+            world.feed_from_d(number, entries as usize, random.below(entries + 1));
         }
         world.pass(random.below(2) * 2_000);
         let learners = vec![B.store, C.store];
-        world.configure(&ShardConfig { isr: vec![A.store], learners, ..record(2, 2, A) });
+        world.configure(&ShardRecord { isr: vec![A.store], learners, ..record(2, 2, A) });
         for _ in 0..8 {
             match random.below(5) {
                 0 => world.connect(1),
@@ -488,11 +491,12 @@ fn whoever_returns_after_an_accepted_loss_is_filled() {
     }
 }
 
-/// What is on its way to a follower that does not acknowledge stays within the window, however much it lacks.
+/// The bytes in flight to a follower that does not acknowledge stay within the window, however much
+/// it lacks.
 #[test]
 fn reading_waits_for_room_in_the_window() {
     let sizes = Lengths { shards: 50, block: 2_000, read: 4_000, memory: 0, ..SHIPPED };
-    let mut world = World::new(Lengths { window: 20_000, ..sizes });
+    let mut world = FeedWorld::new(Lengths { window: 20_000, ..sizes });
     world.cut(2);
     for n in 0..2_000 {
         world.write(n % 50, 300);
@@ -505,8 +509,9 @@ fn reading_waits_for_room_in_the_window() {
     assert!(world.unacked >= 10_000, "{world}: {} under way", world.unacked);
 }
 
-/// What a former copy has acknowledged says nothing of the one that is there now, nor what another process has. No seed
-/// shows it: a learner would have to be ready, to wait before it is added, and to be filled anew meanwhile.
+/// The acknowledgements of a former copy or process prove nothing about the present one. No seed
+/// shows it: a learner would have to be ready, to wait before it is added, and to get a snapshot
+/// meanwhile.
 #[test]
 fn what_a_former_copy_has_acknowledged_does_not_count() {
     let again = StoreBoot { boot: Boot(2), ..B };

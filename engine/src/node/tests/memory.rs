@@ -1,8 +1,8 @@
-//! What a node holds stays within its limits, whatever the shards, the disk and the clients do.
+//! The memory of a node stays within its limits, whatever the shards, the disk and the clients do.
 
 use super::*;
 
-/// Shards of equal size, as many as this.
+/// The number of shards, all of equal size.
 const SHARDS: u16 = 40;
 
 fn slots(number: u16) -> Slots {
@@ -17,7 +17,7 @@ fn counter_in(slots: Slots) -> CounterKey {
     keys.find(|key| slots.contains(key.slot())).expect("there is one")
 }
 
-/// A, leading all shards alone.
+/// A, which leads all shards alone.
 fn alone(log_memory_bytes: usize) -> Bench {
     let mut bench = Bench::new(A);
     bench.node.settings.min_in_sync = 1;
@@ -25,69 +25,77 @@ fn alone(log_memory_bytes: usize) -> Bench {
     bench.on(Event::GatewayConnected { conn: GATEWAY });
     for number in 0..SHARDS {
         let only = vec![A.store];
-        let record = ShardConfig {
+        let record = ShardRecord {
             slots: slots(number),
             isr: only.clone(),
             target: only,
             ..record(1, 1, A)
         };
-        bench.config(record);
+        bench.deliver(record);
     }
     sync(&mut bench);
     bench
 }
 
-/// All that was written is durable: also the group that was gathered while another one was written.
+/// Makes all that was written durable, also the group that was gathered while another one was
+/// written.
 fn sync(bench: &mut Bench) {
     while let Some(group) = bench.node.groups.covering() {
         bench.on(Event::Durable { group });
     }
 }
 
-/// As many bytes of entries of one shard as this, in one batch.
-fn write(bench: &mut Bench, number: u16, bseq: u64, bytes: usize) {
+/// Orders this many bytes of entries of one shard, in one batch.
+fn write(bench: &mut Bench, number: u16, batch_seq: u64, bytes: usize) {
     let op = Op { counter: counter_in(slots(number)), kind: OpKind::Add { delta: 1 } };
     let payload = ops::encode(&vec![op.clone(); bytes / ops::size(&op)]);
     let session = SessionId(Revision { incarnation: 1, revision: 5 });
-    let batch = Batch::seal(slots(number), session, Bseq(bseq), Bseq(bseq), Codec::Raw, payload);
+    let batch = Batch::seal(
+        slots(number),
+        session,
+        BatchSeq(batch_seq),
+        BatchSeq(batch_seq),
+        Codec::Raw,
+        payload,
+    );
     let message = bench.now.0;
     bench.now = bench.now.plus_ms(1);
     bench.frame(message + 1, batch);
     sync(bench);
 }
 
-/// The limit is one for the node. It was one for each copy: 800 copies could hold 1.6 GiB of log where
-/// the whole process was to stay within 512 MiB.
+/// There is one limit for the node. With one for each copy, 800 copies could take 1.6 GiB of log
+/// where the whole process was to stay within 512 MiB.
 #[test]
 fn the_log_in_memory_has_one_limit_for_all_shards() {
     let limit = 256 << 10;
     let mut bench = alone(limit);
-    for bseq in 1..20 {
+    for batch_seq in 1..20 {
         for number in 0..SHARDS {
-            write(&mut bench, number, bseq, 4_000);
+            write(&mut bench, number, batch_seq, 4_000);
         }
         let logs = bench.node.replicas.values().map(|replica| replica.log.walked_bytes());
         assert!(logs.sum::<usize>() <= limit + (8 << 10));
     }
-    // What is left is the newest of each shard.
+    // The newest entries of each shard remain.
     for replica in bench.node.replicas.values() {
         let (base, last) = (replica.log.base().seq, replica.log.last().seq);
         assert!(base.0 > 10 && base < last, "{base:?} {last:?}");
     }
 }
 
-/// A quiet shard keeps what it has applied in the last so many bytes of all, and a busy one no more.
+/// A quiet shard keeps what it has applied in the same stretch of the node's log as a busy one.
 #[test]
 fn what_was_applied_first_goes_first() {
     let mut bench = alone(64 << 10);
     write(&mut bench, 1, 1, 100);
-    for bseq in 1..10 {
-        write(&mut bench, 0, bseq, 4_000);
+    for batch_seq in 1..10 {
+        write(&mut bench, 0, batch_seq, 4_000);
     }
     let quiet = |bench: &Bench| bench.node.replicas[&slots(1).shard()].log.get(Seq(2)).is_some();
     assert!(quiet(&bench), "it is younger than what fits");
-    for bseq in 10..40 {
-        write(&mut bench, 0, bseq, 4_000);
+    for batch_seq in 10..40 {
+        write(&mut bench, 0, batch_seq, 4_000);
     }
     assert!(!quiet(&bench));
     write(&mut bench, 1, 2, 100);
@@ -106,10 +114,10 @@ fn what_applying_needed_goes_when_it_is_done() {
     assert_eq!(bench.node.memory.pending_bytes(), 0);
 }
 
-// ---- a follower whose state disk is slow ---------------------------------------------------------
+// ---- a follower whose state disk is slow -------------------------------------------------------
 
-/// B, taking entries with new counters from A, while its state disk does not come to an end with a
-/// flush. Returns it after so many entries, with the numbers it has acknowledged.
+/// B takes entries with new counters from A, while its flush does not end. Returns B after this
+/// many entries, with the numbers it has acknowledged.
 struct SlowState {
     bench: Bench,
     at: Position,
@@ -120,7 +128,7 @@ struct SlowState {
 
 impl SlowState {
     fn new() -> Self {
-        let mut bench = backup();
+        let mut bench = new_follower();
         bench.node.settings.table_bytes_max = 16 << 10;
         bench.node.settings.pending_bytes_max = 200 << 10;
         Self { bench, at: Position::default(), n: 0, acked: 0, flush: 0 }
@@ -146,8 +154,8 @@ impl SlowState {
         };
         let payload = ops::encode(&(0..100).map(op).collect::<Vec<_>>());
         let session = SessionId(Revision { incarnation: 1, revision: 5 });
-        let bseq = Bseq(self.n);
-        let batch = Batch::seal(Slots::ALL, session, bseq, bseq, Codec::Raw, payload);
+        let batch_seq = BatchSeq(self.n);
+        let batch = Batch::seal(Slots::ALL, session, batch_seq, batch_seq, Codec::Raw, payload);
         let entry = Entry::after(self.at, Epoch(1), TimeMs(1), Body::Ops(batch));
         let prev = std::mem::replace(&mut self.at, entry.position());
         let slice = Slice {
@@ -168,8 +176,8 @@ impl SlowState {
     }
 }
 
-/// Its tables stay within their limit, its log within the other, and it does not say that it has what
-/// it can't take in: the primary's window fills.
+/// The follower's tables stay within their limit, its log within the other, and it does not
+/// acknowledge what it can't apply: the primary's window fills.
 #[test]
 fn a_follower_with_a_slow_state_disk_takes_no_more_than_it_may_hold() {
     let mut slow = SlowState::new();
@@ -179,7 +187,7 @@ fn a_follower_with_a_slow_state_disk_takes_no_more_than_it_may_hold() {
         assert!(table <= 2 * slow.bench.node.settings.table_bytes_max, "{table}");
     }
     assert!(slow.acked < 100, "{}", slow.acked);
-    // The disk comes to an end with one after another: everything is applied, and acknowledged.
+    // The flushes end one after the other: everything is applied, and acknowledged.
     for _ in 0..200 {
         let flush = slow.flush;
         slow.on(Event::Ingested { flush });
@@ -188,7 +196,8 @@ fn a_follower_with_a_slow_state_disk_takes_no_more_than_it_may_hold() {
     assert_eq!(slow.bench.node.replicas[&SHARD].state.applied.seq, Seq(slow.n - 1));
 }
 
-/// Entries whose commit waits for others do not keep it from acknowledging: others may wait for that.
+/// Entries whose commit waits for others do not keep it from acknowledging: others may wait for
+/// that.
 #[test]
 fn what_is_not_committed_is_acknowledged_however_much_it_is() {
     let mut slow = SlowState::new();
@@ -219,8 +228,8 @@ fn waiting_reads_are_limited_by_their_bytes() {
     assert_eq!(bench.node.reads.bytes(), 0);
 }
 
-/// Ten thousand sessions live, and one that has written to every shard is gone. Each shard's entry names all that live: in
-/// one turn they would be megabytes for each hundred shards.
+/// Ten thousand sessions are alive, and one that has written to every shard is gone. Each shard's
+/// entry contains all live ones: in one turn they would be megabytes for each hundred shards.
 #[test]
 fn the_rows_of_a_session_that_is_gone_are_dropped_a_few_shards_at_a_time() {
     let mut bench = alone(usize::MAX);
@@ -233,8 +242,8 @@ fn the_rows_of_a_session_that_is_gone_are_dropped_a_few_shards_at_a_time() {
         let effects = bench.on(Event::SessionsListed { at, alive });
         sync(&mut bench);
         let is_collection = |effect: &&Effect| match effect {
-            Effect::Write(Record::Append { entry, .. }) => {
-                matches!(entry.body, Body::Collect { .. })
+            Effect::Write(LogRecord::Append { entry, .. }) => {
+                matches!(entry.body, Body::ExpireSessions { .. })
             }
             _ => false,
         };
@@ -242,7 +251,7 @@ fn the_rows_of_a_session_that_is_gone_are_dropped_a_few_shards_at_a_time() {
     };
     assert_eq!(list(), 0, "it was absent for no time yet");
     let entry_bytes = 12 * 10_000;
-    let most = Sizes::default().message_bytes.div_ceil(entry_bytes);
+    let most = NodeSizes::default().message_bytes.div_ceil(entry_bytes);
     assert!(most < usize::from(SHARDS));
     assert_eq!(list(), most);
     assert_eq!(list(), usize::from(SHARDS) - most);

@@ -1,4 +1,5 @@
-//! Whole copies and the room for them: measured first, refused where they do not fit, tried again once they do.
+//! Snapshots and the room for them: measured first, refused where they do not fit, tried again once
+//! they do.
 
 use super::*;
 use crate::message::SnapshotOutcome;
@@ -17,7 +18,7 @@ fn announce(bench: &mut Bench, transfer: u64, bytes: u64) -> Option<SnapshotOutc
 
 /// The follower has promised its primary's epoch.
 fn follower() -> Bench {
-    let mut bench = backup();
+    let mut bench = new_follower();
     let entries = log(&[1]);
     bench.append(1, slice(1, &entries, 0, true));
     bench
@@ -32,14 +33,15 @@ fn a_copy_that_has_no_room_is_refused() {
     bench.on(Event::Room { bytes: 1_000 });
     assert_eq!(announce(&mut bench, 2, 1_001), refused);
     assert_eq!(announce(&mut bench, 3, 1_000), accepted);
-    // The same copy once more: its primary has given the one before up.
+    // The same snapshot once more: its primary has given up the one before.
     assert_eq!(announce(&mut bench, 4, 1_000), accepted);
     bench.on(Event::Room { bytes: 0 });
     assert_eq!(announce(&mut bench, 5, 1), refused);
 }
 
-/// It holds entries of the shard that it can't apply, and needs a whole copy, after which they go: refused, the log would
-/// stay too long for ever (simulator, seed 1883155431686259).
+/// The follower has entries of the shard that it can't apply, and needs a snapshot, which removes
+/// them: if it refused the snapshot, the log would stay too long for ever (simulator, seed
+/// 1883155431686259).
 #[test]
 fn a_log_that_is_too_long_takes_no_room_from_a_copy() {
     let mut bench = follower();
@@ -62,8 +64,9 @@ fn held(bench: &Bench) -> Seq {
     bench.node.replicas().next().expect("there is one").last.seq
 }
 
-/// All disks of a cluster are full, and all nodes were restarted: without the barrier of the new primary no read would be
-/// answered until there is room. It stands on what was in flight before.
+/// All disks of a cluster are full, and all nodes were restarted: without the barrier of the new
+/// primary no read would be answered until there is room. The barrier stands on the entries that
+/// were in flight before.
 #[test]
 fn a_full_member_takes_the_barrier_of_a_new_primary_and_what_lies_below_it() {
     let mut bench = follower();
@@ -73,10 +76,10 @@ fn a_full_member_takes_the_barrier_of_a_new_primary_and_what_lies_below_it() {
     assert_eq!(held(&bench), Seq(1), "a write of this epoch is refused");
     bench.append(3, slice(2, &entries, 1, true));
     assert_eq!(held(&bench), Seq(3));
-    // Of the new epoch a write is refused, too, and what drops old records is taken.
+    // In the new epoch a write is refused, too, and an entry that drops old records is taken.
     let last = entries[2].position();
     let write = Entry::after(last, Epoch(2), TimeMs(1), Body::Ops(add(2)));
-    let expire = Entry::after(last, Epoch(2), TimeMs(1), Body::Expire { bucket: 1 });
+    let expire = Entry::after(last, Epoch(2), TimeMs(1), Body::ExpireTokens { bucket: 1 });
     let with = |entry| [&entries[..], &[entry]].concat();
     bench.append(4, slice(2, &with(write), 3, false));
     assert_eq!(held(&bench), Seq(3));
@@ -84,14 +87,15 @@ fn a_full_member_takes_the_barrier_of_a_new_primary_and_what_lies_below_it() {
     assert_eq!(held(&bench), Seq(4));
 }
 
-/// Story: a primary had ordered writes on top of its barrier, which was not committed since one member was away. That one
-/// came back with the barrier and a full disk, and refused the writes, and with them to say that it has the barrier: no
-/// read was answered until there was room (simulator, seed 50059).
+/// Story: a primary had ordered writes on top of its barrier, which was not committed since one
+/// member was away. That member returned with the barrier and a full disk. It refused the writes,
+/// and with them to acknowledge the barrier: no read was answered until there was room (simulator,
+/// seed 50059).
 #[test]
-fn a_full_member_says_that_it_has_the_barrier_below_what_it_refuses() {
+fn a_full_member_acknowledges_the_barrier_below_what_it_refuses() {
     for held in [0, 1] {
         let mut bench = beginning();
-        bench.config(record(1, 1, A));
+        bench.deliver(record(1, 1, A));
         bench.frame(1, add(1));
         bench.on(Event::Durable { group: 2 });
         bench.on(Event::Closed { conn: TO_B });
@@ -100,7 +104,7 @@ fn a_full_member_says_that_it_has_the_barrier_below_what_it_refuses() {
         let message = FromFollower::Welcome { from: B, copies };
         let mut todo = bench.on(Event::FromFollower { conn: TO_B, message });
         let mut joined = false;
-        // It takes nothing but the barrier, at seq 1.
+        // The member takes nothing but the barrier, at seq 1.
         for _ in 0..10 {
             for effect in std::mem::take(&mut todo) {
                 let Effect::ToFollower { message: ToFollower::Append { n, slices }, .. } = effect
@@ -130,18 +134,19 @@ fn a_full_member_says_that_it_has_the_barrier_below_what_it_refuses() {
     }
 }
 
-/// Story: a learner became a member, and its disk full, before its watch of etcd told it so. It refused what a member takes,
-/// and its primary tried a disk that stays full no more: no read was answered until there was room (simulator, seed 517990).
+/// Story: a learner became a member, and its disk full, before its watch of etcd delivered the
+/// record. It refused what a member takes, and its primary did not try again, since the disk stayed
+/// full: no read was answered until there was room (simulator, seed 517990).
 #[test]
-fn a_full_member_that_hears_late_that_it_is_one_takes_the_barrier() {
+fn a_full_member_that_learns_late_that_it_is_one_takes_the_barrier() {
     let mut bench = follower();
     let isr = vec![A.store];
-    bench.config(ShardConfig { isr, learners: vec![B.store], ..record(1, 2, A) });
+    bench.deliver(ShardRecord { isr, learners: vec![B.store], ..record(1, 2, A) });
     bench.on(Event::DiskFull(true));
     let entries = two_epochs();
     bench.append(2, slice(2, &entries, 1, true));
     assert_eq!(held(&bench), Seq(1));
-    let told = |effects: Vec<Effect>| {
+    let announced = |effects: Vec<Effect>| {
         let copy = FromFollower::Copy { shard: SHARD, copy: CopyNo(1) };
         let from_b = effects.into_iter().filter_map(|effect| match effect {
             Effect::FromFollower { conn: FROM_A, message } => Some(message),
@@ -149,18 +154,18 @@ fn a_full_member_that_hears_late_that_it_is_one_takes_the_barrier() {
         });
         from_b.filter(|message| *message == copy).count()
     };
-    assert_eq!(told(bench.config(record(1, 3, A))), 1, "its primary tries again");
+    assert_eq!(announced(bench.deliver(record(1, 3, A))), 1, "its primary tries again");
     bench.append(3, slice(2, &entries, 1, true));
     assert_eq!(held(&bench), Seq(3));
-    // What it has always known is not told.
-    assert_eq!(told(bench.config(record(2, 4, A))), 0);
+    // A record that changes nothing about its membership causes no announcement.
+    assert_eq!(announced(bench.deliver(record(2, 4, A))), 0);
 }
 
-/// And its primary does: of its disk it hears that it is full.
+/// The primary tries again, although the disk reports full.
 #[test]
-fn a_primary_tries_a_full_follower_again_that_tells_of_its_copy() {
+fn a_primary_tries_a_full_follower_again_that_announces_its_copy() {
     let mut bench = beginning();
-    bench.config(record(1, 1, A));
+    bench.deliver(record(1, 1, A));
     let alive = FromFollower::Alive {
         sent: 0,
         fsync_age_ms: 0,
@@ -183,43 +188,43 @@ fn a_primary_tries_a_full_follower_again_that_tells_of_its_copy() {
     assert!(sent.is_some_and(|slice| slice.resume), "{effects:?}");
 }
 
-/// It may lack any amount of what former epochs wrote.
+/// The follower may lack any amount of what former epochs wrote.
 #[test]
 fn a_full_learner_takes_no_writes_of_former_epochs() {
     let mut bench = follower();
     let isr = vec![A.store];
-    bench.config(ShardConfig { isr, learners: vec![B.store], ..record(1, 2, A) });
+    bench.deliver(ShardRecord { isr, learners: vec![B.store], ..record(1, 2, A) });
     bench.on(Event::DiskFull(true));
     bench.append(2, slice(2, &two_epochs(), 1, true));
     assert_eq!(held(&bench), Seq(1));
 }
 
-/// Two copies that have room one by one may have none together.
+/// Two snapshots that have room one by one may have none together.
 #[test]
 fn what_was_accepted_has_taken_its_room() {
     let mut bench = follower();
     bench.on(Event::Room { bytes: 1_000 });
     assert_eq!(announce(&mut bench, 1, 600), Some(SnapshotOutcome::Accepted));
-    assert_eq!(bench.node.room_for_copies(), 400);
+    assert_eq!(bench.node.room_for_snapshots(), 400);
     let message = ToFollower::Heartbeat { sent: 1, commits: vec![] };
     let effects = bench.on(Event::ToFollower { conn: FROM_A, message });
-    let said = effects.iter().find_map(|effect| match effect {
+    let room = effects.iter().find_map(|effect| match effect {
         Effect::FromFollower { message: FromFollower::Alive { room_bytes, .. }, .. } => {
             Some(*room_bytes)
         }
         _ => None,
     });
-    assert_eq!(said, Some(400));
-    // The connection is gone, and what was to come on it.
+    assert_eq!(room, Some(400));
+    // The connection is gone, and the snapshots that were to come on it.
     bench.on(Event::Closed { conn: FROM_A });
-    assert_eq!(bench.node.room_for_copies(), 1_000);
+    assert_eq!(bench.node.room_for_snapshots(), 1_000);
 }
 
-/// Its follower needs a whole copy, and the state has a record to send.
+/// A's follower needs a snapshot, and the state has a record to send.
 fn measuring() -> (Bench, u64) {
     let mut bench = primary();
     flush(&mut bench);
-    bench.config(ShardConfig {
+    bench.deliver(ShardRecord {
         version: Version(2),
         isr: vec![A.store],
         learners: vec![B.store],
@@ -244,7 +249,7 @@ fn answer(bench: &mut Bench, transfer: u64, outcome: SnapshotOutcome) -> Vec<Eff
     bench.on(Event::FromFollower { conn: TO_B, message })
 }
 
-fn says_room(bench: &mut Bench, room_bytes: u64) {
+fn reports_room(bench: &mut Bench, room_bytes: u64) {
     let message = FromFollower::Alive {
         sent: 0,
         fsync_age_ms: 0,
@@ -280,11 +285,11 @@ fn nothing_of_a_copy_is_sent_before_it_is_accepted() {
 fn a_copy_that_was_refused_is_offered_again_once_there_is_room() {
     let (mut bench, transfer) = measuring();
     bench.on(Event::SnapshotMeasured { transfer, bytes: 700 });
-    says_room(&mut bench, 600);
+    reports_room(&mut bench, 600);
     assert!(!is_sent(&answer(&mut bench, transfer, SnapshotOutcome::NoSpace)));
     assert_eq!(feed(&bench), crate::replica::primary::Feed::Full);
     for (room, want) in [(600, false), (699, false), (700, true)] {
-        says_room(&mut bench, room);
+        reports_room(&mut bench, room);
         bench.now = bench.now.plus_ms(bench.node.settings.heartbeat_ms);
         bench.on(Event::Tick);
         let full = feed(&bench) == crate::replica::primary::Feed::Full;
@@ -292,7 +297,8 @@ fn a_copy_that_was_refused_is_offered_again_once_there_is_room() {
     }
 }
 
-/// Why a copy failed is not always known here: a quota may have stopped it. It is not sent again and again.
+/// The cause of a failed snapshot is not always known here: a quota may have stopped it. It is not
+/// sent again and again.
 #[test]
 fn a_copy_that_failed_rests_before_it_is_begun_again() {
     let (mut bench, transfer) = measuring();
@@ -306,7 +312,7 @@ fn a_copy_that_failed_rests_before_it_is_begun_again() {
     assert!(measured(&bench.on(Event::Tick)).is_some());
 }
 
-/// The follower could not install it: another one may be no better off.
+/// The follower could not install it: another snapshot may fail in the same way.
 #[test]
 fn a_copy_that_was_not_installed_rests_before_it_is_begun_again() {
     let (mut bench, transfer) = measuring();
@@ -319,7 +325,8 @@ fn a_copy_that_was_not_installed_rests_before_it_is_begun_again() {
     assert!(measured(&bench.on(Event::Tick)).is_some());
 }
 
-/// Chaos, seed 7: an install waited for open files, and the next primary sent 414 copies into its staging meanwhile.
+/// Chaos, seed 7: an install waited for open files, and the next primary sent 414 snapshots into
+/// its staging meanwhile.
 #[test]
 fn no_copy_is_taken_while_another_one_is_being_installed() {
     let mut bench = follower();
@@ -340,7 +347,7 @@ fn no_copy_is_taken_while_another_one_is_being_installed() {
     assert_eq!(announce(&mut bench, 8), Some(SnapshotOutcome::NotInstalled));
 }
 
-/// A copy that comes late was meant to replace one that has been replaced since, and has acknowledged.
+/// A late snapshot was meant to replace a copy that has been replaced since, and has acknowledged.
 #[test]
 fn a_copy_that_was_meant_for_an_older_one_is_not_installed() {
     let state = || Box::new(ShardState { slots: Slots::ALL, ..ShardState::default() });
@@ -363,16 +370,16 @@ fn a_copy_that_was_meant_for_an_older_one_is_not_installed() {
     }
 }
 
-/// While the window had room for other shards only, the log of this one was trimmed: the follower has promised nothing yet
-/// (simulator, seed 505568).
+/// While the window had room for other shards only, the log of this shard was trimmed: the follower
+/// has promised nothing yet (simulator, seed 505568).
 #[test]
 fn a_copy_is_installed_though_its_notice_is_the_first_of_the_epoch() {
     for (copy, fits) in [(CopyNo(1), true), (CopyNo(2), false)] {
-        let mut bench = backup();
+        let mut bench = new_follower();
         let (shard, epoch, transfer) = (SHARD, Epoch(1), 7);
         let notice = ToFollower::Snapshot { transfer, shard, epoch, copy, bytes: 1 };
         let effects = bench.on(Event::ToFollower { conn: FROM_A, message: notice });
-        let promised = |it: &Effect| matches!(it, Effect::Write(Record::Promise { .. }));
+        let promised = |it: &Effect| matches!(it, Effect::Write(LogRecord::Promise { .. }));
         assert_eq!(effects.iter().any(promised), fits, "in place of {copy:?}: {effects:?}");
         let state = Box::new(ShardState { slots: Slots::ALL, ..ShardState::default() });
         let effects = bench.on(Event::SnapshotStaged { conn: FROM_A, transfer, state });
@@ -381,26 +388,27 @@ fn a_copy_is_installed_though_its_notice_is_the_first_of_the_epoch() {
     }
 }
 
-fn without_b() -> ShardConfig {
-    ShardConfig { isr: vec![A.store], target: vec![A.store], ..record(1, 2, A) }
+fn without_b() -> ShardRecord {
+    ShardRecord { isr: vec![A.store], target: vec![A.store], ..record(1, 2, A) }
 }
 
-/// Etcd does not name the copy any more. It is asked, and answers these of the reads; how many it took, if the copy went.
+/// Etcd no longer names the copy. Answers those reads of the record that `answers` selects.
+/// Returns how many reads it took until the copy was deleted, if it was.
 fn reads_until_deleted(
     bench: &mut Bench,
     mut todo: Vec<Effect>,
     answers: impl Fn(u32) -> bool,
 ) -> Option<u32> {
-    let config = without_b();
+    let record = without_b();
     let is_there = |bench: &Bench| bench.node.replicas().any(|view| view.exists);
     let mut reads = 0;
-    for _ in 0..3 * bench.node.settings.timing.ask_again_ms / 50 {
+    for _ in 0..3 * bench.node.settings.timing.copy_recheck_ms / 50 {
         for effect in std::mem::take(&mut todo) {
-            let Effect::ReadConfig { read, .. } = effect else { continue };
+            let Effect::ReadRecord { read, .. } = effect else { continue };
             reads += 1;
             if answers(reads) {
-                let config = config.clone();
-                let event = Event::Config { config, mod_revision: 8, read: Some(read) };
+                let record = record.clone();
+                let event = Event::ShardRecord { record, mod_revision: 8, read: Some(read) };
                 todo.extend(bench.on(event));
             }
         }
@@ -413,14 +421,14 @@ fn reads_until_deleted(
     None
 }
 
-/// Nobody says it twice: the answer of etcd was lost, and the copy stayed. A suspect store that holds one that nobody
-/// wants is never cleared (simulator, seed 982).
+/// No event repeats it: the answer of etcd was lost, and the copy stayed. A suspect store with an
+/// unassigned copy is never cleared (simulator, seed 982).
 #[test]
 fn a_copy_that_etcd_does_not_name_is_asked_about_until_it_is_gone() {
     for (answered, want) in [(1, 1), (3, 3)] {
         let mut bench = follower();
-        let told = bench.config(without_b());
-        assert_eq!(reads_until_deleted(&mut bench, told, |read| read >= answered), Some(want));
+        let effects = bench.deliver(without_b());
+        assert_eq!(reads_until_deleted(&mut bench, effects, |read| read >= answered), Some(want));
     }
 }
 
@@ -433,13 +441,13 @@ fn a_copy_that_is_wanted_no_more_by_the_time_that_it_is_installed_is_deleted() {
     bench.on(Event::ToFollower { conn: FROM_A, message: notice });
     let state = Box::new(ShardState { slots: Slots::ALL, ..ShardState::default() });
     bench.on(Event::SnapshotStaged { conn: FROM_A, transfer, state });
-    let told = bench.config(without_b());
-    assert_eq!(reads_until_deleted(&mut bench, told, |read| read == 1), None);
+    let effects = bench.deliver(without_b());
+    assert_eq!(reads_until_deleted(&mut bench, effects, |read| read == 1), None);
     let installed = bench.on(Event::SnapshotInstalled { conn: FROM_A, transfer });
     assert!(reads_until_deleted(&mut bench, installed, |_| true).is_some());
 }
 
-/// Its sender waits for an answer, else it would wait for ever.
+/// The sender waits for an answer, and would wait for ever.
 #[test]
 fn a_copy_that_was_never_announced_is_discarded_and_answered() {
     let mut bench = follower();
@@ -453,7 +461,8 @@ fn a_copy_that_was_never_announced_is_discarded_and_answered() {
     assert_eq!(*message, FromFollower::Snapshot { transfer: 7, shard, outcome });
 }
 
-/// Else the log would not reach back to where the copy ends, and a second one would have to follow it.
+/// Without it the log would not reach back to the end of the snapshot, and a second one would have
+/// to follow it.
 #[test]
 fn the_log_is_kept_from_where_a_copy_on_its_way_ends() {
     let (mut bench, transfer) = measuring();
@@ -462,11 +471,11 @@ fn the_log_is_kept_from_where_a_copy_on_its_way_ends() {
     bench.on(Event::SnapshotMeasured { transfer, bytes: 700 });
     answer(&mut bench, transfer, SnapshotOutcome::Accepted);
     let review = bench.node.settings.timing.review_every_ms;
-    for bseq in 2..5 {
+    for batch_seq in 2..5 {
         bench.now = bench.now.plus_ms(review);
         bench.on(Event::Tick);
-        bench.frame(bseq, add(bseq));
-        bench.on(Event::Durable { group: bseq });
+        bench.frame(batch_seq, add(batch_seq));
+        bench.on(Event::Durable { group: batch_seq });
     }
     while let Some(load) = bench.loads.pop_front() {
         bench.on(Event::Loaded { load, values: vec![Some(42)], records: vec![] });
@@ -478,7 +487,7 @@ fn the_log_is_kept_from_where_a_copy_on_its_way_ends() {
     assert_ne!(kept_above(&mut bench), Some(pin), "it is not on its way any more");
 }
 
-/// Flushes what is applied, and returns up to where that is.
+/// Flushes what is applied, and returns the last seq of it.
 fn flush(bench: &mut Bench) -> Seq {
     bench.now = bench.now.plus_ms(bench.node.settings.flush_after_ms);
     let effects = bench.on(Event::Tick);
@@ -490,7 +499,7 @@ fn flush(bench: &mut Bench) -> Seq {
     bench.node.replicas[&SHARD].flushed.seq
 }
 
-/// Above it the log is kept for others.
+/// The seq above which the log is kept for others.
 fn kept_above(bench: &mut Bench) -> Option<Seq> {
     bench.now = bench.now.plus_ms(bench.node.settings.timing.trim_every_ms);
     bench.on(Event::Tick).iter().find_map(|effect| match effect {

@@ -2,70 +2,85 @@
 //!
 //! ```text
 //!   wanted: shard 1 after 40, shard 2 after 7, …  ──▶  Index::next_read  ──▶  BlockRead
-//!   the block's bytes                             ──▶  BlockRead::parts ──▶  shard 1: 41 42 43, shard 2: 8
+//!   the block's bytes  ──▶  BlockRead::parts  ──▶  shard 1: 41 42 43, shard 2: 8
 //! ```
 //!
-//! One block is read at a time, for every shard that wants something of it. Who wants entries names the position that
-//! they follow, so nothing before them is read, and the answer names it again. An answer without entries means that the
-//! log does not hold the next one: there is nothing to wait for.
+//! One block is read at a time, for every shard that wants entries of it. A request names the
+//! position that its entries follow, so nothing before them is read, and the answer names it again.
+//! An answer without entries means that the log does not contain the next one: there is nothing to
+//! wait for.
 
 use std::collections::BTreeMap;
 
 use crate::entry::{Entry, Position};
 use crate::ids::{Seq, ShardId};
-use crate::store::log::Record;
+use crate::store::log::LogRecord;
 use crate::store::log::group::Owner;
 use crate::store::log::index::{Block, Range};
-use crate::store::log::scan::{Place, groups};
+use crate::store::log::scan::{LogLocation, groups};
 
-/// The entries of a shard that follow this position.
+/// A request for the entries of a shard that follow a position.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Wanted {
+pub struct WantedEntries {
+    /// The shard.
     pub shard: ShardId,
+    /// The position.
     pub after: Position,
 }
 
-/// What the log has of what was wanted.
+/// The log's entries for one request.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct LogPart {
+    /// The shard.
     pub shard: ShardId,
     /// The position after which they were wanted.
     pub prev: Position,
-    /// From the seq after `prev` on, without a gap. None: the log does not hold that one.
+    /// The entries from the seq after `prev` on, without a gap. Empty: the log does not contain
+    /// that one.
     pub entries: Vec<Entry>,
 }
 
-/// The index has seen an entry written there, and it is not there any more: the disk has changed it.
+/// The index has an entry there, and the log does not contain it any more: the disk has changed it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Gone {
+    /// The segment's number.
     pub segment: u64,
+    /// The offset of the block in the segment.
     pub offset: usize,
 }
 
-/// One block to be read, and for whom: made by [`Index::next_read`](super::index::Index::next_read).
+/// One block to be read, and the requests that it serves: made by
+/// [`Index::next_read`](super::index::Index::next_read).
 #[derive(Clone, Debug)]
 pub struct BlockRead {
-    /// None: nothing that is wanted is in the log.
+    /// The block. `None`: the log contains nothing that is wanted.
     pub block: Option<Block>,
-    pub(super) wanted: Vec<(Range, Wanted)>,
-    pub(super) missing: Vec<Wanted>,
+    pub(super) wanted: Vec<(Range, WantedEntries)>,
+    pub(super) missing: Vec<WantedEntries>,
 }
 
 impl BlockRead {
-    /// Where the next read is to begin: at this block, for those whose entries did not fit into this answer.
-    pub fn at(&self) -> Place {
-        self.block.map(|block| block.place()).unwrap_or_default()
+    /// The location from which the next read is to continue: this block, for those whose entries
+    /// did not fit into this answer.
+    pub fn at(&self) -> LogLocation {
+        self.block.map(|block| block.location()).unwrap_or_default()
     }
 
-    /// What the block holds for each, until all of it takes `bytes_max`, but at least one entry. Who would get nothing
-    /// for want of room gets no answer, and asks again. `bytes`: the block's; none if its segment was deleted.
+    /// The entries of each request, until all of them take `bytes_max`, but at least one entry in
+    /// total. A request that would get nothing for lack of room gets no answer, and is to be made
+    /// again. `bytes`: the block's; `None` if its segment was deleted.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`] if the block lacks an entry that the index has.
     pub fn parts(
         self,
         owner: Owner,
         bytes: Option<&[u8]>,
         bytes_max: usize,
     ) -> Result<Vec<LogPart>, Gone> {
-        let none = |one: Wanted| LogPart { shard: one.shard, prev: one.after, entries: Vec::new() };
+        let none =
+            |one: WantedEntries| LogPart { shard: one.shard, prev: one.after, entries: Vec::new() };
         let mut out: Vec<LogPart> = self.missing.into_iter().map(none).collect();
         let Some((block, bytes)) = self.block.zip(bytes) else {
             out.extend(self.wanted.into_iter().map(|(_, one)| none(one)));
@@ -99,16 +114,23 @@ impl BlockRead {
     }
 }
 
-/// Entries of one block that are to be written again: named by [`Index::to_carry`](super::index::Index::to_carry), written
-/// by [`Writer::carry`](super::writer::Writer::carry).
+/// Entries of one block that are to be written again: selected by
+/// [`Index::to_carry`](super::index::Index::to_carry), written by
+/// [`LogEncoder::carry`](super::writer::LogEncoder::carry).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Carry {
+    /// The block.
     pub block: Block,
+    /// The entries.
     pub ranges: Vec<Range>,
 }
 
 impl Carry {
-    /// Its entries, from the block's bytes.
+    /// The entries, decoded from the block's bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`] if the block lacks one of them.
     pub fn entries(&self, owner: Owner, bytes: &[u8]) -> Result<Vec<(ShardId, Entry)>, Gone> {
         let held = entries_of(owner, self.block, bytes, &self.ranges);
         let mut out = Vec::new();
@@ -123,7 +145,8 @@ impl Carry {
     }
 }
 
-/// The entries of these ranges in a block's bytes. Within the block the last group that holds a position wins.
+/// The entries of these ranges in a block's bytes. Within the block the last group that contains a
+/// position wins.
 fn entries_of(
     owner: Owner,
     block: Block,
@@ -138,11 +161,11 @@ fn entries_of(
                 continue;
             };
             match record {
-                Record::Append { entry, .. } => drop(entries.insert(entry.seq, entry)),
-                Record::Truncate { after, .. } => {
+                LogRecord::Append { entry, .. } => drop(entries.insert(entry.seq, entry)),
+                LogRecord::Truncate { after, .. } => {
                     entries.split_off(&Seq(after.0.saturating_add(1)));
                 }
-                Record::Copy { .. } | Record::Drop { .. } => entries.clear(),
+                LogRecord::Copy { .. } | LogRecord::Drop { .. } => entries.clear(),
                 _ => {}
             }
         }

@@ -1,9 +1,9 @@
-//! Framing: the header of a segment, the header of a group, and whether they are good.
+//! Framing: the header of a segment, the header of a group, and the checks of both.
 //!
 //! Every sum is seeded with (cluster, store, segment number), so a group of another store, of
-//! another segment, or made up by a client inside a key is never taken for one of this place. A
-//! group's header has a sum of its own: of a group whose body was torn, the header still tells what
-//! was durable when it was written.
+//! another segment, or made up by a client inside a key is never taken for one of this segment. A
+//! group's header has a sum of its own: if the body of a group was torn, its header still proves
+//! what was durable when it was written.
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -14,17 +14,21 @@ use crate::ids::StoreId;
 /// A segment is full at this size (or after one group).
 pub const SEGMENT_BYTES: usize = 64 * 1024 * 1024;
 
+/// The bytes of a segment's header.
 pub const SEGMENT_HEADER_BYTES: usize = 64;
+/// The bytes of a group's header.
 pub const GROUP_HEADER_BYTES: usize = 40;
 
 /// The last byte is the format.
 const SEGMENT_MAGIC: [u8; 8] = *b"dkc-log\x01";
 const GROUP_MAGIC: [u8; 4] = *b"dkg\x01";
 
-/// Whose log it is: in every segment's header and under every sum.
+/// The owner of a log: in every segment's header and under every sum.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Owner {
+    /// The cluster's uuid.
     pub cluster: u128,
+    /// The store.
     pub store: StoreId,
 }
 
@@ -39,10 +43,14 @@ impl Owner {
     }
 }
 
+/// The header of a segment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct SegmentHeader {
+    /// The owner of the log.
     pub owner: Owner,
+    /// The number of the segment.
     pub segment: u64,
+    /// The number of the segment's first group.
     pub first_group: u64,
 }
 
@@ -60,6 +68,11 @@ impl SegmentHeader {
         out
     }
 
+    /// Decodes a header.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] if the bytes are not an intact header.
     pub fn decode(bytes: &Bytes) -> Result<Self, Malformed> {
         let head = bytes.get(..SEGMENT_HEADER_BYTES).ok_or(Malformed("segment header"))?;
         let mut from = Reader::new(Bytes::copy_from_slice(head));
@@ -81,19 +94,20 @@ impl SegmentHeader {
     }
 }
 
-/// A group's header, found good.
+/// A group's header whose sum is correct.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct GroupHeader {
+    /// The number of the group.
     pub number: u64,
-    /// The last group known durable when this one was written.
+    /// The last group that was known to be durable when this one was written.
     pub synced_through: u64,
-    /// Bytes of the body.
+    /// The bytes of the body.
     pub len: u32,
     body_sum: u64,
 }
 
-/// The bytes of one group: magic, format (4) · length (4) · number (8) · synced_through (8) · sum of
-/// the body (8) · sum of the header (8) · body.
+/// The bytes of one group: magic, format (4) · length (4) · number (8) · synced_through (8) · sum
+/// of the body (8) · sum of the header (8) · body.
 pub fn encode_group(
     owner: Owner,
     segment: u64,
@@ -114,7 +128,7 @@ pub fn encode_group(
     out
 }
 
-/// The header at `at`, if a good one is there. Its body may still be bad.
+/// The header at `at`, if there is an intact one. Its body may still be damaged.
 pub fn header_at(owner: Owner, segment: u64, bytes: &[u8], at: usize) -> Option<GroupHeader> {
     let head = bytes.get(at..at.checked_add(GROUP_HEADER_BYTES)?)?;
     if head[..4] != GROUP_MAGIC {
@@ -136,7 +150,7 @@ pub fn header_at(owner: Owner, segment: u64, bytes: &[u8], at: usize) -> Option<
     (sum == xxh3_64_with_seed(&head[..32], owner.seed(segment))).then_some(header)
 }
 
-/// The body of the group whose header is at `at`, if it is good.
+/// The body of the group whose header is at `at`, if it is intact.
 pub fn body_at(
     owner: Owner,
     segment: u64,
@@ -149,7 +163,7 @@ pub fn body_at(
     (xxh3_64_with_seed(body, owner.seed(segment)) == header.body_sum).then_some(body)
 }
 
-/// The next place from `at` on where a group may begin.
+/// The next offset from `at` on where a group may begin.
 pub fn next_magic(bytes: &[u8], at: usize) -> Option<usize> {
     let rest = bytes.get(at..)?;
     rest.windows(GROUP_MAGIC.len()).position(|four| four == GROUP_MAGIC).map(|found| at + found)

@@ -1,58 +1,68 @@
-//! Which bytes of the log hold which entries: what may be deleted, what is to be carried, and where to read.
+//! The index of the log: which bytes contain which entries, and so which segments may be deleted,
+//! which entries are to be carried, and where to read.
 //!
-//! Each segment is cut into blocks of about a megabyte. Of each shard the index knows the ranges of seqs whose *latest*
-//! writing of the *present* copy a block holds. A truncation, a new copy or a drop takes ranges away, and so does
-//! carrying an entry into a newer segment: a range that is left is what a reader wants, and what keeps its segment.
+//! Each segment is cut into blocks of about a megabyte. For each shard the index has the ranges of
+//! seqs whose *latest* version of the *present* copy is in a block. A truncation, a new copy or a
+//! drop removes ranges, and so does carrying an entry into a newer segment: a range that is left is
+//! what a reader wants, and what keeps its segment.
 //!
-//! What a newcomer gets wrong: only the *oldest* segments may go, without a gap, and only once the
-//! first group of the next one is durable: it restates what the deleted ones said of promises,
-//! copies and identity.
+//! Segments are deleted *oldest first*, without a gap, and only once the first group of the next
+//! one is durable, since that group repeats the promises, copies and identity of the deleted ones.
 
 use std::collections::BTreeMap;
 
 use crate::ids::{Seq, ShardId};
-use crate::store::log::Record;
-use crate::store::log::catch_up::{BlockRead, Carry, Wanted};
+use crate::store::log::LogRecord;
+use crate::store::log::catch_up::{BlockRead, Carry, WantedEntries};
 use crate::store::log::group::SEGMENT_HEADER_BYTES;
-use crate::store::log::scan::{Group, Place};
+use crate::store::log::scan::{Group, LogLocation};
 
-/// A block is closed at this size, as shipped: what a reader reads at least.
+/// A block is closed at this size by default: the least that a reader reads.
 pub const BLOCK_BYTES: usize = 1024 * 1024;
 
 /// `len` bytes of a segment's file from `offset` on: whole groups.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Block {
+    /// The segment's number.
     pub segment: u64,
+    /// The offset in the segment's file.
     pub offset: usize,
+    /// The length in bytes.
     pub len: usize,
 }
 
 impl Block {
-    pub fn place(&self) -> Place {
-        Place { segment: self.segment, offset: self.offset }
+    /// The block's beginning.
+    pub fn location(&self) -> LogLocation {
+        LogLocation { segment: self.segment, offset: self.offset }
     }
 }
 
-/// Entries of a shard.
+/// A range of entries of a shard.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Range {
+    /// The shard.
     pub shard: ShardId,
+    /// The first seq.
     pub from: Seq,
+    /// The last seq.
     pub to: Seq,
 }
 
-/// How much of a shard's log is still needed.
+/// The part of a shard's log that is still needed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Needed {
+    /// The shard.
     pub shard: ShardId,
-    /// Up to here the shard's changes are flushed.
+    /// The seq up to which the shard's changes are flushed.
     pub flushed: Seq,
-    /// Up to here they are applied: the next flush holds them.
+    /// The seq up to which they are applied: the next flush contains them.
     pub applied: Seq,
-    /// Up to here they are durable on every member and learner.
+    /// The seq up to which they are durable on every member and learner.
     pub members: Seq,
 }
 
+/// The index of one log.
 #[derive(Clone, Debug)]
 pub struct Index {
     block_bytes: usize,
@@ -62,45 +72,45 @@ pub struct Index {
 
 #[derive(Clone, Debug, Default)]
 struct Segment {
-    /// None: no group of it is known.
+    /// The number of its first group. `None`: no group of it is known.
     first_group: Option<u64>,
-    /// In order: offset and length.
+    /// The blocks in order: offset and length.
     blocks: Vec<(usize, usize)>,
 }
 
-/// Of one shard: what lies where, by the first seq of each range. They do not overlap.
+/// The ranges of one shard, by the first seq of each. They do not overlap.
 #[derive(Clone, Debug, Default)]
 struct Ranges {
-    /// The highest seq: what comes at or below it was written again.
+    /// The highest seq: an entry at or below it was written again.
     last: Seq,
-    by_first: BTreeMap<Seq, Held>,
+    by_first: BTreeMap<Seq, IndexedRange>,
 }
 
 /// A range of seqs in one block.
 #[derive(Clone, Copy, Debug)]
-struct Held {
+struct IndexedRange {
     to: Seq,
     segment: u64,
     block: usize,
-    /// Of its entries, about: a range that was cut keeps its share.
+    /// The bytes of its entries, about: a range that was cut keeps its share.
     bytes: usize,
 }
 
 impl Segment {
-    /// Where what it holds ends: an empty one has its header.
+    /// The end of its content: an empty segment has its header.
     fn end(&self) -> usize {
         self.blocks.last().map_or(SEGMENT_HEADER_BYTES, |(offset, len)| offset + len)
     }
 }
 
 impl Ranges {
-    fn at(&self, seq: Seq) -> Option<(Seq, Held)> {
+    fn at(&self, seq: Seq) -> Option<(Seq, IndexedRange)> {
         let (&first, &held) = self.by_first.range(..=seq).next_back()?;
         (seq <= held.to).then_some((first, held))
     }
 
-    /// What lies above `seq`, oldest first.
-    fn above(&self, seq: Seq) -> impl Iterator<Item = (Seq, Held)> {
+    /// The ranges above `seq`, oldest first.
+    fn above(&self, seq: Seq) -> impl Iterator<Item = (Seq, IndexedRange)> {
         let next = Seq(seq.0.saturating_add(1));
         let cut = self.at(seq).filter(|(_, held)| held.to > seq).map(|(_, held)| (next, held));
         let rest = self.by_first.range(next..).map(|(&first, &held)| (first, held));
@@ -120,10 +130,10 @@ impl Ranges {
             held.bytes += bytes;
             return;
         }
-        self.by_first.insert(seq, Held { to: seq, segment, block, bytes });
+        self.by_first.insert(seq, IndexedRange { to: seq, segment, block, bytes });
     }
 
-    /// The entry was written again: an older block no longer holds it.
+    /// Notes that the entry was written again: an older block no longer holds it.
     fn cut_out(&mut self, seq: Seq) {
         let Some((first, held)) = self.at(seq) else { return };
         self.by_first.remove(&first);
@@ -133,11 +143,11 @@ impl Ranges {
         };
         if first < seq {
             let to = seq.prev();
-            self.by_first.insert(first, Held { to, bytes: share(first, to), ..held });
+            self.by_first.insert(first, IndexedRange { to, bytes: share(first, to), ..held });
         }
         if seq < held.to {
             let next = seq.next();
-            self.by_first.insert(next, Held { bytes: share(next, held.to), ..held });
+            self.by_first.insert(next, IndexedRange { bytes: share(next, held.to), ..held });
         }
     }
 
@@ -158,7 +168,7 @@ impl Default for Index {
 }
 
 impl Index {
-    /// Of no segment yet; its blocks are closed at this size.
+    /// An empty index, whose blocks are closed at this size.
     pub fn new(block_bytes: usize) -> Self {
         Self { block_bytes, segments: BTreeMap::new(), shards: BTreeMap::new() }
     }
@@ -171,13 +181,14 @@ impl Index {
         }
     }
 
-    /// The segment is there, with groups in it or without. One that a crash left empty must go in
-    /// its turn like any other: left behind, it would look as if those after it had been lost.
+    /// Notes that a segment exists, with groups in it or without. One that a crash left empty must
+    /// be deleted in its turn like any other: left behind, it would look as if those after it had
+    /// been lost.
     pub fn segment(&mut self, segment: u64) {
         self.segments.entry(segment).or_default();
     }
 
-    /// A group begins here; its records follow.
+    /// Notes that a group begins here; its records follow.
     pub fn begin(&mut self, segment: u64, offset: usize, len: usize, group: u64) {
         let block_bytes = self.block_bytes;
         let segment = self.segments.entry(segment).or_default();
@@ -188,18 +199,20 @@ impl Index {
         }
     }
 
-    /// A record of the group last begun.
-    pub fn record(&mut self, segment: u64, record: &Record) {
+    /// Notes a record of the group that was begun last.
+    pub fn record(&mut self, segment: u64, record: &LogRecord) {
         match record {
-            Record::Append { shard, entry } => {
+            LogRecord::Append { shard, entry } => {
                 self.append(segment, *shard, entry.seq, entry.size());
             }
-            Record::Truncate { shard, after } => self.forget(*shard, *after),
-            Record::Copy { shard, .. } | Record::Drop { shard, .. } => self.forget(*shard, Seq(0)),
-            Record::Promise { .. }
-            | Record::Suspect { .. }
-            | Record::Identity(_)
-            | Record::Shard { .. } => {}
+            LogRecord::Truncate { shard, after } => self.forget(*shard, *after),
+            LogRecord::Copy { shard, .. } | LogRecord::Drop { shard, .. } => {
+                self.forget(*shard, Seq(0))
+            }
+            LogRecord::Promise { .. }
+            | LogRecord::Suspect { .. }
+            | LogRecord::Identity(_)
+            | LogRecord::Checkpoint { .. } => {}
         }
     }
 
@@ -209,7 +222,7 @@ impl Index {
         self.shards.entry(shard).or_default().append(seq, bytes, segment, block);
     }
 
-    /// Entries of the shard above `after` are void.
+    /// Notes that entries of the shard above `after` are void.
     pub fn forget(&mut self, shard: ShardId, after: Seq) {
         if let Some(ranges) = self.shards.get_mut(&shard) {
             ranges.forget(after);
@@ -219,21 +232,24 @@ impl Index {
         }
     }
 
-    /// Every block of groups, oldest first: where it is, and how long.
-    pub fn blocks(&self) -> Vec<(Place, usize)> {
-        let of_segment = |(&segment, held): (&u64, &Segment)| -> Vec<(Place, usize)> {
-            held.blocks.iter().map(|&(offset, len)| (Place { segment, offset }, len)).collect()
+    /// All blocks of groups, oldest first: location and length.
+    pub fn blocks(&self) -> Vec<(LogLocation, usize)> {
+        let of_segment = |(&segment, held): (&u64, &Segment)| -> Vec<(LogLocation, usize)> {
+            held.blocks
+                .iter()
+                .map(|&(offset, len)| (LogLocation { segment, offset }, len))
+                .collect()
         };
         self.segments.iter().flat_map(of_segment).collect()
     }
 
-    /// Bytes in use, by all segments.
+    /// The bytes in use, by all segments.
     pub fn bytes(&self) -> usize {
         self.segments.values().map(Segment::end).sum()
     }
 
-    /// The log is longer than `bytes_max`, but for the segment that is being written: that one can't
-    /// go, however small the limit is beside it.
+    /// Returns whether the log is longer than `bytes_max`, without the segment that is being
+    /// written: that one can't be deleted, however small the limit is beside it.
     pub fn exceeds(&self, bytes_max: usize) -> bool {
         let open = self.segments.values().next_back().map_or(0, Segment::end);
         self.bytes() - open > bytes_max
@@ -259,14 +275,14 @@ impl Index {
         out
     }
 
-    /// What segments before this one say is said again, durably. One without a group in it restates nothing: the one
-    /// after it does.
+    /// Returns whether the content of earlier segments is repeated, durably, from this one on. A
+    /// segment without a group repeats nothing: the one after it does.
     fn is_restated(&self, segment: u64, durable: u64) -> bool {
         let mut groups = self.segments.range(segment..).filter_map(|(_, held)| held.first_group);
         groups.next().is_some_and(|first| first <= durable)
     }
 
-    /// Something in this segment is needed.
+    /// Returns whether something in this segment is needed.
     fn keeps(&self, segment: u64, needed: &BTreeMap<ShardId, Needed>, for_members: bool) -> bool {
         self.shards.iter().any(|(shard, ranges)| {
             let flushed = needed.get(shard).map_or(Seq(0), |one| match for_members {
@@ -277,9 +293,10 @@ impl Index {
         })
     }
 
-    /// What to write again so that the oldest segment may go, block by block: the entries that no flush takes over, of
-    /// copies that apply nothing (the tail of a frozen shard, a copy that waits to be replaced). Nothing while the log
-    /// is within `log_keep_bytes`, while a flush will do, or if most of the log is of that kind: there would be no end.
+    /// The entries to write again so that the oldest segment may be deleted, block by block: those
+    /// that no flush covers, of copies that apply nothing (the tail of a frozen shard, a copy that
+    /// waits to be replaced). Empty while the log is within `log_keep_bytes`, while a flush
+    /// suffices, or if most of the log is of that kind: carrying would never end.
     pub fn to_carry(&self, needed: &[Needed], log_keep_bytes: usize) -> Vec<Carry> {
         let mut out = Vec::new();
         let Some((&oldest, segment)) = self.segments.first_key_value() else { return out };
@@ -311,13 +328,13 @@ impl Index {
         out
     }
 
-    /// The latest writing of this entry is in that block.
+    /// Returns whether the latest version of this entry is in that block.
     pub fn is_in(&self, block: Block, shard: ShardId, seq: Seq) -> bool {
         let held = self.shards.get(&shard).and_then(|ranges| ranges.at(seq));
         held.and_then(|(_, held)| self.block(held)) == Some(block)
     }
 
-    /// The segment's file is gone.
+    /// Notes that the segment's file is deleted.
     pub fn deleted(&mut self, segment: u64) {
         self.segments.remove(&segment);
         for ranges in self.shards.values_mut() {
@@ -325,12 +342,12 @@ impl Index {
         }
     }
 
-    /// The block to read for those who want entries: the first from `from` on that holds what one of them wants next,
-    /// or else the first of all. So each block is read once for all who go through the log side by side. None if
-    /// nobody wants anything.
-    pub fn next_read(&self, wanted: Vec<Wanted>, from: Place) -> Option<BlockRead> {
+    /// The block to read for those who want entries: the first from `from` on that contains the
+    /// next entry of one of them, or else the first of all. So each block is read once for all
+    /// requests that progress through the log side by side. `None` without requests.
+    pub fn next_read(&self, wanted: Vec<WantedEntries>, from: LogLocation) -> Option<BlockRead> {
         let mut missing = Vec::new();
-        let mut found: Vec<(Block, Range, Wanted)> = Vec::new();
+        let mut found: Vec<(Block, Range, WantedEntries)> = Vec::new();
         for one in wanted {
             match self.find(one.shard, Seq(one.after.seq.0.saturating_add(1))) {
                 Some((block, range)) => found.push((block, range, one)),
@@ -338,20 +355,21 @@ impl Index {
             }
         }
         let blocks = || found.iter().map(|(block, ..)| *block);
-        let next = blocks().filter(|block| block.place() >= from).min().or_else(|| blocks().min());
+        let next =
+            blocks().filter(|block| block.location() >= from).min().or_else(|| blocks().min());
         let read = found.into_iter().filter(|(block, ..)| Some(*block) == next);
         let wanted: Vec<_> = read.map(|(_, range, one)| (range, one)).collect();
         let none = wanted.is_empty() && missing.is_empty();
         (!none).then_some(BlockRead { block: next, wanted, missing })
     }
 
-    /// The block that holds the entry, and how far the shard's entries go in it from there.
+    /// The block that contains the entry, and the range of the shard's entries in it from there.
     fn find(&self, shard: ShardId, from: Seq) -> Option<(Block, Range)> {
         let (_, held) = self.shards.get(&shard)?.at(from)?;
         Some((self.block(held)?, Range { shard, from, to: held.to }))
     }
 
-    fn block(&self, held: Held) -> Option<Block> {
+    fn block(&self, held: IndexedRange) -> Option<Block> {
         let &(offset, len) = self.segments.get(&held.segment)?.blocks.get(held.block)?;
         Some(Block { segment: held.segment, offset, len })
     }
@@ -367,8 +385,8 @@ mod tests {
     use crate::entry::{Entry, Position};
     use crate::store::log::catch_up::LogPart;
     use crate::store::log::group::Owner;
-    use crate::store::log::writer::{Resume, Writer};
-    use crate::store::testing::{Random, Segments, put, random_log};
+    use crate::store::log::writer::{LogEncoder, Resume};
+    use crate::store::testing::{Segments, SplitMix64, put, random_log};
 
     const OWNER: Owner = Owner { cluster: 1, store: crate::ids::StoreId(2) };
 
@@ -386,10 +404,10 @@ mod tests {
         let mut want = Logs::new();
         for record in log.groups.into_iter().flatten() {
             match record {
-                Record::Append { shard, entry } => {
+                LogRecord::Append { shard, entry } => {
                     want.entry(shard).or_default().insert(entry.seq, entry);
                 }
-                Record::Truncate { shard, after } => {
+                LogRecord::Truncate { shard, after } => {
                     want.entry(shard).or_default().split_off(&after.next());
                 }
                 _ => {}
@@ -398,14 +416,14 @@ mod tests {
         (index, log.segments, want)
     }
 
-    /// Reads a block, and the place from which the next read goes on.
+    /// Reads a block; returns the location from which the next read continues.
     fn read(
         index: &Index,
         segments: &Segments,
-        wanted: Vec<Wanted>,
-        from: Place,
+        wanted: Vec<WantedEntries>,
+        from: LogLocation,
         bytes_max: usize,
-    ) -> (Vec<LogPart>, Place) {
+    ) -> (Vec<LogPart>, LogLocation) {
         let read = index.next_read(wanted, from).expect("something is wanted");
         let (at, block) = (read.at(), read.block);
         let bytes =
@@ -413,30 +431,30 @@ mod tests {
         (read.parts(OWNER, bytes, bytes_max).unwrap(), at)
     }
 
-    fn wanted(shard: ShardId, after: u64) -> Wanted {
-        Wanted { shard, after: Position { seq: Seq(after), ..Position::default() } }
+    fn wanted(shard: ShardId, after: u64) -> WantedEntries {
+        WantedEntries { shard, after: Position { seq: Seq(after), ..Position::default() } }
     }
 
-    /// Readers of all shards, each from a place of its own, get the latest entries, in order, without a gap, whatever the
-    /// sizes; and an part without entries at the end.
+    /// Readers of all shards, each from a location of its own, get the latest entries, in order,
+    /// without a gap, whatever the sizes; and a part without entries at the end.
     #[test]
     fn reads_give_the_latest_entries() {
         for seed in 0..60 {
-            let mut random = Random::new(seed);
+            let mut random = SplitMix64::new(seed);
             let block_bytes = [0, 200, 600, usize::MAX][random.below(4) as usize];
             let bytes_max = [0, 100, 1_000, usize::MAX][random.below(4) as usize];
             let (index, segments, want) = index_of(seed, block_bytes);
-            let begin = |entries: &BTreeMap<Seq, Entry>, random: &mut Random| {
+            let begin = |entries: &BTreeMap<Seq, Entry>, random: &mut SplitMix64| {
                 random.below(entries.len() as u64 + 1)
             };
             let mut next: BTreeMap<_, _> =
                 want.iter().map(|(&shard, entries)| (shard, begin(entries, &mut random))).collect();
-            let mut at = Place::default();
+            let mut at = LogLocation::default();
             while !next.is_empty() {
                 let wanted = next.iter().map(|(&shard, &after)| wanted(shard, after)).collect();
                 let (parts, read) = read(&index, &segments, wanted, at, bytes_max);
                 at = read;
-                assert!(!parts.is_empty(), "seed {seed}: nobody gets on");
+                assert!(!parts.is_empty(), "seed {seed}: no progress");
                 for part in parts {
                     let after = next[&part.shard];
                     let rest = want[&part.shard].range(Seq(after + 1)..).map(|(_, one)| one);
@@ -453,12 +471,12 @@ mod tests {
         }
     }
 
-    /// Shards that go through the log side by side, wherever each began, share every read.
+    /// Shards that read through the log side by side share every read, wherever each began.
     #[test]
     fn a_block_is_read_once_for_all() {
         let (index, segments, want) = index_of(3, 300);
         let mut next: BTreeMap<_, _> = want.keys().map(|&shard| (shard, 0)).collect();
-        let (mut at, mut blocks) = (Place::default(), Vec::new());
+        let (mut at, mut blocks) = (LogLocation::default(), Vec::new());
         loop {
             let ends = |(shard, after): &(&ShardId, &u64)| **after < want[*shard].len() as u64;
             let lag: Vec<_> = next.iter().filter(ends).map(|(s, a)| wanted(*s, *a)).collect();
@@ -497,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_nobody_needs_goes() {
+    fn segments_that_are_not_needed_are_deleted() {
         let all = usize::MAX;
         check(&[needed(1, 9, 9), needed(2, 9, 9)], all, 99, &[1, 2]);
         check(&[needed(1, 9, 1), needed(2, 9, 9)], all, 99, &[1]);
@@ -508,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_segment_says_must_be_restated_durably_first() {
+    fn the_content_of_a_segment_must_be_restated_durably_first() {
         let keep = [needed(1, 9, 9), needed(2, 9, 9)];
         check(&keep, usize::MAX, 29, &[1]);
         check(&keep, usize::MAX, 19, &[]);
@@ -529,7 +547,7 @@ mod tests {
         assert_eq!(index.trimmable(&[needed(1, 0, 0)], usize::MAX, 99), []);
     }
 
-    /// Their headers were taken off a sum that they were not in (simulator, seed 15452).
+    /// Their headers were subtracted from a sum that did not contain them (simulator, seed 15452).
     #[test]
     fn segments_without_a_group_may_all_go() {
         let mut index = Index::default();
@@ -539,7 +557,8 @@ mod tests {
         assert_eq!(index.trimmable(&[], usize::MAX, 99), [1, 2, 3]);
     }
 
-    /// Three segments of 164 bytes: beyond 400 the members' needs give way, one segment's worth.
+    /// Three segments of 164 bytes: beyond 400 the needs of members no longer count, by one
+    /// segment's worth.
     #[test]
     fn beyond_the_limit_only_the_store_itself_counts() {
         check(&[needed(1, 9, 0), needed(2, 9, 0)], 400, 99, &[1]);
@@ -559,13 +578,14 @@ mod tests {
         let flushed = |shard| needed(shard, 9, 0);
         check_carried(&[needed(1, 0, 0), flushed(2)], 0, &[(1, 1, 1)]);
         check_carried(&[needed(1, 1, 0), flushed(2)], 0, &[]);
-        // Within the limit; while a flush will do; of a shard of which nothing is known.
+        // Nothing is carried within the limit, while a flush suffices, or of a shard of which
+        // nothing is known.
         check_carried(&[needed(1, 0, 0), flushed(2)], 1 << 20, &[]);
         check_carried(&[Needed { applied: Seq(1), ..needed(1, 0, 0) }, flushed(2)], 0, &[]);
         check_carried(&[needed(1, 0, 0)], 0, &[]);
     }
 
-    /// Written again, it would only be in the way once more.
+    /// Written again, it would only have to be carried again.
     #[test]
     fn nothing_is_carried_if_most_of_the_log_is_of_that_kind() {
         let mut index = three_segments();
@@ -584,7 +604,7 @@ mod tests {
     #[test]
     fn the_writer_keeps_the_index() {
         let resume = Resume { owner: OWNER, ..Resume::default() };
-        let mut writer = Writer::new(resume, 1 << 16);
+        let mut writer = LogEncoder::new(resume, 1 << 16);
         let mut segments = Segments::new();
         let entry = Entry::after(
             Position::default(),
@@ -592,10 +612,10 @@ mod tests {
             crate::ids::TimeMs(1),
             crate::entry::Body::Barrier,
         );
-        writer.write(Record::Append { shard: ShardId(1), entry: entry.clone() });
+        writer.write(LogRecord::Append { shard: ShardId(1), entry: entry.clone() });
         put(&mut segments, writer.sync(1));
         let wanted = vec![wanted(ShardId(1), 0)];
-        let (parts, _) = read(writer.index(), &segments, wanted, Place::default(), 1);
+        let (parts, _) = read(writer.index(), &segments, wanted, LogLocation::default(), 1);
         let got = &parts[0].entries;
         assert_eq!(got[..], [entry]);
     }

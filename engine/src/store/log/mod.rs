@@ -6,12 +6,13 @@
 //! ```
 //!
 //! [`group`] frames bytes, [`writer`] turns the node's `Write` and `Sync` effects into the bytes to
-//! write, [`scan`] reads segments back and tells a torn tail from damage, [`index`] knows which
-//! bytes hold which entries, [`catch_up`] reads them for followers that lag. This file says what a record is.
+//! write, [`scan`] reads segments back and distinguishes a torn tail from damage, [`index`] maps
+//! entries to bytes, [`catch_up`] reads entries for followers that lag. This file defines the
+//! records.
 //!
-//! What a newcomer gets wrong: *the same position may be in the log more than once*: written again
-//! after a `Truncate`, for a newer copy, or carried unchanged out of an old segment. The last group
-//! that holds a position wins.
+//! *The same position may be in the log more than once*: written again after a `Truncate`, for a
+//! newer copy, or carried unchanged out of an old segment. The last group that contains a position
+//! wins.
 
 pub mod catch_up;
 pub mod group;
@@ -30,130 +31,155 @@ const KIND_PROMISE: u8 = 3;
 const KIND_COPY: u8 = 4;
 const KIND_DROP: u8 = 5;
 const KIND_IDENTITY: u8 = 6;
-const KIND_SHARD: u8 = 7;
+const KIND_CHECKPOINT: u8 = 7;
 const KIND_SUSPECT: u8 = 8;
 
-/// One thing a group makes durable. Written in the order in which the node machine emits them.
+/// One record of a group. Records are written in the order in which the node emits them.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Record {
+pub enum LogRecord {
+    /// An entry of a shard.
     Append {
+        /// The shard.
         shard: ShardId,
+        /// The entry.
         entry: Entry,
     },
     /// Entries above `after` are void. Always in the same group as what replaces them.
     Truncate {
+        /// The shard.
         shard: ShardId,
+        /// The last seq that stays.
         after: Seq,
     },
     /// The shard obeys no epoch below this one, for as long as the store lives.
     Promise {
+        /// The shard.
         shard: ShardId,
+        /// The epoch.
         epoch: Epoch,
     },
     /// A copy begins at `base`; entries of former copies are void.
     Copy {
+        /// The shard.
         shard: ShardId,
+        /// The shard's slots.
         slots: Slots,
+        /// The number of the copy.
         copy: CopyNo,
+        /// The position at which the copy begins.
         base: Position,
     },
-    /// The copy is gone; its number and the promise stay.
+    /// The copy is deleted; its number and the promise stay.
     Drop {
+        /// The shard.
         shard: ShardId,
+        /// The number of the copy.
         copy: CopyNo,
     },
-    /// The copy was found wrong while it was held: it is to be made anew, and a start before that must know.
+    /// The copy was found to be wrong while it was in use: it is to be replaced, and a start before
+    /// that must know.
     Suspect {
+        /// The shard.
         shard: ShardId,
+        /// The number of the copy.
         copy: CopyNo,
     },
-    /// Who this store is: written at its first start and at each boot.
+    /// The store's identity: written at its first start and at each boot.
     Identity(Identity),
-    /// A shard's small state so far, restated at the start of each segment so that older segments
-    /// can go. The node never writes one: the [`writer`] does.
-    Shard {
+    /// A checkpoint of a shard, written at the start of each segment so that older segments can be
+    /// deleted. The node never writes one: the [`writer`] does.
+    Checkpoint {
+        /// The shard.
         shard: ShardId,
-        small: SmallState,
+        /// The checkpoint.
+        checkpoint: ShardCheckpoint,
     },
 }
 
-/// What the log must keep of a shard when its older segments go.
+/// The information about a shard that the log must keep when its older segments are deleted.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct SmallState {
+pub struct ShardCheckpoint {
+    /// The epoch that the store has promised.
     pub promised: Epoch,
-    /// The number of the present copy, or of the last one if there is none.
+    /// The number of the present copy, or of the last one.
     pub copy: CopyNo,
-    /// The present copy was found wanting, by recovery or since. Kept until a new copy, for what proved it may have
-    /// been cut or deleted since.
+    /// The present copy was found to be damaged, by recovery or since. Kept until a new copy, since
+    /// the proof may have been truncated or deleted in the meantime.
     pub suspect: bool,
-    pub held: Option<Held>,
+    /// The extent of the present copy; `None` without a copy.
+    pub extent: Option<CopyExtent>,
 }
 
-/// The present copy, as the log knows it.
+/// The extent of the present copy, as the log knows it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Held {
+pub struct CopyExtent {
+    /// The shard's slots.
     pub slots: Slots,
-    /// Where the copy began.
+    /// The position at which the copy began.
     pub base: Position,
-    /// Its log reached here. Recovery that falls short of it has lost something.
+    /// The seq that its log has reached. A recovery that ends below it has lost something.
     pub last: Seq,
 }
 
-impl SmallState {
-    /// What the record makes of it. The caller has matched the shard.
-    pub fn observe(&mut self, record: &Record) {
+impl ShardCheckpoint {
+    /// Updates the checkpoint by a record. The caller has matched the shard.
+    pub fn observe(&mut self, record: &LogRecord) {
         match record {
-            Record::Append { entry, .. } => {
-                if let Some(held) = &mut self.held {
+            LogRecord::Append { entry, .. } => {
+                if let Some(extent) = &mut self.extent {
                     // A carried entry is below the last: it does not shorten the log.
-                    held.last = held.last.max(entry.seq);
+                    extent.last = extent.last.max(entry.seq);
                 }
             }
-            Record::Truncate { after, .. } => {
-                if let Some(held) = &mut self.held {
-                    held.last = held.last.min(*after);
+            LogRecord::Truncate { after, .. } => {
+                if let Some(extent) = &mut self.extent {
+                    extent.last = extent.last.min(*after);
                 }
             }
-            // Promises only rise, whatever order damage left them in.
-            Record::Promise { epoch, .. } => self.promised = self.promised.max(*epoch),
-            Record::Copy { slots, copy, base, .. } => {
+            // Promises only rise, even if damage has changed the order of the records.
+            LogRecord::Promise { epoch, .. } => self.promised = self.promised.max(*epoch),
+            LogRecord::Copy { slots, copy, base, .. } => {
                 self.copy = *copy;
                 self.suspect = false;
-                self.held = Some(Held { slots: *slots, base: *base, last: base.seq });
+                self.extent = Some(CopyExtent { slots: *slots, base: *base, last: base.seq });
             }
-            Record::Drop { copy, .. } => {
+            LogRecord::Drop { copy, .. } => {
                 self.copy = self.copy.max(*copy);
                 self.suspect = false;
-                self.held = None;
+                self.extent = None;
             }
-            Record::Shard { small, .. } => {
-                let promised = self.promised.max(small.promised);
-                *self = Self { promised, ..*small };
+            LogRecord::Checkpoint { checkpoint, .. } => {
+                let promised = self.promised.max(checkpoint.promised);
+                *self = Self { promised, ..*checkpoint };
             }
-            Record::Suspect { copy, .. } => self.suspect |= *copy == self.copy,
-            Record::Identity(_) => {}
+            LogRecord::Suspect { copy, .. } => self.suspect |= *copy == self.copy,
+            LogRecord::Identity(_) => {}
         }
     }
 }
 
-/// How many claims of an identity are kept. More are only made if as many starts in a row end before etcd takes theirs.
+/// The number of claims of an identity that are kept. More are only made if as many starts in a row
+/// end before etcd takes their claim.
 pub const CLAIMS_MAX: usize = 64;
 
-/// A store's identity, as its own disk knows it. See [`boot`](crate::boot).
+/// A store's identity, as its own disk has it. See [`boot`](crate::boot).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Identity {
+    /// The cluster's uuid.
     pub cluster: u128,
+    /// The store.
     pub store: StoreId,
+    /// The number of the last start.
     pub boot: Boot,
-    /// The nonce that etcd held when it was last read; none while it had no record of the store.
-    pub over: Option<u128>,
-    /// The nonces claimed over that one, the last of them by the last start: etcd may hold any of them, or come to.
-    /// 1 to [`CLAIMS_MAX`].
+    /// The nonce in etcd when it was last read; `None` while etcd had no record of the store.
+    pub read_nonce: Option<u128>,
+    /// The nonces that were claimed over that one, the last of them by the last start: etcd may
+    /// have any of them, or get one later. 1 to [`CLAIMS_MAX`].
     pub claims: Vec<u128>,
 }
 
-impl Record {
-    /// The shard it speaks of; none for an identity.
+impl LogRecord {
+    /// The shard that the record is about; `None` for an identity.
     pub fn shard(&self) -> Option<ShardId> {
         match self {
             Self::Append { shard, .. }
@@ -162,13 +188,13 @@ impl Record {
             | Self::Copy { shard, .. }
             | Self::Drop { shard, .. }
             | Self::Suspect { shard, .. }
-            | Self::Shard { shard, .. } => Some(*shard),
+            | Self::Checkpoint { shard, .. } => Some(*shard),
             Self::Identity(_) => None,
         }
     }
 
-    /// Adds the record to a group's body: a length, the kind, the shard, the rest. The length lets
-    /// a build that does not know a kind step over it and say so.
+    /// Appends the record to a group's body: a length, the kind, the shard, the rest. The length
+    /// lets a build that does not know a kind skip it and report it.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let mut body = Vec::new();
         body.push(self.kind());
@@ -186,7 +212,7 @@ impl Record {
             }
             Self::Drop { copy, .. } | Self::Suspect { copy, .. } => put_varint(&mut body, copy.0),
             Self::Identity(identity) => identity.encode(&mut body),
-            Self::Shard { small, .. } => small.encode(&mut body),
+            Self::Checkpoint { checkpoint, .. } => checkpoint.encode(&mut body),
         }
         put_bytes(out, &body);
     }
@@ -200,12 +226,12 @@ impl Record {
             Self::Drop { .. } => KIND_DROP,
             Self::Suspect { .. } => KIND_SUSPECT,
             Self::Identity(_) => KIND_IDENTITY,
-            Self::Shard { .. } => KIND_SHARD,
+            Self::Checkpoint { .. } => KIND_CHECKPOINT,
         }
     }
 
-    /// Reads one record off a group's body. `Err(Malformed)`: the body can't be read any further.
-    /// `Ok(Err(_))`: this record can't, those after it can.
+    /// Reads the next record of a group's body. `Err(Malformed)`: the body can't be read any
+    /// further. `Ok(Err(_))`: this record can't be read, those after it can.
     pub fn decode(from: &mut Reader) -> Result<Result<Self, Unreadable>, Malformed> {
         let mut body = Reader::new(from.bytes("record")?);
         let kind = body.u8("record kind")?;
@@ -236,47 +262,51 @@ impl Record {
             },
             KIND_DROP => Self::Drop { shard, copy: CopyNo(body.varint("drop")?) },
             KIND_SUSPECT => Self::Suspect { shard, copy: CopyNo(body.varint("suspect")?) },
-            KIND_SHARD => Self::Shard { shard, small: SmallState::decode(body)? },
+            KIND_CHECKPOINT => {
+                Self::Checkpoint { shard, checkpoint: ShardCheckpoint::decode(body)? }
+            }
             _ => return Err(Malformed("record kind: a newer build wrote it")),
         })
     }
 }
 
-/// A record that this build can't read, in a group whose sums are right: a newer build wrote it,
-/// or a bug did. The shard (all of them, if none is named) must not go on with what is left.
+/// A record that this build can't read, in a group whose sums are correct: a newer build wrote it,
+/// or a bug did. The shard (all of them, if none is named) must not continue with what is left.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Unreadable {
+    /// The shard, if it can be read.
     pub shard: Option<ShardId>,
+    /// The reason.
     pub why: &'static str,
 }
 
-impl SmallState {
+impl ShardCheckpoint {
     fn encode(&self, out: &mut Vec<u8>) {
         put_varint(out, self.promised.0);
         put_varint(out, self.copy.0);
-        out.push(u8::from(self.held.is_some()) | u8::from(self.suspect) << 1);
-        if let Some(held) = &self.held {
-            put_slots(out, held.slots);
-            put_position(out, held.base);
-            put_varint(out, held.last.0);
+        out.push(u8::from(self.extent.is_some()) | u8::from(self.suspect) << 1);
+        if let Some(extent) = &self.extent {
+            put_slots(out, extent.slots);
+            put_position(out, extent.base);
+            put_varint(out, extent.last.0);
         }
     }
 
     fn decode(from: &mut Reader) -> Result<Self, Malformed> {
-        let promised = Epoch(from.varint("small promise")?);
-        let copy = CopyNo(from.varint("small copy")?);
-        let flags = from.u8("small flags")?;
+        let promised = Epoch(from.varint("checkpoint promise")?);
+        let copy = CopyNo(from.varint("checkpoint copy")?);
+        let flags = from.u8("checkpoint flags")?;
         let suspect = flags & 2 != 0;
-        let held = match flags & !2 {
+        let extent = match flags & !2 {
             0 => None,
-            1 => Some(Held {
+            1 => Some(CopyExtent {
                 slots: slots(from)?,
                 base: position(from)?,
-                last: Seq(from.varint("small last")?),
+                last: Seq(from.varint("checkpoint last")?),
             }),
-            _ => return Err(Malformed("small flags")),
+            _ => return Err(Malformed("checkpoint flags")),
         };
-        Ok(Self { promised, copy, suspect, held })
+        Ok(Self { promised, copy, suspect, extent })
     }
 }
 
@@ -286,18 +316,18 @@ impl Identity {
         self.claims.last().copied().unwrap_or_default()
     }
 
-    /// Etcd may hold this nonce if the disk is the store's.
+    /// Returns whether etcd may have this nonce if the disk is the store's.
     pub fn knows(&self, nonce: u128) -> bool {
-        self.over == Some(nonce) || self.claims.contains(&nonce)
+        self.read_nonce == Some(nonce) || self.claims.contains(&nonce)
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.cluster.to_le_bytes());
         out.extend_from_slice(&self.store.0.to_le_bytes());
         put_varint(out, self.boot.0);
-        out.push(u8::from(self.over.is_some()));
+        out.push(u8::from(self.read_nonce.is_some()));
         put_varint(out, self.claims.len() as u64);
-        for nonce in self.over.iter().chain(&self.claims) {
+        for nonce in self.read_nonce.iter().chain(&self.claims) {
             out.extend_from_slice(&nonce.to_le_bytes());
         }
     }
@@ -306,7 +336,7 @@ impl Identity {
         let cluster = from.u128_le("identity cluster")?;
         let store = StoreId(from.u128_le("identity store")?);
         let boot = Boot(from.varint("identity boot")?);
-        let is_over = match from.u8("identity flags")? {
+        let has_read_nonce = match from.u8("identity flags")? {
             flags @ 0..=1 => flags == 1,
             _ => return Err(Malformed("identity flags")),
         };
@@ -315,8 +345,8 @@ impl Identity {
             return Err(Malformed("identity claims"));
         }
         let mut nonce = || from.u128_le("identity nonce");
-        let over = is_over.then(&mut nonce).transpose()?;
+        let read_nonce = has_read_nonce.then(&mut nonce).transpose()?;
         let claims = (0..count).map(|_| nonce()).collect::<Result<_, _>>()?;
-        Ok(Self { cluster, store, boot, over, claims })
+        Ok(Self { cluster, store, boot, read_nonce, claims })
     }
 }

@@ -1,19 +1,21 @@
-//! Reading segments back, and telling a torn tail from damage.
+//! Reading segments back, and distinguishing a torn tail from damage.
 //!
-//! A write that was under way when the machine died may be there in part, or in any order of its
-//! sectors, or not at all. That is a torn tail: nobody was told of it, so it is cut. The same bad
-//! bytes further up are damage: something acknowledged is gone. The rule that tells them apart:
+//! A write that was in flight when the machine died may be on disk in part, or in any order of its
+//! sectors, or not at all. That is a torn tail: it was never acknowledged, so it is cut. The same
+//! bad bytes further up are damage: something acknowledged is gone. The rule that separates the
+//! two:
 //!
-//! > A bad or missing group *n* is a torn tail unless a later header, itself good, says
+//! > A bad or missing group *n* is a torn tail unless a later header, itself intact, has
 //! > `synced_through` ≥ *n*.
 //!
-//! It holds across segments, so after a bad group the scanner goes on looking, at every byte, through
-//! all segments that follow; what it finds meanwhile is in *doubt*, and is handed out or dropped
-//! once the question is settled. After damage it goes on with the next good group, so that promises
-//! (which only rise) are not forgotten; the gap shows in each shard's chain.
+//! The rule holds across segments, so after a bad group the scanner continues to search, at every
+//! byte, through all segments that follow; the groups that it finds meanwhile are in *doubt*, and
+//! are returned or dropped once the question is settled. After damage it continues with the next
+//! intact group, so that promises (which only rise) are not lost; the gap shows in each shard's
+//! chain.
 //!
 //! The bytes are given one segment after the other, oldest first, so a gigabyte of log needs the
-//! memory of one segment. No input makes it panic.
+//! memory of one segment. No input makes the scanner panic.
 
 use bytes::Bytes;
 
@@ -22,66 +24,79 @@ use crate::store::log::group::{
     GROUP_HEADER_BYTES, GroupHeader, Owner, SEGMENT_HEADER_BYTES, SegmentHeader, body_at,
     header_at, next_magic,
 };
-use crate::store::log::{Record, Unreadable};
+use crate::store::log::{LogRecord, Unreadable};
 
-/// A good group and where it lies.
+/// An intact group and its location.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Group {
+    /// The segment's number.
     pub segment: u64,
+    /// The offset of the group's header in the segment.
     pub offset: usize,
-    /// Header included.
+    /// The length in bytes, header included.
     pub len: usize,
+    /// The number of the group.
     pub number: u64,
-    pub records: Vec<Record>,
+    /// The records.
+    pub records: Vec<LogRecord>,
+    /// The records that this build can't read.
     pub unreadable: Vec<Unreadable>,
 }
 
-/// Something that was durable can't be read any more.
+/// Damage: something that was durable can't be read any more.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Damage {
+    /// The segment's number.
     pub segment: u64,
+    /// The offset in the segment.
     pub offset: usize,
+    /// The kind of damage.
     pub why: &'static str,
 }
 
-/// A place in the log.
+/// A location in the log's files.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
-pub struct Place {
+pub struct LogLocation {
+    /// The segment's number.
     pub segment: u64,
+    /// The offset in the segment.
     pub offset: usize,
 }
 
-/// What was found, once all segments were given.
+/// The result of a scan, once all segments were given.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Scanned {
-    /// Whose log it is; none if no segment has a good header.
+    /// The owner of the log; `None` if no segment has an intact header.
     pub owner: Option<Owner>,
     /// The number of the next group to be written.
     pub next_group: u64,
     /// The number of the next segment to be made.
     pub next_segment: u64,
-    /// Where the good part ends.
-    pub end: Option<Place>,
+    /// The end of the intact part.
+    pub end: Option<LogLocation>,
     /// A torn tail was cut.
     pub torn: bool,
+    /// The damage that was found.
     pub damage: Vec<Damage>,
-    /// The segments that stay, oldest first, be there a good group in them or not.
+    /// The segments that stay, oldest first, with an intact group in them or without.
     pub segments: Vec<u64>,
 }
 
-/// What is to become of a segment's file before anything new is acknowledged.
+/// The treatment of a segment's file before anything new is acknowledged.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Clean {
+    /// The file stays as it is.
     Keep,
-    /// Written anew with exactly these bytes and fsynced: the page cache may show what the disk
-    /// does not hold.
+    /// The file is rewritten with exactly these bytes and fsynced: the page cache may show bytes
+    /// that the disk does not hold.
     Rewrite(Bytes),
+    /// The file is deleted.
     Delete,
 }
 
 impl Scanned {
-    /// The clean form of a segment after an unclean exit. To be done in this order: note a damaged
-    /// store as suspect in etcd (cutting may remove what proves it), rewrite, then delete, *newest
+    /// The treatment of a segment after an unclean exit. To be done in this order: mark a damaged
+    /// store as suspect in etcd (truncation may remove the proof), rewrite, then delete, *newest
     /// first*, so that a crash in between leaves no gap.
     pub fn clean(&self, segment: u64, bytes: &Bytes) -> Clean {
         match self.end {
@@ -94,41 +109,42 @@ impl Scanned {
     }
 }
 
-/// Takes the segments of a log, oldest first.
+/// Scans the segments of a log, oldest first.
 #[derive(Debug, Default)]
 pub struct Scanner {
     owner: Option<Owner>,
     segments: Vec<u64>,
-    /// The number of the group that must come next, once known.
+    /// The number of the group that must come next, once it is known.
     expected: Option<u64>,
-    end: Option<Place>,
+    end: Option<LogLocation>,
     doubt: Option<Doubt>,
     damage: Vec<Damage>,
 }
 
-/// Group `number` is bad or missing, and it is not yet known what that means.
+/// Group `number` is bad or missing, and it is not known yet whether that is a torn tail or damage.
 #[derive(Debug)]
 struct Doubt {
-    place: Place,
+    location: LogLocation,
     number: u64,
-    /// Good groups after it, and where the last of them ends.
-    held: Vec<Group>,
+    /// Intact groups after it.
+    later_groups: Vec<Group>,
 }
 
 impl Scanner {
-    /// `owner`: of any segment whose header is good ([`SegmentHeader::decode`]). Without it the
-    /// segments before the first good header can't be read, since the sums depend on it.
+    /// A scanner of a log. `owner`: that of any segment whose header is intact
+    /// ([`SegmentHeader::decode`]). Without it the segments before the first intact header can't be
+    /// read, since the sums depend on it.
     pub fn new(owner: Option<Owner>) -> Self {
         Self { owner, ..Self::default() }
     }
 
-    /// Takes the next segment and hands out the groups that are certain by now, in order.
+    /// Takes the next segment and returns the groups that are certain by now, in order.
     pub fn segment(&mut self, segment: u64, bytes: &Bytes) -> Vec<Group> {
         let mut out = Vec::new();
         if let Some(last) = self.segments.last()
             && last.checked_add(1) != Some(segment)
         {
-            self.hurt(Place { segment, offset: 0 }, "segments before it are missing");
+            self.note_damage(LogLocation { segment, offset: 0 }, "segments before it are missing");
         }
         self.segments.push(segment);
         self.begin(segment, bytes);
@@ -142,7 +158,7 @@ impl Scanner {
         out
     }
 
-    /// All segments were given.
+    /// Returns the result. All segments were given.
     pub fn finish(mut self) -> Scanned {
         self.segments.retain(|&segment| self.end.is_some_and(|end| segment <= end.segment));
         Scanned {
@@ -156,9 +172,9 @@ impl Scanner {
         }
     }
 
-    /// Looks at the segment's header.
+    /// Checks the segment's header.
     fn begin(&mut self, segment: u64, bytes: &Bytes) {
-        let place = Place { segment, offset: 0 };
+        let location = LogLocation { segment, offset: 0 };
         let header = SegmentHeader::decode(bytes)
             .ok()
             .filter(|header| header.segment == segment)
@@ -167,10 +183,10 @@ impl Scanner {
             self.owner = Some(header.owner);
             let expected = *self.expected.get_or_insert(header.first_group);
             if header.first_group != expected {
-                self.suspect(place, expected);
+                self.suspect(location, expected);
             }
             if self.doubt.is_none() {
-                self.end = Some(Place { segment, offset: SEGMENT_HEADER_BYTES });
+                self.end = Some(LogLocation { segment, offset: SEGMENT_HEADER_BYTES });
             }
             return;
         }
@@ -178,18 +194,19 @@ impl Scanner {
         let used =
             bytes.get(SEGMENT_HEADER_BYTES..).is_some_and(|rest| rest.iter().any(|&b| b != 0));
         if !used {
-            // Made, never used: torn, unless something later proves the opposite.
-            self.suspect(place, self.expected.unwrap_or(1));
+            // The segment was made and never used: torn, unless something later proves the
+            // opposite.
+            self.suspect(location, self.expected.unwrap_or(1));
         } else {
-            self.hurt(place, "segment header");
+            self.note_damage(location, "segment header");
             if self.doubt.is_some() {
                 return;
             }
-            self.end = Some(Place { segment, offset: SEGMENT_HEADER_BYTES });
+            self.end = Some(LogLocation { segment, offset: SEGMENT_HEADER_BYTES });
         }
     }
 
-    /// Reads what is at `at`; says where to go on.
+    /// Reads the bytes at `at`; returns the offset at which to continue.
     fn step(
         &mut self,
         owner: Owner,
@@ -198,79 +215,83 @@ impl Scanner {
         at: usize,
         out: &mut Vec<Group>,
     ) -> usize {
-        let place = Place { segment, offset: at };
+        let location = LogLocation { segment, offset: at };
         let beyond = |from: usize| next_magic(bytes, from).unwrap_or(bytes.len());
         let Some(header) = header_at(owner, segment, bytes, at) else {
-            self.suspect(place, self.expected.unwrap_or(0));
+            self.suspect(location, self.expected.unwrap_or(0));
             return beyond(at + 1);
         };
         let expected = *self.expected.get_or_insert(header.number);
         if header.number < expected {
-            self.suspect(place, expected);
+            self.suspect(location, expected);
             return beyond(at + 1);
         }
         if header.number > expected {
-            self.suspect(place, expected);
+            self.suspect(location, expected);
         }
         self.settle(header, out);
         let Some(body) = body_at(owner, segment, bytes, at, header) else {
-            self.suspect(place, header.number);
+            self.suspect(location, header.number);
             return beyond(at + 1);
         };
-        let group = read_group(place, header, body);
+        let group = read_group(location, header, body);
         let next = at + group.len;
-        // The very group that seemed to be missing: something lies before it that is no group.
-        let found = |doubt: &mut Doubt| doubt.number == group.number && doubt.held.is_empty();
+        // The group that seemed to be missing: the bytes before it are not a group.
+        let found =
+            |doubt: &mut Doubt| doubt.number == group.number && doubt.later_groups.is_empty();
         if let Some(doubt) = self.doubt.take_if(found) {
-            self.hurt(doubt.place, "bytes between groups");
+            self.note_damage(doubt.location, "bytes between groups");
         }
         match &mut self.doubt {
             None => self.accept(group, out),
-            Some(doubt) if doubt.held.last().is_none_or(|last| last.number < group.number) => {
-                doubt.held.push(group);
+            Some(doubt)
+                if doubt.later_groups.last().is_none_or(|last| last.number < group.number) =>
+            {
+                doubt.later_groups.push(group);
             }
             Some(_) => {}
         }
         next
     }
 
-    /// A good header may prove that the group in doubt was durable.
+    /// An intact header may prove that the group in doubt was durable.
     fn settle(&mut self, header: GroupHeader, out: &mut Vec<Group>) {
         let proves = |doubt: &mut Doubt| {
             header.number > doubt.number && header.synced_through >= doubt.number
         };
         if let Some(doubt) = self.doubt.take_if(proves) {
-            self.hurt(doubt.place, "a durable group is bad");
-            for group in doubt.held {
+            self.note_damage(doubt.location, "a durable group is bad");
+            for group in doubt.later_groups {
                 self.accept(group, out);
             }
-            // Whatever else is missing up to here belongs to the same damage.
+            // Other groups that are missing up to here belong to the same damage.
             self.expected = Some(header.number);
         }
     }
 
     fn accept(&mut self, group: Group, out: &mut Vec<Group>) {
         self.expected = Some(group.number.saturating_add(1));
-        self.end = Some(Place { segment: group.segment, offset: group.offset + group.len });
+        self.end = Some(LogLocation { segment: group.segment, offset: group.offset + group.len });
         out.push(group);
     }
 
-    /// Group `number` is bad or missing at `place`, for a reason yet to be found.
-    fn suspect(&mut self, place: Place, number: u64) {
-        self.doubt.get_or_insert(Doubt { place, number, held: Vec::new() });
+    /// Notes that group `number` is bad or missing at `location`, for a reason that is not known
+    /// yet.
+    fn suspect(&mut self, location: LogLocation, number: u64) {
+        self.doubt.get_or_insert(Doubt { location, number, later_groups: Vec::new() });
     }
 
-    fn hurt(&mut self, place: Place, why: &'static str) {
-        self.damage.push(Damage { segment: place.segment, offset: place.offset, why });
+    fn note_damage(&mut self, location: LogLocation, why: &'static str) {
+        self.damage.push(Damage { segment: location.segment, offset: location.offset, why });
     }
 }
 
-/// The records of a good group. They own what they hold: an entry that is kept for long does not keep
-/// its segment in memory ([`crate::batch::Batch::decode`]).
-fn read_group(place: Place, header: GroupHeader, body: &[u8]) -> Group {
+/// The records of an intact group. They own their bytes: an entry that is kept for long does not
+/// keep its segment in memory ([`crate::batch::Batch::decode`]).
+fn read_group(location: LogLocation, header: GroupHeader, body: &[u8]) -> Group {
     let mut group = Group {
-        segment: place.segment,
-        offset: place.offset,
+        segment: location.segment,
+        offset: location.offset,
         len: GROUP_HEADER_BYTES + body.len(),
         number: header.number,
         records: Vec::new(),
@@ -278,7 +299,7 @@ fn read_group(place: Place, header: GroupHeader, body: &[u8]) -> Group {
     };
     let mut from = Reader::new(Bytes::copy_from_slice(body));
     while !from.is_empty() {
-        match Record::decode(&mut from) {
+        match LogRecord::decode(&mut from) {
             Ok(Ok(record)) => group.records.push(record),
             Ok(Err(unreadable)) => group.unreadable.push(unreadable),
             Err(malformed) => {
@@ -290,15 +311,15 @@ fn read_group(place: Place, header: GroupHeader, body: &[u8]) -> Group {
     group
 }
 
-/// The groups of a piece of one segment, as [`crate::store::log::index`] names pieces. Stops at the
-/// first that is not good.
+/// The groups of a block of one segment, as [`crate::store::log::index`] defines blocks. Ends at
+/// the first that is not intact.
 pub fn groups(owner: Owner, segment: u64, offset: usize, bytes: &[u8]) -> Vec<Group> {
     let mut out = Vec::new();
     let mut at = 0;
     while let Some(header) = header_at(owner, segment, bytes, at)
         && let Some(body) = body_at(owner, segment, bytes, at, header)
     {
-        let mut group = read_group(Place { segment, offset: at }, header, body);
+        let mut group = read_group(LogLocation { segment, offset: at }, header, body);
         at += group.len;
         group.offset += offset;
         out.push(group);
@@ -306,16 +327,22 @@ pub fn groups(owner: Owner, segment: u64, offset: usize, bytes: &[u8]) -> Vec<Gr
     out
 }
 
-/// Where a block of groups that was written, `len` bytes from `place` on, is no longer what it was.
-pub fn first_bad(owner: Owner, place: Place, len: usize, bytes: &[u8]) -> Option<Place> {
-    let mut at = place.offset;
-    for group in groups(owner, place.segment, place.offset, bytes) {
+/// The location at which a block of groups that was written, `len` bytes from `location` on, is
+/// damaged; `None` if it is intact.
+pub fn first_bad(
+    owner: Owner,
+    location: LogLocation,
+    len: usize,
+    bytes: &[u8],
+) -> Option<LogLocation> {
+    let mut at = location.offset;
+    for group in groups(owner, location.segment, location.offset, bytes) {
         if !group.unreadable.is_empty() {
             break;
         }
         at = group.offset + group.len;
     }
-    (at != place.offset + len).then_some(Place { segment: place.segment, offset: at })
+    (at != location.offset + len).then_some(LogLocation { segment: location.segment, offset: at })
 }
 
 #[cfg(test)]
@@ -334,7 +361,7 @@ mod tests {
         (out, scanner.finish())
     }
 
-    /// Where group `n` of the intact log ends, and in which segment.
+    /// The segment and the end of each group of the intact log.
     fn ends(groups: &[Group]) -> Vec<(u64, usize)> {
         groups.iter().map(|group| (group.segment, group.offset + group.len)).collect()
     }
@@ -352,14 +379,15 @@ mod tests {
         }
     }
 
-    fn without_restatements(groups: &[Vec<Record>]) -> Vec<Vec<Record>> {
-        let written =
-            |record: &&Record| !matches!(record, Record::Shard { .. } | Record::Identity(_));
+    fn without_restatements(groups: &[Vec<LogRecord>]) -> Vec<Vec<LogRecord>> {
+        let written = |record: &&LogRecord| {
+            !matches!(record, LogRecord::Checkpoint { .. } | LogRecord::Identity(_))
+        };
         groups.iter().map(|group| group.iter().filter(written).cloned().collect()).collect()
     }
 
-    /// What a power cut leaves: everything up to a point, nothing after it. The groups that are
-    /// whole come back, and nothing is called damage.
+    /// The result of a power cut: everything up to a point, nothing after it. The groups that are
+    /// whole are read back, and nothing is reported as damage.
     #[test]
     fn a_cut_anywhere_gives_the_longest_prefix() {
         for seed in 0..6 {
@@ -372,7 +400,7 @@ mod tests {
                     cut.get_mut(&segment).unwrap()[at..].fill(0);
                     let (groups, scanned) = scan(&cut);
                     let whole = ends(&intact).iter().filter(|end| **end <= (segment, at)).count();
-                    // The bytes after the last one of a group may be zeros anyway.
+                    // The bytes after the last one of a group may be zeros in any case.
                     assert!(groups.len() >= whole, "seed {seed} segment {segment} at {at}");
                     assert_eq!(groups[..], intact[..groups.len()]);
                     assert_eq!(scanned.damage, []);
@@ -402,8 +430,8 @@ mod tests {
         assert_eq!(rescanned.next_group, scanned.next_group);
     }
 
-    /// One wrong bit anywhere in a group that a later header calls durable is reported. In the last
-    /// group it looks like a torn tail. It never changes what a group says.
+    /// One wrong bit anywhere in a group that a later header proves durable is reported. In the
+    /// last group it looks like a torn tail. It never changes the content of a group.
     #[test]
     fn a_flip_in_a_durable_group_is_damage() {
         for seed in 0..6 {
@@ -430,7 +458,7 @@ mod tests {
         }
     }
 
-    /// A segment in the middle, or the tail of one, is simply not there.
+    /// A segment in the middle, or the tail of one, is missing.
     #[test]
     fn a_missing_piece_is_damage() {
         let log = random_log(3, 12, 500);
@@ -452,7 +480,7 @@ mod tests {
         let owner = scan(&segments).1.owner.unwrap();
         let (seventh, eighth) = (&intact[6], &intact[7]);
         let bytes = segments.get_mut(&seventh.segment).unwrap();
-        // The eighth group was written while the seventh's fsync had not come back.
+        // The eighth group was written while the seventh's fsync had not returned.
         let header = header_at(owner, eighth.segment, bytes, eighth.offset).unwrap();
         let body = body_at(owner, eighth.segment, bytes, eighth.offset, header).unwrap().to_vec();
         let again = crate::store::log::group::encode_group(owner, eighth.segment, 8, 6, &body);
@@ -466,7 +494,7 @@ mod tests {
 
     #[test]
     fn no_bytes_make_it_panic() {
-        let mut random = crate::store::testing::Random::new(9);
+        let mut random = crate::store::testing::SplitMix64::new(9);
         for round in 0..300 {
             let mut log = random_log(round, 6, 400).segments;
             for bytes in log.values_mut() {

@@ -1,4 +1,5 @@
-//! Rows about many increments in one body: one item's failure never hides another's success.
+//! Rows about many increments in one body: the failure of one item never hides the success of
+//! another.
 
 use super::Table;
 
@@ -13,7 +14,7 @@ pub(super) fn rows(table: &mut Table) {
 }
 
 fn json(table: &mut Table) {
-    for (body, say, did) in [
+    for (body, want, effect) in [
         (r#"{"increments":[]}"#, "200 0/0", ""),
         (
             r#"{"increments":[{"key":"a","delta":5},{"delta":-1,"key":"b"},{"key":"c"}]}"#,
@@ -40,7 +41,7 @@ fn json(table: &mut Table) {
             "200 2/2",
             "a=18446744073709551614",
         ),
-        // What can't be read at all counts nothing.
+        // An unreadable body has no effect.
         ("", "400 bad-input body", ""),
         ("[]", "400 bad-input body", ""),
         ("{}", "400 bad-input increments", ""),
@@ -61,7 +62,7 @@ fn json(table: &mut Table) {
         (r#"{"increments":[{"key":"a"}]} x"#, "400 bad-input body", ""),
         ("a\t5\n", "400 bad-input body", ""),
     ] {
-        table.row(format!("{BATCH}\n\n{body}"), say, did);
+        table.row(format!("{BATCH}\n\n{body}"), want, effect);
     }
     table.row(
         [BATCH.as_bytes(), b"\n\n{\"increments\":[{\"key\":\"\xff\"}]}"].concat(),
@@ -75,7 +76,8 @@ fn json(table: &mut Table) {
     );
 }
 
-/// Each of these items fails alone, beside one that does not; and by itself, which is the whole batch's status then.
+/// Each of these items fails alone beside a valid item; and in a batch of its own, whose status is
+/// then that of the item.
 fn json_items(table: &mut Table) {
     let nested = format!("{{\"key\":\"a\",\"delta\":{}{}}}", "[".repeat(200), "]".repeat(200));
     for (item, field) in [
@@ -105,7 +107,7 @@ fn json_items(table: &mut Table) {
         (r#"{"key":"a","delta":-9223372036854775809}"#, "delta"),
         (r#"{"key":"a","detla":5}"#, "detla"),
         (r#"{"key":"a","return":"value"}"#, "return"),
-        // What is JSON, though no text and no number of any type.
+        // Valid JSON, but not valid text, and a number that fits no type.
         (r#"{"key":"\ud83d"}"#, "key"),
         (r#"{"key":"\ude00\ud83d"}"#, "key"),
         (r#""\ud83d""#, "key"),
@@ -141,7 +143,7 @@ fn json_items(table: &mut Table) {
 }
 
 fn ndjson(table: &mut Table) {
-    for (body, say, did) in [
+    for (body, want, effect) in [
         ("", "200 0/0", ""),
         ("{\"key\":\"a\"}\n \r\n\n{\"key\":\"b\",\"delta\":2}", "200 2/2", "a=1, b=2"),
         ("{\"key\":\"a\"}\r\n{\"key\":\"a\",\"delta\":-3}\r\n", "200 2/2", "a=-2"),
@@ -154,11 +156,11 @@ fn ndjson(table: &mut Table) {
         ("a\t5\n", "400 0/0 0:body", ""),
         ("\u{feff}{\"key\":\"a\"}\n{\"key\":\"b\"}\n", "200 1/1 0:body", "b=1"),
     ] {
-        table.row(format!("{BATCH}\nContent-Type: application/x-ndjson\n\n{body}"), say, did);
+        table.row(format!("{BATCH}\nContent-Type: application/x-ndjson\n\n{body}"), want, effect);
     }
     let line = b"\nContent-Type: application/x-ndjson\n\n{\"key\":\"\xff\"}\n{\"key\":\"b\"}\n";
     table.row([BATCH.as_bytes(), line].concat(), "200 1/1 0:body", "b=1");
-    // UTF-16 and UTF-32: no line of it is what it seems to be.
+    // UTF-16 and UTF-32: no line means what it seems to mean.
     for mark in [&b"\xff\xfe"[..], b"\xfe\xff", b"\xff\xfe\0\0", b"\0\0\xfe\xff"] {
         for media in ["text/plain", "application/x-ndjson", "application/json"] {
             let head = format!("{BATCH}\nContent-Type: {media}\n\n");
@@ -185,7 +187,7 @@ fn text(table: &mut Table) {
             "200 2/2",
             "a=9223372036854775807, b=-9223372036854775808",
         ),
-        // The last TAB, and only if an integer follows it.
+        // A line is split at the last TAB, and only if an integer follows it.
         (b"a\tb\t5", "200 1/1", r"a\tb=5"),
         (b"a\tb", "200 1/1", r"a\tb=1"),
         (b"a\t5\t", "200 1/1", r"a\t5\t=1"),
@@ -193,7 +195,7 @@ fn text(table: &mut Table) {
         (b"\t", "200 1/1", r"\t=1"),
         (b"a\t+", "200 1/1", r"a\t+=1"),
         (b"a\tv1.5", "200 1/1", r"a\tv1.5=1"),
-        // What looks like a number there and is no integer was meant as a delta.
+        // Text there that looks like a number and is not an integer is an invalid delta.
         (b"a\t5 \nb", "200 1/1 0:delta", "b=1"),
         (b"a\t 5\nb", "200 1/1 0:delta", "b=1"),
         (b"a\t1.5\nb", "200 1/1 0:delta", "b=1"),
@@ -203,31 +205,31 @@ fn text(table: &mut Table) {
         (b"a\t0x10\nb", "200 1/1 0:delta", "b=1"),
         (b"a\tNaN\nb", "200 1/1 0:delta", "b=1"),
         ("a\t\u{2212}5\nb".as_bytes(), "200 1/1 0:delta", "b=1"),
-        // One CR at the end of a line, no more and nowhere else.
+        // One CR is dropped, only at the end of a line.
         (b"a\r\r\nb\rc\nd\r", "200 3/3", r"a\r=1, b\rc=1, d=1"),
         (b"a\t5\r\nb\t5\r", "200 2/2", "a=5, b=5"),
-        // A mark before all is no part of the first key; elsewhere it is like any bytes.
+        // A byte order mark at the beginning is not part of the first key; elsewhere it is.
         (b"\xef\xbb\xbfa\na\n", "200 2/2", "a=2"),
         (b"\xef\xbb\xbf", "200 0/0", ""),
         (b"a\n\xef\xbb\xbfa\n", "200 2/2", r"a=1, \xef\xbb\xbfa=1"),
         (b" a \n", "200 1/1", " a =1"),
         (b"\xff\x00\t7\n\xc3\xa9\n", "200 2/2", r"\xc3\xa9=1, \xff\x00=7"),
-        // A bad line fails alone.
+        // A malformed line fails alone.
         (b"a\t9223372036854775808\nb", "200 1/1 0:delta", "b=1"),
         (b"a\nb\t-9223372036854775809\n\nc", "200 2/2 1:delta", "a=1, c=1"),
         (b"\t5\nb", "200 1/1 0:key", "b=1"),
         (b"\t5", "400 0/0 0:key", ""),
         (long.as_bytes(), "400 0/0 0:key", ""),
     ];
-    for (body, say, did) in rows {
+    for (body, want, effect) in rows {
         for media in ["text/plain", "text/plain; charset=us-ascii"] {
             let head = format!("{BATCH}\nContent-Type: {media}\n\n");
-            table.row([head.as_bytes(), body].concat(), say, did);
+            table.row([head.as_bytes(), body].concat(), want, effect);
         }
     }
 }
 
-/// What is said of an item, in full.
+/// The complete answer about a failed item.
 fn failed_items(table: &mut Table) {
     table.row(
         format!("{BATCH}\nContent-Type: text/plain\n\na\nb\t9223372036854775808\n"),
@@ -236,7 +238,7 @@ fn failed_items(table: &mut Table) {
     );
     table.row(
         format!("{BATCH}\n\n{}", r#"{"increments":[{"key":"a"},{"key_base64":"/w==","delta":"5"}]}"#),
-        r#"200 {"accepted":1,"applied":1,"failed":[{"index":1,"key_base64":"/w==","type":"https://dkc.invalid/problems/bad-input","outcome":"not-applied","detail":"is no whole number","field":"delta"}]}"#,
+        r#"200 {"accepted":1,"applied":1,"failed":[{"index":1,"key_base64":"/w==","type":"https://dkc.invalid/problems/bad-input","outcome":"not-applied","detail":"is not a whole number","field":"delta"}]}"#,
         "a=1",
     );
 }

@@ -1,4 +1,5 @@
-//! Rows about a cluster that can't do what is asked. Stories of that kind are in `failures.rs` beside this folder.
+//! Rows about a cluster that can't serve a request. Longer scenarios are in `failures.rs` beside
+//! this folder.
 
 use engine::message::Refusal;
 
@@ -6,7 +7,7 @@ use super::Table;
 
 const SHORT: &str = "Request-Timeout-Ms: 150";
 
-/// A request for each way to write and to read, with what is said of the first and of the second.
+/// A request for each way to write and to read, with the answer of writes and that of reads.
 fn all(write: &str, read: &str) -> [(String, String); 6] {
     let items = r#"{"increments":[{"key":"a"},{"key":"a"}]}"#;
     [
@@ -25,14 +26,14 @@ pub(super) fn rows(table: &mut Table) {
     table.refused(Refusal::Frozen, &all("503 frozen", "503 frozen"));
     table.opened();
     table.unanswered(&all("504 deadline", "504 deadline"));
-    // From here on there is no node.
+    // The node is dead from here on.
     table.killed();
     table.row("GET /readyz?all", "503 text connection to node-1\n", "");
     table.row("HEAD /readyz?all", "503", "");
     table.row("OPTIONS /readyz?all", "503 text ", "");
     table.row("GET /readyz", "200 text ok\n", "");
     table.row("GET /livez", "200 text ok\n", "");
-    for (ask, say) in all("503 no-primary", "503 no-primary") {
-        table.row(ask, &say, "");
+    for (ask, want) in all("503 no-primary", "503 no-primary") {
+        table.row(ask, &want, "");
     }
 }

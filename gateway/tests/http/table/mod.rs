@@ -1,20 +1,21 @@
-//! DESIGN §12 as a table: what is asked, what is said, and what it did.
+//! The HTTP contract as a table: requests, their answers and their effects.
 //!
-//! A row is a request as it is written down (request line, header lines, an empty line, the body), the answer in one
-//! line, and every counter that it changed. Rows are independent: where a row says `NS` it has a namespace of its own.
-//! So each row, a refused one most of all, shows that nothing else was counted; and in the end all that was seen is held
-//! against the document at `/openapi.json`, in both directions.
+//! A row is a request (request line, header lines, an empty line, the body), the answer in one
+//! line, and every counter that it changed. Rows are independent: `NS` is a namespace that only
+//! this row uses. So each row, in particular a refused one, shows that nothing else was counted. At
+//! the end, all answers are compared with the document at `/openapi.json`, in both directions.
 //!
 //! An answer in one line:
 //!
 //! - `200 {"key":…}`: exactly this JSON. `200 text 5`: exactly this text. `200`: no body at all.
-//!   `200 *`: whatever.
-//! - `400 bad-input delta`: a problem, by the last part of its type and its field. What must be true of every problem
-//!   is checked of each: media type, status, outcome, `Retry-After`, and what `Allow` has to do with 405.
-//! - `405 method-not-allowed GET, HEAD`: this one names what is allowed.
-//! - `200 replayed …`: the same, and it says that it tells of an earlier request.
-//! - `200 2/3 1:delta`: a batch of which 2 were applied of 3 understood, and the items that made no sense with their
-//!   fields. `400 0/0 0:key` is one of which all made no sense.
+//!   `200 *`: any body.
+//! - `400 bad-input delta`: a problem, by the last part of its type and its field. The properties
+//!   of every problem are checked for each: media type, status, outcome, `Retry-After`, and `Allow`
+//!   with 405.
+//! - `405 method-not-allowed GET, HEAD`: this problem also has the allowed methods.
+//! - `200 replayed …`: the same, with `Idempotent-Replayed`.
+//! - `200 2/3 1:delta`: a batch with 3 valid items, of which 2 were applied, and the malformed
+//!   items with their fields. `400 0/0 0:key` is a batch whose items are all malformed.
 
 mod batches;
 mod document;
@@ -29,7 +30,7 @@ use engine::ids::Slots;
 use engine::message::{Refusal, ShardAvailability};
 use serde_json::Value;
 
-use self::document::{Document, Seen};
+use self::document::{Document, DocumentedAnswer};
 use crate::client::{Answer, Client};
 use crate::cluster::{Cluster, until};
 use crate::node::{Mood, Node};
@@ -45,13 +46,13 @@ fn every_row() {
     table.finish();
 }
 
-/// One shard, so that what a row sends goes to one node.
+/// A cluster with one shard, so that the requests of a row go to one node.
 pub(crate) struct Table {
     cluster: Cluster,
     client: Client,
     rows: usize,
     document: Document,
-    seen: BTreeSet<Seen>,
+    seen: BTreeSet<DocumentedAnswer>,
 }
 
 impl Table {
@@ -62,58 +63,63 @@ impl Table {
         Self { cluster, client, rows: 0, document, seen: BTreeSet::new() }
     }
 
-    /// `did`: `key=value` of every counter that is not 0 afterwards, in order, with a comma between them.
+    /// Checks a row. `effect` is `key=value` of every counter that is not 0 afterwards, in order,
+    /// separated by commas.
     #[track_caller]
-    pub(crate) fn row(&mut self, ask: impl AsRef<[u8]>, say: &str, did: &str) {
+    pub(crate) fn row(&mut self, request: impl AsRef<[u8]>, answer: &str, effect: &str) {
         self.rows += 1;
-        self.again(ask, say, did);
+        self.again(request, answer, effect);
     }
 
-    /// In the namespace of the row before.
+    /// Checks a row in the namespace of the row before.
     #[track_caller]
-    pub(crate) fn again(&mut self, ask: impl AsRef<[u8]>, say: &str, did: &str) {
+    pub(crate) fn again(&mut self, request: impl AsRef<[u8]>, answer: &str, effect: &str) {
         let batches = self.node().state().batches;
         let namespace = format!("row-{}", self.rows);
-        let (head, body) = parts(ask.as_ref());
+        let (head, body) = parts(request.as_ref());
         let head = head.replace("/NS/", &format!("/{namespace}/"));
         let mut lines = head.lines();
         let line = lines.next().expect("a request line");
         let headers: Vec<_> = lines.collect();
+        let want = answer.replace("\"NS\"", &format!("\"{namespace}\""));
         let answer = self.client.call(line, &headers, body);
-        self.judge(line, &answer, &say.replace("\"NS\"", &format!("\"{namespace}\"")));
-        assert_eq!(self.values(&namespace), did, "what was done\n{head}\n{answer:?}");
+        self.check(line, &answer, &want);
+        assert_eq!(self.values(&namespace), effect, "the effect\n{head}\n{answer:?}");
         if (400..=417).contains(&answer.status) && answer.status != 410 {
             let now = self.node().state().batches;
             assert_eq!(now, batches, "sent to a node although refused\n{head}");
         }
         let (method, target) = line.split_once(' ').expect("a method and a target");
         let media = answer.headers.get("content-type").map_or("", String::as_str);
-        self.seen.extend(self.document.seen(method, target, answer.status, media));
+        self.seen.extend(self.document.find(method, target, answer.status, media));
     }
 
-    /// The node refuses all of these.
+    /// Checks rows while the node refuses all batches and reads.
     #[track_caller]
     fn refused(&mut self, refusal: Refusal, rows: &[(String, String)]) {
         self.node().set_mood(Mood::Refuses(refusal));
-        for (ask, say) in rows {
-            self.row(ask, say, "");
+        for (request, answer) in rows {
+            self.row(request, answer, "");
         }
         self.node().set_mood(Mood::Serves);
     }
 
-    /// The node says that it takes writes again.
+    /// Lets the node announce that the shard is open.
     fn opened(&mut self) {
         self.node().announce(Slots::ALL, ShardAvailability::Open);
-        let ask = "POST /v1/counters/opened/k/increment";
-        until("the gateway has heard", || self.client.call(ask, &[], b"").status == 200);
+        let increment = "POST /v1/counters/opened/k/increment";
+        until("the gateway has received it", || {
+            self.client.call(increment, &[], b"").status == 200
+        });
     }
 
-    /// The node takes each of these and says nothing. What was sent is applied in the end, which no row sees.
+    /// Checks rows while the node does not answer. Their batches are applied afterwards, which no
+    /// row sees.
     #[track_caller]
     fn unanswered(&mut self, rows: &[(String, String)]) {
-        for (ask, say) in rows {
+        for (request, answer) in rows {
             self.node().set_mood(Mood::Swallows);
-            self.row(ask, say, "");
+            self.row(request, answer, "");
             self.node().set_mood(Mood::Serves);
             self.node().cut();
             self.opened();
@@ -122,8 +128,8 @@ impl Table {
 
     fn killed(&mut self) {
         self.cluster.nodes[0].kill();
-        let told = "connection to node-1\n";
-        until("the gateway has noticed", || self.client.get("/readyz?all").body == told);
+        let reason = "connection to node-1\n";
+        until("the gateway has noticed", || self.client.get("/readyz?all").body == reason);
     }
 
     fn node(&self) -> &Node {
@@ -131,8 +137,8 @@ impl Table {
     }
 
     #[track_caller]
-    fn judge(&self, line: &str, answer: &Answer, say: &str) {
-        let (status, rest) = say.split_once(' ').unwrap_or((say, ""));
+    fn check(&self, line: &str, answer: &Answer, want: &str) {
+        let (status, rest) = want.split_once(' ').unwrap_or((want, ""));
         assert_eq!(answer.status.to_string(), status, "{line} {answer:?}");
         let header = |name: &str| answer.headers.get(name).map_or("", String::as_str);
         let retry = header("retry-after");
@@ -147,18 +153,18 @@ impl Table {
         assert_eq!(later, whole_seconds, "{line} {answer:?}");
         if line.starts_with("HEAD ") {
             assert_eq!(answer.body, "", "{line}");
-            assert_ne!(header("content-length"), "0", "it tells of the body of a GET");
+            assert_ne!(header("content-length"), "0", "it has the length of the body of a GET");
         } else if answer.status != 200 && !is_page {
             let problem = answer.json();
             is_problem(line, answer, &problem);
-            let said = match rest.split_once('/') {
+            let got = match rest.split_once('/') {
                 Some(_) => batch(&problem),
                 None => {
                     let more = if answer.status == 405 { header("allow") } else { field(&problem) };
                     format!("{} {more}", answer.kind()).trim_end().to_owned()
                 }
             };
-            assert_eq!(said, rest, "{line} {answer:?}");
+            assert_eq!(got, rest, "{line} {answer:?}");
         } else if let Some(text) = rest.strip_prefix("text ") {
             assert_eq!(answer.body, text, "{line}");
             assert_eq!(header("content-type"), "text/plain; charset=utf-8");
@@ -168,8 +174,8 @@ impl Table {
             assert_eq!(answer.body, rest, "{line}");
             assert_eq!(header("content-type"), "application/json");
         } else {
-            let said = batch(&answer.json());
-            assert_eq!(said, rest, "{line} {answer:?}");
+            let got = batch(&answer.json());
+            assert_eq!(got, rest, "{line} {answer:?}");
         }
     }
 
@@ -185,18 +191,19 @@ impl Table {
 
     fn finish(self) {
         assert!(self.rows > 200, "only {} rows", self.rows);
-        self.document.is_all(&self.seen);
+        self.document.check_complete(&self.seen);
     }
 }
 
-/// What is before the first empty line, and what is after it.
-fn parts(ask: &[u8]) -> (String, &[u8]) {
-    let end = ask.windows(2).position(|two| two == b"\n\n");
-    let (head, body) = end.map_or((ask, &b""[..]), |end| (&ask[..end], &ask[end + 2..]));
+/// The head of a request, which ends at the first empty line, and its body.
+fn parts(request: &[u8]) -> (String, &[u8]) {
+    let end = request.windows(2).position(|two| two == b"\n\n");
+    let (head, body) =
+        end.map_or((request, &b""[..]), |end| (&request[..end], &request[end + 2..]));
     (String::from_utf8(head.to_vec()).expect("a head is text"), body)
 }
 
-/// What RFC 9457 and DESIGN §12 say of every problem.
+/// Checks the properties that RFC 9457 and docs/problems.md require of every problem.
 #[track_caller]
 fn is_problem(line: &str, answer: &Answer, problem: &Value) {
     assert_eq!(answer.headers["content-type"], "application/problem+json", "{line}");
@@ -217,14 +224,14 @@ fn field(problem: &Value) -> &str {
     problem["field"].as_str().unwrap_or_default()
 }
 
-/// `applied/accepted index:field …`
+/// The result of a batch in the form `applied/accepted index:field …`.
 fn batch(answer: &Value) -> String {
-    let mut said = format!("{}/{}", answer["applied"], answer["accepted"]);
+    let mut summary = format!("{}/{}", answer["applied"], answer["accepted"]);
     for item in answer["failed"].as_array().into_iter().flatten() {
         let kind = item["type"].as_str().unwrap().rsplit('/').next().unwrap();
         assert_eq!((kind, &item["outcome"]), ("bad-input", &"not-applied".into()), "{item}");
         assert!(!item["detail"].as_str().unwrap().is_empty(), "{item}");
-        said.push_str(&format!(" {}:{}", item["index"], field(item)));
+        summary.push_str(&format!(" {}:{}", item["index"], field(item)));
     }
-    said
+    summary
 }

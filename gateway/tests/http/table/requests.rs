@@ -42,7 +42,7 @@ fn paths(table: &mut Table) {
         table.row(format!("GET {path}"), "404 not-found", "");
         table.row(format!("POST {path}\n\n{{\"delta\":1}}"), "404 not-found", "");
     }
-    // They are words of the URL only where the contract puts them.
+    // `increment` and `get` are keys except where the contract gives them a meaning.
     table.row(
         "POST /v1/counters/NS/increment/increment",
         r#"200 {"namespace":"NS","key":"increment","applied":1}"#,
@@ -71,7 +71,7 @@ fn paths(table: &mut Table) {
     );
 }
 
-/// Decoded once, and nothing else is done to them.
+/// Keys are percent-decoded once, and not changed otherwise.
 fn keys(table: &mut Table) {
     for (path, counted) in [
         ("a%2Fb", "a/b"),
@@ -89,14 +89,14 @@ fn keys(table: &mut Table) {
         ("%C3%A9", "\\xc3\\xa9"),
     ] {
         let ask = format!("POST /v1/counters/NS/{path}/increment?delta=7&return=value");
-        let told = if path == "%C3%A9" { "é" } else { counted };
-        let say = format!(r#"200 {{"namespace":"NS","key":"{told}","applied":7,"value":7}}"#);
-        table.row(ask, &say, &format!("{counted}=7"));
-        let say = format!(r#"200 {{"namespace":"NS","key":"{told}","value":7}}"#);
-        table.again(format!("GET /v1/counters/NS/{path}"), &say, &format!("{counted}=7"));
+        let shown = if path == "%C3%A9" { "é" } else { counted };
+        let want = format!(r#"200 {{"namespace":"NS","key":"{shown}","applied":7,"value":7}}"#);
+        table.row(ask, &want, &format!("{counted}=7"));
+        let want = format!(r#"200 {{"namespace":"NS","key":"{shown}","value":7}}"#);
+        table.again(format!("GET /v1/counters/NS/{path}"), &want, &format!("{counted}=7"));
         table.again(
             format!("DELETE /v1/counters/NS/{path}"),
-            &format!(r#"200 {{"key":"{told}","value":7}}"#),
+            &format!(r#"200 {{"key":"{shown}","value":7}}"#),
             "",
         );
     }
@@ -106,24 +106,24 @@ fn keys(table: &mut Table) {
         table.row(format!("POST /v1/counters/NS/{path}/increment"), "400 bad-input key", "");
         table.row(format!("DELETE /v1/counters/NS/{path}"), "400 bad-input key", "");
     }
-    // Counted in bytes, decoded.
+    // The limit is on the bytes after decoding.
     let longest = "k".repeat(1024);
     for path in [longest.clone(), "%6B".repeat(1024)] {
         let ask = format!("POST /v1/counters/NS/{path}/increment");
-        let say = format!(r#"200 {{"namespace":"NS","key":"{longest}","applied":1}}"#);
-        table.row(ask, &say, &format!("{longest}=1"));
+        let want = format!(r#"200 {{"namespace":"NS","key":"{longest}","applied":1}}"#);
+        table.row(ask, &want, &format!("{longest}=1"));
     }
 }
 
 fn keys_of_every_byte(table: &mut Table) {
-    let mut did = String::new();
+    let mut effect = String::new();
     table.row("GET /v1/counters/NS/none", r#"200 {"namespace":"NS","key":"none","value":0}"#, "");
     for byte in 0..=255_u8 {
         let name = match byte {
             0..128 => format!(r#""key":{}"#, serde_json::json!(char::from(byte).to_string())),
             128.. => format!(r#""key_base64":"{}""#, base64(byte)),
         };
-        did.push_str(&format!(
+        effect.push_str(&format!(
             "{}{}={}",
             if byte == 0 { "" } else { ", " },
             byte.escape_ascii(),
@@ -134,19 +134,19 @@ fn keys_of_every_byte(table: &mut Table) {
         table.again(
             ask,
             &format!(r#"200 {{"namespace":"NS",{name},"applied":{}}}"#, u16::from(byte) + 1),
-            &did,
+            &effect,
         );
-        // What came out goes in again.
+        // The key of an answer can be used in a request.
         let ask = format!("POST /v1/counters/NS/get\n\n{{\"keys\":[{{{name}}}]}}");
         table.again(
             ask,
             &format!(r#"200 {{"counters":[{{{name},"value":{}}}]}}"#, u16::from(byte) + 1),
-            &did,
+            &effect,
         );
     }
 }
 
-/// Of one byte.
+/// The base64 form of one byte.
 fn base64(byte: u8) -> String {
     use base64::Engine;
     base64::engine::general_purpose::STANDARD.encode([byte])
@@ -155,9 +155,9 @@ fn base64(byte: u8) -> String {
 fn namespaces(table: &mut Table) {
     let longest = "n".repeat(64);
     for namespace in ["a_b.c-9", "0", "..", "%6es", &longest] {
-        let told = if namespace == "%6es" { "ns" } else { namespace };
-        let say = format!(r#"200 {{"namespace":"{told}","key":"k","value":0}}"#);
-        table.row(format!("GET /v1/counters/{namespace}/k"), &say, "");
+        let shown = if namespace == "%6es" { "ns" } else { namespace };
+        let want = format!(r#"200 {{"namespace":"{shown}","key":"k","value":0}}"#);
+        table.row(format!("GET /v1/counters/{namespace}/k"), &want, "");
     }
     for namespace in ["NS", "Likes", "a%2Fb", "", "%zz", "a+b", "a%20b", "%C3%A9", &"n".repeat(65)]
     {
@@ -173,8 +173,8 @@ fn namespaces(table: &mut Table) {
 
 fn methods(table: &mut Table) {
     for method in ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"] {
-        let say = if method == "HEAD" { "405" } else { "405 method-not-allowed POST" };
-        table.row(format!("{method} /v1/counters/NS/k/increment"), say, "");
+        let want = if method == "HEAD" { "405" } else { "405 method-not-allowed POST" };
+        table.row(format!("{method} /v1/counters/NS/k/increment"), want, "");
     }
     for method in ["POST", "PUT", "PATCH", "OPTIONS", "TRACE"] {
         let counter = "405 method-not-allowed DELETE, GET, HEAD";
@@ -188,8 +188,8 @@ fn methods(table: &mut Table) {
     }
     for method in ["PUT", "PATCH", "OPTIONS", "TRACE"] {
         for path in ["increment", "get"] {
-            let say = "405 method-not-allowed DELETE, GET, HEAD, POST";
-            table.row(format!("{method} /v1/counters/NS/{path}"), say, "");
+            let want = "405 method-not-allowed DELETE, GET, HEAD, POST";
+            table.row(format!("{method} /v1/counters/NS/{path}"), want, "");
         }
     }
     table.row("OPTIONS *", "404 not-found", "");
@@ -250,7 +250,7 @@ fn headers(table: &mut Table) {
     ] {
         table.row(format!("{one}\nAccept: {accept}"), ok, "k=1");
     }
-    // A problem stays one.
+    // A problem is JSON also with `Accept: text/plain`.
     table.row(format!("{one}?delta=x\nAccept: text/plain"), "400 bad-input delta", "");
 }
 
@@ -286,7 +286,7 @@ fn media_types(table: &mut Table) {
             table.row(format!("{request}\nContent-Type: {media}\n\n{item}"), unknown, "");
         }
     }
-    // Packed bytes would pass for a list of very odd keys.
+    // Compressed bytes would count as very odd keys.
     table.row(
         format!("{BATCH}\nContent-Type: text/plain\nContent-Encoding: gzip\n\nabc"),
         unknown,
@@ -310,7 +310,7 @@ fn media_types(table: &mut Table) {
     table.row("POST /v1/counters/NS/get\nContent-Type: application/x-ndjson\n\n\"k\"", unknown, "");
     table.row(format!("{one}\nContent-Type: text/plain\n\n5"), unknown, "");
     table.row(format!("{one}\nContent-Type: application/x-ndjson\n\n{{\"delta\":5}}"), unknown, "");
-    // Where nothing is read, it does not matter.
+    // The type does not matter where there is no body.
     table.row(
         format!("{one}\nContent-Type: text/plain"),
         r#"200 {"namespace":"NS","key":"k","applied":1}"#,
@@ -324,7 +324,7 @@ fn media_types(table: &mut Table) {
 }
 
 fn limits(table: &mut Table) {
-    // A URL is measured whole, and before anything of it is understood.
+    // The limit is on the whole URL, and is checked before its meaning.
     let url = |bytes: usize| {
         format!("{}{}", "/v1/counters/u/k?", "&".repeat(bytes - "/v1/counters/u/k?".len()))
     };
@@ -353,7 +353,7 @@ fn limits(table: &mut Table) {
     };
     table.row(keys(100_000), "400 bad-input keys[0].key", "");
     table.row(keys(100_001), "413 too-large", "");
-    // 8 MiB in all, with the longest keys: one key over and over, and white space.
+    // A body of 8 MiB with the longest keys: one key repeated, and white space.
     let lines = format!("{}\n", "k".repeat(1023)).repeat(8 * 1024);
     table.row(format!("{text}{lines}"), "200 8192/8192", &format!("{}=8192", "k".repeat(1023)));
     table.row(format!("{text}{lines}\n"), "413 too-large", "");
@@ -366,7 +366,7 @@ fn pages(table: &mut Table) {
     table.row("GET /livez", "200 text ok\n", "");
     table.row("GET /readyz?verbose", "200 text ok\n", "");
     table.row("GET /readyz?all", "200 text ok\n", "");
-    // As HAProxy asks.
+    // HAProxy uses OPTIONS.
     for page in ["/livez", "/readyz", "/readyz?all"] {
         table.row(format!("OPTIONS {page}"), "200 text ", "");
     }
@@ -382,7 +382,7 @@ fn pages(table: &mut Table) {
     }
 }
 
-/// What any request may say wrongly, whatever it asks for.
+/// The problems that every route can have.
 fn any_request(table: &mut Table) {
     for line in [
         "POST /v1/counters/NS/k/increment",
@@ -404,7 +404,7 @@ fn any_request(table: &mut Table) {
         "GET /openapi.json",
         "HEAD /openapi.json",
     ] {
-        for (header, say) in [
+        for (header, want) in [
             ("Origin: https://evil.example", "403 forbidden-origin"),
             ("Origin: null", "403 forbidden-origin"),
             ("Sec-Fetch-Site: cross-site", "403 forbidden-origin"),
@@ -414,8 +414,8 @@ fn any_request(table: &mut Table) {
             ("Content-Range: bytes 0-1/99", "400 bad-input Content-Range"),
             ("Host: other", "400 bad-input Host"),
         ] {
-            let say = if line.starts_with("HEAD ") { &say[..3] } else { say };
-            table.row(format!("{line}\n{header}"), say, "");
+            let want = if line.starts_with("HEAD ") { &want[..3] } else { want };
+            table.row(format!("{line}\n{header}"), want, "");
         }
     }
 }

@@ -6,7 +6,7 @@ const ONE: &str = "POST /v1/counters/NS/k/increment";
 
 pub(super) fn rows(table: &mut Table) {
     increments(table);
-    increments_that_make_no_sense(table);
+    malformed_increments(table);
     values(table);
     reads(table);
     deletes(table);
@@ -65,7 +65,7 @@ fn increments(table: &mut Table) {
     }
 }
 
-fn increments_that_make_no_sense(table: &mut Table) {
+fn malformed_increments(table: &mut Table) {
     for (ask, field) in [
         ("?delta=", "delta"),
         ("?delta", "delta"),
@@ -86,10 +86,10 @@ fn increments_that_make_no_sense(table: &mut Table) {
         ("?return=value&return=value", "return"),
         ("?delta=%zz", "query"),
         ("?consistency=bounded", "consistency"),
-        // In the URL and in the body.
+        // The delta is in the URL and in the body.
         ("?delta=5\n\n{\"delta\":5}", "delta"),
         ("?return=value\n\n{\"return\":\"value\"}", "return"),
-        // Integers only.
+        // The delta is not an integer.
         ("\n\n{\"delta\":9223372036854775808}", "delta"),
         ("\n\n{\"delta\":-9223372036854775809}", "delta"),
         ("\n\n{\"delta\":123456789012345678901234567890}", "delta"),
@@ -101,14 +101,14 @@ fn increments_that_make_no_sense(table: &mut Table) {
         ("\n\n{\"delta\":true}", "delta"),
         ("\n\n{\"delta\":[5]}", "delta"),
         ("\n\n{\"delta\":{\"a\":[{}]}}", "delta"),
-        // Everything is understood, or refused by name.
+        // Unknown names are refused.
         ("\n\n{\"dleta\":5}", "dleta"),
         ("\n\n{\"delta\":1,\"delta\":1}", "delta"),
         ("\n\n{\"delta\":5,\"key\":\"k\"}", "key"),
         ("\n\n{\"return\":\"values\"}", "return"),
         ("\n\n{\"return\":null}", "return"),
         ("\n\n{\"return\":true}", "return"),
-        // No JSON object.
+        // The body is not a JSON object.
         ("\n\n[]", "body"),
         ("\n\n5", "body"),
         ("\n\n\"x\"", "body"),
@@ -137,48 +137,52 @@ fn increments_that_make_no_sense(table: &mut Table) {
     table.row(format!("{ONE}\n\n{{\"a\":{}", "[".repeat(100_000)), "400 bad-input body", "");
 }
 
-/// JSON integers of any size.
+/// Values are JSON integers of any size.
 fn values(table: &mut Table) {
     for (delta, value) in [(i64::MAX, "27670116110564327421"), (i64::MIN, "-27670116110564327424")]
     {
         let ask = format!("{ONE}?delta={delta}");
         table.row(&ask, &applied(delta), &format!("k={delta}"));
         table.again(&ask, &applied(delta), &format!("k={}", 2 * i128::from(delta)));
-        let did = format!("k={value}");
-        let say =
+        let effect = format!("k={value}");
+        let want =
             format!(r#"200 {{"namespace":"NS","key":"k","applied":{delta},"value":{value}}}"#);
-        table.again(format!("{ask}&return=value"), &say, &did);
+        table.again(format!("{ask}&return=value"), &want, &effect);
         table.again(
             "GET /v1/counters/NS/k",
             &format!(r#"200 {{"namespace":"NS","key":"k","value":{value}}}"#),
-            &did,
+            &effect,
         );
         table.again(
             "GET /v1/counters/NS/k\nAccept: text/plain",
             &format!("200 text {value}"),
-            &did,
+            &effect,
         );
-        // Numbers of 53 bits can't hold them.
+        // Numbers of 53 bits can't represent them.
         let exact = format!("\"value\":{value},\"value_string\":\"{value}\"");
         table.again(
             "GET /v1/counters/NS/k?value=string",
             &format!(r#"200 {{"namespace":"NS","key":"k",{exact}}}"#),
-            &did,
+            &effect,
         );
         table.again(
             "GET /v1/counters/NS/k?value=string&consistency=bounded",
             &format!(r#"200 {{"namespace":"NS","key":"k",{exact},"staleness_ms":0}}"#),
-            &did,
+            &effect,
         );
         table.again(
             format!("{ONE}?delta=0&return=value&value=string"),
             &format!(r#"200 {{"namespace":"NS","key":"k","applied":0,{exact}}}"#),
-            &did,
+            &effect,
         );
         let ask = "POST /v1/counters/NS/get?value=string\n\n{\"keys\":[\"k\"]}";
-        table.again(ask, &format!(r#"200 {{"counters":[{{"key":"k",{exact}}}]}}"#), &did);
+        table.again(ask, &format!(r#"200 {{"counters":[{{"key":"k",{exact}}}]}}"#), &effect);
         let ask = "POST /v1/counters/NS/get\n\n{\"keys\":[\"k\"]}";
-        table.again(ask, &format!(r#"200 {{"counters":[{{"key":"k","value":{value}}}]}}"#), &did);
+        table.again(
+            ask,
+            &format!(r#"200 {{"counters":[{{"key":"k","value":{value}}}]}}"#),
+            &effect,
+        );
         let ask = "DELETE /v1/counters/NS/k?value=string";
         table.again(ask, &format!(r#"200 {{"key":"k",{exact}}}"#), "");
     }
@@ -212,7 +216,7 @@ fn reads(table: &mut Table) {
 
     let many = "POST /v1/counters/NS/get";
     table.row(format!("{ONE}?delta=7"), &applied(7), "k=7");
-    // In order, once for each time it was asked, and keys may be objects too.
+    // Values are in order, repeated for repeated keys; keys may be objects, too.
     table.again(
         format!("{many}\n\n{}", r#"{"keys":["never","k",{"key":"k"},{"key_base64":"aw=="},{"key_base64":"/w"}]}"#),
         r#"200 {"counters":[{"key":"never","value":0},{"key":"k","value":7},{"key":"k","value":7},{"key":"k","value":7},{"key_base64":"/w==","value":0}]}"#,

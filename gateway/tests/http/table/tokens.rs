@@ -1,4 +1,5 @@
-//! Rows about `Idempotency-Key`: the same request with the same key counts once, and is answered as it was first.
+//! Rows about `Idempotency-Key`: the same request with the same key counts once, and gets the first
+//! answer again.
 
 use super::Table;
 use crate::node::{Mood, NOW, WINDOW_MS};
@@ -63,14 +64,18 @@ fn headers(table: &mut Table) {
         let ask = with(request, &format!("Idempotency-Issued-At: {at}"));
         table.row(ask, "400 bad-input Idempotency-Issued-At", "");
     }
-    // A read changes nothing: whatever stands there is not looked at.
+    // A read changes nothing: its idempotency headers are not checked.
     for headers in ["Idempotency-Key: \"a\"", "Idempotency-Key: a", "Idempotency-Issued-At: x"] {
-        let said = r#"200 {"namespace":"NS","key":"k","value":0}"#;
-        table.row(format!("GET /v1/counters/NS/k\n{headers}"), said, "");
-        let said = r#"200 {"counters":[{"key":"k","value":0}]}"#;
-        table.row(format!("POST /v1/counters/NS/get\n{headers}\n\n{{\"keys\":[\"k\"]}}"), said, "");
+        let answer = r#"200 {"namespace":"NS","key":"k","value":0}"#;
+        table.row(format!("GET /v1/counters/NS/k\n{headers}"), answer, "");
+        let answer = r#"200 {"counters":[{"key":"k","value":0}]}"#;
+        table.row(
+            format!("POST /v1/counters/NS/get\n{headers}\n\n{{\"keys\":[\"k\"]}}"),
+            answer,
+            "",
+        );
     }
-    // The longest, and what may stand in it.
+    // The longest key, and the allowed characters.
     let ok = r#"200 {"namespace":"NS","key":"k","applied":1}"#;
     let again = r#"200 replayed {"namespace":"NS","key":"k","applied":1}"#;
     for key in [
@@ -87,7 +92,7 @@ fn headers(table: &mut Table) {
     }
 }
 
-/// Whatever says the same is the same request.
+/// Two forms with the same meaning are the same request.
 fn singles(table: &mut Table) {
     let key = "Idempotency-Key: \"t\"";
     table.row(
@@ -114,7 +119,7 @@ fn singles(table: &mut Table) {
     ] {
         table.again(ask, "422 token-reused", "k=5");
     }
-    // Another counter, another key, none at all: other requests.
+    // Another counter, another key, or no key: other requests.
     table.again(
         format!("POST /v1/counters/NS/other/increment?delta=5\n{key}"),
         r#"200 {"namespace":"NS","key":"other","applied":5}"#,
@@ -123,13 +128,13 @@ fn singles(table: &mut Table) {
     let ok = r#"200 {"namespace":"NS","key":"k","applied":5}"#;
     table.again(format!("{ONE}?delta=5\nIdempotency-Key: \"T\""), ok, "k=10, other=5");
     table.again(format!("{ONE}?delta=5"), ok, "k=15, other=5");
-    // The value is the one of then.
+    // The value is the one of the first answer.
     let value = format!("{ONE}?return=value\nIdempotency-Key: \"v\"");
     table.row(&value, r#"200 {"namespace":"NS","key":"k","applied":1,"value":1}"#, "k=1");
     table.again(ONE, r#"200 {"namespace":"NS","key":"k","applied":1}"#, "k=2");
     let then = r#"200 replayed {"namespace":"NS","key":"k","applied":1,"value":1}"#;
     table.again(&value, then, "k=2");
-    // What was refused as it stands has used no key.
+    // A malformed request does not use up its key.
     table.row(format!("{ONE}?delta=x\n{key}"), "400 bad-input delta", "");
     table.again(format!("{ONE}?delta=5\n{key}"), ok, "k=5");
 }
@@ -147,7 +152,7 @@ fn deletes(table: &mut Table) {
 fn batches(table: &mut Table) {
     let key = "Idempotency-Key: \"b\"";
     table.row(format!("{BATCH}\n{key}\n\n{ITEMS}"), "200 2/2", "a=2, b=1");
-    // The form is not the request.
+    // The same batch in another format is the same request.
     for ask in [
         format!("{BATCH}\n{key}\n\n{ITEMS}"),
         format!(
@@ -164,13 +169,13 @@ fn batches(table: &mut Table) {
         let ask = format!("{BATCH}\n{key}\nContent-Type: text/plain\n\n{items}");
         table.again(ask, "422 token-reused", "a=2, b=1");
     }
-    // A key of a batch is no single one's.
+    // A key of a batch and the same key of a single write are different keys.
     table.again(
         format!("POST /v1/counters/NS/a/increment\n{key}"),
         r#"200 {"namespace":"NS","key":"a","applied":1}"#,
         "a=3, b=1",
     );
-    // What makes no sense fails each time, and is part of the request.
+    // Malformed items fail each time, and are part of the request.
     let bad = r#"{"increments":[{"key":"a"},{"key":"b","delta":"x"}]}"#;
     table.row(format!("{BATCH}\n{key}\n\n{bad}"), "200 1/1 1:delta", "a=1");
     table.again(format!("{BATCH}\n{key}\n\n{bad}"), "200 replayed 1/1 1:delta", "a=1");
@@ -179,8 +184,8 @@ fn batches(table: &mut Table) {
         r#"{"increments":[{"key":"a"},{"key":"c","delta":"x"}]}"#,
         r#"{"increments":[{"key":"b","delta":"x"},{"key":"a"}]}"#,
     ];
-    for (items, say) in other.into_iter().zip(["422 token-reused", "200 *", "200 *"]) {
-        table.again(format!("{BATCH}\n{key}\n\n{items}"), say, "a=1");
+    for (items, want) in other.into_iter().zip(["422 token-reused", "200 *", "200 *"]) {
+        table.again(format!("{BATCH}\n{key}\n\n{items}"), want, "a=1");
     }
     let nothing = format!("{BATCH}\n{key}\n\n{{\"increments\":[]}}");
     table.row(&nothing, "200 0/0", "");
@@ -188,7 +193,7 @@ fn batches(table: &mut Table) {
 }
 
 fn too_old(table: &mut Table) {
-    for (issued, say) in [
+    for (issued, want) in [
         (0, "410 token-too-old"),
         (NOW.0 - WINDOW_MS - 1, "410 token-too-old"),
         (NOW.0 - WINDOW_MS, ""),
@@ -202,12 +207,12 @@ fn too_old(table: &mut Table) {
             (DELETE, "", r#"200 {"key":"k","value":0}"#, ""),
             (BATCH, ITEMS, "200 2/2", "a=2, b=1"),
         ];
-        for (request, body, ok, did) in asked {
-            let (say, did) = if say.is_empty() { (ok, did) } else { (say, "") };
-            table.row(format!("{request}\n{headers}\n\n{body}"), say, did);
+        for (request, body, ok, effect) in asked {
+            let (want, effect) = if want.is_empty() { (ok, effect) } else { (want, "") };
+            table.row(format!("{request}\n{headers}\n\n{body}"), want, effect);
         }
     }
-    // One that is remembered is answered, however old it is.
+    // A recorded request is answered, however old it is.
     let ask =
         |issued: u64| format!("{ONE}\nIdempotency-Key: \"o\"\nIdempotency-Issued-At: {issued}");
     table.row(ask(NOW.0), r#"200 {"namespace":"NS","key":"k","applied":1}"#, "k=1");

@@ -5,8 +5,8 @@
 
 use std::fmt::{self, Debug};
 
-use engine::batcher::{Effect, Event, Failure, Outcome, Settings, Worker, WriteResult};
-use engine::idempotency::{Scope, Token};
+use engine::batcher::{Batcher, Effect, Event, Failure, Outcome, Settings, WriteResult};
+use engine::idempotency::{ClientToken, Scope};
 use engine::ids::{Conn, Now, StoreId, TimeMs};
 use engine::ops::{Op, OpKind};
 
@@ -94,7 +94,7 @@ pub enum Waits {
 
 #[derive(Clone)]
 pub struct Gateway {
-    worker: Worker,
+    worker: Batcher,
     now: Now,
 }
 
@@ -110,13 +110,13 @@ impl Debug for Gateway {
 
 impl Gateway {
     pub fn new(table: &Table) -> Self {
-        Self { worker: Worker::new(table.settings.clone()), now: Now(0) }
+        Self { worker: Batcher::new(table.settings.clone()), now: Now(0) }
     }
 
     fn event(&mut self, cause: Cause, table: &Table) -> Option<Event> {
         Some(match cause {
             Cause::Session { born } => Event::Session((born > 0).then(|| session(born))),
-            Cause::Record { epoch } => Event::Config(record(epoch)),
+            Cause::Record { epoch } => Event::ShardRecord(record(epoch)),
             Cause::Connected { conn, epoch } => {
                 Event::Connected { conn: Conn(conn), node: primary_of(epoch) }
             }
@@ -126,11 +126,11 @@ impl Gateway {
                 Wire::To(_) => return None,
             },
             Cause::Write { op, request, issued } => {
-                let token = table.tokens.map(|scope| Token {
+                let token = table.tokens.map(|scope| ClientToken {
                     scope,
                     token: vec![op].into(),
                     issued: Some(TimeMs(BEGAN_MS + u64::from(issued) * table.tick_ms)),
-                    also: 0,
+                    extra: 0,
                 });
                 let kind = OpKind::AddReturning { delta: 1 << (4 * op) };
                 Event::Write {

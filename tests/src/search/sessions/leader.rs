@@ -9,16 +9,16 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use engine::apply::ShardState;
-use engine::config::ShardConfig;
 use engine::entry::{Body, Entry};
 use engine::ids::{
     Boot, Conn, CopyNo, Epoch, Now, Revision, SessionId, ShardId, Slots, StoreBoot, StoreId,
     TimeMs, Version,
 };
 use engine::key;
-use engine::message::{Answer, NodeReply};
+use engine::message::{BatchReply, NodeReply};
 use engine::node::{Effect, Event, Node, RecoveredContent, RecoveredReplica, Settings};
-use engine::store::log::Record;
+use engine::shard_record::ShardRecord;
+use engine::store::log::LogRecord;
 
 use super::super::machines::Machine;
 use super::{Wire, Wires, counter};
@@ -98,8 +98,8 @@ pub fn primary_of(epoch: u8) -> StoreBoot {
 }
 
 /// The shard's record in this epoch. Primaries of earlier ones keep their copies as learners.
-pub fn record(epoch: u8) -> ShardConfig {
-    ShardConfig {
+pub fn record(epoch: u8) -> ShardRecord {
+    ShardRecord {
         slots: Slots::ALL,
         epoch: Epoch(epoch.into()),
         version: Version(epoch.into()),
@@ -144,7 +144,7 @@ impl Leader {
     fn event(&mut self, cause: Cause, table: &Table) -> Option<Event> {
         Some(match cause {
             Cause::Record { epoch } => {
-                Event::Config { config: record(epoch), mod_revision: epoch.into(), read: None }
+                Event::ShardRecord { record: record(epoch), mod_revision: epoch.into(), read: None }
             }
             Cause::Accepted { conn } => Event::GatewayConnected { conn: Conn(conn) },
             Cause::Received { conn, wire } => match table.wires.borrow().get(wire) {
@@ -169,8 +169,8 @@ impl Leader {
 
     fn perform(&mut self, effect: Effect, table: &Table, out: &mut Vec<Out>) -> Option<Event> {
         match effect {
-            Effect::Write(Record::Append { entry, .. }) => self.note(entry, out),
-            Effect::Write(Record::Promise { .. }) => {}
+            Effect::Write(LogRecord::Append { entry, .. }) => self.note(entry, out),
+            Effect::Write(LogRecord::Promise { .. }) => {}
             Effect::Sync { group } => self.groups.push_back((group, self.entries.len())),
             Effect::Load { load, needs } => {
                 return Some(Event::Loaded {
@@ -183,15 +183,17 @@ impl Leader {
                 // Nothing here freezes a shard: that it is open goes without saying.
                 let NodeReply::Answer { answer, .. } = &reply else { return None };
                 match answer {
-                    Answer::Expired => out.push(Out::Told("a batch of a collected session comes")),
-                    Answer::Refused(_) => out.push(Out::Told("a primary refuses a batch")),
+                    BatchReply::Expired => {
+                        out.push(Out::Told("a batch of a collected session comes"))
+                    }
+                    BatchReply::Refused(_) => out.push(Out::Told("a primary refuses a batch")),
                     _ => {}
                 }
                 let wire = table.wires.borrow_mut().number(Wire::From(reply));
                 out.push(Out::Reply { conn: conn.0, wire });
             }
             // The world reads records and lists sessions whenever it likes; a flush takes longer than any run.
-            Effect::ReadConfig { .. }
+            Effect::ReadRecord { .. }
             | Effect::Report(_)
             | Effect::ListSessions
             | Effect::Flush { .. }
@@ -204,15 +206,17 @@ impl Leader {
     fn note(&mut self, entry: Entry, out: &mut Vec<Out>) {
         assert_eq!(entry.seq.0, self.entries.len() as u64 + 1, "a primary only appends");
         let collections = self.entries.iter().filter_map(|earlier| match &earlier.body {
-            Body::Collect { r, .. } => Some(*r),
+            Body::ExpireSessions { up_to, .. } => Some(*up_to),
             _ => None,
         });
         match &entry.body {
-            Body::Collect { r, .. } if collections.max().is_some_and(|newest| newest > *r) => {
+            Body::ExpireSessions { up_to, .. }
+                if collections.max().is_some_and(|newest| newest > *up_to) =>
+            {
                 out.push(Out::Told("a collection older than the newest is ordered"));
             }
-            Body::Collect { .. } => out.push(Out::Told("a collection is ordered")),
-            Body::Expire { .. } => out.push(Out::Told("an expiry is ordered")),
+            Body::ExpireSessions { .. } => out.push(Out::Told("a collection is ordered")),
+            Body::ExpireTokens { .. } => out.push(Out::Told("an expiry is ordered")),
             _ => {}
         }
         self.entries.push(entry);
@@ -246,10 +250,10 @@ impl Machine for Leader {
         let value = self.node.tables().value(None, name.name(), key::hash(name.name()));
         let view = self.node.replicas().next().expect("a copy is never given up here");
         let sessions = &view.state.sessions;
-        let born: BTreeSet<u64> = (1..=sessions.collection.r.revision).collect();
+        let born: BTreeSet<u64> = (1..=sessions.expiry.up_to.revision).collect();
         let expired = born
             .into_iter()
-            .filter(|&id| sessions.collection.has_expired(session(id as u8)))
+            .filter(|&id| sessions.expiry.has_expired(session(id as u8)))
             .fold(0, |mask, id| mask | 1 << id);
         Face {
             leads: view.primary.is_some(),
@@ -259,7 +263,7 @@ impl Machine for Leader {
             applied: view.state.applied.seq.0,
             next: self.groups.front().map(|(_, end)| *end),
             value,
-            collected: sessions.collection.r.revision,
+            collected: sessions.expiry.up_to.revision,
             expired,
             rows: sessions.rows.len(),
             full: self.full,

@@ -23,7 +23,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use engine::batcher;
-use engine::idempotency::{Scope, Settings};
+use engine::idempotency::{Scope, TokenSettings};
 use engine::key::CounterKey;
 use engine::message::{GatewayMessage, NodeReply};
 use engine::node;
@@ -199,7 +199,11 @@ impl Sessions {
             flush_after_ms: never,
             collect_every_ms: ABSENT_MS,
             disk_probe_every_ms: never,
-            idempotency: Settings { window_ms: WINDOW_MS, buckets: 1, ..Settings::default() },
+            idempotency: TokenSettings {
+                window_ms: WINDOW_MS,
+                buckets: 1,
+                ..TokenSettings::default()
+            },
             planted,
             ..node::Settings::default()
         };
@@ -623,12 +627,12 @@ impl Sessions {
     fn said(&self, wire: u32) -> String {
         match self.primaries.table.wires.borrow().get(wire) {
             Wire::To(GatewayMessage::Frame { message, batches }) => {
-                let numbers = batches.iter().map(|b| (b.session.0.revision, b.bseq.0));
-                format!("message {message}, (session, bseq) {:?}", numbers.collect::<Vec<_>>())
+                let numbers = batches.iter().map(|b| (b.session.0.revision, b.batch_seq.0));
+                format!("message {message}, (session, batch_seq) {:?}", numbers.collect::<Vec<_>>())
             }
-            Wire::From(NodeReply::Answer { message, session, bseq, answer, .. }) => {
+            Wire::From(NodeReply::Answer { message, session, batch_seq, answer, .. }) => {
                 let session = session.0.revision;
-                format!("to message {message}, ({session}, {}): {answer:?}", bseq.0)
+                format!("to message {message}, ({session}, {}): {answer:?}", batch_seq.0)
             }
             other => format!("{other:?}"),
         }

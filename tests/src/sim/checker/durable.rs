@@ -11,7 +11,7 @@ use engine::apply::ShardState;
 use engine::entry::{Entry, Position};
 use engine::ids::{CopyNo, Epoch, Seq, ShardId, Slots, StoreId};
 use engine::node::{RecoveredContent, RecoveredReplica};
-use engine::store::log::{Identity, Record};
+use engine::store::log::{Identity, LogRecord};
 
 use super::Violation;
 
@@ -25,7 +25,7 @@ pub struct Durable {
     shards: BTreeMap<ShardId, Shard>,
     identity: Option<Identity>,
     /// Written after it.
-    tail: VecDeque<(u64, Vec<Record>)>,
+    tail: VecDeque<(u64, Vec<LogRecord>)>,
 }
 
 /// What the records say of one shard.
@@ -56,7 +56,7 @@ pub struct Found<'a> {
 }
 
 impl Durable {
-    pub fn written(&mut self, group: u64, records: &[Record]) {
+    pub fn written(&mut self, group: u64, records: &[LogRecord]) {
         self.tail.push_back((group, records.to_vec()));
     }
 
@@ -71,7 +71,7 @@ impl Durable {
         self.durable = number;
         for record in records {
             match (record.shard(), &record) {
-                (_, Record::Identity(identity)) => self.identity = Some(identity.clone()),
+                (_, LogRecord::Identity(identity)) => self.identity = Some(identity.clone()),
                 (Some(shard), _) => self.shards.entry(shard).or_default().take(record),
                 (None, _) => {}
             }
@@ -182,17 +182,17 @@ fn are_same(one: &RecoveredReplica, other: &RecoveredReplica) -> bool {
 }
 
 impl Shard {
-    fn take(&mut self, record: Record) {
+    fn take(&mut self, record: LogRecord) {
         match record {
-            Record::Append { entry, .. } => drop(self.entries.insert(entry.seq, entry)),
-            Record::Truncate { after, .. } => drop(self.entries.split_off(&after.next())),
-            Record::Promise { epoch, .. } => self.promised = self.promised.max(epoch),
-            Record::Copy { slots, copy, base, .. } => {
+            LogRecord::Append { entry, .. } => drop(self.entries.insert(entry.seq, entry)),
+            LogRecord::Truncate { after, .. } => drop(self.entries.split_off(&after.next())),
+            LogRecord::Promise { epoch, .. } => self.promised = self.promised.max(epoch),
+            LogRecord::Copy { slots, copy, base, .. } => {
                 *self = Self { slots, copy, base: Some(base), ..self.emptied() };
             }
-            Record::Drop { copy, .. } => *self = Self { copy, ..self.emptied() },
-            Record::Suspect { copy, .. } => self.suspect |= copy == self.copy,
-            Record::Identity(_) | Record::Shard { .. } => {}
+            LogRecord::Drop { copy, .. } => *self = Self { copy, ..self.emptied() },
+            LogRecord::Suspect { copy, .. } => self.suspect |= copy == self.copy,
+            LogRecord::Identity(_) | LogRecord::Checkpoint { .. } => {}
         }
     }
 

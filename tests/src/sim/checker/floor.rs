@@ -1,11 +1,11 @@
 //! No record names fewer members of the in-sync set than the floor: below it nothing commits, or fewer copies than were
 //! asked for hold what was acknowledged.
 
-use engine::config::ShardConfig;
+use engine::shard_record::ShardRecord;
 
 use super::Violation;
 
-pub fn check(config: &ShardConfig, min_in_sync: usize, violations: &mut Vec<Violation>) {
+pub fn check(config: &ShardRecord, min_in_sync: usize, violations: &mut Vec<Violation>) {
     if config.isr.len() < min_in_sync {
         let detail = format!("{config:?} is below the floor of {min_in_sync}");
         violations.push(Violation { promise: "floor", detail });

@@ -1,7 +1,7 @@
 //! When all faults are over, everything is answered and the in-sync replicas become equal.
 
-use engine::config::ShardConfig;
 use engine::node::{Node, ReplicaView};
+use engine::shard_record::ShardRecord;
 
 use super::Violation;
 
@@ -10,7 +10,7 @@ const PROMISE: &str = "heals";
 /// What still keeps a shard from being whole, if anything: as many members as there are to be are in sync, and each holds
 /// what the primary has committed.
 pub fn unfinished<'a>(
-    config: &ShardConfig,
+    config: &ShardRecord,
     replicas: usize,
     node: impl Fn(engine::ids::StoreId) -> Option<&'a Node>,
 ) -> Option<String> {
@@ -20,7 +20,7 @@ pub fn unfinished<'a>(
         return Some(format!("shard {shard}: the primary {:?} is not there", config.primary));
     };
     if config.isr.len() != replicas || !config.learners.is_empty() || !config.tainted.is_empty() {
-        let ShardConfig { isr, learners, tainted, .. } = config;
+        let ShardRecord { isr, learners, tainted, .. } = config;
         return Some(format!(
             "shard {shard}: {isr:?} in sync, {learners:?} learn, {tainted:?} tainted"
         ));

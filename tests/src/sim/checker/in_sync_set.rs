@@ -7,15 +7,15 @@
 
 use std::collections::BTreeMap;
 
-use engine::config::ShardConfig;
 use engine::ids::{Boot, Chain, CopyNo, Seq, ShardId, StoreBoot, StoreId};
 use engine::node::ReplicaView;
+use engine::shard_record::ShardRecord;
 
 use super::Violation;
 
 #[derive(Default)]
 pub struct InSyncSet {
-    records: BTreeMap<ShardId, ShardConfig>,
+    records: BTreeMap<ShardId, ShardRecord>,
     /// The highest commit that any primary of the shard has reached, and the entry there.
     committed: BTreeMap<ShardId, (Seq, Option<Chain>)>,
     held: BTreeMap<(StoreId, ShardId), Held>,
@@ -35,7 +35,7 @@ struct Held {
 }
 
 impl InSyncSet {
-    pub fn record_written(&mut self, config: &ShardConfig, violations: &mut Vec<Violation>) {
+    pub fn record_written(&mut self, config: &ShardRecord, violations: &mut Vec<Violation>) {
         self.records.insert(config.shard(), config.clone());
         self.check(config.shard(), violations);
     }

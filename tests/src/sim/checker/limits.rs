@@ -12,9 +12,9 @@ use engine::batcher;
 use engine::entry::{Body, Entry};
 use engine::ids::{Conn, StoreBoot};
 use engine::message::{FromFollower, GatewayMessage, Slice, ToFollower};
-use engine::node::{Effect, Event, Node, Sizes};
+use engine::node::{Effect, Event, Node, NodeSizes};
 use engine::ops;
-use engine::store::log::Record;
+use engine::store::log::LogRecord;
 
 use super::Violation;
 
@@ -29,7 +29,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    pub fn event(&mut self, me: StoreBoot, event: &Event, sizes: &Sizes) {
+    pub fn event(&mut self, me: StoreBoot, event: &Event, sizes: &NodeSizes) {
         match event {
             Event::FromFollower { conn, message: FromFollower::Ack { n } } => {
                 if let Some(sent) = self.sent.get_mut(&(me, *conn)) {
@@ -48,7 +48,7 @@ impl Limits {
         }
     }
 
-    pub fn effect(&mut self, me: StoreBoot, effect: &Effect, sizes: &Sizes) {
+    pub fn effect(&mut self, me: StoreBoot, effect: &Effect, sizes: &NodeSizes) {
         match effect {
             Effect::Write(record) => self.written(me, record, sizes),
             Effect::Sync { .. } => drop(self.gathered.remove(&me)),
@@ -61,7 +61,7 @@ impl Limits {
                 digests.iter().for_each(|point| *told.entry(point.shard).or_default() += 1);
                 // And where a shard at rest stands.
                 let most = told.values().copied().max().unwrap_or(0);
-                self.expect(most <= sizes.points_told_max + 1, || {
+                self.expect(most <= sizes.points_sent_max + 1, || {
                     format!("{me:?} tells {most} digests of one shard at once")
                 });
             }
@@ -69,11 +69,11 @@ impl Limits {
         }
     }
 
-    fn written(&mut self, me: StoreBoot, record: &Record, sizes: &Sizes) {
+    fn written(&mut self, me: StoreBoot, record: &LogRecord, sizes: &NodeSizes) {
         let gathered = self.gathered.entry(me).or_default();
         let before = *gathered;
         *gathered += 32;
-        if let Record::Append { entry, .. } = record {
+        if let LogRecord::Append { entry, .. } = record {
             *gathered += entry.size();
             if let Body::Ops(batch) = &entry.body {
                 let bytes = batch.payload.len();
@@ -87,7 +87,7 @@ impl Limits {
         });
     }
 
-    fn fed(&mut self, me: StoreBoot, conn: Conn, n: u64, slices: &[Slice], sizes: &Sizes) {
+    fn fed(&mut self, me: StoreBoot, conn: Conn, n: u64, slices: &[Slice], sizes: &NodeSizes) {
         let of = |slice: &Slice| slice.entries.iter().map(Entry::size).sum::<usize>();
         let bytes: usize = slices.iter().map(of).sum();
         let (last, rest) = slices.split_last().map_or((0, slices), |(last, rest)| {
@@ -106,7 +106,7 @@ impl Limits {
     }
 
     /// After every event of a node.
-    pub fn look(&mut self, me: StoreBoot, node: &Node, sizes: &Sizes) {
+    pub fn look(&mut self, me: StoreBoot, node: &Node, sizes: &NodeSizes) {
         let waiting = node.waiting_reads();
         self.expect(waiting <= 2 * sizes.waiting_reads_max, || {
             format!("{waiting} reads wait on {me:?}")
@@ -114,7 +114,7 @@ impl Limits {
     }
 
     /// What a gateway sends to a node.
-    pub fn asked(&mut self, message: &GatewayMessage, sizes: &batcher::Sizes) {
+    pub fn asked(&mut self, message: &GatewayMessage, sizes: &batcher::BatchSizes) {
         let GatewayMessage::Frame { batches, .. } = message else { return };
         let last = batches.last().map_or(0, |batch| batch.payload.len());
         let bytes: usize = batches.iter().map(|batch| batch.payload.len()).sum();
@@ -124,7 +124,7 @@ impl Limits {
         batches.iter().for_each(|batch| self.sealed(batch, sizes));
     }
 
-    fn sealed(&mut self, batch: &Batch, sizes: &batcher::Sizes) {
+    fn sealed(&mut self, batch: &Batch, sizes: &batcher::BatchSizes) {
         let bytes = batch.payload.len();
         self.expect(bytes <= sizes.batch_bytes_limit, || format!("a batch of {bytes} bytes"));
         let Ok(ops) = ops::decode(batch.payload.clone()) else { return };

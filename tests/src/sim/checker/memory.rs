@@ -47,7 +47,7 @@ impl Memory {
             violated(format!("{me:?} holds {held} bytes and has counted {counted}"));
         }
         let active = node.tables().active.bytes();
-        let frozen = node.tables().frozen.as_ref().map(|frozen| Arc::as_ptr(frozen).addr());
+        let frozen = node.tables().sealed.as_ref().map(|sealed| Arc::as_ptr(sealed).addr());
         let last = self.last.get(&me).copied().unwrap_or_default();
         if let Some((bytes, flushing)) = last.full
             && frozen == Some(flushing)

@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use engine::config::ShardConfig;
 use engine::ids::{CopyNo, Epoch, Seq, ShardId, StoreBoot, StoreId, Version};
 use engine::node::{Effect, Event, ReplicaView};
+use engine::shard_record::ShardRecord;
 
 use super::Violation;
 
@@ -27,7 +27,7 @@ pub struct NeverBack {
 }
 
 impl NeverBack {
-    pub fn record_written(&mut self, config: &ShardConfig, violations: &mut Vec<Violation>) {
+    pub fn record_written(&mut self, config: &ShardRecord, violations: &mut Vec<Violation>) {
         let now = (config.epoch, config.version);
         let before = self.records.insert(config.shard(), now);
         if before.is_some_and(|before| now.0 < before.0 || now.1 <= before.1) {

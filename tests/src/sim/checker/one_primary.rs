@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use engine::config::ShardConfig;
 use engine::ids::{Epoch, ShardId, StoreBoot};
+use engine::shard_record::ShardRecord;
 
 use super::Violation;
 
@@ -16,7 +16,7 @@ pub struct OnePrimary {
 
 impl OnePrimary {
     /// A record was written.
-    pub fn assigned(&mut self, config: &ShardConfig, violations: &mut Vec<Violation>) {
+    pub fn assigned(&mut self, config: &ShardRecord, violations: &mut Vec<Violation>) {
         let claim = (config.shard(), config.epoch);
         let named = *self.assigned.entry(claim).or_insert(config.primary);
         if named != config.primary {

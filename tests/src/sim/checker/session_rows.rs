@@ -27,16 +27,16 @@ impl SessionRows {
 
 fn hash(state: &ShardState) -> u64 {
     let mut hash = Journal::new(None);
-    hash.mix(state.sessions.collection.r.revision);
-    for id in &state.sessions.collection.l {
+    hash.mix(state.sessions.expiry.up_to.revision);
+    for id in &state.sessions.expiry.survivors {
         hash.mix(id.0.revision);
     }
     for (id, row) in &state.sessions.rows {
         hash.mix(id.0.revision);
         hash.mix(row.last.0);
         hash.mix(row.answered_below.0);
-        for bseq in row.results.keys() {
-            hash.mix(bseq.0);
+        for batch_seq in row.results.keys() {
+            hash.mix(batch_seq.0);
         }
     }
     hash.hash()

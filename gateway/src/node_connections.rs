@@ -1,7 +1,7 @@
-//! One worker's connections to storage nodes: one stream per node, made again when it breaks.
+//! One worker's connections to storage nodes: one stream per node, opened again when it breaks.
 //!
-//! A link carries messages and understands none. What was sent on a stream that broke is neither repeated nor given up
-//! here: the machine is told that the connection is closed, and knows what that means.
+//! This module carries messages and interprets none. It neither repeats nor gives up what was sent
+//! on a broken stream: the batcher gets [`Event::Closed`] and decides.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,73 +14,76 @@ use engine::ids::{Conn, StoreBoot, StoreId};
 use engine::message::{GatewayMessage, NodeReply};
 use proto::wire::gateway_client::GatewayClient;
 use proto::wire::{ToGateway, ToNode};
-use telemetry::Vital;
+use telemetry::CriticalTasks;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Endpoint;
 use tracing::{debug, info, warn};
 
-use crate::directory::{Directory, Target};
-use crate::lanes::Lanes;
+use crate::directory::{Directory, NodeEndpoint};
+use crate::mailbox::Mailbox;
 
-/// How long after a failed dial the next one comes, at first …
+/// The first delay after a failed dial. Each further delay is twice as long.
 const REDIAL_FIRST: Duration = Duration::from_millis(10);
-/// … and in the end.
+/// The longest delay between two dials.
 const REDIAL_LONGEST: Duration = Duration::from_millis(200);
 const DIAL_WITHIN: Duration = Duration::from_secs(1);
-/// A node that does not answer a ping for so long is taken for gone; what was sent to it is sent to the next primary.
+/// The interval of HTTP/2 pings. A node that does not answer one within [`PONG_WITHIN`] counts as
+/// gone, and the batches in flight to it are sent to the next primary.
 const PING_EVERY: Duration = Duration::from_secs(2);
 const PONG_WITHIN: Duration = Duration::from_secs(2);
 
-pub(crate) struct Links {
-    lanes: Rc<Lanes>,
+/// The connections of one worker.
+pub(crate) struct NodeConnections {
+    mailbox: Rc<Mailbox>,
     directory: watch::Receiver<Directory>,
-    /// Where messages to each connection go. Bounded by the machine, which has a window per node.
+    /// The sending ends of the streams. Their queues are bounded by the batcher's window per node.
     senders: RefCell<BTreeMap<Conn, mpsc::UnboundedSender<ToNode>>>,
-    /// Stores that have a task of their own.
-    kept: RefCell<BTreeSet<StoreId>>,
+    /// Stores whose connection is maintained by a task.
+    maintained: RefCell<BTreeSet<StoreId>>,
     conns: Cell<u64>,
-    vital: Vital,
+    tasks: CriticalTasks,
 }
 
-/// A stream that stands.
-struct Stream {
+/// An open stream to a node.
+struct NodeStream {
     to: mpsc::UnboundedSender<ToNode>,
     from: Streaming<ToGateway>,
 }
 
 enum DialError {
-    /// Nobody listens there.
+    /// The connection was refused: no process listens there.
     Refused,
     Other(String),
 }
 
-impl Links {
+impl NodeConnections {
     pub(crate) fn new(
-        lanes: Rc<Lanes>,
+        mailbox: Rc<Mailbox>,
         directory: watch::Receiver<Directory>,
-        vital: Vital,
+        tasks: CriticalTasks,
     ) -> Rc<Self> {
-        let (senders, kept) = Default::default();
-        Rc::new(Self { lanes, directory, senders, kept, conns: Cell::new(0), vital })
+        let (senders, maintained) = Default::default();
+        Rc::new(Self { mailbox, directory, senders, maintained, conns: Cell::new(0), tasks })
     }
 
-    /// Puts a message on its way. A connection that has just broken says so by itself.
+    /// Sends a message. A broken connection is reported by [`Event::Closed`], not here.
     pub(crate) fn send(&self, conn: Conn, message: GatewayMessage) {
         if let Some(to) = self.senders.borrow().get(&conn) {
             let _broken = to.send(message.into());
         }
     }
 
-    /// Sees to it that every store worth it has a link. Until dropped.
-    pub(crate) async fn keep(self: Rc<Self>) {
+    /// Maintains a connection to every reachable store, until dropped.
+    pub(crate) async fn maintain_all(self: Rc<Self>) {
         let mut directory = self.directory.clone();
         loop {
             for store in directory.borrow_and_update().reachable() {
-                if self.kept.borrow_mut().insert(store) {
-                    let linking = self.vital.job("a link to a node", self.clone().link(store));
-                    tokio::task::spawn_local(linking);
+                if self.maintained.borrow_mut().insert(store) {
+                    let job =
+                        self.tasks.job("a connection to a node", self.clone().maintain(store));
+                    tokio::task::spawn_local(job);
                 }
             }
             if directory.changed().await.is_err() {
@@ -89,72 +92,74 @@ impl Links {
         }
     }
 
-    /// Keeps one store's link for as long as the directory knows where it is.
-    async fn link(self: Rc<Self>, store: StoreId) {
+    /// Maintains the connection to one store for as long as the directory has its address.
+    async fn maintain(self: Rc<Self>, store: StoreId) {
         let mut pause = REDIAL_FIRST;
         loop {
-            let target = self.directory.borrow().target(store);
-            let Some(target) = target else {
+            let endpoint = self.directory.borrow().endpoint(store);
+            let Some(endpoint) = endpoint else {
                 break;
             };
-            match dial(&target).await {
+            match dial(&endpoint).await {
                 Ok(stream) => {
                     pause = REDIAL_FIRST;
-                    self.converse(store, &target, stream).await;
+                    self.run_stream(store, &endpoint, stream).await;
                 }
                 Err(DialError::Refused) => {
-                    debug!(%store, address = target.address, "connection refused");
-                    self.lanes.push(Event::DialRefused { store });
+                    debug!(%store, address = endpoint.address, "connection refused");
+                    self.mailbox.push(Event::DialRefused { store });
                 }
                 Err(DialError::Other(why)) => {
-                    debug!(%store, address = target.address, why, "no connection");
+                    debug!(%store, address = endpoint.address, why, "connection failed");
                 }
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(REDIAL_LONGEST);
         }
-        self.kept.borrow_mut().remove(&store);
+        self.maintained.borrow_mut().remove(&store);
     }
 
-    /// Hands on what comes from a stream until it ends, or until it leads to a process that is no more.
-    async fn converse(&self, store: StoreId, target: &Target, stream: Stream) {
-        let Stream { to, mut from } = stream;
+    /// Passes the messages of a stream to the batcher until the stream ends, or the directory has a
+    /// newer boot or address of the store.
+    async fn run_stream(&self, store: StoreId, endpoint: &NodeEndpoint, stream: NodeStream) {
+        let NodeStream { to, mut from } = stream;
         self.conns.set(self.conns.get() + 1);
         let conn = Conn(self.conns.get());
         self.senders.borrow_mut().insert(conn, to);
-        let node = StoreBoot { store, boot: target.boot };
+        let node = StoreBoot { store, boot: endpoint.boot };
         let name = self.directory.borrow().name(store);
-        info!(node = name, address = target.address, boot = target.boot.0, "connected");
-        self.lanes.push(Event::Connected { conn, node });
+        info!(node = name, address = endpoint.address, boot = endpoint.boot.0, "connected to node");
+        self.mailbox.push(Event::Connected { conn, node });
         let mut directory = self.directory.clone();
         let why = loop {
             let message = tokio::select! {
                 message = from.message() => message,
                 changed = directory.changed() => {
-                    // Another run of the store: this connection leads to the one before, or to it under a wrong name.
-                    let now = directory.borrow_and_update().target(store);
-                    if changed.is_err() || now.is_some_and(|now| now != *target) {
-                        break "the store has moved or started again".to_owned();
+                    // The store has another boot or address: this connection leads to the process
+                    // before it, or to the new one under a wrong boot.
+                    let now = directory.borrow_and_update().endpoint(store);
+                    if changed.is_err() || now.is_some_and(|now| now != *endpoint) {
+                        break "the store has moved or restarted".to_owned();
                     }
                     continue;
                 }
             };
             match message {
                 Ok(Some(message)) => match NodeReply::try_from(message) {
-                    Ok(reply) => self.lanes.push(Event::Reply { conn, reply }),
+                    Ok(reply) => self.mailbox.push(Event::Reply { conn, reply }),
                     Err(invalid) => break invalid.to_string(),
                 },
                 Ok(None) => break "the node ended the stream".to_owned(),
                 Err(status) => break status.message().to_owned(),
             }
         };
-        warn!(node = name, address = target.address, why, "connection lost");
+        warn!(node = name, address = endpoint.address, why, "connection to node lost");
         self.senders.borrow_mut().remove(&conn);
-        self.lanes.push(Event::Closed { conn });
+        self.mailbox.push(Event::Closed { conn });
     }
 }
 
-async fn dial(target: &Target) -> Result<Stream, DialError> {
+async fn dial(target: &NodeEndpoint) -> Result<NodeStream, DialError> {
     let other = |error: &dyn std::error::Error| DialError::Other(chain(error));
     let endpoint = endpoint(&target.address).map_err(|error| other(&error))?;
     let channel = endpoint.connect().await.map_err(|error| match is_refused(&error) {
@@ -166,13 +171,13 @@ async fn dial(target: &Target) -> Result<Stream, DialError> {
     let mut client = proto::limited!(GatewayClient::new(channel));
     let opening = client.session(UnboundedReceiverStream::new(messages));
     match tokio::time::timeout(DIAL_WITHIN, opening).await {
-        Ok(Ok(response)) => Ok(Stream { to, from: response.into_inner() }),
+        Ok(Ok(response)) => Ok(NodeStream { to, from: response.into_inner() }),
         Ok(Err(status)) => {
             if status.code() == tonic::Code::FailedPrecondition {
                 warn!(
                     address = target.address,
                     why = status.message(),
-                    "a node refuses this gateway"
+                    "node refused this gateway"
                 );
             }
             Err(other(&status))
@@ -181,7 +186,8 @@ async fn dial(target: &Target) -> Result<Stream, DialError> {
     }
 }
 
-/// How a process of this cluster is reached.
+/// The settings of a connection to another process of the cluster. An error means that `address` is
+/// invalid.
 pub(crate) fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
     Ok(endpoint
@@ -192,7 +198,8 @@ pub(crate) fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Erro
         .keep_alive_while_idle(true))
 }
 
-/// Somewhere below what gRPC reports, the kernel said that nobody listens.
+/// Returns whether the cause of an error is that the kernel of the other side refused the
+/// connection.
 fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -205,7 +212,7 @@ fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-/// An error with its causes, since gRPC's own words are "transport error".
+/// The text of an error with its causes: tonic's own text is only "transport error".
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

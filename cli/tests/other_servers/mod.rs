@@ -1,4 +1,5 @@
-//! What answers is no gateway: a proxy, a web server, another service on the port, or nobody.
+//! URLs that are not those of a gateway: a proxy, a web server, another service, or no server at
+//! all.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -14,8 +15,8 @@ fn gone() -> String {
     format!("http://{}", listener.local_addr().unwrap())
 }
 
-/// A server that gives everybody these bytes, after it has read a request.
-fn say(bytes: &'static [u8]) -> String {
+/// A server that answers every request with these bytes.
+fn answering(bytes: &'static [u8]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
@@ -42,9 +43,9 @@ fn deaf() -> String {
 #[test]
 fn an_answer_that_applied_nothing_is_final() {
     for status in [301, 302, 308, 400, 401, 403, 404, 405, 410, 501, 505] {
-        let gateway = FakeGateway::start(move |_| Fate::Stranger(status));
+        let gateway = FakeGateway::start(move |_| Fate::OtherServer(status));
         let named = format!(
-            "{} is no dkc gateway: {status}, text/html, Location: https://",
+            "{} is not a dkc gateway: {status}, text/html, Location: https://",
             gateway.address
         );
         let args = ["count", "words", "--json", "--batch", "1", "--in-flight", "1"];
@@ -64,26 +65,27 @@ fn an_answer_that_applied_nothing_is_final() {
 }
 
 #[test]
-fn what_a_proxy_can_not_know_is_asked_again() {
+fn after_an_ambiguous_answer_the_request_is_sent_again() {
     for status in [200, 500, 502, 503, 504] {
-        let gateway = FakeGateway::start(move |_| Fate::Stranger(status));
+        let gateway = FakeGateway::start(move |_| Fate::OtherServer(status));
         let output = dkc(&["count", "words", "--json", "--give-up", "1"], &gateway.url(), b"a\n");
         let report = json(&output);
         assert_eq!((code(&output), &report["unknown"][0]["last_line"]), (3, &1.into()), "{report}");
-        assert!(report["reasons"].to_string().contains("is no dkc gateway"), "{report}");
+        assert!(report["reasons"].to_string().contains("is not a dkc gateway"), "{report}");
         assert!(report["retries"].as_u64().unwrap() > 0, "{report}");
     }
-    // After such an answer it may have been applied, whatever comes later.
-    let gateway = FakeGateway::start(|number| Fate::Stranger(if number == 0 { 502 } else { 404 }));
+    // After such an answer the request may have been applied, whatever a later answer is.
+    let gateway =
+        FakeGateway::start(|number| Fate::OtherServer(if number == 0 { 502 } else { 404 }));
     let output = dkc(&["count", "words", "--json"], &gateway.url(), b"a\n");
     assert_eq!((code(&output), &json(&output)["unknown"][0]["last_line"]), (3, &1.into()));
 }
 
 #[test]
-fn a_gateway_beside_a_stranger_is_enough() {
-    let stranger = FakeGateway::start(|_| Fate::Stranger(404));
+fn one_gateway_among_other_servers_is_enough() {
+    let other = FakeGateway::start(|_| Fate::OtherServer(404));
     let gateway = FakeGateway::start(|_| Fate::Apply);
-    let urls = format!("{},{}", stranger.url(), gateway.url());
+    let urls = format!("{},{}", other.url(), gateway.url());
     let output = dkc(&["count", "words", "--json", "--batch", "1"], &urls, b"a\nb\na\n");
     assert_eq!((code(&output), &json(&output)["applied"]), (0, &3.into()), "{output:?}");
     assert_eq!(gateway.state.lock().unwrap().counters["a"], 2);
@@ -92,12 +94,12 @@ fn a_gateway_beside_a_stranger_is_enough() {
 
 #[test]
 fn another_protocol_is_named_at_once() {
-    for said in [
+    for answer in [
         &b"SSH-2.0-OpenSSH_9.2\r\n"[..],
         b"-ERR unknown command\r\n",
         b"\x15\x03\x01\0\x02\x02\x46",
     ] {
-        let url = say(said);
+        let url = answering(answer);
         let output = dkc(&["count", "words", "--json"], &url, b"a\n");
         let report = json(&output);
         assert_eq!(
@@ -105,13 +107,13 @@ fn another_protocol_is_named_at_once() {
             (1, &1.into()),
             "{report}"
         );
-        assert!(report["reasons"].to_string().contains("speaks no HTTP"), "{report}");
+        assert!(report["reasons"].to_string().contains("does not use HTTP"), "{report}");
         assert_eq!(code(&dkc(&["incr", "words", "k"], &url, b"")), 1);
     }
 }
 
 #[test]
-fn what_is_too_large_for_a_proxy_goes_in_smaller_parts() {
+fn a_batch_that_is_too_large_for_a_proxy_is_split() {
     let gateway = FakeGateway::start(|_| Fate::Limit(300));
     let words = words(2_000);
     let folder = tempfile::tempdir().unwrap();
@@ -134,7 +136,7 @@ fn what_is_too_large_for_a_proxy_goes_in_smaller_parts() {
     let report = json(&dkc(&args, &gateway.url(), input.as_bytes()));
     assert_eq!((&report["applied"], &report["resumed"]), (&2_000.into(), &2_000.into()));
     assert_eq!(state().heads.len(), requests);
-    // A line that is too large by itself ends it.
+    // A single line that is too large ends the count.
     let long = "x".repeat(400);
     let output = dkc(&["count", "words", "--json"], &gateway.url(), long.as_bytes());
     let report = json(&output);
@@ -165,15 +167,15 @@ fn count(url: &str) -> Child {
     child
 }
 
-/// Whom it waits for and until when is said soon, and it ends soon when it is told to.
+/// A message soon names the URL and the time limit of the wait, and a signal ends the count soon.
 #[test]
-fn silence_is_explained_and_ends_when_it_is_told_to() {
+fn a_stall_is_reported_and_ends_at_a_signal() {
     for (url, stop, want) in [(gone(), "-INT", 1), (deaf(), "-TERM", 3)] {
         let begun = Instant::now();
         let mut child = count(&url);
-        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
-        said.read_line(&mut line).unwrap();
+        stderr.read_line(&mut line).unwrap();
         assert!(line.contains(&url) && line.contains("--give-up 77"), "{line}");
         assert!(begun.elapsed() < Duration::from_millis(2_500), "{:?}", begun.elapsed());
         let begun = Instant::now();
@@ -184,7 +186,7 @@ fn silence_is_explained_and_ends_when_it_is_told_to() {
         assert_eq!(code(&output), want, "{report}");
         assert_eq!(report["lines"], 1, "{report}");
         let mut rest = String::new();
-        said.read_to_string(&mut rest).unwrap();
+        stderr.read_to_string(&mut rest).unwrap();
         assert!(rest.contains("stopping"), "{rest}");
     }
     let url = deaf();

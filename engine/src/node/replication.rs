@@ -1,16 +1,17 @@
-//! Feeding followers, and following primaries.
+//! Replication: feeding followers, and following primaries.
 //!
-//! A node dials every peer to feed it, and is dialled by every peer to be fed: two connections a
-//! pair. On each, what comes first is who speaks; only then does anything count.
+//! A node dials every peer to feed it, and is dialled by every peer to be fed: two connections for
+//! each pair of nodes. The first message on each identifies the sender; nothing else counts before
+//! it.
 
 use crate::entry::Entry;
 use crate::ids::{Conn, CopyNo, Epoch, Seq, ShardId, StoreBoot, StoreId};
 use crate::message::{FromFollower, Reject, Slice, ToFollower};
-use crate::node::links::{Announced, Dialled, SentSlice};
+use crate::node::connections::{AnnouncedSnapshot, DialledConnection, SentSlice};
 use crate::node::{Effect, Node, turn_of};
 use crate::planted::Planted;
 use crate::replica::Replica;
-use crate::replica::backup::NotTaken;
+use crate::replica::follower::SliceRefusal;
 use crate::replica::primary::{Feed, Follower};
 use crate::replica::reconcile::join_point;
 
@@ -18,7 +19,7 @@ use crate::replica::reconcile::join_point;
 
 impl Node {
     pub(super) fn on_dialled(&mut self, conn: Conn, peer: StoreBoot, effects: &mut Vec<Effect>) {
-        self.dialled.insert(conn, Dialled::new(peer));
+        self.dialled.insert(conn, DialledConnection::new(peer));
         let message = ToFollower::Hello { from: self.me, to: peer };
         effects.push(Effect::ToFollower { conn, message });
     }
@@ -29,52 +30,52 @@ impl Node {
         message: FromFollower,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(link) = self.dialled.get_mut(&conn) else { return };
-        let peer = link.peer;
+        let Some(connection) = self.dialled.get_mut(&conn) else { return };
+        let peer = connection.peer;
         if let FromFollower::Welcome { from, copies } = message {
-            if from != peer || link.welcome {
+            if from != peer || connection.welcome {
                 self.close(conn, effects);
                 return;
             }
-            link.welcome = true;
-            link.copies = copies.into_iter().collect();
+            connection.welcome = true;
+            connection.copies = copies.into_iter().collect();
             self.on_welcome(conn, peer, effects);
             return;
         }
-        if !link.welcome {
+        if !connection.welcome {
             self.close(conn, effects);
             return;
         }
-        self.health.heard(peer.store, self.now);
+        self.health.note_alive(peer.store, self.now);
         match message {
             FromFollower::Welcome { .. } => {}
             FromFollower::Copy { shard, copy } => {
-                link.forget(shard);
-                link.copies.remove(&shard);
+                connection.forget(shard);
+                connection.copies.remove(&shard);
                 if copy == CopyNo(0) {
                     self.cut_feed(peer.store, shard);
                 } else {
-                    link.copies.insert(shard, copy);
+                    connection.copies.insert(shard, copy);
                     self.open_feed(peer, shard, copy);
                 }
             }
             FromFollower::Ack { n } => {
-                let slices = link.acked(n);
-                let owed = link.owed_since();
-                self.health.owes(peer.store, owed);
+                let slices = connection.acked(n);
+                let since = connection.unacked_since();
+                self.health.note_unacked(peer.store, since);
                 slices.into_iter().for_each(|slice| self.on_acked(peer, slice));
             }
             FromFollower::Reject { n, shard, reason } => {
-                if link.rejected(n, shard) {
+                if connection.rejected(n, shard) {
                     self.on_reject(peer, shard, reason, effects);
                 }
             }
             FromFollower::Alive { sent: _, fsync_age_ms, full, room_bytes, wall, digests } => {
-                self.health.said_wall(peer.store, wall, self.now);
-                self.health.said_fsync_age(peer.store, fsync_age_ms);
-                self.health.said_full(peer.store, full);
-                self.health.said_room(peer.store, room_bytes);
-                digests.into_iter().for_each(|told| self.on_digest(peer.store, told, effects));
+                self.health.note_wall(peer.store, wall, self.now);
+                self.health.note_fsync_age(peer.store, fsync_age_ms);
+                self.health.note_full(peer.store, full);
+                self.health.note_room(peer.store, room_bytes);
+                digests.into_iter().for_each(|point| self.on_digest(peer.store, point, effects));
             }
             FromFollower::ReadIndex { round, newer } => {
                 for &(shard, epoch) in &newer {
@@ -82,7 +83,9 @@ impl Node {
                 }
                 self.on_read_index_answer(peer.store, round, &newer, effects);
             }
-            FromFollower::Probe { probe, shards } => self.on_probe(conn, probe, shards),
+            FromFollower::ProofRequest { request, shards } => {
+                self.on_proof_request(conn, request, shards);
+            }
             FromFollower::Snapshot { transfer, shard: _, outcome } => {
                 self.on_snapshot_answer(transfer, outcome, effects);
             }
@@ -96,12 +99,12 @@ impl Node {
             self.close(older, effects);
             self.dialled_to.insert(peer.store, conn);
         }
-        self.health.heard(peer.store, self.now);
-        self.health.owes(peer.store, None);
-        self.health.joined(peer.store);
+        self.health.note_alive(peer.store, self.now);
+        self.health.note_unacked(peer.store, None);
+        self.health.note_connected(peer.store);
         self.cut_feeds(peer.store);
-        let Some(link) = self.dialled.get(&conn) else { return };
-        for (shard, copy) in link.copies.clone() {
+        let Some(connection) = self.dialled.get(&conn) else { return };
+        for (shard, copy) in connection.copies.clone() {
             self.open_feed(peer, shard, copy);
         }
     }
@@ -116,8 +119,9 @@ impl Node {
         }
     }
 
-    /// Feeds this follower on its present connection, from where this node's log ends: it says so
-    /// if it can't be joined there. Acknowledgements of another process or copy no longer count.
+    /// Feeds this follower on its present connection, from the end of this node's log: the follower
+    /// rejects if that does not fit its own log. Acknowledgements of another process or copy no
+    /// longer count.
     fn open_feed(&mut self, peer: StoreBoot, shard: ShardId, copy: CopyNo) {
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
         let last = replica.log.last();
@@ -152,11 +156,11 @@ impl Node {
             self.health.expect(store, self.now);
             let conn = self.dialled_to.get(&store);
             if conn.is_none() {
-                self.health.cut(store, self.now);
+                self.health.note_disconnected(store, self.now);
             }
-            let Some(link) = conn.and_then(|conn| self.dialled.get(conn)) else { continue };
-            let peer = link.peer;
-            if let Some(&copy) = link.copies.get(&shard) {
+            let Some(connection) = conn.and_then(|conn| self.dialled.get(conn)) else { continue };
+            let peer = connection.peer;
+            if let Some(&copy) = connection.copies.get(&shard) {
                 self.open_feed(peer, shard, copy);
             }
         }
@@ -177,8 +181,8 @@ impl Node {
         follower.proven |= slice.resume;
         let counted = primary.record.isr.contains(&peer.store)
             && !primary.record.tainted.contains(&peer.store);
-        if follower.short && !counted && follower.acked >= commit.max(primary.barrier) {
-            follower.short = false;
+        if follower.lost_acked_data && !counted && follower.acked >= commit.max(primary.barrier) {
+            follower.lost_acked_data = false;
         }
         self.dirty.insert(shard);
         if primary.record.learners.contains(&peer.store) || primary.frozen {
@@ -216,8 +220,8 @@ impl Node {
         let mut lost = false;
         match reason {
             Reject::Mismatch { .. } => {
-                // Tried there before: the epochs agree, the chain does not. What the follower has
-                // applied is the last resort.
+                // This position was tried before: the epochs agree, the chain does not. What the
+                // follower has applied is the last resort.
                 let again = follower.tried == Some(joined.seq);
                 follower.tried = Some(joined.seq);
                 follower.sent = if again { applied } else { joined };
@@ -227,7 +231,7 @@ impl Node {
             }
             Reject::WrongCopy { copy: CopyNo(0) } => follower.feed = Feed::Cut,
             Reject::WrongCopy { copy } => self.open_feed(peer, shard, copy),
-            // Said by what was on its way before the snapshot began.
+            // The answer to a slice that was sent before the snapshot began.
             Reject::Stopped if matches!(follower.feed, Feed::Snapshot { .. }) => {}
             Reject::Stopped => {
                 follower.feed = Feed::NeedsSnapshot;
@@ -247,12 +251,12 @@ impl Node {
         self.to_send.insert((peer.store, shard));
     }
 
-    /// An in-sync member does not hold what it has acknowledged: its disk lost it. It is taken out
-    /// of the in-sync set (or marked there, at the floor) and filled anew.
+    /// Handles an in-sync member that lacks what it has acknowledged: its disk lost it. It leaves
+    /// the in-sync set (or is marked in it, at `min_in_sync`) and needs a snapshot.
     fn on_lost(&mut self, store: StoreId, shard: ShardId) {
         let Some(follower) = self.follower_mut(store, shard) else { return };
-        if !follower.short {
-            follower.short = true;
+        if !follower.lost_acked_data {
+            follower.lost_acked_data = true;
             follower.acked = Seq(0);
             self.durability_violations += 1;
         }
@@ -262,12 +266,12 @@ impl Node {
         self.replicas.get_mut(&shard)?.primary_mut()?.followers.get_mut(&store)
     }
 
-    /// A higher epoch was heard of: this node leads the shard no longer.
+    /// Steps down if this node leads the shard in an epoch below `epoch`. Returns whether it did.
     pub(super) fn step_down_below(&mut self, shard: ShardId, epoch: Epoch) -> bool {
         let Some(replica) = self.replicas.get_mut(&shard) else { return false };
         let deposed = replica.primary().is_some_and(|primary| primary.epoch < epoch);
         if deposed {
-            replica.role = crate::replica::Role::Follower;
+            replica.role = crate::replica::ReplicaRole::Follower;
             self.dirty.insert(shard);
         }
         deposed
@@ -287,13 +291,13 @@ impl Node {
     fn send_to(&mut self, store: StoreId, shards: Vec<ShardId>, effects: &mut Vec<Effect>) {
         let Some(&conn) = self.dialled_to.get(&store) else { return };
         let sizes = self.settings.sizes;
-        let Some(link) = self.dialled.get(&conn) else { return };
+        let Some(connection) = self.dialled.get(&conn) else { return };
         let limit = |bug: Planted, bytes| match bug.is_in(self.settings.planted) {
             true => usize::MAX,
             false => bytes,
         };
         let kept_free = self.catch_up.reserved(store, sizes.window_bytes);
-        let room = link
+        let room = connection
             .room(limit(Planted::WindowIgnored, sizes.window_bytes - kept_free))
             .min(limit(Planted::MessageUnlimited, sizes.message_bytes));
         let (mut slices, mut bytes) = (Vec::new(), 0);
@@ -319,13 +323,15 @@ impl Node {
         effects: &mut Vec<Effect>,
     ) {
         let Some(&conn) = self.dialled_to.get(&store) else { return };
-        let Some(link) = self.dialled.get_mut(&conn).filter(|_| !slices.is_empty()) else { return };
+        let Some(connection) = self.dialled.get_mut(&conn).filter(|_| !slices.is_empty()) else {
+            return;
+        };
         for slice in &slices {
-            link.commits_told.insert(slice.shard, (slice.epoch, slice.commit));
+            connection.commits_sent.insert(slice.shard, (slice.epoch, slice.commit));
         }
         let bytes = slices.iter().map(Slice::size).sum();
         let sent = slices.iter().map(SentSlice::of).collect();
-        let n = link.sent(self.now, bytes, sent);
+        let n = connection.sent(self.now, bytes, sent);
         let message = ToFollower::Append { n, slices };
         effects.push(Effect::ToFollower { conn, message });
     }
@@ -340,7 +346,7 @@ impl Node {
         let replica = self.replicas.get_mut(&shard)?;
         let (slots, commit) = (replica.slots, replica.commit);
         let (base, last) = (replica.log.base().seq, replica.log.last().seq);
-        let crate::replica::Role::Primary(primary) = &mut replica.role else { return None };
+        let crate::replica::ReplicaRole::Primary(primary) = &mut replica.role else { return None };
         let (epoch, commit) = (primary.epoch, primary.announced(commit));
         let (barrier, active) = (primary.barrier, primary.active);
         let follower = primary.followers.get_mut(&store)?;
@@ -362,13 +368,14 @@ impl Node {
             return None;
         }
         if replica.log.position(prev.seq) != Some(prev) {
-            // It has applied what is not in this log.
+            // The follower has applied entries that are not in this log.
             follower.feed = Feed::NeedsSnapshot;
             self.to_send.insert((store, shard));
             return None;
         }
-        // A follower whose disk is full refuses what is above the barrier, and all that comes in one message with it: so
-        // until the barrier is committed it ends a message, and a follower that has it says so first.
+        // A follower whose disk is full refuses what is above the barrier, and all that comes in
+        // one message with it. So until the barrier is committed it ends a message, and a follower
+        // that has the barrier acknowledges it first.
         let ends_at = match prev.seq < barrier {
             _ if active => None,
             true => Some(barrier),
@@ -387,18 +394,20 @@ impl Node {
         Some(Slice { shard, slots, epoch, copy, prev, commit, resume: opening, entries })
     }
 
-    /// Tells every follower that this node is alive, and the commits that have moved.
+    /// Sends a heartbeat to every follower, with the commits that have moved.
     pub(super) fn send_heartbeats(&mut self, effects: &mut Vec<Effect>) {
-        self.try_full_again();
-        for (&conn, link) in self.dialled.iter_mut().filter(|(_, link)| link.welcome) {
+        self.retry_full_followers();
+        for (&conn, connection) in
+            self.dialled.iter_mut().filter(|(_, connection)| connection.welcome)
+        {
             let mut commits = Vec::new();
             for (&shard, replica) in &self.replicas {
                 let Some(primary) = replica.primary().filter(|primary| primary.active) else {
                     continue;
                 };
-                let told = (primary.epoch, replica.commit);
-                let follows = primary.followers.contains_key(&link.peer.store);
-                if follows && link.commits_told.insert(shard, told) != Some(told) {
+                let sent = (primary.epoch, replica.commit);
+                let follows = primary.followers.contains_key(&connection.peer.store);
+                if follows && connection.commits_sent.insert(shard, sent) != Some(sent) {
                     commits.push((shard, primary.epoch, replica.commit));
                 }
             }
@@ -407,13 +416,13 @@ impl Node {
         }
     }
 
-    /// Followers that refused for want of space, and do not say that it is so still, are tried again: those that lacked it for
-    /// a whole copy once they say that they have it.
-    fn try_full_again(&mut self) {
+    /// Tries again the followers that refused for lack of space, once they no longer report it:
+    /// those that lacked it for a snapshot once they report enough of it.
+    fn retry_full_followers(&mut self) {
         let full = |replica: &Replica| {
             let primary = replica.primary()?;
             let is_full = |(store, follower): &(&StoreId, &Follower)| {
-                // Room for a whole copy says more than that the log is too long.
+                // Room for a snapshot is a stronger condition than a log that is not too long.
                 let has_room = match follower.copy_bytes {
                     0 => !self.health.is_full(**store),
                     bytes => self.health.room(**store) >= bytes,
@@ -428,19 +437,21 @@ impl Node {
         for (shard, stores) in full {
             for store in stores {
                 let conn = self.dialled_to.get(&store);
-                let Some(link) = conn.and_then(|conn| self.dialled.get(conn)) else { continue };
-                let peer = link.peer;
-                if let Some(&copy) = link.copies.get(&shard) {
+                let Some(connection) = conn.and_then(|conn| self.dialled.get(conn)) else {
+                    continue;
+                };
+                let peer = connection.peer;
+                if let Some(&copy) = connection.copies.get(&shard) {
                     self.open_feed(peer, shard, copy);
                 }
             }
         }
     }
 
-    /// How long each follower has owed an ack.
-    pub(super) fn note_debts(&mut self) {
-        for link in self.dialled.values().filter(|link| link.welcome) {
-            self.health.owes(link.peer.store, link.owed_since());
+    /// Records since when each follower has not acknowledged a message.
+    pub(super) fn note_unacked(&mut self) {
+        for connection in self.dialled.values().filter(|connection| connection.welcome) {
+            self.health.note_unacked(connection.peer.store, connection.unacked_since());
         }
     }
 }
@@ -454,26 +465,26 @@ impl Node {
         message: ToFollower,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(link) = self.accepted.get_mut(&conn) else { return };
+        let Some(connection) = self.accepted.get_mut(&conn) else { return };
         if let ToFollower::Hello { from, to } = message {
             let outdated = self.peers.get(&from.store).is_some_and(|&(boot, _)| from.boot < boot);
-            if to != self.me || link.peer.is_some() || outdated {
+            if to != self.me || connection.peer.is_some() || outdated {
                 self.close(conn, effects);
                 return;
             }
-            link.peer = Some(from);
-            self.health.heard(from.store, self.now);
+            connection.peer = Some(from);
+            self.health.note_alive(from.store, self.now);
             let held = self.replicas.iter().filter(|(_, replica)| replica.trust.exists());
             let copies = held.map(|(&shard, replica)| (shard, replica.copy)).collect();
             let message = FromFollower::Welcome { from: self.me, copies };
             effects.push(Effect::FromFollower { conn, message });
             return;
         }
-        let Some(peer) = link.peer else {
+        let Some(peer) = connection.peer else {
             self.close(conn, effects);
             return;
         };
-        self.health.heard(peer.store, self.now);
+        self.health.note_alive(peer.store, self.now);
         match message {
             ToFollower::Hello { .. } => {}
             ToFollower::Append { n, slices } => self.on_append(conn, n, slices, effects),
@@ -481,14 +492,14 @@ impl Node {
                 for (shard, epoch, commit) in commits {
                     let replica = self.replicas.get_mut(&shard);
                     if let Some(replica) = replica.filter(|replica| replica.promised == epoch) {
-                        replica.hear_commit(commit);
+                        replica.learn_commit(commit);
                         self.dirty.insert(shard);
                     }
                 }
                 let fsync_age_ms = self.groups.fsync_age_ms(self.now);
-                let digests = self.new_digests(conn);
+                let digests = self.unsent_digests(conn);
                 let (full, wall) = (self.disk_full, self.wall);
-                let room_bytes = self.room_for_copies();
+                let room_bytes = self.room_for_snapshots();
                 let message =
                     FromFollower::Alive { sent, fsync_age_ms, full, room_bytes, wall, digests };
                 effects.push(Effect::FromFollower { conn, message });
@@ -504,41 +515,41 @@ impl Node {
                 let message = FromFollower::ReadIndex { round, newer };
                 effects.push(Effect::FromFollower { conn, message });
             }
-            ToFollower::Proof { probe, proven, refused } => {
-                self.on_proof(conn, probe, proven, refused, effects);
+            ToFollower::Proof { request, proven, refused } => {
+                self.on_proof(conn, request, proven, refused, effects);
             }
             ToFollower::Damaged { epoch, copy, point } => {
-                self.on_condemned(peer.store, epoch, copy, point, effects);
+                self.on_marked_corrupt(peer.store, epoch, copy, point, effects);
             }
             ToFollower::Snapshot { transfer, shard, epoch, copy, bytes } => {
-                let announced = Announced { shard, epoch, copy, bytes };
+                let announced = AnnouncedSnapshot { shard, epoch, copy, bytes };
                 self.on_snapshot_announced(conn, transfer, announced, effects);
             }
         }
     }
 
     fn on_append(&mut self, conn: Conn, n: u64, slices: Vec<Slice>, effects: &mut Vec<Effect>) {
-        let Some(link) = self.accepted.get_mut(&conn) else { return };
-        if !link.is_new(n) {
+        let Some(connection) = self.accepted.get_mut(&conn) else { return };
+        if !connection.is_new(n) {
             return;
         }
         for slice in slices {
             let shard = slice.shard;
-            let Some(link) = self.accepted.get_mut(&conn) else { return };
+            let Some(connection) = self.accepted.get_mut(&conn) else { return };
             if slice.resume {
-                link.skipping.remove(&shard);
-            } else if link.skipping.contains(&shard) {
+                connection.skipping.remove(&shard);
+            } else if connection.skipping.contains(&shard) {
                 continue;
             }
             match self.take_slice(&slice, effects) {
                 Ok(()) => {}
-                Err(NotTaken::Reject(reason)) => {
-                    let Some(link) = self.accepted.get_mut(&conn) else { return };
-                    link.skipping.insert(shard);
+                Err(SliceRefusal::Reject(reason)) => {
+                    let Some(connection) = self.accepted.get_mut(&conn) else { return };
+                    connection.skipping.insert(shard);
                     let message = FromFollower::Reject { n, shard, reason };
                     effects.push(Effect::FromFollower { conn, message });
                 }
-                Err(NotTaken::Damaged) => {
+                Err(SliceRefusal::Damaged) => {
                     self.close(conn, effects);
                     return;
                 }
@@ -549,11 +560,11 @@ impl Node {
         if Planted::AckBeforeBackupFsync.is_in(self.settings.planted) {
             group = 0;
         }
-        let Some(link) = self.accepted.get_mut(&conn) else { return };
-        link.owe(n, group);
+        let Some(connection) = self.accepted.get_mut(&conn) else { return };
+        connection.defer_ack(n, group);
     }
 
-    fn take_slice(&mut self, slice: &Slice, effects: &mut Vec<Effect>) -> Result<(), NotTaken> {
+    fn take_slice(&mut self, slice: &Slice, effects: &mut Vec<Effect>) -> Result<(), SliceRefusal> {
         let in_sync = self.is_in_sync(slice.shard);
         let Some(replica) = self.replicas.get_mut(&slice.shard) else {
             return Err(Reject::WrongCopy { copy: CopyNo(0) }.into());
@@ -568,49 +579,53 @@ impl Node {
     }
 
     /// Acknowledges every message whose group is durable.
-    pub(super) fn pay_acks(&mut self, effects: &mut Vec<Effect>) {
+    pub(super) fn send_due_acks(&mut self, effects: &mut Vec<Effect>) {
         if self.is_behind() && !Planted::AckWithoutRoom.is_in(self.settings.planted) {
             return;
         }
         let durable = self.groups.durable();
-        for (&conn, link) in &mut self.accepted {
-            if let Some(n) = link.payable(durable) {
+        for (&conn, connection) in &mut self.accepted {
+            if let Some(n) = connection.next_ack(durable) {
                 let message = FromFollower::Ack { n };
                 effects.push(Effect::FromFollower { conn, message });
             }
         }
     }
 
-    /// This store has just heard that it is in sync. As long as it did not know, it refused on a full disk what a member takes:
-    /// the barrier of a new epoch, and what lies below it. A primary sends nothing to a disk that reports full, so
-    /// the copy is announced to it once more, which opens its feed again.
-    pub(super) fn tell_who_was_refused(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+    /// Announces the copy again after this store has learned that it is in sync. Before that, with
+    /// a full disk, it refused what a member takes: the barrier of a new epoch, and what lies below
+    /// it. A primary sends nothing to a disk that reports full; the announcement opens its feed
+    /// again.
+    pub(super) fn reannounce_refused_copy(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         let Some(replica) = self.replicas.get(&shard) else { return };
         if !self.disk_full || !replica.trust.is_working() {
             return;
         }
         let copy = replica.copy;
-        let refused = self.accepted.iter().filter(|(_, link)| link.skipping.contains(&shard));
+        let refused =
+            self.accepted.iter().filter(|(_, connection)| connection.skipping.contains(&shard));
         for (&conn, _) in refused {
             effects
                 .push(Effect::FromFollower { conn, message: FromFollower::Copy { shard, copy } });
         }
     }
 
-    /// A copy has come, gone or been replaced: every primary hears it before anything else about
-    /// the shard.
+    /// Announces to every primary that a copy has come, gone or been replaced, before anything else
+    /// about the shard.
     pub(super) fn announce_copy(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         let Some(replica) = self.replicas.get(&shard) else { return };
         let copy = if replica.trust.exists() { replica.copy } else { CopyNo(0) };
-        for (&conn, link) in self.accepted.iter_mut().filter(|(_, link)| link.peer.is_some()) {
-            link.skipping.remove(&shard);
+        for (&conn, connection) in
+            self.accepted.iter_mut().filter(|(_, connection)| connection.peer.is_some())
+        {
+            connection.skipping.remove(&shard);
             effects
                 .push(Effect::FromFollower { conn, message: FromFollower::Copy { shard, copy } });
         }
     }
 }
 
-// ---- both ends -----------------------------------------------------------------------------------
+// ---- both ends ---------------------------------------------------------------------------------
 
 impl Node {
     pub(super) fn close(&mut self, conn: Conn, effects: &mut Vec<Effect>) {
@@ -618,25 +633,25 @@ impl Node {
         self.on_closed(conn);
     }
 
-    /// Nothing more comes from this connection. What was sent on it may have arrived or not.
+    /// Discards a connection that is closed. What was sent on it may have arrived or not.
     pub(super) fn on_closed(&mut self, conn: Conn) {
         self.accepted.remove(&conn);
-        self.forget_probe(conn);
-        self.forget_captured(conn);
-        let Some(link) = self.dialled.remove(&conn) else { return };
-        let store = link.peer.store;
-        self.health.owes(store, None);
+        self.forget_proof_request(conn);
+        self.forget_captured_commits(conn);
+        let Some(connection) = self.dialled.remove(&conn) else { return };
+        let store = connection.peer.store;
+        self.health.note_unacked(store, None);
         self.drop_transfers(conn);
         if self.dialled_to.get(&store) != Some(&conn) {
             return;
         }
         self.dialled_to.remove(&store);
-        self.health.cut(store, self.now);
+        self.health.note_disconnected(store, self.now);
         self.cut_feeds(store);
     }
 
     pub(super) fn on_peer_refused(&mut self, store: StoreId) {
-        self.health.refused(store);
+        self.health.note_refused(store);
         let led = self.replicas.iter().filter(|(_, replica)| replica.primary().is_some());
         self.to_review.extend(led.map(|(&shard, _)| shard));
     }

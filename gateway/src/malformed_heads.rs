@@ -1,14 +1,17 @@
-//! Gives the refusals that hyper writes by itself the body that all others have.
+//! Adds a problem body to the answers that hyper itself gives to malformed request heads.
 //!
-//! A head that is no HTTP, or too large, never becomes a request: hyper answers it with a bare 400, 414 or 431 and closes
-//! the connection. A client that reads the outcome of every answer would find none there. So what hyper writes is looked
-//! at on its way to the socket, and such a head gets a problem's headers and its body.
+//! A head that is not HTTP, or too large, never becomes a request: hyper answers it with a bare
+//! 400, 414 or 431 and closes the connection. A client that reads the outcome of every answer would
+//! find none. Therefore this stream inspects what hyper writes to the socket, and replaces such an
+//! answer by one with the headers and the body of a problem.
 //!
-//! To hyper a URL that does not fit its buffer is a head too large. So the first line end is looked for on its way in: as
-//! long as there was none since the last request, it is the first line that is too long, and the answer 414.
+//! To hyper, a URL that does not fit its buffer is a head that is too large (431). Therefore the
+//! stream looks for a line end in the input: as long as there was none since the last request, the
+//! first line is too long, and the answer is 414.
 //!
-//! It can't be taken for anything else: no answer of ours has a status from 400 to 499 and no content, and no body of ours
-//! ends like a head (JSON has no raw line ends, other pages have no `\r`).
+//! No other answer is replaced by mistake: no answer of the gateway has a status from 400 to 499
+//! and no content, and no body of the gateway ends like a head (JSON has no raw line ends, other
+//! pages have no `\r`).
 
 use std::cell::Cell;
 use std::io;
@@ -20,36 +23,40 @@ use std::task::{Context, Poll, ready};
 use hyper::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::metrics::{Counters, Operation};
+use crate::metrics::{GatewayMetrics, Operation};
 use crate::problem::{Kind, Problem};
 use crate::response;
 
 const NO_CONTENT: &[u8] = b"\r\ncontent-length: 0\r\n";
 
-/// A stream under hyper.
-pub(crate) struct Refusals<T> {
+/// The stream between hyper and the socket.
+pub(crate) struct MalformedHeadStream<T> {
     stream: T,
     /// A line has ended since the last request was answered.
     line_ended: Rc<Cell<bool>>,
-    counters: Arc<Counters>,
-    /// What is written in the place of hyper's refusal.
-    ours: Option<Ours>,
+    counters: Arc<GatewayMetrics>,
+    /// The answer that is being written instead of hyper's.
+    replacement: Option<Replacement>,
 }
 
-struct Ours {
+struct Replacement {
     bytes: Vec<u8>,
     written: usize,
-    /// The length of what hyper wrote.
-    instead_of: usize,
+    /// The length of the answer that hyper wrote.
+    replaced_bytes: usize,
 }
 
-impl<T> Refusals<T> {
-    pub(crate) fn new(stream: T, line_ended: Rc<Cell<bool>>, counters: Arc<Counters>) -> Self {
-        Self { stream, line_ended, counters, ours: None }
+impl<T> MalformedHeadStream<T> {
+    pub(crate) fn new(
+        stream: T,
+        line_ended: Rc<Cell<bool>>,
+        counters: Arc<GatewayMetrics>,
+    ) -> Self {
+        Self { stream, line_ended, counters, replacement: None }
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Refusals<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for MalformedHeadStream<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -65,17 +72,17 @@ impl<T: AsyncRead + Unpin> AsyncRead for Refusals<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Refusals<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for MalformedHeadStream<T> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let Self { stream, line_ended, counters, ours } = self.get_mut();
-        if ours.is_none() {
-            match bare_refusal(bytes) {
+        let Self { stream, line_ended, counters, replacement } = self.get_mut();
+        if replacement.is_none() {
+            match bare_error(bytes) {
                 None => return Pin::new(stream).poll_write(cx, bytes),
-                // First what stands before it: answers to requests that came before.
+                // The answers to earlier requests, which stand before it, are written first.
                 Some((at, _)) if at > 0 => return Pin::new(stream).poll_write(cx, &bytes[..at]),
                 Some((_, status)) => {
                     let status = match status {
@@ -84,16 +91,17 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Refusals<T> {
                         }
                         status => status,
                     };
-                    counters.request(Operation::None, status.as_u16());
-                    let instead = explained(bytes, status);
-                    *ours = Some(Ours { bytes: instead, written: 0, instead_of: bytes.len() });
+                    counters.count_request(Operation::None, status.as_u16());
+                    let replaced_bytes = bytes.len();
+                    let bytes = with_problem_body(bytes, status);
+                    *replacement = Some(Replacement { bytes, written: 0, replaced_bytes });
                 }
             }
         }
-        while let Some(Ours { bytes, written, instead_of }) = ours {
+        while let Some(Replacement { bytes, written, replaced_bytes }) = replacement {
             if *written == bytes.len() {
-                let done = *instead_of;
-                *ours = None;
+                let done = *replaced_bytes;
+                *replacement = None;
                 return Poll::Ready(Ok(done));
             }
             match ready!(Pin::new(&mut *stream).poll_write(cx, &bytes[*written..]))? {
@@ -101,7 +109,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Refusals<T> {
                 n => *written += n,
             }
         }
-        unreachable!("it was set above, and is only taken when it has been written")
+        unreachable!("it was set above, and is only removed once it has been written")
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -113,8 +121,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Refusals<T> {
     }
 }
 
-/// Where in these bytes a refusal without content begins, if they end with one, and its status.
-fn bare_refusal(bytes: &[u8]) -> Option<(usize, StatusCode)> {
+/// The offset and the status of an error answer without content, if `bytes` end with one.
+fn bare_error(bytes: &[u8]) -> Option<(usize, StatusCode)> {
     if !bytes.ends_with(b"\r\n\r\n") {
         return None;
     }
@@ -125,8 +133,8 @@ fn bare_refusal(bytes: &[u8]) -> Option<(usize, StatusCode)> {
     bare.then_some((at, status))
 }
 
-/// The refusal of this head, with all that a problem has.
-fn explained(head: &[u8], status: StatusCode) -> Vec<u8> {
+/// The bare answer `head` with the status, headers and body of a problem.
+fn with_problem_body(head: &[u8], status: StatusCode) -> Vec<u8> {
     let body = response::problem_body(&problem(status));
     let line = find(head, b"\r\n").unwrap_or(head.len());
     let content = find(head, NO_CONTENT).unwrap_or(head.len());
@@ -151,7 +159,7 @@ fn problem(status: StatusCode) -> Problem {
             Problem { status, ..Problem::new(Kind::TooLarge, detail) }
         }
         _ => {
-            let detail = "this is no HTTP/1 request, or its headers contradict each other";
+            let detail = "this is not an HTTP/1 request, or its headers contradict each other";
             Problem { status, ..Problem::new(Kind::BadInput, detail) }
         }
     }
@@ -167,7 +175,7 @@ mod tests {
 
     #[track_caller]
     fn check(bytes: &str, want: Option<(usize, u16)>) {
-        let found = bare_refusal(bytes.as_bytes()).map(|(at, status)| (at, status.as_u16()));
+        let found = bare_error(bytes.as_bytes()).map(|(at, status)| (at, status.as_u16()));
         assert_eq!(found, want);
     }
 
@@ -189,7 +197,8 @@ mod tests {
 
     #[test]
     fn a_refusal_keeps_its_head_and_gets_a_body() {
-        let text = String::from_utf8(explained(BARE.as_bytes(), StatusCode::URI_TOO_LONG)).unwrap();
+        let text = String::from_utf8(with_problem_body(BARE.as_bytes(), StatusCode::URI_TOO_LONG))
+            .unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         let length = format!("content-length: {}", body.len());
         let lines: Vec<_> = head.split("\r\n").collect();
@@ -207,8 +216,10 @@ mod tests {
         assert!(body.contains(r#""outcome":"not-applied""#), "{body}");
     }
 
-    fn counters() -> Arc<Counters> {
-        Arc::new(Counters::new(&mut telemetry::prometheus_client::registry::Registry::default()))
+    fn counters() -> Arc<GatewayMetrics> {
+        Arc::new(GatewayMetrics::new(
+            &mut telemetry::prometheus_client::registry::Registry::default(),
+        ))
     }
 
     /// A socket that takes three bytes at a time.
@@ -238,7 +249,8 @@ mod tests {
     fn it_is_whole_however_little_the_socket_takes() {
         let before = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
         let all = format!("{before}{BARE}");
-        let mut stream = Refusals::new(Narrow(Vec::new()), Rc::new(Cell::new(true)), counters());
+        let mut stream =
+            MalformedHeadStream::new(Narrow(Vec::new()), Rc::new(Cell::new(true)), counters());
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let mut left = all.as_bytes();
         while !left.is_empty() {
@@ -247,7 +259,8 @@ mod tests {
             };
             left = &left[taken..];
         }
-        let explained = explained(BARE.as_bytes(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
-        assert_eq!(stream.stream.0, [before.as_bytes(), &explained].concat());
+        let with_problem_body =
+            with_problem_body(BARE.as_bytes(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+        assert_eq!(stream.stream.0, [before.as_bytes(), &with_problem_body].concat());
     }
 }

@@ -1,23 +1,23 @@
-//! What a primary does about its in-sync set: eject the silent, add the caught up, swap at the
-//! floor, freeze where none of it is possible.
+//! Changes of the in-sync set, decided by the primary: eject silent members, add followers that
+//! have caught up, swap members at `min_in_sync`, freeze the shard where none of it is possible.
 //!
-//! Decided for a whole node pair at once (silence is the peer's, not the shard's), written shard by
+//! Silence is observed for a peer as a whole, not for a shard; the records are written shard by
 //! shard. All of it is hints and compare-and-set: a wrong suspicion costs an ejection, never data.
 
 use std::collections::BTreeMap;
 
-use crate::config::ShardConfig;
 use crate::ids::{Boot, Now, ShardId, StoreId};
-use crate::message::{Report, Standing};
-use crate::node::standing::Standings;
-use crate::node::{Effect, Node, Timing};
+use crate::message::{HealthReport, ReplicaHealth};
+use crate::node::replica_health::ReplicaHealths;
+use crate::node::{Effect, Node, NodeTiming};
 use crate::planted::Planted;
 use crate::replica::Replica;
-use crate::replica::primary::{Primary, Proposal};
+use crate::replica::primary::{InSyncProposal, Primary};
 use crate::replica::trust::Trust;
+use crate::shard_record::ShardRecord;
 
-/// A peer that was ejected waits before it is added again: 1, 2, 4 … 60 s for the same process,
-/// forgotten once it has stayed in sync for a minute. A new process waits for nothing.
+/// The wait of an ejected peer before it is added again: 1, 2, 4 … 60 s for the same process, reset
+/// once it has stayed in sync for a minute. A new process does not wait.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Backoff {
     ejected: BTreeMap<StoreId, Ejected>,
@@ -31,10 +31,10 @@ struct Ejected {
 }
 
 impl Backoff {
-    fn on_ejected(&mut self, store: StoreId, boot: Boot, now: Now, timing: &Timing) {
+    fn on_ejected(&mut self, store: StoreId, boot: Boot, now: Now, timing: &NodeTiming) {
         let before = self.ejected.get(&store);
         let wait_ms = match before {
-            // Every shard ejects the peer in the same moment: that is one ejection.
+            // Every shard ejects the peer at the same moment: that counts as one ejection.
             Some(before) if before.boot == boot && now.ms_since(before.at) < before.wait_ms => {
                 before.wait_ms
             }
@@ -56,17 +56,18 @@ impl Backoff {
 }
 
 impl Node {
-    /// Looks at one shard that this node leads.
+    /// Reviews one shard that this node leads.
     pub(super) fn review(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
         self.review_step_down(shard);
-        let standings = self.standings(shard);
-        self.look_at_progress(shard, &standings);
-        self.review_frozen(shard, &standings);
-        self.review_joining(shard, &standings);
-        self.review_isr(shard, &standings, effects);
+        let healths = self.replica_healths(shard);
+        self.update_progress(shard, &healths);
+        self.review_frozen(shard, &healths);
+        self.review_joining(shard, &healths);
+        self.review_isr(shard, &healths, effects);
     }
 
-    /// The coordinator asked for a hand-over, but nobody was named: go on.
+    /// Resumes a shard whose hand-over the coordinator requested, if no other primary was named in
+    /// time.
     fn review_step_down(&mut self, shard: ShardId) {
         let now = self.now;
         if let Some(primary) = self.replicas.get_mut(&shard).and_then(Replica::primary_mut) {
@@ -74,15 +75,15 @@ impl Node {
         }
     }
 
-    fn review_frozen(&mut self, shard: ShardId, standings: &Standings) {
+    fn review_frozen(&mut self, shard: ShardId, healths: &ReplicaHealths) {
         let Some(primary) = self.replicas.get(&shard).and_then(Replica::primary) else { return };
-        let frozen = self.is_frozen(primary, standings);
+        let frozen = self.is_frozen(primary, healths);
         if let Some(primary) = self.replicas.get_mut(&shard).and_then(Replica::primary_mut) {
             primary.frozen = frozen;
         }
     }
 
-    fn review_isr(&mut self, shard: ShardId, standings: &Standings, effects: &mut Vec<Effect>) {
+    fn review_isr(&mut self, shard: ShardId, healths: &ReplicaHealths, effects: &mut Vec<Effect>) {
         let Some(replica) = self.replicas.get(&shard) else { return };
         let Some(primary) = replica.primary() else { return };
         if primary.is_pending() || self.now < primary.propose_after {
@@ -90,25 +91,26 @@ impl Node {
         }
         let is_ready =
             |store: &StoreId| primary.is_caught_up(*store, replica.commit, self.settings.planted);
-        let mut remove = self.removable(primary, standings);
-        // One at a time: the compare names one candidate's key.
-        let good = self.candidates(Standing::Good, primary, standings);
+        let mut remove = self.removable(primary, healths);
+        // One store at a time: the compare contains one candidate's key.
+        let good = self.candidates(ReplicaHealth::Good, primary, healths);
         let mut add = Vec::from_iter(good.into_iter().find(is_ready));
-        // At the floor one whose disk is full, but that has everything, takes the place of a member that does not even
-        // acknowledge a barrier: reads are answered then, and a log that is full of what could not be committed is trimmed.
+        // At `min_in_sync`, a store whose disk is full but that has everything takes the place of a
+        // member that does not even acknowledge a barrier: reads are answered then, and a log that
+        // is full of what could not be committed is trimmed.
         let at_floor = primary.record.room(self.min_in_sync()) == 0;
         if add.is_empty() && at_floor && !Planted::FullReplacesNobody.is_in(self.settings.planted) {
-            let full: Vec<_> = of(standings, Standing::Full).collect();
+            let full: Vec<_> = of(healths, ReplicaHealth::Full).collect();
             let gone =
                 |store: &StoreId| primary.record.isr.contains(store) && !full.contains(store);
-            let spare = self.candidates(Standing::Full, primary, standings);
+            let spare = self.candidates(ReplicaHealth::Full, primary, healths);
             let spare = spare.into_iter().find(is_ready);
             if spare.is_some() && remove.iter().any(gone) {
                 remove.retain(gone);
                 add.extend(spare);
             }
         }
-        let taint: Vec<_> = of(standings, Standing::Lost).collect();
+        let taint: Vec<_> = of(healths, ReplicaHealth::Lost).collect();
         let mut floor = self.min_in_sync();
         if Planted::TrustMakesRoom.is_in(self.settings.planted) {
             let record = &primary.record;
@@ -116,23 +118,24 @@ impl Node {
         }
         let next = primary.record.changed(&add, &remove, &taint, floor);
         let nothing = next.isr == primary.record.isr && next.tainted == primary.record.tainted;
-        // A proposal whose outcome is unknown is settled by a newer version, even without change.
+        // A proposal whose outcome is unknown is settled by a newer version, even without a change.
         if nothing && !primary.is_unsettled() {
             return;
         }
         self.propose(shard, next, add.first().copied(), effects);
     }
 
-    /// Learners and tainted members that may be added once they are caught up. Nobody while a
-    /// proposal is unsettled or etcd away: each addition without an answer counts until there is
-    /// one, and its death would stop the shard.
+    /// Returns the learners and tainted members that may be added once they have caught up. None
+    /// while a proposal is unsettled or etcd does not answer: each addition without an answer
+    /// counts until there is one, and the death of that store would stop the shard.
     fn candidates(
         &self,
-        standing: Standing,
+        health: ReplicaHealth,
         primary: &Primary,
-        standings: &Standings,
+        healths: &ReplicaHealths,
     ) -> Vec<StoreId> {
-        let heard = self.health.is_etcd_heard(self.now, self.settings.timing.etcd_fresh_ms);
+        let etcd_answers =
+            self.health.has_etcd_answered(self.now, self.settings.timing.etcd_fresh_ms);
         let may_return = |store: &StoreId| {
             let follower = &primary.followers.get(store);
             follower.zip(self.peers.get(store)).is_some_and(|(follower, (boot, _))| {
@@ -142,22 +145,22 @@ impl Node {
         let record = &primary.record;
         let wanted =
             |store: &StoreId| record.learners.contains(store) || record.tainted.contains(store);
-        if !heard || primary.is_unsettled() {
+        if !etcd_answers || primary.is_unsettled() {
             return Vec::new();
         }
-        of(standings, standing).filter(wanted).filter(may_return).collect()
+        of(healths, health).filter(wanted).filter(may_return).collect()
     }
 
-    /// A learner that is always a moment late is never seen with all that is committed. The commit
-    /// waits for it for a moment, as it will when it is a member.
-    fn review_joining(&mut self, shard: ShardId, standings: &Standings) {
+    /// A learner that is always a moment late never has all that is committed. So the commit waits
+    /// for it for a moment, as it will when it is a member.
+    fn review_joining(&mut self, shard: ShardId, healths: &ReplicaHealths) {
         let (now, timing) = (self.now, self.settings.timing);
         let Some(primary) = self.replicas.get(&shard).and_then(Replica::primary) else { return };
         let joins = |store: StoreId| {
             let follower = primary.followers.get(&store);
             follower.is_some_and(|follower| self.is_near(primary, follower))
         };
-        let candidates = self.candidates(Standing::Good, primary, standings);
+        let candidates = self.candidates(ReplicaHealth::Good, primary, healths);
         let joining = match primary.joining {
             Some((store, since)) => {
                 let goes_on = candidates.contains(&store);
@@ -176,29 +179,30 @@ impl Node {
         }
     }
 
-    /// Members that can't acknowledge, those first that will not by themselves. How many of them
-    /// leave is for the floor to say.
-    fn removable(&self, primary: &Primary, standings: &Standings) -> Vec<StoreId> {
+    /// Returns the members that can't acknowledge, those first that will not recover by themselves.
+    /// The record keeps `min_in_sync` of them.
+    fn removable(&self, primary: &Primary, healths: &ReplicaHealths) -> Vec<StoreId> {
         let (silent, blocked) = (self.may_eject(), self.is_blocked(primary));
-        let leave = |wanted: Standing, may: bool| of(standings, wanted).filter(move |_| may);
-        leave(Standing::Lost, true)
-            .chain(leave(Standing::Full, true))
-            .chain(leave(Standing::Filling, true))
-            .chain(leave(Standing::Silent, silent))
-            .chain(leave(Standing::NoCopy, blocked))
+        let leave = |wanted: ReplicaHealth, may: bool| of(healths, wanted).filter(move |_| may);
+        leave(ReplicaHealth::Lost, true)
+            .chain(leave(ReplicaHealth::Full, true))
+            .chain(leave(ReplicaHealth::Filling, true))
+            .chain(leave(ReplicaHealth::Silent, silent))
+            .chain(leave(ReplicaHealth::NoCopy, blocked))
             .collect()
     }
 
-    /// This node is well itself, and somebody hears it: else the silence is its own.
+    /// Returns whether this node may eject peers: its disk answers and it has contact to a peer or
+    /// to etcd. Otherwise the silence is its own.
     fn may_eject(&self) -> bool {
         let well = self.groups.waiting_ms(self.now) < self.settings.silent_after_ms / 2;
-        well && self.health.hears_anybody(self.now, self.settings.silent_after_ms)
+        well && self.health.has_contact(self.now, self.settings.silent_after_ms)
     }
 
     fn propose(
         &mut self,
         shard: ShardId,
-        config: ShardConfig,
+        record: ShardRecord,
         add: Option<StoreId>,
         effects: &mut Vec<Effect>,
     ) {
@@ -211,29 +215,30 @@ impl Node {
         let Some(primary) = self.replicas.get_mut(&shard).and_then(Replica::primary_mut) else {
             return;
         };
-        for store in primary.record.isr.iter().filter(|store| !config.isr.contains(store)) {
+        for store in primary.record.isr.iter().filter(|store| !record.isr.contains(store)) {
             if let Some(&(boot, _)) = self.peers.get(store) {
                 self.backoff.on_ejected(*store, boot, now, &self.settings.timing);
             }
         }
-        // Counted first, proposed second. The same proposal made again needs no second place.
+        // The proposal counts before it is made. The same proposal made again needs no second
+        // place.
         let base = primary.record.version;
-        primary.proposals.retain(|earlier| earlier.pending || earlier.config != config);
-        primary.proposals.push(Proposal { id, base, config: config.clone(), pending: true });
+        primary.proposals.retain(|earlier| earlier.pending || earlier.record != record);
+        primary.proposals.push(InSyncProposal { id, base, record: record.clone(), pending: true });
         primary.propose_after = now;
         primary.joining = None;
         let expect = primary.mod_revision;
         self.proposals.insert(id, shard);
-        effects.push(Effect::Propose { proposal: id, expect, config, candidate });
+        effects.push(Effect::Propose { proposal: id, expect, record, candidate });
     }
 
-    /// Tells the coordinator, on change and every so often, what it can't see from etcd.
+    /// Reports to the coordinator, on change and periodically, what etcd does not contain.
     pub(super) fn report(&mut self, effects: &mut Vec<Effect>) {
-        let mut report = Report {
+        let mut report = HealthReport {
             silent: self.health.silent(self.now, self.settings.silent_after_ms),
             leaving: self.is_leaving(),
             full: self.disk_full,
-            ..Report::default()
+            ..HealthReport::default()
         };
         for replica in self.replicas.values() {
             let Some(primary) = replica.primary() else { continue };
@@ -243,8 +248,9 @@ impl Node {
             }
             let alone = others().count() > 0 && others().all(|&store| self.is_silent(store));
             let damaged = matches!(replica.trust, Trust::Wrong(_));
-            let deaf = alone && !self.health.hears_anybody(self.now, self.settings.silent_after_ms);
-            if damaged || deaf {
+            let cut_off =
+                alone && !self.health.has_contact(self.now, self.settings.silent_after_ms);
+            if damaged || cut_off {
                 report.resigned.push(replica.shard);
             }
         }
@@ -257,8 +263,8 @@ impl Node {
     }
 }
 
-fn of(standings: &Standings, wanted: Standing) -> impl Iterator<Item = StoreId> {
-    standings.iter().filter(move |(_, standing)| *standing == wanted).map(|&(store, _)| store)
+fn of(healths: &ReplicaHealths, wanted: ReplicaHealth) -> impl Iterator<Item = StoreId> {
+    healths.iter().filter(move |(_, health)| *health == wanted).map(|&(store, _)| store)
 }
 
 #[cfg(test)]
@@ -271,7 +277,7 @@ mod tests {
     fn check(ejected_s: &[u64], returns_s: u64) {
         let mut backoff = Backoff::default();
         let second = |s: u64| Now(s * 1_000_000);
-        let timing = Timing::default();
+        let timing = NodeTiming::default();
         ejected_s.iter().for_each(|&s| backoff.on_ejected(A, Boot(1), second(s), &timing));
         assert!(!backoff.may_return(A, Boot(1), Now(returns_s * 1_000_000 - 1)));
         assert!(backoff.may_return(A, Boot(1), second(returns_s)));
@@ -291,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_good_time_is_forgiven() {
+    fn the_wait_is_reset_after_a_long_time_in_sync() {
         check(&[10, 12, 500], 501);
     }
 }

@@ -1,7 +1,7 @@
-//! What a disk does when something runs out: bytes, inodes, open files. It waits, says so, goes on by itself, and nothing
-//! is taken for damage.
+//! Shortages of bytes, inodes and open files: the disk waits, reports it, goes on by itself, and
+//! nothing is mistaken for damage.
 //!
-//! Each case is a process of its own: with a small file system of its own, or with a limit of its own.
+//! Each case is a process of its own: with a small file system or a limit of its own.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -15,21 +15,22 @@ use engine::node::Event;
 use engine::store::layout;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use storage_node::disk::DiskSettings;
-use storage_node::error::Lack;
+use storage_node::error::Shortage;
 use storage_node::snapshot_files::NotStaged;
 
 use crate::opening::Bench;
 use crate::pair::settings;
 use crate::running::{counter, flush, flush_of, load};
 
-const FOLDER: &str = "DKC_LACKS_FOLDER";
+const FOLDER: &str = "DKC_SHORTAGES_FOLDER";
 
-/// Runs the test of this name again, alone, in a file system of its own with these options if there are any.
+/// Runs the test of this name alone in a new process, on a file system of its own if there are
+/// options for one.
 #[track_caller]
 fn alone(test: &str, tmpfs: Option<&str>) {
     let folder = tempfile::tempdir().unwrap();
     let exe = std::env::current_exe().unwrap();
-    let name = format!("lacks::{test}");
+    let name = format!("shortages::{test}");
     let arguments = ["--exact", &name, "--ignored", "--nocapture"];
     let mut command = match tmpfs {
         None => Command::new(&exe),
@@ -47,13 +48,13 @@ fn alone(test: &str, tmpfs: Option<&str>) {
         }
     };
     let output = command.args(arguments).env(FOLDER, folder.path()).output().unwrap();
-    let said = [&output.stdout[..], &output.stderr[..]].concat();
-    let said = String::from_utf8_lossy(&said);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    let output_text = [&output.stdout[..], &output.stderr[..]].concat();
+    let output_text = String::from_utf8_lossy(&output_text);
+    assert!(output.status.success() && output_text.contains("1 passed"), "{output_text}");
     assert_eq!(output.status.signal(), None);
 }
 
-/// None when all ignored tests are asked for, and not by [`alone`].
+/// Returns `None` if all ignored tests are run, and not by [`alone`].
 fn folder() -> Option<PathBuf> {
     std::env::var_os(FOLDER).map(PathBuf::from)
 }
@@ -62,7 +63,7 @@ fn no_reserve(folder: &Path) -> DiskSettings {
     DiskSettings { free_bytes_min: 0, free_inodes_min: 0, ..settings(folder) }
 }
 
-/// A store with a copy in which `a` is 5.
+/// Opens a store with a copy in which `a` is 5.
 fn bench(folder: &Path) -> Bench {
     let mut bench = Bench::with(no_reserve(&folder.join("d"))).unwrap();
     bench.begin_copy();
@@ -72,7 +73,7 @@ fn bench(folder: &Path) -> Bench {
     bench
 }
 
-/// The folder holds a store that nothing is wrong with, and `a` is this.
+/// Checks that the folder holds an intact store, and that `a` is this.
 #[track_caller]
 fn is_well(folder: &Path, bench: Bench, want: i128) {
     drop(bench);
@@ -83,25 +84,26 @@ fn is_well(folder: &Path, bench: Bench, want: i128) {
     assert_eq!(fs::read_dir(folder.join("d/state.files")).unwrap().count(), 0);
 }
 
-/// Asks for a flush that can't be, sees the node refuse, gives back what was missing, and sees it go on.
+/// Requests a flush that fails, checks that the node refuses, ends the shortage, and checks that it
+/// goes on.
 fn waits_and_goes_on(folder: &Path, mut bench: Bench, give_back: impl FnOnce(), refuses: bool) {
     bench.append(1, 0);
     flush(&mut bench, 2, &[("a", 2)]);
     if refuses {
         let full = loop {
-            let told = bench.told().expect("no failure");
-            if let Event::DiskFull(full) = bench.disk.accept(told) {
+            let event = bench.next_unaccepted().expect("no failure");
+            if let Event::DiskFull(full) = bench.disk.accept(event) {
                 break full;
             }
         };
         assert!(full);
     } else {
-        // Time to go wrong; what it tells meanwhile is about free bytes.
+        // This is time for a wrong event; the events meanwhile are about free bytes.
         let until = Instant::now() + Duration::from_millis(700);
-        while let Ok(told) =
+        while let Ok(event) =
             bench.events.recv_timeout(until.saturating_duration_since(Instant::now()))
         {
-            let event = bench.disk.accept(told.expect("no failure"));
+            let event = bench.disk.accept(event.expect("no failure"));
             assert!(matches!(event, Event::Room { .. }), "{event:?}");
         }
     }
@@ -111,7 +113,7 @@ fn waits_and_goes_on(folder: &Path, mut bench: Bench, give_back: impl FnOnce(), 
     is_well(folder, bench, 7);
 }
 
-/// Makes empty files until there can be no more.
+/// Creates empty files until no more can be created.
 fn use_up_inodes(folder: &Path) -> Vec<PathBuf> {
     let names = (0..).map(|number| folder.join(format!("x{number}")));
     names.take_while(|path| File::create(path).is_ok()).collect()
@@ -156,7 +158,7 @@ fn without_bytes() {
     waits_and_goes_on(&folder, bench, || remove(files), true);
 }
 
-/// It is told apart from damage, so whoever opens the disk can wait.
+/// The error is distinct from damage, so the caller can retry the opening.
 #[test]
 fn a_start_without_room() {
     alone("starts_without_room", Some("size=32m,nr_inodes=200"));
@@ -170,14 +172,18 @@ fn starts_without_room() {
     for use_up in [use_up_inodes, use_up_bytes] {
         let files = use_up(&folder);
         let refused = Bench::with(no_reserve(&folder.join("d"))).map(drop).unwrap_err();
-        assert_eq!((refused.lack(), refused.exit_code()), (Some(Lack::Space), 1), "{refused}");
+        assert_eq!(
+            (refused.shortage(), refused.exit_code()),
+            (Some(Shortage::Space), 1),
+            "{refused}"
+        );
         remove(files);
     }
     let bench = Bench::with(no_reserve(&folder.join("d"))).unwrap();
     is_well(&folder, bench, 5);
 }
 
-/// A copy that does not fit is given up, leaves nothing, and the store is as it was.
+/// A snapshot that does not fit is given up, leaves nothing, and the store is as before.
 #[test]
 fn a_copy_without_room() {
     alone("copies_without_room", Some("size=32m"));

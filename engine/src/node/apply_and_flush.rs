@@ -1,4 +1,4 @@
-//! From the log into the table, and from the table into the state.
+//! Applying entries of the log to the table, and flushing the table into the state.
 //!
 //! ```text
 //!   Durable ──▶ commit moves ──▶ apply ──▶ active table ──freeze──▶ Flush ──▶ Ingested
@@ -8,18 +8,18 @@
 //!
 //! A loaded value is added to the tables as they are when the entry is applied. That is right as
 //! long as no ingest has come between: an ingest moves table content below the value that was
-//! loaded. So every load remembers how many ingests there had been, and is repeated if there was
+//! loaded. So every load records how many ingests there had been, and is repeated if there was
 //! another.
 
 use std::collections::BTreeSet;
 
 use crate::apply::{self, Loaded, Needs, ShardState, Values};
 use crate::entry::Position;
-use crate::idempotency::Record;
+use crate::idempotency::TokenRecord;
 use crate::ids::{CopyNo, Now, Seq, ShardId, StoreId};
 use crate::key::CounterKey;
 use crate::memory;
-use crate::message::{Answer, DigestPoint, NodeReply};
+use crate::message::{BatchReply, DigestPoint, NodeReply};
 use crate::node::{Effect, Node, turn_of};
 use crate::planted::Planted;
 use crate::replica::Replica;
@@ -28,45 +28,45 @@ use crate::replica::primary::Feed;
 use crate::replica::trust::Trust;
 use crate::store::log::index::Needed;
 
-/// What a load is for.
+/// A load in flight: what it reads, and the entry or read that waits for it.
 #[derive(Clone, Debug)]
-pub(super) struct LoadFor {
+pub(super) struct PendingLoad {
     needs: Needs,
-    purpose: Purpose,
+    purpose: LoadPurpose,
 }
 
-impl LoadFor {
-    /// What it takes of memory; the names are those of the entry or the read.
+impl PendingLoad {
+    /// Returns the bytes of memory that it takes; the names are those of the entry or the read.
     pub(super) fn bytes(&self) -> usize {
         match self.purpose {
-            Purpose::Entry { .. } => memory::of_map::<u64, Self>(1) + self.needs.bytes(),
-            Purpose::Read { .. } => 0, // Counted with the read.
+            LoadPurpose::Entry { .. } => memory::of_map::<u64, Self>(1) + self.needs.bytes(),
+            LoadPurpose::Read { .. } => 0, // Counted with the read.
         }
     }
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Purpose {
+enum LoadPurpose {
     Entry { shard: ShardId, seq: Seq },
     Read { read: u64 },
 }
 
-/// The flush under way, and what is waiting for one.
+/// The flush in flight, and what waits for one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Flushing {
     /// The number of the last flush begun.
     last: u64,
-    under_way: Option<UnderWay>,
-    /// When something was first applied that is not in a flush yet.
+    in_flight: Option<FlushInFlight>,
+    /// The time when the first entry was applied that is not in a flush yet.
     unflushed_since: Option<Now>,
-    /// Flush although it is not due.
+    /// True to flush although it is not due.
     wanted: bool,
     /// The next flush writes the records of these shards, even if nothing of them was applied.
     records: BTreeSet<ShardId>,
 }
 
 #[derive(Clone, Debug)]
-struct UnderWay {
+struct FlushInFlight {
     flush: u64,
     shards: Vec<(CopyNo, Position, DigestPoint)>,
 }
@@ -79,7 +79,7 @@ impl Node {
                 self.dirty.insert(shard);
             }
         }
-        self.pay_acks(effects);
+        self.send_due_acks(effects);
     }
 
     /// Moves a shard's commit, then applies what is committed.
@@ -117,8 +117,8 @@ impl Node {
             let Some(work) = &held.work else { break };
             let none = Loaded::default();
             let loaded = match &work.loading {
-                Loading::Ready { loaded, snapshot }
-                    if *snapshot == self.snapshot || Planted::UseStaleLoad.is_in(planted) =>
+                Loading::Ready { loaded, ingests }
+                    if *ingests == self.ingests || Planted::UseStaleLoad.is_in(planted) =>
                 {
                     loaded
                 }
@@ -133,31 +133,33 @@ impl Node {
             let (state, limits) = (&mut replica.state, self.settings.limits());
             let answer = apply::apply(state, &mut self.tables, entry, decoded, loaded, &limits);
             let batch = match &entry.body {
-                crate::entry::Body::Ops(batch) => Some((batch.slots, batch.session, batch.bseq)),
+                crate::entry::Body::Ops(batch) => {
+                    Some((batch.slots, batch.session, batch.batch_seq))
+                }
                 _ => None,
             };
             replica.on_applied(seq, &self.settings.sizes);
             self.memory.on_applied(shard, seq);
-            if let Some(Answer::Applied { tokens, .. }) = &answer
+            if let Some(BatchReply::Applied { tokens, .. }) = &answer
                 && replica.primary().is_some()
             {
-                self.tokens_told.count(tokens);
+                self.token_counts.count(tokens);
             }
             self.flushing.unflushed_since.get_or_insert(self.now);
             let waiting = replica.primary_mut().and_then(|primary| primary.waiting.remove(&seq));
-            if let Some((((conn, message), answer), (slots, session, bseq))) =
+            if let Some((((conn, message), answer), (slots, session, batch_seq))) =
                 waiting.zip(answer).zip(batch)
             {
-                let reply = NodeReply::Answer { message, slots, session, bseq, answer };
+                let reply = NodeReply::Answer { message, slots, session, batch_seq, answer };
                 effects.push(Effect::Gateway { conn, reply });
             }
         }
-        self.judge_if_reached(shard, before, effects);
+        self.compare_if_reached(shard, before, effects);
     }
 
     // ---- loads ---------------------------------------------------------------------------------
 
-    /// Asks for what the entries from `from` on will need, while they wait for their commit.
+    /// Loads what the entries from `from` on will need, while they wait for their commit.
     pub(super) fn prefetch(&mut self, shard: ShardId, from: Seq, effects: &mut Vec<Effect>) {
         let mut seq = from;
         while let Some(replica) = self.replicas.get(&shard)
@@ -173,19 +175,19 @@ impl Node {
     }
 
     fn load_for_entry(&mut self, shard: ShardId, seq: Seq, effects: &mut Vec<Effect>) {
-        let (load, snapshot) = (self.fresh_id(), self.snapshot);
+        let (load, ingests) = (self.fresh_id(), self.ingests);
         let Some(replica) = self.replicas.get_mut(&shard) else { return };
         let Some(work) = replica.log.get(seq).and_then(|held| held.work.as_ref()) else { return };
         let needs = apply::needs(&work.decoded, replica.state.slots);
-        replica.log.set_loading(seq, Loading::Asked { load, snapshot });
-        let purpose = Purpose::Entry { shard, seq };
-        self.await_load(load, LoadFor { needs: needs.clone(), purpose });
+        replica.log.set_loading(seq, Loading::Asked { load, ingests });
+        let purpose = LoadPurpose::Entry { shard, seq };
+        self.await_load(load, PendingLoad { needs: needs.clone(), purpose });
         effects.push(Effect::Load { load, needs });
     }
 
-    fn await_load(&mut self, load: u64, load_for: LoadFor) {
-        self.memory.loads += load_for.bytes();
-        self.loads.insert(load, load_for);
+    fn await_load(&mut self, load: u64, pending: PendingLoad) {
+        self.memory.loads += pending.bytes();
+        self.loads.insert(load, pending);
     }
 
     pub(super) fn load_for_read(
@@ -195,9 +197,9 @@ impl Node {
         effects: &mut Vec<Effect>,
     ) {
         let load = self.fresh_id();
-        let purpose = Purpose::Read { read };
+        let purpose = LoadPurpose::Read { read };
         let needs = Needs { counters, records: Vec::new() };
-        self.await_load(load, LoadFor { needs: needs.clone(), purpose });
+        self.await_load(load, PendingLoad { needs: needs.clone(), purpose });
         effects.push(Effect::Load { load, needs });
     }
 
@@ -205,7 +207,7 @@ impl Node {
         &mut self,
         load: u64,
         values: Vec<Option<i128>>,
-        records: Vec<Option<Record>>,
+        records: Vec<Option<TokenRecord>>,
         effects: &mut Vec<Effect>,
     ) {
         let Some(asked) = self.loads.remove(&load) else { return };
@@ -215,17 +217,17 @@ impl Node {
         let pairs = asked.needs.records.into_iter().zip(records);
         let records = pairs.filter_map(|(id, record)| Some((id, record?))).collect();
         match asked.purpose {
-            Purpose::Read { read } => self.on_read_loaded(read, values, effects),
-            Purpose::Entry { shard, seq } => {
+            LoadPurpose::Read { read } => self.on_read_loaded(read, values, effects),
+            LoadPurpose::Entry { shard, seq } => {
                 let Some(replica) = self.replicas.get_mut(&shard) else { return };
                 let held = replica.log.get(seq).and_then(|held| held.work.as_ref());
                 match held.map(|work| &work.loading) {
-                    Some(&Loading::Asked { load: asked, snapshot }) if asked == load => {
+                    Some(&Loading::Asked { load: asked, ingests }) if asked == load => {
                         let loaded = Loaded { values, records };
-                        replica.log.set_loading(seq, Loading::Ready { loaded, snapshot });
+                        replica.log.set_loading(seq, Loading::Ready { loaded, ingests });
                         self.dirty.insert(shard);
                     }
-                    _ => {} // The entry was cut, and another stands in its place.
+                    _ => {} // The entry was cut and replaced by another one.
                 }
             }
         }
@@ -233,7 +235,8 @@ impl Node {
 
     // ---- flushing ------------------------------------------------------------------------------
 
-    /// Begins a flush if the table is full or old enough, or one is wanted, and none is under way.
+    /// Begins a flush if the table is full or old enough, or one was requested, and none is in
+    /// flight.
     pub(super) fn flush_if_due(&mut self, effects: &mut Vec<Effect>) {
         let Some(since) = self.flushing.unflushed_since else {
             self.flushing.wanted = false;
@@ -247,13 +250,13 @@ impl Node {
         }
     }
 
-    /// The active table holds as much as it may.
+    /// Returns whether the active table has reached its limit.
     pub(super) fn is_table_full(&self) -> bool {
         self.tables.active.fills(self.settings.table_bytes_max)
     }
 
     pub(super) fn is_flushing(&self) -> bool {
-        self.flushing.under_way.is_some()
+        self.flushing.in_flight.is_some()
     }
 
     pub(super) fn begin_flush(&mut self, effects: &mut Vec<Effect>) {
@@ -262,8 +265,8 @@ impl Node {
         self.flushing.unflushed_since = None;
         let flush = self.flushing.last;
         let active = std::mem::take(&mut self.tables.active);
-        let table = std::sync::Arc::new(active.freeze());
-        self.tables.frozen = Some(table.clone());
+        let table = std::sync::Arc::new(active.seal());
+        self.tables.sealed = Some(table.clone());
         let records = std::mem::take(&mut self.flushing.records);
         let (mut shards, mut marks) = (Vec::new(), Vec::new());
         for replica in self.replicas.values().filter(|replica| replica.trust.exists()) {
@@ -278,24 +281,25 @@ impl Node {
                 .iter_mut()
                 .for_each(|(_, state): &mut (_, ShardState)| state.sessions.rows.clear());
         }
-        self.flushing.under_way = Some(UnderWay { flush, shards: marks });
+        self.flushing.in_flight = Some(FlushInFlight { flush, shards: marks });
         effects.push(Effect::Flush { flush, table, shards });
     }
 
-    /// The next flush holds everything that is in the tables now: its number. None if they and the
-    /// state hold the same.
-    pub(super) fn want_flush(&mut self) -> Option<u64> {
+    /// Requests a flush of everything that is in the tables now. Returns its number; `None` if the
+    /// state contains everything already.
+    pub(super) fn request_flush(&mut self) -> Option<u64> {
         if self.flushing.unflushed_since.is_some() {
             self.flushing.wanted = true;
             return Some(self.flushing.last + 1);
         }
-        self.flushing.under_way.as_ref().map(|under_way| under_way.flush)
+        self.flushing.in_flight.as_ref().map(|in_flight| in_flight.flush)
     }
 
-    /// The state is to hold a record of the shard: of an empty copy, if nothing was applied yet.
-    pub(super) fn want_record(&mut self, shard: ShardId) {
+    /// Requests that the state contains a record of the shard: of an empty copy, if nothing was
+    /// applied yet.
+    pub(super) fn request_record(&mut self, shard: ShardId) {
         if Planted::EmptyIsNoCopy.is_in(self.settings.planted) {
-            self.want_flush();
+            self.request_flush();
             return;
         }
         self.flushing.records.insert(shard);
@@ -304,12 +308,12 @@ impl Node {
     }
 
     pub(super) fn on_ingested(&mut self, flush: u64, effects: &mut Vec<Effect>) {
-        let Some(done) = self.flushing.under_way.take_if(|under_way| under_way.flush == flush)
+        let Some(done) = self.flushing.in_flight.take_if(|in_flight| in_flight.flush == flush)
         else {
             return;
         };
-        self.tables.frozen = None;
-        self.snapshot += 1;
+        self.tables.sealed = None;
+        self.ingests += 1;
         self.dirty.extend(self.memory.held_up());
         for (copy, applied, point) in done.shards {
             let Some(replica) = self.replicas.get_mut(&point.shard) else { continue };
@@ -327,20 +331,21 @@ impl Node {
         self.flush_if_due(effects);
     }
 
-    /// Says once more what is needed of the log: it may be less without a flush. A follower has acknowledged more, a
-    /// copy was replaced, and of an oldest segment kept by a few entries these are carried, a part each time.
+    /// Emits again what is needed of the log, which may have become less without a flush: a
+    /// follower has acknowledged more, or a copy was replaced. Of an oldest segment kept by a few
+    /// entries these are carried over, a part each time.
     pub(super) fn trim_if_due(&mut self, effects: &mut Vec<Effect>) {
         if self.now >= self.next_trim && !Planted::TrimOnlyOnFlush.is_in(self.settings.planted) {
             self.trim(effects);
         }
     }
 
-    /// The disk is nearly full, or no longer: what a flush and a trim can free is freed now.
+    /// Handles a change of the disk-full state: what a flush and a trim can free is freed now.
     pub(super) fn on_disk_full(&mut self, full: bool, effects: &mut Vec<Effect>) {
         self.disk_full = full;
         self.to_review.extend(self.replicas.keys().copied());
         if full {
-            self.want_flush();
+            self.request_flush();
             self.flush_if_due(effects);
             self.next_trim = self.now;
             self.trim_if_due(effects);
@@ -367,7 +372,7 @@ impl Node {
             let absent =
                 |store: &StoreId| *store != self.me.store && !primary.followers.contains_key(store);
             if primary.record.target.iter().any(absent) {
-                members = Seq(0); // It may come back and go on from its log.
+                members = Seq(0); // The store may return and continue from its log.
             }
         }
         if let Some(pin) = self.transfers.pin(replica.shard) {
@@ -377,7 +382,7 @@ impl Node {
         Needed { shard: replica.shard, flushed, applied, members }
     }
 
-    /// Makes an empty copy where etcd says that this store is to hold one.
+    /// Creates an empty copy of a shard that etcd assigns to this store.
     pub(super) fn create_copy(&mut self, shard: ShardId, fit: bool, effects: &mut Vec<Effect>) {
         let Some((record, _)) = self.records.get(&shard) else { return };
         let slots = record.slots;
@@ -386,9 +391,9 @@ impl Node {
             return;
         }
         if replica.trust == (Trust::Absent { clean: false }) {
-            // A start that found a dropped copy's number does not know what slots it had.
+            // After a start that found the number of a dropped copy, its slots are not known.
             replica.slots = slots;
-            self.drop_rows(shard, effects); // It is made once they are gone.
+            self.drop_rows(shard, effects); // The copy is created once they are gone.
             return;
         }
         replica.create(&mut turn_of!(self, effects), slots, fit);

@@ -1,107 +1,114 @@
-//! What a leading coordinator keeps, and the order in which it looks at things.
+//! The state of a leading coordinator, and the order of its reviews.
 //!
-//! Proposals live here. A shard takes part in at most one at a time; when one failed, or nobody knows
-//! whether it did, its shards *rest* until a list begun afterwards has come back. Those whose record
-//! had moved go *singly* from then on, so that one busy record does not hold up a whole transaction.
+//! Proposals live here. A shard takes part in at most one proposal at a time. After one that
+//! failed, or whose outcome is unknown, its shards *rest* until a list that began afterwards has
+//! come back. Shards whose record had moved are proposed *singly* from then on, so that one busy
+//! record does not hold up a whole transaction.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::config::ShardConfig;
-use crate::coordinator::health::Health;
+use crate::coordinator::decision::{Decision, PlacementWait};
+use crate::coordinator::health::FailureDetector;
 use crate::coordinator::promotion::Promotions;
-use crate::coordinator::records::Records;
+use crate::coordinator::records::ClusterRecords;
 use crate::coordinator::reports::Reports;
-use crate::coordinator::story::{Story, Waits};
 use crate::coordinator::upkeep::Upkeep;
 use crate::coordinator::{
-    Accepted, Change, Effect, Event, Kept, Listing, Settings, Timing, Turn, Writes,
+    AcceptedLoss, AtRevision, CoordinatorTiming, CoordinatorTurn, Effect, Event, Listing,
+    RecordChange, Settings, Writes,
 };
 use crate::ids::{Now, ShardId, StoreBoot, StoreId};
 use crate::node::CasOutcome;
 use crate::records::Meta;
+use crate::shard_record::ShardRecord;
 
+/// The state of one term, from the election to the loss of the `coordinator` key.
 #[derive(Debug)]
-pub(super) struct Office {
+pub(super) struct LeaderState {
     term: u64,
-    pub(super) timing: Timing,
-    pub(super) records: Records,
-    pub(super) health: Health,
+    pub(super) timing: CoordinatorTiming,
+    pub(super) records: ClusterRecords,
+    pub(super) health: FailureDetector,
     pub(super) reports: Reports,
     pub(super) promotions: Promotions,
     pub(super) upkeep: Upkeep,
 
-    lists: Lists,
-    proposals: BTreeMap<u64, Proposal>,
-    /// The shards of those.
+    lists: ListState,
+    proposals: BTreeMap<u64, PendingProposal>,
+    /// The shards of the pending proposals.
     proposed: BTreeSet<ShardId>,
     resting: Resting,
+    /// Shards that are proposed in transactions of their own.
     singly: BTreeSet<ShardId>,
-    /// No proposals before this.
+    /// There are no proposals before this time.
     paused_until: Now,
 
-    /// Every process has had its time to answer once: until then nobody is missed.
-    settled: bool,
+    /// Every process has had time to answer a probe; before that none counts as dead.
+    all_probed: bool,
+    /// Something has changed since the last review.
     dirty: bool,
-    next_look: Now,
+    next_review: Now,
 }
 
+/// The list that is in flight, and the time of the next one.
 #[derive(Debug, Default)]
-struct Lists {
-    /// One has come back: the records are all there.
+struct ListState {
+    /// A list has come back, so all records are loaded.
     listed: bool,
-    under_way: Option<(u64, Now)>,
-    /// Another must begin when that one is back.
+    in_flight: Option<(u64, Now)>,
+    /// Another list must begin when the present one is back.
     again: bool,
     next: Now,
 }
 
-/// Shards whose last proposal did not simply succeed.
+/// Shards whose last proposal failed, or has an unknown outcome.
 #[derive(Debug, Default)]
 struct Resting {
-    /// Until the list that is under way is back, or the next one if none is.
+    /// Shards that rest until the list in flight is back, or the next one if none is in flight.
     now: BTreeSet<ShardId>,
-    /// Until the one after it is.
+    /// Shards that rest until the list after that one is back.
     next: BTreeSet<ShardId>,
-    /// What failed proposals had compared.
+    /// The shards of failed proposals, each with the mod_revision that was compared.
     failed: Vec<(ShardId, u64)>,
 }
 
+/// A proposal without an answer.
 #[derive(Debug)]
-struct Proposal {
+struct PendingProposal {
     writes: Writes,
-    stories: Vec<Story>,
+    decisions: Vec<Decision>,
 }
 
-/// One shard's part of a proposal: what to write, and what to tell once it is written.
+/// One shard's part of a proposal: the record to write, and the decision to log once it is written.
 #[derive(Debug)]
-pub(super) struct Write {
-    pub(super) config: ShardConfig,
-    pub(super) story: Option<Story>,
+pub(super) struct ShardWrite {
+    pub(super) record: ShardRecord,
+    pub(super) decision: Option<Decision>,
 }
 
-impl Office {
-    pub(super) fn new(term: u64, turn: &mut Turn<'_>) -> Self {
+impl LeaderState {
+    pub(super) fn new(term: u64, turn: &mut CoordinatorTurn<'_>) -> Self {
         let timing = turn.settings.timing;
-        let mut office = Self {
+        let mut leader = Self {
             term,
             timing,
-            records: Records::default(),
-            health: Health::new(timing),
+            records: ClusterRecords::default(),
+            health: FailureDetector::new(timing),
             reports: Reports::new(timing.report_ms),
             promotions: Promotions::default(),
             upkeep: Upkeep::default(),
-            lists: Lists::default(),
+            lists: ListState::default(),
             proposals: BTreeMap::new(),
             proposed: BTreeSet::new(),
             resting: Resting::default(),
             singly: BTreeSet::new(),
             paused_until: turn.now,
-            settled: false,
+            all_probed: false,
             dirty: true,
-            next_look: turn.now,
+            next_review: turn.now,
         };
-        office.list(turn);
-        office
+        leader.list(turn);
+        leader
     }
 
     pub(super) fn term(&self) -> u64 {
@@ -112,7 +119,7 @@ impl Office {
         self.lists.listed
     }
 
-    pub(super) fn waits_for(&self) -> Option<Waits> {
+    pub(super) fn waits_for(&self) -> Option<PlacementWait> {
         self.upkeep.waits
     }
 
@@ -126,7 +133,7 @@ impl Office {
 
     // ---- events --------------------------------------------------------------------------------
 
-    pub(super) fn on(&mut self, turn: &mut Turn<'_>, event: Event) {
+    pub(super) fn on(&mut self, turn: &mut CoordinatorTurn<'_>, event: Event) {
         match event {
             Event::Tick | Event::Elected { .. } | Event::Deposed => {}
             Event::Listed { list, listing } => self.on_listed(turn, list, listing),
@@ -134,7 +141,7 @@ impl Office {
             Event::WatchBroke => self.list(turn),
             Event::Proposed { proposal, outcome } => self.on_proposed(turn, proposal, outcome),
             Event::Probed { probe, result } => {
-                self.dirty |= self.health.probed(turn, probe, result);
+                self.dirty |= self.health.on_probed(turn, probe, result);
             }
             Event::Gathered { gather, store, ends } => self.on_gathered(turn, gather, store, ends),
             Event::SteppedDown { shard, epoch, end } => {
@@ -142,59 +149,59 @@ impl Office {
             }
             Event::Reported { from, report } => {
                 for &store in &report.silent {
-                    self.health.blame(turn.now, store);
+                    self.health.suspect(turn.now, store);
                 }
-                self.dirty |= report.leaving && self.health.leaves(from);
-                self.dirty |= self.reports.heard(turn.now, from, report);
+                self.dirty |= report.leaving && self.health.note_leaving(from);
+                self.dirty |= self.reports.on_report(turn.now, from, report);
             }
             Event::GatewayReported { suspects } => {
                 for store in suspects {
-                    self.health.blame(turn.now, store);
+                    self.health.suspect(turn.now, store);
                 }
                 self.dirty = true;
             }
         }
     }
 
-    fn on_changed(&mut self, turn: &mut Turn<'_>, revision: u64, change: Change) {
+    fn on_changed(&mut self, turn: &mut CoordinatorTurn<'_>, revision: u64, change: RecordChange) {
         let left = match change {
-            Change::Node(store, None) => Some(store),
+            RecordChange::Node(store, None) => Some(store),
             _ => None,
         };
-        let came = matches!(change, Change::Node(_, Some(_)));
+        let came = matches!(change, RecordChange::Node(_, Some(_)));
         if self.records.changed(revision, change) {
             self.dirty = true;
             if came {
-                self.upkeep.newcomer(turn.now);
+                self.upkeep.node_joined(turn.now);
             }
             if let Some(store) = left {
-                self.health.ask(turn.now, store);
+                self.health.probe_now(turn.now, store);
             }
         }
     }
 
     // ---- reading -------------------------------------------------------------------------------
 
-    /// Asks for a list that begins now, or as soon as the one under way is back.
-    fn list(&mut self, turn: &mut Turn<'_>) {
-        if self.lists.under_way.is_some() {
+    /// Requests a list that begins now, or as soon as the one in flight is back.
+    fn list(&mut self, turn: &mut CoordinatorTurn<'_>) {
+        if self.lists.in_flight.is_some() {
             self.lists.again = true;
             return;
         }
         let list = turn.fresh_id();
-        self.lists.under_way = Some((list, turn.now));
+        self.lists.in_flight = Some((list, turn.now));
         self.lists.again = false;
         self.lists.next = turn.now.plus_ms(turn.settings.relist_every_ms);
-        // It begins later than anything that rests so far.
+        // The list begins after every proposal whose shards rest so far.
         self.resting.now.append(&mut self.resting.next);
         turn.effects.push(Effect::List { list });
     }
 
-    fn on_listed(&mut self, turn: &mut Turn<'_>, list: u64, listing: Option<Listing>) {
-        if self.lists.under_way.is_none_or(|(under_way, _)| under_way != list) {
+    fn on_listed(&mut self, turn: &mut CoordinatorTurn<'_>, list: u64, listing: Option<Listing>) {
+        if self.lists.in_flight.is_none_or(|(in_flight, _)| in_flight != list) {
             return;
         }
-        self.lists.under_way = None;
+        self.lists.in_flight = None;
         let Some(listing) = listing else {
             self.lists.next = turn.now.plus_ms(self.timing.list_retry_ms);
             return;
@@ -204,8 +211,8 @@ impl Office {
         self.resting.now.clear();
         self.compare_failed(turn);
         if !std::mem::replace(&mut self.lists.listed, true) {
-            self.upkeep.newcomer(turn.now);
-            turn.tell(Story::TookOffice {
+            self.upkeep.node_joined(turn.now);
+            turn.log(Decision::BecameLeader {
                 term: self.term,
                 stores: self.records.stores.len(),
                 shards: self.records.shards.len(),
@@ -216,8 +223,9 @@ impl Office {
         }
     }
 
-    /// Which records had moved, of those whose proposal failed?
-    fn compare_failed(&mut self, turn: &mut Turn<'_>) {
+    /// Finds which records of failed proposals had moved. They are proposed singly; if none had
+    /// moved, the reason for the failure is unknown and proposals pause.
+    fn compare_failed(&mut self, turn: &mut CoordinatorTurn<'_>) {
         let resting = &self.resting.next;
         let (later, failed): (Vec<_>, Vec<_>) =
             self.resting.failed.drain(..).partition(|(shard, _)| resting.contains(shard));
@@ -234,10 +242,10 @@ impl Office {
         self.singly.extend(moved);
     }
 
-    fn review_lists(&mut self, turn: &mut Turn<'_>) {
-        match self.lists.under_way {
+    fn review_lists(&mut self, turn: &mut CoordinatorTurn<'_>) {
+        match self.lists.in_flight {
             Some((_, since)) if turn.now >= since.plus_ms(self.timing.list_timeout_ms) => {
-                self.lists.under_way = None;
+                self.lists.in_flight = None;
                 self.list(turn);
             }
             None if turn.now >= self.lists.next => self.list(turn),
@@ -247,7 +255,8 @@ impl Office {
 
     // ---- writing -------------------------------------------------------------------------------
 
-    /// Nothing is to be proposed for the shard now: something is under way, or not settled.
+    /// Returns whether nothing may be proposed for the shard now: something is in flight or
+    /// unsettled.
     pub(super) fn is_busy(&self, shard: ShardId) -> bool {
         self.resting.now.contains(&shard)
             || self.resting.next.contains(&shard)
@@ -259,60 +268,71 @@ impl Office {
         now < self.paused_until
     }
 
-    /// Writes shard records in as few transactions as may be.
-    pub(super) fn propose_shards(&mut self, turn: &mut Turn<'_>, writes: Vec<Write>) {
-        let single = |write: &Write| self.singly.contains(&write.config.shard());
-        let (single, mut together): (Vec<Write>, Vec<Write>) = writes.into_iter().partition(single);
-        let mut transactions: Vec<Vec<Write>> = single.into_iter().map(|one| vec![one]).collect();
+    /// Proposes shard records in as few transactions as possible.
+    pub(super) fn propose_shards(
+        &mut self,
+        turn: &mut CoordinatorTurn<'_>,
+        writes: Vec<ShardWrite>,
+    ) {
+        let single = |write: &ShardWrite| self.singly.contains(&write.record.shard());
+        let (single, mut together): (Vec<ShardWrite>, Vec<ShardWrite>) =
+            writes.into_iter().partition(single);
+        let mut transactions: Vec<Vec<ShardWrite>> =
+            single.into_iter().map(|one| vec![one]).collect();
         while !together.is_empty() {
             let rest = together.split_off(together.len().min(turn.settings.shards_per_txn));
             transactions.push(std::mem::replace(&mut together, rest));
         }
         for transaction in transactions {
-            let mut stories = Vec::new();
+            let mut decisions = Vec::new();
             let mut shards = Vec::new();
-            for Write { config, story } in transaction {
-                let known = self.records.shards.get(config.shard());
-                shards.push((known.map_or(0, |kept| kept.modified), config));
-                stories.extend(story);
+            for ShardWrite { record, decision } in transaction {
+                let known = self.records.shards.get(record.shard());
+                shards.push((known.map_or(0, |kept| kept.modified), record));
+                decisions.extend(decision);
             }
-            self.propose(turn, Writes::Shards(shards), stories);
+            self.propose(turn, Writes::Shards(shards), decisions);
         }
     }
 
-    pub(super) fn propose(&mut self, turn: &mut Turn<'_>, writes: Writes, stories: Vec<Story>) {
+    pub(super) fn propose(
+        &mut self,
+        turn: &mut CoordinatorTurn<'_>,
+        writes: Writes,
+        decisions: Vec<Decision>,
+    ) {
         let proposal = turn.fresh_id();
-        self.proposed.extend(writes.shards().iter().map(|(_, config)| config.shard()));
-        self.proposals.insert(proposal, Proposal { writes: writes.clone(), stories });
+        self.proposed.extend(writes.shards().iter().map(|(_, record)| record.shard()));
+        self.proposals.insert(proposal, PendingProposal { writes: writes.clone(), decisions });
         turn.effects.push(Effect::Propose { proposal, term: self.term, writes });
     }
 
-    /// A write of this record is under way.
-    pub(super) fn is_proposing(&self, record: impl Fn(&Writes) -> bool) -> bool {
-        self.proposals.values().any(|proposal| record(&proposal.writes))
+    /// Returns whether a proposal with such a write is in flight.
+    pub(super) fn is_proposing(&self, is_such: impl Fn(&Writes) -> bool) -> bool {
+        self.proposals.values().any(|proposal| is_such(&proposal.writes))
     }
 
-    fn on_proposed(&mut self, turn: &mut Turn<'_>, id: u64, outcome: CasOutcome) {
+    fn on_proposed(&mut self, turn: &mut CoordinatorTurn<'_>, id: u64, outcome: CasOutcome) {
         let Some(proposal) = self.proposals.remove(&id) else { return };
         self.dirty = true;
         let shards = proposal.writes.shards();
-        shards.iter().for_each(|(_, config)| _ = self.proposed.remove(&config.shard()));
+        shards.iter().for_each(|(_, record)| _ = self.proposed.remove(&record.shard()));
         match outcome {
             CasOutcome::Done { mod_revision } => {
                 self.written(mod_revision, proposal.writes);
-                proposal.stories.into_iter().for_each(|story| turn.tell(story));
+                proposal.decisions.into_iter().for_each(|decision| turn.log(decision));
             }
             CasOutcome::Failed | CasOutcome::Unknown => {
                 if shards.is_empty() {
                     self.paused_until = turn.now.plus_ms(self.timing.pause_ms);
                 }
-                let resting = match self.lists.under_way {
+                let resting = match self.lists.in_flight {
                     Some(_) => &mut self.resting.next,
                     None => &mut self.resting.now,
                 };
-                resting.extend(shards.iter().map(|(_, config)| config.shard()));
+                resting.extend(shards.iter().map(|(_, record)| record.shard()));
                 if outcome == CasOutcome::Failed {
-                    let failed = shards.iter().map(|(at, config)| (config.shard(), *at));
+                    let failed = shards.iter().map(|(at, record)| (record.shard(), *at));
                     self.resting.failed.extend(failed);
                 }
                 self.list(turn);
@@ -320,66 +340,66 @@ impl Office {
         }
     }
 
-    /// What was proposed stands.
+    /// Applies a successful proposal to the known records, ahead of the watch.
     fn written(&mut self, revision: u64, writes: Writes) {
         match writes {
             Writes::Meta(value) => {
-                let kept = Kept { value, created: revision, modified: revision };
-                self.records.changed(revision, Change::Meta(kept));
+                let kept = AtRevision { value, created: revision, modified: revision };
+                self.records.changed(revision, RecordChange::Meta(kept));
             }
             Writes::Store { store, record: value, .. } => {
                 let created = self.records.stores.get(store).map_or(revision, |kept| kept.created);
-                let kept = Kept { value, created, modified: revision };
-                self.records.changed(revision, Change::Store(store, Some(kept)));
+                let kept = AtRevision { value, created, modified: revision };
+                self.records.changed(revision, RecordChange::Store(store, Some(kept)));
             }
             Writes::Shards(shards) => {
                 shards.into_iter().for_each(|(_, value)| self.shard_written(revision, value));
             }
-            Writes::Accepted(accepted) => {
-                let Accepted { config, intent, .. } = *accepted;
+            Writes::AcceptedLoss(accepted) => {
+                let AcceptedLoss { record, intent, .. } = *accepted;
                 if intent.is_some() {
-                    self.records.changed(revision, Change::Promote(config.shard(), None));
+                    self.records.changed(revision, RecordChange::Promote(record.shard(), None));
                 }
-                self.shard_written(revision, config);
+                self.shard_written(revision, record);
             }
         }
     }
 
-    fn shard_written(&mut self, revision: u64, value: ShardConfig) {
+    fn shard_written(&mut self, revision: u64, value: ShardRecord) {
         let shard = value.shard();
         let created = self.records.shards.get(shard).map_or(revision, |kept| kept.created);
-        let kept = Kept { value, created, modified: revision };
-        self.records.changed(revision, Change::Shard(shard, Some(kept)));
+        let kept = AtRevision { value, created, modified: revision };
+        self.records.changed(revision, RecordChange::Shard(shard, Some(kept)));
         self.singly.remove(&shard);
     }
 
-    // ---- looking -------------------------------------------------------------------------------
+    // ---- reviewing -----------------------------------------------------------------------------
 
-    pub(super) fn review(&mut self, turn: &mut Turn<'_>) {
+    pub(super) fn review(&mut self, turn: &mut CoordinatorTurn<'_>) {
         self.review_lists(turn);
         if !self.lists.listed {
             return;
         }
-        if self.dirty || turn.now >= self.next_look {
-            self.health.expect(turn.now, &self.processes());
+        if self.dirty || turn.now >= self.next_review {
+            self.health.set_watched(turn.now, &self.processes());
         }
-        self.dirty |= self.health.look(turn);
-        self.settled |= self.health.is_settled();
+        self.dirty |= self.health.send_due_probes(turn);
+        self.all_probed |= self.health.all_probed();
         self.review_rounds(turn);
-        let due = turn.now >= self.next_look;
+        let due = turn.now >= self.next_review;
         if !self.dirty && !due {
             return;
         }
         if std::mem::take(&mut self.dirty) {
-            self.upkeep.news();
+            self.upkeep.mark_dirty();
         }
-        self.next_look = turn.now.plus_ms(self.timing.look_every_ms);
+        self.next_review = turn.now.plus_ms(self.timing.review_every_ms);
         if !self.agrees(turn) || self.is_paused(turn.now) {
             return;
         }
         self.bootstrap(turn);
-        if self.settled {
-            self.tell_health(turn);
+        if self.all_probed {
+            self.log_deaths(turn);
             self.review_needs(turn);
             self.remove_dead(turn);
             self.review_stores(turn);
@@ -387,12 +407,12 @@ impl Office {
         }
     }
 
-    /// Something changed that only a look at everything can judge.
-    pub(super) fn look_now(&mut self) {
+    /// Requests a full review.
+    pub(super) fn mark_dirty(&mut self) {
         self.dirty = true;
     }
 
-    /// The newest process of every store that may come back.
+    /// The newest process of every store that is not gone for good.
     fn processes(&self) -> Vec<StoreBoot> {
         let newest = |(store, _): (StoreId, _)| {
             Some(StoreBoot { store, boot: self.records.newest_boot(store)? })
@@ -400,15 +420,15 @@ impl Office {
         self.records.stores.iter().filter_map(newest).collect()
     }
 
-    fn tell_health(&mut self, turn: &mut Turn<'_>) {
+    fn log_deaths(&mut self, turn: &mut CoordinatorTurn<'_>) {
         let records = &self.records;
-        if self.health.tell(turn, |store| records.is_registered(store)) {
-            self.upkeep.trouble(turn.now);
+        if self.health.log_changes(turn, |store| records.is_registered(store)) {
+            self.upkeep.note_disruption(turn.now);
         }
     }
 
     pub(super) fn next_deadline(&self, settings: &Settings) -> Now {
-        let list = match self.lists.under_way {
+        let list = match self.lists.in_flight {
             Some((_, since)) => since.plus_ms(self.timing.list_timeout_ms),
             None => self.lists.next,
         };
@@ -417,7 +437,7 @@ impl Office {
         }
         let health = self.health.next_deadline(settings.probe_timeout_ms);
         let rounds = self.promotions.next_deadline();
-        [Some(list), Some(self.next_look), health, rounds]
+        [Some(list), Some(self.next_review), health, rounds]
             .into_iter()
             .flatten()
             .min()

@@ -1,44 +1,50 @@
-//! A follower takes what the primary of its promised epoch sends (DESIGN §6, rules 8, 11 and 12).
+//! A follower accepts what the primary of its promised epoch sends.
 //!
-//! Picture a primary that was paused for a minute: it wakes up, still believes that it leads, and
-//! sends its backups a batch. By then they have promised a higher epoch and refuse, so it can't
-//! collect the acknowledgements it needs. No clock is involved.
+//! Example: a primary was paused for a minute, wakes up, still believes that it leads, and sends
+//! its followers a batch. By then they have promised a higher epoch and refuse, so it can't collect
+//! the acknowledgements that it needs. No clock is involved.
 //!
-//! A follower cuts its log only where an entry of that primary contradicts its own, never on a
-//! bare number, and in the same group as what replaces it. It acknowledges what the messages of
-//! this epoch have shown to match, not its whole log: an old tail beyond that may be anybody's.
+//! A follower truncates its log only where an entry of that primary contradicts its own, never
+//! because of a bare number, and in the same group as what replaces it. It acknowledges what the
+//! messages of this epoch have shown to match, not its whole log: an old tail beyond that may come
+//! from any former primary.
 
 use crate::entry::{Body, Entry, Position};
 use crate::ids::{CopyNo, Seq};
 use crate::message::{Reject, Slice};
-use crate::node::turn::Turn;
+use crate::node::group_commit::TurnContext;
 use crate::planted::Planted;
 use crate::replica::Replica;
 
-/// Why a slice was not taken.
+/// The reason why a slice was not accepted.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum NotTaken {
-    /// Say so to the primary.
+pub enum SliceRefusal {
+    /// The primary is to be informed.
     Reject(Reject),
-    /// The bytes were damaged on the way: the connection is not to be trusted.
+    /// The bytes were damaged on the way: the connection can't be trusted.
     Damaged,
 }
 
-impl From<Reject> for NotTaken {
+impl From<Reject> for SliceRefusal {
     fn from(reject: Reject) -> Self {
         Self::Reject(reject)
     }
 }
 
 impl Replica {
-    /// Takes a slice: checks its epoch, copy and place, and writes what is new of it. `in_sync`: this store is
-    /// a member of the in-sync set, as far as it knows.
+    /// Accepts a slice: checks its epoch, copy and position, and writes what is new of it.
+    /// `in_sync`: this store is a member of the in-sync set, as far as it knows.
+    ///
+    /// # Errors
+    ///
+    /// [`SliceRefusal`]. Entries before the first one that can't be accepted are written all the
+    /// same.
     pub fn accept(
         &mut self,
-        turn: &mut Turn<'_>,
+        turn: &mut TurnContext<'_>,
         slice: &Slice,
         in_sync: bool,
-    ) -> Result<(), NotTaken> {
+    ) -> Result<(), SliceRefusal> {
         let obeys_any = turn.planted(Planted::ObeyOldEpoch) && self.primary().is_none();
         if slice.epoch < self.promised && !obeys_any {
             return Err(Reject::StaleEpoch { promised: self.promised }.into());
@@ -52,38 +58,40 @@ impl Replica {
         if slice.epoch > self.promised {
             self.promise(turn, slice.epoch);
         } else if self.primary().is_some() {
-            // Two primaries of one epoch: the other one can't be what it says.
+            // There can't be two primaries of one epoch, so the sender is not what it claims to be.
             return Err(Reject::StaleEpoch { promised: self.promised }.into());
         }
         if !self.trust.is_working() {
             return Err(Reject::Stopped.into());
         }
         let joined = self.join(turn, slice, in_sync)?;
-        // Of what is known to be committed nothing has to stay in the log: so a follower whose log is
-        // too long learns it, although it takes nothing new.
+        // The commit counts even if the slice is rejected: committed entries need not stay in the
+        // log, so a follower whose log is too long must learn the commit although it accepts
+        // nothing new.
         self.matched = self.matched.max(joined.seq);
-        self.hear_commit(slice.commit);
+        self.learn_commit(slice.commit);
         if !joined.is_whole {
             return Err(Reject::NoSpace.into());
         }
-        // This will be acknowledged: the primary may count on the copy, whatever etcd said before.
-        self.leaving = None;
+        // The slice will be acknowledged: the primary may count on the copy, whatever etcd's record
+        // was before.
+        self.removal_read = None;
         Ok(())
     }
 
-    /// The primary has announced a commit.
-    pub fn hear_commit(&mut self, announced: Seq) {
+    /// Notes a commit that the primary has announced, as far as the logs are known to match.
+    pub fn learn_commit(&mut self, announced: Seq) {
         self.commit = self.commit.max(announced.min(self.matched));
     }
 
-    /// Writes what is new of the slice, as far as a disk that is full takes it.
+    /// Writes what is new of the slice, as far as a full disk permits.
     fn join(
         &mut self,
-        turn: &mut Turn<'_>,
+        turn: &mut TurnContext<'_>,
         slice: &Slice,
         in_sync: bool,
-    ) -> Result<Joined, NotTaken> {
-        let takes = |turn: &Turn<'_>, entry: &Entry| {
+    ) -> Result<Joined, SliceRefusal> {
+        let takes = |turn: &TurnContext<'_>, entry: &Entry| {
             !turn.disk_full || fits_reserve(turn, entry, slice, in_sync)
         };
         let mut at = self.starting_point(turn, slice)?;
@@ -115,10 +123,14 @@ impl Replica {
         Ok(Joined { seq: at.seq, is_whole: true })
     }
 
-    /// Where both logs are known to agree: at `prev`, or at the oldest position in memory if the
-    /// slice begins below it and holds the entry there. A slice that ends below it shows nothing: after an
-    /// accepted loss a primary may never have had what is applied here.
-    fn starting_point(&mut self, turn: &mut Turn<'_>, slice: &Slice) -> Result<Position, NotTaken> {
+    /// The position at which both logs are known to agree: at `prev`, or at the oldest position in
+    /// memory if the slice begins below it and contains the entry there. A slice that ends below it
+    /// proves nothing: after an accepted loss a primary may never have had what is applied here.
+    fn starting_point(
+        &mut self,
+        turn: &mut TurnContext<'_>,
+        slice: &Slice,
+    ) -> Result<Position, SliceRefusal> {
         let by_number = turn.planted(Planted::MatchByNumber);
         let base = self.log.base();
         if slice.prev.seq < base.seq {
@@ -143,35 +155,36 @@ impl Replica {
         Reject::Mismatch { ends: self.log.ends_above(applied.seq), applied }
     }
 
-    /// What is applied here is not in the log of a primary: one of the two disks lost or changed
-    /// what was committed. This copy stops; nothing of it is cut.
-    fn contradicted(&mut self, turn: &mut Turn<'_>) -> NotTaken {
+    /// An applied entry is not in the log of a primary: one of the two disks lost or changed
+    /// committed data. This copy stops; nothing of it is truncated.
+    fn contradicted(&mut self, turn: &mut TurnContext<'_>) -> SliceRefusal {
         self.stop(turn, "the primary's log contradicts an applied entry");
         Reject::Stopped.into()
     }
 }
 
-/// How far a slice and the log are known to agree.
+/// The position up to which a slice and the log are known to agree.
 struct Joined {
     seq: Seq,
-    /// All of the slice is in the log.
+    /// The whole slice is in the log.
     is_whole: bool,
 }
 
-/// A disk that is full still takes this. The reserve has room for it, and without it a new primary never commits its
-/// barrier: a cluster that is full everywhere would answer no read after a restart. Below a barrier a member of the
-/// in-sync set lacks at most what was in flight; others may lack any amount.
-fn fits_reserve(turn: &Turn<'_>, entry: &Entry, slice: &Slice, in_sync: bool) -> bool {
-    let is_small = matches!(entry.body, Body::Barrier | Body::Expire { .. });
+/// Returns whether a full disk still accepts the entry. The reserve has room for it, and without it
+/// a new primary never commits its barrier: a cluster that is full everywhere would answer no read
+/// after a restart. Below a barrier a member of the in-sync set lacks at most what was in flight;
+/// other followers may lack any amount.
+fn fits_reserve(turn: &TurnContext<'_>, entry: &Entry, slice: &Slice, in_sync: bool) -> bool {
+    let is_small = matches!(entry.body, Body::Barrier | Body::ExpireTokens { .. });
     let opens_epoch = in_sync && entry.epoch < slice.epoch;
     (is_small || opens_epoch) && !turn.planted(Planted::FullRefusesBarrier)
 }
 
-/// The entry really follows `at`, and its bytes are the ones that were sealed.
-fn check(entry: &Entry, at: Position) -> Result<(), NotTaken> {
+/// Checks that the entry follows `at`, and that its bytes are the ones that were sealed.
+fn check(entry: &Entry, at: Position) -> Result<(), SliceRefusal> {
     let intact = match &entry.body {
         Body::Ops(batch) => batch.is_intact(),
         _ => true,
     };
-    if intact && entry.follows(at) { Ok(()) } else { Err(NotTaken::Damaged) }
+    if intact && entry.follows(at) { Ok(()) } else { Err(SliceRefusal::Damaged) }
 }

@@ -1,7 +1,7 @@
-//! What a replica may touch while it handles an event: the log being written, and the effects.
+//! Group commit, and the context in which a replica handles an event.
 //!
-//! Groups: everything written since the last `Sync` belongs to the next group; a group is one log
-//! record and one fsync. While one is under way the next gathers, so the fsync itself is what
+//! Everything written since the last `Sync` belongs to the next group; a group is one log record
+//! and one fsync. While one fsync is in flight the next group gathers, so the fsync itself is what
 //! makes groups large under load and small at rest.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -9,21 +9,28 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::ids::{Now, Seq, ShardId, StoreBoot};
 use crate::node::{Effect, Settings};
 use crate::planted::Planted;
-use crate::store::log::Record;
+use crate::store::log::LogRecord;
 
-/// The outputs of one event.
-pub struct Turn<'a> {
+/// The state that a replica may touch in one turn, that is while it handles one event: the log
+/// being written, and the effects.
+pub struct TurnContext<'a> {
+    /// The time of the event.
     pub now: Now,
+    /// The store and the boot that this node is.
     pub me: StoreBoot,
+    /// The settings of the node.
     pub settings: &'a Settings,
+    /// True if the disk is full.
     pub disk_full: bool,
-    pub groups: &'a mut Groups,
+    /// The groups of the log.
+    pub groups: &'a mut GroupCommit,
+    /// The effects of the event.
     pub effects: &'a mut Vec<Effect>,
 }
 
-impl Turn<'_> {
+impl TurnContext<'_> {
     /// Writes a record into the group being gathered.
-    pub fn write(&mut self, record: Record) {
+    pub fn write(&mut self, record: LogRecord) {
         self.groups.note(&record);
         self.effects.push(Effect::Write(record));
         let full = self.groups.gathered_bytes >= self.settings.sizes.group_bytes_max;
@@ -32,41 +39,44 @@ impl Turn<'_> {
         }
     }
 
+    /// Returns whether this bug is planted.
     pub fn planted(&self, bug: Planted) -> bool {
         bug.is_in(self.settings.planted)
     }
 }
 
-/// How far each shard's log reaches in one group.
+/// The last seq of each shard in one group, with the mark of the copy that it belongs to.
 type Marks = BTreeMap<ShardId, (CopyMark, Seq)>;
 
-/// How many copies have begun or ended here: entries count only while no other copy has begun.
+/// Counts how often a copy of the shard has begun or ended on this node: an fsync makes entries
+/// durable only while no other copy has begun.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct CopyMark(pub u64);
 
+/// The groups of log records: the one being gathered, and those being fsynced.
 #[derive(Clone, Debug)]
-pub struct Groups {
+pub struct GroupCommit {
     /// The number of the group being gathered.
     next: u64,
     gathered: Marks,
     gathered_records: usize,
     gathered_bytes: usize,
-    in_flight: VecDeque<InFlight>,
+    in_flight: VecDeque<InFlightGroup>,
     durable: u64,
-    /// When an fsync last came back.
+    /// When an fsync last completed.
     pub last_durable: Now,
     copies: BTreeMap<ShardId, CopyMark>,
 }
 
 #[derive(Clone, Debug)]
-struct InFlight {
+struct InFlightGroup {
     group: u64,
     since: Now,
     marks: Marks,
 }
 
-impl Groups {
-    /// Numbers go on from `next`.
+impl GroupCommit {
+    /// Creates the groups of a log whose next group is `next`.
     pub fn new(next: u64, now: Now) -> Self {
         Self {
             next,
@@ -80,17 +90,18 @@ impl Groups {
         }
     }
 
-    fn note(&mut self, record: &Record) {
+    fn note(&mut self, record: &LogRecord) {
         self.gathered_records += 1;
         self.gathered_bytes += 32;
         match record {
-            Record::Append { shard, entry } => {
+            LogRecord::Append { shard, entry } => {
                 self.gathered_bytes += entry.size();
                 let mark = self.copies.get(shard).copied().unwrap_or_default();
                 self.gathered.insert(*shard, (mark, entry.seq));
             }
-            Record::Truncate { shard, after } => {
-                // What was cut and written again may lie in a group that is still under way.
+            LogRecord::Truncate { shard, after } => {
+                // An entry that was cut and written again may lie in a group that is still in
+                // flight.
                 let in_flight = self.in_flight.iter_mut().map(|group| &mut group.marks);
                 for marks in in_flight.chain([&mut self.gathered]) {
                     if let Some((_, seq)) = marks.get_mut(shard) {
@@ -98,14 +109,15 @@ impl Groups {
                     }
                 }
             }
-            Record::Copy { shard, .. } | Record::Drop { shard, .. } => {
+            LogRecord::Copy { shard, .. } | LogRecord::Drop { shard, .. } => {
                 self.copies.entry(*shard).or_default().0 += 1;
             }
             _ => {}
         }
     }
 
-    /// The group whose fsync makes everything written so far durable; none if it all is.
+    /// Returns the group whose fsync makes everything written so far durable; `None` if everything
+    /// is durable.
     pub fn covering(&self) -> Option<u64> {
         if self.gathered_records > 0 {
             return Some(self.next);
@@ -113,14 +125,14 @@ impl Groups {
         self.in_flight.back().map(|group| group.group)
     }
 
-    /// Begins the next fsync if there is something to write and none is under way.
+    /// Begins the next fsync if there is something to write and none is in flight.
     pub fn sync_if_idle(&mut self, now: Now, effects: &mut Vec<Effect>) {
         if self.in_flight.is_empty() && self.gathered_records > 0 {
             self.close(now, effects);
         }
     }
 
-    /// An fsync of nothing, to know that the disk still answers.
+    /// Begins an fsync of an empty group, as a probe of the disk.
     pub fn probe(&mut self, now: Now, effects: &mut Vec<Effect>) {
         if self.in_flight.is_empty() {
             self.close(now, effects);
@@ -133,11 +145,12 @@ impl Groups {
         let marks = std::mem::take(&mut self.gathered);
         self.gathered_records = 0;
         self.gathered_bytes = 0;
-        self.in_flight.push_back(InFlight { group, since: now, marks });
+        self.in_flight.push_back(InFlightGroup { group, since: now, marks });
         effects.push(Effect::Sync { group });
     }
 
-    /// Group `group` and all before it are durable: how far each shard's present copy reaches.
+    /// Notes that group `group` and all before it are durable. Returns the last durable seq of each
+    /// shard's present copy.
     pub fn on_durable(&mut self, group: u64, now: Now) -> Vec<(ShardId, Seq)> {
         self.last_durable = now;
         self.durable = self.durable.max(group);
@@ -150,17 +163,17 @@ impl Groups {
         reached
     }
 
-    /// The last group that is durable.
+    /// Returns the last group that is durable.
     pub fn durable(&self) -> u64 {
         self.durable
     }
 
-    /// How long the oldest fsync under way has been waited for, in milliseconds.
+    /// Returns for how long the oldest fsync in flight has been waited for, in milliseconds.
     pub fn waiting_ms(&self, now: Now) -> u64 {
         self.in_flight.front().map_or(0, |group| now.ms_since(group.since))
     }
 
-    /// How long ago an fsync last came back, in milliseconds.
+    /// Returns how long ago an fsync last completed, in milliseconds.
     pub fn fsync_age_ms(&self, now: Now) -> u64 {
         now.ms_since(self.last_durable)
     }
@@ -172,14 +185,14 @@ mod tests {
     use crate::entry::{Body, Entry, Position};
     use crate::ids::{CopyNo, Epoch, Slots, TimeMs};
 
-    fn append(seq: u64) -> Record {
+    fn append(seq: u64) -> LogRecord {
         let at = Position { seq: Seq(seq - 1), ..Position::default() };
         let entry = Entry::after(at, Epoch(1), TimeMs(0), Body::Barrier);
-        Record::Append { shard: ShardId(0), entry }
+        LogRecord::Append { shard: ShardId(0), entry }
     }
 
-    fn groups(records: &[Record]) -> Groups {
-        let mut groups = Groups::new(1, Now(0));
+    fn groups(records: &[LogRecord]) -> GroupCommit {
+        let mut groups = GroupCommit::new(1, Now(0));
         records.iter().for_each(|record| groups.note(record));
         groups
     }
@@ -196,13 +209,13 @@ mod tests {
         assert_eq!(groups.on_durable(1, Now(5)), [(ShardId(0), Seq(1))]);
     }
 
-    /// Seq 2 was cut while its fsync was under way, and another 2 waits: the first one's fsync
-    /// must not make the second one durable.
+    /// Seq 2 was cut while its fsync was in flight, and another 2 waits: the first one's fsync must
+    /// not make the second one durable.
     #[test]
     fn a_cut_reaches_the_group_under_way() {
         let mut groups = groups(&[append(1), append(2)]);
         groups.sync_if_idle(Now(0), &mut Vec::new());
-        groups.note(&Record::Truncate { shard: ShardId(0), after: Seq(1) });
+        groups.note(&LogRecord::Truncate { shard: ShardId(0), after: Seq(1) });
         groups.note(&append(2));
         assert_eq!(groups.on_durable(1, Now(5)), [(ShardId(0), Seq(1))]);
     }
@@ -212,7 +225,12 @@ mod tests {
         let mut groups = groups(&[append(1)]);
         groups.sync_if_idle(Now(0), &mut Vec::new());
         let base = Position::default();
-        groups.note(&Record::Copy { shard: ShardId(0), slots: Slots::ALL, copy: CopyNo(2), base });
+        groups.note(&LogRecord::Copy {
+            shard: ShardId(0),
+            slots: Slots::ALL,
+            copy: CopyNo(2),
+            base,
+        });
         assert_eq!(groups.on_durable(1, Now(5)), []);
     }
 }

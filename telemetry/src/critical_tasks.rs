@@ -1,28 +1,29 @@
-//! Tasks that a process can't do without: one that ends, or panics, ends the process.
+//! Tasks that a process can't do without: one that ends or panics ends the process.
 //!
-//! A task that panics dies alone, and nobody hears of it: the process would go on without following etcd, say, and look
-//! well. So whoever spawns such a task wraps it here, and whoever runs the process waits for [`Failures::next`].
+//! A task that panics ends alone, and nothing notices: the process would go on, for example without
+//! following etcd, and look healthy. So the code that spawns such a task wraps it here, and the
+//! code that runs the process waits for [`TaskFailures::next`].
 
 use std::future::Future;
 
 use tokio::sync::mpsc;
 
-/// Wraps tasks. Cheap to clone.
+/// Wraps critical tasks. Clones are cheap and report to the same [`TaskFailures`].
 #[derive(Clone, Debug)]
-pub struct Vital(mpsc::UnboundedSender<&'static str>);
+pub struct CriticalTasks(mpsc::UnboundedSender<&'static str>);
 
-/// What has ended of what [`Vital`] has wrapped.
+/// The failures of the tasks that [`CriticalTasks`] has wrapped.
 #[derive(Debug)]
-pub struct Failures(mpsc::UnboundedReceiver<&'static str>);
+pub struct TaskFailures(mpsc::UnboundedReceiver<&'static str>);
 
-/// For one process.
-pub fn vital() -> (Vital, Failures) {
+/// Creates both ends, for one process.
+pub fn critical_tasks() -> (CriticalTasks, TaskFailures) {
     let (ended, failures) = mpsc::unbounded_channel();
-    (Vital(ended), Failures(failures))
+    (CriticalTasks(ended), TaskFailures(failures))
 }
 
-impl Vital {
-    /// A task that never ends by itself. One that has nothing left to do waits for ever.
+impl CriticalTasks {
+    /// Wraps a task that must never end. A task that has nothing left to do waits for ever.
     pub fn forever<F: Future>(
         &self,
         name: &'static str,
@@ -36,7 +37,7 @@ impl Vital {
         }
     }
 
-    /// A task that may end, but not with a panic: somebody waits for what it does.
+    /// Wraps a task that may end but must not panic, since others wait for its result.
     pub fn job<F: Future>(
         &self,
         name: &'static str,
@@ -47,12 +48,12 @@ impl Vital {
     }
 }
 
-impl Failures {
-    /// Waits until a task has ended that must not; says what it was. Safe to drop and call again.
+impl TaskFailures {
+    /// Waits until a task has failed and returns a sentence that names it. Cancel-safe.
     pub async fn next(&mut self) -> String {
         match self.0.recv().await {
             Some(name) => format!("{name} has failed"),
-            // Nothing is watched any more.
+            // All wrappers are gone, so nothing can fail any more.
             None => std::future::pending().await,
         }
     }
@@ -70,7 +71,7 @@ impl Alarm {
     }
 
     fn ring(&self) {
-        // A process that does not listen any more is ending.
+        // A process that does not receive any more is already ending.
         let _ending = self.ended.send(self.name);
     }
 }
@@ -91,21 +92,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_task_that_must_live_is_missed_however_it_ends() {
-        let (vital, mut failures) = vital();
-        tokio::spawn(vital.forever("the first", async {}));
+        let (tasks, mut failures) = critical_tasks();
+        tokio::spawn(tasks.forever("the first", async {}));
         assert_eq!(failures.next().await, "the first has failed");
-        tokio::spawn(vital.forever("the second", async { panic!("a bug of this test") }));
+        tokio::spawn(tasks.forever("the second", async { panic!("a bug of this test") }));
         assert_eq!(failures.next().await, "the second has failed");
     }
 
     #[tokio::test]
     async fn a_job_may_end_or_be_given_up_but_not_panic() {
-        let (vital, mut failures) = vital();
-        tokio::spawn(vital.job("ends", async {})).await.expect("it ends");
-        let given_up = tokio::spawn(vital.job("given up", std::future::pending::<()>()));
+        let (tasks, mut failures) = critical_tasks();
+        tokio::spawn(tasks.job("ends", async {})).await.expect("it ends");
+        let given_up = tokio::spawn(tasks.job("given up", std::future::pending::<()>()));
         given_up.abort();
         assert!(given_up.await.is_err_and(|error| error.is_cancelled()));
-        tokio::spawn(vital.job("fails", async { panic!("a bug of this test") }));
+        tokio::spawn(tasks.job("fails", async { panic!("a bug of this test") }));
         assert_eq!(failures.next().await, "fails has failed");
     }
 }

@@ -1,13 +1,15 @@
-//! The batch that is out: its bytes, who waits for it, and what has become of each of its sends.
+//! The batch in flight: its bytes, the requests that wait for it, and the state of each of its
+//! sends.
 //!
-//! *Definite* is the one question that matters: may its clients be told "not applied", and its
-//! number be given to other bytes? Only if every send was answered and none had an effect. A send
-//! whose connection was closed is never answered, so a batch with such a send is undecided until
-//! some send is answered from apply, however many refusals come meanwhile.
+//! The essential question is whether all sends were *rejected*: only then may its clients be
+//! answered "not applied", and its number be given to other bytes. That takes an answer to every
+//! send, and none with an effect. A send whose connection was closed is never answered, so a batch
+//! with such a send stays in flight until apply answers some send, however many refusals come in
+//! the meantime.
 
 use std::collections::VecDeque;
 
-use super::queue::{Part, range_of};
+use super::queue::{RequestPart, range_of};
 use crate::batch::Batch;
 use crate::idempotency::TokenOutcome;
 use crate::ids::{Conn, Epoch};
@@ -16,56 +18,66 @@ use crate::planted::Planted;
 
 /// One send of a batch.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Send {
+pub(super) struct BatchSend {
+    /// The connection.
     pub conn: Conn,
+    /// The number of the message.
     pub message: u64,
-    /// Of the config under which it was sent.
+    /// The epoch of the record under which it was sent.
     pub epoch: Epoch,
 }
 
-/// See the module.
+/// The batch of a shard that was sent and is not decided. See the module.
 #[derive(Clone, Debug)]
-pub(super) struct Undecided {
+pub(super) struct InFlightBatch {
     pub batch: Batch,
-    pub parts: VecDeque<Part>,
+    pub parts: VecDeque<RequestPart>,
+    /// The number of ops in the payload.
     entries: usize,
+    /// The number of ops that ask for a value.
     values: usize,
-    /// Sends without an answer, on connections that stand.
-    open: Vec<Send>,
-    /// Some send will never be answered.
+    /// The sends without an answer, on connections that are open.
+    open: Vec<BatchSend>,
+    /// A send was lost with its connection, and will never be answered.
     cut: bool,
-    last: Option<Send>,
+    /// The last send.
+    last: Option<BatchSend>,
 }
 
-impl Undecided {
-    pub(super) fn new(batch: Batch, parts: VecDeque<Part>, entries: usize, values: usize) -> Self {
+impl InFlightBatch {
+    pub(super) fn new(
+        batch: Batch,
+        parts: VecDeque<RequestPart>,
+        entries: usize,
+        values: usize,
+    ) -> Self {
         Self { batch, parts, entries, values, open: Vec::new(), cut: false, last: None }
     }
 
-    /// It is to be sent to this primary: it has not been under this epoch, or that send was
-    /// refused. The same process may come to lead again; it then knows nothing of what it was sent
-    /// when it led before, and would never answer that.
+    /// Returns whether the batch should be sent to this primary: it was not yet sent under this
+    /// epoch, or that send was refused. The same process may come to lead again; it has then
+    /// forgotten what it received when it led before, and would never answer that.
     pub(super) fn is_due(&self, conn: Conn, epoch: Epoch) -> bool {
-        let here = |last: Send| last.conn == conn && last.epoch == epoch;
+        let here = |last: BatchSend| last.conn == conn && last.epoch == epoch;
         !self.last.is_some_and(|last| here(last) && self.open.contains(&last))
     }
 
-    pub(super) fn sent(&mut self, send: Send) {
+    pub(super) fn sent(&mut self, send: BatchSend) {
         self.open.push(send);
         self.last = Some(send);
     }
 
-    /// Takes note that a send was answered. None: it was not open.
-    pub(super) fn answered(&mut self, conn: Conn, message: u64) -> Option<Send> {
+    /// Notes that a send was answered. Returns `None` if it was not open.
+    pub(super) fn answered(&mut self, conn: Conn, message: u64) -> Option<BatchSend> {
         let at = self.open.iter().position(|send| (send.conn, send.message) == (conn, message))?;
         Some(self.open.swap_remove(at))
     }
 
-    pub(super) fn is_last(&self, send: Send) -> bool {
+    pub(super) fn is_last(&self, send: BatchSend) -> bool {
         self.last == Some(send)
     }
 
-    /// Takes note that a connection is gone. Was some send on it?
+    /// Notes that a connection is gone. Returns whether a send was lost with it.
     pub(super) fn closed(&mut self, conn: Conn) -> bool {
         let before = self.open.len();
         self.open.retain(|send| send.conn != conn);
@@ -74,23 +86,24 @@ impl Undecided {
         cut
     }
 
-    /// Every send was answered. If none of them had an effect, none ever will.
-    pub(super) fn is_definite(&self, planted: Option<Planted>) -> bool {
+    /// Returns whether every send was answered. If none of them had an effect, none ever will.
+    pub(super) fn all_sends_rejected(&self, planted: Option<Planted>) -> bool {
         let cut = self.cut && !Planted::ClosedIsRefused.is_in(planted);
         (self.open.is_empty() || Planted::OneRefusalDecides.is_in(planted)) && !cut
     }
 
-    /// Connections with a send that is open.
+    /// The connections with an open send.
     pub(super) fn open_on(&self) -> impl Iterator<Item = Conn> + '_ {
         self.open.iter().map(|send| send.conn)
     }
 
-    /// What one request asks of it. Nothing is ever taken out: others' values depend on it.
-    pub(super) fn parts_of(&self, request: u64) -> impl Iterator<Item = &Part> {
+    /// The parts of one request. No part is ever taken out, since the values of others depend on
+    /// it.
+    pub(super) fn parts_of(&self, request: u64) -> impl Iterator<Item = &RequestPart> {
         self.parts.range(range_of(&self.parts, request))
     }
 
-    /// Ops in the payload.
+    /// The number of ops in the payload.
     pub(super) fn entries(&self) -> usize {
         self.entries
     }
@@ -99,11 +112,11 @@ impl Undecided {
         self.parts.iter().map(|part| part.bytes).sum()
     }
 
-    /// What became of each part, given what became of those with a token. None: they are not as many
-    /// as there are.
+    /// The outcome of each part, given the outcomes of those with a token. Returns `None` if there
+    /// are too few or too many of them.
     pub(super) fn outcomes(&self, tokens: &[TokenOutcome]) -> Option<Vec<TokenOutcome>> {
         let mut tokens = tokens.iter().copied();
-        let outcome = |part: &Part| match part.token {
+        let outcome = |part: &RequestPart| match part.token {
             None => Some(TokenOutcome::Applied),
             Some(_) => tokens.next(),
         };
@@ -112,7 +125,8 @@ impl Undecided {
     }
 
     /// The answer to each operation that asks for a value, as (request, index, value), given the
-    /// values of the batch and what became of each part. None: they are not as many as were asked for.
+    /// values of the batch and the outcome of each part. Returns `None` if there are too few or too
+    /// many values.
     pub(super) fn values(
         &self,
         values: &[i128],
@@ -126,7 +140,7 @@ impl Undecided {
         }
         let mut rest = self.final_values(values);
         let mut answers = Vec::new();
-        // From the last to the first: each takes off what it added, for those before it.
+        // The order is from the last to the first: each subtracts its delta, for those before it.
         for (part, outcome) in self.parts.iter().zip(outcomes).rev() {
             if !outcome.is_applied() {
                 continue;
@@ -137,7 +151,7 @@ impl Undecided {
                     answers.push((part.request, queued.index, *rest));
                 }
                 if let OpKind::Add { delta } | OpKind::AddReturning { delta } = queued.op.kind {
-                    // Values come from a socket: nonsense must not end the process.
+                    // Values come from a socket: a wrong one must not end the process.
                     *rest = rest.wrapping_sub(delta);
                 }
             }
@@ -145,7 +159,7 @@ impl Undecided {
         Some(answers)
     }
 
-    /// Per op of the payload its value, and 0 for those that ask for none.
+    /// The value of each op of the payload, 0 for those that ask for none.
     fn final_values(&self, values: &[i128]) -> Vec<i128> {
         let mut asks = vec![false; self.entries];
         for queued in self.parts.iter().flat_map(|part| &part.ops) {

@@ -1,12 +1,13 @@
-//! Who of the in-sync set can acknowledge, what a primary does about it, and what it says of it.
+//! The health of the in-sync set: which members can acknowledge, what a primary does about it, and
+//! what it reports.
 
 use super::*;
-use crate::message::{ShardAvailability, Standing};
+use crate::message::{ReplicaHealth, ShardAvailability};
 
 const C: StoreBoot = StoreBoot { store: StoreId(3), boot: Boot(1) };
 const TO_C: Conn = Conn(4);
 
-/// A with connections to B and C, all three registered, at this floor.
+/// A with connections to B and C, all three registered, with this `min_in_sync`.
 fn three(min_in_sync: usize) -> Bench {
     let mut bench = Bench::new(A);
     bench.node.settings.min_in_sync = min_in_sync;
@@ -21,33 +22,33 @@ fn three(min_in_sync: usize) -> Bench {
     bench
 }
 
-/// A leads with B in sync, and C learns.
-fn learning() -> ShardConfig {
+/// A leads with B in sync, and C is a learner.
+fn learning() -> ShardRecord {
     let isr = of(&record(1, 1, A), &[A, B]);
-    ShardConfig { learners: vec![C.store], version: Version(2), ..isr }
+    ShardRecord { learners: vec![C.store], version: Version(2), ..isr }
 }
 
-fn of(record: &ShardConfig, isr: &[StoreBoot]) -> ShardConfig {
+fn of(record: &ShardRecord, isr: &[StoreBoot]) -> ShardRecord {
     let stores: Vec<StoreId> = isr.iter().map(|member| member.store).collect();
-    ShardConfig { isr: stores.clone(), target: stores, ..record.clone() }
+    ShardRecord { isr: stores.clone(), target: stores, ..record.clone() }
 }
 
 fn ack(conn: Conn, n: u64) -> Event {
     Event::FromFollower { conn, message: FromFollower::Ack { n } }
 }
 
-/// For so long these peers, and nobody else, are heard.
-fn pass(bench: &mut Bench, ms: u64, heard: &[Conn]) -> Vec<Effect> {
-    let heard: Vec<_> = heard.iter().map(|&conn| (conn, false)).collect();
-    pass_full(bench, ms, &heard)
+/// Lets time pass, in which only these peers send heartbeats.
+fn pass(bench: &mut Bench, ms: u64, peers: &[Conn]) -> Vec<Effect> {
+    let peers: Vec<_> = peers.iter().map(|&conn| (conn, false)).collect();
+    pass_full(bench, ms, &peers)
 }
 
-/// The same where each says whether its disk is full.
-fn pass_full(bench: &mut Bench, ms: u64, heard: &[(Conn, bool)]) -> Vec<Effect> {
+/// The same, where each peer reports whether its disk is full.
+fn pass_full(bench: &mut Bench, ms: u64, peers: &[(Conn, bool)]) -> Vec<Effect> {
     let mut effects = Vec::new();
     for _ in 0..ms / 100 {
         bench.now = bench.now.plus_ms(100);
-        for &(conn, full) in heard {
+        for &(conn, full) in peers {
             let message = FromFollower::Alive {
                 sent: 0,
                 fsync_age_ms: 0,
@@ -63,21 +64,21 @@ fn pass_full(bench: &mut Bench, ms: u64, heard: &[(Conn, bool)]) -> Vec<Effect> 
     effects
 }
 
-fn proposed(effects: &[Effect]) -> Option<ShardConfig> {
+fn proposed(effects: &[Effect]) -> Option<ShardRecord> {
     effects.iter().find_map(|effect| match effect {
-        Effect::Propose { config, .. } => Some(config.clone()),
+        Effect::Propose { record, .. } => Some(record.clone()),
         _ => None,
     })
 }
 
-/// At the floor of three one member lost data, is tainted and being filled, and another falls
-/// silent. When the first is whole again it is trusted, and the silent one stays: the set has not
-/// become larger.
+/// With a `min_in_sync` of three one member lost data, is tainted and being filled, and another
+/// falls silent. When the first is whole again it is trusted, and the silent one stays: the set has
+/// not become larger.
 #[test]
 fn a_member_that_is_trusted_again_makes_no_room() {
     let mut bench = three(3);
     let record = of(&record(1, 1, A), &[A, B, C]);
-    bench.config(ShardConfig { tainted: vec![B.store], ..record });
+    bench.deliver(ShardRecord { tainted: vec![B.store], ..record });
     bench.on(Event::Durable { group: 1 });
     bench.on(ack(TO_C, 1));
     pass(&mut bench, 1_500, &[TO_B]);
@@ -90,10 +91,10 @@ fn leads(bench: &Bench) -> &Primary {
     bench.node.replicas[&SHARD].primary().expect("A leads")
 }
 
-/// A leads with B and C in sync, everything acknowledged and everybody heard, etcd too.
+/// A leads with B and C in sync, everything acknowledged and all of them in contact, etcd too.
 fn well(min_in_sync: usize, isr: &[StoreBoot]) -> Bench {
     let mut bench = three(min_in_sync);
-    bench.config(of(&record(1, 1, A), isr));
+    bench.deliver(of(&record(1, 1, A), isr));
     bench.on(Event::LeaseConfirmed);
     bench.on(Event::Durable { group: 1 });
     bench.on(ack(TO_B, 1));
@@ -115,13 +116,14 @@ fn states(effects: &[Effect]) -> Vec<ShardAvailability> {
     effects.iter().filter_map(of).collect()
 }
 
-/// At the floor, and the other member's disk is full: it lives and answers, but it takes nothing.
+/// At `min_in_sync`, and the other member's disk is full: it lives and answers, but it takes
+/// nothing.
 #[test]
 fn at_the_floor_with_a_full_member_the_shard_is_frozen() {
     let mut bench = well(2, &[A, B]);
     bench.frame(1, add(1));
     bench.on(Event::Durable { group: 2 });
-    // Nobody makes room: it is refused, and tried again, and refused.
+    // No room is made: the write is refused, tried again, and refused.
     for _ in 0..20 {
         let effects = pass(&mut bench, 100, &[TO_B]);
         let sent = effects.iter().find_map(|effect| match effect {
@@ -134,7 +136,7 @@ fn at_the_floor_with_a_full_member_the_shard_is_frozen() {
     }
     assert!(leads(&bench).frozen);
     check(bench.frame(2, add(2)), &["Refused(Frozen)"]);
-    // Where its own disk is full as well, that is what can be mended.
+    // If its own disk is full as well, it reports that, since an operator can fix it.
     let full = bench.on(Event::DiskFull(true));
     assert_eq!(states(&full), [ShardAvailability::Open]);
     check(bench.frame(3, add(3)), &["Refused(NoSpace)"]);
@@ -142,15 +144,15 @@ fn at_the_floor_with_a_full_member_the_shard_is_frozen() {
     assert_eq!(states(&room), [ShardAvailability::Frozen]);
 }
 
-/// At the floor B is gone, and the learner C has everything, on a disk that is full: C takes B's place, so that the
-/// barrier is committed and reads are answered. It takes no place of a member that has acknowledged the barrier, and whose
-/// own disk is full.
+/// At `min_in_sync` B is gone, and the learner C has everything, on a disk that is full: C takes
+/// B's place, so that the barrier is committed and reads are answered. C does not take the place of
+/// a member that has acknowledged the barrier, and whose own disk is full.
 #[test]
 fn at_the_floor_a_full_learner_replaces_a_member_that_is_gone() {
     for (b_is_full, want) in [(false, Some(vec![A.store, C.store])), (true, None)] {
         let mut bench = three(2);
         let isr = of(&record(1, 1, A), &[A, B]);
-        bench.config(ShardConfig { learners: vec![C.store], ..isr });
+        bench.deliver(ShardRecord { learners: vec![C.store], ..isr });
         bench.on(Event::Durable { group: 1 });
         bench.on(ack(TO_C, 1));
         if b_is_full {
@@ -158,21 +160,21 @@ fn at_the_floor_a_full_learner_replaces_a_member_that_is_gone() {
         }
         let mut effects = Vec::new();
         for _ in 0..15 {
-            let heard =
+            let peers =
                 if b_is_full { vec![(TO_C, true), (TO_B, true)] } else { vec![(TO_C, true)] };
-            effects.extend(pass_full(&mut bench, 100, &heard));
+            effects.extend(pass_full(&mut bench, 100, &peers));
             bench.on(Event::LeaseConfirmed);
         }
         assert_eq!(proposed(&effects).map(|next| next.isr), want);
     }
 }
 
-/// The copy of C was found wrong while it was not in the record that A knew: what A had proposed was
-/// not answered. Then the record comes, and C counts.
+/// The copy of C was found wrong while it was not in the record that A knew: A's proposal was not
+/// answered. Then the record comes, and C counts.
 #[test]
 fn a_member_that_needs_a_whole_copy_is_marked_and_gets_one() {
     let mut bench = well(2, &[A, B]);
-    let effects = bench.config(learning());
+    let effects = bench.deliver(learning());
     let opening = effects.iter().find_map(|effect| match effect {
         Effect::ToFollower { conn: TO_C, message: ToFollower::Append { n, .. } } => Some(*n),
         _ => None,
@@ -189,22 +191,22 @@ fn a_member_that_needs_a_whole_copy_is_marked_and_gets_one() {
     bench.frame(1, add(1));
     bench.on(reject(TO_C, n + 1, Reject::Stopped));
     bench.on(ack(TO_C, n + 1));
-    let effects = bench.config(next.clone());
+    let effects = bench.deliver(next.clone());
     let without = proposed(&effects).expect("C can't acknowledge");
     assert_eq!(without.isr, [A.store, B.store]);
 }
 
-/// At the floor nothing is committed without B, whose copy is wrong: so nothing was applied that a copy could be made of,
-/// and never would be.
+/// At `min_in_sync` nothing is committed without B, whose copy is wrong: so nothing was applied
+/// that a snapshot could be made of, and never would be.
 #[test]
 fn a_member_is_filled_though_nothing_was_ever_applied() {
     let mut bench = three(2);
     let record = of(&record(1, 1, A), &[A, B]);
-    bench.config(record.clone());
+    bench.deliver(record.clone());
     bench.on(Event::Durable { group: 1 });
     let next = proposed(&bench.on(reject(TO_B, 1, Reject::Stopped))).expect("B is marked");
     assert_eq!(next.tainted, [B.store]);
-    let mut effects = bench.config(next);
+    let mut effects = bench.deliver(next);
     effects.extend(pass(&mut bench, 500, &[TO_B, TO_C]));
     let flush = effects.iter().find_map(|effect| match effect {
         Effect::Flush { flush, shards, .. } => Some((*flush, shards.clone())),
@@ -217,11 +219,12 @@ fn a_member_is_filled_though_nothing_was_ever_applied() {
     assert!(effects.iter().any(|effect| matches!(effect, Effect::MeasureSnapshot { .. })));
 }
 
-/// Its answer is lost, and then C dies while etcd is away: C counts, and can't leave.
+/// The answer of the proposal is lost, and then C dies while etcd is away: C counts, and can't
+/// leave.
 #[test]
 fn an_unsettled_addition_that_dies_freezes_the_shard() {
     let mut bench = well(2, &[A, B]);
-    bench.config(learning());
+    bench.deliver(learning());
     let effects = bench.on(ack(TO_C, 2));
     assert!(proposed(&effects).is_some());
     let proposal = effects.iter().find_map(|effect| match effect {
@@ -234,7 +237,8 @@ fn an_unsettled_addition_that_dies_freezes_the_shard() {
     assert!(leads(&bench).frozen);
 }
 
-/// A member falls silent while etcd is away: above the floor, but it can't leave.
+/// A member falls silent while etcd is away: the set is above `min_in_sync`, but the member can't
+/// leave.
 #[test]
 fn a_member_that_cannot_leave_freezes_the_shard_above_the_floor() {
     let mut bench = well(2, &[A, B, C]);
@@ -243,18 +247,18 @@ fn a_member_that_cannot_leave_freezes_the_shard_above_the_floor() {
     assert!(leads(&bench).frozen);
 }
 
-/// A set below the floor, as an operator may write it: nothing commits.
+/// A set below `min_in_sync`, as an operator may write it: nothing commits.
 #[test]
 fn a_set_below_the_floor_is_frozen() {
     let mut bench = three(3);
-    bench.config(of(&record(1, 1, A), &[A, B]));
+    bench.deliver(of(&record(1, 1, A), &[A, B]));
     bench.on(Event::Durable { group: 1 });
     bench.on(ack(TO_B, 1));
     pass(&mut bench, 200, &[TO_B, TO_C]);
     assert!(leads(&bench).frozen);
 }
 
-/// Its own disk does not answer.
+/// The primary's own disk does not answer.
 #[test]
 fn a_primary_whose_disk_stands_still_is_frozen() {
     let mut bench = well(2, &[A, B]);
@@ -268,7 +272,7 @@ fn a_primary_whose_disk_stands_still_is_frozen() {
     assert_eq!(states(&opened), [ShardAvailability::Open]);
 }
 
-/// A member of B's kind answers, and what it is sent stays without an ack for less than a second.
+/// A member answers, and what it is sent stays without an ack for less than a second.
 #[test]
 fn a_short_pause_freezes_nothing() {
     let mut bench = well(2, &[A, B]);
@@ -280,35 +284,35 @@ fn a_short_pause_freezes_nothing() {
     assert!(!leads(&bench).frozen);
 }
 
-/// Gateways keep the word *frozen* for the connection: who leads no more takes it back.
+/// Gateways keep the state *frozen* for the connection: a primary that steps down takes it back.
 #[test]
-fn a_primary_that_steps_down_says_open() {
+fn a_primary_that_steps_down_announces_open() {
     let mut bench = well(2, &[A, B]);
     bench.on(Event::Closed { conn: TO_B });
     let effects = pass(&mut bench, 1_500, &[TO_C]);
     assert_eq!(states(&effects), [ShardAvailability::Frozen]);
-    let effects = bench.config(record(2, 2, B));
+    let effects = bench.deliver(record(2, 2, B));
     assert_eq!(states(&effects), [ShardAvailability::Open]);
 }
 
-/// While etcd is away an addition would not be answered, and count for as long: a learner's death
-/// would stop writes.
+/// While etcd is away an addition would not be answered, and would count for as long: a learner's
+/// death would stop writes.
 #[test]
-fn nobody_is_added_while_etcd_is_away() {
+fn no_store_is_added_while_etcd_is_away() {
     let mut bench = well(2, &[A, B]);
     pass(&mut bench, 10_000, &[TO_B, TO_C]);
-    bench.config(learning());
+    bench.deliver(learning());
     assert_eq!(proposed(&bench.on(ack(TO_C, 2))), None);
     bench.on(Event::LeaseConfirmed);
     assert!(proposed(&pass(&mut bench, 100, &[TO_B, TO_C])).is_some());
 }
 
-/// The opening slice was sent, and what comes first is the ack of something older: a copy is judged
-/// by the answer to what was sent to it.
+/// The opening slice was sent, and the first answer is the ack of an older message: a copy is
+/// judged by the answer to what was sent to it.
 #[test]
 fn a_feed_is_open_once_its_first_slice_is_acknowledged() {
     let mut bench = well(2, &[A, B]);
-    bench.config(learning());
+    bench.deliver(learning());
     // The same copy is announced again: opened a second time.
     let copy = FromFollower::Copy { shard: SHARD, copy: CopyNo(1) };
     let follower = |bench: &mut Bench| {
@@ -320,9 +324,9 @@ fn a_feed_is_open_once_its_first_slice_is_acknowledged() {
     assert!(proposed(&bench.on(ack(TO_C, 3))).is_some());
 }
 
-/// It says so by itself: nothing is ordered in vain to find it out.
+/// The member reports a full disk by itself: no entry is ordered in vain to detect it.
 #[test]
-fn a_member_that_says_its_disk_is_full_is_believed_until_it_says_otherwise() {
+fn a_member_that_reports_a_full_disk_is_full_until_it_reports_otherwise() {
     let mut bench = well(2, &[A, B]);
     let alive = |full| FromFollower::Alive {
         sent: 0,
@@ -332,23 +336,23 @@ fn a_member_that_says_its_disk_is_full_is_believed_until_it_says_otherwise() {
         room_bytes: u64::MAX,
         digests: vec![],
     };
-    let says = |bench: &mut Bench, full| {
+    let reports = |bench: &mut Bench, full| {
         bench.now = bench.now.plus_ms(100);
         bench.on(Event::FromFollower { conn: TO_B, message: alive(full) })
     };
-    assert_eq!(states(&says(&mut bench, true)), [ShardAvailability::Frozen]);
-    assert_eq!(bench.node.hindered_by(SHARD), [(B.store, Standing::Full)]);
+    assert_eq!(states(&reports(&mut bench, true)), [ShardAvailability::Frozen]);
+    assert_eq!(bench.node.hindered_by(SHARD), [(B.store, ReplicaHealth::Full)]);
     check(bench.frame(1, add(1)), &["Refused(Frozen)"]);
-    assert_eq!(states(&says(&mut bench, false)), [ShardAvailability::Open]);
+    assert_eq!(states(&reports(&mut bench, false)), [ShardAvailability::Open]);
     check(bench.frame(2, add(2)), &["append 2", "send 2", "sync 2"]);
 }
 
-/// Every entry is committed before the learner has it; each of its acks is a moment late. The commit
-/// waits for it once, and it is added.
+/// Every entry is committed before the learner has it; each of its acks is a moment late. The
+/// commit waits for it once, and it is added.
 #[test]
 fn a_learner_that_is_always_a_moment_late_joins() {
     let mut bench = well(2, &[A, B]);
-    bench.config(learning());
+    bench.deliver(learning());
     let mut sent = BTreeMap::new();
     for (message, group) in (1..=30).zip(2..) {
         let mut effects = bench.frame(message, add(message));
@@ -361,24 +365,24 @@ fn a_learner_that_is_always_a_moment_late_joins() {
         effects.extend(bench.on(ack(TO_B, sent[&TO_B])));
         bench.on(Event::LeaseConfirmed);
         effects.extend(pass(&mut bench, 100, &[TO_B, TO_C]));
-        // C is one entry behind, whenever it speaks.
+        // C is one entry behind with each of its acks.
         effects.extend(bench.on(ack(TO_C, sent[&TO_C] - 1)));
-        if let Some(config) = proposed(&effects) {
-            assert_eq!(config.isr, [A.store, B.store, C.store]);
+        if let Some(record) = proposed(&effects) {
+            assert_eq!(record.isr, [A.store, B.store, C.store]);
             return;
         }
     }
     panic!("C never joins");
 }
 
-/// What is wrong with the copy of a primary would be wrong with what it sends.
+/// A primary whose copy is wrong would send wrong entries.
 #[test]
 fn a_primary_whose_copy_is_wrong_sends_no_copies() {
     let mut bench = well(2, &[A, B]);
     bench.frame(1, add(1));
     bench.on(Event::Durable { group: 2 });
     bench.on(ack(TO_B, 2));
-    bench.config(learning());
+    bench.deliver(learning());
     bench.node.replicas.get_mut(&SHARD).unwrap().flushed.seq = Seq(1);
     bench.node.replicas.get_mut(&SHARD).unwrap().trust =
         crate::replica::trust::Trust::Wrong("found by a scrub");

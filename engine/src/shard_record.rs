@@ -1,44 +1,51 @@
-//! What stands in etcd about a shard: who leads it, who is in sync.
+//! The record of a shard in etcd: its primary and its in-sync set.
 //!
-//! Only the coordinator sets `primary`, `epoch`, `learners` and `target`; only the current primary
-//! adds to `isr`; both may remove from it, never below `min_in_sync`: [`ShardConfig::changed`] makes
-//! every next record and keeps that floor. Every write compares the key's `mod_revision` and sets
-//! version + 1 (DESIGN §5).
+//! `primary`, `epoch`, `learners` and `target` are set by the coordinator alone; only the current
+//! primary adds to `isr`; both may remove from it, never below `min_in_sync`:
+//! [`ShardRecord::changed`] makes every next record and keeps that floor. Every write compares the
+//! key's `mod_revision` and sets version + 1.
 
 use crate::codec::{Malformed, Reader};
 use crate::ids::{Boot, Epoch, ShardId, Slots, StoreBoot, StoreId, Version};
 
 const FORMAT: u8 = 1;
 
+/// `shard/{slot}`: one per shard.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct ShardConfig {
+pub struct ShardRecord {
+    /// The shard's slots.
     pub slots: Slots,
+    /// The number of the present primary.
     pub epoch: Epoch,
+    /// Rises by one with every change of the record.
     pub version: Version,
+    /// The process that leads the shard.
     pub primary: StoreBoot,
-    /// Stores whose fsync every commit waits for. Sorted.
+    /// The in-sync set: stores whose fsync every commit waits for. Sorted.
     pub isr: Vec<StoreId>,
     /// Stores that are being filled. Sorted.
     pub learners: Vec<StoreId>,
-    /// Where the planner wants the replicas. Sorted.
+    /// The stores on which the planner wants the replicas. Sorted.
     pub target: Vec<StoreId>,
-    /// Members of `isr` that were found short of acknowledged data: not promotable. Sorted.
+    /// Members of `isr` that were found to lack acknowledged data: not promotable. Sorted.
     pub tainted: Vec<StoreId>,
 }
 
-impl ShardConfig {
+impl ShardRecord {
+    /// The shard that the record is about.
     pub fn shard(&self) -> ShardId {
         self.slots.shard()
     }
 
-    /// How many members may leave the in-sync set: what is below `min_in_sync` commits nothing, and
-    /// the primary stays in any case.
+    /// The number of members that may leave the in-sync set: a set below `min_in_sync` commits
+    /// nothing, and the primary stays in any case.
     pub fn room(&self, min_in_sync: usize) -> usize {
         self.isr.len().saturating_sub(min_in_sync.max(1))
     }
 
-    /// The next version: with `add` in sync and trusted; then without those of `remove`, the first
-    /// ones first, that the floor can spare; and with those of `taint` that stay not promotable.
+    /// The next version of the record: with `add` in sync and trusted; then without as many of
+    /// `remove`, the first ones first, as `min_in_sync` permits; and with those of `taint` that
+    /// stay marked as not promotable.
     ///
     /// The room is counted in the set itself: a tainted member that is trusted again is in it
     /// already and does not make it larger. The primary never leaves.
@@ -68,6 +75,7 @@ impl ShardConfig {
         next
     }
 
+    /// Encodes the record.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         out.extend_from_slice(&self.slots.lo.to_be_bytes());
@@ -85,6 +93,11 @@ impl ShardConfig {
         out
     }
 
+    /// Decodes the record.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] names the field that can't be read, or the format of a newer build.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut from = Reader::new(bytes::Bytes::copy_from_slice(bytes));
         if from.u8("shard record format")? != FORMAT {
@@ -97,7 +110,7 @@ impl ShardConfig {
             store: StoreId(from.u128_le("primary")?),
             boot: Boot(from.u64_le("primary boot")?),
         };
-        let config = Self {
+        let record = Self {
             slots,
             epoch,
             version,
@@ -108,7 +121,7 @@ impl ShardConfig {
             tainted: stores(&mut from)?,
         };
         from.finish("shard record")?;
-        Ok(config)
+        Ok(record)
     }
 }
 
@@ -133,8 +146,8 @@ pub fn remove(list: &mut Vec<StoreId>, store: StoreId) {
 mod tests {
     use super::*;
 
-    fn config() -> ShardConfig {
-        ShardConfig {
+    fn record() -> ShardRecord {
+        ShardRecord {
             slots: Slots { lo: 0, hi: 2729 },
             epoch: Epoch(3),
             version: Version(9),
@@ -149,21 +162,21 @@ mod tests {
     #[test]
     fn a_change_adds_trusts_and_removes_down_to_the_floor() {
         let [a, b, c, d] = [1, 2, 3, 4].map(StoreId);
-        let record = ShardConfig { isr: vec![a, b, d], ..config() };
+        let record = ShardRecord { isr: vec![a, b, d], ..record() };
         let next = record.changed(&[c], &[b, d, a], &[d], 2);
         assert_eq!((next.isr, next.learners, next.tainted), (vec![a, c], vec![], vec![]));
         assert_eq!(next.version, Version(10));
         let next = record.changed(&[b], &[d], &[d], 3);
         assert_eq!((next.isr, next.tainted), (vec![a, b, d], vec![d]));
-        // Nothing but the version: what settles a proposal without an answer.
+        // A change of nothing but the version settles a proposal without an answer.
         assert_eq!(
             record.changed(&[], &[], &[], 2),
-            ShardConfig { version: Version(10), ..record }
+            ShardRecord { version: Version(10), ..record }
         );
     }
 
-    /// Every set of up to five stores with every subset tainted, any of the others and of the tainted
-    /// added, any of the rest removed, at every floor.
+    /// Covers every set of up to five stores with every subset tainted, any of the others and of
+    /// the tainted added, any of the rest removed, at every floor.
     #[test]
     fn no_change_goes_below_the_floor_and_all_that_it_can_spare_leave() {
         let stores = |bits: u32| -> Vec<StoreId> {
@@ -177,7 +190,7 @@ mod tests {
         });
         for (isr, tainted, add, remove) in changes {
             let (isr, tainted) = (stores(isr), stores(tainted));
-            let record = ShardConfig { isr, tainted, learners: vec![], ..config() };
+            let record = ShardRecord { isr, tainted, learners: vec![], ..record() };
             let (add, remove) = (stores(add), stores(remove));
             for floor in 1..=5 {
                 let next = record.changed(&add, &remove, &remove, floor);
@@ -193,14 +206,14 @@ mod tests {
 
     #[test]
     fn round_trips() {
-        assert_eq!(ShardConfig::decode(&config().encode()), Ok(config()));
+        assert_eq!(ShardRecord::decode(&record().encode()), Ok(record()));
     }
 
     #[test]
     fn a_cut_record_is_refused() {
-        let bytes = config().encode();
+        let bytes = record().encode();
         for len in 0..bytes.len() {
-            assert!(ShardConfig::decode(&bytes[..len]).is_err(), "{len} bytes");
+            assert!(ShardRecord::decode(&bytes[..len]).is_err(), "{len} bytes");
         }
     }
 }

@@ -1,14 +1,16 @@
-//! A socket that is closed gently, unless its other side takes nothing.
+//! A socket with a lingering close and a write timeout.
 //!
-//! A socket closed with bytes unread is reset by the kernel, and a reset throws away what the other side has not read
-//! yet: a client that sent too much would find its connection broken instead of the answer that says so. So after the
-//! last answer the sending side is closed first, and what still comes is dropped for a moment.
+//! The kernel resets a socket that is closed with bytes unread, and a reset discards what the
+//! client has not read yet: a client that sent too much would find its connection broken instead of
+//! the answer with the reason. Therefore the sending side is closed first, after the last answer,
+//! and input is read and dropped for a moment.
 //!
-//! Who does not read makes us hold what is to be written, and hyper would wait for ever: after a while without a byte
-//! taken the connection is broken.
+//! A client that does not read makes the gateway hold the answer, and hyper has no timeout for it:
+//! the connection is broken once no byte was written for a while.
 //!
-//! A connection that is to end although its client keeps it open ends only when nothing of it is in the socket: what was
-//! sent before is still served. So it seems to hyper that the client has closed its side once there is nothing to read.
+//! When the gateway ends a connection that its client keeps open, requests that are already in the
+//! socket are still served. To that end the stream reports end of input to hyper once there is
+//! nothing more to read.
 
 use std::cell::Cell;
 use std::io;
@@ -22,37 +24,39 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
-/// How long the other side has, to read and to close.
+/// The time that the client has to read the last answer and to close its side.
 const LINGER: Duration = Duration::from_millis(500);
+/// The most input that is dropped meanwhile.
 const LINGER_BYTES_MAX: usize = 1 << 20;
 
-pub(crate) struct Gentle {
+/// A socket that is closed only after its client has had time to read.
+pub(crate) struct LingeringStream {
     stream: TcpStream,
-    /// How long the other side may take nothing of what is to be written.
-    patience: Duration,
-    /// Since it does: until when.
+    /// The time for which a write may wait for the client to read.
+    write_timeout: Duration,
+    /// Runs while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
-    /// Since our side was closed: until when, and how much has been dropped.
+    /// Since our side was closed: the end of the wait, and the number of bytes dropped so far.
     closing: Option<(Pin<Box<Sleep>>, usize)>,
-    /// The other side has closed its own: nothing is on its way.
+    /// The client has closed its side: no more input will come.
     ended: bool,
-    /// It ends as soon as nothing can be read.
+    /// The connection is to end as soon as there is nothing to read.
     ends: Rc<Cell<bool>>,
 }
 
-impl Gentle {
-    pub(crate) fn new(stream: TcpStream, patience: Duration, ends: Rc<Cell<bool>>) -> Self {
-        Self { stream, patience, stalled: None, closing: None, ended: false, ends }
+impl LingeringStream {
+    pub(crate) fn new(stream: TcpStream, write_timeout: Duration, ends: Rc<Cell<bool>>) -> Self {
+        Self { stream, write_timeout, stalled: None, closing: None, ended: false, ends }
     }
 
-    /// Whether the kernel has something that nobody has read. The runtime may not know of it yet.
+    /// Returns whether the kernel has unread input. The runtime may not know of it yet.
     fn has_more(&self) -> bool {
         let Ok(socket) = self.stream.as_fd().try_clone_to_owned() else { return false };
         std::net::TcpStream::from(socket).peek(&mut [0]).is_ok_and(|bytes| bytes > 0)
     }
 }
 
-impl AsyncRead for Gentle {
+impl AsyncRead for LingeringStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -70,7 +74,7 @@ impl AsyncRead for Gentle {
     }
 }
 
-impl AsyncWrite for Gentle {
+impl AsyncWrite for LingeringStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -81,8 +85,8 @@ impl AsyncWrite for Gentle {
             self.stalled = None;
             return written;
         }
-        let patience = self.patience;
-        let timer = self.stalled.get_or_insert_with(|| Box::pin(sleep(patience)));
+        let timeout = self.write_timeout;
+        let timer = self.stalled.get_or_insert_with(|| Box::pin(sleep(timeout)));
         timer.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 
@@ -104,7 +108,7 @@ impl AsyncWrite for Gentle {
                     *ended = buffer.filled().is_empty();
                     *dropped += buffer.filled().len();
                 }
-                // Reset by the other side: nothing to wait for either.
+                // Reset by the client: nothing more will come.
                 Poll::Ready(Err(_)) => break,
                 Poll::Pending => return timer.as_mut().poll(cx).map(Ok),
             }

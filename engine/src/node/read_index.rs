@@ -1,0 +1,259 @@
+//! Read index: proves that what was captured is current, without a clock.
+//!
+//! A *claim* states that this node led the shard in this epoch when it captured something. The
+//! order is the whole argument. The capture comes first; then every other member of M (the in-sync
+//! set plus unconfirmed additions) confirms, in a round that began after the capture, that it has
+//! promised no higher epoch. A newer primary would have needed the promise of one of them before it
+//! could commit anything, so nothing was acknowledged by the moment of the capture that the
+//! captured state lacks. A pause after the proof does no harm: the values were current while the
+//! read was in flight.
+//!
+//! One round serves all claims that wait for it. A round that a peer does not answer in time is
+//! replaced by one linearizable etcd read, which also begins after the captures.
+//!
+//! Claims are made by [`reads`](super::reads) for values and by [`bounded`](super::bounded) for
+//! commits that a follower asks for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ids::{Epoch, Now, ShardId, StoreId};
+use crate::message::ToFollower;
+use crate::node::{Effect, Node};
+use crate::planted::Planted;
+use crate::replica::Replica;
+use crate::shard_record::ShardRecord;
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct ReadIndex {
+    /// The claims by number, which counts up: the oldest is the first.
+    claims: BTreeMap<u64, LeadershipClaim>,
+    /// Claims that are in no round yet.
+    unproven: BTreeSet<u64>,
+    round: Option<ReadIndexRound>,
+    /// Claims that a round did not prove in time.
+    for_etcd: BTreeSet<u64>,
+    /// The etcd read in flight, and the claims that it will prove.
+    check: Option<(u64, BTreeSet<u64>)>,
+    next_check: Now,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct LeadershipClaim {
+    shard: ShardId,
+    epoch: Epoch,
+    since: Now,
+}
+
+/// A round: one question to all peers.
+#[derive(Clone, Debug)]
+struct ReadIndexRound {
+    number: u64,
+    until: Now,
+    claims: BTreeSet<u64>,
+    /// The peers whose answer each shard still waits for.
+    missing: BTreeMap<ShardId, BTreeSet<StoreId>>,
+}
+
+/// The outcome of a claim.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum ClaimOutcome {
+    /// The captured state lacks nothing that was acknowledged before the capture.
+    Current,
+    /// Another process leads by now.
+    Replaced,
+    /// The peers have not answered, and etcd has not either.
+    Unknown,
+}
+
+impl ReadIndex {
+    /// Returns when to handle a tick although no event has come.
+    pub(super) fn deadline(&self) -> Option<Now> {
+        let round = self.round.as_ref().map(|round| round.until);
+        let check = (!self.for_etcd.is_empty() && self.check.is_none()).then_some(self.next_check);
+        round.into_iter().chain(check).min()
+    }
+
+    /// Discards a claim: the request that made it is gone.
+    pub(super) fn forget(&mut self, claim: u64) {
+        self.claims.remove(&claim);
+    }
+
+    /// Discards the rounds and checks to come: no claim is left.
+    fn clear(&mut self) {
+        self.unproven.clear();
+        self.for_etcd.clear();
+        self.round = None;
+    }
+
+    fn shards(&self, claims: &BTreeSet<u64>) -> BTreeSet<ShardId> {
+        claims.iter().filter_map(|claim| Some(self.claims.get(claim)?.shard)).collect()
+    }
+}
+
+impl Node {
+    /// Makes a claim, to be proved by a round or an etcd read that begins after this moment. The
+    /// number is one by [`Node::fresh_id`]; the outcome is reported under it, once.
+    pub(super) fn prove_leadership(&mut self, claim: u64, shard: ShardId, epoch: Epoch) {
+        self.read_index.claims.insert(claim, LeadershipClaim { shard, epoch, since: self.now });
+        let joins_old_round = Planted::CheckReadBeforeCapture.is_in(self.settings.planted);
+        match &mut self.read_index.round {
+            Some(round) if joins_old_round => round.claims.insert(claim),
+            _ => self.read_index.unproven.insert(claim),
+        };
+    }
+
+    fn settle_claim(&mut self, claim: u64, outcome: ClaimOutcome, effects: &mut Vec<Effect>) {
+        if self.read_index.claims.remove(&claim).is_some() {
+            self.on_read_claim_settled(claim, outcome, effects);
+            self.on_commit_claim_settled(claim, outcome);
+        }
+    }
+
+    /// Returns whether this node leads the shard, in this very epoch.
+    pub(super) fn leads(&self, shard: ShardId, epoch: Epoch) -> bool {
+        let primary = self.replicas.get(&shard).and_then(Replica::primary);
+        primary.is_some_and(|primary| primary.epoch == epoch)
+    }
+
+    /// Begins what can begin: a round for new claims, an etcd read for those that no round proved.
+    pub(super) fn advance_claims(&mut self, effects: &mut Vec<Effect>) {
+        if self.read_index.claims.is_empty() {
+            self.read_index.clear();
+            return;
+        }
+        self.close_late_round(effects);
+        self.begin_round(effects);
+        self.begin_etcd_check(effects);
+        self.give_up(effects);
+    }
+
+    fn begin_round(&mut self, effects: &mut Vec<Effect>) {
+        if self.read_index.round.is_some() || self.read_index.unproven.is_empty() {
+            return;
+        }
+        let claims = std::mem::take(&mut self.read_index.unproven);
+        let number = self.fresh_id();
+        let mut missing = BTreeMap::new();
+        let mut questions: BTreeMap<StoreId, Vec<(ShardId, Epoch)>> = BTreeMap::new();
+        for shard in self.read_index.shards(&claims) {
+            let Some(primary) = self.replicas.get(&shard).and_then(Replica::primary) else {
+                continue;
+            };
+            let mut members = primary.members(None);
+            members.remove(&self.me.store);
+            for &member in &members {
+                questions.entry(member).or_default().push((shard, primary.epoch));
+            }
+            missing.insert(shard, members);
+        }
+        for (store, shards) in questions {
+            let Some(&conn) = self.dialled_to.get(&store) else { continue };
+            let message = ToFollower::ReadIndex { round: number, shards };
+            effects.push(Effect::ToFollower { conn, message });
+        }
+        let until = self.now.plus_ms(self.settings.read_index_ms);
+        self.read_index.round = Some(ReadIndexRound { number, until, claims, missing });
+        self.finish_round_if_answered(effects);
+    }
+
+    pub(super) fn on_read_index_answer(
+        &mut self,
+        store: StoreId,
+        number: u64,
+        newer: &[(ShardId, Epoch)],
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(round) = &mut self.read_index.round else { return };
+        if round.number != number {
+            return;
+        }
+        for (shard, missing) in &mut round.missing {
+            if !newer.iter().any(|(newer, _)| newer == shard) {
+                missing.remove(&store);
+            }
+        }
+        self.finish_round_if_answered(effects);
+    }
+
+    fn finish_round_if_answered(&mut self, effects: &mut Vec<Effect>) {
+        let Some(round) = &self.read_index.round else { return };
+        let majority = Planted::ReadIndexMajority.is_in(self.settings.planted);
+        if round.missing.values().any(|missing| missing.len() > usize::from(majority)) {
+            return;
+        }
+        if let Some(round) = self.read_index.round.take() {
+            round
+                .claims
+                .into_iter()
+                .for_each(|claim| self.settle_claim(claim, ClaimOutcome::Current, effects));
+        }
+        self.begin_round(effects);
+    }
+
+    /// Closes a round that a peer has not answered in time: the claims of shards that have all
+    /// answers are proved, the others are left to etcd.
+    fn close_late_round(&mut self, effects: &mut Vec<Effect>) {
+        let Some(round) = self.read_index.round.take_if(|round| self.now >= round.until) else {
+            return;
+        };
+        for claim in round.claims {
+            let shard = self.read_index.claims.get(&claim).map(|claim| claim.shard);
+            let missing = shard.and_then(|shard| round.missing.get(&shard));
+            if missing.is_some_and(BTreeSet::is_empty) {
+                self.settle_claim(claim, ClaimOutcome::Current, effects);
+            } else {
+                self.read_index.for_etcd.insert(claim);
+            }
+        }
+    }
+
+    fn begin_etcd_check(&mut self, effects: &mut Vec<Effect>) {
+        let idle = self.read_index.check.is_none() && !self.read_index.for_etcd.is_empty();
+        if !idle || self.now < self.read_index.next_check {
+            return;
+        }
+        self.read_index.next_check = self.now.plus_ms(self.settings.etcd_check_every_ms);
+        let claims = std::mem::take(&mut self.read_index.for_etcd);
+        let shards = self.read_index.shards(&claims);
+        let check = self.fresh_id();
+        self.read_index.check = Some((check, claims));
+        effects.push(Effect::CheckEtcd { check, shards: shards.into_iter().collect() });
+    }
+
+    pub(super) fn on_etcd_checked(
+        &mut self,
+        check: u64,
+        records: Option<Vec<ShardRecord>>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some((_, claims)) = self.read_index.check.take_if(|(number, _)| *number == check)
+        else {
+            return;
+        };
+        let Some(records) = records else {
+            self.read_index.for_etcd.extend(claims); // Etcd did not answer: read again.
+            return;
+        };
+        for number in claims {
+            let Some(&claim) = self.read_index.claims.get(&number) else { continue };
+            let current = records.iter().any(|record| {
+                record.shard() == claim.shard
+                    && record.epoch == claim.epoch
+                    && record.primary == self.me
+            });
+            let unread = Planted::EtcdCheckUnread.is_in(self.settings.planted);
+            let outcome =
+                if current || unread { ClaimOutcome::Current } else { ClaimOutcome::Replaced };
+            self.settle_claim(number, outcome, effects);
+        }
+    }
+
+    fn give_up(&mut self, effects: &mut Vec<Effect>) {
+        let limit = self.settings.read_give_up_ms;
+        while let Some((&number, claim)) = self.read_index.claims.first_key_value()
+            && self.now.ms_since(claim.since) >= limit
+        {
+            self.settle_claim(number, ClaimOutcome::Unknown, effects);
+        }
+    }
+}
