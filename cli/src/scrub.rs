@@ -18,6 +18,8 @@ use crate::output;
 
 /// The pause between two queries for the state of a scrub.
 const POLL_INTERVAL: Duration = Duration::from_millis(300);
+/// The number of failed queries in a row after which a node counts as ended, less one.
+const QUERY_FAILURES_MAX: u32 = 2;
 /// A node that does not answer for this long counts as ended.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
@@ -179,6 +181,7 @@ impl ScrubTarget {
     }
 
     async fn outcome(self, before: ScrubStatus) -> ScrubReport {
+        let mut failures = 0;
         loop {
             let report = |result, copies, damaged: &[ShardId]| ScrubReport {
                 node: self.name.clone(),
@@ -188,13 +191,23 @@ impl ScrubTarget {
             };
             match self.status().await {
                 Ok((_, from)) if from != self.process => return report(ScrubResult::Ended, 0, &[]),
-                Err(_) => return report(ScrubResult::Ended, 0, &[]),
+                // One query without an answer may mean a slow node.
+                Err(_) if failures == QUERY_FAILURES_MAX => {
+                    return report(ScrubResult::Ended, 0, &[]);
+                }
+                Err(_) => {
+                    failures += 1;
+                    tokio::time::sleep(POLL_INTERVAL).await;
+                }
                 Ok((now, _)) if now.ended != before.ended && !now.running => {
                     let clean = now.damaged.is_empty();
                     let result = if clean { ScrubResult::Clean } else { ScrubResult::Damaged };
                     return report(result, now.shards, &now.damaged);
                 }
-                Ok(_) => tokio::time::sleep(POLL_INTERVAL).await,
+                Ok(_) => {
+                    failures = 0;
+                    tokio::time::sleep(POLL_INTERVAL).await;
+                }
             }
         }
     }

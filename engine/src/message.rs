@@ -119,6 +119,33 @@ pub enum BatchReply {
     Refused(Refusal),
 }
 
+impl BatchReply {
+    /// The label under which a batch that was not taken is counted; `None` for one that was.
+    pub const fn refusal_label(&self) -> Option<&'static str> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.label()),
+            Self::NoEffect => Some("order"),
+            Self::Expired => Some("expired"),
+            Self::Applied { .. } | Self::AnsweredBefore | Self::Malformed => None,
+        }
+    }
+}
+
+/// The labels of `dkc_refusals_total`: of each [`Refusal`], and of the two other replies to a batch
+/// that was not taken.
+pub const REFUSAL_LABELS: [&str; 10] = [
+    "not-primary",
+    "no-such-shard",
+    "frozen",
+    "overloaded",
+    "no-space",
+    "too-large",
+    "damaged",
+    "stale",
+    "order",
+    "expired",
+];
+
 /// The reason why a node refused a batch or a read. Definite for this send, and for no other.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Refusal {
@@ -138,6 +165,22 @@ pub enum Refusal {
     Damaged,
     /// For a bounded-stale read: this node can't prove that its values are recent enough.
     Stale,
+}
+
+impl Refusal {
+    /// The label of this reason in metrics: one of [`REFUSAL_LABELS`].
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::NotPrimary(_) => "not-primary",
+            Self::NoSuchShard => "no-such-shard",
+            Self::Frozen => "frozen",
+            Self::Overloaded => "overloaded",
+            Self::NoSpace => "no-space",
+            Self::TooLarge => "too-large",
+            Self::Damaged => "damaged",
+            Self::Stale => "stale",
+        }
+    }
 }
 
 // ---- node → node --------------------------------------------------------------------------------
@@ -588,4 +631,28 @@ pub struct HealthReport {
     pub resigned: Vec<ShardId>,
     /// This process is about to end: other nodes are to lead, and to be in sync without it.
     pub leaving: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_has_one_of_the_labels() {
+        let refusals = [
+            Refusal::NotPrimary(None),
+            Refusal::NoSuchShard,
+            Refusal::Frozen,
+            Refusal::Overloaded,
+            Refusal::NoSpace,
+            Refusal::TooLarge,
+            Refusal::Damaged,
+            Refusal::Stale,
+        ];
+        let refused = refusals.into_iter().map(BatchReply::Refused);
+        let replies = refused.chain([BatchReply::NoEffect, BatchReply::Expired]);
+        let labels: Vec<_> = replies.filter_map(|reply| reply.refusal_label()).collect();
+        assert_eq!(labels, REFUSAL_LABELS);
+        assert_eq!(BatchReply::AnsweredBefore.refusal_label(), None);
+    }
 }

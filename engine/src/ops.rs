@@ -253,20 +253,24 @@ fn decode_token(from: &mut Reader, first: usize) -> Result<TokenedOps, OpsError>
 
 /// Reads one operation after its kind. A token can't be among the operations of another token.
 fn decode_op(kind: u8, from: &mut Reader) -> Result<Op, OpsError> {
-    if kind == KIND_TOKEN {
-        return Err(OpsError::Malformed("token among the ops of another"));
+    match kind {
+        KIND_ADD => {
+            let counter = decode_counter(from)?;
+            Ok(Op { counter, kind: OpKind::Add { delta: from.varint_i128("delta")? } })
+        }
+        KIND_ADD_RETURNING => {
+            let counter = decode_counter(from)?;
+            Ok(Op { counter, kind: OpKind::AddReturning { delta: from.varint_i128("delta")? } })
+        }
+        KIND_DELETE => Ok(Op { counter: decode_counter(from)?, kind: OpKind::Delete }),
+        KIND_TOKEN => Err(OpsError::Malformed("token among the ops of another")),
+        _ => Err(OpsError::Unknown("op kind")),
     }
-    if kind > KIND_DELETE {
-        return Err(OpsError::Unknown("op kind"));
-    }
-    let counter = CounterKey::from_name(from.bytes("op name")?)
-        .map_err(|_| OpsError::Malformed("op name"))?;
-    let kind = match kind {
-        KIND_ADD => OpKind::Add { delta: from.varint_i128("delta")? },
-        KIND_ADD_RETURNING => OpKind::AddReturning { delta: from.varint_i128("delta")? },
-        _ => OpKind::Delete,
-    };
-    Ok(Op { counter, kind })
+}
+
+fn decode_counter(from: &mut Reader) -> Result<CounterKey, OpsError> {
+    let name = from.bytes("op name")?;
+    CounterKey::from_name(name).map_err(|_| OpsError::Malformed("op name"))
 }
 
 #[cfg(test)]

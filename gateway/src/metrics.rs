@@ -3,7 +3,8 @@
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
-use engine::batcher::{Counts, REFUSAL_REASONS};
+use engine::batcher::Counts;
+use engine::message::REFUSAL_LABELS;
 use telemetry::prometheus_client::metrics::counter::Counter;
 use telemetry::prometheus_client::metrics::family::Family;
 use telemetry::prometheus_client::metrics::gauge::Gauge;
@@ -49,7 +50,7 @@ pub(crate) struct GatewayMetrics {
     /// The counters of `requests` by operation and status, each looked up once: a look-up in the
     /// family takes a lock.
     known: [[OnceLock<Counter>; STATUSES]; OPERATIONS.len()],
-    refusals: [Counter; REFUSAL_REASONS.len()],
+    refusals: [Counter; REFUSAL_LABELS.len()],
     batches: Counter,
     sends: Counter,
     ops: Counter,
@@ -90,7 +91,7 @@ impl GatewayMetrics {
             "Shards to whose primary this gateway has no connection",
             without_primary.clone(),
         );
-        let refusals = REFUSAL_REASONS
+        let refusals = REFUSAL_LABELS
             .map(|reason| refused.get_or_create(&[("reason", reason.to_owned())]).clone());
         Self {
             requests,

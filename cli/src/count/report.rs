@@ -114,7 +114,7 @@ pub(super) fn print_report(report: &CountReport, as_json: bool) -> anyhow::Resul
         _ if (report.complete && exit_of(report) == CommandExit::Done) || report.follows => {}
         Some(id) => output::note(&format!(
             "to resume: run the same command with the same input and --resume-id {id}, within the \
-             service's idempotency window (1 h) for an exact count"
+             service's idempotency window (1 h by default) for an exact count"
         )),
         None => output::note("use --resume-id ID to make a count resumable"),
     }

@@ -204,7 +204,7 @@ impl Batcher {
         refusal: Refusal,
         effects: &mut Vec<Effect>,
     ) {
-        self.counts.refused(reason(&refusal));
+        self.counts.refused(refusal.label());
         let then = match &refusal {
             Refusal::NotPrimary(_) | Refusal::NoSuchShard | Refusal::Damaged | Refusal::Stale => {
                 AfterReject::Wait
@@ -316,18 +316,5 @@ impl Batcher {
             ShardAvailability::Open => connection.clear_frozen(shard),
         }
         self.due.insert(shard);
-    }
-}
-
-fn reason(refusal: &Refusal) -> &'static str {
-    match refusal {
-        Refusal::NotPrimary(_) => "not-primary",
-        Refusal::NoSuchShard => "no-such-shard",
-        Refusal::Frozen => "frozen",
-        Refusal::Overloaded => "overloaded",
-        Refusal::NoSpace => "no-space",
-        Refusal::TooLarge => "too-large",
-        Refusal::Damaged => "damaged",
-        Refusal::Stale => "stale",
     }
 }

@@ -150,9 +150,13 @@ impl InFlightBatch {
                 if queued.op.kind.needs_value() {
                     answers.push((part.request, queued.index, *rest));
                 }
-                if let OpKind::Add { delta } | OpKind::AddReturning { delta } = queued.op.kind {
+                match queued.op.kind {
                     // Values come from a socket: a wrong one must not end the process.
-                    *rest = rest.wrapping_sub(delta);
+                    OpKind::Add { delta } | OpKind::AddReturning { delta } => {
+                        *rest = rest.wrapping_sub(delta);
+                    }
+                    // Nothing is merged with a delete.
+                    OpKind::Delete => {}
                 }
             }
         }

@@ -56,7 +56,7 @@ use crate::batch::{BATCH_BYTES_LIMIT, BATCH_BYTES_MAX, BATCH_OPS_MAX};
 use crate::idempotency::ClientToken;
 use crate::ids::{Conn, Now, SessionId, ShardId, StoreBoot, StoreId, TimeMs};
 use crate::key::CounterKey;
-use crate::message::{GatewayMessage, HealthReport, NodeReply};
+use crate::message::{GatewayMessage, HealthReport, NodeReply, REFUSAL_LABELS};
 use crate::ops::Op;
 use crate::planted::Planted;
 use crate::router::Router;
@@ -324,28 +324,14 @@ pub struct Counts {
     pub ops: u64,
     /// The same number after the merge.
     pub ops_sent: u64,
-    /// The number of `Refused` answers, by reason, in the order of [`REFUSAL_REASONS`].
-    pub refusals: [u64; REFUSAL_REASONS.len()],
+    /// The number of batches that were not taken, by reason, in the order of [`REFUSAL_LABELS`].
+    pub refusals: [u64; REFUSAL_LABELS.len()],
 }
-
-/// The labels of `dkc_refusals_total` as a gateway counts them.
-pub const REFUSAL_REASONS: [&str; 9] = [
-    "not-primary",
-    "no-such-shard",
-    "frozen",
-    "overloaded",
-    "no-space",
-    "too-large",
-    "damaged",
-    "expired",
-    "order",
-];
 
 impl Counts {
     fn refused(&mut self, reason: &str) {
-        if let Some(at) = REFUSAL_REASONS.iter().position(|&known| known == reason) {
-            self.refusals[at] += 1;
-        }
+        let known = REFUSAL_LABELS.iter().zip(&mut self.refusals);
+        known.filter(|(label, _)| **label == reason).for_each(|(_, count)| *count += 1);
     }
 }
 
