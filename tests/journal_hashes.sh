@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Compares the journals of the simulator's seeds 1 to 1,000 with those that are recorded in tests/tests/journal-hashes:
-# `journal_hashes.sh [--record]`. The hash of a seed's journal covers the order, time and kind of every step and each byte that is
-# written to a disk, so a change that leaves all of them alone has changed no behaviour. A change that is meant to be seen
-# records them anew.
+# Compares the traces of the simulator's seeds 1 to 1,000 with those that are recorded in tests/tests/journal-hashes:
+# `journal_hashes.sh [--record]`. The hash of a trace covers the time and the number of every step and each group that is
+# written to a log; each message, timer and draw moves those of the later steps. A change that leaves all hashes alone has
+# changed no behaviour. A change that is meant to be visible records them again.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

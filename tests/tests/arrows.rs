@@ -1,8 +1,9 @@
-//! Which crate may depend on which (docs/design.md#crates): arrows point down only, and the engine
-//! stays pure.
+//! The permitted dependencies between crates (docs/design.md#crates): arrows point down only, and
+//! the engine stays pure.
 //!
-//! A forbidden dependency compiles just as well as an allowed one, so only a test can refuse it. Any subset of the
-//! arrows is fine: a crate that is not in the workspace yet is simply not looked at, but one that no table names fails.
+//! A forbidden dependency compiles like an allowed one, so only a test can refuse it. Unused arrows
+//! are fine: a crate that is not in the workspace is ignored, but a crate that no table names is an
+//! error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,17 +11,17 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// Each crate of ours and which of ours it may use, in any role (normal, build or dev).
+/// The crates of the workspace, each with those that it may use in any role (normal, build or dev).
 const ARROWS: &[(&str, &[&str])] = &[
     ("engine", &[]),
-    // Logs, health, metrics: knows nothing of counters.
+    // Logs, health and metrics, independent of counters.
     ("telemetry", &[]),
     ("proto", &["engine"]),
     ("metastore", &["engine"]),
     ("gateway", &["engine", "metastore", "proto", "telemetry"]),
     ("storage-node", &["engine", "metastore", "proto", "telemetry"]),
     ("coordinator", &["engine", "metastore", "proto", "telemetry"]),
-    // Measures from outside, as any client would.
+    // The benchmark is a client without access to internals.
     ("bench", &[]),
     (
         "cli",
@@ -35,18 +36,19 @@ const ARROWS: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
-    // Real processes are started by their binary, never linked: what the simulator sends may cross as their bytes.
+    // Real processes are started by their binary and never linked. `proto` encodes the messages of
+    // the simulator.
     ("tests", &["engine", "proto"]),
 ];
 
-/// All that the engine may reach, through however many steps. Nothing here opens a file or a socket, starts a thread
-/// or reads a clock.
+/// The crates that the engine may depend on, directly or not. None of them opens a file or a
+/// socket, starts a thread or reads a clock.
 const UNDER_ENGINE: &[&str] = &["bytes", "engine", "lz4_flex", "xxhash-rust"];
 
-/// Each of these has one owner; everyone else goes through it.
+/// Libraries that only one crate may use, each with that crate.
 const OWNERS: &[(&str, &str)] = &[("etcd-client", "metastore"), ("rocksdb", "storage-node")];
 
-/// What `engine/clippy.toml` must forbid; the lint then keeps it out of the code.
+/// The paths that `engine/clippy.toml` must forbid, so that the lint keeps them out of the code.
 const FORBIDDEN_IN_ENGINE: &[&str] = &[
     "std::time::Instant",
     "std::time::Instant::now",
@@ -76,7 +78,7 @@ fn root() -> PathBuf {
     tests.parent().expect("this crate lies in the workspace's folder").to_path_buf()
 }
 
-/// What cargo prints, run with the workspace as it is.
+/// Returns the output of cargo in this workspace.
 #[track_caller]
 fn cargo(arguments: &[&str]) -> String {
     let cargo = std::env::var_os("CARGO").expect("cargo sets it for the tests that it runs");
@@ -118,7 +120,7 @@ fn text(value: &Value) -> &str {
     value.as_str().expect("cargo's metadata has text here")
 }
 
-/// Every way in which these crates break the tables above.
+/// Returns every violation of the tables above.
 fn broken(crates: &[Crate]) -> Vec<String> {
     let arrows: BTreeMap<_, _> = ARROWS.iter().copied().collect();
     let mut broken = Vec::new();
@@ -179,7 +181,7 @@ fn an_arrow_up_is_noticed() {
 
 #[test]
 fn the_engine_reaches_nothing_impure() {
-    // `cargo tree`, not the metadata: it resolves features for the engine alone, as if nobody else were there.
+    // `cargo tree` resolves features for the engine alone, which the metadata does not.
     let tree = cargo(&[
         "tree",
         "--locked",
@@ -199,7 +201,7 @@ fn the_engine_reaches_nothing_impure() {
 }
 
 #[test]
-fn the_engine_is_told_to_be_pure() {
+fn the_lints_keep_the_engine_pure() {
     let path = root().join("engine/clippy.toml");
     let settings = std::fs::read_to_string(&path).expect("engine/clippy.toml is there");
     for forbidden in FORBIDDEN_IN_ENGINE {
@@ -207,9 +209,9 @@ fn the_engine_is_told_to_be_pure() {
     }
 }
 
-/// The lint can be switched off in the code itself, where no setting would show it.
+/// The code must not switch the lint off, which the settings would not show.
 #[test]
-fn the_engine_does_not_excuse_itself() {
+fn the_engine_does_not_switch_its_lints_off() {
     let mut folders = vec![root().join("engine")];
     let mut files = 0;
     while let Some(folder) = folders.pop() {
@@ -220,7 +222,7 @@ fn the_engine_does_not_excuse_itself() {
             } else if path.extension().is_some_and(|ending| ending == "rs" || ending == "toml") {
                 let text = std::fs::read_to_string(&path).expect("a file of the engine");
                 for lint in ["clippy::disallowed", "disallowed_methods", "disallowed_types"] {
-                    assert!(!text.contains(lint), "{} speaks of {lint}", path.display());
+                    assert!(!text.contains(lint), "{} mentions {lint}", path.display());
                 }
                 files += 1;
             }
@@ -229,7 +231,7 @@ fn the_engine_does_not_excuse_itself() {
     assert!(files > 10, "only {files} files found: was the engine moved?");
 }
 
-/// `./test` lists its steps one by one, so a new file of integration tests could be forgotten there.
+/// `./test` lists its steps one by one, so a new file of integration tests could be missing there.
 #[test]
 fn every_integration_test_is_a_step_of_the_test_script() {
     let script = std::fs::read_to_string(root().join("test")).expect("the script ./test");

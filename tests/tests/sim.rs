@@ -2,8 +2,8 @@
 //! is noticed.
 //!
 //! The planted bugs are a feature of the engine (`planted-bugs`), which production builds do not
-//! have. Without it only the clean seeds run; `./test` runs both:
-//! `cargo test --profile ci -p tests --features planted-bugs --test sim`.
+//! have. Without it only the clean seeds run; `./test` runs both: `cargo test --profile ci -p tests
+//! --features planted-bugs --test sim`.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -14,16 +14,18 @@ use engine::planted::Planted;
 use tests::sim::coverage::Path;
 use tests::sim::disk_faults::DiskFault;
 use tests::sim::failover::{self, Death};
-use tests::sim::faults::Kind;
+use tests::sim::faults::FaultKind;
 #[cfg(feature = "planted-bugs")]
 use tests::sim::hunt::Recorded;
 use tests::sim::{Report, run};
 
-/// At least so many seeds must count: enough acknowledged, and something in flight at every fault.
+/// At least this many seeds must count: enough acknowledged, and something in flight at every
+/// fault.
 const COUNTED_MIN: u64 = 1_000;
 
-/// Seeds that once showed a bug, now mended. The run behind each number has become another one since: the bugs'
-/// stories are unit tests beside the code that was wrong (`grep -ri 'seed [0-9]' engine`).
+/// Seeds that once showed a bug, now fixed. The run behind each number has become another one
+/// since: the bugs' histories are unit tests beside the code that was wrong (`grep -ri 'seed [0-9]'
+/// engine`).
 const REGRESSIONS: [u64; 14] =
     [16, 35, 63, 114, 195, 260, 360, 3651, 14521, 18576, 23588, 30675, 528941, 529345];
 
@@ -69,9 +71,9 @@ fn every_promise_holds_over_a_thousand_counted_seeds() {
     for (&kind, count) in reports.iter().flat_map(|report| &report.tokens) {
         *tokens.entry(kind).or_default() += count;
     }
-    let mut stories: BTreeMap<&str, u64> = BTreeMap::new();
-    for (&kind, count) in reports.iter().flat_map(|report| &report.stories) {
-        *stories.entry(kind).or_default() += count;
+    let mut decisions: BTreeMap<&str, u64> = BTreeMap::new();
+    for (&kind, count) in reports.iter().flat_map(|report| &report.decisions) {
+        *decisions.entry(kind).or_default() += count;
     }
     let mut paths: BTreeMap<Path, u64> = BTreeMap::new();
     for (&path, count) in reports.iter().flat_map(|report| &report.coverage) {
@@ -81,14 +83,14 @@ fn every_promise_holds_over_a_thousand_counted_seeds() {
     let seeds = reports.len();
     let _closed = writeln!(
         std::io::stdout(),
-        "{seeds} seeds, {acknowledged} operations acknowledged, faults {faults:?}, coordinators {stories:?}, requests with a token {tokens:?}, rare paths {paths:?}"
+        "{seeds} seeds, {acknowledged} operations acknowledged, faults {faults:?}, coordinators {decisions:?}, requests with a token {tokens:?}, rare paths {paths:?}"
     );
     assert_eq!(violations(&reports), Vec::<String>::new());
     assert!(acknowledged > 200 * COUNTED_MIN, "too little was asked of the cluster");
     for kind in ["placed", "promoted", "removed", "recruited", "released", "guarded"] {
-        assert!(stories.contains_key(kind), "no coordinator ever {kind}: {stories:?}");
+        assert!(decisions.contains_key(kind), "no coordinator ever {kind}: {decisions:?}");
     }
-    let kinds = Kind::ALL.len() + DiskFault::ALL.len();
+    let kinds = FaultKind::ALL.len() + DiskFault::ALL.len();
     assert_eq!(faults.len(), kinds, "a kind of fault never struck: {faults:?}");
     for path in Path::ALL {
         assert!(paths.contains_key(&path), "{path:?} was never reached: {paths:?}");
@@ -129,13 +131,16 @@ fn the_same_seed_is_the_same_run() {
     assert_ne!(run(1, None, None).hash, run(2, None, None).hash);
 }
 
-/// A simulator that would not notice a bug proves nothing. After a change of what a seed means, record the seeds anew:
-/// `cargo run --profile ci -p tests --features planted-bugs --bin sim -- --record tests/tests/planted-seeds`
+/// A simulator that would not notice a bug proves nothing. After a change of what a seed means,
+/// record the seeds again:
+/// `cargo run --profile ci -p tests --features planted-bugs --bin sim -- --record
+/// tests/tests/planted-seeds`
 #[test]
 #[cfg(feature = "planted-bugs")]
 fn each_planted_bug_is_noticed() {
     for bug in Planted::ALL {
-        // Known not to be found yet: a hole in the simulator, told in the file and closed there.
+        // The bug is known not to be found yet: a hole in the simulator, described in the file and
+        // to be closed there.
         let seed = match Recorded::of(bug).expect("every bug has a line") {
             Recorded::Seed(seed) => seed,
             Recorded::Hole(_) => continue,

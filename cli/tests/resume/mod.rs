@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use crate::fake::{FakeGateway, Fate};
-use crate::power::{self, Disk};
+use crate::power::{self, ShadowedDisk};
 use crate::{code, everything_at_once, json, signal, words};
 
 /// A folder for input and journal, and a fake gateway.
@@ -135,7 +135,7 @@ fn after_a_power_cut_a_file_is_counted_once() {
     // too.
     std::fs::create_dir(at("state")).unwrap();
     let root = at("state").display().to_string();
-    let disk = Disk { root, shadow: at("shadow"), kept: at("kept") };
+    let disk = ShadowedDisk { root, shadow: at("shadow"), kept: at("kept") };
     let on_disk = |args: &[&str]| {
         let mut command = fixture.command(args);
         command.env("XDG_STATE_HOME", at("state"));

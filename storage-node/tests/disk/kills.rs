@@ -18,7 +18,7 @@ use storage_node::kill::POINTS;
 use crate::client::Client;
 use crate::ledger::Ledger;
 use crate::pair::Pair;
-use crate::power::{self, Disk, Lost};
+use crate::power::{self, LostWrites, ShadowedDisk};
 use crate::torn;
 
 const FOLDER: &str = "DKC_KILL_FOLDER";
@@ -58,12 +58,12 @@ fn nothing_is_lost_or_doubled_wherever_the_process_dies() {
     // The first start has nothing to rewrite.
     verify(folder.path(), run);
     let shim = power::build_shim(folder.path()).unwrap();
-    let disk = Disk {
+    let disk = ShadowedDisk {
         root: folder.path().join("store-").display().to_string(),
         shadow: folder.path().join("shadow"),
         kept: folder.path().join("kept"),
     };
-    let (mut deaths, mut cut) = (0u64, Lost::default());
+    let (mut deaths, mut cut) = (0u64, LostWrites::default());
     let mut reached = Vec::new();
     for (number, death) in plan().into_iter().enumerate() {
         run += 1;
@@ -129,7 +129,7 @@ fn dies(
     folder: &Path,
     run: u64,
     (point, times, us): Death,
-    remembers: Option<(&Path, &Disk)>,
+    remembers: Option<(&Path, &ShadowedDisk)>,
 ) -> bool {
     let mut child = Command::new(std::env::current_exe().unwrap());
     if let Some((shim, disk)) = remembers {

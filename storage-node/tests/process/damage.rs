@@ -91,7 +91,7 @@ async fn a_failed_disk_ends_the_process() {
 struct IllDisk {
     faults: PathBuf,
     shim: PathBuf,
-    remembered: power::Disk,
+    remembered: power::ShadowedDisk,
 }
 
 impl IllDisk {
@@ -101,7 +101,7 @@ impl IllDisk {
         let shim = power::build_shim(&folder).expect("a C compiler");
         let root = cluster.folder(name).display().to_string();
         let remembered =
-            power::Disk { root, shadow: folder.join("shadow"), kept: folder.join("kept") };
+            power::ShadowedDisk { root, shadow: folder.join("shadow"), kept: folder.join("kept") };
         let disk = Self { faults: folder.join("faults"), shim, remembered };
         disk.is(0, 0);
         disk
@@ -188,7 +188,8 @@ async fn a_gateway_that_does_not_read_is_cut_off() {
         }
         assert_eq!(worker.read("likes").await, 1, "others are served meanwhile");
         let (_, metrics) = node.page("/metrics").await.expect("metrics");
-        if metrics.contains("dkc_connections_closed_full_total 1") {
+        // On a busy machine its missed pings may be noticed before its queue is full.
+        if metrics.contains("dkc_connections_closed_full_total 1") || deaf.is_cut_off() {
             break;
         }
         assert!(began.elapsed() < Duration::from_secs(60), "it was never cut off: {metrics}");

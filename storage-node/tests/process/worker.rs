@@ -152,6 +152,11 @@ impl Worker {
         let _ended = self.send.send(read.into());
     }
 
+    /// Returns whether nothing more can be sent on the stream.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.send.is_closed()
+    }
+
     async fn reply(&mut self) -> NodeReply {
         self.try_reply().await.expect("the stream stands")
     }

@@ -1,10 +1,10 @@
-//! Measures the gateway worker: nanoseconds per operation, from request to answer.
+//! Measures the batcher of a gateway: nanoseconds per operation, from request to answer.
 //!
 //! `cargo run --profile ci -p tests --bin batcher-speed`
 //!
-//! Requests are made beforehand, as an HTTP layer makes them: names are slices of one body. The
-//! node is played by an answer "applied" to every batch, so its cost is not in the figure. The
-//! median of all turns is given: others use the machine too.
+//! Requests are built before the measurement as the HTTP layer builds them: names are slices of one
+//! body. A stub answers "applied" to every batch, so the cost of a node is not included. The result
+//! is the median of all turns, since other processes may use the machine.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -46,9 +46,9 @@ fn main() -> std::io::Result<()> {
     Ok(())
 }
 
-/// The time that a turn takes, and all that follows until its requests are answered.
+/// Returns the median time of a turn, including all work until its requests are answered.
 fn measure(requests: usize, ops: usize, counters: u64, shards: u32, returning: bool) -> Duration {
-    let mut worker = ready(shards);
+    let mut batcher = ready(shards);
     let mut random = Rng::new(1);
     let mut effects = Vec::new();
     let mut replies = Vec::new();
@@ -64,9 +64,9 @@ fn measure(requests: usize, ops: usize, counters: u64, shards: u32, returning: b
         for ops in asked {
             request += 1;
             let deadline = now.plus_ms(5_000);
-            worker.handle(now, Event::Write { request, ops, token: None, deadline }, &mut effects);
+            batcher.handle(now, Event::Write { request, ops, token: None, deadline }, &mut effects);
         }
-        worker.handle(now, Event::TurnEnded, &mut effects);
+        batcher.handle(now, Event::TurnEnded, &mut effects);
         spent += begun.elapsed();
         let mut wrote = 0;
         while wrote < requests {
@@ -79,9 +79,9 @@ fn measure(requests: usize, ops: usize, counters: u64, shards: u32, returning: b
             }
             let begun = Instant::now();
             for event in replies.drain(..) {
-                worker.handle(now, event, &mut effects);
+                batcher.handle(now, event, &mut effects);
             }
-            worker.handle(now, Event::TurnEnded, &mut effects);
+            batcher.handle(now, Event::TurnEnded, &mut effects);
             spent += begun.elapsed();
         }
         all_spent.push(spent);
@@ -90,7 +90,7 @@ fn measure(requests: usize, ops: usize, counters: u64, shards: u32, returning: b
     all_spent[turns / 2]
 }
 
-/// One request: names are slices of one piece of memory.
+/// Returns one request, whose names are slices of one buffer.
 fn body(random: &mut Rng, ops: usize, counters: u64, returning: bool) -> Vec<Op> {
     let text: String = (0..ops).map(|_| format!("ns\0{:08}", random.below(counters))).collect();
     let text = Bytes::from(text);
@@ -118,9 +118,9 @@ fn answer(conn: Conn, message: GatewayMessage, replies: &mut Vec<Event>) {
     }
 }
 
-/// A worker with a session, a map and a connection to each node.
+/// Returns a batcher with a session, a shard map and a connection to each node.
 fn ready(shards: u32) -> Batcher {
-    let mut worker = Batcher::new(Settings::default());
+    let mut batcher = Batcher::new(Settings::default());
     let node = |number: u64| StoreBoot { store: StoreId(number.into()), boot: Boot(1) };
     let session = SessionId(Revision { incarnation: 1, revision: 7 });
     let mut events = vec![Event::Session(Some(session))];
@@ -135,8 +135,8 @@ fn ready(shards: u32) -> Batcher {
         }));
     }
     for event in events {
-        worker.handle(Now(0), event, &mut Vec::new());
+        batcher.handle(Now(0), event, &mut Vec::new());
     }
-    assert_eq!(worker.not_ready(), None);
-    worker
+    assert_eq!(batcher.not_ready(), None);
+    batcher
 }

@@ -1,27 +1,28 @@
-//! `chaos [--minutes M] [--seed N] [--faults a,b,c] [--dkc PATH]`: real processes under real faults.
+//! `chaos [--minutes M] [--seed N] [--faults a,b,c] [--dkc PATH]`: real processes under real
+//! faults.
 //!
-//! `--no-namespaces`: processes on loopback, as where namespaces are not permitted. `--keep`: history and
-//! logs stay, though every promise held.
+//! With `--no-namespaces` the processes run on loopback, as where namespaces are not permitted.
+//! With `--keep` history and logs are kept even if every promise held.
 //!
-//! Exit code 0: every promise held; 1: one did not, and history, logs and data are kept; 2: usage, or
-//! the cluster did not start.
+//! Exit code 0: every promise held; 1: a promise was broken, and history, logs and data are kept;
+//! 2: usage, or the cluster did not start.
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tests::chaos::{Settings, run, sandbox};
+use tests::chaos::{ChaosSettings, run, sandbox};
 
-const USAGE: &str = "chaos [--minutes M] [--seed N] [--faults a,b,c] [--dkc PATH] [--no-namespaces] [--keep]  \
-                     (etcd: $ETCD, else the one on the PATH)";
+const USAGE: &str = "chaos [--minutes M] [--seed N] [--faults a,b,c] [--dkc PATH] \
+                     [--no-namespaces] [--keep]  (etcd: $ETCD, or otherwise from PATH)";
 
 fn main() -> ExitCode {
     let Some(settings) = parse(std::env::args().skip(1)) else {
         tests::note(USAGE);
         return ExitCode::from(2);
     };
-    // What follows runs in this program started anew, if namespaces are permitted.
+    // If namespaces are permitted, `enter` replaces this process by the same program inside them.
     let sandbox = if settings.namespaces { sandbox::enter() } else { sandbox::without() };
     tests::note(&format!(
         "seed {}, {:.1} min",
@@ -30,8 +31,8 @@ fn main() -> ExitCode {
     ));
     match run(&settings, sandbox) {
         Ok((table, held)) => {
-            say(&table);
-            say(if held { "every promise held" } else { "BROKEN: see above" });
+            print_line(&table);
+            print_line(if held { "every promise held" } else { "BROKEN: see above" });
             if held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(why) => {
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn parse(mut words: impl Iterator<Item = String>) -> Option<Settings> {
+fn parse(mut words: impl Iterator<Item = String>) -> Option<ChaosSettings> {
     let mut minutes = 2.0_f32;
     let mut seed = 1;
     let mut faults = Vec::new();
@@ -60,7 +61,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Option<Settings> {
         }
     }
     let etcd = std::env::var_os("ETCD").filter(|path| !path.is_empty());
-    Some(Settings {
+    Some(ChaosSettings {
         length: Duration::try_from_secs_f32(minutes * 60.0).ok()?,
         seed,
         faults,
@@ -71,6 +72,6 @@ fn parse(mut words: impl Iterator<Item = String>) -> Option<Settings> {
     })
 }
 
-fn say(text: &str) {
-    let _nobody_reads = writeln!(std::io::stdout().lock(), "{text}");
+fn print_line(text: &str) {
+    let _closed_pipe = writeln!(std::io::stdout().lock(), "{text}");
 }

@@ -1,7 +1,8 @@
-//! `failover --runs 20 [--signal KILL|STOP] [-- FLAGS of dkc dev]`: the worst gap of each run.
+//! `failover --runs 20 [--signal KILL|STOP] [-- FLAGS of dkc dev]`: prints the worst gap of each
+//! run.
 //!
-//! Exit code 0: every bound held (KILL: worst ≤ 1 s; STOP: median < TTL + 0.5 s, worst < TTL + 1 s);
-//! 1: one did not; 2: usage; 101: a count was wrong or the cluster did not recover.
+//! Exit code 0: every bound held (KILL: worst ≤ 1 s; STOP: median < TTL + 0.5 s, worst < TTL + 1
+//! s); 1: a bound was exceeded; 2: usage; 101: a count was wrong or the cluster did not recover.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -26,9 +27,10 @@ fn main() -> ExitCode {
         let victim = &nodes[number % nodes.len()];
         let run = run(&cluster, &format!("run-{number}"), victim, args.signal, replicas);
         let Gap { shard, led, gap } = run.worst();
-        let role = if *led { "led" } else { "backed" };
-        say(&format!(
-            "run {:>2}: {victim}, worst {gap:>7.1?} (shard {shard}, which it {role}), median shard {:>7.1?}, {} requests failed",
+        let role = if *led { "led" } else { "followed" };
+        print_line(&format!(
+            "run {:>2}: {victim}, worst {gap:>7.1?} (shard {shard}, which it {role}), \
+             median shard {:>7.1?}, {} requests failed",
             number + 1,
             run.median(),
             run.failed
@@ -37,7 +39,10 @@ fn main() -> ExitCode {
     }
     worst.sort();
     let (median, worst) = (worst[worst.len() / 2], worst[worst.len() - 1]);
-    say(&format!("{} runs: median of the worst {median:.1?}, worst of all {worst:.1?}", args.runs));
+    print_line(&format!(
+        "{} runs: median of the worst {median:.1?}, worst of all {worst:.1?}",
+        args.runs
+    ));
     let held = match args.signal {
         Signal::STOP => {
             median < LEASE_TTL + Duration::from_millis(500)
@@ -76,6 +81,6 @@ fn parse(mut words: impl Iterator<Item = String>) -> Option<Args> {
     Some(args)
 }
 
-fn say(text: &str) {
-    let _nobody_reads = writeln!(std::io::stdout().lock(), "{text}");
+fn print_line(text: &str) {
+    let _closed_pipe = writeln!(std::io::stdout().lock(), "{text}");
 }

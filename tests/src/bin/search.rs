@@ -1,11 +1,13 @@
-//! `search replication` goes through everything that can happen to one shard within bounds; `search sessions`
-//! through everything that can happen between gateways and the successive primaries of one.
+//! `search replication` visits everything that can happen to one shard within bounds;
+//! `search sessions` everything that can happen between gateways and the successive primaries of a
+//! shard.
 //!
-//! It prints the states it has seen, how deep it is complete, what waits at the frontier, which interesting things it
-//! came by and how often, and a verdict; a broken promise comes with the way that leads there, step by step.
-//! `--mutation NAME` (or `all`) drops a rule from the engine first, which must then be noticed.
+//! A search prints the number of states, the depth up to which it is complete, the size of the
+//! frontier, the rare situations that it reached, and a verdict. A broken promise is printed with
+//! the steps that lead to it. `--mutation NAME` (or `all`) drops a rule from the engine, and the
+//! search must then find a broken promise.
 //!
-//! Exit code 0: nothing broken, or every mutation noticed; 1 otherwise; 2: usage.
+//! Exit code 0: nothing broken, or every mutation found; 1: otherwise; 2: usage.
 
 use std::fmt::Debug;
 use std::io::Write;
@@ -14,17 +16,20 @@ use std::time::{Duration, Instant};
 
 use engine::idempotency::Scope;
 use engine::planted::Planted;
-use tests::search::frontier::{Found, Limits, World, search};
+use tests::search::frontier::{SearchLimits, SearchResult, SearchWorld, search};
 use tests::search::mutations::{MUTATIONS, SESSION_MUTATIONS, SESSIONS, SMALL};
-use tests::search::replication::{self, Replication};
-use tests::search::sessions::{self, Sessions};
+use tests::search::replication::{Replication, ReplicationBounds};
+use tests::search::sessions::{SessionBounds, Sessions};
 
-const USAGE: &str = "search replication|sessions [--bounds KEY=N,…] [--minutes N] [--states N] [--mutation NAME|all]
-keys of replication: stores in_sync min_in_sync epochs ops orders crashes cuts refusals removals lost reads ticks slow_fsync late_watch
-keys of sessions: gateways keys losses epochs ops tokens (0 none, 1 per op, 2 per batch) retries cuts repeats lists ticks tick_s late waits full";
+const USAGE: &str = "search replication|sessions [--bounds KEY=N,…] [--minutes N] [--states N] \
+                     [--mutation NAME|all]\n\
+                     keys of replication: stores in_sync min_in_sync epochs ops orders crashes \
+                     cuts refusals removals lost reads ticks slow_fsync late_watch\n\
+                     keys of sessions: gateways keys losses epochs ops tokens (0 none, 1 per op, \
+                     2 per batch) retries cuts repeats lists ticks tick_s late waits full";
 
-/// A world that can be asked for here.
-trait Searched: World + Sized {
+/// A world that can be named on the command line.
+trait Searched: SearchWorld + Sized {
     type Bounds: Copy + Debug + 'static;
     const NAME: &'static str;
     const SMALL: Self::Bounds;
@@ -32,24 +37,25 @@ trait Searched: World + Sized {
 
     fn new(bounds: Self::Bounds, planted: Option<Planted>) -> Self;
 
-    /// Sets one bound. False: there is none of this name.
+    /// Sets one bound. Returns whether a bound has this name.
     fn set(bounds: &mut Self::Bounds, key: &str, number: u8) -> bool;
 
-    /// What is wrong with them.
+    /// Checks the bounds. The error states the rules.
     fn check(bounds: &Self::Bounds) -> Result<(), &'static str>;
 
-    /// How many states its machines were in.
+    /// Returns the number of different states of its machines.
     fn machines(&self) -> usize;
 }
 
 struct Args<B> {
     bounds: Option<B>,
-    limits: Limits,
+    limits: SearchLimits,
     mutations: Vec<Planted>,
 }
 
 fn main() -> ExitCode {
-    // A machine that breaks an assertion of its own is a counterexample, told as one: only ours are shown here.
+    // The failed assertion of a machine is reported as a counterexample, so only panics of the
+    // search itself are printed.
     std::panic::set_hook(Box::new(|panic| {
         if panic.location().is_some_and(|at| at.file().contains("search")) {
             let _closed = writeln!(std::io::stderr(), "{panic}");
@@ -59,7 +65,7 @@ fn main() -> ExitCode {
     let done = match args.next().as_deref() {
         Some(Replication::NAME) => go::<Replication>(args),
         Some(Sessions::NAME) => go::<Sessions>(args),
-        _ => Err("say what to search".into()),
+        _ => Err("name the world to search".into()),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -71,7 +77,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether it went as it should.
+/// Runs the searches. Returns whether nothing was broken, or every mutation was found.
 fn go<W: Searched>(args: impl Iterator<Item = String>) -> Result<bool, String> {
     let args = parse::<W>(args)?;
     if args.mutations.is_empty() {
@@ -82,7 +88,7 @@ fn go<W: Searched>(args: impl Iterator<Item = String>) -> Result<bool, String> {
     for &bug in &args.mutations {
         let within = W::MUTATIONS.iter().find(|(known, _)| *known == bug);
         let Some(&(_, bounds)) = within else {
-            say(&format!("{bug:?}: no search of {} expresses it", W::NAME));
+            print_line(&format!("{bug:?}: the search of {} does not cover it", W::NAME));
             continue;
         };
         let found = run::<W>(args.bounds.unwrap_or(bounds), Some(bug), args.limits);
@@ -91,19 +97,24 @@ fn go<W: Searched>(args: impl Iterator<Item = String>) -> Result<bool, String> {
     Ok(all)
 }
 
-fn run<W: Searched>(bounds: W::Bounds, planted: Option<Planted>, limits: Limits) -> Found {
+fn run<W: Searched>(
+    bounds: W::Bounds,
+    planted: Option<Planted>,
+    limits: SearchLimits,
+) -> SearchResult {
     let began = Instant::now();
     let mut world = W::new(bounds, planted);
     let found = search(&mut world, limits);
     let title = planted.map_or(W::NAME.into(), |bug| format!("{bug:?}"));
-    say(&format!("{title}: {bounds:?}"));
+    print_line(&format!("{title}: {bounds:?}"));
     let verdict = match (&found.broken, found.frontier) {
         (Some(_), _) => "BROKEN",
         (None, 0) => "all visited, nothing broken",
         (None, _) => "cut off, nothing broken so far",
     };
-    say(&format!(
-        "{verdict}: {} states, {} steps, depth {} complete, frontier {}, {} states of a machine, {:.0} s",
+    print_line(&format!(
+        "{verdict}: {} states, {} steps, depth {} complete, frontier {}, {} states of a machine, \
+         {:.0} s",
         found.states,
         found.steps,
         found.depth,
@@ -112,12 +123,12 @@ fn run<W: Searched>(bounds: W::Bounds, planted: Option<Planted>, limits: Limits)
         began.elapsed().as_secs_f32()
     ));
     for (what, count) in &found.sometimes {
-        say(&format!("  {count:>9} × {what}"));
+        print_line(&format!("  {count:>9} × {what}"));
     }
     if let Some(broken) = &found.broken {
-        say(&format!("  {}, in {} steps:", broken.promise, broken.trace.len()));
+        print_line(&format!("  {}, in {} steps:", broken.promise, broken.trace.len()));
         for (number, (what, state)) in (1..).zip(&broken.trace) {
-            say(&format!("  {number:>3}. {what}\n       {state}"));
+            print_line(&format!("  {number:>3}. {what}\n       {state}"));
         }
     }
     found
@@ -125,7 +136,7 @@ fn run<W: Searched>(bounds: W::Bounds, planted: Option<Planted>, limits: Limits)
 
 fn parse<W: Searched>(args: impl Iterator<Item = String>) -> Result<Args<W::Bounds>, String> {
     let mut args = args;
-    let limits = Limits { time: Duration::from_secs(600), states: 40_000_000 };
+    let limits = SearchLimits { time: Duration::from_secs(600), states: 40_000_000 };
     let mut parsed = Args { bounds: None, limits, mutations: Vec::new() };
     while let Some(name) = args.next() {
         let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;
@@ -169,7 +180,7 @@ fn bounds<W: Searched>(text: &str) -> Result<W::Bounds, String> {
 }
 
 impl Searched for Replication {
-    type Bounds = replication::Bounds;
+    type Bounds = ReplicationBounds;
     const NAME: &'static str = "replication";
     const SMALL: Self::Bounds = SMALL;
     const MUTATIONS: &'static [(Planted, Self::Bounds)] = MUTATIONS;
@@ -213,7 +224,7 @@ impl Searched for Replication {
 }
 
 impl Searched for Sessions {
-    type Bounds = sessions::Bounds;
+    type Bounds = SessionBounds;
     const NAME: &'static str = "sessions";
     const SMALL: Self::Bounds = SESSIONS;
     const MUTATIONS: &'static [(Planted, Self::Bounds)] = SESSION_MUTATIONS;
@@ -266,7 +277,7 @@ impl Searched for Sessions {
     }
 }
 
-fn say(line: &str) {
-    // A closed pipe is the reader's business; the exit code still tells.
+fn print_line(line: &str) {
+    // A closed pipe is ignored: the exit code still reports the result.
     let _closed = writeln!(std::io::stdout(), "{line}");
 }

@@ -1,10 +1,12 @@
-//! `sim --seed N` replays one seed with its event log; `sim --minutes M` explores fresh ones, on every core;
-//! `sim --hunt` looks for a seed that shows each planted bug, among fresh ones; `sim --record FILE` among the first
-//! ones, and writes them down.
+//! The simulator's command line.
 //!
-//! Exit code 0: every promise held, or every bug was found that the record does not call a hole; 1: lines
-//! `FAILED seed=N promise=…` name what did not, or lines `bug=NAME` end with `NOT FOUND`; 2: usage. The last line of
-//! a run or an exploration is JSON.
+//! `sim --seed N` replays one seed with its trace; `sim --minutes M` explores fresh ones, on every
+//! core; `sim --hunt` searches for a seed that shows each planted bug, among fresh ones; `sim
+//! --record FILE` among the first ones, and records them in the file.
+//!
+//! Exit code 0: every promise held, or every bug was found that the record does not call a hole; 1:
+//! lines `FAILED seed=N promise=…` name the broken ones, or lines `bug=NAME` end with `NOT FOUND`;
+//! 2: usage. The last line of a run or an exploration is JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -17,33 +19,35 @@ use std::time::{Duration, Instant, SystemTime};
 use engine::planted::Planted;
 use tests::sim::coverage::Path;
 use tests::sim::draws::Distribution;
-use tests::sim::hunt::{Limits, Quarry, hunt};
+use tests::sim::hunt::{HuntLimits, HuntedBug, hunt};
 use tests::sim::{Report, run};
 
-const USAGE: &str = "sim [--seed N | --minutes M | --seeds N] [--from N] [--planted NAME] [--quiet]
-sim --hunt | --record FILE [--minutes M] [--seeds N] [--planted NAME]   (at most M minutes for all, 14 if unsaid, and N \
-seeds for each bug, or for one; with --features planted-bugs)";
+const USAGE: &str = "\
+sim [--seed N | --minutes M | --seeds N] [--from N] [--planted NAME] [--quiet]
+sim --hunt | --record FILE [--minutes M] [--seeds N] [--planted NAME]
+    at most M minutes for all bugs (default 14) and N seeds for each bug, or for the named one;
+    needs --features planted-bugs";
 
-/// The rarest shows in about one seed of 10,000.
+/// The rarest bug shows in about one seed of 10,000.
 const HUNT_SEEDS: u64 = 100_000;
-/// How long a hole is looked for: it is one because ten thousands of seeds have not shown it.
+/// The seeds for a hole: few, since ten thousands of seeds have not shown it.
 const HOLE_SEEDS: u64 = 500;
-/// For all bugs: `./test --full` promises a quarter of an hour.
+/// The time for all bugs: `./test --full` promises a quarter of an hour.
 const HUNT_TIME: Duration = Duration::from_secs(14 * 60);
 
 struct Args {
     seed: Option<u64>,
-    /// Explore for so long …
+    /// Explore for this long.
     time: Option<Duration>,
-    /// … or so many counted seeds.
+    /// Explore this many counted seeds.
     seeds: u64,
     from: u64,
     planted: Option<Planted>,
     /// No line for each seed.
     quiet: bool,
-    /// Look for every planted bug …
+    /// Search for every planted bug.
     hunt: bool,
-    /// … from seed 1 on, for the record.
+    /// Search from seed 1 on, and record the result in this file.
     record: Option<String>,
 }
 
@@ -70,10 +74,10 @@ fn main() -> ExitCode {
         }
         None => {
             explore(&args, &mut total);
-            say(&total.text());
+            print_line(&total.text());
         }
     }
-    say(&total.json());
+    print_line(&total.json());
     if total.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -132,48 +136,52 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Args, String> {
         return Ok(parsed);
     }
     if parsed.seed.is_none() && parsed.time.is_none() && parsed.seeds == u64::MAX {
-        return Err("say what to run".into());
+        return Err("nothing to run: give --seed, --minutes or --seeds".into());
     }
     Ok(parsed)
 }
 
-/// Says for each planted bug which seed shows it and how many were looked at; the record gets both names and seeds.
+/// Prints for each planted bug which seed shows it and how many were run; the record gets both
+/// names and seeds.
 fn hunt_all(args: &Args) -> ExitCode {
     let began = Instant::now();
     let wanted = |bug: &Planted| args.planted.is_none_or(|one| one == *bug);
     let bugs: Vec<_> = Planted::ALL.into_iter().filter(wanted).collect();
     let seeds = args.seeds.min(HUNT_SEEDS);
-    // A hole that is asked for by name is looked for in earnest.
+    // A hole that is requested by name gets the full number of seeds.
     let hole_seeds = if args.planted.is_some() { seeds } else { seeds.min(HOLE_SEEDS) };
     let until = began + args.time.unwrap_or(HUNT_TIME);
-    let limits = Limits { from: args.from, seeds, hole_seeds, until };
-    let tell = |quarry: &Quarry| {
-        say(&format!("{} ({} s)", quarry.line(), began.elapsed().as_secs()));
+    let limits = HuntLimits { from: args.from, seeds, hole_seeds, until };
+    let report = |hunted: &HuntedBug| {
+        print_line(&format!("{} ({} s)", hunted.line(), began.elapsed().as_secs()));
     };
-    let all = hunt(&bugs, limits, tell);
-    all.iter().filter(|quarry| quarry.found.is_none()).for_each(tell);
+    let all = hunt(&bugs, limits, report);
+    all.iter().filter(|hunted| hunted.found.is_none()).for_each(report);
     let fail_anyway: BTreeSet<u64> =
-        all.iter().flat_map(|quarry| quarry.fail_anyway.iter().copied()).collect();
-    fail_anyway.iter().for_each(|seed| say(&format!("FAILED seed={seed} without any planted bug")));
-    let missed = all.iter().filter(|quarry| quarry.is_missed()).count();
-    let found = all.iter().filter(|quarry| quarry.found.is_some()).count();
-    let runs: u64 = all.iter().map(|quarry| quarry.looked_at).sum();
+        all.iter().flat_map(|hunted| hunted.fail_anyway.iter().copied()).collect();
+    fail_anyway
+        .iter()
+        .for_each(|seed| print_line(&format!("FAILED seed={seed} without any planted bug")));
+    let missed = all.iter().filter(|hunted| hunted.is_missed()).count();
+    let found = all.iter().filter(|hunted| hunted.found.is_some()).count();
+    let runs: u64 = all.iter().map(|hunted| hunted.looked_at).sum();
     let took = began.elapsed().as_secs();
-    say(&format!(
+    print_line(&format!(
         "{found} of {} planted bugs found, {missed} missed, {} known holes, {runs} runs, {took} s",
         all.len(),
         all.len() - found - missed,
     ));
     if let Some(file) = &args.record
-        && let Err(error) = std::fs::write(file, all.iter().map(Quarry::record).collect::<String>())
+        && let Err(error) =
+            std::fs::write(file, all.iter().map(HuntedBug::record).collect::<String>())
     {
-        say(&format!("{file}: {error}"));
+        print_line(&format!("{file}: {error}"));
         return ExitCode::FAILURE;
     }
     if missed == 0 && fail_anyway.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Fresh seeds on every core. Seeds are independent, so threads change nothing in any of them.
+/// Runs fresh seeds on every core. Seeds are independent, so threads change nothing in any of them.
 fn explore(args: &Args, total: &mut Total) {
     let next = AtomicU64::new(args.from);
     let counted = AtomicU64::new(0);
@@ -199,7 +207,7 @@ fn explore(args: &Args, total: &mut Total) {
         drop(reports);
         for report in received {
             if !args.quiet {
-                say(&line(&report));
+                print_line(&line(&report));
             }
             total.add(&report);
         }
@@ -215,7 +223,7 @@ fn line(report: &Report) -> String {
     )
 }
 
-/// What all seeds of an exploration amount to.
+/// The sums over all seeds of an exploration.
 struct Total {
     began: Instant,
     seeds: u64,
@@ -256,7 +264,7 @@ impl Total {
         }
         self.drawn.add(&report.drawings);
         for violation in &report.violations {
-            say(&format!(
+            print_line(&format!(
                 "FAILED seed={} promise={} {}",
                 report.seed, violation.promise, violation.detail
             ));
@@ -266,15 +274,17 @@ impl Total {
         }
     }
 
-    /// For people: what was done, what went wrong, and which rare paths were taken.
+    /// The summary for readers: the counts, the faults, and which rare paths were taken.
     fn text(&self) -> String {
         let seconds = self.began.elapsed().as_secs_f64();
         let per_second = self.seeds as f64 / seconds.max(0.001);
         let list = |counts: Vec<String>| counts.join(", ");
         format!(
-            "{} seeds in {seconds:.0} s ({per_second:.1} a second), {} of them count; {} steps, {} operations acknowledged\n\
+            "{} seeds in {seconds:.0} s ({per_second:.1} a second), {} of them count; {} steps, \
+             {} operations acknowledged\n\
              faults: {}\npaths: {}\nnever taken: {}\n\
-             limits and waits: as shipped in how many seeds, else the least, the quartiles and the most\n  {}",
+             limits and waits: the number of seeds with the shipped value; otherwise the least, \
+             the quartiles and the most\n  {}",
             self.seeds,
             self.counted,
             self.steps,
@@ -295,7 +305,8 @@ impl Total {
     fn json(&self) -> String {
         let coverage = self.coverage.iter().map(|(path, &n)| (format!("{path:?}"), n));
         format!(
-            "{{\"seeds\":{},\"counted\":{},\"seconds\":{:.1},\"steps\":{},\"ops\":{},\"faults\":{},\"coverage\":{},\"failed\":{:?}}}",
+            "{{\"seeds\":{},\"counted\":{},\"seconds\":{:.1},\"steps\":{},\"ops\":{},\"faults\":{},\
+             \"coverage\":{},\"failed\":{:?}}}",
             self.seeds,
             self.counted,
             self.began.elapsed().as_secs_f64(),
@@ -313,7 +324,7 @@ fn object(counts: impl Iterator<Item = (impl Display, u64)>) -> String {
     format!("{{{}}}", members.join(","))
 }
 
-fn say(line: &str) {
-    // A closed pipe is the reader's business; the exit code still tells.
+fn print_line(line: &str) {
+    // A closed pipe is not an error here; the exit code still reports the result.
     let _closed = writeln!(std::io::stdout(), "{line}");
 }

@@ -1,4 +1,4 @@
-//! Measures the counter table: nanoseconds per add, and per counter sorted for a flush.
+//! Measures the memtable: nanoseconds per add, and per counter of the sort for a flush.
 //!
 //! `cargo run --profile ci -p tests --bin table-speed`
 
@@ -23,7 +23,8 @@ fn main() -> std::io::Result<()> {
 fn measure(counters: usize) -> (u128, u128) {
     let mut random = Rng::new(1);
     let names: Vec<_> = (0..counters).map(|number| format!("ns\0{number:08}")).collect();
-    // In the order of use, as the names of a batch are: only the table's own misses count.
+    // The names are in the order of use, like those of a batch, so only cache misses of the table
+    // count.
     let picked = |_| {
         let name = names[random.below(counters as u64) as usize].as_bytes();
         let name: [u8; 11] = name.try_into().expect("a name of eleven bytes");

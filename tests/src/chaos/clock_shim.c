@@ -1,9 +1,10 @@
 /*
- * Moves the wall clock of one process, by LD_PRELOAD: clock_gettime(CLOCK_REALTIME) plus what stands in the file that
- * $DKC_CLOCK_OFFSET names, 8 bytes, nanoseconds, changed at any time from outside. All other clocks stay as they are:
- * a jump of the wall clock moves no monotonic one.
+ * Moves the wall clock of one process, by LD_PRELOAD: adds an offset to clock_gettime(CLOCK_REALTIME).
+ * The offset is in the file named by $DKC_CLOCK_OFFSET, 8 bytes in nanoseconds, which others may change
+ * at any time. Other clocks are unchanged, since a jump of the wall clock moves no monotonic clock.
  *
- * Why not libfaketime: under jemalloc, which dkc links, it never gets through its own start. This one allocates nothing.
+ * libfaketime is no alternative: with jemalloc, which dkc links, it hangs in its own start. This
+ * library allocates nothing.
  */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -1,22 +1,25 @@
 /*
- * A disk that remembers what was synced, by LD_PRELOAD: below the paths that begin with $DKC_DISK_ROOT it keeps, in the
- * folder $DKC_DISK_SHADOW, what a power cut would leave. SIGKILL keeps the page cache, so without
- * this a process that never syncs looks as good as one that does.
+ * Records what a process has synced, by LD_PRELOAD. For paths that begin with $DKC_DISK_ROOT it
+ * keeps in the folder $DKC_DISK_SHADOW the state that a power cut would leave. SIGKILL keeps the page
+ * cache, so without this a process that never syncs looks as good as one that does.
  *
- *   shadow/data/INODE  what of this file is on the disk; a file that has none was not written since the last cut
- *   kept/N             the file that name operation N took a name from; in the folder $DKC_DISK_KEPT
- *   shadow/names       a line per operation on names ("c" create, "m" mkdir, "r" rename, "l" link, "u" unlink, "d" rmdir),
- *                      with the folder that it happened in, and a line "s" per fsync of a folder, which makes durable all
- *                      operations in it before
+ *   shadow/data/INODE  the durable content of this file; a file without one was not written since the
+ *                      last cut
+ *   kept/N             the file that lost a name by name operation N; in the folder $DKC_DISK_KEPT
+ *   shadow/names       one line per operation on names ("c" create, "m" mkdir, "r" rename, "l" link,
+ *                      "u" unlink, "d" rmdir), with its folder, and one line "s" per fsync of a
+ *                      folder, which makes all earlier operations in it durable
  *
- * What POSIX promises is all that counts: bytes are there once their file was synced, a name once its folder was. Who
- * undoes the rest after the process was killed: `power.rs`. The shadow outlives the process, as unsynced bytes do. It may
- * lie on another file system, so that a full disk does not fill it; the kept files are links, so their folder may not.
+ * Only the guarantees of POSIX count: bytes are durable after a sync of their file, a name after a
+ * sync of its folder. `power.rs` undoes the rest after the process was killed. The shadow outlives
+ * the process, as unsynced bytes do. It may be on another file system, so that a full disk does not
+ * affect it; the kept files are hard links, so their folder must be on the same one.
  *
- * $DKC_DISK_FAULTS names a file of three 32-bit numbers, changed at any time from outside: each sync takes between the
- * first and the second in milliseconds; so many syncs as the third says fail with EIO.
+ * $DKC_DISK_FAULTS names a file of three 32-bit numbers, which others may change at any time: each
+ * sync takes between the first and the second number in milliseconds, and so many syncs as the third
+ * number fail with EIO.
  *
- * Not known here: writes by mmap, and files opened before the process began.
+ * Writes by mmap, and files opened before the process began, are not recorded.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -38,16 +41,16 @@
 #define FDS 65536
 #define FILES 16384
 #define PENDING 65536
-/* In the place of an inode that was forgotten. */
+/* Marks the entry of an inode that was removed. */
 #define GONE ((ino_t)-1)
 
 struct file {
     ino_t inode;
-    /* Written and not synced; none if `to` is 0. */
+    /* The range that is written and not synced; empty if `to` is 0. */
     off_t from, to;
 };
 
-/* An operation on a name that no sync of its folder has covered yet. */
+/* An operation on a name that no sync of its folder has covered. */
 struct pending {
     uint32_t number;
     uint64_t folder;
@@ -61,10 +64,10 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct file files[FILES];
 static struct pending pending[PENDING];
 static unsigned pending_count, next_name;
-/* The file behind each descriptor, from 1; 0: none of ours. */
+/* The recorded file of each descriptor, counted from 1; 0 for none. */
 static uint16_t file_of[FDS];
 
-/* What glibc's own names would do. */
+/* Opens a file without recording, unlike the function `open` of this library. */
 static int real_open(int at, const char *path, int flags, mode_t mode) {
     return (int)syscall(SYS_openat, at, path, flags, mode);
 }
@@ -103,8 +106,8 @@ __attribute__((constructor)) static void begin(void) {
     snprintf(path, sizeof path, "%s/names", shadow);
     names = real_open(AT_FDCWD, path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (names < 0)
-        die("can't keep its notes");
-    /* Numbers of a process before are not used again: its line count is above all of them. */
+        die("can't create its records");
+    /* The line count is above all numbers of earlier processes, so none is reused. */
     char bytes[4096];
     ssize_t count;
     for (off_t at = 0; (count = pread(names, bytes, sizeof bytes, at)) > 0; at += count)
@@ -114,7 +117,7 @@ __attribute__((constructor)) static void begin(void) {
     root_len = strlen(root);
 }
 
-/* The whole path, if it lies below the root. */
+/* Returns the whole path if it is below the root. */
 static const char *ours(int at, const char *path, char *buffer) {
     if (!root_len || !path)
         return NULL;
@@ -130,7 +133,7 @@ static const char *ours(int at, const char *path, char *buffer) {
         path = buffer;
     }
     if (strstr(path, "//")) {
-        /* A folder is to have one name: its syncs are known by it. */
+        /* A folder must have a single name, by which its syncs are matched. */
         char *out = buffer;
         for (const char *in = path; *in; in++)
             if (in[0] != '/' || in[1] != '/')
@@ -166,7 +169,7 @@ static void copy(int from, int to, off_t begin, off_t end) {
     }
 }
 
-/* The file of this inode, from 1. */
+/* Returns the number of the file with this inode, counted from 1. */
 static uint16_t know(ino_t inode) {
     unsigned at = inode % FILES, free = FILES;
     for (unsigned tries = 0; tries < FILES; tries++, at = (at + 1) % FILES) {
@@ -185,13 +188,13 @@ static uint16_t know(ino_t inode) {
     return (uint16_t)(free + 1);
 }
 
-/* Its last name has gone for good. */
+/* Removes a file whose last name is durably removed. */
 static void forget(ino_t inode) {
     struct file *file = &files[know(inode) - 1];
     *file = (struct file){GONE, 0, 0};
 }
 
-/* A file is about to be written: what it holds now is on the disk, if this is the first that is known of it. */
+/* Records a file that is about to be written. If it is not recorded yet, its content is durable. */
 static uint16_t preserve(int fd, int is_new) {
     struct stat stat;
     if (fstat(fd, &stat) != 0 || !S_ISREG(stat.st_mode))
@@ -214,7 +217,7 @@ static uint16_t preserve(int fd, int is_new) {
         if (!known)
             syscall(SYS_unlinkat, AT_FDCWD, path, 0);
     } else {
-        /* By a process before: what it wrote and never synced is not known any more. */
+        /* An earlier process recorded it; the range that it did not sync is unknown. */
         files[file - 1].from = 0;
         files[file - 1].to = INT64_MAX;
     }
@@ -233,10 +236,10 @@ static void dirty(int fd, off_t from, off_t to) {
     pthread_mutex_unlock(&lock);
 }
 
-/* ---- names --------------------------------------------------------------------------------------------------------- */
+/* ---- names ------------------------------------------------------------------------------------ */
 
-/* Notes an operation in the folder of `path`, before it happens; `gone` is what it takes a name from, if anything. False:
-   the folder is not below the root, so what is in it is not ours to judge. */
+/* Records an operation in the folder of `path` before it happens; `gone` is the file that loses a
+   name, if any. Returns 0 if the folder is not below the root, so that it is not recorded. */
 static int note(char what, const char *path, const char *other, const char *gone) {
     char line[3 * PATH_MAX], kept[PATH_MAX + 64];
     if (folder_len(path) < root_len)
@@ -247,7 +250,7 @@ static int note(char what, const char *path, const char *other, const char *gone
         kept_path(kept, number);
         has_kept = syscall(SYS_linkat, AT_FDCWD, gone, AT_FDCWD, kept, 0) == 0;
         if (!has_kept && errno != ENOENT) {
-            /* For want of inodes it can't be undone, so it is on the disk. */
+            /* Without inodes the operation cannot be undone, so it counts as durable. */
             next_name--;
             return 0;
         }
@@ -262,7 +265,7 @@ static int note(char what, const char *path, const char *other, const char *gone
     return 1;
 }
 
-/* It did not happen after all. */
+/* Removes the record of an operation that failed. */
 static void undo_note(void) {
     char line[64];
     int len = snprintf(line, sizeof line, "x\t%u\t0\t\t\t\n", pending[--pending_count].number);
@@ -299,7 +302,7 @@ static void synced_folder(const char *folder) {
     pending_count = left;
 }
 
-/* ---- what a process calls ------------------------------------------------------------------------------------------ */
+/* ---- replaced functions of libc --------------------------------------------------------------- */
 
 static int open_at(int at, const char *name, int flags, mode_t mode) {
     char buffer[PATH_MAX];
@@ -314,11 +317,11 @@ static int open_at(int at, const char *name, int flags, mode_t mode) {
     pthread_mutex_lock(&lock);
     struct stat stat;
     int is_new = (flags & O_CREAT) && lstat(path, &stat) != 0;
-    int noted = is_new && note('c', path, NULL, NULL);
-    /* Emptied only once what it held is kept. */
+    int recorded = is_new && note('c', path, NULL, NULL);
+    /* The file is truncated only after its content is saved. */
     int fd = real_open(at, name, flags & ~O_TRUNC, mode);
     int error = errno;
-    if (fd < 0 && noted)
+    if (fd < 0 && recorded)
         undo_note();
     if (fd >= 0 && fd < FDS) {
         file_of[fd] = preserve(fd, is_new);
@@ -369,7 +372,7 @@ int close(int fd) {
     return (int)syscall(SYS_close, fd);
 }
 
-/* A second descriptor of a file of ours is one, too. */
+/* Records a second descriptor of a recorded file. */
 static int same_file(int fd, int copy) {
     if (copy >= 0 && copy < FDS)
         file_of[copy] = fd >= 0 && fd < FDS ? file_of[fd] : 0;
@@ -395,7 +398,7 @@ int fcntl64(int fd, int what, ...) {
 }
 int fcntl(int fd, int what, ...) __attribute__((alias("fcntl64")));
 
-/* Where a write without an offset goes. */
+/* Returns the position of a write without an offset. */
 static off_t position(int fd) {
     int flags = fcntl(fd, F_GETFL);
     return lseek64(fd, 0, flags >= 0 && (flags & O_APPEND) ? SEEK_END : SEEK_CUR);
@@ -438,7 +441,7 @@ int ftruncate(int fd, off_t len) {
     return ftruncate64(fd, len);
 }
 
-/* The sync that the disk does, or is too ill to do. */
+/* Syncs with the delay and the errors that are set. */
 static int sync_on(int fd, long call) {
     if (faults) {
         uint32_t least = faults[0], most = faults[1], fails = faults[2];
@@ -477,9 +480,9 @@ static int sync_file(int fd, long call) {
         pthread_mutex_lock(&lock);
         data_path(path, stat.st_ino);
         int kept = real_open(AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0);
-        /* Of a file that can't be followed, for want of descriptors, all is on the disk. */
+        /* Without free descriptors a file cannot be recorded, so it counts as durable. */
         int known = kept >= 0 || errno == ENOENT;
-        /* Through a descriptor that can't write, too, whatever was written through another. */
+        /* A sync of a read-only descriptor covers all writes of other descriptors. */
         struct file *file = is_ours(fd) ? &files[file_of[fd] - 1] : NULL;
         if (kept >= 0) {
             char self[64];
@@ -510,12 +513,12 @@ int fdatasync(int fd) {
     return sync_file(fd, SYS_fdatasync);
 }
 
-/* Does it under the lock, with a note before. */
+/* Performs an operation on names under the lock, after its record is written. */
 #define NAMED(what, path, other, gone, call)                                                                           \
     pthread_mutex_lock(&lock);                                                                                         \
-    int noted = note(what, path, other, gone);                                                                         \
+    int recorded = note(what, path, other, gone);                                                                      \
     int done = (int)(call), error = errno;                                                                             \
-    if (done != 0 && noted)                                                                                            \
+    if (done != 0 && recorded)                                                                                         \
         undo_note();                                                                                                   \
     pthread_mutex_unlock(&lock);                                                                                       \
     errno = error;                                                                                                     \

@@ -1,4 +1,4 @@
-//! etcd as an operator handles it, over its JSON gateway: who leads, leases, compaction.
+//! Operations on etcd over its JSON gateway: find the leader, revoke leases, compact.
 
 use std::time::{Duration, Instant};
 
@@ -7,12 +7,13 @@ use serde_json::{Value, json};
 use super::fleet::{ETCD_PORT, Fleet, Role};
 use crate::cluster::http::Client;
 
-/// While a fault waits here no other is healed: each would last longer than it says.
+/// A short limit, since no other fault is healed while one waits here, and so each would last too
+/// long.
 const DEADLINE: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::ZERO;
 const REVOKES_WITHIN: Duration = Duration::from_secs(3);
 
-/// The first member that answers, except those that don't.
+/// Returns the answer of the first member that answers.
 fn ask(fleet: &Fleet, path: &str, body: &Value) -> Result<Value, String> {
     let mut why = "no etcd".to_owned();
     for name in fleet.names(Role::Etcd) {
@@ -36,7 +37,7 @@ fn ask_one(fleet: &Fleet, name: &str, path: &str, body: &Value) -> Result<Value,
     }
 }
 
-/// The member that leads.
+/// Returns the name of the leader.
 pub fn leader(fleet: &Fleet) -> Result<String, String> {
     for name in fleet.names(Role::Etcd) {
         let Ok(status) = ask_one(fleet, &name, "/v3/maintenance/status", &json!({})) else {
@@ -47,10 +48,10 @@ pub fn leader(fleet: &Fleet) -> Result<String, String> {
             return Ok(name);
         }
     }
-    Err("no etcd member leads".to_owned())
+    Err("etcd has no leader".to_owned())
 }
 
-/// Revokes every lease there is, as far as etcd answers; returns how many.
+/// Revokes all leases, as far as etcd answers. Returns the number of revoked leases.
 pub fn revoke_all(fleet: &Fleet) -> Result<usize, String> {
     let listed = ask(fleet, "/v3/lease/leases", &json!({}))?;
     let mut revoked = 0;
@@ -59,19 +60,19 @@ pub fn revoke_all(fleet: &Fleet) -> Result<usize, String> {
         if begun.elapsed() > REVOKES_WITHIN {
             break;
         }
-        // One that ran out since it was listed is gone as well.
+        // A lease that expired since it was listed is gone as well.
         revoked += usize::from(ask(fleet, "/v3/lease/revoke", &json!({"ID": lease["ID"]})).is_ok());
     }
     Ok(revoked)
 }
 
-/// Drops all history up to now, from disk too. Returns the revision.
+/// Compacts the history up to now and defragments all members. Returns the revision.
 pub fn compact(fleet: &Fleet) -> Result<String, String> {
     let status = ask(fleet, "/v3/maintenance/status", &json!({}))?;
     let revision = status["header"]["revision"].as_str().ok_or("no revision")?.to_owned();
     ask(fleet, "/v3/kv/compaction", &json!({"revision": revision, "physical": true}))?;
     for name in fleet.names(Role::Etcd) {
-        // One that is down has nothing to tidy.
+        // A member that is down is skipped.
         let _may_be_down = ask_one(fleet, &name, "/v3/maintenance/defragment", &json!({}));
     }
     Ok(revision)

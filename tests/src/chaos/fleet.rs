@@ -1,12 +1,12 @@
-//! The processes: 3 etcd, 2 coordinators, 5 storage nodes, 2 gateways, and who keeps them running.
+//! The processes: 3 etcd, 2 coordinators, 5 storage nodes, 2 gateways, and their supervisor.
 //!
-//! Like an operator's supervisor, [`Fleet::watch`] starts again what ended, a second later, unless a
-//! fault holds it down. It is also a witness: a process that ended by itself, though no fault of the
-//! moment explains its exit code, has broken a promise (*ends*).
+//! Like systemd, [`Fleet::watch`] restarts a process one second after its end, unless a fault keeps
+//! it down. It also detects violations: a process that ends by itself, and whose exit code no
+//! current fault explains, breaks a promise (*ends*).
 //!
-//! Everything ends with this program, even if that is killed (`setpriv --pdeathsig`). The kernel
-//! sends that signal when the *thread* that started a process ends: so only one thread starts any,
-//! the program's first.
+//! All processes end with this program, even if it is killed (`setpriv --pdeathsig`). The kernel
+//! sends that signal when the *thread* that started a process ends. Therefore only the main thread
+//! of the program starts processes.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -18,21 +18,21 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, kill_process};
 
-use super::power::{self, Disk, Lost};
+use super::power::{self, LostWrites, ShadowedDisk};
 use super::sandbox::{Sandbox, run};
 use crate::cluster::Signal;
 use crate::sim::rng::Rng;
 
-/// As systemd does with `RestartSec=1`.
+/// The delay of a restart, as with `RestartSec=1` of systemd.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
-/// Graceful stops take up to ten seconds; the rest is for a busy machine.
+/// The limit of a graceful stop, which takes up to ten seconds; the rest is for a busy machine.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
-/// A disk error three times in a row: the operator gives the node an empty folder, as
-/// docs/operations.md says.
+/// After so many disk errors the operator gives the node an empty folder, as described in
+/// docs/operations.md.
 const DISK_ERRORS_MAX: u32 = 3;
 const DISK_ERROR: i32 = 5;
 const REFUSED: i32 = 4;
-/// Enough for what a run writes, and small enough to be filled in a moment.
+/// A size that holds the writes of a run, and is small enough to be filled quickly.
 const DISK_SIZE: &str = "size=640m,nr_inodes=8192";
 
 pub const SHARDS: &str = "12";
@@ -46,7 +46,7 @@ pub enum Role {
     Gateway,
 }
 
-/// Who, how many, and the last byte of the first one's address.
+/// Role, name, number of processes, and the last byte of the address of the first one.
 const ROLES: &[(Role, &str, u8, u8)] = &[
     (Role::Etcd, "etcd", 3, 11),
     (Role::Coordinator, "coordinator", 2, 21),
@@ -60,37 +60,38 @@ pub struct Member {
     pub role: Role,
     pub address: Ipv4Addr,
     child: Option<Child>,
-    /// Killed, and perhaps not dead yet.
+    /// A process that was killed and may not have ended yet.
     dying: Option<Child>,
-    /// Faults that want it down.
+    /// The number of faults that keep it down.
     holds: u32,
-    /// Stopped by a signal, by so many faults.
+    /// The number of faults that have stopped it by SIGSTOP.
     pauses: u32,
     started: Instant,
     start_at: Option<Instant>,
-    /// Exit codes that a fault explains.
+    /// The exit codes that a fault explains.
     explained: BTreeSet<i32>,
-    /// How far its gRPC port has moved.
+    /// The offset of its gRPC port from the usual one.
     moved: u16,
-    /// Its folder is one on which it must not run.
+    /// True if its folder is one on which it must not run.
     must_refuse: bool,
-    /// Its data are out of reach, and in their place is an empty folder, which it has refused so often.
+    /// The number of times that it refused the empty folder that replaces its data; `None` if its
+    /// data are in place.
     unmounted: Option<u32>,
     disk_errors: u32,
-    asked: Option<Asked>,
+    stop_request: Option<StopRequest>,
 }
 
-/// It was asked to stop.
+/// A SIGTERM that a member has received.
 #[derive(Clone, Copy, Debug)]
-struct Asked {
+struct StopRequest {
     at: Instant,
-    /// It had begun to listen. Before that the signal ends it, as it would end any program.
-    hears: bool,
+    /// True if its signal handler was installed. Without a handler the signal ends any program.
+    handles_signal: bool,
 }
 
-impl Asked {
+impl StopRequest {
     fn is_answered_by(self, status: ExitStatus) -> bool {
-        status.success() || !self.hears && status.signal() == Some(Signal::TERM.as_raw())
+        status.success() || !self.handles_signal && status.signal() == Some(Signal::TERM.as_raw())
     }
 }
 
@@ -103,20 +104,20 @@ impl Member {
         self.child.is_some()
     }
 
-    /// It runs, and no fault has stopped it.
+    /// Returns whether it runs and no fault has stopped it.
     pub fn can_answer(&self) -> bool {
         self.runs() && self.pauses == 0
     }
 
-    /// Without a restart, and goes on.
+    /// Returns whether it has run for longer than `length` and was not asked to stop.
     pub fn has_run_for(&self, length: Duration) -> bool {
-        self.runs() && self.asked.is_none() && self.started.elapsed() > length
+        self.runs() && self.stop_request.is_none() && self.started.elapsed() > length
     }
 }
 
 /// A process that ended by itself.
 #[derive(Clone, Debug)]
-pub struct End {
+pub struct ProcessEnd {
     pub name: String,
     pub how: String,
     pub explained: bool,
@@ -129,15 +130,16 @@ pub struct Fleet {
     etcd: PathBuf,
     sandbox: Sandbox,
     pub members: Vec<Member>,
-    /// Moves each process's wall clock, if it could be built.
+    /// The library that shifts the wall clock of each process, if it could be built.
     shim: Option<PathBuf>,
-    /// Remembers what each node has synced, and makes its disk slow or ill, if it could be built.
+    /// The library that records the synced writes of each node, and makes its syncs slow or fail,
+    /// if it could be built.
     disk_shim: Option<PathBuf>,
-    /// The node whose disk was harmed last.
+    /// The node whose disk was damaged last.
     damaged: Option<String>,
-    /// Nodes that were given an empty folder.
+    /// The nodes that got an empty folder.
     pub replaced: Vec<String>,
-    ends: Vec<End>,
+    ends: Vec<ProcessEnd>,
     mounted: Vec<PathBuf>,
 }
 
@@ -148,14 +150,15 @@ const GRPC_PORT: u16 = 7000;
 const METRICS_PORT: u16 = 9000;
 
 impl Fleet {
-    /// `remembers`: whether what each node has synced is to be known, which costs each sync a copy.
+    /// Creates the folders and disks of all members. With `tracks_syncs` the synced writes of each
+    /// node are recorded, which costs a copy per sync.
     pub fn new(
         folder: &Path,
         (dkc, etcd): (PathBuf, PathBuf),
         sandbox: Sandbox,
-        remembers: bool,
+        tracks_syncs: bool,
     ) -> Result<Self, String> {
-        // On loopback the whole of 127/8 is ours; runs side by side take different parts of it.
+        // On loopback all of 127/8 is available; concurrent runs use different parts of it.
         let second = if sandbox.namespaces {
             [10, 77, 0]
         } else {
@@ -179,7 +182,7 @@ impl Fleet {
                     must_refuse: false,
                     unmounted: None,
                     disk_errors: 0,
-                    asked: None,
+                    stop_request: None,
                 });
             }
         }
@@ -208,11 +211,11 @@ impl Fleet {
         }
         let shim = build_shim(folder);
         if let Err(why) = &shim {
-            crate::note(&format!("not to be had here: wall-clock jumps ({why})"));
+            crate::note(&format!("not available here: wall-clock jumps ({why})"));
         }
-        let disk_shim = remembers.then(|| power::build_shim(folder));
+        let disk_shim = tracks_syncs.then(|| power::build_shim(folder));
         if let Some(Err(why)) = &disk_shim {
-            crate::note(&format!("not to be had here: power cuts, slow and failing disks ({why})"));
+            crate::note(&format!("not available here: power cuts, slow and failing disks ({why})"));
         }
         let disk_shim = disk_shim.and_then(Result::ok);
         let (folder, shim) = (folder.to_owned(), shim.ok());
@@ -248,40 +251,41 @@ impl Fleet {
         gateways.map(|one| one.at(HTTP_PORT)).collect()
     }
 
-    /// Where a node's data lie.
+    /// Returns the data folder of a node.
     pub fn data(&self, name: &str) -> PathBuf {
         self.folder.join(name).join("data")
     }
 
-    pub fn has_clocks(&self) -> bool {
+    pub fn can_shift_clocks(&self) -> bool {
         self.shim.is_some()
     }
 
-    pub fn has_disks(&self) -> bool {
+    pub fn can_control_disks(&self) -> bool {
         self.disk_shim.is_some()
     }
 
-    /// What is remembered of a node's disk.
-    fn disk(&self, name: &str) -> Disk {
-        Disk {
+    /// Returns the places where the synced writes of a node are recorded.
+    fn disk(&self, name: &str) -> ShadowedDisk {
+        ShadowedDisk {
             root: self.data(name).display().to_string(),
             shadow: self.folder.join("shadows").join(name),
             kept: self.folder.join(name).join("kept"),
         }
     }
 
-    /// Takes from a node that is down what it had not synced.
-    pub fn cut_power(&mut self, name: &str) -> Result<Lost, String> {
+    /// Undoes the writes of a node that is down and that no sync covered.
+    pub fn cut_power(&mut self, name: &str) -> Result<LostWrites, String> {
         self.wait_until_dead(name);
         self.disk(name).cut().map_err(|error| format!("disk of {name}: {error}"))
     }
 
-    /// Whatever a node that is down has written is on its disk.
+    /// Declares all writes of a node that is down synced.
     pub fn settle_disk(&self, name: &str) -> std::io::Result<()> {
         self.disk(name).settle()
     }
 
-    /// From now on each sync of a node takes between so many milliseconds, and so many of the next ones fail.
+    /// Makes each sync of a node take between these times in milliseconds, and the next `fails`
+    /// ones fail.
     pub fn set_disk(&self, name: &str, sync_ms: (u32, u32), fails: u32) -> Result<(), String> {
         use std::os::unix::fs::FileExt;
         let words = [sync_ms.0, sync_ms.1, fails];
@@ -292,21 +296,21 @@ impl Fleet {
         written.map_err(|error| format!("disk of {name}: {error}"))
     }
 
-    /// From its next start on it listens at another port.
+    /// Makes a member listen at another port from its next start on. Returns the port.
     pub fn move_port(&mut self, name: &str) -> u16 {
         let member = self.member_mut(name);
-        // Not those next to the usual one, where a clone of another node may listen.
+        // A clone of another node may listen at the port after the usual one.
         member.moved = if member.moved == 0 { 100 } else { member.moved + 1 };
         GRPC_PORT + member.moved
     }
 
-    /// The number of a member's process, if it runs.
+    /// Returns the process id of a member, if it runs.
     pub fn process(&self, name: &str) -> Option<Pid> {
         let child = self.member(name).child.as_ref()?;
         i32::try_from(child.id()).ok().and_then(Pid::from_raw)
     }
 
-    /// Moves a process's wall clock to so far from the machine's.
+    /// Sets the offset of the wall clock of a process from that of the machine.
     pub fn set_clock(&self, name: &str, nanos: i64) -> Result<(), String> {
         use std::os::unix::fs::FileExt;
         // In place: the process has this very file mapped.
@@ -322,7 +326,7 @@ impl Fleet {
         let is_dead = |child: &mut Child| !matches!(child.try_wait(), Ok(None));
         let _reaped = member.dying.take_if(is_dead);
         if member.dying.is_some() {
-            // Its lock and its ports are not free yet.
+            // The lock and the ports of the previous process are not free yet.
             member.start_at = Some(Instant::now());
             return;
         }
@@ -330,11 +334,12 @@ impl Fleet {
         if !self.member(name).runs() {
             let child = self.spawn(name, name, &argv);
             let member = self.member_mut(name);
-            (member.child, member.started, member.asked) = (Some(child), Instant::now(), None);
+            (member.child, member.started, member.stop_request) =
+                (Some(child), Instant::now(), None);
         }
     }
 
-    /// Starts a program as that member would be started, with its own log.
+    /// Starts a program as this member would be started, with a log of its own.
     #[track_caller]
     pub fn spawn(&self, member: &str, log: &str, argv: &[String]) -> Child {
         let path = self.folder.join("logs").join(format!("{log}.log"));
@@ -345,7 +350,7 @@ impl Fleet {
         if self.sandbox.namespaces {
             command.args(["nsenter", &format!("--net=/run/netns/{member}"), "--"]);
         }
-        // A word for the one whose folder an operator has emptied.
+        // The operator permits the replacement of a store whose folder was emptied.
         if self.replaced.iter().any(|name| name == member) {
             command.env("DKC_REPLACE", member);
         }
@@ -368,10 +373,11 @@ impl Fleet {
         command.spawn().unwrap_or_else(|error| panic!("{argv:?}: {error}"))
     }
 
-    /// `kill -9`. Whoever holds it down has to [`Self::release`] it, else it is started again.
+    /// Kills a member by `kill -9`. It is restarted unless a fault keeps it down ([`Self::hold`]).
     ///
-    /// Nobody waits for its end: a thread of low priority may take seconds to be run once more on a busy
-    /// machine, and all processes are to die at the same moment if that is the fault.
+    /// This does not wait for the end of the process: on a busy machine a thread of low priority
+    /// may be scheduled only after seconds, and a fault that kills all processes must kill them at
+    /// once.
     pub fn kill(&mut self, name: &str) {
         let member = self.member_mut(name);
         member.start_at = Some(Instant::now() + RESTART_AFTER);
@@ -382,14 +388,14 @@ impl Fleet {
         }
     }
 
-    /// For those who touch what it has open.
+    /// Waits for the end of a killed process, before a fault changes files that it has open.
     pub fn wait_until_dead(&mut self, name: &str) {
         if let Some(mut child) = self.member_mut(name).dying.take() {
             let _reaped = child.wait();
         }
     }
 
-    /// Kills it and keeps it down.
+    /// Kills a member and keeps it down until [`Self::release`].
     pub fn hold(&mut self, name: &str) {
         self.kill(name);
         self.member_mut(name).holds += 1;
@@ -402,13 +408,14 @@ impl Fleet {
         self.start_those_due();
     }
 
-    /// SIGTERM. [`Self::watch`] sees what comes of it, and starts it again.
+    /// Sends SIGTERM. [`Self::watch`] checks the exit and restarts the member.
     pub fn ask_to_stop(&mut self, name: &str) {
         let member = self.member_mut(name);
         let Some(child) = &member.child else { return };
-        // A stopped process hears nothing until it goes on.
-        if member.pauses == 0 && member.asked.is_none() {
-            member.asked = Some(Asked { at: Instant::now(), hears: hears_term(child) });
+        // A stopped process handles no signal until it is resumed.
+        if member.pauses == 0 && member.stop_request.is_none() {
+            member.stop_request =
+                Some(StopRequest { at: Instant::now(), handles_signal: handles_sigterm(child) });
             send(child, Signal::TERM);
         }
     }
@@ -424,73 +431,79 @@ impl Fleet {
     pub fn resume(&mut self, name: &str) {
         let member = self.member_mut(name);
         member.pauses = member.pauses.saturating_sub(1);
-        if let Some(asked) = &mut member.asked {
-            asked.at = Instant::now();
+        if let Some(stop_request) = &mut member.stop_request {
+            stop_request.at = Instant::now();
         }
         if let (0, Some(child)) = (member.pauses, &member.child) {
             send(child, Signal::CONT);
         }
     }
 
-    /// Until it is given an empty folder these exit codes of that node break no promise.
-    pub fn explain(&mut self, name: &str, codes: &[i32]) {
+    /// Permits these exit codes of a node until it gets an empty folder.
+    pub fn allow_exit_codes(&mut self, name: &str, codes: &[i32]) {
         self.member_mut(name).explained.extend(codes);
     }
 
-    /// Its folder is an old one: its next end must be a refusal, and an operator then empties it.
+    /// Expects that a node with an old folder refuses it at its next end. An operator then empties
+    /// the folder.
     pub fn must_refuse(&mut self, name: &str) {
         self.member_mut(name).must_refuse = true;
-        self.explain(name, &[REFUSED]);
+        self.allow_exit_codes(name, &[REFUSED]);
     }
 
-    /// Who was to refuse its folder, and has not.
+    /// Returns an error text if a node should have refused its folder and has not.
     pub fn unrefused(&self) -> Option<String> {
         let who = self.members.iter().find(|one| one.must_refuse)?;
-        Some(format!("{} ran on a folder from before its last start", who.name))
+        Some(format!("{} runs on a folder from before its last start", who.name))
     }
 
-    /// Whose disk may be harmed next: at most one copy of anything may be bad, and one that is stays so
-    /// until its node was given an empty folder. Harm may lie unseen for long, in a block that nobody reads.
+    /// Returns the node whose disk may be damaged next.
+    ///
+    /// At most one copy of a shard may be bad, and a bad one stays bad until its node gets an empty
+    /// folder: damage in a block that is never read may stay undetected for long.
     pub fn victim(&mut self, rng: &mut Rng) -> String {
         let names = self.names(Role::Node);
         let victim = self.damaged.get_or_insert_with(|| names[rng.index(names.len())].clone());
         victim.clone()
     }
 
-    /// Sees who ended, and starts again who should run.
+    /// Records the processes that ended, and starts those that should run.
     pub fn watch(&mut self) {
         for at in 0..self.members.len() {
             let member = &mut self.members[at];
             let Some(child) = &mut member.child else { continue };
             let Ok(Some(status)) = child.try_wait() else {
-                let late = |asked: Asked| member.pauses == 0 && asked.at.elapsed() > STOP_WITHIN;
-                if member.asked.is_some_and(late) {
+                let late = |stop_request: StopRequest| {
+                    member.pauses == 0 && stop_request.at.elapsed() > STOP_WITHIN
+                };
+                if member.stop_request.is_some_and(late) {
                     let name = member.name.clone();
                     let how = format!("still ran {STOP_WITHIN:?} after it was asked to stop");
                     self.kill(&name);
-                    self.ends.push(End { name, how, explained: false });
+                    self.ends.push(ProcessEnd { name, how, explained: false });
                 }
                 continue;
             };
             member.child = None;
             member.pauses = 0;
             member.start_at = Some(Instant::now() + RESTART_AFTER);
-            if member.asked.is_some_and(|asked| asked.is_answered_by(status)) {
+            if member.stop_request.is_some_and(|stop_request| stop_request.is_answered_by(status)) {
                 continue;
             }
             let code = status.code();
             let explained = code.is_some_and(|code| member.explained.contains(&code));
-            let end = End { name: member.name.clone(), how: how(status), explained };
+            let end =
+                ProcessEnd { name: member.name.clone(), how: describe_end(status), explained };
             member.disk_errors += u32::from(code == Some(DISK_ERROR));
             let name = member.name.clone();
-            // An operator's turn: it will not run on this folder any more.
+            // The node cannot run on this folder any more, so an operator has to act.
             let spent = member.disk_errors >= DISK_ERRORS_MAX || code == Some(REFUSED);
             member.must_refuse &= code != Some(REFUSED);
             if let Some(refusals) = &mut member.unmounted {
-                // Its folder comes back: it is given no other.
+                // The fault puts the folder back, so the node gets no empty one.
                 *refusals += u32::from(code == Some(REFUSED));
                 let explained = explained || code == Some(REFUSED);
-                self.ends.push(End { explained, ..end });
+                self.ends.push(ProcessEnd { explained, ..end });
                 continue;
             }
             if member.role == Role::Node && explained && spent {
@@ -510,7 +523,7 @@ impl Fleet {
         }
     }
 
-    /// The folder of a node that is down is replaced by an empty one, as when a volume is not mounted.
+    /// Replaces the folder of a node that is down by an empty one, as when a volume is not mounted.
     pub fn unmount_data(&mut self, name: &str) -> std::io::Result<()> {
         let data = self.data(name);
         self.disk(name).settle()?;
@@ -520,8 +533,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// The folder of a node that is down is put back. How often the node has refused the empty one meanwhile, or what it has
-    /// made of it.
+    /// Puts the folder of a node that is down back. Returns how often the node has refused the
+    /// empty one meanwhile. It is an error if the node has become a new store in it.
     pub fn mount_data(&mut self, name: &str) -> Result<u32, String> {
         let data = self.data(name);
         let made = std::fs::read_dir(&data).is_ok_and(|mut entries| entries.next().is_some());
@@ -538,14 +551,14 @@ impl Fleet {
         }
     }
 
-    /// An empty disk under the same name: a new store, which the coordinator fills.
+    /// Gives a node an empty folder: a new store under the same name, which the coordinator fills.
     pub fn replace_folder(&mut self, name: &str) {
         let data = self.data(name);
         if let Err(error) = std::fs::remove_dir_all(&data) {
             crate::note(&format!("{data:?} can't be emptied: {error}"));
         }
         if let Err(error) = self.disk(name).settle() {
-            crate::note(&format!("what {name} has synced can't be forgotten: {error}"));
+            crate::note(&format!("the synced writes of {name} can't be removed: {error}"));
         }
         let member = self.member_mut(name);
         member.disk_errors = 0;
@@ -554,12 +567,12 @@ impl Fleet {
         self.replaced.push(name.to_owned());
     }
 
-    /// Who ended by itself since this was last asked.
-    pub fn ends(&mut self) -> Vec<End> {
+    /// Returns the processes that ended by themselves since the last call.
+    pub fn ends(&mut self) -> Vec<ProcessEnd> {
         std::mem::take(&mut self.ends)
     }
 
-    /// Kills everything.
+    /// Kills all processes.
     pub fn end(&mut self) {
         for at in 0..self.members.len() {
             let name = self.members[at].name.clone();
@@ -571,7 +584,7 @@ impl Fleet {
         }
     }
 
-    /// Takes away the disks, which else can't be removed before this program ends.
+    /// Unmounts the disks, which otherwise cannot be removed before this program ends.
     fn unmount(&mut self) {
         for disk in std::mem::take(&mut self.mounted) {
             if let Err(why) = run("umount", &[&disk.display().to_string()]) {
@@ -580,7 +593,7 @@ impl Fleet {
         }
     }
 
-    /// The command line of a member.
+    /// Returns the command line of a member.
     pub fn argv(&self, name: &str) -> Vec<String> {
         let member = self.member(name);
         let at = |port| member.at(port);
@@ -594,8 +607,9 @@ impl Fleet {
                 let peers = of(Role::Etcd).map(peer).collect::<Vec<_>>().join(",");
                 let (client, peer) = (at(ETCD_PORT), at(ETCD_PEER_PORT));
                 let words = format!(
-                    "--name {name} --data-dir {data} --listen-client-urls http://{client} --advertise-client-urls \
-                     http://{client} --listen-peer-urls http://{peer} --initial-advertise-peer-urls http://{peer} \
+                    "--name {name} --data-dir {data} --listen-client-urls http://{client} \
+                     --advertise-client-urls http://{client} --listen-peer-urls http://{peer} \
+                     --initial-advertise-peer-urls http://{peer} \
                      --initial-cluster {peers} --initial-cluster-state new --log-level warn"
                 );
                 (&self.etcd, words)
@@ -603,18 +617,21 @@ impl Fleet {
             Role::Coordinator => (
                 &self.dkc,
                 format!(
-                    "coordinator --name {name} --etcd {endpoints} --listen {} --metrics {} --shards {SHARDS} --replicas \
-                 {REPLICAS} --min-in-sync 2 --expect-nodes 5 --rebuild-delay 600",
+                    "coordinator --name {name} --etcd {endpoints} --listen {} --metrics {} \
+                     --shards {SHARDS} --replicas {REPLICAS} --min-in-sync 2 \
+                     --expect-nodes 5 --rebuild-delay 600",
                     grpc,
                     at(METRICS_PORT)
                 ),
             ),
-            // Everything small, so that logs are trimmed, tables flushed and copies sent all the time.
+            // All sizes are small, so that logs are trimmed, tables flushed and snapshots sent
+            // often.
             Role::Node => (
                 &self.dkc,
                 format!(
-                    "storage-node --name {name} --host {name} --etcd {endpoints} --data {data} --listen {} --metrics {} \
-                 --segment-bytes 1048576 --log-keep-bytes 4194304 --flush-after-ms 2000 --memory-bytes 134217728",
+                    "storage-node --name {name} --host {name} --etcd {endpoints} --data {data} \
+                     --listen {} --metrics {} --segment-bytes 1048576 --log-keep-bytes 4194304 \
+                     --flush-after-ms 2000 --memory-bytes 134217728",
                     grpc,
                     at(METRICS_PORT)
                 ),
@@ -622,7 +639,8 @@ impl Fleet {
             Role::Gateway => (
                 &self.dkc,
                 format!(
-                    "gateway --name {name} --etcd {endpoints} --http {} --grpc {} --metrics {} --workers 2",
+                    "gateway --name {name} --etcd {endpoints} --http {} --grpc {} --metrics {} \
+                     --workers 2",
                     at(HTTP_PORT),
                     at(GRPC_PORT),
                     at(METRICS_PORT)
@@ -633,7 +651,7 @@ impl Fleet {
         std::iter::once(program).chain(words.split_whitespace().map(str::to_owned)).collect()
     }
 
-    /// What each node has logged since the beginning.
+    /// Returns the name and the whole log of each node.
     pub fn node_logs(&self) -> Vec<(String, String)> {
         let log = |name: String| {
             let path = self.folder.join("logs").join(format!("{name}.log"));
@@ -647,7 +665,8 @@ impl Fleet {
         &self.folder
     }
 
-    /// Saves what lies on mounts, which vanish with this program, beside the logs.
+    /// Copies the data from the mounts, which disappear with this program, to a folder beside the
+    /// logs.
     pub fn keep_data(&self) -> Result<PathBuf, String> {
         let kept = self.folder.join("kept");
         std::fs::create_dir_all(&kept).map_err(|error| error.to_string())?;
@@ -668,8 +687,8 @@ impl Drop for Fleet {
     }
 }
 
-/// How a process ended, for people.
-fn how(status: ExitStatus) -> String {
+/// Describes the end of a process for people.
+fn describe_end(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => format!("signal {signal}"),
@@ -677,8 +696,8 @@ fn how(status: ExitStatus) -> String {
     }
 }
 
-/// Whether a process has a handler for SIGTERM by now: bit 14 of what it catches.
-fn hears_term(child: &Child) -> bool {
+/// Returns whether a process has a handler for SIGTERM: bit 14 of its mask of caught signals.
+fn handles_sigterm(child: &Child) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()));
     let caught = |status: String| {
         let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?.trim().to_owned();
@@ -688,7 +707,7 @@ fn hears_term(child: &Child) -> bool {
 }
 
 fn send(child: &Child, signal: Signal) {
-    // Not yet waited for, so the number is still its own.
+    // The process is not reaped yet, so its id is not reused.
     if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         let _is_ended = kill_process(pid, signal);
     }

@@ -1,16 +1,17 @@
-//! Real processes under real faults: etcd, coordinators, nodes and gateways, each in a network of its
-//! own, under load and under attack; then the history is judged.
+//! Real processes under real faults: etcd, coordinators, nodes and gateways, each in a network of
+//! its own, under load and under attack; then the history is judged.
 //!
 //! ```text
-//!   sandbox ── what this machine permits     fleet ── the processes     network, etcd ── their surroundings
-//!   workload, probes ── clients              nemesis ── when what goes wrong; faults/ ── one file per kind
-//!   stalls ── when the machine stood still
-//!   recorder ── who asked and was told what  verdict ── the table, by the simulator's own checkers
+//!   sandbox    features of this machine       fleet          the processes
+//!   workload   clients                        network, etcd  their environment
+//!   probes     one prober per shard           nemesis        the schedule of faults
+//!   stalls     pauses of this machine         faults/        one file per group of faults
+//!   recorder   the history of operations      verdict        the table of broken promises
 //! ```
 //!
-//! What a newcomer would get wrong: what depends on time is hardly judged, but told. A machine may be slow; it may not lose,
-//! double or forget. The bounds there are, for healing, for silence that no fault explains and for copies sent again, lie
-//! an order above what is usual.
+//! Results that depend on time are reported and hardly judged: a machine may be slow, but the
+//! service must not lose or double anything. The few bounds (for healing, for silence that no fault
+//! explains, for repeated snapshots) are ten times the usual values.
 
 pub mod etcd;
 pub mod faults;
@@ -32,10 +33,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use self::faults::{Field, KINDS, Kind};
+use self::faults::{Environment, FaultSpec, KINDS};
 use self::fleet::{Fleet, REPLICAS, Role};
 use self::nemesis::Nemesis;
-use self::network::Network;
+use self::network::BridgedNetwork;
 use self::probes::Probers;
 use self::recorder::Recorder;
 use self::sandbox::Sandbox;
@@ -45,48 +46,48 @@ use self::workload::{Surprises, Workload};
 use crate::cluster;
 use crate::cluster::http::{Client, DEADLINE};
 use crate::sim::checker::Violation;
-use crate::sim::history::{Ask, Outcome};
+use crate::sim::history::{Ask, OpOutcome};
 use crate::sim::rng::Rng;
 
 const READY_WITHIN: Duration = Duration::from_secs(120);
-/// From the last fault healed to every shard open with all replicas in sync. A restart takes seconds;
-/// the rest is for a machine on which others build.
+/// The time from the end of the last fault until every shard is open with all replicas in sync. A
+/// restart takes seconds; the rest is for a machine with other load.
 const HEALS_WITHIN: Duration = Duration::from_secs(180);
 const AGREES_WITHIN: Duration = Duration::from_secs(120);
 const READ_WITHIN: Duration = Duration::from_secs(60);
-/// Counters in one request of the last reading.
+/// The number of counters in one request of the final reading.
 const READ_AT_ONCE: usize = 500;
 
-pub struct Settings {
+pub struct ChaosSettings {
     pub length: Duration,
     pub seed: u64,
-    /// Empty: all.
+    /// Names of faults; empty for all.
     pub faults: Vec<String>,
     pub dkc: PathBuf,
     pub etcd: PathBuf,
-    /// Else processes on loopback, wherever it runs.
+    /// True to use network namespaces if possible; otherwise processes run on loopback.
     pub namespaces: bool,
-    /// History and logs stay even if every promise held.
+    /// True to keep history and logs even if every promise held.
     pub keep: bool,
 }
 
-impl Settings {
-    /// The kinds of faults that were asked for and are possible here.
-    fn kinds(&self, sandbox: &Sandbox) -> Result<Vec<&'static Kind>, String> {
+impl ChaosSettings {
+    /// Returns the requested faults that are possible here.
+    fn kinds(&self, sandbox: &Sandbox) -> Result<Vec<&'static FaultSpec>, String> {
         if let Some(odd) =
             self.faults.iter().find(|name| KINDS.iter().all(|kind| kind.name != **name))
         {
             let all: Vec<_> = KINDS.iter().map(|kind| kind.name).collect();
-            return Err(format!("no fault is called {odd:?}; there are: {}", all.join(", ")));
+            return Err(format!("unknown fault {odd:?}; known faults: {}", all.join(", ")));
         }
-        let named = |kind: &&Kind| self.faults.iter().any(|name| name == kind.name);
-        let wanted = |kind: &&Kind| self.faults.is_empty() || named(kind);
+        let named = |kind: &&FaultSpec| self.faults.iter().any(|name| name == kind.name);
+        let wanted = |kind: &&FaultSpec| self.faults.is_empty() || named(kind);
         Ok(KINDS.iter().filter(wanted).filter(|kind| (kind.is_possible)(sandbox)).collect())
     }
 }
 
-/// Runs it all. The table comes back, and whether every promise held.
-pub fn run(settings: &Settings, sandbox: Sandbox) -> Result<(String, bool), String> {
+/// Runs the whole test. Returns the table, and whether every promise held.
+pub fn run(settings: &ChaosSettings, sandbox: Sandbox) -> Result<(String, bool), String> {
     let kinds = settings.kinds(&sandbox)?;
     runs(&settings.etcd, "scripts/setup installs one; source scripts/env then names it in $ETCD")?;
     runs(
@@ -108,7 +109,7 @@ pub fn run(settings: &Settings, sandbox: Sandbox) -> Result<(String, bool), Stri
     outcome
 }
 
-/// Whether a program can be started at all; if not, what to do.
+/// Checks that a program can be started; the error states what to do otherwise.
 fn runs(program: &Path, otherwise: &str) -> Result<(), String> {
     let run = sandbox::run(&program.display().to_string(), &["--version"]);
     run.map_err(|why| format!("{why}; {otherwise}"))
@@ -116,21 +117,21 @@ fn runs(program: &Path, otherwise: &str) -> Result<(), String> {
 
 fn run_in(
     folder: &Path,
-    settings: &Settings,
+    settings: &ChaosSettings,
     sandbox: Sandbox,
-    kinds: Vec<&'static Kind>,
+    kinds: Vec<&'static FaultSpec>,
 ) -> Result<(String, bool), String> {
     let mut rng = Rng::new(settings.seed);
-    let remembers = kinds.iter().any(|kind| faults::OF_SYNCS.contains(&kind.name));
+    let tracks_syncs = kinds.iter().any(|kind| faults::OF_SYNCS.contains(&kind.name));
     let programs = (settings.dkc.clone(), settings.etcd.clone());
-    let fleet = Fleet::new(folder, programs, sandbox, remembers)?;
+    let fleet = Fleet::new(folder, programs, sandbox, tracks_syncs)?;
     let addresses: Vec<_> =
         fleet.members.iter().map(|one| (one.name.clone(), one.address)).collect();
-    let network = Network::new(sandbox, &addresses)?;
+    let network = BridgedNetwork::new(sandbox, &addresses)?;
     let recorder =
         Arc::new(Recorder::new(&folder.join("history.jsonl")).map_err(|error| error.to_string())?);
-    let field = Field { fleet, network, rng: rng.fork(), broken: Vec::new() };
-    let mut nemesis = Nemesis::new(field, kinds, settings.length, &recorder, rng.fork());
+    let env = Environment { fleet, network, rng: rng.fork(), broken: Vec::new() };
+    let mut nemesis = Nemesis::new(env, kinds, settings.length, &recorder, rng.fork());
 
     let gateways = start(&mut nemesis)?;
     let surprises = Surprises::default();
@@ -146,12 +147,12 @@ fn run_in(
     nemesis.run(Instant::now() + settings.length);
     let mut violations = Vec::new();
     let healing = Instant::now();
-    // Under load still: a cluster that heals only in peace has not.
+    // The load still runs: a cluster that heals only without load is not healed.
     if let Err(why) = nemesis.wait_until_whole(HEALS_WITHIN) {
         violations.push(broken("heals", &format!("after {HEALS_WITHIN:?}: {why}")));
     }
     let healed = healing.elapsed();
-    if let Some(who) = nemesis.field.fleet.unrefused() {
+    if let Some(who) = nemesis.env.fleet.unrefused() {
         violations.push(broken("ends", &who));
     }
     let counts = workload.stop();
@@ -164,25 +165,25 @@ fn run_in(
         violations.push(broken("heals", &why));
     }
     agree(&gateways, &mut violations);
-    nemesis.field.fleet.watch();
-    nemesis.ends.extend(nemesis.field.fleet.ends());
-    nemesis.field.fleet.end();
+    nemesis.env.fleet.watch();
+    nemesis.ends.extend(nemesis.env.fleet.ends());
+    nemesis.env.fleet.end();
 
     let history = recorder.finish();
     violations.extend(judge(&history, &probes));
     let stalled = |begun, ended| stalls.between(begun, ended);
     violations.extend(judge_silence(&probes, &nemesis.spans, stalled));
-    violations.extend(judge_copies(&nemesis.field.fleet.node_logs(), nemesis.spans.len()));
+    violations.extend(judge_copies(&nemesis.env.fleet.node_logs(), nemesis.spans.len()));
     let surprises =
         std::mem::take(&mut *surprises.lock().unwrap_or_else(|failed| failed.into_inner()));
     violations.extend(surprises.iter().map(|what| broken("answers", what)));
-    violations.extend(nemesis.field.broken.iter().map(|what| broken("ends", what)));
+    violations.extend(nemesis.env.broken.iter().map(|what| broken("ends", what)));
     let unexplained = nemesis.ends.iter().filter(|end| !end.explained);
     violations.extend(unexplained.map(|end| broken("ends", &format!("{}: {}", end.name, end.how))));
 
     let count = |one: &std::sync::atomic::AtomicU64| one.load(Ordering::Relaxed).to_string();
     let disk_errors = nemesis.ends.iter().filter(|end| end.explained).count();
-    let run = verdict::Run {
+    let run = verdict::RunSummary {
         history: &history,
         probes: &probes,
         spans: &nemesis.spans,
@@ -201,7 +202,7 @@ fn run_in(
             ),
             (
                 "nodes given an empty folder after that",
-                nemesis.field.fleet.replaced.len().to_string(),
+                nemesis.env.fleet.replaced.len().to_string(),
             ),
             (
                 "this machine did not run the program, in all, for",
@@ -218,18 +219,18 @@ fn run_in(
     if violations.is_empty() {
         return Ok((table, true));
     }
-    report(folder, &violations, &nemesis.field.fleet);
+    print_violations(folder, &violations, &nemesis.env.fleet);
     Ok((table, false))
 }
 
-/// Starts everything, in the order in which each has what it needs. Returns the gateways.
+/// Starts all processes in the order of their dependencies. Returns the addresses of the gateways.
 fn start(nemesis: &mut Nemesis<'_>) -> Result<Vec<String>, String> {
     for role in [Role::Etcd, Role::Coordinator, Role::Node, Role::Gateway] {
-        for name in nemesis.field.fleet.names(role) {
-            nemesis.field.fleet.start(&name);
+        for name in nemesis.env.fleet.names(role) {
+            nemesis.env.fleet.start(&name);
         }
     }
-    let gateways = nemesis.field.fleet.gateways();
+    let gateways = nemesis.env.fleet.gateways();
     let ready = || -> Result<(), String> {
         for gateway in &gateways {
             match Client::new(gateway).get("/readyz?all") {
@@ -240,7 +241,7 @@ fn start(nemesis: &mut Nemesis<'_>) -> Result<Vec<String>, String> {
         Ok(())
     };
     let whole = nemesis.wait_until_whole(READY_WITHIN);
-    // Nobody may have ended while it started.
+    // No process may have ended during its start.
     if let Some(end) = nemesis.ends.first() {
         return Err(format!("{} ended at once: {}", end.name, end.how));
     }
@@ -255,7 +256,7 @@ fn start(nemesis: &mut Nemesis<'_>) -> Result<Vec<String>, String> {
     Ok(gateways)
 }
 
-/// Reads every counter of the run once more, many at a time.
+/// Reads every counter of the run once more, many per request.
 fn read_everything(
     recorder: &Recorder,
     gateways: &[String],
@@ -281,7 +282,7 @@ fn read_everything(
                 };
             }
             if begun.elapsed() > READ_WITHIN {
-                return Err(format!("the counters can't be read in the end: {answer:?}"));
+                return Err(format!("the final reading of the counters failed: {answer:?}"));
             }
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -292,7 +293,7 @@ fn read_everything(
         let ids: Vec<_> = some.iter().map(|&counter| recorder.ask(counter, Ask::Read)).collect();
         let values = read(workload::NAMESPACE, &keys)?;
         for (id, value) in ids.into_iter().zip(values) {
-            recorder.answer(id, Outcome::Applied(Some(value)), &json!("last reading"));
+            recorder.answer(id, OpOutcome::Applied(Some(value)), &json!("last reading"));
         }
     }
     for probe in probes {
@@ -302,7 +303,7 @@ fn read_everything(
     Ok(())
 }
 
-/// Every copy of every shard holds the same counters.
+/// Checks that every copy of every shard holds the same counters.
 fn agree(gateways: &[String], violations: &mut Vec<Violation>) {
     let begun = Instant::now();
     loop {
@@ -320,8 +321,8 @@ fn agree(gateways: &[String], violations: &mut Vec<Violation>) {
     }
 }
 
-/// Says what was broken, and saves what shows it.
-fn report(folder: &Path, violations: &[Violation], fleet: &Fleet) {
+/// Prints the violations and saves them together with the data of all nodes.
+fn print_violations(folder: &Path, violations: &[Violation], fleet: &Fleet) {
     let lines: Vec<_> =
         violations.iter().map(|one| format!("{}: {}", one.promise, one.detail)).collect();
     let path = folder.join("violations.txt");

@@ -1,44 +1,47 @@
-//! Draws faults by seed, begins and heals them in time, and keeps the processes running meanwhile.
+//! Draws faults by seed, begins and heals them on time, and keeps the processes running meanwhile.
 //!
-//! Every kind comes once, in an order of the seed's, before any comes again. Most begin in company:
-//! up to three at once, not at the same moment. Those that cost a replica its data come alone, and
-//! only into a cluster that is whole (see [`faults`](super::faults)).
+//! Every kind occurs once, in an order drawn from the seed, before any occurs again. Most faults
+//! overlap: up to three at once, with different beginnings. A fault that costs a replica its data
+//! occurs alone, and only in a cluster whose replicas are all in sync (see
+//! [`faults`](super::faults)).
 //!
-//! The seed gives the same faults to the same victims in the same order. What they meet depends on
-//! the machine: a run is repeated, not replayed.
+//! The same seed gives the same faults to the same victims in the same order. The state of the
+//! cluster at that moment depends on the machine: a run is repeated, not replayed.
 
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::faults::{Fault, Field, Kind};
-use super::fleet::{End, REPLICAS};
+use super::faults::{Environment, Fault, FaultSpec};
+use super::fleet::{ProcessEnd, REPLICAS};
 use super::recorder::Recorder;
 use crate::cluster;
 use crate::sim::rng::Rng;
 
 const TICK: Duration = Duration::from_millis(50);
-/// Before a fault that comes alone, and after it. Beyond it is skipped; the end of a run judges.
+/// The longest wait for all replicas in sync, before a fault that occurs alone (which is skipped
+/// after that time) and after it (which is not an error: the end of the run checks the same).
 const WHOLE_WITHIN: Duration = Duration::from_secs(60);
-/// Longer than a lease lasts (TTL), a start takes after a kill (TTL + 1 s), and the news of both.
+/// A time longer than a lease lasts (TTL), a start takes after a kill (TTL + 1 s), and the
+/// notifications of both take.
 const SETTLES: Duration = Duration::from_secs(5);
-const COMPANY_MAX: u64 = 3;
-/// So many of the longest faults fit into a run, one after the other: then each kind comes at least
-/// once within two minutes, as they come in company.
+const OVERLAPPING_MAX: u64 = 3;
+/// The number of faults of maximum length that fit into a run one after the other. Since faults
+/// overlap, each kind occurs at least once within two minutes.
 const KINDS_MIN: u32 = 24;
-/// The later ones of a company begin within this many milliseconds.
+/// The maximum time in milliseconds between the beginnings of two overlapping faults.
 const BEGIN_WITHIN: u64 = 2_000;
 
-/// A fault that was.
+/// A fault that is over, with its beginning and end.
 #[derive(Clone, Debug)]
-pub struct Span {
+pub struct FaultSpan {
     pub kind: &'static str,
     pub begun: Instant,
     pub healed: Instant,
 }
 
 struct Active {
-    kind: &'static Kind,
+    kind: &'static FaultSpec,
     fault: Box<dyn Fault>,
     begins: Instant,
     lasts: Duration,
@@ -46,29 +49,29 @@ struct Active {
 }
 
 pub struct Nemesis<'a> {
-    pub field: Field,
+    pub env: Environment,
     recorder: &'a Recorder,
-    kinds: Vec<&'static Kind>,
-    bag: Vec<&'static Kind>,
-    /// No fault of a short run takes much of it.
+    kinds: Vec<&'static FaultSpec>,
+    bag: Vec<&'static FaultSpec>,
+    /// The maximum length of a fault, so that none takes much of a short run.
     lasts_max: Duration,
-    /// Choices of when and what; those of whom are the field's.
+    /// Random numbers for kinds and times; victims are drawn with those of the environment.
     rng: Rng,
-    pub spans: Vec<Span>,
+    pub spans: Vec<FaultSpan>,
     pub skipped: Vec<String>,
-    pub ends: Vec<End>,
+    pub ends: Vec<ProcessEnd>,
 }
 
 impl<'a> Nemesis<'a> {
     pub fn new(
-        field: Field,
-        kinds: Vec<&'static Kind>,
+        env: Environment,
+        kinds: Vec<&'static FaultSpec>,
         length: Duration,
         recorder: &'a Recorder,
         rng: Rng,
     ) -> Self {
         Self {
-            field,
+            env,
             recorder,
             kinds,
             bag: Vec::new(),
@@ -80,7 +83,7 @@ impl<'a> Nemesis<'a> {
         }
     }
 
-    /// Does harm until then; everything is healed when it returns.
+    /// Injects faults until that moment. All of them are healed when this returns.
     pub fn run(&mut self, until: Instant) {
         while Instant::now() < until && !self.kinds.is_empty() {
             let first = self.next_kind();
@@ -88,22 +91,22 @@ impl<'a> Nemesis<'a> {
                 self.alone(first, until);
                 continue;
             }
-            let mut company = vec![first];
-            for _ in 1..self.rng.between(1, COMPANY_MAX) {
+            let mut overlapping = vec![first];
+            for _ in 1..self.rng.between(1, OVERLAPPING_MAX) {
                 let next = self.next_kind();
-                if next.alone || company.iter().any(|one| one.name == next.name) {
+                if next.alone || overlapping.iter().any(|one| one.name == next.name) {
                     self.bag.push(next);
                     break;
                 }
-                company.push(next);
+                overlapping.push(next);
             }
-            self.together(company);
+            self.together(overlapping);
             let rest = self.rng.below(3_000);
             self.rest(Duration::from_millis(rest));
         }
     }
 
-    fn next_kind(&mut self) -> &'static Kind {
+    fn next_kind(&mut self) -> &'static FaultSpec {
         if self.bag.is_empty() {
             self.bag = self.kinds.clone();
             self.rng.shuffle(&mut self.bag);
@@ -111,24 +114,24 @@ impl<'a> Nemesis<'a> {
         self.bag.pop().expect("it was just filled")
     }
 
-    fn alone(&mut self, kind: &'static Kind, until: Instant) {
+    fn alone(&mut self, kind: &'static FaultSpec, until: Instant) {
         let wait = WHOLE_WITHIN.min(until.saturating_duration_since(Instant::now()));
         if let Err(why) = self.wait_until_whole(wait) {
             self.skip(kind, &why);
             return;
         }
         self.together(vec![kind]);
-        // Not judged here: whatever else is healed in the end, so must this.
+        // A failure is ignored here, because the end of the run checks the same condition.
         let _judged_in_the_end = self.wait_until_whole(WHOLE_WITHIN);
     }
 
-    fn skip(&mut self, kind: &Kind, why: &str) {
+    fn skip(&mut self, kind: &FaultSpec, why: &str) {
         self.recorder.note(&json!({"skipped": kind.name, "why": why}));
         self.skipped.push(format!("{}: {why}", kind.name));
     }
 
-    /// Begins them one after the other and heals each in its time.
-    fn together(&mut self, kinds: Vec<&'static Kind>) {
+    /// Begins the faults one after the other and heals each after its duration.
+    fn together(&mut self, kinds: Vec<&'static FaultSpec>) {
         let mut begins = Instant::now();
         let mut active: Vec<_> = kinds
             .into_iter()
@@ -148,7 +151,7 @@ impl<'a> Nemesis<'a> {
                     None if one.begins > Instant::now() => true,
                     None => self.begin(&mut one),
                     Some(begun) if begun.elapsed() < one.lasts => {
-                        one.fault.tick(&mut self.field);
+                        one.fault.tick(&mut self.env);
                         true
                     }
                     Some(begun) => {
@@ -167,16 +170,18 @@ impl<'a> Nemesis<'a> {
 
     fn begin(&mut self, one: &mut Active) -> bool {
         let begun = Instant::now();
-        match one.fault.begin(&mut self.field) {
+        match one.fault.begin(&mut self.env) {
             Ok(what) => {
-                let line = json!({"fault": one.kind.name, "what": what, "lasts_ms": one.lasts.as_millis() as u64});
+                let lasts_ms = one.lasts.as_millis() as u64;
+                let line = json!({"fault": one.kind.name, "what": what, "lasts_ms": lasts_ms});
                 self.recorder.note(&line);
                 crate::note(&format!(
                     "{:>15}  {what}  ({:.1} s)",
                     one.kind.name,
                     one.lasts.as_secs_f32()
                 ));
-                // From before: a fault may have harmed for a while until it stood.
+                // The time before the call counts, since a fault may take effect before `begin`
+                // returns.
                 one.begun = Some(begun);
                 true
             }
@@ -188,9 +193,9 @@ impl<'a> Nemesis<'a> {
     }
 
     fn heal(&mut self, one: &mut Active, begun: Instant) {
-        one.fault.heal(&mut self.field);
+        one.fault.heal(&mut self.env);
         self.recorder.note(&json!({"healed": one.kind.name}));
-        self.spans.push(Span { kind: one.kind.name, begun, healed: Instant::now() });
+        self.spans.push(FaultSpan { kind: one.kind.name, begun, healed: Instant::now() });
     }
 
     fn rest(&mut self, lasts: Duration) {
@@ -200,10 +205,10 @@ impl<'a> Nemesis<'a> {
         }
     }
 
-    /// One look at the processes.
+    /// Checks the processes once and restarts those that ended.
     fn tick(&mut self) {
-        self.field.fleet.watch();
-        for end in self.field.fleet.ends() {
+        self.env.fleet.watch();
+        for end in self.env.fleet.ends() {
             self.recorder
                 .note(&json!({"ended": end.name, "how": end.how, "explained": end.explained}));
             self.ends.push(end);
@@ -211,17 +216,20 @@ impl<'a> Nemesis<'a> {
         std::thread::sleep(TICK);
     }
 
-    /// Until every shard is open with all its replicas in sync, of processes that have run for a while:
-    /// a node that was killed counts as in sync until somebody has found out. It keeps them running.
+    /// Waits until every shard is open with all its replicas in sync, and keeps the processes
+    /// running.
+    ///
+    /// Every process must have run for a while, since a killed node counts as in sync until its
+    /// death is detected.
     pub fn wait_until_whole(&mut self, limit: Duration) -> Result<(), String> {
-        let gateways = self.field.fleet.gateways();
+        let gateways = self.env.fleet.gateways();
         let begun = Instant::now();
         loop {
             self.tick();
             let whole = || -> Result<(), String> {
                 cluster::shards(&gateways)?.iter().try_for_each(|shard| shard.is_full(REPLICAS))
             };
-            let down = self.field.fleet.members.iter().find(|one| !one.has_run_for(SETTLES));
+            let down = self.env.fleet.members.iter().find(|one| !one.has_run_for(SETTLES));
             let why = match (whole(), down) {
                 (Err(why), _) => why,
                 (Ok(()), Some(down)) => format!("{} has not run for {SETTLES:?}", down.name),

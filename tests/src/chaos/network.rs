@@ -1,52 +1,52 @@
-//! The network between the processes: a namespace each, a bridge, and what is cut or lossy of it.
+//! The network between the processes: one namespace each, a bridge, and rules that drop packets.
 //!
 //! ```text
-//!   node-1 [eth0 10.77.0.21] ──veth──┐
-//!   etcd-2 [eth0 10.77.0.12] ──veth──┤ bridge 10.77.0.1: this program, and so its clients
+//!   node-1 [eth0 10.77.0.31] ──veth──┐
+//!   etcd-2 [eth0 10.77.0.12] ──veth──┤ bridge 10.77.0.1: this program, with its clients
 //!   gateway-1 …              ──veth──┘
 //! ```
 //!
-//! A rule is one-way and stands where the packets arrive: the receiver drops what comes from the
-//! sender. Several faults may cut the same way; it is open again when the last one is healed. So
-//! rules are kept with the fault that made them, and the filter of a namespace is always written
-//! anew from all of them.
+//! A rule has one direction and is installed at the receiver, which drops the packets of the
+//! sender. Several faults may cut the same direction, which is open again when the last of them is
+//! healed. Therefore each rule is stored with the fault that made it, and the filter of a namespace
+//! is always rewritten from all rules.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use super::sandbox::{Sandbox, feed, run};
 
-/// Private, and never routed: no namespace has a way out.
+/// A private address that is never routed: no namespace has a route to the outside.
 const BRIDGE: &str = "10.77.0.1/24";
 
-/// What befalls packets of one way.
+/// The effect of a rule on the packets of one direction.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Way {
+pub enum RuleEffect {
     Cut,
-    /// So many of a hundred packets are lost.
+    /// The percentage of packets that are lost.
     Lossy(u32),
 }
 
-/// Whose rule it is: a number that each fault gets once.
-pub type Owner = u64;
+/// The owner of a rule: a number that each fault gets once.
+pub type RuleOwner = u64;
 
 #[derive(Clone, Debug)]
 struct Rule {
-    owner: Owner,
+    owner: RuleOwner,
     from: Ipv4Addr,
     to: String,
-    way: Way,
+    effect: RuleEffect,
 }
 
 #[derive(Debug)]
-pub struct Network {
+pub struct BridgedNetwork {
     sandbox: Sandbox,
     rules: Vec<Rule>,
-    owners: Owner,
+    owners: RuleOwner,
 }
 
-impl Network {
-    /// `members`: name and address of each.
+impl BridgedNetwork {
+    /// Creates the bridge and a namespace for each member, given by name and address.
     pub fn new(sandbox: Sandbox, members: &[(String, Ipv4Addr)]) -> Result<Self, String> {
         if sandbox.namespaces {
             run("ip", &["link", "add", "hub", "type", "bridge"])?;
@@ -71,28 +71,28 @@ impl Network {
         self.sandbox
     }
 
-    pub fn owner(&mut self) -> Owner {
+    pub fn owner(&mut self) -> RuleOwner {
         self.owners += 1;
         self.owners
     }
 
-    /// Each pair is (sender's address, receiver's name).
+    /// Adds a rule for each route, which is a pair (address of the sender, name of the receiver).
     pub fn add(
         &mut self,
-        owner: Owner,
-        ways: impl IntoIterator<Item = (Ipv4Addr, String)>,
-        way: Way,
+        owner: RuleOwner,
+        routes: impl IntoIterator<Item = (Ipv4Addr, String)>,
+        effect: RuleEffect,
     ) -> Result<(), String> {
         let mut touched = BTreeSet::new();
-        for (from, to) in ways {
+        for (from, to) in routes {
             touched.insert(to.clone());
-            self.rules.push(Rule { owner, from, to, way });
+            self.rules.push(Rule { owner, from, to, effect });
         }
         self.write(touched)
     }
 
-    /// Takes back what this fault has done.
-    pub fn remove(&mut self, owner: Owner) -> Result<(), String> {
+    /// Removes all rules of this fault.
+    pub fn remove(&mut self, owner: RuleOwner) -> Result<(), String> {
         let of = |rule: &&Rule| rule.owner == owner;
         let touched = self.rules.iter().filter(of).map(|rule| rule.to.clone()).collect();
         self.rules.retain(|rule| rule.owner != owner);
@@ -102,13 +102,13 @@ impl Network {
     fn write(&self, namespaces: BTreeSet<String>) -> Result<(), String> {
         for name in namespaces {
             let here = self.rules.iter().filter(|rule| rule.to == name);
-            let rules: Vec<_> = here.map(|rule| (rule.from, rule.way)).collect();
+            let rules: Vec<_> = here.map(|rule| (rule.from, rule.effect)).collect();
             filter(&name, &rules)?;
         }
         Ok(())
     }
 
-    /// Delays what a member sends, by netem or, without it, by a slow link.
+    /// Delays the packets that a member sends: by netem or, without it, by a low bandwidth.
     pub fn slow(&self, name: &str, millis: u64) -> Result<(), String> {
         let (delay, jitter) = (format!("{millis}ms"), format!("{}ms", millis / 2));
         let shape: &[&str] = if self.sandbox.netem {
@@ -124,15 +124,15 @@ impl Network {
     }
 }
 
-/// Writes all rules of a namespace, in one transaction.
-pub(super) fn filter(namespace: &str, rules: &[(Ipv4Addr, Way)]) -> Result<(), String> {
+/// Writes all rules of a namespace in one transaction.
+pub(super) fn filter(namespace: &str, rules: &[(Ipv4Addr, RuleEffect)]) -> Result<(), String> {
     let mut text = "table ip chaos {}\ndelete table ip chaos\ntable ip chaos {\nchain in {\n\
                     type filter hook input priority 0;\n"
         .to_owned();
-    for (from, way) in rules {
-        match way {
-            Way::Cut => text.push_str(&format!("ip saddr {from} drop\n")),
-            Way::Lossy(percent) => {
+    for (from, effect) in rules {
+        match effect {
+            RuleEffect::Cut => text.push_str(&format!("ip saddr {from} drop\n")),
+            RuleEffect::Lossy(percent) => {
                 text.push_str(&format!("ip saddr {from} numgen random mod 100 < {percent} drop\n"))
             }
         }

@@ -1,12 +1,14 @@
-//! A power cut: undoes what a process wrote and no sync covered, bytes and names, as `disk_shim.c` has noted it.
+//! A power cut: undoes all writes of a process that no sync covered, both of bytes and of names,
+//! from the records of `disk_shim.c`.
 //!
 //! ```text
-//!   process ── LD_PRELOAD disk_shim.so ──▶ shadow: what is on the disk     (killed)     cut ──▶ the folder as of then
+//!   process ── LD_PRELOAD disk_shim.so ──▶ shadow: the synced state    (killed)    cut ──▶ folder
 //! ```
 //!
-//! Harsher than most disks: whatever need not be there is gone. What is there only in part, as a disk that was writing
-//! when the power went leaves it, is another test's (`storage-node/tests/disk/torn.rs`). Only std, since it is used by
-//! tests of other crates too.
+//! This is harsher than most disks: everything that need not have survived is gone. Partial writes,
+//! as a disk leaves them that loses power during a write, are tested by
+//! `storage-node/tests/disk/torn.rs`. The module uses std only, since tests of other crates include
+//! it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,27 +17,28 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Where a process's disk is remembered.
+/// The places where the synced state of a process's files is recorded.
 #[derive(Clone, Debug)]
-pub struct Disk {
-    /// What all paths begin with that are on it, such as `/tmp/x/store-`.
+pub struct ShadowedDisk {
+    /// The common prefix of all recorded paths, such as `/tmp/x/store-`.
     pub root: String,
-    /// What is on the disk; made by the process.
+    /// The folder with the synced state, created by the process.
     pub shadow: PathBuf,
-    /// Files that lost a name, on the same file system as the root; made by the process, too.
+    /// The folder for files that lost a name, on the same file system as the root; also created by
+    /// the process.
     pub kept: PathBuf,
 }
 
-/// What a cut took away.
+/// The counts of what a power cut undid.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Lost {
-    /// Files that were longer, or said something else.
+pub struct LostWrites {
+    /// The number of files whose length or content changed.
     pub files: usize,
-    /// Names made, changed or removed.
+    /// The number of names that had been created, changed or removed.
     pub names: usize,
 }
 
-/// Compiles the library that is to be preloaded, into this folder.
+/// Compiles the preload library into this folder.
 pub fn build_shim(folder: &Path) -> Result<PathBuf, String> {
     let (source, shim) = (folder.join("disk_shim.c"), folder.join("disk_shim.so"));
     fs::write(&source, include_str!("disk_shim.c")).map_err(|error| error.to_string())?;
@@ -48,8 +51,8 @@ pub fn build_shim(folder: &Path) -> Result<PathBuf, String> {
     }
 }
 
-impl Disk {
-    /// What the process's environment needs, besides `LD_PRELOAD`.
+impl ShadowedDisk {
+    /// Returns the environment variables that the process needs, besides `LD_PRELOAD`.
     pub fn environment(&self) -> [(&'static str, PathBuf); 3] {
         [
             ("DKC_DISK_ROOT", PathBuf::from(&self.root)),
@@ -58,17 +61,17 @@ impl Disk {
         ]
     }
 
-    /// The power goes. No process may have anything below the root open.
-    pub fn cut(&self) -> io::Result<Lost> {
+    /// Cuts the power. No process may have a file below the root open.
+    pub fn cut(&self) -> io::Result<LostWrites> {
         if !self.shadow.exists() {
-            return Ok(Lost::default());
+            return Ok(LostWrites::default());
         }
-        let lost = Lost { files: self.undo_bytes()?, names: self.undo_names()? };
+        let lost = LostWrites { files: self.undo_bytes()?, names: self.undo_names()? };
         self.settle()?;
         Ok(lost)
     }
 
-    /// Whatever was written is on the disk now, as after a while without a cut.
+    /// Declares all writes synced, as they would be after some time without a power cut.
     pub fn settle(&self) -> io::Result<()> {
         for folder in [&self.shadow, &self.kept] {
             match fs::remove_dir_all(folder) {
@@ -79,7 +82,7 @@ impl Disk {
         Ok(())
     }
 
-    /// In place, so that all names of a file see it.
+    /// Restores the bytes in place, so that all names of a file see them.
     fn undo_bytes(&self) -> io::Result<usize> {
         let mut paths = BTreeMap::new();
         let (folder, first) = self.root.rsplit_once('/').unwrap_or(("/", &self.root));
@@ -106,21 +109,21 @@ impl Disk {
 
     fn undo_names(&self) -> io::Result<usize> {
         let text = fs::read_to_string(self.shadow.join("names"))?;
-        let mut operations: Vec<Operation<'_>> = Vec::new();
+        let mut operations: Vec<NameOperation<'_>> = Vec::new();
         for line in text.lines() {
             let words: Vec<&str> = line.split('\t').collect();
-            // The process may have been killed in the middle of the last line, before it did what it says.
+            // A process that was killed while it wrote the last line has not done that operation.
             let [what, number, has_kept, folder, path, other] = words[..] else { continue };
             let kept = (has_kept == "1").then(|| self.kept.join(number));
             match what {
                 "s" => operations.retain(|one| one.folder != folder),
                 "x" => operations.retain(|one| one.number != number),
-                _ => operations.push(Operation { what, number, folder, path, other, kept }),
+                _ => operations.push(NameOperation { what, number, folder, path, other, kept }),
             }
         }
         for operation in operations.iter().rev() {
             match operation.undo() {
-                // It was in a folder that is gone itself, or had not begun.
+                // The folder of the name is gone too, or the operation had not begun.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 done => done?,
             }
@@ -129,8 +132,8 @@ impl Disk {
     }
 }
 
-/// One on a name, that may be undone.
-struct Operation<'a> {
+/// An operation on a name that can be undone.
+struct NameOperation<'a> {
     what: &'a str,
     number: &'a str,
     folder: &'a str,
@@ -141,17 +144,17 @@ struct Operation<'a> {
     kept: Option<PathBuf>,
 }
 
-impl Operation<'_> {
+impl NameOperation<'_> {
     fn undo(&self) -> io::Result<()> {
         let back = |kept: &PathBuf| match fs::hard_link(kept, self.path) {
-            // It had not begun.
+            // The operation had not begun.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             done => done,
         };
         match self.what {
             "c" | "l" => fs::remove_file(self.path),
             "m" => fs::remove_dir_all(self.path),
-            // What it would have replaced is still there: it had not begun.
+            // The file that would be replaced still has its name: the operation had not begun.
             "r" if self.kept.as_ref().is_some_and(|kept| is_same(kept, self.path)) => Ok(()),
             "r" => {
                 fs::rename(self.path, self.other)?;
@@ -159,7 +162,7 @@ impl Operation<'_> {
             }
             "u" => self.kept.as_ref().map_or(Ok(()), back),
             "d" => fs::create_dir(self.path),
-            what => Err(io::Error::other(format!("an operation {what:?}"))),
+            what => Err(io::Error::other(format!("unknown operation {what:?}"))),
         }
     }
 }
@@ -169,7 +172,7 @@ fn is_same(one: &Path, other: &str) -> bool {
     inode(one) == inode(Path::new(other))
 }
 
-/// All files below, by inode.
+/// Collects all files below `path` by inode.
 fn walk(path: &Path, paths: &mut BTreeMap<u64, PathBuf>) -> io::Result<()> {
     let metadata = fs::symlink_metadata(path)?;
     if metadata.is_dir() {
@@ -186,7 +189,7 @@ fn walk(path: &Path, paths: &mut BTreeMap<u64, PathBuf>) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// A folder of the test's own, and the library.
+    /// The folder of the test, and the preload library.
     struct Bench {
         folder: PathBuf,
         shim: PathBuf,
@@ -198,15 +201,16 @@ mod tests {
         }
     }
 
-    /// Runs these commands on a disk that has a file `old`, cuts the power, and says what is left: name and content.
-    fn left(Bench { folder, shim }: &Bench, commands: &str) -> (Vec<(String, String)>, Lost) {
+    /// Runs these commands on a disk with a file `old`, cuts the power, and returns the files that
+    /// are left, with name and content.
+    fn left(Bench { folder, shim }: &Bench, commands: &str) -> (Vec<(String, String)>, LostWrites) {
         let data = folder.join("store-1");
         let _of_the_one_before = fs::remove_dir_all(&data);
         fs::create_dir_all(&data).expect("a folder");
         fs::write(data.join("old"), "old").expect("a file");
         let root = folder.join("store-").display().to_string();
-        let disk = Disk { root, shadow: folder.join("shadow"), kept: folder.join("kept") };
-        // A process each, as one that is killed and started again.
+        let disk = ShadowedDisk { root, shadow: folder.join("shadow"), kept: folder.join("kept") };
+        // Each command is a process of its own, like one that is killed and started again.
         for command in commands.split(';') {
             let script = command.trim().replace('@', &format!("{}/", data.display()));
             let mut shell = Command::new("sh");
@@ -237,26 +241,27 @@ mod tests {
             lost
         };
         let old = ("old", "old");
-        assert_eq!(check("true", &[old]), Lost::default());
+        assert_eq!(check("true", &[old]), LostWrites::default());
         // Bytes.
         check("printf new > @old", &[old]);
         check("printf new > @old; sync @old; printf more >> @old", &[("old", "new")]);
         // Through a second descriptor, as `File::try_clone` makes one.
-        let script = "from os import *\nfile = open('@old', O_WRONLY | O_APPEND)\ncopy = dup(file)\n\
-                      write(file, b'+1')\nwrite(copy, b'+2')\nfsync(file)\nwrite(copy, b'+3')";
+        let script = "from os import *\nfile = open('@old', O_WRONLY | O_APPEND)\n\
+                      copy = dup(file)\nwrite(file, b'+1')\nwrite(copy, b'+2')\n\
+                      fsync(file)\nwrite(copy, b'+3')";
         check(&format!("python3 -c \"{script}\""), &[("old", "old+1+2")]);
-        // Names: a file that was made and synced has none before its folder was.
+        // Names: a synced file has no durable name before its folder is synced.
         check("printf new > @a; sync @a", &[old]);
         check("printf new > @a; sync @", &[("a", ""), old]);
         check("printf new > @a; sync @a; sync @", &[("a", "new"), old]);
         check("rm @old", &[old]);
         check("rm @old; sync @", &[]);
-        // A file put in another's place.
+        // Renaming over an existing file.
         check("printf new > @a; sync @a; sync @; mv @a @old", &[("a", "new"), old]);
         check("printf new > @a; sync @a; mv @a @old; sync @", &[("old", "new")]);
         check("printf new > @a; mv @a @old; sync @", &[("old", "")]);
         check("ln @old @two; sync @; rm @old", &[old, ("two", "old")]);
         let lost = check("printf new > @a; printf new > @old; mkdir @b; printf x > @b/c", &[old]);
-        assert_eq!(lost, Lost { files: 3, names: 3 });
+        assert_eq!(lost, LostWrites { files: 3, names: 3 });
     }
 }

@@ -1,8 +1,10 @@
-//! A prober for each shard: how long it goes without an answer, and Jepsen's bounds for a counter.
+//! One prober per shard: measures the time without an answer and checks Jepsen's bounds for a
+//! counter.
 //!
-//! Each has one key, which nobody else writes, and asks one thing at a time; so it knows at every
-//! moment that `known applied ≤ value ≤ applied + unknown` ([`Probe::check`]). After a failure it
-//! turns to the other gateway: what is measured is the service, not one gateway's death.
+//! Each prober is the only writer of its key and sends one request at a time. Therefore
+//! `applied ≤ value ≤ applied + unknown` holds at every moment ([`Probe::check`]). After a failure
+//! the prober switches to the other gateway: the measurement is about the service, not about the
+//! death of one gateway.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,18 +16,19 @@ use serde_json::json;
 
 use super::recorder::Recorder;
 use super::stalls::Stalls;
-use crate::cluster::http::{Client, Error, Outcome};
-use crate::cluster::load::{Op, Probe};
+use crate::cluster::http::{Client, HttpError, HttpOutcome};
+use crate::cluster::load::{Probe, ProbeOp};
 
 pub const NAMESPACE: &str = "probe";
 const PAUSE: Duration = Duration::from_millis(30);
 const DEADLINE: Duration = Duration::from_millis(500);
-/// A gateway that was stopped is not waited for: else it is its silence that is measured.
+/// A prober does not wait for a stopped gateway: otherwise its silence would be measured.
 const GRACE: Duration = Duration::from_millis(500);
 const WRITES_PER_READ: u64 = 4;
-/// A longer silence is told at once, with what the prober was answered meanwhile: it is worth a look
-/// at the logs. A lease lasts 2 s, and who finds out takes about another.
-const WORTH_A_LOOK: Duration = Duration::from_secs(5);
+/// A longer silence is reported at once, with the failures that the prober received meanwhile,
+/// since the logs should be read then. A lease lasts 2 s, and its loss is noticed within about
+/// another.
+const REPORTED_FROM: Duration = Duration::from_secs(5);
 
 pub struct Probers {
     stop: Arc<AtomicBool>,
@@ -33,7 +36,7 @@ pub struct Probers {
 }
 
 impl Probers {
-    /// Each key with the shard that has it.
+    /// Starts a prober for each pair of shard and key.
     pub fn start(
         gateways: &[String],
         keys: impl Iterator<Item = (String, String)>,
@@ -49,7 +52,7 @@ impl Probers {
                 recorder: recorder.clone(),
                 stalls: stalls.clone(),
                 since: Instant::now(),
-                told: BTreeMap::new(),
+                failures: BTreeMap::new(),
             };
             std::thread::spawn(move || run(probe, silence, &gateways, &stop))
         };
@@ -67,43 +70,46 @@ impl Probers {
     }
 }
 
-/// What a prober has been told since it was last answered.
+/// The failures that a prober received since its last successful answer.
 struct Silence {
     shard: String,
     recorder: Arc<Recorder>,
     stalls: Stalls,
     since: Instant,
-    /// Gateway and words, and how many times.
-    told: BTreeMap<(usize, String), u64>,
+    /// The number of failures by gateway and outcome.
+    failures: BTreeMap<(usize, String), u64>,
 }
 
 impl Silence {
-    fn refused(&mut self, gateway: usize, outcome: &Outcome) {
-        *self.told.entry((gateway + 1, format!("{outcome:?}"))).or_default() += 1;
+    fn refused(&mut self, gateway: usize, outcome: &HttpOutcome) {
+        *self.failures.entry((gateway + 1, format!("{outcome:?}"))).or_default() += 1;
     }
 
-    /// An answer.
+    /// Records a successful answer, which ends the silence.
     fn ends(&mut self) {
         let since = std::mem::replace(&mut self.since, Instant::now());
-        let told = std::mem::take(&mut self.told);
+        let failures = std::mem::take(&mut self.failures);
         let length = since.elapsed();
-        if length < WORTH_A_LOOK {
+        if length < REPORTED_FROM {
             return;
         }
-        let told: Vec<_> = told
+        let failures: Vec<_> = failures
             .into_iter()
             .map(|((gateway, what), times)| format!("{times} × gateway-{gateway}: {what}"))
             .collect();
         let Self { shard, recorder, stalls, .. } = self;
         let stalled = stalls.since(since);
         crate::note(&format!(
-            "{:>15}  shard {shard} for {:.1} s, of which this machine did not run us for {:.1} s",
+            "{:>15}  shard {shard} for {:.1} s, of which this machine was stalled for {:.1} s",
             "silence",
             length.as_secs_f32(),
             stalled.as_secs_f32()
         ));
         recorder.note(&json!({
-            "silence": shard, "ms": length.as_millis() as u64, "stalled_ms": stalled.as_millis() as u64, "told": told,
+            "silence": shard,
+            "ms": length.as_millis() as u64,
+            "stalled_ms": stalled.as_millis() as u64,
+            "told": failures,
         }));
     }
 }
@@ -127,35 +133,35 @@ fn run(mut probe: Probe, mut silence: Silence, gateways: &[String], stop: &Atomi
         let outcome = match &answer {
             Ok(answer) => answer.outcome_or_surprise().unwrap_or_else(|surprise| {
                 probe.wrong.push(format!("{}: {surprise}", probe.key));
-                Outcome::Unknown(surprise)
+                HttpOutcome::Unknown(surprise)
             }),
-            Err(Error::NotSent(why)) => Outcome::NotApplied(why.to_string()),
-            Err(Error::Unanswered(why)) => Outcome::Unknown(why.to_string()),
+            Err(HttpError::NotSent(why)) => HttpOutcome::NotApplied(why.to_string()),
+            Err(HttpError::Unanswered(why)) => HttpOutcome::Unknown(why.to_string()),
         };
         match (&outcome, &answer) {
-            (Outcome::Applied, Ok(answer)) if is_read => match answer.body["value"].as_u64() {
+            (HttpOutcome::Applied, Ok(answer)) if is_read => match answer.body["value"].as_u64() {
                 Some(value) => probe.check(value),
                 None => probe.wrong.push(format!("{}: {:?}", probe.key, answer.body)),
             },
-            (Outcome::Applied, _) => probe.applied += 1,
-            (Outcome::Unknown(_), _) if !is_read => probe.unknown += 1,
+            (HttpOutcome::Applied, _) => probe.applied += 1,
+            (HttpOutcome::Unknown(_), _) if !is_read => probe.unknown += 1,
             _ => {}
         }
-        if outcome == Outcome::Applied {
+        if outcome == HttpOutcome::Applied {
             silence.ends();
         } else {
             silence.refused(gateway, &outcome);
             gateway = (gateway + 1) % clients.len();
         }
-        probe.ops.push(Op { sent, done: Instant::now(), is_read, outcome });
+        probe.ops.push(ProbeOp { sent, done: Instant::now(), is_read, outcome });
         std::thread::sleep(PAUSE);
     }
     probe
 }
 
-/// The times without an answer in a shard that overlap none of these spans.
+/// Returns the times without an answer in a shard that overlap none of these spans.
 pub fn silences(probe: &Probe, others: &[(Instant, Instant)]) -> Vec<(Instant, Instant)> {
-    let answered = probe.ops.iter().filter(|op| op.outcome == Outcome::Applied);
+    let answered = probe.ops.iter().filter(|op| op.outcome == HttpOutcome::Applied);
     let times: Vec<_> = answered.map(|op| op.done).collect();
     let pairs = times.windows(2).map(|pair| (pair[0], pair[1]));
     let is_clear = |&(begun, ended): &(Instant, Instant)| {
@@ -164,8 +170,9 @@ pub fn silences(probe: &Probe, others: &[(Instant, Instant)]) -> Vec<(Instant, I
     pairs.filter(is_clear).collect()
 }
 
-/// The longest time without an answer in any shard that overlaps one of these spans, and none of the
-/// others. It is the silence that must be clear of them: it may outlast the fault that it meets by far.
+/// Returns the longest time without an answer in any shard that overlaps one of these spans, and
+/// none of the others. The silence itself must not overlap them, because it may last much longer
+/// than the fault that caused it.
 pub fn longest_gap(
     probes: &[Probe],
     spans: &[(Instant, Instant)],
@@ -173,7 +180,7 @@ pub fn longest_gap(
 ) -> Duration {
     let mut longest = Duration::ZERO;
     for probe in probes {
-        let answered = probe.ops.iter().filter(|op| op.outcome == Outcome::Applied);
+        let answered = probe.ops.iter().filter(|op| op.outcome == HttpOutcome::Applied);
         let times: Vec<_> = answered.map(|op| op.done).collect();
         for pair in times.windows(2) {
             let overlaps =
@@ -190,16 +197,17 @@ pub fn longest_gap(
 mod tests {
     use super::*;
 
-    /// A prober is answered at 0 s and at 10 s; one fault lasts from 2 s to 3 s, the other as given.
+    /// The prober gets answers at 0 s and at 10 s; one fault lasts from 2 s to 3 s, the other as
+    /// given.
     #[track_caller]
     fn check(other: (u64, u64), want: u64) {
         let zero = Instant::now();
         let at = |second| zero + Duration::from_secs(second);
-        let op = |second| Op {
+        let op = |second| ProbeOp {
             sent: at(second),
             done: at(second),
             is_read: false,
-            outcome: Outcome::Applied,
+            outcome: HttpOutcome::Applied,
         };
         let probe = Probe { ops: vec![op(0), op(10), op(11)], ..Probe::default() };
         let gap = longest_gap(&[probe], &[(at(2), at(3))], &[(at(other.0), at(other.1))]);

@@ -1,18 +1,20 @@
-//! What this machine permits: network and mount namespaces, packet filters, slow links, small disks.
+//! Detects the features of this machine that chaos needs: network and mount namespaces, packet
+//! filters, slow links, small disks.
 //!
-//! The program runs itself anew under `unshare`, in a network and a mount namespace of its own.
-//! Everything it makes there, bridge, links and mounts, is gone when it ends, however it ends; and
-//! no address of the cluster exists outside, so nothing can leave this machine. Where that is not
-//! permitted it says so and goes on with processes on loopback and folders on the machine's disk.
+//! The program runs itself again under `unshare`, in a network and a mount namespace of its own.
+//! The bridge, links and mounts that it makes there disappear when it ends, however it ends. No
+//! address of the cluster exists outside, so no packet can leave this machine. Where namespaces are
+//! not permitted the program prints that, and continues with processes on loopback and folders on
+//! the disk of the machine.
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-/// Set for the program that runs inside.
+/// The environment variable that is set for the program inside the namespaces.
 const INSIDE: &str = "DKC_CHAOS_INSIDE";
 
-/// What may be used. What may not is named once, by [`enter`].
+/// The features that can be used. [`enter`] prints the missing ones once.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sandbox {
     /// Each process has a network namespace, joined by a bridge.
@@ -21,13 +23,14 @@ pub struct Sandbox {
     pub filters: bool,
     /// `tc netem` can delay and lose packets.
     pub netem: bool,
-    /// `tc tbf` can make a link slow.
+    /// `tc tbf` can limit the bandwidth of a link.
     pub slow_links: bool,
     /// Each node can have a file system of its own.
     pub small_disks: bool,
 }
 
-/// Runs this program anew inside namespaces of its own, or finds out what there is without.
+/// Runs this program again inside namespaces of its own, if permitted, and detects the features
+/// there.
 pub fn enter() -> Sandbox {
     const UNSHARE: &[&str] = &["--net", "--mount", "--propagation", "private", "--"];
     if std::env::var_os(INSIDE).is_none() {
@@ -46,27 +49,31 @@ pub fn enter() -> Sandbox {
     let missing = [
         (sandbox.namespaces, "network namespaces (ip netns)"),
         (sandbox.filters, "packet filters (nft): no cut or lossy networks"),
-        (sandbox.netem, "tc netem: a link of 1 Mbit/s stands in for delay, nft's dice for loss"),
+        (
+            sandbox.netem,
+            "tc netem: a link of 1 Mbit/s replaces delay, random drops by nft replace loss",
+        ),
         (sandbox.slow_links || sandbox.netem, "tc tbf: no slow networks"),
         (sandbox.small_disks, "mounts of tmpfs: no full disks"),
     ];
     for (_, what) in missing.iter().filter(|(there, _)| !there) {
-        crate::note(&format!("not to be had here: {what}"));
+        crate::note(&format!("not available here: {what}"));
     }
     sandbox
 }
 
-/// What there is without namespaces.
+/// Returns the features without namespaces.
 pub fn without() -> Sandbox {
     crate::note("processes on loopback only, without cut, slow or lossy networks and full disks");
     Sandbox::default()
 }
 
-/// Tries everything once. Inside, so that nothing of it stays.
+/// Tries every feature once. It runs inside the namespaces, so that nothing remains.
 fn look() -> Sandbox {
     const TRIAL: &str = "trial";
     let mut sandbox = Sandbox::default();
-    // `ip netns` names namespaces there; ours must not be seen outside, nor outlive us.
+    // `ip netns` stores names there; those of this program must not be visible outside or outlive
+    // it.
     let named = std::fs::create_dir_all("/run/netns").is_ok()
         && run("mount", &["-t", "tmpfs", "dkc-chaos", "/run/netns"]).is_ok();
     sandbox.small_disks = named;
@@ -89,18 +96,18 @@ fn look() -> Sandbox {
     sandbox
 }
 
-/// Runs a program to its end; the error is what it said.
+/// Runs a program to its end. The error contains its stderr.
 pub fn run(program: &str, args: &[&str]) -> Result<(), String> {
     feed(program, args, "")
 }
 
-/// The same, with something to read.
+/// Runs a program to its end with this input on stdin. The error contains its stderr.
 pub fn feed(program: &str, args: &[&str], input: &str) -> Result<(), String> {
     let what = || format!("{program} {}", args.join(" "));
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| format!("{}: {error}", what()))?;
-    // One that ends without reading says why by its exit code.
+    // A broken pipe is ignored: a program that ends without reading fails by its exit code.
     let _broken_pipe = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output().map_err(|error| format!("{}: {error}", what()))?;
     if output.status.success() {

@@ -1,7 +1,8 @@
-//! When this machine did not run us: a thread that wants to wake up every 50 ms, and how late it does.
+//! Detects pauses of this machine: a thread sleeps for 50 ms at a time and records by how much it
+//! wakes up late.
 //!
-//! On a machine that others use, a whole cluster may stand still for half a minute: a silence that is
-//! nobody's fault. This program stands still with it, and so can tell.
+//! On a shared machine a whole cluster may stand still for half a minute, and no fault explains
+//! that silence. This program stands still at the same time, so it can measure the pause.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,10 +10,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const EVERY: Duration = Duration::from_millis(50);
-/// What is less is the ordinary lateness of a machine with two cores and some twenty processes.
+/// A smaller delay is usual on a machine with two cores and some twenty processes.
 const LATE: Duration = Duration::from_millis(200);
 
-/// Woken so late, at this moment.
+/// The moment of a late wake-up, and by how much it was late.
 type Stall = (Instant, Duration);
 
 #[derive(Clone, Default)]
@@ -40,18 +41,18 @@ impl Stalls {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// How long in all since then.
+    /// Returns the total length of the stalls since `begun`.
     pub fn since(&self, begun: Instant) -> Duration {
         let now = Instant::now();
         sum(&self.lock(), begun, now)
     }
 
-    /// How long between two moments.
+    /// Returns the total length of the stalls between two moments.
     pub fn between(&self, begun: Instant, ended: Instant) -> Duration {
         sum(&self.lock(), begun, ended)
     }
 
-    /// How long in all.
+    /// Returns the total length of all stalls.
     pub fn total(&self) -> Duration {
         self.lock().iter().map(|(_, late)| late).sum()
     }
@@ -61,7 +62,7 @@ impl Stalls {
     }
 }
 
-/// The parts of stalls that lie between two moments.
+/// Sums the parts of the stalls that lie between two moments.
 fn sum(stalls: &[Stall], begun: Instant, ended: Instant) -> Duration {
     let within = |&(woken, late): &Stall| {
         let from = (woken - late).max(begun);
@@ -74,7 +75,7 @@ fn sum(stalls: &[Stall], begun: Instant, ended: Instant) -> Duration {
 mod tests {
     use super::*;
 
-    /// One stall from 10 s to 13 s.
+    /// The only stall lasts from 10 s to 13 s.
     #[track_caller]
     fn check(begun: u64, ended: u64, want: u64) {
         let zero = Instant::now();

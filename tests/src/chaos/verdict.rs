@@ -1,19 +1,21 @@
-//! What a run came to: every promise checked, and the table that says so.
+//! The result of a run: checks every promise and prints the table.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use super::nemesis::Span;
+use super::nemesis::FaultSpan;
 use super::probes::{longest_gap, silences};
 use crate::cluster::load::Probe;
 use crate::sim::checker::{self, Violation};
-use crate::sim::history::{Ask, History, Outcome};
+use crate::sim::history::{Ask, ClientHistory, OpOutcome};
 
-/// What follows a fault is its doing too: an election, a lease that has to run out.
+/// The time after a fault during which it still explains a silence: an election, a lease that
+/// expires.
 const AFTERMATH: Duration = Duration::from_secs(3);
 
-/// The promises as the table has them, and what the checkers call what breaks them.
+/// The promises as named in the table, each with the names that the checkers give to its
+/// violations.
 const PROMISES: &[(&str, &[&str])] = &[
     ("lost", &["lost"]),
     ("doubled", &["twice"]),
@@ -28,8 +30,8 @@ const PROMISES: &[(&str, &[&str])] = &[
     ("whole copies sent again and again", &["copies"]),
 ];
 
-/// Everything that a client could complain about, each breach by itself.
-pub fn judge(history: &History, probes: &[Probe]) -> Vec<Violation> {
+/// Returns every violation that a client could observe.
+pub fn judge(history: &ClientHistory, probes: &[Probe]) -> Vec<Violation> {
     let mut violations = Vec::new();
     checker::lost::check(history, &mut violations);
     checker::twice::check(history, &mut violations);
@@ -41,14 +43,14 @@ pub fn judge(history: &History, probes: &[Probe]) -> Vec<Violation> {
     violations
 }
 
-/// No shard is silent for longer than this while no fault is at work, a tenth of which is usual. What this machine did not
-/// run us does not count.
+/// The maximum silence of a shard while no fault is active; a tenth of it is usual. Time during
+/// which this machine was stalled does not count.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 
-/// Shards that were silent for too long with no fault within `spans` that could be why.
+/// Returns the shards that were silent for too long, with no fault in `spans` that explains it.
 pub fn judge_silence(
     probes: &[Probe],
-    spans: &[Span],
+    spans: &[FaultSpan],
     stalled: impl Fn(Instant, Instant) -> Duration,
 ) -> Vec<Violation> {
     let faults: Vec<_> = spans.iter().map(reach).collect();
@@ -66,11 +68,13 @@ pub fn judge_silence(
     violations
 }
 
-/// A copy that is cut off or comes too late is sent once more; one that never ends well is sent for ever, which heals
-/// nothing and costs a disk. So many for a node and a shard, and as many again for each fault, are never usual.
+/// The maximum number of snapshots of a shard that a node receives, and the same again per fault. A
+/// snapshot whose transfer is interrupted or late is sent once more; one that never succeeds would
+/// be sent for ever, which heals nothing and wears the disk.
 const COPIES_MAX: usize = 2;
 
-/// Shards of which a node has received too many whole copies, by the nodes' logs: name and text.
+/// Returns the shards of which a node has received too many snapshots. `logs` has name and log of
+/// each node.
 pub fn judge_copies(logs: &[(String, String)], faults: usize) -> Vec<Violation> {
     let most = COPIES_MAX * (1 + faults);
     let mut violations = Vec::new();
@@ -92,17 +96,17 @@ pub fn broken(promise: &'static str, detail: &str) -> Violation {
     Violation { promise, detail: detail.to_owned() }
 }
 
-/// All that the table tells.
-pub struct Run<'a> {
-    pub history: &'a History,
+/// The contents of the table.
+pub struct RunSummary<'a> {
+    pub history: &'a ClientHistory,
     pub probes: &'a [Probe],
-    pub spans: &'a [Span],
+    pub spans: &'a [FaultSpan],
     pub violations: &'a [Violation],
-    /// Further lines: what was counted elsewhere.
+    /// Further lines with counts from elsewhere.
     pub facts: &'a [(&'static str, String)],
 }
 
-impl Run<'_> {
+impl RunSummary<'_> {
     pub fn table(&self) -> String {
         let mut text = String::new();
         self.operations(&mut text);
@@ -127,15 +131,15 @@ impl Run<'_> {
                 (Ask::Read, _) => "reads",
             };
             let at = match op.answer {
-                Some((_, Outcome::Applied(_) | Outcome::Stale { .. })) => 0,
-                Some((_, Outcome::NotApplied)) => 1,
-                Some((_, Outcome::Unknown)) | None => 2,
+                Some((_, OpOutcome::Applied(_) | OpOutcome::Stale { .. })) => 0,
+                Some((_, OpOutcome::NotApplied)) => 1,
+                Some((_, OpOutcome::Unknown)) | None => 2,
             };
             by_kind.entry(kind).or_default()[at] += 1;
         }
         let mut probed = [0; 3];
         for op in self.probes.iter().flat_map(|probe| &probe.ops) {
-            use crate::cluster::http::Outcome::{Applied, NotApplied, Unknown};
+            use crate::cluster::http::HttpOutcome::{Applied, NotApplied, Unknown};
             probed[match op.outcome {
                 Applied => 0,
                 NotApplied(_) => 1,
@@ -177,8 +181,8 @@ impl Run<'_> {
     }
 }
 
-/// When a fault may be the cause of something.
-fn reach(span: &Span) -> (Instant, Instant) {
+/// Returns the time during which a fault may explain a silence.
+fn reach(span: &FaultSpan) -> (Instant, Instant) {
     (span.begun, span.healed + AFTERMATH)
 }
 
@@ -190,31 +194,31 @@ fn line(text: &mut String, what: &str, value: &str) {
     writeln!(text, "{what:<60} {value}").expect("memory");
 }
 
-/// Histories with one lie each: a verdict that can't say "broken" says nothing.
+/// Histories with one violation each, since a verdict that never reports a violation is worthless.
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sim::history::{DIGITS_MAX, Use};
+    use crate::sim::history::{CounterUse, DIGITS_MAX};
 
-    /// What was asked, one after the other, and told.
-    type Told = (Ask, Outcome);
+    /// A request and its outcome; the requests are sequential.
+    type Exchange = (Ask, OpOutcome);
 
-    const APPLIED: Outcome = Outcome::Applied(None);
+    const APPLIED: OpOutcome = OpOutcome::Applied(None);
 
     fn add(digit: u32) -> Ask {
         assert!(digit < DIGITS_MAX);
         Ask::Add { delta: 1 << (2 * digit) }
     }
 
-    fn value(value: i128) -> Outcome {
-        Outcome::Applied(Some(value))
+    fn value(value: i128) -> OpOutcome {
+        OpOutcome::Applied(Some(value))
     }
 
     /// Each operation takes a step and a microsecond.
-    fn history(used: Use, told: &[Told]) -> History {
-        let mut history = History::default();
+    fn history(used: CounterUse, exchanges: &[Exchange]) -> ClientHistory {
+        let mut history = ClientHistory::default();
         let counter = history.new_counter(used);
-        for (at, &(ask, outcome)) in (0..).zip(told) {
+        for (at, &(ask, outcome)) in (0..).zip(exchanges) {
             let id = history.ask(2 * at, counter, ask);
             history.answer(2 * at + 1, 2 * at + 1, id, outcome);
         }
@@ -222,8 +226,8 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(used: Use, told: &[Told], want: &[&str]) {
-        let violations = judge(&history(used, told), &[]);
+    fn check(used: CounterUse, exchanges: &[Exchange], want: &[&str]) {
+        let violations = judge(&history(used, exchanges), &[]);
         let mut promises: Vec<_> = violations.iter().map(|one| one.promise).collect();
         promises.dedup();
         assert_eq!(promises, want, "{violations:?}");
@@ -233,82 +237,84 @@ mod tests {
 
     #[test]
     fn a_true_history_breaks_nothing() {
-        let told = [
+        let exchanges = [
             (add(0), APPLIED),
-            (add(1), Outcome::NotApplied),
-            (add(2), Outcome::Unknown),
+            (add(1), OpOutcome::NotApplied),
+            (add(2), OpOutcome::Unknown),
             (Ask::Read, value(1)),
             (Ask::Read, value(0x11)),
             (Ask::AddReturning { delta: 0x40 }, value(0x51)),
         ];
-        check(Use::Digits, &told, &[]);
-        let told = [
+        check(CounterUse::Digits, &exchanges, &[]);
+        let exchanges = [
             (Ask::AddReturning { delta: 5 }, value(5)),
             (Ask::Delete, value(5)),
             (Ask::Read, value(0)),
         ];
-        check(Use::Mixed, &told, &[]);
+        check(CounterUse::Mixed, &exchanges, &[]);
     }
 
     #[test]
     fn a_lost_add_is_noticed() {
-        check(Use::Digits, &[(add(0), APPLIED), (Ask::Read, value(0))], &["lost"]);
+        check(CounterUse::Digits, &[(add(0), APPLIED), (Ask::Read, value(0))], &["lost"]);
     }
 
     #[test]
     fn an_add_counted_twice_is_noticed() {
-        check(Use::Digits, &[(add(0), APPLIED), (Ask::Read, value(2))], &["twice"]);
-        // As a token that is not remembered would do it: its client asked once.
-        let told = [(Ask::AddReturning { delta: 3 }, value(3)), (Ask::Read, value(6))];
-        check(Use::Mixed, &told, &["linearizable"]);
+        check(CounterUse::Digits, &[(add(0), APPLIED), (Ask::Read, value(2))], &["twice"]);
+        // The effect of a forgotten token: the client sent one operation.
+        let exchanges = [(Ask::AddReturning { delta: 3 }, value(3)), (Ask::Read, value(6))];
+        check(CounterUse::Mixed, &exchanges, &["linearizable"]);
     }
 
     #[test]
     fn a_refused_add_that_counts_is_noticed() {
-        let told = [(add(0), Outcome::NotApplied), (Ask::Read, value(1))];
-        check(Use::Digits, &told, &["not-applied"]);
-        check(Use::Mixed, &told, &["linearizable"]);
+        let exchanges = [(add(0), OpOutcome::NotApplied), (Ask::Read, value(1))];
+        check(CounterUse::Digits, &exchanges, &["not-applied"]);
+        check(CounterUse::Mixed, &exchanges, &["linearizable"]);
     }
 
     #[test]
-    fn a_value_of_nothing_that_was_asked_is_noticed() {
-        check(Use::Digits, &[(add(0), APPLIED), (Ask::Read, value(5))], &["not-applied"]);
+    fn a_value_that_no_requests_explain_is_noticed() {
+        check(CounterUse::Digits, &[(add(0), APPLIED), (Ask::Read, value(5))], &["not-applied"]);
     }
 
     #[test]
     fn a_read_that_forgets_an_earlier_one_is_noticed() {
-        let told = [(add(0), Outcome::Unknown), (Ask::Read, value(1)), (Ask::Read, value(0))];
-        check(Use::Digits, &told, &["linearizable"]);
+        let exchanges =
+            [(add(0), OpOutcome::Unknown), (Ask::Read, value(1)), (Ask::Read, value(0))];
+        check(CounterUse::Digits, &exchanges, &["linearizable"]);
     }
 
     #[test]
     fn a_delete_that_deleted_nothing_is_noticed() {
-        let told = [(add(0), APPLIED), (Ask::Delete, value(1)), (Ask::Read, value(1))];
-        check(Use::Mixed, &told, &["linearizable"]);
+        let exchanges = [(add(0), APPLIED), (Ask::Delete, value(1)), (Ask::Read, value(1))];
+        check(CounterUse::Mixed, &exchanges, &["linearizable"]);
     }
 
     #[test]
-    fn a_bounded_read_older_than_it_says_is_noticed() {
-        let old = Outcome::Stale { value: 0, as_of: 10 };
-        check(Use::Digits, &[(add(0), APPLIED), (Ask::Read, old)], &["bounded"]);
-        let young = Outcome::Stale { value: 0, as_of: 0 };
-        check(Use::Digits, &[(add(0), APPLIED), (Ask::Read, young)], &[]);
+    fn a_bounded_read_older_than_its_stated_age_is_noticed() {
+        let old = OpOutcome::Stale { value: 0, as_of: 10 };
+        check(CounterUse::Digits, &[(add(0), APPLIED), (Ask::Read, old)], &["bounded"]);
+        let young = OpOutcome::Stale { value: 0, as_of: 0 };
+        check(CounterUse::Digits, &[(add(0), APPLIED), (Ask::Read, young)], &[]);
     }
 
-    /// A prober is answered at 100 s and at 130 s; a fault lasts so long, and this machine stood still for so long.
+    /// A prober gets answers at 100 s and at 130 s. `fault` is the time of a fault, `stalled` the
+    /// time in seconds during which this machine was stalled.
     #[track_caller]
     fn check_silence(fault: (u64, u64), stalled: u64, want: usize) {
-        use crate::cluster::http::Outcome::Applied;
+        use crate::cluster::http::HttpOutcome::Applied;
         let zero = Instant::now();
         let at = |second| zero + Duration::from_secs(second);
-        let op = |second| crate::cluster::load::Op {
+        let op = |second| crate::cluster::load::ProbeOp {
             sent: at(second),
             done: at(second),
             is_read: false,
             outcome: Applied,
         };
         let probe = Probe { ops: vec![op(100), op(130), op(131)], ..Probe::default() };
-        let span = Span { kind: "kill", begun: at(fault.0), healed: at(fault.1) };
+        let span = FaultSpan { kind: "kill", begun: at(fault.0), healed: at(fault.1) };
         let stalls = |_, _| Duration::from_secs(stalled);
         assert_eq!(judge_silence(&[probe], &[span], stalls).len(), want);
     }
@@ -318,7 +324,7 @@ mod tests {
         check_silence((10, 20), 0, 1);
         check_silence((140, 150), 0, 1);
         check_silence((110, 111), 0, 0);
-        // Within its aftermath.
+        // The silence is within the aftermath of the fault.
         check_silence((90, 99), 0, 0);
         check_silence((10, 20), 11, 0);
     }
@@ -339,10 +345,10 @@ mod tests {
         let mut probe = Probe { applied: 2, unknown: 1, ..Probe::default() };
         probe.check(2);
         probe.check(3);
-        assert_eq!(judge(&History::default(), std::slice::from_ref(&probe)).len(), 0);
+        assert_eq!(judge(&ClientHistory::default(), std::slice::from_ref(&probe)).len(), 0);
         probe.check(1);
         probe.check(4);
-        let violations = judge(&History::default(), &[probe]);
+        let violations = judge(&ClientHistory::default(), &[probe]);
         assert_eq!(violations.iter().filter(|one| one.promise == "bounds").count(), 2);
     }
 }

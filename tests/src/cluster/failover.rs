@@ -1,30 +1,30 @@
-//! One node is killed or stopped under steady load: how long does each shard go without an answer?
+//! Kills or stops one node under steady load, and measures the time without an answer of each
+//! shard.
 //!
-//! Measured for every shard, those that the node led and those it backed, by a prober each (see
-//! [`Probe::gap`](super::load::Probe::gap)). Every run begins with full in-sync sets and ends with
-//! them, every count within its bounds and all copies equal: a failover that loses something is no
-//! fast failover.
+//! Each shard has a prober (see [`Probe::gap`](super::load::Probe::gap)), whether the node led it
+//! or followed. Every run begins and ends with full in-sync sets. At its end every count is within
+//! its bounds and all copies are equal, since a fast failover that loses something is worthless.
 
 use std::time::{Duration, Instant};
 
 use super::load::Load;
 use super::{Cluster, Signal};
-use crate::cluster::http::Outcome;
+use crate::cluster::http::HttpOutcome;
 
-/// `dkc dev`'s default lease TTL.
+/// The default lease TTL of `dkc dev`.
 pub const LEASE_TTL: Duration = Duration::from_secs(2);
-/// Increments that each prober gets through before the signal.
+/// The number of increments of each prober before the signal.
 const WARM_UP: u64 = 50;
-/// How long a killed node stays dead, or a stopped one stopped: longer than any gap that is allowed.
+/// The time for which a node stays killed or stopped, which is longer than any permitted gap.
 const AWAY: Duration = Duration::from_secs(5);
 const RECOVERS_WITHIN: Duration = Duration::from_secs(60);
 
-/// What one run showed.
-pub struct Run {
+/// The result of one run.
+pub struct FailoverRun {
     pub victim: String,
     /// The longest gap of each shard, longest first.
     pub gaps: Vec<Gap>,
-    /// Requests not answered with 200. They are not counted as gaps, but show in them.
+    /// The number of requests not answered with 200. They do not end a gap.
     pub failed: usize,
 }
 
@@ -35,7 +35,7 @@ pub struct Gap {
     pub gap: Duration,
 }
 
-impl Run {
+impl FailoverRun {
     pub fn worst(&self) -> &Gap {
         &self.gaps[0]
     }
@@ -45,7 +45,8 @@ impl Run {
     }
 }
 
-/// `signal` is KILL or STOP; `replicas` is that of the cluster. `namespace` is new for each run.
+/// Runs once. `signal` is KILL, STOP or TERM, `replicas` is that of the cluster, and `namespace` is
+/// new for each run.
 #[track_caller]
 pub fn run(
     cluster: &Cluster,
@@ -53,7 +54,7 @@ pub fn run(
     victim: &str,
     signal: Signal,
     replicas: usize,
-) -> Run {
+) -> FailoverRun {
     cluster.wait_until_full(replicas);
     let shards = cluster.shards().expect("a full cluster");
     let keys = cluster.key_per_shard(namespace);
@@ -64,7 +65,7 @@ pub fn run(
     let process = cluster.signal(victim, signal);
     std::thread::sleep(AWAY);
     if signal == Signal::STOP {
-        // It wakes up as the primary it was, and must change nothing.
+        // The node resumes as the primary that it was, and must change nothing.
         cluster.signal(victim, Signal::CONT);
     } else {
         cluster.wait_until_gone(victim);
@@ -74,15 +75,15 @@ pub fn run(
     cluster.wait_until_full(replicas);
     let probes = load.stop();
 
-    let led = |shard: &super::Shard| shard.primary.as_deref() == Some(victim);
-    let gap = |(shard, probe): (&super::Shard, &super::load::Probe)| {
+    let led = |shard: &super::ClusterShard| shard.primary.as_deref() == Some(victim);
+    let gap = |(shard, probe): (&super::ClusterShard, &super::load::Probe)| {
         let gap = probe.gap(at).expect("every prober was answered before");
         Gap { shard: shard.id, led: led(shard), gap }
     };
     let mut gaps: Vec<_> = shards.iter().zip(&probes.all).map(gap).collect();
     gaps.sort_by_key(|gap| std::cmp::Reverse(gap.gap));
-    let failed = probes.ops().filter(|(_, op)| op.outcome != Outcome::Applied).count();
+    let failed = probes.ops().filter(|(_, op)| op.outcome != HttpOutcome::Applied).count();
     probes.check(&cluster.gateway);
     cluster.wait_until_copies_agree(replicas);
-    Run { victim: victim.to_owned(), gaps, failed }
+    FailoverRun { victim: victim.to_owned(), gaps, failed }
 }

@@ -1,8 +1,8 @@
-//! A plain blocking HTTP/1.1 client, one connection, one request at a time.
+//! A plain blocking HTTP/1.1 client with one connection and one request at a time.
 //!
-//! It reads an answer as a test wants it: what became of the operation, and everything else kept
-//! for the message when that is a surprise. An error after the request began to leave is *unknown*;
-//! only a connection that could not be made is known to have had no effect.
+//! The client returns the outcome of the operation, and keeps the whole answer for the error text
+//! if the answer is unexpected. An error after the first byte was sent is *unknown*; only a
+//! connection that could not be established certainly had no effect.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,64 +10,67 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// How much longer than a request's deadline its answer is waited for, unless told otherwise.
+/// The default time after the deadline of a request during which the client waits for its answer.
 const GRACE: Duration = Duration::from_secs(5);
-/// The service's own, when a request names none.
+/// The default deadline of the service, for requests without one.
 pub const DEADLINE: Duration = Duration::from_secs(5);
 
-/// No answer.
+/// The reason why there is no answer.
 #[derive(Debug)]
-pub enum Error {
-    /// Nothing was sent.
+pub enum HttpError {
+    /// No byte was sent.
     NotSent(io::Error),
-    /// Something was sent.
+    /// At least a part of the request may have been sent.
     Unanswered(io::Error),
 }
 
-/// A whole answer.
+/// A complete answer.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
     /// Status line and headers, in lower case.
     pub head: String,
-    /// Its JSON, or null.
+    /// The body as JSON, or null.
     pub body: Value,
 }
 
-/// What became of an operation, as its client may take it.
+/// The outcome of an operation as its client knows it.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Outcome {
+pub enum HttpOutcome {
     Applied,
-    /// With the problem's type.
+    /// The operation had no effect; contains the type of the problem.
     NotApplied(String),
     Unknown(String),
 }
 
 impl Answer {
-    /// What a single operation came to. Status and `outcome` must fit each other
-    /// (docs/problems.md): what does not is a bug, and no test should take it for one or the other.
+    /// Returns the outcome of a single operation. Panics if status and `outcome` do not match
+    /// (docs/problems.md): such an answer is a bug, and no test should accept it as either.
     #[track_caller]
-    pub fn outcome(&self) -> Outcome {
+    pub fn outcome(&self) -> HttpOutcome {
         self.outcome_or_surprise().unwrap_or_else(|surprise| panic!("{surprise}"))
     }
 
-    /// The same, for whoever has to go on after a surprise.
-    pub fn outcome_or_surprise(&self) -> Result<Outcome, String> {
+    /// Returns the outcome of a single operation, or a description of an answer that violates the
+    /// contract.
+    pub fn outcome_or_surprise(&self) -> Result<HttpOutcome, String> {
         let kind = self.body["type"].as_str().unwrap_or_default();
         let kind = kind.rsplit('/').next().unwrap_or_default().to_owned();
         match (self.status, self.body["outcome"].as_str()) {
-            (200, None) => Ok(Outcome::Applied),
-            // A read that is not answered is 504 not-applied.
-            (429 | 503 | 504, Some("not-applied")) => Ok(Outcome::NotApplied(kind)),
-            // Its token was applied for another request.
-            (422, Some("not-applied")) if kind == "token-reused" => Ok(Outcome::NotApplied(kind)),
-            (504, Some("unknown")) => Ok(Outcome::Unknown(kind)),
-            _ => Err(format!("an answer against the contract: {self:?}")),
+            (200, None) => Ok(HttpOutcome::Applied),
+            // A read without an answer is 504 not-applied.
+            (429 | 503 | 504, Some("not-applied")) => Ok(HttpOutcome::NotApplied(kind)),
+            // The token was applied for another request.
+            (422, Some("not-applied")) if kind == "token-reused" => {
+                Ok(HttpOutcome::NotApplied(kind))
+            }
+            (504, Some("unknown")) => Ok(HttpOutcome::Unknown(kind)),
+            _ => Err(format!("an answer that violates the contract: {self:?}")),
         }
     }
 }
 
-/// One connection to a gateway, made again when it broke.
+/// A client with one connection to a gateway, which is re-established after an error.
 pub struct Client {
     address: String,
     stream: Option<TcpStream>,
@@ -76,28 +79,34 @@ pub struct Client {
 }
 
 impl Client {
-    /// `host:port`; connects when first used.
+    /// Creates a client for `host:port`, which connects at the first request.
     pub fn new(address: &str) -> Self {
         Self { address: address.to_owned(), stream: None, input: Vec::new(), grace: GRACE }
     }
 
-    pub fn get(&mut self, path: &str) -> Result<Answer, Error> {
+    pub fn get(&mut self, path: &str) -> Result<Answer, HttpError> {
         self.call("GET", path, &[], b"", DEADLINE)
     }
 
     /// Adds `delta` to one counter, with the service's default deadline.
-    pub fn increment(&mut self, namespace: &str, key: &str, delta: i64) -> Result<Answer, Error> {
+    pub fn increment(
+        &mut self,
+        namespace: &str,
+        key: &str,
+        delta: i64,
+    ) -> Result<Answer, HttpError> {
         let path = format!("/v1/counters/{namespace}/{key}/increment?delta={delta}");
         self.call("POST", &path, &[], b"", DEADLINE)
     }
 
-    /// One counter's value, or the answer that has none.
-    pub fn value(&mut self, namespace: &str, key: &str) -> Result<Result<u64, Answer>, Error> {
+    /// Returns the value of a counter, or the answer if it has none.
+    pub fn value(&mut self, namespace: &str, key: &str) -> Result<Result<u64, Answer>, HttpError> {
         let answer = self.get(&format!("/v1/counters/{namespace}/{key}"))?;
         Ok(answer.body["value"].as_u64().filter(|_| answer.status == 200).ok_or(answer))
     }
 
-    /// Waits no longer than this after a request's deadline, for a service that may have been stopped.
+    /// Sets the time to wait after the deadline of a request, for a service that may have been
+    /// stopped.
     pub fn with_grace(self, grace: Duration) -> Self {
         Self { grace, ..self }
     }
@@ -109,15 +118,16 @@ impl Client {
         headers: &[(&str, &str)],
         body: &[u8],
         deadline: Duration,
-    ) -> Result<Answer, Error> {
-        // Taken out, and put back only after a whole answer.
+    ) -> Result<Answer, HttpError> {
+        // The connection is put back only after a complete answer.
         let mut stream = match self.stream.take().filter(is_open) {
             Some(stream) => stream,
-            None => self.connect().map_err(Error::NotSent)?,
+            None => self.connect().map_err(HttpError::NotSent)?,
         };
         self.input.clear();
         let mut request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\nRequest-Timeout-Ms: {}\r\n",
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\
+             Request-Timeout-Ms: {}\r\n",
             self.address,
             body.len(),
             deadline.as_millis()
@@ -133,7 +143,7 @@ impl Client {
             stream.write_all(&bytes)?;
             self.receive(&mut stream)
         };
-        let answer = converse().map_err(Error::Unanswered)?;
+        let answer = converse().map_err(HttpError::Unanswered)?;
         self.stream = Some(stream);
         Ok(answer)
     }
@@ -145,7 +155,7 @@ impl Client {
         Ok(stream)
     }
 
-    /// The service's answers have a `Content-Length`.
+    /// Reads an answer. All answers of the service have a `Content-Length`.
     fn receive(&mut self, stream: &mut TcpStream) -> io::Result<Answer> {
         let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
         let head_bytes = loop {
@@ -180,7 +190,7 @@ impl Client {
     }
 }
 
-/// Whether the other side has closed a connection that lay idle.
+/// Returns whether an idle connection is still open at the other side.
 fn is_open(stream: &TcpStream) -> bool {
     let peek = || -> io::Result<usize> {
         stream.set_nonblocking(true)?;

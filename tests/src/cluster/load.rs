@@ -1,12 +1,13 @@
-//! Steady load with a prober for each shard, and what it knows afterwards.
+//! Steady load with one prober per shard, and the results of the probers.
 //!
-//! Every prober has one key and is the only one to write it, one request at a time. So at every
-//! moment it knows bounds for the counter: `applied ≤ value ≤ applied + unknown`. It checks them by
-//! linearizable reads all along, and once more at the end. A lost increment breaks the left side; a
-//! double one, or one that was refused and counted all the same, breaks the right side.
+//! Every prober is the only writer of one key and sends one request at a time. Therefore
+//! `applied ≤ value ≤ applied + unknown` holds for its counter at every moment. The prober checks
+//! this by linearizable reads during the load and once at the end. A lost increment breaks the
+//! lower bound; one that is counted twice, or refused and counted nevertheless, breaks the upper
+//! bound.
 //!
-//! The pauses between requests keep a small machine idle enough to measure something: the longest
-//! time without an answer can't be told more finely than they are.
+//! The pauses between requests keep a small machine idle enough for measurements. They limit the
+//! precision of the longest time without an answer.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -14,54 +15,55 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::http::{Client, Error, Outcome};
+use super::http::{Client, HttpError, HttpOutcome};
 use super::until;
 
 const PAUSE: Duration = Duration::from_millis(3);
-/// After a refusal: a frozen shard would otherwise be asked in a hot loop.
+/// The pause after a refusal, since a frozen shard would otherwise get requests in a busy loop.
 const PAUSE_REFUSED: Duration = Duration::from_millis(20);
-/// One read after so many increments.
+/// One of so many requests is a read.
 const WRITES_PER_READ: u64 = 4;
 
 /// One request of a prober.
 #[derive(Clone, Debug)]
-pub struct Op {
+pub struct ProbeOp {
     pub sent: Instant,
     pub done: Instant,
     pub is_read: bool,
-    pub outcome: Outcome,
+    pub outcome: HttpOutcome,
 }
 
-/// All that a prober did and saw.
+/// The requests and observations of a prober.
 #[derive(Clone, Debug, Default)]
 pub struct Probe {
     pub key: String,
-    pub ops: Vec<Op>,
-    /// Increments.
+    pub ops: Vec<ProbeOp>,
+    /// The number of increments that were applied.
     pub applied: u64,
+    /// The number of increments with an unknown outcome.
     pub unknown: u64,
-    /// Reads outside the bounds.
+    /// Descriptions of the reads outside the bounds.
     pub wrong: Vec<String>,
 }
 
-/// Probers at work.
+/// Running probers.
 pub struct Load {
     namespace: String,
     stop: Arc<AtomicBool>,
-    /// Increments applied so far, for each prober.
+    /// The number of applied increments so far, for each prober.
     applied: Vec<Arc<AtomicU64>>,
     threads: Vec<JoinHandle<Probe>>,
 }
 
-/// What came of a load.
+/// The results of a load.
 pub struct Probes {
     namespace: String,
-    /// In the order of the keys.
+    /// The results of all probers, in the order of the keys.
     pub all: Vec<Probe>,
 }
 
 impl Load {
-    /// A prober for each key, spread over the gateways (`host:port`).
+    /// Starts a prober for each key; the probers are spread over the gateways (`host:port`).
     pub fn start(gateways: &[String], namespace: &str, keys: &[String]) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut load = Self {
@@ -97,7 +99,7 @@ impl Load {
         });
     }
 
-    /// Lets every request that is out be answered, and ends.
+    /// Stops the probers after their requests in flight.
     pub fn stop(self) -> Probes {
         self.stop.store(true, Ordering::Relaxed);
         let ended = |thread: JoinHandle<Probe>| match thread.join() {
@@ -123,44 +125,44 @@ impl Prober {
             let is_read = number.is_multiple_of(WRITES_PER_READ);
             let sent = Instant::now();
             let outcome = if is_read { self.read() } else { self.increment() };
-            let pause = if outcome == Outcome::Applied { PAUSE } else { PAUSE_REFUSED };
-            self.probe.ops.push(Op { sent, done: Instant::now(), is_read, outcome });
+            let pause = if outcome == HttpOutcome::Applied { PAUSE } else { PAUSE_REFUSED };
+            self.probe.ops.push(ProbeOp { sent, done: Instant::now(), is_read, outcome });
             applied.store(self.probe.applied, Ordering::Relaxed);
             std::thread::sleep(pause);
         }
         self.probe
     }
 
-    fn increment(&mut self) -> Outcome {
+    fn increment(&mut self) -> HttpOutcome {
         let outcome = match self.client.increment(&self.namespace, &self.probe.key, 1) {
             Ok(answer) => answer.outcome(),
-            Err(Error::NotSent(error)) => Outcome::NotApplied(error.to_string()),
-            Err(Error::Unanswered(error)) => Outcome::Unknown(error.to_string()),
+            Err(HttpError::NotSent(error)) => HttpOutcome::NotApplied(error.to_string()),
+            Err(HttpError::Unanswered(error)) => HttpOutcome::Unknown(error.to_string()),
         };
         match outcome {
-            Outcome::Applied => self.probe.applied += 1,
-            Outcome::NotApplied(_) => {}
-            Outcome::Unknown(_) => self.probe.unknown += 1,
+            HttpOutcome::Applied => self.probe.applied += 1,
+            HttpOutcome::NotApplied(_) => {}
+            HttpOutcome::Unknown(_) => self.probe.unknown += 1,
         }
         outcome
     }
 
-    fn read(&mut self) -> Outcome {
+    fn read(&mut self) -> HttpOutcome {
         match self.client.value(&self.namespace, &self.probe.key) {
             Ok(Ok(value)) => {
                 self.probe.check(value);
-                Outcome::Applied
+                HttpOutcome::Applied
             }
             Ok(Err(answer)) => answer.outcome(),
-            Err(Error::NotSent(error) | Error::Unanswered(error)) => {
-                Outcome::NotApplied(error.to_string())
+            Err(HttpError::NotSent(error) | HttpError::Unanswered(error)) => {
+                HttpOutcome::NotApplied(error.to_string())
             }
         }
     }
 }
 
 impl Probe {
-    /// Notes a value outside the bounds.
+    /// Records a value that is outside the bounds.
     pub fn check(&mut self, value: u64) {
         let Self { key, applied, unknown, wrong, .. } = self;
         if !(*applied..=*applied + *unknown).contains(&value) {
@@ -168,15 +170,16 @@ impl Probe {
         }
     }
 
-    /// The longest time without a 200, from the last one before `from` to the end of the run.
+    /// Returns the longest time without a 200, from the last one before `from` to the end of the
+    /// run.
     ///
-    /// Not the time from the last 200 before to the first one after: an answer that was under way
-    /// at `from` may still come right after it, and hide the gap that follows.
+    /// The time from the last 200 before `from` to the first one after it is not enough: an answer
+    /// that was in flight at `from` may arrive right after it, and hide the gap that follows.
     pub fn gap(&self, from: Instant) -> Option<Duration> {
-        let answered = self.ops.iter().filter(|op| op.outcome == Outcome::Applied);
+        let answered = self.ops.iter().filter(|op| op.outcome == HttpOutcome::Applied);
         let times: Vec<_> = answered.map(|op| op.done).collect();
         let first = times.iter().rposition(|&done| done <= from)?;
-        // An answer that never came would be no gap between two answers.
+        // The end of the run counts as an answer: otherwise a final silence would be no gap.
         let end = self.ops.last()?.done;
         let after = times[first + 1..].iter().copied().chain([end]);
         let pairs = times[first..].iter().zip(after);
@@ -185,7 +188,7 @@ impl Probe {
 }
 
 impl Probes {
-    /// The bounds held for every read, and hold for the value that each counter has in the end.
+    /// Checks that every read was within its bounds, and that the final value of each counter is.
     #[track_caller]
     pub fn check(mut self, gateway: &str) {
         let mut client = Client::new(gateway);
@@ -206,11 +209,11 @@ impl Probes {
         assert!(wrong.is_empty(), "{wrong:#?}");
     }
 
-    /// Every request was answered with 200.
+    /// Checks that every request was answered with 200.
     #[track_caller]
     pub fn all_applied(&self) {
         let mut failed = String::new();
-        for (probe, op) in self.ops().filter(|(_, op)| op.outcome != Outcome::Applied) {
+        for (probe, op) in self.ops().filter(|(_, op)| op.outcome != HttpOutcome::Applied) {
             let took = op.done.duration_since(op.sent);
             let what = if op.is_read { "read" } else { "increment" };
             writeln!(failed, "{}: {what}, {took:?}, {:?}", probe.key, op.outcome).expect("memory");
@@ -218,8 +221,8 @@ impl Probes {
         assert!(failed.is_empty(), "requests failed:\n{failed}");
     }
 
-    /// Every request with its prober.
-    pub fn ops(&self) -> impl Iterator<Item = (&Probe, &Op)> {
+    /// Returns every request with its prober.
+    pub fn ops(&self) -> impl Iterator<Item = (&Probe, &ProbeOp)> {
         self.all.iter().flat_map(|probe| probe.ops.iter().map(move |op| (probe, op)))
     }
 }
@@ -228,13 +231,13 @@ impl Probes {
 mod tests {
     use super::*;
 
-    /// Answers at these times in ms; negative ones are refusals.
+    /// A prober with answers at these times in ms; negative times are refusals.
     fn probe(times: &[i64], begun: Instant) -> Probe {
         let op = |&at: &i64| {
             let done = begun + Duration::from_millis(at.unsigned_abs());
-            let refused = Outcome::NotApplied(String::new());
-            let outcome = if at < 0 { refused } else { Outcome::Applied };
-            Op { sent: done, done, is_read: false, outcome }
+            let refused = HttpOutcome::NotApplied(String::new());
+            let outcome = if at < 0 { refused } else { HttpOutcome::Applied };
+            ProbeOp { sent: done, done, is_read: false, outcome }
         };
         Probe { ops: times.iter().map(op).collect(), ..Probe::default() }
     }
@@ -249,11 +252,11 @@ mod tests {
         }
         check(&[10, 20, 30], 25, Some(10));
         check(&[10, 20, 130, 140], 25, Some(110));
-        // Answered just after the kill, then nothing for long.
+        // An answer just after the kill, then a long silence.
         check(&[10, 20, 26, 326, 330], 25, Some(300));
-        // Refusals fill no gap.
+        // Refusals do not end a gap.
         check(&[10, 20, -50, -90, 120], 25, Some(100));
-        // No answer at all any more.
+        // No more answers.
         check(&[10, 20, -50, -990], 25, Some(970));
         check(&[30], 25, None);
     }

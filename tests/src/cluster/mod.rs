@@ -1,13 +1,13 @@
-//! A whole cluster of real processes, for tests that kill them.
+//! A cluster of real processes, for tests that kill them.
 //!
-//! [`Cluster`] starts `dkc dev` from its binary in a folder of its own and knows the processes by
-//! `cluster.json` alone: it kills by pid and starts again by argv, as an operator would. Nothing of
-//! the product is linked but the hash of a key, and [`http`] is a client of our own on purpose: a
-//! bug in the product's client must not hide one in the product.
+//! [`Cluster`] starts the binary `dkc dev` in a folder of its own and finds the processes in
+//! `cluster.json`: it kills by pid and restarts by argv, as an operator would. The tests link
+//! nothing of the product except the hash of a key, and [`http`] is a separate client on purpose: a
+//! bug in the client of the product must not hide a bug in the product.
 //!
-//! Clusters of one test program run one after the other, whatever the number of test threads: each
-//! has a dozen processes, and what is measured is time. One that a test leaves behind ends with it
-//! (`Drop`), and its folder stays when the test failed.
+//! The clusters of one test program run one after the other, whatever the number of test threads:
+//! each has a dozen processes, and the tests measure time. A cluster ends with its test (`Drop`),
+//! and its folder is kept when the test failed.
 
 pub mod failover;
 pub mod http;
@@ -27,20 +27,20 @@ use serde_json::Value;
 
 use self::http::Client;
 
-/// Starting takes a second or two on an idle machine.
+/// The limit of a start, which takes a second or two on an idle machine.
 const READY_WITHIN: Duration = Duration::from_secs(90);
-/// `dkc dev` stops everything within this time.
+/// The time within which `dkc dev` stops all processes.
 pub const STOP_WITHIN: Duration = Duration::from_secs(15);
-/// Gigabytes of lag take a minute on an idle machine; what is stuck stays so for longer.
+/// The limit of a catch-up. Gigabytes of lag take a minute on an idle machine.
 const FULL_WITHIN: Duration = Duration::from_secs(300);
-/// `cluster.json` is true within 1 s; the rest is for a busy machine.
+/// The limit for a change of `cluster.json`, which is up to date within 1 s on an idle machine.
 const NOTICED_WITHIN: Duration = Duration::from_secs(5);
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// One entry of `cluster.json`.
 #[derive(Clone, Debug)]
-pub struct Process {
+pub struct ClusterProcess {
     pub role: String,
     pub name: String,
     pub pid: u32,
@@ -48,21 +48,21 @@ pub struct Process {
     addresses: Value,
 }
 
-impl Process {
-    /// Where it listens for `http`, `grpc` or `metrics`.
+impl ClusterProcess {
+    /// Returns its address for `http`, `grpc` or `metrics`.
     #[track_caller]
     pub fn address(&self, kind: &str) -> &str {
         self.addresses[kind].as_str().unwrap_or_else(|| panic!("{} has no {kind}", self.name))
     }
 
-    /// What follows this flag in its argv.
+    /// Returns the value of this flag in its argv.
     #[track_caller]
     pub fn value_of(&self, flag: &str) -> &str {
         let at = self.argv.iter().position(|word| word == flag).expect("a flag of dkc dev");
         &self.argv[at + 1]
     }
 
-    /// The folder given with `--data`.
+    /// Returns the folder given with `--data`.
     #[track_caller]
     pub fn data(&self) -> PathBuf {
         self.value_of("--data").into()
@@ -79,7 +79,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// A new cluster; `flags` as for `dkc dev`, without `--data` and `--http`.
+    /// Starts a new cluster with these flags of `dkc dev`, except `--data` and `--http`.
     #[track_caller]
     pub fn start(flags: &[&str]) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -90,14 +90,15 @@ impl Cluster {
         Self { dev, folder, gateway, _turn: turn }
     }
 
-    /// Stops it as Ctrl-C does and starts it again on the same folder.
+    /// Stops the cluster as Ctrl-C does and starts it again on the same folder.
     #[track_caller]
     pub fn stop_and_resume(&mut self) {
         self.stop();
         (self.dev, self.gateway) = start_dev(&self.folder, &[]);
     }
 
-    /// Stops it as Ctrl-C does: in time, with exit code 0, leaving no process behind.
+    /// Stops the cluster as Ctrl-C does, and checks that it stops in time, with exit code 0, and
+    /// leaves no process behind.
     #[track_caller]
     pub fn stop(&mut self) {
         let pids: Vec<_> = self.processes().iter().map(|process| process.pid).collect();
@@ -112,17 +113,17 @@ impl Cluster {
         &self.folder
     }
 
-    /// What runs now.
-    pub fn processes(&self) -> Vec<Process> {
+    /// Returns the running processes.
+    pub fn processes(&self) -> Vec<ClusterProcess> {
         self.listed("processes")
     }
 
-    fn listed(&self, list: &str) -> Vec<Process> {
+    fn listed(&self, list: &str) -> Vec<ClusterProcess> {
         let path = self.folder.join("cluster.json");
         let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
         let file: Value = serde_json::from_slice(&text).expect("cluster.json is whole");
         let text = |value: &Value| value.as_str().expect("text").to_owned();
-        let read = |one: &Value| Process {
+        let read = |one: &Value| ClusterProcess {
             role: text(&one["role"]),
             name: text(&one["name"]),
             pid: one["pid"].as_u64().unwrap_or(0) as u32,
@@ -132,36 +133,36 @@ impl Cluster {
         file[list].as_array().into_iter().flatten().map(read).collect()
     }
 
-    /// The running process of that name.
+    /// Returns the running process of that name.
     #[track_caller]
-    pub fn process(&self, name: &str) -> Process {
+    pub fn process(&self, name: &str) -> ClusterProcess {
         let found = self.processes().into_iter().find(|process| process.name == name);
         found.unwrap_or_else(|| panic!("{name} does not run"))
     }
 
-    /// The names of all processes of a role.
+    /// Returns the names of all processes of a role.
     pub fn names(&self, role: &str) -> Vec<String> {
         let of_role = self.processes().into_iter().filter(|process| process.role == role);
         of_role.map(|process| process.name).collect()
     }
 
-    /// Addresses of all gateways.
+    /// Returns the HTTP addresses of all gateways.
     pub fn gateways(&self) -> Vec<String> {
         let gateways = self.processes().into_iter().filter(|process| process.role == "gateway");
         gateways.map(|process| process.address("http").to_owned()).collect()
     }
 
-    /// Sends a signal, and no more: what comes of it may be what is measured.
+    /// Sends a signal without waiting for its effect, which the caller may measure.
     #[track_caller]
-    pub fn signal(&self, name: &str, signal: Signal) -> Process {
+    pub fn signal(&self, name: &str, signal: Signal) -> ClusterProcess {
         let process = self.process(name);
         send(process.pid, signal);
         process
     }
 
-    /// `kill -9`, and waits until `cluster.json` says so too.
+    /// Kills a process by `kill -9` and waits until `cluster.json` no longer lists it.
     #[track_caller]
-    pub fn kill(&self, name: &str) -> Process {
+    pub fn kill(&self, name: &str) -> ClusterProcess {
         let process = self.signal(name, Signal::KILL);
         self.wait_until_gone(name);
         process
@@ -175,24 +176,24 @@ impl Cluster {
         });
     }
 
-    /// Starts a process again by its argv, and waits until `dkc dev` has noticed.
+    /// Restarts a process by its argv, and waits until `dkc dev` lists it.
     #[track_caller]
-    pub fn start_again(&self, process: &Process) {
+    pub fn start_again(&self, process: &ClusterProcess) {
         self.start_with(process, &[]);
     }
 
-    /// The same for a node whose data is gone for good: it replaces the store of its name. By a variable, since the argv is
-    /// what `dkc dev` knows a process by.
+    /// Restarts a node whose data are lost: it replaces the store of its name. The permission is an
+    /// environment variable, since `dkc dev` identifies a process by its argv.
     #[track_caller]
-    pub fn start_replacing(&self, process: &Process) {
+    pub fn start_replacing(&self, process: &ClusterProcess) {
         self.start_with(process, &[("DKC_REPLACE", &process.name)]);
     }
 
     #[track_caller]
-    fn start_with(&self, process: &Process, variables: &[(&str, &str)]) {
+    fn start_with(&self, process: &ClusterProcess, variables: &[(&str, &str)]) {
         let mut child = self.spawn(&process.name, &process.argv, variables);
         let pid = child.id();
-        // Whoever starts a process has to wait for it, else it stays as a zombie.
+        // This thread reaps the process, which would otherwise become a zombie.
         std::thread::spawn(move || child.wait());
         until(NOTICED_WITHIN, || match self.listed("processes") {
             now if now.iter().any(|one| one.pid == pid) => Ok(()),
@@ -226,7 +227,7 @@ impl Cluster {
         self.folder.join("logs").join(format!("{name}.log"))
     }
 
-    /// What a process has written so far.
+    /// Returns the log of a process so far.
     pub fn log(&self, name: &str) -> String {
         let text = std::fs::read(self.log_path(name)).unwrap_or_default();
         String::from_utf8_lossy(&text).into_owned()
@@ -238,7 +239,7 @@ impl Cluster {
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
-    /// `dkc` with a client command.
+    /// Returns `dkc` with a client command and the URLs of the gateways.
     pub fn dkc(&self, args: &[&str]) -> Command {
         let urls: Vec<_> = self.gateways().iter().map(|one| format!("http://{one}")).collect();
         let mut command = Command::new(dkc_binary());
@@ -246,8 +247,8 @@ impl Cluster {
         command
     }
 
-    /// All shards, as a gateway sees them.
-    pub fn shards(&self) -> Result<Vec<Shard>, String> {
+    /// Returns all shards as a gateway reports them.
+    pub fn shards(&self) -> Result<Vec<ClusterShard>, String> {
         shards(&self.gateways())
     }
 
@@ -262,10 +263,11 @@ impl Cluster {
         });
     }
 
-    /// Waits until every replica has told a digest of the same seq, and all digests agree.
+    /// Waits until every replica has reported a digest at the same position, and all digests are
+    /// equal.
     ///
-    /// The digest is over all counters of the shard, so this compares every copy with every other.
-    /// It takes quiet shards: call it when no load runs.
+    /// The digest covers all counters of the shard, so this compares every copy with every other.
+    /// There must be no load, since the positions have to be equal.
     #[track_caller]
     pub fn wait_until_copies_agree(&self, replicas: usize) {
         until(Duration::from_secs(60), || {
@@ -276,14 +278,14 @@ impl Cluster {
         });
     }
 
-    /// A key of each shard in `namespace`, by the shard's place in [`Self::shards`].
+    /// Returns a key of each shard in `namespace`, in the order of [`Self::shards`].
     #[track_caller]
     pub fn key_per_shard(&self, namespace: &str) -> Vec<String> {
         key_per_shard(&self.shards().expect("a cluster that is ready"), namespace)
     }
 }
 
-/// `GET /v1/cluster`, from the first gateway that answers.
+/// Returns the answer to `GET /v1/cluster` of the first gateway that answers.
 pub fn status(gateways: &[String]) -> Result<Value, String> {
     let mut why = "no gateway runs".to_owned();
     for gateway in gateways {
@@ -296,16 +298,16 @@ pub fn status(gateways: &[String]) -> Result<Value, String> {
     Err(why)
 }
 
-/// All shards, as the first gateway that answers sees them.
-pub fn shards(gateways: &[String]) -> Result<Vec<Shard>, String> {
+/// Returns all shards as the first gateway that answers reports them.
+pub fn shards(gateways: &[String]) -> Result<Vec<ClusterShard>, String> {
     let status = status(gateways)?;
     let list = status["shards"].as_array().ok_or("no shards in /v1/cluster")?;
-    list.iter().map(Shard::read).collect()
+    list.iter().map(ClusterShard::read).collect()
 }
 
-/// A key of each of these shards in `namespace`.
+/// Returns a key of each of these shards in `namespace`.
 #[track_caller]
-pub fn key_per_shard(shards: &[Shard], namespace: &str) -> Vec<String> {
+pub fn key_per_shard(shards: &[ClusterShard], namespace: &str) -> Vec<String> {
     let mut keys: Vec<Option<String>> = vec![None; shards.len()];
     for number in 0_u64.. {
         if keys.iter().all(Option::is_some) {
@@ -325,7 +327,7 @@ impl Drop for Cluster {
         if matches!(self.dev.try_wait(), Ok(None)) {
             send(self.dev.id(), Signal::TERM);
             if ended_within(&mut self.dev, STOP_WITHIN * 2).is_none() {
-                // Its guard ends what it leaves behind.
+                // The guard process of `dkc dev` ends the remaining processes.
                 send(self.dev.id(), Signal::KILL);
                 drop(self.dev.wait());
             }
@@ -338,9 +340,9 @@ impl Drop for Cluster {
     }
 }
 
-/// A shard as `/v1/cluster` tells it.
+/// A shard as `/v1/cluster` reports it.
 #[derive(Clone, Debug)]
-pub struct Shard {
+pub struct ClusterShard {
     pub id: u64,
     pub lo: u16,
     pub hi: u16,
@@ -349,12 +351,12 @@ pub struct Shard {
     pub primary: Option<String>,
     pub isr: Vec<String>,
     pub digests_agree: bool,
-    /// Each replica that told one, with (digest, its seq).
+    /// The replicas that reported a digest, each with (digest, its position).
     digests: Vec<(String, (String, u64))>,
 }
 
-impl Shard {
-    /// Open, with so many members in sync; else why not.
+impl ClusterShard {
+    /// Checks that the shard is open with so many members in sync.
     pub fn is_full(&self, replicas: usize) -> Result<(), String> {
         let Self { id, state, isr, .. } = self;
         if state != "open" || isr.len() != replicas {
@@ -363,7 +365,7 @@ impl Shard {
         Ok(())
     }
 
-    /// Every replica has told the same digest, of the same seq.
+    /// Checks that every replica has reported the same digest at the same position.
     pub fn has_a_common_digest(&self, replicas: usize) -> Result<(), String> {
         let Self { id, digests, .. } = self;
         let first = digests.first().map(|(_, digest)| digest);
@@ -407,7 +409,7 @@ impl Shard {
     }
 }
 
-/// The product, built by `./test`: `$DKC_BIN`, else beside this test program.
+/// Returns the path of the binary `dkc`: `$DKC_BIN`, or otherwise the one beside this test program.
 pub fn dkc_binary() -> PathBuf {
     if let Some(named) = std::env::var_os("DKC_BIN") {
         return named.into();
@@ -429,11 +431,11 @@ fn start_dev(folder: &Path, flags: &[&str]) -> (Child, String) {
     command.args(flags).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut dev = command.spawn().expect("dkc dev starts");
     let stdout = BufReader::new(dev.stdout.take().expect("a pipe"));
-    let (says, said) = mpsc::channel();
+    let (sender, lines) = mpsc::channel();
     std::thread::spawn(move || {
-        stdout.lines().map_while(Result::ok).for_each(|line| drop(says.send(line)));
+        stdout.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)));
     });
-    let line = said.recv_timeout(READY_WITHIN).unwrap_or_default();
+    let line = lines.recv_timeout(READY_WITHIN).unwrap_or_default();
     match line.strip_prefix("ready http://") {
         Some(gateway) => (dev, gateway.to_owned()),
         None => {
@@ -468,7 +470,7 @@ fn ended_within(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     }
 }
 
-/// Asks again and again until it is so. Panics with the last reason why it isn't.
+/// Repeats a check until it succeeds. Panics with its last error after `limit`.
 #[track_caller]
 pub fn until(limit: Duration, mut check: impl FnMut() -> Result<(), String>) {
     let begun = Instant::now();

@@ -1,55 +1,69 @@
-//! Breadth first, level by level, over every state that a world can reach.
+//! Breadth-first search, level by level, over every state that a world can reach.
 //!
-//! Our own and not stateright's: the worlds here give out states that are a few numbers (what a machine
-//! is in stands in a table beside them, see [`machines`](super::machines)), and a search over those needs
-//! a set of fingerprints and a queue, no more. A state is remembered by 128 bits, so with a billion of
-//! them the chance that any two share a fingerprint is below 10⁻²⁰.
+//! This is not stateright: a state of the worlds here is a few numbers (the states of the machines
+//! are in tables beside it, see [`machines`](super::machines)), so the search needs only a set of
+//! fingerprints and a queue. A state is represented by 128 bits: among a billion states the
+//! probability that any two share a fingerprint is below 10⁻²⁰.
 //!
-//! Beside each fingerprint stand the number of the state before it and which of its steps led here: a
-//! counterexample is walked again from the start.
+//! Each fingerprint is stored with the number of the preceding state and of the step that led to
+//! it, so a counterexample is replayed from the start.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
 use std::time::{Duration, Instant};
 
-/// What can be searched.
-pub trait World {
+/// A world that can be searched.
+pub trait SearchWorld {
     type State: Clone + Hash;
 
     fn initial(&mut self) -> Self::State;
 
-    /// Everything that can happen next, always in the same order.
+    /// Adds every step that can happen next, always in the same order.
     fn steps(&mut self, from: &Self::State, out: &mut Vec<Step<Self::State>>);
 
-    /// A state, for a reader of a trace.
+    /// Describes a state for the reader of a trace.
     fn show(&self, state: &Self::State) -> String;
 }
 
-/// One thing that happens.
+/// One step of a world.
 pub struct Step<S> {
     pub what: String,
     pub to: S,
-    /// What is worth knowing to be reachable.
+    /// The rare situations in this step, which show that the bounds reach them.
     pub sometimes: Vec<&'static str>,
-    /// What must hold and does not.
+    /// The promise that is broken, if any.
     pub broken: Option<String>,
 }
 
-/// How far a search goes.
+/// The notes about one step while it is taken: rare situations and a broken promise.
+#[derive(Default)]
+pub(super) struct StepNotes {
+    pub(super) sometimes: Vec<&'static str>,
+    pub(super) broken: Option<String>,
+}
+
+impl StepNotes {
+    /// Records a broken promise, unless an earlier one is recorded.
+    pub(super) fn broken(&mut self, why: impl Into<String>) {
+        self.broken.get_or_insert(why.into());
+    }
+}
+
+/// The limits of a search.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct SearchLimits {
     pub time: Duration,
     pub states: usize,
 }
 
-/// What a search has found.
+/// The result of a search.
 #[derive(Debug)]
-pub struct Found {
+pub struct SearchResult {
     pub states: usize,
     pub steps: u64,
-    /// All states that are so many steps away, or fewer, were looked at.
+    /// All states at most so many steps from the start were expanded.
     pub depth: usize,
-    /// States that nothing has been tried from yet. None: all of the bounded space was visited.
+    /// The number of states that were not expanded. At 0 the whole bounded space was visited.
     pub frontier: usize,
     pub sometimes: BTreeMap<&'static str, u64>,
     pub broken: Option<Counterexample>,
@@ -58,21 +72,21 @@ pub struct Found {
 #[derive(Debug)]
 pub struct Counterexample {
     pub promise: String,
-    /// What happened, and the state after it.
+    /// The steps, each with the state after it.
     pub trace: Vec<(String, String)>,
 }
 
-/// How a state was first reached: the number of the state before it, and the number of the step.
-type From = (u32, u32);
+/// The origin of a state: the number of the preceding state, and the number of the step.
+type StepOrigin = (u32, u32);
 
-pub fn search<W: World>(world: &mut W, limits: Limits) -> Found {
+pub fn search<W: SearchWorld>(world: &mut W, limits: SearchLimits) -> SearchResult {
     let began = Instant::now();
     let initial = world.initial();
-    let mut seen = HashMap::<u128, (), Plain>::default();
+    let mut seen = HashMap::<u128, (), PlainBuildHasher>::default();
     seen.insert(fingerprint(&initial), ());
-    let mut came: Vec<From> = vec![(0, 0)];
+    let mut came: Vec<StepOrigin> = vec![(0, 0)];
     let mut level = vec![(0u32, initial)];
-    let mut found = Found {
+    let mut found = SearchResult {
         states: 1,
         steps: 0,
         depth: 0,
@@ -117,7 +131,11 @@ pub fn search<W: World>(world: &mut W, limits: Limits) -> Found {
     found
 }
 
-fn walk<W: World>(world: &mut W, came: &[From], last: From) -> Vec<(String, String)> {
+fn walk<W: SearchWorld>(
+    world: &mut W,
+    came: &[StepOrigin],
+    last: StepOrigin,
+) -> Vec<(String, String)> {
     let mut choices = vec![last.1];
     let mut at = last.0;
     while at != 0 {
@@ -137,7 +155,7 @@ fn walk<W: World>(world: &mut W, came: &[From], last: From) -> Vec<(String, Stri
     trace
 }
 
-/// 128 bits of anything.
+/// Returns a fingerprint of 128 bits.
 pub fn fingerprint(of: &impl Hash) -> u128 {
     let mut hasher = Wide::default();
     of.hash(&mut hasher);
@@ -223,7 +241,7 @@ impl Hasher for PlainHasher {
     }
 }
 
-pub type Plain = std::hash::BuildHasherDefault<PlainHasher>;
+pub type PlainBuildHasher = std::hash::BuildHasherDefault<PlainHasher>;
 
 #[cfg(test)]
 mod tests {
@@ -235,7 +253,7 @@ mod tests {
         bad: u32,
     }
 
-    impl World for Stairs {
+    impl SearchWorld for Stairs {
         type State = u32;
 
         fn initial(&mut self) -> u32 {
@@ -255,7 +273,8 @@ mod tests {
         }
     }
 
-    const ENDLESS: Limits = Limits { time: Duration::from_secs(60), states: usize::MAX };
+    const ENDLESS: SearchLimits =
+        SearchLimits { time: Duration::from_secs(60), states: usize::MAX };
 
     #[test]
     fn every_state_is_visited_once() {
@@ -274,8 +293,8 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_says_what_is_left() {
-        let found = search(&mut Stairs { top: 10, bad: 99 }, Limits { states: 5, ..ENDLESS });
+    fn a_limit_reports_the_rest() {
+        let found = search(&mut Stairs { top: 10, bad: 99 }, SearchLimits { states: 5, ..ENDLESS });
         assert!(found.frontier > 0);
         assert!(found.states >= 5);
     }

@@ -1,22 +1,25 @@
-//! Machines, each state of each kept once, and what each does kept too.
+//! A cache of state machines: stores each state and each transition once.
 //!
-//! The machines of the engine are pure, so what one does depends on its state and the event alone: it is
-//! worked out once and looked up ever after. A state of the whole world is then a handful of numbers, and
-//! a search goes through millions of them although a machine is some kilobytes of maps and lists.
+//! The state machines of the engine are pure, so a transition depends on the state and the input
+//! alone. It is computed once and then looked up. A state of the whole world is therefore a few
+//! numbers, and a search visits millions of them although a machine has some kilobytes of maps and
+//! lists.
 //!
-//! Two states are taken for one when their *projection* is the same. That is the machine's own `Debug`
-//! text, which `derive` makes exhaustive: a field added tomorrow is in it. Two things are made alike in it:
+//! Two states are equal when their *projections* are equal. The projection is the `Debug` text of
+//! the machine, which `derive` makes exhaustive: a new field is included automatically. Two kinds
+//! of values need care:
 //!
-//! * **Times** are told from the machine's own now. The machines only ever look at how far apart two
-//!   moments are, so two states that differ by a shift of all times act alike.
-//! * **Chains** stay what they are: the chain of an entry *is* its identity, a hash of all before it, and
-//!   two logs hold the same entry exactly if the chains there are the same.
+//! * **Times** are relative to the current time of the machine. The machines use only differences
+//!   of times, so two states that differ by a shift of all times behave in the same way.
+//! * **Chains** are unchanged: the chain of an entry *is* its identity, a hash of all entries
+//!   before it, and two logs hold the same entry exactly if the chains there are equal.
 //!
-//! A table prints the number of its counters only; what they hold stands in the text as the shard's
-//! digest, which is exact for the one counter that a world here has.
+//! A memtable prints only the number of its counters. Their values are in the text as the digest of
+//! the shard, which is exact for the single counter of the worlds here.
 //!
-//! [`Machines::check_alike`] is the proof on the way: whenever a state is reached again by another way,
-//! the newcomer is kept for a while, does what the first one did, and must do the same.
+//! [`Machines::check_alike`] verifies this during a search: when a state is reached again by
+//! another path, the second machine is kept, gets the same inputs as the first, and must do the
+//! same.
 
 use std::collections::HashMap;
 use std::fmt::{Debug, Write};
@@ -28,60 +31,60 @@ use engine::ids::Now;
 
 use super::frontier::fingerprint;
 
-/// A machine with what belongs to it alone: its clock, its disk.
+/// A state machine of the engine with its own clock and disk.
 pub trait Machine: Clone + Debug {
-    /// What can happen to it, small.
-    type Cause: Copy + Debug + Eq + Hash;
-    /// What the world sees of it.
-    type Out: Clone + Debug;
-    /// What the world wants to know of a state.
-    type Face: Default;
-    /// What causes refer to.
-    type Table;
+    /// An input, as a small value.
+    type Input: Copy + Debug + Eq + Hash;
+    /// An output that the world handles.
+    type Output: Clone + Debug;
+    /// The properties of a state that the world needs.
+    type Summary: Default;
+    /// The settings and values that inputs refer to.
+    type Context;
 
-    fn on(&mut self, cause: Self::Cause, table: &mut Self::Table, out: &mut Vec<Self::Out>);
+    fn on(&mut self, input: Self::Input, context: &mut Self::Context, out: &mut Vec<Self::Output>);
 
     fn now(&self) -> Now;
 
-    fn face(&self) -> Self::Face;
+    fn summary(&self) -> Self::Summary;
 }
 
-/// What became of a machine.
+/// The result of one input.
 #[derive(Clone, Debug)]
-pub struct Did<O> {
+pub struct Transition<O> {
     pub to: u32,
     pub out: Vec<O>,
-    /// It broke an assertion of its own.
+    /// The text of the failed assertion, if the machine panicked.
     pub panicked: Option<String>,
 }
 
-type Outcome<M> = Rc<Did<<M as Machine>::Out>>;
+type SharedTransition<M> = Rc<Transition<<M as Machine>::Output>>;
 
-struct Known<M: Machine> {
+struct KnownState<M: Machine> {
     machine: M,
-    face: M::Face,
-    /// The same state by another way.
+    summary: M::Summary,
+    /// The same state, reached by another path.
     twin: Option<M>,
 }
 
 /// Every state of every machine of one kind.
 pub struct Machines<M: Machine> {
-    known: Vec<Known<M>>,
+    known: Vec<KnownState<M>>,
     by_projection: HashMap<u128, u32>,
-    done: HashMap<(u32, M::Cause), Outcome<M>>,
-    pub table: M::Table,
+    done: HashMap<(u32, M::Input), SharedTransition<M>>,
+    pub context: M::Context,
     text: String,
-    /// Look at twins: how many steps were compared.
+    /// The number of transitions that were compared with those of twins; `None` to compare none.
     pub alike: Option<u64>,
 }
 
 impl<M: Machine> Machines<M> {
-    pub fn new(table: M::Table) -> Self {
+    pub fn new(context: M::Context) -> Self {
         Self {
             known: Vec::new(),
             by_projection: HashMap::new(),
             done: HashMap::new(),
-            table,
+            context,
             text: String::new(),
             alike: None,
         }
@@ -95,7 +98,7 @@ impl<M: Machine> Machines<M> {
         self.known.is_empty()
     }
 
-    /// The number of this state.
+    /// Returns the number of this state.
     pub fn number(&mut self, machine: M) -> u32 {
         let projection = self.project(&machine);
         if let Some(&number) = self.by_projection.get(&projection) {
@@ -105,8 +108,8 @@ impl<M: Machine> Machines<M> {
             return number;
         }
         let number = self.known.len() as u32;
-        let face = machine.face();
-        self.known.push(Known { machine, face, twin: None });
+        let summary = machine.summary();
+        self.known.push(KnownState { machine, summary, twin: None });
         self.by_projection.insert(projection, number);
         number
     }
@@ -115,45 +118,46 @@ impl<M: Machine> Machines<M> {
         &self.known[number as usize].machine
     }
 
-    pub fn face(&self, number: u32) -> &M::Face {
-        &self.known[number as usize].face
+    pub fn summary(&self, number: u32) -> &M::Summary {
+        &self.known[number as usize].summary
     }
 
-    /// What the machine in this state does.
-    pub fn on(&mut self, number: u32, cause: M::Cause) -> Outcome<M> {
-        if let Some(did) = self.done.get(&(number, cause)) {
-            return did.clone();
+    /// Returns the transition of the machine in this state for this input.
+    pub fn on(&mut self, number: u32, input: M::Input) -> SharedTransition<M> {
+        if let Some(transition) = self.done.get(&(number, input)) {
+            return transition.clone();
         }
-        let did = self.work_out(self.known[number as usize].machine.clone(), cause, number);
+        let transition = self.work_out(self.known[number as usize].machine.clone(), input, number);
         if self.alike.is_some() {
-            self.check_alike(number, cause, &did);
+            self.check_alike(number, input, &transition);
         }
-        let did = Rc::new(did);
-        self.done.insert((number, cause), did.clone());
-        did
+        let transition = Rc::new(transition);
+        self.done.insert((number, input), transition.clone());
+        transition
     }
 
-    fn work_out(&mut self, mut machine: M, cause: M::Cause, number: u32) -> Did<M::Out> {
+    fn work_out(&mut self, mut machine: M, input: M::Input, number: u32) -> Transition<M::Output> {
         let mut out = Vec::new();
         let handled =
-            catch_unwind(AssertUnwindSafe(|| machine.on(cause, &mut self.table, &mut out)));
+            catch_unwind(AssertUnwindSafe(|| machine.on(input, &mut self.context, &mut out)));
         match handled {
-            Ok(()) => Did { to: self.number(machine), out, panicked: None },
+            Ok(()) => Transition { to: self.number(machine), out, panicked: None },
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().cloned();
                 let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.into()));
-                Did { to: number, out, panicked: Some(text.unwrap_or_default()) }
+                Transition { to: number, out, panicked: Some(text.unwrap_or_default()) }
             }
         }
     }
 
-    /// Its twin does the same. Panics if it does not: the projection leaves out something that matters.
-    fn check_alike(&mut self, number: u32, cause: M::Cause, did: &Did<M::Out>) {
+    /// Checks that the twin does the same. Otherwise the projection lacks something that matters,
+    /// and this panics.
+    fn check_alike(&mut self, number: u32, input: M::Input, transition: &Transition<M::Output>) {
         let Some(twin) = self.known[number as usize].twin.clone() else { return };
-        let again = self.work_out(twin, cause, number);
-        assert_eq!(again.to, did.to, "equal projections, other states after {cause:?}");
-        let (one, other) = (format!("{:?}", did.out), format!("{:?}", again.out));
-        assert_eq!(one, other, "equal projections, other effects of {cause:?}");
+        let again = self.work_out(twin, input, number);
+        assert_eq!(again.to, transition.to, "equal projections, other states after {input:?}");
+        let (one, other) = (format!("{:?}", transition.out), format!("{:?}", again.out));
+        assert_eq!(one, other, "equal projections, other effects of {input:?}");
         self.alike = self.alike.map(|alike| alike + 1);
     }
 
@@ -164,7 +168,7 @@ impl<M: Machine> Machines<M> {
     }
 }
 
-/// The text with every `Now(t)` told from `now`.
+/// Returns the text with every `Now(t)` relative to `now`.
 fn shifted(text: &str, now: Now) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -185,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_told_from_now() {
+    fn times_are_relative_to_now() {
         assert_eq!(
             shifted("{ a: Now(7), b: Some(Now(12)) }", Now(10)),
             "{ a: Now(-3), b: Some(Now(2)) }"

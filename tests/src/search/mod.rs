@@ -1,23 +1,23 @@
-//! Exhaustive search over the machines that run in production.
+//! Exhaustive search (model checking) over the state machines that run in production.
 //!
-//! The simulator runs large clusters through long, random trouble. A search takes a small one through
-//! *everything* that can happen to it, within stated bounds: each order of messages, fsyncs, crashes,
-//! proposals and failovers. The models beside the design did so for the rules; here it is the code that
-//! is searched, which is possible since the engine's machines are pure and so can be cloned, compared and
+//! The simulator runs large clusters through long random faults. A search takes a small cluster
+//! through *everything* that can happen to it within stated bounds: each order of messages, fsyncs,
+//! crashes, proposals and failovers. The search covers the code, not a model of it. This is
+//! possible because the state machines of the engine are pure, and so can be cloned, compared and
 //! stepped.
 //!
 //! ```text
 //!   frontier    breadth first over states, by fingerprint
 //!      │
-//!      ├── replication ── properties     one shard: its stores, lines, record in etcd
-//!      └── sessions ── promises          gateways, a shard's successive primaries, keys in etcd
+//!      ├── replication ── properties     one shard: its stores, connections, record in etcd
+//!      └── sessions ── promises          gateways, successive primaries of a shard, keys in etcd
 //!      │
-//!   machines ── store, leader, gateway   what a machine is in, and does, worked out once
+//!   machines ── store, leader, gateway   states and transitions of a machine, each computed once
 //! ```
 //!
-//! What a newcomer would get wrong: a search without a violation says something only if its bounds let the
-//! interesting things happen. So each says how often it came by them (`sometimes`), and each rule dropped
-//! from the engine ([`mutations`]) must be noticed within bounds of the same kind.
+//! A search without a violation is meaningful only if its bounds let rare situations occur.
+//! Therefore each search counts the situations that it reached (`sometimes`), and each rule dropped
+//! from the engine ([`mutations`]) must be detected within bounds of the same kind.
 
 pub mod frontier;
 pub mod machines;

@@ -1,15 +1,18 @@
-//! The world of one shard: its stores, the connections between them, its record in etcd, and what may go
-//! wrong. The stores run the engine's own node machine; everything else here is as free as it can be.
+//! The world of one shard: its stores, the connections between them, its record in etcd, and the
+//! faults. The stores run the node machine of the engine; everything else is as nondeterministic as
+//! possible.
 //!
-//! * **Connections** are first in, first out, as the engine is promised. The end that dialled hears of a cut
-//!   at once, the other one after all that was under way: so a new connection can overtake an old one.
-//! * **etcd** is one register. A proposal may be carried out at any later moment, or never; its answer may be
-//!   lost. A store reads the present record, or, with `late_watch`, any that it has not seen yet.
-//! * **The coordinator** may at any time name any untainted member with any set that the rules allow: which
-//!   log is longest, and who is alive, is not asked, since safety must not need it. Who is dropped is fed as
-//!   a learner.
-//! * **A crash** loses power: any number of groups that were not fsynced are gone. A store that is down or
-//!   cut off for long is one that takes no step.
+//! * **Connections** are first in, first out, which the engine may rely on. The dialling end
+//!   notices a cut at once, the other end after all messages in flight, so a new connection can
+//!   overtake an old one.
+//! * **etcd** is one register. A proposal may take effect at any later moment, or never; its answer
+//!   may be lost. A store reads the current record, or, with `late_watch`, any that it has not read
+//!   yet.
+//! * **The coordinator** may at any time name any untainted member as primary, with any in-sync set
+//!   that the rules allow. It considers neither the lengths of logs nor which stores are alive,
+//!   since safety must not depend on that. A removed member becomes a learner.
+//! * **A crash** is a power loss: any number of groups that were not fsynced are lost. A store that
+//!   is down or cut off for long is one that takes no step.
 
 use std::collections::BTreeSet;
 
@@ -18,41 +21,41 @@ use engine::node::Settings;
 use engine::planted::Planted;
 use engine::shard_record::{self, ShardRecord};
 
-use super::frontier::{Step, World};
+use super::frontier::{SearchWorld, Step, StepNotes};
 use super::machines::Machines;
 use super::properties;
 use super::store::{
-    Cause, Face, Interned, Out, STORES_MAX, Settled, Store, Table, Wire, digit, index_of,
-    key_revision, store_boot,
+    Interned, PeerWireMessage, ProposalOutcome, STORES_MAX, StoreContext, StoreInput, StoreMachine,
+    StoreOutput, StoreSummary, digit, index_of, key_revision, store_boot,
 };
 
-/// How much of everything may happen.
+/// The bounds of the world: how often each event may happen.
 #[derive(Clone, Copy, Debug)]
-pub struct Bounds {
+pub struct ReplicationBounds {
     pub stores: u8,
-    /// The first so many are in sync to begin with, the others learn.
+    /// The number of stores that are in sync at the start; the others are learners.
     pub in_sync: u8,
     pub min_in_sync: u8,
     pub epochs: u8,
-    /// Different ops, and how often one is ordered in all.
+    /// The number of different ops, and the number of times that ops are sent in total.
     pub ops: u8,
     pub orders: u8,
     pub crashes: u8,
     pub cuts: u8,
-    /// Peers found silent; members removed by the coordinator.
+    /// The number of peers found silent, and of members removed by the coordinator.
     pub refusals: u8,
     pub removals: u8,
-    /// Answers of etcd to a proposal that are lost.
+    /// The number of lost answers of etcd to a proposal.
     pub lost: u8,
     pub reads: u8,
-    /// Seconds that pass at some store.
+    /// The number of seconds that pass at some store.
     pub ticks: u8,
     pub slow_fsync: bool,
     pub late_watch: bool,
 }
 
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
-struct Used {
+struct ReplicationUsage {
     orders: u8,
     crashes: u8,
     cuts: u8,
@@ -63,9 +66,9 @@ struct Used {
     ticks: u8,
 }
 
-/// A connection: who has dialled whom, and which ends stand.
+/// A connection between two stores, with the ends that are open.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-struct Link {
+struct ReplicaConnection {
     conn: u64,
     dialled: bool,
     accepted: bool,
@@ -82,15 +85,15 @@ fn ends(conn: u64) -> (usize, usize) {
     (pair / STORES_MAX, pair % STORES_MAX)
 }
 
-/// Something under way: to the end that accepted, or to the one that dialled.
+/// A message in flight, to the end that accepted or to the one that dialled.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-struct Flying {
+struct InFlightPeerMessage {
     conn: u64,
     to_accepted: bool,
     wire: u32,
 }
 
-impl Flying {
+impl InFlightPeerMessage {
     fn stream(&self) -> (u64, bool) {
         (self.conn, self.to_accepted)
     }
@@ -107,72 +110,59 @@ struct Proposal {
     boot: u8,
     proposal: u64,
     expect: u64,
-    config: u32,
+    record: u32,
     candidate: Option<(u8, u64)>,
-    /// Its sender was told that nothing is known of it.
+    /// True if the sender received the outcome "unknown".
     given_up: bool,
 }
 
-/// A read without an answer: by whom it is handled, and what was acknowledged when it began.
+/// A read without an answer: the boot that handles it, and the ops acknowledged when it began.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-struct Reading {
+struct OutstandingRead {
     id: u8,
     at: u8,
     boot: u8,
     acknowledged: u8,
 }
 
-/// A state of the world: numbers only.
+/// A state of the world, which consists of numbers only.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
-pub struct State {
+pub struct ReplicationState {
     stores: Vec<u32>,
     boots: [u8; STORES_MAX],
     /// The version of the record that each store has read.
     seen: [u8; STORES_MAX],
-    links: Vec<Link>,
+    connections: Vec<ReplicaConnection>,
     generations: [[u8; STORES_MAX]; STORES_MAX],
-    flying: Vec<Flying>,
-    /// Every record there has been: version v is at v − 1.
+    in_flight: Vec<InFlightPeerMessage>,
+    /// All records so far: version v is at index v − 1.
     records: Vec<u32>,
     proposals: Vec<Proposal>,
     checks: Vec<(u8, u8, u64)>,
-    used: Used,
-    // -- what only the promises need
-    /// The longest log that anybody has known committed, by epoch and chain.
+    used: ReplicationUsage,
+    // -- state that only the promises need
+    /// The longest log known to be committed at any store, by epoch and chain.
     pub(super) committed: Vec<(u64, u64)>,
-    /// Who has led each epoch.
+    /// The epochs so far: each as (epoch, store, boot of its primary).
     begun: Vec<(u64, u8, u8)>,
     acknowledged: u8,
-    reading: Vec<Reading>,
+    reading: Vec<OutstandingRead>,
 }
 
-impl State {
+impl ReplicationState {
     fn version(&self) -> u64 {
         self.records.len() as u64
     }
 }
 
 pub struct Replication {
-    bounds: Bounds,
-    pub machines: Machines<Store>,
-    start: Option<State>,
-}
-
-/// A step being taken.
-#[derive(Default)]
-struct Taking {
-    sometimes: Vec<&'static str>,
-    broken: Option<String>,
-}
-
-impl Taking {
-    fn broken(&mut self, why: impl Into<String>) {
-        self.broken.get_or_insert(why.into());
-    }
+    bounds: ReplicationBounds,
+    pub machines: Machines<StoreMachine>,
+    start: Option<ReplicationState>,
 }
 
 impl Replication {
-    pub fn new(bounds: Bounds, planted: Option<Planted>) -> Self {
+    pub fn new(bounds: ReplicationBounds, planted: Option<Planted>) -> Self {
         let never = u64::MAX / 4_000;
         let settings = Settings {
             min_in_sync: bounds.min_in_sync.into(),
@@ -184,49 +174,50 @@ impl Replication {
             planted,
             ..Settings::default()
         };
-        let table = Table {
+        let context = StoreContext {
             settings,
             stores: bounds.stores.into(),
             slow_fsync: bounds.slow_fsync,
             wires: Interned::default(),
-            configs: Interned::default(),
+            records: Interned::default(),
         };
-        Self { bounds, machines: Machines::new(table), start: None }
+        Self { bounds, machines: Machines::new(context), start: None }
     }
 
-    pub(super) fn face(&self, state: &State, store: usize) -> &Face {
-        self.machines.face(state.stores[store])
+    pub(super) fn summary(&self, state: &ReplicationState, store: usize) -> &StoreSummary {
+        self.machines.summary(state.stores[store])
     }
 
     pub(super) fn stores(&self) -> std::ops::Range<usize> {
         0..usize::from(self.bounds.stores)
     }
 
-    pub(super) fn config(&self, state: &State) -> &ShardRecord {
+    pub(super) fn record(&self, state: &ReplicationState) -> &ShardRecord {
         let newest = state.records.last().expect("there is a record from the start");
-        self.machines.table.configs.get(*newest)
+        self.machines.context.records.get(*newest)
     }
 
     pub(super) fn min_in_sync(&self) -> usize {
         self.bounds.min_in_sync.into()
     }
 
-    // ---- the beginning -------------------------------------------------------------------------
+    // ---- start ---------------------------------------------------------------------------------
 
-    /// Everybody is connected, and the first primary has committed its barrier.
-    fn begin(&mut self) -> State {
-        let mut state = State { boots: [1; STORES_MAX], ..State::default() };
-        let mut taking = Taking::default();
+    /// Returns the initial state: all stores are connected, and the first primary has committed its
+    /// barrier.
+    fn begin(&mut self) -> ReplicationState {
+        let mut state = ReplicationState { boots: [1; STORES_MAX], ..ReplicationState::default() };
+        let mut notes = StepNotes::default();
         for at in self.stores() {
-            let store = Store::new(&self.machines.table, at as u8, state.boots);
+            let store = StoreMachine::new(&self.machines.context, at as u8, state.boots);
             state.stores.push(self.machines.number(store));
         }
         for from in self.stores() {
             for to in self.stores().filter(|&to| to != from) {
-                self.dial(&mut state, from, to, &mut taking);
+                self.dial(&mut state, from, to, &mut notes);
             }
         }
-        self.settle(&mut state, &mut taking);
+        self.settle(&mut state, &mut notes);
         let all = |range: std::ops::Range<u8>| range.map(|at| store_boot(at, 1).store).collect();
         let first = ShardRecord {
             slots: Slots::ALL,
@@ -238,198 +229,255 @@ impl Replication {
             target: all(0..self.bounds.stores),
             tainted: vec![],
         };
-        state.records.push(self.machines.table.configs.number(first));
+        state.records.push(self.machines.context.records.number(first));
         for at in self.stores().rev() {
-            self.read_record(&mut state, at, 1, &mut taking);
+            self.read_record(&mut state, at, 1, &mut notes);
         }
-        self.settle(&mut state, &mut taking);
-        assert_eq!(taking.broken, None, "the beginning is sound");
+        self.settle(&mut state, &mut notes);
+        assert_eq!(notes.broken, None, "the initial state is sound");
         state
     }
 
-    /// Until nothing is under way.
-    fn settle(&mut self, state: &mut State, taking: &mut Taking) {
+    /// Takes steps until no message, fsync or proposal is in flight.
+    fn settle(&mut self, state: &mut ReplicationState, notes: &mut StepNotes) {
         loop {
-            let waiting = self.stores().find(|&at| self.face(state, at).unsynced > 0);
-            if let Some(&first) = state.flying.first() {
-                self.deliver(state, first, taking);
+            let waiting = self.stores().find(|&at| self.summary(state, at).unsynced > 0);
+            if let Some(&first) = state.in_flight.first() {
+                self.deliver(state, first, notes);
             } else if let Some(at) = waiting {
-                self.tell(state, at, Cause::Fsynced, taking);
+                self.step_store(state, at, StoreInput::Fsynced, notes);
             } else if let Some(proposal) = state.proposals.first().cloned() {
-                self.carry_out(state, &proposal, taking);
+                self.carry_out(state, &proposal, notes);
             } else {
                 return;
             }
         }
     }
 
-    // ---- what one store is told ----------------------------------------------------------------
+    // ---- steps of one store --------------------------------------------------------------------
 
-    fn tell(&mut self, state: &mut State, at: usize, cause: Cause, taking: &mut Taking) {
+    fn step_store(
+        &mut self,
+        state: &mut ReplicationState,
+        at: usize,
+        input: StoreInput,
+        notes: &mut StepNotes,
+    ) {
         let before = state.stores[at];
-        let did = self.machines.on(before, cause);
+        let did = self.machines.on(before, input);
         if let Some(why) = &did.panicked {
-            taking.broken(format!("an assertion of {}: {why}", name(at)));
+            notes.broken(format!("an assertion of {}: {why}", name(at)));
             return;
         }
         state.stores[at] = did.to;
-        if !matches!(cause, Cause::Crash { .. }) {
-            self.compare(state, at, before, taking);
+        if !matches!(input, StoreInput::Crash { .. }) {
+            self.compare(state, at, before, notes);
         }
         for out in &did.out {
-            self.perform(state, at, out, taking);
+            self.perform(state, at, out, notes);
         }
     }
 
-    fn perform(&mut self, state: &mut State, at: usize, out: &Out, taking: &mut Taking) {
+    fn perform(
+        &mut self,
+        state: &mut ReplicationState,
+        at: usize,
+        out: &StoreOutput,
+        notes: &mut StepNotes,
+    ) {
         let (by, boot) = (at as u8, state.boots[at]);
         match *out {
-            Out::Send { conn, wire } => {
+            StoreOutput::Send { conn, wire } => {
                 let dialler = ends(conn).0 == at;
-                let stands = |link: &&Link| {
-                    link.conn == conn && if dialler { link.dialled } else { link.accepted }
+                let stands = |connection: &&ReplicaConnection| {
+                    connection.conn == conn
+                        && if dialler { connection.dialled } else { connection.accepted }
                 };
-                if let Some(link) = state.links.iter().find(stands) {
-                    // Nobody hears what is said to an end that is closed.
-                    if if dialler { link.accepted } else { link.dialled } {
-                        state.flying.push(Flying { conn, to_accepted: dialler, wire });
+                if let Some(connection) = state.connections.iter().find(stands) {
+                    // A message to a closed end is dropped.
+                    if if dialler { connection.accepted } else { connection.dialled } {
+                        state.in_flight.push(InFlightPeerMessage {
+                            conn,
+                            to_accepted: dialler,
+                            wire,
+                        });
                     }
                 }
             }
-            Out::Close { conn } => self.shut(state, at, conn),
-            Out::Propose { proposal, expect, config, candidate } => {
+            StoreOutput::Close { conn } => self.shut(state, at, conn),
+            StoreOutput::Propose { proposal, expect, record, candidate } => {
                 let given_up = false;
                 state.proposals.push(Proposal {
                     by,
                     boot,
                     proposal,
                     expect,
-                    config,
+                    record,
                     candidate,
                     given_up,
                 });
             }
-            Out::Check { check } => state.checks.push((by, boot, check)),
-            Out::Applied { op } => {
+            StoreOutput::Check { check } => state.checks.push((by, boot, check)),
+            StoreOutput::Applied { op } => {
                 state.acknowledged |= 1 << op;
-                taking.sometimes.push("an op is acknowledged");
+                notes.sometimes.push("an op is acknowledged");
             }
-            Out::Told { id, value } => self.read_told(state, id, value, taking),
+            StoreOutput::ReadAnswered { id, value } => self.read_done(state, id, value, notes),
         }
     }
 
-    fn read_told(&self, state: &mut State, id: u8, value: Option<i128>, taking: &mut Taking) {
+    fn read_done(
+        &self,
+        state: &mut ReplicationState,
+        id: u8,
+        value: Option<i128>,
+        notes: &mut StepNotes,
+    ) {
         let Some(place) = state.reading.iter().position(|read| read.id == id) else { return };
         let acknowledged = state.reading.remove(place).acknowledged;
         let Some(value) = value else {
-            taking.sometimes.push("a read is refused");
+            notes.sometimes.push("a read is refused");
             return;
         };
-        taking.sometimes.push("a read is answered");
+        notes.sometimes.push("a read is answered");
         for op in 0..self.bounds.ops {
             if digit(value, op) > 1 {
-                taking.broken(format!("a read shows op {op} twice"));
+                notes.broken(format!("a read shows op {op} twice"));
             }
             if acknowledged >> op & 1 == 1 && digit(value, op) == 0 {
-                taking.broken(format!("a read misses op {op}, acknowledged before it began"));
+                notes.broken(format!("a read misses op {op}, acknowledged before it began"));
             }
         }
     }
 
-    /// What has changed at a store that is worth knowing, or must not be.
-    fn compare(&self, state: &mut State, at: usize, before: u32, taking: &mut Taking) {
-        let (old, new) = (self.machines.face(before), self.machines.face(state.stores[at]));
+    /// Records the rare situations and violations in a change of a store.
+    fn compare(&self, state: &mut ReplicationState, at: usize, before: u32, notes: &mut StepNotes) {
+        let (old, new) = (self.machines.summary(before), self.machines.summary(state.stores[at]));
         if !new.log.starts_with(&old.log) {
-            taking.sometimes.push("a divergent tail is cut");
+            notes.sometimes.push("a divergent tail is cut");
         }
         let Some((epoch, active)) = new.primary else { return };
         if old.primary.is_none_or(|(led, _)| led != epoch) {
             let tail = new.log.len().saturating_sub(1);
             if tail > state.committed.len() {
-                taking.sometimes.push("a tail that nobody knew committed survives");
+                notes.sometimes.push("a tail not known to be committed survives");
             }
             let last = new.log[..tail].last().map_or(0, |&(epoch, _)| epoch);
             if epoch > 2 && last + 1 < epoch {
-                taking.sometimes.push("a primary follows one that left nothing in its log");
+                notes.sometimes.push("a primary follows one that left nothing in its log");
             }
             if let Err(why) =
                 properties::begins(&mut state.begun, (epoch, at as u8, state.boots[at]))
             {
-                taking.broken(why);
+                notes.broken(why);
             }
         }
-        let moved_on = self.config(state).epoch.0 > epoch;
+        let moved_on = self.record(state).epoch.0 > epoch;
         if moved_on && new.commit > old.commit {
-            taking.sometimes.push("a deposed primary still commits");
+            notes.sometimes.push("a deposed primary still commits");
         }
         if active && old.primary == Some((epoch, false)) && epoch > 1 {
-            taking.sometimes.push("a later primary commits its barrier");
+            notes.sometimes.push("a later primary commits its barrier");
         }
     }
 
     // ---- connections ---------------------------------------------------------------------------
 
-    fn dial(&mut self, state: &mut State, from: usize, to: usize, taking: &mut Taking) {
+    fn dial(
+        &mut self,
+        state: &mut ReplicationState,
+        from: usize,
+        to: usize,
+        notes: &mut StepNotes,
+    ) {
         state.generations[from][to] += 1;
         let conn = conn_of(from, to, state.generations[from][to]);
-        state.links.push(Link { conn, dialled: true, accepted: true });
+        state.connections.push(ReplicaConnection { conn, dialled: true, accepted: true });
         let (peer, boot) = (to as u8, state.boots[to]);
-        self.tell(state, to, Cause::Accepted { conn }, taking);
-        self.tell(state, from, Cause::Dialled { conn, peer, boot }, taking);
+        self.step_store(state, to, StoreInput::Accepted { conn }, notes);
+        self.step_store(state, from, StoreInput::Dialled { conn, peer, boot }, notes);
     }
 
-    /// One end is closed: the other hears it after all that was under way.
-    fn shut(&mut self, state: &mut State, at: usize, conn: u64) {
+    /// Closes one end. The other end notices it after all messages in flight.
+    fn shut(&mut self, state: &mut ReplicationState, at: usize, conn: u64) {
         let dialler = ends(conn).0 == at;
-        let Some(link) = state.links.iter_mut().find(|link| link.conn == conn) else { return };
-        let other = if dialler {
-            link.dialled = false;
-            link.accepted
-        } else {
-            link.accepted = false;
-            link.dialled
+        let Some(connection) =
+            state.connections.iter_mut().find(|connection| connection.conn == conn)
+        else {
+            return;
         };
-        state.flying.retain(|flying| flying.conn != conn || flying.to_accepted == dialler);
+        let other = if dialler {
+            connection.dialled = false;
+            connection.accepted
+        } else {
+            connection.accepted = false;
+            connection.dialled
+        };
+        state
+            .in_flight
+            .retain(|in_flight| in_flight.conn != conn || in_flight.to_accepted == dialler);
         if other {
-            let wire = self.machines.table.wires.number(Wire::Closed);
-            state.flying.push(Flying { conn, to_accepted: dialler, wire });
+            let wire = self.machines.context.wires.number(PeerWireMessage::Closed);
+            state.in_flight.push(InFlightPeerMessage { conn, to_accepted: dialler, wire });
         }
-        state.links.retain(|link| link.dialled || link.accepted);
+        state.connections.retain(|connection| connection.dialled || connection.accepted);
     }
 
-    fn deliver(&mut self, state: &mut State, flying: Flying, taking: &mut Taking) {
-        let first = state.flying.iter().position(|other| other.stream() == flying.stream());
-        state.flying.remove(first.expect("it is under way"));
-        let at = flying.receiver();
-        if matches!(self.machines.table.wires.get(flying.wire), Wire::Closed) {
-            self.end(state, at, flying.conn);
+    fn deliver(
+        &mut self,
+        state: &mut ReplicationState,
+        in_flight: InFlightPeerMessage,
+        notes: &mut StepNotes,
+    ) {
+        let first = state.in_flight.iter().position(|other| other.stream() == in_flight.stream());
+        state.in_flight.remove(first.expect("it is in flight"));
+        let at = in_flight.receiver();
+        if matches!(self.machines.context.wires.get(in_flight.wire), PeerWireMessage::Closed) {
+            self.end(state, at, in_flight.conn);
         }
-        self.tell(state, at, Cause::Received { conn: flying.conn, wire: flying.wire }, taking);
+        self.step_store(
+            state,
+            at,
+            StoreInput::Received { conn: in_flight.conn, wire: in_flight.wire },
+            notes,
+        );
     }
 
-    /// An end that has heard that the other is closed.
-    fn end(&self, state: &mut State, at: usize, conn: u64) {
+    /// Closes an end that has noticed that the other is closed.
+    fn end(&self, state: &mut ReplicationState, at: usize, conn: u64) {
         let dialler = ends(conn).0 == at;
-        for link in state.links.iter_mut().filter(|link| link.conn == conn) {
+        for connection in state.connections.iter_mut().filter(|connection| connection.conn == conn)
+        {
             if dialler {
-                link.dialled = false;
+                connection.dialled = false;
             } else {
-                link.accepted = false;
+                connection.accepted = false;
             }
         }
-        state.links.retain(|link| link.dialled || link.accepted);
+        state.connections.retain(|connection| connection.dialled || connection.accepted);
     }
 
     // ---- etcd ----------------------------------------------------------------------------------
 
-    fn read_record(&mut self, state: &mut State, at: usize, version: u64, taking: &mut Taking) {
+    fn read_record(
+        &mut self,
+        state: &mut ReplicationState,
+        at: usize,
+        version: u64,
+        notes: &mut StepNotes,
+    ) {
         state.seen[at] = version as u8;
-        let config = state.records[version as usize - 1];
-        self.tell(state, at, Cause::Config { config }, taking);
+        let record = state.records[version as usize - 1];
+        self.step_store(state, at, StoreInput::Record { record }, notes);
     }
 
-    /// A proposal reaches etcd.
-    fn carry_out(&mut self, state: &mut State, proposal: &Proposal, taking: &mut Taking) {
+    /// Applies a proposal in etcd.
+    fn carry_out(
+        &mut self,
+        state: &mut ReplicationState,
+        proposal: &Proposal,
+        notes: &mut StepNotes,
+    ) {
         state.proposals.retain(|other| other != proposal);
         let key = |store: u8| key_revision(store, state.boots[usize::from(store)]);
         let compares = proposal.expect == state.version()
@@ -437,53 +485,64 @@ impl Replication {
         let by = usize::from(proposal.by);
         let alive = state.boots[by] == proposal.boot;
         if compares {
-            self.note_change(state, proposal, alive, taking);
-            state.records.push(proposal.config);
+            self.note_change(state, proposal, alive, notes);
+            state.records.push(proposal.record);
         }
         if alive && !proposal.given_up {
             let outcome = match compares {
-                true => Settled::Done { version: state.version() },
-                false => Settled::Failed,
+                true => ProposalOutcome::Done { version: state.version() },
+                false => ProposalOutcome::Failed,
             };
             if compares {
                 state.seen[by] = state.version() as u8;
             }
-            self.tell(state, by, Cause::Proposed { proposal: proposal.proposal, outcome }, taking);
+            self.step_store(
+                state,
+                by,
+                StoreInput::Proposed { proposal: proposal.proposal, outcome },
+                notes,
+            );
         }
     }
 
-    fn note_change(&self, state: &State, proposal: &Proposal, alive: bool, taking: &mut Taking) {
-        let before = self.config(state);
-        let after = self.machines.table.configs.get(proposal.config);
+    fn note_change(
+        &self,
+        state: &ReplicationState,
+        proposal: &Proposal,
+        alive: bool,
+        notes: &mut StepNotes,
+    ) {
+        let before = self.record(state);
+        let after = self.machines.context.records.get(proposal.record);
         let added = after.isr.iter().any(|store| !before.isr.contains(store));
         let removed = before.isr.iter().any(|store| !after.isr.contains(store));
         if added && removed {
-            taking.sometimes.push("a member is swapped for a learner");
+            notes.sometimes.push("a member is swapped for a learner");
             if before.isr.len() == self.min_in_sync() {
-                taking.sometimes.push("a member is swapped at the floor");
+                notes.sometimes.push("a member is swapped at min_in_sync");
             }
         }
         if added && !removed {
-            taking.sometimes.push("a learner is added");
+            notes.sometimes.push("a learner is added");
         }
         if removed && !added {
-            taking.sometimes.push("a member is ejected by the primary");
+            notes.sometimes.push("a member is ejected by the primary");
         }
         if proposal.given_up {
-            taking.sometimes.push("a proposal takes effect after its answer was lost");
+            notes.sometimes.push("a proposal takes effect after its answer was lost");
         }
         if !alive {
-            taking.sometimes.push("a proposal takes effect after its sender has died");
+            notes.sometimes.push("a proposal takes effect after its sender has died");
         }
-        let by = self.face(state, proposal.by.into());
+        let by = self.summary(state, proposal.by.into());
         if alive && by.primary.is_some_and(|(epoch, active)| epoch > 1 && !active) {
-            taking.sometimes.push("a new primary changes the set before its barrier is committed");
+            notes.sometimes.push("a new primary changes the set before its barrier is committed");
         }
     }
 
     // ---- the coordinator -----------------------------------------------------------------------
 
-    fn write_record(&mut self, state: &mut State, mut next: ShardRecord) {
+    fn write_record(&mut self, state: &mut ReplicationState, mut next: ShardRecord) {
         next.version = Version(next.version.0 + 1);
         for at in self.stores() {
             let store = store_boot(at as u8, 0).store;
@@ -491,13 +550,14 @@ impl Replication {
                 shard_record::insert(&mut next.learners, store);
             }
         }
-        let number = self.machines.table.configs.number(next);
+        let number = self.machines.context.records.number(next);
         state.records.push(number);
     }
 
-    /// Every way in which the coordinator may change the record now.
-    fn coordinator(&self, state: &State) -> Vec<(String, ShardRecord, bool)> {
-        let now = self.config(state);
+    /// Returns every change that the coordinator may make to the record now, and whether it removes
+    /// a member.
+    fn coordinator(&self, state: &ReplicationState) -> Vec<(String, ShardRecord, bool)> {
+        let now = self.record(state);
         let mut all = Vec::new();
         let members: Vec<_> = now.isr.clone();
         if now.epoch.0 < self.bounds.epochs.into() {
@@ -543,21 +603,21 @@ pub(super) fn name(store: usize) -> &'static str {
     ["A", "B", "C", "D"][store]
 }
 
-fn set_of(config: &ShardRecord) -> String {
-    config.isr.iter().map(|&store| name(index_of(store).into())).collect()
+fn set_of(record: &ShardRecord) -> String {
+    record.isr.iter().map(|&store| name(index_of(store).into())).collect()
 }
 
-impl World for Replication {
-    type State = State;
+impl SearchWorld for Replication {
+    type State = ReplicationState;
 
-    fn initial(&mut self) -> State {
+    fn initial(&mut self) -> ReplicationState {
         if self.start.is_none() {
             self.start = Some(self.begin());
         }
         self.start.clone().expect("made above")
     }
 
-    fn steps(&mut self, from: &State, out: &mut Vec<Step<State>>) {
+    fn steps(&mut self, from: &ReplicationState, out: &mut Vec<Step<ReplicationState>>) {
         self.messages(from, out);
         self.disks(from, out);
         self.register(from, out);
@@ -565,14 +625,14 @@ impl World for Replication {
         self.faults(from, out);
     }
 
-    fn show(&self, state: &State) -> String {
-        let now = self.config(state);
+    fn show(&self, state: &ReplicationState) -> String {
+        let now = self.record(state);
         let primary = name(index_of(now.primary.store).into());
         let mut text =
             format!("record v{} e{} {primary} isr {}", now.version.0, now.epoch.0, set_of(now));
         for at in self.stores() {
-            let face = self.face(state, at);
-            let log: String = face
+            let summary = self.summary(state, at);
+            let log: String = summary
                 .log
                 .iter()
                 .map(|(epoch, chain)| format!(" {epoch}:{:02x}", chain & 255))
@@ -581,12 +641,12 @@ impl World for Replication {
                 " | {}#{} promised {} log [{}] durable {} commit {}",
                 name(at),
                 state.boots[at],
-                face.promised,
+                summary.promised,
                 log.trim(),
-                face.durable.len(),
-                face.commit
+                summary.durable.len(),
+                summary.commit
             );
-            if let Some((epoch, active)) = face.primary {
+            if let Some((epoch, active)) = summary.primary {
                 text += &format!(" leads e{epoch}{}", if active { "" } else { " (barrier open)" });
             }
         }
@@ -594,29 +654,29 @@ impl World for Replication {
     }
 }
 
-// ---- what can happen next ----------------------------------------------------------------------
+// ---- possible steps ----------------------------------------------------------------------------
 
 impl Replication {
     fn step(
         &mut self,
-        from: &State,
-        out: &mut Vec<Step<State>>,
+        from: &ReplicationState,
+        out: &mut Vec<Step<ReplicationState>>,
         what: impl Into<String>,
-        take: impl FnOnce(&mut Self, &mut State, &mut Taking),
+        take: impl FnOnce(&mut Self, &mut ReplicationState, &mut StepNotes),
     ) {
         let mut to = from.clone();
-        let mut taking = Taking::default();
-        take(self, &mut to, &mut taking);
+        let mut notes = StepNotes::default();
+        take(self, &mut to, &mut notes);
         self.tidy(&mut to);
-        if taking.broken.is_none() {
-            taking.broken = properties::broken(self, &mut to);
+        if notes.broken.is_none() {
+            notes.broken = properties::broken(self, &mut to);
         }
-        let Taking { sometimes, broken } = taking;
+        let StepNotes { sometimes, broken } = notes;
         out.push(Step { what: what.into(), to, sometimes, broken });
     }
 
-    /// Forgets what can't matter any more, and puts in order what has none.
-    fn tidy(&self, state: &mut State) {
+    /// Removes what has no effect any more, and sorts what has no order.
+    fn tidy(&self, state: &mut ReplicationState) {
         let version = state.version();
         let boots = state.boots;
         let alive = |by: u8, boot: u8| boots[usize::from(by)] == boot;
@@ -627,190 +687,197 @@ impl Replication {
         state.checks.retain(|&(by, boot, _)| alive(by, boot));
         state.reading.retain(|read| alive(read.at, read.boot));
         state.proposals.sort();
-        state.links.sort();
-        state.flying.sort_by_key(Flying::stream);
+        state.connections.sort();
+        state.in_flight.sort_by_key(InFlightPeerMessage::stream);
     }
 
-    fn messages(&mut self, from: &State, out: &mut Vec<Step<State>>) {
+    fn messages(&mut self, from: &ReplicationState, out: &mut Vec<Step<ReplicationState>>) {
         let mut streams = BTreeSet::new();
-        for &flying in &from.flying {
-            if !streams.insert(flying.stream()) {
+        for &in_flight in &from.in_flight {
+            if !streams.insert(in_flight.stream()) {
                 continue;
             }
-            let (dialler, acceptor) = ends(flying.conn);
-            let arrow = if flying.to_accepted { "→" } else { "←" };
-            let wire = self.machines.table.wires.get(flying.wire);
-            let what = format!("{} {arrow} {}: {}", name(dialler), name(acceptor), said(wire));
-            self.step(from, out, what, |world, to, taking| world.deliver(to, flying, taking));
+            let (dialler, acceptor) = ends(in_flight.conn);
+            let arrow = if in_flight.to_accepted { "→" } else { "←" };
+            let wire = self.machines.context.wires.get(in_flight.wire);
+            let what = format!("{} {arrow} {}: {}", name(dialler), name(acceptor), describe(wire));
+            self.step(from, out, what, |world, to, notes| world.deliver(to, in_flight, notes));
         }
     }
 
-    fn disks(&mut self, from: &State, out: &mut Vec<Step<State>>) {
+    fn disks(&mut self, from: &ReplicationState, out: &mut Vec<Step<ReplicationState>>) {
         for at in self.stores() {
-            if self.face(from, at).unsynced > 0 {
+            if self.summary(from, at).unsynced > 0 {
                 let what = format!("{}'s fsync is done", name(at));
-                self.step(from, out, what, |world, to, taking| {
-                    world.tell(to, at, Cause::Fsynced, taking);
+                self.step(from, out, what, |world, to, notes| {
+                    world.step_store(to, at, StoreInput::Fsynced, notes);
                 });
             }
         }
     }
 
-    fn register(&mut self, from: &State, out: &mut Vec<Step<State>>) {
+    fn register(&mut self, from: &ReplicationState, out: &mut Vec<Step<ReplicationState>>) {
         for at in self.stores() {
             let first =
                 if self.bounds.late_watch { from.seen[at].into() } else { from.version() - 1 };
             for version in (first + 1).max(u64::from(from.seen[at]) + 1)..=from.version() {
                 let what = format!("{} reads version {version}", name(at));
-                self.step(from, out, what, |world, to, taking| {
-                    world.read_record(to, at, version, taking);
+                self.step(from, out, what, |world, to, notes| {
+                    world.read_record(to, at, version, notes);
                 });
             }
         }
         for proposal in &from.proposals {
             let sender = usize::from(proposal.by);
             let by = name(sender);
-            let set = set_of(self.machines.table.configs.get(proposal.config));
+            let set = set_of(self.machines.context.records.get(proposal.record));
             let what = format!("etcd carries out {by}'s proposal of {set}");
-            self.step(from, out, what, |world, to, taking| world.carry_out(to, proposal, taking));
+            self.step(from, out, what, |world, to, notes| world.carry_out(to, proposal, notes));
             if !proposal.given_up && from.used.lost < self.bounds.lost {
                 let what = format!("the answer to {by}'s proposal of {set} is lost");
-                self.step(from, out, what, |world, to, taking| {
+                self.step(from, out, what, |world, to, notes| {
                     to.used.lost += 1;
                     let sent = to.proposals.iter_mut().find(|other| *other == proposal);
-                    sent.expect("it is under way").given_up = true;
-                    let (proposal, outcome) = (proposal.proposal, Settled::Unknown);
-                    world.tell(to, sender, Cause::Proposed { proposal, outcome }, taking);
+                    sent.expect("it is in flight").given_up = true;
+                    let (proposal, outcome) = (proposal.proposal, ProposalOutcome::Unknown);
+                    world.step_store(to, sender, StoreInput::Proposed { proposal, outcome }, notes);
                 });
             }
         }
         for &(by, boot, check) in &from.checks {
             let what = format!("etcd answers {}'s check", name(by.into()));
-            self.step(from, out, what, |world, to, taking| {
+            self.step(from, out, what, |world, to, notes| {
                 to.checks.retain(|&other| other != (by, boot, check));
-                taking.sometimes.push("etcd is asked for want of a peer's answer");
-                let config = *to.records.last().expect("there is a record from the start");
-                world.tell(to, by.into(), Cause::EtcdChecked { check, config }, taking);
+                notes.sometimes.push("etcd is asked because no peer answers");
+                let record = *to.records.last().expect("there is a record from the start");
+                world.step_store(to, by.into(), StoreInput::EtcdChecked { check, record }, notes);
             });
         }
         for (what, next, removes) in self.coordinator(from) {
-            self.step(from, out, what, |world, to, taking| {
+            self.step(from, out, what, |world, to, notes| {
                 to.used.removals += u8::from(removes);
                 let led = index_of(next.primary.store) >= world.bounds.in_sync;
                 if led {
-                    taking.sometimes.push("a store that was a learner is named primary");
+                    notes.sometimes.push("a store that was a learner is named primary");
                 }
                 world.write_record(to, next);
             });
         }
     }
 
-    fn clients(&mut self, from: &State, out: &mut Vec<Step<State>>) {
+    fn clients(&mut self, from: &ReplicationState, out: &mut Vec<Step<ReplicationState>>) {
         for at in
-            self.stores().filter(|&at| self.face(from, at).primary.is_some()).collect::<Vec<_>>()
+            self.stores().filter(|&at| self.summary(from, at).primary.is_some()).collect::<Vec<_>>()
         {
             for op in 0..self.bounds.ops {
                 if from.used.orders >= self.bounds.orders {
                     break;
                 }
                 let what = format!("op {op} is sent to {}", name(at));
-                self.step(from, out, what, |world, to, taking| {
+                self.step(from, out, what, |world, to, notes| {
                     to.used.orders += 1;
                     let message = to.used.orders.into();
-                    world.tell(to, at, Cause::Order { op, message }, taking);
+                    world.step_store(to, at, StoreInput::Order { op, message }, notes);
                 });
             }
             if from.used.reads < self.bounds.reads {
                 let what = format!("a read is sent to {}", name(at));
-                self.step(from, out, what, |world, to, taking| {
+                self.step(from, out, what, |world, to, notes| {
                     to.used.reads += 1;
                     let (id, boot) = (to.used.reads, to.boots[at]);
                     let acknowledged = to.acknowledged;
-                    to.reading.push(Reading { id, at: at as u8, boot, acknowledged });
-                    world.tell(to, at, Cause::Read { id }, taking);
+                    to.reading.push(OutstandingRead { id, at: at as u8, boot, acknowledged });
+                    world.step_store(to, at, StoreInput::Read { id }, notes);
                 });
             }
         }
     }
 
-    fn faults(&mut self, from: &State, out: &mut Vec<Step<State>>) {
+    fn faults(&mut self, from: &ReplicationState, out: &mut Vec<Step<ReplicationState>>) {
         for at in self.stores() {
             if from.used.crashes < self.bounds.crashes {
-                for kept in 0..=self.face(from, at).unsynced as u8 {
+                for kept in 0..=self.summary(from, at).unsynced as u8 {
                     let what = format!("{} loses power and {kept} groups are kept", name(at));
-                    self.step(from, out, what, |world, to, taking| {
-                        world.crash(to, at, kept, taking);
+                    self.step(from, out, what, |world, to, notes| {
+                        world.crash(to, at, kept, notes);
                     });
                 }
             }
             if from.used.ticks < self.bounds.ticks {
                 let what = format!("a second passes at {}", name(at));
-                self.step(from, out, what, |world, to, taking| {
+                self.step(from, out, what, |world, to, notes| {
                     to.used.ticks += 1;
-                    world.tell(to, at, Cause::Tick, taking);
+                    world.step_store(to, at, StoreInput::Tick, notes);
                 });
             }
         }
         for from_at in self.stores() {
             for to_at in self.stores().filter(|&to| to != from_at) {
-                self.line(from, from_at, to_at, out);
+                self.connection_steps(from, from_at, to_at, out);
             }
         }
     }
 
-    fn line(&mut self, from: &State, dialler: usize, acceptor: usize, out: &mut Vec<Step<State>>) {
+    fn connection_steps(
+        &mut self,
+        from: &ReplicationState,
+        dialler: usize,
+        acceptor: usize,
+        out: &mut Vec<Step<ReplicationState>>,
+    ) {
         let conn = conn_of(dialler, acceptor, from.generations[dialler][acceptor]);
-        let stands = from.links.iter().any(|link| link.conn == conn && link.dialled);
+        let stands =
+            from.connections.iter().any(|connection| connection.conn == conn && connection.dialled);
         let (one, other) = (name(dialler), name(acceptor));
-        let leads = self.face(from, dialler).primary.is_some();
+        let leads = self.summary(from, dialler).primary.is_some();
         if !stands {
             let what = format!("{one} dials {other}");
-            self.step(from, out, what, |world, to, taking| {
-                world.dial(to, dialler, acceptor, taking);
+            self.step(from, out, what, |world, to, notes| {
+                world.dial(to, dialler, acceptor, notes);
             });
         } else if from.used.cuts < self.bounds.cuts && leads {
             let what = format!("{one}'s connection to {other} is cut");
-            self.step(from, out, what, |world, to, taking| {
+            self.step(from, out, what, |world, to, notes| {
                 to.used.cuts += 1;
                 world.shut(to, dialler, conn);
-                let wire = world.machines.table.wires.number(Wire::Closed);
-                world.tell(to, dialler, Cause::Received { conn, wire }, taking);
+                let wire = world.machines.context.wires.number(PeerWireMessage::Closed);
+                world.step_store(to, dialler, StoreInput::Received { conn, wire }, notes);
             });
         }
         if leads && from.used.refusals < self.bounds.refusals {
             let what = format!("{one} finds {other} silent");
-            self.step(from, out, what, |world, to, taking| {
+            self.step(from, out, what, |world, to, notes| {
                 to.used.refusals += 1;
                 let store = acceptor as u8;
-                world.tell(to, dialler, Cause::Refused { store }, taking);
+                world.step_store(to, dialler, StoreInput::Refused { store }, notes);
             });
         }
     }
 
-    fn crash(&mut self, state: &mut State, at: usize, kept: u8, taking: &mut Taking) {
+    fn crash(&mut self, state: &mut ReplicationState, at: usize, kept: u8, notes: &mut StepNotes) {
         state.used.crashes += 1;
         state.boots[at] += 1;
         state.seen[at] = 0;
         let boots = state.boots;
-        let conns: Vec<u64> = state.links.iter().map(|link| link.conn).collect();
+        let conns: Vec<u64> = state.connections.iter().map(|connection| connection.conn).collect();
         for conn in conns {
             let (from, to) = ends(conn);
             if from == at || to == at {
                 self.shut(state, at, conn);
             }
         }
-        self.tell(state, at, Cause::Crash { kept, boots }, taking);
+        self.step_store(state, at, StoreInput::Crash { kept, boots }, notes);
         for other in self.stores().filter(|&other| other != at) {
-            self.tell(state, other, Cause::Peers { boots }, taking);
+            self.step_store(state, other, StoreInput::Peers { boots }, notes);
         }
     }
 }
 
-fn said(wire: &Wire) -> String {
+fn describe(wire: &PeerWireMessage) -> String {
     use engine::message::{FromFollower, ToFollower};
     match wire {
-        Wire::Closed => "closed".into(),
-        Wire::To(ToFollower::Append { n, slices }) => {
+        PeerWireMessage::Closed => "closed".into(),
+        PeerWireMessage::To(ToFollower::Append { n, slices }) => {
             let slice = &slices[0];
             let entries: Vec<u64> = slice.entries.iter().map(|entry| entry.seq.0).collect();
             format!(
@@ -818,10 +885,10 @@ fn said(wire: &Wire) -> String {
                 slice.epoch.0, slice.prev.seq.0, slice.commit.0
             )
         }
-        Wire::To(ToFollower::Hello { .. }) => "hello".into(),
-        Wire::From(FromFollower::Welcome { .. }) => "welcome".into(),
-        Wire::From(FromFollower::Ack { n }) => format!("ack {n}"),
-        Wire::To(other) => format!("{other:?}"),
-        Wire::From(other) => format!("{other:?}"),
+        PeerWireMessage::To(ToFollower::Hello { .. }) => "hello".into(),
+        PeerWireMessage::From(FromFollower::Welcome { .. }) => "welcome".into(),
+        PeerWireMessage::From(FromFollower::Ack { n }) => format!("ack {n}"),
+        PeerWireMessage::To(other) => format!("{other:?}"),
+        PeerWireMessage::From(other) => format!("{other:?}"),
     }
 }

@@ -1,11 +1,12 @@
-//! One store as the search sees it: the node machine that production runs, its disk, and its clock.
+//! A store in the search: the node machine that production runs, with its disk and its clock.
 //!
-//! Time stands still but for [`Cause::Tick`], and what needs a silence is told by a refused connection,
-//! which is silence at once. The state on disk never takes a flush, so a log is whole from its first
-//! entry, and recovery is that log read again.
+//! Time advances only by [`StoreInput::Tick`]. A peer that would be detected by silence is reported
+//! by a refused connection instead, which has the same effect at once. Nothing is flushed, so a log
+//! is complete from its first entry, and recovery reads that log.
 //!
-//! A follower writes and fsyncs in one step unless the world says otherwise: until it acknowledges, nobody
-//! can tell whether it has. A primary's messages leave before its own fsync, so that is a step of its own.
+//! A follower writes and fsyncs in one step unless the world is set otherwise: the difference is
+//! not visible to others before its acknowledgement. The messages of a primary leave before its own
+//! fsync, so that fsync is a separate step.
 
 use std::collections::VecDeque;
 
@@ -28,29 +29,30 @@ use super::machines::Machine;
 
 pub const STORES_MAX: usize = 4;
 pub const SHARD: ShardId = ShardId(0);
-/// Enough for any silence to be forgiven, for a proposal to be made again, for an ejected store to return.
+/// A tick that is long enough for a silence to count as a pause, for a proposal to be repeated, and
+/// for an ejected store to return.
 const TICK_US: u64 = 1_100_000;
 
-/// What travels between two nodes.
+/// A message between two nodes.
 #[derive(Clone, Debug)]
-pub enum Wire {
+pub enum PeerWireMessage {
     To(ToFollower),
     From(FromFollower),
-    /// The other end is gone: the last thing on a connection.
+    /// The other end is closed. This is the last message of a connection.
     Closed,
 }
 
-/// What causes refer to by number.
-pub struct Table {
+/// The settings, and the values that inputs refer to by number.
+pub struct StoreContext {
     pub settings: Settings,
     pub stores: usize,
-    /// A follower's fsync is a step of its own.
+    /// True if the fsync of a follower is a separate step.
     pub slow_fsync: bool,
-    pub wires: Interned<Wire>,
-    pub configs: Interned<ShardRecord>,
+    pub wires: Interned<PeerWireMessage>,
+    pub records: Interned<ShardRecord>,
 }
 
-/// Values, each kept once: equal is what prints alike.
+/// Interned values. Values with equal `Debug` texts are equal.
 pub struct Interned<T> {
     values: Vec<T>,
     numbers: std::collections::HashMap<u128, u32>,
@@ -79,9 +81,9 @@ impl<T: std::fmt::Debug> Interned<T> {
 }
 
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum Cause {
-    /// Power is lost, so many of the groups that were not fsynced are there all the same, and the next
-    /// boot begins.
+pub enum StoreInput {
+    /// Power is lost and the next boot begins. The first `kept` of the groups that were not fsynced
+    /// survive.
     Crash {
         kept: u8,
         boots: [u8; STORES_MAX],
@@ -101,14 +103,14 @@ pub enum Cause {
         conn: u64,
         wire: u32,
     },
-    /// The oldest fsync under way comes back.
+    /// The oldest fsync in flight completes.
     Fsynced,
-    Config {
-        config: u32,
+    Record {
+        record: u32,
     },
     Proposed {
         proposal: u64,
-        outcome: Settled,
+        outcome: ProposalOutcome,
     },
     Refused {
         store: u8,
@@ -122,20 +124,20 @@ pub enum Cause {
     },
     EtcdChecked {
         check: u64,
-        config: u32,
+        record: u32,
     },
     Tick,
 }
 
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum Settled {
+pub enum ProposalOutcome {
     Done { version: u64 },
     Failed,
     Unknown,
 }
 
 #[derive(Clone, Debug)]
-pub enum Out {
+pub enum StoreOutput {
     Send {
         conn: u64,
         wire: u32,
@@ -146,66 +148,66 @@ pub enum Out {
     Propose {
         proposal: u64,
         expect: u64,
-        config: u32,
+        record: u32,
         candidate: Option<(u8, u64)>,
     },
     Check {
         check: u64,
     },
-    /// The op is acknowledged.
+    /// An op is acknowledged.
     Applied {
         op: u8,
     },
-    /// A read was answered, or refused.
-    Told {
+    /// A read is answered, or refused (`None`).
+    ReadAnswered {
         id: u8,
         value: Option<i128>,
     },
 }
 
-/// What is to be seen of a store.
+/// The visible state of a store.
 #[derive(Debug, Default)]
-pub struct Face {
+pub struct StoreSummary {
     pub promised: u64,
-    /// Leads in this epoch; its barrier is committed.
+    /// The epoch in which it leads, and whether its barrier is committed.
     pub primary: Option<(u64, bool)>,
     pub commit: usize,
-    /// Epoch and chain of each entry.
+    /// The epoch and chain of each entry.
     pub log: Vec<(u64, u64)>,
-    /// The same, of what no crash takes.
+    /// The epoch and chain of each entry that survives any crash.
     pub durable: Vec<(u64, u64)>,
-    /// Groups written and not fsynced.
+    /// The number of groups that are written and not fsynced.
     pub unsynced: usize,
     pub stopped: Option<&'static str>,
-    /// It found a member that had lost what it acknowledged.
+    /// True if it found a member that lost entries which it had acknowledged.
     pub short: bool,
 }
 
 #[derive(Clone, Debug)]
-pub struct Store {
+pub struct StoreMachine {
     node: Node,
-    disk: Disk,
+    disk: StoreDisk,
     now: Now,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Disk {
-    durable: Kept,
-    /// Groups whose fsync has been asked for.
+struct StoreDisk {
+    durable: DurableLog,
+    /// The groups whose fsync was requested.
     synced: VecDeque<(u64, Vec<LogRecord>)>,
     open: Vec<LogRecord>,
 }
 
-/// What a log amounts to.
+/// The content of a log after recovery.
 #[derive(Clone, Debug, Default)]
-struct Kept {
+struct DurableLog {
     promised: Epoch,
     copy: CopyNo,
     held: bool,
     entries: Vec<Entry>,
 }
 
-impl Kept {
+impl DurableLog {
     fn take(&mut self, record: &LogRecord) {
         match record {
             LogRecord::Append { entry, .. } => {
@@ -245,7 +247,7 @@ pub fn index_of(store: StoreId) -> u8 {
     (store.0 - 1) as u8
 }
 
-/// Where a store's `node/` key was made: it moves with every boot.
+/// Returns the revision at which the `node/` key of a store was created; it differs for every boot.
 pub fn key_revision(store: u8, boot: u8) -> u64 {
     u64::from(boot) * 10 + u64::from(store)
 }
@@ -254,7 +256,7 @@ fn counter() -> CounterKey {
     CounterKey::new(b"n", b"c").expect("a short plain name")
 }
 
-/// Each op adds to a digit of its own, so a value shows which are in it, and how often.
+/// Returns the digit of an op in a value: the number of times that the op is counted.
 pub fn digit(value: i128, op: u8) -> i128 {
     value >> (4 * op) & 15
 }
@@ -266,31 +268,31 @@ fn batch(op: u8) -> Batch {
     Batch::seal(Slots::ALL, session, BatchSeq(1), BatchSeq(1), Codec::Raw, payload)
 }
 
-impl Store {
-    /// A store at its first boot, with nothing on its disk.
-    pub fn new(table: &Table, me: u8, boots: [u8; STORES_MAX]) -> Self {
+impl StoreMachine {
+    /// Creates a store at its first boot, with an empty disk.
+    pub fn new(context: &StoreContext, me: u8, boots: [u8; STORES_MAX]) -> Self {
         let mut store = Self {
-            node: Node::new(table.settings.clone(), store_boot(me, 1), Now(0), 1, vec![]),
-            disk: Disk::default(),
+            node: Node::new(context.settings.clone(), store_boot(me, 1), Now(0), 1, vec![]),
+            disk: StoreDisk::default(),
             now: Now(0),
         };
-        store.start(table, boots);
+        store.start(context, boots);
         store
     }
 
-    fn start(&mut self, table: &Table, boots: [u8; STORES_MAX]) {
+    fn start(&mut self, context: &StoreContext, boots: [u8; STORES_MAX]) {
         let gateway = Event::GatewayConnected { conn: self.gateway() };
-        for event in [Event::LeaseConfirmed, gateway, peers(table, boots)] {
+        for event in [Event::LeaseConfirmed, gateway, peers(context, boots)] {
             self.node.handle(self.now, event, &mut Vec::new());
         }
     }
 
-    /// One connection per boot.
+    /// Returns the connection of the gateway, one per boot.
     fn gateway(&self) -> Conn {
         Conn(1_000_000 + self.node.me().boot.0)
     }
 
-    fn crash(&mut self, table: &Table, kept: u8, boots: [u8; STORES_MAX]) {
+    fn crash(&mut self, context: &StoreContext, kept: u8, boots: [u8; STORES_MAX]) {
         let groups = std::mem::take(&mut self.disk.synced);
         for (_, records) in groups.iter().take(kept.into()) {
             records.iter().for_each(|record| self.disk.durable.take(record));
@@ -300,46 +302,48 @@ impl Store {
         let me = StoreBoot { boot: Boot(me.boot.0 + 1), ..me };
         let found = vec![self.disk.durable.recovered()];
         self.now = Now(0);
-        self.node = Node::new(table.settings.clone(), me, self.now, 1, found);
-        self.start(table, boots);
+        self.node = Node::new(context.settings.clone(), me, self.now, 1, found);
+        self.start(context, boots);
     }
 
-    fn event(&mut self, cause: Cause, table: &Table) -> Option<Event> {
-        Some(match cause {
-            Cause::Crash { kept, boots } => {
-                self.crash(table, kept, boots);
+    fn event(&mut self, input: StoreInput, context: &StoreContext) -> Option<Event> {
+        Some(match input {
+            StoreInput::Crash { kept, boots } => {
+                self.crash(context, kept, boots);
                 return None;
             }
-            Cause::Peers { boots } => peers(table, boots),
-            Cause::Dialled { conn, peer, boot } => {
+            StoreInput::Peers { boots } => peers(context, boots),
+            StoreInput::Dialled { conn, peer, boot } => {
                 Event::Dialled { conn: Conn(conn), peer: store_boot(peer, boot) }
             }
-            Cause::Accepted { conn } => Event::Accepted { conn: Conn(conn) },
-            Cause::Received { conn, wire } => match table.wires.get(wire).clone() {
-                Wire::To(message) => Event::ToFollower { conn: Conn(conn), message },
-                Wire::From(message) => Event::FromFollower { conn: Conn(conn), message },
-                Wire::Closed => Event::Closed { conn: Conn(conn) },
+            StoreInput::Accepted { conn } => Event::Accepted { conn: Conn(conn) },
+            StoreInput::Received { conn, wire } => match context.wires.get(wire).clone() {
+                PeerWireMessage::To(message) => Event::ToFollower { conn: Conn(conn), message },
+                PeerWireMessage::From(message) => Event::FromFollower { conn: Conn(conn), message },
+                PeerWireMessage::Closed => Event::Closed { conn: Conn(conn) },
             },
-            Cause::Fsynced => self.fsynced()?,
-            Cause::Config { config } => {
-                let config = table.configs.get(config).clone();
-                let mod_revision = config.version.0;
-                Event::ShardRecord { record: config, mod_revision, read: None }
+            StoreInput::Fsynced => self.fsynced()?,
+            StoreInput::Record { record } => {
+                let record = context.records.get(record).clone();
+                let mod_revision = record.version.0;
+                Event::ShardRecord { record, mod_revision, read: None }
             }
-            Cause::Proposed { proposal, outcome } => {
+            StoreInput::Proposed { proposal, outcome } => {
                 let outcome = match outcome {
-                    Settled::Done { version } => CasOutcome::Done { mod_revision: version },
-                    Settled::Failed => CasOutcome::Failed,
-                    Settled::Unknown => CasOutcome::Unknown,
+                    ProposalOutcome::Done { version } => CasOutcome::Done { mod_revision: version },
+                    ProposalOutcome::Failed => CasOutcome::Failed,
+                    ProposalOutcome::Unknown => CasOutcome::Unknown,
                 };
                 Event::Proposed { proposal, outcome }
             }
-            Cause::Refused { store } => Event::PeerRefused { store: store_boot(store, 0).store },
-            Cause::Order { op, message } => {
+            StoreInput::Refused { store } => {
+                Event::PeerRefused { store: store_boot(store, 0).store }
+            }
+            StoreInput::Order { op, message } => {
                 let message = GatewayMessage::Frame { message, batches: vec![batch(op)] };
                 Event::Gateway { conn: self.gateway(), message }
             }
-            Cause::Read { id } => {
+            StoreInput::Read { id } => {
                 let keys = vec![counter()];
                 let message = GatewayMessage::Read {
                     id: id.into(),
@@ -349,11 +353,11 @@ impl Store {
                 };
                 Event::Gateway { conn: self.gateway(), message }
             }
-            Cause::EtcdChecked { check, config } => {
-                let configs = Some(vec![table.configs.get(config).clone()]);
-                Event::EtcdChecked { check, records: configs }
+            StoreInput::EtcdChecked { check, record } => {
+                let records = Some(vec![context.records.get(record).clone()]);
+                Event::EtcdChecked { check, records }
             }
-            Cause::Tick => {
+            StoreInput::Tick => {
                 self.now = Now(self.now.0 + TICK_US);
                 Event::Tick
             }
@@ -370,7 +374,12 @@ impl Store {
         self.node.replicas().any(|replica| replica.primary.is_some())
     }
 
-    fn perform(&mut self, effect: Effect, table: &mut Table, out: &mut Vec<Out>) -> Option<Event> {
+    fn perform(
+        &mut self,
+        effect: Effect,
+        context: &mut StoreContext,
+        out: &mut Vec<StoreOutput>,
+    ) -> Option<Event> {
         match effect {
             Effect::Write(record) => self.disk.open.push(record),
             Effect::Sync { group } => {
@@ -384,7 +393,7 @@ impl Store {
                 });
             }
             Effect::ToFollower { conn, message } => {
-                // A heartbeat says that its sender lives, which no time here doubts, and commits.
+                // The rest of a heartbeat is ignored, since no time-out occurs here.
                 let message = match message {
                     ToFollower::Heartbeat { commits, .. } if commits.is_empty() => return None,
                     ToFollower::Heartbeat { commits, .. } => {
@@ -392,65 +401,65 @@ impl Store {
                     }
                     other => other,
                 };
-                let wire = table.wires.number(Wire::To(message));
-                out.push(Out::Send { conn: conn.0, wire });
+                let wire = context.wires.number(PeerWireMessage::To(message));
+                out.push(StoreOutput::Send { conn: conn.0, wire });
             }
             Effect::FromFollower { message: FromFollower::Alive { .. }, .. } => {}
             Effect::FromFollower { conn, message } => {
-                let wire = table.wires.number(Wire::From(message));
-                out.push(Out::Send { conn: conn.0, wire });
+                let wire = context.wires.number(PeerWireMessage::From(message));
+                out.push(StoreOutput::Send { conn: conn.0, wire });
             }
-            Effect::Close { conn } => out.push(Out::Close { conn: conn.0 }),
+            Effect::Close { conn } => out.push(StoreOutput::Close { conn: conn.0 }),
             Effect::Gateway { reply, .. } => match reply {
                 NodeReply::Answer { session, answer: BatchReply::Applied { .. }, .. } => {
-                    out.push(Out::Applied { op: (session.0.revision - 1) as u8 });
+                    out.push(StoreOutput::Applied { op: (session.0.revision - 1) as u8 });
                 }
                 NodeReply::Read { id, result } => {
-                    out.push(Out::Told {
+                    out.push(StoreOutput::ReadAnswered {
                         id: id as u8,
                         value: result.ok().map(|read| read.values[0]),
                     });
                 }
                 NodeReply::Answer { .. } | NodeReply::ShardState { .. } => {}
             },
-            Effect::Propose { proposal, expect, record: config, candidate } => {
-                let config = table.configs.number(config);
+            Effect::Propose { proposal, expect, record, candidate } => {
+                let record = context.records.number(record);
                 let candidate = candidate.map(|(store, key)| (index_of(store), key));
-                out.push(Out::Propose { proposal, expect, config, candidate });
+                out.push(StoreOutput::Propose { proposal, expect, record, candidate });
             }
-            Effect::CheckEtcd { check, .. } => out.push(Out::Check { check }),
-            // Records are read all the time, and nothing here flushes, lags or ends.
+            Effect::CheckEtcd { check, .. } => out.push(StoreOutput::Check { check }),
+            // The world delivers records by itself, and nothing here flushes, lags or shuts down.
             Effect::ReadRecord { .. } | Effect::Report(_) | Effect::Trim { .. } => {}
-            other => panic!("nothing asks for {other:?} here"),
+            other => panic!("unexpected effect {other:?}"),
         }
         None
     }
 }
 
-fn peers(table: &Table, boots: [u8; STORES_MAX]) -> Event {
+fn peers(context: &StoreContext, boots: [u8; STORES_MAX]) -> Event {
     let key = |store: u8| {
         let boot = boots[usize::from(store)];
         (store_boot(store, boot), key_revision(store, boot))
     };
-    Event::Peers((0..table.stores as u8).map(key).collect())
+    Event::Peers((0..context.stores as u8).map(key).collect())
 }
 
-impl Machine for Store {
-    type Cause = Cause;
-    type Out = Out;
-    type Face = Face;
-    type Table = Table;
+impl Machine for StoreMachine {
+    type Input = StoreInput;
+    type Output = StoreOutput;
+    type Summary = StoreSummary;
+    type Context = StoreContext;
 
-    fn on(&mut self, cause: Cause, table: &mut Table, out: &mut Vec<Out>) {
-        let mut events: VecDeque<Event> = self.event(cause, table).into_iter().collect();
+    fn on(&mut self, input: StoreInput, context: &mut StoreContext, out: &mut Vec<StoreOutput>) {
+        let mut events: VecDeque<Event> = self.event(input, context).into_iter().collect();
         while let Some(event) = events.pop_front() {
             let mut effects = Vec::new();
             self.node.handle(self.now, event, &mut effects);
             self.node.check_invariants();
             for effect in effects {
-                events.extend(self.perform(effect, table, out));
+                events.extend(self.perform(effect, context, out));
             }
-            if events.is_empty() && !table.slow_fsync && !self.leads() {
+            if events.is_empty() && !context.slow_fsync && !self.leads() {
                 events.extend(self.fsynced());
             }
         }
@@ -460,22 +469,22 @@ impl Machine for Store {
         self.now
     }
 
-    fn face(&self) -> Face {
+    fn summary(&self) -> StoreSummary {
         let of = |entries: &[Entry]| entries.iter().map(|e| (e.epoch.0, e.chain.0)).collect();
-        let mut face = Face {
+        let mut summary = StoreSummary {
             durable: of(&self.disk.durable.entries),
             unsynced: self.disk.synced.len(),
             short: self.node.durability_violations() > 0,
-            ..Face::default()
+            ..StoreSummary::default()
         };
-        let Some(view) = self.node.replicas().next() else { return face };
-        face.promised = view.promised.0;
-        face.primary = view.primary.map(|primary| (primary.epoch.0, primary.active));
-        face.commit = view.commit.0 as usize;
+        let Some(view) = self.node.replicas().next() else { return summary };
+        summary.promised = view.promised.0;
+        summary.primary = view.primary.map(|primary| (primary.epoch.0, primary.active));
+        summary.commit = view.commit.0 as usize;
         let position = |seq| view.log.position(Seq(seq)).unwrap_or_else(Position::default);
         let all = (1..=view.last.seq.0).map(position);
-        face.log = all.map(|position| (position.epoch.0, position.chain.0)).collect();
-        face.stopped = view.stopped;
-        face
+        summary.log = all.map(|position| (position.epoch.0, position.chain.0)).collect();
+        summary.stopped = view.stopped;
+        summary
     }
 }

@@ -1,8 +1,8 @@
 //! A second coordinator that promotes, recruits and moves at random, always by compare-and-set, and
-//! knows nothing of logs. Whatever it does must be safe; and it is in the real one's way, which must
-//! cope with records that change under its hands.
+//! knows nothing of logs. All of its actions must be safe; and it interferes with the real
+//! coordinator, which must cope with records that change concurrently.
 //!
-//! It stops when the faults do: healing is the real one's business alone.
+//! This coordinator stops when the faults do: healing is the task of the real one alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,27 +10,27 @@ use engine::ids::{Epoch, StoreBoot, StoreId, Version};
 use engine::records::StoreStatus;
 use engine::shard_record::{ShardRecord, insert, remove};
 
-use super::core::{Core, Place, Process, Told};
-use super::etcd::{Call, Compare, Key, Reply, Value, Write};
+use super::core::{Core, Place, ProcessId, ProcessInput};
+use super::etcd::{Call, Compare, EtcdKey, EtcdValue, Reply, Write};
 
 const TOCK: u64 = 50_000;
 
 #[derive(Debug)]
 pub struct ChaosHost {
     pub place: Place,
-    pub life: u32,
+    pub incarnation: u32,
     running: Option<Option<u64>>,
 }
 
 impl Default for ChaosHost {
     fn default() -> Self {
-        Self { place: Place::Chaos, life: 0, running: None }
+        Self { place: Place::Chaos, incarnation: 0, running: None }
     }
 }
 
 impl ChaosHost {
-    pub fn process(&self) -> Process {
-        Process { place: self.place, life: self.life }
+    pub fn process(&self) -> ProcessId {
+        ProcessId { place: self.place, incarnation: self.incarnation }
     }
 
     pub fn is_down(&self) -> bool {
@@ -43,25 +43,25 @@ impl ChaosHost {
 
     pub fn start(&mut self, core: &mut Core) {
         if self.is_down() && core.is_faulty() {
-            self.life += 1;
+            self.incarnation += 1;
             self.running = Some(None);
-            core.tell_after(TOCK, self.process(), Told::Tock);
+            core.input_after(TOCK, self.process(), ProcessInput::Tock);
         }
     }
 
-    pub fn on(&mut self, core: &mut Core, told: Told) {
+    pub fn on(&mut self, core: &mut Core, input: ProcessInput) {
         let process = self.process();
         let Some(waiting) = &mut self.running else { return };
-        match told {
-            Told::Tock if !core.is_faulty() => self.running = None,
-            Told::Tock => {
-                core.tell_after(TOCK, process, Told::Tock);
+        match input {
+            ProcessInput::Tock if !core.is_faulty() => self.running = None,
+            ProcessInput::Tock => {
+                core.input_after(TOCK, process, ProcessInput::Tock);
                 if waiting.is_none() {
                     *waiting = Some(core.etcd(process, Call::List));
                 }
             }
-            Told::EtcdTimeout { call } if *waiting == Some(call) => *waiting = None,
-            Told::Etcd { call, reply } if *waiting == Some(call) => {
+            ProcessInput::EtcdTimeout { call } if *waiting == Some(call) => *waiting = None,
+            ProcessInput::Etcd { call, reply } if *waiting == Some(call) => {
                 *waiting = None;
                 if let Reply::List { all, .. } = reply {
                     self.look(core, all);
@@ -71,17 +71,17 @@ impl ChaosHost {
         }
     }
 
-    fn look(&self, core: &mut Core, all: Vec<(Key, super::etcd::Versioned)>) {
+    fn look(&self, core: &mut Core, all: Vec<(EtcdKey, super::etcd::Versioned)>) {
         let mut alive = BTreeMap::new();
         let mut shards = Vec::new();
         let mut suspect = BTreeSet::new();
         for (_, versioned) in all {
             match versioned.value {
-                Value::Node(me) => {
+                EtcdValue::Node(me) => {
                     alive.insert(me.store, me);
                 }
-                Value::Shard(config) => shards.push((config, versioned.modified)),
-                Value::Store { me, status: StoreStatus::Suspect, .. } => {
+                EtcdValue::Shard(config) => shards.push((config, versioned.modified)),
+                EtcdValue::Store { me, status: StoreStatus::Suspect, .. } => {
                     suspect.insert(me.store);
                 }
                 _ => {}
@@ -97,21 +97,21 @@ impl ChaosHost {
             }
         }
         for (at, config) in writes {
-            let key = Key::Shard(config.shard());
+            let key = EtcdKey::Shard(config.shard());
             let compares = vec![Compare::Modified(key, at)];
-            let writes = vec![Write::Put(key, Value::Shard(config), None)];
+            let writes = vec![Write::Put(key, EtcdValue::Shard(config), None)];
             core.etcd(self.process(), Call::Txn { compares, writes });
         }
     }
 }
 
-type Alive = BTreeMap<StoreId, StoreBoot>;
+type LiveStores = BTreeMap<StoreId, StoreBoot>;
 
-/// A suspect store's copies are not for one to promote who knows nothing of logs.
+/// The copies of a suspect store are not for a coordinator to promote that knows nothing of logs.
 fn promote(
     core: &mut Core,
     config: &ShardRecord,
-    alive: &Alive,
+    alive: &LiveStores,
     suspect: &BTreeSet<StoreId>,
 ) -> Option<ShardRecord> {
     let lives = alive.get(&config.primary.store) == Some(&config.primary);
@@ -135,8 +135,8 @@ fn promote(
     Some(next)
 }
 
-/// Recruits what is missing, lets go what is too much.
-fn place(core: &mut Core, config: &ShardRecord, alive: &Alive) -> Option<ShardRecord> {
+/// Recruits missing members, removes surplus ones.
+fn place(core: &mut Core, config: &ShardRecord, alive: &LiveStores) -> Option<ShardRecord> {
     let mut next = config.clone();
     if config.isr.len() > core.plan.replicas {
         let others: Vec<StoreId> =

@@ -1,43 +1,43 @@
-//! The workload: clients that count, read and wait, each with one operation out.
+//! The workload: clients that count, read and wait, each with one operation in flight.
 
 use engine::key::CounterKey;
 
-use super::core::{Core, Happening, Place};
-use super::history::{Ask, DIGITS_MAX, History, MIXED_MAX, Outcome, Use};
+use super::core::{Core, Place, SimEvent};
+use super::history::{Ask, ClientHistory, CounterUse, DIGITS_MAX, MIXED_MAX, OpOutcome};
 use super::rng::Rng;
 
 /// An operation on its way to a gateway.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct ClientRequest {
     pub id: usize,
     pub counter: CounterKey,
     pub ask: Ask,
-    /// Of a read: a value of this age will do.
+    /// For a read: a value of at most this age is enough.
     pub max_staleness_ms: Option<u64>,
-    /// Virtual time at which the gateway answers whatever it knows.
+    /// Virtual time at which the gateway answers with what it knows by then.
     pub deadline: u64,
 }
 
 /// The answer on its way back.
 #[derive(Clone, Copy, Debug)]
-pub struct Answered {
+pub struct ClientReply {
     pub id: usize,
-    pub outcome: Outcome,
+    pub outcome: OpOutcome,
 }
 
 pub struct Clients {
-    pub history: History,
+    pub history: ClientHistory,
     /// The counters in use.
     digits: Vec<usize>,
     mixed: Vec<usize>,
-    /// The client that waits for an operation.
+    /// The client that waits for each operation, by operation.
     waiting: std::collections::BTreeMap<usize, usize>,
     finals: Finals,
-    /// Decides which reads may be stale.
+    /// The stream that decides which reads may be stale.
     staleness: Rng,
 }
 
-/// The reads at the end: each counter until it answers.
+/// The reads at the end: each counter is read until it answers.
 #[derive(Default)]
 struct Finals {
     begun: bool,
@@ -45,21 +45,23 @@ struct Finals {
 }
 
 const FINAL: usize = usize::MAX;
-/// Refused at once, it would ask for ever in one moment.
+/// A pause between final reads: one that is refused at once would otherwise repeat forever at one
+/// moment.
 const FINAL_PAUSE: u64 = 20_000;
-/// So often it is asked again while nothing is to be asked.
+/// The interval at which a client retries while the workload pauses.
 pub const REST: u64 = 5_000;
 
 impl Clients {
     pub fn new(core: &mut Core) -> Self {
-        let mut history = History::with_names(core.plan.name_bytes);
-        let digits =
-            (0..core.plan.digit_counters).map(|_| history.new_counter(Use::Digits)).collect();
+        let mut history = ClientHistory::with_names(core.plan.name_bytes);
+        let digits = (0..core.plan.digit_counters)
+            .map(|_| history.new_counter(CounterUse::Digits))
+            .collect();
         let mixed =
-            (0..core.plan.mixed_counters).map(|_| history.new_counter(Use::Mixed)).collect();
+            (0..core.plan.mixed_counters).map(|_| history.new_counter(CounterUse::Mixed)).collect();
         for client in 0..core.plan.clients {
             let first = core.rng.between(200_000, 400_000);
-            core.after(first, Happening::Client { client });
+            core.after(first, SimEvent::Client { client });
         }
         let waiting = std::collections::BTreeMap::new();
         let staleness = core.plan.staleness.clone();
@@ -70,13 +72,13 @@ impl Clients {
         self.waiting.len()
     }
 
-    /// A client asks for something.
+    /// A client begins its next operation.
     pub fn ask(&mut self, core: &mut Core, client: usize) {
         if client == FINAL || core.now >= core.plan.load_until {
             return;
         }
         if core.at_rest {
-            return core.after(REST, Happening::Client { client });
+            return core.after(REST, SimEvent::Client { client });
         }
         let (counter, ask) = self.choose(core);
         let patience = core.rng.between(100_000, 1_500_000);
@@ -87,7 +89,7 @@ impl Clients {
         if !self.mixed.is_empty() && core.rng.percent(12) {
             let at = core.rng.index(self.mixed.len());
             if self.worn(self.mixed[at]) {
-                self.mixed[at] = self.history.new_counter(Use::Mixed);
+                self.mixed[at] = self.history.new_counter(CounterUse::Mixed);
             }
             let delta = 1 << core.rng.below(12);
             let ask = match core.rng.below(10) {
@@ -98,11 +100,11 @@ impl Clients {
             };
             return (self.mixed[at], ask);
         }
-        // A hot one, and the rest alike.
+        // One counter is hot, the others are equal.
         let hot = core.rng.percent(30);
         let at = if hot { 0 } else { core.rng.index(self.digits.len()) };
         if self.history.counters[self.digits[at]].adds >= DIGITS_MAX {
-            self.digits[at] = self.history.new_counter(Use::Digits);
+            self.digits[at] = self.history.new_counter(CounterUse::Digits);
         }
         let counter = self.digits[at];
         if core.rng.percent(core.plan.reads_percent) {
@@ -115,7 +117,8 @@ impl Clients {
         (counter, if returning { Ask::AddReturning { delta } } else { Ask::Add { delta } })
     }
 
-    /// Enough operations for the search, or too many of unknown outcome.
+    /// Returns whether the counter has enough operations for the search, or too many of unknown
+    /// outcome.
     fn worn(&self, counter: usize) -> bool {
         let ops = &self.history.counters[counter].ops;
         let unknown = ops.iter().filter(|&&id| self.history.ops[id].applied().is_none()).count();
@@ -126,11 +129,12 @@ impl Clients {
         let id = self.history.ask(core.step, counter, ask);
         self.waiting.insert(id, client);
         let delay = core.delay();
-        // The reads at the end show what is there, and the search for an order knows no stale ones.
-        let by_digits = self.history.counters[counter].used == Use::Digits;
+        // The reads at the end show the final state, and the search for an order can't model stale
+        // ones.
+        let by_digits = self.history.counters[counter].used == CounterUse::Digits;
         let may_be_stale = ask == Ask::Read && client != FINAL && by_digits;
         let bounded = may_be_stale && self.staleness.percent(core.plan.bounded_percent);
-        let request = Request {
+        let request = ClientRequest {
             id,
             counter: self.history.counters[counter].key.clone(),
             ask,
@@ -138,15 +142,15 @@ impl Clients {
             deadline: core.now + delay + patience,
         };
         let to = Place::Gateway(core.rng.below(u64::from(core.plan.gateways)) as u8);
-        core.after(delay, Happening::Request { to, request });
-        // A gateway that forgets a client is told so here: nobody waits for ever.
-        let answered = Answered { id, outcome: Outcome::Unknown };
-        core.after(patience + 2_000_000, Happening::Answered(answered));
+        core.after(delay, SimEvent::Request { to, request });
+        // If a gateway forgets a client, this is its answer: no client waits forever.
+        let answered = ClientReply { id, outcome: OpOutcome::Unknown };
+        core.after(patience + 2_000_000, SimEvent::Answered(answered));
     }
 
-    pub fn answered(&mut self, core: &mut Core, answered: Answered) {
+    pub fn answered(&mut self, core: &mut Core, answered: ClientReply) {
         let Some(client) = self.waiting.remove(&answered.id) else { return };
-        core.journal.note(core.now, || {
+        core.trace.note(core.now, || {
             let op = &self.history.ops[answered.id];
             let key = &self.history.counters[op.counter].key;
             format!("client: {:?} of {key:?}: {:?}", op.ask, answered.outcome)
@@ -154,18 +158,18 @@ impl Clients {
         self.history.answer(core.step, core.now, answered.id, answered.outcome);
         if client != FINAL {
             let think = core.rng.between(0, core.plan.think * 2);
-            core.after(think, Happening::Client { client });
+            core.after(think, SimEvent::Client { client });
             return;
         }
         let counter = self.history.ops[answered.id].counter;
-        if matches!(answered.outcome, Outcome::Applied(_)) {
+        if matches!(answered.outcome, OpOutcome::Applied(_)) {
             self.finals.left.remove(&counter);
         } else {
-            core.after(FINAL_PAUSE, Happening::FinalRead { counter });
+            core.after(FINAL_PAUSE, SimEvent::FinalRead { counter });
         }
     }
 
-    /// Reads one counter at the end, until it answers.
+    /// Reads one counter at the end, and repeats until it answers.
     pub fn read_finally(&mut self, core: &mut Core, counter: usize) {
         self.send(core, FINAL, counter, Ask::Read, 1_000_000);
     }
@@ -179,7 +183,7 @@ impl Clients {
         }
     }
 
-    /// All operations are answered and all final reads done.
+    /// Returns whether all operations are answered and all final reads done.
     pub fn is_done(&self) -> bool {
         self.finals.begun && self.waiting.is_empty() && self.finals.left.is_empty()
     }

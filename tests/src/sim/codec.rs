@@ -1,31 +1,35 @@
-//! Messages as they cross a process boundary: encoded by `proto`, and read again from the bytes.
+//! Messages as they cross a process boundary: encoded by `proto`, and decoded from the bytes.
 //!
-//! What a message loses on that way, or what its reader refuses, no run that hands over values would notice. `proto` pulls
-//! in gRPC, so it is a feature (`codec`), which `./test` turns on; without it messages cross as they are. Rows of copies
-//! have a stream and tests of their own.
+//! A run that passes values would not notice what a message loses on that way, or what its decoder
+//! refuses. `proto` pulls in gRPC, so it is a feature (`codec`), which `./test` turns on; without
+//! it messages are passed as they are. Rows of copies have a stream and tests of their own.
 
-use super::network::Wire;
+use super::network::WireMessage;
 
-/// The message as the other end reads it.
+/// The message as the receiver decodes it.
 #[cfg(not(feature = "codec"))]
-pub fn cross(wire: Wire) -> Result<Wire, String> {
+pub fn cross(wire: WireMessage) -> Result<WireMessage, String> {
     Ok(wire)
 }
 
-/// The message as the other end reads it; or why it refuses it.
+/// The message as the receiver decodes it; or why it refuses it.
 #[cfg(feature = "codec")]
-pub fn cross(wire: Wire) -> Result<Wire, String> {
+pub fn cross(wire: WireMessage) -> Result<WireMessage, String> {
     use proto::wire as on_the_wire;
     Ok(match wire {
-        Wire::ToFollower(message) => {
-            Wire::ToFollower(through::<on_the_wire::ToFollower, _>(message)?)
+        WireMessage::ToFollower(message) => {
+            WireMessage::ToFollower(through::<on_the_wire::ToFollower, _>(message)?)
         }
-        Wire::FromFollower(message) => {
-            Wire::FromFollower(through::<on_the_wire::FromFollower, _>(message)?)
+        WireMessage::FromFollower(message) => {
+            WireMessage::FromFollower(through::<on_the_wire::FromFollower, _>(message)?)
         }
-        Wire::ToNode(message) => Wire::ToNode(through::<on_the_wire::ToNode, _>(message)?),
-        Wire::ToGateway(reply) => Wire::ToGateway(through::<on_the_wire::ToGateway, _>(reply)?),
-        rows @ (Wire::Rows { .. } | Wire::RowsRefused { .. }) => rows,
+        WireMessage::ToNode(message) => {
+            WireMessage::ToNode(through::<on_the_wire::ToNode, _>(message)?)
+        }
+        WireMessage::ToGateway(reply) => {
+            WireMessage::ToGateway(through::<on_the_wire::ToGateway, _>(reply)?)
+        }
+        rows @ (WireMessage::Rows { .. } | WireMessage::RowsRefused { .. }) => rows,
     })
 }
 

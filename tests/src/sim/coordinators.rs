@@ -1,7 +1,7 @@
-//! A coordinator: the engine's machine, driven as production drives it.
+//! A coordinator: the engine's state machine, driven as production drives it.
 //!
-//! It stands for election by a create-only key under its lease, tells the machine what its watch
-//! sees, and carries its questions to the nodes. It decides nothing.
+//! The driver stands for election by a create-only key under its lease, passes the events of its
+//! watch to the state machine, and sends its queries to the nodes. The driver makes no decisions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,39 +15,39 @@ use engine::node::CasOutcome;
 use engine::records::{NameRecord, NodeRecord, PromoteIntent, StoreRecord};
 
 use super::checker::Violation;
-use super::core::{Core, Place, Process, Told, since};
-use super::etcd::{Call, Compare, Key, Reply, Value, Versioned, WatchEvent, Write};
+use super::core::{Core, Place, ProcessId, ProcessInput, since};
+use super::etcd::{Call, Compare, EtcdKey, EtcdValue, EtcdWatchEvent, Reply, Versioned, Write};
 use super::nodes::{name_of, place_of};
 
-/// The driver's own clock: elections and keep-alives.
+/// The period of the driver's own clock: elections and keep-alives.
 const TOCK: u64 = 50_000;
 
 pub struct CoordinatorHost {
     pub place: Place,
-    pub life: u32,
-    running: Option<Box<Running>>,
+    pub incarnation: u32,
+    running: Option<Box<RunningCoordinator>>,
 }
 
-struct Running {
-    machine: Coordinator,
+struct RunningCoordinator {
+    coordinator: Coordinator,
     started: u64,
     wake_at: Option<u64>,
-    /// What it was about to do when it was stopped.
+    /// The effects that it was about to perform when it was paused.
     held_back: Vec<Effect>,
     lease: Option<u64>,
-    /// The term, and when etcd last confirmed the lease.
+    /// The term if this process leads, and when etcd last confirmed the lease.
     leads: Option<u64>,
     confirmed: u64,
-    calls: BTreeMap<u64, Asked>,
-    queries: BTreeMap<u64, Question>,
+    calls: BTreeMap<u64, CoordinatorCallPurpose>,
+    queries: BTreeMap<u64, PendingQuery>,
     next_query: u64,
     watches: bool,
-    /// The newest revision that the watch has shown: what a deletion is at least as new as.
+    /// The newest revision that the watch has shown: a deletion is at least as new.
     watched: u64,
 }
 
-/// Why etcd was asked.
-enum Asked {
+/// The purpose of a call of etcd.
+enum CoordinatorCallPurpose {
     Grant,
     Stand,
     KeepAlive,
@@ -55,8 +55,8 @@ enum Asked {
     Propose(u64),
 }
 
-/// What a node was asked.
-enum Question {
+/// A query to a node that is not answered yet.
+enum PendingQuery {
     Probe(u64),
     Gather(u64, StoreBoot),
     StepDown(ShardId, Epoch),
@@ -64,11 +64,11 @@ enum Question {
 
 impl CoordinatorHost {
     pub fn new(index: u8) -> Self {
-        Self { place: Place::Coordinator(index), life: 0, running: None }
+        Self { place: Place::Coordinator(index), incarnation: 0, running: None }
     }
 
-    pub fn process(&self) -> Process {
-        Process { place: self.place, life: self.life }
+    pub fn process(&self) -> ProcessId {
+        ProcessId { place: self.place, incarnation: self.incarnation }
     }
 
     pub fn is_down(&self) -> bool {
@@ -76,18 +76,18 @@ impl CoordinatorHost {
     }
 
     pub fn is_leading(&self) -> bool {
-        self.running.as_ref().is_some_and(|running| running.machine.is_leading())
+        self.running.as_ref().is_some_and(|running| running.coordinator.is_leading())
     }
 
     pub fn start(&mut self, core: &mut Core) {
         if !self.is_down() {
             return;
         }
-        self.life += 1;
+        self.incarnation += 1;
         let mut settings = core.plan.coordinator.clone();
         settings.new_cluster = u128::from(core.rng.word());
-        self.running = Some(Box::new(Running {
-            machine: Coordinator::new(settings),
+        self.running = Some(Box::new(RunningCoordinator {
+            coordinator: Coordinator::new(settings),
             started: core.clock(),
             wake_at: None,
             held_back: Vec::new(),
@@ -100,7 +100,7 @@ impl CoordinatorHost {
             watches: false,
             watched: 0,
         }));
-        core.tell_after(1_000, self.process(), Told::Tock);
+        core.input_after(1_000, self.process(), ProcessInput::Tock);
     }
 
     pub fn crash(&mut self, core: &mut Core) {
@@ -109,66 +109,66 @@ impl CoordinatorHost {
         core.etcd_unwatch(self.process());
     }
 
-    pub fn on(&mut self, core: &mut Core, told: Told) {
+    pub fn on(&mut self, core: &mut Core, input: ProcessInput) {
         let process = self.process();
         if let Some(running) = &mut self.running {
-            Driver { process, running }.told(core, told);
+            CoordinatorDriver { process, running }.on_input(core, input);
         }
     }
 }
 
-struct Driver<'a> {
-    process: Process,
-    running: &'a mut Running,
+struct CoordinatorDriver<'a> {
+    process: ProcessId,
+    running: &'a mut RunningCoordinator,
 }
 
-impl Driver<'_> {
-    fn told(&mut self, core: &mut Core, told: Told) {
-        match told {
-            Told::Wake if self.running.wake_at != Some(core.now) => {}
-            Told::Wake => {
+impl CoordinatorDriver<'_> {
+    fn on_input(&mut self, core: &mut Core, input: ProcessInput) {
+        match input {
+            ProcessInput::Wake if self.running.wake_at != Some(core.now) => {}
+            ProcessInput::Wake => {
                 self.running.wake_at = None;
                 self.handle(core, Event::Tick);
             }
-            Told::Resumed => {
+            ProcessInput::Resumed => {
                 for effect in std::mem::take(&mut self.running.held_back) {
                     self.perform(core, effect);
                 }
                 self.running.wake_at = None;
                 self.schedule(core);
             }
-            Told::Tock => self.tock(core),
-            Told::Watched(events) => self.watched_all(core, events),
-            Told::Etcd { call, reply } => {
+            ProcessInput::Tock => self.tock(core),
+            ProcessInput::Watched(events) => self.watched_all(core, events),
+            ProcessInput::Etcd { call, reply } => {
                 if let Some(asked) = self.running.calls.remove(&call) {
                     self.etcd_reply(core, asked, reply);
                 }
             }
-            Told::EtcdTimeout { call } => {
+            ProcessInput::EtcdTimeout { call } => {
                 if let Some(asked) = self.running.calls.remove(&call) {
                     self.etcd_timeout(core, asked);
                 }
             }
-            Told::QueryReply { query, reply } => self.answered(core, query, reply),
-            Told::QueryFailed { query, refused } => self.failed(core, query, refused),
-            Told::Report { from: Some(from), report } => {
+            ProcessInput::QueryReply { query, reply } => self.answered(core, query, reply),
+            ProcessInput::QueryFailed { query, refused } => self.failed(core, query, refused),
+            ProcessInput::Report { from: Some(from), report } => {
                 self.handle(core, Event::Reported { from, report });
             }
-            Told::Report { from: None, report } => {
+            ProcessInput::Report { from: None, report } => {
                 self.handle(core, Event::GatewayReported { suspects: report.silent });
             }
-            other => unreachable!("a coordinator is not told {other:?}"),
+            other => unreachable!("a coordinator does not receive {other:?}"),
         }
     }
 
     fn handle(&mut self, core: &mut Core, event: Event) {
         let now = since(self.running.started, core.clock());
         let me = self.process.place;
-        core.journal.note(core.now, || format!("{me:?} <- {event:?}"));
+        core.trace.note(core.now, || format!("{me:?} <- {event:?}"));
         let mut effects = Vec::new();
-        self.running.machine.handle(now, event, &mut effects);
+        self.running.coordinator.handle(now, event, &mut effects);
         for effect in effects {
-            core.journal.note(core.now, || format!("{me:?} -> {effect:?}"));
+            core.trace.note(core.now, || format!("{me:?} -> {effect:?}"));
             if core.holds_back(self.process) {
                 self.running.held_back.push(effect);
             } else {
@@ -179,30 +179,32 @@ impl Driver<'_> {
     }
 
     fn schedule(&mut self, core: &mut Core) {
-        let Some(deadline) = self.running.machine.next_deadline() else { return };
+        let Some(deadline) = self.running.coordinator.next_deadline() else { return };
         let at = core.when(deadline.0.saturating_add(self.running.started)).max(core.now + 1);
         if self.running.wake_at.is_none_or(|wake| at < wake) {
             self.running.wake_at = Some(at);
-            core.tell_after(at - core.now, self.process, Told::Wake);
+            core.input_after(at - core.now, self.process, ProcessInput::Wake);
         }
     }
 
     fn perform(&mut self, core: &mut Core, effect: Effect) {
         match effect {
-            Effect::List { list } => self.call(core, Call::List, Asked::List(list)),
+            Effect::List { list } => {
+                self.call(core, Call::List, CoordinatorCallPurpose::List(list))
+            }
             Effect::Propose { proposal, term, writes } => {
                 check_intent(core, &writes);
                 let call = transaction(core, term, writes);
-                self.call(core, call, Asked::Propose(proposal));
+                self.call(core, call, CoordinatorCallPurpose::Propose(proposal));
             }
             Effect::Probe { probe, to } => {
-                self.ask(core, to, NodeQuery::Probe { to }, Question::Probe(probe));
+                self.ask(core, to, NodeQuery::Probe { to }, PendingQuery::Probe(probe));
             }
             Effect::Gather { gather, to, shards } => {
-                self.ask(core, to, NodeQuery::Gather { shards }, Question::Gather(gather, to));
+                self.ask(core, to, NodeQuery::Gather { shards }, PendingQuery::Gather(gather, to));
             }
             Effect::StepDown { to, shard, epoch } => {
-                let question = Question::StepDown(shard, epoch);
+                let question = PendingQuery::StepDown(shard, epoch);
                 self.ask(core, to, NodeQuery::StepDown { shard, epoch }, question);
             }
             Effect::Decision(decision) => {
@@ -210,7 +212,7 @@ impl Driver<'_> {
                 if let Decision::Leaderless { why, .. } = decision {
                     core.oracle.coverage.leaderless(why);
                 }
-                *core.stories.entry(kind).or_default() += 1;
+                *core.decisions.entry(kind).or_default() += 1;
             }
             Effect::Exit { difference } => {
                 let violation = Violation { promise: "heals", detail: difference };
@@ -221,7 +223,7 @@ impl Driver<'_> {
 
     // ---- nodes ---------------------------------------------------------------------------------
 
-    fn ask(&mut self, core: &mut Core, to: StoreBoot, message: NodeQuery, question: Question) {
+    fn ask(&mut self, core: &mut Core, to: StoreBoot, message: NodeQuery, question: PendingQuery) {
         self.running.next_query += 1;
         let query = self.running.next_query;
         self.running.queries.insert(query, question);
@@ -231,17 +233,17 @@ impl Driver<'_> {
     fn answered(&mut self, core: &mut Core, query: u64, reply: NodeQueryReply) {
         let Some(question) = self.running.queries.remove(&query) else { return };
         let event = match (question, reply) {
-            (Question::Probe(probe), NodeQueryReply::Probe { from, fsync_age_ms }) => {
+            (PendingQuery::Probe(probe), NodeQueryReply::Probe { from, fsync_age_ms }) => {
                 Event::Probed { probe, result: ProbeResult::Alive { from, fsync_age_ms } }
             }
-            (Question::Gather(gather, to), NodeQueryReply::Gather { from, ends }) => {
+            (PendingQuery::Gather(gather, to), NodeQueryReply::Gather { from, ends }) => {
                 let ends = (from == to).then_some(ends);
                 Event::Gathered { gather, store: to.store, ends }
             }
-            (Question::StepDown(shard, epoch), NodeQueryReply::StepDown { end, .. }) => {
+            (PendingQuery::StepDown(shard, epoch), NodeQueryReply::StepDown { end, .. }) => {
                 Event::SteppedDown { shard, epoch, end }
             }
-            (_, other) => unreachable!("nobody asked for {other:?}"),
+            (_, other) => unreachable!("an answer without its query: {other:?}"),
         };
         self.handle(core, event);
     }
@@ -249,12 +251,14 @@ impl Driver<'_> {
     fn failed(&mut self, core: &mut Core, query: u64, refused: bool) {
         let Some(question) = self.running.queries.remove(&query) else { return };
         let event = match question {
-            Question::Probe(probe) => {
+            PendingQuery::Probe(probe) => {
                 let result = if refused { ProbeResult::Refused } else { ProbeResult::Silent };
                 Event::Probed { probe, result }
             }
-            Question::Gather(gather, to) => Event::Gathered { gather, store: to.store, ends: None },
-            Question::StepDown(shard, epoch) => Event::SteppedDown { shard, epoch, end: None },
+            PendingQuery::Gather(gather, to) => {
+                Event::Gathered { gather, store: to.store, ends: None }
+            }
+            PendingQuery::StepDown(shard, epoch) => Event::SteppedDown { shard, epoch, end: None },
         };
         self.handle(core, event);
     }
@@ -262,24 +266,35 @@ impl Driver<'_> {
     // ---- election ------------------------------------------------------------------------------
 
     fn tock(&mut self, core: &mut Core) {
-        core.tell_after(TOCK, self.process, Told::Tock);
+        core.input_after(TOCK, self.process, ProcessInput::Tock);
         if !std::mem::replace(&mut self.running.watches, true) {
             core.etcd_watch(self.process);
         }
         let late = core.now - self.running.confirmed > core.plan.lease_ttl;
         if late && self.running.leads.take().is_some() {
-            // Nobody can say any more that the key stands.
+            // The key may not exist any more.
             self.running.lease = None;
             self.handle(core, Event::Deposed);
         }
-        let asked = |asked: &Asked| matches!(asked, Asked::Grant | Asked::Stand | Asked::KeepAlive);
+        let asked = |asked: &CoordinatorCallPurpose| {
+            matches!(
+                asked,
+                CoordinatorCallPurpose::Grant
+                    | CoordinatorCallPurpose::Stand
+                    | CoordinatorCallPurpose::KeepAlive
+            )
+        };
         if self.running.calls.values().any(asked) {
             return;
         }
         match self.running.lease {
-            None => self.call(core, Call::Grant { ttl: core.plan.lease_ttl }, Asked::Grant),
+            None => self.call(
+                core,
+                Call::Grant { ttl: core.plan.lease_ttl },
+                CoordinatorCallPurpose::Grant,
+            ),
             Some(lease) => {
-                self.call(core, Call::KeepAlive { lease }, Asked::KeepAlive);
+                self.call(core, Call::KeepAlive { lease }, CoordinatorCallPurpose::KeepAlive);
                 if self.running.leads.is_none() {
                     self.stand(core, lease);
                 }
@@ -289,10 +304,10 @@ impl Driver<'_> {
 
     fn stand(&mut self, core: &mut Core, lease: u64) {
         let Place::Coordinator(place) = self.process.place else { return };
-        let compares = vec![Compare::Created(Key::Coordinator, 0)];
-        let value = Value::Coordinator { place };
-        let writes = vec![Write::Put(Key::Coordinator, value, Some(lease))];
-        self.call(core, Call::Txn { compares, writes }, Asked::Stand);
+        let compares = vec![Compare::Created(EtcdKey::Coordinator, 0)];
+        let value = EtcdValue::Coordinator { place };
+        let writes = vec![Write::Put(EtcdKey::Coordinator, value, Some(lease))];
+        self.call(core, Call::Txn { compares, writes }, CoordinatorCallPurpose::Stand);
     }
 
     fn lease_lost(&mut self, core: &mut Core) {
@@ -304,28 +319,32 @@ impl Driver<'_> {
 
     // ---- etcd ----------------------------------------------------------------------------------
 
-    fn call(&mut self, core: &mut Core, call: Call, asked: Asked) {
+    fn call(&mut self, core: &mut Core, call: Call, asked: CoordinatorCallPurpose) {
         let call = core.etcd(self.process, call);
         self.running.calls.insert(call, asked);
     }
 
-    fn etcd_reply(&mut self, core: &mut Core, asked: Asked, reply: Reply) {
+    fn etcd_reply(&mut self, core: &mut Core, asked: CoordinatorCallPurpose, reply: Reply) {
         match (asked, reply) {
-            (Asked::Grant, Reply::Granted { lease }) => {
+            (CoordinatorCallPurpose::Grant, Reply::Granted { lease }) => {
                 self.running.lease = Some(lease);
                 self.running.confirmed = core.now;
             }
-            (Asked::Stand, Reply::Txn { done: true, revision }) if self.running.lease.is_some() => {
+            (CoordinatorCallPurpose::Stand, Reply::Txn { done: true, revision })
+                if self.running.lease.is_some() =>
+            {
                 self.running.leads = Some(revision);
                 self.handle(core, Event::Elected { term: revision });
             }
-            (Asked::KeepAlive, Reply::Kept(true)) => self.running.confirmed = core.now,
-            (Asked::KeepAlive, Reply::Kept(false)) => self.lease_lost(core),
-            (Asked::List(list), Reply::List { revision, all }) => {
+            (CoordinatorCallPurpose::KeepAlive, Reply::Kept(true)) => {
+                self.running.confirmed = core.now
+            }
+            (CoordinatorCallPurpose::KeepAlive, Reply::Kept(false)) => self.lease_lost(core),
+            (CoordinatorCallPurpose::List(list), Reply::List { revision, all }) => {
                 let listing = Some(listing(revision, all));
                 self.handle(core, Event::Listed { list, listing });
             }
-            (Asked::Propose(proposal), Reply::Txn { done, revision }) => {
+            (CoordinatorCallPurpose::Propose(proposal), Reply::Txn { done, revision }) => {
                 let outcome = match done {
                     true => CasOutcome::Done { mod_revision: revision },
                     false => CasOutcome::Failed,
@@ -336,22 +355,24 @@ impl Driver<'_> {
         }
     }
 
-    fn etcd_timeout(&mut self, core: &mut Core, asked: Asked) {
+    fn etcd_timeout(&mut self, core: &mut Core, asked: CoordinatorCallPurpose) {
         match asked {
-            Asked::KeepAlive => {}
-            // It may have been made all the same, and then ends by itself.
-            Asked::Grant => {}
-            // The key may stand under this lease: only a new lease gives a clear answer.
-            Asked::Stand => self.lease_lost(core),
-            Asked::List(list) => self.handle(core, Event::Listed { list, listing: None }),
-            Asked::Propose(proposal) => {
+            CoordinatorCallPurpose::KeepAlive => {}
+            // The lease may have been granted all the same, and then expires by itself.
+            CoordinatorCallPurpose::Grant => {}
+            // The key may exist under this lease: only a new lease gives a clear answer.
+            CoordinatorCallPurpose::Stand => self.lease_lost(core),
+            CoordinatorCallPurpose::List(list) => {
+                self.handle(core, Event::Listed { list, listing: None })
+            }
+            CoordinatorCallPurpose::Propose(proposal) => {
                 self.handle(core, Event::Proposed { proposal, outcome: CasOutcome::Unknown });
             }
         }
     }
 
-    fn watched_all(&mut self, core: &mut Core, events: Vec<WatchEvent>) {
-        for WatchEvent { key, value } in events {
+    fn watched_all(&mut self, core: &mut Core, events: Vec<EtcdWatchEvent>) {
+        for EtcdWatchEvent { key, value } in events {
             let modified = value.as_ref().map_or(0, |versioned| versioned.modified);
             self.running.watched = self.running.watched.max(modified);
             let revision = self.running.watched;
@@ -363,49 +384,50 @@ impl Driver<'_> {
 }
 
 fn transaction(core: &Core, term: u64, writes: Writes) -> Call {
-    let mut compares = vec![Compare::Created(Key::Coordinator, term)];
+    let mut compares = vec![Compare::Created(EtcdKey::Coordinator, term)];
     let mut puts = Vec::new();
     match writes {
         Writes::Meta(meta) => {
-            compares.push(Compare::Created(Key::Meta, 0));
-            puts.push(Write::Put(Key::Meta, Value::Meta(meta), None));
+            compares.push(Compare::Created(EtcdKey::Meta, 0));
+            puts.push(Write::Put(EtcdKey::Meta, EtcdValue::Meta(meta), None));
         }
         Writes::Store { store, expect, record } => {
-            let key = Key::Store(store);
+            let key = EtcdKey::Store(store);
             compares.push(Compare::Modified(key, expect));
             let me = StoreBoot { store, boot: record.boot };
-            let value = Value::Store { me, nonce: record.nonce as u64, status: record.status };
+            let value = EtcdValue::Store { me, nonce: record.nonce as u64, status: record.status };
             puts.push(Write::Put(key, value, None));
         }
         Writes::AcceptedLoss(accepted) => {
             let AcceptedLoss { expect, record, loss, intent } = *accepted;
             let shard = record.shard();
-            compares.push(Compare::Modified(Key::Shard(shard), expect));
-            compares.push(Compare::Created(Key::Loss(shard, record.epoch), 0));
-            puts.push(Write::Put(Key::Loss(shard, record.epoch), Value::Loss(loss), None));
-            puts.push(Write::Put(Key::Shard(shard), Value::Shard(record), None));
+            compares.push(Compare::Modified(EtcdKey::Shard(shard), expect));
+            compares.push(Compare::Created(EtcdKey::Loss(shard, record.epoch), 0));
+            puts.push(Write::Put(EtcdKey::Loss(shard, record.epoch), EtcdValue::Loss(loss), None));
+            puts.push(Write::Put(EtcdKey::Shard(shard), EtcdValue::Shard(record), None));
             if let Some(intent) = intent {
-                compares.push(Compare::Modified(Key::Promote(shard), intent));
-                puts.push(Write::Delete(Key::Promote(shard)));
+                compares.push(Compare::Modified(EtcdKey::Promote(shard), intent));
+                puts.push(Write::Delete(EtcdKey::Promote(shard)));
             }
         }
         Writes::Shards(shards) => {
             check(core, &shards.iter().map(|(_, record)| record.shard()).collect::<Vec<_>>());
             for (expect, record) in shards {
-                let key = Key::Shard(record.shard());
+                let key = EtcdKey::Shard(record.shard());
                 compares.push(Compare::Modified(key, expect));
-                puts.push(Write::Put(key, Value::Shard(record), None));
+                puts.push(Write::Put(key, EtcdValue::Shard(record), None));
             }
         }
     }
     Call::Txn { compares, writes: puts }
 }
 
-/// An operator's word is about the record that the operator has seen, and no other.
+/// An operator's intent is about the record that the operator has seen, and no other.
 fn check_intent(core: &mut Core, writes: &Writes) {
     let Writes::AcceptedLoss(accepted) = writes else { return };
     let AcceptedLoss { record, intent: Some(at), .. } = &**accepted else { return };
-    let known = core.etcd.get(Key::Promote(record.shard())).filter(|known| known.modified == *at);
+    let known =
+        core.etcd.get(EtcdKey::Promote(record.shard())).filter(|known| known.modified == *at);
     let Some(intent) = known.and_then(intent_of) else { return };
     if record.version != Version(intent.version.0 + 1) {
         let detail = format!("{intent:?} is obeyed by {record:?} at {}", core.now);
@@ -420,7 +442,7 @@ fn check(core: &Core, shards: &[ShardId]) {
     assert!(shards.len() <= core.plan.coordinator.shards_per_txn, "too large a transaction");
 }
 
-fn listing(revision: u64, all: Vec<(Key, Versioned)>) -> Listing {
+fn listing(revision: u64, all: Vec<(EtcdKey, Versioned)>) -> Listing {
     let mut listing = Listing { revision, ..Listing::default() };
     for (key, versioned) in all {
         match change_of(key, Some(versioned)) {
@@ -436,25 +458,25 @@ fn listing(revision: u64, all: Vec<(Key, Versioned)>) -> Listing {
     listing
 }
 
-fn change_of(key: Key, value: Option<Versioned>) -> Option<RecordChange> {
+fn change_of(key: EtcdKey, value: Option<Versioned>) -> Option<RecordChange> {
     Some(match (key, value) {
-        (Key::Meta, Some(v)) => RecordChange::Meta(kept(&v, meta_of(&v)?)),
-        (Key::Store(store), v) => {
+        (EtcdKey::Meta, Some(v)) => RecordChange::Meta(kept(&v, meta_of(&v)?)),
+        (EtcdKey::Store(store), v) => {
             RecordChange::Store(store, v.and_then(|v| Some(kept(&v, store_of(&v)?))))
         }
-        // None is ever deleted, and its value says whose place it is.
-        (Key::Name(_), v) => {
+        // Names are never deleted, and the value names the place of the store.
+        (EtcdKey::Name(_), v) => {
             let v = v?;
-            let Value::Name(store) = v.value else { return None };
+            let EtcdValue::Name(store) = v.value else { return None };
             RecordChange::Name(name_of(store), Some(kept(&v, NameRecord { store })))
         }
-        (Key::Node(store), v) => {
+        (EtcdKey::Node(store), v) => {
             RecordChange::Node(store, v.and_then(|v| Some(kept(&v, node_of(&v)?))))
         }
-        (Key::Shard(shard), v) => {
+        (EtcdKey::Shard(shard), v) => {
             RecordChange::Shard(shard, v.and_then(|v| Some(kept(&v, shard_of(&v)?))))
         }
-        (Key::Promote(shard), v) => {
+        (EtcdKey::Promote(shard), v) => {
             RecordChange::Promote(shard, v.and_then(|v| Some(kept(&v, intent_of(&v)?))))
         }
         _ => return None,
@@ -467,27 +489,27 @@ fn kept<V>(versioned: &Versioned, value: V) -> AtRevision<V> {
 
 fn meta_of(versioned: &Versioned) -> Option<engine::records::Meta> {
     match &versioned.value {
-        Value::Meta(meta) => Some(meta.clone()),
+        EtcdValue::Meta(meta) => Some(meta.clone()),
         _ => None,
     }
 }
 
 fn intent_of(versioned: &Versioned) -> Option<PromoteIntent> {
     match &versioned.value {
-        Value::Promote(intent) => Some(intent.clone()),
+        EtcdValue::Promote(intent) => Some(intent.clone()),
         _ => None,
     }
 }
 
 fn shard_of(versioned: &Versioned) -> Option<engine::shard_record::ShardRecord> {
     match &versioned.value {
-        Value::Shard(record) => Some(record.clone()),
+        EtcdValue::Shard(record) => Some(record.clone()),
         _ => None,
     }
 }
 
 pub fn store_of(versioned: &Versioned) -> Option<StoreRecord> {
-    let Value::Store { me, nonce, status } = &versioned.value else { return None };
+    let EtcdValue::Store { me, nonce, status } = &versioned.value else { return None };
     Some(StoreRecord {
         name: name_of(me.store),
         address: String::new(),
@@ -500,17 +522,17 @@ pub fn store_of(versioned: &Versioned) -> Option<StoreRecord> {
 }
 
 fn node_of(versioned: &Versioned) -> Option<NodeRecord> {
-    let Value::Node(me) = &versioned.value else { return None };
+    let EtcdValue::Node(me) = &versioned.value else { return None };
     let address = String::new();
     Some(NodeRecord { boot: me.boot, address, capacity: 1 << 30, versions: (1, 1) })
 }
 
-/// Two zones, so that apart and balanced are at odds.
+/// Two zones, so that spreading over zones and balancing conflict.
 fn zone_of(store: StoreId) -> String {
     if store.0.is_multiple_of(2) { "even".into() } else { "odd".into() }
 }
 
-/// For counting.
+/// The name under which a decision is counted.
 fn kind_of(decision: &Decision) -> &'static str {
     match decision {
         Decision::BecameLeader { .. } => "took office",

@@ -1,7 +1,7 @@
-//! What all parts of a run share: virtual time, the queue of what will happen, chance, and the
-//! models of network and etcd.
+//! The parts that all processes of a run share: virtual time, the queue of future events, the
+//! random stream, and the models of network and etcd.
 //!
-//! Processes never call each other. Each schedules a [`Happening`] for later, and the world takes
+//! Processes never call each other. Each schedules a [`SimEvent`] for later, and the world takes
 //! them one by one in the order of (time, number): there is no other order, hence no other run.
 
 use std::cmp::Reverse;
@@ -11,16 +11,16 @@ use engine::ids::{Conn, Now, ShardId, StoreBoot};
 use engine::message::{HealthReport, NodeQuery, NodeQueryReply};
 use engine::records::PromoteIntent;
 
-use super::clients::{Answered, Request};
+use super::clients::{ClientReply, ClientRequest};
 use super::disk::DiskDone;
-use super::etcd::{Asked, Etcd, Reply, WatchEvent};
-use super::journal::Journal;
-use super::network::{Network, Side, Wire};
+use super::etcd::{Etcd, EtcdWatchEvent, PendingCall, Reply};
+use super::network::{Side, SimNetwork, WireMessage};
 use super::oracle::Oracle;
 use super::pauses::Pauses;
 use super::plan::Plan;
 use super::rng::Rng;
 use super::token_clients;
+use super::trace::Trace;
 
 /// A place where a process can run.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -28,29 +28,29 @@ pub enum Place {
     Node(u8),
     Gateway(u8),
     Coordinator(u8),
-    /// A second coordinator, that acts at random.
+    /// A second coordinator that acts at random.
     Chaos,
-    /// Another machine, on which somebody starts a copy of a node's folder.
+    /// Another machine, on which a copy of a node's folder is started.
     Twin,
     Etcd,
 }
 
-/// One run of one process. What was meant for an earlier life never reaches a later one.
+/// One start of one process. An event for an earlier incarnation never reaches a later one.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub struct Process {
+pub struct ProcessId {
     pub place: Place,
-    pub life: u32,
+    pub incarnation: u32,
 }
 
-/// What a process is told.
+/// The inputs that a process receives.
 #[derive(Debug)]
-pub enum Told {
+pub enum ProcessInput {
     Start,
-    /// The machine's next deadline may have come.
+    /// The state machine's next deadline may have come.
     Wake,
-    /// It stood still, and goes on.
+    /// The process was paused and continues.
     Resumed,
-    /// The driver's own clock: keep-alives, dialling, the wall clock.
+    /// A tick of the driver's own clock: keep-alives, dialling, the wall clock.
     Tock,
     /// A peer may be dialled again.
     Redial,
@@ -63,7 +63,8 @@ pub enum Told {
     Dialled {
         dial: u64,
         conn: Conn,
-        /// Who answers there, as its handshake says; none if it is no storage node.
+        /// The store that answers there, according to its handshake; `None` if it is no storage
+        /// node.
         peer: Option<StoreBoot>,
     },
     DialFailed {
@@ -72,13 +73,13 @@ pub enum Told {
     },
     Received {
         conn: Conn,
-        wire: Wire,
+        wire: WireMessage,
     },
     Closed {
         conn: Conn,
     },
     Query {
-        from: Process,
+        from: ProcessId,
         query: u64,
         message: NodeQuery,
     },
@@ -90,7 +91,7 @@ pub enum Told {
         query: u64,
         refused: bool,
     },
-    /// From a node, or else from a gateway.
+    /// A health report of a node, or of a gateway (`from` is `None`).
     Report {
         from: Option<StoreBoot>,
         report: HealthReport,
@@ -103,20 +104,20 @@ pub enum Told {
     EtcdTimeout {
         call: u64,
     },
-    Watched(Vec<WatchEvent>),
+    Watched(Vec<EtcdWatchEvent>),
     // -- clients
-    Request(Request),
-    TokenRequest(Box<token_clients::Send>),
+    Request(ClientRequest),
+    TokenRequest(Box<token_clients::TokenSend>),
 }
 
-/// Something that will happen at a known time.
+/// An event that will happen at a known time.
 #[derive(Debug)]
-pub enum Happening {
-    Tell(Process, Told),
-    /// As `Tell`, to whatever life runs there when it comes.
+pub enum SimEvent {
+    Input(ProcessId, ProcessInput),
+    /// As `Input`, for whatever incarnation runs there when it arrives.
     Query {
         to: Place,
-        from: Process,
+        from: ProcessId,
         query: u64,
         message: NodeQuery,
     },
@@ -127,7 +128,7 @@ pub enum Happening {
     },
     Request {
         to: Place,
-        request: Request,
+        request: ClientRequest,
     },
     DialArrives {
         link: u64,
@@ -139,7 +140,7 @@ pub enum Happening {
     Deliver {
         link: u64,
         to: Side,
-        wire: Wire,
+        wire: WireMessage,
     },
     Drain {
         link: u64,
@@ -153,8 +154,8 @@ pub enum Happening {
         link: u64,
     },
     EtcdArrives {
-        from: Process,
-        asked: Asked,
+        from: ProcessId,
+        asked: PendingCall,
     },
     EtcdWatch {
         watcher: usize,
@@ -163,9 +164,9 @@ pub enum Happening {
         watcher: usize,
     },
     EtcdLeases,
-    /// A restored etcd is taken away again: processes that noticed are started anew.
+    /// The real etcd replaces a restored one again: processes that noticed are restarted.
     EtcdPutRight,
-    Answered(Answered),
+    Answered(ClientReply),
     Client {
         client: usize,
     },
@@ -177,12 +178,12 @@ pub enum Happening {
     },
     TokenRequest {
         to: Place,
-        send: Box<token_clients::Send>,
+        send: Box<token_clients::TokenSend>,
     },
-    TokenAnswered(token_clients::Answered),
+    TokenAnswered(token_clients::TokenReply),
     Fault,
     DiskFault,
-    /// Clocks leap by so much when nothing is in flight.
+    /// Clocks leap by this much when nothing is in flight.
     Leap {
         far: u64,
         since: u64,
@@ -190,68 +191,68 @@ pub enum Happening {
     FaultEnds {
         fault: u64,
     },
-    /// One more step of a fault that has several.
+    /// One step of a fault that has several.
     FaultStep {
         pair: (Place, Place),
         blocks: bool,
     },
     Resume {
-        process: Process,
+        process: ProcessId,
     },
     Restart {
         place: Place,
     },
     OperatorLooks,
-    /// What is written into etcd by hand; none: it is withdrawn.
+    /// A record that an operator writes into etcd; `None`: it is withdrawn.
     OperatorWants {
         shard: ShardId,
         intent: Option<PromoteIntent>,
     },
-    /// A node's disk is mounted again.
+    /// The disk of a node is mounted again.
     PutBack {
         place: Place,
     },
 }
 
-/// See the module.
+/// The shared parts of a run, see the module.
 pub struct Core {
     pub now: u64,
-    /// How far clocks have leapt beyond it.
+    /// The sum of leaps of the processes' clocks beyond `now`.
     pub leapt: u64,
-    /// Clients ask for nothing.
+    /// The clients are paused.
     pub at_rest: bool,
     pub step: u64,
     pub rng: Rng,
     pub plan: Plan,
-    pub journal: Journal,
-    pub net: Network,
+    pub trace: Trace,
+    pub net: SimNetwork,
     pub etcd: Etcd,
     pub pauses: Pauses,
     pub oracle: Oracle,
-    /// What coordinators have told, by kind.
-    pub stories: BTreeMap<&'static str, u64>,
+    /// The decisions of coordinators, by kind.
+    pub decisions: BTreeMap<&'static str, u64>,
     /// The nodes whose wall clocks were set.
     pub clocks_set: BTreeSet<usize>,
     heap: BinaryHeap<Reverse<(u64, u64, usize)>>,
-    slab: Vec<Option<Happening>>,
+    slab: Vec<Option<SimEvent>>,
     free: Vec<usize>,
     next: u64,
 }
 
 impl Core {
-    pub fn new(plan: Plan, rng: Rng, journal: Journal) -> Self {
+    pub fn new(plan: Plan, rng: Rng, trace: Trace) -> Self {
         Self {
             now: 0,
             leapt: 0,
             at_rest: false,
             step: 0,
             rng,
-            journal,
-            net: Network::default(),
+            trace,
+            net: SimNetwork::default(),
             etcd: Etcd::default(),
             pauses: Pauses::default(),
             oracle: Oracle::new(&plan),
-            stories: BTreeMap::new(),
+            decisions: BTreeMap::new(),
             clocks_set: BTreeSet::new(),
             plan,
             heap: BinaryHeap::new(),
@@ -261,42 +262,42 @@ impl Core {
         }
     }
 
-    pub fn at(&mut self, at: u64, happening: Happening) {
+    pub fn at(&mut self, at: u64, event: SimEvent) {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slab.push(None);
             self.slab.len() - 1
         });
-        self.slab[slot] = Some(happening);
+        self.slab[slot] = Some(event);
         self.next += 1;
         self.heap.push(Reverse((at.max(self.now), self.next, slot)));
     }
 
-    pub fn after(&mut self, micros: u64, happening: Happening) {
-        self.at(self.now + micros, happening);
+    pub fn after(&mut self, micros: u64, event: SimEvent) {
+        self.at(self.now + micros, event);
     }
 
-    pub fn tell_after(&mut self, micros: u64, to: Process, told: Told) {
-        self.after(micros, Happening::Tell(to, told));
+    pub fn input_after(&mut self, micros: u64, to: ProcessId, input: ProcessInput) {
+        self.after(micros, SimEvent::Input(to, input));
     }
 
-    /// The next happening, with the clock moved to it.
-    pub fn pop(&mut self) -> Option<Happening> {
+    /// The next event, with the clock moved to it.
+    pub fn pop(&mut self) -> Option<SimEvent> {
         let Reverse((at, number, slot)) = self.heap.pop()?;
         self.now = at;
         self.step += 1;
-        self.journal.mix(at);
-        self.journal.mix(number);
+        self.trace.mix(at);
+        self.trace.mix(number);
         self.free.push(slot);
         self.slab[slot].take()
     }
 
-    /// When the next happening is due.
+    /// The time of the next event.
     pub fn next_at(&self) -> Option<u64> {
         self.heap.peek().map(|Reverse((at, ..))| *at)
     }
 
-    /// Time a message takes on the way. Mostly short, now and then long: reordering between
-    /// connections comes from the long ones.
+    /// The time that a message takes on the way. Mostly short, now and then long: reordering
+    /// between connections comes from the long ones.
     pub fn delay(&mut self) -> u64 {
         let base = self.plan.network_delay;
         match self.rng.below(1000) {
@@ -308,7 +309,7 @@ impl Core {
     }
 }
 
-/// A machine's clock starts with its driver.
+/// A state machine's clock starts with its driver.
 pub fn since(started: u64, now: u64) -> Now {
     Now(now - started)
 }

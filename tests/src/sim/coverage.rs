@@ -1,8 +1,9 @@
-//! Which rare paths a run has reached: a promise that was never put to the test is not proven.
+//! The rare paths that a run has taken: a promise that was never put to the test is not proven.
 //!
-//! Everything here is seen from outside, as drivers see it: events, effects, records, and what a node shows of its
-//! replicas. Nothing in the engine exists for these counts. The thousand seeds of `tests/tests/sim.rs` must reach
-//! each of them; a change that makes a path unreachable fails there, and so does one that makes it unseen.
+//! Everything here is observed from outside, as drivers see it: events, effects, records, and the
+//! view that a node gives of its replicas. Nothing in the engine exists for these counts. The
+//! thousand seeds of `tests/tests/sim.rs` must take each of them; a change that makes a path
+//! unreachable fails there, and so does one that makes it invisible.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,77 +23,77 @@ use engine::store::log::LogRecord;
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Path {
     // -- logs and failover
-    /// A new primary committed entries of an epoch before that nobody was known to have committed.
+    /// A new primary committed entries of an earlier epoch that were not known to be committed.
     TailSurvived,
-    /// Entries were cut off.
+    /// A replica truncated its log.
     TailTruncated,
-    /// Two barriers with nothing between them.
+    /// Two barriers are adjacent.
     FailoverWithoutData,
     /// A follower refused a deposed primary.
     DeposedRefused,
-    /// A follower's log did not hold what its primary's goes on from.
+    /// A follower's log did not contain the entry before the one that its primary sent.
     LogsApart,
-    /// A message to a copy that is no longer there.
+    /// A message arrived for a copy that no longer exists.
     WrongCopy,
 
     // -- the in-sync set
     Frozen,
-    /// At the floor a dead member's place went to a learner, in one change.
+    /// At `min_in_sync` a dead member's place went to a learner, in one change.
     SwappedAtFloor,
-    /// A primary took a silent member out.
+    /// A primary removed a silent member from the in-sync set.
     Ejected,
-    /// A member that had been out came back in.
+    /// A former member came back into the in-sync set.
     Readded,
-    /// A primary that heard nobody asked to be replaced.
+    /// A primary that received nothing from the others asked to be replaced.
     Resigned,
-    /// A primary stopped ordering, for another.
+    /// A primary stopped ordering, to hand over to another one.
     SteppedDown,
-    /// A process that was asked to stop handed over what it had, and ended.
+    /// A process that was asked to stop handed its shards over, and ended.
     Left,
-    /// A primary reported a frozen shard, and who holds it up: a member that is silent …
+    /// A primary reported a frozen shard that is held up by a silent member.
     HinderedBySilence,
-    /// … has a full disk …
+    /// A frozen shard is held up by a member with a full disk.
     HinderedByFullDisk,
-    /// … has no copy …
+    /// A frozen shard is held up by a member without a copy.
     HinderedByNoCopy,
-    /// … lacks what it has acknowledged …
+    /// A frozen shard is held up by a member that lacks what it has acknowledged.
     HinderedByLoss,
-    /// … is being sent a whole copy …
+    /// A frozen shard is held up by a member that is being sent a snapshot.
     HinderedByCopying,
-    /// … or answers and is late.
+    /// A frozen shard is held up by a member that answers and is behind.
     HinderedByLag,
-    /// A copy that may be wrong was the only one in reach, and was not promoted.
+    /// A copy that may be damaged was the only one in reach, and was not promoted.
     WrongCopyWaits,
     /// A lone survivor that was restarted was not promoted at once.
     LoneSurvivorWaits,
 
     // -- catching up
-    /// A follower was fed with what the primary no longer had in memory.
+    /// A follower was fed with entries that the primary no longer had in memory.
     FedFromLog,
-    /// The log no longer held what a follower was to be fed with, and it was sent a whole copy.
+    /// The log no longer held the entries that a follower lacked, and it was sent a snapshot.
     NotInLog,
     FilledBySnapshot,
     SnapshotInterrupted,
     CopyDropped,
-    /// A follower refused a whole copy that had no room.
+    /// A follower refused a snapshot for which it had no room.
     CopyWithoutRoom,
     /// A flush waited for room on the disk.
     FlushWithoutRoom,
     /// Entries that alone kept an old segment of the log were written again.
     EntriesCarried,
-    /// What a store needed for itself made its log too long, or did so no longer.
+    /// The log became too long because of what its own store needed, or no longer was.
     LogTooLong,
 
     // -- exactly once
     /// A batch was committed again in a later epoch, and only its first place counted.
     DuplicateAfterFailover,
     SessionCollected,
-    /// A batch of a collected session came, and was told so.
+    /// A batch of a collected session arrived, and was answered so.
     SessionExpired,
     BucketExpired,
-    /// A request with a token was refused for want of room for its record …
+    /// A request with a token was refused for want of room for its record.
     ShareTaken,
-    /// … while another namespace still found some.
+    /// While one namespace was refused, another one still found room.
     ShareLeft,
     /// A refusal before ordering, for want of room.
     Overloaded,
@@ -104,13 +105,13 @@ pub enum Path {
     ReadProvenByEtcd,
     /// Etcd knew a newer primary than the one that asked.
     ReadDeniedByEtcd,
-    /// A follower answered with a stale value, and said how stale.
+    /// A follower answered with a stale value, and stated how stale.
     StaleRead,
-    /// A follower that could not prove the bound refused.
+    /// A follower that could not prove the bound refused the read.
     TooStale,
 
     // -- etcd
-    /// A primary does not know what became of its proposal.
+    /// A primary does not know the outcome of its proposal.
     ProposalUnknown,
     /// A transaction took effect after its client had given up.
     LateTxn,
@@ -120,23 +121,24 @@ pub enum Path {
     // -- time
     /// Hours or days passed while nothing was in flight.
     Leapt,
-    /// The time of a shard leapt to what the clocks of its members say.
+    /// The time of a shard leapt to what the clocks of its members show.
     ShardTimeLeapt,
 
     // -- disks
     /// Power was lost in the middle of a group's write.
     GroupTorn,
-    /// A start cut the end of its log: it was never durable.
+    /// A start cut the end of its log, which was never durable.
     TornGroupCut,
-    /// Recovery told damage from a tear.
+    /// Recovery distinguished damage from a torn write.
     DamageTold,
-    /// A store began with copies that are not to be trusted.
+    /// A store started with copies that are not to be trusted.
     StartedSuspect,
-    /// A disk that was rolled back, or no longer says whose it is, was refused.
+    /// A disk that was rolled back, or can't be identified, was refused.
     StartRefused,
-    /// So was an older copy of it that was started elsewhere.
+    /// An older copy of a folder, started on another machine, was refused.
     TwinRefused,
-    /// An empty folder under the name of a store that is away was refused, or a store that was given up.
+    /// An empty folder under the name of a store that is away was refused, or a store that was
+    /// given up.
     EmptyRefused,
     /// A disk was mounted again.
     DiskPutBack,
@@ -205,26 +207,26 @@ impl Path {
     ];
 }
 
-/// How often each path was taken, and what it takes to know.
+/// The number of times that each path was taken, and the state that is needed to know.
 #[derive(Default)]
 pub struct Coverage {
     pub counts: BTreeMap<Path, u64>,
     records: BTreeMap<ShardId, ShardRecord>,
     /// Stores that were in sync once and are not now.
     outside: BTreeSet<(ShardId, StoreId)>,
-    /// What primaries have asked etcd for: so it is known whose change a record is.
+    /// The records that primaries have proposed to etcd: they show whose change a record is.
     proposed: BTreeSet<(ShardId, Version, Vec<StoreId>)>,
-    /// What some replica has applied.
+    /// The last position that any replica has applied.
     applied: BTreeMap<ShardId, Seq>,
-    /// The barriers written, where first.
+    /// The position of each epoch's barrier when it was first written.
     barriers: BTreeMap<(ShardId, Epoch), Seq>,
-    /// New primaries whose logs end with what nobody is known to have committed.
+    /// New primaries whose logs end with entries that are not known to be committed.
     tails: BTreeMap<(ShardId, Epoch), Seq>,
-    /// Where each batch was committed first.
+    /// The position at which each batch was first committed.
     batches: BTreeMap<(ShardId, SessionId, BatchSeq), (Epoch, Seq)>,
-    /// Copies on their way.
+    /// Snapshots on their way.
     transfers: BTreeSet<(StoreBoot, Conn, u64)>,
-    /// Where shard time stands, and how much more at once is a leap.
+    /// The time of each shard, and the step from which on it is a leap.
     times: BTreeMap<ShardId, TimeMs>,
     leap_ms: u64,
 }
@@ -295,7 +297,7 @@ impl Coverage {
             Effect::ToFollower { conn, message: ToFollower::Snapshot { transfer, .. } } => {
                 self.transfers.insert((me, *conn, *transfer));
             }
-            Effect::Gateway { reply, .. } => self.told_a_gateway(reply),
+            Effect::Gateway { reply, .. } => self.replied_to_gateway(reply),
             Effect::Report(report) => self.reported(report),
             Effect::QueryReply { reply: NodeQueryReply::StepDown { end: Some(_), .. }, .. } => {
                 self.reached(Path::SteppedDown);
@@ -334,7 +336,7 @@ impl Coverage {
         }
     }
 
-    /// The time of an entry, and how far shard time may go without a leap.
+    /// Records the time of an entry, and whether shard time leapt.
     fn time(&mut self, shard: ShardId, entry: &Entry) {
         let before = self.times.entry(shard).or_default();
         let step_ms = entry.time.0.saturating_sub(before.0);
@@ -349,7 +351,7 @@ impl Coverage {
         self.time(shard, entry);
         match entry.body {
             Body::Barrier => {
-                // The primary writes it before any follower hears of it.
+                // The primary writes the barrier before any follower receives it.
                 if self.barriers.contains_key(&(shard, entry.epoch)) {
                     return;
                 }
@@ -369,7 +371,7 @@ impl Coverage {
         }
     }
 
-    fn told_a_gateway(&mut self, reply: &NodeReply) {
+    fn replied_to_gateway(&mut self, reply: &NodeReply) {
         let path = match reply {
             NodeReply::Answer { answer: BatchReply::Expired, .. } => Path::SessionExpired,
             NodeReply::Answer { answer: BatchReply::Refused(Refusal::Overloaded), .. } => {
@@ -383,7 +385,7 @@ impl Coverage {
         self.reached(path);
     }
 
-    /// A replica has applied more than when it was last looked at.
+    /// A replica has applied more entries than at the last check.
     pub fn applied(&mut self, view: &ReplicaView<'_>, from: Seq) {
         let (shard, at) = (view.shard, view.state.applied);
         let newest = self.applied.entry(shard).or_default();
@@ -399,7 +401,7 @@ impl Coverage {
                 self.reached(Path::DuplicateAfterFailover);
             }
         }
-        // Of this epoch only what follows its barrier can be.
+        // In this epoch only an entry after its barrier can be applied.
         if self.tails.remove(&(shard, at.epoch)).is_some() {
             self.reached(Path::TailSurvived);
         }

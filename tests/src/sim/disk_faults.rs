@@ -1,38 +1,42 @@
-//! What goes wrong with disks: they fail, lie, fill up, and are mixed up by those who look after them.
+//! The faults of disks: they fail, lie, fill up, and are mixed up by their operators.
 //!
-//! The promises hold while one in-sync copy of each shard survives and one disk at a time is bad: so no disk is harmed
-//! before the last one that was is whole again, that is, before no shard counts on what it may have lost. A failed fsync
-//! is harm, too: it may have lost nothing, but its copies are not trusted any more. A full disk harms nothing, nor does a copy.
+//! The promises hold while one in-sync copy of each shard survives and one disk at a time is bad:
+//! so no disk is harmed before the last harmed one is whole again, that is, before no shard counts
+//! on what it may have lost. A failed fsync is harm, too: it may have lost nothing, but its copies
+//! are not trusted any more. A full disk harms nothing, nor does a copy.
 //!
-//! All of it has its own chance and its own clock: a seed without these faults is the same run as ever.
+//! These faults have their own random stream and their own clock: a seed without them is the same
+//! run as ever.
 
 use std::collections::BTreeSet;
 
 use engine::ids::StoreId;
 use engine::records::StoreStatus;
 
-use super::core::Happening;
-use super::etcd::{Key, Value};
+use super::core::SimEvent;
+use super::etcd::{EtcdKey, EtcdValue};
 use super::nodes::NodeHost;
 use super::rng::Rng;
-use super::world::World;
+use super::world::SimWorld;
 
-/// A cluster with full disks is looked at this often …
+/// The interval at which a cluster with full disks is checked.
 const ROOM_LOOK: u64 = 100_000;
-/// … and has to serve at so many looks in a row before the operator makes room.
+/// The number of checks in a row at which the cluster has to serve before the operator makes room.
 const SERVES_LOOKS: u32 = 30;
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum DiskFault {
-    /// An fsync fails: the process ends, and what it was writing is anybody's guess.
+    /// An fsync fails: the process ends, and any part of what it was writing may be there.
     FsyncFails,
     /// The log is too long or the disk too full for a while.
     Full,
-    /// The disk is full but for its reserve, and stays so until the operator makes room: see [`World::make_room`].
+    /// The disk is full but for its reserve, and stays so until the operator makes room: see
+    /// [`SimWorld::make_room`].
     StaysFull,
-    /// A bit that was durable is another, and a later group bears witness that it was.
+    /// A durable bit is changed, and a later group proves that it was durable.
     Rot,
-    /// The same, and every other node is away when this one comes back: its copies are the only ones in reach.
+    /// As `Rot`, and every other node is away when this one comes back: its copies are the only
+    /// ones in reach.
     LeftAlone,
     /// A counter's row can't be read.
     RowLost,
@@ -40,10 +44,12 @@ pub enum DiskFault {
     RolledBack,
     /// Everything is gone: a new disk.
     Emptied,
-    /// The disk is not there at the next start, an empty folder is; later it is put back. Of one node, or of all at once;
-    /// the operator may take it for lost and say so.
+    /// The disk is missing at the next start, and an empty folder is in its place; later the disk
+    /// is mounted again. This happens to one node, or to all at once; the operator may take the
+    /// disk for lost and replace its store.
     Unmounted,
-    /// A copy of the folder as it was before some earlier start is started on another machine, perhaps as this one dies.
+    /// A copy of the folder as it was before some earlier start is started on another machine,
+    /// perhaps as this node dies.
     Cloned,
 }
 
@@ -61,25 +67,26 @@ impl DiskFault {
         Self::Cloned,
     ];
 
-    /// Something that was durable may be gone, or nobody can know that it is not.
+    /// Something that was durable may be gone, or it is impossible to know that it is not.
     fn harms(self) -> bool {
         !matches!(self, Self::Full | Self::StaysFull | Self::Cloned)
     }
 }
 
-/// Which of them a seed suffers, and how often.
+/// The faults of disks that a seed suffers, and how often.
 #[derive(Clone, Debug)]
 pub struct DiskPlan {
     pub faults: Vec<DiskFault>,
     pub every: u64,
-    /// One disk stays full, and it is one of a node that leads: the others have room, and could lead as well.
+    /// At most one disk stays full, the one of a node that leads: the others have room, and could
+    /// lead as well.
     pub one_leader_full: bool,
     pub rng: Rng,
 }
 
 impl DiskPlan {
-    /// With a floor of one a disk may be the only one that counts at any moment: none is harmed then, since nothing is
-    /// promised of a shard that has lost its last in-sync copy.
+    /// With `min_in_sync` of one a disk may be the only one that counts at any moment: none is
+    /// harmed then, since nothing is promised for a shard that has lost its last in-sync copy.
     pub fn from_seed(seed: u64, min_in_sync: usize) -> Self {
         let mut rng = Rng::new(seed.rotate_left(45) ^ 0x0D15_CFA1_75ED);
         let mut faults = Vec::new();
@@ -98,7 +105,7 @@ impl DiskPlan {
     }
 }
 
-impl World {
+impl SimWorld {
     pub fn disk_fault(&mut self) {
         if self.core.now >= self.core.plan.faults_until {
             return;
@@ -110,7 +117,7 @@ impl World {
         let mut at = disks.rng.index(self.nodes.len());
         let of_the_filled = disks.rng.percent(50).then(|| disks.rng.word());
         let back_after = disks.rng.between(1_000, 1_500_000);
-        self.core.after(next, Happening::DiskFault);
+        self.core.after(next, SimEvent::DiskFault);
         let Some(fault) = fault else { return };
         if let (DiskFault::Full, Some(word)) = (fault, of_the_filled) {
             at = self.being_filled(word).unwrap_or(at);
@@ -123,12 +130,12 @@ impl World {
         if fault.harms() && !(nodes.into_iter().all(|at| self.is_whole(at)) && self.is_spare(at)) {
             return;
         }
-        self.core.journal.note(self.core.now, || format!("fault: {fault:?} of node {at}"));
+        self.core.trace.note(self.core.now, || format!("fault: {fault:?} of node {at}"));
         let dies = fault == DiskFault::Cloned && self.core.plan.disks.rng.percent(60);
         let (core, node) = (&mut self.core, &mut self.nodes[at]);
         let struck = match fault {
             DiskFault::Cloned => {
-                let twin = node.twin(self.twin.as_ref().map_or(0, |twin| twin.life));
+                let twin = node.twin(self.twin.as_ref().map_or(0, |twin| twin.incarnation));
                 let starts = twin.is_some();
                 if let Some(twin) = twin {
                     self.twin.insert(twin).start(core);
@@ -153,7 +160,7 @@ impl World {
             DiskFault::Emptied => {
                 node.crash(core, true);
                 node.is_emptied();
-                // The new one is smaller, until the operator makes room.
+                // The new disk is smaller, until the operator makes room.
                 let rng = &mut core.plan.disks.rng;
                 let (room, until) = (rng.below(400), core.now + rng.between(1_000_000, 4_000_000));
                 node.disk.small = rng.percent(60).then_some((room, until));
@@ -169,20 +176,22 @@ impl World {
             let kind = format!("{fault:?}");
             *self.faults.disks.entry(kind).or_default() += 1;
         }
-        // A coordinator that acts at random knows nothing of logs, and would name the one that is there.
+        // A coordinator that acts at random knows nothing of logs, and would promote the copy that
+        // is there.
         let alone = struck && fault == DiskFault::LeftAlone && !core.plan.chaos;
         if let Some(harmed) = node.harmed.filter(|_| struck && fault.harms()) {
             core.oracle.harmed(harmed);
         }
         let place = self.nodes[at].place;
         let back_after = if alone { back_after / 8 } else { back_after };
-        self.core.after(back_after, Happening::Restart { place });
+        self.core.after(back_after, SimEvent::Restart { place });
         if alone {
             self.others_go(at);
         }
     }
 
-    /// One of the nodes that are to be given a whole copy, or at least what they lack: there the room counts most.
+    /// One of the nodes that are to be sent a snapshot, or the entries that they lack: there the
+    /// room counts most.
     fn being_filled(&self, word: u64) -> Option<usize> {
         let records: Vec<_> = self.core.etcd.shards().map(|(config, _)| config).collect();
         let is_filled = |node: &NodeHost| {
@@ -214,7 +223,8 @@ impl World {
         self.core.plan.last_until(self.core.now + 7_000_000);
     }
 
-    /// One that is taken for lost is, for all that the others know; while all are away nothing takes their place.
+    /// A disk that the operator takes for lost is lost, as far as the others know; while all are
+    /// away no other takes its place.
     fn unmount(&mut self, at: usize, back_after: u64) {
         let rng = &mut self.core.plan.disks.rng;
         let (all, replaces) = (rng.percent(40), rng.percent(60));
@@ -224,13 +234,14 @@ impl World {
             self.nodes[node].crash(&mut self.core, true);
             self.nodes[node].is_unmounted(&self.core, replaces);
             let place = self.nodes[node].place;
-            self.core.after(back_after / 2 + 1_000, Happening::Restart { place });
-            self.core.after(2 * back_after + 500_000, Happening::PutBack { place });
+            self.core.after(back_after / 2 + 1_000, SimEvent::Restart { place });
+            self.core.after(2 * back_after + 500_000, SimEvent::PutBack { place });
         }
     }
 
-    /// The operator makes room on the disks that stay full, as late as may be: first every shard answers reads, and takes
-    /// writes wherever enough members could. So a cluster that waits for room where it need not never heals.
+    /// The operator makes room on the disks that stay full, as late as possible: first every shard
+    /// answers reads, and takes writes wherever enough members could. So a cluster that waits for
+    /// room unnecessarily never heals.
     pub fn make_room(&mut self) {
         if self.core.now < self.next_room {
             return;
@@ -238,7 +249,7 @@ impl World {
         self.next_room = self.core.now + ROOM_LOOK;
         let full: BTreeSet<StoreId> =
             self.nodes.iter().filter(|node| node.disk.stays_full).map(|node| node.store).collect();
-        // For a moment only a shard may well have too few other members, when one of them is being replaced.
+        // For a moment a shard may have too few other members, while one of them is being replaced.
         let waits = !full.is_empty() && self.waits_beside_room(&full).is_some();
         self.serves_without_room = if waits { 0 } else { self.serves_without_room + 1 };
         if full.is_empty() || self.serves_without_room < SERVES_LOOKS {
@@ -249,20 +260,20 @@ impl World {
         }
     }
 
-    /// A shard that does not serve although no more is wrong than that these disks are full.
+    /// A shard that does not serve although nothing else is wrong than that these disks are full.
     pub fn waits_beside_room(&self, full: &BTreeSet<StoreId>) -> Option<String> {
-        let machine =
-            |store: StoreId| self.nodes.iter().find(|node| node.store == store)?.machine();
+        let running = |store: StoreId| self.nodes.iter().find(|node| node.store == store)?.node();
         self.core.etcd.shards().find_map(|(config, _)| {
             let (shard, store) = (config.shard(), config.primary.store);
-            let mut views = machine(store).into_iter().flat_map(|node| node.replicas());
+            let mut views = running(store).into_iter().flat_map(|node| node.replicas());
             let view = views.find(|view| view.shard == shard);
             let led = view.and_then(|view| view.primary);
             let led = led.filter(|primary| primary.epoch == config.epoch);
-            // A harmed copy, or one that is gone, is replaced by a whole one, for which there is no room.
+            // A harmed copy, or a missing one, is replaced by a snapshot, for which there is no
+            // room.
             let is_harmed = |store: &StoreId| {
                 let node = self.nodes.iter().find(|node| node.store == *store);
-                node.is_none_or(|node| node.machine().is_some() && !has_good(node, shard))
+                node.is_none_or(|node| node.node().is_some() && !has_good(node, shard))
             };
             if config.isr.iter().any(is_harmed) {
                 return None;
@@ -270,7 +281,7 @@ impl World {
             if !led.is_some_and(|primary| primary.active) {
                 return Some(format!("shard {shard}: no member answers reads, with {full:?} full"));
             }
-            let able = |store: &&StoreId| !full.contains(store) && machine(**store).is_some();
+            let able = |store: &&StoreId| !full.contains(store) && running(**store).is_some();
             let able = config.isr.iter().filter(able).count();
             (full.contains(&store) && able >= self.core.plan.min_in_sync).then(|| {
                 format!("shard {shard}: led by {store:?}, whose disk is full, {able} are not")
@@ -278,8 +289,9 @@ impl World {
         })
     }
 
-    /// Each shard has a good in-sync copy without this disk, and no member that is in sync since there was nothing yet to
-    /// have, and has made no copy: if all others leave the set before it hears of its shard, nobody may ever lead it.
+    /// Each shard has a good in-sync copy without this disk, and no member that has been in sync
+    /// since the shard was empty, and has made no copy: if all others left the set before that
+    /// member learned of its shard, no store could ever lead it.
     fn is_spare(&self, at: usize) -> bool {
         let store = self.nodes[at].store;
         let mut relying = self.core.etcd.shards().filter(|(config, _)| config.isr.contains(&store));
@@ -297,7 +309,7 @@ impl World {
         })
     }
 
-    /// No shard counts on anything that this disk may have lost, nor on one that is not mounted.
+    /// No shard counts on anything that this disk may have lost, nor on a disk that is not mounted.
     fn is_whole(&self, at: usize) -> bool {
         let node = &self.nodes[at];
         let counted_on =
@@ -306,11 +318,12 @@ impl World {
             return false;
         }
         let Some(harmed) = node.harmed else { return true };
-        // Etcd says so until all its copies are others: a restart before that would trust none of them.
-        let suspect = self.core.etcd.get(Key::Store(harmed)).is_some_and(|kept| {
-            matches!(kept.value, Value::Store { status: StoreStatus::Suspect, .. })
+        // Etcd keeps the store as suspect until all its copies are replaced: a restart before that
+        // would trust none of them.
+        let suspect = self.core.etcd.get(EtcdKey::Store(harmed)).is_some_and(|kept| {
+            matches!(kept.value, EtcdValue::Store { status: StoreStatus::Suspect, .. })
         });
-        // And what nobody has come upon yet may come back into the in-sync set with its copy.
+        // Harm that is not found yet may come back into the in-sync set with its copy.
         if node.store == harmed && (suspect || node.hides_harm()) {
             return false;
         }
@@ -318,25 +331,25 @@ impl World {
             self.core.etcd.shards().filter(|(config, _)| config.isr.contains(&harmed));
         relying.all(|(config, _)| {
             let trusted = node.store == harmed && !config.tainted.contains(&harmed);
-            trusted && has_anew(node, config.shard())
+            trusted && has_new_copy(node, config.shard())
         })
     }
 }
 
-/// The copy was made anew since the disk was harmed: one that was not is stopped.
-fn has_anew(node: &NodeHost, shard: engine::ids::ShardId) -> bool {
+/// The copy was replaced since the disk was harmed; a copy that was not replaced is stopped.
+fn has_new_copy(node: &NodeHost, shard: engine::ids::ShardId) -> bool {
     node.read_since_harmed() && !node.hides_harm() && has_good(node, shard)
 }
 
-/// A process holds a copy of which it knows nothing bad.
+/// A process holds a copy with no known defect.
 fn has_good(node: &NodeHost, shard: engine::ids::ShardId) -> bool {
-    let Some(machine) = node.machine() else { return false };
-    let view = machine.replicas().find(|view| view.shard == shard);
+    let Some(running) = node.node() else { return false };
+    let view = running.replicas().find(|view| view.shard == shard);
     view.is_some_and(|view| view.exists && !view.unfit && view.stopped.is_none())
 }
 
 /// A process holds no copy, or not yet.
 fn has_none(node: &NodeHost, shard: engine::ids::ShardId) -> bool {
-    node.machine()
-        .is_some_and(|machine| !machine.replicas().any(|view| view.shard == shard && view.exists))
+    node.node()
+        .is_some_and(|running| !running.replicas().any(|view| view.shard == shard && view.exists))
 }

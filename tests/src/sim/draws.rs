@@ -1,24 +1,27 @@
-//! What a seed draws of each limit and each wait: as shipped, or anything from tiny up to that.
+//! The draws of a seed for each limit and each wait: as shipped, or anything from tiny up to that.
 //!
-//! A limit that no run makes small is one behind which nothing was ever tested: catching up from the log on disk never
-//! ended where segments were as large as shipped, and no seed knew, because none had ever met the end of a block. So
-//! every limit of the machines and of the models is drawn here, most of them log-uniformly, and `sim` prints how.
+//! A limit that no run makes small hides code that was never tested: catching up from the log on
+//! disk never ended where segments were as large as shipped, and no seed found it, because none had
+//! ever reached the end of a block. So every limit of the state machines and of the models is drawn
+//! here, most of them log-uniformly, and `sim` prints the distribution.
 //!
-//! Some seeds draw everything as shipped, some almost nothing. All of it comes from a stream of its own.
+//! Some seeds draw everything as shipped, some almost nothing. All draws come from a stream of
+//! their own.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use super::rng::Rng;
 
-/// Draws what is said not to be promised, too: an image of a disk from the middle of a run is put back (docs/reliability.md,
-/// "Images of a disk"). `DKC_SIM_ALL=1` turns it on, to see what becomes of such a disk.
+/// Returns whether to draw a fault that is outside of the promises, too: an image of a disk from
+/// the middle of a run is put back (docs/reliability.md, "Images of a disk"). `DKC_SIM_ALL=1` turns
+/// it on, to see what such a disk does.
 pub fn are_images_of_a_run_drawn() -> bool {
     static ALL: OnceLock<bool> = OnceLock::new();
     *ALL.get_or_init(|| std::env::var_os("DKC_SIM_ALL").is_some())
 }
 
-/// A log that is as short as that is met by a run of some seconds.
+/// A run of some seconds fills a log that is as short as this.
 const TIGHT_BYTES: usize = 8 << 10;
 
 /// One limit as a seed drew it.
@@ -28,17 +31,18 @@ pub struct Drawn {
     pub shipped: u64,
 }
 
-/// All that a seed has drawn, by name.
+/// All draws of a seed, by name.
 pub type Drawings = BTreeMap<&'static str, Drawn>;
 
-/// See the module.
+/// The stream of draws and its record, see the module.
 pub struct Draws {
     pub rng: Rng,
-    /// How many of the limits are not as shipped, in percent …
+    /// The percentage of the limits that are not as shipped.
     small_percent: u64,
-    /// … and how many of the waits.
+    /// The percentage of the waits that are not as shipped.
     short_percent: u64,
-    /// Logs are short and what is written is large: logs get too long, and are trimmed, carried and replaced all the time.
+    /// Logs are short and entries are large: logs get too long, and are trimmed, carried and
+    /// replaced all the time.
     tight_log: bool,
     pub drawings: Drawings,
 }
@@ -52,7 +56,8 @@ impl Draws {
         Self { rng, small_percent, short_percent, tight_log, drawings: Drawings::new() }
     }
 
-    /// A limit of the log: like any other, or in some seeds so small that runs of some seconds meet it again and again.
+    /// Draws a limit of the log: like any other, or in some seeds so small that runs of some
+    /// seconds reach it again and again.
     pub fn log_size(&mut self, name: &'static str, least: usize, shipped: usize) -> usize {
         if !self.tight_log {
             return self.size(name, least, shipped);
@@ -62,12 +67,12 @@ impl Draws {
         value as usize
     }
 
-    /// What is written is large beside the log.
+    /// Returns whether entries are large compared to the log.
     pub fn has_tight_log(&self) -> bool {
         self.tight_log
     }
 
-    /// A limit: as shipped, or anything between `least` and that.
+    /// Draws a limit: as shipped, or anything between `least` and that.
     pub fn size(&mut self, name: &'static str, least: usize, shipped: usize) -> usize {
         let value = match self.rng.percent(self.small_percent) {
             true => self.log_uniform(least as u64, shipped as u64),
@@ -77,7 +82,8 @@ impl Draws {
         value as usize
     }
 
-    /// A wait in milliseconds: as shipped, or, in most seeds, what a run of some seconds can meet.
+    /// Draws a wait in milliseconds: as shipped, or, in most seeds, one that a run of some seconds
+    /// can reach.
     pub fn wait(&mut self, name: &'static str, least: u64, most: u64, shipped: u64) -> u64 {
         let value = match self.rng.percent(self.short_percent) {
             true => self.rng.between(least, most),
@@ -87,7 +93,7 @@ impl Draws {
         value
     }
 
-    /// Small values are as likely as large ones, power by power.
+    /// Draws small values as often as large ones, power by power.
     pub fn log_uniform(&mut self, least: u64, most: u64) -> u64 {
         let powers = (most / least.max(1)).max(1).ilog2();
         let from = least.max(1) << self.rng.between(0, powers.into());
@@ -99,7 +105,7 @@ impl Draws {
     }
 }
 
-/// What many seeds have drawn: a line for each limit.
+/// The draws of many seeds: a line for each limit.
 #[derive(Default)]
 pub struct Distribution(BTreeMap<&'static str, Vec<Drawn>>);
 

@@ -1,11 +1,12 @@
 //! A model of etcd: what it promises, and nothing more.
 //!
 //! Linearizable reads and transactions, revisions, leases, watches that lag. The promises that a
-//! newcomer would expect and that it does *not* give: a transaction whose answer was lost may take
-//! effect much later; a lease may vanish though its process is well, all of them at once even (it was
-//! stopped for longer than the time to live), or live on much longer than it should (its leader
-//! changed); a keep-alive may be told "kept" of a lease that is gone; a watch may be arbitrarily late,
-//! break, or miss what happened, so that only reading everything again tells.
+//! reader might expect and that etcd does *not* give: a transaction whose answer was lost may take
+//! effect much later; a lease may vanish though its process is well, all of them at once even (etcd
+//! was stopped for longer than the time to live), or live on much longer than it should (its leader
+//! changed); a keep-alive may be answered "kept" for a lease that is gone; a watch may be
+//! arbitrarily late, break, or miss events, so that only reading everything again gives the current
+//! state.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,18 +15,18 @@ use engine::ids::{Epoch, SessionId, ShardId, StoreBoot, StoreId};
 use engine::records::{LossRecord, Meta, PromoteIntent, StoreStatus};
 use engine::shard_record::ShardRecord;
 
-use super::core::{Core, Happening, Place, Process, Told};
+use super::core::{Core, Place, ProcessId, ProcessInput, SimEvent};
 use super::coverage::Path;
 
-/// How long a client waits for an answer.
+/// The time that a client waits for an answer.
 const CALL_TIMEOUT: u64 = 400_000;
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Key {
+pub enum EtcdKey {
     Meta,
     Coordinator,
     Store(StoreId),
-    /// A place is a name.
+    /// The name of a place.
     Name(u8),
     Node(StoreId),
     Gateway(u64),
@@ -35,7 +36,7 @@ pub enum Key {
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Value {
+pub enum EtcdValue {
     Meta(Meta),
     Coordinator { place: u8 },
     Store { me: StoreBoot, nonce: u64, status: StoreStatus },
@@ -50,7 +51,7 @@ pub enum Value {
 /// A value with its place in etcd's history.
 #[derive(Clone, Debug)]
 pub struct Versioned {
-    pub value: Value,
+    pub value: EtcdValue,
     pub created: u64,
     pub modified: u64,
     pub lease: Option<u64>,
@@ -58,21 +59,21 @@ pub struct Versioned {
 
 #[derive(Clone, Copy, Debug)]
 pub enum Compare {
-    /// 0: there is no such key.
-    Modified(Key, u64),
-    Created(Key, u64),
+    /// The revision of the last change; 0: there is no such key.
+    Modified(EtcdKey, u64),
+    Created(EtcdKey, u64),
 }
 
 #[derive(Clone, Debug)]
 pub enum Write {
-    Put(Key, Value, Option<u64>),
-    Delete(Key),
+    Put(EtcdKey, EtcdValue, Option<u64>),
+    Delete(EtcdKey),
 }
 
 #[derive(Clone, Debug)]
 pub enum Call {
-    Read(Vec<Key>),
-    /// Everything there is, in one linearizable read.
+    Read(Vec<EtcdKey>),
+    /// All keys and values, in one linearizable read.
     List,
     Txn {
         compares: Vec<Compare>,
@@ -91,23 +92,23 @@ pub enum Call {
 
 /// A call on its way.
 #[derive(Debug)]
-pub struct Asked {
+pub struct PendingCall {
     number: u64,
     call: Call,
-    /// What its process had heard of, where the answer is linearizable.
+    /// The revision that its process had seen, where the answer is linearizable.
     history: Option<u64>,
-    /// Its client has heard of a time-out by then.
+    /// The time at which its client reports a time-out.
     gives_up_at: u64,
 }
 
 #[derive(Clone, Debug)]
 pub enum Reply {
     Read {
-        keys: Vec<(Key, Option<Versioned>)>,
+        keys: Vec<(EtcdKey, Option<Versioned>)>,
     },
     List {
         revision: u64,
-        all: Vec<(Key, Versioned)>,
+        all: Vec<(EtcdKey, Versioned)>,
     },
     Txn {
         done: bool,
@@ -116,120 +117,121 @@ pub enum Reply {
     Granted {
         lease: u64,
     },
-    /// False: there is no such lease.
+    /// `false`: there is no such lease.
     Kept(bool),
 }
 
 #[derive(Clone, Debug)]
-pub struct WatchEvent {
-    pub key: Key,
+pub struct EtcdWatchEvent {
+    pub key: EtcdKey,
     pub value: Option<Versioned>,
 }
 
 #[derive(Clone)]
-struct Lease {
+struct EtcdLease {
     ttl: u64,
     ends: u64,
 }
 
-/// What a snapshot of it holds.
+/// The contents of a snapshot of etcd.
 #[derive(Clone, Default)]
-pub struct Image {
+pub struct EtcdSnapshot {
     revision: u64,
-    keys: BTreeMap<Key, Versioned>,
-    leases: BTreeMap<u64, Lease>,
+    keys: BTreeMap<EtcdKey, Versioned>,
+    leases: BTreeMap<u64, EtcdLease>,
 }
 
-/// One watch of a process. It has two, as in production each kind of record is watched by itself: what is in order
-/// within one may come in any order between the two, so a node can hear of a peer's new boot before it hears that
-/// it leads a shard no longer.
+/// One watch of a process. A process has two, as in production each kind of record is watched by
+/// itself: events are in order within one watch and in any order between the two, so a node can
+/// learn of a peer's new boot before it learns that it leads a shard no longer.
 struct Watcher {
-    process: Process,
-    /// Of the `shard/` keys; else of all others.
+    process: ProcessId,
+    /// A watch of the `shard/` keys; `false`: of all others.
     shards: bool,
-    /// Index into the history of what it has not seen.
+    /// The index of the next event in the history.
     seen: usize,
     pending: bool,
-    /// Since there it is to read everything again: it has missed something.
+    /// The watch has missed events since this index, and is to read everything again.
     missed: Option<usize>,
-    /// It hears nothing until then.
+    /// The watch delivers nothing until it is made again.
     broken: bool,
 }
 
-/// Whether etcd answers.
+/// The availability of etcd.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum Health {
+pub enum EtcdHealth {
     #[default]
     Up,
-    /// Stopped: calls wait and take effect when it goes on.
+    /// Calls wait and take effect when etcd continues.
     Stopped,
-    /// Dead: calls are lost.
+    /// Calls are lost.
     Dead,
 }
 
 #[derive(Default)]
 pub struct Etcd {
-    pub health: Health,
-    /// For now: calls and their answers take their time; a keep-alive is always well; watches miss things.
+    pub health: EtcdHealth,
+    /// Faults of the moment: calls and their answers are slow; a keep-alive always succeeds;
+    /// watches miss events.
     pub slow: bool,
     pub lies: bool,
     pub forgets: bool,
-    /// Watches of these places that have ended are not made again yet.
+    /// Ended watches of these places are not made again yet.
     pub deaf: BTreeSet<Place>,
-    kept: Image,
-    /// While an old snapshot answers: what it took the place of.
-    real: Option<Image>,
-    /// Of each process, what it has heard of.
-    histories: BTreeMap<Process, History>,
+    kept: EtcdSnapshot,
+    /// While an old snapshot answers: the contents that it replaced.
+    real: Option<EtcdSnapshot>,
+    /// The history that each process has seen.
+    histories: BTreeMap<ProcessId, History>,
     next_lease: u64,
     watchers: Vec<Watcher>,
-    history: Vec<WatchEvent>,
-    waiting: Vec<(Process, Asked)>,
+    history: Vec<EtcdWatchEvent>,
+    waiting: Vec<(ProcessId, PendingCall)>,
     next_call: u64,
 }
 
 impl Etcd {
-    pub fn get(&self, key: Key) -> Option<&Versioned> {
+    pub fn get(&self, key: EtcdKey) -> Option<&Versioned> {
         self.truth().keys.get(&key)
     }
 
-    /// The key that makes this session stands, and so has always stood since.
+    /// Returns whether the key that makes this session exists, and so has existed since.
     pub fn has_session(&self, session: SessionId) -> bool {
-        let made = |(key, value): (&Key, &Versioned)| {
-            matches!(key, Key::Gateway(_)) && value.created == session.0.revision
+        let made = |(key, value): (&EtcdKey, &Versioned)| {
+            matches!(key, EtcdKey::Gateway(_)) && value.created == session.0.revision
         };
         self.truth().keys.iter().any(made)
     }
 
     pub fn shards(&self) -> impl Iterator<Item = (&ShardRecord, u64)> {
         self.truth().keys.values().filter_map(|versioned| match &versioned.value {
-            Value::Shard(config) => Some((config, versioned.modified)),
+            EtcdValue::Shard(config) => Some((config, versioned.modified)),
             _ => None,
         })
     }
 
-    pub fn snapshot(&self) -> Image {
+    pub fn snapshot(&self) -> EtcdSnapshot {
         self.kept.clone()
     }
 
-    /// An old snapshot answers in its place.
+    /// Returns whether an old snapshot answers in place of the real contents.
     pub fn is_restored(&self) -> bool {
         self.real.is_some()
     }
 
-    /// What it holds; not what a snapshot in its place does.
-    fn truth(&self) -> &Image {
+    /// The real contents, also while a snapshot is in their place.
+    fn truth(&self) -> &EtcdSnapshot {
         self.real.as_ref().unwrap_or(&self.kept)
     }
 
-    /// This process has heard of nothing newer than the snapshot.
-    pub fn could_follow(&self, process: Process, image: &Image) -> bool {
+    /// Returns whether this process has seen nothing newer than the snapshot.
+    pub fn could_follow(&self, process: ProcessId, image: &EtcdSnapshot) -> bool {
         let asks = self.histories.get(&process).map_or(Ok(0), History::before_call);
         asks.is_ok_and(|newest| newest <= image.revision)
     }
 
-    /// It does not follow this etcd any more, nor any.
-    pub fn is_left_by(&self, process: Process) -> bool {
+    /// Returns whether this process has stopped following etcd because its history went back.
+    pub fn is_left_by(&self, process: ProcessId) -> bool {
         self.histories.get(&process).is_some_and(|history| history.before_call().is_err())
     }
 
@@ -246,7 +248,7 @@ impl Etcd {
             Call::Txn { compares, writes } => self.txn(&compares, writes),
             Call::Grant { ttl } => {
                 self.next_lease += 1;
-                self.kept.leases.insert(self.next_lease, Lease { ttl, ends: now + ttl });
+                self.kept.leases.insert(self.next_lease, EtcdLease { ttl, ends: now + ttl });
                 Reply::Granted { lease: self.next_lease }
             }
             Call::KeepAlive { lease } => Reply::Kept(match self.kept.leases.get_mut(&lease) {
@@ -263,7 +265,7 @@ impl Etcd {
         }
     }
 
-    /// What setting a record up without a process does: for the first records of a run.
+    /// Writes the first records of a run, for which there is no process.
     pub fn write(&mut self, writes: Vec<Write>) {
         self.txn(&[], writes);
     }
@@ -303,9 +305,9 @@ impl Etcd {
                 (key, None)
             }
         };
-        // What happens in a history that nobody may follow is told to nobody.
+        // Events of a history that no process may follow are not delivered.
         if self.real.is_none() {
-            self.history.push(WatchEvent { key, value });
+            self.history.push(EtcdWatchEvent { key, value });
         }
     }
 
@@ -314,8 +316,8 @@ impl Etcd {
             return;
         }
         let attached =
-            |(&key, value): (&Key, &Versioned)| (value.lease == Some(lease)).then_some(key);
-        let keys: Vec<Key> = self.kept.keys.iter().filter_map(attached).collect();
+            |(&key, value): (&EtcdKey, &Versioned)| (value.lease == Some(lease)).then_some(key);
+        let keys: Vec<EtcdKey> = self.kept.keys.iter().filter_map(attached).collect();
         if !keys.is_empty() {
             self.kept.revision += 1;
             for key in keys {
@@ -326,9 +328,9 @@ impl Etcd {
 }
 
 impl Core {
-    /// Asks etcd. `Etcd` or `EtcdTimeout` comes back under the returned number; after a time-out
+    /// Calls etcd. `Etcd` or `EtcdTimeout` comes back under the returned number; after a time-out
     /// the call may still take effect.
-    pub fn etcd(&mut self, from: Process, call: Call) -> u64 {
+    pub fn etcd(&mut self, from: ProcessId, call: Call) -> u64 {
         self.etcd.next_call += 1;
         let number = self.etcd.next_call;
         let gives_up_at = self.now + CALL_TIMEOUT;
@@ -336,7 +338,7 @@ impl Core {
         let asks = self.etcd.histories.entry(from).or_default().before_call();
         let history = asks.ok().filter(|_| compared);
         if compared && history.is_none() {
-            self.tell_after(CALL_TIMEOUT, from, Told::EtcdTimeout { call: number });
+            self.input_after(CALL_TIMEOUT, from, ProcessInput::EtcdTimeout { call: number });
             return number;
         }
         if !self.net.is_blocked(from.place, Place::Etcd) {
@@ -345,30 +347,30 @@ impl Core {
                 delay += self.rng.between(10_000, CALL_TIMEOUT * 3);
             }
             delay += self.etcd_takes_its_time();
-            let asked = Asked { number, call, history, gives_up_at };
-            self.after(delay, Happening::EtcdArrives { from, asked });
+            let asked = PendingCall { number, call, history, gives_up_at };
+            self.after(delay, SimEvent::EtcdArrives { from, asked });
         }
-        self.tell_after(CALL_TIMEOUT, from, Told::EtcdTimeout { call: number });
+        self.input_after(CALL_TIMEOUT, from, ProcessInput::EtcdTimeout { call: number });
         number
     }
 
-    pub fn etcd_arrives(&mut self, from: Process, asked: Asked) {
+    pub fn etcd_arrives(&mut self, from: ProcessId, asked: PendingCall) {
         match self.etcd.health {
-            Health::Up => {}
-            Health::Stopped => return self.etcd.waiting.push((from, asked)),
-            Health::Dead => return,
+            EtcdHealth::Up => {}
+            EtcdHealth::Stopped => return self.etcd.waiting.push((from, asked)),
+            EtcdHealth::Dead => return,
         }
-        let Asked { number, call, history, gives_up_at } = asked;
+        let PendingCall { number, call, history, gives_up_at } = asked;
         if let Some(asked) = history {
             self.etcd_is_right_for(asked);
         }
         let before = self.etcd.history.len();
         let leases = matches!(call, Call::Grant { .. });
         if let Call::Txn { writes, .. } = &call
-            && self.journal.prints()
+            && self.trace.prints()
         {
             let line = format!("etcd: {from:?} writes {writes:?}");
-            self.journal.note(self.now, || line);
+            self.trace.note(self.now, || line);
         }
         let reply = self.etcd.perform(self.now, call);
         if matches!(reply, Reply::Txn { done: true, .. }) && self.now > gives_up_at {
@@ -376,14 +378,14 @@ impl Core {
         }
         if leases && let Reply::Granted { lease } = reply {
             let ends = self.etcd.kept.leases[&lease].ends;
-            self.at(ends, Happening::EtcdLeases);
+            self.at(ends, SimEvent::EtcdLeases);
         }
         self.etcd_changed(before);
-        let heard = self.etcd.histories.entry(from).or_default();
+        let seen = self.etcd.histories.entry(from).or_default();
         let revision = self.etcd.kept.revision;
         let goes_on = history.is_none_or(|asked| match reply {
-            Reply::Txn { done: true, .. } => heard.check_write(asked, revision).is_ok(),
-            _ => heard.check_answer(asked, revision).is_ok(),
+            Reply::Txn { done: true, .. } => seen.check_write(asked, revision).is_ok(),
+            _ => seen.check_answer(asked, revision).is_ok(),
         });
         if !goes_on {
             self.oracle.coverage.reached(Path::EtcdWentBack);
@@ -395,10 +397,11 @@ impl Core {
         }
         let delay = self.delay() * 2 + self.lag(Place::Etcd, from.place);
         let delay = delay + self.etcd_takes_its_time();
-        self.tell_after(delay, from, Told::Etcd { call: number, reply });
+        self.input_after(delay, from, ProcessInput::Etcd { call: number, reply });
     }
 
-    /// Often about as long as a client waits: some calls take effect after that, others' answers come too late.
+    /// Often about as long as a client waits: some calls take effect after that, and some answers
+    /// come too late.
     fn etcd_takes_its_time(&mut self) -> u64 {
         match self.etcd.slow && self.rng.percent(40) {
             true => self.rng.between(10_000, CALL_TIMEOUT * 2),
@@ -406,18 +409,18 @@ impl Core {
         }
     }
 
-    /// A person writes, while it answers.
+    /// An operator writes, if etcd answers.
     pub fn etcd_write(&mut self, write: Write) {
-        if self.etcd.health == Health::Up && !self.etcd.is_restored() {
+        if self.etcd.health == EtcdHealth::Up && !self.etcd.is_restored() {
             let before = self.etcd.history.len();
             self.etcd.write(vec![write]);
             self.etcd_changed(before);
         }
     }
 
-    /// Leases that nobody has kept alive end.
+    /// Ends the leases that were not kept alive.
     pub fn etcd_leases(&mut self) {
-        if self.etcd.health != Health::Up {
+        if self.etcd.health != EtcdHealth::Up {
             return;
         }
         let before = self.etcd.history.len();
@@ -434,12 +437,12 @@ impl Core {
             self.etcd.revoke(lease);
         }
         if let Some(next) = self.etcd.kept.leases.values().map(|lease| lease.ends).min() {
-            self.at(next, Happening::EtcdLeases);
+            self.at(next, SimEvent::EtcdLeases);
         }
         self.etcd_changed(before);
     }
 
-    /// Every lease is revoked though its process is well.
+    /// Revokes every lease though its process is well.
     pub fn etcd_wipe_leases(&mut self) {
         let before = self.etcd.history.len();
         for lease in self.etcd.kept.leases.keys().copied().collect::<Vec<_>>() {
@@ -448,7 +451,7 @@ impl Core {
         self.etcd_changed(before);
     }
 
-    /// One lease is revoked though its process is well.
+    /// Revokes one lease though its process is well.
     pub fn etcd_revoke_one(&mut self) {
         let leases: Vec<u64> = self.etcd.kept.leases.keys().copied().collect();
         if let Some(lease) = self.rng.pick(&leases) {
@@ -462,7 +465,8 @@ impl Core {
         self.etcd_changed(before);
     }
 
-    /// Another of etcd's members leads: every lease begins anew, and some have got longer.
+    /// Another of etcd's members leads: the time to live of every lease starts again, and some have
+    /// got longer.
     pub fn etcd_prolong_leases(&mut self) {
         let now = self.now;
         let longer = self.rng.between(0, 3_000_000);
@@ -471,8 +475,8 @@ impl Core {
         }
     }
 
-    /// The watches of these end, and are made again some time later with all there is then: what was between is not
-    /// told.
+    /// The watches of these places end, and are made again some time later with the contents of
+    /// that time: the changes in between are not delivered.
     pub fn etcd_break_watches(&mut self, of: impl Fn(Place) -> bool) {
         for at in 0..self.etcd.watchers.len() {
             let watcher = &mut self.etcd.watchers[at];
@@ -489,12 +493,12 @@ impl Core {
         watcher.missed.get_or_insert(watcher.seen);
         if !waits {
             let after = self.rng.between(10_000, 1_500_000);
-            self.after(after, Happening::EtcdRelist { watcher: at });
+            self.after(after, SimEvent::EtcdRelist { watcher: at });
         }
     }
 
-    /// Reads everything again: of all that was missed, how it is now.
-    pub fn etcd_relist(&mut self, at: usize) -> Option<(Process, Told)> {
+    /// Reads everything again: delivers the current state of all that was missed.
+    pub fn etcd_relist(&mut self, at: usize) -> Option<(ProcessId, ProcessInput)> {
         let process = self.etcd.watchers[at].process;
         let cut_off = self.net.is_blocked(Place::Etcd, process.place)
             || self.net.is_blocked(process.place, Place::Etcd);
@@ -502,9 +506,10 @@ impl Core {
         if watcher.seen == usize::MAX {
             return None;
         }
-        if cut_off || self.etcd.health != Health::Up || self.etcd.deaf.contains(&process.place) {
+        if cut_off || self.etcd.health != EtcdHealth::Up || self.etcd.deaf.contains(&process.place)
+        {
             let again = self.rng.between(10_000, 300_000);
-            self.after(again, Happening::EtcdRelist { watcher: at });
+            self.after(again, SimEvent::EtcdRelist { watcher: at });
             return None;
         }
         let asks = self.etcd.histories.entry(process).or_default().before_call();
@@ -525,17 +530,17 @@ impl Core {
         let shards = watcher.shards;
         let mut newest = BTreeMap::new();
         for event in &self.etcd.history[from..] {
-            if matches!(event.key, Key::Shard(_)) == shards {
+            if matches!(event.key, EtcdKey::Shard(_)) == shards {
                 newest.insert(event.key, event.clone());
             }
         }
         let events: Vec<_> = newest.into_values().collect();
-        (!events.is_empty()).then_some((process, Told::Watched(events)))
+        (!events.is_empty()).then_some((process, ProcessInput::Watched(events)))
     }
 
-    /// Goes on: leases that ran out meanwhile end first, then what has waited takes effect.
+    /// Etcd continues: leases that ran out meanwhile end first, then waiting calls take effect.
     pub fn etcd_resume(&mut self) {
-        self.etcd.health = Health::Up;
+        self.etcd.health = EtcdHealth::Up;
         self.etcd_leases();
         for (from, asked) in std::mem::take(&mut self.etcd.waiting) {
             self.etcd_arrives(from, asked);
@@ -545,40 +550,43 @@ impl Core {
         }
     }
 
-    /// Before it answers a process that has heard of nothing newer than what it holds, and so could not tell: whoever looks
-    /// after etcd has put it right by then.
+    /// Ends a restore before etcd answers a process that has seen nothing newer than the snapshot,
+    /// and so could not detect it: the operator has put etcd right by then.
     fn etcd_is_right_for(&mut self, asked: u64) {
         if asked <= self.etcd.kept.revision {
             self.etcd_put_right();
         }
     }
 
-    fn etcd_heard(&mut self, process: Process) {
+    fn etcd_observed(&mut self, process: ProcessId) {
         let revision = self.etcd.kept.revision;
         self.etcd.histories.entry(process).or_default().observe(revision);
     }
 
-    /// Somebody restores it from this snapshot: what has happened since is gone, for as long as nobody notices that.
-    pub fn etcd_restore(&mut self, mut image: Image) {
+    /// An operator restores etcd from this snapshot: later changes are gone, for as long as no
+    /// process notices.
+    pub fn etcd_restore(&mut self, mut image: EtcdSnapshot) {
         for lease in image.leases.values_mut() {
             lease.ends = self.now + lease.ttl;
         }
         self.etcd.real = Some(std::mem::replace(&mut self.etcd.kept, image));
         self.etcd_break_watches(|_| true);
-        self.after(0, Happening::EtcdLeases);
+        self.after(0, SimEvent::EtcdLeases);
     }
 
-    /// It is again what it was, and what a snapshot answered in between never was.
+    /// Etcd has its real contents again, and the answers of the snapshot in between were never part
+    /// of them.
     pub fn etcd_put_right(&mut self) {
         if let Some(real) = self.etcd.real.take() {
             self.etcd.kept = real;
-            self.after(0, Happening::EtcdLeases);
-            self.after(0, Happening::EtcdPutRight);
+            self.after(0, SimEvent::EtcdLeases);
+            self.after(0, SimEvent::EtcdPutRight);
         }
     }
 
-    /// Tells the process of every change from here on, some time later, and of all there is first.
-    pub fn etcd_watch(&mut self, process: Process) {
+    /// Delivers to the process all that exists first, and every change from here on, some time
+    /// later.
+    pub fn etcd_watch(&mut self, process: ProcessId) {
         for shards in [false, true] {
             let (seen, pending, missed, broken) = (0, false, None, false);
             let watcher = Watcher { process, shards, seen, pending, missed, broken };
@@ -587,7 +595,7 @@ impl Core {
         }
     }
 
-    pub fn etcd_unwatch(&mut self, process: Process) {
+    pub fn etcd_unwatch(&mut self, process: ProcessId) {
         for watcher in &mut self.etcd.watchers {
             if watcher.process == process {
                 watcher.pending = true;
@@ -599,8 +607,8 @@ impl Core {
     fn etcd_changed(&mut self, before: usize) {
         for at in before..self.etcd.history.len() {
             match self.etcd.history[at].value.as_ref().map(|versioned| &versioned.value) {
-                Some(Value::Shard(config)) => self.oracle.record_written(config),
-                Some(Value::Loss(_)) => self.oracle.coverage.reached(Path::LossAccepted),
+                Some(EtcdValue::Shard(config)) => self.oracle.record_written(config),
+                Some(EtcdValue::Loss(_)) => self.oracle.coverage.reached(Path::LossAccepted),
                 _ => {}
             }
         }
@@ -623,10 +631,10 @@ impl Core {
             let lag_max = if shards { 2_000_000 } else { 500_000 };
             lag += self.rng.between(1_000, lag_max);
         }
-        self.after(lag, Happening::EtcdWatch { watcher: at });
+        self.after(lag, SimEvent::EtcdWatch { watcher: at });
     }
 
-    pub fn etcd_watched(&mut self, at: usize) -> Option<(Process, Told)> {
+    pub fn etcd_watched(&mut self, at: usize) -> Option<(ProcessId, ProcessInput)> {
         let watcher = &mut self.etcd.watchers[at];
         let process = watcher.process;
         if watcher.seen == usize::MAX {
@@ -639,10 +647,10 @@ impl Core {
         if self.net.is_blocked(Place::Etcd, process.place) {
             watcher.pending = true;
             let again = self.rng.between(10_000, 300_000);
-            self.after(again, Happening::EtcdWatch { watcher: at });
+            self.after(again, SimEvent::EtcdWatch { watcher: at });
             return None;
         }
-        if self.etcd.health != Health::Up {
+        if self.etcd.health != EtcdHealth::Up {
             return None;
         }
         if self.etcd.forgets && self.rng.percent(30) {
@@ -650,13 +658,15 @@ impl Core {
             self.etcd.watchers[at].seen = self.etcd.history.len();
             return None;
         }
-        self.etcd_heard(process);
+        self.etcd_observed(process);
         let watcher = &mut self.etcd.watchers[at];
         let shards = watcher.shards;
         let events = self.etcd.history[watcher.seen..].iter();
-        let events: Vec<_> =
-            events.filter(|event| matches!(event.key, Key::Shard(_)) == shards).cloned().collect();
+        let events: Vec<_> = events
+            .filter(|event| matches!(event.key, EtcdKey::Shard(_)) == shards)
+            .cloned()
+            .collect();
         watcher.seen = self.etcd.history.len();
-        (!events.is_empty()).then_some((process, Told::Watched(events)))
+        (!events.is_empty()).then_some((process, ProcessInput::Watched(events)))
     }
 }

@@ -1,33 +1,35 @@
-//! How long a shard is without an open primary when its node dies, in virtual time.
+//! Measures how long a shard is without an open primary when its node dies, in virtual time.
 //!
 //! A quiet cluster under load loses one node, for good; nothing else goes wrong. The gap of a shard
-//! ends when the process that its record names serves it: elected, its barrier committed, not frozen.
+//! ends when the process that its record names serves it: elected, its barrier committed, not
+//! frozen.
 
 use super::core::Place;
-use super::journal::Journal;
 use super::plan::Plan;
 use super::rng::Rng;
-use super::world::World;
+use super::trace::Trace;
+use super::world::SimWorld;
 
-/// How the node dies.
+/// The way in which the node dies.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Death {
     /// `kill -9`: its connections are reset, and new ones refused.
     Killed,
-    /// It stands still, or the network loses everything: nothing comes back, not even a refusal.
+    /// The process is paused, or the network loses everything: nothing comes back, not even a
+    /// refusal.
     Silent,
 }
 
 const DIES_AT: u64 = 3_000_000;
 const GIVE_UP_AFTER: u64 = 30_000_000;
 
-/// The longest gap of any shard that the node led or backed, in milliseconds; none if a shard has
-/// not opened again.
+/// The longest gap of any shard that the node led or followed, in milliseconds; `None` if a shard
+/// has not opened again.
 pub fn worst_gap_ms(seed: u64, death: Death) -> Option<u64> {
     let mut rng = Rng::new(seed);
     let plan = Plan::quiet(seed, &mut rng);
-    let mut world = World::new(plan, rng, Journal::new(None));
-    // Not always at the same point of everybody's clocks.
+    let mut world = SimWorld::new(plan, rng, Trace::new(None));
+    // The phase of the other processes' clocks varies from seed to seed.
     let at = DIES_AT + world.core.rng.below(1_000_000);
     while world.core.now < at {
         world.step()?;
@@ -49,7 +51,7 @@ pub fn worst_gap_ms(seed: u64, death: Death) -> Option<u64> {
     None
 }
 
-fn kill(world: &mut World, node: usize, death: Death) {
+fn kill(world: &mut SimWorld, node: usize, death: Death) {
     if death == Death::Killed {
         world.nodes[node].crash(&mut world.core, false);
         return;
@@ -65,15 +67,15 @@ fn kill(world: &mut World, node: usize, death: Death) {
     }
 }
 
-/// Shards that take no writes now: no process that still counts leads them, or a member that nobody
-/// hears holds up their commits.
-fn closed_shards(world: &World, dead: usize) -> usize {
+/// The shards that take no writes now: no live process leads them, or a member that is silent holds
+/// up their commits.
+fn closed_shards(world: &SimWorld, dead: usize) -> usize {
     let dead = world.nodes[dead].store;
     let records = world.core.etcd.shards();
     let open = |config: &engine::shard_record::ShardRecord| {
         let node = world.nodes.iter().find(|node| node.store == config.primary.store);
-        let machine = node.filter(|node| node.store != dead).and_then(|node| node.machine());
-        let mut views = machine.into_iter().flat_map(|machine| machine.replicas());
+        let running = node.filter(|node| node.store != dead).and_then(|node| node.node());
+        let mut views = running.into_iter().flat_map(|running| running.replicas());
         !config.isr.contains(&dead)
             && views.any(|view| {
                 view.shard == config.shard()

@@ -1,29 +1,30 @@
-//! What goes wrong, when, and when it is over.
+//! The faults of a run: which ones, when, and when they end.
 
 use std::collections::BTreeMap;
 
 use super::coordinators::CoordinatorHost;
-use super::core::{Core, Happening, Place, Process};
-use super::etcd::{Health, Image};
+use super::core::{Core, Place, ProcessId, SimEvent};
+use super::etcd::{EtcdHealth, EtcdSnapshot};
 use super::gateways::GatewayHost;
 use super::nodes::{NodeHost, place_of};
-use super::world::World;
+use super::world::SimWorld;
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Kind {
+pub enum FaultKind {
     /// A node's process is killed; what it wrote survives.
     NodeKill,
     /// A node's machine loses power; what it had not fsynced is torn.
     NodePower,
-    /// A node is gone for longer than a log is kept, or than others wait for it.
+    /// A node is away for longer than a log is kept, or than others wait for it.
     NodeAway,
     /// Every node loses power at once.
     AllPower,
     GatewayKill,
     CoordinatorKill,
-    /// A node is asked to stop, hands over what it has, and is started again.
+    /// A node is asked to stop, hands its shards over, and is started again.
     NodeLeave,
-    /// A process stands still, perhaps in the middle of what it is doing, perhaps until everybody has given it up.
+    /// A process is paused, perhaps in the middle of a turn, perhaps until all others have given it
+    /// up.
     NodePause,
     GatewayPause,
     CoordinatorPause,
@@ -33,53 +34,56 @@ pub enum Kind {
     Cut,
     /// All connections of one process die, each with one of its next messages.
     Snap,
-    /// Connections die at one end, and what was sent on them comes later than what is sent on the next ones; questions and
-    /// reports come a second time, late.
+    /// Connections die at one end, and messages sent on them arrive later than those on the next
+    /// connections; queries and reports arrive a second time, late.
     Straggle,
-    /// Some processes do not hear each other.
+    /// Some processes can't reach each other.
     Partition,
     /// One direction between two processes is blocked.
     OneWay,
-    /// Many pairs are parted one after the other, and meet again in another order.
+    /// Many pairs are separated one after the other, and connected again in another order.
     Swizzle,
     /// One process, or a pair, loses the others and finds them again, several times.
     Flap,
-    /// A node that leads, one that follows it and a gateway are parted from all others for long.
+    /// A node that leads, a follower of it and a gateway are separated from all others for long.
     Island,
-    /// A node, and perhaps a gateway beside it, are behind a congested line: all that they hear, or say, or both,
-    /// comes late, though nothing is lost. The world has moved on before they know.
+    /// A node, and perhaps a gateway beside it, are behind a congested link: their incoming
+    /// messages, or outgoing ones, or both, are late, though none is lost. The cluster has moved on
+    /// before they know.
     SlowLine,
-    /// A gateway loses its key, and its connections with what was to be answered on them; it finds the nodes again once
-    /// its session may have been collected.
+    /// A gateway loses its key, and its connections with the pending answers on them; it reaches
+    /// the nodes again once its session may have been collected.
     Orphan,
-    /// A node hears nobody but perhaps one gateway; then others die, and it comes back to those that restart,
-    /// while etcd is still out of its reach: a deposed primary that nobody has told.
+    /// A node can reach nothing but perhaps one gateway; then others die, and it comes back to
+    /// those that restart, while etcd is still out of its reach: a deposed primary that does not
+    /// know it.
     Exile,
     SlowDisk,
     StalledDisk,
-    /// Etcd stands still, and goes on.
+    /// Etcd stops, and continues.
     EtcdStop,
-    /// Etcd is gone for a while.
+    /// Etcd is unreachable for a while.
     EtcdDead,
     /// Calls and answers take about as long as clients wait.
     EtcdSlow,
-    /// Etcd is restored from a snapshot, and put right some time later. Nobody starts meanwhile.
+    /// Etcd is restored from a snapshot, and put right some time later. No process starts
+    /// meanwhile.
     EtcdRestored,
     /// All leases vanish though every process is well.
     LeaseWipe,
-    /// One does.
+    /// One lease vanishes though its process is well.
     LeaseRevoke,
-    /// All live longer than they should.
+    /// All leases live longer than they should.
     LeaseProlong,
-    /// A keep-alive is answered well though the lease is gone.
+    /// A keep-alive succeeds though the lease is gone.
     LyingKeepAlive,
-    /// Watches end, and are made again later: what was between is not told.
+    /// Watches end, and are made again later: the changes in between are not delivered.
     WatchBreak,
-    /// Watches miss something now and then, and tell what came of it later.
+    /// Watches miss events now and then, and deliver the resulting state later.
     WatchMiss,
 }
 
-impl Kind {
+impl FaultKind {
     pub const ALL: [Self; 34] = [
         Self::NodeKill,
         Self::NodePower,
@@ -117,16 +121,16 @@ impl Kind {
         Self::WatchMiss,
     ];
 
-    /// What makes primaries that have been replaced and do not know it: few other faults reach the rules that keep
-    /// them from harm.
+    /// The faults that make deposed primaries that do not know it: few other faults reach the rules
+    /// that keep such primaries from harm.
     pub const DEPOSE: [Self; 4] = [Self::Exile, Self::Island, Self::SlowLine, Self::EtcdSlow];
 }
 
-/// What has happened, and what is still to be undone.
+/// The faults that have struck, and those that are still to be undone.
 #[derive(Default)]
 pub struct Faults {
-    pub counts: BTreeMap<Kind, u64>,
-    /// Those of disks.
+    pub counts: BTreeMap<FaultKind, u64>,
+    /// The number of each fault of disks.
     pub disks: BTreeMap<String, u64>,
     /// Faults that struck while no operation was in flight.
     pub idle: u64,
@@ -136,11 +140,11 @@ pub struct Faults {
 
 enum Undo {
     Unblock(Vec<(Place, Place)>),
-    /// The same, and the watches of these places may be made again.
+    /// As `Unblock`, and the watches of these places may be made again.
     Island(Vec<(Place, Place)>, Vec<Place>),
-    /// These lines are fast again.
+    /// These directions are fast again.
     Slow(Vec<(Place, Place)>),
-    /// The first half of an exile: these open, those later.
+    /// The first half of an exile ends: these directions open now, those later.
     Exile {
         node: Place,
         opens: Vec<(Place, Place)>,
@@ -151,12 +155,12 @@ enum Undo {
     EtcdSlow,
     EtcdLies,
     EtcdForgets,
-    /// The snapshot is old enough.
-    Snapshot(Box<Image>),
+    /// The snapshot is old enough to be restored.
+    Snapshot(Box<EtcdSnapshot>),
     EtcdRestored,
 }
 
-impl World {
+impl SimWorld {
     pub fn fault(&mut self) {
         if self.core.now >= self.core.plan.faults_until {
             return;
@@ -165,71 +169,71 @@ impl World {
         let next = self.core.rng.between(every / 2, every * 3 / 2);
         if self.core.at_rest {
             // Nothing would be in flight.
-            return self.core.after(20_000, Happening::Fault);
+            return self.core.after(20_000, SimEvent::Fault);
         }
-        self.core.after(next, Happening::Fault);
+        self.core.after(next, SimEvent::Fault);
         let kinds = self.core.plan.faults.clone();
         let Some(kind) = self.core.rng.pick(&kinds) else { return };
         *self.faults.counts.entry(kind).or_default() += 1;
         if self.clients.in_flight() == 0 {
             self.faults.idle += 1;
         }
-        self.core.journal.note(self.core.now, || format!("fault: {kind:?}"));
+        self.core.trace.note(self.core.now, || format!("fault: {kind:?}"));
         self.strike(kind);
     }
 
-    fn strike(&mut self, kind: Kind) {
+    fn strike(&mut self, kind: FaultKind) {
         match kind {
-            Kind::NodeKill | Kind::NodePower => {
+            FaultKind::NodeKill | FaultKind::NodePower => {
                 let node = self.core.rng.index(self.nodes.len());
-                self.crash_node(node, kind == Kind::NodePower);
+                self.crash_node(node, kind == FaultKind::NodePower);
             }
-            Kind::NodeAway => {
+            FaultKind::NodeAway => {
                 let node = self.core.rng.index(self.nodes.len());
                 let power_lost = self.core.rng.percent(50);
                 self.nodes[node].crash(&mut self.core, power_lost);
                 let back = self.core.rng.between(2_000_000, 8_000_000);
                 self.goes_away(node, back);
             }
-            Kind::AllPower => {
+            FaultKind::AllPower => {
                 for node in 0..self.nodes.len() {
                     self.crash_node(node, true);
                 }
             }
-            Kind::GatewayKill => {
+            FaultKind::GatewayKill => {
                 let at = self.core.rng.index(self.gateways.len());
                 self.gateways[at].crash(&mut self.core);
                 let place = self.gateways[at].place;
                 self.restart_later(place, 1_000_000);
             }
-            Kind::CoordinatorKill => {
+            FaultKind::CoordinatorKill => {
                 let at = self.core.rng.index(self.coordinators.len());
                 self.coordinators[at].crash(&mut self.core);
                 let place = self.coordinators[at].place;
                 self.restart_later(place, 1_000_000);
             }
-            Kind::NodeLeave => {
+            FaultKind::NodeLeave => {
                 let node = self.core.rng.index(self.nodes.len());
                 self.nodes[node].leave(&mut self.core);
             }
-            Kind::NodePause => {
+            FaultKind::NodePause => {
                 let node = self.corner()[0];
                 self.pause(node);
             }
-            Kind::GatewayPause => {
+            FaultKind::GatewayPause => {
                 let at = self.core.rng.index(self.gateways.len());
                 self.pause(self.gateways[at].place);
             }
-            Kind::CoordinatorPause => {
+            FaultKind::CoordinatorPause => {
                 let at = self.core.rng.index(self.coordinators.len());
                 self.pause(self.coordinators[at].place);
             }
-            Kind::ClockJump => {
+            FaultKind::ClockJump => {
                 let node = self.core.rng.index(self.nodes.len());
                 let far =
                     self.core.rng.pick(&[5_000, 5_000, 3_600_000, 260_000_000]).expect("four");
                 let ahead_ms = self.core.rng.between(0, 2 * far) as i64 - far as i64;
-                // All of them as one: so it looks to a shard when the cluster was off for days.
+                // All nodes as one: a shard sees the same when the cluster was off for days.
                 let all = self.core.rng.percent(30);
                 let set = if all { 0..self.nodes.len() } else { node..node + 1 };
                 for node in set {
@@ -237,13 +241,13 @@ impl World {
                     self.core.clocks_set.insert(node);
                 }
             }
-            Kind::Snap => {
+            FaultKind::Snap => {
                 let place = self.any_process();
                 for link in self.core.net.standing_at(place) {
                     self.core.cut_soon(link);
                 }
             }
-            Kind::Straggle => {
+            FaultKind::Straggle => {
                 let standing = self.core.net.standing();
                 for _ in 0..self.core.rng.between(1, 8) {
                     if let Some(link) = self.core.rng.pick(&standing) {
@@ -251,29 +255,29 @@ impl World {
                     }
                 }
             }
-            Kind::Swizzle => self.swizzle(),
-            Kind::Flap => self.flap(),
-            Kind::Island => self.island(),
-            Kind::EtcdSlow => {
+            FaultKind::Swizzle => self.swizzle(),
+            FaultKind::Flap => self.flap(),
+            FaultKind::Island => self.island(),
+            FaultKind::EtcdSlow => {
                 self.core.etcd.slow = true;
                 self.end_later(Undo::EtcdSlow);
             }
-            Kind::EtcdRestored => {
+            FaultKind::EtcdRestored => {
                 let image = Box::new(self.core.etcd.snapshot());
                 self.end_later(Undo::Snapshot(image));
             }
-            Kind::LeaseRevoke => self.core.etcd_revoke_one(),
-            Kind::LeaseProlong => self.core.etcd_prolong_leases(),
-            Kind::LyingKeepAlive => {
+            FaultKind::LeaseRevoke => self.core.etcd_revoke_one(),
+            FaultKind::LeaseProlong => self.core.etcd_prolong_leases(),
+            FaultKind::LyingKeepAlive => {
                 self.core.etcd.lies = true;
                 self.end_later(Undo::EtcdLies);
             }
-            Kind::WatchBreak => self.core.etcd_break_watches(|_| true),
-            Kind::WatchMiss => {
+            FaultKind::WatchBreak => self.core.etcd_break_watches(|_| true),
+            FaultKind::WatchMiss => {
                 self.core.etcd.forgets = true;
                 self.end_later(Undo::EtcdForgets);
             }
-            Kind::Cut => {
+            FaultKind::Cut => {
                 let standing = self.core.net.standing();
                 for _ in 0..self.core.rng.between(1, 4) {
                     if let Some(link) = self.core.rng.pick(&standing) {
@@ -281,35 +285,35 @@ impl World {
                     }
                 }
             }
-            Kind::Partition => self.partition(),
-            Kind::OneWay => {
+            FaultKind::Partition => self.partition(),
+            FaultKind::OneWay => {
                 let pair = (self.any_place(), self.any_place());
                 if pair.0 != pair.1 {
                     self.block_for(vec![pair]);
                 }
             }
-            Kind::SlowLine => self.slow_line(),
-            Kind::Orphan => self.orphan(),
-            Kind::Exile => self.exile(),
-            Kind::SlowDisk => {
+            FaultKind::SlowLine => self.slow_line(),
+            FaultKind::Orphan => self.orphan(),
+            FaultKind::Exile => self.exile(),
+            FaultKind::SlowDisk => {
                 let node = self.core.rng.index(self.nodes.len());
                 self.nodes[node].disk.slowness = self.core.rng.between(5, 100);
                 self.end_later(Undo::Disk(node));
             }
-            Kind::StalledDisk => {
+            FaultKind::StalledDisk => {
                 let node = self.core.rng.index(self.nodes.len());
                 let until = self.core.now + self.core.rng.between(100_000, 2_500_000);
                 self.nodes[node].disk.stalled_until = until;
             }
-            Kind::EtcdStop => {
-                self.core.etcd.health = Health::Stopped;
+            FaultKind::EtcdStop => {
+                self.core.etcd.health = EtcdHealth::Stopped;
                 self.end_later(Undo::Etcd);
             }
-            Kind::EtcdDead => {
-                self.core.etcd.health = Health::Dead;
+            FaultKind::EtcdDead => {
+                self.core.etcd.health = EtcdHealth::Dead;
                 self.end_later(Undo::Etcd);
             }
-            Kind::LeaseWipe => self.core.etcd_wipe_leases(),
+            FaultKind::LeaseWipe => self.core.etcd_wipe_leases(),
         }
     }
 
@@ -319,23 +323,23 @@ impl World {
         self.restart_later(place, 2_000_000);
     }
 
-    /// Nothing else brings it back before, but the end of all faults.
+    /// Nothing else starts the node before then, but the end of all faults.
     pub fn goes_away(&mut self, node: usize, for_micros: u64) {
         let node = &mut self.nodes[node];
         node.away_until = node.away_until.max(self.core.now + for_micros);
         let place = node.place;
-        self.core.at(node.away_until, Happening::Restart { place });
+        self.core.at(node.away_until, SimEvent::Restart { place });
     }
 
     fn restart_later(&mut self, place: Place, within: u64) {
         let after = self.core.rng.between(1_000, within);
-        self.core.after(after, Happening::Restart { place });
+        self.core.after(after, SimEvent::Restart { place });
     }
 
     fn pause(&mut self, place: Place) {
         let Some(process) = self.listening(place) else { return };
         let outputs = if self.core.rng.percent(50) { 0 } else { self.core.rng.between(1, 40) };
-        // Shorter than anybody notices; long enough to be given up; for longer than its session lasts.
+        // Shorter than any time-out; long enough to be given up; for longer than its session lasts.
         let longest = match self.core.rng.below(3) {
             0 => 200_000,
             1 => 1_500_000,
@@ -345,7 +349,7 @@ impl World {
         self.core.pause(process, outputs, lasts);
     }
 
-    /// Pairs that are parted at times of their own, and meet again in another order.
+    /// Pairs are separated at times of their own, and connected again in another order.
     fn swizzle(&mut self) {
         let all = self.all_places();
         for (at, &a) in all.iter().enumerate() {
@@ -357,8 +361,8 @@ impl World {
                 let meets = self.core.rng.between(600_000, 2_500_000);
                 let both = self.core.rng.percent(70);
                 for pair in [Some((a, b)), both.then_some((b, a))].into_iter().flatten() {
-                    self.core.after(parts, Happening::FaultStep { pair, blocks: true });
-                    self.core.after(meets, Happening::FaultStep { pair, blocks: false });
+                    self.core.after(parts, SimEvent::FaultStep { pair, blocks: true });
+                    self.core.after(meets, SimEvent::FaultStep { pair, blocks: false });
                 }
             }
         }
@@ -377,8 +381,8 @@ impl World {
             let parts = at + self.core.rng.between(1_000, 300_000);
             at = parts + self.core.rng.between(10_000, 400_000);
             for pair in others.iter().flat_map(|&other| [(one, other), (other, one)]) {
-                self.core.after(parts, Happening::FaultStep { pair, blocks: true });
-                self.core.after(at, Happening::FaultStep { pair, blocks: false });
+                self.core.after(parts, SimEvent::FaultStep { pair, blocks: true });
+                self.core.after(at, SimEvent::FaultStep { pair, blocks: false });
             }
         }
     }
@@ -409,8 +413,8 @@ impl World {
         self.end_after(Undo::Unblock(pairs), after);
     }
 
-    /// Those on it go on as before, for all that they can tell; the others replace them all. They may
-    /// still reach etcd, but it tells them nothing unasked.
+    /// The island's processes see no difference at first; the others replace them all. They may
+    /// still reach etcd, but its watches deliver nothing to them.
     fn island(&mut self) {
         let records: Vec<_> = self.core.etcd.shards().map(|(config, _)| config.clone()).collect();
         if records.is_empty() {
@@ -468,8 +472,8 @@ impl World {
         nodes.chain(gateways).chain(coordinators).chain([Place::Etcd]).collect()
     }
 
-    /// A node, mostly one that leads, and mostly a gateway: what one switch could part from all others. The node
-    /// comes first.
+    /// A node, mostly one that leads, and mostly a gateway: places that one switch could separate
+    /// from all others. The node comes first.
     fn corner(&mut self) -> Vec<Place> {
         let leading: Vec<_> =
             self.core.etcd.shards().map(|(config, _)| place_of(config.primary.store)).collect();
@@ -484,17 +488,17 @@ impl World {
 
     fn slow_line(&mut self) {
         let corner = self.corner();
-        // Each way by itself: often only one of them is slow.
+        // Each direction by itself: often only one of them is slow.
         let mut lag = |chance| match self.core.rng.percent(chance) {
             true => self.core.rng.between(20_000, 1_000_000),
             false => 0,
         };
-        let (hears, is_heard) = (lag(75), lag(50));
+        let (incoming, outgoing) = (lag(75), lag(50));
         let mut pairs = Vec::new();
         for other in self.all_places().into_iter().filter(|other| !corner.contains(other)) {
             for &place in &corner {
-                self.core.slow_down(other, place, hears);
-                self.core.slow_down(place, other, is_heard);
+                self.core.slow_down(other, place, incoming);
+                self.core.slow_down(place, other, outgoing);
                 pairs.extend([(other, place), (place, other)]);
             }
         }
@@ -508,15 +512,15 @@ impl World {
         for &a in &left {
             for b in self.all_places() {
                 if !left.contains(&b) {
-                    let untold = matches!(b, Place::Etcd | Place::Coordinator(_));
-                    if untold { &mut later } else { &mut opens }.extend([(a, b), (b, a)]);
+                    let opens_later = matches!(b, Place::Etcd | Place::Coordinator(_));
+                    if opens_later { &mut later } else { &mut opens }.extend([(a, b), (b, a)]);
                 }
             }
         }
         for &(from, to) in opens.iter().chain(&later) {
             self.core.block(from, to);
         }
-        // The work falls to the others, and their disks are slow with it.
+        // The work falls to the others, and their disks are slow because of it.
         if self.core.rng.percent(40) {
             for at in 0..self.nodes.len() {
                 self.nodes[at].disk.slowness = self.core.rng.between(5, 100);
@@ -526,7 +530,8 @@ impl World {
         self.end_later(Undo::Exile { node, opens, later });
     }
 
-    /// The others may have gone on without it: most of them die now, and it finds those that come back first.
+    /// The others may have continued without the exiled node: most of them die now, and it reaches
+    /// those that come back first.
     fn exile_returns(
         &mut self,
         node: Place,
@@ -551,14 +556,14 @@ impl World {
             self.core.unblock(from, to);
         }
         if self.core.rng.percent(50) {
-            // It hears from etcd at once, but of each kind of record in its own time.
+            // The node reaches etcd at once, but each kind of record arrives in its own time.
             later.into_iter().for_each(|(from, to)| self.core.unblock(from, to));
         } else {
             self.end_later(Undo::Unblock(later));
         }
     }
 
-    /// Splits everything in two, or cuts one off from some of the others.
+    /// Splits all processes in two, or cuts one off from some of the others.
     fn partition(&mut self) {
         let all = self.all_places();
         let one = self.core.rng.pick(&all).expect("there are nodes");
@@ -596,7 +601,7 @@ impl World {
         self.faults.next += 1;
         let fault = self.faults.next;
         self.faults.running.insert(fault, undo);
-        self.core.after(after, Happening::FaultEnds { fault });
+        self.core.after(after, SimEvent::FaultEnds { fault });
     }
 
     pub fn fault_ends(&mut self, fault: u64) {
@@ -629,19 +634,20 @@ impl World {
         }
     }
 
-    /// Only where every process has heard of something newer: no other could tell, and nothing is promised then.
-    fn restore_etcd(&mut self, image: Image) {
+    /// Restores a snapshot only where every process has seen something newer: no other could detect
+    /// it, and nothing is promised then.
+    fn restore_etcd(&mut self, image: EtcdSnapshot) {
         let etcd = &self.core.etcd;
         let all_could_tell = self.running().all(|process| !etcd.could_follow(process, &image));
-        let is_up = etcd.health == Health::Up && !etcd.is_restored();
+        let is_up = etcd.health == EtcdHealth::Up && !etcd.is_restored();
         if self.core.is_faulty() && is_up && all_could_tell {
-            self.core.journal.note(self.core.now, || "etcd is restored from a snapshot".into());
+            self.core.trace.note(self.core.now, || "etcd is restored from a snapshot".into());
             self.core.etcd_restore(image);
             self.end_later(Undo::EtcdRestored);
         }
     }
 
-    fn running(&self) -> impl Iterator<Item = Process> {
+    fn running(&self) -> impl Iterator<Item = ProcessId> {
         let nodes = self.nodes.iter().filter(|node| !node.is_down()).map(NodeHost::process);
         let gateways = self.gateways.iter().filter(|at| !at.is_down()).map(GatewayHost::process);
         let coordinators = self.coordinators.iter().filter(|at| !at.is_down());
@@ -649,11 +655,11 @@ impl World {
         nodes.chain(gateways).chain(coordinators.map(CoordinatorHost::process)).chain(chaos)
     }
 
-    /// Whoever does not follow etcd any more is started anew.
+    /// Restarts each process that does not follow etcd any more.
     pub fn etcd_put_right(&mut self) {
         let left: Vec<_> =
             self.running().filter(|&process| self.core.etcd.is_left_by(process)).collect();
-        for Process { place, .. } in left {
+        for ProcessId { place, .. } in left {
             match place {
                 Place::Node(at) => self.nodes[at as usize].crash(&mut self.core, false),
                 Place::Gateway(at) => self.gateways[at as usize].crash(&mut self.core),
@@ -667,7 +673,7 @@ impl World {
 
     /// Everything works again.
     pub fn heal(&mut self) {
-        self.core.journal.note(self.core.now, || "all faults are over".into());
+        self.core.trace.note(self.core.now, || "all faults are over".into());
         for fault in self.faults.running.keys().copied().collect::<Vec<_>>() {
             self.fault_ends(fault);
         }
@@ -675,7 +681,8 @@ impl World {
         self.core.resume_all();
         for node in &mut self.nodes {
             node.is_put_back(&mut self.core);
-            // A clock that stays behind for an hour keeps records for an hour longer: clients wait for room.
+            // A clock that stays behind for an hour keeps token records for an hour longer: clients
+            // wait for room.
             node.set_clock(0);
             node.disk.slowness = 1;
             node.disk.stalled_until = 0;
@@ -686,7 +693,7 @@ impl World {
 }
 
 impl Core {
-    /// Whether faults still strike.
+    /// Returns whether faults still strike.
     pub fn is_faulty(&self) -> bool {
         self.now < self.plan.faults_until
     }

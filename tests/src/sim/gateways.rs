@@ -1,43 +1,44 @@
-//! A gateway: the engine's worker machine, driven as production drives it, one worker to a process.
+//! A gateway: the engine's batcher, driven as production drives it, one worker to a process.
 //!
 //! Like every driver it decides nothing: it keeps the worker's key in etcd alive, dials every node
-//! it has heard of, and tells the machine. What comes during one turn of the driver is handled
-//! together: some operations become one request, and all travel when the turn ends.
+//! that it knows of, and passes inputs to the batcher. The inputs of one turn of the driver are
+//! handled together: some operations become one request, and all are sent when the turn ends.
 
 use std::collections::BTreeMap;
 
-use engine::batcher::{Batcher, Effect, Event, Failure, Outcome as Known, ReadValues};
+use engine::batcher::{Batcher, Effect, Event, Failure, Outcome, ReadValues};
 use engine::ids::{Conn, SessionId, StoreBoot, StoreId};
 use engine::message::{BatchReply, NodeReply};
 use engine::ops::{Op, OpKind};
 
 use super::checker::{Violation, answers};
-use super::clients::{Answered, Request};
-use super::core::{Core, Happening, Place, Process, Told, since};
-use super::etcd::{Call, Compare, Key, Reply, Value, Versioned, WatchEvent, Write};
-use super::history::{Ask, Outcome};
-use super::network::Wire;
+use super::clients::{ClientReply, ClientRequest};
+use super::core::{Core, Place, ProcessId, ProcessInput, SimEvent, since};
+use super::etcd::{Call, Compare, EtcdKey, EtcdValue, EtcdWatchEvent, Reply, Versioned, Write};
+use super::history::{Ask, OpOutcome};
+use super::network::WireMessage;
 use super::nodes::{place_of, session_id};
 use super::token_clients;
 
 const TOCK: u64 = 20_000;
-/// Of the lease's time to live, which is at least 500 ms.
+/// The period of keep-alives: a part of the lease's time to live, which is at least 500 ms.
 const KEEP_ALIVE: u64 = 150_000;
 
 pub struct GatewayHost {
     pub place: Place,
-    pub life: u32,
-    running: Option<Running>,
+    pub incarnation: u32,
+    running: Option<RunningGateway>,
 }
 
-struct Running {
-    worker: Batcher,
+struct RunningGateway {
+    batcher: Batcher,
     started: u64,
     effects: Vec<Effect>,
-    /// What it was about to do when it was stopped, and when it had decided to.
+    /// The effects that it was about to perform when it was paused, with the times of their
+    /// decision.
     held_back: Vec<(u64, Effect)>,
     wake_at: Option<u64>,
-    peers: BTreeMap<StoreId, Peer>,
+    peers: BTreeMap<StoreId, KnownNode>,
 
     // -- etcd
     nonce: u64,
@@ -47,18 +48,18 @@ struct Running {
     next_call: u64,
 
     // -- clients
-    /// What has come since the last turn ended.
-    gathered: Vec<Request>,
-    /// What each request to the machine is made of.
-    asked: BTreeMap<u64, Vec<Request>>,
+    /// The requests that have arrived since the last turn ended.
+    gathered: Vec<ClientRequest>,
+    /// The client requests in each request to the batcher.
+    asked: BTreeMap<u64, Vec<ClientRequest>>,
     /// Requests with a token.
-    tokens: BTreeMap<u64, Box<token_clients::Send>>,
+    tokens: BTreeMap<u64, Box<token_clients::TokenSend>>,
     last_request: u64,
 }
 
-/// A node that this gateway has heard of.
+/// A node that this gateway knows of.
 #[derive(Default)]
-struct Peer {
+struct KnownNode {
     dial: Option<u64>,
     conn: Option<(Conn, StoreBoot)>,
     next_dial: u64,
@@ -66,14 +67,14 @@ struct Peer {
 
 impl GatewayHost {
     pub fn new(index: u8) -> Self {
-        Self { place: Place::Gateway(index), life: 0, running: None }
+        Self { place: Place::Gateway(index), incarnation: 0, running: None }
     }
 
-    pub fn process(&self) -> Process {
-        Process { place: self.place, life: self.life }
+    pub fn process(&self) -> ProcessId {
+        ProcessId { place: self.place, incarnation: self.incarnation }
     }
 
-    /// The lease that its key hangs on.
+    /// The lease of its key.
     pub fn lease(&self) -> Option<u64> {
         self.running.as_ref()?.lease
     }
@@ -86,9 +87,9 @@ impl GatewayHost {
         if !self.is_down() {
             return;
         }
-        self.life += 1;
-        self.running = Some(Running {
-            worker: Batcher::new(core.plan.gateway.clone()),
+        self.incarnation += 1;
+        self.running = Some(RunningGateway {
+            batcher: Batcher::new(core.plan.gateway.clone()),
             started: core.clock(),
             effects: Vec::new(),
             held_back: Vec::new(),
@@ -105,7 +106,7 @@ impl GatewayHost {
             last_request: 0,
         });
         core.etcd_watch(self.process());
-        core.tell_after(1, self.process(), Told::Tock);
+        core.input_after(1, self.process(), ProcessInput::Tock);
     }
 
     pub fn crash(&mut self, core: &mut Core) {
@@ -114,58 +115,58 @@ impl GatewayHost {
         core.etcd_unwatch(self.process());
         let asked = running.asked.into_values().flatten();
         for request in running.gathered.into_iter().chain(asked) {
-            let answered = Answered { id: request.id, outcome: Outcome::Unknown };
-            core.after(1_000, Happening::Answered(answered));
+            let answered = ClientReply { id: request.id, outcome: OpOutcome::Unknown };
+            core.after(1_000, SimEvent::Answered(answered));
         }
         for send in running.tokens.into_values() {
-            let answered = token_clients::Answered::of(&send, None);
-            core.after(1_000, Happening::TokenAnswered(answered));
+            let answered = token_clients::TokenReply::of(&send, None);
+            core.after(1_000, SimEvent::TokenAnswered(answered));
         }
     }
 
-    pub fn on(&mut self, core: &mut Core, told: Told) {
+    pub fn on(&mut self, core: &mut Core, input: ProcessInput) {
         let process = self.process();
         if let Some(running) = &mut self.running {
-            Driver { process, running }.told(core, told);
+            GatewayDriver { process, running }.on_input(core, input);
         }
     }
 }
 
-struct Driver<'a> {
-    process: Process,
-    running: &'a mut Running,
+struct GatewayDriver<'a> {
+    process: ProcessId,
+    running: &'a mut RunningGateway,
 }
 
-impl Driver<'_> {
-    fn told(&mut self, core: &mut Core, told: Told) {
-        match told {
-            // A nearer one has taken its place.
-            Told::Wake if self.running.wake_at != Some(core.now) => {}
-            Told::Wake => self.end_turn(core),
-            Told::Resumed => {
+impl GatewayDriver<'_> {
+    fn on_input(&mut self, core: &mut Core, input: ProcessInput) {
+        match input {
+            // An earlier deadline has replaced this one.
+            ProcessInput::Wake if self.running.wake_at != Some(core.now) => {}
+            ProcessInput::Wake => self.end_turn(core),
+            ProcessInput::Resumed => {
                 for (decided_at, effect) in std::mem::take(&mut self.running.held_back) {
                     self.perform(core, decided_at, effect);
                 }
                 self.end_turn(core);
             }
-            Told::Tock => self.tock(core),
-            Told::Dialled { dial, conn, peer } => self.dialled(core, dial, conn, peer),
-            Told::DialFailed { dial, refused } => self.dial_failed(core, dial, refused),
-            Told::Closed { conn } => self.closed(core, conn),
-            Told::Received { conn, wire: Wire::ToGateway(reply) } => {
+            ProcessInput::Tock => self.tock(core),
+            ProcessInput::Dialled { dial, conn, peer } => self.dialled(core, dial, conn, peer),
+            ProcessInput::DialFailed { dial, refused } => self.dial_failed(core, dial, refused),
+            ProcessInput::Closed { conn } => self.closed(core, conn),
+            ProcessInput::Received { conn, wire: WireMessage::ToGateway(reply) } => {
                 self.watch_over(core, &reply);
                 self.handle(core, Event::Reply { conn, reply });
             }
-            Told::Etcd { call, reply } if self.running.call == Some(call) => {
+            ProcessInput::Etcd { call, reply } if self.running.call == Some(call) => {
                 self.running.call = None;
                 self.etcd(core, reply);
             }
-            Told::EtcdTimeout { call } if self.running.call == Some(call) => {
+            ProcessInput::EtcdTimeout { call } if self.running.call == Some(call) => {
                 self.running.call = None;
             }
-            Told::Watched(events) => self.watched(core, events),
-            Told::TokenRequest(send) => self.begin_token(core, send),
-            Told::Request(request) => {
+            ProcessInput::Watched(events) => self.watched(core, events),
+            ProcessInput::TokenRequest(send) => self.begin_token(core, send),
+            ProcessInput::Request(request) => {
                 self.running.gathered.push(request);
                 self.turn_ends_soon(core);
             }
@@ -176,18 +177,18 @@ impl Driver<'_> {
     // ---- turns ---------------------------------------------------------------------------------
 
     fn handle(&mut self, core: &mut Core, event: Event) {
-        self.machine(core, event);
+        self.run_batcher(core, event);
         self.turn_ends_soon(core);
     }
 
-    fn machine(&mut self, core: &mut Core, event: Event) {
+    fn run_batcher(&mut self, core: &mut Core, event: Event) {
         let me = self.process;
-        core.journal.note(core.now, || format!("{me:?} <- {event:?}"));
+        core.trace.note(core.now, || format!("{me:?} <- {event:?}"));
         let now = since(self.running.started, core.clock());
-        self.running.worker.handle(now, event, &mut self.running.effects);
+        self.running.batcher.handle(now, event, &mut self.running.effects);
     }
 
-    /// The turn ends when the driver has handled what came: at a time of its own.
+    /// Schedules the end of the turn: the driver takes a random time to handle its inputs.
     fn turn_ends_soon(&mut self, core: &mut Core) {
         let turn = core.plan.turn;
         let after = core.rng.between(1, turn + 1);
@@ -198,24 +199,24 @@ impl Driver<'_> {
         let at = at.max(core.now + 1);
         if self.running.wake_at.is_none_or(|wake| at < wake) {
             self.running.wake_at = Some(at);
-            core.tell_after(at - core.now, self.process, Told::Wake);
+            core.input_after(at - core.now, self.process, ProcessInput::Wake);
         }
     }
 
     fn end_turn(&mut self, core: &mut Core) {
         self.running.wake_at = None;
         self.ask(core);
-        self.machine(core, Event::TurnEnded);
+        self.run_batcher(core, Event::TurnEnded);
         for effect in std::mem::take(&mut self.running.effects) {
             let me = self.process;
-            core.journal.note(core.now, || format!("{me:?} -> {effect:?}"));
+            core.trace.note(core.now, || format!("{me:?} -> {effect:?}"));
             if core.holds_back(me) {
                 self.running.held_back.push((core.now, effect));
             } else {
                 self.perform(core, core.now, effect);
             }
         }
-        if let Some(deadline) = self.running.worker.next_deadline() {
+        if let Some(deadline) = self.running.batcher.next_deadline() {
             let at = core.when(self.running.started + deadline.0);
             self.wake_at(core, at);
         }
@@ -225,18 +226,18 @@ impl Driver<'_> {
         match effect {
             Effect::Send { conn, message } => {
                 core.oracle.asked(&message);
-                core.send(conn, Wire::ToNode(message));
+                core.send(conn, WireMessage::ToNode(message));
             }
             Effect::Wrote { request, result } if self.running.tokens.contains_key(&request) => {
                 let Some(send) = self.running.tokens.remove(&request) else { return };
                 answers::outcomes(&send.ops, &result, &mut core.oracle.violations);
-                let told = token_clients::told(&send.ops, &result);
-                let answered = token_clients::Answered {
+                let outcomes = token_clients::outcomes_of(&send.ops, &result);
+                let answered = token_clients::TokenReply {
                     replayed: result.replayed,
-                    ..token_clients::Answered::of(&send, Some(told))
+                    ..token_clients::TokenReply::of(&send, Some(outcomes))
                 };
                 let delay = core.delay();
-                core.after(delay, Happening::TokenAnswered(answered));
+                core.after(delay, SimEvent::TokenAnswered(answered));
             }
             Effect::Wrote { request, result } => {
                 let asked = self.asked(core, request);
@@ -244,21 +245,21 @@ impl Driver<'_> {
                 let violations = &mut core.oracle.violations;
                 let outcomes = answers::outcomes(&ops, &result, violations).unwrap_or_default();
                 for (request, outcome) in asked.iter().zip(outcomes) {
-                    answer(core, request, outcome.map_or_else(known, Outcome::Applied));
+                    answer(core, request, outcome.map_or_else(known, OpOutcome::Applied));
                 }
             }
             Effect::ReadDone { request, result } => {
                 let asked = self.asked(core, request);
                 for (at, request) in asked.iter().enumerate() {
                     let outcome = match &result {
-                        Err(_) => Outcome::NotApplied,
+                        Err(_) => OpOutcome::NotApplied,
                         Ok(found) => self.found(core, decided_at, request, found, at),
                     };
                     answer(core, request, outcome);
                 }
             }
             Effect::Report(report) => core.report(self.process, None, &report),
-            // Another key: the old one ends with its lease.
+            // The next session has another key: the old key ends with its lease.
             Effect::AbandonSession(_) => {
                 self.running.lease = None;
                 self.running.session = None;
@@ -268,34 +269,35 @@ impl Driver<'_> {
         }
     }
 
-    /// What a read is told. One that is not stale at all has to be linearizable. The age is of the moment at which the
-    /// gateway answers; if it is stopped then, or the network is slow, its client can add that itself.
+    /// The outcome of a read. A value that is not stale at all has to be linearizable. The age is
+    /// that at the moment of the gateway's answer; if the gateway is paused then, or the network is
+    /// slow, its client can add that itself.
     fn found(
         &self,
         core: &mut Core,
         decided_at: u64,
-        asked: &Request,
+        asked: &ClientRequest,
         found: &ReadValues,
         at: usize,
-    ) -> Outcome {
+    ) -> OpOutcome {
         let (value, staleness_ms) = (found.values[at], found.staleness_ms);
         if staleness_ms > asked.max_staleness_ms.unwrap_or(0) {
-            let detail = format!("{asked:?} was told a value of {staleness_ms} ms ago");
+            let detail = format!("{asked:?} received a value of {staleness_ms} ms ago");
             core.oracle.violations.push(Violation { promise: "bounded", detail });
         }
         match staleness_ms {
-            0 => Outcome::Applied(Some(value)),
-            ms => Outcome::Stale { value, as_of: decided_at.saturating_sub(ms * 1_000) },
+            0 => OpOutcome::Applied(Some(value)),
+            ms => OpOutcome::Stale { value, as_of: decided_at.saturating_sub(ms * 1_000) },
         }
     }
 
-    /// What no correct cluster says.
+    /// Checks for replies that no correct cluster sends.
     fn watch_over(&mut self, core: &mut Core, reply: &NodeReply) {
         let NodeReply::Answer { session, answer, .. } = reply else { return };
         let wrong = match answer {
             BatchReply::NoEffect => "is out of order",
             BatchReply::Expired if core.etcd.has_session(*session) => {
-                "expired while its key stands"
+                "expired while its key exists"
             }
             _ => return,
         };
@@ -305,7 +307,7 @@ impl Driver<'_> {
 
     // ---- clients -------------------------------------------------------------------------------
 
-    /// Asks the machine for what has come, some of it in one request.
+    /// Asks the batcher for the gathered requests, some of them in one request.
     fn ask(&mut self, core: &mut Core) {
         let gathered = std::mem::take(&mut self.running.gathered);
         let (reads, writes): (Vec<_>, Vec<_>) =
@@ -313,7 +315,7 @@ impl Driver<'_> {
         let (bounded, reads): (Vec<_>, Vec<_>) =
             reads.into_iter().partition(|request| request.max_staleness_ms.is_some());
         for kind in [reads, bounded, writes] {
-            let mut request: Vec<Request> = Vec::new();
+            let mut request: Vec<ClientRequest> = Vec::new();
             for asked in kind {
                 if !request.is_empty() && !core.rng.percent(core.plan.joined_percent) {
                     self.begin(core, std::mem::take(&mut request));
@@ -326,7 +328,7 @@ impl Driver<'_> {
         }
     }
 
-    fn begin(&mut self, core: &mut Core, asked: Vec<Request>) {
+    fn begin(&mut self, core: &mut Core, asked: Vec<ClientRequest>) {
         let deadline = asked.iter().map(|asked| asked.deadline).min().unwrap_or(core.now);
         let deadline = since(self.running.started, core.leapt + deadline.max(core.now));
         self.running.last_request += 1;
@@ -334,18 +336,18 @@ impl Driver<'_> {
         let ops: Vec<Op> = asked.iter().filter_map(op).collect();
         let event = if ops.is_empty() {
             let keys = asked.iter().map(|asked| asked.counter.clone()).collect();
-            // What all of them are content with.
+            // The bound that satisfies all of them.
             let max_staleness_ms = asked.iter().filter_map(|asked| asked.max_staleness_ms).min();
             Event::Read { request, keys, max_staleness_ms, deadline }
         } else {
             Event::Write { request, ops, token: None, deadline }
         };
         self.running.asked.insert(request, asked);
-        self.machine(core, event);
+        self.run_batcher(core, event);
     }
 
-    /// A request with a token stands for itself.
-    fn begin_token(&mut self, core: &mut Core, send: Box<token_clients::Send>) {
+    /// A request with a token is a request of its own.
+    fn begin_token(&mut self, core: &mut Core, send: Box<token_clients::TokenSend>) {
         self.running.last_request += 1;
         let request = self.running.last_request;
         let deadline = since(self.running.started, core.leapt + send.deadline.max(core.now));
@@ -354,8 +356,8 @@ impl Driver<'_> {
         self.handle(core, Event::Write { request, ops, token, deadline });
     }
 
-    /// What the answered request is made of. It is answered once.
-    fn asked(&mut self, core: &mut Core, request: u64) -> Vec<Request> {
+    /// The client requests in an answered request, which is answered once.
+    fn asked(&mut self, core: &mut Core, request: u64) -> Vec<ClientRequest> {
         self.running.asked.remove(&request).unwrap_or_else(|| {
             let detail = format!("request {request} was answered twice");
             core.oracle.violations.push(Violation { promise: "answers", detail });
@@ -366,12 +368,12 @@ impl Driver<'_> {
     // ---- etcd ----------------------------------------------------------------------------------
 
     fn tock(&mut self, core: &mut Core) {
-        core.tell_after(TOCK, self.process, Told::Tock);
+        core.input_after(TOCK, self.process, ProcessInput::Tock);
         self.register(core);
         self.dial_all(core);
     }
 
-    /// A lease, the key under it, and keeping it alive: the one of these that comes next.
+    /// Performs the next step of three: a lease, the key under it, and keeping it alive.
     fn register(&mut self, core: &mut Core) {
         if self.running.call.is_some() || core.now < self.running.next_call {
             return;
@@ -380,8 +382,8 @@ impl Driver<'_> {
             (None, _) => Call::Grant { ttl: core.plan.lease_ttl },
             (Some(lease), Some(_)) => Call::KeepAlive { lease },
             (Some(lease), None) => {
-                let key = Key::Gateway(self.running.nonce);
-                let writes = vec![Write::Put(key, Value::Gateway, Some(lease))];
+                let key = EtcdKey::Gateway(self.running.nonce);
+                let writes = vec![Write::Put(key, EtcdValue::Gateway, Some(lease))];
                 Call::Txn { compares: vec![Compare::Created(key, 0)], writes }
             }
         };
@@ -396,8 +398,8 @@ impl Driver<'_> {
                 self.running.next_call = core.now + KEEP_ALIVE;
                 self.handle(core, Event::Session(self.running.session));
             }
-            // The key is there already, made by a call whose answer was lost: its revision is not
-            // known, so it is nobody's. Or the lease has ended.
+            // The key exists already, made by a call whose answer was lost: its revision is not
+            // known, so the session can't be used. Or the lease has ended.
             Reply::Txn { .. } => {
                 self.running.nonce = core.rng.word();
                 self.running.lease = None;
@@ -414,13 +416,13 @@ impl Driver<'_> {
         }
     }
 
-    fn watched(&mut self, core: &mut Core, events: Vec<WatchEvent>) {
-        for WatchEvent { value, .. } in events {
+    fn watched(&mut self, core: &mut Core, events: Vec<EtcdWatchEvent>) {
+        for EtcdWatchEvent { value, .. } in events {
             match value {
-                Some(Versioned { value: Value::Shard(config), .. }) => {
+                Some(Versioned { value: EtcdValue::Shard(config), .. }) => {
                     self.handle(core, Event::ShardRecord(config));
                 }
-                Some(Versioned { value: Value::Node(me), .. }) => {
+                Some(Versioned { value: EtcdValue::Node(me), .. }) => {
                     self.running.peers.entry(me.store).or_default();
                 }
                 _ => {}
@@ -431,10 +433,10 @@ impl Driver<'_> {
     // ---- connections ---------------------------------------------------------------------------
 
     fn dial_all(&mut self, core: &mut Core) {
-        let wanted = self.running.worker.unconnected();
+        let wanted = self.running.batcher.unconnected();
         for (&store, peer) in &mut self.running.peers {
-            // A later process of that store leads: the connection is to one that is gone, although
-            // nobody has said so.
+            // A later process of that store leads: the connection is to a process that is gone,
+            // although it is not closed yet.
             let newer = |&(_, boot): &(Conn, StoreBoot)| {
                 wanted.iter().any(|wanted| wanted.store == store && wanted.boot > boot.boot)
             };
@@ -477,20 +479,20 @@ impl Driver<'_> {
     }
 }
 
-fn answer(core: &mut Core, request: &Request, outcome: Outcome) {
+fn answer(core: &mut Core, request: &ClientRequest, outcome: OpOutcome) {
     let delay = core.delay();
-    core.after(delay, Happening::Answered(Answered { id: request.id, outcome }));
+    core.after(delay, SimEvent::Answered(ClientReply { id: request.id, outcome }));
 }
 
-fn known(failure: Failure) -> Outcome {
+fn known(failure: Failure) -> OpOutcome {
     match failure.outcome() {
-        Known::NotApplied => Outcome::NotApplied,
-        Known::Unknown => Outcome::Unknown,
+        Outcome::NotApplied => OpOutcome::NotApplied,
+        Outcome::Unknown => OpOutcome::Unknown,
     }
 }
 
-/// None: it is a read.
-fn op(request: &Request) -> Option<Op> {
+/// Returns `None` for a read.
+fn op(request: &ClientRequest) -> Option<Op> {
     let kind = match request.ask {
         Ask::Add { delta } => OpKind::Add { delta: delta.into() },
         Ask::AddReturning { delta } => OpKind::AddReturning { delta: delta.into() },

@@ -1,9 +1,10 @@
 //! The hunt: every planted bug at once, on every core, until each is found or the time is over.
 //!
-//! Whoever is free takes the bug that was looked at least, so the common ones are done within seconds and the rest
-//! of the time goes to the rare ones. `tests/tests/planted-seeds` says what was found when it was last recorded; a
-//! bug that is not found yet is a *hole* there, with what it would take. Holes are looked for like the others, but
-//! nobody waits for them. Of a bug that needs what few seeds draw only these seeds are run.
+//! A free core takes the bug with the fewest runs so far, so the common ones are done within
+//! seconds and the rest of the time goes to the rare ones. `tests/tests/planted-seeds` records what
+//! was found last time; a bug that is not found yet is a *hole* there, with what would be needed to
+//! find it. Holes are searched like the others, but the hunt does not wait for them. For a bug that
+//! needs a rare draw only the seeds with that draw are run.
 
 use std::panic;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +14,7 @@ use std::time::Instant;
 use engine::planted::Planted;
 
 use super::disk_faults::DiskFault;
-use super::faults::Kind;
+use super::faults::FaultKind;
 use super::plan::Plan;
 use super::rng::Rng;
 use super::run;
@@ -22,17 +23,17 @@ use super::run;
 const NOT_FOUND: &str = "not found among";
 const RECORDED: &str = include_str!("../../tests/planted-seeds");
 
-/// What the record says of a bug.
+/// The record of a bug in `planted-seeds`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Recorded {
-    /// This seed shows it.
+    /// This seed shows the bug.
     Seed(u64),
-    /// Not found yet, and why.
+    /// The bug is not found yet, for this reason.
     Hole(String),
 }
 
 impl Recorded {
-    /// None: the record has no line for it, or one that is not understood.
+    /// Returns `None` if the record has no line for the bug, or one that is not understood.
     pub fn of(bug: Planted) -> Option<Self> {
         let name = format!("{bug:?} ");
         let rest = RECORDED.lines().find_map(|line| line.strip_prefix(&name))?;
@@ -43,37 +44,37 @@ impl Recorded {
     }
 }
 
-/// What became of the hunt for one bug.
+/// The result of the hunt for one bug.
 #[derive(Clone, Debug)]
-pub struct Quarry {
+pub struct HuntedBug {
     pub bug: Planted,
-    /// The first seed that shows it: the same one however many cores look.
+    /// The first seed that shows the bug: the same one however many cores search.
     pub found: Option<u64>,
     pub looked_at: u64,
-    /// Seeds that fail without it, too, and show nothing of it.
+    /// Seeds that fail without the bug, too, and so show nothing of it.
     pub fail_anyway: Vec<u64>,
     pub recorded: Option<Recorded>,
     next: u64,
     running: u64,
 }
 
-impl Quarry {
-    /// What was only not found when it was recorded is looked for like any other.
+impl HuntedBug {
+    /// A bug that was only not found when it was recorded is searched like any other.
     fn is_hole(&self) -> bool {
         matches!(&self.recorded, Some(Recorded::Hole(why)) if !why.starts_with(NOT_FOUND))
     }
 
-    /// Not found, though the record says that it can be.
+    /// Returns whether the bug was not found, though the record claims that it can be.
     pub fn is_missed(&self) -> bool {
         self.found.is_none() && !self.is_hole()
     }
 
-    /// A line for people, and for whoever looks for `NOT FOUND`.
+    /// A line for readers, and for scripts that search `NOT FOUND`.
     pub fn line(&self) -> String {
         let Self { bug, looked_at, .. } = self;
         match (self.found, &self.recorded) {
             (Some(seed), Some(Recorded::Hole(_))) => {
-                format!("bug={bug:?} seed={seed} after {looked_at} seeds: A HOLE NO MORE")
+                format!("bug={bug:?} seed={seed} after {looked_at} seeds: NO LONGER A HOLE")
             }
             (Some(seed), _) => format!("bug={bug:?} seed={seed} after {looked_at} seeds"),
             (None, Some(Recorded::Hole(why))) if self.is_hole() => {
@@ -94,25 +95,29 @@ impl Quarry {
     }
 }
 
-/// How long to look.
+/// The limits of the search.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct HuntLimits {
     pub from: u64,
-    /// Per bug.
+    /// Seeds per bug.
     pub seeds: u64,
-    /// Per hole: less, so that the others get the time.
+    /// Seeds per hole: less, so that the others get the time.
     pub hole_seeds: u64,
     pub until: Instant,
 }
 
-/// Looks for these bugs; `tell` hears of each as it is settled.
-pub fn hunt(bugs: &[Planted], limits: Limits, tell: impl Fn(&Quarry) + Sync) -> Vec<Quarry> {
-    // What a broken engine has to say when it notices that it is broken is of no interest here.
+/// Searches for these bugs; `report` is called for each as it is settled.
+pub fn hunt(
+    bugs: &[Planted],
+    limits: HuntLimits,
+    report: impl Fn(&HuntedBug) + Sync,
+) -> Vec<HuntedBug> {
+    // The messages of a broken engine that notices its own fault are of no interest here.
     let hook = panic::take_hook();
     panic::set_hook(Box::new(|_| {}));
-    let quarry = |&bug| {
+    let hunted = |&bug| {
         let recorded = Recorded::of(bug);
-        Quarry {
+        HuntedBug {
             bug,
             found: None,
             looked_at: 0,
@@ -122,7 +127,7 @@ pub fn hunt(bugs: &[Planted], limits: Limits, tell: impl Fn(&Quarry) + Sync) -> 
             running: 0,
         }
     };
-    let all: Mutex<Vec<Quarry>> = Mutex::new(bugs.iter().map(quarry).collect());
+    let all: Mutex<Vec<HuntedBug>> = Mutex::new(bugs.iter().map(hunted).collect());
     let threads = available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -135,14 +140,14 @@ pub fn hunt(bugs: &[Planted], limits: Limits, tell: impl Fn(&Quarry) + Sync) -> 
                     let fails_anyway = fails_with_it && fails(None);
                     let shows = fails_with_it && !fails_anyway;
                     let mut all = lock(&all);
-                    let quarry = &mut all[at];
-                    quarry.running -= 1;
-                    quarry.fail_anyway.extend(fails_anyway.then_some(seed));
+                    let hunted = &mut all[at];
+                    hunted.running -= 1;
+                    hunted.fail_anyway.extend(fails_anyway.then_some(seed));
                     if shows {
-                        quarry.found = Some(quarry.found.map_or(seed, |first| first.min(seed)));
+                        hunted.found = Some(hunted.found.map_or(seed, |first| first.min(seed)));
                     }
-                    if quarry.found.is_some() && quarry.running == 0 {
-                        tell(quarry);
+                    if hunted.found.is_some() && hunted.running == 0 {
+                        report(hunted);
                     }
                 }
             });
@@ -152,30 +157,31 @@ pub fn hunt(bugs: &[Planted], limits: Limits, tell: impl Fn(&Quarry) + Sync) -> 
     all.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The next seed of the bug that was looked at least, if anything is left to look for.
-fn take(all: &mut [Quarry], limits: Limits) -> Option<(usize, Planted, u64)> {
+/// The next seed of the bug with the fewest runs, if anything is left to search for.
+fn take(all: &mut [HuntedBug], limits: HuntLimits) -> Option<(usize, Planted, u64)> {
     if Instant::now() >= limits.until {
         return None;
     }
-    let open = |quarry: &Quarry| {
-        let seeds = if quarry.is_hole() { limits.hole_seeds } else { limits.seeds };
-        quarry.found.is_none() && quarry.looked_at < seeds
+    let open = |hunted: &HuntedBug| {
+        let seeds = if hunted.is_hole() { limits.hole_seeds } else { limits.seeds };
+        hunted.found.is_none() && hunted.looked_at < seeds
     };
-    let open = all.iter_mut().enumerate().filter(|(_, quarry)| open(quarry));
-    let (at, quarry) = open.min_by_key(|(_, quarry)| quarry.looked_at)?;
+    let open = all.iter_mut().enumerate().filter(|(_, hunted)| open(hunted));
+    let (at, hunted) = open.min_by_key(|(_, hunted)| hunted.looked_at)?;
     let may_show = |seed: &u64| {
         let plan = Plan::from_seed(*seed, None, &mut Rng::new(*seed));
-        has_what_it_takes(quarry.bug, &plan)
+        has_rare_draw(hunted.bug, &plan)
     };
-    let seed = (quarry.next..).find(may_show)?;
-    quarry.next = seed + 1;
-    quarry.looked_at += 1;
-    quarry.running += 1;
-    Some((at, quarry.bug, seed))
+    let seed = (hunted.next..).find(may_show)?;
+    hunted.next = seed + 1;
+    hunted.looked_at += 1;
+    hunted.running += 1;
+    Some((at, hunted.bug, seed))
 }
 
-/// The rare bugs need a fault, or a setting, that few seeds draw: the others are not worth a run.
-fn has_what_it_takes(bug: Planted, plan: &Plan) -> bool {
+/// Returns whether the plan has the fault or the setting that a rare bug needs: other seeds are not
+/// worth a run.
+fn has_rare_draw(bug: Planted, plan: &Plan) -> bool {
     let disk = |fault| plan.disks.faults.contains(&fault);
     match bug {
         Planted::FullLeadsOn => disk(DiskFault::StaysFull),
@@ -194,15 +200,15 @@ fn has_what_it_takes(bug: Planted, plan: &Plan) -> bool {
         | Planted::EtcdCheckUnread
         | Planted::ProbeUnproven
         | Planted::CommitBelowBarrier => {
-            plan.faults.iter().any(|fault| Kind::DEPOSE.contains(fault))
+            plan.faults.iter().any(|fault| FaultKind::DEPOSE.contains(fault))
         }
         _ => true,
     }
 }
 
-/// A run of some seconds meets the end of such a log.
+/// A run of some seconds reaches the end of such a log.
 const SHORT_LOG_BYTES: usize = 64 << 10;
 
-fn lock(all: &Mutex<Vec<Quarry>>) -> MutexGuard<'_, Vec<Quarry>> {
+fn lock(all: &Mutex<Vec<HuntedBug>>) -> MutexGuard<'_, Vec<HuntedBug>> {
     all.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,9 @@
 //! Time that passes while nothing is in flight: an hour, a night, a few days, in one step.
 //!
-//! The clocks of all machines leap together, the monotonic ones and those on the wall: what had to wait for so long is
-//! due now, and what was to be over is over. The rest of the world stands still meanwhile: leases, connections and
-//! disks are as they were, as if they had been looked after all the while.
+//! The clocks of all machines leap together, the monotonic ones and the wall clocks: long waits are
+//! due now, and long leases of the state machines are over. The rest of the world does not move
+//! meanwhile: leases in etcd, connections and disks are as they were, as if they had been kept
+//! alive all the while.
 //!
 //! Clients pause before it. A run that can't be brought to rest does not leap.
 
@@ -10,21 +11,21 @@ use std::collections::BTreeMap;
 
 use engine::ids::{ShardId, StoreId};
 
-use super::core::{Core, Happening};
+use super::core::{Core, SimEvent};
 use super::coverage::Path;
 use super::draws::Draws;
-use super::world::World;
+use super::world::SimWorld;
 
-/// How often it is looked whether everything is at rest.
+/// The interval at which the run is checked for being at rest.
 const LOOK: u64 = 2_000;
-/// For so long. Clients give up before.
+/// The time limit for coming to rest. Clients give up before.
 const PATIENCE: u64 = 2_000_000;
-/// A healed cluster that only waits is helped over it: by so much at a time …
+/// The length of one leap of a healed cluster that only waits.
 const HEALING_LEAP: u64 = 60_000_000;
-/// … and so often.
+/// The interval between these leaps.
 const HEALING_EVERY: u64 = 3_000_000;
 
-/// When, and how far.
+/// The times and lengths of the leaps.
 #[derive(Clone, Debug, Default)]
 pub struct LeapPlan {
     pub all: Vec<(u64, u64)>,
@@ -45,25 +46,25 @@ impl LeapPlan {
 }
 
 impl Core {
-    /// What all clocks of machines count on from.
+    /// The time from which all clocks of processes count.
     pub fn clock(&self) -> u64 {
         self.now + self.leapt
     }
 
-    /// When a machine's clock shows `at`: at once, if it does already.
+    /// The virtual time at which the clocks of processes show `at`: now, if they do already.
     pub fn when(&self, at: u64) -> u64 {
         at.saturating_sub(self.leapt)
     }
 
     fn leap(&mut self, far: u64) {
-        self.journal.note(self.now, || format!("all clocks leap by {far} us"));
+        self.trace.note(self.now, || format!("all clocks leap by {far} us"));
         self.leapt += far;
-        self.journal.mix(far);
+        self.trace.mix(far);
     }
 }
 
-impl World {
-    /// Clients pause from now on, and when all is at rest the clocks leap.
+impl SimWorld {
+    /// Pauses the clients, and lets the clocks leap when all is at rest.
     pub fn leap(&mut self, far: u64, since: u64) {
         let at_rest = self.clients.in_flight() == 0 && self.tokens.is_idle();
         self.core.at_rest = true;
@@ -75,14 +76,15 @@ impl World {
             self.core.at_rest = false;
             return;
         }
-        self.core.after(LOOK, Happening::Leap { far, since });
+        self.core.after(LOOK, SimEvent::Leap { far, since });
     }
 
-    /// Waits as shipped are minutes long, and nothing happens meanwhile.
+    /// Leaps over waits that are minutes long as shipped, while nothing happens.
     ///
-    /// While a learner is being filled something does happen. To everybody a leap is a minute without a heartbeat: the
-    /// learner's store counts as lost, and its place goes to another one, which begins from nothing. Where the log is read
-    /// one entry at a time, filling takes longer than there is between two leaps, and never ended.
+    /// While a learner is being filled something does happen. For all processes a leap is a minute
+    /// without a heartbeat: the learner's store counts as lost, and its place goes to another one,
+    /// which begins from nothing. Where the log is read one entry at a time, filling takes longer
+    /// than the interval between two leaps, and never ended.
     pub fn leap_to_heal(&mut self) {
         if self.core.now >= self.next_leap && self.clients.is_idle() && self.tokens.is_idle() {
             self.next_leap = self.core.now + HEALING_EVERY;
@@ -97,11 +99,11 @@ impl World {
         }
     }
 
-    /// How many entries of its primary's log each learner has not got yet.
+    /// The number of entries of its primary's log that each learner still lacks.
     fn lags(&self) -> BTreeMap<(ShardId, StoreId), u64> {
         let last = |store, shard| {
-            let machine = self.nodes.iter().find(|node| node.store == store)?.machine()?;
-            let view = machine.replicas().find(|view| view.shard == shard)?;
+            let running = self.nodes.iter().find(|node| node.store == store)?.node()?;
+            let view = running.replicas().find(|view| view.shard == shard)?;
             Some(view.last.seq.0)
         };
         let mut lags = BTreeMap::new();

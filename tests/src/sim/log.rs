@@ -1,10 +1,10 @@
-//! The log of one store as it lies on its disk: the engine's own bytes, written by its own writer and read by its
-//! own scanner and recovery, in files that a crash tears.
+//! The log of one store as it lies on its disk: the engine's own bytes, written by its own writer
+//! and read by its own scanner and recovery, in files that a crash tears.
 //!
-//! What production's log thread owes the engine's writer is owed here: a group is written once the fsync of the one
-//! before has come back, and a new segment is durable, header and zeros, before its first group. So there is never
-//! more than one group that a crash can tear. It tears it in every way a disk may: at any byte, in pieces of any
-//! order, or not at all.
+//! The model obeys the same rules towards the engine's writer as production's log thread: a group
+//! is written once the fsync of the one before has returned, and a new segment is durable, header
+//! and zeros, before its first group. So there is never more than one group that a crash can tear.
+//! The crash tears it in every way a disk may: at any byte, in pieces of any order, or not at all.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
@@ -24,11 +24,11 @@ use engine::store::recovery::{Recovery, RecoveryPlan};
 use super::draws::Draws;
 use super::rng::Rng;
 
-/// What was written there is not there any more.
+/// The written bytes can't be read any more.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Damaged;
+pub struct DamagedLog;
 
-impl From<Gone> for Damaged {
+impl From<Gone> for DamagedLog {
     fn from(_: Gone) -> Self {
         Self
     }
@@ -37,11 +37,11 @@ impl From<Gone> for Damaged {
 /// Sizes as a seed draws them.
 #[derive(Clone, Copy, Debug)]
 pub struct LogSizes {
-    /// 0: each group in a segment of its own.
+    /// The size at which a segment ends; 0: each group has a segment of its own.
     pub segment_bytes: usize,
     pub block_bytes: usize,
     pub keep_bytes: usize,
-    /// Beyond what is kept, room for a few groups, without which nothing begins.
+    /// Room beyond what is kept, for a few groups; without it nothing can begin.
     pub slack_bytes: usize,
 }
 
@@ -68,7 +68,7 @@ impl LogSizes {
         }
     }
 
-    /// As shipped, as much again as is kept.
+    /// The room beyond what is kept; as shipped, as much again as is kept.
     pub fn spare_bytes(self) -> usize {
         self.keep_bytes.max(self.slack_bytes)
     }
@@ -78,9 +78,9 @@ impl LogSizes {
 pub struct Log {
     /// The files, as a reader finds them. Zeros follow each.
     segments: BTreeMap<u64, Vec<u8>>,
-    /// What was written last and is not fsynced.
+    /// The group that was written last and is not fsynced.
     unsynced: Option<Unsynced>,
-    /// Where the last durable group begins: its header bears witness for all that lies before it.
+    /// The position of the last durable group: its header proves that all before it was durable.
     witness: Option<(u64, usize)>,
 }
 
@@ -91,16 +91,16 @@ struct Unsynced {
     from: usize,
 }
 
-/// What a crash has left of the group that was being written.
+/// The part of the group being written that a crash has left.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Left {
-    /// None was being written, or none of it or all of it is there.
+pub enum GroupAfterCrash {
+    /// No group was being written, or none of it or all of it is there.
     Whole,
     Torn,
 }
 
 impl Log {
-    /// Every byte of the group reaches the file; the disk has yet to say so.
+    /// Writes every byte of the group to the file; the fsync is still to come.
     fn write(&mut self, segment: u64, header: Option<&[u8]>, offset: usize, bytes: &[u8]) {
         assert!(self.unsynced.is_none(), "one group at a time");
         if let Some(header) = header {
@@ -113,7 +113,7 @@ impl Log {
         self.unsynced = Some(Unsynced { segment, from: offset });
     }
 
-    /// The process is gone. It may have been in the middle of a write.
+    /// The process is gone, perhaps in the middle of a write.
     pub fn process_died(&mut self, rng: &mut Rng) {
         if let Some(Unsynced { segment, from }) = self.unsynced
             && rng.percent(30)
@@ -124,9 +124,11 @@ impl Log {
         }
     }
 
-    /// The machine is gone: of what was not fsynced any part may be there.
-    pub fn power_lost(&mut self, rng: &mut Rng) -> Left {
-        let Some(Unsynced { segment, from }) = self.unsynced.take() else { return Left::Whole };
+    /// The machine is gone: any part of what was not fsynced may be there.
+    pub fn power_lost(&mut self, rng: &mut Rng) -> GroupAfterCrash {
+        let Some(Unsynced { segment, from }) = self.unsynced.take() else {
+            return GroupAfterCrash::Whole;
+        };
         let file = self.segments.get_mut(&segment).expect("it was written");
         let whole = file[from..].to_vec();
         match rng.below(6) {
@@ -151,10 +153,11 @@ impl Log {
         }
         let left = &file[from..];
         let is_whole = left == whole || left.iter().all(|&byte| byte == 0);
-        if is_whole { Left::Whole } else { Left::Torn }
+        if is_whole { GroupAfterCrash::Whole } else { GroupAfterCrash::Torn }
     }
 
-    /// Reads everything, and leaves of it exactly what is good, durably: production's way into a folder.
+    /// Reads everything, and keeps exactly what is valid, durably: production's way of opening a
+    /// folder.
     pub fn open(
         &mut self,
         state: &BTreeMap<ShardId, (CopyNo, ShardState)>,
@@ -185,7 +188,7 @@ impl Log {
         (plan, scanned)
     }
 
-    /// One bit that was durable becomes another. False: there is none of which that could be known.
+    /// Changes one durable bit. Returns `false` if recovery could detect no change.
     pub fn rot(&mut self, rng: &mut Rng) -> bool {
         let Some(witness) = self.witness else { return false };
         let before = |(&segment, bytes): (&u64, &Vec<u8>)| match segment.cmp(&witness.0) {
@@ -213,10 +216,10 @@ impl Log {
 /// The log while a process has it open: production's log thread.
 pub struct OpenLog {
     sizes: LogSizes,
-    /// Made with the first group, which on a new disk says whose log it is.
+    /// The writer, made with the first group, which on a new disk names its store.
     writer: Option<LogEncoder>,
     resume: Option<Resume>,
-    /// What is written again, a block with each group.
+    /// The entries that are written again, a block with each group.
     carrying: VecDeque<(Block, Vec<(ShardId, Entry)>)>,
 }
 
@@ -225,7 +228,7 @@ impl OpenLog {
         Self { sizes, writer: None, resume: Some(resume), carrying: VecDeque::new() }
     }
 
-    /// Writes a group. Returns the sum in its header, which all its bytes are in.
+    /// Writes a group. Returns the sum in its header, which covers all its bytes.
     pub fn write(&mut self, log: &mut Log, number: u64, records: Vec<LogRecord>) -> u64 {
         let writer = match &mut self.writer {
             Some(writer) => writer,
@@ -260,24 +263,24 @@ impl OpenLog {
         wanted: Vec<WantedEntries>,
         from: LogLocation,
         bytes_max: usize,
-    ) -> Result<(LogLocation, Vec<LogPart>), Damaged> {
+    ) -> Result<(LogLocation, Vec<LogPart>), DamagedLog> {
         let (owner, index) = match (&self.writer, &self.resume) {
             (Some(writer), _) => (writer.owner(), writer.index()),
             (None, Some(resume)) => (resume.owner, &resume.index),
             (None, None) => unreachable!("the one becomes the other"),
         };
-        let read = index.next_read(wanted, from).expect("a read is for those who want something");
+        let read = index.next_read(wanted, from).expect("a read wants at least one entry");
         let bytes = match read.block {
             None => None,
             Some(block) => {
                 let file = &log.segments[&block.segment];
-                Some(file.get(block.offset..block.offset + block.len).ok_or(Damaged)?)
+                Some(file.get(block.offset..block.offset + block.len).ok_or(DamagedLog)?)
             }
         };
         Ok((read.at(), read.parts(owner, bytes, bytes_max)?))
     }
 
-    pub fn trim(&mut self, log: &mut Log, needed: &[Needed]) -> Result<(), Damaged> {
+    pub fn trim(&mut self, log: &mut Log, needed: &[Needed]) -> Result<(), DamagedLog> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
         let durable = writer.synced_through();
         for segment in writer.index().trimmable(needed, self.sizes.keep_bytes, durable) {
@@ -288,20 +291,21 @@ impl OpenLog {
             for carry in writer.index().to_carry(needed, self.sizes.keep_bytes) {
                 let block = carry.block;
                 let file = &log.segments[&block.segment];
-                let bytes = file.get(block.offset..block.offset + block.len).ok_or(Damaged)?;
+                let bytes = file.get(block.offset..block.offset + block.len).ok_or(DamagedLog)?;
                 self.carrying.push_back((block, carry.entries(writer.owner(), bytes)?));
             }
         }
         Ok(())
     }
 
-    /// What must be kept for this store itself has made the log too long.
+    /// Returns whether the parts that must be kept for this store itself have made the log too
+    /// long.
     pub fn is_full(&self) -> bool {
         let bytes_max = self.sizes.keep_bytes.saturating_add(self.sizes.spare_bytes());
         self.writer.as_ref().is_some_and(|writer| writer.index().exceeds(bytes_max))
     }
 
-    /// Entries are being written again.
+    /// Returns whether entries are being written again.
     pub fn is_carrying(&self) -> bool {
         !self.carrying.is_empty()
     }

@@ -1,21 +1,22 @@
 //! The deterministic simulator: a whole cluster in one thread, under one seed, in virtual time.
 //!
-//! It drives the very machines that production drives, through the same events and effects, over
-//! models of the network, the disks and etcd that do the worst those are allowed to. Everything a
-//! run does follows from its seed; the [`journal`]'s hash proves it.
+//! The simulator drives the same state machines as production, by the same events and effects, over
+//! models of the network, the disks and etcd that do the worst those are allowed to. Everything in
+//! a run follows from its seed; the hash of its [`trace`] proves it.
 //!
 //! ```text
-//!   plan ── what this seed may suffer        world ── the loop, and who is told what
-//!   core ── time, chance, the queue          nodes, gateways, coordinators ── drivers
-//!   network, disk, log, etcd ── models       faults, disk_faults ── what goes wrong; pauses ── who stands still
-//!   draws ── how large every limit is; leaps ── days without anything
-//!   clients, token_clients, history ── who asks what
-//!   checker ── one file per promise; oracle ── online; coverage ── which rare paths were taken
+//!   plan ── the faults that this seed may suffer     world ── the loop that delivers inputs
+//!   core ── time, chance, the queue of events        nodes, gateways, coordinators ── drivers
+//!   network, disk, log, etcd ── models               faults, disk_faults, pauses ── the faults
+//!   draws ── the size of every limit                 leaps ── days without any operation
+//!   clients, token_clients ── the workload           history ── requests and answers
+//!   checker ── one file per promise                  oracle ── the checks during a run
+//!   coverage ── the rare paths that were taken       trace ── the log of a run and its hash
 //! ```
 //!
-//! What a newcomer would get wrong: a run without violation proves little unless it was busy. A seed
-//! counts only with enough acknowledged operations, and if some were in flight at every fault; and
-//! the planted bugs show that the checkers would notice.
+//! A run without violation proves little unless it was busy. A seed counts only with enough
+//! acknowledged operations, and if some were in flight at every fault; and the planted bugs show
+//! that the checkers would notice.
 
 pub mod chaos;
 pub mod checker;
@@ -33,7 +34,6 @@ pub mod faults;
 pub mod gateways;
 pub mod history;
 pub mod hunt;
-pub mod journal;
 pub mod leaps;
 pub mod log;
 pub mod network;
@@ -45,6 +45,7 @@ pub mod plan;
 pub mod rng;
 pub mod token_clients;
 pub mod token_rows;
+pub mod trace;
 pub mod world;
 
 use std::collections::BTreeMap;
@@ -56,16 +57,16 @@ use engine::planted::Planted;
 use checker::Violation;
 use coverage::Path;
 use draws::Drawings;
-use history::Outcome;
-use journal::Journal;
+use history::OpOutcome;
 use plan::Plan;
 use rng::Rng;
-use world::World;
+use trace::Trace;
+use world::SimWorld;
 
-/// A run with fewer acknowledged operations says too little.
+/// The least number of acknowledged operations of a run that counts.
 pub const ACKNOWLEDGED_MIN: u64 = 200;
 
-/// What became of one seed.
+/// The result of one seed.
 #[derive(Debug, Default)]
 pub struct Report {
     pub seed: u64,
@@ -76,11 +77,11 @@ pub struct Report {
     pub refused: u64,
     pub unknown: u64,
     pub faults: BTreeMap<String, u64>,
-    /// What coordinators did, by kind.
-    pub stories: BTreeMap<&'static str, u64>,
-    /// How often each rare path was taken.
+    /// The number of decisions of coordinators, by kind.
+    pub decisions: BTreeMap<&'static str, u64>,
+    /// The number of times that each rare path was taken.
     pub coverage: BTreeMap<Path, u64>,
-    /// What requests with a token were told, by kind.
+    /// The number of outcomes of requests with a token, by kind.
     pub tokens: BTreeMap<&'static str, u64>,
     /// Faults that struck while nothing was in flight.
     pub idle_faults: u64,
@@ -93,14 +94,16 @@ impl Report {
     }
 }
 
-/// Runs one seed. `out` gets the event log, a line per event and effect. A panic, be it the engine's own assertion
-/// or the simulator's, is a broken promise like any other: the seed is known, and the other seeds go on.
+/// Runs one seed. `out` gets the trace, a line per event and effect. A panic, be it the engine's
+/// own assertion or the simulator's, is a broken promise like any other: the seed is known, and the
+/// other seeds go on.
 pub fn run(seed: u64, planted: Option<Planted>, out: Option<Box<dyn Write + Send>>) -> Report {
     let whole = || run_world(seed, planted, out);
     std::panic::catch_unwind(AssertUnwindSafe(whole)).unwrap_or_else(|panic| {
-        let said = panic.downcast_ref::<String>().cloned();
-        let said = said.or_else(|| panic.downcast_ref::<&str>().map(|&said| said.into()));
-        let detail = format!("panicked: {}", said.unwrap_or_default());
+        let message = panic.downcast_ref::<String>().cloned();
+        let message =
+            message.or_else(|| panic.downcast_ref::<&str>().map(|&message| message.into()));
+        let detail = format!("panicked: {}", message.unwrap_or_default());
         let violations = vec![Violation { promise: "no-panic", detail }];
         Report { seed, violations, ..Report::default() }
     })
@@ -109,11 +112,11 @@ pub fn run(seed: u64, planted: Option<Planted>, out: Option<Box<dyn Write + Send
 fn run_world(seed: u64, planted: Option<Planted>, out: Option<Box<dyn Write + Send>>) -> Report {
     let mut rng = Rng::new(seed);
     let plan = Plan::from_seed(seed, planted, &mut rng);
-    let mut journal = Journal::new(out);
-    journal.note(0, || format!("{plan:#?}"));
-    let mut world = World::new(plan, rng, journal);
+    let mut trace = Trace::new(out);
+    trace.note(0, || format!("{plan:#?}"));
+    let mut world = SimWorld::new(plan, rng, trace);
     let violations = world.run();
-    let count = |want: fn(&Outcome) -> bool| {
+    let count = |want: fn(&OpOutcome) -> bool| {
         let answers = world.clients.history.ops.iter().filter_map(|op| op.answer);
         answers.filter(|(_, outcome)| want(outcome)).count() as u64
     };
@@ -122,15 +125,15 @@ fn run_world(seed: u64, planted: Option<Planted>, out: Option<Box<dyn Write + Se
     Report {
         seed,
         violations,
-        hash: world.core.journal.hash(),
+        hash: world.core.trace.hash(),
         steps: world.core.step,
         acknowledged: count(|outcome| {
-            matches!(outcome, Outcome::Applied(_) | Outcome::Stale { .. })
+            matches!(outcome, OpOutcome::Applied(_) | OpOutcome::Stale { .. })
         }),
-        refused: count(|outcome| matches!(outcome, Outcome::NotApplied)),
-        unknown: count(|outcome| matches!(outcome, Outcome::Unknown)),
+        refused: count(|outcome| matches!(outcome, OpOutcome::NotApplied)),
+        unknown: count(|outcome| matches!(outcome, OpOutcome::Unknown)),
         faults,
-        stories: world.core.stories.clone(),
+        decisions: world.core.decisions.clone(),
         coverage: world.core.oracle.coverage.counts.clone(),
         tokens: world.tokens.counts(),
         idle_faults: world.faults.idle,

@@ -1,9 +1,10 @@
 //! Connections: in order and at most once within one, anything at all between two.
 //!
-//! A connection is a link with two ends. Each end learns of its death at a time of its own, and a
-//! message is lost only by that death: always a suffix of what was sent, never one from the middle.
-//! A blocked direction keeps what is sent (as TCP does) until it opens or the link dies. A restarted
-//! process, or the next dial, gets a fresh link, and so a fresh [`Conn`] at each end.
+//! A link is a connection as a whole, with two ends; each process knows its end as a [`Conn`]. Each
+//! end learns of its death at a time of its own, and a message is lost only by that death: always a
+//! suffix of what was sent, never one from the middle. A blocked direction keeps what is sent (as
+//! TCP does) until it opens or the link dies. A restarted process, or the next dial, gets a fresh
+//! link, and so a fresh [`Conn`] at each end.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,15 +15,15 @@ use engine::message::{
 };
 
 use super::checker::Violation;
-use super::core::{Core, Happening, Place, Process, Told};
-use super::faults::Kind;
+use super::core::{Core, Place, ProcessId, ProcessInput, SimEvent};
+use super::faults::FaultKind;
 
-/// A process asks again, or gives a silent link up, after so long.
+/// The time after which a process dials again, or gives a silent link up.
 const DIAL_TIMEOUT: u64 = 300_000;
 
-/// What travels on a link.
+/// A message on a link.
 #[derive(Debug)]
-pub enum Wire {
+pub enum WireMessage {
     ToFollower(ToFollower),
     FromFollower(FromFollower),
     ToNode(GatewayMessage),
@@ -59,37 +60,38 @@ impl Side {
     }
 }
 
-/// Who dials whom.
+/// The ends of a link.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Stage {
+enum LinkStage {
     Dialling,
     Standing,
     Dead,
 }
 
 #[derive(Debug)]
-struct Link {
-    dialler: Process,
+struct SimLink {
+    dialler: ProcessId,
     to: Place,
-    acceptor: Option<Process>,
-    stage: Stage,
-    /// When the dialler learns that the link stands: it hears of nothing on it before.
+    acceptor: Option<ProcessId>,
+    stage: LinkStage,
+    /// The time at which the dialler learns that the link is established: nothing arrives there
+    /// before.
     dialled_at: u64,
-    /// Per side: this end has not yet learnt that the link is dead.
+    /// Per side: this end has not yet learned that the link is dead.
     open: [bool; 2],
     /// Per receiving side: nothing arrives from here on.
     open_until: [u64; 2],
     /// Per receiving side: the last arrival, so that the next is not before it.
     last: [u64; 2],
-    /// Per receiving side: sent while the direction was blocked, or held up.
-    stuck: [Vec<Wire>; 2],
-    /// Per receiving side: what arrives waits in some buffer on the way.
+    /// Per receiving side: messages sent while the direction was blocked, or held up.
+    stuck: [Vec<WireMessage>; 2],
+    /// Per receiving side: arriving messages wait in some buffer on the way.
     held_up: [bool; 2],
-    /// It dies with this one of the messages to come, of either direction.
+    /// The link dies with this one of the messages to come, of either direction.
     last_message: Option<u64>,
 }
 
-impl Link {
+impl SimLink {
     fn place(&self, side: Side) -> Place {
         match side {
             Side::Dialler => self.dialler.place,
@@ -97,7 +99,7 @@ impl Link {
         }
     }
 
-    fn process(&self, side: Side) -> Option<Process> {
+    fn process(&self, side: Side) -> Option<ProcessId> {
         match side {
             Side::Dialler => Some(self.dialler),
             Side::Acceptor => self.acceptor,
@@ -107,11 +109,11 @@ impl Link {
 
 /// All links, and the directions that are blocked.
 #[derive(Default)]
-pub struct Network {
-    links: BTreeMap<u64, Link>,
+pub struct SimNetwork {
+    links: BTreeMap<u64, SimLink>,
     next: u64,
     blocked: BTreeSet<(Place, Place)>,
-    /// What comes this way comes so much later.
+    /// Additional delay of messages in a direction.
     slow: BTreeMap<(Place, Place), u64>,
 }
 
@@ -124,7 +126,7 @@ fn link_of(conn: Conn) -> (u64, Side) {
     (conn.0 / 2, if conn.0.is_multiple_of(2) { Side::Dialler } else { Side::Acceptor })
 }
 
-impl Network {
+impl SimNetwork {
     pub fn is_blocked(&self, from: Place, to: Place) -> bool {
         !self.blocked.is_empty() && self.blocked.contains(&(from, to))
     }
@@ -133,13 +135,13 @@ impl Network {
         self.blocked.insert((from, to));
     }
 
-    /// Links that stand, for a fault to choose from.
+    /// The established links, for a fault to choose from.
     pub fn standing(&self) -> Vec<u64> {
-        let standing = self.links.iter().filter(|(_, link)| link.stage == Stage::Standing);
+        let standing = self.links.iter().filter(|(_, link)| link.stage == LinkStage::Standing);
         standing.map(|(&id, _)| id).collect()
     }
 
-    /// Those with an end at this place.
+    /// The established links with an end at this place.
     pub fn standing_at(&self, place: Place) -> Vec<u64> {
         let mut standing = self.standing();
         standing.retain(|id| {
@@ -152,14 +154,14 @@ impl Network {
 
 impl Core {
     /// Begins a connection. The answer is `Dialled` or `DialFailed` under the returned number.
-    pub fn dial(&mut self, dialler: Process, to: Place) -> u64 {
+    pub fn dial(&mut self, dialler: ProcessId, to: Place) -> u64 {
         let id = self.net.next;
         self.net.next += 1;
-        let link = Link {
+        let link = SimLink {
             dialler,
             to,
             acceptor: None,
-            stage: Stage::Dialling,
+            stage: LinkStage::Dialling,
             dialled_at: 0,
             open: [true, false],
             open_until: [u64::MAX; 2],
@@ -170,16 +172,17 @@ impl Core {
         };
         self.net.links.insert(id, link);
         let delay = self.way(dialler.place, to);
-        self.after(delay, Happening::DialArrives { link: id });
+        self.after(delay, SimEvent::DialArrives { link: id });
         id
     }
 
-    /// `running`: the process there now, if one listens, and what it says it is.
+    /// The dial arrives. `running`: the process that listens there now, if there is one, and its
+    /// store.
     pub fn dial_arrives(
         &mut self,
         id: u64,
-        running: Option<(Process, Option<StoreBoot>)>,
-    ) -> Option<(Process, Told)> {
+        running: Option<(ProcessId, Option<StoreBoot>)>,
+    ) -> Option<(ProcessId, ProcessInput)> {
         let link = self.net.links.get_mut(&id)?;
         let (from, to) = (link.dialler.place, link.to);
         if self.net.is_blocked(from, to) || self.net.is_blocked(to, from) {
@@ -188,35 +191,36 @@ impl Core {
         }
         let delay = self.way(to, from);
         let Some((acceptor, peer)) = running else {
-            self.after(delay, Happening::DialEnds { link: id, refused: true });
+            self.after(delay, SimEvent::DialEnds { link: id, refused: true });
             return None;
         };
         let at = self.now + delay;
         let link = self.net.links.get_mut(&id).expect("looked up above");
         link.acceptor = Some(acceptor);
-        link.stage = Stage::Standing;
+        link.stage = LinkStage::Standing;
         link.open = [true, true];
-        // What the acceptor says at once arrives after the dialler knows that the link stands.
+        // The first messages of the acceptor arrive after the dialler knows that the link is
+        // established.
         link.last[Side::Dialler.index()] = at;
         link.dialled_at = at;
         let dialler = link.dialler;
-        let told = Told::Dialled { dial: id, conn: conn(id, Side::Dialler), peer };
-        self.at(at, Happening::Tell(dialler, told));
-        Some((acceptor, Told::Accepted { conn: conn(id, Side::Acceptor), from }))
+        let input = ProcessInput::Dialled { dial: id, conn: conn(id, Side::Dialler), peer };
+        self.at(at, SimEvent::Input(dialler, input));
+        Some((acceptor, ProcessInput::Accepted { conn: conn(id, Side::Acceptor), from }))
     }
 
-    /// Nobody refuses, nobody answers.
+    /// The dial gets neither a refusal nor an answer.
     pub fn dial_hangs(&mut self, id: u64) {
-        self.after(DIAL_TIMEOUT, Happening::DialEnds { link: id, refused: false });
+        self.after(DIAL_TIMEOUT, SimEvent::DialEnds { link: id, refused: false });
     }
 
-    pub fn dial_ends(&mut self, id: u64, refused: bool) -> Option<(Process, Told)> {
+    pub fn dial_ends(&mut self, id: u64, refused: bool) -> Option<(ProcessId, ProcessInput)> {
         let link = self.net.links.remove(&id)?;
-        Some((link.dialler, Told::DialFailed { dial: id, refused }))
+        Some((link.dialler, ProcessInput::DialFailed { dial: id, refused }))
     }
 
-    /// Sends on one end. Nothing happens if this end has already learnt of the link's death.
-    pub fn send(&mut self, from: Conn, wire: Wire) {
+    /// Sends on one end. Nothing happens if this end has already learned of the link's death.
+    pub fn send(&mut self, from: Conn, wire: WireMessage) {
         let (id, side) = link_of(from);
         let to = side.other();
         let Some(link) = self.net.links.get(&id) else { return };
@@ -235,14 +239,19 @@ impl Core {
                 return;
             }
         };
-        let beside = matches!(wire, Wire::Rows { .. });
+        let beside = matches!(wire, WireMessage::Rows { .. });
         let at = if beside { now + delay } else { (now + delay).max(link.last[to.index()]) };
         link.last[to.index()] = link.last[to.index()].max(at);
-        self.at(at, Happening::Deliver { link: id, to, wire });
+        self.at(at, SimEvent::Deliver { link: id, to, wire });
     }
 
     /// A message arrives, unless the link is dead at that end or its direction blocked.
-    pub fn deliver(&mut self, id: u64, to: Side, wire: Wire) -> Option<(Process, Told)> {
+    pub fn deliver(
+        &mut self,
+        id: u64,
+        to: Side,
+        wire: WireMessage,
+    ) -> Option<(ProcessId, ProcessInput)> {
         let link = self.net.links.get_mut(&id)?;
         if !link.open[to.index()] || self.now >= link.open_until[to.index()] {
             return None;
@@ -250,24 +259,25 @@ impl Core {
         if let Some(left) = &mut link.last_message {
             *left = left.saturating_sub(1);
             if *left == 0 {
-                // In the middle of it: neither it nor anything after it arrives.
+                // The link dies in the middle of the message: neither it nor anything after it
+                // arrives.
                 link.open_until[to.index()] = self.now;
                 self.cut(id);
                 return None;
             }
         }
         let stuck = &mut link.stuck[to.index()];
-        // What has queued up goes first, also when the direction is open again.
+        // Queued messages go first, also when the direction is open again.
         let waits = !stuck.is_empty() || link.held_up[to.index()];
         if waits || self.net.blocked.contains(&(link.place(to.other()), link.place(to))) {
             self.net.links.get_mut(&id)?.stuck[to.index()].push(wire);
             return None;
         }
-        Some((link.process(to)?, Told::Received { conn: conn(id, to), wire }))
+        Some((link.process(to)?, ProcessInput::Received { conn: conn(id, to), wire }))
     }
 
-    /// What was stuck flows on, in order.
-    pub fn drain(&mut self, id: u64, to: Side) -> Vec<(Process, Told)> {
+    /// Delivers the messages that were stuck, in order.
+    pub fn drain(&mut self, id: u64, to: Side) -> Vec<(ProcessId, ProcessInput)> {
         let Some(link) = self.net.links.get_mut(&id) else { return Vec::new() };
         link.held_up[to.index()] = false;
         if self.net.blocked.contains(&(link.place(to.other()), link.place(to))) {
@@ -276,11 +286,12 @@ impl Core {
         let wires = std::mem::take(&mut link.stuck[to.index()]);
         let live = link.open[to.index()] && self.now < link.open_until[to.index()];
         let Some(process) = link.process(to).filter(|_| live) else { return Vec::new() };
-        let told = |wire| (process, Told::Received { conn: conn(id, to), wire });
-        wires.into_iter().map(told).collect()
+        let input = |wire| (process, ProcessInput::Received { conn: conn(id, to), wire });
+        wires.into_iter().map(input).collect()
     }
 
-    /// The process at this end closes it. What it has sent still arrives, or part of it.
+    /// The process at this end closes the link. Messages that it has sent still arrive, or part of
+    /// them.
     pub fn close(&mut self, end: Conn) {
         let (id, side) = link_of(end);
         let Some(link) = self.net.links.get_mut(&id) else { return };
@@ -296,7 +307,7 @@ impl Core {
         self.die(id, other, at);
     }
 
-    /// The link dies. Each end learns it at its own time; one may take a time-out to do so.
+    /// The link dies. Each end learns it at its own time; one may need a time-out for it.
     pub fn cut(&mut self, id: u64) {
         let slow = self.rng.below(4);
         for (at, side) in [Side::Dialler, Side::Acceptor].into_iter().enumerate() {
@@ -318,9 +329,11 @@ impl Core {
         self.cut_within(id, 30);
     }
 
-    /// A whole copy begins to be sent. In runs that cut connections, some are interrupted: they are seldom, and soon over.
+    /// A snapshot begins to be sent. In runs that cut connections some are interrupted: they are
+    /// rare, and soon over.
     pub fn copy_begins(&mut self, conn: Conn) {
-        let cuts = [Kind::Cut, Kind::Snap].iter().any(|kind| self.plan.faults.contains(kind));
+        let cuts =
+            [FaultKind::Cut, FaultKind::Snap].iter().any(|kind| self.plan.faults.contains(kind));
         if cuts && self.is_faulty() && self.rng.percent(25) {
             self.cut_within(link_of(conn).0, 4);
         }
@@ -333,14 +346,14 @@ impl Core {
         }
     }
 
-    /// One end learns that the link is dead, and may make another; but what it has sent is in buffers on the way, and
-    /// all of it arrives, later than what comes on the new link.
+    /// One end learns that the link is dead, and may make another; but its messages are in buffers
+    /// on the way, and all of them arrive, later than those on the new link.
     pub fn cut_with_stragglers(&mut self, id: u64) {
         let sender = if self.rng.percent(70) { Side::Dialler } else { Side::Acceptor };
         let delay = self.delay();
         let late = self.rng.between(5_000, 1_000_000);
         let Some(link) = self.net.links.get_mut(&id) else { return };
-        if link.stage != Stage::Standing {
+        if link.stage != LinkStage::Standing {
             return;
         }
         let receiver = sender.other();
@@ -348,20 +361,20 @@ impl Core {
         link.open_until[sender.index()] = self.now;
         self.die(id, sender, self.now + delay);
         let arrives = self.now + delay + late;
-        self.at(arrives, Happening::Drain { link: id, to: receiver });
+        self.at(arrives, SimEvent::Drain { link: id, to: receiver });
         self.die(id, receiver, arrives + 1);
     }
 
     fn die(&mut self, id: u64, side: Side, at: u64) {
         if let Some(link) = self.net.links.get_mut(&id) {
-            link.stage = Stage::Dead;
+            link.stage = LinkStage::Dead;
             let at = if side == Side::Dialler { at.max(link.dialled_at) } else { at };
-            self.at(at, Happening::Close { link: id, side });
+            self.at(at, SimEvent::Close { link: id, side });
         }
     }
 
     /// This end learns that its link is dead.
-    pub fn closed(&mut self, id: u64, side: Side) -> Option<(Process, Told)> {
+    pub fn closed(&mut self, id: u64, side: Side) -> Option<(ProcessId, ProcessInput)> {
         let link = self.net.links.get_mut(&id)?;
         if !std::mem::take(&mut link.open[side.index()]) {
             return None;
@@ -370,12 +383,12 @@ impl Core {
         if !link.open[side.other().index()] {
             self.net.links.remove(&id);
         }
-        Some((process?, Told::Closed { conn: conn(id, side) }))
+        Some((process?, ProcessInput::Closed { conn: conn(id, side) }))
     }
 
-    /// All links of a process that is gone. If its machine still runs, the others are reset at
+    /// Cuts all links of a process that is gone. If its machine still runs, the others are reset at
     /// once; else they learn it by a time-out.
-    pub fn process_died(&mut self, process: Process, machine_runs: bool) {
+    pub fn process_died(&mut self, process: ProcessId, machine_runs: bool) {
         let ids: Vec<u64> = self.net.links.keys().copied().collect();
         for id in ids {
             let Some(link) = self.net.links.get_mut(&id) else { continue };
@@ -386,7 +399,7 @@ impl Core {
             } else {
                 continue;
             };
-            let dialling = link.stage == Stage::Dialling;
+            let dialling = link.stage == LinkStage::Dialling;
             link.open[side.index()] = false;
             let other = side.other();
             if dialling || !link.open[other.index()] {
@@ -419,13 +432,13 @@ impl Core {
             .collect();
         for link in crossing {
             let after = self.rng.between(200_000, 3_000_000);
-            self.after(after, Happening::LinkTimeout { link });
+            self.after(after, SimEvent::LinkTimeout { link });
         }
     }
 
     pub fn link_timeout(&mut self, id: u64) {
         // A dial ends by its own time-out.
-        let standing = |link: &&Link| link.stage == Stage::Standing;
+        let standing = |link: &&SimLink| link.stage == LinkStage::Standing;
         let Some(link) = self.net.links.get(&id).filter(standing) else { return };
         let (a, b) = (link.dialler.place, link.to);
         if self.net.is_blocked(a, b) || self.net.is_blocked(b, a) {
@@ -433,7 +446,7 @@ impl Core {
         }
     }
 
-    /// Opens a direction again; what was stuck flows on, in order.
+    /// Opens a direction again; stuck messages are delivered, in order.
     pub fn unblock(&mut self, from: Place, to_place: Place) {
         self.net.blocked.remove(&(from, to_place));
         let ids: Vec<u64> = self.net.links.keys().copied().collect();
@@ -443,23 +456,24 @@ impl Core {
                 let direction = (link.place(to.other()), link.place(to));
                 if direction == (from, to_place) && !link.stuck[to.index()].is_empty() {
                     let delay = self.delay();
-                    self.after(delay, Happening::Drain { link: id, to });
+                    self.after(delay, SimEvent::Drain { link: id, to });
                 }
             }
         }
     }
 
-    /// How long a message takes from one place to another.
+    /// The time that a message takes from one place to another.
     pub fn way(&mut self, from: Place, to: Place) -> u64 {
         self.delay() + self.lag(from, to)
     }
 
-    /// What a congested line adds.
+    /// The delay that congestion adds.
     pub fn lag(&self, from: Place, to: Place) -> u64 {
         self.net.slow.get(&(from, to)).copied().unwrap_or(0)
     }
 
-    /// Zero: as fast as ever. (What is sent after what is late waits for it, within a connection.)
+    /// Sets the additional delay; zero: none. (Within a connection, messages after a late one wait
+    /// for it.)
     pub fn slow_down(&mut self, from: Place, to: Place, lag: u64) {
         self.net.slow.insert((from, to), lag);
     }
@@ -470,47 +484,47 @@ impl Core {
         }
     }
 
-    // ---- single questions, without a link ------------------------------------------------------
+    // ---- single queries, without a link --------------------------------------------------------
 
-    pub fn query(&mut self, from: Process, to: Place, query: u64, message: NodeQuery) {
+    pub fn query(&mut self, from: ProcessId, to: Place, query: u64, message: NodeQuery) {
         if self.net.is_blocked(from.place, to) {
             return;
         }
         let delay = self.way(from.place, to);
         if let Some(late) = self.repeats() {
             let message = message.clone();
-            self.after(delay + late, Happening::Query { to, from, query, message });
+            self.after(delay + late, SimEvent::Query { to, from, query, message });
         }
-        self.after(delay, Happening::Query { to, from, query, message });
+        self.after(delay, SimEvent::Query { to, from, query, message });
     }
 
-    /// Now and then a question or a report comes once more, when it means nothing any more.
+    /// Now and then a query or a report arrives once more, when it is outdated.
     fn repeats(&mut self) -> Option<u64> {
-        let some = self.plan.faults.contains(&Kind::Straggle) && self.is_faulty();
+        let some = self.plan.faults.contains(&FaultKind::Straggle) && self.is_faulty();
         (some && self.rng.percent(5)).then(|| self.rng.between(10_000, 3_000_000))
     }
 
-    /// To every coordinator: only the leading one listens.
-    pub fn report(&mut self, from: Process, me: Option<StoreBoot>, report: &HealthReport) {
+    /// Sends a health report to every coordinator: only the leading one listens.
+    pub fn report(&mut self, from: ProcessId, me: Option<StoreBoot>, report: &HealthReport) {
         for index in 0..self.plan.coordinators {
             let to = Place::Coordinator(index);
             if !self.net.is_blocked(from.place, to) {
                 let delay = self.way(from.place, to);
                 if let Some(late) = self.repeats() {
                     let report = report.clone();
-                    self.after(delay + late, Happening::Report { to, from: me, report });
+                    self.after(delay + late, SimEvent::Report { to, from: me, report });
                 }
-                self.after(delay, Happening::Report { to, from: me, report: report.clone() });
+                self.after(delay, SimEvent::Report { to, from: me, report: report.clone() });
             }
         }
     }
 
-    pub fn query_reply(&mut self, from: Place, to: Process, query: u64, reply: NodeQueryReply) {
+    pub fn query_reply(&mut self, from: Place, to: ProcessId, query: u64, reply: NodeQueryReply) {
         if self.net.is_blocked(from, to.place) {
             return;
         }
         let delay = self.way(from, to.place);
-        self.tell_after(delay, to, Told::QueryReply { query, reply });
+        self.input_after(delay, to, ProcessInput::QueryReply { query, reply });
     }
 }
 

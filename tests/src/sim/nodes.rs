@@ -1,9 +1,9 @@
-//! A storage node: the engine's node machine, driven as production drives it.
+//! A storage node: the engine's `Node`, driven as production drives it.
 //!
 //! Like every driver it decides nothing about replication. It performs effects in order, dials
-//! every store it has heard of, keeps its lease alive while its disk answers, and tells the machine
-//! what etcd says. A start reads its disk, waits until the key of the process before it is gone,
-//! and asks the engine who it is (docs/design.md#identity).
+//! every store that it knows of, keeps its lease alive while its disk answers, and passes etcd's
+//! answers to the `Node`. A start reads its disk, waits until the key of the process before
+//! it is gone, and asks the engine for its identity (docs/design.md#identity).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,126 +19,129 @@ use engine::store::log::LogRecord;
 
 use super::checker::Violation;
 use super::coordinators::store_of;
-use super::core::{Core, Happening, Place, Process, Told, since};
+use super::core::{Core, Place, ProcessId, ProcessInput, SimEvent, since};
 use super::coverage::Path;
-use super::disk::{Disk, DiskDone, Fullness, Ingest, Opened, Rows};
-use super::etcd::{Call, Compare, Key, Reply, Value, Versioned, WatchEvent, Write};
-use super::network::Wire;
-use super::plan::Clock;
+use super::disk::{DiskDone, DiskSpace, Ingest, Opened, Rows, SimDisk};
+use super::etcd::{Call, Compare, EtcdKey, EtcdValue, EtcdWatchEvent, Reply, Versioned, Write};
+use super::network::WireMessage;
+use super::plan::NodeClock;
 use super::rng::Rng;
 
 const TOCK: u64 = 100_000;
 const WALL_CLOCK_START: u64 = 1_700_000_000_000;
 
-/// What a node's wall clock shows.
-fn wall_clock(core: &Core, clock: Clock) -> u64 {
+/// The time that a node's wall clock shows.
+fn wall_clock(core: &Core, clock: NodeClock) -> u64 {
     let passed = (core.clock() / 1_000) as i64;
     let drift = passed.saturating_mul(clock.drift_ppm) / 1_000_000;
     WALL_CLOCK_START.saturating_add_signed(passed + drift + clock.skew_ms)
 }
 
-/// A refused dial is tried again after this, and then it is no accident.
+/// A refused dial is repeated after this time; a second refusal is no accident.
 const REDIAL: u64 = 50_000;
-/// Whose stores they all are.
+/// The cluster of all stores.
 const CLUSTER: u128 = 1;
 
 /// A place for a storage node: its disk outlives its processes.
 pub struct NodeHost {
     pub place: Place,
     pub store: StoreId,
-    pub life: u32,
-    pub disk: Disk,
+    pub incarnation: u32,
+    pub disk: SimDisk,
     /// The store whose disk was harmed last.
     pub harmed: Option<StoreId>,
-    /// Of each store whose disk was ever harmed in this place: the one that is put aside may be another (seed 3056).
+    /// The stores whose disks were ever harmed in this place: the one that is set aside may be
+    /// another (seed 3056).
     ever_harmed: BTreeSet<StoreId>,
-    /// Its life when that was.
+    /// The incarnation of the node when that happened.
     harmed_in: u32,
-    /// The disk that was in its place before this one, and whose it is: it may be put back.
-    aside: Option<Aside>,
+    /// The disk that was in this place before, and its store: it may be put back.
+    aside: Option<UnmountedDisk>,
     /// The last store number given to a disk here.
     newest: StoreId,
-    /// An operator has said that this store is to replace the one of its name.
+    /// An operator has decided that this store is to replace the one of its name.
     replaces: bool,
-    /// It is not started before.
+    /// The node is not started before this time.
     pub away_until: u64,
-    clock: Clock,
+    clock: NodeClock,
     phase: Phase,
 }
 
 enum Phase {
     Down,
     Booting(Box<Booting>),
-    Up(Box<Running>),
+    Up(Box<RunningNode>),
 }
 
-/// How far a start has come.
+/// The progress of a start.
 #[derive(Default)]
 struct Booting {
-    /// None until the disk is read.
+    /// `None` until the disk is read.
     found: Option<(Start, Opened)>,
     call: Option<u64>,
-    /// What is to be claimed once this group is durable.
+    /// The claim that is made once this group is durable.
     logging: Option<(u64, Claimed)>,
-    /// What was claimed, and the lease that will say so.
+    /// The claimed boot, and the lease of the key that will announce it.
     serves: Option<(Boot, Option<u64>)>,
-    /// Etcd says that none of the copies is to be trusted.
+    /// Etcd has recorded that none of the copies is to be trusted.
     suspect: bool,
 }
 
-/// A store's record, and the versions of it and of its name's record that it takes the place of.
+/// A store's record to be claimed, and the versions of it and of its name's record that it
+/// replaces.
 struct Claimed {
-    value: Value,
+    value: EtcdValue,
     over: u64,
     name_over: u64,
 }
 
-struct Running {
-    machine: Node,
+struct RunningNode {
+    node: Node,
     me: StoreBoot,
     started: u64,
     wake_at: Option<u64>,
     effects: Vec<Effect>,
-    /// What it was about to do when it was stopped.
+    /// The effects that it was about to perform when it was paused.
     held_back: Vec<Effect>,
     left: bool,
-    /// Connections that stand; those that this node dialled name their peer.
+    /// Established connections; those that this node dialled name their peer.
     conns: BTreeMap<Conn, Option<StoreId>>,
     gateways: BTreeMap<Conn, ()>,
-    peers: BTreeMap<StoreId, Peer>,
+    peers: BTreeMap<StoreId, PeerStore>,
     keys: BTreeMap<StoreId, (StoreBoot, u64)>,
-    calls: BTreeMap<u64, Asked>,
+    calls: BTreeMap<u64, NodeCallPurpose>,
     lease: Option<u64>,
-    queries: BTreeMap<u64, (Process, u64)>,
+    queries: BTreeMap<u64, (ProcessId, u64)>,
     query: u64,
     staged: BTreeMap<(Conn, u64), Rows>,
-    /// The sizes of the copies that were announced.
+    /// The sizes of the snapshots that were announced.
     announced: BTreeMap<(Conn, u64), u64>,
-    full: Full,
+    full: FullCauses,
 }
 
-/// Why the disk is full: the machine is told of the first cause, and of the end of the last.
+/// The causes of a full disk: the `Node` is notified of the first one, and of the end of the
+/// last.
 #[derive(Clone, Copy, Debug, Default)]
-struct Full {
+struct FullCauses {
     space: bool,
     log: bool,
 }
 
-impl Full {
+impl FullCauses {
     fn any(self) -> bool {
         self.space || self.log
     }
 }
 
-/// A disk that is not mounted, whose it is, and whether its store may take the name of another.
-struct Aside {
-    disk: Disk,
+/// A disk that is not mounted, its store, and whether its store may take the name of another.
+struct UnmountedDisk {
+    disk: SimDisk,
     store: StoreId,
     replaces: bool,
 }
 
-/// A store that this node has heard of.
-struct Peer {
+/// A store that this node knows of.
+struct PeerStore {
     me: StoreBoot,
     dial: Option<u64>,
     conn: Option<Conn>,
@@ -147,8 +150,8 @@ struct Peer {
     dialled_at: u64,
 }
 
-/// Why etcd was asked.
-enum Asked {
+/// The purpose of a call of etcd.
+enum NodeCallPurpose {
     Config(u64),
     Propose(u64),
     Check(u64),
@@ -163,8 +166,8 @@ impl NodeHost {
         Self {
             place: Place::Node(index),
             store: store_id(index),
-            life: 0,
-            disk: Disk::new(
+            incarnation: 0,
+            disk: SimDisk::new(
                 Rng::new(core.plan.seed.rotate_left(20) ^ (0xD15C_0000 + u64::from(index))),
                 core.plan.log,
                 core.plan.slowness[usize::from(index)],
@@ -181,8 +184,9 @@ impl NodeHost {
         }
     }
 
-    /// A copy of its folder as it was before it has served last, on another machine. None: there is no such copy.
-    pub fn twin(&self, life: u32) -> Option<Self> {
+    /// A copy of its folder from before it last served, on another machine. `None`: there is no
+    /// such copy.
+    pub fn twin(&self, incarnation: u32) -> Option<Self> {
         let disk = self.disk.older_copy()?;
         let (place, store) = (Place::Twin, self.store);
         let (clock, phase) = (self.clock, Phase::Down);
@@ -190,7 +194,7 @@ impl NodeHost {
         Some(Self {
             place,
             store,
-            life,
+            incarnation,
             disk,
             harmed,
             ever_harmed: BTreeSet::new(),
@@ -204,16 +208,16 @@ impl NodeHost {
         })
     }
 
-    pub fn process(&self) -> Process {
-        Process { place: self.place, life: self.life }
+    pub fn process(&self) -> ProcessId {
+        ProcessId { place: self.place, incarnation: self.incarnation }
     }
 
     /// The process, if it listens.
-    pub fn listening(&self) -> Option<Process> {
+    pub fn listening(&self) -> Option<ProcessId> {
         matches!(self.phase, Phase::Up(_)).then(|| self.process())
     }
 
-    /// What it says it is, when it listens.
+    /// The store and boot of the process, if it listens.
     pub fn me(&self) -> Option<StoreBoot> {
         match &self.phase {
             Phase::Up(running) => Some(running.me),
@@ -225,18 +229,18 @@ impl NodeHost {
         matches!(self.phase, Phase::Down)
     }
 
-    pub fn machine(&self) -> Option<&Node> {
+    pub fn node(&self) -> Option<&Node> {
         match &self.phase {
-            Phase::Up(running) => Some(&running.machine),
+            Phase::Up(running) => Some(&running.node),
             _ => None,
         }
     }
 
-    /// Shows the oracle what the machine holds.
+    /// Lets the oracle check the state of the `Node`.
     pub fn look(&self, core: &mut Core) {
         if let Phase::Up(running) = &self.phase {
-            running.machine.check_invariants();
-            core.oracle.look(core.clock(), running.me, &running.machine);
+            running.node.check_invariants();
+            core.oracle.look(core.clock(), running.me, &running.node);
         }
     }
 
@@ -244,10 +248,10 @@ impl NodeHost {
         if !self.is_down() {
             return;
         }
-        self.life += 1;
+        self.incarnation += 1;
         self.phase = Phase::Booting(Box::default());
         let took = core.rng.between(1_000, 30_000);
-        core.tell_after(took, self.process(), Told::Disk(DiskDone::Recovered));
+        core.input_after(took, self.process(), ProcessInput::Disk(DiskDone::Recovered));
     }
 
     pub fn crash(&mut self, core: &mut Core, power_lost: bool) {
@@ -260,34 +264,34 @@ impl NodeHost {
         self.disk.crash(core, power_lost);
     }
 
-    pub fn on(&mut self, core: &mut Core, told: Told) {
+    pub fn on(&mut self, core: &mut Core, input: ProcessInput) {
         match &mut self.phase {
             Phase::Down => {}
-            Phase::Booting(_) => self.boot(core, told),
-            Phase::Up(_) => self.run(core, told),
+            Phase::Booting(_) => self.boot(core, input),
+            Phase::Up(_) => self.run(core, input),
         }
     }
 
-    /// SIGTERM: it hands over what it has, and ends.
+    /// SIGTERM: the node hands its shards over, and ends.
     pub fn leave(&mut self, core: &mut Core) {
         let process = self.process();
         let Phase::Up(running) = &mut self.phase else { return };
-        let mut driver = Driver { process, clock: self.clock, disk: &mut self.disk, running };
+        let mut driver = NodeDriver { process, clock: self.clock, disk: &mut self.disk, running };
         driver.handle(core, Event::Leave);
     }
 
-    /// Its wall clock is set, and goes at its pace from there.
+    /// Sets its wall clock, which continues at its own rate from there.
     pub fn set_clock(&mut self, ahead_ms: i64) {
         self.clock.skew_ms = ahead_ms;
     }
 
     // ---- starting ------------------------------------------------------------------------------
 
-    fn boot(&mut self, core: &mut Core, told: Told) {
+    fn boot(&mut self, core: &mut Core, input: ProcessInput) {
         let me = self.process();
         let Phase::Booting(booting) = &mut self.phase else { return };
-        match told {
-            Told::Disk(DiskDone::Recovered) => {
+        match input {
+            ProcessInput::Disk(DiskDone::Recovered) => {
                 let opened = self.disk.open(core, me, self.store);
                 if opened.nameless {
                     return self.refused(core, None);
@@ -299,19 +303,19 @@ impl NodeHost {
                 booting.found = Some((start, opened));
                 self.read_store(core);
             }
-            Told::Tock => self.read_store(core),
-            Told::Disk(DiskDone::Synced { group }) => {
+            ProcessInput::Tock => self.read_store(core),
+            ProcessInput::Disk(DiskDone::Synced { group }) => {
                 self.disk.synced(core, me, group);
                 if let Some((_, claimed)) = booting.logging.take_if(|(number, _)| *number == group)
                 {
                     self.claim(core, claimed);
                 }
             }
-            Told::EtcdTimeout { call } if booting.call == Some(call) => {
+            ProcessInput::EtcdTimeout { call } if booting.call == Some(call) => {
                 booting.call = None;
-                core.tell_after(TOCK, me, Told::Tock);
+                core.input_after(TOCK, me, ProcessInput::Tock);
             }
-            Told::Etcd { call, reply } if booting.call == Some(call) => {
+            ProcessInput::Etcd { call, reply } if booting.call == Some(call) => {
                 booting.call = None;
                 self.boot_reply(core, reply);
             }
@@ -335,53 +339,56 @@ impl NodeHost {
         match (reply, self.booting().serves) {
             (Reply::List { all, .. }, _) => {
                 let named = |store: StoreId| place_of(store) == place_of(self.store);
-                let runs = |key: &Key| matches!(key, Key::Node(store) if named(*store));
-                // The process before this one may live, or another of its name: wait for its lease to end.
+                let runs = |key: &EtcdKey| matches!(key, EtcdKey::Node(store) if named(*store));
+                // The process before this one may live, or another of its name: wait for its lease
+                // to end.
                 match all.iter().any(|(key, _)| runs(key)) {
-                    true => core.tell_after(TOCK, me, Told::Tock),
+                    true => core.input_after(TOCK, me, ProcessInput::Tock),
                     false => self.identify(core, &all),
                 }
             }
             (Reply::Granted { lease }, Some((boot, None))) => {
                 self.booting().serves = Some((boot, Some(lease)));
-                let value = Value::Node(StoreBoot { store: self.store, boot });
-                let compares = vec![Compare::Created(Key::Node(self.store), 0)];
-                let writes = vec![Write::Put(Key::Node(self.store), value, Some(lease))];
+                let value = EtcdValue::Node(StoreBoot { store: self.store, boot });
+                let compares = vec![Compare::Created(EtcdKey::Node(self.store), 0)];
+                let writes = vec![Write::Put(EtcdKey::Node(self.store), value, Some(lease))];
                 self.booting().call = Some(core.etcd(me, Call::Txn { compares, writes }));
             }
             (Reply::Txn { done: true, .. }, Some((boot, Some(lease)))) => {
                 self.up(core, boot, lease)
             }
-            // A claim, or a key that could not be made: reading again tells.
+            // A claim, or a key that could not be made: the next read shows the result.
             _ => self.read_store(core),
         }
     }
 
-    /// The store's record was read, and nobody is registered as this store.
-    fn identify(&mut self, core: &mut Core, all: &[(Key, Versioned)]) {
+    /// The store's record was read, and no process is registered as this store.
+    fn identify(&mut self, core: &mut Core, all: &[(EtcdKey, Versioned)]) {
         let (me, store) = (self.process(), self.store);
-        let find = |wanted: Key| all.iter().find(|(key, _)| *key == wanted).map(|(_, kept)| kept);
+        let find =
+            |wanted: EtcdKey| all.iter().find(|(key, _)| *key == wanted).map(|(_, kept)| kept);
         let over = |key| find(key).map_or(0, |kept| kept.modified);
-        let record: Option<StoreRecord> = find(Key::Store(store)).and_then(store_of);
+        let record: Option<StoreRecord> = find(EtcdKey::Store(store)).and_then(store_of);
         let planted = core.plan.planted;
-        let is_known = |aside: &Aside| all.iter().any(|(key, _)| *key == Key::Store(aside.store));
+        let is_known =
+            |aside: &UnmountedDisk| all.iter().any(|(key, _)| *key == EtcdKey::Store(aside.store));
         let is_empty = record.is_none() && self.aside.as_ref().is_some_and(is_known);
         let takes_unasked = is_empty && !self.replaces;
         let shards = || {
             all.iter().filter_map(|(_, versioned)| match &versioned.value {
-                Value::Shard(config) => Some(config),
+                EtcdValue::Shard(config) => Some(config),
                 _ => None,
             })
         };
         let is_trusted_member = |store| boot::is_trusted_member(store, shards(), planted);
         let trusted_member = is_trusted_member(store);
         let holder = find(name_key(store)).and_then(|kept| match kept.value {
-            Value::Name(other) if other != store => Some(other),
+            EtcdValue::Name(other) if other != store => Some(other),
             _ => None,
         });
-        // That it does not run was seen by its key.
+        // The missing key has shown that it does not run.
         let holder = holder.and_then(|store| {
-            let record = find(Key::Store(store)).and_then(store_of)?;
+            let record = find(EtcdKey::Store(store)).and_then(store_of)?;
             Some(NameHolder {
                 store,
                 record,
@@ -403,12 +410,14 @@ impl NodeHost {
                 booting.serves = None;
                 if takes_unasked {
                     let at = core.now;
-                    let detail = format!("{store:?}, an empty disk, takes a name unasked at {at}");
+                    let detail = format!(
+                        "{store:?}, an empty disk, takes a name without an operator at {at}"
+                    );
                     core.oracle.violations.push(Violation { promise: "names", detail });
                 }
                 let nonce = u64::try_from(nonce).expect("drawn as one");
-                let value = Value::Store { me: StoreBoot { store, boot }, nonce, status };
-                let (over, name_over) = (over(Key::Store(store)), over(name_key(store)));
+                let value = EtcdValue::Store { me: StoreBoot { store, boot }, nonce, status };
+                let (over, name_over) = (over(EtcdKey::Store(store)), over(name_key(store)));
                 let claimed = Claimed { value, over, name_over };
                 let Some(identity) = log else { return self.claim(core, claimed) };
                 let group = opened.next_group;
@@ -421,10 +430,10 @@ impl NodeHost {
         }
     }
 
-    /// It must not run: no refusal is that its log no longer says whose it is. Whoever looks after it puts the disk back that
-    /// was there before, or gives it an empty one.
+    /// The start is refused; without a refusal the log can't be identified. The operator puts the
+    /// disk back that was there before, or gives the node an empty one.
     fn refused(&mut self, core: &mut Core, refusal: Option<StartRefusal>) {
-        core.journal.note(core.now, || format!("{:?} is refused: {refusal:?}", self.store));
+        core.trace.note(core.now, || format!("{:?} is refused: {refusal:?}", self.store));
         if self.place == Place::Twin {
             core.oracle.coverage.reached(Path::TwinRefused);
             return self.crash(core, false);
@@ -432,8 +441,9 @@ impl NodeHost {
         if self.aside.is_some() {
             core.oracle.coverage.reached(Path::EmptyRefused);
             self.crash(core, false);
-            // A disk that was given up, or that went back in time, is refused for ever, also while an in-sync set names its
-            // store: marked there, or since nobody has taken it out yet (seeds 509887 and 511437).
+            // A disk that was given up, or that went back in time, is refused forever, also while
+            // an in-sync set names its store: marked there, or not removed yet (seeds 509887 and
+            // 511437).
             let for_ever = match refusal {
                 Some(StartRefusal::GivenUp { .. }) => true,
                 Some(StartRefusal::NotOurs { .. }) | None => self.ever_harmed.contains(&self.store),
@@ -442,17 +452,19 @@ impl NodeHost {
             if for_ever || !self.is_in_sync(core) {
                 self.swap_disks(core);
             }
-            // Refused both: the one that was given up is of no use any more.
+            // Both disks are refused: the one that was given up is of no use any more.
             self.aside.take_if(|_| self.replaces);
-            return core.after(100_000, Happening::Restart { place: self.place });
+            return core.after(100_000, SimEvent::Restart { place: self.place });
         }
-        // A claim of the disk that was here before came late, and has the name: the operator means that one as well.
+        // A late claim of the disk that was here before has taken the name: the operator's decision
+        // covers that one as well.
         if self.replaces && matches!(refusal, Some(StartRefusal::NameTaken { .. })) {
             core.oracle.coverage.reached(Path::StartRefused);
             self.crash(core, false);
-            return core.after(100_000, Happening::Restart { place: self.place });
+            return core.after(100_000, SimEvent::Restart { place: self.place });
         }
-        // Of two disks that were both in use in one place the later one may be the one that was given up.
+        // If two disks were both in use in one place, the later one may be the one that was
+        // given up.
         let swapped = self.store != store_id((self.store.0 & 0xFF) as u8 - 0xA0)
             && matches!(refusal, Some(StartRefusal::GivenUp { .. }));
         if !self.ever_harmed.contains(&self.store) && !swapped {
@@ -462,14 +474,14 @@ impl NodeHost {
         core.oracle.coverage.reached(Path::StartRefused);
         self.crash(core, false);
         self.is_emptied();
-        core.after(100_000, Happening::Restart { place: self.place });
+        core.after(100_000, SimEvent::Restart { place: self.place });
     }
 
     fn claim(&mut self, core: &mut Core, claimed: Claimed) {
         let Claimed { value, over, name_over } = claimed;
-        let (key, name) = (Key::Store(self.store), name_key(self.store));
+        let (key, name) = (EtcdKey::Store(self.store), name_key(self.store));
         let compares = vec![Compare::Modified(key, over), Compare::Modified(name, name_over)];
-        let named = Write::Put(name, Value::Name(self.store), None);
+        let named = Write::Put(name, EtcdValue::Name(self.store), None);
         let writes = vec![Write::Put(key, value, None), named];
         self.booting().call = Some(core.etcd(self.process(), Call::Txn { compares, writes }));
     }
@@ -485,12 +497,12 @@ impl NodeHost {
             let contents = opened.replicas.iter_mut().filter_map(|one| one.content.as_mut());
             contents.for_each(|content| content.suspect = true);
         }
-        core.journal.note(core.now, || format!("{me:?} starts with {:?}", opened.replicas));
+        core.trace.note(core.now, || format!("{me:?} starts with {:?}", opened.replicas));
         let Place::Node(index) = self.place else { return };
         let settings = Settings { suspect, ..core.plan.node(index.into()) };
-        let machine = Node::new(settings, me, Now(0), opened.next_group, opened.replicas);
-        self.phase = Phase::Up(Box::new(Running {
-            machine,
+        let node = Node::new(settings, me, Now(0), opened.next_group, opened.replicas);
+        self.phase = Phase::Up(Box::new(RunningNode {
+            node,
             me,
             started: core.clock(),
             wake_at: None,
@@ -507,34 +519,34 @@ impl NodeHost {
             query: 0,
             staged: BTreeMap::new(),
             announced: BTreeMap::new(),
-            full: Full::default(),
+            full: FullCauses::default(),
         }));
         core.etcd_watch(self.process());
         let small = self.disk.small.filter(|&(_, until)| core.now < until);
         if let Some((room, until)) = small {
-            let told = |room| Told::Disk(DiskDone::Room(room));
-            core.tell_after(0, self.process(), told(room));
-            core.tell_after(until - core.now, self.process(), told(u64::MAX));
+            let input = |room| ProcessInput::Disk(DiskDone::Room(room));
+            core.input_after(0, self.process(), input(room));
+            core.input_after(until - core.now, self.process(), input(u64::MAX));
         }
-        self.run(core, Told::Tock);
+        self.run(core, ProcessInput::Tock);
     }
 
     // ---- its disk goes wrong -------------------------------------------------------------------
 
-    /// The disk has failed: exit 5. It is noted in etcd, if etcd can be reached.
+    /// The disk has failed: exit 5. The failure is recorded in etcd, if etcd can be reached.
     fn disk_failed(&mut self, core: &mut Core) {
-        let key = Key::Store(self.store);
+        let key = EtcdKey::Store(self.store);
         let kept = core.etcd.get(key).cloned();
-        if let Some(Versioned { value: Value::Store { me, nonce, .. }, modified, .. }) = kept
+        if let Some(Versioned { value: EtcdValue::Store { me, nonce, .. }, modified, .. }) = kept
             && self.me() == Some(me)
         {
-            let value = Value::Store { me, nonce, status: StoreStatus::Suspect };
+            let value = EtcdValue::Store { me, nonce, status: StoreStatus::Suspect };
             let compares = vec![Compare::Modified(key, modified)];
             let writes = vec![Write::Put(key, value, None)];
             core.etcd(self.process(), Call::Txn { compares, writes });
         }
         self.crash(core, false);
-        core.after(200_000, Happening::Restart { place: self.place });
+        core.after(200_000, SimEvent::Restart { place: self.place });
     }
 
     pub fn fsync_fails(&mut self, core: &mut Core) -> bool {
@@ -548,15 +560,15 @@ impl NodeHost {
 
     pub fn is_full_for(&mut self, core: &mut Core, micros: u64) -> bool {
         let me = self.process();
-        let Fullness { full, room } = self.disk.fills_up(core.now, micros);
-        core.tell_after(0, me, Told::Disk(DiskDone::Full(full)));
-        core.tell_after(0, me, Told::Disk(DiskDone::Room(room)));
-        core.tell_after(micros, me, Told::Disk(DiskDone::Full(false)));
-        core.tell_after(micros, me, Told::Disk(DiskDone::Room(u64::MAX)));
+        let DiskSpace { full, room } = self.disk.fills_up(core.now, micros);
+        core.input_after(0, me, ProcessInput::Disk(DiskDone::Full(full)));
+        core.input_after(0, me, ProcessInput::Disk(DiskDone::Room(room)));
+        core.input_after(micros, me, ProcessInput::Disk(DiskDone::Full(false)));
+        core.input_after(micros, me, ProcessInput::Disk(DiskDone::Room(u64::MAX)));
         matches!(self.phase, Phase::Up(_))
     }
 
-    /// Its disk is full until [`has_room_again`](Self::has_room_again), whatever process looks at it.
+    /// The disk is full until [`has_room_again`](Self::has_room_again), whatever process uses it.
     pub fn stays_full(&mut self) -> bool {
         self.disk.stays_full = true;
         matches!(self.phase, Phase::Up(_))
@@ -564,11 +576,11 @@ impl NodeHost {
 
     pub fn has_room_again(&mut self, core: &mut Core) {
         self.disk.stays_full = false;
-        core.tell_after(0, self.process(), Told::Disk(DiskDone::Full(false)));
-        core.tell_after(0, self.process(), Told::Disk(DiskDone::Room(u64::MAX)));
+        core.input_after(0, self.process(), ProcessInput::Disk(DiskDone::Full(false)));
+        core.input_after(0, self.process(), ProcessInput::Disk(DiskDone::Room(u64::MAX)));
     }
 
-    /// Its machine was told that its disk is full, or its log too long.
+    /// Returns whether its `Node` was notified that the disk is full, or the log too long.
     pub fn is_full(&self) -> bool {
         matches!(&self.phase, Phase::Up(running) if running.full.any())
     }
@@ -597,19 +609,20 @@ impl NodeHost {
         self.replaces = true;
     }
 
-    /// Its disk is not there at the next start, but an empty folder is. `replaces`: the operator takes it for lost.
+    /// The disk is missing at the next start, and an empty folder is in its place. `replaces`: the
+    /// operator takes the disk for lost.
     pub fn is_unmounted(&mut self, core: &Core, replaces: bool) {
-        // One that no process has claimed yet gives nothing up.
-        let claimed = core.etcd.get(Key::Store(self.store)).is_some();
+        // A folder that no process has claimed yet gives nothing up.
+        let claimed = core.etcd.get(EtcdKey::Store(self.store)).is_some();
         if self.aside.is_some() || !self.is_down() || !claimed {
             return;
         }
         let (plan, index) = (&core.plan, (self.store.0 & 0xFF) as usize - 0xA0);
-        let life = u64::from(self.life) << 8;
-        let seed = plan.seed.rotate_left(24) ^ (0xE3B7_00A0 + life + index as u64);
-        let empty = Disk::new(Rng::new(seed), plan.log, plan.slowness[index]);
+        let incarnation = u64::from(self.incarnation) << 8;
+        let seed = plan.seed.rotate_left(24) ^ (0xE3B7_00A0 + incarnation + index as u64);
+        let empty = SimDisk::new(Rng::new(seed), plan.log, plan.slowness[index]);
         let disk = std::mem::replace(&mut self.disk, empty);
-        self.aside = Some(Aside { disk, store: self.store, replaces: self.replaces });
+        self.aside = Some(UnmountedDisk { disk, store: self.store, replaces: self.replaces });
         self.becomes_new();
         self.replaces = replaces;
     }
@@ -624,14 +637,15 @@ impl NodeHost {
         self.store = self.newest;
     }
 
-    /// The disk that was there before is, and the other one is aside. Not while shards count on the one that is there.
+    /// The earlier disk is mounted again, and the other one is set aside, but not while shards
+    /// count on the one that is there.
     pub fn is_put_back(&mut self, core: &mut Core) {
         if !self.is_in_sync(core) {
             self.swap_disks(core);
         }
     }
 
-    /// The in-sync set of some shard names the store that is there.
+    /// Returns whether the in-sync set of some shard names the store that is there.
     fn is_in_sync(&self, core: &Core) -> bool {
         core.etcd.shards().any(|(config, _)| config.isr.contains(&self.store))
     }
@@ -640,13 +654,13 @@ impl NodeHost {
         let Some(back) = self.aside.take() else { return };
         self.crash(core, false);
         core.oracle.coverage.reached(Path::DiskPutBack);
-        let away = Aside {
+        let away = UnmountedDisk {
             disk: std::mem::replace(&mut self.disk, back.disk),
             store: std::mem::replace(&mut self.store, back.store),
             replaces: std::mem::replace(&mut self.replaces, back.replaces),
         };
-        // An empty one that etcd does not know was never in use, and is thrown away.
-        let is_known = core.etcd.get(Key::Store(away.store)).is_some();
+        // An empty disk that etcd does not know was never in use, and is thrown away.
+        let is_known = core.etcd.get(EtcdKey::Store(away.store)).is_some();
         let is_of_use = self.store == self.newest || is_known;
         self.aside = is_of_use.then_some(away);
     }
@@ -655,44 +669,44 @@ impl NodeHost {
         if harmed {
             self.harmed = Some(self.store);
             self.ever_harmed.insert(self.store);
-            self.harmed_in = self.life;
+            self.harmed_in = self.incarnation;
         }
         harmed
     }
 
-    /// Its disk was harmed, and a start or a load will come upon it.
+    /// The disk was harmed, and a start or a load will find it.
     pub fn hides_harm(&self) -> bool {
         self.disk.hides_harm()
     }
 
-    /// What it holds now was read after its disk was harmed.
+    /// Returns whether the current process has read its state after the disk was harmed.
     pub fn read_since_harmed(&self) -> bool {
-        self.life > self.harmed_in
+        self.incarnation > self.harmed_in
     }
 
     // ---- running -------------------------------------------------------------------------------
 
-    fn run(&mut self, core: &mut Core, told: Told) {
+    fn run(&mut self, core: &mut Core, input: ProcessInput) {
         let process = self.process();
-        if matches!(told, Told::Disk(DiskDone::Damaged)) {
+        if matches!(input, ProcessInput::Disk(DiskDone::Damaged)) {
             self.disk.mark_damage();
             return self.disk_failed(core);
         }
         let Phase::Up(running) = &mut self.phase else { return };
-        let mut driver = Driver { process, clock: self.clock, disk: &mut self.disk, running };
-        driver.told(core, told);
+        let mut driver = NodeDriver { process, clock: self.clock, disk: &mut self.disk, running };
+        driver.on_input(core, input);
         if driver.running.exits() {
             self.crash(core, false);
         } else if driver.running.left {
-            // What it has acknowledged in its last turn counts.
-            core.oracle.look(core.clock(), driver.running.me, &driver.running.machine);
-            // Its lease ends with it, so that nobody has to wait.
+            // Acknowledgements of its last turn count.
+            core.oracle.look(core.clock(), driver.running.me, &driver.running.node);
+            // The lease ends with the process, so that no other has to wait.
             if let Some(lease) = driver.running.lease {
                 core.etcd(process, Call::Revoke { lease });
             }
             self.crash(core, false);
             let after = core.rng.between(1_000, 1_000_000);
-            core.after(after, Happening::Restart { place: self.place });
+            core.after(after, SimEvent::Restart { place: self.place });
         }
     }
 }
@@ -706,63 +720,63 @@ pub fn place_of(store: StoreId) -> Place {
     Place::Node((store.0 & 0xFF) as u8 - 0xA0)
 }
 
-/// A place is a name.
+/// The name of a place.
 pub fn name_of(store: StoreId) -> String {
     format!("{:?}", place_of(store))
 }
 
-fn name_key(store: StoreId) -> Key {
+fn name_key(store: StoreId) -> EtcdKey {
     let Place::Node(index) = place_of(store) else { unreachable!("stores are in places of nodes") };
-    Key::Name(index)
+    EtcdKey::Name(index)
 }
 
-impl Running {
+impl RunningNode {
     fn exits(&self) -> bool {
         self.effects.iter().any(|effect| matches!(effect, Effect::Exit(_)))
     }
 }
 
 /// One turn of a running node.
-struct Driver<'a> {
-    process: Process,
-    clock: Clock,
-    disk: &'a mut Disk,
-    running: &'a mut Running,
+struct NodeDriver<'a> {
+    process: ProcessId,
+    clock: NodeClock,
+    disk: &'a mut SimDisk,
+    running: &'a mut RunningNode,
 }
 
-impl Driver<'_> {
-    fn told(&mut self, core: &mut Core, told: Told) {
-        match told {
-            // A nearer deadline has taken this one's place.
-            Told::Wake if self.running.wake_at != Some(core.now) => {}
-            Told::Wake => self.wake(core),
-            Told::Resumed => self.resumed(core),
-            Told::Tock => self.tock(core),
-            Told::Redial => self.dial_all(core),
-            Told::Disk(done) => self.disk_done(core, done),
-            Told::Accepted { conn, from } => self.accepted(core, conn, from),
-            Told::Dialled { dial, conn, .. } => self.dialled(core, dial, conn),
-            Told::DialFailed { dial, refused } => self.dial_failed(core, dial, refused),
-            Told::Received { conn, wire } => self.received(core, conn, wire),
-            Told::Closed { conn } => self.closed(core, conn),
-            Told::Query { from, query, message } => {
+impl NodeDriver<'_> {
+    fn on_input(&mut self, core: &mut Core, input: ProcessInput) {
+        match input {
+            // An earlier deadline has replaced this one.
+            ProcessInput::Wake if self.running.wake_at != Some(core.now) => {}
+            ProcessInput::Wake => self.wake(core),
+            ProcessInput::Resumed => self.resumed(core),
+            ProcessInput::Tock => self.tock(core),
+            ProcessInput::Redial => self.dial_all(core),
+            ProcessInput::Disk(done) => self.disk_done(core, done),
+            ProcessInput::Accepted { conn, from } => self.accepted(core, conn, from),
+            ProcessInput::Dialled { dial, conn, .. } => self.dialled(core, dial, conn),
+            ProcessInput::DialFailed { dial, refused } => self.dial_failed(core, dial, refused),
+            ProcessInput::Received { conn, wire } => self.received(core, conn, wire),
+            ProcessInput::Closed { conn } => self.closed(core, conn),
+            ProcessInput::Query { from, query, message } => {
                 self.running.query += 1;
                 let local = self.running.query;
                 self.running.queries.insert(local, (from, query));
                 self.handle(core, Event::Query { query: local, message });
             }
-            Told::Etcd { call, reply } => {
+            ProcessInput::Etcd { call, reply } => {
                 if let Some(asked) = self.running.calls.remove(&call) {
                     self.etcd_reply(core, asked, reply);
                 }
             }
-            Told::EtcdTimeout { call } => {
+            ProcessInput::EtcdTimeout { call } => {
                 if let Some(asked) = self.running.calls.remove(&call) {
                     self.etcd_timeout(core, asked);
                 }
             }
-            Told::Watched(events) => self.watched(core, events),
-            other => unreachable!("a node is not told {other:?}"),
+            ProcessInput::Watched(events) => self.watched(core, events),
+            other => unreachable!("a node does not receive {other:?}"),
         }
     }
 
@@ -775,13 +789,13 @@ impl Driver<'_> {
             return;
         }
         let me = self.running.me;
-        core.journal.note(core.now, || format!("{me:?} <- {event:?}"));
+        core.trace.note(core.now, || format!("{me:?} <- {event:?}"));
         let now = self.now(core);
         core.oracle.event(me, &event);
         let mut effects = std::mem::take(&mut self.running.effects);
-        self.running.machine.handle(now, event, &mut effects);
+        self.running.node.handle(now, event, &mut effects);
         for effect in effects.drain(..) {
-            core.journal.note(core.now, || format!("{me:?} -> {effect:?}"));
+            core.trace.note(core.now, || format!("{me:?} -> {effect:?}"));
             core.oracle.effect(core.now, me, &effect);
             if matches!(effect, Effect::Exit(_)) {
                 self.running.effects.push(effect);
@@ -800,19 +814,20 @@ impl Driver<'_> {
     fn wake(&mut self, core: &mut Core) {
         let now = self.now(core);
         self.running.wake_at = None;
-        if self.running.machine.next_deadline().is_some_and(|at| at <= now) {
+        if self.running.node.next_deadline().is_some_and(|at| at <= now) {
             self.handle(core, Event::Tick);
         } else {
             self.schedule(core);
         }
     }
 
-    /// It stood still: what it was about to do comes first.
+    /// The process was paused: the effects that it was about to perform come first.
     fn resumed(&mut self, core: &mut Core) {
         for effect in std::mem::take(&mut self.running.held_back) {
             self.perform(core, effect);
         }
-        // Its timers are late: it sees them before what has come meanwhile, or after it.
+        // The timers are late: the process handles them before the inputs that have arrived
+        // meanwhile, or after them.
         if core.rng.percent(50) {
             self.wake(core);
         } else {
@@ -822,11 +837,11 @@ impl Driver<'_> {
     }
 
     fn schedule(&mut self, core: &mut Core) {
-        let Some(deadline) = self.running.machine.next_deadline() else { return };
+        let Some(deadline) = self.running.node.next_deadline() else { return };
         let at = core.when(deadline.0.saturating_add(self.running.started)).max(core.now + 1);
         if self.running.wake_at.is_none_or(|wake| at < wake) {
             self.running.wake_at = Some(at);
-            core.tell_after(at - core.now, self.process, Told::Wake);
+            core.input_after(at - core.now, self.process, ProcessInput::Wake);
         }
     }
 
@@ -847,13 +862,13 @@ impl Driver<'_> {
                 if matches!(message, ToFollower::Snapshot { .. }) {
                     core.copy_begins(conn);
                 }
-                core.send(conn, Wire::ToFollower(message));
+                core.send(conn, WireMessage::ToFollower(message));
             }
             Effect::FromFollower { conn, message } => {
                 self.accepts(core, conn, &message);
-                core.send(conn, Wire::FromFollower(message));
+                core.send(conn, WireMessage::FromFollower(message));
             }
-            Effect::Gateway { conn, reply } => core.send(conn, Wire::ToGateway(reply)),
+            Effect::Gateway { conn, reply } => core.send(conn, WireMessage::ToGateway(reply)),
             Effect::Close { conn } => self.close(core, conn),
             Effect::QueryReply { query, reply } => {
                 if let Some((to, number)) = self.running.queries.remove(&query) {
@@ -863,7 +878,11 @@ impl Driver<'_> {
             Effect::Report(report) => core.report(me, Some(self.running.me), &report),
             Effect::MeasureSnapshot { transfer, slots } => {
                 let bytes = self.disk.size_of(slots.shard(), slots);
-                core.tell_after(200, me, Told::Disk(DiskDone::Measured { transfer, bytes }));
+                core.input_after(
+                    200,
+                    me,
+                    ProcessInput::Disk(DiskDone::Measured { transfer, bytes }),
+                );
             }
             Effect::SendSnapshot { conn, transfer, shard, slots } => {
                 let ask = Ingest::Snapshot { conn, transfer, shard, slots };
@@ -881,28 +900,28 @@ impl Driver<'_> {
                 self.disk.begin_ingest(core, me, Ingest::Drop { shard, slots });
             }
             Effect::ReadRecord { read, shard } => {
-                let call = core.etcd(me, Call::Read(vec![Key::Shard(shard)]));
-                self.running.calls.insert(call, Asked::Config(read));
+                let call = core.etcd(me, Call::Read(vec![EtcdKey::Shard(shard)]));
+                self.running.calls.insert(call, NodeCallPurpose::Config(read));
             }
             Effect::Propose { proposal, expect, record: config, candidate } => {
-                let key = Key::Shard(config.shard());
+                let key = EtcdKey::Shard(config.shard());
                 let mut compares = vec![Compare::Modified(key, expect)];
-                let created = |(store, at)| Compare::Created(Key::Node(store), at);
+                let created = |(store, at)| Compare::Created(EtcdKey::Node(store), at);
                 compares.extend(candidate.map(created));
-                let writes = vec![Write::Put(key, Value::Shard(config), None)];
+                let writes = vec![Write::Put(key, EtcdValue::Shard(config), None)];
                 let call = core.etcd(me, Call::Txn { compares, writes });
-                self.running.calls.insert(call, Asked::Propose(proposal));
+                self.running.calls.insert(call, NodeCallPurpose::Propose(proposal));
             }
             Effect::CheckEtcd { check, shards } => {
-                let keys = shards.into_iter().map(Key::Shard).collect();
+                let keys = shards.into_iter().map(EtcdKey::Shard).collect();
                 let call = core.etcd(me, Call::Read(keys));
-                self.running.calls.insert(call, Asked::Check(check));
+                self.running.calls.insert(call, NodeCallPurpose::Check(check));
             }
             Effect::ListSessions => {
                 let call = core.etcd(me, Call::List);
-                self.running.calls.insert(call, Asked::Sessions);
+                self.running.calls.insert(call, NodeCallPurpose::Sessions);
             }
-            // Its disks do not rot in a way that only a scrub would find.
+            // The disks of the model do not rot in a way that only a scrub would find.
             Effect::Scrub { .. } | Effect::Audit(_) => {}
             Effect::Left => self.running.left = true,
             Effect::Exit(_) => unreachable!("the caller stops at it"),
@@ -915,16 +934,18 @@ impl Driver<'_> {
         match done {
             DiskDone::Recovered => {}
             DiskDone::Room(bytes) => {
-                self.disk.room_told = bytes;
+                self.disk.room_reported = bytes;
                 self.handle(core, Event::Room { bytes });
             }
             DiskDone::Measured { transfer, bytes } => {
                 self.handle(core, Event::SnapshotMeasured { transfer, bytes });
             }
-            DiskDone::Full(full) => self.disk_full(core, Full { space: full, ..self.running.full }),
+            DiskDone::Full(full) => {
+                self.disk_full(core, FullCauses { space: full, ..self.running.full })
+            }
             DiskDone::LogFull(full) => {
                 core.oracle.coverage.reached(Path::LogTooLong);
-                self.disk_full(core, Full { log: full, ..self.running.full });
+                self.disk_full(core, FullCauses { log: full, ..self.running.full });
             }
             DiskDone::Damaged => unreachable!("it ends the process"),
             DiskDone::Synced { group } => {
@@ -949,7 +970,7 @@ impl Driver<'_> {
                     match self.disk.snapshot(shard, slots) {
                         Some((rows, state)) => {
                             let state = Box::new(state);
-                            core.send(conn, Wire::Rows { transfer, shard, rows, state });
+                            core.send(conn, WireMessage::Rows { transfer, shard, rows, state });
                         }
                         None => self.handle(core, Event::SnapshotFailed { transfer }),
                     }
@@ -959,7 +980,7 @@ impl Driver<'_> {
         }
     }
 
-    fn disk_full(&mut self, core: &mut Core, full: Full) {
+    fn disk_full(&mut self, core: &mut Core, full: FullCauses) {
         let before = std::mem::replace(&mut self.running.full, full);
         if before.any() != full.any() {
             self.handle(core, Event::DiskFull(full.any()));
@@ -969,7 +990,7 @@ impl Driver<'_> {
     // ---- connections ---------------------------------------------------------------------------
 
     fn tock(&mut self, core: &mut Core) {
-        core.tell_after(TOCK, self.process, Told::Tock);
+        core.input_after(TOCK, self.process, ProcessInput::Tock);
         let wall = wall_clock(core, self.clock);
         self.handle(core, Event::WallClock(TimeMs(wall)));
         if self.running.exits() {
@@ -1023,8 +1044,8 @@ impl Driver<'_> {
         peer.refused = if refused { peer.refused + 1 } else { 0 };
         peer.next_dial = core.now + REDIAL;
         if peer.refused == 1 {
-            // The second try follows at once: two refusals tell a dead process.
-            core.tell_after(REDIAL, self.process, Told::Redial);
+            // The second try follows at once: two refusals prove that the process is dead.
+            core.input_after(REDIAL, self.process, ProcessInput::Redial);
         }
         if peer.refused == 2 {
             let store = peer.me.store;
@@ -1032,23 +1053,23 @@ impl Driver<'_> {
         }
     }
 
-    fn received(&mut self, core: &mut Core, conn: Conn, wire: Wire) {
+    fn received(&mut self, core: &mut Core, conn: Conn, wire: WireMessage) {
         let known = self.running.conns.contains_key(&conn);
         if !known && !self.running.gateways.contains_key(&conn) {
             return;
         }
         let event = match wire {
-            Wire::ToFollower(message) => return self.fed(core, conn, message),
-            Wire::FromFollower(message) => Event::FromFollower { conn, message },
-            Wire::ToNode(message) => Event::Gateway { conn, message },
-            Wire::Rows { transfer, .. } if core.now < self.disk.no_room_until => {
-                return core.send(conn, Wire::RowsRefused { transfer });
+            WireMessage::ToFollower(message) => return self.fed(core, conn, message),
+            WireMessage::FromFollower(message) => Event::FromFollower { conn, message },
+            WireMessage::ToNode(message) => Event::Gateway { conn, message },
+            WireMessage::Rows { transfer, .. } if core.now < self.disk.no_room_until => {
+                return core.send(conn, WireMessage::RowsRefused { transfer });
             }
-            Wire::Rows { transfer, rows, state, .. } => {
+            WireMessage::Rows { transfer, rows, state, .. } => {
                 return self.staged(core, conn, transfer, rows, state);
             }
-            Wire::RowsRefused { transfer } => Event::SnapshotFailed { transfer },
-            Wire::ToGateway(_) => unreachable!("only gateways are sent replies"),
+            WireMessage::RowsRefused { transfer } => Event::SnapshotFailed { transfer },
+            WireMessage::ToGateway(_) => unreachable!("only gateways are sent replies"),
         };
         self.handle(core, event);
     }
@@ -1060,16 +1081,16 @@ impl Driver<'_> {
         self.handle(core, Event::ToFollower { conn, message });
     }
 
-    /// A copy that has no room is not begun.
+    /// A snapshot that has no room is not begun.
     fn accepts(&self, core: &mut Core, conn: Conn, message: &FromFollower) {
         let FromFollower::Snapshot { transfer, shard, outcome } = message else { return };
         let bytes = self.running.announced.get(&(conn, *transfer)).copied().unwrap_or_default();
         match outcome {
             SnapshotOutcome::NoSpace => core.oracle.coverage.reached(Path::CopyWithoutRoom),
-            SnapshotOutcome::Accepted if bytes > self.disk.room_told => {
+            SnapshotOutcome::Accepted if bytes > self.disk.room_reported => {
                 let detail = format!(
-                    "{:?} takes a copy of {shard} with {bytes} bytes and has room for {}",
-                    self.process.place, self.disk.room_told
+                    "{:?} accepts a snapshot of {shard} with {bytes} bytes and has room for {}",
+                    self.process.place, self.disk.room_reported
                 );
                 core.oracle.violations.push(Violation { promise: "room", detail });
             }
@@ -1113,10 +1134,10 @@ impl Driver<'_> {
         {
             peer.conn = None;
             peer.refused = 0;
-            // One that ended at once would do so again: another store answers there.
+            // A connection that ended at once would end again: another store answers there.
             let waits = if core.now < peer.dialled_at + REDIAL { REDIAL } else { 1_000 };
             peer.next_dial = core.now + waits;
-            core.tell_after(waits, self.process, Told::Redial);
+            core.input_after(waits, self.process, ProcessInput::Redial);
         }
     }
 
@@ -1124,94 +1145,108 @@ impl Driver<'_> {
 
     fn keep_alive(&mut self, core: &mut Core) {
         let disk_answers = self.disk.stalled_until <= core.now;
-        let asked =
-            |asked: &Asked| matches!(asked, Asked::KeepAlive | Asked::Grant | Asked::Register);
+        let asked = |asked: &NodeCallPurpose| {
+            matches!(
+                asked,
+                NodeCallPurpose::KeepAlive | NodeCallPurpose::Grant | NodeCallPurpose::Register
+            )
+        };
         if !disk_answers || self.running.calls.values().any(asked) {
             return;
         }
         let (call, asked) = match self.running.lease {
-            Some(lease) => (Call::KeepAlive { lease }, Asked::KeepAlive),
-            None => (Call::Grant { ttl: core.plan.lease_ttl }, Asked::Grant),
+            Some(lease) => (Call::KeepAlive { lease }, NodeCallPurpose::KeepAlive),
+            None => (Call::Grant { ttl: core.plan.lease_ttl }, NodeCallPurpose::Grant),
         };
         let call = core.etcd(self.process, call);
         self.running.calls.insert(call, asked);
     }
 
-    fn etcd_reply(&mut self, core: &mut Core, asked: Asked, reply: Reply) {
+    fn etcd_reply(&mut self, core: &mut Core, asked: NodeCallPurpose, reply: Reply) {
         match (asked, reply) {
-            (Asked::Config(read), Reply::Read { keys }) => {
+            (NodeCallPurpose::Config(read), Reply::Read { keys }) => {
                 for (_, record) in keys {
                     self.config(core, record, Some(read));
                 }
             }
-            (Asked::Propose(proposal), Reply::Txn { done, revision }) => {
+            (NodeCallPurpose::Propose(proposal), Reply::Txn { done, revision }) => {
                 let outcome = match done {
                     true => CasOutcome::Done { mod_revision: revision },
                     false => CasOutcome::Failed,
                 };
                 self.handle(core, Event::Proposed { proposal, outcome });
             }
-            (Asked::Check(check), Reply::Read { keys }) => {
-                let config = |(_, record): (Key, Option<Versioned>)| match record?.value {
-                    Value::Shard(config) => Some(config),
+            (NodeCallPurpose::Check(check), Reply::Read { keys }) => {
+                let config = |(_, record): (EtcdKey, Option<Versioned>)| match record?.value {
+                    EtcdValue::Shard(config) => Some(config),
                     _ => None,
                 };
                 let configs = Some(keys.into_iter().filter_map(config).collect());
                 self.handle(core, Event::EtcdChecked { check, records: configs });
             }
-            (Asked::Sessions, Reply::List { revision, all }) => {
-                let session = |(key, value): (Key, Versioned)| {
-                    matches!(key, Key::Gateway(_)).then_some(session_id(value.created))
+            (NodeCallPurpose::Sessions, Reply::List { revision, all }) => {
+                let session = |(key, value): (EtcdKey, Versioned)| {
+                    matches!(key, EtcdKey::Gateway(_)).then_some(session_id(value.created))
                 };
                 let alive = all.into_iter().filter_map(session).collect();
                 let at = Revision { incarnation: 1, revision };
                 self.handle(core, Event::SessionsListed { at, alive });
             }
-            (Asked::KeepAlive, Reply::Kept(true)) => self.handle(core, Event::LeaseConfirmed),
-            (Asked::KeepAlive, Reply::Kept(false)) => self.running.lease = None,
-            (Asked::Grant, Reply::Granted { lease }) => {
+            (NodeCallPurpose::KeepAlive, Reply::Kept(true)) => {
+                self.handle(core, Event::LeaseConfirmed)
+            }
+            (NodeCallPurpose::KeepAlive, Reply::Kept(false)) => self.running.lease = None,
+            (NodeCallPurpose::Grant, Reply::Granted { lease }) => {
                 self.running.lease = Some(lease);
-                let key = Key::Node(self.running.me.store);
-                let value = Value::Node(self.running.me);
+                let key = EtcdKey::Node(self.running.me.store);
+                let value = EtcdValue::Node(self.running.me);
                 let compares = vec![Compare::Created(key, 0)];
                 let writes = vec![Write::Put(key, value, Some(lease))];
                 let call = core.etcd(self.process, Call::Txn { compares, writes });
-                self.running.calls.insert(call, Asked::Register);
+                self.running.calls.insert(call, NodeCallPurpose::Register);
             }
-            // The key of the lease before still stands, or this one is gone again: start over.
-            (Asked::Register, Reply::Txn { done: false, .. }) => self.running.lease = None,
+            // The key of the previous lease still exists, or this one is gone again: start over.
+            (NodeCallPurpose::Register, Reply::Txn { done: false, .. }) => {
+                self.running.lease = None
+            }
             (_, _) => {}
         }
     }
 
-    fn etcd_timeout(&mut self, core: &mut Core, asked: Asked) {
+    fn etcd_timeout(&mut self, core: &mut Core, asked: NodeCallPurpose) {
         match asked {
-            Asked::Config(_) | Asked::Sessions | Asked::KeepAlive => {}
-            Asked::Propose(proposal) => {
+            NodeCallPurpose::Config(_) | NodeCallPurpose::Sessions | NodeCallPurpose::KeepAlive => {
+            }
+            NodeCallPurpose::Propose(proposal) => {
                 self.handle(core, Event::Proposed { proposal, outcome: CasOutcome::Unknown });
             }
-            Asked::Check(check) => self.handle(core, Event::EtcdChecked { check, records: None }),
-            Asked::Grant | Asked::Register => self.running.lease = None,
+            NodeCallPurpose::Check(check) => {
+                self.handle(core, Event::EtcdChecked { check, records: None })
+            }
+            NodeCallPurpose::Grant | NodeCallPurpose::Register => self.running.lease = None,
         }
     }
 
     fn config(&mut self, core: &mut Core, record: Option<Versioned>, read: Option<u64>) {
-        if let Some(Versioned { value: Value::Shard(config), modified, .. }) = record {
+        if let Some(Versioned { value: EtcdValue::Shard(config), modified, .. }) = record {
             self.handle(core, Event::ShardRecord { record: config, mod_revision: modified, read });
         }
     }
 
-    fn watched(&mut self, core: &mut Core, events: Vec<WatchEvent>) {
+    fn watched(&mut self, core: &mut Core, events: Vec<EtcdWatchEvent>) {
         let mut peers_changed = false;
-        for WatchEvent { key, value } in events {
+        for EtcdWatchEvent { key, value } in events {
             match (key, value) {
-                (Key::Shard(_), record) => self.config(core, record, None),
-                (Key::Node(store), Some(Versioned { value: Value::Node(me), created, .. })) => {
+                (EtcdKey::Shard(_), record) => self.config(core, record, None),
+                (
+                    EtcdKey::Node(store),
+                    Some(Versioned { value: EtcdValue::Node(me), created, .. }),
+                ) => {
                     peers_changed = true;
                     self.running.keys.insert(store, (me, created));
                     self.meet(core, me);
                 }
-                (Key::Node(store), _) => {
+                (EtcdKey::Node(store), _) => {
                     peers_changed = true;
                     self.running.keys.remove(&store);
                 }
@@ -1228,7 +1263,7 @@ impl Driver<'_> {
         }
     }
 
-    /// Hears of a store's process; an older one of the same store is no longer of interest.
+    /// Learns of a store's process; an older one of the same store is no longer of interest.
     fn meet(&mut self, core: &mut Core, me: StoreBoot) {
         if me.store == self.running.me.store {
             return;
@@ -1238,8 +1273,14 @@ impl Driver<'_> {
             return;
         }
         let old = known.and_then(|peer| peer.conn);
-        let peer =
-            Peer { me, dial: None, conn: None, refused: 0, next_dial: core.now, dialled_at: 0 };
+        let peer = PeerStore {
+            me,
+            dial: None,
+            conn: None,
+            refused: 0,
+            next_dial: core.now,
+            dialled_at: 0,
+        };
         self.running.peers.insert(me.store, peer);
         if let Some(conn) = old {
             core.close(conn);

@@ -1,23 +1,24 @@
-//! An operator who does not wait: of a shard that nothing leads, a copy is named that is to lead, whatever it lacks
-//! (`dkc shards promote --accept-loss`).
+//! An operator who does not wait: for a shard without a primary, the operator names a copy that is
+//! to lead, whatever it lacks (`dkc shards promote --accept-loss`).
 //!
-//! No promise would be left if something were lost by it. So this one only names copies of trusted members of the in-sync
-//! set, and works in runs alone whose disks keep what they have: all that is acknowledged by then is in such a copy. It is
-//! slow to type, and does not always withdraw what was not obeyed: a word about a record that stands no more must not be
+//! No promise would hold if something were lost by it. So this operator only names copies of
+//! trusted members of the in-sync set, and only in runs whose disks keep what they have: all that
+//! is acknowledged by then is in such a copy. The operator is slow to type, and does not always
+//! withdraw an intent that was not obeyed: an intent about a record that has changed must not be
 //! obeyed, since the copy may lack what was acknowledged meanwhile.
 
 use engine::ids::{ShardId, TimeMs};
 use engine::records::{Operator, PromoteIntent};
 use engine::shard_record::ShardRecord;
 
-use super::core::{Core, Happening};
+use super::core::{Core, SimEvent};
 use super::disk_faults::{DiskFault, DiskPlan};
-use super::etcd::{Key, Value, Write};
+use super::etcd::{EtcdKey, EtcdValue, Write};
 use super::nodes::NodeHost;
 use super::rng::Rng;
-use super::world::World;
+use super::world::SimWorld;
 
-/// When an operator looks, if a run has one.
+/// The times at which an operator looks, if a run has one.
 #[derive(Clone, Debug)]
 pub struct OperatorPlan {
     pub every: Option<u64>,
@@ -34,19 +35,20 @@ impl OperatorPlan {
 }
 
 impl DiskFault {
-    /// All that was durable is there afterwards, be it on a disk that is mounted later.
+    /// Returns whether all that was durable is there afterwards, be it on a disk that is mounted
+    /// later.
     fn keeps_all(self) -> bool {
         matches!(self, Self::FsyncFails | Self::Full | Self::Cloned | Self::Unmounted)
     }
 }
 
-impl World {
+impl SimWorld {
     pub fn operator_looks(&mut self) {
         let Some(every) = self.core.plan.operator.every else { return };
         if !self.core.is_faulty() {
             return;
         }
-        self.core.after(every, Happening::OperatorLooks);
+        self.core.after(every, SimEvent::OperatorLooks);
         let unled = |config: &&ShardRecord| {
             !self.nodes.iter().any(|node| node.me() == Some(config.primary))
         };
@@ -63,28 +65,29 @@ impl World {
             let types = rng.between(1_000, 1_500_000);
             let withdraws = rng.percent(50).then(|| types + rng.between(100_000, 2_000_000));
             let shard = config.shard();
-            self.core.after(types, Happening::OperatorWants { shard, intent: Some(intent) });
+            self.core.after(types, SimEvent::OperatorWants { shard, intent: Some(intent) });
             if let Some(withdraws) = withdraws {
-                self.core.after(withdraws, Happening::OperatorWants { shard, intent: None });
+                self.core.after(withdraws, SimEvent::OperatorWants { shard, intent: None });
             }
         }
     }
 }
 
-/// It runs, and is a trusted member. A copy that its own disk has not filled yet may hold less.
+/// The node runs, and is a trusted member. A copy that its own disk has not filled yet may hold
+/// less.
 fn holds_all(node: &NodeHost, config: &ShardRecord) -> bool {
-    let Some(machine) = node.machine() else { return false };
+    let Some(running) = node.node() else { return false };
     let is_trusted = config.isr.contains(&node.store) && !config.tainted.contains(&node.store);
-    let view = machine.replicas().find(|view| view.shard == config.shard());
+    let view = running.replicas().find(|view| view.shard == config.shard());
     let is_whole = view.is_some_and(|view| view.exists && (!view.unfit || view.stopped.is_some()));
     is_trusted && is_whole
 }
 
 impl Core {
     pub fn operator_wants(&mut self, shard: ShardId, intent: Option<PromoteIntent>) {
-        let key = Key::Promote(shard);
+        let key = EtcdKey::Promote(shard);
         self.etcd_write(match intent {
-            Some(intent) => Write::Put(key, Value::Promote(intent), None),
+            Some(intent) => Write::Put(key, EtcdValue::Promote(intent), None),
             None => Write::Delete(key),
         });
     }

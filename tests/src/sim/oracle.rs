@@ -1,4 +1,5 @@
-//! Sees everything while a run goes on, and asks the checkers that watch the cluster from inside.
+//! Observes everything while a run goes on, and calls the checkers that watch the cluster from
+//! inside.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +11,13 @@ use engine::shard_record::ShardRecord;
 use engine::store::log::LogRecord;
 
 use super::checker::Violation;
-use super::checker::damage::Damaged;
+use super::checker::damage::DamagedCopies;
 use super::checker::digests::Digests;
 use super::checker::identity::Identities;
 use super::checker::in_sync_set::InSyncSet;
-use super::checker::limits::Limits;
+use super::checker::limits::LimitsChecker;
 use super::checker::logs_match::LogsMatch;
-use super::checker::memory::Memory;
+use super::checker::memory::MemoryChecker;
 use super::checker::moves::Moves;
 use super::checker::never_back::NeverBack;
 use super::checker::one_primary::OnePrimary;
@@ -25,35 +26,35 @@ use super::checker::{floor, status};
 use super::coverage::Coverage;
 use super::plan::Plan;
 
-/// A status is made for every so many events of nodes: it costs as much as some of them.
+/// A status is made for every this many events of nodes: it costs as much as some of them.
 const STATUS_EVERY: u64 = 16;
 
 #[derive(Default)]
 pub struct Oracle {
     pub violations: Vec<Violation>,
     pub coverage: Coverage,
-    pub damaged: Damaged,
+    pub damaged: DamagedCopies,
     identities: Identities,
     one_primary: OnePrimary,
     logs: LogsMatch,
-    memory: Memory,
+    memory: MemoryChecker,
     in_sync: InSyncSet,
     never_back: NeverBack,
     digests: Digests,
     sessions: SessionRows,
-    limits: Limits,
+    limits: LimitsChecker,
     moves: Moves,
     sizes: node::NodeSizes,
     batches: batcher::BatchSizes,
     min_in_sync: usize,
-    /// How often a node was looked at.
+    /// The number of checks of nodes.
     looks: u64,
-    /// The last position looked at, so that nothing is looked at twice.
+    /// The last position checked, so that nothing is checked twice.
     seen: BTreeMap<(StoreId, ShardId), (u64, u64)>,
 }
 
 impl Oracle {
-    /// Of a run with these settings.
+    /// The oracle for a run with this plan.
     pub fn new(plan: &Plan) -> Self {
         Self {
             sizes: plan.node.sizes,
@@ -93,7 +94,7 @@ impl Oracle {
         }
     }
 
-    /// After every event of a node. `now`: by the machines' clocks.
+    /// Checks a node after each of its events. `now`: by the clocks of processes.
     pub fn look(&mut self, now: u64, me: StoreBoot, node: &Node) {
         self.memory.look(me, node, &mut self.violations);
         self.limits.look(me, node, &self.sizes);
@@ -129,17 +130,18 @@ impl Oracle {
         }
     }
 
-    /// A gateway sends this to a node.
+    /// Checks a message from a gateway to a node.
     pub fn asked(&mut self, message: &GatewayMessage) {
         self.limits.asked(message, &self.batches);
     }
 
-    /// A process has become its store. `outdated`: its disk is an older image of what has served since.
+    /// A process has become its store. `outdated`: its disk is an older image of what has served
+    /// since.
     pub fn serves(&mut self, me: StoreBoot, outdated: bool) {
         self.identities.serves(me, outdated, &mut self.violations);
     }
 
-    /// The store's disk was harmed: what it had durably may be gone.
+    /// The store's disk was harmed: what was durable may be gone.
     pub fn harmed(&mut self, store: StoreId) {
         self.never_back.harmed(store);
         self.in_sync.harmed(store);

@@ -1,28 +1,29 @@
-//! Processes that stand still, as after SIGSTOP: what they have sent is on its way, what comes for them waits, and so do
-//! their timers. They may stop between any two outputs.
+//! Paused processes, as after SIGSTOP: messages that they have sent are on their way, messages for
+//! them wait, and so do their timers. They may stop between any two outputs.
 //!
-//! Nobody is told: connections stay open, new ones are not answered. A process that goes on does so with everything
-//! that has come meanwhile, at once, and with its clock jumped ahead.
+//! No other process is notified: connections stay open, new ones are not answered. A process that
+//! continues receives everything that has arrived meanwhile, at once, and its clock has jumped
+//! ahead.
 
 use std::collections::BTreeMap;
 
-use super::core::{Core, Happening, Process, Told};
+use super::core::{Core, ProcessId, ProcessInput, SimEvent};
 
 #[derive(Default)]
 pub struct Pauses {
-    /// What waits for those that stand still.
-    inboxes: BTreeMap<Process, Vec<Told>>,
-    /// This one stops before so many more outputs, and goes on after so long.
-    armed: Option<(Process, u64, u64)>,
+    /// The inputs that wait for paused processes.
+    inboxes: BTreeMap<ProcessId, Vec<ProcessInput>>,
+    /// This process pauses after so many more outputs, for so long.
+    armed: Option<(ProcessId, u64, u64)>,
 }
 
 impl Core {
-    pub fn is_paused(&self, process: Process) -> bool {
+    pub fn is_paused(&self, process: ProcessId) -> bool {
         self.pauses.inboxes.contains_key(&process)
     }
 
-    /// Stops a process now, or before a coming output.
-    pub fn pause(&mut self, process: Process, outputs: u64, lasts: u64) {
+    /// Pauses a process now, or before a coming output.
+    pub fn pause(&mut self, process: ProcessId, outputs: u64, lasts: u64) {
         if outputs == 0 {
             self.stop(process, lasts);
         } else {
@@ -30,14 +31,14 @@ impl Core {
         }
     }
 
-    fn stop(&mut self, process: Process, lasts: u64) {
-        self.journal.note(self.now, || format!("{process:?} stands still"));
+    fn stop(&mut self, process: ProcessId, lasts: u64) {
+        self.trace.note(self.now, || format!("{process:?} pauses"));
         self.pauses.inboxes.entry(process).or_default();
-        self.after(lasts, Happening::Resume { process });
+        self.after(lasts, SimEvent::Resume { process });
     }
 
-    /// A process is about to do something that others can see: must it wait?
-    pub fn holds_back(&mut self, process: Process) -> bool {
+    /// A process is about to do something that others can see: returns whether it must wait.
+    pub fn holds_back(&mut self, process: ProcessId) -> bool {
         if let Some((armed, outputs, lasts)) = &mut self.pauses.armed
             && *armed == process
         {
@@ -51,28 +52,30 @@ impl Core {
         self.is_paused(process)
     }
 
-    /// None: it will be told when it goes on. Its timers it looks at anew then.
-    pub fn waits_for(&mut self, process: Process, told: Told) -> Option<Told> {
-        let Some(inbox) = self.pauses.inboxes.get_mut(&process) else { return Some(told) };
-        if !matches!(told, Told::Wake) {
-            inbox.push(told);
+    /// Returns `None` if the input waits for a paused process. A timer need not wait: the process
+    /// checks its timers when it continues.
+    pub fn waits_for(&mut self, process: ProcessId, input: ProcessInput) -> Option<ProcessInput> {
+        let Some(inbox) = self.pauses.inboxes.get_mut(&process) else { return Some(input) };
+        if !matches!(input, ProcessInput::Wake) {
+            inbox.push(input);
         }
         None
     }
 
-    /// It goes on: with what it was about to do, then with what has come.
-    pub fn resume(&mut self, process: Process) -> Vec<Told> {
+    /// The process continues: with the effects that it was about to perform, then with the inputs
+    /// that have arrived.
+    pub fn resume(&mut self, process: ProcessId) -> Vec<ProcessInput> {
         let Some(mut inbox) = self.pauses.inboxes.remove(&process) else { return Vec::new() };
-        self.journal.note(self.now, || format!("{process:?} goes on"));
-        inbox.insert(0, Told::Resumed);
+        self.trace.note(self.now, || format!("{process:?} resumes"));
+        inbox.insert(0, ProcessInput::Resumed);
         inbox
     }
 
-    /// All that stand still go on now.
+    /// All paused processes continue now.
     pub fn resume_all(&mut self) {
         self.pauses.armed = None;
         for process in self.pauses.inboxes.keys().copied().collect::<Vec<_>>() {
-            self.after(0, Happening::Resume { process });
+            self.after(0, SimEvent::Resume { process });
         }
     }
 }

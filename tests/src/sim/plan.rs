@@ -1,4 +1,4 @@
-//! What a seed decides before its run begins: sizes, speeds, and which faults it may suffer.
+//! The choices of a seed before its run begins: sizes, speeds, and which faults it may suffer.
 //!
 //! Swarm testing: every seed draws a subset of the faults and its own tuning, because a run with
 //! everything at once rarely gets deep into any one of them.
@@ -12,14 +12,14 @@ use engine::{batcher, coordinator, planner};
 
 use super::disk_faults::DiskPlan;
 use super::draws::{Drawings, Draws};
-use super::faults::Kind;
+use super::faults::FaultKind;
 use super::leaps::LeapPlan;
 use super::log::LogSizes;
 use super::operator::OperatorPlan;
 use super::rng::Rng;
 use super::token_clients::TokenPlan;
 
-/// Times are in virtual microseconds.
+/// The plan of a run. Times are in virtual microseconds.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub seed: u64,
@@ -35,11 +35,11 @@ pub struct Plan {
     pub think: u64,
     pub digit_counters: usize,
     pub mixed_counters: usize,
-    /// Names of counters are filled up to this many bytes.
+    /// Names of counters are padded to this many bytes.
     pub name_bytes: usize,
     pub reads_percent: u64,
-    /// Of the reads, how many are content with a stale value; and the stream that decides which. It is
-    /// apart from the others, so that seeds without any keep their runs.
+    /// The percentage of reads that accept a stale value; and the stream that decides which. The
+    /// stream is separate from the others, so that seeds without stale reads keep their runs.
     pub bounded_percent: u64,
     pub staleness: Rng,
     pub tokens: TokenPlan,
@@ -48,53 +48,54 @@ pub struct Plan {
     pub jitter: bool,
     pub fsync: u64,
     pub log: LogSizes,
-    /// Each node's fsyncs take so many times longer, for good.
+    /// The factor by which each node's fsyncs are slower, for good.
     pub slowness: Vec<u64>,
-    pub clocks: Vec<Clock>,
+    pub clocks: Vec<NodeClock>,
     pub leaps: LeapPlan,
-    /// Every message crosses as the bytes that production sends.
+    /// Every message is passed as the bytes that production sends.
     pub codec: bool,
     pub slow_etcd: bool,
     pub lease_ttl: u64,
 
-    pub faults: Vec<Kind>,
+    pub faults: Vec<FaultKind>,
     pub fault_every: u64,
     pub disks: DiskPlan,
     pub operator: OperatorPlan,
-    /// Chaos promotes for no reason, one time in so many thousand looks.
+    /// The random coordinator promotes for no reason, one time in so many thousand looks.
     pub spurious_permille: u64,
     /// A second coordinator acts at random.
     pub chaos: bool,
-    /// The coordinator places the shards; else they are there, anywhere, to begin with.
+    /// The coordinator places the shards; `false`: they exist at the start, at random places.
     pub bootstraps: bool,
     pub faults_until: u64,
     pub load_until: u64,
-    /// By then everything must be answered.
+    /// The time by which everything must be answered.
     pub heals_by: u64,
 
     pub node: Settings,
-    /// Every other node flushes only when it must: what a copy has applied is still in its table when it is replaced.
+    /// Every other node flushes only when it must: entries that a copy has applied are still in its
+    /// table when it is replaced.
     pub lazy_flushes: bool,
     pub gateway: batcher::Settings,
-    /// A gateway's turn takes up to so long: what comes meanwhile travels together.
+    /// The longest turn of a gateway: requests of one turn are sent together.
     pub turn: u64,
-    /// Of the operations that a gateway takes in one turn, how many join the request before them.
+    /// The percentage of the operations of one turn that join the request before them.
     pub joined_percent: u64,
     pub coordinator: coordinator::Settings,
-    /// What the limits and waits above were drawn as.
+    /// The draws of the limits and waits above.
     pub drawings: Drawings,
 }
 
 /// A node's wall clock.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Clock {
-    /// How far it is off, in milliseconds …
+pub struct NodeClock {
+    /// The offset of the clock, in milliseconds.
     pub skew_ms: i64,
-    /// … and how much faster it goes than time, in millionths.
+    /// The rate by which the clock is faster than time, in millionths.
     pub drift_ppm: i64,
 }
 
-/// How many copies of how many.
+/// The number of nodes, of copies and of required members.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     nodes: u8,
@@ -103,7 +104,7 @@ struct Shape {
 }
 
 impl Shape {
-    /// As shipped in four of ten; else any that is legal.
+    /// As shipped in four of ten; otherwise any shape that is legal.
     fn draw(draws: &mut Draws) -> Self {
         let rng = &mut draws.rng;
         let (replicas, min_in_sync) = match rng.percent(40) {
@@ -129,12 +130,12 @@ impl Shape {
 
 impl Plan {
     pub fn from_seed(seed: u64, planted: Option<Planted>, rng: &mut Rng) -> Self {
-        let mut faults: Vec<Kind> = Kind::ALL.to_vec();
+        let mut faults: Vec<FaultKind> = FaultKind::ALL.to_vec();
         rng.shuffle(&mut faults);
         faults.truncate(rng.between(2, 6) as usize);
         if rng.percent(25) {
             faults.truncate(1);
-            faults.extend(Kind::DEPOSE);
+            faults.extend(FaultKind::DEPOSE);
         }
         let faults_until = rng.between(2_500_000, 5_000_000);
         let shards = rng.between(1, 3) as u16;
@@ -196,8 +197,8 @@ impl Plan {
             spurious_permille: if rng.percent(50) { rng.between(1, 40) } else { 0 },
             faults_until,
             load_until: faults_until + 500_000,
-            // A peer that was ejected again and again waits for a minute before it is added; and who survives alone for
-            // the others.
+            // A peer that was ejected again and again waits for a minute before it is added; and a
+            // lone survivor waits for the others.
             heals_by: faults_until + 130_000_000 + 1_000 * coordinator.lone_wait_ms,
 
             node,
@@ -211,15 +212,16 @@ impl Plan {
         plan
     }
 
-    /// Where a group has room for one record, each record takes an fsync. As shipped what comes during an fsync is one group,
-    /// however slow the disk; here a disk that is slow for good has minutes to do when the load ends.
+    /// With groups of one record each record takes an fsync. As shipped all records
+    /// that arrive during an fsync are one group, however slow the disk; here a disk that is slow
+    /// for good has minutes of work left when the load ends.
     fn backlog(&self) -> u64 {
         let slowest = self.slowness.iter().copied().max().unwrap_or(1);
         let is_small = self.node.sizes.group_bytes_max < 1_024;
         if is_small { BACKLOG_GROUPS * self.fsync * slowest } else { 0 }
     }
 
-    /// A well-run cluster under load, with the settings that are shipped: for measuring.
+    /// A healthy cluster under load, with the settings that are shipped: for measuring.
     pub fn quiet(seed: u64, rng: &mut Rng) -> Self {
         let plan = Self::from_seed(seed, None, rng);
         let (nodes, shards) = (5, 12);
@@ -233,7 +235,7 @@ impl Plan {
             name_bytes: 0,
             log: LogSizes::default(),
             slowness: vec![1; nodes.into()],
-            clocks: vec![Clock::default(); nodes.into()],
+            clocks: vec![NodeClock::default(); nodes.into()],
             leaps: LeapPlan::default(),
             codec: false,
             gateway: batcher::Settings::default(),
@@ -263,7 +265,7 @@ impl Plan {
         }
     }
 
-    /// Faults go on until then at least.
+    /// Extends the faults, so that they last until this time at least.
     pub fn last_until(&mut self, until: u64) {
         let more = until.saturating_sub(self.faults_until);
         self.faults_until += more;
@@ -303,16 +305,17 @@ fn node_settings(
     let shipped = Settings::default();
     let silent_after_ms = draws.wait("silent_after_ms", 200, 1_000, shipped.silent_after_ms);
     let flush_after_ms = draws.wait("flush_after_ms", 50, 2_000, shipped.flush_after_ms);
-    // At once: collections of lists that overtake each other.
+    // Short intervals: lists of collections overtake each other.
     let (least, most) = if draws.rng.percent(25) { (20, 100) } else { (300, 3_000) };
     let collect_every_ms = draws.wait("collect_every_ms", least, most, shipped.collect_every_ms);
-    // Long rounds outlive a partition, and with it the promises that their answers speak of.
+    // Long rounds outlive a partition, and with it the promises that their answers contain.
     let (least, most) = if draws.rng.percent(40) { (100, 4_000) } else { (30, 30) };
     Settings {
         min_in_sync: shape.min_in_sync.into(),
         silent_after_ms,
         heartbeat_ms: (silent_after_ms / 10).max(20),
-        // As shipped, well below it: an idle disk that is looked at less often passes for a bad one now and then.
+        // As shipped, well below it: an idle disk that is probed less often is taken for a bad one
+        // now and then.
         disk_probe_every_ms: silent_after_ms / 5,
         frozen_after_ms: draws.wait("frozen_after_ms", 200, 1_000, shipped.frozen_after_ms),
         read_index_ms: draws.wait("read_index_ms", least, most, shipped.read_index_ms),
@@ -340,7 +343,8 @@ fn node_sizes(draws: &mut Draws, counters: usize) -> node::NodeSizes {
         window_bytes: size("window_bytes", 1, shipped.window_bytes),
         message_bytes: size("message_bytes", 1, shipped.message_bytes),
         read_log_bytes: size("read_log_bytes", 1, shipped.read_log_bytes),
-        // A request with a token on all of its counters, on one of them twice, each with the longest name.
+        // A request with a token on all of its counters, on one of them twice, each with the
+        // longest name.
         batch_bytes_limit: size(
             "batch_bytes_limit",
             1_200 * (counters + 1),
@@ -365,7 +369,8 @@ fn node_timing(draws: &mut Draws) -> node::NodeTiming {
         ejected_ms_max: draws.wait("ejected_ms_max", ejected_ms, 60_000, shipped.ejected_ms_max),
         leave_within_ms: draws.wait("leave_within_ms", 50, 4_000, shipped.leave_within_ms),
         step_down_ms: draws.wait("step_down_ms", 50, 2_000, shipped.step_down_ms),
-        // Within two seconds a shard whose commit can't move says so: the first two are part of that promise.
+        // A shard whose commit can't move is reported within two seconds: the first two are part of
+        // that promise.
         blocked_ms: draws.wait("blocked_ms", 50, 500, shipped.blocked_ms),
         stalled_ms: draws.wait("stalled_ms", 200, 1_500, shipped.stalled_ms),
         near_ms: draws.wait("near_ms", 20, 250, shipped.near_ms),
@@ -414,7 +419,7 @@ fn gateway_settings(
         total_bytes_max: draws.size("total_bytes_max", 1_000, shipped.total_bytes_max),
         connection_bytes_max: draws.size("connection_bytes_max", 20, shipped.connection_bytes_max),
         read_keys_max: draws.size("read_keys_max", 4, shipped.read_keys_max),
-        shard_time_valid_ms: tokens.heard_for_ms(),
+        shard_time_valid_ms: tokens.time_valid_ms(),
         sizes,
         timing,
         planted,
@@ -486,7 +491,7 @@ fn coordinator_timing(draws: &mut Draws) -> coordinator::CoordinatorTiming {
         plan_idle_ms: wait("plan_idle_ms", 200, 1_000, shipped.plan_idle_ms),
         ask_suspect_every_ms: wait("ask_suspect_ms", 20, 1_000, shipped.ask_suspect_every_ms),
         refused_again_ms: wait("refused_again_ms", 5, 200, shipped.refused_again_ms),
-        // Longer than nodes are silent between two reports.
+        // Longer than the interval between two reports of a node.
         complaint_ms: wait("complaint_ms", 1_100, 3_000, shipped.complaint_ms),
         own_pause_ms: wait("own_pause_ms", 200, 1_000, shipped.own_pause_ms),
         report_ms: wait("report_ms", 1_100, 3_000, shipped.report_ms),
@@ -495,10 +500,10 @@ fn coordinator_timing(draws: &mut Draws) -> coordinator::CoordinatorTiming {
     }
 }
 
-/// More than a node was seen to have waiting when the load ended: 1,200.
+/// More than the most that were seen waiting on a node when the load ended: 1,200.
 const BACKLOG_GROUPS: u64 = 2_000;
 
-/// Mostly as short as they come; else up to what is legal.
+/// Mostly the shortest; otherwise up to what is legal.
 fn name_bytes(draws: &mut Draws) -> usize {
     let long = draws.rng.percent(if draws.has_tight_log() { 75 } else { 25 });
     let bytes = if long { draws.log_uniform(8, KEY_BYTES_MAX as u64) } else { 0 };
@@ -506,7 +511,7 @@ fn name_bytes(draws: &mut Draws) -> usize {
     bytes as usize
 }
 
-/// Mostly all alike; else one disk is slow for good.
+/// Mostly all alike; otherwise one disk is slow for good.
 fn slowness(draws: &mut Draws, nodes: u8) -> Vec<u64> {
     let mut all = vec![1; nodes.into()];
     if draws.rng.percent(15) {
@@ -517,15 +522,15 @@ fn slowness(draws: &mut Draws, nodes: u8) -> Vec<u64> {
     all
 }
 
-/// Mostly right to the second; else hours or days off, and drifting.
-fn clocks(draws: &mut Draws, nodes: u8) -> Vec<Clock> {
+/// Mostly right to the second; otherwise hours or days off, and drifting.
+fn clocks(draws: &mut Draws, nodes: u8) -> Vec<NodeClock> {
     let far = draws.rng.percent(20);
-    // A single clock that is wrong is outvoted; of several the shard's time may be anything.
+    // A single clock that is wrong is outvoted; with several the shard's time may be anything.
     let alone = draws.rng.percent(50).then(|| draws.rng.below(nodes.into()));
     let clock = |at: u8| {
-        let mut clock = Clock { skew_ms: draws.rng.below(2_000) as i64, drift_ppm: 0 };
+        let mut clock = NodeClock { skew_ms: draws.rng.below(2_000) as i64, drift_ppm: 0 };
         if far && alone.map_or_else(|| draws.rng.percent(50), |alone| alone == u64::from(at)) {
-            // One that is ahead does harm: requests are too old for it.
+            // A clock that is ahead does harm: requests are too old for it.
             let least = if alone.is_some() { DAY_MS / 24 } else { 10_000 };
             let off = draws.log_uniform(least, 3 * DAY_MS) as i64;
             let ahead = if alone.is_some() { 80 } else { 50 };
@@ -534,7 +539,7 @@ fn clocks(draws: &mut Draws, nodes: u8) -> Vec<Clock> {
         }
         clock
     };
-    let clocks: Vec<Clock> = (0..nodes).map(clock).collect();
+    let clocks: Vec<NodeClock> = (0..nodes).map(clock).collect();
     let farthest = clocks.iter().map(|clock| clock.skew_ms.unsigned_abs()).max().unwrap_or(0);
     draws.note("clock_off_ms", if far { farthest } else { 0 }, 0);
     clocks

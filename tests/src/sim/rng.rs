@@ -1,9 +1,9 @@
 //! The one source of chance: every choice of a run comes from its seed, through here.
 //!
 //! SplitMix64: small, fast, and its output for a seed will never change with a crate's version, so
-//! a seed written into a test finds the same run for ever.
+//! a seed written into a test finds the same run forever.
 
-/// A stream of choices.
+/// A stream of random numbers.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 
@@ -12,7 +12,7 @@ impl Rng {
         Self(seed)
     }
 
-    /// A stream of its own: what is drawn from it does not move the others.
+    /// A separate stream: drawing from it does not move the others.
     pub fn fork(&mut self) -> Self {
         Self(self.word())
     }

@@ -1,41 +1,41 @@
 //! Clients that send with a token, and send again: after an answer and without one, through any
 //! gateway, at once and long after, now and then another request under the same token.
 //!
-//! Each has one token at a time, on counters that nobody else writes to but others of its kind. A
-//! token's request has a digit of its own in each of its counters, and so has the *other* request
-//! that may come under the same token: so a value shows which of the two was done, and how often
-//! (see [`tokens`](super::checker::tokens)).
+//! Each has one token at a time, on counters that only clients of this kind write to. A token's
+//! request has a digit of its own in each of its counters, and so has the *other* request that may
+//! be sent under the same token: so a value shows which of the two was applied, and how often (see
+//! [`tokens`](super::checker::tokens)).
 //!
-//! What keeps the promise is the client's part of the bargain: it says when the token was issued,
-//! the same every time, and may then come as late as it likes; or it does not, and stops well within
-//! the window. The choices come from a stream of their own, so that the runs of other clients stay
-//! what they are.
+//! The promise depends on the client's part of the contract: it states when the token was issued,
+//! the same every time, and may then send as late as it likes; or it does not, and stops well
+//! within the window. The choices come from a stream of their own, so that the runs of other
+//! clients stay what they are.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use engine::batcher::{Failure, Outcome as Known, WriteResult};
+use engine::batcher::{Failure, Outcome, WriteResult};
 use engine::idempotency::{ClientToken, Scope, TokenSettings};
 use engine::ids::TimeMs;
 use engine::ops::{Op, OpKind};
 
 use super::clients::REST;
-use super::core::{Core, Happening, Place};
+use super::core::{Core, Place, SimEvent};
 use super::coverage::Path;
-use super::history::{DIGITS_MAX, History, Use};
+use super::history::{ClientHistory, CounterUse, DIGITS_MAX};
 use super::rng::Rng;
 
 /// The clients' wall clock at the start: ahead of every node's.
 const WALL_CLOCK_START: u64 = 1_700_000_002_000;
 
-/// What a seed decides about tokens.
+/// The choices of a seed about tokens.
 #[derive(Clone, Debug)]
 pub struct TokenPlan {
     pub clients: usize,
     pub settings: TokenSettings,
-    /// On so many counters; mostly few, else more than one message holds.
+    /// The number of counters of a request; mostly few, otherwise more than one message holds.
     pub counters: u64,
-    /// Tokens come fast, so that one namespace takes all that there is for records.
+    /// Tokens come fast, so that one namespace takes all the room for records.
     pub hurry: bool,
     pub rng: Rng,
 }
@@ -60,12 +60,12 @@ impl TokenPlan {
         }
     }
 
-    /// How long what was heard of shard time serves: far below the window.
-    pub fn heard_for_ms(&self) -> u64 {
+    /// The time for which a report of shard time is used: far below the window.
+    pub fn time_valid_ms(&self) -> u64 {
         (self.settings.window_ms / 8).min(1_000)
     }
 
-    /// Records go within a run.
+    /// Returns whether records are dropped within a run.
     pub fn is_short(&self) -> bool {
         self.settings.window_ms < 3_600_000
     }
@@ -73,7 +73,7 @@ impl TokenPlan {
 
 /// One send, on its way to a gateway.
 #[derive(Clone, Debug)]
-pub struct Send {
+pub struct TokenSend {
     pub token: usize,
     pub attempt: usize,
     pub ops: Vec<Op>,
@@ -81,15 +81,15 @@ pub struct Send {
     pub deadline: u64,
 }
 
-/// What became of one operation of one send.
+/// The outcome of one operation of one send.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Told {
+pub enum TokenOpOutcome {
     Applied(Option<i128>),
     NotApplied(Option<Failure>),
     Unknown(Option<Failure>),
 }
 
-impl Told {
+impl TokenOpOutcome {
     fn kind(&self) -> &'static str {
         match self {
             Self::Applied(_) => "applied",
@@ -103,77 +103,78 @@ impl Told {
 }
 
 #[derive(Clone, Debug)]
-pub struct Answered {
+pub struct TokenReply {
     pub token: usize,
     pub attempt: usize,
-    /// Per operation; none if nobody answered.
-    pub told: Option<Vec<Told>>,
+    /// One outcome per operation; `None` without an answer.
+    pub outcomes: Option<Vec<TokenOpOutcome>>,
     pub replayed: usize,
 }
 
-impl Answered {
-    pub fn of(send: &Send, told: Option<Vec<Told>>) -> Self {
-        Self { token: send.token, attempt: send.attempt, told, replayed: 0 }
+impl TokenReply {
+    pub fn of(send: &TokenSend, outcomes: Option<Vec<TokenOpOutcome>>) -> Self {
+        Self { token: send.token, attempt: send.attempt, outcomes, replayed: 0 }
     }
 }
 
-/// What clients asked under one token and were told.
+/// The requests of a client under one token, and their answers.
 #[derive(Clone, Debug)]
-pub struct Case {
-    /// Where each operation counts.
+pub struct TokenCase {
+    /// The counter of each operation.
     pub counters: Vec<usize>,
     /// The deltas of the request, and of the other one.
     pub deltas: [Vec<i64>; 2],
     pub returning: bool,
-    /// As the client says in every attempt, if it does.
+    /// The issue time that the client states in every attempt, if it does.
     pub issued: Option<TimeMs>,
-    /// How far clocks had leapt when it was new.
+    /// The sum of the clocks' leaps when the token was new.
     leapt: u64,
-    /// Of a namespace that asks for little.
+    /// `true` if it is of the modest namespace.
     pub modest: bool,
-    /// When it was first sent.
+    /// The time of the first send.
     pub began: u64,
     pub attempts: Vec<Attempt>,
 }
 
 #[derive(Clone, Debug)]
 pub struct Attempt {
-    /// Which of the two requests.
+    /// `true` if this is the other one of the two requests.
     pub other: bool,
     pub asked: u64,
-    /// Step, and what was told.
-    pub answer: Option<(u64, Vec<Told>)>,
+    /// The step of the answer, and its outcomes.
+    pub answer: Option<(u64, Vec<TokenOpOutcome>)>,
     pub replayed: usize,
 }
 
 pub struct TokenClients {
-    pub cases: Vec<Case>,
+    pub cases: Vec<TokenCase>,
     pub plan: TokenPlan,
     rng: Rng,
     counters: Vec<usize>,
-    /// Of a namespace of their own, for few requests, which comes once there is no room for more of the other.
+    /// Counters of a separate namespace with few requests, which begins once there is no room for
+    /// more records of the other one.
     modest: Vec<usize>,
     crowded: bool,
-    /// The token that a client is busy with, and how often it will still ask.
+    /// The current token of each client, and the number of sends that are left.
     busy: BTreeMap<usize, (usize, u64)>,
     open: usize,
 }
 
 impl TokenClients {
-    pub fn new(core: &mut Core, history: &mut History) -> Self {
+    pub fn new(core: &mut Core, history: &mut ClientHistory) -> Self {
         let plan = core.plan.tokens.clone();
         let mut rng = plan.rng.clone();
         let counters = match plan.clients {
             0 => Vec::new(),
-            _ => (0..plan.counters).map(|_| history.new_counter(Use::Tokens)).collect(),
+            _ => (0..plan.counters).map(|_| history.new_counter(CounterUse::Tokens)).collect(),
         };
         let modest = match plan.hurry && plan.clients > 0 {
-            true => vec![history.new_counter_in(b"modest", Use::Tokens)],
+            true => vec![history.new_counter_in(b"modest", CounterUse::Tokens)],
             false => Vec::new(),
         };
         for client in 0..plan.clients {
             let first = rng.between(200_000, 400_000);
-            core.after(first, Happening::TokenClient { client });
+            core.after(first, SimEvent::TokenClient { client });
         }
         let (cases, busy) = (Vec::new(), BTreeMap::new());
         Self { cases, plan, rng, counters, modest, crowded: false, busy, open: 0 }
@@ -183,7 +184,7 @@ impl TokenClients {
         self.open == 0
     }
 
-    /// What they were told, by kind, for one to see that all of it was reached.
+    /// The number of outcomes by kind, to see that each kind was reached.
     pub fn counts(&self) -> BTreeMap<&'static str, u64> {
         let mut counts = BTreeMap::new();
         let attempts = self.cases.iter().flat_map(|case| &case.attempts);
@@ -191,20 +192,20 @@ impl TokenClients {
             if attempt.replayed > 0 {
                 *counts.entry("replayed").or_default() += 1;
             }
-            for told in attempt.answer.iter().flat_map(|(_, told)| told) {
-                *counts.entry(told.kind()).or_default() += 1;
+            for outcome in attempt.answer.iter().flat_map(|(_, outcomes)| outcomes) {
+                *counts.entry(outcome.kind()).or_default() += 1;
             }
         }
         counts
     }
 
-    /// A client asks: once more under its token, or under a new one.
-    pub fn ask(&mut self, core: &mut Core, history: &mut History, client: usize) {
+    /// A client sends: once more under its token, or under a new one.
+    pub fn ask(&mut self, core: &mut Core, history: &mut ClientHistory, client: usize) {
         if core.now >= core.plan.load_until {
             return;
         }
         if core.at_rest {
-            return core.after(REST, Happening::TokenClient { client });
+            return core.after(REST, SimEvent::TokenClient { client });
         }
         let (token, left) = match self.busy.remove(&client) {
             Some((token, left)) if left > 0 && self.may_repeat(core, token) => (token, left - 1),
@@ -214,18 +215,19 @@ impl TokenClients {
         self.send(core, history, client, token);
     }
 
-    /// Whoever does not say when its token was issued stops well within the window: a leap may be longer than that.
+    /// A client that does not state when its token was issued stops well within the window: a leap
+    /// may be longer than that.
     fn may_repeat(&self, core: &Core, token: usize) -> bool {
         let case = &self.cases[token];
         case.issued.is_some() || case.leapt == core.leapt
     }
 
-    /// How often a new token will be asked for again.
+    /// The number of sends under a new token.
     fn sends(&mut self) -> u64 {
         if self.plan.hurry { self.rng.below(2) } else { self.rng.below(5) }
     }
 
-    fn new_case(&mut self, core: &Core, history: &mut History) -> usize {
+    fn new_case(&mut self, core: &Core, history: &mut ClientHistory) -> usize {
         let at = self.rng.index(self.counters.len());
         let mut counters = vec![self.counters[at]];
         if self.rng.percent(40) {
@@ -243,7 +245,7 @@ impl TokenClients {
                 let worn = *counter;
                 let namespace: &[u8] = if modest { b"modest" } else { b"sim" };
                 let all = if modest { &mut self.modest } else { &mut self.counters };
-                *counter = history.new_counter_in(namespace, Use::Tokens);
+                *counter = history.new_counter_in(namespace, CounterUse::Tokens);
                 all.retain(|&known| known != worn);
                 all.push(*counter);
             }
@@ -263,7 +265,7 @@ impl TokenClients {
         let returning = counters.len() == 1 && self.rng.percent(40);
         let attempts = Vec::new();
         let (began, leapt) = (core.now, core.leapt);
-        self.cases.push(Case {
+        self.cases.push(TokenCase {
             counters,
             deltas,
             returning,
@@ -276,7 +278,7 @@ impl TokenClients {
         self.cases.len() - 1
     }
 
-    fn send(&mut self, core: &mut Core, history: &History, client: usize, token: usize) {
+    fn send(&mut self, core: &mut Core, history: &ClientHistory, client: usize, token: usize) {
         let other = !self.cases[token].attempts.is_empty() && self.rng.percent(15);
         let ops = self.ops(history, token, other);
         let case = &mut self.cases[token];
@@ -290,15 +292,15 @@ impl TokenClients {
         let deadline = core.now + delay + patience;
         let to = Place::Gateway(self.rng.below(u64::from(core.plan.gateways)) as u8);
         self.open += 1;
-        let send = Box::new(Send { token, attempt, ops, with, deadline });
-        // A gateway that forgets a client is told so here, as with the others.
-        let nobody = Answered::of(&send, None);
-        core.after(delay, Happening::TokenRequest { to, send });
-        core.after(patience + 2_000_000, Happening::TokenAnswered(nobody));
+        let send = Box::new(TokenSend { token, attempt, ops, with, deadline });
+        // If a gateway forgets a client, this is its answer, as with the others.
+        let unanswered = TokenReply::of(&send, None);
+        core.after(delay, SimEvent::TokenRequest { to, send });
+        core.after(patience + 2_000_000, SimEvent::TokenAnswered(unanswered));
         self.next(core, client, token, delay + patience);
     }
 
-    /// When the client comes again: before it can have an answer, after it, or much later.
+    /// Schedules the client's next send: before an answer is possible, after it, or much later.
     fn next(&mut self, core: &mut Core, client: usize, token: usize, patience: u64) {
         let case = &self.cases[token];
         let window = self.plan.settings.window_ms * 1_000;
@@ -310,15 +312,15 @@ impl TokenClients {
             }
             _ => self.rng.between(1_000, patience + 100_000),
         };
-        // Without an issue time the last attempt comes within the window of the first one.
+        // Without an issue time the last attempt is sent within the window of the first one.
         let patience_max = 1_300_000;
         if case.issued.is_none() && core.now + after + patience_max > case.began + window {
             self.busy.remove(&client);
         }
-        core.after(after, Happening::TokenClient { client });
+        core.after(after, SimEvent::TokenClient { client });
     }
 
-    fn ops(&self, history: &History, token: usize, other: bool) -> Vec<Op> {
+    fn ops(&self, history: &ClientHistory, token: usize, other: bool) -> Vec<Op> {
         let case = &self.cases[token];
         let deltas = case.deltas[usize::from(other)].iter();
         let op = |(&counter, &delta): (&usize, &i64)| {
@@ -333,39 +335,39 @@ impl TokenClients {
         case.counters.iter().zip(deltas).map(op).collect()
     }
 
-    pub fn answered(&mut self, core: &mut Core, answered: Answered) {
+    pub fn answered(&mut self, core: &mut Core, answered: TokenReply) {
         let case = &mut self.cases[answered.token];
         let attempt = &mut case.attempts[answered.attempt];
         if attempt.answer.is_some() {
             return;
         }
-        core.journal.note(core.now, || format!("token client: {answered:?}"));
+        core.trace.note(core.now, || format!("token client: {answered:?}"));
         self.open -= 1;
-        let nobody = || vec![Told::Unknown(None); case.counters.len()];
-        let told = answered.told.unwrap_or_else(nobody);
-        let is_told = |what| told.contains(&what);
-        if is_told(Told::NotApplied(Some(Failure::TokenQuota))) {
+        let unanswered = || vec![TokenOpOutcome::Unknown(None); case.counters.len()];
+        let outcomes = answered.outcomes.unwrap_or_else(unanswered);
+        let includes = |what| outcomes.contains(&what);
+        if includes(TokenOpOutcome::NotApplied(Some(Failure::TokenQuota))) {
             self.crowded |= self.plan.hurry;
             core.oracle.coverage.reached(Path::ShareTaken);
-        } else if case.modest && matches!(told[0], Told::Applied(_)) {
+        } else if case.modest && matches!(outcomes[0], TokenOpOutcome::Applied(_)) {
             core.oracle.coverage.reached(Path::ShareLeft);
         }
-        attempt.answer = Some((core.step, told));
+        attempt.answer = Some((core.step, outcomes));
         attempt.replayed = answered.replayed;
     }
 }
 
-/// Reads the answer to a send.
-pub fn told(ops: &[Op], result: &WriteResult) -> Vec<Told> {
-    let mut told = vec![Told::Applied(None); ops.len()];
+/// Reads the outcomes from the answer to a send.
+pub fn outcomes_of(ops: &[Op], result: &WriteResult) -> Vec<TokenOpOutcome> {
+    let mut outcomes = vec![TokenOpOutcome::Applied(None); ops.len()];
     for &(index, value) in &result.values {
-        told[index as usize] = Told::Applied(Some(value));
+        outcomes[index as usize] = TokenOpOutcome::Applied(Some(value));
     }
     for &(index, failure) in &result.failed {
-        told[index as usize] = match failure.outcome() {
-            Known::NotApplied => Told::NotApplied(Some(failure)),
-            Known::Unknown => Told::Unknown(Some(failure)),
+        outcomes[index as usize] = match failure.outcome() {
+            Outcome::NotApplied => TokenOpOutcome::NotApplied(Some(failure)),
+            Outcome::Unknown => TokenOpOutcome::Unknown(Some(failure)),
         };
     }
-    told
+    outcomes
 }

@@ -1,5 +1,5 @@
-//! Idempotency records in the state of a simulated disk. They come with a flush or a copy, and are
-//! never looked after: that one whose bucket was dropped does not exist is the machine's business.
+//! Idempotency records in the state of a simulated disk. They come with a flush or a snapshot, and
+//! are never removed: it is up to the `Node` to ignore one whose bucket was dropped.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! One run: all processes, the clients, the faults, and the loop that takes what happens next.
+//! One run: all processes, the clients, the faults, and the loop that takes the next event.
 
 use std::collections::BTreeMap;
 
@@ -7,23 +7,23 @@ use engine::shard_record::ShardRecord;
 
 use super::chaos::ChaosHost;
 use super::checker::{self, Violation, heals};
-use super::clients::{Answered, Clients};
+use super::clients::{ClientReply, Clients};
 use super::coordinators::CoordinatorHost;
-use super::core::{Core, Happening, Place, Process, Told};
-use super::etcd::{Key, Value, Write};
+use super::core::{Core, Place, ProcessId, ProcessInput, SimEvent};
+use super::etcd::{EtcdKey, EtcdValue, Write};
 use super::faults::Faults;
 use super::gateways::GatewayHost;
-use super::history::Outcome;
-use super::journal::Journal;
+use super::history::OpOutcome;
 use super::nodes::{NodeHost, store_id};
 use super::plan::Plan;
 use super::rng::Rng;
-use super::token_clients::{self, TokenClients, Told as TokenTold};
+use super::token_clients::{self, TokenClients, TokenOpOutcome};
+use super::trace::Trace;
 
-/// A healthy run takes about a thirtieth of it.
+/// The limit of steps; a healthy run takes about a thirtieth of it.
 const STEPS_MAX: u64 = 10_000_000;
 
-pub struct World {
+pub struct SimWorld {
     pub core: Core,
     pub nodes: Vec<NodeHost>,
     pub gateways: Vec<GatewayHost>,
@@ -34,35 +34,35 @@ pub struct World {
     pub faults: Faults,
     /// An older copy of a node's folder, started on another machine.
     pub twin: Option<NodeHost>,
-    stage: Stage,
-    /// When a healed cluster may be helped over its waits again.
+    stage: RunStage,
+    /// The earliest time of the next leap that helps a healed cluster over its waits.
     pub next_leap: u64,
-    /// How far behind each learner was when that was last asked.
+    /// The number of entries that each learner lacked at the last leap.
     pub lags: BTreeMap<(ShardId, StoreId), u64>,
-    /// When disks that stay full are looked at again.
+    /// The time of the next check of disks that stay full.
     pub next_room: u64,
-    /// At so many looks in a row every shard served that could.
+    /// The number of checks in a row at which every shard served that could.
     pub serves_without_room: u32,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Stage {
+enum RunStage {
     Faulty,
     Healed,
     Reading,
 }
 
-impl World {
-    pub fn new(plan: Plan, mut rng: Rng, journal: Journal) -> Self {
+impl SimWorld {
+    pub fn new(plan: Plan, mut rng: Rng, trace: Trace) -> Self {
         let workload = rng.fork();
-        let mut core = Core::new(plan, workload, journal);
+        let mut core = Core::new(plan, workload, trace);
         let nodes = (0..core.plan.nodes).map(|at| NodeHost::new(at, &mut core)).collect();
         let gateways = (0..core.plan.gateways).map(GatewayHost::new).collect();
         let coordinators = (0..core.plan.coordinators).map(CoordinatorHost::new).collect();
         let mut clients = Clients::new(&mut core);
         let tokens = TokenClients::new(&mut core, &mut clients.history);
         let faults = Faults::default();
-        let stage = Stage::Faulty;
+        let stage = RunStage::Faulty;
         let chaos = ChaosHost::default();
         let twin = None;
         let mut world = Self {
@@ -85,20 +85,20 @@ impl World {
             world.place_shards();
         }
         world.start_all();
-        world.core.at(500_000, Happening::Fault);
+        world.core.at(500_000, SimEvent::Fault);
         if !world.core.plan.disks.faults.is_empty() {
-            world.core.at(500_000, Happening::DiskFault);
+            world.core.at(500_000, SimEvent::DiskFault);
         }
         if world.core.plan.operator.every.is_some() {
-            world.core.at(500_000, Happening::OperatorLooks);
+            world.core.at(500_000, SimEvent::OperatorLooks);
         }
         for (at, far) in world.core.plan.leaps.all.clone() {
-            world.core.at(at, Happening::Leap { far, since: at });
+            world.core.at(at, SimEvent::Leap { far, since: at });
         }
         world
     }
 
-    /// The first records: every store starts with boot 1.
+    /// Writes the first records: every store starts with boot 1.
     fn place_shards(&mut self) {
         let mut writes = Vec::new();
         for index in 0..self.core.plan.shards {
@@ -117,8 +117,8 @@ impl World {
                 ..ShardRecord::default()
             };
             self.core.oracle.record_written(&config);
-            let key = Key::Shard(config.shard());
-            writes.push(Write::Put(key, Value::Shard(config), None));
+            let key = EtcdKey::Shard(config.shard());
+            writes.push(Write::Put(key, EtcdValue::Shard(config), None));
         }
         self.core.etcd.write(writes);
     }
@@ -138,7 +138,7 @@ impl World {
         }
     }
 
-    /// Runs to the end. What is broken is in the returned list, at most once per promise.
+    /// Runs to the end. The returned list has each broken promise at most once.
     pub fn run(&mut self) -> Vec<Violation> {
         while self.core.oracle.violations.is_empty() {
             if self.is_over() {
@@ -158,40 +158,43 @@ impl World {
         std::mem::take(&mut self.core.oracle.violations)
     }
 
-    /// Takes what happens next.
+    /// Takes the next event.
     pub fn step(&mut self) -> Option<()> {
-        let happening = self.core.pop()?;
-        self.take(happening);
+        let event = self.core.pop()?;
+        self.take(event);
         Some(())
     }
 
-    /// From faults to healing to the final reads.
+    /// Moves the run on from faults to healing to the final reads.
     fn advance(&mut self) {
-        if self.stage == Stage::Faulty && self.core.now >= self.core.plan.faults_until {
-            self.stage = Stage::Healed;
+        if self.stage == RunStage::Faulty && self.core.now >= self.core.plan.faults_until {
+            self.stage = RunStage::Healed;
             self.heal();
             self.next_leap = self.core.now + 10_000_000;
-            // By then the others are back in sync, and a full primary has been seen to be full.
+            // By then the others are back in sync, and a full primary has been found to be full.
             self.next_room = self.core.now + 5_000_000;
         }
-        if self.stage != Stage::Faulty {
+        if self.stage != RunStage::Faulty {
             self.make_room();
         }
-        if self.stage == Stage::Reading {
+        if self.stage == RunStage::Reading {
             self.leap_to_heal();
         }
         let loaded = self.core.now >= self.core.plan.load_until;
-        if self.stage == Stage::Healed && loaded && self.clients.is_idle() && self.tokens.is_idle()
+        if self.stage == RunStage::Healed
+            && loaded
+            && self.clients.is_idle()
+            && self.tokens.is_idle()
         {
-            self.stage = Stage::Reading;
+            self.stage = RunStage::Reading;
             self.clients.read_all(&mut self.core);
         }
     }
 
     fn is_over(&self) -> bool {
-        // A full disk hides nothing but that it is waited for where it need not be.
+        // Besides a full disk only unnecessary waiting for its room can be wrong.
         let has_room = !self.nodes.iter().any(|node| node.disk.stays_full);
-        self.stage == Stage::Reading
+        self.stage == RunStage::Reading
             && has_room
             && self.clients.is_done()
             && self.unequal().is_none()
@@ -199,7 +202,7 @@ impl World {
 
     /// Some shard whose replicas are not equal yet.
     fn unequal(&self) -> Option<String> {
-        let node = |store| self.nodes.iter().find(|node| node.store == store)?.machine();
+        let node = |store| self.nodes.iter().find(|node| node.store == store)?.node();
         let replicas = self.core.plan.replicas.min(self.nodes.len());
         let refusing = self.nodes.iter().find(|node| node.is_full());
         let refusing = refusing.map(|node| format!("{:?} takes no writes", node.place));
@@ -215,145 +218,149 @@ impl World {
         why.map_or(waits.clone(), |why| format!("{why}; {waits}"))
     }
 
-    fn take(&mut self, happening: Happening) {
+    fn take(&mut self, event: SimEvent) {
         let core = &mut self.core;
-        match happening {
-            Happening::Tell(to, told) => self.tell(to, told),
-            Happening::Query { to, from, query, message } => match self.listening(to) {
-                Some(process) => self.tell(process, Told::Query { from, query, message }),
+        match event {
+            SimEvent::Input(to, input) => self.deliver(to, input),
+            SimEvent::Query { to, from, query, message } => match self.listening(to) {
+                Some(process) => {
+                    self.deliver(process, ProcessInput::Query { from, query, message })
+                }
                 None => {
                     let delay = self.core.delay();
-                    let told = Told::QueryFailed { query, refused: true };
-                    self.core.tell_after(delay, from, told);
+                    let input = ProcessInput::QueryFailed { query, refused: true };
+                    self.core.input_after(delay, from, input);
                 }
             },
-            Happening::Report { to, from, report } => {
+            SimEvent::Report { to, from, report } => {
                 if let Some(process) = self.listening(to) {
-                    self.tell(process, Told::Report { from, report });
+                    self.deliver(process, ProcessInput::Report { from, report });
                 }
             }
-            Happening::Request { to, request } => match self.listening(to) {
-                Some(process) => self.tell(process, Told::Request(request)),
+            SimEvent::Request { to, request } => match self.listening(to) {
+                Some(process) => self.deliver(process, ProcessInput::Request(request)),
                 None => {
-                    let answered = Answered { id: request.id, outcome: Outcome::NotApplied };
+                    let answered = ClientReply { id: request.id, outcome: OpOutcome::NotApplied };
                     self.clients.answered(&mut self.core, answered);
                 }
             },
-            Happening::DialArrives { link } => {
+            SimEvent::DialArrives { link } => {
                 let to = core.dialled_place(link);
-                let running = to.and_then(|to| Some((self.listening(to)?, self.says_it_is(to))));
-                let told = match running {
+                let running = to.and_then(|to| Some((self.listening(to)?, self.identity_of(to))));
+                let input = match running {
                     Some((process, _)) if self.core.is_paused(process) => {
                         self.core.dial_hangs(link);
                         None
                     }
                     _ => self.core.dial_arrives(link, running),
                 };
-                self.tell_some(told);
+                self.deliver_some(input);
             }
-            Happening::DialEnds { link, refused } => {
-                let told = core.dial_ends(link, refused);
-                self.tell_some(told);
+            SimEvent::DialEnds { link, refused } => {
+                let input = core.dial_ends(link, refused);
+                self.deliver_some(input);
             }
-            Happening::Deliver { link, to, wire } => {
-                let told = core.deliver(link, to, wire);
-                self.tell_some(told);
+            SimEvent::Deliver { link, to, wire } => {
+                let input = core.deliver(link, to, wire);
+                self.deliver_some(input);
             }
-            Happening::Drain { link, to } => {
-                for (process, told) in core.drain(link, to) {
-                    self.tell(process, told);
+            SimEvent::Drain { link, to } => {
+                for (process, input) in core.drain(link, to) {
+                    self.deliver(process, input);
                 }
             }
-            Happening::Close { link, side } => {
-                let told = core.closed(link, side);
-                self.tell_some(told);
+            SimEvent::Close { link, side } => {
+                let input = core.closed(link, side);
+                self.deliver_some(input);
             }
-            Happening::LinkTimeout { link } => core.link_timeout(link),
-            Happening::EtcdArrives { from, asked } => core.etcd_arrives(from, asked),
-            Happening::EtcdWatch { watcher } => {
-                let told = core.etcd_watched(watcher);
-                self.tell_some(told);
+            SimEvent::LinkTimeout { link } => core.link_timeout(link),
+            SimEvent::EtcdArrives { from, asked } => core.etcd_arrives(from, asked),
+            SimEvent::EtcdWatch { watcher } => {
+                let input = core.etcd_watched(watcher);
+                self.deliver_some(input);
             }
-            Happening::EtcdRelist { watcher } => {
-                let told = core.etcd_relist(watcher);
-                self.tell_some(told);
+            SimEvent::EtcdRelist { watcher } => {
+                let input = core.etcd_relist(watcher);
+                self.deliver_some(input);
             }
-            Happening::EtcdLeases => core.etcd_leases(),
-            Happening::EtcdPutRight => self.etcd_put_right(),
-            Happening::Answered(answered) => self.clients.answered(core, answered),
-            Happening::Client { client } => self.clients.ask(core, client),
-            Happening::FinalRead { counter } => self.clients.read_finally(core, counter),
-            Happening::TokenClient { client } => {
+            SimEvent::EtcdLeases => core.etcd_leases(),
+            SimEvent::EtcdPutRight => self.etcd_put_right(),
+            SimEvent::Answered(answered) => self.clients.answered(core, answered),
+            SimEvent::Client { client } => self.clients.ask(core, client),
+            SimEvent::FinalRead { counter } => self.clients.read_finally(core, counter),
+            SimEvent::TokenClient { client } => {
                 self.tokens.ask(core, &mut self.clients.history, client);
             }
-            Happening::TokenRequest { to, send } => match self.listening(to) {
-                Some(process) => self.tell(process, Told::TokenRequest(send)),
+            SimEvent::TokenRequest { to, send } => match self.listening(to) {
+                Some(process) => self.deliver(process, ProcessInput::TokenRequest(send)),
                 None => {
-                    let told = vec![TokenTold::NotApplied(None); send.ops.len()];
-                    let answered = token_clients::Answered::of(&send, Some(told));
+                    let outcomes = vec![TokenOpOutcome::NotApplied(None); send.ops.len()];
+                    let answered = token_clients::TokenReply::of(&send, Some(outcomes));
                     self.tokens.answered(&mut self.core, answered);
                 }
             },
-            Happening::TokenAnswered(answered) => self.tokens.answered(core, answered),
-            Happening::Fault => self.fault(),
-            Happening::DiskFault => self.disk_fault(),
-            Happening::Leap { far, since } => self.leap(far, since),
-            Happening::FaultEnds { fault } => self.fault_ends(fault),
-            Happening::FaultStep { pair, blocks } => self.fault_step(pair, blocks),
-            Happening::Resume { process } => {
-                for told in core.resume(process) {
-                    self.tell(process, told);
+            SimEvent::TokenAnswered(answered) => self.tokens.answered(core, answered),
+            SimEvent::Fault => self.fault(),
+            SimEvent::DiskFault => self.disk_fault(),
+            SimEvent::Leap { far, since } => self.leap(far, since),
+            SimEvent::FaultEnds { fault } => self.fault_ends(fault),
+            SimEvent::FaultStep { pair, blocks } => self.fault_step(pair, blocks),
+            SimEvent::Resume { process } => {
+                for input in core.resume(process) {
+                    self.deliver(process, input);
                 }
             }
-            Happening::Restart { place } => self.restart(place),
-            Happening::PutBack { place } => self.put_back(place),
-            Happening::OperatorLooks => self.operator_looks(),
-            Happening::OperatorWants { shard, intent } => core.operator_wants(shard, intent),
+            SimEvent::Restart { place } => self.restart(place),
+            SimEvent::PutBack { place } => self.put_back(place),
+            SimEvent::OperatorLooks => self.operator_looks(),
+            SimEvent::OperatorWants { shard, intent } => core.operator_wants(shard, intent),
         }
     }
 
-    fn tell_some(&mut self, told: Option<(Process, Told)>) {
-        if let Some((process, told)) = told {
-            self.tell(process, told);
+    fn deliver_some(&mut self, input: Option<(ProcessId, ProcessInput)>) {
+        if let Some((process, input)) = input {
+            self.deliver(process, input);
         }
     }
 
-    /// Tells a process, unless that life of it is over.
-    fn tell(&mut self, to: Process, told: Told) {
+    /// Delivers an input to a process, unless that incarnation of it is over.
+    fn deliver(&mut self, to: ProcessId, input: ProcessInput) {
         let core = &mut self.core;
-        let Some(told) = core.waits_for(to, told) else { return };
+        let Some(input) = core.waits_for(to, input) else { return };
         match to.place {
             Place::Node(at) => {
                 let node = &mut self.nodes[at as usize];
-                if node.life == to.life {
-                    node.on(core, told);
+                if node.incarnation == to.incarnation {
+                    node.on(core, input);
                     node.look(core);
                 }
             }
             Place::Gateway(at) => {
                 let gateway = &mut self.gateways[at as usize];
-                if gateway.life == to.life {
-                    gateway.on(core, told);
+                if gateway.incarnation == to.incarnation {
+                    gateway.on(core, input);
                 }
             }
             Place::Coordinator(at) => {
                 let coordinator = &mut self.coordinators[at as usize];
-                if coordinator.life == to.life {
-                    coordinator.on(core, told);
+                if coordinator.incarnation == to.incarnation {
+                    coordinator.on(core, input);
                 }
             }
-            Place::Chaos if self.chaos.life == to.life => self.chaos.on(core, told),
+            Place::Chaos if self.chaos.incarnation == to.incarnation => self.chaos.on(core, input),
             Place::Chaos => {}
             Place::Twin => {
-                if let Some(twin) = self.twin.as_mut().filter(|twin| twin.life == to.life) {
-                    twin.on(core, told);
+                if let Some(twin) =
+                    self.twin.as_mut().filter(|twin| twin.incarnation == to.incarnation)
+                {
+                    twin.on(core, input);
                 }
             }
-            Place::Etcd => unreachable!("etcd is asked, not told"),
+            Place::Etcd => unreachable!("etcd receives calls, no inputs"),
         }
     }
 
-    pub fn listening(&self, place: Place) -> Option<Process> {
+    pub fn listening(&self, place: Place) -> Option<ProcessId> {
         match place {
             Place::Node(at) => self.nodes[at as usize].listening(),
             Place::Gateway(at) => {
@@ -368,7 +375,7 @@ impl World {
         }
     }
 
-    fn says_it_is(&self, place: Place) -> Option<StoreBoot> {
+    fn identity_of(&self, place: Place) -> Option<StoreBoot> {
         match place {
             Place::Node(at) => self.nodes[at as usize].me(),
             _ => None,
@@ -378,14 +385,14 @@ impl World {
     fn put_back(&mut self, place: Place) {
         if let Place::Node(at) = place {
             self.nodes[at as usize].is_put_back(&mut self.core);
-            self.core.after(50_000, Happening::Restart { place });
+            self.core.after(50_000, SimEvent::Restart { place });
         }
     }
 
     fn restart(&mut self, place: Place) {
         if self.core.etcd.is_restored() {
-            // It could not tell.
-            return self.core.after(20_000, Happening::Restart { place });
+            // The process could not detect the restore.
+            return self.core.after(20_000, SimEvent::Restart { place });
         }
         match place {
             Place::Node(at) if self.core.now < self.nodes[at as usize].away_until => {}

@@ -1,4 +1,5 @@
-//! A node that was away is filled again: from its peers' logs, or by whole copies where these do not reach back that far.
+//! A node that was down catches up: from the logs of its peers, or by snapshots where the logs do
+//! not reach back far enough.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -8,7 +9,8 @@ use tests::cluster::http::Client;
 
 use crate::{SOON, fill};
 
-/// Blocks and segments so small that a second of writing is many of them, and little of it in memory.
+/// Flags for small blocks and segments, so that a second of writes fills many of them and little of
+/// it is in memory.
 const SMALL: [&str; 11] = [
     "--shards",
     "2",
@@ -22,13 +24,13 @@ const SMALL: [&str; 11] = [
     "--memory-bytes",
     "134217728",
 ];
-/// More than the 5 MiB of log that a node of this memory keeps there.
+/// Writes of more than the 5 MiB of log that a node with this memory limit keeps in memory.
 const KEYS: u64 = 5_000;
 const ROUNDS: u64 = 400;
-/// Node-3 took a whole copy.
+/// The log line of node-3 for a received snapshot.
 const COPIED: &str = "snapshot received";
 
-/// Node-3 is away while `write` writes; says how long it then took to be in sync.
+/// Stops node-3 while `write` writes. Returns the time that it then takes to be in sync.
 fn away_while(cluster: &Cluster, write: impl FnOnce(&Cluster)) -> Duration {
     let copies = cluster.names("storage-node").len();
     cluster.wait_until_full(copies);
@@ -46,7 +48,7 @@ fn copies(cluster: &Cluster) -> usize {
     cluster.log("node-3").matches(COPIED).count()
 }
 
-/// Clock ticks (10 ms each) that all nodes have spent.
+/// Returns the CPU time of all nodes in clock ticks (10 ms each).
 fn cpu_ticks(cluster: &Cluster) -> u64 {
     let nodes = cluster.processes().into_iter().filter(|one| one.name.starts_with("node-"));
     let ticks = |pid: u32| {
@@ -58,19 +60,19 @@ fn cpu_ticks(cluster: &Cluster) -> u64 {
     nodes.map(|node| ticks(node.pid)).sum()
 }
 
-/// A follower that lagged by more than memory and one block was asked to take the same nothing again and again, for ever,
-/// at the speed of the disk.
+/// Regression: a follower that lagged by more than the log in memory and one block was sent the
+/// same empty slice for ever, at the speed of the disk.
 #[test]
 fn a_node_that_lags_by_many_blocks_is_filled_from_the_log() {
     let cluster = Cluster::start(&SMALL);
     let before = copies(&cluster);
     away_while(&cluster, |cluster| fill(cluster, "lag", KEYS, ROUNDS));
-    assert_eq!(copies(&cluster), before, "the log holds all that it lacks");
+    assert_eq!(copies(&cluster), before, "the log holds all missing entries");
     let (began, spent) = (Instant::now(), cpu_ticks(&cluster));
-    std::thread::sleep(Duration::from_secs(3)); // What is measured is time.
+    std::thread::sleep(Duration::from_secs(3)); // The test measures CPU time per second.
     let ticks = cpu_ticks(&cluster) - spent;
     let of_a_core = ticks as f64 / 100.0 / began.elapsed().as_secs_f64();
-    assert!(of_a_core < 0.5, "at rest the nodes spend {of_a_core:.2} of a core");
+    assert!(of_a_core < 0.5, "idle nodes use {of_a_core:.2} of a core");
 }
 
 #[test]
@@ -78,10 +80,10 @@ fn a_node_that_lags_by_more_than_the_log_keeps_is_filled_by_copies() {
     let cluster = Cluster::start(&[&SMALL[..], &["--log-keep-bytes", "65536"]].concat());
     let before = copies(&cluster);
     away_while(&cluster, |cluster| fill(cluster, "lag", KEYS, ROUNDS));
-    assert!(copies(&cluster) > before, "the log does not hold what it lacks");
+    assert!(copies(&cluster) > before, "the log does not hold all missing entries");
 }
 
-/// A key of 990 bytes, which no compression makes much smaller.
+/// Returns a key of 990 bytes that hardly compresses.
 fn long_key(number: u64) -> String {
     let mut state = number;
     let mut key = format!("{number}-");
@@ -95,7 +97,7 @@ fn long_key(number: u64) -> String {
     key
 }
 
-/// `keys` long keys, each counted `rounds` times by `dkc count`, which sends again what is refused.
+/// Counts `keys` long keys `rounds` times by `dkc count`, which retries refused batches.
 fn fill_long(cluster: &Cluster, keys: u64, rounds: u64) {
     let path = cluster.folder().join(format!("long-{keys}"));
     if !path.exists() {
@@ -112,7 +114,8 @@ fn fill_long(cluster: &Cluster, keys: u64, rounds: u64) {
     }
 }
 
-/// Bytes of log that node-1 has written: by the number of its newest segment, as shipped.
+/// Returns the bytes of log that node-1 has written, from the number of its newest segment (of
+/// default size).
 fn log_written(cluster: &Cluster) -> u64 {
     let log = cluster.process("node-1").data().join("log");
     let names = std::fs::read_dir(log).expect("the log").filter_map(Result::ok);
@@ -122,8 +125,8 @@ fn log_written(cluster: &Cluster) -> u64 {
     names.filter_map(number).max().unwrap_or(0) * (64 << 20)
 }
 
-/// Node-3 is away while at least so many bytes of log are written; says how many were, and the time
-/// until it was in sync.
+/// Stops node-3 while at least so many bytes of log are written. Returns a line with the actual
+/// number, and the time until the node is in sync.
 fn away_for(cluster: &Cluster, bytes: u64, write: impl Fn(&Cluster)) -> String {
     let mut written = 0;
     let took = away_while(cluster, |cluster| {
@@ -141,12 +144,12 @@ fn away_for(cluster: &Cluster, bytes: u64, write: impl Fn(&Cluster)) -> String {
     )
 }
 
-/// Half a million keys of 990 bytes, twice: as fast as log can be written.
+/// Counts half a million keys of 990 bytes twice, at the maximum speed of the log.
 fn long_keys(cluster: &Cluster) {
     fill_long(cluster, 500_000, 2);
 }
 
-/// A hundred million increments of 200,000 short keys.
+/// Adds to 200,000 short keys for 25 seconds, about a hundred million increments.
 fn short_keys(cluster: &Cluster) {
     let load = ["--clients", "16", "--batch", "1000", "--keys", "200000", "--seconds", "25"];
     let mut bench = cluster.dkc(&[&["bench"][..], &load].concat());
@@ -154,13 +157,14 @@ fn short_keys(cluster: &Cluster) {
     assert!(status.success(), "{status}");
 }
 
-/// A log of 8 GiB holds all that comes in; that of 1 GiB, as shipped, does not.
+/// A log of 8 GiB holds all entries written meanwhile; the default of 1 GiB does not.
 const LARGE_LOG: [&str; 3] = ["--", "--log-keep-bytes", "8589934592"];
-/// With one of the four away, the shards that it has a copy of have just as many as they need.
+/// Flags for four copies of which three are needed: with one node down, the in-sync sets are at
+/// `min_in_sync`.
 const FOUR: [&str; 6] = ["--nodes", "4", "--replicas", "4", "--min-in-sync", "3"];
 
-/// 4 GiB of lag, within a log that is larger than as shipped, and beyond that of 1 GiB: all other limits are as shipped. The
-/// lines that it prints stand in docs/reliability.md.
+/// Measures 4 GiB of lag, with the default log of 1 GiB and with a larger one that holds it all.
+/// All other limits are defaults. The printed lines are in docs/reliability.md.
 #[expect(clippy::print_stdout, reason = "the times are what it is run for")]
 fn gigabytes_of_lag(shape: &[&str]) {
     for (log, flags) in [("as shipped", &[][..]), ("8 GiB", &LARGE_LOG)] {
@@ -191,8 +195,8 @@ fn gigabytes_of_lag_of_short_keys() {
     println!("log 8 GiB, short keys: {line}");
 }
 
-/// A copy of more than one file, into a folder that was wiped: the member stayed a learner, and the primary read
-/// the same block for ever.
+/// Regression: after a snapshot of more than one file into a wiped folder, the member stayed a
+/// learner and the primary read the same block for ever.
 #[test]
 fn a_wiped_node_takes_a_copy_of_several_files() {
     let cluster = Cluster::start(&["--shards", "1"]);

@@ -1,7 +1,8 @@
-//! A byte changes on a disk: under a running node, or while it is away. It is found, the node's copies are taken out and
-//! filled anew by the others, and no number is ever wrong. No operator does anything but look.
+//! A byte changes on a disk, under a running node or while the node is down. The damage is
+//! detected, the copies of the node leave the in-sync sets and are filled again by the others, and
+//! no value is ever wrong. No operator has to act.
 //!
-//! Each kind of file has its own way to be noticed; which, is told by `storage-node/tests/disk` for the disk alone.
+//! The detection differs per kind of file; `storage-node/tests/disk` tests each for the disk alone.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,16 +14,17 @@ use tests::cluster::{Cluster, dkc_binary, until};
 
 use super::{SOON, check_filled, fill};
 
-/// Small files, and many of them.
+/// Flags for many small files.
 const FLAGS: [&str; 7] =
     ["--shards", "6", "--", "--segment-bytes", "65536", "--flush-after-ms", "300"];
 const KEYS: u64 = 2_000;
 
-/// A file of the node's state or log.
+/// A file of the state or the log of a node.
 enum File {
-    /// With the largest number, of those that begin and end so.
+    /// The file with the largest number among those whose names begin and end like this.
     State(&'static str, &'static str),
-    /// The oldest, or the newest; in which more is written than whose log it is, since without that a node can't start.
+    /// The oldest or the newest segment with more than the identity of the node, which a node needs
+    /// for its start.
     Segment { newest: bool },
 }
 
@@ -48,8 +50,8 @@ impl File {
         file.unwrap_or_else(|| panic!("no {begin}…{end} in {}", data.display()))
     }
 
-    /// Changes a byte in the middle of what is written of it.
-    fn spoil(&self, data: &Path) {
+    /// Changes a byte in the middle of the written part of the file.
+    fn damage(&self, data: &Path) {
         use std::os::unix::fs::FileExt;
         let path = self.find(data);
         let bytes = fs::read(&path).expect("a file that stays");
@@ -60,18 +62,18 @@ impl File {
     }
 }
 
-/// `dkc scrub`: what it says, and whether all is well.
+/// Runs `dkc scrub`. Returns its output, and whether it found no damage.
 fn scrub(cluster: &Cluster, name: &str) -> (String, bool) {
     let node = cluster.process(name);
     let (etcd, own) = (node.value_of("--etcd"), node.value_of("--cluster"));
     let mut command = Command::new(dkc_binary());
     command.args(["scrub", name, "--rate", "1000", "--etcd", etcd, "--cluster", own]);
     let output = command.output().expect("dkc runs");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    (said, output.status.success())
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    (printed, output.status.success())
 }
 
-/// The node's log says this beyond `from`.
+/// Waits until the log of a node contains `what` after the offset `from`.
 #[track_caller]
 fn wait_for_log(cluster: &Cluster, name: &str, from: usize, what: &str) {
     until(SOON, || {
@@ -80,12 +82,12 @@ fn wait_for_log(cluster: &Cluster, name: &str, from: usize, what: &str) {
         if new.contains(what) {
             Ok(())
         } else {
-            Err(format!("{name} does not say {what:?}: {new}"))
+            Err(format!("the log of {name} does not contain {what:?}: {new}"))
         }
     });
 }
 
-/// Every node is up and no longer suspect, and every copy in sync.
+/// Waits until every node is up and not suspect, and every copy is in sync.
 #[track_caller]
 fn wait_until_healed(cluster: &Cluster) {
     until(Duration::from_secs(120), || {
@@ -117,18 +119,18 @@ fn a_byte_changed_under_a_running_node_is_found_and_healed() {
         fill(&cluster, "rot", KEYS, 5);
         rounds += 5;
         let from = cluster.log(name).len();
-        file.spoil(&cluster.process(name).data());
-        // A compaction or a read may have come across it before.
-        let (said, well) = scrub(&cluster, name);
-        assert!(!well, "{said}");
+        file.damage(&cluster.process(name).data());
+        // A compaction or a read may have found the damage before.
+        let (output, well) = scrub(&cluster, name);
+        assert!(!well, "{output}");
         wait_for_log(&cluster, name, from, "suspect=true");
         check_filled(&cluster, "rot", KEYS, rounds);
         wait_until_healed(&cluster);
         check_filled(&cluster, "rot", KEYS, rounds);
     }
     for name in ["node-1", "node-2", "node-3"] {
-        let (said, well) = scrub(&cluster, name);
-        assert!(well && said.contains("no damage found in 6 copies"), "{said}");
+        let (output, well) = scrub(&cluster, name);
+        assert!(well && output.contains("no damage found in 6 copies"), "{output}");
     }
     load.stop().check(&cluster.gateway);
     cluster.wait_until_copies_agree(3);
@@ -142,7 +144,7 @@ fn a_byte_changed_while_the_node_is_away_is_found_at_its_start_and_healed() {
         ("node-1", File::Segment { newest: false }, true),
         ("node-2", File::State("MANIFEST", ""), true),
         ("node-3", File::State("CURRENT", ""), true),
-        // Nothing depends on them.
+        // No data depend on these files.
         ("node-1", File::State("OPTIONS", ""), false),
         ("node-2", File::State("IDENTITY", ""), false),
     ];
@@ -152,7 +154,7 @@ fn a_byte_changed_while_the_node_is_away_is_found_at_its_start_and_healed() {
         rounds += 5;
         let node = cluster.kill(name);
         let from = cluster.log(name).len();
-        file.spoil(&node.data());
+        file.damage(&node.data());
         cluster.start_again(&node);
         wait_for_log(&cluster, name, from, "identity claimed");
         if matters {
@@ -164,9 +166,10 @@ fn a_byte_changed_while_the_node_is_away_is_found_at_its_start_and_healed() {
     cluster.wait_until_copies_agree(3);
 }
 
-/// Who it is stands in its log alone. A node that no longer knows must not begin as another: it says what to do.
+/// The identity of a node is in its log alone. A node without identity must not start as another
+/// one, and logs what to do.
 #[test]
-fn a_node_that_forgot_who_it_is_says_what_to_do() {
+fn a_node_without_identity_logs_what_to_do() {
     let cluster = Cluster::start(&FLAGS);
     fill(&cluster, "rot", KEYS, 1);
     let node = cluster.kill("node-3");

@@ -1,5 +1,5 @@
-//! A node that dies or hangs is replaced while its clients wait. 20 runs are
-//! `cargo run -p tests --bin failover`; these few keep the bound from being lost by accident.
+//! A node that dies or hangs is replaced while its clients wait.
+//! `cargo run -p tests --bin failover` does 20 runs; these few detect a regression of the bound.
 
 use std::time::Duration;
 

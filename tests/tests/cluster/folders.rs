@@ -1,20 +1,20 @@
-//! Data folders that are not what they seem: behind, wiped, rolled back, copied
-//! (docs/design.md#identity).
+//! Unexpected data folders: outdated, wiped, rolled back, copied (docs/design.md#identity).
 //!
-//! A store is known by what lies in its folder. So a folder that was copied, or put back, could make
-//! a node promise what it no longer has; each of these is noticed and ends well.
+//! The identity of a store is in its folder. A folder that was copied or put back could make a node
+//! claim data that it no longer has. Each case is detected, and no acknowledged data are lost.
 
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use tests::cluster::load::Load;
-use tests::cluster::{Cluster, Process, Signal, until};
+use tests::cluster::{Cluster, ClusterProcess, Signal, until};
 
 use crate::{SOON, check_filled, fill};
 
-/// As small as they may be, so that seconds of writing do what days do. Few shards, since each may
-/// keep a part of its log in memory, from which a copy could be caught up without the file.
+/// Flags for minimum sizes, so that seconds of writing have the effect of days. There are few
+/// shards, since each may keep a part of its log in memory, from which a copy could catch up
+/// without the file.
 const SMALL: [&str; 11] = [
     "--shards",
     "2",
@@ -28,13 +28,13 @@ const SMALL: [&str; 11] = [
     "--memory-bytes",
     "134217728",
 ];
-/// Exit code of a store that is refused.
+/// The exit code of a node that refuses its folder.
 const REFUSED: i32 = 4;
-/// A store may wait for the lease of its last run to end before it knows.
+/// The limit of a refusal: a node may first wait for the lease of its previous process to expire.
 const REFUSED_WITHIN: Duration = Duration::from_secs(20);
 
 fn copy(from: &Path, to: &Path) {
-    // Of a running node too: files may vanish while they are copied, which is part of the story.
+    // The node may be running, so files may disappear while they are copied.
     let copied = Command::new("cp").arg("-a").arg(from).arg(to).output().expect("cp runs");
     assert!(to.join("log").exists(), "{copied:?}");
 }
@@ -44,8 +44,8 @@ fn replace(folder: &Path, by: &Path) {
     std::fs::rename(by, folder).expect("in the same file system");
 }
 
-/// The same process with another folder and other ports.
-fn elsewhere(process: &Process, folder: &Path) -> Vec<String> {
+/// Returns the command line of this process with another folder and other ports.
+fn elsewhere(process: &ClusterProcess, folder: &Path) -> Vec<String> {
     let mut argv = process.argv.clone();
     let mut set = |flag: &str, value: &str| {
         let at = argv.iter().position(|word| word == flag).expect("a flag of dkc dev");
@@ -57,23 +57,23 @@ fn elsewhere(process: &Process, folder: &Path) -> Vec<String> {
     argv
 }
 
-/// The uuid that `/v1/cluster` shows for the node of that name.
+/// Returns the uuid that `/v1/cluster` shows for the node of that name.
 fn uuid(cluster: &Cluster, name: &str) -> String {
     let status = tests::cluster::status(&cluster.gateways()).expect("a gateway that lives");
     let nodes = status["nodes"].as_array().expect("a list");
-    // A lost store may be listed beside the one that took its name.
+    // A lost store may be listed beside the one that has taken over its name.
     let node = nodes.iter().find(|node| node["name"] == name && node["state"] == "up");
     node.unwrap_or_else(|| panic!("{name} is not up: {status}"))["uuid"].to_string()
 }
 
-/// Everything was flushed and the log was trimmed while the node was away.
+/// Everything is flushed and the log is trimmed while the node is down.
 #[test]
 fn a_node_that_missed_a_trimmed_log_gets_a_copy() {
     let cluster = Cluster::start(&SMALL);
     fill(&cluster, "trim", 10_000, 1);
     let node = cluster.kill("node-3");
     let log = cluster.log("node-3").len();
-    // About 10 MB of log on each node that is left.
+    // This writes about 10 MB of log on each of the other nodes.
     fill(&cluster, "trim", 10_000, 50);
     let survivor = cluster.process("node-1").data().join("log");
     until(SOON, || {
@@ -97,32 +97,33 @@ fn a_wiped_folder_is_a_new_store() {
     let old = uuid(&cluster, "node-2");
     let node = cluster.kill("node-2");
     std::fs::remove_dir_all(node.data()).expect("the folder of a node that is dead");
-    // It may be a disk that is not mounted.
+    // The node refuses an empty folder, since its disk may not be mounted.
     let code = cluster.exit_code_of("unasked", &node.argv, REFUSED_WITHIN);
     assert_eq!(code, REFUSED, "{}", cluster.log("unasked"));
     cluster.start_replacing(&node);
-    // Its places are the newcomer's at once, without the rebuild delay of 10 min.
+    // The new store gets the copies of the old one at once, without the rebuild delay of 10 min.
     cluster.wait_until_full(3);
     assert_ne!(uuid(&cluster, "node-2"), old);
     check_filled(&cluster, "wipe", 5000, 2);
     cluster.wait_until_copies_agree(3);
 }
 
-/// Story: all machines reboot, and no data disk is mounted. First the nodes refuse to start on the
-/// empty mount points; then an operator says `--replace` for all three, which must not cost the
-/// data either.
+/// Scenario: all machines reboot, and no data disk is mounted. First the nodes refuse to start on
+/// the empty mount points. Then an operator starts all three with `--replace`, which must not lose
+/// the data either.
 #[test]
 fn disks_that_are_not_mounted_at_a_boot_lose_nothing() {
     let cluster = Cluster::start(&[]);
     fill(&cluster, "boot", 1000, 7);
     let names = ["node-1", "node-2", "node-3"];
-    // All at once: a node that died before the others would be needed by no shard, and be given up.
+    // All are killed at once: no shard would need a node that died before the others, and its store
+    // would be given up.
     let nodes = names.map(|name| cluster.process(name));
     for node in &nodes {
         cluster.signal(&node.name, Signal::KILL);
     }
     nodes.iter().for_each(|node| cluster.wait_until_gone(&node.name));
-    let disk = |node: &Process| node.data().with_extension("disk");
+    let disk = |node: &ClusterProcess| node.data().with_extension("disk");
     for node in &nodes {
         std::fs::rename(node.data(), disk(node)).expect("a folder of our own");
         let code = cluster.exit_code_of("unmounted", &node.argv, REFUSED_WITHIN);
@@ -131,11 +132,13 @@ fn disks_that_are_not_mounted_at_a_boot_lose_nothing() {
     let log = cluster.log("unmounted");
     assert!(log.contains("Is its disk not mounted here?"), "{log}");
     nodes.iter().for_each(|node| cluster.start_replacing(node));
-    until(SOON, || match names.iter().all(|name| cluster.log(name).contains("takes the name")) {
-        true => Ok(()),
-        false => Err("not all have taken a name".to_owned()),
+    until(SOON, || {
+        match names.iter().all(|name| cluster.log(name).contains("taking over the name")) {
+            true => Ok(()),
+            false => Err("not all stores have taken over a name".to_owned()),
+        }
     });
-    // The shards wait for the disks, and the empty stores are not taken for the ones that they wait for.
+    // The shards wait for the old stores, and the empty stores do not replace them.
     until(SOON, || {
         let page =
             tests::cluster::status(&cluster.gateways()).map_err(|error| error.to_string())?;
@@ -174,7 +177,7 @@ fn a_folder_that_was_rolled_back_is_refused() {
     let code = cluster.exit_code_of("rolled-back", &node.argv, REFUSED_WITHIN);
     assert_eq!(code, REFUSED, "{}", cluster.log("rolled-back"));
 
-    // The right folder is welcome as ever.
+    // The right folder is accepted.
     replace(&node.data(), &new);
     cluster.start_again(&node);
     cluster.wait_until_full(3);
@@ -195,7 +198,7 @@ fn a_copy_started_while_the_original_runs_is_refused() {
     let argv = elsewhere(&original, &twin);
     let code = cluster.exit_code_of("twin", &argv, REFUSED_WITHIN);
     assert_eq!(code, REFUSED, "{}", cluster.log("twin"));
-    // The original did not so much as notice.
+    // The original is not disturbed.
     load.wait_for_all(20, SOON);
     let probes = load.stop();
     probes.all_applied();
@@ -204,23 +207,23 @@ fn a_copy_started_while_the_original_runs_is_refused() {
     cluster.wait_until_full(3);
 }
 
-/// Its nonce is right, since the node did not start anew after the copy, but its log lacks what the
-/// node acknowledged since. Only its peers can know.
+/// The nonce of the copy is right, since the node did not restart after the copy, but the log lacks
+/// the entries acknowledged since. Only its peers can detect that.
 #[test]
-fn a_copy_of_a_running_node_put_back_later_is_found_short() {
+fn a_copy_of_a_running_node_put_back_later_is_detected() {
     let cluster = Cluster::start(&[]);
     fill(&cluster, "short", 5000, 1);
     cluster.wait_until_full(3);
     let running = cluster.process("node-3");
     let copied = cluster.folder().join("copied");
     copy(&running.data(), &copied);
-    // All of this node-3 promised to have.
+    // Node-3 acknowledges all of this.
     fill(&cluster, "short", 5000, 5);
     cluster.kill("node-3");
     replace(&running.data(), &copied);
     cluster.start_again(&running);
     cluster.wait_until_full(3);
-    // Now it must have everything itself: it may be asked to lead.
+    // Now node-3 must have everything, since it may become primary.
     cluster.kill("node-1");
     check_filled(&cluster, "short", 5000, 6);
     fill(&cluster, "short", 5000, 1);

@@ -1,5 +1,5 @@
-//! Nodes that go because somebody wants them to: stopped for a while, or emptied for good. Unlike those that die
-//! (`failover`), they cost their clients nothing.
+//! Planned departures of nodes: a graceful stop, or a drain. Unlike failures (`failover`) they have
+//! no effect on clients.
 
 use std::process::Command;
 use std::time::Duration;
@@ -10,9 +10,10 @@ use tests::cluster::{Cluster, Signal, dkc_binary, until};
 
 use crate::{SOON, check_filled, fill};
 
-/// Far below what a death costs; most of it is this machine, busy with a dozen processes.
+/// The limit of a gap, far below that of a failover; most of it is for a machine with a dozen
+/// processes.
 const HARDLY_NOTICED: Duration = Duration::from_millis(300);
-/// A process that is asked to stop has so long.
+/// The limit of a graceful stop.
 const STOPS_WITHIN: Duration = Duration::from_secs(10);
 
 #[track_caller]
@@ -50,9 +51,9 @@ fn drain(cluster: &Cluster, words: &[&str]) -> String {
     let mut command = Command::new(dkc_binary());
     command.arg("drain").args(words).args(["--etcd", etcd.address("grpc")]);
     let output = command.output().expect("dkc runs");
-    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert_eq!(output.status.code(), Some(0), "{}", said(&output.stderr));
-    said(&output.stdout)
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    text(&output.stdout)
 }
 
 #[test]
@@ -67,14 +68,17 @@ fn a_drained_node_is_emptied_under_load_and_may_be_switched_off() {
         let shards = cluster.shards().expect("a gateway that lives");
         shards.iter().filter(|shard| shard.isr.contains(&"node-2".to_owned())).count()
     };
-    until(SOON, || if holds(&cluster) == 0 { Ok(()) } else { Err("it is in sync".into()) });
+    until(
+        SOON,
+        || if holds(&cluster) == 0 { Ok(()) } else { Err("node-2 is still in sync".into()) },
+    );
     cluster.wait_until_full(3);
     let output = cluster.dkc(&["status"]).output().expect("dkc runs");
     let table = String::from_utf8_lossy(&output.stdout).into_owned();
     let line = table.lines().find(|line| line.contains("node-2") && line.contains("draining"));
     assert!(line.is_some(), "{table}");
 
-    // Nobody misses it.
+    // The node can be stopped without any effect on clients.
     let node = cluster.signal("node-2", Signal::TERM);
     until_gone(&cluster, "node-2", STOPS_WITHIN);
     load.wait_for_all(20, SOON);
@@ -83,10 +87,10 @@ fn a_drained_node_is_emptied_under_load_and_may_be_switched_off() {
     probes.check(&cluster.gateway);
     check_filled(&cluster, "drain", 2_000, 2);
 
-    // It comes back empty, and gets its share once it is wanted again.
+    // The node comes back empty, and gets its share of shards after the drain is undone.
     cluster.start_again(&node);
     assert!(drain(&cluster, &["node-2", "--undo"]).contains("no longer draining"));
-    until(SOON, || if holds(&cluster) > 0 { Ok(()) } else { Err("it is given nothing".into()) });
+    until(SOON, || if holds(&cluster) > 0 { Ok(()) } else { Err("node-2 gets no shard".into()) });
     cluster.wait_until_full(3);
     cluster.wait_until_copies_agree(3);
     check_filled(&cluster, "drain", 2_000, 2);

@@ -1,11 +1,11 @@
-//! Real processes, killed: `dkc dev` from its binary, etcd, RocksDB and sockets included.
+//! Tests that kill real processes: the binary `dkc dev`, with etcd, RocksDB and sockets.
 //!
-//! What can be shown in the simulator is shown there, a thousand times over. These tests prove the
-//! wiring: that the drivers do on a real machine what the engine decided. Each is a story with one
-//! cluster of its own; they run one after the other (`tests::cluster`). The long versions are
-//! ignored here and run by `./test --full`.
+//! The simulator covers all that it can, with thousands of runs. These tests cover the wiring: the
+//! drivers do on a real machine what the engine decides. Each test is a scenario with a cluster of
+//! its own; they run one after the other (`tests::cluster`). The long versions are ignored here and
+//! run by `./test --full`.
 //!
-//! Counting a real text under kills is told by `tests/count_words*.sh`.
+//! `tests/count_words*.sh` count the words of a real text under kills.
 
 mod accepted;
 mod catch_up;
@@ -21,13 +21,13 @@ mod two_dead;
 use std::time::Duration;
 
 use tests::cluster::Cluster;
-use tests::cluster::http::{Client, Outcome};
+use tests::cluster::http::{Client, HttpOutcome};
 use tests::cluster::load::Load;
 
-/// For something that takes a second or two on an idle machine.
+/// The limit of an action that takes a second or two on an idle machine.
 const SOON: Duration = Duration::from_secs(60);
 
-/// Adds 1 to each of `keys` keys, `rounds` times, in batches: to have something on disk.
+/// Adds 1 to each of `keys` keys, `rounds` times, in batches, so that there are data on disk.
 #[track_caller]
 fn fill(cluster: &Cluster, namespace: &str, keys: u64, rounds: u64) {
     let mut client = Client::new(&cluster.gateway);
@@ -41,7 +41,7 @@ fn fill(cluster: &Cluster, namespace: &str, keys: u64, rounds: u64) {
     }
 }
 
-/// Every key that [`fill`] wrote has this value.
+/// Checks that every key that [`fill`] wrote has this value.
 #[track_caller]
 fn check_filled(cluster: &Cluster, namespace: &str, keys: u64, want: u64) {
     let names: Vec<_> = (0..keys).map(|key| format!("fill-{key}")).collect();
@@ -57,20 +57,20 @@ fn check_filled(cluster: &Cluster, namespace: &str, keys: u64, want: u64) {
     assert!(wrong.is_empty(), "{} of {keys} are not {want}: {:?}", wrong.len(), wrong[0]);
 }
 
-/// The command lines that a new user tries first.
+/// The first commands of a new user work, also over a restart.
 #[test]
 fn one_node_counts_dies_and_resumes() {
     let mut cluster = Cluster::start(&["--nodes", "1"]);
     let mut client = Client::new(&cluster.gateway);
     let answer = client.increment("likes", "video-1", 5).expect("an answer");
-    assert_eq!((answer.outcome(), &answer.body["applied"]), (Outcome::Applied, &5.into()));
+    assert_eq!((answer.outcome(), &answer.body["applied"]), (HttpOutcome::Applied, &5.into()));
     fill(&cluster, "likes", 1000, 3);
-    let said = |args: &[&str]| {
+    let run = |args: &[&str]| {
         let output = cluster.dkc(args).output().expect("dkc runs");
         (output.status.code(), String::from_utf8(output.stdout).expect("text"))
     };
-    assert_eq!(said(&["incr", "likes", "video-1", "37"]), (Some(0), "42\n".to_owned()));
-    assert_eq!(said(&["get", "likes", "video-1"]), (Some(0), "42\n".to_owned()));
+    assert_eq!(run(&["incr", "likes", "video-1", "37"]), (Some(0), "42\n".to_owned()));
+    assert_eq!(run(&["get", "likes", "video-1"]), (Some(0), "42\n".to_owned()));
 
     let node = cluster.kill("node-1");
     cluster.start_again(&node);
@@ -84,7 +84,7 @@ fn one_node_counts_dies_and_resumes() {
     cluster.stop();
 }
 
-/// The whole cluster loses power: nothing that was acknowledged is missing.
+/// All processes are killed at once: no acknowledged increment is missing.
 #[test]
 fn everything_dies_at_once_and_nothing_is_lost() {
     let cluster = Cluster::start(&["--coordinators", "2"]);

@@ -1,5 +1,5 @@
-//! etcd and the coordinators may go: running gateways and nodes keep serving
-//! (promise 5 of docs/guarantees.md).
+//! Without etcd and the coordinators, running gateways and nodes keep serving (promise 5 of
+//! docs/guarantees.md).
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::SOON;
 
 #[test]
 fn etcd_and_coordinators_may_go() {
-    // Several times the lease TTL: all leases are gone when etcd wakes up.
+    // This is several times the lease TTL: all leases have expired when etcd is resumed.
     serves_without_a_metastore(Duration::from_secs(8));
 }
 
@@ -21,7 +21,7 @@ fn etcd_and_coordinators_may_go_for_half_a_minute() {
     serves_without_a_metastore(Duration::from_secs(30));
 }
 
-/// Nothing else is killed, so every read and every increment gets its 200.
+/// Checks that every read and every increment is answered with 200, since nothing else is killed.
 #[track_caller]
 fn serves_without_a_metastore(away: Duration) {
     let cluster = Cluster::start(&["--coordinators", "2", "--gateways", "2"]);
@@ -33,7 +33,7 @@ fn serves_without_a_metastore(away: Duration) {
     cluster.signal("etcd", Signal::STOP);
     sleep(away);
     cluster.signal("etcd", Signal::CONT);
-    // Nobody is declared dead by the leases that vanished; a few TTLs show it.
+    // No node is declared dead because its lease expired; a few TTLs show it.
     sleep(Duration::from_secs(6));
 
     let etcd = cluster.kill("etcd");
@@ -51,7 +51,7 @@ fn serves_without_a_metastore(away: Duration) {
     let probes = load.stop();
     probes.all_applied();
     probes.check(&cluster.gateway);
-    // And membership changes work again.
+    // Membership changes work again.
     let node = cluster.kill("node-1");
     cluster.start_again(&node);
     cluster.wait_until_full(3);

@@ -1,15 +1,16 @@
-//! Other numbers of copies than three: what each survives, as the table of docs/guarantees.md says.
+//! Replica counts other than three: the failures that each survives, as in the table of
+//! docs/guarantees.md.
 
 use std::time::{Duration, Instant};
 
-use tests::cluster::http::Outcome;
+use tests::cluster::http::HttpOutcome;
 use tests::cluster::load::Load;
 use tests::cluster::{Cluster, Signal, until};
 
 use crate::SOON;
 
-/// One copy: a dead node takes its shards away until it returns, and nothing that was acknowledged
-/// is lost. The others don't notice.
+/// With one copy, the shards of a dead node are unavailable until it returns. Nothing that was
+/// acknowledged is lost, and other shards are not affected.
 #[test]
 fn one_replica_waits_for_its_node() {
     let cluster = Cluster::start(&["--replicas", "1"]);
@@ -32,14 +33,14 @@ fn one_replica_waits_for_its_node() {
     for (shard, probe) in before.iter().zip(&probes.all) {
         let lost_its_node = shard.primary.as_deref() == Some("node-2");
         let after = probe.ops.iter().filter(|op| op.sent > dead);
-        let failed = after.filter(|op| op.outcome != Outcome::Applied).count();
+        let failed = after.filter(|op| op.outcome != HttpOutcome::Applied).count();
         assert!(lost_its_node || failed == 0, "shard {} was not on node-2", shard.id);
     }
     probes.check(&cluster.gateway);
 }
 
-/// Two copies, both needed: a shard that lost one is frozen until the third node has a copy, which
-/// it makes at once. The dead node is not waited for.
+/// With two copies, both are needed: a shard that lost one is frozen until the third node has a
+/// copy, which is made at once without waiting for the dead node.
 #[test]
 fn two_replicas_recruit_a_third_node() {
     let cluster = Cluster::start(&["--replicas", "2"]);
@@ -62,7 +63,7 @@ fn two_replicas_recruit_a_third_node() {
     cluster.wait_until_copies_agree(2);
 }
 
-/// Five copies: two nodes die at once, and no request fails.
+/// With five copies, two nodes die at once and no request fails.
 #[test]
 fn five_replicas_lose_two_at_once() {
     let cluster = Cluster::start(&["--nodes", "5", "--replicas", "5", "--shards", "8"]);

@@ -1,20 +1,20 @@
-//! Two of three storage nodes are dead: no increment can be acknowledged, and the service says so
-//! at once. Those that were under way are unknown, none that was refused is ever counted, reads go on
-//! where the survivor can prove them current, and all of it ends when one node returns.
+//! Two of three storage nodes are dead: no increment can be acknowledged, and the service refuses
+//! them at once. Increments in flight are unknown, refused ones are never counted, reads continue
+//! where the survivor can prove them current, and everything works again when one node returns.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tests::cluster::http::{DEADLINE, Outcome};
-use tests::cluster::load::{Load, Op, Probe};
+use tests::cluster::http::{DEADLINE, HttpOutcome};
+use tests::cluster::load::{Load, Probe, ProbeOp};
 use tests::cluster::{Cluster, Signal, until};
 
 use crate::SOON;
 
-/// From the second kill on (docs/design.md#frozen-shards).
+/// The time from the second kill until the shards are frozen (docs/design.md#frozen-shards).
 const FROZEN_WITHIN: Duration = Duration::from_secs(2);
-/// "At once", on a busy machine.
+/// The limit of "at once" on a busy machine.
 const AT_ONCE: Duration = Duration::from_millis(500);
 
 #[test]
@@ -29,9 +29,9 @@ fn two_of_three_nodes_are_dead() {
     let second = cluster.signal("node-2", Signal::KILL);
     let third = cluster.signal("node-3", Signal::KILL);
     let dead = Instant::now();
-    // Long enough for what was under way to reach its deadline, and for probers to ask again.
+    // The requests in flight reach their deadlines, and the probers send new ones.
     sleep(DEADLINE + Duration::from_secs(3));
-    says_what_is_frozen(&cluster, before.len());
+    status_explains_frozen_shards(&cluster, before.len());
     let returns = Instant::now();
 
     cluster.start_again(&second);
@@ -41,10 +41,10 @@ fn two_of_three_nodes_are_dead() {
         let survivor_led = shard.primary.as_deref() == Some("node-1");
         check(probe, survivor_led, dead, returns);
     }
-    let refused = |(_, op): &(&Probe, &Op)| matches!(op.outcome, Outcome::NotApplied(_));
+    let refused = |(_, op): &(&Probe, &ProbeOp)| matches!(op.outcome, HttpOutcome::NotApplied(_));
     assert!(probes.ops().filter(refused).any(|(_, op)| !op.is_read), "no increment was refused");
     let unknown: u64 = probes.all.iter().map(|probe| probe.unknown).sum();
-    assert!(unknown > 0, "no increment was under way at the kill: nothing was shown");
+    assert!(unknown > 0, "no increment was in flight at the kill: the test shows nothing");
     probes.check(&cluster.gateway);
 
     cluster.start_again(&third);
@@ -55,33 +55,40 @@ fn two_of_three_nodes_are_dead() {
 #[track_caller]
 fn check(probe: &Probe, survivor_led: bool, dead: Instant, returns: Instant) {
     let key = &probe.key;
-    let after: Vec<&Op> = probe.ops.iter().filter(|op| op.done > dead).collect();
-    let took = |op: &Op| op.done - op.sent;
-    // One that was under way at the kill may have been saved by the return, but not given up early.
+    let after: Vec<&ProbeOp> = probe.ops.iter().filter(|op| op.done > dead).collect();
+    let took = |op: &ProbeOp| op.done - op.sent;
+    // The return may have saved a request in flight at the kill, but none may be given up early.
     for op in &after {
-        if let Outcome::Unknown(why) = &op.outcome {
+        if let HttpOutcome::Unknown(why) = &op.outcome {
             assert!(!op.is_read, "{key}: a read is unknown");
             assert_eq!(why, "deadline", "{key}: {op:?}");
             assert!(took(op) >= DEADLINE - AT_ONCE, "{key}: given up after {:?}", took(op));
         }
     }
-    // Sent when the shard was frozen, and early enough to be answered before the return.
-    let frozen = |op: &&&Op| op.sent > dead + FROZEN_WITHIN && op.sent + AT_ONCE < returns;
-    let (reads, writes): (Vec<&Op>, Vec<&Op>) =
+    // These requests were sent when the shard was frozen, and answered before the return.
+    let frozen = |op: &&&ProbeOp| op.sent > dead + FROZEN_WITHIN && op.sent + AT_ONCE < returns;
+    let (reads, writes): (Vec<&ProbeOp>, Vec<&ProbeOp>) =
         after.iter().filter(frozen).partition(|op| op.is_read);
-    assert!(reads.len() + writes.len() > 0, "{key}: nobody asked while it was frozen: {after:?}");
+    assert!(
+        reads.len() + writes.len() > 0,
+        "{key}: no request while the shard was frozen: {after:?}"
+    );
     for op in writes {
-        assert!(matches!(op.outcome, Outcome::NotApplied(_)), "{key}: {op:?}");
+        assert!(matches!(op.outcome, HttpOutcome::NotApplied(_)), "{key}: {op:?}");
         assert!(took(op) < AT_ONCE, "{key}: refused only after {:?}: {op:?}", took(op));
     }
     for op in reads.into_iter().filter(|_| survivor_led) {
-        assert_eq!(op.outcome, Outcome::Applied, "{key}: the survivor led it and can read: {op:?}");
+        assert_eq!(
+            op.outcome,
+            HttpOutcome::Applied,
+            "{key}: the survivor is primary and can read: {op:?}"
+        );
         assert!(took(op) < AT_ONCE, "{key}: read only after {:?}: {op:?}", took(op));
     }
 }
 
 #[track_caller]
-fn says_what_is_frozen(cluster: &Cluster, shards: usize) {
+fn status_explains_frozen_shards(cluster: &Cluster, shards: usize) {
     until(SOON, || {
         let output = cluster.dkc(&["status", "--json"]).output().expect("dkc runs");
         assert_eq!(output.status.code(), Some(0), "{output:?}");

@@ -1,4 +1,4 @@
-//! Applying a log does what a plain map would, whenever the table is frozen and flushed.
+//! Applying a log has the same result as a plain map, whenever the table is sealed and flushed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,18 +26,18 @@ const LIMITS: TokenLimits = TokenLimits { settings: SETTINGS, planted: None };
 const SETTINGS: TokenSettings =
     TokenSettings { window_ms: 3_600_000, buckets: 16, bytes_max: 1 << 20, namespaces_max: 64 };
 
-/// One step of a shard's life.
+/// One step of a shard.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A worker's next batch, or one that it has sent before. With a token it names its request, too: the token may
-    /// have been used for another one.
+    /// A worker's next batch, or one that it has sent before. With a token it names its request,
+    /// too: the token may have been used for another one.
     Batch {
         session: u64,
         again: Option<u64>,
         token: Option<(u8, u8)>,
         ops: Vec<(u8, OpKind)>,
     },
-    /// Sessions up to this one are gone, but for those named.
+    /// Sessions up to this one are expired, except for the named ones.
     Collect {
         r: u64,
         l: BTreeSet<u64>,
@@ -46,7 +46,7 @@ enum Step {
     Flush,
 }
 
-/// Few counters and few sessions, so that they meet.
+/// Few counters and few sessions, so that steps share them.
 fn step() -> impl Strategy<Value = Step> {
     let kind = prop_oneof![
         4 => values::delta().prop_map(|delta| OpKind::Add { delta }),
@@ -58,7 +58,7 @@ fn step() -> impl Strategy<Value = Step> {
             1..5u64,
             prop::option::weighted(0.3, 1..4u64),
             prop::option::of((0..4u8, 0..2u8)),
-            // Often the same, so that a token is used for it again.
+            // The request is often the same, so that a token is used for it again.
             prop_oneof![vec((0..6u8, kind), 0..5), Just(vec![(0, OpKind::AddReturning { delta: 1 })])],
         )
             .prop_map(|(session, again, token, ops)| Step::Batch { session, again, token, ops }),
@@ -139,7 +139,7 @@ impl Shard {
         }
     }
 
-    /// What the scrubber would find, with all flushed.
+    /// The digest that the scrubber would find, with all flushed.
     fn digest_of_disk(&mut self) -> u128 {
         self.flush();
         self.freeze();
@@ -153,19 +153,19 @@ impl Shard {
     }
 }
 
-/// The values that a batch returned, and what became of its token.
-type Told = (Vec<i128>, Vec<TokenOutcome>);
+/// The values that a batch returned, and the outcome of its token.
+type BatchAnswer = (Vec<i128>, Vec<TokenOutcome>);
 
-/// What was asked for under a token.
+/// The request under a token.
 type Request = (u8, Vec<(u8, OpKind)>);
 
-/// What the shard is held against: a map of values, and what each batch was answered.
+/// The model of the shard: a map of values, and the answer to each batch.
 #[derive(Default)]
 struct Oracle {
     values: BTreeMap<u8, i128>,
-    /// By session: what each batch was answered.
-    rows: BTreeMap<u64, Vec<Told>>,
-    /// By token: the request that was done under it, and the values that it returned.
+    /// The answer to each batch, by session.
+    rows: BTreeMap<u64, Vec<BatchAnswer>>,
+    /// By token: the request that was applied under it, and the values that it returned.
     tokens: BTreeMap<u8, (Request, Vec<i128>)>,
     collected: u64,
     survivors: BTreeSet<u64>,
@@ -192,12 +192,12 @@ impl Oracle {
         returned
     }
 
-    fn under_token(&mut self, token: u8, request: u8, ops: &[(u8, OpKind)]) -> Told {
+    fn under_token(&mut self, token: u8, request: u8, ops: &[(u8, OpKind)]) -> BatchAnswer {
         match self.tokens.get(&token) {
             Some(((first, asked), values)) if *first == request && asked == ops => {
                 (values.clone(), vec![TokenOutcome::Replayed])
             }
-            // Whoever asked for values is given some.
+            // An operation that asks for a value gets one.
             Some(_) => (vec![0; asking(ops)], vec![TokenOutcome::Reused]),
             None => {
                 let values = self.run(ops);
@@ -207,24 +207,24 @@ impl Oracle {
         }
     }
 
-    /// What a batch must be answered with; none: it must have had no effect.
+    /// The expected answer to a batch; `None`: it must have had no effect.
     fn batch(
         &mut self,
         session: u64,
         batch_seq: u64,
         token: Option<(u8, u8)>,
         ops: &[(u8, OpKind)],
-    ) -> Option<Told> {
+    ) -> Option<BatchAnswer> {
         if self.expired(session) {
             return None;
         }
         let sent = self.rows.get(&session).map_or(0, Vec::len) as u64;
         if batch_seq == sent + 1 {
-            let told = match token {
+            let answer = match token {
                 Some((token, request)) => self.under_token(token, request, ops),
                 None => (self.run(ops), Vec::new()),
             };
-            self.rows.entry(session).or_default().push(told);
+            self.rows.entry(session).or_default().push(answer);
         }
         let row = self.rows.get(&session)?;
         row.get(usize::try_from(batch_seq).ok()? - 1).cloned()

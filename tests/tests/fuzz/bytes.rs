@@ -1,21 +1,21 @@
-//! Bytes from outside: any at all, or good ones that something happened to.
+//! Bytes from outside: any at all, or valid ones that were damaged.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-/// What can happen to bytes on their way.
+/// The ways in which bytes are damaged.
 #[derive(Clone, Debug)]
 enum Harm {
     Flip(Index, u8),
     Set(Index, u8),
     Cut(Index),
-    /// A stretch is lost.
+    /// A range is lost.
     Lose(Index, u8),
-    /// A stretch comes twice.
+    /// A range is repeated.
     Repeat(Index, u8),
     Insert(Index, Vec<u8>),
-    /// A length or count that promises far more than there is.
+    /// A length or count that is far larger than the data.
     Huge(Index),
 }
 
@@ -65,7 +65,7 @@ fn stretch(at: &Index, len: u8, total: usize) -> std::ops::Range<usize> {
     start..total.min(start + usize::from(len))
 }
 
-/// Any bytes, or what `good` makes after one to three harms.
+/// Any bytes, or the output of `good` after one to three kinds of damage.
 pub(crate) fn outside(good: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let harmed = (good, vec(harm(), 1..4)).prop_map(|(mut bytes, harms)| {
         harms.iter().for_each(|harm| harm.apply(&mut bytes));

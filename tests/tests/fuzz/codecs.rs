@@ -1,4 +1,5 @@
-//! Each codec: what it wrote reads back the same, and no bytes make it panic or accept what it can't write.
+//! Each codec: what it wrote reads back the same, and no bytes make it panic or accept what it
+//! can't write.
 
 use std::fmt::Debug;
 
@@ -17,7 +18,8 @@ use proptest::test_runner::TestRunner;
 
 use crate::{bytes::outside, config, values};
 
-/// A format: both ways, where reading is given all of the bytes and must use all of them.
+/// A format with both directions, where the decoder is given all of the bytes and must use all of
+/// them.
 struct Codec<T> {
     encode: fn(&T) -> Vec<u8>,
     decode: fn(Bytes) -> Option<T>,
@@ -44,7 +46,7 @@ impl<T: Clone + Debug + PartialEq> Codec<T> {
     }
 }
 
-/// Reads one value that must be all there is.
+/// Reads one value that must use all bytes.
 fn whole<T, E>(bytes: Bytes, decode: fn(&mut Reader) -> Result<T, E>) -> Option<T> {
     let mut from = Reader::new(bytes);
     let value = decode(&mut from).ok()?;
@@ -63,7 +65,8 @@ fn ops() {
         .check(values::ops().boxed());
 }
 
-/// Also what it unpacks: a few bytes that claim to hold gigabytes must not be believed.
+/// The same holds for what is unpacked: a few bytes that claim to contain gigabytes must be
+/// refused.
 #[test]
 fn batches() {
     let decode = |bytes| {
@@ -137,7 +140,7 @@ fn state_values() {
     .check(values::shard_state().boxed());
 }
 
-/// RocksDB hands merges what it finds on disk.
+/// RocksDB passes the bytes that it finds on disk to merges.
 #[test]
 fn merges_of_any_bytes() {
     let good = prop_oneof![

@@ -1,7 +1,7 @@
-//! A whole log: what honest writing left, then harmed in any place.
+//! A whole log: the output of the writer, then damaged at any place.
 //!
-//! Scanning must not panic, and must not hand out a group whose bytes are not as they were written: every group it
-//! hands out is one that was written, in order, each at most once.
+//! Scanning must not panic, and must not return a group whose bytes are not as they were written:
+//! every group that it returns is one that was written, in order, each at most once.
 
 use std::collections::BTreeMap;
 
@@ -48,7 +48,7 @@ fn log() -> impl Strategy<Value = Log> {
     })
 }
 
-/// Scans and recovers, as a start does; what was handed out, by number, and the verdict.
+/// Scans and recovers, as a start does; returns the groups, by number, and the verdict.
 fn read(segments: &BTreeMap<u64, Vec<u8>>) -> (Vec<(u64, Vec<LogRecord>)>, Scanned) {
     let bytes = |segment: &u64| Bytes::from(segments[segment].clone());
     let owner = segments.keys().find_map(|segment| SegmentHeader::decode(&bytes(segment)).ok());

@@ -1,9 +1,11 @@
-//! Under one token nothing is done twice, whatever clocks say and however long an attempt is under way.
+//! Under one token nothing is applied twice, whatever clocks show and however long an attempt is in
+//! flight.
 //!
-//! A shard with its clock and its records, as a primary moves them, and clients that keep their part of the bargain: they
-//! state when a request was issued and may come at any time, or they state nothing and come within the window. Windows,
-//! buckets, rates of clocks, jumps of the wall clock by days and delays are drawn. Each rule that makes it hold, taken
-//! away, must be missed.
+//! A shard with its clock and its records, as a primary moves them, and clients that obey their
+//! part of the contract: they state when a request was issued and may send at any time, or they
+//! state nothing and send within the window. Windows, buckets, rates of clocks, jumps of the wall
+//! clock by days and delays are drawn. The test must fail without each of the rules that make this
+//! hold.
 
 use std::collections::BTreeMap;
 
@@ -20,16 +22,17 @@ use proptest::test_runner::TestRunner;
 
 use crate::config;
 
-/// All times in thousandths of a window, so that they meet whatever the window is.
+/// All times in thousandths of a window, so that they interact whatever the window is.
 #[derive(Clone, Debug)]
 enum Step {
     /// Real time passes, and the primary orders an entry at its end: an `expire` if one is due.
     Pass(u64),
-    /// The wall clock is set, by so much more or less.
-    Jump(i64),
+    /// The wall clock is set forwards or backwards by this much.
+    SetWallClock(i64),
     /// Another primary takes over.
-    Office,
-    /// A client sends, and its attempt is under way for so long. Its own clock is ahead by so much at the first one.
+    Takeover,
+    /// A client sends, and its attempt is in flight for `delay`. Its own clock is ahead by `ahead`
+    /// at the first one.
     Send { token: u8, delay: u64, ahead: u64 },
 }
 
@@ -38,8 +41,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (1..1_300u64).prop_map(Step::Pass),
         6 => (1..90u64).prop_map(Step::Pass),
-        2 => (far, -1_000..1_000i64).prop_map(|(far, part)| Step::Jump(far * part / 1_000)),
-        1 => Just(Step::Office),
+        2 => (far, -1_000..1_000i64).prop_map(|(far, part)| Step::SetWallClock(far * part / 1_000)),
+        1 => Just(Step::Takeover),
         9 => (0..6u8, prop_oneof![Just(0), 0..1_500u64], prop_oneof![Just(0), 0..9_000u64])
             .prop_map(|(token, delay, ahead)| Step::Send { token, delay, ahead }),
     ]
@@ -54,7 +57,7 @@ fn settings() -> impl Strategy<Value = TokenSettings> {
     })
 }
 
-/// An attempt under way: when it is applied at the earliest, by real time.
+/// An attempt in flight: the earliest time at which it is applied, in real time.
 struct Attempt {
     due_ms: u64,
     token: u8,
@@ -70,7 +73,7 @@ struct World {
     buckets: Buckets,
     records: BTreeMap<u8, TokenRecord>,
     under_way: Vec<Attempt>,
-    /// Of each token: when it was first sent, by real time, and when it says that it was issued.
+    /// For each token: when it was first sent, in real time, and the stated issue time.
     first: BTreeMap<u8, (u64, TimeMs)>,
     done: BTreeMap<u8, u32>,
 }
@@ -129,7 +132,7 @@ impl World {
         }
     }
 
-    /// Tokens of even numbers say when they were issued.
+    /// Tokens of even numbers state when they were issued.
     fn send(&mut self, token: u8, delay: u64, ahead: u64) {
         let stated = TimeMs(self.wall().0 + self.of_window(ahead));
         let now = (self.real_ms, stated);
@@ -146,7 +149,7 @@ impl World {
         self.entry();
     }
 
-    /// As often as a primary orders an entry where there are records.
+    /// A primary orders an entry this often where there are records.
     fn pass(&mut self, thousandths: u64) {
         let end = self.real_ms + self.of_window(thousandths);
         while self.real_ms < end {
@@ -158,20 +161,20 @@ impl World {
     fn step(&mut self, step: Step) {
         match step {
             Step::Pass(thousandths) => self.pass(thousandths),
-            Step::Jump(thousandths) => {
+            Step::SetWallClock(thousandths) => {
                 let window = i128::from(self.limits.settings.window_ms);
                 let by = window * i128::from(thousandths) / 1_000;
                 let century = 3_000_000_000_000i128;
                 let ahead = i128::from(self.wall_ahead_ms) + by;
                 self.wall_ahead_ms = ahead.clamp(-century / 2, century) as i64;
             }
-            Step::Office => self.clock = ShardClock::new(Now(self.real_ms * 1_000)),
+            Step::Takeover => self.clock = ShardClock::new(Now(self.real_ms * 1_000)),
             Step::Send { token, delay, ahead } => self.send(token, delay, ahead),
         }
     }
 }
 
-/// What was done twice, if anything.
+/// Returns the token that was applied twice, if there is one.
 fn twice(settings: TokenSettings, steps: Vec<Step>, planted: Option<Planted>) -> Option<u8> {
     let mut world = World::new(settings, planted);
     for step in steps {
@@ -190,7 +193,7 @@ fn under_one_token_nothing_is_done_twice() {
         .unwrap_or_else(|failure| panic!("{failure}"));
 }
 
-/// So each of the rules is needed, and the test would notice.
+/// Each of the rules is needed, and the test notices when it is missing.
 #[cfg(feature = "planted-bugs")]
 #[test]
 fn without_one_of_the_rules_something_is() {

@@ -21,7 +21,7 @@ use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 
-/// Small ones and the largest are as likely as those between.
+/// Small numbers and the largest are as likely as those between.
 pub(crate) fn number() -> impl Strategy<Value = u64> {
     (any::<u64>(), 0..64u32).prop_map(|(bits, shift)| bits >> shift)
 }
@@ -84,7 +84,7 @@ fn tag() -> impl Strategy<Value = Tag> {
     })
 }
 
-/// As the batcher writes them.
+/// Encodes operations as the batcher does.
 pub(crate) fn write_ops(Ops { ops, tokened }: &Ops) -> Vec<u8> {
     let mut out = ops::begin();
     for (at, op) in ops.iter().enumerate() {
@@ -114,7 +114,7 @@ pub(crate) fn session() -> impl Strategy<Value = SessionId> {
     revision().prop_map(SessionId)
 }
 
-/// Its payload is of real ops, packed or not, or no ops at all.
+/// A batch whose payload is real operations, packed or not, or no operations at all.
 pub(crate) fn batch() -> impl Strategy<Value = Batch> {
     let raw = ops().prop_map(|ops| (Codec::Raw, write_ops(&ops).into()));
     let packed = ops().prop_map(|ops| {
@@ -132,7 +132,7 @@ pub(crate) fn batch() -> impl Strategy<Value = Batch> {
 pub(crate) fn position() -> impl Strategy<Value = Position> {
     (number(), number(), any::<u64>(), number()).prop_map(|(epoch, seq, chain, time)| Position {
         epoch: Epoch(epoch),
-        // Another entry follows it.
+        // Another entry follows this one.
         seq: Seq(seq >> 1),
         chain: Chain(chain),
         time: TimeMs(time),

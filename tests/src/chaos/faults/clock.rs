@@ -1,7 +1,7 @@
-//! Wall clocks that jump: safety uses none, and time in the log moves at most twice as fast as real
-//! time does.
+//! Wall clocks that jump: safety does not depend on wall clocks, and time in the log moves at most
+//! twice as fast as real time.
 
-use super::{Fault, Field};
+use super::{Environment, Fault};
 use crate::chaos::fleet::Role;
 
 const SECOND: i64 = 1_000_000_000;
@@ -14,34 +14,34 @@ const JUMPS: &[i64] = &[
     365 * 24 * 3_600 * SECOND,
 ];
 
-/// Of some processes, each its own way; back again in the end.
+/// The clocks of some processes jump, each by an amount of its own, and are set right in the end.
 #[derive(Default)]
-pub struct Jump {
+pub struct WallClockJump {
     victims: Vec<String>,
 }
 
-impl Fault for Jump {
-    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        if !field.fleet.has_clocks() {
-            return Err("no way to move a process's clock".to_owned());
+impl Fault for WallClockJump {
+    fn begin(&mut self, env: &mut Environment) -> Result<String, String> {
+        if !env.fleet.can_shift_clocks() {
+            return Err("the clock of a process cannot be changed here".to_owned());
         }
-        let count = field.rng.between(1, 3) as usize;
-        self.victims = field.some(Role::Node, count);
-        self.victims.push(field.any(&[Role::Gateway, Role::Coordinator, Role::Node]));
+        let count = env.rng.between(1, 3) as usize;
+        self.victims = env.some(Role::Node, count);
+        self.victims.push(env.any(&[Role::Gateway, Role::Coordinator, Role::Node]));
         self.victims.dedup();
-        let mut told = Vec::new();
+        let mut jumps = Vec::new();
         for victim in &self.victims {
-            let jump = field.rng.pick(JUMPS).unwrap_or(SECOND);
-            field.fleet.set_clock(victim, jump)?;
-            told.push(format!("{victim} by {} s", jump / SECOND));
+            let jump = env.rng.pick(JUMPS).unwrap_or(SECOND);
+            env.fleet.set_clock(victim, jump)?;
+            jumps.push(format!("{victim} by {} s", jump / SECOND));
         }
-        Ok(told.join(", "))
+        Ok(jumps.join(", "))
     }
 
-    fn heal(&mut self, field: &mut Field) {
+    fn heal(&mut self, env: &mut Environment) {
         for victim in &self.victims {
-            if let Err(why) = field.fleet.set_clock(victim, 0) {
-                field.broken.push(why);
+            if let Err(why) = env.fleet.set_clock(victim, 0) {
+                env.broken.push(why);
             }
         }
     }

@@ -1,6 +1,6 @@
-//! etcd's own troubles. The data path needs none of it: running gateways and nodes go on.
+//! Faults of etcd. The data path does not need etcd: running gateways and nodes continue.
 
-use super::{Fault, Field};
+use super::{Environment, Fault};
 use crate::chaos::etcd;
 use crate::chaos::fleet::Role;
 
@@ -10,18 +10,19 @@ pub struct KillLeader {
 }
 
 impl Fault for KillLeader {
-    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        self.victim = etcd::leader(&field.fleet)?;
-        field.fleet.hold(&self.victim);
+    fn begin(&mut self, env: &mut Environment) -> Result<String, String> {
+        self.victim = etcd::leader(&env.fleet)?;
+        env.fleet.hold(&self.victim);
         Ok(self.victim.clone())
     }
 
-    fn heal(&mut self, field: &mut Field) {
-        field.fleet.release(&self.victim);
+    fn heal(&mut self, env: &mut Environment) {
+        env.fleet.release(&self.victim);
     }
 }
 
-/// Two members or all three are down, or stopped: the latter lose every lease as they wake up.
+/// Two members or all three are killed, or stopped; stopped ones find every lease expired when they
+/// are resumed.
 #[derive(Default)]
 pub struct LoseQuorum {
     victims: Vec<String>,
@@ -29,45 +30,45 @@ pub struct LoseQuorum {
 }
 
 impl Fault for LoseQuorum {
-    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        let count = field.rng.between(2, 3) as usize;
-        self.victims = field.some(Role::Etcd, count);
-        self.are_stopped = field.rng.percent(50);
+    fn begin(&mut self, env: &mut Environment) -> Result<String, String> {
+        let count = env.rng.between(2, 3) as usize;
+        self.victims = env.some(Role::Etcd, count);
+        self.are_stopped = env.rng.percent(50);
         for victim in &self.victims {
-            if self.are_stopped { field.fleet.pause(victim) } else { field.fleet.hold(victim) }
+            if self.are_stopped { env.fleet.pause(victim) } else { env.fleet.hold(victim) }
         }
         let how = if self.are_stopped { "stopped" } else { "killed" };
         Ok(format!("{}: {how}", self.victims.join(", ")))
     }
 
-    fn heal(&mut self, field: &mut Field) {
+    fn heal(&mut self, env: &mut Environment) {
         for victim in &self.victims {
-            if self.are_stopped { field.fleet.resume(victim) } else { field.fleet.release(victim) }
+            if self.are_stopped { env.fleet.resume(victim) } else { env.fleet.release(victim) }
         }
     }
 }
 
-/// Every lease is gone though every process is well.
+/// Every lease is revoked although every process works.
 pub struct RevokeLeases;
 
 impl Fault for RevokeLeases {
-    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        match etcd::revoke_all(&field.fleet)? {
-            0 => Err("etcd revokes none now".to_owned()),
+    fn begin(&mut self, env: &mut Environment) -> Result<String, String> {
+        match etcd::revoke_all(&env.fleet)? {
+            0 => Err("etcd revoked no lease".to_owned()),
             count => Ok(format!("{count} leases")),
         }
     }
 
-    fn heal(&mut self, _field: &mut Field) {}
+    fn heal(&mut self, _env: &mut Environment) {}
 }
 
-/// Whoever watches from an older revision is told that it is gone.
+/// The history is compacted, so a watch from an older revision gets an error.
 pub struct Compact;
 
 impl Fault for Compact {
-    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        etcd::compact(&field.fleet).map(|revision| format!("up to revision {revision}"))
+    fn begin(&mut self, env: &mut Environment) -> Result<String, String> {
+        etcd::compact(&env.fleet).map(|revision| format!("up to revision {revision}"))
     }
 
-    fn heal(&mut self, _field: &mut Field) {}
+    fn heal(&mut self, _env: &mut Environment) {}
 }

@@ -1,191 +1,193 @@
-//! `kill -9`: one process, one again and again, all of them; and the polite kind, one after the other.
+//! Killed processes: one, one repeatedly, or all; and graceful stops, one after the other.
 
 use std::time::{Duration, Instant};
 
-use super::{Fault, Field};
+use super::{Environment, Fault};
 use crate::chaos::fleet::Role;
 
 const OURS: &[Role] = &[Role::Node, Role::Node, Role::Node, Role::Gateway, Role::Coordinator];
 
-/// One or two processes of the service die at the same moment and stay dead for a while.
+/// One or two processes of the service are killed at the same moment and stay down for a while.
 #[derive(Default)]
 pub struct Kill {
     victims: Vec<String>,
 }
 
 impl Fault for Kill {
-    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        self.victims = vec![field.any(OURS)];
-        if field.rng.percent(40) {
-            self.victims.push(field.any(OURS));
+    fn begin(&mut self, env: &mut Environment) -> Result<String, String> {
+        self.victims = vec![env.any(OURS)];
+        if env.rng.percent(40) {
+            self.victims.push(env.any(OURS));
         }
         self.victims.dedup();
         for victim in &self.victims {
-            field.fleet.hold(victim);
+            env.fleet.hold(victim);
         }
         Ok(self.victims.join(", "))
     }
 
-    fn heal(&mut self, field: &mut Field) {
+    fn heal(&mut self, env: &mut Environment) {
         for victim in &self.victims {
-            field.fleet.release(victim);
+            env.fleet.release(victim);
         }
     }
 }
 
-/// Started and killed again: before it has found its lock, while it recovers, just after.
+/// A process is killed and restarted repeatedly: before it has its lock, during recovery, or just
+/// after.
 #[derive(Default)]
-pub struct Loop {
+pub struct KillLoop {
     victim: String,
     next: Option<Instant>,
 }
 
-impl Fault for Loop {
-    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        self.victim = field.any(OURS);
+impl Fault for KillLoop {
+    fn begin(&mut self, env: &mut Environment) -> Result<String, String> {
+        self.victim = env.any(OURS);
         self.next = Some(Instant::now());
         Ok(self.victim.clone())
     }
 
-    fn tick(&mut self, field: &mut Field) {
+    fn tick(&mut self, env: &mut Environment) {
         if self.next.is_some_and(|next| next <= Instant::now()) {
-            field.fleet.hold(&self.victim);
-            field.fleet.release(&self.victim);
-            self.next = Some(Instant::now() + Duration::from_millis(field.rng.between(10, 5_000)));
+            env.fleet.hold(&self.victim);
+            env.fleet.release(&self.victim);
+            self.next = Some(Instant::now() + Duration::from_millis(env.rng.between(10, 5_000)));
         }
     }
 
-    fn heal(&mut self, _field: &mut Field) {}
+    fn heal(&mut self, _env: &mut Environment) {}
 }
 
-/// Asked to stop again and again, also while it starts: it must end as one that was asked to.
+/// A process gets SIGTERM repeatedly, also during its start, and must always stop gracefully.
 #[derive(Default)]
 pub struct StopLoop {
     victim: String,
     runs_for: Duration,
 }
 
-/// A start takes some fifty milliseconds; the news of it and of its end take longer.
+/// The time before the next signal: a start takes some fifty milliseconds, the notification of
+/// other processes takes longer.
 const RUNS_FOR_MS: &[u64] = &[0, 0, 50, 200, 1_000, 3_000];
 
 impl Fault for StopLoop {
-    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        self.victim = field.any(OURS);
+    fn begin(&mut self, env: &mut Environment) -> Result<String, String> {
+        self.victim = env.any(OURS);
         Ok(self.victim.clone())
     }
 
-    fn tick(&mut self, field: &mut Field) {
-        if field.fleet.member(&self.victim).has_run_for(self.runs_for) {
-            field.fleet.ask_to_stop(&self.victim);
-            let millis = field.rng.pick(RUNS_FOR_MS).unwrap_or(0);
+    fn tick(&mut self, env: &mut Environment) {
+        if env.fleet.member(&self.victim).has_run_for(self.runs_for) {
+            env.fleet.ask_to_stop(&self.victim);
+            let millis = env.rng.pick(RUNS_FOR_MS).unwrap_or(0);
             self.runs_for = Duration::from_millis(millis);
         }
     }
 
-    fn heal(&mut self, _field: &mut Field) {}
+    fn heal(&mut self, _env: &mut Environment) {}
 }
 
-/// Nodes, gateways and coordinators, and sometimes etcd: the power is gone.
-pub struct All;
+/// All nodes, gateways and coordinators, and sometimes etcd, are killed at once.
+pub struct KillAll;
 
-impl Fault for All {
-    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        let with_etcd = field.rng.percent(50);
-        let names = field.fleet.members.iter().filter(|one| with_etcd || one.role != Role::Etcd);
+impl Fault for KillAll {
+    fn begin(&mut self, env: &mut Environment) -> Result<String, String> {
+        let with_etcd = env.rng.percent(50);
+        let names = env.fleet.members.iter().filter(|one| with_etcd || one.role != Role::Etcd);
         for name in names.map(|one| one.name.clone()).collect::<Vec<_>>() {
-            field.fleet.hold(&name);
+            env.fleet.hold(&name);
         }
         Ok(if with_etcd { "everything" } else { "everything but etcd" }.to_owned())
     }
 
-    fn heal(&mut self, field: &mut Field) {
-        let down: Vec<_> = field.fleet.members.iter().map(|one| one.name.clone()).collect();
+    fn heal(&mut self, env: &mut Environment) {
+        let down: Vec<_> = env.fleet.members.iter().map(|one| one.name.clone()).collect();
         for name in down {
-            // What another fault holds down as well stays down: holds are counted.
-            if !field.fleet.member(&name).runs() {
-                field.fleet.release(&name);
+            // A process that another fault keeps down stays down: holds are counted.
+            if !env.fleet.member(&name).runs() {
+                env.fleet.release(&name);
             }
         }
     }
 }
 
-/// SIGTERM to every node, one after the other, as for a new version.
+/// Every node gets SIGTERM, one after the other, as in an upgrade.
 #[derive(Default)]
-pub struct Rolling {
+pub struct RollingRestart {
     left: Vec<String>,
     last: Option<String>,
 }
 
-/// Before the next one is asked the last one has run again for so long: it takes a node a second and its
-/// recovery to be back, as it has given its lease back.
+/// The time that a node has run again before the next one is stopped. A node is back after a second
+/// and its recovery, since it gives up its lease when it stops.
 const RUNS_AGAIN: Duration = Duration::from_millis(2_500);
 
-impl Fault for Rolling {
-    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        self.left = field.some(Role::Node, 5);
+impl Fault for RollingRestart {
+    fn begin(&mut self, env: &mut Environment) -> Result<String, String> {
+        self.left = env.some(Role::Node, 5);
         Ok(format!("asked to stop in turn: {}", self.left.join(", ")))
     }
 
-    fn tick(&mut self, field: &mut Field) {
-        let is_back = |last: &String| field.fleet.member(last).has_run_for(RUNS_AGAIN);
+    fn tick(&mut self, env: &mut Environment) {
+        let is_back = |last: &String| env.fleet.member(last).has_run_for(RUNS_AGAIN);
         if self.last.as_ref().is_none_or(is_back)
             && let Some(name) = self.left.pop()
         {
-            field.fleet.ask_to_stop(&name);
+            env.fleet.ask_to_stop(&name);
             self.last = Some(name);
         }
     }
 
-    fn heal(&mut self, _field: &mut Field) {}
+    fn heal(&mut self, _env: &mut Environment) {}
 }
 
-/// All nodes lose their power at the same moment: with the processes goes whatever no sync has covered.
+/// All nodes lose power at the same moment, and with it all writes that no sync covered.
 #[derive(Default)]
-pub struct Power {
+pub struct PowerCut {
     victims: Vec<String>,
 }
 
-impl Fault for Power {
-    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        if !field.fleet.has_disks() {
-            return Err("no way to know what was synced".to_owned());
+impl Fault for PowerCut {
+    fn begin(&mut self, env: &mut Environment) -> Result<String, String> {
+        if !env.fleet.can_control_disks() {
+            return Err("synced writes are not recorded here".to_owned());
         }
-        self.victims = field.fleet.names(Role::Node);
+        self.victims = env.fleet.names(Role::Node);
         for victim in &self.victims {
-            field.fleet.hold(victim);
+            env.fleet.hold(victim);
         }
         let (mut files, mut names) = (0, 0);
         for victim in &self.victims {
-            match field.fleet.cut_power(victim) {
+            match env.fleet.cut_power(victim) {
                 Ok(lost) => (files, names) = (files + lost.files, names + lost.names),
-                Err(why) => field.broken.push(why),
+                Err(why) => env.broken.push(why),
             }
         }
         Ok(format!("all nodes: bytes of {files} files and {names} names were not synced"))
     }
 
-    fn heal(&mut self, field: &mut Field) {
+    fn heal(&mut self, env: &mut Environment) {
         for victim in &self.victims {
-            field.fleet.release(victim);
+            env.fleet.release(victim);
         }
     }
 }
 
-/// One process dies and is started again at another port: whoever keeps its address has an old one.
+/// A process is killed and restarted at another port, so its old address is no longer valid.
 #[derive(Default)]
-pub struct Move {
+pub struct PortMove {
     victim: String,
 }
 
-impl Fault for Move {
-    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        self.victim = field.any(&[Role::Node, Role::Node, Role::Node, Role::Coordinator]);
-        field.fleet.hold(&self.victim);
-        let port = field.fleet.move_port(&self.victim);
+impl Fault for PortMove {
+    fn begin(&mut self, env: &mut Environment) -> Result<String, String> {
+        self.victim = env.any(&[Role::Node, Role::Node, Role::Node, Role::Coordinator]);
+        env.fleet.hold(&self.victim);
+        let port = env.fleet.move_port(&self.victim);
         Ok(format!("{} to port {port}", self.victim))
     }
 
-    fn heal(&mut self, field: &mut Field) {
-        field.fleet.release(&self.victim);
+    fn heal(&mut self, env: &mut Environment) {
+        env.fleet.release(&self.victim);
     }
 }

@@ -1,169 +1,171 @@
-//! Cut networks: packets from one process to another are dropped, one way or both.
+//! Network partitions: packets between two processes are dropped, in one direction or both.
 //!
-//! Nothing is refused or reset: whoever waits for an answer has to find out by itself.
+//! No connection is refused or reset: a process that waits for an answer must detect the cut by a
+//! time-out.
 
 use std::time::{Duration, Instant};
 
-use super::{Fault, Field};
+use super::{Environment, Fault};
 use crate::chaos::fleet::Role;
-use crate::chaos::network::{Owner, Way};
+use crate::chaos::network::{RuleEffect, RuleOwner};
 
-/// Who is cut off from whom: `from` no longer reaches `to`.
-type Ways = Vec<(String, String)>;
+/// The directions that are cut: each pair is (sender, receiver).
+type DirectedPairs = Vec<(String, String)>;
 
-pub struct Cut {
-    draw: fn(&mut Field) -> (Ways, String),
-    owner: Owner,
+pub struct NetworkPartition {
+    draw: fn(&mut Environment) -> (DirectedPairs, String),
+    owner: RuleOwner,
 }
 
-impl Cut {
-    const fn new(draw: fn(&mut Field) -> (Ways, String)) -> Self {
+impl NetworkPartition {
+    const fn new(draw: fn(&mut Environment) -> (DirectedPairs, String)) -> Self {
         Self { draw, owner: 0 }
     }
 
-    /// One pair of nodes, or one node from all others: etcd and gateways still reach it.
+    /// Separates a pair of nodes, or one node from all others. etcd and gateways still reach it.
     pub const fn nodes() -> Self {
-        Self::new(|field| {
-            let mut nodes = field.some(Role::Node, 5);
+        Self::new(|env| {
+            let mut nodes = env.some(Role::Node, 5);
             let Some(one) = nodes.pop() else { return Default::default() };
-            let count = if field.rng.percent(50) { 1 } else { nodes.len() };
+            let count = if env.rng.percent(50) { 1 } else { nodes.len() };
             let others = &nodes[..count];
             (both(&one, others), format!("{one} | {}", others.join(", ")))
         })
     }
 
-    /// What one node sends reaches some others no more; what they send still comes.
+    /// Drops the packets from one node to some others, but not those in the other direction.
     pub const fn one_way() -> Self {
-        Self::new(|field| {
-            let mut nodes = field.some(Role::Node, 5);
+        Self::new(|env| {
+            let mut nodes = env.some(Role::Node, 5);
             let Some(one) = nodes.pop() else { return Default::default() };
-            let count = field.rng.between(1, nodes.len() as u64) as usize;
+            let count = env.rng.between(1, nodes.len() as u64) as usize;
             let others = &nodes[..count];
-            let ways = others.iter().map(|other| (one.clone(), other.clone())).collect();
-            (ways, format!("{one} -/-> {}", others.join(", ")))
+            let routes = others.iter().map(|other| (one.clone(), other.clone())).collect();
+            (routes, format!("{one} -/-> {}", others.join(", ")))
         })
     }
 
-    /// Two or three nodes, a gateway and a coordinator from the rest of the cluster and from etcd.
+    /// Separates two or three nodes, a gateway, a coordinator and an etcd member from the rest.
     pub const fn halves() -> Self {
-        Self::new(|field| {
-            let count = field.rng.between(2, 3) as usize;
-            let mut here = field.some(Role::Node, count);
-            here.extend(field.some(Role::Gateway, 1));
-            here.extend(field.some(Role::Coordinator, 1));
-            here.extend(field.some(Role::Etcd, 1));
-            let all = field.fleet.members.iter().map(|one| one.name.clone());
+        Self::new(|env| {
+            let count = env.rng.between(2, 3) as usize;
+            let mut here = env.some(Role::Node, count);
+            here.extend(env.some(Role::Gateway, 1));
+            here.extend(env.some(Role::Coordinator, 1));
+            here.extend(env.some(Role::Etcd, 1));
+            let all = env.fleet.members.iter().map(|one| one.name.clone());
             let there: Vec<_> = all.filter(|name| !here.contains(name)).collect();
-            let ways = here.iter().flat_map(|one| both(one, &there)).collect();
-            (ways, format!("{} | the rest", here.join(", ")))
+            let routes = here.iter().flat_map(|one| both(one, &there)).collect();
+            (routes, format!("{} | the rest", here.join(", ")))
         })
     }
 
-    /// One to all nodes can't reach etcd.
+    /// Separates one or more nodes, up to all, from etcd.
     pub const fn from_etcd() -> Self {
-        Self::new(|field| {
-            let count = field.rng.between(1, 5) as usize;
-            let nodes = field.some(Role::Node, count);
-            let etcd = field.fleet.names(Role::Etcd);
-            let ways = nodes.iter().flat_map(|one| both(one, &etcd)).collect();
-            (ways, format!("{} | etcd", nodes.join(", ")))
+        Self::new(|env| {
+            let count = env.rng.between(1, 5) as usize;
+            let nodes = env.some(Role::Node, count);
+            let etcd = env.fleet.names(Role::Etcd);
+            let routes = nodes.iter().flat_map(|one| both(one, &etcd)).collect();
+            (routes, format!("{} | etcd", nodes.join(", ")))
         })
     }
 
-    /// A gateway from some nodes, or from etcd.
+    /// Separates a gateway from some nodes, or from etcd.
     pub const fn gateway() -> Self {
-        Self::new(|field| {
-            let one = field.any(&[Role::Gateway]);
-            let others = if field.rng.percent(30) {
-                field.fleet.names(Role::Etcd)
+        Self::new(|env| {
+            let one = env.any(&[Role::Gateway]);
+            let others = if env.rng.percent(30) {
+                env.fleet.names(Role::Etcd)
             } else {
-                let count = field.rng.between(1, 5) as usize;
-                field.some(Role::Node, count)
+                let count = env.rng.between(1, 5) as usize;
+                env.some(Role::Node, count)
             };
             (both(&one, &others), format!("{one} | {}", others.join(", ")))
         })
     }
 
-    /// A coordinator from all nodes, or from everything.
+    /// Separates a coordinator from all nodes, or from all other processes.
     pub const fn coordinator() -> Self {
-        Self::new(|field| {
-            let one = field.any(&[Role::Coordinator]);
-            let mut others = field.fleet.names(Role::Node);
-            if field.rng.percent(50) {
-                others.extend(field.fleet.names(Role::Etcd));
-                others.extend(field.fleet.names(Role::Gateway));
+        Self::new(|env| {
+            let one = env.any(&[Role::Coordinator]);
+            let mut others = env.fleet.names(Role::Node);
+            if env.rng.percent(50) {
+                others.extend(env.fleet.names(Role::Etcd));
+                others.extend(env.fleet.names(Role::Gateway));
             }
             (both(&one, &others), format!("{one} | {}", others.join(", ")))
         })
     }
 }
 
-impl Fault for Cut {
-    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        let (ways, what) = (self.draw)(field);
-        self.owner = field.network.owner();
-        cut(field, self.owner, ways)?;
+impl Fault for NetworkPartition {
+    fn begin(&mut self, env: &mut Environment) -> Result<String, String> {
+        let (routes, what) = (self.draw)(env);
+        self.owner = env.network.owner();
+        cut(env, self.owner, routes)?;
         Ok(what)
     }
 
-    fn heal(&mut self, field: &mut Field) {
-        heal(field, self.owner);
+    fn heal(&mut self, env: &mut Environment) {
+        heal(env, self.owner);
     }
 }
 
-/// Cut and healed several times a second: no connection stays, none is plainly dead.
+/// The network between some nodes is cut and healed several times a second: no connection lasts,
+/// and no peer looks dead for long.
 #[derive(Default)]
 pub struct Flap {
-    ways: Ways,
-    owner: Owner,
+    routes: DirectedPairs,
+    owner: RuleOwner,
     is_cut: bool,
     next: Option<Instant>,
 }
 
 impl Fault for Flap {
-    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        let mut nodes = field.some(Role::Node, 3);
+    fn begin(&mut self, env: &mut Environment) -> Result<String, String> {
+        let mut nodes = env.some(Role::Node, 3);
         let Some(one) = nodes.pop() else { return Err("no nodes".to_owned()) };
-        self.ways = both(&one, &nodes);
-        self.owner = field.network.owner();
+        self.routes = both(&one, &nodes);
+        self.owner = env.network.owner();
         self.next = Some(Instant::now());
         Ok(format!("{one} | {}, on and off", nodes.join(", ")))
     }
 
-    fn tick(&mut self, field: &mut Field) {
+    fn tick(&mut self, env: &mut Environment) {
         if self.next.is_none_or(|next| next > Instant::now()) {
             return;
         }
         self.is_cut = !self.is_cut;
         if self.is_cut {
-            if let Err(why) = cut(field, self.owner, self.ways.clone()) {
+            if let Err(why) = cut(env, self.owner, self.routes.clone()) {
                 crate::note(&why);
             }
         } else {
-            heal(field, self.owner);
+            heal(env, self.owner);
         }
-        self.next = Some(Instant::now() + Duration::from_millis(field.rng.between(100, 900)));
+        self.next = Some(Instant::now() + Duration::from_millis(env.rng.between(100, 900)));
     }
 
-    fn heal(&mut self, field: &mut Field) {
-        heal(field, self.owner);
+    fn heal(&mut self, env: &mut Environment) {
+        heal(env, self.owner);
     }
 }
 
-fn both(one: &str, others: &[String]) -> Ways {
+fn both(one: &str, others: &[String]) -> DirectedPairs {
     let there = others.iter().map(|other| (one.to_owned(), other.clone()));
     let back = others.iter().map(|other| (other.clone(), one.to_owned()));
     there.chain(back).collect()
 }
 
-fn cut(field: &mut Field, owner: Owner, ways: Ways) -> Result<(), String> {
-    let addressed = |(from, to): (String, String)| (field.fleet.member(&from).address, to);
-    let ways: Vec<_> = ways.into_iter().map(addressed).collect();
-    field.network.add(owner, ways, Way::Cut)
+fn cut(env: &mut Environment, owner: RuleOwner, routes: DirectedPairs) -> Result<(), String> {
+    let addressed = |(from, to): (String, String)| (env.fleet.member(&from).address, to);
+    let routes: Vec<_> = routes.into_iter().map(addressed).collect();
+    env.network.add(owner, routes, RuleEffect::Cut)
 }
 
-fn heal(field: &mut Field, owner: Owner) {
-    if let Err(why) = field.network.remove(owner) {
-        field.broken.push(format!("a cut network could not be healed: {why}"));
+fn heal(env: &mut Environment, owner: RuleOwner) {
+    if let Err(why) = env.network.remove(owner) {
+        env.broken.push(format!("a cut network could not be healed: {why}"));
     }
 }

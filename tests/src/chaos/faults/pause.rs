@@ -1,6 +1,6 @@
-//! SIGSTOP: a process that is there and says nothing, and then goes on as if nothing had been.
+//! SIGSTOP: a process that exists and does not respond, and later continues where it was.
 
-use super::{Fault, Field};
+use super::{Environment, Fault};
 use crate::chaos::fleet::Role;
 
 const ANY: &[Role] =
@@ -12,13 +12,13 @@ pub struct Pause {
 }
 
 impl Fault for Pause {
-    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        self.victim = field.any(ANY);
-        field.fleet.pause(&self.victim);
+    fn begin(&mut self, env: &mut Environment) -> Result<String, String> {
+        self.victim = env.any(ANY);
+        env.fleet.pause(&self.victim);
         Ok(self.victim.clone())
     }
 
-    fn heal(&mut self, field: &mut Field) {
-        field.fleet.resume(&self.victim);
+    fn heal(&mut self, env: &mut Environment) {
+        env.fleet.resume(&self.victim);
     }
 }

@@ -1,31 +1,31 @@
-//! Networks that work badly: late packets, lost packets.
+//! Bad networks: late packets and lost packets.
 
-use super::{Fault, Field};
+use super::{Environment, Fault};
 use crate::chaos::fleet::Role;
-use crate::chaos::network::{Owner, Way};
+use crate::chaos::network::{RuleEffect, RuleOwner};
 
-/// What some processes send comes late.
+/// The packets that some processes send arrive late.
 #[derive(Default)]
 pub struct Delay {
     victims: Vec<String>,
 }
 
 impl Fault for Delay {
-    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        let count = field.rng.between(1, 3) as usize;
-        self.victims = field.some(Role::Node, count);
-        if field.rng.percent(30) {
-            self.victims.push(field.any(&[Role::Gateway, Role::Coordinator, Role::Etcd]));
+    fn begin(&mut self, env: &mut Environment) -> Result<String, String> {
+        let count = env.rng.between(1, 3) as usize;
+        self.victims = env.some(Role::Node, count);
+        if env.rng.percent(30) {
+            self.victims.push(env.any(&[Role::Gateway, Role::Coordinator, Role::Etcd]));
         }
-        let millis = field.rng.between(5, 300);
+        let millis = env.rng.between(5, 300);
         for at in 0..self.victims.len() {
-            if let Err(why) = field.network.slow(&self.victims[at], millis) {
+            if let Err(why) = env.network.slow(&self.victims[at], millis) {
                 self.victims.truncate(at);
-                self.heal(field);
+                self.heal(env);
                 return Err(why);
             }
         }
-        let how = if field.network.sandbox().netem {
+        let how = if env.network.sandbox().netem {
             format!("{millis} ms")
         } else {
             "1 Mbit/s".to_owned()
@@ -33,40 +33,40 @@ impl Fault for Delay {
         Ok(format!("{}: {how}", self.victims.join(", ")))
     }
 
-    fn heal(&mut self, field: &mut Field) {
+    fn heal(&mut self, env: &mut Environment) {
         for victim in &self.victims {
-            if let Err(why) = field.network.fast_again(victim) {
-                crate::note(&format!("{victim} is no faster again: {why}"));
+            if let Err(why) = env.network.fast_again(victim) {
+                crate::note(&format!("the delay of {victim} could not be removed: {why}"));
             }
         }
     }
 }
 
-/// Of the packets that some processes get, some are lost.
+/// A part of the packets that some processes should receive is lost.
 #[derive(Default)]
 pub struct Loss {
-    owner: Owner,
+    owner: RuleOwner,
 }
 
 impl Fault for Loss {
-    fn begin(&mut self, field: &mut Field) -> Result<String, String> {
-        let count = field.rng.between(1, 3) as usize;
-        let mut victims = field.some(Role::Node, count);
-        if field.rng.percent(30) {
-            victims.push(field.any(&[Role::Gateway, Role::Coordinator, Role::Etcd]));
+    fn begin(&mut self, env: &mut Environment) -> Result<String, String> {
+        let count = env.rng.between(1, 3) as usize;
+        let mut victims = env.some(Role::Node, count);
+        if env.rng.percent(30) {
+            victims.push(env.any(&[Role::Gateway, Role::Coordinator, Role::Etcd]));
         }
-        let percent = field.rng.between(2, 30) as u32;
-        self.owner = field.network.owner();
-        let all: Vec<_> = field.fleet.members.iter().map(|one| one.address).collect();
-        let ways = victims.iter().flat_map(|to| all.iter().map(|&from| (from, to.clone())));
-        let ways: Vec<_> = ways.collect();
-        field.network.add(self.owner, ways, Way::Lossy(percent))?;
+        let percent = env.rng.between(2, 30) as u32;
+        self.owner = env.network.owner();
+        let all: Vec<_> = env.fleet.members.iter().map(|one| one.address).collect();
+        let routes = victims.iter().flat_map(|to| all.iter().map(|&from| (from, to.clone())));
+        let routes: Vec<_> = routes.collect();
+        env.network.add(self.owner, routes, RuleEffect::Lossy(percent))?;
         Ok(format!("{}: {percent} %", victims.join(", ")))
     }
 
-    fn heal(&mut self, field: &mut Field) {
-        if let Err(why) = field.network.remove(self.owner) {
-            field.broken.push(format!("a lossy network could not be healed: {why}"));
+    fn heal(&mut self, env: &mut Environment) {
+        if let Err(why) = env.network.remove(self.owner) {
+            env.broken.push(format!("a lossy network could not be healed: {why}"));
         }
     }
 }

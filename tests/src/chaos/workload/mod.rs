@@ -1,11 +1,12 @@
-//! The clients: many threads on few counters, through either gateway, as impatient as real ones.
+//! The clients: many threads on few counters, through either gateway, with realistic deadlines.
 //!
-//! Most counters are digit-coded: the i-th add has delta 4^i, so each read names the adds that it
-//! holds. One that has had its 31 adds is retired, but still read now and then: from the sorted
-//! files, by then. Others see deletes too, and few enough operations for an exhaustive search.
+//! Most counters are digit-coded: the i-th add has delta 4^i, so each read shows which adds it
+//! contains. A counter with 31 adds is retired and still read now and then, by then from the sorted
+//! files. Mixed counters also see deletes, and few enough operations for an exhaustive search.
 //!
-//! A batch is many adds in one request: each is an operation of the history. A request with a token is
-//! sent three times at least ([`tokens`]), and is still one: whatever befalls its sends, it counts once.
+//! A batch has many adds in one request, each of which is an operation of the history. A request
+//! with a token is sent at least three times ([`tokens`]) and must count once, whatever happens to
+//! its sends.
 
 mod request;
 mod tokens;
@@ -17,10 +18,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use self::request::{Request, told};
+use self::request::{WorkloadRequest, send_record};
 use super::recorder::Recorder;
-use crate::cluster::http::{self, Client};
-use crate::sim::history::{Ask, DIGITS_MAX, Outcome, Use};
+use crate::cluster::http::{Client, HttpOutcome};
+use crate::sim::history::{Ask, CounterUse, DIGITS_MAX, OpOutcome};
 use crate::sim::rng::Rng;
 
 pub const NAMESPACE: &str = "sim";
@@ -28,22 +29,22 @@ const THREADS: usize = 6;
 const PAUSE: Duration = Duration::from_millis(20);
 const DIGIT_COUNTERS: usize = 18;
 const MIXED_COUNTERS: usize = 6;
-/// Operations on a mixed counter. What is unknown stays possible for ever and doubles the search.
+/// The number of operations on a mixed counter. Each unknown outcome doubles the search.
 const MIXED_OPS: u32 = 12;
 const BATCH_ITEMS_MAX: u64 = 12;
 const MAX_STALENESS: &[u64] = &[50, 500, 5_000];
 
-/// What was against the contract, whatever the numbers say.
+/// Answers that violate the contract, even if the values are right.
 pub type Surprises = Arc<Mutex<Vec<String>>>;
 
 #[derive(Default)]
-pub struct Counts {
+pub struct RequestCounts {
     pub requests: AtomicU64,
     pub batches: AtomicU64,
     pub items: AtomicU64,
     pub sends_with_token: AtomicU64,
     pub replays: AtomicU64,
-    /// Requests refused because their token had been applied for another.
+    /// The number of requests refused because their token had been applied for another request.
     pub reused: AtomicU64,
     pub bounded: AtomicU64,
 }
@@ -53,11 +54,11 @@ struct Shared {
     gateways: Vec<String>,
     stop: AtomicBool,
     surprises: Surprises,
-    counts: Arc<Counts>,
+    counts: Arc<RequestCounts>,
     pools: Mutex<Pools>,
 }
 
-/// Which counters are in use.
+/// The counters in use: each with the number of its operations so far.
 struct Pools {
     digits: Vec<(usize, u32)>,
     mixed: Vec<(usize, u32)>,
@@ -65,13 +66,14 @@ struct Pools {
 }
 
 impl Pools {
-    /// The next add of a counter in use; the counter of the last one is retired, and replaced.
+    /// Returns the next add of a counter in use. After its last add the counter is retired and
+    /// replaced.
     fn take_digit(&mut self, at: usize, recorder: &Recorder) -> (usize, i64) {
         let (counter, digit) = self.digits[at];
         self.digits[at].1 += 1;
         if digit + 1 == DIGITS_MAX {
             self.retired.push(counter);
-            self.digits[at] = (recorder.new_counter(Use::Digits), 0);
+            self.digits[at] = (recorder.new_counter(CounterUse::Digits), 0);
         }
         (counter, 1 << (2 * digit))
     }
@@ -91,8 +93,8 @@ impl Workload {
     ) -> Self {
         let counters = |used, count| (0..count).map(|_| (recorder.new_counter(used), 0)).collect();
         let pools = Pools {
-            digits: counters(Use::Digits, DIGIT_COUNTERS),
-            mixed: counters(Use::Mixed, MIXED_COUNTERS),
+            digits: counters(CounterUse::Digits, DIGIT_COUNTERS),
+            mixed: counters(CounterUse::Mixed, MIXED_COUNTERS),
             retired: Vec::new(),
         };
         let shared = Arc::new(Shared {
@@ -112,8 +114,8 @@ impl Workload {
         Self { shared, threads }
     }
 
-    /// Lets every operation that is out come to its end.
-    pub fn stop(self) -> Arc<Counts> {
+    /// Stops the clients after their operations in flight.
+    pub fn stop(self) -> Arc<RequestCounts> {
         self.shared.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
             if let Err(panic) = thread.join() {
@@ -124,10 +126,10 @@ impl Workload {
     }
 }
 
-/// One thread's client.
+/// The client of one thread.
 struct Caller {
     shared: Arc<Shared>,
-    /// A connection to each gateway.
+    /// One connection per gateway.
     clients: Vec<Client>,
     rng: Rng,
 }
@@ -146,7 +148,7 @@ impl Caller {
         }
     }
 
-    /// Deadlines like those of clients with and without patience.
+    /// Draws a deadline, short or usual.
     fn deadline(&mut self) -> Duration {
         Duration::from_millis(self.rng.pick(&[100, 1_000, 2_000, 2_000]).unwrap_or(2_000))
     }
@@ -155,7 +157,7 @@ impl Caller {
         let (counter, delta) = self.any_digit();
         let ask =
             if self.rng.percent(40) { Ask::AddReturning { delta } } else { Ask::Add { delta } };
-        self.write(&Request::One { counter, ask });
+        self.write(&WorkloadRequest::One { counter, ask });
     }
 
     fn add_batch(&mut self) {
@@ -164,7 +166,7 @@ impl Caller {
         let counts = &self.shared.counts;
         counts.batches.fetch_add(1, Ordering::Relaxed);
         counts.items.fetch_add(items.len() as u64, Ordering::Relaxed);
-        self.write(&Request::Many { items });
+        self.write(&WorkloadRequest::Many { items });
     }
 
     fn any_digit(&mut self) -> (usize, i64) {
@@ -173,8 +175,8 @@ impl Caller {
         pools.take_digit(at, &self.shared.recorder)
     }
 
-    /// With a token or without.
-    fn write(&mut self, request: &Request) {
+    /// Sends a write with a token or without one.
+    fn write(&mut self, request: &WorkloadRequest) {
         if self.rng.percent(45) { self.with_token(request) } else { self.once(request) }
     }
 
@@ -186,14 +188,14 @@ impl Caller {
         if self.rng.percent(35) {
             self.read_bounded(counter)
         } else {
-            self.once(&Request::One { counter, ask: Ask::Read })
+            self.once(&WorkloadRequest::One { counter, ask: Ask::Read })
         }
     }
 
     fn read_retired(&mut self) {
         let retired = self.shared.pools().retired.clone();
         if let Some(counter) = self.rng.pick(&retired) {
-            self.once(&Request::One { counter, ask: Ask::Read });
+            self.once(&WorkloadRequest::One { counter, ask: Ask::Read });
         }
     }
 
@@ -204,7 +206,7 @@ impl Caller {
             let (counter, ops) = pools.mixed[at];
             pools.mixed[at].1 += 1;
             if ops + 1 == MIXED_OPS {
-                pools.mixed[at] = (self.shared.recorder.new_counter(Use::Mixed), 0);
+                pools.mixed[at] = (self.shared.recorder.new_counter(CounterUse::Mixed), 0);
             }
             counter
         };
@@ -215,23 +217,23 @@ impl Caller {
             6..8 => Ask::Delete,
             _ => Ask::Read,
         };
-        let request = Request::One { counter, ask };
+        let request = WorkloadRequest::One { counter, ask };
         if ask == Ask::Read { self.once(&request) } else { self.write(&request) }
     }
 
-    /// Sent once, whatever comes of it.
-    fn once(&mut self, request: &Request) {
+    /// Sends a request once, whatever its outcome.
+    fn once(&mut self, request: &WorkloadRequest) {
         let gateway = self.rng.index(self.clients.len());
         let deadline = self.deadline();
         let ids = self.ask(request);
         let sent = self.send(gateway, request, None, deadline);
         for (id, outcome) in ids.into_iter().zip(&sent.outcomes) {
-            self.shared.recorder.answer(id, *outcome, &json!([sent.told]));
+            self.shared.recorder.answer(id, *outcome, &json!([sent.record]));
         }
     }
 
-    /// The questions go into the history before the request leaves.
-    fn ask(&self, request: &Request) -> Vec<usize> {
+    /// Records the operations in the history before the request is sent.
+    fn ask(&self, request: &WorkloadRequest) -> Vec<usize> {
         let asks = request.asks().into_iter();
         asks.map(|(counter, ask)| self.shared.recorder.ask(counter, ask)).collect()
     }
@@ -248,22 +250,23 @@ impl Caller {
         let (outcome, answer) = self.call(gateway, "GET", &path, &[], b"", deadline);
         self.shared.counts.bounded.fetch_add(1, Ordering::Relaxed);
         let read = match (&outcome, answer.as_ref().map(|answer| &answer.body)) {
-            (http::Outcome::Applied, Some(body)) => {
+            (HttpOutcome::Applied, Some(body)) => {
                 match (number(&body["value"]), body["staleness_ms"].as_u64()) {
                     (Some(value), Some(age)) if age <= max => {
-                        // Its age is that of the moment it was answered, no earlier than it was asked.
+                        // The age is measured at the answer, which is not before the request.
                         let as_of = asked_at.saturating_sub(1_000 * age);
-                        Outcome::Stale { value, as_of }
+                        OpOutcome::Stale { value, as_of }
                     }
                     _ => {
-                        self.shared.surprise(format!("a read bounded by {max} ms was told {body}"));
-                        Outcome::Unknown
+                        self.shared
+                            .surprise(format!("a read bounded by {max} ms was answered {body}"));
+                        OpOutcome::Unknown
                     }
                 }
             }
-            _ => Outcome::NotApplied,
+            _ => OpOutcome::NotApplied,
         };
-        self.shared.recorder.answer(id, read, &json!([told(gateway, &outcome, &[read])]));
+        self.shared.recorder.answer(id, read, &json!([send_record(gateway, &outcome, &[read])]));
     }
 }
 
@@ -278,7 +281,8 @@ impl Shared {
     }
 }
 
-/// A sum of 31 digits fits; what does not is no such sum, and any wrong number will do for it.
+/// Parses a value. A sum of 31 digits fits; for any other value an inexact number is good enough,
+/// since it is wrong in any case.
 pub fn number(value: &Value) -> Option<i128> {
     let whole = value.as_i64().map(i128::from).or(value.as_u64().map(i128::from));
     whole.or(value.as_f64().map(|number| number as i128))

@@ -1,4 +1,4 @@
-//! What goes over the wire, and what an answer says of each operation in a request.
+//! The encoding of a request, and the outcome of each of its operations from the answer.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -6,23 +6,23 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Caller, NAMESPACE, number};
-use crate::cluster::http::{self, Answer, Error};
-use crate::sim::history::{Ask, Outcome};
+use crate::cluster::http::{Answer, HttpError, HttpOutcome};
+use crate::sim::history::{Ask, OpOutcome};
 
-/// As long as it stays equal it is the same request, whatever form it is sent in.
-pub(super) enum Request {
+/// A request of a client. Equal requests are the same request, in whatever form they are sent.
+pub(super) enum WorkloadRequest {
     One {
         counter: usize,
         ask: Ask,
     },
-    /// A batch: each item adds to a counter. Some counters are in it twice.
+    /// A batch: each item adds to a counter. A counter may occur twice.
     Many {
         items: Vec<(usize, i64)>,
     },
 }
 
-impl Request {
-    /// The operations in it, in order.
+impl WorkloadRequest {
+    /// Returns its operations in order.
     pub(super) fn asks(&self) -> Vec<(usize, Ask)> {
         match self {
             Self::One { counter, ask } => vec![(*counter, *ask)],
@@ -33,36 +33,36 @@ impl Request {
     }
 }
 
-/// What one send of a request came to.
-pub(super) struct Sent {
-    /// Of each of its operations, in order.
-    pub(super) outcomes: Vec<Outcome>,
-    /// The answer says that nothing was applied now.
+/// The result of one send of a request.
+pub(super) struct SendOutcome {
+    /// The outcome of each of its operations, in order.
+    pub(super) outcomes: Vec<OpOutcome>,
+    /// True if the answer is marked as a replay, so that nothing was applied now.
     pub(super) is_replay: bool,
-    /// Operations refused because their token belongs to another request.
+    /// The number of operations refused because their token belongs to another request.
     pub(super) reused: usize,
-    /// For whoever reads the history's file.
-    pub(super) told: Value,
+    /// The record of this send for readers of the history file.
+    pub(super) record: Value,
 }
 
-/// One item of a batch that was not applied.
-struct Failed {
+/// An item of a batch that was not applied.
+struct FailedBatchItem {
     index: usize,
-    outcome: http::Outcome,
+    outcome: HttpOutcome,
 }
 
 impl Caller {
     pub(super) fn send(
         &mut self,
         gateway: usize,
-        request: &Request,
+        request: &WorkloadRequest,
         token: Option<&str>,
         deadline: Duration,
-    ) -> Sent {
+    ) -> SendOutcome {
         let mut headers: Vec<_> =
             token.map(|token| ("Idempotency-Key", token)).into_iter().collect();
         let (outcome, answer) = match request {
-            Request::One { counter, ask } => {
+            WorkloadRequest::One { counter, ask } => {
                 let path = format!("/v1/counters/{NAMESPACE}/c{counter}");
                 let (method, path, body) = match ask {
                     Ask::Add { delta } => {
@@ -77,7 +77,7 @@ impl Caller {
                 };
                 self.call(gateway, method, &path, &headers, body.as_bytes(), deadline)
             }
-            Request::Many { items } => {
+            WorkloadRequest::Many { items } => {
                 let (form, body) = self.write_batch(items);
                 headers.push(("Content-Type", form));
                 let path = format!("/v1/counters/{NAMESPACE}/increment");
@@ -85,21 +85,28 @@ impl Caller {
             }
         };
         let outcomes = match request {
-            Request::One { ask, .. } => vec![self.outcome_of(*ask, &outcome, answer.as_ref())],
-            Request::Many { items } => self.outcomes_of(items.len(), &outcome, answer.as_ref()),
+            WorkloadRequest::One { ask, .. } => {
+                vec![self.outcome_of(*ask, &outcome, answer.as_ref())]
+            }
+            WorkloadRequest::Many { items } => {
+                self.outcomes_of(items.len(), &outcome, answer.as_ref())
+            }
         };
         let head = answer.as_ref().map(|answer| answer.head.as_str()).unwrap_or_default();
-        Sent {
+        SendOutcome {
             is_replay: head.contains("\r\nidempotent-replayed: true"),
             reused: answer.as_ref().map_or(0, |answer| reused(answer, outcomes.len())),
-            told: told(gateway, &outcome, &outcomes),
+            record: send_record(gateway, &outcome, &outcomes),
             outcomes,
         }
     }
 
-    /// In any of the forms that mean the same: media type and body.
+    /// Encodes a batch in one of the equivalent forms. Returns media type and body.
     fn write_batch(&mut self, items: &[(usize, i64)]) -> (&'static str, String) {
-        let item = |&(counter, delta): &(usize, i64)| json!({"key": format!("c{counter}"), "delta": delta});
+        let item = |&(counter, delta): &(usize, i64)| {
+            let key = format!("c{counter}");
+            json!({"key": key, "delta": delta})
+        };
         match self.rng.below(3) {
             0 => {
                 let items: Vec<_> = items.iter().map(item).collect();
@@ -124,65 +131,65 @@ impl Caller {
         headers: &[(&str, &str)],
         body: &[u8],
         deadline: Duration,
-    ) -> (http::Outcome, Option<Answer>) {
+    ) -> (HttpOutcome, Option<Answer>) {
         self.shared.counts.requests.fetch_add(1, Ordering::Relaxed);
         match self.clients[gateway].call(method, path, headers, body, deadline) {
             Ok(answer) => {
                 let outcome = answer.outcome_or_surprise().unwrap_or_else(|surprise| {
                     self.shared.surprise(format!("{method} {path} {headers:?}: {surprise}"));
-                    http::Outcome::Unknown(surprise)
+                    HttpOutcome::Unknown(surprise)
                 });
                 (outcome, Some(answer))
             }
-            Err(Error::NotSent(why)) => (http::Outcome::NotApplied(why.to_string()), None),
-            Err(Error::Unanswered(why)) => (http::Outcome::Unknown(why.to_string()), None),
+            Err(HttpError::NotSent(why)) => (HttpOutcome::NotApplied(why.to_string()), None),
+            Err(HttpError::Unanswered(why)) => (HttpOutcome::Unknown(why.to_string()), None),
         }
     }
 
-    /// As the history has it.
-    fn outcome_of(&self, ask: Ask, outcome: &http::Outcome, answer: Option<&Answer>) -> Outcome {
+    /// Returns the outcome of a single operation for the history.
+    fn outcome_of(&self, ask: Ask, outcome: &HttpOutcome, answer: Option<&Answer>) -> OpOutcome {
         match outcome {
-            http::Outcome::NotApplied(_) => Outcome::NotApplied,
+            HttpOutcome::NotApplied(_) => OpOutcome::NotApplied,
             // A read changes nothing.
-            http::Outcome::Unknown(_) if ask == Ask::Read => Outcome::NotApplied,
-            http::Outcome::Unknown(_) => Outcome::Unknown,
-            http::Outcome::Applied => {
+            HttpOutcome::Unknown(_) if ask == Ask::Read => OpOutcome::NotApplied,
+            HttpOutcome::Unknown(_) => OpOutcome::Unknown,
+            HttpOutcome::Applied => {
                 let value = answer.and_then(|answer| number(&answer.body["value"]));
                 let wants_value = !matches!(ask, Ask::Add { .. });
                 if wants_value != value.is_some() {
                     self.shared.surprise(format!("{ask:?} was answered {answer:?}"));
                 }
-                Outcome::Applied(value.filter(|_| wants_value))
+                OpOutcome::Applied(value.filter(|_| wants_value))
             }
         }
     }
 
-    /// Of each item of a batch.
+    /// Returns the outcome of each item of a batch for the history.
     fn outcomes_of(
         &self,
         items: usize,
-        outcome: &http::Outcome,
+        outcome: &HttpOutcome,
         answer: Option<&Answer>,
-    ) -> Vec<Outcome> {
+    ) -> Vec<OpOutcome> {
         let all = match outcome {
-            http::Outcome::NotApplied(_) => Outcome::NotApplied,
-            http::Outcome::Unknown(_) => Outcome::Unknown,
-            http::Outcome::Applied => Outcome::Applied(None),
+            HttpOutcome::NotApplied(_) => OpOutcome::NotApplied,
+            HttpOutcome::Unknown(_) => OpOutcome::Unknown,
+            HttpOutcome::Applied => OpOutcome::Applied(None),
         };
         let mut outcomes = vec![all; items];
-        if let (http::Outcome::Applied, Some(answer)) = (outcome, answer) {
+        if let (HttpOutcome::Applied, Some(answer)) = (outcome, answer) {
             match failed_items(&answer.body, items) {
                 Ok(failed) => {
                     for one in failed {
                         outcomes[one.index] = match one.outcome {
-                            http::Outcome::NotApplied(_) => Outcome::NotApplied,
-                            _ => Outcome::Unknown,
+                            HttpOutcome::NotApplied(_) => OpOutcome::NotApplied,
+                            _ => OpOutcome::Unknown,
                         };
                     }
                 }
                 Err(why) => {
                     self.shared.surprise(format!("a batch of {items}: {why}: {answer:?}"));
-                    outcomes.fill(Outcome::Unknown);
+                    outcomes.fill(OpOutcome::Unknown);
                 }
             }
         }
@@ -190,31 +197,31 @@ impl Caller {
     }
 }
 
-/// What a batch's answer names as failed; every item is either that or applied.
-fn failed_items(body: &Value, items: usize) -> Result<Vec<Failed>, String> {
-    let listed = body["failed"].as_array().ok_or("no list of what failed")?;
+/// Returns the failed items of the answer to a batch. Every other item must be applied.
+fn failed_items(body: &Value, items: usize) -> Result<Vec<FailedBatchItem>, String> {
+    let listed = body["failed"].as_array().ok_or("no list of failed items")?;
     let mut failed = Vec::new();
     for item in listed {
         let index = item["index"].as_u64().and_then(|index| usize::try_from(index).ok());
         let index =
-            index.filter(|&index| index < items).ok_or("a failed item that was not there")?;
+            index.filter(|&index| index < items).ok_or("a failed item with an unknown index")?;
         let kind = kind_of(item).to_owned();
         let outcome = match item["outcome"].as_str() {
-            Some("not-applied") => http::Outcome::NotApplied(kind),
-            Some("unknown") => http::Outcome::Unknown(kind),
+            Some("not-applied") => HttpOutcome::NotApplied(kind),
+            Some("unknown") => HttpOutcome::Unknown(kind),
             _ => return Err("a failed item without an outcome".to_owned()),
         };
-        failed.push(Failed { index, outcome });
+        failed.push(FailedBatchItem { index, outcome });
     }
     failed.sort_by_key(|one| one.index);
     failed.dedup_by_key(|one| one.index);
     let adds_up = failed.len() == listed.len()
         && body["accepted"].as_u64() == Some(items as u64)
         && body["applied"].as_u64() == Some((items - failed.len()) as u64);
-    if adds_up { Ok(failed) } else { Err("its numbers don't add up".to_owned()) }
+    if adds_up { Ok(failed) } else { Err("its counts do not add up".to_owned()) }
 }
 
-/// How many operations were refused because their token belongs to another request.
+/// Returns the number of operations refused because their token belongs to another request.
 fn reused(answer: &Answer, operations: usize) -> usize {
     if answer.status == 422 {
         return operations;
@@ -228,13 +235,13 @@ fn kind_of(problem: &Value) -> &str {
     kind.rsplit('/').next().unwrap_or_default()
 }
 
-pub(super) fn told(gateway: usize, outcome: &http::Outcome, outcomes: &[Outcome]) -> Value {
+pub(super) fn send_record(gateway: usize, outcome: &HttpOutcome, outcomes: &[OpOutcome]) -> Value {
     let outcome = match outcome {
-        http::Outcome::Applied => "applied".to_owned(),
-        http::Outcome::NotApplied(why) => format!("not-applied: {why}"),
-        http::Outcome::Unknown(why) => format!("unknown: {why}"),
+        HttpOutcome::Applied => "applied".to_owned(),
+        HttpOutcome::NotApplied(why) => format!("not-applied: {why}"),
+        HttpOutcome::Unknown(why) => format!("unknown: {why}"),
     };
-    let applied = outcomes.iter().filter(|one| matches!(one, Outcome::Applied(_))).count();
+    let applied = outcomes.iter().filter(|one| matches!(one, OpOutcome::Applied(_))).count();
     json!({"gateway": gateway + 1, "outcome": outcome, "applied": applied, "of": outcomes.len()})
 }
 
@@ -250,14 +257,14 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_says_of_every_item_what_became_of_it() {
+    fn the_answer_to_a_batch_accounts_for_every_item() {
         let failed = |index| json!({"index": index, "outcome": "not-applied", "type": "x/frozen"});
         check(json!({"accepted": 3, "applied": 3, "failed": []}), Some(&[]));
         check(
             json!({"accepted": 3, "applied": 1, "failed": [failed(2), failed(0)]}),
             Some(&[0, 2]),
         );
-        // Neither applied nor failed; both; one that was not asked for; no word on the outcome.
+        // An item neither applied nor failed; both; an unknown index; no outcome.
         check(json!({"accepted": 3, "applied": 2, "failed": []}), None);
         check(json!({"accepted": 2, "applied": 2, "failed": []}), None);
         check(json!({"accepted": 3, "applied": 3, "failed": [failed(1)]}), None);

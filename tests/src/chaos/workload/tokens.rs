@@ -1,68 +1,68 @@
-//! Requests with an `Idempotency-Key`: sent three times at least, through both gateways in turn, and
-//! again until what became of them is definite; and then, now and then, the same key with another
-//! request, which must be refused and never counted.
+//! Requests with an `Idempotency-Key`: each is sent at least three times, through both gateways in
+//! turn, until its outcome is definite. Sometimes the same key is then sent with another request,
+//! which must be refused and never counted.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::request::{Request, Sent};
+use super::request::{SendOutcome, WorkloadRequest};
 use super::{Caller, Pools};
 use crate::chaos::recorder::Recorder;
-use crate::sim::history::{Ask, Outcome};
+use crate::sim::history::{Ask, OpOutcome};
 
 const SENDS_MIN: u32 = 3;
-/// A request whose outcome is not known by then is given up: unknown.
+/// The time after which a request is given up, with an unknown outcome.
 const PATIENCE: Duration = Duration::from_secs(90);
 const DEADLINE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(100);
-/// Of a hundred requests that were applied, so many lend their token to another.
+/// The percentage of applied requests whose token is used again for another request.
 const REUSED_PERCENT: u64 = 25;
 const REUSE_PATIENCE: Duration = Duration::from_secs(20);
 
-/// What is known of one operation of a request, after some sends.
+/// The knowledge about one operation of a request after some sends.
 #[derive(Clone, Copy, Default)]
-struct Known {
-    first: Option<Outcome>,
-    /// Some send may have been applied, or may be yet.
+struct KnownOutcome {
+    first: Option<OpOutcome>,
+    /// True if some send may have been applied, or may still be.
     any_unknown: bool,
 }
 
-impl Known {
+impl KnownOutcome {
     fn is_definite(&self) -> bool {
         self.first.is_some() || !self.any_unknown
     }
 }
 
 impl Caller {
-    pub(super) fn with_token(&mut self, request: &Request) {
+    pub(super) fn with_token(&mut self, request: &WorkloadRequest) {
         let ids = self.ask(request);
         let token = format!("\"op-{}\"", ids[0]);
         let begun = Instant::now();
         let mut gateway = self.rng.index(self.clients.len());
-        let mut known = vec![Known::default(); ids.len()];
+        let mut known = vec![KnownOutcome::default(); ids.len()];
         let mut sends = Vec::new();
         for number in 1.. {
             let deadline = if number == 1 { self.deadline() } else { DEADLINE };
             let sent = self.send(gateway, request, Some(&token), deadline);
             self.shared.counts.sends_with_token.fetch_add(1, Ordering::Relaxed);
-            sends.push(sent.told.clone());
+            sends.push(sent.record.clone());
             if sent.reused > 0 {
-                self.shared.surprise(format!("token {token} is nobody else's: {sends:?}"));
+                self.shared.surprise(format!("token {token} has no other request: {sends:?}"));
             }
             self.compare(&token, &known, &sent);
             for (at, &outcome) in sent.outcomes.iter().enumerate() {
                 match outcome {
-                    Outcome::Applied(_) if known[at].first.is_none() => {
+                    OpOutcome::Applied(_) if known[at].first.is_none() => {
                         known[at].first = Some(outcome);
                         self.shared.recorder.answer(ids[at], outcome, &json!(sends));
                     }
-                    Outcome::Unknown => known[at].any_unknown = true,
+                    OpOutcome::Unknown => known[at].any_unknown = true,
                     _ => {}
                 }
             }
-            let definite = known.iter().all(Known::is_definite);
+            let definite = known.iter().all(KnownOutcome::is_definite);
             if definite && number >= SENDS_MIN || begun.elapsed() > PATIENCE {
                 break;
             }
@@ -73,9 +73,9 @@ impl Caller {
         }
         for (id, known) in ids.iter().zip(&known) {
             if known.first.is_none() {
-                // "Not applied" speaks of one request, not of those before it with the same token.
+                // "Not applied" is about one send, not about earlier ones with the same token.
                 let outcome =
-                    if known.any_unknown { Outcome::Unknown } else { Outcome::NotApplied };
+                    if known.any_unknown { OpOutcome::Unknown } else { OpOutcome::NotApplied };
                 self.shared.recorder.answer(*id, outcome, &json!(sends));
             }
         }
@@ -88,44 +88,47 @@ impl Caller {
         }
     }
 
-    /// A token's later answers are the first one's, and say that they are; the first one's does not.
-    fn compare(&self, token: &str, known: &[Known], sent: &Sent) {
+    /// Checks that later answers under a token equal the first one and are marked as replays, and
+    /// that the first one is not marked.
+    fn compare(&self, token: &str, known: &[KnownOutcome], sent: &SendOutcome) {
         let mut any_new = false;
         for (known, outcome) in known.iter().zip(&sent.outcomes) {
-            let Outcome::Applied(_) = outcome else { continue };
+            let OpOutcome::Applied(_) = outcome else { continue };
             match known.first {
                 Some(first) if first != *outcome => self
                     .shared
-                    .surprise(format!("token {token} was told {first:?}, then {outcome:?}")),
+                    .surprise(format!("token {token} was answered {first:?}, then {outcome:?}")),
                 Some(_) => {}
                 None => any_new = true,
             }
             if known.is_definite() && known.first.is_none() && sent.is_replay {
-                self.shared.surprise(format!("token {token}: a replay of what never was"));
+                self.shared
+                    .surprise(format!("token {token}: a replay of a request that was not applied"));
             }
         }
         if all_applied(sent) && !any_new {
             self.shared.counts.replays.fetch_add(1, Ordering::Relaxed);
             if !sent.is_replay {
-                self.shared.surprise(format!("token {token}: a replay that does not say so"));
+                self.shared.surprise(format!("token {token}: a replay that is not marked as one"));
             }
         }
     }
 
-    /// Another request with a token that was applied. It is in the history as not applied whatever
-    /// its sends are told: its client may not know, but nothing of it is ever counted.
-    fn reuse(&mut self, token: &str, other: &Request) {
+    /// Sends another request with a token that was applied. It is in the history as not applied,
+    /// whatever the outcome of its sends: the client may get no answer, but it must never be
+    /// counted.
+    fn reuse(&mut self, token: &str, other: &WorkloadRequest) {
         let ids = self.ask(other);
         let begun = Instant::now();
         let mut gateway = self.rng.index(self.clients.len());
         let mut sends: Vec<Value> = Vec::new();
-        let mut outcomes = vec![Outcome::NotApplied; ids.len()];
+        let mut outcomes = vec![OpOutcome::NotApplied; ids.len()];
         loop {
             let sent = self.send(gateway, other, Some(token), DEADLINE);
             self.shared.counts.sends_with_token.fetch_add(1, Ordering::Relaxed);
-            sends.push(sent.told.clone());
+            sends.push(sent.record.clone());
             for (known, outcome) in outcomes.iter_mut().zip(&sent.outcomes) {
-                if matches!(outcome, Outcome::Applied(_)) {
+                if matches!(outcome, OpOutcome::Applied(_)) {
                     *known = *outcome;
                     self.shared.surprise(format!("token {token} was applied for another request"));
                 }
@@ -147,29 +150,33 @@ impl Caller {
 }
 
 impl Pools {
-    /// Another request that the same token may be tried with: for the same counters, so that the
-    /// same shards know the token. None if one of them has had all its adds.
-    fn another(&mut self, request: &Request, recorder: &Recorder) -> Option<Request> {
+    /// Returns another request for the same counters, so that the same shards know the token.
+    /// Returns `None` if one of the counters has had all its adds.
+    fn another(
+        &mut self,
+        request: &WorkloadRequest,
+        recorder: &Recorder,
+    ) -> Option<WorkloadRequest> {
         let mut digit = |counter| {
             let at = self.digits.iter().position(|&(used, _)| used == counter)?;
             Some(self.take_digit(at, recorder))
         };
         match *request {
-            Request::Many { ref items } => {
+            WorkloadRequest::Many { ref items } => {
                 let items = items.iter().map(|&(counter, _)| digit(counter));
-                Some(Request::Many { items: items.collect::<Option<_>>()? })
+                Some(WorkloadRequest::Many { items: items.collect::<Option<_>>()? })
             }
-            Request::One { counter, ask: Ask::Delete } => {
-                Some(Request::One { counter, ask: Ask::Add { delta: 1 } })
+            WorkloadRequest::One { counter, ask: Ask::Delete } => {
+                Some(WorkloadRequest::One { counter, ask: Ask::Add { delta: 1 } })
             }
-            Request::One { counter, .. } => {
+            WorkloadRequest::One { counter, .. } => {
                 let (counter, delta) = digit(counter)?;
-                Some(Request::One { counter, ask: Ask::Add { delta } })
+                Some(WorkloadRequest::One { counter, ask: Ask::Add { delta } })
             }
         }
     }
 }
 
-fn all_applied(sent: &Sent) -> bool {
-    sent.outcomes.iter().all(|outcome| matches!(outcome, Outcome::Applied(_)))
+fn all_applied(sent: &SendOutcome) -> bool {
+    sent.outcomes.iter().all(|outcome| matches!(outcome, OpOutcome::Applied(_)))
 }

@@ -1,7 +1,7 @@
-//! A gateway worker: the machine that production runs, and its clock.
+//! A gateway worker: the batcher that production runs, with its clock.
 //!
-//! A step is a turn: what has happened is handled, and the turn ends. Time stands still until the world says
-//! that the worker waits for the next thing it has a time for.
+//! A step is a turn: the worker handles an event and ends the turn. Time advances only by
+//! [`GatewayInput::Wait`], up to the next deadline of the worker.
 
 use std::fmt::{self, Debug};
 
@@ -12,22 +12,22 @@ use engine::ops::{Op, OpKind};
 
 use super::super::machines::Machine;
 use super::leader::{BEGAN_MS, primary_of, record, session};
-use super::{Wire, Wires, counter};
+use super::{GatewayWireMessage, Wires, counter};
 
-/// Beyond all that is waited for between two sends.
+/// The deadline of a request, which is longer than all waits between two sends.
 const DEADLINE_MS: u64 = 100_000;
 
-pub struct Table {
+pub struct GatewayContext {
     pub settings: Settings,
-    /// Operations carry a token of their own, of this scope.
+    /// The scope of the tokens of operations; `None` for operations without tokens.
     pub tokens: Option<Scope>,
     pub tick_ms: u64,
     pub wires: Wires,
 }
 
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum Cause {
-    /// The worker's key was made at this revision; 0: it is gone.
+pub enum GatewayInput {
+    /// The key of the worker was created at this revision; 0 if it is gone.
     Session {
         born: u8,
     },
@@ -45,26 +45,26 @@ pub enum Cause {
         conn: u64,
         wire: u32,
     },
-    /// `issued`: so many ticks after the beginning, as the client says.
+    /// A write. `issued` is the time of the token, in ticks after the start.
     Write {
         op: u8,
         request: u8,
         issued: u8,
     },
-    /// The next thing that it has a time for.
+    /// Time passes up to the next deadline of the worker.
     Wait,
 }
 
 #[derive(Clone, Debug)]
-pub enum Out {
+pub enum GatewayOutput {
     Send { conn: u64, wire: u32 },
-    Wrote { request: u8, told: Told },
+    Wrote { request: u8, answer: ClientAnswer },
     Abandoned,
 }
 
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum Told {
-    /// The value after it, and whether it was applied before, under the same token.
+pub enum ClientAnswer {
+    /// The value after the op, and whether the op was applied before under the same token.
     Applied {
         value: i128,
         replayed: bool,
@@ -72,17 +72,17 @@ pub enum Told {
     NotApplied,
     Unknown,
     TooOld,
-    /// What no correct run shows.
+    /// An answer that is impossible in a correct run.
     Never(&'static str),
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct Face {
-    /// Epochs whose primary is to be dialled.
+pub struct GatewaySummary {
+    /// The epochs whose primary has to be dialled.
     pub unconnected: Vec<u8>,
-    /// What it waits for next is a request's deadline, or a moment to send again.
+    /// The next deadline: that of a request, or the time to send again.
     pub waits: Option<Waits>,
-    /// 0: none.
+    /// The revision of its session; 0 if it has none.
     pub session: u8,
 }
 
@@ -94,42 +94,45 @@ pub enum Waits {
 
 #[derive(Clone)]
 pub struct Gateway {
-    worker: Batcher,
+    batcher: Batcher,
     now: Now,
 }
 
-/// All but the worker's counts, which are for people: nothing is decided by them.
+/// Prints everything except the counts of the worker, which affect no decision.
 impl Debug for Gateway {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = format!("{:?}", self.worker);
-        let (before, counts) = text.split_once("counts: Counts {").expect("a worker counts");
-        let (_, after) = counts.split_once('}').expect("and ends to");
+        let text = format!("{:?}", self.batcher);
+        let (before, counts) =
+            text.split_once("counts: Counts {").expect("the text has the counts");
+        let (_, after) = counts.split_once('}').expect("the counts end");
         write!(f, "{before}{after} {:?}", self.now)
     }
 }
 
 impl Gateway {
-    pub fn new(table: &Table) -> Self {
-        Self { worker: Batcher::new(table.settings.clone()), now: Now(0) }
+    pub fn new(context: &GatewayContext) -> Self {
+        Self { batcher: Batcher::new(context.settings.clone()), now: Now(0) }
     }
 
-    fn event(&mut self, cause: Cause, table: &Table) -> Option<Event> {
-        Some(match cause {
-            Cause::Session { born } => Event::Session((born > 0).then(|| session(born))),
-            Cause::Record { epoch } => Event::ShardRecord(record(epoch)),
-            Cause::Connected { conn, epoch } => {
+    fn event(&mut self, input: GatewayInput, context: &GatewayContext) -> Option<Event> {
+        Some(match input {
+            GatewayInput::Session { born } => Event::Session((born > 0).then(|| session(born))),
+            GatewayInput::Record { epoch } => Event::ShardRecord(record(epoch)),
+            GatewayInput::Connected { conn, epoch } => {
                 Event::Connected { conn: Conn(conn), node: primary_of(epoch) }
             }
-            Cause::Closed { conn } => Event::Closed { conn: Conn(conn) },
-            Cause::Received { conn, wire } => match table.wires.borrow().get(wire) {
-                Wire::From(reply) => Event::Reply { conn: Conn(conn), reply: reply.clone() },
-                Wire::To(_) => return None,
+            GatewayInput::Closed { conn } => Event::Closed { conn: Conn(conn) },
+            GatewayInput::Received { conn, wire } => match context.wires.borrow().get(wire) {
+                GatewayWireMessage::From(reply) => {
+                    Event::Reply { conn: Conn(conn), reply: reply.clone() }
+                }
+                GatewayWireMessage::To(_) => return None,
             },
-            Cause::Write { op, request, issued } => {
-                let token = table.tokens.map(|scope| ClientToken {
+            GatewayInput::Write { op, request, issued } => {
+                let token = context.tokens.map(|scope| ClientToken {
                     scope,
                     token: vec![op].into(),
-                    issued: Some(TimeMs(BEGAN_MS + u64::from(issued) * table.tick_ms)),
+                    issued: Some(TimeMs(BEGAN_MS + u64::from(issued) * context.tick_ms)),
                     extra: 0,
                 });
                 let kind = OpKind::AddReturning { delta: 1 << (4 * op) };
@@ -140,54 +143,62 @@ impl Gateway {
                     deadline: self.now.plus_ms(DEADLINE_MS),
                 }
             }
-            Cause::Wait => {
-                self.now = self.worker.next_deadline()?.max(self.now);
+            GatewayInput::Wait => {
+                self.now = self.batcher.next_deadline()?.max(self.now);
                 return None;
             }
         })
     }
 
-    fn told(result: &WriteResult) -> Told {
+    fn answer_of(result: &WriteResult) -> ClientAnswer {
         match result.failed.first() {
-            None => Told::Applied { value: result.values[0].1, replayed: result.replayed > 0 },
+            None => {
+                ClientAnswer::Applied { value: result.values[0].1, replayed: result.replayed > 0 }
+            }
             Some((_, why)) => match why {
-                Failure::TokenTooOld => Told::TooOld,
-                Failure::SessionAbandoned => Told::Never("its number did not follow"),
-                Failure::ResultGone => Told::Never("its result is gone"),
-                Failure::Malformed => Told::Never("it could not be read"),
-                Failure::TokenReused => Told::Never("its token is another request's"),
-                Failure::TokenQuota => Told::Never("there are too many records"),
-                why if why.outcome() == Outcome::NotApplied => Told::NotApplied,
-                _ => Told::Unknown,
+                Failure::TokenTooOld => ClientAnswer::TooOld,
+                Failure::SessionAbandoned => ClientAnswer::Never("its number did not follow"),
+                Failure::ResultGone => ClientAnswer::Never("its result is gone"),
+                Failure::Malformed => ClientAnswer::Never("it could not be read"),
+                Failure::TokenReused => ClientAnswer::Never("its token is another request's"),
+                Failure::TokenQuota => ClientAnswer::Never("there are too many records"),
+                why if why.outcome() == Outcome::NotApplied => ClientAnswer::NotApplied,
+                _ => ClientAnswer::Unknown,
             },
         }
     }
 }
 
 impl Machine for Gateway {
-    type Cause = Cause;
-    type Out = Out;
-    type Face = Face;
-    type Table = Table;
+    type Input = GatewayInput;
+    type Output = GatewayOutput;
+    type Summary = GatewaySummary;
+    type Context = GatewayContext;
 
-    fn on(&mut self, cause: Cause, table: &mut Table, out: &mut Vec<Out>) {
-        let event = self.event(cause, table);
+    fn on(
+        &mut self,
+        input: GatewayInput,
+        context: &mut GatewayContext,
+        out: &mut Vec<GatewayOutput>,
+    ) {
+        let event = self.event(input, context);
         let mut effects = Vec::new();
         for event in event.into_iter().chain([Event::TurnEnded]) {
-            self.worker.handle(self.now, event, &mut effects);
+            self.batcher.handle(self.now, event, &mut effects);
         }
         for effect in effects {
             out.push(match effect {
                 Effect::Send { conn, message } => {
-                    let wire = table.wires.borrow_mut().number(Wire::To(message));
-                    Out::Send { conn: conn.0, wire }
+                    let wire = context.wires.borrow_mut().number(GatewayWireMessage::To(message));
+                    GatewayOutput::Send { conn: conn.0, wire }
                 }
-                Effect::Wrote { request, result } => {
-                    Out::Wrote { request: request as u8, told: Self::told(&result) }
-                }
-                Effect::AbandonSession(_) => Out::Abandoned,
+                Effect::Wrote { request, result } => GatewayOutput::Wrote {
+                    request: request as u8,
+                    answer: Self::answer_of(&result),
+                },
+                Effect::AbandonSession(_) => GatewayOutput::Abandoned,
                 Effect::Report(_) => continue,
-                other => panic!("nothing asks for {other:?} here"),
+                other => panic!("unexpected effect {other:?}"),
             });
         }
     }
@@ -196,15 +207,15 @@ impl Machine for Gateway {
         self.now
     }
 
-    fn face(&self) -> Face {
+    fn summary(&self) -> GatewaySummary {
         let epoch_of = |store: StoreId| store.0 as u8;
-        let waits = self.worker.next_deadline().map(|at| {
+        let waits = self.batcher.next_deadline().map(|at| {
             if at.ms_since(self.now) > DEADLINE_MS / 2 { Waits::ForDeadline } else { Waits::ToSend }
         });
-        Face {
-            unconnected: self.worker.unconnected().iter().map(|at| epoch_of(at.store)).collect(),
+        GatewaySummary {
+            unconnected: self.batcher.unconnected().iter().map(|at| epoch_of(at.store)).collect(),
             waits,
-            session: self.worker.session().map_or(0, |id| id.0.revision as u8),
+            session: self.batcher.session().map_or(0, |id| id.0.revision as u8),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The primary of one epoch: the node machine that production runs, alone in its in-sync set.
 //!
-//! What a commit takes is searched by the [replication](super::super::replication) world. Here it is one step
-//! of the world's choosing: the oldest group of the log becomes durable, and so committed. Which entries a
-//! deposed primary may still see committed, and which a new one begins with, the world decides too.
+//! The [replication](super::super::replication) world covers the conditions of a commit. Here a
+//! commit is one step: the oldest group of the log becomes durable, and so committed. The world
+//! also chooses the entries that a deposed primary may still commit, and those with which a new one
+//! starts.
 //!
 //! Nothing is flushed: a new primary applies the log from its first entry on.
 
@@ -21,19 +22,19 @@ use engine::shard_record::ShardRecord;
 use engine::store::log::LogRecord;
 
 use super::super::machines::Machine;
-use super::{Wire, Wires, counter};
+use super::{GatewayWireMessage, Wires, counter};
 
-/// The shard's time at the beginning.
+/// The time of the shard at the start.
 pub const BEGAN_MS: u64 = 1_000_000_000;
 
-pub struct Table {
+pub struct LeaderContext {
     pub settings: Settings,
     pub tick_ms: u64,
     pub wires: Wires,
 }
 
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum Cause {
+pub enum LeaderInput {
     Record {
         epoch: u8,
     },
@@ -46,35 +47,36 @@ pub enum Cause {
     },
     /// The oldest group is committed.
     Committed,
-    /// Bit n of `alive`: the session born at revision n.
+    /// A list of sessions. Bit n of `alive` is the session created at revision n.
     Listed {
         at: u8,
         alive: u32,
     },
     Tick,
-    /// Its disk is full, or has room again.
+    /// The disk is full, or has room again.
     Full(bool),
 }
 
 #[derive(Clone, Debug)]
-pub enum Out {
+pub enum LeaderOutput {
     Reply { conn: u64, wire: u32 },
-    Told(&'static str),
+    Noted(&'static str),
 }
 
-/// What is to be seen of a primary.
+/// The visible state of a primary.
 #[derive(Clone, Debug, Default)]
-pub struct Face {
+pub struct LeaderSummary {
     pub leads: bool,
     pub active: bool,
-    /// The chain of each entry: equal where two logs are.
+    /// The chain of each entry. Two logs are equal up to a position if their chains there are
+    /// equal.
     pub log: Vec<u64>,
     pub commit: usize,
     pub applied: u64,
-    /// How long the log is at the end of the oldest group that is not committed.
+    /// The length of the log up to the end of the oldest group that is not committed.
     pub next: Option<usize>,
     pub value: i128,
-    /// The newest collection's revision, and the sessions ≤ it that are expired.
+    /// The revision of the newest collection, and the expired sessions up to it as a bit mask.
     pub collected: u64,
     pub expired: u32,
     pub rows: usize,
@@ -86,18 +88,18 @@ pub struct Face {
 pub struct Leader {
     node: Node,
     entries: Vec<Entry>,
-    /// Groups whose fsync has been asked for: the number, and how long the log is at its end.
+    /// The groups whose fsync was requested: number, and length of the log at the end of the group.
     groups: VecDeque<(u64, usize)>,
     full: bool,
     now: Now,
 }
 
-/// The process that leads in this epoch.
+/// Returns the process that leads in this epoch.
 pub fn primary_of(epoch: u8) -> StoreBoot {
     StoreBoot { store: StoreId(epoch.into()), boot: Boot(1) }
 }
 
-/// The shard's record in this epoch. Primaries of earlier ones keep their copies as learners.
+/// Returns the record of the shard in this epoch. Primaries of earlier epochs are learners.
 pub fn record(epoch: u8) -> ShardRecord {
     ShardRecord {
         slots: Slots::ALL,
@@ -116,8 +118,8 @@ pub fn session(revision: u8) -> SessionId {
 }
 
 impl Leader {
-    /// A process that holds these entries, durable.
-    pub fn new(table: &Table, epoch: u8, entries: Vec<Entry>) -> Self {
+    /// Creates a process with these durable entries.
+    pub fn new(context: &LeaderContext, epoch: u8, entries: Vec<Entry>) -> Self {
         let state = ShardState { slots: Slots::ALL, ..ShardState::default() };
         let promised = entries.last().map_or(Epoch(0), |entry| entry.epoch);
         let content = RecoveredContent { state, entries: entries.clone(), suspect: false };
@@ -129,7 +131,7 @@ impl Leader {
             content: Some(content),
         };
         let now = Now(0);
-        let mut node = Node::new(table.settings.clone(), primary_of(epoch), now, 1, vec![found]);
+        let mut node = Node::new(context.settings.clone(), primary_of(epoch), now, 1, vec![found]);
         let peers = Event::Peers(vec![(primary_of(epoch), epoch.into())]);
         for event in [Event::WallClock(TimeMs(BEGAN_MS)), Event::LeaseConfirmed, peers] {
             node.handle(now, event, &mut Vec::new());
@@ -141,33 +143,40 @@ impl Leader {
         &self.entries
     }
 
-    fn event(&mut self, cause: Cause, table: &Table) -> Option<Event> {
-        Some(match cause {
-            Cause::Record { epoch } => {
+    fn event(&mut self, input: LeaderInput, context: &LeaderContext) -> Option<Event> {
+        Some(match input {
+            LeaderInput::Record { epoch } => {
                 Event::ShardRecord { record: record(epoch), mod_revision: epoch.into(), read: None }
             }
-            Cause::Accepted { conn } => Event::GatewayConnected { conn: Conn(conn) },
-            Cause::Received { conn, wire } => match table.wires.borrow().get(wire) {
-                Wire::To(message) => Event::Gateway { conn: Conn(conn), message: message.clone() },
-                Wire::From(_) => return None,
+            LeaderInput::Accepted { conn } => Event::GatewayConnected { conn: Conn(conn) },
+            LeaderInput::Received { conn, wire } => match context.wires.borrow().get(wire) {
+                GatewayWireMessage::To(message) => {
+                    Event::Gateway { conn: Conn(conn), message: message.clone() }
+                }
+                GatewayWireMessage::From(_) => return None,
             },
-            Cause::Committed => Event::Durable { group: self.groups.pop_front()?.0 },
-            Cause::Listed { at, alive } => Event::SessionsListed {
+            LeaderInput::Committed => Event::Durable { group: self.groups.pop_front()?.0 },
+            LeaderInput::Listed { at, alive } => Event::SessionsListed {
                 at: session(at).0,
                 alive: (1..=at).filter(|id| alive >> id & 1 == 1).map(session).collect(),
             },
-            Cause::Tick => {
-                self.now = self.now.plus_ms(table.tick_ms);
+            LeaderInput::Tick => {
+                self.now = self.now.plus_ms(context.tick_ms);
                 Event::WallClock(TimeMs(BEGAN_MS + self.now.0 / 1_000))
             }
-            Cause::Full(full) => {
+            LeaderInput::Full(full) => {
                 self.full = full;
                 Event::DiskFull(full)
             }
         })
     }
 
-    fn perform(&mut self, effect: Effect, table: &Table, out: &mut Vec<Out>) -> Option<Event> {
+    fn perform(
+        &mut self,
+        effect: Effect,
+        context: &LeaderContext,
+        out: &mut Vec<LeaderOutput>,
+    ) -> Option<Event> {
         match effect {
             Effect::Write(LogRecord::Append { entry, .. }) => self.note(entry, out),
             Effect::Write(LogRecord::Promise { .. }) => {}
@@ -180,30 +189,32 @@ impl Leader {
                 });
             }
             Effect::Gateway { conn, reply } => {
-                // Nothing here freezes a shard: that it is open goes without saying.
+                // Shard states are ignored, since nothing here freezes a shard.
                 let NodeReply::Answer { answer, .. } = &reply else { return None };
                 match answer {
                     BatchReply::Expired => {
-                        out.push(Out::Told("a batch of a collected session comes"))
+                        out.push(LeaderOutput::Noted("a batch of a collected session comes"))
                     }
-                    BatchReply::Refused(_) => out.push(Out::Told("a primary refuses a batch")),
+                    BatchReply::Refused(_) => {
+                        out.push(LeaderOutput::Noted("a primary refuses a batch"))
+                    }
                     _ => {}
                 }
-                let wire = table.wires.borrow_mut().number(Wire::From(reply));
-                out.push(Out::Reply { conn: conn.0, wire });
+                let wire = context.wires.borrow_mut().number(GatewayWireMessage::From(reply));
+                out.push(LeaderOutput::Reply { conn: conn.0, wire });
             }
-            // The world reads records and lists sessions whenever it likes; a flush takes longer than any run.
+            // The world delivers records and lists of sessions by itself, and no flush completes.
             Effect::ReadRecord { .. }
             | Effect::Report(_)
             | Effect::ListSessions
             | Effect::Flush { .. }
             | Effect::Trim { .. } => {}
-            other => panic!("nothing asks for {other:?} here"),
+            other => panic!("unexpected effect {other:?}"),
         }
         None
     }
 
-    fn note(&mut self, entry: Entry, out: &mut Vec<Out>) {
+    fn note(&mut self, entry: Entry, out: &mut Vec<LeaderOutput>) {
         assert_eq!(entry.seq.0, self.entries.len() as u64 + 1, "a primary only appends");
         let collections = self.entries.iter().filter_map(|earlier| match &earlier.body {
             Body::ExpireSessions { up_to, .. } => Some(*up_to),
@@ -213,10 +224,10 @@ impl Leader {
             Body::ExpireSessions { up_to, .. }
                 if collections.max().is_some_and(|newest| newest > *up_to) =>
             {
-                out.push(Out::Told("a collection older than the newest is ordered"));
+                out.push(LeaderOutput::Noted("a collection older than the newest is ordered"));
             }
-            Body::ExpireSessions { .. } => out.push(Out::Told("a collection is ordered")),
-            Body::ExpireTokens { .. } => out.push(Out::Told("an expiry is ordered")),
+            Body::ExpireSessions { .. } => out.push(LeaderOutput::Noted("a collection is ordered")),
+            Body::ExpireTokens { .. } => out.push(LeaderOutput::Noted("an expiry is ordered")),
             _ => {}
         }
         self.entries.push(entry);
@@ -224,19 +235,19 @@ impl Leader {
 }
 
 impl Machine for Leader {
-    type Cause = Cause;
-    type Out = Out;
-    type Face = Face;
-    type Table = Table;
+    type Input = LeaderInput;
+    type Output = LeaderOutput;
+    type Summary = LeaderSummary;
+    type Context = LeaderContext;
 
-    fn on(&mut self, cause: Cause, table: &mut Table, out: &mut Vec<Out>) {
-        let mut events: VecDeque<Event> = self.event(cause, table).into_iter().collect();
+    fn on(&mut self, input: LeaderInput, context: &mut LeaderContext, out: &mut Vec<LeaderOutput>) {
+        let mut events: VecDeque<Event> = self.event(input, context).into_iter().collect();
         while let Some(event) = events.pop_front() {
             let mut effects = Vec::new();
             self.node.handle(self.now, event, &mut effects);
             self.node.check_invariants();
             for effect in effects {
-                events.extend(self.perform(effect, table, out));
+                events.extend(self.perform(effect, context, out));
             }
         }
     }
@@ -245,7 +256,7 @@ impl Machine for Leader {
         self.now
     }
 
-    fn face(&self) -> Face {
+    fn summary(&self) -> LeaderSummary {
         let name = counter();
         let value = self.node.tables().value(None, name.name(), key::hash(name.name()));
         let view = self.node.replicas().next().expect("a copy is never given up here");
@@ -255,7 +266,7 @@ impl Machine for Leader {
             .into_iter()
             .filter(|&id| sessions.expiry.has_expired(session(id as u8)))
             .fold(0, |mask, id| mask | 1 << id);
-        Face {
+        LeaderSummary {
             leads: view.primary.is_some(),
             active: view.primary.is_some_and(|primary| primary.active),
             log: self.entries.iter().map(|entry| entry.chain.0).collect(),

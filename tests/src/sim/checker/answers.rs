@@ -1,14 +1,14 @@
 //! A gateway answers each request once and in full: every operation failed, or was applied with a
-//! value if it asks for one. And it never hears what no correct cluster says: "out of order",
-//! "malformed", "answered before" of a batch that is still out, "expired" of a session whose key
-//! stands.
+//! value if it asks for one. And it never receives a reply that no correct cluster sends: "out of
+//! order", "malformed", "answered before" for a batch that is still in flight, "expired" for a
+//! session whose key exists.
 
 use engine::batcher::{Failure, WriteResult};
 use engine::ops::Op;
 
 use super::Violation;
 
-/// What became of each operation: its value, if it was applied and has one.
+/// The result of each operation: its value, if it was applied and has one.
 pub type Outcomes = Vec<Result<Option<i128>, Failure>>;
 
 /// Reads the answer to a request of these operations.
@@ -27,7 +27,7 @@ pub fn outcomes(
             None => false,
         };
     }
-    // Whoever asks for a value has one, and nobody else.
+    // An operation that asks for a value has one, and no other does.
     for (op, outcome) in ops.iter().zip(&mut outcomes) {
         let outcome = outcome.get_or_insert(Ok(None));
         sound &= outcome.is_err() || (*outcome != Ok(None)) == op.kind.needs_value();
@@ -49,7 +49,7 @@ fn strange(failure: Failure, violations: &mut Vec<Violation>) {
         Failure::Malformed | Failure::ResultGone | Failure::SessionAbandoned | Failure::TooLarge
     );
     if strange {
-        let detail = format!("a gateway was told {failure:?}");
+        let detail = format!("a gateway received {failure:?}");
         violations.push(Violation { promise: "answers", detail });
     }
 }

@@ -1,28 +1,30 @@
-//! A bounded-stale value is never older than its answer says: it holds every increment that was
-//! acknowledged by the moment of the answer less the age that it names.
+//! A bounded-stale value is never older than its answer states: it contains every increment that
+//! was acknowledged by the moment of the answer less the age that it names.
 //!
-//! And old is all that it may be: it is a value that the counter has had. So it fits into the chain
-//! of the others, no digit is above 1, and nothing is in it that was refused or not yet asked for.
+//! The only defect of such a value is its age: it is a value that the counter has had. So it fits
+//! into the chain of the others, no digit is above 1, and it contains nothing that was refused or
+//! not yet requested.
 
-use super::super::history::{Ask, History, Outcome};
+use super::super::history::{Ask, ClientHistory, OpOutcome};
 use super::Violation;
 use super::digits;
 
 const PROMISE: &str = "bounded";
 
-pub fn check(history: &History, violations: &mut Vec<Violation>) {
+pub fn check(history: &ClientHistory, violations: &mut Vec<Violation>) {
     for counter in digits::counters(history) {
         let seen = digits::seen(history, counter);
         for op in history.of(counter) {
-            let Some((answered, Outcome::Stale { value, as_of })) = op.answer else { continue };
+            let Some((answered, OpOutcome::Stale { value, as_of })) = op.answer else { continue };
             let Some(set) = digits::set(value) else {
                 violations.push(wrong(history, counter, value, "is no sum of its adds"));
                 continue;
             };
             let bits = |adds: &mut dyn Iterator<Item = Ask>| adds.map(digits::bit).sum::<u64>();
             let ops = || history.of(counter);
-            let due =
-                |add: &&super::super::history::Op| add.applied().is_some() && add.told_at < as_of;
+            let due = |add: &&super::super::history::ClientOp| {
+                add.applied().is_some() && add.answered_at < as_of
+            };
             let due = bits(&mut ops().filter(due).map(|add| add.ask));
             let possible = ops().filter(|add| add.asked < answered && !add.is_refused());
             let possible = bits(&mut possible.map(|add| add.ask));
@@ -43,7 +45,7 @@ pub fn check(history: &History, violations: &mut Vec<Violation>) {
     }
 }
 
-fn wrong(history: &History, counter: usize, value: i128, why: &str) -> Violation {
+fn wrong(history: &ClientHistory, counter: usize, value: i128, why: &str) -> Violation {
     let detail = format!("{:?}: {value:#x} {why}", history.counters[counter].key);
     Violation { promise: PROMISE, detail }
 }
@@ -51,18 +53,18 @@ fn wrong(history: &History, counter: usize, value: i128, why: &str) -> Violation
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sim::history::Use;
+    use crate::sim::history::CounterUse;
 
     /// Three adds, acknowledged at 10, 20 and never; then a read with this answer.
     #[track_caller]
     fn check(value: i128, as_of: u64, want: Option<&str>) {
-        let mut history = History::default();
-        let counter = history.new_counter(Use::Digits);
+        let mut history = ClientHistory::default();
+        let counter = history.new_counter(CounterUse::Digits);
         for (step, delta, answer) in [
-            (1, 1, Some((10, Outcome::Applied(None)))),
-            (2, 4, Some((20, Outcome::Applied(None)))),
+            (1, 1, Some((10, OpOutcome::Applied(None)))),
+            (2, 4, Some((20, OpOutcome::Applied(None)))),
             (3, 16, None),
-            (4, 64, Some((30, Outcome::NotApplied))),
+            (4, 64, Some((30, OpOutcome::NotApplied))),
         ] {
             let add = history.ask(step, counter, Ask::Add { delta });
             if let Some((at, outcome)) = answer {
@@ -70,7 +72,7 @@ mod tests {
             }
         }
         let read = history.ask(30, counter, Ask::Read);
-        history.answer(40, 50, read, Outcome::Stale { value, as_of });
+        history.answer(40, 50, read, OpOutcome::Stale { value, as_of });
         history.ask(50, counter, Ask::Add { delta: 256 });
         let mut violations = Vec::new();
         super::check(&history, &mut violations);

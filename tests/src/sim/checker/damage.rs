@@ -1,8 +1,8 @@
-//! Damage is never served: a copy of which something durable was lost leads nothing until it was made anew.
+//! Damage is never served: a copy that lost something durable leads nothing until it was replaced.
 //!
-//! That none of its acknowledgements counts needs no checker of its own: what counted on one would be lost, and is
-//! missed by the clients. A copy that is only *suspect*, since its disk has failed and kept everything, may lead where
-//! there is no better one.
+//! No checker of its own is needed for its acknowledgements: an increment that depended on one
+//! would be lost, and the clients miss it. A copy that is only *suspect*, since its disk has failed
+//! and kept everything, may lead where there is no better one.
 
 use std::collections::BTreeSet;
 
@@ -11,11 +11,11 @@ use engine::node::ReplicaView;
 
 use super::Violation;
 
-/// Copies that were found damaged.
+/// The copies that were found damaged.
 #[derive(Default)]
-pub struct Damaged(BTreeSet<(StoreId, ShardId, CopyNo)>);
+pub struct DamagedCopies(BTreeSet<(StoreId, ShardId, CopyNo)>);
 
-impl Damaged {
+impl DamagedCopies {
     pub fn found(&mut self, store: StoreId, copies: impl Iterator<Item = (ShardId, CopyNo)>) {
         self.0.extend(copies.map(|(shard, copy)| (store, shard, copy)));
     }

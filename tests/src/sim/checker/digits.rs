@@ -2,18 +2,18 @@
 //!
 //! Base 4, so that a digit 2 or 3 shows a double count instead of carrying into the next add.
 
-use super::super::history::{Ask, History, Op, Use};
+use super::super::history::{Ask, ClientHistory, ClientOp, CounterUse};
 
-/// A value that some operation saw, with the adds it contains as a bit set.
+/// A value that some operation returned, with the adds it contains as a bit set.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen<'a> {
-    pub op: &'a Op,
+pub struct SeenValue<'a> {
+    pub op: &'a ClientOp,
     pub answered: u64,
     pub value: i128,
     pub set: u64,
 }
 
-/// The add's own bit.
+/// The bit of one add.
 pub fn bit(ask: Ask) -> u64 {
     match ask {
         Ask::Add { delta } | Ask::AddReturning { delta } => 1 << (delta.trailing_zeros() / 2),
@@ -21,7 +21,7 @@ pub fn bit(ask: Ask) -> u64 {
     }
 }
 
-/// The set, if every digit is 0 or 1 and no more than all digits are there.
+/// The set, if every digit is 0 or 1 and there are no more digits than adds can have.
 pub fn set(value: i128) -> Option<u64> {
     let mut set = 0u64;
     let mut rest = u128::try_from(value).ok()?;
@@ -36,13 +36,13 @@ pub fn set(value: i128) -> Option<u64> {
     Some(set)
 }
 
-pub fn counters(history: &History) -> impl Iterator<Item = usize> {
-    (0..history.counters.len()).filter(|&at| history.counters[at].used == Use::Digits)
+pub fn counters(history: &ClientHistory) -> impl Iterator<Item = usize> {
+    (0..history.counters.len()).filter(|&at| history.counters[at].used == CounterUse::Digits)
 }
 
-/// What was seen of a counter, as far as it can be read.
-pub fn seen(history: &History, counter: usize) -> Vec<Seen<'_>> {
-    let read = |op: &'_ Op| -> Option<(u64, i128)> {
+/// The values of a counter that operations returned, as far as they can be decoded.
+pub fn seen(history: &ClientHistory, counter: usize) -> Vec<SeenValue<'_>> {
+    let read = |op: &'_ ClientOp| -> Option<(u64, i128)> {
         let (answered, value) = op.applied()?;
         Some((answered, value?))
     };
@@ -50,7 +50,7 @@ pub fn seen(history: &History, counter: usize) -> Vec<Seen<'_>> {
         .of(counter)
         .filter_map(|op| {
             let (answered, value) = read(op)?;
-            Some(Seen { op, answered, value, set: set(value)? })
+            Some(SeenValue { op, answered, value, set: set(value)? })
         })
         .collect()
 }

@@ -1,9 +1,11 @@
-//! What a disk said was durable is found at the next start, and nothing that was never written: a torn group is
-//! cut without a word, damage is told, and neither passes for the other.
+//! Everything that a disk reported as durable is found at the next start, and nothing that was
+//! never written: a torn group is cut silently, damage is reported, and neither is taken for the
+//! other.
 //!
-//! The checker keeps the records of every group as the node wrote them, and knows nothing of bytes. What recovery
-//! makes of the bytes must be what these records say, as of the last group that it found. False alarms would come
-//! from damage, after which the records say more than the disk: then only what is suspect is compared.
+//! The checker keeps the records of every group as the node wrote them, and knows nothing of bytes.
+//! The result of recovery must be what these records imply, up to the last group that it found.
+//! False alarms would come from damage, after which the records contain more than the disk: then
+//! only what is suspect is compared.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -17,38 +19,38 @@ use super::Violation;
 
 const PROMISE: &str = "durable";
 
-/// One store's log, as a list of records.
+/// The log of one store, as a list of records.
 #[derive(Clone, Debug, Default)]
 pub struct Durable {
-    /// Up to here in `shards`, and found at every start.
+    /// The last group that is applied to `shards`; every start must find it.
     durable: u64,
-    shards: BTreeMap<ShardId, Shard>,
+    shards: BTreeMap<ShardId, RecordedShard>,
     identity: Option<Identity>,
-    /// Written after it.
+    /// Groups after `durable`.
     tail: VecDeque<(u64, Vec<LogRecord>)>,
 }
 
-/// What the records say of one shard.
+/// The state of one shard that the records imply.
 #[derive(Clone, Debug, Default)]
-struct Shard {
+struct RecordedShard {
     slots: Slots,
     promised: Epoch,
     copy: CopyNo,
     base: Option<Position>,
     entries: BTreeMap<Seq, Entry>,
-    /// Damage was found, and the copy is still the same.
+    /// Damage was found, and the copy has not been replaced since.
     suspect: bool,
 }
 
-/// What a start found.
-pub struct Found<'a> {
+/// The result of recovery at a start.
+pub struct RecoveryFindings<'a> {
     pub store: StoreId,
-    /// The last group.
+    /// The number of the last group.
     pub group: u64,
     pub damaged: bool,
-    /// Something was harmed since the last start …
+    /// The disk was harmed since the last start: damage must be reported.
     pub must_be_damaged: bool,
-    /// … or earlier, and may still be there.
+    /// The disk was harmed earlier, and the damage may still be there.
     pub may_be_damaged: bool,
     pub identity: Option<&'a Identity>,
     pub replicas: &'a [RecoveredReplica],
@@ -78,20 +80,20 @@ impl Durable {
         }
     }
 
-    /// A start has read the disk. What it found is what it goes on with.
-    pub fn recovered(&mut self, found: &Found<'_>, violations: &mut Vec<Violation>) {
+    /// A start has read the disk; its findings are the new base line.
+    pub fn recovered(&mut self, found: &RecoveryFindings<'_>, violations: &mut Vec<Violation>) {
         let mut wrong = Vec::new();
         if found.damaged && !found.may_be_damaged {
-            wrong.push("damage is told where nothing was damaged".to_owned());
+            wrong.push("damage is reported where nothing was damaged".to_owned());
         }
         if found.must_be_damaged && !found.damaged {
-            wrong.push("damage is not told".to_owned());
+            wrong.push("damage is not reported".to_owned());
         }
         if found.damaged {
             if found.replicas.iter().any(|one| one.content.as_ref().is_some_and(|c| !c.suspect)) {
                 wrong.push("damage was found, and a copy is not suspect".to_owned());
             }
-            self.start_anew(found);
+            self.restart_from(found);
         } else {
             if found.group < self.durable {
                 let durable = self.durable;
@@ -102,7 +104,7 @@ impl Durable {
             }
             self.tail.clear();
             if found.identity != self.identity.as_ref() {
-                wrong.push(format!("who it is: {:?}, not {:?}", found.identity, self.identity));
+                wrong.push(format!("identity: {:?}, not {:?}", found.identity, self.identity));
             }
             wrong.extend(self.differences(found));
         }
@@ -112,7 +114,7 @@ impl Durable {
         }
     }
 
-    fn differences(&mut self, found: &Found<'_>) -> Option<String> {
+    fn differences(&mut self, found: &RecoveryFindings<'_>) -> Option<String> {
         let known: Vec<_> = self.shards.keys().copied().collect();
         let want: Vec<_> = known.into_iter().map(|shard| self.expected(shard, found)).collect();
         let differ = |(want, got): &(&RecoveredReplica, &RecoveredReplica)| !are_same(want, got);
@@ -123,7 +125,7 @@ impl Durable {
         first.map(|(want, got)| format!("{want:?} was written, {got:?} is found"))
     }
 
-    fn expected(&mut self, shard: ShardId, found: &Found<'_>) -> RecoveredReplica {
+    fn expected(&mut self, shard: ShardId, found: &RecoveryFindings<'_>) -> RecoveredReplica {
         let state = found.state.get(&shard);
         let known = self.shards.get_mut(&shard).expect("asked for what is known");
         let content = known.content(state);
@@ -142,17 +144,17 @@ impl Durable {
         }
     }
 
-    /// After damage, what is left is all that can be asked for.
-    fn start_anew(&mut self, found: &Found<'_>) {
+    /// After damage, what recovery found is all that can be expected.
+    fn restart_from(&mut self, found: &RecoveryFindings<'_>) {
         self.tail.clear();
         self.durable = found.group;
         self.identity = found.identity.cloned();
         let shard = |replica: &RecoveredReplica| {
-            let mut shard = Shard {
+            let mut shard = RecordedShard {
                 slots: replica.slots,
                 promised: replica.promised,
                 copy: replica.copy,
-                ..Shard::default()
+                ..RecordedShard::default()
             };
             if let Some(content) = &replica.content {
                 shard.base = Some(content.state.applied);
@@ -166,7 +168,8 @@ impl Durable {
     }
 }
 
-/// The state's own part is the same by construction: both take it from the disk.
+/// The part that comes from the state is the same by construction: both sides read it from the
+/// disk.
 fn are_same(one: &RecoveredReplica, other: &RecoveredReplica) -> bool {
     let head = |it: &RecoveredReplica| (it.shard, it.slots, it.promised, it.copy);
     head(one) == head(other)
@@ -181,7 +184,7 @@ fn are_same(one: &RecoveredReplica, other: &RecoveredReplica) -> bool {
         }
 }
 
-impl Shard {
+impl RecordedShard {
     fn take(&mut self, record: LogRecord) {
         match record {
             LogRecord::Append { entry, .. } => drop(self.entries.insert(entry.seq, entry)),
@@ -204,7 +207,7 @@ impl Shard {
         if let Some((copy, state)) = state
             && *copy > self.copy
         {
-            // Installed, and then the process ended before the log said so.
+            // The copy was installed, and the process ended before the log recorded it.
             let (slots, base) = (state.slots, Some(state.applied));
             *self = Self { slots, copy: *copy, base, ..self.emptied() };
         }

@@ -7,8 +7,8 @@ use super::Violation;
 
 const PROMISE: &str = "heals";
 
-/// What still keeps a shard from being whole, if anything: as many members as there are to be are in sync, and each holds
-/// what the primary has committed.
+/// The reason why a shard is not whole yet, if there is one: it is whole when as many members as
+/// there are to be are in sync, and each holds what the primary has committed.
 pub fn unfinished<'a>(
     config: &ShardRecord,
     replicas: usize,
@@ -29,8 +29,9 @@ pub fn unfinished<'a>(
         let Some(replica) = view(store) else {
             return Some(format!("shard {shard}: {store:?} has no replica"));
         };
-        // The last entry is applied when its commit is told, with the next one or soon after. Where a clock was set back by
-        // an hour, an entry of every tenth of a second moves the shard's time after it, and there is always a last one.
+        // The last entry is applied when its commit position arrives, with the next message or soon
+        // after. Where a clock was set back by an hour, an entry of every tenth of a second moves
+        // the shard's time after it, so there is always a last one.
         let (last, applied) = (primary.last.seq, replica.state.applied.seq);
         if replica.last != primary.last || applied.next() < last {
             let ReplicaView { last: holds, .. } = replica;

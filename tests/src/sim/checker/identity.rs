@@ -1,5 +1,5 @@
-//! A store is one process at a time, and never one that knows less than it has said: a disk that was rolled back, or
-//! whose copy has run since, never serves.
+//! A store is one process at a time, and never one with less than it has acknowledged: a disk that
+//! was rolled back, or whose copy has served since, never serves.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,8 @@ const PROMISE: &str = "identity";
 pub struct Identities(BTreeMap<StoreId, Boot>);
 
 impl Identities {
-    /// A process is about to serve. `outdated`: from an image older than what has served since.
+    /// A process is about to serve. `outdated`: its disk is an image older than the last start that
+    /// served.
     pub fn serves(&mut self, me: StoreBoot, outdated: bool, violations: &mut Vec<Violation>) {
         if outdated {
             let detail = format!("{me:?} serves from an older image of its disk");

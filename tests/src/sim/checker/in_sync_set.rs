@@ -1,9 +1,11 @@
-//! What is committed is durable on every member of the in-sync set that etcd's record names, at every moment: whoever
-//! is promoted next has it. (Members marked as short, `tainted`, are not promoted.)
+//! Committed entries are durable on every member of the in-sync set that etcd's record names, at
+//! every moment: any member that is promoted next has them. (Members that are marked as `tainted`
+//! are not promoted.)
 //!
-//! A bug in who counts shows here at once; without this it would take a second failure, at the right moment, to lose
-//! something. Where false alarms would come from: a member whose disk has lied or is known to be damaged is not held
-//! to it; what such a disk may do is the business of other promises.
+//! A mistake in counting acknowledgements shows here at once; without this checker a second failure
+//! at the right moment would be needed to lose something. Causes of false alarms: a
+//! member whose disk has lied or is known to be damaged is excluded; other promises limit what such
+//! a disk may do.
 
 use std::collections::BTreeMap;
 
@@ -18,17 +20,17 @@ pub struct InSyncSet {
     records: BTreeMap<ShardId, ShardRecord>,
     /// The highest commit that any primary of the shard has reached, and the entry there.
     committed: BTreeMap<ShardId, (Seq, Option<Chain>)>,
-    held: BTreeMap<(StoreId, ShardId), Held>,
+    held: BTreeMap<(StoreId, ShardId), DurableEnd>,
 }
 
-/// What a store has durably of a shard; of one that is down, what it had.
+/// The end of a shard's log that is durable on a store; for a store that is down, the one it had.
 #[derive(Clone, Copy, Debug, Default)]
-struct Held {
+struct DurableEnd {
     boot: Boot,
     durable: Seq,
     /// This copy was found damaged when the process began.
     damaged: Option<CopyNo>,
-    /// The disk was harmed under this copy.
+    /// The disk was harmed while it held this copy.
     harmed: Option<CopyNo>,
     copy: CopyNo,
     is_sound: bool,
@@ -40,7 +42,8 @@ impl InSyncSet {
         self.check(config.shard(), violations);
     }
 
-    /// The store's disk may have lost what it had durably: nothing is asked of its copies until they were made anew.
+    /// The store's disk may have lost what was durable: its copies are excluded until they are
+    /// replaced.
     pub fn harmed(&mut self, store: StoreId) {
         for held in self.held.iter_mut().filter(|((of, _), _)| *of == store).map(|(_, held)| held) {
             held.harmed = Some(held.copy);
@@ -56,7 +59,8 @@ impl InSyncSet {
         let harmed = before.harmed.filter(|&copy| !made_anew(copy));
         let is_sound = view.stopped.is_none() && damaged != Some(view.copy) && harmed.is_none();
         let durable = if view.exists { view.durable } else { Seq(0) };
-        let held = Held { boot: me.boot, durable, damaged, harmed, copy: view.copy, is_sound };
+        let held =
+            DurableEnd { boot: me.boot, durable, damaged, harmed, copy: view.copy, is_sound };
         self.held.insert((me.store, view.shard), held);
         let shrank = durable < before.durable;
         let mut grew = false;
@@ -90,7 +94,7 @@ impl InSyncSet {
         }
     }
 
-    /// A member may hold another entry at that place: its number alone proves nothing.
+    /// A member may hold another entry at that position: the number alone proves nothing.
     fn check_entry(&self, me: StoreBoot, view: &ReplicaView<'_>, violations: &mut Vec<Violation>) {
         let Some(record) = self.records.get(&view.shard) else { return };
         let Some(&(committed, Some(chain))) = self.committed.get(&view.shard) else { return };

@@ -1,9 +1,10 @@
-//! No limit is overstepped: groups, messages, windows, reads of the log, batches, frames and whatever waits stay as
-//! small as the settings say. A limit that is not kept is memory that nobody counts, or a message that the other end
-//! refuses; the machines go on as if nothing were wrong, so only a look from outside sees it.
+//! No limit is exceeded: groups, messages, windows, reads of the log, batches, frames and queues
+//! stay as small as the settings require. An exceeded limit is memory that is not counted, or a
+//! message that the receiver refuses; the state machines continue as if nothing were wrong, so only
+//! a check from outside detects it.
 //!
-//! Where false alarms would come from: each of them gives way for one thing that is larger than it alone, an entry, an
-//! operation, a request with a token.
+//! Causes of false alarms: each limit gives way for one item that is larger than the
+//! limit, an entry, an operation, a request with a token.
 
 use std::collections::BTreeMap;
 
@@ -21,14 +22,14 @@ use super::Violation;
 const PROMISE: &str = "limits";
 
 #[derive(Default)]
-pub struct Limits {
+pub struct LimitsChecker {
     gathered: BTreeMap<StoreBoot, usize>,
     /// Messages on their way to followers: number and bytes of entries.
     sent: BTreeMap<(StoreBoot, Conn), Vec<(u64, usize)>>,
     wrong: Option<String>,
 }
 
-impl Limits {
+impl LimitsChecker {
     pub fn event(&mut self, me: StoreBoot, event: &Event, sizes: &NodeSizes) {
         match event {
             Event::FromFollower { conn, message: FromFollower::Ack { n } } => {
@@ -57,12 +58,12 @@ impl Limits {
                 self.fed(me, *conn, *n, slices, sizes);
             }
             Effect::FromFollower { message: FromFollower::Alive { digests, .. }, .. } => {
-                let mut told: BTreeMap<_, usize> = BTreeMap::new();
-                digests.iter().for_each(|point| *told.entry(point.shard).or_default() += 1);
-                // And where a shard at rest stands.
-                let most = told.values().copied().max().unwrap_or(0);
+                let mut counts: BTreeMap<_, usize> = BTreeMap::new();
+                digests.iter().for_each(|point| *counts.entry(point.shard).or_default() += 1);
+                // A shard at rest reports its position once more.
+                let most = counts.values().copied().max().unwrap_or(0);
                 self.expect(most <= sizes.points_sent_max + 1, || {
-                    format!("{me:?} tells {most} digests of one shard at once")
+                    format!("{me:?} sends {most} digests of one shard at once")
                 });
             }
             _ => {}
@@ -105,7 +106,7 @@ impl Limits {
         });
     }
 
-    /// After every event of a node.
+    /// Checks a node after every event.
     pub fn look(&mut self, me: StoreBoot, node: &Node, sizes: &NodeSizes) {
         let waiting = node.waiting_reads();
         self.expect(waiting <= 2 * sizes.waiting_reads_max, || {
@@ -113,7 +114,7 @@ impl Limits {
         });
     }
 
-    /// What a gateway sends to a node.
+    /// Checks a message from a gateway to a node.
     pub fn asked(&mut self, message: &GatewayMessage, sizes: &batcher::BatchSizes) {
         let GatewayMessage::Frame { batches, .. } = message else { return };
         let last = batches.last().map_or(0, |batch| batch.payload.len());
@@ -130,7 +131,7 @@ impl Limits {
         let Ok(ops) = ops::decode(batch.payload.clone()) else { return };
         let count = ops.ops.len();
         let values = ops.ops.iter().filter(|op| op.kind.needs_value()).count();
-        // One request with a token may be as large as it likes, alone.
+        // One request with a token may exceed the limit if it travels alone.
         let alone = !ops.tokened.is_empty();
         self.expect(alone || count <= sizes.batch_ops_max, || format!("a batch of {count} ops"));
         self.expect(alone || values <= sizes.batch_values_max, || {

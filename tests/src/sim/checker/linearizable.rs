@@ -1,26 +1,26 @@
-//! Every answer fits one order of all operations, in which each takes effect between its question
+//! Every answer fits one order of all operations, in which each takes effect between its request
 //! and its answer.
 //!
 //! For digit-coded counters that is linear work, and with the checks of [`super::lost`] and
-//! [`super::refused`] sufficient: the sets seen form a chain; a later value holds an earlier one's;
-//! whoever holds an add holds all that were acknowledged before it was asked for. The few
-//! operations on a mixed counter are searched exhaustively.
+//! [`super::refused`] sufficient: the returned sets form a chain; a later value contains an earlier
+//! one's; a value that contains an add contains all adds that were acknowledged before that add was
+//! requested. The few operations on a mixed counter are searched exhaustively.
 
 use std::collections::BTreeSet;
 
-use super::super::history::{Ask, History, Outcome, Use};
+use super::super::history::{Ask, ClientHistory, CounterUse, OpOutcome};
 use super::Violation;
-use super::digits::{self, Seen};
+use super::digits::{self, SeenValue};
 
 const PROMISE: &str = "linearizable";
 
-pub fn check(history: &History, violations: &mut Vec<Violation>) {
+pub fn check(history: &ClientHistory, violations: &mut Vec<Violation>) {
     for counter in 0..history.counters.len() {
         let wrong = match history.counters[counter].used {
-            Use::Digits => digit_coded(history, counter),
-            Use::Mixed => search(history, counter),
-            // Their adds are not in this history.
-            Use::Tokens => None,
+            CounterUse::Digits => digit_coded(history, counter),
+            CounterUse::Mixed => search(history, counter),
+            // The adds of these counters are not in this history.
+            CounterUse::Tokens => None,
         };
         if let Some(wrong) = wrong {
             let detail = format!("{:?}: {wrong}", history.counters[counter].key);
@@ -29,7 +29,7 @@ pub fn check(history: &History, violations: &mut Vec<Violation>) {
     }
 }
 
-fn digit_coded(history: &History, counter: usize) -> Option<String> {
+fn digit_coded(history: &ClientHistory, counter: usize) -> Option<String> {
     let mut seen = digits::seen(history, counter);
     seen.sort_by_key(|value| (value.set.count_ones(), value.op.asked));
     chain(&seen)
@@ -38,17 +38,17 @@ fn digit_coded(history: &History, counter: usize) -> Option<String> {
         .or_else(|| returning(&seen))
 }
 
-/// Of any two sets one contains the other.
-fn chain(seen: &[Seen<'_>]) -> Option<String> {
+/// Checks that of any two sets one contains the other.
+fn chain(seen: &[SeenValue<'_>]) -> Option<String> {
     let pair = seen.windows(2).find(|pair| pair[0].set & !pair[1].set != 0)?;
     Some(format!("{:#x} and {:#x} can't both have been its value", pair[0].value, pair[1].value))
 }
 
-/// A value asked for after another was answered holds at least as much.
-fn in_time(seen: &[Seen<'_>]) -> Option<String> {
-    let mut by_asked: Vec<&Seen<'_>> = seen.iter().collect();
+/// A value requested after another was answered contains at least as much.
+fn in_time(seen: &[SeenValue<'_>]) -> Option<String> {
+    let mut by_asked: Vec<&SeenValue<'_>> = seen.iter().collect();
     by_asked.sort_by_key(|value| value.op.asked);
-    let mut by_answered: Vec<&Seen<'_>> = seen.iter().collect();
+    let mut by_answered: Vec<&SeenValue<'_>> = seen.iter().collect();
     by_answered.sort_by_key(|value| value.answered);
     let (mut before, mut held) = (0, 0u64);
     for value in by_asked {
@@ -68,8 +68,12 @@ fn in_time(seen: &[Seen<'_>]) -> Option<String> {
     None
 }
 
-/// An add in a set brings along every add acknowledged before it was asked for.
-fn before_its_adds(history: &History, counter: usize, seen: &[Seen<'_>]) -> Option<String> {
+/// A set with an add contains every add that was acknowledged before that add was requested.
+fn before_its_adds(
+    history: &ClientHistory,
+    counter: usize,
+    seen: &[SeenValue<'_>],
+) -> Option<String> {
     // Sets only grow along the chain, so the first that holds an add decides.
     for add in history.of(counter) {
         let bit = digits::bit(add.ask);
@@ -91,14 +95,14 @@ fn before_its_adds(history: &History, counter: usize, seen: &[Seen<'_>]) -> Opti
 }
 
 /// An add that returns the value is the last of its own set.
-fn returning(seen: &[Seen<'_>]) -> Option<String> {
-    let own = |value: &&Seen<'_>| matches!(value.op.ask, Ask::AddReturning { .. });
+fn returning(seen: &[SeenValue<'_>]) -> Option<String> {
+    let own = |value: &&SeenValue<'_>| matches!(value.op.ask, Ask::AddReturning { .. });
     for value in seen.iter().filter(own) {
         let bit = digits::bit(value.op.ask);
         if value.set & bit == 0 {
             return Some(format!("{:?} returned {:#x}, without itself", value.op.ask, value.value));
         }
-        let early = |other: &&Seen<'_>| other.set & bit != 0 && value.set & !other.set != 0;
+        let early = |other: &&SeenValue<'_>| other.set & bit != 0 && value.set & !other.set != 0;
         if let Some(other) = seen.iter().find(early) {
             return Some(format!(
                 "{:?} returned {:#x}, yet {:#x} holds it",
@@ -110,11 +114,11 @@ fn returning(seen: &[Seen<'_>]) -> Option<String> {
 }
 
 /// Wing and Gong's search, remembering (which operations are done, value).
-fn search(history: &History, counter: usize) -> Option<String> {
+fn search(history: &ClientHistory, counter: usize) -> Option<String> {
     let ops: Vec<_> = history
         .of(counter)
         .filter(|op| !op.is_refused())
-        // A read without an answer says nothing.
+        // A read without an answer constrains nothing.
         .filter(|op| op.ask != Ask::Read || op.applied().is_some())
         .collect();
     let answered = |at: usize| ops[at].applied().map_or(u64::MAX, |(answered, _)| answered);
@@ -136,7 +140,7 @@ fn search(history: &History, counter: usize) -> Option<String> {
             }
             let (next, result) = effect(ops[at].ask, value);
             let fits = match ops[at].answer {
-                Some((_, Outcome::Applied(Some(told)))) => result == Some(told),
+                Some((_, OpOutcome::Applied(Some(answer)))) => result == Some(answer),
                 _ => true,
             };
             if fits {
@@ -144,12 +148,13 @@ fn search(history: &History, counter: usize) -> Option<String> {
             }
         }
     }
-    let told =
-        |op: &&super::super::history::Op| format!("{:?} [{}..{:?}]", op.ask, op.asked, op.answer);
-    Some(format!("no order explains {}", ops.iter().map(told).collect::<Vec<_>>().join(", ")))
+    let operation = |op: &&super::super::history::ClientOp| {
+        format!("{:?} [{}..{:?}]", op.ask, op.asked, op.answer)
+    };
+    Some(format!("no order explains {}", ops.iter().map(operation).collect::<Vec<_>>().join(", ")))
 }
 
-/// The value after an operation, and what it answers.
+/// The value after an operation, and the value that it returns.
 fn effect(ask: Ask, value: i128) -> (i128, Option<i128>) {
     match ask {
         Ask::Add { delta } => (value + i128::from(delta), None),

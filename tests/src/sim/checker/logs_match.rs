@@ -1,5 +1,5 @@
-//! Logs match: one (epoch, seq) is one entry everywhere, and what one replica applied at a seq is
-//! what every replica applies there.
+//! Logs match: one (epoch, seq) is one entry everywhere, and all replicas apply the same entry at a
+//! seq.
 
 use std::collections::BTreeMap;
 

@@ -1,10 +1,10 @@
-//! No acknowledged increment is lost: it is in every value that was asked for after its answer.
+//! No acknowledged increment is lost: it is in every value that was requested after its answer.
 
-use super::super::history::History;
+use super::super::history::ClientHistory;
 use super::Violation;
 use super::digits;
 
-pub fn check(history: &History, violations: &mut Vec<Violation>) {
+pub fn check(history: &ClientHistory, violations: &mut Vec<Violation>) {
     for counter in digits::counters(history) {
         let seen = digits::seen(history, counter);
         for add in history.of(counter) {

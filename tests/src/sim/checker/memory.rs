@@ -1,10 +1,10 @@
-//! Memory: what a node holds is what it has counted, and what it has counted stops it.
+//! Memory: a node holds what it has counted, and a full count stops it.
 //!
-//! Three rules, looked at after every event:
+//! Three rules, checked after every event:
 //!
-//!   - held ≤ counted × 1.2 (what is held is found by walking through all of it);
-//!   - a full table does not grow while another one is being flushed;
-//!   - a node that has more to apply than it may hold acknowledges nothing.
+//! - held ≤ counted × 1.2 (the held bytes are found by walking through all of it);
+//! - a full table does not grow while another one is being flushed;
+//! - a node that has more to apply than it may hold acknowledges nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,25 +15,25 @@ use engine::node::{Effect, Node};
 
 use super::Violation;
 
-/// What small things may take beside what is counted.
+/// The bytes that small items may take beside what is counted.
 const SLACK_BYTES: usize = 2 << 10;
 
 #[derive(Default)]
-pub struct Memory {
+pub struct MemoryChecker {
     last: BTreeMap<StoreBoot, Last>,
 }
 
-/// What was so after the last event.
+/// The state after the last event.
 #[derive(Clone, Copy, Default)]
 struct Last {
-    /// The table was full, at this size, while this one was being flushed.
+    /// The table was full, with this size, while another one of this size was being flushed.
     full: Option<(usize, usize)>,
     behind: bool,
-    /// An ack has left since.
+    /// An acknowledgement was sent since.
     acked: bool,
 }
 
-impl Memory {
+impl MemoryChecker {
     pub fn effect(&mut self, me: StoreBoot, effect: &Effect) {
         if let Effect::FromFollower { message: FromFollower::Ack { .. }, .. } = effect {
             self.last.entry(me).or_default().acked = true;

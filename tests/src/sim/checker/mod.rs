@@ -1,9 +1,10 @@
-//! The promises, one file each, and what breaking one looks like.
+//! The promises, one file each, and the report of a broken one.
 //!
-//! Some are watched from inside while a run goes on ([`one_primary`], [`logs_match`], [`in_sync_set`],
-//! [`never_back`], [`digests`], [`session_rows`], [`answers`], [`memory`], [`floor`], [`limits`], [`moves`],
-//! [`status`]); the others judge, at the end, what clients asked and were told. Those know
-//! nothing of replicas or logs, so they can't share a mistake with what they check.
+//! Some are checked from inside while a run goes on ([`one_primary`], [`logs_match`],
+//! [`in_sync_set`], [`never_back`], [`digests`], [`session_rows`], [`answers`], [`memory`],
+//! [`floor`], [`limits`], [`moves`], [`status`]); the others check, at the end, the requests of the
+//! clients and their answers. Those know nothing of replicas or logs, so they can't share a mistake
+//! with what they check.
 
 pub mod answers;
 pub mod bounded;
@@ -30,7 +31,7 @@ pub mod tokens;
 pub mod twice;
 
 use super::core::Core;
-use super::history::History;
+use super::history::ClientHistory;
 use super::token_clients::TokenClients;
 
 /// A broken promise.
@@ -40,8 +41,8 @@ pub struct Violation {
     pub detail: String,
 }
 
-/// Everything that a client could complain about.
-pub fn judge(history: &History, clients: &TokenClients, core: &Core) -> Vec<Violation> {
+/// Checks everything that a client could observe.
+pub fn judge(history: &ClientHistory, clients: &TokenClients, core: &Core) -> Vec<Violation> {
     let mut violations = Vec::new();
     lost::check(history, &mut violations);
     twice::check(history, &mut violations);
@@ -49,7 +50,7 @@ pub fn judge(history: &History, clients: &TokenClients, core: &Core) -> Vec<Viol
     linearizable::check(history, &mut violations);
     bounded::check(history, &mut violations);
     tokens::check(history, clients, core, &mut violations);
-    // One of each tells enough.
+    // One violation of each promise is enough.
     violations.dedup_by_key(|violation| violation.promise);
     violations
 }

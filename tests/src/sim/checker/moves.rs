@@ -1,8 +1,10 @@
-//! The commit of a shard moves, or its primary says within two seconds that the shard is frozen: what is ordered and
-//! hangs without a word is a client that waits for its time-out, and a page that shows an open shard.
+//! The commit position of a shard moves, or its primary reports within two seconds that the shard
+//! is frozen: an ordered entry that hangs silently is a client that waits for its time-out, and a
+//! status page that shows an open shard.
 //!
-//! Where false alarms would come from: a process that stands still says nothing, and is not looked at meanwhile. To
-//! itself it stood still, too, when its clock leapt: so the time is that of its clock.
+//! Causes of false alarms: a paused process reports nothing, and is not checked
+//! meanwhile. From its own view it was paused, too, when its clock leapt: so the time is that of
+//! its clock.
 
 use std::collections::BTreeMap;
 
@@ -12,9 +14,10 @@ use engine::node::ReplicaView;
 use super::Violation;
 
 const PROMISE: &str = "moves";
-/// Said by then, in microseconds of the machines' clocks: two seconds, and the next review.
+/// The time limit for the report, in microseconds of the processes' clocks: two seconds, and the
+/// next review.
 const WITHIN: u64 = 2_200_000;
-/// A process that was not looked at for so long stood still.
+/// A process that was not checked for this long was paused.
 const GAP: u64 = 200_000;
 
 #[derive(Default)]
@@ -55,7 +58,8 @@ impl Moves {
         if now - waiting.since > WITHIN {
             let shard = view.shard;
             let detail = format!(
-                "{me:?} has committed {commit:?} of {:?} in shard {shard} since {}, and says nothing at {now}",
+                "{me:?} has committed {commit:?} of {:?} in shard {shard} since {}, \
+                 and reports nothing at {now}",
                 view.last.seq, waiting.since
             );
             violations.push(Violation { promise: PROMISE, detail });

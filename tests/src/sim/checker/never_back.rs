@@ -1,7 +1,9 @@
-//! Some numbers never go back: a record's epoch and version; of one process and copy, what it has promised, committed
-//! and applied. A promise outlives the copy, and, once an fsync has followed it, the process.
+//! Some numbers never go back: a record's epoch and version; of one process and copy, what it has
+//! promised, committed and applied. A promise outlives the copy, and, once an fsync has followed
+//! it, the process.
 //!
-//! Where false alarms would come from: a disk that was harmed is not held to what was promised before.
+//! Causes of false alarms: promises that were made before a disk was harmed are not
+//! checked.
 
 use std::collections::BTreeMap;
 
@@ -17,11 +19,11 @@ const PROMISE: &str = "never-back";
 pub struct NeverBack {
     records: BTreeMap<ShardId, (Epoch, Version)>,
     promised: BTreeMap<(StoreBoot, ShardId), Epoch>,
-    /// Committed and applied.
+    /// The committed and the applied position.
     reached: BTreeMap<(StoreBoot, ShardId, CopyNo), (Seq, Seq)>,
     /// The last group that a process has asked to be made durable.
     synced: BTreeMap<StoreBoot, u64>,
-    /// Promises of which it is not known yet that they are durable: they are if a group above this one is.
+    /// Promises that are not known to be durable yet: they are once a group above this one is.
     undurable: BTreeMap<(StoreBoot, ShardId), (Epoch, u64)>,
     durable: BTreeMap<(StoreId, ShardId), Epoch>,
 }
@@ -53,7 +55,7 @@ impl NeverBack {
         }
     }
 
-    /// The store's disk may have lost what it had durably.
+    /// The store's disk may have lost what was durable.
     pub fn harmed(&mut self, store: StoreId) {
         self.durable.retain(|&(of, _), _| of != store);
         self.undurable.retain(|&(of, _), _| of.store != store);

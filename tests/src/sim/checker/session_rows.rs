@@ -1,12 +1,12 @@
-//! Session rows agree: equal seq, equal rows and collection, so that every replica would judge a
-//! duplicate alike.
+//! Session rows agree: equal seq, equal rows and expiry, so that every replica treats a duplicate
+//! alike.
 
 use std::collections::BTreeMap;
 
 use engine::apply::ShardState;
 use engine::ids::{Seq, ShardId};
 
-use super::super::journal::Journal;
+use super::super::trace::Trace;
 use super::Violation;
 
 #[derive(Default)]
@@ -26,7 +26,7 @@ impl SessionRows {
 }
 
 fn hash(state: &ShardState) -> u64 {
-    let mut hash = Journal::new(None);
+    let mut hash = Trace::new(None);
     hash.mix(state.sessions.expiry.up_to.revision);
     for id in &state.sessions.expiry.survivors {
         hash.mix(id.0.revision);

@@ -1,7 +1,7 @@
-//! What a status page says is so: a node's own account of its replicas agrees with what they are.
+//! A status page is correct: a node's own account of its replicas agrees with what they are.
 //!
-//! Operators act on it. A shard that calls itself open and takes no writes, or hides that it leads, is looked for where
-//! it is not.
+//! Operators act on it. If a shard reports itself as open and takes no writes, or hides that it
+//! leads, they look for the fault in the wrong place.
 
 use engine::ids::StoreBoot;
 use engine::message::RoleStatus;

@@ -1,32 +1,34 @@
-//! A request with a token counts once, however often it was sent, as long as its client kept its part
-//! of the bargain (see [`token_clients`](super::super::token_clients)):
+//! A request with a token counts once, however often it was sent, as long as its client obeyed its
+//! part of the contract (see [`token_clients`](super::super::token_clients)):
 //!
 //! - no digit of any value is above 1: nothing was counted twice;
-//! - of the two requests under one token at most one was ever done, whatever shards they touched;
-//! - if any answer said that it was applied, its digit is there; and all such answers bring the same
+//! - of the two requests under one token at most one was ever applied, whatever shards they
+//!   touched;
+//! - if any answer reported it as applied, its digit is there; and all such answers return the same
 //!   value, with its own digit in it;
 //! - a namespace that holds next to nothing is not refused for want of room (`share`);
-//! - "too old" is not said of a request that was issued just now, by one clock that is wrong;
-//! - "reused" is said only of a request whose digit is not there; and if every answer was "not
-//!   applied", its digit is not there either.
+//! - "too old" is never the answer to a request that was just issued, as long as only one clock is
+//!   wrong;
+//! - "reused" is the answer only to a request whose digit is not there; and if every answer was
+//!   "not applied", its digit is not there either.
 //!
-//! Whether a digit is there is read at the end of the run, from the last value of the counter.
+//! The last value of the counter, read at the end of the run, shows whether a digit is there.
 //!
-//! A false alarm would come from a client that sends long after its window without saying when it
-//! issued its token: those here never do.
+//! A false alarm would come from a client that sends long after its window without stating when it
+//! issued its token: the clients here never do.
 
 use engine::batcher::Failure;
 
 use super::super::core::Core;
-use super::super::history::{History, Outcome, Use};
-use super::super::token_clients::{Attempt, Case, TokenClients, Told};
+use super::super::history::{ClientHistory, CounterUse, OpOutcome};
+use super::super::token_clients::{Attempt, TokenCase, TokenClients, TokenOpOutcome};
 use super::Violation;
 use super::digits;
 
 const PROMISE: &str = "tokens";
 
 pub fn check(
-    history: &History,
+    history: &ClientHistory,
     clients: &TokenClients,
     core: &Core,
     violations: &mut Vec<Violation>,
@@ -36,7 +38,7 @@ pub fn check(
     }
     let mut last = Vec::new();
     for (at, counter) in history.counters.iter().enumerate() {
-        let value = if counter.used == Use::Tokens { last_value(history, at) } else { None };
+        let value = if counter.used == CounterUse::Tokens { last_value(history, at) } else { None };
         let set = value.and_then(digits::set);
         if let (Some(value), None) = (value, set) {
             let detail = format!("{:?} holds something twice: {value:#x}", counter.key);
@@ -52,11 +54,11 @@ pub fn check(
     }
 }
 
-/// A row of a record of these clients is no larger.
+/// An upper limit of the size of a row in a record of these clients.
 const ROW_BYTES: u64 = 60;
 
-/// The other namespace may fill four fifths of a shard, and what is left holds so many of the first requests of
-/// the one that asks for little.
+/// The other namespace may fill four fifths of a shard, and the rest has room for this many of the
+/// first requests of the modest namespace.
 fn shut_out(clients: &TokenClients, core: &Core) -> Option<String> {
     let settings = &clients.plan.settings;
     if settings.namespaces_max < 2 {
@@ -68,10 +70,11 @@ fn shut_out(clients: &TokenClients, core: &Core) -> Option<String> {
     let modest = clients.cases.iter().filter(|case| case.modest);
     let attempts: Vec<_> = modest.flat_map(|case| &case.attempts).collect();
     let refused = |attempt: &Attempt| {
-        let told = attempt.answer.as_ref().map(|(_, told)| &told[..]);
-        matches!(told, Some([Told::NotApplied(Some(Failure::TokenQuota)), ..]))
+        let outcomes = attempt.answer.as_ref().map(|(_, outcomes)| &outcomes[..]);
+        matches!(outcomes, Some([TokenOpOutcome::NotApplied(Some(Failure::TokenQuota)), ..]))
     };
-    // One that is sent first may come last: it waits in its gateway, while others come through another (seed 521216).
+    // A request that is sent first may arrive last: it waits in its gateway, while others come
+    // through another one (seed 521216).
     let is_among_first = |attempt: &Attempt| {
         let answered = attempt.answer.as_ref().map_or(0, |&(step, _)| step);
         let may_be_before = |other: &&&Attempt| other.asked < answered && !refused(other);
@@ -82,36 +85,38 @@ fn shut_out(clients: &TokenClients, core: &Core) -> Option<String> {
     Some(format!("{of_shard} bytes a shard, and no room for {found:?}"))
 }
 
-/// While a single clock is wrong, a shard's time is not ahead: so nobody is too old who has just begun.
+/// While a single clock is wrong, a shard's time is not ahead: so no request is too old that was
+/// just issued.
 fn aged_at_once(clients: &TokenClients, core: &Core) -> Option<String> {
     let off = |node: &usize| {
         let clock = core.plan.clocks[*node];
         core.clocks_set.contains(node) || clock.skew_ms > 2_000 || clock.drift_ppm != 0
     };
     let wrong = (0..core.plan.clocks.len()).filter(off).count();
-    // With a floor of one a primary may be alone with its clock.
+    // With `min_in_sync` of one a primary may be alone with its clock.
     let outvoted = wrong == 0 || wrong == 1 && core.plan.min_in_sync > 1;
     if clients.plan.is_short() || !outvoted || core.leapt > 0 {
         return None;
     }
-    let too_old = |case: &&Case| {
-        let told = case.attempts.iter().filter_map(|attempt| attempt.answer.as_ref());
-        told.flat_map(|(_, told)| told)
-            .any(|told| matches!(told, Told::Unknown(Some(Failure::TokenTooOld))))
+    let too_old = |case: &&TokenCase| {
+        let answers = case.attempts.iter().filter_map(|attempt| attempt.answer.as_ref());
+        answers
+            .flat_map(|(_, outcomes)| outcomes)
+            .any(|outcome| matches!(outcome, TokenOpOutcome::Unknown(Some(Failure::TokenTooOld))))
     };
     clients.cases.iter().find(too_old).map(|case| format!("too old at once: {case:?}"))
 }
 
-/// What the final read saw.
-fn last_value(history: &History, counter: usize) -> Option<i128> {
-    let value = |op: &super::super::history::Op| match op.answer {
-        Some((_, Outcome::Applied(value))) => value,
+/// The value that the final read returned.
+fn last_value(history: &ClientHistory, counter: usize) -> Option<i128> {
+    let value = |op: &super::super::history::ClientOp| match op.answer {
+        Some((_, OpOutcome::Applied(value))) => value,
         _ => None,
     };
     history.of(counter).filter_map(value).last()
 }
 
-fn wrong(case: &Case, last: &[Option<u64>], forgets: bool) -> Option<String> {
+fn wrong(case: &TokenCase, last: &[Option<u64>], forgets: bool) -> Option<String> {
     let mut done_somewhere = [false, false];
     for (item, &counter) in case.counters.iter().enumerate() {
         let Some(set) = last[counter] else { continue };
@@ -127,23 +132,27 @@ fn wrong(case: &Case, last: &[Option<u64>], forgets: bool) -> Option<String> {
         }
         for other in [0, 1] {
             let done = done[other];
-            let told = answers(case, other).map(|told| told[item]).collect::<Vec<_>>();
+            let outcomes = answers(case, other).map(|outcomes| outcomes[item]).collect::<Vec<_>>();
             let sends = case.attempts.iter().filter(|attempt| usize::from(attempt.other) == other);
-            let all_refused = told.len() == sends.count()
-                && told.iter().all(|told| matches!(told, Told::NotApplied(_)));
+            let all_refused = outcomes.len() == sends.count()
+                && outcomes.iter().all(|outcome| matches!(outcome, TokenOpOutcome::NotApplied(_)));
             if all_refused && done {
                 return Some(format!("counter {counter} holds a request that was always refused"));
             }
-            for told in told {
-                let fits = match told {
-                    Told::Applied(_) => done,
-                    Told::NotApplied(Some(Failure::TokenReused)) => !done,
+            for outcome in outcomes {
+                let fits = match outcome {
+                    TokenOpOutcome::Applied(_) => done,
+                    TokenOpOutcome::NotApplied(Some(Failure::TokenReused)) => !done,
                     // A record lasts longer than any run, and so does a window.
-                    Told::Unknown(Some(Failure::TokenTooOld)) => forgets || case.issued.is_some(),
+                    TokenOpOutcome::Unknown(Some(Failure::TokenTooOld)) => {
+                        forgets || case.issued.is_some()
+                    }
                     _ => true,
                 };
                 if !fits {
-                    return Some(format!("counter {counter}, done {done}, was told {told:?}"));
+                    return Some(format!(
+                        "counter {counter}, done {done}, was answered {outcome:?}"
+                    ));
                 }
             }
         }
@@ -151,20 +160,20 @@ fn wrong(case: &Case, last: &[Option<u64>], forgets: bool) -> Option<String> {
     values(case)
 }
 
-/// What each answered send of one of the two requests was told.
-fn answers(case: &Case, other: usize) -> impl Iterator<Item = &Vec<Told>> {
+/// The outcomes of each answered send of one of the two requests.
+fn answers(case: &TokenCase, other: usize) -> impl Iterator<Item = &Vec<TokenOpOutcome>> {
     let of_it = move |attempt: &&Attempt| usize::from(attempt.other) == other;
     case.attempts.iter().filter(of_it).filter_map(|attempt| Some(&attempt.answer.as_ref()?.1))
 }
 
-/// Whoever asked for a value got the same one every time, and it holds what was asked for.
-fn values(case: &Case) -> Option<String> {
+/// A request that asks for a value gets the same one every time, and it contains the request.
+fn values(case: &TokenCase) -> Option<String> {
     if !case.returning {
         return None;
     }
     for other in [0, 1] {
-        let value = |told: &Vec<Told>| match told[0] {
-            Told::Applied(value) => value,
+        let value = |outcomes: &Vec<TokenOpOutcome>| match outcomes[0] {
+            TokenOpOutcome::Applied(value) => value,
             _ => None,
         };
         let values: Vec<i128> = answers(case, other).filter_map(value).collect();

@@ -1,10 +1,10 @@
 //! No increment is applied twice: no digit of any value is above 1.
 
-use super::super::history::History;
+use super::super::history::ClientHistory;
 use super::Violation;
 use super::digits;
 
-pub fn check(history: &History, violations: &mut Vec<Violation>) {
+pub fn check(history: &ClientHistory, violations: &mut Vec<Violation>) {
     for counter in digits::counters(history) {
         for op in history.of(counter) {
             let Some((_, Some(value))) = op.applied() else { continue };

@@ -1,18 +1,20 @@
-//! The event log of a run: always hashed, printed only when somebody replays a seed.
+//! The trace of a run (its journal): always hashed, printed only when a seed is replayed.
 //!
 //! Printing is lazy (a closure makes the line), because a run has a hundred thousand of them. The
-//! hash covers the order, time and kind of every step and all bytes written to every disk; two runs
-//! of one seed must end with the same hash.
+//! hash covers the time and the number of every step and every group written to a log. Each
+//! message, timer and draw moves the numbers and times of the later steps, so two runs with one
+//! hash have taken the same way. Two runs of one seed must end with the same hash, and
+//! `tests/journal_hashes.sh` compares it with the recorded one.
 
 use std::io::Write;
 
-/// The hash of what has happened, and where to print it.
-pub struct Journal {
+/// The hash of the run so far, and the output for its lines.
+pub struct Trace {
     hash: u64,
     out: Option<Box<dyn Write + Send>>,
 }
 
-impl Journal {
+impl Trace {
     pub fn new(out: Option<Box<dyn Write + Send>>) -> Self {
         Self { hash: 0x6A09_E667_F3BC_C908, out }
     }
@@ -29,7 +31,7 @@ impl Journal {
         self.out.is_some()
     }
 
-    /// Prints a line, if anybody listens.
+    /// Prints a line, if the run has an output.
     pub fn note(&mut self, now: u64, line: impl FnOnce() -> String) {
         if let Some(out) = &mut self.out {
             let _closed_pipe = writeln!(out, "{:>10} {}", now, line());
