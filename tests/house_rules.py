@@ -24,7 +24,7 @@ import sys
 
 from rust_source import ROOT, TOKEN, Source
 
-CRATES = ["engine", "proto", "metastore", "telemetry", "process", "client", "gateway", "storage-node", "coordinator", "cli", "bench", "tests"]
+CRATES = ["engine", "proto", "metastore", "telemetry", "gateway", "storage-node", "coordinator", "cli", "bench", "tests"]
 
 DIALECT = re.compile(
     r"\b(nobody|somebody|whoever|whom|anew|tell|tells|told|telling|hear|hears|heard|hearing|say|says|said|saying|speak|speaks"

@@ -173,7 +173,7 @@ pub fn is_trusted_member<'a>(
     if Planted::NeededStoreGivenUp.is_in(planted) {
         return false;
     }
-    shards.any(|config| config.isr.contains(&store) && !config.tainted.contains(&store))
+    shards.any(|record| record.isr.contains(&store) && !record.tainted.contains(&store))
 }
 
 impl Start {

@@ -83,8 +83,8 @@ impl Seq {
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Chain(pub u64);
 
-/// The number of a store's copy of one shard. Raised when the copy is deleted, re-seeded or
-/// installed, so an acknowledgement is never counted for a copy that is gone.
+/// The number of a store's copy of one shard. Raised when a copy is created or replaced, and kept
+/// when one is dropped, so an acknowledgement is never counted for a copy that is gone.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct CopyNo(pub u64);
 

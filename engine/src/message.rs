@@ -609,8 +609,8 @@ pub struct ShardEnd {
     pub last: (Epoch, Seq),
     /// The last seq that is applied.
     pub applied: Seq,
-    /// The copy was damaged, or made empty at an epoch above 1 and has acknowledged no barrier
-    /// since: to be promoted only if no other copy is available.
+    /// The copy is not good: damaged, being filled, or stopped at an entry of a newer build. It is
+    /// promoted only if no other copy is available.
     pub unfit: bool,
 }
 

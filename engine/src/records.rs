@@ -65,7 +65,7 @@ pub enum StoreStatus {
     Active = 0,
     /// The planner moves its copies to other stores.
     Draining = 1,
-    /// The store's disk reported or showed an error: its copies are to be re-seeded.
+    /// The store's disk reported or showed an error: its copies are to be filled again.
     Suspect = 2,
     /// Given up: another store has its name and gets its places.
     Lost = 3,

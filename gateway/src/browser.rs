@@ -222,6 +222,17 @@ mod tests {
     }
 
     #[test]
+    fn a_host_or_an_origin_that_is_no_text_is_not_its_own() {
+        let value = |bytes: &[u8]| HeaderValue::from_bytes(bytes).unwrap();
+        let host = value(b"127.0.0.1:8080");
+        assert!(is_own(&value(b"http://127.0.0.1:8080"), Some(&host)));
+        assert!(!is_own(&value(b"http://127.0.0.1:8080\xff"), Some(&host)));
+        assert!(!is_own(&value(b"http://127.0.0.1:8080"), Some(&value(b"\xff"))));
+        assert!(!is_own(&value(b"http://127.0.0.1:8080"), None));
+        refused(&[], &[("host", "a b"), ("origin", "http://a b")]);
+    }
+
+    #[test]
     fn own_pages_and_those_of_named_origins_are_allowed() {
         for host in ["127.0.0.1:8080", "[::1]:8080", "localhost:8080", "10.0.0.7"] {
             unrestricted(&[], &[("host", host), ("origin", &format!("http://{host}"))]);

@@ -171,7 +171,7 @@ pub fn outcome_name(outcome: Outcome) -> &'static str {
 pub struct Problem {
     /// The kind of the problem.
     pub kind: Kind,
-    /// The status of the kind, except for refused reads: those have 503, whatever the reason.
+    /// The status of the kind, but 503 for a read where a write has 413 or 429.
     pub status: StatusCode,
     /// The effect of the request, as far as it is known.
     pub outcome: Outcome,

@@ -542,6 +542,11 @@ impl Disk {
         self.space.free()
     }
 
+    /// Returns the bytes below which the store refuses writes.
+    pub fn reserve_bytes(&self) -> u64 {
+        self.space.reserve()
+    }
+
     /// Returns how many files could be created at the last check; `u64::MAX` if the file system
     /// does not limit them.
     pub fn free_inodes(&self) -> u64 {

@@ -41,6 +41,7 @@ pub struct NodeMetrics {
     connections_closed_full: Counter,
     disk_full: Gauge,
     disk_free: Gauge,
+    disk_reserve: Gauge,
     disk_free_inodes: Gauge,
     log_size: Gauge,
     /// The labels set at the last update, so that those of a shard that moved away are removed.
@@ -87,6 +88,7 @@ impl Default for NodeMetrics {
             connections_closed_full: Counter::default(),
             disk_full: Gauge::default(),
             disk_free: Gauge::default(),
+            disk_reserve: Gauge::default(),
             disk_free_inodes: Gauge::default(),
             log_size: Gauge::default(),
             shown: BTreeSet::new(),
@@ -190,6 +192,11 @@ impl NodeMetrics {
             self.disk_free.clone(),
         );
         r.register(
+            "disk_reserve_bytes",
+            "The node refuses writes when fewer bytes than this are free",
+            self.disk_reserve.clone(),
+        );
+        r.register(
             "disk_free_inodes",
             "Inodes free on the file system of the data folder",
             self.disk_free_inodes.clone(),
@@ -233,6 +240,7 @@ impl NodeMetrics {
     pub fn update(&mut self, node: &Node, names: &StoreNames, disk: &Disk) {
         self.disk_full.set(node.is_disk_full().into());
         self.disk_free.set(i64_of(disk.free_bytes()));
+        self.disk_reserve.set(i64_of(disk.reserve_bytes()));
         self.disk_free_inodes.set(i64_of(disk.free_inodes()));
         self.log_size.set(i64_of(disk.log_bytes()));
         let (mut frozen, mut damaged) = (0, 0);

@@ -425,7 +425,7 @@ async fn supervise(
         };
         match event {
             Some(LeaseEvent::Registered { created, .. }) => {
-                info!(created, "registered");
+                info!(create_revision = created, "registered with etcd");
                 readiness.registered();
             }
             Some(LeaseEvent::Confirmed) => {

@@ -95,8 +95,10 @@ impl Fullness {
         if causes != before {
             let Causes { log, space, jobs } = causes;
             match causes.any() {
-                true => tracing::warn!(log, space, jobs_waiting = jobs, "disk full"),
-                false => tracing::info!("disk has room again"),
+                true => {
+                    tracing::warn!(log, space, jobs_waiting = jobs, "writes are refused: disk full")
+                }
+                false => tracing::info!("disk has room, writes are accepted"),
             }
         }
         // A quota that stops a job may be invisible in the file system's numbers.
@@ -157,6 +159,7 @@ impl From<&StatVfs> for Space {
 pub(crate) struct SpaceWatch {
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    min: SpaceMin,
     free: Arc<AtomicU64>,
     inodes: Arc<AtomicU64>,
 }
@@ -191,7 +194,12 @@ impl SpaceWatch {
             }
         };
         let thread = spawn(NAME, move || reporter.guard(NAME, watch));
-        Self { stop: Some(stop), thread: Some(thread), free, inodes }
+        Self { stop: Some(stop), thread: Some(thread), min, free, inodes }
+    }
+
+    /// Returns the reserve in bytes: the node refuses work when fewer are free.
+    pub(crate) fn reserve(&self) -> u64 {
+        self.min.bytes
     }
 
     /// Returns the bytes that were free at the last check.

@@ -82,6 +82,8 @@ fn nonsense_is_refused_before_a_start() {
     );
     let twice = ["127.0.0.1:30999", "--metrics", "127.0.0.1:30999"];
     check(&[&gateway[..], &twice].concat(), 2, "--metrics 127.0.0.1:30999");
+    let little = ["127.0.0.1:0", "--memory-bytes", "67108864"];
+    check(&[&gateway[..], &little].concat(), 2, "--memory-bytes 67108864 is too little");
     check(&["gateway", "--lease-ttl", "0"], 2, "1..=3600");
     check(&["gateway", "--etcd", "nowhere"], 2, "host:port");
     check(&["gateway", "--cluster", "a/b"], 2, "'a/b'");

@@ -1,7 +1,7 @@
 //! Applying entries of the log to the table, and flushing the table into the state.
 //!
 //! ```text
-//!   Durable ──▶ commit moves ──▶ apply ──▶ active table ──freeze──▶ Flush ──▶ Ingested
+//!   Durable ──▶ commit moves ──▶ apply ──▶ active table ───seal───▶ Flush ──▶ Ingested
 //!                                  ▲
 //!                     Load ──▶ Loaded (ops that ask for a value)
 //! ```

@@ -13,12 +13,12 @@
 //! ```
 //!
 //! **The contract for drivers:** perform `Write` and `Sync` in the order given; perform everything
-//! else in any order, with two exceptions. A `Load` begins before the next event is handled: it
-//! reads the state as it is now. And the four effects that change or copy the state (`Flush`,
-//! `InstallSnapshot`, `DropRows`, and the reading of `SendSnapshot`) happen in the order given.
-//! Messages of one connection keep their order, too: a reject comes before the ack of its message.
-//! An acknowledgement waits inside the state machine until the fsync that it depends on has come
-//! back as an event.
+//! else in any order, with the exceptions that docs/design.md#order-of-effects lists. A `Load`
+//! begins before the next event is handled: it reads the state as it is now. And the four effects
+//! that change or copy the state (`Flush`, `InstallSnapshot`, `DropRows`, and the reading of
+//! `SendSnapshot`) happen in the order given. Messages of one connection keep their order, too: a
+//! reject comes before the ack of its message. An acknowledgement waits inside the state machine
+//! until the fsync that it depends on has come back as an event.
 //!
 //! The modules: [`writes`] takes batches; [`replication`] feeds followers and follows primaries,
 //! [`catch_up`] feeds lagging followers from the log on disk; [`apply_and_flush`] moves commits
@@ -591,7 +591,7 @@ pub struct ReplicaView<'a> {
     pub log: &'a ReplicaLog,
     /// The applied state.
     pub state: &'a ShardState,
-    /// True if the copy must not be promoted.
+    /// True if the copy ranks last for promotion: it is wrong, or being filled.
     pub unfit: bool,
     /// The reason why the copy takes no more entries, if it takes none.
     pub stopped: Option<&'static str>,

@@ -1,7 +1,7 @@
 //! The settings of a node: what is tuned, and what a test makes small.
 //!
-//! Every limit of the state machine is a field here, with the value of a production process as its
-//! default, so that the simulator can draw it.
+//! Every limit of the state machine is a field here, so that the simulator can draw it. The default
+//! is the value of a production process, except for limits that a driver computes from its memory.
 
 use crate::batch::BATCH_BYTES_LIMIT;
 use crate::idempotency::{self, TokenLimits};

@@ -183,6 +183,8 @@ async fn metrics_have_the_names_of_the_contract() {
         ("dkc_scrub_damages_total", "counter", &[]),
         ("dkc_scrub_ended_seconds", "gauge", &[]),
         ("dkc_damaged_copies", "gauge", &[]),
+        ("dkc_disk_free_bytes", "gauge", &[]),
+        ("dkc_disk_reserve_bytes", "gauge", &[]),
     ] {
         let family = families.get(name).unwrap_or_else(|| panic!("no {name}"));
         let got: Vec<_> = family.labels.iter().map(String::as_str).collect();
