@@ -33,6 +33,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from anchors import anchors
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 ADDRESS = re.compile(r"\b127\.0\.0\.1:(\d{2,5})\b")
 DOCUMENT_SECONDS = 120
@@ -305,13 +307,6 @@ def dead_links(document):
             file = document.parent / path if path else document
             if "://" not in target and not (file.exists() and (not anchor or anchor in anchors(file.read_text()))):
                 yield number, target
-
-
-def anchors(text):
-    """The anchors that GitHub makes of headings, and those that the text sets itself."""
-    headings = [heading.replace("`", "") for heading in re.findall(r"^#+ (.*?) *$", text, re.M)]
-    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    return slugs | set(re.findall(r"<a id=\"([\w-]+)\"", text))
 
 
 def incomplete(reference):

@@ -1144,8 +1144,8 @@ fn before_a_copy_is_made_again_the_whole_shard_is_cleared_of_a_former_one() {
     check(bench.on(Event::RowsDropped { shard: SHARD }), &["copy 2", "sync 1"]);
 }
 
-/// An in-sync member that has all that was ever acknowledged, but does not know yet that it is
-/// committed, is as good as any: a damaged copy is not to be promoted beside it.
+/// An in-sync member that has every acknowledged entry, but does not know yet that they are
+/// committed, may lead: a damaged copy is not promoted in its place.
 #[test]
 fn a_copy_made_empty_is_fit_once_it_holds_the_barrier_of_its_epoch() {
     #[track_caller]
