@@ -26,15 +26,19 @@ use std::collections::BTreeMap;
 use crate::apply::ShardState;
 use crate::ids::{Conn, CopyNo, Epoch, Now, Seq, ShardId, Slots, StoreId};
 use crate::message::{FromFollower, SnapshotOutcome, ToFollower};
-use crate::node::connections::AnnouncedSnapshot;
-use crate::node::{Effect, Node, turn_of};
+use crate::node::context::Context;
+use crate::node::event::Effect;
+use crate::node::peers::Peers;
 use crate::planted::Planted;
+use crate::replica::Replica;
 use crate::replica::primary::Feed;
 use crate::replica::trust::Trust;
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct SnapshotTransfers {
+pub(super) struct Snapshots {
     outgoing: BTreeMap<u64, SendingSnapshot>,
+    /// Snapshots that primaries have announced and this node has accepted.
+    announced: BTreeMap<(Conn, u64), AnnouncedSnapshot>,
     /// Staged snapshots that wait for a flush, or are being ingested.
     incoming: BTreeMap<(Conn, u64), ReceivingSnapshot>,
     /// Deleted copies whose rows are removed after this flush; `None`: they are being removed.
@@ -56,6 +60,18 @@ struct SendingSnapshot {
     bytes: u64,
 }
 
+/// A snapshot that a primary has announced.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct AnnouncedSnapshot {
+    pub shard: ShardId,
+    /// The epoch of the primary.
+    pub epoch: Epoch,
+    /// The copy that the snapshot is to replace.
+    pub copy: CopyNo,
+    /// The estimated size of the snapshot.
+    pub bytes: u64,
+}
+
 #[derive(Clone, Debug)]
 struct ReceivingSnapshot {
     shard: ShardId,
@@ -65,29 +81,36 @@ struct ReceivingSnapshot {
     after_flush: Option<u64>,
 }
 
-impl SnapshotTransfers {
+impl Snapshots {
     /// Returns the seq above which the log is needed by snapshots in transfer.
     pub(super) fn pin(&self, shard: ShardId) -> Option<Seq> {
         self.outgoing.values().filter(|out| out.shard == shard).map(|out| out.pin).min()
+    }
+
+    /// Discards the snapshots in transfer on a closed connection.
+    pub(super) fn on_closed(&mut self, conn: Conn) {
+        self.outgoing.retain(|_, out| out.conn != conn);
+        self.announced.retain(|&(announced_on, _), _| announced_on != conn);
     }
 }
 
 // ---- the sending end ---------------------------------------------------------------------------
 
-impl Node {
-    pub(super) fn begin_snapshot(
+impl Snapshots {
+    /// Begins a snapshot for a follower that the log does not reach, if one may begin now.
+    pub(super) fn begin(
         &mut self,
+        ctx: &mut Context<'_>,
+        conn: Conn,
         store: StoreId,
         shard: ShardId,
-        effects: &mut Vec<Effect>,
     ) {
-        let Some(&conn) = self.dialled_to.get(&store) else { return };
-        if self.transfers.retry_after.get(&(store, shard)).is_some_and(|&until| self.now < until) {
+        if self.retry_after.get(&(store, shard)).is_some_and(|&until| ctx.now < until) {
             return;
         }
-        self.transfers.retry_after.remove(&(store, shard));
-        let transfer = self.fresh_id();
-        let Some(replica) = self.replicas.get_mut(&shard) else { return };
+        self.retry_after.remove(&(store, shard));
+        let transfer = ctx.fresh_id();
+        let Some(replica) = ctx.shards.get_mut(shard) else { return };
         if !replica.trust.is_working() {
             return; // A wrong copy must not spread.
         }
@@ -102,325 +125,323 @@ impl Node {
             return;
         }
         if !recorded {
-            self.request_record(shard);
+            ctx.request_record(shard);
             return;
         }
         follower.feed = Feed::Snapshot { transfer };
         let outgoing = SendingSnapshot { conn, store, shard, slots, pin, bytes: 0 };
-        self.transfers.outgoing.insert(transfer, outgoing);
-        effects.push(Effect::MeasureSnapshot { transfer, slots });
+        self.outgoing.insert(transfer, outgoing);
+        ctx.effects.push(Effect::MeasureSnapshot { transfer, slots });
     }
 
     /// Announces the snapshot to the follower, which checks whether it has room.
-    pub(super) fn on_snapshot_measured(
-        &mut self,
-        transfer: u64,
-        bytes: u64,
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(outgoing) = self.transfers.outgoing.get_mut(&transfer) else { return };
+    pub(super) fn on_measured(&mut self, ctx: &mut Context<'_>, transfer: u64, bytes: u64) {
+        let Some(outgoing) = self.outgoing.get_mut(&transfer) else { return };
         outgoing.bytes = bytes;
         let (conn, store, shard) = (outgoing.conn, outgoing.store, outgoing.shard);
-        let Some((epoch, copy)) = self.expected_by(store, shard, transfer) else {
-            self.transfers.outgoing.remove(&transfer);
+        let Some((epoch, copy)) = expected_by(ctx, store, shard, transfer) else {
+            self.outgoing.remove(&transfer);
             return;
         };
         let message = ToFollower::Snapshot { transfer, shard, epoch, copy, bytes };
-        effects.push(Effect::ToFollower { conn, message });
+        ctx.effects.push(Effect::ToFollower { conn, message });
     }
 
-    /// Returns the epoch and the follower's copy that the snapshot is for, while it is still
-    /// wanted.
-    fn expected_by(
+    /// Handles the answer of a follower to an announcement, or after the transfer.
+    pub(super) fn on_answer(
         &mut self,
-        store: StoreId,
-        shard: ShardId,
-        transfer: u64,
-    ) -> Option<(Epoch, CopyNo)> {
-        let epoch = self.replicas.get(&shard)?.primary()?.epoch;
-        let follower = self.follower_mut(store, shard)?;
-        (follower.feed == Feed::Snapshot { transfer }).then_some((epoch, follower.copy))
-    }
-
-    pub(super) fn on_snapshot_answer(
-        &mut self,
+        ctx: &mut Context<'_>,
         transfer: u64,
         outcome: SnapshotOutcome,
-        effects: &mut Vec<Effect>,
     ) {
-        let Some(outgoing) = self.transfers.outgoing.get(&transfer).cloned() else { return };
+        let Some(outgoing) = self.outgoing.get(&transfer).cloned() else { return };
         let SendingSnapshot { conn, store, shard, slots, bytes, .. } = outgoing;
-        let awaited = self.expected_by(store, shard, transfer).is_some();
+        let awaited = expected_by(ctx, store, shard, transfer).is_some();
         if outcome == SnapshotOutcome::Accepted && awaited {
-            effects.push(Effect::SendSnapshot { conn, transfer, shard, slots });
+            ctx.effects.push(Effect::SendSnapshot { conn, transfer, shard, slots });
             return;
         }
-        self.transfers.outgoing.remove(&transfer);
+        self.outgoing.remove(&transfer);
         match outcome {
-            SnapshotOutcome::NotInstalled => self.snapshot_failed(transfer, &outgoing),
+            SnapshotOutcome::NotInstalled => self.retry_later(ctx, transfer, &outgoing),
             SnapshotOutcome::NoSpace if awaited => {
-                let Some(follower) = self.follower_mut(store, shard) else { return };
+                let Some(follower) = ctx.shards.follower_mut(store, shard) else { return };
                 follower.feed = Feed::Full;
                 follower.copy_bytes = bytes;
-                self.to_review.insert(shard);
+                ctx.shards.to_review.insert(shard);
             }
             // Installed: the announcement of the new copy has already opened the feed.
             _ => {}
         }
     }
 
-    pub(super) fn on_snapshot_failed(&mut self, transfer: u64) {
-        if let Some(failed) = self.transfers.outgoing.remove(&transfer) {
-            self.snapshot_failed(transfer, &failed);
+    pub(super) fn on_failed(&mut self, ctx: &mut Context<'_>, transfer: u64) {
+        if let Some(failed) = self.outgoing.remove(&transfer) {
+            self.retry_later(ctx, transfer, &failed);
         }
     }
 
     /// Handles a failed snapshot. The next one begins after a while: the cause may last, and
     /// snapshots are expensive.
-    fn snapshot_failed(&mut self, transfer: u64, failed: &SendingSnapshot) {
-        let until = self.now.plus_ms(self.settings.timing.copy_again_ms);
-        self.transfers.retry_after.insert((failed.store, failed.shard), until);
-        if let Some(follower) = self.follower_mut(failed.store, failed.shard)
+    fn retry_later(&mut self, ctx: &mut Context<'_>, transfer: u64, failed: &SendingSnapshot) {
+        let until = ctx.now.plus_ms(ctx.settings.timing.copy_again_ms);
+        self.retry_after.insert((failed.store, failed.shard), until);
+        if let Some(follower) = ctx.shards.follower_mut(failed.store, failed.shard)
             && follower.feed == (Feed::Snapshot { transfer })
         {
             follower.feed = Feed::NeedsSnapshot; // The next review begins it again.
         }
     }
+}
 
-    /// Tries again the followers that wait for a snapshot: the flush or the change of the in-sync
-    /// set that they waited for may have come.
-    pub(super) fn retry_snapshots(&mut self) {
-        for (&shard, replica) in &self.replicas {
-            let Some(primary) = replica.primary() else { continue };
-            for (&store, follower) in &primary.followers {
-                if follower.feed == Feed::NeedsSnapshot {
-                    self.to_send.insert((store, shard));
-                }
-            }
-        }
-    }
+/// Returns the epoch and the follower's copy that the snapshot is for, while it is still wanted.
+fn expected_by(
+    ctx: &mut Context<'_>,
+    store: StoreId,
+    shard: ShardId,
+    transfer: u64,
+) -> Option<(Epoch, CopyNo)> {
+    let epoch = ctx.shards.epoch_led(shard)?;
+    let follower = ctx.shards.follower_mut(store, shard)?;
+    (follower.feed == Feed::Snapshot { transfer }).then_some((epoch, follower.copy))
+}
 
-    /// Discards the snapshots in transfer on a closed connection.
-    pub(super) fn drop_transfers(&mut self, conn: Conn) {
-        self.transfers.outgoing.retain(|_, out| out.conn != conn);
+/// Tries again the followers that wait for a snapshot: the flush or the change of the in-sync set
+/// that they waited for may have come.
+pub(super) fn retry(ctx: &mut Context<'_>) {
+    let mut waiting = Vec::new();
+    for (replica, primary) in ctx.shards.led() {
+        let followers = primary.followers.iter();
+        let needy = followers.filter(|(_, follower)| follower.feed == Feed::NeedsSnapshot);
+        waiting.extend(needy.map(|(&store, _)| (store, replica.shard)));
     }
+    ctx.shards.to_send.extend(waiting);
 }
 
 // ---- the receiving end -------------------------------------------------------------------------
 
-impl Node {
+impl Snapshots {
     /// Returns the bytes of snapshots that have room here, beside those that were accepted and are
     /// not installed yet. The staged part of them counts twice, which errs on the safe side. A log
     /// that is too long reduces the room by nothing: what it contains of the shard is deleted with
     /// the old copy, and may be the very reason why it is too long.
-    pub(super) fn room_for_snapshots(&self) -> u64 {
-        let coming = self.accepted.values().flat_map(|connection| connection.announced.values());
-        let coming = coming.filter(|announced| self.is_awaited(announced));
-        let coming = coming.map(|announced| announced.bytes);
-        let incoming = self.transfers.incoming.values().map(|incoming| incoming.bytes);
-        if self.disk_full && Planted::FullLogTakesNoCopy.is_in(self.settings.planted) {
+    pub(super) fn room(&self, ctx: &Context<'_>) -> u64 {
+        if ctx.storage.is_disk_full() && ctx.planted(Planted::FullLogTakesNoCopy) {
             return 0;
         }
-        coming.chain(incoming).fold(self.room_bytes, u64::saturating_sub)
-    }
-
-    /// Returns whether the announced snapshot may still come, and would be taken.
-    fn is_awaited(&self, announced: &AnnouncedSnapshot) -> bool {
-        self.replicas.get(&announced.shard).is_some_and(|replica| {
-            replica.trust.exists()
-                && (replica.promised, replica.copy) == (announced.epoch, announced.copy)
-        })
+        let coming = self.announced.values().filter(|announced| {
+            let replica = ctx.shards.get(announced.shard);
+            replica.is_some_and(|replica| is_awaited(announced, replica))
+        });
+        let coming = coming.map(|announced| announced.bytes);
+        let incoming = self.incoming.values().map(|incoming| incoming.bytes);
+        coming.chain(incoming).fold(ctx.storage.room_bytes(), u64::saturating_sub)
     }
 
     /// Answers whether a snapshot of this size is to be sent.
-    pub(super) fn on_snapshot_announced(
+    pub(super) fn on_announced(
         &mut self,
+        ctx: &mut Context<'_>,
         conn: Conn,
         transfer: u64,
         announced: AnnouncedSnapshot,
-        effects: &mut Vec<Effect>,
     ) {
         let shard = announced.shard;
-        let Some(connection) = self.accepted.get_mut(&conn) else { return };
         // The primary begins again: the snapshot before will not come.
-        connection.announced.retain(|_, before| before.shard != shard);
-        self.promise_for_snapshot(&announced, effects);
-        let planted = self.settings.planted;
-        if !self.is_replaceable(shard) && !Planted::CopyOverCopy.is_in(planted) {
-            let outcome = SnapshotOutcome::NotInstalled;
-            let message = FromFollower::Snapshot { transfer, shard, outcome };
-            effects.push(Effect::FromFollower { conn, message });
-            return;
-        }
-        let fits = announced.bytes <= self.room_for_snapshots();
-        let fits = fits || Planted::CopyWithoutRoom.is_in(planted);
-        if fits && let Some(connection) = self.accepted.get_mut(&conn) {
-            connection.announced.insert(transfer, announced);
-        }
-        let outcome = if fits { SnapshotOutcome::Accepted } else { SnapshotOutcome::NoSpace };
+        self.announced.retain(|&(on, _), before| on != conn || before.shard != shard);
+        promise_for_snapshot(ctx, &announced);
+        let outcome = match is_replaceable(ctx, shard) || ctx.planted(Planted::CopyOverCopy) {
+            false => SnapshotOutcome::NotInstalled,
+            true if announced.bytes <= self.room(ctx) || ctx.planted(Planted::CopyWithoutRoom) => {
+                self.announced.insert((conn, transfer), announced);
+                SnapshotOutcome::Accepted
+            }
+            true => SnapshotOutcome::NoSpace,
+        };
         let message = FromFollower::Snapshot { transfer, shard, outcome };
-        effects.push(Effect::FromFollower { conn, message });
+        ctx.effects.push(Effect::FromFollower { conn, message });
     }
 
-    /// Returns whether a snapshot may replace this node's copy of the shard: there is a copy, and
-    /// no snapshot is being installed already. The latter may take long, where the disk lacks room
-    /// or open files.
-    fn is_replaceable(&self, shard: ShardId) -> bool {
-        let trust = self.replicas.get(&shard).map(|replica| &replica.trust);
-        !matches!(trust, None | Some(Trust::Absent { .. } | Trust::Replacing { .. }))
-    }
-
-    /// Promises the epoch of the announcement, which may be the first message of this epoch: no
-    /// slice was sent while the window had no room, and by then the log no longer reached back. It
-    /// obliges as a slice does; without that no snapshot would ever be installed.
-    fn promise_for_snapshot(&mut self, announced: &AnnouncedSnapshot, effects: &mut Vec<Effect>) {
-        let &AnnouncedSnapshot { shard, epoch, copy, .. } = announced;
-        let Some(replica) = self.replicas.get_mut(&shard) else { return };
-        if replica.trust.exists() && replica.copy == copy && replica.promised < epoch {
-            replica.promise(&mut turn_of!(self, effects), epoch);
-            self.dirty.insert(shard);
-        }
-    }
-
-    pub(super) fn on_snapshot_staged(
+    /// Handles a snapshot of which all is staged: it replaces this node's copy, unless that has
+    /// changed since the announcement.
+    pub(super) fn on_staged(
         &mut self,
+        ctx: &mut Context<'_>,
+        peers: &Peers,
         conn: Conn,
         transfer: u64,
         state: ShardState,
-        effects: &mut Vec<Effect>,
     ) {
-        let announced = self
-            .accepted
-            .get_mut(&conn)
-            .and_then(|connection| connection.announced.remove(&transfer));
-        let wanted = announced.and_then(|AnnouncedSnapshot { shard, epoch, copy, bytes }| {
-            let replaceable = self.is_replaceable(shard);
-            let replica = self.replicas.get_mut(&shard)?;
-            // The snapshot must be of the promised epoch, and replace the copy that the sender
-            // meant: a snapshot that comes late must not replace a copy that has acknowledged
-            // since.
-            let fits = replaceable
-                && replica.promised == epoch
-                && replica.primary().is_none()
-                && replica.copy == copy
-                && replica.slots == state.slots;
-            fits.then_some((shard, bytes, replica))
-        });
-        let Some((shard, bytes, replica)) = wanted else {
-            effects.push(Effect::DiscardSnapshot { conn, transfer });
-            if self.accepted.contains_key(&conn) {
+        let announced = self.announced.remove(&(conn, transfer));
+        let Some(announced) = announced.filter(|announced| is_wanted(ctx, announced, &state))
+        else {
+            ctx.effects.push(Effect::DiscardSnapshot { conn, transfer });
+            if peers.is_accepted(conn) {
                 let (shard, outcome) = (state.slots.shard(), SnapshotOutcome::NotInstalled);
                 let message = FromFollower::Snapshot { transfer, shard, outcome };
-                effects.push(Effect::FromFollower { conn, message });
+                ctx.effects.push(Effect::FromFollower { conn, message });
             }
             return;
         };
-        replica.trust.replace();
-        self.dirty.insert(shard); // No entry of it waits to be applied any more.
-        let mut after_flush = self.request_flush();
-        if Planted::InstallOverTables.is_in(self.settings.planted) {
+        let AnnouncedSnapshot { shard, bytes, .. } = announced;
+        if let Some(replica) = ctx.shards.get_mut(shard) {
+            replica.trust.replace();
+        }
+        ctx.shards.dirty.insert(shard); // No entry of it waits to be applied any more.
+        let mut after_flush = ctx.request_flush();
+        if ctx.planted(Planted::InstallOverTables) {
             after_flush = None;
         }
         let incoming = ReceivingSnapshot { shard, state, bytes, after_flush };
-        self.transfers.incoming.insert((conn, transfer), incoming);
+        self.incoming.insert((conn, transfer), incoming);
         match after_flush {
-            None => self.install(conn, transfer, effects),
-            Some(_) => self.flush_if_due(effects),
+            None => self.install(ctx, conn, transfer),
+            Some(_) => ctx.flush_if_due(),
         }
     }
 
-    fn install(&mut self, conn: Conn, transfer: u64, effects: &mut Vec<Effect>) {
-        let Some(incoming) = self.transfers.incoming.get_mut(&(conn, transfer)) else { return };
+    fn install(&mut self, ctx: &mut Context<'_>, conn: Conn, transfer: u64) {
+        let Some(incoming) = self.incoming.get_mut(&(conn, transfer)) else { return };
         incoming.after_flush = None;
-        let Some(replica) = self.replicas.get(&incoming.shard) else { return };
+        let Some(replica) = ctx.shards.get(incoming.shard) else { return };
         let copy = CopyNo(replica.copy.0 + 1);
         let state = Box::new(incoming.state.clone());
-        effects.push(Effect::InstallSnapshot { conn, transfer, copy, state });
+        ctx.effects.push(Effect::InstallSnapshot { conn, transfer, copy, state });
     }
 
-    pub(super) fn on_snapshot_installed(
+    /// Handles the end of an ingest: the snapshot is this node's copy now.
+    pub(super) fn on_installed(
         &mut self,
+        ctx: &mut Context<'_>,
+        peers: &mut Peers,
         conn: Conn,
         transfer: u64,
-        effects: &mut Vec<Effect>,
     ) {
-        let Some(incoming) = self.transfers.incoming.remove(&(conn, transfer)) else { return };
+        let Some(incoming) = self.incoming.remove(&(conn, transfer)) else { return };
         let shard = incoming.shard;
-        let Some(replica) = self.replicas.get_mut(&shard) else { return };
-        replica.install(&mut turn_of!(self, effects), incoming.state);
-        self.next_trim = self.now; // The former copy no longer needs the log.
-        self.ingests += 1;
-        self.announce_copy(shard, effects);
-        if self.accepted.contains_key(&conn) {
+        let Some((replica, mut turn)) = ctx.in_turn(shard) else { return };
+        replica.install(&mut turn, incoming.state);
+        ctx.storage.trim_soon(ctx.now); // The former copy no longer needs the log.
+        ctx.note_ingest();
+        peers.announce_copy(ctx, shard);
+        if peers.is_accepted(conn) {
             let outcome = SnapshotOutcome::Installed;
             let message = FromFollower::Snapshot { transfer, shard, outcome };
-            effects.push(Effect::FromFollower { conn, message });
+            ctx.effects.push(Effect::FromFollower { conn, message });
         }
-        self.dirty.insert(shard);
+        ctx.shards.dirty.insert(shard);
+    }
+
+    /// Begins the installs and removals that waited for this flush.
+    pub(super) fn after_flush(&mut self, ctx: &mut Context<'_>, flush: u64) {
+        let due = |after: Option<u64>| after.is_some_and(|after| after <= flush);
+        let incoming = self.incoming.iter().filter(|(_, incoming)| due(incoming.after_flush));
+        let installs: Vec<_> = incoming.map(|(&key, _)| key).collect();
+        installs.into_iter().for_each(|(conn, transfer)| self.install(ctx, conn, transfer));
+        let dropped = self.dropping.extract_if(.., |_, after| due(*after));
+        let dropped: Vec<ShardId> = dropped.map(|(shard, _)| shard).collect();
+        dropped.into_iter().for_each(|shard| self.drop_rows(ctx, shard));
+    }
+}
+
+// ---- copies that come and go -------------------------------------------------------------------
+
+impl Snapshots {
+    /// Creates an empty copy of a shard that etcd assigns to this store. `fit`: the shard is new,
+    /// so an empty copy is complete.
+    pub(super) fn create_copy(
+        &mut self,
+        ctx: &mut Context<'_>,
+        peers: &mut Peers,
+        shard: ShardId,
+        slots: Slots,
+        fit: bool,
+    ) {
+        let replica = ctx.shards.get_or_insert(shard, || Replica::empty(shard, slots));
+        if replica.trust.exists() {
+            return;
+        }
+        if replica.trust == (Trust::Absent { clean: false }) {
+            // After a start that found the number of a dropped copy, its slots are not known.
+            replica.slots = slots;
+            self.drop_rows(ctx, shard); // The copy is created once they are gone.
+            return;
+        }
+        let Some((replica, mut turn)) = ctx.in_turn(shard) else { return };
+        replica.create(&mut turn, slots, fit);
+        peers.announce_copy(ctx, shard);
     }
 
     /// Deletes a copy that a linearizable read of etcd no longer assigns to this store.
-    pub(super) fn drop_copy(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
-        let after_flush = self.request_flush();
-        let Some(replica) = self.replicas.get_mut(&shard) else { return };
+    pub(super) fn drop_copy(&mut self, ctx: &mut Context<'_>, peers: &mut Peers, shard: ShardId) {
+        let after_flush = ctx.request_flush();
+        let Some((replica, mut turn)) = ctx.in_turn(shard) else { return };
         if matches!(replica.trust, Trust::Absent { .. } | Trust::Replacing { .. }) {
             return; // Being replaced now: the record is read again once that is done.
         }
-        replica.drop_copy(&mut turn_of!(self, effects));
-        self.next_trim = self.now;
-        self.announce_copy(shard, effects);
+        replica.drop_copy(&mut turn);
+        ctx.storage.trim_soon(ctx.now);
+        peers.announce_copy(ctx, shard);
         match after_flush {
-            None => self.drop_rows(shard, effects),
+            None => self.drop_rows(ctx, shard),
             Some(flush) => {
-                self.transfers.dropping.insert(shard, Some(flush));
+                self.dropping.insert(shard, Some(flush));
             }
         }
     }
 
     /// Removes the rows of a former copy from the state, unless that is in progress.
-    pub(super) fn drop_rows(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
-        let Some(slots) = self.replicas.get(&shard).map(|replica| replica.slots) else { return };
-        if let std::collections::btree_map::Entry::Vacant(place) =
-            self.transfers.dropping.entry(shard)
-        {
+    pub(super) fn drop_rows(&mut self, ctx: &mut Context<'_>, shard: ShardId) {
+        let Some(slots) = ctx.shards.get(shard).map(|replica| replica.slots) else { return };
+        if let std::collections::btree_map::Entry::Vacant(place) = self.dropping.entry(shard) {
             place.insert(None);
-            effects.push(Effect::DropRows { shard, slots });
+            ctx.effects.push(Effect::DropRows { shard, slots });
         }
     }
 
-    /// Handles the end of a removal of rows: if etcd assigns a copy to this store again meanwhile,
-    /// it is created now.
-    pub(super) fn on_rows_dropped(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
-        self.transfers.dropping.remove(&shard);
-        if let Some(replica) = self.replicas.get_mut(&shard) {
+    /// Handles the end of a removal of rows: there may be a copy again.
+    pub(super) fn on_rows_dropped(&mut self, ctx: &mut Context<'_>, shard: ShardId) {
+        self.dropping.remove(&shard);
+        if let Some(replica) = ctx.shards.get_mut(shard) {
             replica.trust.mark_clean();
         }
-        if let Some((record, _)) = self.records.get(&shard).cloned() {
-            self.follow_assignment(&record, None, effects);
-        }
     }
+}
 
-    /// Begins the installs and removals that waited for this flush.
-    pub(super) fn after_flush(&mut self, flush: u64, effects: &mut Vec<Effect>) {
-        let due = |after: Option<u64>| after.is_some_and(|after| after <= flush);
-        let installs: Vec<_> = self
-            .transfers
-            .incoming
-            .iter()
-            .filter(|(_, incoming)| due(incoming.after_flush))
-            .map(|(&key, _)| key)
-            .collect();
-        installs.into_iter().for_each(|(conn, transfer)| self.install(conn, transfer, effects));
-        let dropped: Vec<_> = self
-            .transfers
-            .dropping
-            .iter()
-            .filter(|&(_, &after)| due(after))
-            .map(|(&shard, _)| shard)
-            .collect();
-        for shard in dropped {
-            self.transfers.dropping.remove(&shard);
-            self.drop_rows(shard, effects);
-        }
+/// Returns whether the announced snapshot may still come, and would be taken.
+fn is_awaited(announced: &AnnouncedSnapshot, replica: &Replica) -> bool {
+    replica.trust.exists() && (replica.promised, replica.copy) == (announced.epoch, announced.copy)
+}
+
+/// Returns whether a snapshot may replace this node's copy of the shard: there is a copy, and no
+/// snapshot is being installed already. The latter may take long, where the disk lacks room or open
+/// files.
+fn is_replaceable(ctx: &Context<'_>, shard: ShardId) -> bool {
+    let trust = ctx.shards.get(shard).map(|replica| &replica.trust);
+    !matches!(trust, None | Some(Trust::Absent { .. } | Trust::Replacing { .. }))
+}
+
+/// Returns whether the snapshot is of the promised epoch, and replaces the copy that the sender
+/// meant: a snapshot that comes late must not replace a copy that has acknowledged since.
+fn is_wanted(ctx: &Context<'_>, announced: &AnnouncedSnapshot, state: &ShardState) -> bool {
+    let &AnnouncedSnapshot { shard, epoch, copy, .. } = announced;
+    let fits = |replica: &Replica| {
+        replica.promised == epoch
+            && replica.primary().is_none()
+            && replica.copy == copy
+            && replica.slots == state.slots
+    };
+    is_replaceable(ctx, shard) && ctx.shards.get(shard).is_some_and(fits)
+}
+
+/// Promises the epoch of the announcement, which may be the first message of this epoch: no slice
+/// was sent while the window had no room, and by then the log no longer reached back. It obliges as
+/// a slice does; without that no snapshot would ever be installed.
+fn promise_for_snapshot(ctx: &mut Context<'_>, announced: &AnnouncedSnapshot) {
+    let &AnnouncedSnapshot { shard, epoch, copy, .. } = announced;
+    let Some((replica, mut turn)) = ctx.in_turn(shard) else { return };
+    if replica.trust.exists() && replica.copy == copy && replica.promised < epoch {
+        replica.promise(&mut turn, epoch);
+        ctx.shards.dirty.insert(shard);
     }
 }

@@ -1,22 +1,31 @@
 //! Tests of one node: events in, exact effects out. The simulator covers what takes two nodes, time
 //! or failure.
 
+mod feeding;
 mod memory;
 mod replica_health;
 mod room;
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use super::*;
+use crate::apply::ShardState;
 use crate::batch::{Batch, Codec};
-use crate::entry::Body;
+use crate::entry::{Body, Entry, Position};
 use crate::idempotency::{IssueTime, RecordId, Scope, Tag, TokenOutcome};
-use crate::ids::{BatchSeq, Version};
+use crate::ids::{BatchSeq, Boot, CopyNo, Epoch, Revision, Seq, SessionId, Slots, Version};
 use crate::key::CounterKey;
-use crate::message::{BatchReply, Refusal, Reject, Slice};
+use crate::message::{
+    BatchReply, DigestPoint, NodeQuery, NodeQueryReply, NodeReply, Refusal, Reject, Slice,
+};
 use crate::ops::{self, Op, OpKind};
-
-mod feeding;
+use crate::replica::primary::Primary;
+use crate::shard_record::ShardRecord;
+use crate::store::log::LogRecord;
+use crate::store::log::catch_up::{LogPart, WantedEntries};
+use crate::store::log::scan::LogLocation;
 
 const A: StoreBoot = StoreBoot { store: StoreId(1), boot: Boot(1) };
 const B: StoreBoot = StoreBoot { store: StoreId(2), boot: Boot(1) };
@@ -50,6 +59,20 @@ fn batch(batch_seq: u64, kind: OpKind) -> Batch {
 
 fn add(batch_seq: u64) -> Batch {
     batch(batch_seq, OpKind::Add { delta: 1 })
+}
+
+impl Node {
+    fn replica(&self, shard: ShardId) -> &Replica {
+        self.shared.shards.get(shard).expect("the node has a replica")
+    }
+
+    fn replica_mut(&mut self, shard: ShardId) -> &mut Replica {
+        self.shared.shards.get_mut(shard).expect("the node has a replica")
+    }
+
+    fn room_for_snapshots(&mut self) -> u64 {
+        self.snapshots.room(&self.shared.lend(&mut Vec::new()))
+    }
 }
 
 struct Bench {
@@ -272,7 +295,7 @@ fn a_record_is_loaded_and_buckets_are_expired_in_time() {
         };
         effects.iter().find_map(of)
     };
-    let window_ms = bench.node.settings.idempotency.window_ms;
+    let window_ms = bench.node.shared.settings.idempotency.window_ms;
     // Without a record there is no bucket, and nothing to order.
     bench.now = bench.now.plus_ms(window_ms);
     assert_eq!(expires(&bench.on(Event::Tick)), None);
@@ -286,7 +309,7 @@ fn a_record_is_loaded_and_buckets_are_expired_in_time() {
     let (load, records) = asked.expect("a token needs its record");
     assert_eq!(records, [RecordId { slot, hash: 1 }]);
     let seq = bench.node.replicas().next().unwrap().last.seq.0;
-    let group = bench.node.groups.durable() + 1;
+    let group = bench.node.shared.storage.groups().durable() + 1;
     bench.on(Event::Durable { group });
     bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: seq } });
     let effects = bench.on(Event::Loaded { load, values: vec![], records: vec![None] });
@@ -312,7 +335,7 @@ fn a_record_is_loaded_and_buckets_are_expired_in_time() {
     bench.now = bench.now.plus_ms(1_000);
     assert_eq!(expires(&bench.on(Event::Tick)), None);
     let seq = bench.node.replicas().next().unwrap().last.seq.0;
-    let group = bench.node.groups.durable() + 1;
+    let group = bench.node.shared.storage.groups().durable() + 1;
     bench.on(Event::Durable { group });
     bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: seq } });
     bench.now = bench.now.plus_ms(window_ms / 16);
@@ -461,11 +484,11 @@ fn what_was_sent_before_a_learner_was_named_again_does_not_make_it_caught_up() {
 #[test]
 fn a_copy_of_the_state_is_followed_by_the_first_entry_after_it() {
     let mut bench = beginning();
-    bench.node.settings.log_memory_bytes = 1;
+    bench.node.shared.settings.log_memory_bytes = 1;
     bench.deliver(record(1, 1, A));
     bench.on(Event::Durable { group: 1 });
     bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: 1 } });
-    bench.now = Now((bench.node.settings.flush_after_ms + 1) * 1_000);
+    bench.now = Now((bench.node.shared.settings.flush_after_ms + 1) * 1_000);
     let effects = bench.on(Event::Tick);
     let flush = effects.iter().find_map(|effect| match effect {
         Effect::Flush { flush, .. } => Some(*flush),
@@ -482,9 +505,9 @@ fn a_copy_of_the_state_is_followed_by_the_first_entry_after_it() {
         bench.on(Event::Durable { group: n });
         bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n } });
     }
-    assert!(bench.node.replicas[&SHARD].log.get(Seq(2)).is_none(), "it is on the disk only");
+    assert!(bench.node.replica(SHARD).log.get(Seq(2)).is_none(), "it is on the disk only");
 
-    let applied = bench.node.replicas[&SHARD].flushed;
+    let applied = bench.node.replica(SHARD).flushed;
     let reason = Reject::Mismatch { ends: vec![], applied };
     let reject = FromFollower::Reject { n: 5, shard: SHARD, reason };
     let effects = bench.on(Event::FromFollower { conn: TO_B, message: reject });
@@ -515,7 +538,7 @@ fn a_follower_whose_disk_is_full_is_tried_again_whatever_it_acknowledges() {
     let reject = FromFollower::Reject { n: 3, shard: SHARD, reason };
     bench.on(Event::FromFollower { conn: TO_B, message: reject });
     bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: 3 } });
-    bench.now = Now(bench.node.settings.heartbeat_ms * 1_000);
+    bench.now = Now(bench.node.shared.settings.heartbeat_ms * 1_000);
     let effects = bench.on(Event::Tick);
     assert_eq!(
         effects.iter().map(word).find(|word| word.starts_with("send")),
@@ -570,7 +593,7 @@ fn a_copy_is_deleted_only_if_nothing_was_acknowledged_since_etcd_was_asked() {
     };
     // Two reads are in flight, in unknown order.
     let first = asked(&on(&mut bench, None)).unwrap();
-    bench.now = bench.now.plus_ms(bench.node.settings.timing.copy_recheck_ms);
+    bench.now = bench.now.plus_ms(bench.node.shared.settings.timing.copy_recheck_ms);
     let second = asked(&bench.on(Event::Tick)).unwrap();
     let entries = log(&[1]);
     bench.append(1, slice(1, &entries, 0, true));
@@ -682,15 +705,15 @@ fn a_primary_that_is_to_end_stays_until_another_leads() {
 fn a_follower_that_is_to_end_stays_until_it_is_out_of_the_set() {
     let left = |effects: Vec<Effect>| effects.iter().any(|effect| matches!(effect, Effect::Left));
     let mut bench = new_follower();
-    bench.node.settings.min_in_sync = 1;
+    bench.node.shared.settings.min_in_sync = 1;
     assert!(!left(bench.on(Event::Leave)), "it is in sync");
     let without = ShardRecord { isr: vec![A.store], ..record(1, 2, A) };
     assert!(left(bench.deliver(without)));
 
     let mut late = new_follower();
-    late.node.settings.min_in_sync = 1;
+    late.node.shared.settings.min_in_sync = 1;
     late.on(Event::Leave);
-    late.now = late.now.plus_ms(late.node.settings.timing.leave_within_ms);
+    late.now = late.now.plus_ms(late.node.shared.settings.timing.leave_within_ms);
     assert!(left(late.on(Event::Tick)), "it has waited for long enough");
     let mut at_the_floor = new_follower();
     assert!(left(at_the_floor.on(Event::Leave)), "no primary may let it go");
@@ -920,7 +943,7 @@ fn a_suspect_store_makes_no_copy_that_passes_for_a_new_one() {
     #[track_caller]
     fn check(suspect: bool, unfit: bool) {
         let mut bench = Bench::new(B);
-        bench.node.settings.suspect = suspect;
+        bench.node.shared.settings.suspect = suspect;
         bench.deliver(record(1, 1, A));
         let message = NodeQuery::Gather { shards: vec![SHARD] };
         let effects = bench.on(Event::Query { query: 1, message });
@@ -945,11 +968,9 @@ fn a_node_without_a_copy_answers_no_read() {
 
 // ---- audit -------------------------------------------------------------------------------------
 
-use crate::node::audit::ScrubbedShard;
-
 /// The digest of A's copy once its barrier is applied, and one of B's with other counters.
 fn points(bench: &Bench) -> (DigestPoint, DigestPoint) {
-    let own = bench.node.replicas[&SHARD].digest();
+    let own = bench.node.replica(SHARD).digest();
     (own, DigestPoint { counters: 9, ..own })
 }
 
@@ -1026,7 +1047,7 @@ fn a_primary_whose_disk_confirms_its_digest_is_right() {
         Effect::Propose { record, .. } => record.tainted == [B.store],
         _ => false,
     }));
-    assert_eq!(bench.node.reported.resigned, []);
+    assert_eq!(bench.node.reporter.reported().resigned, []);
     // The follower continues to report what it had.
     let (_, theirs) = points(&bench);
     assert!(report_digests(&mut bench, vec![theirs]).is_empty());
@@ -1039,7 +1060,7 @@ fn a_primary_whose_disk_contradicts_its_digest_asks_to_be_replaced() {
     let effects = scrubbed(&mut bench, scrub, vec![on_disk]);
     let damaged = AuditFinding::Scrubbed { shards: 1, damaged: vec![SHARD] };
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Audit(it) if *it == damaged)));
-    assert_eq!(bench.node.reported.resigned, [SHARD]);
+    assert_eq!(bench.node.reporter.reported().resigned, [SHARD]);
     let read = bench.on(Event::Gateway { conn: GATEWAY, message: read(None) });
     check(read, &["read refused"]);
     let status = bench.node.last_scrub();
@@ -1056,9 +1077,9 @@ fn a_record_on_disk_that_was_never_written_is_damage() {
             query: 1,
             message: NodeQuery::Scrub { shards: vec![], bytes_per_s: 0 },
         });
-        let scrub = bench.node.scrubbing.in_flight().expect("begun at once");
+        let scrub = bench.node.audit.scrub_in_flight().expect("begun at once");
         scrubbed(&mut bench, scrub, vec![on_disk(own)]);
-        assert_eq!(bench.node.replicas[&SHARD].trust.stopped().is_some(), damaged);
+        assert_eq!(bench.node.replica(SHARD).trust.stopped().is_some(), damaged);
     }
     let copy = CopyNo(1);
     check(|point| ScrubbedShard { copy, point, counters: point.counters }, false);
@@ -1077,14 +1098,14 @@ fn a_follower_whose_copy_is_marked_corrupt_takes_nothing_more() {
     let entries = log(&[1, 1]);
     bench.append(1, slice(1, &entries[..1], 0, true));
     bench.on(Event::Durable { group: 2 });
-    let point = DigestPoint { counters: 9, ..bench.node.replicas[&SHARD].digest() };
+    let point = DigestPoint { counters: 9, ..bench.node.replica(SHARD).digest() };
     let say = |bench: &mut Bench, copy| {
         let message = ToFollower::Damaged { epoch: Epoch(1), copy: CopyNo(copy), point };
         bench.on(Event::ToFollower { conn: FROM_A, message })
     };
     // A digest of a copy that is gone.
     say(&mut bench, 7);
-    assert_eq!(bench.node.replicas[&SHARD].trust.stopped(), None);
+    assert_eq!(bench.node.replica(SHARD).trust.stopped(), None);
     let effects = say(&mut bench, 1);
     let announced = |effect: &Effect| {
         matches!(effect, Effect::FromFollower { message: FromFollower::Copy { .. }, .. })
@@ -1134,7 +1155,7 @@ fn before_a_copy_is_made_again_the_whole_shard_is_cleared_of_a_former_one() {
         copy: CopyNo(1),
         content: None,
     };
-    bench.node = Node::new(bench.node.settings.clone(), B, Now(0), 1, vec![dropped]);
+    bench.node = Node::new(bench.node.shared.settings.clone(), B, Now(0), 1, vec![dropped]);
     let effects = bench.deliver(record(1, 1, A));
     let cleared = effects.iter().find_map(|effect| match effect {
         Effect::DropRows { shard: SHARD, slots } => Some(*slots),

@@ -12,9 +12,9 @@
 use crate::entry::{Body, Entry, Position};
 use crate::ids::{CopyNo, Seq};
 use crate::message::{Reject, Slice};
-use crate::node::group_commit::TurnContext;
 use crate::planted::Planted;
 use crate::replica::Replica;
+use crate::replica::group_commit::TurnContext;
 
 /// The reason why a slice was not accepted.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -17,10 +17,14 @@
 
 pub mod clock;
 pub mod follower;
+pub mod group_commit;
 pub mod log;
 pub mod primary;
+pub mod progress;
 pub mod reconcile;
+pub mod recovered;
 pub mod trust;
+pub mod view;
 
 use std::collections::VecDeque;
 
@@ -28,13 +32,15 @@ use crate::apply::{self, ShardState};
 use crate::entry::{Body, Entry, Position};
 use crate::ids::{CopyNo, Epoch, Seq, ShardId, Slots};
 use crate::message::DigestPoint;
-use crate::node::group_commit::TurnContext;
-use crate::node::{NodeSizes, RecoveredReplica, ReplicaView};
+use crate::node::settings::NodeSizes;
 use crate::planted::Planted;
 use crate::store::log::LogRecord;
+use group_commit::TurnContext;
 use log::{LogBytes, ReplicaLog};
 use primary::Primary;
+use recovered::RecoveredReplica;
 use trust::Trust;
+use view::ReplicaView;
 
 /// One store's part in one shard. It exists, with its promise, for as long as the store does; the
 /// copy may be deleted and made again.

@@ -17,11 +17,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::entry::Position;
 use crate::ids::{Boot, Conn, CopyNo, Epoch, Now, Seq, StoreId, Version};
 use crate::message::DigestPoint;
-use crate::node::audit::DigestVotes;
-use crate::node::replica_health::CommitProgress;
 use crate::planted::Planted;
 use crate::replica::clock::ShardClock;
+use crate::replica::progress::CommitProgress;
 use crate::shard_record::ShardRecord;
+
+/// The digests that followers have reported, by seq.
+pub type DigestVotes = BTreeMap<Seq, BTreeMap<StoreId, DigestPoint>>;
 
 /// The state of a shard's primary.
 #[derive(Clone, Debug)]

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::apply::ShardState;
 use crate::entry::{Body, Entry};
 use crate::ids::{CopyNo, Seq, ShardId, Slots};
-use crate::node::{RecoveredContent, RecoveredReplica};
+use crate::replica::recovered::{RecoveredContent, RecoveredReplica};
 use crate::store::log::index::Index;
 use crate::store::log::scan::{Damage, Group, Scanned};
 use crate::store::log::writer::Resume;

@@ -519,7 +519,9 @@ fn what_a_former_copy_has_acknowledged_does_not_count() {
         let mut bench = primary();
         bench.frame(1, add(1));
         bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: 2 } });
-        let acked = |bench: &mut Bench| bench.node.follower_mut(B.store, SHARD).unwrap().acked;
+        let acked = |bench: &mut Bench| {
+            bench.node.shared.shards.follower_mut(B.store, SHARD).unwrap().acked
+        };
         assert_eq!(acked(&mut bench), Seq(2));
         bench.on(Event::Closed { conn: TO_B });
         bench.on(Event::Dialled { conn: TO_B, peer });

@@ -20,8 +20,8 @@ fn counter_in(slots: Slots) -> CounterKey {
 /// A, which leads all shards alone.
 fn alone(log_memory_bytes: usize) -> Bench {
     let mut bench = Bench::new(A);
-    bench.node.settings.min_in_sync = 1;
-    bench.node.settings.log_memory_bytes = log_memory_bytes;
+    bench.node.shared.settings.min_in_sync = 1;
+    bench.node.shared.settings.log_memory_bytes = log_memory_bytes;
     bench.on(Event::GatewayConnected { conn: GATEWAY });
     for number in 0..SHARDS {
         let only = vec![A.store];
@@ -40,7 +40,7 @@ fn alone(log_memory_bytes: usize) -> Bench {
 /// Makes all that was written durable, also the group that was gathered while another one was
 /// written.
 fn sync(bench: &mut Bench) {
-    while let Some(group) = bench.node.groups.covering() {
+    while let Some(group) = bench.node.shared.storage.groups().covering() {
         bench.on(Event::Durable { group });
     }
 }
@@ -74,11 +74,11 @@ fn the_log_in_memory_has_one_limit_for_all_shards() {
         for number in 0..SHARDS {
             write(&mut bench, number, batch_seq, 4_000);
         }
-        let logs = bench.node.replicas.values().map(|replica| replica.log.walked_bytes());
+        let logs = bench.node.shared.shards.iter().map(|replica| replica.log.walked_bytes());
         assert!(logs.sum::<usize>() <= limit + (8 << 10));
     }
     // The newest entries of each shard remain.
-    for replica in bench.node.replicas.values() {
+    for replica in bench.node.shared.shards.iter() {
         let (base, last) = (replica.log.base().seq, replica.log.last().seq);
         assert!(base.0 > 10 && base < last, "{base:?} {last:?}");
     }
@@ -92,14 +92,14 @@ fn what_was_applied_first_goes_first() {
     for batch_seq in 1..10 {
         write(&mut bench, 0, batch_seq, 4_000);
     }
-    let quiet = |bench: &Bench| bench.node.replicas[&slots(1).shard()].log.get(Seq(2)).is_some();
+    let quiet = |bench: &Bench| bench.node.replica(slots(1).shard()).log.get(Seq(2)).is_some();
     assert!(quiet(&bench), "it is younger than what fits");
     for batch_seq in 10..40 {
         write(&mut bench, 0, batch_seq, 4_000);
     }
     assert!(!quiet(&bench));
     write(&mut bench, 1, 2, 100);
-    let kept = &bench.node.replicas[&slots(1).shard()].log;
+    let kept = &bench.node.replica(slots(1).shard()).log;
     assert!(kept.get(Seq(3)).is_some(), "it is the newest of all");
 }
 
@@ -111,7 +111,7 @@ fn what_applying_needed_goes_when_it_is_done() {
     write(&mut bench, 0, 1, 100_000);
     let held = bench.node.held_bytes() - before;
     assert!(held < 130_000, "{held} bytes for an entry of 100,000");
-    assert_eq!(bench.node.memory.pending_bytes(), 0);
+    assert_eq!(bench.node.shared.storage.pending_bytes(), 0);
 }
 
 // ---- a follower whose state disk is slow -------------------------------------------------------
@@ -129,8 +129,8 @@ struct SlowState {
 impl SlowState {
     fn new() -> Self {
         let mut bench = new_follower();
-        bench.node.settings.table_bytes_max = 16 << 10;
-        bench.node.settings.pending_bytes_max = 200 << 10;
+        bench.node.shared.settings.table_bytes_max = 16 << 10;
+        bench.node.shared.settings.pending_bytes_max = 200 << 10;
         Self { bench, at: Position::default(), n: 0, acked: 0, flush: 0 }
     }
 
@@ -170,7 +170,7 @@ impl SlowState {
         };
         let message = ToFollower::Append { n: self.n, slices: vec![slice] };
         self.on(Event::ToFollower { conn: FROM_A, message });
-        while let Some(group) = self.bench.node.groups.covering() {
+        while let Some(group) = self.bench.node.shared.storage.groups().covering() {
             self.on(Event::Durable { group });
         }
     }
@@ -183,8 +183,8 @@ fn a_follower_with_a_slow_state_disk_takes_no_more_than_it_may_hold() {
     let mut slow = SlowState::new();
     for _ in 0..200 {
         slow.append();
-        let table = slow.bench.node.tables.active.bytes();
-        assert!(table <= 2 * slow.bench.node.settings.table_bytes_max, "{table}");
+        let table = slow.bench.node.tables().active.bytes();
+        assert!(table <= 2 * slow.bench.node.shared.settings.table_bytes_max, "{table}");
     }
     assert!(slow.acked < 100, "{}", slow.acked);
     // The flushes end one after the other: everything is applied, and acknowledged.
@@ -193,7 +193,7 @@ fn a_follower_with_a_slow_state_disk_takes_no_more_than_it_may_hold() {
         slow.on(Event::Ingested { flush });
     }
     assert_eq!(slow.acked, slow.n);
-    assert_eq!(slow.bench.node.replicas[&SHARD].state.applied.seq, Seq(slow.n - 1));
+    assert_eq!(slow.bench.node.replica(SHARD).state.applied.seq, Seq(slow.n - 1));
 }
 
 /// Entries whose commit waits for others do not keep it from acknowledging: others may wait for
@@ -201,7 +201,7 @@ fn a_follower_with_a_slow_state_disk_takes_no_more_than_it_may_hold() {
 #[test]
 fn what_is_not_committed_is_acknowledged_however_much_it_is() {
     let mut slow = SlowState::new();
-    slow.bench.node.settings.pending_bytes_max = 1;
+    slow.bench.node.shared.settings.pending_bytes_max = 1;
     slow.append();
     assert_eq!(slow.acked, 1);
 }
@@ -210,7 +210,7 @@ fn what_is_not_committed_is_acknowledged_however_much_it_is() {
 #[test]
 fn waiting_reads_are_limited_by_their_bytes() {
     let mut bench = primary();
-    bench.node.settings.sizes.waiting_read_bytes_max = 100_000;
+    bench.node.shared.settings.sizes.waiting_read_bytes_max = 100_000;
     let read = |bench: &mut Bench, id| {
         let keys = vec![counter(); 100];
         let message = GatewayMessage::Read { id, slots: Slots::ALL, keys, max_staleness_ms: None };
@@ -225,7 +225,7 @@ fn waiting_reads_are_limited_by_their_bytes() {
     assert!((3..20).contains(&taken), "{taken}");
     assert!(bench.node.held_bytes() <= bench.node.counted_bytes());
     bench.on(Event::GatewayGone { conn: GATEWAY });
-    assert_eq!(bench.node.reads.bytes(), 0);
+    assert_eq!(bench.node.reads.counted_bytes(), 0);
 }
 
 /// Ten thousand sessions are alive, and one that has written to every shard is gone. Each shard's
@@ -237,7 +237,7 @@ fn the_rows_of_a_session_that_is_gone_are_dropped_a_few_shards_at_a_time() {
     let id = |revision| SessionId(Revision { incarnation: 1, revision });
     let alive: Vec<_> = (100..10_100).map(id).collect();
     let mut list = || {
-        bench.now = bench.now.plus_ms(bench.node.settings.collect_every_ms);
+        bench.now = bench.now.plus_ms(bench.node.shared.settings.collect_every_ms);
         let (at, alive) = (Revision { incarnation: 1, revision: 20_000 }, alive.clone());
         let effects = bench.on(Event::SessionsListed { at, alive });
         sync(&mut bench);

@@ -10,7 +10,7 @@ const TO_C: Conn = Conn(4);
 /// A with connections to B and C, all three registered, with this `min_in_sync`.
 fn three(min_in_sync: usize) -> Bench {
     let mut bench = Bench::new(A);
-    bench.node.settings.min_in_sync = min_in_sync;
+    bench.node.shared.settings.min_in_sync = min_in_sync;
     for (conn, peer) in [(TO_B, B), (TO_C, C)] {
         bench.on(Event::Dialled { conn, peer });
         let copies = vec![(SHARD, CopyNo(1))];
@@ -88,7 +88,7 @@ fn a_member_that_is_trusted_again_makes_no_room() {
 }
 
 fn leads(bench: &Bench) -> &Primary {
-    bench.node.replicas[&SHARD].primary().expect("A leads")
+    bench.node.replica(SHARD).primary().expect("A leads")
 }
 
 /// A leads with B and C in sync, everything acknowledged and all of them in contact, etcd too.
@@ -316,7 +316,7 @@ fn a_feed_is_open_once_its_first_slice_is_acknowledged() {
     // The same copy is announced again: opened a second time.
     let copy = FromFollower::Copy { shard: SHARD, copy: CopyNo(1) };
     let follower = |bench: &mut Bench| {
-        bench.node.follower_mut(C.store, SHARD).unwrap().acked = Seq(1);
+        bench.node.shared.shards.follower_mut(C.store, SHARD).unwrap().acked = Seq(1);
     };
     bench.on(Event::FromFollower { conn: TO_C, message: copy });
     follower(&mut bench);
@@ -383,9 +383,8 @@ fn a_primary_whose_copy_is_wrong_sends_no_copies() {
     bench.on(Event::Durable { group: 2 });
     bench.on(ack(TO_B, 2));
     bench.deliver(learning());
-    bench.node.replicas.get_mut(&SHARD).unwrap().flushed.seq = Seq(1);
-    bench.node.replicas.get_mut(&SHARD).unwrap().trust =
-        crate::replica::trust::Trust::Wrong("found by a scrub");
+    bench.node.replica_mut(SHARD).flushed.seq = Seq(1);
+    bench.node.replica_mut(SHARD).trust = crate::replica::trust::Trust::Wrong("found by a scrub");
     bench.on(reject(TO_C, 3, Reject::Stopped));
     let effects = pass(&mut bench, 200, &[TO_B, TO_C]);
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::SendSnapshot { .. })));

@@ -115,7 +115,7 @@ fn a_full_member_acknowledges_the_barrier_below_what_it_refuses() {
                 joined |= slice.prev.seq <= Seq(held);
                 let refused = if !joined {
                     let applied = Position::default();
-                    let barrier = bench.node.replicas[&SHARD].log.position(Seq(1));
+                    let barrier = bench.node.replica(SHARD).log.position(Seq(1));
                     let ends = barrier.filter(|_| held == 1).into_iter().collect();
                     Some(Reject::Mismatch { ends, applied })
                 } else {
@@ -262,7 +262,7 @@ fn reports_room(bench: &mut Bench, room_bytes: u64) {
 }
 
 fn feed(bench: &Bench) -> crate::replica::primary::Feed {
-    bench.node.replicas[&SHARD].primary().unwrap().followers[&B.store].feed.clone()
+    bench.node.replica(SHARD).primary().unwrap().followers[&B.store].feed.clone()
 }
 
 fn is_sent(effects: &[Effect]) -> bool {
@@ -290,7 +290,7 @@ fn a_copy_that_was_refused_is_offered_again_once_there_is_room() {
     assert_eq!(feed(&bench), crate::replica::primary::Feed::Full);
     for (room, want) in [(600, false), (699, false), (700, true)] {
         reports_room(&mut bench, room);
-        bench.now = bench.now.plus_ms(bench.node.settings.heartbeat_ms);
+        bench.now = bench.now.plus_ms(bench.node.shared.settings.heartbeat_ms);
         bench.on(Event::Tick);
         let full = feed(&bench) == crate::replica::primary::Feed::Full;
         assert_eq!(!full, want, "with room for {room}");
@@ -305,10 +305,10 @@ fn a_copy_that_failed_rests_before_it_is_begun_again() {
     bench.on(Event::SnapshotMeasured { transfer, bytes: 7 });
     answer(&mut bench, transfer, SnapshotOutcome::Accepted);
     assert_eq!(measured(&bench.on(Event::SnapshotFailed { transfer })), None);
-    let rests = bench.node.settings.timing.copy_again_ms;
+    let rests = bench.node.shared.settings.timing.copy_again_ms;
     bench.now = bench.now.plus_ms(rests - 1);
     assert_eq!(measured(&bench.on(Event::Tick)), None);
-    bench.now = bench.now.plus_ms(bench.node.settings.timing.review_every_ms);
+    bench.now = bench.now.plus_ms(bench.node.shared.settings.timing.review_every_ms);
     assert!(measured(&bench.on(Event::Tick)).is_some());
 }
 
@@ -319,9 +319,9 @@ fn a_copy_that_was_not_installed_rests_before_it_is_begun_again() {
     bench.on(Event::SnapshotMeasured { transfer, bytes: 7 });
     let effects = answer(&mut bench, transfer, SnapshotOutcome::NotInstalled);
     assert_eq!(measured(&effects), None);
-    bench.now = bench.now.plus_ms(bench.node.settings.timing.copy_again_ms - 1);
+    bench.now = bench.now.plus_ms(bench.node.shared.settings.timing.copy_again_ms - 1);
     assert_eq!(measured(&bench.on(Event::Tick)), None);
-    bench.now = bench.now.plus_ms(bench.node.settings.timing.review_every_ms);
+    bench.now = bench.now.plus_ms(bench.node.shared.settings.timing.review_every_ms);
     assert!(measured(&bench.on(Event::Tick)).is_some());
 }
 
@@ -402,7 +402,7 @@ fn reads_until_deleted(
     let record = without_b();
     let is_there = |bench: &Bench| bench.node.replicas().any(|view| view.exists);
     let mut reads = 0;
-    for _ in 0..3 * bench.node.settings.timing.copy_recheck_ms / 50 {
+    for _ in 0..3 * bench.node.shared.settings.timing.copy_recheck_ms / 50 {
         for effect in std::mem::take(&mut todo) {
             let Effect::ReadRecord { read, .. } = effect else { continue };
             reads += 1;
@@ -466,11 +466,11 @@ fn a_copy_that_was_never_announced_is_discarded_and_answered() {
 #[test]
 fn the_log_is_kept_from_where_a_copy_on_its_way_ends() {
     let (mut bench, transfer) = measuring();
-    bench.node.settings.min_in_sync = 1;
-    let pin = bench.node.replicas[&SHARD].flushed.seq;
+    bench.node.shared.settings.min_in_sync = 1;
+    let pin = bench.node.replica(SHARD).flushed.seq;
     bench.on(Event::SnapshotMeasured { transfer, bytes: 700 });
     answer(&mut bench, transfer, SnapshotOutcome::Accepted);
-    let review = bench.node.settings.timing.review_every_ms;
+    let review = bench.node.shared.settings.timing.review_every_ms;
     for batch_seq in 2..5 {
         bench.now = bench.now.plus_ms(review);
         bench.on(Event::Tick);
@@ -489,19 +489,19 @@ fn the_log_is_kept_from_where_a_copy_on_its_way_ends() {
 
 /// Flushes what is applied, and returns the last seq of it.
 fn flush(bench: &mut Bench) -> Seq {
-    bench.now = bench.now.plus_ms(bench.node.settings.flush_after_ms);
+    bench.now = bench.now.plus_ms(bench.node.shared.settings.flush_after_ms);
     let effects = bench.on(Event::Tick);
     let flush = effects.iter().find_map(|effect| match effect {
         Effect::Flush { flush, .. } => Some(*flush),
         _ => None,
     });
     bench.on(Event::Ingested { flush: flush.expect("something was applied") });
-    bench.node.replicas[&SHARD].flushed.seq
+    bench.node.replica(SHARD).flushed.seq
 }
 
 /// The seq above which the log is kept for others.
 fn kept_above(bench: &mut Bench) -> Option<Seq> {
-    bench.now = bench.now.plus_ms(bench.node.settings.timing.trim_every_ms);
+    bench.now = bench.now.plus_ms(bench.node.shared.settings.timing.trim_every_ms);
     bench.on(Event::Tick).iter().find_map(|effect| match effect {
         Effect::Trim { shards } => Some(shards[0].members),
         _ => None,

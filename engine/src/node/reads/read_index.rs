@@ -11,16 +11,18 @@
 //! One round serves all claims that wait for it. A round that a peer does not answer in time is
 //! replaced by one linearizable etcd read, which also begins after the captures.
 //!
-//! Claims are made by [`reads`](super::reads) for values and by [`bounded`](super::bounded) for
+//! Claims are made by [`captured`](super::captured) for values and by [`bounded`](super::bounded) for
 //! commits that a follower asks for.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::ids::{Epoch, Now, ShardId, StoreId};
-use crate::message::ToFollower;
-use crate::node::{Effect, Node};
+use crate::ids::{Conn, Epoch, Now, ShardId, StoreId};
+use crate::message::{FromFollower, ToFollower};
+use crate::node::context::Context;
+use crate::node::event::Effect;
+use crate::node::peers::Peers;
+use crate::node::reads::Reads;
 use crate::planted::Planted;
-use crate::replica::Replica;
 use crate::shard_record::ShardRecord;
 
 #[derive(Clone, Debug, Default)]
@@ -67,14 +69,14 @@ pub(super) enum ClaimOutcome {
 
 impl ReadIndex {
     /// Returns when to handle a tick although no event has come.
-    pub(super) fn deadline(&self) -> Option<Now> {
+    pub(in crate::node) fn deadline(&self) -> Option<Now> {
         let round = self.round.as_ref().map(|round| round.until);
         let check = (!self.for_etcd.is_empty() && self.check.is_none()).then_some(self.next_check);
         round.into_iter().chain(check).min()
     }
 
     /// Discards a claim: the request that made it is gone.
-    pub(super) fn forget(&mut self, claim: u64) {
+    pub(in crate::node) fn forget(&mut self, claim: u64) {
         self.claims.remove(&claim);
     }
 
@@ -90,78 +92,79 @@ impl ReadIndex {
     }
 }
 
-impl Node {
+impl Reads {
     /// Makes a claim, to be proved by a round or an etcd read that begins after this moment. The
-    /// number is one by [`Node::fresh_id`]; the outcome is reported under it, once.
-    pub(super) fn prove_leadership(&mut self, claim: u64, shard: ShardId, epoch: Epoch) {
-        self.read_index.claims.insert(claim, LeadershipClaim { shard, epoch, since: self.now });
-        let joins_old_round = Planted::CheckReadBeforeCapture.is_in(self.settings.planted);
+    /// number is one by [`Context::fresh_id`]; the outcome is reported under it, once.
+    pub(super) fn prove_leadership(
+        &mut self,
+        ctx: &Context<'_>,
+        claim: u64,
+        shard: ShardId,
+        epoch: Epoch,
+    ) {
+        self.read_index.claims.insert(claim, LeadershipClaim { shard, epoch, since: ctx.now });
+        let joins_old_round = ctx.planted(Planted::CheckReadBeforeCapture);
         match &mut self.read_index.round {
             Some(round) if joins_old_round => round.claims.insert(claim),
             _ => self.read_index.unproven.insert(claim),
         };
     }
 
-    fn settle_claim(&mut self, claim: u64, outcome: ClaimOutcome, effects: &mut Vec<Effect>) {
+    fn settle_claim(&mut self, ctx: &mut Context<'_>, claim: u64, outcome: ClaimOutcome) {
         if self.read_index.claims.remove(&claim).is_some() {
-            self.on_read_claim_settled(claim, outcome, effects);
-            self.on_commit_claim_settled(claim, outcome);
+            self.on_read_claim_settled(ctx, claim, outcome);
+            self.on_commit_claim_settled(ctx, claim, outcome);
         }
     }
 
-    /// Returns whether this node leads the shard, in this very epoch.
-    pub(super) fn leads(&self, shard: ShardId, epoch: Epoch) -> bool {
-        let primary = self.replicas.get(&shard).and_then(Replica::primary);
-        primary.is_some_and(|primary| primary.epoch == epoch)
-    }
-
     /// Begins what can begin: a round for new claims, an etcd read for those that no round proved.
-    pub(super) fn advance_claims(&mut self, effects: &mut Vec<Effect>) {
+    pub(in crate::node) fn advance_claims(&mut self, ctx: &mut Context<'_>, peers: &Peers) {
         if self.read_index.claims.is_empty() {
             self.read_index.clear();
             return;
         }
-        self.close_late_round(effects);
-        self.begin_round(effects);
-        self.begin_etcd_check(effects);
-        self.give_up(effects);
+        self.close_late_round(ctx);
+        self.begin_round(ctx, peers);
+        self.begin_etcd_check(ctx);
+        self.give_up(ctx);
     }
 
-    fn begin_round(&mut self, effects: &mut Vec<Effect>) {
+    fn begin_round(&mut self, ctx: &mut Context<'_>, peers: &Peers) {
         if self.read_index.round.is_some() || self.read_index.unproven.is_empty() {
             return;
         }
         let claims = std::mem::take(&mut self.read_index.unproven);
-        let number = self.fresh_id();
+        let number = ctx.fresh_id();
         let mut missing = BTreeMap::new();
         let mut questions: BTreeMap<StoreId, Vec<(ShardId, Epoch)>> = BTreeMap::new();
         for shard in self.read_index.shards(&claims) {
-            let Some(primary) = self.replicas.get(&shard).and_then(Replica::primary) else {
-                continue;
-            };
+            let Some(primary) = ctx.shards.primary(shard) else { continue };
             let mut members = primary.members(None);
-            members.remove(&self.me.store);
+            members.remove(&ctx.me.store);
             for &member in &members {
                 questions.entry(member).or_default().push((shard, primary.epoch));
             }
             missing.insert(shard, members);
         }
         for (store, shards) in questions {
-            let Some(&conn) = self.dialled_to.get(&store) else { continue };
+            let Some(conn) = peers.connection_to(store) else { continue };
             let message = ToFollower::ReadIndex { round: number, shards };
-            effects.push(Effect::ToFollower { conn, message });
+            ctx.effects.push(Effect::ToFollower { conn, message });
         }
-        let until = self.now.plus_ms(self.settings.read_index_ms);
+        let until = ctx.now.plus_ms(ctx.settings.read_index_ms);
         self.read_index.round = Some(ReadIndexRound { number, until, claims, missing });
-        self.finish_round_if_answered(effects);
+        self.finish_round_if_answered(ctx, peers);
     }
 
-    pub(super) fn on_read_index_answer(
+    /// Handles the answer of a peer to a round, with the shards for which it has promised a higher
+    /// epoch.
+    pub(in crate::node) fn on_round_answered(
         &mut self,
+        ctx: &mut Context<'_>,
+        peers: &Peers,
         store: StoreId,
         number: u64,
         newer: &[(ShardId, Epoch)],
-        effects: &mut Vec<Effect>,
     ) {
         let Some(round) = &mut self.read_index.round else { return };
         if round.number != number {
@@ -172,12 +175,12 @@ impl Node {
                 missing.remove(&store);
             }
         }
-        self.finish_round_if_answered(effects);
+        self.finish_round_if_answered(ctx, peers);
     }
 
-    fn finish_round_if_answered(&mut self, effects: &mut Vec<Effect>) {
+    fn finish_round_if_answered(&mut self, ctx: &mut Context<'_>, peers: &Peers) {
         let Some(round) = &self.read_index.round else { return };
-        let majority = Planted::ReadIndexMajority.is_in(self.settings.planted);
+        let majority = ctx.planted(Planted::ReadIndexMajority);
         if round.missing.values().any(|missing| missing.len() > usize::from(majority)) {
             return;
         }
@@ -185,46 +188,46 @@ impl Node {
             round
                 .claims
                 .into_iter()
-                .for_each(|claim| self.settle_claim(claim, ClaimOutcome::Current, effects));
+                .for_each(|claim| self.settle_claim(ctx, claim, ClaimOutcome::Current));
         }
-        self.begin_round(effects);
+        self.begin_round(ctx, peers);
     }
 
     /// Closes a round that a peer has not answered in time: the claims of shards that have all
     /// answers are proved, the others are left to etcd.
-    fn close_late_round(&mut self, effects: &mut Vec<Effect>) {
-        let Some(round) = self.read_index.round.take_if(|round| self.now >= round.until) else {
+    fn close_late_round(&mut self, ctx: &mut Context<'_>) {
+        let Some(round) = self.read_index.round.take_if(|round| ctx.now >= round.until) else {
             return;
         };
         for claim in round.claims {
             let shard = self.read_index.claims.get(&claim).map(|claim| claim.shard);
             let missing = shard.and_then(|shard| round.missing.get(&shard));
             if missing.is_some_and(BTreeSet::is_empty) {
-                self.settle_claim(claim, ClaimOutcome::Current, effects);
+                self.settle_claim(ctx, claim, ClaimOutcome::Current);
             } else {
                 self.read_index.for_etcd.insert(claim);
             }
         }
     }
 
-    fn begin_etcd_check(&mut self, effects: &mut Vec<Effect>) {
+    fn begin_etcd_check(&mut self, ctx: &mut Context<'_>) {
         let idle = self.read_index.check.is_none() && !self.read_index.for_etcd.is_empty();
-        if !idle || self.now < self.read_index.next_check {
+        if !idle || ctx.now < self.read_index.next_check {
             return;
         }
-        self.read_index.next_check = self.now.plus_ms(self.settings.etcd_check_every_ms);
+        self.read_index.next_check = ctx.now.plus_ms(ctx.settings.etcd_check_every_ms);
         let claims = std::mem::take(&mut self.read_index.for_etcd);
         let shards = self.read_index.shards(&claims);
-        let check = self.fresh_id();
+        let check = ctx.fresh_id();
         self.read_index.check = Some((check, claims));
-        effects.push(Effect::CheckEtcd { check, shards: shards.into_iter().collect() });
+        ctx.effects.push(Effect::CheckEtcd { check, shards: shards.into_iter().collect() });
     }
 
-    pub(super) fn on_etcd_checked(
+    pub(in crate::node) fn on_etcd_checked(
         &mut self,
+        ctx: &mut Context<'_>,
         check: u64,
         records: Option<Vec<ShardRecord>>,
-        effects: &mut Vec<Effect>,
     ) {
         let Some((_, claims)) = self.read_index.check.take_if(|(number, _)| *number == check)
         else {
@@ -239,21 +242,36 @@ impl Node {
             let current = records.iter().any(|record| {
                 record.shard() == claim.shard
                     && record.epoch == claim.epoch
-                    && record.primary == self.me
+                    && record.primary == ctx.me
             });
-            let unread = Planted::EtcdCheckUnread.is_in(self.settings.planted);
+            let unread = ctx.planted(Planted::EtcdCheckUnread);
             let outcome =
                 if current || unread { ClaimOutcome::Current } else { ClaimOutcome::Replaced };
-            self.settle_claim(number, outcome, effects);
+            self.settle_claim(ctx, number, outcome);
         }
     }
 
-    fn give_up(&mut self, effects: &mut Vec<Effect>) {
-        let limit = self.settings.read_give_up_ms;
+    fn give_up(&mut self, ctx: &mut Context<'_>) {
+        let limit = ctx.settings.read_give_up_ms;
         while let Some((&number, claim)) = self.read_index.claims.first_key_value()
-            && self.now.ms_since(claim.since) >= limit
+            && ctx.now.ms_since(claim.since) >= limit
         {
-            self.settle_claim(number, ClaimOutcome::Unknown, effects);
+            self.settle_claim(ctx, number, ClaimOutcome::Unknown);
         }
     }
+}
+
+/// Answers a round of a primary: the shards for which this node has promised a higher epoch.
+pub(in crate::node) fn answer_round(
+    ctx: &mut Context<'_>,
+    conn: Conn,
+    round: u64,
+    shards: &[(ShardId, Epoch)],
+) {
+    let newer = shards.iter().filter_map(|&(shard, epoch)| {
+        let promised = ctx.shards.get(shard)?.promised;
+        (promised > epoch).then_some((shard, promised))
+    });
+    let message = FromFollower::ReadIndex { round, newer: newer.collect() };
+    ctx.effects.push(Effect::FromFollower { conn, message });
 }

@@ -26,8 +26,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::ids::{Seq, ShardId};
-use crate::node::apply_and_flush::PendingLoad;
-use crate::node::{Effect, Node};
+use crate::node::context::Context;
+use crate::node::shards::Shards;
+use crate::node::storage::Storage;
+use crate::node::storage::loads::PendingLoad;
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::log::LogBytes;
@@ -44,11 +46,11 @@ pub(super) struct Memory {
     /// Shards with entries to apply for which the tables have no room.
     held_up: BTreeSet<ShardId>,
     /// Bytes of the loads in flight for entries that wait.
-    pub(super) loads: usize,
+    pub loads: usize,
 }
 
 impl Memory {
-    pub(super) fn of<'a>(replicas: impl Iterator<Item = &'a Replica>) -> Self {
+    pub(in crate::node) fn of<'a>(replicas: impl Iterator<Item = &'a Replica>) -> Self {
         let mut memory = Self::default();
         replicas.for_each(|replica| memory.count(replica));
         memory
@@ -64,111 +66,109 @@ impl Memory {
     }
 
     /// Records that the shard's entries up to `seq` are applied.
-    pub(super) fn on_applied(&mut self, shard: ShardId, seq: Seq) {
+    pub(in crate::node) fn on_applied(&mut self, shard: ShardId, seq: Seq) {
         match self.kept.back_mut() {
             Some((last, upto)) if *last == shard => *upto = seq,
             _ => self.kept.push_back((shard, seq)),
         }
     }
 
-    pub(super) fn pending_bytes(&self) -> usize {
-        self.logs.pending
-    }
-
     fn queue_bytes(&self) -> usize {
         self.kept.capacity() * size_of::<(ShardId, Seq)>()
     }
 
-    pub(super) fn held_up(&mut self) -> BTreeSet<ShardId> {
+    pub(in crate::node) fn held_up(&mut self) -> BTreeSet<ShardId> {
         std::mem::take(&mut self.held_up)
     }
 }
 
-impl Node {
-    /// Counts the shard's log again.
-    pub(super) fn count_log(&mut self, shard: ShardId) {
-        if let Some(replica) = self.replicas.get(&shard) {
-            self.memory.count(replica);
-        }
-    }
-
-    /// Drops applied entries beyond the limit, those first that were applied first.
-    pub(super) fn shrink_logs(&mut self) {
-        let max = self.settings.log_memory_bytes;
-        while let Some(over) = (self.memory.logs.kept + self.memory.queue_bytes()).checked_sub(max)
-            && over > 0
-            && let Some(&(shard, upto)) = self.memory.kept.front()
-        {
-            let Some(replica) = self.replicas.get_mut(&shard) else { break };
-            // If the copy was replaced meanwhile, no more than this is applied.
-            let upto = upto.min(replica.state.applied.seq);
-            replica.log.shrink(upto, over);
-            let done = replica.log.base().seq >= upto;
-            self.count_log(shard);
-            if done {
-                self.memory.kept.pop_front();
-            }
-        }
-        if self.memory.kept.len() < self.memory.kept.capacity() / 4 {
-            self.memory.kept.shrink_to(2 * self.memory.kept.len());
-        }
-    }
-
-    /// Returns the counted bytes of what grows with the node's work; its limits refer to this
-    /// number. (Session rows are counted by the shard, and some kilobytes that each shard and each
-    /// connection always takes are not counted.)
-    pub fn counted_bytes(&self) -> usize {
+impl Storage {
+    /// Returns the counted bytes of the logs, the loads and the tables.
+    pub(in crate::node) fn counted_bytes(&self) -> usize {
         let logs = self.memory.logs;
         logs.kept
             + logs.pending
             + self.memory.queue_bytes()
             + self.memory.loads
             + self.tables.bytes()
-            + self.reads.bytes()
-            + self.bounded.bytes()
     }
 
-    /// Returns the same number, computed from everything in memory.
-    pub fn held_bytes(&self) -> usize {
-        let logs = self.replicas.values().map(|replica| replica.log.walked_bytes());
+    /// Returns the same, computed from everything in memory.
+    pub(in crate::node) fn walked_bytes(&self, shards: &Shards) -> usize {
+        let logs = shards.iter().map(|replica| replica.log.walked_bytes());
         let loads = self.loads.values().map(PendingLoad::bytes);
         logs.sum::<usize>()
             + self.memory.queue_bytes()
             + loads.sum::<usize>()
             + self.tables.walked_bytes()
-            + self.reads.walked_bytes()
-            + self.bounded.walked_bytes()
     }
 
     /// Panics if the counted sums differ from the sizes of the logs.
-    pub(super) fn check_memory(&self) {
-        let logs = Memory::of(self.replicas.values()).logs;
+    pub(in crate::node) fn check_memory(&self, shards: &Shards) {
+        let logs = Memory::of(shards.iter()).logs;
         assert_eq!(self.memory.logs, logs, "every change of a log is counted");
+    }
+
+    /// Returns the bytes of entries that are ordered and not yet applied.
+    pub(in crate::node) fn pending_bytes(&self) -> usize {
+        self.memory.logs.pending
+    }
+
+    /// Returns whether the active table has grown to this limit. (A table without any change holds
+    /// nothing up, however small the limit.)
+    pub(in crate::node) fn has_full_table(&self, bytes_max: usize) -> bool {
+        self.tables.active.fills(bytes_max) && self.tables.active.bytes() > EMPTY_BYTES
+    }
+
+    /// Returns whether more entries wait for this node's own work than this many bytes: it then
+    /// acknowledges nothing to the primaries that it follows.
+    pub(in crate::node) fn is_behind(&self, pending_bytes_max: usize) -> bool {
+        self.memory.logs.ready >= pending_bytes_max
+    }
+}
+
+impl Context<'_> {
+    /// Counts the shard's log again.
+    pub(in crate::node) fn count_log(&mut self, shard: ShardId) {
+        if let Some(replica) = self.shards.get(shard) {
+            self.storage.memory.count(replica);
+        }
+    }
+
+    /// Drops applied entries beyond the limit, those first that were applied first.
+    pub(in crate::node) fn shrink_logs(&mut self) {
+        let max = self.settings.log_memory_bytes;
+        let memory = &mut self.storage.memory;
+        while let Some(over) = (memory.logs.kept + memory.queue_bytes()).checked_sub(max)
+            && over > 0
+            && let Some(&(shard, upto)) = memory.kept.front()
+        {
+            let Some(replica) = self.shards.get_mut(shard) else { break };
+            // If the copy was replaced meanwhile, no more than this is applied.
+            let upto = upto.min(replica.state.applied.seq);
+            replica.log.shrink(upto, over);
+            memory.count(replica);
+            if replica.log.base().seq >= upto {
+                memory.kept.pop_front();
+            }
+        }
+        if memory.kept.len() < memory.kept.capacity() / 4 {
+            memory.kept.shrink_to(2 * memory.kept.len());
+        }
     }
 
     /// Makes room in the tables for another entry of this shard: a full table is flushed. Returns
     /// `false` while the table before it is still being flushed.
-    pub(super) fn make_room(&mut self, shard: ShardId, effects: &mut Vec<Effect>) -> bool {
-        if !self.has_full_table() || Planted::ApplyWithoutRoom.is_in(self.settings.planted) {
+    pub(super) fn make_room(&mut self, shard: ShardId) -> bool {
+        let is_full = self.storage.has_full_table(self.settings.table_bytes_max);
+        if !is_full || self.planted(Planted::ApplyWithoutRoom) {
             return true;
         }
         if self.is_flushing() {
-            self.memory.held_up.insert(shard);
+            self.storage.memory.held_up.insert(shard);
             return false;
         }
-        self.begin_flush(effects);
+        self.begin_flush();
         true
-    }
-
-    /// Returns whether the active table has grown to its limit. (A table without any change holds
-    /// nothing up, however small the limit.)
-    pub fn has_full_table(&self) -> bool {
-        self.is_table_full() && self.tables.active.bytes() > EMPTY_BYTES
-    }
-
-    /// Returns whether more entries wait for this node's own work than it may keep: it acknowledges
-    /// nothing to the primaries that it follows.
-    pub fn is_behind(&self) -> bool {
-        self.memory.logs.ready >= self.settings.pending_bytes_max
     }
 }

@@ -12,7 +12,7 @@ use crate::ids::{Now, StoreId, TimeMs};
 
 /// Observations of the peers and of etcd, and what peers report.
 #[derive(Clone, Debug, Default)]
-pub struct PeerHealth {
+pub(in crate::node) struct PeerHealth {
     last_message: BTreeMap<StoreId, Now>,
     unacked_since: BTreeMap<StoreId, Now>,
     /// Since when there has been no connection to the peer.
@@ -32,18 +32,18 @@ pub struct PeerHealth {
 
 impl PeerHealth {
     /// Records that a message came from the peer.
-    pub fn note_alive(&mut self, store: StoreId, now: Now) {
+    pub(in crate::node) fn note_alive(&mut self, store: StoreId, now: Now) {
         self.last_message.insert(store, now);
         self.refused.remove(&store);
     }
 
     /// Records the age of the peer's last fsync, in milliseconds.
-    pub fn note_fsync_age(&mut self, store: StoreId, age_ms: u64) {
+    pub(in crate::node) fn note_fsync_age(&mut self, store: StoreId, age_ms: u64) {
         self.fsync_age_ms.insert(store, age_ms);
     }
 
     /// Records whether the peer's disk is full.
-    pub fn note_full(&mut self, store: StoreId, full: bool) {
+    pub(in crate::node) fn note_full(&mut self, store: StoreId, full: bool) {
         match full {
             true => self.full.insert(store),
             false => self.full.remove(&store),
@@ -51,35 +51,35 @@ impl PeerHealth {
     }
 
     /// Returns whether the peer reports a full disk.
-    pub fn is_full(&self, store: StoreId) -> bool {
+    pub(in crate::node) fn is_full(&self, store: StoreId) -> bool {
         self.full.contains(&store)
     }
 
     /// Records the peer's wall clock.
-    pub fn note_wall(&mut self, store: StoreId, wall: TimeMs, now: Now) {
+    pub(in crate::node) fn note_wall(&mut self, store: StoreId, wall: TimeMs, now: Now) {
         self.walls.insert(store, (wall, now));
     }
 
     /// Returns the peer's wall clock now, if it has run on since the last report. `None` without a
     /// report.
-    pub fn wall(&self, store: StoreId, now: Now) -> Option<TimeMs> {
+    pub(in crate::node) fn wall(&self, store: StoreId, now: Now) -> Option<TimeMs> {
         let (wall, reported) = self.walls.get(&store)?;
         Some(TimeMs(wall.0.saturating_add(now.ms_since(*reported))))
     }
 
     /// Records the free bytes of the peer.
-    pub fn note_room(&mut self, store: StoreId, bytes: u64) {
+    pub(in crate::node) fn note_room(&mut self, store: StoreId, bytes: u64) {
         self.room_bytes.insert(store, bytes);
     }
 
     /// Returns the free bytes of the peer, as it last reported; no limit without a report.
-    pub fn room(&self, store: StoreId) -> u64 {
+    pub(in crate::node) fn room(&self, store: StoreId) -> u64 {
         self.room_bytes.get(&store).copied().unwrap_or(u64::MAX)
     }
 
     /// Records when the oldest message was sent that the peer has not acknowledged; `None` if it
     /// has acknowledged all.
-    pub fn note_unacked(&mut self, store: StoreId, since: Option<Now>) {
+    pub(in crate::node) fn note_unacked(&mut self, store: StoreId, since: Option<Now>) {
         match since {
             Some(since) => self.unacked_since.insert(store, since),
             None => self.unacked_since.remove(&store),
@@ -87,45 +87,50 @@ impl PeerHealth {
     }
 
     /// Records that the peer's address refused connections: the process is gone.
-    pub fn note_refused(&mut self, store: StoreId) {
+    pub(in crate::node) fn note_refused(&mut self, store: StoreId) {
         self.refused.insert(store);
     }
 
     /// Begins to wait for a peer from which nothing has come yet.
-    pub fn expect(&mut self, store: StoreId, now: Now) {
+    pub(in crate::node) fn expect(&mut self, store: StoreId, now: Now) {
         self.last_message.entry(store).or_insert(now);
     }
 
     /// Records that there is no connection by which to feed the peer.
-    pub fn note_disconnected(&mut self, store: StoreId, now: Now) {
+    pub(in crate::node) fn note_disconnected(&mut self, store: StoreId, now: Now) {
         self.disconnected_since.entry(store).or_insert(now);
     }
 
     /// Records that there is a connection to the peer again.
-    pub fn note_connected(&mut self, store: StoreId) {
+    pub(in crate::node) fn note_connected(&mut self, store: StoreId) {
         self.disconnected_since.remove(&store);
     }
 
     /// Records that etcd has answered a request of this node.
-    pub fn note_etcd_answer(&mut self, now: Now) {
+    pub(in crate::node) fn note_etcd_answer(&mut self, now: Now) {
         self.etcd_answered = Some(now);
     }
 
     /// Returns whether etcd has answered within the last `within_ms`.
-    pub fn has_etcd_answered(&self, now: Now, within_ms: u64) -> bool {
+    pub(in crate::node) fn has_etcd_answered(&self, now: Now, within_ms: u64) -> bool {
         self.etcd_answered.is_some_and(|answered| now.ms_since(answered) < within_ms)
     }
 
     /// Resets the time-outs after a pause of this process (stopped, or starved): the silence of the
     /// peers proves nothing.
-    pub fn reset_after_pause(&mut self, now: Now) {
+    pub(in crate::node) fn reset_after_pause(&mut self, now: Now) {
         self.last_message.values_mut().for_each(|last| *last = now);
         self.unacked_since.values_mut().for_each(|since| *since = now);
         self.disconnected_since.values_mut().for_each(|since| *since = now);
     }
 
     /// Returns whether the peer is silent: see the module's documentation.
-    pub fn is_silent(&self, store: StoreId, now: Now, silent_after_ms: u64) -> bool {
+    pub(in crate::node) fn is_silent(
+        &self,
+        store: StoreId,
+        now: Now,
+        silent_after_ms: u64,
+    ) -> bool {
         let long = |since: Option<&Now>| {
             since.is_some_and(|&since| now.ms_since(since) >= silent_after_ms)
         };
@@ -138,14 +143,14 @@ impl PeerHealth {
     }
 
     /// Returns the peers that are silent.
-    pub fn silent(&self, now: Now, silent_after_ms: u64) -> Vec<StoreId> {
+    pub(in crate::node) fn silent(&self, now: Now, silent_after_ms: u64) -> Vec<StoreId> {
         let silent = |store: &StoreId| self.is_silent(*store, now, silent_after_ms);
         self.last_message.keys().copied().filter(silent).collect()
     }
 
     /// Returns whether this node has contact to a peer or to etcd. Without any it is this node that
     /// is cut off, and it must not eject the others.
-    pub fn has_contact(&self, now: Now, silent_after_ms: u64) -> bool {
+    pub(in crate::node) fn has_contact(&self, now: Now, silent_after_ms: u64) -> bool {
         let peer =
             self.last_message.keys().any(|&store| !self.is_silent(store, now, silent_after_ms));
         peer || self.has_etcd_answered(now, 2 * silent_after_ms)

@@ -26,9 +26,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::ids::{Conn, Epoch, Now, Seq, ShardId};
 use crate::memory;
 use crate::message::{FromFollower, Refusal, ToFollower};
-use crate::node::read_index::ClaimOutcome;
-use crate::node::reads::{ReadBasis, ReadRequest, refuse};
-use crate::node::{Effect, Node, NodeSizes};
+use crate::node::context::Context;
+use crate::node::event::Effect;
+use crate::node::peers::Peers;
+use crate::node::reads::Reads;
+use crate::node::reads::captured::{ReadBasis, ReadRequest, refuse};
+use crate::node::reads::read_index::ClaimOutcome;
+use crate::node::settings::NodeSizes;
 use crate::planted::Planted;
 use crate::replica::Replica;
 
@@ -109,19 +113,19 @@ impl Bounded {
     }
 
     /// Returns the bytes of memory of the waiting reads, as counted.
-    pub(super) fn bytes(&self) -> usize {
+    pub(in crate::node) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Returns the same, computed from every read.
-    pub(super) fn walked_bytes(&self) -> usize {
+    pub(in crate::node) fn walked_bytes(&self) -> usize {
         let each = memory::of_map::<(ShardId, u64), BoundedRead>(1)
             + memory::of_map::<(Now, ShardId, u64), ()>(1);
         self.waiting.values().map(|waiting| waiting.request.walked_bytes() + each).sum()
     }
 
     /// Returns when to handle a tick although no event has come.
-    pub(super) fn deadline(&self) -> Option<Now> {
+    pub(in crate::node) fn deadline(&self) -> Option<Now> {
         self.deadlines.first().map(|&(at, _, _)| at)
     }
 
@@ -152,7 +156,7 @@ impl Bounded {
     }
 
     /// Returns the number of reads that wait for a proof.
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::node) fn len(&self) -> usize {
         self.waiting.len()
     }
 
@@ -163,110 +167,111 @@ impl Bounded {
 
 // ---- the follower ------------------------------------------------------------------------------
 
-impl Node {
+impl Reads {
     /// Handles a read that accepts values of at most this age. A primary answers it like any other.
     pub(super) fn on_bounded_read(
         &mut self,
+        ctx: &mut Context<'_>,
         request: ReadRequest,
         max_staleness_ms: u64,
-        effects: &mut Vec<Effect>,
     ) {
         let shard = request.slots.shard();
-        let replica = self.replicas.get(&shard);
+        let replica = ctx.shards.get(shard);
         if replica.is_some_and(|replica| replica.primary().is_some()) {
-            return self.on_read(request, effects);
+            return self.on_linearizable_read(ctx, request);
         }
         let Some(replica) = replica.filter(|replica| may_serve(replica)) else {
-            return refuse(&request, Refusal::Stale, effects);
+            return refuse(ctx, &request, Refusal::Stale);
         };
         if !request.is_of(replica) {
-            return refuse(&request, Refusal::NoSuchShard, effects);
+            return refuse(ctx, &request, Refusal::NoSuchShard);
         }
-        let sizes = &self.settings.sizes;
-        if self.reads.is_full(sizes) || self.bounded.is_full(sizes) {
-            return refuse(&request, Refusal::Overloaded, effects);
+        let sizes = &ctx.settings.sizes;
+        if self.captured.is_full(sizes) || self.bounded.is_full(sizes) {
+            return refuse(ctx, &request, Refusal::Overloaded);
         }
         // A request that is sent now is of no use to the read once it is older than that.
-        let patience = self.settings.proof_wait_ms.min(max_staleness_ms);
-        let waiting = BoundedRead { request, max_staleness_ms, until: self.now.plus_ms(patience) };
-        if let Some(waiting) = self.answer_or_return(waiting, effects) {
-            let read = self.fresh_id();
-            self.bounded.wait(self.now, read, waiting);
+        let patience = ctx.settings.proof_wait_ms.min(max_staleness_ms);
+        let waiting = BoundedRead { request, max_staleness_ms, until: ctx.now.plus_ms(patience) };
+        if let Some(waiting) = self.answer_or_return(ctx, waiting) {
+            let read = ctx.fresh_id();
+            self.bounded.wait(ctx.now, read, waiting);
         }
     }
 
     /// Answers the read if what is applied here is proved to be young enough. Otherwise returns it.
     fn answer_or_return(
         &mut self,
+        ctx: &mut Context<'_>,
         waiting: BoundedRead,
-        effects: &mut Vec<Effect>,
     ) -> Option<BoundedRead> {
         let shard = waiting.request.slots.shard();
         let Some(&Proof { asked, commit, .. }) = self.bounded.proofs.get(&shard) else {
             return Some(waiting);
         };
         let reached = |replica: &Replica| may_serve(replica) && replica.state.applied.seq >= commit;
-        let content = waiting.accepts(self.now, asked);
-        if !content || !self.replicas.get(&shard).is_some_and(reached) {
+        let content = waiting.accepts(ctx.now, asked);
+        if !content || !ctx.shards.get(shard).is_some_and(reached) {
             return Some(waiting);
         }
-        if self.now.ms_since(asked) > waiting.max_staleness_ms / 2 {
+        if ctx.now.ms_since(asked) > waiting.max_staleness_ms / 2 {
             self.bounded.want(shard);
         }
-        let read = self.capture(waiting.request, ReadBasis::AsOf(asked), effects);
-        self.answer_if_ready(read, effects);
+        let read = self.capture(ctx, waiting.request, ReadBasis::AsOf(asked));
+        self.answer_if_ready(ctx, read);
         None
     }
 
     /// Answers the reads that waited for what has been applied, or for a proof that has come.
-    pub(super) fn answer_waiting(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
-        if self.bounded.waiting.is_empty() || !self.proof_has_advanced(shard) {
+    pub(in crate::node) fn answer_waiting(&mut self, ctx: &mut Context<'_>, shard: ShardId) {
+        if self.bounded.waiting.is_empty() || !self.proof_has_advanced(ctx, shard) {
             return;
         }
         for read in self.bounded.waiting_for(shard) {
             let Some(waiting) = self.bounded.take(shard, read) else { continue };
-            if let Some(waiting) = self.answer_or_return(waiting, effects) {
-                self.bounded.wait(self.now, read, waiting);
+            if let Some(waiting) = self.answer_or_return(ctx, waiting) {
+                self.bounded.wait(ctx.now, read, waiting);
             }
         }
     }
 
     /// Returns whether waiting reads must be checked again: a proof has come, or its commit was
     /// reached. Nothing else changes their outcome, in particular not every entry that is applied.
-    fn proof_has_advanced(&mut self, shard: ShardId) -> bool {
-        let applied = self.replicas.get(&shard).map_or(Seq(0), |replica| replica.state.applied.seq);
+    fn proof_has_advanced(&mut self, ctx: &Context<'_>, shard: ShardId) -> bool {
+        let applied = ctx.shards.get(shard).map_or(Seq(0), |replica| replica.state.applied.seq);
         let Some(proof) = self.bounded.proofs.get_mut(&shard) else { return false };
         let reached = applied >= proof.commit;
         proof.reached_at_last_check.replace(reached) != Some(reached)
     }
 
-    fn refuse_waiting(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
+    fn refuse_waiting(&mut self, ctx: &mut Context<'_>, shard: ShardId) {
         self.bounded.wanted.remove(&shard);
         for read in self.bounded.waiting_for(shard) {
             if let Some(waiting) = self.bounded.take(shard, read) {
-                refuse(&waiting.request, Refusal::Stale, effects);
+                refuse(ctx, &waiting.request, Refusal::Stale);
             }
         }
     }
 
     /// Refuses the reads that have waited for too long, and sends requests and proofs.
-    pub(super) fn advance_bounded(&mut self, effects: &mut Vec<Effect>) {
+    pub(in crate::node) fn advance_bounded(&mut self, ctx: &mut Context<'_>, peers: &Peers) {
         while let Some(&(at, shard, read)) = self.bounded.deadlines.first()
-            && at <= self.now
+            && at <= ctx.now
         {
             if let Some(waiting) = self.bounded.take(shard, read) {
-                refuse(&waiting.request, Refusal::Stale, effects);
+                refuse(ctx, &waiting.request, Refusal::Stale);
             }
         }
-        self.send_proof_requests(effects);
-        self.send_proofs(effects);
+        self.send_proof_requests(ctx, peers);
+        self.send_proofs(ctx);
     }
 
-    fn send_proof_requests(&mut self, effects: &mut Vec<Effect>) {
+    fn send_proof_requests(&mut self, ctx: &mut Context<'_>, peers: &Peers) {
         let mut asks: BTreeMap<Conn, BTreeSet<ShardId>> = BTreeMap::new();
         for shard in std::mem::take(&mut self.bounded.wanted) {
-            match self.leader_of(shard) {
-                None => self.refuse_waiting(shard, effects),
+            let primary = ctx.shards.recorded_primary(shard);
+            match primary.and_then(|primary| peers.connection_from(primary)) {
+                None => self.refuse_waiting(ctx, shard),
                 Some(conn) if self.bounded.proof_requests.contains_key(&conn) => {
                     self.bounded.wanted.insert(shard);
                 }
@@ -276,41 +281,30 @@ impl Node {
             }
         }
         for (conn, open) in asks {
-            let number = self.fresh_id();
+            let number = ctx.fresh_id();
             let shards = open.iter().copied().collect();
-            self.bounded
-                .proof_requests
-                .insert(conn, ProofRequest { number, asked: self.now, open });
+            self.bounded.proof_requests.insert(conn, ProofRequest { number, asked: ctx.now, open });
             let message = FromFollower::ProofRequest { request: number, shards };
-            effects.push(Effect::FromFollower { conn, message });
+            ctx.effects.push(Effect::FromFollower { conn, message });
         }
     }
 
-    /// Returns the connection on which the shard's primary feeds this node.
-    fn leader_of(&self, shard: ShardId) -> Option<Conn> {
-        let (record, _) = self.records.get(&shard)?;
-        let mut newest_first = self.accepted.iter().rev();
-        newest_first
-            .find(|(_, connection)| connection.peer == Some(record.primary))
-            .map(|(&conn, _)| conn)
-    }
-
     /// Handles the primary's answer to a request, for all of its shards or for some.
-    pub(super) fn on_proof(
+    pub(in crate::node) fn on_proof(
         &mut self,
+        ctx: &mut Context<'_>,
         conn: Conn,
         number: u64,
         proven: Vec<(ShardId, Epoch, Seq)>,
         refused: Vec<ShardId>,
-        effects: &mut Vec<Effect>,
     ) {
         let Some(request) = self.bounded.proof_requests.get_mut(&conn) else { return };
         if request.number != number {
             return;
         }
         let mut asked = request.asked;
-        if Planted::AgeFromAnswer.is_in(self.settings.planted) {
-            asked = self.now;
+        if ctx.planted(Planted::AgeFromAnswer) {
+            asked = ctx.now;
         }
         for (shard, ..) in &proven {
             request.open.remove(shard);
@@ -322,9 +316,9 @@ impl Node {
             self.bounded.proof_requests.remove(&conn);
         }
         for (shard, epoch, commit) in proven {
-            let replica = self.replicas.get_mut(&shard);
+            let replica = ctx.shards.get_mut(shard);
             let Some(replica) = replica.filter(|replica| replica.promised == epoch) else {
-                self.refuse_waiting(shard, effects);
+                self.refuse_waiting(ctx, shard);
                 continue;
             };
             replica.learn_commit(commit);
@@ -333,9 +327,9 @@ impl Node {
                     .proofs
                     .insert(shard, Proof { asked, commit, reached_at_last_check: None });
             }
-            self.dirty.insert(shard);
+            ctx.shards.dirty.insert(shard);
         }
-        refused.into_iter().for_each(|shard| self.refuse_waiting(shard, effects));
+        refused.into_iter().for_each(|shard| self.refuse_waiting(ctx, shard));
     }
 
     /// Discards the request on a closed connection: the next primary is asked again.
@@ -357,6 +351,14 @@ impl Node {
     }
 }
 
+/// Returns the commit, if this node leads the shard and its barrier is committed: before that the
+/// primary does not know what its predecessors have acknowledged.
+fn provable_commit(ctx: &Context<'_>, shard: ShardId) -> Option<(Epoch, Seq)> {
+    let replica = ctx.shards.get(shard).filter(|replica| replica.trust.is_working())?;
+    let primary = replica.primary().filter(|primary| primary.active)?;
+    Some((primary.epoch, replica.commit))
+}
+
 /// Returns whether there is a good copy to read from.
 fn may_serve(replica: &Replica) -> bool {
     replica.trust.is_working()
@@ -364,40 +366,43 @@ fn may_serve(replica: &Replica) -> bool {
 
 // ---- the primary -------------------------------------------------------------------------------
 
-impl Node {
+impl Reads {
     /// Handles the request of a follower for proofs: up to which commit must its shards be applied
     /// to contain all that is acknowledged by now?
-    pub(super) fn on_proof_request(&mut self, conn: Conn, request: u64, shards: Vec<ShardId>) {
+    pub(in crate::node) fn on_proof_request(
+        &mut self,
+        ctx: &mut Context<'_>,
+        conn: Conn,
+        request: u64,
+        shards: Vec<ShardId>,
+    ) {
         for shard in shards {
-            let Some((epoch, commit)) = self.provable_commit(shard) else {
+            let Some((epoch, commit)) = provable_commit(ctx, shard) else {
                 self.bounded.outgoing.entry((conn, request)).or_default().refused.push(shard);
                 continue;
             };
-            if Planted::ProbeUnproven.is_in(self.settings.planted) {
+            if ctx.planted(Planted::ProbeUnproven) {
                 let outgoing = self.bounded.outgoing.entry((conn, request)).or_default();
                 outgoing.proven.push((shard, epoch, commit));
                 continue;
             }
-            let claim = self.fresh_id();
+            let claim = ctx.fresh_id();
             self.bounded
                 .captured
                 .insert(claim, CapturedCommit { conn, request, shard, epoch, commit });
-            self.prove_leadership(claim, shard, epoch);
+            self.prove_leadership(ctx, claim, shard, epoch);
         }
     }
 
-    /// Returns the commit, if this node leads the shard and its barrier is committed: before that
-    /// the primary does not know what its predecessors have acknowledged.
-    fn provable_commit(&self, shard: ShardId) -> Option<(Epoch, Seq)> {
-        let replica = self.replicas.get(&shard).filter(|replica| replica.trust.is_working())?;
-        let primary = replica.primary().filter(|primary| primary.active)?;
-        Some((primary.epoch, replica.commit))
-    }
-
-    pub(super) fn on_commit_claim_settled(&mut self, claim: u64, outcome: ClaimOutcome) {
+    pub(super) fn on_commit_claim_settled(
+        &mut self,
+        ctx: &Context<'_>,
+        claim: u64,
+        outcome: ClaimOutcome,
+    ) {
         let Some(captured) = self.bounded.captured.remove(&claim) else { return };
         let CapturedCommit { conn, request, shard, epoch, commit } = captured;
-        let proven = outcome == ClaimOutcome::Current && self.leads(shard, epoch);
+        let proven = outcome == ClaimOutcome::Current && ctx.shards.leads(shard, epoch);
         let outgoing = self.bounded.outgoing.entry((conn, request)).or_default();
         match proven {
             true => outgoing.proven.push((shard, epoch, commit)),
@@ -405,11 +410,11 @@ impl Node {
         }
     }
 
-    fn send_proofs(&mut self, effects: &mut Vec<Effect>) {
+    fn send_proofs(&mut self, ctx: &mut Context<'_>) {
         for ((conn, request), outgoing) in std::mem::take(&mut self.bounded.outgoing) {
             let OutgoingProof { proven, refused } = outgoing;
             let message = ToFollower::Proof { request, proven, refused };
-            effects.push(Effect::ToFollower { conn, message });
+            ctx.effects.push(Effect::ToFollower { conn, message });
         }
     }
 

@@ -21,7 +21,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::entry::{Body, Entry, Position};
 use crate::ids::{Epoch, ShardId, StoreId};
 use crate::message::Slice;
-use crate::node::{Effect, Node};
+use crate::node::context::Context;
+use crate::node::event::Effect;
+use crate::node::peers::Peers;
+use crate::node::settings::Settings;
+use crate::node::shards::Shards;
 use crate::planted::Planted;
 use crate::replica::primary::Feed;
 use crate::replica::{Replica, ReplicaRole};
@@ -42,29 +46,29 @@ pub(super) struct CatchUp {
 
 impl CatchUp {
     /// Returns the part of a window of this size that is reserved for the read in flight.
-    pub(super) fn reserved(&self, store: StoreId, window_bytes: usize) -> usize {
+    pub(in crate::node) fn reserved(&self, store: StoreId, window_bytes: usize) -> usize {
         if self.readers.contains(&store) { window_bytes.div_ceil(2) } else { 0 }
     }
 
-    pub(super) fn begin(&mut self, store: StoreId, shard: ShardId) {
+    pub(in crate::node) fn begin(&mut self, store: StoreId, shard: ShardId) {
         self.lagging.entry(store).or_default().insert(shard);
     }
 }
 
-impl Node {
+impl Peers {
     /// Reads the next block if one is wanted, there is room to send its entries, and no read is in
     /// flight.
-    pub(super) fn read_log_if_due(&mut self, effects: &mut Vec<Effect>) {
+    pub(in crate::node) fn read_log_if_due(&mut self, ctx: &mut Context<'_>) {
         if self.catch_up.reading.is_some() || self.catch_up.lagging.is_empty() {
             return;
         }
         let mut lagging = std::mem::take(&mut self.catch_up.lagging);
         let (mut wanted, mut readers) = (Vec::new(), BTreeSet::new());
-        let half = self.settings.sizes.window_bytes.div_ceil(2);
+        let half = ctx.settings.sizes.window_bytes.div_ceil(2);
         for (&store, shards) in &mut lagging {
-            if self.room_of(store) >= half {
+            if self.room_of(store, ctx.settings) >= half {
                 shards.retain(|&shard| {
-                    let want = self.wanted(store, shard);
+                    let want = wanted_of(ctx.shards, store, shard);
                     wanted.extend(want);
                     want.is_some()
                 });
@@ -78,63 +82,60 @@ impl Node {
         if wanted.is_empty() {
             return;
         }
-        let epoch = |one: &WantedEntries| Some((one.shard, self.epoch_led(one.shard)?));
+        let epoch = |one: &WantedEntries| Some((one.shard, ctx.shards.epoch_led(one.shard)?));
         self.catch_up.reading = Some(wanted.iter().filter_map(epoch).collect());
         self.catch_up.readers = readers;
-        let sizes = self.settings.sizes;
+        let sizes = ctx.settings.sizes;
         let bytes_max = sizes.read_log_bytes.min(sizes.message_bytes).min(half);
-        effects.push(Effect::ReadLog { wanted, from: self.catch_up.at, bytes_max });
+        ctx.effects.push(Effect::ReadLog { wanted, from: self.catch_up.at, bytes_max });
     }
 
     /// Returns the bytes that may be sent to the follower now. For a follower that is gone it is
     /// the whole window: its wants are dropped when they are checked.
-    fn room_of(&self, store: StoreId) -> usize {
+    fn room_of(&self, store: StoreId, settings: &Settings) -> usize {
         let connection = self.dialled_to.get(&store).and_then(|conn| self.dialled.get(conn));
-        let window_bytes = self.settings.sizes.window_bytes;
+        let window_bytes = settings.sizes.window_bytes;
         connection.map_or(window_bytes, |connection| connection.room(window_bytes))
-    }
-
-    fn wanted(&self, store: StoreId, shard: ShardId) -> Option<WantedEntries> {
-        let follower = self.replicas.get(&shard)?.primary()?.followers.get(&store)?;
-        let after = follower.sent;
-        matches!(follower.feed, Feed::FromLog { .. }).then_some(WantedEntries { shard, after })
-    }
-
-    fn epoch_led(&self, shard: ShardId) -> Option<Epoch> {
-        Some(self.replicas.get(&shard)?.primary()?.epoch)
     }
 
     /// Sends what was read to each follower. What was wanted in an earlier epoch is not sent: since
     /// then this node's log may have been cut and continued otherwise, with the position that it
     /// was wanted after still in it.
-    pub(super) fn on_log_read(
+    pub(in crate::node) fn on_log_read(
         &mut self,
+        ctx: &mut Context<'_>,
         at: LogLocation,
         parts: Vec<LogPart>,
-        effects: &mut Vec<Effect>,
     ) {
         let asked = self.catch_up.reading.take().unwrap_or_default();
         let mut ready = std::mem::take(&mut self.catch_up.readers);
         // One large entry may have used its half and this one: the block is read again for it.
-        ready.retain(|&store| self.room_of(store) > 0);
+        ready.retain(|&store| self.room_of(store, ctx.settings) > 0);
         self.catch_up.at = at;
         let mut slices: BTreeMap<StoreId, Vec<Slice>> = BTreeMap::new();
         for part in parts {
-            let is_of_now = self.epoch_led(part.shard) == asked.get(&part.shard).copied();
-            if !is_of_now && !Planted::OldReadIsSent.is_in(self.settings.planted) {
+            let is_of_now = ctx.shards.epoch_led(part.shard) == asked.get(&part.shard).copied();
+            if !is_of_now && !ctx.planted(Planted::OldReadIsSent) {
                 continue;
             }
-            let Some(replica) = self.replicas.get_mut(&part.shard) else { continue };
-            let planted = self.settings.planted;
+            let Some(replica) = ctx.shards.get_mut(part.shard) else { continue };
+            let planted = ctx.settings.planted;
             for (store, slice) in feed_from(replica, &part, &ready, planted) {
                 slices.entry(store).or_default().extend(slice);
-                self.to_send.insert((store, part.shard));
+                ctx.shards.to_send.insert((store, part.shard));
             }
         }
         for (store, slices) in slices {
-            self.send_append(store, slices, effects);
+            self.send_append(ctx, store, slices);
         }
     }
+}
+
+/// Returns what the follower wants of the log on disk, if it is fed from there.
+fn wanted_of(shards: &Shards, store: StoreId, shard: ShardId) -> Option<WantedEntries> {
+    let follower = shards.primary(shard)?.followers.get(&store)?;
+    let after = follower.sent;
+    matches!(follower.feed, Feed::FromLog { .. }).then_some(WantedEntries { shard, after })
 }
 
 /// Returns a slice for each follower that wanted this part and is `ready`; a follower without one

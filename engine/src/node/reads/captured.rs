@@ -9,11 +9,14 @@ use std::collections::BTreeMap;
 
 use crate::apply::Values;
 use crate::ids::{Conn, Epoch, Now, Slots, TimeMs};
-use crate::key::{self, CounterKey};
+use crate::key::CounterKey;
 use crate::memory;
 use crate::message::{NodeReply, ReadResult, Refusal};
-use crate::node::read_index::ClaimOutcome;
-use crate::node::{Effect, Node, NodeSizes};
+use crate::node::context::Context;
+use crate::node::event::Effect;
+use crate::node::reads::Reads;
+use crate::node::reads::read_index::ClaimOutcome;
+use crate::node::settings::NodeSizes;
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::store::table::Cell;
@@ -27,7 +30,7 @@ pub(super) struct CapturedReads {
 
 /// The request of a gateway: all keys lie in the shard's slots.
 #[derive(Clone, Debug)]
-pub(super) struct ReadRequest {
+pub(in crate::node) struct ReadRequest {
     pub conn: Conn,
     pub id: u64,
     pub slots: Slots,
@@ -55,22 +58,22 @@ pub(super) enum ReadBasis {
 }
 
 impl CapturedReads {
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::node) fn len(&self) -> usize {
         self.waiting.len()
     }
 
     /// Returns whether there is no room for another read.
-    pub(super) fn is_full(&self, sizes: &NodeSizes) -> bool {
+    pub(in crate::node) fn is_full(&self, sizes: &NodeSizes) -> bool {
         self.waiting.len() >= sizes.waiting_reads_max || self.bytes >= sizes.waiting_read_bytes_max
     }
 
     /// Returns the bytes of memory of the captured reads, as counted.
-    pub(super) fn bytes(&self) -> usize {
+    pub(in crate::node) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Returns the same, computed from every read.
-    pub(super) fn walked_bytes(&self) -> usize {
+    pub(in crate::node) fn walked_bytes(&self) -> usize {
         self.waiting.values().map(CapturedRead::walked_bytes).sum()
     }
 
@@ -104,25 +107,25 @@ impl CapturedRead {
     }
 }
 
-impl Node {
+impl Reads {
     /// Handles a linearizable read.
-    pub(super) fn on_read(&mut self, request: ReadRequest, effects: &mut Vec<Effect>) {
-        match self.may_read(&request) {
+    pub(super) fn on_linearizable_read(&mut self, ctx: &mut Context<'_>, request: ReadRequest) {
+        match self.may_read(ctx, &request) {
             Ok(epoch) => {
                 let shard = request.slots.shard();
-                let proven = Planted::ReadUnproven.is_in(self.settings.planted);
-                let read = self.capture(request, ReadBasis::Leading { epoch, proven }, effects);
-                self.prove_leadership(read, shard, epoch);
+                let proven = ctx.planted(Planted::ReadUnproven);
+                let read = self.capture(ctx, request, ReadBasis::Leading { epoch, proven });
+                self.prove_leadership(ctx, read, shard, epoch);
             }
-            Err(refusal) => refuse(&request, refusal, effects),
+            Err(refusal) => refuse(ctx, &request, refusal),
         }
     }
 
-    fn may_read(&self, request: &ReadRequest) -> Result<Epoch, Refusal> {
+    fn may_read(&self, ctx: &Context<'_>, request: &ReadRequest) -> Result<Epoch, Refusal> {
         let shard = request.slots.shard();
-        let redirect = || self.redirect(shard);
+        let redirect = || ctx.shards.redirect(shard);
         let replica =
-            self.replicas.get(&shard).ok_or_else(|| redirect().unwrap_or(Refusal::NoSuchShard))?;
+            ctx.shards.get(shard).ok_or_else(|| redirect().unwrap_or(Refusal::NoSuchShard))?;
         let primary =
             replica.primary().ok_or_else(|| redirect().unwrap_or(Refusal::NotPrimary(None)))?;
         if !request.is_of(replica) {
@@ -130,13 +133,13 @@ impl Node {
         }
         // A value captured before the barrier is applied may lack what a former primary has
         // acknowledged: a committed barrier is not applied while an entry waits for a load.
-        let applied = replica.state.applied.seq >= primary.barrier
-            || Planted::ReadBelowBarrier.is_in(self.settings.planted);
+        let applied =
+            replica.state.applied.seq >= primary.barrier || ctx.planted(Planted::ReadBelowBarrier);
         if !primary.active || !applied || !replica.trust.is_working() {
             return Err(if primary.frozen { Refusal::Frozen } else { Refusal::NotPrimary(None) });
         }
-        let full = self.reads.is_full(&self.settings.sizes);
-        if full && !Planted::WaitingUnbounded.is_in(self.settings.planted) {
+        let full = self.captured.is_full(&ctx.settings.sizes);
+        if full && !ctx.planted(Planted::WaitingUnbounded) {
             return Err(Refusal::Overloaded);
         }
         Ok(primary.epoch)
@@ -146,71 +149,71 @@ impl Node {
     /// of the read.
     pub(super) fn capture(
         &mut self,
+        ctx: &mut Context<'_>,
         request: ReadRequest,
         basis: ReadBasis,
-        effects: &mut Vec<Effect>,
     ) -> u64 {
-        let cell = |key: &CounterKey| self.tables.cell(key.name(), key::hash(key.name()));
-        let cells: Vec<_> = request.keys.iter().map(cell).collect();
+        let cells: Vec<_> = request.keys.iter().map(|key| ctx.storage.cell(key)).collect();
         let below = request.keys.iter().zip(&cells);
         let to_load: Vec<_> = below
             .filter(|(_, cell)| !matches!(cell, Some(Cell::Absolute(_))))
             .map(|(key, _)| key.clone())
             .collect();
         let base = to_load.is_empty().then(Values::new);
-        let replica = self.replicas.get(&request.slots.shard());
+        let replica = ctx.shards.get(request.slots.shard());
         let time = replica.map_or(TimeMs(0), |replica| replica.state.applied.time);
-        let read = self.fresh_id();
-        self.reads.insert(read, CapturedRead { request, basis, cells, base, time });
-        if !to_load.is_empty() && !Planted::TableThenDatabase.is_in(self.settings.planted) {
-            self.load_for_read(read, to_load, effects);
+        let read = ctx.fresh_id();
+        self.captured.insert(read, CapturedRead { request, basis, cells, base, time });
+        if !to_load.is_empty() && !ctx.planted(Planted::TableThenDatabase) {
+            ctx.load_for_read(read, to_load);
         }
         read
     }
 
-    pub(super) fn on_read_loaded(&mut self, read: u64, values: Values, effects: &mut Vec<Effect>) {
-        if let Some(waiting) = self.reads.waiting.get_mut(&read) {
+    /// Handles the values that a load has read for this read.
+    pub(in crate::node) fn on_loaded(&mut self, ctx: &mut Context<'_>, read: u64, values: Values) {
+        if let Some(waiting) = self.captured.waiting.get_mut(&read) {
             waiting.base = Some(values);
         }
-        self.answer_if_ready(read, effects);
+        self.answer_if_ready(ctx, read);
     }
 
     pub(super) fn on_read_claim_settled(
         &mut self,
+        ctx: &mut Context<'_>,
         read: u64,
         outcome: ClaimOutcome,
-        effects: &mut Vec<Effect>,
     ) {
-        let Some(waiting) = self.reads.waiting.get_mut(&read) else { return };
+        let Some(waiting) = self.captured.waiting.get_mut(&read) else { return };
         match outcome {
             ClaimOutcome::Current => {}
             ClaimOutcome::Replaced => {
-                return self.refuse_read(read, Refusal::NotPrimary(None), effects);
+                return self.refuse_read(ctx, read, Refusal::NotPrimary(None));
             }
-            ClaimOutcome::Unknown => return self.refuse_read(read, Refusal::Frozen, effects),
+            ClaimOutcome::Unknown => return self.refuse_read(ctx, read, Refusal::Frozen),
         }
         if let ReadBasis::Leading { proven, .. } = &mut waiting.basis {
             *proven = true;
         }
-        if waiting.base.is_none() && Planted::TableThenDatabase.is_in(self.settings.planted) {
+        if waiting.base.is_none() && ctx.planted(Planted::TableThenDatabase) {
             let keys = waiting.request.keys.clone();
-            self.load_for_read(read, keys, effects);
+            ctx.load_for_read(read, keys);
         }
-        self.answer_if_ready(read, effects);
+        self.answer_if_ready(ctx, read);
     }
 
-    pub(super) fn answer_if_ready(&mut self, read: u64, effects: &mut Vec<Effect>) {
-        let Some(waiting) = self.reads.waiting.get(&read) else { return };
+    pub(super) fn answer_if_ready(&mut self, ctx: &mut Context<'_>, read: u64) {
+        let Some(waiting) = self.captured.waiting.get(&read) else { return };
         let Some(base) = &waiting.base else { return };
         let staleness_us = match waiting.basis {
             ReadBasis::Leading { proven: false, .. } => return,
             ReadBasis::Leading { epoch, .. }
-                if !self.leads(waiting.request.slots.shard(), epoch) =>
+                if !ctx.shards.leads(waiting.request.slots.shard(), epoch) =>
             {
-                return self.refuse_read(read, Refusal::NotPrimary(None), effects);
+                return self.refuse_read(ctx, read, Refusal::NotPrimary(None));
             }
             ReadBasis::Leading { .. } => 0,
-            ReadBasis::AsOf(then) => self.now.0 - then.0,
+            ReadBasis::AsOf(then) => ctx.now.0 - then.0,
         };
         let value = |(key, cell): (&CounterKey, &Option<Cell>)| {
             let below = base.get(key).copied().unwrap_or(0);
@@ -219,30 +222,29 @@ impl Node {
         let values = waiting.request.keys.iter().zip(&waiting.cells).map(value).collect();
         let result = Ok(ReadResult { values, time: waiting.time, staleness_us });
         let (conn, id) = (waiting.request.conn, waiting.request.id);
-        self.reads.remove(read);
-        effects.push(Effect::Gateway { conn, reply: NodeReply::Read { id, result } });
+        self.captured.remove(read);
+        ctx.effects.push(Effect::Gateway { conn, reply: NodeReply::Read { id, result } });
     }
 
-    fn refuse_read(&mut self, read: u64, refusal: Refusal, effects: &mut Vec<Effect>) {
-        let Some(waiting) = self.reads.remove(read) else { return };
+    fn refuse_read(&mut self, ctx: &mut Context<'_>, read: u64, refusal: Refusal) {
+        let Some(waiting) = self.captured.remove(read) else { return };
+        let shard = waiting.request.slots.shard();
         let refusal = match refusal {
-            Refusal::NotPrimary(None) => {
-                self.redirect(waiting.request.slots.shard()).unwrap_or(Refusal::NotPrimary(None))
-            }
+            Refusal::NotPrimary(None) => ctx.shards.redirect(shard).unwrap_or(refusal),
             other => other,
         };
-        refuse(&waiting.request, refusal, effects);
+        refuse(ctx, &waiting.request, refusal);
     }
 
     pub(super) fn forget_reads(&mut self, conn: Conn) {
-        self.reads.forget(conn).into_iter().for_each(|read| self.read_index.forget(read));
+        self.captured.forget(conn).into_iter().for_each(|read| self.read_index.forget(read));
     }
 }
 
 impl ReadRequest {
     /// Returns the most bytes of memory of the request while it waits: its keys, and for each what
     /// the tables and the state contain, where the load has another list of the keys.
-    pub(super) fn bytes(&self) -> usize {
+    pub(in crate::node) fn bytes(&self) -> usize {
         let keys = self.keys.len();
         let each = 2 * size_of::<CounterKey>() + size_of::<Option<Cell>>();
         self.name_bytes()
@@ -252,7 +254,7 @@ impl ReadRequest {
     }
 
     /// Returns the bytes of memory of the request itself.
-    pub(super) fn walked_bytes(&self) -> usize {
+    pub(in crate::node) fn walked_bytes(&self) -> usize {
         self.name_bytes() + memory::allocated(self.keys.capacity() * size_of::<CounterKey>())
     }
 
@@ -262,13 +264,13 @@ impl ReadRequest {
     }
 
     /// Returns whether all keys are counters of this replica.
-    pub(super) fn is_of(&self, replica: &Replica) -> bool {
+    pub(in crate::node) fn is_of(&self, replica: &Replica) -> bool {
         let inside = |key: &CounterKey| self.slots.contains(key.slot());
         replica.slots == self.slots && self.keys.iter().all(inside)
     }
 }
 
-pub(super) fn refuse(request: &ReadRequest, refusal: Refusal, effects: &mut Vec<Effect>) {
+pub(super) fn refuse(ctx: &mut Context<'_>, request: &ReadRequest, refusal: Refusal) {
     let reply = NodeReply::Read { id: request.id, result: Err(refusal) };
-    effects.push(Effect::Gateway { conn: request.conn, reply });
+    ctx.effects.push(Effect::Gateway { conn: request.conn, reply });
 }

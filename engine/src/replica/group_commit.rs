@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::ids::{Now, Seq, ShardId, StoreBoot};
-use crate::node::{Effect, Settings};
+use crate::node::event::Effect;
+use crate::node::settings::Settings;
 use crate::planted::Planted;
 use crate::store::log::LogRecord;
 

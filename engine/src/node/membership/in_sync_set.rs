@@ -7,13 +7,17 @@
 use std::collections::BTreeMap;
 
 use crate::ids::{Boot, Now, ShardId, StoreId};
-use crate::message::{HealthReport, ReplicaHealth};
-use crate::node::replica_health::ReplicaHealths;
-use crate::node::{Effect, Node, NodeTiming};
+use crate::message::ReplicaHealth;
+use crate::node::context::Context;
+use crate::node::event::Effect;
+use crate::node::membership::Membership;
+use crate::node::membership::replica_health::{
+    HealthView, ReplicaHealths, is_near, update_progress,
+};
+use crate::node::peers::Peers;
+use crate::node::settings::NodeTiming;
 use crate::planted::Planted;
-use crate::replica::Replica;
 use crate::replica::primary::{InSyncProposal, Primary};
-use crate::replica::trust::Trust;
 use crate::shard_record::ShardRecord;
 
 /// The wait of an ejected peer before it is added again: 1, 2, 4 … 60 s for the same process, reset
@@ -55,55 +59,45 @@ impl Backoff {
     }
 }
 
-impl Node {
+impl Membership {
     /// Reviews one shard that this node leads.
-    pub(super) fn review(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
-        self.review_step_down(shard);
-        let healths = self.replica_healths(shard);
-        self.update_progress(shard, &healths);
-        self.review_frozen(shard, &healths);
-        self.review_joining(shard, &healths);
-        self.review_isr(shard, &healths, effects);
+    pub(in crate::node) fn review(&mut self, ctx: &mut Context<'_>, peers: &Peers, shard: ShardId) {
+        resume_after_step_down(ctx, shard);
+        let healths = HealthView::of(ctx, peers).replica_healths(shard);
+        update_progress(ctx, shard, &healths);
+        review_frozen(ctx, peers, shard, &healths);
+        self.review_joining(ctx, peers, shard, &healths);
+        self.review_isr(ctx, peers, shard, &healths);
     }
 
-    /// Resumes a shard whose hand-over the coordinator requested, if no other primary was named in
-    /// time.
-    fn review_step_down(&mut self, shard: ShardId) {
-        let now = self.now;
-        if let Some(primary) = self.replicas.get_mut(&shard).and_then(Replica::primary_mut) {
-            primary.stepping_down = primary.stepping_down.filter(|&until| now < until);
-        }
-    }
-
-    fn review_frozen(&mut self, shard: ShardId, healths: &ReplicaHealths) {
-        let Some(primary) = self.replicas.get(&shard).and_then(Replica::primary) else { return };
-        let frozen = self.is_frozen(primary, healths);
-        if let Some(primary) = self.replicas.get_mut(&shard).and_then(Replica::primary_mut) {
-            primary.frozen = frozen;
-        }
-    }
-
-    fn review_isr(&mut self, shard: ShardId, healths: &ReplicaHealths, effects: &mut Vec<Effect>) {
-        let Some(replica) = self.replicas.get(&shard) else { return };
+    fn review_isr(
+        &mut self,
+        ctx: &mut Context<'_>,
+        peers: &Peers,
+        shard: ShardId,
+        healths: &ReplicaHealths,
+    ) {
+        let Some(replica) = ctx.shards.get(shard) else { return };
         let Some(primary) = replica.primary() else { return };
-        if primary.is_pending() || self.now < primary.propose_after {
+        let min = ctx.settings.min_in_sync;
+        if primary.is_pending() || ctx.now < primary.propose_after {
             return;
         }
         let is_ready =
-            |store: &StoreId| primary.is_caught_up(*store, replica.commit, self.settings.planted);
-        let mut remove = self.removable(primary, healths);
+            |store: &StoreId| primary.is_caught_up(*store, replica.commit, ctx.settings.planted);
+        let mut remove = removable(ctx, peers, primary, healths);
         // One store at a time: the compare contains one candidate's key.
-        let good = self.candidates(ReplicaHealth::Good, primary, healths);
+        let good = self.candidates(ctx, peers, ReplicaHealth::Good, primary, healths);
         let mut add = Vec::from_iter(good.into_iter().find(is_ready));
         // At `min_in_sync`, a store whose disk is full but that has everything takes the place of a
         // member that does not even acknowledge a barrier: reads are answered then, and a log that
         // is full of what could not be committed is trimmed.
-        let at_floor = primary.record.room(self.min_in_sync()) == 0;
-        if add.is_empty() && at_floor && !Planted::FullReplacesNobody.is_in(self.settings.planted) {
+        let at_floor = primary.record.room(min) == 0;
+        if add.is_empty() && at_floor && !ctx.planted(Planted::FullReplacesNobody) {
             let full: Vec<_> = of(healths, ReplicaHealth::Full).collect();
             let gone =
                 |store: &StoreId| primary.record.isr.contains(store) && !full.contains(store);
-            let spare = self.candidates(ReplicaHealth::Full, primary, healths);
+            let spare = self.candidates(ctx, peers, ReplicaHealth::Full, primary, healths);
             let spare = spare.into_iter().find(is_ready);
             if spare.is_some() && remove.iter().any(gone) {
                 remove.retain(gone);
@@ -111,8 +105,8 @@ impl Node {
             }
         }
         let taint: Vec<_> = of(healths, ReplicaHealth::Lost).collect();
-        let mut floor = self.min_in_sync();
-        if Planted::TrustMakesRoom.is_in(self.settings.planted) {
+        let mut floor = min;
+        if ctx.planted(Planted::TrustMakesRoom) {
             let record = &primary.record;
             floor -= add.iter().filter(|store| record.isr.contains(store)).count();
         }
@@ -122,7 +116,7 @@ impl Node {
         if nothing && !primary.is_unsettled() {
             return;
         }
-        self.propose(shard, next, add.first().copied(), effects);
+        self.propose(ctx, peers, shard, next, add.first().copied());
     }
 
     /// Returns the learners and tainted members that may be added once they have caught up. None
@@ -130,16 +124,18 @@ impl Node {
     /// counts until there is one, and the death of that store would stop the shard.
     fn candidates(
         &self,
+        ctx: &Context<'_>,
+        peers: &Peers,
         health: ReplicaHealth,
         primary: &Primary,
         healths: &ReplicaHealths,
     ) -> Vec<StoreId> {
         let etcd_answers =
-            self.health.has_etcd_answered(self.now, self.settings.timing.etcd_fresh_ms);
+            peers.health().has_etcd_answered(ctx.now, ctx.settings.timing.etcd_fresh_ms);
         let may_return = |store: &StoreId| {
             let follower = &primary.followers.get(store);
-            follower.zip(self.peers.get(store)).is_some_and(|(follower, (boot, _))| {
-                follower.boot == *boot && self.backoff.may_return(*store, *boot, self.now)
+            follower.zip(peers.registered(*store)).is_some_and(|(follower, (boot, _))| {
+                follower.boot == boot && self.backoff.may_return(*store, boot, ctx.now)
             })
         };
         let record = &primary.record;
@@ -153,14 +149,20 @@ impl Node {
 
     /// A learner that is always a moment late never has all that is committed. So the commit waits
     /// for it for a moment, as it will when it is a member.
-    fn review_joining(&mut self, shard: ShardId, healths: &ReplicaHealths) {
-        let (now, timing) = (self.now, self.settings.timing);
-        let Some(primary) = self.replicas.get(&shard).and_then(Replica::primary) else { return };
+    fn review_joining(
+        &self,
+        ctx: &mut Context<'_>,
+        peers: &Peers,
+        shard: ShardId,
+        healths: &ReplicaHealths,
+    ) {
+        let (now, timing) = (ctx.now, ctx.settings.timing);
+        let Some(primary) = ctx.shards.primary(shard) else { return };
         let joins = |store: StoreId| {
             let follower = primary.followers.get(&store);
-            follower.is_some_and(|follower| self.is_near(primary, follower))
+            follower.is_some_and(|follower| is_near(primary, follower))
         };
-        let candidates = self.candidates(ReplicaHealth::Good, primary, healths);
+        let candidates = self.candidates(ctx, peers, ReplicaHealth::Good, primary, healths);
         let joining = match primary.joining {
             Some((store, since)) => {
                 let goes_on = candidates.contains(&store);
@@ -170,54 +172,35 @@ impl Node {
             None => candidates.into_iter().find(|&store| joins(store)).map(|store| (store, now)),
         };
         let given_up = primary.joining.is_some() && joining.is_none();
-        if let Some(primary) = self.replicas.get_mut(&shard).and_then(Replica::primary_mut) {
+        if let Some(primary) = ctx.shards.primary_mut(shard) {
             primary.joining = joining;
             if given_up {
                 primary.join_after = now.plus_ms(timing.join_again_ms);
-                self.dirty.insert(shard);
+                ctx.shards.dirty.insert(shard);
             }
         }
     }
 
-    /// Returns the members that can't acknowledge, those first that will not recover by themselves.
-    /// The record keeps `min_in_sync` of them.
-    fn removable(&self, primary: &Primary, healths: &ReplicaHealths) -> Vec<StoreId> {
-        let (silent, blocked) = (self.may_eject(), self.is_blocked(primary));
-        let leave = |wanted: ReplicaHealth, may: bool| of(healths, wanted).filter(move |_| may);
-        leave(ReplicaHealth::Lost, true)
-            .chain(leave(ReplicaHealth::Full, true))
-            .chain(leave(ReplicaHealth::Filling, true))
-            .chain(leave(ReplicaHealth::Silent, silent))
-            .chain(leave(ReplicaHealth::NoCopy, blocked))
-            .collect()
-    }
-
-    /// Returns whether this node may eject peers: its disk answers and it has contact to a peer or
-    /// to etcd. Otherwise the silence is its own.
-    fn may_eject(&self) -> bool {
-        let well = self.groups.waiting_ms(self.now) < self.settings.silent_after_ms / 2;
-        well && self.health.has_contact(self.now, self.settings.silent_after_ms)
-    }
-
     fn propose(
         &mut self,
+        ctx: &mut Context<'_>,
+        peers: &Peers,
         shard: ShardId,
         record: ShardRecord,
         add: Option<StoreId>,
-        effects: &mut Vec<Effect>,
     ) {
-        let id = self.fresh_id();
+        let id = ctx.fresh_id();
         let candidate = add.and_then(|store| {
-            let (_, key_revision) = self.peers.get(&store)?;
-            Some((store, *key_revision))
+            let (_, key_revision) = peers.registered(store)?;
+            Some((store, key_revision))
         });
-        let now = self.now;
-        let Some(primary) = self.replicas.get_mut(&shard).and_then(Replica::primary_mut) else {
+        let now = ctx.now;
+        let Some(primary) = ctx.shards.primary_mut(shard) else {
             return;
         };
         for store in primary.record.isr.iter().filter(|store| !record.isr.contains(store)) {
-            if let Some(&(boot, _)) = self.peers.get(store) {
-                self.backoff.on_ejected(*store, boot, now, &self.settings.timing);
+            if let Some((boot, _)) = peers.registered(*store) {
+                self.backoff.on_ejected(*store, boot, now, &ctx.settings.timing);
             }
         }
         // The proposal counts before it is made. The same proposal made again needs no second
@@ -229,38 +212,52 @@ impl Node {
         primary.joining = None;
         let expect = primary.mod_revision;
         self.proposals.insert(id, shard);
-        effects.push(Effect::Propose { proposal: id, expect, record, candidate });
+        ctx.effects.push(Effect::Propose { proposal: id, expect, record, candidate });
     }
+}
 
-    /// Reports to the coordinator, on change and periodically, what etcd does not contain.
-    pub(super) fn report(&mut self, effects: &mut Vec<Effect>) {
-        let mut report = HealthReport {
-            silent: self.health.silent(self.now, self.settings.silent_after_ms),
-            leaving: self.is_leaving(),
-            full: self.disk_full,
-            ..HealthReport::default()
-        };
-        for replica in self.replicas.values() {
-            let Some(primary) = replica.primary() else { continue };
-            let others = || primary.record.isr.iter().filter(|&&store| store != self.me.store);
-            if primary.frozen {
-                report.frozen.push((replica.shard, self.hindered_by(replica.shard)));
-            }
-            let alone = others().count() > 0 && others().all(|&store| self.is_silent(store));
-            let damaged = matches!(replica.trust, Trust::Wrong(_));
-            let cut_off =
-                alone && !self.health.has_contact(self.now, self.settings.silent_after_ms);
-            if damaged || cut_off {
-                report.resigned.push(replica.shard);
-            }
-        }
-        if report == self.reported && self.now < self.next_report {
-            return;
-        }
-        self.next_report = self.now.plus_ms(self.settings.timing.report_every_ms);
-        self.reported = report.clone();
-        effects.push(Effect::Report(report));
+/// Resumes a shard whose hand-over the coordinator requested, if no other primary was named in
+/// time.
+fn resume_after_step_down(ctx: &mut Context<'_>, shard: ShardId) {
+    let now = ctx.now;
+    if let Some(primary) = ctx.shards.primary_mut(shard) {
+        primary.stepping_down = primary.stepping_down.filter(|&until| now < until);
     }
+}
+
+fn review_frozen(ctx: &mut Context<'_>, peers: &Peers, shard: ShardId, healths: &ReplicaHealths) {
+    let Some(primary) = ctx.shards.primary(shard) else { return };
+    let frozen = HealthView::of(ctx, peers).is_frozen(primary, healths);
+    if let Some(primary) = ctx.shards.primary_mut(shard) {
+        primary.frozen = frozen;
+    }
+}
+
+/// Returns the members that can't acknowledge, those first that will not recover by themselves. The
+/// record keeps `min_in_sync` of them.
+fn removable(
+    ctx: &Context<'_>,
+    peers: &Peers,
+    primary: &Primary,
+    healths: &ReplicaHealths,
+) -> Vec<StoreId> {
+    let silent = may_eject(ctx, peers);
+    let blocked = HealthView::of(ctx, peers).is_blocked(primary);
+    let leave = |wanted: ReplicaHealth, may: bool| of(healths, wanted).filter(move |_| may);
+    leave(ReplicaHealth::Lost, true)
+        .chain(leave(ReplicaHealth::Full, true))
+        .chain(leave(ReplicaHealth::Filling, true))
+        .chain(leave(ReplicaHealth::Silent, silent))
+        .chain(leave(ReplicaHealth::NoCopy, blocked))
+        .collect()
+}
+
+/// Returns whether this node may eject peers: its disk answers and it has contact to a peer or to
+/// etcd. Otherwise the silence is its own.
+fn may_eject(ctx: &Context<'_>, peers: &Peers) -> bool {
+    let silent_after_ms = ctx.settings.silent_after_ms;
+    let well = ctx.storage.groups().waiting_ms(ctx.now) < silent_after_ms / 2;
+    well && peers.health().has_contact(ctx.now, silent_after_ms)
 }
 
 fn of(healths: &ReplicaHealths, wanted: ReplicaHealth) -> impl Iterator<Item = StoreId> {

@@ -11,7 +11,7 @@ use crate::message::Slice;
 
 /// A connection that this node has dialled, to feed a follower.
 #[derive(Clone, Debug)]
-pub struct DialledConnection {
+pub(in crate::node) struct DialledConnection {
     /// The process that was dialled.
     pub peer: StoreBoot,
     /// True if the peer has identified itself as the process that was dialled.
@@ -35,7 +35,7 @@ struct UnackedMessage {
 
 /// The facts that the ack of a slice proves.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct SentSlice {
+pub(in crate::node) struct SentSlice {
     /// The shard.
     pub shard: ShardId,
     /// The epoch in which the slice was sent.
@@ -50,7 +50,7 @@ pub struct SentSlice {
 
 impl SentSlice {
     /// Returns what the ack of `slice` will prove.
-    pub fn of(slice: &Slice) -> Self {
+    pub(in crate::node) fn of(slice: &Slice) -> Self {
         Self {
             shard: slice.shard,
             epoch: slice.epoch,
@@ -63,7 +63,7 @@ impl SentSlice {
 
 impl DialledConnection {
     /// Creates the state of a new connection to `peer`.
-    pub fn new(peer: StoreBoot) -> Self {
+    pub(in crate::node) fn new(peer: StoreBoot) -> Self {
         Self {
             peer,
             welcome: false,
@@ -76,12 +76,12 @@ impl DialledConnection {
     }
 
     /// Returns how many bytes may be sent before the next ack, with a window of this size.
-    pub fn room(&self, window_bytes: usize) -> usize {
+    pub(in crate::node) fn room(&self, window_bytes: usize) -> usize {
         window_bytes.saturating_sub(self.bytes)
     }
 
     /// Records that a message is sent now, and returns its number.
-    pub fn sent(&mut self, now: Now, bytes: usize, slices: Vec<SentSlice>) -> u64 {
+    pub(in crate::node) fn sent(&mut self, now: Now, bytes: usize, slices: Vec<SentSlice>) -> u64 {
         self.n += 1;
         self.bytes += bytes;
         self.unacked.push_back(UnackedMessage { n: self.n, at: now, bytes, slices });
@@ -89,7 +89,7 @@ impl DialledConnection {
     }
 
     /// Handles an ack of all messages ≤ `n`. Returns the slices that it acknowledges.
-    pub fn acked(&mut self, n: u64) -> Vec<SentSlice> {
+    pub(in crate::node) fn acked(&mut self, n: u64) -> Vec<SentSlice> {
         let mut slices = Vec::new();
         while let Some(sent) = self.unacked.pop_front_if(|sent| sent.n <= n) {
             self.bytes -= sent.bytes;
@@ -102,7 +102,7 @@ impl DialledConnection {
     /// or skipped, up to the next one that resumes the shard, which may have been sent before the
     /// reject came. Returns whether the shard has not been resumed yet, so that the reject requires
     /// an action.
-    pub fn rejected(&mut self, n: u64, shard: ShardId) -> bool {
+    pub(in crate::node) fn rejected(&mut self, n: u64, shard: ShardId) -> bool {
         for sent in self.unacked.iter_mut().filter(|sent| sent.n >= n) {
             let resumes = |slice: &SentSlice| slice.shard == shard && slice.resume;
             if sent.n > n && sent.slices.iter().any(resumes) {
@@ -114,21 +114,21 @@ impl DialledConnection {
     }
 
     /// Discards what was sent of the shard: it went to a copy that is gone.
-    pub fn forget(&mut self, shard: ShardId) {
+    pub(in crate::node) fn forget(&mut self, shard: ShardId) {
         for sent in &mut self.unacked {
             sent.slices.retain(|slice| slice.shard != shard);
         }
     }
 
     /// Returns when the oldest message without an ack was sent.
-    pub fn unacked_since(&self) -> Option<Now> {
+    pub(in crate::node) fn unacked_since(&self) -> Option<Now> {
         self.unacked.front().map(|sent| sent.at)
     }
 }
 
 /// A connection that a peer has dialled, to feed this node.
 #[derive(Clone, Debug, Default)]
-pub struct AcceptedConnection {
+pub(in crate::node) struct AcceptedConnection {
     /// The process at the other end, once it has identified itself.
     pub peer: Option<StoreBoot>,
     last_n: u64,
@@ -139,43 +139,29 @@ pub struct AcceptedConnection {
     /// The seq of the newest digest that was sent of each shard, and the seq that was applied at
     /// the last heartbeat.
     pub digests_sent: BTreeMap<ShardId, (Seq, Seq)>,
-    /// Snapshots that were announced and accepted, by number.
-    pub announced: BTreeMap<u64, AnnouncedSnapshot>,
-}
-
-/// A snapshot that a primary has announced.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct AnnouncedSnapshot {
-    /// The shard.
-    pub shard: ShardId,
-    /// The epoch of the primary.
-    pub epoch: Epoch,
-    /// The copy that the snapshot is to replace.
-    pub copy: CopyNo,
-    /// The estimated size of the snapshot.
-    pub bytes: u64,
 }
 
 impl AcceptedConnection {
     /// Returns whether message `n` has not been handled before.
-    pub fn is_new(&mut self, n: u64) -> bool {
+    pub(in crate::node) fn is_new(&mut self, n: u64) -> bool {
         let new = n > self.last_n;
         self.last_n = self.last_n.max(n);
         new
     }
 
     /// Defers the ack of message `n` until `group` is durable.
-    pub fn defer_ack(&mut self, n: u64, group: u64) {
+    pub(in crate::node) fn defer_ack(&mut self, n: u64, group: u64) {
         self.acks.push_back((n, group));
     }
 
     /// Returns whether every message was acknowledged.
-    pub fn has_no_deferred_ack(&self) -> bool {
+    #[cfg(test)]
+    pub(in crate::node) fn has_no_deferred_ack(&self) -> bool {
         self.acks.is_empty()
     }
 
     /// Returns the number to acknowledge now that `group` is durable, if there is one.
-    pub fn next_ack(&mut self, group: u64) -> Option<u64> {
+    pub(in crate::node) fn next_ack(&mut self, group: u64) -> Option<u64> {
         let mut n = None;
         while let Some(ack) = self.acks.pop_front_if(|ack| ack.1 <= group) {
             n = Some(ack.0);

@@ -11,68 +11,70 @@
 //!            └─▶ the report: the planner's spare member, `dkc status`             queries.rs
 //! ```
 
-use crate::ids::{Now, Seq, ShardId, StoreId};
+use crate::ids::{Now, ShardId, StoreId};
 use crate::message::ReplicaHealth;
-use crate::node::Node;
+use crate::node::context::{Context, Shared};
+use crate::node::peers::Peers;
+use crate::node::settings::Settings;
+use crate::node::shards::Shards;
+use crate::node::storage::Storage;
 use crate::planted::Planted;
-use crate::replica::Replica;
 use crate::replica::primary::{Feed, Follower, Primary};
-
-/// The progress of a shard's commit, updated at each review.
-#[derive(Clone, Debug)]
-pub struct CommitProgress {
-    commit: Seq,
-    /// When the commit last moved, or nothing waited for it.
-    moved: Now,
-    /// Since when, without a break, a member of M can't acknowledge or M is too small.
-    blocked: Option<Now>,
-    /// The commit at two earlier moments, the older first.
-    before: [(Now, Seq); 2],
-}
-
-impl CommitProgress {
-    /// The progress of a shard that this node begins to lead.
-    pub fn new(now: Now) -> Self {
-        Self { commit: Seq(0), moved: now, blocked: None, before: [(now, Seq(0)); 2] }
-    }
-
-    fn update(&mut self, now: Now, commit: Seq, last: Seq, blocked: bool, near_ms: u64) {
-        if commit > self.commit || last <= commit {
-            (self.commit, self.moved) = (commit, now);
-        }
-        self.blocked = blocked.then(|| self.blocked.unwrap_or(now));
-        let [_, (at, _)] = self.before;
-        if now.ms_since(at) >= near_ms {
-            self.before = [self.before[1], (now, commit)];
-        }
-    }
-
-    /// Restarts the waits after a pause of this process, which is no delay of a member.
-    pub fn reset_after_pause(&mut self, now: Now) {
-        self.moved = now;
-        self.blocked = self.blocked.map(|_| now);
-    }
-}
 
 /// The health of a shard's replicas: of the primary itself, its members and its learners.
 pub(super) type ReplicaHealths = Vec<(StoreId, ReplicaHealth)>;
 
-impl Node {
+/// The state from which health is judged.
+#[derive(Clone, Copy)]
+pub(in crate::node) struct HealthView<'a> {
+    now: Now,
+    me: StoreId,
+    settings: &'a Settings,
+    shards: &'a Shards,
+    storage: &'a Storage,
+    peers: &'a Peers,
+}
+
+impl<'a> HealthView<'a> {
+    /// Returns the view during an event.
+    pub(in crate::node) fn of(ctx: &'a Context<'_>, peers: &'a Peers) -> Self {
+        Self {
+            now: ctx.now,
+            me: ctx.me.store,
+            settings: ctx.settings,
+            shards: ctx.shards,
+            storage: ctx.storage,
+            peers,
+        }
+    }
+
+    /// Returns the view between two events.
+    pub(in crate::node) fn at_rest(shared: &'a Shared, peers: &'a Peers) -> Self {
+        Self {
+            now: shared.now,
+            me: shared.me.store,
+            settings: &shared.settings,
+            shards: &shared.shards,
+            storage: &shared.storage,
+            peers,
+        }
+    }
+
     /// Returns the health of every replica of a shard that this node leads; nothing if it does not.
-    pub(super) fn replica_healths(&self, shard: ShardId) -> ReplicaHealths {
-        let primary = self.replicas.get(&shard).and_then(Replica::primary);
+    pub(in crate::node) fn replica_healths(&self, shard: ShardId) -> ReplicaHealths {
+        let primary = self.shards.primary(shard);
         let of = |primary: &Primary| {
             let others = primary.followers.iter();
             let others = others.map(|(&store, it)| (store, self.health_of(primary, store, it)));
-            [(self.me.store, self.own_health())].into_iter().chain(others).collect()
+            [(self.me, self.own_health())].into_iter().chain(others).collect()
         };
         primary.map_or(Vec::new(), of)
     }
 
     /// Returns the replicas that hold up the shard, or would if they counted: for the report, for
     /// status and for the checkers of the simulator.
-    pub fn hindered_by(&self, shard: ShardId) -> Vec<(StoreId, ReplicaHealth)> {
-        let Some(replica) = self.replicas.get(&shard) else { return Vec::new() };
+    pub(in crate::node) fn hindered_by(&self, shard: ShardId) -> Vec<(StoreId, ReplicaHealth)> {
+        let Some(replica) = self.shards.get(shard) else { return Vec::new() };
         let Some(primary) = replica.primary() else { return Vec::new() };
         let mut all = self.replica_healths(shard);
         if primary.frozen && self.is_stalled(primary) {
@@ -90,12 +92,12 @@ impl Node {
     }
 
     fn health_of(&self, primary: &Primary, store: StoreId, follower: &Follower) -> ReplicaHealth {
-        let connected = self.dialled_to.contains_key(&store);
+        let connected = self.peers.connection_to(store).is_some();
         match follower.feed {
             _ if self.has_lost_acked_data(primary, store, follower) => ReplicaHealth::Lost,
-            _ if self.is_silent(store) => ReplicaHealth::Silent,
+            _ if self.peers.is_silent(store, self.now, self.settings) => ReplicaHealth::Silent,
             Feed::Full => ReplicaHealth::Full,
-            _ if self.health.is_full(store) => ReplicaHealth::Full,
+            _ if self.peers.health().is_full(store) => ReplicaHealth::Full,
             Feed::NeedsSnapshot | Feed::Snapshot { .. } => ReplicaHealth::Filling,
             Feed::Cut if connected => ReplicaHealth::NoCopy,
             // A follower without a connection is silent in a second.
@@ -104,7 +106,7 @@ impl Node {
     }
 
     fn own_health(&self) -> ReplicaHealth {
-        let stalled = self.groups.waiting_ms(self.now) >= self.settings.silent_after_ms;
+        let stalled = self.storage.groups().waiting_ms(self.now) >= self.settings.silent_after_ms;
         if stalled { ReplicaHealth::Silent } else { ReplicaHealth::Good }
     }
 
@@ -118,20 +120,10 @@ impl Node {
             && !Planted::NeedyIsWaitedFor.is_in(self.settings.planted)
     }
 
-    /// Updates the progress of the shard's commit.
-    pub(super) fn update_progress(&mut self, shard: ShardId, healths: &ReplicaHealths) {
-        let (now, min, near_ms) = (self.now, self.min_in_sync(), self.settings.timing.near_ms);
-        let Some(replica) = self.replicas.get_mut(&shard) else { return };
-        let (commit, last) = (replica.commit, replica.log.last().seq);
-        let Some(primary) = replica.primary_mut() else { return };
-        let blocked = primary.is_below_floor(min) || hinder(primary, healths).next().is_some();
-        primary.progress.update(now, commit, last, blocked, near_ms);
-    }
-
     /// Returns whether the shard is frozen: what waits will not be committed soon, and new batches
     /// would only wait, too.
-    pub(super) fn is_frozen(&self, primary: &Primary, healths: &ReplicaHealths) -> bool {
-        let (min, me) = (self.min_in_sync(), self.me.store);
+    pub(in crate::node) fn is_frozen(&self, primary: &Primary, healths: &ReplicaHealths) -> bool {
+        let (min, me) = (self.settings.min_in_sync, self.me);
         let room = primary.record.room(min);
         let is = |wanted: &[ReplicaHealth], it: &(StoreId, ReplicaHealth)| wanted.contains(&it.1);
         if Planted::FrozenIsSilence.is_in(self.settings.planted) {
@@ -150,7 +142,7 @@ impl Node {
     }
 
     /// Returns whether a member has not been able to acknowledge for longer than its removal takes.
-    pub(super) fn is_blocked(&self, primary: &Primary) -> bool {
+    pub(in crate::node) fn is_blocked(&self, primary: &Primary) -> bool {
         let long = |since| self.now.ms_since(since) >= self.settings.timing.blocked_ms;
         primary.progress.blocked.is_some_and(long)
     }
@@ -164,12 +156,23 @@ impl Node {
         };
         self.now.ms_since(primary.progress.moved) >= after_ms
     }
+}
 
-    /// Returns whether the follower has what was committed a moment ago: it keeps up, with a delay.
-    pub(super) fn is_near(&self, primary: &Primary, follower: &Follower) -> bool {
-        let [(_, before), _] = primary.progress.before;
-        follower.proven && follower.acked >= before.max(primary.barrier)
-    }
+/// Updates the progress of the shard's commit.
+pub(super) fn update_progress(ctx: &mut Context<'_>, shard: ShardId, healths: &ReplicaHealths) {
+    let (now, near_ms) = (ctx.now, ctx.settings.timing.near_ms);
+    let min = ctx.settings.min_in_sync;
+    let Some(replica) = ctx.shards.get_mut(shard) else { return };
+    let (commit, last) = (replica.commit, replica.log.last().seq);
+    let Some(primary) = replica.primary_mut() else { return };
+    let blocked = primary.is_below_floor(min) || hinder(primary, healths).next().is_some();
+    primary.progress.update(now, commit, last, blocked, near_ms);
+}
+
+/// Returns whether the follower has what was committed a moment ago: it keeps up, with a delay.
+pub(super) fn is_near(primary: &Primary, follower: &Follower) -> bool {
+    let [(_, before), _] = primary.progress.before;
+    follower.proven && follower.acked >= before.max(primary.barrier)
 }
 
 /// Returns the members of M that can't acknowledge, with their health.

@@ -8,8 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::entry::Body;
 use crate::ids::{Now, Revision, SessionId, ShardId};
-use crate::node::{Effect, Node};
+use crate::node::context::Context;
+use crate::node::event::Effect;
+use crate::node::peers::health::PeerHealth;
+use crate::node::retention::Retention;
 use crate::planted::Planted;
+use crate::replica::Replica;
 
 #[derive(Clone, Debug)]
 pub(super) struct SessionCollection {
@@ -21,55 +25,53 @@ pub(super) struct SessionCollection {
 }
 
 impl SessionCollection {
-    pub(super) fn new(now: Now, every_ms: u64) -> Self {
+    pub(in crate::node) fn new(now: Now, every_ms: u64) -> Self {
         Self { next: now.plus_ms(every_ms), absent_since: BTreeMap::new(), last: None }
     }
 }
 
-impl Node {
-    pub(super) fn collect_if_due(&mut self, effects: &mut Vec<Effect>) {
-        if self.now >= self.collecting.next {
-            self.collecting.next = self.now.plus_ms(self.settings.collect_every_ms);
-            effects.push(Effect::ListSessions);
+impl Retention {
+    pub(in crate::node) fn collect_if_due(&mut self, ctx: &mut Context<'_>) {
+        if ctx.now >= self.sessions.next {
+            self.sessions.next = ctx.now.plus_ms(ctx.settings.collect_every_ms);
+            ctx.effects.push(Effect::ListSessions);
         }
     }
 
     /// `at` and `alive` come from one linearizable read: ids above `at` are unknown to it, hence
     /// alive.
-    pub(super) fn on_sessions_listed(
+    pub(in crate::node) fn on_sessions_listed(
         &mut self,
+        ctx: &mut Context<'_>,
+        peers: &PeerHealth,
         at: Revision,
         alive: Vec<SessionId>,
-        effects: &mut Vec<Effect>,
     ) {
-        let now = self.now;
+        let now = ctx.now;
         // A set, since every row of every shard is looked up in it, and a cluster has as many of
         // both as it has gateway workers.
         let alive: BTreeSet<_> = alive.into_iter().collect();
-        let mut led: Vec<_> = self
-            .replicas
-            .values()
-            .filter(|replica| replica.primary().is_some_and(|primary| primary.active))
-            .map(|replica| replica.shard)
-            .collect();
-        let rows = led.iter().flat_map(|shard| self.replicas[shard].state.sessions.rows.keys());
+        let active = ctx.shards.led().filter(|(_, primary)| primary.active);
+        let active: Vec<&Replica> = active.map(|(replica, _)| replica).collect();
+        let rows = active.iter().flat_map(|replica| replica.state.sessions.rows.keys());
         let absent: BTreeMap<_, _> = rows
             .filter(|id| id.0 <= at && !alive.contains(id))
-            .map(|&id| (id, *self.collecting.absent_since.get(&id).unwrap_or(&now)))
+            .map(|&id| (id, *self.sessions.absent_since.get(&id).unwrap_or(&now)))
             .collect();
-        self.collecting.absent_since = absent;
+        self.sessions.absent_since = absent;
+        let mut led: Vec<ShardId> = active.iter().map(|replica| replica.shard).collect();
         // Every entry contains all live sessions: with thousands of them not every shard is
         // collected in one turn.
-        let mut room = self.settings.sizes.message_bytes;
-        let begin = led.partition_point(|&shard| Some(shard) <= self.collecting.last);
+        let mut room = ctx.settings.sizes.message_bytes;
+        let begin = led.partition_point(|&shard| Some(shard) <= self.sessions.last);
         led.rotate_left(begin);
         for shard in led {
-            let Some(body) = self.collection(shard, at, &alive) else { continue };
-            let Some(seq) = self.order(shard, body, effects) else { continue };
-            let entry = self.replicas[&shard].log.get(seq);
+            let Some(body) = self.collection(ctx, shard, at, &alive) else { continue };
+            let Some(seq) = ctx.order(peers, shard, body) else { continue };
+            let entry = ctx.shards.get(shard).and_then(|replica| replica.log.get(seq));
             room = room.saturating_sub(entry.map_or(0, |held| held.entry.size()));
             if room == 0 {
-                self.collecting.last = Some(shard);
+                self.sessions.last = Some(shard);
                 break;
             }
         }
@@ -79,17 +81,18 @@ impl Node {
     /// if it has no such rows.
     fn collection(
         &self,
+        ctx: &Context<'_>,
         shard: ShardId,
         at: Revision,
         alive: &BTreeSet<SessionId>,
     ) -> Option<Body> {
-        let grace = self.settings.collect_every_ms;
-        let rows = &self.replicas[&shard].state.sessions.rows;
+        let grace = ctx.settings.collect_every_ms;
+        let rows = &ctx.shards.get(shard)?.state.sessions.rows;
         let is_gone = |id: &SessionId| {
-            let absent = self.collecting.absent_since.get(id);
-            absent.is_some_and(|&since| self.now.ms_since(since) >= grace)
+            let absent = self.sessions.absent_since.get(id);
+            absent.is_some_and(|&since| ctx.now.ms_since(since) >= grace)
         };
-        if Planted::CollectWithoutL.is_in(self.settings.planted) {
+        if ctx.planted(Planted::CollectWithoutL) {
             return (!rows.is_empty())
                 .then(|| Body::ExpireSessions { up_to: at, survivors: vec![] });
         }

@@ -1,0 +1,44 @@
+//! Ordering: a primary gives an entry its place in the shard's log, and its time.
+
+use crate::entry::{Body, Entry};
+use crate::ids::{Seq, ShardId, StoreId, TimeMs};
+use crate::node::context::Context;
+use crate::node::peers::health::PeerHealth;
+use crate::planted::Planted;
+use crate::replica::clock;
+
+impl Context<'_> {
+    /// Orders `body`: gives it the next seq of a shard that this node leads, and returns the seq.
+    pub(super) fn order(&mut self, peers: &PeerHealth, shard: ShardId, body: Body) -> Option<Seq> {
+        let (now, leap_ms) = (self.now, self.settings.limits().leap_ms());
+        let wall = self.agreed_wall(peers, shard);
+        let replica = self.shards.get_mut(shard)?;
+        let previous = replica.log.last();
+        let primary = replica.primary_mut()?;
+        let time = primary.clock.next(previous.time, wall, now, leap_ms);
+        let entry = Entry::after(previous, primary.epoch, time, body);
+        let seq = entry.seq;
+        let followers: Vec<StoreId> = primary.followers.keys().copied().collect();
+        self.shards.to_send.extend(followers.into_iter().map(|store| (store, shard)));
+        let (replica, mut turn) = self.in_turn(shard)?;
+        replica.append(&mut turn, entry);
+        self.shards.dirty.insert(shard);
+        self.prefetch(shard, seq);
+        Some(seq)
+    }
+
+    /// Returns the time on which the wall clocks of a shard's members agree; `None` while one of
+    /// them is not known.
+    fn agreed_wall(&self, peers: &PeerHealth, shard: ShardId) -> Option<TimeMs> {
+        let primary = self.shards.primary(shard)?;
+        if self.planted(Planted::OwnClockTrusted) {
+            return Some(self.wall);
+        }
+        let clock = |store: &StoreId| match *store == self.me.store {
+            true => Some(self.wall),
+            false => peers.wall(*store, self.now),
+        };
+        let members = primary.members(self.settings.planted);
+        clock::agreed(members.iter().map(clock).collect::<Option<_>>()?)
+    }
+}

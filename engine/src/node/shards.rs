@@ -1,0 +1,123 @@
+//! The shards of a node: a replica of each, the newest record of each, and what is still to do for
+//! them in this event.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ids::{Epoch, ShardId, StoreBoot, StoreId};
+use crate::message::Refusal;
+use crate::replica::primary::{Follower, Primary};
+use crate::replica::{Replica, ReplicaRole};
+use crate::shard_record::ShardRecord;
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shards {
+    replicas: BTreeMap<ShardId, Replica>,
+    /// The newest record of each shard that was seen, and its mod_revision.
+    pub records: BTreeMap<ShardId, (ShardRecord, u64)>,
+    /// Shards whose commit may have moved.
+    pub dirty: BTreeSet<ShardId>,
+    /// Shards whose in-sync set may have to change.
+    pub to_review: BTreeSet<ShardId>,
+    /// Followers for which there is something to send.
+    pub to_send: BTreeSet<(StoreId, ShardId)>,
+    /// The coordinator is to get a report in this event, however short ago the last one was.
+    pub to_report: bool,
+}
+
+impl Shards {
+    /// Creates the shards of a node at its start.
+    pub(super) fn new(replicas: impl Iterator<Item = Replica>) -> Self {
+        let replicas = replicas.map(|replica| (replica.shard, replica)).collect();
+        Self { replicas, ..Self::default() }
+    }
+
+    pub(super) fn get(&self, shard: ShardId) -> Option<&Replica> {
+        self.replicas.get(&shard)
+    }
+
+    pub(super) fn get_mut(&mut self, shard: ShardId) -> Option<&mut Replica> {
+        self.replicas.get_mut(&shard)
+    }
+
+    /// Returns the replica of the shard, which is made by `empty` if there is none.
+    pub(super) fn get_or_insert(
+        &mut self,
+        shard: ShardId,
+        empty: impl FnOnce() -> Replica,
+    ) -> &mut Replica {
+        self.replicas.entry(shard).or_insert_with(empty)
+    }
+
+    /// Returns all replicas, by shard.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Replica> {
+        self.replicas.values()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Replica> {
+        self.replicas.values_mut()
+    }
+
+    /// Returns the state of the shard's primary, if this node leads it.
+    pub(super) fn primary(&self, shard: ShardId) -> Option<&Primary> {
+        self.get(shard)?.primary()
+    }
+
+    pub(super) fn primary_mut(&mut self, shard: ShardId) -> Option<&mut Primary> {
+        self.get_mut(shard)?.primary_mut()
+    }
+
+    /// Returns the shards that this node leads, each with its state as the primary.
+    pub(super) fn led(&self) -> impl Iterator<Item = (&Replica, &Primary)> {
+        self.iter().filter_map(|replica| Some((replica, replica.primary()?)))
+    }
+
+    /// Returns the state of a follower of a shard that this node leads.
+    pub(super) fn follower_mut(&mut self, store: StoreId, shard: ShardId) -> Option<&mut Follower> {
+        self.primary_mut(shard)?.followers.get_mut(&store)
+    }
+
+    /// Returns the epoch in which this node leads the shard.
+    pub(super) fn epoch_led(&self, shard: ShardId) -> Option<Epoch> {
+        Some(self.primary(shard)?.epoch)
+    }
+
+    /// Returns whether this node leads the shard, in this very epoch.
+    pub(super) fn leads(&self, shard: ShardId, epoch: Epoch) -> bool {
+        self.epoch_led(shard) == Some(epoch)
+    }
+
+    /// Returns whether the store is in the in-sync set, in the newest record that was seen.
+    pub(super) fn is_in_sync(&self, shard: ShardId, store: StoreId) -> bool {
+        let record = self.records.get(&shard);
+        record.is_some_and(|(record, _)| record.isr.contains(&store))
+    }
+
+    /// Returns the process that leads the shard, in the newest record that was seen.
+    pub(super) fn recorded_primary(&self, shard: ShardId) -> Option<StoreBoot> {
+        Some(self.records.get(&shard)?.0.primary)
+    }
+
+    /// Returns a refusal with the shard's record, so that the gateway finds the primary; `None` if
+    /// this node has no record.
+    pub(super) fn redirect(&self, shard: ShardId) -> Option<Refusal> {
+        let (record, _) = self.records.get(&shard)?;
+        Some(Refusal::NotPrimary(Some(Box::new(record.clone()))))
+    }
+
+    /// Marks the shards that this node leads for a review of their in-sync sets.
+    pub(super) fn review_led(&mut self) {
+        let led = self.replicas.values().filter(|replica| replica.primary().is_some());
+        self.to_review.extend(led.map(|replica| replica.shard));
+    }
+
+    /// Steps down if this node leads the shard in an epoch below `epoch`. Returns whether it did.
+    pub(super) fn step_down_below(&mut self, shard: ShardId, epoch: Epoch) -> bool {
+        let Some(replica) = self.replicas.get_mut(&shard) else { return false };
+        let deposed = replica.primary().is_some_and(|primary| primary.epoch < epoch);
+        if deposed {
+            replica.role = ReplicaRole::Follower;
+            self.dirty.insert(shard);
+        }
+        deposed
+    }
+}

@@ -1,0 +1,86 @@
+//! Moving the commit of a shard, and applying what is committed to the table.
+
+use crate::apply::{self, Loaded};
+use crate::entry::Body;
+use crate::ids::{Seq, ShardId};
+use crate::message::{BatchReply, NodeReply};
+use crate::node::context::Context;
+use crate::node::event::Effect;
+use crate::planted::Planted;
+use crate::replica::Replica;
+use crate::replica::log::Loading;
+
+impl Context<'_> {
+    /// Moves a shard's commit, then applies what is committed. Returns the last seq that was
+    /// applied before.
+    pub(in crate::node) fn advance(&mut self, shard: ShardId) -> Seq {
+        let (me, min) = (self.me.store, self.settings.min_in_sync);
+        let planted = self.settings.planted;
+        let Some(replica) = self.shards.get_mut(shard) else { return Seq(0) };
+        let before = replica.state.applied.seq;
+        let mut durable = replica.log.durable();
+        if Planted::CountOwnUnsynced.is_in(planted) {
+            durable = replica.log.last().seq;
+        }
+        if let Some(primary) = replica.primary_mut()
+            && let Some(seq) = primary.committable(me, durable, min, planted)
+        {
+            let begins = !std::mem::replace(&mut primary.active, true);
+            replica.commit = replica.commit.max(seq);
+            if begins {
+                self.shards.to_review.insert(shard);
+            }
+        }
+        while let Some(seq) = self.shards.get(shard).and_then(Replica::next_to_apply)
+            && self.make_room(shard)
+            && self.apply_entry(shard, seq)
+        {}
+        before
+    }
+
+    /// Applies the entry. Returns `false` if it waits for a load.
+    fn apply_entry(&mut self, shard: ShardId, seq: Seq) -> bool {
+        let uses_stale = self.planted(Planted::UseStaleLoad);
+        let Some(replica) = self.shards.get_mut(shard) else { return false };
+        let Some(held) = replica.log.get(seq) else { return false };
+        let Some(work) = &held.work else { return false };
+        let none = Loaded::default();
+        let loaded = match &work.loading {
+            Loading::Ready { loaded, ingests }
+                if *ingests == self.storage.ingests || uses_stale =>
+            {
+                loaded
+            }
+            Loading::Asked { .. } => return false,
+            _ if apply::needs(&work.decoded, replica.state.slots).is_empty() => &none,
+            _ => {
+                self.load_for_entry(shard, seq);
+                return false;
+            }
+        };
+        let (entry, decoded) = (&held.entry, &work.decoded);
+        let (state, limits) = (&mut replica.state, self.settings.limits());
+        let tables = &mut self.storage.tables;
+        let answer = apply::apply(state, tables, entry, decoded, loaded, &limits);
+        let batch = match &entry.body {
+            Body::Ops(batch) => Some((batch.slots, batch.session, batch.batch_seq)),
+            _ => None,
+        };
+        replica.on_applied(seq, &self.settings.sizes);
+        self.storage.memory.on_applied(shard, seq);
+        if let Some(BatchReply::Applied { tokens, .. }) = &answer
+            && replica.primary().is_some()
+        {
+            self.storage.token_counts.count(tokens);
+        }
+        self.storage.flushing.note_change(self.now);
+        let waiting = replica.primary_mut().and_then(|primary| primary.waiting.remove(&seq));
+        if let Some((((conn, message), answer), (slots, session, batch_seq))) =
+            waiting.zip(answer).zip(batch)
+        {
+            let reply = NodeReply::Answer { message, slots, session, batch_seq, answer };
+            self.effects.push(Effect::Gateway { conn, reply });
+        }
+        true
+    }
+}

@@ -1,0 +1,31 @@
+//! The replicas of a store as recovery found them on its disk.
+
+use crate::apply::ShardState;
+use crate::entry::Entry;
+use crate::ids::{CopyNo, Epoch, ShardId, Slots};
+
+/// The state of one shard, as recovery found it.
+#[derive(Clone, Debug)]
+pub struct RecoveredReplica {
+    /// The shard.
+    pub shard: ShardId,
+    /// The slots of the shard.
+    pub slots: Slots,
+    /// The highest epoch that was promised.
+    pub promised: Epoch,
+    /// The number of the present copy, or of the last one if the shard has no copy here.
+    pub copy: CopyNo,
+    /// The content of the copy. `None`: there is no copy, only a promise.
+    pub content: Option<RecoveredContent>,
+}
+
+/// The content of a copy, as recovery found it.
+#[derive(Clone, Debug)]
+pub struct RecoveredContent {
+    /// The shard record as of the last flush.
+    pub state: ShardState,
+    /// Entries above `state.applied`, contiguous.
+    pub entries: Vec<Entry>,
+    /// The copy may be wrong: it is not promotable and is to be replaced by a snapshot.
+    pub suspect: bool,
+}
