@@ -14,46 +14,18 @@ use std::collections::BTreeMap;
 use crate::digest;
 use crate::entry::{Body, Entry, Position};
 use crate::idempotency::{
-    Buckets, RecordId, Scope, TokenLimits, TokenOutcome, TokenRecord, TokenVerdict, TokenedRequest,
+    RecordId, Scope, TokenLimits, TokenOutcome, TokenRecord, TokenVerdict, TokenedRequest,
 };
 use crate::ids::{Slot, Slots, TimeMs};
 use crate::key::{self, CounterKey};
 use crate::memory;
-use crate::message::{BatchReply, DigestPoint};
+use crate::message::BatchReply;
 use crate::ops::{self, Op, OpKind, Ops, OpsError, TokenedOps};
 use crate::planted::Planted;
-use crate::sessions::{BatchResult, Judgement, SessionTable};
+use crate::sessions::{BatchResult, Judgement};
+use crate::shard_state::ShardState;
 use crate::store::layout;
 use crate::store::table::Tables;
-
-/// The replicated state of a shard without the counters themselves, which are in the table and in
-/// the state on disk. Written to disk as a whole with every flush.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct ShardState {
-    /// The slots that the shard covers.
-    pub slots: Slots,
-    /// The last entry applied.
-    pub applied: Position,
-    /// Σ H(name) · value mod 2^128 over all counters, H odd.
-    pub counter_digest: u128,
-    /// The sessions of gateway workers, and which of their batches were applied.
-    pub sessions: SessionTable,
-    /// The idempotency records that exist: those of these buckets.
-    pub tokens: Buckets,
-}
-
-impl ShardState {
-    /// The digest of this state: equal on all replicas at equal seq.
-    pub fn digest(&self) -> DigestPoint {
-        DigestPoint {
-            shard: self.slots.shard(),
-            seq: self.applied.seq,
-            counters: self.counter_digest,
-            sessions: self.sessions.digest(),
-            tokens: self.tokens.digest(),
-        }
-    }
-}
 
 /// Values of counters in the state on disk, below the tables.
 pub type Values = BTreeMap<CounterKey, i128>;

@@ -28,11 +28,13 @@ pub mod ops;
 pub mod planted;
 pub mod records;
 pub mod shard_record;
+pub mod token;
 
 // The state that a shard's log builds, and where it is stored.
 pub mod apply;
 pub mod digest;
 pub mod sessions;
+pub mod shard_state;
 pub mod store;
 
 // The storage node.

@@ -13,10 +13,10 @@ use bytes::Bytes;
 
 use crate::batch::{Batch, Codec};
 use crate::codec::{Malformed, Reader, put_bytes, put_varint, put_varint_i128, varint_i128_len};
-use crate::idempotency::{IssueTime, Scope, Tag};
 use crate::ids::TimeMs;
 use crate::key::CounterKey;
 use crate::memory;
+use crate::token::{IssueTime, Scope, Tag};
 
 const FORMAT: u8 = 1;
 const KIND_ADD: u8 = 0;

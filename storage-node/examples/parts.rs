@@ -8,9 +8,9 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use engine::apply::ShardState;
 use engine::ids::{CopyNo, Slots};
 use engine::key::{self, CounterKey};
+use engine::shard_state::ShardState;
 use engine::store::table::{SealedTable, Table};
 use proto::wire::gateway_client::GatewayClient;
 use proto::wire::gateway_server::{Gateway, GatewayServer};

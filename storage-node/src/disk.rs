@@ -24,10 +24,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use engine::apply::{Needs, ShardState};
+use engine::apply::Needs;
 use engine::idempotency::TokenLimits;
 use engine::ids::{Conn, CopyNo, ShardId, Slots};
 use engine::node::{Event, RecoveredReplica};
+use engine::shard_state::ShardState;
 use engine::store::log::catch_up::WantedEntries;
 use engine::store::log::index::Needed;
 use engine::store::log::scan::LogLocation;

@@ -19,9 +19,10 @@ use engine::entry::Entry;
 use engine::ids::ShardId;
 use engine::node::Event;
 use engine::store::log::LogRecord;
+use engine::store::log::block::Block;
 use engine::store::log::catch_up::{Carry, WantedEntries};
 use engine::store::log::group::Owner;
-use engine::store::log::index::{Block, Needed};
+use engine::store::log::index::Needed;
 use engine::store::log::scan::LogLocation;
 use engine::store::log::writer::{LogEncoder, Resume};
 

@@ -10,11 +10,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use engine::apply::ShardState;
 use engine::codec::Malformed;
 use engine::digest;
 use engine::idempotency::{BucketCounts, RecordId};
 use engine::ids::{Conn, Slots};
+use engine::shard_state::ShardState;
 use engine::store::layout::{self, RowChange, RowKey};
 use proto::SnapshotEncoder;
 use proto::wire::SnapshotPart;

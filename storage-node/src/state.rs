@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use engine::apply::ShardState;
 use engine::codec::Malformed;
 use engine::idempotency::{RecordId, TokenLimits, TokenRecord};
 use engine::ids::{CopyNo, ShardId, Slots};
 use engine::key::CounterKey;
+use engine::shard_state::ShardState;
 use engine::store::layout::{self, RowChange};
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{

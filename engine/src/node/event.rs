@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::apply::{Needs, ShardState};
+use crate::apply::Needs;
 use crate::idempotency;
 use crate::ids::{Conn, CopyNo, Revision, SessionId, ShardId, Slots, StoreBoot, StoreId, TimeMs};
 use crate::message::{
@@ -10,6 +10,7 @@ use crate::message::{
     ToFollower,
 };
 use crate::shard_record::ShardRecord;
+use crate::shard_state::ShardState;
 use crate::store::log::LogRecord;
 use crate::store::log::catch_up::{LogPart, WantedEntries};
 use crate::store::log::index::Needed;

@@ -42,16 +42,13 @@ mod context;
 pub(crate) mod event;
 mod gateways;
 mod membership;
-mod order;
 mod peers;
 mod queries;
 mod reads;
 mod reporter;
 mod retention;
 pub(crate) mod settings;
-mod shards;
 mod snapshots;
-mod storage;
 
 #[cfg(test)]
 mod tests;
@@ -70,9 +67,9 @@ use snapshots::AnnouncedSnapshot;
 
 pub use crate::replica::recovered::{RecoveredContent, RecoveredReplica};
 pub use crate::replica::view::ReplicaView;
+pub use context::TokenCounts;
 pub use event::{AuditFinding, CasOutcome, Effect, Event, ExitReason, ScrubbedShard};
 pub use settings::{NodeSizes, NodeTiming, Settings, pending_beside_log};
-pub use storage::TokenCounts;
 
 /// The state machine of one storage node: all its replicas.
 #[derive(Clone, Debug)]
@@ -101,8 +98,8 @@ impl Node {
         recovered: Vec<RecoveredReplica>,
     ) -> Self {
         let recover = |found| Replica::recover(found, settings.planted);
-        let shards = shards::Shards::new(recovered.into_iter().map(recover));
-        let storage = storage::Storage::new(&settings, now, next_group, shards.iter());
+        let shards = context::Shards::new(recovered.into_iter().map(recover));
+        let storage = context::Storage::new(&settings, now, next_group, shards.iter());
         Self {
             next_review: now,
             gateways: gateways::Gateways::default(),

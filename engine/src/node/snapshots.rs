@@ -23,7 +23,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::apply::ShardState;
 use crate::ids::{Conn, CopyNo, Epoch, Now, Seq, ShardId, Slots, StoreId};
 use crate::message::{FromFollower, SnapshotOutcome, ToFollower};
 use crate::node::context::Context;
@@ -33,6 +32,7 @@ use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::primary::Feed;
 use crate::replica::trust::Trust;
+use crate::shard_state::ShardState;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Snapshots {

@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::*;
-use crate::apply::ShardState;
 use crate::batch::{Batch, Codec};
 use crate::entry::{Body, Entry, Position};
 use crate::idempotency::{IssueTime, RecordId, Scope, Tag, TokenOutcome};
@@ -23,6 +22,7 @@ use crate::message::{
 use crate::ops::{self, Op, OpKind};
 use crate::replica::primary::Primary;
 use crate::shard_record::ShardRecord;
+use crate::shard_state::ShardState;
 use crate::store::log::LogRecord;
 use crate::store::log::catch_up::{LogPart, WantedEntries};
 use crate::store::log::scan::LogLocation;

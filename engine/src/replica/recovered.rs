@@ -1,8 +1,8 @@
 //! The replicas of a store as recovery found them on its disk.
 
-use crate::apply::ShardState;
 use crate::entry::Entry;
 use crate::ids::{CopyNo, Epoch, ShardId, Slots};
+use crate::shard_state::ShardState;
 
 /// The state of one shard, as recovery found it.
 #[derive(Clone, Debug)]

@@ -1,10 +1,10 @@
 //! A view of a replica for readers outside the engine's state machine.
 
-use crate::apply::ShardState;
 use crate::entry::Position;
 use crate::ids::{CopyNo, Epoch, Seq, ShardId};
 use crate::replica::log::ReplicaLog;
 use crate::replica::primary::Primary;
+use crate::shard_state::ShardState;
 
 /// A view of a replica, for status and for the checkers of the simulator.
 #[derive(Clone, Debug)]

@@ -21,7 +21,6 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::apply::ShardState;
 use crate::batch::{put_revision, put_session, revision, session};
 use crate::codec::{Malformed, Reader, put_bytes, put_varint, put_varint_i128};
 use crate::digest;
@@ -30,6 +29,7 @@ use crate::idempotency::{Bucket, Buckets, Leap, RecordId, TokenOutcome, TokenRec
 use crate::ids::{BatchSeq, Chain, CopyNo, Epoch, Seq, ShardId, Slot, Slots, TimeMs};
 use crate::key::CounterKey;
 use crate::sessions::{BatchResult, SessionExpiry, SessionRow, SessionTable};
+use crate::shard_state::ShardState;
 use crate::store::table::{Cell, SealedTable};
 
 const KIND_COUNTER: u8 = 1;

@@ -11,12 +11,12 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use engine::apply::ShardState;
 use engine::ids::{Boot, Conn, Epoch, Now, ShardId, Slots, StoreBoot, StoreId, TimeMs, Version};
 use engine::message::{GatewayMessage, NodeReply};
 use engine::node::{CasOutcome, Effect, Event, Node, RecoveredReplica, ReplicaView, Settings};
 use engine::replica::primary::Primary;
 use engine::shard_record::ShardRecord;
+use engine::shard_state::ShardState;
 use engine::store::log::{Identity, LogRecord};
 use proto::wire;
 use storage_node::disk::{Disk, DiskContents, DiskEvent, DiskSettings, MemoryPlan};

@@ -4,12 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use engine::apply::{Needs, ShardState};
+use engine::apply::Needs;
 use engine::digest;
 use engine::entry::{Body, Entry, Position};
 use engine::ids::{CopyNo, Epoch, Seq, ShardId, Slots, TimeMs};
 use engine::key::{self, CounterKey};
 use engine::node::Event;
+use engine::shard_state::ShardState;
 use engine::store::log::LogRecord;
 use engine::store::log::catch_up::{LogPart, WantedEntries};
 use engine::store::log::index::Needed;

@@ -4,7 +4,6 @@
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use engine::apply::ShardState;
 use engine::batch::{Batch, Codec};
 use engine::ids::{
     BatchSeq, Boot, CopyNo, Epoch, Revision, SessionId, ShardId, Slots, StoreBoot, StoreId, Version,
@@ -13,6 +12,7 @@ use engine::message::{GatewayMessage, ToFollower};
 use engine::node::{CasOutcome, Event};
 use engine::records::NodeRecord;
 use engine::shard_record::ShardRecord;
+use engine::shard_state::ShardState;
 use engine::store::layout;
 use metastore::{Metastore, Settings, TxnOutcome};
 use proto::wire::gateway_client::GatewayClient;

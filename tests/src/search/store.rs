@@ -11,7 +11,6 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use engine::apply::ShardState;
 use engine::batch::{Batch, Codec};
 use engine::entry::{Entry, Position};
 use engine::ids::{
@@ -23,6 +22,7 @@ use engine::message::{BatchReply, FromFollower, GatewayMessage, NodeReply, ToFol
 use engine::node::{CasOutcome, Effect, Event, Node, RecoveredContent, RecoveredReplica, Settings};
 use engine::ops::{self, Op, OpKind};
 use engine::shard_record::ShardRecord;
+use engine::shard_state::ShardState;
 use engine::store::log::LogRecord;
 
 use super::machines::Machine;

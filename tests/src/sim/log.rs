@@ -10,13 +10,14 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use engine::apply::ShardState;
 use engine::entry::Entry;
 use engine::ids::{CopyNo, ShardId};
+use engine::shard_state::ShardState;
 use engine::store::log::LogRecord;
+use engine::store::log::block::Block;
 use engine::store::log::catch_up::{Gone, LogPart, WantedEntries};
 use engine::store::log::group::{GROUP_HEADER_BYTES, SEGMENT_BYTES, SegmentHeader};
-use engine::store::log::index::{BLOCK_BYTES, Block, Needed};
+use engine::store::log::index::{BLOCK_BYTES, Needed};
 use engine::store::log::scan::{Clean, LogLocation, Scanned, Scanner};
 use engine::store::log::writer::{LogEncoder, Resume};
 use engine::store::recovery::{Recovery, RecoveryPlan};

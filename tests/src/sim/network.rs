@@ -8,11 +8,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engine::apply::ShardState;
 use engine::ids::{Conn, ShardId, StoreBoot};
 use engine::message::{
     FromFollower, GatewayMessage, HealthReport, NodeQuery, NodeQueryReply, NodeReply, ToFollower,
 };
+use engine::shard_state::ShardState;
 
 use super::checker::Violation;
 use super::core::{Core, Place, ProcessId, ProcessInput, SimEvent};

@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engine::apply::ShardState;
 use engine::boot::{
     self, EtcdState, NameHolder, NameRequest, Start, StartRefusal, StartStep, StoreClaim,
 };
@@ -15,6 +14,7 @@ use engine::ids::{Boot, Conn, Now, Revision, SessionId, StoreBoot, StoreId, Time
 use engine::message::{FromFollower, SnapshotOutcome, ToFollower};
 use engine::node::{CasOutcome, Effect, Event, Node, Settings};
 use engine::records::{StoreRecord, StoreStatus};
+use engine::shard_state::ShardState;
 use engine::store::log::LogRecord;
 
 use super::checker::Violation;

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use engine::apply::ShardState;
 use engine::batch::{Batch, Codec};
 use engine::entry::{Body, Entry, Position};
 use engine::idempotency::{self, Bucket, Buckets, IssueTime, Leap, Scope, Tag, TokenOutcome};
@@ -16,6 +15,7 @@ use engine::ops::{self, Op, OpKind, Ops, TokenedOps};
 use engine::records::{GatewayRecord, Meta, NameRecord, NodeRecord, StoreRecord, StoreStatus};
 use engine::sessions::{BatchResult, SessionExpiry, SessionRow, SessionTable};
 use engine::shard_record::ShardRecord;
+use engine::shard_state::ShardState;
 use engine::store::log::{CLAIMS_MAX, CopyExtent, Identity, LogRecord, ShardCheckpoint};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;

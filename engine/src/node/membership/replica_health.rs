@@ -13,11 +13,11 @@
 
 use crate::ids::{Now, ShardId, StoreId};
 use crate::message::ReplicaHealth;
+use crate::node::context::Shards;
+use crate::node::context::Storage;
 use crate::node::context::{Context, Shared};
 use crate::node::peers::Peers;
 use crate::node::settings::Settings;
-use crate::node::shards::Shards;
-use crate::node::storage::Storage;
 use crate::planted::Planted;
 use crate::replica::primary::{Feed, Follower, Primary};
 

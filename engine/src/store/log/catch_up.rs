@@ -15,8 +15,8 @@ use std::collections::BTreeMap;
 use crate::entry::{Entry, Position};
 use crate::ids::{Seq, ShardId};
 use crate::store::log::LogRecord;
+use crate::store::log::block::{Block, Range};
 use crate::store::log::group::Owner;
-use crate::store::log::index::{Block, Range};
 use crate::store::log::scan::{LogLocation, groups};
 
 /// A request for the entries of a shard that follow a position.

@@ -13,41 +13,13 @@ use std::collections::BTreeMap;
 
 use crate::ids::{Seq, ShardId};
 use crate::store::log::LogRecord;
+use crate::store::log::block::{Block, Range};
 use crate::store::log::catch_up::{BlockRead, Carry, WantedEntries};
 use crate::store::log::group::SEGMENT_HEADER_BYTES;
 use crate::store::log::scan::{Group, LogLocation};
 
 /// A block is closed at this size by default: the least that a reader reads.
 pub const BLOCK_BYTES: usize = 1024 * 1024;
-
-/// `len` bytes of a segment's file from `offset` on: whole groups.
-#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
-pub struct Block {
-    /// The segment's number.
-    pub segment: u64,
-    /// The offset in the segment's file.
-    pub offset: usize,
-    /// The length in bytes.
-    pub len: usize,
-}
-
-impl Block {
-    /// The block's beginning.
-    pub fn location(&self) -> LogLocation {
-        LogLocation { segment: self.segment, offset: self.offset }
-    }
-}
-
-/// A range of entries of a shard.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Range {
-    /// The shard.
-    pub shard: ShardId,
-    /// The first seq.
-    pub from: Seq,
-    /// The last seq.
-    pub to: Seq,
-}
 
 /// The part of a shard's log that is still needed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -14,6 +14,7 @@
 //! newer copy, or carried unchanged out of an old segment. The last group that contains a position
 //! wins.
 
+pub mod block;
 pub mod catch_up;
 pub mod group;
 pub mod index;

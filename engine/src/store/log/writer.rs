@@ -17,10 +17,11 @@ use std::collections::BTreeMap;
 
 use crate::entry::Entry;
 use crate::ids::ShardId;
+use crate::store::log::block::Block;
 use crate::store::log::group::{
     GROUP_HEADER_BYTES, Owner, SEGMENT_HEADER_BYTES, SegmentHeader, encode_group,
 };
-use crate::store::log::index::{Block, Index};
+use crate::store::log::index::Index;
 use crate::store::log::{Identity, LogRecord, ShardCheckpoint};
 
 /// The state that the encoder begins with: all of it comes from recovery.

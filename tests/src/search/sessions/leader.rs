@@ -9,7 +9,6 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use engine::apply::ShardState;
 use engine::entry::{Body, Entry};
 use engine::ids::{
     Boot, Conn, CopyNo, Epoch, Now, Revision, SessionId, ShardId, Slots, StoreBoot, StoreId,
@@ -19,6 +18,7 @@ use engine::key;
 use engine::message::{BatchReply, NodeReply};
 use engine::node::{Effect, Event, Node, RecoveredContent, RecoveredReplica, Settings};
 use engine::shard_record::ShardRecord;
+use engine::shard_state::ShardState;
 use engine::store::log::LogRecord;
 
 use super::super::machines::Machine;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use engine::apply::ShardState;
 use engine::ids::{Seq, ShardId};
+use engine::shard_state::ShardState;
 
 use super::Violation;
 

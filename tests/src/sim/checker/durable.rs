@@ -9,10 +9,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use engine::apply::ShardState;
 use engine::entry::{Entry, Position};
 use engine::ids::{CopyNo, Epoch, Seq, ShardId, Slots, StoreId};
 use engine::node::{RecoveredContent, RecoveredReplica};
+use engine::shard_state::ShardState;
 use engine::store::log::{Identity, LogRecord};
 
 use super::Violation;

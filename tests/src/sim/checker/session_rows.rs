@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use engine::apply::ShardState;
 use engine::ids::{Seq, ShardId};
+use engine::shard_state::ShardState;
 
 use super::super::trace::Trace;
 use super::Violation;

@@ -9,7 +9,12 @@ use crate::replica::clock;
 
 impl Context<'_> {
     /// Orders `body`: gives it the next seq of a shard that this node leads, and returns the seq.
-    pub(super) fn order(&mut self, peers: &PeerHealth, shard: ShardId, body: Body) -> Option<Seq> {
+    pub(in crate::node) fn order(
+        &mut self,
+        peers: &PeerHealth,
+        shard: ShardId,
+        body: Body,
+    ) -> Option<Seq> {
         let (now, leap_ms) = (self.now, self.settings.limits().leap_ms());
         let wall = self.agreed_wall(peers, shard);
         let replica = self.shards.get_mut(shard)?;

@@ -26,10 +26,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::ids::{Seq, ShardId};
-use crate::node::context::Context;
-use crate::node::shards::Shards;
-use crate::node::storage::Storage;
-use crate::node::storage::loads::PendingLoad;
+use crate::node::context::storage::loads::PendingLoad;
+use crate::node::context::{Context, Shards, Storage};
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::log::LogBytes;

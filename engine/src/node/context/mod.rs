@@ -3,15 +3,24 @@
 //! Every part owns its state, and no other part can reach it. All of them work on the shards and
 //! write through the storage, so these two are lent to each, with the time, the settings and the
 //! effects of the event. A verb of one part that needs another one takes it as a parameter.
+//!
+//! [`shards`] holds the replicas and what is to be done for them, [`storage`] the log, the tables and
+//! the state; [`order`] gives an entry its place in a log.
+
+mod order;
+mod shards;
+mod storage;
 
 use crate::ids::{Now, ShardId, StoreBoot, TimeMs};
 use crate::node::event::Effect;
 use crate::node::settings::Settings;
-use crate::node::shards::Shards;
-use crate::node::storage::Storage;
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::group_commit::TurnContext;
+
+pub(super) use shards::Shards;
+pub(super) use storage::Storage;
+pub use storage::TokenCounts;
 
 /// The state that is lent to every part.
 #[derive(Clone, Debug)]

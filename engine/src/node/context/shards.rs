@@ -10,7 +10,7 @@ use crate::replica::{Replica, ReplicaRole};
 use crate::shard_record::ShardRecord;
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Shards {
+pub(in crate::node) struct Shards {
     replicas: BTreeMap<ShardId, Replica>,
     /// The newest record of each shard that was seen, and its mod_revision.
     pub records: BTreeMap<ShardId, (ShardRecord, u64)>,
@@ -26,21 +26,21 @@ pub(super) struct Shards {
 
 impl Shards {
     /// Creates the shards of a node at its start.
-    pub(super) fn new(replicas: impl Iterator<Item = Replica>) -> Self {
+    pub(in crate::node) fn new(replicas: impl Iterator<Item = Replica>) -> Self {
         let replicas = replicas.map(|replica| (replica.shard, replica)).collect();
         Self { replicas, ..Self::default() }
     }
 
-    pub(super) fn get(&self, shard: ShardId) -> Option<&Replica> {
+    pub(in crate::node) fn get(&self, shard: ShardId) -> Option<&Replica> {
         self.replicas.get(&shard)
     }
 
-    pub(super) fn get_mut(&mut self, shard: ShardId) -> Option<&mut Replica> {
+    pub(in crate::node) fn get_mut(&mut self, shard: ShardId) -> Option<&mut Replica> {
         self.replicas.get_mut(&shard)
     }
 
     /// Returns the replica of the shard, which is made by `empty` if there is none.
-    pub(super) fn get_or_insert(
+    pub(in crate::node) fn get_or_insert(
         &mut self,
         shard: ShardId,
         empty: impl FnOnce() -> Replica,
@@ -49,69 +49,73 @@ impl Shards {
     }
 
     /// Returns all replicas, by shard.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Replica> {
+    pub(in crate::node) fn iter(&self) -> impl Iterator<Item = &Replica> {
         self.replicas.values()
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Replica> {
+    pub(in crate::node) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Replica> {
         self.replicas.values_mut()
     }
 
     /// Returns the state of the shard's primary, if this node leads it.
-    pub(super) fn primary(&self, shard: ShardId) -> Option<&Primary> {
+    pub(in crate::node) fn primary(&self, shard: ShardId) -> Option<&Primary> {
         self.get(shard)?.primary()
     }
 
-    pub(super) fn primary_mut(&mut self, shard: ShardId) -> Option<&mut Primary> {
+    pub(in crate::node) fn primary_mut(&mut self, shard: ShardId) -> Option<&mut Primary> {
         self.get_mut(shard)?.primary_mut()
     }
 
     /// Returns the shards that this node leads, each with its state as the primary.
-    pub(super) fn led(&self) -> impl Iterator<Item = (&Replica, &Primary)> {
+    pub(in crate::node) fn led(&self) -> impl Iterator<Item = (&Replica, &Primary)> {
         self.iter().filter_map(|replica| Some((replica, replica.primary()?)))
     }
 
     /// Returns the state of a follower of a shard that this node leads.
-    pub(super) fn follower_mut(&mut self, store: StoreId, shard: ShardId) -> Option<&mut Follower> {
+    pub(in crate::node) fn follower_mut(
+        &mut self,
+        store: StoreId,
+        shard: ShardId,
+    ) -> Option<&mut Follower> {
         self.primary_mut(shard)?.followers.get_mut(&store)
     }
 
     /// Returns the epoch in which this node leads the shard.
-    pub(super) fn epoch_led(&self, shard: ShardId) -> Option<Epoch> {
+    pub(in crate::node) fn epoch_led(&self, shard: ShardId) -> Option<Epoch> {
         Some(self.primary(shard)?.epoch)
     }
 
     /// Returns whether this node leads the shard, in this very epoch.
-    pub(super) fn leads(&self, shard: ShardId, epoch: Epoch) -> bool {
+    pub(in crate::node) fn leads(&self, shard: ShardId, epoch: Epoch) -> bool {
         self.epoch_led(shard) == Some(epoch)
     }
 
     /// Returns whether the store is in the in-sync set, in the newest record that was seen.
-    pub(super) fn is_in_sync(&self, shard: ShardId, store: StoreId) -> bool {
+    pub(in crate::node) fn is_in_sync(&self, shard: ShardId, store: StoreId) -> bool {
         let record = self.records.get(&shard);
         record.is_some_and(|(record, _)| record.isr.contains(&store))
     }
 
     /// Returns the process that leads the shard, in the newest record that was seen.
-    pub(super) fn recorded_primary(&self, shard: ShardId) -> Option<StoreBoot> {
+    pub(in crate::node) fn recorded_primary(&self, shard: ShardId) -> Option<StoreBoot> {
         Some(self.records.get(&shard)?.0.primary)
     }
 
     /// Returns a refusal with the shard's record, so that the gateway finds the primary; `None` if
     /// this node has no record.
-    pub(super) fn redirect(&self, shard: ShardId) -> Option<Refusal> {
+    pub(in crate::node) fn redirect(&self, shard: ShardId) -> Option<Refusal> {
         let (record, _) = self.records.get(&shard)?;
         Some(Refusal::NotPrimary(Some(Box::new(record.clone()))))
     }
 
     /// Marks the shards that this node leads for a review of their in-sync sets.
-    pub(super) fn review_led(&mut self) {
+    pub(in crate::node) fn review_led(&mut self) {
         let led = self.replicas.values().filter(|replica| replica.primary().is_some());
         self.to_review.extend(led.map(|replica| replica.shard));
     }
 
     /// Steps down if this node leads the shard in an epoch below `epoch`. Returns whether it did.
-    pub(super) fn step_down_below(&mut self, shard: ShardId, epoch: Epoch) -> bool {
+    pub(in crate::node) fn step_down_below(&mut self, shard: ShardId, epoch: Epoch) -> bool {
         let Some(replica) = self.replicas.get_mut(&shard) else { return false };
         let deposed = replica.primary().is_some_and(|primary| primary.epoch < epoch);
         if deposed {

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::apply::ShardState;
 use crate::entry::Position;
 use crate::ids::{CopyNo, Now, Seq, ShardId, StoreId};
 use crate::message::DigestPoint;
@@ -13,6 +12,7 @@ use crate::node::snapshots::Snapshots;
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::primary::{Feed, Primary};
+use crate::shard_state::ShardState;
 use crate::store::log::index::Needed;
 
 /// The flush in flight, and what waits for one.

@@ -27,7 +27,7 @@ use crate::replica::group_commit::{GroupCommit, TurnContext};
 use crate::store::table::{Cell, Tables};
 
 #[derive(Clone, Debug)]
-pub(super) struct Storage {
+pub(in crate::node) struct Storage {
     groups: GroupCommit,
     memory: memory::Memory,
     tables: Tables,
