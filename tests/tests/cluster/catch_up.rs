@@ -125,9 +125,13 @@ fn log_written(cluster: &Cluster) -> u64 {
     names.filter_map(number).max().unwrap_or(0) * (64 << 20)
 }
 
-/// Stops node-3 while at least so many bytes of log are written. Returns a line with the actual
-/// number, and the time until the node is in sync.
-fn away_for(cluster: &Cluster, bytes: u64, write: impl Fn(&Cluster)) -> String {
+/// Stops node-3 while at least so many bytes of log are written, and prints the actual number, the
+/// time until the node is in sync and the snapshots that it took meanwhile. Returns the latter.
+#[expect(clippy::print_stdout, reason = "the times are what it is run for")]
+fn away_for(cluster: &Cluster, bytes: u64, what: &str, write: impl Fn(&Cluster)) -> usize {
+    // A node that registers after the shards were placed takes snapshots first.
+    cluster.wait_until_full(cluster.names("storage-node").len());
+    let before = copies(cluster);
     let mut written = 0;
     let took = away_while(cluster, |cluster| {
         let before = log_written(cluster);
@@ -137,11 +141,10 @@ fn away_for(cluster: &Cluster, bytes: u64, write: impl Fn(&Cluster)) -> String {
         }
     });
     let gib = written as f64 / f64::from(1 << 30);
-    let copies = copies(cluster);
-    format!(
-        "{gib:.1} GiB of log behind, in sync after {:.1} s, {copies} copies",
-        took.as_secs_f64()
-    )
+    let copies = copies(cluster) - before;
+    let took = took.as_secs_f64();
+    println!("{what}: {gib:.1} GiB of log behind, in sync after {took:.1} s, {copies} snapshots");
+    copies
 }
 
 /// Counts half a million keys of 990 bytes twice, at the maximum speed of the log.
@@ -165,12 +168,12 @@ const FOUR: [&str; 6] = ["--nodes", "4", "--replicas", "4", "--min-in-sync", "3"
 
 /// Measures 4 GiB of lag, with the default log of 1 GiB and with a larger one that holds it all.
 /// All other limits are defaults. The printed lines are in docs/reliability.md.
-#[expect(clippy::print_stdout, reason = "the times are what it is run for")]
 fn gigabytes_of_lag(shape: &[&str]) {
-    for (log, flags) in [("as shipped", &[][..]), ("8 GiB", &LARGE_LOG)] {
+    for (log, flags, whole) in [("as shipped", &[][..], false), ("8 GiB", &LARGE_LOG, true)] {
         let cluster = Cluster::start(&[shape, flags].concat());
-        let line = away_for(&cluster, 4 << 30, long_keys);
-        println!("log {log}, keys of 990 bytes: {line}");
+        let what = format!("log {log}, keys of 990 bytes");
+        let copies = away_for(&cluster, 4 << 30, &what, long_keys);
+        assert_eq!(copies == 0, whole, "{copies} snapshots: the log holds all entries: {whole}");
     }
 }
 
@@ -188,11 +191,10 @@ fn gigabytes_of_lag_of_one_in_four() {
 
 #[test]
 #[ignore = "minutes, gigabytes of disk: ./test --full"]
-#[expect(clippy::print_stdout, reason = "the times are what it is run for")]
 fn gigabytes_of_lag_of_short_keys() {
     let cluster = Cluster::start(&LARGE_LOG);
-    let line = away_for(&cluster, 2 << 30, short_keys);
-    println!("log 8 GiB, short keys: {line}");
+    let copies = away_for(&cluster, 2 << 30, "log 8 GiB, short keys", short_keys);
+    assert_eq!(copies, 0, "the log holds all missing entries");
 }
 
 /// Regression: after a snapshot of more than one file into a wiped folder, the member stayed a
