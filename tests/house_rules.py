@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures the language of the production code, and refuses what CONTRIBUTING.md does not allow.
+"""Measures the language and the structure of the code, and refuses what CONTRIBUTING.md does not allow.
 
     house_rules.py [--list RULE]
 
@@ -10,6 +10,10 @@ Each rule has a limit that may only fall (`RULES`). `--list RULE` prints every p
     references    references to a document, a section or a file that is not in the repository
     homonyms      names of types that are defined in more than one file, in percent of all names
     width         lines over 100 columns
+    rooms         files that could touch every part of a state machine: only the file that defines it may
+    functions     lines of a function, the length that a tenth of them exceeds
+    long          functions of 100 lines or more
+    cycles        files that import each other in a circle
 
 Production code is `*/src/**/*.rs` without what is compiled for tests only; the crate `tests` counts, too.
 `missing_docs`, which every crate denies, counts public items without a comment.
@@ -23,6 +27,7 @@ import subprocess
 import sys
 
 from anchors import anchors
+from import_cycles import unlisted
 from rust_source import ROOT, TOKEN, Source
 
 CRATES = ["engine", "proto", "metastore", "telemetry", "gateway", "storage-node", "coordinator", "cli", "bench", "tests"]
@@ -41,6 +46,11 @@ REFERENCE = re.compile(r"DESIGN(?:\.md)? §|\btrap T\d|model-sessions|\bRFC-\d{4
 DOCUMENT = re.compile(r"\b(docs/[\w./-]+\.(?:md|yaml|json))(#[\w-]+)?")
 TYPE = re.compile(r"^\s*(?:pub(?:\([^)]*\))?\s+)?(?:struct|enum|trait|union|type)\s+(\w+)", re.MULTILINE)
 COLUMNS = 100
+# The state machines that consist of parts: the folder, and the type that owns the parts.
+MACHINES = {
+    "engine/src/node": "Node",
+}
+FUNCTION = re.compile(r"\bfn\s+\w+")
 
 
 def main():
@@ -159,6 +169,52 @@ def wide_lines(sources):
                 yield f"{source.name}:{number}: {len(line)} columns"
 
 
+def rooms(sources):
+    return counted(
+        f"{source.name}:{source.line_of(found.start())}: {machine}"
+        for folder, machine in MACHINES.items()
+        for source in sources
+        if source.name.startswith(folder + "/") and source.name != f"{folder}/mod.rs" and "/tests/" not in source.name
+        for found in re.finditer(rf"\b{machine}\b", source.code)
+        if not source.is_test(found.start())
+    )
+
+
+def functions(sources):
+    """Lines, at the ninetieth percentile."""
+    lengths = sorted(length for length, _ in function_lengths(sources))
+    return lengths[len(lengths) * 9 // 10], []
+
+
+def long(sources):
+    return counted(place for length, place in function_lengths(sources) if length >= 100)
+
+
+def cycles(_):
+    return counted(unlisted(CRATES))
+
+
+def function_lengths(sources):
+    for source in sources:
+        if source.name.startswith("tests/"):
+            continue
+        for found in FUNCTION.finditer(source.code):
+            opening = body_of(source.code, found.end())
+            if opening is not None and not source.is_test(found.start()):
+                first, last = source.line_of(found.start()), source.line_of(source.closing(opening) - 1)
+                yield last - first + 1, f"{source.name}:{first}: {found[0]}: {last - first + 1} lines"
+
+
+def body_of(code, start):
+    """The offset of the brace that opens a function's body, or None if it has no body."""
+    depth = 0
+    for found in re.compile(r"[(\[)\]{;]").finditer(code, start):
+        depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(found[0], 0)
+        if depth == 0 and found[0] in "{;":
+            return found.start() if found[0] == "{" else None
+    return None
+
+
 # What measures it, and the most that it may be.
 RULES = {
     "dialect": (dialect, 0),
@@ -166,6 +222,10 @@ RULES = {
     "references": (references, 0),
     "homonyms": (homonyms, 1.0),
     "width": (width, 0),
+    "rooms": (rooms, 0),
+    "functions": (functions, 26),
+    "long": (long, 0),
+    "cycles": (cycles, 0),
 }
 
 if __name__ == "__main__":

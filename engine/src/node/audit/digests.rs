@@ -58,7 +58,7 @@ impl Audit {
         self.compare_digests(ctx, peers, theirs.shard);
     }
 
-    /// Compares the digests of followers that were ahead, after entries above `before` were applied.
+    /// Compares the digests of followers that were ahead, once entries above `before` are applied.
     pub(in crate::node) fn compare_if_reached(
         &mut self,
         ctx: &mut Context<'_>,

@@ -4,8 +4,8 @@
 //! write through the storage, so these two are lent to each, with the time, the settings and the
 //! effects of the event. A verb of one part that needs another one takes it as a parameter.
 //!
-//! [`shards`] holds the replicas and what is to be done for them, [`storage`] the log, the tables and
-//! the state; [`order`] gives an entry its place in a log.
+//! [`shards`] holds the replicas and what is to be done for them, [`storage`] the log, the tables
+//! and the state; [`order`] gives an entry its place in a log.
 
 mod order;
 mod shards;

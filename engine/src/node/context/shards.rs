@@ -39,7 +39,7 @@ impl Shards {
         self.replicas.get_mut(&shard)
     }
 
-    /// Returns the replica of the shard, which is made by `empty` if there is none.
+    /// Returns the replica of the shard; without one, `empty` makes it.
     pub(in crate::node) fn get_or_insert(
         &mut self,
         shard: ShardId,

@@ -425,7 +425,7 @@ impl Peers {
     }
 }
 
-/// What there is to send to a follower.
+/// The next message to a follower about one shard.
 enum NextSlice {
     Send(Slice),
     NeedsSnapshot,

@@ -11,8 +11,8 @@
 //! One round serves all claims that wait for it. A round that a peer does not answer in time is
 //! replaced by one linearizable etcd read, which also begins after the captures.
 //!
-//! Claims are made by [`captured`](super::captured) for values and by [`bounded`](super::bounded) for
-//! commits that a follower asks for.
+//! Claims are made by [`captured`](super::captured) for values and by [`bounded`](super::bounded)
+//! for commits that a follower asks for.
 
 use std::collections::{BTreeMap, BTreeSet};
 

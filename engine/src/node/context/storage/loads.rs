@@ -103,7 +103,7 @@ impl Context<'_> {
         let records = pairs.filter_map(|(id, record)| Some((id, record?))).collect();
         let replica = self.shards.get_mut(shard)?;
         let work = replica.log.get(seq).and_then(|held| held.work.as_ref());
-        // Otherwise the entry was cut and replaced by another one.
+        // An entry that asked for another load was written in place of one that was cut.
         if let Some(&Loading::Asked { load: asked, ingests }) = work.map(|work| &work.loading)
             && asked == load
         {
