@@ -13,12 +13,13 @@
 //! Every other member becomes tainted: when it returns it is filled from the new primary, whatever
 //! it holds, and it can't lead before.
 
+use crate::coordinator::candidates::PromotionCase;
 use crate::coordinator::choice::promoted;
 use crate::coordinator::decision::Decision;
-use crate::coordinator::leader_state::LeaderState;
-use crate::coordinator::promotion::GatherRound;
-use crate::coordinator::{AcceptedLoss, AtRevision, CoordinatorTurn, Writes};
-use crate::ids::{Epoch, Seq, ShardId, StoreBoot, StoreId};
+use crate::coordinator::observed::ObservedCluster;
+use crate::coordinator::review::ReviewTurn;
+use crate::coordinator::{AcceptedLoss, AtRevision, Writes};
+use crate::ids::{Epoch, Seq, StoreBoot, StoreId};
 use crate::planted::Planted;
 use crate::records::{LossRecord, PromoteIntent};
 use crate::shard_record::{self, ShardRecord};
@@ -32,56 +33,51 @@ pub(super) enum Grounds {
     AllDamaged,
 }
 
-impl LeaderState {
-    /// The process that an operator wants to lead, if the intent was decided on this very record.
-    pub(super) fn wanted(
-        &self,
-        turn: &CoordinatorTurn<'_>,
-        record: &ShardRecord,
-    ) -> Option<(&AtRevision<PromoteIntent>, StoreBoot)> {
-        let kept = self.records.promotes.get(record.shard())?;
-        let blind = Planted::IntentOfAnyRecord.is_in(turn.settings.planted);
-        let meant = kept.value.version == record.version || blind;
-        meant.then_some(kept).zip(self.health.alive(kept.value.store))
-    }
+/// The process that an operator wants to lead, if the intent was decided on this very record.
+pub(super) fn wanted<'a>(
+    cluster: &'a ObservedCluster,
+    record: &ShardRecord,
+    planted: Option<Planted>,
+) -> Option<(&'a AtRevision<PromoteIntent>, StoreBoot)> {
+    let kept = cluster.records.promotes.get(record.shard())?;
+    let blind = Planted::IntentOfAnyRecord.is_in(planted);
+    let meant = kept.value.version == record.version || blind;
+    meant.then_some(kept).zip(cluster.health.alive(kept.value.store))
+}
 
-    /// Proposes that this process leads, and records the entries that are given up with that.
-    pub(super) fn accept_loss(
-        &mut self,
-        turn: &mut CoordinatorTurn<'_>,
-        shard: ShardId,
-        round: &GatherRound,
-        to: StoreBoot,
-        out: &[StoreId],
-        grounds: Grounds,
-    ) {
-        let Some(kept) = self.records.shards.get(shard) else { return };
-        let (record, expect) = (&kept.value, kept.modified);
-        let next = accepted(record, to, out, self.min_in_sync());
-        let committed = round.committed(shard);
-        let known = |store: StoreId| {
-            let last = round.last_of(shard, store).map(|(_, seq)| seq);
-            // A trusted member holds everything that is committed.
-            let least = committed.filter(|_| !record.tainted.contains(&store));
-            last.max(least)
-        };
-        let others = record.isr.iter().filter(|&&store| store != to.store);
-        let (intent, accepted_by) = match grounds {
-            Grounds::Intent(kept) => (Some(kept.modified), Some(kept.value.from)),
-            Grounds::AllDamaged => (None, None),
-        };
-        let loss = LossRecord {
-            shard,
-            epoch: next.epoch,
-            primary: to,
-            last: round.last_of(shard, to.store).unwrap_or((Epoch(0), Seq(0))),
-            given_up: others.map(|&store| (store, known(store))).collect(),
-            accepted_by,
-        };
-        let decision = Decision::LossAccepted(Box::new(loss.clone()));
-        let accepted = AcceptedLoss { expect, record: next, loss, intent };
-        self.propose(turn, Writes::AcceptedLoss(Box::new(accepted)), vec![decision]);
-    }
+/// Proposes that this process leads, and records the entries that are given up with that.
+pub(super) fn accept_loss(
+    review: &mut ReviewTurn<'_>,
+    case: &PromotionCase<'_>,
+    to: StoreBoot,
+    grounds: Grounds,
+) {
+    let (shard, record, round) = (case.record.shard(), case.record, case.round);
+    let expect = case.cluster.records.shards.modified(shard);
+    let next = accepted(record, to, &case.leaving(), case.cluster.min_in_sync());
+    let committed = round.committed(shard);
+    let known = |store: StoreId| {
+        let last = round.last_of(shard, store).map(|(_, seq)| seq);
+        // A trusted member holds everything that is committed.
+        let least = committed.filter(|_| !record.tainted.contains(&store));
+        last.max(least)
+    };
+    let others = record.isr.iter().filter(|&&store| store != to.store);
+    let (intent, accepted_by) = match grounds {
+        Grounds::Intent(kept) => (Some(kept.modified), Some(kept.value.from)),
+        Grounds::AllDamaged => (None, None),
+    };
+    let loss = LossRecord {
+        shard,
+        epoch: next.epoch,
+        primary: to,
+        last: round.last_of(shard, to.store).unwrap_or((Epoch(0), Seq(0))),
+        given_up: others.map(|&store| (store, known(store))).collect(),
+        accepted_by,
+    };
+    let decision = Decision::LossAccepted(Box::new(loss.clone()));
+    let accepted = AcceptedLoss { expect, record: next, loss, intent };
+    review.propose(Writes::AcceptedLoss(Box::new(accepted)), vec![decision]);
 }
 
 /// The record in which this process leads and no other member's copy is trusted.

@@ -23,9 +23,22 @@
 //! * **A failed or unknown proposal is settled by reading**, never by a blind retry. Its shards
 //!   rest until a `List` that began afterwards has come back.
 //!
-//! The modules: `records` holds the state of etcd; `health` probes; `promotion` finds new
-//! primaries, and `accepted` those that an operator names; `upkeep` places, recruits and releases
-//! with the help of [`crate::planner`]; [`decision`] is the log of what was done and why.
+//! The modules: `leader_state` gives each event to a part, and orders the reviews; a part owns its
+//! state, and borrows the rest by a `ReviewTurn`.
+//!
+//! | part | what it owns |
+//! |---|---|
+//! | `observed` | the cluster as it is known: `records`, probes (`health`), `reports` of nodes |
+//! | `lists` | the list in flight |
+//! | `proposals` | proposals without an answer, and shards that rest after one that failed |
+//! | `promotion` | shards that need a primary, their `gather` rounds, and `hand_over`s |
+//! | `bootstrap` | the creation of the cluster |
+//! | `store_status` | suspect stores, and the statuses of all others |
+//! | `planning` | the plans of [`crate::planner`], and the guard after a mass failure |
+//! | `review` | the time of the next review |
+//!
+//! `candidates` and `choice` find the member to promote, or the loss to be `accepted`;
+//! `dead_members` leave in-sync sets; [`decision`] is the log of what was done and why.
 //!
 //! **The driver's obligations.** Every `Propose` is answered by exactly one `Proposed`, and is not
 //! retried. Every `List` is answered by one `Listed`, from linearizable reads that began after the
@@ -35,13 +48,23 @@
 pub mod decision;
 
 mod accepted;
+mod bootstrap;
+mod candidates;
 mod choice;
+mod dead_members;
+mod gather;
+mod hand_over;
 mod health;
 mod leader_state;
+mod lists;
+mod observed;
+mod planning;
 mod promotion;
+mod proposals;
 mod records;
 mod reports;
-mod upkeep;
+mod review;
+mod store_status;
 
 #[cfg(test)]
 mod tests;
@@ -559,6 +582,10 @@ struct CoordinatorTurn<'a> {
 }
 
 impl CoordinatorTurn<'_> {
+    fn reborrow(&mut self) -> CoordinatorTurn<'_> {
+        CoordinatorTurn { next_id: self.next_id, effects: self.effects, ..*self }
+    }
+
     fn fresh_id(&mut self) -> u64 {
         *self.next_id += 1;
         *self.next_id

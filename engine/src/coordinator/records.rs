@@ -34,6 +34,11 @@ impl<K: Ord + Copy, V> RecordTable<K, V> {
     pub(super) fn iter(&self) -> impl Iterator<Item = (K, &AtRevision<V>)> {
         self.kept.iter().map(|(&key, kept)| (key, kept))
     }
+
+    /// The mod_revision of the key, 0 if it does not exist.
+    pub(super) fn modified(&self, key: K) -> u64 {
+        self.get(key).map_or(0, |kept| kept.modified)
+    }
 }
 
 impl<V> RecordTable<String, V> {

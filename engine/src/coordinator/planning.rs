@@ -1,0 +1,136 @@
+//! The moves of replicas and primaries: what [`crate::planner`] finds is proposed.
+
+use std::collections::BTreeSet;
+
+use crate::coordinator::CoordinatorTurn;
+use crate::coordinator::decision::Decision;
+use crate::coordinator::observed::ObservedCluster;
+use crate::coordinator::promotion::Promotions;
+use crate::coordinator::proposals::ShardWrite;
+use crate::coordinator::review::ReviewTurn;
+use crate::ids::{Now, ShardId, StoreId};
+use crate::planner::{self, MassFailureGuard, PlannedChange, PlannerInput, ShardView, Store};
+use crate::planted::Planted;
+use crate::shard_record::ShardRecord;
+
+/// The time of the next plan, and the holds on it.
+#[derive(Debug, Default)]
+pub(super) struct Planning {
+    /// The time at which something last died, joined or moved.
+    last_disruption: Now,
+    /// The time of the last plan.
+    last_plan: Now,
+    /// Something has changed since the last plan.
+    dirty: bool,
+    guard: MassFailureGuard,
+}
+
+impl Planning {
+    pub(super) fn note_disruption(&mut self, now: Now) {
+        self.last_disruption = now;
+    }
+
+    /// Requests a plan soon.
+    pub(super) fn mark_dirty(&mut self) {
+        self.dirty = true;
+    }
+
+    /// Returns whether a plan is due, and notes that it begins.
+    pub(super) fn begin(&mut self, turn: &CoordinatorTurn<'_>, cluster: &ObservedCluster) -> bool {
+        let timing = turn.settings.timing;
+        let every_ms = if self.dirty { timing.plan_every_ms } else { timing.plan_idle_ms };
+        if turn.now < self.last_plan.plus_ms(every_ms) || !cluster.health.all_probed() {
+            return false;
+        }
+        self.last_plan = turn.now;
+        self.dirty = false;
+        cluster.meta().is_some()
+    }
+
+    /// Makes a plan, and proposes its changes.
+    pub(super) fn plan(&mut self, review: &mut ReviewTurn<'_>, promotions: &mut Promotions) {
+        let (cluster, settings) = (review.cluster, review.turn.settings);
+        let Some(replicas) = cluster.meta().map(|meta| usize::from(meta.replicas)) else { return };
+        let stores = cluster.stores(&review.turn);
+        self.review_guard(review, &stores);
+        let view = |record| shard_view(review, promotions, record);
+        let shards: Vec<ShardView<'_>> = cluster.shards().map(view).collect();
+        let quiet = review.now().ms_since(self.last_disruption) >= settings.balance_after_ms;
+        let changes = planner::changes(&PlannerInput {
+            stores: &stores,
+            shards: &shards,
+            replicas,
+            min_in_sync: cluster.min_in_sync(),
+            limits: settings.planner,
+            hold: self.guard.holds(),
+            quiet: quiet && promotions.is_idle(),
+        });
+        self.follow(review, promotions, changes);
+    }
+
+    fn follow(
+        &mut self,
+        review: &mut ReviewTurn<'_>,
+        promotions: &mut Promotions,
+        changes: Vec<PlannedChange>,
+    ) {
+        let cluster = review.cluster;
+        let mut writes = Vec::new();
+        for change in changes {
+            let decision = match change {
+                PlannedChange::HandOver { shard, to } => {
+                    if !is_planted_to_stay(review, shard) {
+                        promotions.hand_over(review, shard, to);
+                    }
+                    continue;
+                }
+                PlannedChange::Recruit { shard, store, instead } => {
+                    Decision::Recruited { shard, store, instead }
+                }
+                PlannedChange::Release { shard, store } => Decision::Released { shard, store },
+            };
+            self.note_disruption(review.now());
+            let Some(record) = cluster.shard(change.shard()) else { continue };
+            let record = change.apply(record, cluster.min_in_sync());
+            writes.push(ShardWrite { record, decision: Some(decision) });
+        }
+        review.propose_shards(writes);
+    }
+
+    /// Updates the mass-failure guard. Stores that hold no shard do not count.
+    fn review_guard(&mut self, review: &mut ReviewTurn<'_>, stores: &[Store]) {
+        let targets = review.cluster.shards().flat_map(|record| &record.target);
+        let placed: BTreeSet<StoreId> = targets.copied().collect();
+        let away: BTreeSet<StoreId> =
+            review.cluster.away().filter(|store| placed.contains(store)).collect();
+        let expected = stores.iter().filter(|store| placed.contains(&store.id)).count();
+        let settings = review.turn.settings;
+        let (window, hold) = (settings.lease_ttl_ms, settings.guard_ms);
+        let held = self.guard.holds();
+        self.guard.observe(review.now(), &away, expected, window, hold, settings.planner);
+        if self.guard.holds() != held {
+            review.turn.log(match held {
+                false => Decision::Guarded { away: away.len(), of: expected },
+                true => Decision::Unguarded,
+            });
+        }
+    }
+}
+
+/// A planted bug: the primary is on a full store.
+fn is_planted_to_stay(review: &ReviewTurn<'_>, shard: ShardId) -> bool {
+    let primary = review.cluster.shard(shard).map(|record| record.primary.store);
+    Planted::FullLeadsOn.is_in(review.turn.settings.planted)
+        && primary.is_some_and(|store| review.cluster.is_full(&review.turn, store))
+}
+
+fn shard_view<'a>(
+    review: &ReviewTurn<'_>,
+    promotions: &Promotions,
+    record: &'a ShardRecord,
+) -> ShardView<'a> {
+    let (now, primary, reports) = (review.now(), record.primary, &review.cluster.reports);
+    let mut unable = reports.silent_to(now, primary).unwrap_or_default().to_vec();
+    unable.extend(reports.unable(now, primary, record.shard()));
+    ShardView { record, free: promotions.is_free(review, record), unable }
+}
