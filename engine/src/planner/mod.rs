@@ -12,13 +12,16 @@
 //! coordinator died is simply found again by the next one.
 //!
 //! [`placement`] makes the first map; [`changes`] finds the next steps of a map in use, `vacancies`
-//! among them those that replace lost copies; [`balance`] is the search by which both level loads;
-//! [`guard`] holds new copies back after a mass failure.
+//! among them those that replace lost copies, and `levelling` those that level loads; they add them
+//! to one `plan`. [`balance`] is the search by which all of them level loads; [`guard`] holds new
+//! copies back after a mass failure.
 
 pub mod balance;
 pub mod changes;
 pub mod guard;
+mod levelling;
 pub mod placement;
+mod plan;
 mod vacancies;
 
 #[cfg(test)]
@@ -29,9 +32,10 @@ use std::collections::BTreeMap;
 use crate::ids::{ShardId, StoreId};
 use crate::shard_record::{self, ShardRecord};
 
-pub use changes::{PlannerInput, ShardView, changes};
+pub use changes::changes;
 pub use guard::MassFailureGuard;
 pub use placement::{Placement, place};
+pub use plan::{PlannerInput, ShardView};
 
 /// A store, as far as the planner is concerned.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::ids::StoreId;
-use crate::planner::changes::{PlanBuilder, holds};
+use crate::planner::plan::{PlanBuilder, wants};
 use crate::planner::{PlannedChange, Stores, balance, near_to};
 use crate::shard_record::ShardRecord;
 
@@ -25,79 +25,57 @@ impl Vacancy<'_> {
     }
 }
 
-impl PlanBuilder<'_> {
-    /// The place in the target that needs another store: an empty one (`Some(None)`), or that of a
-    /// store that will not come back.
-    pub(super) fn vacancy(&self, record: &ShardRecord) -> Option<Option<StoreId>> {
-        if record.target.len() < self.input.replicas {
-            return Some(None);
-        }
-        let gone = record.target.iter().copied().find(|&store| !self.belongs(store))?;
-        Some(Some(gone))
+/// Plans new copies for all vacancies together: first each goes to the emptiest store, then
+/// they are shifted until the loads are level, and as many of them begin as the limits allow.
+/// The next plan finds the others again. (If they were planned one by one, the last would find
+/// the empty stores holding the shard already, and copies would have to move on later.)
+pub(super) fn rebuild(plan: &mut PlanBuilder<'_>) {
+    if plan.input.hold {
+        return;
     }
-
-    /// The members of the target that stay.
-    pub(super) fn kept(&self, record: &ShardRecord) -> Vec<StoreId> {
-        record.target.iter().copied().filter(|&store| self.belongs(store)).collect()
-    }
-
-    /// Plans new copies for all vacancies together: first each goes to the emptiest store, then
-    /// they are shifted until the loads are level, and as many of them begin as the limits allow.
-    /// The next plan finds the others again. (If they were planned one by one, the last would find
-    /// the empty stores holding the shard already, and copies would have to move on later.)
-    pub(super) fn rebuild(&mut self) {
-        if self.input.hold {
-            return;
-        }
-        let mut loads = self.loads.clone();
-        loads.retain(|&store, _| self.is_ready(store));
-        let mut vacancies = Vec::new();
-        for shard in self.input.shards.iter().filter(|shard| shard.free) {
-            let record = shard.record;
-            if let Some(instead) = self.vacancy(record)
-                && !self.changed.contains(&record.shard())
-                && let kept = self.kept(record)
-                && let Some(store) = self.emptiest(&loads, record, &kept)
-            {
-                *loads.entry(store).or_default() += 1;
-                vacancies.push(Vacancy { record, kept, instead, store });
-            }
-        }
-        while let Some(steps) = balance::path(&loads, |from, to| {
-            vacancies.iter().position(|vacancy| vacancy.may_go(&self.stores, from, to))
-        }) {
-            for step in steps {
-                vacancies[step.unit].store = step.to;
-                *loads.entry(step.from).or_default() -= 1;
-                *loads.entry(step.to).or_default() += 1;
-            }
-        }
-        for Vacancy { record, instead, store, .. } in vacancies {
-            if self.may_come(store) {
-                let shard = record.shard();
-                self.extend(Some(PlannedChange::Recruit { shard, store, instead }));
-            }
+    let mut loads = plan.loads.clone();
+    loads.retain(|&store, _| plan.is_ready(store));
+    let mut vacancies = Vec::new();
+    for shard in plan.input.shards.iter().filter(|shard| shard.free) {
+        let record = shard.record;
+        if let Some(instead) = plan.vacancy(record)
+            && !plan.changed.contains(&record.shard())
+            && let kept = plan.kept(record)
+            && let Some(store) = emptiest(plan, &loads, record, &kept)
+        {
+            *loads.entry(store).or_default() += 1;
+            vacancies.push(Vacancy { record, kept, instead, store });
         }
     }
-
-    /// The best store for a new copy, by these loads.
-    fn emptiest(
-        &self,
-        loads: &BTreeMap<StoreId, usize>,
-        record: &ShardRecord,
-        kept: &[StoreId],
-    ) -> Option<StoreId> {
-        let free = loads.iter().filter(|(store, _)| !wants(record, **store));
-        let cost = |(store, load): &(&StoreId, &usize)| {
-            let capacity = self.stores.get(store).map_or(0, |store| store.capacity);
-            let near = near_to(&self.stores, **store, kept, None);
-            (near, **load, std::cmp::Reverse(capacity), **store)
-        };
-        free.min_by_key(cost).map(|(&store, _)| store)
+    while let Some(steps) = balance::path(&loads, |from, to| {
+        vacancies.iter().position(|vacancy| vacancy.may_go(&plan.stores, from, to))
+    }) {
+        for step in steps {
+            vacancies[step.unit].store = step.to;
+            *loads.entry(step.from).or_default() -= 1;
+            *loads.entry(step.to).or_default() += 1;
+        }
+    }
+    for Vacancy { record, instead, store, .. } in vacancies {
+        if plan.may_come(store) {
+            let shard = record.shard();
+            plan.extend(Some(PlannedChange::Recruit { shard, store, instead }));
+        }
     }
 }
 
-/// Returns whether the store has a copy of the shard, or a place in its target.
-pub(super) fn wants(record: &ShardRecord, store: StoreId) -> bool {
-    holds(record, store) || record.target.contains(&store)
+/// The best store for a new copy, by these loads.
+fn emptiest(
+    plan: &PlanBuilder<'_>,
+    loads: &BTreeMap<StoreId, usize>,
+    record: &ShardRecord,
+    kept: &[StoreId],
+) -> Option<StoreId> {
+    let free = loads.iter().filter(|(store, _)| !wants(record, **store));
+    let cost = |(store, load): &(&StoreId, &usize)| {
+        let capacity = plan.stores.get(store).map_or(0, |store| store.capacity);
+        let near = near_to(&plan.stores, **store, kept, None);
+        (near, **load, std::cmp::Reverse(capacity), **store)
+    };
+    free.min_by_key(cost).map(|(&store, _)| store)
 }
