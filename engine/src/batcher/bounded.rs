@@ -11,17 +11,10 @@
 
 use std::collections::BTreeMap;
 
-use super::read_queue::{ReadPart, ReadQueue, ReadTarget};
+use super::read_queue::{ReadPart, ReadQueue, ReadTarget, StalenessBound};
 use crate::ids::{Now, ShardId, StoreId};
 use crate::router::Router;
 use crate::shard_record::ShardRecord;
-
-/// The age that a part accepts, and the followers that could not satisfy it.
-#[derive(Clone, Debug)]
-pub(super) struct StalenessBound {
-    pub max_staleness_ms: u64,
-    pub tried: Vec<StoreId>,
-}
 
 /// A part that a follower has answered.
 #[derive(Clone, Debug)]

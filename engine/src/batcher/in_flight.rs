@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 
-use super::queue::{RequestPart, range_of};
+use super::part::{RequestPart, range_of};
 use crate::batch::Batch;
 use crate::idempotency::TokenOutcome;
 use crate::ids::{Conn, Epoch};

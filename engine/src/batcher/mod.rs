@@ -24,16 +24,17 @@
 //! operations go back to the queue or fail, and its number is free for other bytes. A closed
 //! connection or a time-out is not an answer.
 //!
-//! The modules: [`writes`] splits and admits requests; [`queue`] holds one shard's operations;
-//! [`seal`] makes a batch of them; [`sends`] ends the turn; [`answers`] handles the replies of
-//! nodes; [`in_flight`] decides whether a batch is rejected; [`requests`] and [`reads`] hold the
-//! requests that wait; [`bounded`] chooses the follower for a bounded-stale read and computes the
-//! age of its answer.
+//! The modules: [`writes`] splits and admits requests; a [`part`] is what a request has in one
+//! shard, and [`queue`] holds one shard's parts; [`seal`] makes a batch of them; [`sends`] ends the
+//! turn; [`answers`] handles the replies of nodes; [`in_flight`] decides whether a batch is
+//! rejected; [`requests`] and [`reads`] hold the requests that wait; [`bounded`] chooses the
+//! follower for a bounded-stale read and computes the age of its answer.
 
 mod answers;
 mod bounded;
 mod in_flight;
 mod outcome;
+mod part;
 mod queue;
 mod read_queue;
 mod reads;

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use super::bounded::StalenessBound;
 use crate::ids::{Now, ShardId, StoreId};
 use crate::key::CounterKey;
 use crate::router::Window;
@@ -25,6 +24,13 @@ impl ReadTarget {
     pub(super) fn all(shard: ShardId) -> RangeInclusive<Self> {
         Self::primary(shard)..=Self { shard, follower: Some(StoreId(u128::MAX)) }
     }
+}
+
+/// The age that a part accepts, and the followers that could not satisfy it.
+#[derive(Clone, Debug)]
+pub(super) struct StalenessBound {
+    pub max_staleness_ms: u64,
+    pub tried: Vec<StoreId>,
 }
 
 /// The keys of one request in one shard.

@@ -8,9 +8,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::bounded::{self, DatedPart, StalenessBound};
+use super::bounded::{self, DatedPart};
 use super::outcome::{Failure, ReadValues};
-use super::read_queue::{ReadPart, ReadQueue, ReadTarget};
+use super::read_queue::{ReadPart, ReadQueue, ReadTarget, StalenessBound};
 use super::{BatcherTiming, Effect, Settings};
 use crate::ids::{Conn, Epoch, Now, ShardId};
 use crate::key::CounterKey;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Effect;
 use super::outcome::{Failure, WriteResult};
-use super::queue::{HOME, RequestPart};
+use super::part::{HOME, RequestPart};
 use crate::ids::{Now, ShardId, Slots};
 
 /// One request that has not been answered.

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::BatchSizes;
-use super::queue::{Issued, PartToken, RequestPart};
+use super::part::{Issued, PartToken, RequestPart};
 use crate::ops::{self, OpKind};
 
 /// The most bytes of an op besides its name: its kind, the length of its name, and the longest
@@ -223,7 +223,7 @@ mod tests {
     use crate::key::{self, CounterKey};
     use crate::ops::Op;
 
-    use super::super::queue::QueuedOp;
+    use super::super::part::QueuedOp;
 
     fn counter(name: &str) -> CounterKey {
         CounterKey::new(b"n", name.as_bytes()).expect("a short plain name")

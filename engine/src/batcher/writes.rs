@@ -2,7 +2,8 @@
 
 use super::BatchSizes;
 use super::outcome::{Failure, WriteResult};
-use super::queue::{HOME, Issued, PartToken, QueuedOp, RequestPart, ShardQueue};
+use super::part::{HOME, Issued, PartToken, QueuedOp, RequestPart};
+use super::queue::ShardQueue;
 use super::requests::PendingWrite;
 use super::seal::HEAD_BYTES_MAX;
 use super::{Batcher, Effect};
