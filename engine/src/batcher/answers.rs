@@ -7,11 +7,18 @@
 
 use super::in_flight::{BatchSend, InFlightBatch};
 use super::outcome::Failure;
-use super::{Batcher, Effect};
+use super::queue::ShardQueue;
+use super::queueing::Queueing;
+use super::requests::PendingWrites;
+use super::routes::Routes;
+use super::session::BatchSessions;
+use super::shard_queues::ShardQueues;
+use super::{BatcherTurn, Effect};
 use crate::idempotency::TokenOutcome;
 use crate::ids::{BatchSeq, Conn, SessionId, ShardId, Slots};
-use crate::message::{BatchReply, NodeReply, Refusal, ShardAvailability};
+use crate::message::{BatchReply, Refusal, ShardAvailability};
 use crate::planted::Planted;
+use crate::shard_record::ShardRecord;
 
 /// The action for the operations of a batch whose sends were all rejected.
 enum AfterReject {
@@ -21,136 +28,113 @@ enum AfterReject {
     Fail(Failure),
 }
 
-impl Batcher {
-    pub(super) fn on_reply(&mut self, conn: Conn, reply: NodeReply, effects: &mut Vec<Effect>) {
-        // Nothing from a closed connection is handled.
-        if self.router.connection(conn).is_none() {
-            return;
-        }
-        match reply {
-            NodeReply::Answer { message, slots, session, batch_seq, answer } => {
-                let send = self.settled(conn, message, slots, (session, batch_seq));
-                if let Some(send) = send {
-                    self.on_answer(slots.shard(), send, answer, effects);
+/// The parts of a worker that an answer may change.
+pub(super) struct Answering<'a> {
+    pub(super) turn: BatcherTurn<'a>,
+    pub(super) sessions: &'a mut BatchSessions,
+    pub(super) routes: &'a mut Routes,
+    pub(super) queues: &'a mut ShardQueues,
+    pub(super) writes: &'a mut PendingWrites,
+}
+
+impl Answering<'_> {
+    /// Takes the answer to a batch. Returns the shard's record, if the answer contains it.
+    pub(super) fn on_answer(
+        &mut self,
+        (conn, message): (Conn, u64),
+        slots: Slots,
+        number: (SessionId, BatchSeq),
+        answer: BatchReply,
+    ) -> Option<ShardRecord> {
+        let shard = slots.shard();
+        let send = self.settled((conn, message), slots, number)?;
+        match answer {
+            BatchReply::Applied { values, tokens, time } => {
+                if let Some(connection) = self.routes.router.connection_mut(send.conn) {
+                    connection.expire_frozen(shard, self.turn.now);
                 }
+                self.queues.note_time(self.turn.now, shard, time);
+                self.applied(shard, &values, &tokens);
             }
-            NodeReply::ShardState { slots, state } => {
-                self.note_state(conn, slots.shard(), state);
-            }
-            NodeReply::Read { id, result } => {
-                if let Some(record) = self.reads.answered(self.now, conn, id, result, effects) {
-                    self.learn(record);
-                }
-            }
+            BatchReply::Malformed => self.decided(shard, Failure::Malformed),
+            BatchReply::AnsweredBefore => self.decided(shard, Failure::ResultGone),
+            BatchReply::NoEffect => self.out_of_order(shard),
+            BatchReply::Expired => self.expired(shard),
+            BatchReply::Refused(refusal) => return self.refused(shard, send, refusal),
         }
+        None
+    }
+
+    /// Takes a node's notice that a shard is frozen, or open again.
+    pub(super) fn note_state(&mut self, conn: Conn, shard: ShardId, state: ShardAvailability) {
+        let Some(connection) = self.routes.router.connection_mut(conn) else { return };
+        let frozen_ms = self.turn.settings.timing.frozen_ms;
+        match state {
+            ShardAvailability::Frozen => {
+                connection.note_frozen(shard, self.turn.now.plus_ms(frozen_ms));
+            }
+            ShardAvailability::Open => connection.clear_frozen(shard),
+        }
+        self.turn.agenda.shards.insert(shard);
     }
 
     /// The send that the answer names, if it is an open one of the batch in flight.
     fn settled(
         &mut self,
-        conn: Conn,
-        message: u64,
+        (conn, message): (Conn, u64),
         slots: Slots,
         number: (SessionId, BatchSeq),
     ) -> Option<BatchSend> {
-        let connection = self.router.connection_mut(conn)?;
+        let connection = self.routes.router.connection_mut(conn)?;
         connection.answered(message);
-        self.touched.insert(conn);
-        let in_flight = self.queues.get_mut(&slots.shard())?.in_flight.as_mut()?;
-        let batch = &in_flight.batch;
-        if batch.slots != slots || (batch.session, batch.batch_seq) != number {
-            return None;
-        }
-        let send = in_flight.answered(conn, message)?;
-        connection.bytes -= in_flight.batch.payload.len();
-        self.due.insert(slots.shard());
+        self.turn.agenda.connections.insert(conn);
+        let answered = |queue: &mut ShardQueue| queue.answered((conn, message), slots, number);
+        let (send, bytes) = self.queues.change(slots.shard(), answered).flatten()?;
+        connection.bytes -= bytes;
+        self.turn.agenda.shards.insert(slots.shard());
         Some(send)
-    }
-
-    fn on_answer(
-        &mut self,
-        shard: ShardId,
-        send: BatchSend,
-        answer: BatchReply,
-        effects: &mut Vec<Effect>,
-    ) {
-        match answer {
-            BatchReply::Applied { values, tokens, time } => {
-                if let Some(connection) = self.router.connection_mut(send.conn) {
-                    connection.expire_frozen(shard, self.now);
-                }
-                if self.shard_time(self.now).is_none_or(|newest| newest <= time) {
-                    self.newest = Some((time, self.now));
-                }
-                if let Some(queue) = self.queues.get_mut(&shard) {
-                    queue.note_time(self.now, time);
-                }
-                self.applied(shard, &values, &tokens, effects);
-            }
-            BatchReply::Malformed => self.decided(shard, Failure::Malformed, effects),
-            BatchReply::AnsweredBefore => self.decided(shard, Failure::ResultGone, effects),
-            BatchReply::NoEffect => self.out_of_order(shard, effects),
-            BatchReply::Expired => self.expired(shard, effects),
-            BatchReply::Refused(refusal) => self.refused(shard, send, refusal, effects),
-        }
     }
 
     // ---- decided -------------------------------------------------------------------------------
 
-    fn applied(
-        &mut self,
-        shard: ShardId,
-        values: &[i128],
-        tokens: &[TokenOutcome],
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(in_flight) = self.take_decided(shard) else { return };
+    fn applied(&mut self, shard: ShardId, values: &[i128], tokens: &[TokenOutcome]) {
+        let Some(in_flight) = self.take(shard, ShardQueue::take_decided) else { return };
         let results = in_flight.outcomes(tokens).and_then(|outcomes| {
             let answers = in_flight.values(values, &outcomes)?;
             Some((outcomes, answers))
         });
         let Some((outcomes, answers)) = results else {
             // The batch was applied, but the values are malformed: no client gets a wrong number.
-            return self.fail_all(&in_flight, Failure::ResultGone, effects);
+            return self.fail_all(&in_flight, Failure::ResultGone);
         };
         for (request, index, value) in answers {
-            self.requests.value(request, index, value);
+            self.writes.value(request, index, value);
         }
         for (part, outcome) in in_flight.parts.iter().zip(outcomes) {
             if part.token.is_some() && outcome.is_applied() {
-                self.send_held(part.request, effects);
+                self.queueing().send_held(part.request);
             }
             let failure = match outcome {
                 TokenOutcome::Applied => {
-                    self.requests.applied(part, effects);
+                    self.writes.applied(part, self.turn.effects);
                     continue;
                 }
                 TokenOutcome::Replayed => {
-                    self.requests.replayed(part, effects);
+                    self.writes.replayed(part, self.turn.effects);
                     continue;
                 }
                 TokenOutcome::Reused => Failure::TokenReused,
                 TokenOutcome::TooOld => Failure::TokenTooOld,
                 TokenOutcome::Quota => Failure::TokenQuota,
             };
-            self.requests.part_failed(part, failure, effects);
+            self.writes.part_failed(part, failure, self.turn.effects);
         }
     }
 
-    fn decided(&mut self, shard: ShardId, failure: Failure, effects: &mut Vec<Effect>) {
-        if let Some(in_flight) = self.take_decided(shard) {
-            self.fail_all(&in_flight, failure, effects);
+    fn decided(&mut self, shard: ShardId, failure: Failure) {
+        if let Some(in_flight) = self.take(shard, ShardQueue::take_decided) {
+            self.fail_all(&in_flight, failure);
         }
-    }
-
-    /// Takes the batch, which apply has decided: its number is used up.
-    fn take_decided(&mut self, shard: ShardId) -> Option<InFlightBatch> {
-        let in_flight = self.take_in_flight(shard)?;
-        let queue = self.queues.get_mut(&shard)?;
-        queue.decided(&in_flight.batch);
-        queue.refusals = 0;
-        queue.overloaded = false;
-        Some(in_flight)
     }
 
     // ---- this send had no effect ---------------------------------------------------------------
@@ -158,41 +142,31 @@ impl Batcher {
     /// Handles "out of order", which is a bug: with one batch in flight at a time, its number
     /// always follows. The whole session is inconsistent with the state of some shard, so nothing
     /// new is sent in it to any shard.
-    fn out_of_order(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
-        let Some(in_flight) = self.end_session(shard, "order", effects) else { return };
-        if self.present == Some(in_flight.batch.session) {
-            self.present = None;
-        }
-        self.fail_all(&in_flight, Failure::SessionAbandoned, effects);
+    fn out_of_order(&mut self, shard: ShardId) {
+        let Some(in_flight) = self.end_session(shard, "order") else { return };
+        self.sessions.give_up(in_flight.batch.session);
+        self.fail_all(&in_flight, Failure::SessionAbandoned);
     }
 
     /// Handles an expired session, whose key was gone for long. Other shards may still know the
     /// session: they go on with it until there is another.
-    fn expired(&mut self, shard: ShardId, effects: &mut Vec<Effect>) {
-        let Some(in_flight) = self.end_session(shard, "expired", effects) else { return };
-        let planted = self.settings.planted;
+    fn expired(&mut self, shard: ShardId) {
+        let Some(in_flight) = self.end_session(shard, "expired") else { return };
+        let planted = self.turn.settings.planted;
         if in_flight.all_sends_rejected(planted) || Planted::ExpiredIsDefinite.is_in(planted) {
-            self.requeue_or_fail(shard, in_flight, AfterReject::Wait, effects);
+            self.requeue_or_fail(shard, in_flight, AfterReject::Wait);
         } else {
-            self.fail_all(&in_flight, Failure::SessionExpired, effects);
+            self.fail_all(&in_flight, Failure::SessionExpired);
         }
     }
 
     /// Sends nothing more to the shard in the session of the batch in flight. Takes the batch, and
     /// requests another session if it was the present one.
-    fn end_session(
-        &mut self,
-        shard: ShardId,
-        reason: &'static str,
-        effects: &mut Vec<Effect>,
-    ) -> Option<InFlightBatch> {
-        self.counts.refused(reason);
-        let in_flight = self.take_in_flight(shard)?;
-        let session = Some(in_flight.batch.session);
-        self.queues.get_mut(&shard)?.ended = session;
-        if self.present == session && self.abandoned != session {
-            self.abandoned = session;
-            effects.push(Effect::AbandonSession(in_flight.batch.session));
+    fn end_session(&mut self, shard: ShardId, reason: &'static str) -> Option<InFlightBatch> {
+        self.turn.counts.refused(reason);
+        let in_flight = self.take(shard, ShardQueue::end_session)?;
+        if self.sessions.abandon(in_flight.batch.session) {
+            self.turn.effects.push(Effect::AbandonSession(in_flight.batch.session));
         }
         Some(in_flight)
     }
@@ -202,9 +176,8 @@ impl Batcher {
         shard: ShardId,
         send: BatchSend,
         refusal: Refusal,
-        effects: &mut Vec<Effect>,
-    ) {
-        self.counts.refused(refusal.label());
+    ) -> Option<ShardRecord> {
+        self.turn.counts.refused(refusal.label());
         let then = match &refusal {
             Refusal::NotPrimary(_) | Refusal::NoSuchShard | Refusal::Damaged | Refusal::Stale => {
                 AfterReject::Wait
@@ -217,104 +190,81 @@ impl Batcher {
             Refusal::TooLarge => AfterReject::Fail(Failure::TooLarge),
         };
         self.hold_back(shard, send, &refusal);
-        let queue = self.queues.get_mut(&shard);
-        let in_flight = queue.and_then(|queue| queue.in_flight.as_ref());
-        let rejected = in_flight.is_some_and(|out| out.all_sends_rejected(self.settings.planted));
-        if rejected && let Some(in_flight) = self.take_in_flight(shard) {
-            self.requeue_or_fail(shard, in_flight, then, effects);
+        let planted = self.turn.settings.planted;
+        let in_flight = self.queues.in_flight(shard);
+        if in_flight.is_some_and(|out| out.all_sends_rejected(planted))
+            && let Some(in_flight) = self.take(shard, ShardQueue::take_in_flight)
+        {
+            self.requeue_or_fail(shard, in_flight, then);
         }
-        if let Refusal::NotPrimary(Some(record)) = refusal {
-            self.learn(*record);
+        match refusal {
+            Refusal::NotPrimary(hint) => hint.map(|record| *record),
+            _ => None,
         }
     }
 
-    /// Sets the time of the next attempt. An answer to an earlier send, from a former primary,
-    /// delays nothing.
     fn hold_back(&mut self, shard: ShardId, send: BatchSend, refusal: &Refusal) {
-        let Some(queue) = self.queues.get_mut(&shard) else { return };
-        if !queue.in_flight.as_ref().is_some_and(|in_flight| in_flight.is_last(send)) {
-            return;
+        let (now, timing) = (self.turn.now, &self.turn.settings.timing);
+        let held = self.queues.change(shard, |queue| queue.hold_back(now, send, refusal, timing));
+        if held == Some(true) {
+            let state = match refusal {
+                Refusal::Frozen => ShardAvailability::Frozen,
+                _ => ShardAvailability::Open,
+            };
+            self.note_state(send.conn, shard, state);
         }
-        queue.overloaded = matches!(refusal, Refusal::Overloaded);
-        let after_ms = match refusal {
-            Refusal::NotPrimary(_) | Refusal::NoSuchShard | Refusal::Damaged | Refusal::Stale => {
-                queue.refusals += 1;
-                self.settings.timing.backoff_ms(queue.refusals)
-            }
-            Refusal::Overloaded | Refusal::NoSpace | Refusal::TooLarge => {
-                self.settings.timing.overloaded_ms
-            }
-            Refusal::Frozen => 0,
-        };
-        queue.retry_at = self.now.plus_ms(after_ms);
-        let state = match refusal {
-            Refusal::Frozen => ShardAvailability::Frozen,
-            _ => ShardAvailability::Open,
-        };
-        self.note_state(send.conn, shard, state);
     }
 
     /// Puts the operations of a rejected batch back to where they were before it was sealed, or
     /// fails them. Operations of requests that were answered already are not sent again.
-    fn requeue_or_fail(
-        &mut self,
-        shard: ShardId,
-        in_flight: InFlightBatch,
-        then: AfterReject,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn requeue_or_fail(&mut self, shard: ShardId, in_flight: InFlightBatch, then: AfterReject) {
         match then {
             // The batch was empty, to get the time for operations that wait: they can't be sent
             // either.
             AfterReject::Fail(failure) if in_flight.parts.is_empty() => {
-                self.fail_waiting(shard, failure, effects);
+                self.queueing().fail_waiting(shard, failure);
             }
-            AfterReject::Fail(failure) => self.fail_all(&in_flight, failure, effects),
+            AfterReject::Fail(failure) => self.fail_all(&in_flight, failure),
             AfterReject::Wait => {
                 let mut parts = in_flight.parts;
-                parts.retain(|part| self.requests.is_open(part.request));
-                self.bytes += parts.iter().map(|part| part.bytes).sum::<usize>();
-                if let Some(queue) = self.queues.get_mut(&shard) {
-                    queue.push_front(parts);
-                }
+                parts.retain(|part| self.writes.is_open(part.request));
+                self.queues.change(shard, |queue| queue.push_front(parts));
             }
         }
     }
 
     // ---- helpers -------------------------------------------------------------------------------
 
-    /// Takes the batch away from its shard: it is not sent any more.
-    fn take_in_flight(&mut self, shard: ShardId) -> Option<InFlightBatch> {
-        let in_flight = self.queues.get_mut(&shard)?.in_flight.take()?;
-        self.in_flight -= 1;
-        self.bytes -= in_flight.bytes();
+    /// Takes the batch in flight away from its shard, and gives back the room that its open sends
+    /// took on their connections.
+    fn take(
+        &mut self,
+        shard: ShardId,
+        take: fn(&mut ShardQueue) -> Option<InFlightBatch>,
+    ) -> Option<InFlightBatch> {
+        let in_flight = self.queues.change(shard, take).flatten()?;
         for conn in in_flight.open_on() {
-            if let Some(connection) = self.router.connection_mut(conn) {
+            if let Some(connection) = self.routes.router.connection_mut(conn) {
                 connection.bytes -= in_flight.batch.payload.len();
-                self.touched.insert(conn);
+                self.turn.agenda.connections.insert(conn);
             }
         }
         Some(in_flight)
     }
 
-    pub(super) fn fail_all(
-        &mut self,
-        in_flight: &InFlightBatch,
-        failure: Failure,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn fail_all(&mut self, in_flight: &InFlightBatch, failure: Failure) {
         for part in &in_flight.parts {
-            self.requests.part_failed(part, failure, effects);
+            self.writes.part_failed(part, failure, self.turn.effects);
         }
     }
 
-    fn note_state(&mut self, conn: Conn, shard: ShardId, state: ShardAvailability) {
-        let Some(connection) = self.router.connection_mut(conn) else { return };
-        let frozen_ms = self.settings.timing.frozen_ms;
-        match state {
-            ShardAvailability::Frozen => connection.note_frozen(shard, self.now.plus_ms(frozen_ms)),
-            ShardAvailability::Open => connection.clear_frozen(shard),
+    fn queueing(&mut self) -> Queueing<'_> {
+        Queueing {
+            turn: self.turn.reborrow(),
+            sessions: self.sessions,
+            routes: self.routes,
+            queues: self.queues,
+            writes: self.writes,
         }
-        self.due.insert(shard);
     }
 }

@@ -12,8 +12,8 @@
 use std::collections::BTreeMap;
 
 use super::read_queue::{ReadPart, ReadQueue, ReadTarget, StalenessBound};
+use super::routes::Routes;
 use crate::ids::{Now, ShardId, StoreId};
-use crate::router::Router;
 use crate::shard_record::ShardRecord;
 
 /// A part that a follower has answered.
@@ -49,7 +49,7 @@ impl DatedPart {
 pub(super) fn choose(
     bound: &StalenessBound,
     record: &ShardRecord,
-    router: &Router,
+    routes: &Routes,
     queues: &BTreeMap<ReadTarget, ReadQueue>,
     number: usize,
     now: Now,
@@ -59,7 +59,8 @@ pub(super) fn choose(
     let mut followers: Vec<StoreId> = record.isr.iter().filter(follower).copied().collect();
     let first = number % followers.len().max(1);
     followers.rotate_left(first);
-    followers.retain(|store| !bound.tried.contains(store) && router.to_store(*store).is_some());
+    followers
+        .retain(|store| !bound.tried.contains(store) && routes.router.to_store(*store).is_some());
     let avoided = |store: &StoreId| {
         let queue = queues.get(&ReadTarget { shard, follower: Some(*store) });
         queue.is_some_and(|queue| queue.avoided_until > now)

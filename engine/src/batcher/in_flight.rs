@@ -32,6 +32,7 @@ pub(super) struct BatchSend {
 pub(super) struct InFlightBatch {
     pub batch: Batch,
     pub parts: VecDeque<RequestPart>,
+    bytes: usize,
     /// The number of ops in the payload.
     entries: usize,
     /// The number of ops that ask for a value.
@@ -51,7 +52,8 @@ impl InFlightBatch {
         entries: usize,
         values: usize,
     ) -> Self {
-        Self { batch, parts, entries, values, open: Vec::new(), cut: false, last: None }
+        let bytes = parts.iter().map(|part| part.bytes).sum();
+        Self { batch, parts, bytes, entries, values, open: Vec::new(), cut: false, last: None }
     }
 
     /// Returns whether the batch should be sent to this primary: it was not yet sent under this
@@ -108,8 +110,9 @@ impl InFlightBatch {
         self.entries
     }
 
+    /// The memory of its operations, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        self.parts.iter().map(|part| part.bytes).sum()
+        self.bytes
     }
 
     /// The outcome of each part, given the outcomes of those with a token. Returns `None` if there

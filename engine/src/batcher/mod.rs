@@ -24,43 +24,62 @@
 //! operations go back to the queue or fail, and its number is free for other bytes. A closed
 //! connection or a time-out is not an answer.
 //!
-//! The modules: [`writes`] splits and admits requests; a [`part`] is what a request has in one
-//! shard, and [`queue`] holds one shard's parts; [`seal`] makes a batch of them; [`sends`] ends the
-//! turn; [`answers`] handles the replies of nodes; [`in_flight`] decides whether a batch is
-//! rejected; [`requests`] and [`reads`] hold the requests that wait; [`bounded`] chooses the
-//! follower for a bounded-stale read and computes the age of its answer.
+//! The modules: a part owns its state, and what takes several parts borrows them by name.
+//!
+//! | part | what it owns |
+//! |---|---|
+//! | [`writes`] | the intake of requests: their numbers, and the buffers to split them |
+//! | [`session`] | the session for new batches |
+//! | [`routes`] | the shard map, and the connections to nodes |
+//! | [`shard_queues`] | all operations that wait or are in flight; a [`queue`] per shard |
+//! | [`requests`] | the writes that wait for their answer |
+//! | [`reads`] | the reads that do |
+//! | [`agenda`] | the shards and connections to review when the turn ends |
+//!
+//! [`queueing`] admits operations, moves and expires them; [`sends`] packs batches; [`answers`]
+//! handles those of nodes. A [`part`] is what a request has in one shard; [`seal`] makes a batch of
+//! parts, and [`in_flight`] decides whether it is rejected; [`bounded`] chooses the follower for a
+//! bounded-stale read, and computes the age of its answer.
 
+mod agenda;
 mod answers;
 mod bounded;
 mod in_flight;
 mod outcome;
 mod part;
 mod queue;
+mod queueing;
 mod read_queue;
 mod reads;
 mod requests;
+mod routes;
 mod seal;
 mod sends;
+mod session;
+mod shard_queues;
 mod writes;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
-
+use self::agenda::TurnAgenda;
+use self::answers::Answering;
 use self::queue::ShardQueue;
+use self::queueing::Queueing;
 use self::reads::PendingReads;
 use self::requests::PendingWrites;
-use self::seal::Sealer;
-use self::writes::Splitter;
+use self::routes::Routes;
+use self::sends::Sending;
+use self::session::BatchSessions;
+use self::shard_queues::ShardQueues;
+use self::writes::RequestIntake;
 use crate::batch::{BATCH_BYTES_LIMIT, BATCH_BYTES_MAX, BATCH_OPS_MAX};
 use crate::idempotency::ClientToken;
-use crate::ids::{Conn, Now, SessionId, ShardId, StoreBoot, StoreId, TimeMs};
+use crate::ids::{Conn, Now, SessionId, StoreBoot, StoreId, TimeMs};
 use crate::key::CounterKey;
 use crate::message::{GatewayMessage, HealthReport, NodeReply, REFUSAL_LABELS};
 use crate::ops::Op;
 use crate::planted::Planted;
-use crate::router::Router;
 use crate::shard_map::ShardMap;
 use crate::shard_record::ShardRecord;
 
@@ -336,132 +355,113 @@ impl Counts {
     }
 }
 
-/// The object to review when a timer fires. A superfluous timer does no harm.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-enum BatcherTimer {
-    Shard(ShardId),
-    Connection(Conn),
-}
-
 /// The state machine of one gateway worker. See the module.
 #[derive(Clone, Debug)]
 pub struct Batcher {
     settings: Settings,
-    now: Now,
-    stopping: bool,
-    last_request: u64,
-
-    map: ShardMap,
-    router: Router,
-    /// The session whose key exists in etcd.
-    session: Option<SessionId>,
-    /// The session for new batches: the last one whose key existed, unless it was given up.
-    present: Option<SessionId>,
-    /// The session that was given up last.
-    abandoned: Option<SessionId>,
-
-    /// The newest time of any shard, and when the answer with it came.
-    newest: Option<(TimeMs, Now)>,
-    queues: BTreeMap<ShardId, ShardQueue>,
-    requests: PendingWrites,
-    reads: PendingReads,
-    /// The number of batches in flight.
-    in_flight: usize,
-    /// The memory of all operations that wait or are in flight, in bytes.
-    bytes: usize,
-
-    /// Shards that something has happened to since the last turn ended.
-    due: BTreeSet<ShardId>,
-    /// Connections that something has happened to since the last turn ended.
-    touched: BTreeSet<Conn>,
-    timers: BTreeSet<(Now, BatcherTimer)>,
-
-    splitter: Splitter,
-    sealer: Sealer,
     counts: Counts,
+    agenda: TurnAgenda,
+    intake: RequestIntake,
+    sessions: BatchSessions,
+    routes: Routes,
+    queues: ShardQueues,
+    writes: PendingWrites,
+    reads: PendingReads,
+}
+
+/// The inputs and outputs of one call of `handle`, which every part may use.
+struct BatcherTurn<'a> {
+    now: Now,
+    settings: &'a Settings,
+    counts: &'a mut Counts,
+    agenda: &'a mut TurnAgenda,
+    effects: &'a mut Vec<Effect>,
+}
+
+impl BatcherTurn<'_> {
+    fn reborrow(&mut self) -> BatcherTurn<'_> {
+        BatcherTurn { counts: self.counts, agenda: self.agenda, effects: self.effects, ..*self }
+    }
 }
 
 impl Batcher {
     /// A batcher without a shard map, a session and connections.
     pub fn new(settings: Settings) -> Self {
-        let reads = PendingReads::new(&settings);
         Self {
-            sealer: Sealer::new(match Planted::BatchUnlimited.is_in(settings.planted) {
-                true => BatchSizes::default(),
-                false => settings.sizes,
-            }),
-            settings,
-            now: Now(0),
-            stopping: false,
-            last_request: 0,
-            map: ShardMap::default(),
-            router: Router::default(),
-            session: None,
-            present: None,
-            newest: None,
-            abandoned: None,
-            queues: BTreeMap::new(),
-            requests: PendingWrites::default(),
-            reads,
-            in_flight: 0,
-            bytes: 0,
-            due: BTreeSet::new(),
-            touched: BTreeSet::new(),
-            timers: BTreeSet::new(),
-            splitter: Splitter::default(),
             counts: Counts::default(),
+            agenda: TurnAgenda::default(),
+            intake: RequestIntake::default(),
+            sessions: BatchSessions::default(),
+            routes: Routes::default(),
+            queues: ShardQueues::new(&settings),
+            writes: PendingWrites::default(),
+            reads: PendingReads::new(&settings),
+            settings,
         }
     }
 
     /// Handles one event, and appends the effects that follow from it.
     pub fn handle(&mut self, now: Now, event: Event, effects: &mut Vec<Effect>) {
-        self.now = now;
         match event {
             Event::Write { request, ops, token, deadline } => {
-                self.on_write(request, ops, token, deadline, effects);
+                let (intake, mut queueing) = self.intake(now, effects);
+                intake.on_write(&mut queueing, request, ops, token, deadline);
             }
             Event::Read { request, keys, max_staleness_ms, deadline } => {
                 self.on_read(request, keys, max_staleness_ms, deadline, effects);
             }
-            Event::Session(session) => self.on_session(session),
-            Event::ShardRecord(record) => self.learn(record),
-            Event::Connected { conn, node } => self.on_connected(conn, node),
-            Event::Closed { conn } => self.on_closed(conn),
+            Event::Session(session) => {
+                if self.sessions.register(session) {
+                    self.agenda.shards.extend(self.queues.shards());
+                }
+            }
+            Event::ShardRecord(record) => self.learn(now, record),
+            Event::Connected { conn, node } => {
+                let shards = self.routes.connected(conn, node);
+                self.agenda.shards.extend(shards.iter().copied());
+                self.reads.connected(shards);
+            }
+            Event::Closed { conn } => {
+                if self.routes.router.closed(conn).is_some() {
+                    self.agenda.shards.extend(self.queues.closed(conn));
+                    self.reads.closed(now, conn);
+                }
+            }
             Event::DialRefused { store } => self.on_dial_refused(store, effects),
-            Event::Reply { conn, reply } => self.on_reply(conn, reply, effects),
-            Event::TurnEnded => self.on_turn_ended(effects),
-            Event::Stop => self.stopping = true,
+            Event::Reply { conn, reply } => self.on_reply(now, conn, reply, effects),
+            Event::TurnEnded => self.on_turn_ended(now, effects),
+            Event::Stop => self.intake.stop(),
         }
     }
 
     /// The time at which to pass [`Event::TurnEnded`] although nothing has happened.
     pub fn next_deadline(&self) -> Option<Now> {
-        let timers = self.timers.first().map(|&(at, _)| at);
-        [self.requests.deadline(), self.reads.deadline(), timers].into_iter().flatten().min()
+        let timers = self.agenda.timers.first().map(|&(at, _)| at);
+        [self.writes.deadline(), self.reads.deadline(), timers].into_iter().flatten().min()
     }
 
     // ---- accessors -----------------------------------------------------------------------------
 
     /// The known records of the shards.
     pub fn map(&self) -> &ShardMap {
-        &self.map
+        &self.routes.map
     }
 
     /// The session whose key exists in etcd.
     pub fn session(&self) -> Option<SessionId> {
-        self.session
+        self.sessions.registered()
     }
 
     /// The reason why `/readyz` is not 200 yet, if it is not: the first of map, session,
     /// connections.
     pub fn not_ready(&self) -> Option<NotReady> {
-        if self.stopping {
+        if self.intake.is_stopping() {
             return Some(NotReady::Stopping);
         }
-        if !self.map.is_complete() {
+        if !self.map().is_complete() {
             return Some(NotReady::Map);
         }
-        if self.session.is_none() {
+        if self.session().is_none() {
             return Some(NotReady::Session);
         }
         self.unconnected().first().copied().map(NotReady::Primary)
@@ -469,30 +469,28 @@ impl Batcher {
 
     /// Primaries in the map without a connection to that very process: to be dialled.
     pub fn unconnected(&self) -> Vec<StoreBoot> {
-        let mut primaries = self.map.primaries();
-        primaries.retain(|&primary| self.router.to(primary).is_none());
-        primaries
+        self.routes.unconnected()
     }
 
     /// Returns whether no request waits and no batch is in flight.
     pub fn is_idle(&self) -> bool {
-        self.requests() == 0 && self.in_flight == 0
+        self.requests() == 0 && !self.queues.are_in_flight()
     }
 
     /// The number of requests without an answer.
     pub fn requests(&self) -> usize {
-        self.requests.len() + self.reads.len()
+        self.writes.len() + self.reads.len()
     }
 
     /// The time of the shard whose clock is furthest ahead, advanced by the time that has passed
     /// since on the monotonic clock. `None` if no answer has contained a time yet.
     pub fn shard_time(&self, now: Now) -> Option<TimeMs> {
-        self.newest.map(|(time, heard_at)| TimeMs(time.0.saturating_add(now.ms_since(heard_at))))
+        self.queues.newest_time(now)
     }
 
     /// The bytes of operations that are held, waiting and in flight.
     pub fn bytes(&self) -> usize {
-        self.bytes + self.requests.held_bytes()
+        self.queues.bytes() + self.writes.held_bytes()
     }
 
     /// The counters since the start.
@@ -500,7 +498,7 @@ impl Batcher {
         self.counts
     }
 
-    // ---- requests ------------------------------------------------------------------------------
+    // ---- events that concern several parts -----------------------------------------------------
 
     fn on_read(
         &mut self,
@@ -510,93 +508,103 @@ impl Batcher {
         deadline: Now,
         effects: &mut Vec<Effect>,
     ) {
-        self.counts_up(request);
-        let refused = if self.stopping {
-            Some(Failure::Stopping)
-        } else {
-            let full = self.reads.keys() >= self.settings.read_keys_max;
-            full.then(|| self.no_room_reason(&keys))
+        self.intake.number(request);
+        let refused = match self.intake.is_stopping() {
+            true => Some(Failure::Stopping),
+            false => self.reads.refusal(&self.settings, &self.routes, &keys),
         };
         match refused {
             Some(failure) => effects.push(Effect::ReadDone { request, result: Err(failure) }),
             None => {
-                self.reads.begin(request, keys, max_staleness_ms, deadline, &self.map, effects);
+                self.reads.begin(request, keys, max_staleness_ms, deadline, &self.routes, effects);
             }
         }
-    }
-
-    /// The reason why a read of these keys finds no room. If one of them has no reachable primary,
-    /// that is the reason: the reads before it wait for that primary, too.
-    fn no_room_reason(&self, keys: &[CounterKey]) -> Failure {
-        let has_primary = |key: &CounterKey| {
-            let record = self.map.of_slot(key.slot());
-            record.is_some_and(|record| self.router.to(record.primary).is_some())
-        };
-        if keys.iter().all(has_primary) { Failure::QueueFull } else { Failure::NoPrimary }
-    }
-
-    /// Checks that request numbers increase: parts are kept in the order of their requests.
-    fn counts_up(&mut self, request: u64) {
-        assert!(request > self.last_request, "the driver numbers requests upwards");
-        self.last_request = request;
-    }
-
-    // ---- etcd ----------------------------------------------------------------------------------
-
-    fn on_session(&mut self, session: Option<SessionId>) {
-        self.session = session;
-        if session.is_none() || session == self.abandoned {
-            return;
-        }
-        self.present = session;
-        self.due.extend(self.queues.keys());
     }
 
     /// Takes a shard's record, from etcd or from a refusal.
-    fn learn(&mut self, record: ShardRecord) {
-        if !self.map.learn(record.clone()) {
+    fn learn(&mut self, now: Now, record: ShardRecord) {
+        if !self.routes.map.learn(record.clone()) {
             return;
         }
-        let shard = record.shard();
-        if let Some(queue) = self.queues.get_mut(&shard) {
-            queue.retry_at = Now(0);
-            queue.refusals = 0;
-            self.due.insert(shard);
+        if self.queues.change(record.shard(), ShardQueue::moved).is_some() {
+            self.agenda.shards.insert(record.shard());
         }
-        self.reads.moved(self.now, &record, self.router.to(record.primary));
-    }
-
-    // ---- connections ---------------------------------------------------------------------------
-
-    fn on_connected(&mut self, conn: Conn, node: StoreBoot) {
-        self.router.connected(conn, node);
-        let led = self.map.iter().filter(|record| record.primary == node);
-        let shards: Vec<ShardId> = led.map(ShardRecord::shard).collect();
-        self.due.extend(&shards);
-        self.reads.connected(shards);
-    }
-
-    fn on_closed(&mut self, conn: Conn) {
-        if self.router.closed(conn).is_none() {
-            return;
-        }
-        for (&shard, queue) in &mut self.queues {
-            let cut = queue.in_flight.as_mut().is_some_and(|in_flight| in_flight.closed(conn));
-            let was_queued = queue.queued_on.take_if(|at| *at == conn).is_some();
-            if cut || was_queued {
-                self.due.insert(shard);
-            }
-        }
-        self.reads.closed(self.now, conn);
+        self.reads.moved(now, &record, self.routes.router.to(record.primary));
     }
 
     /// Reports the store to the coordinator, which probes it itself before it acts.
     fn on_dial_refused(&mut self, store: StoreId, effects: &mut Vec<Effect>) {
-        if self.map.iter().any(|record| record.primary.store == store) {
-            effects.push(Effect::Report(HealthReport {
-                silent: vec![store],
-                ..HealthReport::default()
-            }));
+        if self.routes.map.iter().any(|record| record.primary.store == store) {
+            let report = HealthReport { silent: vec![store], ..HealthReport::default() };
+            effects.push(Effect::Report(report));
         }
+    }
+
+    fn on_reply(&mut self, now: Now, conn: Conn, reply: NodeReply, effects: &mut Vec<Effect>) {
+        // Nothing from a closed connection is handled.
+        if self.routes.router.connection(conn).is_none() {
+            return;
+        }
+        let record = match reply {
+            NodeReply::Answer { message, slots, session, batch_seq, answer } => {
+                let number = (session, batch_seq);
+                self.answering(now, effects).on_answer((conn, message), slots, number, answer)
+            }
+            NodeReply::ShardState { slots, state } => {
+                self.answering(now, effects).note_state(conn, slots.shard(), state);
+                None
+            }
+            NodeReply::Read { id, result } => self.reads.answered(now, conn, id, result, effects),
+        };
+        if let Some(record) = record {
+            self.learn(now, record);
+        }
+    }
+
+    fn on_turn_ended(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        self.queueing(now, effects).expire_late();
+        self.agenda.fire_timers(now);
+        self.review_shards(now, effects);
+        // Operations that were rerouted are due again, in another shard.
+        self.review_shards(now, effects);
+        for conn in std::mem::take(&mut self.agenda.connections) {
+            self.sending(now, effects).pack(conn);
+        }
+        self.reads.turn_ended(now, &self.routes, effects);
+    }
+
+    fn review_shards(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        for shard in std::mem::take(&mut self.agenda.shards) {
+            self.queueing(now, effects).review(shard);
+            self.sending(now, effects).queue_shard(shard);
+        }
+    }
+
+    // ---- what is lent --------------------------------------------------------------------------
+
+    fn intake<'a>(
+        &'a mut self,
+        now: Now,
+        effects: &'a mut Vec<Effect>,
+    ) -> (&'a mut RequestIntake, Queueing<'a>) {
+        let Self { settings, counts, agenda, intake, sessions, routes, queues, writes, .. } = self;
+        let turn = BatcherTurn { now, settings, counts, agenda, effects };
+        (intake, Queueing { turn, sessions, routes, queues, writes })
+    }
+
+    fn queueing<'a>(&'a mut self, now: Now, effects: &'a mut Vec<Effect>) -> Queueing<'a> {
+        self.intake(now, effects).1
+    }
+
+    fn sending<'a>(&'a mut self, now: Now, effects: &'a mut Vec<Effect>) -> Sending<'a> {
+        let Self { settings, counts, agenda, sessions, routes, queues, .. } = self;
+        let turn = BatcherTurn { now, settings, counts, agenda, effects };
+        Sending { turn, sessions, routes, queues }
+    }
+
+    fn answering<'a>(&'a mut self, now: Now, effects: &'a mut Vec<Effect>) -> Answering<'a> {
+        let Self { settings, counts, agenda, sessions, routes, queues, writes, .. } = self;
+        let turn = BatcherTurn { now, settings, counts, agenda, effects };
+        Answering { turn, sessions, routes, queues, writes }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::idempotency::{IssueTime, Tag};
-use crate::ids::{Now, TimeMs};
+use crate::ids::{Now, Slot, TimeMs};
 use crate::memory;
 use crate::ops::Op;
 
@@ -22,6 +22,11 @@ pub(super) struct QueuedOp {
 /// The index of an operation that adds nothing and carries a token to its home. It is not one of
 /// the client's.
 pub(super) const HOME: u32 = u32::MAX;
+
+/// The slot, from the upper half of a counter's hash.
+pub(super) fn slot_of(hash: u64) -> Slot {
+    Slot((hash >> 48) as u16)
+}
 
 impl QueuedOp {
     /// The memory that the operation takes, in bytes.

@@ -7,38 +7,39 @@
 
 use std::collections::VecDeque;
 
-use super::BatchSizes;
-use super::in_flight::InFlightBatch;
+use super::in_flight::{BatchSend, InFlightBatch};
 use super::part::{PartToken, QueuedOp, RequestPart, range_of};
 use super::seal::Sealer;
+use super::{BatcherTiming, Settings};
 use crate::batch::{Batch, Codec};
-use crate::ids::{BatchSeq, Conn, Now, SessionId, Slots, TimeMs};
+use crate::ids::{BatchSeq, Conn, Epoch, Now, SessionId, Slots, TimeMs};
+use crate::message::Refusal;
 
 /// The queue of one shard. See the module.
 #[derive(Clone, Debug)]
 pub(super) struct ShardQueue {
     /// The slots that the shard had when the queue was made: batches are sealed for them.
-    pub slots: Slots,
-    pub waiting: VecDeque<RequestPart>,
-    pub waiting_ops: usize,
-    pub waiting_bytes: usize,
+    slots: Slots,
+    waiting: VecDeque<RequestPart>,
+    waiting_ops: usize,
+    waiting_bytes: usize,
     /// The arrival of the first part that waits.
-    pub since: Now,
-    pub in_flight: Option<InFlightBatch>,
+    since: Now,
+    in_flight: Option<InFlightBatch>,
     /// The shard's time from an answer, and when the answer came.
     known_time: Option<(TimeMs, Now)>,
     /// The session of the last batch, and its last number that was decided.
     numbering: (SessionId, BatchSeq),
     /// A session that has expired in the shard, or was given up: no new batch is made in it.
-    pub ended: Option<SessionId>,
+    ended: Option<SessionId>,
     /// Nothing is sent before this time.
-    pub retry_at: Now,
+    retry_at: Now,
     /// The number of consecutive refusals under the same record.
-    pub refusals: u32,
+    refusals: u32,
     /// The last send was refused because the primary was overloaded.
-    pub overloaded: bool,
+    overloaded: bool,
     /// The connection in whose send queue the shard is.
-    pub queued_on: Option<Conn>,
+    queued_on: Option<Conn>,
 }
 
 impl ShardQueue {
@@ -59,6 +60,36 @@ impl ShardQueue {
             queued_on: None,
         }
     }
+
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
+    /// The memory of all operations that wait or are in flight.
+    pub(super) fn bytes(&self) -> usize {
+        self.waiting_bytes + self.in_flight.as_ref().map_or(0, InFlightBatch::bytes)
+    }
+
+    pub(super) fn in_flight(&self) -> Option<&InFlightBatch> {
+        self.in_flight.as_ref()
+    }
+
+    /// A session that has expired in the shard, or was given up.
+    pub(super) fn ended(&self) -> Option<SessionId> {
+        self.ended
+    }
+
+    /// Returns whether the present primary has refused the last batch.
+    pub(super) fn is_refused(&self) -> bool {
+        self.refusals > 0
+    }
+
+    /// Returns whether the last send was refused because the primary was overloaded.
+    pub(super) fn is_overloaded(&self) -> bool {
+        self.overloaded
+    }
+
+    // ---- waiting operations --------------------------------------------------------------------
 
     /// Adds a part behind those of its own and of earlier requests. A part that was held may find
     /// later requests here.
@@ -123,6 +154,16 @@ impl ShardQueue {
         std::mem::take(&mut self.waiting)
     }
 
+    /// Takes out everything that waits if the shard has other slots by now, which later batches are
+    /// sealed for. The batch in flight stays as it is, and is settled under its old slots.
+    pub(super) fn take_misplaced(&mut self, slots: Slots) -> VecDeque<RequestPart> {
+        if self.slots == slots || self.in_flight.is_some() {
+            return VecDeque::new();
+        }
+        self.slots = slots;
+        self.take_waiting()
+    }
+
     /// Takes out the waiting parts of one request.
     pub(super) fn take_request(&mut self, request: u64) -> Vec<RequestPart> {
         let range = range_of(&self.waiting, request);
@@ -148,9 +189,38 @@ impl ShardQueue {
         }
     }
 
-    /// Returns whether a full batch waits, so that more waiting gains nothing.
-    pub(super) fn fills_a_batch(&self, sizes: &BatchSizes) -> bool {
-        self.waiting_ops >= sizes.batch_ops_max || self.waiting_bytes >= sizes.batch_bytes_max
+    // ---- sending -------------------------------------------------------------------------------
+
+    /// The time from which the shard may send to this primary; `None` if it has nothing to send.
+    /// `session`: the one for a new batch.
+    pub(super) fn sends_at(
+        &self,
+        (conn, epoch): (Conn, Epoch),
+        session: Option<SessionId>,
+        settings: &Settings,
+    ) -> Option<Now> {
+        if let Some(in_flight) = &self.in_flight {
+            return in_flight.is_due(conn, epoch).then_some(self.retry_at);
+        }
+        if self.waiting.is_empty() || session.is_none() {
+            return None;
+        }
+        // More waiting gains nothing once a full batch waits.
+        let full = self.waiting_ops >= settings.sizes.batch_ops_max
+            || self.waiting_bytes >= settings.sizes.batch_bytes_max;
+        let lingers = Now(self.since.0.saturating_add(settings.linger_us));
+        Some(if full { self.retry_at } else { self.retry_at.max(lingers) })
+    }
+
+    /// Notes that the shard is in the send queue of this connection. Returns whether it was not.
+    pub(super) fn queue_on(&mut self, conn: Conn) -> bool {
+        self.queued_on.replace(conn) != Some(conn)
+    }
+
+    /// Notes that the shard has left the send queue of a connection. Returns whether it was there:
+    /// since then it may have joined another.
+    pub(super) fn unqueue(&mut self, conn: Conn) -> bool {
+        self.queued_on.take_if(|at| *at == conn).is_some()
     }
 
     /// Makes a batch of the operations that wait. Its number follows the last one that was decided:
@@ -177,10 +247,95 @@ impl ShardQueue {
         ))
     }
 
-    /// Notes that apply has decided the batch that was in flight.
-    pub(super) fn decided(&mut self, batch: &Batch) {
+    /// Notes that the batch in flight is sent, and returns it.
+    pub(super) fn send(&mut self, send: BatchSend) -> Option<Batch> {
+        if !self.waiting.is_empty() {
+            // The rest is sent when this batch is decided.
+            self.since = Now(0);
+        }
+        let in_flight = self.in_flight.as_mut()?;
+        in_flight.sent(send);
+        Some(in_flight.batch.clone())
+    }
+
+    // ---- answers -------------------------------------------------------------------------------
+
+    /// Notes that a send of batch `number` was answered. Returns it, if it is an open one of the
+    /// batch in flight, and the bytes that it took on its connection.
+    pub(super) fn answered(
+        &mut self,
+        (conn, message): (Conn, u64),
+        slots: Slots,
+        number: (SessionId, BatchSeq),
+    ) -> Option<(BatchSend, usize)> {
+        let in_flight = self.in_flight.as_mut()?;
+        let batch = &in_flight.batch;
+        if batch.slots != slots || (batch.session, batch.batch_seq) != number {
+            return None;
+        }
+        let bytes = batch.payload.len();
+        Some((in_flight.answered(conn, message)?, bytes))
+    }
+
+    /// Notes that a connection is gone. Returns whether that changes what the shard may send.
+    pub(super) fn closed(&mut self, conn: Conn) -> bool {
+        let cut = self.in_flight.as_mut().is_some_and(|in_flight| in_flight.closed(conn));
+        let was_queued = self.unqueue(conn);
+        cut || was_queued
+    }
+
+    /// Notes that the shard's record is new: refusals under the former one delay nothing.
+    pub(super) fn moved(&mut self) {
+        self.retry_at = Now(0);
+        self.refusals = 0;
+    }
+
+    /// Sets the time of the next attempt after a refusal. Returns whether the refusal counts: an
+    /// answer to an earlier send, from a former primary, delays nothing.
+    pub(super) fn hold_back(
+        &mut self,
+        now: Now,
+        send: BatchSend,
+        refusal: &Refusal,
+        timing: &BatcherTiming,
+    ) -> bool {
+        if !self.in_flight.as_ref().is_some_and(|in_flight| in_flight.is_last(send)) {
+            return false;
+        }
+        self.overloaded = matches!(refusal, Refusal::Overloaded);
+        let after_ms = match refusal {
+            Refusal::NotPrimary(_) | Refusal::NoSuchShard | Refusal::Damaged | Refusal::Stale => {
+                self.refusals += 1;
+                timing.backoff_ms(self.refusals)
+            }
+            Refusal::Overloaded | Refusal::NoSpace | Refusal::TooLarge => timing.overloaded_ms,
+            Refusal::Frozen => 0,
+        };
+        self.retry_at = now.plus_ms(after_ms);
+        true
+    }
+
+    /// Takes the batch away: it is not sent any more.
+    pub(super) fn take_in_flight(&mut self) -> Option<InFlightBatch> {
+        self.in_flight.take()
+    }
+
+    /// Takes the batch, and makes no new one in its session.
+    pub(super) fn end_session(&mut self) -> Option<InFlightBatch> {
+        let in_flight = self.in_flight.take()?;
+        self.ended = Some(in_flight.batch.session);
+        Some(in_flight)
+    }
+
+    /// Takes the batch, which apply has decided: its number is used up.
+    pub(super) fn take_decided(&mut self) -> Option<InFlightBatch> {
+        let in_flight = self.in_flight.take()?;
+        let batch = &in_flight.batch;
         assert_eq!(self.numbering.0, batch.session, "the batch was sealed under it");
         assert_eq!(self.numbering.1.next(), batch.batch_seq, "its number follows the last");
         self.numbering = (batch.session, batch.batch_seq);
+        self.refusals = 0;
+        self.overloaded = false;
+        Some(in_flight)
     }
 }

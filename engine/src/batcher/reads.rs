@@ -11,12 +11,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::bounded::{self, DatedPart};
 use super::outcome::{Failure, ReadValues};
 use super::read_queue::{ReadPart, ReadQueue, ReadTarget, StalenessBound};
+use super::routes::Routes;
 use super::{BatcherTiming, Effect, Settings};
 use crate::ids::{Conn, Epoch, Now, ShardId};
 use crate::key::CounterKey;
 use crate::message::{GatewayMessage, ReadResult, Refusal};
-use crate::router::{Router, Window};
-use crate::shard_map::ShardMap;
+use crate::router::Window;
 use crate::shard_record::ShardRecord;
 
 /// All reads that have not been answered.
@@ -98,15 +98,31 @@ impl PendingReads {
         self.open.len()
     }
 
-    pub(super) fn keys(&self) -> usize {
-        self.keys
-    }
-
     pub(super) fn deadline(&self) -> Option<Now> {
         let deadline = self.deadlines.first().map(|&(at, _)| at);
         let timer = self.timers.first().map(|&(at, _)| at);
         let silent = self.silent.first().map(|&(at, _)| at);
         [deadline, timer, silent].into_iter().flatten().min()
+    }
+
+    /// The reason why there is no room for a read of these keys; `None` if there is. If one of them
+    /// has no reachable primary, that is the reason: the reads before it wait for that primary,
+    /// too.
+    pub(super) fn refusal(
+        &self,
+        settings: &Settings,
+        routes: &Routes,
+        keys: &[CounterKey],
+    ) -> Option<Failure> {
+        let has_primary = |key: &CounterKey| {
+            let record = routes.map.of_slot(key.slot());
+            record.is_some_and(|record| routes.router.to(record.primary).is_some())
+        };
+        let reason = || match keys.iter().all(has_primary) {
+            true => Failure::QueueFull,
+            false => Failure::NoPrimary,
+        };
+        (self.keys >= settings.read_keys_max).then(reason)
     }
 
     /// Takes a read that was admitted. Every key must belong to a known shard, or the read fails at
@@ -117,13 +133,13 @@ impl PendingReads {
         keys: Vec<CounterKey>,
         max_staleness_ms: Option<u64>,
         deadline: Now,
-        map: &ShardMap,
+        routes: &Routes,
         effects: &mut Vec<Effect>,
     ) {
         let count = keys.len();
         let mut parts: BTreeMap<ShardId, ReadPart> = BTreeMap::new();
         for (index, key) in (0u32..).zip(keys) {
-            let Some(record) = map.of_slot(key.slot()) else {
+            let Some(record) = routes.map.of_slot(key.slot()) else {
                 return effects.push(Effect::ReadDone { request, result: Err(Failure::NoShard) });
             };
             let part = parts.entry(record.shard()).or_default();
@@ -387,20 +403,14 @@ impl PendingReads {
         self.due.extend(shards.into_iter().map(ReadTarget::primary));
     }
 
-    pub(super) fn turn_ended(
-        &mut self,
-        now: Now,
-        map: &ShardMap,
-        router: &Router,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub(super) fn turn_ended(&mut self, now: Now, routes: &Routes, effects: &mut Vec<Effect>) {
         for request in std::mem::take(&mut self.aging) {
             self.finish_aging(now, request, effects);
         }
         while let Some(&(at, request)) = self.deadlines.first()
             && at <= now
         {
-            let reason = self.late_reason(request, map, router);
+            let reason = self.late_reason(request, routes);
             self.fail(request, reason, effects);
         }
         while let Some(&(at, target)) = self.timers.first()
@@ -417,21 +427,21 @@ impl PendingReads {
                 self.next_follower(now, sent);
             }
         }
-        self.route(now, map, router);
+        self.route(now, routes);
         for target in std::mem::take(&mut self.due) {
-            self.send(now, target, map, router, effects);
+            self.send(now, target, routes, effects);
         }
     }
 
     /// Chooses for each unrouted part the node to ask next.
-    fn route(&mut self, now: Now, map: &ShardMap, router: &Router) {
+    fn route(&mut self, now: Now, routes: &Routes) {
         for (shard, request, part) in std::mem::take(&mut self.unrouted) {
             if !self.open.contains_key(&request) {
                 continue;
             }
             let choose = |bound: &StalenessBound| {
-                let record = map.get(shard)?;
-                bounded::choose(bound, record, router, &self.queues, self.number, now)
+                let record = routes.map.get(shard)?;
+                bounded::choose(bound, record, routes, &self.queues, self.number, now)
             };
             let Some(follower) = part.bound.as_ref().and_then(choose) else {
                 self.enqueue(shard, request, ReadPart { bound: None, ..part });
@@ -444,33 +454,26 @@ impl PendingReads {
     }
 
     /// The reason why a read was not answered by its deadline.
-    fn late_reason(&self, request: u64, map: &ShardMap, router: &Router) -> Failure {
+    fn late_reason(&self, request: u64, routes: &Routes) -> Failure {
         let Some(read) = self.open.get(&request) else { return Failure::Slow };
         let waits = |shard: &&ShardId| {
             let mut queues = self.queues.range(ReadTarget::all(**shard));
             queues.any(|(_, queue)| queue.waiting.contains_key(&request))
         };
         let Some(&shard) = read.shards.iter().find(waits) else { return Failure::Deadline };
-        let primary = map.get(shard).and_then(|record| router.to(record.primary));
+        let primary = routes.to_primary(shard);
         let queue = self.queues.get(&ReadTarget::primary(shard));
         let refused = queue.is_some_and(|queue| queue.refusals > 0);
         if primary.is_none() || refused { Failure::NoPrimary } else { Failure::Slow }
     }
 
     /// Sends the parts that wait, in as few messages as possible.
-    fn send(
-        &mut self,
-        now: Now,
-        target: ReadTarget,
-        map: &ShardMap,
-        router: &Router,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn send(&mut self, now: Now, target: ReadTarget, routes: &Routes, effects: &mut Vec<Effect>) {
         let Some(queue) = self.queues.get_mut(&target) else { return };
-        let Some(record) = map.get(target.shard) else { return };
+        let Some(record) = routes.map.get(target.shard) else { return };
         let conn = match target.follower {
-            None => router.to(record.primary),
-            Some(follower) => router.to_store(follower),
+            None => routes.router.to(record.primary),
+            Some(follower) => routes.router.to_store(follower),
         };
         let Some(conn) = conn else { return };
         while !queue.waiting.is_empty() {

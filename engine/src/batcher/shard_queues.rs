@@ -1,0 +1,135 @@
+//! The queues of all shards, and the memory that their operations take.
+
+use std::collections::BTreeMap;
+
+use super::in_flight::{BatchSend, InFlightBatch};
+use super::queue::ShardQueue;
+use super::routes::Routes;
+use super::seal::Sealer;
+use super::{BatchSizes, Counts, Settings};
+use crate::batch::Batch;
+use crate::ids::{Conn, Now, SessionId, ShardId, Slots, TimeMs};
+use crate::planted::Planted;
+
+/// The queue of every shard that has had operations. See the module.
+#[derive(Clone, Debug)]
+pub(super) struct ShardQueues {
+    queues: BTreeMap<ShardId, ShardQueue>,
+    /// The number of batches in flight.
+    in_flight: usize,
+    /// The memory of all operations that wait or are in flight, in bytes.
+    bytes: usize,
+    /// The newest time of any shard, and when the answer with it came.
+    newest: Option<(TimeMs, Now)>,
+    sealer: Sealer,
+}
+
+impl ShardQueues {
+    pub(super) fn new(settings: &Settings) -> Self {
+        Self {
+            queues: BTreeMap::new(),
+            in_flight: 0,
+            bytes: 0,
+            newest: None,
+            sealer: Sealer::new(match Planted::BatchUnlimited.is_in(settings.planted) {
+                true => BatchSizes::default(),
+                false => settings.sizes,
+            }),
+        }
+    }
+
+    pub(super) fn get(&self, shard: ShardId) -> Option<&ShardQueue> {
+        self.queues.get(&shard)
+    }
+
+    pub(super) fn in_flight(&self, shard: ShardId) -> Option<&InFlightBatch> {
+        self.get(shard)?.in_flight()
+    }
+
+    pub(super) fn shards(&self) -> impl ExactSizeIterator<Item = ShardId> {
+        self.queues.keys().copied()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Returns whether a batch of any shard is in flight.
+    pub(super) fn are_in_flight(&self) -> bool {
+        self.in_flight > 0
+    }
+
+    /// The time until which the primary takes no writes for the shard, as far as it has reported.
+    ///
+    /// While a batch of the shard is in flight on that connection the notice does not expire:
+    /// nothing could be sent to ask again, and operations behind that batch would wait for their
+    /// deadline instead of being refused. The batch's answer replaces the notice.
+    pub(super) fn frozen_until(&self, now: Now, routes: &Routes, shard: ShardId) -> Option<Now> {
+        let (conn, epoch) = routes.to_primary(shard)?;
+        let until = routes.router.connection(conn)?.frozen_until(shard)?;
+        let is_out = self.in_flight(shard).is_some_and(|out| !out.is_due(conn, epoch));
+        (until > now || is_out).then_some(until)
+    }
+
+    /// The time of the shard whose clock is furthest ahead, advanced by the time that has passed
+    /// since on the monotonic clock.
+    pub(super) fn newest_time(&self, now: Now) -> Option<TimeMs> {
+        self.newest.map(|(time, came_at)| TimeMs(time.0.saturating_add(now.ms_since(came_at))))
+    }
+
+    // ---- changes -------------------------------------------------------------------------------
+
+    /// Changes the queue of a shard, if there is one, and counts again what is in it.
+    pub(super) fn change<R>(
+        &mut self,
+        shard: ShardId,
+        change: impl FnOnce(&mut ShardQueue) -> R,
+    ) -> Option<R> {
+        let queue = self.queues.get_mut(&shard)?;
+        self.bytes -= queue.bytes();
+        self.in_flight -= usize::from(queue.in_flight().is_some());
+        let result = change(queue);
+        self.bytes += queue.bytes();
+        self.in_flight += usize::from(queue.in_flight().is_some());
+        Some(result)
+    }
+
+    /// Changes the queue of these slots, a new one if the shard has had no operations.
+    pub(super) fn add(&mut self, slots: Slots, change: impl FnOnce(&mut ShardQueue)) {
+        self.queues.entry(slots.shard()).or_insert_with(|| ShardQueue::new(slots));
+        self.change(slots.shard(), change);
+    }
+
+    /// Sends the batch in flight, or a new one in this session.
+    pub(super) fn send(
+        &mut self,
+        shard: ShardId,
+        session: Option<SessionId>,
+        send: BatchSend,
+        counts: &mut Counts,
+    ) -> Option<Batch> {
+        let queue = self.queues.get_mut(&shard)?;
+        if queue.in_flight().is_none() {
+            let sealed = queue.seal(session?, &mut self.sealer);
+            self.in_flight += 1;
+            counts.batches += 1;
+            counts.ops += sealed.parts.iter().map(|part| part.ops.len() as u64).sum::<u64>();
+            counts.ops_sent += sealed.entries() as u64;
+        }
+        queue.send(send)
+    }
+
+    /// Notes that a connection is gone. Returns the shards that may send something else now.
+    pub(super) fn closed(&mut self, conn: Conn) -> impl Iterator<Item = ShardId> {
+        let queues = self.queues.iter_mut();
+        queues.filter_map(move |(&shard, queue)| queue.closed(conn).then_some(shard))
+    }
+
+    /// Notes the shard's time from an answer of apply.
+    pub(super) fn note_time(&mut self, now: Now, shard: ShardId, time: TimeMs) {
+        if self.newest_time(now).is_none_or(|newest| newest <= time) {
+            self.newest = Some((time, now));
+        }
+        self.change(shard, |queue| queue.note_time(now, time));
+    }
+}
