@@ -105,22 +105,4 @@ impl Failure {
             | Self::TokenTooOld => Outcome::Unknown,
         }
     }
-
-    /// The time after which a retry is worthwhile; `None` where it would not help, or where only
-    /// the same idempotency key makes it safe.
-    pub fn retry_after_ms(self) -> Option<u64> {
-        match self {
-            Self::Overloaded | Self::QueueFull | Self::Slow => Some(50),
-            Self::NoShard | Self::NoSession | Self::NoPrimary | Self::Frozen => Some(1_000),
-            Self::NoSpace | Self::Stopping => Some(1_000),
-            // Room is freed when the oldest records expire, a few minutes apart.
-            Self::TokenQuota => Some(60_000),
-            Self::TooLarge | Self::Malformed | Self::TokenReused => None,
-            Self::Deadline
-            | Self::SessionExpired
-            | Self::SessionAbandoned
-            | Self::ResultGone
-            | Self::TokenTooOld => None,
-        }
-    }
 }
