@@ -1,9 +1,7 @@
 //! Generates load on a running cluster over HTTP, and measures its cost.
 //!
-//! [`http`] is a client that distinguishes a request of which not one byte left this process from a
-//! request whose outcome is unknown. `dkc count` and the other client commands use it, too.
-//! [`load`] is a closed loop over it, [`histogram`] records the latencies, and [`cpu`] reads the
-//! CPU time of each role from `/proc`.
+//! [`load`] is a closed loop over the connections of the crate `client`, [`histogram`] records the
+//! latencies, and [`cpu`] reads the CPU time of each role from `/proc`.
 //!
 //! A closed loop hides the waiting time of the requests that it did not send while it waited for a
 //! response (coordinated omission). So its p99 is the latency of *these* clients, not the latency
@@ -11,5 +9,4 @@
 
 pub mod cpu;
 pub mod histogram;
-pub mod http;
 pub mod load;

@@ -14,10 +14,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use client::{HttpConnection, HttpRequest, IdempotencyHeaders, Media, Url};
 use serde::Serialize;
 
 use crate::histogram::Histogram;
-use crate::http::{HttpConnection, HttpRequest, IdempotencyHeaders, Media, Url};
 
 const DEADLINE: Duration = Duration::from_secs(5);
 

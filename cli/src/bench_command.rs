@@ -12,12 +12,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bench::cpu::{MeasuredProcess, Sample};
-use bench::http::Media;
 use bench::load::{self, LoadPlan, Measured};
+use client::{DEADLINE, Gateways, Media, parse};
 use serde::Serialize;
 
-use crate::answer::parse;
-use crate::client::{self, DEADLINE, Gateways, ServerArgs};
+use crate::args::{self, ServerArgs};
 use crate::dev::cluster_file;
 use crate::exit::CommandExit;
 use crate::output;
@@ -51,7 +50,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 2)]
     warm_up: u64,
     /// Namespace of the counters
-    #[arg(long, default_value = "bench", value_parser = client::namespace)]
+    #[arg(long, default_value = "bench", value_parser = args::namespace)]
     namespace: String,
     /// The `cluster.json` of a local cluster, to measure the CPU of its roles
     #[arg(long, value_name = "FILE")]

@@ -8,12 +8,14 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use anyhow::Context;
-use bench::http::{IdempotencyHeaders, percent_encode};
+use client::{
+    CallFailure, Counter, DEADLINE, GRACE, Gateways, IdempotencyHeaders, KeyField, parse,
+    percent_encode,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::answer::{CallFailure, Counter, KeyField, parse};
-use crate::client::{self, DEADLINE, GRACE, Gateways, ServerArgs, shown};
+use crate::args::{self, ServerArgs, shown};
 use crate::exit::CommandExit;
 use crate::output;
 
@@ -21,7 +23,7 @@ use crate::output;
 #[derive(Debug, clap::Args)]
 pub(crate) struct IncrArgs {
     /// Namespace of the counter
-    #[arg(value_name = "NS", value_parser = client::namespace)]
+    #[arg(value_name = "NS", value_parser = args::namespace)]
     namespace: String,
     /// Key of the counter; may be any bytes
     key: OsString,
@@ -42,7 +44,7 @@ pub(crate) struct IncrArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct GetArgs {
     /// Namespace of the counters
-    #[arg(value_name = "NS", value_parser = client::namespace)]
+    #[arg(value_name = "NS", value_parser = args::namespace)]
     namespace: String,
     /// Keys of the counters; may be any bytes
     #[arg(required = true, value_name = "KEY")]
@@ -70,7 +72,7 @@ struct GetOutput<'a> {
 
 /// `dkc incr NS KEY [DELTA]`: prints the new value.
 pub(crate) async fn incr(args: IncrArgs) -> anyhow::Result<CommandExit> {
-    let key = match client::key(args.key, args.percent) {
+    let key = match args::key(args.key, args.percent) {
         Ok(key) => key,
         Err(why) => return usage(&why),
     };
@@ -84,7 +86,7 @@ pub(crate) async fn incr(args: IncrArgs) -> anyhow::Result<CommandExit> {
     let give_up = Duration::from_secs(args.give_up);
     let until = format!("up to {} s (--give-up)", args.give_up);
     let work = gateways.write(&path, &token, body.as_bytes(), give_up);
-    let answer = client::with_notice(&args.server.urls, &until, work).await;
+    let answer = args::with_notice(&args.server.urls, &until, work).await;
     match answer.and_then(|response| parse::<Counter>(&response)) {
         Ok(counter) if args.server.json => {
             let key = KeyField::new(&key);
@@ -111,7 +113,7 @@ struct IncrOutput<'a> {
 /// `dkc get NS KEY…`: prints the value of one counter, or a line `key<TAB>value` for each of
 /// several counters, with percent-encoded keys.
 pub(crate) async fn get(args: GetArgs) -> anyhow::Result<CommandExit> {
-    let keys = args.keys.into_iter().map(|key| client::key(key, args.percent));
+    let keys = args.keys.into_iter().map(|key| args::key(key, args.percent));
     let keys = match keys.collect::<Result<Vec<_>, _>>() {
         Ok(keys) => keys,
         Err(why) => return usage(&why),
@@ -130,7 +132,7 @@ pub(crate) async fn get(args: GetArgs) -> anyhow::Result<CommandExit> {
     let mut gateways = Gateways::new(urls);
     let until = format!("up to {} s each", (DEADLINE + GRACE).as_secs());
     let work = gateways.read(&path, Some(body.as_bytes()), DEADLINE);
-    let answer = client::with_notice(urls, &until, work).await;
+    let answer = args::with_notice(urls, &until, work).await;
     let counters = match answer.and_then(|response| parse::<GetAnswer>(&response)) {
         Ok(answer) if answer.counters.len() == keys.len() => answer.counters,
         Ok(_) => {

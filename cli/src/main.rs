@@ -2,12 +2,11 @@
 //!
 //! Each subcommand is a module with an `Args` and a function that returns a [`CommandExit`]. The
 //! client commands depend on the HTTP API of the service only, so they work with every version
-//! that implements it. [`answer`] and `bench::http` alone decide which requests may be retried.
+//! that implements it. The crate `client` alone decides which requests may be retried.
 
-mod answer;
+mod args;
 mod bench_command;
 mod check_config;
-mod client;
 mod config;
 mod count;
 mod counters;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bench::http::{HttpConnection, HttpRequest, Url};
+use client::{HttpConnection, HttpRequest, Url};
 
 use crate::exit::CommandExit;
 use crate::output;

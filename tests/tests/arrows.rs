@@ -21,12 +21,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gateway", &["engine", "metastore", "proto", "telemetry"]),
     ("storage-node", &["engine", "metastore", "proto", "telemetry"]),
     ("coordinator", &["engine", "metastore", "proto", "telemetry"]),
-    // The benchmark is a client without access to internals.
-    ("bench", &[]),
+    // Clients, and so the benchmark, have no access to internals.
+    ("client", &[]),
+    ("bench", &["client"]),
     (
         "cli",
         &[
             "bench",
+            "client",
             "coordinator",
             "engine",
             "gateway",

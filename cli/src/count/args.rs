@@ -7,13 +7,13 @@ use super::content::InputOptions;
 use super::csv::Csv;
 use super::journal;
 use super::keys::{Column, KeyExtractor, KeySource, Pattern};
-use crate::client::{self, ServerArgs};
+use crate::args::{self, ServerArgs};
 
 /// Options of `dkc count`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Namespace of the counters
-    #[arg(value_name = "NS", value_parser = client::namespace)]
+    #[arg(value_name = "NS", value_parser = args::namespace)]
     pub(super) namespace: String,
     /// Input with one key per line; `-` is stdin. Compressed input (gzip, zstd, bzip2, xz) is
     /// decompressed

@@ -9,13 +9,11 @@
 //! several lines, so each batch stores the item of every line: the outcome of an item can always be
 //! reported per line.
 
-use bench::http::Media;
+use client::{KeyField, Media};
 use hashbrown::HashTable;
 use memchr::memchr;
 use serde::Serialize;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
-
-use crate::answer::KeyField;
 
 /// A request's body stays below this and one key; the service's limit is 8 MiB.
 const BODY_BYTES_MAX: usize = 4 << 20;

@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use bench::http::IdempotencyHeaders;
+use client::{IdempotencyHeaders, fresh_id};
 use serde::{Deserialize, Serialize};
 use storage_node::folders::make_durably;
 
@@ -37,7 +37,6 @@ use super::batch::LineBatch;
 use super::lines::{LineRange, LineSet};
 use super::pending::BatchOutcome;
 use super::reasons::Reasons;
-use crate::client::fresh_id;
 
 /// One line of the file.
 #[derive(Debug, Deserialize, Serialize)]

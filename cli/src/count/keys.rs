@@ -11,7 +11,7 @@ use regex::bytes::{CaptureLocations, Regex, RegexBuilder};
 use super::batch::{LineBatchBuilder, LineFault};
 use super::content::unsupported;
 use super::csv::Csv;
-use crate::client::KEY_BYTES_MAX;
+use crate::args::KEY_BYTES_MAX;
 
 /// The maximum length of a line of which only a part is the key.
 pub(super) const LINE_BYTES_MAX: usize = 1 << 20;

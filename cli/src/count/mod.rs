@@ -59,7 +59,6 @@ use self::pending::BatchOutcome;
 use self::progress::ProgressBar;
 use self::report::{CountReport, print_report};
 use self::shared::{CountContext, StallTimer, Stop};
-use crate::client;
 use crate::exit::CommandExit;
 use crate::output;
 

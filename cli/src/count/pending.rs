@@ -11,13 +11,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bench::http::{CallError, HttpResponse, Url};
+use client::{CallError, CallFailure, HttpResponse, Url, failed_items, unanswered};
 
 use super::batch::{LineBatch, LineKind};
 use super::lines::LineSet;
 use super::reasons::Reasons;
-use crate::answer::{CallFailure, failed_items};
-use crate::client::unanswered;
 
 /// The pause before a retry if the answer has no Retry-After, or if only some items failed.
 const RETRY_AFTER: Duration = Duration::from_millis(100);

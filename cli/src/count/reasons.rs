@@ -1,11 +1,11 @@
 //! The reasons why lines were not counted: each reason once, with the number of its lines and the
 //! first of them.
 
+use client::KeyField;
 use serde::Serialize;
 
 use super::lines::LineRange;
-use crate::answer::KeyField;
-use crate::client::shown;
+use crate::args::shown;
 use crate::output::grouped;
 
 /// The maximum number of distinct reasons: the reasons of an outage repeat.

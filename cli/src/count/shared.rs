@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, atomic::AtomicBool};
 use std::time::{Duration, Instant};
 
-use bench::http::Url;
+use client::Url;
 use tokio::sync::watch;
 
 use super::journal::JournalWriter;

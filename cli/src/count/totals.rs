@@ -11,7 +11,7 @@ use super::pending::BatchOutcome;
 use super::progress::{ProgressBar, ProgressState};
 use super::report::CountReport;
 use super::shared::CountContext;
-use crate::client::{NOTICE_AFTER, names};
+use crate::args::{NOTICE_AFTER, names};
 use crate::output;
 
 /// The interval at which the progress is redrawn.

@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bench::http::{HttpConnection, HttpRequest};
+use client::{GRACE, HttpConnection, HttpRequest};
 use tokio::sync::{Mutex, mpsc};
 
 use super::journal::SendJob;
 use super::pending::{BatchOutcome, NextStep, Pending};
 use super::shared::{CountContext, Stop};
-use crate::client::GRACE;
 
 /// The deadline of a request, which is the maximum that the service allows: an earlier "unknown"
 /// would be of no use.

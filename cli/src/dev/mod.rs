@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use bench::http::Url;
+use client::Url;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 

@@ -4,9 +4,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use bench::http::{HttpConnection, HttpRequest, HttpResponse, Url};
+use client::{HttpConnection, HttpRequest, HttpResponse, Url, parse};
 
-use crate::answer::parse;
 use crate::output;
 use crate::status::ClusterInfo;
 

@@ -9,12 +9,12 @@ mod page;
 mod table;
 mod watch;
 
+use client::{DEADLINE, Gateways, parse};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 pub(crate) use self::page::ClusterInfo;
-use crate::answer::parse;
-use crate::client::{DEADLINE, Gateways, ServerArgs};
+use crate::args::ServerArgs;
 use crate::exit::CommandExit;
 use crate::output;
 

@@ -8,13 +8,13 @@ use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::time::{Duration, SystemTime};
 
+use client::Gateways;
 use serde_json::{Value, json};
 use tokio::time::MissedTickBehavior;
 
 use super::changes::changes_between;
 use super::page::ClusterInfo;
 use super::{StatusAnswer, ask, table};
-use crate::client::Gateways;
 use crate::exit::CommandExit;
 use crate::output;
 

@@ -6,20 +6,27 @@
 //! (3xx, 4xx, 501, 505), nothing was applied. Every other answer that cannot be interpreted, from a
 //! proxy's 502 to numbers that do not add up, is unknown: guessing could count twice.
 
+use std::fmt;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bench::http::HttpResponse;
 use serde::{Deserialize, Serialize};
+
+use crate::http::HttpResponse;
 
 /// The reason why a request failed, which implies whether it may have been applied nevertheless.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) enum CallFailure {
+pub enum CallFailure {
     /// The request was not applied, and a retry would be rejected, too.
     Permanent(String),
-    /// The request was not applied; a retry may succeed, not before `after`.
-    Retryable { why: String, after: Option<Duration> },
+    /// The request was not applied, and a retry may succeed.
+    Retryable {
+        /// The reason, for users.
+        why: String,
+        /// The `Retry-After` of the answer: a retry before it is of no use.
+        after: Option<Duration>,
+    },
     /// The outcome is unknown. The request may be sent again under the same token.
     Unknown(String),
     /// The token is too old: this send was not applied, and the outcome of earlier sends is no
@@ -34,18 +41,26 @@ pub(crate) enum CallFailure {
 impl CallFailure {
     /// Returns whether the shard had no room for the token's record. There is room again when older
     /// records expire.
-    pub(crate) fn is_quota(&self) -> bool {
+    pub fn is_quota(&self) -> bool {
         matches!(self, Self::Retryable { why, .. } if why.starts_with("quota"))
     }
 
     /// The reason, for users.
-    pub(crate) fn why(&self) -> &str {
+    pub fn why(&self) -> &str {
         match self {
             Self::Permanent(why) | Self::Retryable { why, .. } | Self::Unknown(why) => why,
             Self::TokenTooOld(why) | Self::TooLarge(why) | Self::NotAGateway(why) => why,
         }
     }
 }
+
+impl fmt::Display for CallFailure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.why())
+    }
+}
+
+impl std::error::Error for CallFailure {}
 
 /// The body of an error answer, or one failed item of a batch.
 #[derive(Debug, Default, Deserialize)]
@@ -92,7 +107,7 @@ impl ProblemBody {
 }
 
 /// Interprets an answer other than 200, which concerns the whole request.
-pub(crate) fn failure(response: &HttpResponse) -> CallFailure {
+pub fn failure(response: &HttpResponse) -> CallFailure {
     match serde_json::from_slice::<ProblemBody>(&response.body) {
         Ok(problem) if problem.is_from_gateway() => {
             match problem.failure(matches!(response.status, 429 | 503), response.retry_after) {
@@ -146,7 +161,7 @@ struct RejectedItem {
 
 /// Interprets the answer to a batch of `items`: returns the items that were not applied, each with
 /// its reason. Every other item was applied.
-pub(crate) fn failed_items(
+pub fn failed_items(
     response: &HttpResponse,
     items: usize,
 ) -> Result<Vec<(usize, CallFailure)>, CallFailure> {
@@ -180,7 +195,7 @@ pub(crate) fn failed_items(
 
 /// A key in JSON: text if its bytes are UTF-8, otherwise base64.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub(crate) enum KeyField {
+pub enum KeyField {
     /// A key that is UTF-8.
     #[serde(rename = "key")]
     Text(String),
@@ -191,7 +206,7 @@ pub(crate) enum KeyField {
 
 impl KeyField {
     /// Encodes a key.
-    pub(crate) fn new(key: &[u8]) -> Self {
+    pub fn new(key: &[u8]) -> Self {
         match std::str::from_utf8(key) {
             Ok(text) => Self::Text(text.to_owned()),
             Err(_) => Self::Base64(BASE64.encode(key)),
@@ -201,19 +216,19 @@ impl KeyField {
 
 /// One counter in a gateway's answer.
 #[derive(Debug, Deserialize, Serialize)]
-pub(crate) struct Counter {
+pub struct Counter {
     /// The key, if it is UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) key: Option<String>,
+    pub key: Option<String>,
     /// The base64 of the key, if it is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) key_base64: Option<String>,
+    pub key_base64: Option<String>,
     /// The value.
-    pub(crate) value: i128,
+    pub value: i128,
 }
 
 /// Parses the body of an answer, which is a failure if its status is not 200.
-pub(crate) fn parse<'a, T: Deserialize<'a>>(response: &'a HttpResponse) -> Result<T, CallFailure> {
+pub fn parse<'a, T: Deserialize<'a>>(response: &'a HttpResponse) -> Result<T, CallFailure> {
     if response.status != 200 {
         return Err(failure(response));
     }
