@@ -17,7 +17,7 @@ one `cargo test`, and adds its coverage to that result. `--list` prints every da
     .ok_or(…)?             the way out at the `?`; so of `.map_err(name)?`
     warn!( error!( bail!(  the call
     Status::name(          a gRPC status that is made
-    Exit::Name             an exit code that is chosen (also `CommandExit::`, `CoordinatorExit::`, `NodeExit::`), except `Done`
+    Exit::Name             an exit code that is chosen (also `CommandExit::`, `ProcessExit::`), except `Done`
 An arm within another dark one is not reported. Any other `?` is not an arm: it passes an error on that another arm
 creates or handles. The compiler has no counters for some arms: closures that are a constant, bodies below
 `#[async_trait]`; their number is printed.
@@ -50,7 +50,7 @@ import tempfile
 
 from rust_source import ROOT, Source
 
-CRATES = ["cli", "coordinator", "gateway", "metastore", "proto", "storage-node", "telemetry"]
+CRATES = ["cli", "coordinator", "gateway", "metastore", "process", "proto", "storage-node", "telemetry"]
 NAMED = ROOT / "tests" / "dark_arms.txt"
 BY_CHANCE = "by chance"
 # Continuous mode on Linux needs counters at an address that is known only at run time.
@@ -173,7 +173,7 @@ class Arms(Source):
         r"|(?P<named>(?:map_err|ok_or)\()"
         r"|(?P<macro>(?:warn|error|bail)!\()"
         r"|(?P<status>Status::[a-z_]+\()"
-        r"|(?P<exit>(?:Command|Coordinator|Node)?Exit::(?!Done\b)[A-Z]\w*)"
+        r"|(?P<exit>(?:Command|Process)?Exit::(?!Done\b)[A-Z]\w*)"
         r"|(?P<otherwise>else \{)"
         r")"
     )

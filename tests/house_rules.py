@@ -30,7 +30,7 @@ from anchors import anchors
 from import_cycles import unlisted
 from rust_source import ROOT, TOKEN, Source
 
-CRATES = ["engine", "proto", "metastore", "telemetry", "gateway", "storage-node", "coordinator", "cli", "client", "bench", "tests"]
+CRATES = ["engine", "proto", "metastore", "telemetry", "process", "gateway", "storage-node", "coordinator", "cli", "client", "bench", "tests"]
 
 DIALECT = re.compile(
     r"\b(nobody|somebody|whoever|whom|anew|tell|tells|told|telling|hear|hears|heard|hearing|say|says|said|saying|speak|speaks"

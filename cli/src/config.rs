@@ -299,8 +299,11 @@ mod tests {
             panic!("another role")
         };
         let options = role.options;
-        assert_eq!((options.name.as_str(), options.shards, options.lease_ttl), ("c", Some(12), 7));
-        assert_eq!(options.etcd, ["a:1", "b:2"]);
+        assert_eq!(
+            (options.name.as_str(), options.shards, options.process.lease_ttl),
+            ("c", Some(12), 7)
+        );
+        assert_eq!(options.cluster.etcd, ["a:1", "b:2"]);
         let text = all.print();
         let origin = |key: &str| {
             let line = text.lines().find(|line| line.starts_with(&format!("{key} = "))).expect(key);

@@ -12,9 +12,10 @@ use engine::ids::StoreId;
 use engine::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
 use engine::shard_record::ShardRecord;
 use metastore::{DrainIntent, Metastore, Revisioned, TxnOutcome};
+use process::ClusterOptions;
 use serde::Serialize;
 
-use crate::etcd::{EtcdArgs, is_denoted_by};
+use crate::etcd::{connect, is_denoted_by};
 use crate::exit::CommandExit;
 use crate::output;
 
@@ -33,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "undo")]
     no_wait: bool,
     #[command(flatten)]
-    etcd: EtcdArgs,
+    etcd: ClusterOptions<true>,
     /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
@@ -53,7 +54,7 @@ struct DrainReport {
 
 /// Starts or cancels a drain, and prints the state of the node.
 pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
-    let metastore = args.etcd.connect().await?;
+    let metastore = connect(&args.etcd).await?;
     let stores = metastore.list::<StoreRecord>().await?.all;
     let store = match named(&stores, &args.node)[..] {
         [store] => store,

@@ -1,34 +1,14 @@
-//! Options of the commands that access etcd directly: its endpoints and the cluster's name.
+//! The etcd of the commands that access it directly.
 
 use anyhow::Context;
 use engine::records::StoreRecord;
-use metastore::{Metastore, Revisioned, Settings};
+use metastore::{Metastore, Revisioned};
+use process::ClusterOptions;
 
-/// The etcd and the cluster that a command works on.
-#[derive(Debug, clap::Args)]
-pub(crate) struct EtcdArgs {
-    /// Endpoints of etcd
-    #[arg(
-        long,
-        env = "DKC_ETCD",
-        value_name = "HOST:PORT[,…]",
-        value_delimiter = ',',
-        default_value = "127.0.0.1:2379",
-        value_parser = metastore::endpoint
-    )]
-    etcd: Vec<String>,
-    /// Name of the cluster in etcd
-    #[arg(long, env = "DKC_CLUSTER", default_value = "dkc", value_parser = metastore::cluster_name)]
-    pub(crate) cluster: String,
-}
-
-impl EtcdArgs {
-    /// Connects to etcd; an error names the endpoints.
-    pub(crate) async fn connect(&self) -> anyhow::Result<Metastore> {
-        let settings = Settings::new(self.etcd.clone(), &self.cluster);
-        let connected = Metastore::connect(&settings).await;
-        connected.with_context(|| format!("--etcd {}", self.etcd.join(",")))
-    }
+/// Connects to the etcd that a command works on; an error names its members.
+pub(crate) async fn connect(options: &ClusterOptions<true>) -> anyhow::Result<Metastore> {
+    let connected = Metastore::connect(&options.settings()).await;
+    connected.with_context(|| format!("--etcd {}", options.etcd.join(",")))
 }
 
 /// Returns whether `node`, as an operator gave it, denotes this store: the store is not gone, and

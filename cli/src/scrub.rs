@@ -10,9 +10,10 @@ use engine::ids::{ShardId, StoreBoot};
 use engine::message::{NodeQuery, NodeQueryReply, ScrubStatus};
 use engine::records::{Meta, NodeRecord, StoreRecord};
 use metastore::Metastore;
+use process::ClusterOptions;
 use serde::Serialize;
 
-use crate::etcd::{EtcdArgs, is_denoted_by};
+use crate::etcd::{connect, is_denoted_by};
 use crate::exit::CommandExit;
 use crate::output;
 
@@ -42,7 +43,7 @@ pub(crate) struct Args {
     #[arg(long)]
     no_wait: bool,
     #[command(flatten)]
-    etcd: EtcdArgs,
+    etcd: ClusterOptions<true>,
     /// Print the result of each node as one line of JSON
     #[arg(long)]
     json: bool,
@@ -73,7 +74,7 @@ enum ScrubResult {
 
 /// Starts scrubs and prints their results.
 pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
-    let metastore = args.etcd.connect().await?;
+    let metastore = connect(&args.etcd).await?;
     let Some(meta) = metastore.get::<Meta>(&()).await? else {
         bail!("no cluster {:?}", args.etcd.cluster)
     };

@@ -17,11 +17,12 @@ use engine::message::{NodeQuery, NodeQueryReply, ReplicaStatus, RoleStatus};
 use engine::records::{LossRecord, Meta, NodeRecord, Operator, PromoteIntent, StoreRecord};
 use engine::shard_record::ShardRecord;
 use metastore::{CoordinatorRecord, Metastore, Revisioned, TxnOutcome};
+use process::ClusterOptions;
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
-use crate::etcd::{EtcdArgs, is_denoted_by};
+use crate::etcd::{connect, is_denoted_by};
 use crate::exit::CommandExit;
 use crate::output;
 
@@ -69,7 +70,7 @@ struct Promote {
     )]
     wait: u64,
     #[command(flatten)]
-    etcd: EtcdArgs,
+    etcd: ClusterOptions<true>,
     /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
@@ -109,7 +110,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
         );
         return Ok(CommandExit::Usage);
     }
-    let metastore = args.etcd.connect().await?;
+    let metastore = connect(&args.etcd).await?;
     let Some(meta) = metastore.get::<Meta>(&()).await? else {
         bail!("no cluster {:?}", args.etcd.cluster)
     };

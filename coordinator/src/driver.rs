@@ -8,17 +8,18 @@ use std::time::Duration;
 use engine::coordinator::{Coordinator, Decision, Effect, Event};
 use engine::ids::{Now, StoreBoot};
 use metastore::{Election, LeadershipChange};
+use process::ProcessExit;
 use telemetry::{CriticalTasks, Health, TaskFailures};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use crate::Options;
 use crate::decision_log::log_decisions;
 use crate::etcd::{DriverMessage, EtcdHandle};
 use crate::metrics::Gauges;
 use crate::node_directory::NodeDirectory;
 use crate::nodes::{Nodes, QueryTarget};
-use crate::{CoordinatorExit, Options};
 
 /// The parts that the loop works with.
 pub(crate) struct Driver {
@@ -37,7 +38,7 @@ pub(crate) struct Driver {
 /// The reason why the loop ended by itself.
 enum DriverExit {
     /// The process ends.
-    Exit(CoordinatorExit),
+    Exit(ProcessExit),
     /// etcd's history went back: the process stays, but does nothing more.
     WentBack,
 }
@@ -83,18 +84,18 @@ impl Driver {
         mut inbox: mpsc::Receiver<DriverMessage>,
         mut failures: TaskFailures,
         stop: impl Future<Output = ()>,
-    ) -> Result<(), CoordinatorExit> {
+    ) -> Result<(), ProcessExit> {
         tokio::pin!(stop);
         let ended = loop {
             let deadline = self.coordinator.next_deadline().map(|moment| self.state.at(moment));
             let handled = tokio::select! {
                 biased;
                 () = &mut stop => break Ok(()),
-                why = failures.next() => Err(DriverExit::Exit(CoordinatorExit::Failed(why))),
+                why = failures.next() => Err(DriverExit::Exit(ProcessExit::Failed(why))),
                 // Elections come before messages, so that a deposed leader begins nothing more.
                 change = election.next() => match change {
                     Some(change) => self.on_leadership_change(change),
-                    None => Err(DriverExit::Exit(CoordinatorExit::Failed(
+                    None => Err(DriverExit::Exit(ProcessExit::Failed(
                         "the election's task failed".into(),
                     ))),
                 },
@@ -167,7 +168,7 @@ impl Driver {
         if let Some(meta) = &self.state.directory.meta
             && let Some(difference) = self.options.difference(meta)
         {
-            return Err(DriverExit::Exit(CoordinatorExit::Usage(difference)));
+            return Err(DriverExit::Exit(ProcessExit::Usage(difference)));
         }
         let mut effects = Vec::new();
         self.coordinator.handle(self.state.now(), event, &mut effects);
@@ -204,7 +205,7 @@ impl Driver {
             Effect::StepDown { to, shard, epoch } => self.nodes.step_down(target(to), shard, epoch),
             Effect::Decision(decision) => decisions.push(decision),
             Effect::Exit { difference } => {
-                return Err(DriverExit::Exit(CoordinatorExit::Usage(difference)));
+                return Err(DriverExit::Exit(ProcessExit::Usage(difference)));
             }
         }
         Ok(())

@@ -16,7 +16,6 @@
 mod decision_log;
 mod driver;
 mod etcd;
-mod exit;
 mod metrics;
 mod node_directory;
 mod nodes;
@@ -24,6 +23,5 @@ mod options;
 mod reports;
 mod service;
 
-pub use exit::CoordinatorExit;
 pub use options::Options;
 pub use service::{run, serve};

@@ -6,18 +6,18 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::io;
 use std::time::Duration;
 
 use engine::coordinator::{Event, ProbeResult};
 use engine::ids::{Epoch, ShardId, StoreBoot, StoreId};
 use engine::message::{NodeQuery, NodeQueryReply};
+use process::{Pings, is_refused};
 use proto::wire;
 use proto::wire::control_client::ControlClient;
 use telemetry::CriticalTasks;
 use tokio::sync::mpsc;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tracing::{debug, warn};
 
 use crate::etcd::DriverMessage;
@@ -29,6 +29,10 @@ const PROBE_LIMIT: Duration = Duration::from_millis(150);
 const GATHER_LIMIT: Duration = Duration::from_millis(150);
 /// The time limit of stepping down. A primary replies once all entries in its log are on its disk.
 const STEP_DOWN_LIMIT: Duration = Duration::from_secs(1);
+
+/// A silent connection is closed, so that a node that can be reached again is not queried over the
+/// old one, whose TCP retransmissions have become rare.
+const PINGS: Pings = Pings { every: Duration::from_secs(1), timeout: Duration::from_secs(1) };
 
 /// The connections to the storage nodes.
 pub(crate) struct Nodes {
@@ -165,16 +169,7 @@ impl QueryTarget<'_> {
 /// Returns a client that connects at the first query, and again whenever the connection is gone.
 fn dial(address: &str) -> Result<ControlClient<Channel>, String> {
     let address = metastore::advertised(address)?;
-    let endpoint = Endpoint::from_shared(format!("http://{address}"));
-    let endpoint = endpoint.map_err(|error| error.to_string())?;
-    let endpoint = endpoint
-        .connect_timeout(Duration::from_secs(1))
-        .tcp_nodelay(true)
-        // A silent connection is closed, so that a node that can be reached again is not queried
-        // over the old one, whose TCP retransmissions have become rare.
-        .http2_keep_alive_interval(Duration::from_secs(1))
-        .keep_alive_timeout(Duration::from_secs(1))
-        .keep_alive_while_idle(true);
+    let endpoint = process::endpoint(&address, PINGS).map_err(|error| error.to_string())?;
     Ok(proto::limited!(ControlClient::new(endpoint.connect_lazy())))
 }
 
@@ -210,20 +205,6 @@ async fn query(
 /// query.
 fn was_cut(status: &Status) -> bool {
     status.source().is_some() && !is_refused(status)
-}
-
-/// Returns whether no process listens at the address.
-fn is_refused(status: &Status) -> bool {
-    let mut cause: Option<&(dyn Error + 'static)> = status.source();
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<io::Error>()
-            && error.kind() == io::ErrorKind::ConnectionRefused
-        {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 async fn send(messages: mpsc::Sender<DriverMessage>, event: Event) {

@@ -4,12 +4,10 @@
 //! describe the cluster, which the first leading coordinator creates once. Later they must match
 //! the cluster, or be absent.
 
-use std::net::SocketAddr;
-
 use engine::coordinator::{Flags, Settings};
 use engine::records::Meta;
+use process::{ClusterOptions, ListenOptions, ProcessExit, ProcessOptions};
 
-use crate::CoordinatorExit;
 use crate::service::connections;
 
 /// A cluster can't have more shards than slots.
@@ -29,33 +27,15 @@ pub struct Options {
     /// Name of this process, for operators
     #[arg(long, env = "DKC_NAME")]
     pub name: String,
-    /// Addresses of the etcd members, separated by commas
-    #[arg(
-        long,
-        env = "DKC_ETCD",
-        value_name = "HOST:PORT[,…]",
-        value_delimiter = ',',
-        required = true,
-        value_parser = metastore::endpoint
-    )]
-    pub etcd: Vec<String>,
-    /// Name of the cluster in etcd
-    #[arg(long, env = "DKC_CLUSTER", default_value = "dkc", value_parser = metastore::cluster_name)]
-    pub cluster: String,
-    /// Address to listen on for the reports of nodes and gateways
-    #[arg(long, env = "DKC_LISTEN", value_name = "IP:PORT", value_parser = metastore::listened)]
-    pub listen: SocketAddr,
-    /// Address that nodes and gateways dial [default: that of --listen]
-    #[arg(
-        long,
-        env = "DKC_ADVERTISE",
-        value_name = "HOST:PORT",
-        value_parser = metastore::advertised
-    )]
-    pub advertise: Option<String>,
-    /// Address to serve /livez, /readyz and /metrics on [default: off]
-    #[arg(long, env = "DKC_METRICS", value_name = "IP:PORT", value_parser = metastore::listened)]
-    pub metrics: Option<SocketAddr>,
+    /// The cluster and its etcd.
+    #[command(flatten)]
+    pub cluster: ClusterOptions<false>,
+    /// The address for nodes and gateways.
+    #[command(flatten)]
+    pub listen: ListenOptions,
+    /// The options of every role.
+    #[command(flatten)]
+    pub process: ProcessOptions,
     /// Number of shards of a new cluster [default: 24]. An existing cluster must have the same
     /// number
     #[arg(long, env = "DKC_SHARDS", value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX))]
@@ -102,34 +82,18 @@ pub struct Options {
     /// Seconds after which the copies of a dead node are created on other nodes
     #[arg(long, env = "DKC_REBUILD_DELAY", default_value_t = 600)]
     pub rebuild_delay: u64,
-    /// Lease time to live in seconds, after which a dead coordinator is replaced. Use the same
-    /// value as for the nodes
-    #[arg(
-        long,
-        env = "DKC_LEASE_TTL",
-        default_value_t = 2,
-        value_parser = clap::value_parser!(u32).range(1..=3600)
-    )]
-    pub lease_ttl: u32,
 }
 
 impl Options {
     /// Returns a warning about flags that work but are probably a mistake.
     pub fn oddity(&self) -> Option<String> {
-        let listen = self.listen.to_string();
-        let dialled = self.advertise.as_deref().unwrap_or(&listen);
-        metastore::loopback_beside(dialled, &self.etcd)
+        self.listen.oddity(&self.cluster.etcd)
     }
 
     /// Refuses invalid flags, with an error that states what is valid.
-    pub fn check(&self) -> Result<(), CoordinatorExit> {
-        let usage = |why: String| Err(CoordinatorExit::Usage(why));
-        if self.listen.ip().is_unspecified() && self.advertise.is_none() {
-            return usage(format!(
-                "--listen {}: others can't dial that address; set --advertise to one that they can",
-                self.listen
-            ));
-        }
+    pub fn check(&self) -> Result<(), ProcessExit> {
+        let usage = |why: String| Err(ProcessExit::Usage(why));
+        self.listen.check()?;
         if let (Some(replicas), Some(expected)) = (self.replicas, self.expect_nodes)
             && expected < u32::from(replicas)
         {
@@ -138,7 +102,7 @@ impl Options {
             ));
         }
         connections()?;
-        self.flags().check().map_err(CoordinatorExit::Usage)
+        self.flags().check().map_err(ProcessExit::Usage)
     }
 
     fn flags(&self) -> Flags {
@@ -156,7 +120,7 @@ impl Options {
     /// Returns the first difference between the flags and the settings of the cluster in etcd.
     pub fn difference(&self, meta: &Meta) -> Option<String> {
         let difference = self.flags().difference(meta)?;
-        let cluster = &self.cluster;
+        let cluster = &self.cluster.cluster;
         Some(format!("cluster {cluster:?}: {difference}; omit the flag to accept its setting"))
     }
 
@@ -167,7 +131,7 @@ impl Options {
             new_cluster,
             expect_nodes: self.expect_nodes,
             rebuild_delay_ms: self.rebuild_delay.saturating_mul(1_000),
-            lease_ttl_ms: u64::from(self.lease_ttl) * 1_000,
+            lease_ttl_ms: u64::from(self.process.lease_ttl) * 1_000,
             ..Settings::default()
         }
     }
@@ -218,9 +182,9 @@ mod tests {
     #[test]
     fn an_address_that_others_cannot_dial_needs_another_one() {
         let mut options = parse("").expect("good flags");
-        options.listen = "0.0.0.0:7".parse().expect("an address");
+        options.listen.listen = "0.0.0.0:7".parse().expect("an address");
         assert!(options.check().is_err());
-        options.advertise = Some("host:7".into());
+        options.listen.advertise = Some("host:7".into());
         assert!(options.check().is_ok());
     }
 

@@ -1,27 +1,26 @@
 //! The process: its listeners, its start while etcd is away, and its shutdown.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::coordinator::Coordinator;
-use metastore::{CoordinatorRecord, LeaseSettings, Metastore, RetryBackoff, Settings};
+use metastore::{CoordinatorRecord, LeaseSettings, Metastore, RetryBackoff};
+use process::{ProcessExit, StopSignals};
 use proto::wire::reports_server::{self, ReportsServer};
 use telemetry::files::{self, ConnectionLimit};
 use telemetry::{Health, Metrics};
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Builder;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::transport::Server;
 use tracing::{error, info, warn};
 
+use crate::Options;
 use crate::driver::{Driver, DriverState};
 use crate::etcd::EtcdHandle;
 use crate::metrics::Gauges;
 use crate::nodes::Nodes;
 use crate::reports::ReportService;
-use crate::{CoordinatorExit, Options};
 
 /// The capacity of the queue of messages to the driver.
 const INBOX_MAX: usize = 1_024;
@@ -35,48 +34,23 @@ const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// Runs a coordinator until a signal stops it (SIGTERM, SIGINT), and returns the exit code.
 pub fn run(options: Options) -> u8 {
-    match run_here(options) {
-        Ok(()) => {
-            info!("stopped");
-            0
-        }
-        Err(exit) => {
-            error!("{exit}");
-            exit.code()
-        }
-    }
-}
-
-fn run_here(options: Options) -> Result<(), CoordinatorExit> {
-    let failed = |error: std::io::Error| CoordinatorExit::Failed(format!("can't start: {error}"));
     // The tasks are small and mostly wait for I/O. A second thread keeps a large list from delaying
     // a probe.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(failed)?;
-    let ended = runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-        let stop = async move {
-            tokio::select! {
-                _ = terminate.recv() => info!("received SIGTERM, stopping"),
-                _ = interrupt.recv() => info!("received SIGINT, stopping"),
-            }
+    process::run(Builder::new_multi_thread().worker_threads(2), async {
+        let mut signals = StopSignals::new()?;
+        let stop = async {
+            let signal = signals.next().await;
+            info!("received {signal}, stopping");
         };
-        serve(options, stop).await
-    });
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    ended
+        serve(options, stop).await?;
+        info!("stopped");
+        Ok(())
+    })
 }
 
 /// Runs a coordinator within a runtime until `stop` is ready. An error is the reason why it ended
 /// by itself.
-pub async fn serve(
-    options: Options,
-    stop: impl Future<Output = ()>,
-) -> Result<(), CoordinatorExit> {
+pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(), ProcessExit> {
     options.check()?;
     let connections = connections()?;
     tokio::pin!(stop);
@@ -86,19 +60,15 @@ pub async fn serve(
     let mut beside = JoinSet::new();
     let health = Health::new("etcd");
     let gauges = Gauges::new();
-    if let Some(address) = options.metrics {
-        let metrics = Metrics::new(|registry| gauges.register(registry));
-        let listener = bind("--metrics", address).await?;
-        let serving = telemetry::serve(listener, health.clone(), Arc::new(metrics));
-        beside.spawn(tasks.forever("serving --metrics", serving));
-    }
-    let listener = bind("--listen", options.listen).await?;
-    let address = advertised(&options, &listener)?;
+    let metrics = Arc::new(Metrics::new(|registry| gauges.register(registry)));
+    let monitoring = process::monitoring(options.process.metrics, health.clone(), metrics).await?;
+    beside.spawn(tasks.forever("serving --metrics", monitoring));
+    let (listener, address) = options.listen.bind().await?;
     let (messages, inbox) = mpsc::channel(INBOX_MAX);
     let (led_cluster, led_cluster_now) = watch::channel(None);
     let own = [reports_server::SERVICE_NAME];
     let common = telemetry::grpc(&health, proto::DESCRIPTORS, &own).await;
-    let common = common.map_err(|error| CoordinatorExit::Failed(format!("reflection: {error}")))?;
+    let common = common.map_err(|error| ProcessExit::Failed(format!("reflection: {error}")))?;
     let reports = ReportService::new(messages.clone(), led_cluster_now);
     let reports = proto::limited!(ReportsServer::new(reports));
     let incoming = connections.incoming(listener);
@@ -111,16 +81,16 @@ pub async fn serve(
 
     let metastore = tokio::select! {
         connected = connect(&options, &health) => connected?,
-        why = failures.next() => return Err(CoordinatorExit::Failed(why)),
+        why = failures.next() => return Err(ProcessExit::Failed(why)),
         () = &mut stop => return Ok(()),
     };
     let etcd = EtcdHandle::new(metastore.clone(), messages.clone());
     beside.spawn(tasks.forever("following etcd", etcd.clone().follow()));
     beside.spawn(tasks.forever("checking etcd", etcd.clone().watch_health()));
-    let lease = LeaseSettings { ttl_s: options.lease_ttl, ..LeaseSettings::default() };
+    let lease = LeaseSettings { ttl_s: options.process.lease_ttl, ..LeaseSettings::default() };
     let election =
         metastore.stand_for_election(&CoordinatorRecord { address: address.clone() }, lease);
-    info!(address, cluster = options.cluster, "entered the election");
+    info!(address, cluster = options.cluster.cluster, "entered the election");
     let driver = Driver {
         coordinator: Coordinator::new(options.settings(fastrand::u128(1..))),
         options,
@@ -136,8 +106,8 @@ pub async fn serve(
 }
 
 /// Connects to etcd, and waits as long as it can't be reached.
-async fn connect(options: &Options, health: &Health) -> Result<Metastore, CoordinatorExit> {
-    let settings = Settings::new(options.etcd.clone(), &options.cluster);
+async fn connect(options: &Options, health: &Health) -> Result<Metastore, ProcessExit> {
+    let settings = options.cluster.settings();
     let mut backoff = RetryBackoff::new(CONNECT_AGAIN_FIRST, CONNECT_AGAIN_LONGEST);
     let mut warned: Option<Instant> = None;
     loop {
@@ -145,14 +115,14 @@ async fn connect(options: &Options, health: &Health) -> Result<Metastore, Coordi
             Ok(metastore) => return Ok(metastore),
             Err(error) if error.is_transient() => error,
             Err(error) if error.is_misfit() => {
-                return Err(CoordinatorExit::Usage(format!("--etcd: {error}")));
+                return Err(ProcessExit::Usage(format!("--etcd: {error}")));
             }
-            Err(error) => return Err(CoordinatorExit::Failed(error.to_string())),
+            Err(error) => return Err(ProcessExit::Failed(error.to_string())),
         };
         health.not_ready(error.reason());
         if warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
             warned = Some(Instant::now());
-            warn!(etcd = options.etcd.join(","), %error, "waiting for etcd");
+            warn!(etcd = settings.endpoints.join(","), %error, "waiting for etcd");
         }
         backoff.wait().await;
     }
@@ -163,25 +133,6 @@ async fn connect(options: &Options, health: &Health) -> Result<Metastore, Coordi
 const FILES_RESERVED: u64 = 64 + 32;
 
 /// Returns the limit of incoming connections, by the limit of open files.
-pub(crate) fn connections() -> Result<ConnectionLimit, CoordinatorExit> {
-    let connections = files::connections(files::allowed(), FILES_RESERVED);
-    connections.map(ConnectionLimit::new).map_err(|few| CoordinatorExit::Usage(few.to_string()))
-}
-
-async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, CoordinatorExit> {
-    let bound = TcpListener::bind(address).await;
-    bound.map_err(|error| {
-        CoordinatorExit::Usage(format!("{flag} {address}: can't listen there: {error}"))
-    })
-}
-
-/// Returns the address that others dial: that of `--advertise`, or else the bound one.
-fn advertised(options: &Options, listener: &TcpListener) -> Result<String, CoordinatorExit> {
-    if let Some(address) = &options.advertise {
-        return Ok(address.clone());
-    }
-    let bound = listener.local_addr();
-    bound
-        .map(|address| address.to_string())
-        .map_err(|error| CoordinatorExit::Failed(format!("--listen {}: {error}", options.listen)))
+pub(crate) fn connections() -> Result<ConnectionLimit, ProcessExit> {
+    Ok(ConnectionLimit::new(files::connections(files::allowed(), FILES_RESERVED)?))
 }

@@ -23,9 +23,9 @@ mod memory_budget;
 mod metrics;
 mod node_connections;
 mod openapi;
-mod process;
 mod readiness;
 mod reports;
+mod service;
 mod session;
 mod status;
 mod worker;
@@ -36,7 +36,9 @@ pub mod response;
 
 use std::net::SocketAddr;
 
-pub use process::{Fatal, serve};
+use process::{ClusterOptions, ProcessExit, ProcessOptions, StopSignals};
+pub use service::serve;
+use tokio::runtime::Builder;
 
 /// A gateway's settings.
 #[derive(Clone, Debug, clap::Args)]
@@ -44,19 +46,9 @@ pub struct Options {
     /// Name of this gateway, for logs
     #[arg(long, env = "DKC_NAME", default_value = "gateway")]
     pub name: String,
-    /// Addresses of the members of etcd
-    #[arg(
-        long,
-        env = "DKC_ETCD",
-        value_name = "HOST:PORT[,…]",
-        value_delimiter = ',',
-        default_value = "127.0.0.1:2379",
-        value_parser = metastore::endpoint
-    )]
-    pub etcd: Vec<String>,
-    /// Name of the cluster (several clusters can share an etcd)
-    #[arg(long, env = "DKC_CLUSTER", default_value = "dkc", value_parser = metastore::cluster_name)]
-    pub cluster: String,
+    /// The cluster and its etcd.
+    #[command(flatten)]
+    pub cluster: ClusterOptions<true>,
     /// Address on which clients are served
     #[arg(
         long,
@@ -66,24 +58,15 @@ pub struct Options {
         value_parser = metastore::listened
     )]
     pub http: SocketAddr,
-    /// Address on which /livez, /readyz and /metrics are served too, apart from the clients
-    #[arg(long, env = "DKC_METRICS", value_name = "ADDR", value_parser = metastore::listened)]
-    pub metrics: Option<SocketAddr>,
+    /// The options of every role.
+    #[command(flatten)]
+    pub process: ProcessOptions,
     /// Address on which grpc.health.v1 and reflection are served, and nothing else [default: off]
     #[arg(long, env = "DKC_GRPC", value_name = "ADDR", value_parser = metastore::listened)]
     pub grpc: Option<SocketAddr>,
     /// Threads that serve clients [default: the number of CPUs, at most 4]
     #[arg(long, env = "DKC_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
-    /// TTL of this gateway's etcd lease, in seconds
-    #[arg(
-        long,
-        env = "DKC_LEASE_TTL",
-        value_name = "SECONDS",
-        default_value_t = 2,
-        value_parser = clap::value_parser!(u32).range(1..=3600)
-    )]
-    pub lease_ttl: u32,
     /// Batching delay in µs: how long an increment waits for others before it is sent
     #[arg(
         long,
@@ -139,30 +122,18 @@ pub struct Options {
 impl Options {
     /// Checks the settings against each other and against the limit of open files. The error names
     /// the setting that is wrong.
-    pub fn check(&self) -> Result<(), Fatal> {
-        process::shares(self).map(drop)
+    pub fn check(&self) -> Result<(), ProcessExit> {
+        service::shares(self).map(drop)
     }
 }
 
 /// Runs a gateway until SIGTERM or SIGINT. Returns the exit code of the process.
 pub fn run(options: Options) -> u8 {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "could not start the async runtime");
-            return 1;
-        }
-    };
-    let served = runtime.block_on(async {
-        let (stop, hurry) = process::signalled()?;
-        serve(options, |_| {}, stop, hurry).await
-    });
-    match served {
-        Ok(()) => 0,
-        Err(fatal) => {
-            tracing::error!("{fatal}");
-            fatal.exit_code()
-        }
-    }
+    process::run(&mut Builder::new_current_thread(), async {
+        let (mut stop, hurry) = (StopSignals::new()?, StopSignals::new()?);
+        let stop = async {
+            stop.next().await;
+        };
+        serve(options, |_| {}, stop, hurry.hurry()).await
+    })
 }

@@ -5,20 +5,19 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
 use engine::batcher::Event;
 use engine::ids::{Conn, StoreBoot, StoreId};
 use engine::message::{GatewayMessage, NodeReply};
+use process::{CONNECT_TIMEOUT, Pings, is_refused};
 use proto::wire::gateway_client::GatewayClient;
 use proto::wire::{ToGateway, ToNode};
 use telemetry::CriticalTasks;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Endpoint;
 use tracing::{debug, info, warn};
 
 use crate::directory::{Directory, NodeEndpoint};
@@ -28,11 +27,10 @@ use crate::mailbox::Mailbox;
 const REDIAL_FIRST: Duration = Duration::from_millis(10);
 /// The longest delay between two dials.
 const REDIAL_LONGEST: Duration = Duration::from_millis(200);
-const DIAL_WITHIN: Duration = Duration::from_secs(1);
-/// The interval of HTTP/2 pings. A node that does not answer one within [`PONG_WITHIN`] counts as
-/// gone, and the batches in flight to it are sent to the next primary.
-const PING_EVERY: Duration = Duration::from_secs(2);
-const PONG_WITHIN: Duration = Duration::from_secs(2);
+/// A node that does not answer a ping in time counts as gone, and the batches in flight to it are
+/// sent to the next primary.
+pub(crate) const PINGS: Pings =
+    Pings { every: Duration::from_secs(2), timeout: Duration::from_secs(2) };
 
 /// The connections of one worker.
 pub(crate) struct NodeConnections {
@@ -161,7 +159,7 @@ impl NodeConnections {
 
 async fn dial(target: &NodeEndpoint) -> Result<NodeStream, DialError> {
     let other = |error: &dyn std::error::Error| DialError::Other(chain(error));
-    let endpoint = endpoint(&target.address).map_err(|error| other(&error))?;
+    let endpoint = process::endpoint(&target.address, PINGS).map_err(|error| other(&error))?;
     let channel = endpoint.connect().await.map_err(|error| match is_refused(&error) {
         true => DialError::Refused,
         false => other(&error),
@@ -170,7 +168,7 @@ async fn dial(target: &NodeEndpoint) -> Result<NodeStream, DialError> {
     to.send(ToNode::opening(target.cluster)).expect("its receiver is here");
     let mut client = proto::limited!(GatewayClient::new(channel));
     let opening = client.session(UnboundedReceiverStream::new(messages));
-    match tokio::time::timeout(DIAL_WITHIN, opening).await {
+    match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
         Ok(Ok(response)) => Ok(NodeStream { to, from: response.into_inner() }),
         Ok(Err(status)) => {
             if status.code() == tonic::Code::FailedPrecondition {
@@ -184,32 +182,6 @@ async fn dial(target: &NodeEndpoint) -> Result<NodeStream, DialError> {
         }
         Err(elapsed) => Err(other(&elapsed)),
     }
-}
-
-/// The settings of a connection to another process of the cluster. An error means that `address` is
-/// invalid.
-pub(crate) fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
-    Ok(endpoint
-        .connect_timeout(DIAL_WITHIN)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PONG_WITHIN)
-        .keep_alive_while_idle(true))
-}
-
-/// Returns whether the cause of an error is that the kernel of the other side refused the
-/// connection.
-fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let io = error.downcast_ref::<io::Error>();
-        if io.is_some_and(|io| io.kind() == io::ErrorKind::ConnectionRefused) {
-            return true;
-        }
-        next = error.source();
-    }
-    false
 }
 
 /// The text of an error with its causes: tonic's own text is only "transport error".

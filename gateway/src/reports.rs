@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use crate::directory::Directory;
-use crate::node_connections::endpoint;
+use crate::node_connections::PINGS;
 
 /// The shortest interval between two reports about one store.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
@@ -56,7 +56,7 @@ impl Reporter {
 }
 
 async fn send(cluster: u128, address: &str, report: HealthReport) -> Result<(), String> {
-    let endpoint = endpoint(address).map_err(|error| error.to_string())?;
+    let endpoint = process::endpoint(address, PINGS).map_err(|error| error.to_string())?;
     let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
     let report = wire::NodeReport::new(cluster, None, report);
     let reply = ReportsClient::new(channel).report(report).await;

@@ -31,7 +31,7 @@ use tonic::transport::Channel;
 use tracing::debug;
 
 use crate::directory::Directory;
-use crate::node_connections::endpoint;
+use crate::node_connections::PINGS;
 
 /// The time within which a node must answer.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
@@ -178,8 +178,8 @@ async fn answer(
 }
 
 async fn connect(address: &str) -> Result<ControlClient<Channel>, (NodeAnswer, String)> {
-    let endpoint =
-        endpoint(address).map_err(|error| (NodeAnswer::NotQueried, error.to_string()))?;
+    let endpoint = process::endpoint(address, PINGS)
+        .map_err(|error| (NodeAnswer::NotQueried, error.to_string()))?;
     let channel = endpoint.connect().await.map_err(|error| {
         let answer = match is_remote_failure(&error) {
             true => NodeAnswer::Down,

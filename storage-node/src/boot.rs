@@ -22,14 +22,14 @@ use engine::node::Event;
 use engine::records::{Meta, NameRecord, NodeRecord, StoreRecord, StoreStatus};
 use engine::shard_record::ShardRecord;
 use engine::store::log::LogRecord;
-use metastore::{BootGuard, Error, Metastore, RetryBackoff, Revisioned, Settings, TxnOutcome};
+use metastore::{BootGuard, Error, Metastore, RetryBackoff, Revisioned, TxnOutcome};
+use process::ProcessExit;
 use telemetry::Health;
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::disk::{Disk, DiskContents};
-use crate::exit::NodeExit;
 use crate::inbox::LoopMessage;
 use crate::options::Options;
 
@@ -76,13 +76,13 @@ pub struct OpenDisk {
 }
 
 /// Connects to etcd, waiting until it answers.
-pub async fn connect(options: &Options, health: &Health) -> Result<Metastore, NodeExit> {
-    let settings = Settings::new(options.etcd.clone(), &options.cluster);
+pub async fn connect(options: &Options, health: &Health) -> Result<Metastore, ProcessExit> {
+    let settings = options.cluster.settings();
     wait(health, "etcd", async || Metastore::connect(&settings).await.map(Some)).await
 }
 
 /// Waits for the cluster's settings, which the leading coordinator creates.
-pub async fn meta(metastore: &Metastore, health: &Health) -> Result<Meta, NodeExit> {
+pub async fn meta(metastore: &Metastore, health: &Health) -> Result<Meta, ProcessExit> {
     let read = async || Ok(metastore.get::<Meta>(&()).await?.map(|kept| kept.record));
     wait(health, "meta", read).await
 }
@@ -93,7 +93,7 @@ async fn wait<T>(
     health: &Health,
     what: &'static str,
     mut attempt: impl AsyncFnMut() -> Result<Option<T>, Error>,
-) -> Result<T, NodeExit> {
+) -> Result<T, ProcessExit> {
     let mut pause = RetryBackoff::new(TRY_EVERY, TRY_AGAIN_LONGEST);
     let mut log_at = Instant::now() + LOG_AFTER;
     health.not_ready(what);
@@ -103,9 +103,9 @@ async fn wait<T>(
             Ok(None) => None,
             Err(error) if error.is_transient() => Some(error),
             Err(error) if error.is_misfit() => {
-                return Err(NodeExit::Usage(format!("--etcd: {error}")));
+                return Err(ProcessExit::Usage(format!("--etcd: {error}")));
             }
-            Err(error) => return Err(NodeExit::Failed(format!("{what}: {error}"))),
+            Err(error) => return Err(ProcessExit::Failed(format!("{what}: {error}"))),
         };
         let reason = error.as_ref().map_or(what, Error::reason);
         health.not_ready(reason);
@@ -167,13 +167,15 @@ impl StartUp<'_> {
         &self,
         disk: &mut OpenDisk,
         opened: &DiskContents,
-    ) -> Result<Booted, NodeExit> {
+    ) -> Result<Booted, ProcessExit> {
         self.health.not_ready("identity");
         if opened.identity.is_none() && !opened.damage.is_empty() {
             // A new store must not begin here: others may rely on the old one's promises.
             let folder = self.options.data.display();
             let why = opened.damage.join("; ");
-            return Err(NodeExit::Disk(format!("{folder} no longer identifies its store: {why}")));
+            return Err(ProcessExit::Disk(format!(
+                "{folder} no longer identifies its store: {why}"
+            )));
         }
         let fresh = StoreId(random()?);
         let known = opened.identity.clone();
@@ -201,7 +203,7 @@ impl StartUp<'_> {
                     StartStep::Serve { boot, nonce, suspect } => {
                         let (listener, address) = match bound {
                             Some(bound) => bound,
-                            None => self.listen().await?,
+                            None => self.options.listen.bind().await?,
                         };
                         match suspect {
                             true => disk.disk.suspicion_noted(),
@@ -218,7 +220,7 @@ impl StartUp<'_> {
             // must not be mistaken for the previous boot.
             let (_, address) = match &mut bound {
                 Some(bound) => bound,
-                none => none.insert(self.listen().await?),
+                none => none.insert(self.options.listen.bind().await?),
             };
             let StoreClaim { log, boot, nonce, status, replaces } = claim;
             if let Some(store) = replaces {
@@ -237,7 +239,7 @@ impl StartUp<'_> {
     }
 
     /// Reads the records about the store, once no process is registered as it, and about its name.
-    async fn read_records(&self, store: StoreId) -> Result<EtcdRecords, NodeExit> {
+    async fn read_records(&self, store: StoreId) -> Result<EtcdRecords, ProcessExit> {
         let running = |address: &str, how: &str| {
             format!("store {store} is running at {address}: {how}. Was the data folder copied?")
         };
@@ -255,7 +257,7 @@ impl StartUp<'_> {
         Ok(EtcdRecords { record, trusted_member, name, holder })
     }
 
-    async fn holder(&self, store: StoreId) -> Result<Option<NameHolder>, NodeExit> {
+    async fn holder(&self, store: StoreId) -> Result<Option<NameHolder>, ProcessExit> {
         let kept = self.read(async || self.metastore.get::<StoreRecord>(&store).await).await?;
         let Some(Revisioned { record, .. }) = kept else { return Ok(None) };
         let answers = self.answers(&record.address, store).await;
@@ -270,13 +272,13 @@ impl StartUp<'_> {
         refusal: StartRefusal,
         known: &EtcdRecords,
         opened: &DiskContents,
-    ) -> NodeExit {
+    ) -> ProcessExit {
         let folder = self.options.data.display();
-        NodeExit::Refused(match refusal {
+        ProcessExit::Refused(match refusal {
             StartRefusal::OtherCluster { cluster } => format!(
                 "the data in {folder} belongs to cluster {cluster:032x}, and etcd's cluster {:?} \
                  is {:032x}: check --etcd, --cluster and --data",
-                self.options.cluster, self.meta.cluster
+                self.options.cluster.cluster, self.meta.cluster
             ),
             StartRefusal::Forgotten => format!(
                 "etcd does not know store {store} of {folder}: was etcd's data lost or restored? \
@@ -343,7 +345,7 @@ impl StartUp<'_> {
         )
     }
 
-    async fn is_trusted_member(&self, store: StoreId) -> Result<bool, NodeExit> {
+    async fn is_trusted_member(&self, store: StoreId) -> Result<bool, ProcessExit> {
         let listed = self.read(async || self.metastore.list::<ShardRecord>().await).await?;
         Ok(boot::is_trusted_member(store, listed.all.iter().map(|kept| &kept.record), None))
     }
@@ -354,7 +356,7 @@ impl StartUp<'_> {
         &self,
         store: StoreId,
         running: impl Fn(&str, &str) -> String,
-    ) -> Result<(), NodeExit> {
+    ) -> Result<(), ProcessExit> {
         let mut renewals = Renewals::default();
         let mut logged = false;
         loop {
@@ -367,11 +369,11 @@ impl StartUp<'_> {
                 logged = true;
             }
             if self.answers(address, store).await {
-                return Err(NodeExit::Refused(running(address, "it answers a probe")));
+                return Err(ProcessExit::Refused(running(address, "it answers a probe")));
             }
             let left = self.read(async || self.metastore.lease_left(key.lease).await).await?;
             if renewals.observe(key.lease, left.map(|lease| lease.left), Instant::now()) {
-                return Err(NodeExit::Refused(running(address, "its lease is renewed")));
+                return Err(ProcessExit::Refused(running(address, "its lease is renewed")));
             }
             sleep(TRY_EVERY).await;
         }
@@ -383,25 +385,15 @@ impl StartUp<'_> {
         &self,
         store: StoreId,
         record: Option<&Revisioned<StoreRecord>>,
-    ) -> Result<(), NodeExit> {
+    ) -> Result<(), ProcessExit> {
         let Some(Revisioned { record, .. }) = record else { return Ok(()) };
         if self.answers(&record.address, store).await {
-            return Err(NodeExit::Refused(format!(
+            return Err(ProcessExit::Refused(format!(
                 "store {store} is running at {}: it answers a probe. Was the data folder copied?",
                 record.address
             )));
         }
         Ok(())
-    }
-
-    async fn listen(&self) -> Result<(TcpListener, String), NodeExit> {
-        let listen = self.options.listen;
-        let failed =
-            |error| NodeExit::Usage(format!("--listen {listen}: can't listen there: {error}"));
-        let listener = TcpListener::bind(listen).await.map_err(failed)?;
-        let bound = listener.local_addr().map_err(failed)?;
-        let address = self.options.advertise.clone().unwrap_or_else(|| bound.to_string());
-        Ok((listener, address))
     }
 
     fn record(&self, boot: Boot, nonce: u128, status: StoreStatus, address: String) -> StoreRecord {
@@ -425,7 +417,7 @@ impl StartUp<'_> {
         ours: StoreRecord,
         replaces: Option<StoreId>,
         known: EtcdRecords,
-    ) -> Result<(), NodeExit> {
+    ) -> Result<(), ProcessExit> {
         let (id, name) = (&self.options.name, NameRecord { store });
         let txn = self.metastore.txn();
         let txn = match &known.record {
@@ -451,13 +443,13 @@ impl StartUp<'_> {
             }
             Err(error) if error.is_transient() => Ok(()),
             Err(error) => {
-                Err(NodeExit::Failed(format!("etcd refuses this store's record: {error}")))
+                Err(ProcessExit::Failed(format!("etcd refuses this store's record: {error}")))
             }
         }
     }
 
     /// Reads from etcd, for as long as it is away.
-    async fn read<T>(&self, attempt: impl AsyncFn() -> Result<T, Error>) -> Result<T, NodeExit> {
+    async fn read<T>(&self, attempt: impl AsyncFn() -> Result<T, Error>) -> Result<T, ProcessExit> {
         loop {
             match attempt().await {
                 Ok(found) => {
@@ -467,7 +459,7 @@ impl StartUp<'_> {
                     return Ok(found);
                 }
                 Err(error) if error.is_transient() => self.health.not_ready(error.reason()),
-                Err(error) => return Err(NodeExit::Failed(format!("etcd: {error}"))),
+                Err(error) => return Err(ProcessExit::Failed(format!("etcd: {error}"))),
             }
             sleep(TRY_EVERY).await;
         }
@@ -497,7 +489,7 @@ impl OpenDisk {
     }
 
     /// Writes a group of one record and waits for its fsync.
-    fn write_durably(&mut self, record: LogRecord) -> Result<(), NodeExit> {
+    fn write_durably(&mut self, record: LogRecord) -> Result<(), ProcessExit> {
         let group = self.next_group;
         self.next_group += 1;
         self.disk.write(record);
@@ -513,7 +505,7 @@ impl OpenDisk {
                 // There are no other senders before the loop begins.
                 Ok(_) => {}
                 Err(_) => {
-                    return Err(NodeExit::Failed(format!(
+                    return Err(ProcessExit::Failed(format!(
                         "disk: no fsync within {FIRST_WRITE_TIMEOUT:?}: the disk hangs or has no \
                          room"
                     )));
@@ -580,11 +572,11 @@ pub async fn note_suspect(metastore: &Metastore, guard: BootGuard) {
 }
 
 /// Returns 128 random bits.
-fn random() -> Result<u128, NodeExit> {
+fn random() -> Result<u128, ProcessExit> {
     use std::io::Read;
     let mut bytes = [0; 16];
     let read = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
-    read.map_err(|error| NodeExit::Failed(format!("can't read random numbers: {error}")))?;
+    read.map_err(|error| ProcessExit::Failed(format!("can't read random numbers: {error}")))?;
     Ok(u128::from_le_bytes(bytes))
 }
 

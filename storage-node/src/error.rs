@@ -18,6 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use engine::store::log::catch_up::Gone;
+use process::ProcessExit;
 use rustix::io::Errno;
 
 /// An error of a store's disk.
@@ -303,6 +304,18 @@ impl DiskError {
 
 pub(crate) fn context(action: &'static str, path: &Path, why: io::Error) -> DiskError {
     DiskError::Io { action, path: path.to_owned(), why }
+}
+
+impl From<DiskError> for ProcessExit {
+    fn from(error: DiskError) -> Self {
+        let text = error.with_advice();
+        match error.exit_code() {
+            1 => Self::Failed(format!("disk: {text}")),
+            2 => Self::Usage(format!("disk: {text}")),
+            4 => Self::Refused(text),
+            _ => Self::Disk(text),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -15,11 +15,11 @@ use engine::node::{CasOutcome, Event};
 use engine::records::{GatewayRecord, NodeRecord, StoreRecord};
 use engine::shard_record::ShardRecord;
 use metastore::{EtcdRecord, Metastore, Revisioned, TxnOutcome, Watch, WatchEvent, WatchSettings};
+use process::ProcessExit;
 use telemetry::CriticalTasks;
 use tokio::runtime::Handle;
 use tracing::{debug, error, warn};
 
-use crate::exit::NodeExit;
 use crate::inbox::{Inbox, LoopMessage};
 use crate::names::StoreNames;
 use crate::peers::{PeerAddress, Peers};
@@ -280,7 +280,7 @@ impl EtcdFollower {
         self.names.note(kept.id, &record.name);
         if kept.id == self.me.store {
             if record.boot > self.me.boot {
-                self.etcd.inbox.send(LoopMessage::Exit(NodeExit::NewerBoot(peer)));
+                self.etcd.inbox.send(LoopMessage::Exit(newer_boot(peer)));
             }
             return;
         }
@@ -301,6 +301,12 @@ impl EtcdFollower {
         );
         self.readiness.not_ready_again("etcd-went-back");
     }
+}
+
+/// Returns the reason for the end of a process whose store has begun a newer boot.
+pub(crate) fn newer_boot(newer: StoreBoot) -> ProcessExit {
+    let StoreBoot { store, boot } = newer;
+    ProcessExit::Refused(format!("boot {} of store {store} has begun elsewhere", boot.0))
 }
 
 async fn next<R: EtcdRecord>(

@@ -18,10 +18,10 @@ use std::sync::mpsc;
 use engine::ids::Conn;
 use engine::message::{NodeQuery, NodeQueryReply};
 use engine::node::Event;
+use process::ProcessExit;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::disk::DiskEvent;
-use crate::exit::NodeExit;
 use crate::outbox::Outbox;
 
 /// One message to the loop.
@@ -54,7 +54,7 @@ pub enum LoopMessage {
     /// durable.
     Stop,
     /// Ends the loop at once.
-    Exit(NodeExit),
+    Exit(ProcessExit),
 }
 
 /// The sending end of the queue. Clones are cheap.

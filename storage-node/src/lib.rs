@@ -17,7 +17,6 @@ pub mod disk;
 mod disk_open;
 pub mod error;
 pub mod etcd;
-pub mod exit;
 mod expiry_filter;
 mod files;
 pub mod folders;

@@ -23,14 +23,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use engine::ids::{Conn, Now, TimeMs};
 use engine::message::{BatchReply, GatewayMessage, HealthReport, NodeQueryReply, NodeReply};
 use engine::node::{Effect, Event, ExitReason, Node};
+use process::ProcessExit;
 use telemetry::CriticalTasks;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
 use crate::disk::Disk;
-use crate::etcd::{EtcdClient, EtcdRequest};
-use crate::exit::NodeExit;
+use crate::etcd::{EtcdClient, EtcdRequest, newer_boot};
 use crate::inbox::LoopMessage;
 use crate::metrics::NodeMetrics;
 use crate::names::StoreNames;
@@ -153,7 +153,7 @@ pub struct NodeLoop {
     left: bool,
     /// Set while the node stops: no work is accepted, and groups in flight are awaited until then.
     stopping: Option<Now>,
-    exit: Option<NodeExit>,
+    exit: Option<ProcessExit>,
 }
 
 /// The reason why the loop ended.
@@ -162,7 +162,7 @@ pub enum LoopEnd {
     /// The process was asked to stop.
     Stopped,
     /// An error ended the loop.
-    Exit(NodeExit),
+    Exit(ProcessExit),
 }
 
 impl NodeLoop {
@@ -217,7 +217,7 @@ impl NodeLoop {
                 Ok(message) => self.on_message(message),
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => {
-                    let why = NodeExit::Failed("all senders to the loop have ended".into());
+                    let why = ProcessExit::Failed("all senders to the loop have ended".into());
                     return (LoopEnd::Exit(why), self.disk);
                 }
             }
@@ -423,10 +423,8 @@ impl NodeLoop {
             Effect::ListSessions => self.etcd.perform(EtcdRequest::ListSessions),
 
             Effect::Left => self.left = true,
-            Effect::Exit(ExitReason::NewerBoot(newer)) => {
-                self.exit = Some(NodeExit::NewerBoot(newer))
-            }
-            Effect::Exit(ExitReason::Disk(why)) => self.exit = Some(NodeExit::Disk(why)),
+            Effect::Exit(ExitReason::NewerBoot(newer)) => self.exit = Some(newer_boot(newer)),
+            Effect::Exit(ExitReason::Disk(why)) => self.exit = Some(ProcessExit::Disk(why)),
         }
     }
 

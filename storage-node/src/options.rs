@@ -1,13 +1,12 @@
 //! The options of a storage node, and the settings derived from them.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use engine::node::{NodeSizes, Settings, pending_beside_log};
 use engine::records::Meta;
+use process::{ClusterOptions, ListenOptions, ProcessExit, ProcessOptions};
 
 use crate::disk::MemoryPlan;
-use crate::exit::NodeExit;
 use crate::files::FilePlan;
 use crate::peers::PeerLimits;
 
@@ -38,47 +37,21 @@ pub struct Options {
         default_missing_value = REPLACE_ANY
     )]
     pub replace: Option<String>,
-    /// Listen address for gateways, other nodes and the coordinator
-    #[arg(long, env = "DKC_LISTEN", value_name = "IP:PORT", value_parser = metastore::listened)]
-    pub listen: SocketAddr,
-    /// Address that others dial, if it is not that of `--listen`
-    #[arg(
-        long,
-        env = "DKC_ADVERTISE",
-        value_name = "HOST:PORT",
-        value_parser = metastore::advertised
-    )]
-    pub advertise: Option<String>,
-    /// Addresses of etcd, comma-separated
-    #[arg(
-        long,
-        env = "DKC_ETCD",
-        value_name = "HOST:PORT[,…]",
-        value_delimiter = ',',
-        required = true,
-        value_parser = metastore::endpoint
-    )]
-    pub etcd: Vec<String>,
-    /// Name of the cluster in etcd
-    #[arg(long, env = "DKC_CLUSTER", default_value = "dkc", value_parser = metastore::cluster_name)]
-    pub cluster: String,
-    /// Listen address of `/livez`, `/readyz` and `/metrics` (default: off)
-    #[arg(long, env = "DKC_METRICS", value_name = "IP:PORT", value_parser = metastore::listened)]
-    pub metrics: Option<SocketAddr>,
+    /// The address for gateways, other nodes and the coordinator.
+    #[command(flatten)]
+    pub listen: ListenOptions,
+    /// The cluster and its etcd.
+    #[command(flatten)]
+    pub cluster: ClusterOptions<false>,
+    /// The options of every role.
+    #[command(flatten)]
+    pub process: ProcessOptions,
     /// Failure zone; the replicas of a shard are spread over zones
     #[arg(long, env = "DKC_ZONE", default_value = "")]
     pub zone: String,
     /// Machine, the innermost failure zone (default: host name)
     #[arg(long, env = "DKC_HOST")]
     pub host: Option<String>,
-    /// Time in seconds after which a dead node's lease expires
-    #[arg(
-        long,
-        env = "DKC_LEASE_TTL",
-        default_value_t = 2,
-        value_parser = clap::value_parser!(u32).range(1..=3600)
-    )]
-    pub lease_ttl: u32,
     /// Bytes of log kept for lagging replicas; beyond that they need a snapshot
     #[arg(long, env = "DKC_LOG_KEEP_BYTES", default_value_t = 1 << 30)]
     pub log_keep_bytes: u64,
@@ -131,23 +104,16 @@ pub struct Options {
 impl Options {
     /// Returns a warning about options that are valid but probably a mistake.
     pub fn oddity(&self) -> Option<String> {
-        let listen = self.listen.to_string();
-        let dialled = self.advertise.as_deref().unwrap_or(&listen);
-        metastore::loopback_beside(dialled, &self.etcd)
+        self.listen.oddity(&self.cluster.etcd)
     }
 
     /// Checks the options. The error explains what is expected.
-    pub fn check(&self) -> Result<(), NodeExit> {
-        let usage = |why: String| Err(NodeExit::Usage(why));
+    pub fn check(&self) -> Result<(), ProcessExit> {
+        let usage = |why: String| Err(ProcessExit::Usage(why));
         if self.name.is_empty() || self.name.len() > 64 {
             return usage("--name: 1 to 64 bytes are expected".into());
         }
-        if self.listen.ip().is_unspecified() && self.advertise.is_none() {
-            return usage(format!(
-                "--listen {}: others can't dial that; set --advertise to a host:port that they can",
-                self.listen
-            ));
-        }
+        self.listen.check()?;
         if self.memory_bytes < MEMORY_BYTES_MIN {
             return usage(format!(
                 "--memory-bytes {}: at least {MEMORY_BYTES_MIN} are needed",
@@ -164,9 +130,8 @@ impl Options {
     }
 
     /// Divides the files that this process may open.
-    pub(crate) fn files(&self) -> Result<FilePlan, NodeExit> {
-        FilePlan::of(telemetry::files::allowed(), self.memory_plan().open_files_max)
-            .map_err(|few| NodeExit::Usage(few.to_string()))
+    pub(crate) fn files(&self) -> Result<FilePlan, ProcessExit> {
+        Ok(FilePlan::of(telemetry::files::allowed(), self.memory_plan().open_files_max)?)
     }
 
     /// Returns whether this store may take the name of another that is away.

@@ -12,13 +12,12 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::error::Error;
-use std::io;
 use std::time::Duration;
 
 use engine::ids::{Conn, StoreBoot, StoreId};
 use engine::message::FromFollower;
 use engine::node::Event;
+use process::{CONNECT_TIMEOUT, Pings, is_refused};
 use proto::wire;
 use proto::wire::peer_client::PeerClient;
 use telemetry::CriticalTasks;
@@ -33,8 +32,6 @@ use tracing::{debug, info, warn};
 use crate::inbox::{Inbox, LoopMessage};
 use crate::outbox::{Closed, Outbox};
 
-/// The time-out of a dial: on a local network a connection takes a millisecond.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pause between the two refusals that distinguish a dead process from one that is just opening
 /// its port.
 const REFUSED_AGAIN_AFTER: Duration = Duration::from_millis(50);
@@ -43,11 +40,8 @@ const DIAL_EVERY_MAX: Duration = Duration::from_millis(500);
 /// The duration of a connection after which the backoff is reset.
 const GOOD_AFTER: Duration = Duration::from_secs(1);
 
-/// The interval of HTTP/2 pings, which detect a machine that vanished silently. (They detect a
-/// paused process too, which is harmless.)
-pub const PING_EVERY: Duration = Duration::from_secs(5);
-/// The time-out of the answer to a ping.
-pub const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// The pings on every connection between nodes.
+pub const PINGS: Pings = Pings { every: Duration::from_secs(5), timeout: Duration::from_secs(10) };
 
 /// The limits of traffic between nodes.
 #[derive(Clone, Copy, Debug)]
@@ -197,13 +191,13 @@ impl Dialler {
 
     /// Opens a stream to the peer.
     async fn dial(&self, goal: &PeerAddress) -> Result<DialledPeer, NotDialled> {
-        let channel = connect(&goal.address, self.limits, DIAL_TIMEOUT).await?;
+        let channel = connect(&goal.address, self.limits, CONNECT_TIMEOUT).await?;
         let conn = self.inbox.fresh_conn();
         let (outbox, messages, closed) = Outbox::dialled(goal.peer, goal.address.clone());
         let first = tokio_stream::once(wire::ToFollower::opening(self.cluster, conn.0));
         let rest = ReceiverStream::new(messages).map(wire::ToFollower::from);
         let mut client = proto::limited!(PeerClient::new(channel));
-        let stream = match timeout(DIAL_TIMEOUT, client.follow(first.chain(rest))).await {
+        let stream = match timeout(CONNECT_TIMEOUT, client.follow(first.chain(rest))).await {
             Ok(Ok(stream)) => stream.into_inner(),
             Ok(Err(status)) => {
                 if status.code() == tonic::Code::FailedPrecondition {
@@ -305,29 +299,9 @@ async fn connect(
 
 /// Returns the endpoint of a node, with the settings that all our connections have.
 pub fn endpoint(address: &str, limits: PeerLimits) -> Result<Endpoint, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
-        .connect_timeout(DIAL_TIMEOUT)
-        .tcp_nodelay(true)
+    Ok(process::endpoint(address, PINGS)?
         .initial_stream_window_size(limits.stream_window)
-        .initial_connection_window_size(limits.connection_window())
-        .http2_keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .keep_alive_while_idle(true);
-    Ok(endpoint)
-}
-
-/// Returns whether the port is closed. tonic reports that only among the sources of the error.
-fn is_refused(error: &(dyn Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(io) = error.downcast_ref::<io::Error>()
-            && io.kind() == io::ErrorKind::ConnectionRefused
-        {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+        .initial_connection_window_size(limits.connection_window()))
 }
 
 #[cfg(test)]
@@ -341,9 +315,9 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
-        let refused = connect(&address, PeerLimits::default(), DIAL_TIMEOUT).await.unwrap_err();
+        let refused = connect(&address, PeerLimits::default(), CONNECT_TIMEOUT).await.unwrap_err();
         assert!(matches!(refused, NotDialled::Refused), "{refused:?}");
-        let other = connect("no such host.invalid:1", PeerLimits::default(), DIAL_TIMEOUT)
+        let other = connect("no such host.invalid:1", PeerLimits::default(), CONNECT_TIMEOUT)
             .await
             .unwrap_err();
         assert!(matches!(other, NotDialled::Other(_)), "{other:?}");

@@ -32,7 +32,7 @@ use tracing::{debug, info};
 
 use crate::inbox::{Inbox, LoopMessage};
 use crate::outbox::{Closed, Outbox};
-use crate::peers::{PING_EVERY, PING_TIMEOUT, PeerLimits};
+use crate::peers::{PINGS, PeerLimits};
 use crate::snapshot_files::Staging;
 
 /// The time-out of the first message, by which the other end identifies itself.
@@ -74,8 +74,8 @@ pub async fn serve(
     Server::builder()
         .initial_stream_window_size(services.limits.stream_window)
         .initial_connection_window_size(services.limits.connection_window())
-        .http2_keepalive_interval(Some(PING_EVERY))
-        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .http2_keepalive_interval(Some(PINGS.every))
+        .http2_keepalive_timeout(Some(PINGS.timeout))
         .add_routes(common)
         .add_service(proto::limited!(GatewayServer::new(services.clone())))
         .add_service(proto::limited!(PeerServer::new(services.clone())))

@@ -10,11 +10,10 @@ use engine::message::HealthReport;
 use engine::node::{Node, Settings};
 use engine::records::{Meta, NodeRecord};
 use metastore::{BootGuard, HeldKey, Lease, LeaseEvent, LeaseSettings, Metastore};
+use process::{ProcessExit, StopSignals};
 use telemetry::files::ConnectionLimit;
 use telemetry::{CriticalTasks, Health, Metrics, TaskFailures};
-use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
@@ -23,7 +22,6 @@ use crate::boot::{self, Booted, OpenDisk, StartUp};
 use crate::disk::{Disk, DiskContents, DiskSettings, MemoryPlan};
 use crate::error::DiskError;
 use crate::etcd::{EtcdClient, EtcdFollower};
-use crate::exit::NodeExit;
 use crate::files::FilePlan;
 use crate::inbox::{Inbox, LoopMessage};
 use crate::metrics::NodeMetrics;
@@ -49,80 +47,33 @@ const STOP_STEP_TIMEOUT: Duration = Duration::from_secs(2);
 pub fn run(options: Options) -> u8 {
     // Client connections keep the sockets busy; the loop and the disk have threads of their own.
     let threads = thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 4));
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(threads)
-        .thread_name("dkc-net")
-        .enable_all()
-        .build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            error!(%error, "could not start the runtime");
-            return 1;
-        }
-    };
-    let code = match runtime.block_on(serve(options)) {
-        Ok(()) => 0,
-        Err(exit) => {
-            error!(code = exit.code(), "{exit}");
-            exit.code()
-        }
-    };
-    // The runtime is awaited: tasks hold the state too, and RocksDB aborts a process that closes it
-    // while `exit` runs. Tasks that hang are left behind after a while.
-    runtime.shutdown_timeout(STOP_STEP_TIMEOUT);
-    code
+    let mut runtime = Builder::new_multi_thread();
+    process::run(runtime.worker_threads(threads).thread_name("dkc-net"), serve(options))
 }
 
-async fn serve(options: Options) -> Result<(), NodeExit> {
+async fn serve(options: Options) -> Result<(), ProcessExit> {
     options.check()?;
     let files = options.files()?;
-    let mut stop = std::pin::pin!(asked_to_stop()?);
+    let mut signals = StopSignals::new()?;
+    let mut stop = std::pin::pin!(signals.next());
     let health = Health::new("recovery");
     let metrics = NodeMetrics::default();
     let (tasks, mut failures) = telemetry::critical_tasks();
-    serve_metrics(&options, &health, &metrics, &tasks).await?;
+    let shown = Arc::new(Metrics::new(|registry| metrics.register(registry)));
+    let monitoring = process::monitoring(options.process.metrics, health.clone(), shown).await?;
+    tokio::spawn(tasks.forever("serving --metrics", monitoring));
     let (inbox, messages) = Inbox::new(options.memory_plan().intake_bytes);
     let starting = start(&options, files, &health, &inbox, messages);
     let started = tokio::select! {
         started = starting => started?,
-        why = failures.next() => return Err(NodeExit::Failed(why)),
-        () = &mut stop => {
+        why = failures.next() => return Err(ProcessExit::Failed(why)),
+        _ = &mut stop => {
             info!("stopped during the start");
             return Ok(());
         }
     };
     let context = ProcessContext { files, health, metrics, inbox, tasks, failures };
     run_node(started, options, context, stop).await
-}
-
-/// Resolves on SIGTERM or SIGINT.
-fn asked_to_stop() -> Result<impl Future<Output = ()>, NodeExit> {
-    let failed = |error| NodeExit::Failed(format!("can't handle signals: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
-}
-
-async fn serve_metrics(
-    options: &Options,
-    health: &Health,
-    metrics: &NodeMetrics,
-    tasks: &CriticalTasks,
-) -> Result<(), NodeExit> {
-    let Some(address) = options.metrics else { return Ok(()) };
-    let listener = TcpListener::bind(address).await.map_err(|error| {
-        NodeExit::Usage(format!("--metrics {address}: can't listen there: {error}"))
-    })?;
-    let shown = Arc::new(Metrics::new(|registry| metrics.register(registry)));
-    let serving = telemetry::serve(listener, health.clone(), shown);
-    tokio::spawn(tasks.forever("serving --metrics", serving));
-    Ok(())
 }
 
 /// A node whose identity is settled.
@@ -140,7 +91,7 @@ async fn start(
     health: &Health,
     inbox: &Inbox,
     messages: std::sync::mpsc::Receiver<LoopMessage>,
-) -> Result<Started, NodeExit> {
+) -> Result<Started, ProcessExit> {
     let settings = disk_settings(options, files);
     let (disk, opened) = open_disk(settings, health, inbox).await?;
     let mut disk = OpenDisk::new(disk, opened.next_group, messages);
@@ -165,12 +116,12 @@ async fn open_disk(
     settings: DiskSettings,
     health: &Health,
     inbox: &Inbox,
-) -> Result<(Disk, DiskContents), NodeExit> {
+) -> Result<(Disk, DiskContents), ProcessExit> {
     let mut last_logged: Option<Instant> = None;
     let (disk, opened) = loop {
         let (settings, inbox) = (settings.clone(), inbox.clone());
         let opened = tokio::task::spawn_blocking(move || try_open(settings, inbox)).await;
-        let error = match opened.map_err(|error| NodeExit::Failed(error.to_string()))? {
+        let error = match opened.map_err(|error| ProcessExit::Failed(error.to_string()))? {
             Ok(opened) => break opened,
             Err(error) => error,
         };
@@ -231,8 +182,8 @@ async fn run_node(
     started: Started,
     options: Options,
     context: ProcessContext,
-    stop: impl Future<Output = ()>,
-) -> Result<(), NodeExit> {
+    stop: impl Future<Output = &'static str>,
+) -> Result<(), ProcessExit> {
     let ProcessContext { files, health, metrics, inbox, tasks, mut failures } = context;
     let Started { disk, opened, metastore, meta, booted } = started;
     let Booted { me, guard, listener, address, suspect } = booted;
@@ -291,15 +242,15 @@ async fn run_node(
 
     let order = tokio::select! {
         end = &mut ended => return finish(end, lease, &metastore, guard).await,
-        () = stop => LoopMessage::Stop,
-        why = failures.next() => LoopMessage::Exit(NodeExit::Failed(why)),
+        _ = stop => LoopMessage::Stop,
+        why = failures.next() => LoopMessage::Exit(ProcessExit::Failed(why)),
         served = server => {
             let why = match served {
                 Ok(Ok(())) => "it ended".to_owned(),
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
-            LoopMessage::Exit(NodeExit::Failed(format!("the gRPC server failed: {why}")))
+            LoopMessage::Exit(ProcessExit::Failed(format!("the gRPC server failed: {why}")))
         }
     };
     readiness.not_ready_again("stopping");
@@ -335,21 +286,21 @@ type LoopResult = Result<(LoopEnd, Disk), oneshot::error::RecvError>;
 fn start_loop(
     parts: Parts,
     early: Vec<engine::node::Event>,
-) -> Result<oneshot::Receiver<(LoopEnd, Disk)>, NodeExit> {
+) -> Result<oneshot::Receiver<(LoopEnd, Disk)>, ProcessExit> {
     let (end, ended) = oneshot::channel();
     let body = move || {
         // Without a receiver the process is ending anyway.
         let _unheard = end.send(NodeLoop::new(parts).run(early));
     };
     let thread = thread::Builder::new().name("dkc-loop".into()).spawn(body);
-    thread.map_err(|error| NodeExit::Failed(format!("no thread for the loop: {error}")))?;
+    thread.map_err(|error| ProcessExit::Failed(format!("no thread for the loop: {error}")))?;
     Ok(ended)
 }
 
 fn lease_settings(options: &Options, last_fsync: &LastFsync) -> LeaseSettings {
     let last_fsync = last_fsync.clone();
     LeaseSettings {
-        ttl_s: options.lease_ttl,
+        ttl_s: options.process.lease_ttl,
         healthy: Arc::new(move || last_fsync.age_ms() < HEALTHY_WITHIN_MS),
         ..LeaseSettings::default()
     }
@@ -360,9 +311,9 @@ async fn finish(
     lease: Registration,
     metastore: &Metastore,
     guard: BootGuard,
-) -> Result<(), NodeExit> {
+) -> Result<(), ProcessExit> {
     // The loop's thread panicked; the message is in the log.
-    let (end, disk) = end.map_err(|_| NodeExit::Failed("the node loop panicked".into()))?;
+    let (end, disk) = end.map_err(|_| ProcessExit::Failed("the node loop panicked".into()))?;
     match end {
         LoopEnd::Stopped => {
             if timeout(STOP_STEP_TIMEOUT, lease.give_back()).await.is_err() {
@@ -378,7 +329,7 @@ async fn finish(
         LoopEnd::Exit(exit) => {
             // The disk's threads may hang in the very call that failed: they end with the process.
             std::mem::forget(disk);
-            if matches!(exit, NodeExit::Disk(_)) {
+            if matches!(exit, ProcessExit::Disk(_)) {
                 boot::note_suspect(metastore, guard).await;
             }
             Err(exit)
@@ -434,13 +385,13 @@ async fn supervise(
             Some(LeaseEvent::Granted { .. }) => {}
             Some(LeaseEvent::Lost) => warn!("registration lost, registering again"),
             Some(LeaseEvent::Superseded { boot }) => {
-                inbox.send(LoopMessage::Exit(NodeExit::Refused(format!(
+                inbox.send(LoopMessage::Exit(ProcessExit::Refused(format!(
                     "boot {} of this store has begun elsewhere",
                     boot.0
                 ))));
             }
             Some(LeaseEvent::NameLost { store }) => {
-                inbox.send(LoopMessage::Exit(NodeExit::Refused(format!(
+                inbox.send(LoopMessage::Exit(ProcessExit::Refused(format!(
                     "store {store} has taken this node's name: it was started with --replace"
                 ))));
             }

@@ -17,11 +17,11 @@ use engine::records::{Meta, NodeRecord};
 use engine::shard_record::ShardRecord;
 use metastore::{CoordinatorRecord, DrainIntent, Metastore, Settings, TxnOutcome};
 
+use self::process::{Process, flags, flags_with_ttl};
 use calls::{Calls, Fate};
 use coordinator::Options;
 use etcd::{Etcd, Relay};
 use node::Node;
-use process::{Process, flags};
 
 const CLUSTER: &str = "test";
 /// The time to live of the nodes' leases; that of a coordinator is 1 s.
@@ -78,7 +78,7 @@ impl Cluster {
     async fn placed_behind_a_relay(lease_ttl: u32) -> (Self, Relay) {
         let etcd = Etcd::start().await;
         let relay = Relay::start(etcd.endpoint()).await;
-        let options = Options { lease_ttl, ..flags(&relay.endpoint(), 1) };
+        let options = flags_with_ttl(&relay.endpoint(), 1, lease_ttl);
         let cluster = Self::placed_by(etcd, options, 60).await;
         (cluster, relay)
     }
@@ -295,7 +295,7 @@ async fn a_promotion_that_is_lost_or_refused_happens_once() {
     {
         let etcd = Etcd::start().await;
         let calls = Calls::start(etcd.endpoint()).await;
-        let options = Options { lease_ttl: 60, ..flags(&calls.endpoint(), 1) };
+        let options = flags_with_ttl(&calls.endpoint(), 1, 60);
         let mut cluster = Cluster::placed_by(etcd, options, 60).await;
         let before = cluster.shards().await;
         let longest = cluster.fill_logs(&before);
@@ -487,7 +487,7 @@ async fn a_leader_that_is_asked_to_stop_is_followed_at_once() {
     let settings = Settings::new(vec![etcd.endpoint()], CLUSTER);
     let store = Metastore::connect(&settings).await.expect("etcd answers");
     // A lease that is not revoked would be alive for long.
-    let leader = Process::start(Options { lease_ttl: 60, ..flags(&etcd.endpoint(), 1) });
+    let leader = Process::start(flags_with_ttl(&etcd.endpoint(), 1, 60));
     leader.readyz_is((503, "0 of 3 nodes")).await;
     let standby = Process::start(flags(&etcd.endpoint(), 2));
     standby.readyz_is((200, "ok")).await;
@@ -574,8 +574,10 @@ async fn an_etcd_that_is_too_old_ends_the_process() {
 async fn a_port_that_is_taken_is_a_setting_to_be_changed() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("it is bound");
-    let listens = Options { listen: address, ..flags("127.0.0.1:1", 1) };
-    let shows = Options { metrics: Some(address), ..flags("127.0.0.1:1", 1) };
+    let mut listens = flags("127.0.0.1:1", 1);
+    listens.listen.listen = address;
+    let mut shows = flags("127.0.0.1:1", 1);
+    shows.process.metrics = Some(address);
     for options in [listens, shows] {
         let exit = within(10, Process::start(options).end()).await.expect_err("it is taken");
         assert_eq!(exit.code(), 2);

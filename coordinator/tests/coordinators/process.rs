@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use coordinator::{CoordinatorExit, Options};
+use coordinator::Options;
+use process::{ClusterOptions, ListenOptions, ProcessExit, ProcessOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
@@ -15,7 +16,7 @@ use crate::etcd::free_port;
 pub(crate) struct Process {
     pub(crate) options: Options,
     runtime: Option<Runtime>,
-    served: Option<JoinHandle<Result<(), CoordinatorExit>>>,
+    served: Option<JoinHandle<Result<(), ProcessExit>>>,
     stop: Option<oneshot::Sender<()>>,
 }
 
@@ -23,11 +24,9 @@ pub(crate) struct Process {
 pub(crate) fn flags(etcd: &str, number: u32) -> Options {
     Options {
         name: format!("coordinator-{number}"),
-        etcd: vec![etcd.to_owned()],
-        cluster: CLUSTER.into(),
-        listen: local(),
-        advertise: None,
-        metrics: Some(local()),
+        cluster: ClusterOptions { etcd: vec![etcd.to_owned()], cluster: CLUSTER.into() },
+        listen: ListenOptions { listen: local(), advertise: None },
+        process: ProcessOptions { metrics: Some(local()), lease_ttl: 1 },
         shards: Some(12),
         replicas: Some(3),
         min_in_sync: Some(2),
@@ -35,8 +34,14 @@ pub(crate) fn flags(etcd: &str, number: u32) -> Options {
         idempotency_bytes: None,
         expect_nodes: Some(3),
         rebuild_delay: 600,
-        lease_ttl: 1,
     }
+}
+
+/// The flags of a coordinator whose lease lasts this long.
+pub(crate) fn flags_with_ttl(etcd: &str, number: u32, lease_ttl: u32) -> Options {
+    let mut options = flags(etcd, number);
+    options.process.lease_ttl = lease_ttl;
+    options
 }
 
 fn local() -> SocketAddr {
@@ -58,13 +63,13 @@ impl Process {
     }
 
     /// Stops the process as SIGTERM does.
-    pub(crate) async fn stop(mut self) -> Result<(), CoordinatorExit> {
+    pub(crate) async fn stop(mut self) -> Result<(), ProcessExit> {
         let _it_may_have_ended = self.stop.take().expect("stopped once").send(());
         self.end().await
     }
 
     /// Waits until the process ends by itself.
-    pub(crate) async fn end(&mut self) -> Result<(), CoordinatorExit> {
+    pub(crate) async fn end(&mut self) -> Result<(), ProcessExit> {
         let served = self.served.take().expect("awaited once");
         crate::within(10, served).await.expect("it does not panic")
     }
@@ -77,7 +82,7 @@ impl Process {
     }
 
     pub(crate) fn address(&self) -> String {
-        self.options.listen.to_string()
+        self.options.listen.listen.to_string()
     }
 
     /// Returns the status and the body of `/readyz`; `None` while the port is closed.
@@ -87,7 +92,7 @@ impl Process {
     }
 
     pub(crate) async fn page(&self, path: &str) -> Option<(u16, String)> {
-        let address = self.options.metrics.expect("every test's process has one");
+        let address = self.options.process.metrics.expect("every test's process has one");
         let mut stream = TcpStream::connect(address).await.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.ok()?;

@@ -10,8 +10,9 @@ use engine::key::CounterKey;
 use engine::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
 use engine::shard_map::ranges;
 use engine::shard_record::ShardRecord;
-use gateway::{Fatal, Options};
+use gateway::Options;
 use metastore::{Metastore, Settings};
+use process::{ClusterOptions, ProcessExit, ProcessOptions};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
@@ -30,19 +31,17 @@ pub(crate) struct Gateway {
     pub(crate) address: SocketAddr,
     stop: oneshot::Sender<()>,
     hurry: oneshot::Sender<()>,
-    thread: JoinHandle<Result<(), Fatal>>,
+    thread: JoinHandle<Result<(), ProcessExit>>,
 }
 
 pub(crate) fn options(etcd: String) -> Options {
     Options {
         name: "gateway-1".into(),
-        etcd: vec![etcd],
-        cluster: "test".into(),
+        cluster: ClusterOptions { etcd: vec![etcd], cluster: "test".into() },
         http: SocketAddr::from(([127, 0, 0, 1], 0)),
-        metrics: None,
+        process: ProcessOptions { metrics: None, lease_ttl: 1 },
         grpc: None,
         workers: Some(2),
-        lease_ttl: 1,
         linger_us: 0,
         idle_timeout: 75,
         memory_bytes: 1 << 30,
@@ -79,7 +78,7 @@ impl Gateway {
     }
 
     /// Stops the gateway, calls `between`, and ends the drain early.
-    pub(crate) fn stop_in_a_hurry(self, between: impl FnOnce()) -> Result<(), Fatal> {
+    pub(crate) fn stop_in_a_hurry(self, between: impl FnOnce()) -> Result<(), ProcessExit> {
         let _ended = self.stop.send(());
         between();
         let _ended = self.hurry.send(());
@@ -87,7 +86,7 @@ impl Gateway {
     }
 
     /// Stops the gateway. The thread ends when it has stopped.
-    pub(crate) fn stop(self) -> JoinHandle<Result<(), Fatal>> {
+    pub(crate) fn stop(self) -> JoinHandle<Result<(), ProcessExit>> {
         let _ended = self.stop.send(());
         self.thread
     }

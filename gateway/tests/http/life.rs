@@ -271,7 +271,7 @@ fn a_port_in_use_is_a_wrong_setting() {
         std::future::pending(),
     ));
     let fatal = served.unwrap_err();
-    assert_eq!(fatal.exit_code(), 2);
+    assert_eq!(fatal.code(), 2);
     assert!(fatal.to_string().contains(&http.to_string()), "{fatal}");
 }
 
@@ -284,7 +284,7 @@ fn errors_that_waiting_can_not_resolve_end_the_gateway() {
         let served =
             gateway::serve(options(etcd), |_| {}, std::future::pending(), std::future::pending());
         let fatal = cluster.block_on(served).unwrap_err();
-        assert_eq!(fatal.exit_code(), 2);
+        assert_eq!(fatal.code(), 2);
         assert!(fatal.to_string().contains(why), "{fatal}");
     }
     let cluster = Cluster::empty();

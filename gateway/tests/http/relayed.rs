@@ -39,9 +39,9 @@ fn records_that_were_deleted_while_etcd_was_unreachable_are_removed() {
     });
     let relay = cluster.relay(cluster.etcd.endpoint());
     cluster.start_gateway_with(|options| {
-        options.etcd = vec![relay.endpoint()];
+        options.cluster.etcd = vec![relay.endpoint()];
         // The gateway keeps its session.
-        options.lease_ttl = 60;
+        options.process.lease_ttl = 60;
     });
     cluster.ready();
     let mut client = cluster.client();
@@ -70,7 +70,7 @@ fn a_gateway_starts_although_any_call_of_etcd_is_lost() {
             let store = cluster.store();
             let calls = cluster.block_on(Calls::start(cluster.etcd.endpoint()));
             calls.next(method, fate);
-            cluster.start_gateway_with(|options| options.etcd = vec![calls.endpoint()]);
+            cluster.start_gateway_with(|options| options.cluster.etcd = vec![calls.endpoint()]);
             cluster.ready();
             for mut client in [cluster.client(), cluster.client()] {
                 until("it writes", || client.call(INCREMENT, &[], b"").status == 200);
@@ -94,7 +94,7 @@ fn a_watch_that_opens_late_misses_nothing() {
     let (store, shard) = (cluster.store(), Slots::ALL.shard());
     let calls = cluster.block_on(Calls::start(cluster.etcd.endpoint()));
     (0..KINDS).for_each(|_| calls.next("Watch", Fate::HoldCall));
-    cluster.start_gateway_with(|options| options.etcd = vec![calls.endpoint()]);
+    cluster.start_gateway_with(|options| options.cluster.etcd = vec![calls.endpoint()]);
     cluster.block_on(calls.holds(KINDS));
     cluster.block_on(async {
         let kept = store.get::<ShardRecord>(&shard).await.unwrap().unwrap();

@@ -10,10 +10,10 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use engine::shard_record::ShardRecord;
+use process::{ProcessExit, bind};
 use telemetry::files::{self, ConnectionLimit, ConnectionPermit};
 use telemetry::{CriticalTasks, Health, Metrics};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::transport::Server;
 use tracing::{error, info, warn};
@@ -38,70 +38,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(8);
 /// The time for which a stopping gateway still accepts the connections that are in the kernel's
 /// backlog.
 const ACCEPT_LAST_FOR: Duration = Duration::from_millis(20);
-/// Connections that the kernel queues until they are accepted.
-const BACKLOG: u32 = 4096;
 const WORKERS_MAX_DEFAULT: usize = 4;
-
-/// The reason why a gateway ended, or did not start.
-#[derive(Debug)]
-pub enum Fatal {
-    /// A setting is wrong. The text names it.
-    Settings(String),
-    /// The environment failed (a port, etcd), or a part of this process did (a bug).
-    Failed(String),
-}
-
-impl Fatal {
-    /// The exit code of the process: 2 for wrong settings, else 1.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Settings(_) => 2,
-            Self::Failed(_) => 1,
-        }
-    }
-}
-
-impl std::fmt::Display for Fatal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Settings(why) | Self::Failed(why) => f.write_str(why),
-        }
-    }
-}
-
-impl std::error::Error for Fatal {}
-
-impl From<io::Error> for Fatal {
-    fn from(error: io::Error) -> Self {
-        Self::Failed(error.to_string())
-    }
-}
-
-/// Returns two futures. The first resolves at SIGTERM or SIGINT: stop. The second resolves at
-/// SIGINT or a second SIGTERM: end the drain early.
-pub(crate) fn signalled() -> Result<(impl Future<Output = ()>, impl Future<Output = ()>), Fatal> {
-    let receiver = |kind| signal(kind).map_err(Fatal::from);
-    let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
-    let (mut sigterm, mut sigint) = (receiver(terminate)?, receiver(interrupt)?);
-    let (mut drain_sigterm, mut drain_sigint) = (receiver(terminate)?, receiver(interrupt)?);
-    let stop = async move {
-        tokio::select! {
-            _ = sigterm.recv() => {}
-            _ = sigint.recv() => {}
-        }
-    };
-    let hurry = async move {
-        let twice = async {
-            drain_sigterm.recv().await;
-            drain_sigterm.recv().await;
-        };
-        tokio::select! {
-            () = twice => {}
-            _ = drain_sigint.recv() => {}
-        }
-    };
-    Ok((stop, hurry))
-}
 
 /// Runs a gateway until `stop` resolves, and then until it has drained or `hurry` resolves.
 /// `listening` is called with the address on which clients are served, which the kernel chooses if
@@ -111,11 +48,11 @@ pub async fn serve(
     listening: impl FnOnce(SocketAddr),
     stop: impl Future<Output = ()>,
     hurry: impl Future<Output = ()>,
-) -> Result<(), Fatal> {
+) -> Result<(), ProcessExit> {
     let workers = workers(&options);
     let shares = shares(&options)?;
     let connections = ConnectionLimit::new(shares.connections);
-    let listener = listen("--http", options.http)?;
+    let listener = bind("--http", options.http).await?;
     let address = listener.local_addr()?;
     let (directory, seen) = watch::channel(Directory::default());
     let (health, all) = (Health::new("etcd"), Health::new("etcd"));
@@ -126,14 +63,13 @@ pub async fn serve(
     let without = counters.without_primary.clone();
     let readiness =
         GatewayReadiness::new(health.clone(), all.clone(), seen.clone(), without, workers);
-    if let Some(at) = options.metrics {
-        let serving = telemetry::serve(listen("--metrics", at)?, health.clone(), metrics.clone());
-        tokio::spawn(tasks.forever("serving --metrics", serving));
-    }
+    let monitoring =
+        process::monitoring(options.process.metrics, health.clone(), metrics.clone()).await?;
+    tokio::spawn(tasks.forever("serving --metrics", monitoring));
     if let Some(at) = options.grpc {
-        serve_grpc(listen("--grpc", at)?, &health, &tasks).await?;
+        serve_grpc(bind("--grpc", at).await?, &health, &tasks).await?;
     }
-    let (status_page, page_task) = StatusPage::new(options.cluster.clone(), seen.clone());
+    let (status_page, page_task) = StatusPage::new(options.cluster.cluster.clone(), seen.clone());
     tokio::spawn(tasks.job("making /v1/cluster", page_task));
     let (process, from_workers) = mpsc::unbounded_channel();
     let context = WorkerContext {
@@ -176,13 +112,14 @@ pub async fn serve(
         from_workers,
     };
     let mut cluster = tokio::spawn(member.run(ending));
+    let failed = ProcessExit::Failed;
     let outcome = tokio::select! {
         () = stopping => Ok(()),
-        why = failures.next() => Err(Fatal::Failed(why)),
-        number = workers.any_ended() => Err(Fatal::Failed(format!("worker {number} has failed"))),
+        why = failures.next() => Err(failed(why)),
+        number = workers.any_ended() => Err(failed(format!("worker {number} has failed"))),
         ended = &mut cluster => Err(match ended {
-            Ok(Err(fatal)) => fatal,
-            other => Fatal::Failed(format!("the task that follows etcd has ended: {other:?}")),
+            Ok(Err(exit)) => exit,
+            other => failed(format!("the task that follows etcd has ended: {other:?}")),
         }),
         never = accept(&listener, &connections, &handles) => match never {},
     };
@@ -210,9 +147,9 @@ async fn serve_grpc(
     listener: TcpListener,
     health: &Health,
     tasks: &CriticalTasks,
-) -> Result<(), Fatal> {
+) -> Result<(), ProcessExit> {
     let routes = telemetry::grpc(health, proto::DESCRIPTORS, &[]).await;
-    let routes = routes.map_err(|error| Fatal::Failed(format!("reflection: {error}")))?;
+    let routes = routes.map_err(|error| ProcessExit::Failed(format!("reflection: {error}")))?;
     let serving = Server::builder().add_routes(routes);
     tokio::spawn(tasks.forever("serving --grpc", async move {
         let incoming = ConnectionLimit::new(GRPC_CONNECTIONS_MAX).incoming(listener);
@@ -221,20 +158,6 @@ async fn serve_grpc(
         }
     }));
     Ok(())
-}
-
-fn listen(flag: &str, address: SocketAddr) -> Result<TcpListener, Fatal> {
-    let listening = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // Without it, a restarted gateway would have to wait until the old process's connections
-        // have left TIME_WAIT.
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-    listening().map_err(|error: io::Error| {
-        Fatal::Settings(format!("{flag} {address}: can't listen there: {error}"))
-    })
 }
 
 fn workers(options: &Options) -> usize {
@@ -249,10 +172,9 @@ const FILES_GOOD: u64 = 10_240;
 
 /// Divides the memory, with at most as many clients as the limit of open files leaves room for. A
 /// low limit is logged.
-pub(crate) fn shares(options: &Options) -> Result<Shares, Fatal> {
+pub(crate) fn shares(options: &Options) -> Result<Shares, ProcessExit> {
     let allowed = files::allowed();
-    let connections =
-        files::connections(allowed, FILES_KEPT).map_err(|few| Fatal::Settings(few.to_string()))?;
+    let connections = files::connections(allowed, FILES_KEPT)?;
     if allowed < FILES_GOOD {
         warn!(
             allowed,
@@ -262,7 +184,7 @@ pub(crate) fn shares(options: &Options) -> Result<Shares, Fatal> {
         );
     }
     memory::divide(options.memory_bytes, options.connections, connections, workers(options))
-        .map_err(Fatal::Settings)
+        .map_err(ProcessExit::Usage)
 }
 
 /// Accepts connections and gives each to the worker that has the fewest. With a listener per
@@ -356,18 +278,18 @@ struct ClusterMember {
 
 impl ClusterMember {
     /// Follows etcd until `ending` resolves; then revokes the lease.
-    async fn run(mut self, mut ending: oneshot::Receiver<()>) -> Result<(), Fatal> {
-        let etcd = metastore::Settings::new(self.options.etcd.clone(), &self.options.cluster);
+    async fn run(mut self, mut ending: oneshot::Receiver<()>) -> Result<(), ProcessExit> {
+        let etcd = self.options.cluster.settings();
         let joining = async {
             let store = directory::connect(&etcd, &self.readiness).await?;
             let meta = directory::meta(&store, &self.readiness).await?;
             Ok::<_, metastore::Error>((store, meta))
         };
         let (store, meta) = tokio::select! {
-            joined = joining => joined.map_err(|error| Fatal::Settings(error.to_string()))?,
+            joined = joining => joined.map_err(|error| ProcessExit::Usage(error.to_string()))?,
             _ = &mut ending => return Ok(()),
         };
-        let (address, ttl_s) = (self.address.to_string(), self.options.lease_ttl);
+        let (address, ttl_s) = (self.address.to_string(), self.options.process.lease_ttl);
         let workers = self.inboxes.len();
         let mut sessions =
             WorkerSessions::new(store.clone(), address, meta.incarnation, ttl_s, workers);
