@@ -12,7 +12,7 @@ use process::ProcessExit;
 use telemetry::{CriticalTasks, Health, TaskFailures};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::Options;
 use crate::decision_log::log_decisions;
@@ -150,15 +150,7 @@ impl Driver {
                 self.publish_status();
                 Ok(())
             }
-            DriverMessage::WentBack { was, now } => {
-                error!(
-                    was,
-                    now,
-                    "etcd's history went back, so it is not followed any more: if it was restored \
-                     from a backup, start nothing and read \"Back up etcd\" in docs/operations.md"
-                );
-                Err(DriverExit::WentBack)
-            }
+            DriverMessage::WentBack => Err(DriverExit::WentBack),
         }
     }
 

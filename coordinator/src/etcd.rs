@@ -31,7 +31,7 @@ pub(crate) enum DriverMessage {
     /// it changes.
     EtcdProblem(Option<&'static str>),
     /// etcd's history is shorter than it was.
-    WentBack { was: u64, now: u64 },
+    WentBack,
 }
 
 /// The interval of the checks whether etcd replies and accepts writes.
@@ -134,7 +134,7 @@ impl EtcdHandle {
                 message = next(&mut drains, drain) => message,
                 message = next(&mut promotes, RecordChange::Promote) => message,
             };
-            let ends = matches!(message, None | Some(DriverMessage::WentBack { .. }));
+            let ends = matches!(message, None | Some(DriverMessage::WentBack));
             let is_delivered = match message {
                 Some(message) => self.messages.send(message).await.is_ok(),
                 None => true,
@@ -240,7 +240,7 @@ async fn next<R: EtcdRecord>(
         WatchEvent::All(_) => return Some(DriverMessage::Event(Event::WatchBroke)),
         WatchEvent::Changed(one) => (one.modified, change(one.id.clone(), Some(at_revision(one)))),
         WatchEvent::Deleted { id, revision } => (revision, change(id, None)),
-        WatchEvent::WentBack { was, now } => return Some(DriverMessage::WentBack { was, now }),
+        WatchEvent::WentBack { .. } => return Some(DriverMessage::WentBack),
     };
     Some(DriverMessage::Event(Event::Changed { revision, change }))
 }
@@ -256,7 +256,7 @@ async fn next_meta(watch: &mut Watch<Meta>) -> Option<DriverMessage> {
         }),
         WatchEvent::Changed(one) => Some(meta_changed(one)),
         WatchEvent::Deleted { .. } => Some(DriverMessage::Event(Event::WatchBroke)),
-        WatchEvent::WentBack { was, now } => Some(DriverMessage::WentBack { was, now }),
+        WatchEvent::WentBack { .. } => Some(DriverMessage::WentBack),
     }
 }
 

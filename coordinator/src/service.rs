@@ -1,10 +1,9 @@
 //! The process: its listeners, its start while etcd is away, and its shutdown.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use engine::coordinator::Coordinator;
-use metastore::{CoordinatorRecord, LeaseSettings, Metastore, RetryBackoff};
+use metastore::{CoordinatorRecord, LeaseSettings, Metastore};
 use process::{ProcessExit, StopSignals};
 use proto::wire::reports_server::{self, ReportsServer};
 use telemetry::files::{self, ConnectionLimit};
@@ -13,7 +12,7 @@ use tokio::runtime::Builder;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::transport::Server;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::Options;
 use crate::driver::{Driver, DriverState};
@@ -24,13 +23,6 @@ use crate::reports::ReportService;
 
 /// The capacity of the queue of messages to the driver.
 const INBOX_MAX: usize = 1_024;
-
-/// The first delay between tries to connect to etcd at the start.
-const CONNECT_AGAIN_FIRST: Duration = Duration::from_millis(100);
-/// The longest delay between tries to connect to etcd at the start.
-const CONNECT_AGAIN_LONGEST: Duration = Duration::from_secs(1);
-/// The interval at which a start that waits for etcd logs a warning again.
-const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// Runs a coordinator until a signal stops it (SIGTERM, SIGINT), and returns the exit code.
 pub fn run(options: Options) -> u8 {
@@ -79,8 +71,9 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
         }
     }));
 
+    let settings = options.cluster.settings();
     let metastore = tokio::select! {
-        connected = connect(&options, &health) => connected?,
+        connected = Metastore::join(&settings, |reason| health.not_ready(reason)) => connected?,
         why = failures.next() => return Err(ProcessExit::Failed(why)),
         () = &mut stop => return Ok(()),
     };
@@ -103,29 +96,6 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
         state: DriverState::new(),
     };
     driver.run(election, inbox, failures, stop).await
-}
-
-/// Connects to etcd, and waits as long as it can't be reached.
-async fn connect(options: &Options, health: &Health) -> Result<Metastore, ProcessExit> {
-    let settings = options.cluster.settings();
-    let mut backoff = RetryBackoff::new(CONNECT_AGAIN_FIRST, CONNECT_AGAIN_LONGEST);
-    let mut warned: Option<Instant> = None;
-    loop {
-        let error = match Metastore::connect(&settings).await {
-            Ok(metastore) => return Ok(metastore),
-            Err(error) if error.is_transient() => error,
-            Err(error) if error.is_misfit() => {
-                return Err(ProcessExit::Usage(format!("--etcd: {error}")));
-            }
-            Err(error) => return Err(ProcessExit::Failed(error.to_string())),
-        };
-        health.not_ready(error.reason());
-        if warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
-            warned = Some(Instant::now());
-            warn!(etcd = settings.endpoints.join(","), %error, "waiting for etcd");
-        }
-        backoff.wait().await;
-    }
 }
 
 /// The number of file descriptors that are reserved for other uses than incoming connections: etcd,

@@ -6,16 +6,13 @@
 //! shard.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use engine::ids::{Boot, ShardId, StoreId};
 use engine::records::{LossRecord, Meta, NodeRecord, StoreRecord};
 use engine::shard_record::ShardRecord;
-use metastore::{
-    CoordinatorRecord, DrainIntent, EtcdRecord, Metastore, Watch, WatchEvent, WatchSettings,
-};
+use metastore::{CoordinatorRecord, DrainIntent, Metastore};
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::error;
 
 use crate::readiness::GatewayReadiness;
 
@@ -105,54 +102,6 @@ impl Directory {
     }
 }
 
-/// Connects to etcd, and waits for it as long as necessary. Errors that waiting can't resolve are
-/// returned: an etcd that is too old, or wrong settings.
-pub(crate) async fn connect(
-    settings: &metastore::Settings,
-    readiness: &GatewayReadiness,
-) -> Result<Metastore, metastore::Error> {
-    let mut logged = false;
-    loop {
-        match Metastore::connect(settings).await {
-            Ok(store) => return Ok(store),
-            Err(error) if error.is_transient() => {
-                readiness.waits_for(Some("etcd"));
-                if !std::mem::replace(&mut logged, true) {
-                    warn!(%error, "waiting for etcd, which can't be reached");
-                }
-            }
-            Err(error) => return Err(error),
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
-/// Waits until a coordinator has created the cluster.
-pub(crate) async fn meta(
-    store: &Metastore,
-    readiness: &GatewayReadiness,
-) -> Result<Meta, metastore::Error> {
-    let mut logged = false;
-    loop {
-        match store.get::<Meta>(&()).await {
-            Ok(Some(kept)) => return Ok(kept.record),
-            Ok(None) => {
-                readiness.waits_for(Some("meta"));
-                if !std::mem::replace(&mut logged, true) {
-                    info!("waiting for a coordinator to create the cluster");
-                }
-            }
-            // The record is from a newer build: waiting does not help.
-            Err(error) if !error.is_transient() => return Err(error),
-            Err(error) => {
-                readiness.waits_for(Some("etcd"));
-                warn!(%error, "could not read the cluster's meta record");
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
 /// Follows etcd until dropped. `on_shard` is called with each new shard record, in any order and
 /// possibly more than once.
 pub(crate) async fn follow(
@@ -161,51 +110,49 @@ pub(crate) async fn follow(
     readiness: &GatewayReadiness,
     on_shard: impl Fn(&ShardRecord),
 ) {
-    let settings = WatchSettings::default;
-    let mut meta = WatchedRecords::new(store.watch::<Meta>(settings()));
-    let mut stores = WatchedRecords::new(store.watch::<StoreRecord>(settings()));
-    let mut nodes = WatchedRecords::new(store.watch::<NodeRecord>(settings()));
-    let mut shards = WatchedRecords::new(store.watch::<ShardRecord>(settings()));
-    let mut coordinator = WatchedRecords::new(store.watch::<CoordinatorRecord>(settings()));
-    let mut draining = WatchedRecords::new(store.watch::<DrainIntent>(settings()));
-    let mut losses = WatchedRecords::new(store.watch::<LossRecord>(settings()));
+    let mut meta = store.follow::<Meta>();
+    let mut stores = store.follow::<StoreRecord>();
+    let mut nodes = store.follow::<NodeRecord>();
+    let mut shards = store.follow::<ShardRecord>();
+    let mut coordinator = store.follow::<CoordinatorRecord>();
+    let mut draining = store.follow::<DrainIntent>();
+    let mut losses = store.follow::<LossRecord>();
     loop {
         let goes_on = tokio::select! {
             goes_on = meta.next() => {
-                directory.send_modify(|all| all.meta = meta.only().or(all.meta.take()));
+                directory.send_modify(|all| all.meta = meta.only().cloned().or(all.meta.take()));
                 goes_on
             }
             goes_on = stores.next() => {
-                directory.send_modify(|all| all.stores.clone_from(&stores.all));
+                directory.send_modify(|all| all.stores = stores.records());
                 goes_on
             }
             goes_on = nodes.next() => {
-                directory.send_modify(|all| all.nodes.clone_from(&nodes.all));
+                directory.send_modify(|all| all.nodes = nodes.records());
                 readiness.refresh();
                 goes_on
             }
             goes_on = shards.next() => {
                 // The changed records only: a failover in a large cluster changes thousands of
                 // them, each in an event of its own.
-                let changed = std::mem::take(&mut shards.changed);
-                let changed: Vec<_> = changed.iter().filter_map(|id| shards.all.get(id)).collect();
-                changed.iter().for_each(|shard| on_shard(shard));
-                let changed = changed.into_iter().map(|shard| (shard.shard(), shard.clone()));
+                let changed = shards.take_changed().filter_map(|(_, kept)| kept);
+                let changed: Vec<_> = changed.map(|kept| (kept.id, kept.record.clone())).collect();
+                changed.iter().for_each(|(_, shard)| on_shard(shard));
                 directory.send_modify(|all| all.shards.extend(changed));
                 goes_on
             }
             goes_on = coordinator.next() => {
-                let address = coordinator.only().map(|candidate| candidate.address);
+                let address = coordinator.only().map(|candidate| candidate.address.clone());
                 directory.send_modify(|all| all.coordinator = address);
                 goes_on
             }
             goes_on = draining.next() => {
-                let stores = draining.all.keys().copied().collect();
+                let stores = draining.all().map(|kept| kept.id).collect();
                 directory.send_modify(|all| all.draining = stores);
                 goes_on
             }
             goes_on = losses.next() => {
-                let all_losses = losses.all.values().cloned().collect();
+                let all_losses = losses.all().map(|kept| kept.record.clone()).collect();
                 directory.send_modify(|all| all.losses = all_losses);
                 goes_on
             }
@@ -217,48 +164,5 @@ pub(crate) async fn follow(
             readiness.waits_for(Some("etcd-went-back"));
             return std::future::pending().await;
         }
-    }
-}
-
-/// All records of one kind, kept up to date by a watch.
-struct WatchedRecords<R: EtcdRecord> {
-    watch: Watch<R>,
-    all: BTreeMap<R::Id, R>,
-    /// The ids of the records that changed since they were last taken.
-    changed: BTreeSet<R::Id>,
-}
-
-impl<R: EtcdRecord> WatchedRecords<R> {
-    fn new(watch: Watch<R>) -> Self {
-        Self { watch, all: BTreeMap::new(), changed: BTreeSet::new() }
-    }
-
-    /// Applies the next change. Returns false if etcd's history went back: such an etcd must not be
-    /// followed.
-    async fn next(&mut self) -> bool {
-        match self.watch.next().await {
-            Some(WatchEvent::All(listed)) => {
-                self.all = listed.all.into_iter().map(|kept| (kept.id, kept.record)).collect();
-                self.changed.extend(self.all.keys().cloned());
-            }
-            Some(WatchEvent::Changed(kept)) => {
-                self.changed.insert(kept.id.clone());
-                self.all.insert(kept.id, kept.record);
-            }
-            Some(WatchEvent::Deleted { id, .. }) => {
-                self.all.remove(&id);
-            }
-            Some(WatchEvent::WentBack { was, now }) => {
-                error!(folder = R::FOLDER, was, now, "etcd's history went back");
-                return false;
-            }
-            None => return false,
-        }
-        true
-    }
-
-    /// The record of a kind that has only one.
-    fn only(&self) -> Option<R> {
-        self.all.values().next().cloned()
     }
 }

@@ -10,6 +10,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use engine::shard_record::ShardRecord;
+use metastore::Metastore;
 use process::{ProcessExit, bind};
 use telemetry::files::{self, ConnectionLimit, ConnectionPermit};
 use telemetry::{CriticalTasks, Health, Metrics};
@@ -281,8 +282,9 @@ impl ClusterMember {
     async fn run(mut self, mut ending: oneshot::Receiver<()>) -> Result<(), ProcessExit> {
         let etcd = self.options.cluster.settings();
         let joining = async {
-            let store = directory::connect(&etcd, &self.readiness).await?;
-            let meta = directory::meta(&store, &self.readiness).await?;
+            let waits = |reason| self.readiness.waits_for(Some(reason));
+            let store = Metastore::join(&etcd, waits).await?;
+            let meta = store.cluster(waits).await?;
             Ok::<_, metastore::Error>((store, meta))
         };
         let (store, meta) = tokio::select! {

@@ -10,13 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use engine::codec::Malformed;
-use engine::history::History;
+use engine::history::{History, WentBack};
 use engine::records::Meta;
 use etcd_client::{
     Client, ConnectOptions, GetOptions, GetResponse, KeyValue, KvClient, ResponseHeader,
     TxnResponse, WatchClient,
 };
-use tracing::warn;
+use tracing::{error, warn};
 
 use crate::backoff::CallBackoff;
 use crate::{Error, EtcdRecord, TxnOutcome, tls};
@@ -271,8 +271,29 @@ impl Metastore {
     /// that was known when the call began.
     fn answered(&self, asked: u64, header: Option<&ResponseHeader>) -> Result<u64, Error> {
         let revision = revision(header)?;
-        self.history().check_answer(asked, revision).map_err(Error::WentBack)?;
+        self.checked(|history| history.check_answer(asked, revision))?;
         Ok(revision)
+    }
+
+    /// Checks a reply. The first one of another history is logged, once for all clones.
+    fn checked(
+        &self,
+        check: impl FnOnce(&mut History) -> Result<(), WentBack>,
+    ) -> Result<(), Error> {
+        let mut history = self.history();
+        let was_followed = history.before_call().is_ok();
+        let checked = check(&mut history);
+        if let Err(WentBack { was, now }) = checked
+            && was_followed
+        {
+            error!(
+                was,
+                now,
+                "etcd's history went back, so it is not followed any more: if it was restored from \
+                 a backup, start nothing and read \"Back up etcd\" in docs/operations.md"
+            );
+        }
+        checked.map_err(Error::WentBack)
     }
 
     /// Returns the outcome of a transaction, and the revision that it created.
@@ -282,7 +303,7 @@ impl Metastore {
             return Ok(TxnOutcome::Failed);
         }
         let revision = revision(reply.header())?;
-        self.history().check_write(asked, revision).map_err(Error::WentBack)?;
+        self.checked(|history| history.check_write(asked, revision))?;
         Ok(TxnOutcome::Done { revision })
     }
 

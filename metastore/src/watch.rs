@@ -213,7 +213,6 @@ impl<R: EtcdRecord> WatchTask<R> {
         let listed = match self.store.list::<R>().await {
             Ok(listed) => listed,
             Err(Error::WentBack(WentBack { was, now })) => {
-                error!(folder = R::FOLDER, was, now, "etcd's history went back");
                 let _receiver_gone = self.send(WatchEvent::WentBack { was, now }).await;
                 return Err(WatchEnded);
             }

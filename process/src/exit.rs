@@ -39,6 +39,16 @@ impl From<std::io::Error> for ProcessExit {
     }
 }
 
+/// An etcd that waiting can't make usable is a setting to be changed.
+impl From<metastore::Error> for ProcessExit {
+    fn from(error: metastore::Error) -> Self {
+        match error.is_misfit() {
+            true => Self::Usage(format!("--etcd: {error}")),
+            false => Self::Failed(error.to_string()),
+        }
+    }
+}
+
 impl From<TooFewFiles> for ProcessExit {
     fn from(few: TooFewFiles) -> Self {
         Self::Usage(few.to_string())

@@ -22,7 +22,7 @@ use engine::node::Event;
 use engine::records::{Meta, NameRecord, NodeRecord, StoreRecord, StoreStatus};
 use engine::shard_record::ShardRecord;
 use engine::store::log::LogRecord;
-use metastore::{BootGuard, Error, Metastore, RetryBackoff, Revisioned, TxnOutcome};
+use metastore::{BootGuard, Error, Metastore, Revisioned, TxnOutcome};
 use process::ProcessExit;
 use telemetry::Health;
 use tokio::net::TcpListener;
@@ -35,11 +35,6 @@ use crate::options::Options;
 
 /// The pause between two attempts.
 const TRY_EVERY: Duration = Duration::from_millis(100);
-/// The longest pause between two attempts to reach etcd.
-const TRY_AGAIN_LONGEST: Duration = Duration::from_secs(1);
-/// The delay of the first log line about what a start waits for, and the interval of the next ones.
-const LOG_AFTER: Duration = Duration::from_secs(1);
-const LOG_EVERY: Duration = Duration::from_secs(60);
 /// The time-out of a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// The longest delay with which etcd deletes the key of an expired lease.
@@ -73,55 +68,6 @@ pub struct OpenDisk {
     pub next_group: u64,
     /// Events of the disk from before the state machine existed.
     pub early: Vec<Event>,
-}
-
-/// Connects to etcd, waiting until it answers.
-pub async fn connect(options: &Options, health: &Health) -> Result<Metastore, ProcessExit> {
-    let settings = options.cluster.settings();
-    wait(health, "etcd", async || Metastore::connect(&settings).await.map(Some)).await
-}
-
-/// Waits for the cluster's settings, which the leading coordinator creates.
-pub async fn meta(metastore: &Metastore, health: &Health) -> Result<Meta, ProcessExit> {
-    let read = async || Ok(metastore.get::<Meta>(&()).await?.map(|kept| kept.record));
-    wait(health, "meta", read).await
-}
-
-/// Retries until `attempt` returns a value. Transient errors are retried; meanwhile `/readyz` shows
-/// the reason.
-async fn wait<T>(
-    health: &Health,
-    what: &'static str,
-    mut attempt: impl AsyncFnMut() -> Result<Option<T>, Error>,
-) -> Result<T, ProcessExit> {
-    let mut pause = RetryBackoff::new(TRY_EVERY, TRY_AGAIN_LONGEST);
-    let mut log_at = Instant::now() + LOG_AFTER;
-    health.not_ready(what);
-    loop {
-        let error = match attempt().await {
-            Ok(Some(found)) => return Ok(found),
-            Ok(None) => None,
-            Err(error) if error.is_transient() => Some(error),
-            Err(error) if error.is_misfit() => {
-                return Err(ProcessExit::Usage(format!("--etcd: {error}")));
-            }
-            Err(error) => return Err(ProcessExit::Failed(format!("{what}: {error}"))),
-        };
-        let reason = error.as_ref().map_or(what, Error::reason);
-        health.not_ready(reason);
-        if Instant::now() >= log_at {
-            log_at = Instant::now() + LOG_EVERY;
-            match &error {
-                Some(error) => warn!(reason, %error, "waiting for etcd"),
-                None => warn!(reason, "waiting for the cluster's settings in etcd"),
-            }
-        }
-        match error {
-            Some(_) => pause.wait().await,
-            // A coordinator may create it at any moment.
-            None => sleep(TRY_EVERY).await,
-        }
-    }
 }
 
 /// The records in etcd about a store and the name that it is to have.

@@ -8,13 +8,11 @@
 //! A running process stops following an etcd whose history went back: the metastore gives no
 //! answers then, and the node goes on with its last knowledge until it is restarted.
 
-use std::collections::BTreeMap;
-
 use engine::ids::{Boot, Revision, SessionId, ShardId, StoreBoot, StoreId};
 use engine::node::{CasOutcome, Event};
 use engine::records::{GatewayRecord, NodeRecord, StoreRecord};
 use engine::shard_record::ShardRecord;
-use metastore::{EtcdRecord, Metastore, Revisioned, TxnOutcome, Watch, WatchEvent, WatchSettings};
+use metastore::{Followed, Metastore, Revisioned, TxnOutcome, WatchEvent, WatchSettings};
 use process::ProcessExit;
 use telemetry::CriticalTasks;
 use tokio::runtime::Handle;
@@ -188,94 +186,73 @@ pub struct EtcdFollower {
     pub readiness: NodeReadiness,
 }
 
-/// An event of one of the watches.
-enum WatchedEvent {
-    Shard(WatchEvent<ShardRecord>),
-    Node(WatchEvent<NodeRecord>),
-    Store(WatchEvent<StoreRecord>),
-    /// A watch has ended by itself, which it does only after etcd's history went back.
-    Ended,
-}
-
 impl EtcdFollower {
     /// Follows the records for as long as etcd's history goes on; never returns.
     pub async fn run(mut self) {
         let metastore = self.etcd.metastore.clone();
         let mut shards = metastore.watch::<ShardRecord>(WatchSettings::default());
-        let mut nodes = metastore.watch::<NodeRecord>(WatchSettings::default());
-        let mut stores = metastore.watch::<StoreRecord>(WatchSettings::default());
-        let mut keys = BTreeMap::new();
+        let mut nodes = metastore.follow::<NodeRecord>();
+        let mut stores = metastore.follow::<StoreRecord>();
         loop {
-            let event = tokio::select! {
-                event = next(&mut shards, WatchedEvent::Shard) => event,
-                event = next(&mut nodes, WatchedEvent::Node) => event,
-                event = next(&mut stores, WatchedEvent::Store) => event,
+            let goes_on = tokio::select! {
+                event = shards.next() => self.shards(event),
+                goes_on = nodes.next() => {
+                    self.nodes(&mut nodes);
+                    goes_on
+                }
+                goes_on = stores.next() => {
+                    self.stores(&mut stores);
+                    goes_on
+                }
             };
-            match event {
-                WatchedEvent::Shard(event) => self.shard(event),
-                WatchedEvent::Node(event) => self.node(event, &mut keys),
-                WatchedEvent::Store(event) => self.store(event),
-                WatchedEvent::Ended => return std::future::pending().await,
+            if !goes_on {
+                self.readiness.not_ready_again("etcd-went-back");
+                return std::future::pending().await;
             }
         }
     }
 
-    fn shard(&self, event: WatchEvent<ShardRecord>) {
+    /// Passes on an event of the shard records, of which no copy is kept. Returns false if etcd's
+    /// history went back.
+    fn shards(&self, event: Option<WatchEvent<ShardRecord>>) -> bool {
         match event {
-            WatchEvent::All(listed) => {
+            Some(WatchEvent::All(listed)) => {
                 for kept in listed.all {
                     self.etcd.inbox.send_event(record_event(kept, None));
                 }
                 self.etcd.inbox.send(LoopMessage::ShardsListed);
             }
-            WatchEvent::Changed(kept) => {
+            Some(WatchEvent::Changed(kept)) => {
                 self.etcd.inbox.send_event(record_event(kept, None));
             }
-            WatchEvent::Deleted { id, .. } => error!(shard = %id, "shard record deleted"),
-            WatchEvent::WentBack { was, now } => self.went_back(was, now),
+            Some(WatchEvent::Deleted { id, .. }) => error!(shard = %id, "shard record deleted"),
+            Some(WatchEvent::WentBack { .. }) | None => return false,
         }
+        true
     }
 
-    fn node(
-        &mut self,
-        event: WatchEvent<NodeRecord>,
-        keys: &mut BTreeMap<StoreId, (StoreBoot, u64)>,
-    ) {
-        match event {
-            WatchEvent::All(listed) => {
-                keys.clear();
-                listed.all.into_iter().for_each(|kept| self.registered(kept, keys));
+    fn nodes(&mut self, nodes: &mut Followed<NodeRecord>) {
+        let peer =
+            |kept: &Revisioned<NodeRecord>| StoreBoot { store: kept.id, boot: kept.record.boot };
+        for kept in nodes.take_changed().filter_map(|(_, kept)| kept) {
+            let address = kept.record.address.clone();
+            self.peers.note(PeerAddress { peer: peer(kept), address });
+        }
+        let keys = nodes.all().map(|kept| (peer(kept), kept.created)).collect();
+        self.etcd.inbox.send_event(Event::Peers(keys));
+    }
+
+    fn stores(&mut self, stores: &mut Followed<StoreRecord>) {
+        for (id, kept) in stores.take_changed() {
+            match kept {
+                Some(kept) => self.stored(kept),
+                None => warn!(store = %id, "store record deleted"),
             }
-            WatchEvent::Changed(kept) => self.registered(kept, keys),
-            WatchEvent::Deleted { id, .. } => {
-                keys.remove(&id);
-            }
-            WatchEvent::WentBack { was, now } => return self.went_back(was, now),
-        }
-        self.etcd.inbox.send_event(Event::Peers(keys.values().copied().collect()));
-    }
-
-    fn registered(
-        &mut self,
-        kept: Revisioned<NodeRecord>,
-        keys: &mut BTreeMap<StoreId, (StoreBoot, u64)>,
-    ) {
-        let peer = StoreBoot { store: kept.id, boot: kept.record.boot };
-        keys.insert(kept.id, (peer, kept.created));
-        self.peers.note(PeerAddress { peer, address: kept.record.address });
-    }
-
-    fn store(&mut self, event: WatchEvent<StoreRecord>) {
-        match event {
-            WatchEvent::All(listed) => listed.all.into_iter().for_each(|kept| self.stored(kept)),
-            WatchEvent::Changed(kept) => self.stored(kept),
-            WatchEvent::Deleted { id, .. } => warn!(store = %id, "store record deleted"),
-            WatchEvent::WentBack { was, now } => self.went_back(was, now),
         }
     }
 
-    fn stored(&mut self, kept: Revisioned<StoreRecord>) {
-        let record = kept.record;
+    fn stored(&mut self, kept: &Revisioned<StoreRecord>) {
+        let record = &kept.record;
         let peer = StoreBoot { store: kept.id, boot: record.boot };
         self.names.note(kept.id, &record.name);
         if kept.id == self.me.store {
@@ -288,18 +265,8 @@ impl EtcdFollower {
             status if status.is_gone() => self.peers.forget(kept.id),
             // A store that never ran has no address worth dialling.
             _ if record.boot == Boot(0) => {}
-            _ => self.peers.note(PeerAddress { peer, address: record.address }),
+            _ => self.peers.note(PeerAddress { peer, address: record.address.clone() }),
         }
-    }
-
-    fn went_back(&self, was: u64, now: u64) {
-        error!(
-            was,
-            now,
-            "etcd's history went back, no longer followed: read \"Back up etcd\" in \
-             docs/operations.md"
-        );
-        self.readiness.not_ready_again("etcd-went-back");
     }
 }
 
@@ -307,11 +274,4 @@ impl EtcdFollower {
 pub(crate) fn newer_boot(newer: StoreBoot) -> ProcessExit {
     let StoreBoot { store, boot } = newer;
     ProcessExit::Refused(format!("boot {} of store {store} has begun elsewhere", boot.0))
-}
-
-async fn next<R: EtcdRecord>(
-    watch: &mut Watch<R>,
-    event: impl Fn(WatchEvent<R>) -> WatchedEvent,
-) -> WatchedEvent {
-    watch.next().await.map_or(WatchedEvent::Ended, event)
 }

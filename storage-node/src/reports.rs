@@ -10,7 +10,7 @@ use std::time::Duration;
 use engine::ids::StoreBoot;
 use engine::message::HealthReport;
 use engine::node::Event;
-use metastore::{CoordinatorRecord, Metastore, WatchEvent, WatchSettings};
+use metastore::{CoordinatorRecord, Metastore};
 use proto::wire;
 use proto::wire::reports_client::ReportsClient;
 use tokio::sync::watch;
@@ -32,22 +32,18 @@ pub async fn send_all(
     mut reports: watch::Receiver<HealthReport>,
     inbox: Inbox,
 ) {
-    let mut leader = metastore.watch::<CoordinatorRecord>(WatchSettings::default());
+    let mut leader = metastore.follow::<CoordinatorRecord>();
     let mut address: Option<String> = None;
     let mut client = None;
     loop {
         tokio::select! {
-            event = leader.next() => {
-                let now = match event {
-                    Some(WatchEvent::All(listed)) => {
-                        listed.all.into_iter().next().map(|kept| kept.record.address)
-                    }
-                    Some(WatchEvent::Changed(kept)) => Some(kept.record.address),
-                    // The coordinator's lease may have vanished while it goes on: it gets reports
-                    // until another one leads.
-                    Some(WatchEvent::Deleted { .. }) => continue,
-                    Some(WatchEvent::WentBack { .. }) | None => return,
-                };
+            goes_on = leader.next() => {
+                if !goes_on {
+                    return;
+                }
+                // The coordinator's lease may have vanished while it goes on: it gets reports until
+                // another one leads.
+                let now = leader.only().map(|leader| leader.address.clone());
                 if now.is_some() && now != address {
                     info!(address = now, "coordinator changed");
                     (address, client) = (now, None);

@@ -95,8 +95,9 @@ async fn start(
     let settings = disk_settings(options, files);
     let (disk, opened) = open_disk(settings, health, inbox).await?;
     let mut disk = OpenDisk::new(disk, opened.next_group, messages);
-    let metastore = boot::connect(options, health).await?;
-    let meta = boot::meta(&metastore, health).await?;
+    let waits = |reason| health.not_ready(reason);
+    let metastore = Metastore::join(&options.cluster.settings(), waits).await?;
+    let meta = metastore.cluster(waits).await?;
     let keys = meta.idempotency;
     info!(
         window_s = keys.window_ms / 1_000,
