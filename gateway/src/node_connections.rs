@@ -11,7 +11,7 @@ use std::time::Duration;
 use engine::batcher::Event;
 use engine::ids::{Conn, StoreBoot, StoreId};
 use engine::message::{GatewayMessage, NodeReply};
-use process::{CONNECT_TIMEOUT, Pings, is_refused};
+use process::{CONNECT_TIMEOUT, Pings, causes, is_refused};
 use proto::wire::gateway_client::GatewayClient;
 use proto::wire::{ToGateway, ToNode};
 use telemetry::CriticalTasks;
@@ -158,7 +158,9 @@ impl NodeConnections {
 }
 
 async fn dial(target: &NodeEndpoint) -> Result<NodeStream, DialError> {
-    let other = |error: &dyn std::error::Error| DialError::Other(chain(error));
+    let other = |error: &(dyn std::error::Error + 'static)| {
+        DialError::Other(causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": "))
+    };
     let endpoint = process::endpoint(&target.address, PINGS).map_err(|error| other(&error))?;
     let channel = endpoint.connect().await.map_err(|error| match is_refused(&error) {
         true => DialError::Refused,
@@ -182,15 +184,4 @@ async fn dial(target: &NodeEndpoint) -> Result<NodeStream, DialError> {
         }
         Err(elapsed) => Err(other(&elapsed)),
     }
-}
-
-/// The text of an error with its causes: tonic's own text is only "transport error".
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        text = format!("{text}: {error}");
-        next = error.source();
-    }
-    text
 }

@@ -196,8 +196,7 @@ fn is_remote_failure(error: &(dyn std::error::Error + 'static)) -> bool {
     use io::ErrorKind::{
         ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, TimedOut,
     };
-    let failed = std::iter::successors(Some(error), |error| error.source())
-        .find_map(|error| error.downcast_ref::<io::Error>());
+    let failed = process::causes(error).find_map(|error| error.downcast_ref::<io::Error>());
     failed.is_some_and(|failed| {
         matches!(
             failed.kind(),

@@ -31,10 +31,18 @@ pub fn endpoint(address: &str, pings: Pings) -> Result<Endpoint, tonic::transpor
         .keep_alive_while_idle(true))
 }
 
-/// Returns whether the cause of an error is that the kernel of the other side refused the
-/// connection: no process listens there. tonic reports that only among the sources of the error.
-pub fn is_refused(error: &(dyn Error + 'static)) -> bool {
+/// Returns an error and its causes, the outermost first. (The text of tonic's own error is only
+/// "transport error".)
+pub fn causes<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     successors(Some(error), |&error| error.source())
+}
+
+/// Returns whether the cause of an error is that the kernel of the other side refused the
+/// connection: no process listens there.
+pub fn is_refused(error: &(dyn Error + 'static)) -> bool {
+    causes(error)
         .filter_map(|error| error.downcast_ref::<io::Error>())
         .any(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }

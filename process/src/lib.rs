@@ -11,7 +11,7 @@ mod listen;
 mod options;
 mod run;
 
-pub use dial::{CONNECT_TIMEOUT, Pings, endpoint, is_refused};
+pub use dial::{CONNECT_TIMEOUT, Pings, causes, endpoint, is_refused};
 pub use exit::ProcessExit;
 pub use listen::{bind, monitoring};
 pub use options::{ClusterOptions, ListenOptions, ProcessOptions};
