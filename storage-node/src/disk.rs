@@ -100,7 +100,7 @@ impl DiskSettings {
 }
 
 /// The division of a storage node's memory. The disk gets its part, and the state machine gets the
-/// rest by its settings (`Options::node_settings`).
+/// rest by its settings (`NodeSettings::engine`).
 ///
 /// A fixed part is for what the process takes in any case: code, threads, socket buffers, RocksDB
 /// beside its cache. The rest is divided into eighteenths. Each part limits what is *held*, as the

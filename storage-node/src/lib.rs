@@ -9,10 +9,9 @@
 //!   disk       ──▶   "                    ──▶ disk
 //! ```
 //!
-//! [`run`] is the process: [`boot`] settles its identity, then [`node_loop`] runs until the end.
+//! [`run`] is the process: `start` settles its identity, then [`node_loop`] runs until the end.
 
 mod ask;
-pub mod boot;
 pub mod disk;
 mod disk_open;
 pub mod error;
@@ -41,6 +40,7 @@ mod shortage_retry;
 pub mod snapshot_files;
 pub mod snapshot_transfer;
 mod space;
+mod start;
 pub mod state;
 mod workers;
 

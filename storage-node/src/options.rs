@@ -6,7 +6,7 @@ use engine::node::{NodeSizes, Settings, pending_beside_log};
 use engine::records::Meta;
 use process::{ClusterOptions, ListenOptions, ProcessExit, ProcessOptions};
 
-use crate::disk::MemoryPlan;
+use crate::disk::{DiskSettings, MemoryPlan};
 use crate::files::FilePlan;
 use crate::peers::PeerLimits;
 
@@ -109,6 +109,11 @@ impl Options {
 
     /// Checks the options. The error explains what is expected.
     pub fn check(&self) -> Result<(), ProcessExit> {
+        self.clone().resolve().map(drop)
+    }
+
+    /// Checks the options, and resolves them once for the whole process.
+    pub(crate) fn resolve(self) -> Result<NodeSettings, ProcessExit> {
         let usage = |why: String| Err(ProcessExit::Usage(why));
         if self.name.is_empty() || self.name.len() > 64 {
             return usage("--name: 1 to 64 bytes are expected".into());
@@ -126,22 +131,35 @@ impl Options {
                 self.segment_bytes
             ));
         }
-        self.files().map(drop)
-    }
-
-    /// Divides the files that this process may open.
-    pub(crate) fn files(&self) -> Result<FilePlan, ProcessExit> {
-        Ok(FilePlan::of(telemetry::files::allowed(), self.memory_plan().open_files_max)?)
+        let memory = self.memory_plan();
+        let files = FilePlan::of(telemetry::files::allowed(), memory.open_files_max)?;
+        let memory = MemoryPlan { open_files_max: files.sorted_files, ..memory };
+        Ok(NodeSettings {
+            disk: DiskSettings {
+                segment_bytes: bytes(self.segment_bytes),
+                block_bytes: bytes(self.log_block_bytes),
+                log_keep_bytes: bytes(self.log_keep_bytes),
+                log_slack_bytes: bytes(self.log_slack_bytes),
+                ..DiskSettings::new(self.data.clone(), &memory)
+            },
+            memory,
+            connections: files.connections,
+            limits: PeerLimits {
+                stream_window: self.stream_window_bytes,
+                snapshot_bytes_per_second: self.copy_rate * 1_000_000,
+            },
+            options: self,
+        })
     }
 
     /// Returns whether this store may take the name of another that is away.
-    pub fn replaces(&self) -> bool {
+    pub(crate) fn replaces(&self) -> bool {
         let names = self.replace.iter().flat_map(|names| names.split(','));
         names.map(str::trim).any(|name| name == REPLACE_ANY || name == self.name)
     }
 
     /// Returns the machine's name for the planner.
-    pub fn host_label(&self) -> String {
+    pub(crate) fn host_label(&self) -> String {
         // The name is not read from /proc, which a hardened unit may hide: without a name all
         // machines would look like one.
         let own = || rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -149,44 +167,50 @@ impl Options {
     }
 
     /// Divides `--memory-bytes`.
-    pub fn memory_plan(&self) -> MemoryPlan {
-        let log = self.log_keep_bytes.saturating_add(self.log_slack_bytes);
-        let log = usize::try_from(log).unwrap_or(usize::MAX);
-        let plan = MemoryPlan::of(self.memory());
+    fn memory_plan(&self) -> MemoryPlan {
+        let log = bytes(self.log_keep_bytes.saturating_add(self.log_slack_bytes));
+        let plan = MemoryPlan::of(bytes(self.memory_bytes));
         MemoryPlan { pending_bytes_max: pending_beside_log(plan.pending_bytes_max, log), ..plan }
     }
+}
 
-    /// Returns the settings of the state machine.
-    pub fn node_settings(&self, meta: &Meta) -> Settings {
-        let plan = self.memory_plan();
+fn bytes(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// The settings of one process: its options, and what follows from them, the machine and each
+/// other.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeSettings {
+    pub(crate) options: Options,
+    pub(crate) memory: MemoryPlan,
+    pub(crate) disk: DiskSettings,
+    /// Connections that others may make to this node.
+    pub(crate) connections: usize,
+    /// The limits of what this node sends to other nodes.
+    pub(crate) limits: PeerLimits,
+}
+
+impl NodeSettings {
+    /// Returns the settings of the state machine in this cluster.
+    pub(crate) fn engine(&self, meta: &Meta) -> Settings {
+        let Self { options, memory, .. } = self;
         Settings {
             min_in_sync: usize::from(meta.min_in_sync),
             idempotency: meta.idempotency,
-            flush_after_ms: self.flush_after_ms,
-            table_bytes_max: plan.table_bytes_max,
-            pending_bytes_max: plan.pending_bytes_max,
-            log_memory_bytes: plan.log_memory_bytes,
+            flush_after_ms: options.flush_after_ms,
+            table_bytes_max: memory.table_bytes_max,
+            pending_bytes_max: memory.pending_bytes_max,
+            log_memory_bytes: memory.log_memory_bytes,
             sizes: NodeSizes {
-                waiting_read_bytes_max: plan.waiting_read_bytes_max,
+                waiting_read_bytes_max: memory.waiting_read_bytes_max,
                 ..NodeSizes::default()
             },
-            scrub_every_ms: (self.scrub_every > 0)
-                .then_some(self.scrub_every.saturating_mul(1_000)),
-            scrub_bytes_per_s: self.scrub_rate * 1_000_000,
+            scrub_every_ms: (options.scrub_every > 0)
+                .then_some(options.scrub_every.saturating_mul(1_000)),
+            scrub_bytes_per_s: options.scrub_rate * 1_000_000,
             ..Settings::default()
         }
-    }
-
-    /// Returns the limits of what this node sends to other nodes.
-    pub fn limits(&self) -> PeerLimits {
-        PeerLimits {
-            stream_window: self.stream_window_bytes,
-            snapshot_bytes_per_second: self.copy_rate * 1_000_000,
-        }
-    }
-
-    fn memory(&self) -> usize {
-        usize::try_from(self.memory_bytes).unwrap_or(usize::MAX)
     }
 }
 

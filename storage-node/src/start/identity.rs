@@ -1,16 +1,9 @@
-//! The driver of one start: [`engine::boot`] decides the identity of this process and whether it
-//! may run; this file performs what it waits for.
-//!
-//! ```text
-//!   lock the folder, recover ──▶ etcd? ──▶ meta? ──▶ wait until node/{uuid} is gone
-//!     ──▶ read store/{uuid} and name/{name}, decide ──▶ log, fsync ──▶ CAS
-//!     ──▶ read again, decide ──▶ listen, register
-//! ```
+//! The identity of a process: [`engine::boot`] decides which store this is and whether it may run;
+//! this file performs what it waits for.
 //!
 //! Two processes of one store are also distinguished by means that need a network: the holder of
 //! the store's key in etcd, and the process that answers at the address of its record.
 
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use engine::boot::{
@@ -18,7 +11,6 @@ use engine::boot::{
 };
 use engine::ids::{Boot, StoreBoot, StoreId};
 use engine::message::{NodeQuery, NodeQueryReply};
-use engine::node::Event;
 use engine::records::{Meta, NameRecord, NodeRecord, StoreRecord, StoreStatus};
 use engine::shard_record::ShardRecord;
 use engine::store::log::LogRecord;
@@ -29,9 +21,9 @@ use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use crate::disk::{Disk, DiskContents};
-use crate::inbox::LoopMessage;
+use crate::disk::DiskContents;
 use crate::options::Options;
+use crate::start::open::OpenDisk;
 
 /// The pause between two attempts.
 const TRY_EVERY: Duration = Duration::from_millis(100);
@@ -39,35 +31,20 @@ const TRY_EVERY: Duration = Duration::from_millis(100);
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// The longest delay with which etcd deletes the key of an expired lease.
 const EXPIRY_LATE_MAX: Duration = Duration::from_secs(1);
-/// The time-out of the first write, which takes milliseconds on a working disk.
-const FIRST_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The outcome of a start.
 #[derive(Debug)]
-pub struct Booted {
+pub(crate) struct Booted {
     /// The store and the boot of this process.
-    pub me: StoreBoot,
+    pub(crate) me: StoreBoot,
     /// The condition of writes to etcd that only this boot may make.
-    pub guard: BootGuard,
+    pub(crate) guard: BootGuard,
     /// The listener of the gRPC port.
-    pub listener: TcpListener,
+    pub(crate) listener: TcpListener,
     /// The address that others dial.
-    pub address: String,
+    pub(crate) address: String,
     /// The store is suspect: none of its copies may be promoted.
-    pub suspect: bool,
-}
-
-/// An open disk, and the messages of its threads.
-#[derive(Debug)]
-pub struct OpenDisk {
-    /// The disk.
-    pub disk: Disk,
-    /// The messages of the disk's threads.
-    pub messages: mpsc::Receiver<LoopMessage>,
-    /// The number of the next group.
-    pub next_group: u64,
-    /// Events of the disk from before the state machine existed.
-    pub early: Vec<Event>,
+    pub(crate) suspect: bool,
 }
 
 /// The records in etcd about a store and the name that it is to have.
@@ -96,25 +73,22 @@ impl EtcdRecords {
 }
 
 /// The process and the cluster of a start.
-pub struct StartUp<'a> {
+pub(crate) struct StartUp<'a> {
     /// The options of the process.
-    pub options: &'a Options,
+    pub(crate) options: &'a Options,
     /// The client of etcd.
-    pub metastore: &'a Metastore,
+    pub(crate) metastore: &'a Metastore,
     /// The settings of the cluster.
-    pub meta: &'a Meta,
+    pub(crate) meta: &'a Meta,
     /// The readiness of the process.
-    pub health: &'a Health,
+    pub(crate) health: &'a Health,
 }
 
 impl StartUp<'_> {
     /// Settles the identity: becomes the store whose data is here, or a new one.
-    pub async fn identify(
-        &self,
-        disk: &mut OpenDisk,
-        opened: &DiskContents,
-    ) -> Result<Booted, ProcessExit> {
+    pub(crate) async fn identify(&self, disk: &mut OpenDisk) -> Result<Booted, ProcessExit> {
         self.health.not_ready("identity");
+        let opened = &disk.contents;
         if opened.identity.is_none() && !opened.damage.is_empty() {
             // A new store must not begin here: others may rely on the old one's promises.
             let folder = self.options.data.display();
@@ -143,24 +117,25 @@ impl StartUp<'_> {
                 );
             }
             let step = start.next_step(known.etcd_state(), random()?);
-            let claim =
-                match step.map_err(|refusal| self.refused(store, refusal, &known, opened))? {
-                    StartStep::Claim(claim) => claim,
-                    StartStep::Serve { boot, nonce, suspect } => {
-                        let (listener, address) = match bound {
-                            Some(bound) => bound,
-                            None => self.options.listen.bind().await?,
-                        };
-                        match suspect {
-                            true => disk.disk.suspicion_noted(),
-                            false => disk.disk.trusted(),
-                        }
-                        info!(%store, boot = boot.0, address, suspect, "identity claimed");
-                        let me = StoreBoot { store, boot };
-                        let guard = BootGuard { store, boot, nonce };
-                        return Ok(Booted { me, guard, listener, address, suspect });
+            let claim = match step
+                .map_err(|refusal| self.refused(store, refusal, &known, &disk.contents))?
+            {
+                StartStep::Claim(claim) => claim,
+                StartStep::Serve { boot, nonce, suspect } => {
+                    let (listener, address) = match bound {
+                        Some(bound) => bound,
+                        None => self.options.listen.bind().await?,
+                    };
+                    match suspect {
+                        true => disk.disk.suspicion_noted(),
+                        false => disk.disk.trusted(),
                     }
-                };
+                    info!(%store, boot = boot.0, address, suspect, "identity claimed");
+                    let me = StoreBoot { store, boot };
+                    let guard = BootGuard { store, boot, nonce };
+                    return Ok(Booted { me, guard, listener, address, suspect });
+                }
+            };
             self.check_silent(store, known.record.as_ref()).await?;
             // The listener opens before the boot number is used up, and not earlier: this process
             // must not be mistaken for the previous boot.
@@ -428,39 +403,6 @@ async fn ask_who(cluster: u128, address: &str) -> Option<StoreBoot> {
     }
 }
 
-impl OpenDisk {
-    /// Wraps a disk that was just opened.
-    pub fn new(disk: Disk, next_group: u64, messages: mpsc::Receiver<LoopMessage>) -> Self {
-        Self { disk, messages, next_group, early: Vec::new() }
-    }
-
-    /// Writes a group of one record and waits for its fsync.
-    fn write_durably(&mut self, record: LogRecord) -> Result<(), ProcessExit> {
-        let group = self.next_group;
-        self.next_group += 1;
-        self.disk.write(record);
-        self.disk.sync(group);
-        let until = Instant::now() + FIRST_WRITE_TIMEOUT;
-        loop {
-            match self.messages.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(LoopMessage::Disk(event)) => match self.disk.accept(event) {
-                    Event::Durable { group: done } if done >= group => return Ok(()),
-                    other => self.early.push(other),
-                },
-                Ok(LoopMessage::Exit(exit)) => return Err(exit),
-                // There are no other senders before the loop begins.
-                Ok(_) => {}
-                Err(_) => {
-                    return Err(ProcessExit::Failed(format!(
-                        "disk: no fsync within {FIRST_WRITE_TIMEOUT:?}: the disk hangs or has no \
-                         room"
-                    )));
-                }
-            }
-        }
-    }
-}
-
 /// Distinguishes a lease that is renewed from one that is only slow to expire.
 ///
 /// etcd reports the remaining time of a lease in whole seconds, rounded down, so with a TTL of 2 s
@@ -500,7 +442,7 @@ impl Renewals {
 
 /// Records in etcd that this store's disk has failed, if etcd can be reached. At the next start the
 /// store is suspect.
-pub async fn note_suspect(metastore: &Metastore, guard: BootGuard) {
+pub(crate) async fn note_suspect(metastore: &Metastore, guard: BootGuard) {
     let note = async {
         let kept = metastore.get::<StoreRecord>(&guard.store).await.ok()??;
         if (kept.record.boot, kept.record.nonce) != (guard.boot, guard.nonce) {
