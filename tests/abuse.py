@@ -3,7 +3,7 @@
 
 Starts `dkc dev --nodes 1` (DKC names the binary). After each abuse the gateway must be the same process and ready, have
 closed the connections that it should close, and have used no more memory than its documented limits add up to
-(docs/operations.md, "Size"). Every counter must have exactly the value that was acknowledged, which the ledger records;
+(docs/operations.md, "Memory of a gateway"). Every counter must have exactly the value that was acknowledged, which the ledger records;
 a refused increment is in the ledger with 0. Prints a table.
 
 Arguments are the names of abuses, as in the table but with `_`: then only those run.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks that each process of dkc either serves or ends, whatever fails around it: tests/processes.py [CASE …]
 
-The roles are started one by one, as in docs/operations.md, on free ports ($DKC_BIN, $ETCD). Then the log can't be written
+The roles are started one by one, as in docs/runbooks.md, on free ports ($DKC_BIN, $ETCD). Then the log can't be written
 (a full file system, a closed pipe, a pipe without a reader), etcd is full, requires TLS or authentication, addresses and
 variables are wrong, the processor is from before 2013 (by QEMU, from Debian's package), /proc is hidden, and etcd and the
 coordinator are stopped. Each case is a generator that yields a text for each failure. Logs are full for FULL_LOG_SECONDS

@@ -197,7 +197,7 @@ mod tests {
             min_in_sync: 2,
             hash: 1,
             incarnation: 1,
-            idempotency: engine::idempotency::TokenSettings::default(),
+            idempotency: engine::shard::idempotency::TokenSettings::default(),
         };
         let difference = parse(flags).expect("good flags").difference(&meta);
         match want {

@@ -13,7 +13,7 @@
 //! Two cases can't be detected: a history that went back and overtook the newest revision again
 //! before the next call, and a process that has observed nothing newer than what was restored. So
 //! etcd must not be restored under running processes, and none may be started on a restored etcd
-//! (`docs/operations.md`, "Back up etcd").
+//! (docs/runbooks.md, "etcd has lost its majority or its data").
 
 use std::fmt;
 

@@ -19,7 +19,6 @@ pub mod batch;
 pub mod codec;
 pub mod entry;
 pub mod history;
-pub mod idempotency;
 pub mod ids;
 pub mod key;
 pub mod memory;
@@ -31,22 +30,15 @@ pub mod shard_record;
 pub mod token;
 
 // The state that a shard's log builds, and where it is stored.
-pub mod apply;
-pub mod digest;
-pub mod sessions;
-pub mod shard_state;
+pub mod shard;
 pub mod store;
 
 // The storage node.
-pub mod boot;
 pub mod node;
 pub mod replica;
 
 // The gateway.
 pub mod batcher;
-pub mod router;
-pub mod shard_map;
 
 // The coordinator.
 pub mod coordinator;
-pub mod planner;

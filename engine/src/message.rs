@@ -6,11 +6,11 @@
 
 use crate::batch::Batch;
 use crate::entry::{Entry, Position};
-use crate::idempotency::TokenOutcome;
 use crate::ids::{
     BatchSeq, CopyNo, Epoch, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId, TimeMs,
 };
 use crate::key::CounterKey;
+use crate::shard::idempotency::TokenOutcome;
 use crate::shard_record::ShardRecord;
 
 // ---- gateway worker → storage node -------------------------------------------------------------
@@ -426,7 +426,7 @@ pub struct DigestPoint {
     pub shard: ShardId,
     /// The seq up to which the log is applied.
     pub seq: Seq,
-    /// The digest of all counters ([`crate::digest`]).
+    /// The digest of all counters ([`crate::shard::digest`]).
     pub counters: u128,
     /// The digest of sessions and their expiry.
     pub sessions: u128,

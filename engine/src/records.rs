@@ -6,8 +6,8 @@
 use bytes::Bytes;
 
 use crate::codec::{Malformed, Reader, put_bytes, put_varint};
-use crate::idempotency;
 use crate::ids::{Boot, Epoch, Seq, ShardId, StoreBoot, StoreId, TimeMs, Version};
+use crate::shard::idempotency;
 
 const FORMAT: u8 = 1;
 

@@ -18,7 +18,7 @@ pub enum Scope {
 /// The form of a token in the log: where its record is, and which request it was.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Tag {
-    /// As in [`ClientToken::scope`](crate::idempotency::ClientToken::scope).
+    /// As in [`ClientToken::scope`](crate::shard::idempotency::ClientToken::scope).
     pub scope: Scope,
     /// The hash of scope, counter or namespace, and token: the record's key.
     pub hash: u128,

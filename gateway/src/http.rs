@@ -27,10 +27,10 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use engine::batcher::{Failure, ReadValues, WriteResult};
-use engine::idempotency::{ClientToken, Scope};
 use engine::ids::Now;
 use engine::key::CounterKey;
 use engine::ops::{Op, OpKind};
+use engine::shard::idempotency::{ClientToken, Scope};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use hyper::header::{CACHE_CONTROL, CONNECTION, EXPECT, HeaderName, HeaderValue, VARY};

@@ -13,6 +13,7 @@
 
 mod browser;
 mod directory;
+mod etcd;
 mod failure;
 mod http;
 mod lingering_close;

@@ -16,11 +16,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use engine::batcher::{Batcher, Effect, Event, Failure, ReadValues, Settings, WriteResult};
-use engine::idempotency::ClientToken;
 use engine::ids::{Now, Slot, Slots, TimeMs};
 use engine::key::CounterKey;
 use engine::message::{BatchReply, NodeReply};
 use engine::ops::Op;
+use engine::shard::idempotency::ClientToken;
 use slab::Slab;
 use telemetry::Clock;
 use tokio::time::{Instant as TokioInstant, Sleep, sleep_until};

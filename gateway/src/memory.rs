@@ -1,4 +1,4 @@
-//! The division of a gateway's memory (docs/operations.md, "Size").
+//! The division of a gateway's memory (docs/operations.md, "Memory of a gateway").
 //!
 //! A fixed part belongs to the process itself. Connections have a part, since each may have sent
 //! half a head, or may not read what is written to it. The rest is divided among the workers. A

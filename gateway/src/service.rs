@@ -21,7 +21,8 @@ use tracing::{error, info, warn};
 
 use crate::Options;
 use crate::browser::Origins;
-use crate::directory::{self, Directory};
+use crate::directory::Directory;
+use crate::etcd;
 use crate::http::{ClientPolicy, Pages};
 use crate::memory::{self, Shares};
 use crate::metrics::GatewayMetrics;
@@ -301,8 +302,7 @@ impl ClusterMember {
         let on_shard = |shard: &ShardRecord| {
             self.inboxes.iter().for_each(|inbox| notify(inbox, ToWorker::Shard(shard.clone())));
         };
-        let mut following =
-            pin!(directory::follow(&store, &self.directory, &self.readiness, on_shard));
+        let mut following = pin!(etcd::follow(&store, &self.directory, &self.readiness, on_shard));
         loop {
             let changed = tokio::select! {
                 changed = sessions.next() => changed,

@@ -512,7 +512,7 @@ mod tests {
                 min_in_sync: 2,
                 hash: 1,
                 incarnation: 4,
-                idempotency: engine::idempotency::TokenSettings::default(),
+                idempotency: engine::shard::idempotency::TokenSettings::default(),
             }),
             stores: BTreeMap::from([
                 (StoreId(1), store("node-1", 2, StoreStatus::Active)),
@@ -575,7 +575,7 @@ mod tests {
             (3, 1, status(5, 1, RoleStatus::Follower)),
         ]);
         let digest = |digits: &str| format!("{digits:0>32}");
-        let settings = engine::idempotency::TokenSettings::default();
+        let settings = engine::shard::idempotency::TokenSettings::default();
         let want = json!({
             "cluster": "dkc", "incarnation": 4,
             "idempotency": {"window_ms": settings.window_ms, "bytes_max": settings.bytes_max},

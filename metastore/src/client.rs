@@ -290,7 +290,8 @@ impl Metastore {
                 was,
                 now,
                 "etcd's history went back, so it is not followed any more: if it was restored from \
-                 a backup, start nothing and read \"Back up etcd\" in docs/operations.md"
+                 a backup, start nothing and read \"etcd has lost its majority or its data\" in \
+                 docs/runbooks.md"
             );
         }
         checked.map_err(Error::WentBack)

@@ -32,7 +32,7 @@ pub enum Error {
     /// taken effect all the same.
     #[error(
         "etcd is full (NOSPACE) and takes no {what}: compact and defragment it, then disarm the \
-         alarm: \"etcd is full\" in docs/operations.md"
+         alarm: \"etcd is full, slow, or not for dkc\" in docs/runbooks.md"
     )]
     Full {
         /// The call.

@@ -3,12 +3,12 @@
 use bytes::Bytes;
 use engine::batch::Batch;
 use engine::codec::{Reader, put_varint_i128};
-use engine::idempotency::TokenOutcome;
 use engine::ids::{BatchSeq, TimeMs};
 use engine::key::CounterKey;
 use engine::message::{
     BatchReply, GatewayMessage, NodeReply, ReadResult, Refusal, ShardAvailability,
 };
+use engine::shard::idempotency::TokenOutcome;
 use engine::shard_record::ShardRecord;
 
 use crate::Invalid;

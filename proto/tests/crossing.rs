@@ -7,7 +7,6 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use engine::batch::{Batch, Codec};
 use engine::entry::{Body, Entry, Position};
-use engine::idempotency::TokenOutcome;
 use engine::ids::{
     BatchSeq, Boot, Chain, CopyNo, Epoch, Revision, Seq, SessionId, ShardId, Slots, StoreBoot,
     StoreId, TimeMs, Version,
@@ -18,6 +17,7 @@ use engine::message::{
     NodeReply, ReadResult, RecordsKept, Refusal, Reject, ReplicaHealth, ReplicaStatus, RoleStatus,
     ScrubStatus, ShardAvailability, ShardEnd, Slice, SnapshotOutcome, ToFollower,
 };
+use engine::shard::idempotency::TokenOutcome;
 use engine::shard_record::ShardRecord;
 use prost::Message;
 use proto::wire;

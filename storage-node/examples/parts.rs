@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use engine::ids::{CopyNo, Slots};
 use engine::key::{self, CounterKey};
-use engine::shard_state::ShardState;
+use engine::shard::state::ShardState;
 use engine::store::table::{SealedTable, Table};
 use proto::wire::gateway_client::GatewayClient;
 use proto::wire::gateway_server::{Gateway, GatewayServer};

@@ -33,7 +33,7 @@ use engine::store::log::scan::{Clean, Scanned, Scanner};
 use engine::store::log::writer::Resume;
 use engine::store::recovery::{Recovery, RecoveryPlan};
 
-use crate::disk::DiskSettings;
+use crate::disk_settings::DiskSettings;
 use crate::error::{self, DiskError, context};
 use crate::folders::{make_durably, sync as sync_folder};
 use crate::kill;

@@ -19,9 +19,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ffi::CStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use engine::idempotency::{DroppedBuckets, TokenLimits};
 use engine::ids::{Slot, Slots};
-use engine::shard_state::ShardState;
+use engine::shard::idempotency::{DroppedBuckets, TokenLimits};
+use engine::shard::state::ShardState;
 use engine::store::layout;
 use rocksdb::CompactionDecision;
 use rocksdb::compaction_filter::CompactionFilter;

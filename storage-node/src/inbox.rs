@@ -21,7 +21,7 @@ use engine::node::Event;
 use process::ProcessExit;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::disk::DiskEvent;
+use crate::disk_event::DiskEvent;
 use crate::outbox::Outbox;
 
 /// One message to the loop.

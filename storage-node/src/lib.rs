@@ -13,7 +13,9 @@
 
 mod ask;
 pub mod disk;
+pub mod disk_event;
 mod disk_open;
+pub mod disk_settings;
 pub mod error;
 pub mod etcd;
 mod expiry_filter;
@@ -38,7 +40,6 @@ mod scrub;
 mod service;
 mod shortage_retry;
 pub mod snapshot_files;
-pub mod snapshot_transfer;
 mod space;
 mod start;
 pub mod state;

@@ -26,7 +26,8 @@ use engine::store::log::index::Needed;
 use engine::store::log::scan::LogLocation;
 use engine::store::log::writer::{LogEncoder, Resume};
 
-use crate::disk::{DiskSettings, EventSink};
+use crate::disk_event::EventSink;
+use crate::disk_settings::DiskSettings;
 use crate::error::DiskError;
 use crate::kill;
 use crate::log_files::{LogFolder, LogWriter};

@@ -104,7 +104,11 @@ impl Default for NodeMetrics {
 impl NodeMetrics {
     /// Registers all metrics.
     pub fn register(&self, registry: &mut Registry) {
-        let r = registry;
+        self.register_shards(registry);
+        self.register_store(registry);
+    }
+
+    fn register_shards(&self, r: &mut Registry) {
         r.register(
             "commit_seconds",
             "Seconds from a batch's arrival to its acknowledgement",
@@ -154,6 +158,9 @@ impl NodeMetrics {
             self.idempotency_refused.clone(),
         );
         r.register("frozen_shards", "Frozen shards led here", self.frozen_shards.clone());
+    }
+
+    fn register_store(&self, r: &mut Registry) {
         r.register(
             "digest_mismatches",
             "Followers whose digest differed at the same position",

@@ -37,7 +37,7 @@ use crate::names::StoreNames;
 use crate::outbox::{NotSent, Outbox, Outboxes};
 use crate::readiness::CatchUpTracker;
 use crate::replica_logger::ReplicaLogger;
-use crate::snapshot_transfer::{SnapshotSender, SnapshotTransfer};
+use crate::rpc::snapshot_transfer::{SnapshotSender, SnapshotTransfer};
 
 /// The most events that are handled between two looks at the deadlines.
 const EVENTS_PER_TURN_MAX: usize = 1_000;

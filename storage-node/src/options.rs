@@ -6,7 +6,7 @@ use engine::node::{NodeSizes, Settings, pending_beside_log};
 use engine::records::Meta;
 use process::{ClusterOptions, ListenOptions, ProcessExit, ProcessOptions};
 
-use crate::disk::{DiskSettings, MemoryPlan};
+use crate::disk_settings::{DiskSettings, MemoryPlan};
 use crate::files::FilePlan;
 use crate::peers::PeerLimits;
 

@@ -28,8 +28,8 @@ use crate::options::{NodeSettings, Options};
 use crate::peers::Peers;
 use crate::readiness::{CatchUpTracker, NodeReadiness};
 use crate::reports;
+use crate::rpc::snapshot_transfer::SnapshotSender;
 use crate::rpc::{self, FeedConnections, Services};
-use crate::snapshot_transfer::SnapshotSender;
 use crate::start::{Booted, OpenDisk, Started, note_suspect, start};
 
 /// The age of the last fsync above which the lease is no longer renewed.

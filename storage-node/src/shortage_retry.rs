@@ -146,7 +146,7 @@ mod tests {
     use engine::node::Event;
 
     use super::*;
-    use crate::disk::EventSink;
+    use crate::disk_event::EventSink;
     use crate::error::context;
 
     fn shortage_retry() -> (ShortageRetry, mpsc::Receiver<Event>, Arc<AtomicBool>) {

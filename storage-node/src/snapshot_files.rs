@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use engine::codec::Malformed;
-use engine::digest;
-use engine::idempotency::{BucketCounts, RecordId};
 use engine::ids::{Conn, Slots};
-use engine::shard_state::ShardState;
+use engine::shard::digest;
+use engine::shard::idempotency::{BucketCounts, RecordId};
+use engine::shard::state::ShardState;
 use engine::store::layout::{self, RowChange, RowKey};
 use proto::SnapshotEncoder;
 use proto::wire::SnapshotPart;

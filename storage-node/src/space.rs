@@ -18,7 +18,7 @@ use std::time::Duration;
 use engine::node::Event;
 use rustix::fs::StatVfs;
 
-use crate::disk::EventSink;
+use crate::disk_event::EventSink;
 use crate::error::{DiskError, context};
 use crate::workers::{FailureReporter, join, spawn};
 

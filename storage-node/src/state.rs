@@ -15,10 +15,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine::codec::Malformed;
-use engine::idempotency::{RecordId, TokenLimits, TokenRecord};
 use engine::ids::{CopyNo, ShardId, Slots};
 use engine::key::CounterKey;
-use engine::shard_state::ShardState;
+use engine::shard::idempotency::{RecordId, TokenLimits, TokenRecord};
+use engine::shard::state::ShardState;
 use engine::store::layout::{self, RowChange};
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
@@ -460,8 +460,8 @@ fn partial_merge(
 #[cfg(test)]
 mod tests {
     use engine::entry::Position;
-    use engine::idempotency::TokenSettings;
     use engine::ids::{Slot, TimeMs};
+    use engine::shard::idempotency::TokenSettings;
     use engine::store::table::Table;
 
     use super::*;

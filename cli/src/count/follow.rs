@@ -21,10 +21,11 @@ use std::time::{Duration, Instant};
 use memchr::memrchr;
 
 use super::content::{InputOptions, followed, unsupported};
-use super::input::POLL_INTERVAL;
 use super::keys::LINE_BYTES_MAX;
 use crate::output;
 
+/// A read without new data returns to its caller this often.
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// A rotated file is closed when nothing was appended for this long.
 const LATE: Duration = Duration::from_secs(5);
 /// The size of one read.

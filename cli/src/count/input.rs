@@ -9,10 +9,9 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::time::Duration;
 
 use super::content::{self, InputOptions, OpenedInput};
-use super::follow::Follow;
+use super::follow::{Follow, POLL_INTERVAL};
 
 /// The buffer size for files.
 const READ_BYTES: usize = 1 << 20;
@@ -20,8 +19,6 @@ const READ_BYTES: usize = 1 << 20;
 const CHUNK_BYTES: usize = 64 << 10;
 /// The number of chunks that are read ahead.
 const CHUNKS_MAX: usize = 16;
-/// A read without new data returns to its caller this often.
-pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// An opened input.
 pub(super) struct Input {

@@ -128,7 +128,7 @@ pub(crate) struct IdempotencyInfo {
 pub(crate) struct BlockerInfo {
     /// The node.
     pub(crate) node: String,
-    /// The reason, as in docs/operations.md.
+    /// The reason, as in "Frozen shards" of docs/runbooks.md.
     pub(crate) standing: String,
 }
 

@@ -51,7 +51,7 @@ impl Records {
                 min_in_sync: 1,
                 hash: 1,
                 incarnation: 1,
-                idempotency: engine::idempotency::TokenSettings::default(),
+                idempotency: engine::shard::idempotency::TokenSettings::default(),
             },
         );
         records.add_store(NODE_1, "node-1");

@@ -14,10 +14,10 @@ use super::routes::Routes;
 use super::session::BatchSessions;
 use super::shard_queues::ShardQueues;
 use super::{BatcherTurn, Effect};
-use crate::idempotency::TokenOutcome;
 use crate::ids::{BatchSeq, Conn, SessionId, ShardId, Slots};
 use crate::message::{BatchReply, Refusal, ShardAvailability};
 use crate::planted::Planted;
+use crate::shard::idempotency::TokenOutcome;
 use crate::shard_record::ShardRecord;
 
 /// The action for the operations of a batch whose sends were all rejected.

@@ -11,10 +11,10 @@ use std::collections::VecDeque;
 
 use super::part::{RequestPart, range_of};
 use crate::batch::Batch;
-use crate::idempotency::TokenOutcome;
 use crate::ids::{Conn, Epoch};
 use crate::ops::OpKind;
 use crate::planted::Planted;
+use crate::shard::idempotency::TokenOutcome;
 
 /// One send of a batch.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -41,6 +41,9 @@
 //! parts, and [`in_flight`] decides whether it is rejected; [`bounded`] chooses the follower for a
 //! bounded-stale read, and computes the age of its answer.
 
+pub mod router;
+pub mod shard_map;
+
 mod agenda;
 mod answers;
 mod bounded;
@@ -74,13 +77,13 @@ use self::session::BatchSessions;
 use self::shard_queues::ShardQueues;
 use self::writes::RequestIntake;
 use crate::batch::{BATCH_BYTES_LIMIT, BATCH_BYTES_MAX, BATCH_OPS_MAX};
-use crate::idempotency::ClientToken;
+use crate::batcher::shard_map::ShardMap;
 use crate::ids::{Conn, Now, SessionId, StoreBoot, StoreId, TimeMs};
 use crate::key::CounterKey;
 use crate::message::{GatewayMessage, HealthReport, NodeReply, REFUSAL_LABELS};
 use crate::ops::Op;
 use crate::planted::Planted;
-use crate::shard_map::ShardMap;
+use crate::shard::idempotency::ClientToken;
 use crate::shard_record::ShardRecord;
 
 pub use outcome::{Failure, Outcome, ReadValues, WriteResult};
@@ -94,8 +97,8 @@ pub enum Event {
     ///
     /// With a token, `ops` are the operations as the client gave them, in its order and all of one
     /// namespace (the batcher sums those of one counter); with
-    /// [`Scope::Counter`](crate::idempotency::Scope::Counter) exactly one. The part of each shard
-    /// is applied as a whole or not at all, and fails as a whole.
+    /// [`Scope::Counter`](crate::token::Scope::Counter) exactly one. The part of each shard is
+    /// applied as a whole or not at all, and fails as a whole.
     Write {
         /// The driver's own number. Numbers increase and are never used twice, for writes and reads
         /// together.

@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 
-use crate::idempotency::{IssueTime, Tag};
 use crate::ids::{Now, Slot, TimeMs};
 use crate::memory;
 use crate::ops::Op;
+use crate::shard::idempotency::{IssueTime, Tag};
 
 /// An operation of a request that has not been answered.
 #[derive(Clone, Debug)]

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
+use crate::batcher::router::Window;
 use crate::ids::{Now, ShardId, StoreId};
 use crate::key::CounterKey;
-use crate::router::Window;
 
 /// The node that is asked for a shard's values: its primary, or a follower.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]

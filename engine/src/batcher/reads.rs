@@ -13,10 +13,10 @@ use super::outcome::{Failure, ReadValues};
 use super::read_queue::{ReadPart, ReadQueue, ReadTarget, StalenessBound};
 use super::routes::Routes;
 use super::{BatcherTiming, Effect, Settings};
+use crate::batcher::router::Window;
 use crate::ids::{Conn, Epoch, Now, ShardId};
 use crate::key::CounterKey;
 use crate::message::{GatewayMessage, ReadResult, Refusal};
-use crate::router::Window;
 use crate::shard_record::ShardRecord;
 
 /// All reads that have not been answered.

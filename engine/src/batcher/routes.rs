@@ -1,8 +1,8 @@
 //! The ways to shards: the shard map, and the connections to the nodes that it names.
 
+use crate::batcher::router::Router;
+use crate::batcher::shard_map::ShardMap;
 use crate::ids::{Conn, Epoch, ShardId, StoreBoot};
-use crate::router::Router;
-use crate::shard_map::ShardMap;
 use crate::shard_record::ShardRecord;
 
 /// The known shards, and the connections to nodes. See the module.

@@ -12,10 +12,10 @@ use super::session::BatchSessions;
 use super::shard_queues::ShardQueues;
 use super::{BatcherTurn, Effect};
 use crate::batch::Batch;
+use crate::batcher::router::Window;
 use crate::ids::{Conn, Epoch, Now, ShardId};
 use crate::message::GatewayMessage;
 use crate::planted::Planted;
-use crate::router::Window;
 
 /// The readiness of a shard to send.
 enum SendReadiness {

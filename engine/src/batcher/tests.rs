@@ -224,7 +224,7 @@ fn a_connection_packs_all_shards_of_its_node() {
 
 #[test]
 fn the_window_is_two_messages_for_five_ms() {
-    let records = crate::shard_map::ranges(4).map(|slots| record(slots, 1, 1));
+    let records = shard_map::ranges(4).map(|slots| record(slots, 1, 1));
     let records: Vec<_> = records.collect();
     let mut bench = Bench::with(Settings::default(), &records);
     let batches: Vec<Batch> = records

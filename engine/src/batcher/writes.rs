@@ -4,12 +4,12 @@ use super::outcome::{Failure, WriteResult};
 use super::part::{HOME, Issued, PartToken, QueuedOp, RequestPart, slot_of};
 use super::queueing::Queueing;
 use super::requests::PendingWrite;
-use crate::idempotency::{ClientToken, IssueTime, Scope, Tag};
+use crate::batcher::shard_map::ShardMap;
 use crate::ids::{Now, ShardId, Slots, TimeMs};
 use crate::key;
 use crate::ops::{Op, OpKind};
 use crate::planted::Planted;
-use crate::shard_map::ShardMap;
+use crate::shard::idempotency::{ClientToken, IssueTime, Scope, Tag};
 
 /// The state of the intake. See the module.
 #[derive(Clone, Debug, Default)]

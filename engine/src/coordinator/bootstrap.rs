@@ -1,15 +1,15 @@
 //! The creation of the cluster: its settings, and the first placement of its shards.
 
+use crate::batcher::shard_map::ranges;
 use crate::coordinator::decision::{Decision, PlacementWait};
 use crate::coordinator::observed::ObservedCluster;
+use crate::coordinator::planner::{self, Placement, StoreState};
 use crate::coordinator::promotion::Promotions;
 use crate::coordinator::proposals::ShardWrite;
 use crate::coordinator::review::ReviewTurn;
 use crate::coordinator::{CoordinatorTurn, Effect, Writes};
 use crate::ids::{Epoch, Now, Slots, Version};
-use crate::planner::{self, Placement, StoreState};
 use crate::records::Meta;
-use crate::shard_map::ranges;
 use crate::shard_record::ShardRecord;
 
 /// The wait for nodes before shards are placed.

@@ -34,7 +34,7 @@
 //! | `promotion` | shards that need a primary, their `gather` rounds, and `hand_over`s |
 //! | `bootstrap` | the creation of the cluster |
 //! | `store_status` | suspect stores, and the statuses of all others |
-//! | `planning` | the plans of [`crate::planner`], and the guard after a mass failure |
+//! | `planning` | the plans of the [`planner`], and the guard after a mass failure |
 //! | `review` | the time of the next review |
 //!
 //! `candidates` and `choice` find the member to promote, or the loss to be `accepted`;
@@ -46,6 +46,7 @@
 //! effects may be performed in any order and concurrently.
 
 pub mod decision;
+pub mod planner;
 
 mod accepted;
 mod bootstrap;
@@ -69,13 +70,12 @@ mod store_status;
 #[cfg(test)]
 mod tests;
 
-use crate::idempotency;
 use crate::ids::{Epoch, Now, Seq, ShardId, StoreBoot, StoreId};
 use crate::message::{HealthReport, ShardEnd};
 use crate::node::CasOutcome;
-use crate::planner;
 use crate::planted::Planted;
 use crate::records::{LossRecord, Meta, NameRecord, NodeRecord, PromoteIntent, StoreRecord};
+use crate::shard::idempotency;
 use crate::shard_record::ShardRecord;
 
 use leader_state::LeaderState;

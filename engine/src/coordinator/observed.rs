@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::coordinator::health::{FailureDetector, Liveness};
+use crate::coordinator::planner::{Store, StoreState};
 use crate::coordinator::records::ClusterRecords;
 use crate::coordinator::reports::Reports;
 use crate::coordinator::{
@@ -13,7 +14,6 @@ use crate::coordinator::{
 };
 use crate::ids::{Now, ShardId, StoreBoot, StoreId};
 use crate::message::HealthReport;
-use crate::planner::{Store, StoreState};
 use crate::records::{Meta, StoreRecord, StoreStatus};
 use crate::shard_record::ShardRecord;
 

@@ -1,15 +1,17 @@
-//! The moves of replicas and primaries: what [`crate::planner`] finds is proposed.
+//! The moves of replicas and primaries: what [`crate::coordinator::planner`] finds is proposed.
 
 use std::collections::BTreeSet;
 
 use crate::coordinator::CoordinatorTurn;
 use crate::coordinator::decision::Decision;
 use crate::coordinator::observed::ObservedCluster;
+use crate::coordinator::planner::{
+    self, MassFailureGuard, PlannedChange, PlannerInput, ShardView, Store,
+};
 use crate::coordinator::promotion::Promotions;
 use crate::coordinator::proposals::ShardWrite;
 use crate::coordinator::review::ReviewTurn;
 use crate::ids::{Now, ShardId, StoreId};
-use crate::planner::{self, MassFailureGuard, PlannedChange, PlannerInput, ShardView, Store};
 use crate::planted::Planted;
 use crate::shard_record::ShardRecord;
 

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::boot;
 use crate::coordinator::decision::Decision;
 use crate::coordinator::observed::ObservedCluster;
 use crate::coordinator::review::ReviewTurn;
 use crate::coordinator::{AtRevision, Effect, Writes};
 use crate::ids::{Now, StoreBoot, StoreId};
 use crate::message::ShardEnd;
+use crate::node::boot;
 use crate::planted::Planted;
 use crate::records::{StoreRecord, StoreStatus};
 use crate::shard_record::ShardRecord;

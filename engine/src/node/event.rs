@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::apply::Needs;
-use crate::idempotency;
 use crate::ids::{Conn, CopyNo, Revision, SessionId, ShardId, Slots, StoreBoot, StoreId, TimeMs};
 use crate::message::{
     DigestPoint, FromFollower, GatewayMessage, HealthReport, NodeQuery, NodeQueryReply, NodeReply,
     ToFollower,
 };
+use crate::shard::apply::Needs;
+use crate::shard::idempotency;
+use crate::shard::state::ShardState;
 use crate::shard_record::ShardRecord;
-use crate::shard_state::ShardState;
 use crate::store::log::LogRecord;
 use crate::store::log::catch_up::{LogPart, WantedEntries};
 use crate::store::log::index::Needed;

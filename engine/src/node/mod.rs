@@ -37,6 +37,8 @@
 //!   shards      lent to all: a replica and the newest record of each shard, and marks
 //! ```
 
+pub mod boot;
+
 mod audit;
 mod context;
 pub(crate) mod event;
@@ -53,12 +55,12 @@ mod snapshots;
 #[cfg(test)]
 mod tests;
 
-use crate::idempotency::TokenLimits;
 use crate::ids::{Conn, Now, ShardId, StoreBoot, StoreId, TimeMs};
 use crate::message::{
     FromFollower, GatewayMessage, ReplicaHealth, ReplicaStatus, ScrubStatus, ToFollower,
 };
 use crate::replica::Replica;
+use crate::shard::idempotency::TokenLimits;
 use crate::store::table::Tables;
 use context::Shared;
 use membership::HealthView;

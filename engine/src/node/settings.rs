@@ -4,8 +4,8 @@
 //! is the value of a production process, except for limits that a driver computes from its memory.
 
 use crate::batch::BATCH_BYTES_LIMIT;
-use crate::idempotency::{self, TokenLimits};
 use crate::planted::Planted;
+use crate::shard::idempotency::{self, TokenLimits};
 
 /// The settings of one node.
 #[derive(Clone, Debug)]

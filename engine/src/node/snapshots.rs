@@ -32,7 +32,7 @@ use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::primary::Feed;
 use crate::replica::trust::Trust;
-use crate::shard_state::ShardState;
+use crate::shard::state::ShardState;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Snapshots {

@@ -13,7 +13,6 @@ use bytes::Bytes;
 use super::*;
 use crate::batch::{Batch, Codec};
 use crate::entry::{Body, Entry, Position};
-use crate::idempotency::{IssueTime, RecordId, Scope, Tag, TokenOutcome};
 use crate::ids::{BatchSeq, Boot, CopyNo, Epoch, Revision, Seq, SessionId, Slots, Version};
 use crate::key::CounterKey;
 use crate::message::{
@@ -21,8 +20,9 @@ use crate::message::{
 };
 use crate::ops::{self, Op, OpKind};
 use crate::replica::primary::Primary;
+use crate::shard::idempotency::{IssueTime, RecordId, Scope, Tag, TokenOutcome};
+use crate::shard::state::ShardState;
 use crate::shard_record::ShardRecord;
-use crate::shard_state::ShardState;
 use crate::store::log::LogRecord;
 use crate::store::log::catch_up::{LogPart, WantedEntries};
 use crate::store::log::scan::LogLocation;

@@ -7,11 +7,11 @@
 
 use std::collections::VecDeque;
 
-use crate::apply::{Decoded, Loaded};
 use crate::entry::{Body, Entry, Position};
 use crate::ids::{Epoch, Seq};
 use crate::memory;
 use crate::ops;
+use crate::shard::apply::{Decoded, Loaded};
 
 /// The number of entries that a log has room for, however few it holds, so that it does not
 /// allocate for each.

@@ -28,13 +28,13 @@ pub mod view;
 
 use std::collections::VecDeque;
 
-use crate::apply;
 use crate::entry::{Body, Entry, Position};
 use crate::ids::{CopyNo, Epoch, Seq, ShardId, Slots};
 use crate::message::DigestPoint;
 use crate::node::settings::NodeSizes;
 use crate::planted::Planted;
-use crate::shard_state::ShardState;
+use crate::shard::apply;
+use crate::shard::state::ShardState;
 use crate::store::log::LogRecord;
 use group_commit::TurnContext;
 use log::{LogBytes, ReplicaLog};

@@ -28,9 +28,9 @@ pub fn join_point(own: &ReplicaLog, ends: &[Position], applied: Position) -> Pos
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::apply::Decoded;
     use crate::entry::{Body, Entry};
     use crate::ids::{Epoch, Seq, TimeMs};
+    use crate::shard::apply::Decoded;
 
     fn log(epochs: &[u64]) -> ReplicaLog {
         let mut log = ReplicaLog::from(Position::default());

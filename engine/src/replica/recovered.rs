@@ -2,7 +2,7 @@
 
 use crate::entry::Entry;
 use crate::ids::{CopyNo, Epoch, ShardId, Slots};
-use crate::shard_state::ShardState;
+use crate::shard::state::ShardState;
 
 /// The state of one shard, as recovery found it.
 #[derive(Clone, Debug)]

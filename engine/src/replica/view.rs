@@ -4,7 +4,7 @@ use crate::entry::Position;
 use crate::ids::{CopyNo, Epoch, Seq, ShardId};
 use crate::replica::log::ReplicaLog;
 use crate::replica::primary::Primary;
-use crate::shard_state::ShardState;
+use crate::shard::state::ShardState;
 
 /// A view of a replica, for status and for the checkers of the simulator.
 #[derive(Clone, Debug)]

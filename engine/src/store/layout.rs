@@ -23,13 +23,13 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::batch::{put_revision, put_session, revision, session};
 use crate::codec::{Malformed, Reader, put_bytes, put_varint, put_varint_i128};
-use crate::digest;
 use crate::entry::Position;
-use crate::idempotency::{Bucket, Buckets, Leap, RecordId, TokenOutcome, TokenRecord};
 use crate::ids::{BatchSeq, Chain, CopyNo, Epoch, Seq, ShardId, Slot, Slots, TimeMs};
 use crate::key::CounterKey;
-use crate::sessions::{BatchResult, SessionExpiry, SessionRow, SessionTable};
-use crate::shard_state::ShardState;
+use crate::shard::digest;
+use crate::shard::idempotency::{Bucket, Buckets, Leap, RecordId, TokenOutcome, TokenRecord};
+use crate::shard::sessions::{BatchResult, SessionExpiry, SessionRow, SessionTable};
+use crate::shard::state::ShardState;
 use crate::store::table::{Cell, SealedTable};
 
 const KIND_COUNTER: u8 = 1;
@@ -692,8 +692,8 @@ mod tests {
         table.put_record(id(900, 4), record(1));
         table.add(b"ns\0k", key::hash(b"ns\0k"), 1);
         let mut state = ShardState { slots: Slots { lo: 0, hi: 99 }, ..ShardState::default() };
-        let settings = crate::idempotency::TokenSettings::default();
-        let limits = crate::idempotency::TokenLimits { settings, planted: None };
+        let settings = crate::shard::idempotency::TokenSettings::default();
+        let limits = crate::shard::idempotency::TokenLimits { settings, planted: None };
         state.tokens.add(&limits, b"ns", 1, (0, 40));
         let shards = [(CopyNo(1), state)];
         let sealed = table.seal();

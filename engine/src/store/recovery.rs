@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::entry::{Body, Entry};
 use crate::ids::{CopyNo, Seq, ShardId, Slots};
 use crate::replica::recovered::{RecoveredContent, RecoveredReplica};
-use crate::shard_state::ShardState;
+use crate::shard::state::ShardState;
 use crate::store::log::index::Index;
 use crate::store::log::scan::{Damage, Group, Scanned};
 use crate::store::log::writer::Resume;

@@ -24,11 +24,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::idempotency::{RecordId, TokenRecord};
 use crate::ids::Slot;
 use crate::key;
 use crate::memory;
 use crate::planted::Planted;
+use crate::shard::idempotency::{RecordId, TokenRecord};
 
 /// The longest name kept in the entry itself.
 const INLINE_BYTES: usize = 38;

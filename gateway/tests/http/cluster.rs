@@ -5,10 +5,10 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use engine::batcher::shard_map::ranges;
 use engine::ids::{Epoch, ShardId, Slots, StoreId, Version};
 use engine::key::CounterKey;
 use engine::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
-use engine::shard_map::ranges;
 use engine::shard_record::ShardRecord;
 use gateway::Options;
 use metastore::{Metastore, Settings};
@@ -214,7 +214,7 @@ pub(crate) fn meta(shards: u32) -> Meta {
         min_in_sync: 1,
         hash: 1,
         incarnation: 1,
-        idempotency: engine::idempotency::TokenSettings::default(),
+        idempotency: engine::shard::idempotency::TokenSettings::default(),
     }
 }
 

@@ -10,13 +10,13 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use engine::batch::Batch;
-use engine::idempotency::{Scope, TokenOutcome};
 use engine::ids::{BatchSeq, Boot, Epoch, SessionId, ShardId, Slots, StoreBoot, StoreId, TimeMs};
 use engine::message::{
     BatchReply, DigestPoint, GatewayMessage, NodeQueryReply, NodeReply, ReadResult, Refusal,
     ReplicaStatus, RoleStatus, ShardAvailability,
 };
 use engine::ops::{self, Op, OpKind, Ops, TokenedOps};
+use engine::shard::idempotency::{Scope, TokenOutcome};
 use proto::wire;
 use proto::wire::control_server::{Control, ControlServer};
 use proto::wire::gateway_server::{Gateway, GatewayServer};

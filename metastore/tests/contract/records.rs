@@ -35,7 +35,7 @@ async fn every_kind_comes_back_as_it_was_written() {
         min_in_sync: 2,
         hash: 1,
         incarnation: 1,
-        idempotency: engine::idempotency::TokenSettings::default(),
+        idempotency: engine::shard::idempotency::TokenSettings::default(),
     };
     round_trip(&store, (), meta).await;
     round_trip(&store, (), CoordinatorRecord { address: "127.0.0.1:7".into() }).await;

@@ -1,16 +1,16 @@
-//! The identity of a process: [`engine::boot`] decides which store this is and whether it may run;
-//! this file performs what it waits for.
+//! The identity of a process: [`engine::node::boot`] decides which store this is and whether it may
+//! run; this file performs what it waits for.
 //!
 //! Two processes of one store are also distinguished by means that need a network: the holder of
 //! the store's key in etcd, and the process that answers at the address of its record.
 
 use std::time::{Duration, Instant};
 
-use engine::boot::{
-    self, EtcdState, NameHolder, NameRequest, Start, StartRefusal, StartStep, StoreClaim,
-};
 use engine::ids::{Boot, StoreBoot, StoreId};
 use engine::message::{NodeQuery, NodeQueryReply};
+use engine::node::boot::{
+    self, EtcdState, NameHolder, NameRequest, Start, StartRefusal, StartStep, StoreClaim,
+};
 use engine::records::{Meta, NameRecord, NodeRecord, StoreRecord, StoreStatus};
 use engine::shard_record::ShardRecord;
 use engine::store::log::LogRecord;
@@ -203,7 +203,8 @@ impl StartUp<'_> {
             ),
             StartRefusal::Forgotten => format!(
                 "etcd does not know store {store} of {folder}: was etcd's data lost or restored? \
-                 Start nothing more and read \"Back up etcd\" in docs/operations.md"
+                 Start nothing more and read \"etcd has lost its majority or its data\" in \
+                 docs/runbooks.md"
             ),
             StartRefusal::NotOurs { boot } if !opened.damage.is_empty() => format!(
                 "damage in {folder} makes the last boot of store {store} unknown (etcd records \

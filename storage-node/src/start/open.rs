@@ -9,7 +9,8 @@ use process::ProcessExit;
 use telemetry::Health;
 use tracing::{error, warn};
 
-use crate::disk::{Disk, DiskContents, DiskSettings};
+use crate::disk::{Disk, DiskContents};
+use crate::disk_settings::DiskSettings;
 use crate::error::DiskError;
 use crate::inbox::{Inbox, LoopMessage};
 

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use engine::batch::{Batch, Codec};
-use engine::idempotency::{ClientToken, IssueTime, Scope, TokenOutcome};
 use engine::ids::{BatchSeq, Revision, SessionId, TimeMs};
 use engine::message::{BatchReply, GatewayMessage, NodeReply, Refusal, ShardAvailability};
 use engine::ops::{self, Op, OpKind};
+use engine::shard::idempotency::{ClientToken, IssueTime, Scope, TokenOutcome};
 
 use crate::ledger::{counter_key, delta};
 use crate::pair::{Pair, SHARDS};

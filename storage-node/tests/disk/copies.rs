@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine::idempotency::{RecordId, TokenLimits, TokenRecord};
 use engine::ids::{Conn, CopyNo, Epoch, Slots};
 use engine::node::Event;
+use engine::shard::idempotency::{RecordId, TokenLimits, TokenRecord};
 use engine::store::layout;
 use engine::store::log::LogRecord;
 use storage_node::snapshot_files::{NotStaged, Stager};

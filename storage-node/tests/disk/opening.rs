@@ -9,7 +9,9 @@ use engine::entry::{Body, Entry, Position};
 use engine::ids::{CopyNo, Epoch, ShardId, Slots, TimeMs};
 use engine::node::Event;
 use engine::store::log::LogRecord;
-use storage_node::disk::{Disk, DiskContents, DiskEvent, DiskSettings};
+use storage_node::disk::{Disk, DiskContents};
+use storage_node::disk_event::DiskEvent;
+use storage_node::disk_settings::DiskSettings;
 use storage_node::error::DiskError;
 
 use crate::pair::{next_identity, settings, store_id};
@@ -292,7 +294,7 @@ fn a_store_that_forgot_its_name_does_not_start() {
     let folder = tempfile::tempdir().unwrap();
     let mut bench = Bench::open(folder.path()).unwrap();
     bench.begin_copy();
-    let state = engine::apply::ShardState { slots: Slots::ALL, ..Default::default() };
+    let state = engine::shard::apply::ShardState { slots: Slots::ALL, ..Default::default() };
     bench.disk.flush(1, Default::default(), vec![(CopyNo(1), state)]);
     assert!(matches!(bench.event(), Event::Ingested { flush: 1 }));
     drop(bench);
@@ -307,8 +309,11 @@ fn flushed(folder: &Path) {
     let mut bench = Bench::open(folder).unwrap();
     bench.begin_copy();
     bench.append(30, 2_000);
-    let state =
-        engine::apply::ShardState { slots: Slots::ALL, applied: bench.last, ..Default::default() };
+    let state = engine::shard::apply::ShardState {
+        slots: Slots::ALL,
+        applied: bench.last,
+        ..Default::default()
+    };
     bench.disk.flush(1, Default::default(), vec![(CopyNo(1), state)]);
     assert!(matches!(bench.event(), Event::Ingested { flush: 1 }));
     let everything = engine::ids::Seq(30);

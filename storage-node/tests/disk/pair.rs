@@ -15,11 +15,13 @@ use engine::ids::{Boot, Conn, Epoch, Now, ShardId, Slots, StoreBoot, StoreId, Ti
 use engine::message::{GatewayMessage, NodeReply};
 use engine::node::{CasOutcome, Effect, Event, Node, RecoveredReplica, ReplicaView, Settings};
 use engine::replica::primary::Primary;
+use engine::shard::state::ShardState;
 use engine::shard_record::ShardRecord;
-use engine::shard_state::ShardState;
 use engine::store::log::{Identity, LogRecord};
 use proto::wire;
-use storage_node::disk::{Disk, DiskContents, DiskEvent, DiskSettings, MemoryPlan};
+use storage_node::disk::{Disk, DiskContents};
+use storage_node::disk_event::DiskEvent;
+use storage_node::disk_settings::{DiskSettings, MemoryPlan};
 use storage_node::error::DiskError;
 use storage_node::snapshot_files::{NotStaged, SnapshotReadEnd, SnapshotReader, Staging};
 

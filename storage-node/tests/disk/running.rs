@@ -4,19 +4,19 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use engine::apply::Needs;
-use engine::digest;
 use engine::entry::{Body, Entry, Position};
 use engine::ids::{CopyNo, Epoch, Seq, ShardId, Slots, TimeMs};
 use engine::key::{self, CounterKey};
 use engine::node::Event;
-use engine::shard_state::ShardState;
+use engine::shard::apply::Needs;
+use engine::shard::digest;
+use engine::shard::state::ShardState;
 use engine::store::log::LogRecord;
 use engine::store::log::catch_up::{LogPart, WantedEntries};
 use engine::store::log::index::Needed;
 use engine::store::log::scan::LogLocation;
 use engine::store::table::{SealedTable, Table};
-use storage_node::disk::DiskSettings;
+use storage_node::disk_settings::DiskSettings;
 use storage_node::error::DiskError;
 
 use crate::opening::{Bench, SHARD};

@@ -14,7 +14,7 @@ use engine::ids::{Conn, CopyNo, Slots};
 use engine::node::Event;
 use engine::store::layout;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use storage_node::disk::DiskSettings;
+use storage_node::disk_settings::DiskSettings;
 use storage_node::error::Shortage;
 use storage_node::snapshot_files::NotStaged;
 

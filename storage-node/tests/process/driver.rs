@@ -11,14 +11,15 @@ use engine::ids::{
 use engine::message::{GatewayMessage, ToFollower};
 use engine::node::{CasOutcome, Event};
 use engine::records::NodeRecord;
+use engine::shard::state::ShardState;
 use engine::shard_record::ShardRecord;
-use engine::shard_state::ShardState;
 use engine::store::layout;
 use metastore::{Metastore, Settings, TxnOutcome};
 use proto::wire::gateway_client::GatewayClient;
 use proto::wire::peer_client::PeerClient;
 use proto::wire::{self, snapshot_part};
-use storage_node::disk::{Disk, DiskSettings, MemoryPlan};
+use storage_node::disk::Disk;
+use storage_node::disk_settings::{DiskSettings, MemoryPlan};
 use storage_node::etcd::{EtcdClient, EtcdFollower, EtcdRequest};
 use storage_node::inbox::{Inbox, LoopMessage};
 use storage_node::names::StoreNames;

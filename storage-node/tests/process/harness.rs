@@ -209,7 +209,7 @@ pub(crate) fn meta(min_in_sync: u8) -> Meta {
         min_in_sync,
         hash: 1,
         incarnation: 1,
-        idempotency: engine::idempotency::TokenSettings::default(),
+        idempotency: engine::shard::idempotency::TokenSettings::default(),
     }
 }
 

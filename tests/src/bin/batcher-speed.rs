@@ -10,6 +10,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use engine::batcher::shard_map::ranges;
 use engine::batcher::{Batcher, Effect, Event, Settings};
 use engine::ids::{
     Boot, Conn, Epoch, Now, Revision, SessionId, StoreBoot, StoreId, TimeMs, Version,
@@ -17,7 +18,6 @@ use engine::ids::{
 use engine::key::CounterKey;
 use engine::message::{BatchReply, GatewayMessage, NodeReply};
 use engine::ops::{Op, OpKind};
-use engine::shard_map::ranges;
 use engine::shard_record::ShardRecord;
 use tests::sim::rng::Rng;
 

@@ -14,8 +14,8 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use engine::idempotency::Scope;
 use engine::planted::Planted;
+use engine::shard::idempotency::Scope;
 use tests::search::frontier::{SearchLimits, SearchResult, SearchWorld, search};
 use tests::search::mutations::{MUTATIONS, SESSION_MUTATIONS, SESSIONS, SMALL};
 use tests::search::replication::{Replication, ReplicationBounds};

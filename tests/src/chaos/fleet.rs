@@ -28,7 +28,7 @@ const RESTART_AFTER: Duration = Duration::from_secs(1);
 /// The limit of a graceful stop, which takes up to ten seconds; the rest is for a busy machine.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 /// After so many disk errors the operator gives the node an empty folder, as described in
-/// docs/operations.md.
+/// docs/runbooks.md, "A disk is damaged".
 const DISK_ERRORS_MAX: u32 = 3;
 const DISK_ERROR: i32 = 5;
 const REFUSED: i32 = 4;

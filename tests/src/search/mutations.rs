@@ -5,8 +5,8 @@
 //! Each bug drops one rule from the code (`engine::planted`). The bounds are the smallest that can
 //! show it: a rule about proposals needs a proposal whose answer is lost, for example.
 
-use engine::idempotency::Scope;
 use engine::planted::Planted;
+use engine::shard::idempotency::Scope;
 
 use super::replication::ReplicationBounds;
 use super::sessions::SessionBounds;

@@ -21,8 +21,8 @@ use engine::key::CounterKey;
 use engine::message::{BatchReply, FromFollower, GatewayMessage, NodeReply, ToFollower};
 use engine::node::{CasOutcome, Effect, Event, Node, RecoveredContent, RecoveredReplica, Settings};
 use engine::ops::{self, Op, OpKind};
+use engine::shard::state::ShardState;
 use engine::shard_record::ShardRecord;
-use engine::shard_state::ShardState;
 use engine::store::log::LogRecord;
 
 use super::machines::Machine;

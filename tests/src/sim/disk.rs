@@ -9,12 +9,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use engine::apply::Needs;
-use engine::idempotency::{RecordId, TokenRecord};
 use engine::ids::{Conn, CopyNo, ShardId, Slots, StoreId};
 use engine::key::CounterKey;
 use engine::node::RecoveredReplica;
-use engine::shard_state::ShardState;
+use engine::shard::apply::Needs;
+use engine::shard::idempotency::{RecordId, TokenRecord};
+use engine::shard::state::ShardState;
 use engine::store::layout::{self, RowChange, RowKey};
 use engine::store::log::catch_up::{LogPart, WantedEntries};
 use engine::store::log::index::Needed;

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use engine::entry::Entry;
 use engine::ids::{CopyNo, ShardId};
-use engine::shard_state::ShardState;
+use engine::shard::state::ShardState;
 use engine::store::log::LogRecord;
 use engine::store::log::block::Block;
 use engine::store::log::catch_up::{Gone, LogPart, WantedEntries};

@@ -12,7 +12,7 @@ use engine::ids::{Conn, ShardId, StoreBoot};
 use engine::message::{
     FromFollower, GatewayMessage, HealthReport, NodeQuery, NodeQueryReply, NodeReply, ToFollower,
 };
-use engine::shard_state::ShardState;
+use engine::shard::state::ShardState;
 
 use super::checker::Violation;
 use super::core::{Core, Place, ProcessId, ProcessInput, SimEvent};

@@ -7,14 +7,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engine::boot::{
-    self, EtcdState, NameHolder, NameRequest, Start, StartRefusal, StartStep, StoreClaim,
-};
 use engine::ids::{Boot, Conn, Now, Revision, SessionId, StoreBoot, StoreId, TimeMs};
 use engine::message::{FromFollower, SnapshotOutcome, ToFollower};
+use engine::node::boot::{
+    self, EtcdState, NameHolder, NameRequest, Start, StartRefusal, StartStep, StoreClaim,
+};
 use engine::node::{CasOutcome, Effect, Event, Node, Settings};
 use engine::records::{StoreRecord, StoreStatus};
-use engine::shard_state::ShardState;
+use engine::shard::state::ShardState;
 use engine::store::log::LogRecord;
 
 use super::checker::Violation;

@@ -4,11 +4,12 @@
 //! everything at once rarely gets deep into any one of them.
 
 use engine::coordinator::Flags;
+use engine::coordinator::planner;
 use engine::ids::{Slot, Slots};
 use engine::key::KEY_BYTES_MAX;
 use engine::node::{self, Settings, pending_beside_log};
 use engine::planted::Planted;
-use engine::{batcher, coordinator, planner};
+use engine::{batcher, coordinator};
 
 use super::disk_faults::DiskPlan;
 use super::draws::{Drawings, Draws};

@@ -15,9 +15,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use engine::batcher::{Failure, Outcome, WriteResult};
-use engine::idempotency::{ClientToken, Scope, TokenSettings};
 use engine::ids::TimeMs;
 use engine::ops::{Op, OpKind};
+use engine::shard::idempotency::{ClientToken, Scope, TokenSettings};
 
 use super::clients::REST;
 use super::core::{Core, Place, SimEvent};

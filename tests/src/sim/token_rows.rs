@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use engine::idempotency::{RecordId, TokenRecord};
 use engine::ids::Slots;
+use engine::shard::idempotency::{RecordId, TokenRecord};
 use engine::store::layout;
 
 #[derive(Clone, Debug, Default)]

@@ -3,17 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use engine::apply::{Decoded, Loaded, apply, decode, needs};
 use engine::batch::{Batch, Codec};
 use engine::entry::{Body, Entry};
-use engine::idempotency::{
-    ClientToken, IssueTime, Scope, TokenLimits, TokenOutcome, TokenSettings,
-};
 use engine::ids::{BatchSeq, CopyNo, Epoch, Revision, SessionId, Slots, TimeMs};
 use engine::key::CounterKey;
 use engine::message::BatchReply;
 use engine::ops::{Op, OpKind, Ops, TokenedOps};
-use engine::shard_state::ShardState;
+use engine::shard::apply::{Decoded, Loaded, apply, decode, needs};
+use engine::shard::idempotency::{
+    ClientToken, IssueTime, Scope, TokenLimits, TokenOutcome, TokenSettings,
+};
+use engine::shard::state::ShardState;
 use engine::store::layout::{self, RowChange, RowKey};
 use engine::store::table::{Table, Tables};
 use proptest::collection::vec;

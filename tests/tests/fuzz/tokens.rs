@@ -9,13 +9,13 @@
 
 use std::collections::BTreeMap;
 
-use engine::idempotency::{
-    Buckets, IssueTime, Scope, Tag, TokenLimits, TokenRecord, TokenSettings, TokenVerdict,
-    TokenedRequest,
-};
 use engine::ids::{Now, Slots, TimeMs};
 use engine::planted::Planted;
 use engine::replica::clock::ShardClock;
+use engine::shard::idempotency::{
+    Buckets, IssueTime, Scope, Tag, TokenLimits, TokenRecord, TokenSettings, TokenVerdict,
+    TokenedRequest,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;

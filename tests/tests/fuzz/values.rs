@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use engine::batch::{Batch, Codec};
 use engine::entry::{Body, Entry, Position};
-use engine::idempotency::{self, Bucket, Buckets, IssueTime, Leap, Scope, Tag, TokenOutcome};
 use engine::ids::{
     BatchSeq, Boot, Chain, CopyNo, Epoch, Revision, Seq, SessionId, ShardId, Slots, StoreBoot,
     StoreId, TimeMs, Version,
@@ -13,9 +12,12 @@ use engine::ids::{
 use engine::key::CounterKey;
 use engine::ops::{self, Op, OpKind, Ops, TokenedOps};
 use engine::records::{GatewayRecord, Meta, NameRecord, NodeRecord, StoreRecord, StoreStatus};
-use engine::sessions::{BatchResult, SessionExpiry, SessionRow, SessionTable};
+use engine::shard::idempotency::{
+    self, Bucket, Buckets, IssueTime, Leap, Scope, Tag, TokenOutcome,
+};
+use engine::shard::sessions::{BatchResult, SessionExpiry, SessionRow, SessionTable};
+use engine::shard::state::ShardState;
 use engine::shard_record::ShardRecord;
-use engine::shard_state::ShardState;
 use engine::store::log::{CLAIMS_MAX, CopyExtent, Identity, LogRecord, ShardCheckpoint};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;

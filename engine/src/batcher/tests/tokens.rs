@@ -2,7 +2,7 @@
 //! their clients.
 
 use super::*;
-use crate::idempotency::{ClientToken, IssueTime, Scope, Tag, TokenOutcome};
+use crate::shard::idempotency::{ClientToken, IssueTime, Scope, Tag, TokenOutcome};
 
 fn token(scope: Scope, issued: Option<u64>) -> ClientToken {
     ClientToken { scope, token: "t".into(), issued: issued.map(TimeMs), extra: 0 }

@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::apply::Values;
 use crate::ids::{Conn, Epoch, Now, Slots, TimeMs};
 use crate::key::CounterKey;
 use crate::memory;
@@ -19,6 +18,7 @@ use crate::node::reads::read_index::ClaimOutcome;
 use crate::node::settings::NodeSizes;
 use crate::planted::Planted;
 use crate::replica::Replica;
+use crate::shard::apply::Values;
 use crate::store::table::Cell;
 
 #[derive(Clone, Debug, Default)]

@@ -163,7 +163,7 @@ impl ShardCheckpoint {
 /// end before etcd takes their claim.
 pub const CLAIMS_MAX: usize = 64;
 
-/// A store's identity, as its own disk has it. See [`boot`](crate::boot).
+/// A store's identity, as its own disk has it. See [`boot`](crate::node::boot).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Identity {
     /// The cluster's uuid.

@@ -6,9 +6,9 @@
 use std::fmt::{self, Debug};
 
 use engine::batcher::{Batcher, Effect, Event, Failure, Outcome, Settings, WriteResult};
-use engine::idempotency::{ClientToken, Scope};
 use engine::ids::{Conn, Now, StoreId, TimeMs};
 use engine::ops::{Op, OpKind};
+use engine::shard::idempotency::{ClientToken, Scope};
 
 use super::super::machines::Machine;
 use super::leader::{BEGAN_MS, primary_of, record, session};

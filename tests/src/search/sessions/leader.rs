@@ -17,8 +17,8 @@ use engine::ids::{
 use engine::key;
 use engine::message::{BatchReply, NodeReply};
 use engine::node::{Effect, Event, Node, RecoveredContent, RecoveredReplica, Settings};
+use engine::shard::state::ShardState;
 use engine::shard_record::ShardRecord;
-use engine::shard_state::ShardState;
 use engine::store::log::LogRecord;
 
 use super::super::machines::Machine;

@@ -26,11 +26,11 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use engine::batcher;
-use engine::idempotency::{Scope, TokenSettings};
 use engine::key::CounterKey;
 use engine::message::{GatewayMessage, NodeReply};
 use engine::node;
 use engine::planted::Planted;
+use engine::shard::idempotency::{Scope, TokenSettings};
 
 use self::gateway::{ClientAnswer, Gateway, GatewayContext, GatewayInput, GatewayOutput, Waits};
 use self::leader::{Leader, LeaderContext, LeaderInput, LeaderOutput, LeaderSummary};

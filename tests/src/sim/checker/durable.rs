@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use engine::entry::{Entry, Position};
 use engine::ids::{CopyNo, Epoch, Seq, ShardId, Slots, StoreId};
 use engine::node::{RecoveredContent, RecoveredReplica};
-use engine::shard_state::ShardState;
+use engine::shard::state::ShardState;
 use engine::store::log::{Identity, LogRecord};
 
 use super::Violation;

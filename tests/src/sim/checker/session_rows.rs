@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use engine::ids::{Seq, ShardId};
-use engine::shard_state::ShardState;
+use engine::shard::state::ShardState;
 
 use super::super::trace::Trace;
 use super::Violation;

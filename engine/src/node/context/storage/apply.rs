@@ -1,6 +1,5 @@
 //! Moving the commit of a shard, and applying what is committed to the table.
 
-use crate::apply::{self, Loaded};
 use crate::entry::Body;
 use crate::ids::{Seq, ShardId};
 use crate::message::{BatchReply, NodeReply};
@@ -9,6 +8,7 @@ use crate::node::event::Effect;
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::log::Loading;
+use crate::shard::apply::{self, Loaded};
 
 impl Context<'_> {
     /// Moves a shard's commit, then applies what is committed. Returns the last seq that was

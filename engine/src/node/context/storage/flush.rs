@@ -12,7 +12,7 @@ use crate::node::snapshots::Snapshots;
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::primary::{Feed, Primary};
-use crate::shard_state::ShardState;
+use crate::shard::state::ShardState;
 use crate::store::log::index::Needed;
 
 /// The flush in flight, and what waits for one.

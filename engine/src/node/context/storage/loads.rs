@@ -5,14 +5,14 @@
 //! loaded. So every load records how many ingests there had been, and is repeated if there was
 //! another.
 
-use crate::apply::{self, Loaded, Needs, Values};
-use crate::idempotency::TokenRecord;
 use crate::ids::{Seq, ShardId};
 use crate::key::CounterKey;
 use crate::memory;
 use crate::node::context::Context;
 use crate::node::event::Effect;
 use crate::replica::log::Loading;
+use crate::shard::apply::{self, Loaded, Needs, Values};
+use crate::shard::idempotency::TokenRecord;
 
 /// A load in flight: what it reads, and the entry or read that waits for it.
 #[derive(Clone, Debug)]

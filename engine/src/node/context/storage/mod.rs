@@ -16,7 +16,6 @@ mod memory;
 
 use std::collections::BTreeMap;
 
-use crate::idempotency::TokenOutcome;
 use crate::ids::{Now, StoreBoot};
 use crate::key::{self, CounterKey};
 use crate::node::context::Context;
@@ -24,6 +23,7 @@ use crate::node::event::Effect;
 use crate::node::settings::Settings;
 use crate::replica::Replica;
 use crate::replica::group_commit::{GroupCommit, TurnContext};
+use crate::shard::idempotency::TokenOutcome;
 use crate::store::table::{Cell, Tables};
 
 #[derive(Clone, Debug)]

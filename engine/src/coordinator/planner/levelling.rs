@@ -3,10 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::coordinator::planner::placement::may_swap;
+use crate::coordinator::planner::plan::PlanBuilder;
+use crate::coordinator::planner::{
+    Nearness, PlannedChange, ShardView, StoreState, balance, nearness, with,
+};
 use crate::ids::{ShardId, StoreId};
-use crate::planner::placement::may_swap;
-use crate::planner::plan::PlanBuilder;
-use crate::planner::{Nearness, PlannedChange, ShardView, StoreState, balance, nearness, with};
 use crate::shard_record::ShardRecord;
 
 /// Moves replicas apart, and from full stores to empty ones, only while no shard lacks a copy

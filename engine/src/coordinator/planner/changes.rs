@@ -5,11 +5,11 @@
 //! their own copies, and a learner for a shard that has only `min_in_sync` members and waits for
 //! one that can't acknowledge. Everything else makes *new* copies, or moves them, and is limited.
 
+use crate::coordinator::planner::levelling::{level_primaries, level_replicas};
+use crate::coordinator::planner::plan::{PlanBuilder, holds, wants};
+use crate::coordinator::planner::vacancies::rebuild;
+use crate::coordinator::planner::{PlannedChange, PlannerInput, ShardView, StoreState};
 use crate::ids::StoreId;
-use crate::planner::levelling::{level_primaries, level_replicas};
-use crate::planner::plan::{PlanBuilder, holds, wants};
-use crate::planner::vacancies::rebuild;
-use crate::planner::{PlannedChange, PlannerInput, ShardView, StoreState};
 
 /// The next changes, at most one for each shard.
 pub fn changes(input: &PlannerInput<'_>) -> Vec<PlannedChange> {

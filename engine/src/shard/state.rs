@@ -1,10 +1,10 @@
 //! The state of a shard that is the same on all its replicas, without the counters.
 
 use crate::entry::Position;
-use crate::idempotency::Buckets;
 use crate::ids::Slots;
 use crate::message::DigestPoint;
-use crate::sessions::SessionTable;
+use crate::shard::idempotency::Buckets;
+use crate::shard::sessions::SessionTable;
 
 /// The replicated state of a shard without the counters themselves, which are in the table and in
 /// the state on disk. Written to disk as a whole with every flush.

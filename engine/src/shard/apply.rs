@@ -11,19 +11,19 @@
 
 use std::collections::BTreeMap;
 
-use crate::digest;
 use crate::entry::{Body, Entry, Position};
-use crate::idempotency::{
-    RecordId, Scope, TokenLimits, TokenOutcome, TokenRecord, TokenVerdict, TokenedRequest,
-};
 use crate::ids::{Slot, Slots, TimeMs};
 use crate::key::{self, CounterKey};
 use crate::memory;
 use crate::message::BatchReply;
 use crate::ops::{self, Op, OpKind, Ops, OpsError, TokenedOps};
 use crate::planted::Planted;
-use crate::sessions::{BatchResult, Judgement};
-use crate::shard_state::ShardState;
+use crate::shard::digest;
+use crate::shard::idempotency::{
+    RecordId, Scope, TokenLimits, TokenOutcome, TokenRecord, TokenVerdict, TokenedRequest,
+};
+use crate::shard::sessions::{BatchResult, Judgement};
+use crate::shard::state::ShardState;
 use crate::store::layout;
 use crate::store::table::Tables;
 
@@ -295,8 +295,8 @@ impl Applying<'_> {
 mod tests {
     use super::*;
     use crate::batch::{Batch, Codec};
-    use crate::idempotency::{self, IssueTime, Tag};
     use crate::ids::{BatchSeq, Epoch, Revision, SessionId, TimeMs};
+    use crate::shard::idempotency::{self, IssueTime, Tag};
 
     /// A bucket is a second; the limit has room for two records with a value and the most that a
     /// third may need.

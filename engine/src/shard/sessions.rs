@@ -14,9 +14,9 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::batch::{put_revision, put_session};
 use crate::codec::{put_varint, put_varint_i128};
-use crate::idempotency::TokenOutcome;
 use crate::ids::{BatchSeq, Revision, SessionId};
 use crate::planted::Planted;
+use crate::shard::idempotency::TokenOutcome;
 
 /// The sessions that a shard knows.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

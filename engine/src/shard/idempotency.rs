@@ -589,7 +589,7 @@ mod tests {
         let hour = TokenLimits { settings: TokenSettings::default(), planted: None };
         assert_eq!(hour.in_flight_ms(), 450_000);
         assert_eq!(hour.retention_ms(), 3_600_000 + 450_000 + 450_000);
-        // README and "Size" in docs/operations.md state the same number.
+        // "Room for idempotency keys" in docs/operations.md states the same number.
         assert!((42_000..42_100).contains(&hour.settings.requests_per_s()));
     }
 

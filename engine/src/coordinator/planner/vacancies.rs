@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::coordinator::planner::plan::{PlanBuilder, wants};
+use crate::coordinator::planner::{PlannedChange, Stores, balance, near_to};
 use crate::ids::StoreId;
-use crate::planner::plan::{PlanBuilder, wants};
-use crate::planner::{PlannedChange, Stores, balance, near_to};
 use crate::shard_record::ShardRecord;
 
 /// A place in a target, and the store that it is planned for.

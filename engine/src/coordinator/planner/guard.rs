@@ -10,8 +10,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::coordinator::planner::PlannerLimits;
 use crate::ids::{Now, StoreId};
-use crate::planner::PlannerLimits;
 
 /// The nodes whose return new copies wait for. See the module.
 #[derive(Debug, Default)]

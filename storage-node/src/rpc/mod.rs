@@ -5,6 +5,8 @@
 //! response stream is polled. Nothing is decided here; an invalid message ends its stream with the
 //! reason. Other streams on the same connection go on.
 
+pub mod snapshot_transfer;
+
 use std::collections::HashMap;
 use std::error::Error;
 use std::pin::Pin;
@@ -221,7 +223,7 @@ impl Peer for Services {
         &self,
         request: Request<Streaming<wire::SnapshotPart>>,
     ) -> Result<Response<wire::Empty>, Status> {
-        crate::snapshot_transfer::receive(self, request.into_inner()).await?;
+        snapshot_transfer::receive(self, request.into_inner()).await?;
         Ok(Response::new(wire::Empty {}))
     }
 }

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::coordinator::planner::{Store, StoreState, Stores, balance, by_id, near_to, with};
 use crate::ids::StoreId;
-use crate::planner::{Store, StoreState, Stores, balance, by_id, near_to, with};
 use crate::shard_record::ShardRecord;
 
 /// The places of one new shard.

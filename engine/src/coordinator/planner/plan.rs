@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::coordinator::planner::placement::counts;
+use crate::coordinator::planner::{
+    PlannedChange, PlannerLimits, Store, StoreState, Stores, by_id, near_to,
+};
 use crate::ids::{ShardId, StoreId};
-use crate::planner::placement::counts;
-use crate::planner::{PlannedChange, PlannerLimits, Store, StoreState, Stores, by_id, near_to};
 use crate::shard_record::ShardRecord;
 
 /// One shard's present state.
