@@ -19,6 +19,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -128,7 +129,7 @@ impl Disk {
         failed: impl Fn(DiskError) + Send + Sync + 'static,
     ) -> Result<(Self, DiskContents), DiskError> {
         let found = disk_open::open(&settings)?;
-        let sink = EventSink(Arc::new(events));
+        let sink = EventSink::new(events);
         let mark = found.damage_mark.clone();
         let lock = Arc::new(found.lock);
         let (folder, held) = (settings.folder.clone(), Arc::downgrade(&lock));

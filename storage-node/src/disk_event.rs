@@ -21,6 +21,10 @@ pub struct DiskEvent {
 pub(crate) struct EventSink(Arc<dyn Fn(DiskEvent) + Send + Sync>);
 
 impl EventSink {
+    pub(crate) fn new(send: impl Fn(DiskEvent) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(send))
+    }
+
     pub(crate) fn send(&self, event: Event) {
         (self.0)(DiskEvent { event, view: None });
     }

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use engine::ids::Slots;
-use engine::node::audit::ScrubbedShard;
+use engine::node::ScrubbedShard;
 use engine::store::layout;
 use engine::store::log::group::{Owner, SEGMENT_HEADER_BYTES, SegmentHeader};
 use engine::store::log::scan::{LogLocation, first_bad};

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::entry::{Body, Entry, Position};
+use crate::entry::{Body, Entry};
 use crate::ids::{Slot, Slots, TimeMs};
 use crate::key::{self, CounterKey};
 use crate::memory;
@@ -295,6 +295,7 @@ impl Applying<'_> {
 mod tests {
     use super::*;
     use crate::batch::{Batch, Codec};
+    use crate::entry::Position;
     use crate::ids::{BatchSeq, Epoch, Revision, SessionId, TimeMs};
     use crate::shard::idempotency::{self, IssueTime, Tag};
 

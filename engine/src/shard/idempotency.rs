@@ -43,7 +43,6 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use crate::codec::{put_bytes, put_varint};
 use crate::ids::{Slots, TimeMs};
-use crate::key::CounterKey;
 use crate::ops::{self, Op};
 use crate::planted::Planted;
 
@@ -561,6 +560,7 @@ impl DroppedBuckets {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::CounterKey;
     use crate::ops::OpKind;
 
     /// A bucket is a second, an attempt may be in flight for 6 s, a bucket is kept for 12,750 ms.

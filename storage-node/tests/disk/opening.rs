@@ -294,7 +294,7 @@ fn a_store_that_forgot_its_name_does_not_start() {
     let folder = tempfile::tempdir().unwrap();
     let mut bench = Bench::open(folder.path()).unwrap();
     bench.begin_copy();
-    let state = engine::shard::apply::ShardState { slots: Slots::ALL, ..Default::default() };
+    let state = engine::shard::state::ShardState { slots: Slots::ALL, ..Default::default() };
     bench.disk.flush(1, Default::default(), vec![(CopyNo(1), state)]);
     assert!(matches!(bench.event(), Event::Ingested { flush: 1 }));
     drop(bench);
@@ -309,7 +309,7 @@ fn flushed(folder: &Path) {
     let mut bench = Bench::open(folder).unwrap();
     bench.begin_copy();
     bench.append(30, 2_000);
-    let state = engine::shard::apply::ShardState {
+    let state = engine::shard::state::ShardState {
         slots: Slots::ALL,
         applied: bench.last,
         ..Default::default()

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use engine::ids::{CopyNo, Slots};
 use engine::node::Event;
-use engine::node::audit::ScrubbedShard;
+use engine::node::ScrubbedShard;
 use storage_node::error::DiskError;
 
 use crate::opening::{Bench, state_file};
