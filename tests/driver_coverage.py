@@ -50,7 +50,7 @@ import tempfile
 
 from rust_source import ROOT, Source
 
-CRATES = ["cli", "coordinator", "gateway", "metastore", "process", "proto", "storage-node", "telemetry"]
+CRATES = ["cli", "client", "coordinator", "gateway", "metastore", "process", "proto", "storage-node", "telemetry"]
 NAMED = ROOT / "tests" / "dark_arms.txt"
 BY_CHANCE = "by chance"
 # Continuous mode on Linux needs counters at an address that is known only at run time.

@@ -636,9 +636,27 @@ mod tests {
         // A body that ends with the connection may be complete or truncated.
         check("HTTP/1.1 200 OK\r\n\r\nhi", "unanswered InvalidData");
         check("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", "unanswered InvalidData");
+        check("HTTP/1.1 fine\r\n\r\n", "unanswered InvalidData");
+        check("HTTP/1.1 200 OK\r\nno colon\r\n\r\n", "unanswered InvalidData");
+        check("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n", "unanswered InvalidData");
+        check(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n",
+            "unanswered InvalidData",
+        );
         // For a failure, a complete status is enough.
         check("HTTP/1.0 501 X\r\n\r\nhi", "501 hi None");
         check("HTTP/1.1 404 X\r\nServer: ä\r\nContent-Length: 0\r\n\r\n", "404  None");
+    }
+
+    #[test]
+    fn a_response_has_limits() {
+        let long = "x".repeat(HEAD_BYTES_MAX + 1);
+        let head = format!("HTTP/1.1 200 OK\r\nA: {long}");
+        check(head.leak(), "unanswered InvalidData");
+        let line = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{long}");
+        check(line.leak(), "unanswered InvalidData");
+        let body = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", BODY_BYTES_MAX + 1);
+        check(body.leak(), "unanswered InvalidData");
     }
 
     #[test]
@@ -707,6 +725,17 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
         let request = HttpRequest::get(&url, "/", WITHIN);
+        let got = HttpConnection::new(url).call(&request, Duration::from_millis(50)).await;
+        let Err(CallError::Unanswered(error)) = got else { panic!("{got:?}") };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_read_leaves_the_outcome_open() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let body = vec![b'a'; 32 << 20];
+        let request = HttpRequest::post(&url, "/", WITHIN, Media::Text, &body);
         let got = HttpConnection::new(url).call(&request, Duration::from_millis(50)).await;
         let Err(CallError::Unanswered(error)) = got else { panic!("{got:?}") };
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
