@@ -12,8 +12,8 @@ use engine::node::CasOutcome;
 use engine::records::{Meta, NameRecord, NodeRecord, PromoteIntent, StoreRecord};
 use engine::shard_record::ShardRecord;
 use metastore::{
-    CoordinatorRecord, DrainIntent, Error, EtcdRecord, Listed, Metastore, Txn, TxnOutcome, Watch,
-    WatchEvent, WatchSettings,
+    CoordinatorRecord, DrainIntent, Error, EtcdRecord, Followed, Listed, Metastore, Txn,
+    TxnOutcome, Watch, WatchEvent, WatchSettings,
 };
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
@@ -116,7 +116,7 @@ impl EtcdHandle {
     /// only waits.
     pub(crate) async fn follow(self) {
         let settings = WatchSettings::default;
-        let mut metas = self.metastore.watch::<Meta>(settings());
+        let mut metas = self.metastore.follow::<Meta>();
         let mut stores = self.metastore.watch::<StoreRecord>(settings());
         let mut names = self.metastore.watch::<NameRecord>(settings());
         let mut nodes = self.metastore.watch::<NodeRecord>(settings());
@@ -134,12 +134,8 @@ impl EtcdHandle {
                 message = next(&mut drains, drain) => message,
                 message = next(&mut promotes, RecordChange::Promote) => message,
             };
-            let ends = matches!(message, None | Some(DriverMessage::WentBack));
-            let is_delivered = match message {
-                Some(message) => self.messages.send(message).await.is_ok(),
-                None => true,
-            };
-            if ends || !is_delivered {
+            let ends = matches!(message, DriverMessage::WentBack);
+            if self.messages.send(message).await.is_err() || ends {
                 return std::future::pending().await;
             }
         }
@@ -228,42 +224,37 @@ fn listing((meta, stores, names, nodes, shards, drains, promotes): RecordLists) 
     }
 }
 
-/// Waits for the next event of one watch, and converts it for the state machine. Returns `None` if
-/// the watch has ended.
+/// Waits for the next event of one watch, and converts it for the state machine.
 async fn next<R: EtcdRecord>(
     watch: &mut Watch<R>,
     change: impl Fn(R::Id, Option<coordinator::AtRevision<R>>) -> RecordChange,
-) -> Option<DriverMessage> {
-    let (revision, change) = match watch.next().await? {
+) -> DriverMessage {
+    let (revision, change) = match watch.next().await {
         // A record may have been deleted meanwhile, which no list shows: the state machine has all
         // records read again.
-        WatchEvent::All(_) => return Some(DriverMessage::Event(Event::WatchBroke)),
-        WatchEvent::Changed(one) => (one.modified, change(one.id.clone(), Some(at_revision(one)))),
-        WatchEvent::Deleted { id, revision } => (revision, change(id, None)),
-        WatchEvent::WentBack { .. } => return Some(DriverMessage::WentBack),
+        Some(WatchEvent::All(_)) => return DriverMessage::Event(Event::WatchBroke),
+        Some(WatchEvent::Changed(one)) => {
+            (one.modified, change(one.id.clone(), Some(at_revision(one))))
+        }
+        Some(WatchEvent::Deleted { id, revision }) => (revision, change(id, None)),
+        Some(WatchEvent::WentBack { .. }) | None => return DriverMessage::WentBack,
     };
-    Some(DriverMessage::Event(Event::Changed { revision, change }))
+    DriverMessage::Event(Event::Changed { revision, change })
 }
 
 /// Waits for the next event of the watch of the cluster's settings. They are never deleted, so a
 /// list of them equals a change. A standby, whose state machine reads nothing, learns from it
 /// whether its flags match the cluster.
-async fn next_meta(watch: &mut Watch<Meta>) -> Option<DriverMessage> {
-    match watch.next().await? {
-        WatchEvent::All(listed) => Some(match listed.all.into_iter().next() {
-            Some(one) => meta_changed(one),
-            None => DriverMessage::Event(Event::WatchBroke),
-        }),
-        WatchEvent::Changed(one) => Some(meta_changed(one)),
-        WatchEvent::Deleted { .. } => Some(DriverMessage::Event(Event::WatchBroke)),
-        WatchEvent::WentBack { .. } => Some(DriverMessage::WentBack),
+async fn next_meta(metas: &mut Followed<Meta>) -> DriverMessage {
+    if !metas.next().await {
+        return DriverMessage::WentBack;
     }
-}
-
-fn meta_changed(one: metastore::Revisioned<Meta>) -> DriverMessage {
-    DriverMessage::Event(Event::Changed {
-        revision: one.modified,
-        change: RecordChange::Meta(at_revision(one)),
+    DriverMessage::Event(match metas.all().next() {
+        Some(one) => Event::Changed {
+            revision: one.modified,
+            change: RecordChange::Meta(at_revision(one.clone())),
+        },
+        None => Event::WatchBroke,
     })
 }
 
