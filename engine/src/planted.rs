@@ -132,6 +132,8 @@ pub enum Planted {
     OldReadIsSent,
     /// The log is trimmed only after a flush.
     TrimOnlyOnFlush,
+    /// A follower keeps the log for itself only, although a store of the shard is not in sync.
+    FollowerTrimsForItself,
     /// A tainted member that is trusted again counts as one that makes the in-sync set larger.
     TrustMakesRoom,
     /// Entries are applied into a table that is full, while another one is being flushed.
@@ -180,7 +182,7 @@ pub enum Planted {
 
 impl Planted {
     /// Every planted bug.
-    pub const ALL: [Self; 81] = [
+    pub const ALL: [Self; 82] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -242,6 +244,7 @@ impl Planted {
         Self::EmptyReadGoesOn,
         Self::OldReadIsSent,
         Self::TrimOnlyOnFlush,
+        Self::FollowerTrimsForItself,
         Self::TrustMakesRoom,
         Self::ApplyWithoutRoom,
         Self::AckWithoutRoom,

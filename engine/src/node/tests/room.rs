@@ -487,6 +487,24 @@ fn the_log_is_kept_from_where_a_copy_on_its_way_ends() {
     assert_ne!(kept_above(&mut bench), Some(pin), "it is not on its way any more");
 }
 
+/// Regression: while a node was down, another primary died. The next one had trimmed its log, as a
+/// follower, to what it needed itself, so the node needed snapshots although the logs were short.
+#[test]
+fn a_follower_keeps_the_log_for_a_store_that_is_not_in_sync() {
+    let absent = StoreId(3);
+    let mut bench = primary();
+    let flushed = flush(&mut bench);
+    let target = vec![A.store, B.store, absent];
+    bench.deliver(ShardRecord { target, ..record(2, 2, B) });
+    assert_eq!(kept_above(&mut bench), Some(Seq(0)));
+    let all = vec![A.store, B.store, absent];
+    bench.deliver(ShardRecord { target: all.clone(), isr: all, ..record(2, 3, B) });
+    assert_eq!(kept_above(&mut bench), Some(flushed));
+    let learners = vec![absent];
+    bench.deliver(ShardRecord { learners, ..record(2, 4, B) });
+    assert_eq!(kept_above(&mut bench), Some(Seq(0)));
+}
+
 /// Flushes what is applied, and returns the last seq of it.
 fn flush(bench: &mut Bench) -> Seq {
     bench.now = bench.now.plus_ms(bench.node.shared.settings.flush_after_ms);

@@ -13,6 +13,7 @@ use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::primary::{Feed, Primary};
 use crate::shard::state::ShardState;
+use crate::shard_record::ShardRecord;
 use crate::store::log::index::Needed;
 
 /// The flush in flight, and what waits for one.
@@ -174,23 +175,35 @@ impl Context<'_> {
     fn trim(&mut self, snapshots: &Snapshots) {
         self.storage.next_trim = self.now.plus_ms(self.settings.timing.trim_every_ms);
         let existing = self.shards.iter().filter(|replica| replica.trust.exists());
-        let needed = existing.map(|replica| needed(replica, self.me.store, snapshots));
-        let shards = needed.collect();
+        let shards = existing.map(|replica| self.needed(replica, snapshots)).collect();
         self.effects.push(Effect::Trim { shards });
     }
-}
 
-/// Returns the part of the log that the shard still needs.
-fn needed(replica: &Replica, me: StoreId, snapshots: &Snapshots) -> Needed {
-    let mut members = replica.flushed.seq;
-    if let Some(primary) = replica.primary() {
-        members = members.min(needed_by_followers(primary, me));
+    /// Returns the part of the log that the shard still needs.
+    fn needed(&self, replica: &Replica, snapshots: &Snapshots) -> Needed {
+        let shard = replica.shard;
+        let others = match replica.primary() {
+            Some(primary) => needed_by_followers(primary, self.me.store),
+            None if self.planted(Planted::FollowerTrimsForItself) => replica.flushed.seq,
+            None => self.needed_by_successor(shard),
+        };
+        let pin = snapshots.pin(shard).unwrap_or(replica.flushed.seq);
+        let members = replica.flushed.seq.min(others).min(pin);
+        let (flushed, applied) = (replica.flushed.seq, replica.state.applied.seq);
+        Needed { shard, flushed, applied, members }
     }
-    if let Some(pin) = snapshots.pin(replica.shard) {
-        members = members.min(pin);
+
+    /// Returns the seq above which others would need the log if this node led the shard next. A
+    /// store of the target that is not in sync may lack any part of it. Without the log of its new
+    /// primary it would need a snapshot, although no log is longer than it may be.
+    fn needed_by_successor(&self, shard: ShardId) -> Seq {
+        let record = self.shards.records.get(&shard).map(|(record, _)| record);
+        let lags = |record: &ShardRecord| {
+            let mut wanted = record.target.iter().chain(&record.learners);
+            wanted.any(|store| *store != self.me.store && !record.isr.contains(store))
+        };
+        if record.is_some_and(lags) { Seq(0) } else { Seq(u64::MAX) }
     }
-    let (flushed, applied) = (replica.flushed.seq, replica.state.applied.seq);
-    Needed { shard: replica.shard, flushed, applied, members }
 }
 
 /// Returns the seq above which followers need the log.
