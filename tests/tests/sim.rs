@@ -7,16 +7,17 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 #[cfg(feature = "planted-bugs")]
 use engine::planted::Planted;
-use tests::sim::coverage::Path;
-use tests::sim::disk_faults::DiskFault;
+use tests::sim::coverage::Path as RarePath;
 use tests::sim::failover::{self, Death};
-use tests::sim::faults::FaultKind;
 #[cfg(feature = "planted-bugs")]
 use tests::sim::hunt::Recorded;
+use tests::sim::plan::disks::DiskFault;
+use tests::sim::plan::faults::FaultKind;
 use tests::sim::{Report, run};
 
 /// At least this many seeds must count: enough acknowledged, and something in flight at every
@@ -75,7 +76,7 @@ fn every_promise_holds_over_a_thousand_counted_seeds() {
     for (&kind, count) in reports.iter().flat_map(|report| &report.decisions) {
         *decisions.entry(kind).or_default() += count;
     }
-    let mut paths: BTreeMap<Path, u64> = BTreeMap::new();
+    let mut paths: BTreeMap<RarePath, u64> = BTreeMap::new();
     for (&path, count) in reports.iter().flat_map(|report| &report.coverage) {
         *paths.entry(path).or_default() += count;
     }
@@ -92,7 +93,7 @@ fn every_promise_holds_over_a_thousand_counted_seeds() {
     }
     let kinds = FaultKind::ALL.len() + DiskFault::ALL.len();
     assert_eq!(faults.len(), kinds, "a kind of fault never struck: {faults:?}");
-    for path in Path::ALL {
+    for path in RarePath::ALL {
         assert!(paths.contains_key(&path), "{path:?} was never reached: {paths:?}");
     }
 }
@@ -129,6 +130,38 @@ fn the_same_seed_is_the_same_run() {
         assert_eq!((one.hash, one.steps), (other.hash, other.steps), "seed {seed}");
     }
     assert_ne!(run(1, None, None).hash, run(2, None, None).hash);
+}
+
+/// The layers are the groups of `pub mod` in `src/sim/mod.rs`, the lowest first.
+#[test]
+fn each_layer_of_the_simulator_uses_only_those_before_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sim");
+    let text = |path: &Path| std::fs::read_to_string(path).expect("a source file");
+    let module = |line: &str| Some(line.strip_prefix("pub mod ")?.strip_suffix(';')?.to_owned());
+    let groups = text(&root.join("mod.rs"));
+    let groups = groups.split("\n\n").enumerate();
+    let layers: BTreeMap<String, usize> = groups
+        .flat_map(|(at, group)| group.lines().filter_map(module).map(move |name| (name, at)))
+        .collect();
+    for (name, layer) in &layers {
+        let folder = std::fs::read_dir(root.join(name));
+        let files = folder.into_iter().flatten().map(|entry| entry.expect("readable").path());
+        for file in files.chain([root.join(format!("{name}.rs"))]).filter(|file| file.exists()) {
+            for used in used_by(&text(&file)).iter().filter_map(|used| layers.get_key_value(used)) {
+                assert!(used.1 <= layer, "{} uses {}", file.display(), used.0);
+            }
+        }
+    }
+}
+
+/// The modules of the simulator that a file may use: names that follow `super::`.
+fn used_by(text: &str) -> Vec<String> {
+    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let paths = code.flat_map(|line| line.split("super::").skip(1));
+    let name = |path: &str| {
+        path.split(|c: char| !c.is_alphanumeric() && c != '_').next().map(str::to_owned)
+    };
+    paths.filter_map(name).collect()
 }
 
 /// A simulator that would not notice a bug proves nothing. After a change of what a seed means,

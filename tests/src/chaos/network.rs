@@ -14,7 +14,7 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use super::sandbox::{Sandbox, feed, run};
+use super::sandbox::{Sandbox, filter, run};
 
 /// A private address that is never routed: no namespace has a route to the outside.
 const BRIDGE: &str = "10.77.0.1/24";
@@ -36,6 +36,19 @@ struct Rule {
     from: Ipv4Addr,
     to: String,
     effect: RuleEffect,
+}
+
+impl Rule {
+    /// The rule as `nft` reads it.
+    fn text(&self) -> String {
+        let from = self.from;
+        match self.effect {
+            RuleEffect::Cut => format!("ip saddr {from} drop"),
+            RuleEffect::Lossy(percent) => {
+                format!("ip saddr {from} numgen random mod 100 < {percent} drop")
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -102,7 +115,7 @@ impl BridgedNetwork {
     fn write(&self, namespaces: BTreeSet<String>) -> Result<(), String> {
         for name in namespaces {
             let here = self.rules.iter().filter(|rule| rule.to == name);
-            let rules: Vec<_> = here.map(|rule| (rule.from, rule.effect)).collect();
+            let rules: Vec<_> = here.map(Rule::text).collect();
             filter(&name, &rules)?;
         }
         Ok(())
@@ -122,21 +135,4 @@ impl BridgedNetwork {
     pub fn fast_again(&self, name: &str) -> Result<(), String> {
         run("tc", &["-n", name, "qdisc", "del", "dev", "eth0", "root"])
     }
-}
-
-/// Writes all rules of a namespace in one transaction.
-pub(super) fn filter(namespace: &str, rules: &[(Ipv4Addr, RuleEffect)]) -> Result<(), String> {
-    let mut text = "table ip chaos {}\ndelete table ip chaos\ntable ip chaos {\nchain in {\n\
-                    type filter hook input priority 0;\n"
-        .to_owned();
-    for (from, effect) in rules {
-        match effect {
-            RuleEffect::Cut => text.push_str(&format!("ip saddr {from} drop\n")),
-            RuleEffect::Lossy(percent) => {
-                text.push_str(&format!("ip saddr {from} numgen random mod 100 < {percent} drop\n"))
-            }
-        }
-    }
-    text.push_str("}\n}\n");
-    feed("ip", &["netns", "exec", namespace, "nft", "-f", "-"], &text)
 }

@@ -90,7 +90,7 @@ fn look() -> Sandbox {
         };
         sandbox.netem = tc(&["netem", "delay", "1ms"]);
         sandbox.slow_links = tc(&["tbf", "rate", "1mbit", "burst", "4kb", "latency", "500ms"]);
-        sandbox.filters = super::network::filter(TRIAL, &[]).is_ok();
+        sandbox.filters = filter(TRIAL, &[]).is_ok();
         let _stays_unused = run("ip", &["netns", "del", TRIAL]);
     }
     sandbox
@@ -114,4 +114,17 @@ pub fn feed(program: &str, args: &[&str], input: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("{}: {}", what(), String::from_utf8_lossy(&output.stderr).trim()))
+}
+
+/// Writes all rules for incoming packets of a namespace in one transaction.
+pub fn filter(namespace: &str, rules: &[String]) -> Result<(), String> {
+    let mut text = "table ip chaos {}\ndelete table ip chaos\ntable ip chaos {\nchain in {\n\
+                    type filter hook input priority 0;\n"
+        .to_owned();
+    for rule in rules {
+        text.push_str(rule);
+        text.push('\n');
+    }
+    text.push_str("}\n}\n");
+    feed("ip", &["netns", "exec", namespace, "nft", "-f", "-"], &text)
 }

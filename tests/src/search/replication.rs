@@ -23,10 +23,10 @@ use engine::shard_record::{self, ShardRecord};
 
 use super::frontier::{SearchWorld, Step, StepNotes};
 use super::machines::Machines;
-use super::properties;
+use super::properties::{self, ObservedState};
 use super::store::{
     Interned, PeerWireMessage, ProposalOutcome, STORES_MAX, StoreContext, StoreInput, StoreMachine,
-    StoreOutput, StoreSummary, digit, index_of, key_revision, store_boot,
+    StoreOutput, StoreSummary, digit, index_of, key_revision, name, store_boot,
 };
 
 /// The bounds of the world: how often each event may happen.
@@ -142,7 +142,7 @@ pub struct ReplicationState {
     used: ReplicationUsage,
     // -- state that only the promises need
     /// The longest log known to be committed at any store, by epoch and chain.
-    pub(super) committed: Vec<(u64, u64)>,
+    committed: Vec<(u64, u64)>,
     /// The epochs so far: each as (epoch, store, boot of its primary).
     begun: Vec<(u64, u8, u8)>,
     acknowledged: u8,
@@ -184,20 +184,20 @@ impl Replication {
         Self { bounds, machines: Machines::new(context), start: None }
     }
 
-    pub(super) fn summary(&self, state: &ReplicationState, store: usize) -> &StoreSummary {
+    fn summary(&self, state: &ReplicationState, store: usize) -> &StoreSummary {
         self.machines.summary(state.stores[store])
     }
 
-    pub(super) fn stores(&self) -> std::ops::Range<usize> {
+    fn stores(&self) -> std::ops::Range<usize> {
         0..usize::from(self.bounds.stores)
     }
 
-    pub(super) fn record(&self, state: &ReplicationState) -> &ShardRecord {
+    fn record(&self, state: &ReplicationState) -> &ShardRecord {
         let newest = state.records.last().expect("there is a record from the start");
         self.machines.context.records.get(*newest)
     }
 
-    pub(super) fn min_in_sync(&self) -> usize {
+    fn min_in_sync(&self) -> usize {
         self.bounds.min_in_sync.into()
     }
 
@@ -599,10 +599,6 @@ impl Replication {
     }
 }
 
-pub(super) fn name(store: usize) -> &'static str {
-    ["A", "B", "C", "D"][store]
-}
-
 fn set_of(record: &ShardRecord) -> String {
     record.isr.iter().map(|&store| name(index_of(store).into())).collect()
 }
@@ -669,10 +665,20 @@ impl Replication {
         take(self, &mut to, &mut notes);
         self.tidy(&mut to);
         if notes.broken.is_none() {
-            notes.broken = properties::broken(self, &mut to);
+            notes.broken = self.broken(&mut to);
         }
         let StepNotes { sometimes, broken } = notes;
         out.push(Step { what: what.into(), to, sometimes, broken });
+    }
+
+    /// Returns the first broken promise.
+    fn broken(&self, state: &mut ReplicationState) -> Option<String> {
+        let observed = ObservedState {
+            stores: self.stores().map(|store| self.summary(state, store)).collect(),
+            record: self.record(state),
+            min_in_sync: self.min_in_sync(),
+        };
+        properties::broken(&observed, &mut state.committed)
     }
 
     /// Removes what has no effect any more, and sorts what has no order.

@@ -247,6 +247,11 @@ pub fn index_of(store: StoreId) -> u8 {
     (store.0 - 1) as u8
 }
 
+/// The name of a store in descriptions of steps.
+pub fn name(store: usize) -> &'static str {
+    ["A", "B", "C", "D"][store]
+}
+
 /// Returns the revision at which the `node/` key of a store was created; it differs for every boot.
 pub fn key_revision(store: u8, boot: u8) -> u64 {
     u64::from(boot) * 10 + u64::from(store)

@@ -10,8 +10,10 @@ use engine::ids::{Epoch, StoreBoot, StoreId, Version};
 use engine::records::StoreStatus;
 use engine::shard_record::{ShardRecord, insert, remove};
 
-use super::core::{Core, Place, ProcessId, ProcessInput};
-use super::etcd::{Call, Compare, EtcdKey, EtcdValue, Reply, Write};
+use super::core::Core;
+use super::etcd::{Call, Compare, EtcdKey, EtcdValue, Reply, Versioned, Write};
+use super::event::ProcessInput;
+use super::place::{Place, ProcessId};
 
 const TOCK: u64 = 50_000;
 
@@ -71,7 +73,7 @@ impl ChaosHost {
         }
     }
 
-    fn look(&self, core: &mut Core, all: Vec<(EtcdKey, super::etcd::Versioned)>) {
+    fn look(&self, core: &mut Core, all: Vec<(EtcdKey, Versioned)>) {
         let mut alive = BTreeMap::new();
         let mut shards = Vec::new();
         let mut suspect = BTreeSet::new();

@@ -1,29 +1,11 @@
 //! The workload: clients that count, read and wait, each with one operation in flight.
 
-use engine::key::CounterKey;
-
-use super::core::{Core, Place, SimEvent};
+use super::core::Core;
+use super::event::SimEvent;
 use super::history::{Ask, ClientHistory, CounterUse, DIGITS_MAX, MIXED_MAX, OpOutcome};
+use super::place::Place;
+use super::request::{ClientReply, ClientRequest};
 use super::rng::Rng;
-
-/// An operation on its way to a gateway.
-#[derive(Clone, Debug)]
-pub struct ClientRequest {
-    pub id: usize,
-    pub counter: CounterKey,
-    pub ask: Ask,
-    /// For a read: a value of at most this age is enough.
-    pub max_staleness_ms: Option<u64>,
-    /// Virtual time at which the gateway answers with what it knows by then.
-    pub deadline: u64,
-}
-
-/// The answer on its way back.
-#[derive(Clone, Copy, Debug)]
-pub struct ClientReply {
-    pub id: usize,
-    pub outcome: OpOutcome,
-}
 
 pub struct Clients {
     pub history: ClientHistory,

@@ -4,7 +4,7 @@
 //! refuses. `proto` pulls in gRPC, so it is a feature (`codec`), which `./test` turns on; without
 //! it messages are passed as they are. Rows of copies have a stream and tests of their own.
 
-use super::network::WireMessage;
+use super::wire::WireMessage;
 
 /// The message as the receiver decodes it.
 #[cfg(not(feature = "codec"))]

@@ -9,15 +9,18 @@ use engine::coordinator::{
     AcceptedLoss, AtRevision, Coordinator, Decision, Effect, Event, Listing, ProbeResult,
     RecordChange, Writes,
 };
-use engine::ids::{Epoch, ShardId, StoreBoot, StoreId, Version};
+use engine::ids::{Epoch, ShardId, StoreBoot, Version};
 use engine::message::{NodeQuery, NodeQueryReply};
 use engine::node::CasOutcome;
-use engine::records::{NameRecord, NodeRecord, PromoteIntent, StoreRecord};
+use engine::records::{NameRecord, NodeRecord, PromoteIntent};
 
 use super::checker::Violation;
-use super::core::{Core, Place, ProcessId, ProcessInput, since};
-use super::etcd::{Call, Compare, EtcdKey, EtcdValue, EtcdWatchEvent, Reply, Versioned, Write};
-use super::nodes::{name_of, place_of};
+use super::core::{Core, since};
+use super::etcd::{
+    Call, Compare, EtcdKey, EtcdValue, EtcdWatchEvent, Reply, Versioned, Write, store_of,
+};
+use super::event::ProcessInput;
+use super::place::{Place, ProcessId, name_of, place_of};
 
 /// The period of the driver's own clock: elections and keep-alives.
 const TOCK: u64 = 50_000;
@@ -508,28 +511,10 @@ fn shard_of(versioned: &Versioned) -> Option<engine::shard_record::ShardRecord> 
     }
 }
 
-pub fn store_of(versioned: &Versioned) -> Option<StoreRecord> {
-    let EtcdValue::Store { me, nonce, status } = &versioned.value else { return None };
-    Some(StoreRecord {
-        name: name_of(me.store),
-        address: String::new(),
-        zone: zone_of(me.store),
-        host: String::new(),
-        boot: me.boot,
-        nonce: u128::from(*nonce),
-        status: *status,
-    })
-}
-
 fn node_of(versioned: &Versioned) -> Option<NodeRecord> {
     let EtcdValue::Node(me) = &versioned.value else { return None };
     let address = String::new();
     Some(NodeRecord { boot: me.boot, address, capacity: 1 << 30, versions: (1, 1) })
-}
-
-/// Two zones, so that spreading over zones and balancing conflict.
-fn zone_of(store: StoreId) -> String {
-    if store.0.is_multiple_of(2) { "even".into() } else { "odd".into() }
 }
 
 /// The name under which a decision is counted.

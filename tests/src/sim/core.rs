@@ -1,218 +1,20 @@
 //! The parts that all processes of a run share: virtual time, the queue of future events, the
 //! random stream, and the models of network and etcd.
-//!
-//! Processes never call each other. Each schedules a [`SimEvent`] for later, and the world takes
-//! them one by one in the order of (time, number): there is no other order, hence no other run.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet};
 
-use engine::ids::{Conn, Now, ShardId, StoreBoot};
-use engine::message::{HealthReport, NodeQuery, NodeQueryReply};
-use engine::records::PromoteIntent;
+use engine::ids::Now;
 
-use super::clients::{ClientReply, ClientRequest};
-use super::disk::DiskDone;
-use super::etcd::{Etcd, EtcdWatchEvent, PendingCall, Reply};
-use super::network::{Side, SimNetwork, WireMessage};
+use super::etcd::Etcd;
+use super::event::{ProcessInput, SimEvent};
+use super::network::SimNetwork;
 use super::oracle::Oracle;
 use super::pauses::Pauses;
+use super::place::ProcessId;
 use super::plan::Plan;
+use super::queue::EventQueue;
 use super::rng::Rng;
-use super::token_clients;
 use super::trace::Trace;
-
-/// A place where a process can run.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Place {
-    Node(u8),
-    Gateway(u8),
-    Coordinator(u8),
-    /// A second coordinator that acts at random.
-    Chaos,
-    /// Another machine, on which a copy of a node's folder is started.
-    Twin,
-    Etcd,
-}
-
-/// One start of one process. An event for an earlier incarnation never reaches a later one.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub struct ProcessId {
-    pub place: Place,
-    pub incarnation: u32,
-}
-
-/// The inputs that a process receives.
-#[derive(Debug)]
-pub enum ProcessInput {
-    Start,
-    /// The state machine's next deadline may have come.
-    Wake,
-    /// The process was paused and continues.
-    Resumed,
-    /// A tick of the driver's own clock: keep-alives, dialling, the wall clock.
-    Tock,
-    /// A peer may be dialled again.
-    Redial,
-    Disk(DiskDone),
-    // -- network
-    Accepted {
-        conn: Conn,
-        from: Place,
-    },
-    Dialled {
-        dial: u64,
-        conn: Conn,
-        /// The store that answers there, according to its handshake; `None` if it is no storage
-        /// node.
-        peer: Option<StoreBoot>,
-    },
-    DialFailed {
-        dial: u64,
-        refused: bool,
-    },
-    Received {
-        conn: Conn,
-        wire: WireMessage,
-    },
-    Closed {
-        conn: Conn,
-    },
-    Query {
-        from: ProcessId,
-        query: u64,
-        message: NodeQuery,
-    },
-    QueryReply {
-        query: u64,
-        reply: NodeQueryReply,
-    },
-    QueryFailed {
-        query: u64,
-        refused: bool,
-    },
-    /// A health report of a node, or of a gateway (`from` is `None`).
-    Report {
-        from: Option<StoreBoot>,
-        report: HealthReport,
-    },
-    // -- etcd
-    Etcd {
-        call: u64,
-        reply: Reply,
-    },
-    EtcdTimeout {
-        call: u64,
-    },
-    Watched(Vec<EtcdWatchEvent>),
-    // -- clients
-    Request(ClientRequest),
-    TokenRequest(Box<token_clients::TokenSend>),
-}
-
-/// An event that will happen at a known time.
-#[derive(Debug)]
-pub enum SimEvent {
-    Input(ProcessId, ProcessInput),
-    /// As `Input`, for whatever incarnation runs there when it arrives.
-    Query {
-        to: Place,
-        from: ProcessId,
-        query: u64,
-        message: NodeQuery,
-    },
-    Report {
-        to: Place,
-        from: Option<StoreBoot>,
-        report: HealthReport,
-    },
-    Request {
-        to: Place,
-        request: ClientRequest,
-    },
-    DialArrives {
-        link: u64,
-    },
-    DialEnds {
-        link: u64,
-        refused: bool,
-    },
-    Deliver {
-        link: u64,
-        to: Side,
-        wire: WireMessage,
-    },
-    Drain {
-        link: u64,
-        to: Side,
-    },
-    Close {
-        link: u64,
-        side: Side,
-    },
-    LinkTimeout {
-        link: u64,
-    },
-    EtcdArrives {
-        from: ProcessId,
-        asked: PendingCall,
-    },
-    EtcdWatch {
-        watcher: usize,
-    },
-    EtcdRelist {
-        watcher: usize,
-    },
-    EtcdLeases,
-    /// The real etcd replaces a restored one again: processes that noticed are restarted.
-    EtcdPutRight,
-    Answered(ClientReply),
-    Client {
-        client: usize,
-    },
-    FinalRead {
-        counter: usize,
-    },
-    TokenClient {
-        client: usize,
-    },
-    TokenRequest {
-        to: Place,
-        send: Box<token_clients::TokenSend>,
-    },
-    TokenAnswered(token_clients::TokenReply),
-    Fault,
-    DiskFault,
-    /// Clocks leap by this much when nothing is in flight.
-    Leap {
-        far: u64,
-        since: u64,
-    },
-    FaultEnds {
-        fault: u64,
-    },
-    /// One step of a fault that has several.
-    FaultStep {
-        pair: (Place, Place),
-        blocks: bool,
-    },
-    Resume {
-        process: ProcessId,
-    },
-    Restart {
-        place: Place,
-    },
-    OperatorLooks,
-    /// A record that an operator writes into etcd; `None`: it is withdrawn.
-    OperatorWants {
-        shard: ShardId,
-        intent: Option<PromoteIntent>,
-    },
-    /// The disk of a node is mounted again.
-    PutBack {
-        place: Place,
-    },
-}
 
 /// The shared parts of a run, see the module.
 pub struct Core {
@@ -233,10 +35,7 @@ pub struct Core {
     pub decisions: BTreeMap<&'static str, u64>,
     /// The nodes whose wall clocks were set.
     pub clocks_set: BTreeSet<usize>,
-    heap: BinaryHeap<Reverse<(u64, u64, usize)>>,
-    slab: Vec<Option<SimEvent>>,
-    free: Vec<usize>,
-    next: u64,
+    queue: EventQueue<SimEvent>,
 }
 
 impl Core {
@@ -255,21 +54,12 @@ impl Core {
             decisions: BTreeMap::new(),
             clocks_set: BTreeSet::new(),
             plan,
-            heap: BinaryHeap::new(),
-            slab: Vec::new(),
-            free: Vec::new(),
-            next: 0,
+            queue: EventQueue::default(),
         }
     }
 
     pub fn at(&mut self, at: u64, event: SimEvent) {
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slab.push(None);
-            self.slab.len() - 1
-        });
-        self.slab[slot] = Some(event);
-        self.next += 1;
-        self.heap.push(Reverse((at.max(self.now), self.next, slot)));
+        self.queue.push(at.max(self.now), event);
     }
 
     pub fn after(&mut self, micros: u64, event: SimEvent) {
@@ -282,18 +72,12 @@ impl Core {
 
     /// The next event, with the clock moved to it.
     pub fn pop(&mut self) -> Option<SimEvent> {
-        let Reverse((at, number, slot)) = self.heap.pop()?;
+        let (at, number, event) = self.queue.pop()?;
         self.now = at;
         self.step += 1;
         self.trace.mix(at);
         self.trace.mix(number);
-        self.free.push(slot);
-        self.slab[slot].take()
-    }
-
-    /// The time of the next event.
-    pub fn next_at(&self) -> Option<u64> {
-        self.heap.peek().map(|Reverse((at, ..))| *at)
+        Some(event)
     }
 
     /// The time that a message takes on the way. Mostly short, now and then long: reordering
@@ -305,6 +89,92 @@ impl Core {
             900..1000 if !self.plan.jitter => self.rng.between(base, base * 4),
             900..990 => self.rng.between(base, base * 20),
             _ => self.rng.between(base, base * 300),
+        }
+    }
+
+    /// Returns whether faults still strike.
+    pub fn is_faulty(&self) -> bool {
+        self.now < self.plan.faults_until
+    }
+
+    // ---- leaps of time --------------------------------------------------------------------------
+
+    /// The time from which all clocks of processes count.
+    pub fn clock(&self) -> u64 {
+        self.now + self.leapt
+    }
+
+    /// The virtual time at which the clocks of processes show `at`: now, if they do already.
+    pub fn when(&self, at: u64) -> u64 {
+        at.saturating_sub(self.leapt)
+    }
+
+    pub fn leap(&mut self, far: u64) {
+        self.trace.note(self.now, || format!("all clocks leap by {far} us"));
+        self.leapt += far;
+        self.trace.mix(far);
+    }
+
+    // ---- pauses ---------------------------------------------------------------------------------
+
+    pub fn is_paused(&self, process: ProcessId) -> bool {
+        self.pauses.inboxes.contains_key(&process)
+    }
+
+    /// Pauses a process now, or before a coming output.
+    pub fn pause(&mut self, process: ProcessId, outputs: u64, lasts: u64) {
+        if outputs == 0 {
+            self.stop(process, lasts);
+        } else {
+            self.pauses.armed = Some((process, outputs, lasts));
+        }
+    }
+
+    fn stop(&mut self, process: ProcessId, lasts: u64) {
+        self.trace.note(self.now, || format!("{process:?} pauses"));
+        self.pauses.inboxes.entry(process).or_default();
+        self.after(lasts, SimEvent::Resume { process });
+    }
+
+    /// A process is about to do something that others can see: returns whether it must wait.
+    pub fn holds_back(&mut self, process: ProcessId) -> bool {
+        if let Some((armed, outputs, lasts)) = &mut self.pauses.armed
+            && *armed == process
+        {
+            *outputs -= 1;
+            if *outputs == 0 {
+                let lasts = *lasts;
+                self.pauses.armed = None;
+                self.stop(process, lasts);
+            }
+        }
+        self.is_paused(process)
+    }
+
+    /// Returns `None` if the input waits for a paused process. A timer need not wait: the process
+    /// checks its timers when it continues.
+    pub fn waits_for(&mut self, process: ProcessId, input: ProcessInput) -> Option<ProcessInput> {
+        let Some(inbox) = self.pauses.inboxes.get_mut(&process) else { return Some(input) };
+        if !matches!(input, ProcessInput::Wake) {
+            inbox.push(input);
+        }
+        None
+    }
+
+    /// The process continues: with the effects that it was about to perform, then with the inputs
+    /// that have arrived.
+    pub fn resume(&mut self, process: ProcessId) -> Vec<ProcessInput> {
+        let Some(mut inbox) = self.pauses.inboxes.remove(&process) else { return Vec::new() };
+        self.trace.note(self.now, || format!("{process:?} resumes"));
+        inbox.insert(0, ProcessInput::Resumed);
+        inbox
+    }
+
+    /// All paused processes continue now.
+    pub fn resume_all(&mut self) {
+        self.pauses.armed = None;
+        for process in self.pauses.inboxes.keys().copied().collect::<Vec<_>>() {
+            self.after(0, SimEvent::Resume { process });
         }
     }
 }

@@ -13,10 +13,10 @@ use engine::ids::{Conn, CopyNo, ShardId, Slots, StoreId};
 use engine::key::CounterKey;
 use engine::node::RecoveredReplica;
 use engine::shard::apply::Needs;
-use engine::shard::idempotency::{RecordId, TokenRecord};
+use engine::shard::idempotency::RecordId;
 use engine::shard::state::ShardState;
 use engine::store::layout::{self, RowChange, RowKey};
-use engine::store::log::catch_up::{LogPart, WantedEntries};
+use engine::store::log::catch_up::WantedEntries;
 use engine::store::log::index::Needed;
 use engine::store::log::scan::LogLocation;
 use engine::store::log::writer::Resume;
@@ -25,53 +25,15 @@ use engine::store::recovery::RecoveryPlan;
 use engine::store::table::SealedTable;
 
 use super::checker::durable::{Durable, RecoveryFindings};
-use super::core::{Core, ProcessId, ProcessInput};
+use super::core::Core;
 use super::coverage::Path;
 use super::draws::are_images_of_a_run_drawn;
-use super::log::{DamagedLog, GroupAfterCrash, Log, LogSizes, OpenLog};
+use super::event::{DiskDone, ProcessInput};
+use super::log::{DamagedLog, GroupAfterCrash, Log, OpenLog};
+use super::place::ProcessId;
+use super::plan::log::LogSizes;
 use super::rng::Rng;
-use super::token_rows::TokenRows;
-
-/// The rows of a shard in the state.
-#[derive(Clone, Debug, Default)]
-pub struct Rows {
-    /// The counters by name, with their values.
-    counters: Vec<(Vec<u8>, i128)>,
-    tokens: TokenRows,
-}
-
-/// The disk reports to its process that something is done.
-#[derive(Debug)]
-pub enum DiskDone {
-    Recovered,
-    Synced {
-        group: u64,
-    },
-    Loaded {
-        load: u64,
-        values: Vec<Option<i128>>,
-        records: Vec<Option<TokenRecord>>,
-    },
-    LogRead {
-        at: LogLocation,
-        parts: Vec<LogPart>,
-    },
-    /// An ingest is to be performed now.
-    Ingest {
-        id: u64,
-    },
-    Full(bool),
-    /// The number of bytes that may be written before the disk is full.
-    Room(u64),
-    Measured {
-        transfer: u64,
-        bytes: u64,
-    },
-    /// The log is too long, or no longer is.
-    LogFull(bool),
-    /// A written row or entry can't be read any more: nothing can be relied upon.
-    Damaged,
-}
+use super::rows::{Rows, TokenRows};
 
 /// The change that an ingest makes to the state.
 pub enum Ingest {

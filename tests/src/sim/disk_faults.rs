@@ -13,99 +13,18 @@ use std::collections::BTreeSet;
 use engine::ids::StoreId;
 use engine::records::StoreStatus;
 
-use super::core::SimEvent;
+use super::cluster::SimCluster;
 use super::etcd::{EtcdKey, EtcdValue};
+use super::event::SimEvent;
 use super::nodes::NodeHost;
-use super::rng::Rng;
-use super::world::SimWorld;
+use super::plan::disks::DiskFault;
 
 /// The interval at which a cluster with full disks is checked.
 const ROOM_LOOK: u64 = 100_000;
 /// The number of checks in a row at which the cluster has to serve before the operator makes room.
 const SERVES_LOOKS: u32 = 30;
 
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum DiskFault {
-    /// An fsync fails: the process ends, and any part of what it was writing may be there.
-    FsyncFails,
-    /// The log is too long or the disk too full for a while.
-    Full,
-    /// The disk is full but for its reserve, and stays so until the operator makes room: see
-    /// [`SimWorld::make_room`].
-    StaysFull,
-    /// A durable bit is changed, and a later group proves that it was durable.
-    Rot,
-    /// As `Rot`, and every other node is away when this one comes back: its copies are the only
-    /// ones in reach.
-    LeftAlone,
-    /// A counter's row can't be read.
-    RowLost,
-    /// The folder is as it was before some earlier start.
-    RolledBack,
-    /// Everything is gone: a new disk.
-    Emptied,
-    /// The disk is missing at the next start, and an empty folder is in its place; later the disk
-    /// is mounted again. This happens to one node, or to all at once; the operator may take the
-    /// disk for lost and replace its store.
-    Unmounted,
-    /// A copy of the folder as it was before some earlier start is started on another machine,
-    /// perhaps as this node dies.
-    Cloned,
-}
-
-impl DiskFault {
-    pub const ALL: [Self; 10] = [
-        Self::FsyncFails,
-        Self::Full,
-        Self::StaysFull,
-        Self::Rot,
-        Self::LeftAlone,
-        Self::RowLost,
-        Self::RolledBack,
-        Self::Emptied,
-        Self::Unmounted,
-        Self::Cloned,
-    ];
-
-    /// Something that was durable may be gone, or it is impossible to know that it is not.
-    fn harms(self) -> bool {
-        !matches!(self, Self::Full | Self::StaysFull | Self::Cloned)
-    }
-}
-
-/// The faults of disks that a seed suffers, and how often.
-#[derive(Clone, Debug)]
-pub struct DiskPlan {
-    pub faults: Vec<DiskFault>,
-    pub every: u64,
-    /// At most one disk stays full, the one of a node that leads: the others have room, and could
-    /// lead as well.
-    pub one_leader_full: bool,
-    pub rng: Rng,
-}
-
-impl DiskPlan {
-    /// With `min_in_sync` of one a disk may be the only one that counts at any moment: none is
-    /// harmed then, since nothing is promised for a shard that has lost its last in-sync copy.
-    pub fn from_seed(seed: u64, min_in_sync: usize) -> Self {
-        let mut rng = Rng::new(seed.rotate_left(45) ^ 0x0D15_CFA1_75ED);
-        let mut faults = Vec::new();
-        if rng.percent(30) {
-            faults = DiskFault::ALL.to_vec();
-            rng.shuffle(&mut faults);
-            faults.truncate(rng.between(1, 3) as usize);
-            faults.retain(|fault| min_in_sync > 1 || !fault.harms());
-        }
-        if min_in_sync > 1 && rng.percent(5) && !faults.contains(&DiskFault::LeftAlone) {
-            faults.push(DiskFault::LeftAlone);
-        }
-        let every = rng.between(200_000, 900_000);
-        let one_leader_full = rng.percent(50);
-        Self { faults, every, one_leader_full, rng }
-    }
-}
-
-impl SimWorld {
+impl SimCluster {
     pub fn disk_fault(&mut self) {
         if self.core.now >= self.core.plan.faults_until {
             return;
@@ -239,27 +158,6 @@ impl SimWorld {
         }
     }
 
-    /// The operator makes room on the disks that stay full, as late as possible: first every shard
-    /// answers reads, and takes writes wherever enough members could. So a cluster that waits for
-    /// room unnecessarily never heals.
-    pub fn make_room(&mut self) {
-        if self.core.now < self.next_room {
-            return;
-        }
-        self.next_room = self.core.now + ROOM_LOOK;
-        let full: BTreeSet<StoreId> =
-            self.nodes.iter().filter(|node| node.disk.stays_full).map(|node| node.store).collect();
-        // For a moment a shard may have too few other members, while one of them is being replaced.
-        let waits = !full.is_empty() && self.waits_beside_room(&full).is_some();
-        self.serves_without_room = if waits { 0 } else { self.serves_without_room + 1 };
-        if full.is_empty() || self.serves_without_room < SERVES_LOOKS {
-            return;
-        }
-        for node in self.nodes.iter_mut().filter(|node| node.disk.stays_full) {
-            node.has_room_again(&mut self.core);
-        }
-    }
-
     /// A shard that does not serve although nothing else is wrong than that these disks are full.
     pub fn waits_beside_room(&self, full: &BTreeSet<StoreId>) -> Option<String> {
         let running = |store: StoreId| self.nodes.iter().find(|node| node.store == store)?.node();
@@ -333,6 +231,42 @@ impl SimWorld {
             let trusted = node.store == harmed && !config.tainted.contains(&harmed);
             trusted && has_new_copy(node, config.shard())
         })
+    }
+}
+
+/// The operator of a healed cluster, who waits before making room on the disks that stay full.
+#[derive(Default)]
+pub struct RoomWatch {
+    /// The time of the next check.
+    pub next: u64,
+    /// The number of checks in a row at which every shard served that could.
+    serves: u32,
+}
+
+impl RoomWatch {
+    /// The operator makes room on the disks that stay full, as late as possible: first every shard
+    /// answers reads, and takes writes wherever enough members could. So a cluster that waits for
+    /// room unnecessarily never heals.
+    pub fn make_room(&mut self, cluster: &mut SimCluster) {
+        if cluster.core.now < self.next {
+            return;
+        }
+        self.next = cluster.core.now + ROOM_LOOK;
+        let full: BTreeSet<StoreId> = cluster
+            .nodes
+            .iter()
+            .filter(|node| node.disk.stays_full)
+            .map(|node| node.store)
+            .collect();
+        // For a moment a shard may have too few other members, while one of them is being replaced.
+        let waits = !full.is_empty() && cluster.waits_beside_room(&full).is_some();
+        self.serves = if waits { 0 } else { self.serves + 1 };
+        if full.is_empty() || self.serves < SERVES_LOOKS {
+            return;
+        }
+        for node in cluster.nodes.iter_mut().filter(|node| node.disk.stays_full) {
+            node.has_room_again(&mut cluster.core);
+        }
     }
 }
 

@@ -4,7 +4,8 @@
 //! ends when the process that its record names serves it: elected, its barrier committed, not
 //! frozen.
 
-use super::core::Place;
+use super::cluster::SimCluster;
+use super::place::Place;
 use super::plan::Plan;
 use super::rng::Rng;
 use super::trace::Trace;
@@ -30,50 +31,54 @@ pub fn worst_gap_ms(seed: u64, death: Death) -> Option<u64> {
     let plan = Plan::quiet(seed, &mut rng);
     let mut world = SimWorld::new(plan, rng, Trace::new(None));
     // The phase of the other processes' clocks varies from seed to seed.
-    let at = DIES_AT + world.core.rng.below(1_000_000);
-    while world.core.now < at {
+    let at = DIES_AT + world.cluster.core.rng.below(1_000_000);
+    while world.cluster.core.now < at {
         world.step()?;
     }
-    let shards = world.core.etcd.shards().count() as u64;
-    assert_eq!(shards, u64::from(world.core.plan.shards), "placed and led before it begins");
-    let node = world.core.rng.index(world.nodes.len());
-    kill(&mut world, node, death);
-    let killed_at = world.core.now;
+    let shards = world.cluster.core.etcd.shards().count() as u64;
+    assert_eq!(
+        shards,
+        u64::from(world.cluster.core.plan.shards),
+        "placed and led before it begins"
+    );
+    let node = world.cluster.core.rng.index(world.cluster.nodes.len());
+    kill(&mut world.cluster, node, death);
+    let killed_at = world.cluster.core.now;
     let mut worst = 0;
-    while world.core.now < killed_at + GIVE_UP_AFTER {
-        match closed_shards(&world, node) {
-            0 if world.core.now > killed_at + 5_000_000 => return Some(worst / 1_000),
+    while world.cluster.core.now < killed_at + GIVE_UP_AFTER {
+        match closed_shards(&world.cluster, node) {
+            0 if world.cluster.core.now > killed_at + 5_000_000 => return Some(worst / 1_000),
             0 => {}
-            _ => worst = world.core.now - killed_at,
+            _ => worst = world.cluster.core.now - killed_at,
         }
         world.step()?;
     }
     None
 }
 
-fn kill(world: &mut SimWorld, node: usize, death: Death) {
+fn kill(cluster: &mut SimCluster, node: usize, death: Death) {
     if death == Death::Killed {
-        world.nodes[node].crash(&mut world.core, false);
+        cluster.nodes[node].crash(&mut cluster.core, false);
         return;
     }
-    let dead = world.nodes[node].place;
-    let nodes = world.nodes.iter().map(|node| node.place);
-    let gateways = world.gateways.iter().map(|gateway| gateway.place);
-    let coordinators = world.coordinators.iter().map(|coordinator| coordinator.place);
+    let dead = cluster.nodes[node].place;
+    let nodes = cluster.nodes.iter().map(|node| node.place);
+    let gateways = cluster.gateways.iter().map(|gateway| gateway.place);
+    let coordinators = cluster.coordinators.iter().map(|coordinator| coordinator.place);
     let others = nodes.chain(gateways).chain(coordinators).chain([Place::Etcd]);
     for other in others.filter(|other| *other != dead).collect::<Vec<_>>() {
-        world.core.block(dead, other);
-        world.core.block(other, dead);
+        cluster.core.block(dead, other);
+        cluster.core.block(other, dead);
     }
 }
 
 /// The shards that take no writes now: no live process leads them, or a member that is silent holds
 /// up their commits.
-fn closed_shards(world: &SimWorld, dead: usize) -> usize {
-    let dead = world.nodes[dead].store;
-    let records = world.core.etcd.shards();
+fn closed_shards(cluster: &SimCluster, dead: usize) -> usize {
+    let dead = cluster.nodes[dead].store;
+    let records = cluster.core.etcd.shards();
     let open = |config: &engine::shard_record::ShardRecord| {
-        let node = world.nodes.iter().find(|node| node.store == config.primary.store);
+        let node = cluster.nodes.iter().find(|node| node.store == config.primary.store);
         let running = node.filter(|node| node.store != dead).and_then(|node| node.node());
         let mut views = running.into_iter().flat_map(|running| running.replicas());
         !config.isr.contains(&dead)

@@ -12,13 +12,16 @@ use engine::message::{BatchReply, NodeReply};
 use engine::ops::{Op, OpKind};
 
 use super::checker::{Violation, answers};
-use super::clients::{ClientReply, ClientRequest};
-use super::core::{Core, Place, ProcessId, ProcessInput, SimEvent, since};
-use super::etcd::{Call, Compare, EtcdKey, EtcdValue, EtcdWatchEvent, Reply, Versioned, Write};
+use super::core::{Core, since};
+use super::etcd::{
+    Call, Compare, EtcdKey, EtcdValue, EtcdWatchEvent, Reply, Versioned, Write, session_id,
+};
+use super::event::{ProcessInput, SimEvent};
 use super::history::{Ask, OpOutcome};
-use super::network::WireMessage;
-use super::nodes::{place_of, session_id};
-use super::token_clients;
+use super::place::{Place, ProcessId, place_of};
+use super::request::{ClientReply, ClientRequest, TokenReply, TokenSend};
+use super::token_history::outcomes_of;
+use super::wire::WireMessage;
 
 const TOCK: u64 = 20_000;
 /// The period of keep-alives: a part of the lease's time to live, which is at least 500 ms.
@@ -53,7 +56,7 @@ struct RunningGateway {
     /// The client requests in each request to the batcher.
     asked: BTreeMap<u64, Vec<ClientRequest>>,
     /// Requests with a token.
-    tokens: BTreeMap<u64, Box<token_clients::TokenSend>>,
+    tokens: BTreeMap<u64, Box<TokenSend>>,
     last_request: u64,
 }
 
@@ -119,7 +122,7 @@ impl GatewayHost {
             core.after(1_000, SimEvent::Answered(answered));
         }
         for send in running.tokens.into_values() {
-            let answered = token_clients::TokenReply::of(&send, None);
+            let answered = TokenReply::of(&send, None);
             core.after(1_000, SimEvent::TokenAnswered(answered));
         }
     }
@@ -231,10 +234,10 @@ impl GatewayDriver<'_> {
             Effect::Wrote { request, result } if self.running.tokens.contains_key(&request) => {
                 let Some(send) = self.running.tokens.remove(&request) else { return };
                 answers::outcomes(&send.ops, &result, &mut core.oracle.violations);
-                let outcomes = token_clients::outcomes_of(&send.ops, &result);
-                let answered = token_clients::TokenReply {
+                let outcomes = outcomes_of(&send.ops, &result);
+                let answered = TokenReply {
                     replayed: result.replayed,
-                    ..token_clients::TokenReply::of(&send, Some(outcomes))
+                    ..TokenReply::of(&send, Some(outcomes))
                 };
                 let delay = core.delay();
                 core.after(delay, SimEvent::TokenAnswered(answered));
@@ -347,7 +350,7 @@ impl GatewayDriver<'_> {
     }
 
     /// A request with a token is a request of its own.
-    fn begin_token(&mut self, core: &mut Core, send: Box<token_clients::TokenSend>) {
+    fn begin_token(&mut self, core: &mut Core, send: Box<TokenSend>) {
         self.running.last_request += 1;
         let request = self.running.last_request;
         let deadline = since(self.running.started, core.leapt + send.deadline.max(core.now));

@@ -13,11 +13,11 @@ use std::time::Instant;
 
 use engine::planted::Planted;
 
-use super::disk_faults::DiskFault;
-use super::faults::FaultKind;
 use super::plan::Plan;
+use super::plan::disks::DiskFault;
+use super::plan::faults::FaultKind;
 use super::rng::Rng;
-use super::run;
+use super::run::run;
 
 /// The reason of a bug that is recorded without one.
 const NOT_FOUND: &str = "not found among";

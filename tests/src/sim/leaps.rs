@@ -11,10 +11,9 @@ use std::collections::BTreeMap;
 
 use engine::ids::{ShardId, StoreId};
 
-use super::core::{Core, SimEvent};
+use super::cluster::SimCluster;
 use super::coverage::Path;
-use super::draws::Draws;
-use super::world::SimWorld;
+use super::event::SimEvent;
 
 /// The interval at which the run is checked for being at rest.
 const LOOK: u64 = 2_000;
@@ -25,45 +24,7 @@ const HEALING_LEAP: u64 = 60_000_000;
 /// The interval between these leaps.
 const HEALING_EVERY: u64 = 3_000_000;
 
-/// The times and lengths of the leaps.
-#[derive(Clone, Debug, Default)]
-pub struct LeapPlan {
-    pub all: Vec<(u64, u64)>,
-}
-
-impl LeapPlan {
-    pub fn draw(draws: &mut Draws, until: u64) -> Self {
-        let count = if draws.rng.percent(20) { draws.rng.between(1, 2) } else { 0 };
-        let leap = |_| {
-            let at = draws.rng.between(500_000, until);
-            (at, draws.log_uniform(1_000_000, 3 * 24 * 3_600_000_000))
-        };
-        let all: Vec<_> = (0..count).map(leap).collect();
-        let far = all.iter().map(|(_, far)| far / 1_000).max().unwrap_or(0);
-        draws.note("leap_ms", far, 0);
-        Self { all }
-    }
-}
-
-impl Core {
-    /// The time from which all clocks of processes count.
-    pub fn clock(&self) -> u64 {
-        self.now + self.leapt
-    }
-
-    /// The virtual time at which the clocks of processes show `at`: now, if they do already.
-    pub fn when(&self, at: u64) -> u64 {
-        at.saturating_sub(self.leapt)
-    }
-
-    fn leap(&mut self, far: u64) {
-        self.trace.note(self.now, || format!("all clocks leap by {far} us"));
-        self.leapt += far;
-        self.trace.mix(far);
-    }
-}
-
-impl SimWorld {
+impl SimCluster {
     /// Pauses the clients, and lets the clocks leap when all is at rest.
     pub fn leap(&mut self, far: u64, since: u64) {
         let at_rest = self.clients.in_flight() == 0 && self.tokens.is_idle();
@@ -79,28 +40,8 @@ impl SimWorld {
         self.core.after(LOOK, SimEvent::Leap { far, since });
     }
 
-    /// Leaps over waits that are minutes long as shipped, while nothing happens.
-    ///
-    /// While a learner is being filled something does happen. For all processes a leap is a minute
-    /// without a heartbeat: the learner's store counts as lost, and its place goes to another one,
-    /// which begins from nothing. Where the log is read one entry at a time, filling takes longer
-    /// than the interval between two leaps, and never ended.
-    pub fn leap_to_heal(&mut self) {
-        if self.core.now >= self.next_leap && self.clients.is_idle() && self.tokens.is_idle() {
-            self.next_leap = self.core.now + HEALING_EVERY;
-            let lags = self.lags();
-            let before = std::mem::replace(&mut self.lags, lags);
-            let is_filled = |(learner, lag): (&(ShardId, StoreId), &u64)| {
-                *lag > 0 && before.get(learner).is_none_or(|before| lag < before)
-            };
-            if !self.lags.iter().any(is_filled) {
-                self.core.leap(HEALING_LEAP);
-            }
-        }
-    }
-
     /// The number of entries of its primary's log that each learner still lacks.
-    fn lags(&self) -> BTreeMap<(ShardId, StoreId), u64> {
+    pub fn lags(&self) -> BTreeMap<(ShardId, StoreId), u64> {
         let last = |store, shard| {
             let running = self.nodes.iter().find(|node| node.store == store)?.node()?;
             let view = running.replicas().find(|view| view.shard == shard)?;
@@ -118,5 +59,36 @@ impl SimWorld {
             }
         }
         lags
+    }
+}
+
+/// The leaps that help a healed cluster over its waits.
+#[derive(Default)]
+pub struct HealingLeaps {
+    /// The earliest time of the next one.
+    pub next: u64,
+    /// The number of entries that each learner lacked at the last one.
+    lags: BTreeMap<(ShardId, StoreId), u64>,
+}
+
+impl HealingLeaps {
+    /// Leaps over waits that are minutes long as shipped, while nothing happens.
+    ///
+    /// While a learner is being filled something does happen. For all processes a leap is a minute
+    /// without a heartbeat: the learner's store counts as lost, and its place goes to another one,
+    /// which begins from nothing. Where the log is read one entry at a time, filling takes longer
+    /// than the interval between two leaps, and never ended.
+    pub fn leap_to_heal(&mut self, cluster: &mut SimCluster) {
+        if cluster.core.now >= self.next && cluster.clients.is_idle() && cluster.tokens.is_idle() {
+            self.next = cluster.core.now + HEALING_EVERY;
+            let lags = cluster.lags();
+            let before = std::mem::replace(&mut self.lags, lags);
+            let is_filled = |(learner, lag): (&(ShardId, StoreId), &u64)| {
+                *lag > 0 && before.get(learner).is_none_or(|before| lag < before)
+            };
+            if !self.lags.iter().any(is_filled) {
+                cluster.core.leap(HEALING_LEAP);
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engine::ids::{Boot, Conn, Now, Revision, SessionId, StoreBoot, StoreId, TimeMs};
+use engine::ids::{Boot, Conn, Now, Revision, StoreBoot, StoreId, TimeMs};
 use engine::message::{FromFollower, SnapshotOutcome, ToFollower};
 use engine::node::boot::{
     self, EtcdState, NameHolder, NameRequest, Start, StartRefusal, StartStep, StoreClaim,
@@ -18,14 +18,19 @@ use engine::shard::state::ShardState;
 use engine::store::log::LogRecord;
 
 use super::checker::Violation;
-use super::coordinators::store_of;
-use super::core::{Core, Place, ProcessId, ProcessInput, SimEvent, since};
+use super::core::{Core, since};
 use super::coverage::Path;
-use super::disk::{DiskDone, DiskSpace, Ingest, Opened, Rows, SimDisk};
-use super::etcd::{Call, Compare, EtcdKey, EtcdValue, EtcdWatchEvent, Reply, Versioned, Write};
-use super::network::WireMessage;
+use super::disk::{DiskSpace, Ingest, Opened, SimDisk};
+use super::etcd::{
+    Call, Compare, EtcdKey, EtcdValue, EtcdWatchEvent, Reply, Versioned, Write, name_key,
+    session_id, store_of,
+};
+use super::event::{DiskDone, ProcessInput, SimEvent};
+use super::place::{Place, ProcessId, name_of, place_of, store_id};
 use super::plan::NodeClock;
 use super::rng::Rng;
+use super::rows::Rows;
+use super::wire::WireMessage;
 
 const TOCK: u64 = 100_000;
 const WALL_CLOCK_START: u64 = 1_700_000_000_000;
@@ -711,25 +716,6 @@ impl NodeHost {
     }
 }
 
-pub fn store_id(index: u8) -> StoreId {
-    StoreId(0xA0 + u128::from(index))
-}
-
-pub fn place_of(store: StoreId) -> Place {
-    // A new disk in the same place makes another store of it.
-    Place::Node((store.0 & 0xFF) as u8 - 0xA0)
-}
-
-/// The name of a place.
-pub fn name_of(store: StoreId) -> String {
-    format!("{:?}", place_of(store))
-}
-
-fn name_key(store: StoreId) -> EtcdKey {
-    let Place::Node(index) = place_of(store) else { unreachable!("stores are in places of nodes") };
-    EtcdKey::Name(index)
-}
-
 impl RunningNode {
     fn exits(&self) -> bool {
         self.effects.iter().any(|effect| matches!(effect, Effect::Exit(_)))
@@ -1288,8 +1274,4 @@ impl NodeDriver<'_> {
             self.handle(core, Event::Closed { conn });
         }
     }
-}
-
-pub fn session_id(created: u64) -> SessionId {
-    SessionId(Revision { incarnation: 1, revision: created })
 }

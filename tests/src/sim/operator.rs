@@ -11,38 +11,13 @@ use engine::ids::{ShardId, TimeMs};
 use engine::records::{Operator, PromoteIntent};
 use engine::shard_record::ShardRecord;
 
-use super::core::{Core, SimEvent};
-use super::disk_faults::{DiskFault, DiskPlan};
+use super::cluster::SimCluster;
+use super::core::Core;
 use super::etcd::{EtcdKey, EtcdValue, Write};
+use super::event::SimEvent;
 use super::nodes::NodeHost;
-use super::rng::Rng;
-use super::world::SimWorld;
 
-/// The times at which an operator looks, if a run has one.
-#[derive(Clone, Debug)]
-pub struct OperatorPlan {
-    pub every: Option<u64>,
-    pub rng: Rng,
-}
-
-impl OperatorPlan {
-    pub fn from_seed(seed: u64, disks: &DiskPlan) -> Self {
-        let mut rng = Rng::new(seed.rotate_left(53) ^ 0x09E2_A702_5EED);
-        let every = rng.between(30_000, 500_000);
-        let acts = rng.percent(30) && disks.faults.iter().all(|fault| fault.keeps_all());
-        Self { every: acts.then_some(every), rng }
-    }
-}
-
-impl DiskFault {
-    /// Returns whether all that was durable is there afterwards, be it on a disk that is mounted
-    /// later.
-    fn keeps_all(self) -> bool {
-        matches!(self, Self::FsyncFails | Self::Full | Self::Cloned | Self::Unmounted)
-    }
-}
-
-impl SimWorld {
+impl SimCluster {
     pub fn operator_looks(&mut self) {
         let Some(every) = self.core.plan.operator.every else { return };
         if !self.core.is_faulty() {

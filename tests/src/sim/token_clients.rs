@@ -14,137 +14,24 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use engine::batcher::{Failure, Outcome, WriteResult};
+use engine::batcher::Failure;
 use engine::ids::TimeMs;
 use engine::ops::{Op, OpKind};
-use engine::shard::idempotency::{ClientToken, Scope, TokenSettings};
+use engine::shard::idempotency::{ClientToken, Scope};
 
 use super::clients::REST;
-use super::core::{Core, Place, SimEvent};
+use super::core::Core;
 use super::coverage::Path;
+use super::event::SimEvent;
 use super::history::{ClientHistory, CounterUse, DIGITS_MAX};
+use super::place::Place;
+use super::plan::tokens::TokenPlan;
+use super::request::{TokenReply, TokenSend};
 use super::rng::Rng;
+use super::token_history::{Attempt, TokenCase, TokenOpOutcome};
 
 /// The clients' wall clock at the start: ahead of every node's.
 const WALL_CLOCK_START: u64 = 1_700_000_002_000;
-
-/// The choices of a seed about tokens.
-#[derive(Clone, Debug)]
-pub struct TokenPlan {
-    pub clients: usize,
-    pub settings: TokenSettings,
-    /// The number of counters of a request; mostly few, otherwise more than one message holds.
-    pub counters: u64,
-    /// Tokens come fast, so that one namespace takes all the room for records.
-    pub hurry: bool,
-    pub rng: Rng,
-}
-
-impl TokenPlan {
-    pub fn from_seed(seed: u64) -> Self {
-        let mut rng = Rng::new(seed.rotate_left(16) ^ 0x01DE_4907_37C7);
-        let short = rng.percent(50);
-        let tight = rng.percent(25);
-        Self {
-            clients: if rng.percent(70) { rng.between(1, 4) as usize } else { 0 },
-            settings: TokenSettings {
-                window_ms: if short { rng.between(300, 3_000) } else { 3_600_000 },
-                buckets: rng.between(2, 32) as u32,
-                // Room for a few records of each shard, or for all.
-                bytes_max: if tight { rng.between(300, 9_000) } else { 8 << 30 },
-                namespaces_max: if rng.percent(20) { rng.between(1, 2) as u32 } else { 64 },
-            },
-            counters: if rng.percent(15) { rng.between(6, 80) } else { rng.between(2, 5) },
-            hurry: tight && rng.percent(60),
-            rng,
-        }
-    }
-
-    /// The time for which a report of shard time is used: far below the window.
-    pub fn time_valid_ms(&self) -> u64 {
-        (self.settings.window_ms / 8).min(1_000)
-    }
-
-    /// Returns whether records are dropped within a run.
-    pub fn is_short(&self) -> bool {
-        self.settings.window_ms < 3_600_000
-    }
-}
-
-/// One send, on its way to a gateway.
-#[derive(Clone, Debug)]
-pub struct TokenSend {
-    pub token: usize,
-    pub attempt: usize,
-    pub ops: Vec<Op>,
-    pub with: ClientToken,
-    pub deadline: u64,
-}
-
-/// The outcome of one operation of one send.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum TokenOpOutcome {
-    Applied(Option<i128>),
-    NotApplied(Option<Failure>),
-    Unknown(Option<Failure>),
-}
-
-impl TokenOpOutcome {
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Applied(_) => "applied",
-            Self::NotApplied(Some(Failure::TokenReused)) => "reused",
-            Self::NotApplied(Some(Failure::TokenQuota)) => "quota",
-            Self::NotApplied(_) => "not-applied",
-            Self::Unknown(Some(Failure::TokenTooOld)) => "too-old",
-            Self::Unknown(_) => "unknown",
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-pub struct TokenReply {
-    pub token: usize,
-    pub attempt: usize,
-    /// One outcome per operation; `None` without an answer.
-    pub outcomes: Option<Vec<TokenOpOutcome>>,
-    pub replayed: usize,
-}
-
-impl TokenReply {
-    pub fn of(send: &TokenSend, outcomes: Option<Vec<TokenOpOutcome>>) -> Self {
-        Self { token: send.token, attempt: send.attempt, outcomes, replayed: 0 }
-    }
-}
-
-/// The requests of a client under one token, and their answers.
-#[derive(Clone, Debug)]
-pub struct TokenCase {
-    /// The counter of each operation.
-    pub counters: Vec<usize>,
-    /// The deltas of the request, and of the other one.
-    pub deltas: [Vec<i64>; 2],
-    pub returning: bool,
-    /// The issue time that the client states in every attempt, if it does.
-    pub issued: Option<TimeMs>,
-    /// The sum of the clocks' leaps when the token was new.
-    leapt: u64,
-    /// `true` if it is of the modest namespace.
-    pub modest: bool,
-    /// The time of the first send.
-    pub began: u64,
-    pub attempts: Vec<Attempt>,
-}
-
-#[derive(Clone, Debug)]
-pub struct Attempt {
-    /// `true` if this is the other one of the two requests.
-    pub other: bool,
-    pub asked: u64,
-    /// The step of the answer, and its outcomes.
-    pub answer: Option<(u64, Vec<TokenOpOutcome>)>,
-    pub replayed: usize,
-}
 
 pub struct TokenClients {
     pub cases: Vec<TokenCase>,
@@ -355,19 +242,4 @@ impl TokenClients {
         attempt.answer = Some((core.step, outcomes));
         attempt.replayed = answered.replayed;
     }
-}
-
-/// Reads the outcomes from the answer to a send.
-pub fn outcomes_of(ops: &[Op], result: &WriteResult) -> Vec<TokenOpOutcome> {
-    let mut outcomes = vec![TokenOpOutcome::Applied(None); ops.len()];
-    for &(index, value) in &result.values {
-        outcomes[index as usize] = TokenOpOutcome::Applied(Some(value));
-    }
-    for &(index, failure) in &result.failed {
-        outcomes[index as usize] = match failure.outcome() {
-            Outcome::NotApplied => TokenOpOutcome::NotApplied(Some(failure)),
-            Outcome::Unknown => TokenOpOutcome::Unknown(Some(failure)),
-        };
-    }
-    outcomes
 }

@@ -30,9 +30,11 @@ pub mod status;
 pub mod tokens;
 pub mod twice;
 
-use super::core::Core;
+use std::collections::BTreeSet;
+
 use super::history::ClientHistory;
-use super::token_clients::TokenClients;
+use super::plan::Plan;
+use super::token_history::TokenCase;
 
 /// A broken promise.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -41,15 +43,27 @@ pub struct Violation {
     pub detail: String,
 }
 
+/// Everything that clients could observe in a run, and the facts on which the promises depend.
+pub struct RunFacts<'a> {
+    pub history: &'a ClientHistory,
+    pub tokens: &'a [TokenCase],
+    pub plan: &'a Plan,
+    /// The nodes whose wall clocks were set.
+    pub clocks_set: &'a BTreeSet<usize>,
+    /// All clocks have leapt.
+    pub leapt: bool,
+}
+
 /// Checks everything that a client could observe.
-pub fn judge(history: &ClientHistory, clients: &TokenClients, core: &Core) -> Vec<Violation> {
+pub fn judge(run: &RunFacts<'_>) -> Vec<Violation> {
+    let history = run.history;
     let mut violations = Vec::new();
     lost::check(history, &mut violations);
     twice::check(history, &mut violations);
     refused::check(history, &mut violations);
     linearizable::check(history, &mut violations);
     bounded::check(history, &mut violations);
-    tokens::check(history, clients, core, &mut violations);
+    tokens::check(run, &mut violations);
     // One violation of each promise is enough.
     violations.dedup_by_key(|violation| violation.promise);
     violations

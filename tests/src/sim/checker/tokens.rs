@@ -1,5 +1,5 @@
 //! A request with a token counts once, however often it was sent, as long as its client obeyed its
-//! part of the contract (see [`token_clients`](super::super::token_clients)):
+//! part of the contract (see `token_clients`):
 //!
 //! - no digit of any value is above 1: nothing was counted twice;
 //! - of the two requests under one token at most one was ever applied, whatever shards they
@@ -19,21 +19,15 @@
 
 use engine::batcher::Failure;
 
-use super::super::core::Core;
 use super::super::history::{ClientHistory, CounterUse, OpOutcome};
-use super::super::token_clients::{Attempt, TokenCase, TokenClients, TokenOpOutcome};
-use super::Violation;
-use super::digits;
+use super::super::token_history::{Attempt, TokenCase, TokenOpOutcome};
+use super::{RunFacts, Violation, digits};
 
 const PROMISE: &str = "tokens";
 
-pub fn check(
-    history: &ClientHistory,
-    clients: &TokenClients,
-    core: &Core,
-    violations: &mut Vec<Violation>,
-) {
-    if let Some(detail) = shut_out(clients, core).or_else(|| aged_at_once(clients, core)) {
+pub fn check(run: &RunFacts<'_>, violations: &mut Vec<Violation>) {
+    let history = run.history;
+    if let Some(detail) = shut_out(run).or_else(|| aged_at_once(run)) {
         violations.push(Violation { promise: PROMISE, detail });
     }
     let mut last = Vec::new();
@@ -46,8 +40,8 @@ pub fn check(
         }
         last.push(set);
     }
-    for (token, case) in clients.cases.iter().enumerate() {
-        if let Some(wrong) = wrong(case, &last, clients.plan.is_short()) {
+    for (token, case) in run.tokens.iter().enumerate() {
+        if let Some(wrong) = wrong(case, &last, run.plan.tokens.is_short()) {
             let detail = format!("token-{token}: {wrong}: {case:?}");
             violations.push(Violation { promise: PROMISE, detail });
         }
@@ -59,15 +53,15 @@ const ROW_BYTES: u64 = 60;
 
 /// The other namespace may fill four fifths of a shard, and the rest has room for this many of the
 /// first requests of the modest namespace.
-fn shut_out(clients: &TokenClients, core: &Core) -> Option<String> {
-    let settings = &clients.plan.settings;
+fn shut_out(run: &RunFacts<'_>) -> Option<String> {
+    let settings = &run.plan.tokens.settings;
     if settings.namespaces_max < 2 {
         return None;
     }
-    let of_shard = settings.bytes_max / u64::from(core.plan.shards);
+    let of_shard = settings.bytes_max / u64::from(run.plan.shards);
     let left = (of_shard / 5).saturating_sub(2 * ROW_BYTES);
     let many = (left / 2 / ROW_BYTES) as usize;
-    let modest = clients.cases.iter().filter(|case| case.modest);
+    let modest = run.tokens.iter().filter(|case| case.modest);
     let attempts: Vec<_> = modest.flat_map(|case| &case.attempts).collect();
     let refused = |attempt: &Attempt| {
         let outcomes = attempt.answer.as_ref().map(|(_, outcomes)| &outcomes[..]);
@@ -87,15 +81,15 @@ fn shut_out(clients: &TokenClients, core: &Core) -> Option<String> {
 
 /// While a single clock is wrong, a shard's time is not ahead: so no request is too old that was
 /// just issued.
-fn aged_at_once(clients: &TokenClients, core: &Core) -> Option<String> {
+fn aged_at_once(run: &RunFacts<'_>) -> Option<String> {
     let off = |node: &usize| {
-        let clock = core.plan.clocks[*node];
-        core.clocks_set.contains(node) || clock.skew_ms > 2_000 || clock.drift_ppm != 0
+        let clock = run.plan.clocks[*node];
+        run.clocks_set.contains(node) || clock.skew_ms > 2_000 || clock.drift_ppm != 0
     };
-    let wrong = (0..core.plan.clocks.len()).filter(off).count();
+    let wrong = (0..run.plan.clocks.len()).filter(off).count();
     // With `min_in_sync` of one a primary may be alone with its clock.
-    let outvoted = wrong == 0 || wrong == 1 && core.plan.min_in_sync > 1;
-    if clients.plan.is_short() || !outvoted || core.leapt > 0 {
+    let outvoted = wrong == 0 || wrong == 1 && run.plan.min_in_sync > 1;
+    if run.plan.tokens.is_short() || !outvoted || run.leapt {
         return None;
     }
     let too_old = |case: &&TokenCase| {
@@ -104,7 +98,7 @@ fn aged_at_once(clients: &TokenClients, core: &Core) -> Option<String> {
             .flat_map(|(_, outcomes)| outcomes)
             .any(|outcome| matches!(outcome, TokenOpOutcome::Unknown(Some(Failure::TokenTooOld))))
     };
-    clients.cases.iter().find(too_old).map(|case| format!("too old at once: {case:?}"))
+    run.tokens.iter().find(too_old).map(|case| format!("too old at once: {case:?}"))
 }
 
 /// The value that the final read returned.

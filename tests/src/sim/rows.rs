@@ -1,5 +1,4 @@
-//! Idempotency records in the state of a simulated disk. They come with a flush or a snapshot, and
-//! are never removed: it is up to the `Node` to ignore one whose bucket was dropped.
+//! Rows of the state of a simulated disk, as a disk keeps them and a snapshot carries them.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +6,16 @@ use engine::ids::Slots;
 use engine::shard::idempotency::{RecordId, TokenRecord};
 use engine::store::layout;
 
+/// The rows of a shard in the state.
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
+    /// The counters by name, with their values.
+    pub counters: Vec<(Vec<u8>, i128)>,
+    pub tokens: TokenRows,
+}
+
+/// Idempotency records. They come with a flush or a snapshot, and are never removed: it is up to
+/// the `Node` to ignore one whose bucket was dropped.
 #[derive(Clone, Debug, Default)]
 pub struct TokenRows {
     rows: BTreeMap<RecordId, TokenRecord>,
