@@ -8,27 +8,20 @@ import re
 
 from rust_source import ROOT, Source
 
-# The circles that exist, by crate: the modules of each. The list may only become shorter.
-ALLOWED = {}
-
 USE = re.compile(r"\buse\s+([^;]+);")
 INLINE = re.compile(r"\b(?:crate|super|self)(?:::\w+)+")
 
 
-def unlisted(crates):
-    """A line for each circle that is not allowed, and for each allowed one that is gone."""
+def found(crates):
+    """A line for each circle."""
     for crate in crates:
-        allowed = {frozenset(circle) for circle in ALLOWED.get(crate, [])}
         imports = imports_of(crate)
-        found = {frozenset(map(name, circle)): circle for circle in circles(imports)}
-        for circle in found.keys() - allowed:
+        for circle in circles(imports):
             arrows = [
-                f"{name(module)} imports {', '.join(sorted(map(name, imports[module] & found[circle])))}"
-                for module in sorted(found[circle])
+                f"{name(module)} imports {', '.join(sorted(map(name, imports[module] & circle)))}"
+                for module in sorted(circle)
             ]
             yield f"{crate}: {'; '.join(arrows)}"
-        for circle in allowed - found.keys():
-            yield f"{crate}: no circle any more, delete it from ALLOWED: {', '.join(sorted(circle))}"
 
 
 def name(module):
@@ -112,7 +105,7 @@ def is_within(module, other):
 
 def circles(imports):
     """The strongly connected components of more than one module (Tarjan, 1972)."""
-    index, low, stack, found = {}, {}, [], []
+    index, low, stack, components = {}, {}, [], []
 
     def visit(module):
         index[module] = low[module] = len(index)
@@ -126,9 +119,9 @@ def circles(imports):
             component = frozenset(stack[stack.index(module) :])
             del stack[stack.index(module) :]
             if len(component) > 1:
-                found.append(component)
+                components.append(component)
 
     for module in imports:
         if module not in index:
             visit(module)
-    return found
+    return components
