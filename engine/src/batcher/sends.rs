@@ -63,7 +63,8 @@ impl Sending<'_> {
         let Some(at) = queue.sends_at(primary, session, settings) else {
             return SendReadiness::Nothing;
         };
-        let frozen_until = self.queues.frozen_until(now, self.routes, shard).unwrap_or_default();
+        let frozen_until =
+            self.queues.frozen_by(primary, now, self.routes, shard).unwrap_or_default();
         match at.max(frozen_until) {
             not_before if not_before > now => SendReadiness::At(not_before),
             _ => SendReadiness::Ready(primary.0, primary.1),

@@ -8,7 +8,7 @@ use super::routes::Routes;
 use super::seal::Sealer;
 use super::{BatchSizes, Counts, Settings};
 use crate::batch::Batch;
-use crate::ids::{Conn, Now, SessionId, ShardId, Slots, TimeMs};
+use crate::ids::{Conn, Epoch, Now, SessionId, ShardId, Slots, TimeMs};
 use crate::planted::Planted;
 
 /// The queue of every shard that has had operations. See the module.
@@ -65,7 +65,17 @@ impl ShardQueues {
     /// nothing could be sent to ask again, and operations behind that batch would wait for their
     /// deadline instead of being refused. The batch's answer replaces the notice.
     pub(super) fn frozen_until(&self, now: Now, routes: &Routes, shard: ShardId) -> Option<Now> {
-        let (conn, epoch) = routes.to_primary(shard)?;
+        self.frozen_by(routes.to_primary(shard)?, now, routes, shard)
+    }
+
+    /// The same, by the connection to the primary and its epoch.
+    pub(super) fn frozen_by(
+        &self,
+        (conn, epoch): (Conn, Epoch),
+        now: Now,
+        routes: &Routes,
+        shard: ShardId,
+    ) -> Option<Now> {
         let until = routes.router.connection(conn)?.frozen_until(shard)?;
         let is_out = self.in_flight(shard).is_some_and(|out| !out.is_due(conn, epoch));
         (until > now || is_out).then_some(until)
@@ -94,10 +104,12 @@ impl ShardQueues {
         Some(result)
     }
 
-    /// Changes the queue of these slots, a new one if the shard has had no operations.
-    pub(super) fn add(&mut self, slots: Slots, change: impl FnOnce(&mut ShardQueue)) {
-        self.queues.entry(slots.shard()).or_insert_with(|| ShardQueue::new(slots));
-        self.change(slots.shard(), change);
+    /// Adds operations to the queue of these slots, a new one if the shard has had none.
+    pub(super) fn add(&mut self, slots: Slots, add: impl FnOnce(&mut ShardQueue)) {
+        let queue = self.queues.entry(slots.shard()).or_insert_with(|| ShardQueue::new(slots));
+        self.bytes -= queue.waiting_bytes();
+        add(queue);
+        self.bytes += queue.waiting_bytes();
     }
 
     /// Sends the batch in flight, or a new one in this session.

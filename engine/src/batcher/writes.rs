@@ -4,8 +4,7 @@ use super::outcome::{Failure, WriteResult};
 use super::part::{HOME, Issued, PartToken, QueuedOp, RequestPart, slot_of};
 use super::queueing::Queueing;
 use super::requests::PendingWrite;
-use crate::batcher::shard_map::ShardMap;
-use crate::ids::{Now, ShardId, Slots, TimeMs};
+use crate::ids::{Now, ShardId, TimeMs};
 use crate::key;
 use crate::ops::{Op, OpKind};
 use crate::planted::Planted;
@@ -120,13 +119,7 @@ impl RequestIntake {
             if let Some(home) = home {
                 at_home_first(&mut parts, home);
             }
-            let part = |(place, ops): (u32, Vec<QueuedOp>)| {
-                let slots = queueing.routes.map.at(place as usize).slots;
-                let token = token.map(|token| issue(queueing, slots.shard(), token));
-                (slots, RequestPart::new(request, ops, token))
-            };
-            let parts = parts.into_iter().map(part).collect();
-            queue_parts(queueing, &mut open, parts, has_home);
+            queue_parts(queueing, &mut open, (request, token), parts, has_home);
         }
         queueing.writes.begin(request, open, queueing.turn.effects);
     }
@@ -137,11 +130,15 @@ impl RequestIntake {
 fn queue_parts(
     queueing: &mut Queueing<'_>,
     open: &mut PendingWrite,
-    parts: Vec<(Slots, RequestPart)>,
+    (request, token): (u64, Option<StatedToken>),
+    parts: Vec<(u32, Vec<QueuedOp>)>,
     has_home: bool,
 ) {
     let (mut at_home, mut not_at_home) = (None, None);
-    for (at, (slots, part)) in parts.into_iter().enumerate() {
+    for (at, (place, ops)) in parts.into_iter().enumerate() {
+        let slots = queueing.routes.map.at(place as usize).slots;
+        let token = token.map(|token| issue(queueing, slots.shard(), token));
+        let part = RequestPart::new(request, ops, token);
         let is_home = has_home && at == 0;
         let refused = not_at_home.or_else(|| queueing.admits(&part, slots.shard()).err());
         if let Some(failure) = refused {
